@@ -1,0 +1,186 @@
+// The cache: reads at memory speed from a state all processes of this machine share, writes that are
+// guaranteed by a log all machines share.
+//
+//   whycache::Cache cache("sqlite:///var/lib/flags.db", {.name = "flags"});
+//   cache.set("checkout.enabled", "yes");                // durable, applied here; returns the update id
+//   if (cache.get("checkout.enabled") == "yes") ...      // no lock, no system call
+//   cache.update();                                      // what others wrote
+//   for (auto [key, value] : cache.view()) ...           // held still at one update id, in key order
+//
+// The one rule: the state is the log, applied in order, up to and including the applied id.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <whycache/error.h>
+#include <whycache/log.h>
+#include <whycache/types.h>
+#include <whycache/view.h>
+
+namespace whycache {
+
+// Something the application's operator may want to know. The library itself never prints.
+struct Event {
+  enum class Kind {
+    rebuilt,     // the state was built anew from the log; `message` says why
+    recovered,   // a writer died midway; its half-applied update was taken back
+    retried,     // the log failed and was asked again
+    stray_state  // a state file that could not be used was put aside or replaced
+  };
+  Kind kind;
+  std::string message;
+};
+
+struct Options {
+  // Names the state file of this machine. Default: made from the log's name, different for every log.
+  std::string name;
+  // The state file itself, or a folder for it (with a trailing '/'). Default: $WHYCACHE_STATE, then
+  // $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for root, else
+  // $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state. /dev/shm/... keeps it off the disk.
+  std::string state_path;
+  // Permission bits of the state file and its lock file. Others may read it exactly if this says so.
+  std::uint32_t state_mode = 0600;
+  // Refuse to grow the state beyond this. Reserves address space, not memory.
+  std::uint64_t state_bytes_max = std::uint64_t{64} << 30;
+  // Accept a state on a file system that is not known to share memory between processes (NFS, FUSE ...).
+  bool any_file_system = false;
+  // How many views all processes of this machine may hold at once; fixed when the state is made.
+  std::uint32_t reader_slots = 1024;
+
+  // Longest encoded update. set_multi beyond it becomes several updates, in order, each atomic;
+  // with split_updates off it is refused instead.
+  std::uint32_t update_bytes_max = 1U << 20;
+  bool split_updates = true;
+
+  // How long a write, an update or a rewrite may take before it gives up, waiting included.
+  std::chrono::milliseconds deadline{10'000};
+
+  // Stored with every update for people to read. Default: host name and process id.
+  std::string writer_name;
+
+  // Called on the thread that noticed, never concurrently with itself. Must not call back into the cache.
+  std::function<void(const Event&)> on_event;
+};
+
+struct UpdateOptions {
+  // Do nothing if some process of this machine asked the log at most this long ago. Costs nanoseconds then.
+  std::chrono::nanoseconds staleness_max{0};
+  // Ask until at least this id is applied, or the deadline has passed (Error unavailable).
+  UpdateId at_least = 0;
+  // Default: Options::deadline.
+  std::optional<std::chrono::milliseconds> deadline;
+};
+
+struct WriteOptions {
+  // Stored with the update for people to read, at most 255 bytes.
+  std::string note;
+  // Default: Options::deadline.
+  std::optional<std::chrono::milliseconds> deadline;
+};
+
+struct RewriteOptions {
+  // Updates up to and including this id are replaced by the entries as of it. 0: the head at the time.
+  UpdateId limit = 0;
+  // Keys it refuses are first erased by a real update, so that all machines stay equal.
+  std::function<bool(std::string_view key, std::string_view value)> keep;
+};
+
+// What this Cache object has seen and done since it was opened.
+struct Counters {
+  std::uint64_t updates_applied = 0;    // by this process; others of this machine apply too
+  std::uint64_t updates_written = 0;
+  std::uint64_t append_conflicts = 0;   // somebody else was first, and we tried the next id
+  std::uint64_t log_retries = 0;
+  std::uint64_t rebuilds_behind_base = 0;
+  std::uint64_t rebuilds_diverged = 0;  // the log was restored, forked or lost its tail
+  std::uint64_t rebuilds_replaced = 0;  // the log has another uuid
+  std::uint64_t rebuilds_damaged = 0;   // the state could not be used
+  std::uint64_t recoveries = 0;         // taken over from a writer that died midway
+};
+
+class State;  // the mapped file, src/state/state.h
+
+// Safe from any number of threads. Several objects on one state in one process are fine. In a forked child
+// every method works; views taken before the fork do not.
+class WHYCACHE_API Cache {
+ public:
+  // Opens the log and this machine's state, making and filling the state if it is not there. With a usable
+  // state, opening succeeds although the log is away. Throws Error of every kind.
+  explicit Cache(std::string_view log_url, Options options = {});
+  explicit Cache(std::unique_ptr<Log> log, Options options = {});
+  ~Cache();
+  Cache(Cache&&) noexcept;
+  Cache& operator=(Cache&&) noexcept;
+
+  // Reads. They see one whole update or none of it, never go backwards, and make no system call. They throw
+  // Error corrupt if the state is damaged, invalid if it was closed.
+  std::optional<std::string> get(std::string_view key) const;
+  // Into a string you keep, which spares the allocation. False: not there, and `value` is unchanged.
+  bool get(std::string_view key, std::string& value) const;
+  bool contains(std::string_view key) const;
+  // All as of one update id, in the order of `keys`.
+  std::vector<std::optional<std::string>> get_multi(std::span<const std::string_view> keys) const;
+  // Number of keys.
+  std::size_t size() const;
+
+  // Held still at one update id, zero-copy, in key order. Throws Error limit when all reader slots are taken.
+  View view() const;
+  Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
+  Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
+  Items items(KeyRange range = {}) const { return view().items(std::move(range)); }
+
+  // Writes. When one returns an id, the update is durable in the log and visible to every process of this
+  // machine; every other machine will apply it. Of several changes to one key the last one counts. An empty
+  // batch appends nothing and returns the applied id. Errors: invalid and limit before anything is written;
+  // unavailable: nothing was written; uncertain: find out with update() and get().
+  UpdateId set(std::string_view key, std::string_view value, const WriteOptions& options = {});
+  UpdateId set_multi(std::span<const Item> items, const WriteOptions& options = {});
+  UpdateId erase(std::string_view key, const WriteOptions& options = {});
+  UpdateId erase_multi(std::span<const std::string_view> keys, const WriteOptions& options = {});
+  // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
+  UpdateId write(std::span<const Change> changes, const WriteOptions& options = {});
+
+  // Applies what the log has beyond the applied id; returns the applied id. Concurrent calls of all processes
+  // of this machine become one. Throws Error: unavailable, corrupt (the machine stays at its id, loudly).
+  UpdateId update(const UpdateOptions& options = {});
+
+  // Puts the entries as of an id in place of the updates up to it. Returns the base.
+  UpdateId rewrite_history(const RewriteOptions& options = {});
+  // Empties the dataset on every machine: one update that erases everything, then a rewrite.
+  UpdateId delete_all_history();
+
+  UpdateId applied_id() const;
+  // How long ago the log was last asked by a process of this machine. Clock: CLOCK_BOOTTIME.
+  std::chrono::nanoseconds staleness() const;
+  Digest digest() const;
+  // False once the state was closed or deleted through this object.
+  bool valid() const noexcept;
+  std::string state_path() const;
+  Counters counters() const;
+
+  // Brings the state to the disk and lets go of it; afterwards the file may be copied to another machine and
+  // opened there. Other processes may go on using it. Reads and writes through this object then throw.
+  void close_shared_state();
+  // Removes this machine's state. Other processes of the machine notice, and build a new one at their next update().
+  void delete_shared_state();
+
+  // The log, for tools. Extent needs a round trip.
+  Log& log() const;
+  // The state, for tools of this repository (src/state/state.h).
+  State& state() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace whycache

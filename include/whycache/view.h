@@ -1,0 +1,137 @@
+// A view: a reader's hold on one update id.
+//
+// While a view lives, everything it shows stands still, and every byte it hands out stays where it is, in
+// shared memory, without a copy. It costs a reader slot (see Options::reader_slots) and keeps the space of
+// what was overwritten since from being reused: hold it for a request, not for a day.
+#pragma once
+
+#include <cstddef>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <whycache/error.h>
+#include <whycache/types.h>
+
+namespace whycache {
+
+// Which keys to visit, in lexicographic order of their bytes: `begin` inclusive, `end` exclusive.
+struct KeyRange {
+  std::string begin;
+  std::optional<std::string> end;
+
+  static KeyRange all() { return {}; }
+  static KeyRange from(std::string_view begin) { return {std::string(begin), std::nullopt}; }
+  static KeyRange between(std::string_view begin, std::string_view end) {
+    return {std::string(begin), std::string(end)};
+  }
+  // All keys that start with `prefix`.
+  WHYCACHE_API static KeyRange prefix(std::string_view prefix);
+};
+
+namespace detail {
+
+class Pin;     // what a view and everything made from it share: the reader slot and the mapping
+class Cursor;  // a place in the key order
+
+// Moves a cursor and reads what it stands on; the one bridge from the iterators below into the library.
+struct WHYCACHE_API CursorAccess {
+  static std::shared_ptr<Cursor> open(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values);
+  static bool at_end(const Cursor& cursor) noexcept;
+  static void next(Cursor& cursor);
+  static const Item& item(const Cursor& cursor) noexcept;
+};
+
+struct TakeItem {
+  using Value = Item;
+  static constexpr bool with_values = true;
+  static Value take(const Item& item) { return item; }
+};
+struct TakeKey {
+  using Value = std::string_view;
+  static constexpr bool with_values = false;
+  static Value take(const Item& item) { return item.key; }
+};
+struct TakeValue {
+  using Value = std::string_view;
+  static constexpr bool with_values = true;
+  static Value take(const Item& item) { return item.value; }
+};
+
+}  // namespace detail
+
+// Something to walk with a range-for: keys, values or items in key order. Holds the view it came from.
+// A key that keys() hands out is valid until the next step; keys and values of items() and values() as long
+// as any view or range of the same origin lives.
+template <typename Take>
+class Range {
+ public:
+  class Iterator {
+   public:
+    using value_type = typename Take::Value;
+    using difference_type = std::ptrdiff_t;
+    using iterator_category = std::input_iterator_tag;
+    using pointer = void;
+    using reference = value_type;
+
+    Iterator() = default;
+    explicit Iterator(std::shared_ptr<detail::Cursor> cursor) : cursor_(std::move(cursor)) {}
+
+    value_type operator*() const { return Take::take(detail::CursorAccess::item(*cursor_)); }
+    Iterator& operator++() {
+      detail::CursorAccess::next(*cursor_);
+      return *this;
+    }
+    void operator++(int) { ++*this; }
+    friend bool operator==(const Iterator& it, std::default_sentinel_t) {
+      return !it.cursor_ || detail::CursorAccess::at_end(*it.cursor_);
+    }
+
+   private:
+    std::shared_ptr<detail::Cursor> cursor_;
+  };
+
+  Range(std::shared_ptr<const detail::Pin> pin, KeyRange range) : pin_(std::move(pin)), range_(std::move(range)) {}
+
+  // Throws Error: corrupt.
+  Iterator begin() const { return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values)); }
+  std::default_sentinel_t end() const { return {}; }
+
+ private:
+  std::shared_ptr<const detail::Pin> pin_;
+  KeyRange range_;
+};
+
+using Items = Range<detail::TakeItem>;
+using Keys = Range<detail::TakeKey>;
+using Values = Range<detail::TakeValue>;
+
+// Copies share one hold. Safe to read from any number of threads. Not usable in a forked child: open a new
+// one there (using it throws Error invalid).
+class WHYCACHE_API View {
+ public:
+  explicit View(std::shared_ptr<const detail::Pin> pin) : pin_(std::move(pin)) {}
+
+  UpdateId id() const noexcept;
+  // Number of keys.
+  std::size_t size() const noexcept;
+  Digest digest() const noexcept;
+
+  // No copy: the value lies in shared memory until the view is gone. Throws Error: corrupt.
+  std::optional<std::string_view> get(std::string_view key) const;
+  bool contains(std::string_view key) const;
+
+  Items items(KeyRange range = {}) const { return {pin_, std::move(range)}; }
+  Keys keys(KeyRange range = {}) const { return {pin_, std::move(range)}; }
+  Values values(KeyRange range = {}) const { return {pin_, std::move(range)}; }
+
+  Items::Iterator begin() const { return items().begin(); }
+  std::default_sentinel_t end() const { return {}; }
+
+ private:
+  std::shared_ptr<const detail::Pin> pin_;
+};
+
+}  // namespace whycache

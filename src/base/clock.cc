@@ -1,0 +1,45 @@
+#include "base/clock.h"
+
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/file.h"
+
+namespace whycache {
+namespace {
+
+std::int64_t read_clock_ns(clockid_t clock) noexcept {
+  struct timespec now;
+  ::clock_gettime(clock, &now);
+  return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+int hex_digit(char digit) {
+  if (digit >= '0' && digit <= '9') return digit - '0';
+  if (digit >= 'a' && digit <= 'f') return digit - 'a' + 10;
+  return -1;
+}
+
+}  // namespace
+
+std::int64_t boot_time_ns() noexcept { return read_clock_ns(CLOCK_BOOTTIME); }
+
+std::int64_t wall_time_us() noexcept { return read_clock_ns(CLOCK_REALTIME) / 1000; }
+
+Uuid boot_id() {
+  Uuid id{};
+  const FileDescriptor file(::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
+  char text[64];
+  const ssize_t size = file ? ::read(file.number(), text, sizeof text) : 0;
+  std::size_t digits = 0;
+  for (ssize_t i = 0; i < size && digits < 32; ++i) {
+    const int digit = hex_digit(text[i]);
+    if (digit < 0) continue;
+    id[digits / 2] = static_cast<std::uint8_t>(id[digits / 2] << 4 | digit);
+    ++digits;
+  }
+  return id;
+}
+
+}  // namespace whycache

@@ -1,0 +1,34 @@
+// Clocks. Nothing is ever decided by the wall clock; it is for people.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+#include <whycache/types.h>
+
+namespace whycache {
+
+// Nanoseconds since boot, suspend included (CLOCK_BOOTTIME): comparable between the processes of one boot.
+std::int64_t boot_time_ns() noexcept;
+// Microseconds since 1970.
+std::int64_t wall_time_us() noexcept;
+// The kernel's random id of this boot; all zero if it cannot be read.
+Uuid boot_id();
+
+// A point in time to give up at.
+class Deadline {
+ public:
+  explicit Deadline(std::chrono::milliseconds patience)
+      : at_ns_(boot_time_ns() + std::chrono::duration_cast<std::chrono::nanoseconds>(patience).count()) {}
+
+  bool passed() const noexcept { return boot_time_ns() >= at_ns_; }
+  std::chrono::nanoseconds left() const noexcept {
+    const std::int64_t left = at_ns_ - boot_time_ns();
+    return std::chrono::nanoseconds(left > 0 ? left : 0);
+  }
+
+ private:
+  std::int64_t at_ns_;
+};
+
+}  // namespace whycache

@@ -1,0 +1,147 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <system_error>
+
+namespace whycache {
+
+FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
+  if (this != &other) {
+    close();
+    number_ = other.release();
+  }
+  return *this;
+}
+
+int FileDescriptor::release() noexcept {
+  const int number = number_;
+  number_ = -1;
+  return number;
+}
+
+void FileDescriptor::close() noexcept {
+  if (number_ >= 0) ::close(release());
+}
+
+namespace {
+
+ErrorKind kind_of(int error) {
+  switch (error) {
+    case ENOENT:
+    case EACCES:
+    case EPERM:
+    case EROFS:
+    case ELOOP:
+    case ENOTDIR:
+    case EISDIR:
+    case ENAMETOOLONG:
+    case EINVAL:
+    case ENXIO:
+      return ErrorKind::invalid;
+    case ENOSPC:
+    case EDQUOT:
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+    case EFBIG:
+      return ErrorKind::limit;
+    default:
+      return ErrorKind::unavailable;
+  }
+}
+
+FileDescriptor open_retrying(const std::string& path, int flags, mode_t mode) {
+  int number;
+  do {
+    number = ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, mode);
+  } while (number < 0 && errno == EINTR);
+  return FileDescriptor(number);
+}
+
+}  // namespace
+
+Error system_error(std::string_view what, std::string_view path, int error) {
+  std::string message(what);
+  message += ": path=";
+  message += path;
+  message += " reason=\"";
+  message += error == ELOOP ? "a symbolic link is in its place" : std::system_category().message(error);
+  message += '"';
+  return Error(kind_of(error), message, error);
+}
+
+FileDescriptor open_file(const std::string& path, int flags, mode_t mode) {
+  FileDescriptor file = open_retrying(path, flags, mode);
+  if (!file) throw system_error("cannot open file", path, errno);
+  return file;
+}
+
+FileDescriptor open_file_if_there(const std::string& path, int flags) {
+  FileDescriptor file = open_retrying(path, flags, 0);
+  if (!file && errno != ENOENT) throw system_error("cannot open file", path, errno);
+  return file;
+}
+
+void write_all(int descriptor, std::string_view bytes, std::string_view path) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) throw system_error("cannot write file", path, errno);
+    bytes.remove_prefix(static_cast<std::size_t>(written));
+  }
+}
+
+std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
+  const FileDescriptor file = open_file(path, O_RDONLY);
+  std::string bytes;
+  std::array<char, 65536> buffer;
+  for (;;) {
+    const ssize_t got = ::read(file.number(), buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw system_error("cannot read file", path, errno);
+    if (got == 0) return bytes;
+    bytes.append(buffer.data(), static_cast<std::size_t>(got));
+    if (bytes.size() > bytes_max) {
+      throw Error(ErrorKind::corrupt, "file longer than it can be: path=" + path + " bytes_max=" + std::to_string(bytes_max));
+    }
+  }
+}
+
+void sync_file(int descriptor, std::string_view path) {
+  if (::fdatasync(descriptor) != 0) throw system_error("cannot sync file", path, errno);
+}
+
+void sync_folder(const std::string& path) {
+  const FileDescriptor folder = open_file(path, O_RDONLY | O_DIRECTORY);
+  if (::fsync(folder.number()) != 0) throw system_error("cannot sync folder", path, errno);
+}
+
+std::string folder_of(const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+void check_folder_is_safe(const std::string& folder) {
+  struct stat status;
+  if (::stat(folder.c_str(), &status) != 0) throw system_error("cannot use folder", folder, errno);
+  if (!S_ISDIR(status.st_mode)) throw system_error("cannot use folder", folder, ENOTDIR);
+  const bool writable_for_others = (status.st_mode & (S_IWGRP | S_IWOTH)) != 0;
+  if (writable_for_others && (status.st_mode & S_ISVTX) == 0) {
+    throw Error(ErrorKind::invalid,
+                "folder is writable for others, who could replace files in it: path=" + folder +
+                    " (chmod go-w it, or choose another folder)",
+                EPERM);
+  }
+  if (status.st_uid != ::geteuid() && status.st_uid != 0) {
+    throw Error(ErrorKind::invalid, "folder belongs to another user: path=" + folder + " owner=" + std::to_string(status.st_uid),
+                EPERM);
+  }
+}
+
+}  // namespace whycache

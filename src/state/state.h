@@ -1,0 +1,223 @@
+// The state: the dataset on one machine, one mapped file shared by its processes.
+//
+// Readers map it read-only and take no lock. Whoever holds the writer lock maps it writable and carries
+// updates into it, one at a time. The file is a cache of the log: to drop and rebuild it is always right.
+// Layout: layout.h and docs/formats/state.md.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <whycache/error.h>
+#include <whycache/types.h>
+
+#include "base/clock.h"
+#include "update/update.h"
+
+namespace whycache {
+
+namespace detail {
+class Pin;
+}
+class LockFile;
+class Mapping;
+class ReaderProcess;
+
+struct StateOptions {
+  std::string path;
+  std::uint32_t mode = 0600;
+  std::uint64_t bytes_max = std::uint64_t{64} << 30;
+  std::uint32_t reader_slots = 1024;
+  bool any_file_system = false;
+};
+
+// What one published update id comes with; always of one moment.
+struct StateInfo {
+  UpdateId applied_id = 0;
+  std::uint64_t chain = 0;
+  Digest digest;
+  std::uint64_t item_count = 0;
+  std::uint64_t item_bytes = 0;  // keys and values of all live items
+  Uuid log_uuid{};
+  std::string log_name;  // redacted URL of the log this state was made from
+  std::uint64_t state_id = 0;  // random, of this file
+  bool superseded = false;     // another file took its place
+};
+
+// The named locks of a machine's state. Threads and processes queue alike.
+enum class StateLock : std::uint8_t {
+  writer = 0,  // may change the state file
+  follow = 1,  // asks the log what is new
+  append = 2,  // appends to the log
+  install = 3  // makes or replaces the state file
+};
+
+class State;
+
+// Holds one StateLock until it is destroyed.
+class HeldLock {
+ public:
+  HeldLock(HeldLock&& other) noexcept;
+  HeldLock& operator=(HeldLock&&) = delete;
+  ~HeldLock();
+
+ private:
+  friend class State;
+  HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t fork_count);
+  const State* state_;
+  StateLock lock_;
+  std::unique_lock<std::timed_mutex> threads_;
+  std::uint64_t fork_count_;
+};
+
+// Carries updates into the state. Exists only while this process holds the writer lock, and with it the
+// only writable mapping of the file. If an exception leaves apply(), what was half done stays invisible, and
+// the next writer takes it back.
+class StateWriter {
+ public:
+  virtual ~StateWriter() = default;
+
+  virtual StateInfo info() const = 0;
+  // Applies update applied_id + 1, whole or not at all. Throws Error limit (state_bytes_max, disk full), corrupt.
+  virtual void apply(const Update& update) = 0;
+  // Whether taking the lock found that the last writer had died midway, which is mended by now.
+  virtual bool recovered() const = 0;
+};
+
+// A new state file being filled beside the present one. Left without install(), it disappears.
+class StateBuilder {
+ public:
+  virtual ~StateBuilder() = default;
+
+  // Items of a base, in ascending key order. Only before apply().
+  virtual void load(std::span<const Item> items) = 0;
+  // After the last load: this is the state as of update `id`.
+  virtual void loaded(UpdateId id, std::uint64_t chain) = 0;
+  virtual void apply(const Update& update) = 0;
+  virtual StateInfo info() const = 0;
+  // Reads of what was built so far, as of the last loaded()/apply().
+  virtual std::shared_ptr<const detail::Pin> pin() const = 0;
+  // Puts the new file in the place of the old one. Processes that read the old one notice and switch.
+  // The caller holds StateLock::follow, so that nobody else installs.
+  virtual void install() = 0;
+};
+
+// What a segment of the file is used for.
+struct SegmentUse {
+  std::string kind;
+  std::uint64_t segments = 0;
+  std::uint64_t bytes = 0;       // of the file
+  std::uint64_t live_bytes = 0;  // of these, in use
+};
+
+struct ReaderSlotInfo {
+  std::uint32_t slot = 0;
+  std::uint64_t process_id = 0;  // as seen in its own PID namespace; for display only
+  std::string process_name;
+  bool alive = false;
+  UpdateId pinned_id = 0;
+};
+
+// The insides of a state file, for tools.
+struct StateInsides {
+  StateInfo info;
+  std::uint64_t file_bytes = 0;
+  std::uint64_t segment_bytes = 0;
+  std::uint64_t reclaim_generation = 0;
+  std::uint64_t reclaim_horizon = 0;
+  bool writer_active = false;  // somebody is writing, or died while writing
+  bool made_in_this_boot = false;
+  std::int64_t created_us = 0;
+  std::vector<SegmentUse> segments;
+  std::uint64_t index_parts = 0;
+  std::uint64_t index_depth = 0;
+  std::uint64_t index_words = 0;   // room for entries
+  std::uint64_t index_used = 0;    // words that hold one
+  std::uint64_t index_fillers = 0; // words of removed entries
+  std::uint64_t tree_height = 0;
+  std::uint32_t reader_slots = 0;
+  std::vector<ReaderSlotInfo> slots_taken;
+  std::vector<ReaderSlotInfo> processes;  // slot = process row
+};
+
+class State {
+ public:
+  // Opens the state at options.path, or finds that there is none that can be used: then usable() is false,
+  // why_unusable() says why, and a StateBuilder has to make one. A state from another boot or a copied file is
+  // verified as a whole before it is believed. Throws Error invalid (path, permission, file system; the file
+  // belongs to another user) and corrupt for a file that is there but is not a whycache state of this format:
+  // it is never overwritten.
+  static std::unique_ptr<State> open(const StateOptions& options);
+  ~State();
+
+  const std::string& path() const { return options_.path; }
+  // Whether there is a state to read.
+  bool usable() const;
+  std::string why_unusable() const;
+  // Whether the file was brought here from elsewhere (another inode or boot) and passed verification just now.
+  bool adopted() const { return adopted_; }
+
+  // --- Reads. Throw Error corrupt if the file is damaged, invalid if not usable. ---
+
+  // Copies the value into `value` if the key is there.
+  bool get(std::string_view key, std::string& value) const;
+  bool contains(std::string_view key) const;
+  // All as of one update id. `found(i, value)` is called once for each key that is there, in any order.
+  UpdateId get_multi(std::span<const std::string_view> keys,
+                     const std::function<void(std::size_t, std::string_view)>& found) const;
+  std::shared_ptr<const detail::Pin> pin() const;
+  StateInfo info() const;
+  UpdateId applied_id() const;
+
+  // --- Freshness, shared by the processes of this machine. ---
+
+  // CLOCK_BOOTTIME nanoseconds at which the log was last asked, counted from before the question was
+  // sent, all it answered being applied; nullopt: not in this boot. Tens of nanoseconds, no system call.
+  std::optional<std::int64_t> asked_at_ns() const;
+  // The head the log had then.
+  UpdateId known_head() const;
+  void set_asked(std::int64_t at_ns, UpdateId head) const;
+
+  // --- Writing. ---
+
+  // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has passed.
+  HeldLock lock(StateLock lock, const Deadline& deadline) const;
+  // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
+  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline) const;
+  std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid, const std::string& log_name) const;
+  // Opens the file that took the place of ours, if one did. Reads do this by themselves.
+  void follow_switch() const;
+
+  // --- Care. ---
+
+  // Brings the file to the disk, with its clean mark. Waits for a writer.
+  void sync(const Deadline& deadline) const;
+  // Removes the file; others notice.
+  void remove(const Deadline& deadline) const;
+  StateInsides insides() const;
+  // Verifies every structure: header, directory, every index word and entry, order and content of the key
+  // index against the entries, segment accounting, digest. Returns what is wrong, empty if nothing is. Holds
+  // the writer lock while it looks. `progress(done, total)` may be empty.
+  std::vector<std::string> check(const Deadline& deadline,
+                                 const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
+
+ private:
+  friend class HeldLock;
+  friend class StateReader;
+  explicit State(const StateOptions& options);
+  struct Inner;
+  StateOptions options_;
+  bool adopted_ = false;
+  std::unique_ptr<Inner> inner_;
+};
+
+}  // namespace whycache
