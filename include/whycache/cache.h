@@ -11,14 +11,18 @@
 #pragma once
 
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
+#include <ranges>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <whycache/error.h>
@@ -33,19 +37,22 @@ struct Event {
   enum class Kind {
     rebuilt,     // the state was built anew from the log; `message` says why
     recovered,   // a writer died midway; its half-applied update was taken back
-    retried,     // the log failed and was asked again
-    stray_state  // a state file that could not be used was put aside or replaced
+    retried,     // the log failed and is asked again
+    stray_state  // a state file that cannot be used is about to be replaced; `message` says why
   };
   Kind kind;
   std::string message;
 };
 
 struct Options {
-  // Names the state file of this machine. Default: made from the log's name, different for every log.
+  // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and not first a dot. Default: made from the
+  // log's name, different for every log.
   std::string name;
-  // The state file itself, or a folder for it (with a trailing '/'). Default: $WHYCACHE_STATE, then
-  // $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for root, else
-  // $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state. /dev/shm/... keeps it off the disk.
+  // The state file itself, or a folder for it (with a trailing '/'); the folder has to be there. Default:
+  // $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for root, else
+  // $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state; these folders are made, mode 0700.
+  // /dev/shm/... keeps it off the disk. The state of a `memory:` log, which ends with its process, is by default a
+  // file of its own that goes when the cache is closed.
   std::string state_path;
   // Permission bits of the state file and its lock file. Others may read it exactly if this says so.
   std::uint32_t state_mode = 0600;
@@ -56,18 +63,21 @@ struct Options {
   // How many views all processes of this machine may hold at once; fixed when the state is made.
   std::uint32_t reader_slots = 1024;
 
-  // Longest encoded update. set_multi beyond it becomes several updates, in order, each atomic;
+  // Longest encoded update, 4 KiB to 64 MiB. set_multi beyond it becomes several updates, in order, each atomic;
   // with split_updates off it is refused instead.
   std::uint32_t update_bytes_max = 1U << 20;
   bool split_updates = true;
 
-  // How long a write, an update or a rewrite may take before it gives up, waiting included.
+  // How long one update of a write, or an update() may take before it gives up, waiting included. Building a state
+  // and rewriting history take as long as they take: there it is how long the log may stay silent.
   std::chrono::milliseconds deadline{10'000};
 
-  // Stored with every update for people to read. Default: host name and process id.
+  // Stored with every update for people to read, at most 255 bytes. Default: host name and process id.
   std::string writer_name;
 
-  // Called on the thread that noticed, never concurrently with itself. Must not call back into the cache.
+  // Called on the thread that noticed, never concurrently with itself. Must return soon, as others may wait for what
+  // this thread is doing, and must not call back into the cache. What it throws is dropped: a write that is in the log
+  // does not fail because nobody could be told of it.
   std::function<void(const Event&)> on_event;
 };
 
@@ -90,7 +100,8 @@ struct WriteOptions {
 struct RewriteOptions {
   // Updates up to and including this id are replaced by the entries as of it. 0: the head at the time.
   UpdateId limit = 0;
-  // Keys it refuses are first erased by a real update, so that all machines stay equal.
+  // Keys it refuses are first erased by a real update, so that all machines stay equal. Asked again for a key that
+  // somebody set meanwhile; so nothing newer than what it saw is erased. Must not call back into the cache.
   std::function<bool(std::string_view key, std::string_view value)> keep;
 };
 
@@ -109,6 +120,27 @@ struct Counters {
 
 class State;  // the mapped file, src/state/state.h
 
+namespace detail {
+
+// A range of strings that is not one of std::string_view already.
+template <typename T>
+concept Strings = std::ranges::input_range<const T> && !std::convertible_to<const T&, std::span<const std::string_view>> &&
+                  std::convertible_to<std::ranges::range_reference_t<const T>, std::string_view> &&
+                  std::is_lvalue_reference_v<std::ranges::range_reference_t<const T>>;
+template <typename T>
+concept PairsOfStrings = std::ranges::input_range<const T> && requires(std::ranges::range_reference_t<const T> pair) {
+  { pair.first } -> std::convertible_to<std::string_view>;
+  { pair.second } -> std::convertible_to<std::string_view>;
+  requires std::is_lvalue_reference_v<decltype((pair))>;
+};
+
+template <Strings Keys>
+std::vector<std::string_view> string_views(const Keys& keys) {
+  return {std::ranges::begin(keys), std::ranges::end(keys)};
+}
+
+}  // namespace detail
+
 // Safe from any number of threads. Several objects on one state in one process are fine. In a forked child
 // every method works; views taken before the fork do not.
 class WHYCACHE_API Cache {
@@ -122,13 +154,20 @@ class WHYCACHE_API Cache {
   Cache& operator=(Cache&&) noexcept;
 
   // Reads. They see one whole update or none of it, never go backwards, and make no system call. They throw
-  // Error corrupt if the state is damaged, invalid if it was closed.
+  // Error corrupt if the state is damaged (the next update() then builds a new one), invalid if it was closed.
   std::optional<std::string> get(std::string_view key) const;
   // Into a string you keep, which spares the allocation. False: not there, and `value` is unchanged.
   bool get(std::string_view key, std::string& value) const;
   bool contains(std::string_view key) const;
   // All as of one update id, in the order of `keys`.
   std::vector<std::optional<std::string>> get_multi(std::span<const std::string_view> keys) const;
+  std::vector<std::optional<std::string>> get_multi(std::initializer_list<std::string_view> keys) const {
+    return get_multi(std::span(keys.begin(), keys.size()));
+  }
+  template <detail::Strings Keys>
+  std::vector<std::optional<std::string>> get_multi(const Keys& keys) const {
+    return get_multi(std::span<const std::string_view>(detail::string_views(keys)));
+  }
   // Number of keys.
   std::size_t size() const;
 
@@ -141,16 +180,38 @@ class WHYCACHE_API Cache {
   // Writes. When one returns an id, the update is durable in the log and visible to every process of this
   // machine; every other machine will apply it. Of several changes to one key the last one counts. An empty
   // batch appends nothing and returns the applied id. Errors: invalid and limit before anything is written;
-  // unavailable: nothing was written; uncertain: find out with update() and get().
+  // unavailable: nothing was written; uncertain: the message says what is known, update() and get() find out the rest.
+  // Concurrent writes of one process share an append.
   UpdateId set(std::string_view key, std::string_view value, const WriteOptions& options = {});
   UpdateId set_multi(std::span<const Item> items, const WriteOptions& options = {});
+  UpdateId set_multi(std::initializer_list<Item> items, const WriteOptions& options = {}) {
+    return set_multi(std::span(items.begin(), items.size()), options);
+  }
+  // From a std::map, a vector of pairs ...
+  template <detail::PairsOfStrings Pairs>
+  UpdateId set_multi(const Pairs& pairs, const WriteOptions& options = {}) {
+    std::vector<Item> items;
+    for (const auto& [key, value] : pairs) items.push_back({key, value});
+    return set_multi(std::span<const Item>(items), options);
+  }
   UpdateId erase(std::string_view key, const WriteOptions& options = {});
   UpdateId erase_multi(std::span<const std::string_view> keys, const WriteOptions& options = {});
+  UpdateId erase_multi(std::initializer_list<std::string_view> keys, const WriteOptions& options = {}) {
+    return erase_multi(std::span(keys.begin(), keys.size()), options);
+  }
+  template <detail::Strings Keys>
+  UpdateId erase_multi(const Keys& keys, const WriteOptions& options = {}) {
+    return erase_multi(std::span<const std::string_view>(detail::string_views(keys)), options);
+  }
   // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options = {});
+  UpdateId write(std::initializer_list<Change> changes, const WriteOptions& options = {}) {
+    return write(std::span(changes.begin(), changes.size()), options);
+  }
 
   // Applies what the log has beyond the applied id; returns the applied id. Concurrent calls of all processes
-  // of this machine become one. Throws Error: unavailable, corrupt (the machine stays at its id, loudly).
+  // of this machine become one. Throws Error: unavailable, corrupt (an update cannot be believed: the machine stays
+  // at the id before it, loudly), limit (it does not fit into the state).
   UpdateId update(const UpdateOptions& options = {});
 
   // Puts the entries as of an id in place of the updates up to it. Returns the base.
@@ -159,18 +220,23 @@ class WHYCACHE_API Cache {
   UpdateId delete_all_history();
 
   UpdateId applied_id() const;
-  // How long ago the log was last asked by a process of this machine. Clock: CLOCK_BOOTTIME.
+  // How long ago the log was last asked by a process of this machine (CLOCK_BOOTTIME). nanoseconds::max(): not since
+  // the machine was started.
   std::chrono::nanoseconds staleness() const;
   Digest digest() const;
   // False once the state was closed or deleted through this object.
   bool valid() const noexcept;
+  // This one and counters() answer after closing, too.
   std::string state_path() const;
   Counters counters() const;
 
   // Brings the state to the disk and lets go of it; afterwards the file may be copied to another machine and
-  // opened there. Other processes may go on using it. Reads and writes through this object then throw.
+  // opened there. Other processes may go on using it. Everything else on this object then throws Error invalid; what
+  // other threads are in the midst of, and views, come to their end undisturbed. Closing again does nothing. Throws
+  // Error if the disk fails; the state is let go of all the same.
   void close_shared_state();
-  // Removes this machine's state. Other processes of the machine notice, and build a new one at their next update().
+  // Removes this machine's state, and closes. Other processes of the machine notice, and build a new one at their
+  // next update().
   void delete_shared_state();
 
   // The log, for tools. Extent needs a round trip.

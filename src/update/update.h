@@ -38,11 +38,12 @@ struct Update {
 
 // Decodes `bytes` into `update` (reused, so that its memory is), all of it before anything is believed. The
 // keys and values point into `bytes` or into update.storage. Throws Error corrupt: cut short, lengths beyond the end,
-// key or value out of bounds, more bytes than there can be when decompressed, unknown version or flag.
+// key or value out of bounds, more bytes than there can be when decompressed, unknown version or flag; `update`
+// has no changes then.
 void decode_update(std::string_view bytes, Update& update);
 
 // Throws Error corrupt unless `bytes` is update `id` and follows an update with chain `previous_chain`.
-// Checks id and chain only; decode_update() may still refuse it. Returns its chain.
+// Checks version, id and chain only; decode_update() may still refuse it. Returns its chain.
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain);
 
 // Id and chain as they stand in the bytes; nullopt if these cannot be an update.
@@ -56,25 +57,32 @@ std::optional<UpdatePlace> peek_place(std::string_view bytes);
 // id and the chain each time an append is tried.
 class Draft {
  public:
-  Draft(const Authorship& authorship, bool erases_all = false);
+  // Throws Error invalid if writer name or note are too long.
+  explicit Draft(const Authorship& authorship, bool erases_all = false);
 
   // Adds a change if the sealed update then has at most `bytes_max` bytes before compression; else returns false
   // and is unchanged. Throws Error invalid for an empty or too long key, limit for a value too large.
+  // An update also has room for no more than 2^20 changes.
   bool add(const Change& change, std::size_t bytes_max);
   std::size_t change_count() const { return change_count_; }
+  // How long the sealed update would be now, before compression.
+  std::size_t bytes() const;
   // Compresses what was added if it pays. No more changes may be added.
   void finish();
-  // The bytes for the log. Valid until the next seal().
+  // The bytes for the log; finishes first. Valid until the next seal(). Costs nanoseconds once finished.
   std::string_view seal(UpdateId id, std::uint64_t previous_chain);
   // The chain seal() put in last.
   std::uint64_t chain() const { return chain_; }
 
  private:
+  bool erases_all_;
+  bool finished_ = false;
+  std::string head_;     // with its size
   std::string changes_;  // while adding
-  std::string sealed_;
   std::size_t change_count_ = 0;
+  std::string sealed_;   // once finished; seal() fills in id and chain
+  std::uint64_t content_hash_ = 0;
   std::uint64_t chain_ = 0;
-  std::string head_;  // everything before the changes
 };
 
 // A base is a sequence of parts: sorted items, cut so that each part stays within a size.
@@ -83,6 +91,8 @@ struct BaseInfo {
   std::uint64_t chain = 0;  // of update `base`
   std::uint64_t item_count = 0;
   Digest digest;
+
+  friend bool operator==(const BaseInfo&, const BaseInfo&) = default;
 };
 
 struct BasePart {
@@ -90,18 +100,21 @@ struct BasePart {
   std::uint64_t number = 0;      // from 0
   std::optional<BaseInfo> last;  // in the last part only: what all parts together must amount to
   std::vector<Item> items;       // strictly ascending keys, across parts too
-  std::string storage;
+  std::string storage;           // the keys in full, and the values if they were compressed
 };
 
-// Decodes and verifies one part (each carries a checksum). Throws Error corrupt.
+// Decodes and verifies one part (each carries a checksum) into `part` (reused, so that its memory is). The items point
+// into `bytes` or into part.storage. Throws Error corrupt; `part` has no items then. That part follows part, and
+// that the keys ascend from one to the next, is for the caller to check.
 void decode_base_part(std::string_view bytes, BasePart& part);
 
 // Collects items, in ascending key order, into one part after another.
 class BasePartEncoder {
  public:
   explicit BasePartEncoder(UpdateId base) : base_(base) {}
-  // False: this part is full (it would pass `bytes_max`), nothing added; take finish() and go on with the next.
-  // The first item of a part always fits.
+  // False: this part is full (it would pass `bytes_max` before compression), nothing added; take finish() and go on
+  // with the next. The first item of a part always fits. Throws Error corrupt for a key or value out of bounds or a
+  // key that does not come after the one before: such a base could not be read again.
   bool add(const Item& item, std::size_t bytes_max);
   bool empty() const { return item_count_ == 0; }
   // The bytes of this part, valid until the next call; the encoder is ready for the next part then.
@@ -110,9 +123,10 @@ class BasePartEncoder {
  private:
   UpdateId base_;
   std::uint64_t number_ = 0;
-  std::uint64_t item_count_ = 0;
+  std::uint64_t item_count_ = 0;  // of this part, like the next two
+  std::uint64_t key_bytes_ = 0;   // in full
   std::string items_;
-  std::string previous_key_;
+  std::string previous_key_;      // of this part or the one before
   std::string finished_;
 };
 

@@ -1,0 +1,67 @@
+# The commands one needs, thin over CMake presets (CMakePresets.json). Everything lands in build/<preset>/.
+#
+#   make demo     installs what is missing, builds release, shows the whole thing on real data in about a minute
+#   make test     installs what is missing, builds dev, runs every test
+#   make bench    the benchmarks, beside their rivals; BENCH=name for one of them, ARGS=... for its arguments
+#   make check    format, clang-tidy, layers
+#   make format   formats every source file
+#   make test-asan, make test-tsan, make fuzz (FUZZ_SECONDS=60 each)
+
+JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
+FOLDERS := $(wildcard include src cli demo examples bench tests fuzz)
+SOURCES = $(shell find $(FOLDERS) -name '*.h' -o -name '*.cc')
+
+.PHONY: build demo test test-asan test-tsan bench fuzz format check clean
+
+build:
+	scripts/install_packages.sh build test
+	cmake --preset dev
+	cmake --build --preset dev --parallel $(JOBS)
+
+demo:
+	scripts/install_packages.sh demo
+	cmake --preset release
+	cmake --build --preset release --parallel $(JOBS) --target whycache whycache-demo
+	build/release/bin/whycache-demo $(if $(DATA),--data $(DATA))
+
+# The last thing it prints is what ctest says at its end.
+test: build
+	ctest --preset dev --parallel 2 --no-label-summary
+
+test-asan test-tsan: test-%:
+	scripts/install_packages.sh build test
+	cmake --preset $*
+	cmake --build --preset $* --parallel $(JOBS)
+	ctest --preset $* --parallel 2 --no-label-summary
+
+bench:
+	scripts/install_packages.sh bench
+	cmake --preset release
+	cmake --build --preset release --parallel $(JOBS)
+	set -e; for program in build/release/bin/bench_$(or $(BENCH),*); do echo "== $$program"; $$program $(ARGS); done
+
+# Inputs that were worth keeping are in fuzz/corpus/<name>; new ones go to build/fuzz/corpus/<name>.
+fuzz:
+	scripts/install_packages.sh fuzz
+	cmake --preset fuzz
+	cmake --build --preset fuzz --parallel $(JOBS)
+	set -e; for program in build/fuzz/bin/fuzz_*; do \
+	  name=$${program##*/fuzz_}; new=build/fuzz/corpus/$$name; kept=fuzz/corpus/$$name; mkdir -p $$new; \
+	  [ -d $$kept ] || kept=; echo "== $$name"; \
+	  $$program -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 -artifact_prefix=$$new- $$new $$kept; done
+
+format:
+	scripts/install_packages.sh check
+	clang-format -i $(SOURCES)
+
+check:
+	scripts/install_packages.sh test check
+	clang-format --dry-run --Werror $(SOURCES)
+	tests/layers_test.py
+	cmake --preset dev
+	run-clang-tidy -quiet -p build/dev -j $(JOBS) -extra-arg=-Wno-unknown-warning-option \
+	  '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
+
+clean:
+	rm -rf build

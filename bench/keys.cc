@@ -1,0 +1,293 @@
+// The ordered key index alone, in private memory: nanoseconds per operation and bytes of nodes per key.
+//
+//   build/release/bin/bench_keys [keys] [rounds]
+//
+// Every figure is the median of the rounds. "Published every n" means that all nodes are copied again that are
+// touched after n keys, as the state does after an update of n changes.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <random>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "state/keys.h"
+
+namespace {
+
+using whycache::KeysCursor;
+using whycache::KeysWriter;
+using whycache::NodeHeader;
+using whycache::NodeOffset;
+using whycache::node_bytes_of;
+
+// Nodes in one piece of memory. No view ever holds an old one, so what was retired is free after the next publish.
+class Nodes : public whycache::NodeStore {
+ public:
+  Nodes() : base_(static_cast<std::byte*>(::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+    if (base_ == MAP_FAILED) std::abort();
+  }
+  Nodes(const Nodes&) = delete;
+  Nodes& operator=(const Nodes&) = delete;
+  ~Nodes() override { ::munmap(base_, bytes_max); }
+
+  const std::byte* node(NodeOffset offset, std::size_t& bytes) const override {
+    if (offset < node_bytes_of(0) || offset >= end_) std::abort();
+    bytes = end_ - offset;
+    return base_ + offset;
+  }
+  NodeOffset allocate(std::size_t size_class) override {
+    live_bytes_ += node_bytes_of(size_class);
+    NodeOffset& free = free_[size_class];
+    NodeOffset offset = free;
+    if (offset != 0) {
+      free = header(offset).next;
+    } else {
+      offset = end_;
+      end_ += node_bytes_of(size_class);
+      if (end_ > bytes_max) std::abort();
+    }
+    header(offset) = {0, version_, static_cast<std::uint8_t>(size_class), {}};
+    return offset;
+  }
+  void retire(NodeOffset offset) override {
+    live_bytes_ -= node_bytes_of(header(offset).size_class);
+    if (is_private(offset)) {
+      release(offset);
+    } else {
+      retired_.push_back(offset);
+    }
+  }
+  std::byte* writable(NodeOffset offset) override { return base_ + offset; }
+  bool is_private(NodeOffset offset) const override { return header(offset).stamp == version_; }
+
+  void publish() {
+    for (const NodeOffset offset : retired_) release(offset);
+    retired_.clear();
+    ++version_;
+  }
+  std::size_t live_bytes() const { return live_bytes_; }
+
+ private:
+  static constexpr std::size_t bytes_max = std::size_t{8} << 30;
+
+  NodeHeader& header(NodeOffset offset) const { return *reinterpret_cast<NodeHeader*>(base_ + offset); }
+  void release(NodeOffset offset) {
+    NodeOffset& free = free_[header(offset).size_class];
+    header(offset).next = free;
+    free = offset;
+  }
+
+  std::byte* base_;
+  std::size_t end_ = node_bytes_of(0);
+  std::size_t live_bytes_ = 0;
+  std::uint64_t version_ = 1;
+  NodeOffset free_[whycache::node_size_class_count] = {};
+  std::vector<NodeOffset> retired_;
+};
+
+using Keys = std::vector<std::string>;
+
+class Workload {
+ public:
+  Workload(std::string shape, Keys keys) : shape_(std::move(shape)), random_(std::move(keys)), sorted_(random_) {
+    std::sort(sorted_.begin(), sorted_.end());
+    batches_ = random_;
+    for (std::size_t i = 0; i < batches_.size(); i += batch) {
+      std::sort(batches_.begin() + static_cast<std::ptrdiff_t>(i),
+                batches_.begin() + static_cast<std::ptrdiff_t>(std::min(i + batch, batches_.size())));
+    }
+  }
+
+  void run() {
+    {
+      Tree tree;
+      each("insert, random, published every 1000", random_, tree, [&](std::string_view key) { tree.insert(key); });
+      note("  bytes per key", tree.bytes_per_key());
+      reads(tree, "");
+      const Keys most(random_.begin(), random_.begin() + static_cast<std::ptrdiff_t>(random_.size() / 10 * 9));
+      each("erase 90 %, random, published every 1000", most, tree, [&](std::string_view key) { tree.erase(key); });
+      tree.key_count = random_.size() - most.size();
+      note("  bytes per key", tree.bytes_per_key());
+      Tree fresh;
+      each("", Keys(random_.begin() + static_cast<std::ptrdiff_t>(most.size()), random_.end()), fresh,
+           [&](std::string_view key) { fresh.insert(key); });
+      note("  bytes per key of a tree of the rest", fresh.bytes_per_key());
+    }
+    {
+      Tree tree;
+      each("insert, random, published every 1", random_, tree, [&](std::string_view key) {
+        tree.insert(key);
+        tree.nodes.publish();
+      });
+    }
+    {
+      Tree tree;
+      in_batches("insert_sorted, 1000 random keys at a time", batches_, batch, tree,
+                 [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+      note("  bytes per key", tree.bytes_per_key());
+      in_batches("erase_sorted, 1000 random keys at a time", batches_, batch, tree,
+                 [&](std::span<const std::string_view> keys) { tree.erase_sorted(keys); });
+    }
+    {
+      Tree tree;
+      in_batches("insert_sorted, everything at once", sorted_, sorted_.size(), tree,
+                 [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+      note("  bytes per key", tree.bytes_per_key());
+      reads(tree, ", dense");
+    }
+    {
+      Tree tree;
+      in_batches("insert_sorted, 1000 ascending keys at a time", sorted_, batch, tree,
+                 [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+      note("  bytes per key", tree.bytes_per_key());
+    }
+    {
+      Tree tree;
+      each("insert, ascending, published every 1000", sorted_, tree, [&](std::string_view key) { tree.insert(key); });
+      note("  bytes per key", tree.bytes_per_key());
+    }
+    {
+      Tree tree;
+      each("insert, descending, published every 1000", Keys(sorted_.rbegin(), sorted_.rend()), tree,
+           [&](std::string_view key) { tree.insert(key); });
+      note("  bytes per key", tree.bytes_per_key());
+    }
+  }
+
+  void print() const {
+    std::printf("%s, %zu keys\n", shape_.c_str(), random_.size());
+    for (const std::string& name : names_) {
+      std::vector<double> values = values_.at(name);
+      std::sort(values.begin(), values.end());
+      const double median = values[values.size() / 2];
+      std::printf("  %-52s %9.2f%s\n", name.c_str(), median, name[0] == ' ' ? "" : " ns");
+    }
+    std::fflush(stdout);
+  }
+
+ private:
+  static constexpr std::size_t batch = 1000;
+
+  struct Tree {
+    Nodes nodes;
+    KeysWriter writer{nodes};
+    NodeOffset root = 0;
+    std::size_t key_count = 0;
+
+    void insert(std::string_view key) { root = writer.insert(root, key); }
+    void erase(std::string_view key) { root = writer.erase(root, key); }
+    void insert_sorted(std::span<const std::string_view> keys) { root = writer.insert_sorted(root, keys); }
+    void erase_sorted(std::span<const std::string_view> keys) { root = writer.erase_sorted(root, keys); }
+    double bytes_per_key() const { return static_cast<double>(nodes.live_bytes()) / static_cast<double>(key_count); }
+  };
+
+  void reads(const Tree& tree, const std::string& what) {
+    std::size_t bytes = 0;
+    KeysCursor cursor(tree.nodes);
+    timed("scan, next" + what, tree.key_count, [&] {
+      for (cursor.seek(tree.root, ""); !cursor.at_end(); cursor.next()) bytes += cursor.key().size();
+    });
+    std::vector<std::string_view> keys;
+    timed("scan, next_batch" + what, tree.key_count, [&] {
+      cursor.seek(tree.root, "");
+      while (cursor.next_batch(keys) > 0) {
+        for (const std::string_view key : keys) bytes += key.size();
+      }
+    });
+    timed("seek, random" + what, random_.size(), [&] {
+      for (const std::string& key : random_) {
+        cursor.seek(tree.root, key);
+        bytes += cursor.key().size();
+      }
+    });
+    if (bytes == 1) std::printf(" ");
+  }
+
+  void each(const std::string& name, const Keys& keys, Tree& tree, const std::function<void(std::string_view)>& change) {
+    timed(name, keys.size(), [&] {
+      for (std::size_t i = 0; i < keys.size(); ++i) {
+        change(keys[i]);
+        if (i % batch == batch - 1) tree.nodes.publish();
+      }
+    });
+    tree.key_count = keys.size();
+  }
+
+  void in_batches(const std::string& name, const Keys& keys, std::size_t batch_size, Tree& tree,
+                  const std::function<void(std::span<const std::string_view>)>& change) {
+    const std::vector<std::string_view> views(keys.begin(), keys.end());
+    timed(name, keys.size(), [&] {
+      for (std::size_t i = 0; i < views.size(); i += batch_size) {
+        change(std::span(views).subspan(i, std::min(batch_size, views.size() - i)));
+        tree.nodes.publish();
+      }
+    });
+    tree.key_count = keys.size();
+  }
+
+  void timed(const std::string& name, std::size_t count, const std::function<void()>& work) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    if (!name.empty()) note(name, took.count() / static_cast<double>(count));
+  }
+
+  // Bytes per key stand below what they belong to; the name alone would not tell them apart.
+  void note(const std::string& name, double value) {
+    const std::string unique = name[0] == ' ' ? name + ": " + last_ : name;
+    if (name[0] != ' ') last_ = name.substr(0, name.find(','));
+    if (values_.find(unique) == values_.end()) names_.push_back(unique);
+    values_[unique].push_back(value);
+  }
+
+  std::string shape_;
+  Keys random_;   // in random order
+  Keys sorted_;
+  Keys batches_;  // in random order, but every 1,000 sorted
+  std::string last_;
+  std::vector<std::string> names_;
+  std::map<std::string, std::vector<double>> values_;
+};
+
+std::string formatted(const char* format, unsigned long long number) {
+  char text[256];
+  std::snprintf(text, sizeof text, format, number);
+  return text;
+}
+
+}  // namespace
+
+int main(int argument_count, char** arguments) {
+  const std::size_t count = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1'000'000;
+  const int rounds = argument_count > 2 ? std::atoi(arguments[2]) : 3;
+  std::mt19937_64 random(1);
+
+  Keys numbers;
+  Keys hexadecimal;
+  Keys paths;
+  for (std::size_t i = 0; i < count; ++i) {
+    numbers.push_back(formatted("user:%010llu", i));
+    hexadecimal.push_back(formatted("%016llx", random()) + formatted("%016llx", random()));
+    paths.push_back(formatted("https://example.org/shop/%llu/", random() % 1000) + formatted("category/%llu/", random() % 50) +
+                    formatted("article-%llx?color=blue&size=12&sort=price", random()));
+  }
+  std::shuffle(numbers.begin(), numbers.end(), random);
+
+  std::vector<Workload> workloads;
+  workloads.emplace_back("user:%010d", std::move(numbers));
+  workloads.emplace_back("32 hexadecimal digits", std::move(hexadecimal));
+  workloads.emplace_back("URLs", std::move(paths));
+  for (Workload& workload : workloads) {
+    for (int round = 0; round < rounds; ++round) workload.run();
+    workload.print();
+  }
+}

@@ -1,0 +1,46 @@
+// A command of the program: its name, what its --help says, and how to build it. One file each, named after the command.
+#pragma once
+
+#include <functional>
+
+#include "exit_code.h"
+#include "output.h"
+
+namespace CLI {
+class App;
+}
+
+namespace whycache::cli {
+
+// Does the work, once the command line has been read.
+using Run = std::function<ExitCode(Output&)>;
+
+struct Command {
+  const char* name;
+  const char* summary;  // a line in `whycache --help`
+  const char* help;     // what it does; above the options
+  const char* more;     // examples and exit codes; below the options
+  // Adds the options to the parser; they live in the Run.
+  Run (*prepare)(CLI::App& parser);
+};
+
+extern const Command check_command;
+extern const Command clear_command;
+extern const Command count_command;
+extern const Command del_command;
+extern const Command doctor_command;
+extern const Command follow_command;
+extern const Command get_command;
+extern const Command import_command;
+extern const Command inspect_command;
+extern const Command keys_command;
+extern const Command log_command;
+extern const Command mget_command;
+extern const Command rewrite_command;
+extern const Command scan_command;
+extern const Command set_command;
+extern const Command status_command;
+extern const Command update_command;
+extern const Command version_command;
+
+}  // namespace whycache::cli

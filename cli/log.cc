@@ -1,0 +1,154 @@
+// whycache log
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "command.h"
+#include "target.h"
+#include "text.h"
+#include "update/update.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  UpdateId from = 1;
+  UpdateId to = std::numeric_limits<UpdateId>::max();
+  std::optional<std::uint64_t> last;
+  bool values = false;
+  bool all_keys = false;
+  bool json = false;
+};
+
+// Keys on the line of an update, unless all are asked for.
+constexpr std::size_t keys_shown = 5;
+
+const char* verb(const Change& change) { return change.kind == Change::Kind::set ? "set" : "erase"; }
+
+Json as_json(const Update& update, std::size_t bytes, bool values) {
+  Json object;
+  object["id"] = update.id;
+  object["time"] = format_time(update.authorship.time_us);
+  put_bytes(object, "writer", update.authorship.writer_name);
+  object["writer_id"] = to_string(update.authorship.writer_id);
+  object["writer_sequence"] = update.authorship.writer_sequence;
+  if (!update.authorship.note.empty()) put_bytes(object, "note", update.authorship.note);
+  object["chain"] = format_hash(update.chain);
+  object["bytes"] = bytes;
+  object["erases_all"] = update.erases_all;
+  Json changes = Json::array();
+  for (const Change& change : update.changes) {
+    Json element;
+    element["kind"] = verb(change);
+    put_bytes(element, "key", change.key);
+    if (change.kind == Change::Kind::set) element["value_bytes"] = change.value.size();
+    if (change.kind == Change::Kind::set && values) put_bytes(element, "value", change.value);
+    changes.push_back(std::move(element));
+  }
+  object["changes"] = std::move(changes);
+  return object;
+}
+
+void print(const Update& update, const Arguments& arguments, Output& output) {
+  const std::size_t change_count = update.changes.size();
+  std::string line = fmt::format("{:>8}  {}  {}  {} change{}", update.id, format_time(update.authorship.time_us),
+                                 escape(update.authorship.writer_name), change_count, change_count == 1 ? "" : "s");
+  if (update.erases_all) line += ", erases everything before";
+  if (!update.authorship.note.empty()) line += "  \"" + escape(update.authorship.note) + '"';
+  if (!arguments.values) {
+    const std::size_t shown = arguments.all_keys ? change_count : std::min(change_count, keys_shown);
+    for (std::size_t i = 0; i < shown; ++i) {
+      line += fmt::format("{} {} {}", i == 0 ? " " : ",", verb(update.changes[i]), escape(update.changes[i].key));
+    }
+    if (shown < change_count) line += fmt::format(", {} more", change_count - shown);
+  }
+  output.line(line);
+  if (!arguments.values) return;
+  for (const Change& change : update.changes) {
+    const bool set = change.kind == Change::Kind::set;
+    output.line(fmt::format("          {} {}{}{}", verb(change), escape(change.key), set ? "\t" : "", set ? escape(change.value) : ""));
+  }
+}
+
+ExitCode log(const Arguments& arguments, Output& output) {
+  const auto log = open_log(arguments.target);
+  const Extent extent = log->extent();
+  UpdateId first = std::max(arguments.from, extent.base + 1);
+  if (arguments.last) first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
+  const UpdateId last = std::min(arguments.to, extent.head);
+  if (extent.base > 0 && arguments.from <= extent.base && !arguments.last) {
+    say(fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
+  }
+  std::uint64_t damaged_count = 0;
+  UpdateId next_id = first;
+  Update update;
+  const auto missing_before = [&](UpdateId id) {
+    if (next_id >= id) return;
+    ++damaged_count;
+    output.flush();
+    say(fmt::format("updates are missing in the log: first={} last={}", next_id, id - 1));
+  };
+  const auto visit = [&](UpdateId id, std::string_view bytes) {
+    missing_before(id);
+    next_id = id + 1;
+    try {
+      decode_update(bytes, update);
+    } catch (const Error& error) {
+      ++damaged_count;
+      output.flush();
+      say(fmt::format("update {} is damaged: {}", id, error.what()));
+      return true;
+    }
+    if (arguments.json) {
+      output.line(as_json(update, bytes.size(), arguments.values));
+    } else {
+      print(update, arguments, output);
+    }
+    return true;
+  };
+  if (first <= last) {
+    const Extent after = log->read(first, last, visit);
+    // What a rewrite has deleted while we read is not missing.
+    if (after.base < next_id) missing_before(last + 1);
+  }
+  if (damaged_count == 0) return ExitCode::done;
+  output.flush();
+  throw Failure(ExitCode::corrupt, fmt::format("the log is damaged: log={}", log->name()),
+                "`whycache check` says whether this machine's state has what is missing");
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser.add_option("--from", arguments->from, "first update")->type_name("ID");
+  parser.add_option("--to", arguments->to, "last update")->type_name("ID");
+  parser.add_option("--last", arguments->last, "only the last N updates")->type_name("N");
+  parser.add_flag("--values", arguments->values, "each change on a line of its own, with its value");
+  parser.add_flag("--all-keys", arguments->all_keys, "all keys on the line, not just the first five");
+  add_json_option(parser, arguments->json);
+  add_log_options(parser, arguments->target);
+  return [arguments](Output& output) { return log(*arguments, output); };
+}
+
+}  // namespace
+
+const Command log_command{
+    "log", "print the updates: when, who, which keys",
+    "Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log itself;\n"
+    "the state is not touched. What a rewrite has replaced is gone.",
+    "Examples:\n"
+    "  whycache log --last 10\n"
+    "  whycache log --from 120 --to 125 --values          what exactly these changed\n"
+    "  whycache log --json | jq -c 'select(.changes[].key == \"checkout.enabled\") | [.id, .time, .writer]'\n"
+    "\n"
+    "JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_all,\n"
+    "  changes: [{kind, key, value_bytes, value}]\n"
+    "\n"
+    "Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing (the others\n"
+    "  are printed), 7 permission",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,74 @@
+#include "options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "text.h"
+
+namespace whycache::cli {
+
+void add_json_option(CLI::App& parser, bool& json) {
+  parser.add_flag("--json", json, "one JSON object per line");
+}
+
+void add_null_option(CLI::App& parser, bool& null_separated, const char* help) {
+  parser.add_flag("-0,--null", null_separated, help);
+}
+
+void add_yes_option(CLI::App& parser, bool& yes, const char* help) { parser.add_flag("--yes", yes, help); }
+
+void add_quiet_option(CLI::App& parser, bool& quiet) {
+  parser.add_flag("-q,--quiet", quiet, "no progress on standard error");
+}
+
+void add_note_option(CLI::App& parser, std::string& note) {
+  parser.add_option("--note", note, "stored with the update for people to read, at most 255 bytes")->type_name("TEXT");
+}
+
+void add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
+                         const char* help) {
+  const auto read = [&duration, name](const std::string& text) {
+    duration = parse_duration(text);
+    if (!duration) throw CLI::ValidationError(name, "not a duration like 250ms, 5s, 2m or 1h: " + text);
+  };
+  parser.add_option_function<std::string>(name, read, help)->type_name("DURATION");
+}
+
+// A positional vector would do, but CLI11 takes "[a,b]" for two arguments there; what is left over it leaves alone.
+void allow_keys(CLI::App& parser) { parser.allow_extras(); }
+
+std::vector<std::string> keys_of(const CLI::App& parser) {
+  std::vector<std::string> keys;
+  bool options_ended = false;
+  for (const std::string& argument : parser.remaining()) {
+    if (!options_ended && argument == "--") {
+      options_ended = true;
+      continue;
+    }
+    if (!options_ended && argument.size() > 1 && argument[0] == '-') throw CLI::ExtrasError({argument});
+    keys.push_back(argument);
+  }
+  return keys;
+}
+
+KeyRange RangeOptions::key_range() const {
+  KeyRange range = KeyRange::prefix(prefix);
+  if (from) range.begin = std::max(range.begin, *from);
+  if (to) range.end = range.end ? std::min(*range.end, *to) : *to;
+  return range;
+}
+
+void add_range_options(CLI::App& parser, RangeOptions& range) {
+  parser.add_option("PREFIX", range.prefix, "only keys that begin with this")->type_name("");
+  parser.add_option("--from", range.from, "first key, inclusive")->type_name("KEY");
+  parser.add_option("--to", range.to, "last key, exclusive")->type_name("KEY");
+  parser.add_option("--limit", range.limit, "at most so many")->type_name("N")->check(CLI::PositiveNumber);
+}
+
+void add_freshness_options(CLI::App& parser, FreshnessOptions& freshness) {
+  parser.add_flag("--update", freshness.update, "ask the log first");
+  add_duration_option(parser, "--staleness-max", freshness.staleness_max,
+                      "ask the log first unless a process of this machine did within DURATION; exit 4 if it does not answer");
+}
+
+}  // namespace whycache::cli

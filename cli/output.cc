@@ -1,0 +1,79 @@
+#include "output.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "exit_code.h"
+#include "text.h"
+
+namespace whycache::cli {
+namespace {
+
+constexpr std::size_t flush_bytes = 64 << 10;
+
+[[noreturn]] void refuse_output(int error) {
+  if (error == EPIPE) {
+    ::signal(SIGPIPE, SIG_DFL);
+    ::raise(SIGPIPE);
+  }
+  throw Failure(ExitCode::limit, "cannot write output: reason=\"" + std::system_category().message(error) + '"',
+                "what was printed is incomplete; give the output a place with room and do it again");
+}
+
+}  // namespace
+
+void Output::write(std::string_view bytes) {
+  collected_.append(bytes);
+  if (collected_.size() >= flush_bytes) flush();
+}
+
+void Output::line(std::string_view text) {
+  collected_.append(text);
+  write("\n");
+}
+
+void Output::line(const Json& object) { line(std::string_view(object.dump())); }
+
+void Output::flush() {
+  std::string_view rest = collected_;
+  while (!rest.empty()) {
+    const ssize_t written = ::write(STDOUT_FILENO, rest.data(), rest.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) {
+      const int error = errno;
+      collected_.clear();
+      refuse_output(error);
+    }
+    rest.remove_prefix(static_cast<std::size_t>(written));
+  }
+  collected_.clear();
+}
+
+void Output::close() {
+  flush();
+  if (::close(STDOUT_FILENO) != 0 && errno != EBADF) refuse_output(errno);
+}
+
+bool Output::is_terminal() { return ::isatty(STDOUT_FILENO) != 0; }
+
+void put_bytes(Json& object, const std::string& field, std::string_view bytes) {
+  if (is_utf8(bytes)) {
+    object[field] = bytes;
+  } else {
+    object[field + "_base64"] = encode_base64(bytes);
+  }
+}
+
+void say(std::string_view message, std::string_view next) {
+  std::string text = "whycache: ";
+  text.append(message).append("\n");
+  if (!next.empty()) text.append("  next: ").append(next).append("\n");
+  // Nobody can be told that telling failed.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+}  // namespace whycache::cli

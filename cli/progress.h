@@ -1,0 +1,50 @@
+// How far long work has come, on standard error: a bar that is redrawn when that is a terminal, else a plain line
+// every ten seconds.
+//
+//   importing [=========>          ] 45%  28.1 MiB of 62.0 MiB  61,002 items/s  0:03 left
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace whycache::cli {
+
+class Progress {
+ public:
+  enum class Unit { bytes, count };
+
+  // `total` may be 0: nobody knows. `quiet`: show nothing at all.
+  Progress(std::string work, std::uint64_t total, Unit unit, bool quiet);
+  // Takes the bar away.
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  // Cheap enough to call for every item. `items` is what the rate counts; by default `done`.
+  void at(std::uint64_t done, std::uint64_t items);
+  void at(std::uint64_t done) { at(done, done); }
+  void set_total(std::uint64_t total) { total_ = total; }
+  // Other words on standard error: removes the bar first; the next at() draws it again.
+  void hide();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void show(Clock::time_point now);
+  std::string text(Clock::time_point now, std::size_t columns) const;
+
+  std::string work_;
+  std::uint64_t total_;
+  Unit unit_;
+  bool quiet_;
+  bool terminal_;
+  bool shown_ = false;
+  std::uint64_t done_ = 0;
+  std::uint64_t items_ = 0;
+  std::uint32_t calls_until_look_ = 0;
+  Clock::time_point began_ = Clock::now();
+  Clock::time_point next_ = began_;
+};
+
+}  // namespace whycache::cli

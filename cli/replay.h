@@ -1,0 +1,75 @@
+// The log, read from base to head and believed in nothing: does every update follow the one before it, and what do
+// they all amount to? Keeps a hash per key instead of the items, about 80 bytes each.
+#pragma once
+
+#include <whycache/log.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "update/update.h"
+
+namespace whycache::cli {
+
+// What the log amounts to at one update id.
+struct ReplayedPlace {
+  UpdateId id = 0;
+  std::uint64_t chain = 0;
+  std::uint64_t item_count = 0;
+  Digest digest;
+};
+
+class Replay {
+ public:
+  using Progress = std::function<void(UpdateId id, UpdateId head)>;
+
+  // Notes what the log amounts to at `wanted_id` on the way.
+  Replay(Log& log, UpdateId wanted_id) : log_(log), wanted_id_(wanted_id) {}
+
+  // Reads all of it. Throws Error: corrupt with what is wrong at which update, unavailable.
+  void run(const Progress& progress);
+
+  const Extent& extent() const { return extent_; }
+  std::uint64_t update_count() const { return update_count_; }
+  const ReplayedPlace& end() const { return place_; }
+  // nullopt: before the base, or beyond the head.
+  const std::optional<ReplayedPlace>& wanted() const { return wanted_; }
+
+ private:
+  struct KeyHash {
+    std::uint64_t low;
+    std::uint64_t high;
+    friend bool operator==(const KeyHash&, const KeyHash&) = default;
+  };
+  struct HashOfKeyHash {
+    std::size_t operator()(const KeyHash& hash) const noexcept { return hash.low; }
+  };
+
+  void begin();
+  void load_base();
+  void load_part(std::string_view bytes);
+  // Goes on from where it stands; false if a rewrite has passed by meanwhile and all begins anew.
+  bool read_updates(const Progress& progress);
+  void apply(UpdateId id, std::string_view bytes);
+  void set(std::string_view key, std::string_view value);
+  void erase(std::string_view key);
+  void arrive(UpdateId id, std::uint64_t chain);
+
+  Log& log_;
+  const UpdateId wanted_id_;
+  Extent extent_;
+  BasePart part_;
+  std::uint64_t part_count_ = 0;
+  std::string last_key_;
+  std::optional<BaseInfo> base_info_;
+  Update update_;
+  std::uint64_t update_count_ = 0;
+  ReplayedPlace place_;
+  std::optional<ReplayedPlace> wanted_;
+  std::unordered_map<KeyHash, Digest, HashOfKeyHash> items_;
+};
+
+}  // namespace whycache::cli

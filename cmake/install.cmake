@@ -1,0 +1,56 @@
+# What `cmake --install` puts in place, and the .deb that `cpack` makes of it.
+include(CMakePackageConfigHelpers)
+
+install(DIRECTORY include/whycache DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(TARGETS whycache_shared whycache_static EXPORT whycache_targets
+  RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(TARGET whycache)
+  install(TARGETS whycache RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+
+# find_package(whycache CONFIG)
+set(config_folder ${CMAKE_INSTALL_LIBDIR}/cmake/whycache)
+install(EXPORT whycache_targets NAMESPACE whycache:: FILE whycacheTargets.cmake DESTINATION ${config_folder})
+configure_package_config_file(cmake/whycacheConfig.cmake.in whycacheConfig.cmake INSTALL_DESTINATION ${config_folder})
+write_basic_package_version_file(whycacheConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/whycacheConfig.cmake ${PROJECT_BINARY_DIR}/whycacheConfigVersion.cmake
+  DESTINATION ${config_folder})
+
+# pkg-config. The prefix is found from where the file lies, so that the whole may be moved.
+set(pc_requires_private "libzstd")
+if(WHYCACHE_WITH_SQLITE)
+  string(APPEND pc_requires_private ", sqlite3")
+endif()
+cmake_path(IS_ABSOLUTE CMAKE_INSTALL_LIBDIR libdir_is_absolute)
+if(libdir_is_absolute)
+  set(pc_prefix ${CMAKE_INSTALL_PREFIX})
+  set(pc_libdir ${CMAKE_INSTALL_LIBDIR})
+else()
+  cmake_path(RELATIVE_PATH CMAKE_INSTALL_PREFIX
+    BASE_DIRECTORY ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig OUTPUT_VARIABLE up)
+  set(pc_prefix "\${pcfiledir}/${up}")
+  set(pc_libdir "\${prefix}/${CMAKE_INSTALL_LIBDIR}")
+endif()
+cmake_path(IS_ABSOLUTE CMAKE_INSTALL_INCLUDEDIR includedir_is_absolute)
+if(includedir_is_absolute)
+  set(pc_includedir ${CMAKE_INSTALL_INCLUDEDIR})
+else()
+  set(pc_includedir "\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}")
+endif()
+configure_file(cmake/whycache.pc.in whycache.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/whycache.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+set(CPACK_GENERATOR DEB)
+set(CPACK_PACKAGE_CONTACT "The whycache authors")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY ${PROJECT_DESCRIPTION})
+set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+set(CPACK_STRIP_FILES ON)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
+set(CPACK_DEBIAN_PACKAGE_SECTION database)
+include(CPack)

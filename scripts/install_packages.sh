@@ -1,0 +1,71 @@
+#!/bin/sh
+# Installs the Debian packages that building, testing, the demo, the benchmarks, checking or fuzzing need, and only
+# those that are missing. Says nothing when nothing is, asks nothing ever. The demo shows its work on apt's package
+# index, so for `demo` that is fetched if there is none.
+#
+#   scripts/install_packages.sh [build|test|demo|bench|check|fuzz]...
+set -eu
+
+build="cmake ninja-build g++ pkg-config libsqlite3-dev libxxhash-dev libzstd-dev
+       libfmt-dev libcli11-dev nlohmann-json3-dev"
+test="libgtest-dev libgmock-dev python3 sqlite3"
+bench="libbenchmark-dev libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev"
+check="clang-format clang-tidy python3"
+fuzz="clang libclang-rt-dev"
+
+packages=$build
+needs_index=no
+for group in "$@"; do
+  case $group in
+    build) ;;
+    demo) needs_index=yes ;;
+    test) packages="$packages $test" ;;
+    bench) packages="$packages $bench" ;;
+    check) packages="$packages $check" ;;
+    fuzz) packages="$packages $fuzz" ;;
+    *) echo "unknown group of packages: $group (build, test, demo, bench, check, fuzz)" >&2; exit 2 ;;
+  esac
+done
+
+if ! command -v apt-get >/dev/null; then
+  # shellcheck disable=SC2086
+  echo "not a Debian system, install what these packages hold if it is missing:" $packages >&2
+  exit 0
+fi
+
+missing=""
+for package in $packages; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
+done
+[ $needs_index = no ] || ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 || needs_index=no
+[ "$missing$needs_index" != no ] || exit 0
+
+if [ "$(id -u)" -eq 0 ]; then
+  as_root="env"
+elif sudo -n true 2>/dev/null; then
+  as_root="sudo -n env"
+elif [ -z "$missing" ]; then
+  exit 0
+else
+  echo "packages are missing, and neither root nor sudo without a password is at hand. Please run:" >&2
+  echo "  sudo apt-get install --no-install-recommends$missing" >&2
+  exit 1
+fi
+
+apt() {
+  $as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
+}
+
+install_missing() {
+  # shellcheck disable=SC2086
+  apt install -y --no-install-recommends $missing >/dev/null
+}
+
+if [ $needs_index = yes ]; then
+  apt update >/dev/null || true  # the demo says what to do without
+fi
+if [ -n "$missing" ]; then
+  echo "installing:$missing" >&2
+  # The index may be absent or out of date: then the first attempt fails, and the second is made with a new one.
+  install_missing 2>/dev/null || { apt update >/dev/null && install_missing; }
+fi

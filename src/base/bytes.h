@@ -1,0 +1,144 @@
+// Integers in bytes, as all formats of whycache have them: little-endian, or as varints (unsigned LEB128: seven
+// bits a byte, least significant first, the high bit says that more follow). One number has one form: a varint
+// with a needless last byte, or one beyond 64 bits, is refused.
+#pragma once
+
+#include <bit>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include <whycache/error.h>
+
+namespace whycache {
+
+static_assert(std::endian::native == std::endian::little, "loads and stores below copy bytes as they are");
+
+inline constexpr std::size_t varint_bytes_max = 10;
+
+template <std::integral Integer>
+Integer load_little_endian(const void* from) noexcept {
+  Integer number;
+  std::memcpy(&number, from, sizeof number);
+  return number;
+}
+
+template <std::integral Integer>
+void store_little_endian(void* to, Integer number) noexcept {
+  std::memcpy(to, &number, sizeof number);
+}
+
+template <std::integral Integer>
+void append_little_endian(std::string& bytes, Integer number) {
+  char encoded[sizeof number];
+  store_little_endian(encoded, number);
+  bytes.append(encoded, sizeof encoded);
+}
+
+// How many bytes a number has as a varint.
+constexpr std::size_t varint_bytes(std::uint64_t number) noexcept {
+  return (static_cast<std::size_t>(std::bit_width(number | 1)) + 6) / 7;
+}
+
+// Writes a varint to `to`, which has room for varint_bytes(number); returns where it ends.
+inline char* store_varint(char* to, std::uint64_t number) noexcept {
+  while (number >= 0x80) {
+    *to++ = static_cast<char>(number | 0x80);
+    number >>= 7;
+  }
+  *to++ = static_cast<char>(number);
+  return to;
+}
+
+inline void append_varint(std::string& bytes, std::uint64_t number) {
+  char encoded[varint_bytes_max];
+  bytes.append(encoded, static_cast<std::size_t>(store_varint(encoded, number) - encoded));
+}
+
+// Takes bytes apart, front to back. They come from outside: every length is compared with what is left before
+// it is believed. What it hands out points into them.
+class ByteReader {
+ public:
+  // `what` is what error messages call these bytes ("update"); it has to outlive the reader.
+  explicit ByteReader(std::string_view bytes, const char* what = "bytes") noexcept
+      : begin_(bytes.data()), at_(begin_), end_(begin_ + bytes.size()), what_(what) {}
+
+  bool at_end() const noexcept { return at_ == end_; }
+  std::size_t bytes_left() const noexcept { return static_cast<std::size_t>(end_ - at_); }
+  // Where the next byte stands, counted from the first.
+  std::size_t offset() const noexcept { return static_cast<std::size_t>(at_ - begin_); }
+
+  // Each throws Error corrupt when there is not enough left.
+  std::uint8_t take_byte() {
+    if (at_ == end_) refuse_cut_short(1);
+    return static_cast<std::uint8_t>(*at_++);
+  }
+  template <std::integral Integer>
+  Integer take_little_endian() {
+    return load_little_endian<Integer>(take_bytes(sizeof(Integer)).data());
+  }
+  std::uint64_t take_varint() {
+    if (at_ != end_ && static_cast<std::uint8_t>(*at_) < 0x80) return static_cast<std::uint8_t>(*at_++);
+    return take_long_varint();
+  }
+  std::string_view take_bytes(std::uint64_t size) {
+    if (size > bytes_left()) refuse_cut_short(size);
+    const std::string_view bytes(at_, static_cast<std::size_t>(size));
+    at_ += size;
+    return bytes;
+  }
+  // A varint that says how many bytes, and these bytes.
+  std::string_view take_sized_bytes() { return take_bytes(take_varint()); }
+  // From the end; what is left ends before them.
+  std::string_view take_last_bytes(std::uint64_t size) {
+    if (size > bytes_left()) refuse_cut_short(size);
+    end_ -= size;
+    return {end_, static_cast<std::size_t>(size)};
+  }
+  std::string_view take_rest() noexcept {
+    const std::string_view rest(at_, bytes_left());
+    at_ = end_;
+    return rest;
+  }
+  // Throws Error corrupt if anything is left.
+  void expect_end() const {
+    if (at_ != end_) refuse("too long", "bytes_left", bytes_left());
+  }
+
+  // Throws Error corrupt: "update cut short: offset=20 size=9".
+  [[noreturn, gnu::cold, gnu::noinline]] void refuse(std::string_view why, std::string_view name,
+                                                     std::uint64_t value) const {
+    std::string message(what_);
+    message.append(" ").append(why).append(": offset=").append(std::to_string(offset()));
+    message.append(" ").append(name).append("=").append(std::to_string(value));
+    throw Error(ErrorKind::corrupt, message);
+  }
+
+ private:
+  [[noreturn, gnu::cold, gnu::noinline]] void refuse_cut_short(std::uint64_t needed) const {
+    refuse("cut short", "bytes_left=" + std::to_string(bytes_left()) + " bytes_needed", needed);
+  }
+
+  std::uint64_t take_long_varint() {
+    std::uint64_t number = 0;
+    for (unsigned shift = 0; shift < 70; shift += 7) {
+      const std::uint8_t byte = take_byte();
+      if (shift == 63 && byte > 1) refuse("has a varint beyond 64 bits", "byte", byte);
+      number |= static_cast<std::uint64_t>(byte & 0x7f) << shift;
+      if (byte >= 0x80) continue;
+      if (byte == 0 && shift > 0) refuse("has a varint with a needless byte", "value", number);
+      return number;
+    }
+    refuse("has a varint beyond 64 bits", "bytes_max", varint_bytes_max);
+  }
+
+  const char* begin_;
+  const char* at_;
+  const char* end_;
+  const char* what_;
+};
+
+}  // namespace whycache

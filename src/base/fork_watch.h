@@ -1,0 +1,30 @@
+// Who needs to know that the process forked.
+//
+// A child shares its parent's open files and with them its OFD locks, and may have inherited mutexes that a thread which does
+// not exist in it had locked. So whoever owns such things is told, in the child, before fork() returns there.
+#pragma once
+
+#include <cstdint>
+
+namespace whycache {
+
+class ForkListener {
+ public:
+  // Called in the child by the only thread there is. Must not throw, and must not wait for a lock.
+  virtual void after_fork_in_child() noexcept = 0;
+
+ protected:
+  ForkListener() = default;
+  ForkListener(const ForkListener&) = delete;
+  ForkListener& operator=(const ForkListener&) = delete;
+  ~ForkListener() = default;
+};
+
+// The owner registers when it is whole, and unregisters before it comes apart. Safe from any thread.
+void register_fork_listener(ForkListener* listener);
+void unregister_fork_listener(ForkListener* listener) noexcept;
+
+// How often this process's line of ancestors forked since the library was loaded: another number means another process.
+std::uint64_t fork_count() noexcept;
+
+}  // namespace whycache

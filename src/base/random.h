@@ -1,0 +1,14 @@
+// Randomness from the kernel (getrandom(2)): right after fork(), in every process and thread.
+#pragma once
+
+#include <cstdint>
+
+#include <whycache/types.h>
+
+namespace whycache {
+
+// A version 4 UUID (RFC 4122).
+Uuid random_uuid();
+std::uint64_t random_u64();
+
+}  // namespace whycache

@@ -1,0 +1,71 @@
+// The URL that names a log: where it is, and options for the log that opens it.
+//
+//   file:///var/lib/flags?instance=blue        scheme, absolute path, option
+//   sqlite:///var/lib/flags.db
+//   memory:    memory:name                     no authority; path is what follows the colon
+//   mysql://user:password@host:3306/db?tls=verify
+//
+// Parts are percent-decoded. A URL may hold secrets, and people put them in the wrong place; so no message
+// ever repeats the text of a URL, and what is printed is redacted().
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <whycache/error.h>
+
+namespace whycache {
+
+// Whether `name` can be an instance: 1 to 48 of A-Z a-z 0-9 _.
+bool is_instance_name(std::string_view name) noexcept;
+
+class Url {
+ public:
+  // Throws Error invalid: no scheme, a character that has to be percent-encoded, a port that is none, an
+  // option without value or given twice, and the like; the message says which and what to write instead.
+  explicit Url(std::string_view text);
+
+  const std::string& scheme() const { return scheme_; }  // lower case
+  const std::string& user() const { return user_; }
+  const std::optional<std::string>& password() const { return password_; }
+  const std::string& host() const { return host_; }  // an IPv6 address without its brackets
+  std::optional<std::uint16_t> port() const { return port_; }
+  const std::string& path() const { return path_; }
+
+  // The path, for logs in the file system. Throws Error invalid if it is not absolute, or if there is a host.
+  const std::string& file_path() const;
+
+  // The value of an option, which is known from now on; nullopt: not given.
+  std::optional<std::string> take_option(std::string_view key);
+  // Option `instance`, "default" if not given. Throws Error invalid.
+  std::string take_instance();
+  // Throws Error invalid naming the options given that nobody took.
+  void refuse_unknown_options() const;
+
+  // For messages: without the password, and with no option's value but that of `instance`.
+  std::string redacted() const;
+
+ private:
+  struct Option {
+    std::string key;
+    std::string value;
+    bool taken;
+  };
+
+  void parse_authority(std::string_view authority);
+  void parse_options(std::string_view query);
+
+  std::string scheme_;
+  bool has_authority_ = false;
+  std::string user_;
+  std::optional<std::string> password_;
+  std::string host_;
+  std::optional<std::uint16_t> port_;
+  std::string path_;
+  std::vector<Option> options_;
+};
+
+}  // namespace whycache

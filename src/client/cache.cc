@@ -1,0 +1,336 @@
+// The cache object: reads go to the state, all else to the protocols that join state and log.
+#include <whycache/cache.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <utility>
+
+#include "base/fork_watch.h"
+#include "client/commit.h"
+#include "client/follow.h"
+#include "client/late_log.h"
+#include "client/link.h"
+#include "client/rebuild.h"
+#include "client/rewrite.h"
+#include "client/state_place.h"
+#include "state/state.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::uint32_t update_bytes_least = 4U << 10;
+constexpr std::uint32_t update_bytes_most = 64U << 20;
+constexpr std::size_t writer_name_bytes_most = 255;
+
+Options checked(Options options) {
+  const auto refuse = [](const std::string& message) { throw Error(ErrorKind::invalid, message); };
+  if (options.update_bytes_max < update_bytes_least || options.update_bytes_max > update_bytes_most) {
+    refuse("update_bytes_max out of range: update_bytes_max=" + std::to_string(options.update_bytes_max) +
+           " range=" + std::to_string(update_bytes_least) + ".." + std::to_string(update_bytes_most));
+  }
+  if (options.deadline.count() < 0) refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
+  if ((options.state_mode & ~0666U) != 0 || (options.state_mode & 0600U) != 0600U) {
+    refuse("state_mode must let its owner read and write, and nobody execute: state_mode=" + std::to_string(options.state_mode));
+  }
+  if (options.writer_name.size() > writer_name_bytes_most) {
+    refuse("writer_name too long: bytes=" + std::to_string(options.writer_name.size()) +
+           " bytes_max=" + std::to_string(writer_name_bytes_most));
+  }
+  return options;
+}
+
+StateOptions state_options(const Options& options, const std::string& path) {
+  return {.path = path,
+          .mode = options.state_mode,
+          .bytes_max = options.state_bytes_max,
+          .reader_slots = options.reader_slots,
+          .any_file_system = options.any_file_system};
+}
+
+// What a forked child must not share with its parent, and makes anew: connections, mutexes, the identity of a writer.
+struct ProcessLife {
+  ProcessLife(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options, Tally& tally)
+      : link(state, log, std::move(owned_log), options, tally) {}
+
+  const std::uint64_t forks = fork_count();
+  Link link;
+  Commit commit{link};
+  ProcessLife* left_before = nullptr;
+};
+
+// In a child, what its parent was using is never touched again: its mutexes may be locked for good, its connections are the
+// parent's. It stays where it is, on a list, where leak checkers find it.
+void leave_to_parent(ProcessLife* life) {
+  static std::atomic<ProcessLife*> left{nullptr};
+  life->left_before = left.load(std::memory_order_relaxed);
+  while (!left.compare_exchange_weak(life->left_before, life, std::memory_order_relaxed)) {
+  }
+}
+
+// Meets the log for the first time. A state that is there and was not brought from elsewhere serves reads although the log is away.
+void meet_log(Link& link) {
+  Patience patience(link.options.deadline);
+  if (!link.state.usable()) {
+    follow(link, patience);
+    return;
+  }
+  const StateInfo info = link.state.info();
+  try {
+    const Extent extent = link.ask([](Log& log) { return log.extent(); });
+    if (extent.uuid == info.log_uuid && !link.state.adopted()) return link.saw_log(extent.uuid);
+    follow(link, patience);
+  } catch (const LogError& error) {
+    if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+    if (link.state.adopted() && info.log_name != link.log.name()) {
+      throw Error(error.kind(), "state was brought here from elsewhere, and whether it is of this log cannot be found out: path=" +
+                                    link.state.path() + " state_log=" + info.log_name + ": " + error.what());
+    }
+    link.report(Event::Kind::retried, std::string("log is away, opened with the state as it is: log=") + link.log.name() +
+                                          " applied_id=" + std::to_string(info.applied_id) + ": " + error.what());
+  }
+}
+
+}  // namespace
+
+class Cache::Impl {
+ public:
+  Impl(std::unique_ptr<Log> log, Options given)
+      : options_(checked(std::move(given))),
+        place_(find_state_place(options_, log->name())),
+        state_(open_state()) {
+    try {
+      Log& the_log = *log;
+      life_.store(new ProcessLife(*state_, the_log, std::move(log), options_, tally_));
+      meet_log(life_.load()->link);
+    } catch (...) {
+      end();
+      throw;
+    }
+    open_state_.store(state_.get(), std::memory_order_release);
+  }
+  ~Impl() { end(); }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  // Null when closed.
+  State* state_or_null() const { return open_state_.load(std::memory_order_acquire); }
+  State& state() const {
+    State* const state = state_or_null();
+    if (state == nullptr) throw_closed();
+    return *state;
+  }
+  // Of this process.
+  ProcessLife& life() {
+    state();
+    ProcessLife* life = life_.load(std::memory_order_acquire);
+    return life->forks == fork_count() ? *life : begin_life_in_child(life);
+  }
+  Link& link() { return life().link; }
+
+  // Runs a read. If that finds the state damaged, the next update() builds a new one.
+  template <typename Read>
+  auto read(const Read& read) {
+    State& from = state();
+    try {
+      return read(from);
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::corrupt) link().note_damage();
+      throw;
+    }
+  }
+
+  void close(bool remove) {
+    State* const state = open_state_.exchange(nullptr, std::memory_order_acq_rel);
+    if (state == nullptr) return;
+    const Deadline deadline = Patience(options_.deadline).deadline();
+    if (remove) {
+      state->remove(deadline);
+    } else if (place_.own_folder.empty()) {
+      state->sync(deadline);
+    }
+    remove_own_folder_once();
+  }
+
+  const std::string& path() const { return place_.path; }
+  Tally& tally() { return tally_; }
+
+ private:
+  [[noreturn, gnu::cold, gnu::noinline]] static void throw_closed() {
+    throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
+  }
+
+  std::unique_ptr<State> open_state() const {
+    try {
+      return State::open(state_options(options_, place_.path));
+    } catch (...) {
+      remove_own_folder(place_);
+      throw;
+    }
+  }
+
+  [[gnu::cold, gnu::noinline]] ProcessLife& begin_life_in_child(ProcessLife* of_parent) {
+    std::unique_ptr<Log> reopened = of_parent->link.log.reopen();
+    Log& log = reopened ? *reopened : of_parent->link.log;
+    auto mine = std::make_unique<ProcessLife>(*state_, log, std::move(reopened), options_, tally_);
+    ProcessLife* present = of_parent;
+    if (!life_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel)) return *present;  // another thread did
+    leave_to_parent(of_parent);
+    return *mine.release();
+  }
+
+  void remove_own_folder_once() noexcept {
+    if (process_forks_ == fork_count()) remove_own_folder(place_);
+  }
+
+  void end() noexcept {
+    open_state_.store(nullptr, std::memory_order_release);
+    ProcessLife* const life = life_.exchange(nullptr);
+    if (life != nullptr && life->forks == fork_count()) {
+      delete life;
+    } else if (life != nullptr) {
+      leave_to_parent(life);
+    }
+    state_.reset();
+    remove_own_folder_once();
+  }
+
+  std::atomic<State*> open_state_{nullptr};
+  const Options options_;
+  const StatePlace place_;
+  const std::uint64_t process_forks_ = fork_count();
+  Tally tally_;
+  std::unique_ptr<State> state_;  // stays mapped when closed, until the end: another thread may be reading
+  std::atomic<ProcessLife*> life_{nullptr};
+};
+
+Cache::Cache(std::string_view log_url, Options options) : Cache(open_log_or_late(log_url), std::move(options)) {}
+
+Cache::Cache(std::unique_ptr<Log> log, Options options) {
+  if (!log) throw Error(ErrorKind::invalid, "no log given");
+  impl_ = std::make_unique<Impl>(std::move(log), std::move(options));
+}
+
+Cache::~Cache() = default;
+Cache::Cache(Cache&&) noexcept = default;
+Cache& Cache::operator=(Cache&&) noexcept = default;
+
+// --- Reads ---
+
+std::optional<std::string> Cache::get(std::string_view key) const {
+  std::string value;
+  if (!get(key, value)) return std::nullopt;
+  return value;
+}
+
+bool Cache::get(std::string_view key, std::string& value) const {
+  return impl_->read([&](const State& state) { return state.get(key, value); });
+}
+
+bool Cache::contains(std::string_view key) const {
+  return impl_->read([&](const State& state) { return state.contains(key); });
+}
+
+std::vector<std::optional<std::string>> Cache::get_multi(std::span<const std::string_view> keys) const {
+  std::vector<std::optional<std::string>> values(keys.size());
+  impl_->read([&](const State& state) {
+    return state.get_multi(keys, [&](std::size_t i, std::string_view value) { values[i].emplace(value); });
+  });
+  return values;
+}
+
+std::size_t Cache::size() const {
+  return impl_->read([](const State& state) { return static_cast<std::size_t>(state.info().item_count); });
+}
+
+View Cache::view() const {
+  return impl_->read([](const State& state) { return View(state.pin()); });
+}
+
+// --- Writes ---
+
+UpdateId Cache::set(std::string_view key, std::string_view value, const WriteOptions& options) {
+  const Change change = Change::set(key, value);
+  return write(std::span(&change, 1), options);
+}
+
+UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& options) {
+  std::vector<Change> changes;
+  changes.reserve(items.size());
+  for (const Item& item : items) changes.push_back(Change::set(item.key, item.value));
+  return write(changes, options);
+}
+
+UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
+  const Change change = Change::erase(key);
+  return write(std::span(&change, 1), options);
+}
+
+UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteOptions& options) {
+  std::vector<Change> changes;
+  changes.reserve(keys.size());
+  for (const std::string_view key : keys) changes.push_back(Change::erase(key));
+  return write(changes, options);
+}
+
+UpdateId Cache::write(std::span<const Change> changes, const WriteOptions& options) {
+  return impl_->life().commit.write(changes, options);
+}
+
+// --- The log ---
+
+UpdateId Cache::update(const UpdateOptions& options) {
+  State& state = impl_->state();
+  if (options.staleness_max.count() > 0 && asked_since(state, boot_time_ns() - options.staleness_max.count())) {
+    Link& link = impl_->link();
+    if (link.has_seen_any_log() && !link.has_damage()) {
+      const UpdateId applied = state.applied_id();
+      if (applied >= options.at_least) return applied;
+    }
+  }
+  Link& link = impl_->link();
+  Patience patience(options.deadline.value_or(link.options.deadline));
+  return follow(link, patience, options.at_least);
+}
+
+UpdateId Cache::rewrite_history(const RewriteOptions& options) {
+  ProcessLife& life = impl_->life();
+  return whycache::rewrite_history(life.link, life.commit, options);
+}
+
+UpdateId Cache::delete_all_history() {
+  ProcessLife& life = impl_->life();
+  return whycache::delete_all_history(life.link, life.commit);
+}
+
+// --- Where things stand ---
+
+UpdateId Cache::applied_id() const {
+  return impl_->read([](const State& state) { return state.applied_id(); });
+}
+
+std::chrono::nanoseconds Cache::staleness() const {
+  const std::optional<std::int64_t> asked_at_ns = impl_->state().asked_at_ns();
+  if (!asked_at_ns) return std::chrono::nanoseconds::max();
+  return std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - *asked_at_ns, 0));
+}
+
+Digest Cache::digest() const {
+  return impl_->read([](const State& state) { return state.info().digest; });
+}
+
+bool Cache::valid() const noexcept { return impl_ && impl_->state_or_null() != nullptr; }
+
+std::string Cache::state_path() const { return impl_->path(); }
+
+Counters Cache::counters() const { return impl_->tally().read(); }
+
+void Cache::close_shared_state() { impl_->close(/*remove=*/false); }
+
+void Cache::delete_shared_state() { impl_->close(/*remove=*/true); }
+
+Log& Cache::log() const { return impl_->link().log; }
+
+State& Cache::state() const { return impl_->state(); }
+
+}  // namespace whycache

@@ -1,0 +1,320 @@
+#include "client/commit.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <unordered_set>
+#include <utility>
+
+#include "client/follow.h"
+#include "client/rebuild.h"
+#include "state/pin.h"
+#include "update/format.h"
+
+namespace whycache {
+namespace {
+
+// A log that was restored or replaced must not be given an update that continues another. So it is looked at before an append,
+// unless that was done just now by some process of this machine.
+constexpr std::int64_t look_before_append_ns = 100'000'000;
+
+// Of several changes to one key the last one counts; it keeps its place.
+std::vector<Change> last_of_each_key(std::span<const Change> changes) {
+  std::vector<Change> kept;
+  kept.reserve(changes.size());
+  std::unordered_set<std::string_view> seen(changes.size());
+  for (std::size_t i = changes.size(); i > 0; --i) {
+    if (seen.insert(changes[i - 1].key).second) kept.push_back(changes[i - 1]);
+  }
+  std::reverse(kept.begin(), kept.end());
+  return kept;
+}
+
+// The rest of a split batch failed: what was written before must not be lost from sight.
+[[noreturn]] void throw_stopped_midway(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
+  throw Error(ErrorKind::uncertain,
+              "stopped midway, the first changes of the batch are written: changes_written=" + std::to_string(written) + " of=" +
+                  std::to_string(all) + " last_id=" + std::to_string(last_id) + ": " + to_string(error.kind()) + ": " + error.what(),
+              error.system_error());
+}
+
+}  // namespace
+
+UpdateId Commit::write(std::span<const Change> changes, const WriteOptions& options) {
+  if (changes.empty()) return link_.state.applied_id();
+  std::vector<Change> kept;
+  if (changes.size() > 1) changes = kept = last_of_each_key(changes);
+
+  std::vector<Batch> batches = cut(changes, options);
+  std::size_t written = 0;
+  UpdateId id = 0;
+  for (Batch& batch : batches) {
+    batch.patience.renew();
+    try {
+      commit(batch);
+    } catch (const Error& error) {
+      if (written == 0) throw;
+      throw_stopped_midway(error, written, changes.size(), id);
+    }
+    id = batch.id;
+    written += batch.changes.size();
+  }
+  return id;
+}
+
+// Everything that can be wrong with the changes is found here, before anything is written.
+std::vector<Commit::Batch> Commit::cut(std::span<const Change> changes, const WriteOptions& options) {
+  const std::size_t bytes_max = link_.options.update_bytes_max;
+  const auto new_batch = [&] {
+    return Batch{.draft = Draft(link_.authorship(options.note)),
+                 .changes = {},
+                 .note = options.note,
+                 .patience = Patience(options.deadline.value_or(link_.options.deadline)),
+                 .failure = nullptr};
+  };
+  std::vector<Batch> batches;
+  batches.push_back(new_batch());
+  std::size_t first = 0;
+  const auto close_batch = [&](std::size_t end) {
+    batches.back().changes = changes.subspan(first, end - first);
+    first = end;
+  };
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    if (batches.back().draft.add(changes[i], bytes_max)) continue;
+    if (batches.back().draft.change_count() > 0 && link_.options.split_updates) {
+      close_batch(i);
+      batches.push_back(new_batch());
+      if (batches.back().draft.add(changes[i], bytes_max)) continue;
+    }
+    if (batches.back().draft.change_count() > 0) {
+      throw Error(ErrorKind::limit, "batch too large for one update: changes=" + std::to_string(changes.size()) +
+                                        " update_bytes_max=" + std::to_string(bytes_max) +
+                                        " (raise update_bytes_max, or set split_updates)");
+    }
+    throw Error(ErrorKind::limit, "value too large for an update: key_bytes=" + std::to_string(changes[i].key.size()) +
+                                      " value_bytes=" + std::to_string(changes[i].value.size()) +
+                                      " update_bytes_max=" + std::to_string(bytes_max) + " (raise update_bytes_max)");
+  }
+  close_batch(changes.size());
+  return batches;
+}
+
+// --- The queue ---
+
+void Commit::commit(Batch& batch) {
+  std::unique_lock lock(mutex_);
+  queue_.push_back(&batch);
+  for (;;) {
+    if (batch.done) break;
+    if (!leading_ && queue_.front() == &batch) {
+      lock.unlock();
+      lead(batch);
+      lock.lock();
+      continue;
+    }
+    if (batch.in_group) {  // its leader cannot give it back any more
+      changed_.wait(lock);
+      continue;
+    }
+    const std::chrono::nanoseconds left = batch.patience.deadline().left();
+    if (left.count() == 0) {
+      leave_queue(batch);
+      throw Error(ErrorKind::unavailable, "others of this process were writing until the deadline, nothing was written: deadline_ms=" +
+                                              std::to_string(batch.patience.limit().count()));
+    }
+    changed_.wait_for(lock, left);
+  }
+  if (batch.failure) std::rethrow_exception(batch.failure);
+}
+
+// Appends for the batch, which is in front, and for those behind it that fit.
+void Commit::lead(Batch& batch) {
+  std::vector<Batch*> group = gather_group();
+  UpdateId id = 0;
+  std::exception_ptr failure;
+  bool nothing_written = false;
+  try {
+    for (std::size_t i = 1; i < group.size(); ++i) {
+      for (const Change& change : group[i]->changes) {
+        if (!batch.draft.add(change, link_.options.update_bytes_max)) {
+          throw Error(ErrorKind::limit, "group of batches does not fit into an update");  // gather_group() saw that it does
+        }
+      }
+    }
+    id = append(batch.draft, batch.patience);
+  } catch (const Error& error) {
+    failure = std::current_exception();
+    nothing_written = error.kind() == ErrorKind::unavailable;
+  } catch (...) {
+    failure = std::current_exception();
+  }
+
+  const std::lock_guard lock(mutex_);
+  leading_ = false;
+  for (Batch* member : group) {
+    member->in_group = false;
+    // Others have patience left when the leader's is at its end: they stay in the queue, and one of them leads next.
+    if (nothing_written && member != &batch && !member->patience.deadline().passed()) continue;
+    leave_queue(*member);
+    member->done = true;
+    member->id = id;
+    member->failure = failure;
+  }
+  changed_.notify_all();
+}
+
+// Those in front that go into one update: with the same note, and with patience at least as long as the leader's, who cannot
+// let go of one before he is done.
+std::vector<Commit::Batch*> Commit::gather_group() {
+  const std::lock_guard lock(mutex_);
+  std::vector<Batch*> group;
+  group.reserve(queue_.size());
+  leading_ = true;
+  const Batch& leader = *queue_.front();
+  std::size_t bytes = 0;
+  std::size_t changes = 0;
+  for (Batch* batch : queue_) {
+    bytes += batch->draft.bytes();
+    changes += batch->draft.change_count();
+    const bool fits = bytes <= link_.options.update_bytes_max && changes <= element_count_max && batch->note == leader.note &&
+                      batch->patience.deadline().left() >= leader.patience.deadline().left();
+    if (batch != &leader && !fits) break;
+    batch->in_group = true;
+    group.push_back(batch);
+  }
+  return group;
+}
+
+void Commit::leave_queue(Batch& batch) {
+  std::erase(queue_, &batch);
+  changed_.notify_all();
+}
+
+// --- The log ---
+
+UpdateId Commit::append(Draft& draft, Patience& patience) {
+  const HeldLock appending = link_.state.lock(StateLock::append, patience.deadline());
+  look_at_log(patience);
+  for (;;) {
+    const Place at = place_of(link_.state.info());
+    if (append_after(at, draft, patience)) return at.id + 1;
+  }
+}
+
+std::optional<Place> Commit::write_prepared(const Prepare& prepare, Patience& patience) {
+  const HeldLock appending = link_.state.lock(StateLock::append, patience.deadline());
+  look_at_log(patience);
+  for (;;) {
+    const Uuid log_uuid = link_.state.info().log_uuid;
+    const std::shared_ptr<const detail::Pin> pin = link_.state.pin();
+    const Place at{log_uuid, pin->id(), pin->block().chain};
+    std::optional<Draft> draft = prepare(pin);
+    if (!draft) return std::nullopt;
+    if (append_after(at, *draft, patience)) return Place{log_uuid, at.id + 1, draft->chain()};
+  }
+}
+
+void Commit::look_at_log(Patience& patience) {
+  link_.state.follow_switch();
+  if (!asked_since(link_.state, boot_time_ns() - look_before_append_ns) || !link_.state.usable() ||
+      !link_.has_seen_log(link_.state.info().log_uuid)) {
+    follow(link_, patience);
+  }
+}
+
+// Appends the draft as the update after `at`, and applies it. False: somebody else was first, and has been followed.
+bool Commit::append_after(const Place& at, Draft& draft, Patience& patience) {
+  const UpdateId id = at.id + 1;
+  const std::string_view bytes = draft.seal(id, at.chain);
+  Update update;
+  decode_update(bytes, update);  // what could not be read back must not get into the log
+  if (insert(id, bytes, at.log_uuid, patience)) {
+    link_.tally.add(&Counters::updates_written);
+    apply(at, update);
+    return true;
+  }
+  link_.tally.add(&Counters::append_conflicts);
+  if (patience.deadline().passed()) {
+    throw Error(ErrorKind::unavailable, "others were always first until the deadline, nothing was written: id=" + std::to_string(id) +
+                                            " deadline_ms=" + std::to_string(patience.limit().count()));
+  }
+  follow(link_, patience);
+  // The log must show who was first.
+  if (link_.state.info().chain == at.chain && !patience.pause()) {
+    throw LogError(ErrorKind::unavailable, "log says that an id is taken but shows no update there, nothing was written: id=" +
+                                               std::to_string(id) + " log=" + link_.log.name());
+  }
+  return false;
+}
+
+// Puts the bytes at `id` of the log, once, whatever it takes. False: another update is there. Throws when the patience is
+// at its end: uncertain if an attempt is in doubt, else unavailable.
+bool Commit::insert(UpdateId id, std::string_view bytes, const Uuid& log_uuid, Patience& patience) {
+  bool failed = false;    // an attempt failed; the log should have done nothing then, but we look
+  bool in_doubt = false;  // an attempt may have succeeded, or may still do so
+  const auto uncertain = [&](const std::string& why) {
+    return Error(ErrorKind::uncertain, "write may or may not be in the log: id=" + std::to_string(id) + " log=" + link_.log.name() +
+                                           ": " + why + " (update(), then look)");
+  };
+  for (;;) {
+    try {
+      if (link_.ask([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes) return true;
+      if (!failed) return false;
+      // Whose update is it?
+      bool there = false;
+      bool ours = false;
+      const Extent extent = link_.ask([&](Log& log) {
+        return log.read(id, id, [&](UpdateId found, std::string_view row) {
+          there = there || found == id;
+          ours = ours || (found == id && row == bytes);
+          return true;
+        });
+      });
+      if (extent.uuid == log_uuid && extent.base < id) {
+        if (ours) return true;
+        if (there) return false;
+        throw LogError(ErrorKind::unavailable, "log says that the id is taken but shows no update there");
+      }
+      if (!in_doubt) return false;
+      throw uncertain(extent.uuid == log_uuid ? "it was rewritten meanwhile: base=" + std::to_string(extent.base)
+                                              : "it was replaced meanwhile: uuid=" + to_string(extent.uuid));
+    } catch (const LogError& error) {
+      failed = true;
+      in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
+      try {
+        link_.wait_after(error, patience);
+      } catch (const LogError& last) {
+        if (in_doubt) throw uncertain(last.what());
+        throw;
+      }
+    }
+  }
+}
+
+// Makes the update that was appended after `at` visible to this machine.
+void Commit::apply(const Place& at, const Update& update) {
+  Patience patience(link_.options.deadline);  // it is written: now it has to become visible, however long that took
+  try {
+    const std::unique_ptr<StateWriter> writer = link_.state.begin_write(patience.deadline());
+    note_recovery(link_, *writer);
+    const Place now = place_of(writer->info());
+    if (now.log_uuid == at.log_uuid) {
+      if (now.id == at.id && now.chain == at.chain) {
+        writer->apply(update);
+        link_.tally.add(&Counters::updates_applied);
+        return;
+      }
+      if (now.id > update.id || (now.id == update.id && now.chain == update.chain)) return;  // a follower was here
+    }
+  } catch (const Error&) {  // following says what is wrong, and mends what can be mended
+  }
+  try {
+    follow(link_, patience, update.id);
+  } catch (const Error& error) {
+    throw Error(ErrorKind::uncertain, "write is in the log, but could not be applied on this machine: id=" + std::to_string(update.id) +
+                                          ": " + to_string(error.kind()) + ": " + error.what(),
+                error.system_error());
+  }
+}
+
+}  // namespace whycache

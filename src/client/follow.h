@@ -1,0 +1,28 @@
+// Following: the state applies what the log has beyond the applied id. The verb users see is update().
+//
+//   take StateLock::follow                one process of a machine asks; those who waited find that it was done for them
+//     read a page from the applied id on
+//     does it continue what we have?      no: build a new state (rebuild.h)
+//     take the writer lock, apply, let go  (it is never held while the log is asked)
+//     again, until there is nothing beyond
+//     note when the log was asked
+//
+// The rows that come must be those we ask for, one id after the other: what is missing or damaged is an error that
+// says so, and the state stays at the id before it.
+#pragma once
+
+#include <cstdint>
+
+#include "client/link.h"
+#include "client/patience.h"
+
+namespace whycache {
+
+// Applies all that the log had when this began, and goes on until `at_least` is applied. Returns the applied
+// id. Throws Error: unavailable when the patience is at its end, corrupt, limit.
+UpdateId follow(Link& link, Patience& patience, UpdateId at_least = 0);
+
+// Whether a process of this machine asked the log at or after `since_ns`, and applied all it answered.
+bool asked_since(const State& state, std::int64_t since_ns);
+
+}  // namespace whycache

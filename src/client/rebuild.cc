@@ -1,0 +1,203 @@
+#include "client/rebuild.h"
+
+#include <unistd.h>
+
+#include <exception>
+#include <limits>
+#include <optional>
+
+#include "client/page.h"
+
+namespace whycache {
+namespace {
+
+constexpr UpdateId no_limit = std::numeric_limits<UpdateId>::max();
+
+LogError damaged_base(UpdateId base, const std::string& why) {
+  return LogError(ErrorKind::corrupt, "base is damaged: base=" + std::to_string(base) + ": " + why +
+                                          " (repair or restore the log; a machine that has a newer id applied can rewrite history)");
+}
+
+// Takes the parts of a base in order into a builder, and keeps the books that the last part is compared with.
+class BaseLoader {
+ public:
+  explicit BaseLoader(StateBuilder& builder) : builder_(builder) {}
+
+  void load(std::string_view bytes) {
+    try {
+      decode_base_part(bytes, part_);
+    } catch (const Error& error) {
+      throw damaged_base(base_, "part=" + std::to_string(part_count_) + ": " + error.what());
+    }
+    if (part_count_ == 0) base_ = part_.base;
+    if (part_.base != base_ || part_.number != part_count_ || info_) {
+      throw damaged_base(base_, "part of another base or place: part_base=" + std::to_string(part_.base) +
+                                    " part=" + std::to_string(part_.number) + " expected=" + std::to_string(part_count_));
+    }
+    if (!part_.items.empty()) {
+      if (part_count_ > 0 && part_.items.front().key <= last_key_) {
+        throw damaged_base(base_, "keys out of order: part=" + std::to_string(part_count_));
+      }
+      last_key_ = part_.items.back().key;
+      builder_.load(part_.items);
+    }
+    info_ = part_.last;
+    ++part_count_;
+  }
+
+  // The state as of the base is whole now.
+  Place finish(const Extent& extent) {
+    if (!info_ || info_->base != base_) {
+      throw damaged_base(extent.base, "cut short: parts=" + std::to_string(part_count_));
+    }
+    builder_.loaded(info_->base, info_->chain);
+    const StateInfo loaded = builder_.info();
+    if (loaded.item_count != info_->item_count || loaded.digest != info_->digest) {
+      throw damaged_base(base_, "items=" + std::to_string(loaded.item_count) + " expected=" + std::to_string(info_->item_count) +
+                                    " digest=" + to_string(loaded.digest) + " expected=" + to_string(info_->digest));
+    }
+    return {extent.uuid, info_->base, info_->chain};
+  }
+
+ private:
+  StateBuilder& builder_;
+  BasePart part_;
+  UpdateId base_ = 0;
+  std::uint64_t part_count_ = 0;
+  std::string last_key_;
+  std::optional<BaseInfo> info_;
+};
+
+// What we throw in a visit does not pass through the log's own code.
+void read_base(Link& link, BaseLoader& loader) {
+  std::exception_ptr failure;
+  link.ask([&](Log& log) {
+    log.read_base([&](std::string_view bytes) {
+      if (failure) return false;
+      try {
+        loader.load(bytes);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      return !failure;
+    });
+    return 0;
+  });
+  if (failure) std::rethrow_exception(failure);
+}
+
+struct Build {
+  std::unique_ptr<StateBuilder> builder;
+  std::int64_t asked_at_ns = 0;  // of the last question
+  UpdateId head = 0;
+};
+
+// One attempt. nullopt: the log was rewritten or replaced meanwhile.
+std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, Patience& patience) {
+  Build build;
+  build.builder = link.state.begin_build(extent.uuid, link.log.name());
+  Place place{extent.uuid, 0, chain_start(extent.uuid)};
+  if (extent.base > 0) {
+    BaseLoader loader(*build.builder);
+    read_base(link, loader);
+    patience.renew();
+    place = loader.finish(extent);
+  } else {
+    build.builder->loaded(0, place.chain);
+  }
+  for (bool complete = place.id >= last; !complete;) {
+    build.asked_at_ns = boot_time_ns();
+    const Page page = link.ask_patiently(
+        patience, [&](Log& log) { return read_page(log, first_to_read(place.id), last); });
+    std::string why;
+    if (fit_of(page, place, why) != Fit::fits) {
+      const bool moved = page.extent().uuid != extent.uuid || page.extent().base != extent.base;
+      if (!moved && place.id == extent.base) throw damaged_base(extent.base, "its chain is not the one it was made with: " + why);
+      return std::nullopt;
+    }
+    const UpdateId before = place.id;
+    replay(page, place, [&](const Update& update) { build.builder->apply(update); });
+    if (place.id > before) patience.renew();
+    build.head = page.extent().head;
+    complete = page.complete() || place.id >= last;
+  }
+  return build;
+}
+
+// nullopt: the base is beyond `last`.
+std::optional<Build> build_up_to(Link& link, UpdateId last, Patience& patience) {
+  for (;;) {
+    const Extent extent = link.ask_patiently(patience, [](Log& log) { return log.extent(); });
+    if (extent.base > last) return std::nullopt;
+    std::optional<LogError> failure;
+    try {
+      if (std::optional<Build> build = try_build(link, extent, last, patience)) return build;
+      failure.emplace(ErrorKind::unavailable, "the log was rewritten or replaced meanwhile");
+    } catch (const LogError& error) {
+      failure = error;
+    }
+    link.wait_after(*failure, patience);
+  }
+}
+
+std::uint64_t Counters::* counter_of(RebuildReason reason) {
+  switch (reason) {
+    case RebuildReason::damaged: return &Counters::rebuilds_damaged;
+    case RebuildReason::behind_base: return &Counters::rebuilds_behind_base;
+    case RebuildReason::diverged: return &Counters::rebuilds_diverged;
+    case RebuildReason::replaced: return &Counters::rebuilds_replaced;
+    case RebuildReason::first:
+    case RebuildReason::removed: break;
+  }
+  return nullptr;
+}
+
+const char* words_for(RebuildReason reason) {
+  switch (reason) {
+    case RebuildReason::first: return "there was none";
+    case RebuildReason::removed: return "it was removed";
+    case RebuildReason::damaged: return "it could not be used";
+    case RebuildReason::behind_base: return "it was behind the log's base";
+    case RebuildReason::diverged: return "the log was restored, forked or lost its tail";
+    case RebuildReason::replaced: return "the log was replaced";
+  }
+  return "";
+}
+
+}  // namespace
+
+Rebuilding why_no_state(Link& link) {
+  if (::access(link.state.path().c_str(), F_OK) != 0) {
+    return {link.has_seen_any_log() ? RebuildReason::removed : RebuildReason::first, "nothing is in its place"};
+  }
+  link.report(Event::Kind::stray_state,
+              "state cannot be used, building a new one: path=" + link.state.path() + ": " + link.state.why_unusable());
+  return {RebuildReason::damaged, link.state.why_unusable()};
+}
+
+void rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
+  const std::optional<Build> build = build_up_to(link, no_limit, patience);
+  build->builder->install();
+  link.state.follow_switch();
+  const StateInfo info = link.state.info();
+  link.saw_log(info.log_uuid);
+  link.state.set_asked(build->asked_at_ns, build->head);
+  if (rebuilding.reason == RebuildReason::first) return;
+  if (std::uint64_t Counters::* const counter = counter_of(rebuilding.reason)) link.tally.add(counter);
+  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + words_for(rebuilding.reason) + ": " + rebuilding.why +
+                                        " path=" + link.state.path() + " now_applied_id=" + std::to_string(info.applied_id));
+}
+
+std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience) {
+  std::optional<Build> build = build_up_to(link, last, patience);
+  return build ? std::move(build->builder) : nullptr;
+}
+
+void note_recovery(Link& link, const StateWriter& writer) {
+  if (!writer.recovered()) return;
+  link.tally.add(&Counters::recoveries);
+  link.report(Event::Kind::recovered, "a writer died in the midst of an update, which was taken back: path=" + link.state.path() +
+                                          " applied_id=" + std::to_string(writer.info().applied_id));
+}
+
+}  // namespace whycache

@@ -1,0 +1,46 @@
+// Rebuilding: a new state is made from the log's base and the updates after it, beside the present one, which goes
+// on serving reads, and is then put in its place. It is always right to do so: the state is a cache of the log.
+//
+// The base comes in parts, whose items are loaded; what was loaded must have the count and the digest that the last part
+// names. A base that is replaced midway, or a log that no longer continues what was built, means to begin again.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "client/link.h"
+#include "client/patience.h"
+#include "state/state.h"
+
+namespace whycache {
+
+enum class RebuildReason {
+  first,        // there was no state
+  removed,      // somebody removed it while we had it open
+  damaged,      // it cannot be used
+  behind_base,  // the log was rewritten beyond it
+  diverged,     // the log was restored, forked or lost its tail
+  replaced      // the log has another uuid
+};
+
+struct Rebuilding {
+  RebuildReason reason;
+  std::string why;  // values that show it, for messages
+};
+
+// The reason when there is no state that can be used. Reports a stray one that is in the way.
+Rebuilding why_no_state(Link& link);
+
+// Builds a state up to the head of the log and puts it in place. The caller holds StateLock::follow. Throws Error;
+// the old state, if there is one, stays then.
+void rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience);
+
+// A state as of update `last`, or of the head if the log ends before, which is never put in place: the stuff for a base.
+// nullptr: the base is beyond `last`.
+std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience);
+
+// Counts and reports that the writer before us died midway, if it did.
+void note_recovery(Link& link, const StateWriter& writer);
+
+}  // namespace whycache

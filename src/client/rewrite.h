@@ -1,0 +1,21 @@
+// Rewriting history: the entries as of one update id are put in place of the updates up to it.
+//
+// The entries come from a view of the state if it stands at that id, else from a state that is built for the purpose
+// from the log alone and never put in place. While they are written they are counted and hashed once more: what does not amount to
+// what the state says of itself must not become the truth.
+#pragma once
+
+#include <whycache/cache.h>
+
+#include "client/commit.h"
+#include "client/link.h"
+
+namespace whycache {
+
+// Returns the base after it.
+UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& options);
+
+// Appends an update that erases everything, and makes it the base.
+UpdateId delete_all_history(Link& link, Commit& commit);
+
+}  // namespace whycache

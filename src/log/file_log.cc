@@ -1,0 +1,612 @@
+#include "log/file_log.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <functional>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/fork_watch.h"
+#include "base/hash.h"
+#include "base/process_lock.h"
+#include "base/random.h"
+#include "log/log_checks.h"
+
+namespace whycache {
+namespace {
+
+constexpr char restore_it[] = " (restore it from a backup of the log, or delete the log's folder to begin an empty one)";
+
+Error corrupt_file(const std::string& what, const std::string& path, const std::string& values = "") {
+  return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_it);
+}
+
+// --- Files of ours: a header, then the payload. ---
+
+enum class FileKind : char { meta = 'm', update = 'u', base_part = 'p' };
+
+constexpr std::string_view magic = "whycache";
+constexpr char format_version = 1;
+constexpr std::size_t header_bytes = 40;
+constexpr std::size_t checked_header_bytes = 32;  // what seeds the hash of the payload
+constexpr std::uint64_t payload_bytes_max = std::uint64_t{1} << 30;
+
+// `number` is the update's id or the part's number; 0 for the meta.
+std::string with_header(FileKind kind, std::uint64_t number, std::string_view payload) {
+  std::string bytes;
+  bytes.reserve(header_bytes + payload.size());
+  bytes.append(magic);
+  bytes += format_version;
+  bytes += static_cast<char>(kind);
+  bytes.append(6, '\0');
+  append_little_endian<std::uint64_t>(bytes, number);
+  append_little_endian<std::uint64_t>(bytes, payload.size());
+  append_little_endian(bytes, hash64(payload, hash64(bytes)));
+  bytes.append(payload);
+  return bytes;
+}
+
+void read_all(int descriptor, char* to, std::size_t size, const std::string& path) {
+  while (size > 0) {
+    const ssize_t got = ::read(descriptor, to, size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw system_error("cannot read file", path, errno);
+    if (got == 0) throw corrupt_file("file of the log is cut short", path);
+    to += got;
+    size -= static_cast<std::size_t>(got);
+  }
+}
+
+// The payload of a file of ours; nullopt if there is no file. Believes nothing it reads.
+std::optional<std::string> read_payload(const std::string& path, FileKind kind, std::uint64_t number) {
+  // A pipe in the file's place would keep us waiting for ever, but for O_NONBLOCK.
+  const FileDescriptor file = open_file_if_there(path, O_RDONLY | O_NONBLOCK);
+  if (!file) return std::nullopt;
+  struct stat status;
+  if (::fstat(file.number(), &status) != 0) throw system_error("cannot read file", path, errno);
+  if (!S_ISREG(status.st_mode)) throw corrupt_file("not a regular file in the place of a file of the log", path);
+  const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
+  if (file_bytes < header_bytes) throw corrupt_file("file of the log is cut short", path, " bytes=" + std::to_string(file_bytes));
+
+  std::array<char, header_bytes> header;
+  read_all(file.number(), header.data(), header.size(), path);
+  if (std::string_view(header.data(), magic.size()) != magic) throw corrupt_file("not a file of a whycache log", path);
+  if (header[8] != format_version) {
+    throw corrupt_file("file of the log has a format this version does not know", path, " format=" + std::to_string(header[8]));
+  }
+  const auto found_number = load_little_endian<std::uint64_t>(&header[16]);
+  if (header[9] != static_cast<char>(kind) || found_number != number) {
+    throw corrupt_file("file of the log holds something else than its name says", path,
+                       " expected=" + std::to_string(number) + " found=" + std::to_string(found_number));
+  }
+  const auto payload_bytes = load_little_endian<std::uint64_t>(&header[24]);
+  if (payload_bytes != file_bytes - header_bytes || payload_bytes > payload_bytes_max) {
+    throw corrupt_file("file of the log has the wrong size", path,
+                       " bytes=" + std::to_string(file_bytes) + " payload_bytes=" + std::to_string(payload_bytes));
+  }
+  std::string payload(static_cast<std::size_t>(payload_bytes), '\0');
+  read_all(file.number(), payload.data(), payload.size(), path);
+  const std::uint64_t hash = hash64(payload, hash64({header.data(), checked_header_bytes}));
+  if (hash != load_little_endian<std::uint64_t>(&header[checked_header_bytes])) {
+    throw corrupt_file("file of the log is damaged", path);
+  }
+  return payload;
+}
+
+// --- Names. ---
+
+constexpr std::size_t id_digits = 20;
+constexpr std::size_t token_digits = 32;
+constexpr std::string_view base_prefix = "base-";
+constexpr std::size_t base_name_bytes = base_prefix.size() + id_digits + 1 + token_digits;
+
+std::string padded(std::uint64_t number, std::size_t digits) {
+  const std::string text = std::to_string(number);
+  return std::string(digits - std::min(digits, text.size()), '0') + text;
+}
+
+// The id a file in updates/ is named after; nullopt: not a name of ours.
+std::optional<UpdateId> id_of_name(std::string_view name) {
+  if (name.size() != id_digits) return std::nullopt;
+  UpdateId id = 0;
+  for (const char digit : name) {
+    if (digit < '0' || digit > '9' || id > update_id_max / 10) return std::nullopt;
+    id = id * 10 + static_cast<UpdateId>(digit - '0');
+  }
+  if (id == 0 || id > update_id_max) return std::nullopt;
+  return id;
+}
+
+// --- Folders. ---
+
+void make_folder_if_absent(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
+  if (errno == ENOENT) {
+    throw Error(ErrorKind::invalid, "folder for the log cannot be made, for the one it lies in does not exist: path=" + path, ENOENT);
+  }
+  throw system_error("cannot make folder for the log", path, errno);
+}
+
+// Calls `visit` with each name in a folder, and the descriptor of the folder.
+void visit_folder(const std::string& path, const std::function<void(int folder, std::string_view name)>& visit) {
+  FileDescriptor descriptor = open_file(path, O_RDONLY | O_DIRECTORY);
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(::fdopendir(descriptor.number()), ::closedir);
+  if (!folder) throw system_error("cannot list folder", path, errno);
+  descriptor.release();
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(folder.get());
+    if (entry == nullptr) break;
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") visit(::dirfd(folder.get()), name);
+  }
+  if (errno != 0) throw system_error("cannot list folder", path, errno);
+}
+
+// By the descriptor of its folder, so that a log made anew in the same place meanwhile is not touched.
+void delete_file(int folder, std::string_view name, const std::string& folder_path) {
+  if (::unlinkat(folder, std::string(name).c_str(), 0) == 0 || errno == ENOENT) return;
+  throw system_error("cannot delete file", folder_path + '/' + std::string(name), errno);
+}
+
+void delete_folder(const std::string& path) {
+  visit_folder(path, [&](int folder, std::string_view name) { delete_file(folder, name, path); });
+  if (::rmdir(path.c_str()) != 0 && errno != ENOENT) throw system_error("cannot delete folder", path, errno);
+}
+
+bool is_folder_empty(const std::string& path) {
+  bool empty = true;
+  visit_folder(path, [&](int, std::string_view) { empty = false; });
+  return empty;
+}
+
+// --- Waiting. ---
+
+constexpr std::uint64_t switch_byte = 0;
+constexpr std::uint64_t gate_byte = 1;
+
+bool try_share_byte(int descriptor, std::uint64_t offset, const std::string& path) {
+  struct flock lock = {};
+  lock.l_type = F_RDLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = static_cast<off_t>(offset);
+  lock.l_len = 1;
+  while (::fcntl(descriptor, F_OFD_SETLK, &lock) != 0) {
+    if (errno == EAGAIN || errno == EACCES) return false;
+    if (errno != EINTR) throw system_error("cannot lock file", path, errno);
+  }
+  return true;
+}
+
+// Tries until it works; false when the deadline has passed.
+bool wait_until(const std::function<bool()>& attempt, const Deadline& deadline) {
+  std::chrono::microseconds pause(20);
+  while (!attempt()) {
+    if (deadline.passed()) return false;
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, std::chrono::microseconds(2000));
+  }
+  return true;
+}
+
+}  // namespace
+
+struct FileLog::Meta {
+  Uuid uuid{};
+  Uuid token{};  // of the base's folder
+  UpdateId base = 0;
+  std::uint64_t base_chain = 0;
+  std::uint64_t part_count = 0;
+
+  friend bool operator==(const Meta&, const Meta&) = default;
+
+  std::string encoded() const {
+    std::string payload;
+    for (const Uuid* id : {&uuid, &token}) payload.append(id->begin(), id->end());
+    append_little_endian(payload, base);
+    append_little_endian(payload, base_chain);
+    append_little_endian(payload, part_count);
+    return with_header(FileKind::meta, 0, payload);
+  }
+};
+
+// A file in tmp/. It is locked for as long as this object lives, which is how others know that its writer does.
+class FileLog::Temporary {
+ public:
+  explicit Temporary(const FileLog& log) {
+    // Between making and locking it, somebody who deletes what the dead left may take it for such.
+    do {
+      token_ = random_uuid();
+      path_ = log.root_ + "/tmp/" + to_string(token_);
+      file_ = open_file(path_, O_RDWR | O_CREAT | O_EXCL, 0600);
+    } while (!try_lock_byte(file_.number(), 0) || is_deleted());
+    const std::uint32_t mode = log.file_mode_.load(std::memory_order_relaxed);
+    if (mode != 0600) ::fchmod(file_.number(), mode);
+  }
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+  ~Temporary() { ::unlink(path_.c_str()); }
+
+  const Uuid& token() const { return token_; }
+  const std::string& path() const { return path_; }
+
+  void write_durably(std::string_view bytes) {
+    write_all(file_.number(), bytes, path_);
+    sync_file(file_.number(), path_);
+  }
+
+  // What proves that the writer of a file in tmp/ is gone: its lock. An absent file is as good.
+  class WriterGone {
+   public:
+    explicit WriterGone(const std::string& path) {
+      try {
+        file_ = open_file_if_there(path, O_RDWR | O_NONBLOCK);
+        proven_ = !file_ || try_lock_byte(file_.number(), 0);
+      } catch (const Error& error) {
+        if (error.system_error() != EACCES) throw;  // another user's, who may clean up after himself
+      }
+    }
+    explicit operator bool() const { return proven_; }
+
+   private:
+    FileDescriptor file_;
+    bool proven_ = false;
+  };
+
+ private:
+  bool is_deleted() const {
+    struct stat status;
+    return ::fstat(file_.number(), &status) == 0 && status.st_nlink == 0;
+  }
+
+  Uuid token_{};
+  std::string path_;
+  FileDescriptor file_;
+};
+
+// Keeps the base where it is while an update is linked, or appenders away while the base is switched.
+// On the heap, for a child forked meanwhile keeps the object registered.
+class FileLog::Lock final : ForkListener {
+ public:
+  enum class Holder { appender, switcher };
+
+  Lock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock"), file_(open_file(path_, O_RDWR)) {
+    register_fork_listener(this);
+    const Deadline deadline(log.options_.deadline);
+    const int file = file_.number();
+    const bool locked =
+        holder == Holder::appender
+            ? wait_until([&] { return !is_byte_locked(file, gate_byte) && try_share_byte(file, switch_byte, path_); }, deadline)
+            : wait_until([&] { return try_lock_byte(file, gate_byte); }, deadline) &&
+                  wait_until([&] { return try_lock_byte(file, switch_byte); }, deadline);
+    if (locked) return;
+    let_go();
+    throw Error(ErrorKind::unavailable, "log is locked by another process for too long: path=" + path_ +
+                                            " waited_ms=" + std::to_string(log.options_.deadline.count()));
+  }
+  ~Lock() { let_go(); }
+
+ private:
+  void let_go() noexcept {
+    unregister_fork_listener(this);
+    // Closing is not enough if a child has just been forked that has not closed its copy yet.
+    unlock_byte(file_.number(), switch_byte);
+    unlock_byte(file_.number(), gate_byte);
+  }
+  void after_fork_in_child() noexcept override { file_.close(); }
+
+  std::string path_;
+  FileDescriptor file_;
+};
+
+FileLog::FileLog(FileLogOptions options) : options_(std::move(options)) {
+  std::string& folder = options_.folder;
+  while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+  root_ = (folder == "/" ? "" : folder) + '/' + options_.instance;
+  if (!read_meta_if_there()) create();
+}
+
+// Any number of creators may do this at once; the first to link its meta wins.
+void FileLog::create() {
+  make_folder_if_absent(options_.folder);
+  for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"}) make_folder_if_absent(path);
+  open_file(root_ + "/lock", O_RDWR | O_CREAT, 0600);
+
+  if (!is_folder_empty(root_ + "/updates") && !read_meta_if_there()) {
+    throw corrupt_file("file of the log is missing, though there are updates", root_ + "/meta");
+  }
+  Temporary file(*this);
+  file.write_durably(Meta{.uuid = random_uuid()}.encoded());
+  if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
+    throw system_error("cannot link file (a file log needs a file system with hard links)", root_ + "/meta", errno);
+  }
+  prepare_to_write();
+}
+
+// What has to be done once before this object writes. Those who made the log may have died before they synced it.
+void FileLog::prepare_to_write() {
+  if (prepared_to_write_.load(std::memory_order_relaxed)) return;
+  struct stat status;
+  if (::stat(root_.c_str(), &status) != 0) throw system_error("cannot use folder", root_, errno);
+  file_mode_.store(status.st_mode & 0666, std::memory_order_relaxed);
+
+  sync_folder(root_);
+  sync_folder(options_.folder);
+  try {
+    sync_folder(folder_of(options_.folder));
+  } catch (const Error& error) {
+    if (error.system_error() != EACCES) throw;  // whoever made the folder was allowed to
+  }
+  delete_dead_temporaries();
+  prepared_to_write_.store(true, std::memory_order_relaxed);
+}
+
+std::optional<FileLog::Meta> FileLog::read_meta_if_there() const {
+  const std::string path = root_ + "/meta";
+  const std::optional<std::string> payload = read_payload(path, FileKind::meta, 0);
+  if (!payload) return std::nullopt;
+  Meta meta;
+  try {
+    ByteReader reader(*payload, "meta");
+    for (Uuid* id : {&meta.uuid, &meta.token}) {
+      const std::string_view bytes = reader.take_bytes(id->size());
+      std::copy(bytes.begin(), bytes.end(), id->begin());
+    }
+    meta.base = reader.take_little_endian<std::uint64_t>();
+    meta.base_chain = reader.take_little_endian<std::uint64_t>();
+    meta.part_count = reader.take_little_endian<std::uint64_t>();
+    reader.expect_end();
+  } catch (const Error& error) {
+    throw corrupt_file(error.what(), path);
+  }
+  if (meta.base > update_id_max) throw corrupt_file("meta has an impossible base", path, " base=" + std::to_string(meta.base));
+  return meta;
+}
+
+FileLog::Meta FileLog::read_meta() const {
+  const std::optional<Meta> meta = read_meta_if_there();
+  if (!meta) throw log_is_gone(name());
+  return *meta;
+}
+
+void FileLog::remember(const Meta& meta) noexcept {
+  uuid_seen_.store(load_little_endian<std::uint64_t>(meta.uuid.data()), std::memory_order_relaxed);
+}
+
+bool FileLog::is_remembered(const Meta& meta) const noexcept {
+  const std::uint64_t seen = uuid_seen_.load(std::memory_order_relaxed);
+  return seen == 0 || seen == load_little_endian<std::uint64_t>(meta.uuid.data());
+}
+
+// --- Reading. ---
+
+Extent FileLog::extent() {
+  for (;;) {
+    const Meta meta = read_meta();
+    const UpdateId seen = head_seen_.load(std::memory_order_relaxed);
+    const UpdateId head = find_head(meta);
+
+    // One that is there while the one after the head is not: somebody deleted what lies between.
+    bool has_gap = false;
+    const UpdateId look_ahead = head == seen ? 2 : 1024;
+    for (UpdateId step = 2; step <= look_ahead && !has_gap; step *= 2) {
+      has_gap = has_update(head + step) && !has_update(head + 1);
+    }
+    // While the base stays the same, nothing above it is deleted.
+    if (read_meta() != meta) continue;
+    if (has_gap) throw update_is_missing(name(), head + 1, head + 2);
+    head_seen_.store(head, std::memory_order_relaxed);
+    remember(meta);
+    return {meta.uuid, meta.base, meta.base_chain, head};
+  }
+}
+
+// Ids are dense above the base: double the step from one that is there, then halve it.
+UpdateId FileLog::find_head(const Meta& meta) {
+  const UpdateId seen = head_seen_.load(std::memory_order_relaxed);
+  UpdateId head = seen > meta.base && has_update(seen) ? seen : meta.base;
+  UpdateId step = 1;
+  while (has_update(head + step)) {
+    head += step;
+    step *= 2;
+  }
+  for (step /= 2; step > 0; step /= 2) {
+    if (has_update(head + step)) head += step;
+  }
+  return head;
+}
+
+bool FileLog::has_update(UpdateId id) const {
+  if (id > update_id_max) return false;
+  struct stat status;
+  if (::lstat(update_path(id).c_str(), &status) == 0) return true;
+  if (errno != ENOENT && errno != ENOTDIR) throw system_error("cannot look for update", update_path(id), errno);
+  return false;
+}
+
+std::optional<std::string> FileLog::read_update(UpdateId id) const {
+  return read_payload(update_path(id), FileKind::update, id);
+}
+
+Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
+  const Extent before = extent();
+  const UpdateId begin = std::max(first, before.base + 1);
+  for (UpdateId id = begin; id <= std::min(last, before.head); ++id) {
+    const std::optional<std::string> bytes = read_update(id);
+    if (bytes && visit(id, *bytes)) continue;
+    const Extent now = extent();
+    const bool was_deleted = now.base >= id || now.uuid != before.uuid;
+    if (!bytes && !was_deleted) throw update_is_missing(name(), id, before.head);
+    return now;
+  }
+  return begin <= std::min(last, before.head) ? extent() : before;
+}
+
+void FileLog::read_base(const VisitPart& visit) {
+  const Meta meta = read_meta();
+  for (std::uint64_t number = 0; number < meta.part_count; ++number) {
+    const std::string path = base_folder(meta.base, meta.token) + '/' + padded(number, id_digits);
+    const std::optional<std::string> part = read_payload(path, FileKind::base_part, number);
+    if (!part && read_meta() != meta) throw base_was_replaced(name());
+    if (!part) throw corrupt_file("part of the base is missing", path);
+    if (!visit(*part)) return;
+  }
+}
+
+// --- Writing. ---
+
+Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
+  check_update(id, bytes);
+  if (bytes.size() > payload_bytes_max) {
+    throw Error(ErrorKind::limit, "update is too large for a file log: bytes=" + std::to_string(bytes.size()) +
+                                      " bytes_max=" + std::to_string(payload_bytes_max));
+  }
+  // Most who come too late learn it here, before they have written anything.
+  const Meta meta = read_meta();
+  if (id <= meta.base) return Appended::below_base;
+  if (has_update(id)) return Appended::taken;
+
+  prepare_to_write();
+  const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
+  Temporary file(*this);
+  file.write_durably(with_header(FileKind::update, id, bytes));
+  const Appended appended = link_update(id, file);
+  if (appended != Appended::yes) return appended;
+  if (::fsync(updates.number()) != 0) {
+    const Error error = system_error("cannot sync folder after an append", root_ + "/updates", errno);
+    throw Error(ErrorKind::uncertain, error.what(), error.system_error());
+  }
+  return Appended::yes;
+}
+
+Log::Appended FileLog::link_update(UpdateId id, const Temporary& file) {
+  const auto lock = std::make_unique<Lock>(*this, Lock::Holder::appender);
+  const Meta meta = read_meta();
+  if (id <= meta.base) return Appended::below_base;
+  if (!is_remembered(meta)) return Appended::taken;
+  if (id != meta.base + 1 && !has_update(id - 1)) return Appended::taken;
+  if (::link(file.path().c_str(), update_path(id).c_str()) == 0) return Appended::yes;
+  if (errno == EEXIST) return Appended::taken;
+  throw system_error("cannot link update", update_path(id), errno);
+}
+
+bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
+  const Extent before = extent();
+  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+  prepare_to_write();
+
+  bool switched = false;
+  if (base > before.base) {
+    try {
+      const Temporary sign_of_life(*this);
+      Meta next{.uuid = before.uuid, .token = sign_of_life.token(), .base = base, .base_chain = base_chain};
+      next.part_count = write_parts(base_folder(base, next.token), next_part);
+      switched = switch_to(next);
+    } catch (...) {
+      try {
+        delete_dead_bases();
+      } catch (const Error&) {
+        // The next rewrite will; what went wrong first is worth more.
+      }
+      throw;
+    }
+  }
+  try {
+    delete_what_is_behind();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::uncertain, std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+                error.system_error());
+  }
+  return switched;
+}
+
+std::uint64_t FileLog::write_parts(const std::string& folder, const NextPart& next_part) const {
+  make_folder_if_absent(folder);
+  const std::uint32_t mode = file_mode_.load(std::memory_order_relaxed);
+  ::chmod(folder.c_str(), mode | ((mode & 0444) >> 2));  // whoever may read it may enter it
+
+  std::uint64_t part_count = 0;
+  while (const std::optional<std::string_view> part = next_part()) {
+    const std::string path = folder + '/' + padded(part_count, id_digits);
+    const FileDescriptor file = open_file(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    if (mode != 0600) ::fchmod(file.number(), mode);
+    write_all(file.number(), with_header(FileKind::base_part, part_count, *part), path);
+    sync_file(file.number(), path);
+    ++part_count;
+  }
+  sync_folder(folder);
+  return part_count;
+}
+
+// False: another rewrite has come as far or farther. The switch is on the disk once the folder is synced.
+bool FileLog::switch_to(const Meta& next) {
+  Temporary file(*this);
+  file.write_durably(next.encoded());
+  sync_folder(root_);  // the base's folder is in it
+
+  const auto lock = std::make_unique<Lock>(*this, Lock::Holder::switcher);
+  const Meta present = read_meta();
+  if (present.uuid != next.uuid) throw log_is_gone(name());
+  if (present.base >= next.base) return false;
+  if (::rename(file.path().c_str(), (root_ + "/meta").c_str()) == 0) return true;
+  throw system_error("cannot replace file", root_ + "/meta", errno);
+}
+
+void FileLog::delete_what_is_behind() const {
+  sync_folder(root_);  // the switch comes before the deletes, on the disk too
+  delete_updates_behind();
+  delete_dead_bases();
+  delete_dead_temporaries();
+}
+
+void FileLog::delete_updates_behind() const {
+  const std::string path = root_ + "/updates";
+  std::optional<UpdateId> base;
+  visit_folder(path, [&](int folder, std::string_view name) {
+    if (!base) base = read_meta().base;
+    const std::optional<UpdateId> id = id_of_name(name);
+    if (id && *id <= *base) delete_file(folder, name, path);
+  });
+}
+
+void FileLog::delete_dead_bases() const {
+  std::vector<std::string> names;
+  visit_folder(root_, [&](int, std::string_view name) {
+    if (name.size() == base_name_bytes && name.substr(0, base_prefix.size()) == base_prefix) names.emplace_back(name);
+  });
+  for (const std::string& name : names) {
+    const std::string token = name.substr(name.size() - token_digits);
+    // In this order: its writer may switch to it, and let go, at any moment.
+    if (Temporary::WriterGone(root_ + "/tmp/" + token) && to_string(read_meta().token) != token) {
+      delete_folder(root_ + '/' + name);
+    }
+  }
+}
+
+void FileLog::delete_dead_temporaries() const {
+  const std::string path = root_ + "/tmp";
+  visit_folder(path, [&](int folder, std::string_view name) {
+    const Temporary::WriterGone gone(path + '/' + std::string(name));  // held until the file is deleted
+    if (gone) delete_file(folder, name, path);
+  });
+}
+
+std::string FileLog::update_path(UpdateId id) const { return root_ + "/updates/" + padded(id, id_digits); }
+
+std::string FileLog::base_folder(UpdateId base, const Uuid& token) const {
+  return root_ + '/' + std::string(base_prefix) + padded(base, id_digits) + '-' + to_string(token);
+}
+
+}  // namespace whycache

@@ -1,0 +1,127 @@
+#include "log/memory_log.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/fork_watch.h"
+#include "base/random.h"
+#include "log/log_checks.h"
+
+namespace whycache {
+
+using Parts = std::vector<std::string>;
+
+class MemoryLog::Store final : ForkListener {
+ public:
+  Store() { register_fork_listener(this); }
+  ~Store() { unregister_fork_listener(this); }
+
+  // What a call works on: everything there is, held still.
+  class Held {
+   public:
+    explicit Held(Store& store) : guard_(locked(store)), store_(&store) {}
+    Store* operator->() const { return store_; }
+
+   private:
+    static std::unique_lock<std::mutex> locked(Store& store) {
+      // In the child the mutex may be locked by a thread that is not there.
+      if (store.is_copy_) {
+        throw Error(ErrorKind::invalid, "a memory log lives in the process that made it, and this is a child of that process");
+      }
+      return std::unique_lock(store.mutex_);
+    }
+
+    std::unique_lock<std::mutex> guard_;
+    Store* store_;
+  };
+
+  Extent extent() const {
+    const UpdateId last = updates.empty() ? 0 : updates.rbegin()->first;
+    return {uuid, base, base_chain, std::max(base, last)};
+  }
+
+  const Uuid uuid = random_uuid();
+  UpdateId base = 0;
+  std::uint64_t base_chain = 0;
+  std::shared_ptr<const Parts> base_parts = std::make_shared<Parts>();
+  std::map<UpdateId, std::string> updates;
+
+ private:
+  void after_fork_in_child() noexcept override { is_copy_ = true; }
+
+  std::mutex mutex_;
+  bool is_copy_ = false;  // written before any thread of the child can read it
+};
+
+MemoryLog::MemoryLog() : MemoryLog("memory:", std::make_shared<Store>()) {}
+MemoryLog::MemoryLog(std::string name, std::shared_ptr<Store> store) : name_(std::move(name)), store_(std::move(store)) {}
+MemoryLog::~MemoryLog() = default;
+
+std::unique_ptr<MemoryLog> MemoryLog::shared(const std::string& name) {
+  static auto* const mutex = new std::mutex;  // never destroyed: a thread may open a log while the process exits
+  static auto* const stores = new std::map<std::string, std::shared_ptr<Store>>;
+  const std::lock_guard guard(*mutex);
+  std::shared_ptr<Store>& store = (*stores)[name];
+  if (!store) store = std::make_shared<Store>();
+  return std::unique_ptr<MemoryLog>(new MemoryLog("memory:" + name, store));
+}
+
+Extent MemoryLog::extent() { return Store::Held(*store_)->extent(); }
+
+Log::Appended MemoryLog::append(UpdateId id, std::string_view bytes) {
+  check_update(id, bytes);
+  const Store::Held store(*store_);
+  const Extent extent = store->extent();
+  if (id <= extent.base) return Appended::below_base;
+  // Beyond the next place, the caller has seen a log that is not this one: reading again will tell.
+  if (id != extent.head + 1) return Appended::taken;
+  store->updates.emplace(id, bytes);
+  return Appended::yes;
+}
+
+Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
+  // The next update at or after `first`, copied, so that `visit` may take its time and use the log.
+  const auto next = [&]() -> std::optional<std::pair<UpdateId, std::string>> {
+    const Store::Held store(*store_);
+    const auto found = store->updates.lower_bound(first);
+    if (found == store->updates.end() || found->first > last) return std::nullopt;
+    return *found;
+  };
+  std::optional<UpdateId> expected;
+  while (const auto update = next()) {
+    if (expected && update->first != *expected) break;  // a rewrite overtook us; the extent says so
+    if (!visit(update->first, update->second)) break;
+    expected = first = update->first + 1;
+  }
+  return extent();
+}
+
+void MemoryLog::read_base(const VisitPart& visit) {
+  const std::shared_ptr<const Parts> parts = Store::Held(*store_)->base_parts;
+  for (const std::string& part : *parts) {
+    if (!visit(part)) return;
+  }
+}
+
+bool MemoryLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
+  const Extent before = extent();
+  if (base <= before.base) return false;
+  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+
+  auto parts = std::make_shared<Parts>();
+  while (const auto part = next_part()) parts->emplace_back(*part);
+
+  const Store::Held store(*store_);
+  if (base <= store->base) return false;
+  store->base = base;
+  store->base_chain = base_chain;
+  store->base_parts = std::move(parts);
+  store->updates.erase(store->updates.begin(), store->updates.upper_bound(base));
+  return true;
+}
+
+}  // namespace whycache

@@ -1,0 +1,719 @@
+#include "log/sqlite_log.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sqlite3.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <map>
+#include <string_view>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "log/log_checks.h"
+
+namespace whycache {
+namespace {
+
+constexpr int oldest_sqlite = 3'037'000;  // STRICT tables
+constexpr std::int64_t format_version = 1;
+constexpr std::size_t page_bytes_max = std::size_t{1} << 20;
+constexpr std::size_t page_rows_max = 4096;
+constexpr char restore_it[] = " (restore it from a backup, or move it away to begin an empty log)";
+
+// {log} is the condition that picks our row; {updates} and {parts} are our tables.
+constexpr char make_logs_sql[] = R"(
+  CREATE TABLE IF NOT EXISTS whycache_logs (
+    instance   TEXT    NOT NULL PRIMARY KEY COLLATE NOCASE CHECK (length(instance) BETWEEN 1 AND 48),
+    format     INTEGER NOT NULL,
+    uuid       BLOB    NOT NULL CHECK (length(uuid) = 16),
+    base       INTEGER NOT NULL CHECK (base >= 0),
+    base_chain INTEGER NOT NULL,
+    token      BLOB    NOT NULL CHECK (length(token) = 16),
+    part_count INTEGER NOT NULL CHECK (part_count >= 0)
+  ) STRICT)";
+constexpr char make_updates_sql[] = R"(
+  CREATE TABLE {updates} (
+    id    INTEGER NOT NULL PRIMARY KEY CHECK (id > 0),
+    bytes BLOB    NOT NULL CHECK (length(bytes) > 0)
+  ) STRICT)";
+constexpr char make_parts_sql[] = R"(
+  CREATE TABLE {parts} (
+    base   INTEGER NOT NULL CHECK (base > 0),
+    token  BLOB    NOT NULL CHECK (length(token) = 16),
+    number INTEGER NOT NULL CHECK (number >= 0),
+    bytes  BLOB    NOT NULL,
+    PRIMARY KEY (base, token, number)
+  ) STRICT)";
+constexpr char make_log_sql[] = "INSERT INTO whycache_logs VALUES (?1, ?2, ?3, 0, 0, zeroblob(16), 0)";
+
+constexpr char has_logs_sql[] = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'whycache_logs'";
+constexpr char row_sql[] = R"(
+  SELECT instance, format, uuid, base, base_chain, token, part_count FROM whycache_logs WHERE {log})";
+constexpr char head_sql[] = "SELECT id FROM {updates} ORDER BY id DESC LIMIT 1";
+constexpr char read_sql[] = "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+constexpr char read_part_sql[] = "SELECT bytes FROM {parts} WHERE base = ?1 AND token = ?2 AND number = ?3";
+
+constexpr char append_sql[] = R"(
+  INSERT INTO {updates} (id, bytes)
+  SELECT ?1, ?2 FROM whycache_logs
+  WHERE {log} AND (?3 IS NULL OR uuid = ?3) AND base < ?1
+    AND (base = ?1 - 1 OR EXISTS (SELECT 1 FROM {updates} WHERE id = ?1 - 1)))";
+constexpr char insert_part_sql[] = "INSERT INTO {parts} (base, token, number, bytes) VALUES (?1, ?2, ?3, ?4)";
+constexpr char switch_sql[] = R"(
+  UPDATE whycache_logs SET base = ?1, base_chain = ?2, token = ?3, part_count = ?4
+  WHERE {log} AND uuid = ?5 AND base < ?1
+    AND EXISTS (SELECT 1 FROM {updates} WHERE id = ?1)
+    AND (SELECT count(*) FROM {parts} WHERE base = ?1 AND token = ?3) = ?4)";
+constexpr char delete_updates_sql[] = R"(
+  DELETE FROM {updates} WHERE id IN (
+    SELECT id FROM {updates} WHERE id <= (SELECT base FROM whycache_logs WHERE {log}) ORDER BY id LIMIT 64))";
+// A base that is greater than the present one may still become it.
+constexpr char delete_parts_sql[] = R"(
+  DELETE FROM {parts} WHERE rowid IN (
+    SELECT p.rowid FROM {parts} AS p, (SELECT base, token FROM whycache_logs WHERE {log}) AS l
+    WHERE p.base <= l.base AND p.token <> l.token LIMIT 4))";
+// Holds even after a switch of which nobody knows whether it happened.
+constexpr char delete_own_parts_sql[] = R"(
+  DELETE FROM {parts} WHERE base = ?1 AND token = ?2 AND token <> (SELECT token FROM whycache_logs WHERE {log}))";
+
+// --- fork() and SQLite. ---
+
+struct Gate {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::size_t inside = 0;
+  std::size_t forking = 0;
+};
+
+// Lets threads into SQLite, and fork() only when none is there.
+class ForkGate {
+ public:
+  static std::uint64_t forks() noexcept { return forks_.load(std::memory_order_relaxed); }
+
+  static void watch() {
+    [[maybe_unused]] static const int watching = ::pthread_atfork(prepare, resume_parent, resume_child);
+  }
+
+  // While it lives, its thread is inside.
+  class Inside {
+   public:
+    Inside() {
+      std::unique_lock lock(gate_->mutex);
+      gate_->changed.wait(lock, [] { return gate_->forking == 0; });
+      ++gate_->inside;
+    }
+    Inside(const Inside&) = delete;
+    Inside& operator=(const Inside&) = delete;
+    ~Inside() {
+      const std::lock_guard lock(gate_->mutex);
+      --gate_->inside;
+      gate_->changed.notify_all();
+    }
+  };
+
+ private:
+  static void prepare() {
+    std::unique_lock lock(gate_->mutex);
+    ++gate_->forking;
+    gate_->changed.wait(lock, [] { return gate_->inside == 0; });
+    lock.release();  // stays locked until after the fork
+  }
+  static void resume_parent() {
+    --gate_->forking;
+    gate_->mutex.unlock();
+    gate_->changed.notify_all();
+  }
+  static void resume_child() {
+    gate_ = new Gate;  // the old one has waiters that do not exist here
+    forks_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  static inline Gate* gate_ = new Gate;  // never destroyed: threads may be inside while the process exits
+  static inline std::atomic<std::uint64_t> forks_{0};
+};
+
+void make_file_if_absent(const std::string& path) {
+  // Before SQLite has the file open in this process: closing a second descriptor would drop its locks.
+  const FileDescriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (file || errno == EEXIST) return;
+  if (errno == ENOENT) {
+    throw Error(ErrorKind::invalid, "folder for the log does not exist: path=" + folder_of(path), ENOENT);
+  }
+  throw system_error("cannot make database", path, errno);
+}
+
+}  // namespace
+
+// One row of whycache_logs.
+struct SqliteLog::Row {
+  Uuid uuid{};
+  UpdateId base = 0;
+  std::uint64_t base_chain = 0;
+  Uuid token{};
+  std::int64_t part_count = 0;
+};
+
+// A prepared statement in use; going out of scope makes it ready for the next.
+class SqliteLog::Statement {
+ public:
+  Statement(Connection& connection, sqlite3_stmt* statement) : connection_(connection), statement_(statement) {}
+  Statement(const Statement&) = delete;
+  Statement& operator=(const Statement&) = delete;
+  ~Statement() {
+    sqlite3_reset(statement_);
+    sqlite3_clear_bindings(statement_);
+  }
+
+  // Bytes are not copied: they have to stay where they are while the statement is used.
+  Statement& bind(int index, std::int64_t number);
+  Statement& bind(int index, UpdateId id) { return bind(index, static_cast<std::int64_t>(id)); }
+  Statement& bind(int index, std::string_view bytes);
+  Statement& bind(int index, const Uuid& uuid) { return bind(index, as_bytes(uuid)); }
+  Statement& bind_text(int index, std::string_view text);
+
+  // Whether there is a row. Throws Error.
+  bool step(const char* what);
+  // SQLite's code.
+  int try_step() { return sqlite3_step(statement_); }
+
+  std::int64_t number(int column) const { return sqlite3_column_int64(statement_, column); }
+  std::string_view bytes(int column) const {
+    const auto* data = static_cast<const char*>(sqlite3_column_blob(statement_, column));
+    return {data, data == nullptr ? 0 : static_cast<std::size_t>(sqlite3_column_bytes(statement_, column))};
+  }
+  std::optional<Uuid> uuid(int column) const {
+    Uuid uuid;
+    const std::string_view found = bytes(column);
+    if (found.size() != uuid.size()) return std::nullopt;
+    std::copy(found.begin(), found.end(), uuid.begin());
+    return uuid;
+  }
+
+ private:
+  static std::string_view as_bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
+  void check(int code);
+
+  Connection& connection_;
+  sqlite3_stmt* statement_;
+};
+
+// An open database, with the settings we need and the statements prepared so far.
+class SqliteLog::Connection {
+ public:
+  explicit Connection(const SqliteLogOptions& options)
+      : options_(options), deadline_(options.deadline), version_(options.sqlite_version) {
+    if (version_ == 0) version_ = sqlite3_libversion_number();
+    if (sqlite3_libversion_number() < oldest_sqlite || sqlite3_threadsafe() == 0) {
+      throw Error(ErrorKind::invalid, std::string("this SQLite cannot hold a log (3.37 or newer, built thread-safe, is needed): version=") +
+                                          sqlite3_libversion());
+    }
+    // Never a special name such as ":memory:".
+    const std::string path = options.path[0] == '/' ? options.path : "./" + options.path;
+    const int code = sqlite3_open_v2(path.c_str(), &database_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
+    try {
+      if (code != SQLITE_OK) throw error("cannot open database", code);
+      sqlite3_busy_handler(database_, wait_a_little, this);
+      run("PRAGMA trusted_schema = OFF");
+      run("PRAGMA cell_size_check = ON");
+      choose_journal();
+      run("PRAGMA synchronous = FULL");
+      run("PRAGMA journal_size_limit = 8388608");
+    } catch (...) {
+      sqlite3_close(database_);
+      throw;
+    }
+  }
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection() {
+    for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
+    sqlite3_close(database_);
+  }
+
+  // Begins a call: how long it may wait counts from here.
+  void begin() {
+    deadline_ = Deadline(options_.deadline);
+    pause_ = shortest_pause;
+  }
+  // Whether another file, or none, is by now where the database was when it was opened.
+  bool has_moved() {
+    int moved = 0;
+    return sqlite3_file_control(database_, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved != 0;
+  }
+  // Whether somebody switched the database to WAL mode under a library that must not use it.
+  bool is_in_dangerous_mode() { return has_wal_reset_bug(version_) && journal_mode() == "wal"; }
+
+  // `sql` is one of the constants above, known by its address.
+  Statement prepare(const char* sql) {
+    sqlite3_stmt*& statement = statements_[sql];
+    if (statement == nullptr) {
+      const std::string text = with_names(sql);
+      const int code = sqlite3_prepare_v3(database_, text.c_str(), static_cast<int>(text.size()), SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
+      if (code != SQLITE_OK) throw error("cannot prepare statement", code);
+    }
+    return Statement(*this, statement);
+  }
+  void run(const char* sql) {
+    Statement statement = prepare(sql);
+    while (statement.step("cannot use database")) {
+    }
+  }
+  void rollback() noexcept { sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr); }
+  int changes() const { return sqlite3_changes(database_); }
+
+  // What to throw for one of SQLite's codes. `uncertain_if_io` is for statements that commit: a failing disk leaves open
+  // whether they did.
+  Error error(const char* what, int code, bool uncertain_if_io = false) const {
+    const int system = sqlite3_system_errno(database_);
+    const std::string reason = sqlite3_errmsg(database_);
+    std::string message = std::string(what) + ": log=" + options_.name + " reason=\"" + reason + "\" code=" + std::to_string(code);
+    switch (code & 0xff) {
+      case SQLITE_BUSY:
+      case SQLITE_LOCKED:
+      case SQLITE_PROTOCOL:
+        return Error(ErrorKind::unavailable, message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
+      case SQLITE_FULL:
+      case SQLITE_NOMEM:
+      case SQLITE_TOOBIG:
+        return Error(ErrorKind::limit, message, (code & 0xff) == SQLITE_FULL ? ENOSPC : 0);
+      case SQLITE_READONLY:
+      case SQLITE_PERM:
+      case SQLITE_AUTH:
+        return Error(ErrorKind::invalid, message + " (allow writing to the file and to its folder)", EACCES);
+      case SQLITE_CANTOPEN:
+        if (system != 0) return system_error("cannot open database or its journal", options_.path, system);
+        return Error(ErrorKind::invalid, message);
+      case SQLITE_NOTADB:
+        return Error(ErrorKind::corrupt, "file is not an SQLite database: path=" + options_.path + " (choose another file, or move it away)");
+      case SQLITE_CORRUPT:
+        return Error(ErrorKind::corrupt, message + restore_it);
+      case SQLITE_ERROR:
+      case SQLITE_CONSTRAINT:
+      case SQLITE_MISMATCH:
+        return Error(ErrorKind::corrupt, message + " (a table is not as whycache makes it, or is gone)");
+      case SQLITE_IOERR:
+        if (uncertain_if_io) return Error(ErrorKind::uncertain, message, system);
+        return Error(ErrorKind::unavailable, message, system);
+      default:
+        return Error(ErrorKind::unavailable, message, system);
+    }
+  }
+
+ private:
+  static constexpr std::chrono::microseconds shortest_pause{50};
+  static constexpr std::chrono::microseconds longest_pause{2000};
+
+  static int wait_a_little(void* self, int) {
+    auto& connection = *static_cast<Connection*>(self);
+    if (connection.deadline_.passed()) return 0;
+    std::this_thread::sleep_for(connection.pause_);
+    connection.pause_ = std::min(connection.pause_ * 2, longest_pause);
+    return 1;
+  }
+
+  std::string with_names(std::string_view sql) const {
+    std::string text(sql);
+    const std::pair<std::string_view, std::string> names[] = {{"{log}", "instance = '" + options_.instance + "'"},
+                                                              {"{updates}", "whycache_updates_" + options_.instance},
+                                                              {"{parts}", "whycache_parts_" + options_.instance}};
+    for (const auto& [placeholder, name] : names) {
+      for (std::size_t at = text.find(placeholder); at != std::string::npos; at = text.find(placeholder, at)) {
+        text.replace(at, placeholder.size(), name);
+      }
+    }
+    return text;
+  }
+
+  std::string journal_mode() {
+    Statement statement = prepare("PRAGMA journal_mode");
+    statement.step("cannot read journal mode");
+    return std::string(statement.bytes(0));
+  }
+
+  bool is_empty() {
+    Statement statement = prepare("PRAGMA page_count");
+    return !statement.step("cannot read database") || statement.number(0) == 0;
+  }
+
+  // SQLite does not wait by itself for others to let it change the mode: out of WAL, they have to close the database.
+  void choose_journal() {
+    const bool never_wal = has_wal_reset_bug(version_);
+    for (;;) {
+      const bool in_wal = journal_mode() == "wal";
+      if (in_wal && !never_wal) return;
+      const bool to_wal = !never_wal && is_empty();
+      Statement change = prepare(to_wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST");
+      const int code = change.try_step();
+      if (code == SQLITE_ROW && change.bytes(0) == (to_wal ? "wal" : "persist")) return;
+      const bool others_use_it = code == SQLITE_ROW || (code & 0xff) == SQLITE_BUSY;
+      if (others_use_it && wait_a_little(this, 0) != 0) continue;
+      if (!in_wal) throw error("cannot set journal mode", others_use_it ? SQLITE_BUSY : code);
+      throw Error(others_use_it ? ErrorKind::unavailable : ErrorKind::invalid,
+                  "database is in WAL mode, in which this SQLite can corrupt it, and cannot be switched back: log=" + options_.name +
+                      " sqlite=" + sqlite3_libversion() + " reason=\"" + sqlite3_errstr(others_use_it ? SQLITE_BUSY : code) +
+                      "\" (close it in all other programs, or use SQLite 3.51.3 or newer in all of them)");
+    }
+  }
+
+  const SqliteLogOptions& options_;
+  Deadline deadline_;
+  int version_;
+  std::chrono::microseconds pause_ = shortest_pause;
+  sqlite3* database_ = nullptr;
+  std::map<const char*, sqlite3_stmt*> statements_;
+};
+
+SqliteLog::Statement& SqliteLog::Statement::bind(int index, std::int64_t number) {
+  check(sqlite3_bind_int64(statement_, index, number));
+  return *this;
+}
+
+SqliteLog::Statement& SqliteLog::Statement::bind(int index, std::string_view bytes) {
+  // Without an address it would be NULL.
+  check(sqlite3_bind_blob64(statement_, index, bytes.empty() ? "" : bytes.data(), bytes.size(), SQLITE_STATIC));
+  return *this;
+}
+
+SqliteLog::Statement& SqliteLog::Statement::bind_text(int index, std::string_view text) {
+  check(sqlite3_bind_text64(statement_, index, text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8));
+  return *this;
+}
+
+bool SqliteLog::Statement::step(const char* what) {
+  const int code = try_step();
+  if (code == SQLITE_ROW) return true;
+  if (code == SQLITE_DONE) return false;
+  throw connection_.error(what, code);
+}
+
+void SqliteLog::Statement::check(int code) {
+  if (code != SQLITE_OK) throw connection_.error("cannot bind value", code);
+}
+
+// Some updates in a row, copied out of the database.
+class SqliteLog::Page {
+ public:
+  void clear() {
+    places_.clear();
+    bytes_.clear();
+  }
+  bool full() const { return bytes_.size() >= page_bytes_max || places_.size() >= page_rows_max; }
+  bool empty() const { return places_.empty(); }
+  UpdateId last_id() const { return places_.back().id; }
+
+  void add(UpdateId id, std::string_view bytes) {
+    places_.push_back({id, bytes_.size(), bytes.size()});
+    bytes_.append(bytes);
+  }
+  // False as soon as `visit` says so.
+  bool visit_all(const VisitUpdate& visit) const {
+    return std::all_of(places_.begin(), places_.end(), [&](const Place& place) {
+      return visit(place.id, std::string_view(bytes_).substr(place.offset, place.size));
+    });
+  }
+
+ private:
+  struct Place {
+    UpdateId id;
+    std::size_t offset;
+    std::size_t size;
+  };
+  std::vector<Place> places_;
+  std::string bytes_;
+};
+
+namespace {
+
+// Rolls back what nobody committed.
+template <typename Connection>
+class Transaction {
+ public:
+  Transaction(Connection& connection, const char* begin) : connection_(connection) { connection_.run(begin); }
+  Transaction(const Transaction&) = delete;
+  Transaction& operator=(const Transaction&) = delete;
+  ~Transaction() {
+    if (open_) connection_.rollback();
+  }
+  void commit() {
+    connection_.run("COMMIT");
+    open_ = false;
+  }
+
+ private:
+  Connection& connection_;
+  bool open_ = true;
+};
+
+}  // namespace
+
+SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), Absent::make) {}
+
+SqliteLog::SqliteLog(SqliteLogOptions options, Absent absent) : options_(std::move(options)) {
+  ForkGate::watch();
+  born_in_ = ForkGate::forks();
+  const ForkGate::Inside inside;
+  connection_ = connect(absent);
+}
+
+SqliteLog::~SqliteLog() {
+  if (ForkGate::forks() != born_in_) {
+    static_cast<void>(connection_.release());  // the parent's: leaked on purpose
+    return;
+  }
+  const ForkGate::Inside inside;
+  connection_.reset();
+}
+
+std::unique_ptr<Log> SqliteLog::reopen() { return std::unique_ptr<Log>(new SqliteLog(options_, Absent::refuse)); }
+
+std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(Absent absent) const {
+  if (options_.path.empty()) throw Error(ErrorKind::invalid, "log url has no path: log=" + options_.name);
+  if (absent == Absent::make) make_file_if_absent(options_.path);
+  struct stat status;
+  if (::stat(options_.path.c_str(), &status) != 0) {
+    if (errno == ENOENT && absent == Absent::refuse) throw log_is_gone(name());
+    throw system_error("cannot use database", options_.path, errno);
+  }
+  if (!S_ISREG(status.st_mode)) throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path);
+
+  auto connection = std::make_unique<Connection>(options_);
+  if (absent == Absent::make) make_tables(*connection);
+  return connection;
+}
+
+void SqliteLog::make_tables(Connection& connection) const {
+  // The tables are there, but for the first time; then looking must not need permission to write.
+  const auto is_made = [&] {
+    if (Statement has_logs = connection.prepare(has_logs_sql); !has_logs.step("cannot read database")) return false;
+    Statement row = connection.prepare(row_sql);
+    if (!row.step("cannot read whycache_logs")) return false;
+    if (row.bytes(0) == options_.instance) return true;
+    throw Error(ErrorKind::invalid, "instance differs only in capital letters from one that is there: instance=" + options_.instance +
+                                        " there=" + std::string(row.bytes(0)));
+  };
+  if (is_made()) return;
+  Transaction transaction(connection, "BEGIN IMMEDIATE");
+  if (!is_made()) {
+    connection.run(make_logs_sql);
+    connection.run(make_updates_sql);
+    connection.run(make_parts_sql);
+    const Uuid uuid = random_uuid();
+    Statement make_log = connection.prepare(make_log_sql);
+    make_log.bind_text(1, options_.instance).bind(2, format_version).bind(3, uuid).step("cannot make log");
+  }
+  transaction.commit();
+}
+
+template <typename Work>
+auto SqliteLog::with_connection(const Work& work) {
+  if (ForkGate::forks() != born_in_) {
+    throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
+  }
+  const std::lock_guard guard(mutex_);
+  const ForkGate::Inside inside;
+  if (connection_ && (connection_->has_moved() || connection_->is_in_dangerous_mode())) connection_.reset();
+  if (!connection_) connection_ = connect(Absent::refuse);
+  connection_->begin();
+  try {
+    return work(*connection_);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::corrupt && !has_log(*connection_)) throw log_is_gone(name());
+    // Whatever state the failure left the connection in, the next call has a new one.
+    if (error.kind() != ErrorKind::unavailable || error.system_error() != 0) connection_.reset();
+    throw;
+  }
+}
+
+// Whether the tables are missing because somebody deleted the log by hand.
+bool SqliteLog::has_log(Connection& connection) const noexcept {
+  try {
+    if (Statement has_logs = connection.prepare(has_logs_sql); !has_logs.step("cannot read database")) return false;
+    Statement row = connection.prepare(row_sql);
+    return row.step("cannot read whycache_logs");
+  } catch (const Error&) {
+    return true;  // something else is wrong
+  }
+}
+
+SqliteLog::Row SqliteLog::read_row(Connection& connection) const {
+  Statement found = connection.prepare(row_sql);
+  if (!found.step("cannot read whycache_logs")) throw log_is_gone(name());
+  const std::int64_t format = found.number(1);
+  const std::optional<Uuid> uuid = found.uuid(2);
+  const std::int64_t base = found.number(3);
+  const std::optional<Uuid> token = found.uuid(5);
+  if (format != format_version || !uuid || base < 0 || !token) {
+    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() + " format=" + std::to_string(format) +
+                                        " format_known=" + std::to_string(format_version));
+  }
+  return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token, found.number(6)};
+}
+
+Extent SqliteLog::read_extent(Connection& connection) {
+  const Row row = read_row(connection);
+  Statement head = connection.prepare(head_sql);
+  const UpdateId last = head.step("cannot read head") ? static_cast<UpdateId>(head.number(0)) : 0;
+  uuid_seen_ = row.uuid;
+  return {row.uuid, row.base, row.base_chain, std::max(row.base, last)};
+}
+
+Extent SqliteLog::extent() {
+  return with_connection([&](Connection& connection) {
+    Transaction view(connection, "BEGIN");
+    const Extent extent = read_extent(connection);
+    view.commit();
+    return extent;
+  });
+}
+
+Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
+  check_update(id, bytes);
+  return with_connection([&](Connection& connection) {
+    {
+      Statement insert = connection.prepare(append_sql);
+      insert.bind(1, id).bind(2, bytes);
+      if (uuid_seen_) insert.bind(3, *uuid_seen_);
+      const int code = insert.try_step();
+      if (code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_ROWID) return Appended::taken;
+      if (code != SQLITE_DONE) throw connection.error("cannot append update", code, true);
+      if (connection.changes() == 1) return Appended::yes;
+    }
+    return id <= read_row(connection).base ? Appended::below_base : Appended::taken;
+  });
+}
+
+Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
+  Page page;
+  for (bool first_page = true;; first_page = false) {
+    page.clear();
+    const Extent extent = with_connection([&](Connection& connection) {
+      Transaction view(connection, "BEGIN");
+      const Extent now = read_extent(connection);
+      const bool overtaken = !first_page && now.base >= first;  // by a rewrite; the extent says so
+      UpdateId expected = std::max(first, now.base + 1);
+      const UpdateId end = std::min(last, now.head);
+      if (!overtaken && expected <= end) {
+        Statement rows = connection.prepare(read_sql);
+        rows.bind(1, expected).bind(2, end);
+        while (!page.full() && rows.step("cannot read updates")) {
+          const auto id = static_cast<UpdateId>(rows.number(0));
+          if (id != expected) throw update_is_missing(name(), expected, now.head);
+          page.add(id, rows.bytes(1));
+          ++expected;
+        }
+      }
+      view.commit();
+      return now;
+    });
+    const bool goes_on = page.visit_all(visit);
+    if (!goes_on || !page.full()) return extent;
+    first = page.last_id() + 1;
+  }
+}
+
+void SqliteLog::read_base(const VisitPart& visit) {
+  const Row row = with_connection([&](Connection& connection) { return read_row(connection); });
+  for (std::int64_t number = 0; number < row.part_count; ++number) {
+    const std::string part = with_connection([&](Connection& connection) {
+      Statement read = connection.prepare(read_part_sql);
+      read.bind(1, row.base).bind(2, row.token).bind(3, number);
+      if (read.step("cannot read part of the base")) return std::string(read.bytes(0));
+      if (read_row(connection).token != row.token) throw base_was_replaced(name());
+      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() + " base=" + std::to_string(row.base) +
+                                          " number=" + std::to_string(number) + restore_it);
+    });
+    if (!visit(part)) return;
+  }
+}
+
+bool SqliteLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
+  const Extent before = extent();
+  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+
+  bool switched = false;
+  if (base > before.base) {
+    Row next{before.uuid, base, base_chain, random_uuid(), 0};
+    try {
+      while (const std::optional<std::string_view> part = next_part()) {
+        write_part(next, *part);
+        ++next.part_count;
+      }
+      switched = switch_to(next);
+    } catch (...) {
+      try {
+        delete_unused_parts(next);
+      } catch (const Error&) {
+        // A later rewrite will; what went wrong first is worth more.
+      }
+      throw;
+    }
+    if (!switched) delete_unused_parts(next);
+  }
+  try {
+    delete_what_is_behind();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::uncertain, std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+                error.system_error());
+  }
+  return switched;
+}
+
+void SqliteLog::write_part(const Row& next, std::string_view part) {
+  with_connection([&](Connection& connection) {
+    Statement insert = connection.prepare(insert_part_sql);
+    insert.bind(1, next.base).bind(2, next.token).bind(3, next.part_count).bind(4, part);
+    return insert.step("cannot write part of a base");
+  });
+}
+
+void SqliteLog::delete_unused_parts(const Row& next) {
+  with_connection([&](Connection& connection) {
+    Statement erase = connection.prepare(delete_own_parts_sql);
+    return erase.bind(1, next.base).bind(2, next.token).step("cannot delete parts of a base");
+  });
+}
+
+// False: another rewrite has come as far or farther.
+bool SqliteLog::switch_to(const Row& next) {
+  return with_connection([&](Connection& connection) {
+    {
+      Statement update = connection.prepare(switch_sql);
+      update.bind(1, next.base).bind(2, static_cast<std::int64_t>(next.base_chain)).bind(3, next.token).bind(4, next.part_count).bind(5, next.uuid);
+      const int code = update.try_step();
+      if (code != SQLITE_DONE) throw connection.error("cannot switch to another base", code, true);
+      if (connection.changes() == 1) return true;
+    }
+    const Row present = read_row(connection);
+    if (present.uuid != next.uuid) throw log_is_gone(name());
+    if (present.base >= next.base) return false;
+    throw Error(ErrorKind::unavailable, "parts of the new base disappeared while it was written (begin again): log=" + name());
+  });
+}
+
+void SqliteLog::delete_what_is_behind() {
+  delete_in_batches(delete_updates_sql);
+  delete_in_batches(delete_parts_sql);
+}
+
+void SqliteLog::delete_in_batches(const char* sql) {
+  const auto delete_some = [&] {
+    return with_connection([&](Connection& connection) {
+      connection.run(sql);
+      return connection.changes() > 0;
+    });
+  };
+  while (delete_some()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+}
+
+}  // namespace whycache

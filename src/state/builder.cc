@@ -1,0 +1,121 @@
+#include "state/builder.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+
+#include "base/process_lock.h"
+#include "base/random.h"
+#include "state/applier.h"
+#include "state/pin.h"
+#include "state/state_file.h"
+
+namespace whycache {
+namespace {
+
+constexpr const char* building_suffix = ".building-";
+
+// Removes what builders that died left behind: files under our name whose lock nobody holds.
+void remove_leftovers(const std::string& path) {
+  const std::string folder = folder_of(path);
+  const std::size_t slash = path.rfind('/');
+  const std::string prefix = (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
+  DIR* const entries = ::opendir(folder.c_str());
+  if (entries == nullptr) return;
+  while (const dirent* const entry = ::readdir(entries)) {
+    const std::string name = entry->d_name;
+    if (name.rfind(prefix, 0) != 0) continue;
+    const std::string leftover = folder + "/" + name;
+    const FileDescriptor file(::open(leftover.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    if (file && try_lock_byte(file.number(), 0)) ::unlink(leftover.c_str());
+  }
+  ::closedir(entries);
+}
+
+std::string building_path(const std::string& path) {
+  char number[17];
+  std::snprintf(number, sizeof number, "%016lx", static_cast<unsigned long>(random_u64()));
+  return path + building_suffix + number;
+}
+
+// The file, locked as long as it is open, with one segment and its fixed header.
+FileDescriptor make_file(const std::string& path, const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
+  FileDescriptor file = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+  try {
+    if (!try_lock_byte(file.number(), 0)) throw Error(ErrorKind::unavailable, "new state file is locked: path=" + path);
+    if (::fchmod(file.number(), options.mode) != 0) throw system_error("cannot set mode of file", path, errno);
+    int error;
+    do {
+      error = ::posix_fallocate(file.number(), 0, static_cast<off_t>(segment_bytes));
+    } while (error == EINTR);
+    if (error != 0) throw system_error("cannot make state file", path, error);
+    struct stat status;
+    if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat state file", path, errno);
+    Mapping mapping(FileDescriptor(::fcntl(file.number(), F_DUPFD_CLOEXEC, 0)), path, segment_bytes, Mapping::Access::write);
+    write_fixed_header(mapping.writable_header(), log_uuid, log_name, status.st_ino, status.st_dev);
+  } catch (...) {
+    ::unlink(path.c_str());
+    throw;
+  }
+  return file;
+}
+
+class FileBuilder final : public StateBuilder {
+ public:
+  FileBuilder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name,
+              std::function<void(const std::string&)> put_in_place)
+      : options_(options),
+        path_(building_path(options.path)),
+        mapping_(make_file(path_, options, log_uuid, log_name), path_, options.bytes_max, Mapping::Access::write),
+        applier_(mapping_, nullptr, options.bytes_max),
+        put_in_place_(std::move(put_in_place)) {
+    try {
+      applier_.create(chain_start(log_uuid));
+    } catch (...) {
+      ::unlink(path_.c_str());
+      throw;
+    }
+  }
+
+  ~FileBuilder() override {
+    if (!installed_) ::unlink(path_.c_str());
+  }
+
+  // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier one.
+  void load(std::span<const Item> items) override { applier_.load(items, 1); }
+  void loaded(UpdateId id, std::uint64_t chain) override { applier_.loaded(id, chain); }
+  void apply(const Update& update) override { applier_.apply(update); }
+  StateInfo info() const override { return state_info(mapping_); }
+
+  std::shared_ptr<const detail::Pin> pin() const override {
+    return std::make_shared<const detail::Pin>(
+        std::make_shared<const Mapping>(open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
+  }
+
+  void install() override {
+    put_in_place_(path_);
+    installed_ = true;
+  }
+
+ private:
+  StateOptions options_;
+  std::string path_;
+  Mapping mapping_;
+  Applier applier_;
+  std::function<void(const std::string&)> put_in_place_;
+  bool installed_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name,
+                                           std::function<void(const std::string&)> put_in_place) {
+  remove_leftovers(options.path);
+  return std::make_unique<FileBuilder>(options, log_uuid, log_name, std::move(put_in_place));
+}
+
+}  // namespace whycache

@@ -1,0 +1,239 @@
+// The bytes of the state file. docs/formats/state.md tells the same in prose.
+//
+//   segment 0                 header page, descriptors of segments 0..8063
+//   segment 1 ..              directory, index parts, key nodes, entries, free ...
+//   segment 8064              (header page unused), descriptors of segments 8064..16127
+//   ...
+//
+// Everything is addressed by its offset from the start of the file. Integers are little-endian.
+//
+// Who writes what. Only the holder of the writer lock writes the file; readers have it mapped read-only. What readers
+// look at while the writer works is published by single stores, marked below: "release, acquired by".
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include <whycache/types.h>
+
+#include "base/hash.h"
+
+namespace whycache {
+
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+
+// --- Segments ---
+
+inline constexpr std::uint64_t segment_bytes = std::uint64_t{256} << 10;
+inline constexpr std::uint64_t header_page_bytes = 4096;
+
+enum class SegmentKind : std::uint8_t {
+  free = 0,       // on the list of free segments
+  table = 1,      // header page and descriptors
+  directory = 2,  // of the point index
+  part = 3,       // of the point index
+  nodes = 4,      // of the key index, all of one size class
+  entries = 5,    // entries, one after the other
+  large = 6,      // first segment of an entry too large for one
+  large_rest = 7, // the others
+  retired = 8     // nobody new comes here; free once every view from before `stamp` is gone
+};
+
+// Writer only. Links are segment numbers; 0, the first table, ends a list.
+struct SegmentDescriptor {
+  SegmentKind kind;
+  std::uint8_t size_class;   // nodes: of its nodes
+  std::uint8_t list;         // entries, sealed: 1 + which list of sparse segments it is on; nodes: 1 if on the partial list
+  std::uint8_t reserved;
+  std::uint32_t live;        // entries, large: bytes of entries the index points to; nodes: nodes in use; part: words in use
+  std::uint32_t used;        // entries: bytes allocated from the front; nodes: nodes ever handed out; part: fillers; large, directory: segments
+  std::uint32_t next;
+  std::uint32_t previous;
+  std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked by NodeHeader::next
+  std::uint64_t stamp;       // retired: the update id from which on nobody sees it
+};
+static_assert(sizeof(SegmentDescriptor) == 32);
+
+inline constexpr std::uint64_t segments_per_table = (segment_bytes - header_page_bytes) / sizeof(SegmentDescriptor);
+static_assert(segments_per_table == 8064);
+
+inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
+  const std::uint64_t table = segment / segments_per_table * segments_per_table;
+  return table * segment_bytes + header_page_bytes + segment % segments_per_table * sizeof(SegmentDescriptor);
+}
+
+// --- Entries ---
+
+// One version of one key's value: this header, the key, the value, up to a multiple of 8 bytes. Written before the index
+// points to it, then never changed.
+struct EntryHeader {
+  std::uint64_t id_and_key;          // update id << 16 | erased << 15 | key bytes
+  std::uint64_t previous_and_value;  // offset / 8 of the version before (0: none) << 24 | value bytes
+
+  static constexpr std::uint64_t erased_bit = std::uint64_t{1} << 15;
+
+  static EntryHeader make(UpdateId id, bool erased, std::size_t key_bytes, std::uint64_t previous, std::size_t value_bytes) {
+    return {id << 16 | (erased ? erased_bit : 0) | key_bytes, previous >> 3 << 24 | value_bytes};
+  }
+  UpdateId id() const { return id_and_key >> 16; }
+  bool erased() const { return (id_and_key & erased_bit) != 0; }
+  std::uint32_t key_bytes() const { return static_cast<std::uint32_t>(id_and_key & 0x7fff); }
+  std::uint64_t previous() const { return previous_and_value >> 24 << 3; }
+  std::uint32_t value_bytes() const { return static_cast<std::uint32_t>(previous_and_value & 0xffffff); }
+};
+static_assert(sizeof(EntryHeader) == 16);
+
+inline constexpr UpdateId update_id_max = (UpdateId{1} << 48) - 1;
+inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
+
+inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes) {
+  return (sizeof(EntryHeader) + key_bytes + value_bytes + 7) & ~std::uint64_t{7};
+}
+inline constexpr bool is_large_entry(std::uint64_t bytes) { return bytes > segment_bytes; }
+inline constexpr std::uint64_t segments_for(std::uint64_t bytes) { return (bytes + segment_bytes - 1) / segment_bytes; }
+
+// --- Point index ---
+
+// directory[hash >> (64 - depth)] names a part; a part is 4,096 buckets of eight words, a cache line each. A key's home
+// bucket is hash & 4095. A full bucket overflows into the next one, at most 7 further; a reader goes on while a
+// bucket has no empty word. A word never becomes empty again (a removed one becomes a filler), so that stopping there is right.
+//
+// The tag is the top of the hash, which holds the bits the directory is indexed by: a part is split by looking at its
+// words alone.
+using IndexWord = std::atomic<std::uint64_t>;  // release, acquired by readers: the entry is complete before
+
+inline constexpr std::uint64_t bucket_words = 8;
+inline constexpr std::uint64_t part_buckets = 4096;
+inline constexpr std::uint64_t part_words = part_buckets * bucket_words;
+inline constexpr std::uint64_t displacement_max = 7;
+inline constexpr unsigned directory_depth_max = 20;
+inline constexpr std::uint64_t empty_word = 0;
+inline constexpr std::uint64_t filler_word = 1;
+static_assert(part_words * sizeof(IndexWord) == segment_bytes);
+
+// 24 bits tag, 3 bits displacement from the home bucket, 37 bits offset / 8.
+inline constexpr unsigned word_offset_bits = 37;
+inline constexpr std::uint64_t tag_of(std::uint64_t hash) {
+  const std::uint64_t tag = hash >> 40;
+  return tag != 0 ? tag : 1;  // a word with tag 0 would look empty; the lowest bit never chooses a part
+}
+inline constexpr std::uint64_t home_bucket(std::uint64_t hash) { return hash & (part_buckets - 1); }
+inline constexpr std::uint64_t make_word(std::uint64_t tag, std::uint64_t displacement, std::uint64_t offset) {
+  return tag << 40 | displacement << word_offset_bits | offset >> 3;
+}
+inline constexpr std::uint64_t word_offset(std::uint64_t word) {
+  return (word & ((std::uint64_t{1} << word_offset_bits) - 1)) << 3;
+}
+inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> 40; }
+inline constexpr std::uint64_t word_displacement(std::uint64_t word) { return word >> word_offset_bits & 7; }
+inline constexpr bool holds_entry(std::uint64_t word) { return word > filler_word; }
+
+// A word of the directory: offset of the part | its local depth. Header::directory: offset of the directory << 8 | depth.
+inline constexpr std::uint64_t part_offset(std::uint64_t directory_word) { return directory_word & ~(segment_bytes - 1); }
+inline constexpr unsigned part_depth(std::uint64_t directory_word) { return static_cast<unsigned>(directory_word & 0xff); }
+inline constexpr std::uint64_t directory_offset(std::uint64_t word) { return word >> 8; }
+inline constexpr unsigned directory_depth(std::uint64_t word) { return static_cast<unsigned>(word & 0xff); }
+inline constexpr std::uint64_t directory_slot(std::uint64_t hash, unsigned depth) {
+  return depth == 0 ? 0 : hash >> (64 - depth);
+}
+// Directories of depth 0..14 have a place each in one segment, so that doubling never writes over what readers use.
+inline constexpr unsigned small_directory_depth_max = 14;
+inline constexpr std::uint64_t small_directory_place(unsigned depth) { return std::uint64_t{8} << depth; }
+
+// --- Header page ---
+
+// Written when the file is made, and again when it is adopted after a copy or a reboot.
+struct HeaderFixed {
+  char magic[8];                // "whycache"
+  std::uint16_t format_major;   // another major: not for us
+  std::uint16_t format_minor;
+  std::uint32_t byte_order;     // 0x01020304 as this machine writes it
+  std::uint32_t header_bytes;   // header_page_bytes
+  std::uint32_t segment_size;   // segment_bytes
+  std::uint64_t state_id;       // random, of this file
+  Uuid log_uuid;
+  std::uint64_t hash_seed;      // random; of the point index
+  std::int64_t created_us;
+  Uuid boot_id;                 // of the boot in which it was made or adopted
+  std::uint64_t inode;          // of the file then: a copy has another one
+  std::uint64_t device;
+  std::uint32_t log_name_bytes;
+  char log_name[404];
+  std::uint64_t checksum;       // hash64 of all before
+};
+static_assert(sizeof(HeaderFixed) == 512);
+
+inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
+inline constexpr std::uint16_t state_format_major = 1;
+inline constexpr std::uint32_t byte_order_mark = 0x01020304;
+
+// What one update id comes with. Block (id & 7) is written before applied_id is stored, and not again until seven
+// more updates are published.
+struct PublishedBlock {
+  UpdateId id;
+  std::uint64_t chain;
+  std::uint64_t digest_low;
+  std::uint64_t digest_high;
+  std::uint64_t item_count;
+  std::uint64_t item_bytes;
+  std::uint64_t keys_root;
+  std::uint64_t checksum;  // hash64 of all before
+
+  std::uint64_t expected_checksum() const {
+    return hash64({reinterpret_cast<const char*>(this), offsetof(PublishedBlock, checksum)});
+  }
+};
+static_assert(sizeof(PublishedBlock) == 64);
+inline constexpr std::size_t published_block_count = 8;
+
+inline constexpr std::size_t sparse_list_count = 16;
+inline constexpr std::size_t node_class_count = 4;
+
+// The allocator's books. Writer only; not to be trusted if the writer before died (writer_active).
+struct WriterBooks {
+  std::uint32_t segment_count;
+  std::uint32_t free_head;
+  std::uint32_t free_count;
+  std::uint32_t retired_head;  // in the order of their stamps
+  std::uint32_t retired_tail;
+  std::uint32_t retired_count;
+  std::uint32_t open_fresh;    // the segment new entries go to; 0: none
+  std::uint32_t open_copy;     // the segment copied entries go to
+  std::uint32_t node_partial[node_class_count];  // segments with free nodes
+  std::uint32_t sparse[sparse_list_count];       // sealed entry segments, by how much of them is live
+  std::uint64_t retired_nodes_head;  // in the order of their stamps
+  std::uint64_t retired_nodes_tail;
+  std::uint64_t entry_segments;      // of kind entries
+  std::uint64_t entry_live_bytes;    // in them
+};
+
+// reclaim_generation: the top bit says that another file took this one's place.
+inline constexpr std::uint64_t superseded_bit = std::uint64_t{1} << 63;
+
+struct Header {
+  HeaderFixed fixed;
+
+  // The line every point read loads.
+  alignas(64) std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired space is written over;
+                                                              // readers acquire it before and fence-and-load it after
+  std::atomic<std::uint64_t> applied_id;   // release, last store of an update; acquired by readers before all else of it
+  std::atomic<std::uint64_t> directory;    // release, acquired by readers
+
+  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked at; readers
+                                                           // pin, fence, and look here
+  std::atomic<std::uint64_t> file_bytes;     // allocated and usable; release
+  std::atomic<std::uint64_t> writer_active;  // not 0: a writer is at work, or died at it
+
+  alignas(64) PublishedBlock published[published_block_count];
+  alignas(64) WriterBooks books;
+};
+static_assert(sizeof(Header) <= header_page_bytes);
+static_assert(offsetof(Header, reclaim_generation) == 512);
+static_assert(offsetof(Header, reclaim_horizon) == 576);
+static_assert(offsetof(Header, published) == 640);
+static_assert(offsetof(Header, books) == 1152);
+
+}  // namespace whycache

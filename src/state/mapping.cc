@@ -1,0 +1,76 @@
+#include "state/mapping.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+namespace whycache {
+
+Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access)
+    : file_(std::move(file)), path_(std::move(path)) {
+  struct stat status;
+  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
+  const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
+  if (file_bytes < segment_bytes) {
+    throw Error(ErrorKind::corrupt, "state file cut short: path=" + path_ + " bytes=" + std::to_string(file_bytes) + " (delete it)");
+  }
+  inode_ = status.st_ino;
+  device_ = status.st_dev;
+  const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
+  reserved_bytes_ = std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
+  for (;;) {
+    void* mapped = ::mmap(nullptr, reserved_bytes_, protection, MAP_SHARED, file_.number(), 0);
+    if (mapped != MAP_FAILED) {
+      base_ = static_cast<std::byte*>(mapped);
+      break;
+    }
+    // Address space may be limited (RLIMIT_AS): then room to grow is what is given up.
+    if (errno != ENOMEM || reserved_bytes_ == file_bytes) {
+      const int error = errno;
+      throw Error(ErrorKind::limit, "cannot map state file: path=" + path_ + " bytes=" + std::to_string(reserved_bytes_) +
+                                        " (raise the limit on address space, see ulimit -v)", error);
+    }
+    reserved_bytes_ = std::max(reserved_bytes_ / 2, file_bytes);
+  }
+  // A hint, taken where the file system has huge pages to give (tmpfs).
+  ::madvise(base_, reserved_bytes_, MADV_HUGEPAGE);
+  if (access == Access::write) ::madvise(base_, reserved_bytes_, MADV_DONTFORK);
+  usable_bytes_.store(file_bytes / segment_bytes * segment_bytes, std::memory_order_relaxed);
+  hash_seed_ = header().fixed.hash_seed;
+  state_id_ = header().fixed.state_id;
+}
+
+Mapping::~Mapping() {
+  if (base_ != nullptr) ::munmap(base_, reserved_bytes_);
+}
+
+std::uint64_t Mapping::refresh_usable_bytes() const {
+  struct stat status;
+  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
+  const std::uint64_t bytes = std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes * segment_bytes;
+  std::uint64_t known = usable_bytes();
+  if (bytes < known) {
+    throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ + " bytes=" + std::to_string(bytes) +
+                                        " known=" + std::to_string(known) + " (delete it and open the cache again)");
+  }
+  while (known < bytes && !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
+  }
+  return usable_bytes();
+}
+
+std::string header_fault(const HeaderFixed& header) {
+  if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0) return "it does not begin with the mark of a whycache state";
+  if (header.byte_order != byte_order_mark) return "it was made on a machine of another byte order";
+  if (header.format_major != state_format_major) {
+    return "its format is another: found=" + std::to_string(header.format_major) + " known=" + std::to_string(state_format_major);
+  }
+  if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes) return "its header gives sizes that cannot be";
+  const std::uint64_t checksum = hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
+  if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name) return "its header is damaged";
+  return {};
+}
+
+}  // namespace whycache

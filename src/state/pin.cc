@@ -1,0 +1,83 @@
+#include "state/pin.h"
+
+#include "base/fork_watch.h"
+
+namespace whycache::detail {
+
+PublishedBlock read_published(const Header& header) {
+  for (;;) {
+    const UpdateId id = header.applied_id.load(std::memory_order_acquire);
+    PublishedBlock block;
+    std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
+    // The block is written again only after seven more updates were published.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1) continue;
+    if (block.id != id || block.checksum != block.expected_checksum()) {
+      throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" + std::to_string(id) + " (delete the state file)");
+    }
+    return block;
+  }
+}
+
+Pin::Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> readers)
+    : mapping_(std::move(mapping)), readers_(std::move(readers)), fork_count_(fork_count()) {
+  slot_ = readers_->claim_slot();
+  try {
+    pin_newest();
+  } catch (...) {
+    readers_->release_slot(slot_);
+    throw;
+  }
+}
+
+Pin::Pin(std::shared_ptr<const Mapping> mapping)
+    : mapping_(std::move(mapping)), fork_count_(fork_count()), block_(read_published(mapping_->header())) {}
+
+Pin::~Pin() {
+  // In a child the slot is the parent's.
+  if (slot_ != nullptr && fork_count_ == fork_count()) readers_->release_slot(slot_);
+}
+
+void Pin::pin_newest() {
+  const Header& header = mapping_->header();
+  slot_->state_id.store(mapping_->state_id(), std::memory_order_release);
+  for (;;) {
+    block_ = read_published(header);
+    slot_->pinned_id.store(block_.id + 1, std::memory_order_release);
+    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees our pin, or we see its horizon.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (header.reclaim_horizon.load(std::memory_order_acquire) <= block_.id) return;
+  }
+}
+
+void Pin::check_usable() const {
+  if (fork_count_ != fork_count()) {
+    throw Error(ErrorKind::invalid, "view was opened before fork: open another one in the child");
+  }
+}
+
+LookupResult Pin::get(std::string_view key) const {
+  check_usable();
+  const std::uint64_t hash = mapping_->hash_of(key);
+  const Bytes bytes(*mapping_);
+  const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+  LookupResult result{Found::impossible, {}};
+  if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
+  return result.found == Found::impossible ? look_up_slowly(key, hash) : result;
+}
+
+LookupResult Pin::look_up_slowly(std::string_view key, std::uint64_t hash) const {
+  // Most likely the file has grown since this process looked at its size.
+  mapping_->refresh_usable_bytes();
+  const Bytes bytes(*mapping_);
+  const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+  LookupResult result{Found::impossible, {}};
+  if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
+  if (result.found == Found::impossible) {
+    throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() + " update=" + std::to_string(block_.id) +
+                                        " (delete the state file, it will be built anew from the log)");
+  }
+  return result;
+}
+
+}  // namespace whycache::detail

@@ -1,0 +1,59 @@
+// Changing the point index; reading it is lookup.h, its layout is layout.h. Writer only.
+//
+// Every change readers can see is one store of one word: an entry's word, a directory's word, Header::directory. A part that is split or
+// purged is left as it is; two new ones (or one) take its place in the directory, and it is retired.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "state/arena.h"
+#include "state/layout.h"
+
+namespace whycache {
+
+class PointIndex {
+ public:
+  explicit PointIndex(Arena& arena) : arena_(arena) {}
+
+  // The directory and the first part of an empty file.
+  void create();
+
+  // The word that holds the newest entry of `key`; nullptr if there is none (a key that was erased may still have one).
+  IndexWord* find(std::uint64_t hash, std::string_view key) const;
+  // The word that points to `offset`; nullptr if none does.
+  IndexWord* find_offset(std::uint64_t hash, std::uint64_t offset) const;
+  void prefetch(std::uint64_t hash) const;
+
+  // `key` is not in the index. The entry at `offset` is complete. Throws Error limit.
+  void insert(std::uint64_t hash, std::uint64_t offset);
+  // Points `word` to another entry of the same key.
+  static void replace(IndexWord& word, std::uint64_t offset) {
+    const std::uint64_t old = word.load(std::memory_order_relaxed);
+    word.store(make_word(word_tag(old), word_displacement(old), offset), std::memory_order_release);
+  }
+  void remove(IndexWord& word);
+
+  // The entry's header at `offset`, which the index gave. Throws Error corrupt if none can be there.
+  const EntryHeader& entry(std::uint64_t offset) const;
+
+  // The bounds-checked directory: its words and depth. Throws Error corrupt.
+  IndexWord* directory(unsigned& depth) const;
+  IndexWord* part(std::uint64_t offset) const;
+
+ private:
+  SegmentDescriptor& part_descriptor(const IndexWord* word) const;
+  // Puts a word into a part nobody reads yet. False: no room near its home.
+  static bool place(IndexWord* words, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
+  void split(std::uint64_t hash);
+  // The same part again, without its fillers.
+  void purge(std::uint64_t hash);
+  void double_directory();
+  // Zeroed, for filling.
+  IndexWord* new_part(std::uint64_t& offset);
+  void publish_part(std::uint64_t from_slot, std::uint64_t slots, std::uint64_t offset, unsigned depth);
+
+  Arena& arena_;
+};
+
+}  // namespace whycache

@@ -1,0 +1,85 @@
+#include "state/reading_threads.h"
+
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/fork_watch.h"
+
+namespace whycache {
+
+thread_local ReadingThread* this_reading_thread __attribute__((tls_model("initial-exec"))) = nullptr;
+
+namespace {
+
+std::atomic<ReadingThread*> all_threads{nullptr};
+
+bool membarrier(int command) { return ::syscall(SYS_membarrier, command, 0, 0) == 0; }
+
+// Gives the record back when the thread ends.
+struct RecordOwner {
+  ReadingThread* record = nullptr;
+  ~RecordOwner() {
+    this_reading_thread = nullptr;
+    if (record != nullptr) record->taken.store(false, std::memory_order_release);
+  }
+};
+
+// The threads of a parent do not exist in its child, and will never leave the reads they were in.
+class ForgetThreads final : public ForkListener {
+ public:
+  void after_fork_in_child() noexcept override {
+    for (ReadingThread* thread = all_threads.load(std::memory_order_relaxed); thread != nullptr; thread = thread->next) {
+      if (thread == this_reading_thread) continue;
+      thread->reads.store(0, std::memory_order_relaxed);
+      thread->taken.store(false, std::memory_order_relaxed);
+    }
+  }
+};
+
+}  // namespace
+
+ReadingThread& register_reading_thread() {
+  static ForgetThreads& forget = *[] {
+    auto* made = new ForgetThreads;
+    register_fork_listener(made);
+    return made;
+  }();
+  static_cast<void>(forget);
+  thread_local RecordOwner owner;
+  for (ReadingThread* thread = all_threads.load(std::memory_order_acquire); thread != nullptr; thread = thread->next) {
+    bool taken = false;
+    if (thread->taken.compare_exchange_strong(taken, true, std::memory_order_acq_rel)) {
+      owner.record = this_reading_thread = thread;
+      return *thread;
+    }
+  }
+  auto* made = new ReadingThread;
+  made->taken.store(true, std::memory_order_relaxed);
+  made->next = all_threads.load(std::memory_order_relaxed);
+  while (!all_threads.compare_exchange_weak(made->next, made, std::memory_order_release, std::memory_order_relaxed)) {
+  }
+  owner.record = this_reading_thread = made;
+  return *made;
+}
+
+GracePeriod::GracePeriod() {
+  // A process has to register before its first.
+  if (!membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
+      !(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) && membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))) {
+    for_ever_ = true;
+    return;
+  }
+  for (ReadingThread* thread = all_threads.load(std::memory_order_acquire); thread != nullptr; thread = thread->next) {
+    const std::uint64_t reads = thread->reads.load(std::memory_order_acquire);
+    if (reads % 2 == 1) waiting_.push_back({thread, reads});
+  }
+}
+
+bool GracePeriod::over() {
+  if (for_ever_) return false;
+  std::erase_if(waiting_, [](const Waiting& one) { return one.thread->reads.load(std::memory_order_acquire) != one.reads; });
+  return waiting_.empty();
+}
+
+}  // namespace whycache

@@ -1,0 +1,353 @@
+#include "state/state.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <thread>
+#include <utility>
+
+#include "base/fork_watch.h"
+#include "base/process_lock.h"
+#include "state/builder.h"
+#include "state/lock_file.h"
+#include "state/lookup.h"
+#include "state/pin.h"
+#include "state/reading_threads.h"
+#include "state/state_file.h"
+#include "state/verify.h"
+#include "state/writer.h"
+
+namespace whycache {
+namespace {
+
+constexpr int point_read_tries = 4;
+constexpr std::int64_t look_for_successor_every_ns = 10'000'000;
+constexpr std::chrono::milliseconds install_patience{10'000};
+
+const char* name_of(StateLock lock) {
+  switch (lock) {
+    case StateLock::writer: return "writer";
+    case StateLock::follow: return "follow";
+    case StateLock::append: return "append";
+    case StateLock::install: return "install";
+  }
+  return "?";
+}
+
+}  // namespace
+
+struct State::Inner final : ForkListener {
+  ~Inner() = default;
+
+  void after_fork_in_child() noexcept override {
+    for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
+    new (&switch_mutex) std::mutex;
+    lock_file->after_fork_in_child();
+  }
+
+  std::shared_ptr<Mapping> mapping_now() const {
+    const std::lock_guard guard(switch_mutex);
+    return shared;
+  }
+
+  // Unmaps what was replaced, as far as no thread can still be reading it. The caller holds switch_mutex.
+  void sweep_replaced() {
+    std::erase_if(replaced, [](Replaced& one) { return one.grace.over(); });
+  }
+
+  void switch_to(std::shared_ptr<Mapping> mapping) {
+    const std::lock_guard guard(switch_mutex);
+    std::shared_ptr<Mapping> old = std::move(shared);
+    shared = std::move(mapping);
+    current.store(shared.get(), std::memory_order_release);
+    sweep_replaced();
+    if (old) replaced.push_back({std::move(old), GracePeriod()});
+  }
+
+  struct Replaced {
+    std::shared_ptr<Mapping> mapping;
+    GracePeriod grace;
+  };
+
+  std::shared_ptr<LockFile> lock_file;
+  mutable std::array<std::timed_mutex, 4> lock_mutexes;
+  // Point reads load it inside a Reading; stored under switch_mutex.
+  std::atomic<const Mapping*> current{nullptr};
+  mutable std::mutex switch_mutex;
+  std::shared_ptr<Mapping> shared;  // the same, for who keeps it
+  std::vector<Replaced> replaced;
+  std::string why_unusable;         // under switch_mutex
+  std::atomic<std::int64_t> looked_for_successor_ns{0};
+};
+
+// --- Opening ---
+
+State::State(const StateOptions& options) : options_(options), inner_(std::make_unique<Inner>()) {}
+
+State::~State() {
+  if (inner_) unregister_fork_listener(inner_.get());
+}
+
+std::unique_ptr<State> State::open(const StateOptions& options) {
+  if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
+  check_place(options);
+  std::unique_ptr<State> state(new State(options));
+  Inner& inner = *state->inner_;
+  inner.lock_file = std::make_shared<LockFile>(options.path + ".lock", options.mode, options.reader_slots);
+  register_fork_listener(&inner);
+  const Deadline deadline(install_patience);
+  const HeldLock install = state->lock(StateLock::install, deadline);
+  const HeldLock writer = state->lock(StateLock::writer, deadline);
+  FoundFile found = find_state_file(options, *inner.lock_file, true);
+  state->adopted_ = found.adopted;
+  inner.why_unusable = found.why_not;
+  if (found.mapping) inner.switch_to(std::move(found.mapping));
+  return state;
+}
+
+bool State::usable() const {
+  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  return mapping && (mapping->header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) == 0;
+}
+
+std::string State::why_unusable() const {
+  const std::lock_guard guard(inner_->switch_mutex);
+  return inner_->why_unusable.empty() ? "it was removed: path=" + options_.path : inner_->why_unusable;
+}
+
+void State::follow_switch() const {
+  Inner& inner = *inner_;
+  const std::shared_ptr<Mapping> mapping = inner.mapping_now();
+  // A file that outgrew the address space this process reserved for it is mapped again, with more.
+  const bool fits = mapping && mapping->header().file_bytes.load(std::memory_order_acquire) <= mapping->reserved_bytes();
+  if (fits && is_in_place(*mapping)) {
+    const std::lock_guard guard(inner.switch_mutex);
+    inner.sweep_replaced();
+    return;
+  }
+  FoundFile found = find_state_file(options_, *inner.lock_file, false);
+  if (!found.mapping) {
+    // Perhaps one from elsewhere was put there, which has to be verified and made ours.
+    const Deadline deadline(install_patience);
+    const HeldLock install = lock(StateLock::install, deadline);
+    const HeldLock writer = lock(StateLock::writer, deadline);
+    found = find_state_file(options_, *inner.lock_file, true);
+  }
+  if (found.mapping) {
+    inner.switch_to(std::move(found.mapping));
+    return;
+  }
+  // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one has to be made.
+  if (mapping) supersede(*mapping);
+  const std::lock_guard guard(inner.switch_mutex);
+  inner.why_unusable = found.why_not;
+}
+
+// --- Reads ---
+
+bool State::get(std::string_view key, std::string& value) const {
+  {
+    const Reading reading;
+    const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+    if (mapping != nullptr) {
+      for (int tries = 0; tries < point_read_tries; ++tries) {
+        const ReadOutcome outcome = try_point_read(*mapping, key, [&](std::string_view found) { value.assign(found.data(), found.size()); });
+        if (outcome == ReadOutcome::yes) return true;
+        if (outcome == ReadOutcome::no) return false;
+        if (outcome == ReadOutcome::superseded) break;
+      }
+    }
+  }
+  const LookupResult result = pin()->get(key);
+  if (result.found == Found::yes) value.assign(result.value.data(), result.value.size());
+  return result.found == Found::yes;
+}
+
+bool State::contains(std::string_view key) const {
+  {
+    const Reading reading;
+    const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+    if (mapping != nullptr) {
+      for (int tries = 0; tries < point_read_tries; ++tries) {
+        const ReadOutcome outcome = try_point_read(*mapping, key, [](std::string_view) {});
+        if (outcome == ReadOutcome::yes) return true;
+        if (outcome == ReadOutcome::no) return false;
+        if (outcome == ReadOutcome::superseded) break;
+      }
+    }
+  }
+  return pin()->get(key).found == Found::yes;
+}
+
+std::shared_ptr<const detail::Pin> State::pin() const {
+  Inner& inner = *inner_;
+  std::shared_ptr<Mapping> mapping = inner.mapping_now();
+  if (mapping && (mapping->header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0) {
+    // Looked for now and then only: until a successor is there, reads go on from the old file.
+    const std::int64_t now = boot_time_ns();
+    std::int64_t looked = inner.looked_for_successor_ns.load(std::memory_order_relaxed);
+    if ((looked == 0 || now - looked >= look_for_successor_every_ns) &&
+        inner.looked_for_successor_ns.compare_exchange_strong(looked, now, std::memory_order_relaxed)) {
+      FoundFile found = find_state_file(options_, *inner.lock_file, false);
+      if (found.mapping) {
+        inner.looked_for_successor_ns.store(0, std::memory_order_relaxed);
+        mapping = found.mapping;
+        inner.switch_to(std::move(found.mapping));
+      }
+    }
+  }
+  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
+  return std::make_shared<const detail::Pin>(std::move(mapping), inner.lock_file);
+}
+
+UpdateId State::get_multi(std::span<const std::string_view> keys,
+                          const std::function<void(std::size_t, std::string_view)>& found) const {
+  const std::shared_ptr<const detail::Pin> held = pin();
+  held->get_many(keys, [&](std::size_t i, const LookupResult& result) { found(i, result.value); });
+  return held->id();
+}
+
+StateInfo State::info() const {
+  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
+  return state_info(*mapping);
+}
+
+UpdateId State::applied_id() const {
+  const Reading reading;
+  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+  if (mapping == nullptr) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
+  return mapping->header().applied_id.load(std::memory_order_acquire);
+}
+
+// --- Freshness ---
+
+std::optional<std::int64_t> State::asked_at_ns() const {
+  const Reading reading;
+  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+  const LockFileHeader& shared = inner_->lock_file->header();
+  const std::int64_t at = shared.asked_at_ns.load(std::memory_order_acquire);
+  if (mapping == nullptr || at == 0 || shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id()) return std::nullopt;
+  return at;
+}
+
+UpdateId State::known_head() const { return inner_->lock_file->header().known_head.load(std::memory_order_relaxed); }
+
+void State::set_asked(std::int64_t at_ns, UpdateId head) const {
+  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  if (!mapping) return;
+  LockFileHeader& shared = inner_->lock_file->header();
+  if (shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id()) {
+    shared.asked_at_ns.store(0, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_release);
+    shared.asked_state_id.store(mapping->state_id(), std::memory_order_relaxed);
+  }
+  shared.known_head.store(head, std::memory_order_relaxed);
+  shared.asked_at_ns.store(at_ns, std::memory_order_release);
+}
+
+// --- Locks ---
+
+HeldLock::HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t forks)
+    : state_(state), lock_(lock), threads_(std::move(threads)), fork_count_(forks) {}
+
+HeldLock::HeldLock(HeldLock&& other) noexcept
+    : state_(std::exchange(other.state_, nullptr)), lock_(other.lock_), threads_(std::move(other.threads_)), fork_count_(other.fork_count_) {}
+
+HeldLock::~HeldLock() {
+  if (state_ == nullptr) return;
+  if (fork_count_ != fork_count()) {
+    threads_.release();  // the parent's, and made anew in this child
+    return;
+  }
+  unlock_byte(state_->inner_->lock_file->descriptor(), static_cast<std::uint64_t>(lock_));
+}
+
+HeldLock State::lock(StateLock which, const Deadline& deadline) const {
+  Inner& inner = *inner_;
+  const auto offset = static_cast<std::uint64_t>(which);
+  const auto gave_up = [&] {
+    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") + name_of(which) + " lock: path=" +
+                                             inner.lock_file->path() + " (retry, or raise the deadline)");
+  };
+  std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
+  if (!threads.try_lock() && !threads.try_lock_for(deadline.left())) throw gave_up();
+  // The kernel has no waiting for such a lock with a time limit, so it is asked again and again: soon at first.
+  for (std::chrono::microseconds pause{20};; pause = std::min(pause * 2, std::chrono::microseconds{1000})) {
+    if (try_lock_byte(inner.lock_file->descriptor(), offset)) break;
+    if (deadline.passed()) throw gave_up();
+    std::this_thread::sleep_for(pause);
+  }
+  HeldLock held(this, which, std::move(threads), fork_count());
+  inner.lock_file->check_in_place();
+  return held;
+}
+
+// --- Writing ---
+
+std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const {
+  for (int tries = 0;; ++tries) {
+    HeldLock writer = lock(StateLock::writer, deadline);
+    const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+    if (mapping && is_in_place(*mapping)) return open_writer(std::move(writer), options_, *inner_->lock_file);
+    if (tries == 2) throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
+    { const HeldLock released = std::move(writer); }
+    follow_switch();
+  }
+}
+
+std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
+  return open_builder(options_, log_uuid, log_name, [this](const std::string& built_path) {
+    const Deadline deadline(install_patience);
+    const HeldLock install = lock(StateLock::install, deadline);
+    const HeldLock writer = lock(StateLock::writer, deadline);
+    // Renamed first: who finds the old one superseded finds the new one in its place.
+    const std::shared_ptr<Mapping> old = inner_->mapping_now();
+    const FileDescriptor old_file = open_file_if_there(options_.path, O_RDWR);
+    if (::rename(built_path.c_str(), options_.path.c_str()) != 0) throw system_error("cannot put state file in place", options_.path, errno);
+    inner_->lock_file->header().asked_at_ns.store(0, std::memory_order_release);
+    if (old_file) supersede(old_file, options_.path);
+    FoundFile found = find_state_file(options_, *inner_->lock_file, true);
+    if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.why_not);
+    inner_->switch_to(std::move(found.mapping));
+    if (old) supersede(*old);  // if it had been moved away from the path
+  });
+}
+
+// --- Care ---
+
+void State::sync(const Deadline& deadline) const {
+  const HeldLock writer = lock(StateLock::writer, deadline);
+  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  if (mapping) sync_file(mapping->descriptor(), options_.path);
+}
+
+void State::remove(const Deadline& deadline) const {
+  const HeldLock install = lock(StateLock::install, deadline);
+  const HeldLock writer = lock(StateLock::writer, deadline);
+  if (const FileDescriptor file = open_file_if_there(options_.path, O_RDWR)) supersede(file, options_.path);
+  if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT) throw system_error("cannot remove state file", options_.path, errno);
+}
+
+std::vector<std::string> State::check(const Deadline& deadline,
+                                      const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
+  const std::unique_ptr<StateWriter> writer = begin_write(deadline);  // mends what a dead writer left
+  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  mapping->refresh_usable_bytes();
+  return verify(*mapping, true, progress);
+}
+
+StateInsides State::insides() const {
+  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
+  mapping->refresh_usable_bytes();
+  StateInsides insides = look_inside(*mapping);
+  insides.reader_slots = inner_->lock_file->slot_count();
+  insides.slots_taken = inner_->lock_file->slots_taken();
+  insides.processes = inner_->lock_file->processes();
+  return insides;
+}
+
+}  // namespace whycache

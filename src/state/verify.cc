@@ -1,0 +1,207 @@
+#include "state/verify.h"
+
+#include <algorithm>
+#include <string_view>
+#include <unordered_set>
+
+#include "state/keys.h"
+#include "state/lookup.h"
+#include "state/nodes.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::size_t faults_max = 20;
+constexpr std::uint64_t progress_every = 65536;
+
+class Verification {
+ public:
+  Verification(const Mapping& mapping, const std::function<void(std::uint64_t, std::uint64_t)>& progress)
+      : mapping_(mapping),
+        bytes_(mapping),
+        progress_(progress),
+        applied_(mapping.header().applied_id.load(std::memory_order_acquire)),
+        block_(mapping.header().published[applied_ % published_block_count]) {}
+
+  std::vector<std::string> run(bool books) {
+    const Header& header = mapping_.header();
+    if (const std::string fault = header_fault(header.fixed); !fault.empty()) {
+      report(fault);
+      return faults_;
+    }
+    if (block_.checksum != block_.expected_checksum() || block_.id != applied_) {
+      report("published block does not fit: applied_id=" + std::to_string(applied_));
+      return faults_;
+    }
+    if (header.file_bytes.load(std::memory_order_relaxed) > mapping_.usable_bytes()) {
+      report("file cut short: file_bytes=" + std::to_string(header.file_bytes.load(std::memory_order_relaxed)) +
+             " found=" + std::to_string(mapping_.usable_bytes()));
+      return faults_;
+    }
+    live_.assign(mapping_.usable_bytes() / segment_bytes, 0);
+    if (index() && keys() && books) compare_books();
+    return faults_;
+  }
+
+ private:
+  bool report(const std::string& fault) {
+    if (faults_.size() < faults_max) faults_.push_back(fault);
+    return faults_.size() < faults_max;
+  }
+
+  void step() {
+    if (++done_ % progress_every == 0 && progress_) progress_(done_, 2 * block_.item_count);
+  }
+
+  // The directory, every part, every word, every entry. False: there is no point in going on.
+  bool index() {
+    const std::uint64_t word = mapping_.header().directory.load(std::memory_order_acquire);
+    const unsigned depth = directory_depth(word);
+    if (depth > directory_depth_max || directory_offset(word) < header_page_bytes || directory_offset(word) % 8 != 0 ||
+        !bytes_.has(directory_offset(word), sizeof(IndexWord) << depth)) {
+      report("index directory out of bounds: word=" + std::to_string(word));
+      return false;
+    }
+    const auto* const slots = bytes_.at<IndexWord>(directory_offset(word));
+    const std::uint64_t count = std::uint64_t{1} << depth;
+    std::unordered_set<std::uint64_t> seen;
+    for (std::uint64_t slot = 0; slot < count;) {
+      const std::uint64_t one = slots[slot].load(std::memory_order_relaxed);
+      const unsigned local = part_depth(one);
+      if (local > depth || part_offset(one) == 0 || !bytes_.has(part_offset(one), segment_bytes) || !seen.insert(part_offset(one)).second) {
+        report("index part out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
+        return false;
+      }
+      const std::uint64_t block = std::uint64_t{1} << (depth - local);
+      if (slot % block != 0) {
+        report("index part out of place: slot=" + std::to_string(slot));
+        return false;
+      }
+      for (std::uint64_t i = slot; i < slot + block; ++i) {
+        if (slots[i].load(std::memory_order_relaxed) != one) {
+          report("index directory torn: slot=" + std::to_string(i));
+          return false;
+        }
+      }
+      if (!part(part_offset(one), slot, depth, local)) return false;
+      slot += block;
+    }
+    if (live_items_ != block_.item_count) {
+      report("items in the index=" + std::to_string(live_items_) + " published=" + std::to_string(block_.item_count));
+    }
+    if (item_bytes_ != block_.item_bytes) {
+      report("bytes of items in the index=" + std::to_string(item_bytes_) + " published=" + std::to_string(block_.item_bytes));
+    }
+    if (digest_ != Digest{block_.digest_low, block_.digest_high}) {
+      report("digest=" + to_string(digest_) + " published=" + to_string(Digest{block_.digest_low, block_.digest_high}));
+    }
+    return true;
+  }
+
+  bool part(std::uint64_t offset, std::uint64_t slot, unsigned depth, unsigned local) {
+    const auto* const words = bytes_.at<IndexWord>(offset);
+    std::uint32_t live = 0;
+    for (std::uint64_t i = 0; i < part_words; ++i) {
+      if (i + 64 < part_words) {
+        const std::uint64_t ahead = word_offset(words[i + 64].load(std::memory_order_relaxed));
+        if (bytes_.has(ahead, 64)) __builtin_prefetch(bytes_.at<char>(ahead));
+      }
+      const std::uint64_t word = words[i].load(std::memory_order_relaxed);
+      if (!holds_entry(word)) continue;
+      ++live;
+      Entry entry;
+      const std::uint64_t at = word_offset(word);
+      if (at % 8 != 0 || !bytes_.entry(at, entry) || entry.header.key_bytes() == 0 || entry.header.key_bytes() > key_bytes_max) {
+        return report("entry out of bounds: offset=" + std::to_string(at));
+      }
+      const std::uint64_t hash = mapping_.hash_of(entry.key());
+      const std::uint64_t bucket = i / bucket_words;
+      const std::uint64_t home = home_bucket(hash);
+      if (tag_of(hash) != word_tag(word) || ((bucket - home) & (part_buckets - 1)) != word_displacement(word) ||
+          directory_slot(hash, depth) >> (depth - local) != slot >> (depth - local)) {
+        if (!report("index word does not fit its key: offset=" + std::to_string(at))) return false;
+        continue;
+      }
+      for (std::uint64_t between = home; between != bucket; between = (between + 1) & (part_buckets - 1)) {
+        for (std::uint64_t k = 0; k < bucket_words; ++k) {
+          if (words[between * bucket_words + k].load(std::memory_order_relaxed) == empty_word) {
+            if (!report("index word behind an empty one: offset=" + std::to_string(at))) return false;
+          }
+        }
+      }
+      if (entry.header.id() > applied_) {
+        if (!report("entry newer than the applied id: offset=" + std::to_string(at) + " id=" + std::to_string(entry.header.id()))) return false;
+        continue;
+      }
+      const std::uint64_t bytes = entry_bytes(entry.header.key_bytes(), entry.header.value_bytes());
+      live_[at / segment_bytes] += is_large_entry(bytes) ? 1 : static_cast<std::uint32_t>(bytes);
+      if (!entry.header.erased()) {
+        ++live_items_;
+        item_bytes_ += entry.header.key_bytes() + entry.header.value_bytes();
+        add(digest_, item_digest(entry.key(), entry.value()));
+      }
+      step();
+    }
+    live_[offset / segment_bytes] = live;
+    return true;
+  }
+
+  // The tree is in order, and each of its keys is found, as many as there are items: so both hold the same keys.
+  bool keys() {
+    const MappedNodes nodes(mapping_);
+    try {
+      const KeysShape shape = visit_nodes(nodes, block_.keys_root, [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
+      if (shape.key_count != block_.item_count) {
+        report("keys in the key index=" + std::to_string(shape.key_count) + " published items=" + std::to_string(block_.item_count));
+      }
+      KeysCursor cursor(nodes);
+      const std::uint64_t directory = mapping_.header().directory.load(std::memory_order_acquire);
+      for (cursor.seek(block_.keys_root, {}); !cursor.at_end(); cursor.next()) {
+        const std::uint64_t hash = mapping_.hash_of(cursor.key());
+        const IndexWord* const part = find_part(bytes_, directory, hash);
+        if (part == nullptr || look_up(bytes_, part, hash, cursor.key(), applied_).found != Found::yes) {
+          if (!report("key of the key index not found in the point index: key_bytes=" + std::to_string(cursor.key().size()))) return false;
+        }
+        step();
+      }
+    } catch (const Error& error) {
+      report(error.what());
+      return false;
+    }
+    return true;
+  }
+
+  void compare_books() {
+    const std::uint64_t count = std::min<std::uint64_t>(mapping_.header().books.segment_count, live_.size());
+    for (std::uint64_t segment = 0; segment < count; ++segment) {
+      const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
+      const bool counted = book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::part;
+      // Nodes count as live until no view can hold them, so that there may be more.
+      const bool fits = counted ? book.live == live_[segment] : book.kind == SegmentKind::nodes ? book.live >= live_[segment] : live_[segment] == 0;
+      if (!fits && !report("segment accounting: segment=" + std::to_string(segment) + " kind=" + std::to_string(static_cast<int>(book.kind)) +
+                           " booked=" + std::to_string(book.live) + " found=" + std::to_string(live_[segment]))) {
+        return;
+      }
+    }
+  }
+
+  const Mapping& mapping_;
+  Bytes bytes_;
+  const std::function<void(std::uint64_t, std::uint64_t)>& progress_;
+  UpdateId applied_;
+  PublishedBlock block_;
+  std::vector<std::string> faults_;
+  std::vector<std::uint32_t> live_;
+  std::uint64_t live_items_ = 0;
+  std::uint64_t item_bytes_ = 0;
+  Digest digest_;
+  std::uint64_t done_ = 0;
+};
+
+}  // namespace
+
+std::vector<std::string> verify(const Mapping& mapping, bool books, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+  return Verification(mapping, progress).run(books);
+}
+
+}  // namespace whycache

@@ -1,0 +1,100 @@
+// Views, and walking them in key order: include/whycache/view.h over a Pin.
+#include <whycache/view.h>
+
+#include <algorithm>
+
+#include "state/keys.h"
+#include "state/nodes.h"
+#include "state/pin.h"
+
+namespace whycache {
+
+KeyRange KeyRange::prefix(std::string_view prefix) {
+  // The end is the least string above all that start with the prefix: its last byte that can be raised, raised.
+  std::string end(prefix);
+  while (!end.empty() && end.back() == '\xff') end.pop_back();
+  if (end.empty()) return {std::string(prefix), std::nullopt};
+  end.back() = static_cast<char>(static_cast<unsigned char>(end.back()) + 1);
+  return {std::string(prefix), std::move(end)};
+}
+
+namespace detail {
+
+class Cursor {
+ public:
+  Cursor(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values)
+      : pin_(std::move(pin)), nodes_(pin_->mapping()), keys_(nodes_), end_(range.end), with_values_(with_values) {
+    pin_->check_usable();
+    keys_.seek(pin_->block().keys_root, range.begin);
+    fill();
+  }
+
+  bool at_end() const { return index_ == items_.size(); }
+  const Item& item() const { return items_[index_]; }
+  void next() {
+    if (++index_ == items_.size()) fill();
+  }
+
+ private:
+  // A few keys first, for who wants only a few; whole leaves later.
+  void fill() {
+    pin_->check_usable();
+    index_ = 0;
+    items_.clear();
+    if (ended_ || keys_.next_batch(batch_, batch_max_) == 0) return;
+    batch_max_ = std::min<std::size_t>(batch_max_ * 4, 1024);
+    if (end_) {
+      const auto beyond = std::lower_bound(batch_.begin(), batch_.end(), std::string_view(*end_));
+      ended_ = beyond != batch_.end();
+      batch_.erase(beyond, batch_.end());
+    }
+    items_.resize(batch_.size());
+    if (!with_values_) {
+      for (std::size_t i = 0; i < batch_.size(); ++i) items_[i].key = batch_[i];
+      return;
+    }
+    std::size_t found = 0;
+    pin_->get_many(batch_, [&](std::size_t i, const LookupResult& result) {
+      items_[i] = {{result.key, batch_[i].size()}, result.value};
+      ++found;
+    });
+    if (found != batch_.size()) {
+      throw Error(ErrorKind::corrupt, "state file damaged: a key of the key index has no value: path=" + pin_->mapping().path() +
+                                          " (delete the state file, it will be built anew from the log)");
+    }
+  }
+
+  std::shared_ptr<const Pin> pin_;
+  MappedNodes nodes_;
+  KeysCursor keys_;
+  std::optional<std::string> end_;
+  bool with_values_;
+  bool ended_ = false;
+  std::size_t batch_max_ = 8;
+  std::vector<std::string_view> batch_;
+  std::vector<Item> items_;
+  std::size_t index_ = 0;
+};
+
+std::shared_ptr<Cursor> CursorAccess::open(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values) {
+  return std::make_shared<Cursor>(std::move(pin), range, with_values);
+}
+bool CursorAccess::at_end(const Cursor& cursor) noexcept { return cursor.at_end(); }
+void CursorAccess::next(Cursor& cursor) { cursor.next(); }
+const Item& CursorAccess::item(const Cursor& cursor) noexcept { return cursor.item(); }
+
+}  // namespace detail
+
+UpdateId View::id() const noexcept { return pin_->id(); }
+std::size_t View::size() const noexcept { return pin_->block().item_count; }
+Digest View::digest() const noexcept { return {pin_->block().digest_low, pin_->block().digest_high}; }
+
+std::optional<std::string_view> View::get(std::string_view key) const {
+  const LookupResult result = pin_->get(key);
+  if (result.found != Found::yes) return std::nullopt;
+  return result.value;
+}
+
+bool View::contains(std::string_view key) const { return pin_->get(key).found == Found::yes; }
+
+}  // namespace whycache

@@ -1,0 +1,179 @@
+#include <algorithm>
+#include <cstring>
+
+#include "base/bytes.h"
+#include "base/hash.h"
+#include "update/compression.h"
+#include "update/format.h"
+#include "update/update.h"
+
+namespace whycache {
+namespace {
+
+constexpr char what[] = "base part";
+constexpr std::uint8_t known_flags = flag_zstd;
+constexpr std::size_t checksum_bytes = 8;
+constexpr std::size_t last_bytes = 32;  // chain, item count, digest low, digest high
+constexpr std::size_t item_bytes_min = 4;
+// Keys share prefixes, so a few bytes may stand for many: what all keys of a part may take in full.
+constexpr std::size_t keys_bytes_max = decompressed_bytes_max;
+// All that is not items: fixed places, a head with `last`, item count, key bytes, checksum.
+constexpr std::size_t frame_bytes_max = fixed_bytes + 3 + last_bytes + 2 * varint_bytes_max + checksum_bytes;
+
+std::optional<BaseInfo> decode_head(std::string_view head, UpdateId base) {
+  std::optional<BaseInfo> last;
+  FieldReader fields(head, what);
+  while (const std::optional<Field> field = fields.next()) {
+    if (field->tag != static_cast<std::uint64_t>(PartTag::last)) continue;
+    const char* bytes = fields.fixed(*field, last_bytes);
+    last = BaseInfo{base, load_little_endian<std::uint64_t>(bytes), load_little_endian<std::uint64_t>(bytes + 8),
+                    Digest{load_little_endian<std::uint64_t>(bytes + 16), load_little_endian<std::uint64_t>(bytes + 24)}};
+  }
+  return last;
+}
+
+std::string encode_head(const std::optional<BaseInfo>& last) {
+  std::string fields;
+  if (last) {
+    std::string bytes;
+    append_little_endian(bytes, last->chain);
+    append_little_endian(bytes, last->item_count);
+    append_little_endian(bytes, last->digest.low);
+    append_little_endian(bytes, last->digest.high);
+    append_field(fields, static_cast<std::uint64_t>(PartTag::last), bytes);
+  }
+  std::string head;
+  append_varint(head, fields.size());
+  return head + fields;
+}
+
+// Puts the keys, which take `key_bytes` in full, one after another to `keys`.
+void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, std::vector<Item>& items) {
+  ByteReader reader(bytes, what);
+  char* key_at = keys;
+  const char* const keys_end = keys + key_bytes;
+  std::string_view previous_key = "";
+  for (Item& item : items) {
+    const std::uint64_t shared = reader.take_varint();
+    if (shared > previous_key.size()) reader.refuse("has a key that shares more than there is", "shared_bytes", shared);
+    const std::string_view tail = reader.take_sized_bytes();
+    check_key_size(shared + tail.size(), reader);
+    if (shared + tail.size() > static_cast<std::size_t>(keys_end - key_at)) {
+      reader.refuse("has longer keys than it says", "key_bytes", key_bytes);
+    }
+    if (tail <= previous_key.substr(shared)) reader.refuse("has keys out of order", "shared_bytes", shared);
+    std::memcpy(key_at, previous_key.data(), shared);
+    std::memcpy(key_at + shared, tail.data(), tail.size());
+    item.key = {key_at, shared + tail.size()};
+    item.value = take_value(reader);
+    previous_key = item.key;
+    key_at += item.key.size();
+  }
+  if (key_at != keys_end) reader.refuse("has shorter keys than it says", "key_bytes", key_bytes);
+  reader.expect_end();
+}
+
+void decode(std::string_view bytes, BasePart& part) {
+  ByteReader reader(bytes, what);
+  const Fixed fixed = take_fixed(reader, known_flags);
+  const auto checksum = load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
+  if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) reader.refuse("was changed or cut short", "checksum", checksum);
+
+  part.base = fixed.id;
+  part.number = fixed.second;
+  part.last = decode_head(reader.take_sized_bytes(), part.base);
+  const std::uint64_t item_count = reader.take_varint();
+  const std::uint64_t key_bytes = reader.take_varint();
+  std::string_view items = reader.take_rest();
+
+  const bool compressed = (fixed.flags & flag_zstd) != 0;
+  const std::size_t items_bytes = compressed ? decompressed_bytes(items, what) : items.size();
+  if (item_count > element_count_max || item_count > items_bytes / item_bytes_min) {
+    reader.refuse("has more items than there can be", "items", item_count);
+  }
+  if (key_bytes > std::min<std::uint64_t>(item_count * key_bytes_max, keys_bytes_max)) {
+    reader.refuse("has longer keys than there can be", "key_bytes", key_bytes);
+  }
+  const std::size_t in_storage = compressed ? items_bytes : 0;
+  part.storage.resize(in_storage + static_cast<std::size_t>(key_bytes));
+  if (compressed) {
+    decompress(items, part.storage.data(), items_bytes, what);
+    items = {part.storage.data(), items_bytes};
+  }
+  part.items.resize(static_cast<std::size_t>(item_count));
+  decode_items(items, part.storage.data() + in_storage, key_bytes, part.items);
+}
+
+}  // namespace
+
+void decode_base_part(std::string_view bytes, BasePart& part) {
+  try {
+    decode(bytes, part);
+  } catch (const Error& error) {
+    part.items.clear();
+    std::string message = error.what();
+    if (bytes.size() >= fixed_bytes) {
+      message += " base=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + id_offset));
+      message += " part=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + part_number_offset));
+    }
+    throw Error(error.kind(), message);
+  }
+}
+
+bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
+  if (item.key.empty() || item.key.size() > key_bytes_max || item.value.size() > value_bytes_max) {
+    throw Error(ErrorKind::corrupt, "item out of bounds in a new base: key_bytes=" + std::to_string(item.key.size()) +
+                                        " value_bytes=" + std::to_string(item.value.size()));
+  }
+  if (item.key <= previous_key_) {
+    throw Error(ErrorKind::corrupt, "keys out of order in a new base: part=" + std::to_string(number_) +
+                                        " items_before=" + std::to_string(item_count_));
+  }
+
+  // Each part can be read alone, so its first key is whole.
+  const std::size_t shared_max = empty() ? 0 : std::min(previous_key_.size(), item.key.size());
+  const auto differs = std::mismatch(item.key.begin(), item.key.begin() + static_cast<std::ptrdiff_t>(shared_max), previous_key_.begin());
+  const std::string_view tail(differs.first, item.key.end());
+  const std::size_t shared = item.key.size() - tail.size();
+  const std::size_t item_bytes = varint_bytes(shared) + varint_bytes(tail.size()) + tail.size() +
+                                 varint_bytes(item.value.size()) + item.value.size();
+  const bool fits = frame_bytes_max + items_.size() + item_bytes <= bytes_max && item_count_ < element_count_max &&
+                    key_bytes_ + item.key.size() <= keys_bytes_max;
+  if (!fits && !empty()) return false;
+
+  const std::size_t begin = items_.size();
+  items_.resize(begin + item_bytes);
+  char* to = store_varint(items_.data() + begin, shared);
+  to = store_varint(to, tail.size());
+  to = std::copy(tail.begin(), tail.end(), to);
+  to = store_varint(to, item.value.size());
+  std::copy(item.value.begin(), item.value.end(), to);
+  previous_key_.replace(shared, std::string::npos, tail);
+  key_bytes_ += item.key.size();
+  ++item_count_;
+  return true;
+}
+
+std::string_view BasePartEncoder::finish(const std::optional<BaseInfo>& last) {
+  finished_.clear();
+  finished_ += static_cast<char>(format_version);
+  finished_ += '\0';
+  append_little_endian(finished_, base_);
+  append_little_endian(finished_, number_);
+  finished_ += encode_head(last);
+  append_varint(finished_, item_count_);
+  append_varint(finished_, key_bytes_);
+  if (append_compressed(finished_, items_)) {
+    finished_[flags_offset] = static_cast<char>(flag_zstd);
+  } else {
+    finished_ += items_;
+  }
+  append_little_endian(finished_, hash64(finished_));
+
+  ++number_;
+  item_count_ = key_bytes_ = 0;
+  items_.clear();
+  return finished_;
+}
+
+}  // namespace whycache

@@ -1,0 +1,77 @@
+#include "update/compression.h"
+
+#include <zstd.h>
+
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "base/bytes.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::uint32_t zstd_magic = 0xFD2FB528;
+constexpr std::size_t compressed_bytes_min = 256;  // below that, a frame hardly ever pays
+constexpr int compression_level = 1;
+
+struct FreeContext {
+  void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
+  void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
+};
+
+// A context is hundreds of kilobytes, so each thread keeps its own.
+ZSTD_CCtx* compression_context() {
+  thread_local const std::unique_ptr<ZSTD_CCtx, FreeContext> context(ZSTD_createCCtx());
+  if (!context) throw std::bad_alloc();
+  return context.get();
+}
+
+ZSTD_DCtx* decompression_context() {
+  thread_local const std::unique_ptr<ZSTD_DCtx, FreeContext> context(ZSTD_createDCtx());
+  if (!context) throw std::bad_alloc();
+  return context.get();
+}
+
+Error corrupt(const char* what, const std::string& why) { return Error(ErrorKind::corrupt, std::string(what) + why); }
+
+}  // namespace
+
+bool append_compressed(std::string& to, std::string_view bytes) {
+  if (bytes.size() < compressed_bytes_min || bytes.size() > decompressed_bytes_max) return false;
+  const std::size_t begin = to.size();
+  const std::size_t frame_bytes_max = bytes.size() - bytes.size() / 8;
+  to.resize(begin + frame_bytes_max);
+  // Room for less than the worst case: what does not fit does not pay.
+  const std::size_t size =
+      ZSTD_compressCCtx(compression_context(), to.data() + begin, frame_bytes_max, bytes.data(), bytes.size(), compression_level);
+  to.resize(begin + (ZSTD_isError(size) ? 0 : size));
+  return !ZSTD_isError(size);
+}
+
+std::size_t decompressed_bytes(std::string_view frame, const char* what) {
+  const bool is_frame = frame.size() >= sizeof zstd_magic && load_little_endian<std::uint32_t>(frame.data()) == zstd_magic;
+  if (!is_frame || ZSTD_findFrameCompressedSize(frame.data(), frame.size()) != frame.size()) {
+    throw corrupt(what, " is not one whole zstd frame where it says so: bytes=" + std::to_string(frame.size()));
+  }
+  const unsigned long long size = ZSTD_getFrameContentSize(frame.data(), frame.size());
+  if (size == ZSTD_CONTENTSIZE_UNKNOWN || size == ZSTD_CONTENTSIZE_ERROR) {
+    throw corrupt(what, " does not say how long it is decompressed: bytes=" + std::to_string(frame.size()));
+  }
+  if (size > decompressed_bytes_max) {
+    throw corrupt(what, " is longer than it can be when decompressed: bytes=" + std::to_string(size) +
+                            " bytes_max=" + std::to_string(decompressed_bytes_max));
+  }
+  return static_cast<std::size_t>(size);
+}
+
+// In one call, and so without a window of zstd's own: the memory is `to` and the context.
+void decompress(std::string_view frame, char* to, std::size_t size, const char* what) {
+  const std::size_t got = ZSTD_decompressDCtx(decompression_context(), to, size, frame.data(), frame.size());
+  if (ZSTD_isError(got)) throw corrupt(what, std::string(" cannot be decompressed: reason=\"") + ZSTD_getErrorName(got) + '"');
+  if (got != size) {
+    throw corrupt(what, " has another length than it says: bytes=" + std::to_string(got) + " stated=" + std::to_string(size));
+  }
+}
+
+}  // namespace whycache

@@ -1,0 +1,116 @@
+// How an update comes to be: the changes are written one after another as they will lie in the log, and what
+// depends on its place there (id and chain) is filled in last, again for each attempt.
+#include <algorithm>
+#include <utility>
+
+#include "base/bytes.h"
+#include "update/compression.h"
+#include "update/format.h"
+#include "update/update.h"
+
+namespace whycache {
+namespace {
+
+void append_tagged(std::string& head, UpdateTag tag, std::string_view bytes) {
+  append_field(head, static_cast<std::uint64_t>(tag), bytes);
+}
+
+void append_number(std::string& head, UpdateTag tag, std::uint64_t number) {
+  char bytes[sizeof number];
+  store_little_endian(bytes, number);
+  if (number != 0) append_tagged(head, tag, {bytes, sizeof bytes});
+}
+
+void append_text(std::string& head, UpdateTag tag, std::string_view text, const char* name) {
+  if (text.size() > name_bytes_max) {
+    throw Error(ErrorKind::invalid, std::string(name) + " too long: bytes=" + std::to_string(text.size()) +
+                                        " bytes_max=" + std::to_string(name_bytes_max));
+  }
+  if (!text.empty()) append_tagged(head, tag, text);
+}
+
+// Fields that say nothing are left out.
+std::string encode_head(const Authorship& authorship) {
+  std::string fields;
+  append_number(fields, UpdateTag::time_us, static_cast<std::uint64_t>(authorship.time_us));
+  if (authorship.writer_id != Uuid{}) {
+    append_tagged(fields, UpdateTag::writer_id,
+                  {reinterpret_cast<const char*>(authorship.writer_id.data()), authorship.writer_id.size()});
+  }
+  append_number(fields, UpdateTag::writer_sequence, authorship.writer_sequence);
+  append_text(fields, UpdateTag::writer_name, authorship.writer_name, "writer name");
+  append_text(fields, UpdateTag::note, authorship.note, "note");
+
+  std::string head;
+  append_varint(head, fields.size());
+  return head + fields;
+}
+
+void check_change(const Change& change) {
+  if (change.key.empty()) throw Error(ErrorKind::invalid, "key is empty");
+  if (change.key.size() > key_bytes_max) {
+    throw Error(ErrorKind::invalid, "key too long: bytes=" + std::to_string(change.key.size()) +
+                                        " key_bytes_max=" + std::to_string(key_bytes_max));
+  }
+  if (change.kind == Change::Kind::set && change.value.size() > value_bytes_max) {
+    throw Error(ErrorKind::limit, "value too long: bytes=" + std::to_string(change.value.size()) +
+                                      " value_bytes_max=" + std::to_string(value_bytes_max));
+  }
+}
+
+}  // namespace
+
+Draft::Draft(const Authorship& authorship, bool erases_all) : erases_all_(erases_all), head_(encode_head(authorship)) {}
+
+std::size_t Draft::bytes() const { return fixed_bytes + head_.size() + varint_bytes(change_count_) + changes_.size(); }
+
+bool Draft::add(const Change& change, std::size_t bytes_max) {
+  check_change(change);
+  if (finished_) throw Error(ErrorKind::invalid, "a finished draft takes no more changes");
+
+  const bool erases = change.kind == Change::Kind::erase;
+  const std::uint64_t key_size_and_kind = change.key.size() << 1 | (erases ? 1 : 0);
+  const std::size_t change_bytes = varint_bytes(key_size_and_kind) + change.key.size() +
+                                   (erases ? 0 : varint_bytes(change.value.size()) + change.value.size());
+  const std::size_t count_growth = varint_bytes(change_count_ + 1) - varint_bytes(change_count_);
+  if (change_count_ == element_count_max || bytes() + count_growth + change_bytes > bytes_max) return false;
+
+  const std::size_t begin = changes_.size();
+  changes_.resize(begin + change_bytes);
+  char* to = store_varint(changes_.data() + begin, key_size_and_kind);
+  to = std::copy(change.key.begin(), change.key.end(), to);
+  if (!erases) {
+    to = store_varint(to, change.value.size());
+    to = std::copy(change.value.begin(), change.value.end(), to);
+  }
+  ++change_count_;
+  return true;
+}
+
+void Draft::finish() {
+  if (std::exchange(finished_, true)) return;
+  std::uint8_t flags = erases_all_ ? flag_erases_all : 0;
+  sealed_.reserve(bytes());
+  sealed_.assign(fixed_bytes, '\0');
+  sealed_ += head_;
+  append_varint(sealed_, change_count_);
+  if (append_compressed(sealed_, changes_)) {
+    flags |= flag_zstd;
+  } else {
+    sealed_ += changes_;
+  }
+  sealed_[version_offset] = static_cast<char>(format_version);
+  sealed_[flags_offset] = static_cast<char>(flags);
+  content_hash_ = content_hash(sealed_);
+  changes_ = std::string();
+}
+
+std::string_view Draft::seal(UpdateId id, std::uint64_t previous_chain) {
+  finish();
+  store_little_endian(sealed_.data() + id_offset, id);
+  chain_ = chain_after(previous_chain, sealed_.data(), content_hash_);
+  store_little_endian(sealed_.data() + chain_offset, chain_);
+  return sealed_;
+}
+
+}  // namespace whycache

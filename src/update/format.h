@@ -1,0 +1,117 @@
+// What updates and base parts have in common: 18 bytes of fixed places, then a head of optional fields.
+// Format, byte by byte: docs/formats/update.md.
+//
+//   0  version   1  flags   2  id   10  chain (update) or part number (base part)   18  head size, head ...
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <whycache/types.h>
+
+#include "base/bytes.h"
+#include "base/hash.h"
+
+namespace whycache {
+
+inline constexpr std::uint8_t format_version = 1;
+
+inline constexpr std::size_t version_offset = 0;
+inline constexpr std::size_t flags_offset = 1;
+inline constexpr std::size_t id_offset = 2;
+inline constexpr std::size_t chain_offset = 10;
+inline constexpr std::size_t part_number_offset = 10;
+inline constexpr std::size_t fixed_bytes = 18;
+
+inline constexpr std::uint8_t flag_zstd = 1;
+inline constexpr std::uint8_t flag_erases_all = 2;  // in updates only
+
+// Optional fields of an update's head, and of a base part's.
+enum class UpdateTag : std::uint64_t { time_us = 1, writer_id = 2, writer_sequence = 3, writer_name = 4, note = 5 };
+enum class PartTag : std::uint64_t { last = 1 };
+inline constexpr std::size_t name_bytes_max = 255;  // of writer_name and note
+
+// Of changes in an update and of items in a part: bounds the memory that decoding a small frame can take.
+inline constexpr std::size_t element_count_max = std::size_t{1} << 20;
+
+// The chain of an update after one with chain `previous_chain`: the hash, seeded with that, of the fixed places
+// with the hash of all that follows them in the place of the chain. So a draft that has to try the next id
+// hashes 18 bytes and not all of them.
+inline std::uint64_t content_hash(std::string_view bytes) { return hash64(bytes.substr(fixed_bytes)); }
+inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* fixed, std::uint64_t hash_of_content) {
+  char hashed[fixed_bytes];
+  std::memcpy(hashed, fixed, fixed_bytes);
+  store_little_endian(hashed + chain_offset, hash_of_content);
+  return hash64({hashed, fixed_bytes}, previous_chain);
+}
+
+// One optional field of a head: tag, size, bytes. Tags begin at 1 and ascend, so that none comes twice.
+struct Field {
+  std::uint64_t tag;
+  std::string_view bytes;
+};
+
+// Reads the fields of a head, front to back. The caller skips the tags it does not know.
+class FieldReader {
+ public:
+  FieldReader(std::string_view head, const char* what) : reader_(head, what) {}
+
+  // nullopt at the end. Throws Error corrupt.
+  std::optional<Field> next() {
+    if (reader_.at_end()) return std::nullopt;
+    const std::uint64_t tag = reader_.take_varint();
+    if (tag <= last_tag_) reader_.refuse("has fields out of order", "tag", tag);
+    last_tag_ = tag;
+    return Field{tag, reader_.take_sized_bytes()};
+  }
+  // The bytes of a field that has to have `size` of them.
+  const char* fixed(const Field& field, std::size_t size) const {
+    if (field.bytes.size() != size) refuse_size(field);
+    return field.bytes.data();
+  }
+  // The bytes of a field that has at most `size_max` of them.
+  std::string_view text(const Field& field, std::size_t size_max) const {
+    if (field.bytes.size() > size_max) refuse_size(field);
+    return field.bytes;
+  }
+
+ private:
+  [[noreturn]] void refuse_size(const Field& field) const {
+    reader_.refuse("has a field of a wrong size", "tag=" + std::to_string(field.tag) + " bytes", field.bytes.size());
+  }
+
+  ByteReader reader_;
+  std::uint64_t last_tag_ = 0;
+};
+
+inline void append_field(std::string& head, std::uint64_t tag, std::string_view bytes) {
+  append_varint(head, tag);
+  append_varint(head, bytes.size());
+  head += bytes;
+}
+
+inline void check_key_size(std::uint64_t size, const ByteReader& reader) {
+  if (size == 0 || size > key_bytes_max) reader.refuse("has a key that is empty or too long", "key_bytes", size);
+}
+
+// Takes a value with its size.
+inline std::string_view take_value(ByteReader& reader) {
+  const std::uint64_t size = reader.take_varint();
+  if (size > value_bytes_max) reader.refuse("has a value that is too long", "value_bytes", size);
+  return reader.take_bytes(size);
+}
+
+// The fixed places.
+struct Fixed {
+  std::uint8_t flags;
+  std::uint64_t id;
+  std::uint64_t second;  // the chain of an update, the number of a part
+};
+// Throws Error corrupt for an unknown version or flag, or if the id is 0.
+Fixed take_fixed(ByteReader& reader, std::uint8_t known_flags);
+
+}  // namespace whycache

@@ -1,0 +1,165 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <string>
+
+#include "support/temporary_folder.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::expect_error;
+
+class File : public ::testing::Test {
+ protected:
+  std::string path(const std::string& name) const { return folder_.file(name); }
+  // A folder with these permission bits.
+  std::string make_folder(const std::string& name, mode_t mode) const {
+    EXPECT_EQ(::mkdir(path(name).c_str(), 0700), 0);
+    EXPECT_EQ(::chmod(path(name).c_str(), mode), 0);
+    return path(name);
+  }
+  void write_file(const std::string& name, std::string_view bytes) const {
+    const FileDescriptor file = open_file(path(name), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    write_all(file.number(), bytes, path(name));
+  }
+
+  testing::TemporaryFolder folder_;
+};
+
+bool is_open(int descriptor) { return ::fcntl(descriptor, F_GETFD) >= 0; }
+
+TEST_F(File, what_is_written_is_read_back) {
+  std::string bytes(200'000, 'x');
+  bytes[100'000] = '\0';
+  write_file("file", bytes);
+  EXPECT_EQ(read_whole_file(path("file"), bytes.size()), bytes);
+
+  write_file("empty", "");
+  EXPECT_EQ(read_whole_file(path("empty"), 0), "");
+}
+
+TEST_F(File, that_is_longer_than_it_can_be_is_corrupt) {
+  write_file("file", "0123456789");
+  expect_error(ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be", path("file"),
+               "bytes_max=9");
+}
+
+TEST_F(File, that_is_absent_is_an_error_or_an_empty_descriptor) {
+  expect_error(ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); }, "cannot open file: path=" + path("absent"));
+  EXPECT_FALSE(open_file_if_there(path("absent"), O_RDONLY));
+  EXPECT_EQ(testing::thrown_error([&] { open_file(path("absent"), O_RDONLY); })->system_error(), ENOENT);
+}
+
+TEST_F(File, symbolic_links_are_not_followed) {
+  write_file("target", "secret");
+  ASSERT_EQ(::symlink(path("target").c_str(), path("link").c_str()), 0);
+  ASSERT_EQ(::symlink(path("absent").c_str(), path("dangling").c_str()), 0);
+
+  for (const char* link : {"link", "dangling"}) {
+    expect_error(ErrorKind::invalid, [&] { open_file(path(link), O_RDWR | O_CREAT, 0600); }, "a symbolic link is in its place");
+    expect_error(ErrorKind::invalid, [&] { open_file_if_there(path(link), O_RDWR); }, "a symbolic link is in its place");
+  }
+  EXPECT_FALSE(open_file_if_there(path("absent"), O_RDONLY)) << "the link's target was made";
+}
+
+TEST_F(File, is_closed_on_exec) {
+  write_file("file", "");
+  const FileDescriptor file = open_file(path("file"), O_RDONLY);
+  EXPECT_NE(::fcntl(file.number(), F_GETFD) & FD_CLOEXEC, 0);
+}
+
+TEST_F(File, a_descriptor_is_closed_by_its_last_owner) {
+  write_file("file", "");
+  FileDescriptor first = open_file(path("file"), O_RDONLY);
+  const int number = first.number();
+
+  FileDescriptor second(std::move(first));
+  EXPECT_EQ(second.number(), number);
+  EXPECT_TRUE(is_open(number));
+
+  second = FileDescriptor();
+  EXPECT_FALSE(is_open(number));
+
+  FileDescriptor third = open_file(path("file"), O_RDONLY);
+  const int released = third.release();
+  third.close();
+  EXPECT_TRUE(is_open(released));
+  ::close(released);
+}
+
+TEST_F(File, a_descriptor_that_is_not_open_cannot_be_written_or_brought_to_the_disk) {
+  EXPECT_TRUE(testing::thrown_error([] { write_all(-1, "x", "/nowhere"); }).has_value());
+  EXPECT_TRUE(testing::thrown_error([] { sync_file(-1, "/nowhere"); }).has_value());
+  write_all(-1, "", "/nowhere");  // nothing to write
+}
+
+TEST_F(File, a_full_disk_is_a_limit) {
+  const FileDescriptor full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
+  if (!full) GTEST_SKIP() << "no /dev/full";
+  expect_error(ErrorKind::limit, [&] { write_all(full.number(), "x", "/dev/full"); }, "cannot write file: path=/dev/full");
+}
+
+TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
+  const FileDescriptor file = open_file(path("file"), O_WRONLY | O_CREAT, 0600);
+  sync_file(file.number(), path("file"));
+  sync_folder(folder_.path());
+  expect_error(ErrorKind::invalid, [&] { sync_folder(path("file")); }, "cannot open file");
+}
+
+TEST_F(File, the_folder_of_a_path_is_what_stands_before_the_last_slash) {
+  EXPECT_EQ(folder_of("/var/lib/x.state"), "/var/lib");
+  EXPECT_EQ(folder_of("/x.state"), "/");
+  EXPECT_EQ(folder_of("x.state"), ".");
+  EXPECT_EQ(folder_of("a/b"), "a");
+}
+
+TEST_F(File, errno_tells_what_the_caller_can_do) {
+  EXPECT_EQ(system_error("cannot do it", "/x", EACCES).kind(), ErrorKind::invalid);
+  EXPECT_EQ(system_error("cannot do it", "/x", EROFS).kind(), ErrorKind::invalid);
+  EXPECT_EQ(system_error("cannot do it", "/x", ENOSPC).kind(), ErrorKind::limit);
+  EXPECT_EQ(system_error("cannot do it", "/x", EMFILE).kind(), ErrorKind::limit);
+  EXPECT_EQ(system_error("cannot do it", "/x", EIO).kind(), ErrorKind::unavailable);
+
+  const Error error = system_error("cannot do it", "/x", ENOSPC);
+  EXPECT_STREQ(error.what(), "cannot do it: path=/x reason=\"No space left on device\"");
+  EXPECT_EQ(error.system_error(), ENOSPC);
+}
+
+using Folder = File;
+
+TEST_F(Folder, that_only_its_owner_can_write_is_safe) {
+  check_folder_is_safe(make_folder("mine", 0700));
+  check_folder_is_safe(make_folder("readable", 0755));
+}
+
+TEST_F(Folder, that_others_can_write_is_safe_only_if_it_is_sticky) {
+  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("group", 0770)); }, "writable for others",
+               path("group"), "chmod go-w");
+  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("world", 0777)); }, "writable for others");
+  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("other", 0702)); }, "writable for others");
+  check_folder_is_safe(make_folder("sticky", 01777));
+}
+
+TEST_F(Folder, that_belongs_to_another_user_is_not_safe) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to give a folder away";
+  const std::string theirs = make_folder("theirs", 0755);
+  ASSERT_EQ(::chown(theirs.c_str(), 12345, 12345), 0);
+  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(theirs); }, "belongs to another user", "owner=12345");
+}
+
+TEST_F(Folder, that_is_not_there_or_no_folder_is_not_safe) {
+  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(path("absent")); }, "cannot use folder: path=" + path("absent"));
+  write_file("file", "");
+  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(path("file")); }, "cannot use folder");
+}
+
+}  // namespace
+}  // namespace whycache

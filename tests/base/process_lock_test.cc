@@ -1,0 +1,118 @@
+#include "base/process_lock.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "base/file.h"
+#include "support/temporary_folder.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+class ProcessLock : public ::testing::Test {
+ protected:
+  FileDescriptor open() { return open_file(folder_.file("lock"), O_RDWR | O_CREAT, 0600); }
+
+  testing::TemporaryFolder folder_;
+};
+
+// A child that opens the file itself, locks a byte, and then only waits.
+class Holder {
+ public:
+  Holder(const std::string& path, std::uint64_t byte) {
+    int ends[2];
+    EXPECT_EQ(::pipe(ends), 0);
+    process_ = ::fork();
+    if (process_ == 0) {
+      FileDescriptor file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+      const char locked = try_lock_byte(file.number(), byte) ? 'y' : 'n';
+      if (::write(ends[1], &locked, 1) != 1) ::_exit(1);
+      for (;;) ::pause();
+    }
+    char locked = '?';
+    EXPECT_EQ(::read(ends[0], &locked, 1), 1);
+    EXPECT_EQ(locked, 'y');
+    ::close(ends[0]);
+    ::close(ends[1]);
+  }
+  Holder(const Holder&) = delete;
+  Holder& operator=(const Holder&) = delete;
+  ~Holder() { kill(); }
+
+  void kill() {
+    if (process_ <= 0) return;
+    ::kill(process_, SIGKILL);
+    ::waitpid(process_, nullptr, 0);
+    process_ = -1;
+  }
+
+ private:
+  pid_t process_;
+};
+
+TEST_F(ProcessLock, of_two_opens_in_one_process_one_gets_the_byte) {
+  const FileDescriptor first = open();
+  const FileDescriptor second = open();
+
+  EXPECT_TRUE(try_lock_byte(first.number(), 7));
+  EXPECT_FALSE(try_lock_byte(second.number(), 7));
+  EXPECT_TRUE(is_byte_locked(second.number(), 7));
+  EXPECT_FALSE(is_byte_locked(first.number(), 7)) << "one's own lock is nobody else's";
+
+  unlock_byte(first.number(), 7);
+
+  EXPECT_FALSE(is_byte_locked(second.number(), 7));
+  EXPECT_TRUE(try_lock_byte(second.number(), 7));
+}
+
+TEST_F(ProcessLock, bytes_are_locked_one_by_one_also_beyond_the_end_of_the_file) {
+  const FileDescriptor first = open();
+  const FileDescriptor second = open();
+  const std::uint64_t far = std::uint64_t{1} << 40;
+
+  EXPECT_TRUE(try_lock_byte(first.number(), far));
+  EXPECT_TRUE(try_lock_byte(second.number(), far + 1));
+  EXPECT_TRUE(try_lock_byte(second.number(), far - 1));
+  EXPECT_FALSE(try_lock_byte(second.number(), far));
+}
+
+TEST_F(ProcessLock, is_dropped_when_its_open_file_is_closed_and_not_before) {
+  FileDescriptor first = open();
+  const FileDescriptor second = open();
+  ASSERT_TRUE(try_lock_byte(first.number(), 0));
+
+  // Unlike a POSIX lock, it does not care that the process closes another descriptor of the same file.
+  open().close();
+  EXPECT_TRUE(is_byte_locked(second.number(), 0));
+
+  first.close();
+  EXPECT_TRUE(try_lock_byte(second.number(), 0));
+}
+
+TEST_F(ProcessLock, is_dropped_at_once_when_its_holder_is_killed) {
+  const FileDescriptor file = open();
+  Holder holder(folder_.file("lock"), 3);
+  EXPECT_TRUE(is_byte_locked(file.number(), 3));
+  EXPECT_FALSE(try_lock_byte(file.number(), 3));
+
+  holder.kill();
+
+  EXPECT_FALSE(is_byte_locked(file.number(), 3));
+  EXPECT_TRUE(try_lock_byte(file.number(), 3));
+}
+
+TEST_F(ProcessLock, on_something_that_is_no_open_file_is_an_error) {
+  EXPECT_TRUE(testing::thrown_error([] { try_lock_byte(-1, 0); }).has_value());
+  EXPECT_TRUE(testing::thrown_error([] { is_byte_locked(-1, 0); }).has_value());
+  unlock_byte(-1, 0);
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,53 @@
+#include "base/random.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace whycache {
+namespace {
+
+TEST(Random, gives_another_uuid_each_time) {
+  std::set<Uuid> seen;
+  for (int i = 0; i < 1000; ++i) {
+    const Uuid uuid = random_uuid();
+    EXPECT_TRUE(seen.insert(uuid).second);
+    EXPECT_EQ(uuid[6] >> 4, 4) << "version";
+    EXPECT_EQ(uuid[8] >> 6, 2) << "variant";
+  }
+}
+
+TEST(Random, sets_every_bit_of_a_number_at_times) {
+  std::uint64_t ever_set = 0;
+  std::uint64_t always_set = ~std::uint64_t{0};
+  for (int i = 0; i < 1000; ++i) {
+    const std::uint64_t number = random_u64();
+    ever_set |= number;
+    always_set &= number;
+  }
+  EXPECT_EQ(ever_set, ~std::uint64_t{0});
+  EXPECT_EQ(always_set, 0U);
+}
+
+TEST(Random, differs_between_a_parent_and_its_forked_child) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const std::uint64_t number = random_u64();
+    ::_exit(::write(ends[1], &number, sizeof number) == sizeof number ? 0 : 1);
+  }
+  std::uint64_t of_child = 0;
+  ASSERT_EQ(::read(ends[0], &of_child, sizeof of_child), static_cast<ssize_t>(sizeof of_child));
+  ::waitpid(child, nullptr, 0);
+  ::close(ends[0]);
+  ::close(ends[1]);
+
+  EXPECT_NE(random_u64(), of_child);
+}
+
+}  // namespace
+}  // namespace whycache

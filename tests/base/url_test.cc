@@ -1,0 +1,250 @@
+#include "base/url.h"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <random>
+#include <string>
+#include <string_view>
+
+#include "support/seed.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::expect_error;
+
+void expect_refused(std::string_view text, const std::string& words) {
+  SCOPED_TRACE(std::string(text));
+  expect_error(ErrorKind::invalid, [&] { Url url(text); }, words);
+}
+
+TEST(Url, names_a_log_in_the_file_system) {
+  const Url folder("file:///var/lib/flags");
+  EXPECT_EQ(folder.scheme(), "file");
+  EXPECT_EQ(folder.file_path(), "/var/lib/flags");
+  EXPECT_EQ(folder.host(), "");
+
+  EXPECT_EQ(Url("sqlite:///var/lib/flags.db?instance=blue").file_path(), "/var/lib/flags.db");
+  EXPECT_EQ(Url("SQLite:/var/lib/flags.db").scheme(), "sqlite");
+  EXPECT_EQ(Url("sqlite:/var/lib/flags.db").file_path(), "/var/lib/flags.db");
+}
+
+TEST(Url, names_a_log_in_memory) {
+  EXPECT_EQ(Url("memory:").path(), "");
+  EXPECT_EQ(Url("memory:name").path(), "name");
+  EXPECT_EQ(Url("memory:?instance=x").path(), "");
+}
+
+TEST(Url, names_a_log_on_a_server) {
+  Url url("mysql://user:pass%40word@db.example.com:3306/flags?tls=verify&instance=blue");
+  EXPECT_EQ(url.scheme(), "mysql");
+  EXPECT_EQ(url.user(), "user");
+  EXPECT_EQ(url.password(), "pass@word");
+  EXPECT_EQ(url.host(), "db.example.com");
+  EXPECT_EQ(url.port(), 3306);
+  EXPECT_EQ(url.path(), "/flags");
+  EXPECT_EQ(url.take_option("tls"), "verify");
+  EXPECT_EQ(url.take_instance(), "blue");
+  url.refuse_unknown_options();
+
+  const Url bare("postgres://host");
+  EXPECT_EQ(bare.user(), "");
+  EXPECT_EQ(bare.password(), std::nullopt);
+  EXPECT_EQ(bare.port(), std::nullopt);
+  EXPECT_EQ(bare.path(), "");
+
+  const Url six("memcached+mysql://[2001:db8::1]:11211/");
+  EXPECT_EQ(six.scheme(), "memcached+mysql");
+  EXPECT_EQ(six.host(), "2001:db8::1");
+  EXPECT_EQ(six.port(), 11211);
+  EXPECT_EQ(Url("mysql://[::1]/db").port(), std::nullopt);
+}
+
+TEST(Url, is_percent_decoded_part_by_part) {
+  EXPECT_EQ(Url("file:///a%20b%2Fc%25%3f%23").path(), "/a b/c%?#");
+  EXPECT_EQ(Url("file:///m\xc3\xbcll/%C3%BC").path(), "/m\xc3\xbcll/\xc3\xbc");
+  EXPECT_EQ(Url("memory:a+b").path(), "a+b") << "a plus is a plus";
+  EXPECT_EQ(Url("x://u%3Aa:p%3A%2F@h").user(), "u:a");
+  EXPECT_EQ(Url("x://u%3Aa:p%3A%2F@h").password(), "p:/");
+  EXPECT_EQ(Url("x:?key=a%26b%3dc=d").take_option("key"), "a&b=c=d");
+
+  for (const char* text : {"file:///a%", "file:///a%2", "file:///%zz", "file:///%2", "x:?key=%", "x://u%@h", "x://u:%1@h"}) {
+    expect_refused(text, "'%' without two hexadecimal digits");
+  }
+  expect_refused("file:///etc/passwd%00.db", "zero byte");
+}
+
+TEST(Url, without_a_scheme_is_refused) {
+  for (const char* text : {"", ":", "/var/lib/flags.db", "flags.db", "://x", "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
+    expect_refused(text, "does not begin with a scheme (write ");
+  }
+  expect_refused(std::string(33, 'x') + ":", "does not begin with a scheme");
+}
+
+TEST(Url, with_a_wrong_character_is_refused) {
+  expect_refused("file:///a\nb", "control character");
+  expect_refused(std::string_view("file:///a\0b", 11), "control character");
+  expect_refused("file:///a#b", "'#'");
+  expect_refused("x://ho%41st", "host");
+  expect_refused("x://ho st", "host");
+  expect_refused("x://[::1", "']'");
+  expect_refused("x://[]", "host");
+  expect_refused("x://[::g]", "host");
+  expect_refused("x://[::1]x", "after its host");
+}
+
+TEST(Url, with_a_port_that_is_none_is_refused) {
+  for (const char* text : {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999", "x://h:-1", "x://h:1x", "x://[::1]:"}) {
+    expect_refused(text, "port");
+  }
+  EXPECT_EQ(Url("x://h:65535").port(), 65535);
+}
+
+TEST(Url, that_is_too_long_is_refused) {
+  EXPECT_EQ(Url("memory:" + std::string(8185, 'x')).path().size(), 8185U);
+  expect_refused("memory:" + std::string(8186, 'x'), "too long: bytes=8193 bytes_max=8192");
+}
+
+TEST(Url, of_a_file_is_refused_by_the_log_if_it_is_not_an_absolute_path) {
+  expect_error(ErrorKind::invalid, [] { (void)Url("sqlite:flags.db").file_path(); }, "no absolute path: url=sqlite:flags.db",
+               "write sqlite:///path");
+  expect_error(ErrorKind::invalid, [] { (void)Url("file://var/lib").file_path(); }, "has a host", "with three slashes");
+  expect_error(ErrorKind::invalid, [] { (void)Url("file://").file_path(); }, "no absolute path");
+  expect_error(ErrorKind::invalid, [] { (void)Url("file://u:secret@/x").file_path(); }, "has a host");
+}
+
+TEST(UrlOptions, that_nobody_takes_are_named) {
+  Url url("sqlite:///x.db?wal=on&instance=blue&sync=off");
+  EXPECT_EQ(url.take_instance(), "blue");
+  expect_error(ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=wal,sync scheme=sqlite");
+
+  EXPECT_EQ(url.take_option("wal"), "on");
+  EXPECT_EQ(url.take_option("absent"), std::nullopt);
+  expect_error(ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=sync");
+}
+
+TEST(UrlOptions, may_be_empty_but_not_without_a_key_or_a_value) {
+  EXPECT_EQ(Url("x:?key=").take_option("key"), "");
+  EXPECT_NO_THROW(Url("x:?").refuse_unknown_options());
+  for (const char* text : {"x:?key", "x:?=value", "x:?&", "x:?a=1&&b=2", "x:?Key=1", "x:?k%65y=1", "x:?a b=1"}) {
+    expect_refused(text, "not of the form key=value");
+  }
+  expect_refused("x:?a=1&nonsense", "number=2");
+}
+
+TEST(UrlOptions, given_twice_are_refused) {
+  expect_refused("file:///x?instance=a&instance=b", "option twice: option=instance");
+  expect_refused("file:///x?instance=a&instance=a", "option twice");
+}
+
+TEST(UrlInstance, is_default_if_not_given) { EXPECT_EQ(Url("memory:").take_instance(), "default"); }
+
+TEST(UrlInstance, has_1_to_48_letters_digits_and_underscores) {
+  EXPECT_TRUE(is_instance_name("default"));
+  EXPECT_TRUE(is_instance_name("A_z09"));
+  EXPECT_TRUE(is_instance_name(std::string(48, 'x')));
+  EXPECT_FALSE(is_instance_name(std::string(49, 'x')));
+  for (const char* name : {"", "a-b", "a.b", "a b", "a/b", "../x", "a;drop table", "a'b", "a\"b", "m\xc3\xbcller"}) {
+    EXPECT_FALSE(is_instance_name(name)) << name;
+  }
+  EXPECT_FALSE(is_instance_name(std::string_view("a\0b", 3)));
+
+  for (const char* text : {"memory:?instance=", "memory:?instance=a%2fb", "memory:?instance=%27;--", "memory:?instance=a%0ab"}) {
+    expect_error(ErrorKind::invalid, [&] { Url(text).take_instance(); }, "instance name cannot be used",
+                 "use 1 to 48 of A-Z a-z 0-9 _");
+  }
+}
+
+TEST(UrlRedacted, shows_where_the_log_is) {
+  for (const char* text : {"memory:", "memory:name", "file:///var/lib/flags", "sqlite:///var/lib/flags.db?instance=default",
+                           "mysql://user@host:3306/db", "mysql://[::1]:3306/db", "file:///a%20b%25"}) {
+    EXPECT_EQ(Url(text).redacted(), text);
+  }
+}
+
+TEST(UrlRedacted, shows_no_password_and_no_option_that_may_be_one) {
+  const Url url("mysql://user:hunter2@host/db?password_file=/run/hunter2&instance=blue&token=hunter2");
+  EXPECT_EQ(url.redacted(), "mysql://user:***@host/db?password_file=***&instance=blue&token=***");
+  EXPECT_EQ(Url("x://:hunter2@host").redacted(), "x://:***@host");
+  EXPECT_EQ(Url("x://u:@host").redacted(), "x://u:***@host");
+}
+
+TEST(UrlRedacted, is_the_same_before_and_after_options_are_taken) {
+  Url url("x://u:p@h/d?tls=off&instance=a");
+  const std::string before = url.redacted();
+  url.take_option("tls");
+  url.take_instance();
+  EXPECT_EQ(url.redacted(), before);
+}
+
+// What a message needs no quoting for.
+TEST(UrlRedacted, has_no_character_that_could_fool_who_reads_it) {
+  const std::string text = Url("file:///a%0Ab%1b[2J%22?instance=%0a").redacted();
+  EXPECT_EQ(text, "file:///a%0Ab%1B%5B2J%22?instance=%0A");
+}
+
+// A password with the characters that end an authority, as somebody writes it who does not know percent-encoding:
+// whatever becomes of it, no piece of it is shown.
+TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
+  for (const char* text : {
+           "mysql://user:hunter2/secret@host/db",
+           "mysql://user:1234/secret@host/db",
+           "mysql://user:hunter2?secret@host/db",
+           "mysql://user:1234?secret=1@host/db",
+           "mysql://user:hunter2#secret@host/db",
+           "mysql://user:hunter2:secret@host/db",
+           "mysql://user:hunter2@secret@host/db",
+           "mysql://user:hunter2%secret@host/db",
+           "mysql://user:hunter2 secret@host/db",
+           "mysql://user:[hunter2]secret@host/db",
+           "mysql://user:secret@[host/db",
+           "mysql://user:secret@host:port/db",
+           "mysql:user:secret@host/db",
+           "mysql:/user:secret@host/db",
+           "mysql:///user:secret@host/db",
+           "mysql://host/db?secret",
+           "mysql://host/db?password=secret&password=secret",
+           "mysql://host/db?instance=a&x=%secret",
+           "user:secret@host/db",
+       }) {
+    SCOPED_TRACE(text);
+    std::string shown;
+    try {
+      Url url(text);
+      shown = url.redacted();
+      url.refuse_unknown_options();
+    } catch (const Error& error) {
+      shown += error.what();
+    }
+    for (const char* secret : {"secret", "hunter2", "1234"}) EXPECT_EQ(shown.find(secret), std::string::npos) << shown;
+  }
+}
+
+// Given any bytes, a URL is refused or understood; and what it shows is understood alike.
+TEST(Url, of_random_bytes_is_refused_or_shows_itself) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  constexpr std::string_view alphabet = "ax1:/?&=%@[]#.+-_ %41%00%2f\n\xc3instance=file://";
+  int understood = 0;
+  for (int i = 0; i < 200'000; ++i) {
+    std::string text = random() % 2 == 0 ? "x:" : "";
+    for (std::size_t size = random() % 24; size > 0; --size) text += alphabet[random() % alphabet.size()];
+    std::optional<Url> url;
+    const std::optional<Error> error = testing::thrown_error([&] { url.emplace(text); });
+    if (error) {
+      ASSERT_EQ(error->kind(), ErrorKind::invalid);
+      continue;
+    }
+    ++understood;
+    const Url again(url->redacted());
+    ASSERT_EQ(again.redacted(), url->redacted()) << text;
+    ASSERT_EQ(again.path(), url->path()) << text;
+    ASSERT_EQ(again.host(), url->host()) << text;
+  }
+  EXPECT_GT(understood, 1000);
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,22 @@
+// What a user's first program does, with nothing but the installed headers and library.
+#include <whycache/cache.h>
+
+#include <cstdio>
+#include <exception>
+
+int main(int argument_count, char** arguments) {
+  if (argument_count != 3) return 2;
+  try {
+    whycache::Cache cache(arguments[1], {.name = "flags", .state_path = arguments[2]});
+    const whycache::UpdateId id = cache.set("checkout.enabled", "yes");
+    if (cache.get("checkout.enabled") != "yes") return 1;
+    for (auto [key, value] : cache.view()) {
+      std::printf("%.*s\n", static_cast<int>(key.size()), key.data());
+      if (value != "yes") return 1;
+    }
+    return cache.update() >= id ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

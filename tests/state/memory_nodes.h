@@ -1,0 +1,155 @@
+// A NodeStore in private memory that keeps strict books. Each node has a piece of memory of its own, exactly as large
+// as the node, which is given back when nobody may read it any more: AddressSanitizer sees every step beyond a node and
+// every look at one that is gone; without it, what is gone is overwritten first.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <whycache/error.h>
+
+#include "state/keys.h"
+#include "state/node_store.h"
+
+namespace whycache::testing {
+
+class MemoryNodes final : public NodeStore {
+ public:
+  // --- The store ---
+
+  const std::byte* node(NodeOffset offset, std::size_t& bytes) const override {
+    const Place& place = this->place(offset);
+    bytes = node_bytes_of(place.size_class);
+    return place.bytes.get();
+  }
+  NodeOffset allocate(std::size_t size_class) override {
+    if (allocations_left_ == 0) throw Error(ErrorKind::limit, "no room for a node");
+    --allocations_left_;
+    ++allocation_count_;
+    std::vector<NodeOffset>& free = free_.at(size_class);
+    NodeOffset offset = 0;
+    if (free.empty()) {
+      offset = places_.size() * unit;
+      places_.resize(places_.size() + node_bytes_of(size_class) / unit);
+    } else {
+      offset = free.back();
+      free.pop_back();
+    }
+    Place& place = places_[offset / unit];
+    place = {std::make_unique<std::byte[]>(node_bytes_of(size_class)), size_class, version_, false, 0};
+    std::memset(place.bytes.get(), poison, node_bytes_of(size_class));
+    const NodeHeader header{poison, poison, static_cast<std::uint8_t>(size_class), {}};
+    std::memcpy(place.bytes.get(), &header, sizeof header);
+    return offset;
+  }
+  void retire(NodeOffset offset) override {
+    Place& place = places_[index_of(offset)];
+    // A damaged tree may have the writer do this; a sound one never.
+    if (place.retired) throw Error(ErrorKind::corrupt, "node retired twice: offset=" + std::to_string(offset));
+    place.retired = true;
+    place.retired_in = version_;
+    if (place.made_in == version_) {
+      release(offset);
+    } else {
+      retired_.push_back(offset);
+    }
+  }
+  std::byte* writable(NodeOffset offset) override {
+    if (!is_private(offset)) throw std::logic_error("published node is written: offset=" + std::to_string(offset));
+    return places_[offset / unit].bytes.get();
+  }
+  bool is_private(NodeOffset offset) const override { return place(offset).made_in == version_; }
+
+  // --- Versions: what is published, and who holds it ---
+
+  std::uint64_t version() const { return version_; }
+  void publish() {
+    ++version_;
+    release_what_nobody_holds();
+  }
+  // Everything reachable as of now stays.
+  std::uint64_t pin() {
+    publish();
+    pins_.insert(version_);
+    return version_;
+  }
+  void unpin(std::uint64_t version) {
+    pins_.erase(pins_.find(version));
+    release_what_nobody_holds();
+  }
+
+  // --- Books ---
+
+  // Nodes that are neither retired nor free, with their size classes: what the current tree has to consist of.
+  std::map<NodeOffset, std::size_t> live() const {
+    std::map<NodeOffset, std::size_t> nodes;
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      if (places_[i].bytes && !places_[i].retired) nodes.emplace(i * unit, places_[i].size_class);
+    }
+    return nodes;
+  }
+  std::size_t live_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& [offset, size_class] : live()) bytes += node_bytes_of(size_class);
+    return bytes;
+  }
+  std::size_t retired_count() const { return retired_.size(); }
+  std::size_t allocation_count() const { return allocation_count_; }
+  void allow_allocations(std::size_t count) { allocations_left_ = count; }
+
+  // Damages the tree.
+  std::byte* bytes_of(NodeOffset offset) { return places_.at(offset / unit).bytes.get(); }
+
+ private:
+  static constexpr NodeOffset unit = node_bytes_of(0);
+  static constexpr unsigned char poison = 0xdd;
+
+  struct Place {
+    std::unique_ptr<std::byte[]> bytes;  // none: not a node, or free
+    std::size_t size_class = 0;
+    std::uint64_t made_in = 0;
+    bool retired = false;
+    std::uint64_t retired_in = 0;
+  };
+
+  const Place& place(NodeOffset offset) const { return places_[index_of(offset)]; }
+  std::size_t index_of(NodeOffset offset) const {
+    if (offset % unit != 0 || offset / unit >= places_.size() || !places_[offset / unit].bytes) {
+      throw Error(ErrorKind::corrupt, "no node at offset=" + std::to_string(offset));
+    }
+    return offset / unit;
+  }
+  void release(NodeOffset offset) {
+    Place& place = places_[offset / unit];
+    std::memset(place.bytes.get(), poison, node_bytes_of(place.size_class));
+    place.bytes.reset();
+    free_[place.size_class].push_back(offset);
+  }
+  void release_what_nobody_holds() {
+    const std::uint64_t oldest = pins_.empty() ? version_ : *pins_.begin();
+    std::erase_if(retired_, [&](NodeOffset offset) {
+      const bool gone = places_[offset / unit].retired_in < oldest;
+      if (gone) release(offset);
+      return gone;
+    });
+  }
+
+  std::uint64_t version_ = 1;
+  std::vector<Place> places_ = std::vector<Place>(1);  // offset 0 is no node
+  std::array<std::vector<NodeOffset>, node_size_class_count> free_;
+  std::vector<NodeOffset> retired_;  // and still readable
+  std::multiset<std::uint64_t> pins_;
+  std::size_t allocations_left_ = SIZE_MAX;
+  std::size_t allocation_count_ = 0;
+};
+
+}  // namespace whycache::testing

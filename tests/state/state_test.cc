@@ -1,0 +1,211 @@
+#include "state/state.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "base/hash.h"
+#include "state/test_state.h"
+#include "support/seed.h"
+
+namespace whycache {
+namespace {
+
+using testing::TemporaryFolder;
+using testing::TestChange;
+using testing::TestState;
+
+class StateTest : public ::testing::Test {
+ protected:
+  std::string path(const std::string& name = "a.state") const { return folder_.path() + "/" + name; }
+  TemporaryFolder folder_;
+};
+
+TEST_F(StateTest, new_state_is_empty_at_update_0) {
+  const TestState state(path());
+
+  EXPECT_EQ(state->applied_id(), 0U);
+  EXPECT_EQ(state.get("a"), std::nullopt);
+  EXPECT_TRUE(state.contents().empty());
+  EXPECT_EQ(state->info().digest, Digest{});
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(StateTest, what_was_applied_is_read) {
+  TestState state(path());
+
+  EXPECT_EQ(state.apply({{"a", "1"}, {"b", ""}, {std::string(1024, 'k'), std::string(100'000, 'v')}}), 1U);
+
+  EXPECT_EQ(state.get("a"), "1");
+  EXPECT_EQ(state.get("b"), "");
+  EXPECT_EQ(state.get(std::string(1024, 'k')), std::string(100'000, 'v'));
+  EXPECT_EQ(state.get("c"), std::nullopt);
+  EXPECT_EQ(state->info().item_count, 3U);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(StateTest, erased_key_is_gone_and_may_come_back) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  state.apply({{"a", std::nullopt}, {"never there", std::nullopt}});
+  EXPECT_EQ(state.get("a"), std::nullopt);
+  EXPECT_EQ(state->info().item_count, 0U);
+
+  state.apply({{"a", "2"}});
+
+  EXPECT_EQ(state.get("a"), "2");
+  EXPECT_EQ(state->info().item_count, 1U);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(StateTest, last_change_of_a_key_in_an_update_counts) {
+  TestState state(path());
+  state.apply({{"a", "old"}});
+  const View before = state.view();
+
+  state.apply({{"a", "1"}, {"a", std::nullopt}, {"a", "2"}, {"b", "1"}, {"b", std::nullopt}, {"c", std::nullopt}, {"c", "3"}});
+
+  EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"a", "2"}, {"c", "3"}}));
+  EXPECT_EQ(TestState::contents(before), (std::map<std::string, std::string>{{"a", "old"}}));
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(StateTest, view_stands_still_while_updates_are_applied) {
+  TestState state(path());
+  state.apply({{"a", "1"}, {"b", "1"}});
+  const View before = state.view();
+
+  state.apply({{"a", "2"}, {"b", std::nullopt}, {"c", "2"}});
+
+  EXPECT_EQ(before.get("a"), "1");
+  EXPECT_EQ(before.get("b"), "1");
+  EXPECT_EQ(before.get("c"), std::nullopt);
+  EXPECT_EQ(TestState::contents(before), (std::map<std::string, std::string>{{"a", "1"}, {"b", "1"}}));
+  EXPECT_EQ(before.size(), 2U);
+  EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"a", "2"}, {"c", "2"}}));
+}
+
+TEST_F(StateTest, erasing_everything_is_one_update) {
+  TestState state(path());
+  for (int i = 0; i < 1000; ++i) state.apply({{"key" + std::to_string(i), std::to_string(i)}});
+  const View before = state.view();
+
+  state.apply({{"key5", "again"}, {"new", "1"}}, true);
+
+  EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"key5", "again"}, {"new", "1"}}));
+  EXPECT_EQ(before.size(), 1000U);
+  EXPECT_EQ(TestState::contents(before).size(), 1000U);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(StateTest, is_there_when_opened_again) {
+  { TestState(path()).apply({{"a", "1"}}); }
+
+  const TestState state(path());
+
+  EXPECT_EQ(state.get("a"), "1");
+  EXPECT_EQ(state->applied_id(), 1U);
+}
+
+TEST_F(StateTest, two_openings_in_one_process_see_each_other) {
+  TestState one(path());
+  TestState other(path());
+
+  one.apply({{"a", "1"}});
+  other.apply({{"b", "2"}});
+
+  EXPECT_EQ(one.get("b"), "2");
+  EXPECT_EQ(other.get("a"), "1");
+}
+
+TEST_F(StateTest, values_larger_than_a_segment_come_and_go) {
+  TestState state(path());
+  for (int round = 0; round < 20; ++round) {
+    state.apply({{"large", std::string(3'000'000 + round, static_cast<char>('a' + round))}, {"small", std::to_string(round)}});
+    EXPECT_EQ(state.get("large"), std::string(3'000'000 + round, static_cast<char>('a' + round)));
+  }
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+  EXPECT_LT(state->insides().file_bytes, 20'000'000U);
+}
+
+TEST_F(StateTest, space_of_what_was_overwritten_is_used_again) {
+  TestState state(path());
+  std::mt19937_64 random(testing::test_seed());
+  SCOPED_TRACE(testing::seed_note());
+  std::uint64_t settled = 0;
+  for (int round = 0; round < 60; ++round) {
+    const auto writer = state->begin_write(TestState::patience());
+    for (int update = 0; update < 20; ++update) {
+      std::vector<TestChange> changes;
+      for (int i = 0; i < 500; ++i) changes.push_back({"key" + std::to_string(random() % 20'000), std::string(100, 'v')});
+      TestState::apply(*writer, changes);
+    }
+    if (round == 20) settled = state->insides().file_bytes;
+  }
+  EXPECT_LE(state->insides().file_bytes, settled * 5 / 4);
+  EXPECT_LT(state->insides().file_bytes, 20'000U * 170 * 2);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+// Random updates against std::map, with views held, reopened now and then, checked throughout.
+TEST_F(StateTest, holds_what_a_map_holds) {
+  std::mt19937_64 random(testing::test_seed());
+  SCOPED_TRACE(testing::seed_note());
+  auto state = std::make_unique<TestState>(path());
+  std::map<std::string, std::string> model;
+  struct Held {
+    View view;
+    std::map<std::string, std::string> model;
+  };
+  std::vector<Held> held;
+  const auto random_key = [&] {
+    switch (random() % 4) {
+      case 0: return "k" + std::to_string(random() % 50);
+      case 1: return std::string(1 + random() % 40, static_cast<char>('a' + random() % 3));
+      case 2: return "user:" + std::to_string(random() % 5000);
+      default: return std::string(random() % 200 + 1, static_cast<char>(random() % 256));
+    }
+  };
+  for (int step = 0; step < 3000; ++step) {
+    std::vector<TestChange> changes;
+    const bool erases_all = random() % 500 == 0;
+    if (erases_all) model.clear();
+    for (std::uint64_t i = 0, count = random() % 30; i < count; ++i) {
+      TestChange change{random_key(), std::nullopt};
+      if (random() % 3 != 0) change.value = std::string(random() % 20 == 0 ? random() % 20'000 : random() % 100, static_cast<char>('A' + random() % 26));
+      if (change.value) {
+        model[change.key] = *change.value;
+      } else {
+        model.erase(change.key);
+      }
+      changes.push_back(change);
+    }
+    state->apply(changes, erases_all);
+    if (random() % 50 == 0) held.push_back({state->view(), model});
+    if (held.size() > 5) held.erase(held.begin() + static_cast<std::ptrdiff_t>(random() % held.size()));
+    for (int i = 0; i < 5; ++i) {
+      const std::string key = random_key();
+      const auto expected = model.find(key);
+      ASSERT_EQ(state->get(key), expected == model.end() ? std::nullopt : std::optional(expected->second));
+    }
+    if (step % 100 == 0) {
+      ASSERT_EQ(state->contents(), model);
+      for (const Held& one : held) ASSERT_EQ(TestState::contents(one.view), one.model);
+      Digest digest;
+      for (const auto& [key, value] : model) add(digest, item_digest(key, value));
+      ASSERT_EQ((*state)->info().digest, digest);
+      ASSERT_EQ((*state)->info().item_count, model.size());
+    }
+    if (step % 500 == 250) {
+      ASSERT_EQ(state->check(), std::vector<std::string>{});
+    }
+    if (step % 700 == 650) {
+      held.clear();
+      state.reset();
+      state = std::make_unique<TestState>(path());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,24 @@
+// Random tests: each run has another seed, which is shown when a test fails; WHYCACHE_TEST_SEED repeats it.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+namespace whycache::testing {
+
+inline std::uint64_t test_seed() {
+  static const std::uint64_t seed = [] {
+    const char* given = std::getenv("WHYCACHE_TEST_SEED");
+    return given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
+  }();
+  return seed;
+}
+
+// What a failing test prints: SCOPED_TRACE(seed_note()).
+inline std::string seed_note() { return "WHYCACHE_TEST_SEED=" + std::to_string(test_seed()); }
+
+}  // namespace whycache::testing

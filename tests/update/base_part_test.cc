@@ -1,0 +1,299 @@
+// Parts of a base: sorted items in, the same items out, and nothing else believed.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/hash.h"
+#include "support/seed.h"
+#include "support/thrown_error.h"
+#include "update/compression.h"
+#include "update/samples.h"
+#include "update/update.h"
+
+namespace whycache {
+namespace {
+
+using namespace std::string_literals;
+using testing::expect_error;
+using testing::framed_part;
+using testing::no_bytes_max;
+using testing::varint;
+
+constexpr UpdateId base = 40;
+const BaseInfo info = {.base = base, .chain = 0x1122334455667788, .item_count = 3, .digest = {.low = 5, .high = 6}};
+
+// The parts of a base with these items.
+std::vector<std::string> encode(const std::map<std::string, std::string>& items, std::size_t bytes_max) {
+  std::vector<std::string> parts;
+  BasePartEncoder encoder(base);
+  for (const auto& [key, value] : items) {
+    if (encoder.add({key, value}, bytes_max)) continue;
+    parts.emplace_back(encoder.finish(std::nullopt));
+    EXPECT_TRUE(encoder.add({key, value}, bytes_max)) << "the first item of a part always fits";
+  }
+  parts.emplace_back(encoder.finish(info));
+  return parts;
+}
+
+std::map<std::string, std::string> random_items(std::mt19937_64& random, std::size_t count) {
+  std::map<std::string, std::string> items;
+  while (items.size() < count) {
+    const std::string key = random() % 2 == 0 ? "user:" + std::to_string(random() % 100'000) : testing::random_key(random);
+    items[key] = testing::random_value(random);
+  }
+  return items;
+}
+
+TEST(BasePart, comes_back_as_it_went) {
+  BasePartEncoder encoder(base);
+  EXPECT_TRUE(encoder.empty());
+  ASSERT_TRUE(encoder.add({"flag.checkout", "on"}, no_bytes_max));
+  ASSERT_TRUE(encoder.add({"flag.checkout.colour", ""}, no_bytes_max));
+  ASSERT_TRUE(encoder.add({"flag.search", "\0off"s}, no_bytes_max));
+  EXPECT_FALSE(encoder.empty());
+  const std::string bytes(encoder.finish(info));
+  EXPECT_TRUE(encoder.empty());
+
+  BasePart part;
+  decode_base_part(bytes, part);
+
+  EXPECT_EQ(part.base, base);
+  EXPECT_EQ(part.number, 0U);
+  EXPECT_EQ(part.items, (std::vector<Item>{{"flag.checkout", "on"}, {"flag.checkout.colour", ""}, {"flag.search", "\0off"s}}));
+  EXPECT_EQ(part.last, info);
+}
+
+TEST(BasePart, of_random_items_comes_back_as_it_went) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  BasePart part;  // reused for all
+  for (int round = 0; round < 200; ++round) {
+    const std::map<std::string, std::string> items = random_items(random, random() % 400);
+    const std::vector<std::string> parts = encode(items, 100 + random() % 10'000);
+    auto expected = items.begin();
+    for (std::size_t number = 0; number < parts.size(); ++number) {
+      decode_base_part(parts[number], part);
+      ASSERT_EQ(part.base, base);
+      ASSERT_EQ(part.number, number);
+      ASSERT_EQ(part.last.has_value(), number + 1 == parts.size());
+      for (const Item& item : part.items) {
+        ASSERT_NE(expected, items.end());
+        ASSERT_EQ(item, (Item{expected->first, expected->second}));
+        ++expected;
+      }
+    }
+    ASSERT_EQ(expected, items.end());
+  }
+}
+
+TEST(BasePart, of_an_empty_base_says_so) {
+  BasePartEncoder encoder(base);
+  BasePart part;
+  decode_base_part(encoder.finish(BaseInfo{.base = base, .chain = 1}), part);
+  EXPECT_TRUE(part.items.empty());
+  EXPECT_EQ(part.last, (BaseInfo{.base = base, .chain = 1}));
+}
+
+TEST(BasePart, stays_within_its_size_unless_a_single_item_is_longer) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  for (const std::size_t bytes_max : {200, 1000, 20'000}) {
+    for (const std::string& bytes : encode(random_items(random, 500), bytes_max)) {
+      BasePart part;
+      decode_base_part(bytes, part);
+      EXPECT_TRUE(bytes.size() <= bytes_max || part.items.size() == 1) << bytes.size();
+    }
+  }
+}
+
+TEST(BasePart, takes_the_longest_key_and_value) {
+  const std::string key(key_bytes_max, 'k');
+  const std::string value(value_bytes_max, 'v');
+  BasePartEncoder encoder(base);
+  ASSERT_TRUE(encoder.add({key, value}, 1000));
+  EXPECT_FALSE(encoder.add({"l", ""}, 1000));
+  BasePart part;
+  decode_base_part(encoder.finish(std::nullopt), part);
+  EXPECT_EQ(part.items, (std::vector<Item>{{key, value}}));
+}
+
+TEST(BasePart, stores_what_keys_have_in_common_once) {
+  std::map<std::string, std::string> items;
+  const std::string prefix(1000, 'p');
+  for (int i = 1000; i < 2000; ++i) items[prefix + std::to_string(i)] = "";
+  BasePartEncoder encoder(base);
+  for (const auto& [key, value] : items) ASSERT_TRUE(encoder.add({key, value}, 10'000)) << "1,000 keys of 1,004 bytes";
+}
+
+TEST(BasePart, keys_that_share_much_do_not_ask_for_endless_memory) {
+  // In a few bytes each, keys of 1,020 bytes; a part has to end before they take more than 64 MiB in full.
+  BasePartEncoder encoder(base);
+  const std::string prefix(1010, 'p');
+  std::size_t count = 0;
+  for (;; ++count) {
+    const std::string number = std::to_string(1'000'000'000 + count);
+    if (!encoder.add({prefix + number, ""}, no_bytes_max)) break;
+  }
+  EXPECT_EQ(count, decompressed_bytes_max / 1020);
+  BasePart part;
+  decode_base_part(encoder.finish(std::nullopt), part);
+  EXPECT_EQ(part.items.size(), count);
+  EXPECT_EQ(part.items.back().key, prefix + std::to_string(1'000'000'000 + count - 1));
+}
+
+TEST(BasePart, takes_so_many_items_and_no_more) {
+  BasePartEncoder encoder(base);
+  char key[4] = {};
+  std::size_t count = 0;
+  for (;; ++count) {
+    for (int i = 0; i < 4; ++i) key[i] = static_cast<char>(count >> (24 - 8 * i));
+    if (!encoder.add({std::string_view(key, 4), ""}, no_bytes_max)) break;
+  }
+  EXPECT_EQ(count, element_count_max);
+}
+
+TEST(BasePartEncoder, refuses_what_could_not_be_read_again) {
+  BasePartEncoder encoder(base);
+  ASSERT_TRUE(encoder.add({"b", "1"}, no_bytes_max));
+  expect_error(ErrorKind::corrupt, [&] { encoder.add({"a", "1"}, no_bytes_max); }, "keys out of order in a new base: part=0 items_before=1");
+  expect_error(ErrorKind::corrupt, [&] { encoder.add({"b", "1"}, no_bytes_max); }, "keys out of order");
+  expect_error(ErrorKind::corrupt, [&] { encoder.add({"", "1"}, no_bytes_max); }, "item out of bounds");
+  expect_error(ErrorKind::corrupt, [&] { encoder.add({std::string(1025, 'x'), "1"}, no_bytes_max); }, "item out of bounds");
+  encoder.finish(std::nullopt);
+  expect_error(ErrorKind::corrupt, [&] { encoder.add({"b", "1"}, no_bytes_max); }, "part=1 items_before=0");
+  EXPECT_TRUE(encoder.add({"ba", "1"}, no_bytes_max));
+}
+
+// --- Damage ---
+
+std::string decode_error(std::string_view bytes) {
+  BasePart part;
+  part.items.resize(1);
+  const std::optional<Error> error = testing::thrown_error([&] { decode_base_part(bytes, part); });
+  if (!error) return "decoded";
+  EXPECT_EQ(error->kind(), ErrorKind::corrupt) << error->what();
+  EXPECT_TRUE(part.items.empty()) << "items of a refused part are left: " << error->what();
+  return error->what();
+}
+
+void expect_refused(std::string_view bytes, const std::string& words) {
+  const std::string message = decode_error(bytes);
+  EXPECT_NE(message.find(words), std::string::npos) << "message: " << message << "\nlacks: " << words;
+}
+
+std::vector<std::string> sample_parts() {
+  std::mt19937_64 random(testing::test_seed());
+  std::vector<std::string> samples = encode(random_items(random, 60), 1500);
+  samples.push_back(encode({{"a", std::string(3000, 'x')}}, 10'000)[0]);
+  samples.push_back(encode({}, 1000)[0]);
+  return samples;
+}
+
+TEST(DamagedBasePart, cut_short_or_too_long_is_refused) {
+  SCOPED_TRACE(testing::seed_note());
+  for (const std::string& whole : sample_parts()) {
+    ASSERT_EQ(decode_error(whole), "decoded");
+    for (std::size_t size = 0; size < whole.size(); ++size) ASSERT_NE(decode_error(whole.substr(0, size)), "decoded") << size;
+    ASSERT_NE(decode_error(whole + "\0"s), "decoded");
+  }
+}
+
+TEST(DamagedBasePart, with_one_bit_flipped_is_refused) {
+  SCOPED_TRACE(testing::seed_note());
+  for (const std::string& whole : sample_parts()) {
+    for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
+      std::string bytes = whole;
+      bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
+      ASSERT_NE(decode_error(bytes), "decoded") << "bit " << bit;
+    }
+  }
+}
+
+TEST(DamagedBasePart, says_which_it_is) {
+  std::string bytes = encode({{"a", "1"}}, 1000)[0];
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  expect_refused(bytes, "base part was changed or cut short");
+  expect_refused(bytes, "base=40 part=0");
+}
+
+TEST(HostileBasePart, of_an_unknown_version_or_flag_says_so) {
+  std::string bytes = framed_part(0, "", 0, 0, "");
+  ASSERT_EQ(decode_error(bytes), "decoded");
+  bytes[0] = 2;
+  expect_refused(bytes, "a version this program does not know");
+  for (const int flags : {2, 4, 128}) expect_refused(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""), "a flag this program does not know");
+}
+
+TEST(HostileBasePart, has_room_in_its_head_for_what_later_versions_write) {
+  std::string head;
+  append_field(head, 2, "something new");
+  EXPECT_EQ(decode_error(framed_part(0, head, 0, 0, "")), "decoded");
+}
+
+TEST(HostileBasePart, with_its_totals_cut_short_is_refused) {
+  std::string head;
+  append_field(head, 1, std::string(31, 'x'));
+  expect_refused(framed_part(0, head, 0, 0, ""), "a field of a wrong size");
+}
+
+TEST(HostileBasePart, with_keys_out_of_order_is_refused) {
+  const std::string a = "\0\1a\0"s;
+  const std::string b = "\0\1b\0"s;
+  ASSERT_EQ(decode_error(framed_part(0, "", 2, 2, a + b)), "decoded");
+  expect_refused(framed_part(0, "", 2, 2, b + a), "keys out of order");
+  expect_refused(framed_part(0, "", 2, 2, a + a), "keys out of order");
+  // "ab", then "a" and "b" again by way of a shared prefix
+  expect_refused(framed_part(0, "", 2, 4, "\0\2ab\0\1\1b\0"s), "keys out of order");
+  expect_refused(framed_part(0, "", 2, 3, "\0\2ab\0\1\0\0"s), "keys out of order");
+}
+
+TEST(HostileBasePart, with_a_key_that_shares_more_than_there_is_is_refused) {
+  expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s), "shares more than there is");
+  expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s), "shares more than there is");
+  expect_refused(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s), "shares more than there is");
+}
+
+TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {
+  expect_refused(framed_part(0, "", 1, 0, "\0\0\0\0"s), "a key that is empty or too long");
+  expect_refused(framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s), "longer keys than there can be");
+  // 1,000 bytes shared and 25 more
+  const std::string key = "\0"s + varint(1000) + std::string(1000, 'k') + "\0"s;
+  expect_refused(framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s), "a key that is empty or too long");
+  const std::string value(value_bytes_max + std::size_t{1}, 'v');
+  expect_refused(framed_part(0, "", 1, 1, "\0\1a"s + varint(value.size()) + value), "a value that is too long");
+}
+
+TEST(HostileBasePart, that_lies_about_its_keys_is_refused) {
+  const std::string item = "\0\1a\0"s;
+  expect_refused(framed_part(0, "", 1, 0, item), "longer keys than it says");
+  expect_refused(framed_part(0, "", 1, 2, item), "shorter keys than it says");
+}
+
+TEST(HostileBasePart, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
+  const std::string item = "\0\1a\0"s;
+  for (const std::uint64_t claim : {std::uint64_t{2}, std::uint64_t{1} << 21, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
+    expect_refused(framed_part(0, "", claim, 1, item), "more items than there can be");
+    expect_refused(framed_part(0, "", 1, claim < 2000 ? claim + 2000 : claim, item), "longer keys than there can be");
+  }
+  expect_refused(framed_part(flag_zstd, "", 1, 1, testing::zstd_frame(std::string(decompressed_bytes_max + 1, '\0'))),
+                 "longer than it can be when decompressed");
+  // A million keys of 1,024 bytes by three bytes each.
+  std::string many = "\0"s + varint(1023) + std::string(1023, 'k') + "\0"s;
+  for (int i = 1; i < 250; ++i) many += varint(1022) + "\1"s + static_cast<char>(i) + "\0"s;
+  expect_refused(framed_part(0, "", element_count_max, element_count_max * 1023, testing::zstd_frame(many)), "more items than there can be");
+}
+
+TEST(HostileBasePart, of_random_bytes_does_no_harm) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  for (int i = 0; i < 50'000; ++i) {
+    decode_error(framed_part(static_cast<std::uint8_t>(random() % 2), testing::random_bytes(random, random() % 4), random() % 4,
+                             random() % 20, testing::random_bytes(random, random() % 30)));
+  }
+}
+
+}  // namespace
+}  // namespace whycache

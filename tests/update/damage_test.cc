@@ -1,0 +1,250 @@
+// Updates from outside: cut short, rotten, or made to hurt. Each is refused, with the memory of the machine intact.
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "support/seed.h"
+#include "support/thrown_error.h"
+#include "update/compression.h"
+#include "update/samples.h"
+#include "update/update.h"
+
+namespace whycache {
+namespace {
+
+using namespace std::string_literals;
+using testing::expect_error;
+using testing::framed;
+using testing::OwnedChange;
+using testing::varint;
+
+constexpr UpdateId id = 7;
+constexpr std::uint64_t previous_chain = 1234;
+
+// Small ones of all shapes: with and without head, compressed and not.
+std::vector<std::string> sample_updates() {
+  std::mt19937_64 random(testing::test_seed());
+  const std::vector<OwnedChange> few = {
+      {Change::Kind::set, "checkout.enabled", "yes"}, {Change::Kind::set, "empty", ""}, {Change::Kind::erase, "old", ""}};
+  const std::vector<OwnedChange> compressible = {{Change::Kind::set, "k", std::string(2000, 'x')},
+                                                 {Change::Kind::set, "l", std::string(2000, 'y')}};
+  return {
+      testing::sealed({}, id, previous_chain, {}),
+      testing::sealed({}, id, previous_chain, {}, true),
+      testing::sealed(few, id, previous_chain, {}),
+      testing::sealed(few, id, previous_chain),
+      testing::sealed(compressible, id, previous_chain),
+      testing::sealed(testing::random_changes(random, 5), id, previous_chain),
+      testing::sealed({{Change::Kind::set, std::string(key_bytes_max, 'k'), testing::random_bytes(random, 300)}}, id, previous_chain),
+  };
+}
+
+std::string decode_error(std::string_view bytes) {
+  Update update;
+  update.changes.resize(1);
+  const std::optional<Error> error = testing::thrown_error([&] { decode_update(bytes, update); });
+  if (!error) return "decoded";
+  EXPECT_EQ(error->kind(), ErrorKind::corrupt) << error->what();
+  EXPECT_TRUE(update.changes.empty()) << "changes of a refused update are left: " << error->what();
+  return error->what();
+}
+
+void expect_refused(std::string_view bytes, const std::string& words) {
+  const std::string message = decode_error(bytes);
+  EXPECT_NE(message.find(words), std::string::npos) << "message: " << message << "\nlacks: " << words;
+}
+
+TEST(DamagedUpdate, cut_short_anywhere_is_refused) {
+  SCOPED_TRACE(testing::seed_note());
+  for (const std::string& whole : sample_updates()) {
+    ASSERT_EQ(decode_error(whole), "decoded");
+    for (std::size_t size = 0; size < whole.size(); ++size) {
+      const std::string bytes = whole.substr(0, size);  // a copy, so that a read beyond it is found
+      ASSERT_NE(decode_error(bytes), "decoded") << "bytes " << size << " of " << whole.size();
+      ASSERT_TRUE(testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); })) << size;
+      peek_place(bytes);
+    }
+  }
+}
+
+TEST(DamagedUpdate, with_more_bytes_than_belong_to_it_is_refused) {
+  SCOPED_TRACE(testing::seed_note());
+  for (const std::string& whole : sample_updates()) {
+    for (const std::string& more : {"\0"s, "\x01"s, "garbage"s, whole}) {
+      const std::string bytes = whole + more;
+      EXPECT_NE(decode_error(bytes), "decoded");
+      EXPECT_TRUE(testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); }));
+    }
+  }
+}
+
+// Decoding alone cannot know that a value was another one; the chain does.
+TEST(DamagedUpdate, with_one_bit_flipped_breaks_the_chain_and_does_no_harm) {
+  SCOPED_TRACE(testing::seed_note());
+  for (const std::string& whole : sample_updates()) {
+    ASSERT_EQ(verify_chain(whole, id, previous_chain), peek_place(whole)->chain);
+    for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
+      std::string bytes = whole;
+      bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
+      const std::optional<Error> error = testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); });
+      ASSERT_TRUE(error) << "bit " << bit;
+      ASSERT_EQ(error->kind(), ErrorKind::corrupt);
+      decode_error(bytes);
+    }
+  }
+}
+
+TEST(DamagedUpdate, of_random_bytes_does_no_harm) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  for (int i = 0; i < 100'000; ++i) {
+    std::string bytes = testing::random_bytes(random, random() % 60);
+    if (!bytes.empty()) bytes[0] = static_cast<char>(format_version);
+    if (bytes.size() > 1) bytes[1] = static_cast<char>(bytes[1] & 3);
+    decode_error(bytes);
+  }
+}
+
+TEST(HostileUpdate, of_an_unknown_version_says_so) {
+  std::string bytes = framed(0, "", 0, "");
+  ASSERT_EQ(decode_error(bytes), "decoded");
+  for (const int version : {0, 2, 255}) {
+    bytes[version_offset] = static_cast<char>(version);
+    expect_refused(bytes, "a version this program does not know");
+    expect_error(ErrorKind::corrupt, [&] { verify_chain(bytes, 7, 0); }, "upgrade this machine", "version=" + std::to_string(version));
+  }
+}
+
+TEST(HostileUpdate, with_an_unknown_flag_says_so) {
+  for (const int flags : {4, 8, 16, 32, 64, 128, 252}) {
+    expect_refused(framed(static_cast<std::uint8_t>(flags), "", 0, ""), "a flag this program does not know");
+  }
+}
+
+TEST(HostileUpdate, without_an_id_is_refused) {
+  std::string bytes = framed(0, "", 0, "");
+  store_little_endian<std::uint64_t>(bytes.data() + id_offset, 0);
+  expect_refused(bytes, "update has no id");
+  EXPECT_FALSE(peek_place(bytes));
+}
+
+TEST(HostileUpdate, names_its_id_in_the_message) { expect_refused(framed(0, "", 3, "\x02"s + "k"), "id=7"); }
+
+TEST(HostileUpdate, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
+  const std::string change = "\x02k\x01v";  // key of one byte, value of one byte
+  ASSERT_EQ(decode_error(framed(0, "", 1, change)), "decoded");
+  for (const std::uint64_t claim : {std::uint64_t{3}, std::uint64_t{1} << 20, std::uint64_t{1} << 32, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
+    SCOPED_TRACE(claim);
+    expect_refused(framed(0, "", claim, change), "more changes than there can be");
+    expect_refused(framed(0, "", 1, varint(claim) + "k\x01v"), "update ");
+    expect_refused(framed(0, "", 1, "\x02k" + varint(claim) + "v"), "update ");
+    std::string head_too_long = framed(0, "", 1, change).substr(0, fixed_bytes) + varint(claim + (claim == 3 ? 100 : 0)) + "x";
+    expect_refused(head_too_long, "update cut short");
+    std::string field;
+    append_varint(field, 5);
+    append_varint(field, claim);
+    expect_refused(framed(0, field, 1, change), "update cut short");
+  }
+}
+
+TEST(HostileUpdate, with_keys_or_values_out_of_bounds_is_refused) {
+  const std::string long_key(key_bytes_max + 1, 'k');
+  const std::string long_value(value_bytes_max + std::size_t{1}, 'v');
+  expect_refused(framed(0, "", 1, "\x00\x00"s), "a key that is empty or too long");
+  expect_refused(framed(0, "", 1, "\x01\x00"s), "a key that is empty or too long");
+  expect_refused(framed(0, "", 1, varint(long_key.size() << 1) + long_key + "\x00"s), "a key that is empty or too long: offset=2 key_bytes=1025");
+  expect_refused(framed(0, "", 1, "\x02k" + varint(long_value.size()) + long_value), "a value that is too long");
+}
+
+TEST(HostileUpdate, with_numbers_in_a_longer_form_than_needed_is_refused) {
+  expect_refused(framed(0, "", 1, "\x82\x00k\x01v"s), "needless byte");
+  expect_refused(framed(0, "", 1, "\x02k\x81\x00v"s), "needless byte");
+}
+
+TEST(HostileUpdate, with_fields_of_a_wrong_size_twice_or_out_of_order_is_refused) {
+  const auto head = [](std::uint64_t tag, std::string_view bytes) {
+    std::string fields;
+    append_field(fields, tag, bytes);
+    return fields;
+  };
+  for (const std::uint64_t tag : {1, 2, 3}) {
+    expect_refused(framed(0, head(tag, ""), 0, ""), "a field of a wrong size: offset=2 tag=" + std::to_string(tag) + " bytes=0");
+    expect_refused(framed(0, head(tag, std::string(17, 'x')), 0, ""), "a field of a wrong size");
+  }
+  for (const std::uint64_t tag : {4, 5}) {
+    EXPECT_EQ(decode_error(framed(0, head(tag, std::string(255, 'x')), 0, "")), "decoded");
+    expect_refused(framed(0, head(tag, std::string(256, 'x')), 0, ""), "a field of a wrong size");
+  }
+  expect_refused(framed(0, head(0, ""), 0, ""), "fields out of order");
+  expect_refused(framed(0, head(4, "a") + head(4, "b"), 0, ""), "fields out of order");
+  expect_refused(framed(0, head(5, "a") + head(4, "b"), 0, ""), "fields out of order");
+  expect_refused(framed(0, "\x04", 0, ""), "cut short");
+}
+
+// --- Compressed ---
+
+std::string compressed_changes(std::string_view changes, std::uint64_t count) {
+  return framed(flag_zstd, "", count, testing::zstd_frame(changes));
+}
+
+TEST(HostileUpdate, that_is_a_zstd_bomb_is_refused_before_memory_is_asked_for) {
+  const std::string bomb = compressed_changes(std::string(decompressed_bytes_max + 1, '\0'), 1);
+  EXPECT_LT(bomb.size(), 10'000U);
+  Update update;
+  expect_error(ErrorKind::corrupt, [&] { decode_update(bomb, update); }, "longer than it can be when decompressed: bytes=67108865");
+  EXPECT_EQ(update.storage.capacity(), std::string().capacity());
+}
+
+TEST(HostileUpdate, that_claims_2_to_the_60_bytes_decompressed_is_refused) {
+  std::string frame = "\x28\xb5\x2f\xfd"s;  // magic
+  frame += '\xe0';                          // one segment, size in eight bytes
+  append_little_endian(frame, std::uint64_t{1} << 60);
+  frame += "\x01\x00\x00"s;  // last block, raw, empty
+  expect_refused(framed(flag_zstd, "", 1, frame), "longer than it can be when decompressed: bytes=1152921504606846976");
+}
+
+TEST(HostileUpdate, with_another_size_than_its_frame_states_is_refused) {
+  const std::string changes = "\x02k\x80\x02"s + std::string(256, 'x');
+  std::string frame = testing::zstd_frame(changes);
+  ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
+  ASSERT_EQ(frame[4], '\x60');  // one segment, size in two bytes, less 256
+  for (const int size : {0, 3, 5, 200, 255}) {
+    std::string lying = frame;
+    lying[5] = static_cast<char>(size);
+    expect_refused(framed(flag_zstd, "", 1, lying), "cannot be decompressed");
+  }
+}
+
+TEST(HostileUpdate, that_is_not_exactly_one_zstd_frame_is_refused) {
+  const std::string frame = testing::zstd_frame("\x02k\x01v");
+  ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
+  const std::string skippable = "\x50\x2a\x4d\x18\x04\x00\x00\x00skip"s;
+  for (const std::string& wrong : {""s, "\x02k\x01v"s, frame + frame, frame + skippable, skippable, skippable + frame, frame + "x"}) {
+    expect_refused(framed(flag_zstd, "", 1, wrong), "not one whole zstd frame");
+  }
+  std::string of_unknown_size = "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were
+  expect_refused(framed(flag_zstd, "", 1, of_unknown_size), "does not say how long it is decompressed");
+}
+
+TEST(HostileUpdate, with_a_frame_that_wants_a_dictionary_is_refused) {
+  std::string frame = "\x28\xb5\x2f\xfd\x21\x07\x04"s + "\x21\x00\x00\x02k\x01v"s;  // dictionary 7, four bytes
+  expect_refused(framed(flag_zstd, "", 1, frame), "cannot be decompressed");
+}
+
+TEST(HostileUpdate, with_damage_inside_its_frame_is_refused) {
+  expect_refused(compressed_changes("\x02k\x01", 1), "update cut short");
+  expect_refused(compressed_changes("\x02k\x01v!", 1), "update too long");
+  expect_refused(compressed_changes("", 1), "more changes than there can be");
+  EXPECT_EQ(decode_error(compressed_changes("", 0)), "decoded");
+}
+
+TEST(HostileUpdate, of_more_changes_than_there_may_be_is_refused) {
+  std::string changes;
+  for (std::size_t i = 0; i <= element_count_max; ++i) changes += "\x03k";
+  expect_refused(compressed_changes(changes, element_count_max + 1), "more changes than there can be");
+}
+
+}  // namespace
+}  // namespace whycache

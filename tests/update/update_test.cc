@@ -1,0 +1,333 @@
+#include "update/update.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "support/seed.h"
+#include "support/thrown_error.h"
+#include "update/samples.h"
+
+namespace whycache {
+namespace {
+
+using namespace std::string_literals;
+using testing::expect_error;
+using testing::no_bytes_max;
+using testing::OwnedChange;
+using testing::sealed;
+
+void expect_changes(const Update& update, const std::vector<OwnedChange>& expected) {
+  ASSERT_EQ(update.changes.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(update.changes[i], expected[i].change()) << "change " << i;
+}
+
+TEST(Update, comes_back_as_it_was_drafted) {
+  Draft draft(testing::full_authorship());
+  EXPECT_TRUE(draft.add(Change::set("checkout.enabled", "yes"), no_bytes_max));
+  EXPECT_TRUE(draft.add(Change::erase("checkout.old"), no_bytes_max));
+  EXPECT_EQ(draft.change_count(), 2U);
+  const std::string bytes(draft.seal(7, 1234));
+
+  Update update;
+  decode_update(bytes, update);
+
+  EXPECT_EQ(update.id, 7U);
+  EXPECT_EQ(update.chain, draft.chain());
+  EXPECT_FALSE(update.erases_all);
+  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("checkout.enabled", "yes"), Change::erase("checkout.old")}));
+  const Authorship expected = testing::full_authorship();
+  EXPECT_EQ(update.authorship.time_us, expected.time_us);
+  EXPECT_EQ(update.authorship.writer_id, expected.writer_id);
+  EXPECT_EQ(update.authorship.writer_sequence, expected.writer_sequence);
+  EXPECT_EQ(update.authorship.writer_name, expected.writer_name);
+  EXPECT_EQ(update.authorship.note, expected.note);
+}
+
+TEST(Update, of_random_changes_comes_back_as_it_was_drafted) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  Update update;  // reused for all, so that nothing of one may show in the next
+  for (int round = 0; round < 500; ++round) {
+    const std::vector<OwnedChange> changes = testing::random_changes(random, random() % (round % 50 == 0 ? 2000 : 20));
+    Authorship authorship;
+    authorship.time_us = static_cast<std::int64_t>(random());
+    authorship.writer_sequence = random() % 2 == 0 ? 0 : random();
+    authorship.writer_name = testing::random_bytes(random, random() % 256);
+    const bool erases_all = random() % 2 == 0;
+    const UpdateId id = 1 + random() % 1'000'000;
+    const std::uint64_t previous_chain = random();
+
+    const std::string bytes = sealed(changes, id, previous_chain, authorship, erases_all);
+    const std::uint64_t chain = verify_chain(bytes, id, previous_chain);
+    decode_update(bytes, update);
+
+    ASSERT_EQ(update.id, id);
+    ASSERT_EQ(update.chain, chain);
+    ASSERT_EQ(update.erases_all, erases_all);
+    ASSERT_EQ(update.authorship.time_us, authorship.time_us);
+    ASSERT_EQ(update.authorship.writer_id, Uuid{});
+    ASSERT_EQ(update.authorship.writer_sequence, authorship.writer_sequence);
+    ASSERT_EQ(update.authorship.writer_name, authorship.writer_name);
+    ASSERT_EQ(update.authorship.note, "");
+    ASSERT_NO_FATAL_FAILURE(expect_changes(update, changes));
+  }
+}
+
+TEST(Update, may_have_no_changes_and_erase_everything) {
+  Draft draft({}, true);
+  Update update;
+  update.changes.resize(3);
+  decode_update(draft.seal(1, 0), update);
+
+  EXPECT_TRUE(update.erases_all);
+  EXPECT_TRUE(update.changes.empty());
+}
+
+TEST(Update, tells_an_empty_value_from_an_erased_key) {
+  Update update;
+  const std::string bytes = sealed({{Change::Kind::set, "a", ""}, {Change::Kind::erase, "a", ""}}, 1, 0);
+  decode_update(bytes, update);
+  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", ""), Change::erase("a")}));
+}
+
+TEST(Update, keeps_changes_in_order_even_of_one_key) {
+  const std::vector<OwnedChange> changes = {
+      {Change::Kind::set, "a", "1"}, {Change::Kind::erase, "a", ""}, {Change::Kind::set, "a", "2"}};
+  Update update;
+  const std::string bytes = sealed(changes, 1, 0);
+  decode_update(bytes, update);
+  expect_changes(update, changes);
+}
+
+TEST(Update, takes_keys_and_values_of_any_bytes) {
+  std::string all_bytes;
+  for (int byte = 0; byte < 256; ++byte) all_bytes += static_cast<char>(byte);
+  const std::vector<OwnedChange> changes = {{Change::Kind::set, all_bytes, all_bytes}, {Change::Kind::set, "\0"s, "\0\0"s}};
+  Update update;
+  const std::string bytes = sealed(changes, 1, 0);
+  decode_update(bytes, update);
+  expect_changes(update, changes);
+}
+
+TEST(Update, takes_keys_and_values_of_the_greatest_size_and_nothing_beyond) {
+  const std::string longest_key(key_bytes_max, 'k');
+  const std::string longest_value(value_bytes_max, 'v');
+  Draft draft({});
+  EXPECT_TRUE(draft.add(Change::set(longest_key, longest_value), no_bytes_max));
+  expect_error(ErrorKind::invalid, [&] { draft.add(Change::set("", "x"), no_bytes_max); }, "key is empty");
+  expect_error(ErrorKind::invalid, [&] { draft.add(Change::erase(""), no_bytes_max); }, "key is empty");
+  expect_error(ErrorKind::invalid, [&] { draft.add(Change::erase(longest_key + "k"), no_bytes_max); },
+               "key too long: bytes=1025 key_bytes_max=1024");
+  expect_error(ErrorKind::limit, [&] { draft.add(Change::set("k", longest_value + "v"), no_bytes_max); },
+               "value too long: bytes=16777216 value_bytes_max=16777215");
+  EXPECT_EQ(draft.change_count(), 1U);
+
+  Update update;
+  decode_update(draft.seal(1, 0), update);
+  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set(longest_key, longest_value)}));
+}
+
+TEST(Update, is_compressed_when_that_pays_and_only_then) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const std::string plain(100'000, 'x');
+  const std::string noise = testing::random_bytes(random, 100'000);
+
+  const std::string compressed = sealed({{Change::Kind::set, "k", plain}}, 1, 0);
+  const std::string raw = sealed({{Change::Kind::set, "k", noise}}, 1, 0);
+
+  EXPECT_LT(compressed.size(), 1000U);
+  EXPECT_EQ(compressed[flags_offset], flag_zstd);
+  EXPECT_EQ(raw[flags_offset], 0);
+  EXPECT_GT(raw.size(), noise.size());
+  Update update;
+  decode_update(compressed, update);
+  EXPECT_EQ(update.changes[0].value, plain);
+  decode_update(raw, update);
+  EXPECT_EQ(update.changes[0].value, noise);
+}
+
+TEST(Update, decoded_into_the_same_object_asks_for_no_more_memory) {
+  const std::string large = sealed({{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
+  const std::string small = sealed({{Change::Kind::set, "a", std::string(40'000, 'x')}}, 1, 0);
+  Update update;
+  decode_update(large, update);
+  const Change* changes = update.changes.data();
+  const char* storage = update.storage.data();
+
+  decode_update(small, update);
+  decode_update(large, update);
+
+  EXPECT_EQ(update.changes.data(), changes);
+  EXPECT_EQ(update.storage.data(), storage);
+}
+
+TEST(Update, has_room_in_its_head_for_what_later_versions_write) {
+  std::string head;
+  append_field(head, static_cast<std::uint64_t>(UpdateTag::note), "known");
+  append_field(head, 6, "something new");
+  append_field(head, std::uint64_t{1} << 60, "and something newer");
+  Update update;
+  decode_update(testing::framed(0, head, 0, ""), update);
+  EXPECT_EQ(update.authorship.note, "known");
+}
+
+// --- Draft ---
+
+// The greatest update that is allowed has exactly as many bytes as allowed, whatever the sizes within it.
+TEST(Draft, fills_an_update_to_the_last_byte) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  for (int round = 0; round < 2000; ++round) {
+    const std::vector<OwnedChange> changes = testing::random_changes(random, 1 + random() % 300);
+    Draft all({});
+    for (const OwnedChange& change : changes) ASSERT_TRUE(all.add(change.change(), no_bytes_max));
+    const std::size_t bytes = all.bytes();
+
+    Draft exact({});
+    Draft one_less({});
+    for (std::size_t i = 0; i + 1 < changes.size(); ++i) {
+      ASSERT_TRUE(exact.add(changes[i].change(), bytes));
+      ASSERT_TRUE(one_less.add(changes[i].change(), bytes - 1));
+    }
+    const std::size_t bytes_before = one_less.bytes();
+    ASSERT_FALSE(one_less.add(changes.back().change(), bytes - 1));
+    ASSERT_TRUE(exact.add(changes.back().change(), bytes));
+
+    ASSERT_EQ(one_less.change_count(), changes.size() - 1);
+    ASSERT_EQ(one_less.bytes(), bytes_before);
+    ASSERT_EQ(exact.bytes(), bytes);
+    const std::string_view sealed_bytes = exact.seal(1, 0);
+    ASSERT_LE(sealed_bytes.size(), bytes);
+    const bool compressed = (sealed_bytes[flags_offset] & flag_zstd) != 0;
+    ASSERT_TRUE(compressed || sealed_bytes.size() == bytes);
+  }
+}
+
+TEST(Draft, that_refused_a_change_seals_what_it_took) {
+  Draft draft({});
+  ASSERT_TRUE(draft.add(Change::set("a", "1"), 100));
+  ASSERT_FALSE(draft.add(Change::set("b", std::string(100, 'x')), 100));
+  ASSERT_TRUE(draft.add(Change::set("c", "3"), 100));
+
+  Update update;
+  decode_update(draft.seal(1, 0), update);
+  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", "1"), Change::set("c", "3")}));
+}
+
+TEST(Draft, has_no_room_where_not_even_its_head_fits) {
+  Draft draft(testing::full_authorship());
+  EXPECT_FALSE(draft.add(Change::erase("a"), 20));
+  EXPECT_EQ(draft.change_count(), 0U);
+}
+
+TEST(Draft, takes_so_many_changes_and_no_more) {
+  Draft draft({});
+  for (std::size_t i = 0; i < element_count_max; ++i) ASSERT_TRUE(draft.add(Change::erase("k"), no_bytes_max));
+  EXPECT_FALSE(draft.add(Change::erase("k"), no_bytes_max));
+
+  Update update;
+  decode_update(draft.seal(1, 0), update);
+  EXPECT_EQ(update.changes.size(), element_count_max);
+}
+
+TEST(Draft, is_sealed_anew_for_each_attempt) {
+  Draft draft(testing::full_authorship());
+  draft.add(Change::set("k", std::string(1000, 'x')), no_bytes_max);
+
+  const std::string first(draft.seal(5, 50));
+  const std::uint64_t first_chain = draft.chain();
+  const std::string second(draft.seal(6, 60));
+
+  EXPECT_EQ(verify_chain(first, 5, 50), first_chain);
+  EXPECT_EQ(verify_chain(second, 6, 60), draft.chain());
+  EXPECT_EQ(draft.seal(5, 50), first);
+}
+
+TEST(Draft, that_is_finished_takes_no_more) {
+  Draft draft({});
+  draft.add(Change::set("k", "v"), no_bytes_max);
+  draft.finish();
+  draft.finish();
+  expect_error(ErrorKind::invalid, [&] { draft.add(Change::set("k", "w"), no_bytes_max); }, "finished");
+  Update update;
+  decode_update(draft.seal(1, 0), update);
+  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("k", "v")}));
+}
+
+TEST(Draft, refuses_a_writer_name_or_note_that_is_too_long) {
+  Authorship authorship;
+  authorship.writer_name = std::string(255, 'n');
+  authorship.note = std::string(255, 'n');
+  EXPECT_NO_THROW(Draft{authorship});
+  authorship.note += 'n';
+  expect_error(ErrorKind::invalid, [&] { Draft{authorship}; }, "note too long: bytes=256 bytes_max=255");
+  authorship.writer_name += 'n';
+  expect_error(ErrorKind::invalid, [&] { Draft{authorship}; }, "writer name too long");
+}
+
+// --- Chain ---
+
+TEST(Chain, begins_elsewhere_for_every_log) {
+  Uuid one{};
+  Uuid other{};
+  other[15] = 1;
+  EXPECT_NE(chain_start(one), chain_start(other));
+  EXPECT_EQ(chain_start(one), chain_start(Uuid{}));
+}
+
+TEST(Chain, ties_each_update_to_all_before_it) {
+  std::uint64_t chain = chain_start(Uuid{});
+  std::vector<std::string> log;
+  for (UpdateId id = 1; id <= 10; ++id) {
+    log.push_back(sealed({{Change::Kind::set, "k", std::to_string(id)}}, id, chain));
+    chain = verify_chain(log.back(), id, chain);
+  }
+  // As long as nobody touched it, it can be followed from the start.
+  std::uint64_t followed = chain_start(Uuid{});
+  for (UpdateId id = 1; id <= 10; ++id) followed = verify_chain(log[id - 1], id, followed);
+  EXPECT_EQ(followed, chain);
+
+  // Another update 3, though well formed, does not carry update 4.
+  const std::uint64_t chain_of_2 = peek_place(log[1])->chain;
+  const std::string forged = sealed({{Change::Kind::set, "k", "forged"}}, 3, chain_of_2);
+  const std::uint64_t chain_of_forged = verify_chain(forged, 3, chain_of_2);
+  expect_error(ErrorKind::corrupt, [&] { verify_chain(log[3], 4, chain_of_forged); }, "does not follow the one before it", "id=4");
+}
+
+TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place) {
+  const std::uint64_t start = chain_start(Uuid{});
+  const std::string first = sealed({{Change::Kind::set, "k", "v"}}, 1, start);
+  const std::uint64_t chain = verify_chain(first, 1, start);
+  const std::string second = sealed({{Change::Kind::set, "k", "v"}}, 2, chain);
+
+  expect_error(ErrorKind::corrupt, [&] { verify_chain(second, 1, start); }, "another id than its place", "id=2", "expected=1");
+  expect_error(ErrorKind::corrupt, [&] { verify_chain(second, 2, start); }, "does not follow");
+  expect_error(ErrorKind::corrupt, [&] { verify_chain(first, 2, chain); }, "another id than its place");
+}
+
+TEST(Place, is_read_without_decoding) {
+  const std::string bytes = sealed({{Change::Kind::set, "k", "v"}}, 77, 5);
+  const std::optional<UpdatePlace> place = peek_place(bytes);
+  ASSERT_TRUE(place);
+  EXPECT_EQ(place->id, 77U);
+  EXPECT_EQ(place->chain, verify_chain(bytes, 77, 5));
+}
+
+TEST(Place, is_not_found_in_what_cannot_be_an_update) {
+  std::string bytes = sealed({}, 77, 5, {});
+  ASSERT_EQ(bytes.size(), 20U);
+  EXPECT_TRUE(peek_place(bytes));
+  EXPECT_FALSE(peek_place(""));
+  EXPECT_FALSE(peek_place(bytes.substr(0, 19)));
+  EXPECT_FALSE(peek_place(std::string(40, '\0')));
+  bytes[version_offset] = 2;
+  EXPECT_FALSE(peek_place(bytes));
+}
+
+}  // namespace
+}  // namespace whycache
