@@ -49,7 +49,7 @@ class Findings {
     if (json_) {
       Json object{{"check", what}, {"result", result}};
       put_bytes(object, "found", found);
-      output_.line(object);
+      output_.json(object);
     } else {
       output_.line(fmt::format("{:<9}{:<11}{}", result, what, escape(found)));
     }

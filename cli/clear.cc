@@ -28,7 +28,7 @@ ExitCode clear(const Arguments& arguments, Output& output) {
   }
   const UpdateId base = cache->delete_all_history();
   if (arguments.json) {
-    output.line(Json{{"base", base}});
+    output.json(Json{{"base", base}});
   } else {
     output.line(std::to_string(base));
   }

@@ -32,7 +32,7 @@ ExitCode count(const Arguments& arguments, Output& output) {
   const View view = source.view();
   const std::uint64_t key_count = count_keys(view, arguments.range);
   if (arguments.json) {
-    output.line(Json{{"keys", key_count}, {"applied_id", view.id()}});
+    output.json(Json{{"keys", key_count}, {"applied_id", view.id()}});
   } else {
     output.line(std::to_string(key_count));
   }

@@ -30,7 +30,7 @@ ExitCode del(const Arguments& arguments, const CLI::App& parser, Output& output)
     key_count += batch.size();
   });
   if (arguments.json) {
-    output.line(Json{{"update_id", id}, {"keys", key_count}});
+    output.json(Json{{"update_id", id}, {"keys", key_count}});
   } else {
     output.line(std::to_string(id));
   }

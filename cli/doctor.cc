@@ -129,7 +129,7 @@ void print(const Finding& finding, bool json, Output& output) {
     Json object{{"check", finding.what}, {"level", word(finding.level)}};
     put_bytes(object, "found", finding.found);
     if (!finding.next.empty()) put_bytes(object, "next", finding.next);
-    output.line(object);
+    output.json(object);
     return;
   }
   output.line(fmt::format("{} {:<15} {}", colored_word(finding.level), finding.what, escape(finding.found)));

@@ -93,7 +93,7 @@ class Follow {
     while (printed_ < id) {
       ++printed_;
       if (arguments_.json) {
-        output_.line(Json{{"update_id", printed_}});
+        output_.json(Json{{"update_id", printed_}});
       } else {
         output_.line(std::to_string(printed_));
       }

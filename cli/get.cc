@@ -28,7 +28,7 @@ ExitCode get(const Arguments& arguments, Output& output) {
     Json object;
     put_bytes(object, "key", arguments.key);
     put_bytes(object, "value", value);
-    output.line(object);
+    output.json(object);
     return ExitCode::done;
   }
   output.write(value);

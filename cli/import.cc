@@ -109,7 +109,7 @@ class Import {
         object["updates"] = update_count;
         object["last_update_id"] = last_id_;
       }
-      output.line(object);
+      output.json(object);
     } else if (!cache_) {
       output.line(fmt::format("{} items can be imported", items_read_));
     } else if (items_read_ == 0) {

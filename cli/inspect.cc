@@ -120,7 +120,7 @@ ExitCode inspect(const Arguments& arguments, Output& output) {
   const State& state = source.state();
   const StateInsides insides = state.insides();
   if (arguments.json) {
-    output.line(as_json(state.path(), insides));
+    output.json(as_json(state.path(), insides));
   } else {
     print(state.path(), insides, output);
   }

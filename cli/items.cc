@@ -29,7 +29,7 @@ void ItemPrinter::item(const Item& item) const {
     Json object;
     put_bytes(object, "key", item.key);
     put_bytes(object, "value", item.value);
-    output_.line(object);
+    output_.json(object);
   } else if (form_ == Form::null) {
     output_.write(item.key);
     output_.write({"\0", 1});
@@ -46,7 +46,7 @@ void ItemPrinter::key(std::string_view key) const {
   if (form_ == Form::json) {
     Json object;
     put_bytes(object, "key", key);
-    output_.line(object);
+    output_.json(object);
   } else if (form_ == Form::null) {
     output_.write(key);
     output_.write({"\0", 1});
@@ -60,7 +60,7 @@ void ItemPrinter::missing(std::string_view key) const {
   Json object;
   put_bytes(object, "key", key);
   object["value"] = nullptr;
-  output_.line(object);
+  output_.json(object);
 }
 
 std::optional<ItemReader::Form> ItemReader::form_named(std::string_view name) {

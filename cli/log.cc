@@ -104,7 +104,7 @@ ExitCode log(const Arguments& arguments, Output& output) {
       return true;
     }
     if (arguments.json) {
-      output.line(as_json(update, bytes.size(), arguments.values));
+      output.json(as_json(update, bytes.size(), arguments.values));
     } else {
       print(update, arguments, output);
     }

@@ -36,7 +36,7 @@ void Output::line(std::string_view text) {
   write("\n");
 }
 
-void Output::line(const Json& object) { line(std::string_view(object.dump())); }
+void Output::json(const Json& object) { line(object.dump()); }
 
 void Output::flush() {
   std::string_view rest = collected_;

@@ -22,7 +22,7 @@ class Output {
   // Adds the line feed.
   void line(std::string_view text);
   // One object on a line. Strings in it have to be valid UTF-8, see put_bytes().
-  void line(const Json& object);
+  void json(const Json& object);
 
   // Passes on what was collected; for somebody who is looking.
   void flush();

@@ -72,7 +72,7 @@ ExitCode rewrite(const Arguments& arguments, Output& output) {
     if (arguments.limit != 0 && base > limit) throw conflict(base);
   }
   if (arguments.json) {
-    output.line(Json{{"base", base}, {"base_before", extent.base}, {"head", extent.head}});
+    output.json(Json{{"base", base}, {"base_before", extent.base}, {"head", extent.head}});
   } else {
     output.line(std::to_string(base));
   }

@@ -34,7 +34,7 @@ ExitCode set(const Arguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   const UpdateId id = cache->set(arguments.key, value, {.note = arguments.note});
   if (arguments.json) {
-    output.line(Json{{"update_id", id}});
+    output.json(Json{{"update_id", id}});
   } else {
     output.line(std::to_string(id));
   }

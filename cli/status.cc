@@ -116,7 +116,7 @@ ExitCode status(const Arguments& arguments, Output& output) {
   const Source source(arguments.target);
   const Status status(source);
   if (arguments.json) {
-    output.line(as_json(status));
+    output.json(as_json(status));
   } else {
     print(status, output);
   }

@@ -31,7 +31,7 @@ ExitCode update(const Arguments& arguments, Output& output) {
                   "update " + std::to_string(arguments.at_least) + " is not applied: wait longer with --deadline, or see `whycache status`");
   }
   if (arguments.json) {
-    output.line(Json{{"applied_id", id}});
+    output.json(Json{{"applied_id", id}});
   } else {
     output.line(std::to_string(id));
   }

@@ -53,7 +53,7 @@ ExitCode version(const Arguments& arguments, Output& output) {
     object["logs"] = logs();
     object["libraries"] = libraries();
     object["compiler"] = __VERSION__;
-    output.line(object);
+    output.json(object);
     return ExitCode::done;
   }
   output.line(std::string("whycache ") + WHYCACHE_VERSION);

@@ -52,6 +52,7 @@ std::string folder_of(const std::string& path);
 
 // Throws Error invalid unless `folder` exists and nobody but its owner (this user or root) can replace files
 // in it: not writable for group or others, or sticky.
-void check_folder_is_safe(const std::string& folder);
+// `of_any_owner` leaves the owner out of it.
+void check_folder_is_safe(const std::string& folder, bool of_any_owner = false);
 
 }  // namespace whycache

@@ -22,7 +22,15 @@ Listeners& listeners() {
   static Listeners* const instance = [] {
     auto* made = new Listeners;
     // The forking thread holds the mutex across the fork, so that the child finds the list whole.
-    ::pthread_atfork([] { listeners().mutex.lock(); }, [] { listeners().mutex.unlock(); },
+    ::pthread_atfork(
+        [] {
+          listeners().mutex.lock();
+          for (ForkListener* listener : listeners().all) listener->before_fork();
+        },
+        [] {
+          for (ForkListener* listener : listeners().all) listener->after_fork_in_parent();
+          listeners().mutex.unlock();
+        },
                      [] {
                        forks.fetch_add(1, std::memory_order_relaxed);
                        for (ForkListener* listener : listeners().all) listener->after_fork_in_child();

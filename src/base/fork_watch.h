@@ -10,6 +10,11 @@ namespace whycache {
 
 class ForkListener {
  public:
+  // Called before the fork, in the thread that forks: take the mutexes that are only ever held for a moment, so that what they guard is
+  // whole in the child.
+  virtual void before_fork() noexcept {}
+  // Called in the parent: let go of them.
+  virtual void after_fork_in_parent() noexcept {}
   // Called in the child by the only thread there is. Must not throw, and must not wait for a lock.
   virtual void after_fork_in_child() noexcept = 0;
 

@@ -53,10 +53,8 @@ FileDescriptor make_file(const std::string& path, const StateOptions& options, c
       error = ::posix_fallocate(file.number(), 0, static_cast<off_t>(segment_bytes));
     } while (error == EINTR);
     if (error != 0) throw system_error("cannot make state file", path, error);
-    struct stat status;
-    if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat state file", path, errno);
     Mapping mapping(FileDescriptor(::fcntl(file.number(), F_DUPFD_CLOEXEC, 0)), path, segment_bytes, Mapping::Access::write);
-    write_fixed_header(mapping.writable_header(), log_uuid, log_name, status.st_ino, status.st_dev);
+    write_fixed_header(mapping.writable_header(), log_uuid, log_name, file.number(), path);
   } catch (...) {
     ::unlink(path.c_str());
     throw;

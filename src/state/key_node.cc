@@ -15,14 +15,84 @@ KeyChild child_number(NodeOffset child) {
 
 void write_header(char* to, const KeyNodeHeader& header) { std::memcpy(to + sizeof(NodeHeader), &header, sizeof header); }
 
-// Moves ends, each raised by `by`.
-void move_ends(char* to, const char* from, std::size_t count, std::ptrdiff_t by) {
-  std::memmove(to, from, count * sizeof(KeyEnd));
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto end = load_little_endian<KeyEnd>(to + i * sizeof(KeyEnd));
-    store_little_endian(to + i * sizeof(KeyEnd), static_cast<KeyEnd>(end + by));
+// Copies a node part by part: stretches of old keys, and new ones between them.
+class NodeCopy {
+ public:
+  // The copy will have `count` keys.
+  NodeCopy(const KeyNode& from, char* to, std::size_t count) : from_(from) {
+    const std::size_t prefix_at = key_node_bytes(from.level(), count, 0, 0);
+    std::memcpy(to + prefix_at, from.prefix().data(), from.prefix().size());
+    ends_ = to + key_node_header_bytes;
+    children_ = ends_ + count * sizeof(KeyEnd);
+    suffixes_ = to + prefix_at + from.prefix().size();
+    if (!from.is_leaf()) add_children(0, 1);
   }
-}
+
+  // The old keys from where the last stretch ended up to number `end`.
+  void add_up_to(std::size_t end) {
+    if (end == next_) return;
+    const std::size_t count = end - next_;
+    const std::size_t end_bytes = from_.range(end - 1).end;
+    if (end_bytes < next_bytes_ || end_bytes > from_.suffix_bytes()) from_.damaged("keys out of order");
+    const std::size_t bytes = end_bytes - next_bytes_;
+    std::memcpy(suffixes_ + bytes_, from_.suffixes() + next_bytes_, bytes);
+    const char* const old_ends = from_.data() + key_node_header_bytes + next_ * sizeof(KeyEnd);
+    const std::ptrdiff_t by = static_cast<std::ptrdiff_t>(bytes_) - static_cast<std::ptrdiff_t>(next_bytes_);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto old_end = load_little_endian<KeyEnd>(old_ends + i * sizeof(KeyEnd));
+      store_little_endian(ends_ + i * sizeof(KeyEnd), static_cast<KeyEnd>(old_end + by));
+    }
+    ends_ += count * sizeof(KeyEnd);
+    if (!from_.is_leaf()) add_children(next_ + 1, count);
+    bytes_ += bytes;
+    next_ = end;
+    next_bytes_ = end_bytes;
+  }
+  void skip_one() {
+    next_bytes_ = from_.range(next_).end;
+    ++next_;
+  }
+  void add(const NewKey& added) {
+    const std::string_view suffix = added.key.substr(from_.prefix().size());
+    std::memcpy(suffixes_ + bytes_, suffix.data(), suffix.size());
+    bytes_ += suffix.size();
+    store_little_endian(ends_, static_cast<KeyEnd>(bytes_));
+    ends_ += sizeof(KeyEnd);
+    if (from_.is_leaf()) return;
+    store_little_endian(children_, child_number(added.child));
+    children_ += sizeof(KeyChild);
+  }
+
+ private:
+  void add_children(std::size_t first, std::size_t count) {
+    std::memcpy(children_, from_.data() + from_.children_at() + first * sizeof(KeyChild), count * sizeof(KeyChild));
+    children_ += count * sizeof(KeyChild);
+  }
+
+  const KeyNode& from_;
+  std::size_t next_ = 0;        // of the old keys
+  std::size_t next_bytes_ = 0;  // where its suffix begins
+  char* ends_;
+  char* children_;
+  char* suffixes_;
+  std::size_t bytes_ = 0;  // of suffixes written
+};
+
+// A node, moved aside if its bytes are about to be written over.
+class Source {
+ public:
+  Source(const KeyNode& node, const char* written) : node_(node) {
+    if (node.data() != written) return;
+    const std::size_t bytes = node.bytes();
+    std::memcpy(copy_, node.data(), bytes);
+    node_ = KeyNode(copy_, node.offset(), bytes);
+  }
+  const KeyNode& node() const { return node_; }
+
+ private:
+  KeyNode node_;
+  char copy_[key_node_bytes_max];
+};
 
 }  // namespace
 
@@ -52,65 +122,35 @@ void write_key_node(char* to, unsigned level, std::span<const std::string_view> 
   }
 }
 
-void write_with_key(const KeyNode& from, char* to, std::size_t index, std::string_view suffix, NodeOffset child) {
-  const std::size_t count = from.count();
-  const std::size_t suffix_bytes = from.suffix_bytes();
-  const std::size_t begin = index == 0 ? 0 : from.range(index - 1).end;
-  if (begin > suffix_bytes) from.damaged("suffixes out of order");
-  const char* const data = from.data();
-  const std::size_t prefix_at = from.prefix_at();
-  const std::size_t children_at = from.children_at();
-  const std::size_t prefix_bytes = from.prefix().size();
-  const std::size_t new_prefix_at = key_node_bytes(from.level(), count + 1, 0, 0);
-
-  // From back to front, since everything moves towards the end.
-  char* const new_suffixes = to + new_prefix_at + prefix_bytes;
-  std::memmove(new_suffixes + begin + suffix.size(), from.suffixes() + begin, suffix_bytes - begin);
-  std::memmove(to + new_prefix_at, data + prefix_at, prefix_bytes + begin);
-  std::memcpy(new_suffixes + begin, suffix.data(), suffix.size());
-  if (!from.is_leaf()) {
-    char* const new_children = to + children_at + sizeof(KeyEnd);
-    const std::size_t before = (index + 1) * sizeof(KeyChild);
-    std::memmove(new_children + before + sizeof(KeyChild), data + children_at + before,
-                 (count + 1) * sizeof(KeyChild) - before);
-    std::memmove(new_children, data + children_at, before);
-    store_little_endian(new_children + before, child_number(child));
+void write_with_keys(const KeyNode& from, char* to, std::span<const NewKey> added) {
+  const Source source(from, to);
+  const std::size_t count = from.count() + added.size();
+  NodeCopy copy(source.node(), to, count);
+  for (const NewKey& key : added) {
+    copy.add_up_to(key.index);
+    copy.add(key);
   }
-  char* const ends = to + key_node_header_bytes;
-  const char* const old_ends = data + key_node_header_bytes;
-  move_ends(ends + (index + 1) * sizeof(KeyEnd), old_ends + index * sizeof(KeyEnd), count - index,
-            static_cast<std::ptrdiff_t>(suffix.size()));
-  store_little_endian(ends + index * sizeof(KeyEnd), static_cast<KeyEnd>(begin + suffix.size()));
-  if (to != data) std::memcpy(ends, old_ends, index * sizeof(KeyEnd));
+  copy.add_up_to(from.count());
   write_header(to, {.level = static_cast<std::uint8_t>(from.level()),
                     .reserved = 0,
-                    .count = static_cast<std::uint16_t>(count + 1),
-                    .prefix_bytes = static_cast<std::uint16_t>(prefix_bytes),
-                    .last_inserted = static_cast<std::uint16_t>(index)});
+                    .count = static_cast<std::uint16_t>(count),
+                    .prefix_bytes = static_cast<std::uint16_t>(from.prefix().size()),
+                    .last_inserted = static_cast<std::uint16_t>(added.back().index + added.size() - 1)});
 }
 
-void write_without_key(const KeyNode& from, char* to, std::size_t index) {
-  const std::size_t count = from.count();
-  const std::size_t suffix_bytes = from.suffix_bytes();
-  const KeyNode::Range gone = from.range(index);
-  if (gone.end > suffix_bytes) from.damaged("suffixes out of order");
-  const char* const data = from.data();
-  const std::size_t prefix_at = from.prefix_at();
-  const std::size_t prefix_bytes = from.prefix().size();
-  const std::size_t new_prefix_at = key_node_bytes(0, count - 1, 0, 0);
-
-  // From front to back, since everything moves towards the front.
-  char* const ends = to + key_node_header_bytes;
-  const char* const old_ends = data + key_node_header_bytes;
-  if (to != data) std::memcpy(ends, old_ends, index * sizeof(KeyEnd));
-  move_ends(ends + index * sizeof(KeyEnd), old_ends + (index + 1) * sizeof(KeyEnd), count - 1 - index,
-            -static_cast<std::ptrdiff_t>(gone.size()));
-  std::memmove(to + new_prefix_at, data + prefix_at, prefix_bytes + gone.begin);
-  std::memmove(to + new_prefix_at + prefix_bytes + gone.begin, from.suffixes() + gone.end, suffix_bytes - gone.end);
+void write_without_keys(const KeyNode& from, char* to, std::span<const std::size_t> gone) {
+  const Source source(from, to);
+  const std::size_t count = from.count() - gone.size();
+  NodeCopy copy(source.node(), to, count);
+  for (const std::size_t index : gone) {
+    copy.add_up_to(index);
+    copy.skip_one();
+  }
+  copy.add_up_to(from.count());
   write_header(to, {.level = 0,
                     .reserved = 0,
-                    .count = static_cast<std::uint16_t>(count - 1),
-                    .prefix_bytes = static_cast<std::uint16_t>(prefix_bytes),
+                    .count = static_cast<std::uint16_t>(count),
+                    .prefix_bytes = static_cast<std::uint16_t>(from.prefix().size()),
                     .last_inserted = no_key_inserted});
 }
 

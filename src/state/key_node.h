@@ -234,12 +234,18 @@ class KeyNode {
 void write_key_node(char* to, unsigned level, std::span<const std::string_view> keys,
                     std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted);
 
-// Writes `from` with one suffix more, which becomes number `index`, and in an inner node the child behind it. Writes
-// key_node_bytes() of `from` and of what is added. `to` may be `from`.
-void write_with_key(const KeyNode& from, char* to, std::size_t index, std::string_view suffix, NodeOffset child);
+// A key that comes to a node: before its key number `index`, and in an inner node with the child behind it.
+struct NewKey {
+  std::size_t index;
+  std::string_view key;
+  NodeOffset child;
+};
 
-// Writes the leaf `from` without its key number `index`. `to` may be `from`.
-void write_without_key(const KeyNode& from, char* to, std::size_t index);
+// Writes `from` with these keys, in ascending order, all with its prefix. `to` may be where `from` lies.
+void write_with_keys(const KeyNode& from, char* to, std::span<const NewKey> added);
+
+// Writes the leaf `from` without its keys of these numbers, ascending, and not all. `to` may be where `from` lies.
+void write_without_keys(const KeyNode& from, char* to, std::span<const std::size_t> gone);
 
 void write_child(char* to, std::size_t count, std::size_t index, NodeOffset child);
 

@@ -138,72 +138,63 @@ class KeysWriter::Work {
   }
 
   bool insert_into(const KeyNode& leaf, Keys keys, std::vector<Piece>& out) {
-    // Where the new keys go, if they all share the prefix.
-    places_.clear();
+    new_keys_.clear();
     std::size_t bytes = leaf.bytes();
     bool fits = true;
     for (const std::string_view key : keys) {
       const KeyPlace place = leaf.find(key);
       if (place.is_there) continue;
-      if (!places_.empty() && place.index < places_.back().index) leaf.damaged("keys out of order");
-      places_.push_back({place.index, key});
+      if (!new_keys_.empty() && place.index < new_keys_.back().index) leaf.damaged("keys out of order");
+      new_keys_.push_back({place.index, key, 0});
       fits &= place.has_prefix;
       bytes += sizeof(KeyEnd) + key.size() - leaf.prefix().size();
     }
-    if (places_.empty()) return false;
-    const std::size_t prefix_bytes = leaf.prefix().size();
-    if (!fits || !key_node_fits(leaf.count() + places_.size(), bytes)) {
+    if (new_keys_.empty()) return false;
+    if (!fits || !key_node_fits(leaf.count() + new_keys_.size(), bytes)) {
       rewrite_with(leaf, out);
       return true;
     }
     const Own own = make_own(leaf, bytes);
-    write_with_key(leaf, own.data, places_.back().index, places_.back().key.substr(prefix_bytes), 0);
-    for (std::size_t i = places_.size() - 1; i-- > 0;) {
-      write_with_key(KeyNode(own.data, own.node, own.bytes), own.data, places_[i].index,
-                     places_[i].key.substr(prefix_bytes), 0);
-    }
+    write_with_keys(leaf, own.data, new_keys_);
     out.push_back({own.node, bytes, {}});
     return true;
   }
 
-  // Puts the keys of `places_` between those of the leaf, in one new leaf or several.
+  // Puts `new_keys_` between those of the leaf, in one new leaf or several.
   void rewrite_with(const KeyNode& leaf, std::vector<Piece>& out) {
     content_.clear();
     gather(leaf, old_keys_);
     std::size_t from = 0;
-    for (const Place& place : places_) {
-      content_.keys.insert(content_.keys.end(), old_keys_.begin() + from, old_keys_.begin() + place.index);
-      content_.keys.push_back(place.key);
-      from = place.index;
+    for (const NewKey& added : new_keys_) {
+      content_.keys.insert(content_.keys.end(), old_keys_.begin() + from, old_keys_.begin() + added.index);
+      content_.keys.push_back(added.key);
+      from = added.index;
     }
     content_.keys.insert(content_.keys.end(), old_keys_.begin() + from, old_keys_.end());
-    const std::size_t first = places_.front().index;
-    const bool together = places_.back().index == first;
-    lay_out(0, content_.keys, {}, together ? run_of(first, places_.size(), leaf.last_inserted()) : Run(), out);
+    const std::size_t first = new_keys_.front().index;
+    const bool together = new_keys_.back().index == first;
+    lay_out(0, content_.keys, {}, together ? run_of(first, new_keys_.size(), leaf.last_inserted()) : Run(), out);
     retired_.push_back(leaf.offset());
     gathered_.clear();
   }
 
   bool erase_from(const KeyNode& leaf, Keys keys, std::vector<Piece>& out) {
-    places_.clear();
+    gone_.clear();
     std::size_t bytes = leaf.bytes();
     for (const std::string_view key : keys) {
       const KeyPlace place = leaf.find(key);
       if (!place.is_there) continue;
-      if (!places_.empty() && place.index <= places_.back().index) leaf.damaged("keys out of order");
-      places_.push_back({place.index, key});
+      if (!gone_.empty() && place.index <= gone_.back()) leaf.damaged("keys out of order");
+      gone_.push_back(place.index);
       bytes -= sizeof(KeyEnd) + key.size() - leaf.prefix().size();
     }
-    if (places_.empty()) return false;
-    if (places_.size() >= leaf.count()) {
+    if (gone_.empty()) return false;
+    if (gone_.size() == leaf.count()) {
       retired_.push_back(leaf.offset());
       return true;
     }
     const Own own = make_own(leaf, bytes);
-    write_without_key(leaf, own.data, places_.back().index);
-    for (std::size_t i = places_.size() - 1; i-- > 0;) {
-      write_without_key(KeyNode(own.data, own.node, own.bytes), own.data, places_[i].index);
-    }
+    write_without_keys(leaf, own.data, gone_);
     out.push_back({own.node, bytes, {}});
     return true;
   }
@@ -255,34 +246,32 @@ class KeysWriter::Work {
     return static_cast<std::size_t>(std::partition_point(begin, end, is_below) - keys.begin());
   }
 
-  // Carries the edits out one by one, if no child vanished or wants merging and what comes to it fits.
+  // Carries the edits out if no child vanished or wants merging and what comes to it fits.
   bool edit(const KeyNode& node, const Level& level, std::vector<Piece>& out) {
     const std::string_view prefix = node.prefix();
     std::size_t bytes = node.bytes();
-    std::size_t count = node.count();
+    new_keys_.clear();
     for (const Edit& edit : level.edits) {
       if (edit.count == 0 || wants_merging(level.pieces[edit.first])) return false;
       for (std::size_t i = 1; i < edit.count; ++i) {
-        const std::string_view separator = level.pieces[edit.first + i].separator;
-        if (!separator.starts_with(prefix)) return false;
-        bytes += sizeof(KeyEnd) + sizeof(KeyChild) + separator.size() - prefix.size();
-        ++count;
+        const Piece& piece = level.pieces[edit.first + i];
+        if (!piece.separator.starts_with(prefix)) return false;
+        new_keys_.push_back({edit.child, piece.separator, piece.node});
+        bytes += sizeof(KeyEnd) + sizeof(KeyChild) + piece.separator.size() - prefix.size();
       }
     }
+    const std::size_t count = node.count() + new_keys_.size();
     if (!key_node_fits(count, bytes)) return false;
     const Own own = make_own(node, bytes);
-    if (own.data != node.data()) {
-      std::memcpy(own.data + sizeof(NodeHeader), node.data() + sizeof(NodeHeader), node.bytes() - sizeof(NodeHeader));
+    if (!new_keys_.empty()) {
+      write_with_keys(node, own.data, new_keys_);
+    } else if (own.node != node.offset()) {
+      std::memcpy(own.data + sizeof(NodeHeader), node.data() + sizeof(NodeHeader), bytes - sizeof(NodeHeader));
     }
-    const std::size_t prefix_bytes = prefix.size();
-    for (std::size_t e = level.edits.size(); e-- > 0;) {
-      const Edit& edit = level.edits[e];
-      for (std::size_t i = edit.count - 1; i > 0; --i) {
-        const Piece& piece = level.pieces[edit.first + i];
-        write_with_key(KeyNode(own.data, own.node, own.bytes), own.data, edit.child,
-                       piece.separator.substr(prefix_bytes), piece.node);
-      }
-      write_child(own.data, KeyNode(own.data, own.node, own.bytes).count(), edit.child, level.pieces[edit.first].node);
+    std::size_t added = 0;
+    for (const Edit& edit : level.edits) {
+      write_child(own.data, count, edit.child + added, level.pieces[edit.first].node);
+      added += edit.count - 1;
     }
     out.push_back({own.node, bytes, {}});
     return true;
@@ -377,7 +366,6 @@ class KeysWriter::Work {
   struct Own {
     NodeOffset node;
     char* data;
-    std::size_t bytes;
   };
   // A private node for `bytes` in place of `node`: the same, if it is private and of the right size.
   Own make_own(const KeyNode& node, std::size_t bytes) {
@@ -387,7 +375,7 @@ class KeysWriter::Work {
       own = nodes_.allocate(size_class);
       retired_.push_back(node.offset());
     }
-    return {own, reinterpret_cast<char*>(nodes_.writable(own)), node_bytes_of(size_class)};
+    return {own, reinterpret_cast<char*>(nodes_.writable(own))};
   }
 
   bool wants_merging(const Piece& piece) const {
@@ -526,10 +514,6 @@ class KeysWriter::Work {
     }
   }
 
-  struct Place {
-    std::size_t index;
-    std::string_view key;
-  };
   struct Size {
     std::size_t bytes;
     std::size_t prefix_bytes;
@@ -544,7 +528,8 @@ class KeysWriter::Work {
   Scratch gathered_;
   Content content_;
   std::vector<std::string_view> old_keys_;
-  std::vector<Place> places_;
+  std::vector<NewKey> new_keys_;
+  std::vector<std::size_t> gone_;
   std::vector<std::uint16_t> shared_;              // with the key before
   std::vector<Size> sizes_;
 };

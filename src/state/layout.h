@@ -160,8 +160,9 @@ struct HeaderFixed {
   Uuid boot_id;                 // of the boot in which it was made or adopted
   std::uint64_t inode;          // of the file then: a copy has another one
   std::uint64_t device;
+  std::int64_t born_ns;         // when the file system says the file was made, if it does: inode numbers are used again
   std::uint32_t log_name_bytes;
-  char log_name[404];
+  char log_name[396];
   std::uint64_t checksum;       // hash64 of all before
 };
 static_assert(sizeof(HeaderFixed) == 512);

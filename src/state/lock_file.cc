@@ -262,7 +262,7 @@ std::string LockFile::holders() {
 }
 
 void LockFile::after_fork_in_child() noexcept {
-  new (&mutex_) std::mutex;  // some thread of the parent may have had it
+  mutex_.unlock();
   own_row_.reset();
   owner_word_ = 0;
   spare_.clear();

@@ -84,7 +84,9 @@ class LockFile {
   std::vector<ReaderSlotInfo> slots_taken();
   std::vector<ReaderSlotInfo> processes();
 
-  // In a child: a file of its own, and none of the parent's slots. False if it could not be opened again.
+  // See ForkListener. In a child: a file of its own, and none of the parent's slots.
+  void before_fork() noexcept { mutex_.lock(); }
+  void after_fork_in_parent() noexcept { mutex_.unlock(); }
   void after_fork_in_child() noexcept;
 
  private:

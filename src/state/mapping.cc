@@ -20,7 +20,8 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   inode_ = status.st_ino;
   device_ = status.st_dev;
   const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
-  reserved_bytes_ = std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
+  // Somebody else may have let it grow beyond what we would; then room is left for it to go on.
+  reserved_bytes_ = file_bytes > bytes_max ? 2 * file_bytes : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
   for (;;) {
     void* mapped = ::mmap(nullptr, reserved_bytes_, protection, MAP_SHARED, file_.number(), 0);
     if (mapped != MAP_FAILED) {

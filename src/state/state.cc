@@ -26,6 +26,18 @@ constexpr int point_read_tries = 4;
 constexpr std::int64_t look_for_successor_every_ns = 10'000'000;
 constexpr std::chrono::milliseconds install_patience{10'000};
 
+bool is_superseded(const Mapping& mapping) {
+  return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
+}
+
+// Whether the address space this process reserved holds all of the file; if not, it is mapped again, with more.
+bool fits(const Mapping& mapping) {
+  return mapping.header().file_bytes.load(std::memory_order_acquire) <= mapping.reserved_bytes();
+}
+
+// Who may read the state may also say, in the lock file, what it holds: read permission brings write permission there.
+std::uint32_t lock_file_mode(std::uint32_t state_mode) { return state_mode | (state_mode & 0444) >> 1; }
+
 const char* name_of(StateLock lock) {
   switch (lock) {
     case StateLock::writer: return "writer";
@@ -41,10 +53,19 @@ const char* name_of(StateLock lock) {
 struct State::Inner final : ForkListener {
   ~Inner() = default;
 
+  void before_fork() noexcept override {
+    switch_mutex.lock();
+    lock_file->before_fork();
+  }
+  void after_fork_in_parent() noexcept override {
+    lock_file->after_fork_in_parent();
+    switch_mutex.unlock();
+  }
   void after_fork_in_child() noexcept override {
-    for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
-    new (&switch_mutex) std::mutex;
     lock_file->after_fork_in_child();
+    switch_mutex.unlock();
+    // Some other thread of the parent may have held these, and what they stood for is the parent's.
+    for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
   }
 
   std::shared_ptr<Mapping> mapping_now() const {
@@ -95,12 +116,16 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
   check_place(options);
   std::unique_ptr<State> state(new State(options));
   Inner& inner = *state->inner_;
-  inner.lock_file = std::make_shared<LockFile>(options.path + ".lock", options.mode, options.reader_slots);
+  inner.lock_file = std::make_shared<LockFile>(options.path + ".lock", lock_file_mode(options.mode), options.reader_slots);
   register_fork_listener(&inner);
-  const Deadline deadline(install_patience);
-  const HeldLock install = state->lock(StateLock::install, deadline);
-  const HeldLock writer = state->lock(StateLock::writer, deadline);
-  FoundFile found = find_state_file(options, *inner.lock_file, true);
+  // One in its place is opened without waiting for anybody.
+  FoundFile found = find_state_file(options, *inner.lock_file, false);
+  if (!found.mapping) {
+    const Deadline deadline(install_patience);
+    const HeldLock install = state->lock(StateLock::install, deadline);
+    const HeldLock writer = state->lock(StateLock::writer, deadline);
+    found = find_state_file(options, *inner.lock_file, true);
+  }
   state->adopted_ = found.adopted;
   inner.why_unusable = found.why_not;
   if (found.mapping) inner.switch_to(std::move(found.mapping));
@@ -109,7 +134,7 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
 
 bool State::usable() const {
   const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
-  return mapping && (mapping->header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) == 0;
+  return mapping && !is_superseded(*mapping);
 }
 
 std::string State::why_unusable() const {
@@ -120,9 +145,7 @@ std::string State::why_unusable() const {
 void State::follow_switch() const {
   Inner& inner = *inner_;
   const std::shared_ptr<Mapping> mapping = inner.mapping_now();
-  // A file that outgrew the address space this process reserved for it is mapped again, with more.
-  const bool fits = mapping && mapping->header().file_bytes.load(std::memory_order_acquire) <= mapping->reserved_bytes();
-  if (fits && is_in_place(*mapping)) {
+  if (mapping && fits(*mapping) && is_in_place(*mapping)) {
     const std::lock_guard guard(inner.switch_mutex);
     inner.sweep_replaced();
     return;
@@ -181,20 +204,29 @@ bool State::contains(std::string_view key) const {
   return pin()->get(key).found == Found::yes;
 }
 
+std::shared_ptr<Mapping> State::find_successor() const {
+  try {
+    return find_state_file(options_, *inner_->lock_file, false).mapping;
+  } catch (const Error&) {
+    // Something that is no state was put there, or one that is just being made ours. A read is not the place to say so: it has the old
+    // file to read from, and the next update() finds out.
+    return nullptr;
+  }
+}
+
 std::shared_ptr<const detail::Pin> State::pin() const {
   Inner& inner = *inner_;
   std::shared_ptr<Mapping> mapping = inner.mapping_now();
-  if (mapping && (mapping->header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0) {
+  if (mapping && (is_superseded(*mapping) || !fits(*mapping))) {
     // Looked for now and then only: until a successor is there, reads go on from the old file.
     const std::int64_t now = boot_time_ns();
     std::int64_t looked = inner.looked_for_successor_ns.load(std::memory_order_relaxed);
     if ((looked == 0 || now - looked >= look_for_successor_every_ns) &&
         inner.looked_for_successor_ns.compare_exchange_strong(looked, now, std::memory_order_relaxed)) {
-      FoundFile found = find_state_file(options_, *inner.lock_file, false);
-      if (found.mapping) {
+      if (std::shared_ptr<Mapping> successor = find_successor()) {
         inner.looked_for_successor_ns.store(0, std::memory_order_relaxed);
-        mapping = found.mapping;
-        inner.switch_to(std::move(found.mapping));
+        mapping = successor;
+        inner.switch_to(std::move(successor));
       }
     }
   }

@@ -214,6 +214,8 @@ class State {
   friend class HeldLock;
   friend class StateReader;
   explicit State(const StateOptions& options);
+  // The file at our path, if it is another one that can be used right away.
+  std::shared_ptr<Mapping> find_successor() const;
   struct Inner;
   StateOptions options_;
   bool adopted_ = false;

@@ -4,6 +4,7 @@
 #include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -32,14 +33,35 @@ bool shares_memory(std::int64_t type) {
   return std::find(std::begin(known), std::end(known), type) != std::end(known);
 }
 
+// Whether the state is meant to be shared with other users.
+bool is_for_group(const StateOptions& options) { return (options.mode & 0077) != 0; }
+
 Error not_a_state(const std::string& path, const std::string& fault) {
   return Error(ErrorKind::corrupt, "not a usable whycache state: path=" + path + " reason=\"" + fault +
                                        "\" (delete it, it can be built anew from the log; or choose another place)");
 }
 
+// Tells a file from its copies.
+struct FileIdentity {
+  std::uint64_t inode = 0;
+  std::uint64_t device = 0;
+  std::int64_t born_ns = 0;
+
+  friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+};
+
+FileIdentity identity_of(int descriptor, const std::string& path) {
+  struct statx status;
+  if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0) throw system_error("cannot stat state file", path, errno);
+  FileIdentity identity;
+  identity.inode = status.stx_ino;
+  identity.device = makedev(status.stx_dev_major, status.stx_dev_minor);
+  if ((status.stx_mask & STATX_BTIME) != 0) identity.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
+  return identity;
+}
+
 void check_owner(const struct stat& status, const StateOptions& options) {
-  const bool for_group = (options.mode & 0060) != 0;
-  if (status.st_uid == ::geteuid() || status.st_uid == 0 || for_group) return;
+  if (status.st_uid == ::geteuid() || status.st_uid == 0 || is_for_group(options)) return;
   throw Error(ErrorKind::invalid, "state file belongs to another user: path=" + options.path + " owner=" + std::to_string(status.st_uid) +
                                       " (choose another place, or give state_mode a group)",
               EPERM);
@@ -50,16 +72,22 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
   if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
   }
+  Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write);
+  // A copy may have holes. On a full disk, touching one would end the process.
+  int error;
+  do {
+    error = ::posix_fallocate(mapping.descriptor(), 0, static_cast<off_t>(mapping.usable_bytes()));
+  } while (error == EINTR);
+  if (error != 0) throw system_error("cannot allocate the state file's blocks", options.path, error);
   const std::vector<std::string> faults = verify(found, false, {});
   if (!faults.empty()) return "it does not verify: " + faults.front();
 
-  Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write);
   Header& header = mapping.writable_header();
   header.writer_active.store(1, std::memory_order_release);
   Applier applier(mapping, &locks, options.bytes_max);
   recover(applier.arena(), applier.index());
   const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
-  write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.inode(), mapping.device());
+  write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
   header.writer_active.store(0, std::memory_order_release);
   return {};
 }
@@ -68,7 +96,7 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
 
 void check_place(const StateOptions& options) {
   const std::string folder = folder_of(options.path);
-  check_folder_is_safe(folder);
+  check_folder_is_safe(folder, is_for_group(options));
   struct statfs system;
   if (::statfs(folder.c_str(), &system) != 0) throw system_error("cannot use folder", folder, errno);
   if (!options.any_file_system && !shares_memory(static_cast<std::int64_t>(static_cast<std::uint32_t>(system.f_type)))) {
@@ -80,10 +108,11 @@ void check_place(const StateOptions& options) {
 }
 
 FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may_adopt) {
-  // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it.
-  FileDescriptor file = open_file_if_there(options.path, O_RDWR);
+  // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it. Who may only
+  // read goes on without.
+  { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
+  FileDescriptor file = open_file_if_there(options.path, O_RDONLY);
   if (!file) return {nullptr, "there is none: path=" + options.path, false};
-  file = open_file(options.path, O_RDONLY);
   struct stat status;
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat state file", options.path, errno);
   if (!S_ISREG(status.st_mode)) throw not_a_state(options.path, "it is not a regular file");
@@ -100,7 +129,8 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
   if (mapping->header().file_bytes.load(std::memory_order_acquire) > mapping->usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false};
   }
-  const bool ours = fixed.boot_id == boot_id() && fixed.inode == mapping->inode() && fixed.device == mapping->device();
+  const bool ours = fixed.boot_id == boot_id() &&
+                    identity_of(mapping->descriptor(), options.path) == FileIdentity{fixed.inode, fixed.device, fixed.born_ns};
   if (ours) return {std::move(mapping), {}, false};
   if (!may_adopt) return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false};
   const std::string why_not = adopt(options, locks, *mapping);
@@ -115,7 +145,8 @@ bool is_in_place(const Mapping& mapping) {
   return ::lstat(mapping.path().c_str(), &status) == 0 && status.st_ino == mapping.inode() && status.st_dev == mapping.device();
 }
 
-void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, std::uint64_t inode, std::uint64_t device) {
+void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor, const std::string& path) {
+  const FileIdentity identity = identity_of(descriptor, path);
   HeaderFixed fixed{};
   const bool is_new = header.fixed.format_major == 0;
   std::memcpy(fixed.magic, state_magic, sizeof state_magic);
@@ -128,8 +159,9 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   fixed.hash_seed = is_new ? random_u64() : header.fixed.hash_seed;
   fixed.created_us = is_new ? wall_time_us() : header.fixed.created_us;
   fixed.boot_id = boot_id();
-  fixed.inode = inode;
-  fixed.device = device;
+  fixed.inode = identity.inode;
+  fixed.device = identity.device;
+  fixed.born_ns = identity.born_ns;
   fixed.log_name_bytes = static_cast<std::uint32_t>(std::min(log_name.size(), sizeof fixed.log_name));
   std::memcpy(fixed.log_name, log_name.data(), fixed.log_name_bytes);
   fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});

@@ -32,7 +32,7 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
 bool is_in_place(const Mapping& mapping);
 
 // Writes the fixed header of a new file (or of one that is made ours).
-void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, std::uint64_t inode, std::uint64_t device);
+void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor, const std::string& path);
 
 // Says in a state file that another takes its place, or that it is gone; readers notice. A file that is not a state is left alone.
 void supersede(const FileDescriptor& file, const std::string& path);

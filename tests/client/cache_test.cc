@@ -1,0 +1,470 @@
+// The cache as its user sees it, on one machine and on two.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+#include "support/thrown_error.h"
+
+namespace whycache::testing {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Optional;
+
+std::vector<std::string> strings(const auto& range) {
+  std::vector<std::string> all;
+  for (const std::string_view one : range) all.emplace_back(one);
+  return all;
+}
+
+TEST(Cache, returns_what_was_set) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+
+  EXPECT_EQ(cache.set("checkout.enabled", "yes"), 1U);
+
+  EXPECT_EQ(cache.get("checkout.enabled"), "yes");
+  EXPECT_TRUE(cache.contains("checkout.enabled"));
+  EXPECT_EQ(cache.size(), 1U);
+  EXPECT_EQ(cache.applied_id(), 1U);
+}
+
+TEST(Cache, an_absent_key_is_no_error) {
+  Fleet fleet;
+  const Cache cache = fleet.open("berlin");
+
+  EXPECT_EQ(cache.get("nothing"), std::nullopt);
+  EXPECT_FALSE(cache.contains("nothing"));
+  std::string value = "unchanged";
+  EXPECT_FALSE(cache.get("nothing", value));
+  EXPECT_EQ(value, "unchanged");
+}
+
+TEST(Cache, gets_into_a_string_one_keeps) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("key", "value");
+
+  std::string value;
+  EXPECT_TRUE(cache.get("key", value));
+  EXPECT_EQ(value, "value");
+}
+
+TEST(Cache, overwrites_and_erases) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  cache.set("a", "2");
+  EXPECT_EQ(cache.get("a"), "2");
+
+  EXPECT_EQ(cache.erase("a"), 3U);
+
+  EXPECT_EQ(cache.get("a"), std::nullopt);
+  EXPECT_EQ(cache.size(), 0U);
+}
+
+TEST(Cache, keys_and_values_are_opaque_bytes) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const std::string key("\0k\xff\n", 4);
+  std::string value;
+  for (int byte = 0; byte < 256; ++byte) value += static_cast<char>(byte);
+
+  cache.set(key, value);
+
+  EXPECT_EQ(cache.get(key), value);
+  EXPECT_EQ(fleet.open("tokyo").get(key), value);
+}
+
+TEST(Cache, many_changes_make_one_update) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+
+  EXPECT_EQ(cache.set_multi({{"a", "1"}, {"b", "2"}, {"c", "3"}}), 1U);
+  EXPECT_EQ(cache.erase_multi({"a", "b"}), 2U);
+  EXPECT_EQ(cache.write({Change::set("d", "4"), Change::erase("c")}), 3U);
+
+  EXPECT_EQ(contents(cache), (Contents{{"d", "4"}}));
+}
+
+TEST(Cache, takes_maps_and_strings_of_all_kinds) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+
+  cache.set_multi(std::map<std::string, std::string>{{"a", "1"}, {"b", "2"}, {"c", "3"}});
+  cache.set_multi(std::vector<std::pair<std::string_view, const char*>>{{"d", "4"}});
+  cache.set_multi(std::vector<Item>{{"e", "5"}});
+  cache.erase_multi(std::vector<std::string>{"a"});
+  cache.erase_multi(std::array<const char*, 1>{"b"});
+  cache.erase_multi(std::vector<std::string_view>{"c"});
+
+  EXPECT_THAT(cache.get_multi({"a", "d"}), ElementsAre(std::nullopt, Optional(std::string("4"))));
+  EXPECT_THAT(cache.get_multi(std::vector<std::string>{"e", "b"}), ElementsAre(Optional(std::string("5")), std::nullopt));
+  EXPECT_TRUE(cache.get_multi(std::vector<std::string_view>{}).empty());
+}
+
+TEST(Cache, of_two_changes_to_one_key_in_a_batch_the_last_one_counts) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("b", "old");
+
+  cache.write({Change::set("a", "1"), Change::erase("b"), Change::set("a", "2"), Change::set("b", "new"), Change::erase("c"),
+               Change::set("d", "1"), Change::erase("d")});
+
+  EXPECT_EQ(contents(cache), (Contents{{"a", "2"}, {"b", "new"}}));
+}
+
+TEST(Cache, an_empty_batch_appends_nothing) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+
+  EXPECT_EQ(cache.set_multi(std::vector<Item>{}), 1U);
+  EXPECT_EQ(cache.erase_multi(std::vector<std::string_view>{}), 1U);
+  EXPECT_EQ(cache.write(std::vector<Change>{}), 1U);
+
+  EXPECT_EQ(fleet.log()->extent().head, 1U);
+}
+
+TEST(Cache, walks_keys_values_and_items_in_order) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"b", "2"}, {"ab", "1b"}, {"a", "1"}, {"c", "3"}});
+
+  EXPECT_THAT(strings(cache.keys()), ElementsAre("a", "ab", "b", "c"));
+  EXPECT_THAT(strings(cache.values()), ElementsAre("1", "1b", "2", "3"));
+  EXPECT_THAT(strings(cache.keys(KeyRange::prefix("a"))), ElementsAre("a", "ab"));
+  EXPECT_THAT(strings(cache.keys(KeyRange::between("ab", "c"))), ElementsAre("ab", "b"));
+  EXPECT_THAT(strings(cache.keys(KeyRange::from("b"))), ElementsAre("b", "c"));
+  std::vector<Item> items;
+  const View view = cache.view();
+  for (const Item item : view.items()) items.push_back(item);
+  EXPECT_EQ(items.size(), 4U);
+  EXPECT_EQ(items.front(), (Item{"a", "1"}));
+}
+
+TEST(Cache, a_view_stands_still_while_updates_are_applied) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const View before = cache.view();
+
+  cache.write({Change::set("a", "2"), Change::set("b", "3")});
+
+  EXPECT_EQ(before.id(), 1U);
+  EXPECT_EQ(before.get("a"), "1");
+  EXPECT_EQ(contents(before), (Contents{{"a", "1"}}));
+  EXPECT_EQ(contents(cache), (Contents{{"a", "2"}, {"b", "3"}}));
+}
+
+TEST(Cache, another_machine_follows_with_update) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  const UpdateId id = berlin.set("a", "1");
+  EXPECT_EQ(tokyo.get("a"), std::nullopt);
+
+  EXPECT_EQ(tokyo.update(), id);
+
+  EXPECT_EQ(tokyo.get("a"), "1");
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+}
+
+TEST(Cache, a_new_machine_starts_with_everything) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 100; ++i) berlin.set("key" + std::to_string(i), std::to_string(i));
+
+  const Cache tokyo = fleet.open("tokyo");
+
+  EXPECT_EQ(tokyo.applied_id(), 100U);
+  EXPECT_EQ(contents(tokyo), contents(berlin));
+  EXPECT_EQ(tokyo.counters().rebuilds_damaged, 0U);
+}
+
+TEST(Cache, a_state_is_found_again) {
+  Fleet fleet;
+  {
+    Cache cache = fleet.open("berlin");
+    cache.set("a", "1");
+  }
+  auto script = std::make_shared<Script>();
+
+  const Cache cache = fleet.open("berlin", script);
+
+  EXPECT_EQ(cache.get("a"), "1");
+  EXPECT_EQ(script->reads, 0) << "nothing was to be read again";
+}
+
+TEST(Cache, two_caches_on_one_state_see_each_others_writes_at_once) {
+  Fleet fleet;
+  Cache one = fleet.open("berlin");
+  Cache two = fleet.open("berlin");
+
+  one.set("a", "1");
+  EXPECT_EQ(two.get("a"), "1");
+  two.set("a", "2");
+  EXPECT_EQ(one.get("a"), "2");
+  EXPECT_EQ(one.set("b", "3"), 3U);
+}
+
+TEST(Cache, can_be_moved) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+
+  Cache moved = std::move(cache);
+  EXPECT_FALSE(cache.valid());  // NOLINT: that is the question
+  EXPECT_EQ(moved.get("a"), "1");
+  moved = fleet.open("tokyo");
+  EXPECT_EQ(moved.get("a"), "1");
+}
+
+TEST(Cache, counts_what_it_did) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  berlin.set("a", "1");
+  berlin.set("b", "1");
+  tokyo.update();
+
+  EXPECT_EQ(berlin.counters().updates_written, 2U);
+  EXPECT_EQ(tokyo.counters().updates_written, 0U);
+  EXPECT_EQ(tokyo.counters().updates_applied, 2U);
+}
+
+TEST(Cache, stores_who_wrote_an_update) {
+  Fleet fleet;
+  Options options;
+  options.writer_name = "importer";
+  Cache cache = fleet.open("berlin", options);
+  cache.set("a", "1", {.note = "nightly import", .deadline = {}});
+
+  std::string row;
+  fleet.log()->read(1, 1, [&](UpdateId, std::string_view bytes) {
+    row = bytes;
+    return true;
+  });
+
+  EXPECT_THAT(row, HasSubstr("importer"));
+  EXPECT_THAT(row, HasSubstr("nightly import"));
+}
+
+// --- Limits ---
+
+TEST(CacheLimits, refuses_keys_that_are_empty_or_too_long) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+
+  expect_error(ErrorKind::invalid, [&] { cache.set("", "value"); }, "key is empty");
+  expect_error(ErrorKind::invalid, [&] { cache.erase(""); }, "key is empty");
+  expect_error(ErrorKind::invalid, [&] { cache.set(std::string(1025, 'k'), "value"); }, "bytes=1025", "key_bytes_max=1024");
+  cache.set(std::string(1024, 'k'), "value");
+
+  EXPECT_EQ(cache.get(std::string(1024, 'k')), "value");
+  EXPECT_EQ(fleet.log()->extent().head, 1U);
+}
+
+TEST(CacheLimits, refuses_a_value_that_fits_into_no_update_before_anything_is_written) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const std::string too_large((1U << 20) + 1, 'v');
+
+  expect_error(ErrorKind::limit, [&] { cache.set_multi({{"a", "1"}, {"b", too_large}, {"c", "3"}}); },
+               "value_bytes=1048577", "update_bytes_max=1048576");
+
+  EXPECT_EQ(cache.size(), 0U);
+  EXPECT_EQ(fleet.log()->extent().head, 0U);
+}
+
+TEST(CacheLimits, a_larger_update_bytes_max_takes_larger_values) {
+  Fleet fleet;
+  Options options;
+  options.update_bytes_max = 32U << 20;
+  Cache cache = fleet.open("berlin", options);
+  const std::string largest(value_bytes_max, 'v');
+
+  cache.set("largest", largest);
+  expect_error(ErrorKind::limit, [&] { cache.set("larger", largest + "v"); }, "value_bytes_max");
+
+  EXPECT_EQ(fleet.open("tokyo").get("largest"), largest);
+}
+
+TEST(CacheLimits, a_batch_too_large_for_one_update_becomes_several_in_order) {
+  Fleet fleet;
+  Options options;
+  options.update_bytes_max = 4096;
+  Cache cache = fleet.open("berlin", options);
+  std::map<std::string, std::string> batch;
+  for (int i = 0; i < 100; ++i) batch["key" + std::to_string(1000 + i)] = std::string(200, 'v');
+
+  const UpdateId last = cache.set_multi(batch);
+
+  EXPECT_GE(last, 5U);
+  EXPECT_EQ(last, fleet.log()->extent().head);
+  EXPECT_EQ(contents(cache), Contents(batch.begin(), batch.end()));
+  fleet.log()->read(1, last, [](UpdateId id, std::string_view bytes) {
+    EXPECT_LE(bytes.size(), 4096U) << id;
+    return true;
+  });
+}
+
+TEST(CacheLimits, with_split_updates_off_such_a_batch_is_refused) {
+  Fleet fleet;
+  Options options;
+  options.update_bytes_max = 4096;
+  options.split_updates = false;
+  Cache cache = fleet.open("berlin", options);
+  const std::string value(3000, 'v');
+
+  expect_error(ErrorKind::limit, [&] { cache.set_multi({{"a", value}, {"b", value}}); }, "update_bytes_max=4096", "split_updates");
+
+  EXPECT_EQ(fleet.log()->extent().head, 0U);
+}
+
+TEST(CacheLimits, refuses_options_that_cannot_be) {
+  Fleet fleet;
+  const auto refused = [&](auto&& change, const char* word) {
+    Options options = fleet.options("berlin");
+    change(options);
+    expect_error(ErrorKind::invalid, [&] { Cache(fleet.url(), options); }, word);
+  };
+  refused([](Options& options) { options.update_bytes_max = 10; }, "update_bytes_max");
+  refused([](Options& options) { options.update_bytes_max = 1U << 30; }, "update_bytes_max");
+  refused([](Options& options) { options.deadline = std::chrono::milliseconds(-1); }, "deadline");
+  refused([](Options& options) { options.writer_name = std::string(256, 'w'); }, "writer_name");
+  refused([](Options& options) { options.state_mode = 0777; }, "state_mode");
+  refused([](Options& options) { options.state_mode = 0; }, "state_mode");
+  refused([](Options& options) { options.reader_slots = 0; }, "reader_slots");
+  refused([](Options& options) { options.name = "../escape"; }, "name");
+  expect_error(ErrorKind::invalid, [&] { Cache(std::unique_ptr<Log>(), fleet.options("berlin")); }, "no log");
+  expect_error(ErrorKind::invalid, [&] { Cache("gopher://host/", fleet.options("berlin")); });
+}
+
+TEST(CacheLimits, a_note_is_at_most_255_bytes) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  expect_error(ErrorKind::invalid, [&] { cache.set("a", "1", {.note = std::string(256, 'n'), .deadline = {}}); }, "note");
+  EXPECT_EQ(fleet.log()->extent().head, 0U);
+}
+
+// --- Closing ---
+
+TEST(CacheClosing, everything_throws_afterwards_but_what_says_where_it_was) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const std::string path = cache.state_path();
+  EXPECT_TRUE(cache.valid());
+
+  cache.close_shared_state();
+  cache.close_shared_state();
+
+  EXPECT_FALSE(cache.valid());
+  EXPECT_EQ(cache.state_path(), path);
+  EXPECT_EQ(cache.counters().updates_written, 1U);
+  const auto closed = [](auto&& call) { expect_error(ErrorKind::invalid, call, "closed"); };
+  std::string value;
+  closed([&] { cache.get("a"); });
+  closed([&] { cache.get("a", value); });
+  closed([&] { cache.contains("a"); });
+  closed([&] { cache.get_multi({"a"}); });
+  closed([&] { cache.size(); });
+  closed([&] { cache.view(); });
+  closed([&] { cache.keys(); });
+  closed([&] { cache.set("a", "2"); });
+  closed([&] { cache.set_multi({{"a", "2"}}); });
+  closed([&] { cache.set_multi(std::vector<Item>{}); });
+  closed([&] { cache.erase("a"); });
+  closed([&] { cache.erase_multi({"a"}); });
+  closed([&] { cache.write({Change::erase("a")}); });
+  closed([&] { cache.update(); });
+  closed([&] { cache.update({.staleness_max = std::chrono::hours(1), .at_least = 0, .deadline = {}}); });
+  closed([&] { cache.rewrite_history(); });
+  closed([&] { cache.delete_all_history(); });
+  closed([&] { cache.applied_id(); });
+  closed([&] { cache.staleness(); });
+  closed([&] { cache.digest(); });
+  closed([&] { cache.log(); });
+  closed([&] { cache.state(); });
+  EXPECT_EQ(fleet.open("berlin").get("a"), "1");
+}
+
+TEST(CacheClosing, a_view_outlives_it) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const View view = cache.view();
+
+  cache.close_shared_state();
+
+  EXPECT_EQ(view.get("a"), "1");
+}
+
+TEST(CacheClosing, does_not_disturb_threads_in_the_midst_of_reading) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  std::atomic<bool> reading{false};
+  std::thread reader([&] {
+    try {
+      for (;;) {
+        EXPECT_EQ(cache.get("a"), "1");
+        reading = true;
+      }
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::invalid);
+    }
+  });
+  while (!reading) std::this_thread::yield();
+
+  cache.close_shared_state();
+
+  reader.join();
+}
+
+TEST(CacheClosing, deleting_removes_the_state_and_others_build_a_new_one) {
+  Fleet fleet;
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  Cache one = fleet.open("berlin");
+  Cache two = fleet.open("berlin", options);
+  one.set("a", "1");
+
+  one.delete_shared_state();
+  EXPECT_FALSE(std::filesystem::exists(fleet.state_path("berlin")));
+  EXPECT_FALSE(one.valid());
+  EXPECT_EQ(two.get("a"), "1") << "reads go on";
+
+  EXPECT_EQ(two.update(), 1U);
+  EXPECT_TRUE(std::filesystem::exists(fleet.state_path("berlin")));
+  EXPECT_EQ(two.get("a"), "1");
+  EXPECT_EQ(two.set("a", "2"), 2U);
+  EXPECT_EQ(two.get("a"), "2");
+  EXPECT_EQ(fleet.open("berlin").get("a"), "2");
+  EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("removed"));
+}
+
+TEST(CacheClosing, a_write_after_the_state_was_deleted_by_others_makes_a_new_one) {
+  Fleet fleet;
+  Cache one = fleet.open("berlin");
+  Cache two = fleet.open("berlin");
+  one.set("a", "1");
+  one.delete_shared_state();
+
+  EXPECT_EQ(two.set("b", "2"), 2U);
+
+  EXPECT_EQ(contents(two), (Contents{{"a", "1"}, {"b", "2"}}));
+}
+
+}  // namespace
+}  // namespace whycache::testing

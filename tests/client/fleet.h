@@ -1,0 +1,153 @@
+// A fleet: one log, and machines that follow it, each with a state file of its own.
+//
+//   Fleet fleet;                          in memory; Fleet("sqlite") and Fleet("file") can be shared by processes
+//   Cache berlin = fleet.open("berlin");
+//   Cache tokyo = fleet.open("tokyo");
+#pragma once
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <whycache/cache.h>
+#include <whycache/log.h>
+
+#include <atomic>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "client/scripted_log.h"
+#include "support/temporary_folder.h"
+#include "support/thrown_error.h"
+
+namespace whycache::testing {
+
+// What a cache reported.
+class Events {
+ public:
+  std::function<void(const Event&)> listener() {
+    return [this](const Event& event) {
+      const std::lock_guard guard(mutex_);
+      events_.push_back(event);
+    };
+  }
+  int count(Event::Kind kind) const {
+    const std::lock_guard guard(mutex_);
+    int count = 0;
+    for (const Event& event : events_) count += event.kind == kind;
+    return count;
+  }
+  // The messages of a kind, one a line.
+  std::string messages(Event::Kind kind) const {
+    const std::lock_guard guard(mutex_);
+    std::string text;
+    for (const Event& event : events_) {
+      if (event.kind == kind) text += event.message + "\n";
+    }
+    return text;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<Event> events_;
+};
+
+class Fleet {
+ public:
+  explicit Fleet(const std::string& kind = "memory") : kind_(kind) {
+    static std::atomic<int> next{0};
+    if (kind == "memory") url_ = "memory:fleet_" + std::to_string(::getpid()) + "_" + std::to_string(next++);
+    if (kind == "sqlite") url_ = "sqlite://" + folder_.file("log.db");
+    if (kind == "file") {
+      std::filesystem::create_directory(folder_.file("log"));
+      url_ = "file://" + folder_.file("log");
+    }
+  }
+
+  const std::string& url() const { return url_; }
+  const TemporaryFolder& folder() const { return folder_; }
+  std::string state_path(const std::string& machine) const { return folder_.file(machine + ".state"); }
+
+  Options options(const std::string& machine) const {
+    Options options;
+    options.state_path = state_path(machine);
+    return options;
+  }
+  Cache open(const std::string& machine, Options options = {}) const {
+    options.state_path = state_path(machine);
+    return Cache(url_, std::move(options));
+  }
+  Cache open(const std::string& machine, std::shared_ptr<Script> script, Options options = {}) const {
+    options.state_path = state_path(machine);
+    return Cache(std::make_unique<ScriptedLog>(open_log(url_), std::move(script)), std::move(options));
+  }
+  std::unique_ptr<Log> log() const { return open_log(url_); }
+
+ private:
+  std::string kind_;
+  TemporaryFolder folder_;
+  std::string url_;
+};
+
+using Contents = std::map<std::string, std::string>;
+
+inline Contents contents(const View& view) {
+  Contents all;
+  for (const auto [key, value] : view) all.emplace_hint(all.end(), key, value);
+  return all;
+}
+inline Contents contents(const Cache& cache) { return contents(cache.view()); }
+
+// A process that runs `story` and ends. Its exit status says whether the story came to its end and expected nothing in vain.
+class Child {
+ public:
+  explicit Child(const std::function<void()>& story) {
+    std::fflush(nullptr);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    int status = 0;
+    try {
+      story();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "child: %s\n", error.what());
+      status = 2;
+    }
+    if (::testing::Test::HasFailure()) status = 3;
+    std::fflush(nullptr);
+    ::_exit(status);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  ~Child() {
+    if (pid_ > 0) kill_and_wait();
+  }
+
+  pid_t pid() const { return pid_; }
+  // 0: all was well.
+  int wait() {
+    int status = 0;
+    ::waitpid(std::exchange(pid_, 0), &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+  void kill_and_wait() {
+    ::kill(pid_, SIGKILL);
+    wait();
+  }
+
+ private:
+  pid_t pid_ = 0;
+};
+
+// Runs a story in a process of its own and expects it to end well.
+inline void in_another_process(const std::function<void()>& story) { EXPECT_EQ(Child(story).wait(), 0); }
+
+}  // namespace whycache::testing

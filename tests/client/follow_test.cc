@@ -1,0 +1,380 @@
+// Following the log: update(), its bounds, and a log that is late, away or wrong.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using std::chrono::milliseconds;
+
+constexpr milliseconds short_deadline{60};
+
+UpdateOptions at_most(milliseconds deadline) { return {.staleness_max = {}, .at_least = 0, .deadline = deadline}; }
+UpdateOptions fresh_within(std::chrono::nanoseconds staleness) { return {.staleness_max = staleness, .at_least = 0, .deadline = {}}; }
+
+std::vector<std::string> rows_of(Log& log) {
+  std::vector<std::string> rows;
+  log.read(1, ~UpdateId{0}, [&](UpdateId, std::string_view bytes) {
+    rows.emplace_back(bytes);
+    return true;
+  });
+  return rows;
+}
+
+TEST(Follow, does_not_ask_the_log_when_somebody_of_this_machine_just_did) {
+  Fleet fleet;
+  Cache writer = fleet.open("berlin");
+  auto script = std::make_shared<Script>();
+  Cache one = fleet.open("tokyo", script);
+  Cache other = fleet.open("tokyo");
+  writer.set("a", "1");
+  other.update();
+  const int reads = script->reads;
+
+  EXPECT_EQ(one.update(fresh_within(std::chrono::hours(1))), 1U);
+  EXPECT_EQ(script->reads, reads);
+  EXPECT_LT(one.staleness(), std::chrono::hours(1));
+
+  std::this_thread::sleep_for(milliseconds(2));
+  writer.set("a", "2");
+  EXPECT_EQ(one.update(fresh_within(milliseconds(1))), 2U);
+  EXPECT_EQ(script->reads, reads + 1);
+}
+
+TEST(Follow, asks_when_what_is_applied_is_not_enough_however_fresh) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  tokyo.update();
+  berlin.set("a", "1");
+
+  EXPECT_EQ(tokyo.update({.staleness_max = std::chrono::hours(1), .at_least = 1, .deadline = {}}), 1U);
+}
+
+TEST(Follow, waits_for_an_update_that_is_still_to_come) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  std::thread later([&] {
+    std::this_thread::sleep_for(milliseconds(30));
+    berlin.set("a", "1");
+  });
+
+  EXPECT_EQ(tokyo.update({.staleness_max = {}, .at_least = 1, .deadline = {}}), 1U);
+
+  EXPECT_EQ(tokyo.get("a"), "1");
+  later.join();
+}
+
+TEST(Follow, gives_up_waiting_at_the_deadline) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const auto began = std::chrono::steady_clock::now();
+
+  expect_error(ErrorKind::unavailable, [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = short_deadline}); },
+               "at_least=7", "applied_id=0");
+
+  const auto took = std::chrono::steady_clock::now() - began;
+  EXPECT_GE(took, short_deadline);
+  EXPECT_LT(took, short_deadline + std::chrono::seconds(2));
+}
+
+TEST(Follow, updates_that_were_called_meanwhile_become_one) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> hold{false};
+  std::atomic<int> waiting{0};
+  script->before_read = [&] {
+    while (hold) std::this_thread::yield();
+  };
+  std::vector<Cache> caches;
+  for (int i = 0; i < 2; ++i) caches.push_back(fleet.open("berlin", script));
+  for (Cache& cache : caches) cache.update();
+  script->reads = 0;
+  hold = true;
+
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 16; ++i) {
+    threads.emplace_back([&, i] {
+      ++waiting;
+      caches[static_cast<std::size_t>(i % 2)].update();
+    });
+  }
+  while (waiting < 16) std::this_thread::yield();
+  std::this_thread::sleep_for(milliseconds(20));
+  hold = false;
+  for (std::thread& thread : threads) thread.join();
+
+  // The first one asked before most of the others had called; one more asks for all of these.
+  EXPECT_LE(script->reads, 4);
+}
+
+TEST(Follow, an_update_sees_what_was_in_the_log_when_it_was_called) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  std::atomic<bool> end{false};
+  std::thread other([&] {
+    while (!end) tokyo.update();
+  });
+
+  for (int i = 0; i < 300; ++i) {
+    const UpdateId id = berlin.set("a", std::to_string(i));
+    ASSERT_GE(tokyo.update(), id);
+    ASSERT_EQ(tokyo.get("a"), std::to_string(i));
+  }
+
+  end = true;
+  other.join();
+}
+
+TEST(Follow, reads_a_long_log_page_by_page) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  for (int i = 0; i < 40; ++i) {
+    std::string value(700'000, '\0');
+    for (std::size_t at = 0; at < value.size(); ++at) value[at] = static_cast<char>((at * 2654435761U + static_cast<unsigned>(i)) >> 13);
+    berlin.set("key" + std::to_string(i), value);
+  }
+
+  EXPECT_EQ(tokyo.update(), 40U);
+
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+}
+
+TEST(Follow, stops_at_its_deadline_between_pages_and_goes_on_next_time) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  auto script = std::make_shared<Script>();
+  Cache tokyo = fleet.open("tokyo", script);
+  for (int i = 0; i < 30; ++i) {
+    std::string value(1'000'000, '\0');
+    for (std::size_t at = 0; at < value.size(); ++at) value[at] = static_cast<char>((at * 2654435761U + static_cast<unsigned>(i)) >> 13);
+    berlin.set("key" + std::to_string(i), value);
+  }
+  script->before_read = [] { std::this_thread::sleep_for(short_deadline); };
+
+  expect_error(ErrorKind::unavailable, [&] { tokyo.update(at_most(short_deadline)); }, "head=30");
+  const UpdateId applied = tokyo.applied_id();
+  EXPECT_GT(applied, 0U);
+  EXPECT_LT(applied, 30U);
+  EXPECT_EQ(tokyo.update(), 30U);
+}
+
+TEST(Follow, keeps_asking_a_log_that_does_not_answer) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  auto script = std::make_shared<Script>();
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  Cache tokyo = fleet.open("tokyo", script, options);
+  berlin.set("a", "1");
+  std::atomic<int> failures{3};
+  script->before_read = [&] {
+    if (failures-- > 0) throw unavailable();
+  };
+
+  EXPECT_EQ(tokyo.update(), 1U);
+
+  EXPECT_EQ(tokyo.counters().log_retries, 3U);
+  EXPECT_EQ(events.count(Event::Kind::retried), 3);
+  EXPECT_THAT(events.messages(Event::Kind::retried), HasSubstr("the test's log is away"));
+}
+
+TEST(Follow, gives_up_at_the_deadline_and_reads_go_on) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  cache.set("a", "1");
+  script->before_read = [] { throw unavailable(); };
+
+  expect_error(ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "the test's log is away", "deadline_ms=60",
+               fleet.url());
+
+  EXPECT_EQ(cache.get("a"), "1");
+  EXPECT_GT(cache.staleness(), short_deadline);
+}
+
+TEST(Follow, waits_at_most_until_the_deadline_for_another_process_that_asks) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> hold{false};
+  std::atomic<bool> held{false};
+  Cache one = fleet.open("berlin", script);
+  Cache two = fleet.open("berlin");
+  script->before_read = [&] {
+    held = true;
+    while (hold) std::this_thread::sleep_for(milliseconds(1));
+  };
+  hold = true;
+  std::thread slow([&] { one.update(); });
+  while (!held) std::this_thread::yield();
+
+  expect_error(ErrorKind::unavailable, [&] { two.update(at_most(short_deadline)); }, "follow lock");
+  EXPECT_EQ(two.get("a"), std::nullopt) << "reads go on";
+
+  hold = false;
+  slow.join();
+}
+
+TEST(Follow, a_log_that_throws_something_else_is_a_log_that_did_not_answer) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  script->before_read = [] { throw std::runtime_error("no such host"); };
+  expect_error(ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "no such host");
+}
+
+TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
+  Fleet fleet;
+  fleet.open("berlin").set("a", "1");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> away{true};
+  const auto fail = [&] {
+    if (away) throw unavailable();
+  };
+  script->before_read = script->before_extent = fail;
+  Events events;
+  Options options;
+  options.deadline = short_deadline;
+  options.on_event = events.listener();
+
+  Cache cache = fleet.open("berlin", script, options);
+
+  EXPECT_EQ(cache.get("a"), "1");
+  EXPECT_THAT(events.messages(Event::Kind::retried), HasSubstr("opened with the state as it is"));
+  expect_error(ErrorKind::unavailable, [&] { cache.update(); });
+  expect_error(ErrorKind::unavailable, [&] { cache.set("a", "2"); });
+  expect_error(ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); }, "the test's log is away");
+  away = false;
+  EXPECT_EQ(cache.set("a", "2"), 2U);
+}
+
+TEST(Follow, what_other_processes_found_out_about_their_log_says_nothing_about_ours) {
+  Fleet ours;
+  Fleet theirs;
+  Cache right = ours.open("berlin");
+  right.set("a", "1");
+  auto script = std::make_shared<Script>();
+  script->before_extent = [] { throw unavailable(); };
+  Options options = ours.options("berlin");
+  Cache wrong(std::make_unique<ScriptedLog>(theirs.log(), script), options);
+
+  right.update();
+  expect_error(ErrorKind::corrupt, [&] { wrong.update(fresh_within(std::chrono::hours(1))); }, "another log");
+  right.update();
+  expect_error(ErrorKind::corrupt, [&] { wrong.set("b", "2"); }, "another log");
+
+  EXPECT_EQ(theirs.log()->extent().head, 0U);
+}
+
+// --- What cannot be believed ---
+
+class FollowDamagedLog : public ::testing::Test {
+ protected:
+  FollowDamagedLog() {
+    for (int i = 1; i <= 5; ++i) berlin.set("key", std::to_string(i));
+  }
+
+  // Tokyo has update 2, and meets a log in which update 4 is as `show` says.
+  void tokyo_meets(std::function<std::optional<std::string>(std::string_view)> show, const std::string& message) {
+    {
+      std::atomic<bool> late{true};
+      auto until_2 = std::make_shared<Script>();
+      until_2->show_row = [](UpdateId id, std::string_view row) { return id <= 2 ? std::optional<std::string>(row) : std::nullopt; };
+      until_2->show_extent = [](Extent& extent) { extent.head = 2; };
+      Cache tokyo = fleet.open("tokyo", until_2);
+      ASSERT_EQ(tokyo.applied_id(), 2U);
+    }
+    auto script = std::make_shared<Script>();
+    std::atomic<bool> damaged{true};
+    script->show_row = [&](UpdateId id, std::string_view row) {
+      return id == 4 && damaged ? show(row) : std::optional<std::string>(row);
+    };
+    Cache tokyo = fleet.open("tokyo", script);
+
+    expect_error(ErrorKind::corrupt, [&] { tokyo.update(); }, message, "id=4", "rewrite history");
+
+    EXPECT_EQ(tokyo.applied_id(), 3U) << "what comes before is applied";
+    EXPECT_EQ(tokyo.get("key"), "3");
+    expect_error(ErrorKind::corrupt, [&] { tokyo.update(); }, "id=4");
+    damaged = false;
+    EXPECT_EQ(tokyo.update(), 5U) << "repaired";
+    EXPECT_EQ(tokyo.digest(), berlin.digest());
+  }
+
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+};
+
+TEST_F(FollowDamagedLog, an_update_that_is_missing) {
+  tokyo_meets([](std::string_view) { return std::nullopt; }, "missing: next_found=5");
+}
+
+TEST_F(FollowDamagedLog, an_update_with_a_changed_byte) {
+  tokyo_meets(
+      [](std::string_view row) {
+        std::string changed(row);
+        changed.back() = static_cast<char>(changed.back() ^ 1);
+        return changed;
+      },
+      "does not follow the one before it");
+}
+
+TEST_F(FollowDamagedLog, an_update_that_is_cut_short) {
+  tokyo_meets([](std::string_view row) { return std::string(row.substr(0, row.size() / 2)); }, "4");
+}
+
+TEST_F(FollowDamagedLog, an_update_that_is_empty) {
+  tokyo_meets([](std::string_view) { return std::string(); }, "cut short");
+}
+
+TEST_F(FollowDamagedLog, an_update_of_another_place) {
+  const std::vector<std::string> rows = rows_of(berlin.log());
+  tokyo_meets([&](std::string_view) { return rows[4]; }, "another id");
+}
+
+TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
+  tokyo_meets(
+      [](std::string_view row) {
+        std::string changed(row);
+        changed.front() = 99;
+        return changed;
+      },
+      "version");
+}
+
+// It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is applied.
+TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
+  const std::vector<std::string> rows = rows_of(berlin.log());
+  const std::uint64_t chain = peek_place(rows[2])->chain;
+  Draft draft(Authorship{});
+  ASSERT_TRUE(draft.add(Change::set("key", "an update that will be cut"), 1 << 20));
+  std::string cut(draft.seal(4, chain));
+  tokyo_meets([&](std::string_view) { return cut.substr(0, cut.size() - 3); }, "4");
+}
+
+TEST_F(FollowDamagedLog, a_head_without_its_updates) {
+  auto script = std::make_shared<Script>();
+  script->show_row = [](UpdateId id, std::string_view row) { return id <= 3 ? std::optional<std::string>(row) : std::nullopt; };
+  Cache tokyo = fleet.open("tokyo");
+  Options options;
+  options.deadline = short_deadline;
+  tokyo.delete_shared_state();
+
+  expect_error(ErrorKind::corrupt, [&] { fleet.open("tokyo", script, options); }, "head=5");
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,104 @@
+// A log that does what a test tells it to: fails before it acts, acts and forgets to answer, waits, or shows other rows than it has.
+#pragma once
+
+#include <whycache/log.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace whycache::testing {
+
+// Steps that may throw, wait, or do something else in between. Set before the log is used, or hold atomics.
+struct Script {
+  std::function<void(UpdateId)> before_append;
+  std::function<void(UpdateId)> after_append;  // throwing here: done, but the answer is lost
+  std::function<void()> before_read;
+  std::function<void()> after_read;  // the rows were read; the extent was not
+  std::function<void()> before_extent;
+  std::function<void()> before_read_base;
+  std::function<void()> before_rewrite;
+  std::function<void()> after_rewrite;
+  // What to show instead of a row; nullopt: nothing.
+  std::function<std::optional<std::string>(UpdateId, std::string_view)> show_row;
+  std::function<std::string(std::uint64_t part, std::string_view)> show_part;
+  std::function<void(Extent&)> show_extent;
+
+  std::atomic<int> appends{0};
+  std::atomic<int> reads{0};
+  std::atomic<int> extents{0};
+};
+
+class ScriptedLog final : public Log {
+ public:
+  ScriptedLog(std::unique_ptr<Log> log, std::shared_ptr<Script> script) : log_(std::move(log)), script_(std::move(script)) {}
+
+  std::string name() const override { return log_->name(); }
+
+  Extent extent() override {
+    ++script_->extents;
+    call(script_->before_extent);
+    return shown(log_->extent());
+  }
+
+  Appended append(UpdateId id, std::string_view bytes) override {
+    ++script_->appends;
+    call(script_->before_append, id);
+    const Appended appended = log_->append(id, bytes);
+    call(script_->after_append, id);
+    return appended;
+  }
+
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    ++script_->reads;
+    call(script_->before_read);
+    const Extent extent = log_->read(first, last, [&](UpdateId id, std::string_view bytes) {
+      if (!script_->show_row) return visit(id, bytes);
+      const std::optional<std::string> shown = script_->show_row(id, bytes);
+      return shown ? visit(id, *shown) : true;
+    });
+    call(script_->after_read);
+    return shown(script_->after_read ? log_->extent() : extent);
+  }
+
+  void read_base(const VisitPart& visit) override {
+    call(script_->before_read_base);
+    std::uint64_t part = 0;
+    log_->read_base([&](std::string_view bytes) {
+      return script_->show_part ? visit(script_->show_part(part++, bytes)) : visit(bytes);
+    });
+  }
+
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    call(script_->before_rewrite);
+    const bool switched = log_->rewrite(base, base_chain, next_part);
+    call(script_->after_rewrite);
+    return switched;
+  }
+
+  std::unique_ptr<Log> reopen() override {
+    std::unique_ptr<Log> log = log_->reopen();
+    return log ? std::make_unique<ScriptedLog>(std::move(log), script_) : nullptr;
+  }
+
+ private:
+  template <typename Step, typename... Arguments>
+  static void call(const Step& step, Arguments... arguments) {
+    if (step) step(arguments...);
+  }
+  Extent shown(Extent extent) const {
+    if (script_->show_extent) script_->show_extent(extent);
+    return extent;
+  }
+
+  std::unique_ptr<Log> log_;
+  std::shared_ptr<Script> script_;
+};
+
+inline Error unavailable() { return Error(ErrorKind::unavailable, "the test's log is away"); }
+inline Error uncertain() { return Error(ErrorKind::uncertain, "the test's log lost its answer"); }
+
+}  // namespace whycache::testing

@@ -1,0 +1,1051 @@
+// The contract of whycache/log.h, as stories that every log has to live through.
+//
+// For a log of your own: derive from LogStore, and in exactly one source file of a test program that links GoogleTest
+//
+//   #include "log_contract.h"
+//   INSTANTIATE_TEST_SUITE_P(MyLog, whycache::LogContract,
+//                            testing::Values(whycache::LogUnderTest{"mine", [] { return std::make_unique<MyStore>(); }}),
+//                            whycache::LogUnderTest::name_of);
+//
+// The header needs nothing but whycache's public headers, flaky_log.h, GoogleTest and POSIX. Random stories print
+// their seed when they fail; WHYCACHE_TEST_SEED runs them with that seed again.
+#pragma once
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <whycache/log.h>
+
+#include "flaky_log.h"
+
+namespace whycache {
+
+// How the suite gets at the log under test. Every story has a store of its own, empty to begin with.
+class LogStore {
+ public:
+  virtual ~LogStore() = default;
+
+  // The log in this store. Opened again, it is the same log through an object that shares nothing with the first but
+  // the store.
+  virtual std::unique_ptr<Log> open() = 0;
+
+  // What not every store can do; stories that need it are skipped.
+
+  // Whether open() in a forked child opens the parent's log.
+  virtual bool is_shared_by_processes() const { return false; }
+  // Another log in the same store.
+  virtual std::unique_ptr<Log> open_other_instance() { return nullptr; }
+  // Deletes the log as a person would; the next open() makes another. False: cannot.
+  virtual bool delete_by_hand() { return false; }
+  // Puts an update where append() never would. False: cannot.
+  virtual bool put_stray(UpdateId, std::string_view) { return false; }
+  // How many updates lie in the store, strays and all.
+  virtual std::optional<std::uint64_t> stored_updates() { return std::nullopt; }
+};
+
+struct LogUnderTest {
+  std::string name;
+  std::function<std::unique_ptr<LogStore>()> make_store;
+  // How many appends the crowds make together. A thousand is plenty; a log behind a slow network may want fewer.
+  unsigned crowd_appends = 2000;
+
+  static std::string name_of(const ::testing::TestParamInfo<LogUnderTest>& info) { return info.param.name; }
+  friend std::ostream& operator<<(std::ostream& out, const LogUnderTest& log) { return out << log.name; }
+};
+
+// --- The small language the stories are told in. ---
+
+namespace log_contract {
+
+inline constexpr UpdateId no_end = std::numeric_limits<UpdateId>::max();
+
+struct StoredUpdate {
+  UpdateId id;
+  std::string bytes;
+  friend bool operator==(const StoredUpdate&, const StoredUpdate&) = default;
+  friend std::ostream& operator<<(std::ostream& out, const StoredUpdate& update) {
+    return out << update.id << ":" << update.bytes.substr(0, 40);
+  }
+};
+
+// All updates in first..last, as a follower would believe them.
+inline std::vector<StoredUpdate> updates_of(Log& log, UpdateId first = 1, UpdateId last = no_end) {
+  std::vector<StoredUpdate> updates;
+  const Extent extent = log.read(first, last, [&](UpdateId id, std::string_view bytes) {
+    updates.push_back({id, std::string(bytes)});
+    return true;
+  });
+  std::erase_if(updates, [&](const StoredUpdate& update) { return update.id <= extent.base; });
+  return updates;
+}
+
+inline std::vector<std::string> parts_of(Log& log) {
+  std::vector<std::string> parts;
+  log.read_base([&](std::string_view part) {
+    parts.emplace_back(part);
+    return true;
+  });
+  return parts;
+}
+
+// Hands out parts one by one; the bytes of the one before are overwritten, as the contract allows.
+class PartList {
+ public:
+  explicit PartList(std::vector<std::string> parts) : parts_(std::move(parts)) {}
+  Log::NextPart next() {
+    return [this, number = std::size_t{0}]() mutable -> std::optional<std::string_view> {
+      std::fill(handed_out_.begin(), handed_out_.end(), '!');
+      if (number == parts_.size()) return std::nullopt;
+      handed_out_ = parts_[number++];
+      return handed_out_;
+    };
+  }
+
+ private:
+  std::vector<std::string> parts_;
+  std::string handed_out_;
+};
+
+inline std::uint64_t chain_of(UpdateId base) { return base * 0x9e3779b97f4a7c15; }
+
+inline bool rewrite(Log& log, UpdateId base, std::vector<std::string> parts) {
+  PartList list(std::move(parts));
+  return log.rewrite(base, chain_of(base), list.next());
+}
+
+// What update `id` says in stories that are not about what it says.
+inline std::string bytes_of(UpdateId id) { return "update " + std::to_string(id); }
+
+inline void append_up_to(Log& log, UpdateId last) {
+  for (UpdateId id = log.extent().head + 1; id <= last; ++id) ASSERT_EQ(log.append(id, bytes_of(id)), Log::Appended::yes) << id;
+}
+
+inline std::vector<StoredUpdate> expected_updates(UpdateId first, UpdateId last) {
+  std::vector<StoredUpdate> updates;
+  for (UpdateId id = first; id <= last; ++id) updates.push_back({id, bytes_of(id)});
+  return updates;
+}
+
+template <typename Call>
+std::optional<ErrorKind> error_kind_of(const Call& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  return std::nullopt;
+}
+
+inline std::uint64_t new_seed() {
+  if (const char* seed = std::getenv("WHYCACHE_TEST_SEED")) return std::strtoull(seed, nullptr, 10);
+  return std::random_device{}();
+}
+
+// A child process that lives through a story of its own. It ends with 0 if that did not throw.
+class Child {
+ public:
+  explicit Child(const std::function<void()>& story) {
+    std::fflush(nullptr);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    int code = 1;
+    try {
+      story();
+      code = 0;
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "child %d: %s\n", static_cast<int>(::getpid()), error.what());
+    }
+    std::fflush(nullptr);
+    ::_exit(code);
+  }
+  Child(Child&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
+  Child& operator=(Child&&) = delete;
+  ~Child() {
+    if (pid_ > 0) {
+      kill();
+      wait();
+    }
+  }
+
+  void kill() { ::kill(pid_, SIGKILL); }
+  // The exit code, or the signal it died of, negative.
+  int wait() {
+    int status = 0;
+    while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = -1;
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+  }
+
+ private:
+  pid_t pid_ = -1;
+};
+
+// Some who live through stories of their own at once: processes if the log can be shared by them, else threads.
+class Crowd {
+ public:
+  explicit Crowd(bool of_processes) : of_processes_(of_processes) {}
+  ~Crowd() { wait(); }
+
+  void add(std::function<void()> story) {
+    if (of_processes_) {
+      children_.emplace_back(std::move(story));
+      return;
+    }
+    threads_.emplace_back([story = std::move(story)] {
+      try {
+        story();
+      } catch (const std::exception& error) {
+        ADD_FAILURE() << error.what();
+      }
+    });
+  }
+  void wait() {
+    for (Child& child : std::exchange(children_, {})) EXPECT_EQ(child.wait(), 0);
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+ private:
+  bool of_processes_;
+  std::vector<Child> children_;
+  std::vector<std::thread> threads_;
+};
+
+// A machine in small: follows a log in which each update says "writer sequence", and checks that each writer's sequence goes
+// 1, 2, 3 ... Its base is how far each writer has come, a part for each. Any story it cannot believe is thrown.
+class Machine {
+ public:
+  explicit Machine(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+
+  Log& log() { return *log_; }
+  UpdateId applied_id() const { return applied_id_; }
+  std::uint64_t sequence_of(unsigned writer) const {
+    const auto found = sequences_.find(writer);
+    return found == sequences_.end() ? 0 : found->second;
+  }
+  std::uint64_t sum() const {
+    std::uint64_t sum = 0;
+    for (const auto& [writer, sequence] : sequences_) sum += sequence;
+    return sum;
+  }
+
+  static std::string update_of(unsigned writer, std::uint64_t sequence) {
+    return std::to_string(writer) + ' ' + std::to_string(sequence) + ' ' + std::string((sequence * 37 + writer) % 300, '.');
+  }
+
+  // Applies what is new. What the log refuses to tell this time is asked for next time.
+  void follow() {
+    try {
+      std::vector<StoredUpdate> updates;
+      const Extent extent = log_->read(applied_id_ + 1, no_end, [&](UpdateId id, std::string_view bytes) {
+        updates.push_back({id, std::string(bytes)});
+        return updates.size() < 100;
+      });
+      if (uuid_ && *uuid_ != extent.uuid) throw std::runtime_error("the log became another");
+      uuid_ = extent.uuid;
+      if (extent.base > applied_id_) return rebuild();
+      for (const StoredUpdate& update : updates) apply(update);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::unavailable) throw;
+    }
+  }
+
+  // Writes until it is in the log, surely and once.
+  void write(unsigned writer, std::uint64_t sequence) {
+    while (sequence_of(writer) < sequence) {
+      follow();
+      if (sequence_of(writer) >= sequence) return;
+      try {
+        const UpdateId id = applied_id_ + 1;
+        if (log_->append(id, update_of(writer, sequence)) == Log::Appended::yes) return;
+      } catch (const Error& error) {
+        if (error.kind() == ErrorKind::unavailable) continue;
+        if (error.kind() != ErrorKind::uncertain) throw;
+        settle();  // and see whether it is there
+      }
+    }
+  }
+
+  // Puts everything up to the applied id into a base.
+  void rewrite() {
+    follow();
+    std::vector<std::string> parts{std::to_string(applied_id_)};
+    for (const auto& [writer, sequence] : sequences_) parts.push_back(std::to_string(writer) + ' ' + std::to_string(sequence));
+    try {
+      log_contract::rewrite(*log_, applied_id_, parts);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+    }
+  }
+
+  // Follows until the log has answered that there is nothing more.
+  void settle() {
+    for (;;) {
+      follow();
+      try {
+        if (log_->extent().head <= applied_id_) return;
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::unavailable) throw;
+      }
+    }
+  }
+
+ private:
+  void apply(const StoredUpdate& update) {
+    if (update.id != applied_id_ + 1) {
+      throw std::runtime_error("update " + std::to_string(update.id) + " follows " + std::to_string(applied_id_));
+    }
+    std::istringstream words(update.bytes);
+    unsigned writer = 0;
+    std::uint64_t sequence = 0;
+    words >> writer >> sequence;
+    if (!words || update.bytes != update_of(writer, sequence)) throw std::runtime_error("damaged: " + update.bytes);
+    if (sequence != sequences_[writer] + 1) {
+      throw std::runtime_error("update " + std::to_string(update.id) + ": sequence " + std::to_string(sequence) + " of writer " +
+                               std::to_string(writer) + " follows " + std::to_string(sequences_[writer]));
+    }
+    sequences_[writer] = sequence;
+    applied_id_ = update.id;
+  }
+
+  void rebuild() {
+    std::map<unsigned, std::uint64_t> sequences;
+    std::optional<UpdateId> base;
+    log_->read_base([&](std::string_view part) {
+      std::istringstream words{std::string(part)};
+      std::uint64_t first = 0;
+      words >> first;
+      if (base) {
+        words >> sequences[static_cast<unsigned>(first)];
+      } else {
+        base = first;
+      }
+      if (!words) throw std::runtime_error("damaged part: " + std::string(part));
+      return true;
+    });
+    if (!base) throw std::runtime_error("a base without parts");
+    for (const auto& [writer, sequence] : sequences_) {
+      if (sequences[writer] < sequence) throw std::runtime_error("the base lost updates of writer " + std::to_string(writer));
+    }
+    sequences_ = std::move(sequences);
+    applied_id_ = *base;
+    if (sum() != applied_id_) throw std::runtime_error("the base does not stand for its id");
+  }
+
+  std::unique_ptr<Log> log_;
+  std::optional<Uuid> uuid_;
+  UpdateId applied_id_ = 0;
+  std::map<unsigned, std::uint64_t> sequences_;
+};
+
+}  // namespace log_contract
+
+class LogContract : public ::testing::TestWithParam<LogUnderTest> {
+ protected:
+  using Appended = Log::Appended;
+
+  void SetUp() override {
+    store = GetParam().make_store();
+    log = store->open();
+  }
+
+  // Writers, rewriters and readers, all at once, each with a log of its own from `open`.
+  template <typename Open>
+  void let_a_crowd_loose(unsigned writers, std::uint64_t appends_each, unsigned rewriters, unsigned readers, const Open& open) {
+    using log_contract::Machine;
+    const std::uint64_t all = writers * appends_each;
+    log_contract::Crowd crowd(store->is_shared_by_processes());
+    for (unsigned writer = 0; writer < writers; ++writer) {
+      crowd.add([=] {
+        Machine machine(open());
+        for (std::uint64_t sequence = 1; sequence <= appends_each; ++sequence) machine.write(writer, sequence);
+      });
+    }
+    for (unsigned rewriter = 0; rewriter < rewriters; ++rewriter) {
+      crowd.add([=] {
+        Machine machine(open());
+        while (machine.sum() < all) {
+          machine.rewrite();
+          std::this_thread::sleep_for(std::chrono::milliseconds(5 + 7 * rewriter));
+        }
+      });
+    }
+    for (unsigned reader = 0; reader < readers; ++reader) {
+      crowd.add([=] {
+        Machine machine(open());
+        while (machine.sum() < all) machine.follow();
+      });
+    }
+    crowd.wait();
+
+    Machine machine(store->open());
+    machine.settle();
+    EXPECT_EQ(machine.applied_id(), all);
+    for (unsigned writer = 0; writer < writers; ++writer) EXPECT_EQ(machine.sequence_of(writer), appends_each) << writer;
+    machine.rewrite();
+    if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+  }
+
+  std::unique_ptr<LogStore> store;
+  std::unique_ptr<Log> log;
+};
+
+// --- Updates. ---
+
+TEST_P(LogContract, a_new_log_is_empty) {
+  const Extent extent = log->extent();
+
+  EXPECT_NE(extent.uuid, Uuid{});
+  EXPECT_EQ(extent.base, 0);
+  EXPECT_EQ(extent.base_chain, 0);
+  EXPECT_EQ(extent.head, 0);
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 0));
+  EXPECT_TRUE(log_contract::parts_of(*log).empty());
+  EXPECT_FALSE(log->name().empty());
+}
+
+TEST_P(LogContract, ids_are_dense_from_one_and_readers_see_them_in_order) {
+  for (UpdateId id = 1; id <= 50; ++id) {
+    ASSERT_EQ(log->append(id, log_contract::bytes_of(id)), Appended::yes);
+    ASSERT_EQ(log->extent().head, id);
+  }
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 50));
+}
+
+TEST_P(LogContract, of_two_appends_at_one_id_the_first_wins) {
+  const auto other = store->open();
+  ASSERT_EQ(log->append(1, "first"), Appended::yes);
+
+  EXPECT_EQ(other->append(1, "second"), Appended::taken);
+  EXPECT_EQ(log->append(1, "first"), Appended::taken);
+
+  EXPECT_EQ(log_contract::updates_of(*log), (std::vector<log_contract::StoredUpdate>{{1, "first"}}));
+}
+
+TEST_P(LogContract, of_many_appends_at_one_id_exactly_one_wins) {
+  constexpr unsigned writers = 8;
+  constexpr UpdateId ids = 25;
+  std::atomic<unsigned> winners{0};
+  std::vector<std::thread> threads;
+  for (unsigned writer = 0; writer < writers; ++writer) {
+    threads.emplace_back([&, writer] {
+      const auto own = store->open();
+      for (UpdateId id = 1; id <= ids; ++id) {
+        if (own->append(id, "by " + std::to_string(writer)) == Appended::yes) ++winners;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+
+  EXPECT_EQ(winners, ids);
+  EXPECT_EQ(log->extent().head, ids);
+}
+
+TEST_P(LogContract, one_log_object_serves_many_threads) {
+  constexpr unsigned writers = 4;
+  constexpr std::uint64_t appends_each = 30;
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (unsigned writer = 0; writer < writers; ++writer) {
+    threads.emplace_back([&, writer] {
+      for (std::uint64_t sequence = 1; sequence <= appends_each; ++sequence) {
+        const std::string bytes = std::to_string(writer) + ' ' + std::to_string(sequence);
+        while (log->append(log->extent().head + 1, bytes) != Appended::yes) {
+        }
+      }
+    });
+  }
+  std::thread reader([&] {
+    UpdateId seen = 0;
+    while (!done) {
+      const auto updates = log_contract::updates_of(*log, seen + 1);
+      for (const auto& update : updates) EXPECT_EQ(update.id, ++seen);
+    }
+  });
+  for (std::thread& thread : threads) thread.join();
+  done = true;
+  reader.join();
+
+  EXPECT_EQ(log->extent().head, writers * appends_each);
+}
+
+TEST_P(LogContract, an_update_is_visible_to_everybody_when_append_returns) {
+  const auto other = store->open();
+  for (UpdateId id = 1; id <= 20; ++id) {
+    ASSERT_EQ((id % 2 ? log : other)->append(id, log_contract::bytes_of(id)), Appended::yes);
+    EXPECT_EQ(other->extent().head, id);
+    EXPECT_EQ(log->extent().head, id);
+    EXPECT_EQ(log_contract::updates_of(*(id % 2 ? other : log), id), log_contract::expected_updates(id, id));
+  }
+}
+
+TEST_P(LogContract, read_keeps_to_first_and_last_and_stops_when_told) {
+  log_contract::append_up_to(*log, 30);
+  EXPECT_EQ(log_contract::updates_of(*log, 11, 20), log_contract::expected_updates(11, 20));
+  EXPECT_EQ(log_contract::updates_of(*log, 30, 30), log_contract::expected_updates(30, 30));
+  EXPECT_EQ(log_contract::updates_of(*log, 25, 1000), log_contract::expected_updates(25, 30));
+  EXPECT_EQ(log_contract::updates_of(*log, 31), log_contract::expected_updates(1, 0));
+  EXPECT_EQ(log_contract::updates_of(*log, 20, 10), log_contract::expected_updates(1, 0));
+  EXPECT_EQ(log_contract::updates_of(*log, 0), log_contract::expected_updates(1, 30));
+
+  std::vector<UpdateId> visited;
+  const Extent extent = log->read(5, log_contract::no_end, [&](UpdateId id, std::string_view) {
+    visited.push_back(id);
+    return id < 8;
+  });
+  EXPECT_EQ(visited, (std::vector<UpdateId>{5, 6, 7, 8}));
+  EXPECT_EQ(extent.head, 30);
+}
+
+TEST_P(LogContract, an_exception_out_of_visit_comes_through) {
+  log_contract::append_up_to(*log, 5);
+  const auto refuse = [](UpdateId id, std::string_view) -> bool {
+    if (id == 3) throw std::runtime_error("enough");
+    return true;
+  };
+  EXPECT_THROW(log->read(1, log_contract::no_end, refuse), std::runtime_error);
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 5));
+}
+
+TEST_P(LogContract, the_log_can_be_used_while_it_is_read) {
+  log_contract::append_up_to(*log, 5);
+  log->read(1, 5, [&](UpdateId id, std::string_view) {
+    EXPECT_EQ(log->append(5 + id, log_contract::bytes_of(5 + id)), Appended::yes);
+    return true;
+  });
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 10));
+}
+
+TEST_P(LogContract, bytes_come_back_as_they_were) {
+  std::string every_byte;
+  for (int byte = 0; byte < 256; ++byte) every_byte += static_cast<char>(byte);
+  std::vector<std::string> samples{std::string(1, '\0'), "x", every_byte, std::string("\0\0\0", 3), "'; DROP TABLE logs; --\n\xff\xfe"};
+  std::mt19937_64 random(1);
+  for (const std::size_t size : {std::size_t{1} << 20, std::size_t{16} << 20}) {
+    std::string& bytes = samples.emplace_back(size, '\0');
+    for (char& byte : bytes) byte = static_cast<char>(random());
+  }
+  for (std::size_t i = 0; i < samples.size(); ++i) ASSERT_EQ(log->append(i + 1, samples[i]), Appended::yes);
+
+  const auto updates = log_contract::updates_of(*store->open());
+  ASSERT_EQ(updates.size(), samples.size());
+  for (std::size_t i = 0; i < samples.size(); ++i) EXPECT_TRUE(updates[i].bytes == samples[i]) << "update " << i + 1;
+}
+
+TEST_P(LogContract, many_updates_come_in_one_read) {
+  constexpr UpdateId count = 300;
+  const auto bytes = [](UpdateId id) { return std::to_string(id) + std::string(id % 7 * 5'000, 'x'); };
+  for (UpdateId id = 1; id <= count; ++id) ASSERT_EQ(log->append(id, bytes(id)), Appended::yes);
+
+  const auto updates = log_contract::updates_of(*log);
+  ASSERT_EQ(updates.size(), count);
+  for (UpdateId id = 1; id <= count; ++id) ASSERT_TRUE(updates[id - 1].id == id && updates[id - 1].bytes == bytes(id)) << id;
+}
+
+TEST_P(LogContract, closing_and_opening_changes_nothing) {
+  log_contract::append_up_to(*log, 10);
+  ASSERT_TRUE(log_contract::rewrite(*log, 4, {"a", "b"}));
+  const Extent before = log->extent();
+
+  log.reset();
+  log = store->open();
+
+  const Extent after = log->extent();
+  EXPECT_EQ(after.uuid, before.uuid);
+  EXPECT_EQ(after.base, 4);
+  EXPECT_EQ(after.base_chain, log_contract::chain_of(4));
+  EXPECT_EQ(after.head, 10);
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(5, 10));
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"a", "b"}));
+}
+
+TEST_P(LogContract, two_logs_have_two_uuids) {
+  const auto other_store = GetParam().make_store();
+  EXPECT_NE(other_store->open()->extent().uuid, log->extent().uuid);
+}
+
+TEST_P(LogContract, instances_do_not_see_each_other) {
+  const auto other = store->open_other_instance();
+  if (!other) GTEST_SKIP() << "this store holds one log";
+  log_contract::append_up_to(*log, 10);
+  ASSERT_EQ(other->append(1, "other"), Appended::yes);
+  ASSERT_TRUE(log_contract::rewrite(*log, 8, {"part"}));
+
+  EXPECT_NE(other->extent().uuid, log->extent().uuid);
+  EXPECT_EQ(other->extent().base, 0);
+  EXPECT_EQ(log_contract::updates_of(*other), (std::vector<log_contract::StoredUpdate>{{1, "other"}}));
+  EXPECT_TRUE(log_contract::parts_of(*other).empty());
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(9, 10));
+}
+
+TEST_P(LogContract, several_open_a_new_log_at_once) {
+  for (int round = 0; round < 5; ++round) {
+    store = GetParam().make_store();
+    std::vector<Uuid> uuids(4);
+    std::vector<std::thread> threads;
+    for (Uuid& uuid : uuids) threads.emplace_back([&] { uuid = store->open()->extent().uuid; });
+    for (std::thread& thread : threads) thread.join();
+    for (const Uuid& uuid : uuids) EXPECT_EQ(uuid, uuids[0]);
+  }
+}
+
+TEST_P(LogContract, a_log_deleted_by_hand_is_noticed) {
+  log_contract::append_up_to(*log, 10);
+  const Uuid before = log->extent().uuid;
+  if (!store->delete_by_hand()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
+
+  EXPECT_EQ(log_contract::error_kind_of([&] { log->extent(); }), ErrorKind::unavailable);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "to nobody"); }), ErrorKind::unavailable);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::updates_of(*log); }), ErrorKind::unavailable);
+
+  const auto made_anew = store->open();
+  ASSERT_EQ(made_anew->append(1, "new"), Appended::yes);
+  EXPECT_EQ(log->append(2, "by one who has seen the old log"), Appended::taken);
+  EXPECT_NE(log->extent().uuid, before);
+  EXPECT_EQ(log->extent().uuid, made_anew->extent().uuid);
+  EXPECT_EQ(log_contract::updates_of(*log), (std::vector<log_contract::StoredUpdate>{{1, "new"}}));
+  EXPECT_EQ(log->append(2, "by one who has looked again"), Appended::yes);
+}
+
+// --- Base. ---
+
+TEST_P(LogContract, a_base_stands_for_the_updates_up_to_it) {
+  log_contract::append_up_to(*log, 10);
+
+  EXPECT_TRUE(log_contract::rewrite(*log, 7, {"part 0", std::string("part\0 1", 7), "part 2"}));
+
+  const auto other = store->open();
+  for (Log* each : {log.get(), other.get()}) {
+    const Extent extent = each->extent();
+    EXPECT_EQ(extent.base, 7);
+    EXPECT_EQ(extent.base_chain, log_contract::chain_of(7));
+    EXPECT_EQ(extent.head, 10);
+    EXPECT_EQ(log_contract::parts_of(*each), (std::vector<std::string>{"part 0", std::string("part\0 1", 7), "part 2"}));
+    EXPECT_EQ(log_contract::updates_of(*each, 8), log_contract::expected_updates(8, 10));
+    EXPECT_EQ(log_contract::updates_of(*each, 1), log_contract::expected_updates(8, 10));
+  }
+  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 3);
+  EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
+}
+
+TEST_P(LogContract, read_base_stops_when_told) {
+  log_contract::append_up_to(*log, 3);
+  log_contract::rewrite(*log, 3, {"a", "b", "c"});
+  std::vector<std::string> parts;
+  log->read_base([&](std::string_view part) {
+    parts.emplace_back(part);
+    return parts.size() < 2;
+  });
+  EXPECT_EQ(parts, (std::vector<std::string>{"a", "b"}));
+}
+
+TEST_P(LogContract, ids_go_on_after_a_rewrite_up_to_the_head) {
+  log_contract::append_up_to(*log, 20);
+  ASSERT_TRUE(log_contract::rewrite(*log, 20, {"all"}));
+  EXPECT_EQ(log->extent().head, 20);
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 0));
+
+  EXPECT_EQ(log->append(20, "again"), Appended::below_base);
+  EXPECT_EQ(log->append(21, log_contract::bytes_of(21)), Appended::yes);
+  EXPECT_EQ(log->extent().head, 21);
+  EXPECT_EQ(log_contract::updates_of(*store->open()), log_contract::expected_updates(21, 21));
+}
+
+TEST_P(LogContract, the_base_only_grows) {
+  log_contract::append_up_to(*log, 10);
+  EXPECT_FALSE(log_contract::rewrite(*log, 0, {"nothing"}));
+  EXPECT_EQ(log->extent().base, 0);
+  ASSERT_TRUE(log_contract::rewrite(*log, 5, {"five"}));
+
+  EXPECT_FALSE(log_contract::rewrite(*log, 5, {"other five"}));
+  EXPECT_FALSE(log_contract::rewrite(*log, 3, {"three"}));
+  EXPECT_EQ(log->extent().base, 5);
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"five"}));
+
+  EXPECT_TRUE(log_contract::rewrite(*log, 6, {"six"}));
+  EXPECT_EQ(log->extent().base, 6);
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"six"}));
+}
+
+TEST_P(LogContract, a_rewrite_beyond_the_head_is_refused) {
+  log_contract::append_up_to(*log, 5);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::rewrite(*log, 6, {"six"}); }), ErrorKind::invalid);
+  EXPECT_EQ(log->extent().base, 0);
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 5));
+}
+
+TEST_P(LogContract, a_base_has_many_and_large_parts) {
+  log_contract::append_up_to(*log, 3);
+  std::vector<std::string> parts;
+  for (int i = 0; i < 100; ++i) parts.push_back("part " + std::to_string(i));
+  parts.push_back(std::string(std::size_t{4} << 20, 'x'));
+  parts.push_back("last");
+  ASSERT_TRUE(log_contract::rewrite(*log, 2, parts));
+  EXPECT_TRUE(log_contract::parts_of(*store->open()) == parts);
+}
+
+TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_cannot_append_below_the_base) {
+  // Given a writer that has applied update 5 and falls asleep.
+  const auto sleeper = store->open();
+  log_contract::append_up_to(*log, 5);
+  ASSERT_EQ(sleeper->extent().head, 5);
+
+  // When history is rewritten beyond, so that the places up to 8 are empty again,
+  log_contract::append_up_to(*log, 10);
+  ASSERT_TRUE(log_contract::rewrite(*log, 8, {"base"}));
+
+  // then what it appends does not hold, wherever below the base,
+  for (const UpdateId id : {6, 7, 8, 1}) EXPECT_EQ(sleeper->append(id, "stray"), Appended::below_base) << id;
+
+  // and nobody ever sees it.
+  for (Log* each : {log.get(), sleeper.get(), store->open().get()}) {
+    EXPECT_EQ(log_contract::updates_of(*each), log_contract::expected_updates(9, 10));
+    EXPECT_EQ(each->extent().head, 10);
+  }
+  EXPECT_EQ(sleeper->append(10, "late"), Appended::taken);
+  ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
+  EXPECT_EQ(log->extent().head, 10);
+  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+}
+
+TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_up_to_the_head_cannot_either) {
+  const auto sleeper = store->open();
+  log_contract::append_up_to(*log, 5);
+  ASSERT_EQ(sleeper->extent().head, 5);
+  log_contract::append_up_to(*log, 6);
+  ASSERT_TRUE(log_contract::rewrite(*log, 6, {"base"}));
+
+  EXPECT_EQ(sleeper->append(6, "stray"), Appended::below_base);
+  EXPECT_EQ(log->extent().head, 6);
+  EXPECT_EQ(sleeper->append(7, log_contract::bytes_of(7)), Appended::yes);
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(7, 7));
+}
+
+TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_the_next_rewrite) {
+  log_contract::append_up_to(*log, 10);
+  ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
+  if (!store->put_stray(6, "stray") || !store->put_stray(10, "stray")) GTEST_SKIP() << "this store cannot have strays";
+
+  for (Log* each : {log.get(), store->open().get()}) {
+    EXPECT_EQ(each->extent().head, 10);
+    EXPECT_EQ(log_contract::updates_of(*each), log_contract::expected_updates(1, 0));
+    EXPECT_EQ(each->append(6, "another"), Appended::below_base);
+  }
+  EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
+  ASSERT_TRUE(log_contract::rewrite(*log, 11, {"base"}));
+  EXPECT_EQ(log->extent().head, 11);
+  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+}
+
+TEST_P(LogContract, a_follower_that_slept_through_a_rewrite_is_told) {
+  // Given a follower that has applied update 3.
+  const auto sleeper = store->open();
+  log_contract::append_up_to(*log, 10);
+  ASSERT_TRUE(log_contract::rewrite(*log, 7, {"base"}));
+
+  // When it reads on, overlapping by one, it learns of the base, and sees no update that the base stands for.
+  std::vector<UpdateId> visited;
+  const Extent extent = sleeper->read(3, log_contract::no_end, [&](UpdateId id, std::string_view) {
+    visited.push_back(id);
+    return true;
+  });
+  EXPECT_EQ(extent.base, 7);
+  EXPECT_EQ(extent.head, 10);
+  for (const UpdateId id : visited) EXPECT_GT(id, 7);
+}
+
+TEST_P(LogContract, a_follower_overtaken_by_a_rewrite_while_it_reads_sees_no_gap) {
+  log_contract::append_up_to(*log, 40);
+  const auto other = store->open();
+  for (const UpdateId overtaken_at : {1, 10, 20}) {
+    const UpdateId first = log->extent().base + 1;
+    std::vector<UpdateId> visited;
+    const Extent extent = log->read(first, log_contract::no_end, [&](UpdateId id, std::string_view) {
+      if (id == first) EXPECT_TRUE(log_contract::rewrite(*other, first + overtaken_at, {"base"}));
+      visited.push_back(id);
+      return true;
+    });
+    for (std::size_t i = 0; i < visited.size(); ++i) EXPECT_EQ(visited[i], first + i);
+    EXPECT_TRUE(extent.base > first || visited.size() == extent.head - first + 1) << "neither all of it nor a warning";
+  }
+}
+
+TEST_P(LogContract, a_base_replaced_while_it_is_read_is_never_served_in_part) {
+  log_contract::append_up_to(*log, 10);
+  ASSERT_TRUE(log_contract::rewrite(*log, 5, {"old 0", "old 1", "old 2"}));
+  const auto other = store->open();
+  std::vector<std::string> parts;
+  const auto error = log_contract::error_kind_of([&] {
+    log->read_base([&](std::string_view part) {
+      if (parts.empty()) EXPECT_TRUE(log_contract::rewrite(*other, 8, {"new 0", "new 1"}));
+      parts.emplace_back(part);
+      return true;
+    });
+  });
+  if (error) {
+    EXPECT_EQ(error, ErrorKind::unavailable);
+  } else {
+    EXPECT_EQ(parts, (std::vector<std::string>{"old 0", "old 1", "old 2"}));
+  }
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"new 0", "new 1"}));
+}
+
+// --- Several rewriters, and rewriters that die. ---
+
+TEST_P(LogContract, a_rewrite_that_a_greater_one_overtakes_changes_nothing) {
+  log_contract::append_up_to(*log, 10);
+  const auto other = store->open();
+  log_contract::PartList slow({"slow 0", "slow 1"});
+  auto next = slow.next();
+  int calls = 0;
+  const bool switched = log->rewrite(5, log_contract::chain_of(5), [&] {
+    if (++calls == 2) EXPECT_TRUE(log_contract::rewrite(*other, 7, {"fast"}));
+    return next();
+  });
+  EXPECT_FALSE(switched);
+  EXPECT_EQ(log->extent().base, 7);
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"fast"}));
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(8, 10));
+}
+
+TEST_P(LogContract, a_rewrite_overtakes_a_smaller_one) {
+  log_contract::append_up_to(*log, 10);
+  const auto other = store->open();
+  log_contract::PartList slow({"slow 0", "slow 1"});
+  auto next = slow.next();
+  int calls = 0;
+  const bool switched = log->rewrite(9, log_contract::chain_of(9), [&] {
+    if (++calls == 2) EXPECT_TRUE(log_contract::rewrite(*other, 7, {"fast"}));
+    return next();
+  });
+  EXPECT_TRUE(switched);
+  EXPECT_EQ(log->extent().base, 9);
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"slow 0", "slow 1"}));
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(10, 10));
+}
+
+TEST_P(LogContract, two_rewrites_at_one_base_make_one) {
+  log_contract::append_up_to(*log, 10);
+  const auto other = store->open();
+  log_contract::PartList slow({"slow 0", "slow 1", "slow 2"});
+  auto next = slow.next();
+  int calls = 0;
+  const bool switched = log->rewrite(6, log_contract::chain_of(6), [&] {
+    if (++calls == 2) EXPECT_TRUE(log_contract::rewrite(*other, 6, {"fast 0", "fast 1"}));
+    return next();
+  });
+  EXPECT_FALSE(switched);
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"fast 0", "fast 1"}));
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(7, 10));
+}
+
+TEST_P(LogContract, many_rewriters_at_once_are_safe) {
+  log_contract::append_up_to(*log, 40);
+  std::vector<std::thread> threads;
+  std::atomic<int> switches{0};
+  for (UpdateId rewriter = 0; rewriter < 4; ++rewriter) {
+    threads.emplace_back([&, rewriter] {
+      const auto own = store->open();
+      for (UpdateId base = 10 + rewriter; base <= 36; base += 3) {
+        const std::string part = "as of " + std::to_string(base);
+        try {
+          if (log_contract::rewrite(*own, base, {part, part, part})) ++switches;
+        } catch (const Error& error) {
+          ADD_FAILURE() << error.what();
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+
+  const Extent extent = log->extent();
+  EXPECT_EQ(extent.base, 36);
+  EXPECT_GE(switches, 1);
+  const std::string part = "as of " + std::to_string(extent.base);
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{part, part, part}));
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(37, 40));
+}
+
+TEST_P(LogContract, a_rewrite_that_fails_midway_changes_nothing_and_another_one_works) {
+  log_contract::append_up_to(*log, 10);
+  for (int failing = 0; failing < 4; ++failing) {
+    log_contract::PartList list({"a", "b", "c", "d"});
+    auto next = list.next();
+    int part = 0;
+    const auto fails = [&]() -> std::optional<std::string_view> {
+      if (part++ == failing) throw std::runtime_error("state is damaged");
+      return next();
+    };
+    EXPECT_THROW(log->rewrite(6, log_contract::chain_of(6), fails), std::runtime_error);
+    EXPECT_EQ(log->extent().base, 0);
+    EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 10));
+  }
+  EXPECT_TRUE(log_contract::rewrite(*log, 6, {"good"}));
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"good"}));
+}
+
+TEST_P(LogContract, a_rewriter_killed_at_any_part_leaves_nothing_that_hurts) {
+  if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
+  log_contract::append_up_to(*log, 10);
+  constexpr int parts = 5;
+  for (int deadly = 0; deadly <= parts; ++deadly) {
+    log_contract::Child rewriter([&] {
+      int part = 0;
+      store->open()->rewrite(8, log_contract::chain_of(8), [&]() -> std::optional<std::string_view> {
+        if (part == deadly) ::raise(SIGKILL);
+        return part++ < parts ? std::optional<std::string_view>("dead man's part") : std::nullopt;
+      });
+    });
+    ASSERT_EQ(rewriter.wait(), -SIGKILL);
+    EXPECT_EQ(log->extent().base, 0);
+    EXPECT_TRUE(log_contract::parts_of(*log).empty());
+    EXPECT_EQ(log_contract::updates_of(*store->open()), log_contract::expected_updates(1, 10));
+  }
+  EXPECT_TRUE(log_contract::rewrite(*log, 8, {"good 0", "good 1"}));
+  EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"good 0", "good 1"}));
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(9, 10));
+}
+
+TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_new) {
+  if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
+  const std::uint64_t seed = log_contract::new_seed();
+  SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  const auto part_of = [](UpdateId base, int part) { return "as of " + std::to_string(base) + " part " + std::to_string(part); };
+  std::uint64_t patience_us = 20'000;
+  int killed = 0;
+  for (int round = 0; round < 30; ++round) {
+    log_contract::append_up_to(*log, log->extent().head + 10);
+    const Extent before = log->extent();
+    const UpdateId base = before.head - 3;
+    const auto began = std::chrono::steady_clock::now();
+    log_contract::Child rewriter([&] { log_contract::rewrite(*store->open(), base, {part_of(base, 0), part_of(base, 1), part_of(base, 2)}); });
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % patience_us));
+    rewriter.kill();
+    if (rewriter.wait() == 0) {  // it was faster: come earlier next time
+      const auto took = std::chrono::steady_clock::now() - began;
+      patience_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count()) + 1;
+    } else {
+      ++killed;
+    }
+
+    const Extent after = log->extent();
+    ASSERT_TRUE(after.base == before.base || after.base == base) << after.base;
+    EXPECT_EQ(after.head, before.head);
+    EXPECT_EQ(log_contract::updates_of(*log, after.base + 1), log_contract::expected_updates(after.base + 1, after.head));
+    const auto parts = log_contract::parts_of(*log);
+    ASSERT_EQ(parts.size(), after.base == 0 ? 0 : 3);
+    for (int part = 0; part < static_cast<int>(parts.size()); ++part) EXPECT_EQ(parts[static_cast<std::size_t>(part)], part_of(after.base, part));
+  }
+  EXPECT_GT(killed, 0);
+  const UpdateId head = log->extent().head;
+  EXPECT_TRUE(log_contract::rewrite(*log, head, {"end"}));
+  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+}
+
+// --- Crowds. ---
+
+TEST_P(LogContract, a_crowd_of_writers_rewriters_and_readers_loses_and_doubles_nothing) {
+  constexpr unsigned writers = 8;
+  log.reset();
+  let_a_crowd_loose(writers, GetParam().crowd_appends / writers, 2, 2, [this] { return store->open(); });
+}
+
+TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
+  const std::uint64_t seed = log_contract::new_seed();
+  SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
+  constexpr unsigned writers = 4;
+  log.reset();
+  std::atomic<std::uint64_t> opened{0};
+  // Each child counts from where its parent was: mix in which process it is.
+  const auto open = [&]() -> std::unique_ptr<Log> {
+    const std::uint64_t own = seed + ++opened + (store->is_shared_by_processes() ? static_cast<std::uint64_t>(::getpid()) : 0);
+    return std::make_unique<FlakyLog>(store->open(), own);
+  };
+  let_a_crowd_loose(writers, GetParam().crowd_appends / 4 / writers, 1, 1, open);
+}
+
+TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
+  if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
+  const std::uint64_t seed = log_contract::new_seed();
+  SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  for (int round = 0; round < 30; ++round) {
+    // Given two writers that say which of their updates were acknowledged,
+    int pipe_ends[2];
+    ASSERT_EQ(::pipe(pipe_ends), 0);
+    std::vector<log_contract::Child> writers;
+    for (int writer = 0; writer < 2; ++writer) {
+      writers.emplace_back([&] {
+        const auto own = store->open();
+        for (UpdateId id = own->extent().head + 1;;) {
+          if (own->append(id, log_contract::bytes_of(id)) == Appended::yes) {
+            if (::write(pipe_ends[1], &id, sizeof id) != sizeof id) return;
+          }
+          ++id;
+        }
+      });
+    }
+    // when they are killed,
+    std::this_thread::sleep_for(std::chrono::microseconds(2'000 + random() % 10'000));
+    for (log_contract::Child& writer : writers) writer.kill();
+    for (log_contract::Child& writer : writers) EXPECT_EQ(writer.wait(), -SIGKILL);
+    ::close(pipe_ends[1]);
+
+    // then these are there, whole, and so is everything before them.
+    UpdateId acknowledged = 0;
+    for (UpdateId id; ::read(pipe_ends[0], &id, sizeof id) == sizeof id;) acknowledged = std::max(acknowledged, id);
+    ::close(pipe_ends[0]);
+    const UpdateId head = log->extent().head;
+    EXPECT_GE(head, acknowledged);
+    ASSERT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, head));
+  }
+}
+
+TEST_P(LogContract, parent_and_child_go_on_after_a_fork) {
+  if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
+  log_contract::append_up_to(*log, 3);
+  const Uuid uuid = log->extent().uuid;
+  for (int round = 0; round < 3; ++round) {
+    log_contract::Child child([&] {
+      const std::unique_ptr<Log> fresh = log->reopen();
+      Log& own = fresh ? *fresh : *log;
+      const Extent extent = own.extent();
+      if (extent.uuid != uuid) throw std::runtime_error("the child sees another log");
+      const UpdateId id = extent.head + 1;
+      if (own.append(id, log_contract::bytes_of(id)) != Appended::yes) throw std::runtime_error("the child cannot append");
+      log.reset();  // as at the child's end
+    });
+    ASSERT_EQ(child.wait(), 0);
+    log_contract::append_up_to(*log, log->extent().head + 1);
+  }
+  EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 9));
+}
+
+}  // namespace whycache
