@@ -41,13 +41,13 @@ bench:
 	cmake --build --preset release --parallel $(JOBS)
 	set -e; for program in build/release/bin/bench_$(or $(BENCH),*); do echo "== $$program"; $$program $(ARGS); done
 
-# Inputs that were worth keeping are in fuzz/corpus/<name>; new ones go to build/fuzz/corpus/<name>.
+# Inputs that were worth keeping are in fuzz/corpus/<program>; new ones go to build/fuzz/corpus/<program>.
 fuzz:
 	scripts/install_packages.sh fuzz
 	cmake --preset fuzz
 	cmake --build --preset fuzz --parallel $(JOBS)
-	set -e; for program in build/fuzz/bin/fuzz_*; do \
-	  name=$${program##*/fuzz_}; new=build/fuzz/corpus/$$name; kept=fuzz/corpus/$$name; mkdir -p $$new; \
+	set -e; for program in build/fuzz/bin/*_fuzz; do \
+	  name=$${program##*/}; new=build/fuzz/corpus/$$name; kept=fuzz/corpus/$$name; mkdir -p $$new; \
 	  [ -d $$kept ] || kept=; echo "== $$name"; \
 	  $$program -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 -artifact_prefix=$$new- $$new $$kept; done
 
@@ -58,7 +58,7 @@ format:
 check:
 	scripts/install_packages.sh test check
 	clang-format --dry-run --Werror $(SOURCES)
-	tests/layers_test.py
+	python3 tests/layers_test.py
 	cmake --preset dev
 	run-clang-tidy -quiet -p build/dev -j $(JOBS) -extra-arg=-Wno-unknown-warning-option \
 	  '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'

@@ -1,6 +1,6 @@
 // whycache check
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -79,8 +79,9 @@ std::optional<StateInfo> check_state(const Arguments& arguments, Findings& findi
     const StateInfo info = state->info();
     for (const std::string& fault : faults) findings.bad("state", fault);
     if (faults.empty()) {
-      findings.good("state", fmt::format("header, index, entries, key order and segments fit together: {} items at update {}, {}",
-                                         info.item_count, info.applied_id, state->path()));
+      findings.good(
+          "state", fmt::format("header, index, entries, key order and segments fit together: {} items at update {}, {}",
+                               info.item_count, info.applied_id, state->path()));
     }
     return info;
   } catch (const Error& error) {
@@ -108,22 +109,29 @@ void check_log(const Arguments& arguments, const std::optional<StateInfo>& info,
   progress.hide();
   const Extent& extent = replay.extent();
   if (extent.base > 0) findings.good("base", fmt::format("is what it says: items as of update {}", extent.base));
-  findings.good("log", fmt::format("updates {}..{} follow one another without a gap: {}", extent.base + 1, extent.head, log->name()));
+  findings.good("log", extent.head == extent.base ? fmt::format("no update since the base: {}", log->name())
+                                                  : fmt::format("updates {}..{} follow one another without a gap: {}",
+                                                                extent.base + 1, extent.head, log->name()));
   if (!info) return;
   if (info->log_uuid != extent.uuid) {
-    return findings.bad("uuid", fmt::format("the state is of another log: state={} log={}", to_string(info->log_uuid), to_string(extent.uuid)));
+    return findings.bad("uuid", fmt::format("the state is of another log: state={} log={}", to_string(info->log_uuid),
+                                            to_string(extent.uuid)));
   }
   findings.good("uuid", "of state and log are equal: " + to_string(extent.uuid));
   if (info->applied_id > extent.head) {
-    return findings.bad("applied id", fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
-                                                  info->applied_id, extent.head));
+    return findings.bad("applied id",
+                        fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
+                                    info->applied_id, extent.head));
   }
   if (!replay.wanted()) {
-    return findings.skipped(ExitCode::stale, "digest", fmt::format("cannot be compared: the state is behind the base; `whycache update` first: applied_id={} base={}",
-                                                  info->applied_id, extent.base));
+    return findings.skipped(
+        ExitCode::stale, "digest",
+        fmt::format("cannot be compared: the state is behind the base; `whycache update` first: applied_id={} base={}",
+                    info->applied_id, extent.base));
   }
   findings.compare("chain", format_hash(info->chain), format_hash(replay.wanted()->chain), info->applied_id);
-  findings.compare("items", std::to_string(info->item_count), std::to_string(replay.wanted()->item_count), info->applied_id);
+  findings.compare("items", std::to_string(info->item_count), std::to_string(replay.wanted()->item_count),
+                   info->applied_id);
   findings.compare("digest", to_string(info->digest), to_string(replay.wanted()->digest), info->applied_id);
 }
 
@@ -137,7 +145,8 @@ ExitCode check(const Arguments& arguments, Output& output) {
   }
   if (findings.code() == ExitCode::corrupt) {
     throw Failure(ExitCode::corrupt, "the check has found damage",
-                  "state: remove the file, it is built anew from the log. log: restore it, or rewrite history on a machine whose state "
+                  "state: remove the file, it is built anew from the log. log: restore it, or rewrite history on a "
+                  "machine whose state "
                   "is beyond the damage");
   }
   return findings.code();
@@ -166,7 +175,8 @@ const Command check_command{
     "\n"
     "JSON: check, result (ok, BAD, skipped), found\n"
     "\n"
-    "Exit codes: 0 all is well, 3 the log did not answer, 4 the state is behind the base, so that it cannot be compared,\n"
+    "Exit codes: 0 all is well, 3 the log did not answer, 4 the state is behind the base, so that it cannot be "
+    "compared,\n"
     "  5 something is damaged or differs, 7 permission",
     prepare};
 

@@ -1,6 +1,6 @@
 // whycache clear
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -21,10 +21,11 @@ struct Arguments {
 ExitCode clear(const Arguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   if (!arguments.yes) {
-    throw Failure(ExitCode::refused,
-                  fmt::format("all {} keys will be erased on every machine, and the whole history with them, for good: log={}",
-                              with_commas(cache->size()), cache->log().name()),
-                  "add --yes to do it");
+    throw Failure(
+        ExitCode::refused,
+        fmt::format("all {} keys will be erased on every machine, and the whole history with them, for good: log={}",
+                    with_commas(cache->size()), cache->log().name()),
+        "add --yes to do it");
   }
   const UpdateId base = cache->delete_all_history();
   if (arguments.json) {
@@ -47,7 +48,8 @@ Run prepare(CLI::App& parser) {
 
 const Command clear_command{
     "clear", "erase every key on every machine, and the history",
-    "Erases everything: one update that erases all keys, then a rewrite of all history. Other machines notice at their\n"
+    "Erases everything: one update that erases all keys, then a rewrite of all history. Other machines notice at "
+    "their\n"
     "next update and follow. Prints the base. There is no way back, therefore it wants --yes.",
     "Examples:\n"
     "  whycache clear                                     says what would be lost, exit code 8\n"

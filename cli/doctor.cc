@@ -1,8 +1,8 @@
 // whycache doctor
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <CLI/CLI.hpp>
 
 #include <chrono>
 #include <cstdlib>
@@ -19,6 +19,8 @@
 
 #if WHYCACHE_WITH_SQLITE
 #include <sqlite3.h>
+
+#include "log/sqlite_log.h"
 #endif
 
 namespace whycache::cli {
@@ -39,21 +41,14 @@ Finding look_at_state_file(const Target& target, const std::string& path) {
   try {
     const Source source(path, target);
     const StateInfo info = source.state().info();
-    return Finding::ok("state", fmt::format("{} items at update {}, {}, mode {:04o}: {}", with_commas(info.item_count), info.applied_id,
-                                            format_bytes(static_cast<std::uint64_t>(status.st_size)), status.st_mode & 07777, path));
+    return Finding::ok("state", fmt::format("{} items at update {}, {}, mode {:04o}: {}", with_commas(info.item_count),
+                                            info.applied_id, format_bytes(static_cast<std::uint64_t>(status.st_size)),
+                                            status.st_mode & 07777, path));
   } catch (const Error& error) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   } catch (const Failure& failure) {
     return Finding::warn("state", failure.what(), "it will be built anew from the log");
   }
-}
-
-// 3.7.0 to 3.51.2 can corrupt a file in WAL mode when two processes write and checkpoint at once (fixed in 3.44.6,
-// 3.50.7 and 3.51.3). The log therefore uses a rollback journal with these.
-bool has_wal_reset_bug(int version) {
-  if (version < 3'007'000 || version >= 3'051'003) return false;
-  const bool mended = (version >= 3'044'006 && version < 3'045'000) || (version >= 3'050'007 && version < 3'051'000);
-  return !mended;
 }
 
 // Says in its header: 1 is a rollback journal, 2 a write-ahead log.
@@ -76,8 +71,10 @@ Finding look_at_sqlite([[maybe_unused]] const std::string& log_url) {
     // No URL, or a wrong one: look_at_log() says so.
   }
   if (!file.empty() && is_in_wal_mode(file)) {
-    return Finding::bad("sqlite", fmt::format("{} can damage files in WAL mode, and this one is: {}", version, file),
-                        "with everything stopped: sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or SQLite 3.51.3 or later", ExitCode::corrupt);
+    return Finding::bad(
+        "sqlite", fmt::format("{} can damage files in WAL mode, and this one is: {}", version, file),
+        "with everything stopped: sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or SQLite 3.51.3 or later",
+        ExitCode::corrupt);
   }
   return Finding::ok("sqlite", version + ": can damage files in WAL mode; whycache uses a rollback journal with it");
 #else
@@ -90,8 +87,9 @@ Finding look_at_log(const Target& target) {
   try {
     const auto log = open_log(target);
     const Extent extent = log->extent();
-    return Finding::ok("log", fmt::format("answers in {}: base {}, head {}: {}", format_duration(std::chrono::steady_clock::now() - began),
-                                          extent.base, extent.head, log->name()));
+    return Finding::ok("log", fmt::format("answers in {}: base {}, head {}: {}",
+                                          format_duration(std::chrono::steady_clock::now() - began), extent.base,
+                                          extent.head, log->name()));
   } catch (const Error& error) {
     return Finding::bad("log", error.what(), next_step(error), exit_code_of(error));
   }
@@ -166,7 +164,8 @@ Run prepare(CLI::App& parser) {
 
 const Command doctor_command{
     "doctor", "what in this environment will hurt",
-    "Looks at everything a cache depends on, where it would depend on it: kernel, limits, clocks and memory; the folder\n"
+    "Looks at everything a cache depends on, where it would depend on it: kernel, limits, clocks and memory; the "
+    "folder\n"
     "of the state, with its file system, room, permissions, and a trial file for mappings and locks; the state; the\n"
     "versions of libraries with known faults; and the log, if one is named. Each comes out as ok, warn or bad, the\n"
     "latter two with what to do about it.",

@@ -45,13 +45,15 @@ std::string first_line(const char* path) {
 
 Finding look_at_kernel() {
   struct utsname names;
-  if (::uname(&names) != 0) return Finding::warn("kernel", "unknown: " + reason(errno), "Linux 4.14 or later is needed");
+  if (::uname(&names) != 0)
+    return Finding::warn("kernel", "unknown: " + reason(errno), "Linux 4.14 or later is needed");
   int major = 0;
   int minor = 0;
   const bool numbered = std::sscanf(names.release, "%d.%d", &major, &minor) == 2;
   const std::string found = fmt::format("{} {} {}", names.sysname, names.release, names.machine);
   if (numbered && (major < 4 || (major == 4 && minor < 14))) {
-    return Finding::bad("kernel", found, "Linux 4.14 or later is needed: open-file-description locks, membarrier", ExitCode::limit);
+    return Finding::bad("kernel", found, "Linux 4.14 or later is needed: open-file-description locks, membarrier",
+                        ExitCode::limit);
   }
   return Finding::ok("kernel", found);
 }
@@ -59,7 +61,8 @@ Finding look_at_kernel() {
 Finding look_at_page_size() {
   const auto bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::string found = format_bytes(bytes);
-  if (segment_bytes % bytes != 0) return Finding::bad("page size", found, "pages have to divide segments of 256 KiB", ExitCode::limit);
+  if (segment_bytes % bytes != 0)
+    return Finding::bad("page size", found, "pages have to divide segments of 256 KiB", ExitCode::limit);
   return Finding::ok("page size", found);
 }
 
@@ -75,8 +78,9 @@ Finding look_at_boot_id() {
 Finding look_at_membarrier() {
   const long commands = ::syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (commands < 0) {
-    return Finding::warn("membarrier", "not available: " + reason(errno),
-                         "allow the system call (seccomp): without it an old mapping is kept for as long as the process lives");
+    return Finding::warn(
+        "membarrier", "not available: " + reason(errno),
+        "allow the system call (seccomp): without it an old mapping is kept for as long as the process lives");
   }
   if ((commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0) {
     return Finding::warn("membarrier", "the private expedited kind is missing", "a kernel of 4.14 or later has it");
@@ -88,10 +92,12 @@ Finding look_at_address_space(std::uint64_t state_bytes_max) {
   struct rlimit limit;
   ::getrlimit(RLIMIT_AS, &limit);
   const std::string of = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : format_bytes(limit.rlim_cur);
-  void* const reserved = ::mmap(nullptr, state_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const reserved =
+      ::mmap(nullptr, state_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) {
-    return Finding::bad("address space", fmt::format("{}, and {} cannot be reserved: {}", of, format_bytes(state_bytes_max), reason(errno)),
-                        "raise it (ulimit -v unlimited), or lower Options::state_bytes_max in the application", ExitCode::limit);
+    return Finding::warn("address space",
+                         fmt::format("{}; {} cannot be reserved: {}", of, format_bytes(state_bytes_max), reason(errno)),
+                         "raise it (ulimit -v unlimited): a state cannot grow beyond what can be reserved");
   }
   ::munmap(reserved, state_bytes_max);
   return Finding::ok("address space", fmt::format("{}; {} can be reserved", of, format_bytes(state_bytes_max)));
@@ -101,21 +107,24 @@ Finding look_at_file_size() {
   struct rlimit limit;
   ::getrlimit(RLIMIT_FSIZE, &limit);
   if (limit.rlim_cur == RLIM_INFINITY) return Finding::ok("file size", "unlimited");
-  return Finding::warn("file size", "limited to " + format_bytes(limit.rlim_cur), "raise it (ulimit -f unlimited): state and log cannot grow beyond");
+  return Finding::warn("file size", "limited to " + format_bytes(limit.rlim_cur),
+                       "raise it (ulimit -f unlimited): state and log cannot grow beyond");
 }
 
 Finding look_at_open_files() {
   struct rlimit limit;
   ::getrlimit(RLIMIT_NOFILE, &limit);
   const std::string found = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur);
-  if (limit.rlim_cur < 64) return Finding::warn("open files", found, "raise it (ulimit -n 1024): a cache holds about ten");
+  if (limit.rlim_cur < 64)
+    return Finding::warn("open files", found, "raise it (ulimit -n 1024): a cache holds about ten");
   return Finding::ok("open files", found);
 }
 
 Finding look_at_clock() {
   struct timespec now;
   if (::clock_gettime(CLOCK_BOOTTIME, &now) != 0) {
-    return Finding::bad("clock", "CLOCK_BOOTTIME is not available: " + reason(errno), "staleness is measured by it", ExitCode::limit);
+    return Finding::bad("clock", "CLOCK_BOOTTIME is not available: " + reason(errno), "staleness is measured by it",
+                        ExitCode::limit);
   }
   constexpr int calls = 10'000;
   const std::int64_t began_ns = boot_time_ns();
@@ -124,7 +133,9 @@ Finding look_at_clock() {
   const std::string source = first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
   const std::string found = fmt::format("{}, {} ns to read", source.empty() ? "source unknown" : source, cost_ns);
   if (cost_ns > 300) {
-    return Finding::warn("clock", found, "update() with a staleness bound reads it: a faster clock source (tsc, kvm-clock) makes that cheaper");
+    return Finding::warn(
+        "clock", found,
+        "update() with a staleness bound reads it: a faster clock source (tsc, kvm-clock) makes that cheaper");
   }
   return Finding::ok("clock", found);
 }
@@ -133,7 +144,8 @@ Finding look_at_wall_clock() {
   constexpr std::int64_t january_2024_us = 1'704'067'200'000'000;
   const std::int64_t now_us = wall_time_us();
   if (now_us < january_2024_us) {
-    return Finding::warn("wall clock", format_time(now_us), "set it: nothing depends on it, but `whycache log` shows its times");
+    return Finding::warn("wall clock", format_time(now_us),
+                         "set it: nothing depends on it, but `whycache log` shows its times");
   }
   return Finding::ok("wall clock", format_time(now_us));
 }
@@ -148,7 +160,8 @@ Finding look_at_huge_pages() {
   const std::string mode = modes.substr(begin + 1, end - begin - 1);
   if (mode == "never" || mode == "deny") {
     return Finding::warn("huge pages", "off for shared memory: " + mode,
-                         "reads of a state in /dev/shm gain about a tenth: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled");
+                         "reads of a state in /dev/shm gain about a tenth: echo advise > "
+                         "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
   }
   return Finding::ok("huge pages", "for shared memory: " + mode);
 }
@@ -156,13 +169,15 @@ Finding look_at_huge_pages() {
 Finding look_at_shared_memory() {
   struct statvfs status;
   if (::statvfs("/dev/shm", &status) != 0) {
-    return Finding::warn("/dev/shm", "cannot be used: " + reason(errno), "only needed for states that are to stay off the disk");
+    return Finding::warn("/dev/shm", "cannot be used: " + reason(errno),
+                         "only needed for states that are to stay off the disk");
   }
   const std::uint64_t total = std::uint64_t{status.f_blocks} * status.f_frsize;
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   const std::string found = fmt::format("{}, {} free", format_bytes(total), format_bytes(free));
   if (free < little_room_bytes) {
-    return Finding::warn("/dev/shm", found, "a state there needs more: mount -o remount,size=2G /dev/shm, or docker run --shm-size=2g");
+    return Finding::warn("/dev/shm", found,
+                         "a state there needs more: mount -o remount,size=2G /dev/shm, or docker run --shm-size=2g");
   }
   return Finding::ok("/dev/shm", found);
 }
@@ -174,14 +189,22 @@ struct KnownFileSystem {
 };
 
 constexpr std::array known_file_systems = {
-    KnownFileSystem{TMPFS_MAGIC, "tmpfs", true},          KnownFileSystem{EXT4_SUPER_MAGIC, "ext4", true},
-    KnownFileSystem{XFS_SUPER_MAGIC, "xfs", true},        KnownFileSystem{BTRFS_SUPER_MAGIC, "btrfs", true},
-    KnownFileSystem{F2FS_SUPER_MAGIC, "f2fs", true},      KnownFileSystem{0x2fc12fc1, "zfs", true},
-    KnownFileSystem{RAMFS_MAGIC, "ramfs", true},          KnownFileSystem{OVERLAYFS_SUPER_MAGIC, "overlay", true},
-    KnownFileSystem{NFS_SUPER_MAGIC, "nfs", false},       KnownFileSystem{0xff534d42, "cifs", false},
-    KnownFileSystem{0xfe534d42, "smb2", false},           KnownFileSystem{V9FS_MAGIC, "9p", false},
-    KnownFileSystem{FUSE_SUPER_MAGIC, "fuse or virtiofs", false}, KnownFileSystem{CEPH_SUPER_MAGIC, "ceph", false},
-    KnownFileSystem{HUGETLBFS_MAGIC, "hugetlbfs", true},  KnownFileSystem{0xca451a4e, "bcachefs", true},
+    KnownFileSystem{TMPFS_MAGIC, "tmpfs", true},
+    KnownFileSystem{EXT4_SUPER_MAGIC, "ext4", true},
+    KnownFileSystem{XFS_SUPER_MAGIC, "xfs", true},
+    KnownFileSystem{BTRFS_SUPER_MAGIC, "btrfs", true},
+    KnownFileSystem{F2FS_SUPER_MAGIC, "f2fs", true},
+    KnownFileSystem{0x2fc12fc1, "zfs", true},
+    KnownFileSystem{RAMFS_MAGIC, "ramfs", true},
+    KnownFileSystem{OVERLAYFS_SUPER_MAGIC, "overlay", true},
+    KnownFileSystem{NFS_SUPER_MAGIC, "nfs", false},
+    KnownFileSystem{0xff534d42, "cifs", false},
+    KnownFileSystem{0xfe534d42, "smb2", false},
+    KnownFileSystem{V9FS_MAGIC, "9p", false},
+    KnownFileSystem{FUSE_SUPER_MAGIC, "fuse or virtiofs", false},
+    KnownFileSystem{CEPH_SUPER_MAGIC, "ceph", false},
+    KnownFileSystem{HUGETLBFS_MAGIC, "hugetlbfs", true},
+    KnownFileSystem{0xca451a4e, "bcachefs", true},
 };
 
 Finding look_at_file_system(const std::string& folder) {
@@ -194,24 +217,30 @@ Finding look_at_file_system(const std::string& folder) {
   const std::string name = known == known_file_systems.end() ? fmt::format("unknown, type {:#x}", type) : known->name;
   if (known == known_file_systems.end() || !known->shares_memory) {
     return Finding::bad("file system", name + ": not known to share memory between processes",
-                        "choose a local disk or /dev/shm with --state; --any-file-system takes it all the same", ExitCode::usage);
+                        "choose a local disk or /dev/shm with --state; --any-file-system takes it all the same",
+                        ExitCode::usage);
   }
   if (type == OVERLAYFS_SUPER_MAGIC) {
-    return Finding::warn("file system", name + ": the state goes with the container", "mount a volume or a tmpfs there, or use /dev/shm");
+    return Finding::warn("file system", name + ": the state goes with the container",
+                         "mount a volume or a tmpfs there, or use /dev/shm");
   }
   return Finding::ok("file system", name);
 }
 
 Finding look_at_room(const std::string& folder) {
   struct statvfs status;
-  if (::statvfs(folder.c_str(), &status) != 0) return Finding::warn("room", "unknown: " + reason(errno), "correct the path");
+  if (::statvfs(folder.c_str(), &status) != 0)
+    return Finding::warn("room", "unknown: " + reason(errno), "correct the path");
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   const std::string found = format_bytes(free) + " free";
   if ((status.f_flag & ST_RDONLY) != 0) {
-    return Finding::bad("room", "the file system is mounted read-only", "choose another place with --state", ExitCode::permission);
+    return Finding::bad("room", "the file system is mounted read-only", "choose another place with --state",
+                        ExitCode::permission);
   }
-  if (status.f_files > 0 && status.f_favail == 0) return Finding::bad("room", found + ", but no inode", "remove files there", ExitCode::limit);
-  if (free < no_room_bytes) return Finding::bad("room", found, "make room, or choose another place with --state", ExitCode::limit);
+  if (status.f_files > 0 && status.f_favail == 0)
+    return Finding::bad("room", found + ", but no inode", "remove files there", ExitCode::limit);
+  if (free < no_room_bytes)
+    return Finding::bad("room", found, "make room, or choose another place with --state", ExitCode::limit);
   if (free < little_room_bytes) return Finding::warn("room", found, "a state grows with its data: make room");
   return Finding::ok("room", found);
 }
@@ -219,7 +248,8 @@ Finding look_at_room(const std::string& folder) {
 Finding look_at_permissions(const std::string& folder) {
   struct stat status;
   if (::stat(folder.c_str(), &status) != 0) {
-    return Finding::bad("folder", fmt::format("{}: {}", folder, reason(errno)), "make it, or choose another with --state", ExitCode::usage);
+    return Finding::bad("folder", fmt::format("{}: {}", folder, reason(errno)),
+                        "make it, or choose another with --state", ExitCode::usage);
   }
   const std::string found = fmt::format("{}, mode {:04o}, owner {}", folder, status.st_mode & 07777, status.st_uid);
   try {
@@ -228,7 +258,8 @@ Finding look_at_permissions(const std::string& folder) {
     return Finding::bad("folder", found, error.what(), exit_code_of(error));
   }
   if (::access(folder.c_str(), W_OK | X_OK) != 0) {
-    return Finding::bad("folder", found + ": " + reason(errno), "run as its owner, or choose another with --state", ExitCode::permission);
+    return Finding::bad("folder", found + ": " + reason(errno), "run as its owner, or choose another with --state",
+                        ExitCode::permission);
   }
   return Finding::ok("folder", found);
 }
@@ -246,7 +277,8 @@ class Trial {
 
   Finding look_at_allocation() const {
     if (const int error = ::posix_fallocate(first_.number(), 0, bytes); error != 0) {
-      return Finding::bad("allocation", "fallocate fails: " + reason(error), "make room, or choose another place with --state", ExitCode::limit);
+      return Finding::bad("allocation", "fallocate fails: " + reason(error),
+                          "make room, or choose another place with --state", ExitCode::limit);
     }
     return Finding::ok("allocation", "fallocate works");
   }
@@ -256,14 +288,16 @@ class Trial {
     void* const writer = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, first_.number(), 0);
     void* const reader = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, second_.number(), 0);
     if (writer == MAP_FAILED || reader == MAP_FAILED) {
-      return Finding::bad("shared mapping", "cannot be made: " + reason(errno), "choose another place with --state", ExitCode::limit);
+      return Finding::bad("shared mapping", "cannot be made: " + reason(errno), "choose another place with --state",
+                          ExitCode::limit);
     }
     static_cast<volatile char*>(writer)[100] = 42;
     const bool seen = static_cast<volatile char*>(reader)[100] == 42;
     ::munmap(writer, bytes);
     ::munmap(reader, bytes);
     if (!seen) {
-      return Finding::bad("shared mapping", "one process does not see what another writes", "choose another place with --state", ExitCode::usage);
+      return Finding::bad("shared mapping", "one process does not see what another writes",
+                          "choose another place with --state", ExitCode::usage);
     }
     return Finding::ok("shared mapping", "one process sees what another writes");
   }
@@ -274,7 +308,8 @@ class Trial {
       const bool locked_again = try_lock_byte(third_.number(), 7);
       unlock_byte(first_.number(), 7);
       if (locked && !locked_again) return Finding::ok("locks", "open-file-description locks exclude each other");
-      return Finding::bad("locks", "two holders of one lock, or none", "choose another place with --state", ExitCode::usage);
+      return Finding::bad("locks", "two holders of one lock, or none", "choose another place with --state",
+                          ExitCode::usage);
     } catch (const Error& error) {
       return Finding::bad("locks", error.what(), "choose another place with --state", ExitCode::usage);
     }
@@ -292,8 +327,16 @@ class Trial {
 }  // namespace
 
 std::vector<Finding> look_at_system(std::uint64_t state_bytes_max) {
-  return {look_at_kernel(),    look_at_page_size(), look_at_boot_id(),       look_at_membarrier(), look_at_address_space(state_bytes_max),
-          look_at_file_size(), look_at_open_files(), look_at_clock(),        look_at_wall_clock(), look_at_huge_pages(),
+  return {look_at_kernel(),
+          look_at_page_size(),
+          look_at_boot_id(),
+          look_at_membarrier(),
+          look_at_address_space(state_bytes_max),
+          look_at_file_size(),
+          look_at_open_files(),
+          look_at_clock(),
+          look_at_wall_clock(),
+          look_at_huge_pages(),
           look_at_shared_memory()};
 }
 

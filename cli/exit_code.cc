@@ -1,6 +1,7 @@
 #include "exit_code.h"
 
 #include <cerrno>
+#include <string_view>
 
 namespace whycache::cli {
 
@@ -8,59 +9,54 @@ ExitCode exit_code_of(const Error& error) noexcept {
   switch (error.system_error()) {
     case EACCES:
     case EPERM:
-    case EROFS:
-      return ExitCode::permission;
-    default:
-      break;
+    case EROFS: return ExitCode::permission;
+    // Also when the write is in the log, and only this machine has no room for it.
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM: return ExitCode::limit;
+    default: break;
   }
   switch (error.kind()) {
-    case ErrorKind::invalid:
-      return ExitCode::usage;
-    case ErrorKind::limit:
-      return ExitCode::limit;
+    case ErrorKind::invalid: return ExitCode::usage;
+    case ErrorKind::limit: return ExitCode::limit;
     case ErrorKind::unavailable:
-    case ErrorKind::uncertain:
-      return ExitCode::unreachable;
-    case ErrorKind::corrupt:
-      return ExitCode::corrupt;
+    case ErrorKind::uncertain: return ExitCode::unreachable;
+    case ErrorKind::corrupt: return ExitCode::corrupt;
   }
   return ExitCode::bug;
 }
 
 std::string next_step(const Error& error) {
+  const std::string_view message(error.what());
   switch (error.system_error()) {
     case EACCES:
     case EPERM:
       return "run as the user it belongs to, mend the permissions, or choose another place with --state or --log";
-    case EROFS:
-      return "the file system is mounted read-only: choose another place with --state or --log";
-    case ENOENT:
-      return "make the folder first, or correct the path in --state or --log";
-    case ELOOP:
-      return "remove the symbolic link, or give the path it leads to";
+    case EROFS: return "the file system is mounted read-only: choose another place with --state or --log";
+    case ENOENT: return "make the folder first, or correct the path in --state or --log";
+    case ELOOP: return "remove the symbolic link, or give the path it leads to";
     case ENOSPC:
-    case EDQUOT:
-      return "make room on that file system, or choose another place with --state or --log";
+    case EDQUOT: return "make room on that file system, or choose another place with --state or --log";
     case EMFILE:
-    case ENFILE:
-      return "raise the number of open files (ulimit -n)";
-    case EFBIG:
-      return "raise the file size limit (ulimit -f)";
-    case ENOMEM:
-      return "raise the address space limit (ulimit -v), or see `whycache doctor`";
-    default:
-      break;
+    case ENFILE: return "raise the number of open files (ulimit -n)";
+    case EFBIG: return "raise the file size limit (ulimit -f)";
+    case ENOMEM: return "raise the address space limit (ulimit -v), or see `whycache doctor`";
+    default: break;
   }
+  if (message.find("update_bytes_max") != std::string_view::npos) return "--update-bytes-max is that limit";
+  // Many messages of the library end with what to do: "... (delete it, it can be built anew from the log)".
+  if (message.ends_with(')')) return {};
   switch (error.kind()) {
     case ErrorKind::unavailable:
       return "try again later, or wait longer with --deadline; `whycache doctor` tries the log";
     case ErrorKind::uncertain:
       return "it may be in the log or not: look with `whycache get KEY --update`, then do it again if need be";
-    case ErrorKind::corrupt:
-      return "`whycache check` says what is damaged";
-    case ErrorKind::invalid:
+    case ErrorKind::corrupt: return "`whycache check` says what is damaged";
     case ErrorKind::limit:
-      break;
+    case ErrorKind::invalid: break;
   }
   return {};
 }

@@ -19,8 +19,8 @@ enum class ExitCode : int {
   conflict = 6,     // somebody else was there first
   permission = 7,   // the system does not allow it                               any Error from EACCES, EPERM, EROFS
   refused = 8,      // safe only with --yes
-  limit = 9,        // a limit was reached, or the output could not be written    Error limit
-  bug = 70,         // this should not happen
+  limit = 9,  // a limit was reached, or the output could not be written    Error limit, any from ENOSPC and its like
+  bug = 70,   // this should not happen
 };
 
 // A command that cannot go on for a reason of its own. `next` says what to do about it; it may be empty.

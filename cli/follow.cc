@@ -1,8 +1,8 @@
 // whycache follow
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
+#include <CLI/CLI.hpp>
 
 #include <atomic>
 #include <memory>
@@ -24,8 +24,8 @@ struct Arguments {
 std::atomic<bool> asked_to_end{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
-// SIGINT and SIGTERM end the loop; a second one ends the process, which is harmless to state and log. They are let in while the
-// log is asked, so that the second one need not wait for it, and in the midst of waiting, which they end.
+// SIGINT and SIGTERM end the loop; a second one ends the process, which is harmless to state and log. They are let in
+// while the log is asked, so that the second one need not wait for it, and in the midst of waiting, which they end.
 class EndSignals {
  public:
   EndSignals() {
@@ -126,7 +126,8 @@ Run prepare(CLI::App& parser) {
 const Command follow_command{
     "follow", "keep this machine's state up to date",
     "Asks the log again and again, applies what is new, and prints the id of each update that was applied since it\n"
-    "began. With it running, no other process of this machine needs to call update(). Ends cleanly on SIGINT and SIGTERM.\n"
+    "began. With it running, no other process of this machine needs to call update(). Ends cleanly on SIGINT and "
+    "SIGTERM.\n"
     "When the log does not answer it says so once, and goes on asking.",
     "Examples:\n"
     "  whycache follow\n"

@@ -1,6 +1,6 @@
 // whycache import FILE
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <chrono>
 #include <memory>
@@ -30,7 +30,8 @@ struct Arguments {
   ItemReader::Form form() const {
     if (null_separated) return ItemReader::Form::null;
     const auto form = ItemReader::form_named(format);
-    if (!form) throw Failure(ExitCode::usage, "no such format: name=" + format, "choose auto, jsonl, tsv, raw-tsv or null");
+    if (!form)
+      throw Failure(ExitCode::usage, "no such format: name=" + format, "choose auto, jsonl, tsv, raw-tsv or null");
     return *form;
   }
 };
@@ -85,7 +86,8 @@ class Import {
         input_(arguments.file),
         reader_(input_, arguments.form()),
         batch_(arguments.target.update_bytes_max),
-        progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(), Progress::Unit::bytes, arguments.quiet) {
+        progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(), Progress::Unit::bytes,
+                  arguments.quiet) {
     if (!arguments_.dry_run) cache_ = open_cache(arguments_.target);
   }
 
@@ -141,8 +143,9 @@ class Import {
         last_id_ = cache_->set_multi(items, {.note = arguments_.note});
       } catch (const Error& error) {
         progress_.hide();
-        throw Error(error.kind(), fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(),
-                                              batch_.last_line(), what_is_done()),
+        throw Error(error.kind(),
+                    fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(), batch_.last_line(),
+                                what_is_done()),
                     error.system_error());
       }
     } else {
@@ -155,15 +158,19 @@ class Import {
   // As the library does before it writes.
   void check_fits(const std::vector<Item>& items) const {
     Draft draft(Authorship{.note = arguments_.note});
-    if (items.size() > 1 || draft.add(Change::set(items[0].key, items[0].value), arguments_.target.update_bytes_max)) return;
-    throw Failure(ExitCode::limit, fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" bytes_max={}",
-                                               input_.name(), batch_.first_line(), arguments_.target.update_bytes_max),
-                  "cut the value into several, or raise --update-bytes-max for every machine");
+    if (items.size() > 1 || draft.add(Change::set(items[0].key, items[0].value), arguments_.target.update_bytes_max))
+      return;
+    throw Failure(
+        ExitCode::limit,
+        fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" bytes_max={}",
+                    input_.name(), batch_.first_line(), arguments_.target.update_bytes_max),
+        "cut the value into several, or raise --update-bytes-max for every machine");
   }
 
   std::string what_is_done() const {
     if (last_line_ == 0) return "nothing was imported";
-    return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}", last_line_, last_id_, last_line_ + 1);
+    return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}", last_line_,
+                       last_id_, last_line_ + 1);
   }
 
   const Arguments& arguments_;
@@ -187,11 +194,14 @@ ExitCode import_items(const Arguments& arguments, Output& output) {
 Run prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<Arguments>();
   parser.add_option("FILE", arguments->file, "what to read; - is standard input")->type_name("")->required();
-  parser.add_option("--format", arguments->format, "auto, jsonl, tsv, raw-tsv, null (auto: JSON if it begins with {, else tsv)")
+  parser
+      .add_option("--format", arguments->format,
+                  "auto, jsonl, tsv, raw-tsv, null (auto: JSON if it begins with {, else tsv)")
       ->type_name("NAME");
   add_null_option(parser, arguments->null_separated, "the same as --format null");
   parser.add_flag("--dry-run", arguments->dry_run, "read and check all of it, write nothing; needs no log");
-  parser.add_option("--from-line", arguments->from_line, "begin here, to go on where an import stopped")->type_name("N");
+  parser.add_option("--from-line", arguments->from_line, "begin here, to go on where an import stopped")
+      ->type_name("N");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);
   add_quiet_option(parser, arguments->quiet);
@@ -204,8 +214,10 @@ Run prepare(CLI::App& parser) {
 
 const Command import_command{
     "import", "set many keys from a file",
-    "Sets every key in a file, as many as fit at a time into one update. Reads as it goes, so that a file may be larger\n"
-    "than memory. If it stops, the message says up to which line all is done and how to go on. Doing it again is harmless.\n"
+    "Sets every key in a file, as many as fit at a time into one update. Reads as it goes, so that a file may be "
+    "larger\n"
+    "than memory. If it stops, the message says up to which line all is done and how to go on. Doing it again is "
+    "harmless.\n"
     "\n"
     "Formats:\n"
     "  jsonl     a line each: {\"key\":\"a\",\"value\":\"b\"}; \"key_base64\" and \"value_base64\" for any bytes;\n"

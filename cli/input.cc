@@ -17,9 +17,10 @@ constexpr std::size_t read_bytes = 256 << 10;
 
 [[noreturn]] void refuse_input(const char* what, const std::string& name, int error) {
   const bool forbidden = error == EACCES || error == EPERM;
-  throw Failure(forbidden ? ExitCode::permission : ExitCode::usage,
-                fmt::format("{}: path={} reason=\"{}\"", what, name, std::system_category().message(error)),
-                forbidden ? "mend the permissions of the file" : "name a file that can be read, or - for standard input");
+  throw Failure(
+      forbidden ? ExitCode::permission : ExitCode::usage,
+      fmt::format("{}: path={} reason=\"{}\"", what, name, std::system_category().message(error)),
+      forbidden ? "mend the permissions of the file" : "name a file that can be read, or - for standard input");
 }
 
 }  // namespace
@@ -68,9 +69,10 @@ bool Input::next(char separator, std::size_t bytes_max, std::string_view& piece)
     const std::size_t at = unread.find(separator, searched);
     const bool complete = at != std::string_view::npos;
     if ((complete ? at : unread.size()) > bytes_max) {
-      throw Failure(ExitCode::usage, fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_,
-                                                 pieces_read_ + 1, bytes_max),
-                    separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
+      throw Failure(
+          ExitCode::usage,
+          fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_, pieces_read_ + 1, bytes_max),
+          separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
     }
     if (complete || (at_end_ && !unread.empty())) {
       piece = unread.substr(0, at);
@@ -90,7 +92,8 @@ std::string Input::rest(std::size_t bytes_max) {
   while (buffer_.size() - begin_ <= bytes_max && fill()) {
   }
   if (buffer_.size() - begin_ > bytes_max) {
-    throw Failure(ExitCode::limit, fmt::format("input is longer than a value can be: path={} bytes_max={}", name_, bytes_max),
+    throw Failure(ExitCode::limit,
+                  fmt::format("input is longer than a value can be: path={} bytes_max={}", name_, bytes_max),
                   "cut it into several values");
   }
   std::string bytes = buffer_.substr(begin_);

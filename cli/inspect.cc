@@ -1,6 +1,6 @@
 // whycache inspect [FILE]
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -53,15 +53,13 @@ Json as_json(const std::string& path, const StateInsides& insides) {
   object["reclaim_horizon"] = insides.reclaim_horizon;
   Json segments = Json::array();
   for (const SegmentUse& use : insides.segments) {
-    segments.push_back({{"kind", use.kind}, {"segments", use.segments}, {"bytes", use.bytes}, {"live_bytes", use.live_bytes}});
+    segments.push_back(
+        {{"kind", use.kind}, {"segments", use.segments}, {"bytes", use.bytes}, {"live_bytes", use.live_bytes}});
   }
   object["segments"] = std::move(segments);
-  object["index"] = {{"parts", insides.index_parts},
-                     {"depth", insides.index_depth},
-                     {"words", insides.index_words},
-                     {"used", insides.index_used},
-                     {"fillers", insides.index_fillers},
-                     {"load", share(insides.index_used, insides.index_words)}};
+  object["index"] = {{"parts", insides.index_parts},     {"depth", insides.index_depth},
+                     {"words", insides.index_words},     {"used", insides.index_used},
+                     {"fillers", insides.index_fillers}, {"load", share(insides.index_used, insides.index_words)}};
   object["tree_height"] = insides.tree_height;
   object["reader_slots"] = insides.reader_slots;
   Json slots = Json::array();
@@ -74,23 +72,29 @@ Json as_json(const std::string& path, const StateInsides& insides) {
 }
 
 void print(const std::string& path, const StateInsides& insides, Output& output) {
-  const auto row = [&](std::string_view name, const std::string& value) { output.line(fmt::format("  {:<20}{}", name, value)); };
+  const auto row = [&](std::string_view name, const std::string& value) {
+    output.line(fmt::format("  {:<20}{}", name, value));
+  };
   output.line("state " + escape(path));
-  row("made", fmt::format("{}{}", format_time(insides.created_us), insides.made_in_this_boot ? "" : "  (in another boot, or on another machine)"));
+  row("made", fmt::format("{}{}", format_time(insides.created_us),
+                          insides.made_in_this_boot ? "" : "  (in another boot, or on another machine)"));
   row("state id", format_hash(insides.info.state_id));
   row("log", escape(insides.info.log_name));
   row("log uuid", to_string(insides.info.log_uuid));
   row("applied id", std::to_string(insides.info.applied_id));
   row("chain", format_hash(insides.info.chain));
   row("digest", to_string(insides.info.digest));
-  row("items", fmt::format("{}  ({} of keys and values)", with_commas(insides.info.item_count), format_bytes(insides.info.item_bytes)));
+  row("items", fmt::format("{}  ({} of keys and values)", with_commas(insides.info.item_count),
+                           format_bytes(insides.info.item_bytes)));
   row("writer", insides.writer_active ? "at work, or died at it" : "none");
   if (insides.info.superseded) row("superseded", "yes: another file took its place");
 
-  output.line("segments of " + format_bytes(insides.segment_bytes) + ", " + format_bytes(insides.file_bytes) + " in all");
+  output.line("segments of " + format_bytes(insides.segment_bytes) + ", " + format_bytes(insides.file_bytes) +
+              " in all");
   for (const SegmentUse& use : insides.segments) {
-    row(use.kind, fmt::format("{:>8}  {:>10}  {:>10} live  {:>3.0f}%", with_commas(use.segments), format_bytes(use.bytes),
-                              format_bytes(use.live_bytes), 100 * share(use.live_bytes, use.bytes)));
+    row(use.kind,
+        fmt::format("{:>8}  {:>10}  {:>10} live  {:>3.0f}%", with_commas(use.segments), format_bytes(use.bytes),
+                    format_bytes(use.live_bytes), 100 * share(use.live_bytes, use.bytes)));
   }
   row("reclaim generation", std::to_string(insides.reclaim_generation));
   row("reclaim horizon", std::to_string(insides.reclaim_horizon));
@@ -98,19 +102,22 @@ void print(const std::string& path, const StateInsides& insides, Output& output)
   output.line("point index");
   row("parts", fmt::format("{}  (depth {})", with_commas(insides.index_parts), insides.index_depth));
   row("load", fmt::format("{:.0f}%  ({} of {} words, {} fillers)", 100 * share(insides.index_used, insides.index_words),
-                          with_commas(insides.index_used), with_commas(insides.index_words), with_commas(insides.index_fillers)));
+                          with_commas(insides.index_used), with_commas(insides.index_words),
+                          with_commas(insides.index_fillers)));
   output.line("key index");
   row("height", std::to_string(insides.tree_height));
 
   output.line(fmt::format("reader slots: {} of {} taken", insides.slots_taken.size(), insides.reader_slots));
   for (const ReaderSlotInfo& slot : insides.slots_taken) {
-    row(fmt::format("slot {}", slot.slot), fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id,
-                                                       escape(slot.process_name), slot.alive ? "" : "  (dead: will be swept)"));
+    row(fmt::format("slot {}", slot.slot),
+        fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id, escape(slot.process_name),
+                    slot.alive ? "" : "  (dead: will be swept)"));
   }
   output.line(fmt::format("processes: {}", insides.processes.size()));
   for (const ReaderSlotInfo& process : insides.processes) {
-    row(fmt::format("row {}", process.slot), fmt::format("process {} {}{}", process.process_id, escape(process.process_name),
-                                                         process.alive ? "" : "  (dead: will be swept)"));
+    row(fmt::format("row {}", process.slot),
+        fmt::format("process {} {}{}", process.process_id, escape(process.process_name),
+                    process.alive ? "" : "  (dead: will be swept)"));
   }
 }
 
@@ -139,9 +146,11 @@ Run prepare(CLI::App& parser) {
 
 const Command inspect_command{
     "inspect", "the insides of a state file",
-    "Prints what a state file is made of: where it comes from, what its segments are used for, how full the point index\n"
+    "Prints what a state file is made of: where it comes from, what its segments are used for, how full the point "
+    "index\n"
     "is, how high the key index; which reader slots are taken, by which process, and what they hold: an old held\n"
-    "update keeps the space of everything overwritten since. The file may lie on another machine's disk, without its log.",
+    "update keeps the space of everything overwritten since. The file may lie on another machine's disk, without its "
+    "log.",
     "Examples:\n"
     "  whycache inspect\n"
     "  whycache inspect /var/lib/whycache/flags.state\n"

@@ -135,8 +135,9 @@ Item ItemReader::read_text(std::string_view line) {
 }
 
 void ItemReader::refuse(const std::string& why) const {
-  throw Failure(ExitCode::usage, fmt::format("bad input: path={} {}={} reason=\"{}\"", input_.name(),
-                                             form_ == Form::null ? "item" : "line", line_, why),
+  throw Failure(ExitCode::usage,
+                fmt::format("bad input: path={} {}={} reason=\"{}\"", input_.name(),
+                            form_ == Form::null ? "item" : "line", line_, why),
                 "correct it; `whycache import --dry-run` looks at all of it without writing");
 }
 

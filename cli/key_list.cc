@@ -1,7 +1,7 @@
 #include "key_list.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <whycache/types.h>
 
@@ -57,10 +57,11 @@ void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
       hand_over();
       throw Failure(ExitCode::usage,
                     fmt::format("not a key: path={} line={} reason=\"{}\"", input.name(), line,
-                                !key            ? "a backslash that escapes nothing"
+                                !key           ? "a backslash that escapes nothing"
                                 : key->empty() ? "it is empty"
                                                : fmt::format("longer than {} bytes", key_bytes_max)),
-                    key ? "correct the line; those before it are done" : "correct the line or use --raw; the lines before it are done");
+                    key ? "correct the line; those before it are done"
+                        : "correct the line or use --raw; the lines before it are done");
     }
     batch.push_back(std::move(*key));
     if (batch.size() == batch_keys) hand_over();

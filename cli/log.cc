@@ -1,6 +1,6 @@
 // whycache log
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <limits>
 #include <memory>
@@ -70,52 +70,96 @@ void print(const Update& update, const Arguments& arguments, Output& output) {
   if (!arguments.values) return;
   for (const Change& change : update.changes) {
     const bool set = change.kind == Change::Kind::set;
-    output.line(fmt::format("          {} {}{}{}", verb(change), escape(change.key), set ? "\t" : "", set ? escape(change.value) : ""));
+    output.line(fmt::format("          {} {}{}{}", verb(change), escape(change.key), set ? "\t" : "",
+                            set ? escape(change.value) : ""));
   }
 }
+
+// Prints what is there and counts what is not. Damage does not end it: what comes after may be what somebody looks for.
+class Listing {
+ public:
+  Listing(Log& log, const Arguments& arguments, Output& output) : log_(log), arguments_(arguments), output_(output) {}
+
+  void print_all(UpdateId first, UpdateId last) {
+    next_id_ = first;
+    try {
+      read(first, last);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::corrupt) throw;
+      // The log will not read across a fault: so one by one.
+      while (next_id_ <= last) read_one(next_id_);
+    }
+  }
+
+  std::uint64_t damaged_count() const { return damaged_count_; }
+
+ private:
+  void read(UpdateId first, UpdateId last) {
+    const Extent extent = log_.read(first, last, [this](UpdateId id, std::string_view bytes) {
+      missing_before(id);
+      next_id_ = id + 1;
+      show(id, bytes);
+      return true;
+    });
+    // What a rewrite has deleted while we read is not missing.
+    next_id_ = std::max(next_id_, extent.base + 1);
+    missing_before(std::min(last, extent.head) + 1);
+  }
+
+  void read_one(UpdateId id) {
+    try {
+      read(id, id);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::corrupt) throw;
+      missing_before(id + 1);
+    }
+    next_id_ = std::max(next_id_, id + 1);
+  }
+
+  void missing_before(UpdateId id) {
+    if (next_id_ >= id) return;
+    complain(fmt::format("updates are missing in the log: first={} last={}", next_id_, id - 1));
+    next_id_ = id;
+  }
+
+  void show(UpdateId id, std::string_view bytes) {
+    try {
+      decode_update(bytes, update_);
+    } catch (const Error& error) {
+      return complain(fmt::format("update is damaged: id={}: {}", id, error.what()));
+    }
+    if (arguments_.json) {
+      output_.json(as_json(update_, bytes.size(), arguments_.values));
+    } else {
+      print(update_, arguments_, output_);
+    }
+  }
+
+  void complain(const std::string& message) {
+    ++damaged_count_;
+    output_.flush();
+    say(message);
+  }
+
+  Log& log_;
+  const Arguments& arguments_;
+  Output& output_;
+  Update update_;
+  UpdateId next_id_ = 0;
+  std::uint64_t damaged_count_ = 0;
+};
 
 ExitCode log(const Arguments& arguments, Output& output) {
   const auto log = open_log(arguments.target);
   const Extent extent = log->extent();
   UpdateId first = std::max(arguments.from, extent.base + 1);
   if (arguments.last) first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
-  const UpdateId last = std::min(arguments.to, extent.head);
   if (extent.base > 0 && arguments.from <= extent.base && !arguments.last) {
     say(fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
   }
-  std::uint64_t damaged_count = 0;
-  UpdateId next_id = first;
-  Update update;
-  const auto missing_before = [&](UpdateId id) {
-    if (next_id >= id) return;
-    ++damaged_count;
-    output.flush();
-    say(fmt::format("updates are missing in the log: first={} last={}", next_id, id - 1));
-  };
-  const auto visit = [&](UpdateId id, std::string_view bytes) {
-    missing_before(id);
-    next_id = id + 1;
-    try {
-      decode_update(bytes, update);
-    } catch (const Error& error) {
-      ++damaged_count;
-      output.flush();
-      say(fmt::format("update {} is damaged: {}", id, error.what()));
-      return true;
-    }
-    if (arguments.json) {
-      output.json(as_json(update, bytes.size(), arguments.values));
-    } else {
-      print(update, arguments, output);
-    }
-    return true;
-  };
-  if (first <= last) {
-    const Extent after = log->read(first, last, visit);
-    // What a rewrite has deleted while we read is not missing.
-    if (after.base < next_id) missing_before(last + 1);
-  }
-  if (damaged_count == 0) return ExitCode::done;
+  Listing listing(*log, arguments, output);
+  listing.print_all(first, std::min(arguments.to, extent.head));
+  if (listing.damaged_count() == 0) return ExitCode::done;
   output.flush();
   throw Failure(ExitCode::corrupt, fmt::format("the log is damaged: log={}", log->name()),
                 "`whycache check` says whether this machine's state has what is missing");
@@ -137,7 +181,8 @@ Run prepare(CLI::App& parser) {
 
 const Command log_command{
     "log", "print the updates: when, who, which keys",
-    "Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log itself;\n"
+    "Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log "
+    "itself;\n"
     "the state is not touched. What a rewrite has replaced is gone.",
     "Examples:\n"
     "  whycache log --last 10\n"

@@ -55,7 +55,8 @@ std::string overview() {
   text +=
       "\n"
       "Which cache:\n"
-      "  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, file:///var/lib/flags\n"
+      "  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, "
+      "file:///var/lib/flags\n"
       "  --state PATH   or WHYCACHE_STATE  this machine's state, where reads come from; has a default\n"
       "  --name NAME    or WHYCACHE_NAME   names the state file in its folder\n"
       "\n"
@@ -109,6 +110,7 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
   CLI::App parser(std::string(command.help), std::string("whycache ") + command.name);
   parser.formatter(std::make_shared<HelpFormatter>());
   parser.get_formatter()->column_width(28);
+  parser.get_formatter()->label("REQUIRED", "");
   parser.footer(command.more);
   ExitCode code = ExitCode::done;
   try {
@@ -124,8 +126,9 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
   } catch (const CLI::CallForHelp&) {
     output.write(parser.help());
   } catch (const CLI::ParseError& error) {
-    throw Failure(ExitCode::usage, error.what(),
-                  std::string("`whycache ") + command.name + " --help`; put -- before keys and values that begin with a dash");
+    throw Failure(
+        ExitCode::usage, error.what(),
+        std::string("`whycache ") + command.name + " --help`; put -- before keys and values that begin with a dash");
   }
   output.close();
   return code;
@@ -152,7 +155,8 @@ ExitCode run_program(const std::vector<std::string>& arguments) {
   const Command* command = find_command(first);
   if (command != nullptr) return run_command(*command, std::move(rest));
   if (first.starts_with("-")) {
-    throw Failure(ExitCode::usage, "options come after the command: option=" + first, "for example `whycache get --log URL KEY`");
+    throw Failure(ExitCode::usage, "options come after the command: option=" + first,
+                  "for example `whycache get --log URL KEY`");
   }
   throw Failure(ExitCode::usage, "there is no such command: name=" + first, "`whycache --help` lists them");
 }

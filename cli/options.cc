@@ -7,9 +7,7 @@
 
 namespace whycache::cli {
 
-void add_json_option(CLI::App& parser, bool& json) {
-  parser.add_flag("--json", json, "one JSON object per line");
-}
+void add_json_option(CLI::App& parser, bool& json) { parser.add_flag("--json", json, "one JSON object per line"); }
 
 void add_null_option(CLI::App& parser, bool& null_separated, const char* help) {
   parser.add_flag("-0,--null", null_separated, help);
@@ -25,13 +23,13 @@ void add_note_option(CLI::App& parser, std::string& note) {
   parser.add_option("--note", note, "stored with the update for people to read, at most 255 bytes")->type_name("TEXT");
 }
 
-void add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
-                         const char* help) {
+CLI::Option* add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
+                                 const char* help) {
   const auto read = [&duration, name](const std::string& text) {
     duration = parse_duration(text);
     if (!duration) throw CLI::ValidationError(name, "not a duration like 250ms, 5s, 2m or 1h: " + text);
   };
-  parser.add_option_function<std::string>(name, read, help)->type_name("DURATION");
+  return parser.add_option_function<std::string>(name, read, help)->type_name("DURATION");
 }
 
 // A positional vector would do, but CLI11 takes "[a,b]" for two arguments there; what is left over it leaves alone.
@@ -45,7 +43,9 @@ std::vector<std::string> keys_of(const CLI::App& parser) {
       options_ended = true;
       continue;
     }
-    if (!options_ended && argument.size() > 1 && argument[0] == '-') throw CLI::ExtrasError({argument});
+    // A number below zero is not an option, here as in CLI11.
+    const bool is_option = argument.size() > 1 && argument[0] == '-' && (argument[1] < '0' || argument[1] > '9');
+    if (is_option && !options_ended) throw CLI::ExtrasError({argument});
     keys.push_back(argument);
   }
   return keys;
@@ -66,9 +66,9 @@ void add_range_options(CLI::App& parser, RangeOptions& range) {
 }
 
 void add_freshness_options(CLI::App& parser, FreshnessOptions& freshness) {
-  parser.add_flag("--update", freshness.update, "ask the log first");
+  parser.add_flag("--update", freshness.update, "ask the log first, and apply what is new");
   add_duration_option(parser, "--staleness-max", freshness.staleness_max,
-                      "ask the log first unless a process of this machine did within DURATION; exit 4 if it does not answer");
+                      "ask the log first unless somebody here did within it");
 }
 
 }  // namespace whycache::cli

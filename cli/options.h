@@ -11,7 +11,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace whycache::cli {
 
@@ -27,8 +28,8 @@ void add_quiet_option(CLI::App& parser, bool& quiet);
 void add_note_option(CLI::App& parser, std::string& note);
 
 // A duration: "250ms", "5s", "2m", "1h"; a number alone is seconds.
-void add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
-                         const char* help);
+CLI::Option* add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
+                                 const char* help);
 
 // Any number of keys as arguments, byte for byte. keys_of() gives them once the command line has been read.
 void allow_keys(CLI::App& parser);

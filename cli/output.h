@@ -10,8 +10,8 @@ namespace whycache::cli {
 // Fields come out in the order they were put in.
 using Json = nlohmann::ordered_json;
 
-// Collects what is written and passes it on in large pieces. A write that fails (full disk, closed descriptor) throws Failure;
-// a reader that has gone away (`whycache scan | head`) ends the process by SIGPIPE, as a pipeline expects.
+// Collects what is written and passes it on in large pieces. A write that fails (full disk, closed descriptor) throws
+// Failure; a reader that has gone away (`whycache scan | head`) ends the process by SIGPIPE, as a pipeline expects.
 class Output {
  public:
   Output() = default;

@@ -57,7 +57,8 @@ void Replay::load_base() {
   if (failure) std::rethrow_exception(failure);
   if (!base_info_) throw damaged(fmt::format("base is cut short: base={} parts={}", extent_.base, part_count_));
   if (base_info_->base != extent_.base) {
-    throw Error(ErrorKind::unavailable, fmt::format("base was replaced: base={} now={}", extent_.base, base_info_->base));
+    throw Error(ErrorKind::unavailable,
+                fmt::format("base was replaced: base={} now={}", extent_.base, base_info_->base));
   }
   if (base_info_->chain != extent_.base_chain) {
     throw damaged(fmt::format("base has another chain than the log says: base={}", extent_.base));
@@ -73,7 +74,8 @@ void Replay::load_base() {
 void Replay::load_part(std::string_view bytes) {
   decode_base_part(bytes, part_);
   if (part_.number != part_count_ || base_info_) {
-    throw damaged(fmt::format("base has a part out of place: base={} part={} expected={}", part_.base, part_.number, part_count_));
+    throw damaged(fmt::format("base has a part out of place: base={} part={} expected={}", part_.base, part_.number,
+                              part_count_));
   }
   if (!part_.items.empty()) {
     if (part_count_ > 0 && part_.items.front().key <= last_key_) {

@@ -1,6 +1,6 @@
 // whycache rewrite
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <memory>
@@ -22,7 +22,8 @@ struct Arguments {
   bool json = false;
 
   bool keeps(std::string_view key) const {
-    return keep_prefixes.empty() || std::ranges::any_of(keep_prefixes, [&](const std::string& prefix) { return key.starts_with(prefix); });
+    return keep_prefixes.empty() ||
+           std::ranges::any_of(keep_prefixes, [&](const std::string& prefix) { return key.starts_with(prefix); });
   }
 };
 
@@ -36,14 +37,16 @@ UpdateId limit_of(const Arguments& arguments, const Extent& extent) {
 
 // What the rewrite will take away, in words.
 std::string losses(const Arguments& arguments, const Cache& cache, const Extent& extent, UpdateId limit) {
-  std::string text = fmt::format("updates {}..{} will be replaced by the items as of {}: when, by whom, and what the values "
-                                 "were before will be gone; a machine that has not applied {} will rebuild its state",
-                                 extent.base + 1, limit, limit, limit);
+  std::string text = fmt::format(
+      "updates {}..{} will be replaced by the items as of {}: when, by whom, and what the values "
+      "were before will be gone; a machine that has not applied {} will rebuild its state",
+      extent.base + 1, limit, limit, limit);
   if (arguments.keep_prefixes.empty()) return text;
   std::uint64_t erased_count = 0;
   const View view = cache.view();
   for (const std::string_view key : view.keys()) erased_count += arguments.keeps(key) ? 0 : 1;
-  return text + fmt::format("; and {} of {} keys will be erased everywhere", with_commas(erased_count), with_commas(view.size()));
+  return text + fmt::format("; and {} of {} keys will be erased everywhere", with_commas(erased_count),
+                            with_commas(view.size()));
 }
 
 ExitCode rewrite(const Arguments& arguments, Output& output) {
@@ -51,17 +54,20 @@ ExitCode rewrite(const Arguments& arguments, Output& output) {
   const Extent extent = cache->log().extent();
   const UpdateId limit = limit_of(arguments, extent);
   const auto conflict = [&](UpdateId base) {
-    return Failure(ExitCode::conflict, fmt::format("history was rewritten further than asked already: limit={} base={}", limit, base),
+    return Failure(ExitCode::conflict,
+                   fmt::format("history was rewritten further than asked already: limit={} base={}", limit, base),
                    "nothing needs doing; `whycache log` shows what is left");
   };
   if (limit > extent.head) {
-    throw Failure(ExitCode::usage, fmt::format("--limit is beyond the head of the log: limit={} head={}", limit, extent.head),
+    throw Failure(ExitCode::usage,
+                  fmt::format("--limit is beyond the head of the log: limit={} head={}", limit, extent.head),
                   "leave it out to rewrite everything there is");
   }
   if (limit < extent.base) throw conflict(extent.base);
   UpdateId base = extent.base;
   if (limit > extent.base || !arguments.keep_prefixes.empty()) {
-    if (!arguments.yes) throw Failure(ExitCode::refused, losses(arguments, *cache, extent, limit), "add --yes to do it");
+    if (!arguments.yes)
+      throw Failure(ExitCode::refused, losses(arguments, *cache, extent, limit), "add --yes to do it");
     RewriteOptions options;
     // The erasing updates come at the end: they would be left behind by a limit from before.
     options.limit = arguments.limit == 0 && !arguments.keep_last ? 0 : limit;
@@ -83,7 +89,9 @@ Run prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<Arguments>();
   parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")->type_name("ID");
   parser.add_option("--keep-last", arguments->keep_last, "leave the last N updates as they are")->type_name("N");
-  parser.add_option("--keep-prefix", arguments->keep_prefixes, "erase all keys but those that begin with this; may be repeated")
+  parser
+      .add_option("--keep-prefix", arguments->keep_prefixes,
+                  "erase all keys but those that begin with this; may be repeated")
       ->type_name("PREFIX")
       ->allow_extra_args(false);
   add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
@@ -97,7 +105,8 @@ Run prepare(CLI::App& parser) {
 const Command rewrite_command{
     "rewrite", "put the items as of an update in place of the updates up to it",
     "Rewrites history: the updates up to a limit are replaced by the items as of it, and the log becomes as small as\n"
-    "what it holds. Prints the base, the id up to which history is rewritten now. No item changes (but see --keep-prefix),\n"
+    "what it holds. Prints the base, the id up to which history is rewritten now. No item changes (but see "
+    "--keep-prefix),\n"
     "all machines go on. May be interrupted anywhere and done again; several may do it at once.\n"
     "\n"
     "What is lost is history: times, writers, notes, earlier values. Therefore it wants --yes.",

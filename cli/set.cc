@@ -44,7 +44,8 @@ ExitCode set(const Arguments& arguments, Output& output) {
 Run prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<Arguments>();
   parser.add_option("KEY", arguments->key, "1 to 1024 bytes")->type_name("")->required();
-  parser.add_option("VALUE", arguments->value, "the value, byte for byte; - reads standard input to its end")->type_name("");
+  parser.add_option("VALUE", arguments->value, "the value, byte for byte; - reads standard input to its end")
+      ->type_name("");
   parser.add_option("--file", arguments->file, "the value is what this file holds")->type_name("PATH");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);

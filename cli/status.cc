@@ -1,7 +1,7 @@
 // whycache status
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -27,10 +27,10 @@ struct LogStatus {
   std::string trouble;  // why it did not answer; empty if it was not asked
 };
 
-LogStatus ask_log(const Source& source) {
-  if (source.cache() == nullptr) return {};
+LogStatus ask_log(const Target& target) {
+  if (!names_a_log(target)) return {};
   try {
-    return {source.cache()->log().extent(), {}};
+    return {open_log(target)->extent(), {}};
   } catch (const Error& error) {
     return {std::nullopt, error.what()};
   }
@@ -44,8 +44,7 @@ struct Status {
   UpdateId head = 0;
   LogStatus log;
 
-  explicit Status(const Source& source) : log(ask_log(source)) {
-    const State& state = source.state();
+  Status(const State& state, LogStatus of_log) : log(std::move(of_log)) {
     info = state.info();
     path = state.path();
     struct stat status;
@@ -92,14 +91,17 @@ Json as_json(const Status& status) {
 }
 
 void print(const Status& status, Output& output) {
-  const auto row = [&](std::string_view name, const std::string& value) { output.line(fmt::format("{:<12}{}", name, value)); };
+  const auto row = [&](std::string_view name, const std::string& value) {
+    output.line(fmt::format("{:<12}{}", name, value));
+  };
   const std::string staleness =
       status.staleness ? format_duration(*status.staleness) : "the log was not asked since this machine was started";
   row("applied id", std::to_string(status.info.applied_id));
   row("head", fmt::format("{}{}", status.head, status.log.extent ? "" : "  (when the log was last asked)"));
   row("lag", fmt::format("{} update{}", status.lag(), status.lag() == 1 ? "" : "s"));
   row("staleness", staleness);
-  row("items", fmt::format("{}  ({} of keys and values)", with_commas(status.info.item_count), format_bytes(status.info.item_bytes)));
+  row("items", fmt::format("{}  ({} of keys and values)", with_commas(status.info.item_count),
+                           format_bytes(status.info.item_bytes)));
   row("digest", to_string(status.info.digest));
   row("chain", format_hash(status.info.chain));
   row("log", escape(status.info.log_name));
@@ -114,7 +116,7 @@ void print(const Status& status, Output& output) {
 
 ExitCode status(const Arguments& arguments, Output& output) {
   const Source source(arguments.target);
-  const Status status(source);
+  const Status status(source.state(), ask_log(arguments.target));
   if (arguments.json) {
     output.json(as_json(status));
   } else {
@@ -122,23 +124,28 @@ ExitCode status(const Arguments& arguments, Output& output) {
   }
   output.flush();
   if (!status.is_of_this_log()) {
-    throw Failure(ExitCode::corrupt, fmt::format("the state is of another log: state_uuid={} log_uuid={}",
-                                                 to_string(status.info.log_uuid), to_string(status.log.extent->uuid)),
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("the state is of another log: state_uuid={} log_uuid={}", to_string(status.info.log_uuid),
+                              to_string(status.log.extent->uuid)),
                   "check --log and --state; `whycache update` builds a new state from this log");
   }
   if (status.is_ahead_of_log()) {
-    throw Failure(ExitCode::corrupt, fmt::format("the log has lost updates this machine has applied: applied_id={} head={}",
-                                                 status.info.applied_id, status.head),
-                  "it was restored from an older copy, or is another one: mend it, or let `whycache update` build a new state from it");
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("the log has lost updates this machine has applied: applied_id={} head={}",
+                              status.info.applied_id, status.head),
+                  "it was restored from an older copy, or is another one: mend it, or let `whycache update` build a "
+                  "new state from it");
   }
   if (arguments.staleness_max && (!status.staleness || *status.staleness > *arguments.staleness_max)) {
-    throw Failure(ExitCode::stale, fmt::format("staler than asked: staleness={} staleness_max={}",
-                                               status.staleness ? format_duration(*status.staleness) : "unknown",
-                                               format_duration(*arguments.staleness_max)),
+    throw Failure(ExitCode::stale,
+                  fmt::format("staler than asked: staleness={} staleness_max={}",
+                              status.staleness ? format_duration(*status.staleness) : "unknown",
+                              format_duration(*arguments.staleness_max)),
                   "`whycache update` asks the log; `whycache follow` goes on asking");
   }
   if (arguments.lag_max && status.lag() > *arguments.lag_max) {
-    throw Failure(ExitCode::stale, fmt::format("further behind than asked: lag={} lag_max={}", status.lag(), *arguments.lag_max),
+    throw Failure(ExitCode::stale,
+                  fmt::format("further behind than asked: lag={} lag_max={}", status.lag(), *arguments.lag_max),
                   "`whycache update` catches up; `whycache follow` goes on doing so");
   }
   return ExitCode::done;
@@ -146,8 +153,10 @@ ExitCode status(const Arguments& arguments, Output& output) {
 
 Run prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<Arguments>();
-  add_duration_option(parser, "--staleness-max", arguments->staleness_max, "exit 4 if the log was last asked longer ago");
-  parser.add_option("--lag-max", arguments->lag_max, "exit 4 if more updates than this are not applied")->type_name("N");
+  add_duration_option(parser, "--staleness-max", arguments->staleness_max,
+                      "exit 4 if the log was last asked longer ago");
+  parser.add_option("--lag-max", arguments->lag_max, "exit 4 if more updates than this are not applied")
+      ->type_name("N");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return status(*arguments, output); };
@@ -158,7 +167,8 @@ Run prepare(CLI::App& parser) {
 const Command status_command{
     "status", "how far this machine is, and how fresh",
     "Prints where this machine's state stands: applied id, head of the log and the lag between them; staleness, which\n"
-    "is how long ago a process of this machine asked the log; number of items; digest and chain, which are equal on all\n"
+    "is how long ago a process of this machine asked the log; number of items; digest and chain, which are equal on "
+    "all\n"
     "machines with the same applied id. Changes nothing, and does without a log that does not answer.",
     "Examples:\n"
     "  whycache status\n"

@@ -1,15 +1,20 @@
 #include "target.h"
 
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
+
 #include <charconv>
 #include <cstdlib>
 
+#include "base/url.h"
 #include "client/state_place.h"
 #include "exit_code.h"
 #include "output.h"
 
 namespace whycache::cli {
 namespace {
+
+constexpr const char* target_group = "Which cache";
 
 std::string or_environment(const std::string& given, const char* variable) {
   if (!given.empty()) return given;
@@ -19,25 +24,40 @@ std::string or_environment(const std::string& given, const char* variable) {
 
 bool names_a_file(const std::string& state_path) { return !state_path.empty() && state_path.back() != '/'; }
 
+[[noreturn]] void refuse_no_log() {
+  throw Failure(ExitCode::usage, "no log is named",
+                "give --log URL or set WHYCACHE_LOG, for example to sqlite:///var/lib/flags.db");
+}
+
+bool is_in_memory(const Target& target) { return log_url(target).starts_with("memory:"); }
+
+// By which the log is known in states and messages, without opening it. Empty when none is named.
+std::string log_name(const Target& target) {
+  if (!names_a_log(target)) return {};
+  Url url(log_url(target));
+  const std::string instance = url.take_instance();
+  std::string name = url.redacted();
+  if (name.find("instance=") == std::string::npos)
+    name += (name.find('?') == std::string::npos ? '?' : '&') + ("instance=" + instance);
+  return name;
+}
+
 std::uint32_t read_mode(const std::string& text) {
   std::uint32_t mode = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
   if (error != std::errc{} || end != text.data() + text.size() || mode > 0777) {
-    throw Failure(ExitCode::usage, "--state-mode is not permission bits: mode=" + text, "give an octal number like 0640");
+    throw Failure(ExitCode::usage, "--state-mode is not permission bits: mode=" + text,
+                  "give an octal number like 0640");
   }
   return mode;
 }
 
 void say_event(const Event& event) {
   switch (event.kind) {
-    case Event::Kind::rebuilt:
-      return say("the state was rebuilt: " + event.message);
-    case Event::Kind::recovered:
-      return say("took over from a writer that died: " + event.message);
-    case Event::Kind::retried:
-      return say("asking the log again: " + event.message);
-    case Event::Kind::stray_state:
-      return say("an unusable state file was put aside: " + event.message);
+    case Event::Kind::rebuilt: return say("the state was rebuilt: " + event.message);
+    case Event::Kind::recovered: return say("took over from a writer that died: " + event.message);
+    case Event::Kind::retried: return say("asking the log again: " + event.message);
+    case Event::Kind::stray_state: return say("an unusable state file was put aside: " + event.message);
   }
 }
 
@@ -50,7 +70,8 @@ std::chrono::milliseconds Target::patience() const {
 Options Target::options() const {
   Options options;
   options.name = or_environment(name, "WHYCACHE_NAME");
-  options.state_path = or_environment(state, "WHYCACHE_STATE");
+  // A log in memory has a state of its own, which only a flag can put elsewhere.
+  options.state_path = is_in_memory(*this) ? state : or_environment(state, "WHYCACHE_STATE");
   if (state_mode) options.state_mode = read_mode(*state_mode);
   options.any_file_system = any_file_system;
   options.update_bytes_max = update_bytes_max;
@@ -60,21 +81,33 @@ Options Target::options() const {
 }
 
 void add_log_options(CLI::App& parser, Target& target) {
-  parser.add_option("--log", target.log, "the log: sqlite:///file.db, file:///folder (WHYCACHE_LOG)")->type_name("URL");
-  add_duration_option(parser, "--deadline", target.deadline, "how long to wait for the log and for other processes (10s)");
+  parser.add_option("--log", target.log, "its log: sqlite:///file.db, file:///folder (WHYCACHE_LOG)")
+      ->type_name("URL")
+      ->group(target_group);
+  add_duration_option(parser, "--deadline", target.deadline, "how long to wait for log and processes (10s)")
+      ->group(target_group);
 }
 
 void add_target_options(CLI::App& parser, Target& target) {
   add_log_options(parser, target);
-  parser.add_option("--state", target.state, "this machine's state file, or a folder/ for it (WHYCACHE_STATE)")->type_name("PATH");
-  parser.add_option("--name", target.name, "names the state file in its folder (WHYCACHE_NAME)")->type_name("NAME");
-  parser.add_option("--state-mode", target.state_mode, "permission bits of a new state file (0600)")->type_name("OCTAL");
-  parser.add_flag("--any-file-system", target.any_file_system,
-                  "accept a file system not known to share memory between processes");
+  parser.add_option("--state", target.state, "this machine's state file, or a folder/ for it (WHYCACHE_STATE)")
+      ->type_name("PATH")
+      ->group(target_group);
+  parser.add_option("--name", target.name, "names the state file in its folder (WHYCACHE_NAME)")
+      ->type_name("NAME")
+      ->group(target_group);
+  parser.add_option("--state-mode", target.state_mode, "permission bits of a new state file (0600)")
+      ->type_name("OCTAL")
+      ->group(target_group);
+  parser
+      .add_flag("--any-file-system", target.any_file_system, "accept one not known to share memory between processes")
+      ->group(target_group);
 }
 
 void add_update_bytes_max_option(CLI::App& parser, Target& target) {
-  parser.add_option("--update-bytes-max", target.update_bytes_max, "longest update; every machine must accept it (1048576)")
+  parser
+      .add_option("--update-bytes-max", target.update_bytes_max,
+                  "longest update; every machine must accept it (1048576)")
       ->type_name("BYTES");
 }
 
@@ -82,27 +115,21 @@ std::string log_url(const Target& target) { return or_environment(target.log, "W
 
 std::unique_ptr<Log> open_log(const Target& target) {
   const std::string url = log_url(target);
-  if (url.empty()) {
-    throw Failure(ExitCode::usage, "no log is named",
-                  "give --log URL or set WHYCACHE_LOG, for example to sqlite:///var/lib/flags.db");
-  }
+  if (url.empty()) refuse_no_log();
   return whycache::open_log(url);
 }
 
 std::unique_ptr<Cache> open_cache(const Target& target) {
-  const Options options = target.options();
   const std::string url = log_url(target);
-  if (url.empty()) return std::make_unique<Cache>(open_log(target), options);  // says what is missing
-  return std::make_unique<Cache>(url, options);
+  if (url.empty()) refuse_no_log();
+  return std::make_unique<Cache>(url, target.options());
 }
 
 std::string state_path(const Target& target) {
   const Options options = target.options();
   if (names_a_file(options.state_path)) return options.state_path;
-  // The name of the file comes from the log's name, unless it is given.
-  const std::string log_name = names_a_log(target) ? open_log(target)->name() : std::string();
-  const StatePlace place = find_state_place(options, log_name);
-  remove_own_folder(place);
+  const StatePlace place = find_state_place(options, log_name(target));
+  remove_own_folder(place);  // of a log in memory, which nobody could have written to
   return place.path;
 }
 
@@ -113,38 +140,56 @@ std::unique_ptr<State> open_state(const Target& target) {
   return State::open(options);
 }
 
-Source::Source(const std::string& state_path, const Target& target) {
-  Target alone = target;
-  alone.state = state_path;
-  state_ = open_state(alone);
-  if (!state_->usable()) {
-    throw Failure(ExitCode::corrupt, "no state that can be used: path=" + state_path + " reason=\"" + state_->why_unusable() + '"',
-                  "name another file, or give --log URL so that it can be made anew");
-  }
-}
-
 Source::Source(const Target& target) {
-  const std::string path = target.options().state_path;
-  if (!names_a_log(target) && names_a_file(path)) {
-    *this = Source(path, target);
-  } else {
-    cache_ = open_cache(target);
+  if (!names_a_log(target)) {
+    if (!names_a_file(target.options().state_path)) refuse_no_log();
+    take_state_file(open_state(target));
+    return;
   }
+  if (!is_in_memory(target)) {
+    auto state = open_state(target);
+    if (state->usable() && !state->adopted() && state->info().log_name == log_name(target)) {
+      state_ = std::move(state);
+      return;
+    }
+  }
+  cache_ = open_cache(target);
+  // A state that was brought here from elsewhere may be of another log, or older than this one's base.
+  cache_->update();
 }
 
-Source::Source(const Target& target, const FreshnessOptions& freshness) : Source(target) {
-  if (!freshness.update && !freshness.staleness_max) return;
-  if (!cache_) open_log(target);  // says what is missing
+Source::Source(const Target& target, const FreshnessOptions& freshness) {
+  if (!freshness.update && !freshness.staleness_max) {
+    *this = Source(target);
+    return;
+  }
   UpdateOptions options;
   if (!freshness.update) options.staleness_max = *freshness.staleness_max;
   try {
+    cache_ = open_cache(target);
     cache_->update(options);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
-    throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
-                  std::string("cannot read as fresh as asked: ") + error.what(),
-                  "read what there is by leaving out --update and --staleness-max, or mend the log; `whycache doctor` tries it");
+    throw Failure(
+        freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
+        std::string("cannot read as fresh as asked: ") + error.what(),
+        "read what there is by leaving out --update and --staleness-max, or mend the log; `whycache doctor` tries it");
   }
+}
+
+Source::Source(const std::string& state_path, const Target& target) {
+  Target alone = target;
+  alone.state = state_path;
+  take_state_file(open_state(alone));
+}
+
+void Source::take_state_file(std::unique_ptr<State> state) {
+  if (!state->usable()) {
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("no state that can be used: path={} reason=\"{}\"", state->path(), state->why_unusable()),
+                  "name another file, or give --log URL so that it can be made anew");
+  }
+  state_ = std::move(state);
 }
 
 }  // namespace whycache::cli

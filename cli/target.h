@@ -53,21 +53,22 @@ std::string state_path(const Target& target);
 // The state as it is, without a cache that would mend it. The log is not asked.
 std::unique_ptr<State> open_state(const Target& target);
 
-// Something to read from: the state of a cache, or, when no log is named, the state file alone.
+// Something to read from: the state of this machine as it is, if it is this log's (so that the log need not be asked,
+// nor be there); else that of a cache, which makes or mends it; or, when no log is named, a state file by itself.
 class Source {
  public:
   explicit Source(const Target& target);
-  // A state file alone, whatever else is named.
-  Source(const std::string& state_path, const Target& target);
-  // Asks the log first as the options say. Throws Failure stale when it had to and the log did not answer.
+  // Asks the log first if the options say so. Throws Failure stale when it had to and the log did not answer.
   Source(const Target& target, const FreshnessOptions& freshness);
+  // A state file by itself, whatever log is named.
+  Source(const std::string& state_path, const Target& target);
 
   const State& state() const { return cache_ ? cache_->state() : *state_; }
   View view() const { return View(state().pin()); }
-  // nullptr: no log is named.
-  Cache* cache() const { return cache_.get(); }
 
  private:
+  void take_state_file(std::unique_ptr<State> state);
+
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<State> state_;
 };

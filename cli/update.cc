@@ -28,7 +28,8 @@ ExitCode update(const Arguments& arguments, Output& output) {
     // The log may well have answered, that there is no such update yet.
     if (error.kind() != ErrorKind::unavailable || arguments.at_least == 0) throw;
     throw Failure(ExitCode::stale, error.what(),
-                  "update " + std::to_string(arguments.at_least) + " is not applied: wait longer with --deadline, or see `whycache status`");
+                  "update " + std::to_string(arguments.at_least) +
+                      " is not applied: wait longer with --deadline, or see `whycache status`");
   }
   if (arguments.json) {
     output.json(Json{{"applied_id", id}});
@@ -40,7 +41,9 @@ ExitCode update(const Arguments& arguments, Output& output) {
 
 Run prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<Arguments>();
-  parser.add_option("--at-least", arguments->at_least, "ask until this update is applied, or the deadline has passed; exit 4 then")
+  parser
+      .add_option("--at-least", arguments->at_least,
+                  "ask until this update is applied, or the deadline has passed; exit 4 then")
       ->type_name("ID");
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
                       "do nothing if a process of this machine asked the log within DURATION");

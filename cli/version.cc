@@ -1,7 +1,7 @@
 // whycache version
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <zstd.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -59,8 +59,9 @@ ExitCode version(const Arguments& arguments, Output& output) {
   output.line(std::string("whycache ") + WHYCACHE_VERSION);
   output.line(fmt::format("formats    update {}, state {}", format_version, state_format_major));
   output.line(fmt::format("logs       {}", fmt::join(logs(), ", ")));
+  const Json versions = libraries();
   std::vector<std::string> names;
-  for (const auto& [name, number] : libraries().items()) names.push_back(name + " " + number.get<std::string>());
+  for (const auto& [name, number] : versions.items()) names.push_back(name + " " + number.get<std::string>());
   output.line(fmt::format("libraries  {}", fmt::join(names, ", ")));
   output.line(std::string("compiler   ") + __VERSION__);
   return ExitCode::done;
@@ -74,15 +75,15 @@ Run prepare(CLI::App& parser) {
 
 }  // namespace
 
-const Command version_command{
-    "version", "versions of the program, its formats and libraries",
-    "Prints the version of whycache, of the formats it reads and writes, the logs that are compiled in, and the libraries\n"
-    "in use. Please put it into a bug report.",
-    "Examples:\n"
-    "  whycache version\n"
-    "  whycache version --json | jq -r .version\n"
-    "\n"
-    "Exit codes: 0 done",
-    prepare};
+const Command version_command{"version", "versions of the program, its formats and libraries",
+                              "Prints the version of whycache, of the formats it reads and writes, the logs that are "
+                              "compiled in, and the libraries\n"
+                              "in use. Please put it into a bug report.",
+                              "Examples:\n"
+                              "  whycache version\n"
+                              "  whycache version --json | jq -r .version\n"
+                              "\n"
+                              "Exit codes: 0 done",
+                              prepare};
 
 }  // namespace whycache::cli

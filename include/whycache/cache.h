@@ -107,9 +107,9 @@ struct RewriteOptions {
 
 // What this Cache object has seen and done since it was opened.
 struct Counters {
-  std::uint64_t updates_applied = 0;    // by this process; others of this machine apply too
+  std::uint64_t updates_applied = 0;  // by this process; others of this machine apply too
   std::uint64_t updates_written = 0;
-  std::uint64_t append_conflicts = 0;   // somebody else was first, and we tried the next id
+  std::uint64_t append_conflicts = 0;  // somebody else was first, and we tried the next id
   std::uint64_t log_retries = 0;
   std::uint64_t rebuilds_behind_base = 0;
   std::uint64_t rebuilds_diverged = 0;  // the log was restored, forked or lost its tail
@@ -124,9 +124,10 @@ namespace detail {
 
 // A range of strings that is not one of std::string_view already.
 template <typename T>
-concept Strings = std::ranges::input_range<const T> && !std::convertible_to<const T&, std::span<const std::string_view>> &&
-                  std::convertible_to<std::ranges::range_reference_t<const T>, std::string_view> &&
-                  std::is_lvalue_reference_v<std::ranges::range_reference_t<const T>>;
+concept Strings =
+    std::ranges::input_range<const T> && !std::convertible_to<const T&, std::span<const std::string_view>> &&
+    std::convertible_to<std::ranges::range_reference_t<const T>, std::string_view> &&
+    std::is_lvalue_reference_v<std::ranges::range_reference_t<const T>>;
 template <typename T>
 concept PairsOfStrings = std::ranges::input_range<const T> && requires(std::ranges::range_reference_t<const T> pair) {
   { pair.first } -> std::convertible_to<std::string_view>;

@@ -1,6 +1,7 @@
 #include "base/file.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -110,6 +111,19 @@ std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
       throw Error(ErrorKind::corrupt, "file longer than it can be: path=" + path + " bytes_max=" + std::to_string(bytes_max));
     }
   }
+}
+
+int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) noexcept {
+  struct stat status;
+  if (::fstat(descriptor, &status) != 0) return errno;
+  struct rlimit limit;
+  const bool grows = offset + bytes > static_cast<std::uint64_t>(status.st_size);
+  if (grows && ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && offset + bytes > limit.rlim_cur) return EFBIG;
+  int error;
+  do {
+    error = ::posix_fallocate(descriptor, static_cast<off_t>(offset), static_cast<off_t>(bytes));
+  } while (error == EINTR);
+  return error;
 }
 
 void sync_file(int descriptor, std::string_view path) {

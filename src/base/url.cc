@@ -66,11 +66,13 @@ std::string percent_encoded(std::string_view text) {
 }
 
 bool is_host(std::string_view host) {
-  return std::all_of(host.begin(), host.end(), [](char c) { return is_letter(c) || is_digit(c) || c == '-' || c == '.' || c == '_'; });
+  return std::all_of(host.begin(), host.end(),
+                     [](char c) { return is_letter(c) || is_digit(c) || c == '-' || c == '.' || c == '_'; });
 }
 
 bool is_ipv6_address(std::string_view host) {
-  return !host.empty() && std::all_of(host.begin(), host.end(), [](char c) { return hex_value(c) >= 0 || c == ':' || c == '.'; });
+  return !host.empty() &&
+         std::all_of(host.begin(), host.end(), [](char c) { return hex_value(c) >= 0 || c == ':' || c == '.'; });
 }
 
 std::uint16_t parse_port(std::string_view digits) {
@@ -80,8 +82,9 @@ std::uint16_t parse_port(std::string_view digits) {
     for (const char digit : digits) port = port * 10 + static_cast<std::uint32_t>(digit - '0');
   }
   if (port == 0 || port > 65535) {
-    throw invalid("log url has a port that is not a number from 1 to 65535"
-                  " (in a password, write '/' as %2F, '?' as %3F, '#' as %23, '@' as %40)");
+    throw invalid(
+        "log url has a port that is not a number from 1 to 65535"
+        " (in a password, write '/' as %2F, '?' as %3F, '#' as %23, '@' as %40)");
   }
   return static_cast<std::uint16_t>(port);
 }
@@ -92,10 +95,13 @@ std::string parse_scheme(std::string_view text) {
   for (char& c : scheme) {
     if (is_between(c, 'A', 'Z')) c = static_cast<char>(c - 'A' + 'a');
   }
-  const bool good = colon != std::string_view::npos && !scheme.empty() && scheme.size() <= scheme_bytes_max && is_lower(scheme[0]) &&
-                    std::all_of(scheme.begin(), scheme.end(),
-                                [](char c) { return is_lower(c) || is_digit(c) || c == '+' || c == '-' || c == '.'; });
-  if (!good) throw invalid("log url does not begin with a scheme (write file:///dir, sqlite:///file.db or memory:name)");
+  const bool good = colon != std::string_view::npos && !scheme.empty() && scheme.size() <= scheme_bytes_max &&
+                    is_lower(scheme[0]) && std::all_of(scheme.begin(), scheme.end(), [](char c) {
+                      return is_lower(c) || is_digit(c) || c == '+' || c == '-' || c == '.';
+                    });
+  if (!good) {
+    throw invalid("log url does not begin with a scheme (write file:///dir, sqlite:///file.db or memory:name)");
+  }
   return scheme;
 }
 
@@ -113,7 +119,8 @@ bool is_instance_name(std::string_view name) noexcept {
 
 Url::Url(std::string_view text) {
   if (text.size() > url_bytes_max) {
-    throw invalid("log url is too long: bytes=" + std::to_string(text.size()) + " bytes_max=" + std::to_string(url_bytes_max));
+    throw invalid("log url is too long: bytes=" + std::to_string(text.size()) +
+                  " bytes_max=" + std::to_string(url_bytes_max));
   }
   if (std::any_of(text.begin(), text.end(), is_control)) {
     throw invalid("log url has a control character (write it as %, then two hexadecimal digits)");
@@ -140,9 +147,11 @@ Url::Url(std::string_view text) {
   }
   // With "//" forgotten, or a '/' in a password, some of the password would be taken for a path, and shown.
   const std::size_t at = rest.rfind('@');
-  const bool is_local_path = has_authority_ && authority.empty() && rest.substr(0, at).find(':') == std::string_view::npos;
+  const bool is_local_path =
+      has_authority_ && authority.empty() && rest.substr(0, at).find(':') == std::string_view::npos;
   if (at != std::string_view::npos && !is_local_path) {
-    throw invalid("log url has an '@' in its path (write '@' as %40, '/' in a password as %2F, and \"//\" before user and host)");
+    throw invalid(
+        "log url has an '@' in its path (write '@' as %40, '/' in a password as %2F, and \"//\" before user and host)");
   }
   path_ = percent_decoded(rest, "path");
 }

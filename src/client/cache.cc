@@ -29,9 +29,11 @@ Options checked(Options options) {
     refuse("update_bytes_max out of range: update_bytes_max=" + std::to_string(options.update_bytes_max) +
            " range=" + std::to_string(update_bytes_least) + ".." + std::to_string(update_bytes_most));
   }
-  if (options.deadline.count() < 0) refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
+  if (options.deadline.count() < 0)
+    refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
   if ((options.state_mode & ~0666U) != 0 || (options.state_mode & 0600U) != 0600U) {
-    refuse("state_mode must let its owner read and write, and nobody execute: state_mode=" + std::to_string(options.state_mode));
+    refuse("state_mode must let its owner read and write, and nobody execute: state_mode=" +
+           std::to_string(options.state_mode));
   }
   if (options.writer_name.size() > writer_name_bytes_most) {
     refuse("writer_name too long: bytes=" + std::to_string(options.writer_name.size()) +
@@ -59,8 +61,8 @@ struct ProcessLife {
   ProcessLife* left_before = nullptr;
 };
 
-// In a child, what its parent was using is never touched again: its mutexes may be locked for good, its connections are the
-// parent's. It stays where it is, on a list, where leak checkers find it.
+// In a child, what its parent was using is never touched again: its mutexes may be locked for good, its connections are
+// the parent's. It stays where it is, on a list, where leak checkers find it.
 void leave_to_parent(ProcessLife* life) {
   static std::atomic<ProcessLife*> left{nullptr};
   life->left_before = left.load(std::memory_order_relaxed);
@@ -68,7 +70,8 @@ void leave_to_parent(ProcessLife* life) {
   }
 }
 
-// Meets the log for the first time. A state that is there and was not brought from elsewhere serves reads although the log is away.
+// Meets the log for the first time. A state that is there and was not brought from elsewhere serves reads although the
+// log is away.
 void meet_log(Link& link) {
   Patience patience(link.options.deadline);
   if (!link.state.usable()) {
@@ -81,13 +84,15 @@ void meet_log(Link& link) {
     if (extent.uuid == info.log_uuid && !link.state.adopted()) return link.saw_log(extent.uuid);
     follow(link, patience);
   } catch (const LogError& error) {
-    if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+    if (!error.can_be_waited_for() && !error.gave_up()) throw;
     if (link.state.adopted() && info.log_name != link.log.name()) {
-      throw Error(error.kind(), "state was brought here from elsewhere, and whether it is of this log cannot be found out: path=" +
-                                    link.state.path() + " state_log=" + info.log_name + ": " + error.what());
+      throw Error(error.kind(),
+                  "state was brought here from elsewhere, and whether it is of this log cannot be found out: path=" +
+                      link.state.path() + " state_log=" + info.log_name + ": " + error.what());
     }
-    link.report(Event::Kind::retried, std::string("log is away, opened with the state as it is: log=") + link.log.name() +
-                                          " applied_id=" + std::to_string(info.applied_id) + ": " + error.what());
+    link.report(Event::Kind::retried, std::string("log is away, opened with the state as it is: log=") +
+                                          link.log.name() + " applied_id=" + std::to_string(info.applied_id) + ": " +
+                                          error.what());
   }
 }
 
@@ -96,9 +101,7 @@ void meet_log(Link& link) {
 class Cache::Impl {
  public:
   Impl(std::unique_ptr<Log> log, Options given)
-      : options_(checked(std::move(given))),
-        place_(find_state_place(options_, log->name())),
-        state_(open_state()) {
+      : options_(checked(std::move(given))), place_(find_state_place(options_, log->name())), state_(open_state()) {
     try {
       Log& the_log = *log;
       life_.store(new ProcessLife(*state_, the_log, std::move(log), options_, tally_));
@@ -174,7 +177,8 @@ class Cache::Impl {
     Log& log = reopened ? *reopened : of_parent->link.log;
     auto mine = std::make_unique<ProcessLife>(*state_, log, std::move(reopened), options_, tally_);
     ProcessLife* present = of_parent;
-    if (!life_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel)) return *present;  // another thread did
+    if (!life_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel))
+      return *present;  // another thread did
     leave_to_parent(of_parent);
     return *mine.release();
   }

@@ -14,8 +14,9 @@
 namespace whycache {
 namespace {
 
-// A log that was restored or replaced must not be given an update that continues another. So it is looked at before an append,
-// unless that was done just now by some process of this machine.
+// A log that was restored or replaced must not be given an update that continues another. So it is looked at before an
+// append, unless that was done just now by some process of this machine. What happens to the log within this time is
+// found by the log itself, which takes an update only if it has the one before, or, after any failure, by looking back.
 constexpr std::int64_t look_before_append_ns = 100'000'000;
 
 // Of several changes to one key the last one counts; it keeps its place.
@@ -33,8 +34,9 @@ std::vector<Change> last_of_each_key(std::span<const Change> changes) {
 // The rest of a split batch failed: what was written before must not be lost from sight.
 [[noreturn]] void throw_stopped_midway(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
   throw Error(ErrorKind::uncertain,
-              "stopped midway, the first changes of the batch are written: changes_written=" + std::to_string(written) + " of=" +
-                  std::to_string(all) + " last_id=" + std::to_string(last_id) + ": " + to_string(error.kind()) + ": " + error.what(),
+              "stopped midway, the first changes of the batch are written: changes_written=" + std::to_string(written) +
+                  " of=" + std::to_string(all) + " last_id=" + std::to_string(last_id) + ": " +
+                  to_string(error.kind()) + ": " + error.what(),
               error.system_error());
 }
 
@@ -119,8 +121,9 @@ void Commit::commit(Batch& batch) {
     const std::chrono::nanoseconds left = batch.patience.deadline().left();
     if (left.count() == 0) {
       leave_queue(batch);
-      throw Error(ErrorKind::unavailable, "others of this process were writing until the deadline, nothing was written: deadline_ms=" +
-                                              std::to_string(batch.patience.limit().count()));
+      throw Error(ErrorKind::unavailable,
+                  "others of this process were writing until the deadline, nothing was written: deadline_ms=" +
+                      std::to_string(batch.patience.limit().count()));
     }
     changed_.wait_for(lock, left);
   }
@@ -137,7 +140,8 @@ void Commit::lead(Batch& batch) {
     for (std::size_t i = 1; i < group.size(); ++i) {
       for (const Change& change : group[i]->changes) {
         if (!batch.draft.add(change, link_.options.update_bytes_max)) {
-          throw Error(ErrorKind::limit, "group of batches does not fit into an update");  // gather_group() saw that it does
+          throw Error(ErrorKind::limit,
+                      "group of batches does not fit into an update");  // gather_group() saw that it does
         }
       }
     }
@@ -163,8 +167,8 @@ void Commit::lead(Batch& batch) {
   changed_.notify_all();
 }
 
-// Those in front that go into one update: with the same note, and with patience at least as long as the leader's, who cannot
-// let go of one before he is done.
+// Those in front that go into one update: with the same note, and with patience at least as long as the leader's, who
+// cannot let go of one before he is done.
 std::vector<Commit::Batch*> Commit::gather_group() {
   const std::lock_guard lock(mutex_);
   std::vector<Batch*> group;
@@ -176,7 +180,8 @@ std::vector<Commit::Batch*> Commit::gather_group() {
   for (Batch* batch : queue_) {
     bytes += batch->draft.bytes();
     changes += batch->draft.change_count();
-    const bool fits = bytes <= link_.options.update_bytes_max && changes <= element_count_max && batch->note == leader.note &&
+    const bool fits = bytes <= link_.options.update_bytes_max && changes <= element_count_max &&
+                      batch->note == leader.note &&
                       batch->patience.deadline().left() >= leader.patience.deadline().left();
     if (batch != &leader && !fits) break;
     batch->in_group = true;
@@ -217,7 +222,7 @@ std::optional<Place> Commit::write_prepared(const Prepare& prepare, Patience& pa
 void Commit::look_at_log(Patience& patience) {
   link_.state.follow_switch();
   if (!asked_since(link_.state, boot_time_ns() - look_before_append_ns) || !link_.state.usable() ||
-      !link_.has_seen_log(link_.state.info().log_uuid)) {
+      !link_.has_followed() || !link_.has_seen_log(link_.state.info().log_uuid)) {
     follow(link_, patience);
   }
 }
@@ -228,56 +233,50 @@ bool Commit::append_after(const Place& at, Draft& draft, Patience& patience) {
   const std::string_view bytes = draft.seal(id, at.chain);
   Update update;
   decode_update(bytes, update);  // what could not be read back must not get into the log
-  if (insert(id, bytes, at.log_uuid, patience)) {
+  if (insert(at, bytes, patience)) {
     link_.tally.add(&Counters::updates_written);
     apply(at, update);
     return true;
   }
   link_.tally.add(&Counters::append_conflicts);
   if (patience.deadline().passed()) {
-    throw Error(ErrorKind::unavailable, "others were always first until the deadline, nothing was written: id=" + std::to_string(id) +
-                                            " deadline_ms=" + std::to_string(patience.limit().count()));
+    throw Error(ErrorKind::unavailable,
+                "others were always first until the deadline, nothing was written: id=" + std::to_string(id) +
+                    " deadline_ms=" + std::to_string(patience.limit().count()));
   }
   follow(link_, patience);
   // The log must show who was first.
   if (link_.state.info().chain == at.chain && !patience.pause()) {
-    throw LogError(ErrorKind::unavailable, "log says that an id is taken but shows no update there, nothing was written: id=" +
-                                               std::to_string(id) + " log=" + link_.log.name());
+    throw LogError(ErrorKind::unavailable,
+                   "log says that an id is taken but shows no update there, nothing was written: id=" +
+                       std::to_string(id) + " log=" + link_.log.name());
   }
   return false;
 }
 
-// Puts the bytes at `id` of the log, once, whatever it takes. False: another update is there. Throws when the patience is
-// at its end: uncertain if an attempt is in doubt, else unavailable.
-bool Commit::insert(UpdateId id, std::string_view bytes, const Uuid& log_uuid, Patience& patience) {
+// Puts the bytes into the log after `at`, once, whatever it takes. False: another update is there. Throws when the
+// patience is at its end: uncertain if an attempt is in doubt, else unavailable.
+bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience) {
+  const UpdateId id = at.id + 1;
   bool failed = false;    // an attempt failed; the log should have done nothing then, but we look
   bool in_doubt = false;  // an attempt may have succeeded, or may still do so
   const auto uncertain = [&](const std::string& why) {
-    return Error(ErrorKind::uncertain, "write may or may not be in the log: id=" + std::to_string(id) + " log=" + link_.log.name() +
-                                           ": " + why + " (update(), then look)");
+    return Error(ErrorKind::uncertain, "write may or may not be in the log: id=" + std::to_string(id) +
+                                           " log=" + link_.log.name() + ": " + why + " (update(), then look)");
   };
   for (;;) {
     try {
+      if (failed) {
+        std::string why;
+        const Found found = look_back(at, bytes, why);
+        if (found == Found::ours) return true;
+        if (found == Found::others) return false;
+        if (found == Found::another_log && in_doubt) throw uncertain(why);
+        if (found == Found::another_log) return false;
+      }
       if (link_.ask([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes) return true;
       if (!failed) return false;
-      // Whose update is it?
-      bool there = false;
-      bool ours = false;
-      const Extent extent = link_.ask([&](Log& log) {
-        return log.read(id, id, [&](UpdateId found, std::string_view row) {
-          there = there || found == id;
-          ours = ours || (found == id && row == bytes);
-          return true;
-        });
-      });
-      if (extent.uuid == log_uuid && extent.base < id) {
-        if (ours) return true;
-        if (there) return false;
-        throw LogError(ErrorKind::unavailable, "log says that the id is taken but shows no update there");
-      }
-      if (!in_doubt) return false;
-      throw uncertain(extent.uuid == log_uuid ? "it was rewritten meanwhile: base=" + std::to_string(extent.base)
-                                              : "it was replaced meanwhile: uuid=" + to_string(extent.uuid));
+      throw LogError(ErrorKind::unavailable, "the id was taken between two looks");  // by whom, the next one tells
     } catch (const LogError& error) {
       failed = true;
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
@@ -289,6 +288,16 @@ bool Commit::insert(UpdateId id, std::string_view bytes, const Uuid& log_uuid, P
       }
     }
   }
+}
+
+// What stands after `at` in the log by now.
+Commit::Found Commit::look_back(const Place& at, std::string_view bytes, std::string& why) {
+  const Page page = link_.ask([&](Log& log) { return read_page(log, first_to_read(at.id), at.id + 1); });
+  if (fit_of(page, at, why) != Fit::fits) return Found::another_log;
+  for (std::size_t i = 0; i < page.row_count(); ++i) {
+    if (page.row(i).id == at.id + 1) return page.row(i).bytes == bytes ? Found::ours : Found::others;
+  }
+  return Found::nothing;
 }
 
 // Makes the update that was appended after `at` visible to this machine.
@@ -311,8 +320,9 @@ void Commit::apply(const Place& at, const Update& update) {
   try {
     follow(link_, patience, update.id);
   } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain, "write is in the log, but could not be applied on this machine: id=" + std::to_string(update.id) +
-                                          ": " + to_string(error.kind()) + ": " + error.what(),
+    throw Error(ErrorKind::uncertain,
+                "write is in the log, but could not be applied on this machine: id=" + std::to_string(update.id) +
+                    ": " + to_string(error.kind()) + ": " + error.what(),
                 error.system_error());
   }
 }

@@ -5,13 +5,13 @@
 //     log: insert n+1 if absent
 //       appended   apply it (or find that a follower did), and return n+1
 //       taken      follow the log, and try the next id
-//       no answer  ask again with the same bytes at the same id: if it is taken then, look whose bytes they are
+//       no answer  look at the log: our bytes at n+1: appended. Others: taken. Nothing: try again
 //
 // An append that failed may still be under way. So as long as one is in doubt nothing else is tried than the very same
 // bytes at the very same id: a late arrival then does no harm, and the update is in the log once.
 //
-// Group commit. Callers queue; the one in front leads: it takes those behind it along into its update as far as they fit,
-// appends for all, and tells each the id. Whoever waits meanwhile leads next. Each caller's batch stays atomic.
+// Group commit. Callers queue; the one in front leads: it takes those behind it along into its update as far as they
+// fit, appends for all, and tells each the id. Whoever waits meanwhile leads next. Each caller's batch stays atomic.
 #pragma once
 
 #include <whycache/cache.h>
@@ -69,7 +69,9 @@ class Commit {
   UpdateId append(Draft& draft, Patience& patience);
   void look_at_log(Patience& patience);
   bool append_after(const Place& at, Draft& draft, Patience& patience);
-  bool insert(UpdateId id, std::string_view bytes, const Uuid& log_uuid, Patience& patience);
+  bool insert(const Place& at, std::string_view bytes, Patience& patience);
+  enum class Found { nothing, ours, others, another_log };
+  Found look_back(const Place& at, std::string_view bytes, std::string& why);
   void apply(const Place& at, const Update& update);
 
   Link& link_;

@@ -12,10 +12,11 @@ namespace {
 // A log of another uuid: was ours replaced, or is this state another log's? Only what was ours is built anew.
 void refuse_state_of_another_log(const Link& link, const StateInfo& info, const Extent& extent) {
   if (link.has_seen_log(info.log_uuid) || info.log_name == link.log.name() || link.state.adopted()) return;
-  throw LogError(ErrorKind::corrupt, "state belongs to another log: path=" + link.state.path() + " state_log=" + info.log_name +
-                                         " state_uuid=" + to_string(info.log_uuid) + " log=" + link.log.name() +
-                                         " uuid=" + to_string(extent.uuid) +
-                                         " (choose another name or state_path; or delete the state if it is no longer needed)");
+  throw LogError(ErrorKind::corrupt,
+                 "state belongs to another log: path=" + link.state.path() + " state_log=" + info.log_name +
+                     " state_uuid=" + to_string(info.log_uuid) + " log=" + link.log.name() +
+                     " uuid=" + to_string(extent.uuid) +
+                     " (choose another name or state_path; or delete the state if it is no longer needed)");
 }
 
 RebuildReason reason_of(Fit fit) {
@@ -51,7 +52,7 @@ void apply(Link& link, const Page& page, const Place& place, const Deadline& dea
 // Reads the log to its end, applying. Returns why that needs a new state, if it does. The caller holds
 // StateLock::follow.
 std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
-  UpdateId promised = 0;  // the head the log named before the last question: what came must reach it
+  UpdateId promised = 0;  // the head that the last answer named, if its rows did not reach it
   for (;;) {
     const std::int64_t asked_at_ns = boot_time_ns();
     const StateInfo info = link.state.info();
@@ -67,11 +68,7 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
     apply(link, page, place, patience.deadline());
     const UpdateId applied = link.state.applied_id();
     if (page.complete()) {
-      if (applied < promised) {
-        throw LogError(ErrorKind::corrupt, "log does not have the updates it says it has: applied_id=" + std::to_string(applied) +
-                                               " head=" + std::to_string(promised) + " log=" + link.log.name() +
-                                               " (repair or restore the log)");
-      }
+      check_promise(link.log, applied, promised);
       // A head beyond the rows came after them, or its rows are missing: the next answer tells.
       if (promised != 0 || page.extent().head <= applied) {
         link.state.set_asked(asked_at_ns, page.extent().head);
@@ -81,8 +78,9 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
     }
     if (patience.deadline().passed()) {
       throw Error(ErrorKind::unavailable,
-                  "log not read to its end before the deadline, go on with update(): applied_id=" + std::to_string(applied) +
-                      " head=" + std::to_string(page.extent().head) + " deadline_ms=" + std::to_string(patience.limit().count()));
+                  "log not read to its end before the deadline, go on with update(): applied_id=" +
+                      std::to_string(applied) + " head=" + std::to_string(page.extent().head) +
+                      " deadline_ms=" + std::to_string(patience.limit().count()));
     }
   }
 }
@@ -117,6 +115,7 @@ UpdateId follow(Link& link, Patience& patience, UpdateId at_least) {
       if (!was_done_for_us(link, began_ns)) {
         if (const std::optional<Rebuilding> needed = catch_up(link, patience)) rebuild(link, *needed, patience);
         link.forget_damage();
+        link.note_followed();
       }
     } catch (const LogError& error) {
       failure = error;

@@ -1,6 +1,7 @@
 // Following: the state applies what the log has beyond the applied id. The verb users see is update().
 //
-//   take StateLock::follow                one process of a machine asks; those who waited find that it was done for them
+//   take StateLock::follow                one process of a machine asks; those who waited find that it was done for
+//   them
 //     read a page from the applied id on
 //     does it continue what we have?      no: build a new state (rebuild.h)
 //     take the writer lock, apply, let go  (it is never held while the log is asked)

@@ -1,5 +1,5 @@
-// A log that is away when the cache is opened, and is opened when it is back: until then each call tries, and fails with what
-// kept it from being opened. So a machine that has a state serves reads although its log is down.
+// A log that is away when the cache is opened, and is opened when it is back: until then each call tries, and fails
+// with what kept it from being opened. So a machine that has a state serves reads although its log is down.
 #pragma once
 
 #include <whycache/log.h>
@@ -22,7 +22,9 @@ class LateLog final : public Log {
   std::string name() const override { return name_; }
   Extent extent() override { return log().extent(); }
   Appended append(UpdateId id, std::string_view bytes) override { return log().append(id, bytes); }
-  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override { return log().read(first, last, visit); }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    return log().read(first, last, visit);
+  }
   void read_base(const VisitPart& visit) override { log().read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log().rewrite(base, base_chain, next_part);

@@ -18,19 +18,20 @@ std::string default_writer_name() {
 }  // namespace
 
 Counters Tally::read() {
-  static constexpr std::uint64_t Counters::* all[] = {
-      &Counters::updates_applied,      &Counters::updates_written,  &Counters::append_conflicts,
-      &Counters::log_retries,          &Counters::rebuilds_behind_base, &Counters::rebuilds_diverged,
-      &Counters::rebuilds_replaced,    &Counters::rebuilds_damaged, &Counters::recoveries};
+  static constexpr std::uint64_t Counters::*all[] = {
+      &Counters::updates_applied,   &Counters::updates_written,      &Counters::append_conflicts,
+      &Counters::log_retries,       &Counters::rebuilds_behind_base, &Counters::rebuilds_diverged,
+      &Counters::rebuilds_replaced, &Counters::rebuilds_damaged,     &Counters::recoveries};
   static_assert(sizeof all / sizeof *all == sizeof(Counters) / sizeof(std::uint64_t));
   Counters copy;
-  for (std::uint64_t Counters::* counter : all) {
+  for (std::uint64_t Counters::*counter : all) {
     copy.*counter = std::atomic_ref(counters_.*counter).load(std::memory_order_relaxed);
   }
   return copy;
 }
 
-Link::Link(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options, Tally& counters)
+Link::Link(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
+           Tally& counters)
     : state(joined_state),
       log(joined_log),
       options(cache_options),
@@ -57,12 +58,13 @@ void Link::report(Event::Kind kind, const std::string& message) noexcept {
 }
 
 void Link::wait_after(const LogError& error, Patience& patience) {
-  if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw error;
+  if (!error.can_be_waited_for()) throw error;
   if (patience.deadline().passed()) {
-    throw LogError(ErrorKind::unavailable, std::string("log did not answer in time: log=") + log.name() +
-                                               " deadline_ms=" + std::to_string(patience.limit().count()) +
-                                               " attempts=" + std::to_string(patience.pauses() + 1) + ": " + error.what(),
-                   error.system_error());
+    throw LogError(ErrorKind::unavailable,
+                   std::string("log did not answer in time: log=") + log.name() +
+                       " deadline_ms=" + std::to_string(patience.limit().count()) +
+                       " attempts=" + std::to_string(patience.pauses() + 1) + ": " + error.what(),
+                   error.system_error(), /*gave_up=*/true);
   }
   tally.add(&Counters::log_retries);
   report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +

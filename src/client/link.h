@@ -25,13 +25,23 @@ namespace whycache {
 // The log failed, or holds what cannot be believed; as opposed to errors of the state.
 class LogError : public Error {
  public:
-  using Error::Error;
+  explicit LogError(ErrorKind kind, const std::string& message, int system_error = 0, bool gave_up = false)
+      : Error(kind, message, system_error), gave_up_(gave_up) {}
+
+  // Whether it was asked again until the patience was at its end.
+  bool gave_up() const { return gave_up_; }
+  bool can_be_waited_for() const {
+    return !gave_up_ && (kind() == ErrorKind::unavailable || kind() == ErrorKind::uncertain);
+  }
+
+ private:
+  bool gave_up_;
 };
 
 // Counters that any thread may raise.
 class Tally {
  public:
-  void add(std::uint64_t Counters::* counter, std::uint64_t count = 1) {
+  void add(std::uint64_t Counters::*counter, std::uint64_t count = 1) {
     std::atomic_ref(counters_.*counter).fetch_add(count, std::memory_order_relaxed);
   }
   Counters read();
@@ -91,10 +101,15 @@ class Link {
   void saw_log(const Uuid& uuid);
   bool has_seen_log(const Uuid& uuid) const;
   bool has_seen_any_log() const { return has_seen_any_log_.load(std::memory_order_acquire); }
+  // It has also seen that the state is a beginning of that log: the chains were compared.
+  void note_followed() { has_followed_.store(true, std::memory_order_release); }
+  bool has_followed() const { return has_followed_.load(std::memory_order_acquire); }
 
   // A read found the state file damaged: the next follow() builds a new one.
   void note_damage() noexcept;
-  bool is_damaged(const StateInfo& info) const { return info.state_id == damaged_state_id_.load(std::memory_order_acquire); }
+  bool is_damaged(const StateInfo& info) const {
+    return info.state_id == damaged_state_id_.load(std::memory_order_acquire);
+  }
   bool has_damage() const { return damaged_state_id_.load(std::memory_order_acquire) != 0; }
   void forget_damage() { damaged_state_id_.store(0, std::memory_order_release); }
 
@@ -106,6 +121,7 @@ class Link {
   mutable std::mutex mutex_;  // of what follows
   std::optional<Uuid> seen_log_;
   std::atomic<bool> has_seen_any_log_{false};
+  std::atomic<bool> has_followed_{false};
   std::atomic<std::uint64_t> damaged_state_id_{0};
   std::mutex events_mutex_;
 };

@@ -9,10 +9,11 @@ constexpr std::size_t page_bytes = std::size_t{8} << 20;
 
 // Of one row that is ahead of where we stand.
 LogError not_to_be_believed(UpdateId id, const std::string& why) {
-  return LogError(ErrorKind::corrupt,
-                  "log is damaged: id=" + std::to_string(id) + ": " + why +
-                      " (this machine stays at the id before; repair or restore the log, or if another machine has applied "
-                      "this update, rewrite history there: this one then starts from the new base)");
+  return LogError(
+      ErrorKind::corrupt,
+      "log is damaged: id=" + std::to_string(id) + ": " + why +
+          " (this machine stays at the id before; repair or restore the log, or if another machine has applied "
+          "this update, rewrite history there: this one then starts from the new base)");
 }
 
 }  // namespace
@@ -40,7 +41,8 @@ Page read_page(Log& log, UpdateId first, UpdateId last) {
 
 Fit fit_of(const Page& page, const Place& place, std::string& why) {
   const Extent& extent = page.extent();
-  why = "applied_id=" + std::to_string(place.id) + " base=" + std::to_string(extent.base) + " head=" + std::to_string(extent.head);
+  why = "applied_id=" + std::to_string(place.id) + " base=" + std::to_string(extent.base) +
+        " head=" + std::to_string(extent.head);
   if (extent.uuid != place.log_uuid) {
     why += " state_uuid=" + to_string(place.log_uuid) + " log_uuid=" + to_string(extent.uuid);
     return Fit::replaced;
@@ -55,6 +57,13 @@ Fit fit_of(const Page& page, const Place& place, std::string& why) {
   const bool there = page.row_count() > 0 && page.row(0).id == place.id;
   why += there ? " and the log has another update there" : " and the log has no such update";
   return there && page.agrees_with(place) ? Fit::fits : Fit::diverged;
+}
+
+void check_promise(const Log& log, UpdateId id, UpdateId promised) {
+  if (id >= promised) return;
+  throw LogError(ErrorKind::corrupt, "log does not have the updates it says it has: last_id=" + std::to_string(id) +
+                                         " head=" + std::to_string(promised) + " log=" + log.name() +
+                                         " (repair or restore the log)");
 }
 
 void replay(const Page& page, Place& place, const std::function<void(const Update&)>& apply) {

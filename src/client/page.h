@@ -38,7 +38,9 @@ class Page {
   };
 
   std::size_t row_count() const { return places_.size(); }
-  Row row(std::size_t i) const { return {places_[i].id, std::string_view(bytes_).substr(places_[i].offset, places_[i].size)}; }
+  Row row(std::size_t i) const {
+    return {places_[i].id, std::string_view(bytes_).substr(places_[i].offset, places_[i].size)};
+  }
   // As of after the rows were read: rows at or below its base must not be believed.
   const Extent& extent() const { return extent_; }
   // Whether the row at the place's id, if it is among these, is the update that stands there.
@@ -72,6 +74,10 @@ enum class Fit {
 };
 // `why` gets the values that show it, for messages.
 Fit fit_of(const Page& page, const Place& place, std::string& why);
+
+// Throws LogError corrupt unless `id`, at which the rows ended, is at or beyond `promised`: the head that the log named
+// before it was asked for them.
+void check_promise(const Log& log, UpdateId id, UpdateId promised);
 
 // Carries the rows after `place` into whoever `apply`s them, one at a time, each verified and decoded as a whole
 // before. `place` moves along, so that it is right also when this throws: LogError corrupt at a row that

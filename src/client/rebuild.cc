@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <exception>
 #include <limits>
 #include <optional>
@@ -14,8 +15,9 @@ namespace {
 constexpr UpdateId no_limit = std::numeric_limits<UpdateId>::max();
 
 LogError damaged_base(UpdateId base, const std::string& why) {
-  return LogError(ErrorKind::corrupt, "base is damaged: base=" + std::to_string(base) + ": " + why +
-                                          " (repair or restore the log; a machine that has a newer id applied can rewrite history)");
+  return LogError(ErrorKind::corrupt,
+                  "base is damaged: base=" + std::to_string(base) + ": " + why +
+                      " (repair or restore the log; a machine that has a newer id applied can rewrite history)");
 }
 
 // Takes the parts of a base in order into a builder, and keeps the books that the last part is compared with.
@@ -31,8 +33,8 @@ class BaseLoader {
     }
     if (part_count_ == 0) base_ = part_.base;
     if (part_.base != base_ || part_.number != part_count_ || info_) {
-      throw damaged_base(base_, "part of another base or place: part_base=" + std::to_string(part_.base) +
-                                    " part=" + std::to_string(part_.number) + " expected=" + std::to_string(part_count_));
+      throw damaged_base(base_, "part of another base or place: part_base=" + std::to_string(part_.base) + " part=" +
+                                    std::to_string(part_.number) + " expected=" + std::to_string(part_count_));
     }
     if (!part_.items.empty()) {
       if (part_count_ > 0 && part_.items.front().key <= last_key_) {
@@ -53,7 +55,8 @@ class BaseLoader {
     builder_.loaded(info_->base, info_->chain);
     const StateInfo loaded = builder_.info();
     if (loaded.item_count != info_->item_count || loaded.digest != info_->digest) {
-      throw damaged_base(base_, "items=" + std::to_string(loaded.item_count) + " expected=" + std::to_string(info_->item_count) +
+      throw damaged_base(base_, "items=" + std::to_string(loaded.item_count) +
+                                    " expected=" + std::to_string(info_->item_count) +
                                     " digest=" + to_string(loaded.digest) + " expected=" + to_string(info_->digest));
     }
     return {extent.uuid, info_->base, info_->chain};
@@ -107,12 +110,13 @@ std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, 
   }
   for (bool complete = place.id >= last; !complete;) {
     build.asked_at_ns = boot_time_ns();
-    const Page page = link.ask_patiently(
-        patience, [&](Log& log) { return read_page(log, first_to_read(place.id), last); });
+    const Page page =
+        link.ask_patiently(patience, [&](Log& log) { return read_page(log, first_to_read(place.id), last); });
     std::string why;
     if (fit_of(page, place, why) != Fit::fits) {
       const bool moved = page.extent().uuid != extent.uuid || page.extent().base != extent.base;
-      if (!moved && place.id == extent.base) throw damaged_base(extent.base, "its chain is not the one it was made with: " + why);
+      if (!moved && place.id == extent.base)
+        throw damaged_base(extent.base, "its chain is not the one it was made with: " + why);
       return std::nullopt;
     }
     const UpdateId before = place.id;
@@ -120,6 +124,7 @@ std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, 
     if (place.id > before) patience.renew();
     build.head = page.extent().head;
     complete = page.complete() || place.id >= last;
+    if (complete) check_promise(link.log, place.id, std::min(extent.head, last));
   }
   return build;
 }
@@ -140,7 +145,7 @@ std::optional<Build> build_up_to(Link& link, UpdateId last, Patience& patience) 
   }
 }
 
-std::uint64_t Counters::* counter_of(RebuildReason reason) {
+std::uint64_t Counters::*counter_of(RebuildReason reason) {
   switch (reason) {
     case RebuildReason::damaged: return &Counters::rebuilds_damaged;
     case RebuildReason::behind_base: return &Counters::rebuilds_behind_base;
@@ -183,9 +188,10 @@ void rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
   link.saw_log(info.log_uuid);
   link.state.set_asked(build->asked_at_ns, build->head);
   if (rebuilding.reason == RebuildReason::first) return;
-  if (std::uint64_t Counters::* const counter = counter_of(rebuilding.reason)) link.tally.add(counter);
-  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + words_for(rebuilding.reason) + ": " + rebuilding.why +
-                                        " path=" + link.state.path() + " now_applied_id=" + std::to_string(info.applied_id));
+  if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason)) link.tally.add(counter);
+  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + words_for(rebuilding.reason) + ": " +
+                                        rebuilding.why + " path=" + link.state.path() +
+                                        " now_applied_id=" + std::to_string(info.applied_id));
 }
 
 std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience) {
@@ -196,8 +202,9 @@ std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& p
 void note_recovery(Link& link, const StateWriter& writer) {
   if (!writer.recovered()) return;
   link.tally.add(&Counters::recoveries);
-  link.report(Event::Kind::recovered, "a writer died in the midst of an update, which was taken back: path=" + link.state.path() +
-                                          " applied_id=" + std::to_string(writer.info().applied_id));
+  link.report(Event::Kind::recovered,
+              "a writer died in the midst of an update, which was taken back: path=" + link.state.path() +
+                  " applied_id=" + std::to_string(writer.info().applied_id));
 }
 
 }  // namespace whycache

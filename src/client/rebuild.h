@@ -1,8 +1,8 @@
 // Rebuilding: a new state is made from the log's base and the updates after it, beside the present one, which goes
 // on serving reads, and is then put in its place. It is always right to do so: the state is a cache of the log.
 //
-// The base comes in parts, whose items are loaded; what was loaded must have the count and the digest that the last part
-// names. A base that is replaced midway, or a log that no longer continues what was built, means to begin again.
+// The base comes in parts, whose items are loaded; what was loaded must have the count and the digest that the last
+// part names. A base that is replaced midway, or a log that no longer continues what was built, means to begin again.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ Rebuilding why_no_state(Link& link);
 // the old state, if there is one, stays then.
 void rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience);
 
-// A state as of update `last`, or of the head if the log ends before, which is never put in place: the stuff for a base.
-// nullptr: the base is beyond `last`.
+// A state as of update `last`, or of the head if the log ends before, which is never put in place: the stuff for a
+// base. nullptr: the base is beyond `last`.
 std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience);
 
 // Counts and reports that the writer before us died midway, if it did.

@@ -30,7 +30,8 @@ BaseInfo base_info(const detail::Pin& pin) {
 // Turns the entries that a pin holds into the parts of a base, one after the other.
 class Parts {
  public:
-  Parts(const SharedPin& pin, const BaseInfo& info) : info_(info), encoder_(info.base), item_(View(pin).items().begin()) {}
+  Parts(const SharedPin& pin, const BaseInfo& info)
+      : info_(info), encoder_(info.base), item_(View(pin).items().begin()) {}
 
   std::optional<std::string_view> next() {
     if (ended_) return std::nullopt;
@@ -41,9 +42,10 @@ class Parts {
       ++item_count_;
     }
     if (item_count_ != info_.item_count || digest_ != info_.digest) {
-      throw Error(ErrorKind::corrupt, "state is damaged, history is not rewritten from it: items=" + std::to_string(item_count_) +
-                                          " expected=" + std::to_string(info_.item_count) + " digest=" + to_string(digest_) +
-                                          " expected=" + to_string(info_.digest) + " (delete the state: it is then built anew)");
+      throw Error(ErrorKind::corrupt,
+                  "state is damaged, history is not rewritten from it: items=" + std::to_string(item_count_) +
+                      " expected=" + std::to_string(info_.item_count) + " digest=" + to_string(digest_) +
+                      " expected=" + to_string(info_.digest) + " (delete the state: it is then built anew)");
     }
     ended_ = true;
     return encoder_.finish(info_);
@@ -137,8 +139,8 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
   Patience patience(link.options.deadline);
   const UpdateId head = follow(link, patience);
   if (options.limit > head) {
-    throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" + std::to_string(options.limit) +
-                                        " head=" + std::to_string(head));
+    throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
+                                        std::to_string(options.limit) + " head=" + std::to_string(head));
   }
   if (options.keep) erase_refused(link, commit, options.keep, patience);
   patience.renew();
@@ -157,7 +159,10 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
 UpdateId delete_all_history(Link& link, Commit& commit) {
   Patience patience(link.options.deadline);
   const std::optional<Place> place = commit.write_prepared(
-      [&](const SharedPin&) { return std::optional(Draft(link.authorship("delete_all_history"), /*erases_all=*/true)); }, patience);
+      [&](const SharedPin&) {
+        return std::optional(Draft(link.authorship("delete_all_history"), /*erases_all=*/true));
+      },
+      patience);
   const BaseInfo nothing{.base = place->id, .chain = place->chain, .item_count = 0, .digest = {}};
   patience.renew();
   return write_base(link, nothing, patience, [&] { return NoParts(nothing); });

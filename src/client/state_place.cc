@@ -62,10 +62,12 @@ std::string home_folder() {
     std::array<char, 4096> buffer;
     passwd entry;
     passwd* found = nullptr;
-    if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr) home = found->pw_dir;
+    if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr)
+      home = found->pw_dir;
   }
   if (home.empty() || home.front() != '/') {
-    throw Error(ErrorKind::invalid, "no home folder to keep the state in (set state_path, or the environment variable WHYCACHE_STATE)");
+    throw Error(ErrorKind::invalid,
+                "no home folder to keep the state in (set state_path, or the environment variable WHYCACHE_STATE)");
   }
   return home;
 }
@@ -88,9 +90,16 @@ std::string default_folder() {
   // systemd gives a service several folders, if it asks for them, separated by colons.
   if (const std::string given = environment("STATE_DIRECTORY"); !given.empty()) return given.substr(0, given.find(':'));
   if (::geteuid() == 0) return "/var/lib/whycache";
-  const std::string given = environment("XDG_STATE_HOME");
   // A relative one is to be ignored, says the XDG base directory specification.
-  return (!given.empty() && given.front() == '/' ? given : home_folder() + "/.local/state") + "/whycache";
+  std::string folder = environment("XDG_STATE_HOME");
+  if (folder.empty() || folder.front() != '/') folder = home_folder() + "/.local/state";
+  const std::string normal = std::filesystem::path(folder).lexically_normal().native();
+  if (is_below(normal, "/tmp") || is_below(normal, "/var/tmp")) {
+    throw Error(ErrorKind::invalid,
+                "the state's default folder would be one that is shared with everybody and cleaned up: path=" + normal +
+                    " (set state_path, or the environment variable WHYCACHE_STATE)");
+  }
+  return folder + "/whycache";
 }
 
 StatePlace place_for_one_cache(const std::string& name) {
@@ -115,11 +124,6 @@ StatePlace find_state_place(const Options& options, const std::string& log_name)
   if (const std::string given = environment("WHYCACHE_STATE"); !given.empty()) return {path_in(given, name), {}};
 
   const std::string folder = default_folder();
-  for (const char* const shared : {"/tmp", "/var/tmp"}) {
-    if (!is_below(std::filesystem::path(folder).lexically_normal().native(), shared)) continue;
-    throw Error(ErrorKind::invalid, "the default place of the state lies in a folder that is cleaned up, and shared with everybody: path=" +
-                                        folder + " (set state_path, or the environment variable WHYCACHE_STATE)");
-  }
   make_private_folder(folder);
   return {folder + "/" + name + ".state", {}};
 }

@@ -13,8 +13,8 @@ struct StatePlace {
   std::string own_folder;
 };
 
-// Follows Options::state_path, Options::name and the environment as cache.h tells. Makes the default folders, mode 0700. Throws
-// Error invalid: a name or folder that cannot be.
+// Follows Options::state_path, Options::name and the environment as cache.h tells. Makes the default folders, mode
+// 0700. Throws Error invalid: a name or folder that cannot be.
 StatePlace find_state_place(const Options& options, const std::string& log_name);
 
 // Removes what was made for one cache alone; what cannot be removed stays.

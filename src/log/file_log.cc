@@ -27,7 +27,8 @@
 namespace whycache {
 namespace {
 
-constexpr char restore_it[] = " (restore it from a backup of the log, or delete the log's folder to begin an empty one)";
+constexpr char restore_it[] =
+    " (restore it from a backup of the log, or delete the log's folder to begin an empty one)";
 
 Error corrupt_file(const std::string& what, const std::string& path, const std::string& values = "") {
   return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_it);
@@ -58,15 +59,16 @@ std::string with_header(FileKind kind, std::uint64_t number, std::string_view pa
   return bytes;
 }
 
-void read_all(int descriptor, char* to, std::size_t size, const std::string& path) {
-  while (size > 0) {
-    const ssize_t got = ::read(descriptor, to, size);
+std::string read_all(int descriptor, std::uint64_t size, const std::string& path) {
+  std::string bytes(static_cast<std::size_t>(size), '\0');
+  for (std::size_t done = 0; done < bytes.size();) {
+    const ssize_t got = ::read(descriptor, bytes.data() + done, bytes.size() - done);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw system_error("cannot read file", path, errno);
     if (got == 0) throw corrupt_file("file of the log is cut short", path);
-    to += got;
-    size -= static_cast<std::size_t>(got);
+    done += static_cast<std::size_t>(got);
   }
+  return bytes;
 }
 
 // The payload of a file of ours; nullopt if there is no file. Believes nothing it reads.
@@ -78,13 +80,17 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind, 
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot read file", path, errno);
   if (!S_ISREG(status.st_mode)) throw corrupt_file("not a regular file in the place of a file of the log", path);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
-  if (file_bytes < header_bytes) throw corrupt_file("file of the log is cut short", path, " bytes=" + std::to_string(file_bytes));
+  if (file_bytes < header_bytes || file_bytes > header_bytes + payload_bytes_max) {
+    throw corrupt_file("file of the log is too short or too long to be one", path,
+                       " bytes=" + std::to_string(file_bytes));
+  }
 
-  std::array<char, header_bytes> header;
-  read_all(file.number(), header.data(), header.size(), path);
-  if (std::string_view(header.data(), magic.size()) != magic) throw corrupt_file("not a file of a whycache log", path);
+  std::string bytes = read_all(file.number(), file_bytes, path);
+  const std::string_view header = std::string_view(bytes).substr(0, header_bytes);
+  if (header.substr(0, magic.size()) != magic) throw corrupt_file("not a file of a whycache log", path);
   if (header[8] != format_version) {
-    throw corrupt_file("file of the log has a format this version does not know", path, " format=" + std::to_string(header[8]));
+    throw corrupt_file("file of the log has a format this version does not know", path,
+                       " format=" + std::to_string(header[8]));
   }
   const auto found_number = load_little_endian<std::uint64_t>(&header[16]);
   if (header[9] != static_cast<char>(kind) || found_number != number) {
@@ -92,17 +98,17 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind, 
                        " expected=" + std::to_string(number) + " found=" + std::to_string(found_number));
   }
   const auto payload_bytes = load_little_endian<std::uint64_t>(&header[24]);
-  if (payload_bytes != file_bytes - header_bytes || payload_bytes > payload_bytes_max) {
+  if (payload_bytes != file_bytes - header_bytes) {
     throw corrupt_file("file of the log has the wrong size", path,
                        " bytes=" + std::to_string(file_bytes) + " payload_bytes=" + std::to_string(payload_bytes));
   }
-  std::string payload(static_cast<std::size_t>(payload_bytes), '\0');
-  read_all(file.number(), payload.data(), payload.size(), path);
-  const std::uint64_t hash = hash64(payload, hash64({header.data(), checked_header_bytes}));
-  if (hash != load_little_endian<std::uint64_t>(&header[checked_header_bytes])) {
+  const std::uint64_t seed = hash64(header.substr(0, checked_header_bytes));
+  if (hash64(std::string_view(bytes).substr(header_bytes), seed) !=
+      load_little_endian<std::uint64_t>(&header[checked_header_bytes])) {
     throw corrupt_file("file of the log is damaged", path);
   }
-  return payload;
+  bytes.erase(0, header_bytes);
+  return bytes;
 }
 
 // --- Names. ---
@@ -134,14 +140,16 @@ std::optional<UpdateId> id_of_name(std::string_view name) {
 void make_folder_if_absent(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
   if (errno == ENOENT) {
-    throw Error(ErrorKind::invalid, "folder for the log cannot be made, for the one it lies in does not exist: path=" + path, ENOENT);
+    throw Error(ErrorKind::invalid,
+                "folder for the log cannot be made, for the one it lies in does not exist: path=" + path, ENOENT);
   }
   throw system_error("cannot make folder for the log", path, errno);
 }
 
-// Calls `visit` with each name in a folder, and the descriptor of the folder.
+// Calls `visit` with each name in a folder, and the descriptor of the folder. One that others have deleted is empty.
 void visit_folder(const std::string& path, const std::function<void(int folder, std::string_view name)>& visit) {
-  FileDescriptor descriptor = open_file(path, O_RDONLY | O_DIRECTORY);
+  FileDescriptor descriptor = open_file_if_there(path, O_RDONLY | O_DIRECTORY);
+  if (!descriptor) return;
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(::fdopendir(descriptor.number()), ::closedir);
   if (!folder) throw system_error("cannot list folder", path, errno);
   descriptor.release();
@@ -288,7 +296,8 @@ class FileLog::Lock final : ForkListener {
     const int file = file_.number();
     const bool locked =
         holder == Holder::appender
-            ? wait_until([&] { return !is_byte_locked(file, gate_byte) && try_share_byte(file, switch_byte, path_); }, deadline)
+            ? wait_until([&] { return !is_byte_locked(file, gate_byte) && try_share_byte(file, switch_byte, path_); },
+                         deadline)
             : wait_until([&] { return try_lock_byte(file, gate_byte); }, deadline) &&
                   wait_until([&] { return try_lock_byte(file, switch_byte); }, deadline);
     if (locked) return;
@@ -329,6 +338,7 @@ void FileLog::create() {
   }
   Temporary file(*this);
   file.write_durably(Meta{.uuid = random_uuid()}.encoded());
+  sync_folder(root_);  // where there is a meta, there is everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
     throw system_error("cannot link file (a file log needs a file system with hard links)", root_ + "/meta", errno);
   }
@@ -371,7 +381,8 @@ std::optional<FileLog::Meta> FileLog::read_meta_if_there() const {
   } catch (const Error& error) {
     throw corrupt_file(error.what(), path);
   }
-  if (meta.base > update_id_max) throw corrupt_file("meta has an impossible base", path, " base=" + std::to_string(meta.base));
+  if (meta.base > update_id_max)
+    throw corrupt_file("meta has an impossible base", path, " base=" + std::to_string(meta.base));
   return meta;
 }
 
@@ -526,7 +537,8 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   try {
     delete_what_is_behind();
   } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain, std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+    throw Error(ErrorKind::uncertain,
+                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
                 error.system_error());
   }
   return switched;

@@ -12,13 +12,13 @@
 // - A file is written under a name in tmp/ and synced; only then it gets its final name, by link(2), which fails if the
 //   name is taken: insert-if-absent. So no partial file is ever seen under a final name. append() returns when
 //   the folder is synced too.
-// - append() looks at the base and links while it holds byte 0 together with other appenders; the switch to another base
-//   holds it alone. So an update is never linked at or below the base, and `below_base` means that it is surely
-//   not in the log. (Looking at the base again after the link cannot say that: a rewriter may have read the
-//   update just linked. See docs/decisions/file_log_lock.md.)
+// - append() looks at the base and links while it holds byte 0 together with other appenders; the switch to another
+//   base holds it alone. So an update is never linked at or below the base, and `below_base` means that it is surely
+//   not in the log. (Looking at the base again after the link cannot say that: a rewriter may have read the update
+//   just linked. See docs/decisions/file_log_lock.md.)
 // - Updates are deleted after the switch is on the disk. Whoever reads looks at the meta again after the rows.
-// - The kernel drops the locks of the dead. What they left in tmp/, and base folders nobody switched to, are known by their
-//   lock being free; the next rewrite deletes them, and the first append of each FileLog what is in tmp/.
+// - The kernel drops the locks of the dead. What they left in tmp/, and base folders nobody switched to, are known by
+//   their lock being free; the next rewrite deletes them, and the first append of each FileLog what is in tmp/.
 //
 // For local file systems. The head is found by probing names from the one last seen, doubling the step; the id
 // space is never walked, the folder never listed, except to delete.

@@ -32,7 +32,8 @@ inline Error base_was_replaced(const std::string& log) {
 
 // The store answers, but the log that was opened is not in it any more.
 inline Error log_is_gone(const std::string& log) {
-  return Error(ErrorKind::unavailable, "log is gone, somebody deleted it (opening it again makes a new, empty one): log=" + log);
+  return Error(ErrorKind::unavailable,
+               "log is gone, somebody deleted it (opening it again makes a new, empty one): log=" + log);
 }
 
 inline Error update_is_missing(const std::string& log, UpdateId id, UpdateId head) {

@@ -30,7 +30,8 @@ class MemoryLog::Store final : ForkListener {
     static std::unique_lock<std::mutex> locked(Store& store) {
       // In the child the mutex may be locked by a thread that is not there.
       if (store.is_copy_) {
-        throw Error(ErrorKind::invalid, "a memory log lives in the process that made it, and this is a child of that process");
+        throw Error(ErrorKind::invalid,
+                    "a memory log lives in the process that made it, and this is a child of that process");
       }
       return std::unique_lock(store.mutex_);
     }
@@ -58,7 +59,8 @@ class MemoryLog::Store final : ForkListener {
 };
 
 MemoryLog::MemoryLog() : MemoryLog("memory:", std::make_shared<Store>()) {}
-MemoryLog::MemoryLog(std::string name, std::shared_ptr<Store> store) : name_(std::move(name)), store_(std::move(store)) {}
+MemoryLog::MemoryLog(std::string name, std::shared_ptr<Store> store)
+    : name_(std::move(name)), store_(std::move(store)) {}
 MemoryLog::~MemoryLog() = default;
 
 std::unique_ptr<MemoryLog> MemoryLog::shared(const std::string& name) {

@@ -17,11 +17,11 @@
 namespace whycache {
 namespace {
 
-// With the instance, even if it goes without saying.
+// What tells this log from others: with the instance, even if it goes without saying, and without the options that say
+// how to talk to it.
 std::string name_of(const Url& url, const std::string& instance) {
-  std::string name = url.redacted();
-  if (name.find("instance=") == std::string::npos) name += (name.find('?') == std::string::npos ? "?instance=" : "&instance=") + instance;
-  return name;
+  const std::string text = url.redacted();
+  return text.substr(0, text.find('?')) + "?instance=" + instance;
 }
 
 std::chrono::milliseconds take_deadline(Url& url) {
@@ -68,8 +68,9 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url) {
   url.refuse_unknown_options();
   return std::make_unique<SqliteLog>(std::move(options));
 #else
-  throw Error(ErrorKind::invalid, "whycache was built without the sqlite log (install SQLite's development files, "
-                                  "in Debian libsqlite3-dev, and build it again)");
+  throw Error(ErrorKind::invalid,
+              "whycache was built without the sqlite log (install SQLite's development files, "
+              "in Debian libsqlite3-dev, and build it again)");
 #endif
 }
 
@@ -94,7 +95,8 @@ std::unique_ptr<Log> open_log(std::string_view text) {
     if (scheme.name == url.scheme()) return scheme.open(url);
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
-  throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() + " (known: " + examples + ")");
+  throw Error(ErrorKind::invalid,
+              "log url has an unknown scheme: scheme=" + url.scheme() + " (known: " + examples + ")");
 }
 
 }  // namespace whycache

@@ -1,13 +1,11 @@
 #include "log/sqlite_log.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <sqlite3.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <map>
@@ -19,6 +17,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/fork_watch.h"
 #include "base/random.h"
 #include "log/log_checks.h"
 
@@ -77,19 +76,19 @@ constexpr char switch_sql[] = R"(
     AND (SELECT count(*) FROM {parts} WHERE base = ?1 AND token = ?3) = ?4)";
 constexpr char delete_updates_sql[] = R"(
   DELETE FROM {updates} WHERE id IN (
-    SELECT id FROM {updates} WHERE id <= (SELECT base FROM whycache_logs WHERE {log}) ORDER BY id LIMIT 64))";
+    SELECT id FROM {updates} WHERE id <= (SELECT base FROM whycache_logs WHERE {log}) ORDER BY id LIMIT ?1))";
 // A base that is greater than the present one may still become it.
 constexpr char delete_parts_sql[] = R"(
   DELETE FROM {parts} WHERE rowid IN (
     SELECT p.rowid FROM {parts} AS p, (SELECT base, token FROM whycache_logs WHERE {log}) AS l
-    WHERE p.base <= l.base AND p.token <> l.token LIMIT 4))";
+    WHERE p.base <= l.base AND p.token <> l.token LIMIT ?1))";
 // Holds even after a switch of which nobody knows whether it happened.
 constexpr char delete_own_parts_sql[] = R"(
   DELETE FROM {parts} WHERE base = ?1 AND token = ?2 AND token <> (SELECT token FROM whycache_logs WHERE {log}))";
 
 // --- fork() and SQLite. ---
 
-struct Gate {
+struct Room {
   std::mutex mutex;
   std::condition_variable changed;
   std::size_t inside = 0;
@@ -97,50 +96,52 @@ struct Gate {
 };
 
 // Lets threads into SQLite, and fork() only when none is there.
-class ForkGate {
+class ForkGate final : ForkListener {
  public:
-  static std::uint64_t forks() noexcept { return forks_.load(std::memory_order_relaxed); }
-
-  static void watch() {
-    [[maybe_unused]] static const int watching = ::pthread_atfork(prepare, resume_parent, resume_child);
+  static ForkGate& instance() {
+    static auto* const gate = new ForkGate;  // never destroyed: threads may be inside while the process exits
+    return *gate;
   }
 
   // While it lives, its thread is inside.
   class Inside {
    public:
-    Inside() {
-      std::unique_lock lock(gate_->mutex);
-      gate_->changed.wait(lock, [] { return gate_->forking == 0; });
-      ++gate_->inside;
+    Inside() : room_(*instance().room_) {
+      std::unique_lock lock(room_.mutex);
+      room_.changed.wait(lock, [&] { return room_.forking == 0; });
+      ++room_.inside;
     }
     Inside(const Inside&) = delete;
     Inside& operator=(const Inside&) = delete;
     ~Inside() {
-      const std::lock_guard lock(gate_->mutex);
-      --gate_->inside;
-      gate_->changed.notify_all();
+      const std::lock_guard lock(room_.mutex);
+      --room_.inside;
+      room_.changed.notify_all();
     }
+
+   private:
+    Room& room_;
   };
 
  private:
-  static void prepare() {
-    std::unique_lock lock(gate_->mutex);
-    ++gate_->forking;
-    gate_->changed.wait(lock, [] { return gate_->inside == 0; });
+  ForkGate() { register_fork_listener(this); }
+
+  void before_fork() noexcept override {
+    std::unique_lock lock(room_->mutex);
+    ++room_->forking;
+    room_->changed.wait(lock, [&] { return room_->inside == 0; });
     lock.release();  // stays locked until after the fork
   }
-  static void resume_parent() {
-    --gate_->forking;
-    gate_->mutex.unlock();
-    gate_->changed.notify_all();
+  void after_fork_in_parent() noexcept override {
+    --room_->forking;
+    room_->mutex.unlock();
+    room_->changed.notify_all();
   }
-  static void resume_child() {
-    gate_ = new Gate;  // the old one has waiters that do not exist here
-    forks_.fetch_add(1, std::memory_order_relaxed);
-  }
+  void after_fork_in_child() noexcept override {
+    room_ = new Room;
+  }  // in the old one wait threads that do not exist here
 
-  static inline Gate* gate_ = new Gate;  // never destroyed: threads may be inside while the process exits
-  static inline std::atomic<std::uint64_t> forks_{0};
+  Room* room_ = new Room;
 };
 
 void make_file_if_absent(const std::string& path) {
@@ -201,7 +202,9 @@ class SqliteLog::Statement {
   }
 
  private:
-  static std::string_view as_bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
+  static std::string_view as_bytes(const Uuid& uuid) {
+    return {reinterpret_cast<const char*>(uuid.data()), uuid.size()};
+  }
   void check(int code);
 
   Connection& connection_;
@@ -215,12 +218,14 @@ class SqliteLog::Connection {
       : options_(options), deadline_(options.deadline), version_(options.sqlite_version) {
     if (version_ == 0) version_ = sqlite3_libversion_number();
     if (sqlite3_libversion_number() < oldest_sqlite || sqlite3_threadsafe() == 0) {
-      throw Error(ErrorKind::invalid, std::string("this SQLite cannot hold a log (3.37 or newer, built thread-safe, is needed): version=") +
-                                          sqlite3_libversion());
+      throw Error(ErrorKind::invalid,
+                  std::string("this SQLite cannot hold a log (3.37 or newer, built thread-safe, is needed): version=") +
+                      sqlite3_libversion());
     }
     // Never a special name such as ":memory:".
     const std::string path = options.path[0] == '/' ? options.path : "./" + options.path;
-    const int code = sqlite3_open_v2(path.c_str(), &database_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
+    const int code = sqlite3_open_v2(path.c_str(), &database_,
+                                     SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
     try {
       if (code != SQLITE_OK) throw error("cannot open database", code);
       sqlite3_busy_handler(database_, wait_a_little, this);
@@ -230,16 +235,13 @@ class SqliteLog::Connection {
       run("PRAGMA synchronous = FULL");
       run("PRAGMA journal_size_limit = 8388608");
     } catch (...) {
-      sqlite3_close(database_);
+      close();
       throw;
     }
   }
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
-  ~Connection() {
-    for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
-    sqlite3_close(database_);
-  }
+  ~Connection() { close(); }
 
   // Begins a call: how long it may wait counts from here.
   void begin() {
@@ -259,7 +261,8 @@ class SqliteLog::Connection {
     sqlite3_stmt*& statement = statements_[sql];
     if (statement == nullptr) {
       const std::string text = with_names(sql);
-      const int code = sqlite3_prepare_v3(database_, text.c_str(), static_cast<int>(text.size()), SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
+      const int code = sqlite3_prepare_v3(database_, text.c_str(), static_cast<int>(text.size()),
+                                          SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
       if (code != SQLITE_OK) throw error("cannot prepare statement", code);
     }
     return Statement(*this, statement);
@@ -272,12 +275,13 @@ class SqliteLog::Connection {
   void rollback() noexcept { sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr); }
   int changes() const { return sqlite3_changes(database_); }
 
-  // What to throw for one of SQLite's codes. `uncertain_if_io` is for statements that commit: a failing disk leaves open
-  // whether they did.
+  // What to throw for one of SQLite's codes. `uncertain_if_io` is for statements that commit: a failing disk leaves
+  // open whether they did.
   Error error(const char* what, int code, bool uncertain_if_io = false) const {
     const int system = sqlite3_system_errno(database_);
     const std::string reason = sqlite3_errmsg(database_);
-    std::string message = std::string(what) + ": log=" + options_.name + " reason=\"" + reason + "\" code=" + std::to_string(code);
+    std::string message =
+        std::string(what) + ": log=" + options_.name + " reason=\"" + reason + "\" code=" + std::to_string(code);
     switch (code & 0xff) {
       case SQLITE_BUSY:
       case SQLITE_LOCKED:
@@ -285,8 +289,7 @@ class SqliteLog::Connection {
         return Error(ErrorKind::unavailable, message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
       case SQLITE_FULL:
       case SQLITE_NOMEM:
-      case SQLITE_TOOBIG:
-        return Error(ErrorKind::limit, message, (code & 0xff) == SQLITE_FULL ? ENOSPC : 0);
+      case SQLITE_TOOBIG: return Error(ErrorKind::limit, message, (code & 0xff) == SQLITE_FULL ? ENOSPC : 0);
       case SQLITE_READONLY:
       case SQLITE_PERM:
       case SQLITE_AUTH:
@@ -295,9 +298,9 @@ class SqliteLog::Connection {
         if (system != 0) return system_error("cannot open database or its journal", options_.path, system);
         return Error(ErrorKind::invalid, message);
       case SQLITE_NOTADB:
-        return Error(ErrorKind::corrupt, "file is not an SQLite database: path=" + options_.path + " (choose another file, or move it away)");
-      case SQLITE_CORRUPT:
-        return Error(ErrorKind::corrupt, message + restore_it);
+        return Error(ErrorKind::corrupt, "file is not an SQLite database: path=" + options_.path +
+                                             " (choose another file, or move it away)");
+      case SQLITE_CORRUPT: return Error(ErrorKind::corrupt, message + restore_it);
       case SQLITE_ERROR:
       case SQLITE_CONSTRAINT:
       case SQLITE_MISMATCH:
@@ -305,14 +308,18 @@ class SqliteLog::Connection {
       case SQLITE_IOERR:
         if (uncertain_if_io) return Error(ErrorKind::uncertain, message, system);
         return Error(ErrorKind::unavailable, message, system);
-      default:
-        return Error(ErrorKind::unavailable, message, system);
+      default: return Error(ErrorKind::unavailable, message, system);
     }
   }
 
  private:
   static constexpr std::chrono::microseconds shortest_pause{50};
   static constexpr std::chrono::microseconds longest_pause{2000};
+
+  void close() noexcept {
+    for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
+    sqlite3_close(database_);
+  }
 
   static int wait_a_little(void* self, int) {
     auto& connection = *static_cast<Connection*>(self);
@@ -360,8 +367,9 @@ class SqliteLog::Connection {
       if (others_use_it && wait_a_little(this, 0) != 0) continue;
       if (!in_wal) throw error("cannot set journal mode", others_use_it ? SQLITE_BUSY : code);
       throw Error(others_use_it ? ErrorKind::unavailable : ErrorKind::invalid,
-                  "database is in WAL mode, in which this SQLite can corrupt it, and cannot be switched back: log=" + options_.name +
-                      " sqlite=" + sqlite3_libversion() + " reason=\"" + sqlite3_errstr(others_use_it ? SQLITE_BUSY : code) +
+                  "database is in WAL mode, in which this SQLite can corrupt it, and cannot be switched back: log=" +
+                      options_.name + " sqlite=" + sqlite3_libversion() + " reason=\"" +
+                      sqlite3_errstr(others_use_it ? SQLITE_BUSY : code) +
                       "\" (close it in all other programs, or use SQLite 3.51.3 or newer in all of them)");
     }
   }
@@ -460,14 +468,13 @@ class Transaction {
 SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), Absent::make) {}
 
 SqliteLog::SqliteLog(SqliteLogOptions options, Absent absent) : options_(std::move(options)) {
-  ForkGate::watch();
-  born_in_ = ForkGate::forks();
   const ForkGate::Inside inside;
+  born_in_ = fork_count();
   connection_ = connect(absent);
 }
 
 SqliteLog::~SqliteLog() {
-  if (ForkGate::forks() != born_in_) {
+  if (fork_count() != born_in_) {
     static_cast<void>(connection_.release());  // the parent's: leaked on purpose
     return;
   }
@@ -485,7 +492,8 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(Absent absent) const {
     if (errno == ENOENT && absent == Absent::refuse) throw log_is_gone(name());
     throw system_error("cannot use database", options_.path, errno);
   }
-  if (!S_ISREG(status.st_mode)) throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path);
+  if (!S_ISREG(status.st_mode))
+    throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path);
 
   auto connection = std::make_unique<Connection>(options_);
   if (absent == Absent::make) make_tables(*connection);
@@ -499,8 +507,8 @@ void SqliteLog::make_tables(Connection& connection) const {
     Statement row = connection.prepare(row_sql);
     if (!row.step("cannot read whycache_logs")) return false;
     if (row.bytes(0) == options_.instance) return true;
-    throw Error(ErrorKind::invalid, "instance differs only in capital letters from one that is there: instance=" + options_.instance +
-                                        " there=" + std::string(row.bytes(0)));
+    throw Error(ErrorKind::invalid, "instance differs only in capital letters from one that is there: instance=" +
+                                        options_.instance + " there=" + std::string(row.bytes(0)));
   };
   if (is_made()) return;
   Transaction transaction(connection, "BEGIN IMMEDIATE");
@@ -517,7 +525,7 @@ void SqliteLog::make_tables(Connection& connection) const {
 
 template <typename Work>
 auto SqliteLog::with_connection(const Work& work) {
-  if (ForkGate::forks() != born_in_) {
+  if (fork_count() != born_in_) {
     throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
@@ -554,7 +562,8 @@ SqliteLog::Row SqliteLog::read_row(Connection& connection) const {
   const std::int64_t base = found.number(3);
   const std::optional<Uuid> token = found.uuid(5);
   if (format != format_version || !uuid || base < 0 || !token) {
-    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() + " format=" + std::to_string(format) +
+    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() +
+                                        " format=" + std::to_string(format) +
                                         " format_known=" + std::to_string(format_version));
   }
   return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token, found.number(6)};
@@ -630,8 +639,8 @@ void SqliteLog::read_base(const VisitPart& visit) {
       read.bind(1, row.base).bind(2, row.token).bind(3, number);
       if (read.step("cannot read part of the base")) return std::string(read.bytes(0));
       if (read_row(connection).token != row.token) throw base_was_replaced(name());
-      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() + " base=" + std::to_string(row.base) +
-                                          " number=" + std::to_string(number) + restore_it);
+      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() + " base=" +
+                                          std::to_string(row.base) + " number=" + std::to_string(number) + restore_it);
     });
     if (!visit(part)) return;
   }
@@ -663,7 +672,8 @@ bool SqliteLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart&
   try {
     delete_what_is_behind();
   } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain, std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+    throw Error(ErrorKind::uncertain,
+                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
                 error.system_error());
   }
   return switched;
@@ -689,7 +699,11 @@ bool SqliteLog::switch_to(const Row& next) {
   return with_connection([&](Connection& connection) {
     {
       Statement update = connection.prepare(switch_sql);
-      update.bind(1, next.base).bind(2, static_cast<std::int64_t>(next.base_chain)).bind(3, next.token).bind(4, next.part_count).bind(5, next.uuid);
+      update.bind(1, next.base)
+          .bind(2, static_cast<std::int64_t>(next.base_chain))
+          .bind(3, next.token)
+          .bind(4, next.part_count)
+          .bind(5, next.uuid);
       const int code = update.try_step();
       if (code != SQLITE_DONE) throw connection.error("cannot switch to another base", code, true);
       if (connection.changes() == 1) return true;
@@ -697,23 +711,33 @@ bool SqliteLog::switch_to(const Row& next) {
     const Row present = read_row(connection);
     if (present.uuid != next.uuid) throw log_is_gone(name());
     if (present.base >= next.base) return false;
-    throw Error(ErrorKind::unavailable, "parts of the new base disappeared while it was written (begin again): log=" + name());
+    throw Error(ErrorKind::unavailable,
+                "parts of the new base disappeared while it was written (begin again): log=" + name());
   });
 }
 
 void SqliteLog::delete_what_is_behind() {
-  delete_in_batches(delete_updates_sql);
-  delete_in_batches(delete_parts_sql);
+  delete_in_batches(delete_updates_sql, 64);
+  delete_in_batches(delete_parts_sql, 4);
 }
 
-void SqliteLog::delete_in_batches(const char* sql) {
+void SqliteLog::delete_in_batches(const char* sql, std::int64_t rows) {
   const auto delete_some = [&] {
     return with_connection([&](Connection& connection) {
-      connection.run(sql);
+      connection.prepare(sql).bind(1, rows).step("cannot delete rows");
       return connection.changes() > 0;
     });
   };
-  while (delete_some()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+  for (;;) {
+    try {
+      if (!delete_some()) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+    } catch (const Error& error) {
+      // This is how a full disk gets room again, but the journal needs some first: for one row less than for many.
+      if (error.kind() != ErrorKind::limit || rows == 1) throw;
+      rows = 1;
+    }
+  }
 }
 
 }  // namespace whycache

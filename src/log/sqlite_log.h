@@ -9,19 +9,19 @@
 // - append() is one INSERT ... SELECT ... WHERE base < id: the primary key is the insert-if-absent, and the base cannot
 //   move within the statement.
 // - read() takes rows and extent in one transaction, a page at a time. No lock is held while `visit` runs.
-// - rewrite() inserts the parts in a transaction each, under (base, random token), so that rewriters never meet; then one
-//   UPDATE switches if all parts are there and the base grows; then rows are deleted in small batches, by
+// - rewrite() inserts the parts in a transaction each, under (base, random token), so that rewriters never meet; then
+//   one UPDATE switches if all parts are there and the base grows; then rows are deleted in small batches, by
 //   conditions that hold whoever deletes.
 //
-// Journal: SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode when two processes write and checkpoint at once (the
-// "WAL-reset bug"), which is what we do all day. With such a library the journal is a rollback journal (PERSIST),
-// and a database somebody put in WAL mode is switched back, or refused while that cannot be done. With a
-// library that is free of the bug a new database gets WAL, an existing one keeps what it has. Always
-// synchronous=FULL: what append() acknowledged is on the disk.
+// Journal: SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode when two processes write and checkpoint at once
+// (the "WAL-reset bug"), which is what we do all day. With such a library the journal is a rollback journal (PERSIST),
+// and a database somebody put in WAL mode is switched back, or refused while that cannot be done. With a library that
+// is free of the bug a new database gets WAL, an existing one keeps what it has. Always synchronous=FULL: what append()
+// acknowledged is on the disk.
 //
-// fork(): a connection must never be touched in a child, not even closed, and SQLite's books of locks are copied into the
-// child as they stand. So fork() waits until no thread is inside SQLite through this file; in the child every
-// call throws but reopen() and the destructor, which leaks the connection on purpose.
+// fork(): a connection must never be touched in a child, not even closed, and SQLite's books of locks are copied into
+// the child as they stand. So fork() waits until no thread is inside SQLite through this file; in the child every call
+// throws but reopen() and the destructor, which leaks the connection on purpose.
 #pragma once
 
 #include <chrono>
@@ -47,7 +47,8 @@ struct SqliteLogOptions {
 
 // Whether WAL mode can corrupt a database with this version (as of sqlite3_libversion_number()).
 constexpr bool has_wal_reset_bug(int version) noexcept {
-  const bool mended_in_branch = (version >= 3'044'006 && version < 3'045'000) || (version >= 3'050'007 && version < 3'051'000);
+  const bool mended_in_branch =
+      (version >= 3'044'006 && version < 3'045'000) || (version >= 3'050'007 && version < 3'051'000);
   return version >= 3'007'000 && version < 3'051'003 && !mended_in_branch;
 }
 
@@ -88,10 +89,10 @@ class SqliteLog final : public Log {
   void delete_unused_parts(const Row& next);
   bool switch_to(const Row& next);
   void delete_what_is_behind();
-  void delete_in_batches(const char* sql);
+  void delete_in_batches(const char* sql, std::int64_t rows);
 
   SqliteLogOptions options_;
-  std::uint64_t born_in_;  // which process, counted in forks
+  std::uint64_t born_in_ = 0;  // which process: fork_count()
 
   std::mutex mutex_;  // one thread at a time uses what follows
   std::unique_ptr<Connection> connection_;

@@ -58,6 +58,8 @@ void Applier::create(std::uint64_t chain) {
 void Applier::publish() {
   Header& header = mapping_.writable_header();
   next_.checksum = next_.expected_checksum();
+  // Pairs with the acquire fence of read_published(): who sees the block written over sees that the updates since were published.
+  std::atomic_thread_fence(std::memory_order_release);
   header.published[next_.id % published_block_count] = next_;
   // Everything of the update is written; from here on it is what readers see.
   header.applied_id.store(next_.id, std::memory_order_release);

@@ -1,8 +1,6 @@
 #include "state/arena.h"
 
-#include <fcntl.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -33,17 +31,31 @@ SegmentDescriptor& Arena::descriptor(std::uint64_t segment) const {
   return *reinterpret_cast<SegmentDescriptor*>(mapping_.writable_base() + descriptor_offset(segment));
 }
 
+NodeHeader& Arena::node_header(NodeOffset offset) const {
+  if (offset % node_bytes_of(0) != 0 || offset < segment_bytes || offset >= mapping_.usable_bytes()) throw damaged_books("no node at offset", offset);
+  return *reinterpret_cast<NodeHeader*>(mapping_.writable_base() + offset);
+}
+
 UpdateId Arena::visible_from() {
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
   if (readers_ == nullptr) return applied;
-  header().reclaim_horizon.store(applied, std::memory_order_relaxed);
+  header().reclaim_horizon.store(applied, std::memory_order_release);
   // Pairs with the fence of a view between its pin and its look at the horizon: one of us sees the other.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return readers_->least_pinned(mapping_.state_id(), applied);
 }
 
+bool Arena::any_views() {
+  if (readers_ == nullptr) return false;
+  // As in visible_from(): either we see the pin, or its owner sees all we stored before.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return readers_->least_pinned(mapping_.state_id(), UINT64_MAX) != UINT64_MAX;
+}
+
 void Arena::raise_generation() {
-  header().reclaim_generation.store(header().reclaim_generation.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  // Release: who acquires the raised number sees the updates published before, and looks for nothing older. One step, since whoever
+  // supersedes the file may do so meanwhile.
+  header().reclaim_generation.fetch_add(1, std::memory_order_release);
   // Pairs with the acquire fence of a point read: who sees what is written from here on sees the raised number.
   std::atomic_thread_fence(std::memory_order_release);
 }
@@ -142,10 +154,7 @@ void Arena::grow(std::uint64_t segments_wanted) {
                                       " (raise Options::state_bytes_max, or the limits of the process on file size and address space)");
   }
   for (;;) {
-    int error;
-    do {
-      error = ::posix_fallocate(mapping_.descriptor(), static_cast<off_t>(count * segment_bytes), static_cast<off_t>(more * segment_bytes));
-    } while (error == EINTR);
+    const int error = allocate_in_file(mapping_.descriptor(), count * segment_bytes, more * segment_bytes);
     if (error == 0) break;
     if (more == segments_wanted) throw system_error("cannot grow state file", mapping_.path(), error);
     more = segments_wanted;  // there may still be room for what is needed right now
@@ -171,7 +180,7 @@ std::uint64_t Arena::allocate_segment(SegmentKind kind) {
     segment = take_free();
   }
   if (segment == 0) {
-    grow(2);  // one of them may become a table
+    grow(books().segment_count % segments_per_table == 0 ? 2 : 1);  // the first may become a table
     segment = take_free();
   }
   SegmentDescriptor& one = descriptor(segment);

@@ -37,6 +37,8 @@ class Arena final : public NodeStore {
 
   // The least id a reader may be at: raises the horizon to the applied id, so that no view starts below, and looks at the slots.
   UpdateId visible_from();
+  // Whether there is any view at all. Who pins after this was answered with no finds what is stored by now.
+  bool any_views();
   // From here on, point reads that began before start again. Before anything a reader may be looking at is written over.
   void raise_generation();
 
@@ -80,7 +82,8 @@ class Arena final : public NodeStore {
   void link_retired_node(NodeOffset offset, UpdateId stamp);
 
  private:
-  NodeHeader& node_header(NodeOffset offset) const { return *reinterpret_cast<NodeHeader*>(mapping_.writable_base() + offset); }
+  // Throws Error corrupt for an offset that cannot be a node's.
+  NodeHeader& node_header(NodeOffset offset) const;
   void unlink(std::uint32_t& head, std::uint64_t segment);
   void link(std::uint32_t& head, std::uint64_t segment);
   std::uint64_t take_free();

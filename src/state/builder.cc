@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 
+#include "base/fork_watch.h"
 #include "base/process_lock.h"
 #include "base/random.h"
 #include "state/applier.h"
@@ -48,13 +49,12 @@ FileDescriptor make_file(const std::string& path, const StateOptions& options, c
   try {
     if (!try_lock_byte(file.number(), 0)) throw Error(ErrorKind::unavailable, "new state file is locked: path=" + path);
     if (::fchmod(file.number(), options.mode) != 0) throw system_error("cannot set mode of file", path, errno);
-    int error;
-    do {
-      error = ::posix_fallocate(file.number(), 0, static_cast<off_t>(segment_bytes));
-    } while (error == EINTR);
+    const int error = allocate_in_file(file.number(), 0, segment_bytes);
     if (error != 0) throw system_error("cannot make state file", path, error);
     Mapping mapping(FileDescriptor(::fcntl(file.number(), F_DUPFD_CLOEXEC, 0)), path, segment_bytes, Mapping::Access::write);
     write_fixed_header(mapping.writable_header(), log_uuid, log_name, file.number(), path);
+    // So that after a power cut the file is at least known for what it is; the rest of it is then verified, or made anew.
+    sync_file(file.number(), path);
   } catch (...) {
     ::unlink(path.c_str());
     throw;
@@ -80,14 +80,26 @@ class FileBuilder final : public StateBuilder {
   }
 
   ~FileBuilder() override {
-    if (!installed_) ::unlink(path_.c_str());
+    if (!installed_ && fork_count_ == fork_count()) ::unlink(path_.c_str());
   }
 
   // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier one.
-  void load(std::span<const Item> items) override { applier_.load(items, 1); }
-  void loaded(UpdateId id, std::uint64_t chain) override { applier_.loaded(id, chain); }
-  void apply(const Update& update) override { applier_.apply(update); }
-  StateInfo info() const override { return state_info(mapping_); }
+  void load(std::span<const Item> items) override {
+    check_usable();
+    applier_.load(items, 1);
+  }
+  void loaded(UpdateId id, std::uint64_t chain) override {
+    check_usable();
+    applier_.loaded(id, chain);
+  }
+  void apply(const Update& update) override {
+    check_usable();
+    applier_.apply(update);
+  }
+  StateInfo info() const override {
+    check_usable();
+    return state_info(mapping_);
+  }
 
   std::shared_ptr<const detail::Pin> pin() const override {
     return std::make_shared<const detail::Pin>(
@@ -95,16 +107,23 @@ class FileBuilder final : public StateBuilder {
   }
 
   void install() override {
+    check_usable();
     put_in_place_(path_);
     installed_ = true;
   }
 
  private:
+  // The file and its mapping are the parent's.
+  void check_usable() const {
+    if (fork_count_ != fork_count()) throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
+  }
+
   StateOptions options_;
   std::string path_;
   Mapping mapping_;
   Applier applier_;
   std::function<void(const std::string&)> put_in_place_;
+  std::uint64_t fork_count_ = fork_count();
   bool installed_ = false;
 };
 

@@ -9,7 +9,7 @@ namespace whycache {
 namespace {
 
 KeyChild child_number(NodeOffset child) {
-  if (child % key_child_unit != 0 || child / key_child_unit > UINT32_MAX) throw_damaged_keys(child, "node out of place");
+  if (child % key_child_unit != 0 || child / key_child_unit > UINT32_MAX) throw_damaged_keys(child, "a child out of place");
   return static_cast<KeyChild>(child / key_child_unit);
 }
 
@@ -97,7 +97,8 @@ class Source {
 }  // namespace
 
 void throw_damaged_keys(NodeOffset node, const char* what) {
-  throw Error(ErrorKind::corrupt, "key index is damaged: " + std::string(what) + " node=" + std::to_string(node));
+  throw Error(ErrorKind::corrupt, "state file damaged: key node with " + std::string(what) + ": offset=" +
+                                      std::to_string(node) + " (delete the state file, it will be built anew from the log)");
 }
 
 void write_key_node(char* to, unsigned level, std::span<const std::string_view> keys,

@@ -107,6 +107,14 @@ struct KeyPlace {
   bool has_prefix;    // it begins with the prefix of the node
 };
 
+inline void prefetch_node(const char* node) {
+  for (std::size_t line = 0; line < node_bytes_of(0); line += 64) __builtin_prefetch(node + line);
+}
+inline void prefetch_node(const NodeReader& nodes, NodeOffset offset) {
+  std::size_t readable = 0;
+  prefetch_node(reinterpret_cast<const char*>(nodes.node(offset, readable)));
+}
+
 // A node as it lies in memory, its header checked; what else it says is checked when it is read. Everything throws
 // Error corrupt. Views into it are good until the node is changed.
 class KeyNode {
@@ -115,9 +123,9 @@ class KeyNode {
   KeyNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly) : offset_(offset) {
     std::size_t readable = 0;
     data_ = reinterpret_cast<const char*>(nodes.node(offset, readable));
-    for (std::size_t line = 0; line < node_bytes_of(0); line += 64) __builtin_prefetch(data_ + line);
+    prefetch_node(data_);
     parse(std::min(readable, key_node_bytes_max));
-    if (level() > level_max || (exactly && level() != level_max)) damaged("level");
+    if (level() > level_max || (exactly && level() != level_max)) damaged("a wrong level");
   }
   static KeyNode root(const NodeReader& nodes, NodeOffset offset) { return {nodes, offset, keys_level_max, false}; }
   static KeyNode at(const NodeReader& nodes, NodeOffset offset, unsigned level) { return {nodes, offset, level, true}; }
@@ -142,7 +150,7 @@ class KeyNode {
   Range range(std::size_t i) const {
     const std::size_t begin = i == 0 ? 0 : end_of(i - 1);
     const std::size_t end = end_of(i);
-    if (begin > end || end > suffix_bytes_max_) [[unlikely]] damaged("suffix beyond its end");
+    if (begin > end || end > suffix_bytes_max_) [[unlikely]] damaged("a suffix beyond its end");
     return {begin, end};
   }
   std::string_view suffix(std::size_t i) const {
@@ -165,7 +173,7 @@ class KeyNode {
   // What the store made of it.
   std::size_t size_class() const {
     const auto size_class = static_cast<std::uint8_t>(data_[offsetof(NodeHeader, size_class)]);
-    if (size_class >= node_size_class_count || node_bytes_of(size_class) > readable_) damaged("size class");
+    if (size_class >= node_size_class_count || node_bytes_of(size_class) > readable_) damaged("a wrong size class");
     return size_class;
   }
 
@@ -204,7 +212,7 @@ class KeyNode {
     std::memcpy(&header_, data_ + sizeof(NodeHeader), sizeof header_);
     const std::size_t suffixes_at = prefix_at() + header_.prefix_bytes;
     if (suffixes_at > readable || header_.prefix_bytes > key_bytes_max) damaged("too many keys or too long a prefix");
-    if (is_leaf() && count() == 0) damaged("leaf without keys");
+    if (is_leaf() && count() == 0) damaged("no keys in a leaf");
     suffixes_ = data_ + suffixes_at;
     suffix_bytes_max_ = readable - suffixes_at;
   }

@@ -110,19 +110,16 @@ class KeysWriter::Work {
     std::size_t count;
   };
 
-  struct Level {
-    std::vector<Edit> edits;
-    std::vector<Piece> pieces;
+  // The keys that belong under one child.
+  struct Part {
+    unsigned child;
+    std::size_t count;
   };
 
-  // The keys and children of a node to be made, or of several.
-  struct Content {
-    std::vector<std::string_view> keys;
-    std::vector<NodeOffset> children;
-    void clear() {
-      keys.clear();
-      children.clear();
-    }
+  struct Level {
+    std::vector<Part> parts;
+    std::vector<Edit> edits;
+    std::vector<Piece> pieces;
   };
 
   // Adds to `out` what takes the place of the node. False, and nothing added, if nothing changed.
@@ -162,18 +159,21 @@ class KeysWriter::Work {
 
   // Puts `new_keys_` between those of the leaf, in one new leaf or several.
   void rewrite_with(const KeyNode& leaf, std::vector<Piece>& out) {
-    content_.clear();
+    old_keys_.clear();
     gather(leaf, old_keys_);
-    std::size_t from = 0;
+    keys_.clear();
+    auto old = old_keys_.begin();
     for (const NewKey& added : new_keys_) {
-      content_.keys.insert(content_.keys.end(), old_keys_.begin() + from, old_keys_.begin() + added.index);
-      content_.keys.push_back(added.key);
-      from = added.index;
+      const auto end = old_keys_.begin() + static_cast<std::ptrdiff_t>(added.index);
+      keys_.insert(keys_.end(), old, end);
+      keys_.push_back(added.key);
+      old = end;
     }
-    content_.keys.insert(content_.keys.end(), old_keys_.begin() + from, old_keys_.end());
+    keys_.insert(keys_.end(), old, old_keys_.end());
     const std::size_t first = new_keys_.front().index;
     const bool together = new_keys_.back().index == first;
-    lay_out(0, content_.keys, {}, together ? run_of(first, new_keys_.size(), leaf.last_inserted()) : Run(), out);
+    lay_out(0, keys_, {}, together ? run_of(first, new_keys_.size(), keys_.size(), leaf.last_inserted()) : Run(),
+            out);
     retired_.push_back(leaf.offset());
     gathered_.clear();
   }
@@ -206,10 +206,17 @@ class KeysWriter::Work {
     Level& mine = levels_[level - 1];
     mine.edits.clear();
     mine.pieces.clear();
+    mine.parts.clear();
+    for (Keys rest = keys; !rest.empty(); rest = rest.subspan(mine.parts.back().count)) {
+      const unsigned child = node.child_of(rest[0]);
+      if (!mine.parts.empty() && child <= mine.parts.back().child) node.damaged("keys out of order");
+      mine.parts.push_back({child, count_below(node, child, rest)});
+    }
     bool changed = false;
-    while (!keys.empty()) {
-      const unsigned child = node.child_of(keys[0]);
-      const Keys below = keys.first(count_below(node, child, keys));
+    for (std::size_t i = 0; i < mine.parts.size(); ++i) {
+      if (i + 1 < mine.parts.size()) prefetch_node(nodes_, node.child(mine.parts[i + 1].child));
+      const unsigned child = mine.parts[i].child;
+      const Keys below = keys.first(mine.parts[i].count);
       keys = keys.subspan(below.size());
       const std::size_t first = mine.pieces.size();
       if (!change_node(node.child(child), level - 1, below, mine.pieces)) continue;
@@ -243,7 +250,9 @@ class KeysWriter::Work {
     while (step < keys.size() && is_below(keys[step])) step *= 2;
     const auto begin = keys.begin() + static_cast<std::ptrdiff_t>(step / 2);
     const auto end = keys.begin() + static_cast<std::ptrdiff_t>(std::min(step, keys.size()));
-    return static_cast<std::size_t>(std::partition_point(begin, end, is_below) - keys.begin());
+    const auto count = static_cast<std::size_t>(std::partition_point(begin, end, is_below) - keys.begin());
+    if (count == 0) node.damaged("keys out of order");
+    return count;
   }
 
   // Carries the edits out if no child vanished or wants merging and what comes to it fits.
@@ -279,18 +288,18 @@ class KeysWriter::Work {
 
   // Makes the node anew from its old children and the pieces, in one new node or several; in none if no child is left.
   void rewrite(const KeyNode& node, const Level& level, std::vector<Piece>& out) {
+    std::vector<Piece> old;
     std::vector<Piece> list;
-    gather(node, old_keys_);
+    gather(node, {}, old);
     auto edit = level.edits.begin();
     for (unsigned i = 0; i <= node.count(); ++i) {
-      const std::string_view separator = i == 0 ? std::string_view() : old_keys_[i - 1];
       if (edit == level.edits.end() || edit->child != i) {
-        list.push_back({node.child(i), unchanged_bytes, separator});
+        list.push_back(old[i]);
         continue;
       }
       for (std::size_t piece = 0; piece < edit->count; ++piece) {
         list.push_back(level.pieces[edit->first + piece]);
-        if (piece == 0) list.back().separator = separator;
+        if (piece == 0) list.back().separator = old[i].separator;
       }
       ++edit;
     }
@@ -299,7 +308,7 @@ class KeysWriter::Work {
 
     Run run;
     if (level.edits.size() == 1 && level.edits[0].count > 1) {
-      run = run_of(level.edits[0].child, level.edits[0].count - 1, node.last_inserted());
+      run = run_of(level.edits[0].child, level.edits[0].count - 1, list.size() - 1, node.last_inserted());
     }
     if (!list.empty()) lay_out(node.level(), list, run, out);
     gathered_.clear();
@@ -316,25 +325,31 @@ class KeysWriter::Work {
       std::vector<Piece> merged;
       merge(level, list[left], list[left + 1], merged);
       merged[0].separator = list[left].separator;
-      if (merged.size() > 1) merged[0].bytes = merged[1].bytes = unchanged_bytes;  // it cannot get better
+      if (merged.size() > 1) {
+        for (Piece& piece : merged) piece.bytes = unchanged_bytes;  // it cannot get better
+      }
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(left), list.begin() + static_cast<std::ptrdiff_t>(left + 2));
       list.insert(list.begin() + static_cast<std::ptrdiff_t>(left), merged.begin(), merged.end());
       i = left;
     }
   }
 
-  // One node of the content of two neighbours, or two that are evenly filled.
+  // One node of the content of two neighbours, or several that are evenly filled.
   void merge(unsigned level, const Piece& left, const Piece& right, std::vector<Piece>& out) {
-    content_.clear();
-    for (const Piece* piece : {&left, &right}) {
-      const KeyNode node = KeyNode::at(nodes_, piece->node, level);
-      if (level > 0 && piece == &right) content_.keys.push_back(right.separator);
-      gather(node, old_keys_);
-      content_.keys.insert(content_.keys.end(), old_keys_.begin(), old_keys_.end());
-      for (unsigned i = 0; level > 0 && i <= node.count(); ++i) content_.children.push_back(node.child(i));
-      retired_.push_back(piece->node);
+    retired_.push_back(left.node);
+    retired_.push_back(right.node);
+    if (level == 0) {
+      std::vector<std::string_view> keys;
+      gather(KeyNode::at(nodes_, left.node, 0), keys);
+      gather(KeyNode::at(nodes_, right.node, 0), keys);
+      lay_out(0, keys, {}, Run(), out);
+    } else {
+      std::vector<Piece> list;
+      gather(KeyNode::at(nodes_, left.node, level), {}, list);
+      gather(KeyNode::at(nodes_, right.node, level), right.separator, list);
+      mend(level - 1, list);
+      lay_out(level, list, Run(), out);
     }
-    lay_out(level, content_.keys, content_.children, Run(), out);
   }
 
   // --- Roots ---
@@ -352,13 +367,13 @@ class KeysWriter::Work {
 
   // Takes roots with one child away.
   NodeOffset lower(NodeOffset root) {
-    while (root != 0) {
-      const KeyNode node = KeyNode::root(nodes_, root);
-      if (node.is_leaf() || node.count() > 0) break;
-      retired_.push_back(root);
-      root = node.child(0);
+    if (root == 0) return 0;
+    KeyNode node = KeyNode::root(nodes_, root);
+    while (!node.is_leaf() && node.count() == 0) {
+      retired_.push_back(node.offset());
+      node = KeyNode::at(nodes_, node.child(0), node.level() - 1);
     }
-    return root;
+    return node.offset();
   }
 
   // --- Making nodes ---
@@ -382,38 +397,46 @@ class KeysWriter::Work {
     return what_ == What::erase && piece.bytes < key_node_bytes_min;
   }
 
-  // All keys of a node, whole.
+  // Adds all keys of a node, whole.
   void gather(const KeyNode& node, std::vector<std::string_view>& keys) {
-    keys.clear();
     const std::string_view prefix = node.prefix();
     for (unsigned i = 0; i < node.count(); ++i) {
       const std::string_view suffix = node.suffix(i);
-      if (prefix.size() + suffix.size() > key_bytes_max) node.damaged("key too long");
+      if (prefix.size() + suffix.size() > key_bytes_max) node.damaged("a key too long");
       keys.push_back(gathered_.keep(prefix, suffix));
     }
   }
+  // Adds all children of an inner node, the first with `separator`. One that had no neighbour could not be merged before.
+  void gather(const KeyNode& node, std::string_view separator, std::vector<Piece>& list) {
+    old_keys_.clear();
+    gather(node, old_keys_);
+    for (unsigned i = 0; i <= node.count(); ++i) {
+      list.push_back({node.child(i), unchanged_bytes, i == 0 ? separator : old_keys_[i - 1]});
+    }
+    if (node.count() == 0) list.back().bytes = KeyNode::at(nodes_, node.child(0), node.level() - 1).bytes();
+  }
 
-  // Keys that were put side by side into what is being laid out. If keys come in ascending order, here or all over the
-  // tree, all before the last of them stay in the left node, so that it stays full; in descending order, the other way
-  // round.
+  // Keys that were put side by side into what is being laid out. If keys come in ascending or descending order, here or
+  // all over the tree, it is divided next to them: what they have filled stays full, and what comes next has room.
   struct Run {
     std::size_t cut = 0;          // where to end a node; 0: wherever is best
     std::size_t last = SIZE_MAX;  // the last of them
   };
-  static Run run_of(std::size_t index, std::size_t count, unsigned last_inserted) {
-    const std::size_t last = index + count - 1;
-    if (index == last_inserted + 1U) return {last, last};
-    if (index == last_inserted) return {index + 1, last};
-    return {0, last};
+  static Run run_of(std::size_t index, std::size_t count, std::size_t key_count, unsigned last_inserted) {
+    const std::size_t end = index + count;
+    if (index == last_inserted + 1U) return {end < key_count ? end : end - 1, end - 1};
+    if (index == last_inserted) return {index > 0 ? index : end, end - 1};
+    return {0, end - 1};
   }
 
   void lay_out(unsigned level, const std::vector<Piece>& list, const Run& run, std::vector<Piece>& out) {
-    content_.clear();
+    keys_.clear();
+    children_.clear();
     for (const Piece& piece : list) {
-      if (!content_.children.empty()) content_.keys.push_back(piece.separator);
-      content_.children.push_back(piece.node);
+      if (!children_.empty()) keys_.push_back(piece.separator);
+      children_.push_back(piece.node);
     }
-    lay_out(level, content_.keys, content_.children, run, out);
+    lay_out(level, keys_, children_, run, out);
   }
 
   // Makes nodes of these keys and children, as many as it takes.
@@ -460,9 +483,11 @@ class KeysWriter::Work {
     std::size_t low;
     std::size_t high;
     std::size_t best;
-    const bool two = seen == left && (left < keys_per_large_node || sizes_.back().bytes <= 2 * filled(node_bytes_of(0)));
+    // What one key takes, most of which is the header and the prefix, is in both halves.
+    const std::size_t halves = sizes_.back().bytes + sizes_.front().bytes;
+    const bool two = seen == left && (left < keys_per_large_node || halves <= 2 * filled(node_bytes_of(0)));
     if (two && cut <= first) {
-      const std::size_t half = sizes_.back().bytes / 2;
+      const std::size_t half = halves / 2;
       best = static_cast<std::size_t>(
           std::partition_point(sizes_.begin(), sizes_.end(), [&](const Size& size) { return size.bytes < half; }) -
           sizes_.begin());
@@ -472,14 +497,13 @@ class KeysWriter::Work {
       high = best = count_filled();
       low = best - best / 8;
     }
-    low = std::clamp<std::size_t>(low, 1, most);
     high = std::clamp<std::size_t>(high, 1, most);
-    best = std::clamp<std::size_t>(best, 1, most);
-    while (high > low && !key_node_fits(high, sizes_[high - 1].bytes)) --high;
+    while (!key_node_fits(high, sizes_[high - 1].bytes)) --high;  // one key always fits
+    low = std::clamp<std::size_t>(low, 1, high);
+    best = std::clamp(best, low, high);
     const auto separator_bytes = [&](std::size_t count) {
       return level == 0 ? std::size_t{shared_[first + count]} : keys[first + count].size();
     };
-    best = std::min(best, high);
     for (std::size_t count = low; count <= high; ++count) {
       if (separator_bytes(count) < separator_bytes(best)) best = count;
     }
@@ -526,8 +550,9 @@ class KeysWriter::Work {
   Scratch separators_;                             // of pieces
   // What a node is being made of. Not in use while one of its children is being changed.
   Scratch gathered_;
-  Content content_;
   std::vector<std::string_view> old_keys_;
+  std::vector<std::string_view> keys_;
+  std::vector<NodeOffset> children_;
   std::vector<NewKey> new_keys_;
   std::vector<std::size_t> gone_;
   std::vector<std::uint16_t> shared_;              // with the key before
@@ -646,7 +671,7 @@ inline void KeysCursor::take_suffix() {
   const std::size_t begin = end_;
   end_ = load_little_endian<KeyEnd>(ends_ + index_ * sizeof(KeyEnd));
   if (begin > end_ || end_ > suffix_bytes_max_ || prefix_bytes_ + end_ - begin > key_bytes_max) [[unlikely]] {
-    throw_damaged_keys(leaf_, "suffix beyond its end");
+    throw_damaged_keys(leaf_, "a suffix beyond its end");
   }
   suffix_ = {suffixes_ + begin, end_ - begin};
   head_ = head_in_node(suffix_.data(), suffix_.size());
@@ -670,7 +695,7 @@ std::size_t KeysCursor::next_batch(std::vector<std::string_view>& keys, std::siz
   const std::size_t begin = end_ - suffix_.size();
   const std::size_t end = load_little_endian<KeyEnd>(ends_ + (index_ + count - 1) * sizeof(KeyEnd));
   at_end_ = true;
-  if (end < end_ || end > suffix_bytes_max_) throw_damaged_keys(leaf_, "suffix beyond its end");
+  if (end < end_ || end > suffix_bytes_max_) throw_damaged_keys(leaf_, "a suffix beyond its end");
   const std::size_t bytes = count * prefix_bytes_ + end - begin + copy_short_bytes;
   if (batch_.size() < bytes) batch_.resize(bytes);
   keys.resize(count);
@@ -686,7 +711,7 @@ std::size_t KeysCursor::next_batch(std::vector<std::string_view>& keys, std::siz
     const std::uint64_t head = head_;
     ++index_;
     take_suffix();
-    if (end_ > end) throw_damaged_keys(leaf_, "suffix beyond its end");
+    if (end_ > end) throw_damaged_keys(leaf_, "a suffix beyond its end");
     check_ascends(before, head);
   }
   step(keys.back());
@@ -706,18 +731,18 @@ class Walk {
 
   // All keys below have to be at or above `low` and less than `high`; nullptr: there is no such bound.
   void walk(const KeyNode& node, const std::string* low, const std::string* high) {
-    if (node.bytes() > node_bytes_of(node.size_class())) node.damaged("bytes beyond its end");
+    if (node.bytes() > node_bytes_of(node.size_class())) node.damaged("suffixes beyond its end");
     visit_(node.offset(), node.size_class());
     const std::string_view prefix = node.prefix();
     for (unsigned i = 0; i < node.count(); ++i) {
       const std::string_view suffix = node.suffix(i);
       const std::size_t bytes = prefix.size() + suffix.size();
-      if (bytes == 0 || bytes > key_bytes_max) node.damaged("key of a wrong size");
+      if (bytes == 0 || bytes > key_bytes_max) node.damaged("a key of a wrong size");
       if (i > 0 && node.suffix(i - 1) >= suffix) node.damaged("keys out of order");
     }
     if (node.count() > 0) {
-      if (low != nullptr && key(node, 0) < *low) node.damaged("key below its separator");
-      if (high != nullptr && key(node, node.count() - 1) >= *high) node.damaged("key above its separator");
+      if (low != nullptr && key(node, 0) < *low) node.damaged("keys below their separator");
+      if (high != nullptr && key(node, node.count() - 1) >= *high) node.damaged("keys above their separator");
     }
     if (node.is_leaf()) {
       shape.key_count += node.count();

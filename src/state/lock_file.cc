@@ -36,7 +36,7 @@ void make_file(const std::string& path, std::uint32_t mode, std::uint32_t slots)
   FileDescriptor file = open_file(temporary, O_RDWR | O_CREAT | O_EXCL, 0600);
   try {
     if (::fchmod(file.number(), mode) != 0) throw system_error("cannot set mode of file", temporary, errno);
-    if (const int error = ::posix_fallocate(file.number(), 0, static_cast<off_t>(file_bytes_for(slots)))) {
+    if (const int error = allocate_in_file(file.number(), 0, file_bytes_for(slots))) {
       throw system_error("cannot allocate lock file", temporary, error);
     }
     std::uint32_t counts[2] = {slots, 0};
@@ -67,6 +67,11 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat lock file", path_, errno);
   mapped_bytes_ = static_cast<std::size_t>(status.st_size);
   if (!S_ISREG(status.st_mode) || mapped_bytes_ < page_bytes) throw not_a_lock_file(path_);
+  // Who can cut it short can end all who have it mapped.
+  if (status.st_uid != ::geteuid() && status.st_uid != 0 && (mode & 0077) == 0) {
+    throw Error(ErrorKind::invalid, "lock file belongs to another user: path=" + path_ + " owner=" + std::to_string(status.st_uid) +
+                                        " (choose another place, or give state_mode a group)", EPERM);
+  }
   void* mapped = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map lock file", path_, errno);
   mapped_ = static_cast<std::byte*>(mapped);

@@ -65,8 +65,9 @@ class Bytes {
 // look-ups can be under way at once, each waiting for its own cache misses.
 inline const IndexWord* find_part(const Bytes& bytes, std::uint64_t directory, std::uint64_t hash) {
   const unsigned depth = directory_depth(directory);
+  if (depth > directory_depth_max) return nullptr;
   const std::uint64_t slot = directory_offset(directory) + directory_slot(hash, depth) * sizeof(IndexWord);
-  if (depth > directory_depth_max || !bytes.has(slot, sizeof(IndexWord))) return nullptr;
+  if (slot % sizeof(IndexWord) != 0 || !bytes.has(slot, sizeof(IndexWord))) return nullptr;
   const std::uint64_t part = part_offset(bytes.at<IndexWord>(slot)->load(std::memory_order_acquire));
   if (!bytes.has(part, segment_bytes)) return nullptr;
   return bytes.at<IndexWord>(part);
@@ -76,13 +77,13 @@ inline const IndexWord* home_of(const IndexWord* part, std::uint64_t hash) {
   return part + home_bucket(hash) * bucket_words;
 }
 
-// Goes from `entry` back to the version that was current at `id`. `no`: there was none.
-inline Found version_at(const Bytes& bytes, Entry& entry, UpdateId id) {
+// Goes from `entry` of `key` back to the version that was current at `id`. `no`: there was none.
+inline Found version_at(const Bytes& bytes, Entry& entry, std::string_view key, UpdateId id) {
   while (entry.header.id() > id) {
     const UpdateId newer = entry.header.id();
     const std::uint64_t previous = entry.header.previous();
     if (previous == 0) return Found::no;
-    if (!bytes.entry(previous, entry) || entry.header.id() >= newer) return Found::impossible;
+    if (!bytes.entry(previous, entry) || entry.header.id() >= newer || entry.key() != key) return Found::impossible;
   }
   return entry.header.erased() ? Found::no : Found::yes;
 }
@@ -102,7 +103,7 @@ inline LookupResult look_up(const Bytes& bytes, const IndexWord* part, std::uint
       Entry entry;
       if (!bytes.entry(word_offset(word), entry)) return {Found::impossible, {}};
       if (entry.header.key_bytes() != key.size() || std::memcmp(entry.data, key.data(), key.size()) != 0) continue;
-      const Found found = version_at(bytes, entry, id);
+      const Found found = version_at(bytes, entry, key, id);
       if (found != Found::yes) return {found, {}};
       return {Found::yes, entry.value(), entry.data};
     }

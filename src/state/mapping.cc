@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/fork_watch.h"
+
 namespace whycache {
 
 Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access)
-    : file_(std::move(file)), path_(std::move(path)) {
+    : file_(std::move(file)), path_(std::move(path)), inherited_(access == Access::read), fork_count_(fork_count()) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
@@ -45,7 +47,8 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
 }
 
 Mapping::~Mapping() {
-  if (base_ != nullptr) ::munmap(base_, reserved_bytes_);
+  // What a child did not inherit may be something else's address by now.
+  if (base_ != nullptr && (inherited_ || fork_count_ == fork_count())) ::munmap(base_, reserved_bytes_);
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {

@@ -53,6 +53,8 @@ class Mapping {
   std::string path_;
   std::byte* base_ = nullptr;
   std::uint64_t reserved_bytes_ = 0;
+  bool inherited_;            // by forked children, too
+  std::uint64_t fork_count_;
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   std::uint64_t hash_seed_ = 0;
   std::uint64_t state_id_ = 0;

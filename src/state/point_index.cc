@@ -218,7 +218,9 @@ void PointIndex::purge(std::uint64_t hash) {
     if (!holds_entry(word)) continue;
     const std::uint64_t home = (i / bucket_words - word_displacement(word)) & (part_buckets - 1);
     if (!place(words, home, word_tag(word), word_offset(word))) {
-      throw Error(ErrorKind::limit, "too many keys hash alike: index_depth=" + std::to_string(local));
+      arena_.retire_segment(offset / segment_bytes);
+      split(hash);  // which gives them more room
+      return;
     }
     ++count;
   }

@@ -37,6 +37,7 @@ class Recovery {
     header.books = WriterBooks{};
     header.books.segment_count = static_cast<std::uint32_t>(count);
     reached_.assign(count, Reached{});
+    header.reclaim_horizon.store(applied_, std::memory_order_release);
     arena_.begin_update(applied_ + 1);
 
     reach_tables();
@@ -166,6 +167,10 @@ class Recovery {
       if (one.live > 0 && one.size_class != size_class) throw damaged("nodes of two sizes in segment", segment);
       one.size_class = static_cast<std::uint8_t>(size_class);
       ++one.live;
+      // The dead writer may have retired the node, with the stamp that the next one gives to nodes of its own: it would take a node
+      // that readers are in for a private one.
+      NodeHeader& header = *reinterpret_cast<NodeHeader*>(arena_.writable(offset));
+      if (header.stamp > applied_) header.stamp = 0;
       std::vector<bool>& reached = nodes_[segment];
       reached.resize(segment_bytes / bytes);
       if (reached[offset % segment_bytes / bytes]) throw damaged("node reached twice, at offset", offset);
@@ -173,13 +178,27 @@ class Recovery {
     });
   }
 
+  // The segment of entries with the longest unused end; 0: there is none.
+  std::uint64_t roomiest() const {
+    std::uint64_t found = 0;
+    for (std::uint64_t segment = 0; segment < reached_.size(); ++segment) {
+      const Reached& one = reached_[segment];
+      if (one.kind == SegmentKind::entries && (found == 0 || one.used < reached_[found].used)) found = segment;
+    }
+    return found;
+  }
+
   void write_books() {
     WriterBooks& books = arena_.books();
-    const UpdateId stamp = applied_ + 1;
+    // A view that is there by now may hold what nothing reaches any more; one that comes later cannot get there. Without a view, the
+    // entry segment with most room is written on. Point reads that may be in there begin again.
+    const bool any_views = arena_.any_views();
+    const UpdateId stamp = any_views ? applied_ + 1 : applied_;
+    const std::uint64_t open = any_views ? 0 : roomiest();
+    if (open != 0) arena_.raise_generation();
     for (std::uint64_t segment = 0; segment < reached_.size(); ++segment) {
       const Reached& one = reached_[segment];
       if (one.kind == SegmentKind::free) {
-        // A view may hold what was here.
         arena_.link_retired(segment, stamp);
         continue;
       }
@@ -192,7 +211,11 @@ class Recovery {
       if (one.kind == SegmentKind::entries) {
         ++books.entry_segments;
         books.entry_live_bytes += one.live;
-        arena_.link_sealed(segment);
+        if (segment == open) {
+          books.open_fresh = static_cast<std::uint32_t>(segment);
+        } else {
+          arena_.link_sealed(segment);
+        }
       } else if (one.kind == SegmentKind::nodes) {
         const std::vector<bool>& reached = nodes_[segment];
         book.used = static_cast<std::uint32_t>(reached.size());

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cerrno>
+#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -37,6 +38,11 @@ bool fits(const Mapping& mapping) {
 
 // Who may read the state may also say, in the lock file, what it holds: read permission brings write permission there.
 std::uint32_t lock_file_mode(std::uint32_t state_mode) { return state_mode | (state_mode & 0444) >> 1; }
+
+// Perhaps what a read stumbled over lies where the file has grown to since this process asked how long it is.
+void see_growth(const Mapping& mapping) {
+  if (mapping.header().file_bytes.load(std::memory_order_acquire) > mapping.usable_bytes()) mapping.refresh_usable_bytes();
+}
 
 const char* name_of(StateLock lock) {
   switch (lock) {
@@ -114,17 +120,19 @@ State::~State() {
 std::unique_ptr<State> State::open(const StateOptions& options) {
   if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
   check_place(options);
-  std::unique_ptr<State> state(new State(options));
+  StateOptions absolute = options;  // the process may change its folder later
+  if (options.path.front() != '/') absolute.path = std::filesystem::current_path().string() + "/" + options.path;
+  std::unique_ptr<State> state(new State(absolute));
   Inner& inner = *state->inner_;
-  inner.lock_file = std::make_shared<LockFile>(options.path + ".lock", lock_file_mode(options.mode), options.reader_slots);
+  inner.lock_file = std::make_shared<LockFile>(absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_listener(&inner);
   // One in its place is opened without waiting for anybody.
-  FoundFile found = find_state_file(options, *inner.lock_file, false);
+  FoundFile found = find_state_file(absolute, *inner.lock_file, false);
   if (!found.mapping) {
     const Deadline deadline(install_patience);
     const HeldLock install = state->lock(StateLock::install, deadline);
     const HeldLock writer = state->lock(StateLock::writer, deadline);
-    found = find_state_file(options, *inner.lock_file, true);
+    found = find_state_file(absolute, *inner.lock_file, true);
   }
   state->adopted_ = found.adopted;
   inner.why_unusable = found.why_not;
@@ -180,6 +188,7 @@ bool State::get(std::string_view key, std::string& value) const {
         if (outcome == ReadOutcome::yes) return true;
         if (outcome == ReadOutcome::no) return false;
         if (outcome == ReadOutcome::superseded) break;
+        see_growth(*mapping);
       }
     }
   }
@@ -198,6 +207,7 @@ bool State::contains(std::string_view key) const {
         if (outcome == ReadOutcome::yes) return true;
         if (outcome == ReadOutcome::no) return false;
         if (outcome == ReadOutcome::superseded) break;
+        see_growth(*mapping);
       }
     }
   }
@@ -217,8 +227,10 @@ std::shared_ptr<Mapping> State::find_successor() const {
 std::shared_ptr<const detail::Pin> State::pin() const {
   Inner& inner = *inner_;
   std::shared_ptr<Mapping> mapping = inner.mapping_now();
-  if (mapping && (is_superseded(*mapping) || !fits(*mapping))) {
-    // Looked for now and then only: until a successor is there, reads go on from the old file.
+  // Until there is another file in its place, reads go on from the old one.
+  if (mapping && (!fits(*mapping) ||
+                  (is_superseded(*mapping) && !is_in_place(*mapping) && ::access(options_.path.c_str(), F_OK) == 0))) {
+    // One that cannot be used is tried now and then only.
     const std::int64_t now = boot_time_ns();
     std::int64_t looked = inner.looked_for_successor_ns.load(std::memory_order_relaxed);
     if ((looked == 0 || now - looked >= look_for_successor_every_ns) &&
@@ -335,12 +347,20 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
     const Deadline deadline(install_patience);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    // Renamed first: who finds the old one superseded finds the new one in its place.
+    // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until the new
+    // one is in its place, readers find the old one there and go on from it.
     const std::shared_ptr<Mapping> old = inner_->mapping_now();
     const FileDescriptor old_file = open_file_if_there(options_.path, O_RDWR);
-    if (::rename(built_path.c_str(), options_.path.c_str()) != 0) throw system_error("cannot put state file in place", options_.path, errno);
+    if (old_file) {
+      check_may_be_replaced(old_file, options_.path);
+      supersede(old_file, options_.path);
+    }
+    if (::rename(built_path.c_str(), options_.path.c_str()) != 0) {
+      const int error = errno;
+      if (old_file) set_superseded(old_file, options_.path, false);
+      throw system_error("cannot put state file in place", options_.path, error);
+    }
     inner_->lock_file->header().asked_at_ns.store(0, std::memory_order_release);
-    if (old_file) supersede(old_file, options_.path);
     FoundFile found = find_state_file(options_, *inner_->lock_file, true);
     if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.why_not);
     inner_->switch_to(std::move(found.mapping));

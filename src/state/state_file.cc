@@ -50,6 +50,13 @@ struct FileIdentity {
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
+// The boot this is. Not to know it would mean to take a file that others are using for one from another boot.
+Uuid known_boot_id() {
+  const Uuid id = boot_id();
+  if (id == Uuid{}) throw Error(ErrorKind::invalid, "cannot read the kernel's boot id: path=/proc/sys/kernel/random/boot_id (mount /proc)");
+  return id;
+}
+
 FileIdentity identity_of(int descriptor, const std::string& path) {
   struct statx status;
   if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0) throw system_error("cannot stat state file", path, errno);
@@ -74,18 +81,20 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
   }
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write);
   // A copy may have holes. On a full disk, touching one would end the process.
-  int error;
-  do {
-    error = ::posix_fallocate(mapping.descriptor(), 0, static_cast<off_t>(mapping.usable_bytes()));
-  } while (error == EINTR);
-  if (error != 0) throw system_error("cannot allocate the state file's blocks", options.path, error);
+  if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
+    throw system_error("cannot allocate the state file's blocks", options.path, error);
+  }
   const std::vector<std::string> faults = verify(found, false, {});
   if (!faults.empty()) return "it does not verify: " + faults.front();
 
   Header& header = mapping.writable_header();
   header.writer_active.store(1, std::memory_order_release);
   Applier applier(mapping, &locks, options.bytes_max);
-  recover(applier.arena(), applier.index());
+  try {
+    recover(applier.arena(), applier.index());
+  } catch (const Error& error) {
+    return std::string("it does not verify: ") + error.what();
+  }
   const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
   write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
   header.writer_active.store(0, std::memory_order_release);
@@ -111,25 +120,34 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
   // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it. Who may only
   // read goes on without.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
-  FileDescriptor file = open_file_if_there(options.path, O_RDONLY);
+  // Not blocking, lest it be a pipe.
+  FileDescriptor file = open_file_if_there(options.path, O_RDONLY | O_NONBLOCK);
   if (!file) return {nullptr, "there is none: path=" + options.path, false};
   struct stat status;
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat state file", options.path, errno);
   if (!S_ISREG(status.st_mode)) throw not_a_state(options.path, "it is not a regular file");
   check_owner(status, options);
+  if (status.st_nlink > 1) {
+    throw Error(ErrorKind::invalid, "state file has a second name, under which other locks would guard it: path=" + options.path +
+                                        " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
+  }
   HeaderFixed fixed;
   const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
   if (got < 0) throw system_error("cannot read state file", options.path, errno);
   if (got == 0) throw not_a_state(options.path, "it is empty");
   if (static_cast<std::size_t>(got) < sizeof fixed) throw not_a_state(options.path, "it is too short to be one");
-  if (const std::string fault = header_fault(fixed); !fault.empty()) throw not_a_state(options.path, fault);
+  if (const std::string fault = header_fault(fixed); !fault.empty()) {
+    // Without the locks we may have met one that is just being made ours.
+    if (!may_adopt) return {nullptr, fault + ": path=" + options.path, false};
+    throw not_a_state(options.path, fault);
+  }
   if (static_cast<std::uint64_t>(status.st_size) < segment_bytes) return {nullptr, "it is cut short: path=" + options.path, false};
 
   auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max, Mapping::Access::read);
   if (mapping->header().file_bytes.load(std::memory_order_acquire) > mapping->usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false};
   }
-  const bool ours = fixed.boot_id == boot_id() &&
+  const bool ours = fixed.boot_id == known_boot_id() &&
                     identity_of(mapping->descriptor(), options.path) == FileIdentity{fixed.inode, fixed.device, fixed.born_ns};
   if (ours) return {std::move(mapping), {}, false};
   if (!may_adopt) return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false};
@@ -158,7 +176,7 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   fixed.log_uuid = log_uuid;
   fixed.hash_seed = is_new ? random_u64() : header.fixed.hash_seed;
   fixed.created_us = is_new ? wall_time_us() : header.fixed.created_us;
-  fixed.boot_id = boot_id();
+  fixed.boot_id = known_boot_id();
   fixed.inode = identity.inode;
   fixed.device = identity.device;
   fixed.born_ns = identity.born_ns;
@@ -168,15 +186,29 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   std::memcpy(&header.fixed, &fixed, sizeof fixed);
 }
 
-void supersede(const FileDescriptor& file, const std::string& path) {
+void check_may_be_replaced(const FileDescriptor& file, const std::string& path) {
+  char magic[sizeof state_magic] = {};
+  if (::pread(file.number(), magic, sizeof magic, 0) < 0) throw system_error("cannot read state file", path, errno);
+  if (std::memcmp(magic, state_magic, sizeof magic) != 0) throw not_a_state(path, "it does not begin with the mark of a whycache state");
+}
+
+void set_superseded(const FileDescriptor& file, const std::string& path, bool superseded) {
   struct stat status;
   if (::fstat(file.number(), &status) != 0 || status.st_size < static_cast<off_t>(header_page_bytes)) return;
   void* const mapped = ::mmap(nullptr, header_page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map state file", path, errno);
   auto* const header = static_cast<Header*>(mapped);
-  if (header_fault(header->fixed).empty()) header->reclaim_generation.fetch_or(superseded_bit, std::memory_order_release);
+  if (header_fault(header->fixed).empty()) {
+    if (superseded) {
+      header->reclaim_generation.fetch_or(superseded_bit, std::memory_order_release);
+    } else {
+      header->reclaim_generation.fetch_and(~superseded_bit, std::memory_order_release);
+    }
+  }
   ::munmap(mapped, header_page_bytes);
 }
+
+void supersede(const FileDescriptor& file, const std::string& path) { set_superseded(file, path, true); }
 
 void supersede(const Mapping& mapping) {
   // The mapping's own descriptor is for reading; this opens the same file even if its name is gone.

@@ -37,6 +37,10 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
 // Says in a state file that another takes its place, or that it is gone; readers notice. A file that is not a state is left alone.
 void supersede(const FileDescriptor& file, const std::string& path);
 void supersede(const Mapping& mapping);
+void set_superseded(const FileDescriptor& file, const std::string& path, bool superseded);
+
+// Throws Error corrupt if what is at the path, if anything, is not a state: it must not be put out of the way.
+void check_may_be_replaced(const FileDescriptor& file, const std::string& path);
 
 // What one mapped file says of itself.
 StateInfo state_info(const Mapping& mapping);

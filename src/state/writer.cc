@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include "base/fork_watch.h"
 #include "state/applier.h"
 #include "state/recovery.h"
 #include "state/state_file.h"
@@ -14,7 +15,13 @@ class FileWriter final : public StateWriter {
   FileWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks)
       : lock_(std::move(writer_lock)),
         mapping_(open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write),
-        applier_(mapping_, &locks, options.bytes_max) {
+        applier_(mapping_, &locks, options.bytes_max),
+        fork_count_(fork_count()) {
+    if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
+      throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_.path() + " reason=\"" + fault + "\" (delete the state file)");
+    }
+    // It is in its place, and whoever installs or removes holds the lock that we have: one that meant to died before it did.
+    mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit, std::memory_order_release);
     std::atomic<std::uint64_t>& active = mapping_.writable_header().writer_active;
     recovered_ = active.load(std::memory_order_acquire) != 0;
     active.store(1, std::memory_order_release);
@@ -22,13 +29,17 @@ class FileWriter final : public StateWriter {
   }
 
   ~FileWriter() override {
-    // After a failure the books are no better than a dead writer's.
-    if (!failed_) mapping_.writable_header().writer_active.store(0, std::memory_order_release);
+    // After a failure the books are no better than a dead writer's. In a forked child all this is the parent's.
+    if (!failed_ && fork_count_ == fork_count()) mapping_.writable_header().writer_active.store(0, std::memory_order_release);
   }
 
-  StateInfo info() const override { return state_info(mapping_); }
+  StateInfo info() const override {
+    check_usable();
+    return state_info(mapping_);
+  }
 
   void apply(const Update& update) override {
+    check_usable();
     if (failed_) throw Error(ErrorKind::invalid, "an update failed: the state has to be taken over again: path=" + mapping_.path());
     failed_ = true;
     applier_.apply(update);
@@ -38,9 +49,15 @@ class FileWriter final : public StateWriter {
   bool recovered() const override { return recovered_; }
 
  private:
+  // The mapping is not there in a child.
+  void check_usable() const {
+    if (fork_count_ != fork_count()) throw Error(ErrorKind::invalid, "writing began before fork: begin anew in the child");
+  }
+
   HeldLock lock_;  // released last
   Mapping mapping_;
   Applier applier_;
+  std::uint64_t fork_count_;
   bool recovered_ = false;
   bool failed_ = false;
 };

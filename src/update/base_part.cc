@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "base/bytes.h"
 #include "base/hash.h"
@@ -17,22 +16,23 @@ constexpr std::size_t last_bytes = 32;  // chain, item count, digest low, digest
 constexpr std::size_t item_bytes_min = 4;
 // Keys share prefixes, so a few bytes may stand for many: what all keys of a part may take in full.
 constexpr std::size_t keys_bytes_max = decompressed_bytes_max;
-// All that is not items: fixed places, a head with `last`, item count, key bytes, checksum.
+// All that is not items: fixed places, fields with `last`, item count, key bytes, checksum.
 constexpr std::size_t frame_bytes_max = fixed_bytes + 3 + last_bytes + 2 * varint_bytes_max + checksum_bytes;
 
-std::optional<BaseInfo> decode_head(std::string_view head, UpdateId base) {
+std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
   std::optional<BaseInfo> last;
-  FieldReader fields(head, what);
+  FieldReader fields(bytes, what);
   while (const std::optional<Field> field = fields.next()) {
     if (field->tag != static_cast<std::uint64_t>(PartTag::last)) continue;
-    const char* bytes = fields.fixed(*field, last_bytes);
-    last = BaseInfo{base, load_little_endian<std::uint64_t>(bytes), load_little_endian<std::uint64_t>(bytes + 8),
-                    Digest{load_little_endian<std::uint64_t>(bytes + 16), load_little_endian<std::uint64_t>(bytes + 24)}};
+    const char* value = fields.fixed(*field, last_bytes);
+    last =
+        BaseInfo{base, load_little_endian<std::uint64_t>(value), load_little_endian<std::uint64_t>(value + 8),
+                 Digest{load_little_endian<std::uint64_t>(value + 16), load_little_endian<std::uint64_t>(value + 24)}};
   }
   return last;
 }
 
-std::string encode_head(const std::optional<BaseInfo>& last) {
+std::string encode_fields(const std::optional<BaseInfo>& last) {
   std::string fields;
   if (last) {
     std::string bytes;
@@ -42,9 +42,7 @@ std::string encode_head(const std::optional<BaseInfo>& last) {
     append_little_endian(bytes, last->digest.high);
     append_field(fields, static_cast<std::uint64_t>(PartTag::last), bytes);
   }
-  std::string head;
-  append_varint(head, fields.size());
-  return head + fields;
+  return with_size(fields);
 }
 
 // Puts the keys, which take `key_bytes` in full, one after another to `keys`.
@@ -52,7 +50,7 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, s
   ByteReader reader(bytes, what);
   char* key_at = keys;
   const char* const keys_end = keys + key_bytes;
-  std::string_view previous_key = "";
+  std::string_view previous_key;
   for (Item& item : items) {
     const std::uint64_t shared = reader.take_varint();
     if (shared > previous_key.size()) reader.refuse("has a key that shares more than there is", "shared_bytes", shared);
@@ -62,12 +60,12 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, s
       reader.refuse("has longer keys than it says", "key_bytes", key_bytes);
     }
     if (tail <= previous_key.substr(shared)) reader.refuse("has keys out of order", "shared_bytes", shared);
-    std::memcpy(key_at, previous_key.data(), shared);
-    std::memcpy(key_at + shared, tail.data(), tail.size());
-    item.key = {key_at, shared + tail.size()};
+    const std::string_view common = previous_key.substr(0, shared);
+    char* const key_end = std::copy(tail.begin(), tail.end(), std::copy(common.begin(), common.end(), key_at));
+    item.key = {key_at, key_end};
     item.value = take_value(reader);
     previous_key = item.key;
-    key_at += item.key.size();
+    key_at = key_end;
   }
   if (key_at != keys_end) reader.refuse("has shorter keys than it says", "key_bytes", key_bytes);
   reader.expect_end();
@@ -77,11 +75,13 @@ void decode(std::string_view bytes, BasePart& part) {
   ByteReader reader(bytes, what);
   const Fixed fixed = take_fixed(reader, known_flags);
   const auto checksum = load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
-  if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) reader.refuse("was changed or cut short", "checksum", checksum);
+  if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) {
+    reader.refuse("was changed or cut short", "checksum", checksum);
+  }
 
   part.base = fixed.id;
   part.number = fixed.second;
-  part.last = decode_head(reader.take_sized_bytes(), part.base);
+  part.last = decode_fields(reader.take_sized_bytes(), part.base);
   const std::uint64_t item_count = reader.take_varint();
   const std::uint64_t key_bytes = reader.take_varint();
   std::string_view items = reader.take_rest();
@@ -132,7 +132,8 @@ bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
 
   // Each part can be read alone, so its first key is whole.
   const std::size_t shared_max = empty() ? 0 : std::min(previous_key_.size(), item.key.size());
-  const auto differs = std::mismatch(item.key.begin(), item.key.begin() + static_cast<std::ptrdiff_t>(shared_max), previous_key_.begin());
+  const auto differs = std::mismatch(item.key.begin(), item.key.begin() + static_cast<std::ptrdiff_t>(shared_max),
+                                     previous_key_.begin());
   const std::string_view tail(differs.first, item.key.end());
   const std::size_t shared = item.key.size() - tail.size();
   const std::size_t item_bytes = varint_bytes(shared) + varint_bytes(tail.size()) + tail.size() +
@@ -160,7 +161,7 @@ std::string_view BasePartEncoder::finish(const std::optional<BaseInfo>& last) {
   finished_ += '\0';
   append_little_endian(finished_, base_);
   append_little_endian(finished_, number_);
-  finished_ += encode_head(last);
+  finished_ += encode_fields(last);
   append_varint(finished_, item_count_);
   append_varint(finished_, key_bytes_);
   if (append_compressed(finished_, items_)) {

@@ -11,26 +11,26 @@
 namespace whycache {
 namespace {
 
-void append_tagged(std::string& head, UpdateTag tag, std::string_view bytes) {
-  append_field(head, static_cast<std::uint64_t>(tag), bytes);
+void append_tagged(std::string& fields, UpdateTag tag, std::string_view bytes) {
+  append_field(fields, static_cast<std::uint64_t>(tag), bytes);
 }
 
-void append_number(std::string& head, UpdateTag tag, std::uint64_t number) {
+void append_number(std::string& fields, UpdateTag tag, std::uint64_t number) {
   char bytes[sizeof number];
   store_little_endian(bytes, number);
-  if (number != 0) append_tagged(head, tag, {bytes, sizeof bytes});
+  if (number != 0) append_tagged(fields, tag, {bytes, sizeof bytes});
 }
 
-void append_text(std::string& head, UpdateTag tag, std::string_view text, const char* name) {
+void append_text(std::string& fields, UpdateTag tag, std::string_view text, const char* name) {
   if (text.size() > name_bytes_max) {
     throw Error(ErrorKind::invalid, std::string(name) + " too long: bytes=" + std::to_string(text.size()) +
                                         " bytes_max=" + std::to_string(name_bytes_max));
   }
-  if (!text.empty()) append_tagged(head, tag, text);
+  if (!text.empty()) append_tagged(fields, tag, text);
 }
 
 // Fields that say nothing are left out.
-std::string encode_head(const Authorship& authorship) {
+std::string encode_fields(const Authorship& authorship) {
   std::string fields;
   append_number(fields, UpdateTag::time_us, static_cast<std::uint64_t>(authorship.time_us));
   if (authorship.writer_id != Uuid{}) {
@@ -41,9 +41,7 @@ std::string encode_head(const Authorship& authorship) {
   append_text(fields, UpdateTag::writer_name, authorship.writer_name, "writer name");
   append_text(fields, UpdateTag::note, authorship.note, "note");
 
-  std::string head;
-  append_varint(head, fields.size());
-  return head + fields;
+  return with_size(fields);
 }
 
 void check_change(const Change& change) {
@@ -60,9 +58,12 @@ void check_change(const Change& change) {
 
 }  // namespace
 
-Draft::Draft(const Authorship& authorship, bool erases_all) : erases_all_(erases_all), head_(encode_head(authorship)) {}
+Draft::Draft(const Authorship& authorship, bool erases_all)
+    : erases_all_(erases_all), fields_(encode_fields(authorship)) {}
 
-std::size_t Draft::bytes() const { return fixed_bytes + head_.size() + varint_bytes(change_count_) + changes_.size(); }
+std::size_t Draft::bytes() const {
+  return fixed_bytes + fields_.size() + varint_bytes(change_count_) + changes_.size();
+}
 
 bool Draft::add(const Change& change, std::size_t bytes_max) {
   check_change(change);
@@ -81,7 +82,7 @@ bool Draft::add(const Change& change, std::size_t bytes_max) {
   to = std::copy(change.key.begin(), change.key.end(), to);
   if (!erases) {
     to = store_varint(to, change.value.size());
-    to = std::copy(change.value.begin(), change.value.end(), to);
+    std::copy(change.value.begin(), change.value.end(), to);
   }
   ++change_count_;
   return true;
@@ -92,7 +93,7 @@ void Draft::finish() {
   std::uint8_t flags = erases_all_ ? flag_erases_all : 0;
   sealed_.reserve(bytes());
   sealed_.assign(fixed_bytes, '\0');
-  sealed_ += head_;
+  sealed_ += fields_;
   append_varint(sealed_, change_count_);
   if (append_compressed(sealed_, changes_)) {
     flags |= flag_zstd;

@@ -5,12 +5,14 @@ namespace whycache {
 Fixed take_fixed(ByteReader& reader, std::uint8_t known_flags) {
   const std::uint8_t version = reader.take_byte();
   if (version != format_version) {
-    reader.refuse("has a version this program does not know (if a newer whycache wrote it, upgrade this machine)", "version", version);
+    reader.refuse("has a version this program does not know (if a newer whycache wrote it, upgrade this machine)",
+                  "version", version);
   }
   Fixed fixed;
   fixed.flags = reader.take_byte();
   if ((fixed.flags & ~known_flags) != 0) {
-    reader.refuse("has a flag this program does not know (if a newer whycache wrote it, upgrade this machine)", "flags", fixed.flags);
+    reader.refuse("has a flag this program does not know (if a newer whycache wrote it, upgrade this machine)", "flags",
+                  fixed.flags);
   }
   fixed.id = reader.take_little_endian<std::uint64_t>();
   if (fixed.id == 0) reader.refuse("has no id", "id", 0);

@@ -1,7 +1,7 @@
-// What updates and base parts have in common: 18 bytes of fixed places, then a head of optional fields.
+// What updates and base parts have in common: 18 bytes of fixed places, then optional fields.
 // Format, byte by byte: docs/formats/update.md.
 //
-//   0  version   1  flags   2  id   10  chain (update) or part number (base part)   18  head size, head ...
+//   0  version   1  flags   2  id   10  chain (update) or part number (base part)   18  size of fields, fields ...
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ inline constexpr std::size_t fixed_bytes = 18;
 inline constexpr std::uint8_t flag_zstd = 1;
 inline constexpr std::uint8_t flag_erases_all = 2;  // in updates only
 
-// Optional fields of an update's head, and of a base part's.
+// Optional fields of an update, and of a base part.
 enum class UpdateTag : std::uint64_t { time_us = 1, writer_id = 2, writer_sequence = 3, writer_name = 4, note = 5 };
 enum class PartTag : std::uint64_t { last = 1 };
 inline constexpr std::size_t name_bytes_max = 255;  // of writer_name and note
@@ -49,16 +49,16 @@ inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* fixed
   return hash64({hashed, fixed_bytes}, previous_chain);
 }
 
-// One optional field of a head: tag, size, bytes. Tags begin at 1 and ascend, so that none comes twice.
+// One optional field: tag, size, bytes. Tags begin at 1 and ascend, so that none comes twice.
 struct Field {
   std::uint64_t tag;
   std::string_view bytes;
 };
 
-// Reads the fields of a head, front to back. The caller skips the tags it does not know.
+// Reads fields, front to back. The caller skips the tags it does not know.
 class FieldReader {
  public:
-  FieldReader(std::string_view head, const char* what) : reader_(head, what) {}
+  FieldReader(std::string_view bytes, const char* what) : reader_(bytes, what) {}
 
   // nullopt at the end. Throws Error corrupt.
   std::optional<Field> next() {
@@ -88,10 +88,17 @@ class FieldReader {
   std::uint64_t last_tag_ = 0;
 };
 
-inline void append_field(std::string& head, std::uint64_t tag, std::string_view bytes) {
-  append_varint(head, tag);
-  append_varint(head, bytes.size());
-  head += bytes;
+inline void append_field(std::string& fields, std::uint64_t tag, std::string_view bytes) {
+  append_varint(fields, tag);
+  append_varint(fields, bytes.size());
+  fields += bytes;
+}
+
+inline std::string with_size(std::string_view bytes) {
+  std::string sized;
+  append_varint(sized, bytes.size());
+  sized += bytes;
+  return sized;
 }
 
 inline void check_key_size(std::uint64_t size, const ByteReader& reader) {

@@ -13,21 +13,23 @@ namespace {
 constexpr char what[] = "update";
 constexpr std::uint8_t known_flags = flag_zstd | flag_erases_all;
 constexpr std::uint64_t chain_start_seed = 0x6568636163796877;  // "whycache"
-constexpr std::size_t update_bytes_min = fixed_bytes + 2;       // an empty head, no changes
+constexpr std::size_t update_bytes_min = fixed_bytes + 2;       // no fields, no changes
 constexpr std::size_t change_bytes_min = 2;                     // erases a key of one byte
 
-void decode_head(std::string_view head, Authorship& authorship) {
+void decode_fields(std::string_view bytes, Authorship& authorship) {
   authorship.time_us = 0;
   authorship.writer_id = {};
   authorship.writer_sequence = 0;
   authorship.writer_name.clear();
   authorship.note.clear();
-  FieldReader fields(head, what);
+  FieldReader fields(bytes, what);
   while (const std::optional<Field> field = fields.next()) {
     switch (static_cast<UpdateTag>(field->tag)) {
       case UpdateTag::time_us: authorship.time_us = load_little_endian<std::int64_t>(fields.fixed(*field, 8)); break;
       case UpdateTag::writer_id: std::memcpy(authorship.writer_id.data(), fields.fixed(*field, 16), 16); break;
-      case UpdateTag::writer_sequence: authorship.writer_sequence = load_little_endian<std::uint64_t>(fields.fixed(*field, 8)); break;
+      case UpdateTag::writer_sequence:
+        authorship.writer_sequence = load_little_endian<std::uint64_t>(fields.fixed(*field, 8));
+        break;
       case UpdateTag::writer_name: authorship.writer_name = fields.text(*field, name_bytes_max); break;
       case UpdateTag::note: authorship.note = fields.text(*field, name_bytes_max); break;
     }
@@ -57,7 +59,7 @@ void decode(std::string_view bytes, Update& update) {
   update.id = fixed.id;
   update.chain = fixed.second;
   update.erases_all = (fixed.flags & flag_erases_all) != 0;
-  decode_head(reader.take_sized_bytes(), update.authorship);
+  decode_fields(reader.take_sized_bytes(), update.authorship);
 
   const std::uint64_t count = reader.take_varint();
   std::string_view changes = reader.take_rest();
@@ -94,14 +96,17 @@ std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t pr
   }
   const std::uint64_t chain = chain_after(previous_chain, bytes.data(), content_hash(bytes));
   if (fixed.second != chain) {
-    throw Error(ErrorKind::corrupt, "update does not follow the one before it, or was changed: id=" + std::to_string(id) +
-                                        " chain=" + std::to_string(fixed.second) + " expected=" + std::to_string(chain));
+    throw Error(ErrorKind::corrupt,
+                "update does not follow the one before it, or was changed: id=" + std::to_string(id) +
+                    " chain=" + std::to_string(fixed.second) + " expected=" + std::to_string(chain));
   }
   return chain;
 }
 
 std::optional<UpdatePlace> peek_place(std::string_view bytes) {
-  if (bytes.size() < update_bytes_min || static_cast<std::uint8_t>(bytes[version_offset]) != format_version) return std::nullopt;
+  if (bytes.size() < update_bytes_min || static_cast<std::uint8_t>(bytes[version_offset]) != format_version) {
+    return std::nullopt;
+  }
   const auto id = load_little_endian<std::uint64_t>(bytes.data() + id_offset);
   if (id == 0) return std::nullopt;
   return UpdatePlace{id, load_little_endian<std::uint64_t>(bytes.data() + chain_offset)};

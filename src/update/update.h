@@ -19,11 +19,11 @@ std::uint64_t chain_start(const Uuid& log_uuid);
 
 // Who wrote an update, and when: for people, and for finding out whether a lost answer meant a lost update.
 struct Authorship {
-  std::int64_t time_us = 0;          // wall clock
-  Uuid writer_id{};                  // random, per Cache object
-  std::uint64_t writer_sequence = 0; // counts that writer's updates
-  std::string writer_name;           // at most 255 bytes
-  std::string note;                  // at most 255 bytes
+  std::int64_t time_us = 0;           // wall clock
+  Uuid writer_id{};                   // random, per Cache object
+  std::uint64_t writer_sequence = 0;  // counts that writer's updates
+  std::string writer_name;            // at most 255 bytes
+  std::string note;                   // at most 255 bytes
 };
 
 // One decoded update. Keys and values of `changes` lie in the decoded bytes or in `storage`.
@@ -77,10 +77,10 @@ class Draft {
  private:
   bool erases_all_;
   bool finished_ = false;
-  std::string head_;     // with its size
+  std::string fields_;   // with its size
   std::string changes_;  // while adding
   std::size_t change_count_ = 0;
-  std::string sealed_;   // once finished; seal() fills in id and chain
+  std::string sealed_;  // once finished; seal() fills in id and chain
   std::uint64_t content_hash_ = 0;
   std::uint64_t chain_ = 0;
 };
@@ -126,7 +126,7 @@ class BasePartEncoder {
   std::uint64_t item_count_ = 0;  // of this part, like the next two
   std::uint64_t key_bytes_ = 0;   // in full
   std::string items_;
-  std::string previous_key_;      // of this part or the one before
+  std::string previous_key_;  // of this part or the one before
   std::string finished_;
 };
 

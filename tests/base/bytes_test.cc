@@ -58,17 +58,21 @@ TEST(Varint, comes_back_as_it_went_for_random_numbers) {
 }
 
 TEST(Varint, with_a_needless_byte_is_refused) {
-  for (const std::string& bytes : {"\x80\x00"s, "\xff\x00"s, "\x80\x80\x00"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"s}) {
+  for (const std::string& bytes :
+       {"\x80\x00"s, "\xff\x00"s, "\x80\x80\x00"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"s}) {
     ByteReader reader(bytes, "update");
-    expect_error(ErrorKind::corrupt, [&] { reader.take_varint(); }, "update has a varint with a needless byte");
+    expect_error(
+        ErrorKind::corrupt, [&] { reader.take_varint(); }, "update has a varint with a needless byte");
   }
 }
 
 TEST(Varint, beyond_64_bits_is_refused) {
-  for (const std::string& bytes : {"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"s,
-                                   "\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"s}) {
+  for (const std::string& bytes :
+       {"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"s,
+        "\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"s}) {
     ByteReader reader(bytes, "update");
-    expect_error(ErrorKind::corrupt, [&] { reader.take_varint(); }, "update has a varint beyond 64 bits");
+    expect_error(
+        ErrorKind::corrupt, [&] { reader.take_varint(); }, "update has a varint beyond 64 bits");
   }
 }
 
@@ -76,7 +80,8 @@ TEST(Varint, cut_short_is_refused_at_every_length) {
   const std::string whole = encoded(std::numeric_limits<std::uint64_t>::max());
   for (std::size_t size = 0; size < whole.size(); ++size) {
     ByteReader reader(std::string_view(whole).substr(0, size), "update");
-    expect_error(ErrorKind::corrupt, [&] { reader.take_varint(); }, "update cut short");
+    expect_error(
+        ErrorKind::corrupt, [&] { reader.take_varint(); }, "update cut short");
   }
 }
 
@@ -108,30 +113,37 @@ TEST(ByteReader, takes_bytes_apart_in_order) {
 
 TEST(ByteReader, believes_no_length_beyond_the_end) {
   const std::string bytes = "abc";
-  for (const std::uint64_t size : {std::uint64_t{4}, std::uint64_t{1} << 60, std::numeric_limits<std::uint64_t>::max()}) {
+  for (const std::uint64_t size :
+       {std::uint64_t{4}, std::uint64_t{1} << 60, std::numeric_limits<std::uint64_t>::max()}) {
     ByteReader reader(bytes, "update");
-    expect_error(ErrorKind::corrupt, [&] { reader.take_bytes(size); }, "update cut short: offset=0 bytes_left=3 bytes_needed=",
-                 std::to_string(size));
-    expect_error(ErrorKind::corrupt, [&] { reader.take_last_bytes(size); }, "update cut short");
+    expect_error(
+        ErrorKind::corrupt, [&] { reader.take_bytes(size); },
+        "update cut short: offset=0 bytes_left=3 bytes_needed=", std::to_string(size));
+    expect_error(
+        ErrorKind::corrupt, [&] { reader.take_last_bytes(size); }, "update cut short");
     EXPECT_EQ(reader.take_bytes(3), "abc");  // and is where it was
   }
   const std::string claim = encoded(std::uint64_t{1} << 60);
   ByteReader claims(claim, "update");
-  expect_error(ErrorKind::corrupt, [&] { claims.take_sized_bytes(); }, "update cut short");
+  expect_error(
+      ErrorKind::corrupt, [&] { claims.take_sized_bytes(); }, "update cut short");
 }
 
 TEST(ByteReader, has_nothing_to_give_when_there_is_nothing) {
   ByteReader reader(std::string_view{}, "update");
   EXPECT_TRUE(reader.at_end());
   EXPECT_EQ(reader.take_bytes(0), "");
-  expect_error(ErrorKind::corrupt, [&] { reader.take_byte(); }, "update cut short: offset=0 bytes_left=0 bytes_needed=1");
-  expect_error(ErrorKind::corrupt, [&] { reader.take_little_endian<std::uint64_t>(); }, "bytes_needed=8");
+  expect_error(
+      ErrorKind::corrupt, [&] { reader.take_byte(); }, "update cut short: offset=0 bytes_left=0 bytes_needed=1");
+  expect_error(
+      ErrorKind::corrupt, [&] { reader.take_little_endian<std::uint64_t>(); }, "bytes_needed=8");
 }
 
 TEST(ByteReader, says_how_much_is_left_over) {
   ByteReader reader("abc", "update");
   reader.take_byte();
-  expect_error(ErrorKind::corrupt, [&] { reader.expect_end(); }, "update too long: offset=1 bytes_left=2");
+  expect_error(
+      ErrorKind::corrupt, [&] { reader.expect_end(); }, "update too long: offset=1 bytes_left=2");
 }
 
 }  // namespace

@@ -48,12 +48,14 @@ TEST_F(File, what_is_written_is_read_back) {
 
 TEST_F(File, that_is_longer_than_it_can_be_is_corrupt) {
   write_file("file", "0123456789");
-  expect_error(ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be", path("file"),
-               "bytes_max=9");
+  expect_error(
+      ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be", path("file"),
+      "bytes_max=9");
 }
 
 TEST_F(File, that_is_absent_is_an_error_or_an_empty_descriptor) {
-  expect_error(ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); }, "cannot open file: path=" + path("absent"));
+  expect_error(
+      ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); }, "cannot open file: path=" + path("absent"));
   EXPECT_FALSE(open_file_if_there(path("absent"), O_RDONLY));
   EXPECT_EQ(testing::thrown_error([&] { open_file(path("absent"), O_RDONLY); })->system_error(), ENOENT);
 }
@@ -64,8 +66,10 @@ TEST_F(File, symbolic_links_are_not_followed) {
   ASSERT_EQ(::symlink(path("absent").c_str(), path("dangling").c_str()), 0);
 
   for (const char* link : {"link", "dangling"}) {
-    expect_error(ErrorKind::invalid, [&] { open_file(path(link), O_RDWR | O_CREAT, 0600); }, "a symbolic link is in its place");
-    expect_error(ErrorKind::invalid, [&] { open_file_if_there(path(link), O_RDWR); }, "a symbolic link is in its place");
+    expect_error(
+        ErrorKind::invalid, [&] { open_file(path(link), O_RDWR | O_CREAT, 0600); }, "a symbolic link is in its place");
+    expect_error(
+        ErrorKind::invalid, [&] { open_file_if_there(path(link), O_RDWR); }, "a symbolic link is in its place");
   }
   EXPECT_FALSE(open_file_if_there(path("absent"), O_RDONLY)) << "the link's target was made";
 }
@@ -104,14 +108,16 @@ TEST_F(File, a_descriptor_that_is_not_open_cannot_be_written_or_brought_to_the_d
 TEST_F(File, a_full_disk_is_a_limit) {
   const FileDescriptor full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
   if (!full) GTEST_SKIP() << "no /dev/full";
-  expect_error(ErrorKind::limit, [&] { write_all(full.number(), "x", "/dev/full"); }, "cannot write file: path=/dev/full");
+  expect_error(
+      ErrorKind::limit, [&] { write_all(full.number(), "x", "/dev/full"); }, "cannot write file: path=/dev/full");
 }
 
 TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
   const FileDescriptor file = open_file(path("file"), O_WRONLY | O_CREAT, 0600);
   sync_file(file.number(), path("file"));
   sync_folder(folder_.path());
-  expect_error(ErrorKind::invalid, [&] { sync_folder(path("file")); }, "cannot open file");
+  expect_error(
+      ErrorKind::invalid, [&] { sync_folder(path("file")); }, "cannot open file");
 }
 
 TEST_F(File, the_folder_of_a_path_is_what_stands_before_the_last_slash) {
@@ -141,10 +147,13 @@ TEST_F(Folder, that_only_its_owner_can_write_is_safe) {
 }
 
 TEST_F(Folder, that_others_can_write_is_safe_only_if_it_is_sticky) {
-  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("group", 0770)); }, "writable for others",
-               path("group"), "chmod go-w");
-  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("world", 0777)); }, "writable for others");
-  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("other", 0702)); }, "writable for others");
+  expect_error(
+      ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("group", 0770)); }, "writable for others",
+      path("group"), "chmod go-w");
+  expect_error(
+      ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("world", 0777)); }, "writable for others");
+  expect_error(
+      ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("other", 0702)); }, "writable for others");
   check_folder_is_safe(make_folder("sticky", 01777));
 }
 
@@ -152,13 +161,16 @@ TEST_F(Folder, that_belongs_to_another_user_is_not_safe) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root, to give a folder away";
   const std::string theirs = make_folder("theirs", 0755);
   ASSERT_EQ(::chown(theirs.c_str(), 12345, 12345), 0);
-  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(theirs); }, "belongs to another user", "owner=12345");
+  expect_error(
+      ErrorKind::invalid, [&] { check_folder_is_safe(theirs); }, "belongs to another user", "owner=12345");
 }
 
 TEST_F(Folder, that_is_not_there_or_no_folder_is_not_safe) {
-  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(path("absent")); }, "cannot use folder: path=" + path("absent"));
+  expect_error(
+      ErrorKind::invalid, [&] { check_folder_is_safe(path("absent")); }, "cannot use folder: path=" + path("absent"));
   write_file("file", "");
-  expect_error(ErrorKind::invalid, [&] { check_folder_is_safe(path("file")); }, "cannot use folder");
+  expect_error(
+      ErrorKind::invalid, [&] { check_folder_is_safe(path("file")); }, "cannot use folder");
 }
 
 }  // namespace

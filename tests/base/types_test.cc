@@ -16,7 +16,8 @@ TEST(Types, a_uuid_is_32_digits) {
 
 TEST(Types, a_digest_is_32_digits_high_first) {
   EXPECT_EQ(to_string(Digest{}), "00000000000000000000000000000000");
-  EXPECT_EQ(to_string(Digest{.low = 0x0123456789abcdef, .high = 0xfedcba9876543210}), "fedcba98765432100123456789abcdef");
+  EXPECT_EQ(to_string(Digest{.low = 0x0123456789abcdef, .high = 0xfedcba9876543210}),
+            "fedcba98765432100123456789abcdef");
   EXPECT_EQ(to_string(Digest{.low = 1, .high = 0}), "00000000000000000000000000000001");
 }
 

@@ -17,7 +17,8 @@ using testing::expect_error;
 
 void expect_refused(std::string_view text, const std::string& words) {
   SCOPED_TRACE(std::string(text));
-  expect_error(ErrorKind::invalid, [&] { Url url(text); }, words);
+  expect_error(
+      ErrorKind::invalid, [&] { Url url(text); }, words);
 }
 
 TEST(Url, names_a_log_in_the_file_system) {
@@ -70,14 +71,16 @@ TEST(Url, is_percent_decoded_part_by_part) {
   EXPECT_EQ(Url("x://u%3Aa:p%3A%2F@h").password(), "p:/");
   EXPECT_EQ(Url("x:?key=a%26b%3dc=d").take_option("key"), "a&b=c=d");
 
-  for (const char* text : {"file:///a%", "file:///a%2", "file:///%zz", "file:///%2", "x:?key=%", "x://u%@h", "x://u:%1@h"}) {
+  for (const char* text :
+       {"file:///a%", "file:///a%2", "file:///%zz", "file:///%2", "x:?key=%", "x://u%@h", "x://u:%1@h"}) {
     expect_refused(text, "'%' without two hexadecimal digits");
   }
   expect_refused("file:///etc/passwd%00.db", "zero byte");
 }
 
 TEST(Url, without_a_scheme_is_refused) {
-  for (const char* text : {"", ":", "/var/lib/flags.db", "flags.db", "://x", "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
+  for (const char* text :
+       {"", ":", "/var/lib/flags.db", "flags.db", "://x", "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
     expect_refused(text, "does not begin with a scheme (write ");
   }
   expect_refused(std::string(33, 'x') + ":", "does not begin with a scheme");
@@ -96,7 +99,8 @@ TEST(Url, with_a_wrong_character_is_refused) {
 }
 
 TEST(Url, with_a_port_that_is_none_is_refused) {
-  for (const char* text : {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999", "x://h:-1", "x://h:1x", "x://[::1]:"}) {
+  for (const char* text :
+       {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999", "x://h:-1", "x://h:1x", "x://[::1]:"}) {
     expect_refused(text, "port");
   }
   EXPECT_EQ(Url("x://h:65535").port(), 65535);
@@ -108,21 +112,27 @@ TEST(Url, that_is_too_long_is_refused) {
 }
 
 TEST(Url, of_a_file_is_refused_by_the_log_if_it_is_not_an_absolute_path) {
-  expect_error(ErrorKind::invalid, [] { (void)Url("sqlite:flags.db").file_path(); }, "no absolute path: url=sqlite:flags.db",
-               "write sqlite:///path");
-  expect_error(ErrorKind::invalid, [] { (void)Url("file://var/lib").file_path(); }, "has a host", "with three slashes");
-  expect_error(ErrorKind::invalid, [] { (void)Url("file://").file_path(); }, "no absolute path");
-  expect_error(ErrorKind::invalid, [] { (void)Url("file://u:secret@/x").file_path(); }, "has a host");
+  expect_error(
+      ErrorKind::invalid, [] { (void)Url("sqlite:flags.db").file_path(); }, "no absolute path: url=sqlite:flags.db",
+      "write sqlite:///path");
+  expect_error(
+      ErrorKind::invalid, [] { (void)Url("file://var/lib").file_path(); }, "has a host", "with three slashes");
+  expect_error(
+      ErrorKind::invalid, [] { (void)Url("file://").file_path(); }, "no absolute path");
+  expect_error(
+      ErrorKind::invalid, [] { (void)Url("file://u:secret@/x").file_path(); }, "has a host");
 }
 
 TEST(UrlOptions, that_nobody_takes_are_named) {
   Url url("sqlite:///x.db?wal=on&instance=blue&sync=off");
   EXPECT_EQ(url.take_instance(), "blue");
-  expect_error(ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=wal,sync scheme=sqlite");
+  expect_error(
+      ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=wal,sync scheme=sqlite");
 
   EXPECT_EQ(url.take_option("wal"), "on");
   EXPECT_EQ(url.take_option("absent"), std::nullopt);
-  expect_error(ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=sync");
+  expect_error(
+      ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=sync");
 }
 
 TEST(UrlOptions, may_be_empty_but_not_without_a_key_or_a_value) {
@@ -151,15 +161,18 @@ TEST(UrlInstance, has_1_to_48_letters_digits_and_underscores) {
   }
   EXPECT_FALSE(is_instance_name(std::string_view("a\0b", 3)));
 
-  for (const char* text : {"memory:?instance=", "memory:?instance=a%2fb", "memory:?instance=%27;--", "memory:?instance=a%0ab"}) {
-    expect_error(ErrorKind::invalid, [&] { Url(text).take_instance(); }, "instance name cannot be used",
-                 "use 1 to 48 of A-Z a-z 0-9 _");
+  for (const char* text :
+       {"memory:?instance=", "memory:?instance=a%2fb", "memory:?instance=%27;--", "memory:?instance=a%0ab"}) {
+    expect_error(
+        ErrorKind::invalid, [&] { Url(text).take_instance(); }, "instance name cannot be used",
+        "use 1 to 48 of A-Z a-z 0-9 _");
   }
 }
 
 TEST(UrlRedacted, shows_where_the_log_is) {
-  for (const char* text : {"memory:", "memory:name", "file:///var/lib/flags", "sqlite:///var/lib/flags.db?instance=default",
-                           "mysql://user@host:3306/db", "mysql://[::1]:3306/db", "file:///a%20b%25"}) {
+  for (const char* text :
+       {"memory:", "memory:name", "file:///var/lib/flags", "sqlite:///var/lib/flags.db?instance=default",
+        "mysql://user@host:3306/db", "mysql://[::1]:3306/db", "file:///a%20b%25"}) {
     EXPECT_EQ(Url(text).redacted(), text);
   }
 }

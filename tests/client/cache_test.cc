@@ -107,7 +107,8 @@ TEST(Cache, takes_maps_and_strings_of_all_kinds) {
   cache.erase_multi(std::vector<std::string_view>{"c"});
 
   EXPECT_THAT(cache.get_multi({"a", "d"}), ElementsAre(std::nullopt, Optional(std::string("4"))));
-  EXPECT_THAT(cache.get_multi(std::vector<std::string>{"e", "b"}), ElementsAre(Optional(std::string("5")), std::nullopt));
+  EXPECT_THAT(cache.get_multi(std::vector<std::string>{"e", "b"}),
+              ElementsAre(Optional(std::string("5")), std::nullopt));
   EXPECT_TRUE(cache.get_multi(std::vector<std::string_view>{}).empty());
 }
 
@@ -116,8 +117,8 @@ TEST(Cache, of_two_changes_to_one_key_in_a_batch_the_last_one_counts) {
   Cache cache = fleet.open("berlin");
   cache.set("b", "old");
 
-  cache.write({Change::set("a", "1"), Change::erase("b"), Change::set("a", "2"), Change::set("b", "new"), Change::erase("c"),
-               Change::set("d", "1"), Change::erase("d")});
+  cache.write({Change::set("a", "1"), Change::erase("b"), Change::set("a", "2"), Change::set("b", "new"),
+               Change::erase("c"), Change::set("d", "1"), Change::erase("d")});
 
   EXPECT_EQ(contents(cache), (Contents{{"a", "2"}, {"b", "new"}}));
 }
@@ -264,9 +265,12 @@ TEST(CacheLimits, refuses_keys_that_are_empty_or_too_long) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
 
-  expect_error(ErrorKind::invalid, [&] { cache.set("", "value"); }, "key is empty");
-  expect_error(ErrorKind::invalid, [&] { cache.erase(""); }, "key is empty");
-  expect_error(ErrorKind::invalid, [&] { cache.set(std::string(1025, 'k'), "value"); }, "bytes=1025", "key_bytes_max=1024");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.set("", "value"); }, "key is empty");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.erase(""); }, "key is empty");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.set(std::string(1025, 'k'), "value"); }, "bytes=1025", "key_bytes_max=1024");
   cache.set(std::string(1024, 'k'), "value");
 
   EXPECT_EQ(cache.get(std::string(1024, 'k')), "value");
@@ -278,8 +282,12 @@ TEST(CacheLimits, refuses_a_value_that_fits_into_no_update_before_anything_is_wr
   Cache cache = fleet.open("berlin");
   const std::string too_large((1U << 20) + 1, 'v');
 
-  expect_error(ErrorKind::limit, [&] { cache.set_multi({{"a", "1"}, {"b", too_large}, {"c", "3"}}); },
-               "value_bytes=1048577", "update_bytes_max=1048576");
+  expect_error(
+      ErrorKind::limit,
+      [&] {
+        cache.set_multi({{"a", "1"}, {"b", too_large}, {"c", "3"}});
+      },
+      "value_bytes=1048577", "update_bytes_max=1048576");
 
   EXPECT_EQ(cache.size(), 0U);
   EXPECT_EQ(fleet.log()->extent().head, 0U);
@@ -293,7 +301,8 @@ TEST(CacheLimits, a_larger_update_bytes_max_takes_larger_values) {
   const std::string largest(value_bytes_max, 'v');
 
   cache.set("largest", largest);
-  expect_error(ErrorKind::limit, [&] { cache.set("larger", largest + "v"); }, "value_bytes_max");
+  expect_error(
+      ErrorKind::limit, [&] { cache.set("larger", largest + "v"); }, "value_bytes_max");
 
   EXPECT_EQ(fleet.open("tokyo").get("largest"), largest);
 }
@@ -325,7 +334,12 @@ TEST(CacheLimits, with_split_updates_off_such_a_batch_is_refused) {
   Cache cache = fleet.open("berlin", options);
   const std::string value(3000, 'v');
 
-  expect_error(ErrorKind::limit, [&] { cache.set_multi({{"a", value}, {"b", value}}); }, "update_bytes_max=4096", "split_updates");
+  expect_error(
+      ErrorKind::limit,
+      [&] {
+        cache.set_multi({{"a", value}, {"b", value}});
+      },
+      "update_bytes_max=4096", "split_updates");
 
   EXPECT_EQ(fleet.log()->extent().head, 0U);
 }
@@ -335,7 +349,8 @@ TEST(CacheLimits, refuses_options_that_cannot_be) {
   const auto refused = [&](auto&& change, const char* word) {
     Options options = fleet.options("berlin");
     change(options);
-    expect_error(ErrorKind::invalid, [&] { Cache(fleet.url(), options); }, word);
+    expect_error(
+        ErrorKind::invalid, [&] { Cache(fleet.url(), options); }, word);
   };
   refused([](Options& options) { options.update_bytes_max = 10; }, "update_bytes_max");
   refused([](Options& options) { options.update_bytes_max = 1U << 30; }, "update_bytes_max");
@@ -345,14 +360,16 @@ TEST(CacheLimits, refuses_options_that_cannot_be) {
   refused([](Options& options) { options.state_mode = 0; }, "state_mode");
   refused([](Options& options) { options.reader_slots = 0; }, "reader_slots");
   refused([](Options& options) { options.name = "../escape"; }, "name");
-  expect_error(ErrorKind::invalid, [&] { Cache(std::unique_ptr<Log>(), fleet.options("berlin")); }, "no log");
+  expect_error(
+      ErrorKind::invalid, [&] { Cache(std::unique_ptr<Log>(), fleet.options("berlin")); }, "no log");
   expect_error(ErrorKind::invalid, [&] { Cache("gopher://host/", fleet.options("berlin")); });
 }
 
 TEST(CacheLimits, a_note_is_at_most_255_bytes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
-  expect_error(ErrorKind::invalid, [&] { cache.set("a", "1", {.note = std::string(256, 'n'), .deadline = {}}); }, "note");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.set("a", "1", {.note = std::string(256, 'n'), .deadline = {}}); }, "note");
   EXPECT_EQ(fleet.log()->extent().head, 0U);
 }
 

@@ -1,6 +1,8 @@
 // A fleet: one log, and machines that follow it, each with a state file of its own.
 //
-//   Fleet fleet;                          in memory; Fleet("sqlite") and Fleet("file") can be shared by processes
+//   Fleet fleet;                          log and states in memory; Fleet("sqlite") and Fleet("file") lie on the disk,
+//   and
+//                                         can be shared by processes
 //   Cache berlin = fleet.open("berlin");
 //   Cache tokyo = fleet.open("tokyo");
 #pragma once
@@ -15,13 +17,17 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <random>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -61,10 +67,31 @@ class Events {
   std::vector<Event> events_;
 };
 
+// Folders for state files that never touch a disk, gone when the test is.
+class MemoryFolder {
+ public:
+  MemoryFolder() {
+    std::string path = "/dev/shm/whycache_test_XXXXXX";
+    if (::mkdtemp(path.data()) != nullptr) path_ = path;
+  }
+  MemoryFolder(const MemoryFolder&) = delete;
+  MemoryFolder& operator=(const MemoryFolder&) = delete;
+  ~MemoryFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  // Empty if there can be none here.
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
 class Fleet {
  public:
-  explicit Fleet(const std::string& kind = "memory") : kind_(kind) {
+  explicit Fleet(const std::string& kind = "memory") {
     static std::atomic<int> next{0};
+    if (kind == "memory") memory_folder_.emplace();
     if (kind == "memory") url_ = "memory:fleet_" + std::to_string(::getpid()) + "_" + std::to_string(next++);
     if (kind == "sqlite") url_ = "sqlite://" + folder_.file("log.db");
     if (kind == "file") {
@@ -75,7 +102,10 @@ class Fleet {
 
   const std::string& url() const { return url_; }
   const TemporaryFolder& folder() const { return folder_; }
-  std::string state_path(const std::string& machine) const { return folder_.file(machine + ".state"); }
+  std::string state_folder() const {
+    return memory_folder_ && !memory_folder_->path().empty() ? memory_folder_->path() : folder_.path();
+  }
+  std::string state_path(const std::string& machine) const { return state_folder() + "/" + machine + ".state"; }
 
   Options options(const std::string& machine) const {
     Options options;
@@ -93,8 +123,8 @@ class Fleet {
   std::unique_ptr<Log> log() const { return open_log(url_); }
 
  private:
-  std::string kind_;
   TemporaryFolder folder_;
+  std::optional<MemoryFolder> memory_folder_;
   std::string url_;
 };
 
@@ -107,7 +137,16 @@ inline Contents contents(const View& view) {
 }
 inline Contents contents(const Cache& cache) { return contents(cache.view()); }
 
-// A process that runs `story` and ends. Its exit status says whether the story came to its end and expected nothing in vain.
+// Bytes that no compression makes smaller.
+inline std::string noise(std::size_t bytes, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::string text(bytes, '\0');
+  for (char& byte : text) byte = static_cast<char>(random());
+  return text;
+}
+
+// A process that runs `story` and ends. Its exit status says whether the story came to its end and expected nothing in
+// vain.
 class Child {
  public:
   explicit Child(const std::function<void()>& story) {

@@ -13,13 +13,15 @@
 namespace whycache::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using std::chrono::milliseconds;
+using ::testing::HasSubstr;
 
 constexpr milliseconds short_deadline{60};
 
 UpdateOptions at_most(milliseconds deadline) { return {.staleness_max = {}, .at_least = 0, .deadline = deadline}; }
-UpdateOptions fresh_within(std::chrono::nanoseconds staleness) { return {.staleness_max = staleness, .at_least = 0, .deadline = {}}; }
+UpdateOptions fresh_within(std::chrono::nanoseconds staleness) {
+  return {.staleness_max = staleness, .at_least = 0, .deadline = {}};
+}
 
 std::vector<std::string> rows_of(Log& log) {
   std::vector<std::string> rows;
@@ -80,8 +82,9 @@ TEST(Follow, gives_up_waiting_at_the_deadline) {
   Cache cache = fleet.open("berlin");
   const auto began = std::chrono::steady_clock::now();
 
-  expect_error(ErrorKind::unavailable, [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = short_deadline}); },
-               "at_least=7", "applied_id=0");
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = short_deadline}); },
+      "at_least=7", "applied_id=0");
 
   const auto took = std::chrono::steady_clock::now() - began;
   EXPECT_GE(took, short_deadline);
@@ -142,9 +145,7 @@ TEST(Follow, reads_a_long_log_page_by_page) {
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
   for (int i = 0; i < 40; ++i) {
-    std::string value(700'000, '\0');
-    for (std::size_t at = 0; at < value.size(); ++at) value[at] = static_cast<char>((at * 2654435761U + static_cast<unsigned>(i)) >> 13);
-    berlin.set("key" + std::to_string(i), value);
+    berlin.set("key" + std::to_string(i), noise(700'000, static_cast<std::uint64_t>(i)));
   }
 
   EXPECT_EQ(tokyo.update(), 40U);
@@ -158,13 +159,12 @@ TEST(Follow, stops_at_its_deadline_between_pages_and_goes_on_next_time) {
   auto script = std::make_shared<Script>();
   Cache tokyo = fleet.open("tokyo", script);
   for (int i = 0; i < 30; ++i) {
-    std::string value(1'000'000, '\0');
-    for (std::size_t at = 0; at < value.size(); ++at) value[at] = static_cast<char>((at * 2654435761U + static_cast<unsigned>(i)) >> 13);
-    berlin.set("key" + std::to_string(i), value);
+    berlin.set("key" + std::to_string(i), noise(1'000'000, static_cast<std::uint64_t>(i)));
   }
   script->before_read = [] { std::this_thread::sleep_for(short_deadline); };
 
-  expect_error(ErrorKind::unavailable, [&] { tokyo.update(at_most(short_deadline)); }, "head=30");
+  expect_error(
+      ErrorKind::unavailable, [&] { tokyo.update(at_most(short_deadline)); }, "head=30");
   const UpdateId applied = tokyo.applied_id();
   EXPECT_GT(applied, 0U);
   EXPECT_LT(applied, 30U);
@@ -199,8 +199,9 @@ TEST(Follow, gives_up_at_the_deadline_and_reads_go_on) {
   cache.set("a", "1");
   script->before_read = [] { throw unavailable(); };
 
-  expect_error(ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "the test's log is away", "deadline_ms=60",
-               fleet.url());
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "the test's log is away",
+      "deadline_ms=60", fleet.url());
 
   EXPECT_EQ(cache.get("a"), "1");
   EXPECT_GT(cache.staleness(), short_deadline);
@@ -221,7 +222,8 @@ TEST(Follow, waits_at_most_until_the_deadline_for_another_process_that_asks) {
   std::thread slow([&] { one.update(); });
   while (!held) std::this_thread::yield();
 
-  expect_error(ErrorKind::unavailable, [&] { two.update(at_most(short_deadline)); }, "follow lock");
+  expect_error(
+      ErrorKind::unavailable, [&] { two.update(at_most(short_deadline)); }, "follow lock");
   EXPECT_EQ(two.get("a"), std::nullopt) << "reads go on";
 
   hold = false;
@@ -233,7 +235,8 @@ TEST(Follow, a_log_that_throws_something_else_is_a_log_that_did_not_answer) {
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
   script->before_read = [] { throw std::runtime_error("no such host"); };
-  expect_error(ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "no such host");
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "no such host");
 }
 
 TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
@@ -256,7 +259,8 @@ TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
   EXPECT_THAT(events.messages(Event::Kind::retried), HasSubstr("opened with the state as it is"));
   expect_error(ErrorKind::unavailable, [&] { cache.update(); });
   expect_error(ErrorKind::unavailable, [&] { cache.set("a", "2"); });
-  expect_error(ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); }, "the test's log is away");
+  expect_error(
+      ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); }, "the test's log is away");
   away = false;
   EXPECT_EQ(cache.set("a", "2"), 2U);
 }
@@ -272,9 +276,11 @@ TEST(Follow, what_other_processes_found_out_about_their_log_says_nothing_about_o
   Cache wrong(std::make_unique<ScriptedLog>(theirs.log(), script), options);
 
   right.update();
-  expect_error(ErrorKind::corrupt, [&] { wrong.update(fresh_within(std::chrono::hours(1))); }, "another log");
+  expect_error(
+      ErrorKind::corrupt, [&] { wrong.update(fresh_within(std::chrono::hours(1))); }, "another log");
   right.update();
-  expect_error(ErrorKind::corrupt, [&] { wrong.set("b", "2"); }, "another log");
+  expect_error(
+      ErrorKind::corrupt, [&] { wrong.set("b", "2"); }, "another log");
 
   EXPECT_EQ(theirs.log()->extent().head, 0U);
 }
@@ -290,9 +296,10 @@ class FollowDamagedLog : public ::testing::Test {
   // Tokyo has update 2, and meets a log in which update 4 is as `show` says.
   void tokyo_meets(std::function<std::optional<std::string>(std::string_view)> show, const std::string& message) {
     {
-      std::atomic<bool> late{true};
       auto until_2 = std::make_shared<Script>();
-      until_2->show_row = [](UpdateId id, std::string_view row) { return id <= 2 ? std::optional<std::string>(row) : std::nullopt; };
+      until_2->show_row = [](UpdateId id, std::string_view row) {
+        return id <= 2 ? std::optional<std::string>(row) : std::nullopt;
+      };
       until_2->show_extent = [](Extent& extent) { extent.head = 2; };
       Cache tokyo = fleet.open("tokyo", until_2);
       ASSERT_EQ(tokyo.applied_id(), 2U);
@@ -304,11 +311,13 @@ class FollowDamagedLog : public ::testing::Test {
     };
     Cache tokyo = fleet.open("tokyo", script);
 
-    expect_error(ErrorKind::corrupt, [&] { tokyo.update(); }, message, "id=4", "rewrite history");
+    expect_error(
+        ErrorKind::corrupt, [&] { tokyo.update(); }, message, "id=4", "rewrite history");
 
     EXPECT_EQ(tokyo.applied_id(), 3U) << "what comes before is applied";
     EXPECT_EQ(tokyo.get("key"), "3");
-    expect_error(ErrorKind::corrupt, [&] { tokyo.update(); }, "id=4");
+    expect_error(
+        ErrorKind::corrupt, [&] { tokyo.update(); }, "id=4");
     damaged = false;
     EXPECT_EQ(tokyo.update(), 5U) << "repaired";
     EXPECT_EQ(tokyo.digest(), berlin.digest());
@@ -367,13 +376,18 @@ TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
 
 TEST_F(FollowDamagedLog, a_head_without_its_updates) {
   auto script = std::make_shared<Script>();
-  script->show_row = [](UpdateId id, std::string_view row) { return id <= 3 ? std::optional<std::string>(row) : std::nullopt; };
-  Cache tokyo = fleet.open("tokyo");
-  Options options;
-  options.deadline = short_deadline;
-  tokyo.delete_shared_state();
+  script->show_row = [](UpdateId id, std::string_view row) {
+    return id <= 3 ? std::optional<std::string>(row) : std::nullopt;
+  };
 
-  expect_error(ErrorKind::corrupt, [&] { fleet.open("tokyo", script, options); }, "head=5");
+  expect_error(
+      ErrorKind::corrupt, [&] { fleet.open("tokyo", script); }, "last_id=3", "head=5");
+
+  script->show_extent = [](Extent& extent) { extent.head = 3; };
+  Cache tokyo = fleet.open("tokyo", script);
+  script->show_extent = nullptr;
+  expect_error(
+      ErrorKind::corrupt, [&] { tokyo.update(); }, "last_id=3", "head=5");
 }
 
 }  // namespace

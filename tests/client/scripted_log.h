@@ -1,4 +1,5 @@
-// A log that does what a test tells it to: fails before it acts, acts and forgets to answer, waits, or shows other rows than it has.
+// A log that does what a test tells it to: fails before it acts, acts and forgets to answer, waits, or shows other rows
+// than it has.
 #pragma once
 
 #include <whycache/log.h>
@@ -34,7 +35,8 @@ struct Script {
 
 class ScriptedLog final : public Log {
  public:
-  ScriptedLog(std::unique_ptr<Log> log, std::shared_ptr<Script> script) : log_(std::move(log)), script_(std::move(script)) {}
+  ScriptedLog(std::unique_ptr<Log> log, std::shared_ptr<Script> script)
+      : log_(std::move(log)), script_(std::move(script)) {}
 
   std::string name() const override { return log_->name(); }
 
@@ -96,6 +98,28 @@ class ScriptedLog final : public Log {
 
   std::unique_ptr<Log> log_;
   std::shared_ptr<Script> script_;
+};
+
+// A log that becomes another one while it is open, as when a database is restored or fails over.
+class SwitchedLog final : public Log {
+ public:
+  explicit SwitchedLog(std::unique_ptr<Log> log) : name_(log->name()), log_(std::move(log)) {}
+  void switch_to(std::unique_ptr<Log> log) { log_ = std::move(log); }
+
+  std::string name() const override { return name_; }
+  Extent extent() override { return log_->extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    return log_->read(first, last, visit);
+  }
+  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    return log_->rewrite(base, base_chain, next_part);
+  }
+
+ private:
+  const std::string name_;
+  std::unique_ptr<Log> log_;
 };
 
 inline Error unavailable() { return Error(ErrorKind::unavailable, "the test's log is away"); }

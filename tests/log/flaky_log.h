@@ -97,7 +97,9 @@ class FlakyLog final : public Log {
     if (happens(percent)) throw Error(ErrorKind::uncertain, "flaky log: the answer was lost");
   }
   void delay() {
-    if (happens(50)) std::this_thread::sleep_for(std::chrono::microseconds(number_up_to(static_cast<std::uint64_t>(faults_.delay_max.count()))));
+    if (happens(50))
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(number_up_to(static_cast<std::uint64_t>(faults_.delay_max.count()))));
   }
   bool happens(unsigned percent) { return number_up_to(99) < percent; }
   std::uint64_t number_up_to(std::uint64_t greatest) {

@@ -1,26 +1,23 @@
 // The contract of whycache/log.h, as stories that every log has to live through.
 //
-// For a log of your own: derive from LogStore, and in exactly one source file of a test program that links GoogleTest
+// For a log of your own: derive from LogStore (log_store.h), and in exactly one source file of a test program that
+// links GoogleTest write
 //
 //   #include "log_contract.h"
-//   INSTANTIATE_TEST_SUITE_P(MyLog, whycache::LogContract,
-//                            testing::Values(whycache::LogUnderTest{"mine", [] { return std::make_unique<MyStore>(); }}),
-//                            whycache::LogUnderTest::name_of);
+//   const whycache::LogUnderTest mine{"mine", [] { return std::make_unique<MyStore>(); }};
+//   INSTANTIATE_TEST_SUITE_P(Mine, whycache::LogContract, testing::Values(mine), whycache::LogUnderTest::name_of);
 //
-// The header needs nothing but whycache's public headers, flaky_log.h, GoogleTest and POSIX. Random stories print
+// It needs nothing but whycache's public headers, the headers beside it, GoogleTest and POSIX. Random stories print
 // their seed when they fail; WHYCACHE_TEST_SEED runs them with that seed again.
 #pragma once
 
 #include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <functional>
@@ -41,42 +38,11 @@
 #include <gtest/gtest.h>
 #include <whycache/log.h>
 
+#include "child.h"
 #include "flaky_log.h"
+#include "log_store.h"
 
 namespace whycache {
-
-// How the suite gets at the log under test. Every story has a store of its own, empty to begin with.
-class LogStore {
- public:
-  virtual ~LogStore() = default;
-
-  // The log in this store. Opened again, it is the same log through an object that shares nothing with the first but
-  // the store.
-  virtual std::unique_ptr<Log> open() = 0;
-
-  // What not every store can do; stories that need it are skipped.
-
-  // Whether open() in a forked child opens the parent's log.
-  virtual bool is_shared_by_processes() const { return false; }
-  // Another log in the same store.
-  virtual std::unique_ptr<Log> open_other_instance() { return nullptr; }
-  // Deletes the log as a person would; the next open() makes another. False: cannot.
-  virtual bool delete_by_hand() { return false; }
-  // Puts an update where append() never would. False: cannot.
-  virtual bool put_stray(UpdateId, std::string_view) { return false; }
-  // How many updates lie in the store, strays and all.
-  virtual std::optional<std::uint64_t> stored_updates() { return std::nullopt; }
-};
-
-struct LogUnderTest {
-  std::string name;
-  std::function<std::unique_ptr<LogStore>()> make_store;
-  // How many appends the crowds make together. A thousand is plenty; a log behind a slow network may want fewer.
-  unsigned crowd_appends = 2000;
-
-  static std::string name_of(const ::testing::TestParamInfo<LogUnderTest>& info) { return info.param.name; }
-  friend std::ostream& operator<<(std::ostream& out, const LogUnderTest& log) { return out << log.name; }
-};
 
 // --- The small language the stories are told in. ---
 
@@ -142,7 +108,8 @@ inline bool rewrite(Log& log, UpdateId base, std::vector<std::string> parts) {
 inline std::string bytes_of(UpdateId id) { return "update " + std::to_string(id); }
 
 inline void append_up_to(Log& log, UpdateId last) {
-  for (UpdateId id = log.extent().head + 1; id <= last; ++id) ASSERT_EQ(log.append(id, bytes_of(id)), Log::Appended::yes) << id;
+  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
+    ASSERT_EQ(log.append(id, bytes_of(id)), Log::Appended::yes) << id;
 }
 
 inline std::vector<StoredUpdate> expected_updates(UpdateId first, UpdateId last) {
@@ -165,46 +132,6 @@ inline std::uint64_t new_seed() {
   if (const char* seed = std::getenv("WHYCACHE_TEST_SEED")) return std::strtoull(seed, nullptr, 10);
   return std::random_device{}();
 }
-
-// A child process that lives through a story of its own. It ends with 0 if that did not throw.
-class Child {
- public:
-  explicit Child(const std::function<void()>& story) {
-    std::fflush(nullptr);
-    pid_ = ::fork();
-    if (pid_ != 0) return;
-    int code = 1;
-    try {
-      story();
-      code = 0;
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "child %d: %s\n", static_cast<int>(::getpid()), error.what());
-    }
-    std::fflush(nullptr);
-    ::_exit(code);
-  }
-  Child(Child&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
-  Child& operator=(Child&&) = delete;
-  ~Child() {
-    if (pid_ > 0) {
-      kill();
-      wait();
-    }
-  }
-
-  void kill() { ::kill(pid_, SIGKILL); }
-  // The exit code, or the signal it died of, negative.
-  int wait() {
-    int status = 0;
-    while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
-    }
-    pid_ = -1;
-    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
-  }
-
- private:
-  pid_t pid_ = -1;
-};
 
 // Some who live through stories of their own at once: processes if the log can be shared by them, else threads.
 class Crowd {
@@ -237,8 +164,8 @@ class Crowd {
   std::vector<std::thread> threads_;
 };
 
-// A machine in small: follows a log in which each update says "writer sequence", and checks that each writer's sequence goes
-// 1, 2, 3 ... Its base is how far each writer has come, a part for each. Any story it cannot believe is thrown.
+// A machine in small: follows a log in which each update says "writer sequence", and checks that each writer's sequence
+// goes 1, 2, 3 ... Its base is how far each writer has come, a part for each. Any story it cannot believe is thrown.
 class Machine {
  public:
   explicit Machine(std::unique_ptr<Log> log) : log_(std::move(log)) {}
@@ -256,7 +183,8 @@ class Machine {
   }
 
   static std::string update_of(unsigned writer, std::uint64_t sequence) {
-    return std::to_string(writer) + ' ' + std::to_string(sequence) + ' ' + std::string((sequence * 37 + writer) % 300, '.');
+    return std::to_string(writer) + ' ' + std::to_string(sequence) + ' ' +
+           std::string((sequence * 37 + writer) % 300, '.');
   }
 
   // Applies what is new. What the log refuses to tell this time is asked for next time.
@@ -296,7 +224,8 @@ class Machine {
   void rewrite() {
     follow();
     std::vector<std::string> parts{std::to_string(applied_id_)};
-    for (const auto& [writer, sequence] : sequences_) parts.push_back(std::to_string(writer) + ' ' + std::to_string(sequence));
+    for (const auto& [writer, sequence] : sequences_)
+      parts.push_back(std::to_string(writer) + ' ' + std::to_string(sequence));
     try {
       log_contract::rewrite(*log_, applied_id_, parts);
     } catch (const Error& error) {
@@ -327,8 +256,9 @@ class Machine {
     words >> writer >> sequence;
     if (!words || update.bytes != update_of(writer, sequence)) throw std::runtime_error("damaged: " + update.bytes);
     if (sequence != sequences_[writer] + 1) {
-      throw std::runtime_error("update " + std::to_string(update.id) + ": sequence " + std::to_string(sequence) + " of writer " +
-                               std::to_string(writer) + " follows " + std::to_string(sequences_[writer]));
+      throw std::runtime_error("update " + std::to_string(update.id) + ": sequence " + std::to_string(sequence) +
+                               " of writer " + std::to_string(writer) + " follows " +
+                               std::to_string(sequences_[writer]));
     }
     sequences_[writer] = sequence;
     applied_id_ = update.id;
@@ -351,7 +281,8 @@ class Machine {
     });
     if (!base) throw std::runtime_error("a base without parts");
     for (const auto& [writer, sequence] : sequences_) {
-      if (sequences[writer] < sequence) throw std::runtime_error("the base lost updates of writer " + std::to_string(writer));
+      if (sequences[writer] < sequence)
+        throw std::runtime_error("the base lost updates of writer " + std::to_string(writer));
     }
     sequences_ = std::move(sequences);
     applied_id_ = *base;
@@ -375,9 +306,13 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
     log = store->open();
   }
 
+  // How many updates lie in the store, if it can say that.
+  void expect_stored(std::uint64_t count) { EXPECT_EQ(store->stored_updates().value_or(count), count); }
+
   // Writers, rewriters and readers, all at once, each with a log of its own from `open`.
   template <typename Open>
-  void let_a_crowd_loose(unsigned writers, std::uint64_t appends_each, unsigned rewriters, unsigned readers, const Open& open) {
+  void let_a_crowd_loose(unsigned writers, std::uint64_t appends_each, unsigned rewriters, unsigned readers,
+                         const Open& open) {
     using log_contract::Machine;
     const std::uint64_t all = writers * appends_each;
     log_contract::Crowd crowd(store->is_shared_by_processes());
@@ -407,9 +342,10 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
     Machine machine(store->open());
     machine.settle();
     EXPECT_EQ(machine.applied_id(), all);
-    for (unsigned writer = 0; writer < writers; ++writer) EXPECT_EQ(machine.sequence_of(writer), appends_each) << writer;
+    for (unsigned writer = 0; writer < writers; ++writer)
+      EXPECT_EQ(machine.sequence_of(writer), appends_each) << writer;
     machine.rewrite();
-    if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+    expect_stored(0);
   }
 
   std::unique_ptr<LogStore> store;
@@ -545,7 +481,8 @@ TEST_P(LogContract, the_log_can_be_used_while_it_is_read) {
 TEST_P(LogContract, bytes_come_back_as_they_were) {
   std::string every_byte;
   for (int byte = 0; byte < 256; ++byte) every_byte += static_cast<char>(byte);
-  std::vector<std::string> samples{std::string(1, '\0'), "x", every_byte, std::string("\0\0\0", 3), "'; DROP TABLE logs; --\n\xff\xfe"};
+  std::vector<std::string> samples{std::string(1, '\0'), "x", every_byte, std::string("\0\0\0", 3),
+                                   "'; DROP TABLE logs; --\n\xff\xfe"};
   std::mt19937_64 random(1);
   for (const std::size_t size : {std::size_t{1} << 20, std::size_t{16} << 20}) {
     std::string& bytes = samples.emplace_back(size, '\0');
@@ -565,7 +502,8 @@ TEST_P(LogContract, many_updates_come_in_one_read) {
 
   const auto updates = log_contract::updates_of(*log);
   ASSERT_EQ(updates.size(), count);
-  for (UpdateId id = 1; id <= count; ++id) ASSERT_TRUE(updates[id - 1].id == id && updates[id - 1].bytes == bytes(id)) << id;
+  for (UpdateId id = 1; id <= count; ++id)
+    ASSERT_TRUE(updates[id - 1].id == id && updates[id - 1].bytes == bytes(id)) << id;
 }
 
 TEST_P(LogContract, closing_and_opening_changes_nothing) {
@@ -646,11 +584,12 @@ TEST_P(LogContract, a_base_stands_for_the_updates_up_to_it) {
     EXPECT_EQ(extent.base, 7);
     EXPECT_EQ(extent.base_chain, log_contract::chain_of(7));
     EXPECT_EQ(extent.head, 10);
-    EXPECT_EQ(log_contract::parts_of(*each), (std::vector<std::string>{"part 0", std::string("part\0 1", 7), "part 2"}));
+    EXPECT_EQ(log_contract::parts_of(*each),
+              (std::vector<std::string>{"part 0", std::string("part\0 1", 7), "part 2"}));
     EXPECT_EQ(log_contract::updates_of(*each, 8), log_contract::expected_updates(8, 10));
     EXPECT_EQ(log_contract::updates_of(*each, 1), log_contract::expected_updates(8, 10));
   }
-  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 3);
+  expect_stored(3);
   EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
 }
 
@@ -724,14 +663,15 @@ TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_cannot_append_below_th
   for (const UpdateId id : {6, 7, 8, 1}) EXPECT_EQ(sleeper->append(id, "stray"), Appended::below_base) << id;
 
   // and nobody ever sees it.
-  for (Log* each : {log.get(), sleeper.get(), store->open().get()}) {
+  const auto newcomer = store->open();
+  for (Log* each : {log.get(), sleeper.get(), newcomer.get()}) {
     EXPECT_EQ(log_contract::updates_of(*each), log_contract::expected_updates(9, 10));
     EXPECT_EQ(each->extent().head, 10);
   }
   EXPECT_EQ(sleeper->append(10, "late"), Appended::taken);
   ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
   EXPECT_EQ(log->extent().head, 10);
-  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+  expect_stored(0);
 }
 
 TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_up_to_the_head_cannot_either) {
@@ -752,7 +692,8 @@ TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_
   ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
   if (!store->put_stray(6, "stray") || !store->put_stray(10, "stray")) GTEST_SKIP() << "this store cannot have strays";
 
-  for (Log* each : {log.get(), store->open().get()}) {
+  const auto newcomer = store->open();
+  for (Log* each : {log.get(), newcomer.get()}) {
     EXPECT_EQ(each->extent().head, 10);
     EXPECT_EQ(log_contract::updates_of(*each), log_contract::expected_updates(1, 0));
     EXPECT_EQ(each->append(6, "another"), Appended::below_base);
@@ -760,7 +701,7 @@ TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_
   EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
   ASSERT_TRUE(log_contract::rewrite(*log, 11, {"base"}));
   EXPECT_EQ(log->extent().head, 11);
-  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+  expect_stored(0);
 }
 
 TEST_P(LogContract, a_follower_that_slept_through_a_rewrite_is_told) {
@@ -787,7 +728,9 @@ TEST_P(LogContract, a_follower_overtaken_by_a_rewrite_while_it_reads_sees_no_gap
     const UpdateId first = log->extent().base + 1;
     std::vector<UpdateId> visited;
     const Extent extent = log->read(first, log_contract::no_end, [&](UpdateId id, std::string_view) {
-      if (id == first) EXPECT_TRUE(log_contract::rewrite(*other, first + overtaken_at, {"base"}));
+      if (id == first) {
+        EXPECT_TRUE(log_contract::rewrite(*other, first + overtaken_at, {"base"}));
+      }
       visited.push_back(id);
       return true;
     });
@@ -803,7 +746,9 @@ TEST_P(LogContract, a_base_replaced_while_it_is_read_is_never_served_in_part) {
   std::vector<std::string> parts;
   const auto error = log_contract::error_kind_of([&] {
     log->read_base([&](std::string_view part) {
-      if (parts.empty()) EXPECT_TRUE(log_contract::rewrite(*other, 8, {"new 0", "new 1"}));
+      if (parts.empty()) {
+        EXPECT_TRUE(log_contract::rewrite(*other, 8, {"new 0", "new 1"}));
+      }
       parts.emplace_back(part);
       return true;
     });
@@ -825,7 +770,9 @@ TEST_P(LogContract, a_rewrite_that_a_greater_one_overtakes_changes_nothing) {
   auto next = slow.next();
   int calls = 0;
   const bool switched = log->rewrite(5, log_contract::chain_of(5), [&] {
-    if (++calls == 2) EXPECT_TRUE(log_contract::rewrite(*other, 7, {"fast"}));
+    if (++calls == 2) {
+      EXPECT_TRUE(log_contract::rewrite(*other, 7, {"fast"}));
+    }
     return next();
   });
   EXPECT_FALSE(switched);
@@ -841,7 +788,9 @@ TEST_P(LogContract, a_rewrite_overtakes_a_smaller_one) {
   auto next = slow.next();
   int calls = 0;
   const bool switched = log->rewrite(9, log_contract::chain_of(9), [&] {
-    if (++calls == 2) EXPECT_TRUE(log_contract::rewrite(*other, 7, {"fast"}));
+    if (++calls == 2) {
+      EXPECT_TRUE(log_contract::rewrite(*other, 7, {"fast"}));
+    }
     return next();
   });
   EXPECT_TRUE(switched);
@@ -857,7 +806,9 @@ TEST_P(LogContract, two_rewrites_at_one_base_make_one) {
   auto next = slow.next();
   int calls = 0;
   const bool switched = log->rewrite(6, log_contract::chain_of(6), [&] {
-    if (++calls == 2) EXPECT_TRUE(log_contract::rewrite(*other, 6, {"fast 0", "fast 1"}));
+    if (++calls == 2) {
+      EXPECT_TRUE(log_contract::rewrite(*other, 6, {"fast 0", "fast 1"}));
+    }
     return next();
   });
   EXPECT_FALSE(switched);
@@ -915,7 +866,7 @@ TEST_P(LogContract, a_rewriter_killed_at_any_part_leaves_nothing_that_hurts) {
   log_contract::append_up_to(*log, 10);
   constexpr int parts = 5;
   for (int deadly = 0; deadly <= parts; ++deadly) {
-    log_contract::Child rewriter([&] {
+    Child rewriter([&] {
       int part = 0;
       store->open()->rewrite(8, log_contract::chain_of(8), [&]() -> std::optional<std::string_view> {
         if (part == deadly) ::raise(SIGKILL);
@@ -937,36 +888,41 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
   const std::uint64_t seed = log_contract::new_seed();
   SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
   std::mt19937_64 random(seed);
-  const auto part_of = [](UpdateId base, int part) { return "as of " + std::to_string(base) + " part " + std::to_string(part); };
-  std::uint64_t patience_us = 20'000;
+  const auto part_of = [](UpdateId base, int part) {
+    return "as of " + std::to_string(base) + " part " + std::to_string(part);
+  };
+  std::uint64_t patience_us = 2'000;  // follows how long a rewrite takes here
   int killed = 0;
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 200 && killed < 20; ++round) {
     log_contract::append_up_to(*log, log->extent().head + 10);
     const Extent before = log->extent();
     const UpdateId base = before.head - 3;
-    const auto began = std::chrono::steady_clock::now();
-    log_contract::Child rewriter([&] { log_contract::rewrite(*store->open(), base, {part_of(base, 0), part_of(base, 1), part_of(base, 2)}); });
+    Child rewriter([&] {
+      log_contract::rewrite(*store->open(), base, {part_of(base, 0), part_of(base, 1), part_of(base, 2)});
+    });
     std::this_thread::sleep_for(std::chrono::microseconds(random() % patience_us));
     rewriter.kill();
-    if (rewriter.wait() == 0) {  // it was faster: come earlier next time
-      const auto took = std::chrono::steady_clock::now() - began;
-      patience_us = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(took).count()) + 1;
+    if (rewriter.wait() == 0) {
+      patience_us = std::max<std::uint64_t>(patience_us * 3 / 4, 50);
     } else {
+      patience_us = std::min<std::uint64_t>(patience_us * 5 / 4, 200'000);
       ++killed;
     }
 
     const Extent after = log->extent();
     ASSERT_TRUE(after.base == before.base || after.base == base) << after.base;
     EXPECT_EQ(after.head, before.head);
-    EXPECT_EQ(log_contract::updates_of(*log, after.base + 1), log_contract::expected_updates(after.base + 1, after.head));
+    EXPECT_EQ(log_contract::updates_of(*log, after.base + 1),
+              log_contract::expected_updates(after.base + 1, after.head));
     const auto parts = log_contract::parts_of(*log);
     ASSERT_EQ(parts.size(), after.base == 0 ? 0 : 3);
-    for (int part = 0; part < static_cast<int>(parts.size()); ++part) EXPECT_EQ(parts[static_cast<std::size_t>(part)], part_of(after.base, part));
+    for (int part = 0; part < static_cast<int>(parts.size()); ++part)
+      EXPECT_EQ(parts[static_cast<std::size_t>(part)], part_of(after.base, part));
   }
   EXPECT_GT(killed, 0);
   const UpdateId head = log->extent().head;
   EXPECT_TRUE(log_contract::rewrite(*log, head, {"end"}));
-  if (const auto stored = store->stored_updates()) EXPECT_EQ(*stored, 0);
+  expect_stored(0);
 }
 
 // --- Crowds. ---
@@ -985,7 +941,8 @@ TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
   std::atomic<std::uint64_t> opened{0};
   // Each child counts from where its parent was: mix in which process it is.
   const auto open = [&]() -> std::unique_ptr<Log> {
-    const std::uint64_t own = seed + ++opened + (store->is_shared_by_processes() ? static_cast<std::uint64_t>(::getpid()) : 0);
+    const std::uint64_t own =
+        seed + ++opened + (store->is_shared_by_processes() ? static_cast<std::uint64_t>(::getpid()) : 0);
     return std::make_unique<FlakyLog>(store->open(), own);
   };
   let_a_crowd_loose(writers, GetParam().crowd_appends / 4 / writers, 1, 1, open);
@@ -1000,7 +957,7 @@ TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
     // Given two writers that say which of their updates were acknowledged,
     int pipe_ends[2];
     ASSERT_EQ(::pipe(pipe_ends), 0);
-    std::vector<log_contract::Child> writers;
+    std::vector<Child> writers;
     for (int writer = 0; writer < 2; ++writer) {
       writers.emplace_back([&] {
         const auto own = store->open();
@@ -1014,8 +971,8 @@ TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
     }
     // when they are killed,
     std::this_thread::sleep_for(std::chrono::microseconds(2'000 + random() % 10'000));
-    for (log_contract::Child& writer : writers) writer.kill();
-    for (log_contract::Child& writer : writers) EXPECT_EQ(writer.wait(), -SIGKILL);
+    for (Child& writer : writers) writer.kill();
+    for (Child& writer : writers) EXPECT_EQ(writer.wait(), -SIGKILL);
     ::close(pipe_ends[1]);
 
     // then these are there, whole, and so is everything before them.
@@ -1033,13 +990,14 @@ TEST_P(LogContract, parent_and_child_go_on_after_a_fork) {
   log_contract::append_up_to(*log, 3);
   const Uuid uuid = log->extent().uuid;
   for (int round = 0; round < 3; ++round) {
-    log_contract::Child child([&] {
+    Child child([&] {
       const std::unique_ptr<Log> fresh = log->reopen();
       Log& own = fresh ? *fresh : *log;
       const Extent extent = own.extent();
       if (extent.uuid != uuid) throw std::runtime_error("the child sees another log");
       const UpdateId id = extent.head + 1;
-      if (own.append(id, log_contract::bytes_of(id)) != Appended::yes) throw std::runtime_error("the child cannot append");
+      if (own.append(id, log_contract::bytes_of(id)) != Appended::yes)
+        throw std::runtime_error("the child cannot append");
       log.reset();  // as at the child's end
     });
     ASSERT_EQ(child.wait(), 0);

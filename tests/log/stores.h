@@ -1,16 +1,172 @@
-// The stores the contract suite runs on, and what tests do to them behind the log's back.
+// The stores our own logs are tested on, and what tests do to them behind the log's back.
 #pragma once
 
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include <whycache/log.h>
 
 #include "log/file_log.h"
+#include "log/log_store.h"
 #include "log/memory_log.h"
-#include "support/temporary_folder.h"
-#include "tests/log/log_contract.h"
+#if WHYCACHE_WITH_SQLITE
+#include <sqlite3.h>
+
+#include "log/sqlite_log.h"
+#endif
+
+namespace whycache {
+
+// A folder that is gone when the test is; in memory where that can be, for a disk takes milliseconds to sync and the
+// stories are about order, not about disks.
+class StoreFolder {
+ public:
+  StoreFolder() {
+    const std::string in_memory = "/dev/shm";
+    std::string path =
+        (::access(in_memory.c_str(), W_OK) == 0 ? in_memory : std::filesystem::temp_directory_path().string()) +
+        "/whycache_log_XXXXXX";
+    if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make a folder for a test");
+    path_ = path;
+  }
+  StoreFolder(const StoreFolder&) = delete;
+  StoreFolder& operator=(const StoreFolder&) = delete;
+  ~StoreFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+
+  std::string file(const std::string& name) const { return path_ + '/' + name; }
+
+ private:
+  std::string path_;
+};
+
+class MemoryStore final : public LogStore {
+ public:
+  std::unique_ptr<Log> open() override { return MemoryLog::shared(name_); }
+  std::unique_ptr<Log> open_other_instance() override { return MemoryLog::shared(name_ + "?instance=other"); }
+
+ private:
+  static std::string new_name() {
+    static std::atomic<int> count{0};
+    return "test" + std::to_string(++count);
+  }
+  std::string name_ = new_name();
+};
+
+class FileStore final : public LogStore {
+ public:
+  std::unique_ptr<Log> open() override { return open("default"); }
+  std::unique_ptr<Log> open_other_instance() override { return open("other"); }
+  bool is_shared_by_processes() const override { return true; }
+  bool delete_by_hand() override { return std::filesystem::remove_all(folder()) > 0; }
+  bool put_stray(UpdateId id, std::string_view bytes) override {
+    FileStore other;
+    const auto log = other.open();
+    for (UpdateId each = 1; each <= id; ++each) log->append(each, bytes);
+    std::filesystem::copy_file(other.update_path(id), update_path(id));
+    return true;
+  }
+  std::optional<std::uint64_t> stored_updates() override {
+    return static_cast<std::uint64_t>(std::distance(std::filesystem::directory_iterator(root() + "/updates"), {}));
+  }
+
+  std::string folder() const { return folder_.file("log"); }
+  std::string root() const { return folder() + "/default"; }
+  std::string update_path(UpdateId id) const {
+    const std::string digits = std::to_string(id);
+    return root() + "/updates/" + std::string(20 - digits.size(), '0') + digits;
+  }
+  std::unique_ptr<FileLog> open(const std::string& instance) const {
+    return std::make_unique<FileLog>(
+        FileLogOptions{.folder = folder(), .instance = instance, .name = "file:" + instance});
+  }
+
+ private:
+  StoreFolder folder_;
+};
+
+#if WHYCACHE_WITH_SQLITE
+
+// A connection of the test's own, as any other program would have it.
+class Database {
+ public:
+  explicit Database(const std::string& path) {
+    if (sqlite3_open(path.c_str(), &database_) != SQLITE_OK) throw std::runtime_error("cannot open " + path);
+    sqlite3_busy_timeout(database_, 10'000);
+  }
+  Database(const Database&) = delete;
+  Database& operator=(const Database&) = delete;
+  ~Database() { sqlite3_close(database_); }
+
+  // Runs SQL; returns the last value of the last row as text.
+  std::string run(const std::string& sql) {
+    std::string value;
+    char* message = nullptr;
+    const auto keep = [](void* to, int columns, char** values, char**) {
+      *static_cast<std::string*>(to) = values[columns - 1] == nullptr ? "NULL" : values[columns - 1];
+      return 0;
+    };
+    if (sqlite3_exec(database_, sql.c_str(), keep, &value, &message) != SQLITE_OK) {
+      const std::string text = message == nullptr ? "?" : message;
+      sqlite3_free(message);
+      throw std::runtime_error(sql + ": " + text);
+    }
+    return value;
+  }
+
+ private:
+  sqlite3* database_ = nullptr;
+};
+
+class SqliteStore final : public LogStore {
+ public:
+  // `sqlite_version`: see SqliteLogOptions.
+  explicit SqliteStore(int sqlite_version = 0) : sqlite_version_(sqlite_version) {}
+
+  std::unique_ptr<Log> open() override { return open("default"); }
+  std::unique_ptr<Log> open_other_instance() override { return open("other"); }
+  bool is_shared_by_processes() const override { return true; }
+  bool delete_by_hand() override {
+    for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(path() + suffix);
+    return true;
+  }
+  bool put_stray(UpdateId id, std::string_view) override {
+    Database(path()).run("INSERT INTO whycache_updates_default VALUES (" + std::to_string(id) + ", x'73')");
+    return true;
+  }
+  std::optional<std::uint64_t> stored_updates() override {
+    return std::stoull(Database(path()).run("SELECT count(*) FROM whycache_updates_default"));
+  }
+
+  std::string path() const { return folder_.file("log.db"); }
+  std::unique_ptr<SqliteLog> open(const std::string& instance,
+                                  std::chrono::milliseconds deadline = std::chrono::seconds(30)) const {
+    return std::make_unique<SqliteLog>(SqliteLogOptions{.path = path(),
+                                                        .instance = instance,
+                                                        .name = "sqlite:" + instance,
+                                                        .deadline = deadline,
+                                                        .sqlite_version = sqlite_version_});
+  }
+
+ private:
+  int sqlite_version_;
+  StoreFolder folder_;
+};
+
+#endif
+
+}  // namespace whycache

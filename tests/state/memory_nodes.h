@@ -53,7 +53,7 @@ class MemoryNodes final : public NodeStore {
   }
   void retire(NodeOffset offset) override {
     Place& place = places_[index_of(offset)];
-    // A damaged tree may have the writer do this; a sound one never.
+    // A damaged tree may lead the writer to this; a sound one never does.
     if (place.retired) throw Error(ErrorKind::corrupt, "node retired twice: offset=" + std::to_string(offset));
     place.retired = true;
     place.retired_in = version_;
@@ -75,6 +75,20 @@ class MemoryNodes final : public NodeStore {
   void publish() {
     ++version_;
     release_what_nobody_holds();
+  }
+  // Undoes everything since the last publish, as after a writer's death.
+  void roll_back() {
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      Place& place = places_[i];
+      if (!place.bytes) continue;
+      if (place.made_in == version_) {
+        release(i * unit);
+      } else if (place.retired && place.retired_in == version_) {
+        place.retired = false;
+      }
+    }
+    std::erase_if(retired_, [&](NodeOffset offset) { return !places_[offset / unit].retired; });
+    allocations_left_ = SIZE_MAX;
   }
   // Everything reachable as of now stays.
   std::uint64_t pin() {

@@ -11,8 +11,8 @@ namespace whycache::testing {
 
 class TemporaryFolder {
  public:
-  TemporaryFolder() {
-    std::string path = (std::filesystem::temp_directory_path() / "whycache_test_XXXXXX").string();
+  explicit TemporaryFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string path = (parent / "whycache_test_XXXXXX").string();
     if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make a folder for a test");
     path_ = path;
   }

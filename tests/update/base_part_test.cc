@@ -41,7 +41,8 @@ std::vector<std::string> encode(const std::map<std::string, std::string>& items,
 std::map<std::string, std::string> random_items(std::mt19937_64& random, std::size_t count) {
   std::map<std::string, std::string> items;
   while (items.size() < count) {
-    const std::string key = random() % 2 == 0 ? "user:" + std::to_string(random() % 100'000) : testing::random_key(random);
+    const std::string key =
+        random() % 2 == 0 ? "user:" + std::to_string(random() % 100'000) : testing::random_key(random);
     items[key] = testing::random_value(random);
   }
   return items;
@@ -62,7 +63,8 @@ TEST(BasePart, comes_back_as_it_went) {
 
   EXPECT_EQ(part.base, base);
   EXPECT_EQ(part.number, 0U);
-  EXPECT_EQ(part.items, (std::vector<Item>{{"flag.checkout", "on"}, {"flag.checkout.colour", ""}, {"flag.search", "\0off"s}}));
+  EXPECT_EQ(part.items,
+            (std::vector<Item>{{"flag.checkout", "on"}, {"flag.checkout.colour", ""}, {"flag.search", "\0off"s}}));
   EXPECT_EQ(part.last, info);
 }
 
@@ -158,12 +160,37 @@ TEST(BasePart, takes_so_many_items_and_no_more) {
 TEST(BasePartEncoder, refuses_what_could_not_be_read_again) {
   BasePartEncoder encoder(base);
   ASSERT_TRUE(encoder.add({"b", "1"}, no_bytes_max));
-  expect_error(ErrorKind::corrupt, [&] { encoder.add({"a", "1"}, no_bytes_max); }, "keys out of order in a new base: part=0 items_before=1");
-  expect_error(ErrorKind::corrupt, [&] { encoder.add({"b", "1"}, no_bytes_max); }, "keys out of order");
-  expect_error(ErrorKind::corrupt, [&] { encoder.add({"", "1"}, no_bytes_max); }, "item out of bounds");
-  expect_error(ErrorKind::corrupt, [&] { encoder.add({std::string(1025, 'x'), "1"}, no_bytes_max); }, "item out of bounds");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        encoder.add({"a", "1"}, no_bytes_max);
+      },
+      "keys out of order in a new base: part=0 items_before=1");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        encoder.add({"b", "1"}, no_bytes_max);
+      },
+      "keys out of order");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        encoder.add({"", "1"}, no_bytes_max);
+      },
+      "item out of bounds");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        encoder.add({std::string(1025, 'x'), "1"}, no_bytes_max);
+      },
+      "item out of bounds");
   encoder.finish(std::nullopt);
-  expect_error(ErrorKind::corrupt, [&] { encoder.add({"b", "1"}, no_bytes_max); }, "part=1 items_before=0");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        encoder.add({"b", "1"}, no_bytes_max);
+      },
+      "part=1 items_before=0");
   EXPECT_TRUE(encoder.add({"ba", "1"}, no_bytes_max));
 }
 
@@ -196,7 +223,8 @@ TEST(DamagedBasePart, cut_short_or_too_long_is_refused) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_parts()) {
     ASSERT_EQ(decode_error(whole), "decoded");
-    for (std::size_t size = 0; size < whole.size(); ++size) ASSERT_NE(decode_error(whole.substr(0, size)), "decoded") << size;
+    for (std::size_t size = 0; size < whole.size(); ++size)
+      ASSERT_NE(decode_error(whole.substr(0, size)), "decoded") << size;
     ASSERT_NE(decode_error(whole + "\0"s), "decoded");
   }
 }
@@ -224,19 +252,20 @@ TEST(HostileBasePart, of_an_unknown_version_or_flag_says_so) {
   ASSERT_EQ(decode_error(bytes), "decoded");
   bytes[0] = 2;
   expect_refused(bytes, "a version this program does not know");
-  for (const int flags : {2, 4, 128}) expect_refused(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""), "a flag this program does not know");
+  for (const int flags : {2, 4, 128})
+    expect_refused(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""), "a flag this program does not know");
 }
 
-TEST(HostileBasePart, has_room_in_its_head_for_what_later_versions_write) {
-  std::string head;
-  append_field(head, 2, "something new");
-  EXPECT_EQ(decode_error(framed_part(0, head, 0, 0, "")), "decoded");
+TEST(HostileBasePart, has_room_for_fields_that_later_versions_write) {
+  std::string fields;
+  append_field(fields, 2, "something new");
+  EXPECT_EQ(decode_error(framed_part(0, fields, 0, 0, "")), "decoded");
 }
 
 TEST(HostileBasePart, with_its_totals_cut_short_is_refused) {
-  std::string head;
-  append_field(head, 1, std::string(31, 'x'));
-  expect_refused(framed_part(0, head, 0, 0, ""), "a field of a wrong size");
+  std::string fields;
+  append_field(fields, 1, std::string(31, 'x'));
+  expect_refused(framed_part(0, fields, 0, 0, ""), "a field of a wrong size");
 }
 
 TEST(HostileBasePart, with_keys_out_of_order_is_refused) {
@@ -258,10 +287,12 @@ TEST(HostileBasePart, with_a_key_that_shares_more_than_there_is_is_refused) {
 
 TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {
   expect_refused(framed_part(0, "", 1, 0, "\0\0\0\0"s), "a key that is empty or too long");
-  expect_refused(framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s), "longer keys than there can be");
+  expect_refused(framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s),
+                 "longer keys than there can be");
   // 1,000 bytes shared and 25 more
   const std::string key = "\0"s + varint(1000) + std::string(1000, 'k') + "\0"s;
-  expect_refused(framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s), "a key that is empty or too long");
+  expect_refused(framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s),
+                 "a key that is empty or too long");
   const std::string value(value_bytes_max + std::size_t{1}, 'v');
   expect_refused(framed_part(0, "", 1, 1, "\0\1a"s + varint(value.size()) + value), "a value that is too long");
 }
@@ -274,7 +305,8 @@ TEST(HostileBasePart, that_lies_about_its_keys_is_refused) {
 
 TEST(HostileBasePart, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
   const std::string item = "\0\1a\0"s;
-  for (const std::uint64_t claim : {std::uint64_t{2}, std::uint64_t{1} << 21, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
+  for (const std::uint64_t claim :
+       {std::uint64_t{2}, std::uint64_t{1} << 21, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
     expect_refused(framed_part(0, "", claim, 1, item), "more items than there can be");
     expect_refused(framed_part(0, "", 1, claim < 2000 ? claim + 2000 : claim, item), "longer keys than there can be");
   }
@@ -283,15 +315,16 @@ TEST(HostileBasePart, claiming_more_than_there_is_is_refused_before_memory_is_as
   // A million keys of 1,024 bytes by three bytes each.
   std::string many = "\0"s + varint(1023) + std::string(1023, 'k') + "\0"s;
   for (int i = 1; i < 250; ++i) many += varint(1022) + "\1"s + static_cast<char>(i) + "\0"s;
-  expect_refused(framed_part(0, "", element_count_max, element_count_max * 1023, testing::zstd_frame(many)), "more items than there can be");
+  expect_refused(framed_part(0, "", element_count_max, element_count_max * 1023, testing::zstd_frame(many)),
+                 "more items than there can be");
 }
 
 TEST(HostileBasePart, of_random_bytes_does_no_harm) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int i = 0; i < 50'000; ++i) {
-    decode_error(framed_part(static_cast<std::uint8_t>(random() % 2), testing::random_bytes(random, random() % 4), random() % 4,
-                             random() % 20, testing::random_bytes(random, random() % 30)));
+    decode_error(framed_part(static_cast<std::uint8_t>(random() % 2), testing::random_bytes(random, random() % 4),
+                             random() % 4, random() % 20, testing::random_bytes(random, random() % 30)));
   }
 }
 

@@ -23,11 +23,12 @@ using testing::varint;
 constexpr UpdateId id = 7;
 constexpr std::uint64_t previous_chain = 1234;
 
-// Small ones of all shapes: with and without head, compressed and not.
+// Small ones of all shapes: with and without fields, compressed and not.
 std::vector<std::string> sample_updates() {
   std::mt19937_64 random(testing::test_seed());
-  const std::vector<OwnedChange> few = {
-      {Change::Kind::set, "checkout.enabled", "yes"}, {Change::Kind::set, "empty", ""}, {Change::Kind::erase, "old", ""}};
+  const std::vector<OwnedChange> few = {{Change::Kind::set, "checkout.enabled", "yes"},
+                                        {Change::Kind::set, "empty", ""},
+                                        {Change::Kind::erase, "old", ""}};
   const std::vector<OwnedChange> compressible = {{Change::Kind::set, "k", std::string(2000, 'x')},
                                                  {Change::Kind::set, "l", std::string(2000, 'y')}};
   return {
@@ -37,7 +38,8 @@ std::vector<std::string> sample_updates() {
       testing::sealed(few, id, previous_chain),
       testing::sealed(compressible, id, previous_chain),
       testing::sealed(testing::random_changes(random, 5), id, previous_chain),
-      testing::sealed({{Change::Kind::set, std::string(key_bytes_max, 'k'), testing::random_bytes(random, 300)}}, id, previous_chain),
+      testing::sealed({{Change::Kind::set, std::string(key_bytes_max, 'k'), testing::random_bytes(random, 300)}}, id,
+                      previous_chain),
   };
 }
 
@@ -113,7 +115,9 @@ TEST(HostileUpdate, of_an_unknown_version_says_so) {
   for (const int version : {0, 2, 255}) {
     bytes[version_offset] = static_cast<char>(version);
     expect_refused(bytes, "a version this program does not know");
-    expect_error(ErrorKind::corrupt, [&] { verify_chain(bytes, 7, 0); }, "upgrade this machine", "version=" + std::to_string(version));
+    expect_error(
+        ErrorKind::corrupt, [&] { verify_chain(bytes, 7, 0); }, "upgrade this machine",
+        "version=" + std::to_string(version));
   }
 }
 
@@ -135,13 +139,15 @@ TEST(HostileUpdate, names_its_id_in_the_message) { expect_refused(framed(0, "", 
 TEST(HostileUpdate, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
   const std::string change = "\x02k\x01v";  // key of one byte, value of one byte
   ASSERT_EQ(decode_error(framed(0, "", 1, change)), "decoded");
-  for (const std::uint64_t claim : {std::uint64_t{3}, std::uint64_t{1} << 20, std::uint64_t{1} << 32, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
+  for (const std::uint64_t claim :
+       {std::uint64_t{3}, std::uint64_t{1} << 20, std::uint64_t{1} << 32, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
     SCOPED_TRACE(claim);
     expect_refused(framed(0, "", claim, change), "more changes than there can be");
     expect_refused(framed(0, "", 1, varint(claim) + "k\x01v"), "update ");
     expect_refused(framed(0, "", 1, "\x02k" + varint(claim) + "v"), "update ");
-    std::string head_too_long = framed(0, "", 1, change).substr(0, fixed_bytes) + varint(claim + (claim == 3 ? 100 : 0)) + "x";
-    expect_refused(head_too_long, "update cut short");
+    std::string fields_too_long =
+        framed(0, "", 1, change).substr(0, fixed_bytes) + varint(claim + (claim == 3 ? 100 : 0)) + "x";
+    expect_refused(fields_too_long, "update cut short");
     std::string field;
     append_varint(field, 5);
     append_varint(field, claim);
@@ -154,7 +160,8 @@ TEST(HostileUpdate, with_keys_or_values_out_of_bounds_is_refused) {
   const std::string long_value(value_bytes_max + std::size_t{1}, 'v');
   expect_refused(framed(0, "", 1, "\x00\x00"s), "a key that is empty or too long");
   expect_refused(framed(0, "", 1, "\x01\x00"s), "a key that is empty or too long");
-  expect_refused(framed(0, "", 1, varint(long_key.size() << 1) + long_key + "\x00"s), "a key that is empty or too long: offset=2 key_bytes=1025");
+  expect_refused(framed(0, "", 1, varint(long_key.size() << 1) + long_key + "\x00"s),
+                 "a key that is empty or too long: offset=2 key_bytes=1025");
   expect_refused(framed(0, "", 1, "\x02k" + varint(long_value.size()) + long_value), "a value that is too long");
 }
 
@@ -164,22 +171,23 @@ TEST(HostileUpdate, with_numbers_in_a_longer_form_than_needed_is_refused) {
 }
 
 TEST(HostileUpdate, with_fields_of_a_wrong_size_twice_or_out_of_order_is_refused) {
-  const auto head = [](std::uint64_t tag, std::string_view bytes) {
+  const auto field = [](std::uint64_t tag, std::string_view bytes) {
     std::string fields;
     append_field(fields, tag, bytes);
     return fields;
   };
   for (const std::uint64_t tag : {1, 2, 3}) {
-    expect_refused(framed(0, head(tag, ""), 0, ""), "a field of a wrong size: offset=2 tag=" + std::to_string(tag) + " bytes=0");
-    expect_refused(framed(0, head(tag, std::string(17, 'x')), 0, ""), "a field of a wrong size");
+    expect_refused(framed(0, field(tag, ""), 0, ""),
+                   "a field of a wrong size: offset=2 tag=" + std::to_string(tag) + " bytes=0");
+    expect_refused(framed(0, field(tag, std::string(17, 'x')), 0, ""), "a field of a wrong size");
   }
   for (const std::uint64_t tag : {4, 5}) {
-    EXPECT_EQ(decode_error(framed(0, head(tag, std::string(255, 'x')), 0, "")), "decoded");
-    expect_refused(framed(0, head(tag, std::string(256, 'x')), 0, ""), "a field of a wrong size");
+    EXPECT_EQ(decode_error(framed(0, field(tag, std::string(255, 'x')), 0, "")), "decoded");
+    expect_refused(framed(0, field(tag, std::string(256, 'x')), 0, ""), "a field of a wrong size");
   }
-  expect_refused(framed(0, head(0, ""), 0, ""), "fields out of order");
-  expect_refused(framed(0, head(4, "a") + head(4, "b"), 0, ""), "fields out of order");
-  expect_refused(framed(0, head(5, "a") + head(4, "b"), 0, ""), "fields out of order");
+  expect_refused(framed(0, field(0, ""), 0, ""), "fields out of order");
+  expect_refused(framed(0, field(4, "a") + field(4, "b"), 0, ""), "fields out of order");
+  expect_refused(framed(0, field(5, "a") + field(4, "b"), 0, ""), "fields out of order");
   expect_refused(framed(0, "\x04", 0, ""), "cut short");
 }
 
@@ -193,7 +201,9 @@ TEST(HostileUpdate, that_is_a_zstd_bomb_is_refused_before_memory_is_asked_for) {
   const std::string bomb = compressed_changes(std::string(decompressed_bytes_max + 1, '\0'), 1);
   EXPECT_LT(bomb.size(), 10'000U);
   Update update;
-  expect_error(ErrorKind::corrupt, [&] { decode_update(bomb, update); }, "longer than it can be when decompressed: bytes=67108865");
+  expect_error(
+      ErrorKind::corrupt, [&] { decode_update(bomb, update); },
+      "longer than it can be when decompressed: bytes=67108865");
   EXPECT_EQ(update.storage.capacity(), std::string().capacity());
 }
 
@@ -221,7 +231,8 @@ TEST(HostileUpdate, that_is_not_exactly_one_zstd_frame_is_refused) {
   const std::string frame = testing::zstd_frame("\x02k\x01v");
   ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
   const std::string skippable = "\x50\x2a\x4d\x18\x04\x00\x00\x00skip"s;
-  for (const std::string& wrong : {""s, "\x02k\x01v"s, frame + frame, frame + skippable, skippable, skippable + frame, frame + "x"}) {
+  for (const std::string& wrong :
+       {""s, "\x02k\x01v"s, frame + frame, frame + skippable, skippable, skippable + frame, frame + "x"}) {
     expect_refused(framed(flag_zstd, "", 1, wrong), "not one whole zstd frame");
   }
   std::string of_unknown_size = "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were

@@ -73,29 +73,29 @@ inline std::string sealed(const std::vector<OwnedChange>& changes, UpdateId id, 
 }
 
 // The outline of an update, to be filled with anything.
-inline std::string framed(std::uint8_t flags, std::string_view head, std::uint64_t count, std::string_view rest) {
+inline std::string framed(std::uint8_t flags, std::string_view fields, std::uint64_t count, std::string_view rest) {
   std::string bytes;
   bytes += static_cast<char>(format_version);
   bytes += static_cast<char>(flags);
   append_little_endian<std::uint64_t>(bytes, 7);   // id
   append_little_endian<std::uint64_t>(bytes, 99);  // chain
-  append_varint(bytes, head.size());
-  bytes += head;
+  append_varint(bytes, fields.size());
+  bytes += fields;
   append_varint(bytes, count);
   bytes += rest;
   return bytes;
 }
 
 // The outline of a base part, with a checksum that is right.
-inline std::string framed_part(std::uint8_t flags, std::string_view head, std::uint64_t count, std::uint64_t key_bytes,
-                               std::string_view rest) {
+inline std::string framed_part(std::uint8_t flags, std::string_view fields, std::uint64_t count,
+                               std::uint64_t key_bytes, std::string_view rest) {
   std::string bytes;
   bytes += static_cast<char>(format_version);
   bytes += static_cast<char>(flags);
   append_little_endian<std::uint64_t>(bytes, 7);  // base
   append_little_endian<std::uint64_t>(bytes, 0);  // number
-  append_varint(bytes, head.size());
-  bytes += head;
+  append_varint(bytes, fields.size());
+  bytes += fields;
   append_varint(bytes, count);
   append_varint(bytes, key_bytes);
   bytes += rest;

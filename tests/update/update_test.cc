@@ -22,7 +22,8 @@ using testing::sealed;
 
 void expect_changes(const Update& update, const std::vector<OwnedChange>& expected) {
   ASSERT_EQ(update.changes.size(), expected.size());
-  for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(update.changes[i], expected[i].change()) << "change " << i;
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    ASSERT_EQ(update.changes[i], expected[i].change()) << "change " << i;
 }
 
 TEST(Update, comes_back_as_it_was_drafted) {
@@ -38,7 +39,8 @@ TEST(Update, comes_back_as_it_was_drafted) {
   EXPECT_EQ(update.id, 7U);
   EXPECT_EQ(update.chain, draft.chain());
   EXPECT_FALSE(update.erases_all);
-  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("checkout.enabled", "yes"), Change::erase("checkout.old")}));
+  EXPECT_EQ(update.changes,
+            (std::vector<Change>{Change::set("checkout.enabled", "yes"), Change::erase("checkout.old")}));
   const Authorship expected = testing::full_authorship();
   EXPECT_EQ(update.authorship.time_us, expected.time_us);
   EXPECT_EQ(update.authorship.writer_id, expected.writer_id);
@@ -106,7 +108,8 @@ TEST(Update, keeps_changes_in_order_even_of_one_key) {
 TEST(Update, takes_keys_and_values_of_any_bytes) {
   std::string all_bytes;
   for (int byte = 0; byte < 256; ++byte) all_bytes += static_cast<char>(byte);
-  const std::vector<OwnedChange> changes = {{Change::Kind::set, all_bytes, all_bytes}, {Change::Kind::set, "\0"s, "\0\0"s}};
+  const std::vector<OwnedChange> changes = {{Change::Kind::set, all_bytes, all_bytes},
+                                            {Change::Kind::set, "\0"s, "\0\0"s}};
   Update update;
   const std::string bytes = sealed(changes, 1, 0);
   decode_update(bytes, update);
@@ -118,12 +121,16 @@ TEST(Update, takes_keys_and_values_of_the_greatest_size_and_nothing_beyond) {
   const std::string longest_value(value_bytes_max, 'v');
   Draft draft({});
   EXPECT_TRUE(draft.add(Change::set(longest_key, longest_value), no_bytes_max));
-  expect_error(ErrorKind::invalid, [&] { draft.add(Change::set("", "x"), no_bytes_max); }, "key is empty");
-  expect_error(ErrorKind::invalid, [&] { draft.add(Change::erase(""), no_bytes_max); }, "key is empty");
-  expect_error(ErrorKind::invalid, [&] { draft.add(Change::erase(longest_key + "k"), no_bytes_max); },
-               "key too long: bytes=1025 key_bytes_max=1024");
-  expect_error(ErrorKind::limit, [&] { draft.add(Change::set("k", longest_value + "v"), no_bytes_max); },
-               "value too long: bytes=16777216 value_bytes_max=16777215");
+  expect_error(
+      ErrorKind::invalid, [&] { draft.add(Change::set("", "x"), no_bytes_max); }, "key is empty");
+  expect_error(
+      ErrorKind::invalid, [&] { draft.add(Change::erase(""), no_bytes_max); }, "key is empty");
+  expect_error(
+      ErrorKind::invalid, [&] { draft.add(Change::erase(longest_key + "k"), no_bytes_max); },
+      "key too long: bytes=1025 key_bytes_max=1024");
+  expect_error(
+      ErrorKind::limit, [&] { draft.add(Change::set("k", longest_value + "v"), no_bytes_max); },
+      "value too long: bytes=16777216 value_bytes_max=16777215");
   EXPECT_EQ(draft.change_count(), 1U);
 
   Update update;
@@ -152,7 +159,8 @@ TEST(Update, is_compressed_when_that_pays_and_only_then) {
 }
 
 TEST(Update, decoded_into_the_same_object_asks_for_no_more_memory) {
-  const std::string large = sealed({{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
+  const std::string large =
+      sealed({{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
   const std::string small = sealed({{Change::Kind::set, "a", std::string(40'000, 'x')}}, 1, 0);
   Update update;
   decode_update(large, update);
@@ -166,13 +174,13 @@ TEST(Update, decoded_into_the_same_object_asks_for_no_more_memory) {
   EXPECT_EQ(update.storage.data(), storage);
 }
 
-TEST(Update, has_room_in_its_head_for_what_later_versions_write) {
-  std::string head;
-  append_field(head, static_cast<std::uint64_t>(UpdateTag::note), "known");
-  append_field(head, 6, "something new");
-  append_field(head, std::uint64_t{1} << 60, "and something newer");
+TEST(Update, has_room_for_fields_that_later_versions_write) {
+  std::string fields;
+  append_field(fields, static_cast<std::uint64_t>(UpdateTag::note), "known");
+  append_field(fields, 6, "something new");
+  append_field(fields, std::uint64_t{1} << 60, "and something newer");
   Update update;
-  decode_update(testing::framed(0, head, 0, ""), update);
+  decode_update(testing::framed(0, fields, 0, ""), update);
   EXPECT_EQ(update.authorship.note, "known");
 }
 
@@ -219,7 +227,7 @@ TEST(Draft, that_refused_a_change_seals_what_it_took) {
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", "1"), Change::set("c", "3")}));
 }
 
-TEST(Draft, has_no_room_where_not_even_its_head_fits) {
+TEST(Draft, has_no_room_where_not_even_its_fields_fit) {
   Draft draft(testing::full_authorship());
   EXPECT_FALSE(draft.add(Change::erase("a"), 20));
   EXPECT_EQ(draft.change_count(), 0U);
@@ -253,7 +261,8 @@ TEST(Draft, that_is_finished_takes_no_more) {
   draft.add(Change::set("k", "v"), no_bytes_max);
   draft.finish();
   draft.finish();
-  expect_error(ErrorKind::invalid, [&] { draft.add(Change::set("k", "w"), no_bytes_max); }, "finished");
+  expect_error(
+      ErrorKind::invalid, [&] { draft.add(Change::set("k", "w"), no_bytes_max); }, "finished");
   Update update;
   decode_update(draft.seal(1, 0), update);
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("k", "v")}));
@@ -265,9 +274,11 @@ TEST(Draft, refuses_a_writer_name_or_note_that_is_too_long) {
   authorship.note = std::string(255, 'n');
   EXPECT_NO_THROW(Draft{authorship});
   authorship.note += 'n';
-  expect_error(ErrorKind::invalid, [&] { Draft{authorship}; }, "note too long: bytes=256 bytes_max=255");
+  expect_error(
+      ErrorKind::invalid, [&] { Draft{authorship}; }, "note too long: bytes=256 bytes_max=255");
   authorship.writer_name += 'n';
-  expect_error(ErrorKind::invalid, [&] { Draft{authorship}; }, "writer name too long");
+  expect_error(
+      ErrorKind::invalid, [&] { Draft{authorship}; }, "writer name too long");
 }
 
 // --- Chain ---
@@ -296,7 +307,9 @@ TEST(Chain, ties_each_update_to_all_before_it) {
   const std::uint64_t chain_of_2 = peek_place(log[1])->chain;
   const std::string forged = sealed({{Change::Kind::set, "k", "forged"}}, 3, chain_of_2);
   const std::uint64_t chain_of_forged = verify_chain(forged, 3, chain_of_2);
-  expect_error(ErrorKind::corrupt, [&] { verify_chain(log[3], 4, chain_of_forged); }, "does not follow the one before it", "id=4");
+  expect_error(
+      ErrorKind::corrupt, [&] { verify_chain(log[3], 4, chain_of_forged); }, "does not follow the one before it",
+      "id=4");
 }
 
 TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place) {
@@ -305,9 +318,12 @@ TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place)
   const std::uint64_t chain = verify_chain(first, 1, start);
   const std::string second = sealed({{Change::Kind::set, "k", "v"}}, 2, chain);
 
-  expect_error(ErrorKind::corrupt, [&] { verify_chain(second, 1, start); }, "another id than its place", "id=2", "expected=1");
-  expect_error(ErrorKind::corrupt, [&] { verify_chain(second, 2, start); }, "does not follow");
-  expect_error(ErrorKind::corrupt, [&] { verify_chain(first, 2, chain); }, "another id than its place");
+  expect_error(
+      ErrorKind::corrupt, [&] { verify_chain(second, 1, start); }, "another id than its place", "id=2", "expected=1");
+  expect_error(
+      ErrorKind::corrupt, [&] { verify_chain(second, 2, start); }, "does not follow");
+  expect_error(
+      ErrorKind::corrupt, [&] { verify_chain(first, 2, chain); }, "another id than its place");
 }
 
 TEST(Place, is_read_without_decoding) {

@@ -24,7 +24,8 @@ json load_vectors(const std::string& name) {
 std::string from_hex(const json& text) {
   const auto digits = text.get<std::string>();
   std::string bytes;
-  for (std::size_t i = 0; i < digits.size(); i += 2) bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+  for (std::size_t i = 0; i < digits.size(); i += 2)
+    bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
   return bytes;
 }
 
@@ -74,7 +75,8 @@ TEST(UpdateVectors, decode_to_what_they_say) {
   for (const json& vector : vectors["updates"]) {
     SCOPED_TRACE(vector["name"]);
     const std::string bytes = from_hex(vector["bytes"]);
-    EXPECT_EQ(verify_chain(bytes, vector["id"], number_from_hex(vector["previous_chain"])), number_from_hex(vector["chain"]));
+    EXPECT_EQ(verify_chain(bytes, vector["id"], number_from_hex(vector["previous_chain"])),
+              number_from_hex(vector["chain"]));
     decode_update(bytes, update);
     EXPECT_EQ(update.id, vector["id"]);
     EXPECT_EQ(update.chain, number_from_hex(vector["chain"]));
@@ -96,8 +98,8 @@ TEST(UpdateVectors, are_what_encoding_gives) {
   for (const json& vector : vectors["updates"]) {
     if (!vector["encode"]) continue;
     SCOPED_TRACE(vector["name"]);
-    EXPECT_EQ(testing::sealed(changes_of(vector), vector["id"], number_from_hex(vector["previous_chain"]), authorship_of(vector),
-                              vector["erases_all"]),
+    EXPECT_EQ(testing::sealed(changes_of(vector), vector["id"], number_from_hex(vector["previous_chain"]),
+                              authorship_of(vector), vector["erases_all"]),
               from_hex(vector["bytes"]));
   }
 }
@@ -141,7 +143,8 @@ TEST(BasePartVectors, decode_to_what_they_say) {
     EXPECT_EQ(part.last, last_of(vector));
     const auto items = items_of(vector);
     ASSERT_EQ(part.items.size(), items.size());
-    for (std::size_t i = 0; i < items.size(); ++i) EXPECT_EQ(part.items[i], (Item{items[i].first, items[i].second})) << i;
+    for (std::size_t i = 0; i < items.size(); ++i)
+      EXPECT_EQ(part.items[i], (Item{items[i].first, items[i].second})) << i;
   }
 }
 

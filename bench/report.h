@@ -1,0 +1,89 @@
+// Figures: collected over the repetitions, shown as a table, written as JSON, one object per line:
+//
+//   {"workload": "get_uniform", "items": 1000000, "subject": "absl", "unit": "ns", "median": 171.2, "min": 168.9, "max": 180.3}
+#pragma once
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace bench {
+
+class Report {
+ public:
+  // One figure of one repetition.
+  void add(const std::string& workload, std::uint64_t items, const std::string& subject, const std::string& unit, double figure) {
+    for (Row& row : rows_) {
+      if (row.workload == workload && row.items == items && row.subject == subject) {
+        row.figures.push_back(figure);
+        return;
+      }
+    }
+    rows_.push_back({workload, items, subject, unit, {figure}});
+  }
+
+  // Everything about one workload, with ratios to the first subject there is a figure of.
+  void print(const std::string& workload, std::uint64_t items) const {
+    double first = 0;
+    for (const Row& row : rows_) {
+      if (row.workload != workload || row.items != items) continue;
+      const Summary summary = summarize(row.figures);
+      if (first == 0) {
+        first = summary.median;
+        fmt::print("\n{}, {} items, {}\n", workload, items, row.unit);
+      }
+      fmt::print("  {:<16}{:>12}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, figure(summary.median), figure(summary.min),
+                 figure(summary.max), summary.median / first);
+    }
+    std::fflush(stdout);
+  }
+
+  void write_json(const std::string& path) const {
+    std::ofstream file(path);
+    for (const Row& row : rows_) {
+      const Summary summary = summarize(row.figures);
+      nlohmann::ordered_json line;
+      line["workload"] = row.workload;
+      line["items"] = row.items;
+      line["subject"] = row.subject;
+      line["unit"] = row.unit;
+      line["median"] = summary.median;
+      line["min"] = summary.min;
+      line["max"] = summary.max;
+      file << line << '\n';
+    }
+    if (!file.flush()) throw std::runtime_error("cannot write: path=" + path);
+  }
+
+ private:
+  struct Row {
+    std::string workload;
+    std::uint64_t items;
+    std::string subject;
+    std::string unit;
+    std::vector<double> figures;  // one per repetition
+  };
+  struct Summary {
+    double median;
+    double min;
+    double max;
+  };
+
+  static Summary summarize(std::vector<double> figures) {
+    std::sort(figures.begin(), figures.end());
+    const std::size_t half = figures.size() / 2;
+    const double median = figures.size() % 2 == 1 ? figures[half] : (figures[half - 1] + figures[half]) / 2;
+    return {median, figures.front(), figures.back()};
+  }
+  static std::string figure(double value) { return fmt::format("{:.{}f}", value, value < 1000 ? 1 : 0); }
+
+  std::vector<Row> rows_;
+};
+
+}  // namespace bench

@@ -1,0 +1,98 @@
+// What is measured: whycache, or a rival, each in a file of its own, subject_<name>.cc. See README.md for how to add one.
+//
+// Such a file holds a class (a store) with the functions named in SubjectOf below; what it cannot do it leaves out, and
+// the table then has no figure there. The loops of workload.h are compiled into each of these files around the store's functions, so
+// that nothing lies between a loop and the rival that its users would not have.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "bench/data.h"
+#include "bench/workload.h"
+
+namespace bench {
+
+class Subject {
+ public:
+  virtual ~Subject() = default;
+
+  virtual bool can(Loop loop) const = 0;
+  virtual Seen run(Loop loop, const Reads& reads) = 0;
+
+  // Sets items, as one atomic batch if there is such a thing. False: it is there for reading only.
+  virtual bool can_be_measured_writing() const = 0;
+  virtual void set(std::span<const Item> items) = 0;
+  // After the last set(): from here on it is read.
+  virtual void finish_writing() = 0;
+
+  // Bytes of its files. What lies on the heap is counted by who asks.
+  virtual std::uint64_t file_bytes() const = 0;
+
+  // Lets go of its files, and opens them again so far that `key` is read.
+  virtual bool can_reopen() const = 0;
+  virtual void close() = 0;
+  virtual bool open_and_get(std::string_view key, std::string& value) = 0;
+};
+
+using MakeSubject = std::unique_ptr<Subject>(const std::string& folder, std::uint64_t items_max);
+
+MakeSubject make_whycache;
+MakeSubject make_absl;
+MakeSubject make_unordered_map;
+MakeSubject make_lmdb;       // a read transaction renewed for every read
+MakeSubject make_lmdb_long;  // one read transaction for all reads
+
+template <typename Store>
+class SubjectOf final : public Subject {
+ public:
+  // A store may put its files into `folder`, which it finds empty, and is removed afterwards.
+  SubjectOf(const std::string& folder, std::uint64_t items_max) : store_(folder, items_max) {}
+
+  bool can(Loop loop) const override {
+    switch (loop) {
+      case Loop::get: return CanGet<Store>;
+      case Loop::get_serial: return CanGet<Store>;
+      case Loop::get_miss: return CanGet<Store>;
+      case Loop::view_get: return CanView<Store>;
+      case Loop::get_multi: return CanGetMulti<Store>;
+      case Loop::scan_items: return CanScan<Store>;
+      case Loop::scan_keys: return CanScan<Store>;
+    }
+    return false;
+  }
+
+  Seen run(Loop loop, const Reads& reads) override { return bench::run(loop, store_, reads); }
+
+  bool can_be_measured_writing() const override {
+    if constexpr (requires { Store::only_for_reading; }) return false;
+    return true;
+  }
+  void set(std::span<const Item> items) override { store_.set(items); }
+  void finish_writing() override {
+    if constexpr (requires { store_.finish_writing(); }) store_.finish_writing();
+  }
+
+  std::uint64_t file_bytes() const override {
+    if constexpr (requires { store_.file_bytes(); }) return store_.file_bytes();
+    return 0;
+  }
+
+  bool can_reopen() const override {
+    return requires(Store& store) { store.close(); } && can_be_measured_writing();
+  }
+  void close() override {
+    if constexpr (requires { store_.close(); }) store_.close();
+  }
+  bool open_and_get(std::string_view key, std::string& value) override {
+    if constexpr (requires { store_.open(); }) store_.open();
+    return store_.get(key, value);
+  }
+
+ private:
+  Store store_;
+};
+
+}  // namespace bench

@@ -1,0 +1,358 @@
+// What whycache does, on real data, in about a minute: two machines over one SQLite log, readers that check every value, writers, a
+// process killed in the middle of applying, a rewrite of the history, and the two machines' digests at the end.
+//
+// Two machines are two state files; what makes them two is that they share nothing but the log. Ends with status 1 if any check fails.
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <whycache/cache.h>
+
+#include "base/clock.h"
+#include "packages.h"
+#include "scoreboard.h"
+#include "state/state.h"
+#include "workers.h"
+
+namespace whycache::demo {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr int readers_per_machine = 2;
+constexpr int probes = 100;
+constexpr std::size_t import_at_once = 1000;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+std::string megabytes(std::uint64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
+
+std::string duration(std::uint64_t nanoseconds) {
+  if (nanoseconds < 10'000) return fmt::format("{} ns", nanoseconds);
+  if (nanoseconds < 10'000'000) return fmt::format("{:.1f} us", static_cast<double>(nanoseconds) / 1e3);
+  return fmt::format("{:.1f} ms", static_cast<double>(nanoseconds) / 1e6);
+}
+
+std::uint64_t file_bytes(const std::string& path) {
+  struct stat status;
+  return ::stat(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
+}
+
+// Text that grows on one line where there is a terminal, and plain lines now and then where there is none.
+class Screen {
+ public:
+  void heading(const std::string& text) {
+    finish();
+    fmt::print("\n{}{}{}\n", bold(), text, plain());
+    std::fflush(stdout);
+  }
+  void line(const std::string& text) {
+    finish();
+    fmt::print("  {}\n", text);
+    std::fflush(stdout);
+  }
+  void live(const std::string& text) {
+    if (is_terminal_) {
+      fmt::print("\r  {}\x1b[K", text);
+      live_ = true;
+    } else if (seconds_since(last_plain_) >= 5) {
+      fmt::print("  {}\n", text);
+      last_plain_ = Clock::now();
+    }
+    std::fflush(stdout);
+  }
+
+ private:
+  void finish() {
+    if (live_) fmt::print("\n");
+    live_ = false;
+  }
+  const char* bold() const { return colours_ ? "\x1b[1m" : ""; }
+  const char* plain() const { return colours_ ? "\x1b[0m" : ""; }
+
+  bool is_terminal_ = ::isatty(STDOUT_FILENO) == 1;
+  bool colours_ = is_terminal_ && std::getenv("NO_COLOR") == nullptr;
+  bool live_ = false;
+  Clock::time_point last_plain_ = Clock::now();
+};
+
+class Demo {
+ public:
+  Demo(std::string folder, double seconds, std::vector<Record> records)
+      : seconds_(seconds), records_(std::move(records)), board_(Scoreboard::make()) {
+    log_path_ = folder + "/packages.db";
+    for (const char* name : {"a", "b"}) {
+      const std::string machine_folder = folder + "/machine-" + name;
+      std::filesystem::create_directories(machine_folder);
+      std::filesystem::permissions(machine_folder, std::filesystem::perms::owner_all);
+      machines_.push_back({std::string("machine ") + name, "sqlite://" + log_path_, machine_folder + "/packages.state"});
+    }
+  }
+
+  // True if every check held.
+  bool run() {
+    import();
+    second_machine();
+    visibility();
+    storm();
+    rewrite();
+    compare();
+    summary();
+    return failed_ == 0;
+  }
+
+ private:
+  Cache open(const Machine& machine) const {
+    Options options;
+    options.state_path = machine.state_path;
+    options.writer_name = "demo";
+    options.deadline = 60s;
+    return Cache(machine.log_url, options);
+  }
+
+  void check(bool holds, const std::string& what) {
+    if (!holds) ++failed_;
+    screen_.line(fmt::format("{} {}", holds ? "ok    " : "FAILED", what));
+  }
+
+  void import() {
+    screen_.heading(fmt::format("1. Import {} items into a SQLite log", records_.size()));
+    Cache cache = open(machines_[0]);
+    const Clock::time_point begin = Clock::now();
+    std::uint64_t bytes = 0;
+    for (std::size_t first = 0; first < records_.size(); first += import_at_once) {
+      const std::size_t end = std::min(records_.size(), first + import_at_once);
+      std::vector<std::string> values;
+      std::vector<Item> items;
+      values.reserve(end - first);
+      for (std::size_t i = first; i < end; ++i) {
+        values.push_back(make_value(records_[i], 0));
+        items.push_back({records_[i].key, values.back()});
+        bytes += records_[i].key.size() + values.back().size();
+      }
+      cache.set_multi(items);
+      const double share = static_cast<double>(end) / static_cast<double>(records_.size());
+      constexpr int width = 40;
+      const int done = static_cast<int>(share * width);
+      screen_.live(fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {} items", "", done, "", width - done, 100 * share, end));
+    }
+    const double took = seconds_since(begin);
+    screen_.line(fmt::format("{} items, {} in {:.1f} s: {:.0f} items/s, each durable in the log and readable by every process", records_.size(),
+                             megabytes(bytes), took, static_cast<double>(records_.size()) / took));
+    const StateInsides insides = cache.state().insides();
+    screen_.line(fmt::format("log {}, {} updates; state {} for {} of keys and values", megabytes(file_bytes(log_path_)), cache.applied_id(),
+                             megabytes(insides.file_bytes), megabytes(insides.info.item_bytes)));
+    check(cache.size() == records_.size(), "every item is in the state");
+  }
+
+  void second_machine() {
+    screen_.heading("2. A second machine joins, with nothing but the log's address");
+    const Clock::time_point begin = Clock::now();
+    const Cache joined = open(machines_[1]);
+    screen_.line(fmt::format("{} items after {:.2f} s", joined.size(), seconds_since(begin)));
+    check(joined.size() == records_.size(), "it has every item");
+  }
+
+  void visibility() {
+    screen_.heading("3. How soon after set() has returned do others see the value?");
+    Worker same(board_, [&] { run_probe_reader(machines_[0], probes, board_.seen_by_same, board_.same_machine, board_); });
+    Worker other(board_, [&] { run_probe_reader(machines_[1], probes, board_.seen_by_other, board_.other_machine, board_); });
+    Worker follower(board_, [&] { run_follower(machines_[1], board_); });
+    Worker writer(board_, [&] { run_probe_writer(machines_[0], probes, board_); });
+    writer.join();
+    same.join();
+    other.join();
+    follower.kill();
+    screen_.line(fmt::format("a process of the same machine: median {} (0: before set() had returned), p99 {}", duration(board_.same_machine.quantile(0.5)),
+                             duration(board_.same_machine.quantile(0.99))));
+    screen_.line(fmt::format("the other machine, which asks the log every 5 ms: median {}, p99 {}", duration(board_.other_machine.quantile(0.5)),
+                             duration(board_.other_machine.quantile(0.99))));
+    check(board_.failures.load() == 0, "all probes arrived");
+  }
+
+  void storm() {
+    screen_.heading(fmt::format("4. {} readers check every value they read, while each machine writes: {:.0f} s", 2 * readers_per_machine, seconds_));
+    std::vector<Worker> readers;
+    for (const Machine& machine : machines_) {
+      for (int i = 0; i < readers_per_machine; ++i) readers.emplace_back(board_, [&] { run_reader(machine, records_, board_); });
+    }
+    std::vector<Worker> writers;
+    for (std::size_t i = 0; i < machines_.size(); ++i) {
+      writers.emplace_back(board_, [&, i] { run_writer(machines_[i], records_, i, board_); });
+    }
+    std::vector<Worker> followers;
+    followers.emplace_back(board_, [&] { run_follower(machines_[0], board_); });
+
+    const Clock::time_point begin = Clock::now();
+    watch(begin, seconds_ * 0.3);
+    kill_while_applying();
+    watch(begin, seconds_ * 0.6);
+    kill_reader(readers);
+    watch(begin, seconds_);
+    board_.stop.store(true);
+    for (std::vector<Worker>* group : {&readers, &writers, &followers}) {
+      for (Worker& worker : *group) worker.join();
+    }
+    storm_seconds_ = seconds_since(begin);
+    screen_.line(progress(begin));
+    check(board_.bad_reads.load() == 0 && board_.missing_reads.load() == 0,
+          fmt::format("{} reads, {} of them torn or missing", board_.reads.load(), board_.bad_reads.load() + board_.missing_reads.load()));
+    check(board_.backward_reads.load() == 0, fmt::format("{} reads saw an older version than their process had seen before", board_.backward_reads.load()));
+    check(board_.failures.load() == 0, fmt::format("{} processes ended with an error", board_.failures.load()));
+  }
+
+  std::string progress(Clock::time_point begin) const {
+    const double took = seconds_since(begin);
+    return fmt::format("{:4.0f} s  {:5.2f} M reads/s  get p50 {} p99 {} p99.9 {}  {:.0f} updates/s  {} bad", took,
+                       static_cast<double>(board_.reads.load()) / took / 1e6, duration(board_.get.quantile(0.5)), duration(board_.get.quantile(0.99)),
+                       duration(board_.get.quantile(0.999)), static_cast<double>(board_.writes.load()) / took,
+                       board_.bad_reads.load() + board_.backward_reads.load() + board_.missing_reads.load());
+  }
+
+  void watch(Clock::time_point begin, double until) {
+    while (seconds_since(begin) < until) {
+      std::this_thread::sleep_for(250ms);
+      screen_.live(progress(begin));
+    }
+  }
+
+  // A process applies updates to machine b's state; it is killed when the state says that somebody is in the middle of it.
+  void kill_while_applying() {
+    const Cache observer = open(machines_[1]);
+    const std::uint64_t recovered_before = board_.recoveries.load();
+    int kills = 0;
+    std::uint64_t reads_before = board_.reads.load();
+    for (; kills < 200 && board_.recoveries.load() == recovered_before; ++kills) {
+      Worker victim(board_, [&] { run_follower(machines_[1], board_); });
+      const Clock::time_point begin = Clock::now();
+      while (seconds_since(begin) < 0.05) {
+      }
+      while (!observer.state().insides().writer_active && seconds_since(begin) < 2) {
+      }
+      victim.kill();
+      // Whoever writes or follows next on this machine takes over.
+      std::this_thread::sleep_for(30ms);
+    }
+    const UpdateId id = observer.applied_id();
+    const Clock::time_point begin = Clock::now();
+    while (observer.applied_id() == id && seconds_since(begin) < 5) std::this_thread::sleep_for(100us);
+    check(board_.recoveries.load() > recovered_before, fmt::format("SIGKILL in the middle of applying an update (try {}): the next writer took it back and went on", kills));
+    check(observer.applied_id() > id, fmt::format("machine b moved on to update {}", observer.applied_id()));
+    check(board_.reads.load() > reads_before, "its readers never stopped");
+  }
+
+  void kill_reader(std::vector<Worker>& readers) {
+    readers.back().kill();
+    const std::uint64_t before = board_.reads.load();
+    const std::uint64_t writes_before = board_.writes.load();
+    std::this_thread::sleep_for(500ms);
+    check(board_.reads.load() > before && board_.writes.load() > writes_before, "SIGKILL of a reader: the other readers and the writers went on");
+  }
+
+  void rewrite() {
+    screen_.heading("5. Rewrite the history");
+    Cache cache = open(machines_[0]);
+    cache.update();
+    const Extent before = cache.log().extent();
+    screen_.line(fmt::format("before: {} updates behind a base of {}, {} on disk", before.head - before.base, before.base, megabytes(file_bytes(log_path_))));
+    const Clock::time_point begin = Clock::now();
+    cache.rewrite_history();
+    const Extent after = cache.log().extent();
+    screen_.line(fmt::format("after:  {} updates behind a base of {}, {} on disk, {:.1f} s", after.head - after.base, after.base,
+                             megabytes(file_bytes(log_path_)), seconds_since(begin)));
+    check(after.base == before.head && after.head == before.head, "the base stands for everything up to the head");
+    const std::string third = machines_[1].state_path + ".third";
+    {
+      const Clock::time_point joining = Clock::now();
+      Cache joined = open({"a third machine", machines_[0].log_url, third});
+      screen_.line(fmt::format("a third machine starts from the base: {} items after {:.2f} s", joined.size(), seconds_since(joining)));
+      check(joined.digest() == cache.digest(), "it is equal to the first");
+      joined.delete_shared_state();
+    }
+    std::filesystem::remove(third + ".lock");
+  }
+
+  void compare() {
+    screen_.heading("6. Compare the machines");
+    Cache a = open(machines_[0]);
+    Cache b = open(machines_[1]);
+    a.update();
+    b.update();
+    screen_.line(fmt::format("machine a: update {}, {} items, digest {}", a.applied_id(), a.size(), to_string(a.digest())));
+    screen_.line(fmt::format("machine b: update {}, {} items, digest {}", b.applied_id(), b.size(), to_string(b.digest())));
+    check(a.applied_id() == b.applied_id() && a.digest() == b.digest(), "equal");
+    for (const Cache* cache : {&a, &b}) {
+      const std::vector<std::string> faults = cache->state().check(Deadline(60s), {});
+      check(faults.empty(), "every structure of " + cache->state_path() + (faults.empty() ? " verifies" : ": " + faults.front()));
+    }
+    applied_id_ = a.applied_id();
+    state_bytes_ = a.state().insides().file_bytes;
+  }
+
+  void summary() {
+    screen_.heading("Summary");
+    screen_.line(fmt::format("reads        {:.2f} M/s by {} processes, each value checked", static_cast<double>(board_.reads.load()) / storm_seconds_ / 1e6,
+                             2 * readers_per_machine));
+    screen_.line(fmt::format("get          p50 {}  p99 {}  p99.9 {}  (beside writers, more processes than cores)", duration(board_.get.quantile(0.5)),
+                             duration(board_.get.quantile(0.99)), duration(board_.get.quantile(0.999))));
+    screen_.line(fmt::format("writes       {:.0f} updates/s, {:.0f} keys/s, durable, by 2 competing machines", static_cast<double>(board_.writes.load()) / storm_seconds_,
+                             static_cast<double>(board_.changes.load()) / storm_seconds_));
+    screen_.line(fmt::format("visible      same machine {}, other machine {} (median after set() returned)", duration(board_.same_machine.quantile(0.5)),
+                             duration(board_.other_machine.quantile(0.5))));
+    screen_.line(fmt::format("log, state   {}, {} at update {}", megabytes(file_bytes(log_path_)), megabytes(state_bytes_), applied_id_));
+    screen_.line(failed_ == 0 ? "checks       all held" : fmt::format("checks       {} FAILED", failed_));
+    screen_.heading("Yours to play with");
+    const std::string tool = fmt::format("build/release/bin/whycache --log '{}' --state '{}'", machines_[0].log_url, machines_[0].state_path);
+    screen_.line(fmt::format("{} get '{}'", tool, records_[records_.size() / 2].key));
+    screen_.line(fmt::format("{} scan '{}' --limit 5", tool, records_[records_.size() / 2].key.substr(0, 4)));
+    screen_.line(fmt::format("{} status", tool));
+  }
+
+  double seconds_;
+  std::vector<Record> records_;
+  Scoreboard& board_;
+  std::string log_path_;
+  std::vector<Machine> machines_;
+  Screen screen_;
+  int failed_ = 0;
+  double storm_seconds_ = 1;
+  UpdateId applied_id_ = 0;
+  std::uint64_t state_bytes_ = 0;
+};
+
+}  // namespace
+}  // namespace whycache::demo
+
+int main(int argc, char** argv) {
+  CLI::App app("whycache on real data: two machines, readers, writers, kills, a rewrite", "whycache-demo");
+  std::string data;
+  std::string folder = "build/demo";
+  double seconds = 25;
+  app.add_option("--data", data, "JSON lines with key and value, in place of Debian's package index");
+  app.add_option("--folder", folder, "where the log and the states are made; emptied first")->capture_default_str();
+  app.add_option("--seconds", seconds, "how long readers and writers run")->capture_default_str()->check(CLI::Range(2.0, 3600.0));
+  CLI11_PARSE(app, argc, argv);
+  try {
+    std::vector<whycache::demo::Record> records = data.empty() ? whycache::demo::read_package_index() : whycache::demo::read_json_lines(data);
+    if (std::filesystem::exists(folder) && !std::filesystem::exists(folder + "/packages.db") && !std::filesystem::is_empty(folder)) {
+      fmt::print(stderr, "folder holds something that is not the demo's: {}\n", folder);
+      return 2;
+    }
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_directories(folder);
+    folder = std::filesystem::canonical(folder).string();
+    return whycache::demo::Demo(folder, seconds, std::move(records)).run() ? 0 : 1;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "demo failed: {}\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,76 @@
+// What the demo's processes tell each other: counters in memory they share by fork. Nothing here is whycache's.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <new>
+#include <stdexcept>
+
+namespace whycache::demo {
+
+// Counts nanoseconds in buckets a sixteenth of a power of two wide.
+class Latencies {
+ public:
+  void add(std::uint64_t nanoseconds) { counts_[bucket(nanoseconds)].fetch_add(1, std::memory_order_relaxed); }
+
+  // The upper end of the bucket in which the share `share` of all lies.
+  std::uint64_t quantile(double share) const {
+    std::uint64_t total = 0;
+    for (const auto& count : counts_) total += count.load(std::memory_order_relaxed);
+    auto left = static_cast<std::uint64_t>(static_cast<double>(total) * share);
+    for (std::size_t i = 0; i < counts_.size(); ++i) {
+      const std::uint64_t count = counts_[i].load(std::memory_order_relaxed);
+      if (count > left) return upper_end(i);
+      left -= count;
+    }
+    return 0;
+  }
+
+ private:
+  static std::size_t bucket(std::uint64_t value) {
+    if (value < 16) return static_cast<std::size_t>(value);
+    const auto power = static_cast<unsigned>(std::bit_width(value) - 1);
+    return std::size_t{16} * (power - 3) + (value >> (power - 4) & 15);
+  }
+  static std::uint64_t upper_end(std::size_t bucket) {
+    if (bucket < 16) return bucket;
+    const std::size_t power = bucket / 16 + 3;
+    return ((std::uint64_t{16} + bucket % 16 + 1) << (power - 4)) - 1;
+  }
+  std::array<std::atomic<std::uint64_t>, 16 * 62> counts_{};
+};
+
+struct Scoreboard {
+  // Each process adds to its own line's worth of these; they are summed by all.
+  std::atomic<std::uint64_t> reads{0};
+  std::atomic<std::uint64_t> bad_reads{0};       // the value's check did not fit
+  std::atomic<std::uint64_t> backward_reads{0};  // an older version than this process saw before
+  std::atomic<std::uint64_t> missing_reads{0};
+  std::atomic<std::uint64_t> writes{0};
+  std::atomic<std::uint64_t> changes{0};
+  std::atomic<std::uint64_t> write_errors{0};
+  std::atomic<std::uint64_t> recoveries{0};
+  std::atomic<std::uint64_t> failures{0};  // a process ended with an exception
+  std::atomic<bool> stop{false};
+  Latencies get;
+
+  // Of the visibility test: when set() returned for probe number `probe`.
+  std::atomic<std::uint64_t> probe{0};
+  std::atomic<std::int64_t> returned_ns{0};
+  std::atomic<std::uint64_t> seen_by_same{0};
+  std::atomic<std::uint64_t> seen_by_other{0};
+  Latencies same_machine;
+  Latencies other_machine;
+
+  static Scoreboard& make() {
+    void* const memory = ::mmap(nullptr, sizeof(Scoreboard), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("cannot share memory");
+    return *new (memory) Scoreboard;
+  }
+};
+
+}  // namespace whycache::demo

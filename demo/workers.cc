@@ -1,0 +1,190 @@
+#include "workers.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include <whycache/cache.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+
+namespace whycache::demo {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr std::string_view check_field = "\nDemo-Check: ";
+constexpr std::size_t check_bytes = check_field.size() + 8 + 1 + 16;
+constexpr std::string_view probe_key = "demo:probe";
+constexpr auto poll_every = 5ms;
+
+std::uint64_t check_of(std::string_view key, std::uint32_t version, std::string_view body) {
+  return hash64(body, hash64(key) + version);
+}
+
+// The version of a value that make_value() made for this key; false if it is not one.
+bool check_value(std::string_view key, std::string_view value, std::uint32_t& version) {
+  if (value.size() < check_bytes) return false;
+  const std::string_view body = value.substr(0, value.size() - check_bytes);
+  const std::string tail(value.substr(body.size()));
+  if (tail.compare(0, check_field.size(), check_field) != 0) return false;
+  version = static_cast<std::uint32_t>(std::strtoul(tail.substr(check_field.size(), 8).c_str(), nullptr, 16));
+  return std::strtoull(tail.substr(check_field.size() + 9).c_str(), nullptr, 16) == check_of(key, version, body);
+}
+
+Cache open_cache(const Machine& machine, Scoreboard& board) {
+  Options options;
+  options.state_path = machine.state_path;
+  options.writer_name = "demo on " + machine.name;
+  options.deadline = 30s;
+  options.on_event = [&board](const Event& event) {
+    if (event.kind == Event::Kind::recovered) board.recoveries.fetch_add(1);
+  };
+  return Cache(machine.log_url, options);
+}
+
+}  // namespace
+
+std::string make_value(const Record& record, std::uint32_t version) {
+  return fmt::format("{}{}{:08x} {:016x}", record.body, check_field, version, check_of(record.key, version, record.body));
+}
+
+Worker::Worker(Scoreboard& board, const std::function<void()>& work) {
+  std::fflush(nullptr);
+  process_id_ = ::fork();
+  if (process_id_ != 0) return;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  try {
+    work();
+  } catch (const std::exception& error) {
+    board.failures.fetch_add(1);
+    fmt::print(stderr, "\ndemo process {} failed: {}\n", ::getpid(), error.what());
+  }
+  std::fflush(nullptr);
+  ::_exit(0);
+}
+
+Worker::Worker(Worker&& other) noexcept : process_id_(std::exchange(other.process_id_, -1)) {}
+
+Worker::~Worker() {
+  if (process_id_ > 0) kill();
+}
+
+void Worker::kill() {
+  if (process_id_ <= 0) return;
+  ::kill(process_id_, SIGKILL);
+  join();
+}
+
+void Worker::join() {
+  if (process_id_ <= 0) return;
+  int status;
+  while (::waitpid(process_id_, &status, 0) < 0 && errno == EINTR) {
+  }
+  process_id_ = -1;
+}
+
+void run_reader(const Machine& machine, const std::vector<Record>& records, Scoreboard& board) {
+  const Cache cache = open_cache(machine, board);
+  std::minstd_rand random(static_cast<unsigned>(::getpid()));
+  std::vector<std::uint32_t> seen(records.size(), 0);
+  std::string value;
+  constexpr std::uint64_t at_once = 256;
+  while (!board.stop.load(std::memory_order_relaxed)) {
+    for (std::uint64_t i = 0; i < at_once; ++i) {
+      const std::size_t which = random() % records.size();
+      const Record& record = records[which];
+      bool found;
+      if (i % 16 == 0) {
+        const auto begin = std::chrono::steady_clock::now();
+        found = cache.get(record.key, value);
+        board.get.add(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begin).count()));
+      } else {
+        found = cache.get(record.key, value);
+      }
+      std::uint32_t version = 0;
+      if (!found) {
+        board.missing_reads.fetch_add(1, std::memory_order_relaxed);
+      } else if (!check_value(record.key, value, version)) {
+        board.bad_reads.fetch_add(1, std::memory_order_relaxed);
+      } else if (version < seen[which]) {
+        board.backward_reads.fetch_add(1, std::memory_order_relaxed);
+      } else {
+        seen[which] = version;
+      }
+    }
+    board.reads.fetch_add(at_once, std::memory_order_relaxed);
+  }
+}
+
+void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first, Scoreboard& board) {
+  Cache cache = open_cache(machine, board);
+  std::minstd_rand random(static_cast<unsigned>(::getpid()));
+  std::vector<std::uint32_t> versions(records.size(), 0);
+  while (!board.stop.load(std::memory_order_relaxed)) {
+    // Mostly a few keys; now and then many at once.
+    const std::size_t count = random() % 8 == 0 ? 400 : 1 + random() % 4;
+    std::vector<std::string> values;
+    std::vector<Item> items;
+    values.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t which = (random() % (records.size() / 2)) * 2 + first;
+      values.push_back(make_value(records[which], ++versions[which]));
+      items.push_back({records[which].key, values.back()});
+    }
+    cache.set_multi(items);
+    board.writes.fetch_add(1, std::memory_order_relaxed);
+    board.changes.fetch_add(count, std::memory_order_relaxed);
+  }
+}
+
+void run_follower(const Machine& machine, Scoreboard& board) {
+  Cache cache = open_cache(machine, board);
+  while (!board.stop.load(std::memory_order_relaxed)) {
+    cache.update();
+    std::this_thread::sleep_for(poll_every);
+  }
+}
+
+void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
+  Cache cache = open_cache(machine, board);
+  for (int probe = 1; probe <= probes; ++probe) {
+    board.probe.store(static_cast<std::uint64_t>(probe));
+    cache.set(probe_key, std::to_string(probe));
+    board.returned_ns.store(boot_time_ns());
+    while (board.seen_by_same.load() < static_cast<std::uint64_t>(probe) || board.seen_by_other.load() < static_cast<std::uint64_t>(probe)) {
+      std::this_thread::sleep_for(100us);
+    }
+    board.returned_ns.store(0);
+  }
+  cache.erase(probe_key);
+}
+
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, Latencies& latencies, Scoreboard& board) {
+  const Cache cache = open_cache(machine, board);
+  std::string value;
+  for (int probe = 1; probe <= probes; ++probe) {
+    const std::string wanted = std::to_string(probe);
+    while (!cache.get(probe_key, value) || value != wanted) std::this_thread::sleep_for(20us);
+    const std::int64_t seen_ns = boot_time_ns();
+    std::int64_t returned_ns;
+    while ((returned_ns = board.returned_ns.load()) == 0) std::this_thread::sleep_for(20us);
+    latencies.add(static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
+    seen.store(static_cast<std::uint64_t>(probe));
+    // The writer clears the time when both have seen it.
+    while (board.returned_ns.load() == returned_ns && probe < probes) std::this_thread::sleep_for(20us);
+  }
+}
+
+}  // namespace whycache::demo

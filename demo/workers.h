@@ -1,0 +1,55 @@
+// The processes of the demo's two machines.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "packages.h"
+#include "scoreboard.h"
+
+namespace whycache::demo {
+
+// One "machine": a state file of its own over the common log.
+struct Machine {
+  std::string name;
+  std::string log_url;
+  std::string state_path;
+};
+
+// A value that can be checked: the record's body, then its version and a hash over key, version and body.
+std::string make_value(const Record& record, std::uint32_t version);
+
+// A process that runs `work` and ends. An exception in it counts as a failure.
+class Worker {
+ public:
+  Worker(Scoreboard& board, const std::function<void()>& work);
+  Worker(Worker&& other) noexcept;
+  Worker& operator=(Worker&&) = delete;
+  ~Worker();
+
+  pid_t process_id() const { return process_id_; }
+  // SIGKILL, and waits until it is gone.
+  void kill();
+  // Waits until it ends by itself.
+  void join();
+
+ private:
+  pid_t process_id_;
+};
+
+// Reads random keys, checks every value, and times one read in sixteen.
+void run_reader(const Machine& machine, const std::vector<Record>& records, Scoreboard& board);
+// Writes new versions of its share of the records: every second one, from `first` on.
+void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first, Scoreboard& board);
+// Keeps the machine up to date.
+void run_follower(const Machine& machine, Scoreboard& board);
+
+// How long after set() returned do other processes see the value?
+void run_probe_writer(const Machine& machine, int probes, Scoreboard& board);
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, Latencies& latencies, Scoreboard& board);
+
+}  // namespace whycache::demo

@@ -1,0 +1,50 @@
+// Any bytes, with a checksum put after them that is right, are refused as corrupt or are a part of a base; and
+// a part that is encoded anew says the same.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "base/bytes.h"
+#include "base/hash.h"
+#include "update/update.h"
+
+using namespace whycache;
+
+namespace {
+
+void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+bool decodes(std::string_view bytes, BasePart& part) {
+  try {
+    decode_base_part(bytes, part);
+    return true;
+  } catch (const Error& error) {
+    require(error.kind() == ErrorKind::corrupt && part.items.empty());
+    return false;
+  }
+}
+
+void require_same_when_encoded_anew(const BasePart& part) {
+  BasePartEncoder encoder(part.base);
+  for (const Item& item : part.items) require(encoder.add(item, SIZE_MAX));
+  const std::string bytes(encoder.finish(part.last));
+
+  BasePart again;
+  require(decodes(bytes, again));
+  require(again.base == part.base && again.number == 0 && again.last == part.last && again.items == part.items);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  std::string bytes(reinterpret_cast<const char*>(data), size);
+  static BasePart part;  // reused, as a rebuild does it
+  decodes(bytes, part);
+  append_little_endian(bytes, hash64(bytes));
+  if (decodes(bytes, part)) require_same_when_encoded_anew(part);
+  return 0;
+}

@@ -1,0 +1,501 @@
+// Committing: an update is in the log once or not at all, and whoever wrote it is told which; group commit.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr milliseconds short_deadline{80};
+
+WriteOptions within(milliseconds deadline) { return {.note = {}, .deadline = deadline}; }
+
+// How often each key was set in the log.
+std::map<std::string, int> times_set(Log& log) {
+  std::map<std::string, int> times;
+  Update update;
+  log.read(1, ~UpdateId{0}, [&](UpdateId, std::string_view bytes) {
+    decode_update(bytes, update);
+    for (const Change& change : update.changes) ++times[std::string(change.key)];
+    return true;
+  });
+  return times;
+}
+
+// Throws while `failures` last.
+auto failing(std::atomic<int>& failures, Error error) {
+  return [&failures, error](UpdateId) {
+    if (failures-- > 0) throw error;
+  };
+}
+
+TEST(Commit, a_write_whose_answer_is_lost_is_in_the_log_once) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<int> failures{0};
+  script->after_append = failing(failures, uncertain());
+  Cache cache = fleet.open("berlin", script);
+  failures = 1;
+
+  EXPECT_EQ(cache.set("a", "1"), 1U);
+
+  EXPECT_EQ(cache.get("a"), "1");
+  EXPECT_EQ(times_set(cache.log())["a"], 1);
+  EXPECT_EQ(cache.counters().updates_written, 1U);
+  EXPECT_EQ(cache.counters().append_conflicts, 0U);
+}
+
+TEST(Commit, a_write_that_did_not_get_there_is_tried_again) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<int> failures{3};
+  script->before_append = failing(failures, unavailable());
+  Cache cache = fleet.open("berlin", script);
+
+  EXPECT_EQ(cache.set("a", "1"), 1U);
+
+  EXPECT_EQ(times_set(cache.log())["a"], 1);
+  EXPECT_EQ(cache.counters().log_retries, 3U);
+}
+
+TEST(Commit, a_lost_answer_while_somebody_else_was_first_is_resolved) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->before_append = [&](UpdateId) {
+    if (!once.exchange(false)) return;
+    tokyo.set("tokyo", "first");
+    throw uncertain();  // ours was never sent
+  };
+  Cache berlin = fleet.open("berlin", script);
+
+  EXPECT_EQ(berlin.set("berlin", "second"), 2U);
+
+  EXPECT_EQ(times_set(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
+  EXPECT_EQ(berlin.counters().append_conflicts, 1U);
+  EXPECT_EQ(contents(berlin), (Contents{{"berlin", "second"}, {"tokyo", "first"}}));
+}
+
+TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->after_append = [&](UpdateId) {
+    if (!once.exchange(false)) return;
+    tokyo.set("tokyo", "second");
+    throw uncertain();
+  };
+  Cache berlin = fleet.open("berlin", script);
+
+  EXPECT_EQ(berlin.set("berlin", "first"), 1U);
+
+  EXPECT_EQ(times_set(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
+  berlin.update();
+  EXPECT_EQ(berlin.digest(), tokyo.digest());
+}
+
+// The statement is still under way when we look, and arrives later.
+TEST(Commit, an_append_that_arrives_late_does_no_harm) {
+  Fleet fleet;
+  struct LateArrival : Log {
+    std::unique_ptr<Log> log;
+    std::string under_way;
+    int appends = 0;
+    std::string name() const override { return log->name(); }
+    Extent extent() override { return log->extent(); }
+    Appended append(UpdateId id, std::string_view bytes) override {
+      if (++appends == 1) {
+        under_way = bytes;
+        throw uncertain();
+      }
+      if (appends == 2) {
+        log->append(id, under_way);  // now it is there
+      }
+      return log->append(id, bytes);
+    }
+    Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+      return log->read(first, last, visit);
+    }
+    void read_base(const VisitPart& visit) override { log->read_base(visit); }
+    bool rewrite(UpdateId base, std::uint64_t chain, const NextPart& next) override {
+      return log->rewrite(base, chain, next);
+    }
+  };
+  auto late = std::make_unique<LateArrival>();
+  late->log = fleet.log();
+  Cache berlin(std::move(late), fleet.options("berlin"));
+
+  EXPECT_EQ(berlin.set("a", "1"), 1U);
+
+  EXPECT_EQ(times_set(berlin.log())["a"], 1);
+  EXPECT_EQ(fleet.log()->extent().head, 1U);
+}
+
+TEST(Commit, when_the_log_stays_away_nothing_was_written) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  cache.set("a", "1");
+  script->before_append = [](UpdateId) { throw unavailable(); };
+
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.set("a", "2", within(short_deadline)); }, "the test's log is away");
+
+  EXPECT_EQ(cache.get("a"), "1");
+  EXPECT_EQ(fleet.log()->extent().head, 1U);
+}
+
+TEST(Commit, when_an_append_is_in_doubt_and_the_log_stays_away_that_is_said) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  cache.set("a", "1");
+  std::atomic<bool> away{false};
+  script->after_append = [&](UpdateId) {
+    away = true;
+    throw uncertain();
+  };
+  script->before_read = [&] {
+    if (away) throw unavailable();
+  };
+
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.set("a", "2", within(short_deadline)); }, "may or may not", "id=2");
+
+  away = false;
+  script->after_append = nullptr;
+  EXPECT_EQ(cache.update(), 2U) << "this time it was in it";
+  EXPECT_EQ(cache.get("a"), "2");
+}
+
+TEST(Commit, an_append_in_doubt_that_was_rewritten_meanwhile_stays_in_doubt) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->after_append = [&](UpdateId) {
+    if (!once.exchange(false)) return;
+    tokyo.set("tokyo", "1");
+    tokyo.rewrite_history();
+    throw uncertain();
+  };
+  Cache berlin = fleet.open("berlin", script);
+
+  expect_error(
+      ErrorKind::uncertain, [&] { berlin.set("berlin", "1"); }, "base=2");
+
+  berlin.update();
+  EXPECT_EQ(berlin.get("berlin"), "1");
+}
+
+TEST(Commit, an_append_that_surely_did_nothing_and_fell_behind_the_base_goes_on) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->before_append = [&](UpdateId) {
+    if (!once.exchange(false)) return;
+    tokyo.set("tokyo", "1");
+    tokyo.set("tokyo", "2");
+    tokyo.rewrite_history();
+    throw unavailable();
+  };
+  Cache berlin = fleet.open("berlin", script);
+
+  EXPECT_EQ(berlin.set("berlin", "1"), 3U);
+
+  EXPECT_EQ(contents(berlin), (Contents{{"berlin", "1"}, {"tokyo", "2"}}));
+}
+
+TEST(Commit, a_writer_that_slept_through_a_rewrite_starts_over_from_the_head) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->before_append = [&](UpdateId) {
+    if (!once.exchange(false)) return;
+    for (int i = 0; i < 3; ++i) tokyo.set("tokyo", std::to_string(i));
+    tokyo.rewrite_history();
+  };
+  Cache berlin = fleet.open("berlin", script);
+
+  EXPECT_EQ(berlin.set("berlin", "1"), 4U);
+
+  tokyo.update();
+  EXPECT_EQ(berlin.digest(), tokyo.digest());
+  EXPECT_EQ(berlin.counters().rebuilds_behind_base, 1U);
+}
+
+TEST(Commit, an_error_for_good_is_passed_on_at_once) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  script->before_append = [](UpdateId) { throw Error(ErrorKind::limit, "max_allowed_packet"); };
+
+  expect_error(
+      ErrorKind::limit, [&] { cache.set("a", "1"); }, "max_allowed_packet");
+  EXPECT_EQ(script->appends, 1);
+}
+
+TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
+  Fleet fleet;
+  struct Liar : Log {
+    std::unique_ptr<Log> log;
+    std::string name() const override { return log->name(); }
+    Extent extent() override { return log->extent(); }
+    Appended append(UpdateId, std::string_view) override { return Appended::taken; }
+    Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+      return log->read(first, last, visit);
+    }
+    void read_base(const VisitPart& visit) override { log->read_base(visit); }
+    bool rewrite(UpdateId base, std::uint64_t chain, const NextPart& next) override {
+      return log->rewrite(base, chain, next);
+    }
+  };
+  auto liar = std::make_unique<Liar>();
+  liar->log = fleet.log();
+  Cache cache(std::move(liar), fleet.options("berlin"));
+
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.set("a", "1", within(short_deadline)); }, "nothing was written");
+}
+
+TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
+  Fleet fleet;
+  Options options;
+  options.state_bytes_max = 4U << 20;
+  options.deadline = std::chrono::seconds(2);
+  Cache small = fleet.open("small", options);
+  UpdateId written = 0;
+  std::string message;
+  for (int i = 0; i < 100 && message.empty(); ++i) {
+    try {
+      written = small.set("key" + std::to_string(i), noise(100'000, static_cast<std::uint64_t>(i)));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::uncertain);
+      message = error.what();
+    }
+  }
+
+  EXPECT_THAT(message, AllOf(HasSubstr("is in the log, but could not be applied"), HasSubstr("state_bytes_max")));
+  EXPECT_EQ(fleet.log()->extent().head, written + 1);
+  EXPECT_EQ(small.applied_id(), written) << "nothing half applied";
+  EXPECT_EQ(small.size(), written);
+  EXPECT_EQ(small.get("key0"), noise(100'000, 0)) << "reads go on";
+  expect_error(
+      ErrorKind::limit, [&] { small.update(); }, "state_bytes_max");
+  EXPECT_EQ(fleet.open("large").applied_id(), written + 1);
+}
+
+TEST(Commit, a_batch_that_stops_midway_says_how_far_it_got) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Options options;
+  options.update_bytes_max = 4096;
+  options.deadline = short_deadline;
+  Cache cache = fleet.open("berlin", script, options);
+  script->before_append = [](UpdateId id) {
+    if (id > 2) throw unavailable();
+  };
+  std::vector<Item> items;
+  const std::string value(1500, 'v');
+  const std::vector<std::string> keys{"a", "b", "c", "d", "e", "f", "g", "h"};
+  for (const std::string& key : keys) items.push_back({key, value});
+
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.set_multi(items); }, "changes_written=4 of=8", "last_id=2", "unavailable");
+
+  EXPECT_EQ(cache.size(), 4U);
+  EXPECT_TRUE(cache.contains("d"));
+  EXPECT_FALSE(cache.contains("e"));
+}
+
+// --- Machines against each other ---
+
+TEST(Commit, writers_on_several_machines_lose_nothing_and_agree) {
+  Fleet fleet;
+  std::vector<Cache> machines;
+  for (int i = 0; i < 3; ++i) machines.push_back(fleet.open("machine" + std::to_string(i)));
+  std::vector<std::thread> writers;
+  for (int i = 0; i < 3; ++i) {
+    writers.emplace_back([&, i] {
+      for (int j = 0; j < 200; ++j) {
+        const std::string key = "key" + std::to_string(i) + "." + std::to_string(j);
+        const UpdateId id = machines[static_cast<std::size_t>(i)].set(key, "value");
+        ASSERT_GE(machines[static_cast<std::size_t>(i)].applied_id(), id);
+        ASSERT_TRUE(machines[static_cast<std::size_t>(i)].contains(key));
+      }
+    });
+  }
+  for (std::thread& writer : writers) writer.join();
+
+  const UpdateId head = fleet.log()->extent().head;
+  EXPECT_EQ(head, 600U);
+  for (Cache& machine : machines) EXPECT_EQ(machine.update(), head);
+  EXPECT_EQ(machines[0].size(), 600U);
+  EXPECT_EQ(machines[0].digest(), machines[1].digest());
+  EXPECT_EQ(machines[0].digest(), machines[2].digest());
+}
+
+// --- Group commit ---
+
+// Holds the first append until others have queued behind it.
+class GroupCommit : public ::testing::Test {
+ protected:
+  GroupCommit() {
+    script->before_append = [this](UpdateId) {
+      ++appending;
+      while (hold) std::this_thread::sleep_for(milliseconds(1));
+    };
+  }
+  // Starts a write and waits until it is under way or queued.
+  template <typename Write>
+  void start(Write write) {
+    threads.emplace_back(std::move(write));
+    if (threads.size() == 1) {
+      while (appending == 0) std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(milliseconds(10));
+    }
+  }
+  void let_go() {
+    hold = false;
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  Fleet fleet;
+  std::shared_ptr<Script> script = std::make_shared<Script>();
+  std::atomic<bool> hold{true};
+  std::atomic<int> appending{0};
+  std::vector<std::thread> threads;
+};
+
+TEST_F(GroupCommit, writes_that_wait_share_an_append_and_each_is_told_its_id) {
+  Cache cache = fleet.open("berlin", script);
+  std::vector<UpdateId> ids(20);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    start([&, i] { ids[i] = cache.set_multi({{"a" + std::to_string(i), "1"}, {"b" + std::to_string(i), "1"}}); });
+  }
+  let_go();
+
+  EXPECT_EQ(script->appends, 2);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 1U), 1);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 2U), 19);
+  EXPECT_EQ(cache.size(), 40U);
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+TEST_F(GroupCommit, later_writes_of_a_key_win_over_earlier_ones) {
+  Cache cache = fleet.open("berlin", script);
+  start([&] { cache.set("first", "1"); });
+  for (int i = 0; i < 5; ++i) start([&, i] { cache.set("key", std::to_string(i)); });
+  let_go();
+  EXPECT_EQ(cache.get("key"), "4");
+  EXPECT_EQ(fleet.open("tokyo").get("key"), "4");
+}
+
+TEST_F(GroupCommit, batches_with_different_notes_go_separately) {
+  Cache cache = fleet.open("berlin", script);
+  start([&] { cache.set("first", "1"); });
+  start([&] { cache.set("a", "1", {.note = "one", .deadline = {}}); });
+  start([&] { cache.set("b", "1", {.note = "one", .deadline = {}}); });
+  start([&] { cache.set("c", "1", {.note = "two", .deadline = {}}); });
+  let_go();
+  EXPECT_EQ(script->appends, 3);
+}
+
+TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
+  Options options;
+  options.update_bytes_max = 4096;
+  Cache cache = fleet.open("berlin", script, options);
+  start([&] { cache.set("first", "1"); });
+  for (int i = 0; i < 6; ++i)
+    start([&, i] { cache.set("key" + std::to_string(i), noise(1500, static_cast<std::uint64_t>(i))); });
+  let_go();
+  EXPECT_EQ(script->appends, 4);
+  EXPECT_EQ(cache.size(), 7U);
+  cache.log().read(1, 100, [](UpdateId, std::string_view bytes) {
+    EXPECT_LE(bytes.size(), 4096U);
+    return true;
+  });
+}
+
+TEST_F(GroupCommit, one_that_waits_gives_up_at_its_own_deadline) {
+  Cache cache = fleet.open("berlin", script);
+  start([&] { cache.set("first", "1"); });
+  start([&] {
+    expect_error(
+        ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(30))); }, "nothing was written");
+  });
+  start([&] { cache.set("patient", "1"); });
+  std::this_thread::sleep_for(milliseconds(60));
+  let_go();
+  EXPECT_FALSE(cache.contains("hasty"));
+  EXPECT_TRUE(cache.contains("patient"));
+}
+
+TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
+  std::atomic<bool> away{true};
+  script->before_append = [&](UpdateId id) {
+    ++appending;
+    while (hold) std::this_thread::sleep_for(milliseconds(1));
+    if (id == 2 && away) throw unavailable();
+  };
+  Cache cache = fleet.open("berlin", script);
+  start([&] { cache.set("first", "1"); });
+  start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(150))); }); });
+  start([&] { EXPECT_EQ(cache.set("patient", "1"), 2U); });
+  hold = false;
+  threads[1].join();
+  away = false;
+  threads[0].join();
+  threads[2].join();
+  EXPECT_FALSE(cache.contains("hasty"));
+  EXPECT_TRUE(cache.contains("patient"));
+}
+
+TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_it) {
+  Cache cache = fleet.open("berlin", script);
+  start([&] { cache.set("first", "1"); });
+  start([&] { expect_error(ErrorKind::invalid, [&] { cache.set("", "1"); }); });
+  start([&] { expect_error(ErrorKind::limit, [&] { cache.set("large", std::string(2U << 20, 'v')); }); });
+  start([&] { cache.set("good", "1"); });
+  let_go();
+  EXPECT_TRUE(cache.contains("good"));
+}
+
+TEST(Commit, many_threads_write_and_read_their_writes) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      for (int j = 0; j < 200; ++j) {
+        const std::string key = "key" + std::to_string(i);
+        const UpdateId id = cache.set(key, std::to_string(j));
+        if (cache.get(key) != std::to_string(j) || cache.applied_id() < id) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_LE(cache.applied_id(), 1600U);
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,501 @@
+// Faults of the program whycache is the successor of, each shown not to be here. One test per fault, named after what
+// it prevents.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// The values a key had, in the order of the log.
+std::vector<std::string> values_in_log(Log& log, std::string_view key) {
+  std::vector<std::string> values;
+  Update update;
+  log.read(1, ~UpdateId{0}, [&](UpdateId, std::string_view bytes) {
+    decode_update(bytes, update);
+    for (const Change& change : update.changes) {
+      if (change.key == key) values.emplace_back(change.value);
+    }
+    return true;
+  });
+  return values;
+}
+
+class Faults : public ::testing::Test {
+ protected:
+  Fleet fleet;
+};
+
+// Ids that commit out of order: a reader passes 11, then 10 commits, and 10 is never read.
+TEST_F(Faults, a_reader_never_passes_an_update_that_is_committed_later) {
+  std::vector<std::thread> writers;
+  for (int i = 0; i < 3; ++i) {
+    writers.emplace_back([this, i] {
+      Cache cache = fleet.open("writer" + std::to_string(i));
+      for (int j = 0; j < 150; ++j) cache.set("key" + std::to_string(i) + "." + std::to_string(j), "value");
+    });
+  }
+  Cache reader = fleet.open("reader");
+  const UpdateId before = reader.applied_id();
+  UpdateId applied = before;
+  while (applied < 450) {
+    const UpdateId now = reader.update();
+    ASSERT_GE(now, applied);
+    applied = now;
+  }
+  for (std::thread& writer : writers) writer.join();
+  EXPECT_EQ(reader.size(), 450U);
+  EXPECT_EQ(reader.counters().updates_applied, 450 - before) << "each once, none skipped";
+}
+
+// A rewrite deletes a row that was committed after it read and before it deleted.
+TEST_F(Faults, a_rewrite_never_loses_what_is_written_while_it_runs) {
+  Cache rewriter = fleet.open("rewriter");
+  std::atomic<bool> end{false};
+  std::map<std::string, std::string> written;
+  std::thread writer([&] {
+    Cache cache = fleet.open("writer");
+    for (int i = 0; !end; ++i) {
+      const std::string key = "key" + std::to_string(i);
+      cache.set(key, std::to_string(i));
+      written[key] = std::to_string(i);
+    }
+  });
+  for (int i = 0; i < 25; ++i) rewriter.rewrite_history();
+  end = true;
+  writer.join();
+  EXPECT_EQ(contents(fleet.open("new")), written);
+}
+
+// A machine behind a rewrite: keys deleted in between live on for ever, updates between are lost; silently.
+TEST_F(Faults, a_machine_behind_a_rewrite_has_no_ghosts_and_no_holes) {
+  Cache writer = fleet.open("writer");
+  Cache behind = fleet.open("behind");
+  writer.set_multi({{"ghost", "1"}, {"a", "1"}});
+  behind.update();
+  writer.erase("ghost");
+  writer.set("hole", "1");
+  writer.rewrite_history();
+  writer.set("after", "1");
+
+  behind.update();
+
+  EXPECT_EQ(contents(behind), (Contents{{"a", "1"}, {"after", "1"}, {"hole", "1"}}));
+  EXPECT_EQ(behind.counters().rebuilds_behind_base, 1U) << "and it says so";
+}
+
+// A bootstrap copy older than the last rewrite: the same, and nothing checks.
+TEST_F(Faults, a_bootstrap_copy_older_than_the_last_rewrite_is_not_believed) {
+  Cache writer = fleet.open("writer");
+  writer.set_multi({{"ghost", "1"}, {"a", "1"}});
+  writer.close_shared_state();
+  std::filesystem::copy_file(fleet.state_path("writer"), fleet.state_path("copy"));
+  Cache again = fleet.open("writer");
+  again.erase("ghost");
+  again.rewrite_history();
+
+  EXPECT_EQ(contents(fleet.open("copy")), (Contents{{"a", "1"}}));
+}
+
+// Deleting a key that is absent makes the rest of that batch be skipped, and the next update steps over it.
+TEST_F(Faults, erasing_an_absent_key_spoils_nothing_of_its_batch) {
+  Cache writer = fleet.open("writer");
+  Cache reader = fleet.open("reader");
+  writer.write({Change::set("a", "1"), Change::erase("absent"), Change::set("b", "2")});
+  writer.set("c", "3");
+  reader.update();
+  EXPECT_EQ(contents(reader), (Contents{{"a", "1"}, {"b", "2"}, {"c", "3"}}));
+  EXPECT_EQ(contents(writer), contents(reader));
+}
+
+// A write changes the local state outside the log order: readers on that machine see 2, 1, 2.
+TEST_F(Faults, two_writers_never_see_values_go_back) {
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  std::atomic<int> writing{2};
+  std::vector<std::string> seen_in_berlin;
+  std::vector<std::string> seen_in_tokyo;
+  const auto watch = [&](Cache& cache, std::vector<std::string>& seen) {
+    std::string value;
+    while (writing > 0) {
+      if (cache.get("key", value) && (seen.empty() || seen.back() != value)) seen.push_back(value);
+    }
+  };
+  const auto write = [&](Cache& cache, const std::string& name) {
+    for (int i = 0; i < 300; ++i) cache.set("key", name + std::to_string(i));
+    --writing;
+  };
+  std::vector<std::thread> threads;
+  threads.emplace_back([&] { watch(berlin, seen_in_berlin); });
+  threads.emplace_back([&] { watch(tokyo, seen_in_tokyo); });
+  threads.emplace_back([&] { write(berlin, "berlin"); });
+  threads.emplace_back([&] { write(tokyo, "tokyo"); });
+  for (std::thread& thread : threads) thread.join();
+
+  const std::vector<std::string> order = values_in_log(berlin.log(), "key");
+  EXPECT_EQ(order.size(), 600U);
+  for (const auto* seen : {&seen_in_berlin, &seen_in_tokyo}) {
+    auto at = order.begin();
+    for (const std::string& value : *seen) {
+      at = std::find(at, order.end(), value);
+      ASSERT_NE(at, order.end()) << value << " was seen after something newer";
+    }
+  }
+}
+
+// One lock per key: others see half of an update.
+TEST_F(Faults, nobody_sees_half_of_an_update) {
+  Cache cache = fleet.open("berlin");
+  Cache follower = fleet.open("tokyo");
+  cache.set_multi({{"a", "0"}, {"b", "0"}, {"c", "0"}});
+  follower.update();
+  std::atomic<bool> end{false};
+  std::atomic<int> halves{0};
+  std::atomic<int> looks{0};
+  std::vector<std::thread> readers;
+  for (const Cache* reader : {&cache, &follower}) {
+    readers.emplace_back([&, reader] {
+      while (!end) {
+        const auto values = reader->get_multi({"a", "b", "c"});
+        if (values[0] != values[1] || values[1] != values[2]) ++halves;
+        const View view = reader->view();
+        if (view.get("a") != view.get("c")) ++halves;
+        ++looks;
+      }
+    });
+  }
+  for (int i = 0; i < 500; ++i) {
+    const std::string value = std::to_string(i);
+    cache.set_multi({{"a", value}, {"b", value}, {"c", value}});
+    if (i % 5 == 0) follower.update();
+  }
+  end = true;
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_EQ(halves, 0);
+  EXPECT_GT(looks, 0);
+}
+
+// A large multi-set fails in the middle: part is written and nothing says which.
+TEST_F(Faults, a_large_set_multi_that_fails_midway_says_what_is_written) {
+  auto script = std::make_shared<Script>();
+  Options options;
+  options.update_bytes_max = 4096;
+  options.deadline = milliseconds(50);
+  Cache cache = fleet.open("berlin", script, options);
+  script->before_append = [](UpdateId id) {
+    if (id == 3) throw unavailable();
+  };
+  const std::string value(2500, 'v');
+  expect_error(
+      ErrorKind::uncertain,
+      [&] {
+        cache.set_multi({{"a", value}, {"b", value}, {"c", value}});
+      },
+      "changes_written=2 of=3", "last_id=2");
+  EXPECT_TRUE(cache.contains("b"));
+  EXPECT_FALSE(cache.contains("c"));
+}
+
+// Keys longer than the column: truncated, so that two keys replace each other.
+TEST_F(Faults, long_keys_do_not_replace_each_other) {
+  Cache cache = fleet.open("berlin");
+  const std::string stem(1023, 'k');
+  cache.set_multi({{stem + "a", "1"}, {stem + "b", "2"}});
+  EXPECT_EQ(cache.get(stem + "a"), "1");
+  EXPECT_EQ(fleet.open("tokyo").get(stem + "b"), "2");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.set(stem + "aa", "1"); }, "key_bytes_max=1024");
+  EXPECT_EQ(cache.size(), 2U);
+}
+
+// A delete is encoded as an empty value: setting an empty value deletes the key elsewhere.
+TEST_F(Faults, an_empty_value_is_a_value) {
+  Cache writer = fleet.open("writer");
+  Cache reader = fleet.open("reader");
+  writer.set("a", "");
+  reader.update();
+  EXPECT_EQ(reader.get("a"), "");
+  EXPECT_TRUE(reader.contains("a"));
+  writer.rewrite_history();
+  EXPECT_EQ(fleet.open("new").get("a"), "");
+  writer.erase("a");
+  reader.update();
+  EXPECT_FALSE(reader.contains("a"));
+}
+
+// After a rewrite up to the newest id the head goes down (20 -> 1): every machine fails, old ids are handed out again.
+TEST_F(Faults, after_a_rewrite_up_to_the_head_ids_go_on) {
+  Cache writer = fleet.open("writer");
+  Cache reader = fleet.open("reader");
+  for (int i = 0; i < 20; ++i) writer.set("a", std::to_string(i));
+  reader.update();
+  EXPECT_EQ(writer.rewrite_history(), 20U);
+  EXPECT_EQ(reader.update(), 20U);
+  EXPECT_EQ(writer.log().extent().head, 20U);
+  EXPECT_EQ(fleet.open("new").set("a", "20"), 21U);
+  EXPECT_EQ(reader.update(), 21U);
+  EXPECT_EQ(reader.get("a"), "20");
+}
+
+// The file store: two processes take one id, and one update overwrites another.
+TEST(FaultsOfFiles, two_processes_never_take_one_id) {
+  Fleet fleet("file");
+  std::vector<std::unique_ptr<Child>> writers;
+  for (int process = 0; process < 3; ++process) {
+    writers.push_back(std::make_unique<Child>([&, process] {
+      Cache cache = fleet.open("machine" + std::to_string(process));
+      for (int i = 0; i < 30; ++i) cache.set("key" + std::to_string(process) + "." + std::to_string(i), "value");
+    }));
+  }
+  for (auto& writer : writers) EXPECT_EQ(writer->wait(), 0);
+  Cache cache = fleet.open("new");
+  EXPECT_EQ(cache.applied_id(), 90U);
+  EXPECT_EQ(cache.size(), 90U);
+}
+
+// Deleting the whole history leaves every other machine with old data and no signal.
+TEST_F(Faults, deleting_the_history_reaches_every_machine) {
+  Cache writer = fleet.open("writer");
+  Cache reader = fleet.open("reader");
+  Cache behind = fleet.open("behind");
+  writer.set("a", "1");
+  reader.update();
+  writer.set("b", "1");
+  writer.delete_all_history();
+  reader.update();
+  behind.update();
+  EXPECT_EQ(reader.size(), 0U);
+  EXPECT_EQ(behind.size(), 0U);
+  EXPECT_EQ(reader.digest(), writer.digest());
+}
+
+// A value one codec can write and the other cannot store is committed and then stops every machine at that id for ever.
+TEST_F(Faults, no_value_stops_a_machine) {
+  Options options;
+  options.update_bytes_max = 20U << 20;
+  Cache writer = fleet.open("writer", options);
+  Cache reader = fleet.open("reader");
+  std::string all_bytes;
+  for (int i = 0; i < 256; ++i) all_bytes += static_cast<char>(i);
+  std::string row;
+  writer.set("looks like an update", "x");
+  writer.log().read(1, 1, [&](UpdateId, std::string_view bytes) {
+    row = bytes;
+    return true;
+  });
+  const std::vector<std::string> values{"",
+                                        std::string(1, '\0'),
+                                        all_bytes,
+                                        row,
+                                        "\x28\xb5\x2f\xfd",
+                                        std::string(value_bytes_max, 'v'),
+                                        noise(1 << 20, 1),
+                                        "{\"json\": [1, 2",
+                                        "\x80\x04\x95pickle"};
+  for (std::size_t i = 0; i < values.size(); ++i) writer.set("key" + std::to_string(i), values[i]);
+  expect_error(ErrorKind::limit, [&] { writer.set("too large", std::string(value_bytes_max + 1, 'v')); });
+
+  EXPECT_EQ(reader.update(), values.size() + 1);
+  for (std::size_t i = 0; i < values.size(); ++i) EXPECT_EQ(reader.get("key" + std::to_string(i)), values[i]) << i;
+}
+
+// rewrite fails as soon as a key was set and then deleted singly; needs gaps in the ids; a multi-key load can never be
+// rewritten.
+TEST_F(Faults, any_history_can_be_rewritten) {
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  cache.erase("a");
+  cache.erase("never there");
+  std::map<std::string, std::string> batch;
+  for (int i = 0; i < 1000; ++i) batch["key" + std::to_string(i)] = std::to_string(i);
+  cache.set_multi(batch);
+  EXPECT_EQ(cache.rewrite_history({.limit = 1, .keep = {}}), 1U);
+  EXPECT_EQ(cache.rewrite_history({.limit = 2, .keep = {}}), 2U);
+  EXPECT_EQ(cache.rewrite_history(), 4U);
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+// Deleting an absent key at the tail: fetched again on every update, the id never moves.
+TEST_F(Faults, erasing_an_absent_key_moves_the_id_and_is_applied_once) {
+  Cache writer = fleet.open("writer");
+  auto script = std::make_shared<Script>();
+  Cache reader = fleet.open("reader", script);
+  writer.set("a", "1");
+  EXPECT_EQ(writer.erase("absent"), 2U);
+  EXPECT_EQ(reader.update(), 2U);
+  reader.update();
+  reader.update();
+  EXPECT_EQ(reader.counters().updates_applied, 2U);
+}
+
+// No retry on a lost connection; the outcome of a commit stays unknown; no timeout.
+TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowed) {
+  auto script = std::make_shared<Script>();
+  std::atomic<int> lost{0};
+  script->after_append = [&](UpdateId) {
+    if (lost++ % 2 == 0) throw uncertain();
+  };
+  Options options;
+  options.deadline = milliseconds(1000);
+  Cache cache = fleet.open("berlin", script, options);
+  for (int i = 0; i < 10; ++i) cache.set("key", std::to_string(i));
+  EXPECT_EQ(values_in_log(cache.log(), "key").size(), 10U);
+
+  script->before_append = [](UpdateId) { throw unavailable(); };
+  const auto began = std::chrono::steady_clock::now();
+  expect_error(ErrorKind::unavailable, [&] { cache.set("key", "10"); });
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
+}
+
+// Two rewrites at once; a rewrite that reads pages without one view of the rows.
+TEST_F(Faults, two_rewrites_at_once_leave_one_whole_history) {
+  Cache berlin = fleet.open("berlin");
+  std::map<std::string, std::string> batch;
+  for (int i = 0; i < 3000; ++i) batch["key" + std::to_string(i)] = noise(500, static_cast<std::uint64_t>(i));
+  berlin.set_multi(batch);
+  std::vector<std::thread> rewriters;
+  for (int i = 0; i < 3; ++i) {
+    rewriters.emplace_back([this, i] {
+      Cache cache = fleet.open("machine" + std::to_string(i));
+      for (int j = 0; j < 5; ++j) {
+        cache.set("more" + std::to_string(i), std::to_string(j));
+        cache.rewrite_history();
+      }
+    });
+  }
+  for (std::thread& rewriter : rewriters) rewriter.join();
+  berlin.update();
+  EXPECT_EQ(berlin.size(), 3003U);
+  EXPECT_EQ(fleet.open("new").digest(), berlin.digest());
+}
+
+// set_multi({}) writes an empty row. delete_multi commits but never deletes locally. delete of an absent key commits,
+// then raises.
+TEST_F(Faults, empty_batches_write_nothing_and_erasing_happens_here_too) {
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"a", "1"}, {"b", "2"}});
+  EXPECT_EQ(cache.set_multi(std::vector<Item>{}), 1U);
+  EXPECT_EQ(cache.log().extent().head, 1U);
+  const std::vector<std::string> some{"a", "absent"};
+  cache.erase_multi(some);
+  EXPECT_EQ(contents(cache), (Contents{{"b", "2"}}));
+  EXPECT_EQ(cache.erase("absent"), 3U);
+}
+
+// The empty key is secretly the applied id.
+TEST_F(Faults, no_key_is_special) {
+  Cache cache = fleet.open("berlin");
+  expect_error(ErrorKind::invalid, [&] { cache.set("", "17"); });
+  EXPECT_EQ(cache.get(""), std::nullopt);
+  for (const std::string& key :
+       {std::string(1, '\0'), std::string("applied_id"), std::string(8, '\xff'), std::string("\0id", 3)}) {
+    cache.set(key, "mine");
+    EXPECT_EQ(cache.get(key), "mine");
+  }
+  EXPECT_EQ(cache.applied_id(), 4U);
+  EXPECT_EQ(cache.size(), 4U);
+}
+
+// get has no idea how old its data is; nothing bounds it.
+TEST_F(Faults, how_old_the_data_is_can_be_asked_and_bounded) {
+  Cache writer = fleet.open("writer");
+  Cache reader = fleet.open("reader");
+  reader.update();
+  std::this_thread::sleep_for(milliseconds(20));
+  EXPECT_GE(reader.staleness(), milliseconds(20));
+  writer.set("a", "1");
+  EXPECT_EQ(reader.update({.staleness_max = milliseconds(10), .at_least = 0, .deadline = {}}), 1U);
+  EXPECT_LT(reader.staleness(), milliseconds(5'000));
+  EXPECT_EQ(reader.get("a"), "1");
+}
+
+// A predictable name in /tmp, followed through symlinks, mode 0666.
+TEST_F(Faults, the_state_is_private_to_its_user) {
+  Cache cache = fleet.open("berlin");
+  struct stat status;
+  ASSERT_EQ(::stat(cache.state_path().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+  ASSERT_EQ(::stat((cache.state_path() + ".lock").c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+  Cache anonymous("memory:");
+  EXPECT_THAT(anonymous.state_path(), Not(HasSubstr("/tmp/")));
+}
+
+// Every reader maps the file writable.
+TEST_F(Faults, who_is_not_writing_has_the_state_mapped_read_only) {
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const View view = cache.view();
+  std::ifstream maps("/proc/self/maps");
+  int mappings = 0;
+  for (std::string line; std::getline(maps, line);) {
+    if (!line.ends_with(cache.state_path())) continue;
+    ++mappings;
+    EXPECT_THAT(line, HasSubstr(" r--s ")) << line;
+  }
+  EXPECT_GT(mappings, 0);
+}
+
+// A writer that dies holding the lock stalls every reader a second, then the whole pool is walked.
+TEST(FaultsOfProcesses, a_dead_writer_stalls_nobody) {
+  Fleet fleet("file");
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "0");
+  for (int round = 0; round < 5; ++round) {
+    Child writer([&] {
+      Cache other = fleet.open("berlin");
+      for (int i = 0;; ++i) other.set("a", noise(2000, static_cast<std::uint64_t>(i)));
+    });
+    std::this_thread::sleep_for(milliseconds(30));
+    writer.kill_and_wait();
+    const auto began = std::chrono::steady_clock::now();
+    EXPECT_TRUE(cache.contains("a"));
+    EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(100));
+    cache.set("b", std::to_string(round));
+    EXPECT_EQ(cache.get("b"), std::to_string(round));
+  }
+}
+
+// One row at a high id costs a SELECT per page of the id space.
+TEST_F(Faults, an_update_at_a_high_id_costs_one_question) {
+  Cache writer = fleet.open("writer");
+  for (int i = 0; i < 3000; ++i) writer.set("a", std::to_string(i));
+  writer.rewrite_history({.limit = 2999, .keep = {}});
+  auto script = std::make_shared<Script>();
+  const Cache reader = fleet.open("reader", script);
+  EXPECT_EQ(reader.applied_id(), 3000U);
+  EXPECT_LE(script->reads, 2);
+}
+
+// Every process of a machine asks the primary for the newest id and decodes the same rows.
+TEST_F(Faults, one_process_of_a_machine_asks_for_all) {
+  Cache writer = fleet.open("writer");
+  auto script = std::make_shared<Script>();
+  std::vector<Cache> caches;
+  for (int i = 0; i < 5; ++i) caches.push_back(fleet.open("berlin", script));
+  writer.set("a", "1");
+  script->reads = 0;
+  for (Cache& cache : caches)
+    EXPECT_EQ(cache.update({.staleness_max = std::chrono::seconds(60), .at_least = 1, .deadline = {}}), 1U);
+  EXPECT_EQ(script->reads, 1);
+  for (Cache& cache : caches) EXPECT_EQ(cache.get("a"), "1");
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,374 @@
+// The model test: random operations on a fleet, compared with a std::map that remembers what every key was at every id,
+// and with a replay of the whole log. Whatever is read, on whichever machine, must be what the log says as of that
+// machine's applied id; a view must go on showing its id; and whoever compares finds the same contents and the same
+// digest everywhere.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/hash.h"
+#include "client/fleet.h"
+#include "support/seed.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+Digest digest_of(const Contents& items) {
+  Digest digest;
+  for (const auto& [key, value] : items) add(digest, item_digest(key, value));
+  return digest;
+}
+
+// What the log says, from its base on.
+Contents replayed(Log& log) {
+  Contents items;
+  UpdateId at = 0;
+  BasePart part;
+  log.read_base([&](std::string_view bytes) {
+    decode_base_part(bytes, part);
+    for (const Item& item : part.items) items.emplace_hint(items.end(), item.key, item.value);
+    at = part.base;
+    return true;
+  });
+  Update update;
+  log.read(at + 1, ~UpdateId{0}, [&](UpdateId id, std::string_view bytes) {
+    EXPECT_EQ(id, ++at);
+    decode_update(bytes, update);
+    if (update.erases_all) items.clear();
+    for (const Change& change : update.changes) {
+      if (change.kind == Change::Kind::set) {
+        items.insert_or_assign(std::string(change.key), std::string(change.value));
+      } else {
+        items.erase(std::string(change.key));
+      }
+    }
+    return true;
+  });
+  return items;
+}
+
+// What every key was at every id.
+class History {
+ public:
+  void change(UpdateId id, const std::string& key, std::optional<std::string> value) {
+    auto& versions = keys_[key];
+    if (!versions.empty() && versions.back().id == id) versions.pop_back();
+    versions.push_back({id, std::move(value)});
+  }
+  void erase_all(UpdateId id) {
+    for (auto& [key, versions] : keys_) versions.push_back({id, std::nullopt});
+  }
+  std::optional<std::string> get(const std::string& key, UpdateId id) const {
+    const auto found = keys_.find(key);
+    if (found == keys_.end()) return std::nullopt;
+    const auto& versions = found->second;
+    const auto after = std::upper_bound(versions.begin(), versions.end(), id,
+                                        [](UpdateId at, const Version& version) { return at < version.id; });
+    return after == versions.begin() ? std::nullopt : std::prev(after)->value;
+  }
+  Contents at(UpdateId id) const {
+    Contents items;
+    for (const auto& [key, versions] : keys_) {
+      if (auto value = get(key, id)) items.emplace_hint(items.end(), key, *value);
+    }
+    return items;
+  }
+  // Nobody will ask for ids before `id` any more.
+  void forget_before(UpdateId id) {
+    for (auto& [key, versions] : keys_) {
+      std::size_t first = 0;
+      while (first + 1 < versions.size() && versions[first + 1].id <= id) ++first;
+      versions.erase(versions.begin(), versions.begin() + static_cast<std::ptrdiff_t>(first));
+    }
+  }
+
+ private:
+  struct Version {
+    UpdateId id;
+    std::optional<std::string> value;
+  };
+  std::map<std::string, std::vector<Version>> keys_;
+};
+
+class Model {
+ public:
+  explicit Model(std::uint64_t seed) : random_(seed) {
+    // Its answers are lost, or it fails before it does anything, once in a while.
+    script_->before_append = [this](UpdateId) {
+      if (chance(2000)) throw chance(2) ? unavailable() : uncertain();
+    };
+    script_->after_append = [this](UpdateId) {
+      if (chance(2000)) throw uncertain();
+    };
+    script_->before_read = [this] {
+      if (chance(2000)) throw unavailable();
+    };
+    for (std::size_t i = 0; i < machines_.size(); ++i) open(i);
+  }
+
+  void run(std::uint64_t operations) {
+    for (; operations_ < operations && !::testing::Test::HasFailure(); ++operations_) {
+      step(operations_);
+      if (operations_ % 4096 == 4095) compare_all();
+      if (operations_ % 16384 == 16383) forget();
+    }
+    compare_all();
+    std::printf("operations=%llu head=%llu compared=%llu rewrites=%llu reopened=%llu bootstrapped=%llu rebuilt=%llu\n",
+                static_cast<unsigned long long>(operations_), static_cast<unsigned long long>(head_),
+                static_cast<unsigned long long>(compared_), static_cast<unsigned long long>(rewrites_),
+                static_cast<unsigned long long>(reopened_), static_cast<unsigned long long>(bootstrapped_),
+                static_cast<unsigned long long>(rebuilt_));
+  }
+  std::uint64_t head() const { return head_; }
+
+ private:
+  struct HeldView {
+    View view;
+    UpdateId id;
+  };
+
+  bool chance(std::uint64_t one_in) { return random_() % one_in == 0; }
+  std::string any_key() { return "key" + std::to_string(random_() % 300); }
+  std::string any_value() {
+    if (chance(500)) return noise(random_() % 20000, random_());
+    if (chance(10)) return std::string();
+    return std::string(random_() % 40, static_cast<char>('a' + random_() % 26)) + std::to_string(random_() % 1000);
+  }
+  std::size_t any_machine() { return random_() % machines_.size(); }
+  static std::string name(std::size_t machine) { return "machine" + std::to_string(machine); }
+
+  void open(std::size_t machine) {
+    // Small updates, so that batches are split now and then.
+    Options options;
+    options.update_bytes_max = machine == 0 ? 32U << 10 : 1U << 20;
+    machines_[machine] = std::make_unique<Cache>(fleet_.open(name(machine), script_, options));
+  }
+  void reopen(std::size_t machine) {
+    const Counters counters = machines_[machine]->counters();
+    rebuilt_ += counters.rebuilds_behind_base;
+    ASSERT_EQ(counters.rebuilds_damaged, 0U);
+    ASSERT_EQ(counters.rebuilds_diverged, 0U);
+    ASSERT_EQ(counters.rebuilds_replaced, 0U);
+    machines_[machine].reset();
+    open(machine);
+    ++reopened_;
+  }
+
+  void write(Cache& cache, const std::vector<Change>& changes) {
+    const UpdateId before = head_;
+    const UpdateId id = cache.write(changes);
+    ASSERT_EQ(cache.applied_id(), id) << "read your writes";
+    if (changes.empty()) return;
+    ASSERT_GT(id, before);
+    head_ = id;
+    // Several updates if it was split; which change went into which one does not matter for what is compared at the
+    // last.
+    for (const Change& change : changes) {
+      history_.change(id, std::string(change.key),
+                      change.kind == Change::Kind::set ? std::optional<std::string>(change.value) : std::nullopt);
+    }
+  }
+
+  void step(std::uint64_t number) {
+    const std::size_t machine = any_machine();
+    Cache& cache = *machines_[machine];
+    const std::uint64_t what = random_() % 1000;
+    if (what < 400) {
+      const std::string key = any_key();
+      const UpdateId id = cache.applied_id();
+      ASSERT_EQ(cache.get(key), history_.get(key, id)) << "operation " << number << " key " << key << " id " << id;
+    } else if (what < 450) {
+      const std::string key = any_key();
+      ASSERT_EQ(cache.contains(key), history_.get(key, cache.applied_id()).has_value()) << "operation " << number;
+    } else if (what < 480) {
+      std::vector<std::string> keys(random_() % 10);
+      for (std::string& key : keys) key = any_key();
+      const auto values = cache.get_multi(keys);
+      for (std::size_t i = 0; i < keys.size(); ++i)
+        ASSERT_EQ(values[i], history_.get(keys[i], cache.applied_id())) << "operation " << number;
+    } else if (what < 700) {
+      const std::string key = any_key();
+      const std::string value = any_value();
+      write(cache, {Change::set(key, value)});
+    } else if (what < 800) {
+      const std::string key = any_key();
+      write(cache, {Change::erase(key)});
+    } else if (what < 850) {
+      write_many(cache);
+    } else if (what < 970) {
+      const UpdateId id = cache.update();
+      ASSERT_EQ(id, head_) << "operation " << number;
+    } else if (what < 990) {
+      hold_or_check_a_view(cache, number);
+    } else {
+      rare_step(machine, number);
+    }
+  }
+
+  void write_many(Cache& cache) {
+    std::vector<std::string> texts;
+    const std::size_t count = chance(20) ? random_() % 300 : random_() % 8;
+    texts.reserve(2 * count);
+    std::vector<Change> changes;
+    for (std::size_t i = 0; i < count; ++i) {
+      texts.push_back(any_key());
+      const std::string_view key = texts.back();
+      if (chance(3)) {
+        changes.push_back(Change::erase(key));
+      } else {
+        texts.push_back(any_value());
+        changes.push_back(Change::set(key, texts.back()));
+      }
+    }
+    write(cache, changes);
+  }
+
+  void hold_or_check_a_view(const Cache& cache, std::uint64_t number) {
+    if (views_.size() < 4 && chance(2)) {
+      View view = cache.view();
+      const UpdateId id = view.id();
+      views_.push_back({std::move(view), id});
+      return;
+    }
+    if (views_.empty()) return;
+    const std::size_t i = random_() % views_.size();
+    const HeldView& held = views_[i];
+    const std::string key = any_key();
+    const auto value = held.view.get(key);
+    ASSERT_EQ(value ? std::optional<std::string>(*value) : std::nullopt, history_.get(key, held.id))
+        << "operation " << number;
+    if (chance(8)) {
+      ASSERT_EQ(contents(held.view), history_.at(held.id)) << "operation " << number;
+      views_.erase(views_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+
+  void rare_step(std::size_t machine, std::uint64_t number) {
+    Cache& cache = *machines_[machine];
+    switch (random_() % 40) {
+      case 0:
+      case 1: {
+        const UpdateId limit = chance(2) || head_ == 0 ? 0 : 1 + random_() % head_;
+        const UpdateId base = cache.rewrite_history({.limit = limit, .keep = {}});
+        ASSERT_GE(base, limit) << "operation " << number;
+        ++rewrites_;
+        return;
+      }
+      case 2: {
+        // Keys of the last digits 7 go.
+        const auto keep = [](std::string_view key, std::string_view) { return key.back() != '7'; };
+        cache.update();
+        const Contents before = history_.at(head_);
+        const UpdateId base = cache.rewrite_history({.limit = 0, .keep = keep});
+        head_ = std::max(head_, base);
+        for (const auto& [key, value] : before) {
+          if (key.back() == '7') history_.change(head_, key, std::nullopt);
+        }
+        ++rewrites_;
+        return;
+      }
+      case 3:
+        if (!chance(5)) return;
+        head_ = cache.delete_all_history();
+        history_.erase_all(head_);
+        return;
+      case 4:
+      case 5:
+      case 6: return reopen(machine);
+      case 7: cache.delete_shared_state(); return reopen(machine);
+      case 8: return bootstrap(machine);
+      case 9: {
+        const UpdateId id = cache.applied_id();
+        ASSERT_EQ(contents(cache), history_.at(id)) << "operation " << number;
+        ASSERT_EQ(cache.digest(), digest_of(history_.at(id))) << "operation " << number;
+        return;
+      }
+      default: {
+        // A range.
+        const UpdateId id = cache.applied_id();
+        const std::string begin = any_key();
+        const std::string end = any_key();
+        const Contents all = history_.at(id);
+        const View view = cache.view();
+        auto expected = all.lower_bound(begin);
+        for (const auto [key, value] : view.items(KeyRange::between(begin, end))) {
+          ASSERT_TRUE(expected != all.end() && expected->first == key && expected->second == value)
+              << "operation " << number;
+          ++expected;
+        }
+        ASSERT_TRUE(begin >= end || expected == all.lower_bound(end)) << "operation " << number;
+        return;
+      }
+    }
+  }
+
+  // Another machine's closed state is copied to this machine.
+  void bootstrap(std::size_t to) {
+    const std::size_t from = (to + 1) % machines_.size();
+    machines_[from]->close_shared_state();
+    machines_[to]->delete_shared_state();
+    machines_[to].reset();
+    std::filesystem::copy_file(fleet_.state_path(name(from)), fleet_.state_path(name(to)),
+                               std::filesystem::copy_options::overwrite_existing);
+    open(to);
+    reopen(from);
+    ASSERT_EQ(machines_[to]->counters().rebuilds_damaged, 0U) << "a copy of a closed state is whole";
+    ++bootstrapped_;
+  }
+
+  void compare_all() {
+    const Contents expected = history_.at(head_);
+    const Digest digest = digest_of(expected);
+    ASSERT_EQ(replayed(machines_[0]->log()), expected) << "the log itself, operation " << operations_;
+    for (const auto& machine : machines_) {
+      ASSERT_EQ(machine->update(), head_);
+      ASSERT_EQ(contents(*machine), expected) << "operation " << operations_;
+      ASSERT_EQ(machine->digest(), digest) << "operation " << operations_;
+      ASSERT_EQ(machine->size(), expected.size());
+    }
+    ++compared_;
+  }
+
+  void forget() {
+    UpdateId oldest = head_;
+    for (const auto& machine : machines_) oldest = std::min(oldest, machine->applied_id());
+    for (const HeldView& held : views_) oldest = std::min(oldest, held.id);
+    history_.forget_before(oldest);
+  }
+
+  std::mt19937_64 random_;
+  std::shared_ptr<Script> script_ = std::make_shared<Script>();
+  Fleet fleet_;
+  std::array<std::unique_ptr<Cache>, 3> machines_;
+  History history_;
+  std::vector<HeldView> views_;
+  UpdateId head_ = 0;
+  std::uint64_t operations_ = 0;
+  std::uint64_t compared_ = 0;
+  std::uint64_t rewrites_ = 0;
+  std::uint64_t reopened_ = 0;
+  std::uint64_t bootstrapped_ = 0;
+  std::uint64_t rebuilt_ = 0;
+};
+
+TEST(Model, a_fleet_is_what_its_log_says) {
+  SCOPED_TRACE(seed_note());
+  Model(test_seed()).run(20'000);
+}
+
+TEST(ModelLong, a_fleet_is_what_its_log_says_through_a_million_operations) {
+  SCOPED_TRACE(seed_note());
+  for (std::uint64_t run = 0; run < 4 && !HasFailure(); ++run) Model(test_seed() + run).run(250'000);
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,256 @@
+// Several processes on one machine, and fork(): what one writes all see, and nobody is blocked by the dead.
+#include <gtest/gtest.h>
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Memory that a child shares with its parent.
+template <typename T>
+class Shared {
+ public:
+  Shared() : at_(::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
+    new (at_) T{};
+  }
+  ~Shared() { ::munmap(at_, sizeof(T)); }
+  T* operator->() { return static_cast<T*>(at_); }
+  T& operator*() { return *static_cast<T*>(at_); }
+
+ private:
+  void* at_;
+};
+
+class Processes : public ::testing::TestWithParam<const char*> {
+ protected:
+  Fleet fleet{GetParam()};
+};
+INSTANTIATE_TEST_SUITE_P(Logs, Processes, ::testing::Values("sqlite", "file"),
+                         [](const auto& log) { return std::string(log.param); });
+
+TEST_P(Processes, what_one_process_wrote_another_sees_when_set_returned) {
+  Cache here = fleet.open("berlin");
+  for (int i = 0; i < 5; ++i) {
+    in_another_process(
+        [&] { EXPECT_EQ(fleet.open("berlin").set("key", std::to_string(i)), static_cast<UpdateId>(i) + 1); });
+    EXPECT_EQ(here.get("key"), std::to_string(i));
+    EXPECT_EQ(here.applied_id(), static_cast<UpdateId>(i) + 1);
+  }
+}
+
+TEST_P(Processes, read_their_writes_and_nothing_goes_backwards) {
+  struct Board {
+    std::atomic<std::uint64_t> written{0};  // of key "n": the last value whose set() returned
+    std::atomic<bool> end{false};
+    std::atomic<std::uint64_t> bad{0};
+    std::atomic<std::uint64_t> reads{0};
+  };
+  Shared<Board> board;
+  { fleet.open("berlin").set_multi({{"n", "0"}, {"m", "0"}}); }
+  const auto read = [&] {
+    Cache cache = fleet.open("berlin");
+    std::uint64_t last = 0;
+    std::string value;
+    while (!board->end) {
+      const std::uint64_t at_least = board->written;
+      cache.get("n", value);
+      const std::uint64_t seen = std::stoull(value);
+      if (seen < at_least || seen < last) ++board->bad;
+      last = seen;
+      const auto both = cache.get_multi({"n", "m"});
+      if (both[0] != both[1]) ++board->bad;
+      ++board->reads;
+    }
+  };
+  Child reader_1(read);
+  Child reader_2(read);
+  in_another_process([&] {
+    Cache cache = fleet.open("berlin");
+    for (std::uint64_t i = 1; i <= 300; ++i) {
+      cache.set_multi({{"n", std::to_string(i)}, {"m", std::to_string(i)}});
+      board->written = i;
+    }
+  });
+  board->end = true;
+  EXPECT_EQ(reader_1.wait(), 0);
+  EXPECT_EQ(reader_2.wait(), 0);
+  EXPECT_EQ(board->bad, 0U);
+  EXPECT_GT(board->reads, 100U);
+}
+
+TEST_P(Processes, writers_in_many_processes_lose_nothing) {
+  {
+    std::vector<std::unique_ptr<Child>> writers;
+    for (int process = 0; process < 4; ++process) {
+      writers.push_back(std::make_unique<Child>([&, process] {
+        Cache cache = fleet.open(process % 2 == 0 ? "berlin" : "tokyo");
+        for (int i = 0; i < 40; ++i) {
+          const std::string key = "key" + std::to_string(process) + "." + std::to_string(i);
+          cache.set(key, "value");
+          ASSERT_TRUE(cache.contains(key));
+        }
+      }));
+    }
+    for (auto& writer : writers) EXPECT_EQ(writer->wait(), 0);
+  }
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  EXPECT_EQ(berlin.update(), 160U);
+  EXPECT_EQ(tokyo.update(), 160U);
+  EXPECT_EQ(berlin.size(), 160U);
+  EXPECT_EQ(berlin.digest(), tokyo.digest());
+}
+
+TEST_P(Processes, a_writer_that_is_killed_blocks_nobody_and_tears_nothing) {
+  { fleet.open("berlin").set("n", "0"); }
+  Cache watcher = fleet.open("berlin");
+  std::mt19937 random(11);
+  for (int round = 0; round < 15; ++round) {
+    Child writer([&] {
+      Cache cache = fleet.open("berlin");
+      for (int i = 0;; ++i) {
+        const std::string value = std::to_string(::getpid()) + "." + std::to_string(i);
+        cache.set_multi({{"n", value},
+                         {"m", value},
+                         {"large" + std::to_string(i % 50), noise(5000, static_cast<std::uint64_t>(i))}});
+      }
+    });
+    std::this_thread::sleep_for(milliseconds(20 + random() % 60));
+    writer.kill_and_wait();
+    const View view = watcher.view();
+    ASSERT_EQ(view.get("n").value_or(""), view.get("m").value_or(view.get("n").value_or("")));
+    const UpdateId id = watcher.set("survivor", std::to_string(round));
+    ASSERT_GE(watcher.applied_id(), id);
+  }
+  watcher.update();
+  EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
+}
+
+// --- fork() ---
+
+TEST_P(Processes, a_cache_opened_before_a_fork_works_in_parent_and_child) {
+  Cache cache = fleet.open("berlin");
+  cache.set("before", "1");
+
+  Child child([&] {
+    EXPECT_EQ(cache.get("before"), "1");
+    EXPECT_EQ(cache.size(), 1U);
+    for (int i = 0; i < 20; ++i) cache.set("child" + std::to_string(i), "1");
+    cache.update();
+    EXPECT_TRUE(cache.contains("child19"));
+    cache.rewrite_history();
+  });
+  for (int i = 0; i < 20; ++i) cache.set("parent" + std::to_string(i), "1");
+  EXPECT_EQ(child.wait(), 0);
+
+  cache.update();
+  EXPECT_EQ(cache.size(), 41U);
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+TEST_P(Processes, a_fork_while_threads_write_leaves_the_child_free) {
+  Cache cache = fleet.open("berlin");
+  std::atomic<bool> end{false};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&, i] {
+      for (int j = 0; !end; ++j) {
+        cache.set("parent" + std::to_string(i), std::to_string(j));
+        cache.update();
+      }
+    });
+  }
+  for (int round = 0; round < 20; ++round) {
+    std::this_thread::sleep_for(milliseconds(3));
+    Child child([&] {
+      const std::string key = "child" + std::to_string(round);
+      const UpdateId id = cache.set(key, "1");
+      EXPECT_EQ(cache.get(key), "1");
+      EXPECT_GE(cache.update(), id);
+      EXPECT_EQ(cache.view().get(key), "1");
+    });
+    ASSERT_EQ(child.wait(), 0) << "round " << round;
+  }
+  end = true;
+  for (std::thread& thread : threads) thread.join();
+
+  cache.update();
+  for (int round = 0; round < 20; ++round) EXPECT_TRUE(cache.contains("child" + std::to_string(round)));
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+TEST_P(Processes, threads_of_a_child_and_grandchildren_work) {
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  in_another_process([&] {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) threads.emplace_back([&, i] { cache.set("child" + std::to_string(i), "1"); });
+    for (std::thread& thread : threads) thread.join();
+    in_another_process([&] {
+      cache.set("grandchild", "1");
+      EXPECT_EQ(cache.get("child3"), "1");
+    });
+    EXPECT_EQ(cache.get("grandchild"), "1");
+  });
+  EXPECT_EQ(cache.size(), 6U);
+}
+
+TEST_P(Processes, a_view_from_before_a_fork_stays_with_the_parent) {
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const View view = cache.view();
+  in_another_process([&] {
+    expect_error(ErrorKind::invalid, [&] { view.get("a"); });
+    EXPECT_EQ(cache.view().get("a"), "1");
+  });
+  EXPECT_EQ(view.get("a"), "1");
+}
+
+TEST_P(Processes, a_child_that_closes_does_not_close_its_parents_cache) {
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  in_another_process([&] {
+    cache.close_shared_state();
+    EXPECT_FALSE(cache.valid());
+  });
+  EXPECT_TRUE(cache.valid());
+  EXPECT_EQ(cache.set("a", "2"), 2U);
+}
+
+TEST_P(Processes, many_openers_at_once_make_one_state) {
+  { fleet.open("berlin").set("a", "1"); }
+  std::vector<std::unique_ptr<Child>> openers;
+  for (int i = 0; i < 8; ++i) {
+    openers.push_back(std::make_unique<Child>([&] {
+      Cache cache = fleet.open("tokyo");
+      EXPECT_EQ(cache.get("a"), "1");
+      EXPECT_EQ(cache.counters().rebuilds_damaged, 0U);
+    }));
+  }
+  for (auto& opener : openers) EXPECT_EQ(opener->wait(), 0);
+  EXPECT_EQ(fleet.open("tokyo").get("a"), "1");
+}
+
+// A memory log lives in the process that made it.
+TEST(MemoryLogProcesses, a_child_reads_on_and_is_told_that_it_cannot_write) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  in_another_process([&] {
+    EXPECT_EQ(cache.get("a"), "1");
+    expect_error(
+        ErrorKind::invalid, [&] { cache.set("a", "2"); }, "memory");
+  });
+  EXPECT_EQ(cache.set("a", "2"), 2U);
+}
+
+}  // namespace
+}  // namespace whycache::testing

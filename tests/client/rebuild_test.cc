@@ -1,0 +1,656 @@
+// Rebuilding: machines that are behind the base, logs that were restored, forked, replaced or lost their tail, copies
+// of state files, and bases that are damaged. What must never happen is silence.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "client/fleet.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+void copy_file(const std::string& from, const std::string& to) {
+  fs::copy_file(from, to, fs::copy_options::overwrite_existing);
+  fs::permissions(to, fs::perms::owner_read | fs::perms::owner_write);
+}
+
+// --- Behind the base ---
+
+TEST(Rebuild, a_machine_behind_the_base_starts_from_the_base) {
+  Fleet fleet;
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo", options);
+  berlin.set_multi({{"a", "1"}, {"gone", "1"}, {"b", "1"}});
+  tokyo.update();
+  berlin.erase("gone");
+  berlin.set("a", "2");
+  berlin.rewrite_history();
+  berlin.set("c", "3");
+
+  EXPECT_EQ(tokyo.update(), 4U);
+
+  EXPECT_EQ(contents(tokyo), (Contents{{"a", "2"}, {"b", "1"}, {"c", "3"}}));
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+  EXPECT_EQ(tokyo.counters().rebuilds_behind_base, 1U);
+  EXPECT_THAT(events.messages(Event::Kind::rebuilt),
+              AllOf(HasSubstr("behind"), HasSubstr("applied_id=1"), HasSubstr("base=3")));
+}
+
+TEST(Rebuild, a_machine_exactly_at_the_base_needs_none) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  berlin.set("a", "1");
+  berlin.set("a", "2");
+  tokyo.update();
+  berlin.rewrite_history();
+  EXPECT_EQ(tokyo.update(), 2U);
+  berlin.set("a", "3");
+
+  EXPECT_EQ(tokyo.update(), 3U);
+
+  EXPECT_EQ(tokyo.get("a"), "3");
+  EXPECT_EQ(tokyo.counters().rebuilds_behind_base, 0U);
+}
+
+TEST(Rebuild, a_writer_behind_the_base_builds_anew_and_then_writes) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  for (int i = 0; i < 5; ++i) berlin.set("a", std::to_string(i));
+  berlin.rewrite_history();
+
+  EXPECT_EQ(tokyo.set("b", "1"), 6U);
+
+  EXPECT_EQ(contents(tokyo), (Contents{{"a", "4"}, {"b", "1"}}));
+  EXPECT_EQ(berlin.update(), 6U);
+  EXPECT_EQ(berlin.digest(), tokyo.digest());
+}
+
+TEST(Rebuild, reads_go_on_from_the_old_state_meanwhile) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  auto script = std::make_shared<Script>();
+  Cache tokyo = fleet.open("tokyo", script);
+  Cache other = fleet.open("tokyo");
+  berlin.set("a", "1");
+  tokyo.update();
+  const View view = other.view();
+  berlin.set("a", "2");
+  berlin.rewrite_history();
+  std::atomic<bool> hold{true};
+  std::atomic<bool> rebuilding{false};
+  script->before_read_base = [&] {
+    rebuilding = true;
+    while (hold) std::this_thread::sleep_for(milliseconds(1));
+  };
+  std::thread updater([&] { tokyo.update(); });
+  while (!rebuilding) std::this_thread::yield();
+
+  EXPECT_EQ(tokyo.get("a"), "1");
+  EXPECT_EQ(other.get("a"), "1");
+  hold = false;
+  updater.join();
+
+  EXPECT_EQ(tokyo.get("a"), "2");
+  EXPECT_EQ(other.get("a"), "2") << "another object on the same state switches by itself";
+  EXPECT_EQ(view.get("a"), "1") << "a view from before stands still";
+}
+
+TEST(Rebuild, a_base_of_many_parts_is_loaded_whole) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 30; ++i) {
+    std::map<std::string, std::string> batch;
+    for (int j = 0; j < 100; ++j)
+      batch["key" + std::to_string(i * 100 + j)] =
+          noise(1000 + static_cast<std::size_t>(j), static_cast<std::uint64_t>(i));
+    berlin.set_multi(batch);
+  }
+  berlin.rewrite_history();
+  int parts = 0;
+  berlin.log().read_base([&](std::string_view) { return ++parts > 0; });
+  EXPECT_GE(parts, 3);
+
+  const Cache tokyo = fleet.open("tokyo");
+
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+  EXPECT_EQ(contents(tokyo), contents(berlin));
+}
+
+TEST(Rebuild, begins_again_when_the_base_is_replaced_midway) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 4; ++i) berlin.set("key" + std::to_string(i), noise(700'000, static_cast<std::uint64_t>(i)));
+  berlin.rewrite_history();
+  auto script = std::make_shared<Script>();
+  std::atomic<int> rewrites{3};
+  script->before_read_base = [&] {
+    if (rewrites-- <= 0) return;
+    berlin.erase("key" + std::to_string(rewrites.load()));
+    berlin.rewrite_history();
+  };
+
+  const Cache tokyo = fleet.open("tokyo", script);
+
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+}
+
+TEST(Rebuild, begins_again_when_the_log_is_rewritten_while_its_updates_are_read) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 30; ++i) berlin.set("key" + std::to_string(i), noise(1'000'000, static_cast<std::uint64_t>(i)));
+  auto script = std::make_shared<Script>();
+  std::atomic<int> reads{0};
+  script->before_read = [&] {
+    if (++reads == 2) berlin.rewrite_history();
+  };
+
+  const Cache tokyo = fleet.open("tokyo", script);
+
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+}
+
+TEST(Rebuild, is_patient_with_a_log_that_fails_now_and_then) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 30; ++i) berlin.set("key" + std::to_string(i), noise(1'000'000, static_cast<std::uint64_t>(i)));
+  berlin.rewrite_history({.limit = 10, .keep = {}});
+  auto script = std::make_shared<Script>();
+  std::atomic<unsigned> calls{0};
+  script->before_read = script->before_extent = script->before_read_base = [&] {
+    if ((++calls * 2654435761U) >> 31 == 1) throw unavailable();
+  };
+
+  const Cache tokyo = fleet.open("tokyo", script);
+
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+  EXPECT_GE(tokyo.counters().log_retries, 3U);
+}
+
+// --- Damaged bases ---
+
+class DamagedBase : public ::testing::Test {
+ protected:
+  DamagedBase() {
+    for (int i = 0; i < 4; ++i) berlin.set("key" + std::to_string(i), noise(700'000, static_cast<std::uint64_t>(i)));
+    berlin.rewrite_history();
+    berlin.log().read_base([&](std::string_view part) {
+      parts.emplace_back(part);
+      return true;
+    });
+  }
+
+  void tokyo_refuses(std::function<std::string(std::uint64_t, std::string_view)> show, const std::string& word) {
+    auto script = std::make_shared<Script>();
+    script->show_part = std::move(show);
+    expect_error(
+        ErrorKind::corrupt, [&] { fleet.open("tokyo", script); }, "base is damaged", word);
+    EXPECT_FALSE(fs::exists(fleet.state_path("tokyo")));
+    for (const fs::directory_entry& entry : fs::directory_iterator(fleet.state_folder())) {
+      EXPECT_EQ(entry.path().native().find("building"), std::string::npos) << entry.path();
+    }
+    EXPECT_EQ(fleet.open("tokyo").digest(), berlin.digest()) << "repaired";
+  }
+
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  std::vector<std::string> parts;
+};
+
+TEST_F(DamagedBase, a_changed_byte) {
+  tokyo_refuses(
+      [](std::uint64_t part, std::string_view bytes) {
+        std::string changed(bytes);
+        if (part == 1) changed[changed.size() / 2] = static_cast<char>(changed[changed.size() / 2] + 1);
+        return changed;
+      },
+      "part=1");
+}
+
+TEST_F(DamagedBase, a_part_that_is_cut_short) {
+  tokyo_refuses([](std::uint64_t, std::string_view bytes) { return std::string(bytes.substr(0, 100)); }, "part=0");
+}
+
+TEST_F(DamagedBase, a_part_that_comes_twice) {
+  tokyo_refuses([&](std::uint64_t, std::string_view) { return parts[0]; }, "part=0 expected=1");
+}
+
+TEST_F(DamagedBase, a_part_that_is_left_out) {
+  tokyo_refuses(
+      [&](std::uint64_t part, std::string_view) {
+        return parts[std::min<std::size_t>(part == 0 ? 0 : part + 1, parts.size() - 1)];
+      },
+      "expected=1");
+}
+
+TEST_F(DamagedBase, a_last_part_that_names_other_entries) {
+  berlin.erase_multi({"key0", "key1", "key2", "key3"});
+  berlin.set("key", "value");
+  berlin.rewrite_history();
+  BasePartEncoder encoder(6);
+  ASSERT_TRUE(encoder.add({"key", "value"}, 1000));
+  const std::string forged(encoder.finish(BaseInfo{.base = 6, .chain = 1, .item_count = 2, .digest = {}}));
+  tokyo_refuses([&](std::uint64_t, std::string_view) { return forged; }, "items=1 expected=2");
+}
+
+TEST_F(DamagedBase, a_base_with_a_chain_that_is_not_its_own) {
+  std::vector<Item> items;
+  BasePartEncoder encoder(4);
+  const View view = berlin.view();
+  std::string forged;
+  Digest digest = view.digest();
+  std::size_t count = 0;
+  std::vector<std::string> forged_parts;
+  for (const Item item : view) {
+    if (!encoder.add(item, 1 << 20)) {
+      forged_parts.emplace_back(encoder.finish(std::nullopt));
+      ASSERT_TRUE(encoder.add(item, 1 << 20));
+    }
+    ++count;
+  }
+  forged_parts.emplace_back(encoder.finish(BaseInfo{.base = 4, .chain = 12345, .item_count = count, .digest = digest}));
+  ASSERT_EQ(forged_parts.size(), parts.size());
+  tokyo_refuses([&](std::uint64_t part, std::string_view) { return forged_parts[part]; }, "chain");
+}
+
+// --- Logs that are not what they were ---
+
+class OtherLog : public ::testing::Test {
+ protected:
+  void save_log(const std::string& name) { copy_file(log_path(), fleet.folder().file(name)); }
+  void restore_log(const std::string& name) {
+    for (const char* const suffix : {"-journal", "-wal", "-shm"}) fs::remove(log_path() + suffix);
+    copy_file(fleet.folder().file(name), log_path());
+  }
+  std::string log_path() const { return fleet.folder().file("log.db"); }
+  Options with_events() {
+    Options options;
+    options.on_event = events.listener();
+    return options;
+  }
+
+  Fleet fleet{"sqlite"};
+  Events events;
+};
+
+TEST_F(OtherLog, a_log_that_lost_its_tail_is_noticed_at_the_next_update) {
+  { fleet.open("berlin").set("a", "1"); }
+  save_log("backup");
+  {
+    Cache berlin = fleet.open("berlin");
+    berlin.set("a", "2");
+    berlin.set("b", "2");
+  }
+  restore_log("backup");
+  Cache berlin = fleet.open("berlin", with_events());
+  EXPECT_EQ(berlin.applied_id(), 3U);
+
+  EXPECT_EQ(berlin.update(), 1U);
+
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}}));
+  EXPECT_EQ(berlin.counters().rebuilds_diverged, 1U);
+  EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("lost its tail"));
+  EXPECT_EQ(berlin.set("c", "3"), 2U);
+}
+
+TEST_F(OtherLog, a_restored_log_that_went_on_differently_is_noticed) {
+  { fleet.open("berlin").set("a", "1"); }
+  save_log("backup");
+  {
+    Cache berlin = fleet.open("berlin");
+    berlin.set("a", "lost");
+    berlin.set("b", "lost");
+  }
+  restore_log("backup");
+  {
+    Cache tokyo = fleet.open("tokyo");
+    tokyo.set("a", "2");
+    tokyo.set("c", "2");
+    tokyo.set("d", "2");
+  }
+  Cache berlin = fleet.open("berlin", with_events());
+
+  EXPECT_EQ(berlin.update(), 4U);
+
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "2"}, {"c", "2"}, {"d", "2"}}));
+  EXPECT_EQ(berlin.counters().rebuilds_diverged, 1U);
+}
+
+TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_is_not_the_one_it_knows) {
+  { fleet.open("berlin").set("a", "1"); }
+  save_log("backup");
+  {
+    Cache berlin = fleet.open("berlin");
+    berlin.set("a", "lost");
+  }
+  restore_log("backup");
+  { fleet.open("tokyo").set("b", "2"); }  // as many updates as berlin has, but others
+  Cache berlin = fleet.open("berlin");
+
+  EXPECT_EQ(berlin.set("c", "3"), 3U);
+
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}, {"c", "3"}}));
+  Cache rome = fleet.open("rome");
+  EXPECT_EQ(rome.digest(), berlin.digest()) << "the chain of the log is whole";
+}
+
+// It was opened, and wrote, before the log became another one.
+TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_became_another_some_time_ago) {
+  { fleet.open("berlin").set("a", "1"); }
+  save_log("backup.db");
+  const std::string backup = "sqlite://" + fleet.folder().file("backup.db");
+  auto made = std::make_unique<SwitchedLog>(fleet.log());
+  SwitchedLog& log = *made;
+  Cache berlin(std::move(made), fleet.options("berlin"));
+  berlin.set("a", "lost");
+  { Cache(backup, fleet.options("tokyo")).set("b", "2"); }
+  log.switch_to(open_log(backup));
+  std::this_thread::sleep_for(milliseconds(150));
+
+  EXPECT_EQ(berlin.set("c", "3"), 3U);
+
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}, {"c", "3"}}));
+  EXPECT_EQ(Cache(backup, fleet.options("rome")).digest(), berlin.digest());
+}
+
+TEST_F(OtherLog, a_writer_never_appends_beyond_a_tail_that_was_lost) {
+  { fleet.open("berlin").set("a", "1"); }
+  save_log("backup.db");
+  const std::string backup = "sqlite://" + fleet.folder().file("backup.db");
+  auto made = std::make_unique<SwitchedLog>(fleet.log());
+  SwitchedLog& log = *made;
+  Cache berlin(std::move(made), fleet.options("berlin"));
+  for (int i = 0; i < 3; ++i) berlin.set("a", "lost");
+  log.switch_to(open_log(backup));
+
+  EXPECT_EQ(berlin.set("b", "2"), 2U) << "at once: no time to look before";
+
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}}));
+  EXPECT_EQ(berlin.counters().rebuilds_diverged, 1U);
+  EXPECT_EQ(Cache(backup, fleet.options("rome")).digest(), berlin.digest());
+}
+
+TEST_F(OtherLog, a_replaced_log_is_noticed_and_followed) {
+  {
+    Cache berlin = fleet.open("berlin");
+    berlin.set("a", "1");
+    berlin.set("b", "1");
+  }
+  fs::remove(log_path());
+  fs::remove(log_path() + "-journal");
+  { fleet.open("tokyo").set("new", "1"); }
+
+  Cache berlin = fleet.open("berlin", with_events());
+
+  EXPECT_EQ(contents(berlin), (Contents{{"new", "1"}}));
+  EXPECT_EQ(berlin.counters().rebuilds_replaced, 1U);
+  EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("replaced"));
+}
+
+TEST(Rebuild, a_log_that_is_replaced_while_it_is_open_is_noticed_at_the_next_update) {
+  Fleet before;
+  Fleet after;
+  after.open("elsewhere").set("new", "1");
+  auto made = std::make_unique<SwitchedLog>(before.log());
+  SwitchedLog& log = *made;
+  Cache cache(std::move(made), before.options("berlin"));
+  cache.set("a", "1");
+  log.switch_to(after.log());
+
+  EXPECT_EQ(cache.update(), 1U);
+
+  EXPECT_EQ(contents(cache), (Contents{{"new", "1"}}));
+  EXPECT_EQ(cache.counters().rebuilds_replaced, 1U);
+}
+
+TEST(Rebuild, a_state_of_another_log_is_never_overwritten) {
+  Fleet ours;
+  Fleet theirs;
+  ours.open("berlin").set("a", "1");
+  Options options = ours.options("berlin");
+
+  expect_error(
+      ErrorKind::corrupt, [&] { Cache(theirs.url(), options); }, "state belongs to another log", ours.url(),
+      theirs.url(), "delete");
+
+  EXPECT_EQ(ours.open("berlin").get("a"), "1");
+}
+
+// --- Bootstrapping with a copy, as the original had it ---
+
+class Bootstrap : public ::testing::Test {
+ protected:
+  // Copies the state of a machine that was closed to another.
+  void copy_state(const std::string& from, const std::string& to) {
+    copy_file(fleet.state_path(from), fleet.state_path(to));
+  }
+
+  Fleet fleet;
+};
+
+TEST_F(Bootstrap, a_copied_state_is_used_and_only_what_is_newer_is_read) {
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 50; ++i) berlin.set("key" + std::to_string(i), "value");
+  berlin.close_shared_state();
+  copy_state("berlin", "tokyo");
+  Cache writer = fleet.open("berlin");
+  writer.set("newer", "yes");
+  auto script = std::make_shared<Script>();
+  std::atomic<int> rows{0};
+  script->show_row = [&](UpdateId, std::string_view row) {
+    ++rows;
+    return std::optional<std::string>(row);
+  };
+
+  Cache tokyo = fleet.open("tokyo", script);
+
+  EXPECT_EQ(tokyo.update(), 51U);
+  EXPECT_EQ(tokyo.digest(), writer.digest());
+  EXPECT_LE(rows, 4) << "the overlap and what is newer";
+  EXPECT_EQ(tokyo.counters().rebuilds_damaged + tokyo.counters().rebuilds_behind_base, 0U);
+}
+
+TEST_F(Bootstrap, a_copy_older_than_the_base_is_noticed_and_rebuilt) {
+  Cache berlin = fleet.open("berlin");
+  berlin.set_multi({{"a", "1"}, {"gone", "1"}});
+  berlin.close_shared_state();
+  copy_state("berlin", "tokyo");
+  Cache writer = fleet.open("berlin");
+  writer.erase("gone");
+  writer.set("b", "2");
+  writer.rewrite_history();
+
+  Cache tokyo = fleet.open("tokyo");
+
+  EXPECT_EQ(contents(tokyo), (Contents{{"a", "1"}, {"b", "2"}}));
+  EXPECT_EQ(tokyo.counters().rebuilds_behind_base, 1U);
+}
+
+TEST_F(Bootstrap, a_copy_of_another_logs_state_is_noticed_and_rebuilt) {
+  Fleet other;
+  Cache foreign = other.open("foreign");
+  foreign.set("foreign", "yes");
+  foreign.close_shared_state();
+  fleet.open("berlin").set("a", "1");
+  copy_file(other.state_path("foreign"), fleet.state_path("tokyo"));
+
+  Cache tokyo = fleet.open("tokyo");
+
+  EXPECT_EQ(contents(tokyo), (Contents{{"a", "1"}}));
+  EXPECT_EQ(tokyo.counters().rebuilds_replaced, 1U);
+}
+
+TEST_F(Bootstrap, a_copy_of_another_logs_state_is_not_believed_while_the_log_is_away) {
+  Fleet other;
+  Cache foreign = other.open("foreign");
+  foreign.set("foreign", "yes");
+  foreign.close_shared_state();
+  copy_file(other.state_path("foreign"), fleet.state_path("tokyo"));
+  auto script = std::make_shared<Script>();
+  script->before_extent = [] { throw unavailable(); };
+
+  expect_error(
+      ErrorKind::unavailable, [&] { fleet.open("tokyo", script); }, "brought here from elsewhere");
+}
+
+TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_whole) {
+  Cache berlin = fleet.open("berlin");
+  std::atomic<bool> end{false};
+  std::thread writer([&] {
+    for (int i = 0; !end; ++i) {
+      std::map<std::string, std::string> batch;
+      for (int j = 0; j < 50; ++j)
+        batch["key" + std::to_string((i * 37 + j * 11) % 500)] = noise(200, static_cast<std::uint64_t>(i));
+      berlin.set_multi(batch);
+    }
+  });
+  int rebuilt = 0;
+  for (int i = 0; i < 20; ++i) {
+    const std::string machine = "copy" + std::to_string(i);
+    std::this_thread::sleep_for(milliseconds(5));
+    copy_state("berlin", machine);
+    Cache copy = fleet.open(machine);
+    const UpdateId id = copy.update();
+    const Cache fresh = fleet.open("fresh" + std::to_string(i));
+    rebuilt += copy.counters().rebuilds_damaged != 0;
+    Cache again = fleet.open(machine);
+    // Compare at one id: whoever is behind follows.
+    for (int tries = 0; tries < 50; ++tries) {
+      const View a = again.view();
+      const View b = fresh.view();
+      if (a.id() == b.id()) {
+        ASSERT_EQ(contents(a), contents(b)) << "copy " << i << " at " << id;
+        ASSERT_EQ(a.digest(), b.digest());
+        break;
+      }
+      if (a.id() < b.id()) again.update({.staleness_max = {}, .at_least = b.id(), .deadline = {}});
+      if (b.id() < a.id()) const_cast<Cache&>(fresh).update({.staleness_max = {}, .at_least = a.id(), .deadline = {}});
+    }
+    copy.delete_shared_state();
+  }
+  end = true;
+  writer.join();
+  std::printf("copies=20 rebuilt=%d\n", rebuilt);
+}
+
+TEST_F(Bootstrap, a_copy_cut_short_or_changed_is_never_believed) {
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 200; ++i) berlin.set("key" + std::to_string(i), noise(100, static_cast<std::uint64_t>(i)));
+  const Contents expected = contents(berlin);
+  berlin.close_shared_state();
+  std::ifstream file(fleet.state_path("berlin"), std::ios::binary);
+  const std::string original((std::istreambuf_iterator<char>(file)), {});
+  std::mt19937 random(7);
+  int refused = 0;
+  int rebuilt = 0;
+  for (int i = 0; i < 60; ++i) {
+    std::string torn = original;
+    if (i % 3 == 0) {
+      torn.resize(random() % torn.size());
+    } else if (i % 3 == 1) {
+      for (int j = 0; j < 20; ++j) torn[random() % torn.size()] = static_cast<char>(random());
+    } else {
+      const std::size_t from = random() % torn.size() / 4096 * 4096;
+      std::fill(torn.begin() + static_cast<std::ptrdiff_t>(from),
+                torn.begin() + static_cast<std::ptrdiff_t>(std::min(from + 65536, torn.size())), '\0');
+    }
+    const std::string path = fleet.state_path("tokyo");
+    {
+      std::ofstream out(path, std::ios::binary | std::ios::trunc);
+      out.write(torn.data(), static_cast<std::streamsize>(torn.size()));
+    }
+    ::chmod(path.c_str(), 0600);
+    try {
+      Cache tokyo = fleet.open("tokyo");
+      tokyo.update();
+      ASSERT_EQ(contents(tokyo), expected) << "variant " << i;
+      rebuilt += tokyo.counters().rebuilds_damaged != 0;
+      tokyo.delete_shared_state();
+    } catch (const Error& error) {  // no state of ours at all: never overwritten
+      EXPECT_TRUE(error.kind() == ErrorKind::corrupt || error.kind() == ErrorKind::invalid) << error.what();
+      ++refused;
+      fs::remove(path);
+    }
+  }
+  std::printf("variants=60 rebuilt=%d refused=%d\n", rebuilt, refused);
+  EXPECT_GT(rebuilt, 0);
+}
+
+// --- A state that proves damaged ---
+
+TEST(Rebuild, a_state_that_cannot_be_used_is_replaced_and_that_is_reported) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < 100; ++i) berlin.set("key" + std::to_string(i), "value");
+  berlin.close_shared_state();
+  {
+    // A copy in its place, with a page lost.
+    const std::string copy = fleet.state_path("copy");
+    copy_file(fleet.state_path("berlin"), copy);
+    std::fstream file(copy, std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(0, std::ios::end);
+    const auto size = file.tellp();
+    const std::string zeros(4096, '\0');
+    for (std::streamoff at = 262144; at < size; at += 8192) {
+      file.seekp(at);
+      file.write(zeros.data(), 4096);
+    }
+    file.close();
+    fs::rename(copy, fleet.state_path("berlin"));
+  }
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+
+  const Cache cache = fleet.open("berlin", options);
+
+  EXPECT_EQ(cache.size(), 100U);
+  EXPECT_EQ(cache.counters().rebuilds_damaged, 1U);
+  EXPECT_EQ(events.count(Event::Kind::stray_state), 1);
+  EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("could not be used"));
+}
+
+TEST(Rebuild, a_state_that_a_read_finds_damaged_is_built_anew_by_the_next_update) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  for (int i = 0; i < 2000; ++i) cache.set("key" + std::to_string(i), std::string(100, 'v'));
+  {
+    // Stray writes, as by a broken disk.
+    const int file = ::open(fleet.state_path("berlin").c_str(), O_RDWR);
+    struct stat status;
+    ASSERT_EQ(::fstat(file, &status), 0);
+    const std::string rubbish(4096, '\xff');
+    for (off_t at = 262144; at < status.st_size; at += 4096) {
+      ASSERT_EQ(::pwrite(file, rubbish.data(), rubbish.size(), at), 4096);
+    }
+    ::close(file);
+  }
+  expect_error(ErrorKind::corrupt, [&] { cache.get("key7"); });
+
+  EXPECT_EQ(cache.update(), 2000U);
+
+  EXPECT_EQ(cache.get("key7"), std::string(100, 'v'));
+  EXPECT_EQ(cache.size(), 2000U);
+  EXPECT_EQ(cache.counters().rebuilds_damaged, 1U);
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,318 @@
+// Rewriting history: the log becomes shorter, and no machine sees anything else than before.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+
+std::vector<UpdateId> ids_in(Log& log) {
+  std::vector<UpdateId> ids;
+  log.read(1, ~UpdateId{0}, [&](UpdateId id, std::string_view) {
+    ids.push_back(id);
+    return true;
+  });
+  return ids;
+}
+
+RewriteOptions up_to(UpdateId limit) { return {.limit = limit, .keep = {}}; }
+
+TEST(Rewrite, puts_the_entries_in_place_of_the_updates) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  for (int i = 0; i < 10; ++i) cache.set("key" + std::to_string(i % 3), std::to_string(i));
+  cache.erase("key0");
+
+  EXPECT_EQ(cache.rewrite_history(), 11U);
+
+  EXPECT_TRUE(ids_in(cache.log()).empty());
+  const Extent extent = cache.log().extent();
+  EXPECT_EQ(extent.base, 11U);
+  EXPECT_EQ(extent.head, 11U);
+  const Contents expected{{"key1", "7"}, {"key2", "8"}};
+  EXPECT_EQ(contents(cache), expected);
+  EXPECT_EQ(contents(fleet.open("tokyo")), expected);
+  EXPECT_EQ(cache.set("key3", "10"), 12U);
+}
+
+TEST(Rewrite, up_to_an_earlier_id_keeps_the_updates_beyond) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  for (int i = 1; i <= 10; ++i) cache.set("key" + std::to_string(i % 4), std::to_string(i));
+
+  EXPECT_EQ(cache.rewrite_history(up_to(6)), 6U);
+
+  EXPECT_EQ(ids_in(cache.log()), (std::vector<UpdateId>{7, 8, 9, 10}));
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+  EXPECT_EQ(cache.rewrite_history(up_to(9)), 9U) << "from a base";
+  EXPECT_EQ(fleet.open("rome").digest(), cache.digest());
+}
+
+TEST(Rewrite, at_or_below_the_base_there_is_nothing_to_do) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  for (int i = 1; i <= 5; ++i) cache.set("a", std::to_string(i));
+  cache.rewrite_history(up_to(4));
+
+  EXPECT_EQ(cache.rewrite_history(up_to(2)), 4U);
+  EXPECT_EQ(cache.rewrite_history(up_to(4)), 4U);
+  EXPECT_EQ(cache.rewrite_history(), 5U);
+  EXPECT_EQ(cache.rewrite_history(), 5U);
+}
+
+TEST(Rewrite, of_an_empty_log_does_nothing) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  EXPECT_EQ(cache.rewrite_history(), 0U);
+  EXPECT_EQ(cache.log().extent().base, 0U);
+}
+
+TEST(Rewrite, beyond_the_head_is_refused) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.rewrite_history(up_to(2)); }, "limit=2", "head=1");
+}
+
+TEST(Rewrite, follows_the_log_first) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  berlin.set("a", "1");
+  EXPECT_EQ(tokyo.rewrite_history(), 1U);
+  EXPECT_EQ(fleet.open("rome").get("a"), "1");
+}
+
+TEST(Rewrite, keys_that_are_not_kept_are_erased_on_every_machine) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  std::map<std::string, std::string> batch;
+  for (int i = 0; i < 5000; ++i) batch["session." + std::to_string(i)] = "x";
+  batch["flag"] = "yes";
+  berlin.set_multi(batch);
+  tokyo.update();
+
+  const UpdateId base = berlin.rewrite_history(
+      {.limit = 0, .keep = [](std::string_view key, std::string_view) { return !key.starts_with("session."); }});
+
+  EXPECT_GT(base, 1U);
+  EXPECT_EQ(contents(berlin), (Contents{{"flag", "yes"}}));
+  EXPECT_EQ(tokyo.update(), base);
+  EXPECT_EQ(contents(tokyo), (Contents{{"flag", "yes"}}));
+  EXPECT_EQ(tokyo.digest(), berlin.digest());
+}
+
+TEST(Rewrite, keys_that_are_not_kept_may_need_several_updates) {
+  Fleet fleet;
+  Options options;
+  options.update_bytes_max = 4096;
+  Cache cache = fleet.open("berlin", options);
+  for (int i = 0; i < 100; ++i) cache.set(std::string(900, 'k') + std::to_string(i), "x");
+  cache.set("flag", "yes");
+
+  cache.rewrite_history({.limit = 0, .keep = [](std::string_view key, std::string_view) { return key == "flag"; }});
+
+  EXPECT_EQ(contents(cache), (Contents{{"flag", "yes"}}));
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+TEST(Rewrite, keeping_everything_writes_no_update) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  EXPECT_EQ(cache.rewrite_history({.limit = 0, .keep = [](std::string_view, std::string_view) { return true; }}), 1U);
+}
+
+TEST(Rewrite, what_was_set_while_keep_decided_is_not_erased) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->before_append = [&](UpdateId) {
+    if (once.exchange(false)) tokyo.set("a", "wanted again");
+  };
+  Cache berlin = fleet.open("berlin", script);
+  tokyo.write({Change::set("a", "stale"), Change::set("b", "stale")});
+
+  berlin.rewrite_history(
+      {.limit = 0, .keep = [](std::string_view, std::string_view value) { return value != "stale"; }});
+
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "wanted again"}}));
+  EXPECT_EQ(fleet.open("rome").digest(), berlin.digest());
+}
+
+TEST(Rewrite, an_exception_from_keep_ends_it_and_changes_nothing) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  EXPECT_THROW(
+      cache.rewrite_history(
+          {.limit = 0, .keep = [](std::string_view, std::string_view) -> bool { throw std::runtime_error("no"); }}),
+      std::runtime_error);
+  EXPECT_EQ(cache.log().extent().base, 0U);
+  EXPECT_EQ(cache.set("b", "1"), 2U);
+}
+
+TEST(Rewrite, is_tried_again_when_the_log_fails) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<int> failures{2};
+  script->before_rewrite = [&] {
+    if (failures-- > 0) throw unavailable();
+  };
+  Cache cache = fleet.open("berlin", script);
+  cache.set("a", "1");
+  EXPECT_EQ(cache.rewrite_history(), 1U);
+}
+
+TEST(Rewrite, whose_answer_is_lost_has_happened_all_the_same) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{true};
+  script->after_rewrite = [&] {
+    if (once.exchange(false)) throw uncertain();
+  };
+  Cache cache = fleet.open("berlin", script);
+  cache.set("a", "1");
+  EXPECT_EQ(cache.rewrite_history(), 1U);
+  EXPECT_EQ(cache.log().extent().base, 1U);
+}
+
+TEST(Rewrite, two_at_once_agree) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  berlin.set("first", "1");
+  Cache tokyo = fleet.open("tokyo");
+  std::atomic<bool> end{false};
+  std::thread writer([&] {
+    Cache rome = fleet.open("rome");
+    for (int i = 0; !end; ++i) rome.set("key" + std::to_string(i % 100), noise(1000, static_cast<std::uint64_t>(i)));
+  });
+  std::vector<std::thread> rewriters;
+  for (Cache* cache : {&berlin, &tokyo}) {
+    rewriters.emplace_back([cache] {
+      UpdateId last = 0;
+      for (int i = 0; i < 30; ++i) {
+        const UpdateId base = cache->rewrite_history(
+            i % 2 == 0 ? RewriteOptions{} : up_to(std::max<UpdateId>(cache->applied_id() / 2, 1)));
+        EXPECT_GE(base, last);
+        last = base;
+      }
+    });
+  }
+  for (std::thread& rewriter : rewriters) rewriter.join();
+  end = true;
+  writer.join();
+
+  EXPECT_EQ(berlin.update(), tokyo.update());
+  EXPECT_EQ(berlin.digest(), tokyo.digest());
+  EXPECT_EQ(contents(fleet.open("paris")), contents(berlin));
+}
+
+TEST(Rewrite, goes_on_while_others_write_and_read) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  std::map<std::string, std::string> batch;
+  for (int i = 0; i < 2000; ++i) batch["key" + std::to_string(i)] = noise(1000, static_cast<std::uint64_t>(i));
+  berlin.set_multi(batch);
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> wrote{false};
+  script->before_rewrite = [&] {
+    berlin.set("key1", "during");
+    wrote = true;
+  };
+  Cache tokyo = fleet.open("tokyo", script);
+  const UpdateId before = tokyo.applied_id();
+
+  EXPECT_EQ(tokyo.rewrite_history(), before);
+
+  EXPECT_TRUE(wrote);
+  EXPECT_EQ(tokyo.update(), before + 1);
+  EXPECT_EQ(tokyo.get("key1"), "during");
+  EXPECT_EQ(fleet.open("rome").digest(), berlin.digest());
+}
+
+TEST(Rewrite, is_refused_from_a_state_whose_entries_are_not_what_they_should_be) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const std::string value(2000, 'v');
+  for (int i = 0; i < 50; ++i) cache.set("key" + std::to_string(i), value);
+  {
+    // A bit rots in a value, where nothing but the digest can notice.
+    const int file = ::open(fleet.state_path("berlin").c_str(), O_RDWR);
+    struct stat status;
+    ASSERT_EQ(::fstat(file, &status), 0);
+    std::string bytes(static_cast<std::size_t>(status.st_size), '\0');
+    ASSERT_EQ(::pread(file, bytes.data(), bytes.size(), 0), status.st_size);
+    const std::size_t at = bytes.find(value);
+    ASSERT_NE(at, std::string::npos);
+    ASSERT_EQ(::pwrite(file, "w", 1, static_cast<off_t>(at + 100)), 1);
+    ::close(file);
+  }
+
+  expect_error(
+      ErrorKind::corrupt, [&] { cache.rewrite_history(); }, "state is damaged", "digest=");
+
+  EXPECT_EQ(cache.log().extent().base, 0U);
+  const Cache tokyo = fleet.open("tokyo");
+  EXPECT_EQ(tokyo.get("key7"), value) << "the truth is unharmed";
+}
+
+// --- Deleting everything ---
+
+TEST(DeleteAllHistory, empties_the_dataset_on_every_machine) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  for (int i = 0; i < 10; ++i) berlin.set("key" + std::to_string(i), "value");
+  tokyo.update();
+
+  EXPECT_EQ(berlin.delete_all_history(), 11U);
+
+  EXPECT_EQ(berlin.size(), 0U);
+  EXPECT_EQ(berlin.digest(), Digest{});
+  EXPECT_EQ(tokyo.update(), 11U);
+  EXPECT_EQ(tokyo.size(), 0U);
+  EXPECT_EQ(tokyo.set("a", "1"), 12U) << "ids are never handed out again";
+  EXPECT_EQ(contents(fleet.open("rome")), (Contents{{"a", "1"}}));
+}
+
+TEST(DeleteAllHistory, of_an_empty_log_is_fine) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  EXPECT_EQ(cache.delete_all_history(), 1U);
+  EXPECT_EQ(cache.delete_all_history(), 2U);
+  EXPECT_EQ(cache.size(), 0U);
+}
+
+TEST(DeleteAllHistory, what_others_write_meanwhile_stays) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  script->before_rewrite = [&] { tokyo.set("after", "1"); };
+  Cache berlin = fleet.open("berlin", script);
+  berlin.set("before", "1");
+
+  EXPECT_EQ(berlin.delete_all_history(), 2U);
+
+  berlin.update();
+  EXPECT_EQ(contents(berlin), (Contents{{"after", "1"}}));
+  EXPECT_EQ(contents(fleet.open("rome")), (Contents{{"after", "1"}}));
+}
+
+}  // namespace
+}  // namespace whycache::testing

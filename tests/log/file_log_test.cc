@@ -1,0 +1,770 @@
+// What is special about the log in a folder: its files, its leftovers, power cuts, and disks that fail.
+#include "log/file_log.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/process_lock.h"
+#include "log/machine_room.h"
+#include "log/stores.h"
+#include "support/seed.h"
+#include "support/thrown_error.h"
+
+namespace {
+
+// Called before each fsync and fdatasync of this program while it is set; returns an errno to fail with, or 0.
+std::function<int(int descriptor)>* before_sync = nullptr;
+
+int sync_unless_told(long call, int descriptor) {
+  if (before_sync != nullptr) {
+    if (const int error = (*before_sync)(descriptor)) {
+      errno = error;
+      return -1;
+    }
+  }
+  return static_cast<int>(::syscall(call, descriptor));
+}
+
+// Hears of every sync, and may make it fail, for as long as it lives.
+class SyncListener {
+ public:
+  explicit SyncListener(std::function<int(int descriptor)> heard) : heard_(std::move(heard)) { before_sync = &heard_; }
+  SyncListener(const SyncListener&) = delete;
+  SyncListener& operator=(const SyncListener&) = delete;
+  ~SyncListener() { before_sync = nullptr; }
+
+ private:
+  std::function<int(int)> heard_;
+};
+
+}  // namespace
+
+// Ours instead of the C library's.
+extern "C" int fsync(int descriptor) { return sync_unless_told(SYS_fsync, descriptor); }
+extern "C" int fdatasync(int descriptor) { return sync_unless_told(SYS_fdatasync, descriptor); }
+
+namespace whycache {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::expect_error;
+using testing::thrown_error;
+using Appended = Log::Appended;
+using Updates = std::map<UpdateId, std::string>;
+
+constexpr UpdateId no_end = ~UpdateId{0};
+
+Updates updates_of(Log& log) {
+  Updates updates;
+  log.read(1, no_end, [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
+  return updates;
+}
+
+std::vector<std::string> parts_of(Log& log) {
+  std::vector<std::string> parts;
+  log.read_base([&](std::string_view part) {
+    parts.emplace_back(part);
+    return true;
+  });
+  return parts;
+}
+
+bool rewrite(Log& log, UpdateId base, const std::vector<std::string>& parts) {
+  std::size_t next = 0;
+  return log.rewrite(base, base * 1000, [&]() -> std::optional<std::string_view> {
+    if (next == parts.size()) return std::nullopt;
+    return parts[next++];
+  });
+}
+
+void append_up_to(Log& log, UpdateId last) {
+  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
+    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
+}
+
+std::string read_file(const std::string& path) { return read_whole_file(path, 1 << 20); }
+
+void write_file(const std::string& path, std::string_view bytes) {
+  fs::create_directories(fs::path(path).parent_path());
+  std::ofstream(path, std::ios::binary | std::ios::trunc)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+std::vector<std::string> names_in(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// A file of a log, made from docs/formats/file_log.md and nothing else.
+std::string file_of_kind(char kind, std::uint64_t number, const std::string& payload) {
+  std::string bytes = std::string("whycache\x01") + kind + std::string(6, '\0');
+  append_little_endian(bytes, number);
+  append_little_endian(bytes, std::uint64_t{payload.size()});
+  append_little_endian(bytes, hash64(payload, hash64(bytes)));
+  return bytes + payload;
+}
+
+std::string meta_file(const std::string& uuid, const std::string& token, UpdateId base, std::uint64_t base_chain,
+                      std::uint64_t parts) {
+  std::string payload = uuid + token;
+  append_little_endian(payload, base);
+  append_little_endian(payload, base_chain);
+  append_little_endian(payload, parts);
+  return file_of_kind('m', 0, payload);
+}
+
+// --- The format. ---
+
+json load_vectors() {
+  std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
+  EXPECT_TRUE(file.is_open());
+  return json::parse(file);
+}
+
+std::string from_hex(const std::string& digits) {
+  std::string bytes;
+  for (std::size_t i = 0; i + 1 < digits.size(); i += 2)
+    bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+  return bytes;
+}
+
+TEST(FileLogFormat, the_folder_of_the_vectors_holds_the_log_they_tell_of) {
+  const json vectors = load_vectors();
+  StoreFolder folder;
+  for (const auto& [path, bytes] : vectors["files"].items()) write_file(folder.file("log/" + path), from_hex(bytes));
+  for (const char* name : {"lock", "tmp/none"}) write_file(folder.file("log/default/" + std::string(name)), "");
+
+  FileLog log({.folder = folder.file("log"), .name = "vectors"});
+
+  const json& tells = vectors["log"];
+  const Extent extent = log.extent();
+  EXPECT_EQ(to_string(extent.uuid), tells["uuid"]);
+  EXPECT_EQ(extent.base, tells["base"]);
+  EXPECT_EQ(extent.base_chain, tells["base_chain"]);
+  EXPECT_EQ(extent.head, tells["head"]);
+  Updates expected;
+  for (const json& update : tells["updates"]) expected[update["id"]] = from_hex(update["bytes"]);
+  EXPECT_EQ(updates_of(log), expected);
+  std::vector<std::string> parts;
+  for (const json& part : tells["parts"]) parts.push_back(from_hex(part));
+  EXPECT_EQ(parts_of(log), parts);
+}
+
+TEST(FileLogFormat, we_write_what_the_vectors_say) {
+  const json vectors = load_vectors();
+  const json& tells = vectors["log"];
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, tells["base"]);
+  for (const json& update : tells["updates"]) log->append(update["id"], from_hex(update["bytes"]));
+  std::vector<std::string> parts;
+  for (const json& part : tells["parts"]) parts.push_back(from_hex(part));
+  rewrite(*log, tells["base"], parts);
+
+  std::vector<std::string> written;
+  std::vector<std::string> expected;
+  for (const auto& entry : fs::recursive_directory_iterator(store.root())) {
+    if (entry.is_regular_file() && entry.file_size() > 0 && entry.path().filename() != "meta")
+      written.push_back(read_file(entry.path()));
+  }
+  for (const auto& [path, bytes] : vectors["files"].items()) {
+    if (!path.ends_with("/meta")) expected.push_back(from_hex(bytes));
+  }
+  std::sort(written.begin(), written.end());
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(written, expected);
+
+  const std::string meta = from_hex(vectors["files"]["default/meta"]);
+  EXPECT_EQ(meta, meta_file(from_hex(tells["uuid"]), from_hex(tells["token"]), tells["base"], tells["base_chain"],
+                            parts.size()));
+  const std::string own = read_file(store.root() + "/meta");
+  EXPECT_EQ(own, meta_file(own.substr(40, 16), own.substr(56, 16), tells["base"],
+                           tells["base"].get<std::uint64_t>() * 1000, parts.size()));
+}
+
+// The listings: an offset, then bytes in hexadecimal, then what they are.
+TEST(FileLogFormat, the_worked_examples_are_two_of_the_vectors) {
+  std::ifstream document(WHYCACHE_SOURCE_FOLDER "/docs/formats/file_log.md");
+  std::vector<std::string> examples;
+  for (std::string line; std::getline(document, line);) {
+    std::istringstream words(line);
+    std::size_t offset = 0;
+    if (!line.starts_with("    ") || !(words >> offset)) continue;
+    if (offset == 0) examples.emplace_back();
+    ASSERT_FALSE(examples.empty());
+    EXPECT_EQ(examples.back().size(), offset) << line;
+    for (std::string word;
+         words >> word && word.size() == 2 && word.find_first_not_of("0123456789abcdef") == std::string::npos;) {
+      examples.back() += from_hex(word);
+    }
+  }
+  const json vectors = load_vectors();
+  EXPECT_EQ(examples, (std::vector<std::string>{from_hex(vectors["files"]["default/meta"]),
+                                                from_hex(vectors["files"]["default/updates/00000000000000000003"])}));
+}
+
+TEST(FileLogFormat, the_head_of_a_long_log_is_found_without_walking) {
+  // Given a log whose base is far out.
+  FileStore store;
+  store.open();
+  constexpr UpdateId base = 3'000'000'000'000;
+  const std::string meta = read_file(store.root() + "/meta");
+  const std::string token(16, '\x11');
+  write_file(store.root() + "/meta", meta_file(meta.substr(40, 16), token, base, 5, 0));
+
+  const auto log = store.open();
+  EXPECT_EQ(log->extent().head, base);
+  for (UpdateId id = base + 1; id <= base + 100; ++id) ASSERT_EQ(log->append(id, "far out"), Appended::yes);
+  EXPECT_EQ(store.open()->extent().head, base + 100);
+  EXPECT_EQ(updates_of(*log).size(), 100U);
+}
+
+// --- Damage. ---
+
+TEST(FileLogDamage, no_damaged_byte_and_no_cut_of_a_meta_or_an_update_is_believed) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 2);
+  for (const std::string& path : {store.root() + "/meta", store.update_path(2)}) {
+    const std::string whole = read_file(path);
+    const auto expect_refused = [&](const std::string& bytes) {
+      write_file(path, bytes);
+      expect_error(
+          ErrorKind::corrupt, [&] { updates_of(*log); }, path, "backup");
+    };
+    for (std::size_t size = 0; size < whole.size(); ++size) expect_refused(whole.substr(0, size));
+    expect_refused(whole + "x");
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      for (const int flip : {0x01, 0x80, 0xff}) {
+        std::string damaged = whole;
+        damaged[i] = static_cast<char>(damaged[i] ^ flip);
+        expect_refused(damaged);
+      }
+    }
+    write_file(path, whole);
+    EXPECT_EQ(updates_of(*log).size(), 2U);
+  }
+}
+
+TEST(FileLogDamage, a_file_that_says_it_is_huge_is_not_believed) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  fs::resize_file(store.update_path(1), std::uintmax_t{1} << 40);  // a hole
+  expect_error(
+      ErrorKind::corrupt, [&] { updates_of(*log); }, store.update_path(1));
+}
+
+TEST(FileLogDamage, what_is_no_file_of_ours_is_not_believed) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  const std::string path = store.update_path(1);
+  const auto expect_refused = [&](ErrorKind kind) {
+    expect_error(
+        kind, [&] { updates_of(*log); }, path);
+    fs::remove_all(path);
+  };
+  fs::remove(path);
+  write_file(path, "#!/bin/sh\necho this is something else altogether\n");
+  expect_refused(ErrorKind::corrupt);
+  fs::create_directory(path);
+  expect_refused(ErrorKind::corrupt);
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  expect_refused(ErrorKind::corrupt);
+  fs::create_symlink("/etc/passwd", path);
+  expect_refused(ErrorKind::invalid);
+}
+
+TEST(FileLogDamage, updates_that_changed_places_are_not_believed) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  fs::rename(store.update_path(2), store.root() + "/kept");
+  fs::rename(store.update_path(3), store.update_path(2));
+  fs::rename(store.root() + "/kept", store.update_path(3));
+  expect_error(
+      ErrorKind::corrupt, [&] { updates_of(*log); }, store.update_path(2), "expected=2", "found=3");
+}
+
+TEST(FileLogDamage, a_lost_update_is_noticed_wherever_it_was) {
+  constexpr UpdateId head = 40;
+  for (UpdateId lost = 1; lost < head; ++lost) {
+    FileStore store;
+    const auto log = store.open();
+    append_up_to(*log, head);
+    ASSERT_TRUE(fs::remove(store.update_path(lost)));
+    const std::string id = "id=" + std::to_string(lost) + " ";
+    expect_error(
+        ErrorKind::corrupt, [&] { updates_of(*log); }, "missing", id);
+    expect_error(
+        ErrorKind::corrupt, [&] { updates_of(*store.open()); }, "missing", id);
+  }
+}
+
+TEST(FileLogDamage, losing_the_meta_does_not_make_an_empty_log_of_a_full_one) {
+  FileStore store;
+  auto log = store.open();
+  append_up_to(*log, 3);
+  fs::remove(store.root() + "/meta");
+  expect_error(
+      ErrorKind::corrupt, [&] { store.open(); }, store.root() + "/meta", "missing");
+  expect_error(
+      ErrorKind::unavailable, [&] { log->extent(); }, "gone");
+  EXPECT_EQ(names_in(store.root() + "/updates").size(), 3U);
+}
+
+TEST(FileLogDamage, a_lost_part_of_the_base_is_noticed) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  rewrite(*log, 2, {"a", "b", "c"});
+  for (const auto& entry : fs::recursive_directory_iterator(store.root())) {
+    if (entry.path().string().ends_with("/00000000000000000001")) fs::remove(entry.path());
+  }
+  expect_error(
+      ErrorKind::corrupt, [&] { parts_of(*log); }, "part of the base is missing", store.root());
+}
+
+// --- Writers that see another log than there is. ---
+
+TEST(FileLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  EXPECT_EQ(log->append(7, "beyond"), Appended::taken);
+  EXPECT_EQ(log->append(700, "far beyond"), Appended::taken);
+  EXPECT_EQ(log->extent().head, 5);
+}
+
+TEST(FileLog, refuses_what_can_be_no_update) {
+  FileStore store;
+  const auto log = store.open();
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(0, "x"); }, "id=0");
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(no_end, "x"); }, "id=");
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(1, ""); }, "empty");
+  EXPECT_EQ(log->extent().head, 0);
+}
+
+// --- Leftovers of the dead. ---
+
+TEST(FileLog, what_the_dead_left_is_deleted_and_what_the_living_write_is_not) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+
+  // Given a rewriter in the midst of its parts, and what two dead ones left;
+  const std::string dead_token = "00112233445566778899aabbccddeeff";
+  write_file(store.root() + "/tmp/" + dead_token, "half an upd");
+  write_file(store.root() + "/base-00000000000000000004-" + dead_token + "/00000000000000000000", "half a part");
+  const std::string other_token = "ff112233445566778899aabbccddeeff";
+  write_file(store.root() + "/base-00000000000000000999-" + other_token + "/00000000000000000000", "");
+  write_file(store.root() + "/notes.txt", "a person's");
+  int part = 0;
+  const bool switched = log->rewrite(5, 7, [&]() -> std::optional<std::string_view> {
+    // when another rewrite is through,
+    if (++part == 2) {
+      EXPECT_TRUE(rewrite(*store.open(), 3, {"other"}));
+    }
+    return part <= 3 ? std::optional<std::string_view>("part") : std::nullopt;
+  });
+
+  // then the living one was not disturbed, and nothing is left but the base.
+  EXPECT_TRUE(switched);
+  EXPECT_EQ(parts_of(*log), (std::vector<std::string>{"part", "part", "part"}));
+  EXPECT_TRUE(names_in(store.root() + "/tmp").empty());
+  const auto names = names_in(store.root());
+  EXPECT_EQ(
+      std::count_if(names.begin(), names.end(), [](const std::string& name) { return name.starts_with("base-"); }), 1);
+  EXPECT_EQ(std::count(names.begin(), names.end(), "notes.txt"), 1);
+}
+
+TEST(FileLog, the_first_append_deletes_what_dead_writers_left) {
+  FileStore store;
+  store.open();
+  for (int i = 0; i < 5; ++i) write_file(store.root() + "/tmp/leftover" + std::to_string(i), "x");
+  const auto log = store.open();
+  ASSERT_EQ(log->append(1, "x"), Appended::yes);
+  EXPECT_TRUE(names_in(store.root() + "/tmp").empty());
+}
+
+TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_none) {
+  FileStore store;
+  store.open();
+  FileLog impatient({.folder = store.folder(), .name = "impatient", .deadline = std::chrono::milliseconds(50)});
+  append_up_to(impatient, 3);
+  int pipe_ends[2];
+  ASSERT_EQ(::pipe(pipe_ends), 0);
+  Child holder([&] {
+    const FileDescriptor lock = open_file(store.root() + "/lock", O_RDWR);
+    demand(try_lock_byte(lock.number(), 1) && try_lock_byte(lock.number(), 0), "lock");
+    demand(::write(pipe_ends[1], "x", 1) == 1, "write");
+    ::pause();
+  });
+  char locked;
+  ASSERT_EQ(::read(pipe_ends[0], &locked, 1), 1);
+  expect_error(
+      ErrorKind::unavailable, [&] { impatient.append(4, "x"); }, store.root() + "/lock", "waited_ms=50");
+  expect_error(
+      ErrorKind::unavailable, [&] { rewrite(impatient, 2, {"part"}); }, store.root() + "/lock");
+  EXPECT_EQ(updates_of(impatient).size(), 3U);
+
+  holder.kill();
+  holder.wait();
+  EXPECT_EQ(impatient.append(4, "x"), Appended::yes);
+  EXPECT_TRUE(rewrite(impatient, 2, {"part"}));
+  for (const int end : pipe_ends) ::close(end);
+}
+
+// --- Power cuts. ---
+
+// What is surely on the disk under a folder, and what may be: a model of the worst a file system may do. What was
+// written since the last sync of a file, and each name that changed since the last sync of a folder, may be there or
+// may not.
+class PowerModel {
+ public:
+  explicit PowerModel(std::string root) : root_(std::move(root)) {}
+
+  // To be called when everything before it has been synced.
+  void note_sync(int descriptor) {
+    struct stat status;
+    demand(::fstat(descriptor, &status) == 0, "fstat");
+    const std::string path = fs::read_symlink("/proc/self/fd/" + std::to_string(descriptor));
+    if (S_ISDIR(status.st_mode)) {
+      folders_[path] = entries_of(path);
+    } else {
+      files_[status.st_ino] = read_file("/proc/self/fd/" + std::to_string(descriptor), status);
+      held_.emplace_back(::dup(descriptor));  // so that its number is not given to another file
+    }
+  }
+
+  // One of the ways the disk may look after a power cut now.
+  void make_image(const std::string& to, std::mt19937_64& random) const { copy_folder(root_, to, random); }
+
+ private:
+  struct Entry {
+    ino_t number;
+    bool is_folder;
+    friend bool operator==(const Entry&, const Entry&) = default;
+  };
+  using Entries = std::map<std::string, Entry>;
+
+  static std::string read_file(const std::string& path, const struct stat& status) {
+    const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    std::string bytes(static_cast<std::size_t>(status.st_size), '\0');
+    demand(::pread(file.number(), bytes.data(), bytes.size(), 0) == status.st_size, "pread " + path);
+    return bytes;
+  }
+
+  static Entries entries_of(const std::string& folder) {
+    Entries entries;
+    if (!fs::exists(folder)) return entries;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      struct stat status;
+      if (::lstat(entry.path().c_str(), &status) == 0)
+        entries[entry.path().filename()] = {status.st_ino, S_ISDIR(status.st_mode)};
+    }
+    return entries;
+  }
+
+  void copy_folder(const std::string& from, const std::string& to, std::mt19937_64& random) const {
+    fs::create_directory(to);
+    const Entries now = entries_of(from);
+    const auto known = folders_.find(from);
+    const Entries durable = known == folders_.end() ? Entries() : known->second;
+    Entries all = now;
+    all.insert(durable.begin(), durable.end());
+    const auto entry_in = [](const Entries& entries, const std::string& name) {
+      const auto found = entries.find(name);
+      return found == entries.end() ? std::nullopt : std::optional<Entry>(found->second);
+    };
+    for (const auto& [name, any] : all) {
+      const auto was = entry_in(durable, name);
+      const auto is = entry_in(now, name);
+      const auto chosen = random() % 2 == 0 ? was : is;
+      if (!chosen) continue;
+      if (chosen->is_folder) {
+        copy_folder(from + '/' + name, to + '/' + name, random);
+      } else {
+        write_file(to + '/' + name, bytes_of(*chosen, from + '/' + name, random));
+      }
+    }
+  }
+
+  std::string bytes_of(const Entry& entry, const std::string& path, std::mt19937_64& random) const {
+    const auto synced = files_.find(entry.number);
+    if (synced != files_.end()) return synced->second;
+    struct stat status;
+    if (::lstat(path.c_str(), &status) != 0 || status.st_ino != entry.number) return "";
+    std::string bytes = read_file(path, status);
+    if (random() % 3 == 0) return std::string(bytes.size(), '\0');  // the size came to the disk before the bytes
+    return bytes.substr(0, random() % (bytes.size() + 1));
+  }
+
+  std::string root_;
+  std::map<ino_t, std::string> files_;
+  std::map<std::string, Entries> folders_;
+  std::vector<FileDescriptor> held_;
+};
+
+TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  StoreFolder folder;
+  const std::string disk = folder.file("disk");
+  fs::create_directory(disk);
+  PowerModel model(disk);
+  Updates acknowledged;
+  UpdateId acknowledged_base = 0;
+  int images = 0;
+  bool checking = false;
+
+  const auto check_image = [&] {
+    checking = true;
+    const std::string image = folder.file("image");
+    fs::remove_all(image);
+    model.make_image(image, random);
+    ++images;
+    FileLog log({.folder = image + "/log", .name = "image"});
+    const Extent extent = log.extent();
+    ASSERT_GE(extent.base, acknowledged_base);
+    const Updates found = updates_of(log);
+    for (const auto& [id, bytes] : acknowledged) {
+      if (id <= extent.base) continue;
+      const auto update = found.find(id);
+      ASSERT_TRUE(update != found.end() && update->second == bytes) << "lost: " << id;
+    }
+    for (const auto& [id, bytes] : found) ASSERT_EQ(bytes, "update " + std::to_string(id));
+    const auto parts = parts_of(log);
+    ASSERT_EQ(parts.size(), extent.base == 0 ? 0U : 3U);
+    for (const std::string& part : parts) ASSERT_EQ(part, "as of " + std::to_string(extent.base));
+    // And the log goes on.
+    ASSERT_EQ(log.append(extent.head + 1, "update"), Appended::yes);
+    ASSERT_TRUE(rewrite(log, extent.head + 1, {"part"}));
+    ASSERT_EQ(log.extent().head, extent.head + 1);
+    checking = false;
+  };
+  const SyncListener cut_power([&](int descriptor) {
+    if (checking) return 0;
+    // There is more to go wrong while the log is made.
+    for (int i = images < 500 ? 50 : 2; i > 0 && !::testing::Test::HasFatalFailure(); --i) check_image();
+    model.note_sync(descriptor);
+    return 0;
+  });
+  FileLog log({.folder = disk + "/log", .name = "disk"});
+  for (UpdateId id = 1; id <= 60 && !::testing::Test::HasFatalFailure(); ++id) {
+    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
+    acknowledged[id] = "update " + std::to_string(id);
+    check_image();
+    if (random() % 6 == 0) {
+      const UpdateId base = log.extent().base + 1 + random() % (id - log.extent().base);
+      const std::string part = "as of " + std::to_string(base);
+      ASSERT_TRUE(rewrite(log, base, {part, part, part}));
+      acknowledged_base = base;
+      check_image();
+    }
+  }
+  RecordProperty("images", images);
+  EXPECT_GT(images, 700);
+}
+
+TEST(FileLogPower, an_update_is_synced_before_it_is_linked_and_its_folder_before_it_is_acknowledged) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  std::vector<std::string> synced;
+  const SyncListener note([&](int descriptor) {
+    synced.push_back(fs::read_symlink("/proc/self/fd/" + std::to_string(descriptor)));
+    EXPECT_EQ(fs::exists(store.update_path(2)), synced.size() == 2);
+    return 0;
+  });
+  EXPECT_EQ(log->append(2, "x"), Appended::yes);
+  ASSERT_EQ(synced.size(), 2U);
+  EXPECT_TRUE(synced[0].starts_with(store.root() + "/tmp/"));
+  EXPECT_EQ(synced[1], store.root() + "/updates");
+}
+
+// --- Disks that fail, fill up, or are not ours. ---
+
+TEST(FileLogDisk, an_update_that_cannot_be_synced_is_not_in_the_log) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  for (const auto& [error, kind] :
+       {std::pair{EIO, ErrorKind::unavailable}, {ENOSPC, ErrorKind::limit}, {EDQUOT, ErrorKind::limit}}) {
+    {
+      const SyncListener fail([error = error](int) { return error; });
+      expect_error(
+          kind, [&] { log->append(2, "x"); }, store.root());
+    }
+    EXPECT_EQ(log->extent().head, 1);
+    EXPECT_TRUE(names_in(store.root() + "/tmp").empty());
+  }
+}
+
+TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_uncertain) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  int syncs = 0;
+  const SyncListener fail_second([&](int) { return ++syncs == 2 ? EIO : 0; });
+  expect_error(
+      ErrorKind::uncertain, [&] { log->append(2, "x"); }, store.root() + "/updates");
+  EXPECT_EQ(log->extent().head, 2);
+}
+
+TEST(FileLogDisk, a_rewrite_survives_a_failure_of_any_sync) {
+  for (int failing = 1; failing < 100; ++failing) {
+    FileStore store;
+    const auto log = store.open();
+    append_up_to(*log, 5);
+    const auto error = thrown_error([&] {
+      int syncs = 0;
+      const SyncListener fail_one([&](int) { return ++syncs == failing ? EIO : 0; });
+      rewrite(*log, 3, {"a", "b"});
+    });
+
+    const UpdateId base = log->extent().base;
+    EXPECT_EQ(base, !error || error->kind() == ErrorKind::uncertain ? 3U : 0U) << failing;
+    EXPECT_EQ(updates_of(*log).size(), 5 - base);
+    EXPECT_EQ(parts_of(*log).size(), base == 0 ? 0U : 2U);
+    EXPECT_EQ(rewrite(*log, 4, {"c"}), true);
+    EXPECT_EQ(updates_of(*log).size(), 1U);
+    if (!error) {
+      EXPECT_GE(failing, 6);  // that many syncs there are
+      return;
+    }
+  }
+}
+
+TEST(FileLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
+  StoreFolder folder;
+  const bool played = play_as_root([&] {
+    fs::create_directory(folder.file("disk"));
+    mount_small_disk(folder.file("disk"), "512k");
+    FileLog log({.folder = folder.file("disk/log"), .name = "full"});
+    write_file(folder.file("disk/filler"), std::string(100'000, 'x'));
+    UpdateId head = 0;
+    std::optional<Error> error;
+    while (!error) {
+      error = thrown_error([&] { demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
+      if (!error) ++head;
+    }
+    demand(error->kind() == ErrorKind::limit && error->system_error() == ENOSPC, error->what());
+    demand(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
+    demand(names_in(folder.file("disk/log/default/tmp")).empty(), "tmp is empty");
+
+    error = thrown_error([&] { rewrite(log, head, {std::string(100'000, 'p')}); });
+    demand(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
+    demand(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
+
+    fs::remove(folder.file("disk/filler"));
+    demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
+    demand(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
+  });
+  if (!played) GTEST_SKIP() << "needs root";
+}
+
+TEST(FileLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) {
+  StoreFolder folder;
+  const bool played = play_as_root([&] {
+    fs::create_directory(folder.file("disk"));
+    mount_small_disk(folder.file("disk"), "1m");
+    demand(FileLog({.folder = folder.file("disk/log"), .name = "log"}).append(1, "x") == Appended::yes, "append");
+    make_disk_read_only(folder.file("disk"));
+
+    FileLog log({.folder = folder.file("disk/log"), .name = "read-only"});
+    demand(updates_of(log).size() == 1, "read");
+    const auto append_error = thrown_error([&] { log.append(2, "y"); });
+    demand(append_error && append_error->kind() == ErrorKind::invalid && append_error->system_error() == EROFS,
+           "append");
+    const auto open_error = thrown_error([&] { FileLog({.folder = folder.file("disk/other"), .name = "other"}); });
+    demand(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
+  });
+  if (!played) GTEST_SKIP() << "needs root";
+}
+
+TEST(FileLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
+  StoreFolder folder;
+  fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = folder.file("log");
+  const bool played = play_as_root([&] {
+    demand(FileLog({.folder = path, .name = "log"}).append(1, "x") == Appended::yes, "append");
+    Child stranger([&] {
+      become_nobody();
+      const auto error = thrown_error([&] { FileLog({.folder = path, .name = "stranger"}); });
+      demand(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
+    });
+    demand(stranger.wait() == 0, "stranger");
+
+    // Given a folder whose owner lets everybody read: new files follow it.
+    for (const char* each : {"", "/default", "/default/updates"}) fs::permissions(path + each, fs::perms(0755));
+    for (const char* each : {"/default/meta", "/default/updates/00000000000000000001"})
+      fs::permissions(path + each, fs::perms(0644));
+    ::umask(0077);
+    FileLog log({.folder = path, .name = "log"});
+    demand(log.append(2, "y") == Appended::yes, "append");
+    demand(rewrite(log, 1, {"part"}), "rewrite");
+    Child reader([&] {
+      become_nobody();
+      FileLog readable({.folder = path, .name = "reader"});
+      demand(updates_of(readable) == Updates{{2, "y"}}, "read");
+      demand(parts_of(readable).size() == 1, "read base");
+      const auto error = thrown_error([&] { readable.append(3, "z"); });
+      demand(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a reader cannot append");
+    });
+    demand(reader.wait() == 0, "reader");
+  });
+  if (!played) GTEST_SKIP() << "needs root";
+}
+
+TEST(FileLogDisk, only_the_last_component_of_the_path_is_made_and_for_its_owner_alone) {
+  StoreFolder folder;
+  expect_error(
+      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("a/b"), .name = "log"}); }, "does not exist", "a/b");
+  EXPECT_FALSE(fs::exists(folder.file("a")));
+  write_file(folder.file("file"), "x");
+  expect_error(
+      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("file"), .name = "log"}); }, folder.file("file"));
+  expect_error(
+      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("file/log"), .name = "log"}); }, folder.file("file"));
+
+  FileLog log({.folder = folder.file("log/"), .name = "log"});
+  ASSERT_EQ(log.append(1, "x"), Appended::yes);
+  for (const auto& entry : fs::recursive_directory_iterator(folder.file("log"))) {
+    EXPECT_EQ(entry.status().permissions(), entry.is_directory() ? fs::perms(0700) : fs::perms(0600)) << entry.path();
+  }
+  EXPECT_EQ(fs::status(folder.file("log")).permissions(), fs::perms(0700));
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,55 @@
+// What only root can do to a test: file systems of its own that fill up or cannot be written, and other users.
+// Everything happens in a child process with a mount namespace of its own, so that nothing is left behind.
+#pragma once
+
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "log/child.h"
+
+namespace whycache {
+
+inline void demand(bool holds, const std::string& what) {
+  if (!holds) throw std::runtime_error(what + " (errno: " + std::strerror(errno) + ")");
+}
+
+// Puts an empty file system in memory over `folder`, for this process and its children.
+inline void mount_small_disk(const std::string& folder, const std::string& size) {
+  demand(::unshare(CLONE_NEWNS) == 0, "unshare");
+  demand(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "make mounts private");
+  demand(::mount("tmpfs", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0, "mount tmpfs");
+}
+
+inline void make_disk_read_only(const std::string& folder) {
+  demand(::mount("tmpfs", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0, "remount read-only");
+}
+
+inline void become_nobody() {
+  constexpr int nobody = 65534;
+  demand(::setegid(nobody) == 0 && ::seteuid(nobody) == 0, "become nobody");
+}
+
+// Plays `story` in a child. Returns false, loudly, where nobody may do such things.
+inline bool play_as_root(const std::function<void()>& story) {
+  if (::geteuid() != 0) {
+    std::fprintf(stderr,
+                 "\n*** SKIPPED: this test needs root, to mount a file system and to become another user ***\n\n");
+    return false;
+  }
+  Child child(story);
+  EXPECT_EQ(child.wait(), 0);
+  return true;
+}
+
+}  // namespace whycache

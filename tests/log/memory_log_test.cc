@@ -1,0 +1,66 @@
+// What is special about the log in memory: whose memory it is.
+#include "log/memory_log.h"
+
+#include <gtest/gtest.h>
+
+#include "log/child.h"
+#include "log/machine_room.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::expect_error;
+using testing::thrown_error;
+using Appended = Log::Appended;
+
+TEST(MemoryLog, without_a_name_each_is_its_own) {
+  MemoryLog first;
+  MemoryLog second;
+  EXPECT_EQ(first.append(1, "x"), Appended::yes);
+  EXPECT_EQ(second.extent().head, 0U);
+  EXPECT_NE(first.extent().uuid, second.extent().uuid);
+}
+
+TEST(MemoryLog, with_a_name_it_is_shared_and_outlives_those_who_opened_it) {
+  const auto first = MemoryLog::shared("a_name");
+  ASSERT_EQ(first->append(1, "x"), Appended::yes);
+  const Uuid uuid = MemoryLog::shared("a_name")->extent().uuid;
+  EXPECT_EQ(uuid, first->extent().uuid);
+  EXPECT_EQ(MemoryLog::shared("a_name")->extent().head, 1U);
+  EXPECT_EQ(MemoryLog::shared("another_name")->extent().head, 0U);
+}
+
+TEST(MemoryLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+  MemoryLog log;
+  EXPECT_EQ(log.append(2, "x"), Appended::taken);
+  EXPECT_EQ(log.extent().head, 0U);
+}
+
+TEST(MemoryLog, refuses_what_can_be_no_update) {
+  MemoryLog log;
+  expect_error(
+      ErrorKind::invalid, [&] { log.append(0, "x"); }, "id=0");
+  expect_error(
+      ErrorKind::invalid, [&] { log.append(1, ""); }, "empty");
+}
+
+// What it wrote to its copy, nobody would ever read.
+TEST(MemoryLog, a_forked_child_is_told_that_the_log_is_its_parents) {
+  const auto log = MemoryLog::shared("a_parent");
+  ASSERT_EQ(log->append(1, "x"), Appended::yes);
+  Child child([&] {
+    const auto opened_again = MemoryLog::shared("a_parent");
+    for (MemoryLog* each : {log.get(), opened_again.get()}) {
+      const auto error = thrown_error([&] { each->append(2, "lost"); });
+      demand(error && error->kind() == ErrorKind::invalid, "an append in the child is refused");
+    }
+    MemoryLog own;
+    demand(own.append(1, "x") == Appended::yes, "the child may have a log of its own");
+  });
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_EQ(log->append(2, "y"), Appended::yes);
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,625 @@
+// What is special about the log in SQLite: its schema, journal modes, locks, damage, forks, and disks that fail.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_SQLITE
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log/machine_room.h"
+#include "log/sqlite_log.h"
+#include "log/stores.h"
+#include "support/seed.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::expect_error;
+using testing::thrown_error;
+using Appended = Log::Appended;
+using Updates = std::map<UpdateId, std::string>;
+using std::chrono::milliseconds;
+
+constexpr UpdateId no_end = ~UpdateId{0};
+constexpr int free_of_the_bug = 3'051'003;
+
+Updates updates_of(Log& log) {
+  Updates updates;
+  log.read(1, no_end, [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
+  return updates;
+}
+
+std::vector<std::string> parts_of(Log& log) {
+  std::vector<std::string> parts;
+  log.read_base([&](std::string_view part) {
+    parts.emplace_back(part);
+    return true;
+  });
+  return parts;
+}
+
+bool rewrite(Log& log, UpdateId base, const std::vector<std::string>& parts) {
+  std::size_t next = 0;
+  return log.rewrite(base, base * 1000, [&]() -> std::optional<std::string_view> {
+    if (next == parts.size()) return std::nullopt;
+    return parts[next++];
+  });
+}
+
+void append_up_to(Log& log, UpdateId last) {
+  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
+    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
+}
+
+void write_file(const std::string& path, std::string_view bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+SqliteLogOptions options_for(const std::string& path) {
+  return {.path = path, .name = "sqlite", .deadline = milliseconds(2000)};
+}
+
+// --- The schema. ---
+
+// The statements in the blocks of docs/formats/sql.md that are marked as SQL, one string a block.
+std::vector<std::string> documented_sql() {
+  std::ifstream document(WHYCACHE_SOURCE_FOLDER "/docs/formats/sql.md");
+  std::vector<std::string> blocks;
+  bool inside = false;
+  for (std::string line; std::getline(document, line);) {
+    if (line == "```sql") {
+      inside = true;
+      blocks.emplace_back();
+    } else if (line == "```") {
+      inside = false;
+    } else if (inside) {
+      blocks.back() += line + '\n';
+    }
+  }
+  return blocks;
+}
+
+std::string without_spaces(std::string text) {
+  std::erase_if(text, [](unsigned char c) { return std::isspace(c) || c == ';'; });
+  return text;
+}
+
+TEST(SqliteLogFormat, the_tables_are_those_of_the_document) {
+  SqliteStore store;
+  store.open();
+  const std::string made =
+      Database(store.path())
+          .run(
+              "SELECT group_concat(sql, '') FROM (SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid)");
+  ASSERT_EQ(documented_sql().size(), 2U);
+  EXPECT_EQ(without_spaces(made), without_spaces(documented_sql()[0]));
+}
+
+TEST(SqliteLogFormat, the_worked_example_is_the_log_of_the_vectors) {
+  SqliteStore store;
+  for (const std::string& block : documented_sql()) Database(store.path()).run(block);
+  const auto log = store.open();
+
+  std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
+  const json tells = json::parse(file)["log"];
+  const auto to_text = [](const std::string& digits) {
+    std::string bytes;
+    for (std::size_t i = 0; i < digits.size(); i += 2)
+      bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+    return bytes;
+  };
+  const Extent extent = log->extent();
+  EXPECT_EQ(to_string(extent.uuid), tells["uuid"]);
+  EXPECT_EQ(extent.base, tells["base"]);
+  EXPECT_EQ(extent.base_chain, tells["base_chain"]);
+  EXPECT_EQ(extent.head, tells["head"]);
+  Updates updates;
+  for (const json& update : tells["updates"]) updates[update["id"]] = to_text(update["bytes"]);
+  EXPECT_EQ(updates_of(*log), updates);
+  std::vector<std::string> parts;
+  for (const json& part : tells["parts"]) parts.push_back(to_text(part));
+  EXPECT_EQ(parts_of(*log), parts);
+}
+
+TEST(SqliteLogFormat, a_chain_keeps_all_its_bits) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  log->rewrite(1, 0xfedcba9876543210, [] { return std::nullopt; });
+  EXPECT_EQ(store.open()->extent().base_chain, 0xfedcba9876543210);
+}
+
+TEST(SqliteLogFormat, other_tables_and_numbers_in_the_file_are_left_alone) {
+  SqliteStore store;
+  Database application(store.path());
+  application.run(
+      "PRAGMA application_id = 1234; PRAGMA user_version = 7; CREATE TABLE people (name TEXT); INSERT INTO people "
+      "VALUES ('Ada')");
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  rewrite(*log, 2, {"part"});
+  EXPECT_EQ(application.run("PRAGMA application_id"), "1234");
+  EXPECT_EQ(application.run("PRAGMA user_version"), "7");
+  EXPECT_EQ(application.run("SELECT name FROM people"), "Ada");
+  EXPECT_EQ(application.run("PRAGMA integrity_check"), "ok");
+}
+
+TEST(SqliteLogFormat, instances_that_differ_in_capital_letters_only_are_refused) {
+  SqliteStore store;
+  store.open("Flags");
+  expect_error(
+      ErrorKind::invalid, [&] { store.open("flags"); }, "instance=flags", "there=Flags");
+  store.open("flags2");
+}
+
+TEST(SqliteLogFormat, a_log_of_another_format_is_left_alone) {
+  SqliteStore store;
+  store.open();
+  Database(store.path()).run("UPDATE whycache_logs SET format = 2");
+  const auto log = store.open();
+  expect_error(
+      ErrorKind::corrupt, [&] { log->extent(); }, "format=2", "format_known=1");
+  EXPECT_NE(thrown_error([&] { log->rewrite(1, 0, [] { return std::nullopt; }); }), std::nullopt);
+}
+
+// --- Journal modes. ---
+
+TEST(SqliteLogJournal, the_versions_with_the_wal_reset_bug_are_known) {
+  for (const int bad :
+       {3'007'000, 3'008'011, 3'040'001, 3'044'005, 3'045'000, 3'046'001, 3'050'006, 3'051'000, 3'051'002}) {
+    EXPECT_TRUE(has_wal_reset_bug(bad)) << bad;
+  }
+  for (const int good : {3'006'023, 3'044'006, 3'044'009, 3'050'007, 3'051'003, 3'052'000, 4'000'000})
+    EXPECT_FALSE(has_wal_reset_bug(good)) << good;
+}
+
+TEST(SqliteLogJournal, wal_mode_is_for_versions_without_the_bug_only) {
+  SqliteStore with_bug(3'040'001);
+  append_up_to(*with_bug.open(), 3);
+  EXPECT_EQ(Database(with_bug.path()).run("PRAGMA journal_mode"), "delete");  // of that connection: a rollback journal
+  EXPECT_TRUE(fs::exists(with_bug.path() + "-journal"));
+
+  SqliteStore without(free_of_the_bug);
+  append_up_to(*without.open(), 3);
+  EXPECT_EQ(Database(without.path()).run("PRAGMA journal_mode"), "wal");
+}
+
+TEST(SqliteLogJournal, a_database_that_has_a_rollback_journal_keeps_it) {
+  SqliteStore store(free_of_the_bug);
+  Database(store.path()).run("CREATE TABLE people (name TEXT)");
+  append_up_to(*store.open(), 3);
+  EXPECT_EQ(Database(store.path()).run("PRAGMA journal_mode"), "delete");
+}
+
+TEST(SqliteLogJournal, a_database_in_wal_mode_is_switched_back) {
+  SqliteStore store(3'040'001);
+  append_up_to(*store.open(), 3);
+  ASSERT_EQ(
+      Database(store.path()).run("PRAGMA journal_mode = WAL; INSERT INTO whycache_updates_default VALUES (4, x'34')"),
+      "wal");
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  EXPECT_EQ(Database(store.path()).run("PRAGMA journal_mode"), "delete");
+  EXPECT_EQ(updates_of(*log).size(), 5U);
+}
+
+TEST(SqliteLogJournal, a_database_that_others_use_in_wal_mode_is_refused) {
+  SqliteStore store(3'040'001);
+  append_up_to(*store.open(), 3);
+  {
+    Database other(store.path());
+    ASSERT_EQ(other.run("PRAGMA journal_mode = WAL"), "wal");
+    other.run("SELECT count(*) FROM whycache_updates_default");
+    const auto began = std::chrono::steady_clock::now();
+    expect_error(
+        ErrorKind::unavailable, [&] { store.open("default", milliseconds(100)); }, "WAL mode", "3.51.3");
+    EXPECT_GE(std::chrono::steady_clock::now() - began, milliseconds(100));
+  }
+  append_up_to(*store.open(), 4);
+}
+
+TEST(SqliteLogJournal, a_switch_to_wal_mode_behind_our_back_is_noticed) {
+  SqliteStore store(3'040'001);
+  const auto log = store.open("default", milliseconds(100));
+  append_up_to(*log, 3);
+  auto other = std::make_unique<Database>(store.path());
+  ASSERT_EQ(other->run("PRAGMA journal_mode = WAL"), "wal");
+  other->run("SELECT count(*) FROM whycache_updates_default");
+
+  // The first call may find out only after it has asked; no other one writes.
+  thrown_error([&] { log->extent(); });
+  expect_error(
+      ErrorKind::unavailable, [&] { log->append(4, "x"); }, "WAL mode");
+  other.reset();
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+  EXPECT_EQ(Database(store.path()).run("PRAGMA journal_mode"), "delete");
+}
+
+// --- Others use the database, too. ---
+
+TEST(SqliteLog, a_database_locked_for_too_long_is_unavailable) {
+  SqliteStore store;
+  const auto log = store.open("default", milliseconds(150));
+  append_up_to(*log, 3);
+  Database other(store.path());
+  other.run("BEGIN EXCLUSIVE");
+  for (const auto& call : std::vector<std::function<void()>>{
+           [&] { log->append(4, "x"); }, [&] { log->extent(); }, [&] { updates_of(*log); },
+           [&] { rewrite(*log, 2, {"part"}); }, [&] { store.open("new", milliseconds(150)); }}) {
+    const auto began = std::chrono::steady_clock::now();
+    expect_error(ErrorKind::unavailable, call, "locked", "waited_ms_max=150");
+    EXPECT_GE(std::chrono::steady_clock::now() - began, milliseconds(150));
+    EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(5000));
+  }
+  other.run("COMMIT");
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
+TEST(SqliteLog, a_lock_that_is_let_go_in_time_is_waited_for) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  Database other(store.path());
+  other.run("BEGIN EXCLUSIVE");
+  std::thread later([&] {
+    std::this_thread::sleep_for(milliseconds(100));
+    other.run("COMMIT");
+  });
+  EXPECT_EQ(log->append(2, "x"), Appended::yes);
+  later.join();
+}
+
+TEST(SqliteLog, a_slow_reader_keeps_no_writer_waiting) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  const auto other = store.open("default", milliseconds(200));
+  UpdateId next = 11;
+  log->read(1, 10, [&](UpdateId, std::string_view) { return other->append(next++, "x") == Appended::yes; });
+  EXPECT_EQ(next, 21U);
+}
+
+TEST(SqliteLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  EXPECT_EQ(log->append(7, "beyond"), Appended::taken);
+  EXPECT_EQ(log->append(700, "far beyond"), Appended::taken);
+  EXPECT_EQ(log->extent().head, 5U);
+}
+
+TEST(SqliteLog, refuses_what_can_be_no_update) {
+  SqliteStore store;
+  const auto log = store.open();
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(0, "x"); }, "id=0");
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(no_end, "x"); }, "id=");
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(1, ""); }, "empty");
+  EXPECT_EQ(log->extent().head, 0U);
+}
+
+TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  const Uuid uuid = log->extent().uuid;
+  Database(store.path())
+      .run(
+          "BEGIN; DROP TABLE whycache_updates_default; DROP TABLE whycache_parts_default; "
+          "DELETE FROM whycache_logs WHERE instance = 'default'; COMMIT");
+  expect_error(
+      ErrorKind::unavailable, [&] { log->append(6, "x"); }, "gone");
+  expect_error(
+      ErrorKind::unavailable, [&] { log->extent(); }, "gone");
+  expect_error(
+      ErrorKind::unavailable, [&] { updates_of(*log); }, "gone");
+
+  const auto anew = store.open();
+  append_up_to(*anew, 5);
+  EXPECT_EQ(log->append(6, "by one who has seen the old log"), Appended::taken);
+  EXPECT_NE(log->extent().uuid, uuid);
+  EXPECT_EQ(log->append(6, "x"), Appended::yes);
+}
+
+TEST(SqliteLog, parts_that_may_become_a_base_yet_are_left_alone) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  Database database(store.path());
+  for (const char* base : {"3", "5", "7"}) {
+    database.run("INSERT INTO whycache_parts_default VALUES (" + std::string(base) + ", zeroblob(16), 0, x'00')");
+  }
+  ASSERT_TRUE(rewrite(*log, 5, {"a", "b"}));
+  EXPECT_EQ(
+      database.run("SELECT group_concat(base || ':' || number) FROM whycache_parts_default ORDER BY base, number"),
+      "5:0,5:1,7:0");
+  ASSERT_TRUE(rewrite(*log, 8, {"c"}));
+  EXPECT_EQ(database.run("SELECT group_concat(base || ':' || number) FROM whycache_parts_default"), "8:0");
+}
+
+TEST(SqliteLog, a_rewrite_whose_parts_disappear_does_not_switch) {
+  SqliteStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  int part = 0;
+  expect_error(
+      ErrorKind::unavailable,
+      [&] {
+        log->rewrite(5, 1, [&]() -> std::optional<std::string_view> {
+          if (++part <= 3) return "part";
+          Database(store.path()).run("DELETE FROM whycache_parts_default WHERE number = 1");
+          return std::nullopt;
+        });
+      },
+      "parts of the new base disappeared");
+  EXPECT_EQ(log->extent().base, 0U);
+  EXPECT_EQ(updates_of(*log).size(), 10U);
+  EXPECT_EQ(Database(store.path()).run("SELECT count(*) FROM whycache_parts_default"), "0");
+}
+
+// --- Damage. ---
+
+TEST(SqliteLogDamage, a_file_that_is_no_database_is_not_touched) {
+  StoreFolder folder;
+  const std::string path = folder.file("log.db");
+  const std::string bytes = "To whom it may concern: " + std::string(5000, '.');
+  write_file(path, bytes);
+  expect_error(
+      ErrorKind::corrupt, [&] { SqliteLog log(options_for(path)); }, "not an SQLite database", path);
+  EXPECT_EQ(read_file(path), bytes);
+}
+
+TEST(SqliteLogDamage, an_empty_file_becomes_a_log) {
+  StoreFolder folder;
+  write_file(folder.file("log.db"), "");
+  SqliteLog log(options_for(folder.file("log.db")));
+  append_up_to(log, 2);
+  EXPECT_EQ(updates_of(log).size(), 2U);
+}
+
+TEST(SqliteLogDamage, what_is_no_file_is_refused) {
+  StoreFolder folder;
+  fs::create_directory(folder.file("folder"));
+  expect_error(
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("folder"))); }, "not a regular file");
+  ASSERT_EQ(::mkfifo(folder.file("pipe").c_str(), 0600), 0);
+  expect_error(
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("pipe"))); }, "not a regular file");
+  expect_error(
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("a/log.db"))); }, "does not exist",
+      folder.file("a"));
+  EXPECT_FALSE(fs::exists(folder.file("a")));
+}
+
+TEST(SqliteLogDamage, a_missing_table_or_update_or_part_is_corrupt) {
+  const auto expect_corrupt = [](const std::string& sql, const std::string& word) {
+    SqliteStore store;
+    const auto log = store.open();
+    append_up_to(*log, 5);
+    rewrite(*log, 2, {"a", "b"});
+    Database(store.path()).run(sql);
+    const auto other = store.open();
+    for (Log* each : {static_cast<Log*>(log.get()), static_cast<Log*>(other.get())}) {
+      expect_error(
+          ErrorKind::corrupt,
+          [&] {
+            updates_of(*each);
+            parts_of(*each);
+          },
+          word);
+    }
+  };
+  expect_corrupt("DROP TABLE whycache_updates_default", "whycache_updates_default");
+  expect_corrupt("DROP TABLE whycache_parts_default", "whycache_parts_default");
+  expect_corrupt("DELETE FROM whycache_updates_default WHERE id = 4", "id=4");
+  expect_corrupt("DELETE FROM whycache_updates_default WHERE id = 3", "id=3");
+  expect_corrupt("DELETE FROM whycache_parts_default WHERE number = 1", "number=1");
+}
+
+TEST(SqliteLogDamage, tables_whose_row_is_gone_are_not_taken_over) {
+  SqliteStore store;
+  append_up_to(*store.open(), 3);
+  Database(store.path()).run("DELETE FROM whycache_logs");
+  expect_error(
+      ErrorKind::corrupt, [&] { store.open(); }, "already exists");
+}
+
+TEST(SqliteLogDamage, whatever_is_damaged_is_an_error_and_never_a_crash) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  SqliteStore original;
+  {
+    const auto log = original.open();
+    append_up_to(*log, 40);
+    rewrite(*log, 10, {std::string(3000, 'a'), std::string(9000, 'b')});
+  }
+  const std::string whole = read_file(original.path());
+  int refused = 0;
+  for (int round = 0; round < 300; ++round) {
+    StoreFolder folder;
+    std::string damaged = whole;
+    if (round % 5 == 0) damaged.resize(random() % damaged.size());
+    for (std::uint64_t flips = random() % 30; flips > 0 && !damaged.empty(); --flips)
+      damaged[random() % damaged.size()] = static_cast<char>(random());
+    write_file(folder.file("log.db"), damaged);
+    const auto error = thrown_error([&] {
+      SqliteLog log(options_for(folder.file("log.db")));
+      updates_of(log);
+      parts_of(log);
+      log.append(log.extent().head + 1, "x");
+      rewrite(log, log.extent().head, {"part"});
+    });
+    if (error) ++refused;
+  }
+  EXPECT_GT(refused, 50);
+}
+
+// --- fork(). ---
+
+TEST(SqliteLogFork, a_child_must_open_the_log_anew) {
+  SqliteStore store;
+  auto log = store.open();
+  append_up_to(*log, 1);
+  Child child([&] {
+    for (const auto& call :
+         std::vector<std::function<void()>>{[&] { log->extent(); }, [&] { log->append(2, "x"); },
+                                            [&] { updates_of(*log); }, [&] { rewrite(*log, 1, {"part"}); }}) {
+      const auto error = thrown_error(call);
+      demand(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
+    }
+    const auto own = log->reopen();
+    demand(own->append(2, "by the child") == Appended::yes, "append");
+    log.reset();
+    demand(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
+  });
+  ASSERT_EQ(child.wait(), 0);
+  EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
+  EXPECT_EQ(updates_of(*log).size(), 4U);
+}
+
+TEST(SqliteLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
+  SqliteStore store;
+  const auto log = store.open();
+  const auto append_somewhere = [](Log& own, const std::string& bytes) {
+    while (own.append(own.extent().head + 1, bytes) != Appended::yes) {
+    }
+  };
+  std::atomic<bool> done{false};
+  std::atomic<std::uint64_t> appended{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 2; ++i) {
+    threads.emplace_back([&] {
+      while (!done) {
+        append_somewhere(*log, "by a thread");
+        ++appended;
+      }
+    });
+  }
+  constexpr int children = 30;
+  constexpr int appends_each = 5;
+  for (int i = 0; i < children; ++i) {
+    Child child([&] {
+      const auto own = log->reopen();
+      for (int j = 0; j < appends_each; ++j) append_somewhere(*own, "by a child");
+    });
+    EXPECT_EQ(child.wait(), 0);
+  }
+  done = true;
+  for (std::thread& thread : threads) thread.join();
+
+  const Updates updates = updates_of(*log);
+  EXPECT_EQ(updates.size(), appended + children * appends_each);
+  EXPECT_EQ(
+      std::count_if(updates.begin(), updates.end(), [](const auto& update) { return update.second == "by a child"; }),
+      children * appends_each);
+  EXPECT_EQ(Database(store.path()).run("PRAGMA integrity_check"), "ok");
+}
+
+// --- Disks that fill up, or are not ours. ---
+
+TEST(SqliteLogDisk, the_database_is_its_owners_alone) {
+  SqliteStore store;
+  append_up_to(*store.open(), 1);
+  EXPECT_EQ(fs::status(store.path()).permissions(), fs::perms(0600));
+}
+
+TEST(SqliteLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
+  StoreFolder folder;
+  const bool played = play_as_root([&] {
+    fs::create_directory(folder.file("disk"));
+    mount_small_disk(folder.file("disk"), "1m");
+    SqliteLog log(options_for(folder.file("disk/log.db")));
+    write_file(folder.file("disk/filler"), std::string(200'000, 'x'));
+    UpdateId head = 0;
+    std::optional<Error> error;
+    while (!error) {
+      error = thrown_error([&] { demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
+      if (!error) ++head;
+    }
+    demand(error->kind() == ErrorKind::limit, error->what());
+    demand(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
+    error = thrown_error([&] { rewrite(log, head, {std::string(300'000, 'p')}); });
+    demand(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
+    demand(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
+
+    fs::remove(folder.file("disk/filler"));
+    demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
+    demand(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
+  });
+  if (!played) GTEST_SKIP() << "needs root";
+}
+
+TEST(SqliteLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) {
+  StoreFolder folder;
+  const bool played = play_as_root([&] {
+    fs::create_directory(folder.file("disk"));
+    mount_small_disk(folder.file("disk"), "1m");
+    demand(SqliteLog(options_for(folder.file("disk/log.db"))).append(1, "x") == Appended::yes, "append");
+    make_disk_read_only(folder.file("disk"));
+
+    SqliteLog log(options_for(folder.file("disk/log.db")));
+    demand(updates_of(log).size() == 1, "read");
+    const auto append_error = thrown_error([&] { log.append(2, "y"); });
+    demand(append_error && append_error->kind() == ErrorKind::invalid, "append");
+    demand(updates_of(log).size() == 1, "read again");
+    const auto open_error = thrown_error([&] { SqliteLog other(options_for(folder.file("disk/other.db"))); });
+    demand(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
+  });
+  if (!played) GTEST_SKIP() << "needs root";
+}
+
+TEST(SqliteLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
+  StoreFolder folder;
+  fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = folder.file("log.db");
+  const bool played = play_as_root([&] {
+    demand(SqliteLog(options_for(path)).append(1, "x") == Appended::yes, "append");
+    Child stranger([&] {
+      become_nobody();
+      const auto error = thrown_error([&] { SqliteLog log(options_for(path)); });
+      demand(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
+    });
+    demand(stranger.wait() == 0, "stranger");
+    for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));
+    Child reader([&] {
+      become_nobody();
+      SqliteLog log(options_for(path));
+      demand(updates_of(log).size() == 1, "read");
+      const auto error = thrown_error([&] { log.append(2, "y"); });
+      demand(error && error->kind() == ErrorKind::invalid, "a reader cannot append");
+    });
+    demand(reader.wait() == 0, "reader");
+  });
+  if (!played) GTEST_SKIP() << "needs root";
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif

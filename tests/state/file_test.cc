@@ -1,0 +1,736 @@
+// Games with files, and bad input from the system: what is at the path, who may touch it, and where space runs out.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/process_lock.h"
+#include "state/layout.h"
+#include "state/test_state.h"
+#include "support/child_process.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::expect_error;
+using testing::in_child;
+using testing::TemporaryFolder;
+using testing::TestState;
+using testing::thrown_error;
+using Contents = std::map<std::string, std::string>;
+
+constexpr uid_t somebody = 65534;
+
+StateOptions options_at(const std::string& path, std::uint64_t bytes_max = std::uint64_t{64} << 20) {
+  StateOptions options;
+  options.path = path;
+  options.bytes_max = bytes_max;
+  return options;
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write_file(const std::string& path, std::string_view bytes, mode_t mode = 0600) {
+  const FileDescriptor file = open_file(path, O_WRONLY | O_CREAT | O_TRUNC, mode);
+  write_all(file.number(), bytes, path);
+}
+
+std::uint64_t inode_of(const std::string& path) {
+  struct stat status;
+  return ::stat(path.c_str(), &status) == 0 ? status.st_ino : 0;
+}
+
+// How many mappings of files with this in their name the process has.
+int mappings_of(const std::string& name) {
+  std::ifstream maps("/proc/self/maps");
+  int count = 0;
+  for (std::string line; std::getline(maps, line);) count += line.find(name) != std::string::npos && line.find(".lock") == std::string::npos;
+  return count;
+}
+
+std::string said(const std::optional<Error>& error) {
+  return error ? std::string(to_string(error->kind())) + ": " + error->what() : "nothing was thrown";
+}
+
+class FileTest : public ::testing::Test {
+ protected:
+  std::string path(const std::string& name = "a.state") const { return folder_.file(name); }
+  TemporaryFolder folder_;
+};
+
+// --- What is at the path ---
+
+TEST_F(FileTest, what_is_no_state_is_refused_and_left_as_it_is) {
+  { TestState state(path("whole.state")); }
+  const std::string whole = bytes_of(path("whole.state"));
+  const auto with = [&](std::size_t offset, std::string_view bytes, bool seal) {
+    std::string copy = whole;
+    copy.replace(offset, bytes.size(), bytes);
+    if (seal) {
+      const std::uint64_t checksum = hash64({copy.data(), offsetof(HeaderFixed, checksum)});
+      std::memcpy(copy.data() + offsetof(HeaderFixed, checksum), &checksum, sizeof checksum);
+    }
+    return copy;
+  };
+  const std::pair<const char*, std::string> files[] = {
+      {"empty", ""},
+      {"too short", whole.substr(0, 100)},
+      {"mark", "SQLite format 3" + std::string(5000, '\0')},
+      {"mark", std::string(500'000, '\0')},
+      {"byte order", with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
+      {"format", with(offsetof(HeaderFixed, format_major), std::string("\x02\x00", 2), true)},
+      {"sizes", with(offsetof(HeaderFixed, segment_size), std::string("\x00\x00\x08\x00", 4), true)},
+      {"damaged", with(offsetof(HeaderFixed, hash_seed), "X", false)},
+  };
+  for (const auto& [word, bytes] : files) {
+    write_file(path(), bytes);
+    expect_error(ErrorKind::corrupt, [&] { State::open(options_at(path())); }, word, path());
+    EXPECT_EQ(bytes_of(path()), bytes) << word;
+  }
+}
+
+TEST_F(FileTest, minor_format_may_be_newer) {
+  { TestState(path()).apply({{"a", "1"}}); }
+  std::string bytes = bytes_of(path());
+  bytes[offsetof(HeaderFixed, format_minor)] = 7;
+  const std::uint64_t checksum = hash64({bytes.data(), offsetof(HeaderFixed, checksum)});
+  std::memcpy(bytes.data() + offsetof(HeaderFixed, checksum), &checksum, sizeof checksum);
+  const FileDescriptor file = open_file(path(), O_RDWR);
+  ASSERT_EQ(::pwrite(file.number(), bytes.data(), 4096, 0), 4096);
+
+  EXPECT_EQ(TestState(path()).get("a"), "1");
+}
+
+TEST_F(FileTest, things_that_are_no_files_are_refused) {
+  ASSERT_EQ(::mkdir(path("folder").c_str(), 0700), 0);
+  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
+  { TestState(path()).apply({{"a", "1"}}); }
+  ASSERT_EQ(::symlink(path().c_str(), path("link").c_str()), 0);
+  ASSERT_EQ(::symlink("/dev/zero", path("device").c_str()), 0);
+
+  EXPECT_EQ(in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("folder"))); })); }, 10).substr(0, 7), "corrupt");
+  EXPECT_EQ(in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("pipe"))); })); }, 10).substr(0, 7), "corrupt");
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("link"))); }, "symbolic link");
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("device"))); }, "symbolic link");
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at("")); });
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("no folder/a.state"))); }, "no folder");
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path() + "/a.state")); }, "ot a directory");
+}
+
+TEST_F(FileTest, lock_file_that_is_none_is_refused) {
+  { TestState(path()).apply({{"a", "1"}}); }
+  const std::string lock = path() + ".lock";
+  const std::string whole = bytes_of(lock);
+  for (const std::string& bytes : {std::string(), whole.substr(0, 100), std::string(100'000, 'x'), whole.substr(0, 5000)}) {
+    write_file(lock, bytes);
+    expect_error(ErrorKind::corrupt, [&] { State::open(options_at(path())); }, "lock file", lock);
+  }
+  ::unlink(lock.c_str());
+  ASSERT_EQ(::symlink(path("elsewhere").c_str(), lock.c_str()), 0);
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path())); }, "symbolic link");
+  ::unlink(lock.c_str());
+  EXPECT_EQ(TestState(path()).get("a"), "1");
+}
+
+TEST_F(FileTest, file_with_a_second_name_is_refused) {
+  // Its locks lie beside the name: two names would mean two writers.
+  { TestState(path()).apply({{"a", "1"}}); }
+  ASSERT_EQ(::link(path().c_str(), path("second.state").c_str()), 0);
+
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("second.state"))); }, "second name");
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path())); }, "second name");
+
+  ::unlink(path("second.state").c_str());
+  EXPECT_EQ(TestState(path()).get("a"), "1");
+}
+
+TEST_F(FileTest, path_means_the_same_after_the_process_changed_its_folder) {
+  EXPECT_EQ(in_child([&]() -> std::string {
+              if (::chdir(folder_.path().c_str()) != 0) return "cannot change folder";
+              TestState state("relative.state");
+              state.apply({{"a", "1"}});
+              if (::chdir("/") != 0) return "cannot change folder";
+              state.apply({{"b", "2"}});
+              state->follow_switch();
+              return state->usable() && state.get("b") == "2" && state->path() == path("relative.state") ? "" : "lost: " + state->path();
+            }),
+            "");
+}
+
+// --- Who may ---
+
+class OwnerTest : public FileTest {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
+  }
+  // A story of another user.
+  template <typename Story>
+  static std::string as_somebody(const Story& story) {
+    return in_child([&]() -> std::string {
+      if (::setgid(somebody) != 0 || ::setuid(somebody) != 0) return "cannot become somebody else";
+      return story();
+    });
+  }
+};
+
+TEST_F(OwnerTest, folder_where_others_could_replace_files_is_refused) {
+  ASSERT_EQ(::chmod(folder_.path().c_str(), 0777), 0);
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path())); }, "writable for others");
+  ASSERT_EQ(::chmod(folder_.path().c_str(), 01777), 0);
+  EXPECT_FALSE(State::open(options_at(path()))->usable());
+}
+
+TEST_F(OwnerTest, state_of_another_user_is_refused) {
+  ASSERT_EQ(::chmod(folder_.path().c_str(), 01777), 0);
+  { TestState(path()).apply({{"a", "1"}}); }
+  // No permission.
+  EXPECT_EQ(as_somebody([&] { return said(thrown_error([&] { State::open(options_at(path())); })); }).substr(0, 7), "invalid");
+  // A trap: somebody else's file, open for all, where root will look.
+  ASSERT_EQ(as_somebody([&]() -> std::string {
+              StateOptions options = options_at(path("trap.state"));
+              options.mode = 0666;
+              TestState(options.path, options).apply({{"a", "forged"}});
+              return "";
+            }),
+            "");
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
+  // Nor is a lock file that somebody else put there: he could cut it under our feet.
+  ASSERT_EQ(::unlink(path("trap.state").c_str()), 0);
+  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
+}
+
+TEST_F(OwnerTest, folder_that_may_not_be_written_is_an_error) {
+  EXPECT_EQ(as_somebody([&] { return said(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); })); }).substr(0, 7), "invalid");
+  ASSERT_EQ(in_child([&]() -> std::string {
+              if (::unshare(CLONE_NEWNS) != 0) return "";
+              ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+              if (::mount("none", folder_.path().c_str(), "tmpfs", MS_RDONLY, "") != 0) return "cannot mount";
+              const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+              return error && error->kind() == ErrorKind::invalid ? "" : said(error);
+            }),
+            "");
+}
+
+// --- Where space runs out ---
+
+// A disk of its own for a story, in a mount namespace of its own.
+class FullDiskTest : public OwnerTest {
+ protected:
+  template <typename Story>
+  std::string with_disk(const char* size, const Story& story) const {
+    return in_child([&]() -> std::string {
+      if (::unshare(CLONE_NEWNS) != 0) return "cannot unshare";
+      ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+      if (::mount("none", folder_.path().c_str(), "tmpfs", 0, (std::string("mode=0700,size=") + size).c_str()) != 0) return "cannot mount";
+      return story();
+    });
+  }
+};
+
+TEST_F(FullDiskTest, full_disk_is_an_error_and_the_state_goes_on) {
+  EXPECT_EQ(with_disk("6m", [&]() -> std::string {
+              TestState state(path());
+              state.apply({{"a", "1"}});
+              write_file(path("in the way"), std::string(3 << 20, 'x'));
+              const View before = state.view();
+              int failures = 0;
+              UpdateId id = 1;
+              for (int i = 0; failures < 3; ++i) {
+                if (i > 1000) return "the disk never was full";
+                const std::optional<Error> error = thrown_error([&] { id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}}); });
+                if (!error) continue;
+                ++failures;
+                if (error->kind() != ErrorKind::limit) return said(error);
+                if (state->applied_id() != id) return "applied id moved";
+                if (state.get("a") != "1") return "not readable";
+                if (const auto faults = state.check(); !faults.empty()) return faults.front();
+              }
+              if (before.get("a") != "1") return "view not readable";
+              ::unlink(path("in the way").c_str());
+              state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
+              if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
+              if (const auto faults = state.check(); !faults.empty()) return faults.front();
+              return "";
+            }),
+            "");
+}
+
+TEST_F(FullDiskTest, no_room_for_a_first_state_is_an_error) {
+  for (const char* size : {"4k", "64k", "200k", "600k", "1m"}) {
+    EXPECT_EQ(with_disk(size, [&]() -> std::string {
+                const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
+                if (!error || error->kind() != ErrorKind::limit) return said(error);
+                for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
+                  if (entry.path().filename() != "a.state.lock") return "left behind: " + entry.path().string();
+                }
+                return "";
+              }),
+              "")
+        << size;
+  }
+}
+
+TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
+  TemporaryFolder other("/dev/shm");
+  {
+    TestState state(other.file("a.state"));
+    state.apply({{"a", "1"}});
+  }
+  const std::string bytes = bytes_of(other.file("a.state"));
+  // As `cp --sparse=always` writes it.
+  const auto sparse_copy = [&] {
+    const FileDescriptor file = open_file(path(), O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (::ftruncate(file.number(), static_cast<off_t>(bytes.size())) != 0) throw std::runtime_error("cannot make a hole");
+    for (std::size_t at = 0; at < bytes.size(); at += 4096) {
+      if (bytes.find_first_not_of('\0', at) >= at + 4096) continue;
+      if (::pwrite(file.number(), bytes.data() + at, 4096, static_cast<off_t>(at)) != 4096) throw std::runtime_error("cannot write");
+    }
+  };
+  EXPECT_EQ(with_disk("1m", [&]() -> std::string {
+              sparse_copy();
+              const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+              return error && error->kind() == ErrorKind::limit ? "" : said(error);
+            }),
+            "");
+  EXPECT_EQ(with_disk("3m", [&]() -> std::string {
+              sparse_copy();
+              TestState state(path());
+              if (!state->adopted() || state.get("a") != "1") return "not adopted";
+              state.apply({{"a", "1"}});
+              struct statvfs disk;
+              ::statvfs(folder_.path().c_str(), &disk);
+              write_file(path("in the way"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
+              for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
+              return state.get("a") == "99" ? "" : "not applied";
+            }),
+            "");
+}
+
+TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
+  for (const rlim_t limit : {10'000UL, 200'000UL, 300'000UL, 1'000'000UL, 3'000'000UL}) {
+    EXPECT_EQ(in_child([&]() -> std::string {
+                const struct rlimit file_limit = {limit, limit};
+                ::setrlimit(RLIMIT_FSIZE, &file_limit);
+                const std::string mine = path("limited" + std::to_string(limit));
+                const std::optional<Error> error = thrown_error([&] {
+                  TestState state(mine);
+                  for (int i = 0; i < 1000; ++i) state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
+                });
+                if (!error || error->kind() != ErrorKind::limit) return said(error);
+                if (limit < 2'000'000) return "";
+                TestState state(mine);
+                return state.get("filling0") == std::string(50'000, 'f') && state.check().empty() ? "" : "not readable";
+              }),
+              "")
+        << limit;
+  }
+}
+
+TEST_F(FileTest, state_that_reached_its_greatest_size_stays_readable) {
+  TestState state(path(), options_at(path(), 4 << 20));
+  UpdateId id = 0;
+  std::optional<Error> error;
+  for (int i = 0; !error; ++i) {
+    ASSERT_LT(i, 1000);
+    error = thrown_error([&] { id = state.apply({{"key" + std::to_string(i), std::string(40'000, 'v')}}); });
+  }
+  EXPECT_EQ(error->kind(), ErrorKind::limit);
+  EXPECT_NE(std::string(error->what()).find("state_bytes_max"), std::string::npos) << error->what();
+  EXPECT_EQ(state->applied_id(), id);
+  EXPECT_EQ(state.get("key0"), std::string(40'000, 'v'));
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+
+  // An update that is too much, ever again; then the log has a smaller one in its place.
+  for (int i = 0; i < 5; ++i) {
+    expect_error(ErrorKind::limit, [&] { state.apply({{"large", std::string(5'000'000, 'l')}, {"key1", "x"}}); });
+    EXPECT_EQ(state.get("key1"), std::string(40'000, 'v'));
+  }
+  state.apply({{"small", "1"}});
+  for (int i = 0; i < 40; ++i) state.apply({{"key" + std::to_string(i), std::nullopt}});
+  for (int i = 0; i < 40; ++i) state.apply({{"key" + std::to_string(i), std::string(10'000, 'w')}});
+  EXPECT_EQ(state.get("key7"), std::string(10'000, 'w'));
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+// What an update that failed had taken must not be lost for the one that comes in its place.
+TEST_F(FileTest, failed_update_gives_back_its_space) {
+  TestState state(path(), options_at(path(), 6 << 20));
+  state.apply({{"a", "1"}});
+  for (int i = 0; i < 10; ++i) {
+    std::vector<testing::TestChange> much;
+    for (int k = 0; k < 200; ++k) much.push_back({"much" + std::to_string(k), std::string(40'000, 'm')});
+    expect_error(ErrorKind::limit, [&] { state.apply(much); });
+    EXPECT_EQ(state.contents(), (Contents{{"a", "1"}}));
+  }
+  std::vector<testing::TestChange> enough;
+  for (int k = 0; k < 80; ++k) enough.push_back({"enough" + std::to_string(k), std::string(40'000, 'e')});
+  state.apply(enough);
+  EXPECT_EQ(state->info().item_count, 81U);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_file_is_damaged) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need address space";
+#endif
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const std::string fault = in_child([&]() -> std::string {
+    std::ifstream pages("/proc/self/statm");
+    std::uint64_t used = 0;
+    pages >> used;
+    // The parent's mapping is inherited; room for a few more MiB.
+    const rlim_t limit = used * 4096 + (24UL << 20);
+    const struct rlimit address_limit = {limit, limit};
+    ::setrlimit(RLIMIT_AS, &address_limit);
+    const TestState mine(path());
+    if (mine.get("a") != "1") return "not readable";
+    const ::pid_t writer = ::fork();
+    if (writer == 0) ::_exit(0);
+    for (int i = 0; i < 100; ++i) {
+      const std::optional<Error> error =
+          thrown_error([&] { state.apply({{"filling" + std::to_string(i), std::string(900'000, 'f')}, {"b" + std::to_string(i), "2"}}); });
+      if (error && error->kind() != ErrorKind::limit) return "apply: " + said(error);
+      const std::optional<Error> reading = thrown_error([&] {
+        std::string value;
+        mine->get("b" + std::to_string(i), value);
+        mine->get("a", value);
+      });
+      if (reading && reading->kind() != ErrorKind::limit) return "get: " + said(reading);
+    }
+    return "";
+  });
+  EXPECT_EQ(fault, "");
+}
+
+// Two processes with different limits: the smaller one maps the file anew when it outgrew its place.
+TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_place) {
+  TestState large(path());
+  large.apply({{"a", "1"}});
+  const TestState small(path(), options_at(path(), 2 << 20));
+  ASSERT_EQ(small.get("a"), "1");
+  const View before = small.view();
+  for (int i = 0; i < 100; ++i) {
+    large.apply({{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
+    ASSERT_EQ(small.get("last"), std::to_string(i));
+    ASSERT_EQ(small.view().get("filling" + std::to_string(i)), std::string(100'000, 'f'));
+  }
+  EXPECT_EQ(before.id(), 1U);
+}
+
+TEST_F(FileTest, growth_is_seen_by_plain_reads_when_no_reader_slot_is_left) {
+  StateOptions options = options_at(path());
+  options.reader_slots = 2;
+  TestState state(path(), options);
+  const TestState other(path(), options);
+  state.apply({{"a", "1"}});
+  const View one = other.view();
+  const View two = other.view();
+  for (int i = 0; i < 100; ++i) {
+    state.apply({{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
+    ASSERT_EQ(other.get("last"), std::to_string(i));
+  }
+}
+
+// --- Removed, replaced, copied ---
+
+TEST_F(FileTest, lock_file_that_was_removed_or_replaced_stops_writing) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const std::string lock = path() + ".lock";
+
+  ASSERT_EQ(::rename(lock.c_str(), path("away").c_str()), 0);
+  expect_error(ErrorKind::corrupt, [&] { state.apply({{"a", "2"}}); }, "lock file was removed or replaced");
+  EXPECT_EQ(state.get("a"), "1");
+
+  TestState(path()).apply({{"a", "2"}});
+  expect_error(ErrorKind::corrupt, [&] { state.apply({{"a", "3"}}); }, "lock file was removed or replaced");
+  EXPECT_EQ(state.get("a"), "2");
+
+  ASSERT_EQ(::rename(path("away").c_str(), lock.c_str()), 0);
+  state.apply({{"a", "3"}});
+  EXPECT_EQ(state.get("a"), "3");
+}
+
+TEST_F(FileTest, state_that_was_removed_is_read_on_and_can_be_built_anew) {
+  const TestState state(path());
+  TestState(path()).apply({{"a", "1"}});
+  const View before = state.view();
+  ::unlink(path().c_str());
+
+  EXPECT_EQ(state.get("a"), "1");
+  expect_error(ErrorKind::corrupt, [&] { state->begin_write(TestState::patience()); });
+  state->follow_switch();
+  EXPECT_FALSE(state->usable());
+  EXPECT_EQ(state.get("a"), "1");
+
+  state->begin_build(testing::test_uuid, "test:")->install();
+
+  EXPECT_TRUE(state->usable());
+  EXPECT_EQ(state.get("a"), std::nullopt);
+  EXPECT_EQ(before.get("a"), "1");
+}
+
+TEST_F(FileTest, state_that_was_moved_away_and_back_goes_on) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  ASSERT_EQ(::rename(path().c_str(), path("away").c_str()), 0);
+  state->follow_switch();
+  EXPECT_FALSE(state->usable());
+
+  ASSERT_EQ(::rename(path("away").c_str(), path().c_str()), 0);
+  state.apply({{"a", "2"}});
+
+  EXPECT_TRUE(state->usable());
+  EXPECT_EQ(state.get("a"), "2");
+}
+
+TEST_F(FileTest, state_replaced_by_another_is_followed) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const TestState reader(path());
+  const View before = reader.view();
+  { TestState(path("other.state")).apply({{"a", "other"}, {"b", "2"}}); }
+  ASSERT_EQ(::rename(path("other.state").c_str(), path().c_str()), 0);
+
+  state.apply({{"c", "3"}});
+
+  EXPECT_EQ(state.contents(), (Contents{{"a", "other"}, {"b", "2"}, {"c", "3"}}));
+  reader->follow_switch();
+  EXPECT_EQ(reader.contents(), (Contents{{"a", "other"}, {"b", "2"}, {"c", "3"}}));
+  EXPECT_EQ(TestState::contents(before), (Contents{{"a", "1"}}));
+}
+
+TEST_F(FileTest, file_of_somebody_else_is_not_put_out_of_the_way) {
+  const std::unique_ptr<State> state = State::open(options_at(path()));
+  ASSERT_FALSE(state->usable());
+  const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+  write_file(path(), "a letter to my aunt");
+
+  expect_error(ErrorKind::corrupt, [&] { builder->install(); }, path());
+
+  EXPECT_EQ(bytes_of(path()), "a letter to my aunt");
+}
+
+TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
+  {
+    TestState state(path());
+    for (int i = 0; i < 300; ++i) state.apply({{"key" + std::to_string(i % 100), std::string(static_cast<std::size_t>(i * 10), 'v')}, {"key" + std::to_string(i % 7), std::nullopt}});
+  }
+  TestState state(path());
+  std::filesystem::copy_file(path(), path("copy.state"));
+
+  TestState copy(path("copy.state"));  // while the original is in use
+
+  EXPECT_TRUE(copy->adopted());
+  EXPECT_EQ(copy.contents(), state.contents());
+  EXPECT_EQ(copy->info().digest, state->info().digest);
+  EXPECT_NE(copy->info().state_id, state->info().state_id);
+  EXPECT_EQ(copy.check(), std::vector<std::string>{});
+  copy.apply({{"copy", "1"}});
+  state.apply({{"original", "1"}});
+  EXPECT_EQ(copy.get("original"), std::nullopt);
+  EXPECT_EQ(state.get("copy"), std::nullopt);
+  EXPECT_FALSE(TestState(path("copy.state"))->adopted());
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(FileTest, copies_made_while_it_is_written_are_right_or_refused) {
+  TestState state(path());
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    for (int i = 0; !stop; ++i) {
+      const std::unique_ptr<StateWriter> held = state->begin_write(TestState::patience());
+      for (int k = 0; k < 3; ++k) TestState::apply(*held, {{"one", std::to_string(i)}, {"key" + std::to_string(i % 500), std::string(2000, 'v')}, {"other", std::to_string(i)}});
+      held->info();
+    }
+  });
+  int adopted = 0;
+  int refused = 0;
+  for (int i = 0; i < 60; ++i) {
+    const std::string copy = path("copy" + std::to_string(i));
+    write_file(copy, bytes_of(path()));
+    const std::unique_ptr<State> opened = State::open(options_at(copy));
+    if (!opened->usable()) {
+      ++refused;
+      continue;
+    }
+    ++adopted;
+    std::string one;
+    std::string other;
+    EXPECT_EQ(opened->get("one", one), opened->get("other", other));
+    EXPECT_EQ(one, other);
+    EXPECT_EQ(opened->check(TestState::patience(), {}), std::vector<std::string>{});
+    std::filesystem::remove(copy);
+  }
+  stop = true;
+  writer.join();
+  std::printf("copies of a state being written: adopted=%d refused=%d\n", adopted, refused);
+}
+
+// A damaged copy that happens to get the inode of the original, as file systems like to do.
+TEST_F(FileTest, copy_in_the_place_of_the_original_is_known_for_one) {
+  { TestState(path()).apply({{"a", "the right value"}}); }
+  std::string damaged = bytes_of(path());
+  damaged.replace(damaged.find("the right value"), 3, "no!");
+  const std::uint64_t inode = inode_of(path());
+  ::unlink(path().c_str());
+  std::vector<std::string> others;
+  for (int i = 0; i < 3000; ++i) {
+    const std::string candidate = path("candidate" + std::to_string(i));
+    write_file(candidate, i == 0 ? damaged : "");
+    if (inode_of(candidate) == inode) {
+      write_file(candidate, damaged);
+      ASSERT_EQ(::rename(candidate.c_str(), path().c_str()), 0);
+      break;
+    }
+    others.push_back(candidate);
+  }
+  if (inode_of(path()) != inode) {
+    std::printf("no file got the inode again\n");
+    write_file(path(), damaged);
+  }
+  const std::unique_ptr<State> state = State::open(options_at(path()));
+
+  EXPECT_FALSE(state->usable());
+  EXPECT_NE(state->why_unusable().find("does not verify"), std::string::npos) << state->why_unusable();
+}
+
+TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
+  TestState state(path());
+  ASSERT_EQ(in_child([&]() -> std::string {
+              const TestState mine(path());
+              const auto builder = mine->begin_build(testing::test_uuid, "test:");
+              ::raise(SIGKILL);
+              return "";
+            }),
+            "died of signal 9");
+  const auto count = [&] {
+    int found = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) found += entry.path().string().find(".building-") != std::string::npos;
+    return found;
+  };
+  ASSERT_EQ(count(), 1);
+
+  const auto living = state->begin_build(testing::test_uuid, "test:");
+  EXPECT_EQ(count(), 1);
+  const auto another = state->begin_build(testing::test_uuid, "test:");
+  EXPECT_EQ(count(), 2);
+}
+
+TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const TestState reader(path());
+  ASSERT_EQ(reader.get("a"), "1");
+  std::optional<View> before(reader.view());
+  {
+    const auto builder = state->begin_build(testing::test_uuid, "test:");
+    const Item items[] = {{"a", "2"}, {"b", "2"}};
+    builder->load(items);
+    builder->loaded(7, 77);
+    builder->install();
+  }
+  EXPECT_EQ(state->applied_id(), 7U);
+  EXPECT_EQ(reader.get("a"), "2");
+  EXPECT_EQ(reader.view().get("b"), "2");
+  EXPECT_EQ(before->get("a"), "1");
+  EXPECT_EQ(TestState::contents(*before), (Contents{{"a", "1"}}));
+  state->follow_switch();
+  reader->follow_switch();
+  EXPECT_EQ(mappings_of(path() + " (deleted)"), 1) << "the view's";
+
+  before.reset();
+  reader->follow_switch();
+  EXPECT_EQ(mappings_of(path() + " (deleted)"), 0);
+  EXPECT_LE(mappings_of(path()), 2);
+}
+
+// Whoever installs may die at any point: who only reads must come to the new file, or stay on one that is still in its place.
+TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
+  for (int i = 0; i < 60; ++i) {
+    const std::string mine = path("died" + std::to_string(i));
+    TestState state(mine);
+    state.apply({{"a", "1"}});
+    const TestState reader(mine);
+    ASSERT_EQ(reader.get("a"), "1");
+    const std::uint64_t inode = inode_of(mine);
+    {
+      testing::ChildProcess installer([&]() -> std::string {
+        const auto builder = state->begin_build(testing::test_uuid, "test:");
+        const Item items[] = {{"a", "2"}};
+        builder->load(items);
+        builder->loaded(2, 2);
+        builder->install();
+        return "";
+      });
+      ::usleep(static_cast<useconds_t>(i * 40));
+      installer.kill(SIGKILL);
+      installer.wait();
+    }
+    const bool replaced = inode_of(mine) != inode;
+    ASSERT_EQ(reader.get("a"), replaced ? "2" : "1") << i;
+    if (!replaced) {
+      ASSERT_EQ(state.apply({{"a", "3"}}), 2U);
+      ASSERT_TRUE(reader->usable());
+      ASSERT_EQ(reader.get("a"), "3");
+    }
+    std::filesystem::remove(mine);
+  }
+}
+
+TEST_F(FileTest, removed_state_is_noticed_by_all) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const TestState reader(path());
+  const View before = reader.view();
+
+  state->remove(TestState::patience());
+
+  EXPECT_FALSE(reader->usable());
+  EXPECT_FALSE(std::filesystem::exists(path()));
+  EXPECT_EQ(before.get("a"), "1");
+  EXPECT_EQ(reader.get("a"), "1");
+  TestState(path()).apply({{"a", "2"}});
+  EXPECT_EQ(reader.get("a"), "2") << "read your writes, whatever became of the file";
+  state->remove(TestState::patience());
+  state->remove(TestState::patience());
+}
+
+TEST_F(FileTest, without_a_boot_id_nothing_is_believed) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  EXPECT_EQ(in_child([&]() -> std::string {
+              if (::unshare(CLONE_NEWNS) != 0) return "";
+              ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+              if (::mount("none", "/proc", "tmpfs", 0, "") != 0) return "cannot mount";
+              const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+              return error && error->kind() == ErrorKind::invalid ? "" : said(error);
+            }),
+            "");
+  state.apply({{"a", "2"}});
+  EXPECT_EQ(state.get("a"), "2");
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,192 @@
+// Writers that are killed again and again while others read. WHYCACHE_KILLS=10000 for a long run.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "state/marked_updates.h"
+#include "support/child_process.h"
+#include "support/seed.h"
+
+namespace whycache {
+namespace {
+
+using testing::ChildProcess;
+using testing::MarkedReader;
+using testing::MarkedUpdates;
+using testing::SharedWithChildren;
+using testing::TemporaryFolder;
+using testing::TestState;
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point then) { return std::chrono::duration<double, std::milli>(Clock::now() - then).count(); }
+
+// What the log holds up to an id, kept beside the state.
+class Replay {
+ public:
+  explicit Replay(const MarkedUpdates& updates) : updates_(updates) {}
+
+  void to(UpdateId id) {
+    while (id_ < id) {
+      const MarkedUpdates::Changes made = updates_.at(++id_);
+      if (made.erases_all) {
+        items_.clear();
+        digest_ = Digest{};
+      }
+      for (const testing::TestChange& change : made.changes) {
+        const auto found = items_.find(change.key);
+        if (found != items_.end()) {
+          subtract(digest_, item_digest(found->first, found->second));
+          items_.erase(found);
+        }
+        if (change.value) {
+          add(digest_, item_digest(change.key, *change.value));
+          items_.emplace(change.key, *change.value);
+        }
+      }
+    }
+  }
+  const Digest& digest() const { return digest_; }
+  std::size_t count() const { return items_.size(); }
+
+ private:
+  const MarkedUpdates& updates_;
+  UpdateId id_ = 0;
+  std::unordered_map<std::string, std::string> items_;
+  Digest digest_;
+};
+
+struct Shared {
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> reads{0};
+  std::atomic<std::uint64_t> updates{0};
+};
+
+// Reads until told to stop.
+std::string read_until_stopped(const std::string& path, const MarkedUpdates& updates, std::uint64_t seed, Shared& shared) {
+  const TestState state(path);
+  MarkedReader reader(*state, updates, seed);
+  std::uint64_t told = 0;
+  while (!shared.stop.load(std::memory_order_relaxed)) {
+    for (int i = 0; i < 50; ++i) {
+      if (std::string fault = reader.read_once(); !fault.empty()) return fault;
+    }
+    shared.reads += reader.checked() - told;
+    told = reader.checked();
+  }
+  return "";
+}
+
+std::string write_until_killed(const std::string& path, const MarkedUpdates& updates, Shared& shared) {
+  const TestState state(path);
+  for (;;) {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    for (int i = 0; i < 20; ++i) {
+      updates.apply_next(*writer);
+      ++shared.updates;
+    }
+  }
+}
+
+double percentile(std::vector<double>& all, double share) {
+  if (all.empty()) return 0;
+  std::sort(all.begin(), all.end());
+  return all[std::min(all.size() - 1, static_cast<std::size_t>(static_cast<double>(all.size()) * share))];
+}
+
+// Each round begins with an empty state, so that it grows while its writers die.
+TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const std::uint64_t kills = testing::number_from_environment("WHYCACHE_KILLS", 500);
+  constexpr std::uint64_t kills_per_round = 100;
+  std::vector<double> take_over_ms;
+  std::uint64_t reads = 0;
+  std::uint64_t updates_applied = 0;
+  std::uint64_t recovered = 0;
+  std::uint64_t killed = 0;
+  while (killed < kills) {
+    const TemporaryFolder folder(random() % 2 == 0 ? "/dev/shm" : std::filesystem::temp_directory_path());
+    const std::string path = folder.file("killed.state");
+    const MarkedUpdates updates(random(), 2000, 40'000);
+    const TestState state(path);
+    const SharedWithChildren<Shared> shared;
+    const std::uint64_t reader_seeds[] = {random(), random()};
+    std::vector<std::unique_ptr<ChildProcess>> readers;
+    for (const std::uint64_t seed : reader_seeds) {
+      readers.push_back(std::make_unique<ChildProcess>([&] { return read_until_stopped(path, updates, seed, *shared); }, 890));
+    }
+    Replay replay(updates);
+    UpdateId before = 0;
+    for (std::uint64_t round = 0; round < kills_per_round && killed < kills; ++round, ++killed) {
+      {
+        ChildProcess writer([&] { return write_until_killed(path, updates, *shared); }, 890);
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 4 == 0 ? random() % 2000 : random() % 40'000));
+        writer.kill(SIGKILL);
+        ASSERT_EQ(writer.wait(), "died of signal 9");
+      }
+      const auto died = Clock::now();
+      {
+        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+        take_over_ms.push_back(milliseconds_since(died));
+        recovered += writer->recovered();
+        const StateInfo info = writer->info();
+        ASSERT_GE(info.applied_id, before);
+        before = info.applied_id;
+        replay.to(info.applied_id);
+        ASSERT_EQ(info.digest, replay.digest()) << "at update " << info.applied_id;
+        ASSERT_EQ(info.item_count, replay.count());
+        if (killed % 2 == 0) before = updates.apply_next(*writer);
+      }
+      ASSERT_EQ(state.check(), std::vector<std::string>{}) << "after " << killed << " kills";
+    }
+    shared->stop = true;
+    for (const auto& reader : readers) EXPECT_EQ(reader->wait(), "");
+    reads += shared->reads;
+    updates_applied += shared->updates;
+  }
+  std::printf("kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f p99=%.2f max=%.2f\n", killed, recovered,
+              updates_applied, reads, percentile(take_over_ms, 0.5), percentile(take_over_ms, 0.99), percentile(take_over_ms, 1));
+  EXPECT_GT(recovered, kills / 4);
+}
+
+// Readers come and go by SIGKILL, with views held; the writer must neither wait for them nor keep their space.
+TEST(KillLong, killed_readers_are_forgotten) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const TemporaryFolder folder("/dev/shm");
+  const std::string path = folder.file("killed.state");
+  const MarkedUpdates updates(random(), 500, 400);
+  const TestState state(path);
+  const SharedWithChildren<Shared> shared;
+  UpdateId id = 0;
+  for (int kill = 0; kill < 100; ++kill) {
+    ChildProcess reader([&]() -> std::string {
+      const TestState mine(path);
+      std::vector<View> held;
+      MarkedReader checked(*mine, updates, 1);
+      for (;;) {
+        if (held.size() < 50) held.push_back(mine.view());
+        if (std::string fault = checked.read_once(); !fault.empty()) return fault;
+      }
+    });
+    for (int i = 0; i < 20; ++i) {
+      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+      for (int more = 0; more < 5; ++more) id = updates.apply_next(*writer);
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 5000));
+    reader.kill(SIGKILL);
+    ASSERT_EQ(reader.wait(), "died of signal 9");
+  }
+  for (int i = 0; i < 100; ++i) id = updates.apply_next(*state->begin_write(TestState::patience()));
+  const StateInsides insides = state->insides();
+  EXPECT_TRUE(insides.slots_taken.empty() || !insides.slots_taken.front().alive);
+  std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id, insides.file_bytes, insides.info.item_bytes);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+}  // namespace
+}  // namespace whycache

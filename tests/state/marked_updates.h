@@ -1,0 +1,236 @@
+// Updates whose values say what they are, so that a reader can tell by itself whether what it read is whole, belongs to the key,
+// and is not older than what it read before.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <random>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/hash.h"
+#include "state/test_state.h"
+
+namespace whycache::testing {
+
+// hash of the key | update id | hash of all that follows | filling
+inline std::string marked_value(std::string_view key, UpdateId id, std::size_t filling_bytes) {
+  std::string value(24 + filling_bytes, static_cast<char>('a' + (id + filling_bytes) % 26));
+  store_little_endian(value.data(), hash64(key));
+  store_little_endian(value.data() + 8, id);
+  const std::string_view filling = std::string_view(value).substr(24);
+  store_little_endian(value.data() + 16, hash64(filling, id));
+  return value;
+}
+
+// The id in a value of `key`; nullopt if the value is not one that was ever written.
+inline std::optional<UpdateId> mark_of(std::string_view key, std::string_view value) {
+  if (value.size() < 24 || load_little_endian<std::uint64_t>(value.data()) != hash64(key)) return std::nullopt;
+  const auto id = load_little_endian<std::uint64_t>(value.data() + 8);
+  if (load_little_endian<std::uint64_t>(value.data() + 16) != hash64(value.substr(24), id)) return std::nullopt;
+  return id;
+}
+
+// What a log of a certain seed holds: update `id` is always the same, so that whoever takes over can go on. Each update sets the
+// two keys of one pair; the rest is churn, large values now and then, erasing of everything, and times of growth.
+class MarkedUpdates {
+ public:
+  static constexpr unsigned pair_count = 16;
+  static constexpr unsigned large_count = 4;
+
+  MarkedUpdates(std::uint64_t seed, unsigned churn_count, unsigned growth_count)
+      : seed_(seed), churn_count_(churn_count), growth_count_(growth_count) {}
+
+  static std::string pair_key(unsigned pair, bool second) { return (second ? "zz/pair/" : "aa/pair/") + std::to_string(pair); }
+  static std::string churn_key(unsigned number) { return "churn/" + std::to_string(number); }
+  static std::string growth_key(unsigned number) { return "grown/" + std::to_string(number * 7919); }
+  static std::string large_key(unsigned number) { return "large/" + std::to_string(number); }
+
+  // One of the keys there may be.
+  std::string any_key(std::mt19937_64& random) const {
+    const auto number = static_cast<unsigned>(random() >> 32);
+    switch (random() % 8) {
+      case 0: return pair_key(number % pair_count, number & 1024);
+      case 1: return large_key(number % large_count);
+      case 2:
+      case 3: return growth_key(number % growth_count_);
+      default: return churn_key(number % churn_count_);
+    }
+  }
+
+  struct Changes {
+    bool erases_all = false;
+    std::vector<TestChange> changes;
+  };
+
+  Changes at(UpdateId id) const {
+    std::mt19937_64 random(hash64({reinterpret_cast<const char*>(&id), sizeof id}, seed_));
+    Changes made;
+    const auto set = [&](std::string key, std::size_t bytes) {
+      std::string value = marked_value(key, id, bytes);
+      made.changes.push_back({std::move(key), std::move(value)});
+    };
+    made.erases_all = random() % 500 == 0;
+    const auto pair = static_cast<unsigned>(id % pair_count);
+    const std::size_t pair_bytes = random() % 100;
+    set(pair_key(pair, false), pair_bytes);
+    for (std::uint64_t i = 0, count = random() % 30; i < count; ++i) {
+      std::string key = churn_key(static_cast<unsigned>(random() % churn_count_));
+      if (random() % 4 == 0) {
+        made.changes.push_back({std::move(key), std::nullopt});
+      } else {
+        set(std::move(key), random() % 4 == 0 ? random() % 1500 : random() % 100);
+      }
+    }
+    if (random() % 40 == 0) {
+      std::string key = large_key(static_cast<unsigned>(random() % large_count));
+      if (random() % 3 == 0) {
+        made.changes.push_back({std::move(key), std::nullopt});
+      } else {
+        set(std::move(key), random() % 600'000);
+      }
+    }
+    // Every now and then many keys come, and later go.
+    const UpdateId season = id % 200;
+    if (season < 40) {
+      for (unsigned i = 0; i < growth_count_ / 40; ++i) set(growth_key(static_cast<unsigned>(season) * (growth_count_ / 40) + i), random() % 16);
+    } else if (season >= 120 && season < 160) {
+      for (unsigned i = 0; i < growth_count_ / 40; ++i) {
+        if (random() % 8 != 0) made.changes.push_back({growth_key(static_cast<unsigned>(season - 120) * (growth_count_ / 40) + i), std::nullopt});
+      }
+    }
+    set(pair_key(pair, true), pair_bytes);
+    return made;
+  }
+
+  UpdateId apply_next(StateWriter& writer) const {
+    const Changes made = at(writer.info().applied_id + 1);
+    return TestState::apply(writer, made.changes, made.erases_all);
+  }
+
+ private:
+  std::uint64_t seed_;
+  unsigned churn_count_;
+  unsigned growth_count_;
+};
+
+// Reads in every way there is, and tells what was wrong. One per reader.
+class MarkedReader {
+ public:
+  MarkedReader(const State& state, const MarkedUpdates& updates, std::uint64_t seed) : state_(state), updates_(updates), random_(seed) {}
+
+  // One read of some kind. Empty if it was right.
+  std::string read_once() {
+    const std::uint64_t kind = random_() % 1000;
+    if (kind < 900) return get();
+    if (kind < 940) return contains();
+    if (kind < 970) return pair();
+    if (kind < 998) return get_multi();
+    return scan();
+  }
+
+  std::uint64_t checked() const { return checked_; }
+  // The state was begun anew.
+  void forget() {
+    seen_.clear();
+    applied_ = 0;
+  }
+
+ private:
+  std::string get() {
+    std::string key = updates_.any_key(random_);
+    const UpdateId applied = state_.applied_id();
+    const bool there = state_.get(key, value_);
+    if (applied < applied_) return "applied id went back from " + std::to_string(applied_) + " to " + std::to_string(applied);
+    applied_ = applied;
+    return there ? look_at(key, value_, UINT64_MAX) : "";
+  }
+
+  std::string contains() {
+    const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
+    static_cast<void>(state_.contains(MarkedUpdates::pair_key(pair, random_() % 2)));
+    if (state_.contains("never there")) return "a key is there that never was";
+    ++checked_;
+    return "";
+  }
+
+  std::string pair() {
+    const View view(state_.pin());
+    for (int i = 0; i < 4; ++i) {
+      const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
+      const std::string first = MarkedUpdates::pair_key(pair, false);
+      const std::string second = MarkedUpdates::pair_key(pair, true);
+      const auto one = view.get(first);
+      const auto other = view.get(second);
+      if (one.has_value() != other.has_value()) return "half of a pair in view of " + std::to_string(view.id());
+      if (!one) continue;
+      if (std::string fault = look_at(first, *one, view.id()); !fault.empty()) return fault;
+      if (std::string fault = look_at(second, *other, view.id()); !fault.empty()) return fault;
+      if (mark_of(first, *one) != mark_of(second, *other)) return "pair of two updates in view of " + std::to_string(view.id());
+    }
+    return "";
+  }
+
+  std::string get_multi() {
+    std::vector<std::string> keys;
+    for (int i = 0; i < 20; ++i) keys.push_back(updates_.any_key(random_));
+    const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
+    keys.push_back(MarkedUpdates::pair_key(pair, false));
+    keys.push_back(MarkedUpdates::pair_key(pair, true));
+    std::string fault;
+    std::optional<UpdateId> marks[22];
+    const UpdateId id = state_.get_multi(std::vector<std::string_view>(keys.begin(), keys.end()), [&](std::size_t i, std::string_view value) {
+      marks[i] = mark_of(keys[i], value);
+      if (fault.empty()) fault = look_at(keys[i], value, UINT64_MAX);
+    });
+    if (!fault.empty()) return fault;
+    if (marks[20] != marks[21]) return "pair of two updates in get_multi of " + std::to_string(id);
+    return "";
+  }
+
+  std::string scan() {
+    const View view(state_.pin());
+    std::string last;
+    std::size_t count = 0;
+    Digest digest;
+    const bool all = random_() % 4 == 0;
+    const KeyRange range = all ? KeyRange::all() : KeyRange::from(updates_.any_key(random_));
+    for (const auto& [key, value] : view.items(range)) {
+      if (count > 0 && key <= last) return "keys out of order in view of " + std::to_string(view.id());
+      last = key;
+      ++count;
+      if (std::string fault = look_at(key, value, view.id()); !fault.empty()) return fault;
+      if (all) add(digest, item_digest(key, value));
+      if (!all && count == 200) return "";
+    }
+    if (all && count != view.size()) return "scan found " + std::to_string(count) + " of " + std::to_string(view.size());
+    if (all && digest != view.digest()) return "scan does not fit the digest in view of " + std::to_string(view.id());
+    return "";
+  }
+
+  std::string look_at(std::string_view key, std::string_view value, UpdateId id_max) {
+    ++checked_;
+    const std::optional<UpdateId> id = mark_of(key, value);
+    if (!id) return "torn or foreign value of " + std::string(key) + " bytes=" + std::to_string(value.size());
+    if (*id > id_max) return "value of update " + std::to_string(*id) + " in view of " + std::to_string(id_max);
+    UpdateId& seen = seen_[hash64(key)];
+    if (*id < seen) return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " + std::to_string(*id);
+    seen = *id;
+    return "";
+  }
+
+  const State& state_;
+  const MarkedUpdates& updates_;
+  std::mt19937_64 random_;
+  std::string value_;
+  std::unordered_map<std::uint64_t, UpdateId> seen_;
+  UpdateId applied_ = 0;
+  std::uint64_t checked_ = 0;
+};
+
+}  // namespace whycache::testing

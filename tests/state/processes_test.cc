@@ -1,0 +1,466 @@
+// The world of processes: reader slots and their owners, fork, other PID namespaces, processes that stand still.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+#include "state/lock_file.h"
+#include "state/test_state.h"
+#include "support/child_process.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::ChildProcess;
+using testing::expect_error;
+using testing::in_child;
+using testing::SharedWithChildren;
+using testing::TemporaryFolder;
+using testing::TestState;
+using testing::thrown_error;
+using Contents = std::map<std::string, std::string>;
+
+StateOptions with_slots(std::uint32_t slots) {
+  StateOptions options;
+  options.bytes_max = std::uint64_t{64} << 20;
+  options.reader_slots = slots;
+  return options;
+}
+
+struct Signals {
+  std::atomic<int> ready{0};
+  std::atomic<bool> go{false};
+};
+
+template <typename Condition>
+bool wait_until(const Condition& condition) {
+  for (int i = 0; i < 20'000; ++i) {
+    if (condition()) return true;
+    ::usleep(1000);
+  }
+  return false;
+}
+
+class ProcessesTest : public ::testing::Test {
+ protected:
+  std::string path() const { return folder_.file("a.state"); }
+
+  // Enough updates for all space that may be used again to be used again.
+  static void churn(TestState& state, int rounds = 60) {
+    for (int round = 0; round < rounds; ++round) {
+      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+      for (int update = 0; update < 4; ++update) {
+        std::vector<testing::TestChange> changes;
+        for (int i = 0; i < 40; ++i) changes.push_back({"churn" + std::to_string((round * 7 + i) % 200), std::string(2000, static_cast<char>('a' + round % 26))});
+        changes.push_back({"passing" + std::to_string(round), update % 2 == 0 ? std::optional<std::string>("here") : std::nullopt});
+        TestState::apply(*writer, changes);
+      }
+    }
+  }
+
+  TemporaryFolder folder_{"/dev/shm"};
+};
+
+TEST_F(ProcessesTest, slots_of_the_dead_are_swept) {
+  TestState state(path(), with_slots(4));
+  state.apply({{"a", "1"}});
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_EQ(in_child([&]() -> std::string {
+                const TestState mine(path(), with_slots(4));
+                std::vector<View> held;
+                for (int k = 0; k < 4; ++k) held.push_back(mine.view());
+                ::raise(SIGKILL);
+                return "";
+              }),
+              "died of signal 9");
+    std::vector<View> mine;
+    for (int k = 0; k < 4; ++k) mine.push_back(state.view());
+    ASSERT_EQ(state->insides().slots_taken.size(), 4U);
+  }
+}
+
+TEST_F(ProcessesTest, without_a_free_slot_the_error_names_who_has_them) {
+  TestState state(path(), with_slots(3));
+  state.apply({{"a", "1"}});
+  const SharedWithChildren<Signals> signals;
+  ChildProcess holder([&]() -> std::string {
+    const TestState mine(path(), with_slots(3));
+    std::vector<View> held;
+    for (int k = 0; k < 3; ++k) held.push_back(mine.view());
+    ++signals->ready;
+    while (!signals->go) ::usleep(1000);
+    return "";
+  });
+  ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
+
+  expect_error(ErrorKind::limit, [&] { state.view(); }, "reader slots", "reader_slots=3", "[" + std::to_string(holder.id()) + "]:3");
+  EXPECT_EQ(state.get("a"), "1") << "plain reads need none";
+  state.apply({{"a", "2"}});
+  EXPECT_EQ(state.get("a"), "2");
+  const StateInsides insides = state->insides();
+  ASSERT_EQ(insides.slots_taken.size(), 3U);
+  EXPECT_TRUE(insides.slots_taken[0].alive);
+  EXPECT_EQ(insides.slots_taken[0].process_id, static_cast<std::uint64_t>(holder.id()));
+  EXPECT_EQ(insides.slots_taken[0].pinned_id, 1U);
+
+  signals->go = true;
+  EXPECT_EQ(holder.wait(), "");
+  EXPECT_EQ(state.view().get("a"), "2");
+}
+
+TEST_F(ProcessesTest, more_processes_than_rows_is_an_error) {
+  TestState state(path(), with_slots(2));
+  state.apply({{"a", "1"}});
+  const SharedWithChildren<Signals> signals;
+  std::vector<std::unique_ptr<ChildProcess>> holders;
+  for (int i = 0; i < 2; ++i) {
+    holders.push_back(std::make_unique<ChildProcess>([&]() -> std::string {
+      const TestState mine(path(), with_slots(2));
+      const View held = mine.view();
+      ++signals->ready;
+      while (!signals->go) ::usleep(1000);
+      return held.get("a") == "1" ? "" : "view moved";
+    }));
+  }
+  ASSERT_TRUE(wait_until([&] { return signals->ready == 2; }));
+  expect_error(ErrorKind::limit, [&] { state.view(); }, "reader_slots=2");
+  EXPECT_EQ(state.get("a"), "1");
+  signals->go = true;
+  for (const auto& holder : holders) EXPECT_EQ(holder->wait(), "");
+  EXPECT_EQ(state.view().get("a"), "1");
+}
+
+TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
+  TestState state(path(), with_slots(16));
+  state.apply({{"a", "1"}});
+  const View before = state.view();
+  EXPECT_EQ(in_child([&]() -> std::string {
+              for (int i = 0; i < 2; ++i) {
+                const std::optional<Error> error = thrown_error([&] { static_cast<void>(before.get("a")); });
+                if (!error || error->kind() != ErrorKind::invalid) return "no error";
+              }
+              const std::optional<Error> walking = thrown_error([&] { TestState::contents(before); });
+              if (!walking || walking->kind() != ErrorKind::invalid) return "no error";
+              if (state.get("a") != "1") return "plain read";
+              const View mine = state.view();
+              if (mine.get("a") != "1") return "fresh view";
+              state.apply({{"a", "2"}});
+              return mine.get("a") == "1" && state.get("a") == "2" ? "" : "after writing";
+            }),
+            "");
+  EXPECT_EQ(before.get("a"), "1");
+  EXPECT_EQ(state.get("a"), "2");
+  EXPECT_EQ(state->insides().slots_taken.size(), 1U);
+}
+
+// A view outlives its state object; the process forks and dies; the child lives on. It must not keep the parent's view alive.
+TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
+  TestState state(path(), with_slots(8));
+  state.apply({{"a", "1"}});
+  const SharedWithChildren<Signals> signals;
+  const SharedWithChildren<std::atomic<pid_t>> child_id;
+  for (const bool state_is_gone : {false, true}) {
+    signals->ready = 0;
+    ChildProcess parent([&]() -> std::string {
+      auto mine = std::make_unique<TestState>(path(), with_slots(8));
+      const View held = mine->view();
+      if (state_is_gone) mine.reset();
+      const pid_t child = ::fork();
+      if (child == 0) {
+        *child_id = ::getpid();
+        ++signals->ready;
+        ::sleep(60);
+        ::_exit(0);
+      }
+      while (signals->ready == 0) ::usleep(1000);
+      ::raise(SIGKILL);
+      return "";
+    });
+    ASSERT_EQ(parent.wait(), "died of signal 9");
+    const std::vector<ReaderSlotInfo> taken = state->insides().slots_taken;
+    for (const ReaderSlotInfo& slot : taken) EXPECT_FALSE(slot.alive) << "state_is_gone=" << state_is_gone;
+    ::kill(*child_id, SIGKILL);
+  }
+}
+
+TEST_F(ProcessesTest, child_of_a_process_that_is_writing_can_write_after_it) {
+  TestState state(path(), with_slots(16));
+  state.apply({{"a", "1"}});
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool holds = false;
+  bool done = false;
+  std::thread writing([&] {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    std::unique_lock guard(mutex);
+    holds = true;
+    changed.notify_all();
+    changed.wait(guard, [&] { return done; });
+    guard.unlock();
+    TestState::apply(*writer, {{"a", "2"}});
+  });
+  {
+    std::unique_lock guard(mutex);
+    changed.wait(guard, [&] { return holds; });
+  }
+  const SharedWithChildren<Signals> signals;
+  ChildProcess child([&]() -> std::string {
+    const std::optional<Error> error = thrown_error([&] { state->begin_write(Deadline(std::chrono::milliseconds(50))); });
+    if (!error || error->kind() != ErrorKind::unavailable) return "two writers at once";
+    ++signals->ready;
+    state.apply({{"b", "3"}});  // waits
+    return state.get("a") == "2" ? "" : "written before its turn";
+  });
+  ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
+  {
+    const std::lock_guard guard(mutex);
+    done = true;
+    changed.notify_all();
+  }
+  writing.join();
+  EXPECT_EQ(child.wait(), "");
+  EXPECT_EQ(state.contents(), (Contents{{"a", "2"}, {"b", "3"}}));
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(ProcessesTest, child_does_not_hold_the_locks_of_its_dead_parent) {
+  TestState state(path(), with_slots(16));
+  state.apply({{"a", "1"}});
+  const SharedWithChildren<Signals> signals;
+  const SharedWithChildren<std::atomic<pid_t>> child_id;
+  ChildProcess parent([&]() -> std::string {
+    TestState mine(path(), with_slots(16));
+    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::patience());
+    const HeldLock follow = mine->lock(StateLock::follow, TestState::patience());
+    if (::fork() == 0) {
+      *child_id = ::getpid();
+      ++signals->ready;
+      ::sleep(60);
+      ::_exit(0);
+    }
+    while (signals->ready == 0) ::usleep(1000);
+    TestState::apply(*writer, {{"a", "2"}});
+    ::raise(SIGKILL);
+    return "";
+  });
+  ASSERT_EQ(parent.wait(), "died of signal 9");
+
+  const HeldLock follow = state->lock(StateLock::follow, Deadline(std::chrono::milliseconds(1000)));
+  {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(Deadline(std::chrono::milliseconds(1000)));
+    EXPECT_TRUE(writer->recovered());
+    EXPECT_EQ(writer->info().applied_id, 2U);
+  }
+  ::kill(*child_id, SIGKILL);
+}
+
+// fork in the midst of it, by the very thread that writes or builds.
+TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
+  TestState state(path(), with_slots(16));
+  state.apply({{"a", "1"}});
+  std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+  std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+  EXPECT_EQ(in_child([&]() -> std::string {
+              const std::optional<Error> applying = thrown_error([&] {
+                Update update;
+                update.id = 2;
+                writer->apply(update);
+              });
+              if (!applying || applying->kind() != ErrorKind::invalid) return "apply in the child";
+              const std::optional<Error> asking = thrown_error([&] { builder->info(); });
+              if (!asking || asking->kind() != ErrorKind::invalid) return "builder in the child";
+              // Something else comes to lie where the parent's mapping was.
+              std::vector<void*> others;
+              for (int i = 0; i < 8; ++i) {
+                void* const other = ::mmap(nullptr, std::size_t{8} << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                if (other != MAP_FAILED) others.push_back(other);
+              }
+              writer.reset();
+              builder.reset();
+              for (void* const other : others) *static_cast<char*>(other) = 1;
+              return "";
+            }),
+            "");
+  int building = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) building += entry.path().string().find(".building-") != std::string::npos;
+  EXPECT_EQ(building, 1);
+  EXPECT_EQ(TestState::apply(*writer, {{"a", "2"}}), 2U);
+  writer.reset();
+  EXPECT_EQ(state.get("a"), "2");
+  builder->install();
+  EXPECT_EQ(state.get("a"), std::nullopt);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(ProcessesTest, view_in_another_pid_namespace_is_respected) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
+  TestState state(path(), with_slots(16));
+  state.apply({{"a", "1"}, {"churn1", "old"}});
+  const SharedWithChildren<Signals> signals;
+  ChildProcess outer([&]() -> std::string {
+    if (::unshare(CLONE_NEWPID) != 0) return "cannot unshare";
+    return in_child([&]() -> std::string {
+      const TestState mine(path(), with_slots(16));
+      const View held = mine.view();
+      const Contents before = TestState::contents(held);
+      ++signals->ready;
+      while (!signals->go) ::usleep(1000);
+      return TestState::contents(held) == before && ::getpid() == 1 ? "" : "view moved";
+    });
+  });
+  ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
+  churn(state);
+  ASSERT_EQ(state->insides().slots_taken.size(), 1U);
+  EXPECT_TRUE(state->insides().slots_taken[0].alive);
+  signals->go = true;
+  EXPECT_EQ(outer.wait(), "");
+}
+
+TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_stops_nobody) {
+  TestState state(path(), with_slots(16));
+  churn(state, 5);
+  state.apply({{"a", "1"}});
+  const SharedWithChildren<Signals> signals;
+  ChildProcess reader([&]() -> std::string {
+    const TestState mine(path(), with_slots(16));
+    const View held = mine.view();
+    const Contents before = TestState::contents(held);
+    while (!signals->go) {
+      if (TestState::contents(held) != before) return "view moved";
+      ++signals->ready;
+    }
+    return TestState::contents(held) == before ? "" : "view moved";
+  });
+  ASSERT_TRUE(wait_until([&] { return signals->ready > 0; }));
+  reader.kill(SIGSTOP);
+  churn(state);
+  const std::uint64_t held_bytes = state->insides().file_bytes;
+  reader.kill(SIGCONT);
+  churn(state, 5);
+  signals->go = true;
+  EXPECT_EQ(reader.wait(), "");
+  churn(state);
+  EXPECT_LE(state->insides().file_bytes, held_bytes * 5 / 4) << "what it kept is used again";
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+// A plain read that is stopped midway comes back to memory that has long been used again, and has to notice.
+TEST_F(ProcessesTest, plain_reader_that_is_stopped_at_any_time_reads_right) {
+  TestState state(path(), with_slots(16));
+  churn(state, 5);
+  const SharedWithChildren<Signals> signals;
+  ChildProcess reader([&]() -> std::string {
+    const TestState mine(path(), with_slots(16));
+    std::string value;
+    while (!signals->go) {
+      for (int i = 0; i < 200; ++i) {
+        const std::string key = "churn" + std::to_string(i);
+        if (!mine->get(key, value)) continue;
+        if (value.size() != 2000 || value.find_first_not_of(value[0]) != std::string::npos) return "torn value";
+      }
+      ++signals->ready;
+    }
+    return "";
+  });
+  ASSERT_TRUE(wait_until([&] { return signals->ready > 0; }));
+  for (int i = 0; i < 100; ++i) {
+    reader.kill(SIGSTOP);
+    churn(state, 3);
+    reader.kill(SIGCONT);
+    ::usleep(static_cast<useconds_t>(i * 13));
+  }
+  signals->go = true;
+  EXPECT_EQ(reader.wait(), "");
+}
+
+TEST_F(ProcessesTest, many_threads_use_one_state) {
+  const TestState state(path(), with_slots(64));
+  std::vector<std::thread> threads;
+  std::atomic<int> failures{0};
+  for (int number = 0; number < 12; ++number) {
+    threads.emplace_back([&, number] {
+      try {
+        for (int i = 0; i < 40; ++i) {
+          const std::string key = "key" + std::to_string(number);
+          {
+            const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+            TestState::apply(*writer, {{key, std::to_string(i)}, {"all", key}});
+          }
+          if (state.get(key) != std::to_string(i)) ++failures;
+          const View view = state.view();
+          const View other = view;
+          if (other.get(key) != std::to_string(i) || !view.contains("all")) ++failures;
+        }
+      } catch (const std::exception& error) {
+        std::printf("%s\n", error.what());
+        ++failures;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 0);
+  EXPECT_EQ(state->applied_id(), 480U);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(ProcessesTest, forks_beside_busy_threads_do_no_harm) {
+  TestState state(path(), with_slots(64));
+  state.apply({{"a", "1"}});
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int number = 0; number < 2; ++number) {
+    threads.emplace_back([&, number] {
+      for (int i = 0; !stop; ++i) {
+        if (number == 0) {
+          state.apply({{"a", std::to_string(i)}, {"b", std::to_string(i)}});
+        } else {
+          const View view = state.view();
+          static_cast<void>(view.get("a"));
+        }
+      }
+    });
+  }
+  for (int i = 0; i < 40; ++i) {
+    EXPECT_EQ(in_child(
+                  [&]() -> std::string {
+                    const View view = state.view();
+                    if (view.id() > 1 && view.get("a") != view.get("b")) return "half an update";
+                    state.apply({{"a", "c" + std::to_string(i)}, {"b", "c" + std::to_string(i)}});
+                    return state.get("a") ? "" : "lost";
+                  },
+                  30),
+              "");
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
+  const TestState state(path(), with_slots(16));
+  const TestState other(path(), with_slots(16));
+  const std::pair<StateLock, const char*> all[] = {
+      {StateLock::writer, "writer lock"}, {StateLock::follow, "follow lock"}, {StateLock::append, "append lock"}, {StateLock::install, "install lock"}};
+  for (const auto& [which, name] : all) {
+    const HeldLock held = state->lock(which, TestState::patience());
+    expect_error(ErrorKind::unavailable, [&] { other->lock(which, Deadline(std::chrono::milliseconds(20))); }, name);
+    expect_error(ErrorKind::unavailable, [&, which = which] {
+      std::optional<Error> error;
+      std::thread([&] { error = thrown_error([&] { state->lock(which, Deadline(std::chrono::milliseconds(20))); }); }).join();
+      if (error) throw Error(*error);
+    }, name);
+  }
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,159 @@
+// Readers beside a writer at full speed: nothing torn, nothing halved, nothing that goes back. WHYCACHE_SECONDS for a longer run.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "state/marked_updates.h"
+#include "support/child_process.h"
+#include "support/seed.h"
+
+namespace whycache {
+namespace {
+
+using testing::ChildProcess;
+using testing::MarkedReader;
+using testing::MarkedUpdates;
+using testing::SharedWithChildren;
+using testing::TemporaryFolder;
+using testing::TestState;
+using Clock = std::chrono::steady_clock;
+
+struct Shared {
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> reads{0};
+};
+
+std::string read_until_stopped(const State& state, const MarkedUpdates& updates, std::uint64_t seed, Shared& shared) {
+  MarkedReader reader(state, updates, seed);
+  std::uint64_t told = 0;
+  while (!shared.stop.load(std::memory_order_relaxed)) {
+    for (int i = 0; i < 50; ++i) {
+      if (std::string fault = reader.read_once(); !fault.empty()) return fault;
+    }
+    shared.reads += reader.checked() - told;
+    told = reader.checked();
+  }
+  return "";
+}
+
+UpdateId write_for(const TestState& state, const MarkedUpdates& updates, std::chrono::milliseconds time) {
+  const auto end = Clock::now() + time;
+  UpdateId id = 0;
+  while (Clock::now() < end) {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    for (int i = 0; i < 20 && Clock::now() < end; ++i) id = updates.apply_next(*writer);
+  }
+  return id;
+}
+
+TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const auto seconds = testing::number_from_environment("WHYCACHE_SECONDS", 20);
+  // Few keys, so that space is reused all the time; then many, so that the index grows and shrinks.
+  for (const unsigned growth : {400U, 40'000U}) {
+    const TemporaryFolder folder("/dev/shm");
+    const std::string path = folder.file("read.state");
+    const MarkedUpdates updates(random(), growth == 400 ? 60 : 3000, growth);
+    const TestState state(path);
+    const SharedWithChildren<Shared> shared;
+    std::vector<std::unique_ptr<ChildProcess>> readers;
+    for (int i = 0; i < 4; ++i) {
+      const std::uint64_t seed = random();
+      readers.push_back(std::make_unique<ChildProcess>(
+          [&]() -> std::string {
+            const TestState mine(path);
+            return read_until_stopped(*mine, updates, seed, *shared);
+          },
+          890));
+    }
+    const UpdateId id = write_for(state, updates, std::chrono::milliseconds(seconds * 500));
+    shared->stop = true;
+    std::uint64_t bad = 0;
+    for (const auto& reader : readers) {
+      const std::string said = reader->wait();
+      EXPECT_EQ(said, "");
+      bad += !said.empty();
+    }
+    const StateInsides insides = state->insides();
+    std::printf("readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu file_bytes=%lu index_parts=%lu\n", growth, id,
+                shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes, insides.index_parts);
+    EXPECT_EQ(state.check(), std::vector<std::string>{});
+  }
+}
+
+TEST(Readers, threads_read_whole_updates_only_while_a_writer_churns) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const TemporaryFolder folder("/dev/shm");
+  const MarkedUpdates updates(random(), 100, 400);
+  const TestState state(folder.file("read.state"));
+  Shared shared;
+  std::string said[3];
+  std::vector<std::thread> readers;
+  for (std::string& mine : said) {
+    readers.emplace_back([&, seed = random()] {
+      try {
+        mine = read_until_stopped(*state, updates, seed, shared);
+      } catch (const std::exception& error) {
+        mine = error.what();
+      }
+    });
+  }
+  const UpdateId id = write_for(state, updates, std::chrono::milliseconds(2000));
+  shared.stop = true;
+  for (std::thread& reader : readers) reader.join();
+  for (const std::string& one : said) EXPECT_EQ(one, "");
+  EXPECT_GT(shared.reads, 100U);
+  std::printf("reader threads=3 updates=%lu checked_reads=%lu\n", id, shared.reads.load());
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+// The file is replaced under the readers again and again.
+TEST(Readers, threads_follow_one_file_after_another) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  const TemporaryFolder folder("/dev/shm");
+  const MarkedUpdates updates(random(), 100, 400);
+  const TestState state(folder.file("read.state"));
+  Shared shared;
+  std::string said[3];
+  std::vector<std::thread> readers;
+  for (std::string& mine : said) {
+    readers.emplace_back([&, seed = random()] {
+      try {
+        mine = read_until_stopped(*state, updates, seed, shared);
+      } catch (const std::exception& error) {
+        mine = error.what();
+      }
+    });
+  }
+  int installs = 0;
+  const auto end = Clock::now() + std::chrono::milliseconds(2000);
+  UpdateId id = 0;
+  while (Clock::now() < end) {
+    id = write_for(state, updates, std::chrono::milliseconds(5));
+    const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+    {
+      const View all = state.view();
+      std::vector<Item> items;
+      for (const auto& item : all) items.push_back(item);
+      builder->load(items);
+      builder->loaded(all.id(), state->info().chain);
+      EXPECT_EQ(builder->info().digest, all.digest());
+    }
+    builder->install();
+    ++installs;
+  }
+  shared.stop = true;
+  for (std::thread& reader : readers) reader.join();
+  for (const std::string& one : said) EXPECT_EQ(one, "");
+  std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id, shared.reads.load());
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+}
+
+}  // namespace
+}  // namespace whycache

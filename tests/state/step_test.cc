@@ -1,0 +1,497 @@
+// A writer may be killed between any two instructions. A killed process leaves the page cache as it was, so what it leaves behind
+// after instruction k is what the file holds while a traced writer stands behind instruction k. So a writer is walked through its
+// work step by step, the file is copied in between, and each copy has to be taken over by a next writer.
+//
+// WHYCACHE_STEP_STRIDE=1 looks at the file after every single instruction.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <functional>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "state/layout.h"
+#include "state/test_state.h"
+#include "support/child_process.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::ChildProcess;
+using testing::TemporaryFolder;
+using testing::TestChange;
+using testing::TestState;
+using Contents = std::map<std::string, std::string>;
+using Changes = std::vector<TestChange>;
+
+constexpr std::uint64_t state_bytes_max = std::uint64_t{16} << 20;
+
+StateOptions small_state() {
+  StateOptions options;
+  options.bytes_max = state_bytes_max;
+  return options;
+}
+
+// All of a file, for looking at it (or writing into it) while others use it.
+class WholeFile {
+ public:
+  explicit WholeFile(const std::string& path) : file_(open_file(path, O_RDWR)) {
+    memory_ = ::mmap(nullptr, state_bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
+    if (memory_ == MAP_FAILED) throw system_error("cannot map", path, errno);
+  }
+  ~WholeFile() { ::munmap(memory_, state_bytes_max); }
+  WholeFile(const WholeFile&) = delete;
+  WholeFile& operator=(const WholeFile&) = delete;
+
+  std::size_t bytes() const {
+    struct stat status;
+    if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat", "file of a test", errno);
+    return static_cast<std::size_t>(status.st_size);
+  }
+  int descriptor() const { return file_.number(); }
+  char* data() const { return static_cast<char*>(memory_); }
+  Header& header() const { return *static_cast<Header*>(memory_); }
+  std::uint64_t hash_of(std::string_view key) const { return hash64(key, header().fixed.hash_seed); }
+
+ private:
+  FileDescriptor file_;
+  void* memory_;
+};
+
+// Keys that all belong into one bucket of the index, under a directory that begins with `top` (of `top_bits` bits).
+Changes crowd_one_bucket(const std::string& path, std::size_t count, std::uint64_t top, unsigned top_bits, const std::string& name) {
+  const WholeFile file(path);
+  Changes changes;
+  for (std::uint64_t number = 0; changes.size() < count; ++number) {
+    const std::string key = name + std::to_string(number);
+    const std::uint64_t hash = file.hash_of(key);
+    if (home_bucket(hash) != 77 || (top_bits > 0 && hash >> (64 - top_bits) != top)) continue;
+    changes.push_back({key, "v" + std::to_string(number)});
+  }
+  return changes;
+}
+
+// What a writer does while it is watched.
+struct Scenario {
+  std::string name;
+  std::uint64_t stride;                                    // look at the file after so many instructions
+  std::function<void(TestState&, const std::string&)> prepare;
+  std::function<Changes(const std::string& path)> changes;  // of the update
+  bool erases_all = false;
+};
+
+struct Figures {
+  std::uint64_t steps = 0;
+  std::uint64_t states = 0;
+  std::uint64_t bad = 0;
+  std::uint64_t rolled_back = 0;
+};
+
+class StepLong : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string refused = testing::in_child([]() -> std::string {
+      return ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) == 0 ? "" : "no";
+    });
+    if (!refused.empty()) GTEST_SKIP() << "NOT TESTED: this system does not allow ptrace";
+  }
+
+  // The child that is walked: it stops itself before and after the work.
+  template <typename Work>
+  static pid_t start_walk(const Work& work) {
+    const pid_t child = ::fork();
+    if (child != 0) {
+      int status;
+      ::waitpid(child, &status, 0);
+      if (!WIFSTOPPED(status)) throw std::runtime_error("the traced writer did not come to its work");
+      return child;
+    }
+    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
+    try {
+      work([] { ::raise(SIGSTOP); });
+    } catch (...) {
+      ::_exit(2);
+    }
+    ::raise(SIGSTOP);
+    ::_exit(0);
+  }
+
+  // One instruction. False: the work is done.
+  static bool step(pid_t child) {
+    int status;
+    if (::ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) throw std::runtime_error("cannot step");
+    ::waitpid(child, &status, 0);
+    if (!WIFSTOPPED(status)) throw std::runtime_error("the traced writer ended early: status=" + std::to_string(status));
+    return WSTOPSIG(status) == SIGTRAP;
+  }
+
+  static void end_walk(pid_t child) {
+    ::kill(child, SIGKILL);
+    int status;
+    ::waitpid(child, &status, 0);
+  }
+
+  static auto writing(const std::string& path, const Changes& changes, bool erases_all) {
+    return [=](const auto& ready) {
+      const std::unique_ptr<State> state = [&] {
+        StateOptions options = small_state();
+        options.path = path;
+        return State::open(options);
+      }();
+      // The dynamic linker is not what is watched: it does its work now.
+      TestState(path + ".rehearsal", small_state()).apply(changes, erases_all);
+      ready();
+      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+      TestState::apply(*writer, changes, erases_all);
+    };
+  }
+
+  static Contents after(Contents contents, const Changes& changes, bool erases_all) {
+    if (erases_all) contents.clear();
+    for (const TestChange& change : changes) {
+      if (change.value) {
+        contents[change.key] = *change.value;
+      } else {
+        contents.erase(change.key);
+      }
+    }
+    return contents;
+  }
+
+  // The file under test is copied here again and again.
+  class Image {
+   public:
+    Image(const WholeFile& source, const std::string& path) : source_(source) {
+      FileDescriptor made = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+      if (::posix_fallocate(made.number(), 0, static_cast<off_t>(source.bytes())) != 0) throw std::runtime_error("no space for a test");
+      file_.emplace(path);
+      take();
+      StateOptions options = small_state();
+      options.path = path;
+      state_ = State::open(options);
+      if (!state_->usable()) throw std::runtime_error("the copy cannot be used: " + state_->why_unusable());
+      if (state_->adopted()) throw std::runtime_error("the copy was taken for one from elsewhere");
+    }
+
+    State& state() const { return *state_; }
+
+    void take() {
+      const std::size_t bytes = source_.bytes();
+      if (file_->bytes() < bytes && ::posix_fallocate(file_->descriptor(), 0, static_cast<off_t>(bytes)) != 0) {
+        throw std::runtime_error("no space for a test");
+      }
+      std::memcpy(file_->data() + sizeof(HeaderFixed), source_.data() + sizeof(HeaderFixed), bytes - sizeof(HeaderFixed));
+      // The copy stands where it was made, as the original does.
+      HeaderFixed fixed = source_.header().fixed;
+      stand_in_place(fixed);
+      std::memcpy(&file_->header().fixed, &fixed, sizeof fixed);
+    }
+
+   private:
+    void stand_in_place(HeaderFixed& fixed) const {
+      struct statx status;
+      if (::statx(file_->descriptor(), "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0) throw std::runtime_error("cannot stat");
+      fixed.inode = status.stx_ino;
+      fixed.device = makedev(status.stx_dev_major, status.stx_dev_minor);
+      fixed.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
+      fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
+    }
+
+    const WholeFile& source_;
+    std::optional<WholeFile> file_;
+    std::unique_ptr<State> state_;
+  };
+
+  // Takes the copy over as the next writer would. Empty if all was well.
+  static std::string take_over(const State& state, UpdateId id, const Contents& before, const Contents& afterwards, const Changes& changes,
+                               bool erases_all, std::uint64_t number, Figures& figures) {
+    try {
+      const bool holds_view = number % 2 == 0;
+      std::optional<View> view;
+      if (holds_view) view.emplace(state.pin());
+      const auto expected = [&](UpdateId at) -> const Contents& { return at >= id ? afterwards : before; };
+
+      const std::vector<std::string> faults = state.check(TestState::patience(), {});
+      if (!faults.empty()) return "check after taking over: " + faults.front();
+      const UpdateId found = state.applied_id();
+      if (found != id && found != id - 1) return "applied id is " + std::to_string(found);
+      if (TestState::contents(View(state.pin())) != expected(found)) return "contents after taking over, at " + std::to_string(found);
+      if (found == id - 1) {
+        ++figures.rolled_back;
+        const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::patience());
+        TestState::apply(*writer, changes, erases_all);
+      }
+      const View now(state.pin());
+      if (TestState::contents(now) != afterwards) return "contents after applying again";
+      std::string value;
+      for (const auto& [key, expected_value] : afterwards) {
+        if (!state.get(key, value) || value != expected_value) return "key not found after applying again: " + key;
+      }
+      if (holds_view && TestState::contents(*view) != expected(view->id())) return "view from before moved, at " + std::to_string(view->id());
+      if (number % 4 < 2) {
+        // And on: the space that was taken back is used again.
+        for (int more = 0; more < 2; ++more) {
+          const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::patience());
+          Changes later = changes;
+          for (TestChange& change : later) change.value = "later" + std::to_string(more);
+          later.push_back({"yet another", "1"});
+          TestState::apply(*writer, later);
+        }
+        if (holds_view && TestState::contents(*view) != expected(view->id())) return "view from before moved later, at " + std::to_string(view->id());
+        if (TestState::contents(now) != afterwards) return "view moved, at " + std::to_string(now.id());
+        const std::vector<std::string> later = state.check(TestState::patience(), {});
+        if (!later.empty()) return "check in the end: " + later.front();
+      }
+    } catch (const std::exception& error) {
+      return std::string("threw: ") + error.what();
+    }
+    return "";
+  }
+
+  // Walks a writer through one update and takes over from each of its deaths.
+  void walk(const Scenario& scenario, std::uint64_t die_at_permille = 0) {
+    const TemporaryFolder folder("/dev/shm");
+    const std::string path = folder.file("walked.state");
+    {
+      TestState state(path, small_state());
+      scenario.prepare(state, path);
+    }
+    const Changes changes = scenario.changes(path);
+    Contents before;
+    UpdateId id;
+    {
+      const TestState state(path, small_state());
+      before = state.contents();
+      id = state->applied_id() + 1;
+      ASSERT_EQ(state.check(), std::vector<std::string>{}) << scenario.name;
+    }
+    const Contents afterwards = after(before, changes, scenario.erases_all);
+    if (die_at_permille != 0) {
+      // The writer whose work is to be taken back dies first, so that the taking back is what is walked through.
+      const std::uint64_t steps = steps_of_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
+      const pid_t first = start_walk(writing(path, changes, scenario.erases_all));
+      for (std::uint64_t i = 0; i < steps * die_at_permille / 1000; ++i) ASSERT_TRUE(step(first));
+      end_walk(first);
+    }
+
+    const std::uint64_t stride = testing::number_from_environment("WHYCACHE_STEP_STRIDE", scenario.stride);
+    const WholeFile source(path);
+    Image image(source, folder.file("image.state"));
+    std::vector<Watched> watched = watch(source, changes);
+    Figures figures;
+    const auto began = std::chrono::steady_clock::now();
+    const pid_t child = start_walk(writing(path, changes, scenario.erases_all));
+    const auto look = [&] {
+      image.take();
+      const std::string fault = take_over(image.state(), id, before, afterwards, changes, scenario.erases_all, figures.states, figures);
+      ++figures.states;
+      if (fault.empty()) return;
+      ++figures.bad;
+      if (figures.bad <= 5) ADD_FAILURE() << scenario.name << " step=" << figures.steps << " die_at=" << die_at_permille << ": " << fault;
+    };
+    look();
+    while (step(child)) {
+      ++figures.steps;
+      bool published = false;
+      for (Watched& one : watched) published |= one.changed(source);
+      if (published || figures.steps % stride == 0) look();
+    }
+    look();
+    end_walk(child);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    std::printf("%-34s steps=%-8lu states=%-6lu taken_back=%-6lu bad=%lu seconds=%.1f\n",
+                (scenario.name + (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : "")).c_str(), figures.steps,
+                figures.states, figures.rolled_back, figures.bad, seconds);
+    total_.steps += figures.steps;
+    total_.states += figures.states;
+    total_.bad += figures.bad;
+  }
+
+  // How many instructions the update takes, found on a copy.
+  static std::uint64_t steps_of_copy(const std::string& path, const std::string& copy_path, const Changes& changes, bool erases_all) {
+    const WholeFile source(path);
+    const Image copy(source, copy_path);
+    const pid_t child = start_walk(writing(copy_path, changes, erases_all));
+    std::uint64_t steps = 0;
+    while (step(child)) ++steps;
+    end_walk(child);
+    return steps;
+  }
+
+  // Bytes by which something is published: looked at after every instruction.
+  class Watched {
+   public:
+    Watched(const WholeFile& source, std::size_t offset, std::size_t bytes) : offset_(offset), last_(source.data() + offset, bytes) {}
+    bool changed(const WholeFile& source) {
+      if (std::memcmp(last_.data(), source.data() + offset_, last_.size()) == 0) return false;
+      last_.assign(source.data() + offset_, last_.size());
+      return true;
+    }
+
+   private:
+    std::size_t offset_;
+    std::string last_;
+  };
+
+  static std::vector<Watched> watch(const WholeFile& source, const Changes& changes) {
+    std::vector<Watched> all;
+    all.emplace_back(source, offsetof(Header, reclaim_generation), offsetof(Header, published) - offsetof(Header, reclaim_generation));
+    const std::uint64_t word = source.header().directory.load();
+    const std::uint64_t directory = directory_offset(word);
+    const unsigned depth = directory_depth(word);
+    all.emplace_back(source, directory, sizeof(IndexWord) << (depth + 1));  // with the place of the doubled one
+    for (std::size_t i = 0; i < std::min<std::size_t>(changes.size(), 8); ++i) {
+      const std::uint64_t hash = source.hash_of(changes[i].key);
+      std::uint64_t slot;
+      std::memcpy(&slot, source.data() + directory + directory_slot(hash, depth) * sizeof slot, sizeof slot);
+      const std::uint64_t bucket = std::min(home_bucket(hash), part_buckets - 2);
+      all.emplace_back(source, part_offset(slot) + bucket * bucket_words * sizeof(IndexWord), 2 * bucket_words * sizeof(IndexWord));
+    }
+    return all;
+  }
+
+  void TearDown() override {
+    if (total_.states == 0) return;
+    std::printf("states=%lu bad=%lu steps=%lu\n", total_.states, total_.bad, total_.steps);
+  }
+
+  Figures total_;
+};
+
+// So many keys that the key index has a few leaves under a root.
+void fill(TestState& state, int count = 150) {
+  Changes changes;
+  for (int i = 0; i < count; ++i) changes.push_back({"key/" + std::to_string(1000 + i), "value" + std::to_string(i)});
+  state.apply(changes);
+}
+
+Scenario simple(const std::string& name, std::uint64_t stride, const Changes& changes, bool erases_all = false) {
+  return {name, stride, [](TestState& state, const std::string&) { fill(state); }, [=](const std::string&) { return changes; }, erases_all};
+}
+
+TEST_F(StepLong, small_updates) {
+  walk(simple("a new key", 4, {{"new", "1"}}));
+  walk(simple("a key overwritten", 4, {{"key/1007", "2"}}));
+  walk(simple("a key erased", 4, {{"key/1007", std::nullopt}}));
+  walk(simple("a key comes twice", 4, {{"key/1007", "2"}, {"new", "1"}, {"new", std::nullopt}, {"key/1007", std::nullopt}, {"new", "2"}}));
+  walk({"an erased key comes back", 4,
+        [](TestState& state, const std::string&) {
+          fill(state);
+          state.apply({{"key/1007", std::nullopt}});
+        },
+        [](const std::string&) { return Changes{{"key/1007", "back"}, {"key/1008", std::nullopt}}; }});
+  walk({"the first key", 4, [](TestState&, const std::string&) {}, [](const std::string&) { return Changes{{"first", "1"}}; }});
+  walk({"the last key goes", 4, [](TestState& state, const std::string&) { state.apply({{"last", "1"}}); },
+        [](const std::string&) { return Changes{{"last", std::nullopt}}; }});
+}
+
+TEST_F(StepLong, updates_that_change_the_key_index) {
+  Changes many;
+  for (int i = 0; i < 60; ++i) many.push_back({"key/1050/" + std::to_string(i), "v"});
+  walk(simple("leaves split", 12, many));
+  Changes going;
+  for (int i = 20; i < 130; ++i) going.push_back({"key/" + std::to_string(1000 + i), std::nullopt});
+  walk(simple("leaves merge", 40, going));
+  walk(simple("everything erased", 40, {{"key/1003", "again"}, {"new", "1"}}, true));
+}
+
+TEST_F(StepLong, updates_that_split_the_point_index) {
+  const auto crowd = [](TestState& state, const std::string& path, std::uint64_t top, unsigned bits, const std::string& name) {
+    Changes changes = crowd_one_bucket(path, 64, top, bits, name);
+    state.apply(changes);
+  };
+  const auto one_more = [](std::uint64_t top, unsigned bits, const std::string& name) {
+    return [=](const std::string& path) { return Changes{crowd_one_bucket(path, 65, top, bits, name).back(), {"key/1001", "2"}}; };
+  };
+  walk({"directory doubles, part splits", 250,
+        [&](TestState& state, const std::string& path) {
+          fill(state, 20);
+          crowd(state, path, 0, 0, "a");
+        },
+        one_more(0, 0, "a")});
+  walk({"part of four slots splits", 250,
+        [&](TestState& state, const std::string& path) {
+          fill(state, 20);
+          crowd(state, path, 7, 3, "a");
+          state.apply({crowd_one_bucket(path, 65, 7, 3, "a").back()});  // all in one eighth, so that the directory doubles thrice
+          crowd(state, path, 0, 1, "b");
+        },
+        one_more(0, 1, "b")});
+  walk({"part is purged of fillers", 250,
+        [&](TestState& state, const std::string& path) {
+          fill(state, 20);
+          // As if many keys had come and gone.
+          const WholeFile file(path);
+          std::uint64_t slot;
+          std::memcpy(&slot, file.data() + directory_offset(file.header().directory.load()), sizeof slot);
+          auto* const words = reinterpret_cast<std::uint64_t*>(file.data() + part_offset(slot));
+          std::uint32_t fillers = 0;
+          for (std::uint64_t i = 0; i < part_words; ++i) {
+            if (words[i] != empty_word || i % 16 == 0) continue;
+            words[i] = filler_word;
+            ++fillers;
+          }
+          reinterpret_cast<SegmentDescriptor*>(file.data() + descriptor_offset(part_offset(slot) / segment_bytes))->used = fillers;
+        },
+        [](const std::string&) { return Changes{{"one more", "1"}, {"key/1001", "2"}}; }});
+}
+
+TEST_F(StepLong, updates_that_move_space_about) {
+  walk(simple("large entry", 40, {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
+  walk({"large entry goes", 8,
+        [](TestState& state, const std::string&) {
+          fill(state);
+          state.apply({{"large", std::string(300'000, 'l')}});
+        },
+        [](const std::string&) { return Changes{{"large", "small"}, {"key/1001", "2"}}; }});
+  walk({"file grows", 12,
+        [](TestState& state, const std::string&) {
+          fill(state);
+          // The open segment is nearly full, and none is free.
+          const std::uint64_t before = state->insides().file_bytes;
+          for (int i = 0; state->insides().file_bytes == before; ++i) state.apply({{"filling" + std::to_string(i), std::string(60'000, 'f')}});
+          state.apply({{"rest", std::string(60'000, 'f')}});
+          state.apply({{"rest2", std::string(60'000, 'f')}});
+        },
+        [](const std::string&) { return Changes{{"more", std::string(100'000, 'm')}, {"key/1001", "2"}}; }});
+  walk({"sparse segment is cleared", 120,
+        [](TestState& state, const std::string&) {
+          Changes changes;
+          for (int i = 0; i < 36; ++i) changes.push_back({"filling" + std::to_string(i), std::string(50'000, 'f')});
+          for (int i = 0; i < 40; ++i) changes.push_back({"small" + std::to_string(i), "s"});
+          state.apply(changes);
+          state.apply({{"small3", std::nullopt}, {"small4", std::nullopt}});
+          Changes going;
+          for (int i = 0; i < 36; i += 2) going.push_back({"filling" + std::to_string(i), std::nullopt});
+          state.apply(going);
+        },
+        [](const std::string&) {
+          return Changes{{"more", std::string(150'000, 'm')}, {"more2", std::string(150'000, 'm')}, {"small5", "2"}, {"filling1", "2"}};
+        }});
+}
+
+TEST_F(StepLong, taking_back_what_a_dead_writer_left) {
+  for (const std::uint64_t permille : {500, 900, 985}) {
+    walk(simple("leaves split", 200, {{"key/1007", "2"}, {"key/1050/1", std::string(500, 'x')}, {"new", "1"}, {"key/1009", std::nullopt}}), permille);
+    walk({"part of two slots splits", 200,
+          [&](TestState& state, const std::string& path) {
+            fill(state, 20);
+            state.apply(crowd_one_bucket(path, 65, 3, 2, "a"));  // the directory doubles twice
+            state.apply(crowd_one_bucket(path, 64, 0, 1, "b"));
+          },
+          [](const std::string& path) { return Changes{{"key/1001", "2"}, crowd_one_bucket(path, 65, 0, 1, "b").back(), {"key/1002", std::nullopt}}; }},
+         permille);
+  }
+}
+
+}  // namespace
+}  // namespace whycache

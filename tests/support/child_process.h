@@ -1,0 +1,106 @@
+// Part of a story that happens in another process.
+#pragma once
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace whycache::testing {
+
+// A number from the environment, for runs longer than those of `make test`.
+inline std::uint64_t number_from_environment(const char* name, std::uint64_t otherwise) {
+  const char* const given = std::getenv(name);
+  return given != nullptr ? std::strtoull(given, nullptr, 10) : otherwise;
+}
+
+// Memory that a process shares with those it forks.
+template <typename T>
+class SharedWithChildren {
+ public:
+  SharedWithChildren() {
+    void* const memory = ::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("cannot share memory with children");
+    shared_ = new (memory) T();
+  }
+  ~SharedWithChildren() { ::munmap(shared_, sizeof(T)); }
+  SharedWithChildren(const SharedWithChildren&) = delete;
+  SharedWithChildren& operator=(const SharedWithChildren&) = delete;
+
+  T* operator->() const { return shared_; }
+  T& operator*() const { return *shared_; }
+
+ private:
+  T* shared_;
+};
+
+// A forked child that runs `story` and ends; it says what went wrong by returning it, and nothing by returning "". Killed when it
+// goes out of scope.
+class ChildProcess {
+ public:
+  template <typename Story>
+  explicit ChildProcess(Story&& story, unsigned seconds_max = 100) : id_(::fork()) {
+    if (id_ < 0) throw std::runtime_error("cannot fork");
+    if (id_ > 0) return;
+    ::alarm(seconds_max);
+    std::string said;
+    try {
+      said = story();
+    } catch (const std::exception& error) {
+      said = std::string("threw: ") + error.what();
+    }
+    std::strncpy(said_->text, said.c_str(), sizeof said_->text - 1);
+    ::_exit(said.empty() ? 0 : 1);
+  }
+  ~ChildProcess() {
+    if (!ended_) {
+      kill(SIGKILL);
+      wait();
+    }
+  }
+  ChildProcess(const ChildProcess&) = delete;
+  ChildProcess& operator=(const ChildProcess&) = delete;
+
+  pid_t id() const { return id_; }
+  void kill(int signal) const { ::kill(id_, signal); }
+
+  // Waits for its end. What it said; how it died if it did not come to that.
+  std::string wait() {
+    if (!ended_) {
+      while (::waitpid(id_, &status_, 0) < 0 && errno == EINTR) {
+      }
+      ended_ = true;
+    }
+    if (WIFSIGNALED(status_)) return "died of signal " + std::to_string(WTERMSIG(status_));
+    if (WIFEXITED(status_) && WEXITSTATUS(status_) != 0 && said_->text[0] == '\0') {
+      return "exited with " + std::to_string(WEXITSTATUS(status_));
+    }
+    return said_->text;
+  }
+
+ private:
+  struct Said {
+    char text[1000] = {};
+  };
+  SharedWithChildren<Said> said_;  // before id_: made before the fork
+  pid_t id_;
+  int status_ = 0;
+  bool ended_ = false;
+};
+
+template <typename Story>
+std::string in_child(Story&& story, unsigned seconds_max = 100) {
+  return ChildProcess(std::forward<Story>(story), seconds_max).wait();
+}
+
+}  // namespace whycache::testing
