@@ -2,8 +2,8 @@
 //
 //   build/release/bin/bench_keys [keys] [rounds]
 //
-// Every figure is processor time, the least of the rounds, since others may be using the machine. "Published every n" means that all nodes are copied again that are
-// touched after n keys, as the state does after an update of n changes.
+// Every figure is processor time, the least of the rounds, since others may be using the machine. "Published every n"
+// means that all nodes are copied again that are touched after n keys, as the state does after an update of n changes.
 #include <sys/mman.h>
 #include <time.h>
 
@@ -13,8 +13,8 @@
 #include <functional>
 #include <map>
 #include <random>
-#include <span>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,15 +25,16 @@ namespace {
 
 using whycache::KeysCursor;
 using whycache::KeysWriter;
+using whycache::node_bytes_of;
 using whycache::NodeHeader;
 using whycache::NodeOffset;
-using whycache::node_bytes_of;
 
 // Nodes in one piece of memory. No view ever holds an old one, so what was retired is free after the next publish.
 class Nodes : public whycache::NodeStore {
  public:
-  Nodes() : base_(static_cast<std::byte*>(::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE,
-                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+  Nodes()
+      : base_(static_cast<std::byte*>(
+            ::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
     if (base_ == MAP_FAILED) std::abort();
   }
   Nodes(const Nodes&) = delete;
@@ -226,7 +227,8 @@ class Workload {
     });
   }
 
-  void each(const std::string& name, const Keys& keys, Tree& tree, const std::function<void(std::string_view)>& change) {
+  void each(const std::string& name, const Keys& keys, Tree& tree,
+            const std::function<void(std::string_view)>& change) {
     timed(name, keys.size(), [&] {
       for (std::size_t i = 0; i < keys.size(); ++i) {
         change(keys[i]);
@@ -265,7 +267,7 @@ class Workload {
   }
 
   std::string shape_;
-  Keys random_;   // in random order
+  Keys random_;  // in random order
   Keys sorted_;
   Keys batches_;  // in random order, but every 1,000 sorted
   std::string last_;
@@ -292,7 +294,8 @@ int main(int argument_count, char** arguments) {
   for (std::size_t i = 0; i < count; ++i) {
     numbers.push_back(formatted("user:%010llu", i));
     hexadecimal.push_back(formatted("%016llx", random()) + formatted("%016llx", random()));
-    paths.push_back(formatted("https://example.org/shop/%llu/", random() % 1000) + formatted("category/%llu/", random() % 50) +
+    paths.push_back(formatted("https://example.org/shop/%llu/", random() % 1000) +
+                    formatted("category/%llu/", random() % 50) +
                     formatted("article-%llx?color=blue&size=12&sort=price", random()));
   }
   std::shuffle(numbers.begin(), numbers.end(), random);

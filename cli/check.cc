@@ -164,20 +164,19 @@ Run prepare(CLI::App& parser) {
 
 const Command check_command{
     "check", "verify the state, the whole log, and that they are equal",
-    "Verifies every structure of this machine's state; then reads the whole log from base to head, verifies that each\n"
-    "update follows the one before, and replays them in memory (about 80 bytes per key) up to the state's applied id:\n"
-    "chain, number of items and digest of state and log have to be equal there. Says of each what it found. Changes\n"
-    "nothing. Writers of this machine wait while the state is looked at; readers do not.",
-    "Examples:\n"
-    "  whycache check\n"
-    "  whycache check --json | jq -c 'select(.result != \"ok\")'\n"
-    "  whycache check --state /mnt/copy/flags.state       a state file by itself\n"
-    "\n"
-    "JSON: check, result (ok, BAD, skipped), found\n"
-    "\n"
-    "Exit codes: 0 all is well, 3 the log did not answer, 4 the state is behind the base, so that it cannot be "
-    "compared,\n"
-    "  5 something is damaged or differs, 7 permission",
+    R"(Verifies every structure of this machine's state; then reads the whole log from base to head, verifies that each
+update follows the one before, and replays them in memory (about 80 bytes per key) up to the state's applied id:
+chain, number of items and digest of state and log have to be equal there. Says of each what it found. Changes
+nothing. Writers of this machine wait while the state is looked at; readers do not.)",
+    R"(Examples:
+  whycache check
+  whycache check --json | jq -c 'select(.result != "ok")'
+  whycache check --state /mnt/copy/flags.state       a state file by itself
+
+JSON: check, result (ok, BAD, skipped), found
+
+Exit codes: 0 all is well, 3 the log did not answer, 4 the state is behind the base, so that it cannot be compared,
+  5 something is damaged or differs, 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

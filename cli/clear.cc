@@ -48,14 +48,13 @@ Run prepare(CLI::App& parser) {
 
 const Command clear_command{
     "clear", "erase every key on every machine, and the history",
-    "Erases everything: one update that erases all keys, then a rewrite of all history. Other machines notice at "
-    "their\n"
-    "next update and follow. Prints the base. There is no way back, therefore it wants --yes.",
-    "Examples:\n"
-    "  whycache clear                                     says what would be lost, exit code 8\n"
-    "  whycache clear --yes\n"
-    "\n"
-    "Exit codes: 0 done, 3 the log did not answer, 5 log or state are damaged, 7 permission, 8 --yes is missing",
+    R"(Erases everything: one update that erases all keys, then a rewrite of all history. Other machines notice at their
+next update and follow. Prints the base. There is no way back, therefore it wants --yes.)",
+    R"(Examples:
+  whycache clear                                     says what would be lost, exit code 8
+  whycache clear --yes
+
+Exit codes: 0 done, 3 the log did not answer, 5 log or state are damaged, 7 permission, 8 --yes is missing)",
     prepare};
 
 }  // namespace whycache::cli

@@ -52,13 +52,13 @@ Run prepare(CLI::App& parser) {
 
 const Command count_command{
     "count", "print how many keys there are",
-    "Prints the number of keys. All keys are counted already; those of a prefix or range are walked.",
-    "Examples:\n"
-    "  whycache count\n"
-    "  whycache count user.\n"
-    "  whycache count --json                              {\"keys\":63440,\"applied_id\":51}\n"
-    "\n"
-    "Exit codes: 0 done, 3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission",
+    R"(Prints the number of keys. All keys are counted already; those of a prefix or range are walked.)",
+    R"(Examples:
+  whycache count
+  whycache count user.
+  whycache count --json                              {"keys":63440,"applied_id":51}
+
+Exit codes: 0 done, 3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

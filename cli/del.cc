@@ -51,18 +51,18 @@ Run prepare(CLI::App& parser) {
 
 const Command del_command{
     "del", "erase keys",
-    "Erases keys, on every machine, and prints the id of the (last) update. A key that is not there is fine.\n"
-    "\n"
-    "Keys are arguments, or lines of standard input when the only argument is - or there is none. The keys that fit\n"
-    "into one update go in one update, which is seen whole or not at all.",
-    "Examples:\n"
-    "  whycache del checkout.enabled checkout.limit\n"
-    "  whycache keys session. | whycache del -            lines are escaped the way `keys` prints them\n"
-    "  whycache keys --null session. | whycache del --null -\n"
-    "  whycache del -- -dash                              a key that begins with a dash\n"
-    "\n"
-    "Exit codes: 0 done, 2 a key is empty or too long, 3 the log did not answer, 5 log or state are damaged,\n"
-    "  7 permission, 9 a limit was reached",
+    R"(Erases keys, on every machine, and prints the id of the (last) update. A key that is not there is fine.
+
+Keys are arguments, or lines of standard input when the only argument is - or there is none. The keys that fit
+into one update go in one update, which is seen whole or not at all.)",
+    R"(Examples:
+  whycache del checkout.enabled checkout.limit
+  whycache keys session. | whycache del -            lines are escaped the way `keys` prints them
+  whycache keys --null session. | whycache del --null -
+  whycache del -- -dash                              a key that begins with a dash
+
+Exit codes: 0 done, 2 a key is empty or too long, 3 the log did not answer, 5 log or state are damaged,
+  7 permission, 9 a limit was reached)",
     prepare};
 
 }  // namespace whycache::cli

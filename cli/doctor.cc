@@ -164,19 +164,18 @@ Run prepare(CLI::App& parser) {
 
 const Command doctor_command{
     "doctor", "what in this environment will hurt",
-    "Looks at everything a cache depends on, where it would depend on it: kernel, limits, clocks and memory; the "
-    "folder\n"
-    "of the state, with its file system, room, permissions, and a trial file for mappings and locks; the state; the\n"
-    "versions of libraries with known faults; and the log, if one is named. Each comes out as ok, warn or bad, the\n"
-    "latter two with what to do about it.",
-    "Examples:\n"
-    "  whycache doctor                                    before anything is set up\n"
-    "  whycache doctor --state /mnt/data/flags.state --log sqlite:///mnt/data/flags.db\n"
-    "  whycache doctor --json | jq -c 'select(.level != \"ok\")'\n"
-    "\n"
-    "JSON: check, level (ok, warn, bad), found, next\n"
-    "\n"
-    "Exit codes: 0 nothing is bad, else what using the first bad thing would exit with: 2, 3, 5, 7 or 9",
+    R"(Looks at everything a cache depends on, where it would depend on it: kernel, limits, clocks and memory; the folder
+of the state, with its file system, room, permissions, and a trial file for mappings and locks; the state; the
+versions of libraries with known faults; and the log, if one is named. Each comes out as ok, warn or bad, the
+latter two with what to do about it.)",
+    R"(Examples:
+  whycache doctor                                    before anything is set up
+  whycache doctor --state /mnt/data/flags.state --log sqlite:///mnt/data/flags.db
+  whycache doctor --json | jq -c 'select(.level != "ok")'
+
+JSON: check, level (ok, warn, bad), found, next
+
+Exit codes: 0 nothing is bad, else what using the first bad thing would exit with: 2, 3, 5, 7 or 9)",
     prepare};
 
 }  // namespace whycache::cli

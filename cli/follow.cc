@@ -125,17 +125,16 @@ Run prepare(CLI::App& parser) {
 
 const Command follow_command{
     "follow", "keep this machine's state up to date",
-    "Asks the log again and again, applies what is new, and prints the id of each update that was applied since it\n"
-    "began. With it running, no other process of this machine needs to call update(). Ends cleanly on SIGINT and "
-    "SIGTERM.\n"
-    "When the log does not answer it says so once, and goes on asking.",
-    "Examples:\n"
-    "  whycache follow\n"
-    "  whycache follow --interval 100ms --json\n"
-    "  whycache follow | while read id; do whycache log --from $id --to $id; done\n"
-    "\n"
-    "Exit codes: 0 ended by a signal, 3 there is no state yet and the log did not answer, 5 the log is damaged,\n"
-    "  7 permission, 9 the disk is full",
+    R"(Asks the log again and again, applies what is new, and prints the id of each update that was applied since it
+began. With it running, no other process of this machine needs to call update(). Ends cleanly on SIGINT and SIGTERM.
+When the log does not answer it says so once, and goes on asking.)",
+    R"(Examples:
+  whycache follow
+  whycache follow --interval 100ms --json
+  whycache follow | while read id; do whycache log --from $id --to $id; done
+
+Exit codes: 0 ended by a signal, 3 there is no state yet and the log did not answer, 5 the log is damaged,
+  7 permission, 9 the disk is full)",
     prepare};
 
 }  // namespace whycache::cli

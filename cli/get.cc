@@ -49,20 +49,20 @@ Run prepare(CLI::App& parser) {
 
 const Command get_command{
     "get", "print the value of a key",
-    "Prints the value of a key: its bytes and nothing else (at a terminal, a line feed after them).\n"
-    "\n"
-    "Reads this machine's state. The log is not asked, and need not be reachable, unless --update or\n"
-    "--staleness-max says so, or there is no state yet. Without --log, --state alone names a state file to read.",
-    "Examples:\n"
-    "  whycache get checkout.enabled\n"
-    "  whycache get --update checkout.enabled             what the log says now\n"
-    "  whycache get --staleness-max 5s checkout.enabled   asks the log only if nobody did for 5 seconds\n"
-    "  whycache get logo.png > logo.png                   any bytes\n"
-    "  whycache get --json checkout.enabled               {\"key\":\"checkout.enabled\",\"value\":\"yes\"}\n"
-    "  whycache get -- -dash                              a key that begins with a dash\n"
-    "\n"
-    "Exit codes: 0 found, 1 not found, 3 --update and the log did not answer, 4 staler than --staleness-max,\n"
-    "  5 the state is damaged, 7 permission",
+    R"(Prints the value of a key: its bytes and nothing else (at a terminal, a line feed after them).
+
+Reads this machine's state. The log is not asked, and need not be reachable, unless --update or
+--staleness-max says so, or there is no state yet. Without --log, --state alone names a state file to read.)",
+    R"(Examples:
+  whycache get checkout.enabled
+  whycache get --update checkout.enabled             what the log says now
+  whycache get --staleness-max 5s checkout.enabled   asks the log only if nobody did for 5 seconds
+  whycache get logo.png > logo.png                   any bytes
+  whycache get --json checkout.enabled               {"key":"checkout.enabled","value":"yes"}
+  whycache get -- -dash                              a key that begins with a dash
+
+Exit codes: 0 found, 1 not found, 3 --update and the log did not answer, 4 staler than --staleness-max,
+  5 the state is damaged, 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

@@ -214,25 +214,23 @@ Run prepare(CLI::App& parser) {
 
 const Command import_command{
     "import", "set many keys from a file",
-    "Sets every key in a file, as many as fit at a time into one update. Reads as it goes, so that a file may be "
-    "larger\n"
-    "than memory. If it stops, the message says up to which line all is done and how to go on. Doing it again is "
-    "harmless.\n"
-    "\n"
-    "Formats:\n"
-    "  jsonl     a line each: {\"key\":\"a\",\"value\":\"b\"}; \"key_base64\" and \"value_base64\" for any bytes;\n"
-    "            other fields and empty lines are passed over\n"
-    "  tsv       key, tab, value; \\\\ \\t \\n \\r \\xNN stand for bytes, as `whycache scan` prints them\n"
-    "  raw-tsv   key, tab, value; a backslash is a backslash\n"
-    "  null      key, zero byte, value, zero byte",
-    "Examples:\n"
-    "  whycache import flags.jsonl\n"
-    "  zcat words.tsv.gz | whycache import --format raw-tsv -\n"
-    "  whycache import --dry-run flags.jsonl              names the first bad line\n"
-    "  whycache scan --json --log sqlite:///old.db | whycache import --log sqlite:///new.db -\n"
-    "\n"
-    "Exit codes: 0 all imported, 2 bad input, 3 the log did not answer, 5 log or state are damaged, 7 permission,\n"
-    "  9 an item does not fit into an update, or the disk is full",
+    R"(Sets every key in a file, as many as fit at a time into one update. Reads as it goes, so that a file may be larger
+than memory. If it stops, the message says up to which line all is done and how to go on. Doing it again is harmless.
+
+Formats:
+  jsonl     a line each: {"key":"a","value":"b"}; "key_base64" and "value_base64" for any bytes;
+            other fields and empty lines are passed over
+  tsv       key, tab, value; \\ \t \n \r \xNN stand for bytes, as `whycache scan` prints them
+  raw-tsv   key, tab, value; a backslash is a backslash
+  null      key, zero byte, value, zero byte)",
+    R"(Examples:
+  whycache import flags.jsonl
+  zcat words.tsv.gz | whycache import --format raw-tsv -
+  whycache import --dry-run flags.jsonl              names the first bad line
+  whycache scan --json --log sqlite:///old.db | whycache import --log sqlite:///new.db -
+
+Exit codes: 0 all imported, 2 bad input, 3 the log did not answer, 5 log or state are damaged, 7 permission,
+  9 an item does not fit into an update, or the disk is full)",
     prepare};
 
 }  // namespace whycache::cli

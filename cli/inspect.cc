@@ -146,18 +146,17 @@ Run prepare(CLI::App& parser) {
 
 const Command inspect_command{
     "inspect", "the insides of a state file",
-    "Prints what a state file is made of: where it comes from, what its segments are used for, how full the point "
-    "index\n"
-    "is, how high the key index; which reader slots are taken, by which process, and what they hold: an old held\n"
-    "update keeps the space of everything overwritten since. The file may lie on another machine's disk, without its "
-    "log.",
-    "Examples:\n"
-    "  whycache inspect\n"
-    "  whycache inspect /var/lib/whycache/flags.state\n"
-    "  whycache inspect --json | jq '.slots_taken[] | .process'     who holds views\n"
-    "  whycache inspect --json | jq '.segments'\n"
-    "\n"
-    "Exit codes: 0 done, 2 there is no such file, 5 it is damaged or no state file, 7 permission",
+    R"(Prints what a state file is made of: where it comes from, what its segments are used for, how full the point index
+is, how high the key index; which reader slots are taken, by which process, and what they hold: an old held
+update keeps the space of everything overwritten since. A file that is named needs no log. If it is a copy, it is
+verified first and made this machine's own, as by everything that opens a state.)",
+    R"(Examples:
+  whycache inspect
+  whycache inspect /var/lib/whycache/flags.state
+  whycache inspect --json | jq '.slots_taken[] | .process'     who holds views
+  whycache inspect --json | jq '.segments'
+
+Exit codes: 0 done, 2 there is no such file, 5 it is damaged or no state file, 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

@@ -42,17 +42,17 @@ Run prepare(CLI::App& parser) {
 
 const Command keys_command{
     "keys", "print keys, in order",
-    "Prints the keys, a line each, in the order of their bytes, as of one update id. Values are not touched.\n"
-    "\n"
-    "Lines are escaped: \\\\ \\t \\n \\r, and \\xNN for other control characters and bytes that are not UTF-8;\n"
-    "`whycache mget -` and `whycache del -` read them back.",
-    "Examples:\n"
-    "  whycache keys user. | head\n"
-    "  whycache keys --from a --to b --limit 100\n"
-    "  whycache keys --null tmp. | whycache del --null -\n"
-    "\n"
-    "Exit codes: 0 done (also when there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,\n"
-    "  7 permission, 9 all reader slots are taken, or the output could not be written",
+    R"(Prints the keys, a line each, in the order of their bytes, as of one update id. Values are not touched.
+
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8;
+`whycache mget -` and `whycache del -` read them back.)",
+    R"(Examples:
+  whycache keys user. | head
+  whycache keys --from a --to b --limit 100
+  whycache keys --null tmp. | whycache del --null -
+
+Exit codes: 0 done (also when there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,
+  7 permission, 9 all reader slots are taken, or the output could not be written)",
     prepare};
 
 }  // namespace whycache::cli

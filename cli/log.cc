@@ -181,19 +181,18 @@ Run prepare(CLI::App& parser) {
 
 const Command log_command{
     "log", "print the updates: when, who, which keys",
-    "Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log "
-    "itself;\n"
-    "the state is not touched. What a rewrite has replaced is gone.",
-    "Examples:\n"
-    "  whycache log --last 10\n"
-    "  whycache log --from 120 --to 125 --values          what exactly these changed\n"
-    "  whycache log --json | jq -c 'select(.changes[].key == \"checkout.enabled\") | [.id, .time, .writer]'\n"
-    "\n"
-    "JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_all,\n"
-    "  changes: [{kind, key, value_bytes, value}]\n"
-    "\n"
-    "Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing (the others\n"
-    "  are printed), 7 permission",
+    R"(Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log itself;
+the state is not touched. What a rewrite has replaced is gone.)",
+    R"(Examples:
+  whycache log --last 10
+  whycache log --from 120 --to 125 --values          what exactly these changed
+  whycache log --json | jq -c 'select(.changes[].key == "checkout.enabled") | [.id, .time, .writer]'
+
+JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_all,
+  changes: [{kind, key, value_bytes, value}]
+
+Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing (the others
+  are printed), 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

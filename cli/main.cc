@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -39,40 +40,39 @@ const Command* find_command(const std::string& name) {
   return nullptr;
 }
 
+constexpr const char* overview_begin =
+    R"(whycache - a cache that all processes of a machine share in memory, and all machines share through a log
+
+Usage: whycache COMMAND [OPTIONS] ...          whycache COMMAND --help says what it does, with examples
+)";
+
+constexpr const char* overview_end = R"(
+Which cache:
+  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, file:///var/lib/flags
+  --state PATH   or WHYCACHE_STATE  this machine's state, where reads come from; has a default
+  --name NAME    or WHYCACHE_NAME   names the state file in its folder
+
+Begin:
+  export WHYCACHE_LOG=sqlite:///$HOME/try.db
+  whycache set greeting hello
+  whycache get greeting
+
+Data goes to standard output, everything else to standard error. - is standard input. Options come after the
+command; -- ends them, for keys and values that begin with a dash.
+
+Exit codes:
+  0 done              3 log unreachable           6 conflict               9 limit reached, output not written
+  1 not found         4 staler than asked         7 permission            70 bug
+  2 usage             5 corrupt, or another log   8 refused without --yes
+)";
+
 std::string overview() {
-  std::string text =
-      "whycache - a cache that all processes of a machine share in memory, and all machines share through a log\n"
-      "\n"
-      "Usage: whycache COMMAND [OPTIONS] ...          whycache COMMAND --help says what it does, with examples\n";
+  std::string text = overview_begin;
   for (const Group& group : groups) {
-    text.append("\n").append(group.title).append(":\n");
-    for (const Command* command : group.commands) {
-      std::string name = command->name;
-      name.resize(10, ' ');
-      text.append("  ").append(name).append(command->summary).append("\n");
-    }
+    text += fmt::format("\n{}:\n", group.title);
+    for (const Command* command : group.commands) text += fmt::format("  {:<10}{}\n", command->name, command->summary);
   }
-  text +=
-      "\n"
-      "Which cache:\n"
-      "  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, "
-      "file:///var/lib/flags\n"
-      "  --state PATH   or WHYCACHE_STATE  this machine's state, where reads come from; has a default\n"
-      "  --name NAME    or WHYCACHE_NAME   names the state file in its folder\n"
-      "\n"
-      "Begin:\n"
-      "  export WHYCACHE_LOG=sqlite:///$HOME/try.db\n"
-      "  whycache set greeting hello\n"
-      "  whycache get greeting\n"
-      "\n"
-      "Data goes to standard output, everything else to standard error. - is standard input. Options come after the\n"
-      "command; -- ends them, for keys and values that begin with a dash.\n"
-      "\n"
-      "Exit codes:\n"
-      "  0 done              3 log unreachable           6 conflict               9 limit reached, output not written\n"
-      "  1 not found         4 staler than asked         7 permission            70 bug\n"
-      "  2 usage             5 corrupt, or another log   8 refused without --yes\n";
-  return text;
+  return text + overview_end;
 }
 
 // Help as CLI11 lays it out, with what it cannot know: that what is left over are keys.

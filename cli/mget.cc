@@ -59,17 +59,17 @@ Run prepare(CLI::App& parser) {
 
 const Command mget_command{
     "mget", "print the values of many keys, as of one update",
-    "Prints key, tab, value for each key that is there, in the order asked for, all as of one update id: no update is\n"
-    "seen in part. Keys are arguments, or lines of standard input when the only argument is - or there is none.\n"
-    "\n"
-    "Lines are escaped: \\\\ \\t \\n \\r, and \\xNN for other control characters and bytes that are not UTF-8.",
-    "Examples:\n"
-    "  whycache mget checkout.enabled checkout.limit\n"
-    "  whycache mget --json - < keys.txt                  absent keys have \"value\":null\n"
-    "  whycache keys --null user. | whycache mget --null - > items\n"
-    "\n"
-    "Exit codes: 0 all found, 1 some were not found (the others are printed), 2 a line is not a key,\n"
-    "  3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission",
+    R"(Prints key, tab, value for each key that is there, in the order asked for, all as of one update id: no update is
+seen in part. Keys are arguments, or lines of standard input when the only argument is - or there is none.
+
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8.)",
+    R"(Examples:
+  whycache mget checkout.enabled checkout.limit
+  whycache mget --json - < keys.txt                  absent keys have "value":null
+  whycache keys --null user. | whycache mget --null - > items
+
+Exit codes: 0 all found, 1 some were not found (the others are printed), 2 a line is not a key,
+  3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

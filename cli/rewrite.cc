@@ -104,20 +104,19 @@ Run prepare(CLI::App& parser) {
 
 const Command rewrite_command{
     "rewrite", "put the items as of an update in place of the updates up to it",
-    "Rewrites history: the updates up to a limit are replaced by the items as of it, and the log becomes as small as\n"
-    "what it holds. Prints the base, the id up to which history is rewritten now. No item changes (but see "
-    "--keep-prefix),\n"
-    "all machines go on. May be interrupted anywhere and done again; several may do it at once.\n"
-    "\n"
-    "What is lost is history: times, writers, notes, earlier values. Therefore it wants --yes.",
-    "Examples:\n"
-    "  whycache rewrite                                   says what would be lost, exit code 8\n"
-    "  whycache rewrite --yes\n"
-    "  whycache rewrite --keep-last 1000 --yes\n"
-    "  whycache rewrite --keep-prefix user. --keep-prefix flag. --yes    erases all other keys\n"
-    "\n"
-    "Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer, 5 log or state are damaged,\n"
-    "  6 somebody has rewritten beyond --limit already, 7 permission, 8 --yes is missing, 9 the disk is full",
+    R"(Rewrites history: the updates up to a limit are replaced by the items as of it, and the log becomes as small as
+what it holds. Prints the base, the id up to which history is rewritten now. No item changes (but see --keep-prefix),
+all machines go on. May be interrupted anywhere and done again; several may do it at once.
+
+What is lost is history: times, writers, notes, earlier values. Therefore it wants --yes.)",
+    R"(Examples:
+  whycache rewrite                                   says what would be lost, exit code 8
+  whycache rewrite --yes
+  whycache rewrite --keep-last 1000 --yes
+  whycache rewrite --keep-prefix user. --keep-prefix flag. --yes    erases all other keys
+
+Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer, 5 log or state are damaged,
+  6 somebody has rewritten beyond --limit already, 7 permission, 8 --yes is missing, 9 the disk is full)",
     prepare};
 
 }  // namespace whycache::cli

@@ -58,18 +58,18 @@ Run prepare(CLI::App& parser) {
 
 const Command set_command{
     "set", "set a key to a value",
-    "Sets a key and prints the id of the update. When it returns, the update is durable in the log, every process\n"
-    "of this machine sees it, and every other machine will apply it.",
-    "Examples:\n"
-    "  whycache set checkout.enabled yes\n"
-    "  whycache set --file logo.png logo.png              any bytes\n"
-    "  printf 'a\\0b' | whycache set bytes -               nothing is added or taken away\n"
-    "  whycache set --note 'ticket 4711' checkout.enabled no    seen by `whycache log`\n"
-    "  whycache set -- temperature -5                     -- before what begins with a dash\n"
-    "\n"
-    "Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says whether\n"
-    "  anything may have been written), 5 log or state are damaged, 7 permission, 9 the value is too large or\n"
-    "  the disk is full",
+    R"(Sets a key and prints the id of the update. When it returns, the update is durable in the log, every process
+of this machine sees it, and every other machine will apply it.)",
+    R"(Examples:
+  whycache set checkout.enabled yes
+  whycache set --file logo.png logo.png              any bytes
+  printf 'a\0b' | whycache set bytes -               nothing is added or taken away
+  whycache set --note 'ticket 4711' checkout.enabled no    seen by `whycache log`
+  whycache set -- temperature -5                     -- before what begins with a dash
+
+Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says whether
+  anything may have been written), 5 log or state are damaged, 7 permission, 9 the value is too large or
+  the disk is full)",
     prepare};
 
 }  // namespace whycache::cli

@@ -166,18 +166,17 @@ Run prepare(CLI::App& parser) {
 
 const Command status_command{
     "status", "how far this machine is, and how fresh",
-    "Prints where this machine's state stands: applied id, head of the log and the lag between them; staleness, which\n"
-    "is how long ago a process of this machine asked the log; number of items; digest and chain, which are equal on "
-    "all\n"
-    "machines with the same applied id. Changes nothing, and does without a log that does not answer.",
-    "Examples:\n"
-    "  whycache status\n"
-    "  whycache status --staleness-max 30s --lag-max 100 > /dev/null || echo 'this machine is behind'\n"
-    "  whycache status --json | jq .lag\n"
-    "  whycache status --state /var/lib/whycache/flags.state    without asking the log\n"
-    "\n"
-    "Exit codes: 0 done, 4 staler or further behind than asked, 5 the state is damaged, of another log, or ahead of a\n"
-    "  log that lost updates, 7 permission",
+    R"(Prints where this machine's state stands: applied id, head of the log and the lag between them; staleness, which
+is how long ago a process of this machine asked the log; number of items; digest and chain, which are equal on all
+machines with the same applied id. Changes nothing, and does without a log that does not answer.)",
+    R"(Examples:
+  whycache status
+  whycache status --staleness-max 30s --lag-max 100 > /dev/null || echo 'this machine is behind'
+  whycache status --json | jq .lag
+  whycache status --state /var/lib/whycache/flags.state    without asking the log
+
+Exit codes: 0 done, 4 staler or further behind than asked, 5 the state is damaged, of another log, or ahead of a
+  log that lost updates, 7 permission)",
     prepare};
 
 }  // namespace whycache::cli

@@ -1,8 +1,10 @@
 #include "target.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 
@@ -31,15 +33,13 @@ bool names_a_file(const std::string& state_path) { return !state_path.empty() &&
 
 bool is_in_memory(const Target& target) { return log_url(target).starts_with("memory:"); }
 
-// By which the log is known in states and messages, without opening it. Empty when none is named.
+// By which the log is known in states and messages, without opening it; see open_log.cc. Empty when none is named.
 std::string log_name(const Target& target) {
   if (!names_a_log(target)) return {};
   Url url(log_url(target));
   const std::string instance = url.take_instance();
-  std::string name = url.redacted();
-  if (name.find("instance=") == std::string::npos)
-    name += (name.find('?') == std::string::npos ? '?' : '&') + ("instance=" + instance);
-  return name;
+  const std::string text = url.redacted();
+  return text.substr(0, text.find('?')) + "?instance=" + instance;
 }
 
 std::uint32_t read_mode(const std::string& text) {
@@ -111,7 +111,16 @@ void add_update_bytes_max_option(CLI::App& parser, Target& target) {
       ->type_name("BYTES");
 }
 
-std::string log_url(const Target& target) { return or_environment(target.log, "WHYCACHE_LOG"); }
+std::string log_url(const Target& target) {
+  std::string url = or_environment(target.log, "WHYCACHE_LOG");
+  // What the user is willing to wait is for the log's own locks, too, unless its URL says otherwise.
+  const bool waits_for_locks = url.starts_with("sqlite:") || url.starts_with("file:");
+  if (target.deadline && waits_for_locks && url.find("deadline_ms=") == std::string::npos) {
+    const auto milliseconds = std::clamp<std::int64_t>(target.patience().count(), 1, 3'600'000);
+    url += fmt::format("{}deadline_ms={}", url.find('?') == std::string::npos ? '?' : '&', milliseconds);
+  }
+  return url;
+}
 
 std::unique_ptr<Log> open_log(const Target& target) {
   const std::string url = log_url(target);
@@ -185,9 +194,10 @@ Source::Source(const std::string& state_path, const Target& target) {
 
 void Source::take_state_file(std::unique_ptr<State> state) {
   if (!state->usable()) {
-    throw Failure(ExitCode::corrupt,
+    const bool there = ::access(state->path().c_str(), F_OK) == 0;
+    throw Failure(there ? ExitCode::corrupt : ExitCode::usage,
                   fmt::format("no state that can be used: path={} reason=\"{}\"", state->path(), state->why_unusable()),
-                  "name another file, or give --log URL so that it can be made anew");
+                  "name another file, or give --log URL so that it can be made");
   }
   state_ = std::move(state);
 }

@@ -56,14 +56,14 @@ Run prepare(CLI::App& parser) {
 
 const Command update_command{
     "update", "apply what the log has to this machine's state",
-    "Applies what the log has beyond the applied id and prints the applied id. All processes of this machine see it.",
-    "Examples:\n"
-    "  whycache update\n"
-    "  id=$(whycache set a 1)                             on one machine\n"
-    "  whycache update --at-least $id --deadline 30s      on another: returns when it has it\n"
-    "\n"
-    "Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time, 5 the log is damaged (the\n"
-    "  state stays where it is), 7 permission, 9 the disk is full",
+    R"(Applies what the log has beyond the applied id and prints the applied id. All processes of this machine see it.)",
+    R"(Examples:
+  whycache update
+  id=$(whycache set a 1)                             on one machine
+  whycache update --at-least $id --deadline 30s      on another: returns when it has it
+
+Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time, 5 the log is damaged (the
+  state stays where it is), 7 permission, 9 the disk is full)",
     prepare};
 
 }  // namespace whycache::cli

@@ -75,15 +75,15 @@ Run prepare(CLI::App& parser) {
 
 }  // namespace
 
-const Command version_command{"version", "versions of the program, its formats and libraries",
-                              "Prints the version of whycache, of the formats it reads and writes, the logs that are "
-                              "compiled in, and the libraries\n"
-                              "in use. Please put it into a bug report.",
-                              "Examples:\n"
-                              "  whycache version\n"
-                              "  whycache version --json | jq -r .version\n"
-                              "\n"
-                              "Exit codes: 0 done",
-                              prepare};
+const Command version_command{
+    "version", "versions of the program, its formats and libraries",
+    R"(Prints the version of whycache, of the formats it reads and writes, the logs that are compiled in, and the libraries
+in use. Please put it into a bug report.)",
+    R"(Examples:
+  whycache version
+  whycache version --json | jq -r .version
+
+Exit codes: 0 done)",
+    prepare};
 
 }  // namespace whycache::cli

@@ -138,7 +138,7 @@ class Cache::Impl {
     try {
       return read(from);
     } catch (const Error& error) {
-      if (error.kind() == ErrorKind::corrupt) link().note_damage();
+      if (error.kind() == ErrorKind::corrupt) note_damage();
       throw;
     }
   }
@@ -163,6 +163,13 @@ class Cache::Impl {
     throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
   }
 
+  void note_damage() noexcept {
+    try {
+      link().note_damage();
+    } catch (const std::exception&) {  // the damage is what the reader has to hear of
+    }
+  }
+
   std::unique_ptr<State> open_state() const {
     try {
       return State::open(state_options(options_, place_.path));
@@ -177,8 +184,8 @@ class Cache::Impl {
     Log& log = reopened ? *reopened : of_parent->link.log;
     auto mine = std::make_unique<ProcessLife>(*state_, log, std::move(reopened), options_, tally_);
     ProcessLife* present = of_parent;
-    if (!life_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel))
-      return *present;  // another thread did
+    // Of several threads one makes it.
+    if (!life_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel)) return *present;
     leave_to_parent(of_parent);
     return *mine.release();
   }

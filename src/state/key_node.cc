@@ -9,11 +9,14 @@ namespace whycache {
 namespace {
 
 KeyChild child_number(NodeOffset child) {
-  if (child % key_child_unit != 0 || child / key_child_unit > UINT32_MAX) throw_damaged_keys(child, "a child out of place");
+  if (child % key_child_unit != 0 || child / key_child_unit > UINT32_MAX)
+    throw_damaged_keys(child, "a child out of place");
   return static_cast<KeyChild>(child / key_child_unit);
 }
 
-void write_header(char* to, const KeyNodeHeader& header) { std::memcpy(to + sizeof(NodeHeader), &header, sizeof header); }
+void write_header(char* to, const KeyNodeHeader& header) {
+  std::memcpy(to + sizeof(NodeHeader), &header, sizeof header);
+}
 
 // Copies a node part by part: stretches of old keys, and new ones between them.
 class NodeCopy {
@@ -97,8 +100,9 @@ class Source {
 }  // namespace
 
 void throw_damaged_keys(NodeOffset node, const char* what) {
-  throw Error(ErrorKind::corrupt, "state file damaged: key node with " + std::string(what) + ": offset=" +
-                                      std::to_string(node) + " (delete the state file, it will be built anew from the log)");
+  throw Error(ErrorKind::corrupt, "state file damaged: key node with " + std::string(what) +
+                                      ": offset=" + std::to_string(node) +
+                                      " (delete the state file, it will be built anew from the log)");
 }
 
 void write_key_node(char* to, unsigned level, std::span<const std::string_view> keys,

@@ -102,9 +102,9 @@ inline std::size_t shared_bytes(std::string_view a, std::string_view b) {
 
 // Where a key belongs among those of a node.
 struct KeyPlace {
-  unsigned index;     // how many keys are less
-  bool is_there;      // the key at `index` is equal
-  bool has_prefix;    // it begins with the prefix of the node
+  unsigned index;   // how many keys are less
+  bool is_there;    // the key at `index` is equal
+  bool has_prefix;  // it begins with the prefix of the node
 };
 
 inline void prefetch_node(const char* node) {
@@ -119,7 +119,8 @@ inline void prefetch_node(const NodeReader& nodes, NodeOffset offset) {
 // Error corrupt. Views into it are good until the node is changed.
 class KeyNode {
  public:
-  // `level_max` bounds the level; the root's is at most keys_level_max, a child's is exactly one less than its parent's.
+  // `level_max` bounds the level; the root's is at most keys_level_max, a child's is exactly one less than its
+  // parent's.
   KeyNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly) : offset_(offset) {
     std::size_t readable = 0;
     data_ = reinterpret_cast<const char*>(nodes.node(offset, readable));
@@ -150,7 +151,8 @@ class KeyNode {
   Range range(std::size_t i) const {
     const std::size_t begin = i == 0 ? 0 : end_of(i - 1);
     const std::size_t end = end_of(i);
-    if (begin > end || end > suffix_bytes_max_) [[unlikely]] damaged("a suffix beyond its end");
+    if (begin > end || end > suffix_bytes_max_) [[unlikely]]
+      damaged("a suffix beyond its end");
     return {begin, end};
   }
   std::string_view suffix(std::size_t i) const {
@@ -159,7 +161,8 @@ class KeyNode {
   }
   std::size_t suffix_bytes() const {
     const std::size_t bytes = count() == 0 ? 0 : end_of(count() - 1);
-    if (bytes > suffix_bytes_max_) [[unlikely]] damaged("suffixes beyond its end");
+    if (bytes > suffix_bytes_max_) [[unlikely]]
+      damaged("suffixes beyond its end");
     return bytes;
   }
   NodeOffset child(std::size_t i) const {
@@ -167,9 +170,7 @@ class KeyNode {
   }
 
   // All of its bytes.
-  std::size_t bytes() const {
-    return key_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes());
-  }
+  std::size_t bytes() const { return key_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes()); }
   // What the store made of it.
   std::size_t size_class() const {
     const auto size_class = static_cast<std::uint8_t>(data_[offsetof(NodeHeader, size_class)]);
@@ -238,7 +239,8 @@ class KeyNode {
 
 // --- Writing nodes. `to` has room for the result; the store's header in it stays as it is. ---
 
-// Writes a node of these keys, which all begin with the first `prefix_bytes` of the first; in a leaf `children` is empty.
+// Writes a node of these keys, which all begin with the first `prefix_bytes` of the first; in a leaf `children` is
+// empty.
 void write_key_node(char* to, unsigned level, std::span<const std::string_view> keys,
                     std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted);
 

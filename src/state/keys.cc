@@ -18,7 +18,7 @@ class Scratch {
  public:
   std::string_view keep(std::string_view front, std::string_view back = {}) {
     const std::size_t bytes = front.size() + back.size();
-    if (bytes > left_) grow(bytes);
+    if (bytes > left_) grow();
     char* const begin = next_;
     std::copy(front.begin(), front.end(), begin);
     std::copy(back.begin(), back.end(), begin + front.size());
@@ -37,7 +37,7 @@ class Scratch {
   static constexpr std::size_t block_bytes = std::size_t{64} << 10;
   static_assert(block_bytes >= key_bytes_max);
 
-  void grow(std::size_t) {
+  void grow() {
     blocks_.push_back(std::make_unique_for_overwrite<char[]>(block_bytes));
     next_ = blocks_.back().get();
     left_ = block_bytes;
@@ -172,8 +172,7 @@ class KeysWriter::Work {
     keys_.insert(keys_.end(), old, old_keys_.end());
     const std::size_t first = new_keys_.front().index;
     const bool together = new_keys_.back().index == first;
-    lay_out(0, keys_, {}, together ? run_of(first, new_keys_.size(), keys_.size(), leaf.last_inserted()) : Run(),
-            out);
+    lay_out(0, keys_, {}, together ? run_of(first, new_keys_.size(), keys_.size(), leaf.last_inserted()) : Run(), out);
     retired_.push_back(leaf.offset());
     gathered_.clear();
   }
@@ -328,7 +327,8 @@ class KeysWriter::Work {
       if (merged.size() > 1) {
         for (Piece& piece : merged) piece.bytes = unchanged_bytes;  // it cannot get better
       }
-      list.erase(list.begin() + static_cast<std::ptrdiff_t>(left), list.begin() + static_cast<std::ptrdiff_t>(left + 2));
+      list.erase(list.begin() + static_cast<std::ptrdiff_t>(left),
+                 list.begin() + static_cast<std::ptrdiff_t>(left + 2));
       list.insert(list.begin() + static_cast<std::ptrdiff_t>(left), merged.begin(), merged.end());
       i = left;
     }
@@ -357,7 +357,9 @@ class KeysWriter::Work {
   // Puts inner nodes on top until there is one root.
   NodeOffset raise(std::vector<Piece>& top, unsigned level) {
     while (top.size() > 1) {
-      if (++level > keys_level_max) throw Error(ErrorKind::limit, "key index too high: levels_max=" + std::to_string(keys_level_max));
+      if (++level > keys_level_max) {
+        throw Error(ErrorKind::limit, "key index too high: keys_level_max=" + std::to_string(keys_level_max));
+      }
       const std::vector<Piece> list = std::move(top);
       top.clear();
       lay_out(level, list, {list.size() - 2, list.size() - 2}, top);
@@ -393,20 +395,20 @@ class KeysWriter::Work {
     return {own, reinterpret_cast<char*>(nodes_.writable(own))};
   }
 
-  bool wants_merging(const Piece& piece) const {
-    return what_ == What::erase && piece.bytes < key_node_bytes_min;
-  }
+  bool wants_merging(const Piece& piece) const { return what_ == What::erase && piece.bytes < key_node_bytes_min; }
 
   // Adds all keys of a node, whole.
   void gather(const KeyNode& node, std::vector<std::string_view>& keys) {
     const std::string_view prefix = node.prefix();
     for (unsigned i = 0; i < node.count(); ++i) {
       const std::string_view suffix = node.suffix(i);
-      if (prefix.size() + suffix.size() > key_bytes_max) node.damaged("a key too long");
+      const std::size_t bytes = prefix.size() + suffix.size();
+      if (bytes == 0 || bytes > key_bytes_max) node.damaged("a key of a wrong size");
       keys.push_back(gathered_.keep(prefix, suffix));
     }
   }
-  // Adds all children of an inner node, the first with `separator`. One that had no neighbour could not be merged before.
+  // Adds all children of an inner node, the first with `separator`. One that had no neighbour could not be merged
+  // before.
   void gather(const KeyNode& node, std::string_view separator, std::vector<Piece>& list) {
     old_keys_.clear();
     gather(node, old_keys_);
@@ -445,8 +447,9 @@ class KeysWriter::Work {
     shared_.assign(1, 0);
     for (std::size_t i = 1; i < keys.size(); ++i) {
       const std::size_t shared = shared_bytes(keys[i - 1], keys[i]);
-      if (shared == keys[i].size() || (shared < keys[i - 1].size() && static_cast<unsigned char>(keys[i - 1][shared]) >=
-                                                                          static_cast<unsigned char>(keys[i][shared]))) {
+      if (shared == keys[i].size() ||
+          (shared < keys[i - 1].size() &&
+           static_cast<unsigned char>(keys[i - 1][shared]) >= static_cast<unsigned char>(keys[i][shared]))) {
         throw_damaged_keys(0, "keys out of order");
       }
       shared_.push_back(static_cast<std::uint16_t>(shared));
@@ -480,32 +483,34 @@ class KeysWriter::Work {
     if (cut > first && cut - first <= seen && key_node_fits(cut - first, sizes_[cut - first - 1].bytes)) {
       return std::min(cut - first, most);
     }
-    std::size_t low;
-    std::size_t high;
-    std::size_t best;
     // What one key takes, most of which is the header and the prefix, is in both halves.
     const std::size_t halves = sizes_.back().bytes + sizes_.front().bytes;
     const bool two = seen == left && (left < keys_per_large_node || halves <= 2 * filled(node_bytes_of(0)));
     if (two && cut <= first) {
-      const std::size_t half = halves / 2;
-      best = static_cast<std::size_t>(
-          std::partition_point(sizes_.begin(), sizes_.end(), [&](const Size& size) { return size.bytes < half; }) -
-          sizes_.begin());
-      low = best - best / 8;
-      high = best + best / 8;
-    } else {
-      high = best = count_filled();
-      low = best - best / 8;
+      const auto middle =
+          std::partition_point(sizes_.begin(), sizes_.end(), [&](const Size& size) { return size.bytes < halves / 2; });
+      const auto count = static_cast<std::size_t>(middle - sizes_.begin());
+      return count_with_short_separator(level, keys, first, count, std::min(count + count / 8, most));
     }
-    high = std::clamp<std::size_t>(high, 1, most);
+    const std::size_t count = std::min(count_filled(), most);
+    return count_with_short_separator(level, keys, first, count, count);
+  }
+
+  // About `wanted`, `high` at most, but so that the separator behind it is short: that makes inner nodes small, and
+  // prefixes long.
+  std::size_t count_with_short_separator(unsigned level, Keys keys, std::size_t first, std::size_t wanted,
+                                         std::size_t high) const {
+    high = std::max<std::size_t>(high, 1);
     while (!key_node_fits(high, sizes_[high - 1].bytes)) --high;  // one key always fits
-    low = std::clamp<std::size_t>(low, 1, high);
-    best = std::clamp(best, low, high);
+    wanted = std::clamp<std::size_t>(wanted, 1, high);
     const auto separator_bytes = [&](std::size_t count) {
       return level == 0 ? std::size_t{shared_[first + count]} : keys[first + count].size();
     };
-    for (std::size_t count = low; count <= high; ++count) {
-      if (separator_bytes(count) < separator_bytes(best)) best = count;
+    // From the wanted one outwards, so that of equals the nearest is taken.
+    std::size_t best = wanted;
+    for (std::size_t step = 1; step <= wanted / 8; ++step) {
+      if (wanted + step <= high && separator_bytes(wanted + step) < separator_bytes(best)) best = wanted + step;
+      if (separator_bytes(wanted - step) < separator_bytes(best)) best = wanted - step;
     }
     return best;
   }
@@ -545,9 +550,9 @@ class KeysWriter::Work {
 
   NodeStore& nodes_;
   What what_ = What::insert;
-  std::vector<NodeOffset> retired_;                // told to the store when everything went well
-  std::array<Level, keys_level_max + 1> levels_;   // [level - 1]; the last one is for what becomes of the root
-  Scratch separators_;                             // of pieces
+  std::vector<NodeOffset> retired_;               // told to the store when everything went well
+  std::array<Level, keys_level_max + 1> levels_;  // [level - 1]; the last one is for what becomes of the root
+  Scratch separators_;                            // of pieces
   // What a node is being made of. Not in use while one of its children is being changed.
   Scratch gathered_;
   std::vector<std::string_view> old_keys_;
@@ -555,7 +560,7 @@ class KeysWriter::Work {
   std::vector<NodeOffset> children_;
   std::vector<NewKey> new_keys_;
   std::vector<std::size_t> gone_;
-  std::vector<std::uint16_t> shared_;              // with the key before
+  std::vector<std::uint16_t> shared_;  // with the key before
   std::vector<Size> sizes_;
 };
 
@@ -639,8 +644,7 @@ void KeysCursor::next_leaf(std::string_view last) {
   if (level > height_) return;
   Step& fork = path_[level - 1];
   ++fork.child;
-  const NodeOffset child =
-      key_child_unit * load_little_endian<KeyChild>(fork.children + fork.child * sizeof(KeyChild));
+  const NodeOffset child = key_child_unit * load_little_endian<KeyChild>(fork.children + fork.child * sizeof(KeyChild));
   KeyNode node = KeyNode::at(nodes_, child, level - 1);
   while (!node.is_leaf()) {
     path_[node.level() - 1] = {node.data() + node.children_at(), 0, node.count()};
@@ -670,15 +674,17 @@ void KeysCursor::enter(const KeyNode& leaf, unsigned index) {
 inline void KeysCursor::take_suffix() {
   const std::size_t begin = end_;
   end_ = load_little_endian<KeyEnd>(ends_ + index_ * sizeof(KeyEnd));
-  if (begin > end_ || end_ > suffix_bytes_max_ || prefix_bytes_ + end_ - begin > key_bytes_max) [[unlikely]] {
-    throw_damaged_keys(leaf_, "a suffix beyond its end");
+  const std::size_t key_bytes = prefix_bytes_ + end_ - begin;  // huge if end_ < begin
+  if (end_ > suffix_bytes_max_ || key_bytes == 0 || key_bytes > key_bytes_max) [[unlikely]] {
+    throw_damaged_keys(leaf_, "a key of a wrong size");
   }
   suffix_ = {suffixes_ + begin, end_ - begin};
   head_ = head_in_node(suffix_.data(), suffix_.size());
 }
 
 inline void KeysCursor::check_ascends(std::string_view before, std::uint64_t head) const {
-  if (head_ > head || (head_ == head && compare_behind_heads(before, suffix_) < 0)) [[likely]] return;
+  if (head_ > head || (head_ == head && compare_behind_heads(before, suffix_) < 0)) [[likely]]
+    return;
   throw_damaged_keys(leaf_, "keys out of order");
 }
 
@@ -753,7 +759,8 @@ class Walk {
     for (unsigned i = 0; i <= node.count(); ++i) {
       begin.swap(end);
       if (i < node.count()) end = key(node, i);
-      walk(KeyNode::at(nodes_, node.child(i), node.level() - 1), i == 0 ? low : &begin, i == node.count() ? high : &end);
+      walk(KeyNode::at(nodes_, node.child(i), node.level() - 1), i == 0 ? low : &begin,
+           i == node.count() ? high : &end);
     }
   }
 

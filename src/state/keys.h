@@ -21,7 +21,8 @@
 //
 // A key is the prefix and its suffix, 1 to key_bytes_max bytes. In a leaf these are the keys of the tree. In an inner
 // node they separate the children: all keys under children[i] are less than key i, all under children[i + 1] at or
-// above it. A separator is as short as its neighbours allow, and need not be a key of the tree. All leaves have level 0.
+// above it. A separator is as short as its neighbours allow, and need not be a key of the tree. All leaves have level
+// 0.
 //
 // Nodes are of the smallest size class that holds them, and all stand at multiples of 1024. A node over 1 KiB has
 // less than keys_per_large_node keys: larger classes are for long keys only.
@@ -70,8 +71,9 @@ class KeysWriter {
 };
 
 // A place in a tree. It believes nothing it reads: every offset, count and length is compared with the bytes of
-// the node, and every key with the one before it. So it never reads beyond a node, gives keys in ascending order only, and
-// comes to an end, whatever the bytes are; a damaged tree gives Error corrupt or wrong keys. After an Error it is at the end.
+// the node, and every key with the one before it. So it never reads beyond a node, gives keys in ascending order only,
+// and comes to an end, whatever the bytes are; a damaged tree gives Error corrupt or wrong keys. After an Error it is
+// at the end.
 class KeysCursor {
  public:
   explicit KeysCursor(const NodeReader& nodes) : nodes_(nodes) {}
@@ -114,9 +116,9 @@ class KeysCursor {
   std::uint32_t count_ = 0;
   std::uint32_t prefix_bytes_ = 0;
   std::uint32_t index_ = 0;
-  std::uint32_t end_ = 0;         // of the suffix that the cursor stands on
-  std::string_view suffix_;       // in the node
-  std::uint64_t head_ = 0;        // of the suffix
+  std::uint32_t end_ = 0;    // of the suffix that the cursor stands on
+  std::string_view suffix_;  // in the node
+  std::uint64_t head_ = 0;   // of the suffix
   std::uint32_t key_bytes_ = 0;
   std::array<char, key_bytes_max + 16> key_;  // the prefix and the suffix; room for copying a bit more
   std::vector<char> batch_;

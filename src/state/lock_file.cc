@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t page_bytes = 4096;
 constexpr std::uint64_t row_lock_offset = 4096;   // of the OFD byte of row 0
-constexpr std::size_t spare_slots_max = 4;        // kept for the next view; more are given back
+constexpr std::size_t spare_slots_max = 4;        // kept for the next view while there are plenty; more are given back
 
 static_assert(sizeof(LockFileHeader) <= page_bytes);
 
@@ -29,6 +29,8 @@ std::size_t file_bytes_for(std::uint32_t slots) {
 Error not_a_lock_file(const std::string& path) {
   return Error(ErrorKind::corrupt, "not a whycache lock file: path=" + path + " (if no process uses the state, delete it)");
 }
+
+bool is_same_file(const struct stat& one, const struct stat& other) { return one.st_ino == other.st_ino && one.st_dev == other.st_dev; }
 
 // Makes the file whole under another name and links it into place, so that nobody ever sees half of one.
 void make_file(const std::string& path, std::uint32_t mode, std::uint32_t slots) {
@@ -72,7 +74,12 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
     throw Error(ErrorKind::invalid, "lock file belongs to another user: path=" + path_ + " owner=" + std::to_string(status.st_uid) +
                                         " (choose another place, or give state_mode a group)", EPERM);
   }
-  void* mapped = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
+  // Through an open file of its own: a mapping keeps the open file it came from alive, and with it its locks, in forked children too.
+  const FileDescriptor mappable = open_file(path_, O_RDWR);
+  struct stat mappable_status;
+  if (::fstat(mappable.number(), &mappable_status) != 0) throw system_error("cannot stat lock file", path_, errno);
+  if (!is_same_file(mappable_status, status)) throw Error(ErrorKind::unavailable, "lock file was replaced while it was opened: path=" + path_);
+  void* mapped = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, mappable.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map lock file", path_, errno);
   mapped_ = static_cast<std::byte*>(mapped);
   header_ = reinterpret_cast<LockFileHeader*>(mapped_);
@@ -91,9 +98,11 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
     header_->asked_at_ns.store(0, std::memory_order_relaxed);
     header_->boot.store(boot, std::memory_order_release);
   }
+  register_fork_listener(this);
 }
 
 LockFile::~LockFile() {
+  unregister_fork_listener(this);
   for (ReaderSlot* slot : spare_) slot->owner.store(0, std::memory_order_release);
   if (mapped_ != nullptr) ::munmap(mapped_, mapped_bytes_);
 }
@@ -101,8 +110,7 @@ LockFile::~LockFile() {
 void LockFile::check_in_place() const {
   struct stat ours;
   struct stat there;
-  if (::fstat(file_.number(), &ours) == 0 && ::stat(path_.c_str(), &there) == 0 && ours.st_ino == there.st_ino &&
-      ours.st_dev == there.st_dev) {
+  if (::fstat(file_.number(), &ours) == 0 && ::stat(path_.c_str(), &there) == 0 && is_same_file(ours, there)) {
     return;
   }
   throw Error(ErrorKind::corrupt, "lock file was removed or replaced while in use: path=" + path_ +
@@ -168,7 +176,8 @@ ReaderSlot* LockFile::claim_slot() {
 void LockFile::release_slot(ReaderSlot* slot) noexcept {
   slot->pinned_id.store(0, std::memory_order_release);
   const std::lock_guard guard(mutex_);
-  if (spare_.size() < spare_slots_max) {
+  const bool plenty = header_->slots_end.load(std::memory_order_relaxed) <= slot_count_ / 2;
+  if (spare_.size() < spare_slots_max && plenty) {
     try {
       spare_.push_back(slot);
       return;
@@ -276,8 +285,13 @@ void LockFile::after_fork_in_child() noexcept {
   do {
     number = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   } while (number < 0 && errno == EINTR);
-  file_.close();
-  file_ = FileDescriptor(number);
+  FileDescriptor own(number);
+  struct stat ours;
+  struct stat parents;
+  // Another file by now: its locks would have nothing to do with the slots that are mapped.
+  const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 && ::fstat(file_.number(), &parents) == 0 && is_same_file(ours, parents);
+  if (!same) own.close();
+  file_ = std::move(own);
 }
 
 }  // namespace whycache

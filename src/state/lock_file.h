@@ -22,6 +22,7 @@
 #include <whycache/types.h>
 
 #include "base/file.h"
+#include "base/fork_watch.h"
 #include "state/state.h"
 
 namespace whycache {
@@ -57,7 +58,7 @@ struct alignas(64) ReaderSlot {
 static_assert(sizeof(ReaderSlot) == 64);
 
 // One process's opening of the lock file (one per State). Safe from any number of threads.
-class LockFile {
+class LockFile final : public ForkListener {
  public:
   // Opens or makes the file at `path`. The caller makes sure that one process at a time makes it (it is put in place whole).
   LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count);
@@ -84,12 +85,13 @@ class LockFile {
   std::vector<ReaderSlotInfo> slots_taken();
   std::vector<ReaderSlotInfo> processes();
 
-  // See ForkListener. In a child: a file of its own, and none of the parent's slots.
-  void before_fork() noexcept { mutex_.lock(); }
-  void after_fork_in_parent() noexcept { mutex_.unlock(); }
-  void after_fork_in_child() noexcept;
-
  private:
+  // See ForkListener; a LockFile lives as long as any view, so it may outlive its State. In a child: a file of its own, and none of the
+  // parent's slots. If it cannot be opened again, every lock is an Error.
+  void before_fork() noexcept override { mutex_.lock(); }
+  void after_fork_in_parent() noexcept override { mutex_.unlock(); }
+  void after_fork_in_child() noexcept override;
+
   void claim_row();
   bool is_row_alive(std::uint32_t row);
   // Frees the slots of the row's dead owner. False if it lives.

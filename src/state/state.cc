@@ -61,14 +61,11 @@ struct State::Inner final : ForkListener {
 
   void before_fork() noexcept override {
     switch_mutex.lock();
-    lock_file->before_fork();
   }
   void after_fork_in_parent() noexcept override {
-    lock_file->after_fork_in_parent();
     switch_mutex.unlock();
   }
   void after_fork_in_child() noexcept override {
-    lock_file->after_fork_in_child();
     switch_mutex.unlock();
     // Some other thread of the parent may have held these, and what they stood for is the parent's.
     for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;

@@ -7,13 +7,11 @@ A test that needs what it does not get (root, a mount) is skipped and says so.
 
 import base64
 import contextlib
-import errno
 import json
 import os
 import pathlib
 import pty
 import random
-import re
 import shutil
 import signal
 import sqlite3
@@ -272,13 +270,12 @@ class Freshness(CliTest):
         self.machine.fails("usage", "get", "a", env={"WHYCACHE_LOG": None, "WHYCACHE_STATE": None}, says="--log")
 
     def test_a_log_that_does_not_answer(self):
-        log = self.log + "?deadline_ms=200"
-        machine = Machine(self, self.folder, log)
+        machine = self.machine
         machine.ok("set", "a", "1")
         holder = sqlite3.connect(self.database, isolation_level=None)
         self.addCleanup(holder.close)
         holder.execute("BEGIN EXCLUSIVE")
-        patience = ("--deadline", "500ms")
+        patience = ("--deadline", "200ms")
         self.assertEqual(machine.ok("get", "a", *patience).out, b"1")
         machine.fails("unreachable", "get", "a", "--update", *patience, says="flags.db")
         machine.fails("stale", "get", "a", "--staleness-max", "1ns", *patience)
@@ -536,7 +533,7 @@ class Following(CliTest):
         self.assertEqual(follower.returncode, 0)
 
     def test_follow_goes_on_when_the_log_does_not_answer(self):
-        machine = Machine(self, self.folder, self.log + "?deadline_ms=100")
+        machine = self.machine
         machine.ok("set", "a", "1")
         follower = machine.start("follow", "--interval", "20ms", "--deadline", "100ms")
         holder = sqlite3.connect(self.database, isolation_level=None)
@@ -834,6 +831,10 @@ class Inspect(CliTest):
         self.assertEqual(self.machine.ok("inspect", copy, "--json", env=nowhere).json["items"], 1)
         self.assertEqual(self.machine.ok("inspect", copy, "--json").json["state"], copy)
         self.assertEqual(self.machine.ok("get", "a", "--state", copy, env=nowhere).out, b"1")
+
+    def test_a_file_that_is_not_there(self):
+        self.machine.fails("usage", "inspect", f"{self.folder}/absent.state", says=["absent.state", "next: "])
+        self.assertNotIn("absent.state", os.listdir(self.folder))
 
     def test_who_holds_a_view(self):
         self.machine.ok("import", "-", stdin=b"".join(b"key%05d\t%s\n" % (i, b"x" * 100) for i in range(5_000)))

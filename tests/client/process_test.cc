@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "client/fleet.h"
+#include "support/seed.h"
 
 namespace whycache::testing {
 namespace {
@@ -131,6 +132,37 @@ TEST_P(Processes, a_writer_that_is_killed_blocks_nobody_and_tears_nothing) {
     ASSERT_GE(watcher.applied_id(), id);
   }
   watcher.update();
+  EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
+}
+
+TEST(ProcessesKilled, a_half_applied_update_is_taken_back_and_that_is_told) {
+  Fleet fleet("file");
+  Events events;
+  Options options;
+  options.on_event = events.listener();
+  options.update_bytes_max = 8U << 20;
+  Cache watcher = fleet.open("berlin", options);
+  watcher.set("n", "0");
+  std::mt19937 random(static_cast<unsigned>(test_seed()));
+  SCOPED_TRACE(seed_note());
+  int rounds = 0;
+  while (watcher.counters().recoveries == 0 && rounds < 150) {
+    ++rounds;
+    Child follower([&] {
+      Cache cache = fleet.open("berlin", options);
+      std::map<std::string, std::string> batch;
+      for (int i = 0; i < 20000; ++i) batch["key" + std::to_string(i)] = std::to_string(rounds);
+      cache.set_multi(batch);
+    });
+    std::this_thread::sleep_for(std::chrono::microseconds(5000 + random() % 50000));
+    follower.kill_and_wait();
+    const View view = watcher.view();
+    const auto first = view.get("key0");
+    for (int i = 0; i < 20000; i += 97) ASSERT_EQ(view.get("key" + std::to_string(i)), first) << "half an update";
+    watcher.set("n", std::to_string(rounds));
+  }
+  std::printf("rounds=%d recoveries=%llu\n", rounds, static_cast<unsigned long long>(watcher.counters().recoveries));
+  EXPECT_EQ(events.count(Event::Kind::recovered), static_cast<int>(watcher.counters().recoveries));
   EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
 }
 

@@ -160,17 +160,30 @@ TEST(Keys, of_all_lengths_from_1_to_the_maximum_are_kept) {
 TEST(Keys, without_a_byte_or_with_too_many_are_refused) {
   Tree tree;
   tree.insert("a");
-  expect_error(ErrorKind::invalid, [&] { tree.insert(""); }, "bytes=0");
-  expect_error(ErrorKind::invalid, [&] { tree.insert(std::string(key_bytes_max + 1, 'x')); }, "bytes=1025");
-  expect_error(ErrorKind::invalid, [&] { tree.erase(""); }, "bytes=0");
+  expect_error(
+      ErrorKind::invalid, [&] { tree.insert(""); }, "bytes=0");
+  expect_error(
+      ErrorKind::invalid, [&] { tree.insert(std::string(key_bytes_max + 1, 'x')); }, "bytes=1025");
+  expect_error(
+      ErrorKind::invalid, [&] { tree.erase(""); }, "bytes=0");
   tree.expect_sound();
 }
 
 TEST(Keys, that_are_not_in_ascending_order_are_refused) {
   MemoryNodes nodes;
   KeysWriter writer(nodes);
-  expect_error(ErrorKind::invalid, [&] { writer.insert_sorted(0, std::vector<std::string_view>{"b", "a"}); }, "index=1");
-  expect_error(ErrorKind::invalid, [&] { writer.insert_sorted(0, std::vector<std::string_view>{"a", "a"}); }, "index=1");
+  expect_error(
+      ErrorKind::invalid,
+      [&] {
+        writer.insert_sorted(0, std::vector<std::string_view>{"b", "a"});
+      },
+      "index=1");
+  expect_error(
+      ErrorKind::invalid,
+      [&] {
+        writer.insert_sorted(0, std::vector<std::string_view>{"a", "a"});
+      },
+      "index=1");
   EXPECT_EQ(nodes.allocation_count(), 0u);
 }
 
@@ -265,23 +278,17 @@ class KeyMaker {
   }
   std::string make(Shape shape) {
     switch (shape) {
-      case Shape::tiny:
-        return bytes(1 + below(3));
-      case Shape::numbers:
-        return number_key(below(30'000));
-      case Shape::long_random:
-        return bytes(2) + std::string(key_bytes_max - 2 - below(200), 'x');
-      case Shape::long_prefix:
-        return std::string(300 + 200 * below(4), 'p') + bytes(1 + below(4));
+      case Shape::tiny: return bytes(1 + below(3));
+      case Shape::numbers: return number_key(below(30'000));
+      case Shape::long_random: return bytes(2) + std::string(key_bytes_max - 2 - below(200), 'x');
+      case Shape::long_prefix: return std::string(300 + 200 * below(4), 'p') + bytes(1 + below(4));
       case Shape::two_bytes: {
         std::string key = below(2) == 0 ? "\x00"s : "\xff"s;
         for (std::size_t more = below(40); more > 0; --more) key.push_back(below(2) == 0 ? '\x00' : '\xff');
         return key;
       }
-      case Shape::nested:
-        return std::string(1 + below(key_bytes_max), 'n');
-      case Shape::mixed:
-        return make(static_cast<Shape>(below(6)));
+      case Shape::nested: return std::string(1 + below(key_bytes_max), 'n');
+      case Shape::mixed: return make(static_cast<Shape>(below(6)));
     }
     return "?";
   }
@@ -544,7 +551,8 @@ TEST(KeysSpace, is_given_back_when_keys_are_erased_at_random) {
     const std::size_t full_height = tree.shape().height;
 
     for (std::size_t i = 0; i < 90'000; i += 1000) {
-      const Keys gone(keys.begin() + static_cast<std::ptrdiff_t>(i), keys.begin() + static_cast<std::ptrdiff_t>(i + 1000));
+      const Keys gone(keys.begin() + static_cast<std::ptrdiff_t>(i),
+                      keys.begin() + static_cast<std::ptrdiff_t>(i + 1000));
       if (in_batches) {
         tree.erase_sorted(gone);
       } else {
@@ -602,10 +610,14 @@ TEST(KeysFormat, of_a_leaf_is_as_documented) {
   Tree tree;
   tree.insert_sorted({"user:1", "user:12", "user:3"});
 
-  EXPECT_EQ(bytes_of(tree.nodes, tree.root),
-            "\x00\x00\x03\x00\x05\x00\x02\x00"  // level, -, 3 keys, 5 bytes of prefix, the last one inserted was number 2
-            "\x01\x00\x03\x00\x04\x00"          // ends
-            "user:" "1" "12" "3"s);
+  EXPECT_EQ(
+      bytes_of(tree.nodes, tree.root),
+      "\x00\x00\x03\x00\x05\x00\x02\x00"  // level, -, 3 keys, 5 bytes of prefix, the last one inserted was number 2
+      "\x01\x00\x03\x00\x04\x00"          // ends
+      "user:"
+      "1"
+      "12"
+      "3"s);
 }
 
 TEST(KeysFormat, of_an_inner_node_is_as_documented) {
@@ -619,7 +631,9 @@ TEST(KeysFormat, of_an_inner_node_is_as_documented) {
             "\x01\x00\x02\x00\x01\x00\xff\xff"                  // level, -, 2 keys, 1 byte of prefix, -
             "\x01\x00\x02\x00"                                  // ends
             "\x01\x00\x00\x00\x02\x00\x00\x00\x45\x23\x01\x00"  // children
-            "a" "a" "b"s);
+            "a"
+            "a"
+            "b"s);
 }
 
 // --- Damage ---
@@ -694,7 +708,8 @@ class KeysDamage : public ::testing::Test {
     std::vector<NodeOffset> inner;
     for (int i = 0; i < 3; ++i) {
       std::vector<NodeOffset> leaves;
-      for (int j = 0; j < 4; ++j) leaves.push_back(leaf("user:" + std::string(1, digit(i)) + digit(j), i == 1 && j == 2));
+      for (int j = 0; j < 4; ++j)
+        leaves.push_back(leaf("user:" + std::string(1, digit(i)) + digit(j), i == 1 && j == 2));
       inner.push_back(node(1, {separator(i, 1), separator(i, 2), separator(i, 3)}, leaves, 6));
     }
     tree_.root = node(2, {separator(1, 0), separator(2, 0)}, inner, 5);
@@ -862,8 +877,10 @@ TEST(KeysDamaged, a_maze_is_left_at_once) {
   }
   nodes.publish();
 
-  expect_error(ErrorKind::corrupt, [&] { scan(nodes, node); }, "keys out of order");
-  expect_error(ErrorKind::corrupt, [&] { scan_in_batches(nodes, node, 3); }, "keys out of order");
+  expect_error(
+      ErrorKind::corrupt, [&] { scan(nodes, node); }, "keys out of order");
+  expect_error(
+      ErrorKind::corrupt, [&] { scan_in_batches(nodes, node, 3); }, "keys out of order");
   expect_error(ErrorKind::corrupt, [&] { visit_nodes(nodes, node, [](NodeOffset, std::size_t) {}); });
   change_everything(nodes, node, separators);
 }
@@ -875,7 +892,8 @@ TEST(KeysDamaged, a_root_that_is_its_own_child_is_found_out) {
   write_key_node(reinterpret_cast<char*>(nodes.writable(node)), 1, {}, std::vector{node}, 0, no_key_inserted);
   nodes.publish();
 
-  expect_error(ErrorKind::corrupt, [&] { scan(nodes, node); }, "a wrong level", "offset=" + std::to_string(node));
+  expect_error(
+      ErrorKind::corrupt, [&] { scan(nodes, node); }, "a wrong level", "offset=" + std::to_string(node));
   change_everything(nodes, node, {"a", "b"});
 }
 
