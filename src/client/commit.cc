@@ -106,88 +106,80 @@ std::vector<Commit::Batch> Commit::cut(std::span<const Change> changes, const Wr
 void Commit::commit(Batch& batch) {
   std::unique_lock lock(mutex_);
   queue_.push_back(&batch);
-  for (;;) {
-    if (batch.done) break;
+  while (!batch.done) {
     if (!leading_ && queue_.front() == &batch) {
+      leading_ = true;
       lock.unlock();
       lead(batch);
       lock.lock();
-      continue;
-    }
-    if (batch.in_group) {  // its leader cannot give it back any more
-      changed_.wait(lock);
-      continue;
-    }
-    const std::chrono::nanoseconds left = batch.patience.deadline().left();
-    if (left.count() == 0) {
+    } else if (batch.in_group) {
+      changed_.wait(lock);  // the leader's patience ends before ours
+    } else if (const std::chrono::nanoseconds left = batch.patience.deadline().left(); left.count() > 0) {
+      changed_.wait_for(lock, left);
+    } else {
       leave_queue(batch);
       throw Error(ErrorKind::unavailable,
                   "others of this process were writing until the deadline, nothing was written: deadline_ms=" +
                       std::to_string(batch.patience.limit().count()));
     }
-    changed_.wait_for(lock, left);
   }
   if (batch.failure) std::rethrow_exception(batch.failure);
 }
 
-// Appends for the batch, which is in front, and for those behind it that fit.
+// Appends for the batch, which is in front, and for those behind it that fit, and tells each what became of it.
 void Commit::lead(Batch& batch) {
-  std::vector<Batch*> group = gather_group();
+  std::vector<Batch*> others;
   UpdateId id = 0;
   std::exception_ptr failure;
   bool nothing_written = false;
   try {
-    for (std::size_t i = 1; i < group.size(); ++i) {
-      for (const Change& change : group[i]->changes) {
-        if (!batch.draft.add(change, link_.options.update_bytes_max)) {
-          throw Error(ErrorKind::limit,
-                      "group of batches does not fit into an update");  // gather_group() saw that it does
-        }
-      }
-    }
-    id = append(batch.draft, batch.patience);
+    const HeldLock appending = link_.state.lock(StateLock::append, batch.patience.deadline());
+    look_at_log(batch.patience);
+    others = take_along(batch);
+    id = append_group(batch, others);
   } catch (const Error& error) {
     failure = std::current_exception();
-    nothing_written = error.kind() == ErrorKind::unavailable;
+    nothing_written = error.kind() != ErrorKind::uncertain;
   } catch (...) {
     failure = std::current_exception();
   }
 
   const std::lock_guard lock(mutex_);
-  leading_ = false;
-  for (Batch* member : group) {
-    member->in_group = false;
-    // Others have patience left when the leader's is at its end: they stay in the queue, and one of them leads next.
-    if (nothing_written && member != &batch && !member->patience.deadline().passed()) continue;
-    leave_queue(*member);
-    member->done = true;
-    member->id = id;
-    member->failure = failure;
+  const auto end = [&](Batch& member) {
+    leave_queue(member);
+    member.done = true;
+    member.id = id;
+    member.failure = failure;
+  };
+  end(batch);
+  for (Batch* other : others) {
+    other->in_group = false;
+    // Who has patience left when the leader's is at its end stays in the queue, and leads next.
+    if (!nothing_written || other->patience.deadline().passed()) end(*other);
   }
+  leading_ = false;
   changed_.notify_all();
 }
 
-// Those in front that go into one update: with the same note, and with patience at least as long as the leader's, who
-// cannot let go of one before he is done.
-std::vector<Commit::Batch*> Commit::gather_group() {
+// Those behind the leader that go into one update with it: they have the same note, and patience for as long as the
+// leader's, who cannot let go of one before he is done.
+std::vector<Commit::Batch*> Commit::take_along(const Batch& leader) {
   const std::lock_guard lock(mutex_);
-  std::vector<Batch*> group;
-  group.reserve(queue_.size());
-  leading_ = true;
-  const Batch& leader = *queue_.front();
-  std::size_t bytes = 0;
-  std::size_t changes = 0;
+  std::vector<Batch*> others;
+  std::size_t bytes = leader.draft.bytes();
+  std::size_t changes = leader.draft.change_count();
   for (Batch* batch : queue_) {
+    if (batch == &leader) continue;
     bytes += batch->draft.bytes();
     changes += batch->draft.change_count();
-    const bool fits = bytes <= link_.options.update_bytes_max && changes <= element_count_max &&
-                      batch->note == leader.note &&
-                      batch->patience.deadline().left() >= leader.patience.deadline().left();
-    if (batch != &leader && !fits) break;
-    batch->in_group = true;
-    group.push_back(batch);
+    if (bytes > link_.options.update_bytes_max || changes > element_count_max || batch->note != leader.note ||
+        batch->patience.deadline().left() < leader.patience.deadline().left()) {
+      break;
+    }
+    others.push_back(batch);
   }
-  return group;
+  for (Batch* batch : others) batch->in_group = true;
+  return others;
 }
 
 void Commit::leave_queue(Batch& batch) {
@@ -197,9 +189,31 @@ void Commit::leave_queue(Batch& batch) {
 
 // --- The log ---
 
+// The caller of these holds StateLock::append.
+
+UpdateId Commit::append_group(Batch& leader, std::vector<Batch*>& others) {
+  if (!others.empty()) {
+    Draft together(link_.authorship(std::string(leader.note)));
+    bool fits = true;  // take_along() saw to it
+    const auto add = [&](const Batch& batch) {
+      for (const Change& change : batch.changes) fits = fits && together.add(change, link_.options.update_bytes_max);
+    };
+    add(leader);
+    for (const Batch* other : others) add(*other);
+    try {
+      if (fits) return append(together, leader.patience);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
+    }
+    // The log refuses what they make together: each goes alone, and finds out whether it was the one.
+    const std::lock_guard lock(mutex_);
+    for (Batch* other : others) other->in_group = false;
+    others.clear();
+  }
+  return append(leader.draft, leader.patience);
+}
+
 UpdateId Commit::append(Draft& draft, Patience& patience) {
-  const HeldLock appending = link_.state.lock(StateLock::append, patience.deadline());
-  look_at_log(patience);
   for (;;) {
     const Place at = place_of(link_.state.info());
     if (append_after(at, draft, patience)) return at.id + 1;
@@ -264,6 +278,14 @@ bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience)
     return Error(ErrorKind::uncertain, "write may or may not be in the log: id=" + std::to_string(id) +
                                            " log=" + link_.log.name() + ": " + why + " (update(), then look)");
   };
+  const auto append_once = [&] {
+    try {
+      return link_.ask([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes;
+    } catch (const LogError& error) {
+      in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
+      throw;
+    }
+  };
   for (;;) {
     try {
       if (failed) {
@@ -274,12 +296,11 @@ bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience)
         if (found == Found::another_log && in_doubt) throw uncertain(why);
         if (found == Found::another_log) return false;
       }
-      if (link_.ask([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes) return true;
+      if (append_once()) return true;
       if (!failed) return false;
       throw LogError(ErrorKind::unavailable, "the id was taken between two looks");  // by whom, the next one tells
     } catch (const LogError& error) {
       failed = true;
-      in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       try {
         link_.wait_after(error, patience);
       } catch (const LogError& last) {

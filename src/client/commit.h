@@ -63,9 +63,10 @@ class Commit {
   std::vector<Batch> cut(std::span<const Change> changes, const WriteOptions& options);
   void commit(Batch& batch);
   void lead(Batch& batch);
-  std::vector<Batch*> gather_group();
+  std::vector<Batch*> take_along(const Batch& leader);
   void leave_queue(Batch& batch);
 
+  UpdateId append_group(Batch& leader, std::vector<Batch*>& others);
   UpdateId append(Draft& draft, Patience& patience);
   void look_at_log(Patience& patience);
   bool append_after(const Place& at, Draft& draft, Patience& patience);

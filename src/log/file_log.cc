@@ -146,6 +146,14 @@ void make_folder_if_absent(const std::string& path) {
   throw system_error("cannot make folder for the log", path, errno);
 }
 
+// Somebody else may have put it there, to have us write elsewhere.
+void refuse_symbolic_link(const std::string& path) {
+  struct stat status;
+  if (::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) {
+    throw system_error("cannot use folder for the log", path, ELOOP);
+  }
+}
+
 // Calls `visit` with each name in a folder, and the descriptor of the folder. One that others have deleted is empty.
 void visit_folder(const std::string& path, const std::function<void(int folder, std::string_view name)>& visit) {
   FileDescriptor descriptor = open_file_if_there(path, O_RDONLY | O_DIRECTORY);
@@ -292,22 +300,28 @@ class FileLog::Lock final : ForkListener {
 
   Lock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock"), file_(open_file(path_, O_RDWR)) {
     register_fork_listener(this);
-    const Deadline deadline(log.options_.deadline);
-    const int file = file_.number();
-    const bool locked =
-        holder == Holder::appender
-            ? wait_until([&] { return !is_byte_locked(file, gate_byte) && try_share_byte(file, switch_byte, path_); },
-                         deadline)
-            : wait_until([&] { return try_lock_byte(file, gate_byte); }, deadline) &&
-                  wait_until([&] { return try_lock_byte(file, switch_byte); }, deadline);
-    if (locked) return;
-    let_go();
-    throw Error(ErrorKind::unavailable, "log is locked by another process for too long: path=" + path_ +
-                                            " waited_ms=" + std::to_string(log.options_.deadline.count()));
+    try {
+      const Deadline deadline(log.options_.deadline);
+      if (holder == Holder::appender ? share(deadline) : own(deadline)) return;
+      throw Error(ErrorKind::unavailable, "log is locked by another process for too long: path=" + path_ +
+                                              " waited_ms=" + std::to_string(log.options_.deadline.count()));
+    } catch (...) {
+      let_go();
+      throw;
+    }
   }
   ~Lock() { let_go(); }
 
  private:
+  bool share(const Deadline& deadline) {
+    return wait_until(
+        [&] { return !is_byte_locked(file_.number(), gate_byte) && try_share_byte(file_.number(), switch_byte, path_); },
+        deadline);
+  }
+  bool own(const Deadline& deadline) {
+    return wait_until([&] { return try_lock_byte(file_.number(), gate_byte); }, deadline) &&
+           wait_until([&] { return try_lock_byte(file_.number(), switch_byte); }, deadline);
+  }
   void let_go() noexcept {
     unregister_fork_listener(this);
     // Closing is not enough if a child has just been forked that has not closed its copy yet.
@@ -324,6 +338,7 @@ FileLog::FileLog(FileLogOptions options) : options_(std::move(options)) {
   std::string& folder = options_.folder;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   root_ = (folder == "/" ? "" : folder) + '/' + options_.instance;
+  for (const std::string& path : {folder, root_}) refuse_symbolic_link(path);
   if (!read_meta_if_there()) create();
 }
 

@@ -137,9 +137,8 @@ class ForkGate final : ForkListener {
     room_->mutex.unlock();
     room_->changed.notify_all();
   }
-  void after_fork_in_child() noexcept override {
-    room_ = new Room;
-  }  // in the old one wait threads that do not exist here
+  // In the old room wait threads that do not exist here.
+  void after_fork_in_child() noexcept override { room_ = new Room; }
 
   Room* room_ = new Room;
 };
@@ -417,7 +416,6 @@ class SqliteLog::Page {
     bytes_.clear();
   }
   bool full() const { return bytes_.size() >= page_bytes_max || places_.size() >= page_rows_max; }
-  bool empty() const { return places_.empty(); }
   UpdateId last_id() const { return places_.back().id; }
 
   void add(UpdateId id, std::string_view bytes) {
@@ -488,12 +486,14 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(Absent absent) const {
   if (options_.path.empty()) throw Error(ErrorKind::invalid, "log url has no path: log=" + options_.name);
   if (absent == Absent::make) make_file_if_absent(options_.path);
   struct stat status;
-  if (::stat(options_.path.c_str(), &status) != 0) {
+  if (::lstat(options_.path.c_str(), &status) != 0) {
     if (errno == ENOENT && absent == Absent::refuse) throw log_is_gone(name());
     throw system_error("cannot use database", options_.path, errno);
   }
-  if (!S_ISREG(status.st_mode))
+  if (S_ISLNK(status.st_mode)) throw system_error("cannot use database", options_.path, ELOOP);
+  if (!S_ISREG(status.st_mode)) {
     throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path);
+  }
 
   auto connection = std::make_unique<Connection>(options_);
   if (absent == Absent::make) make_tables(*connection);
@@ -530,9 +530,9 @@ auto SqliteLog::with_connection(const Work& work) {
   }
   const std::lock_guard guard(mutex_);
   const ForkGate::Inside inside;
+  if (connection_) connection_->begin();
   if (connection_ && (connection_->has_moved() || connection_->is_in_dangerous_mode())) connection_.reset();
   if (!connection_) connection_ = connect(Absent::refuse);
-  connection_->begin();
   try {
     return work(*connection_);
   } catch (const Error& error) {

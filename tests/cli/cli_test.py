@@ -73,6 +73,9 @@ class Machine:
     def run(self, *arguments, stdin=b"", env=None, timeout=120, user=None, **options):
         command = [PROGRAM, *arguments]
         if user is not None:
+            # The folder of the build may be closed to others.
+            command[0] = shutil.copy(PROGRAM, f"{self.folder}/program")
+            os.chmod(command[0], 0o755)
             options.update(user=user, group=user, extra_groups=[])
         done = subprocess.run(command, input=stdin, env=self.environment(**(env or {})), timeout=timeout,
                               stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE, **options)
@@ -160,11 +163,6 @@ class CliTest(unittest.TestCase):
             self.skipTest(f"cannot mount: {mounted.stderr.decode().strip()}")
         self.addCleanup(subprocess.run, ["umount", "-l", folder], check=True)
         return folder
-
-    def program_for_everybody(self):
-        """The build folder may be closed to other users."""
-        os.chmod(self.folder, 0o755)
-        return PROGRAM
 
 
 class GetAndSet(CliTest):
@@ -533,16 +531,18 @@ class Following(CliTest):
         self.assertEqual(follower.returncode, 0)
 
     def test_follow_goes_on_when_the_log_does_not_answer(self):
-        machine = self.machine
-        machine.ok("set", "a", "1")
-        follower = machine.start("follow", "--interval", "20ms", "--deadline", "100ms")
+        follower = self.machine.start("follow", "--interval", "20ms", "--deadline", "100ms")
+        self.machine.ok("set", "a", "1")
+        self.assertEqual(follower.stdout.readline(), b"1\n")
         holder = sqlite3.connect(self.database, isolation_level=None)
         self.addCleanup(holder.close)
         holder.execute("BEGIN EXCLUSIVE")
-        self.assertIn(b"flags.db", follower.stderr.readline())
+        while b"flags.db" not in (said := follower.stderr.readline()):
+            self.assertNotEqual(said, b"")
         time.sleep(0.5)
+        self.assertIsNone(follower.poll())
         holder.execute("ROLLBACK")
-        machine.ok("set", "a", "2")
+        self.machine.ok("set", "a", "2")
         self.assertEqual(follower.stdout.readline(), b"2\n")
         follower.terminate()
         self.assertIn(b"answers again", follower.communicate(timeout=10)[1])
@@ -1027,7 +1027,7 @@ class BadInput(CliTest):
 
     def test_no_permission(self):
         self.require_root()
-        self.program_for_everybody()
+        os.chmod(self.folder, 0o755)
         os.mkdir(f"{self.folder}/closed", 0o700)
         os.mkdir(f"{self.folder}/theirs", 0o700)
         os.chown(f"{self.folder}/theirs", NOBODY, NOBODY)
@@ -1040,7 +1040,7 @@ class BadInput(CliTest):
 
     def test_a_state_of_another_user(self):
         self.require_root()
-        self.program_for_everybody()
+        os.chmod(self.folder, 0o755)
         self.machine.ok("set", "a", "1")
         os.chmod(self.folder, 0o1777)
         result = self.machine.fails("permission", "get", "a", user=NOBODY, env={"WHYCACHE_LOG": None}, says="flags.state")

@@ -477,6 +477,42 @@ TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_i
   EXPECT_TRUE(cache.contains("good"));
 }
 
+// The store takes less than update_bytes_max says.
+TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
+  struct Small final : Log {
+    std::unique_ptr<Log> log;
+    std::shared_ptr<Script> script;
+    std::string name() const override { return log->name(); }
+    Extent extent() override { return log->extent(); }
+    Appended append(UpdateId id, std::string_view bytes) override {
+      script->before_append(id);
+      if (bytes.size() > 3000) throw Error(ErrorKind::limit, "packet too large");
+      return log->append(id, bytes);
+    }
+    Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+      return log->read(first, last, visit);
+    }
+    void read_base(const VisitPart& visit) override { log->read_base(visit); }
+    bool rewrite(UpdateId base, std::uint64_t chain, const NextPart& next) override {
+      return log->rewrite(base, chain, next);
+    }
+  };
+  auto log = std::make_unique<Small>();
+  log->log = fleet.log();
+  log->script = script;
+  Cache cache(std::move(log), fleet.options("berlin"));
+  start([&] { cache.set("first", "1"); });
+  for (int i = 0; i < 4; ++i) {
+    start([&, i] { cache.set("key" + std::to_string(i), noise(1000, static_cast<std::uint64_t>(i))); });
+  }
+  start([&] {
+    expect_error(
+        ErrorKind::limit, [&] { cache.set("large", noise(4000, 1)); }, "packet too large");
+  });
+  let_go();
+  EXPECT_EQ(cache.size(), 5U);
+}
+
 TEST(Commit, many_threads_write_and_read_their_writes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");

@@ -747,6 +747,16 @@ TEST(FileLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
   if (!played) GTEST_SKIP() << "needs root";
 }
 
+TEST(FileLogDisk, a_symbolic_link_in_the_place_of_the_folder_is_refused) {
+  StoreFolder folder;
+  fs::create_directory(folder.file("elsewhere"));
+  fs::create_directory_symlink(folder.file("elsewhere"), folder.file("log"));
+  expect_error(
+      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("log"), .name = "log"}); }, folder.file("log"),
+      "symbolic link");
+  EXPECT_TRUE(fs::is_empty(folder.file("elsewhere")));
+}
+
 TEST(FileLogDisk, only_the_last_component_of_the_path_is_made_and_for_its_owner_alone) {
   StoreFolder folder;
   expect_error(

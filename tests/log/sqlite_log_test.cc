@@ -411,6 +411,9 @@ TEST(SqliteLogDamage, what_is_no_file_is_refused) {
   ASSERT_EQ(::mkfifo(folder.file("pipe").c_str(), 0600), 0);
   expect_error(
       ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("pipe"))); }, "not a regular file");
+  fs::create_symlink(folder.file("elsewhere"), folder.file("link"));
+  expect_error(
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("link"))); }, "symbolic link");
   expect_error(
       ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("a/log.db"))); }, "does not exist",
       folder.file("a"));

@@ -1,0 +1,153 @@
+// The point index with hashes made for the purpose: directories so deep, and files so large, that keys alone would take hours to get there.
+#include "state/point_index.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "state/applier.h"
+#include "state/lookup.h"
+#include "state/recovery.h"
+#include "state/test_state.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::TemporaryFolder;
+using testing::TestState;
+
+class PointIndexTest : public ::testing::Test {
+ protected:
+  PointIndexTest() {
+    {
+      TestState state(path_);
+      state.apply({{"x", "1"}});
+    }
+    mapping_ = std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30, Mapping::Access::write);
+    applier_ = std::make_unique<Applier>(*mapping_, nullptr, std::uint64_t{1} << 30);
+    applier_->arena().begin_update(2);
+    entry_ = word_offset(index().find(mapping_->hash_of("x"), "x")->load());
+  }
+
+  PointIndex& index() { return applier_->index(); }
+  Arena& arena() { return applier_->arena(); }
+  unsigned depth() const { return directory_depth(mapping_->header().directory.load()); }
+
+  // As a reader would look.
+  bool reader_finds(std::uint64_t hash) const {
+    const Bytes bytes(*mapping_);
+    const IndexWord* const part = find_part(bytes, mapping_->header().directory.load(), hash);
+    return part != nullptr && look_up(bytes, part, hash, "x", 1).found == Found::yes;
+  }
+
+  // Hashes of one home bucket that begin alike, so that parts split until the `bits`-th bit tells them apart.
+  static std::vector<std::uint64_t> crowd(unsigned bits, std::uint64_t top) {
+    std::vector<std::uint64_t> hashes;
+    for (std::uint64_t i = 0; i < 65; ++i) hashes.push_back(top << (64 - bits) | (i & 1) << (63 - bits) | i << 20 | 4093);
+    return hashes;
+  }
+
+  TemporaryFolder folder_{"/dev/shm"};
+  std::string path_ = folder_.file("index.state");
+  std::unique_ptr<Mapping> mapping_;
+  std::unique_ptr<Applier> applier_;
+  std::uint64_t entry_ = 0;
+};
+
+TEST_F(PointIndexTest, directory_grows_beyond_a_segment_and_is_recovered) {
+  std::vector<std::uint64_t> all;
+  for (const unsigned bits : {0U, 5U, 13U, 14U, 15U, 16U, 18U}) {
+    for (const std::uint64_t hash : crowd(bits, bits == 0 ? 0 : (std::uint64_t{1} << bits) - bits)) {
+      all.push_back(hash);
+      index().insert(hash, entry_);
+    }
+    EXPECT_EQ(depth(), bits + 1);
+    for (const std::uint64_t hash : all) {
+      ASSERT_NE(index().find_offset(hash, entry_), nullptr) << bits;
+      ASSERT_TRUE(reader_finds(hash)) << bits;
+    }
+    ASSERT_TRUE(reader_finds(mapping_->hash_of("x")));
+    EXPECT_EQ(recover(arena(), index()), 0U) << bits;
+    for (const std::uint64_t hash : all) ASSERT_NE(index().find_offset(hash, entry_), nullptr) << bits;
+  }
+}
+
+TEST_F(PointIndexTest, hashes_that_cannot_be_told_apart_are_a_limit) {
+  const auto flood = [&] {
+    for (std::uint64_t i = 0; i < 100; ++i) index().insert(std::uint64_t{0xabcdef} << 40 | i << 20 | 7, entry_);
+  };
+  testing::expect_error(ErrorKind::limit, flood);
+  EXPECT_EQ(recover(arena(), index()), 0U);
+  for (std::uint64_t i = 0; i < 64; ++i) EXPECT_TRUE(reader_finds(std::uint64_t{0xabcdef} << 40 | i << 20 | 7));
+}
+
+// A part is found again from each of its slots, whichever of them a dead writer had already changed.
+TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
+  for (const std::uint64_t hash : crowd(6, 3)) index().insert(hash, entry_);  // depth 7
+  std::vector<std::uint64_t> others;
+  for (std::uint64_t i = 0; i < 64; ++i) others.push_back(std::uint64_t{1} << 63 | i << 30 | 99);
+  for (const std::uint64_t hash : others) index().insert(hash, entry_);
+  const std::uint64_t place = directory_offset(mapping_->header().directory.load());
+  auto* const slots = reinterpret_cast<IndexWord*>(mapping_->writable_base() + place);
+  const std::uint64_t count = std::uint64_t{1} << depth();
+  const std::vector<std::uint64_t> before(reinterpret_cast<std::uint64_t*>(slots), reinterpret_cast<std::uint64_t*>(slots) + count);
+  index().insert(std::uint64_t{1} << 63 | std::uint64_t{1} << 62 | 99, entry_);  // splits a part of 64 slots
+  const std::vector<std::uint64_t> after(reinterpret_cast<std::uint64_t*>(slots), reinterpret_cast<std::uint64_t*>(slots) + count);
+  ASSERT_NE(before, after);
+
+  for (std::uint64_t done = 0; done < count; ++done) {
+    for (std::uint64_t slot = 0; slot < count; ++slot) slots[slot].store(slot < done ? after[slot] : before[slot]);
+    ASSERT_EQ(recover(arena(), index()), 0U) << done;
+    const std::vector<std::uint64_t> now(reinterpret_cast<std::uint64_t*>(slots), reinterpret_cast<std::uint64_t*>(slots) + count);
+    ASSERT_TRUE(now == before || now == after) << done;
+    for (const std::uint64_t hash : others) ASSERT_TRUE(reader_finds(hash)) << done;
+  }
+}
+
+TEST_F(PointIndexTest, word_that_was_removed_hides_nobody_behind_it) {
+  std::vector<std::uint64_t> hashes;
+  for (std::uint64_t i = 0; i < 40; ++i) hashes.push_back(i << 42 | 4094);  // runs over the end of the part
+  for (const std::uint64_t hash : hashes) index().insert(hash, entry_);
+  for (std::size_t i = 0; i < hashes.size(); i += 2) index().remove(*index().find_offset(hashes[i], entry_));
+  for (std::size_t i = 0; i < hashes.size(); ++i) EXPECT_EQ(reader_finds(hashes[i]), i % 2 == 1) << i;
+  for (std::size_t i = 0; i < hashes.size(); i += 2) index().insert(hashes[i], entry_);
+  for (const std::uint64_t hash : hashes) EXPECT_TRUE(reader_finds(hash));
+}
+
+// Beyond segment 8064 the descriptors lie in a second table.
+TEST(PointIndexLong, file_with_a_second_table_of_descriptors_is_like_any_other) {
+  const TemporaryFolder folder("/dev/shm");
+  const std::string path = folder.file("large.state");
+  StateOptions options;
+  options.bytes_max = std::uint64_t{3} << 30;
+  TestState state(path, options);
+  const std::string large(value_bytes_max - 1000, 'l');
+  int count = 0;
+  for (; state->insides().file_bytes <= segments_per_table * segment_bytes; ++count) state.apply({{"large" + std::to_string(count), large}});
+  // All that is small comes to lie behind the second table, too.
+  for (int i = 0; i < 200; ++i) {
+    std::vector<testing::TestChange> changes;
+    for (int k = 0; k < 200; ++k) changes.push_back({"small" + std::to_string(i * 200 + k), std::string(100, 's')});
+    state.apply(changes);
+  }
+  ASSERT_EQ(state.check(), std::vector<std::string>{});
+  for (int i = 0; i < count; ++i) ASSERT_EQ(state.get("large" + std::to_string(i))->size(), large.size());
+
+  // A writer that dies, and one that finds no room.
+  testing::expect_error(ErrorKind::limit, [&] {
+    std::vector<testing::TestChange> changes{{"small7", "other"}, {"large0", std::nullopt}};
+    for (int k = 0; k < 80; ++k) changes.push_back({"too much" + std::to_string(k), large});
+    state.apply(changes);
+  });
+  ASSERT_EQ(state.check(), std::vector<std::string>{});
+  EXPECT_EQ(state.get("small7"), std::string(100, 's'));
+  for (int i = 0; i < count; ++i) state.apply({{"large" + std::to_string(i), std::nullopt}});
+  for (int i = 0; i < 20; ++i) state.apply({{"large" + std::to_string(i), large}});
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+  EXPECT_EQ(state->info().item_count, 40'020U);
+}
+
+}  // namespace
+}  // namespace whycache
