@@ -1,6 +1,7 @@
 #include "client/late_log.h"
 
 #include "base/url.h"
+#include "log/log_name.h"
 
 namespace whycache {
 
@@ -13,7 +14,7 @@ std::unique_ptr<Log> open_log_or_late(std::string_view url) {
   }
 }
 
-LateLog::LateLog(std::string url) : url_(std::move(url)), name_(Url(url_).redacted()) {}
+LateLog::LateLog(std::string url) : url_(std::move(url)), name_(log_name(Url(url_))) {}
 
 Log& LateLog::log() {
   if (Log* const log = log_.load(std::memory_order_acquire)) return *log;

@@ -9,6 +9,7 @@
 
 #include "base/url.h"
 #include "log/file_log.h"
+#include "log/log_name.h"
 #include "log/memory_log.h"
 #if WHYCACHE_WITH_SQLITE
 #include "log/sqlite_log.h"
@@ -16,13 +17,6 @@
 
 namespace whycache {
 namespace {
-
-// What tells this log from others: with the instance, even if it goes without saying, and without the options that say
-// how to talk to it.
-std::string name_of(const Url& url, const std::string& instance) {
-  const std::string text = url.redacted();
-  return text.substr(0, text.find('?')) + "?instance=" + instance;
-}
 
 std::chrono::milliseconds take_deadline(Url& url) {
   constexpr std::chrono::milliseconds by_default{10'000};
@@ -45,14 +39,14 @@ std::unique_ptr<Log> open_memory_log(Url& url) {
     throw Error(ErrorKind::invalid, "memory log has no host (write memory: or memory:name)");
   }
   if (url.path().empty()) return std::make_unique<MemoryLog>();
-  return MemoryLog::shared(name_of(url, instance).substr(std::string_view("memory:").size()));
+  return MemoryLog::shared(log_name(url, instance).substr(std::string_view("memory:").size()));
 }
 
 std::unique_ptr<Log> open_file_log(Url& url) {
   FileLogOptions options;
   options.folder = url.file_path();
   options.instance = url.take_instance();
-  options.name = name_of(url, options.instance);
+  options.name = log_name(url, options.instance);
   options.deadline = take_deadline(url);
   url.refuse_unknown_options();
   return std::make_unique<FileLog>(std::move(options));
@@ -63,7 +57,7 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url) {
   SqliteLogOptions options;
   options.path = url.file_path();
   options.instance = url.take_instance();
-  options.name = name_of(url, options.instance);
+  options.name = log_name(url, options.instance);
   options.deadline = take_deadline(url);
   url.refuse_unknown_options();
   return std::make_unique<SqliteLog>(std::move(options));

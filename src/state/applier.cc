@@ -67,7 +67,7 @@ void Applier::publish() {
 
 void Applier::apply(const Update& update) {
   const PublishedBlock& current = published();
-  if (update.id != current.id + 1 || update.id > update_id_max) {
+  if (update.id != current.id + 1 || update.id > state_update_id_max) {
     throw Error(ErrorKind::invalid, "update out of order: id=" + std::to_string(update.id) + " applied_id=" + std::to_string(current.id));
   }
   next_ = current;

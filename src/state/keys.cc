@@ -674,8 +674,8 @@ void KeysCursor::enter(const KeyNode& leaf, unsigned index) {
 inline void KeysCursor::take_suffix() {
   const std::size_t begin = end_;
   end_ = load_little_endian<KeyEnd>(ends_ + index_ * sizeof(KeyEnd));
-  const std::size_t key_bytes = prefix_bytes_ + end_ - begin;  // huge if end_ < begin
-  if (end_ > suffix_bytes_max_ || key_bytes == 0 || key_bytes > key_bytes_max) [[unlikely]] {
+  const std::size_t key_bytes = prefix_bytes_ + end_ - begin;
+  if (begin > end_ || end_ > suffix_bytes_max_ || key_bytes == 0 || key_bytes > key_bytes_max) [[unlikely]] {
     throw_damaged_keys(leaf_, "a key of a wrong size");
   }
   suffix_ = {suffixes_ + begin, end_ - begin};

@@ -86,7 +86,7 @@ struct EntryHeader {
 };
 static_assert(sizeof(EntryHeader) == 16);
 
-inline constexpr UpdateId update_id_max = (UpdateId{1} << 48) - 1;
+inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 48) - 1;
 inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
 inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes) {

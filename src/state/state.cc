@@ -189,7 +189,8 @@ bool State::get(std::string_view key, std::string& value) const {
       }
     }
   }
-  const LookupResult result = pin()->get(key);
+  const std::shared_ptr<const detail::Pin> held = pin();  // until the value is copied
+  const LookupResult result = held->get(key);
   if (result.found == Found::yes) value.assign(result.value.data(), result.value.size());
   return result.found == Found::yes;
 }

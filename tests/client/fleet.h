@@ -26,6 +26,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -152,7 +153,8 @@ class Child {
   explicit Child(const std::function<void()>& story) {
     std::fflush(nullptr);
     pid_ = ::fork();
-    if (pid_ != 0) return;
+    if (pid_ < 0) throw std::runtime_error("cannot fork");
+    if (pid_ > 0) return;
     int status = 0;
     try {
       story();
@@ -178,6 +180,7 @@ class Child {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
   void kill_and_wait() {
+    if (pid_ <= 0) return;  // kill(2) would take these for more than one process
     ::kill(pid_, SIGKILL);
     wait();
   }

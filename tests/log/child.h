@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <stdexcept>
 #include <utility>
 
 namespace whycache {
@@ -19,7 +20,8 @@ class Child {
   explicit Child(const std::function<void()>& story) {
     std::fflush(nullptr);
     pid_ = ::fork();
-    if (pid_ != 0) return;
+    if (pid_ < 0) throw std::runtime_error("cannot fork");
+    if (pid_ > 0) return;
     int code = 1;
     try {
       story();
@@ -39,7 +41,9 @@ class Child {
     }
   }
 
-  void kill() { ::kill(pid_, SIGKILL); }
+  void kill() {
+    if (pid_ > 0) ::kill(pid_, SIGKILL);  // -1 would be everybody
+  }
   // The exit code, or the signal it died of, negative.
   int wait() {
     int status = 0;

@@ -174,7 +174,7 @@ class DamageTest : public ::testing::Test {
       const std::uint64_t offset = word_offset(word);
       EntryHeader entry;
       std::memcpy(&entry, pristine_.data() + offset, sizeof entry);
-      for (const std::uint64_t id : {entry.id(), UpdateId{9}, update_id_max}) {
+      for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
         for (const std::uint64_t previous : {offset, offset + 8, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}}) {
           const EntryHeader made = EntryHeader::make(id, entry.erased(), entry.key_bytes(), previous, entry.value_bytes());
           all.push_back({"cyclic past", offset, std::string(reinterpret_cast<const char*>(&made), sizeof made), {}});
