@@ -12,7 +12,7 @@ namespace {
 
 TEST(LateLog, is_opened_when_it_is_there) {
   TemporaryFolder folder;
-  const std::string url = "file://" + folder.file("mounted_later");
+  const std::string url = "file://" + folder.file("mounted_later/log");
   LateLog log(url);
   expect_error(ErrorKind::invalid, [&] { log.extent(); });
   EXPECT_NE(log.reopen(), nullptr);
