@@ -174,7 +174,7 @@ TEST_P(Processes, a_cache_opened_before_a_fork_works_in_parent_and_child) {
 
   Child child([&] {
     EXPECT_EQ(cache.get("before"), "1");
-    EXPECT_EQ(cache.size(), 1U);
+    EXPECT_GE(cache.size(), 1U);  // the parent goes on writing
     for (int i = 0; i < 20; ++i) cache.set("child" + std::to_string(i), "1");
     cache.update();
     EXPECT_TRUE(cache.contains("child19"));
