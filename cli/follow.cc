@@ -60,11 +60,10 @@ class Follow {
       : arguments_(arguments), output_(output), cache_(open_cache(arguments.target)), printed_(cache_->applied_id()) {}
 
   void run() {
-    const EndSignals signals;
     const auto interval = arguments_.interval.value_or(std::chrono::seconds(1));
     while (!asked_to_end) {
       ask();
-      signals.wait(interval);
+      signals_.wait(interval);
     }
   }
 
@@ -103,6 +102,7 @@ class Follow {
 
   const Arguments& arguments_;
   Output& output_;
+  const EndSignals signals_;  // before the cache is opened, which can take long
   std::unique_ptr<Cache> cache_;
   UpdateId printed_;
   bool unreachable_ = false;
