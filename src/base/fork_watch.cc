@@ -3,14 +3,14 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <atomic>
 #include <mutex>
 #include <vector>
 
 namespace whycache {
-namespace {
 
-std::atomic<std::uint64_t> forks{0};
+constinit std::atomic<std::uint64_t> detail::forks{0};
+
+namespace {
 
 struct Listeners {
   std::mutex mutex;
@@ -31,11 +31,11 @@ Listeners& listeners() {
           for (ForkListener* listener : listeners().all) listener->after_fork_in_parent();
           listeners().mutex.unlock();
         },
-                     [] {
-                       forks.fetch_add(1, std::memory_order_relaxed);
-                       for (ForkListener* listener : listeners().all) listener->after_fork_in_child();
-                       listeners().mutex.unlock();
-                     });
+        [] {
+          detail::forks.fetch_add(1, std::memory_order_relaxed);
+          for (ForkListener* listener : listeners().all) listener->after_fork_in_child();
+          listeners().mutex.unlock();
+        });
     return made;
   }();
   return *instance;
@@ -52,7 +52,5 @@ void unregister_fork_listener(ForkListener* listener) noexcept {
   const std::lock_guard guard(listeners().mutex);
   std::erase(listeners().all, listener);
 }
-
-std::uint64_t fork_count() noexcept { return forks.load(std::memory_order_relaxed); }
 
 }  // namespace whycache

@@ -1,17 +1,19 @@
 // Who needs to know that the process forked.
 //
-// A child shares its parent's open files and with them its OFD locks, and may have inherited mutexes that a thread which does
-// not exist in it had locked. So whoever owns such things is told, in the child, before fork() returns there.
+// A child shares its parent's open files and with them its OFD locks, and may have inherited mutexes that a thread
+// which does not exist in it had locked. So whoever owns such things is told, in the child, before fork() returns
+// there.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace whycache {
 
 class ForkListener {
  public:
-  // Called before the fork, in the thread that forks: take the mutexes that are only ever held for a moment, so that what they guard is
-  // whole in the child.
+  // Called before the fork, in the thread that forks: take the mutexes that are only ever held for a moment, so that
+  // what they guard is whole in the child.
   virtual void before_fork() noexcept {}
   // Called in the parent: let go of them.
   virtual void after_fork_in_parent() noexcept {}
@@ -29,7 +31,11 @@ class ForkListener {
 void register_fork_listener(ForkListener* listener);
 void unregister_fork_listener(ForkListener* listener) noexcept;
 
+namespace detail {
+extern constinit std::atomic<std::uint64_t> forks;
+}
+
 // How often this process's line of ancestors forked since the library was loaded: another number means another process.
-std::uint64_t fork_count() noexcept;
+inline std::uint64_t fork_count() noexcept { return detail::forks.load(std::memory_order_relaxed); }
 
 }  // namespace whycache

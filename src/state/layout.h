@@ -31,25 +31,26 @@ inline constexpr std::uint64_t segment_bytes = std::uint64_t{256} << 10;
 inline constexpr std::uint64_t header_page_bytes = 4096;
 
 enum class SegmentKind : std::uint8_t {
-  free = 0,       // on the list of free segments
-  table = 1,      // header page and descriptors
-  directory = 2,  // of the point index
-  part = 3,       // of the point index
-  nodes = 4,      // of the key index, all of one size class
-  entries = 5,    // entries, one after the other
-  large = 6,      // first segment of an entry too large for one
-  large_rest = 7, // the others
-  retired = 8     // nobody new comes here; free once every view from before `stamp` is gone
+  free = 0,        // on the list of free segments
+  table = 1,       // header page and descriptors
+  directory = 2,   // of the point index
+  part = 3,        // of the point index
+  nodes = 4,       // of the key index, all of one size class
+  entries = 5,     // entries, one after the other
+  large = 6,       // first segment of an entry too large for one
+  large_rest = 7,  // the others
+  retired = 8      // nobody new comes here; free once every view from before `stamp` is gone
 };
 
 // Writer only. Links are segment numbers; 0, the first table, ends a list.
 struct SegmentDescriptor {
   SegmentKind kind;
-  std::uint8_t size_class;   // nodes: of its nodes
-  std::uint8_t list;         // entries, sealed: 1 + which list of sparse segments it is on; nodes: 1 if on the partial list
+  std::uint8_t size_class;  // nodes: of its nodes
+  std::uint8_t list;  // entries, sealed: 1 + which list of sparse segments it is on; nodes: 1 if on the partial list
   std::uint8_t reserved;
-  std::uint32_t live;        // entries, large: bytes of entries the index points to; nodes: nodes in use; part: words in use
-  std::uint32_t used;        // entries: bytes allocated from the front; nodes: nodes ever handed out; part: fillers; large, directory: segments
+  std::uint32_t live;  // entries, large: bytes of entries the index points to; nodes: nodes in use; part: words in use
+  std::uint32_t used;  // entries: bytes allocated from the front; nodes: nodes ever handed out; part: fillers; large,
+                       // directory: segments
   std::uint32_t next;
   std::uint32_t previous;
   std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked by NodeHeader::next
@@ -67,20 +68,23 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 
 // --- Entries ---
 
-// One version of one key's value: this header, the key, the value, up to a multiple of 8 bytes. Written before the index
-// points to it, then never changed.
+// One version of one key's value: this header, the key, the value, up to a multiple of 8 bytes. Written before the
+// index points to it, then never changed.
 struct EntryHeader {
   std::uint64_t id_and_key;          // update id << 16 | erased << 15 | key bytes
   std::uint64_t previous_and_value;  // offset / 8 of the version before (0: none) << 24 | value bytes
 
   static constexpr std::uint64_t erased_bit = std::uint64_t{1} << 15;
 
-  static EntryHeader make(UpdateId id, bool erased, std::size_t key_bytes, std::uint64_t previous, std::size_t value_bytes) {
+  static EntryHeader make(UpdateId id, bool erased, std::size_t key_bytes, std::uint64_t previous,
+                          std::size_t value_bytes) {
     return {id << 16 | (erased ? erased_bit : 0) | key_bytes, previous >> 3 << 24 | value_bytes};
   }
   UpdateId id() const { return id_and_key >> 16; }
   bool erased() const { return (id_and_key & erased_bit) != 0; }
   std::uint32_t key_bytes() const { return static_cast<std::uint32_t>(id_and_key & 0x7fff); }
+  // Not erased, and the key of this size.
+  bool is_live(std::size_t bytes) const { return (id_and_key & 0xffff) == bytes; }
   std::uint64_t previous() const { return previous_and_value >> 24 << 3; }
   std::uint32_t value_bytes() const { return static_cast<std::uint32_t>(previous_and_value & 0xffffff); }
 };
@@ -98,8 +102,9 @@ inline constexpr std::uint64_t segments_for(std::uint64_t bytes) { return (bytes
 // --- Point index ---
 
 // directory[hash >> (64 - depth)] names a part; a part is 4,096 buckets of eight words, a cache line each. A key's home
-// bucket is hash & 4095. A full bucket overflows into the next one, at most 7 further; a reader goes on while a
-// bucket has no empty word. A word never becomes empty again (a removed one becomes a filler), so that stopping there is right.
+// bucket is at byte hash & 0x3ffc0 of the part. A full bucket overflows into the next one, at most 7 further; a reader
+// goes on while a bucket has no empty word. A word never becomes empty again (a removed one becomes a filler), so that
+// stopping there is right.
 //
 // The tag is the top of the hash, which holds the bits the directory is indexed by: a part is split by looking at its
 // words alone.
@@ -116,28 +121,33 @@ static_assert(part_words * sizeof(IndexWord) == segment_bytes);
 
 // 24 bits tag, 3 bits displacement from the home bucket, 37 bits offset / 8.
 inline constexpr unsigned word_offset_bits = 37;
-inline constexpr std::uint64_t tag_of(std::uint64_t hash) {
-  const std::uint64_t tag = hash >> 40;
-  return tag != 0 ? tag : 1;  // a word with tag 0 would look empty; the lowest bit never chooses a part
-}
-inline constexpr std::uint64_t home_bucket(std::uint64_t hash) { return hash & (part_buckets - 1); }
+inline constexpr std::uint64_t tag_of(std::uint64_t hash) { return hash >> 40; }
+inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
+// Where its home bucket begins within a part.
+inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (part_buckets - 1) * bucket_bytes; }
+inline constexpr std::uint64_t home_bucket(std::uint64_t hash) { return home_offset(hash) / bucket_bytes; }
 inline constexpr std::uint64_t make_word(std::uint64_t tag, std::uint64_t displacement, std::uint64_t offset) {
   return tag << 40 | displacement << word_offset_bits | offset >> 3;
 }
 inline constexpr std::uint64_t word_offset(std::uint64_t word) {
-  return (word & ((std::uint64_t{1} << word_offset_bits) - 1)) << 3;
+  return word << (64 - word_offset_bits) >> (64 - word_offset_bits - 3);
 }
 inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> 40; }
 inline constexpr std::uint64_t word_displacement(std::uint64_t word) { return word >> word_offset_bits & 7; }
 inline constexpr bool holds_entry(std::uint64_t word) { return word > filler_word; }
 
-// A word of the directory: offset of the part | its local depth. Header::directory: offset of the directory << 8 | depth.
-inline constexpr std::uint64_t part_offset(std::uint64_t directory_word) { return directory_word & ~(segment_bytes - 1); }
-inline constexpr unsigned part_depth(std::uint64_t directory_word) { return static_cast<unsigned>(directory_word & 0xff); }
+// A word of the directory: offset of the part | its local depth. Header::directory: offset of the directory << 8 |
+// depth.
+inline constexpr std::uint64_t part_offset(std::uint64_t directory_word) {
+  return directory_word & ~(segment_bytes - 1);
+}
+inline constexpr unsigned part_depth(std::uint64_t directory_word) {
+  return static_cast<unsigned>(directory_word & 0xff);
+}
 inline constexpr std::uint64_t directory_offset(std::uint64_t word) { return word >> 8; }
 inline constexpr unsigned directory_depth(std::uint64_t word) { return static_cast<unsigned>(word & 0xff); }
 inline constexpr std::uint64_t directory_slot(std::uint64_t hash, unsigned depth) {
-  return depth == 0 ? 0 : hash >> (64 - depth);
+  return hash >> 1 >> (63 - depth);  // in two steps: depth may be 0
 }
 // Directories of depth 0..14 have a place each in one segment, so that doubling never writes over what readers use.
 inline constexpr unsigned small_directory_depth_max = 14;
@@ -147,23 +157,23 @@ inline constexpr std::uint64_t small_directory_place(unsigned depth) { return st
 
 // Written when the file is made, and again when it is adopted after a copy or a reboot.
 struct HeaderFixed {
-  char magic[8];                // "whycache"
-  std::uint16_t format_major;   // another major: not for us
+  char magic[8];               // "whycache"
+  std::uint16_t format_major;  // another major: not for us
   std::uint16_t format_minor;
-  std::uint32_t byte_order;     // 0x01020304 as this machine writes it
-  std::uint32_t header_bytes;   // header_page_bytes
-  std::uint32_t segment_size;   // segment_bytes
-  std::uint64_t state_id;       // random, of this file
+  std::uint32_t byte_order;    // 0x01020304 as this machine writes it
+  std::uint32_t header_bytes;  // header_page_bytes
+  std::uint32_t segment_size;  // segment_bytes
+  std::uint64_t state_id;      // random, of this file
   Uuid log_uuid;
-  std::uint64_t hash_seed;      // random; of the point index
+  std::uint64_t hash_seed;  // random; of the point index
   std::int64_t created_us;
-  Uuid boot_id;                 // of the boot in which it was made or adopted
-  std::uint64_t inode;          // of the file then: a copy has another one
+  Uuid boot_id;         // of the boot in which it was made or adopted
+  std::uint64_t inode;  // of the file then: a copy has another one
   std::uint64_t device;
-  std::int64_t born_ns;         // when the file system says the file was made, if it does: inode numbers are used again
+  std::int64_t born_ns;  // when the file system says the file was made, if it does: inode numbers are used again
   std::uint32_t log_name_bytes;
   char log_name[396];
-  std::uint64_t checksum;       // hash64 of all before
+  std::uint64_t checksum;  // hash64 of all before
 };
 static_assert(sizeof(HeaderFixed) == 512);
 
@@ -201,14 +211,14 @@ struct WriterBooks {
   std::uint32_t retired_head;  // in the order of their stamps
   std::uint32_t retired_tail;
   std::uint32_t retired_count;
-  std::uint32_t open_fresh;    // the segment new entries go to; 0: none
-  std::uint32_t open_copy;     // the segment copied entries go to
+  std::uint32_t open_fresh;                      // the segment new entries go to; 0: none
+  std::uint32_t open_copy;                       // the segment copied entries go to
   std::uint32_t node_partial[node_class_count];  // segments with free nodes
   std::uint32_t sparse[sparse_list_count];       // sealed entry segments, by how much of them is live
-  std::uint64_t retired_nodes_head;  // in the order of their stamps
+  std::uint64_t retired_nodes_head;              // in the order of their stamps
   std::uint64_t retired_nodes_tail;
-  std::uint64_t entry_segments;      // of kind entries
-  std::uint64_t entry_live_bytes;    // in them
+  std::uint64_t entry_segments;    // of kind entries
+  std::uint64_t entry_live_bytes;  // in them
 };
 
 // reclaim_generation: the top bit says that another file took this one's place.
@@ -218,13 +228,14 @@ struct Header {
   HeaderFixed fixed;
 
   // The line every point read loads.
-  alignas(64) std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired space is written over;
-                                                              // readers acquire it before and fence-and-load it after
-  std::atomic<std::uint64_t> applied_id;   // release, last store of an update; acquired by readers before all else of it
-  std::atomic<std::uint64_t> directory;    // release, acquired by readers
+  alignas(
+      64) std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired space is written
+                                                          // over; readers acquire it before and fence-and-load it after
+  std::atomic<std::uint64_t> applied_id;  // release, last store of an update; acquired by readers before all else of it
+  std::atomic<std::uint64_t> directory;   // release, acquired by readers
 
-  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked at; readers
-                                                           // pin, fence, and look here
+  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked
+                                                           // at; readers pin, fence, and look here
   std::atomic<std::uint64_t> file_bytes;     // allocated and usable; release
   std::atomic<std::uint64_t> writer_active;  // not 0: a writer is at work, or died at it
 

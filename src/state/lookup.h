@@ -1,14 +1,23 @@
-// Finding a key's value in the mapped file, as of an update id. What a reader runs; a hit touches two cache lines that are not warm
-// already: the bucket and the entry.
+// Finding a key's value in the mapped file, as of an update id. What a reader runs; a hit touches two cache lines that
+// are not warm already: the bucket and the entry.
 //
-// A reader that pinned nothing may meet memory that is being used again. So it believes no number before it compared it with the
-// size of the mapping, and no result before it found the reclaim generation unmoved (point_read below).
+// A reader that pinned nothing may meet memory that is being used again. So it believes no number before it compared it
+// with the size of the mapping, and no result before it found the reclaim generation unmoved (point_read below).
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <string>
 #include <string_view>
+
+// Thread sanitizer has to see every load for what it is.
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+#define WHYCACHE_SSE2 1
+#include <emmintrin.h>
+#else
+#define WHYCACHE_SSE2 0
+#endif
 
 #include "state/layout.h"
 #include "state/mapping.h"
@@ -27,7 +36,8 @@ struct LookupResult {
   const char* key = nullptr;  // the key's bytes in the entry
 };
 
-// An entry's header, loaded once: memory that is used again may change between two looks, so that what was checked is what is used.
+// An entry's header, loaded once: memory that is used again may change between two looks, so that what was checked is
+// what is used.
 struct Entry {
   EntryHeader header;
   const char* data;  // key, then value
@@ -39,42 +49,48 @@ struct Entry {
 // The file's bytes as one reader sees them during one read.
 class Bytes {
  public:
-  explicit Bytes(const Mapping& mapping) : base_(mapping.base()), usable_(mapping.usable_bytes()) {}
+  explicit Bytes(const Mapping& mapping) : mapping_(mapping), base_(mapping.base()), usable_(mapping.usable_bytes()) {}
 
   bool has(std::uint64_t offset, std::uint64_t bytes) const { return offset <= usable_ && bytes <= usable_ - offset; }
   template <typename T>
   const T* at(std::uint64_t offset) const {
     return reinterpret_cast<const T*>(base_ + offset);
   }
+  const Directory* directory(std::uint64_t word) const { return mapping_.directory(word); }
+  bool has_part(std::uint64_t offset) const {
+    return offset <= usable_ - segment_bytes;
+  }  // a file has at least one segment
   // False if there can be no entry. Its key and value lie within the mapping otherwise.
-  bool entry(std::uint64_t offset, Entry& entry) const {
-    if (offset < header_page_bytes || !has(offset, sizeof(EntryHeader))) return false;
+  [[gnu::always_inline]] bool entry(std::uint64_t offset, Entry& entry) const {
+    if (offset - header_page_bytes > usable_ - header_page_bytes - sizeof(EntryHeader)) return false;
     const auto* words = at<std::uint64_t>(offset);
     entry.header.id_and_key = __atomic_load_n(words, __ATOMIC_RELAXED);
     entry.header.previous_and_value = __atomic_load_n(words + 1, __ATOMIC_RELAXED);
     entry.data = at<char>(offset + sizeof(EntryHeader));
-    return has(offset, sizeof(EntryHeader) + entry.header.key_bytes() + entry.header.value_bytes());
+    return sizeof(EntryHeader) + entry.header.key_bytes() + entry.header.value_bytes() <= usable_ - offset;
   }
 
  private:
+  const Mapping& mapping_;
   const std::byte* base_;
   std::uint64_t usable_;
 };
 
-// Where a key's home bucket is; nullptr if the directory cannot be right. First of the three steps of a look-up, so that several
-// look-ups can be under way at once, each waiting for its own cache misses.
-inline const IndexWord* find_part(const Bytes& bytes, std::uint64_t directory, std::uint64_t hash) {
-  const unsigned depth = directory_depth(directory);
-  if (depth > directory_depth_max) return nullptr;
-  const std::uint64_t slot = directory_offset(directory) + directory_slot(hash, depth) * sizeof(IndexWord);
-  if (slot % sizeof(IndexWord) != 0 || !bytes.has(slot, sizeof(IndexWord))) return nullptr;
-  const std::uint64_t part = part_offset(bytes.at<IndexWord>(slot)->load(std::memory_order_acquire));
-  if (!bytes.has(part, segment_bytes)) return nullptr;
+// Where a key's home bucket is; nullptr if the directory cannot be right. First of the three steps of a look-up, so
+// that several look-ups can be under way at once, each waiting for its own cache misses.
+[[gnu::always_inline]] inline const IndexWord* find_part(const Bytes& bytes, std::uint64_t directory,
+                                                         std::uint64_t hash) {
+  const Directory* const slots = bytes.directory(directory);
+  if (slots == nullptr) [[unlikely]]
+    return nullptr;
+  const std::uint64_t part = part_offset(slots->slot(hash).load(std::memory_order_acquire));
+  if (!bytes.has_part(part)) [[unlikely]]
+    return nullptr;
   return bytes.at<IndexWord>(part);
 }
 
 inline const IndexWord* home_of(const IndexWord* part, std::uint64_t hash) {
-  return part + home_bucket(hash) * bucket_words;
+  return reinterpret_cast<const IndexWord*>(reinterpret_cast<const char*>(part) + home_offset(hash));
 }
 
 // Goes from `entry` of `key` back to the version that was current at `id`. `no`: there was none.
@@ -88,67 +104,296 @@ inline Found version_at(const Bytes& bytes, Entry& entry, std::string_view key, 
   return entry.header.erased() ? Found::no : Found::yes;
 }
 
-// The value `key` had at update `id`.
-inline LookupResult look_up(const Bytes& bytes, const IndexWord* part, std::uint64_t hash, std::string_view key, UpdateId id) {
+// Whether two keys of the same size are equal. Most are short; then a call would cost more than this.
+[[gnu::always_inline]] inline bool equal_keys(const char* a, const char* b, std::size_t bytes) {
+  const auto differ = [&]<typename Word>(Word, std::size_t at) {
+    Word x;
+    Word y;
+    std::memcpy(&x, a + at, sizeof x);
+    std::memcpy(&y, b + at, sizeof y);
+    return static_cast<Word>(x ^ y);
+  };
+  constexpr std::uint64_t eight = 0;
+  constexpr std::uint32_t four = 0;
+  if (bytes - 8 <= 8) return (differ(eight, 0) | differ(eight, bytes - 8)) == 0;
+  if (bytes - 16 <= 16) {
+    return (differ(eight, 0) | differ(eight, 8) | differ(eight, bytes - 16) | differ(eight, bytes - 8)) == 0;
+  }
+  if (bytes - 4 <= 4) return (differ(four, 0) | differ(four, bytes - 4)) == 0;
+  return std::memcmp(a, b, bytes) == 0;
+}
+
+// The same value, of which the compiler must not know that it is.
+template <typename Value>
+[[gnu::always_inline]] inline Value unrelated(Value value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
+// A bucket's words, looked at all at once. In which of them a key is is chance: a branch for each would be guessed
+// wrong in every look-up, and nothing of the next one be under way meanwhile. What is seen here says which word to
+// load, no more.
+class Bucket {
+ public:
+  explicit Bucket(const IndexWord* words) : words_(words) {}
+
+  // The words with this tag and displacement, for first() and without_first(); 0: none.
+  [[gnu::always_inline]] std::uint32_t matches(std::uint64_t tag_and_displacement) const {
+#if WHYCACHE_SSE2
+    constexpr int shift = word_offset_bits - 32;
+    const __m128i wanted = _mm_set1_epi32(static_cast<int>(tag_and_displacement));
+    return marks(_mm_cmpeq_epi32(_mm_srli_epi32(halves<upper>(0), shift), wanted),
+                 _mm_cmpeq_epi32(_mm_srli_epi32(halves<upper>(4), shift), wanted));
+#else
+    std::uint32_t marks = 0;
+    for (unsigned i = 0; i < bucket_words; ++i) {
+      const bool match = words_[i].load(std::memory_order_acquire) >> word_offset_bits == tag_and_displacement;
+      marks |= static_cast<std::uint32_t>(match) << (i * marks_per_word);
+    }
+    return marks;
+#endif
+  }
+  [[gnu::always_inline]] bool has_empty() const {
+#if WHYCACHE_SSE2
+    const __m128i zero = _mm_setzero_si128();
+    return marks(_mm_cmpeq_epi32(_mm_or_si128(halves<lower>(0), halves<upper>(0)), zero),
+                 _mm_cmpeq_epi32(_mm_or_si128(halves<lower>(4), halves<upper>(4)), zero)) != 0;
+#else
+    bool any = false;
+    for (unsigned i = 0; i < bucket_words; ++i) any |= words_[i].load(std::memory_order_acquire) == empty_word;
+    return any;
+#endif
+  }
+
+  // The same bucket; the compiler must not keep for it what was loaded here.
+  [[gnu::always_inline]] Bucket loaded_again() const { return Bucket(unrelated(words_)); }
+
+  std::uint64_t first(std::uint32_t matches) const {
+    return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_per_word].load(std::memory_order_acquire);
+  }
+  static std::uint32_t without_first(std::uint32_t matches) {
+    matches &= matches - 1;
+    return marks_per_word == 1 ? matches : matches & (matches - 1);
+  }
+
+ private:
+#if WHYCACHE_SSE2
+  static constexpr unsigned marks_per_word = 2;
+  static constexpr int lower = 0;
+  static constexpr int upper = 1;
+
+  // The lower or upper halves of four words.
+  template <int which>
+  [[gnu::always_inline]] __m128i halves(std::size_t first) const {
+    const auto* const pairs = reinterpret_cast<const __m128*>(words_ + first);
+    return _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], _MM_SHUFFLE(2 + which, which, 2 + which, which)));
+  }
+  [[gnu::always_inline]] static std::uint32_t marks(__m128i first, __m128i second) {
+    return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_packs_epi32(first, second)));
+  }
+#else
+  static constexpr unsigned marks_per_word = 1;
+#endif
+
+  const IndexWord* words_;
+};
+
+// The value `key` had at update `id`, wherever its word is and whatever has happened to it.
+[[gnu::noinline]] inline LookupResult look_up_anywhere(const Bytes& bytes, const IndexWord* part, std::uint64_t hash,
+                                                       std::string_view key, UpdateId id) {
   const std::uint64_t tag = tag_of(hash);
-  std::uint64_t bucket = home_bucket(hash);
+  std::uint64_t bucket_number = home_bucket(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    const IndexWord* words = part + bucket * bucket_words;
+    const Bucket bucket(part + bucket_number * bucket_words);
     const std::uint64_t wanted = tag << 3 | displacement;
-    bool any_empty = false;
-    for (std::uint64_t i = 0; i < bucket_words; ++i) {
-      const std::uint64_t word = words[i].load(std::memory_order_acquire);
-      any_empty |= word == empty_word;
-      if (word >> word_offset_bits != wanted) continue;
+    for (std::uint32_t matches = bucket.matches(wanted); matches != 0; matches = Bucket::without_first(matches)) {
+      const std::uint64_t word = bucket.first(matches);
+      // A word that is empty, or was removed just now, looks like one whose tag is 0.
+      if (word >> word_offset_bits != wanted || !holds_entry(word)) continue;
       Entry entry;
       if (!bytes.entry(word_offset(word), entry)) return {Found::impossible, {}};
-      if (entry.header.key_bytes() != key.size() || std::memcmp(entry.data, key.data(), key.size()) != 0) continue;
+      if (entry.header.key_bytes() != key.size() || !equal_keys(entry.data, key.data(), key.size())) continue;
       const Found found = version_at(bytes, entry, key, id);
       if (found != Found::yes) return {found, {}};
       return {Found::yes, entry.value(), entry.data};
     }
-    if (any_empty) return {Found::no, {}};
-    bucket = (bucket + 1) & (part_buckets - 1);
+    if (bucket.has_empty()) return {Found::no, {}};
+    bucket_number = (bucket_number + 1) & (part_buckets - 1);
   }
   return {Found::no, {}};
 }
 
-// Asks for the memory of the entry that look_up() will most likely want.
-inline void prefetch_entry(const Bytes& bytes, const IndexWord* part, std::uint64_t hash) {
-  const IndexWord* words = home_of(part, hash);
-  const std::uint64_t wanted = tag_of(hash) << 3;
-  for (std::uint64_t i = 0; i < bucket_words; ++i) {
-    const std::uint64_t word = words[i].load(std::memory_order_relaxed);
-    if (word >> word_offset_bits != wanted || !bytes.has(word_offset(word), 128)) continue;
-    __builtin_prefetch(bytes.at<char>(word_offset(word)));
-    __builtin_prefetch(bytes.at<char>(word_offset(word) + 64));
-    return;
-  }
+// Asks for an entry's cache lines behind the first, of which it is most often not known yet that they will be wanted.
+// (Always inlined: g++ takes a function that only prefetches for one that does nothing.)
+[[gnu::always_inline]] inline void prefetch_rest(const char* entry) {
+  __builtin_prefetch(entry + 64);
+  __builtin_prefetch(entry + 128);
 }
+
+// The value `key` had at update `id`. Nearly always it has it still, and its word is the first that matches, in its
+// home bucket.
+[[gnu::always_inline]] inline LookupResult look_up(const Bytes& bytes, const IndexWord* part, std::uint64_t hash,
+                                                   std::string_view key, UpdateId id) {
+  const Bucket home(home_of(part, hash));
+  const std::uint64_t wanted = tag_of(hash) << 3;
+  if (const std::uint32_t matches = home.matches(wanted); matches != 0) [[likely]] {
+    const std::uint64_t word = home.first(matches);
+    const std::uint64_t offset = word_offset(word);
+    prefetch_rest(bytes.at<char>(offset));
+    Entry entry;
+    if (word >> word_offset_bits == wanted && bytes.entry(offset, entry) && entry.header.is_live(key.size()) &&
+        entry.header.id() <= id && equal_keys(entry.data, key.data(), key.size())) [[likely]] {
+      return {Found::yes, {entry.data + key.size(), entry.header.value_bytes()}, entry.data};
+    }
+  } else if (home.has_empty()) {
+    return {Found::no, {}};
+  }
+  return look_up_anywhere(bytes, part, hash, key, id);
+}
+
+// Asks for the memory of the entry that look_up() will most likely want.
+[[gnu::always_inline]] inline void prefetch_entry(const Bytes& bytes, const IndexWord* part, std::uint64_t hash) {
+  const Bucket home(home_of(part, hash));
+  const std::uint32_t matches = home.matches(tag_of(hash) << 3);
+  if (matches == 0) return;
+  const char* const entry = bytes.at<char>(word_offset(home.first(matches)));
+  __builtin_prefetch(entry);
+  prefetch_rest(entry);
+}
+
+// --- The quick way: what nearly every read of a key does, in as few instructions as it takes. ---
+//
+// It waits for memory, twice. While it does, the processor goes on with what comes after it, the next read among it,
+// until some two hundred instructions lie in between; so each one that is left out here makes all reads faster.
+
+enum class Quick : std::uint8_t { no, yes, unsure };  // unsure: look again, the long way
+
+struct QuickValue {
+  const char* key;  // in the entry; the value follows
+  std::uint64_t bytes;
+};
+
+// Whether `key` has a value at `id`, if its home bucket, the first word there that matches and the newest version
+// suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `id()` is asked when an entry is there.
+// Believes no number before it compared it with the mapping's size, like all reads.
+template <bool two_words, typename Id>
+[[gnu::always_inline]] inline Quick quick_look_up(const Mapping& mapping, const Header& file, std::string_view key,
+                                                  const Id& id, QuickValue& value) {
+  const auto* const base = reinterpret_cast<const std::byte*>(&file);
+  const Directory* const slots = mapping.last_directory();
+  if (slots->word != file.directory.load(std::memory_order_acquire)) [[unlikely]]
+    return Quick::unsure;
+  std::uint64_t hash;
+  if constexpr (two_words) {
+    hash = mapping.key_hash().of(TwoWords::of(key.data(), key.size()), key.size());
+  } else {
+    if (key.size() > key_bytes_max) [[unlikely]]
+      return Quick::unsure;
+    hash = mapping.hash_of(key);
+  }
+  // Everything below here lies within the file: a part, the header of an entry, with its key and value the entry.
+  const std::uint64_t usable = mapping.usable_bytes();
+  const std::uint64_t part = part_offset(slots->slot(hash).load(std::memory_order_acquire));
+  if (part > usable - segment_bytes) [[unlikely]]
+    return Quick::unsure;
+  const Bucket home(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
+  const std::uint32_t matches = home.matches(tag_of(hash) << 3);
+  if (matches == 0) [[unlikely]]
+    return home.loaded_again().has_empty() ? Quick::no : Quick::unsure;
+  // The word may have become another one since. What its entry is will be seen there.
+  const std::uint64_t offset = word_offset(home.first(matches)) - header_page_bytes;
+  const std::uint64_t offset_max = usable - header_page_bytes - sizeof(EntryHeader);
+  if (offset > offset_max) [[unlikely]]
+    return Quick::unsure;
+  const std::byte* const entry = base + header_page_bytes + offset;
+  const auto* const header = reinterpret_cast<const std::uint64_t*>(entry);
+  // The size of the key, not erased, and an id that is not too new, all in one: rotated, any other size is a large
+  // number.
+  const std::uint64_t id_and_key = __atomic_load_n(header, __ATOMIC_RELAXED);
+  if (std::rotr(id_and_key - key.size(), 16) > id()) [[unlikely]]
+    return Quick::unsure;
+  const std::uint64_t value_bytes = __atomic_load_n(header + 1, __ATOMIC_RELAXED) & 0xffffff;
+  if (offset + key.size() + value_bytes > offset_max) [[unlikely]]
+    return Quick::unsure;
+  const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryHeader);
+  if constexpr (two_words) {
+    if (TwoWords::of(key_in_entry, key.size()) != TwoWords::of(unrelated(key.data()), key.size())) [[unlikely]]
+      return Quick::unsure;
+  } else {
+    if (!equal_keys(key_in_entry, key.data(), key.size())) [[unlikely]]
+      return Quick::unsure;
+  }
+  value = {key_in_entry, value_bytes};
+  return Quick::yes;
+}
+
+// Copies `size` to twice that many bytes: the first ones and the last ones, which overlap.
+template <std::size_t size>
+[[gnu::always_inline]] inline void copy_ends(char* to, const char* from, std::size_t bytes) {
+  struct Block {
+    char bytes[size];
+  };
+  Block first;
+  Block last;
+  std::memcpy(&first, from, size);
+  std::memcpy(&last, from + bytes - size, size);
+  std::memcpy(to, &first, size);
+  std::memcpy(to + bytes - size, &last, size);
+}
+
+// Copies up to 128 bytes.
+[[gnu::always_inline]] inline void copy_few(char* to, const char* from, std::size_t bytes) {
+  if (bytes > 64) return copy_ends<64>(to, from, bytes);
+  if (bytes > 32) return copy_ends<32>(to, from, bytes);
+  if (bytes > 16) return copy_ends<16>(to, from, bytes);
+  if (bytes >= 8) return copy_ends<8>(to, from, bytes);
+  if (bytes >= 4) return copy_ends<4>(to, from, bytes);
+  if (bytes >= 2) return copy_ends<2>(to, from, bytes);
+  if (bytes == 1) *to = *from;
+}
+
+// --- Reads that pin nothing. ---
 
 enum class ReadOutcome : std::uint8_t { no, yes, again, superseded };
 
-// One try of a read that pins nothing. Calls `use(value)` while the value may still prove worthless: it may copy, but must not
-// act on what it sees until `yes` is returned.
+// What a read that pins nothing begins and ends with.
+class Unpinned {
+ public:
+  constexpr Unpinned() = default;
+  // Acquire: whatever was retired before this generation is out of the index for us, and the applied id is at least its
+  // stamp.
+  [[gnu::always_inline]] explicit Unpinned(const Header& header)
+      : header_(&header), generation_(header.reclaim_generation.load(std::memory_order_acquire)) {}
+
+  bool superseded() const { return (generation_ & superseded_bit) != 0; }
+  // Whether what was read, after this was made and before this is asked, can be believed. Pairs with the writer's
+  // release fence after raising the generation: if anything read was written over, this load sees the raised number.
+  [[gnu::always_inline]] bool holds() const {
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return header_->reclaim_generation.load(std::memory_order_relaxed) == generation_;
+  }
+
+ private:
+  const Header* header_ = nullptr;
+  std::uint64_t generation_ = 0;
+};
+
+// One try, the long way. Calls `use(value)` while the value may still prove worthless: it may copy, but must not act on
+// what it sees until `yes` is returned.
 template <typename Use>
 ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const Use& use) {
   const Header& header = mapping.header();
-  // Acquire: whatever was retired before this generation is out of the index for us, and the applied id is at least its stamp.
-  const std::uint64_t generation = header.reclaim_generation.load(std::memory_order_acquire);
-  if ((generation & superseded_bit) != 0) return ReadOutcome::superseded;
+  const Unpinned read(header);
+  if (read.superseded()) return ReadOutcome::superseded;
   const UpdateId id = header.applied_id.load(std::memory_order_acquire);
   const Bytes bytes(mapping);
   const std::uint64_t hash = mapping.hash_of(key);
   const IndexWord* part = find_part(bytes, header.directory.load(std::memory_order_acquire), hash);
   if (part == nullptr) return ReadOutcome::again;
-  const LookupResult result = look_up(bytes, part, hash, key, id);
+  const LookupResult result = look_up_anywhere(bytes, part, hash, key, id);
   if (result.found == Found::impossible) return ReadOutcome::again;
   if (result.found == Found::yes) use(result.value);
-  // Pairs with the writer's release fence after raising the generation: if anything read above was written over, this
-  // load sees the raised number.
-  std::atomic_thread_fence(std::memory_order_acquire);
-  const std::uint64_t now = header.reclaim_generation.load(std::memory_order_relaxed);
-  if ((now & ~superseded_bit) != generation) return ReadOutcome::again;
+  if (!read.holds()) return ReadOutcome::again;
   return result.found == Found::yes ? ReadOutcome::yes : ReadOutcome::no;
 }
 

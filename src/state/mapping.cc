@@ -6,24 +6,39 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "base/fork_watch.h"
 
 namespace whycache {
+namespace {
+
+// Until the first was looked into. Its one slot names a part beyond any file.
+constexpr IndexWord no_part{~std::uint64_t{0}};
+constexpr Directory no_directory{0, &no_part, 63, nullptr};
+constexpr std::size_t directories_max = 1000;
+
+}  // namespace
 
 Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access)
-    : file_(std::move(file)), path_(std::move(path)), inherited_(access == Access::read), fork_count_(fork_count()) {
+    : file_(std::move(file)),
+      path_(std::move(path)),
+      inherited_(access == Access::read),
+      fork_count_(fork_count()),
+      directory_(&no_directory) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
   if (file_bytes < segment_bytes) {
-    throw Error(ErrorKind::corrupt, "state file cut short: path=" + path_ + " bytes=" + std::to_string(file_bytes) + " (delete it)");
+    throw Error(ErrorKind::corrupt,
+                "state file cut short: path=" + path_ + " bytes=" + std::to_string(file_bytes) + " (delete it)");
   }
   inode_ = status.st_ino;
   device_ = status.st_dev;
   const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
   // Somebody else may have let it grow beyond what we would; then room is left for it to go on.
-  reserved_bytes_ = file_bytes > bytes_max ? 2 * file_bytes : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
+  reserved_bytes_ =
+      file_bytes > bytes_max ? 2 * file_bytes : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
   for (;;) {
     void* mapped = ::mmap(nullptr, reserved_bytes_, protection, MAP_SHARED, file_.number(), 0);
     if (mapped != MAP_FAILED) {
@@ -33,8 +48,10 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
     // Address space may be limited (RLIMIT_AS): then room to grow is what is given up.
     if (errno != ENOMEM || reserved_bytes_ == file_bytes) {
       const int error = errno;
-      throw Error(ErrorKind::limit, "cannot map state file: path=" + path_ + " bytes=" + std::to_string(reserved_bytes_) +
-                                        " (raise the limit on address space, see ulimit -v)", error);
+      throw Error(ErrorKind::limit,
+                  "cannot map state file: path=" + path_ + " bytes=" + std::to_string(reserved_bytes_) +
+                      " (raise the limit on address space, see ulimit -v)",
+                  error);
     }
     reserved_bytes_ = std::max(reserved_bytes_ / 2, file_bytes);
   }
@@ -43,10 +60,12 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   if (access == Access::write) ::madvise(base_, reserved_bytes_, MADV_DONTFORK);
   usable_bytes_.store(file_bytes / segment_bytes * segment_bytes, std::memory_order_relaxed);
   hash_seed_ = header().fixed.hash_seed;
+  key_hash_ = KeyHash(hash_seed_);
   state_id_ = header().fixed.state_id;
 }
 
 Mapping::~Mapping() {
+  for (const Directory* one = directories_; one != nullptr;) delete std::exchange(one, one->next);
   // What a child did not inherit may be something else's address by now.
   if (base_ != nullptr && (inherited_ || fork_count_ == fork_count())) ::munmap(base_, reserved_bytes_);
 }
@@ -54,24 +73,57 @@ Mapping::~Mapping() {
 std::uint64_t Mapping::refresh_usable_bytes() const {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
-  const std::uint64_t bytes = std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes * segment_bytes;
+  const std::uint64_t bytes =
+      std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes * segment_bytes;
   std::uint64_t known = usable_bytes();
   if (bytes < known) {
-    throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ + " bytes=" + std::to_string(bytes) +
-                                        " known=" + std::to_string(known) + " (delete it and open the cache again)");
+    throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
+                                        " bytes=" + std::to_string(bytes) + " known=" + std::to_string(known) +
+                                        " (delete it and open the cache again)");
   }
   while (known < bytes && !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
   }
   return usable_bytes();
 }
 
+const Directory* Mapping::find_directory(std::uint64_t word) const {
+  const std::uint64_t offset = directory_offset(word);
+  const std::uint64_t usable = usable_bytes();
+  if (directory_depth(word) > directory_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
+    return nullptr;
+  const std::uint64_t bytes = sizeof(IndexWord) << directory_depth(word);
+  if (offset > usable || bytes > usable - offset) return nullptr;
+  const Directory* first = directories_.load(std::memory_order_acquire);
+  std::size_t count = 0;
+  for (const Directory* found = first; found != nullptr; found = found->next) {
+    if (found->word == word) {
+      directory_.store(found, std::memory_order_release);
+      return found;
+    }
+    ++count;
+  }
+  // Only in a file that somebody damages can there be so many. Then a read pins, and that finds it damaged.
+  if (count >= directories_max) return nullptr;
+  // No lock: a child may be forked at any moment. Two threads that come at once put it on the list twice, which is all
+  // right.
+  auto* const made =
+      new Directory{word, reinterpret_cast<const IndexWord*>(base_ + offset), 63 - directory_depth(word), first};
+  while (!directories_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel, std::memory_order_acquire)) {
+  }
+  directory_.store(made, std::memory_order_release);
+  return made;
+}
+
 std::string header_fault(const HeaderFixed& header) {
-  if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0) return "it does not begin with the mark of a whycache state";
+  if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0)
+    return "it does not begin with the mark of a whycache state";
   if (header.byte_order != byte_order_mark) return "it was made on a machine of another byte order";
   if (header.format_major != state_format_major) {
-    return "its format is another: found=" + std::to_string(header.format_major) + " known=" + std::to_string(state_format_major);
+    return "its format is another: found=" + std::to_string(header.format_major) +
+           " known=" + std::to_string(state_format_major);
   }
-  if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes) return "its header gives sizes that cannot be";
+  if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes)
+    return "its header gives sizes that cannot be";
   const std::uint64_t checksum = hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
   if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name) return "its header is damaged";
   return {};

@@ -15,7 +15,8 @@ PublishedBlock read_published(const Header& header) {
     std::atomic_thread_fence(std::memory_order_acquire);
     if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1) continue;
     if (block.id != id || block.checksum != block.expected_checksum()) {
-      throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" + std::to_string(id) + " (delete the state file)");
+      throw Error(ErrorKind::corrupt,
+                  "state file damaged: published block of update=" + std::to_string(id) + " (delete the state file)");
     }
     return block;
   }
@@ -46,14 +47,15 @@ void Pin::pin_newest() {
   for (;;) {
     block_ = read_published(header);
     slot_->pinned_id.store(block_.id + 1, std::memory_order_release);
-    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees our pin, or we see its horizon.
+    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees our pin, or we see
+    // its horizon.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     const UpdateId horizon = header.reclaim_horizon.load(std::memory_order_acquire);
     if (horizon <= block_.id) return;
     // It is never raised beyond the applied id.
     if (horizon > header.applied_id.load(std::memory_order_acquire)) {
-      throw Error(ErrorKind::corrupt, "state file damaged: reclaim_horizon=" + std::to_string(horizon) + " path=" + mapping_->path() +
-                                          " (delete the state file)");
+      throw Error(ErrorKind::corrupt, "state file damaged: reclaim_horizon=" + std::to_string(horizon) +
+                                          " path=" + mapping_->path() + " (delete the state file)");
     }
   }
 }
@@ -81,13 +83,16 @@ LookupResult Pin::look_up_slowly(std::string_view key, std::uint64_t hash) const
   const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
   LookupResult result{Found::impossible, {}};
   if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
-  if (result.found == Found::impossible && mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {
-    throw Error(ErrorKind::limit, "state outgrew the address space reserved for this view: path=" + mapping_->path() +
-                                      " reserved_bytes=" + std::to_string(mapping_->reserved_bytes()) +
-                                      " (open another view; raise state_bytes_max, or the limit on address space, see ulimit -v)");
+  if (result.found == Found::impossible &&
+      mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {
+    throw Error(ErrorKind::limit,
+                "state outgrew the address space reserved for this view: path=" + mapping_->path() +
+                    " reserved_bytes=" + std::to_string(mapping_->reserved_bytes()) +
+                    " (open another view; raise state_bytes_max, or the limit on address space, see ulimit -v)");
   }
   if (result.found == Found::impossible) {
-    throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() + " update=" + std::to_string(block_.id) +
+    throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() +
+                                        " update=" + std::to_string(block_.id) +
                                         " (delete the state file, it will be built anew from the log)");
   }
   return result;

@@ -1,4 +1,5 @@
-// What a view and everything made from it share: a reader slot that says which update id is held, and the mapping it is held on.
+// What a view and everything made from it share: a reader slot that says which update id is held, and the mapping it is
+// held on.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/fork_watch.h"
 #include "state/layout.h"
 #include "state/lock_file.h"
 #include "state/lookup.h"
@@ -28,16 +30,26 @@ class Pin {
   UpdateId id() const { return block_.id; }
   const PublishedBlock& block() const { return block_; }
 
+  // `unsure`: ask get().
+  template <bool two_words>
+  [[gnu::always_inline]] Quick get_quickly(std::string_view key, QuickValue& value) const {
+    if (fork_count_ != fork_count()) [[unlikely]]
+      return Quick::unsure;
+    return quick_look_up<two_words>(
+        *mapping_, mapping_->header(), key, [this] { return block_.id; }, value);
+  }
+
   // Throw Error corrupt if the file is damaged, invalid in a forked child.
   LookupResult get(std::string_view key) const;
-  // The entries of many keys; `found(i, item)` for each that is there, in order. Several look-ups are under way at once.
+  // The entries of many keys; `found(i, item)` for each that is there, in order. Several look-ups are under way at
+  // once.
   template <typename OnFound>
   void get_many(std::span<const std::string_view> keys, const OnFound& on_found) const;
   void check_usable() const;
 
  private:
   static constexpr std::size_t together = 32;
-  LookupResult look_up_slowly(std::string_view key, std::uint64_t hash) const;
+  [[gnu::noinline]] LookupResult look_up_slowly(std::string_view key, std::uint64_t hash) const;
   void pin_newest();
 
   std::shared_ptr<const Mapping> mapping_;

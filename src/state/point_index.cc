@@ -13,7 +13,8 @@ constexpr std::uint64_t part_live_max = part_words * 8 / 10;
 constexpr std::uint64_t part_taken_max = part_words * 9 / 10;
 
 Error damaged_index(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+  return Error(ErrorKind::corrupt,
+               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
 }
 
 }  // namespace
@@ -53,7 +54,8 @@ SegmentDescriptor& PointIndex::part_descriptor(const IndexWord* word) const {
 
 const EntryHeader& PointIndex::entry(std::uint64_t offset) const {
   Entry entry;
-  if (offset % 8 != 0 || !Bytes(arena_.mapping()).entry(offset, entry)) throw damaged_index("no entry at offset", offset);
+  if (offset % 8 != 0 || !Bytes(arena_.mapping()).entry(offset, entry))
+    throw damaged_index("no entry at offset", offset);
   return *reinterpret_cast<const EntryHeader*>(arena_.mapping().base() + offset);
 }
 
@@ -69,7 +71,8 @@ IndexWord* probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
       const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
       any_empty |= word == empty_word;
-      if (word >> word_offset_bits == (tag << 3 | displacement) && visit(word_offset(word))) return &bucket[i];
+      if (holds_entry(word) && word >> word_offset_bits == (tag << 3 | displacement) && visit(word_offset(word)))
+        return &bucket[i];
     }
     if (any_empty) return nullptr;
   }
@@ -233,13 +236,15 @@ void PointIndex::purge(std::uint64_t hash) {
 void PointIndex::double_directory() {
   unsigned depth;
   const IndexWord* const old_slots = directory(depth);
-  if (depth == directory_depth_max) throw Error(ErrorKind::limit, "index cannot grow further: index_depth=" + std::to_string(depth));
+  if (depth == directory_depth_max)
+    throw Error(ErrorKind::limit, "index cannot grow further: index_depth=" + std::to_string(depth));
   const std::uint64_t old_place = directory_offset(arena_.header().directory.load(std::memory_order_relaxed));
   std::uint64_t place_of_new;
   if (depth + 1 <= small_directory_depth_max) {
     place_of_new = old_place / segment_bytes * segment_bytes + small_directory_place(depth + 1);
   } else {
-    place_of_new = arena_.allocate_span(SegmentKind::directory, segments_for(sizeof(IndexWord) << (depth + 1))) * segment_bytes;
+    place_of_new =
+        arena_.allocate_span(SegmentKind::directory, segments_for(sizeof(IndexWord) << (depth + 1))) * segment_bytes;
   }
   auto* const slots = reinterpret_cast<IndexWord*>(arena_.mapping().writable_base() + place_of_new);
   for (std::uint64_t slot = 0; slot < std::uint64_t{1} << depth; ++slot) {

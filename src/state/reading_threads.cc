@@ -8,7 +8,7 @@
 
 namespace whycache {
 
-thread_local ReadingThread* this_reading_thread __attribute__((tls_model("initial-exec"))) = nullptr;
+constinit thread_local ReadingThread* this_reading_thread __attribute__((tls_model("initial-exec"))) = nullptr;
 
 namespace {
 

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <thread>
 #include <utility>
@@ -41,7 +42,8 @@ std::uint32_t lock_file_mode(std::uint32_t state_mode) { return state_mode | (st
 
 // Perhaps what a read stumbled over lies where the file has grown to since this process asked how long it is.
 void see_growth(const Mapping& mapping) {
-  if (mapping.header().file_bytes.load(std::memory_order_acquire) > mapping.usable_bytes()) mapping.refresh_usable_bytes();
+  if (mapping.header().file_bytes.load(std::memory_order_acquire) > mapping.usable_bytes())
+    mapping.refresh_usable_bytes();
 }
 
 const char* name_of(StateLock lock) {
@@ -59,12 +61,8 @@ const char* name_of(StateLock lock) {
 struct State::Inner final : ForkListener {
   ~Inner() = default;
 
-  void before_fork() noexcept override {
-    switch_mutex.lock();
-  }
-  void after_fork_in_parent() noexcept override {
-    switch_mutex.unlock();
-  }
+  void before_fork() noexcept override { switch_mutex.lock(); }
+  void after_fork_in_parent() noexcept override { switch_mutex.unlock(); }
   void after_fork_in_child() noexcept override {
     switch_mutex.unlock();
     // Some other thread of the parent may have held these, and what they stood for is the parent's.
@@ -102,7 +100,7 @@ struct State::Inner final : ForkListener {
   mutable std::mutex switch_mutex;
   std::shared_ptr<Mapping> shared;  // the same, for who keeps it
   std::vector<Replaced> replaced;
-  std::string why_unusable;         // under switch_mutex
+  std::string why_unusable;  // under switch_mutex
   std::atomic<std::int64_t> looked_for_successor_ns{0};
 };
 
@@ -121,7 +119,8 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
   if (options.path.front() != '/') absolute.path = std::filesystem::current_path().string() + "/" + options.path;
   std::unique_ptr<State> state(new State(absolute));
   Inner& inner = *state->inner_;
-  inner.lock_file = std::make_shared<LockFile>(absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
+  inner.lock_file =
+      std::make_shared<LockFile>(absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_listener(&inner);
   // One in its place is opened without waiting for anybody.
   FoundFile found = find_state_file(absolute, *inner.lock_file, false);
@@ -175,49 +174,152 @@ void State::follow_switch() const {
 
 // --- Reads ---
 
+namespace {
+
+// Which bytes are copied to where, the processor must know before the entry's size is there, or else it can begin
+// neither with the entry's later cache lines nor with whoever reads the copy: so a value as long as the one before is
+// copied by the old one's size, which is the same.
+void copy_into(std::string& value, std::string_view found) {
+  const std::size_t bytes_before = value.size();
+  if (bytes_before == found.size()) {
+    std::memcpy(value.data(), found.data(), unrelated(bytes_before));
+  } else {
+    value.assign(found.data(), found.size());
+  }
+}
+
+// Asked when an entry was found, not before, so that it need not be kept. If by then the entry's update is published,
+// there was a moment in between when the entry was its key's newest and visible: when it was found, or when its update
+// was published.
+auto applied_id_of(const Header& header) {
+  return [&header] { return header.applied_id.load(std::memory_order_acquire); };
+}
+
+}  // namespace
+
+namespace {
+
+// A get whose value cannot be copied in passing, and what it began with: left here by this thread for finish_get(), so
+// that all arguments of that fit into registers.
+struct BegunGet {
+  Unpinned read;
+  ReadingThread* thread;
+};
+constinit thread_local BegunGet begun_get __attribute__((tls_model("initial-exec"))) = {Unpinned(), nullptr};
+
+}  // namespace
+
+bool State::finish_get(std::string_view key, std::string& value, std::string_view found) const {
+  const BegunGet get = begun_get;
+  copy_into(value, found);
+  const bool holds = get.read.holds();
+  get.thread->leave();
+  return holds || get_again(key, value);
+}
+
+// No call lies on the way of a get, for what has to be kept across one would have to be stored; what is seldom is
+// called at its end.
+template <bool two_words>
+[[gnu::always_inline]] inline bool State::get_quickly(std::string_view key, std::string& value) const {
+  ReadingThread* const thread = this_reading_thread;
+  if (thread == nullptr) [[unlikely]]
+    return get_again(key, value);
+  thread->enter();
+  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+  if (mapping != nullptr) [[likely]] {
+    const Header& header = mapping->header();
+    const Unpinned read(header);
+    QuickValue found;
+    const Quick quick = quick_look_up<two_words>(*mapping, header, key, applied_id_of(header), found);
+    if (quick != Quick::unsure && !read.superseded()) [[likely]] {
+      if (quick == Quick::yes) [[likely]] {
+        const std::size_t bytes_before = value.size();
+        if (found.bytes != bytes_before || bytes_before > 128) {
+          begun_get = {read, thread};
+          return finish_get(key, value, {found.key + key.size(), found.bytes});
+        }
+        copy_few(value.data(), found.key + key.size(), unrelated(bytes_before));
+      }
+      if (read.holds()) [[likely]] {
+        thread->leave();
+        return quick == Quick::yes;
+      }
+    }
+  }
+  thread->leave();
+  return get_again(key, value);
+}
+
+template <bool two_words>
+[[gnu::always_inline]] inline bool State::contains_quickly(std::string_view key) const {
+  ReadingThread* const thread = this_reading_thread;
+  if (thread == nullptr) [[unlikely]]
+    return contains_again(key);
+  thread->enter();
+  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+  if (mapping != nullptr) [[likely]] {
+    const Header& header = mapping->header();
+    const Unpinned read(header);
+    QuickValue found;
+    const Quick quick = quick_look_up<two_words>(*mapping, header, key, applied_id_of(header), found);
+    if (quick != Quick::unsure && !read.superseded() && read.holds()) [[likely]] {
+      thread->leave();
+      return quick == Quick::yes;
+    }
+  }
+  thread->leave();
+  return contains_again(key);
+}
+
 bool State::get(std::string_view key, std::string& value) const {
+  if (is_two_words(key.size())) [[likely]]
+    return get_quickly<true>(key, value);
+  return get_by_any_key(key, value);
+}
+
+bool State::get_by_any_key(std::string_view key, std::string& value) const { return get_quickly<false>(key, value); }
+
+bool State::contains(std::string_view key) const {
+  if (is_two_words(key.size())) [[likely]]
+    return contains_quickly<true>(key);
+  return contains_any_key(key);
+}
+
+bool State::contains_any_key(std::string_view key) const { return contains_quickly<false>(key); }
+
+bool State::get_again(std::string_view key, std::string& value) const {
+  return read_again(key, [&](std::string_view found) { copy_into(value, found); });
+}
+
+bool State::contains_again(std::string_view key) const {
+  return read_again(key, [](std::string_view) {});
+}
+
+template <typename Use>
+bool State::read_again(std::string_view key, const Use& use) const {
   {
     const Reading reading;
     const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-    if (mapping != nullptr) {
-      for (int tries = 0; tries < point_read_tries; ++tries) {
-        const ReadOutcome outcome = try_point_read(*mapping, key, [&](std::string_view found) { value.assign(found.data(), found.size()); });
-        if (outcome == ReadOutcome::yes) return true;
-        if (outcome == ReadOutcome::no) return false;
-        if (outcome == ReadOutcome::superseded) break;
-        see_growth(*mapping);
-      }
+    for (int tries = 0; mapping != nullptr && tries < point_read_tries; ++tries) {
+      const ReadOutcome outcome = try_point_read(*mapping, key, use);
+      if (outcome == ReadOutcome::yes) return true;
+      if (outcome == ReadOutcome::no) return false;
+      if (outcome == ReadOutcome::superseded) break;
+      see_growth(*mapping);
     }
   }
   const std::shared_ptr<const detail::Pin> held = pin();  // until the value is copied
   const LookupResult result = held->get(key);
-  if (result.found == Found::yes) value.assign(result.value.data(), result.value.size());
+  if (result.found == Found::yes) use(result.value);
   return result.found == Found::yes;
-}
-
-bool State::contains(std::string_view key) const {
-  {
-    const Reading reading;
-    const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-    if (mapping != nullptr) {
-      for (int tries = 0; tries < point_read_tries; ++tries) {
-        const ReadOutcome outcome = try_point_read(*mapping, key, [](std::string_view) {});
-        if (outcome == ReadOutcome::yes) return true;
-        if (outcome == ReadOutcome::no) return false;
-        if (outcome == ReadOutcome::superseded) break;
-        see_growth(*mapping);
-      }
-    }
-  }
-  return pin()->get(key).found == Found::yes;
 }
 
 std::shared_ptr<Mapping> State::find_successor() const {
   try {
     return find_state_file(options_, *inner_->lock_file, false).mapping;
   } catch (const Error&) {
-    // Something that is no state was put there, or one that is just being made ours. A read is not the place to say so: it has the old
-    // file to read from, and the next update() finds out.
+    // Something that is no state was put there, or one that is just being made ours. A read is not the place to say so:
+    // it has the old file to read from, and the next update() finds out.
     return nullptr;
   }
 }
@@ -271,7 +373,8 @@ std::optional<std::int64_t> State::asked_at_ns() const {
   const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
   const LockFileHeader& shared = inner_->lock_file->header();
   const std::int64_t at = shared.asked_at_ns.load(std::memory_order_acquire);
-  if (mapping == nullptr || at == 0 || shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id()) return std::nullopt;
+  if (mapping == nullptr || at == 0 || shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id())
+    return std::nullopt;
   return at;
 }
 
@@ -296,7 +399,10 @@ HeldLock::HeldLock(const State* state, StateLock lock, std::unique_lock<std::tim
     : state_(state), lock_(lock), threads_(std::move(threads)), fork_count_(forks) {}
 
 HeldLock::HeldLock(HeldLock&& other) noexcept
-    : state_(std::exchange(other.state_, nullptr)), lock_(other.lock_), threads_(std::move(other.threads_)), fork_count_(other.fork_count_) {}
+    : state_(std::exchange(other.state_, nullptr)),
+      lock_(other.lock_),
+      threads_(std::move(other.threads_)),
+      fork_count_(other.fork_count_) {}
 
 HeldLock::~HeldLock() {
   if (state_ == nullptr) return;
@@ -311,8 +417,9 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   Inner& inner = *inner_;
   const auto offset = static_cast<std::uint64_t>(which);
   const auto gave_up = [&] {
-    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") + name_of(which) + " lock: path=" +
-                                             inner.lock_file->path() + " (retry, or raise the deadline)");
+    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") + name_of(which) +
+                                             " lock: path=" + inner.lock_file->path() +
+                                             " (retry, or raise the deadline)");
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   if (!threads.try_lock() && !threads.try_lock_for(deadline.left())) throw gave_up();
@@ -334,7 +441,9 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const 
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
     if (mapping && is_in_place(*mapping)) return open_writer(std::move(writer), options_, *inner_->lock_file);
-    if (tries == 2) throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
+    if (tries == 2)
+      throw Error(ErrorKind::corrupt,
+                  "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
     { const HeldLock released = std::move(writer); }
     follow_switch();
   }
@@ -345,8 +454,8 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
     const Deadline deadline(install_patience);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until the new
-    // one is in its place, readers find the old one there and go on from it.
+    // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until
+    // the new one is in its place, readers find the old one there and go on from it.
     const std::shared_ptr<Mapping> old = inner_->mapping_now();
     const FileDescriptor old_file = open_file_if_there(options_.path, O_RDWR);
     if (old_file) {
@@ -378,7 +487,8 @@ void State::remove(const Deadline& deadline) const {
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
   if (const FileDescriptor file = open_file_if_there(options_.path, O_RDWR)) supersede(file, options_.path);
-  if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT) throw system_error("cannot remove state file", options_.path, errno);
+  if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT)
+    throw system_error("cannot remove state file", options_.path, errno);
 }
 
 std::vector<std::string> State::check(const Deadline& deadline,

@@ -48,7 +48,7 @@ struct StateInfo {
   std::uint64_t item_count = 0;
   std::uint64_t item_bytes = 0;  // keys and values of all live items
   Uuid log_uuid{};
-  std::string log_name;  // redacted URL of the log this state was made from
+  std::string log_name;        // redacted URL of the log this state was made from
   std::uint64_t state_id = 0;  // random, of this file
   bool superseded = false;     // another file took its place
 };
@@ -140,9 +140,9 @@ struct StateInsides {
   std::vector<SegmentUse> segments;
   std::uint64_t index_parts = 0;
   std::uint64_t index_depth = 0;
-  std::uint64_t index_words = 0;   // room for entries
-  std::uint64_t index_used = 0;    // words that hold one
-  std::uint64_t index_fillers = 0; // words of removed entries
+  std::uint64_t index_words = 0;    // room for entries
+  std::uint64_t index_used = 0;     // words that hold one
+  std::uint64_t index_fillers = 0;  // words of removed entries
   std::uint64_t tree_height = 0;
   std::uint32_t reader_slots = 0;
   std::vector<ReaderSlotInfo> slots_taken;
@@ -216,6 +216,19 @@ class State {
   explicit State(const StateOptions& options);
   // The file at our path, if it is another one that can be used right away.
   std::shared_ptr<Mapping> find_successor() const;
+  // Reads, the quick way.
+  template <bool two_words>
+  bool get_quickly(std::string_view key, std::string& value) const;
+  template <bool two_words>
+  bool contains_quickly(std::string_view key) const;
+  [[gnu::noinline]] bool get_by_any_key(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool contains_any_key(std::string_view key) const;
+  [[gnu::noinline]] bool finish_get(std::string_view key, std::string& value, std::string_view found) const;
+  // Those that the quick way did not get to an end: by all ways there are, and at last with a pin.
+  [[gnu::noinline]] bool get_again(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool contains_again(std::string_view key) const;
+  template <typename Use>
+  bool read_again(std::string_view key, const Use& use) const;
   struct Inner;
   StateOptions options_;
   bool adopted_ = false;

@@ -59,8 +59,9 @@ class Cursor {
       ++found;
     });
     if (found != batch_.size()) {
-      throw Error(ErrorKind::corrupt, "state file damaged: a key of the key index has no value: path=" + pin_->mapping().path() +
-                                          " (delete the state file, it will be built anew from the log)");
+      throw Error(ErrorKind::corrupt,
+                  "state file damaged: a key of the key index has no value: path=" + pin_->mapping().path() +
+                      " (delete the state file, it will be built anew from the log)");
     }
   }
 
@@ -89,10 +90,36 @@ UpdateId View::id() const noexcept { return pin_->id(); }
 std::size_t View::size() const noexcept { return pin_->block().item_count; }
 Digest View::digest() const noexcept { return {pin_->block().digest_low, pin_->block().digest_high}; }
 
-std::optional<std::string_view> View::get(std::string_view key) const {
-  const LookupResult result = pin_->get(key);
+namespace {
+
+[[gnu::noinline]] std::optional<std::string_view> get_thoroughly(const detail::Pin& pin, std::string_view key) {
+  const LookupResult result = pin.get(key);
   if (result.found != Found::yes) return std::nullopt;
   return result.value;
+}
+
+template <bool two_words>
+[[gnu::always_inline]] inline std::optional<std::string_view> get_quickly(const detail::Pin& pin,
+                                                                          std::string_view key) {
+  QuickValue value;
+  switch (pin.get_quickly<two_words>(key, value)) {
+    case Quick::yes: return std::string_view(value.key + key.size(), value.bytes);
+    case Quick::no: return std::nullopt;
+    case Quick::unsure: break;
+  }
+  return get_thoroughly(pin, key);
+}
+
+[[gnu::noinline]] std::optional<std::string_view> get_by_any_key(const detail::Pin& pin, std::string_view key) {
+  return get_quickly<false>(pin, key);
+}
+
+}  // namespace
+
+std::optional<std::string_view> View::get(std::string_view key) const {
+  if (is_two_words(key.size())) [[likely]]
+    return get_quickly<true>(*pin_, key);
+  return get_by_any_key(*pin_, key);
 }
 
 bool View::contains(std::string_view key) const { return pin_->get(key).found == Found::yes; }

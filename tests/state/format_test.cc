@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <vector>
 
 #include "base/hash.h"
 #include "state/test_state.h"
@@ -26,9 +27,51 @@ class StateFormat : public ::testing::Test {
     file_.assign(std::istreambuf_iterator<char>(stream), {});
   }
 
+  // As the document says it.
+  static std::uint64_t hash_of(const std::string& key, std::uint64_t seed) {
+    const std::size_t bytes = key.size();
+    if (bytes > 16) return XXH3_64bits_withSeed(key.data(), bytes, seed);
+    const auto word = [&](std::size_t from, std::size_t count) {
+      std::uint64_t number = 0;
+      for (std::size_t i = count; i-- > 0;) number = number << 8 | static_cast<unsigned char>(key[from + i]);
+      return number;
+    };
+    const std::size_t each = bytes >= 8 ? 8 : bytes >= 4 ? 4 : 0;
+    const std::uint64_t first = each > 0 ? word(0, each) : word(0, bytes);
+    const std::uint64_t last = each > 0 ? word(bytes - each, each) : 0;
+    __extension__ using Product = unsigned __int128;
+    const Product product = Product{first ^ XXH3_64bits_withSeed("first", 5, seed)} *
+                            (last ^ (XXH3_64bits_withSeed("last", 4, seed) + bytes));
+    return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+  }
+
   testing::TemporaryFolder folder_;
   std::string file_;
 };
+
+TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
+  const std::string path = folder_.path() + "/sizes.state";
+  std::vector<testing::TestChange> changes;
+  for (const std::size_t bytes : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1024}) {
+    std::string key(bytes, 'k');
+    key.back() = 'z';
+    key.front() = 'a';
+    changes.push_back({key, "1"});
+  }
+  testing::TestState(path).apply(changes);
+  read(path);
+  const std::uint64_t part = at<std::uint64_t>(at<std::uint64_t>(528) >> 8) & ~std::uint64_t{262143};
+  for (const auto& [key, value] : changes) {
+    const std::uint64_t hash = hash_of(key, at<std::uint64_t>(48));
+    bool found = false;
+    for (std::uint64_t i = 0; i < 8; ++i) {
+      const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0) + i * 8);
+      found |=
+          word >> 40 == hash >> 40 && file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + 16, key.size()) == key;
+    }
+    EXPECT_TRUE(found) << key.size();
+  }
+}
 
 TEST_F(StateFormat, entry_is_found_by_the_document) {
   const std::string path = folder_.path() + "/a.state";
@@ -51,12 +94,12 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   EXPECT_EQ(at<std::uint64_t>(block + 40), 2U);
   EXPECT_EQ(at<std::uint64_t>(block + 56), XXH3_64bits(file_.data() + block, 56));
 
-  const std::uint64_t hash = XXH3_64bits_withSeed("a", 1, at<std::uint64_t>(48));
+  const std::uint64_t hash = hash_of("a", at<std::uint64_t>(48));
   const std::uint64_t depth = at<std::uint64_t>(528) & 0xff;
   const std::uint64_t directory = at<std::uint64_t>(528) >> 8;
   ASSERT_EQ(depth, 0U);
   const std::uint64_t part = at<std::uint64_t>(directory) & ~std::uint64_t{262143};
-  const std::uint64_t word = at<std::uint64_t>(part + (hash & 4095) * 64);
+  const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0));
   EXPECT_EQ(word >> 40, hash >> 40);
   EXPECT_EQ(word >> 37 & 7, 0U);
 

@@ -60,7 +60,7 @@ class WholeFile {
   int descriptor() const { return file_.number(); }
   char* data() const { return static_cast<char*>(memory_); }
   Header& header() const { return *static_cast<Header*>(memory_); }
-  std::uint64_t hash_of(std::string_view key) const { return hash64(key, header().fixed.hash_seed); }
+  std::uint64_t hash_of(std::string_view key) const { return KeyHash(header().fixed.hash_seed)(key); }
 
  private:
   FileDescriptor file_;

@@ -1,0 +1,78 @@
+// The hash of a key in the point index. Part of the file's format (docs/formats/state.md); every file has seeds of its
+// own.
+//
+// Keys of up to 16 bytes: two overlapping words, each XORed with a seed, multiplied to 128 bits, the halves XORed: what
+// wyhash (Wang Yi) and the hash of Abseil do with the last bytes of a string. A look-up waits for memory, and how many
+// of them the processor has under way at once depends on how few instructions one has; this hash has a third of XXH3's,
+// which hashes longer keys.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "base/hash.h"
+
+namespace whycache {
+
+// Keys of 8 to 16 bytes, for which reads have a way of their own.
+inline constexpr bool is_two_words(std::size_t key_bytes) { return key_bytes - 8 <= 8; }
+
+// The first and last eight bytes of such a key.
+struct TwoWords {
+  std::uint64_t first;
+  std::uint64_t last;
+
+  static TwoWords of(const char* key, std::size_t bytes) {
+    TwoWords words;
+    std::memcpy(&words.first, key, sizeof words.first);
+    std::memcpy(&words.last, key + bytes - sizeof words.last, sizeof words.last);
+    return words;
+  }
+  friend bool operator==(const TwoWords& a, const TwoWords& b) {
+    return ((a.first ^ b.first) | (a.last ^ b.last)) == 0;
+  }
+};
+
+class KeyHash {
+ public:
+  KeyHash() = default;
+  explicit KeyHash(std::uint64_t seed)
+      : long_seed_(seed), first_seed_(hash64("first", seed)), last_seed_(hash64("last", seed)) {}
+
+  std::uint64_t operator()(std::string_view key) const {
+    const std::size_t bytes = key.size();
+    if (is_two_words(bytes)) return of(TwoWords::of(key.data(), bytes), bytes);
+    if (bytes > 16) return of_long(key);
+    TwoWords words{0, 0};
+    if (bytes >= 4) {
+      std::uint32_t half;
+      std::memcpy(&half, key.data(), sizeof half);
+      words.first = half;
+      std::memcpy(&half, key.data() + bytes - sizeof half, sizeof half);
+      words.last = half;
+    } else {
+      std::memcpy(&words.first, key.data(), bytes);
+    }
+    return of(words, bytes);
+  }
+  // Of a key of `bytes` bytes, 8 to 16.
+  std::uint64_t of(const TwoWords& words, std::size_t bytes) const {
+    __extension__ using Product = unsigned __int128;
+    const std::uint64_t a = words.first ^ first_seed_;
+    const std::uint64_t b = words.last ^ (last_seed_ + bytes);
+    return a * b ^ static_cast<std::uint64_t>(static_cast<Product>(a) * b >> 64);
+  }
+
+ private:
+  [[gnu::noinline]] std::uint64_t of_long(std::string_view key) const { return hash64(key, long_seed_); }
+
+  std::uint64_t long_seed_ = 0;
+  std::uint64_t first_seed_ = 0;
+  std::uint64_t last_seed_ = 0;
+};
+
+static_assert(std::endian::native == std::endian::little, "the words of a key are read as they lie in memory");
+
+}  // namespace whycache
