@@ -1,0 +1,90 @@
+// A state of 20 million items and more than 5 GiB.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+#include "base/hash.h"
+#include "state/test_state.h"
+
+namespace whycache {
+namespace {
+
+using testing::TemporaryFolder;
+using testing::TestState;
+
+constexpr std::uint64_t items = 20'000'000;
+constexpr std::uint64_t items_per_update = 20'000;
+constexpr std::uint64_t bytes_least = std::uint64_t{5} << 30;
+
+// Item i, of sizes that vary: keys of 3 to 13 bytes, values of 100 to 355.
+std::string key_of(std::uint64_t i) { return std::to_string(i * 7919 % 9973) + ":" + std::to_string(i); }
+std::string value_of(std::uint64_t i) {
+  std::string value(100 + i % 256, static_cast<char>('a' + i % 26));
+  std::memcpy(value.data(), &i, sizeof i);
+  return value;
+}
+
+TEST(LargeLong, twenty_million_items_are_written_read_walked_verified_and_opened_again) {
+  struct statvfs space;
+  ASSERT_EQ(::statvfs("/dev/shm", &space), 0);
+  if (space.f_bavail * space.f_frsize < bytes_least * 13 / 10)
+    GTEST_SKIP() << "NOT TESTED: /dev/shm has less than 6.5 GiB left";
+  const TemporaryFolder folder("/dev/shm");
+  const std::string path = folder.file("large.state");
+  StateOptions options;
+  options.bytes_max = std::uint64_t{16} << 30;
+  Digest digest;
+  {
+    const TestState state(path, options);
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    std::vector<std::string> texts;
+    for (std::uint64_t first = 0; first < items; first += items_per_update) {
+      texts.clear();
+      for (std::uint64_t i = first; i < first + items_per_update; ++i) {
+        texts.push_back(key_of(i));
+        texts.push_back(value_of(i));
+        add(digest, item_digest(texts[texts.size() - 2], texts.back()));
+      }
+      Update update;
+      update.id = writer->info().applied_id + 1;
+      update.chain = update.id;
+      for (std::size_t i = 0; i < texts.size(); i += 2) update.changes.push_back(Change::set(texts[i], texts[i + 1]));
+      writer->apply(update);
+    }
+  }
+  struct stat status;
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_GE(static_cast<std::uint64_t>(status.st_blocks) * 512, bytes_least);
+
+  const TestState state(path, options);
+  EXPECT_EQ(state->info().item_count, items);
+  EXPECT_EQ(state->info().digest, digest);
+  std::mt19937_64 random(1);
+  std::string value;
+  for (int read = 0; read < 500'000; ++read) {
+    const std::uint64_t i = random() % (items + items / 10);
+    const bool is_there = state->get(key_of(i), value);
+    ASSERT_EQ(is_there, i < items) << i;
+    if (is_there) {
+      ASSERT_EQ(value, value_of(i)) << i;
+    }
+  }
+  std::uint64_t walked = 0;
+  std::string last;
+  for (const std::string_view key : state.view().keys()) {
+    ASSERT_LT(last, key);
+    last = key;
+    ++walked;
+  }
+  EXPECT_EQ(walked, items);
+  EXPECT_EQ(state.check(), std::vector<std::string>{});
+  std::printf("items=%llu bytes=%llu\n", static_cast<unsigned long long>(items),
+              static_cast<unsigned long long>(status.st_blocks) * 512);
+}
+
+}  // namespace
+}  // namespace whycache
