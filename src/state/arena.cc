@@ -140,7 +140,7 @@ void Arena::grow(std::uint64_t segments_wanted) {
   WriterBooks& all = books();
   const std::uint64_t count = all.segment_count;
   const std::uint64_t count_max = std::min(bytes_max_, mapping_.reserved_bytes()) / segment_bytes;
-  std::uint64_t more = std::max(segments_wanted, std::min(count / 32, growth_segments_max));
+  std::uint64_t more = std::max(segments_wanted, std::min(count / 128, growth_segments_max));
   more = std::min(more, count_max > count ? count_max - count : 0);
   // A limit on the size of files would end the process with a signal; say it instead.
   struct rlimit file_limit;
