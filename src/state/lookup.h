@@ -296,12 +296,17 @@ template <bool two_words, typename Id>
   const std::uint64_t part = part_offset(slots->slot(hash).load(std::memory_order_acquire));
   if (part > usable - segment_bytes) [[unlikely]]
     return Quick::unsure;
-  const Bucket home(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
-  const std::uint32_t matches = home.matches(tag_of(hash) << 3);
-  if (matches == 0) [[unlikely]]
-    return home.loaded_again().has_empty() ? Quick::no : Quick::unsure;
+  Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
+  std::uint32_t matches = bucket.matches(tag_of(hash) << 3);
+  if (matches == 0) [[unlikely]] {
+    if (bucket.loaded_again().has_empty()) return Quick::no;
+    // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
+    bucket = Bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash + bucket_bytes)));
+    matches = bucket.matches(tag_of(hash) << 3 | 1);
+    if (matches == 0) return bucket.loaded_again().has_empty() ? Quick::no : Quick::unsure;
+  }
   // The word may have become another one since. What its entry is will be seen there.
-  const std::uint64_t offset = word_offset(home.first(matches)) - header_page_bytes;
+  const std::uint64_t offset = word_offset(bucket.first(matches)) - header_page_bytes;
   const std::uint64_t offset_max = usable - header_page_bytes - sizeof(EntryHeader);
   if (offset > offset_max) [[unlikely]]
     return Quick::unsure;
