@@ -24,6 +24,8 @@ ExitCode exit_code_of(const Error& error) noexcept {
     case ErrorKind::limit: return ExitCode::limit;
     case ErrorKind::unavailable:
     case ErrorKind::uncertain: return ExitCode::unreachable;
+    case ErrorKind::conflict: return ExitCode::conflict;
+    case ErrorKind::refused: return ExitCode::refused;
     case ErrorKind::corrupt: return ExitCode::corrupt;
   }
   return ExitCode::bug;
@@ -55,6 +57,8 @@ std::string next_step(const Error& error) {
     case ErrorKind::uncertain:
       return "it may be in the log or not: look with `whycache get KEY --update`, then do it again if need be";
     case ErrorKind::corrupt: return "`whycache check` says what is damaged";
+    case ErrorKind::conflict: return "run it again";
+    case ErrorKind::refused:
     case ErrorKind::limit:
     case ErrorKind::invalid: break;
   }

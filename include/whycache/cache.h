@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -27,6 +28,7 @@
 
 #include <whycache/error.h>
 #include <whycache/log.h>
+#include <whycache/transaction.h>
 #include <whycache/types.h>
 #include <whycache/view.h>
 
@@ -42,6 +44,17 @@ struct Event {
   };
   Kind kind;
   std::string message;
+};
+
+// What an application forbids itself, checked before anything is written: a slip should not empty the cache of every
+// machine. Erased keys are counted by this machine's state at the time. Off unless set.
+struct Guards {
+  // The most keys, and the largest share of all keys (0 to 1), that one call or one `keep` rewrite may erase.
+  std::optional<std::uint64_t> erased_keys_max{};
+  std::optional<double> erased_share_max{};
+  // Says why a change must not be written; nullopt: it may. Called by any thread that writes, before the log is asked;
+  // must not call back into the cache.
+  std::function<std::optional<std::string>(const Change&)> validate{};
 };
 
 struct Options {
@@ -72,6 +85,9 @@ struct Options {
   // and rewriting history take as long as they take: there it is how long the log may stay silent.
   std::chrono::milliseconds deadline{10'000};
 
+  // What set_async() and the like may keep in memory until it is written; beyond it they throw Error limit.
+  std::size_t queue_bytes_max = std::size_t{64} << 20;
+  Guards guards{};
   // Stored with every update for people to read, at most 255 bytes. Default: host name and process id.
   std::string writer_name;
 
@@ -95,6 +111,33 @@ struct WriteOptions {
   std::string note;
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline;
+};
+
+struct TransactOptions {
+  // Stored with the update for people to read, at most 255 bytes.
+  std::string note{};
+  // Default: Options::deadline.
+  std::optional<std::chrono::milliseconds> deadline{};
+  // How often the function is run at most.
+  int attempts_max = 100;
+};
+
+struct FreshOptions {
+  // How old the data may be, as in UpdateOptions.
+  std::chrono::nanoseconds staleness_max{0};
+  // When the log does not answer in time: throw Error unavailable, or give what there is and say that it is stale.
+  bool serve_stale = false;
+  // Default: Options::deadline.
+  std::optional<std::chrono::milliseconds> deadline{};
+};
+
+struct FreshValue {
+  std::optional<std::string> value;
+  UpdateId id = 0;  // as of which
+  // How long ago the log was last asked, when this was returned.
+  std::chrono::nanoseconds staleness{0};
+  // The log did not answer: older than was asked for.
+  bool stale = false;
 };
 
 struct RewriteOptions {
@@ -169,6 +212,8 @@ class WHYCACHE_API Cache {
   std::vector<std::optional<std::string>> get_multi(const Keys& keys) const {
     return get_multi(std::span<const std::string_view>(detail::string_views(keys)));
   }
+  // Not older than asked for, or it says so: update() with that bound, then a get.
+  FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
   // Number of keys.
   std::size_t size() const;
 
@@ -210,6 +255,43 @@ class WHYCACHE_API Cache {
     return write(std::span(changes.begin(), changes.size()), options);
   }
 
+  // The same, without waiting: the data is copied, and a thread of this cache writes it; the future has the id, or
+  // throws what the blocking form would. They are in the log in the order of the calls, and many of them share an
+  // append. Throw Error at once if the changes are at fault, or limit if too much is waiting
+  // (Options::queue_bytes_max). What has not been written when the cache is closed is not written any more (Error
+  // unavailable). In a forked child the parent's futures never end.
+  std::future<UpdateId> set_async(std::string_view key, std::string_view value, const WriteOptions& options = {});
+  std::future<UpdateId> set_multi_async(std::span<const Item> items, const WriteOptions& options = {});
+  std::future<UpdateId> set_multi_async(std::initializer_list<Item> items, const WriteOptions& options = {}) {
+    return set_multi_async(std::span(items.begin(), items.size()), options);
+  }
+  std::future<UpdateId> erase_async(std::string_view key, const WriteOptions& options = {});
+  std::future<UpdateId> erase_multi_async(std::span<const std::string_view> keys, const WriteOptions& options = {});
+  std::future<UpdateId> erase_multi_async(std::initializer_list<std::string_view> keys,
+                                          const WriteOptions& options = {}) {
+    return erase_multi_async(std::span(keys.begin(), keys.size()), options);
+  }
+  std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options = {});
+  std::future<UpdateId> write_async(std::initializer_list<Change> changes, const WriteOptions& options = {}) {
+    return write_async(std::span(changes.begin(), changes.size()), options);
+  }
+
+  // Runs the function; what it writes through the transaction becomes one update, if nothing it read has changed
+  // meanwhile, on whichever machine; else it is run again. So it must do nothing that cannot be done twice, and must
+  // not write to a cache otherwise. Transactions are serializable. Returns the id of the update, or, if nothing was
+  // written, the id at which it read: that is this machine's, and may be old. What the function throws comes out, and
+  // nothing is written. Throws Error: conflict when the attempts or the deadline are used up; and as set() does.
+  UpdateId transact(const std::function<void(Transaction&)>& function, const TransactOptions& options = {});
+
+  // Writes if the key has the expected value (nullopt: is absent); nullopt: it has not, by what the log held during the
+  // call.
+  std::optional<UpdateId> set_if(std::string_view key, std::optional<std::string_view> expected, std::string_view value,
+                                 const WriteOptions& options = {});
+  std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected, const WriteOptions& options = {});
+  // Adds to an integer written in decimal digits; an absent key counts as 0. Returns the sum. Throws Error: invalid if
+  // the value is no integer, limit if the sum has more than 64 bits; and as set() does.
+  std::int64_t add(std::string_view key, std::int64_t delta, const WriteOptions& options = {});
+
   // Applies what the log has beyond the applied id; returns the applied id. Concurrent calls of all processes
   // of this machine become one. Throws Error: unavailable, corrupt (an update cannot be believed: the machine stays
   // at the id before it, loudly), limit (it does not fit into the state).
@@ -232,9 +314,9 @@ class WHYCACHE_API Cache {
   Counters counters() const;
 
   // Brings the state to the disk and lets go of it; afterwards the file may be copied to another machine and
-  // opened there. Other processes may go on using it. Everything else on this object then throws Error invalid; what
-  // other threads are in the midst of, and views, come to their end undisturbed. Closing again does nothing. Throws
-  // Error if the disk fails; the state is let go of all the same.
+  // opened there. Other processes may go on using it. Everything else on this object then throws Error invalid. What
+  // other threads are in the midst of, and views, come to their end; only who waits for a log that does not answer
+  // gives up. Closing again does nothing. Throws Error if the disk fails; the state is let go of all the same.
   void close_shared_state();
   // Removes this machine's state, and closes. Other processes of the machine notice, and build a new one at their
   // next update().

@@ -14,6 +14,8 @@ enum class ErrorKind {
   limit,        // a limit, named in the message with the option that raises it, was reached; nothing was written
   unavailable,  // the log did not answer; nothing was written; retry later
   uncertain,    // the log failed midway and stayed away: the write may or may not be in it
+  conflict,     // what the write depended on was changed by others again and again; nothing was written
+  refused,      // a guard of this application forbids it (Options::guards); nothing was written
   corrupt,      // stored bytes are not what was written; the message says what to do next
 };
 

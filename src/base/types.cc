@@ -40,6 +40,8 @@ const char* to_string(ErrorKind kind) noexcept {
     case ErrorKind::limit: return "limit";
     case ErrorKind::unavailable: return "unavailable";
     case ErrorKind::uncertain: return "uncertain";
+    case ErrorKind::conflict: return "conflict";
+    case ErrorKind::refused: return "refused";
     case ErrorKind::corrupt: return "corrupt";
   }
   return "unknown";

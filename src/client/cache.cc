@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstddef>
 #include <utility>
 
@@ -14,6 +15,7 @@
 #include "client/rebuild.h"
 #include "client/rewrite.h"
 #include "client/state_place.h"
+#include "client/transact.h"
 #include "state/state.h"
 
 namespace whycache {
@@ -146,6 +148,11 @@ class Cache::Impl {
   void close(bool remove) {
     State* const state = open_state_.exchange(nullptr, std::memory_order_acq_rel);
     if (state == nullptr) return;
+    // In a child that never used it, the life is its parent's.
+    if (ProcessLife* const life = life_.load(std::memory_order_acquire); life->forks == fork_count()) {
+      life->link.close();
+      life->commit.stop();
+    }
     const Deadline deadline = Patience(options_.deadline).deadline();
     if (remove) {
       state->remove(deadline);
@@ -198,6 +205,7 @@ class Cache::Impl {
     open_state_.store(nullptr, std::memory_order_release);
     ProcessLife* const life = life_.exchange(nullptr);
     if (life != nullptr && life->forks == fork_count()) {
+      life->link.close();
       delete life;
     } else if (life != nullptr) {
       leave_to_parent(life);
@@ -250,6 +258,21 @@ std::vector<std::optional<std::string>> Cache::get_multi(std::span<const std::st
   return values;
 }
 
+FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
+  FreshValue fresh;
+  try {
+    update({.staleness_max = options.staleness_max, .at_least = 0, .deadline = options.deadline});
+  } catch (const Error& error) {
+    if (!options.serve_stale || error.kind() != ErrorKind::unavailable) throw;
+    fresh.stale = true;
+  }
+  const View now = view();
+  if (const std::optional<std::string_view> value = now.get(key)) fresh.value = *value;
+  fresh.id = now.id();
+  fresh.staleness = staleness();
+  return fresh;
+}
+
 std::size_t Cache::size() const {
   return impl_->read([](const State& state) { return static_cast<std::size_t>(state.info().item_count); });
 }
@@ -265,11 +288,26 @@ UpdateId Cache::set(std::string_view key, std::string_view value, const WriteOpt
   return write(std::span(&change, 1), options);
 }
 
-UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& options) {
+namespace {
+
+std::vector<Change> set_changes(std::span<const Item> items) {
   std::vector<Change> changes;
   changes.reserve(items.size());
   for (const Item& item : items) changes.push_back(Change::set(item.key, item.value));
-  return write(changes, options);
+  return changes;
+}
+
+std::vector<Change> erase_changes(std::span<const std::string_view> keys) {
+  std::vector<Change> changes;
+  changes.reserve(keys.size());
+  for (const std::string_view key : keys) changes.push_back(Change::erase(key));
+  return changes;
+}
+
+}  // namespace
+
+UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& options) {
+  return write(set_changes(items), options);
 }
 
 UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
@@ -278,14 +316,86 @@ UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
 }
 
 UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteOptions& options) {
-  std::vector<Change> changes;
-  changes.reserve(keys.size());
-  for (const std::string_view key : keys) changes.push_back(Change::erase(key));
-  return write(changes, options);
+  return write(erase_changes(keys), options);
 }
 
 UpdateId Cache::write(std::span<const Change> changes, const WriteOptions& options) {
   return impl_->life().commit.write(changes, options);
+}
+
+std::future<UpdateId> Cache::set_async(std::string_view key, std::string_view value, const WriteOptions& options) {
+  const Change change = Change::set(key, value);
+  return write_async(std::span(&change, 1), options);
+}
+
+std::future<UpdateId> Cache::set_multi_async(std::span<const Item> items, const WriteOptions& options) {
+  return write_async(set_changes(items), options);
+}
+
+std::future<UpdateId> Cache::erase_async(std::string_view key, const WriteOptions& options) {
+  const Change change = Change::erase(key);
+  return write_async(std::span(&change, 1), options);
+}
+
+std::future<UpdateId> Cache::erase_multi_async(std::span<const std::string_view> keys, const WriteOptions& options) {
+  return write_async(erase_changes(keys), options);
+}
+
+std::future<UpdateId> Cache::write_async(std::span<const Change> changes, const WriteOptions& options) {
+  return impl_->life().commit.write_later(changes, options);
+}
+
+UpdateId Cache::transact(const std::function<void(Transaction&)>& function, const TransactOptions& options) {
+  ProcessLife& life = impl_->life();
+  return whycache::transact(life.link, life.commit, function, options);
+}
+
+std::optional<UpdateId> Cache::set_if(std::string_view key, std::optional<std::string_view> expected,
+                                      std::string_view value, const WriteOptions& options) {
+  ProcessLife& life = impl_->life();
+  return write_decided(
+      life.link, life.commit, key,
+      [&](std::optional<std::string_view> now) {
+        return now == expected ? std::optional(Change::set(key, value)) : std::nullopt;
+      },
+      options);
+}
+
+std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view expected, const WriteOptions& options) {
+  ProcessLife& life = impl_->life();
+  return write_decided(
+      life.link, life.commit, key,
+      [&](std::optional<std::string_view> now) {
+        return now == expected ? std::optional(Change::erase(key)) : std::nullopt;
+      },
+      options);
+}
+
+std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOptions& options) {
+  ProcessLife& life = impl_->life();
+  std::int64_t sum = 0;
+  std::string digits;
+  write_decided(
+      life.link, life.commit, key,
+      [&](std::optional<std::string_view> now) {
+        std::int64_t number = 0;
+        if (now) {
+          const auto [end, failure] = std::from_chars(now->data(), now->data() + now->size(), number);
+          if (failure != std::errc() || end != now->data() + now->size()) {
+            throw Error(ErrorKind::invalid,
+                        "value is not an integer of 64 bits in decimal digits, nothing was written: value_bytes=" +
+                            std::to_string(now->size()));
+          }
+        }
+        if (__builtin_add_overflow(number, delta, &sum)) {
+          throw Error(ErrorKind::limit, "sum has more than 64 bits, nothing was written: number=" +
+                                            std::to_string(number) + " delta=" + std::to_string(delta));
+        }
+        digits = std::to_string(sum);
+        return std::optional(Change::set(key, digits));
+      },
+      options);
+  return sum;
 }
 
 // --- The log ---

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "client/follow.h"
+#include "client/guards.h"
 #include "client/rebuild.h"
 #include "state/pin.h"
 #include "update/format.h"
@@ -32,12 +33,12 @@ std::vector<Change> last_of_each_key(std::span<const Change> changes) {
 }
 
 // The rest of a split batch failed: what was written before must not be lost from sight.
-[[noreturn]] void throw_stopped_midway(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
-  throw Error(ErrorKind::uncertain,
-              "stopped midway, the first changes of the batch are written: changes_written=" + std::to_string(written) +
-                  " of=" + std::to_string(all) + " last_id=" + std::to_string(last_id) + ": " +
-                  to_string(error.kind()) + ": " + error.what(),
-              error.system_error());
+Error stopped_midway(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
+  return Error(ErrorKind::uncertain,
+               "stopped midway, the first changes of the batch are written: changes_written=" +
+                   std::to_string(written) + " of=" + std::to_string(all) + " last_id=" + std::to_string(last_id) +
+                   ": " + to_string(error.kind()) + ": " + error.what(),
+               error.system_error());
 }
 
 }  // namespace
@@ -46,6 +47,7 @@ UpdateId Commit::write(std::span<const Change> changes, const WriteOptions& opti
   if (changes.empty()) return link_.state.applied_id();
   std::vector<Change> kept;
   if (changes.size() > 1) changes = kept = last_of_each_key(changes);
+  check(changes);
 
   std::vector<Batch> batches = cut(changes, options);
   std::size_t written = 0;
@@ -56,12 +58,17 @@ UpdateId Commit::write(std::span<const Change> changes, const WriteOptions& opti
       commit(batch);
     } catch (const Error& error) {
       if (written == 0) throw;
-      throw_stopped_midway(error, written, changes.size(), id);
+      throw stopped_midway(error, written, changes.size(), id);
     }
     id = batch.id;
     written += batch.changes.size();
   }
   return id;
+}
+
+void Commit::check(std::span<const Change> changes) const {
+  const Guards& guards = link_.options.guards;
+  if (guards.validate || limit_erasing(guards)) check_guards(guards, changes, View(link_.state.pin()));
 }
 
 // Everything that can be wrong with the changes is found here, before anything is written.
@@ -99,6 +106,96 @@ std::vector<Commit::Batch> Commit::cut(std::span<const Change> changes, const Wr
   }
   close_batch(changes.size());
   return batches;
+}
+
+// --- Writes nobody waits for ---
+
+std::future<UpdateId> Commit::write_later(std::span<const Change> changes, const WriteOptions& options) {
+  std::list<LaterWrite> made;
+  LaterWrite& write = made.emplace_back();
+  std::future<UpdateId> future = write.promise.get_future();
+  if (changes.empty()) {
+    write.promise.set_value(link_.state.applied_id());
+    return future;
+  }
+  std::size_t bytes = 0;
+  for (const Change& change : changes) bytes += change.key.size() + change.value.size();
+  const auto check_room = [&] {
+    const std::size_t bytes_max = link_.options.queue_bytes_max;
+    if (bytes <= bytes_max - std::min(later_bytes_, bytes_max)) return;
+    throw Error(ErrorKind::limit,
+                "too much is waiting to be written, nothing of this was taken: bytes=" + std::to_string(bytes) +
+                    " waiting=" + std::to_string(later_bytes_) + " queue_bytes_max=" + std::to_string(bytes_max) +
+                    " (wait for some of the futures, or raise queue_bytes_max)");
+  };
+  {
+    const std::lock_guard lock(mutex_);
+    check_room();
+  }
+  write.options = options;
+  write.bytes.reserve(bytes);
+  const auto copy = [&](std::string_view from) {
+    const std::size_t at = write.bytes.size();
+    write.bytes.append(from);
+    return std::string_view(write.bytes).substr(at);
+  };
+  write.changes.assign(changes.begin(), changes.end());
+  for (Change& change : write.changes) {
+    change.key = copy(change.key);
+    change.value = copy(change.value);
+  }
+  if (write.changes.size() > 1) write.changes = last_of_each_key(write.changes);
+  check(write.changes);
+  write.batches = cut(write.changes, write.options);
+  for (Batch& batch : write.batches) batch.later = &write;
+
+  const std::lock_guard lock(mutex_);
+  if (stopping_)
+    throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
+  check_room();
+  if (!thread_.joinable()) thread_ = std::thread([this] { write_those_of_nobody(); });
+  later_bytes_ += bytes;
+  later_.splice(later_.end(), made);
+  for (Batch& batch : write.batches) queue_.push_back(&batch);
+  changed_.notify_all();
+  return future;
+}
+
+void Commit::write_those_of_nobody() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    later_.remove_if([&](const LaterWrite& write) {
+      const bool ended = write.batches_ended == write.batches.size();
+      if (ended) later_bytes_ -= write.bytes.size();
+      return ended;
+    });
+    if (!leading_ && !queue_.empty() && queue_.front()->later != nullptr) {
+      Batch& batch = *queue_.front();
+      if (stopping_) {
+        end(batch, 0,
+            std::make_exception_ptr(
+                Error(ErrorKind::unavailable, "cache was closed before this was written, nothing was written")));
+        continue;
+      }
+      leading_ = true;
+      lock.unlock();
+      lead(batch);
+      lock.lock();
+    } else if (stopping_ && later_.empty()) {
+      return;
+    } else {
+      changed_.wait(lock);
+    }
+  }
+}
+
+void Commit::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
 }
 
 // --- The queue ---
@@ -145,20 +242,51 @@ void Commit::lead(Batch& batch) {
   }
 
   const std::lock_guard lock(mutex_);
-  const auto end = [&](Batch& member) {
-    leave_queue(member);
-    member.done = true;
-    member.id = id;
-    member.failure = failure;
-  };
-  end(batch);
+  end(batch, id, failure);
   for (Batch* other : others) {
     other->in_group = false;
     // Who has patience left when the leader's is at its end stays in the queue, and leads next.
-    if (!nothing_written || other->patience.deadline().passed()) end(*other);
+    if (!other->done && (!nothing_written || other->patience.deadline().passed())) end(*other, id, failure);
   }
   leading_ = false;
   changed_.notify_all();
+}
+
+// The caller of these two holds the mutex.
+
+void Commit::end(Batch& batch, UpdateId id, const std::exception_ptr& failure) {
+  leave_queue(batch);
+  batch.done = true;
+  batch.id = id;
+  batch.failure = failure;
+  if (batch.later != nullptr) end_later(batch);
+}
+
+void Commit::end_later(Batch& batch) {
+  LaterWrite& write = *batch.later;
+  ++write.batches_ended;
+  if (!batch.failure) {
+    write.changes_written += batch.changes.size();
+    write.last_id = batch.id;
+    if (write.batches_ended == write.batches.size()) write.promise.set_value(batch.id);
+    return;
+  }
+  // It is in front of the others of its write, so none of these is written, and none must be without it.
+  for (Batch& after : write.batches) {
+    if (after.done) continue;
+    leave_queue(after);
+    after.done = true;
+    ++write.batches_ended;
+  }
+  try {
+    std::rethrow_exception(batch.failure);
+  } catch (const Error& error) {
+    if (write.changes_written == 0) return write.promise.set_exception(batch.failure);
+    write.promise.set_exception(
+        std::make_exception_ptr(stopped_midway(error, write.changes_written, write.changes.size(), write.last_id)));
+  } catch (...) {
+    write.promise.set_exception(batch.failure);
+  }
 }
 
 // Those behind the leader that go into one update with it: they have the same note, and patience for as long as the

@@ -12,6 +12,7 @@
 //
 // Group commit. Callers queue; the one in front leads: it takes those behind it along into its update as far as they
 // fit, appends for all, and tells each the id. Whoever waits meanwhile leads next. Each caller's batch stays atomic.
+// Writes whose caller did not wait stand in the same queue; a thread leads when one of these is in front.
 #pragma once
 
 #include <whycache/cache.h>
@@ -21,11 +22,14 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <future>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "client/link.h"
@@ -37,9 +41,17 @@ namespace whycache {
 class Commit {
  public:
   explicit Commit(Link& link) : link_(link) {}
+  ~Commit() { stop(); }
+  Commit(const Commit&) = delete;
+  Commit& operator=(const Commit&) = delete;
 
   // Appends and applies the changes, in several updates if one does not hold them. Returns the id of the last.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options);
+
+  // The same by a thread of its own. Throws Error at once for what is wrong with the changes, or limit.
+  std::future<UpdateId> write_later(std::span<const Change> changes, const WriteOptions& options);
+  // Ends that thread; what it has not begun to write fails.
+  void stop();
 
   // Makes a draft of what is to be written given that the state is as the pin shows it; nullopt: nothing.
   using Prepare = std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
@@ -48,6 +60,7 @@ class Commit {
   std::optional<Place> write_prepared(const Prepare& prepare, Patience& patience);
 
  private:
+  struct LaterWrite;
   // What one caller wants to have in one update.
   struct Batch {
     Draft draft;
@@ -58,13 +71,29 @@ class Commit {
     bool done = false;
     UpdateId id = 0;
     std::exception_ptr failure;
+    LaterWrite* later = nullptr;  // whom it belongs to, if nobody waits for it here
+  };
+  // A write that nobody waits for.
+  struct LaterWrite {
+    std::string bytes;  // of keys and values
+    std::vector<Change> changes;
+    WriteOptions options;
+    std::vector<Batch> batches;
+    std::size_t batches_ended = 0;
+    std::size_t changes_written = 0;
+    UpdateId last_id = 0;
+    std::promise<UpdateId> promise;
   };
 
+  void check(std::span<const Change> changes) const;
   std::vector<Batch> cut(std::span<const Change> changes, const WriteOptions& options);
   void commit(Batch& batch);
   void lead(Batch& batch);
   std::vector<Batch*> take_along(const Batch& leader);
   void leave_queue(Batch& batch);
+  void end(Batch& batch, UpdateId id, const std::exception_ptr& failure);
+  void end_later(Batch& batch);
+  void write_those_of_nobody();
 
   UpdateId append_group(Batch& leader, std::vector<Batch*>& others);
   UpdateId append(Draft& draft, Patience& patience);
@@ -80,6 +109,10 @@ class Commit {
   std::condition_variable changed_;
   std::deque<Batch*> queue_;
   bool leading_ = false;
+  bool stopping_ = false;
+  std::list<LaterWrite> later_;  // one that has ended is removed by the thread, nobody else
+  std::size_t later_bytes_ = 0;
+  std::thread thread_;
 };
 
 }  // namespace whycache

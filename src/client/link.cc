@@ -66,6 +66,12 @@ void Link::wait_after(const LogError& error, Patience& patience) {
                        " attempts=" + std::to_string(patience.pauses() + 1) + ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
+  if (closing_.load(std::memory_order_acquire)) {
+    throw LogError(
+        ErrorKind::unavailable,
+        std::string("cache was closed while the log did not answer: log=") + log.name() + ": " + error.what(),
+        error.system_error(), /*gave_up=*/true);
+  }
   tally.add(&Counters::log_retries);
   report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +
                                    " attempt=" + std::to_string(patience.pauses() + 2) + ": " + error.what());

@@ -105,6 +105,9 @@ class Link {
   void note_followed() { has_followed_.store(true, std::memory_order_release); }
   bool has_followed() const { return has_followed_.load(std::memory_order_acquire); }
 
+  // The cache is being closed: who waits for a log that does not answer gives up.
+  void close() { closing_.store(true, std::memory_order_release); }
+
   // A read found the state file damaged: the next follow() builds a new one.
   void note_damage() noexcept;
   bool is_damaged(const StateInfo& info) const {
@@ -123,6 +126,7 @@ class Link {
   std::atomic<bool> has_seen_any_log_{false};
   std::atomic<bool> has_followed_{false};
   std::atomic<std::uint64_t> damaged_state_id_{0};
+  std::atomic<bool> closing_{false};
   std::mutex events_mutex_;
 };
 

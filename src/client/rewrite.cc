@@ -12,6 +12,7 @@
 
 #include "base/hash.h"
 #include "client/follow.h"
+#include "client/guards.h"
 #include "client/rebuild.h"
 #include "state/pin.h"
 
@@ -111,6 +112,15 @@ std::vector<std::string> refused_keys(const Link& link, const Keep& keep, std::s
   return refused;
 }
 
+// Counts what `keep` would erase, before any of it is.
+void check_keep(const Link& link, const Keep& keep) {
+  if (!limit_erasing(link.options.guards)) return;
+  const View view(link.state.pin());
+  std::uint64_t erased = 0;
+  for (const auto& [key, value] : view) erased += keep(key, value) ? 0 : 1;
+  check_erasing(link.options.guards, erased, view.size());
+}
+
 // Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at again.
 void erase_refused(Link& link, Commit& commit, const Keep& keep, Patience& patience) {
   std::string begin;
@@ -142,6 +152,7 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
                                         std::to_string(options.limit) + " head=" + std::to_string(head));
   }
+  if (options.keep) check_keep(link, options.keep);
   if (options.keep) erase_refused(link, commit, options.keep, patience);
   patience.renew();
 
@@ -159,7 +170,8 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
 UpdateId delete_all_history(Link& link, Commit& commit) {
   Patience patience(link.options.deadline);
   const std::optional<Place> place = commit.write_prepared(
-      [&](const SharedPin&) {
+      [&](const SharedPin& pin) {
+        check_erasing(link.options.guards, pin->block().item_count, pin->block().item_count);
         return std::optional(Draft(link.authorship("delete_all_history"), /*erases_all=*/true));
       },
       patience);

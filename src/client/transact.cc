@@ -1,0 +1,157 @@
+#include "client/transact.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "client/follow.h"
+#include "client/guards.h"
+#include "state/pin.h"
+#include "update/update.h"
+
+namespace whycache {
+
+UpdateId Transaction::id() const noexcept { return record_->view().id(); }
+std::optional<std::string_view> Transaction::get(std::string_view key) { return record_->get(key); }
+std::vector<Item> Transaction::items(const KeyRange& range) { return record_->items(range); }
+void Transaction::set(std::string_view key, std::string_view value) { record_->write(Change::set(key, value)); }
+void Transaction::erase(std::string_view key) { record_->write(Change::erase(key)); }
+
+std::optional<std::string_view> Transaction::Record::get(std::string_view key) {
+  if (const auto own = written_.find(key); own != written_.end()) {
+    if (!own->second) return std::nullopt;
+    return *own->second;
+  }
+  if (keys_read_.find(key) == keys_read_.end()) keys_read_.emplace(key);
+  return view_.get(key);
+}
+
+std::vector<Item> Transaction::Record::items(const KeyRange& range) {
+  ranges_read_.push_back(range);
+  std::vector<Item> items;
+  auto own = written_.lower_bound(range.begin);
+  const auto own_end = range.end ? written_.lower_bound(*range.end) : written_.end();
+  const auto add_own = [&] {
+    if (own->second) items.push_back({own->first, *own->second});
+    ++own;
+  };
+  for (const Item& item : view_.items(range)) {
+    while (own != own_end && own->first < item.key) add_own();
+    if (own != own_end && own->first == item.key) {
+      add_own();
+    } else {
+      items.push_back(item);
+    }
+  }
+  while (own != own_end) add_own();
+  return items;
+}
+
+void Transaction::Record::write(const Change& change) {
+  if (change.key.empty() || change.key.size() > key_bytes_max) {
+    throw Error(ErrorKind::invalid, "key must have 1 to " + std::to_string(key_bytes_max) +
+                                        " bytes: bytes=" + std::to_string(change.key.size()));
+  }
+  if (change.value.size() > value_bytes_max) {
+    throw Error(ErrorKind::limit, "value too large: bytes=" + std::to_string(change.value.size()) +
+                                      " bytes_max=" + std::to_string(value_bytes_max));
+  }
+  std::optional<std::string>& written = written_.try_emplace(std::string(change.key)).first->second;
+  if (change.kind == Change::Kind::erase) {
+    written.reset();
+  } else {
+    written = std::string(change.value);  // first copied: it may be what this key has now
+  }
+}
+
+bool Transaction::Record::holds_at(const View& now) const {
+  for (const std::string& key : keys_read_) {
+    if (view_.get(key) != now.get(key)) return false;
+  }
+  for (const KeyRange& range : ranges_read_) {
+    const Items then_items = view_.items(range);
+    const Items now_items = now.items(range);
+    auto then_item = then_items.begin();
+    auto now_item = now_items.begin();
+    for (; then_item != std::default_sentinel && now_item != std::default_sentinel; ++then_item, ++now_item) {
+      if (*then_item != *now_item) return false;
+    }
+    if (then_item != std::default_sentinel || now_item != std::default_sentinel) return false;
+  }
+  return true;
+}
+
+std::vector<Change> Transaction::Record::changes() const {
+  std::vector<Change> changes;
+  changes.reserve(written_.size());
+  for (const auto& [key, value] : written_) changes.push_back(value ? Change::set(key, *value) : Change::erase(key));
+  return changes;
+}
+
+namespace {
+
+Draft draft_of(Link& link, const std::vector<Change>& changes, const std::string& note) {
+  Draft draft(link.authorship(note));
+  for (const Change& change : changes) {
+    if (draft.add(change, link.options.update_bytes_max)) continue;
+    throw Error(ErrorKind::limit, "transaction too large for one update: changes=" + std::to_string(changes.size()) +
+                                      " update_bytes_max=" + std::to_string(link.options.update_bytes_max) +
+                                      " (raise update_bytes_max)");
+  }
+  return draft;
+}
+
+}  // namespace
+
+UpdateId transact(Link& link, Commit& commit, const std::function<void(Transaction&)>& function,
+                  const TransactOptions& options) {
+  if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
+  Patience patience(options.deadline.value_or(link.options.deadline));
+  for (int attempt = 1;; ++attempt) {
+    const std::shared_ptr<const detail::Pin> pin = link.state.pin();
+    Transaction::Record record{View(pin)};
+    Transaction transaction(record);
+    function(transaction);
+    const std::vector<Change> changes = record.changes();
+    if (changes.empty()) return pin->id();
+
+    const std::optional<Place> place = commit.write_prepared(
+        [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
+          const View view(now);
+          const bool unmoved = now->id() == pin->id() && now->block().chain == pin->block().chain;
+          if (!unmoved && !record.holds_at(view)) return std::nullopt;
+          check_guards(link.options.guards, changes, view);
+          return draft_of(link, changes, options.note);
+        },
+        patience);
+    if (place) return place->id;
+    if (attempt == options.attempts_max || patience.deadline().passed()) {
+      throw Error(ErrorKind::conflict,
+                  "what the transaction read was changed by others each time it ran, nothing was written: attempts=" +
+                      std::to_string(attempt) + " deadline_ms=" + std::to_string(patience.limit().count()));
+    }
+  }
+}
+
+std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_view key, const Decide& decide,
+                                      const WriteOptions& options) {
+  Patience patience(options.deadline.value_or(link.options.deadline));
+  const std::int64_t began_ns = boot_time_ns();
+  for (;;) {
+    const std::optional<Place> place = commit.write_prepared(
+        [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
+          const View view(now);
+          const std::optional<Change> change = decide(view.get(key));
+          if (!change) return std::nullopt;
+          const std::vector<Change> changes{*change};
+          check_guards(link.options.guards, changes, view);
+          return draft_of(link, changes, options.note);
+        },
+        patience);
+    if (place) return place->id;
+    // A state that is a moment old must not be the reason for a no.
+    if (asked_since(link.state, began_ns)) return std::nullopt;
+    follow(link, patience);
+  }
+}
+
+}  // namespace whycache

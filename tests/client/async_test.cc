@@ -1,0 +1,253 @@
+// Writes that nobody waits for: in order, once, bounded, and each caller is told.
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Holds appends back until it is opened.
+class Gate {
+ public:
+  void pass() {
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return open_; });
+    --waiting_;
+  }
+  void wait_for_somebody() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_ > 0; });
+  }
+  void open() {
+    const std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool open_ = false;
+  int waiting_ = 0;
+};
+
+UpdateId id_of(std::future<UpdateId>& future) {
+  EXPECT_EQ(future.wait_for(seconds(20)), std::future_status::ready);
+  return future.get();
+}
+
+TEST(Async, a_write_tells_its_id) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  std::future<UpdateId> set = cache.set_async("a", "1");
+  EXPECT_EQ(id_of(set), 1U);
+  EXPECT_EQ(cache.get("a"), "1");
+  std::future<UpdateId> many = cache.set_multi_async({{"b", "2"}, {"c", "3"}});
+  std::future<UpdateId> erased = cache.erase_async("a");
+  id_of(many);
+  id_of(erased);
+  EXPECT_EQ(contents(cache), (Contents{{"b", "2"}, {"c", "3"}}));
+  std::future<UpdateId> nothing = cache.write_async({});
+  EXPECT_EQ(id_of(nothing), cache.applied_id());
+}
+
+TEST(Async, the_data_is_copied) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  std::future<UpdateId> future;
+  {
+    std::string key = "a key that goes away";
+    std::string value(1000, 'v');
+    future = cache.set_async(key, value);
+    key.assign(key.size(), 'x');
+    value.assign(value.size(), 'x');
+  }
+  id_of(future);
+  EXPECT_EQ(cache.get("a key that goes away"), std::string(1000, 'v'));
+}
+
+TEST(Async, many_share_few_appends_and_keep_their_order) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Gate gate;
+  script->before_append = [&](UpdateId id) {
+    if (id == 1) gate.pass();
+  };
+  Cache cache = fleet.open("berlin", script);
+  std::vector<std::future<UpdateId>> futures;
+  futures.push_back(cache.set_async("first", "1"));
+  gate.wait_for_somebody();
+  for (int i = 0; i < 1000; ++i) futures.push_back(cache.set_async("n", std::to_string(i)));
+  gate.open();
+  UpdateId last = 0;
+  for (std::future<UpdateId>& future : futures) {
+    const UpdateId id = id_of(future);
+    EXPECT_GE(id, last);
+    last = id;
+  }
+  EXPECT_EQ(cache.get("n"), "999");
+  EXPECT_LE(script->appends, 5);
+}
+
+TEST(Async, writes_of_one_thread_keep_their_order_whether_it_waits_or_not) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 3; ++thread) {
+    threads.emplace_back([&, thread] {
+      const std::string key = "thread" + std::to_string(thread);
+      UpdateId last = 0;
+      for (int i = 0; i < 200; ++i) {
+        std::future<UpdateId> later = cache.set_async(key, std::to_string(2 * i));
+        const UpdateId now = cache.set(key, std::to_string(2 * i + 1));
+        EXPECT_LE(id_of(later), now);
+        EXPECT_LT(last, now);
+        last = now;
+        EXPECT_EQ(cache.get(key), std::to_string(2 * i + 1));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Async, what_may_wait_is_bounded) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Gate gate;
+  script->before_append = [&](UpdateId) { gate.pass(); };
+  Options options;
+  options.queue_bytes_max = 10'000;
+  Cache cache = fleet.open("berlin", script, std::move(options));
+  std::vector<std::future<UpdateId>> futures;
+  for (int i = 0; i < 9; ++i) futures.push_back(cache.set_async("key" + std::to_string(i), std::string(1000, 'v')));
+  expect_error(
+      ErrorKind::limit, [&] { cache.set_async("one more", std::string(1000, 'v')); }, "queue_bytes_max=10000");
+  gate.open();
+  for (std::future<UpdateId>& future : futures) id_of(future);
+  EXPECT_FALSE(cache.contains("one more"));
+  // There is room again, soon.
+  for (int tries = 0;; ++tries) {
+    try {
+      std::future<UpdateId> future = cache.set_async("one more", std::string(1000, 'v'));
+      id_of(future);
+      break;
+    } catch (const Error& error) {
+      ASSERT_EQ(error.kind(), ErrorKind::limit);
+      ASSERT_LT(tries, 1000);
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
+}
+
+TEST(Async, changes_at_fault_are_refused_at_once) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  expect_error(ErrorKind::invalid, [&] { cache.set_async("", "1"); });
+  expect_error(
+      ErrorKind::limit, [&] { cache.set_async("a", std::string(2U << 20, 'v')); }, "update_bytes_max");
+  EXPECT_EQ(cache.log().extent().head, 0U);
+}
+
+TEST(Async, a_log_that_is_away_is_told_when_the_deadline_has_passed) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> away{true};
+  script->before_append = [&](UpdateId) {
+    if (away) throw unavailable();
+  };
+  Cache cache = fleet.open("berlin", script);
+  std::future<UpdateId> future = cache.set_async("a", "1", {.note = {}, .deadline = milliseconds(50)});
+  expect_error(ErrorKind::unavailable, [&] { id_of(future); });
+  away = false;
+  future = cache.set_async("a", "2");
+  EXPECT_EQ(id_of(future), 1U);
+}
+
+TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_more) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  script->before_append = [&](UpdateId id) {
+    if (id == 2) throw unavailable();
+  };
+  Options options;
+  options.update_bytes_max = 4096;
+  Cache cache = fleet.open("berlin", script, std::move(options));
+  std::vector<std::string> values;
+  std::vector<Item> items;
+  std::vector<std::string> keys;
+  for (int i = 0; i < 9; ++i) {
+    keys.push_back("key" + std::to_string(i));
+    values.push_back(noise(1300, static_cast<std::uint64_t>(i)));
+  }
+  for (int i = 0; i < 9; ++i) items.push_back({keys[static_cast<std::size_t>(i)], values[static_cast<std::size_t>(i)]});
+  std::future<UpdateId> future = cache.set_multi_async(items, {.note = {}, .deadline = milliseconds(50)});
+  expect_error(
+      ErrorKind::uncertain, [&] { id_of(future); }, "changes_written=3", "of=9", "last_id=1");
+  EXPECT_EQ(cache.size(), 3U);
+  EXPECT_EQ(cache.log().extent().head, 1U);
+}
+
+TEST(Async, closing_ends_what_waits) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<int> tries{0};
+  script->before_append = [&](UpdateId) {
+    ++tries;
+    throw unavailable();
+  };
+  Cache cache = fleet.open("berlin", script);
+  std::vector<std::future<UpdateId>> futures;
+  for (int i = 0; i < 10; ++i)
+    futures.push_back(cache.set_async("a", std::to_string(i), {.note = std::to_string(i), .deadline = seconds(60)}));
+  while (tries == 0) std::this_thread::sleep_for(milliseconds(1));
+  const auto began = std::chrono::steady_clock::now();
+  cache.close_shared_state();
+  EXPECT_LT(std::chrono::steady_clock::now() - began, seconds(10));
+  for (std::future<UpdateId>& future : futures)
+    expect_error(
+        ErrorKind::unavailable, [&] { id_of(future); }, "closed");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.set_async("b", "1"); }, "closed");
+}
+
+TEST(Async, a_cache_that_goes_away_ends_what_waits) {
+  Fleet fleet;
+  std::future<UpdateId> future;
+  {
+    auto script = std::make_shared<Script>();
+    script->before_append = [](UpdateId) { throw unavailable(); };
+    Cache cache = fleet.open("berlin", script);
+    future = cache.set_async("a", "1");
+  }
+  expect_error(ErrorKind::unavailable, [&] { id_of(future); });
+}
+
+TEST(Async, a_forked_child_writes_with_a_thread_of_its_own) {
+  Fleet fleet("sqlite");
+  Cache cache = fleet.open("berlin");
+  std::future<UpdateId> before = cache.set_async("parent", "1");
+  id_of(before);
+  in_another_process([&] {
+    std::future<UpdateId> future = cache.set_async("child", "1");
+    id_of(future);
+  });
+  EXPECT_EQ(cache.get("child"), "1");
+  std::future<UpdateId> after = cache.set_async("parent", "2");
+  id_of(after);
+  EXPECT_EQ(contents(cache), (Contents{{"child", "1"}, {"parent", "2"}}));
+}
+
+}  // namespace
+}  // namespace whycache::testing

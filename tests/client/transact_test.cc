@@ -1,0 +1,373 @@
+// Transactions, and the writes that are made of them: whatever others do meanwhile, those that commit might have run
+// one after the other.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "client/fleet.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+std::int64_t number_of(std::optional<std::string_view> value) { return value ? std::stoll(std::string(*value)) : 0; }
+
+TEST(Transact, reads_one_update_and_writes_one) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"a", "1"}, {"b", "2"}, {"c", "3"}});
+
+  const UpdateId id = cache.transact([](Transaction& transaction) {
+    EXPECT_EQ(transaction.id(), 1U);
+    EXPECT_EQ(transaction.get("a"), "1");
+    EXPECT_EQ(transaction.get("absent"), std::nullopt);
+    transaction.set("a", "10");
+    transaction.erase("b");
+    transaction.set("bb", "new");
+    EXPECT_EQ(transaction.get("a"), "10");
+    EXPECT_FALSE(transaction.contains("b"));
+    EXPECT_THAT(transaction.items({}), ::testing::ElementsAre(Item{"a", "10"}, Item{"bb", "new"}, Item{"c", "3"}));
+    EXPECT_THAT(transaction.items(KeyRange::between("b", "c")), ::testing::ElementsAre(Item{"bb", "new"}));
+  });
+
+  EXPECT_EQ(id, 2U);
+  EXPECT_EQ(contents(cache), (Contents{{"a", "10"}, {"bb", "new"}, {"c", "3"}}));
+}
+
+TEST(Transact, one_that_writes_nothing_appends_nothing) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  EXPECT_EQ(cache.transact([](Transaction& transaction) { transaction.get("a"); }), 1U);
+  EXPECT_EQ(cache.log().extent().head, 1U);
+}
+
+TEST(Transact, what_the_function_throws_comes_out_and_nothing_is_written) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const auto fails = [](Transaction& transaction) {
+    transaction.set("a", "1");
+    throw std::logic_error("no");
+  };
+  EXPECT_THROW(cache.transact(fails), std::logic_error);
+  expect_error(
+      ErrorKind::invalid, [&] { cache.transact([](Transaction& transaction) { transaction.set("", "1"); }); }, "key");
+  expect_error(
+      ErrorKind::invalid,
+      [&] { cache.transact([](Transaction& transaction) { transaction.erase(std::string(1025, 'k')); }); }, "1025");
+  EXPECT_EQ(cache.log().extent().head, 0U);
+}
+
+TEST(Transact, one_too_large_for_an_update_is_refused_whole) {
+  Fleet fleet;
+  Options options;
+  options.update_bytes_max = 4096;
+  Cache cache = fleet.open("berlin", std::move(options));
+  expect_error(
+      ErrorKind::limit,
+      [&] {
+        cache.transact([](Transaction& transaction) {
+          for (int i = 0; i < 10; ++i) transaction.set("key" + std::to_string(i), noise(1000, 1));
+        });
+      },
+      "update_bytes_max");
+  EXPECT_EQ(cache.log().extent().head, 0U);
+}
+
+// Runs a transaction that reads with `read` and sets "out", while another machine writes `meanwhile` in its midst.
+// Returns how often it ran.
+int runs_when(const std::function<void(Transaction&)>& read, const std::function<void(Cache&)>& meanwhile) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  tokyo.set_multi({{"a", "1"}, {"b", "2"}, {"x", "3"}});
+  Cache berlin = fleet.open("berlin");
+  int runs = 0;
+  berlin.transact([&](Transaction& transaction) {
+    read(transaction);
+    if (++runs == 1) meanwhile(tokyo);
+    transaction.set("out", std::to_string(runs));
+  });
+  EXPECT_EQ(berlin.get("out"), std::to_string(runs));
+  return runs;
+}
+
+TEST(Transact, is_run_again_when_what_it_read_was_changed_by_another_machine) {
+  const auto read_a = [](Transaction& transaction) { transaction.get("a"); };
+  const auto read_absent = [](Transaction& transaction) { transaction.get("absent"); };
+  const auto scan = [](Transaction& transaction) { transaction.items(KeyRange::between("a", "c")); };
+  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("a", "9"); }), 2);
+  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.erase("a"); }), 2);
+  EXPECT_EQ(runs_when(read_absent, [](Cache& cache) { cache.set("absent", ""); }), 2);
+  EXPECT_EQ(runs_when(scan, [](Cache& cache) { cache.set("b", "9"); }), 2);
+  EXPECT_EQ(runs_when(scan, [](Cache& cache) { cache.set("aa", "a key that was not there"); }), 2);
+  EXPECT_EQ(runs_when(scan, [](Cache& cache) { cache.erase("b"); }), 2);
+  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.delete_all_history(); }), 2);
+}
+
+TEST(Transact, is_not_run_again_for_what_it_did_not_read) {
+  const auto read_a = [](Transaction& transaction) { transaction.get("a"); };
+  const auto scan = [](Transaction& transaction) { transaction.items(KeyRange::between("a", "c")); };
+  const auto write_then_read = [](Transaction& transaction) {
+    transaction.set("a", "mine");
+    transaction.get("a");
+  };
+  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("b", "9"); }), 1);
+  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("a", "1"); }), 1);  // to what it was
+  EXPECT_EQ(runs_when(scan, [](Cache& cache) { cache.set("c", "9"); }), 1);
+  EXPECT_EQ(runs_when(write_then_read, [](Cache& cache) { cache.set("a", "9"); }), 1);
+  EXPECT_EQ(runs_when(read_a,
+                      [](Cache& cache) {
+                        cache.set("b", "9");
+                        cache.rewrite_history();
+                      }),
+            1);
+}
+
+TEST(Transact, gives_up_when_others_are_always_first) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  Cache berlin = fleet.open("berlin");
+  int runs = 0;
+  const auto unlucky = [&](Transaction& transaction) {
+    transaction.get("a");
+    tokyo.set("a", std::to_string(++runs));
+    transaction.set("b", "1");
+  };
+  TransactOptions options;
+  options.attempts_max = 3;
+  expect_error(
+      ErrorKind::conflict, [&] { berlin.transact(unlucky, options); }, "attempts=3");
+  EXPECT_EQ(runs, 3);
+  EXPECT_FALSE(berlin.contains("b"));
+}
+
+TEST(Transact, one_whose_answer_is_lost_is_in_the_log_once) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  std::atomic<int> lost{1};
+  script->after_append = [&](UpdateId) {
+    if (lost-- > 0) throw uncertain();
+  };
+  Cache cache = fleet.open("berlin", script);
+  int runs = 0;
+  EXPECT_EQ(cache.transact([&](Transaction& transaction) {
+    ++runs;
+    transaction.set("n", std::to_string(number_of(transaction.get("n")) + 1));
+  }),
+            1U);
+  EXPECT_EQ(runs, 1);
+  EXPECT_EQ(cache.get("n"), "1");
+  EXPECT_EQ(cache.log().extent().head, 1U);
+}
+
+// Each of two transactions reads both keys and writes one: one of them has to see what the other wrote.
+TEST(Transact, has_no_write_skew) {
+  for (int round = 0; round < 20; ++round) {
+    Fleet fleet;
+    Cache berlin = fleet.open("berlin");
+    berlin.set_multi({{"on call: ann", "yes"}, {"on call: bob", "yes"}});
+    Cache tokyo = fleet.open("tokyo");
+    const auto leave = [](Cache& cache, const std::string& mine) {
+      cache.transact([&](Transaction& transaction) {
+        int on_call = 0;
+        for (const Item& item : transaction.items(KeyRange::prefix("on call: "))) on_call += item.value == "yes";
+        std::this_thread::yield();
+        if (on_call > 1) transaction.set(mine, "no");
+      });
+    };
+    std::thread ann([&] { leave(berlin, "on call: ann"); });
+    leave(tokyo, "on call: bob");
+    ann.join();
+    berlin.update();
+    EXPECT_NE(berlin.get("on call: ann"), berlin.get("on call: bob"));
+  }
+}
+
+TEST(Transact, money_moved_by_many_on_two_machines_is_neither_made_nor_lost) {
+  constexpr int accounts = 5;
+  constexpr int threads_each = 2;
+  constexpr int moves = 60;
+  Fleet fleet("sqlite");
+  Cache berlin = fleet.open("berlin");
+  for (int i = 0; i < accounts; ++i) berlin.set("account" + std::to_string(i), "1000");
+  Cache tokyo = fleet.open("tokyo");
+  std::vector<std::thread> threads;
+  std::atomic<int> moved{0};
+  for (int thread = 0; thread < 2 * threads_each; ++thread) {
+    threads.emplace_back([&, thread] {
+      Cache& cache = thread % 2 == 0 ? berlin : tokyo;
+      std::mt19937_64 random(static_cast<std::uint64_t>(thread) + 1);
+      for (int i = 0; i < moves; ++i) {
+        const std::string from = "account" + std::to_string(random() % accounts);
+        const std::string to = "account" + std::to_string(random() % accounts);
+        if (from == to) continue;
+        const auto amount = static_cast<std::int64_t>(random() % 100);
+        cache.transact([&](Transaction& transaction) {
+          transaction.set(from, std::to_string(number_of(transaction.get(from)) - amount));
+          transaction.set(to, std::to_string(number_of(transaction.get(to)) + amount));
+        });
+        ++moved;
+        std::int64_t sum = 0;
+        for (const std::string_view value : cache.values()) sum += number_of(value);
+        EXPECT_EQ(sum, 1000 * accounts);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  berlin.update();
+  tokyo.update();
+  EXPECT_EQ(berlin.digest(), tokyo.digest());
+  EXPECT_EQ(berlin.applied_id(), static_cast<UpdateId>(accounts + moved));
+}
+
+TEST(WriteIf, writes_only_over_what_is_expected) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  Cache berlin = fleet.open("berlin");
+  EXPECT_EQ(berlin.set_if("lock", std::nullopt, "berlin"), 1U);
+  EXPECT_EQ(tokyo.set_if("lock", std::nullopt, "tokyo"), std::nullopt);  // though tokyo's own state has not heard of it
+  EXPECT_EQ(tokyo.get("lock"), "berlin");
+  EXPECT_EQ(tokyo.set_if("lock", "somebody", "tokyo"), std::nullopt);
+  EXPECT_EQ(tokyo.erase_if("lock", "tokyo"), std::nullopt);
+  EXPECT_EQ(berlin.erase_if("lock", "berlin"), 2U);
+  EXPECT_EQ(tokyo.set_if("lock", std::nullopt, "tokyo"), 3U);
+  EXPECT_EQ(tokyo.set_if("lock", "tokyo", "still tokyo"), 4U);
+}
+
+TEST(Add, counts_exactly_on_many_threads_and_machines) {
+  constexpr int each = 40;
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([&, thread] {
+      Cache& cache = thread % 2 == 0 ? berlin : tokyo;
+      for (int i = 0; i < each; ++i) cache.add("n", thread % 2 == 0 ? 3 : -1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(berlin.add("n", 0), 2 * each * 3 - 2 * each);
+  EXPECT_EQ(berlin.log().extent().head, static_cast<UpdateId>(4 * each + 1));
+}
+
+TEST(Add, says_what_it_cannot_add_to) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"word", "seven"}, {"trailing", "7 "}, {"large", "9223372036854775807"}});
+  expect_error(
+      ErrorKind::invalid, [&] { cache.add("word", 1); }, "integer");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.add("trailing", 1); }, "integer");
+  expect_error(
+      ErrorKind::limit, [&] { cache.add("large", 1); }, "64 bits");
+  EXPECT_EQ(cache.add("large", -1), 9223372036854775806);
+  EXPECT_EQ(cache.add("new", 5), 5);
+}
+
+TEST(GetFresh, enforces_its_bound_or_says_that_it_cannot) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> away{false};
+  script->before_read = [&] {
+    if (away) throw unavailable();
+  };
+  Cache berlin = fleet.open("berlin", script);
+  tokyo.set("a", "1");
+  FreshValue fresh = berlin.get_fresh("a");
+  EXPECT_EQ(fresh.value, "1");
+  EXPECT_EQ(fresh.id, 1U);
+  EXPECT_FALSE(fresh.stale);
+  EXPECT_EQ(berlin.get_fresh("absent").value, std::nullopt);
+
+  away = true;
+  tokyo.set("a", "2");
+  FreshOptions options;
+  options.deadline = milliseconds(30);
+  expect_error(ErrorKind::unavailable, [&] { berlin.get_fresh("a", options); });
+  options.serve_stale = true;
+  fresh = berlin.get_fresh("a", options);
+  EXPECT_EQ(fresh.value, "1");
+  EXPECT_TRUE(fresh.stale);
+  EXPECT_GE(fresh.staleness, milliseconds(30));
+  options.staleness_max = std::chrono::hours(1);  // old enough for that
+  fresh = berlin.get_fresh("a", options);
+  EXPECT_EQ(fresh.value, "1");
+  EXPECT_FALSE(fresh.stale);
+}
+
+TEST(Guards, refuse_to_erase_too_much) {
+  Fleet fleet;
+  Cache plain = fleet.open("tokyo");
+  std::vector<std::string> keys;
+  for (int i = 0; i < 100; ++i) keys.push_back("key" + std::to_string(100 + i));
+  for (const std::string& key : keys) plain.set(key, "1");
+  const UpdateId before = plain.applied_id();
+
+  Options options;
+  options.guards.erased_share_max = 0.1;
+  Cache guarded = fleet.open("berlin", std::move(options));
+  const std::vector<std::string> some(keys.begin(), keys.begin() + 38);
+  expect_error(
+      ErrorKind::refused, [&] { guarded.erase_multi(some); }, "38% of the keys", "erased=38", "keys=100");
+  expect_error(
+      ErrorKind::refused,
+      [&] {
+        guarded.transact([&](Transaction& transaction) {
+          for (const std::string& key : some) transaction.erase(key);
+        });
+      },
+      "38%");
+  RewriteOptions rewrite;
+  rewrite.keep = [](std::string_view key, std::string_view) { return key < "key162"; };
+  expect_error(
+      ErrorKind::refused, [&] { guarded.rewrite_history(rewrite); }, "38%");
+  expect_error(
+      ErrorKind::refused, [&] { guarded.delete_all_history(); }, "100%");
+  EXPECT_EQ(guarded.log().extent().head, before);
+
+  const std::vector<std::string> few(keys.begin(), keys.begin() + 10);
+  EXPECT_EQ(guarded.erase_multi(few), before + 1);
+  EXPECT_EQ(guarded.erase_multi(std::vector<std::string>{"absent1", "absent2", keys[10]}),
+            before + 2);  // only what is there counts
+  rewrite.keep = [](std::string_view key, std::string_view) { return key < "key195"; };
+  guarded.rewrite_history(rewrite);
+  EXPECT_EQ(guarded.size(), 84U);
+}
+
+TEST(Guards, refuse_what_the_validator_refuses) {
+  Fleet fleet;
+  Options options;
+  options.guards.erased_keys_max = 1;
+  options.guards.validate = [](const Change& change) -> std::optional<std::string> {
+    if (change.kind == Change::Kind::set && change.value.empty()) return "values are not empty here";
+    return std::nullopt;
+  };
+  Cache cache = fleet.open("berlin", std::move(options));
+  cache.set_multi({{"a", "1"}, {"b", "2"}});
+  expect_error(
+      ErrorKind::refused, [&] { cache.set("a", ""); }, "not empty");
+  expect_error(
+      ErrorKind::refused, [&] { cache.set_async("a", ""); }, "not empty");
+  expect_error(
+      ErrorKind::refused,
+      [&] {
+        cache.set_multi({{"c", "3"}, {"d", ""}});
+      },
+      "not empty");
+  expect_error(
+      ErrorKind::refused,
+      [&] {
+        cache.erase_multi({"a", "b"});
+      },
+      "erased_keys_max=1");
+  EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"b", "2"}}));
+}
+
+}  // namespace
+}  // namespace whycache::testing
