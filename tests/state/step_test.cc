@@ -1,35 +1,38 @@
-// A writer may be killed between any two instructions. A killed process leaves the page cache as it was, so what it leaves behind
-// after instruction k is what the file holds while a traced writer stands behind instruction k. So a writer is walked through its
-// work step by step, the file is copied in between, and each copy has to be taken over by a next writer.
+// A writer may be killed between any two instructions. So one is walked through its work store by store
+// (walked_writer.h), the file is copied in between, and each copy has to be taken over by a next writer.
 //
-// WHYCACHE_STEP_STRIDE=1 looks at the file after every single instruction.
+// Looked at is the file before and behind each store that publishes something, before the first stores of each
+// instruction there is, and before a sample of all. WHYCACHE_STEPS says how large a sample; WHYCACHE_STEPS=all looks
+// before every single store.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <random>
+#include <string_view>
 
 #include "base/file.h"
 #include "base/hash.h"
 #include "state/layout.h"
 #include "state/test_state.h"
+#include "state/walked_writer.h"
 #include "support/child_process.h"
-#include "support/thrown_error.h"
+#include "support/seed.h"
 
 namespace whycache {
 namespace {
 
-using testing::ChildProcess;
 using testing::TemporaryFolder;
 using testing::TestChange;
 using testing::TestState;
+using testing::WalkedWriter;
+using testing::WalkPlan;
 using Contents = std::map<std::string, std::string>;
 using Changes = std::vector<TestChange>;
 
@@ -68,7 +71,8 @@ class WholeFile {
 };
 
 // Keys that all belong into one bucket of the index, under a directory that begins with `top` (of `top_bits` bits).
-Changes crowd_one_bucket(const std::string& path, std::size_t count, std::uint64_t top, unsigned top_bits, const std::string& name) {
+Changes crowd_one_bucket(const std::string& path, std::size_t count, std::uint64_t top, unsigned top_bits,
+                         const std::string& name) {
   const WholeFile file(path);
   Changes changes;
   for (std::uint64_t number = 0; changes.size() < count; ++number) {
@@ -83,14 +87,13 @@ Changes crowd_one_bucket(const std::string& path, std::size_t count, std::uint64
 // What a writer does while it is watched.
 struct Scenario {
   std::string name;
-  std::uint64_t stride;                                    // look at the file after so many instructions
   std::function<void(TestState&, const std::string&)> prepare;
   std::function<Changes(const std::string& path)> changes;  // of the update
   bool erases_all = false;
 };
 
 struct Figures {
-  std::uint64_t steps = 0;
+  std::uint64_t stores = 0;
   std::uint64_t states = 0;
   std::uint64_t bad = 0;
   std::uint64_t rolled_back = 0;
@@ -99,45 +102,8 @@ struct Figures {
 class StepLong : public ::testing::Test {
  protected:
   void SetUp() override {
-    const std::string refused = testing::in_child([]() -> std::string {
-      return ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) == 0 ? "" : "no";
-    });
-    if (!refused.empty()) GTEST_SKIP() << "NOT TESTED: this system does not allow ptrace";
-  }
-
-  // The child that is walked: it stops itself before and after the work.
-  template <typename Work>
-  static pid_t start_walk(const Work& work) {
-    const pid_t child = ::fork();
-    if (child != 0) {
-      int status;
-      ::waitpid(child, &status, 0);
-      if (!WIFSTOPPED(status)) throw std::runtime_error("the traced writer did not come to its work");
-      return child;
-    }
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-    try {
-      work([] { ::raise(SIGSTOP); });
-    } catch (...) {
-      ::_exit(2);
-    }
-    ::raise(SIGSTOP);
-    ::_exit(0);
-  }
-
-  // One instruction. False: the work is done.
-  static bool step(pid_t child) {
-    int status;
-    if (::ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) throw std::runtime_error("cannot step");
-    ::waitpid(child, &status, 0);
-    if (!WIFSTOPPED(status)) throw std::runtime_error("the traced writer ended early: status=" + std::to_string(status));
-    return WSTOPSIG(status) == SIGTRAP;
-  }
-
-  static void end_walk(pid_t child) {
-    ::kill(child, SIGKILL);
-    int status;
-    ::waitpid(child, &status, 0);
+    if (WalkedWriter::why_not() != nullptr) GTEST_SKIP() << "NOT TESTED: " << WalkedWriter::why_not();
+    std::printf("%s\n", testing::seed_note().c_str());
   }
 
   static auto writing(const std::string& path, const Changes& changes, bool erases_all) {
@@ -147,8 +113,6 @@ class StepLong : public ::testing::Test {
         options.path = path;
         return State::open(options);
       }();
-      // The dynamic linker is not what is watched: it does its work now.
-      TestState(path + ".rehearsal", small_state()).apply(changes, erases_all);
       ready();
       const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
       TestState::apply(*writer, changes, erases_all);
@@ -172,7 +136,8 @@ class StepLong : public ::testing::Test {
    public:
     Image(const WholeFile& source, const std::string& path) : source_(source) {
       FileDescriptor made = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-      if (::posix_fallocate(made.number(), 0, static_cast<off_t>(source.bytes())) != 0) throw std::runtime_error("no space for a test");
+      if (::posix_fallocate(made.number(), 0, static_cast<off_t>(source.bytes())) != 0)
+        throw std::runtime_error("no space for a test");
       file_.emplace(path);
       take();
       StateOptions options = small_state();
@@ -189,7 +154,8 @@ class StepLong : public ::testing::Test {
       if (file_->bytes() < bytes && ::posix_fallocate(file_->descriptor(), 0, static_cast<off_t>(bytes)) != 0) {
         throw std::runtime_error("no space for a test");
       }
-      std::memcpy(file_->data() + sizeof(HeaderFixed), source_.data() + sizeof(HeaderFixed), bytes - sizeof(HeaderFixed));
+      std::memcpy(file_->data() + sizeof(HeaderFixed), source_.data() + sizeof(HeaderFixed),
+                  bytes - sizeof(HeaderFixed));
       // The copy stands where it was made, as the original does.
       HeaderFixed fixed = source_.header().fixed;
       stand_in_place(fixed);
@@ -199,7 +165,8 @@ class StepLong : public ::testing::Test {
    private:
     void stand_in_place(HeaderFixed& fixed) const {
       struct statx status;
-      if (::statx(file_->descriptor(), "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0) throw std::runtime_error("cannot stat");
+      if (::statx(file_->descriptor(), "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0)
+        throw std::runtime_error("cannot stat");
       fixed.inode = status.stx_ino;
       fixed.device = makedev(status.stx_dev_major, status.stx_dev_minor);
       fixed.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
@@ -212,8 +179,8 @@ class StepLong : public ::testing::Test {
   };
 
   // Takes the copy over as the next writer would. Empty if all was well.
-  static std::string take_over(const State& state, UpdateId id, const Contents& before, const Contents& afterwards, const Changes& changes,
-                               bool erases_all, std::uint64_t number, Figures& figures) {
+  static std::string take_over(const State& state, UpdateId id, const Contents& before, const Contents& afterwards,
+                               const Changes& changes, bool erases_all, std::uint64_t number, Figures& figures) {
     try {
       const bool holds_view = number % 2 == 0;
       std::optional<View> view;
@@ -224,7 +191,8 @@ class StepLong : public ::testing::Test {
       if (!faults.empty()) return "check after taking over: " + faults.front();
       const UpdateId found = state.applied_id();
       if (found != id && found != id - 1) return "applied id is " + std::to_string(found);
-      if (TestState::contents(View(state.pin())) != expected(found)) return "contents after taking over, at " + std::to_string(found);
+      if (TestState::contents(View(state.pin())) != expected(found))
+        return "contents after taking over, at " + std::to_string(found);
       if (found == id - 1) {
         ++figures.rolled_back;
         const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::patience());
@@ -236,7 +204,8 @@ class StepLong : public ::testing::Test {
       for (const auto& [key, expected_value] : afterwards) {
         if (!state.get(key, value) || value != expected_value) return "key not found after applying again: " + key;
       }
-      if (holds_view && TestState::contents(*view) != expected(view->id())) return "view from before moved, at " + std::to_string(view->id());
+      if (holds_view && TestState::contents(*view) != expected(view->id()))
+        return "view from before moved, at " + std::to_string(view->id());
       if (number % 4 < 2) {
         // And on: the space that was taken back is used again.
         for (int more = 0; more < 2; ++more) {
@@ -246,7 +215,8 @@ class StepLong : public ::testing::Test {
           later.push_back({"yet another", "1"});
           TestState::apply(*writer, later);
         }
-        if (holds_view && TestState::contents(*view) != expected(view->id())) return "view from before moved later, at " + std::to_string(view->id());
+        if (holds_view && TestState::contents(*view) != expected(view->id()))
+          return "view from before moved later, at " + std::to_string(view->id());
         if (TestState::contents(now) != afterwards) return "view moved, at " + std::to_string(now.id());
         const std::vector<std::string> later = state.check(TestState::patience(), {});
         if (!later.empty()) return "check in the end: " + later.front();
@@ -275,95 +245,96 @@ class StepLong : public ::testing::Test {
       ASSERT_EQ(state.check(), std::vector<std::string>{}) << scenario.name;
     }
     const Contents afterwards = after(before, changes, scenario.erases_all);
+    const auto work = writing(path, changes, scenario.erases_all);
     if (die_at_permille != 0) {
       // The writer whose work is to be taken back dies first, so that the taking back is what is walked through.
-      const std::uint64_t steps = steps_of_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
-      const pid_t first = start_walk(writing(path, changes, scenario.erases_all));
-      for (std::uint64_t i = 0; i < steps * die_at_permille / 1000; ++i) ASSERT_TRUE(step(first));
-      end_walk(first);
+      const std::uint64_t stores = stores_on_copy(path, folder.file("dying.state"), changes, scenario.erases_all);
+      WalkedWriter first({.stop_at = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)}, state_bytes_max,
+                         work);
+      ASSERT_TRUE(first.walk());
     }
 
-    const std::uint64_t stride = testing::number_from_environment("WHYCACHE_STEP_STRIDE", scenario.stride);
+    const std::uint64_t stores = stores_on_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
     const WholeFile source(path);
     Image image(source, folder.file("image.state"));
-    std::vector<Watched> watched = watch(source, changes);
     Figures figures;
     const auto began = std::chrono::steady_clock::now();
-    const pid_t child = start_walk(writing(path, changes, scenario.erases_all));
+    WalkedWriter writer(plan(source, changes, stores), state_bytes_max, work);
     const auto look = [&] {
       image.take();
-      const std::string fault = take_over(image.state(), id, before, afterwards, changes, scenario.erases_all, figures.states, figures);
+      const std::string fault =
+          take_over(image.state(), id, before, afterwards, changes, scenario.erases_all, random_(), figures);
       ++figures.states;
       if (fault.empty()) return;
       ++figures.bad;
-      if (figures.bad <= 5) ADD_FAILURE() << scenario.name << " step=" << figures.steps << " die_at=" << die_at_permille << ": " << fault;
+      if (figures.bad <= 5) {
+        ADD_FAILURE() << scenario.name << " stores=" << writer.stores() << " die_at=" << die_at_permille << ' '
+                      << testing::seed_note() << ": " << fault;
+      }
     };
     look();
-    while (step(child)) {
-      ++figures.steps;
-      bool published = false;
-      for (Watched& one : watched) published |= one.changed(source);
-      if (published || figures.steps % stride == 0) look();
-    }
+    while (writer.walk()) look();
     look();
-    end_walk(child);
+    figures.stores = writer.stores();
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    std::printf("%-34s steps=%-8lu states=%-6lu taken_back=%-6lu bad=%lu seconds=%.1f\n",
-                (scenario.name + (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : "")).c_str(), figures.steps,
-                figures.states, figures.rolled_back, figures.bad, seconds);
-    total_.steps += figures.steps;
+    std::printf("%-34s stores=%-8lu states=%-6lu taken_back=%-6lu bad=%lu seconds=%.1f\n",
+                (scenario.name + (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : "")).c_str(),
+                figures.stores, figures.states, figures.rolled_back, figures.bad, seconds);
+    total_.stores += figures.stores;
     total_.states += figures.states;
     total_.bad += figures.bad;
   }
 
-  // How many instructions the update takes, found on a copy.
-  static std::uint64_t steps_of_copy(const std::string& path, const std::string& copy_path, const Changes& changes, bool erases_all) {
+  // How many stores the update takes, found on a copy.
+  static std::uint64_t stores_on_copy(const std::string& path, const std::string& copy_path, const Changes& changes,
+                                      bool erases_all) {
     const WholeFile source(path);
     const Image copy(source, copy_path);
-    const pid_t child = start_walk(writing(copy_path, changes, erases_all));
-    std::uint64_t steps = 0;
-    while (step(child)) ++steps;
-    end_walk(child);
-    return steps;
+    WalkedWriter writer({}, state_bytes_max, writing(copy_path, changes, erases_all));
+    while (writer.walk()) {
+    }
+    return writer.stores();
   }
 
-  // Bytes by which something is published: looked at after every instruction.
-  class Watched {
-   public:
-    Watched(const WholeFile& source, std::size_t offset, std::size_t bytes) : offset_(offset), last_(source.data() + offset, bytes) {}
-    bool changed(const WholeFile& source) {
-      if (std::memcmp(last_.data(), source.data() + offset_, last_.size()) == 0) return false;
-      last_.assign(source.data() + offset_, last_.size());
-      return true;
-    }
+  // Where the file is looked at.
+  WalkPlan plan(const WholeFile& source, const Changes& changes, std::uint64_t stores) {
+    WalkPlan plan;
+    const char* const asked = std::getenv("WHYCACHE_STEPS");
+    plan.every_store = asked != nullptr && asked == std::string_view("all");
+    const std::uint64_t sample = plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", 2000);
+    plan.stride = sample == 0 ? 0 : stores / sample + 1;
+    plan.seed = random_();
+    plan.once_per_instruction = 2;
+    plan.watched = published_places(source, changes);
+    return plan;
+  }
 
-   private:
-    std::size_t offset_;
-    std::string last_;
-  };
-
-  static std::vector<Watched> watch(const WholeFile& source, const Changes& changes) {
-    std::vector<Watched> all;
-    all.emplace_back(source, offsetof(Header, reclaim_generation), offsetof(Header, published) - offsetof(Header, reclaim_generation));
+  // Bytes by which something is published.
+  static std::vector<WalkPlan::Place> published_places(const WholeFile& source, const Changes& changes) {
+    std::vector<WalkPlan::Place> all;
+    all.push_back(
+        {offsetof(Header, reclaim_generation), offsetof(Header, published) - offsetof(Header, reclaim_generation)});
     const std::uint64_t word = source.header().directory.load();
     const std::uint64_t directory = directory_offset(word);
     const unsigned depth = directory_depth(word);
-    all.emplace_back(source, directory, sizeof(IndexWord) << (depth + 1));  // with the place of the doubled one
+    all.push_back({directory, sizeof(IndexWord) << (depth + 1)});  // with the place of the doubled one
     for (std::size_t i = 0; i < std::min<std::size_t>(changes.size(), 8); ++i) {
       const std::uint64_t hash = source.hash_of(changes[i].key);
       std::uint64_t slot;
       std::memcpy(&slot, source.data() + directory + directory_slot(hash, depth) * sizeof slot, sizeof slot);
       const std::uint64_t bucket = std::min(home_bucket(hash), part_buckets - 2);
-      all.emplace_back(source, part_offset(slot) + bucket * bucket_words * sizeof(IndexWord), 2 * bucket_words * sizeof(IndexWord));
+      all.push_back(
+          {part_offset(slot) + bucket * bucket_words * sizeof(IndexWord), 2 * bucket_words * sizeof(IndexWord)});
     }
     return all;
   }
 
   void TearDown() override {
     if (total_.states == 0) return;
-    std::printf("states=%lu bad=%lu steps=%lu\n", total_.states, total_.bad, total_.steps);
+    std::printf("states=%lu bad=%lu stores=%lu\n", total_.states, total_.bad, total_.stores);
   }
 
+  std::mt19937_64 random_{testing::test_seed()};
   Figures total_;
 };
 
@@ -374,59 +345,75 @@ void fill(TestState& state, int count = 150) {
   state.apply(changes);
 }
 
-Scenario simple(const std::string& name, std::uint64_t stride, const Changes& changes, bool erases_all = false) {
-  return {name, stride, [](TestState& state, const std::string&) { fill(state); }, [=](const std::string&) { return changes; }, erases_all};
+Scenario simple(const std::string& name, const Changes& changes, bool erases_all = false) {
+  return {name, [](TestState& state, const std::string&) { fill(state); }, [=](const std::string&) { return changes; },
+          erases_all};
 }
 
 TEST_F(StepLong, small_updates) {
-  walk(simple("a new key", 4, {{"new", "1"}}));
-  walk(simple("a key overwritten", 4, {{"key/1007", "2"}}));
-  walk(simple("a key erased", 4, {{"key/1007", std::nullopt}}));
-  walk(simple("a key comes twice", 4, {{"key/1007", "2"}, {"new", "1"}, {"new", std::nullopt}, {"key/1007", std::nullopt}, {"new", "2"}}));
-  walk({"an erased key comes back", 4,
+  walk(simple("a new key", {{"new", "1"}}));
+  walk(simple("a key overwritten", {{"key/1007", "2"}}));
+  walk(simple("a key erased", {{"key/1007", std::nullopt}}));
+  walk(simple("a key comes twice",
+              {{"key/1007", "2"}, {"new", "1"}, {"new", std::nullopt}, {"key/1007", std::nullopt}, {"new", "2"}}));
+  walk({"an erased key comes back",
         [](TestState& state, const std::string&) {
           fill(state);
           state.apply({{"key/1007", std::nullopt}});
         },
-        [](const std::string&) { return Changes{{"key/1007", "back"}, {"key/1008", std::nullopt}}; }});
-  walk({"the first key", 4, [](TestState&, const std::string&) {}, [](const std::string&) { return Changes{{"first", "1"}}; }});
-  walk({"the last key goes", 4, [](TestState& state, const std::string&) { state.apply({{"last", "1"}}); },
-        [](const std::string&) { return Changes{{"last", std::nullopt}}; }});
+        [](const std::string&) {
+          return Changes{{"key/1007", "back"}, {"key/1008", std::nullopt}};
+        }});
+  walk({"the first key", [](TestState&, const std::string&) {},
+        [](const std::string&) {
+          return Changes{{"first", "1"}};
+        }});
+  walk({"the last key goes",
+        [](TestState& state, const std::string&) {
+          state.apply({{"last", "1"}});
+        },
+        [](const std::string&) {
+          return Changes{{"last", std::nullopt}};
+        }});
 }
 
 TEST_F(StepLong, updates_that_change_the_key_index) {
   Changes many;
   for (int i = 0; i < 60; ++i) many.push_back({"key/1050/" + std::to_string(i), "v"});
-  walk(simple("leaves split", 12, many));
+  walk(simple("leaves split", many));
   Changes going;
   for (int i = 20; i < 130; ++i) going.push_back({"key/" + std::to_string(1000 + i), std::nullopt});
-  walk(simple("leaves merge", 40, going));
-  walk(simple("everything erased", 40, {{"key/1003", "again"}, {"new", "1"}}, true));
+  walk(simple("leaves merge", going));
+  walk(simple("everything erased", {{"key/1003", "again"}, {"new", "1"}}, true));
 }
 
 TEST_F(StepLong, updates_that_split_the_point_index) {
-  const auto crowd = [](TestState& state, const std::string& path, std::uint64_t top, unsigned bits, const std::string& name) {
+  const auto crowd = [](TestState& state, const std::string& path, std::uint64_t top, unsigned bits,
+                        const std::string& name) {
     Changes changes = crowd_one_bucket(path, 64, top, bits, name);
     state.apply(changes);
   };
   const auto one_more = [](std::uint64_t top, unsigned bits, const std::string& name) {
-    return [=](const std::string& path) { return Changes{crowd_one_bucket(path, 65, top, bits, name).back(), {"key/1001", "2"}}; };
+    return [=](const std::string& path) {
+      return Changes{crowd_one_bucket(path, 65, top, bits, name).back(), {"key/1001", "2"}};
+    };
   };
-  walk({"directory doubles, part splits", 250,
+  walk({"directory doubles, part splits",
         [&](TestState& state, const std::string& path) {
           fill(state, 20);
           crowd(state, path, 0, 0, "a");
         },
         one_more(0, 0, "a")});
-  walk({"part of four slots splits", 250,
+  walk({"part of four slots splits",
         [&](TestState& state, const std::string& path) {
           fill(state, 20);
           crowd(state, path, 7, 3, "a");
-          state.apply({crowd_one_bucket(path, 65, 7, 3, "a").back()});  // all in one eighth, so that the directory doubles thrice
+          state.apply({crowd_one_bucket(path, 65, 7, 3, "a")
+                           .back()});  // all in one eighth, so that the directory doubles thrice
           crowd(state, path, 0, 1, "b");
         },
         one_more(0, 1, "b")});
-  walk({"part is purged of fillers", 250,
+  walk({"part is purged of fillers",
         [&](TestState& state, const std::string& path) {
           fill(state, 20);
           // As if many keys had come and gone.
@@ -440,30 +427,38 @@ TEST_F(StepLong, updates_that_split_the_point_index) {
             words[i] = filler_word;
             ++fillers;
           }
-          reinterpret_cast<SegmentDescriptor*>(file.data() + descriptor_offset(part_offset(slot) / segment_bytes))->used = fillers;
+          reinterpret_cast<SegmentDescriptor*>(file.data() + descriptor_offset(part_offset(slot) / segment_bytes))
+              ->used = fillers;
         },
-        [](const std::string&) { return Changes{{"one more", "1"}, {"key/1001", "2"}}; }});
+        [](const std::string&) {
+          return Changes{{"one more", "1"}, {"key/1001", "2"}};
+        }});
 }
 
 TEST_F(StepLong, updates_that_move_space_about) {
-  walk(simple("large entry", 40, {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
-  walk({"large entry goes", 8,
+  walk(simple("large entry", {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
+  walk({"large entry goes",
         [](TestState& state, const std::string&) {
           fill(state);
           state.apply({{"large", std::string(300'000, 'l')}});
         },
-        [](const std::string&) { return Changes{{"large", "small"}, {"key/1001", "2"}}; }});
-  walk({"file grows", 12,
+        [](const std::string&) {
+          return Changes{{"large", "small"}, {"key/1001", "2"}};
+        }});
+  walk({"file grows",
         [](TestState& state, const std::string&) {
           fill(state);
           // The open segment is nearly full, and none is free.
           const std::uint64_t before = state->insides().file_bytes;
-          for (int i = 0; state->insides().file_bytes == before; ++i) state.apply({{"filling" + std::to_string(i), std::string(60'000, 'f')}});
+          for (int i = 0; state->insides().file_bytes == before; ++i)
+            state.apply({{"filling" + std::to_string(i), std::string(60'000, 'f')}});
           state.apply({{"rest", std::string(60'000, 'f')}});
           state.apply({{"rest2", std::string(60'000, 'f')}});
         },
-        [](const std::string&) { return Changes{{"more", std::string(100'000, 'm')}, {"key/1001", "2"}}; }});
-  walk({"sparse segment is cleared", 120,
+        [](const std::string&) {
+          return Changes{{"more", std::string(100'000, 'm')}, {"key/1001", "2"}};
+        }});
+  walk({"sparse segment is cleared",
         [](TestState& state, const std::string&) {
           Changes changes;
           for (int i = 0; i < 36; ++i) changes.push_back({"filling" + std::to_string(i), std::string(50'000, 'f')});
@@ -475,20 +470,27 @@ TEST_F(StepLong, updates_that_move_space_about) {
           state.apply(going);
         },
         [](const std::string&) {
-          return Changes{{"more", std::string(150'000, 'm')}, {"more2", std::string(150'000, 'm')}, {"small5", "2"}, {"filling1", "2"}};
+          return Changes{{"more", std::string(150'000, 'm')},
+                         {"more2", std::string(150'000, 'm')},
+                         {"small5", "2"},
+                         {"filling1", "2"}};
         }});
 }
 
 TEST_F(StepLong, taking_back_what_a_dead_writer_left) {
   for (const std::uint64_t permille : {500, 900, 985}) {
-    walk(simple("leaves split", 200, {{"key/1007", "2"}, {"key/1050/1", std::string(500, 'x')}, {"new", "1"}, {"key/1009", std::nullopt}}), permille);
-    walk({"part of two slots splits", 200,
+    walk(simple("leaves split",
+                {{"key/1007", "2"}, {"key/1050/1", std::string(500, 'x')}, {"new", "1"}, {"key/1009", std::nullopt}}),
+         permille);
+    walk({"part of two slots splits",
           [&](TestState& state, const std::string& path) {
             fill(state, 20);
             state.apply(crowd_one_bucket(path, 65, 3, 2, "a"));  // the directory doubles twice
             state.apply(crowd_one_bucket(path, 64, 0, 1, "b"));
           },
-          [](const std::string& path) { return Changes{{"key/1001", "2"}, crowd_one_bucket(path, 65, 0, 1, "b").back(), {"key/1002", std::nullopt}}; }},
+          [](const std::string& path) {
+            return Changes{{"key/1001", "2"}, crowd_one_bucket(path, 65, 0, 1, "b").back(), {"key/1002", std::nullopt}};
+          }},
          permille);
   }
 }
