@@ -48,7 +48,8 @@ std::vector<Record> read_package_index() {
   std::vector<std::string> paths;
   if (std::filesystem::is_directory(lists_folder)) {
     for (const auto& entry : std::filesystem::directory_iterator(lists_folder)) {
-      if (entry.path().filename().string().find("_Packages") != std::string::npos) paths.push_back(entry.path().string());
+      if (entry.path().filename().string().find("_Packages") != std::string::npos)
+        paths.push_back(entry.path().string());
     }
   }
   std::sort(paths.begin(), paths.end());
@@ -81,7 +82,8 @@ std::vector<Record> read_json_lines(const std::string& path) {
     if (!item.is_object() || !item.contains("key") || !item["key"].is_string() || !item.contains("value")) {
       throw std::runtime_error("not an object with key and value: path=" + path + " line=" + std::to_string(number));
     }
-    records[item["key"].get<std::string>()] = item["value"].is_string() ? item["value"].get<std::string>() : item["value"].dump();
+    records[item["key"].get<std::string>()] =
+        item["value"].is_string() ? item["value"].get<std::string>() : item["value"].dump();
   }
   if (records.empty()) throw std::runtime_error("no items: path=" + path);
   std::vector<Record> result;

@@ -57,7 +57,8 @@ Cache open_cache(const Machine& machine, Scoreboard& board) {
 }  // namespace
 
 std::string make_value(const Record& record, std::uint32_t version) {
-  return fmt::format("{}{}{:08x} {:016x}", record.body, check_field, version, check_of(record.key, version, record.body));
+  return fmt::format("{}{}{:08x} {:016x}", record.body, check_field, version,
+                     check_of(record.key, version, record.body));
 }
 
 Worker::Worker(Scoreboard& board, const std::function<void()>& work) {
@@ -163,7 +164,8 @@ void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
     board.probe.store(static_cast<std::uint64_t>(probe));
     cache.set(probe_key, std::to_string(probe));
     board.returned_ns.store(boot_time_ns());
-    while (board.seen_by_same.load() < static_cast<std::uint64_t>(probe) || board.seen_by_other.load() < static_cast<std::uint64_t>(probe)) {
+    while (board.seen_by_same.load() < static_cast<std::uint64_t>(probe) ||
+           board.seen_by_other.load() < static_cast<std::uint64_t>(probe)) {
       std::this_thread::sleep_for(100us);
     }
     board.returned_ns.store(0);
@@ -171,7 +173,8 @@ void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
   cache.erase(probe_key);
 }
 
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, Latencies& latencies, Scoreboard& board) {
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, Latencies& latencies,
+                      Scoreboard& board) {
   const Cache cache = open_cache(machine, board);
   std::string value;
   for (int probe = 1; probe <= probes; ++probe) {

@@ -32,9 +32,7 @@ struct Item {
 struct Change {
   enum class Kind : std::uint8_t { set, erase };
 
-  static Change set(std::string_view key, std::string_view value) {
-    return Change{Kind::set, key, value};
-  }
+  static Change set(std::string_view key, std::string_view value) { return Change{Kind::set, key, value}; }
   static Change erase(std::string_view key) { return Change{Kind::erase, key, {}}; }
 
   Kind kind = Kind::set;

@@ -42,17 +42,14 @@ ErrorKind kind_of(int error) {
     case EISDIR:
     case ENAMETOOLONG:
     case EINVAL:
-    case ENXIO:
-      return ErrorKind::invalid;
+    case ENXIO: return ErrorKind::invalid;
     case ENOSPC:
     case EDQUOT:
     case EMFILE:
     case ENFILE:
     case ENOMEM:
-    case EFBIG:
-      return ErrorKind::limit;
-    default:
-      return ErrorKind::unavailable;
+    case EFBIG: return ErrorKind::limit;
+    default: return ErrorKind::unavailable;
   }
 }
 
@@ -108,7 +105,8 @@ std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
     if (got == 0) return bytes;
     bytes.append(buffer.data(), static_cast<std::size_t>(got));
     if (bytes.size() > bytes_max) {
-      throw Error(ErrorKind::corrupt, "file longer than it can be: path=" + path + " bytes_max=" + std::to_string(bytes_max));
+      throw Error(ErrorKind::corrupt,
+                  "file longer than it can be: path=" + path + " bytes_max=" + std::to_string(bytes_max));
     }
   }
 }
@@ -118,7 +116,9 @@ int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) 
   if (::fstat(descriptor, &status) != 0) return errno;
   struct rlimit limit;
   const bool grows = offset + bytes > static_cast<std::uint64_t>(status.st_size);
-  if (grows && ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && offset + bytes > limit.rlim_cur) return EFBIG;
+  if (grows && ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+      offset + bytes > limit.rlim_cur)
+    return EFBIG;
   int error;
   do {
     error = ::posix_fallocate(descriptor, static_cast<off_t>(offset), static_cast<off_t>(bytes));
@@ -153,8 +153,8 @@ void check_folder_is_safe(const std::string& folder, bool of_any_owner) {
                 EPERM);
   }
   if (!of_any_owner && status.st_uid != ::geteuid() && status.st_uid != 0) {
-    throw Error(ErrorKind::invalid, "folder belongs to another user: path=" + folder + " owner=" + std::to_string(status.st_uid),
-                EPERM);
+    throw Error(ErrorKind::invalid,
+                "folder belongs to another user: path=" + folder + " owner=" + std::to_string(status.st_uid), EPERM);
   }
 }
 

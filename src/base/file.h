@@ -44,8 +44,9 @@ FileDescriptor open_file_if_there(const std::string& path, int flags);
 void write_all(int descriptor, std::string_view bytes, std::string_view path);
 std::string read_whole_file(const std::string& path, std::size_t bytes_max);
 
-// Gives the bytes from `offset` on their blocks on the disk, so that writing them, through a mapping too, cannot meet a full disk. Returns
-// 0 or the errno; EFBIG, and not the signal SIGXFSZ, where the process may not have files that long (RLIMIT_FSIZE).
+// Gives the bytes from `offset` on their blocks on the disk, so that writing them, through a mapping too, cannot meet a
+// full disk. Returns 0 or the errno; EFBIG, and not the signal SIGXFSZ, where the process may not have files that long
+// (RLIMIT_FSIZE).
 int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) noexcept;
 
 void sync_file(int descriptor, std::string_view path);

@@ -315,7 +315,9 @@ class FileLog::Lock final : ForkListener {
  private:
   bool share(const Deadline& deadline) {
     return wait_until(
-        [&] { return !is_byte_locked(file_.number(), gate_byte) && try_share_byte(file_.number(), switch_byte, path_); },
+        [&] {
+          return !is_byte_locked(file_.number(), gate_byte) && try_share_byte(file_.number(), switch_byte, path_);
+        },
         deadline);
   }
   bool own(const Deadline& deadline) {

@@ -7,8 +7,8 @@
 
 namespace whycache {
 
-// What tells this log from others, without secrets: with the instance, even if it goes without saying, and without the options
-// that say how to talk to it.
+// What tells this log from others, without secrets: with the instance, even if it goes without saying, and without the
+// options that say how to talk to it.
 inline std::string log_name(const Url& url, const std::string& instance) {
   const std::string text = url.redacted();
   return text.substr(0, text.find('?')) + "?instance=" + instance;

@@ -19,7 +19,9 @@ void set_digest(PublishedBlock& block, const Digest& digest) {
   block.digest_high = digest.high;
 }
 
-std::string_view key_of(const EntryHeader& header) { return {reinterpret_cast<const char*>(&header + 1), header.key_bytes()}; }
+std::string_view key_of(const EntryHeader& header) {
+  return {reinterpret_cast<const char*>(&header + 1), header.key_bytes()};
+}
 
 std::string_view value_of(const EntryHeader& header) {
   return {reinterpret_cast<const char*>(&header + 1) + header.key_bytes(), header.value_bytes()};
@@ -34,10 +36,12 @@ Applier::Applier(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
 
 const PublishedBlock& Applier::published() const {
   const Header& header = mapping_.header();
-  const PublishedBlock& block = header.published[header.applied_id.load(std::memory_order_relaxed) % published_block_count];
+  const PublishedBlock& block =
+      header.published[header.applied_id.load(std::memory_order_relaxed) % published_block_count];
   if (block.checksum != block.expected_checksum()) {
     throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" +
-                                        std::to_string(header.applied_id.load(std::memory_order_relaxed)) + " (delete the state file)");
+                                        std::to_string(header.applied_id.load(std::memory_order_relaxed)) +
+                                        " (delete the state file)");
   }
   return block;
 }
@@ -58,7 +62,8 @@ void Applier::create(std::uint64_t chain) {
 void Applier::publish() {
   Header& header = mapping_.writable_header();
   next_.checksum = next_.expected_checksum();
-  // Pairs with the acquire fence of read_published(): who sees the block written over sees that the updates since were published.
+  // Pairs with the acquire fence of read_published(): who sees the block written over sees that the updates since were
+  // published.
   std::atomic_thread_fence(std::memory_order_release);
   header.published[next_.id % published_block_count] = next_;
   // Everything of the update is written; from here on it is what readers see.
@@ -68,7 +73,8 @@ void Applier::publish() {
 void Applier::apply(const Update& update) {
   const PublishedBlock& current = published();
   if (update.id != current.id + 1 || update.id > state_update_id_max) {
-    throw Error(ErrorKind::invalid, "update out of order: id=" + std::to_string(update.id) + " applied_id=" + std::to_string(current.id));
+    throw Error(ErrorKind::invalid,
+                "update out of order: id=" + std::to_string(update.id) + " applied_id=" + std::to_string(current.id));
   }
   next_ = current;
   next_.id = update.id;
@@ -185,7 +191,8 @@ void Applier::erase(std::string_view key, std::uint64_t hash) {
 void Applier::erase_everything() {
   // The keys are taken from the tree as it was published; it stands still while the entries go.
   KeysCursor cursor(arena_);
-  for (cursor.seek(next_.keys_root, {}); !cursor.at_end(); cursor.next()) erase(cursor.key(), mapping_.hash_of(cursor.key()));
+  for (cursor.seek(next_.keys_root, {}); !cursor.at_end(); cursor.next())
+    erase(cursor.key(), mapping_.hash_of(cursor.key()));
   visit_nodes(arena_, next_.keys_root, [this](NodeOffset offset, std::size_t) { moved_nodes_.push_back(offset); });
   for (const NodeOffset offset : moved_nodes_) arena_.retire(offset);
   moved_nodes_.clear();
@@ -195,7 +202,8 @@ void Applier::erase_everything() {
 void Applier::carry_keys_over() {
   if (moves_.empty()) return;
   if (moves_.size() == 1) {
-    next_.keys_root = moves_[0].appears ? keys_.insert(next_.keys_root, moves_[0].key) : keys_.erase(next_.keys_root, moves_[0].key);
+    next_.keys_root =
+        moves_[0].appears ? keys_.insert(next_.keys_root, moves_[0].key) : keys_.erase(next_.keys_root, moves_[0].key);
     return;
   }
   // A key appears and disappears by turns, so what it does first and last says what it did in all.
@@ -240,7 +248,8 @@ void Applier::clear_segment(std::uint64_t segment) {
       const EntryHeader& header = index_.entry(first + within);
       const std::uint64_t bytes = bytes_of(header);
       if (header.key_bytes() == 0 || bytes > end - within) {
-        throw Error(ErrorKind::corrupt, "state file damaged: entry at offset=" + std::to_string(first + within) + " (delete the state file)");
+        throw Error(ErrorKind::corrupt, "state file damaged: entry at offset=" + std::to_string(first + within) +
+                                            " (delete the state file)");
       }
       places[count] = {first + within, mapping_.hash_of(key_of(header))};
       index_.prefetch(places[count].hash);
@@ -252,8 +261,8 @@ void Applier::clear_segment(std::uint64_t segment) {
       const EntryHeader& header = index_.entry(places[i].offset);
       const std::uint64_t bytes = bytes_of(header);
       if (header.erased() && header.id() <= visible) {
-        // Everybody sees the key gone already, so that its last trace may go. A point read that began earlier has to begin
-        // again: it might look for the version before.
+        // Everybody sees the key gone already, so that its last trace may go. A point read that began earlier has to
+        // begin again: it might look for the version before.
         if (!raised) arena_.raise_generation();
         raised = true;
         index_.remove(*word);

@@ -1,4 +1,5 @@
-// Carries updates into a writable mapping: entries, point index, key index, digest, and the one store that makes it visible.
+// Carries updates into a writable mapping: entries, point index, key index, digest, and the one store that makes it
+// visible.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,8 @@ class Applier {
   // Lays out an empty state at update 0 in a file whose fixed header is written.
   void create(std::uint64_t chain);
 
-  // Applies update applied_id + 1 and publishes it. If an exception leaves it, nothing of the update is visible, and the
-  // file has to be recovered before the next one (recovery.h): leave Header::writer_active set.
+  // Applies update applied_id + 1 and publishes it. If an exception leaves it, nothing of the update is visible, and
+  // the file has to be recovered before the next one (recovery.h): leave Header::writer_active set.
   void apply(const Update& update);
 
   // For a file that nobody else can open yet: items in ascending key order, published by loaded().
@@ -54,8 +55,8 @@ class Applier {
   Arena arena_;
   PointIndex index_;
   KeysWriter keys_;
-  PublishedBlock next_{};        // of the update under way
-  std::vector<KeyMove> moves_;   // keys that appear or disappear, in order
+  PublishedBlock next_{};       // of the update under way
+  std::vector<KeyMove> moves_;  // keys that appear or disappear, in order
   std::vector<std::uint64_t> hashes_;
   std::vector<NodeOffset> moved_nodes_;
 };

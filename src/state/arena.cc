@@ -15,11 +15,13 @@ constexpr std::uint64_t garbage_segments_min = 6;
 constexpr std::uint64_t growth_segments_max = 256;
 
 Error damaged_books(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+  return Error(ErrorKind::corrupt,
+               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
 }
 
 std::uint8_t sparse_list_of(std::uint32_t live) {
-  return static_cast<std::uint8_t>(std::min<std::uint64_t>(live * sparse_list_count / segment_bytes, sparse_list_count - 1));
+  return static_cast<std::uint8_t>(
+      std::min<std::uint64_t>(live * sparse_list_count / segment_bytes, sparse_list_count - 1));
 }
 
 }  // namespace
@@ -32,7 +34,8 @@ SegmentDescriptor& Arena::descriptor(std::uint64_t segment) const {
 }
 
 NodeHeader& Arena::node_header(NodeOffset offset) const {
-  if (offset % node_bytes_of(0) != 0 || offset < segment_bytes || offset >= mapping_.usable_bytes()) throw damaged_books("no node at offset", offset);
+  if (offset % node_bytes_of(0) != 0 || offset < segment_bytes || offset >= mapping_.usable_bytes())
+    throw damaged_books("no node at offset", offset);
   return *reinterpret_cast<NodeHeader*>(mapping_.writable_base() + offset);
 }
 
@@ -53,8 +56,8 @@ bool Arena::any_views() {
 }
 
 void Arena::raise_generation() {
-  // Release: who acquires the raised number sees the updates published before, and looks for nothing older. One step, since whoever
-  // supersedes the file may do so meanwhile.
+  // Release: who acquires the raised number sees the updates published before, and looks for nothing older. One step,
+  // since whoever supersedes the file may do so meanwhile.
   header().reclaim_generation.fetch_add(1, std::memory_order_release);
   // Pairs with the acquire fence of a point read: who sees what is written from here on sees the raised number.
   std::atomic_thread_fence(std::memory_order_release);
@@ -149,9 +152,10 @@ void Arena::grow(std::uint64_t segments_wanted) {
     more = std::min(more, allowed > count ? allowed - count : 0);
   }
   if (more < segments_wanted) {
-    throw Error(ErrorKind::limit, "state is full: state_bytes=" + std::to_string(count * segment_bytes) + " state_bytes_max=" +
-                                      std::to_string(bytes_max_) + " path=" + mapping_.path() +
-                                      " (raise Options::state_bytes_max, or the limits of the process on file size and address space)");
+    throw Error(ErrorKind::limit,
+                "state is full: state_bytes=" + std::to_string(count * segment_bytes) +
+                    " state_bytes_max=" + std::to_string(bytes_max_) + " path=" + mapping_.path() +
+                    " (raise Options::state_bytes_max, or the limits of the process on file size and address space)");
   }
   for (;;) {
     const int error = allocate_in_file(mapping_.descriptor(), count * segment_bytes, more * segment_bytes);
@@ -207,7 +211,8 @@ std::uint64_t Arena::allocate_span(SegmentKind first_kind, std::uint64_t count) 
   if (first == 0) {
     // A table may come to lie among the new ones and cut the run in two.
     const std::uint64_t end = books().segment_count;
-    const bool table_between = (end + count - 1) / segments_per_table != (end == 0 ? 0 : (end - 1) / segments_per_table);
+    const bool table_between =
+        (end + count - 1) / segments_per_table != (end == 0 ? 0 : (end - 1) / segments_per_table);
     grow(table_between ? 2 * count + 1 : count);
     first = find_free_run(count);
   }
@@ -244,7 +249,8 @@ void Arena::seal(std::uint32_t& open) {
 }
 
 bool Arena::needs_segment(std::uint64_t bytes) const {
-  return is_large_entry(bytes) || books().open_fresh == 0 || descriptor(books().open_fresh).used + bytes > segment_bytes;
+  return is_large_entry(bytes) || books().open_fresh == 0 ||
+         descriptor(books().open_fresh).used + bytes > segment_bytes;
 }
 
 std::uint64_t Arena::allocate_entry(std::uint64_t bytes, bool copy) {
@@ -277,7 +283,8 @@ void Arena::entry_died(std::uint64_t offset, std::uint64_t bytes) {
     for (std::uint64_t i = 0; i < count; ++i) retire_segment(segment + i);
     return;
   }
-  if (one.kind != SegmentKind::entries || one.live < bytes) throw damaged_books("entry in a segment of another kind", segment);
+  if (one.kind != SegmentKind::entries || one.live < bytes)
+    throw damaged_books("entry in a segment of another kind", segment);
   one.live -= static_cast<std::uint32_t>(bytes);
   books().entry_live_bytes -= bytes;
   if (one.list == 0) return;  // open, or being cleared
@@ -321,7 +328,8 @@ const std::byte* Arena::node(NodeOffset offset, std::size_t& bytes) const {
   const std::uint64_t segment = offset / segment_bytes;
   const SegmentDescriptor& one = descriptor(segment);
   const std::uint64_t within = offset % segment_bytes;
-  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || within % node_bytes_of(one.size_class) != 0) {
+  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count ||
+      within % node_bytes_of(one.size_class) != 0) {
     throw damaged_books("no node at offset", offset);
   }
   bytes = node_bytes_of(one.size_class);
@@ -348,7 +356,8 @@ NodeOffset Arena::allocate(std::size_t size_class) {
   std::uint64_t number;
   if (one.free_nodes != 0) {
     number = one.free_nodes - 1;
-    if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count) throw damaged_books("free node", segment);
+    if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
+      throw damaged_books("free node", segment);
     one.free_nodes = static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
   } else {
     number = one.used;
@@ -371,7 +380,8 @@ NodeOffset Arena::allocate(std::size_t size_class) {
 void Arena::free_node(NodeOffset offset) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
-  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.live == 0) throw damaged_books("no node at offset", offset);
+  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.live == 0)
+    throw damaged_books("no node at offset", offset);
   const std::size_t bytes = node_bytes_of(one.size_class);
   std::uint32_t& partial = books().node_partial[one.size_class];
   node_header(offset).next = one.free_nodes;

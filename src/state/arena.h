@@ -1,13 +1,13 @@
 // The space of the state file: segments, and what is carved out of them. Writer only.
 //
-// Space goes round: free -> in use -> retired with a stamp -> free again, when no reader can hold anything from before the stamp.
-// The stamp is the id of the update under way: once that one is published, nobody new comes to what was retired. Two kinds of
-// reader have to be waited for or warned off:
+// Space goes round: free -> in use -> retired with a stamp -> free again, when no reader can hold anything from before
+// the stamp. The stamp is the id of the update under way: once that one is published, nobody new comes to what was
+// retired. Two kinds of reader have to be waited for or warned off:
 //   views        say in a reader slot which id they hold; visible_from() looks at the slots
 //   point reads  say nothing; the reclaim generation is raised before the space is written over, and they start again
 //
-// The books (WriterBooks and the descriptors) are exact while writers leave cleanly. A writer that died leaves them in any state:
-// the next one rebuilds them from what the index and the tree reach (recovery.h) and believes nothing else.
+// The books (WriterBooks and the descriptors) are exact while writers leave cleanly. A writer that died leaves them in
+// any state: the next one rebuilds them from what the index and the tree reach (recovery.h) and believes nothing else.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,8 @@ namespace whycache {
 class Arena final : public NodeStore {
  public:
   // `readers` is null for a file that nobody else can open yet.
-  Arena(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max) : mapping_(mapping), readers_(readers), bytes_max_(bytes_max) {}
+  Arena(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
+      : mapping_(mapping), readers_(readers), bytes_max_(bytes_max) {}
 
   Mapping& mapping() const { return mapping_; }
   Header& header() const { return mapping_.writable_header(); }
@@ -35,11 +36,13 @@ class Arena final : public NodeStore {
   void begin_update(UpdateId id) { update_id_ = id; }
   UpdateId update_id() const { return update_id_; }
 
-  // The least id a reader may be at: raises the horizon to the applied id, so that no view starts below, and looks at the slots.
+  // The least id a reader may be at: raises the horizon to the applied id, so that no view starts below, and looks at
+  // the slots.
   UpdateId visible_from();
   // Whether there is any view at all. Who pins after this was answered with no finds what is stored by now.
   bool any_views();
-  // From here on, point reads that began before start again. Before anything a reader may be looking at is written over.
+  // From here on, point reads that began before start again. Before anything a reader may be looking at is written
+  // over.
   void raise_generation();
 
   // --- Segments ---
@@ -60,7 +63,8 @@ class Arena final : public NodeStore {
 
   // --- Entries ---
 
-  // Room for an entry of entry_bytes() `bytes`, counted as live. `copy`: it is moved, not new; kept apart from new ones.
+  // Room for an entry of entry_bytes() `bytes`, counted as live. `copy`: it is moved, not new; kept apart from new
+  // ones.
   std::uint64_t allocate_entry(std::uint64_t bytes, bool copy);
   // Whether allocate_entry needs a segment: the moment to win space back first.
   bool needs_segment(std::uint64_t bytes) const;

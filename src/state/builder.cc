@@ -44,16 +44,19 @@ std::string building_path(const std::string& path) {
 }
 
 // The file, locked as long as it is open, with one segment and its fixed header.
-FileDescriptor make_file(const std::string& path, const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
+FileDescriptor make_file(const std::string& path, const StateOptions& options, const Uuid& log_uuid,
+                         const std::string& log_name) {
   FileDescriptor file = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
   try {
     if (!try_lock_byte(file.number(), 0)) throw Error(ErrorKind::unavailable, "new state file is locked: path=" + path);
     if (::fchmod(file.number(), options.mode) != 0) throw system_error("cannot set mode of file", path, errno);
     const int error = allocate_in_file(file.number(), 0, segment_bytes);
     if (error != 0) throw system_error("cannot make state file", path, error);
-    Mapping mapping(FileDescriptor(::fcntl(file.number(), F_DUPFD_CLOEXEC, 0)), path, segment_bytes, Mapping::Access::write);
+    Mapping mapping(FileDescriptor(::fcntl(file.number(), F_DUPFD_CLOEXEC, 0)), path, segment_bytes,
+                    Mapping::Access::write);
     write_fixed_header(mapping.writable_header(), log_uuid, log_name, file.number(), path);
-    // So that after a power cut the file is at least known for what it is; the rest of it is then verified, or made anew.
+    // So that after a power cut the file is at least known for what it is; the rest of it is then verified, or made
+    // anew.
     sync_file(file.number(), path);
   } catch (...) {
     ::unlink(path.c_str());
@@ -115,7 +118,8 @@ class FileBuilder final : public StateBuilder {
  private:
   // The file and its mapping are the parent's.
   void check_usable() const {
-    if (fork_count_ != fork_count()) throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
+    if (fork_count_ != fork_count())
+      throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
   }
 
   StateOptions options_;
@@ -129,7 +133,8 @@ class FileBuilder final : public StateBuilder {
 
 }  // namespace
 
-std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name,
+std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
+                                           const std::string& log_name,
                                            std::function<void(const std::string&)> put_in_place) {
   remove_leftovers(options.path);
   return std::make_unique<FileBuilder>(options, log_uuid, log_name, std::move(put_in_place));

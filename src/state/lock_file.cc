@@ -17,8 +17,8 @@ namespace whycache {
 namespace {
 
 constexpr std::size_t page_bytes = 4096;
-constexpr std::uint64_t row_lock_offset = 4096;   // of the OFD byte of row 0
-constexpr std::size_t spare_slots_max = 4;        // kept for the next view while there are plenty; more are given back
+constexpr std::uint64_t row_lock_offset = 4096;  // of the OFD byte of row 0
+constexpr std::size_t spare_slots_max = 4;       // kept for the next view while there are plenty; more are given back
 
 static_assert(sizeof(LockFileHeader) <= page_bytes);
 
@@ -27,10 +27,13 @@ std::size_t file_bytes_for(std::uint32_t slots) {
 }
 
 Error not_a_lock_file(const std::string& path) {
-  return Error(ErrorKind::corrupt, "not a whycache lock file: path=" + path + " (if no process uses the state, delete it)");
+  return Error(ErrorKind::corrupt,
+               "not a whycache lock file: path=" + path + " (if no process uses the state, delete it)");
 }
 
-bool is_same_file(const struct stat& one, const struct stat& other) { return one.st_ino == other.st_ino && one.st_dev == other.st_dev; }
+bool is_same_file(const struct stat& one, const struct stat& other) {
+  return one.st_ino == other.st_ino && one.st_dev == other.st_dev;
+}
 
 // Makes the file whole under another name and links it into place, so that nobody ever sees half of one.
 void make_file(const std::string& path, std::uint32_t mode, std::uint32_t slots) {
@@ -58,7 +61,8 @@ void make_file(const std::string& path, std::uint32_t mode, std::uint32_t slots)
 
 LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count) : path_(std::move(path)) {
   if (slot_count < 1 || slot_count > 65536) {
-    throw Error(ErrorKind::invalid, "reader_slots out of range: reader_slots=" + std::to_string(slot_count) + " range=1..65536");
+    throw Error(ErrorKind::invalid,
+                "reader_slots out of range: reader_slots=" + std::to_string(slot_count) + " range=1..65536");
   }
   file_ = open_file_if_there(path_, O_RDWR);
   if (!file_) {
@@ -71,21 +75,25 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
   if (!S_ISREG(status.st_mode) || mapped_bytes_ < page_bytes) throw not_a_lock_file(path_);
   // Who can cut it short can end all who have it mapped.
   if (status.st_uid != ::geteuid() && status.st_uid != 0 && (mode & 0077) == 0) {
-    throw Error(ErrorKind::invalid, "lock file belongs to another user: path=" + path_ + " owner=" + std::to_string(status.st_uid) +
-                                        " (choose another place, or give state_mode a group)", EPERM);
+    throw Error(ErrorKind::invalid,
+                "lock file belongs to another user: path=" + path_ + " owner=" + std::to_string(status.st_uid) +
+                    " (choose another place, or give state_mode a group)",
+                EPERM);
   }
-  // Through an open file of its own: a mapping keeps the open file it came from alive, and with it its locks, in forked children too.
+  // Through an open file of its own: a mapping keeps the open file it came from alive, and with it its locks, in forked
+  // children too.
   const FileDescriptor mappable = open_file(path_, O_RDWR);
   struct stat mappable_status;
   if (::fstat(mappable.number(), &mappable_status) != 0) throw system_error("cannot stat lock file", path_, errno);
-  if (!is_same_file(mappable_status, status)) throw Error(ErrorKind::unavailable, "lock file was replaced while it was opened: path=" + path_);
+  if (!is_same_file(mappable_status, status))
+    throw Error(ErrorKind::unavailable, "lock file was replaced while it was opened: path=" + path_);
   void* mapped = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, mappable.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map lock file", path_, errno);
   mapped_ = static_cast<std::byte*>(mapped);
   header_ = reinterpret_cast<LockFileHeader*>(mapped_);
   slot_count_ = header_->slot_count;
-  if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 || slot_count_ < 1 || slot_count_ > 65536 ||
-      mapped_bytes_ < file_bytes_for(slot_count_)) {
+  if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 || slot_count_ < 1 ||
+      slot_count_ > 65536 || mapped_bytes_ < file_bytes_for(slot_count_)) {
     ::munmap(mapped_, mapped_bytes_);
     throw not_a_lock_file(path_);
   }
@@ -142,8 +150,8 @@ void LockFile::claim_row() {
       return;
     }
   }
-  throw Error(ErrorKind::limit, "too many processes hold views: reader_slots=" + std::to_string(slot_count_) + " path=" + path_ +
-                                    " (raise reader_slots, and remake the lock file)");
+  throw Error(ErrorKind::limit, "too many processes hold views: reader_slots=" + std::to_string(slot_count_) +
+                                    " path=" + path_ + " (raise reader_slots, and remake the lock file)");
 }
 
 ReaderSlot* LockFile::claim_slot() {
@@ -170,7 +178,8 @@ ReaderSlot* LockFile::claim_slot() {
     // All taken: by the dead, perhaps.
     for (std::uint32_t number = 0; number < slot_count_; ++number) sweep_row(number);
   }
-  throw Error(ErrorKind::limit, "all reader slots are taken: reader_slots=" + std::to_string(slot_count_) + " holders=" + holders());
+  throw Error(ErrorKind::limit,
+              "all reader slots are taken: reader_slots=" + std::to_string(slot_count_) + " holders=" + holders());
 }
 
 void LockFile::release_slot(ReaderSlot* slot) noexcept {
@@ -234,7 +243,8 @@ std::vector<ReaderSlotInfo> LockFile::slots_taken() {
     const std::uint64_t number = (owner >> 32) - 1;
     if (number < slot_count_) {
       info.process_id = row(static_cast<std::uint32_t>(number)).process_id;
-      info.process_name = std::string(rows_[number].process_name, ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
+      info.process_name = std::string(rows_[number].process_name,
+                                      ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
       info.alive = is_row_alive(static_cast<std::uint32_t>(number));
     }
     taken.push_back(info);
@@ -250,7 +260,8 @@ std::vector<ReaderSlotInfo> LockFile::processes() {
     ReaderSlotInfo info;
     info.slot = number;
     info.process_id = rows_[number].process_id;
-    info.process_name = std::string(rows_[number].process_name, ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
+    info.process_name = std::string(rows_[number].process_name,
+                                    ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
     info.alive = true;
     found.push_back(info);
   }
@@ -289,7 +300,8 @@ void LockFile::after_fork_in_child() noexcept {
   struct stat ours;
   struct stat parents;
   // Another file by now: its locks would have nothing to do with the slots that are mapped.
-  const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 && ::fstat(file_.number(), &parents) == 0 && is_same_file(ours, parents);
+  const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 && ::fstat(file_.number(), &parents) == 0 &&
+                    is_same_file(ours, parents);
   if (!same) own.close();
   file_ = std::move(own);
 }

@@ -4,9 +4,9 @@
 //   then        one row of 64 bytes per process that holds views
 //   then        one reader slot of 64 bytes per view
 //
-// Whose a slot is says its owner word: a process row and how often that row was taken. That the owner is alive is said by an
-// OFD lock on a byte of this file that stands for the row: the kernel drops it when the process ends, in whatever way and
-// PID namespace. Who finds a row unlocked may take its lock, empty the slots it owned, and let go.
+// Whose a slot is says its owner word: a process row and how often that row was taken. That the owner is alive is said
+// by an OFD lock on a byte of this file that stands for the row: the kernel drops it when the process ends, in whatever
+// way and PID namespace. Who finds a row unlocked may take its lock, empty the slots it owned, and let go.
 //
 // Bytes 0..15 are the StateLocks; they lie in the same file, but the locks have nothing to do with its contents.
 #pragma once
@@ -28,11 +28,11 @@
 namespace whycache {
 
 struct LockFileHeader {
-  char magic[8];  // "whylock1"
+  char magic[8];             // "whylock1"
   std::uint32_t slot_count;  // as many process rows
   std::uint32_t reserved;
-  // The log was asked at asked_at_ns for the state with state_id; 0: not in this boot. Written under StateLock::follow: 0 first, then
-  // the rest, asked_at_ns last (release; acquired by readers).
+  // The log was asked at asked_at_ns for the state with state_id; 0: not in this boot. Written under StateLock::follow:
+  // 0 first, then the rest, asked_at_ns last (release; acquired by readers).
   alignas(64) std::atomic<std::int64_t> asked_at_ns;
   std::atomic<std::uint64_t> asked_state_id;
   std::atomic<std::uint64_t> known_head;
@@ -50,17 +50,19 @@ struct ProcessRow {
 static_assert(sizeof(ProcessRow) == 64);
 
 struct alignas(64) ReaderSlot {
-  std::atomic<std::uint64_t> owner;     // (row + 1) << 32 | low bits of times_taken; 0: free. Claimed by compare-and-swap.
+  std::atomic<std::uint64_t> owner;  // (row + 1) << 32 | low bits of times_taken; 0: free. Claimed by compare-and-swap.
   std::atomic<std::uint64_t> state_id;  // of the file the pin is on; owner only, before pinned_id
-  std::atomic<std::uint64_t> pinned_id; // 1 + update id; 0: nothing. Owner only: stored, seq_cst fence, then the horizon is
-                                        // looked at; the writer stores the horizon, fences, then looks here.
+  std::atomic<std::uint64_t>
+      pinned_id;  // 1 + update id; 0: nothing. Owner only: stored, seq_cst fence, then the horizon is
+                  // looked at; the writer stores the horizon, fences, then looks here.
 };
 static_assert(sizeof(ReaderSlot) == 64);
 
 // One process's opening of the lock file (one per State). Safe from any number of threads.
 class LockFile final : public ForkListener {
  public:
-  // Opens or makes the file at `path`. The caller makes sure that one process at a time makes it (it is put in place whole).
+  // Opens or makes the file at `path`. The caller makes sure that one process at a time makes it (it is put in place
+  // whole).
   LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count);
   ~LockFile();
   LockFile(const LockFile&) = delete;
@@ -78,7 +80,8 @@ class LockFile final : public ForkListener {
   ReaderSlot* claim_slot();
   void release_slot(ReaderSlot* slot) noexcept;
 
-  // The least id pinned on file `state_id`, below `below`; `below` if none. Sweeps dead owners of what stands in the way.
+  // The least id pinned on file `state_id`, below `below`; `below` if none. Sweeps dead owners of what stands in the
+  // way.
   UpdateId least_pinned(std::uint64_t state_id, UpdateId below);
 
   // For tools.
@@ -86,8 +89,8 @@ class LockFile final : public ForkListener {
   std::vector<ReaderSlotInfo> processes();
 
  private:
-  // See ForkListener; a LockFile lives as long as any view, so it may outlive its State. In a child: a file of its own, and none of the
-  // parent's slots. If it cannot be opened again, every lock is an Error.
+  // See ForkListener; a LockFile lives as long as any view, so it may outlive its State. In a child: a file of its own,
+  // and none of the parent's slots. If it cannot be opened again, every lock is an Error.
   void before_fork() noexcept override { mutex_.lock(); }
   void after_fork_in_parent() noexcept override { mutex_.unlock(); }
   void after_fork_in_child() noexcept override;

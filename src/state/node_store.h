@@ -20,9 +20,9 @@ inline constexpr std::size_t node_bytes_of(std::size_t size_class) { return std:
 
 // The first bytes of every node belong to the store; the tree leaves them alone.
 struct NodeHeader {
-  std::uint64_t next;      // list of free or retired nodes; writer only
-  std::uint64_t stamp;     // id of the update that made it (live) or that retired it (retired); writer only
-  std::uint8_t size_class; // set by allocate; readers may read it, and must not believe it beyond bounds
+  std::uint64_t next;       // list of free or retired nodes; writer only
+  std::uint64_t stamp;      // id of the update that made it (live) or that retired it (retired); writer only
+  std::uint8_t size_class;  // set by allocate; readers may read it, and must not believe it beyond bounds
   std::uint8_t reserved[7];
 };
 static_assert(sizeof(NodeHeader) == 24);

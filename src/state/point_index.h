@@ -1,7 +1,7 @@
 // Changing the point index; reading it is lookup.h, its layout is layout.h. Writer only.
 //
-// Every change readers can see is one store of one word: an entry's word, a directory's word, Header::directory. A part that is split or
-// purged is left as it is; two new ones (or one) take its place in the directory, and it is retired.
+// Every change readers can see is one store of one word: an entry's word, a directory's word, Header::directory. A part
+// that is split or purged is left as it is; two new ones (or one) take its place in the directory, and it is retired.
 #pragma once
 
 #include <cstdint>

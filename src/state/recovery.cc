@@ -13,7 +13,8 @@ namespace whycache {
 namespace {
 
 Error damaged(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+  return Error(ErrorKind::corrupt,
+               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
 }
 
 // What is known of one segment by what reaches it.
@@ -31,7 +32,8 @@ class Recovery {
 
   std::uint64_t run() {
     Header& header = arena_.header();
-    const std::uint64_t bytes = std::min(header.file_bytes.load(std::memory_order_relaxed), arena_.mapping().usable_bytes());
+    const std::uint64_t bytes =
+        std::min(header.file_bytes.load(std::memory_order_relaxed), arena_.mapping().usable_bytes());
     const std::uint64_t count = bytes / segment_bytes;
     if (count == 0) throw damaged("file bytes", bytes);
     header.books = WriterBooks{};
@@ -59,7 +61,8 @@ class Recovery {
   }
 
   void reach_tables() {
-    for (std::uint64_t segment = 0; segment < reached_.size(); segment += segments_per_table) reached_[segment].kind = SegmentKind::table;
+    for (std::uint64_t segment = 0; segment < reached_.size(); segment += segments_per_table)
+      reached_[segment].kind = SegmentKind::table;
   }
 
   void reach_directory() {
@@ -71,8 +74,8 @@ class Recovery {
     for (std::uint64_t i = 1; i < segments; ++i) claim(place / segment_bytes + i, SegmentKind::large_rest);
   }
 
-  // The slots a part stands in are a block of 2^(depth - its depth). A part that was being replaced when the writer died still
-  // stands in the last slot of its block, as it was; it takes the whole block back.
+  // The slots a part stands in are a block of 2^(depth - its depth). A part that was being replaced when the writer
+  // died still stands in the last slot of its block, as it was; it takes the whole block back.
   void mend_directory() {
     unsigned depth;
     IndexWord* const slots = index_.directory(depth);
@@ -107,7 +110,8 @@ class Recovery {
     auto* const words = reinterpret_cast<IndexWord*>(arena_.mapping().writable_base() + offset);
     constexpr std::uint64_t ahead = 64;
     for (std::uint64_t i = 0; i < part_words; ++i) {
-      if (i + ahead < part_words) __builtin_prefetch(arena_.mapping().base() + safe_offset(words[i + ahead].load(std::memory_order_relaxed)));
+      if (i + ahead < part_words)
+        __builtin_prefetch(arena_.mapping().base() + safe_offset(words[i + ahead].load(std::memory_order_relaxed)));
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
       if (word == empty_word) continue;
       if (word == filler_word) {
@@ -121,7 +125,8 @@ class Recovery {
         const UpdateId newer = header->id();
         at = header->previous();
         header = at == 0 ? nullptr : &index_.entry(at);
-        if (header != nullptr && header->id() >= newer) throw damaged("version older than the one before, at offset", at);
+        if (header != nullptr && header->id() >= newer)
+          throw damaged("version older than the one before, at offset", at);
       }
       if (header == nullptr) {
         words[i].store(filler_word, std::memory_order_release);
@@ -149,7 +154,8 @@ class Recovery {
       for (std::uint64_t i = 1; i < first.used; ++i) claim(segment + i, SegmentKind::large_rest);
       return;
     }
-    if (offset % segment_bytes + bytes > segment_bytes) throw damaged("entry beyond the end of its segment, at offset", offset);
+    if (offset % segment_bytes + bytes > segment_bytes)
+      throw damaged("entry beyond the end of its segment, at offset", offset);
     Reached& one = claim(segment, SegmentKind::entries);
     one.live += static_cast<std::uint32_t>(bytes);
     one.used = std::max(one.used, static_cast<std::uint32_t>(offset % segment_bytes + bytes));
@@ -167,8 +173,8 @@ class Recovery {
       if (one.live > 0 && one.size_class != size_class) throw damaged("nodes of two sizes in segment", segment);
       one.size_class = static_cast<std::uint8_t>(size_class);
       ++one.live;
-      // The dead writer may have retired the node, with the stamp that the next one gives to nodes of its own: it would take a node
-      // that readers are in for a private one.
+      // The dead writer may have retired the node, with the stamp that the next one gives to nodes of its own: it would
+      // take a node that readers are in for a private one.
       NodeHeader& header = *reinterpret_cast<NodeHeader*>(arena_.writable(offset));
       if (header.stamp > applied_) header.stamp = 0;
       std::vector<bool>& reached = nodes_[segment];
@@ -190,8 +196,8 @@ class Recovery {
 
   void write_books() {
     WriterBooks& books = arena_.books();
-    // A view that is there by now may hold what nothing reaches any more; one that comes later cannot get there. Without a view, the
-    // entry segment with most room is written on. Point reads that may be in there begin again.
+    // A view that is there by now may hold what nothing reaches any more; one that comes later cannot get there.
+    // Without a view, the entry segment with most room is written on. Point reads that may be in there begin again.
     const bool any_views = arena_.any_views();
     const UpdateId stamp = any_views ? applied_ + 1 : applied_;
     const std::uint64_t open = any_views ? 0 : roomiest();
@@ -221,7 +227,8 @@ class Recovery {
         book.used = static_cast<std::uint32_t>(reached.size());
         book.live = book.used;  // those not reached are freed one by one, when no view can hold them
         for (std::uint64_t number = 0; number < reached.size(); ++number) {
-          if (!reached[number]) arena_.link_retired_node(segment * segment_bytes + number * node_bytes_of(one.size_class), stamp);
+          if (!reached[number])
+            arena_.link_retired_node(segment * segment_bytes + number * node_bytes_of(one.size_class), stamp);
         }
       }
     }

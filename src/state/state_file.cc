@@ -27,9 +27,9 @@ namespace {
 
 // Local file systems on which all processes that map a file see the same memory.
 bool shares_memory(std::int64_t type) {
-  constexpr std::int64_t known[] = {TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,
-                                    RAMFS_MAGIC, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, 0x2fc12fc1 /* ZFS */,
-                                    0xca451a4e /* bcachefs */};
+  constexpr std::int64_t known[] = {TMPFS_MAGIC,          EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC,
+                                    F2FS_SUPER_MAGIC,     RAMFS_MAGIC,      HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC,
+                                    0x2fc12fc1 /* ZFS */, 0xca451a4e /* bcachefs */};
   return std::find(std::begin(known), std::end(known), type) != std::end(known);
 }
 
@@ -53,24 +53,29 @@ struct FileIdentity {
 // The boot this is. Not to know it would mean to take a file that others are using for one from another boot.
 Uuid known_boot_id() {
   const Uuid id = boot_id();
-  if (id == Uuid{}) throw Error(ErrorKind::invalid, "cannot read the kernel's boot id: path=/proc/sys/kernel/random/boot_id (mount /proc)");
+  if (id == Uuid{})
+    throw Error(ErrorKind::invalid,
+                "cannot read the kernel's boot id: path=/proc/sys/kernel/random/boot_id (mount /proc)");
   return id;
 }
 
 FileIdentity identity_of(int descriptor, const std::string& path) {
   struct statx status;
-  if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0) throw system_error("cannot stat state file", path, errno);
+  if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0)
+    throw system_error("cannot stat state file", path, errno);
   FileIdentity identity;
   identity.inode = status.stx_ino;
   identity.device = makedev(status.stx_dev_major, status.stx_dev_minor);
-  if ((status.stx_mask & STATX_BTIME) != 0) identity.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
+  if ((status.stx_mask & STATX_BTIME) != 0)
+    identity.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
   return identity;
 }
 
 void check_owner(const struct stat& status, const StateOptions& options) {
   if (status.st_uid == ::geteuid() || status.st_uid == 0 || is_for_group(options)) return;
-  throw Error(ErrorKind::invalid, "state file belongs to another user: path=" + options.path + " owner=" + std::to_string(status.st_uid) +
-                                      " (choose another place, or give state_mode a group)",
+  throw Error(ErrorKind::invalid,
+              "state file belongs to another user: path=" + options.path + " owner=" + std::to_string(status.st_uid) +
+                  " (choose another place, or give state_mode a group)",
               EPERM);
 }
 
@@ -108,17 +113,18 @@ void check_place(const StateOptions& options) {
   check_folder_is_safe(folder, is_for_group(options));
   struct statfs system;
   if (::statfs(folder.c_str(), &system) != 0) throw system_error("cannot use folder", folder, errno);
-  if (!options.any_file_system && !shares_memory(static_cast<std::int64_t>(static_cast<std::uint32_t>(system.f_type)))) {
+  if (!options.any_file_system &&
+      !shares_memory(static_cast<std::int64_t>(static_cast<std::uint32_t>(system.f_type)))) {
     char type[32];
     std::snprintf(type, sizeof type, "0x%lx", static_cast<unsigned long>(system.f_type));
-    throw Error(ErrorKind::invalid, "file system not known to share memory between processes: path=" + folder + " type=" + type +
-                                        " (choose a local disk or /dev/shm, or set any_file_system)");
+    throw Error(ErrorKind::invalid, "file system not known to share memory between processes: path=" + folder +
+                                        " type=" + type + " (choose a local disk or /dev/shm, or set any_file_system)");
   }
 }
 
 FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may_adopt) {
-  // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it. Who may only
-  // read goes on without.
+  // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it. Who
+  // may only read goes on without.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
   // Not blocking, lest it be a pipe.
   FileDescriptor file = open_file_if_there(options.path, O_RDONLY | O_NONBLOCK);
@@ -128,8 +134,9 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
   if (!S_ISREG(status.st_mode)) throw not_a_state(options.path, "it is not a regular file");
   check_owner(status, options);
   if (status.st_nlink > 1) {
-    throw Error(ErrorKind::invalid, "state file has a second name, under which other locks would guard it: path=" + options.path +
-                                        " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
+    throw Error(ErrorKind::invalid,
+                "state file has a second name, under which other locks would guard it: path=" + options.path +
+                    " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
   }
   HeaderFixed fixed;
   const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
@@ -141,29 +148,33 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
     if (!may_adopt) return {nullptr, fault + ": path=" + options.path, false};
     throw not_a_state(options.path, fault);
   }
-  if (static_cast<std::uint64_t>(status.st_size) < segment_bytes) return {nullptr, "it is cut short: path=" + options.path, false};
+  if (static_cast<std::uint64_t>(status.st_size) < segment_bytes)
+    return {nullptr, "it is cut short: path=" + options.path, false};
 
   auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max, Mapping::Access::read);
   if (mapping->header().file_bytes.load(std::memory_order_acquire) > mapping->usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false};
   }
-  const bool ours = fixed.boot_id == known_boot_id() &&
-                    identity_of(mapping->descriptor(), options.path) == FileIdentity{fixed.inode, fixed.device, fixed.born_ns};
+  const bool ours = fixed.boot_id == known_boot_id() && identity_of(mapping->descriptor(), options.path) ==
+                                                            FileIdentity{fixed.inode, fixed.device, fixed.born_ns};
   if (ours) return {std::move(mapping), {}, false};
   if (!may_adopt) return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false};
   const std::string why_not = adopt(options, locks, *mapping);
   if (!why_not.empty()) return {nullptr, why_not + ": path=" + options.path, true};
   // The header is another now.
-  mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path, options.bytes_max, Mapping::Access::read);
+  mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path, options.bytes_max,
+                                      Mapping::Access::read);
   return {std::move(mapping), {}, true};
 }
 
 bool is_in_place(const Mapping& mapping) {
   struct stat status;
-  return ::lstat(mapping.path().c_str(), &status) == 0 && status.st_ino == mapping.inode() && status.st_dev == mapping.device();
+  return ::lstat(mapping.path().c_str(), &status) == 0 && status.st_ino == mapping.inode() &&
+         status.st_dev == mapping.device();
 }
 
-void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor, const std::string& path) {
+void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor,
+                        const std::string& path) {
   const FileIdentity identity = identity_of(descriptor, path);
   HeaderFixed fixed{};
   const bool is_new = header.fixed.format_major == 0;
@@ -189,7 +200,8 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
 void check_may_be_replaced(const FileDescriptor& file, const std::string& path) {
   char magic[sizeof state_magic] = {};
   if (::pread(file.number(), magic, sizeof magic, 0) < 0) throw system_error("cannot read state file", path, errno);
-  if (std::memcmp(magic, state_magic, sizeof magic) != 0) throw not_a_state(path, "it does not begin with the mark of a whycache state");
+  if (std::memcmp(magic, state_magic, sizeof magic) != 0)
+    throw not_a_state(path, "it does not begin with the mark of a whycache state");
 }
 
 void set_superseded(const FileDescriptor& file, const std::string& path, bool superseded) {
@@ -228,7 +240,8 @@ StateInfo state_info(const Mapping& mapping) {
   info.item_count = block.item_count;
   info.item_bytes = block.item_bytes;
   info.log_uuid = header.fixed.log_uuid;
-  info.log_name = std::string(header.fixed.log_name, std::min<std::size_t>(header.fixed.log_name_bytes, sizeof header.fixed.log_name));
+  info.log_name = std::string(header.fixed.log_name,
+                              std::min<std::size_t>(header.fixed.log_name_bytes, sizeof header.fixed.log_name));
   info.state_id = mapping.state_id();
   info.superseded = (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
   return info;
@@ -246,10 +259,12 @@ StateInsides look_inside(const Mapping& mapping) {
   insides.made_in_this_boot = header.fixed.boot_id == boot_id();
   insides.created_us = header.fixed.created_us;
 
-  constexpr const char* kinds[] = {"free", "table", "directory", "part", "nodes", "entries", "large", "large_rest", "retired"};
+  constexpr const char* kinds[] = {"free",    "table", "directory",  "part",   "nodes",
+                                   "entries", "large", "large_rest", "retired"};
   constexpr std::size_t kind_count = std::size(kinds);
   SegmentUse uses[kind_count];
-  const std::uint64_t count = std::min<std::uint64_t>(header.books.segment_count, mapping.usable_bytes() / segment_bytes);
+  const std::uint64_t count =
+      std::min<std::uint64_t>(header.books.segment_count, mapping.usable_bytes() / segment_bytes);
   for (std::uint64_t segment = 0; segment < count; ++segment) {
     SegmentDescriptor book;
     std::memcpy(&book, mapping.base() + descriptor_offset(segment), sizeof book);
@@ -260,7 +275,9 @@ StateInsides look_inside(const Mapping& mapping) {
     use.bytes += segment_bytes;
     switch (book.kind) {
       case SegmentKind::entries: use.live_bytes += book.live; break;
-      case SegmentKind::nodes: use.live_bytes += book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1)); break;
+      case SegmentKind::nodes:
+        use.live_bytes += book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
+        break;
       case SegmentKind::part:
         use.live_bytes += book.live * sizeof(IndexWord);
         ++insides.index_parts;

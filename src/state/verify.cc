@@ -68,7 +68,8 @@ class Verification {
     for (std::uint64_t slot = 0; slot < count;) {
       const std::uint64_t one = slots[slot].load(std::memory_order_relaxed);
       const unsigned local = part_depth(one);
-      if (local > depth || part_offset(one) == 0 || !bytes_.has(part_offset(one), segment_bytes) || !seen.insert(part_offset(one)).second) {
+      if (local > depth || part_offset(one) == 0 || !bytes_.has(part_offset(one), segment_bytes) ||
+          !seen.insert(part_offset(one)).second) {
         report("index part out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
         return false;
       }
@@ -90,7 +91,8 @@ class Verification {
       report("items in the index=" + std::to_string(live_items_) + " published=" + std::to_string(block_.item_count));
     }
     if (item_bytes_ != block_.item_bytes) {
-      report("bytes of items in the index=" + std::to_string(item_bytes_) + " published=" + std::to_string(block_.item_bytes));
+      report("bytes of items in the index=" + std::to_string(item_bytes_) +
+             " published=" + std::to_string(block_.item_bytes));
     }
     if (digest_ != Digest{block_.digest_low, block_.digest_high}) {
       report("digest=" + to_string(digest_) + " published=" + to_string(Digest{block_.digest_low, block_.digest_high}));
@@ -111,7 +113,8 @@ class Verification {
       ++live;
       Entry entry;
       const std::uint64_t at = word_offset(word);
-      if (at % 8 != 0 || !bytes_.entry(at, entry) || entry.header.key_bytes() == 0 || entry.header.key_bytes() > key_bytes_max) {
+      if (at % 8 != 0 || !bytes_.entry(at, entry) || entry.header.key_bytes() == 0 ||
+          entry.header.key_bytes() > key_bytes_max) {
         return report("entry out of bounds: offset=" + std::to_string(at));
       }
       const std::uint64_t hash = mapping_.hash_of(entry.key());
@@ -130,7 +133,9 @@ class Verification {
         }
       }
       if (entry.header.id() > applied_) {
-        if (!report("entry newer than the applied id: offset=" + std::to_string(at) + " id=" + std::to_string(entry.header.id()))) return false;
+        if (!report("entry newer than the applied id: offset=" + std::to_string(at) +
+                    " id=" + std::to_string(entry.header.id())))
+          return false;
         continue;
       }
       const std::uint64_t bytes = entry_bytes(entry.header.key_bytes(), entry.header.value_bytes());
@@ -150,9 +155,11 @@ class Verification {
   bool keys() {
     const MappedNodes nodes(mapping_);
     try {
-      const KeysShape shape = visit_nodes(nodes, block_.keys_root, [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
+      const KeysShape shape = visit_nodes(
+          nodes, block_.keys_root, [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
       if (shape.key_count != block_.item_count) {
-        report("keys in the key index=" + std::to_string(shape.key_count) + " published items=" + std::to_string(block_.item_count));
+        report("keys in the key index=" + std::to_string(shape.key_count) +
+               " published items=" + std::to_string(block_.item_count));
       }
       KeysCursor cursor(nodes);
       const std::uint64_t directory = mapping_.header().directory.load(std::memory_order_acquire);
@@ -160,7 +167,9 @@ class Verification {
         const std::uint64_t hash = mapping_.hash_of(cursor.key());
         const IndexWord* const part = find_part(bytes_, directory, hash);
         if (part == nullptr || look_up(bytes_, part, hash, cursor.key(), applied_).found != Found::yes) {
-          if (!report("key of the key index not found in the point index: key_bytes=" + std::to_string(cursor.key().size()))) return false;
+          if (!report("key of the key index not found in the point index: key_bytes=" +
+                      std::to_string(cursor.key().size())))
+            return false;
         }
         step();
       }
@@ -175,10 +184,14 @@ class Verification {
     const std::uint64_t count = std::min<std::uint64_t>(mapping_.header().books.segment_count, live_.size());
     for (std::uint64_t segment = 0; segment < count; ++segment) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
-      const bool counted = book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::part;
+      const bool counted =
+          book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::part;
       // Nodes count as live until no view can hold them, so that there may be more.
-      const bool fits = counted ? book.live == live_[segment] : book.kind == SegmentKind::nodes ? book.live >= live_[segment] : live_[segment] == 0;
-      if (!fits && !report("segment accounting: segment=" + std::to_string(segment) + " kind=" + std::to_string(static_cast<int>(book.kind)) +
+      const bool fits = counted                           ? book.live == live_[segment]
+                        : book.kind == SegmentKind::nodes ? book.live >= live_[segment]
+                                                          : live_[segment] == 0;
+      if (!fits && !report("segment accounting: segment=" + std::to_string(segment) +
+                           " kind=" + std::to_string(static_cast<int>(book.kind)) +
                            " booked=" + std::to_string(book.live) + " found=" + std::to_string(live_[segment]))) {
         return;
       }
@@ -200,7 +213,8 @@ class Verification {
 
 }  // namespace
 
-std::vector<std::string> verify(const Mapping& mapping, bool books, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+std::vector<std::string> verify(const Mapping& mapping, bool books,
+                                const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   return Verification(mapping, progress).run(books);
 }
 

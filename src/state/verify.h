@@ -10,8 +10,10 @@
 
 namespace whycache {
 
-// What is wrong with the file, empty if nothing is; gives up after the first few faults. Nobody may be writing. With `books`, the
-// allocator's descriptors are compared as well (a file that came from elsewhere has them made anew instead).
-std::vector<std::string> verify(const Mapping& mapping, bool books, const std::function<void(std::uint64_t, std::uint64_t)>& progress);
+// What is wrong with the file, empty if nothing is; gives up after the first few faults. Nobody may be writing. With
+// `books`, the allocator's descriptors are compared as well (a file that came from elsewhere has them made anew
+// instead).
+std::vector<std::string> verify(const Mapping& mapping, bool books,
+                                const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 
 }  // namespace whycache

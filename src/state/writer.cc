@@ -18,9 +18,11 @@ class FileWriter final : public StateWriter {
         applier_(mapping_, &locks, options.bytes_max),
         fork_count_(fork_count()) {
     if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
-      throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_.path() + " reason=\"" + fault + "\" (delete the state file)");
+      throw Error(ErrorKind::corrupt,
+                  "state file damaged: path=" + mapping_.path() + " reason=\"" + fault + "\" (delete the state file)");
     }
-    // It is in its place, and whoever installs or removes holds the lock that we have: one that meant to died before it did.
+    // It is in its place, and whoever installs or removes holds the lock that we have: one that meant to died before it
+    // did.
     mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit, std::memory_order_release);
     std::atomic<std::uint64_t>& active = mapping_.writable_header().writer_active;
     recovered_ = active.load(std::memory_order_acquire) != 0;
@@ -30,7 +32,8 @@ class FileWriter final : public StateWriter {
 
   ~FileWriter() override {
     // After a failure the books are no better than a dead writer's. In a forked child all this is the parent's.
-    if (!failed_ && fork_count_ == fork_count()) mapping_.writable_header().writer_active.store(0, std::memory_order_release);
+    if (!failed_ && fork_count_ == fork_count())
+      mapping_.writable_header().writer_active.store(0, std::memory_order_release);
   }
 
   StateInfo info() const override {
@@ -40,7 +43,9 @@ class FileWriter final : public StateWriter {
 
   void apply(const Update& update) override {
     check_usable();
-    if (failed_) throw Error(ErrorKind::invalid, "an update failed: the state has to be taken over again: path=" + mapping_.path());
+    if (failed_)
+      throw Error(ErrorKind::invalid,
+                  "an update failed: the state has to be taken over again: path=" + mapping_.path());
     failed_ = true;
     applier_.apply(update);
     failed_ = false;
@@ -51,7 +56,8 @@ class FileWriter final : public StateWriter {
  private:
   // The mapping is not there in a child.
   void check_usable() const {
-    if (fork_count_ != fork_count()) throw Error(ErrorKind::invalid, "writing began before fork: begin anew in the child");
+    if (fork_count_ != fork_count())
+      throw Error(ErrorKind::invalid, "writing began before fork: begin anew in the child");
   }
 
   HeldLock lock_;  // released last

@@ -75,7 +75,8 @@ class DamageTest : public ::testing::Test {
   void flip(std::vector<Damage>& all, const std::string& what, std::uint64_t offset) const {
     const std::string one = bytes_at(offset, 1);
     for (const unsigned pattern : {0x01U, 0x80U, 0xffU}) {
-      all.push_back({what, offset, std::string(1, static_cast<char>(static_cast<unsigned char>(one[0]) ^ pattern)), {}});
+      all.push_back(
+          {what, offset, std::string(1, static_cast<char>(static_cast<unsigned char>(one[0]) ^ pattern)), {}});
     }
   }
 
@@ -95,7 +96,8 @@ class DamageTest : public ::testing::Test {
       flip(all, "header", at);
     }
     for (std::uint64_t segment = 0; segment < segment_count(); ++segment) {
-      for (std::uint64_t i = 0; i < sizeof(SegmentDescriptor); ++i) flip(all, "descriptor", descriptor_offset(segment) + i);
+      for (std::uint64_t i = 0; i < sizeof(SegmentDescriptor); ++i)
+        flip(all, "descriptor", descriptor_offset(segment) + i);
     }
     const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
     const std::uint64_t directory = directory_offset(header.directory.load());
@@ -139,8 +141,9 @@ class DamageTest : public ::testing::Test {
     for (const std::uint64_t at : places) {
       std::uint64_t word;
       std::memcpy(&word, pristine_.data() + at, sizeof word);
-      for (const std::uint64_t value : {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX, UINT64_MAX >> 1, word + 1, word - 1, word << 8, word + 8,
-                                        word + segment_bytes, pristine_.size() - 8, std::uint64_t{at}, at << 8}) {
+      for (const std::uint64_t value :
+           {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX, UINT64_MAX >> 1, word + 1, word - 1, word << 8, word + 8,
+            word + segment_bytes, pristine_.size() - 8, std::uint64_t{at}, at << 8}) {
         put_word(all, "malice", at, value);
       }
     }
@@ -159,7 +162,9 @@ class DamageTest : public ::testing::Test {
     for (std::uint64_t one = 0; one < segment_count(); ++one) {
       all.push_back({"zeroed segment", one * segment_bytes, std::string(segment_bytes, '\0'), {}});
       for (std::uint64_t other = 0; other < segment_count(); ++other) {
-        if (one != other) all.push_back({"segment put over another", one * segment_bytes, bytes_at(other * segment_bytes, segment_bytes), {}});
+        if (one != other)
+          all.push_back(
+              {"segment put over another", one * segment_bytes, bytes_at(other * segment_bytes, segment_bytes), {}});
       }
     }
     // Entries that are their own past, and each other's.
@@ -175,8 +180,10 @@ class DamageTest : public ::testing::Test {
       EntryHeader entry;
       std::memcpy(&entry, pristine_.data() + offset, sizeof entry);
       for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
-        for (const std::uint64_t previous : {offset, offset + 8, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}}) {
-          const EntryHeader made = EntryHeader::make(id, entry.erased(), entry.key_bytes(), previous, entry.value_bytes());
+        for (const std::uint64_t previous :
+             {offset, offset + 8, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}}) {
+          const EntryHeader made =
+              EntryHeader::make(id, entry.erased(), entry.key_bytes(), previous, entry.value_bytes());
           all.push_back({"cyclic past", offset, std::string(reinterpret_cast<const char*>(&made), sizeof made), {}});
         }
       }
@@ -195,7 +202,8 @@ class DamageTest : public ::testing::Test {
     return all;
   }
 
-  // Runs `one` for each case in a child, and in another child from the next on where one died; so a death is a failure with a name.
+  // Runs `one` for each case in a child, and in another child from the next on where one died; so a death is a failure
+  // with a name.
   template <typename One>
   void run(const std::vector<Damage>& cases, const One& one) {
     struct Progress {
@@ -231,12 +239,14 @@ class DamageTest : public ::testing::Test {
         ++progress->next;
       }
     }
-    std::printf("cases=%zu refused=%lu bad=%lu deaths=%d seconds=%.1f\n", cases.size(), progress->refused.load(), progress->bad.load(), deaths,
+    std::printf("cases=%zu refused=%lu bad=%lu deaths=%d seconds=%.1f\n", cases.size(), progress->refused.load(),
+                progress->bad.load(), deaths,
                 std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
   }
 
   static std::string describe(const Damage& damage) {
-    std::string text = damage.what + " offset=" + std::to_string(damage.offset) + " bytes=" + std::to_string(damage.bytes.size());
+    std::string text =
+        damage.what + " offset=" + std::to_string(damage.offset) + " bytes=" + std::to_string(damage.bytes.size());
     if (damage.bytes.size() <= 16) {
       for (const char byte : damage.bytes) text += " " + std::to_string(static_cast<unsigned char>(byte));
     }
@@ -269,7 +279,8 @@ class DamageTest : public ::testing::Test {
         refused = true;
         return state->why_unusable().empty() ? "not usable, for no reason" : "";
       }
-      if (state->info().digest != digest_ || TestState::contents(View(state->pin())) != contents_) return "other contents believed";
+      if (state->info().digest != digest_ || TestState::contents(View(state->pin())) != contents_)
+        return "other contents believed";
       std::string value;
       for (const auto& [key, expected] : contents_) {
         if (!state->get(key, value) || value != expected) return "another value of " + key;
@@ -283,7 +294,8 @@ class DamageTest : public ::testing::Test {
       if (!faults.empty()) return "check afterwards: " + faults.front();
     } catch (const Error& error) {
       refused = true;
-      if (error.kind() != ErrorKind::corrupt && error.kind() != ErrorKind::invalid) return std::string("threw: ") + error.what();
+      if (error.kind() != ErrorKind::corrupt && error.kind() != ErrorKind::invalid)
+        return std::string("threw: ") + error.what();
     } catch (const std::exception& error) {
       return std::string("threw: ") + error.what();
     }
@@ -303,7 +315,8 @@ class DamageTest : public ::testing::Test {
         call();
       } catch (const Error& error) {
         refused = true;
-        if (error.kind() != ErrorKind::corrupt && error.kind() != ErrorKind::invalid && error.kind() != ErrorKind::limit) {
+        if (error.kind() != ErrorKind::corrupt && error.kind() != ErrorKind::invalid &&
+            error.kind() != ErrorKind::limit) {
           fault += std::string(what) + " threw: " + error.what() + "; ";
         }
       } catch (const std::exception& error) {
@@ -329,13 +342,17 @@ class DamageTest : public ::testing::Test {
     attempt("range", [&] {
       for (const auto& item : before->items(KeyRange::prefix("key/10"))) value.assign(item.value);
     });
-    attempt("get_multi", [&] { state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); }); });
+    attempt("get_multi",
+            [&] { state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); }); });
     attempt("insides", [&] { static_cast<void>(state->insides()); });
     attempt("info", [&] { static_cast<void>(state->info()); });
     for (int i = 0; i < 2; ++i) {
       attempt("apply", [&] {
         const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
-        TestState::apply(*writer, {{"key/1003", std::string(100, 'x')}, {"key/1005", std::nullopt}, {"later", "1"}, {"large", std::string(270'000, 'm')}});
+        TestState::apply(*writer, {{"key/1003", std::string(100, 'x')},
+                                   {"key/1005", std::nullopt},
+                                   {"later", "1"},
+                                   {"large", std::string(270'000, 'm')}});
         TestState::apply(*writer, {{"key/1006", "y"}}, true);
       });
     }
@@ -379,13 +396,17 @@ TEST_F(DamageTest, file_that_was_cut_short_is_refused) {
 }
 
 TEST_F(DamageTest, some_files_from_elsewhere) {
-  run(sample(damages(), 700), [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
-  run(sample(big_damages(), 200), [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
+  run(sample(damages(), 700),
+      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
+  run(sample(big_damages(), 200),
+      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
 }
 
 TEST_F(DamageTest, some_damages_to_a_file_in_use) {
-  run(sample(damages(), 700), [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
-  run(sample(big_damages(), 200), [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
+  run(sample(damages(), 700),
+      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
+  run(sample(big_damages(), 200),
+      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
 }
 
 // Bytes that change all the time, under a reader.

@@ -62,7 +62,8 @@ std::uint64_t inode_of(const std::string& path) {
 int mappings_of(const std::string& name) {
   std::ifstream maps("/proc/self/maps");
   int count = 0;
-  for (std::string line; std::getline(maps, line);) count += line.find(name) != std::string::npos && line.find(".lock") == std::string::npos;
+  for (std::string line; std::getline(maps, line);)
+    count += line.find(name) != std::string::npos && line.find(".lock") == std::string::npos;
   return count;
 }
 
@@ -102,7 +103,8 @@ TEST_F(FileTest, what_is_no_state_is_refused_and_left_as_it_is) {
   };
   for (const auto& [word, bytes] : files) {
     write_file(path(), bytes);
-    expect_error(ErrorKind::corrupt, [&] { State::open(options_at(path())); }, word, path());
+    expect_error(
+        ErrorKind::corrupt, [&] { State::open(options_at(path())); }, word, path());
     EXPECT_EQ(bytes_of(path()), bytes) << word;
   }
 }
@@ -126,26 +128,40 @@ TEST_F(FileTest, things_that_are_no_files_are_refused) {
   ASSERT_EQ(::symlink(path().c_str(), path("link").c_str()), 0);
   ASSERT_EQ(::symlink("/dev/zero", path("device").c_str()), 0);
 
-  EXPECT_EQ(in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("folder"))); })); }, 10).substr(0, 7), "corrupt");
-  EXPECT_EQ(in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("pipe"))); })); }, 10).substr(0, 7), "corrupt");
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("link"))); }, "symbolic link");
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("device"))); }, "symbolic link");
+  EXPECT_EQ(
+      in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("folder"))); })); },
+               10)
+          .substr(0, 7),
+      "corrupt");
+  EXPECT_EQ(
+      in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("pipe"))); })); }, 10)
+          .substr(0, 7),
+      "corrupt");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path("link"))); }, "symbolic link");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path("device"))); }, "symbolic link");
   expect_error(ErrorKind::invalid, [&] { State::open(options_at("")); });
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("no folder/a.state"))); }, "no folder");
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path() + "/a.state")); }, "ot a directory");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path("no folder/a.state"))); }, "no folder");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path() + "/a.state")); }, "ot a directory");
 }
 
 TEST_F(FileTest, lock_file_that_is_none_is_refused) {
   { TestState(path()).apply({{"a", "1"}}); }
   const std::string lock = path() + ".lock";
   const std::string whole = bytes_of(lock);
-  for (const std::string& bytes : {std::string(), whole.substr(0, 100), std::string(100'000, 'x'), whole.substr(0, 5000)}) {
+  for (const std::string& bytes :
+       {std::string(), whole.substr(0, 100), std::string(100'000, 'x'), whole.substr(0, 5000)}) {
     write_file(lock, bytes);
-    expect_error(ErrorKind::corrupt, [&] { State::open(options_at(path())); }, "lock file", lock);
+    expect_error(
+        ErrorKind::corrupt, [&] { State::open(options_at(path())); }, "lock file", lock);
   }
   ::unlink(lock.c_str());
   ASSERT_EQ(::symlink(path("elsewhere").c_str(), lock.c_str()), 0);
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path())); }, "symbolic link");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path())); }, "symbolic link");
   ::unlink(lock.c_str());
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
@@ -155,8 +171,10 @@ TEST_F(FileTest, file_with_a_second_name_is_refused) {
   { TestState(path()).apply({{"a", "1"}}); }
   ASSERT_EQ(::link(path().c_str(), path("second.state").c_str()), 0);
 
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("second.state"))); }, "second name");
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path())); }, "second name");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path("second.state"))); }, "second name");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path())); }, "second name");
 
   ::unlink(path("second.state").c_str());
   EXPECT_EQ(TestState(path()).get("a"), "1");
@@ -170,7 +188,9 @@ TEST_F(FileTest, path_means_the_same_after_the_process_changed_its_folder) {
               if (::chdir("/") != 0) return "cannot change folder";
               state.apply({{"b", "2"}});
               state->follow_switch();
-              return state->usable() && state.get("b") == "2" && state->path() == path("relative.state") ? "" : "lost: " + state->path();
+              return state->usable() && state.get("b") == "2" && state->path() == path("relative.state")
+                         ? ""
+                         : "lost: " + state->path();
             }),
             "");
 }
@@ -194,7 +214,8 @@ class OwnerTest : public FileTest {
 
 TEST_F(OwnerTest, folder_where_others_could_replace_files_is_refused) {
   ASSERT_EQ(::chmod(folder_.path().c_str(), 0777), 0);
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path())); }, "writable for others");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path())); }, "writable for others");
   ASSERT_EQ(::chmod(folder_.path().c_str(), 01777), 0);
   EXPECT_FALSE(State::open(options_at(path()))->usable());
 }
@@ -203,7 +224,8 @@ TEST_F(OwnerTest, state_of_another_user_is_refused) {
   ASSERT_EQ(::chmod(folder_.path().c_str(), 01777), 0);
   { TestState(path()).apply({{"a", "1"}}); }
   // No permission.
-  EXPECT_EQ(as_somebody([&] { return said(thrown_error([&] { State::open(options_at(path())); })); }).substr(0, 7), "invalid");
+  EXPECT_EQ(as_somebody([&] { return said(thrown_error([&] { State::open(options_at(path())); })); }).substr(0, 7),
+            "invalid");
   // A trap: somebody else's file, open for all, where root will look.
   ASSERT_EQ(as_somebody([&]() -> std::string {
               StateOptions options = options_at(path("trap.state"));
@@ -212,14 +234,19 @@ TEST_F(OwnerTest, state_of_another_user_is_refused) {
               return "";
             }),
             "");
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
   // Nor is a lock file that somebody else put there: he could cut it under our feet.
   ASSERT_EQ(::unlink(path("trap.state").c_str()), 0);
-  expect_error(ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
 }
 
 TEST_F(OwnerTest, folder_that_may_not_be_written_is_an_error) {
-  EXPECT_EQ(as_somebody([&] { return said(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); })); }).substr(0, 7), "invalid");
+  EXPECT_EQ(as_somebody([&] {
+              return said(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); }));
+            }).substr(0, 7),
+            "invalid");
   ASSERT_EQ(in_child([&]() -> std::string {
               if (::unshare(CLONE_NEWNS) != 0) return "";
               ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
@@ -240,50 +267,56 @@ class FullDiskTest : public OwnerTest {
     return in_child([&]() -> std::string {
       if (::unshare(CLONE_NEWNS) != 0) return "cannot unshare";
       ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
-      if (::mount("none", folder_.path().c_str(), "tmpfs", 0, (std::string("mode=0700,size=") + size).c_str()) != 0) return "cannot mount";
+      if (::mount("none", folder_.path().c_str(), "tmpfs", 0, (std::string("mode=0700,size=") + size).c_str()) != 0)
+        return "cannot mount";
       return story();
     });
   }
 };
 
 TEST_F(FullDiskTest, full_disk_is_an_error_and_the_state_goes_on) {
-  EXPECT_EQ(with_disk("6m", [&]() -> std::string {
-              TestState state(path());
-              state.apply({{"a", "1"}});
-              write_file(path("in the way"), std::string(3 << 20, 'x'));
-              const View before = state.view();
-              int failures = 0;
-              UpdateId id = 1;
-              for (int i = 0; failures < 3; ++i) {
-                if (i > 1000) return "the disk never was full";
-                const std::optional<Error> error = thrown_error([&] { id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}}); });
-                if (!error) continue;
-                ++failures;
-                if (error->kind() != ErrorKind::limit) return said(error);
-                if (state->applied_id() != id) return "applied id moved";
-                if (state.get("a") != "1") return "not readable";
-                if (const auto faults = state.check(); !faults.empty()) return faults.front();
-              }
-              if (before.get("a") != "1") return "view not readable";
-              ::unlink(path("in the way").c_str());
-              state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
-              if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
-              if (const auto faults = state.check(); !faults.empty()) return faults.front();
-              return "";
-            }),
+  EXPECT_EQ(with_disk("6m",
+                      [&]() -> std::string {
+                        TestState state(path());
+                        state.apply({{"a", "1"}});
+                        write_file(path("in the way"), std::string(3 << 20, 'x'));
+                        const View before = state.view();
+                        int failures = 0;
+                        UpdateId id = 1;
+                        for (int i = 0; failures < 3; ++i) {
+                          if (i > 1000) return "the disk never was full";
+                          const std::optional<Error> error = thrown_error([&] {
+                            id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
+                          });
+                          if (!error) continue;
+                          ++failures;
+                          if (error->kind() != ErrorKind::limit) return said(error);
+                          if (state->applied_id() != id) return "applied id moved";
+                          if (state.get("a") != "1") return "not readable";
+                          if (const auto faults = state.check(); !faults.empty()) return faults.front();
+                        }
+                        if (before.get("a") != "1") return "view not readable";
+                        ::unlink(path("in the way").c_str());
+                        state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
+                        if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
+                        if (const auto faults = state.check(); !faults.empty()) return faults.front();
+                        return "";
+                      }),
             "");
 }
 
 TEST_F(FullDiskTest, no_room_for_a_first_state_is_an_error) {
   for (const char* size : {"4k", "64k", "200k", "600k", "1m"}) {
-    EXPECT_EQ(with_disk(size, [&]() -> std::string {
-                const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
-                if (!error || error->kind() != ErrorKind::limit) return said(error);
-                for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
-                  if (entry.path().filename() != "a.state.lock") return "left behind: " + entry.path().string();
-                }
-                return "";
-              }),
+    EXPECT_EQ(with_disk(size,
+                        [&]() -> std::string {
+                          const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
+                          if (!error || error->kind() != ErrorKind::limit) return said(error);
+                          for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
+                            if (entry.path().filename() != "a.state.lock")
+                              return "left behind: " + entry.path().string();
+                          }
+                          return "";
+                        }),
               "")
         << size;
   }
@@ -299,29 +332,33 @@ TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
   // As `cp --sparse=always` writes it.
   const auto sparse_copy = [&] {
     const FileDescriptor file = open_file(path(), O_RDWR | O_CREAT | O_EXCL, 0600);
-    if (::ftruncate(file.number(), static_cast<off_t>(bytes.size())) != 0) throw std::runtime_error("cannot make a hole");
+    if (::ftruncate(file.number(), static_cast<off_t>(bytes.size())) != 0)
+      throw std::runtime_error("cannot make a hole");
     for (std::size_t at = 0; at < bytes.size(); at += 4096) {
       if (bytes.find_first_not_of('\0', at) >= at + 4096) continue;
-      if (::pwrite(file.number(), bytes.data() + at, 4096, static_cast<off_t>(at)) != 4096) throw std::runtime_error("cannot write");
+      if (::pwrite(file.number(), bytes.data() + at, 4096, static_cast<off_t>(at)) != 4096)
+        throw std::runtime_error("cannot write");
     }
   };
-  EXPECT_EQ(with_disk("1m", [&]() -> std::string {
-              sparse_copy();
-              const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
-              return error && error->kind() == ErrorKind::limit ? "" : said(error);
-            }),
+  EXPECT_EQ(with_disk("1m",
+                      [&]() -> std::string {
+                        sparse_copy();
+                        const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+                        return error && error->kind() == ErrorKind::limit ? "" : said(error);
+                      }),
             "");
-  EXPECT_EQ(with_disk("3m", [&]() -> std::string {
-              sparse_copy();
-              TestState state(path());
-              if (!state->adopted() || state.get("a") != "1") return "not adopted";
-              state.apply({{"a", "1"}});
-              struct statvfs disk;
-              ::statvfs(folder_.path().c_str(), &disk);
-              write_file(path("in the way"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
-              for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
-              return state.get("a") == "99" ? "" : "not applied";
-            }),
+  EXPECT_EQ(with_disk("3m",
+                      [&]() -> std::string {
+                        sparse_copy();
+                        TestState state(path());
+                        if (!state->adopted() || state.get("a") != "1") return "not adopted";
+                        state.apply({{"a", "1"}});
+                        struct statvfs disk;
+                        ::statvfs(folder_.path().c_str(), &disk);
+                        write_file(path("in the way"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
+                        for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
+                        return state.get("a") == "99" ? "" : "not applied";
+                      }),
             "");
 }
 
@@ -333,7 +370,8 @@ TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
                 const std::string mine = path("limited" + std::to_string(limit));
                 const std::optional<Error> error = thrown_error([&] {
                   TestState state(mine);
-                  for (int i = 0; i < 1000; ++i) state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
+                  for (int i = 0; i < 1000; ++i)
+                    state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
                 });
                 if (!error || error->kind() != ErrorKind::limit) return said(error);
                 if (limit < 2'000'000) return "";
@@ -407,8 +445,9 @@ TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_
     const ::pid_t writer = ::fork();
     if (writer == 0) ::_exit(0);
     for (int i = 0; i < 100; ++i) {
-      const std::optional<Error> error =
-          thrown_error([&] { state.apply({{"filling" + std::to_string(i), std::string(900'000, 'f')}, {"b" + std::to_string(i), "2"}}); });
+      const std::optional<Error> error = thrown_error([&] {
+        state.apply({{"filling" + std::to_string(i), std::string(900'000, 'f')}, {"b" + std::to_string(i), "2"}});
+      });
       if (error && error->kind() != ErrorKind::limit) return "apply: " + said(error);
       const std::optional<Error> reading = thrown_error([&] {
         std::string value;
@@ -459,11 +498,21 @@ TEST_F(FileTest, lock_file_that_was_removed_or_replaced_stops_writing) {
   const std::string lock = path() + ".lock";
 
   ASSERT_EQ(::rename(lock.c_str(), path("away").c_str()), 0);
-  expect_error(ErrorKind::corrupt, [&] { state.apply({{"a", "2"}}); }, "lock file was removed or replaced");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        state.apply({{"a", "2"}});
+      },
+      "lock file was removed or replaced");
   EXPECT_EQ(state.get("a"), "1");
 
   TestState(path()).apply({{"a", "2"}});
-  expect_error(ErrorKind::corrupt, [&] { state.apply({{"a", "3"}}); }, "lock file was removed or replaced");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        state.apply({{"a", "3"}});
+      },
+      "lock file was removed or replaced");
   EXPECT_EQ(state.get("a"), "2");
 
   ASSERT_EQ(::rename(path("away").c_str(), lock.c_str()), 0);
@@ -526,7 +575,8 @@ TEST_F(FileTest, file_of_somebody_else_is_not_put_out_of_the_way) {
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
   write_file(path(), "a letter to my aunt");
 
-  expect_error(ErrorKind::corrupt, [&] { builder->install(); }, path());
+  expect_error(
+      ErrorKind::corrupt, [&] { builder->install(); }, path());
 
   EXPECT_EQ(bytes_of(path()), "a letter to my aunt");
 }
@@ -534,7 +584,9 @@ TEST_F(FileTest, file_of_somebody_else_is_not_put_out_of_the_way) {
 TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
   {
     TestState state(path());
-    for (int i = 0; i < 300; ++i) state.apply({{"key" + std::to_string(i % 100), std::string(static_cast<std::size_t>(i * 10), 'v')}, {"key" + std::to_string(i % 7), std::nullopt}});
+    for (int i = 0; i < 300; ++i)
+      state.apply({{"key" + std::to_string(i % 100), std::string(static_cast<std::size_t>(i * 10), 'v')},
+                   {"key" + std::to_string(i % 7), std::nullopt}});
   }
   TestState state(path());
   std::filesystem::copy_file(path(), path("copy.state"));
@@ -560,7 +612,10 @@ TEST_F(FileTest, copies_made_while_it_is_written_are_right_or_refused) {
   std::thread writer([&] {
     for (int i = 0; !stop; ++i) {
       const std::unique_ptr<StateWriter> held = state->begin_write(TestState::patience());
-      for (int k = 0; k < 3; ++k) TestState::apply(*held, {{"one", std::to_string(i)}, {"key" + std::to_string(i % 500), std::string(2000, 'v')}, {"other", std::to_string(i)}});
+      for (int k = 0; k < 3; ++k)
+        TestState::apply(*held, {{"one", std::to_string(i)},
+                                 {"key" + std::to_string(i % 500), std::string(2000, 'v')},
+                                 {"other", std::to_string(i)}});
       held->info();
     }
   });
@@ -626,7 +681,8 @@ TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
             "died of signal 9");
   const auto count = [&] {
     int found = 0;
-    for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) found += entry.path().string().find(".building-") != std::string::npos;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.path()))
+      found += entry.path().string().find(".building-") != std::string::npos;
     return found;
   };
   ASSERT_EQ(count(), 1);
@@ -665,7 +721,8 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
   EXPECT_LE(mappings_of(path()), 2);
 }
 
-// Whoever installs may die at any point: who only reads must come to the new file, or stay on one that is still in its place.
+// Whoever installs may die at any point: who only reads must come to the new file, or stay on one that is still in its
+// place.
 TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
   for (int i = 0; i < 60; ++i) {
     const std::string mine = path("died" + std::to_string(i));

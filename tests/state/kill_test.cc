@@ -22,7 +22,9 @@ using testing::TemporaryFolder;
 using testing::TestState;
 using Clock = std::chrono::steady_clock;
 
-double milliseconds_since(Clock::time_point then) { return std::chrono::duration<double, std::milli>(Clock::now() - then).count(); }
+double milliseconds_since(Clock::time_point then) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - then).count();
+}
 
 // What the log holds up to an id, kept beside the state.
 class Replay {
@@ -66,7 +68,8 @@ struct Shared {
 };
 
 // Reads until told to stop.
-std::string read_until_stopped(const std::string& path, const MarkedUpdates& updates, std::uint64_t seed, Shared& shared) {
+std::string read_until_stopped(const std::string& path, const MarkedUpdates& updates, std::uint64_t seed,
+                               Shared& shared) {
   const TestState state(path);
   MarkedReader reader(*state, updates, seed);
   std::uint64_t told = 0;
@@ -117,7 +120,8 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
     const std::uint64_t reader_seeds[] = {random(), random()};
     std::vector<std::unique_ptr<ChildProcess>> readers;
     for (const std::uint64_t seed : reader_seeds) {
-      readers.push_back(std::make_unique<ChildProcess>([&] { return read_until_stopped(path, updates, seed, *shared); }, 890));
+      readers.push_back(
+          std::make_unique<ChildProcess>([&] { return read_until_stopped(path, updates, seed, *shared); }, 890));
     }
     Replay replay(updates);
     UpdateId before = 0;
@@ -148,8 +152,10 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
     reads += shared->reads;
     updates_applied += shared->updates;
   }
-  std::printf("kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f p99=%.2f max=%.2f\n", killed, recovered,
-              updates_applied, reads, percentile(take_over_ms, 0.5), percentile(take_over_ms, 0.99), percentile(take_over_ms, 1));
+  std::printf(
+      "kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f p99=%.2f max=%.2f\n",
+      killed, recovered, updates_applied, reads, percentile(take_over_ms, 0.5), percentile(take_over_ms, 0.99),
+      percentile(take_over_ms, 1));
   EXPECT_GT(recovered, kills / 4);
 }
 
@@ -184,7 +190,8 @@ TEST(KillLong, killed_readers_are_forgotten) {
   for (int i = 0; i < 100; ++i) id = updates.apply_next(*state->begin_write(TestState::patience()));
   const StateInsides insides = state->insides();
   EXPECT_TRUE(insides.slots_taken.empty() || !insides.slots_taken.front().alive);
-  std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id, insides.file_bytes, insides.info.item_bytes);
+  std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id, insides.file_bytes,
+              insides.info.item_bytes);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 

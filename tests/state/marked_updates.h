@@ -1,5 +1,5 @@
-// Updates whose values say what they are, so that a reader can tell by itself whether what it read is whole, belongs to the key,
-// and is not older than what it read before.
+// Updates whose values say what they are, so that a reader can tell by itself whether what it read is whole, belongs to
+// the key, and is not older than what it read before.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,9 @@ inline std::optional<UpdateId> mark_of(std::string_view key, std::string_view va
   return id;
 }
 
-// What a log of a certain seed holds: update `id` is always the same, so that whoever takes over can go on. Each update sets the
-// two keys of one pair; the rest is churn, large values now and then, erasing of everything, and times of growth.
+// What a log of a certain seed holds: update `id` is always the same, so that whoever takes over can go on. Each update
+// sets the two keys of one pair; the rest is churn, large values now and then, erasing of everything, and times of
+// growth.
 class MarkedUpdates {
  public:
   static constexpr unsigned pair_count = 16;
@@ -46,7 +47,9 @@ class MarkedUpdates {
   MarkedUpdates(std::uint64_t seed, unsigned churn_count, unsigned growth_count)
       : seed_(seed), churn_count_(churn_count), growth_count_(growth_count) {}
 
-  static std::string pair_key(unsigned pair, bool second) { return (second ? "zz/pair/" : "aa/pair/") + std::to_string(pair); }
+  static std::string pair_key(unsigned pair, bool second) {
+    return (second ? "zz/pair/" : "aa/pair/") + std::to_string(pair);
+  }
   static std::string churn_key(unsigned number) { return "churn/" + std::to_string(number); }
   static std::string growth_key(unsigned number) { return "grown/" + std::to_string(number * 7919); }
   static std::string large_key(unsigned number) { return "large/" + std::to_string(number); }
@@ -98,10 +101,13 @@ class MarkedUpdates {
     // Every now and then many keys come, and later go.
     const UpdateId season = id % 200;
     if (season < 40) {
-      for (unsigned i = 0; i < growth_count_ / 40; ++i) set(growth_key(static_cast<unsigned>(season) * (growth_count_ / 40) + i), random() % 16);
+      for (unsigned i = 0; i < growth_count_ / 40; ++i)
+        set(growth_key(static_cast<unsigned>(season) * (growth_count_ / 40) + i), random() % 16);
     } else if (season >= 120 && season < 160) {
       for (unsigned i = 0; i < growth_count_ / 40; ++i) {
-        if (random() % 8 != 0) made.changes.push_back({growth_key(static_cast<unsigned>(season - 120) * (growth_count_ / 40) + i), std::nullopt});
+        if (random() % 8 != 0)
+          made.changes.push_back(
+              {growth_key(static_cast<unsigned>(season - 120) * (growth_count_ / 40) + i), std::nullopt});
       }
     }
     set(pair_key(pair, true), pair_bytes);
@@ -122,7 +128,8 @@ class MarkedUpdates {
 // Reads in every way there is, and tells what was wrong. One per reader.
 class MarkedReader {
  public:
-  MarkedReader(const State& state, const MarkedUpdates& updates, std::uint64_t seed) : state_(state), updates_(updates), random_(seed) {}
+  MarkedReader(const State& state, const MarkedUpdates& updates, std::uint64_t seed)
+      : state_(state), updates_(updates), random_(seed) {}
 
   // One read of some kind. Empty if it was right.
   std::string read_once() {
@@ -146,7 +153,8 @@ class MarkedReader {
     std::string key = updates_.any_key(random_);
     const UpdateId applied = state_.applied_id();
     const bool there = state_.get(key, value_);
-    if (applied < applied_) return "applied id went back from " + std::to_string(applied_) + " to " + std::to_string(applied);
+    if (applied < applied_)
+      return "applied id went back from " + std::to_string(applied_) + " to " + std::to_string(applied);
     applied_ = applied;
     return there ? look_at(key, value_, UINT64_MAX) : "";
   }
@@ -171,7 +179,8 @@ class MarkedReader {
       if (!one) continue;
       if (std::string fault = look_at(first, *one, view.id()); !fault.empty()) return fault;
       if (std::string fault = look_at(second, *other, view.id()); !fault.empty()) return fault;
-      if (mark_of(first, *one) != mark_of(second, *other)) return "pair of two updates in view of " + std::to_string(view.id());
+      if (mark_of(first, *one) != mark_of(second, *other))
+        return "pair of two updates in view of " + std::to_string(view.id());
     }
     return "";
   }
@@ -184,10 +193,11 @@ class MarkedReader {
     keys.push_back(MarkedUpdates::pair_key(pair, true));
     std::string fault;
     std::optional<UpdateId> marks[22];
-    const UpdateId id = state_.get_multi(std::vector<std::string_view>(keys.begin(), keys.end()), [&](std::size_t i, std::string_view value) {
-      marks[i] = mark_of(keys[i], value);
-      if (fault.empty()) fault = look_at(keys[i], value, UINT64_MAX);
-    });
+    const UpdateId id = state_.get_multi(std::vector<std::string_view>(keys.begin(), keys.end()),
+                                         [&](std::size_t i, std::string_view value) {
+                                           marks[i] = mark_of(keys[i], value);
+                                           if (fault.empty()) fault = look_at(keys[i], value, UINT64_MAX);
+                                         });
     if (!fault.empty()) return fault;
     if (marks[20] != marks[21]) return "pair of two updates in get_multi of " + std::to_string(id);
     return "";
@@ -208,7 +218,8 @@ class MarkedReader {
       if (all) add(digest, item_digest(key, value));
       if (!all && count == 200) return "";
     }
-    if (all && count != view.size()) return "scan found " + std::to_string(count) + " of " + std::to_string(view.size());
+    if (all && count != view.size())
+      return "scan found " + std::to_string(count) + " of " + std::to_string(view.size());
     if (all && digest != view.digest()) return "scan does not fit the digest in view of " + std::to_string(view.id());
     return "";
   }
@@ -219,7 +230,8 @@ class MarkedReader {
     if (!id) return "torn or foreign value of " + std::string(key) + " bytes=" + std::to_string(value.size());
     if (*id > id_max) return "value of update " + std::to_string(*id) + " in view of " + std::to_string(id_max);
     UpdateId& seen = seen_[hash64(key)];
-    if (*id < seen) return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " + std::to_string(*id);
+    if (*id < seen)
+      return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " + std::to_string(*id);
     seen = *id;
     return "";
   }

@@ -1,4 +1,5 @@
-// The point index with hashes made for the purpose: directories so deep, and files so large, that keys alone would take hours to get there.
+// The point index with hashes made for the purpose: directories so deep, and files so large, that keys alone would take
+// hours to get there.
 #include "state/point_index.h"
 
 #include <fcntl.h>
@@ -25,7 +26,8 @@ class PointIndexTest : public ::testing::Test {
       TestState state(path_);
       state.apply({{"x", "1"}});
     }
-    mapping_ = std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30, Mapping::Access::write);
+    mapping_ =
+        std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30, Mapping::Access::write);
     applier_ = std::make_unique<Applier>(*mapping_, nullptr, std::uint64_t{1} << 30);
     applier_->arena().begin_update(2);
     entry_ = word_offset(index().find(mapping_->hash_of("x"), "x")->load());
@@ -92,15 +94,18 @@ TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
   const std::uint64_t place = directory_offset(mapping_->header().directory.load());
   auto* const slots = reinterpret_cast<IndexWord*>(mapping_->writable_base() + place);
   const std::uint64_t count = std::uint64_t{1} << depth();
-  const std::vector<std::uint64_t> before(reinterpret_cast<std::uint64_t*>(slots), reinterpret_cast<std::uint64_t*>(slots) + count);
+  const std::vector<std::uint64_t> before(reinterpret_cast<std::uint64_t*>(slots),
+                                          reinterpret_cast<std::uint64_t*>(slots) + count);
   index().insert(std::uint64_t{1} << 63 | std::uint64_t{1} << 62 | 99, entry_);  // splits a part of 64 slots
-  const std::vector<std::uint64_t> after(reinterpret_cast<std::uint64_t*>(slots), reinterpret_cast<std::uint64_t*>(slots) + count);
+  const std::vector<std::uint64_t> after(reinterpret_cast<std::uint64_t*>(slots),
+                                         reinterpret_cast<std::uint64_t*>(slots) + count);
   ASSERT_NE(before, after);
 
   for (std::uint64_t done = 0; done < count; ++done) {
     for (std::uint64_t slot = 0; slot < count; ++slot) slots[slot].store(slot < done ? after[slot] : before[slot]);
     ASSERT_EQ(recover(arena(), index()), 0U) << done;
-    const std::vector<std::uint64_t> now(reinterpret_cast<std::uint64_t*>(slots), reinterpret_cast<std::uint64_t*>(slots) + count);
+    const std::vector<std::uint64_t> now(reinterpret_cast<std::uint64_t*>(slots),
+                                         reinterpret_cast<std::uint64_t*>(slots) + count);
     ASSERT_TRUE(now == before || now == after) << done;
     for (const std::uint64_t hash : others) ASSERT_TRUE(reader_finds(hash)) << done;
   }
@@ -125,7 +130,8 @@ TEST(PointIndexLong, file_with_a_second_table_of_descriptors_is_like_any_other) 
   TestState state(path, options);
   const std::string large(value_bytes_max - 1000, 'l');
   int count = 0;
-  for (; state->insides().file_bytes <= segments_per_table * segment_bytes; ++count) state.apply({{"large" + std::to_string(count), large}});
+  for (; state->insides().file_bytes <= segments_per_table * segment_bytes; ++count)
+    state.apply({{"large" + std::to_string(count), large}});
   // All that is small comes to lie behind the second table, too.
   for (int i = 0; i < 200; ++i) {
     std::vector<testing::TestChange> changes;

@@ -61,8 +61,11 @@ class ProcessesTest : public ::testing::Test {
       const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
       for (int update = 0; update < 4; ++update) {
         std::vector<testing::TestChange> changes;
-        for (int i = 0; i < 40; ++i) changes.push_back({"churn" + std::to_string((round * 7 + i) % 200), std::string(2000, static_cast<char>('a' + round % 26))});
-        changes.push_back({"passing" + std::to_string(round), update % 2 == 0 ? std::optional<std::string>("here") : std::nullopt});
+        for (int i = 0; i < 40; ++i)
+          changes.push_back({"churn" + std::to_string((round * 7 + i) % 200),
+                             std::string(2000, static_cast<char>('a' + round % 26))});
+        changes.push_back(
+            {"passing" + std::to_string(round), update % 2 == 0 ? std::optional<std::string>("here") : std::nullopt});
         TestState::apply(*writer, changes);
       }
     }
@@ -103,7 +106,9 @@ TEST_F(ProcessesTest, without_a_free_slot_the_error_names_who_has_them) {
   });
   ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
 
-  expect_error(ErrorKind::limit, [&] { state.view(); }, "reader slots", "reader_slots=3", "[" + std::to_string(holder.id()) + "]:3");
+  expect_error(
+      ErrorKind::limit, [&] { state.view(); }, "reader slots", "reader_slots=3",
+      "[" + std::to_string(holder.id()) + "]:3");
   EXPECT_EQ(state.get("a"), "1") << "plain reads need none";
   state.apply({{"a", "2"}});
   EXPECT_EQ(state.get("a"), "2");
@@ -133,7 +138,8 @@ TEST_F(ProcessesTest, more_processes_than_rows_is_an_error) {
     }));
   }
   ASSERT_TRUE(wait_until([&] { return signals->ready == 2; }));
-  expect_error(ErrorKind::limit, [&] { state.view(); }, "reader_slots=2");
+  expect_error(
+      ErrorKind::limit, [&] { state.view(); }, "reader_slots=2");
   EXPECT_EQ(state.get("a"), "1");
   signals->go = true;
   for (const auto& holder : holders) EXPECT_EQ(holder->wait(), "");
@@ -163,7 +169,8 @@ TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
   EXPECT_EQ(state->insides().slots_taken.size(), 1U);
 }
 
-// A view outlives its state object; the process forks and dies; the child lives on. It must not keep the parent's view alive.
+// A view outlives its state object; the process forks and dies; the child lives on. It must not keep the parent's view
+// alive.
 TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
   TestState state(path(), with_slots(8));
   state.apply({{"a", "1"}});
@@ -215,7 +222,8 @@ TEST_F(ProcessesTest, child_of_a_process_that_is_writing_can_write_after_it) {
   }
   const SharedWithChildren<Signals> signals;
   ChildProcess child([&]() -> std::string {
-    const std::optional<Error> error = thrown_error([&] { state->begin_write(Deadline(std::chrono::milliseconds(50))); });
+    const std::optional<Error> error =
+        thrown_error([&] { state->begin_write(Deadline(std::chrono::milliseconds(50))); });
     if (!error || error->kind() != ErrorKind::unavailable) return "two writers at once";
     ++signals->ready;
     state.apply({{"b", "3"}});  // waits
@@ -282,7 +290,8 @@ TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
               // Something else comes to lie where the parent's mapping was.
               std::vector<void*> others;
               for (int i = 0; i < 8; ++i) {
-                void* const other = ::mmap(nullptr, std::size_t{8} << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                void* const other = ::mmap(nullptr, std::size_t{8} << 30, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
                 if (other != MAP_FAILED) others.push_back(other);
               }
               writer.reset();
@@ -292,7 +301,8 @@ TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
             }),
             "");
   int building = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) building += entry.path().string().find(".building-") != std::string::npos;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_.path()))
+    building += entry.path().string().find(".building-") != std::string::npos;
   EXPECT_EQ(building, 1);
   EXPECT_EQ(TestState::apply(*writer, {{"a", "2"}}), 2U);
   writer.reset();
@@ -449,16 +459,24 @@ TEST_F(ProcessesTest, forks_beside_busy_threads_do_no_harm) {
 TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
   const TestState state(path(), with_slots(16));
   const TestState other(path(), with_slots(16));
-  const std::pair<StateLock, const char*> all[] = {
-      {StateLock::writer, "writer lock"}, {StateLock::follow, "follow lock"}, {StateLock::append, "append lock"}, {StateLock::install, "install lock"}};
+  const std::pair<StateLock, const char*> all[] = {{StateLock::writer, "writer lock"},
+                                                   {StateLock::follow, "follow lock"},
+                                                   {StateLock::append, "append lock"},
+                                                   {StateLock::install, "install lock"}};
   for (const auto& [which, name] : all) {
     const HeldLock held = state->lock(which, TestState::patience());
-    expect_error(ErrorKind::unavailable, [&] { other->lock(which, Deadline(std::chrono::milliseconds(20))); }, name);
-    expect_error(ErrorKind::unavailable, [&, which = which] {
-      std::optional<Error> error;
-      std::thread([&] { error = thrown_error([&] { state->lock(which, Deadline(std::chrono::milliseconds(20))); }); }).join();
-      if (error) throw Error(*error);
-    }, name);
+    expect_error(
+        ErrorKind::unavailable, [&] { other->lock(which, Deadline(std::chrono::milliseconds(20))); }, name);
+    expect_error(
+        ErrorKind::unavailable,
+        [&, which = which] {
+          std::optional<Error> error;
+          std::thread([&] {
+            error = thrown_error([&] { state->lock(which, Deadline(std::chrono::milliseconds(20))); });
+          }).join();
+          if (error) throw Error(*error);
+        },
+        name);
   }
 }
 

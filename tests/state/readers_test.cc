@@ -1,4 +1,5 @@
-// Readers beside a writer at full speed: nothing torn, nothing halved, nothing that goes back. WHYCACHE_SECONDS for a longer run.
+// Readers beside a writer at full speed: nothing torn, nothing halved, nothing that goes back. WHYCACHE_SECONDS for a
+// longer run.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -79,8 +80,10 @@ TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
       bad += !said.empty();
     }
     const StateInsides insides = state->insides();
-    std::printf("readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu file_bytes=%lu index_parts=%lu\n", growth, id,
-                shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes, insides.index_parts);
+    std::printf(
+        "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu file_bytes=%lu "
+        "index_parts=%lu\n",
+        growth, id, shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes, insides.index_parts);
     EXPECT_EQ(state.check(), std::vector<std::string>{});
   }
 }

@@ -63,7 +63,8 @@ TEST_F(StateTest, last_change_of_a_key_in_an_update_counts) {
   state.apply({{"a", "old"}});
   const View before = state.view();
 
-  state.apply({{"a", "1"}, {"a", std::nullopt}, {"a", "2"}, {"b", "1"}, {"b", std::nullopt}, {"c", std::nullopt}, {"c", "3"}});
+  state.apply(
+      {{"a", "1"}, {"a", std::nullopt}, {"a", "2"}, {"b", "1"}, {"b", std::nullopt}, {"c", std::nullopt}, {"c", "3"}});
 
   EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"a", "2"}, {"c", "3"}}));
   EXPECT_EQ(TestState::contents(before), (std::map<std::string, std::string>{{"a", "old"}}));
@@ -121,7 +122,8 @@ TEST_F(StateTest, two_openings_in_one_process_see_each_other) {
 TEST_F(StateTest, values_larger_than_a_segment_come_and_go) {
   TestState state(path());
   for (int round = 0; round < 20; ++round) {
-    state.apply({{"large", std::string(3'000'000 + round, static_cast<char>('a' + round))}, {"small", std::to_string(round)}});
+    state.apply(
+        {{"large", std::string(3'000'000 + round, static_cast<char>('a' + round))}, {"small", std::to_string(round)}});
     EXPECT_EQ(state.get("large"), std::string(3'000'000 + round, static_cast<char>('a' + round)));
   }
   EXPECT_EQ(state.check(), std::vector<std::string>{});
@@ -137,7 +139,8 @@ TEST_F(StateTest, space_of_what_was_overwritten_is_used_again) {
     const auto writer = state->begin_write(TestState::patience());
     for (int update = 0; update < 20; ++update) {
       std::vector<TestChange> changes;
-      for (int i = 0; i < 500; ++i) changes.push_back({"key" + std::to_string(random() % 20'000), std::string(100, 'v')});
+      for (int i = 0; i < 500; ++i)
+        changes.push_back({"key" + std::to_string(random() % 20'000), std::string(100, 'v')});
       TestState::apply(*writer, changes);
     }
     if (round == 20) settled = state->insides().file_bytes;
@@ -172,7 +175,9 @@ TEST_F(StateTest, holds_what_a_map_holds) {
     if (erases_all) model.clear();
     for (std::uint64_t i = 0, count = random() % 30; i < count; ++i) {
       TestChange change{random_key(), std::nullopt};
-      if (random() % 3 != 0) change.value = std::string(random() % 20 == 0 ? random() % 20'000 : random() % 100, static_cast<char>('A' + random() % 26));
+      if (random() % 3 != 0)
+        change.value = std::string(random() % 20 == 0 ? random() % 20'000 : random() % 100,
+                                   static_cast<char>('A' + random() % 26));
       if (change.value) {
         model[change.key] = *change.value;
       } else {

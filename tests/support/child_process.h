@@ -44,8 +44,8 @@ class SharedWithChildren {
   T* shared_;
 };
 
-// A forked child that runs `story` and ends; it says what went wrong by returning it, and nothing by returning "". Killed when it
-// goes out of scope.
+// A forked child that runs `story` and ends; it says what went wrong by returning it, and nothing by returning "".
+// Killed when it goes out of scope.
 class ChildProcess {
  public:
   template <typename Story>
