@@ -60,13 +60,13 @@ struct Guards {
 struct Options {
   // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and not first a dot. Default: made from the
   // log's name, different for every log.
-  std::string name;
+  std::string name = {};
   // The state file itself, or a folder for it (with a trailing '/'); the folder has to be there. Default:
   // $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for root, else
   // $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state; these folders are made, mode 0700.
   // /dev/shm/... keeps it off the disk. The state of a `memory:` log, which ends with its process, is by default a
   // file of its own that goes when the cache is closed.
-  std::string state_path;
+  std::string state_path = {};
   // Permission bits of the state file and its lock file. Others may read it exactly if this says so.
   std::uint32_t state_mode = 0600;
   // Refuse to grow the state beyond this. Reserves address space, not memory.
@@ -89,12 +89,12 @@ struct Options {
   std::size_t queue_bytes_max = std::size_t{64} << 20;
   Guards guards{};
   // Stored with every update for people to read, at most 255 bytes. Default: host name and process id.
-  std::string writer_name;
+  std::string writer_name = {};
 
   // Called on the thread that noticed, never concurrently with itself. Must return soon, as others may wait for what
   // this thread is doing, and must not call back into the cache. What it throws is dropped: a write that is in the log
   // does not fail because nobody could be told of it.
-  std::function<void(const Event&)> on_event;
+  std::function<void(const Event&)> on_event = {};
 };
 
 struct UpdateOptions {
@@ -103,14 +103,14 @@ struct UpdateOptions {
   // Ask until at least this id is applied, or the deadline has passed (Error unavailable).
   UpdateId at_least = 0;
   // Default: Options::deadline.
-  std::optional<std::chrono::milliseconds> deadline;
+  std::optional<std::chrono::milliseconds> deadline = {};
 };
 
 struct WriteOptions {
   // Stored with the update for people to read, at most 255 bytes.
-  std::string note;
+  std::string note = {};
   // Default: Options::deadline.
-  std::optional<std::chrono::milliseconds> deadline;
+  std::optional<std::chrono::milliseconds> deadline = {};
 };
 
 struct TransactOptions {
@@ -145,7 +145,7 @@ struct RewriteOptions {
   UpdateId limit = 0;
   // Keys it refuses are first erased by a real update, so that all machines stay equal. Asked again for a key that
   // somebody set meanwhile; so nothing newer than what it saw is erased. Must not call back into the cache.
-  std::function<bool(std::string_view key, std::string_view value)> keep;
+  std::function<bool(std::string_view key, std::string_view value)> keep = {};
 };
 
 // What this Cache object has seen and done since it was opened.
@@ -200,7 +200,7 @@ class WHYCACHE_API Cache {
   // Reads. They see one whole update or none of it, never go backwards, and make no system call. They throw
   // Error corrupt if the state is damaged (the next update() then builds a new one), invalid if it was closed.
   std::optional<std::string> get(std::string_view key) const;
-  // Into a string you keep, which spares the allocation. False: not there, and `value` is unchanged.
+  // Into a string you keep, which spares the allocation. False: not there; `value` holds nothing in particular then.
   bool get(std::string_view key, std::string& value) const;
   bool contains(std::string_view key) const;
   // All as of one update id, in the order of `keys`.

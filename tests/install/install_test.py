@@ -45,7 +45,7 @@ with tempfile.TemporaryDirectory(prefix="whycache-install-") as folder:
     run("cmake", "--build", build)
 
     by_hand = output("pkg-config", "--cflags", "--libs", "whycache", env=environment)
-    run(arguments.compiler, "-std=c++20", HERE / "user.cc", "-o", f"{build}/user_by_hand",
+    run(arguments.compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", HERE / "user.cc", "-o", f"{build}/user_by_hand",
         *by_hand, f"-Wl,-rpath,{libraries}")
 
     for number, program in enumerate(["user_shared", "user_static", "user_pkg_config", "user_by_hand"]):

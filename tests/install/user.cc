@@ -8,7 +8,10 @@ int main(int argument_count, char** arguments) {
   if (argument_count != 3) return 2;
   try {
     whycache::Cache cache(arguments[1], {.name = "flags", .state_path = arguments[2]});
-    const whycache::UpdateId id = cache.set("checkout.enabled", "yes");
+    whycache::UpdateId id = cache.set("checkout.enabled", "yes");
+    id = cache.set("checkout.enabled", "yes", {.note = "again"});
+    if (cache.update({.at_least = id}) < id) return 1;
+    if (cache.rewrite_history({.limit = id}) < id) return 1;
     if (cache.get("checkout.enabled") != "yes") return 1;
     for (auto [key, value] : cache.view()) {
       std::printf("%.*s\n", static_cast<int>(key.size()), key.data());
