@@ -1,6 +1,7 @@
 #include "base/file.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -118,6 +119,47 @@ TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
   sync_folder(folder_.path());
   expect_error(
       ErrorKind::invalid, [&] { sync_folder(path("file")); }, "cannot open file");
+}
+
+TEST_F(File, blocks_that_were_allocated_are_on_the_disk_and_what_was_written_stays) {
+  write_file("file", "written");
+  const FileDescriptor file = open_file(path("file"), O_RDWR);
+
+  ASSERT_EQ(allocate_in_file(file.number(), 0, 100'000), 0);
+
+  struct stat status;
+  ASSERT_EQ(::fstat(file.number(), &status), 0);
+  EXPECT_EQ(status.st_size, 100'000);
+  EXPECT_GE(status.st_blocks * 512, 100'000);
+  EXPECT_EQ(read_whole_file(path("file"), 100'000), "written" + std::string(100'000 - 7, '\0'));
+  EXPECT_EQ(allocate_in_file(file.number(), 200'000, 1000), 0) << "beyond the end";
+  EXPECT_EQ(allocate_in_file(file.number(), 0, 1000), 0) << "again";
+  ASSERT_EQ(::fstat(file.number(), &status), 0);
+  EXPECT_EQ(status.st_size, 201'000);
+}
+
+TEST_F(File, blocks_that_cannot_be_allocated_give_an_errno) {
+  write_file("file", "");
+  EXPECT_EQ(allocate_in_file(-1, 0, 1000), EBADF);
+  EXPECT_EQ(allocate_in_file(open_file(path("file"), O_RDONLY).number(), 0, 1000), EBADF);
+  EXPECT_EQ(allocate_in_file(open_file(path("file"), O_RDWR).number(), 0, 0), EINVAL);
+}
+
+TEST_F(File, a_file_longer_than_the_process_may_have_gives_an_errno_and_no_signal) {
+  write_file("file", std::string(3000, 'x'));
+  const FileDescriptor file = open_file(path("file"), O_RDWR);
+  struct rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  struct rlimit limit = before;
+  limit.rlim_cur = 2000;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+
+  const int beyond = allocate_in_file(file.number(), 0, 5000);
+  const int within = allocate_in_file(file.number(), 0, 3000);  // the file has that length: it does not grow
+
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_EQ(beyond, EFBIG);
+  EXPECT_EQ(within, 0);
 }
 
 TEST_F(File, the_folder_of_a_path_is_what_stands_before_the_last_slash) {
