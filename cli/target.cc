@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdlib>
 
@@ -152,7 +153,7 @@ std::unique_ptr<State> open_state(const Target& target) {
 Source::Source(const Target& target) {
   if (!names_a_log(target)) {
     if (!names_a_file(target.options().state_path)) refuse_no_log();
-    take_state_file(open_state(target));
+    open_state_file(target, "name another file, or give --log URL so that it can be made");
     return;
   }
   if (!is_in_memory(target)) {
@@ -189,15 +190,19 @@ Source::Source(const Target& target, const FreshnessOptions& freshness) {
 Source::Source(const std::string& state_path, const Target& target) {
   Target alone = target;
   alone.state = state_path;
-  take_state_file(open_state(alone));
+  open_state_file(alone, "name another file, or none to look at the state of --log URL");
 }
 
-void Source::take_state_file(std::unique_ptr<State> state) {
+void Source::open_state_file(const Target& target, const std::string& next) {
+  // Opening would leave a lock file beside what is not there.
+  const std::string path = state_path(target);
+  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) {
+    throw Failure(ExitCode::usage, "there is no state file: path=" + path, next);
+  }
+  std::unique_ptr<State> state = open_state(target);
   if (!state->usable()) {
-    const bool there = ::access(state->path().c_str(), F_OK) == 0;
-    throw Failure(there ? ExitCode::corrupt : ExitCode::usage,
-                  fmt::format("no state that can be used: path={} reason=\"{}\"", state->path(), state->why_unusable()),
-                  "name another file, or give --log URL so that it can be made");
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("no state that can be used: path={} reason=\"{}\"", path, state->why_unusable()), next);
   }
   state_ = std::move(state);
 }

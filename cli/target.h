@@ -67,7 +67,7 @@ class Source {
   View view() const { return View(state().pin()); }
 
  private:
-  void take_state_file(std::unique_ptr<State> state);
+  void open_state_file(const Target& target, const std::string& next);
 
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<State> state_;

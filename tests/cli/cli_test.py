@@ -843,8 +843,13 @@ class Inspect(CliTest):
         self.assertEqual(self.machine.ok("get", "a", "--state", copy, env=nowhere).out, b"1")
 
     def test_a_file_that_is_not_there(self):
-        self.machine.fails("usage", "inspect", f"{self.folder}/absent.state", says=["absent.state", "next: "])
-        self.assertNotIn("absent.state", os.listdir(self.folder))
+        absent = f"{self.folder}/absent.state"
+        before = os.listdir(self.folder)
+        nowhere = {"WHYCACHE_LOG": None, "WHYCACHE_STATE": None}
+        for command in (["inspect", absent], ["inspect", "--state", absent], ["get", "a", "--state", absent]):
+            self.machine.fails("usage", *command, env=nowhere, says=["there is no state file", absent, "next: name another"])
+        self.machine.fails("usage", "inspect", f"{self.folder}/nowhere/absent.state", says="there is no state file")
+        self.assertEqual(os.listdir(self.folder), before, "not even a lock file is left")
 
     def test_who_holds_a_view(self):
         self.machine.ok("import", "-", stdin=b"".join(b"key%05d\t%s\n" % (i, b"x" * 100) for i in range(5_000)))
