@@ -230,7 +230,9 @@ class SqliteLog::Connection {
       sqlite3_busy_handler(database_, wait_a_little, this);
       run("PRAGMA trusted_schema = OFF");
       run("PRAGMA cell_size_check = ON");
-      choose_journal();
+      const bool is_new = is_empty();
+      if (is_new) run("PRAGMA auto_vacuum = INCREMENTAL");  // can be chosen for an empty database only
+      choose_journal(is_new);
       run("PRAGMA synchronous = FULL");
       run("PRAGMA journal_size_limit = 8388608");
     } catch (...) {
@@ -353,12 +355,12 @@ class SqliteLog::Connection {
   }
 
   // SQLite does not wait by itself for others to let it change the mode: out of WAL, they have to close the database.
-  void choose_journal() {
+  void choose_journal(bool is_new) {
     const bool never_wal = has_wal_reset_bug(version_);
     for (;;) {
       const bool in_wal = journal_mode() == "wal";
       if (in_wal && !never_wal) return;
-      const bool to_wal = !never_wal && is_empty();
+      const bool to_wal = !never_wal && is_new;
       Statement change = prepare(to_wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST");
       const int code = change.try_step();
       if (code == SQLITE_ROW && change.bytes(0) == (to_wal ? "wal" : "persist")) return;
@@ -676,6 +678,7 @@ bool SqliteLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart&
                 std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
                 error.system_error());
   }
+  give_room_back();
   return switched;
 }
 
@@ -719,6 +722,28 @@ bool SqliteLog::switch_to(const Row& next) {
 void SqliteLog::delete_what_is_behind() {
   delete_in_batches(delete_updates_sql, 64);
   delete_in_batches(delete_parts_sql, 4);
+}
+
+// What the deleted rows took goes back to the file system, some pages at a time: the last ones move to where the free
+// ones are, and the file ends sooner. Does nothing in a database that was made without auto_vacuum.
+void SqliteLog::give_room_back() {
+  const auto free_pages = [](Connection& connection) {
+    Statement count = connection.prepare("PRAGMA freelist_count");
+    return count.step("cannot read database") ? count.number(0) : 0;
+  };
+  const auto give_some_back = [&] {
+    return with_connection([&](Connection& connection) {
+      const std::int64_t before = free_pages(connection);
+      if (before == 0) return false;
+      connection.run("PRAGMA incremental_vacuum(256)");
+      return free_pages(connection) < before;
+    });
+  };
+  try {
+    while (give_some_back()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+  } catch (const Error&) {
+    // The history is rewritten all the same, and the next rewrite tries again.
+  }
 }
 
 void SqliteLog::delete_in_batches(const char* sql, std::int64_t rows) {

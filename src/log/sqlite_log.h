@@ -11,7 +11,8 @@
 // - read() takes rows and extent in one transaction, a page at a time. No lock is held while `visit` runs.
 // - rewrite() inserts the parts in a transaction each, under (base, random token), so that rewriters never meet; then
 //   one UPDATE switches if all parts are there and the base grows; then rows are deleted in small batches, by
-//   conditions that hold whoever deletes.
+//   conditions that hold whoever deletes, and their pages given back to the file system (auto_vacuum=INCREMENTAL, which
+//   a database that we make gets), in small batches too.
 //
 // Journal: SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode when two processes write and checkpoint at once
 // (the "WAL-reset bug"), which is what we do all day. With such a library the journal is a rollback journal (PERSIST),
@@ -90,6 +91,7 @@ class SqliteLog final : public Log {
   bool switch_to(const Row& next);
   void delete_what_is_behind();
   void delete_in_batches(const char* sql, std::int64_t rows);
+  void give_room_back();
 
   SqliteLogOptions options_;
   std::uint64_t born_in_ = 0;  // which process: fork_count()

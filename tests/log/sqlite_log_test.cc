@@ -347,6 +347,44 @@ TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
   EXPECT_EQ(log->append(6, "x"), Appended::yes);
 }
 
+TEST(SqliteLog, the_file_gets_smaller_when_the_history_is_rewritten) {
+  for (const int version : {0, free_of_the_bug}) {
+    SqliteStore store;
+    SqliteLogOptions options = options_for(store.path());
+    options.sqlite_version = version;
+    SqliteLog log(options);
+    SqliteLog other(options);  // a process that goes on using it
+    for (UpdateId id = 1; id <= 300; ++id) {
+      ASSERT_EQ(log.append(id, std::string(10'000, static_cast<char>('a' + id % 26))), Appended::yes);
+    }
+    Database(store.path()).run("PRAGMA wal_checkpoint(TRUNCATE)");
+    ASSERT_GT(fs::file_size(store.path()), 3'000'000);
+
+    ASSERT_TRUE(rewrite(log, 299, {"part", std::string(5000, 'p')}));
+
+    Database(store.path()).run("PRAGMA wal_checkpoint(TRUNCATE)");
+    EXPECT_LT(fs::file_size(store.path()), 100'000);
+    EXPECT_EQ(Database(store.path()).run("PRAGMA integrity_check"), "ok");
+    EXPECT_EQ(updates_of(other).size(), 1U);
+    EXPECT_EQ(other.append(301, "and on"), Appended::yes);
+    EXPECT_EQ(updates_of(log).size(), 2U);
+  }
+}
+
+TEST(SqliteLog, a_database_that_was_made_without_auto_vacuum_is_rewritten_all_the_same) {
+  SqliteStore store;
+  Database(store.path()).run("PRAGMA auto_vacuum = NONE; CREATE TABLE people (name TEXT)");
+  const auto log = store.open();
+  for (UpdateId id = 1; id <= 30; ++id) ASSERT_EQ(log->append(id, std::string(10'000, 'u')), Appended::yes);
+  const auto before = fs::file_size(store.path());
+
+  ASSERT_TRUE(rewrite(*log, 29, {"part"}));
+
+  EXPECT_EQ(fs::file_size(store.path()), before);
+  EXPECT_EQ(Database(store.path()).run("PRAGMA freelist_count") == "0", false) << "room for later updates";
+  EXPECT_EQ(log->append(31, "and on"), Appended::yes);
+}
+
 TEST(SqliteLog, parts_that_may_become_a_base_yet_are_left_alone) {
   SqliteStore store;
   const auto log = store.open();
