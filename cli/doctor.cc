@@ -116,7 +116,7 @@ const char* word(Finding::Level level) {
 // Green, yellow, red, for a terminal of somebody who did not set NO_COLOR.
 std::string colored_word(Finding::Level level) {
   const char* const no_color = std::getenv("NO_COLOR");
-  const std::string padded = fmt::format("{:<5}", word(level));
+  std::string padded = fmt::format("{:<5}", word(level));
   if (!Output::is_terminal() || (no_color != nullptr && *no_color != '\0')) return padded;
   const char* const color = level == Finding::Level::ok ? "32" : level == Finding::Level::warn ? "33" : "31";
   return fmt::format("\x1b[{}m{}\x1b[0m", color, padded);

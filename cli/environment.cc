@@ -16,7 +16,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
+#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <optional>
@@ -49,7 +49,9 @@ Finding look_at_kernel() {
     return Finding::warn("kernel", "unknown: " + reason(errno), "Linux 4.14 or later is needed");
   int major = 0;
   int minor = 0;
-  const bool numbered = std::sscanf(names.release, "%d.%d", &major, &minor) == 2;
+  const char* const end = names.release + std::strlen(names.release);
+  const auto [dot, error] = std::from_chars(names.release, end, major);
+  const bool numbered = error == std::errc{} && dot != end && std::from_chars(dot + 1, end, minor).ec == std::errc{};
   const std::string found = fmt::format("{} {} {}", names.sysname, names.release, names.machine);
   if (numbered && (major < 4 || (major == 4 && minor < 14))) {
     return Finding::bad("kernel", found, "Linux 4.14 or later is needed: open-file-description locks, membarrier",

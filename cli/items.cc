@@ -108,13 +108,13 @@ Item ItemReader::read_json(std::string_view line) {
     if (plain != object.end() && plain->is_string()) {
       bytes = plain->get_ref<const std::string&>();
     } else if (plain != object.end()) {
-      refuse(fmt::format("\"{}\" is not a string", field));
+      refuse(fmt::format(R"("{}" is not a string)", field));
     } else if (base64 == object.end() || !base64->is_string()) {
-      refuse(fmt::format("\"{0}\" or \"{0}_base64\" is missing", field));
+      refuse(fmt::format(R"("{0}" or "{0}_base64" is missing)", field));
     } else if (auto decoded = decode_base64(base64->get_ref<const std::string&>())) {
       bytes = std::move(*decoded);
     } else {
-      refuse(fmt::format("\"{}_base64\" is not base64", field));
+      refuse(fmt::format(R"("{}_base64" is not base64)", field));
     }
   };
   take("key", key_);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -87,7 +88,7 @@ std::string Progress::text(Clock::time_point now, std::size_t columns) const {
     text += fmt::format(" {:.0f}%  {} of {}", share * 100, amount(done_), amount(total_));
     text += fmt::format("  {}/s", with_commas(static_cast<std::uint64_t>(rate)));
     if (share > 0.01) {
-      const auto left = static_cast<std::uint64_t>(seconds / share * (1 - share) + 0.5);
+      const auto left = static_cast<std::uint64_t>(std::llround(seconds / share * (1 - share)));
       text += fmt::format("  {}:{:02} left", left / 60, left % 60);
     }
   } else {

@@ -26,7 +26,7 @@ struct Arguments {
 std::vector<std::string> logs() {
   std::vector<std::string> schemes = {"memory", "file"};
 #if WHYCACHE_WITH_SQLITE
-  schemes.push_back("sqlite");
+  schemes.emplace_back("sqlite");
 #endif
   return schemes;
 }

@@ -88,7 +88,7 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
 // The same, but a state that proves damaged is one more reason to build a new one.
 std::optional<Rebuilding> catch_up(Link& link, Patience& patience) {
   try {
-    if (const std::optional<Rebuilding> needed = look_at_state(link)) return needed;
+    if (std::optional<Rebuilding> needed = look_at_state(link)) return needed;
     return read_to_the_end(link, patience);
   } catch (const LogError&) {
     throw;

@@ -53,7 +53,8 @@ class Tally {
 class Link {
  public:
   // `owned_log`: null if somebody else keeps the log alive.
-  Link(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options, Tally& tally);
+  Link(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
+       Tally& counters);
 
   State& state;
   Log& log;

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <condition_variable>
 #include <map>
+#include <new>
 #include <string_view>
 #include <thread>
 #include <type_traits>
@@ -137,10 +138,13 @@ class ForkGate final : ForkListener {
     room_->mutex.unlock();
     room_->changed.notify_all();
   }
-  // In the old room wait threads that do not exist here.
-  void after_fork_in_child() noexcept override { room_ = new Room; }
+  // In the room wait threads that do not exist here: it is made anew, not cleared.
+  void after_fork_in_child() noexcept override {
+    room_->mutex.unlock();
+    new (room_) Room;
+  }
 
-  Room* room_ = new Room;
+  Room* const room_ = new Room;
 };
 
 void make_file_if_absent(const std::string& path) {

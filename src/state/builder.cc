@@ -22,7 +22,7 @@ constexpr const char* building_suffix = ".building-";
 
 // Removes what builders that died left behind: files under our name whose lock nobody holds.
 void remove_leftovers(const std::string& path) {
-  const std::string folder = folder_of(path);
+  const std::string folder = folder_of(path) + "/";
   const std::size_t slash = path.rfind('/');
   const std::string prefix = (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
   DIR* const entries = ::opendir(folder.c_str());
@@ -30,7 +30,7 @@ void remove_leftovers(const std::string& path) {
   while (const dirent* const entry = ::readdir(entries)) {
     const std::string name = entry->d_name;
     if (name.rfind(prefix, 0) != 0) continue;
-    const std::string leftover = folder + "/" + name;
+    const std::string leftover = folder + name;
     const FileDescriptor file(::open(leftover.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
     if (file && try_lock_byte(file.number(), 0)) ::unlink(leftover.c_str());
   }

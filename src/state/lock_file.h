@@ -96,9 +96,9 @@ class LockFile final : public ForkListener {
   void after_fork_in_child() noexcept override;
 
   void claim_row();
-  bool is_row_alive(std::uint32_t row);
+  bool is_row_alive(std::uint32_t number);
   // Frees the slots of the row's dead owner. False if it lives.
-  bool sweep_row(std::uint32_t row);
+  bool sweep_row(std::uint32_t number);
   ProcessRow& row(std::uint32_t number) const { return rows_[number]; }
   std::string holders();
 

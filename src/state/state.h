@@ -72,7 +72,7 @@ class HeldLock {
 
  private:
   friend class State;
-  HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t fork_count);
+  HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t forks);
   const State* state_;
   StateLock lock_;
   std::unique_lock<std::timed_mutex> threads_;
@@ -190,7 +190,7 @@ class State {
   // --- Writing. ---
 
   // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has passed.
-  HeldLock lock(StateLock lock, const Deadline& deadline) const;
+  HeldLock lock(StateLock which, const Deadline& deadline) const;
   // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
   std::unique_ptr<StateWriter> begin_write(const Deadline& deadline) const;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid, const std::string& log_name) const;
