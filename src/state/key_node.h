@@ -180,7 +180,7 @@ class KeyNode {
 
   KeyPlace find(std::string_view key) const {
     const std::size_t common = std::min<std::size_t>(header_.prefix_bytes, key.size());
-    const int order = std::memcmp(key.data(), data_ + prefix_at(), common);
+    const int order = key.substr(0, common).compare(prefix().substr(0, common));
     if (order != 0 || common < header_.prefix_bytes) return {order > 0 ? count() : 0, false, false};
     const std::string_view rest = key.substr(common);
     const std::uint64_t head = head_of(rest);

@@ -47,8 +47,8 @@ class PointIndexTest : public ::testing::Test {
   // Hashes of one home bucket that begin alike, so that parts split until the `bits`-th bit tells them apart.
   static std::vector<std::uint64_t> crowd(unsigned bits, std::uint64_t top) {
     std::vector<std::uint64_t> hashes;
-    for (std::uint64_t i = 0; i < 65; ++i)
-      hashes.push_back(top << (64 - bits) | (i & 1) << (63 - bits) | i << 20 | 4093 << 6);
+    const std::uint64_t begin = bits == 0 ? 0 : top << (64 - bits);
+    for (std::uint64_t i = 0; i < 65; ++i) hashes.push_back(begin | (i & 1) << (63 - bits) | i << 20 | 4093 << 6);
     return hashes;
   }
 
