@@ -7,9 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <condition_variable>
 #include <map>
-#include <new>
 #include <string_view>
 #include <thread>
 #include <type_traits>
@@ -18,6 +16,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/fork_gate.h"
 #include "base/fork_watch.h"
 #include "base/random.h"
 #include "log/log_checks.h"
@@ -89,63 +88,10 @@ constexpr char delete_own_parts_sql[] = R"(
 
 // --- fork() and SQLite. ---
 
-struct Room {
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::size_t inside = 0;
-  std::size_t forking = 0;
-};
-
-// Lets threads into SQLite, and fork() only when none is there.
-class ForkGate final : ForkListener {
- public:
-  static ForkGate& instance() {
-    static auto* const gate = new ForkGate;  // never destroyed: threads may be inside while the process exits
-    return *gate;
-  }
-
-  // While it lives, its thread is inside.
-  class Inside {
-   public:
-    Inside() : room_(*instance().room_) {
-      std::unique_lock lock(room_.mutex);
-      room_.changed.wait(lock, [&] { return room_.forking == 0; });
-      ++room_.inside;
-    }
-    Inside(const Inside&) = delete;
-    Inside& operator=(const Inside&) = delete;
-    ~Inside() {
-      const std::lock_guard lock(room_.mutex);
-      --room_.inside;
-      room_.changed.notify_all();
-    }
-
-   private:
-    Room& room_;
-  };
-
- private:
-  ForkGate() { register_fork_listener(this); }
-
-  void before_fork() noexcept override {
-    std::unique_lock lock(room_->mutex);
-    ++room_->forking;
-    room_->changed.wait(lock, [&] { return room_->inside == 0; });
-    lock.release();  // stays locked until after the fork
-  }
-  void after_fork_in_parent() noexcept override {
-    --room_->forking;
-    room_->mutex.unlock();
-    room_->changed.notify_all();
-  }
-  // In the room wait threads that do not exist here: it is made anew, not cleared.
-  void after_fork_in_child() noexcept override {
-    room_->mutex.unlock();
-    new (room_) Room;
-  }
-
-  Room* const room_ = new Room;
-};
+ForkGate& gate() {
+  static auto* const instance = new ForkGate;
+  return *instance;
+}
 
 void make_file_if_absent(const std::string& path) {
   // Before SQLite has the file open in this process: closing a second descriptor would drop its locks.
@@ -472,7 +418,7 @@ class Transaction {
 SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), Absent::make) {}
 
 SqliteLog::SqliteLog(SqliteLogOptions options, Absent absent) : options_(std::move(options)) {
-  const ForkGate::Inside inside;
+  const ForkGate::Inside inside(gate());
   born_in_ = fork_count();
   connection_ = connect(absent);
 }
@@ -482,7 +428,7 @@ SqliteLog::~SqliteLog() {
     static_cast<void>(connection_.release());  // the parent's: leaked on purpose
     return;
   }
-  const ForkGate::Inside inside;
+  const ForkGate::Inside inside(gate());
   connection_.reset();
 }
 
@@ -535,7 +481,7 @@ auto SqliteLog::with_connection(const Work& work) {
     throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
-  const ForkGate::Inside inside;
+  const ForkGate::Inside inside(gate());
   if (connection_) connection_->begin();
   if (connection_ && (connection_->has_moved() || connection_->is_in_dangerous_mode())) connection_.reset();
   if (!connection_) connection_ = connect(Absent::refuse);
