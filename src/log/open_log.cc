@@ -11,6 +11,9 @@
 #include "log/file_log.h"
 #include "log/log_name.h"
 #include "log/memory_log.h"
+#if WHYCACHE_WITH_MYSQL
+#include "log/mysql_log.h"
+#endif
 #if WHYCACHE_WITH_SQLITE
 #include "log/sqlite_log.h"
 #endif
@@ -33,20 +36,20 @@ std::chrono::milliseconds take_deadline(Url& url) {
 }
 
 std::unique_ptr<Log> open_memory_log(Url& url) {
-  const std::string instance = url.take_instance();
+  url.take_instance();
   url.refuse_unknown_options();
   if (!url.host().empty() || !url.user().empty() || url.port()) {
     throw Error(ErrorKind::invalid, "memory log has no host (write memory: or memory:name)");
   }
   if (url.path().empty()) return std::make_unique<MemoryLog>();
-  return MemoryLog::shared(log_name(url, instance).substr(std::string_view("memory:").size()));
+  return MemoryLog::shared(log_name(url).substr(std::string_view("memory:").size()));
 }
 
 std::unique_ptr<Log> open_file_log(Url& url) {
   FileLogOptions options;
   options.folder = url.file_path();
   options.instance = url.take_instance();
-  options.name = log_name(url, options.instance);
+  options.name = log_name(url);
   options.deadline = take_deadline(url);
   url.refuse_unknown_options();
   return std::make_unique<FileLog>(std::move(options));
@@ -57,7 +60,7 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url) {
   SqliteLogOptions options;
   options.path = url.file_path();
   options.instance = url.take_instance();
-  options.name = log_name(url, options.instance);
+  options.name = log_name(url);
   options.deadline = take_deadline(url);
   url.refuse_unknown_options();
   return std::make_unique<SqliteLog>(std::move(options));
@@ -65,6 +68,27 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url) {
   throw Error(ErrorKind::invalid,
               "whycache was built without the sqlite log (install SQLite's development files, "
               "in Debian libsqlite3-dev, and build it again)");
+#endif
+}
+
+std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url) {
+#if WHYCACHE_WITH_MYSQL
+  MysqlLogOptions options;
+  MysqlServers servers = take_mysql_servers(url);
+  options.server = std::move(servers.primary);
+  options.replica = std::move(servers.replica);
+  options.instance = url.take_instance();
+  options.name = log_name(url);
+  options.deadline = take_deadline(url);
+  const std::string durable = url.take_option("durable").value_or("on");
+  if (durable != "on" && durable != "off") throw Error(ErrorKind::invalid, "option durable is neither on nor off");
+  options.durable = durable == "on";
+  url.refuse_unknown_options();
+  return std::make_unique<MysqlLog>(std::move(options));
+#else
+  throw Error(ErrorKind::invalid,
+              "whycache was built without the mysql log (install MariaDB's client library with its development files, "
+              "in Debian libmariadb-dev, and build it again)");
 #endif
 }
 
@@ -78,6 +102,7 @@ constexpr Scheme schemes[] = {
     {"memory", "memory:name", open_memory_log},
     {"file", "file:///dir", open_file_log},
     {"sqlite", "sqlite:///file.db", open_sqlite_log},
+    {"mysql", "mysql://user@host/database", open_mysql_log},
 };
 
 }  // namespace

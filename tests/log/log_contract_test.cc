@@ -40,4 +40,20 @@ INSTANTIATE_TEST_SUITE_P(Sqlite, LogContract,
                          LogUnderTest::name_of);
 #endif
 
+#if WHYCACHE_WITH_MYSQL
+namespace {
+
+std::vector<LogUnderTest> mysql_logs() {
+  if (!testing::MariadbServer::is_installed()) {
+    std::fprintf(stderr, "\n*** SKIPPED: mariadbd is not installed, so that the mysql log is not tested ***\n\n");
+    return {};
+  }
+  return {{"mysql", [] { return std::make_unique<MysqlStore>(); }, 1000}};
+}
+
+}  // namespace
+
+INSTANTIATE_TEST_SUITE_P(Mysql, LogContract, ::testing::ValuesIn(mysql_logs()), LogUnderTest::name_of);
+#endif
+
 }  // namespace whycache

@@ -26,6 +26,10 @@
 
 #include "log/sqlite_log.h"
 #endif
+#if WHYCACHE_WITH_MYSQL
+#include "log/mysql_log.h"
+#include "support/mariadb_server.h"
+#endif
 
 namespace whycache {
 
@@ -165,6 +169,67 @@ class SqliteStore final : public LogStore {
  private:
   int sqlite_version_;
   StoreFolder folder_;
+};
+
+#endif
+
+#if WHYCACHE_WITH_MYSQL
+
+// A database of its own in a server that all stories of a process share.
+class MysqlStore final : public LogStore {
+ public:
+  explicit MysqlStore(testing::MariadbServer& server = testing::MariadbServer::shared())
+      : server_(server), database_(server.make_database()), owner_(::getpid()) {}
+  ~MysqlStore() override {
+    if (::getpid() != owner_) return;
+    try {
+      client().run("DROP DATABASE " + database_);
+    } catch (const std::runtime_error&) {  // the server is gone, and all with it
+    }
+  }
+
+  std::unique_ptr<Log> open() override { return open("default"); }
+  std::unique_ptr<Log> open_other_instance() override { return open("other"); }
+  bool is_shared_by_processes() const override { return true; }
+  bool delete_by_hand() override {
+    client().run("DROP TABLE whycache_logs; DROP TABLE whycache_updates; DROP TABLE whycache_parts");
+    return true;
+  }
+  bool put_stray(UpdateId id, std::string_view) override {
+    client().run("INSERT INTO whycache_updates VALUES ('default', " + std::to_string(id) + ", 's')");
+    return true;
+  }
+  std::optional<std::uint64_t> stored_updates() override {
+    return std::stoull(client().run("SELECT count(*) FROM whycache_updates WHERE instance = 'default'"));
+  }
+
+  const std::string& database() const { return database_; }
+  testing::MariadbServer& server() const { return server_; }
+  std::string run(const std::string& sql) const { return client().run(sql); }
+  testing::MariadbClient client(const std::string& user = "root") const {
+    return testing::MariadbClient(server_, database_, user);
+  }
+  MysqlLogOptions options(std::chrono::milliseconds deadline = std::chrono::seconds(30)) const {
+    MysqlLogOptions options;
+    options.server.host = "127.0.0.1";
+    options.server.port = server_.port();
+    options.server.user = "root";
+    options.server.database = database_;
+    options.name = "mysql";
+    options.deadline = deadline;
+    return options;
+  }
+  std::unique_ptr<MysqlLog> open(const std::string& instance,
+                                 std::chrono::milliseconds deadline = std::chrono::seconds(30)) const {
+    MysqlLogOptions with_instance = options(deadline);
+    with_instance.instance = instance;
+    return std::make_unique<MysqlLog>(with_instance);
+  }
+
+ private:
+  testing::MariadbServer& server_;
+  std::string database_;
+  pid_t owner_;
 };
 
 #endif

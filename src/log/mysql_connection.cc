@@ -1,0 +1,282 @@
+#include "log/mysql_connection.h"
+
+#include <errmsg.h>
+#include <fcntl.h>
+#include <mysqld_error.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <ctime>
+#include <utility>
+
+#include "base/fork_gate.h"
+
+namespace whycache {
+namespace {
+
+constexpr unsigned first_error_of_library = 2000;
+constexpr unsigned last_error_of_library = 2999;
+
+// Connecting takes mutexes of the library, for moments, and waits for the network in between: fork() does not come
+// between as long as that is a matter of moments.
+ForkGate& gate() {
+  static auto* const instance = new ForkGate(std::chrono::seconds(1));
+  return *instance;
+}
+
+MYSQL* make_handle() {
+  static const bool prepared = [] {
+    struct sigaction before;
+    ::sigaction(SIGPIPE, nullptr, &before);
+    mysql_server_init(0, nullptr, nullptr);
+    ::sigaction(SIGPIPE, &before, nullptr);
+    return true;
+  }();
+  static_cast<void>(prepared);
+  return mysql_init(nullptr);
+}
+
+// While it lives, writing to a connection that the other side closed raises no signal in this thread.
+class NoBrokenPipe {
+ public:
+  NoBrokenPipe() {
+    sigemptyset(&pipe_);
+    sigaddset(&pipe_, SIGPIPE);
+    sigset_t pending;
+    sigpending(&pending);
+    was_pending_ = sigismember(&pending, SIGPIPE) == 1;
+    if (!was_pending_) ::pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
+  }
+  NoBrokenPipe(const NoBrokenPipe&) = delete;
+  NoBrokenPipe& operator=(const NoBrokenPipe&) = delete;
+  ~NoBrokenPipe() {
+    if (was_pending_) return;  // blocked already, by the program
+    sigset_t pending;
+    sigpending(&pending);
+    if (sigismember(&pending, SIGPIPE) == 1) {
+      constexpr timespec at_once{0, 0};
+      while (::sigtimedwait(&pipe_, nullptr, &at_once) < 0 && errno == EINTR) {
+      }
+    }
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+
+ private:
+  sigset_t pipe_;
+  sigset_t before_;
+  bool was_pending_;
+};
+
+const char* or_null(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
+
+MysqlFailure failure_of(MYSQL_STMT* statement) { return {mysql_stmt_errno(statement), mysql_stmt_error(statement)}; }
+
+}  // namespace
+
+bool is_lost(const MysqlFailure& failure) noexcept {
+  switch (failure.code) {
+    case CR_OUT_OF_MEMORY:
+    case CR_NET_PACKET_TOO_LARGE: return false;
+    // Said by the server on its way out.
+    case ER_SERVER_SHUTDOWN:
+    case ER_CONNECTION_KILLED:
+    case ER_NEW_ABORTING_CONNECTION:
+    case ER_NET_READ_ERROR:
+    case ER_NET_READ_INTERRUPTED:
+    case ER_NET_ERROR_ON_WRITE:
+    case ER_NET_WRITE_INTERRUPTED: return true;
+    default: return failure.code >= first_error_of_library && failure.code <= last_error_of_library;
+  }
+}
+
+MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::milliseconds patience)
+    : mysql_(make_handle()) {
+  if (mysql_ == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
+  const NoBrokenPipe quietly;
+  try {
+    const auto seconds = std::max(std::chrono::ceil<std::chrono::seconds>(patience), std::chrono::seconds(1));
+    set_options(server, seconds);
+    const MysqlLogin login = server.login();
+    {
+      const ForkGate::Inside inside(gate());
+      if (mysql_real_connect(mysql_, or_null(server.host), or_null(login.user), login.password.c_str(),
+                             server.database.c_str(), server.port, or_null(server.socket), 0) == nullptr) {
+        fail();
+      }
+    }
+    ::fcntl(mysql_get_socket(mysql_), F_SETFD, FD_CLOEXEC);
+    set_session(seconds);
+    read_variables();
+  } catch (...) {
+    mysql_close(mysql_);
+    throw;
+  }
+}
+
+MysqlConnection::~MysqlConnection() {
+  const NoBrokenPipe quietly;
+  for (const auto& [sql, statement] : statements_) mysql_stmt_close(statement);
+  mysql_close(mysql_);
+}
+
+void MysqlConnection::abandon(std::unique_ptr<MysqlConnection> connection) noexcept {
+  MysqlConnection* const leaked = connection.release();
+  if (leaked != nullptr) ::close(mysql_get_socket(leaked->mysql_));
+}
+
+void MysqlConnection::set_options(const MysqlServer& server, std::chrono::seconds patience) {
+  const auto wait_seconds = static_cast<unsigned>(patience.count());
+  // The server's own patience for locks ends before ours for it.
+  const unsigned answer_seconds = wait_seconds + 1;
+  constexpr unsigned no_number = 0;
+  constexpr my_bool no = 0;
+  constexpr my_bool yes = 1;
+  mysql_options(mysql_, MYSQL_OPT_CONNECT_TIMEOUT, &wait_seconds);
+  mysql_options(mysql_, MYSQL_OPT_READ_TIMEOUT, &answer_seconds);
+  mysql_options(mysql_, MYSQL_OPT_WRITE_TIMEOUT, &answer_seconds);
+  mysql_options(mysql_, MYSQL_OPT_RECONNECT, &no);
+  mysql_options(mysql_, MYSQL_OPT_LOCAL_INFILE, &no_number);
+  mysql_options(mysql_, MYSQL_SET_CHARSET_NAME, "utf8mb4");
+  mysql_options4(mysql_, MYSQL_OPT_CONNECT_ATTR_ADD, "program_name", "whycache");
+  const unsigned protocol = server.host.empty() ? MYSQL_PROTOCOL_SOCKET : MYSQL_PROTOCOL_TCP;
+  mysql_options(mysql_, MYSQL_OPT_PROTOCOL, &protocol);
+  if (server.verifies_tls) {
+    mysql_ssl_set(mysql_, or_null(server.tls_key), or_null(server.tls_certificate), or_null(server.tls_ca), nullptr,
+                  nullptr);
+  }
+  // Either said alone would not do: the one encrypts, the other looks who it is.
+  mysql_options(mysql_, MYSQL_OPT_SSL_ENFORCE, server.verifies_tls ? &yes : &no);
+  mysql_options(mysql_, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, server.verifies_tls ? &yes : &no);
+}
+
+// What we rely on must not depend on how the server is set up. Repeatable read: INSERT ... SELECT then locks what it
+// reads.
+void MysqlConnection::set_session(std::chrono::seconds patience) {
+  const std::string seconds = std::to_string(patience.count());
+  run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+  run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = " +
+      seconds + ", lock_wait_timeout = " + seconds);
+}
+
+void MysqlConnection::read_variables() {
+  {
+    MysqlRows rows = query(
+        "SHOW SESSION VARIABLES WHERE Variable_name IN ('version', 'max_allowed_packet', "
+        "'innodb_flush_log_at_trx_commit', "
+        "'log_bin', 'sync_binlog', 'wsrep_on', 'read_only')");
+    while (rows.next()) variables_[std::string(rows.at(0).value_or(""))] = rows.at(1).value_or("");
+  }
+  const std::string& packet = variable("max_allowed_packet");
+  std::from_chars(packet.data(), packet.data() + packet.size(), packet_bytes_max_);
+  // In a Galera cluster: what another node has acknowledged is seen by whoever reads here.
+  if (variable("wsrep_on") == "ON") run("SET SESSION wsrep_sync_wait = 1");
+}
+
+const std::string& MysqlConnection::variable(const std::string& name) const {
+  static const std::string none;
+  const auto found = variables_.find(name);
+  return found == variables_.end() ? none : found->second;
+}
+
+void MysqlConnection::fail() { throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)}; }
+
+bool MysqlConnection::is_alive() const noexcept {
+  if (cut_) return false;
+  // While nothing is asked the server has nothing to say but that it closes the connection. With TLS it may have: of
+  // that nobody has told the application yet.
+  pollfd socket{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
+  if (::poll(&socket, 1, 0) <= 0) return true;
+  if (mysql_get_ssl_cipher(mysql_) == nullptr) return false;
+  char byte;
+  return ::recv(socket.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+void MysqlConnection::cut() noexcept {
+  cut_ = true;
+  ::shutdown(static_cast<int>(mysql_get_socket(mysql_)), SHUT_RDWR);
+}
+
+MysqlRows MysqlConnection::query(const std::string& sql) {
+  const NoBrokenPipe quietly;
+  if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) fail();
+  MYSQL_RES* const result = mysql_use_result(mysql_);
+  if (result == nullptr) fail();
+  return MysqlRows(*this, result);
+}
+
+std::uint64_t MysqlConnection::run(const std::string& sql) {
+  const NoBrokenPipe quietly;
+  if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) fail();
+  return mysql_affected_rows(mysql_);
+}
+
+std::uint64_t MysqlConnection::run(const std::string& sql, std::initializer_list<Value> values) {
+  const NoBrokenPipe quietly;
+  MYSQL_STMT*& statement = statements_[sql];
+  if (statement == nullptr) {
+    MYSQL_STMT* const fresh = mysql_stmt_init(mysql_);
+    if (fresh == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
+    if (mysql_stmt_prepare(fresh, sql.data(), sql.size()) != 0) {
+      const MysqlFailure failure = failure_of(fresh);
+      mysql_stmt_close(fresh);
+      throw failure;
+    }
+    statement = fresh;
+  }
+  std::vector<MYSQL_BIND> places(values.size());
+  std::vector<std::uint64_t> numbers(values.size());
+  std::size_t index = 0;
+  for (const Value& value : values) {
+    MYSQL_BIND& place = places[index];
+    if (const auto* const bytes = std::get_if<std::string_view>(&value)) {
+      place.buffer_type = MYSQL_TYPE_LONG_BLOB;
+      place.buffer = const_cast<char*>(bytes->data());  // only read
+      place.buffer_length = bytes->size();
+    } else {
+      numbers[index] = std::get<std::uint64_t>(value);
+      place.buffer_type = MYSQL_TYPE_LONGLONG;
+      place.is_unsigned = 1;
+      place.buffer = &numbers[index];
+    }
+    ++index;
+  }
+  if (mysql_stmt_bind_param(statement, places.data()) != 0 || mysql_stmt_execute(statement) != 0) {
+    throw failure_of(statement);
+  }
+  return mysql_stmt_affected_rows(statement);
+}
+
+MysqlRows::~MysqlRows() {
+  if (!at_end_) connection_.cut();
+  mysql_free_result(result_);
+}
+
+bool MysqlRows::next() {
+  row_ = mysql_fetch_row(result_);
+  if (row_ == nullptr) {
+    if (mysql_errno(connection_.mysql_) != 0) connection_.fail();
+    at_end_ = true;
+    return false;
+  }
+  sizes_ = mysql_fetch_lengths(result_);
+  return true;
+}
+
+std::optional<std::string_view> MysqlRows::at(unsigned column) const {
+  if (row_[column] == nullptr) return std::nullopt;
+  return std::string_view(row_[column], sizes_[column]);
+}
+
+std::uint64_t MysqlRows::number(unsigned column) const {
+  const std::string_view text = at(column).value_or("");
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size() ? number : 0;
+}
+
+}  // namespace whycache

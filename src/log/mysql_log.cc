@@ -1,0 +1,712 @@
+#include "log/mysql_log.h"
+
+#include <errmsg.h>
+#include <mysqld_error.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/fork_watch.h"
+#include "base/random.h"
+#include "log/log_checks.h"
+#include "log/mysql_connection.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::uint64_t format_version = 1;
+constexpr std::size_t page_bytes_max = std::size_t{4} << 20;
+constexpr std::uint64_t page_rows_least = 1;
+constexpr std::uint64_t page_rows_at_first = 64;
+constexpr std::uint64_t page_rows_most = 4096;
+// What a cache with default options writes at once: an update or a part of a base, with some of everything else.
+constexpr std::size_t packet_bytes_least = std::size_t{2} << 20;
+constexpr std::size_t column_bytes_least = packet_bytes_least;
+constexpr std::size_t statement_bytes = 4096;  // of a packet, what is not the update
+constexpr std::chrono::seconds replica_patience_max{2};
+constexpr std::chrono::seconds replica_pause{5};
+constexpr char restore_it[] = " (restore the log from a backup)";
+
+// Newer than the headers of some client libraries, or not theirs.
+constexpr unsigned record_has_changed = 1020;              // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
+constexpr unsigned rolled_back_during_commit = 3101;       // MySQL group replication
+constexpr unsigned statement_timed_out_in_mariadb = 1969;  // ER_STATEMENT_TIMEOUT
+constexpr unsigned statement_timed_out_in_mysql = 3024;    // ER_QUERY_TIMEOUT
+constexpr unsigned read_only_mode = 1836;
+constexpr unsigned galera_not_ready = 1047;  // ER_UNKNOWN_COM_ERROR, which Galera uses for it
+constexpr unsigned account_is_locked = 4151;
+constexpr unsigned account_is_locked_in_mysql = 3118;
+
+constexpr char make_logs_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_logs (
+  instance   VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  format     INT UNSIGNED NOT NULL,
+  uuid       BINARY(16) NOT NULL,
+  base       BIGINT UNSIGNED NOT NULL,
+  base_chain BIGINT UNSIGNED NOT NULL,
+  token      BINARY(16) NOT NULL,
+  part_count BIGINT UNSIGNED NOT NULL,
+  PRIMARY KEY (instance)
+) ENGINE = InnoDB)";
+constexpr char make_updates_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_updates (
+  instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  id       BIGINT UNSIGNED NOT NULL,
+  bytes    LONGBLOB NOT NULL,
+  PRIMARY KEY (instance, id)
+) ENGINE = InnoDB)";
+constexpr char make_parts_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_parts (
+  instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  base     BIGINT UNSIGNED NOT NULL,
+  token    BINARY(16) NOT NULL,
+  number   BIGINT UNSIGNED NOT NULL,
+  bytes    LONGBLOB NOT NULL,
+  PRIMARY KEY (instance, base, token, number)
+) ENGINE = InnoDB)";
+
+constexpr char columns_sql[] = R"(
+  SELECT t.TABLE_NAME, t.ENGINE, c.DATA_TYPE, c.CHARACTER_MAXIMUM_LENGTH
+  FROM information_schema.TABLES AS t
+  LEFT JOIN information_schema.COLUMNS AS c
+    ON c.TABLE_SCHEMA = t.TABLE_SCHEMA AND c.TABLE_NAME = t.TABLE_NAME AND c.COLUMN_NAME = 'bytes'
+  WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_NAME IN ('whycache_logs', 'whycache_updates', 'whycache_parts'))";
+
+// --- Pieces of statements. Names of instances have no character that would have to be escaped. ---
+
+std::string quoted(const std::string& instance) { return '\'' + instance + '\''; }
+
+std::string quoted(const Uuid& uuid) {
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text = "x'";
+  for (const std::uint8_t byte : uuid) {
+    text += digits[byte >> 4];
+    text += digits[byte & 15];
+  }
+  return text + '\'';
+}
+
+std::string_view as_bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
+
+std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
+  Uuid uuid;
+  if (!bytes || bytes->size() != uuid.size()) return std::nullopt;
+  std::copy(bytes->begin(), bytes->end(), uuid.begin());
+  return uuid;
+}
+
+// Columns 2 to 8, after those of an update: what is known of a log.
+std::string row_columns(const std::string& instance) {
+  return "format, uuid, base, base_chain, token, part_count, (SELECT id FROM whycache_updates WHERE instance = " +
+         quoted(instance) + " ORDER BY id DESC LIMIT 1)";
+}
+
+enum Column : unsigned { c_id, c_bytes, c_format, c_uuid, c_base, c_base_chain, c_token, c_part_count, c_head };
+
+std::string row_sql(const std::string& instance) {
+  return "SELECT NULL, NULL, " + row_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
+}
+
+// One row that tells of the log, then the updates.
+std::string page_sql(const std::string& instance, UpdateId first, UpdateId last, std::uint64_t rows) {
+  const std::string log = "whycache_logs WHERE instance = " + quoted(instance);
+  return "(SELECT NULL AS id, NULL AS bytes, " + row_columns(instance) + " FROM " + log +
+         ") UNION ALL (SELECT id, bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM whycache_updates WHERE instance "
+         "= " +
+         quoted(instance) + " AND id BETWEEN " + std::to_string(first) + " AND " + std::to_string(last) +
+         " AND id > (SELECT base FROM " + log + ") ORDER BY id LIMIT " + std::to_string(rows) + ")";
+}
+
+// Values: id, bytes, uuid, id, id - 1, id - 1.
+std::string append_sql(const std::string& instance) {
+  return "INSERT INTO whycache_updates (instance, id, bytes) SELECT instance, ?, ? FROM whycache_logs WHERE instance "
+         "= " +
+         quoted(instance) +
+         " AND uuid = ? AND base < ? AND (base = ? OR EXISTS (SELECT 1 FROM whycache_updates AS before_it "
+         "WHERE before_it.instance = " +
+         quoted(instance) + " AND before_it.id = ?))";
+}
+
+// Values: base, token, number, bytes.
+std::string insert_part_sql(const std::string& instance) {
+  return "INSERT INTO whycache_parts (instance, base, token, number, bytes) VALUES (" + quoted(instance) +
+         ", ?, ?, ?, ?)";
+}
+
+// --- What failures mean. ---
+
+// Nothing was done, and doing it again may help.
+bool is_conflict(unsigned code) {
+  return code == ER_LOCK_DEADLOCK || code == record_has_changed || code == rolled_back_during_commit;
+}
+
+// A server that was the primary once, or a node that lost its cluster: a new connection may find a better one.
+bool is_wrong_server(unsigned code) {
+  return code == ER_OPTION_PREVENTS_STATEMENT || code == read_only_mode || code == galera_not_ready;
+}
+
+bool is_permission(unsigned code) {
+  switch (code) {
+    case ER_DBACCESS_DENIED_ERROR:
+    case ER_ACCESS_DENIED_ERROR:
+    case ER_ACCESS_DENIED_NO_PASSWORD_ERROR:
+    case ER_TABLEACCESS_DENIED_ERROR:
+    case ER_COLUMNACCESS_DENIED_ERROR:
+    case ER_SPECIFIC_ACCESS_DENIED_ERROR:
+    case ER_HOST_NOT_PRIVILEGED:
+    case ER_MUST_CHANGE_PASSWORD:
+    case ER_MUST_CHANGE_PASSWORD_LOGIN:
+    case account_is_locked:
+    case account_is_locked_in_mysql: return true;
+    default: return false;
+  }
+}
+
+// With TLS: a server that will never be believed, as opposed to a connection that broke.
+bool is_about_trust(const MysqlFailure& failure) {
+  const auto says = [&](std::string_view words) { return failure.reason.find(words) != std::string::npos; };
+  return failure.code == CR_SSL_CONNECTION_ERROR &&
+         (says("certificate") || says("Certificate") || says("does not support") || says("SSL is required") ||
+          says("alidation") || says("o such file") || says("hostname") || says("TLS is required"));
+}
+
+}  // namespace
+
+// One row of whycache_logs, and the greatest id there is.
+struct MysqlLog::Row {
+  Uuid uuid{};
+  UpdateId base = 0;
+  std::uint64_t base_chain = 0;
+  Uuid token{};
+  std::uint64_t part_count = 0;
+  UpdateId last = 0;
+
+  Extent extent() const { return {uuid, base, base_chain, std::max(base, last)}; }
+};
+
+// Some updates in a row, copied out of the database.
+class MysqlLog::Page {
+ public:
+  void clear() {
+    places_.clear();
+    bytes_.clear();
+    largest_ = 0;
+  }
+  bool empty() const { return places_.empty(); }
+  bool full() const { return bytes_.size() >= page_bytes_max; }
+  std::size_t rows() const { return places_.size(); }
+  std::size_t largest_bytes() const { return largest_; }
+  UpdateId last_id() const { return places_.back().id; }
+
+  void add(UpdateId id, std::string_view bytes) {
+    places_.push_back({id, bytes_.size(), bytes.size()});
+    bytes_.append(bytes);
+    largest_ = std::max(largest_, bytes.size());
+  }
+  // False as soon as `visit` says so.
+  bool visit_all(const VisitUpdate& visit) const {
+    return std::all_of(places_.begin(), places_.end(), [&](const Place& place) {
+      return visit(place.id, std::string_view(bytes_).substr(place.offset, place.size));
+    });
+  }
+
+ private:
+  struct Place {
+    UpdateId id;
+    std::size_t offset;
+    std::size_t size;
+  };
+  std::vector<Place> places_;
+  std::string bytes_;
+  std::size_t largest_ = 0;
+};
+
+// --- Connection and failures. ---
+
+void MysqlLog::connect() {
+  if (connection_ && !connection_->is_alive()) connection_.reset();
+  if (!connection_) connection_ = std::make_unique<MysqlConnection>(options_.server, options_.deadline);
+}
+
+template <typename Work>
+auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& work) {
+  if (fork_count() != born_in_) {
+    throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
+  }
+  const std::lock_guard guard(mutex_);
+  const Deadline deadline(options_.deadline);
+  for (int attempt = 0;; ++attempt) {
+    try {
+      connect();
+    } catch (const MysqlFailure& failure) {
+      throw connect_error(options_.server, failure);
+    }
+    try {
+      return work(*connection_);
+    } catch (const MysqlFailure& failure) {
+      const bool lost = is_lost(failure);
+      const bool forgotten = failure.code == ER_UNKNOWN_STMT_HANDLER || failure.code == ER_NEED_REPREPARE;
+      if (lost || forgotten || is_wrong_server(failure.code)) connection_.reset();
+      if ((lost && if_lost == IfLost::again && attempt < 2 && !deadline.passed()) || (forgotten && attempt < 2)) {
+        continue;
+      }
+      if (failure.code == ER_NO_SUCH_TABLE && is_gone()) throw log_is_gone(name());
+      if (!is_conflict(failure.code) || deadline.passed()) throw error(what, failure, if_lost);
+      std::this_thread::sleep_for(std::chrono::microseconds(random_u64() % (1000U << std::min(attempt, 6))));
+    }
+  }
+}
+
+// Whether tables are missing because somebody deleted the log by hand.
+bool MysqlLog::is_gone() const {
+  try {
+    return !has_log(*connection_);
+  } catch (const MysqlFailure&) {
+    return false;  // something else is wrong
+  }
+}
+
+Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) const {
+  const std::string message = "cannot connect to database: log=" + name() + " server=" + server.place() + " reason=\"" +
+                              failure.reason + "\" code=" + std::to_string(failure.code);
+  if (is_permission(failure.code)) {
+    return Error(ErrorKind::invalid,
+                 message + " (check user and password: password_file, option_file, WHYCACHE_MYSQL_PASSWORD)", EACCES);
+  }
+  if (failure.code == ER_BAD_DB_ERROR) {
+    return Error(ErrorKind::invalid, message + " (to make it: CREATE DATABASE `" + server.database + "`)");
+  }
+  if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
+  if (is_about_trust(failure)) {
+    return Error(ErrorKind::invalid, message +
+                                         " (the server must show a certificate for this host: give the file of the "
+                                         "authority that signed it with tls_ca; tls=off does without)");
+  }
+  return Error(ErrorKind::unavailable, message);
+}
+
+Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_lost) const {
+  const std::string message =
+      std::string(what) + ": log=" + name() + " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code);
+  const ErrorKind if_in_doubt = if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
+  if (is_lost(failure)) return Error(if_in_doubt, message);
+  if (is_permission(failure.code)) {
+    return Error(ErrorKind::invalid, message + " (docs/logs.md says which privileges who needs)", EACCES);
+  }
+  switch (failure.code) {
+    case ER_LOCK_DEADLOCK:
+    case record_has_changed:
+    case rolled_back_during_commit:
+    case ER_LOCK_WAIT_TIMEOUT:
+      return Error(ErrorKind::unavailable, message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
+    case ER_QUERY_INTERRUPTED:
+    case statement_timed_out_in_mariadb:
+    case statement_timed_out_in_mysql:
+    case ER_CON_COUNT_ERROR:
+    case ER_MAX_PREPARED_STMT_COUNT_REACHED:
+    case galera_not_ready: return Error(ErrorKind::unavailable, message);
+    case ER_OPTION_PREVENTS_STATEMENT:
+    case read_only_mode:
+      return Error(ErrorKind::unavailable, message + " (the server is read-only: the url must name the primary)");
+    case CR_OUT_OF_MEMORY:
+    case ER_OUTOFMEMORY:
+    case ER_OUT_OF_RESOURCES: return Error(ErrorKind::limit, message, ENOMEM);
+    case ER_DISK_FULL:
+    case ER_RECORD_FILE_FULL: return Error(ErrorKind::limit, message, ENOSPC);
+    case CR_NET_PACKET_TOO_LARGE:
+    case ER_NET_PACKET_TOO_LARGE:
+    case ER_TOO_BIG_ROWSIZE:
+    case ER_DATA_TOO_LONG: return Error(ErrorKind::limit, message);
+    case ER_NO_SUCH_TABLE:
+    case ER_BAD_FIELD_ERROR:
+    case ER_WRONG_VALUE_COUNT_ON_ROW:
+    case ER_NO_DEFAULT_FOR_FIELD:
+    case ER_WARN_DATA_OUT_OF_RANGE:
+      return Error(ErrorKind::corrupt, message + " (a table is not as whycache makes it, or is gone)");
+    case ER_NO_SUCH_TABLE_IN_ENGINE:
+    case ER_CRASHED_ON_USAGE:
+    case ER_NOT_KEYFILE:
+    case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_it);
+    case ER_PARSE_ERROR:
+    case ER_NOT_SUPPORTED_YET:
+      return Error(ErrorKind::invalid, message + " (this server cannot hold a log: MariaDB 10.3 or MySQL 8 is needed)");
+    case ER_UNKNOWN_STORAGE_ENGINE: return Error(ErrorKind::invalid, message + " (whycache needs InnoDB)");
+    // The server answered, and so nothing was done; but for what it says of itself when a commit fails.
+    default: return Error(if_in_doubt, message);
+  }
+}
+
+// --- Opening. ---
+
+MysqlLog::MysqlLog(MysqlLogOptions options) : MysqlLog(std::move(options), Absent::make) {}
+
+MysqlLog::MysqlLog(MysqlLogOptions options, Absent absent)
+    : options_(std::move(options)), born_in_(fork_count()), page_rows_(page_rows_at_first) {
+  with_connection(IfLost::again, "cannot open log", [&](MysqlConnection& connection) {
+    check_server(connection);
+    if (absent == Absent::make && !has_log(connection)) make_log(connection);
+    check_tables(connection);
+    const Row row = read_row(connection);
+    saw(row, row.extent().head);
+    return true;
+  });
+}
+
+MysqlLog::~MysqlLog() {
+  if (fork_count() == born_in_) return;
+  MysqlConnection::abandon(std::move(connection_));
+  MysqlConnection::abandon(std::move(replica_));
+}
+
+std::unique_ptr<Log> MysqlLog::reopen() { return std::unique_ptr<Log>(new MysqlLog(options_, Absent::refuse)); }
+
+// What we promise is what the server keeps.
+void MysqlLog::check_server(MysqlConnection& connection) {
+  if (connection.packet_bytes_max() < packet_bytes_least) {
+    throw Error(ErrorKind::invalid, "server takes too little at once: log=" + name() +
+                                        " max_allowed_packet=" + std::to_string(connection.packet_bytes_max()) +
+                                        " needed=" + std::to_string(packet_bytes_least) +
+                                        " (raise max_allowed_packet on the server)");
+  }
+  if (!options_.durable) return;
+  const auto refuse = [&](const std::string& variable, const std::string& value) {
+    throw Error(ErrorKind::invalid, "server may forget what it acknowledged when it crashes: log=" + name() + " " +
+                                        variable + "=" + value + " (set " + variable +
+                                        "=1 on the server; durable=off accepts it)");
+  };
+  const std::string& flush = connection.variable("innodb_flush_log_at_trx_commit");
+  if (flush != "1" && flush != "3") refuse("innodb_flush_log_at_trx_commit", flush);
+  const std::string& sync_binlog = connection.variable("sync_binlog");
+  if (connection.variable("log_bin") == "ON" && sync_binlog != "1") refuse("sync_binlog", sync_binlog);
+}
+
+// Whether the log is there: looking must not need permission to write.
+bool MysqlLog::has_log(MysqlConnection& connection) const {
+  try {
+    MysqlRows rows = connection.query("SELECT 1 FROM whycache_logs WHERE instance = " + quoted(options_.instance));
+    bool found = false;
+    while (rows.next()) found = true;
+    return found;
+  } catch (const MysqlFailure& failure) {
+    if (failure.code == ER_NO_SUCH_TABLE) return false;
+    throw;
+  }
+}
+
+void MysqlLog::make_log(MysqlConnection& connection) const {
+  const std::string make_row =
+      "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " + std::to_string(format_version) + ", " +
+      quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
+      ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + quoted(options_.instance) +
+      ")";
+  std::string left;  // what is to be done yet, for a person who may
+  const char* const make_tables[] = {make_logs_sql, make_updates_sql, make_parts_sql};
+  std::size_t made = 0;
+  try {
+    for (; made < std::size(make_tables); ++made) connection.run(std::string(make_tables[made]));
+    if (connection.run(make_row) == 1) return;
+  } catch (const MysqlFailure& failure) {
+    if (failure.code == ER_DUP_ENTRY) return;  // somebody else made it just now
+    if (!is_permission(failure.code)) throw;
+    for (; made < std::size(make_tables); ++made) left += std::string(make_tables[made]) + "; ";
+    throw Error(ErrorKind::invalid,
+                "cannot make log: log=" + name() + " reason=\"" + failure.reason +
+                    "\" code=" + std::to_string(failure.code) + " (run as a user who may: " + left + make_row + ";)",
+                EACCES);
+  }
+  throw Error(ErrorKind::corrupt,
+              "updates are there, but the row of their log in whycache_logs is not: log=" + name() + restore_it);
+}
+
+void MysqlLog::check_tables(MysqlConnection& connection) {
+  MysqlRows rows = connection.query(columns_sql);
+  while (rows.next()) {
+    const std::string table(rows.at(0).value_or(""));
+    const std::string engine(rows.at(1).value_or("none"));
+    if (engine != "InnoDB") {
+      throw Error(ErrorKind::invalid, "table cannot be trusted with a log: log=" + name() + " table=" + table +
+                                          " engine=" + engine + " (ALTER TABLE " + table + " ENGINE = InnoDB)");
+    }
+    if (table == "whycache_logs") continue;
+    const std::string type(rows.at(2).value_or("none"));
+    const std::size_t bytes_max = rows.number(3);
+    const bool binary = type.ends_with("blob") || type == "varbinary";
+    if (!binary || bytes_max < column_bytes_least) {
+      throw Error(ErrorKind::invalid, "column is too small, or not for bytes: log=" + name() + " column=" + table +
+                                          ".bytes type=" + type + " bytes_max=" + std::to_string(bytes_max) +
+                                          " (ALTER TABLE " + table + " MODIFY bytes LONGBLOB NOT NULL)");
+    }
+    (table == "whycache_updates" ? update_column_bytes_max_ : part_column_bytes_max_) = bytes_max;
+  }
+}
+
+// --- Reading. ---
+
+MysqlLog::Row MysqlLog::to_row(const MysqlRows& rows) const {
+  const std::uint64_t format = rows.number(c_format);
+  const std::optional<Uuid> uuid = to_uuid(rows.at(c_uuid));
+  const std::optional<Uuid> token = to_uuid(rows.at(c_token));
+  if (format != format_version || !uuid || !token) {
+    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() +
+                                        " format=" + std::to_string(format) +
+                                        " format_known=" + std::to_string(format_version));
+  }
+  return {*uuid,  rows.number(c_base),       rows.number(c_base_chain),
+          *token, rows.number(c_part_count), rows.number(c_head)};
+}
+
+MysqlLog::Row MysqlLog::read_row(MysqlConnection& connection) const {
+  MysqlRows rows = connection.query(row_sql(options_.instance));
+  if (!rows.next()) throw log_is_gone(name());
+  const Row row = to_row(rows);
+  while (rows.next()) {
+  }
+  return row;
+}
+
+void MysqlLog::saw(const Row& row, UpdateId head) {
+  if (uuid_seen_ != row.uuid) head_seen_ = 0;
+  uuid_seen_ = row.uuid;
+  head_seen_ = std::max(head_seen_, head);
+}
+
+Extent MysqlLog::extent() {
+  return with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
+    const Row row = read_row(connection);
+    const Extent extent = row.extent();
+    saw(row, extent.head);
+    return extent;
+  });
+}
+
+Extent MysqlLog::read_page(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, Page& page) {
+  page.clear();
+  Row row;
+  const std::uint64_t rows_max = page_rows_;
+  {
+    MysqlRows rows = connection.query(page_sql(options_.instance, first, last, rows_max));
+    if (!rows.next() || rows.at(c_id)) throw log_is_gone(name());
+    row = to_row(rows);
+    const bool overtaken = !is_first_page && row.base >= first;
+    UpdateId expected = std::max(first, row.base + 1);
+    while (!page.full() && rows.next()) {
+      if (overtaken) continue;
+      const UpdateId id = rows.number(c_id);
+      if (id != expected) throw update_is_missing(name(), expected, row.extent().head);
+      page.add(id, rows.at(c_bytes).value_or(""));
+      ++expected;
+    }
+    if (!page.full() && !overtaken && page.rows() < rows_max && expected <= std::min(last, row.extent().head)) {
+      throw update_is_missing(name(), expected, row.extent().head);
+    }
+    // With rows still to come the connection is not worth keeping; with none, it has yet to be told.
+    if (page.full() && (page.rows() == rows_max || expected > std::min(last, row.extent().head))) rows.next();
+  }
+  // As many rows next time as a page has room for, but not many more than this time.
+  const std::uint64_t fitting = page_bytes_max / std::max<std::size_t>(page.largest_bytes(), 1);
+  if (page.full() || page.rows() == rows_max) {
+    page_rows_ = std::clamp(std::min(fitting, rows_max * 4), page_rows_least, page_rows_most);
+  }
+  return row.extent();
+}
+
+// Of the replica, if it can be asked, and has all that one has to know to believe it.
+std::optional<Extent> MysqlLog::read_page_of_replica(UpdateId first, UpdateId last, bool is_first_page, Page& page) {
+  const std::lock_guard guard(mutex_);
+  if (replica_away_until_ && !replica_away_until_->passed()) return std::nullopt;
+  replica_away_until_.reset();
+  try {
+    if (replica_ && !replica_->is_alive()) replica_.reset();
+    if (!replica_) {
+      const auto patience = std::min<std::chrono::milliseconds>(options_.deadline, replica_patience_max);
+      replica_ = std::make_unique<MysqlConnection>(*options_.replica, patience);
+    }
+    const Extent extent = read_page(*replica_, first, last, is_first_page, page);
+    if (extent.uuid == uuid_seen_ && extent.head >= std::max(first, head_seen_)) return extent;
+  } catch (const MysqlFailure&) {
+    replica_.reset();
+    replica_away_until_.emplace(replica_pause);
+  } catch (const Error&) {  // it has not all of the log yet, or another: the primary knows
+  }
+  return std::nullopt;
+}
+
+Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
+  first = std::max<UpdateId>(first, 1);
+  Page page;
+  for (bool is_first_page = true;; is_first_page = false) {
+    std::optional<Extent> extent;
+    if (options_.replica && fork_count() == born_in_) extent = read_page_of_replica(first, last, is_first_page, page);
+    if (!extent) {
+      extent = with_connection(IfLost::again, "cannot read updates", [&](MysqlConnection& connection) {
+        const Extent now = read_page(connection, first, last, is_first_page, page);
+        saw({.uuid = now.uuid}, now.head);
+        return now;
+      });
+    }
+    if (!page.visit_all(visit) || page.empty() || page.last_id() >= std::min(last, extent->head)) return *extent;
+    first = page.last_id() + 1;
+  }
+}
+
+void MysqlLog::read_base(const VisitPart& visit) {
+  const Row row = with_connection(IfLost::again, "cannot read whycache_logs",
+                                  [&](MysqlConnection& connection) { return read_row(connection); });
+  for (std::uint64_t number = 0; number < row.part_count; ++number) {
+    const std::string part = with_connection(IfLost::again, "cannot read part of the base", [&](auto& connection) {
+      {
+        MysqlRows rows =
+            connection.query("SELECT bytes FROM whycache_parts WHERE instance = " + quoted(options_.instance) +
+                             " AND base = " + std::to_string(row.base) + " AND token = " + quoted(row.token) +
+                             " AND number = " + std::to_string(number));
+        std::optional<std::string> found;
+        while (rows.next()) found = std::string(rows.at(0).value_or(""));
+        if (found) return std::move(*found);
+      }
+      if (read_row(connection).token != row.token) throw base_was_replaced(name());
+      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() + " base=" +
+                                          std::to_string(row.base) + " number=" + std::to_string(number) + restore_it);
+    });
+    if (!visit(part)) return;
+  }
+}
+
+// --- Writing. ---
+
+void MysqlLog::check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
+                          std::size_t column_bytes_max) const {
+  const auto refuse = [&](const std::string& limit, std::size_t limit_bytes, const std::string& raise) {
+    throw Error(ErrorKind::limit, std::string(what) + " is too large for the server: log=" + name() +
+                                      " bytes=" + std::to_string(bytes) + ' ' + limit + '=' +
+                                      std::to_string(limit_bytes) + " (" + raise + ")");
+  };
+  if (bytes + statement_bytes > connection.packet_bytes_max()) {
+    refuse("max_allowed_packet", connection.packet_bytes_max(), "raise max_allowed_packet on the server");
+  }
+  if (bytes > column_bytes_max && column_bytes_max != 0) {
+    refuse("column_bytes_max", column_bytes_max,
+           std::string("ALTER TABLE ") + table + " MODIFY bytes LONGBLOB NOT NULL");
+  }
+}
+
+Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
+  check_update(id, bytes);
+  const bool inserted = with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
+    check_size(connection, "update", "whycache_updates", bytes.size(), update_column_bytes_max_);
+    head_seen_ = std::max(head_seen_, id);  // whatever comes of it: who looks has to look at the primary
+    try {
+      return connection.run(append_sql(options_.instance), {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
+    } catch (const MysqlFailure& failure) {
+      if (failure.code == ER_DUP_ENTRY) return false;
+      throw;
+    }
+  });
+  if (inserted) return Appended::yes;
+  const Row row = with_connection(IfLost::again, "cannot read whycache_logs",
+                                  [&](MysqlConnection& connection) { return read_row(connection); });
+  return id <= row.base ? Appended::below_base : Appended::taken;
+}
+
+bool MysqlLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
+  const Extent before = extent();
+  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+
+  bool switched = false;
+  if (base > before.base) {
+    Row next{before.uuid, base, base_chain, random_uuid(), 0, 0};
+    try {
+      while (const std::optional<std::string_view> part = next_part()) {
+        write_part(next, *part);
+        ++next.part_count;
+      }
+      switched = switch_to(next);
+    } catch (...) {
+      try {
+        delete_unused_parts(next);
+      } catch (const Error&) {
+        // A later rewrite will; what went wrong first is worth more.
+      }
+      throw;
+    }
+    if (!switched) delete_unused_parts(next);
+  }
+  try {
+    delete_what_is_behind();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::uncertain,
+                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+                error.system_error());
+  }
+  return switched;
+}
+
+void MysqlLog::write_part(const Row& next, std::string_view part) {
+  with_connection(IfLost::again, "cannot write part of a base", [&](MysqlConnection& connection) {
+    check_size(connection, "part of a base", "whycache_parts", part.size(), part_column_bytes_max_);
+    try {
+      connection.run(insert_part_sql(options_.instance), {next.base, as_bytes(next.token), next.part_count, part});
+    } catch (const MysqlFailure& failure) {
+      if (failure.code != ER_DUP_ENTRY) throw;  // nobody else has this token: the answer was lost, and it is there
+    }
+    return true;
+  });
+}
+
+// Holds even after a switch of which nobody knows whether it happened.
+void MysqlLog::delete_unused_parts(const Row& next) {
+  with_connection(IfLost::again, "cannot delete parts of a base", [&](MysqlConnection& connection) {
+    const std::string instance = quoted(options_.instance);
+    return connection.run("DELETE FROM whycache_parts WHERE instance = " + instance +
+                          " AND base = " + std::to_string(next.base) + " AND token = " + quoted(next.token) +
+                          " AND token <> (SELECT token FROM whycache_logs WHERE instance = " + instance + ")");
+  });
+}
+
+// False: another rewrite has come as far or farther.
+bool MysqlLog::switch_to(const Row& next) {
+  const bool switched =
+      with_connection(IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
+        const std::string instance = quoted(options_.instance);
+        const std::string base = std::to_string(next.base);
+        return connection.run(
+                   "UPDATE whycache_logs SET base = " + base + ", base_chain = " + std::to_string(next.base_chain) +
+                   ", token = " + quoted(next.token) + ", part_count = " + std::to_string(next.part_count) +
+                   " WHERE instance = " + instance + " AND uuid = " + quoted(next.uuid) + " AND base < " + base +
+                   " AND EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + instance + " AND id = " + base +
+                   ") AND (SELECT count(*) FROM whycache_parts WHERE instance = " + instance + " AND base = " + base +
+                   " AND token = " + quoted(next.token) + ") = " + std::to_string(next.part_count)) == 1;
+      });
+  if (switched) return true;
+  const Row present = with_connection(IfLost::again, "cannot read whycache_logs",
+                                      [&](MysqlConnection& connection) { return read_row(connection); });
+  if (present.uuid != next.uuid) throw log_is_gone(name());
+  if (present.base >= next.base) return false;
+  throw Error(ErrorKind::unavailable,
+              "parts of the new base disappeared while it was written (begin again): log=" + name());
+}
+
+void MysqlLog::delete_what_is_behind() {
+  const Row row = with_connection(IfLost::again, "cannot read whycache_logs",
+                                  [&](MysqlConnection& connection) { return read_row(connection); });
+  const std::string instance = quoted(options_.instance);
+  const std::string base = std::to_string(row.base);
+  // Only while it is still this log, whose base never falls.
+  const std::string of_log =
+      " FROM whycache_logs WHERE instance = " + instance + " AND uuid = " + quoted(row.uuid) + ")";
+  delete_in_batches("DELETE FROM whycache_updates WHERE instance = " + instance + " AND id <= " + base +
+                    " AND EXISTS (SELECT 1" + of_log + " ORDER BY id LIMIT 256");
+  // A base that is greater than the present one may still become it.
+  delete_in_batches("DELETE FROM whycache_parts WHERE instance = " + instance + " AND base <= " + base +
+                    " AND token <> (SELECT token" + of_log + " ORDER BY base, token, number LIMIT 8");
+}
+
+void MysqlLog::delete_in_batches(const std::string& sql) {
+  const auto delete_some = [&] {
+    return with_connection(IfLost::again, "cannot delete rows",
+                           [&](MysqlConnection& connection) { return connection.run(sql) > 0; });
+  };
+  while (delete_some()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+}
+
+}  // namespace whycache

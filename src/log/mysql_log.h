@@ -1,0 +1,125 @@
+// The log in a MySQL or MariaDB database. Schema, with a worked example: docs/formats/sql.md.
+//
+//   whycache_logs       one row per instance: uuid, base, chain and token of the base
+//   whycache_updates    (instance, id), bytes: one row per update
+//   whycache_parts      the parts of the bases, and of bases being written
+//
+// How it is safe between any number of machines:
+//
+// - append() is one INSERT ... SELECT ... WHERE base < id, a transaction of its own: the primary key is the
+//   insert-if-absent. At the isolation we set it locks the row it reads of whycache_logs, shared, until it is
+//   committed, so that the base cannot move within it; and that of the update before, so that one which is not
+//   committed yet is waited for.
+// - read() takes rows and extent in one statement, and so from one view, a page at a time, as it comes from the server.
+// No
+//   lock is held, and nothing is under way, while `visit` runs.
+// - rewrite() inserts the parts in a transaction each, under (base, random token), so that rewriters never meet; then
+//   one UPDATE switches if all parts are there and the base grows; then rows are deleted in batches, by conditions that
+//   hold whoever deletes.
+//
+// Deadlocks and the like, of which the server says that nothing was done, are tried again until the deadline. A lost
+// connection is opened anew; what was only read is read again, and so is deleted what was to be deleted. An append or a
+// switch whose answer was lost is uncertain.
+//
+// A replica, if there is one, is asked first by read(). It may be behind, so it is believed only if it has all that
+// this object knows the primary to have, and the update that is asked for first; else the primary is asked. So it can
+// make a reader later, and no more.
+//
+// fork(): a connection must never be touched in a child: in it every call throws but reopen() and the destructor.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include <whycache/log.h>
+
+#include "base/clock.h"
+#include "log/mysql_server.h"
+
+namespace whycache {
+
+class MysqlConnection;
+class MysqlRows;
+struct MysqlFailure;
+
+struct MysqlLogOptions {
+  MysqlServer server;
+  std::optional<MysqlServer> replica;
+  std::string instance = "default";
+  std::string name;  // for messages
+  // How long to wait for the server, and for the locks of others; in whole seconds for the server.
+  std::chrono::milliseconds deadline{10'000};
+  // Refuse a server that may forget what it acknowledged when it, or its machine, crashes.
+  bool durable = true;
+};
+
+class MysqlLog final : public Log {
+ public:
+  // Makes tables and log if they are not there, but not the database. Throws Error.
+  explicit MysqlLog(MysqlLogOptions options);
+  ~MysqlLog() override;
+
+  std::string name() const override { return options_.name; }
+  Extent extent() override;
+  // An append whose predecessor is not there, or to a log that was replaced since the last call, answers `taken`:
+  // reading again will tell.
+  Appended append(UpdateId id, std::string_view bytes) override;
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
+  void read_base(const VisitPart& visit) override;
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  std::unique_ptr<Log> reopen() override;
+
+ private:
+  class Page;
+  struct Row;
+  enum class Absent { make, refuse };
+  // What a statement whose answer was lost is: done again, or in doubt.
+  enum class IfLost { again, uncertain };
+
+  MysqlLog(MysqlLogOptions options, Absent absent);
+
+  template <typename Work>
+  auto with_connection(IfLost if_lost, const char* what, const Work& work);
+  void connect();
+  bool is_gone() const;
+  Error connect_error(const MysqlServer& server, const MysqlFailure& failure) const;
+  Error error(const char* what, const MysqlFailure& failure, IfLost if_lost) const;
+
+  bool has_log(MysqlConnection& connection) const;
+  void make_log(MysqlConnection& connection) const;
+  void check_server(MysqlConnection& connection);
+  void check_tables(MysqlConnection& connection);
+
+  Row to_row(const MysqlRows& rows) const;
+  Row read_row(MysqlConnection& connection) const;
+  Extent read_page(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, Page& page);
+  std::optional<Extent> read_page_of_replica(UpdateId first, UpdateId last, bool is_first_page, Page& page);
+  void saw(const Row& row, UpdateId head);
+
+  void check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
+                  std::size_t column_bytes_max) const;
+  void write_part(const Row& next, std::string_view part);
+  void delete_unused_parts(const Row& next);
+  bool switch_to(const Row& next);
+  void delete_what_is_behind();
+  void delete_in_batches(const std::string& sql);
+
+  MysqlLogOptions options_;
+  std::uint64_t born_in_ = 0;  // which process: fork_count()
+
+  std::mutex mutex_;  // one thread at a time uses what follows
+  std::unique_ptr<MysqlConnection> connection_;
+  std::unique_ptr<MysqlConnection> replica_;
+  std::optional<Deadline> replica_away_until_;
+  Uuid uuid_seen_{};         // of the log, at the primary
+  UpdateId head_seen_ = 0;   // the primary has shown, or been given, updates up to it
+  std::uint64_t page_rows_;  // how many to ask for at once: follows how large they are
+  std::size_t update_column_bytes_max_ = 0;
+  std::size_t part_column_bytes_max_ = 0;
+};
+
+}  // namespace whycache

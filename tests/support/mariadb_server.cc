@@ -1,0 +1,244 @@
+#include "support/mariadb_server.h"
+
+#include <arpa/inet.h>
+#include <errmsg.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+#include <thread>
+
+namespace whycache::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string find_program(const std::string& name) {
+  for (const char* folder :
+       {"/usr/sbin/", "/usr/bin/", "/usr/local/sbin/", "/usr/local/bin/", "/usr/local/mysql/bin/"}) {
+    const std::string path = folder + name;
+    if (::access(path.c_str(), X_OK) == 0) return path;
+  }
+  return "";
+}
+
+// In memory where that can be: the stories are about order, not about disks.
+fs::path parent_folder() { return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path(); }
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Runs a program with its output in a file. It dies with this process.
+pid_t run_program(const std::vector<std::string>& words, const std::string& output) {
+  std::vector<char*> arguments;
+  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  const pid_t parent = ::getpid();
+  const pid_t pid = ::fork();
+  if (pid < 0) throw std::runtime_error("cannot fork");
+  if (pid > 0) return pid;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != parent) ::_exit(1);
+  const int file = ::open(output.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  const int nothing = ::open("/dev/null", O_RDONLY);
+  ::dup2(nothing, 0);
+  ::dup2(file, 1);
+  ::dup2(file, 2);
+  ::close_range(3, ~0U, 0);
+  ::execv(arguments[0], arguments.data());
+  ::_exit(127);
+}
+
+int wait_for(pid_t pid) {
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return status;
+}
+
+std::vector<std::string> with_user(std::vector<std::string> words) {
+  if (::geteuid() == 0) words.push_back("--user=root");
+  return words;
+}
+
+// A data folder as mariadb-install-db makes it; made once on this machine for each version, since that takes longer
+// than to start a server.
+fs::path data_template() {
+  const std::string installer = find_program("mariadb-install-db");
+  if (installer.empty()) throw std::runtime_error("mariadb-install-db is not installed (Debian: mariadb-server)");
+  const fs::path made = fs::path(WHYCACHE_TEST_BIN) /
+                        ("mariadb_data_" + std::to_string(::geteuid()) + '_' +
+                         std::to_string(fs::last_write_time(find_program("mariadbd")).time_since_epoch().count()));
+  if (fs::exists(made)) return made;
+  const TemporaryFolder folder(fs::path(WHYCACHE_TEST_BIN));
+  const pid_t pid = run_program(with_user({installer, "--no-defaults", "--datadir=" + folder.file("data"),
+                                           "--skip-test-db", "--auth-root-authentication-method=normal",
+                                           "--innodb-log-file-size=8M", "--innodb-undo-tablespaces=0"}),
+                                folder.file("output"));
+  if (wait_for(pid) != 0) throw std::runtime_error("mariadb-install-db failed: " + read_file(folder.file("output")));
+  std::error_code made_by_another;
+  fs::rename(folder.file("data"), made, made_by_another);
+  return made;
+}
+
+std::uint16_t free_port() {
+  const int descriptor = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ::bind(descriptor, reinterpret_cast<sockaddr*>(&address), size);
+  ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size);
+  ::close(descriptor);
+  return ntohs(address.sin_port);
+}
+
+}  // namespace
+
+bool MariadbServer::is_installed() { return !find_program("mariadbd").empty(); }
+
+MariadbServer& MariadbServer::shared() {
+  static MariadbServer server;
+  return server;
+}
+
+MariadbServer::MariadbServer(std::vector<std::string> options)
+    : options_(std::move(options)), folder_(parent_folder()), owner_(::getpid()) {
+  fs::copy(data_template(), folder_.file("data"), fs::copy_options::recursive);
+  start();
+}
+
+MariadbServer::~MariadbServer() {
+  if (::getpid() != owner_) return;  // a forked child's copy
+  kill();
+}
+
+void MariadbServer::begin(std::uint16_t port) {
+  port_ = port;
+  std::vector<std::string> words = with_user(
+      {find_program("mariadbd"), "--no-defaults", "--datadir=" + folder_.file("data"), "--socket=" + socket(),
+       "--pid-file=" + folder_.file("pid"), "--log-error=" + folder_.file("error.log"), "--bind-address=127.0.0.1",
+       "--port=" + std::to_string(port), "--skip-log-bin", "--performance-schema=off", "--innodb-log-file-size=8M",
+       "--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=0",
+       "--innodb-buffer-pool-load-at-startup=0", "--innodb-flush-method=fsync", "--max-allowed-packet=64M",
+       "--tmpdir=" + folder_.path(), "--max-connections=400"});
+  words.insert(words.end(), options_.begin(), options_.end());
+  pid_ = run_program(words, folder_.file("error.log"));
+}
+
+bool MariadbServer::wait_until_it_answers() {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (std::chrono::steady_clock::now() < end) {
+    try {
+      MariadbClient client(*this);
+      return true;
+    } catch (const std::runtime_error&) {
+    }
+    if (::waitpid(pid_, nullptr, WNOHANG) == pid_) {
+      pid_ = -1;
+      return false;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
+}
+
+void MariadbServer::start() {
+  // The port of one that is started again is kept, or its logs would not find it. Of a new one, somebody may have been
+  // quicker.
+  const int attempts = port_ == 0 ? 3 : 1;
+  for (int attempt = 0; attempt < attempts; ++attempt) {
+    begin(attempts == 1 ? port_ : free_port());
+    if (wait_until_it_answers()) return;
+    kill();
+  }
+  throw std::runtime_error("mariadbd does not start: " + error_log());
+}
+
+std::string MariadbServer::error_log() const { return read_file(folder_.file("error.log")); }
+
+void MariadbServer::stop() {
+  if (pid_ <= 0) return;
+  ::kill(pid_, SIGTERM);
+  wait_for(pid_);
+  pid_ = -1;
+}
+
+void MariadbServer::kill() {
+  if (pid_ <= 0) return;
+  ::kill(pid_, SIGKILL);
+  wait_for(pid_);
+  pid_ = -1;
+}
+
+void MariadbServer::pause() { ::kill(pid_, SIGSTOP); }
+void MariadbServer::go_on() { ::kill(pid_, SIGCONT); }
+
+std::string MariadbServer::url(const std::string& database, const std::string& user) const {
+  return "mysql://" + user + "@127.0.0.1:" + std::to_string(port_) + '/' + database;
+}
+
+std::string MariadbServer::make_database() {
+  const std::string name = "database_" + std::to_string(++databases_);
+  MariadbClient(*this).run("CREATE DATABASE " + name);
+  return name;
+}
+
+MariadbClient::MariadbClient(const MariadbServer& server, const std::string& database, const std::string& user)
+    : mysql_(mysql_init(nullptr)) {
+  constexpr unsigned by_socket = MYSQL_PROTOCOL_SOCKET;
+  mysql_options(mysql_, MYSQL_OPT_PROTOCOL, &by_socket);
+  if (mysql_real_connect(mysql_, nullptr, user.c_str(), "", database.empty() ? nullptr : database.c_str(), 0,
+                         server.socket().c_str(), CLIENT_MULTI_STATEMENTS) == nullptr) {
+    const std::string reason = mysql_error(mysql_);
+    mysql_close(mysql_);
+    throw std::runtime_error("cannot connect to the server: " + reason);
+  }
+}
+
+MariadbClient::~MariadbClient() { mysql_close(mysql_); }
+
+std::vector<std::string> MariadbClient::rows(const std::string& sql) {
+  std::vector<std::string> rows;
+  int code = mysql_real_query(mysql_, sql.data(), sql.size());
+  for (; code == 0; code = mysql_next_result(mysql_)) {
+    MYSQL_RES* const result = mysql_store_result(mysql_);
+    if (result == nullptr) continue;
+    rows.clear();
+    const unsigned columns = mysql_num_fields(result);
+    while (const MYSQL_ROW row = mysql_fetch_row(result)) {
+      const unsigned long* const sizes = mysql_fetch_lengths(result);
+      std::string text;
+      for (unsigned column = 0; column < columns; ++column) {
+        if (column > 0) text += '\t';
+        text += row[column] == nullptr ? "NULL" : std::string(row[column], sizes[column]);
+      }
+      rows.push_back(text);
+    }
+    mysql_free_result(result);
+  }
+  if (code > 0) throw std::runtime_error(sql + ": " + mysql_error(mysql_));
+  return rows;
+}
+
+std::string MariadbClient::run(const std::string& sql) {
+  const std::vector<std::string> all = rows(sql);
+  if (all.empty()) return "";
+  return all.back().substr(all.back().rfind('\t') + 1);
+}
+
+}  // namespace whycache::testing
