@@ -14,6 +14,7 @@
 #include <ctime>
 #include <utility>
 
+#include "base/file.h"
 #include "base/fork_gate.h"
 
 namespace whycache {
@@ -198,7 +199,13 @@ bool MysqlConnection::is_alive() const noexcept {
 
 void MysqlConnection::cut() noexcept {
   cut_ = true;
-  ::shutdown(static_cast<int>(mysql_get_socket(mysql_)), SHUT_RDWR);
+  const int socket = static_cast<int>(mysql_get_socket(mysql_));
+  // Closed with a reset: a server that has much to send would otherwise wait a minute for somebody to read it. The
+  // library goes on to read from its descriptor, and so that is left to it, with nothing behind it.
+  constexpr linger reset{1, 0};
+  ::setsockopt(socket, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  const FileDescriptor nothing(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  if (!nothing || ::dup3(nothing.number(), socket, O_CLOEXEC) < 0) ::shutdown(socket, SHUT_RDWR);
 }
 
 MysqlRows MysqlConnection::query(const std::string& sql) {
