@@ -48,7 +48,8 @@ Usage: whycache COMMAND [OPTIONS] ...          whycache COMMAND --help says what
 
 constexpr const char* overview_end = R"(
 Which cache:
-  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, file:///var/lib/flags
+  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, file:///var/lib/flags,
+                                    mysql://user@host/database
   --state PATH   or WHYCACHE_STATE  this machine's state, where reads come from; has a default
   --name NAME    or WHYCACHE_NAME   names the state file in its folder
 

@@ -82,7 +82,7 @@ Options Target::options() const {
 }
 
 void add_log_options(CLI::App& parser, Target& target) {
-  parser.add_option("--log", target.log, "its log: sqlite:///file.db, file:///folder (WHYCACHE_LOG)")
+  parser.add_option("--log", target.log, "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
   add_duration_option(parser, "--deadline", target.deadline, "how long to wait for log and processes (10s)")
@@ -114,8 +114,8 @@ void add_update_bytes_max_option(CLI::App& parser, Target& target) {
 
 std::string log_url(const Target& target) {
   std::string url = or_environment(target.log, "WHYCACHE_LOG");
-  // What the user is willing to wait is for the log's own locks, too, unless its URL says otherwise.
-  const bool waits_for_locks = url.starts_with("sqlite:") || url.starts_with("file:");
+  // What the user is willing to wait is for the log's own locks, and its server, too, unless its URL says otherwise.
+  const bool waits_for_locks = url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
   if (target.deadline && waits_for_locks && url.find("deadline_ms=") == std::string::npos) {
     const auto milliseconds = std::clamp<std::int64_t>(target.patience().count(), 1, 3'600'000);
     url += fmt::format("{}deadline_ms={}", url.find('?') == std::string::npos ? '?' : '&', milliseconds);

@@ -15,6 +15,9 @@
 #if WHYCACHE_WITH_SQLITE
 #include <sqlite3.h>
 #endif
+#if WHYCACHE_WITH_MYSQL
+#include <mysql.h>
+#endif
 
 namespace whycache::cli {
 namespace {
@@ -28,6 +31,9 @@ std::vector<std::string> logs() {
 #if WHYCACHE_WITH_SQLITE
   schemes.emplace_back("sqlite");
 #endif
+#if WHYCACHE_WITH_MYSQL
+  schemes.push_back("mysql");
+#endif
   return schemes;
 }
 
@@ -35,6 +41,9 @@ Json libraries() {
   Json versions;
 #if WHYCACHE_WITH_SQLITE
   versions["sqlite"] = ::sqlite3_libversion();
+#endif
+#if WHYCACHE_WITH_MYSQL
+  versions["libmariadb"] = ::mysql_get_client_info();
 #endif
   versions["zstd"] = ::ZSTD_versionString();
   versions["xxhash"] = fmt::format("{}.{}.{}", XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);

@@ -83,9 +83,10 @@ class WHYCACHE_API Log {
   virtual std::unique_ptr<Log> reopen() { return nullptr; }
 };
 
-// Opens the log a URL names: `memory:`, `memory:name`, `file:///dir`, `sqlite:///file.db`, each with
-// `?instance=NAME` (default "default"; 1 to 48 of A-Z a-z 0-9 _). Makes it if it is not there, but not the
-// folder it lies in. Throws Error: invalid (scheme, option, path), unavailable, corrupt.
+// Opens the log a URL names: `memory:`, `memory:name`, `file:///dir`, `sqlite:///file.db`,
+// `mysql://user@host/database`, each with `?instance=NAME` (default "default"; 1 to 48 of A-Z a-z 0-9 _) and options of
+// its own (docs/logs.md). Makes it if it is not there, but not the folder or database it lies in. Throws Error: invalid
+// (scheme, option, path, permission), unavailable, corrupt.
 WHYCACHE_API std::unique_ptr<Log> open_log(std::string_view url);
 
 }  // namespace whycache

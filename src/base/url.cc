@@ -100,7 +100,7 @@ std::string parse_scheme(std::string_view text) {
                       return is_lower(c) || is_digit(c) || c == '+' || c == '-' || c == '.';
                     });
   if (!good) {
-    throw invalid("log url does not begin with a scheme (write file:///dir, sqlite:///file.db or memory:name)");
+    throw invalid("log url does not begin with a scheme (write file:///dir, sqlite:///file.db, mysql://user@host/database or memory:name)");
   }
   return scheme;
 }
