@@ -17,6 +17,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <stdexcept>
 #include <thread>
 
@@ -136,6 +137,10 @@ void MariadbServer::begin(std::uint16_t port) {
        "--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=0",
        "--innodb-buffer-pool-load-at-startup=0", "--innodb-flush-method=fsync", "--max-allowed-packet=64M",
        "--tmpdir=" + folder_.path(), "--max-connections=400"});
+  if (const char* const more = std::getenv("WHYCACHE_TEST_MARIADB_OPTIONS")) {
+    std::istringstream text(more);
+    words.insert(words.end(), std::istream_iterator<std::string>(text), {});
+  }
   words.insert(words.end(), options_.begin(), options_.end());
   pid_ = run_program(words, folder_.file("error.log"));
 }

@@ -20,8 +20,9 @@ class MariadbServer {
   // One for all stories of this process, with the default options.
   static MariadbServer& shared();
 
-  // `options` are added to those every server gets: "--max-allowed-packet=1M". Throws std::runtime_error with what the
-  // server's error log says if it does not start.
+  // `options` are added to those every server gets: "--max-allowed-packet=1M"; so are, before them, those of the
+  // environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all stories with another setting. Throws
+  // std::runtime_error with what the server's error log says if it does not start.
   explicit MariadbServer(std::vector<std::string> options = {});
   MariadbServer(const MariadbServer&) = delete;
   MariadbServer& operator=(const MariadbServer&) = delete;
