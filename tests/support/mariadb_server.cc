@@ -96,7 +96,11 @@ fs::path data_template() {
   return made;
 }
 
-std::uint16_t free_port() {
+}  // namespace
+
+bool MariadbServer::is_installed() { return !find_program("mariadbd").empty(); }
+
+std::uint16_t MariadbServer::free_port() {
   const int descriptor = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -108,18 +112,17 @@ std::uint16_t free_port() {
   return ntohs(address.sin_port);
 }
 
-}  // namespace
-
-bool MariadbServer::is_installed() { return !find_program("mariadbd").empty(); }
-
 MariadbServer& MariadbServer::shared() {
   static MariadbServer server;
   return server;
 }
 
-MariadbServer::MariadbServer(std::vector<std::string> options)
+MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data)
     : options_(std::move(options)), folder_(parent_folder()), owner_(::getpid()) {
-  fs::copy(data_template(), folder_.file("data"), fs::copy_options::recursive);
+  fs::copy(data.empty() ? data_template() : fs::path(data), folder_.file("data"), fs::copy_options::recursive);
+  // Programs that a server starts may run as another user.
+  fs::permissions(folder_.path(), fs::perms(0755));
+  fs::permissions(folder_.file("data"), fs::perms(0777));
   start();
 }
 

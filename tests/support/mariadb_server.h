@@ -17,13 +17,16 @@ class MariadbServer {
  public:
   // Whether there is a mariadbd on this machine.
   static bool is_installed();
+  // That nobody uses just now, on loopback.
+  static std::uint16_t free_port();
   // One for all stories of this process, with the default options.
   static MariadbServer& shared();
 
   // `options` are added to those every server gets: "--max-allowed-packet=1M"; so are, before them, those of the
   // environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all stories with another setting. Throws
   // std::runtime_error with what the server's error log says if it does not start.
-  explicit MariadbServer(std::vector<std::string> options = {});
+  // `data` is the folder of another server, which was stopped: it is copied.
+  explicit MariadbServer(std::vector<std::string> options = {}, const std::string& data = "");
   MariadbServer(const MariadbServer&) = delete;
   MariadbServer& operator=(const MariadbServer&) = delete;
   ~MariadbServer();
