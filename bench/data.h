@@ -1,8 +1,8 @@
 // The items every subject is filled with, and the orders in which they are written and read. All of it is made
 // before a clock runs, and is the same in every run.
 //
-// Item i has the key `user:` and i in ten digits, and a value of 100 bytes: eight that tell the item and how often it was
-// written, filling, and eight zeros at the end (get_serial adds them to where it goes next).
+// Item i has the key `user:` and i in ten digits, and a value of 100 bytes: eight that tell the item and how often it
+// was written, filling, and eight zeros at the end (get_serial adds them to where it goes next).
 #pragma once
 
 #include <algorithm>
@@ -115,15 +115,19 @@ class Reads {
   static Reads uniform(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(2);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
-    return {count, [&] { return draw(random); }, true};
+    return {count, [&] { return Read{draw(random), true}; }};
   }
   // Keys that are not there, but look like those that are and lie between them.
   static Reads missing(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(3);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
-    Reads reads(count, [&] { return draw(random); }, false);
-    for (std::size_t i = 0; i < count; ++i) reads.bytes_[(i + 1) * key_bytes - 1] = 'x';
-    return reads;
+    return {count, [&] { return Read{draw(random), false}; }};
+  }
+  // One in ten is not there.
+  static Reads mixed(std::uint64_t items, std::size_t count) {
+    std::mt19937_64 random(5);
+    std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
+    return {count, [&] { return Read{draw(random), random() % 10 != 0}; }};
   }
   // Zipf: the k-th most wanted item is wanted k^-0.99 times as often as the first. Which ones these are is random.
   static Reads zipf(const Order& order, std::size_t count) {
@@ -143,19 +147,22 @@ class Reads {
       const auto rank = static_cast<std::size_t>(items * std::pow(eta * u - eta + 1, alpha));
       return order[std::min(rank, order.size() - 1)];
     };
-    return {count, next, true};
+    return {count, [&] { return Read{next(), true}; }};
   }
   // Every item once, in key order.
   static Reads all(std::uint64_t items) {
     std::uint64_t number = 0;
-    return {items, [&] { return number++; }, true};
+    return {items, [&] { return Read{number++, true}; }};
   }
 
   std::span<const std::string_view> keys() const { return keys_; }
-  // What is seen when all of them are read, every item having been written `times_written` times.
-  Seen expected(std::uint64_t times_written) const {
+  // The item that the i-th read is of.
+  std::uint64_t number(std::size_t i) const { return numbers_[i]; }
+  // What is seen when the first `count` of them are read, every item having been written `times_written` times.
+  Seen expected(std::uint64_t times_written, std::size_t count) const {
     Seen seen;
-    for (const std::uint64_t number : numbers_) {
+    for (const std::uint32_t number : std::span(numbers_).first(count)) {
+      if (number == not_there) continue;
       ++seen.count;
       seen.sum += value_front(number, times_written) + value_bytes;
     }
@@ -163,13 +170,21 @@ class Reads {
   }
 
  private:
+  struct Read {
+    std::uint64_t number;
+    bool is_there;
+  };
+  static constexpr std::uint32_t not_there = UINT32_MAX;
+
   template <typename Next>
-  Reads(std::size_t count, const Next& next, bool are_there) : bytes_(count * key_bytes), keys_(count) {
+  Reads(std::size_t count, const Next& next) : bytes_(count * key_bytes), keys_(count), numbers_(count) {
     for (std::size_t i = 0; i < count; ++i) {
-      const std::uint64_t number = next();
-      write_key(&bytes_[i * key_bytes], number);
-      keys_[i] = {&bytes_[i * key_bytes], key_bytes};
-      if (are_there) numbers_.push_back(static_cast<std::uint32_t>(number));
+      const Read read = next();
+      char* const key = &bytes_[i * key_bytes];
+      write_key(key, read.number);
+      if (!read.is_there) key[key_bytes - 1] = 'x';
+      keys_[i] = {key, key_bytes};
+      numbers_[i] = read.is_there ? static_cast<std::uint32_t>(read.number) : not_there;
     }
   }
 

@@ -1,6 +1,7 @@
 // Figures: collected over the repetitions, shown as a table, written as JSON, one object per line:
 //
-//   {"workload": "get_uniform", "items": 1000000, "subject": "absl", "unit": "ns", "median": 171.2, "min": 168.9, "max": 180.3}
+//   {"workload": "get_uniform", "items": 1000000, "subject": "absl", "unit": "ns", "median": 171.2, "min": 168.9,
+//   "max": 180.3}
 #pragma once
 
 #include <fmt/format.h>
@@ -18,7 +19,8 @@ namespace bench {
 class Report {
  public:
   // One figure of one repetition.
-  void add(const std::string& workload, std::uint64_t items, const std::string& subject, const std::string& unit, double figure) {
+  void add(const std::string& workload, std::uint64_t items, const std::string& subject, const std::string& unit,
+           double figure) {
     for (Row& row : rows_) {
       if (row.workload == workload && row.items == items && row.subject == subject) {
         row.figures.push_back(figure);
@@ -38,8 +40,8 @@ class Report {
         first = summary.median;
         fmt::print("\n{}, {} items, {}\n", workload, items, row.unit);
       }
-      fmt::print("  {:<16}{:>12}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, figure(summary.median), figure(summary.min),
-                 figure(summary.max), summary.median / first);
+      fmt::print("  {:<16}{:>12}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, figure(summary.median),
+                 figure(summary.min), figure(summary.max), summary.median / first);
     }
     std::fflush(stdout);
   }

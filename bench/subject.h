@@ -1,14 +1,16 @@
-// What is measured: whycache, or a rival, each in a file of its own, subject_<name>.cc. See README.md for how to add one.
+// What is measured: whycache, or a rival, each in a file of its own, subject_<name>.cc. See README.md for how to add
+// one.
 //
 // Such a file holds a class (a store) with the functions named in SubjectOf below; what it cannot do it leaves out, and
-// the table then has no figure there. The loops of workload.h are compiled into each of these files around the store's functions, so
-// that nothing lies between a loop and the rival that its users would not have.
+// the table then has no figure there. The loops of workload.h are compiled into each of these files around the store's
+// functions, so that nothing lies between a loop and the rival that its users would not have.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "bench/data.h"
 #include "bench/workload.h"
@@ -20,7 +22,7 @@ class Subject {
   virtual ~Subject() = default;
 
   virtual bool can(Loop loop) const = 0;
-  virtual Seen run(Loop loop, const Reads& reads) = 0;
+  virtual Seen run(Loop loop, std::span<const std::string_view> keys) = 0;
 
   // Sets items, as one atomic batch if there is such a thing. False: it is there for reading only.
   virtual bool can_be_measured_writing() const = 0;
@@ -28,8 +30,12 @@ class Subject {
   // After the last set(): from here on it is read.
   virtual void finish_writing() = 0;
 
-  // Bytes of its files. What lies on the heap is counted by who asks.
-  virtual std::uint64_t file_bytes() const = 0;
+  // Bytes of its files, or of its server's memory. What lies on our heap is counted by who asks.
+  virtual std::uint64_t bytes_outside() const = 0;
+  // Whether it has files that another process can open, or a server: not so in private memory.
+  virtual bool is_shared() const = 0;
+  // Whether a server answers: then it is the time on the wall that counts, and it reads fewer keys.
+  virtual bool talks_to_server() const = 0;
 
   // Lets go of its files, and opens them again so far that `key` is read.
   virtual bool can_reopen() const = 0;
@@ -38,12 +44,6 @@ class Subject {
 };
 
 using MakeSubject = std::unique_ptr<Subject>(const std::string& folder, std::uint64_t items_max);
-
-MakeSubject make_whycache;
-MakeSubject make_absl;
-MakeSubject make_unordered_map;
-MakeSubject make_lmdb;       // a read transaction renewed for every read
-MakeSubject make_lmdb_long;  // one read transaction for all reads
 
 template <typename Store>
 class SubjectOf final : public Subject {
@@ -64,7 +64,7 @@ class SubjectOf final : public Subject {
     return false;
   }
 
-  Seen run(Loop loop, const Reads& reads) override { return bench::run(loop, store_, reads); }
+  Seen run(Loop loop, std::span<const std::string_view> keys) override { return bench::run(loop, store_, keys); }
 
   bool can_be_measured_writing() const override {
     if constexpr (requires { Store::only_for_reading; }) return false;
@@ -75,14 +75,18 @@ class SubjectOf final : public Subject {
     if constexpr (requires { store_.finish_writing(); }) store_.finish_writing();
   }
 
-  std::uint64_t file_bytes() const override {
-    if constexpr (requires { store_.file_bytes(); }) return store_.file_bytes();
+  std::uint64_t bytes_outside() const override {
+    if constexpr (requires { store_.bytes_outside(); }) return store_.bytes_outside();
     return 0;
   }
-
-  bool can_reopen() const override {
-    return requires(Store& store) { store.close(); } && can_be_measured_writing();
+  bool is_shared() const override {
+    return requires(Store & store) { store.close(); };
   }
+  bool talks_to_server() const override {
+    return requires { Store::server_name; };
+  }
+
+  bool can_reopen() const override { return is_shared() && can_be_measured_writing(); }
   void close() override {
     if constexpr (requires { store_.close(); }) store_.close();
   }

@@ -2,6 +2,7 @@
 #include <absl/container/flat_hash_map.h>
 #include <absl/strings/string_view.h>
 
+#include "bench/kinds.h"
 #include "bench/subject.h"
 
 namespace bench {

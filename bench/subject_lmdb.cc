@@ -1,5 +1,5 @@
-// LMDB, the other store that many processes read from one mapped file. `lmdb` renews its read transaction for every read, as one
-// that wants the newest data does; `lmdb_long` reads everything in one.
+// LMDB, the other store that many processes read from one mapped file. `lmdb` renews its read transaction for every
+// read, as one that wants the newest data does; `lmdb_long` reads everything in one.
 //
 // It syncs nothing, as the state of whycache, which can be had again from the log, does not either.
 #include <lmdb.h>
@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 
+#include "bench/kinds.h"
 #include "bench/subject.h"
 
 namespace bench {
@@ -22,7 +23,8 @@ std::string_view bytes_of(const MDB_val& value) { return {static_cast<const char
 template <bool renewed>
 class Lmdb {
  public:
-  Lmdb(const std::string& folder, std::uint64_t items_max) : path_(folder + "/lmdb"), map_bytes_(items_max * 2048 + (64 << 20)) {
+  Lmdb(const std::string& folder, std::uint64_t items_max)
+      : path_(folder + "/lmdb"), map_bytes_(items_max * 2048 + (64 << 20)) {
     open();
   }
   Lmdb(const Lmdb&) = delete;
@@ -95,7 +97,7 @@ class Lmdb {
     scan_items([&](std::string_view key, std::string_view) { visit(key); });
   }
 
-  std::uint64_t file_bytes() const {
+  std::uint64_t bytes_outside() const {
     struct stat status;
     return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
   }

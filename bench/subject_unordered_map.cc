@@ -1,6 +1,7 @@
 // std::unordered_map in private memory, looked up without making a string of the key.
 #include <unordered_map>
 
+#include "bench/kinds.h"
 #include "bench/subject.h"
 
 namespace bench {

@@ -3,6 +3,7 @@
 
 #include <whycache/view.h>
 
+#include "bench/kinds.h"
 #include "bench/subject.h"
 #include "state/pin.h"
 #include "state/state.h"
@@ -65,7 +66,7 @@ class Whycache {
     for (const std::string_view key : View(state_->pin()).keys()) visit(key);
   }
 
-  std::uint64_t file_bytes() const {
+  std::uint64_t bytes_outside() const {
     std::uint64_t bytes = 0;
     for (const std::string& path : {options_.path, options_.path + ".lock"}) {
       struct stat status;

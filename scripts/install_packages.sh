@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that building, testing, the demo, the benchmarks, checking or fuzzing need, and only
 # those that are missing. Says nothing when nothing is, asks nothing ever. The demo shows its work on apt's package
-# index, so for `demo` that is fetched if there is none.
+# index, and one of the benchmarks reads it, so for `demo` and `bench` that is fetched if there is none.
 #
 #   scripts/install_packages.sh [build|test|demo|bench|check|fuzz]...
 set -eu
@@ -9,7 +9,7 @@ set -eu
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libxxhash-dev libzstd-dev
        libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev python3 sqlite3 mariadb-server openssl"
-bench="libbenchmark-dev libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev"
+bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server libmemcached-dev memcached python3"
 check="clang-format clang-tidy python3"
 fuzz="clang libclang-rt-dev"
 
@@ -20,7 +20,7 @@ for group in "$@"; do
     build) ;;
     demo) needs_index=yes ;;
     test) packages="$packages $test" ;;
-    bench) packages="$packages $bench" ;;
+    bench) needs_index=yes; packages="$packages $bench" ;;
     check) packages="$packages $check" ;;
     fuzz) packages="$packages $fuzz" ;;
     *) echo "unknown group of packages: $group (build, test, demo, bench, check, fuzz)" >&2; exit 2 ;;
@@ -56,9 +56,20 @@ apt() {
   $as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
 }
 
+# Some packages bring a server along, which we start ourselves when we need it: Debian is not to start it now
+# (policy-rc.d(8)), nor at the next boot.
+no_services=/usr/sbin/policy-rc.d
 install_missing() {
+  if [ ! -e $no_services ]; then
+    # shellcheck disable=SC2064
+    trap "$as_root rm -f $no_services" EXIT
+    $as_root sh -c "printf '#!/bin/sh\nexit 101\n' >$no_services && chmod 755 $no_services"
+  fi
   # shellcheck disable=SC2086
-  apt install -y --no-install-recommends $missing >/dev/null
+  apt install -y --no-install-recommends $missing >/dev/null || return
+  [ ! -d /run/systemd/system ] || for server in redis-server memcached; do
+    case " $missing " in *" $server "*) $as_root systemctl --quiet disable $server ;; esac
+  done
 }
 
 if [ $needs_index = yes ]; then

@@ -1,0 +1,122 @@
+// A subject while it is measured: filled, read, opened, weighed. What it reads has to be right, else an exception ends
+// the program.
+#pragma once
+
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "bench/clock.h"
+#include "bench/data.h"
+#include "bench/kinds.h"
+#include "bench/program.h"
+#include "bench/subject.h"
+#include "bench/temporary_folder.h"
+
+namespace bench {
+
+inline constexpr std::size_t items_per_update = 1000;
+// A subject that talks to a server reads no more than this in one repetition: it takes a hundred times as long for
+// each.
+inline constexpr std::size_t server_reads_max = 20'000;
+
+inline std::int64_t heap_bytes() {
+  const struct mallinfo2 heap = ::mallinfo2();
+  return static_cast<std::int64_t>(heap.uordblks + heap.hblkhd);
+}
+
+class Runner {
+ public:
+  Runner(const Kind& kind, const std::string& parent, std::uint64_t items_max)
+      : name_(kind.name), folder_(std::make_unique<TemporaryFolder>(parent)) {
+    const std::int64_t before = heap_bytes();
+    subject_ = kind.make(folder_->path(), items_max);
+    heap_bytes_ += heap_bytes() - before;
+  }
+
+  const std::string& name() const { return name_; }
+  Subject& subject() { return *subject_; }
+
+  // Sets items, as one update; returns nanoseconds.
+  double set(std::span<const Item> items) {
+    const std::int64_t heap_before = heap_bytes();
+    const double begin = now_ns();
+    subject_->set(items);
+    const double took = now_ns() - begin;
+    heap_bytes_ += heap_bytes() - heap_before;
+    return took;
+  }
+  double finish_writing() {
+    const double begin = now_ns();
+    subject_->finish_writing();
+    return now_ns() - begin;
+  }
+  // Writes every item; returns nanoseconds per item.
+  double write(const Order& order, std::uint64_t times_written) {
+    Batch batch;
+    double took = 0;
+    for (std::size_t first = 0; first < order.size(); first += items_per_update) {
+      if (first % 100'000 == 0) stop_if_interrupted();
+      batch.fill(order, first, items_per_update, times_written);
+      took += set(batch.items());
+    }
+    took += finish_writing();
+    times_written_ = times_written;
+    return took / static_cast<double>(order.size());
+  }
+
+  // Runs a loop; returns nanoseconds per read.
+  double read(Loop loop, const Reads& reads, const std::string& workload) {
+    const std::span<const std::string_view> keys = keys_to_read(reads.keys());
+    return read(loop, keys, loop == Loop::scan_keys ? expected_keys(keys) : reads.expected(times_written_, keys.size()),
+                workload);
+  }
+  double read(Loop loop, std::span<const std::string_view> keys, const Seen& expected, const std::string& workload) {
+    stop_if_interrupted();
+    const double begin = now_ns();
+    const Seen seen = subject_->run(loop, keys);
+    const double took = now_ns() - begin;
+    if (seen != expected) {
+      throw std::runtime_error(fmt::format("{} read something wrong: workload={} count={} expected_count={}", name_,
+                                           workload, seen.count, expected.count));
+    }
+    return took / static_cast<double>(keys.size());
+  }
+  std::span<const std::string_view> keys_to_read(std::span<const std::string_view> keys) const {
+    return subject_->talks_to_server() ? keys.first(std::min(keys.size(), server_reads_max)) : keys;
+  }
+
+  double open_us(std::string_view key) {
+    subject_->close();
+    std::string value;
+    const double begin = now_ns();
+    const bool found = subject_->open_and_get(key, value);
+    const double took = now_ns() - begin;
+    if (!found || value.size() != value_bytes) throw std::runtime_error(name_ + " lost a key on opening");
+    return took / 1000;
+  }
+
+  double bytes_per_item(std::uint64_t items) const {
+    return (static_cast<double>(subject_->bytes_outside()) + static_cast<double>(heap_bytes_)) /
+           static_cast<double>(items);
+  }
+
+ private:
+  // While a server works for it, this thread only waits.
+  double now_ns() const { return subject_->talks_to_server() ? wall_ns() : processor_ns(); }
+
+  std::string name_;
+  std::unique_ptr<TemporaryFolder> folder_;
+  std::unique_ptr<Subject> subject_;
+  std::int64_t heap_bytes_ = 0;
+  std::uint64_t times_written_ = 0;
+};
+
+}  // namespace bench

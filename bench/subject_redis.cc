@@ -1,0 +1,112 @@
+// Redis, a server on the same machine: every read is a question and an answer over a unix socket, the fastest way there
+// is to it. It is told to keep nothing on disk. Items are written in one pipeline per update; several keys are read
+// with MGET.
+#include <hiredis/hiredis.h>
+
+#include <array>
+#include <stdexcept>
+
+#include "bench/kinds.h"
+#include "bench/server.h"
+#include "bench/subject.h"
+
+namespace bench {
+namespace {
+
+struct FreeReply {
+  void operator()(redisReply* reply) const { freeReplyObject(reply); }
+};
+using Reply = std::unique_ptr<redisReply, FreeReply>;
+
+class Redis {
+ public:
+  static constexpr const char* server_name = "redis-server";
+
+  Redis(const std::string& folder, std::uint64_t)
+      : socket_(folder + "/socket"),
+        server_({server_name, "--port", "0", "--unixsocket", socket_, "--dir", folder, "--save", "", "--appendonly",
+                 "no", "--daemonize", "no"}) {
+    server_.wait_until([&] { return connect(); });
+  }
+  Redis(const Redis&) = delete;
+  Redis& operator=(const Redis&) = delete;
+  ~Redis() { close(); }
+
+  void open() {
+    if (!connect()) throw std::runtime_error("redis: cannot connect");
+  }
+  void close() {
+    if (connection_ != nullptr) redisFree(connection_);
+    connection_ = nullptr;
+  }
+
+  void set(std::span<const Item> items) {
+    for (const Item& item : items) {
+      std::array<const char*, 3> words = {"SET", item.key.data(), item.value.data()};
+      const std::array<std::size_t, 3> sizes = {3, item.key.size(), item.value.size()};
+      if (redisAppendCommandArgv(connection_, 3, words.data(), sizes.data()) != REDIS_OK) fail();
+    }
+    for (std::size_t i = 0; i < items.size(); ++i) next_reply();
+  }
+
+  bool get(std::string_view key, std::string& value) const {
+    std::array<const char*, 2> words = {"GET", key.data()};
+    const std::array<std::size_t, 2> sizes = {3, key.size()};
+    const Reply reply = command(2, words.data(), sizes.data());
+    return copy(*reply, value);
+  }
+  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+    std::array<const char*, keys_together + 1> words = {"MGET"};
+    std::array<std::size_t, keys_together + 1> sizes = {4};
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      words[i + 1] = keys[i].data();
+      sizes[i + 1] = keys[i].size();
+    }
+    const Reply reply = command(static_cast<int>(keys.size()) + 1, words.data(), sizes.data());
+    std::size_t found = 0;
+    for (std::size_t i = 0; i < reply->elements; ++i) found += copy(*reply->element[i], values[i]) ? 1 : 0;
+    return found;
+  }
+
+  std::uint64_t bytes_outside() const { return server_.grown_bytes(); }
+
+ private:
+  static bool copy(const redisReply& reply, std::string& value) {
+    if (reply.type != REDIS_REPLY_STRING) return false;
+    value.assign(reply.str, reply.len);
+    return true;
+  }
+
+  bool connect() {
+    close();
+    connection_ = redisConnectUnix(socket_.c_str());
+    return connection_ != nullptr && connection_->err == 0;
+  }
+  Reply command(int count, const char** words, const std::size_t* sizes) const {
+    return believe(redisCommandArgv(connection_, count, words, sizes));
+  }
+  Reply next_reply() const {
+    void* reply = nullptr;
+    if (redisGetReply(connection_, &reply) != REDIS_OK) fail();
+    return believe(reply);
+  }
+  Reply believe(void* pointer) const {
+    Reply reply(static_cast<redisReply*>(pointer));
+    if (!reply) fail();
+    if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(std::string("redis: ") + reply->str);
+    return reply;
+  }
+  [[noreturn]] void fail() const { throw std::runtime_error(std::string("redis: ") + connection_->errstr); }
+
+  std::string socket_;
+  Server server_;
+  redisContext* connection_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Subject> make_redis(const std::string& folder, std::uint64_t items_max) {
+  return std::make_unique<SubjectOf<Redis>>(folder, items_max);
+}
+
+}  // namespace bench
