@@ -2,7 +2,9 @@
 #
 #   make demo     installs what is missing, builds release, shows the whole thing on real data in about a minute
 #   make test     installs what is missing, builds dev, runs every test
-#   make bench    the benchmarks, beside their rivals; BENCH=name for one of them, ARGS=... for its arguments
+#   make bench    the benchmarks, beside their rivals, in about ten minutes; a part of them: ONLY=get_uniform,
+#                 ITEMS=1000000, SUBJECTS=whycache,absl; JSON=file for the figures; or BENCH=name for one program,
+#                 ARGS=... for its arguments
 #   make check    format, clang-tidy, layers
 #   make format   formats every source file
 #   make test-asan, make test-tsan, make fuzz (FUZZ_SECONDS=60 each)
@@ -39,7 +41,8 @@ bench:
 	scripts/install_packages.sh bench
 	cmake --preset release
 	cmake --build --preset release --parallel $(JOBS)
-	set -e; for program in build/release/bin/bench_$(or $(BENCH),*); do echo "== $$program"; $$program $(ARGS); done
+	bench/run.py $(if $(BENCH),--program $(BENCH)) $(if $(ONLY),--only $(ONLY)) $(if $(ITEMS),--items $(ITEMS)) \
+	  $(if $(SUBJECTS),--subjects $(SUBJECTS)) $(if $(JSON),--json $(JSON)) $(if $(ARGS),-- $(ARGS))
 
 # Inputs that were worth keeping are in fuzz/corpus/<program>; new ones go to build/fuzz/corpus/<program>.
 fuzz:

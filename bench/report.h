@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,10 +42,18 @@ class Report {
         first = summary.median;
         fmt::print("\n{}, {} items, {}\n", workload, items, row.unit);
       }
-      fmt::print("  {:<16}{:>12}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, figure(summary.median),
+      fmt::print("  {:<19}{:>9}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, figure(summary.median),
                  figure(summary.min), figure(summary.max), summary.median / first);
     }
     std::fflush(stdout);
+  }
+
+  std::optional<double> median(const std::string& workload, std::uint64_t items, const std::string& subject) const {
+    for (const Row& row : rows_) {
+      if (row.workload == workload && row.items == items && row.subject == subject)
+        return summarize(row.figures).median;
+    }
+    return std::nullopt;
   }
 
   void write_json(const std::string& path) const {

@@ -23,6 +23,8 @@ class Subject {
 
   virtual bool can(Loop loop) const = 0;
   virtual Seen run(Loop loop, std::span<const std::string_view> keys) = 0;
+  // One copying get, for who times them singly.
+  virtual bool get(std::string_view key, std::string& value) = 0;
 
   // Sets items, as one atomic batch if there is such a thing. False: it is there for reading only.
   virtual bool can_be_measured_writing() const = 0;
@@ -65,6 +67,7 @@ class SubjectOf final : public Subject {
   }
 
   Seen run(Loop loop, std::span<const std::string_view> keys) override { return bench::run(loop, store_, keys); }
+  bool get(std::string_view key, std::string& value) override { return store_.get(key, value); }
 
   bool can_be_measured_writing() const override {
     if constexpr (requires { Store::only_for_reading; }) return false;

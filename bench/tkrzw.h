@@ -23,14 +23,16 @@ class Tkrzw {
   Tkrzw(const Tkrzw&) = delete;
   Tkrzw& operator=(const Tkrzw&) = delete;
   ~Tkrzw() {
-    if (database_.IsOpen()) database_.Close();
+    if (database_.IsOpen()) database_.Close();  // which must not throw here
   }
 
   void open() { open_for(false); }
-  void close() { check(database_.Close(), "close"); }
+  void close() {
+    if (database_.IsOpen()) check(database_.Close(), "close");
+  }
 
   void set(std::span<const Item> items) {
-    if (!database_.IsWritable()) {
+    if (!database_.IsOpen() || !database_.IsWritable()) {
       close();
       open_for(true);
     }

@@ -1,0 +1,226 @@
+// How long a single get takes while another process writes at full speed. Workloads, each with the percentiles below as
+// its ending:
+//
+//   get_beside_writer_<percentile>   copying get, keys drawn evenly, beside a process that overwrites all keys in
+//   random order, over and
+//                                    over, in updates of 1,000
+//   get_without_writer_<percentile>  the same with no writer there, measured in turn with it
+//   set_beside_reader                what the writer needs for one item meanwhile
+//
+// Figures are nanoseconds on the wall, one get at a time, with what it takes to read the clock, which is measured as
+// well and said. A repetition ends after some seconds even if not all was read. Every value is compared with what the
+// writer may have written by then. By default it measures whycache and LMDB; --subjects names others that processes can
+// share.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/child.h"
+#include "bench/clock.h"
+#include "bench/data.h"
+#include "bench/program.h"
+#include "bench/report.h"
+#include "bench/runner.h"
+
+namespace bench {
+namespace {
+
+constexpr std::array percentiles = {"p10", "p50", "p90", "p99", "p99.9", "p99.99", "p100"};
+constexpr double repetition_ns_max = 4e9;
+
+// Where the writer is. Item order[i] was written `times` times if i < place, else once less; `place` lags behind within
+// an update.
+struct Progress {
+  std::atomic<std::uint64_t> times = 2;  // written by the writer, read by the reader
+  std::atomic<std::uint64_t> place = 0;  // the same
+  std::atomic<bool> stop = false;        // written by the reader
+};
+
+void write_until_stopped(Subject& subject, const Order& order, Progress& progress, std::string_view any_key) {
+  std::string value;
+  if (!subject.open_and_get(any_key, value)) throw std::runtime_error("a key is not there");
+  Batch batch;
+  while (!progress.stop) {
+    batch.fill(order, progress.place, items_per_update, progress.times);
+    subject.set(batch.items());
+    progress.place += batch.items().size();
+    if (progress.place < order.size()) continue;
+    progress.place = 0;  // in this order: who reads `times` late only allows for one value more
+    ++progress.times;
+  }
+  subject.finish_writing();
+  subject.close();
+}
+
+std::uint64_t items_written(const Progress& progress, const Order& order) {
+  return progress.times * order.size() + progress.place;
+}
+
+// Latencies of single gets, in ascending order.
+std::vector<float> read_singly(Subject& subject, const Reads& reads, const Progress& progress) {
+  std::vector<float> latencies;
+  latencies.reserve(reads.keys().size());
+  std::string value;
+  std::array<char, value_bytes> expected;
+  const double first_begin = wall_ns();
+  for (std::size_t i = 0; i < reads.keys().size(); ++i) {
+    const std::uint64_t times_before = progress.times;
+    const double begin = wall_ns();
+    const bool found = subject.get(reads.keys()[i], value);
+    const double end = wall_ns();
+    latencies.push_back(static_cast<float>(end - begin));
+    const std::uint64_t times_after = progress.times;
+    bool is_right = false;
+    for (std::uint64_t times = times_after; found && !is_right && times + 1 >= times_before && times > 0; --times) {
+      write_value(expected.data(), reads.number(i), times);
+      is_right = value == std::string_view(expected.data(), expected.size());
+    }
+    if (!is_right) throw std::runtime_error("read something wrong: key=" + std::string(reads.keys()[i]));
+    if (end - first_begin > repetition_ns_max) break;
+  }
+  std::sort(latencies.begin(), latencies.end());
+  return latencies;
+}
+
+double percentile(const std::vector<float>& ascending, const std::string& name) {
+  const double part = std::stod(name.substr(1)) / 100;
+  const auto place = static_cast<std::size_t>(std::ceil(part * static_cast<double>(ascending.size())));
+  return ascending[std::clamp<std::size_t>(place, 1, ascending.size()) - 1];
+}
+
+class Benchmark {
+ public:
+  Benchmark(const Options& options, std::uint64_t items, Report& report)
+      : options_(options),
+        items_(items),
+        report_(report),
+        order_(items, 1),
+        reads_(Reads::uniform(items, options.reads)) {
+    for (const Kind& kind : options.kinds_to_measure({"whycache", "lmdb"})) {
+      auto runner = std::make_unique<Runner>(kind, options.folder, items);
+      if (!runner->subject().is_shared() || !runner->subject().can_be_measured_writing()) continue;
+      runner->write(order_, 1);
+      measured_.push_back({std::move(runner), std::make_unique<SharedWithChildren<Progress>>()});
+    }
+  }
+
+  void run() {
+    clock();
+    for (int repetition = 0; repetition < options_.repetitions; ++repetition) {
+      for (const Measured& measured : measured_) {
+        stop_if_interrupted();
+        without_writer(measured);
+        beside_writer(measured);
+      }
+    }
+    print("get_without_writer");
+    print("get_beside_writer");
+    report_.print("set_beside_reader", items_);
+  }
+
+ private:
+  struct Measured {
+    std::unique_ptr<Runner> runner;
+    std::unique_ptr<SharedWithChildren<Progress>> progress;
+  };
+
+  // What of a latency is the clock's.
+  void clock() {
+    constexpr int times = 100'000;
+    const double begin = wall_ns();
+    double sum = 0;
+    for (int i = 0; i < times; ++i) sum += wall_ns() - begin;
+    const double took = wall_ns() - begin;
+    if (sum > took * times) throw std::runtime_error("the clock goes backwards");
+    fmt::print("in every latency there are {:.0f} ns for reading the clock\n", took / times);
+  }
+
+  void without_writer(const Measured& measured) {
+    Subject& subject = measured.runner->subject();
+    open(subject);
+    read_singly(subject, reads_, **measured.progress);  // so that all of it is mapped
+    add("get_without_writer", measured, read_singly(subject, reads_, **measured.progress));
+    subject.close();
+  }
+  void beside_writer(const Measured& measured) {
+    Subject& subject = measured.runner->subject();
+    Progress& progress = **measured.progress;
+    progress.stop = false;
+    const std::uint64_t written_at_first = items_written(progress, order_);
+    Child writer([&] { write_until_stopped(subject, order_, progress, reads_.keys().front()); });
+    while (items_written(progress, order_) == written_at_first) {
+      writer.look_after();
+      ::usleep(1000);
+    }
+    open(subject);
+    read_singly(subject, reads_, progress);
+    const std::uint64_t written_before = items_written(progress, order_);
+    const double begin = wall_ns();
+    const std::vector<float> latencies = read_singly(subject, reads_, progress);
+    const double took = wall_ns() - begin;
+    const std::uint64_t written = items_written(progress, order_) - written_before;
+    progress.stop = true;
+    writer.wait();
+    subject.close();
+    add("get_beside_writer", measured, latencies);
+    if (written == 0) throw std::runtime_error("the writer wrote nothing meanwhile: read more");
+    report_.add("set_beside_reader", items_, measured.runner->name(), "ns", took / static_cast<double>(written));
+  }
+
+  void open(Subject& subject) {
+    std::string value;
+    if (!subject.open_and_get(reads_.keys().front(), value)) throw std::runtime_error("a key is not there");
+  }
+  void add(const std::string& workload, const Measured& measured, const std::vector<float>& latencies) {
+    for (const std::string name : percentiles) {
+      const std::string full_name = workload + "_" + name;
+      if (options_.wants(full_name)) {
+        report_.add(full_name, items_, measured.runner->name(), "ns", percentile(latencies, name));
+      }
+    }
+  }
+  // Medians only; minimum and maximum of the repetitions are in the JSON.
+  void print(const std::string& workload) const {
+    fmt::print("\n{}, {} items, ns\n  {:<16}", workload, items_, "");
+    for (const std::string name : percentiles) fmt::print("{:>11}", name);
+    for (const Measured& measured : measured_) {
+      fmt::print("\n  {:<16}", measured.runner->name());
+      for (const std::string name : percentiles) {
+        fmt::print("{:>11.0f}", report_.median(workload + "_" + name, items_, measured.runner->name()).value_or(0));
+      }
+    }
+    fmt::print("\n");
+  }
+
+  const Options& options_;
+  std::uint64_t items_;
+  Report& report_;
+  Order order_;
+  Reads reads_;
+  std::vector<Measured> measured_;
+};
+
+std::vector<std::string> workload_names() {
+  std::vector<std::string> names;
+  for (const std::string workload : {"get_beside_writer", "get_without_writer"}) {
+    for (const std::string name : percentiles) names.push_back(workload + "_" + name);
+  }
+  names.emplace_back("set_beside_reader");
+  return names;
+}
+
+Program program = {
+    .description = "Latencies of single gets beside a writer; described at the top of bench/beside_writer.cc",
+    .workloads = workload_names(),
+    .measure = [](const Options& options, std::uint64_t items, Report& report) {
+      Benchmark(options, items, report).run();
+    }};
+
+}  // namespace
+}  // namespace bench
+
+int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }

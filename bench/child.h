@@ -1,0 +1,82 @@
+// What is measured in processes of their own: forked children, and the memory we share with them.
+#pragma once
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <stdexcept>
+
+namespace bench {
+
+// Lies at the same place in all children forked after it was made.
+template <typename T>
+class SharedWithChildren {
+ public:
+  SharedWithChildren() {
+    void* const memory = ::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("cannot share memory with children");
+    shared_ = new (memory) T();
+  }
+  ~SharedWithChildren() { ::munmap(shared_, sizeof(T)); }
+  SharedWithChildren(const SharedWithChildren&) = delete;
+  SharedWithChildren& operator=(const SharedWithChildren&) = delete;
+
+  T* operator->() const { return shared_; }
+  T& operator*() const { return *shared_; }
+
+ private:
+  T* shared_;
+};
+
+// Runs `work` in a child. Killed when it goes out of scope, and when we die.
+class Child {
+ public:
+  template <typename Work>
+  explicit Child(const Work& work) {
+    std::fflush(stdout);
+    id_ = ::fork();
+    if (id_ < 0) throw std::runtime_error("cannot fork");
+    if (id_ > 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    try {
+      work();
+    } catch (const std::exception& error) {
+      fmt::print(stderr, "in a child: {}\n", error.what());
+      ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  ~Child() {
+    if (ended_) return;
+    ::kill(id_, SIGKILL);
+    ::waitpid(id_, nullptr, 0);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  // Waits for its end.
+  void wait() { take_note(::waitpid(id_, &status_, 0)); }
+  // Throws if it has failed.
+  void look_after() { take_note(::waitpid(id_, &status_, WNOHANG)); }
+
+ private:
+  void take_note(pid_t ended) {
+    if (ended != id_) return;
+    ended_ = true;
+    if (status_ != 0) throw std::runtime_error("a child failed");
+  }
+
+  pid_t id_ = -1;
+  int status_ = 0;
+  bool ended_ = false;
+};
+
+}  // namespace bench

@@ -1,0 +1,114 @@
+// The same reads with the files in pages of 2 MiB. Workloads:
+//
+//   get_uniform_huge   get_uniform with the files on a tmpfs that is mounted with huge=always
+//   get_uniform_small  the same on one mounted with huge=never, measured in turn with it
+//
+// Figures are nanoseconds of processor time. Both are mounted in a mount namespace of this program's own, for which one
+// has to be root; otherwise it says so and measures nothing. Only subjects that have files are measured.
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/data.h"
+#include "bench/program.h"
+#include "bench/report.h"
+#include "bench/runner.h"
+
+namespace bench {
+namespace {
+
+// A folder with a file system of its own.
+class Mount {
+ public:
+  Mount(const std::string& parent, const std::string& mount_options) : folder_(parent) {
+    mounted_ = ::mount("whycache_bench", folder_.path().c_str(), "tmpfs", 0, mount_options.c_str()) == 0;
+    if (!mounted_) throw std::runtime_error(std::string("cannot mount: ") + std::strerror(errno));
+  }
+  ~Mount() { ::umount2(folder_.path().c_str(), MNT_DETACH); }
+  Mount(const Mount&) = delete;
+  Mount& operator=(const Mount&) = delete;
+  const std::string& path() const { return folder_.path(); }
+
+ private:
+  TemporaryFolder folder_;
+  bool mounted_ = false;
+};
+
+// What this program sees of mounts is its own from here on. Returns what is against it.
+std::optional<std::string> leave_mounts() {
+  if (::geteuid() != 0) return "not root";
+  if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
+    return std::string("no mount namespace: ") + std::strerror(errno);
+  }
+  return std::nullopt;
+}
+
+std::string huge_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("ShmemHugePages:")) return line.substr(line.find_first_of("0123456789"));
+  }
+  return "?";
+}
+
+struct Pages {
+  std::string workload;
+  std::unique_ptr<Mount> mount;
+  std::vector<std::unique_ptr<Runner>> runners;
+};
+
+void measure(const Options& options, std::uint64_t items, Report& report) {
+  if (const std::optional<std::string> obstacle = leave_mounts()) {
+    fmt::print("left out: get_uniform_huge ({})\n", *obstacle);
+    return;
+  }
+  const Order order(items, 1);
+  const Reads reads = Reads::uniform(items, options.reads);
+  std::vector<Pages> all;
+  try {
+    all.push_back({"get_uniform_huge", std::make_unique<Mount>(options.folder, "huge=always,mode=0700"), {}});
+    all.push_back({"get_uniform_small", std::make_unique<Mount>(options.folder, "huge=never,mode=0700"), {}});
+  } catch (const std::exception& error) {
+    fmt::print("left out: get_uniform_huge ({})\n", error.what());
+    return;
+  }
+  for (Pages& pages : all) {
+    for (const Kind& kind : options.kinds_to_measure()) {
+      auto runner = std::make_unique<Runner>(kind, pages.mount->path(), items);
+      if (!runner->subject().is_shared() || runner->subject().talks_to_server()) continue;
+      runner->write(order, 1);
+      pages.runners.push_back(std::move(runner));
+    }
+  }
+  fmt::print("in huge pages: {}\n", huge_bytes());
+  // The first round warms up.
+  for (int repetition = -1; repetition < options.repetitions; ++repetition) {
+    for (const Pages& pages : all) {
+      for (const std::unique_ptr<Runner>& runner : pages.runners) {
+        const double ns = runner->read(Loop::get, reads, pages.workload);
+        if (repetition >= 0 && options.wants(pages.workload)) {
+          report.add(pages.workload, items, runner->name(), "ns", ns);
+        }
+      }
+    }
+  }
+  for (Pages& pages : all) report.print(pages.workload, items);
+}
+
+Program program = {.description = "Reads from huge pages; described at the top of bench/huge_pages.cc",
+                   .workloads = {"get_uniform_huge", "get_uniform_small"},
+                   .measure = measure};
+
+}  // namespace
+}  // namespace bench
+
+int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }

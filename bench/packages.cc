@@ -1,0 +1,101 @@
+// Real items of real sizes: Debian's package index, as apt has fetched it. Workloads:
+//
+//   get_packages             copying get of a package's description by its name, names drawn evenly
+//   bytes_per_item_packages  what the subject takes for them: its files and what it has on the heap
+//
+// Figures are nanoseconds of processor time, but on the wall for those that talk to a server, or bytes. How many items
+// there are depends on the machine, not on --items. If apt has no index, this says so and measures nothing.
+#include "demo/packages.h"
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bench/data.h"
+#include "bench/program.h"
+#include "bench/report.h"
+#include "bench/runner.h"
+
+namespace bench {
+namespace {
+
+// Which names to read, in the order they are read, and what is seen then.
+struct Names {
+  Names(const std::vector<Item>& items, std::size_t count, std::size_t first_count) {
+    std::mt19937_64 random(2);
+    std::uniform_int_distribution<std::size_t> draw(0, items.size() - 1);
+    std::vector<std::size_t> sizes;
+    for (std::size_t i = 0; i < count; ++i) {
+      const Item& item = items[draw(random)];
+      bytes += item.key;
+      sizes.push_back(item.key.size());
+      see_whole(all, item.value);
+      if (i < first_count) see_whole(first, item.value);
+    }
+    std::size_t begin = 0;
+    for (const std::size_t size : sizes) {
+      keys.push_back(std::string_view(bytes).substr(begin, size));
+      begin += size;
+    }
+  }
+  std::string bytes;
+  std::vector<std::string_view> keys;
+  Seen all;
+  Seen first;  // of the first of them alone
+};
+
+void write(Runner& runner, std::span<const Item> items) {
+  while (!items.empty()) {
+    const std::size_t count = std::min(items.size(), items_per_update);
+    runner.set(items.first(count));
+    items = items.subspan(count);
+  }
+  runner.finish_writing();
+}
+
+void measure(const Options& options, std::uint64_t /*items*/, Report& report) {
+  std::vector<whycache::demo::Record> records;
+  try {
+    records = whycache::demo::read_package_index();
+  } catch (const std::exception&) {
+    fmt::print("left out: get_packages (apt has no package index here; apt-get update fetches it)\n");
+    return;
+  }
+  std::shuffle(records.begin(), records.end(), std::mt19937_64(1));
+  std::vector<Item> items;
+  for (const whycache::demo::Record& record : records) items.push_back({record.key, record.body});
+  const Names names(items, options.reads, server_reads_max);
+
+  std::vector<std::unique_ptr<Runner>> runners;
+  for (const Kind& kind : options.kinds_to_measure()) {
+    runners.push_back(std::make_unique<Runner>(kind, options.folder, items.size()));
+    Runner& runner = *runners.back();
+    write(runner, items);
+    if (runner.subject().can_be_measured_writing() && options.wants("bytes_per_item_packages")) {
+      report.add("bytes_per_item_packages", items.size(), runner.name(), "bytes", runner.bytes_per_item(items.size()));
+    }
+  }
+  // The first round warms up.
+  for (int repetition = -1; repetition < options.repetitions && options.wants("get_packages"); ++repetition) {
+    for (const std::unique_ptr<Runner>& runner : runners) {
+      const std::span<const std::string_view> keys = runner->keys_to_read(names.keys);
+      const Seen& expected = keys.size() == names.keys.size() ? names.all : names.first;
+      const double ns = runner->read(Loop::get, keys, expected, "get_packages");
+      if (repetition >= 0) report.add("get_packages", items.size(), runner->name(), "ns", ns);
+    }
+  }
+  report.print("get_packages", items.size());
+  report.print("bytes_per_item_packages", items.size());
+}
+
+Program program = {.description = "Debian's package index; described at the top of bench/packages.cc",
+                   .workloads = {"get_packages", "bytes_per_item_packages"},
+                   .measure = measure};
+
+}  // namespace
+}  // namespace bench
+
+int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
