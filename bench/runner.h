@@ -36,9 +36,9 @@ class Runner {
  public:
   Runner(const Kind& kind, const std::string& parent, std::uint64_t items_max)
       : name_(kind.name), folder_(std::make_unique<TemporaryFolder>(parent)) {
-    const std::int64_t before = heap_bytes();
+    const std::int64_t heap_before = heap_bytes();
     subject_ = kind.make(folder_->path(), items_max);
-    heap_bytes_ += heap_bytes() - before;
+    heap_bytes_ = heap_bytes() - heap_before;
   }
 
   const std::string& name() const { return name_; }
@@ -46,17 +46,10 @@ class Runner {
 
   // Sets items, as one update; returns nanoseconds.
   double set(std::span<const Item> items) {
-    const std::int64_t heap_before = heap_bytes();
-    const double begin = now_ns();
-    subject_->set(items);
-    const double took = now_ns() - begin;
-    heap_bytes_ += heap_bytes() - heap_before;
-    return took;
+    return timed([&] { subject_->set(items); });
   }
   double finish_writing() {
-    const double begin = now_ns();
-    subject_->finish_writing();
-    return now_ns() - begin;
+    return timed([&] { subject_->finish_writing(); });
   }
   // Writes every item; returns nanoseconds per item.
   double write(const Order& order, std::uint64_t times_written) {
@@ -80,9 +73,8 @@ class Runner {
   }
   double read(Loop loop, std::span<const std::string_view> keys, const Seen& expected, const std::string& workload) {
     stop_if_interrupted();
-    const double begin = now_ns();
-    const Seen seen = subject_->run(loop, keys);
-    const double took = now_ns() - begin;
+    Seen seen;
+    const double took = timed([&] { seen = subject_->run(loop, keys); });
     if (seen != expected) {
       throw std::runtime_error(fmt::format("{} read something wrong: workload={} count={} expected_count={}", name_,
                                            workload, seen.count, expected.count));
@@ -94,11 +86,10 @@ class Runner {
   }
 
   double open_us(std::string_view key) {
-    subject_->close();
+    timed([&] { subject_->close(); });
     std::string value;
-    const double begin = now_ns();
-    const bool found = subject_->open_and_get(key, value);
-    const double took = now_ns() - begin;
+    bool found = false;
+    const double took = timed([&] { found = subject_->open_and_get(key, value); });
     if (!found || value.size() != value_bytes) throw std::runtime_error(name_ + " lost a key on opening");
     return took / 1000;
   }
@@ -109,6 +100,16 @@ class Runner {
   }
 
  private:
+  // Nanoseconds that `work` takes. What it leaves on the heap is the subject's.
+  template <typename Work>
+  double timed(const Work& work) {
+    const std::int64_t heap_before = heap_bytes();
+    const double begin = now_ns();
+    work();
+    const double took = now_ns() - begin;
+    heap_bytes_ += heap_bytes() - heap_before;
+    return took;
+  }
   // While a server works for it, this thread only waits.
   double now_ns() const { return subject_->talks_to_server() ? wall_ns() : processor_ns(); }
 
