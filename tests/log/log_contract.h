@@ -909,6 +909,8 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
       ++killed;
     }
 
+    // A server may still be busy with the switch that the dead asked for last.
+    std::this_thread::sleep_for(std::chrono::milliseconds(store->stays_busy() ? 50 : 0));
     const Extent after = log->extent();
     ASSERT_TRUE(after.base == before.base || after.base == base) << after.base;
     EXPECT_EQ(after.head, before.head);
@@ -981,7 +983,8 @@ TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
     ::close(pipe_ends[0]);
     const UpdateId head = log->extent().head;
     EXPECT_GE(head, acknowledged);
-    ASSERT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, head));
+    // A server may still be busy with what the dead asked for last: that comes after the head.
+    ASSERT_EQ(log_contract::updates_of(*log, 1, head), log_contract::expected_updates(1, head));
   }
 }
 

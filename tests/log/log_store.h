@@ -27,6 +27,8 @@ class LogStore {
 
   // Whether open() in a forked child opens the parent's log.
   virtual bool is_shared_by_processes() const { return false; }
+  // Whether the store may go on for a moment with what a process asked for that was killed: a server does.
+  virtual bool stays_busy() const { return false; }
   // Another log in the same store.
   virtual std::unique_ptr<Log> open_other_instance() { return nullptr; }
   // Deletes the log as a person would; the next open() makes another. False: cannot.

@@ -191,6 +191,7 @@ class MysqlStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
+  bool stays_busy() const override { return true; }
   bool delete_by_hand() override {
     client().run("DROP TABLE whycache_logs; DROP TABLE whycache_updates; DROP TABLE whycache_parts");
     return true;
