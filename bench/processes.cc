@@ -1,8 +1,9 @@
 // Several processes reading at once. Workloads:
 //
 //   get_uniform_2        copying gets, keys drawn evenly, by two processes at once: what each of them needs for one
-//   get_uniform_2_alone  the same by one of them alone, measured in turn with it
+//   get_uniform_2_alone  the same by one of them alone
 //
+// Both are measured, in turn, if one is asked for.
 // Figures are nanoseconds on the wall, since who waits for another's lock uses no processor. Every process opens the
 // subject by itself and reads everything once before it is timed; what lies in private memory it has from its parent.
 #include <sched.h>
@@ -66,7 +67,6 @@ void measure(const Options& options, std::uint64_t items, Report& report) {
   for (int repetition = 0; repetition < options.repetitions; ++repetition) {
     for (const std::unique_ptr<Runner>& runner : runners) {
       for (const auto& [workload, count] : {std::pair("get_uniform_2_alone", 1), std::pair("get_uniform_2", 2)}) {
-        if (!options.wants(workload)) continue;
         stop_if_interrupted();
         for (const double ns : read_at_once(static_cast<std::size_t>(count), *runner, reads, workload)) {
           report.add(workload, items, runner->name(), "ns", ns);

@@ -101,8 +101,11 @@ struct Program {
         ->delimiter(',')
         ->check(CLI::IsMember(names));
     app.add_option("--repetitions", options.repetitions, "how often everything is measured")
-        ->check(CLI::Range(1, 1000));
-    app.add_option("--reads", options.reads, "how many keys a repetition reads")->check(CLI::Range(1'000, 100'000'000));
+        ->check(CLI::Range(1, 1000))
+        ->take_last();
+    app.add_option("--reads", options.reads, "how many keys a repetition reads")
+        ->check(CLI::Range(1'000, 100'000'000))
+        ->take_last();
     app.add_option("--folder", options.folder, "where the files of the subjects lie")->check(CLI::ExistingDirectory);
     app.add_option("--json", options.json, "file for the figures, one JSON object per line");
     app.add_flag("--list", list, "names the workloads, and measures nothing");

@@ -55,11 +55,8 @@ def choose(options, path_of):
         return
     unknown = set(options.only)
     for program in dict.fromkeys(program for program, _ in EVERYTHING):
-        # Percentiles can be asked for together: get_beside_writer is get_beside_writer_p50 and the others.
-        chosen = [workload for workload in workloads_of(path_of(program))
-                  if not options.only or workload in options.only
-                  or re.sub(r"_p[0-9.]+$", "", workload) in options.only]
-        unknown -= set(chosen) | {re.sub(r"_p[0-9.]+$", "", workload) for workload in chosen}
+        chosen = [name for name in workloads_of(path_of(program)) if not options.only or name in options.only]
+        unknown -= set(chosen)
         if not chosen:
             continue
         arguments = ["--reads", "500000"]

@@ -36,6 +36,8 @@ class Subject {
   virtual std::uint64_t bytes_outside() const = 0;
   // Whether it has files that another process can open, or a server: not so in private memory.
   virtual bool is_shared() const = 0;
+  // The same, while yet another process writes.
+  virtual bool can_be_read_beside_writer() const = 0;
   // Whether a server answers: then it is the time on the wall that counts, and it reads fewer keys.
   virtual bool talks_to_server() const = 0;
 
@@ -84,6 +86,10 @@ class SubjectOf final : public Subject {
   }
   bool is_shared() const override {
     return requires(Store & store) { store.close(); };
+  }
+  bool can_be_read_beside_writer() const override {
+    if constexpr (requires { Store::writer_excludes_readers; }) return false;
+    return is_shared() && can_be_measured_writing();
   }
   bool talks_to_server() const override {
     return requires { Store::server_name; };

@@ -35,36 +35,26 @@ class Memcached {
     if (!connect()) throw std::runtime_error("memcached: cannot connect");
   }
   void close() {
-    if (client_ != nullptr) {
-      memcached_result_free(&result_);
-      memcached_free(client_);
-    }
+    if (client_ == nullptr) return;
+    memcached_result_free(&result_);
+    memcached_free(client_);
+    memcached_free(writer_);
     client_ = nullptr;
+    writer_ = nullptr;
   }
 
   void set(std::span<const Item> items) {
-    wait_for_answers(false);
     for (const Item& item : items) {
       const memcached_return_t result =
-          memcached_set(client_, item.key.data(), item.key.size(), item.value.data(), item.value.size(), 0, 0);
+          memcached_set(writer_, item.key.data(), item.key.size(), item.value.data(), item.value.size(), 0, 0);
       if (result != MEMCACHED_SUCCESS && result != MEMCACHED_BUFFERED) fail(result);
     }
-    const memcached_return_t result = memcached_flush_buffers(client_);
-    if (result != MEMCACHED_SUCCESS) fail(result);
-    wait_for_answers(true);
+    // A connection's requests are done one after the other: when this is answered, all before it are done.
+    std::string value;
+    if (!get_from(writer_, items.back().key, value)) throw std::runtime_error("memcached: an item was not kept");
   }
 
-  bool get(std::string_view key, std::string& value) const {
-    std::size_t size = 0;
-    std::uint32_t flags = 0;
-    memcached_return_t result = MEMCACHED_FAILURE;
-    char* const found = memcached_get(client_, key.data(), key.size(), &size, &flags, &result);
-    if (result == MEMCACHED_NOTFOUND) return false;
-    if (result != MEMCACHED_SUCCESS) fail(result);
-    value.assign(found, size);
-    std::free(found);
-    return true;
-  }
+  bool get(std::string_view key, std::string& value) const { return get_from(client_, key, value); }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) {
     std::array<const char*, keys_together> words = {};
     std::array<std::size_t, keys_together> sizes = {};
@@ -90,16 +80,31 @@ class Memcached {
   std::uint64_t bytes_outside() const { return server_.grown_bytes(); }
 
  private:
+  bool get_from(memcached_st* client, std::string_view key, std::string& value) const {
+    std::size_t size = 0;
+    std::uint32_t flags = 0;
+    memcached_return_t result = MEMCACHED_FAILURE;
+    char* const found = memcached_get(client, key.data(), key.size(), &size, &flags, &result);
+    if (result == MEMCACHED_NOTFOUND) return false;
+    if (result != MEMCACHED_SUCCESS) fail(result);
+    value.assign(found, size);
+    std::free(found);
+    return true;
+  }
   bool connect() {
     close();
     client_ = memcached_create(nullptr);
+    writer_ = memcached_create(nullptr);
     memcached_result_create(client_, &result_);
-    if (memcached_server_add_unix_socket(client_, socket_.c_str()) != MEMCACHED_SUCCESS) return false;
-    return memcached_exist(client_, "user:", 5) == MEMCACHED_NOTFOUND;
-  }
-  void wait_for_answers(bool wait) {
-    memcached_behavior_set(client_, MEMCACHED_BEHAVIOR_NOREPLY, wait ? 0 : 1);
-    memcached_behavior_set(client_, MEMCACHED_BEHAVIOR_BUFFER_REQUESTS, wait ? 0 : 1);
+    memcached_server_add_unix_socket(client_, socket_.c_str());
+    memcached_server_add_unix_socket(writer_, socket_.c_str());
+    memcached_behavior_set(writer_, MEMCACHED_BEHAVIOR_NOREPLY, 1);
+    memcached_behavior_set(writer_, MEMCACHED_BEHAVIOR_BUFFER_REQUESTS, 1);
+    memcached_return_t result = MEMCACHED_FAILURE;
+    std::size_t size = 0;
+    std::uint32_t flags = 0;
+    std::free(memcached_get(client_, "user:", 5, &size, &flags, &result));
+    return result == MEMCACHED_NOTFOUND;
   }
   [[noreturn]] void fail(memcached_return_t result) const {
     throw std::runtime_error(std::string("memcached: ") + memcached_strerror(client_, result));
@@ -108,6 +113,7 @@ class Memcached {
   std::string socket_;
   Server server_;
   memcached_st* client_ = nullptr;
+  memcached_st* writer_ = nullptr;  // does not wait for answers; changing that on a connection would close it
   memcached_result_st result_;
 };
 

@@ -17,13 +17,14 @@ namespace bench {
 template <typename Database>
 class Tkrzw {
  public:
+  static constexpr bool writer_excludes_readers = true;
   using Tuning = typename Database::TuningParameters;
 
   Tkrzw(const std::string& path, const Tuning& tuning) : path_(path), tuning_(tuning) { open_for(true); }
   Tkrzw(const Tkrzw&) = delete;
   Tkrzw& operator=(const Tkrzw&) = delete;
   ~Tkrzw() {
-    if (database_.IsOpen()) database_.Close();  // which must not throw here
+    if (database_.IsOpen()) database_.Close();  // close() might throw
   }
 
   void open() { open_for(false); }
