@@ -62,6 +62,7 @@ class Benchmark {
     std::vector<std::unique_ptr<Runner>> filled(kinds_.size());
     for (int repetition = 0; repetition < (measured ? options_.repetitions : 1); ++repetition) {
       for (std::size_t i = 0; i < kinds_.size(); ++i) {
+        if (filled[i] && !filled[i]->subject().can_be_measured_writing()) continue;
         filled[i].reset();
         filled[i] = std::make_unique<Runner>(kinds_[i], options_.folder, items_);
         const double figure = filled[i]->write(order_, 1);
