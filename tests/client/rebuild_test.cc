@@ -514,8 +514,11 @@ TEST_F(Bootstrap, a_copy_of_another_logs_state_is_not_believed_while_the_log_is_
 TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_whole) {
   Cache berlin = fleet.open("berlin");
   std::atomic<bool> end{false};
+  // Else, where reading the log is as slow as writing it, each machine would double the history for the next.
+  std::atomic<int> allowed{0};
   std::thread writer([&] {
     for (int i = 0; !end; ++i) {
+      while (i >= allowed && !end) std::this_thread::sleep_for(std::chrono::microseconds(50));
       std::map<std::string, std::string> batch;
       for (int j = 0; j < 50; ++j)
         batch["key" + std::to_string((i * 37 + j * 11) % 500)] = noise(200, static_cast<std::uint64_t>(i));
@@ -525,7 +528,9 @@ TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_wh
   int rebuilt = 0;
   for (int i = 0; i < 20; ++i) {
     const std::string machine = "copy" + std::to_string(i);
+    allowed += 50;
     std::this_thread::sleep_for(milliseconds(5));
+    allowed += 50;  // while it is copied, and after
     copy_state("berlin", machine);
     Cache copy = fleet.open(machine);
     const UpdateId id = copy.update();
