@@ -103,15 +103,16 @@ std::string default_folder() {
 }
 
 StatePlace place_for_one_cache(const std::string& name) {
+  const auto state_in = [&](const std::string& folder) { return folder + "/" + name + ".state"; };
   for (const char* const parent : {"/dev/shm", "/var/lib", "/run"}) {
     std::string folder = std::string(parent) + "/whycache-XXXXXX";
-    if (::mkdtemp(folder.data()) != nullptr) return {folder + "/" + name + ".state", folder};
+    if (::mkdtemp(folder.data()) != nullptr) return {state_in(folder), folder};
   }
   std::string folder = default_folder();
   make_private_folder(folder);
   folder += "/memory-XXXXXX";
   if (::mkdtemp(folder.data()) == nullptr) throw system_error("cannot make folder for the state", folder, errno);
-  return {folder + "/" + name + ".state", folder};
+  return {state_in(folder), folder};
 }
 
 }  // namespace
