@@ -2,7 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <atomic>
+#include <fstream>
+#include <future>
 #include <set>
 #include <thread>
 #include <vector>
@@ -364,16 +368,31 @@ class GroupCommit : public ::testing::Test {
   // Starts a write and waits until it is under way or queued.
   template <typename Write>
   void start(Write write) {
-    threads.emplace_back(std::move(write));
+    std::promise<pid_t> began;
+    std::future<pid_t> thread_id = began.get_future();
+    threads.emplace_back([write = std::move(write), began = std::move(began)]() mutable {
+      began.set_value(::gettid());
+      write();
+    });
+    const pid_t writer = thread_id.get();
     if (threads.size() == 1) {
       while (appending == 0) std::this_thread::yield();
     } else {
-      std::this_thread::sleep_for(milliseconds(10));
+      // Whoever sleeps waits in the queue; seen twice, lest it was for something else on the way.
+      for (int seen = 0; seen < 2; std::this_thread::sleep_for(milliseconds(2))) seen = sleeps(writer) ? seen + 1 : 0;
     }
+  }
+  static bool sleeps(pid_t thread) {
+    std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
+    std::string stat;
+    std::getline(file, stat);
+    return stat.empty() || stat.find(") S ") != std::string::npos;  // empty: it is done already
   }
   void let_go() {
     hold = false;
-    for (std::thread& thread : threads) thread.join();
+    for (std::thread& thread : threads) {
+      if (thread.joinable()) thread.join();
+    }
   }
 
   Fleet fleet;
@@ -441,7 +460,7 @@ TEST_F(GroupCommit, one_that_waits_gives_up_at_its_own_deadline) {
         ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(30))); }, "nothing was written");
   });
   start([&] { cache.set("patient", "1"); });
-  std::this_thread::sleep_for(milliseconds(60));
+  threads[1].join();
   let_go();
   EXPECT_FALSE(cache.contains("hasty"));
   EXPECT_TRUE(cache.contains("patient"));
