@@ -82,7 +82,9 @@ Options Target::options() const {
 }
 
 void add_log_options(CLI::App& parser, Target& target) {
-  parser.add_option("--log", target.log, "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
+  parser
+      .add_option("--log", target.log,
+                  "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
   add_duration_option(parser, "--deadline", target.deadline, "how long to wait for log and processes (10s)")

@@ -48,12 +48,14 @@ std::string percent_decoded(std::string_view text, const char* part) {
   return decoded;
 }
 
-// What may stand in any part of a URL unencoded, and '/', stays as it is.
-std::string percent_encoded(std::string_view text) {
+// What may stand in any part of a URL unencoded stays as it is, and '/' in a path.
+enum class UrlPart { path, other };
+std::string percent_encoded(std::string_view text, UrlPart part) {
+  const std::string_view kept = part == UrlPart::path ? "-._~/" : "-._~";
   constexpr char digits[] = "0123456789ABCDEF";
   std::string encoded;
   for (const char c : text) {
-    if (is_letter(c) || is_digit(c) || std::string_view("-._~/").find(c) != std::string_view::npos) {
+    if (is_letter(c) || is_digit(c) || kept.find(c) != std::string_view::npos) {
       encoded += c;
     } else {
       const auto byte = static_cast<unsigned char>(c);
@@ -100,7 +102,9 @@ std::string parse_scheme(std::string_view text) {
                       return is_lower(c) || is_digit(c) || c == '+' || c == '-' || c == '.';
                     });
   if (!good) {
-    throw invalid("log url does not begin with a scheme (write file:///dir, sqlite:///file.db, mysql://user@host/database or memory:name)");
+    throw invalid(
+        "log url does not begin with a scheme (write file:///dir, sqlite:///file.db, mysql://user@host/database or "
+        "memory:name)");
   }
   return scheme;
 }
@@ -250,15 +254,15 @@ std::string Url::redacted() const {
   // Else a path with two slashes would look like an authority.
   if (has_authority_ || path_.substr(0, 2) == "//") text += "//";
   if (has_authority_) {
-    if (!user_.empty() || password_) text += percent_encoded(user_) + (password_ ? ":***@" : "@");
+    if (!user_.empty() || password_) text += percent_encoded(user_, UrlPart::other) + (password_ ? ":***@" : "@");
     text += host_.find(':') == std::string::npos ? host_ : '[' + host_ + ']';
     if (port_) text += ':' + std::to_string(*port_);
   }
-  text += percent_encoded(path_);
+  text += percent_encoded(path_, UrlPart::path);
   char separator = '?';
   for (const Option& option : options_) {
     text += std::exchange(separator, '&') + option.key + '=';
-    text += option.key == "instance" ? percent_encoded(option.value) : "***";
+    text += option.key == "instance" ? percent_encoded(option.value, UrlPart::other) : "***";
   }
   return text;
 }

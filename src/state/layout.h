@@ -236,8 +236,8 @@ struct Header {
 
   alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked
                                                            // at; readers pin, fence, and look here
-  std::atomic<std::uint64_t> file_bytes;     // allocated and usable; release
-  std::atomic<std::uint64_t> writer_active;  // not 0: a writer is at work, or died at it
+  std::atomic<std::uint64_t> file_bytes;                   // allocated and usable; release
+  std::atomic<std::uint64_t> writer_active;                // not 0: a writer is at work, or died at it
 
   alignas(64) PublishedBlock published[published_block_count];
   alignas(64) WriterBooks books;

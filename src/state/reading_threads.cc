@@ -29,7 +29,8 @@ struct RecordOwner {
 class ForgetThreads final : public ForkListener {
  public:
   void after_fork_in_child() noexcept override {
-    for (ReadingThread* thread = all_threads.load(std::memory_order_relaxed); thread != nullptr; thread = thread->next) {
+    for (ReadingThread* thread = all_threads.load(std::memory_order_relaxed); thread != nullptr;
+         thread = thread->next) {
       if (thread == this_reading_thread) continue;
       thread->reads.store(0, std::memory_order_relaxed);
       thread->taken.store(false, std::memory_order_relaxed);
@@ -78,7 +79,8 @@ GracePeriod::GracePeriod() {
 
 bool GracePeriod::over() {
   if (for_ever_) return false;
-  std::erase_if(waiting_, [](const Waiting& one) { return one.thread->reads.load(std::memory_order_acquire) != one.reads; });
+  std::erase_if(waiting_,
+                [](const Waiting& one) { return one.thread->reads.load(std::memory_order_acquire) != one.reads; });
   return waiting_.empty();
 }
 

@@ -5,8 +5,8 @@
 //
 //   reader                                 switcher
 //   counter = odd       (relaxed)          mapping = new     (release)
-//   m = mapping         (acquire)          membarrier        every thread's earlier stores are visible, later loads see
-//   new
+//   m = mapping         (acquire)          membarrier        every thread's earlier stores are visible,
+//                                                            later loads see new
 //   ... reads m ...                        counter odd?  ->  wait until it moves
 //   counter = even      (release)
 #pragma once

@@ -236,6 +236,12 @@ TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
 }
 
 // Given any bytes, a URL is refused or understood; and what it shows is understood alike.
+TEST(Url, a_slash_in_a_user_is_shown_encoded) {
+  const Url url("mysql://a%2Fb@host/db");
+  EXPECT_EQ(url.redacted(), "mysql://a%2Fb@host/db");
+  EXPECT_EQ(Url(url.redacted()).user(), "a/b");
+}
+
 TEST(Url, of_random_bytes_is_refused_or_shows_itself) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
