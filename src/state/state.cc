@@ -106,7 +106,7 @@ struct State::Inner final : ForkListener {
 
 // --- Opening ---
 
-State::State(const StateOptions& options) : options_(options), inner_(std::make_unique<Inner>()) {}
+State::State(StateOptions options) : options_(std::move(options)), inner_(std::make_unique<Inner>()) {}
 
 State::~State() {
   if (inner_) unregister_fork_listener(inner_.get());

@@ -213,7 +213,7 @@ class State {
  private:
   friend class HeldLock;
   friend class StateReader;
-  explicit State(const StateOptions& options);
+  explicit State(StateOptions options);
   // The file at our path, if it is another one that can be used right away.
   std::shared_ptr<Mapping> find_successor() const;
   // Reads, the quick way.
