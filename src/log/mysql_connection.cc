@@ -229,9 +229,8 @@ std::uint64_t MysqlConnection::run(const std::string& sql, std::initializer_list
     MYSQL_STMT* const fresh = mysql_stmt_init(mysql_);
     if (fresh == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
     if (mysql_stmt_prepare(fresh, sql.data(), sql.size()) != 0) {
-      const MysqlFailure failure = failure_of(fresh);
-      mysql_stmt_close(fresh);
-      throw failure;
+      const std::unique_ptr<MYSQL_STMT, decltype(&mysql_stmt_close)> closed_after(fresh, mysql_stmt_close);
+      throw MysqlFailure(failure_of(fresh));
     }
     statement = fresh;
   }

@@ -425,17 +425,21 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
     const std::string table(rows.at(0).value_or(""));
     const std::string engine(rows.at(1).value_or("none"));
     if (engine != "InnoDB") {
-      throw Error(ErrorKind::invalid, "table cannot be trusted with a log: log=" + name() + " table=" + table +
-                                          " engine=" + engine + " (ALTER TABLE " + table + " ENGINE = InnoDB)");
+      std::string message = "table cannot be trusted with a log: log=";
+      message.append(name()).append(" table=").append(table).append(" engine=").append(engine);
+      message.append(" (ALTER TABLE ").append(table).append(" ENGINE = InnoDB)");
+      throw Error(ErrorKind::invalid, message);
     }
     if (table == "whycache_logs") continue;
     const std::string type(rows.at(2).value_or("none"));
     const std::size_t bytes_max = rows.number(3);
     const bool binary = type.ends_with("blob") || type == "varbinary";
     if (!binary || bytes_max < column_bytes_least) {
-      throw Error(ErrorKind::invalid, "column is too small, or not for bytes: log=" + name() + " column=" + table +
-                                          ".bytes type=" + type + " bytes_max=" + std::to_string(bytes_max) +
-                                          " (ALTER TABLE " + table + " MODIFY bytes LONGBLOB NOT NULL)");
+      std::string message = "column is too small, or not for bytes: log=";
+      message.append(name()).append(" column=").append(table).append(".bytes type=").append(type);
+      message.append(" bytes_max=").append(std::to_string(bytes_max));
+      message.append(" (ALTER TABLE ").append(table).append(" MODIFY bytes LONGBLOB NOT NULL)");
+      throw Error(ErrorKind::invalid, message);
     }
     (table == "whycache_updates" ? update_column_bytes_max_ : part_column_bytes_max_) = bytes_max;
   }

@@ -66,7 +66,7 @@ std::string option_value(std::string_view text) {
 // The database in the path of the URL.
 std::string database_of(const Url& url) {
   const std::string& path = url.path();
-  const std::string database = path.empty() ? "" : path.substr(1);
+  std::string database = path.empty() ? "" : path.substr(1);
   if (database.empty() || database.size() > database_bytes_max || database.find('/') != std::string::npos) {
     throw invalid("log url names no database: url=" + url.redacted() + " (write mysql://user@host/database)");
   }
