@@ -1025,7 +1025,15 @@ TEST_F(MysqlLogAway, a_server_killed_in_mid_load_loses_and_doubles_nothing) {
   std::vector<Child> children;
   for (int writer = 0; writer < writers; ++writer) {
     children.emplace_back([&, writer] {
-      const auto own = store.open("default", milliseconds(2000));
+      std::unique_ptr<Log> own;
+      while (!own) {  // the server may be killed before a child gets to open it
+        try {
+          own = store.open("default", milliseconds(2000));
+        } catch (const Error& error) {
+          if (error.kind() != ErrorKind::unavailable) throw;
+          std::this_thread::sleep_for(milliseconds(10));
+        }
+      }
       for (int i = 0; i < appends_each; ++i) append_surely(*own, std::to_string(writer) + ' ' + std::to_string(i));
     });
   }
