@@ -161,7 +161,7 @@ std::string replaced(std::string text, const std::string& what, const std::strin
 class MysqlTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!MariadbServer::is_installed()) GTEST_SKIP() << "mariadbd is not installed";
+    if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   }
 };
 
@@ -680,7 +680,7 @@ std::string outer_address() {
 
 TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
   const std::string address = outer_address();
-  if (address.empty()) GTEST_SKIP() << "this machine has no address but loopback";
+  if (address.empty()) GTEST_SKIP() << "NOT TESTED: this machine has no address but loopback";
   const Authority authority("IP:" + address);
   std::vector<std::string> options = authority.server_options();
   options.push_back("--bind-address=0.0.0.0");
@@ -1299,7 +1299,7 @@ class Cluster {
 };
 
 TEST_F(MysqlLogGaleraLong, writers_at_two_nodes_make_one_log) {
-  if (::access(galera_library, R_OK) != 0) GTEST_SKIP() << "Galera is not installed";
+  if (::access(galera_library, R_OK) != 0) GTEST_SKIP() << "NOT TESTED: Galera is not installed";
   Cluster cluster;
   MysqlStore store(*cluster.nodes()[0]);
   const auto open_at = [&](std::size_t node) {
