@@ -120,7 +120,11 @@ class WHYCACHE_API View {
   Digest digest() const noexcept;
 
   // No copy: the value lies in shared memory until the view is gone. Throws Error: corrupt.
-  std::optional<std::string_view> get(std::string_view key) const;
+  std::optional<std::string_view> get(std::string_view key) const {
+    const std::string_view value = find(key);
+    if (value.data() == nullptr) return std::nullopt;
+    return value;
+  }
   bool contains(std::string_view key) const;
 
   Items items(KeyRange range = {}) const { return {pin_, std::move(range)}; }
@@ -131,6 +135,9 @@ class WHYCACHE_API View {
   std::default_sentinel_t end() const { return {}; }
 
  private:
+  // With no address: it is not there. Two words, which come back in registers.
+  std::string_view find(std::string_view key) const;
+
   std::shared_ptr<const detail::Pin> pin_;
 };
 

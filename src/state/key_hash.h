@@ -17,7 +17,8 @@
 namespace whycache {
 
 // Keys of 8 to 16 bytes, for which reads have a way of their own.
-inline constexpr bool is_two_words(std::size_t key_bytes) { return key_bytes - 8 <= 8; }
+inline constexpr std::uint64_t two_words_sizes = 9;  // 8, 9 ... 16 bytes
+inline constexpr bool is_two_words(std::size_t key_bytes) { return key_bytes - 8 < two_words_sizes; }
 
 // The first and last eight bytes of such a key.
 struct TwoWords {
@@ -39,7 +40,7 @@ class KeyHash {
  public:
   KeyHash() = default;
   explicit KeyHash(std::uint64_t seed)
-      : long_seed_(seed), first_seed_(hash64("first", seed)), last_seed_(hash64("last", seed)) {}
+      : first_seed_(hash64("first", seed)), last_seed_(hash64("last", seed)), long_seed_(seed) {}
 
   std::uint64_t operator()(std::string_view key) const {
     const std::size_t bytes = key.size();
@@ -68,9 +69,9 @@ class KeyHash {
  private:
   [[gnu::noinline]] std::uint64_t of_long(std::string_view key) const { return hash64(key, long_seed_); }
 
-  std::uint64_t long_seed_ = 0;
   std::uint64_t first_seed_ = 0;
   std::uint64_t last_seed_ = 0;
+  std::uint64_t long_seed_ = 0;
 };
 
 static_assert(std::endian::native == std::endian::little, "the words of a key are read as they lie in memory");

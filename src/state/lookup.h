@@ -56,7 +56,7 @@ class Bytes {
   const T* at(std::uint64_t offset) const {
     return reinterpret_cast<const T*>(base_ + offset);
   }
-  const Directory* directory(std::uint64_t word) const { return mapping_.directory(word); }
+  const LookupPlan* plan(std::uint64_t directory) const { return mapping_.plan(directory); }
   bool has_part(std::uint64_t offset) const {
     return offset <= usable_ - segment_bytes;
   }  // a file has at least one segment
@@ -80,10 +80,10 @@ class Bytes {
 // that several look-ups can be under way at once, each waiting for its own cache misses.
 [[gnu::always_inline]] inline const IndexWord* find_part(const Bytes& bytes, std::uint64_t directory,
                                                          std::uint64_t hash) {
-  const Directory* const slots = bytes.directory(directory);
-  if (slots == nullptr) [[unlikely]]
+  const LookupPlan* const plan = bytes.plan(directory);
+  if (plan == nullptr) [[unlikely]]
     return nullptr;
-  const std::uint64_t part = part_offset(slots->slot(hash).load(std::memory_order_acquire));
+  const std::uint64_t part = part_offset(plan->slot(hash).load(std::memory_order_acquire));
   if (!bytes.has_part(part)) [[unlikely]]
     return nullptr;
   return bytes.at<IndexWord>(part);
@@ -264,7 +264,9 @@ class Bucket {
 // --- The quick way: what nearly every read of a key does, in as few instructions as it takes. ---
 //
 // It waits for memory, twice. While it does, the processor goes on with what comes after it, the next read among it,
-// until some two hundred instructions lie in between; so each one that is left out here makes all reads faster.
+// until some two hundred instructions lie in between; so each one that is left out here makes all reads faster. And
+// nothing that comes out of such memory may be put aside on the stack: what follows would wait for it there.
+// docs/decisions/short-reads.md.
 
 enum class Quick : std::uint8_t { no, yes, unsure };  // unsure: look again, the long way
 
@@ -275,50 +277,41 @@ struct QuickValue {
 
 // Whether `key` has a value at `id`, if its home bucket, the first word there that matches and the newest version
 // suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `id()` is asked when an entry is there.
-// Believes no number before it compared it with the mapping's size, like all reads.
+// Believes no number before it compared it with the mapping's size, like all reads: `room` bytes of the value lie
+// within it then; whether all of them do, is_within() tells.
 template <bool two_words, typename Id>
-[[gnu::always_inline]] inline Quick quick_look_up(const Mapping& mapping, const Header& file, std::string_view key,
-                                                  const Id& id, QuickValue& value) {
+[[gnu::always_inline]] inline Quick quick_look_up(const LookupPlan& plan, const Header& file, std::string_view key,
+                                                  const Id& id, std::uint64_t room, QuickValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
-  const Directory* const slots = mapping.last_directory();
-  if (slots->word != file.directory.load(std::memory_order_acquire)) [[unlikely]]
+  if (plan.directory != file.directory.load(std::memory_order_acquire)) [[unlikely]]
     return Quick::unsure;
   std::uint64_t hash;
   if constexpr (two_words) {
-    hash = mapping.key_hash().of(TwoWords::of(key.data(), key.size()), key.size());
+    hash = plan.key_hash.of(TwoWords::of(key.data(), key.size()), key.size());
   } else {
     if (key.size() > key_bytes_max) [[unlikely]]
       return Quick::unsure;
-    hash = mapping.hash_of(key);
+    hash = plan.key_hash(key);
   }
-  // Everything below here lies within the file: a part, the header of an entry, with its key and value the entry.
-  const std::uint64_t usable = mapping.usable_bytes();
-  const std::uint64_t part = part_offset(slots->slot(hash).load(std::memory_order_acquire));
-  if (part > usable - segment_bytes) [[unlikely]]
+  const std::uint64_t part = part_offset(plan.slot(hash).load(std::memory_order_acquire));
+  if (part > plan.part_offset_max) [[unlikely]]
     return Quick::unsure;
-  Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
-  std::uint32_t matches = bucket.matches(tag_of(hash) << 3);
-  if (matches == 0) [[unlikely]] {
-    if (bucket.loaded_again().has_empty()) return Quick::no;
-    // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
-    bucket = Bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash + bucket_bytes)));
-    matches = bucket.matches(tag_of(hash) << 3 | 1);
-    if (matches == 0) return bucket.loaded_again().has_empty() ? Quick::no : Quick::unsure;
-  }
-  // The word may have become another one since. What its entry is will be seen there.
-  const std::uint64_t offset = word_offset(bucket.first(matches)) - header_page_bytes;
-  const std::uint64_t offset_max = usable - header_page_bytes - sizeof(EntryHeader);
-  if (offset > offset_max) [[unlikely]]
+  const Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
+  const std::uint32_t matches = bucket.matches(tag_of(hash) << 3);
+  // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
+  if (matches == 0) [[unlikely]]
+    return bucket.loaded_again().has_empty() ? Quick::no : Quick::unsure;
+  // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
+  // the header page. What is there will be seen.
+  const std::uint64_t offset = word_offset(bucket.first(matches));
+  if (offset + key.size() + room > plan.entry_end_max) [[unlikely]]
     return Quick::unsure;
-  const std::byte* const entry = base + header_page_bytes + offset;
+  const std::byte* const entry = base + offset;
   const auto* const header = reinterpret_cast<const std::uint64_t*>(entry);
   // The size of the key, not erased, and an id that is not too new, all in one: rotated, any other size is a large
   // number.
   const std::uint64_t id_and_key = __atomic_load_n(header, __ATOMIC_RELAXED);
   if (std::rotr(id_and_key - key.size(), 16) > id()) [[unlikely]]
-    return Quick::unsure;
-  const std::uint64_t value_bytes = __atomic_load_n(header + 1, __ATOMIC_RELAXED) & 0xffffff;
-  if (offset + key.size() + value_bytes > offset_max) [[unlikely]]
     return Quick::unsure;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryHeader);
   if constexpr (two_words) {
@@ -328,32 +321,95 @@ template <bool two_words, typename Id>
     if (!equal_keys(key_in_entry, key.data(), key.size())) [[unlikely]]
       return Quick::unsure;
   }
-  value = {key_in_entry, value_bytes};
+  value = {key_in_entry, __atomic_load_n(header + 1, __ATOMIC_RELAXED) & 0xffffff};
   return Quick::yes;
 }
 
-// Copies `size` to twice that many bytes: the first ones and the last ones, which overlap.
-template <std::size_t size>
-[[gnu::always_inline]] inline void copy_ends(char* to, const char* from, std::size_t bytes) {
-  struct Block {
-    char bytes[size];
-  };
-  Block first;
-  Block last;
-  std::memcpy(&first, from, size);
-  std::memcpy(&last, from + bytes - size, size);
-  std::memcpy(to, &first, size);
-  std::memcpy(to + bytes - size, &last, size);
+// Whether the whole of the value that was found lies within the mapping.
+[[gnu::always_inline]] inline bool is_within(const LookupPlan& plan, std::string_view found) {
+  const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
+  return offset + found.size() <= plan.entry_end_max + sizeof(EntryHeader);
 }
 
-// Copies up to 128 bytes.
+// Numbers of bytes, wherever they are.
+using SixteenBytes = char __attribute__((vector_size(16), aligned(1), may_alias));
+using EightBytes = std::uint64_t __attribute__((aligned(1), may_alias));
+using FourBytes = std::uint32_t __attribute__((aligned(1), may_alias));
+using TwoBytes = std::uint16_t __attribute__((aligned(1), may_alias));
+
+template <typename Unit>
+[[gnu::always_inline]] inline void copy_ends(char* to, const char* from, std::size_t bytes) {
+  const Unit first = *reinterpret_cast<const Unit*>(from);
+  const Unit last = *reinterpret_cast<const Unit*>(from + bytes - sizeof(Unit));
+  *reinterpret_cast<Unit*>(to) = first;
+  *reinterpret_cast<Unit*>(to + bytes - sizeof(Unit)) = last;
+}
+
+[[gnu::always_inline]] inline SixteenBytes& sixteen(char* where) { return *reinterpret_cast<SixteenBytes*>(where); }
+[[gnu::always_inline]] inline const SixteenBytes& sixteen(const char* where) {
+  return *reinterpret_cast<const SixteenBytes*>(where);
+}
+
+#if defined(__x86_64__)
+// Copies 64 to 128 bytes, on a processor that has AVX. Written out, for it is a part of functions that are compiled for
+// others, too.
+[[gnu::always_inline]] inline void copy_by_avx(char* to, const char* from, std::size_t bytes) {
+  asm volatile(
+      "vmovdqu (%[from]), %%ymm0\n\t"
+      "vmovdqu 32(%[from]), %%ymm1\n\t"
+      "vmovdqu -64(%[from],%[bytes]), %%ymm2\n\t"
+      "vmovdqu -32(%[from],%[bytes]), %%ymm3\n\t"
+      "vmovdqu %%ymm0, (%[to])\n\t"
+      "vmovdqu %%ymm1, 32(%[to])\n\t"
+      "vmovdqu %%ymm2, -64(%[to],%[bytes])\n\t"
+      "vmovdqu %%ymm3, -32(%[to],%[bytes])\n\t"
+      "vzeroupper"
+      :
+      : [to] "r"(to), [from] "r"(from), [bytes] "r"(bytes)
+      : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
+}
+#else
+inline void copy_by_avx(char* to, const char* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+#endif
+
+// Copies up to 128 bytes: from both ends towards the middle, where what is copied may overlap. By way of registers; a
+// std::memcpy through a struct leaves a copy on the stack, too.
+template <bool newer_processor>
 [[gnu::always_inline]] inline void copy_few(char* to, const char* from, std::size_t bytes) {
-  if (bytes > 64) return copy_ends<64>(to, from, bytes);
-  if (bytes > 32) return copy_ends<32>(to, from, bytes);
-  if (bytes > 16) return copy_ends<16>(to, from, bytes);
-  if (bytes >= 8) return copy_ends<8>(to, from, bytes);
-  if (bytes >= 4) return copy_ends<4>(to, from, bytes);
-  if (bytes >= 2) return copy_ends<2>(to, from, bytes);
+  constexpr std::size_t unit = sizeof(SixteenBytes);
+  if constexpr (newer_processor) {
+    if (bytes > 4 * unit) return copy_by_avx(to, from, bytes);
+  }
+  if (bytes > 4 * unit) {
+    const SixteenBytes a = sixteen(from), b = sixteen(from + unit), c = sixteen(from + 2 * unit),
+                       d = sixteen(from + 3 * unit);
+    const char* const from_end = from + bytes;
+    const SixteenBytes e = sixteen(from_end - 4 * unit), f = sixteen(from_end - 3 * unit),
+                       g = sixteen(from_end - 2 * unit), h = sixteen(from_end - unit);
+    char* const to_end = to + bytes;
+    sixteen(to) = a;
+    sixteen(to + unit) = b;
+    sixteen(to + 2 * unit) = c;
+    sixteen(to + 3 * unit) = d;
+    sixteen(to_end - 4 * unit) = e;
+    sixteen(to_end - 3 * unit) = f;
+    sixteen(to_end - 2 * unit) = g;
+    sixteen(to_end - unit) = h;
+    return;
+  }
+  if (bytes > 2 * unit) {
+    const SixteenBytes a = sixteen(from), b = sixteen(from + unit), g = sixteen(from + bytes - 2 * unit),
+                       h = sixteen(from + bytes - unit);
+    sixteen(to) = a;
+    sixteen(to + unit) = b;
+    sixteen(to + bytes - 2 * unit) = g;
+    sixteen(to + bytes - unit) = h;
+    return;
+  }
+  if (bytes > unit) return copy_ends<SixteenBytes>(to, from, bytes);
+  if (bytes >= 8) return copy_ends<EightBytes>(to, from, bytes);
+  if (bytes >= 4) return copy_ends<FourBytes>(to, from, bytes);
+  if (bytes >= 2) return copy_ends<TwoBytes>(to, from, bytes);
   if (bytes == 1) *to = *from;
 }
 

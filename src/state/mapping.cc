@@ -13,10 +13,8 @@
 namespace whycache {
 namespace {
 
-// Until the first was looked into. Its one slot names a part beyond any file.
-constexpr IndexWord no_part{~std::uint64_t{0}};
-constexpr Directory no_directory{0, &no_part, 63, nullptr};
-constexpr std::size_t directories_max = 1000;
+// Far more than a file of the largest size needs while it grows. Beyond them a read pins, and does without.
+constexpr std::size_t plans_max = 20'000;
 
 }  // namespace
 
@@ -25,7 +23,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
       path_(std::move(path)),
       inherited_(access == Access::read),
       fork_count_(fork_count()),
-      directory_(&no_directory) {
+      plan_(&no_plan_) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
@@ -61,11 +59,12 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   usable_bytes_.store(file_bytes / segment_bytes * segment_bytes, std::memory_order_relaxed);
   hash_seed_ = header().fixed.hash_seed;
   key_hash_ = KeyHash(hash_seed_);
+  no_plan_ = LookupPlan::none(base_, key_hash_);
   state_id_ = header().fixed.state_id;
 }
 
 Mapping::~Mapping() {
-  for (const Directory* one = directories_; one != nullptr;) delete std::exchange(one, one->next);
+  for (const LookupPlan* one = plans_; one != nullptr;) delete std::exchange(one, one->next);
   // What a child did not inherit may be something else's address by now.
   if (base_ != nullptr && (inherited_ || fork_count_ == fork_count())) ::munmap(base_, reserved_bytes_);
 }
@@ -86,31 +85,30 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
   return usable_bytes();
 }
 
-const Directory* Mapping::find_directory(std::uint64_t word) const {
-  const std::uint64_t offset = directory_offset(word);
+const LookupPlan* Mapping::find_plan(std::uint64_t directory) const {
+  const std::uint64_t offset = directory_offset(directory);
   const std::uint64_t usable = usable_bytes();
-  if (directory_depth(word) > directory_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
+  if (directory_depth(directory) > directory_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
     return nullptr;
-  const std::uint64_t bytes = sizeof(IndexWord) << directory_depth(word);
+  const std::uint64_t bytes = sizeof(IndexWord) << directory_depth(directory);
   if (offset > usable || bytes > usable - offset) return nullptr;
-  const Directory* first = directories_.load(std::memory_order_acquire);
+  const LookupPlan* first = plans_.load(std::memory_order_acquire);
   std::size_t count = 0;
-  for (const Directory* found = first; found != nullptr; found = found->next) {
-    if (found->word == word) {
-      directory_.store(found, std::memory_order_release);
+  for (const LookupPlan* found = first; found != nullptr; found = found->next) {
+    if (found->is_for(directory, usable)) {
+      plan_.store(found, std::memory_order_release);
       return found;
     }
     ++count;
   }
-  // Only in a file that somebody damages can there be so many. Then a read pins, and that finds it damaged.
-  if (count >= directories_max) return nullptr;
+  if (count >= plans_max) return nullptr;
   // No lock: a child may be forked at any moment. Two threads that come at once put it on the list twice, which is all
   // right.
-  auto* const made =
-      new Directory{word, reinterpret_cast<const IndexWord*>(base_ + offset), 63 - directory_depth(word), first};
-  while (!directories_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel, std::memory_order_acquire)) {
+  auto* const made = new LookupPlan(LookupPlan::of(directory, base_, usable, key_hash_));
+  made->next = first;
+  while (!plans_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel, std::memory_order_acquire)) {
   }
-  directory_.store(made, std::memory_order_release);
+  plan_.store(made, std::memory_order_release);
   return made;
 }
 

@@ -17,16 +17,44 @@
 
 namespace whycache {
 
-// The directory of the point index, taken apart and found to lie within the file: the usable bytes never become less.
-struct Directory {
-  std::uint64_t word;  // of Header::directory
+// What a look-up needs to know of a mapping, in one cache line: the directory of the point index, taken apart and found
+// to lie within the file, and how far the file may be read. Never changed: another one is made when the directory
+// doubles, or when the file has grown.
+struct alignas(64) LookupPlan {
+  std::uint64_t directory;  // the word of Header::directory this is for
   const IndexWord* slots;
-  unsigned shift;  // 63 - depth
-  const Directory* next;
+  std::uint64_t slot_count;
+  const std::byte* base;
+  std::uint64_t part_offset_max;  // a part lies within the mapping if its offset is not more
+  std::uint64_t entry_end_max;  // an entry does, if its offset and the bytes of its key and value are together not more
+  KeyHash key_hash;             // its seed for long keys is the first that is not in the line
+  const LookupPlan* next;
 
+  static LookupPlan none(const std::byte* base, const KeyHash& key_hash) {
+    static constexpr IndexWord no_part{~std::uint64_t{0}};
+    return {~std::uint64_t{0}, &no_part, 1, base, 0, 0, key_hash, nullptr};
+  }
+  static LookupPlan of(std::uint64_t directory, const std::byte* base, std::uint64_t usable_bytes,
+                       const KeyHash& key_hash) {
+    return {directory,
+            reinterpret_cast<const IndexWord*>(base + directory_offset(directory)),
+            std::uint64_t{1} << directory_depth(directory),
+            base,
+            usable_bytes - segment_bytes,
+            usable_bytes - sizeof(EntryHeader),
+            key_hash,
+            nullptr};
+  }
+
+  const Header& header() const { return *reinterpret_cast<const Header*>(base); }
+  // The one the top bits of the hash say, as many as the directory is deep.
   const IndexWord& slot(std::uint64_t hash) const {
-    return slots[hash >> 1 >> shift];
-  }  // in two steps: the depth may be 0
+    __extension__ using Product = unsigned __int128;
+    return slots[static_cast<std::uint64_t>(static_cast<Product>(hash) * slot_count >> 64)];
+  }
+  bool is_for(std::uint64_t directory_word, std::uint64_t usable_bytes) const {
+    return directory == directory_word && entry_end_max == usable_bytes - sizeof(EntryHeader);
+  }
 };
 
 class Mapping {
@@ -60,20 +88,21 @@ class Mapping {
   // The writer grew the file.
   void set_usable_bytes(std::uint64_t bytes) { usable_bytes_.store(bytes, std::memory_order_relaxed); }
 
-  // The directory of the point index that a word of Header::directory stands for; nullptr if it does not lie within the
-  // file.
-  const Directory* directory(std::uint64_t word) const {
-    const Directory* const known = directory_.load(std::memory_order_acquire);
-    return known->word == word ? known : find_directory(word);
+  // For a word of Header::directory, and all of the file that is known to be usable; nullptr if that directory does not
+  // lie within it.
+  const LookupPlan* plan(std::uint64_t directory) const {
+    const LookupPlan* const known = last_plan();
+    return known->is_for(directory, usable_bytes()) ? known : find_plan(directory);
   }
-  // The one that was asked for last.
-  const Directory* last_directory() const { return directory_.load(std::memory_order_acquire); }
+  // Where the one stands that was asked for last; never nullptr.
+  const std::atomic<const LookupPlan*>& last_plan_place() const { return plan_; }
+  const LookupPlan* last_plan() const { return plan_.load(std::memory_order_acquire); }
 
   const KeyHash& key_hash() const { return key_hash_; }
   std::uint64_t hash_of(std::string_view key) const { return key_hash_(key); }
 
  private:
-  [[gnu::noinline]] const Directory* find_directory(std::uint64_t word) const;
+  [[gnu::noinline]] const LookupPlan* find_plan(std::uint64_t directory) const;
 
   FileDescriptor file_;
   std::string path_;
@@ -83,10 +112,10 @@ class Mapping {
   std::uint64_t fork_count_;
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;
-  // Never nullptr. Release, acquired by reads. What it pointed to stays, on the list: a directory doubles twenty times
-  // at most.
-  mutable std::atomic<const Directory*> directory_;
-  mutable std::atomic<const Directory*> directories_{nullptr};
+  LookupPlan no_plan_{};
+  // Release, acquired by reads. What it pointed to stays, on the list: a file grows in steps of at least a hundredth.
+  mutable std::atomic<const LookupPlan*> plan_;
+  mutable std::atomic<const LookupPlan*> plans_{nullptr};
   std::uint64_t hash_seed_ = 0;
   std::uint64_t state_id_ = 0;
   std::uint64_t inode_ = 0;

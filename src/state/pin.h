@@ -35,8 +35,10 @@ class Pin {
   [[gnu::always_inline]] Quick get_quickly(std::string_view key, QuickValue& value) const {
     if (fork_count_ != fork_count()) [[unlikely]]
       return Quick::unsure;
-    return quick_look_up<two_words>(
-        *mapping_, mapping_->header(), key, [this] { return block_.id; }, value);
+    const LookupPlan& plan = *mapping_->last_plan();
+    const Quick found = quick_look_up<two_words>(
+        plan, plan.header(), key, [this] { return block_.id; }, 0, value);
+    return found == Quick::yes && !is_within(plan, {value.key + key.size(), value.bytes}) ? Quick::unsure : found;
   }
 
   // Throw Error corrupt if the file is damaged, invalid in a forked child.

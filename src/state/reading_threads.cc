@@ -5,10 +5,11 @@
 #include <unistd.h>
 
 #include "base/fork_watch.h"
+#include "state/key_hash.h"
 
 namespace whycache {
 
-constinit thread_local ReadingThread* this_reading_thread __attribute__((tls_model("initial-exec"))) = nullptr;
+constinit thread_local ThisReader this_reader __attribute__((tls_model("initial-exec"))) = {};
 
 namespace {
 
@@ -20,7 +21,7 @@ bool membarrier(int command) { return ::syscall(SYS_membarrier, command, 0, 0) =
 struct RecordOwner {
   ReadingThread* record = nullptr;
   ~RecordOwner() {
-    this_reading_thread = nullptr;
+    this_reader = {};
     if (record != nullptr) record->taken.store(false, std::memory_order_release);
   }
 };
@@ -31,7 +32,7 @@ class ForgetThreads final : public ForkListener {
   void after_fork_in_child() noexcept override {
     for (ReadingThread* thread = all_threads.load(std::memory_order_relaxed); thread != nullptr;
          thread = thread->next) {
-      if (thread == this_reading_thread) continue;
+      if (thread == this_reader.thread) continue;
       thread->reads.store(0, std::memory_order_relaxed);
       thread->taken.store(false, std::memory_order_relaxed);
     }
@@ -51,7 +52,8 @@ ReadingThread& register_reading_thread() {
   for (ReadingThread* thread = all_threads.load(std::memory_order_acquire); thread != nullptr; thread = thread->next) {
     bool taken = false;
     if (thread->taken.compare_exchange_strong(taken, true, std::memory_order_acq_rel)) {
-      owner.record = this_reading_thread = thread;
+      owner.record = thread;
+      this_reader = {two_words_sizes, thread};
       return *thread;
     }
   }
@@ -60,7 +62,8 @@ ReadingThread& register_reading_thread() {
   made->next = all_threads.load(std::memory_order_relaxed);
   while (!all_threads.compare_exchange_weak(made->next, made, std::memory_order_release, std::memory_order_relaxed)) {
   }
-  owner.record = this_reading_thread = made;
+  owner.record = made;
+  this_reader = {two_words_sizes, made};
   return *made;
 }
 

@@ -42,14 +42,22 @@ struct alignas(64) ReadingThread {
 // Makes a record for this thread, once.
 [[gnu::noinline]] ReadingThread& register_reading_thread();
 
-// Eight bytes that the dynamic linker can always place and that nothing has to be run for, so that reading them costs
+// What this thread begins a read with.
+struct ThisReader {
+  // A key of this many bytes and 8 more, or of more than that, or of less than 8, is none to be read the quickest way:
+  // any, while the thread has no record. So that one comparison tells both.
+  std::uint64_t two_words_sizes = 0;
+  ReadingThread* thread = nullptr;
+};
+
+// A few bytes that the dynamic linker can always place and that nothing has to be run for, so that reading them costs
 // one instruction.
-extern constinit thread_local ReadingThread* this_reading_thread __attribute__((tls_model("initial-exec")));
+extern constinit thread_local ThisReader this_reader __attribute__((tls_model("initial-exec")));
 
 // Brackets one read.
 class Reading {
  public:
-  Reading() : thread_(this_reading_thread != nullptr ? *this_reading_thread : register_reading_thread()) {
+  Reading() : thread_(this_reader.thread != nullptr ? *this_reader.thread : register_reading_thread()) {
     thread_.enter();
   }
   ~Reading() { thread_.leave(); }

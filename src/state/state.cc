@@ -16,6 +16,7 @@
 #include "state/lock_file.h"
 #include "state/lookup.h"
 #include "state/pin.h"
+#include "state/processor.h"
 #include "state/reading_threads.h"
 #include "state/state_file.h"
 #include "state/verify.h"
@@ -59,6 +60,7 @@ const char* name_of(StateLock lock) {
 }  // namespace
 
 struct State::Inner final : ForkListener {
+  explicit Inner(State& owner) : plan_place(owner.plan_place_) {}
   ~Inner() = default;
 
   void before_fork() noexcept override { switch_mutex.lock(); }
@@ -84,6 +86,7 @@ struct State::Inner final : ForkListener {
     std::shared_ptr<Mapping> old = std::move(shared);
     shared = std::move(mapping);
     current.store(shared.get(), std::memory_order_release);
+    plan_place.store(&shared->last_plan_place(), std::memory_order_release);
     sweep_replaced();
     if (old) replaced.push_back({std::move(old), GracePeriod()});
   }
@@ -97,6 +100,7 @@ struct State::Inner final : ForkListener {
   mutable std::array<std::timed_mutex, 4> lock_mutexes;
   // Point reads load it inside a Reading; stored under switch_mutex.
   std::atomic<const Mapping*> current{nullptr};
+  std::atomic<const std::atomic<const LookupPlan*>*>& plan_place;  // of the same, for the quick ones
   mutable std::mutex switch_mutex;
   std::shared_ptr<Mapping> shared;  // the same, for who keeps it
   std::vector<Replaced> replaced;
@@ -106,7 +110,24 @@ struct State::Inner final : ForkListener {
 
 // --- Opening ---
 
-State::State(StateOptions options) : options_(std::move(options)), inner_(std::make_unique<Inner>()) {}
+namespace {
+
+// What a read finds where there is no state: a plan that fits no file.
+const std::atomic<const LookupPlan*>& no_plan_place() {
+  alignas(Header) static constexpr std::byte no_file[sizeof(Header)]{};
+  static const LookupPlan plan = LookupPlan::none(no_file, KeyHash());
+  static constinit std::atomic<const LookupPlan*> place{nullptr};
+  place.store(&plan, std::memory_order_relaxed);
+  return place;
+}
+
+}  // namespace
+
+State::State(StateOptions options)
+    : options_(std::move(options)),
+      plan_place_(&no_plan_place()),
+      get_(is_newer_processor() ? get_as_newer : get_as_everywhere),
+      inner_(std::make_unique<Inner>(*this)) {}
 
 State::~State() {
   if (inner_) unregister_fork_listener(inner_.get());
@@ -199,93 +220,103 @@ auto applied_id_of(const Header& header) {
 
 namespace {
 
-// A get whose value cannot be copied in passing, and what it began with: left here by this thread for finish_get(), so
-// that all arguments of that fit into registers.
+// What a get began with: left here by this thread for what is done seldom, or with values of other sizes, so that it
+// need not be kept at hand.
 struct BegunGet {
+  const State* state;
+  const LookupPlan* plan;
   Unpinned read;
-  ReadingThread* thread;
 };
-constinit thread_local BegunGet begun_get __attribute__((tls_model("initial-exec"))) = {Unpinned(), nullptr};
+constinit thread_local BegunGet begun_get __attribute__((tls_model("initial-exec"))) = {nullptr, nullptr, Unpinned()};
 
 }  // namespace
 
-bool State::finish_get(std::string_view key, std::string& value, std::string_view found) const {
+bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
   const BegunGet get = begun_get;
-  copy_into(value, found);
-  const bool holds = get.read.holds();
-  get.thread->leave();
-  return holds || get_again(key, value);
+  const bool within = is_within(*get.plan, found);
+  if (within) [[likely]]
+    copy_into(value, found);
+  const bool holds = within && get.read.holds();
+  this_reader.thread->leave();
+  return holds || get.state->get_again(key, value);
 }
 
 // No call lies on the way of a get, for what has to be kept across one would have to be stored; what is seldom is
 // called at its end.
-template <bool two_words>
-[[gnu::always_inline]] inline bool State::get_quickly(std::string_view key, std::string& value) const {
-  ReadingThread* const thread = this_reading_thread;
-  if (thread == nullptr) [[unlikely]]
-    return get_again(key, value);
-  thread->enter();
-  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-  if (mapping != nullptr) [[likely]] {
-    const Header& header = mapping->header();
-    const Unpinned read(header);
-    QuickValue found;
-    const Quick quick = quick_look_up<two_words>(*mapping, header, key, applied_id_of(header), found);
-    if (quick != Quick::unsure && !read.superseded()) [[likely]] {
-      if (quick == Quick::yes) [[likely]] {
-        const std::size_t bytes_before = value.size();
-        if (found.bytes != bytes_before || bytes_before > 128) {
-          begun_get = {read, thread};
-          return finish_get(key, value, {found.key + key.size(), found.bytes});
-        }
-        copy_few(value.data(), found.key + key.size(), unrelated(bytes_before));
+template <bool two_words, bool newer_processor>
+[[gnu::always_inline]] inline bool State::get_quickly(ReadingThread& thread, std::string_view key,
+                                                      std::string& value) const {
+  thread.enter();
+  const LookupPlan& plan = *plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
+  const Header& header = plan.header();
+  const Unpinned read(header);
+  const std::size_t bytes_before = value.size();
+  // Told apart before they are compared, or else the compiler would take the size in the entry, which is the same.
+  const std::size_t bytes_to_copy = unrelated(bytes_before);
+  QuickValue found;
+  const Quick quick = quick_look_up<two_words>(plan, header, key, applied_id_of(header), bytes_before, found);
+  if (quick != Quick::unsure && !read.superseded()) [[likely]] {
+    if (quick == Quick::yes) [[likely]] {
+      if (found.bytes != bytes_before || bytes_before > 128) {
+        begun_get = {this, &plan, read};
+        return finish_get(key, value, {found.key + key.size(), found.bytes});
       }
-      if (read.holds()) [[likely]] {
-        thread->leave();
-        return quick == Quick::yes;
-      }
+      copy_few<newer_processor>(value.data(), found.key + key.size(), bytes_to_copy);
+    }
+    if (read.holds()) [[likely]] {
+      thread.leave();
+      return quick == Quick::yes;
     }
   }
-  thread->leave();
+  thread.leave();
   return get_again(key, value);
 }
 
 template <bool two_words>
-[[gnu::always_inline]] inline bool State::contains_quickly(std::string_view key) const {
-  ReadingThread* const thread = this_reading_thread;
-  if (thread == nullptr) [[unlikely]]
-    return contains_again(key);
-  thread->enter();
-  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-  if (mapping != nullptr) [[likely]] {
-    const Header& header = mapping->header();
-    const Unpinned read(header);
-    QuickValue found;
-    const Quick quick = quick_look_up<two_words>(*mapping, header, key, applied_id_of(header), found);
-    if (quick != Quick::unsure && !read.superseded() && read.holds()) [[likely]] {
-      thread->leave();
-      return quick == Quick::yes;
-    }
-  }
-  thread->leave();
-  return contains_again(key);
+[[gnu::always_inline]] inline bool State::contains_quickly(ReadingThread& thread, std::string_view key) const {
+  thread.enter();
+  const LookupPlan& plan = *plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
+  const Header& header = plan.header();
+  const Unpinned read(header);
+  QuickValue found;
+  const Quick quick = quick_look_up<two_words>(plan, header, key, applied_id_of(header), 0, found);
+  const bool known = quick != Quick::unsure && !read.superseded() && read.holds();
+  thread.leave();
+  return known ? quick == Quick::yes : contains_again(key);
 }
 
-bool State::get(std::string_view key, std::string& value) const {
-  if (is_two_words(key.size())) [[likely]]
-    return get_quickly<true>(key, value);
+template <bool newer_processor>
+[[gnu::always_inline]] inline bool State::get_by_this_thread(std::string_view key, std::string& value) const {
+  const ThisReader& reader = this_reader;
+  if (key.size() - 8 < reader.two_words_sizes) [[likely]]
+    return get_quickly<true, newer_processor>(*reader.thread, key, value);
   return get_by_any_key(key, value);
 }
 
-bool State::get_by_any_key(std::string_view key, std::string& value) const { return get_quickly<false>(key, value); }
+bool State::get_as_everywhere(const State& state, std::string_view key, std::string& value) {
+  return state.get_by_this_thread<false>(key, value);
+}
+
+WHYCACHE_NEWER_PROCESSOR bool State::get_as_newer(const State& state, std::string_view key, std::string& value) {
+  return state.get_by_this_thread<true>(key, value);
+}
+
+bool State::get_by_any_key(std::string_view key, std::string& value) const {
+  ReadingThread* const thread = this_reader.thread;
+  return thread != nullptr ? get_quickly<false, false>(*thread, key, value) : get_again(key, value);
+}
 
 bool State::contains(std::string_view key) const {
-  if (is_two_words(key.size())) [[likely]]
-    return contains_quickly<true>(key);
+  const ThisReader& reader = this_reader;
+  if (key.size() - 8 < reader.two_words_sizes) [[likely]]
+    return contains_quickly<true>(*reader.thread, key);
   return contains_any_key(key);
 }
 
-bool State::contains_any_key(std::string_view key) const { return contains_quickly<false>(key); }
+bool State::contains_any_key(std::string_view key) const {
+  ReadingThread* const thread = this_reader.thread;
+  return thread != nullptr ? contains_quickly<false>(*thread, key) : contains_again(key);
+}
 
 bool State::get_again(std::string_view key, std::string& value) const {
   return read_again(key, [&](std::string_view found) { copy_into(value, found); });

@@ -31,6 +31,8 @@ class Pin;
 class LockFile;
 class Mapping;
 class ReaderProcess;
+struct LookupPlan;
+struct ReadingThread;
 
 struct StateOptions {
   std::string path;
@@ -169,7 +171,7 @@ class State {
   // --- Reads. Throw Error corrupt if the file is damaged, invalid if not usable. ---
 
   // Copies the value into `value` if the key is there.
-  bool get(std::string_view key, std::string& value) const;
+  bool get(std::string_view key, std::string& value) const { return get_(*this, key, value); }
   bool contains(std::string_view key) const;
   // All as of one update id. `found(i, value)` is called once for each key that is there, in any order.
   UpdateId get_multi(std::span<const std::string_view> keys,
@@ -216,14 +218,18 @@ class State {
   explicit State(StateOptions options);
   // The file at our path, if it is another one that can be used right away.
   std::shared_ptr<Mapping> find_successor() const;
-  // Reads, the quick way.
+  // Reads, the quick way; with the instructions of every processor of this kind, or those of the newer ones.
+  static bool get_as_everywhere(const State& state, std::string_view key, std::string& value);
+  static bool get_as_newer(const State& state, std::string_view key, std::string& value);
+  template <bool newer_processor>
+  bool get_by_this_thread(std::string_view key, std::string& value) const;
+  template <bool two_words, bool newer_processor>
+  bool get_quickly(ReadingThread& thread, std::string_view key, std::string& value) const;
   template <bool two_words>
-  bool get_quickly(std::string_view key, std::string& value) const;
-  template <bool two_words>
-  bool contains_quickly(std::string_view key) const;
+  bool contains_quickly(ReadingThread& thread, std::string_view key) const;
   [[gnu::noinline]] bool get_by_any_key(std::string_view key, std::string& value) const;
   [[gnu::noinline]] bool contains_any_key(std::string_view key) const;
-  [[gnu::noinline]] bool finish_get(std::string_view key, std::string& value, std::string_view found) const;
+  [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value, std::string_view found);
   // Those that the quick way did not get to an end: by all ways there are, and at last with a pin.
   [[gnu::noinline]] bool get_again(std::string_view key, std::string& value) const;
   [[gnu::noinline]] bool contains_again(std::string_view key) const;
@@ -232,6 +238,9 @@ class State {
   struct Inner;
   StateOptions options_;
   bool adopted_ = false;
+  // Of the mapping that reads use now; the plan in it is for no file while there is none. Loaded inside a Reading.
+  std::atomic<const std::atomic<const LookupPlan*>*> plan_place_;
+  bool (*const get_)(const State&, std::string_view, std::string&);
   std::unique_ptr<Inner> inner_;
 };
 

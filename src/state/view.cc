@@ -92,34 +92,30 @@ Digest View::digest() const noexcept { return {pin_->block().digest_low, pin_->b
 
 namespace {
 
-[[gnu::noinline]] std::optional<std::string_view> get_thoroughly(const detail::Pin& pin, std::string_view key) {
+[[gnu::noinline]] std::string_view find_thoroughly(const detail::Pin& pin, std::string_view key) {
   const LookupResult result = pin.get(key);
-  if (result.found != Found::yes) return std::nullopt;
-  return result.value;
+  return result.found == Found::yes ? result.value : std::string_view();
 }
 
 template <bool two_words>
-[[gnu::always_inline]] inline std::optional<std::string_view> get_quickly(const detail::Pin& pin,
-                                                                          std::string_view key) {
+[[gnu::always_inline]] inline std::string_view find_quickly(const detail::Pin& pin, std::string_view key) {
   QuickValue value;
-  switch (pin.get_quickly<two_words>(key, value)) {
-    case Quick::yes: return std::string_view(value.key + key.size(), value.bytes);
-    case Quick::no: return std::nullopt;
-    case Quick::unsure: break;
-  }
-  return get_thoroughly(pin, key);
+  const Quick found = pin.get_quickly<two_words>(key, value);
+  if (found == Quick::yes) [[likely]]
+    return {value.key + key.size(), value.bytes};
+  return found == Quick::no ? std::string_view() : find_thoroughly(pin, key);
 }
 
-[[gnu::noinline]] std::optional<std::string_view> get_by_any_key(const detail::Pin& pin, std::string_view key) {
-  return get_quickly<false>(pin, key);
+[[gnu::noinline]] std::string_view find_by_any_key(const detail::Pin& pin, std::string_view key) {
+  return find_quickly<false>(pin, key);
 }
 
 }  // namespace
 
-std::optional<std::string_view> View::get(std::string_view key) const {
+std::string_view View::find(std::string_view key) const {
   if (is_two_words(key.size())) [[likely]]
-    return get_quickly<true>(*pin_, key);
-  return get_by_any_key(*pin_, key);
+    return find_quickly<true>(*pin_, key);
+  return find_by_any_key(*pin_, key);
 }
 
 bool View::contains(std::string_view key) const { return pin_->get(key).found == Found::yes; }
