@@ -1,0 +1,313 @@
+// The log in MySQL: who may do what, how it is opened, secrets, TLS.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <signal.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "log/machine_room.h"
+#include "log/mysql_stories.h"
+
+namespace whycache {
+namespace {
+
+using MysqlLogPrivileges = MysqlTest;
+using MysqlLogOpen = MysqlTest;
+using MysqlLogSecrets = MysqlTest;
+using MysqlLogTls = MysqlTest;
+
+// --- Who may do what. ---
+
+class People {
+ public:
+  explicit People(MysqlStore& store) : store_(store) {
+    for (const char* name : {"follower", "writer", "rewriter"}) {
+      MariadbClient(store.server()).run(std::string("CREATE OR REPLACE USER '") + name + "'@'%'");
+    }
+  }
+  ~People() { MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'"); }
+
+  // As docs/logs.md says.
+  void grant() const {
+    const std::vector<std::string> grants = documented_sql("logs.md");
+    if (grants.size() != 1) throw std::runtime_error("one block of grants expected in docs/logs.md");
+    MariadbClient(store_.server()).run(replaced(grants[0], "flags.", store_.database() + "."));
+  }
+  std::unique_ptr<MysqlLog> open(const std::string& name) const {
+    MysqlLogOptions options = store_.options();
+    options.server.user = name;
+    return std::make_unique<MysqlLog>(options);
+  }
+
+ private:
+  MysqlStore& store_;
+};
+
+void expect_forbidden(const std::function<void()>& call) {
+  const std::optional<Error> error = thrown_error(call);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->kind(), ErrorKind::invalid) << error->what();
+  EXPECT_EQ(error->system_error(), EACCES) << error->what();
+}
+
+TEST_F(MysqlLogPrivileges, the_documented_ones_are_enough_and_needed) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  rewrite(*log, 2, {"a", "b"});
+  const People people(store);
+  people.grant();
+
+  const auto follower = people.open("follower");
+  EXPECT_EQ(follower->extent().head, 5U);
+  EXPECT_EQ(updates_of(*follower).size(), 3U);
+  EXPECT_EQ(parts_of(*follower).size(), 2U);
+  expect_forbidden([&] { follower->append(6, "x"); });
+  expect_forbidden([&] { rewrite(*follower, 4, {"c"}); });
+
+  const auto writer = people.open("writer");
+  EXPECT_EQ(writer->append(6, "x"), Appended::yes);
+  EXPECT_EQ(writer->append(6, "y"), Appended::taken);
+  EXPECT_EQ(updates_of(*writer).size(), 4U);
+  expect_forbidden([&] { rewrite(*writer, 4, {"c"}); });
+
+  const auto rewriter = people.open("rewriter");
+  EXPECT_EQ(rewriter->append(7, "x"), Appended::yes);
+  EXPECT_TRUE(rewrite(*rewriter, 6, {"c", "d", "e"}));
+  EXPECT_EQ(parts_of(*follower).size(), 3U);
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_updates"), "1");
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "3");
+}
+
+TEST_F(MysqlLogPrivileges, who_may_not_make_the_log_is_told_what_to_run) {
+  MysqlStore store;
+  const People people(store);
+  MariadbClient root(store.server());
+  root.run("GRANT SELECT ON " + store.database() + ".* TO 'follower'@'%'");
+  const auto without_tables = thrown_error([&] { people.open("follower"); });
+  ASSERT_TRUE(without_tables);
+  EXPECT_EQ(without_tables->kind(), ErrorKind::invalid);
+  EXPECT_EQ(without_tables->system_error(), EACCES);
+  const std::string message = without_tables->what();
+  const std::size_t begin = message.find("CREATE TABLE");
+  ASSERT_NE(begin, std::string::npos) << message;
+  for (const char* table : {"whycache_logs", "whycache_updates", "whycache_parts"})
+    EXPECT_NE(message.find(table), std::string::npos);
+
+  // What it says works.
+  store.run(message.substr(begin, message.rfind(')') - begin));
+  EXPECT_EQ(people.open("follower")->extent().head, 0U);
+
+  MysqlLogOptions options = store.options();
+  options.server.user = "follower";
+  options.instance = "other";
+  expect_error(
+      ErrorKind::invalid, [&] { MysqlLog log(options); }, "INSERT INTO whycache_logs SELECT 'other'");
+}
+
+TEST_F(MysqlLogPrivileges, strangers_are_told_so) {
+  MysqlStore store;
+  store.open();
+  const People people(store);
+  expect_forbidden([&] { people.open("follower"); });
+  MysqlLogOptions options = store.options();
+  options.server.user = "nobody_of_that_name";
+  expect_forbidden([&] { MysqlLog log(options); });
+}
+
+TEST_F(MysqlLogPrivileges, a_database_that_is_not_there_is_not_made) {
+  MysqlStore store;
+  MysqlLogOptions options = store.options();
+  options.server.database = "nowhere";
+  expect_error(
+      ErrorKind::invalid, [&] { MysqlLog log(options); }, "CREATE DATABASE `nowhere`");
+}
+
+// --- Opening by URL, and secrets. ---
+
+TEST_F(MysqlLogOpen, by_url) {
+  MysqlStore store;
+  const std::string url = store.server().url(store.database());
+  const auto log = open_log(url);
+  const std::string name = replaced(url, "root@", "");
+  EXPECT_EQ(log->name(), name + "?instance=default");
+  ASSERT_EQ(log->append(1, "x"), Appended::yes);
+  EXPECT_EQ(open_log(url + "?instance=default&deadline_ms=1234&tls=off&durable=off")->extent().uuid,
+            log->extent().uuid);
+  EXPECT_EQ(open_log(url + "?instance=other")->extent().head, 0U);
+
+  const auto by_socket = open_log("mysql://root@/" + store.database() + "?socket=" + store.server().socket());
+  EXPECT_EQ(by_socket->extent().uuid, log->extent().uuid);
+  EXPECT_EQ(by_socket->name(), "mysql:///" + store.database() + "?instance=default&socket=" + store.server().socket());
+
+  for (const char* option : {"durable=maybe", "tls=on", "password=x", "nosuch=1", "deadline_ms=0", "replica=a%2Fb"}) {
+    expect_error(ErrorKind::invalid, [&] { open_log(url + "?" + option); });
+  }
+}
+
+TEST_F(MysqlLogOpen, a_server_that_is_not_there_is_unavailable) {
+  std::string url;
+  {
+    MariadbServer server;
+    url = server.url("db");
+  }
+  expect_error(
+      ErrorKind::unavailable, [&] { open_log(url); }, "127.0.0.1");
+  expect_error(
+      ErrorKind::unavailable, [] { open_log("mysql:///db?socket=/nowhere/socket"); }, "/nowhere/socket");
+}
+
+TEST_F(MysqlLogSecrets, are_in_no_message_and_no_name) {
+  MysqlStore store;
+  const std::string secret = "geheim4711";
+  MariadbClient root(store.server());
+  root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY '" + secret + "'; GRANT ALL ON " + store.database() +
+           ".* TO 'ada'@'%'");
+  const TemporaryFolder folder;
+  std::ofstream(folder.file("password")) << secret << '\n';
+  std::ofstream(folder.file("options")) << "[client]\nuser=ada\npassword=\"" << secret << "\"\n";
+  const std::string url = store.server().url(store.database(), "ada");
+  const std::string with_secret = replaced(url, "ada@", "ada:" + secret + "@");
+
+  const std::string no_user = replaced(url, "ada@", "");
+  std::vector<std::string> good{with_secret, url + "?password_file=" + folder.file("password"),
+                                url + "?option_file=" + folder.file("options"),
+                                no_user + "?option_file=" + folder.file("options")};
+  for (const std::string& each : good) {
+    const auto log = open_log(each);
+    EXPECT_EQ(log->name(), no_user + "?instance=default") << each;
+    EXPECT_EQ(log->append(log->extent().head + 1, "x"), Appended::yes);
+  }
+  ::setenv("WHYCACHE_MYSQL_PASSWORD", secret.c_str(), 1);
+  EXPECT_EQ(open_log(url)->extent().head, 4U);
+  ::unsetenv("WHYCACHE_MYSQL_PASSWORD");
+
+  // A password that does not fit, any more.
+  const auto open = open_log(with_secret);
+  root.run("ALTER USER 'ada'@'%' IDENTIFIED BY 'another'");
+  std::vector<std::function<void()>> calls;
+  for (const std::string& each : good) calls.push_back([each] { open_log(each); });
+  for (const char* bad : {"?tls=sideways", "?nosuch=1", "?replica=x%2Fy", "?tls=verify"})
+    calls.push_back([&with_secret, bad] { open_log(with_secret + bad); });
+  root.run("KILL USER ada");
+  calls.push_back([&] { open->extent(); });
+  calls.push_back([&] { open->append(5, "x"); });
+  for (const auto& call : calls) {
+    const auto error = thrown_error(call);
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->kind(), ErrorKind::invalid) << error->what();
+    EXPECT_EQ(std::string(error->what()).find(secret), std::string::npos) << error->what();
+  }
+  root.run("DROP USER 'ada'@'%'");
+}
+
+TEST_F(MysqlLogSecrets, a_changed_password_is_found_in_its_file) {
+  MysqlStore store;
+  MariadbClient root(store.server());
+  root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY 'old'; GRANT ALL ON " + store.database() +
+           ".* TO 'ada'@'%'");
+  const TemporaryFolder folder;
+  std::ofstream(folder.file("password")) << "old";
+  const auto log = open_log(store.server().url(store.database(), "ada") + "?password_file=" + folder.file("password"));
+  root.run("ALTER USER 'ada'@'%' IDENTIFIED BY 'new'; KILL USER ada");
+  std::ofstream(folder.file("password")) << "new";
+  EXPECT_EQ(log->append(1, "x"), Appended::yes);
+  root.run("DROP USER 'ada'@'%'");
+}
+
+// --- TLS. ---
+
+TEST_F(MysqlLogTls, only_a_certificate_of_a_trusted_authority_for_this_host_will_do) {
+  const Authority authority("IP:127.0.0.1");
+  const Authority stranger("IP:127.0.0.1");
+  MariadbServer server(authority.server_options());
+  MysqlStore store(server);
+  MariadbClient(server).run("CREATE USER 'ada'@'%' REQUIRE SSL; GRANT ALL ON *.* TO 'ada'@'%'");
+  const std::string url = server.url(store.database(), "ada");
+
+  const auto log = open_log(url + "?tls_ca=" + authority.ca());
+  EXPECT_EQ(log->append(1, "x"), Appended::yes);
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(url + "?tls_ca=" + stranger.ca()); }, "certificate");
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(url + "?tls=verify"); }, "certificate", "tls_ca");
+  expect_error(ErrorKind::invalid, [&] { open_log(url + "?tls_ca=/nowhere/ca.pem"); });
+  expect_error(ErrorKind::invalid, [&] { open_log(url); });  // without TLS: the server refuses ada
+  const std::string other_host = replaced(url, "127.0.0.1", "localhost");
+  expect_error(ErrorKind::invalid, [&] { open_log(other_host + "?tls_ca=" + authority.ca()); });
+}
+
+TEST_F(MysqlLogTls, a_server_without_tls_is_refused_where_it_is_wanted) {
+  MariadbServer server({"--skip-ssl"});
+  MysqlStore store(server);
+  expect_error(ErrorKind::invalid, [&] { open_log(server.url(store.database()) + "?tls=verify"); });
+  EXPECT_EQ(open_log(server.url(store.database()))->extent().head, 0U);
+}
+
+// An address of this machine that is not loopback.
+std::string outer_address() {
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return "";
+  std::string found;
+  for (const ifaddrs* each = all; each != nullptr && found.empty(); each = each->ifa_next) {
+    if (each->ifa_addr == nullptr || each->ifa_addr->sa_family != AF_INET || (each->ifa_flags & IFF_LOOPBACK) != 0)
+      continue;
+    char text[INET_ADDRSTRLEN];
+    const auto* address = reinterpret_cast<const sockaddr_in*>(each->ifa_addr);
+    if (::inet_ntop(AF_INET, &address->sin_addr, text, sizeof text) != nullptr) found = text;
+  }
+  ::freeifaddrs(all);
+  return found;
+}
+
+TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
+  const std::string address = outer_address();
+  if (address.empty()) GTEST_SKIP() << "NOT TESTED: this machine has no address but loopback";
+  const Authority authority("IP:" + address);
+  std::vector<std::string> options = authority.server_options();
+  options.push_back("--bind-address=0.0.0.0");
+  MariadbServer server(options);
+  MysqlStore store(server);
+  MariadbClient(server).run("CREATE USER 'ada'@'%' IDENTIFIED BY 'x'; GRANT ALL ON *.* TO 'ada'@'%'");
+  const std::string url = replaced(server.url(store.database(), "ada:x"), "127.0.0.1", address);
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(url); }, "certificate", "tls=off");
+  EXPECT_EQ(open_log(url + "?tls_ca=" + authority.ca())->extent().head, 0U);
+  EXPECT_EQ(open_log(url + "?tls=off")->extent().head, 0U);
+}
+
+TEST_F(MysqlLogTls, signals_are_left_alone) {
+  const Authority authority("IP:127.0.0.1");
+  MariadbServer server(authority.server_options());
+  MysqlStore store(server);
+  Child child([&] {
+    ::signal(SIGPIPE, SIG_DFL);
+    const auto plain = open_log(server.url(store.database()) + "?deadline_ms=1000");
+    const auto secure = open_log(server.url(store.database()) + "?deadline_ms=1000&tls_ca=" + authority.ca());
+    struct sigaction pipe;
+    ::sigaction(SIGPIPE, nullptr, &pipe);
+    demand(pipe.sa_handler == SIG_DFL, "SIGPIPE is what it was");
+    server.kill();
+    const std::string large(std::size_t{8} << 20, 'x');
+    for (Log* log : {plain.get(), secure.get()}) {
+      for (int i = 0; i < 3; ++i) demand(thrown_error([&] { log->append(1, large); }).has_value(), "no server");
+    }
+  });
+  EXPECT_EQ(child.wait(), 0);
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif

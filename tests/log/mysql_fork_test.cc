@@ -1,0 +1,91 @@
+// The log in MySQL and fork().
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log/machine_room.h"
+#include "log/mysql_stories.h"
+
+namespace whycache {
+namespace {
+
+using MysqlLogFork = MysqlTest;
+
+// --- fork(). ---
+
+TEST_F(MysqlLogFork, a_child_must_open_the_log_anew) {
+  MysqlStore store;
+  std::unique_ptr<Log> log = store.open();
+  append_up_to(*log, 1);
+  Child child([&] {
+    for (const auto& call :
+         std::vector<std::function<void()>>{[&] { log->extent(); }, [&] { log->append(2, "x"); },
+                                            [&] { updates_of(*log); }, [&] { rewrite(*log, 1, {"part"}); }}) {
+      const auto error = thrown_error(call);
+      demand(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
+    }
+    const auto own = log->reopen();
+    demand(own->append(2, "by the child") == Appended::yes, "append");
+    log.reset();
+    demand(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
+  });
+  ASSERT_EQ(child.wait(), 0);
+  EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
+  EXPECT_EQ(updates_of(*log).size(), 4U);
+}
+
+TEST_F(MysqlLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
+  const Authority authority("IP:127.0.0.1");
+  MariadbServer server(authority.server_options());
+  MysqlStore store(server);
+  for (const std::string& options : {std::string(), "?tls_ca=" + authority.ca()}) {
+    const std::string url = server.url(store.database()) + options;
+    const auto log = open_log(url);
+    const UpdateId before = log->extent().head;
+    const auto append_somewhere = [](Log& own, const std::string& bytes) {
+      while (own.append(own.extent().head + 1, bytes) != Appended::yes) {
+      }
+    };
+    std::atomic<bool> done{false};
+    std::atomic<std::uint64_t> appended{0};
+    std::vector<std::thread> threads;
+    threads.emplace_back([&] {
+      while (!done) {
+        append_somewhere(*log, "by a thread");
+        ++appended;
+      }
+    });
+    threads.emplace_back([&] {
+      while (!done) {  // connects all the time
+        append_somewhere(*open_log(url), "by a thread");
+        ++appended;
+      }
+    });
+    constexpr int children = 20;
+    constexpr int appends_each = 5;
+    for (int i = 0; i < children; ++i) {
+      Child child([&] {
+        ::alarm(60);
+        const auto own = log->reopen();
+        for (int j = 0; j < appends_each; ++j) append_somewhere(*own, "by a child");
+      });
+      EXPECT_EQ(child.wait(), 0);
+    }
+    done = true;
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(updates_of(*log, before + 1).size(), appended + children * appends_each);
+  }
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif

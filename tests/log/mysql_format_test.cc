@@ -1,0 +1,253 @@
+// The log in MySQL: its schema, what a server may be set to, and its limits.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <nlohmann/json.hpp>
+
+#include <fstream>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "log/mysql_stories.h"
+
+namespace whycache {
+namespace {
+
+using nlohmann::json;
+using MysqlLogFormat = MysqlTest;
+using MysqlLogLimits = MysqlTest;
+
+// --- The schema. ---
+
+TEST_F(MysqlLogFormat, the_tables_are_those_of_the_document) {
+  MysqlStore made;
+  made.open();
+  MysqlStore documented;
+  ASSERT_EQ(documented_sql("formats/sql.md").size(), 2U);
+  documented.run(documented_sql("formats/sql.md")[0]);
+  for (const std::string table : {"whycache_logs", "whycache_updates", "whycache_parts"})
+    EXPECT_EQ(made.run("SHOW CREATE TABLE " + table), documented.run("SHOW CREATE TABLE " + table));
+}
+
+TEST_F(MysqlLogFormat, the_worked_example_is_the_log_of_the_vectors) {
+  MysqlStore store;
+  for (const std::string& block : documented_sql("formats/sql.md")) store.run(block);
+  const auto log = store.open();
+
+  std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
+  const json tells = json::parse(file)["log"];
+  const auto to_text = [](const std::string& digits) {
+    std::string bytes;
+    for (std::size_t i = 0; i < digits.size(); i += 2)
+      bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+    return bytes;
+  };
+  const Extent extent = log->extent();
+  EXPECT_EQ(to_string(extent.uuid), tells["uuid"]);
+  EXPECT_EQ(extent.base, tells["base"]);
+  EXPECT_EQ(extent.base_chain, tells["base_chain"]);
+  EXPECT_EQ(extent.head, tells["head"]);
+  Updates updates;
+  for (const json& update : tells["updates"]) updates[update["id"]] = to_text(update["bytes"]);
+  EXPECT_EQ(updates_of(*log), updates);
+  std::vector<std::string> parts;
+  for (const json& part : tells["parts"]) parts.push_back(to_text(part));
+  EXPECT_EQ(parts_of(*log), parts);
+}
+
+TEST_F(MysqlLogFormat, a_chain_keeps_all_its_bits) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  log->rewrite(1, 0xfedcba9876543210, [] { return std::nullopt; });
+  EXPECT_EQ(store.open()->extent().base_chain, 0xfedcba9876543210);
+}
+
+TEST_F(MysqlLogFormat, a_log_of_another_format_is_left_alone) {
+  MysqlStore store;
+  const auto log = store.open();
+  store.run("UPDATE whycache_logs SET format = 2");
+  expect_error(
+      ErrorKind::corrupt, [&] { log->extent(); }, "format=2", "format_known=1");
+  expect_error(
+      ErrorKind::corrupt, [&] { updates_of(*log); }, "format=2");
+  EXPECT_NE(thrown_error([&] { log->rewrite(1, 0, [] { return std::nullopt; }); }), std::nullopt);
+  expect_error(
+      ErrorKind::corrupt, [&] { store.open(); }, "format=2");
+}
+
+TEST_F(MysqlLogFormat, instances_share_the_tables_and_nothing_else) {
+  MysqlStore store;
+  const auto upper = store.open("Flags");
+  const auto lower = store.open("flags");
+  const auto longest = store.open(std::string(48, 'x'));
+  append_up_to(*upper, 3);
+  append_up_to(*lower, 5);
+  append_up_to(*longest, 2);
+  rewrite(*lower, 5, {"part"});
+  EXPECT_EQ(updates_of(*upper).size(), 3U);
+  EXPECT_EQ(parts_of(*upper).size(), 0U);
+  EXPECT_EQ(updates_of(*longest).size(), 2U);
+  store.run(
+      "DELETE FROM whycache_logs WHERE instance = 'Flags'; DELETE FROM whycache_updates WHERE instance = 'Flags'");
+  expect_error(
+      ErrorKind::unavailable, [&] { upper->extent(); }, "gone");
+  EXPECT_EQ(store.open("flags")->extent().base, 5U);
+}
+
+TEST_F(MysqlLogFormat, updates_whose_row_is_gone_are_not_taken_over) {
+  MysqlStore store;
+  append_up_to(*store.open(), 3);
+  store.run("DELETE FROM whycache_logs");
+  expect_error(
+      ErrorKind::corrupt, [&] { store.open(); }, "whycache_logs");
+  store.open("another");
+}
+
+TEST_F(MysqlLogFormat, a_missing_table_or_update_or_part_is_corrupt) {
+  const auto expect_corrupt = [](const std::string& sql, const std::string& word) {
+    MysqlStore store;
+    const auto log = store.open();
+    append_up_to(*log, 5);
+    rewrite(*log, 2, {"a", "b"});
+    store.run(sql);
+    expect_error(
+        ErrorKind::corrupt,
+        [&] {
+          updates_of(*log);
+          parts_of(*log);
+        },
+        word);
+  };
+  expect_corrupt("DROP TABLE whycache_updates", "whycache_updates");
+  expect_corrupt("DROP TABLE whycache_parts", "whycache_parts");
+  expect_corrupt("DELETE FROM whycache_updates WHERE id = 4", "id=4");
+  expect_corrupt("DELETE FROM whycache_updates WHERE id = 3", "id=3");
+  expect_corrupt("DELETE FROM whycache_parts WHERE number = 1", "number=1");
+}
+
+TEST_F(MysqlLogFormat, one_update_after_a_million_costs_one_statement) {
+  MysqlStore store;
+  const auto log = store.open();
+  store.run("UPDATE whycache_logs SET base = 999999; INSERT INTO whycache_updates VALUES ('default', 1000000, 'x')");
+  append_up_to(*log, 1'000'000);
+  for (const UpdateId first : {UpdateId{1}, UpdateId{999'999}, UpdateId{1'000'000}}) {
+    const std::uint64_t before = status(store.server(), "Com_select");
+    EXPECT_EQ(updates_of(*log, first).size(), 1U);
+    EXPECT_EQ(status(store.server(), "Com_select") - before, 1U) << first;
+  }
+}
+
+TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) {
+  MysqlStore store;
+  const auto log = store.open();
+  store.run(
+      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM seq_1_to_20000;"
+      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('l', 1000000) FROM seq_20001_to_20040;"
+      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM seq_20041_to_30000");
+  const std::uint64_t before = status(store.server(), "Com_select");
+  UpdateId next = 1;
+  log->read(1, no_end, [&](UpdateId id, std::string_view bytes) {
+    EXPECT_EQ(id, next++);
+    EXPECT_EQ(bytes.size(), id > 20'000 && id <= 20'040 ? 1'000'000U : 40U);
+    return true;
+  });
+  EXPECT_EQ(next, 30'001U);
+  EXPECT_LT(status(store.server(), "Com_select") - before, 45U);
+}
+
+// --- What a server can be set to. ---
+
+TEST_F(MysqlLogFormat, a_log_does_not_depend_on_the_servers_defaults) {
+  MariadbServer server({"--sql-mode=ANSI,PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES", "--character-set-server=utf16",
+                        "--transaction-isolation=READ-UNCOMMITTED", "--autocommit=0", "--default-storage-engine=MyISAM",
+                        "--lower-case-table-names=1", "--innodb-default-row-format=compact"});
+  MysqlStore store(server);
+  const auto log = store.open();
+  append_up_to(*log, 20);
+  std::string every_byte;
+  for (int byte = 0; byte < 256; ++byte) every_byte += static_cast<char>(byte);
+  ASSERT_EQ(log->append(21, every_byte), Appended::yes);
+  EXPECT_TRUE(rewrite(*log, 15, {every_byte, std::string(5, '\0')}));
+  const auto other = store.open();
+  EXPECT_EQ(updates_of(*other)[21], every_byte);
+  EXPECT_EQ(parts_of(*other), (std::vector<std::string>{every_byte, std::string(5, '\0')}));
+  EXPECT_EQ(store.run("SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_NAME = 'whycache_updates'"), "InnoDB");
+}
+
+TEST_F(MysqlLogLimits, tables_without_transactions_are_refused) {
+  MysqlStore store;
+  append_up_to(*store.open(), 1);
+  for (const std::string table : {"whycache_logs", "whycache_updates", "whycache_parts"}) {
+    for (const std::string engine : {"MyISAM", "Aria"}) {
+      store.run("ALTER TABLE " + table + " ENGINE = " + engine);
+      expect_error(
+          ErrorKind::invalid, [&] { store.open(); }, table, engine, "ENGINE = InnoDB");
+    }
+    store.run("ALTER TABLE " + table + " ENGINE = InnoDB");
+  }
+  append_up_to(*store.open(), 2);
+}
+
+TEST_F(MysqlLogLimits, columns_that_are_too_small_are_named) {
+  MysqlStore store;
+  store.open();
+  for (const std::string type : {"BLOB", "VARBINARY(1000)", "LONGTEXT"}) {
+    store.run("ALTER TABLE whycache_updates MODIFY bytes " + type + " NOT NULL");
+    expect_error(
+        ErrorKind::invalid, [&] { store.open(); }, "whycache_updates.bytes", "bytes_max=", "MODIFY bytes LONGBLOB");
+  }
+  store.run("ALTER TABLE whycache_updates MODIFY bytes MEDIUMBLOB NOT NULL");
+  const auto log = store.open();
+  expect_error(
+      ErrorKind::limit, [&] { log->append(1, std::string(std::size_t{1} << 24, 'x')); }, "column_bytes_max=16777215");
+  EXPECT_EQ(log->append(1, std::string((std::size_t{1} << 24) - 1, 'x')), Appended::yes);
+}
+
+TEST_F(MysqlLogLimits, a_server_that_takes_too_little_at_once_is_named) {
+  MariadbServer server;
+  MysqlStore store(server);
+  MariadbClient(server).run("SET GLOBAL max_allowed_packet = 1048576");
+  expect_error(
+      ErrorKind::invalid, [&] { store.open(); }, "max_allowed_packet=1048576", "needed=");
+  MariadbClient(server).run("SET GLOBAL max_allowed_packet = 4194304");
+  const auto log = store.open();
+  const std::string large(5'000'000, 'x');
+  expect_error(
+      ErrorKind::limit, [&] { log->append(1, large); }, "max_allowed_packet=4194304", "bytes=5000000");
+  EXPECT_EQ(log->append(1, std::string(4'000'000, 'x')), Appended::yes);
+  expect_error(
+      ErrorKind::limit,
+      [&] {
+        rewrite(*log, 1, {"small", large});
+      },
+      "max_allowed_packet");
+  EXPECT_EQ(log->extent().base, 0U);
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "0");
+}
+
+TEST_F(MysqlLogLimits, a_server_that_may_forget_is_refused_unless_that_is_known) {
+  const auto expect_refused = [](MariadbServer& server, const std::string& variable) {
+    MysqlStore store(server);
+    expect_error(
+        ErrorKind::invalid, [&] { store.open(); }, variable, "durable=off");
+    MysqlLogOptions options = store.options();
+    options.durable = false;
+    EXPECT_EQ(MysqlLog(options).append(1, "x"), Appended::yes);
+  };
+  MariadbServer server({"--log-bin=bin", "--sync-binlog=0"});
+  expect_refused(server, "sync_binlog=0");
+  MariadbClient(server).run("SET GLOBAL sync_binlog = 1");
+  MysqlStore(server).open();
+  for (const char* value : {"0", "2"}) {
+    MariadbClient(server).run(std::string("SET GLOBAL innodb_flush_log_at_trx_commit = ") + value);
+    expect_refused(server, std::string("innodb_flush_log_at_trx_commit=") + value);
+  }
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif

@@ -1,0 +1,65 @@
+// The log in MySQL on servers that lost updates: restored, truncated, failed over.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <string>
+
+#include "log/mysql_stories.h"
+
+namespace whycache {
+namespace {
+
+using MysqlLogRestored = MysqlTest;
+
+// --- Logs that were restored. ---
+
+TEST_F(MysqlLogRestored, a_truncated_table_is_noticed_by_all_machines) {
+  MysqlStore store;
+  const TemporaryFolder folder;
+  const std::string url = store.server().url(store.database());
+  Cache writer(url, options_for(folder, "writer"));
+  Cache other(url, options_for(folder, "other"));
+  for (int i = 0; i < 10; ++i) writer.set("key" + std::to_string(i), "value");
+  other.update();
+  ASSERT_TRUE(other.get("key9"));
+
+  store.run("TRUNCATE TABLE whycache_updates");
+  other.update();
+  EXPECT_FALSE(other.get("key9"));
+  EXPECT_EQ(other.counters().rebuilds_diverged, 1U);
+  EXPECT_EQ(writer.set("new", "value"), 1U);
+  EXPECT_FALSE(writer.get("key9"));
+  other.update();
+  EXPECT_EQ(other.get("new"), "value");
+}
+
+TEST_F(MysqlLogRestored, an_old_dump_put_back_is_noticed_by_all_machines) {
+  MysqlStore store;
+  const TemporaryFolder folder;
+  const std::string url = store.server().url(store.database());
+  Cache writer(url, options_for(folder, "writer"));
+  Cache other(url, options_for(folder, "other"));
+  Cache late(url, options_for(folder, "late"));
+  for (int i = 0; i < 5; ++i) writer.set("key", std::to_string(i));
+  store.run("CREATE TABLE dump AS SELECT * FROM whycache_updates");
+  for (int i = 5; i < 10; ++i) writer.set("key", std::to_string(i));
+  other.update();
+  late.update();
+  EXPECT_EQ(other.get("key"), "9");
+
+  store.run("TRUNCATE TABLE whycache_updates; INSERT INTO whycache_updates SELECT * FROM dump");
+  other.update();
+  EXPECT_EQ(other.get("key"), "4");
+  EXPECT_EQ(other.counters().rebuilds_diverged, 1U);
+  // The log goes on, and comes to be as long as it was: who slept through it all notices by the chain.
+  for (int i = 0; i < 5; ++i) other.set("key", "again " + std::to_string(i));
+  late.update();
+  EXPECT_EQ(late.get("key"), "again 4");
+  EXPECT_EQ(late.counters().rebuilds_diverged, 1U);
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif

@@ -1,0 +1,217 @@
+// The small language in which the stories about the log in MySQL are told (mysql_*_test.cc).
+#pragma once
+
+#include <gtest/gtest.h>
+#include <whycache/cache.h>
+#include <whycache/log.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log/child.h"
+#include "log/mysql_log.h"
+#include "log/stores.h"
+#include "support/mariadb_server.h"
+#include "support/seed.h"
+#include "support/temporary_folder.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+
+using testing::expect_error;
+using testing::MariadbClient;
+using testing::MariadbServer;
+using testing::TemporaryFolder;
+using testing::thrown_error;
+using Appended = Log::Appended;
+using Updates = std::map<UpdateId, std::string>;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+inline constexpr UpdateId no_end = ~UpdateId{0};
+
+inline Updates updates_of(Log& log, UpdateId first = 1) {
+  Updates updates;
+  log.read(first, no_end, [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
+  return updates;
+}
+
+inline std::vector<std::string> parts_of(Log& log) {
+  std::vector<std::string> parts;
+  log.read_base([&](std::string_view part) {
+    parts.emplace_back(part);
+    return true;
+  });
+  return parts;
+}
+
+inline bool rewrite(Log& log, UpdateId base, const std::vector<std::string>& parts) {
+  std::size_t next = 0;
+  return log.rewrite(base, base * 1000, [&]() -> std::optional<std::string_view> {
+    if (next == parts.size()) return std::nullopt;
+    return parts[next++];
+  });
+}
+
+inline void append_up_to(Log& log, UpdateId last) {
+  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
+    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
+}
+
+// Appends `bytes`, which nobody else writes, once, whatever the log answers meanwhile.
+inline void append_surely(Log& log, const std::string& bytes) {
+  std::optional<UpdateId> in_doubt_from;
+  for (;;) {
+    try {
+      if (in_doubt_from) {
+        const Updates since = updates_of(log, *in_doubt_from);
+        if (std::any_of(since.begin(), since.end(), [&](const auto& update) { return update.second == bytes; })) return;
+        in_doubt_from.reset();
+      }
+      const UpdateId id = log.extent().head + 1;
+      in_doubt_from = id;
+      if (log.append(id, bytes) == Appended::yes) return;
+      in_doubt_from.reset();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+      std::this_thread::sleep_for(milliseconds(10));
+    }
+  }
+}
+
+inline milliseconds time_of(const std::function<void()>& call) {
+  const auto began = steady_clock::now();
+  call();
+  return std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
+}
+
+inline bool happens_within(milliseconds patience, const std::function<bool()>& what) {
+  const auto end = steady_clock::now() + patience;
+  while (!what()) {
+    if (steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return true;
+}
+
+inline std::uint64_t status(const MariadbServer& server, const std::string& name) {
+  return std::stoull(MariadbClient(server).run("SHOW GLOBAL STATUS LIKE '" + name + "'"));
+}
+
+// The connection that waits for a lock; "" if none comes to that. The server looks anew only when it was not asked for
+// 0.1 s.
+inline std::string waiting_connection(const MysqlStore& store) {
+  std::string found;
+  for (int i = 0; i < 50 && found.empty(); ++i) {
+    std::this_thread::sleep_for(milliseconds(150));
+    found = store.run(
+        "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX WHERE trx_state = 'LOCK WAIT' LIMIT 1");
+  }
+  return found;
+}
+
+// The blocks of a document that are marked as MySQL's.
+inline std::vector<std::string> documented_sql(const std::string& document) {
+  std::ifstream file(std::string(WHYCACHE_SOURCE_FOLDER) + "/docs/" + document);
+  std::vector<std::string> blocks;
+  bool inside = false;
+  for (std::string line; std::getline(file, line);) {
+    if (line == "```mysql") {
+      inside = true;
+      blocks.emplace_back();
+    } else if (line == "```") {
+      inside = false;
+    } else if (inside) {
+      blocks.back() += line + '\n';
+    }
+  }
+  return blocks;
+}
+
+inline std::string replaced(std::string text, const std::string& what, const std::string& with) {
+  for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + with.size()))
+    text.replace(at, what.size(), with);
+  return text;
+}
+
+class MysqlTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
+  }
+};
+
+// An authority, and a certificate for `host` that it signed.
+class Authority {
+ public:
+  explicit Authority(const std::string& host) {
+    const auto openssl = [&](const std::string& words) {
+      const std::string command = "cd " + folder_.path() + " && openssl " + words + " >output 2>&1";
+      if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
+    };
+    openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority"
+        " -keyout ca.key -out ca.pem");
+    openssl(
+        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server -keyout server.key -out "
+        "server.csr");
+    std::ofstream(folder_.file("extensions")) << "subjectAltName=" << host << '\n';
+    openssl(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out "
+        "server.pem");
+  }
+  std::string ca() const { return folder_.file("ca.pem"); }
+  std::vector<std::string> server_options() const {
+    return {"--ssl-ca=" + ca(), "--ssl-cert=" + folder_.file("server.pem"), "--ssl-key=" + folder_.file("server.key")};
+  }
+
+ private:
+  TemporaryFolder folder_;
+};
+
+// Of a machine of its own.
+inline Options options_for(const TemporaryFolder& folder, const std::string& name) {
+  Options options;
+  options.state_path = folder.file(name);
+  options.any_file_system = true;
+  return options;
+}
+
+// A primary and a replica of it.
+class Pair {
+ public:
+  Pair()
+      : primary({"--log-bin=bin", "--sync-binlog=1", "--server-id=1"}),
+        replica({"--server-id=2", "--log-bin=bin", "--sync-binlog=1"}) {
+    MariadbClient(replica).run(
+        "CHANGE MASTER TO master_host = '127.0.0.1', master_port = " + std::to_string(primary.port()) +
+        ", master_user = 'root', master_use_gtid = slave_pos, master_connect_retry = 1; START SLAVE");
+  }
+  // Waits until the replica has what the primary has.
+  void catch_up() {
+    const std::string position = MariadbClient(primary).run("SELECT @@gtid_binlog_pos");
+    ASSERT_EQ(MariadbClient(replica).run("SELECT MASTER_GTID_WAIT('" + position + "', 20)"), "0");
+  }
+  void stop_replicating() { MariadbClient(replica).run("STOP SLAVE"); }
+  void replicate() { MariadbClient(replica).run("START SLAVE"); }
+
+  MariadbServer primary;
+  MariadbServer replica;
+};
+
+inline MysqlLogOptions with_replica(const MysqlStore& store, const MariadbServer& replica) {
+  MysqlLogOptions options = store.options(milliseconds(2000));
+  options.replica = options.server;
+  options.replica->port = replica.port();
+  return options;
+}
+
+}  // namespace whycache

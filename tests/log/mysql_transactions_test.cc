@@ -1,0 +1,244 @@
+// The log in MySQL beside the transactions of others: order, locks, deadlocks, rewrites.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <atomic>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log/mysql_stories.h"
+
+namespace whycache {
+namespace {
+
+using MysqlLogTransactions = MysqlTest;
+
+// --- Transactions of others. ---
+
+TEST_F(MysqlLogTransactions, an_update_that_is_not_committed_yet_is_waited_for) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  for (const bool commits : {true, false}) {
+    const UpdateId head = log->extent().head;
+    MariadbClient other = store.client();
+    other.run("BEGIN; INSERT INTO whycache_updates VALUES ('default', " + std::to_string(head + 1) + ", 'held')");
+    std::optional<Appended> at_the_place;
+    std::optional<Appended> beyond;
+    std::thread same([&] { at_the_place = store.open()->append(head + 1, "mine"); });
+    std::thread next([&] { beyond = store.open()->append(head + 2, "beyond"); });
+    std::this_thread::sleep_for(milliseconds(150));
+    EXPECT_EQ(log->extent().head, head);
+    EXPECT_EQ(updates_of(*log).size(), head);
+    EXPECT_FALSE(at_the_place);
+    EXPECT_FALSE(beyond);
+
+    other.run(commits ? "COMMIT" : "ROLLBACK");
+    same.join();
+    next.join();
+    EXPECT_EQ(at_the_place, commits ? Appended::taken : Appended::yes);
+    const Updates updates = updates_of(*log);
+    EXPECT_EQ(updates.at(head + 1), commits ? "held" : "mine");
+    EXPECT_EQ(updates.size(), log->extent().head);
+  }
+}
+
+TEST_F(MysqlLogTransactions, a_rewrite_cannot_switch_while_an_append_is_under_way) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  // Given somebody who holds the row of the log, as a switch does,
+  MariadbClient other = store.client();
+  other.run("BEGIN; UPDATE whycache_logs SET base = 5");
+  std::optional<Appended> appended;
+  std::thread writer([&] { appended = store.open()->append(6, "mine"); });
+  std::this_thread::sleep_for(milliseconds(150));
+  EXPECT_FALSE(appended);
+  other.run("COMMIT");
+  writer.join();
+  EXPECT_EQ(appended, Appended::yes);
+
+  // and given an append that is not committed yet: the switch waits.
+  other.run(
+      "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; BEGIN; INSERT INTO whycache_updates SELECT instance, "
+      "7, "
+      "'held' FROM whycache_logs WHERE instance = 'default' AND base < 7");
+  std::optional<bool> switched;
+  std::thread rewriter([&] { switched = rewrite(*store.open(), 6, {"part"}); });
+  std::this_thread::sleep_for(milliseconds(150));
+  EXPECT_FALSE(switched);
+  other.run("COMMIT");
+  rewriter.join();
+  EXPECT_EQ(switched, true);
+  EXPECT_EQ(updates_of(*log), (Updates{{7, "held"}}));
+}
+
+TEST_F(MysqlLogTransactions, a_lock_held_for_too_long_is_unavailable) {
+  MysqlStore store;
+  const auto log = store.open("default", milliseconds(1000));
+  append_up_to(*log, 3);
+  MariadbClient other = store.client();
+  other.run("BEGIN; UPDATE whycache_logs SET part_count = 1 WHERE instance = 'default'");
+  const milliseconds waited = time_of([&] {
+    expect_error(
+        ErrorKind::unavailable, [&] { log->append(4, "x"); }, "waited_ms_max=1000");
+  });
+  EXPECT_GE(waited, milliseconds(500));
+  EXPECT_LT(waited, milliseconds(4000));
+  EXPECT_EQ(updates_of(*log).size(), 3U);  // who reads waits for nobody
+  other.run("ROLLBACK");
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
+TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  const std::uint64_t before = status(store.server(), "Innodb_deadlocks");
+  // Given a transaction that has done more than an append, and so is not the one to be rolled back, with the row of the
+  // log locked, for which the append waits,
+  MariadbClient other = store.client();
+  other.run("CREATE TABLE heavy (n INT PRIMARY KEY) ENGINE = InnoDB");
+  other.run(
+      "BEGIN; INSERT INTO heavy SELECT seq FROM seq_1_to_1000; UPDATE whycache_logs SET part_count = part_count + 1");
+  std::optional<Appended> appended;
+  std::thread writer([&] { appended = log->append(6, "x"); });
+  EXPECT_NE(waiting_connection(store), "");
+  // when it wants what the append has locked before,
+  other.run("SELECT id FROM whycache_updates WHERE instance = 'default' AND id = 5 FOR UPDATE");
+  other.run("COMMIT");
+  writer.join();
+  // then the append loses, and comes again.
+  EXPECT_EQ(appended, Appended::yes);
+  EXPECT_EQ(status(store.server(), "Innodb_deadlocks"), before + 1);
+  EXPECT_EQ(updates_of(*log).size(), 6U);
+}
+
+TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) {
+  SCOPED_TRACE(testing::seed_note());
+  MysqlStore store;
+  store.open();
+  constexpr int writers = 3;
+  constexpr int appends_each = 60;
+  std::vector<Child> children;
+  for (int writer = 0; writer < writers; ++writer) {
+    children.emplace_back([&, writer] {
+      const auto log = store.open();
+      for (int i = 0; i < appends_each; ++i) append_surely(*log, std::to_string(writer) + ' ' + std::to_string(i));
+    });
+  }
+  // One who appends as we do, but holds each transaction open for a while, and then commits it or not.
+  std::atomic<bool> done{false};
+  int committed = 0;
+  std::thread holder([&] {
+    std::mt19937_64 random(testing::test_seed());
+    MariadbClient client = store.client();
+    client.run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+    while (!done) {
+      try {
+        const UpdateId id =
+            std::stoull("0" + client.run("SELECT id FROM whycache_updates ORDER BY id DESC LIMIT 1")) + 1;
+        const std::string before = std::to_string(id - 1);
+        client.run("BEGIN; INSERT INTO whycache_updates SELECT instance, " + std::to_string(id) +
+                   ", 'held' FROM whycache_logs WHERE instance = 'default' AND (base = " + before +
+                   " OR EXISTS (SELECT 1 FROM whycache_updates WHERE instance = 'default' AND id = " + before + "))");
+        std::this_thread::sleep_for(milliseconds(random() % 20));
+        const bool commits = random() % 2 == 0;
+        client.run(commits ? "COMMIT" : "ROLLBACK");
+        committed += commits ? 1 : 0;
+      } catch (const std::runtime_error&) {
+        client.run("ROLLBACK");
+      }
+    }
+  });
+  // Two who follow: each reads from where it is, and believes what it saw for ever.
+  std::vector<Updates> seen(2);
+  std::vector<std::thread> followers;
+  for (Updates& own : seen) {
+    followers.emplace_back([&] {
+      const auto log = store.open();
+      for (bool last = false; !last;) {
+        last = done;
+        log->read(own.size() + 1, no_end, [&](UpdateId id, std::string_view bytes) {
+          EXPECT_EQ(id, own.size() + 1);
+          own[id] = bytes;
+          return true;
+        });
+      }
+    });
+  }
+  for (Child& child : children) EXPECT_EQ(child.wait(), 0);
+  done = true;
+  holder.join();
+  for (std::thread& follower : followers) follower.join();
+
+  const Updates updates = updates_of(*store.open());
+  EXPECT_EQ(updates.size(), static_cast<std::size_t>(writers * appends_each + committed));
+  for (const Updates& own : seen) {
+    for (const auto& [id, bytes] : own) EXPECT_EQ(updates.at(id), bytes) << id;
+  }
+  EXPECT_GT(committed, 0);
+}
+
+TEST_F(MysqlLogTransactions, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  EXPECT_EQ(log->append(7, "beyond"), Appended::taken);
+  EXPECT_EQ(log->append(700, "far beyond"), Appended::taken);
+  EXPECT_EQ(log->extent().head, 5U);
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(0, "x"); }, "id=0");
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(no_end, "x"); }, "id=");
+  expect_error(
+      ErrorKind::invalid, [&] { log->append(1, ""); }, "empty");
+}
+
+TEST_F(MysqlLogTransactions, parts_that_may_become_a_base_yet_are_left_alone) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  for (const char* base : {"3", "5", "7"}) {
+    store.run("INSERT INTO whycache_parts VALUES ('default', " + std::string(base) +
+              ", REPEAT('0', 16), 0, 'x'), ('other', " + base + ", REPEAT('0', 16), 0, 'x')");
+  }
+  const auto parts_left = [&] {
+    return store.run(
+        "SELECT GROUP_CONCAT(base, ':', number ORDER BY base, number) FROM whycache_parts WHERE instance = 'default'");
+  };
+  ASSERT_TRUE(rewrite(*log, 5, {"a", "b"}));
+  EXPECT_EQ(parts_left(), "5:0,5:1,7:0");
+  ASSERT_TRUE(rewrite(*log, 8, {"c"}));
+  EXPECT_EQ(parts_left(), "8:0");
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts WHERE instance = 'other'"), "3");
+}
+
+TEST_F(MysqlLogTransactions, a_rewrite_whose_parts_disappear_does_not_switch) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 10);
+  int part = 0;
+  expect_error(
+      ErrorKind::unavailable,
+      [&] {
+        log->rewrite(5, 1, [&]() -> std::optional<std::string_view> {
+          if (++part <= 3) return "part";
+          store.run("DELETE FROM whycache_parts WHERE number = 1");
+          return std::nullopt;
+        });
+      },
+      "parts of the new base disappeared");
+  EXPECT_EQ(log->extent().base, 0U);
+  EXPECT_EQ(updates_of(*log).size(), 10U);
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "0");
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif
