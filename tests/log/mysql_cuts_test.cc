@@ -1,0 +1,227 @@
+// The log in MySQL over connections that break, at any byte, in either direction, all the time: what a writer is told
+// of its write is true. WHYCACHE_CUTS says how many connections are cut at least.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <atomic>
+#include <cstdio>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "log/mysql_stories.h"
+#include "support/child_process.h"
+#include "support/tcp_proxy.h"
+#include "update/update.h"
+
+namespace whycache {
+namespace {
+
+using MysqlLogCutsLongBeside = MysqlTest;
+using testing::TcpProxy;
+
+// What the writers were told about their writes, each of which is told apart by its text.
+class Told {
+ public:
+  void acknowledged(const std::string& text, UpdateId id) {
+    const std::lock_guard guard(mutex_);
+    acknowledged_[text] = id;
+  }
+  void refused(const std::string& text) {
+    const std::lock_guard guard(mutex_);
+    refused_.push_back(text);
+  }
+  // Unavailable says that nothing was written; uncertain says nothing.
+  void failed(const std::string& text, const Error& error) {
+    if (error.kind() == ErrorKind::unavailable) {
+      refused(text);
+      ++unavailable;
+    } else if (error.kind() == ErrorKind::uncertain) {
+      ++uncertain;
+    } else {
+      ADD_FAILURE() << text << ": " << to_string(error.kind()) << ": " << error.what();
+    }
+  }
+
+  // `found`: the ids at which each text is in the log.
+  void expect_true(const std::map<std::string, std::vector<UpdateId>>& found) const {
+    std::uint64_t lost = 0;
+    std::uint64_t doubled = 0;
+    std::uint64_t unwanted = 0;
+    for (const auto& [text, ids] : found) doubled += ids.size() > 1;
+    for (const auto& [text, id] : acknowledged_) {
+      const auto place = found.find(text);
+      const bool is_there = place != found.end() && place->second.front() == id;
+      if (!is_there && ++lost <= 3) ADD_FAILURE() << "acknowledged, and not in the log: " << text << " id=" << id;
+    }
+    for (const std::string& text : refused_) {
+      if (found.contains(text) && ++unwanted <= 3) ADD_FAILURE() << "refused, and in the log: " << text;
+    }
+    EXPECT_EQ(doubled, 0U);
+    EXPECT_GT(acknowledged_.size(), 0U);
+    EXPECT_GT(unavailable.load(), 0U);
+    EXPECT_GT(uncertain.load(), 0U);
+    std::printf("acknowledged=%zu unavailable=%u uncertain=%u lost=%llu doubled=%llu unwanted=%llu\n",
+                acknowledged_.size(), unavailable.load(), uncertain.load(), static_cast<unsigned long long>(lost),
+                static_cast<unsigned long long>(doubled), static_cast<unsigned long long>(unwanted));
+  }
+
+  std::atomic<unsigned> unavailable{0};
+  std::atomic<unsigned> uncertain{0};
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, UpdateId> acknowledged_;
+  std::vector<std::string> refused_;
+};
+
+// A server behind a proxy that cuts every connection somewhere in its first bytes, some later.
+class BreakingNetwork {
+ public:
+  explicit BreakingNetwork(const MysqlStore& store)
+      : store_(store), proxy_(store.server().port()), random_(testing::test_seed()) {
+    proxy_.treat([this](std::uint64_t) {
+      TcpProxy::Treatment treatment;
+      const std::uint64_t bytes_max = random_() % 4 == 0 ? 20'000 : 2'500;
+      (random_() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = random_() % bytes_max;
+      treatment.cut_by_reset = random_() % 2 == 0;
+      if (random_() % 16 == 0) treatment.to_client.piece_bytes_max = 1 + random_() % 7;
+      return treatment;
+    });
+  }
+
+  std::string url(const std::string& options) const {
+    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + store_.database() + options;
+  }
+  std::uint64_t cuts() const { return proxy_.cuts(); }
+  // From now on it is a good network; and the server is done with all that came over the bad one.
+  void mend() {
+    proxy_.treat_all({});
+    proxy_.cut_all();
+    EXPECT_TRUE(happens_within(milliseconds(20'000), [&] {
+      return store_.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" + store_.database() +
+                        "' AND ID <> CONNECTION_ID()") == "0";
+    }));
+  }
+
+ private:
+  const MysqlStore& store_;
+  TcpProxy proxy_;
+  std::mt19937_64 random_;
+};
+
+// Tries until it succeeds; a network that breaks is no reason to give up, anything else is.
+template <typename Call>
+auto patiently(const Call& call) {
+  for (;;) {
+    try {
+      return call();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+    }
+  }
+}
+
+std::uint64_t cuts_wanted() { return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2; }
+
+TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
+  SCOPED_TRACE(testing::seed_note());
+  MysqlStore store;
+  store.open();
+  BreakingNetwork network(store);
+  Told told;
+  std::atomic<bool> done{false};
+  std::vector<std::thread> writers;
+  for (int writer = 0; writer < 4; ++writer) {
+    writers.emplace_back([&, writer] {
+      const auto log = patiently([&] { return open_log(network.url("?deadline_ms=2000")); });
+      for (int i = 0; !done; ++i) {
+        const std::string text = std::to_string(writer) + ' ' + std::to_string(i);
+        const UpdateId id = patiently([&] { return log->extent().head; }) + 1;
+        try {
+          if (log->append(id, text) == Appended::yes) {
+            told.acknowledged(text, id);
+          } else {
+            told.refused(text);
+          }
+        } catch (const Error& error) {
+          told.failed(text, error);
+        }
+      }
+    });
+  }
+  EXPECT_TRUE(happens_within(milliseconds(100'000), [&] { return network.cuts() >= cuts_wanted(); }));
+  done = true;
+  for (std::thread& writer : writers) writer.join();
+  network.mend();
+
+  std::map<std::string, std::vector<UpdateId>> found;
+  for (const auto& [id, text] : updates_of(*store.open())) found[text].push_back(id);
+  std::printf("cuts=%llu ", static_cast<unsigned long long>(network.cuts()));
+  told.expect_true(found);
+}
+
+TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
+  SCOPED_TRACE(testing::seed_note());
+  MysqlStore store;
+  store.open();
+  BreakingNetwork network(store);
+  const TemporaryFolder folder;
+  Told told;
+  std::atomic<bool> done{false};
+  std::vector<Digest> digests(4);
+  std::vector<std::thread> writers;
+  for (std::size_t writer = 0; writer < digests.size(); ++writer) {
+    writers.emplace_back([&, writer] {
+      const std::string name = std::to_string(writer);
+      Cache cache = patiently([&] { return Cache(network.url("?deadline_ms=2000"), options_for(folder, name)); });
+      std::mt19937_64 random(testing::test_seed() + writer);
+      UpdateId last = 0;
+      for (int i = 0; !done; ++i) {
+        // Some have no patience, and learn that nothing was written, or that nobody knows.
+        const WriteOptions options{.note = {}, .deadline = milliseconds(random() % 3 == 0 ? random() % 4 : 5000)};
+        const std::string text = name + ' ' + std::to_string(i);
+        try {
+          const UpdateId id = cache.set("key " + std::to_string(random() % 50), text, options);
+          told.acknowledged(text, id);
+          EXPECT_GT(id, last);
+          last = id;
+        } catch (const Error& error) {
+          told.failed(text, error);
+        }
+        EXPECT_GE(cache.applied_id(), last);
+      }
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(20'000)});
+    });
+  }
+  EXPECT_TRUE(happens_within(milliseconds(100'000), [&] { return network.cuts() >= cuts_wanted(); }));
+  done = true;
+  for (std::thread& writer : writers) writer.join();
+  network.mend();
+
+  // All machines come to the same, which is what the log says.
+  Digest expected;
+  for (std::size_t writer = 0; writer < digests.size(); ++writer) {
+    Cache cache(network.url(""), options_for(folder, std::to_string(writer)));
+    cache.update();
+    if (writer == 0) expected = cache.digest();
+    EXPECT_EQ(cache.digest(), expected) << writer;
+    EXPECT_EQ(cache.counters().rebuilds_diverged, 0U);
+  }
+  std::map<std::string, std::vector<UpdateId>> found;
+  for (const auto& [id, bytes] : updates_of(*store.open())) {
+    Update update;
+    decode_update(bytes, update);
+    for (const Change& change : update.changes) found[std::string(change.value)].push_back(id);
+  }
+  std::printf("cuts=%llu ", static_cast<unsigned long long>(network.cuts()));
+  told.expect_true(found);
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif

@@ -1,0 +1,276 @@
+#include "support/tcp_proxy.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace whycache::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+sockaddr_in loopback(std::uint16_t port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(port);
+  return address;
+}
+
+// -1: nobody is there.
+int connect_to(std::uint16_t port) {
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const sockaddr_in address = loopback(port);
+  if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    ::close(socket);
+    return -1;
+  }
+  return socket;
+}
+
+void make_prompt(int socket) {
+  constexpr int yes = 1;
+  ::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+  ::fcntl(socket, F_SETFL, O_NONBLOCK);
+}
+
+// Forked children may have copies of the descriptor: closing ours alone would end nothing.
+void end_socket(int socket, bool by_reset) {
+  if (by_reset) {
+    sockaddr nowhere{};
+    nowhere.sa_family = AF_UNSPEC;
+    ::connect(socket, &nowhere, sizeof nowhere);
+  } else {
+    ::shutdown(socket, SHUT_RDWR);
+  }
+  ::close(socket);
+}
+
+}  // namespace
+
+// One direction of a connection.
+struct TcpProxy::Pipe {
+  bool wants_bytes() const { return !ended && waiting.empty(); }
+  bool has_bytes() const { return !waiting.empty(); }
+
+  int from;
+  int to;
+  OneWay treatment;
+  std::string waiting{};  // bytes taken, and not passed on yet
+  std::uint64_t passed = 0;
+  Clock::time_point ready_at{};
+  bool ended = false;  // the sender has closed it, or it was broken off
+  bool end_passed_on = false;
+};
+
+struct TcpProxy::Connection {
+  int client;
+  int server;
+  Pipe to_server;
+  Pipe to_client;
+  bool cut_by_reset;
+  bool over = false;
+};
+
+TcpProxy::TcpProxy(std::uint16_t server_port) : owner_(::getpid()), server_port_(server_port) {
+  listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  sockaddr_in address = loopback(0);
+  socklen_t size = sizeof address;
+  if (::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listener_, 128) != 0 ||
+      ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    ::close(listener_);
+    throw std::runtime_error("proxy cannot listen");
+  }
+  port_ = ntohs(address.sin_port);
+  waker_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  thread_ = std::thread([this] { run(); });
+}
+
+TcpProxy::~TcpProxy() {
+  if (::getpid() != owner_) {  // a forked child's copy: there is no such thread
+    thread_.detach();
+    return;
+  }
+  {
+    const std::lock_guard guard(mutex_);
+    ending_ = true;
+  }
+  wake();
+  thread_.join();
+  for (const auto& connection : open_) end(*connection, false);
+  ::close(listener_);
+  ::close(waker_);
+}
+
+void TcpProxy::treat(Choose choose) {
+  const std::lock_guard guard(mutex_);
+  choose_ = std::move(choose);
+}
+
+void TcpProxy::treat_all(const Treatment& treatment) {
+  const std::lock_guard guard(mutex_);
+  choose_ = [treatment](std::uint64_t) { return treatment; };
+  for (const auto& connection : open_) {
+    connection->to_server.treatment = treatment.to_server;
+    connection->to_client.treatment = treatment.to_client;
+    connection->cut_by_reset = treatment.cut_by_reset;
+    for (Pipe* pipe : {&connection->to_server, &connection->to_client}) pipe->ready_at = {};
+  }
+  wake();
+}
+
+void TcpProxy::point_to(std::uint16_t server_port) {
+  const std::lock_guard guard(mutex_);
+  server_port_ = server_port;
+  for (const auto& connection : open_) end(*connection, false);
+  wake();
+}
+
+void TcpProxy::cut_all() {
+  const std::lock_guard guard(mutex_);
+  for (const auto& connection : open_) end(*connection, connection->cut_by_reset);
+  wake();
+}
+
+std::uint64_t TcpProxy::connections() const {
+  const std::lock_guard guard(mutex_);
+  return connections_;
+}
+
+std::uint64_t TcpProxy::cuts() const {
+  const std::lock_guard guard(mutex_);
+  return cuts_;
+}
+
+void TcpProxy::wake() const {
+  constexpr std::uint64_t one = 1;
+  static_cast<void>(!::write(waker_, &one, sizeof one));  // full: it wakes anyway
+}
+
+// --- The thread. It holds the mutex but while it waits. ---
+
+void TcpProxy::run() {
+  std::vector<pollfd> polled;
+  std::unique_lock lock(mutex_);
+  while (!ending_) {
+    std::erase_if(open_, [](const auto& connection) { return connection->over; });
+    polled.assign({{listener_, POLLIN, 0}, {waker_, POLLIN, 0}});
+    const Clock::time_point now = Clock::now();
+    Clock::time_point wake_at = now + std::chrono::hours(1);
+    for (const auto& connection : open_) {
+      for (const Pipe* pipe : {&connection->to_server, &connection->to_client}) {
+        if (pipe->wants_bytes()) polled.push_back({pipe->from, POLLIN, 0});
+        if (!pipe->has_bytes()) continue;
+        if (pipe->ready_at > now) {
+          wake_at = std::min(wake_at, pipe->ready_at);
+        } else {
+          polled.push_back({pipe->to, POLLOUT, 0});
+        }
+      }
+    }
+    lock.unlock();
+    const std::chrono::nanoseconds patience = wake_at - now;
+    const timespec wait{patience.count() / 1'000'000'000, patience.count() % 1'000'000'000};
+    ::ppoll(polled.data(), polled.size(), &wait, nullptr);
+    lock.lock();
+
+    std::uint64_t ignored = 0;
+    static_cast<void>(!::read(waker_, &ignored, sizeof ignored));
+    for (int client; (client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;) accept_one(client);
+    for (const auto& connection : open_) {
+      if (!connection->over) attend(*connection);
+    }
+  }
+}
+
+void TcpProxy::accept_one(int client) {
+  const int server = connect_to(server_port_);
+  if (server < 0) return end_socket(client, true);
+  make_prompt(client);
+  make_prompt(server);
+  const Treatment treatment = choose_ ? choose_(connections_ + 1) : Treatment{};
+  ++connections_;
+  open_.push_back(std::make_unique<Connection>(Connection{
+      .client = client,
+      .server = server,
+      .to_server = {.from = client, .to = server, .treatment = treatment.to_server},
+      .to_client = {.from = server, .to = client, .treatment = treatment.to_client},
+      .cut_by_reset = treatment.cut_by_reset,
+  }));
+}
+
+void TcpProxy::attend(Connection& connection) {
+  for (Pipe* pipe : {&connection.to_server, &connection.to_client}) {
+    if (pipe->wants_bytes()) receive(*pipe);
+    pass_on(connection, *pipe);
+    if (connection.over) return;
+  }
+  if (connection.to_server.end_passed_on && connection.to_client.end_passed_on) end(connection, false);
+}
+
+void TcpProxy::receive(Pipe& pipe) {
+  char bytes[1 << 16];
+  const ssize_t count = ::recv(pipe.from, bytes, sizeof bytes, 0);
+  if (count > 0) {
+    pipe.waiting.assign(bytes, static_cast<std::size_t>(count));
+    pipe.ready_at = Clock::now() + pipe.treatment.delay;
+  } else if (count == 0 || (errno != EAGAIN && errno != EINTR)) {
+    pipe.ended = true;
+  }
+}
+
+void TcpProxy::pass_on(Connection& connection, Pipe& pipe) {
+  const OneWay& treatment = pipe.treatment;
+  const auto left_until = [&](const std::optional<std::uint64_t>& bytes) {
+    return bytes ? *bytes - std::min(*bytes, pipe.passed) : ~std::uint64_t{0};
+  };
+  while (pipe.has_bytes() && pipe.ready_at <= Clock::now()) {
+    if (left_until(treatment.half_close_after) == 0) {
+      pipe.waiting.clear();
+      pipe.ended = true;
+    } else if (left_until(treatment.drop_after) == 0) {
+      pipe.waiting.clear();
+    } else {
+      const std::uint64_t size =
+          std::min<std::uint64_t>({pipe.waiting.size(), treatment.piece_bytes_max, left_until(treatment.cut_after),
+                                   left_until(treatment.half_close_after), left_until(treatment.drop_after)});
+      const ssize_t sent = ::send(pipe.to, pipe.waiting.data(), size, MSG_NOSIGNAL);
+      if (sent < 0 && (errno == EAGAIN || errno == EINTR)) break;
+      if (sent < 0) return end(connection, true);  // the receiver is gone
+      pipe.passed += static_cast<std::uint64_t>(sent);
+      pipe.waiting.erase(0, static_cast<std::size_t>(sent));
+      pipe.ready_at = Clock::now() + treatment.delay;
+      if (left_until(treatment.cut_after) == 0) {
+        ++cuts_;
+        return end(connection, connection.cut_by_reset);
+      }
+    }
+  }
+  if (left_until(treatment.half_close_after) == 0) pipe.ended = true;
+  if (pipe.ended && !pipe.has_bytes() && !pipe.end_passed_on) {
+    ::shutdown(pipe.to, SHUT_WR);
+    pipe.end_passed_on = true;
+  }
+}
+
+void TcpProxy::end(Connection& connection, bool by_reset) {
+  if (connection.over) return;
+  connection.over = true;
+  end_socket(connection.client, by_reset);
+  end_socket(connection.server, by_reset);
+}
+
+}  // namespace whycache::testing
