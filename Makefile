@@ -5,6 +5,9 @@
 #   make bench    the benchmarks, beside their rivals, in about ten minutes; a part of them: ONLY=get_uniform,
 #                 ITEMS=1000000, SUBJECTS=whycache,absl; JSON=file for the figures; or BENCH=name for one program,
 #                 ARGS=... for its arguments
+#   make histories LOG=sqlite MINUTES=10
+#                 writers, transactions, readers and rewriters that are killed, on a log that fails (file, sqlite, mysql), and
+#                 whether what they were told can be true; KEEP=folder for their histories if not, SEED=number
 #   make check    format, clang-tidy, layers
 #   make format   formats every source file
 #   make test-asan, make test-tsan, make fuzz (FUZZ_SECONDS=60 each)
@@ -14,7 +17,10 @@ FUZZ_SECONDS ?= 60
 FOLDERS := $(wildcard include src cli demo examples bench tests fuzz)
 SOURCES = $(shell find $(FOLDERS) -name '*.h' -o -name '*.cc')
 
-.PHONY: build demo test test-asan test-tsan bench fuzz format check clean
+LOG ?= sqlite
+MINUTES ?= 1
+
+.PHONY: build demo test test-asan test-tsan histories bench fuzz format check clean
 
 build:
 	scripts/install_packages.sh build test
@@ -36,6 +42,13 @@ test-asan test-tsan: test-%:
 	cmake --preset $*
 	cmake --build --preset $* --parallel $(JOBS)
 	ctest --preset $* --parallel 2 --no-label-summary
+
+histories:
+	scripts/install_packages.sh build test
+	cmake --preset dev
+	cmake --build --preset dev --parallel $(JOBS) --target histories_main
+	build/dev/bin/histories_main --log $(LOG) --seconds $$(($(MINUTES) * 60)) $(if $(KEEP),--keep $(KEEP)) \
+	  $(if $(SEED),--seed $(SEED))
 
 bench:
 	scripts/install_packages.sh bench

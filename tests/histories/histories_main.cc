@@ -1,0 +1,336 @@
+// Plays histories on a log and checks them: writers, transactions, readers and rewriters in several processes on two
+// machines, and one who sleeps on a third, while processes are killed and connections cut. Says what was counted, and
+// in its last line the same as JSON; ends with 1 if any promise was broken.
+//
+//   histories_main --log sqlite --seconds 60
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <deque>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <whycache/cache.h>
+
+#include "histories/archivist.h"
+#include "histories/checker.h"
+#include "histories/history.h"
+#include "histories/players.h"
+#include "histories/stage.h"
+#include "support/temporary_folder.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using Clock = std::chrono::steady_clock;
+
+struct Settings {
+  std::string log = "sqlite";
+  double seconds = 60;
+  std::uint64_t seed = 0;
+  std::string keep;  // folder for the histories if anything is wrong with them
+};
+
+// A process that plays a part, and is started again whenever it has died.
+class Member {
+ public:
+  explicit Member(Part part) : part_(std::move(part)), name_(part_.process) {}
+  Member(const Member&) = delete;
+  Member& operator=(const Member&) = delete;
+  ~Member() { kill(); }
+
+  const std::string& machine() const { return part_.machine; }
+  const std::vector<std::string>& processes() const { return processes_; }
+  bool is_running() const { return pid_ != 0; }
+
+  void start(std::uint64_t seed) {
+    part_.seed = seed;
+    part_.process = name_ + '-' + std::to_string(processes_.size());
+    processes_.push_back(part_.process);
+    const std::vector<std::string> words{"histories_main",
+                                         "--play",
+                                         part_.role,
+                                         "--machine",
+                                         part_.machine,
+                                         "--url",
+                                         part_.url,
+                                         "--folder",
+                                         part_.folder,
+                                         "--process",
+                                         part_.process,
+                                         "--seed",
+                                         std::to_string(seed),
+                                         part_.flaky ? "--flaky" : "--steady"};
+    std::vector<char*> arguments;
+    for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
+    const pid_t parent = ::getpid();
+    pid_ = ::fork();
+    if (pid_ < 0) throw std::runtime_error("cannot fork");
+    if (pid_ > 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != parent) ::_exit(1);
+    ::execv("/proc/self/exe", arguments.data());
+    ::_exit(127);
+  }
+
+  void kill() {
+    if (pid_ == 0) return;
+    ::kill(pid_, SIGKILL);
+    int status = 0;
+    ::waitpid(pid_, &status, 0);
+    pid_ = 0;
+  }
+
+  // How it died, if it did by itself, and not well.
+  std::optional<std::string> look_after() {
+    int status = 0;
+    if (pid_ == 0 || ::waitpid(pid_, &status, WNOHANG) != pid_) return std::nullopt;
+    pid_ = 0;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return std::nullopt;
+    return part_.process + ": died by itself: status=" + std::to_string(status);
+  }
+
+ private:
+  Part part_;
+  std::string name_;
+  std::vector<std::string> processes_;
+  pid_t pid_ = 0;
+};
+
+class Director {
+ public:
+  explicit Director(const Settings& settings)
+      : settings_(settings),
+        random_(settings.seed),
+        folder_(::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
+                                                : std::filesystem::temp_directory_path()),
+        board_(Board::in(folder_.path())),
+        stage_(make_stage(settings.log, folder_.path(), settings.seed)),
+        archivist_(open_log(stage_->url())) {}
+
+  int run() {
+    hire();
+    for (Member& member : members_) member.start(random_());
+    play();
+    end();
+    look_at_the_end();
+    const std::vector<History> histories = collect();
+    return judge(check(archivist_.updates(), histories), histories);
+  }
+
+ private:
+  void hire() {
+    for (const char* machine : {"berlin", "tokyo"}) {
+      for (const char* role : {"writer", "writer", "transactor", "reader", "reader", "rewriter"}) hire(role, machine);
+    }
+    hire("sleeper", "rome");
+  }
+  void hire(const std::string& role, const std::string& machine) {
+    members_.emplace_back(Part{.role = role,
+                               .machine = machine,
+                               .url = stage_->players_url(),
+                               .flaky = stage_->wants_flaky_log(),
+                               .folder = folder_.path(),
+                               .process = machine + '-' + role + std::to_string(members_.size())});
+  }
+
+  void play() {
+    const auto end =
+        Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(settings_.seconds));
+    auto next_kill = Clock::now() + milliseconds(300);
+    auto next_disturbance = Clock::now() + seconds(8);
+    while (Clock::now() < end) {
+      archive();
+      for (Member& member : members_) {
+        look_after(member);
+        if (!member.is_running()) member.start(random_());
+      }
+      if (Clock::now() >= next_kill) {
+        Member& member = members_[random_() % members_.size()];
+        member.kill();
+        member.start(random_());
+        ++kills_;
+        next_kill = Clock::now() + milliseconds(20 + random_() % 100);
+      }
+      if (Clock::now() >= next_disturbance) {
+        stage_->disturb();
+        next_disturbance = Clock::now() + seconds(8 + random_() % 8);
+      }
+      std::this_thread::sleep_for(milliseconds(3));
+    }
+  }
+
+  void archive() { board_.archived = archivist_.follow(); }
+
+  void look_after(Member& member) {
+    if (std::optional<std::string> death = member.look_after()) strange_.push_back(*death);
+  }
+
+  void end() {
+    board_.over = true;
+    const auto patience_end = Clock::now() + seconds(30);
+    for (Member& member : members_) {
+      while (member.is_running() && Clock::now() < patience_end) {
+        look_after(member);
+        archive();
+        std::this_thread::sleep_for(milliseconds(3));
+      }
+      if (member.is_running()) strange_.push_back(member.processes().back() + ": does not come to its end");
+      member.kill();
+    }
+    stage_->calm_down();
+    archive();
+  }
+
+  // Every machine comes to the head of the log, and so does a new one.
+  void look_at_the_end() {
+    for (const char* machine : {"berlin", "tokyo", "rome", "paris"}) {
+      const std::string process = std::string(machine) + "-end";
+      HistoryWriter history(history_path(folder_.path(), process));
+      Options options;
+      options.state_path = folder_.path() + '/' + machine + ".state";
+      options.any_file_system = true;
+      Cache cache(stage_->url(), options);
+      Observation seen{.began_ns = now_ns(), .asked = archivist_.updates().size()};
+      cache.update();
+      const View view = cache.view();
+      seen.first = seen.last = view.id();
+      seen.digest = view.digest();
+      for (const Item& item : view) seen.facts.emplace_back(item.key, std::string(item.value));
+      seen.ended_ns = now_ns();
+      history.saw(seen);
+      at_end_.push_back({process, machine});
+    }
+    archivist_.look_again();
+  }
+
+  std::vector<History> collect() const {
+    std::vector<History> histories;
+    const auto read = [&](const std::string& process, const std::string& machine) {
+      std::ifstream lines(history_path(folder_.path(), process));  // not there: killed before it began
+      histories.push_back(read_history(lines, process, machine));
+    };
+    for (const Member& member : members_) {
+      for (const std::string& process : member.processes()) read(process, member.machine());
+    }
+    for (const auto& [process, machine] : at_end_) read(process, machine);
+    histories.push_back(History{.process = "director", .machine = "none", .strange = strange_});
+    return histories;
+  }
+
+  int judge(const Verdict& verdict, const std::vector<History>& histories) const {
+    const std::uint64_t violations = verdict.violation_count();
+    const std::vector<std::pair<std::string, std::uint64_t>> counts{
+        {"processes", histories.size()},
+        {"kills", kills_},
+        {"cuts", stage_->cuts()},
+        {"server_kills", stage_->disturbances()},
+        {"updates", verdict.updates},
+        {"writes", verdict.writes},
+        {"acknowledged", verdict.acknowledged},
+        {"nothing_written", verdict.nothing_written},
+        {"uncertain", verdict.uncertain},
+        {"unanswered", verdict.unanswered},
+        {"uncertain_or_unanswered_in_log", verdict.uncertain_or_unanswered_in_log},
+        {"transactions", verdict.transactions},
+        {"transactions_run_again", verdict.transactions_run_again},
+        {"rewrites", board_.rewrites.load()},
+        {"rebuilds_behind_base", board_.rebuilds.load()},
+        {"reads", verdict.reads},
+        {"values", verdict.values},
+        {"reads_after_token", verdict.tokens},
+        {"digests", verdict.digests},
+        {"violations", violations},
+    };
+    nlohmann::ordered_json json{{"log", settings_.log}, {"seconds", settings_.seconds}, {"seed", settings_.seed}};
+    for (const auto& [name, count] : counts) {
+      std::printf("%-32s %llu\n", name.c_str(), static_cast<unsigned long long>(count));
+      json[name] = count;
+    }
+    for (const auto& [violation, times] : verdict.violations) json["violated"][to_string(violation)] = times;
+    for (const std::string& example : verdict.examples) std::printf("VIOLATED %s\n", example.c_str());
+    bool idle = false;  // who has not seen it has not shown it
+    for (const auto& [name, count] : counts) {
+      const bool may_be_none =
+          name == "violations" || name == "cuts" || name == "server_kills" || settings_.seconds < 20;
+      if (count > 0 || may_be_none) continue;
+      std::printf("NOT SHOWN %s\n", name.c_str());
+      idle = true;
+    }
+    if (violations > 0 && !settings_.keep.empty()) {
+      std::filesystem::create_directories(settings_.keep);
+      for (const auto& file : std::filesystem::directory_iterator(folder_.path())) {
+        if (file.path().extension() == ".history") {
+          std::filesystem::copy_file(file, settings_.keep / file.path().filename(),
+                                     std::filesystem::copy_options::overwrite_existing);
+        }
+      }
+      std::printf("the histories are kept in %s\n", settings_.keep.c_str());
+    }
+    std::printf("%s\n", json.dump().c_str());
+    return violations == 0 && !idle ? 0 : 1;
+  }
+
+  Settings settings_;
+  std::mt19937_64 random_;
+  TemporaryFolder folder_;
+  Board& board_;
+  std::unique_ptr<Stage> stage_;
+  Archivist archivist_;
+  std::deque<Member> members_;
+  std::vector<std::string> strange_;
+  std::vector<std::pair<std::string, std::string>> at_end_;
+  std::uint64_t kills_ = 0;
+};
+
+int run(int argc, char** argv) {
+  Settings settings;
+  settings.seed = std::random_device{}();
+  Part part;
+  CLI::App app("Plays histories on a log and checks them.");
+  app.add_option("--log", settings.log, "file, sqlite, mysql");
+  app.add_option("--seconds", settings.seconds, "how long");
+  app.add_option("--keep", settings.keep, "folder for the histories, if a promise was broken");
+  app.add_option("--seed", settings.seed, "of all that is random");
+  app.add_option("--play", part.role, "for its own use, as are those below");
+  app.add_option("--machine", part.machine);
+  app.add_option("--url", part.url);
+  app.add_option("--folder", part.folder);
+  app.add_option("--process", part.process);
+  app.add_flag("--flaky,!--steady", part.flaky);
+  CLI11_PARSE(app, argc, argv);
+  if (part.role.empty()) return Director(settings).run();
+  part.seed = settings.seed;
+  play(part);
+  return 0;
+}
+
+}  // namespace
+}  // namespace whycache::testing
+
+int main(int argc, char** argv) {
+  try {
+    return whycache::testing::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "histories: %s\n", error.what());
+    return 1;
+  }
+}

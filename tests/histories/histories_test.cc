@@ -1,0 +1,39 @@
+// Histories (histories_main.cc) on every log that can be shared by processes, for a minute each.
+// WHYCACHE_HISTORY_SECONDS says for how long.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "support/child_process.h"
+#if WHYCACHE_WITH_MYSQL
+#include "support/mariadb_server.h"
+#endif
+
+namespace whycache::testing {
+namespace {
+
+void expect_nothing_violated(const std::string& log) {
+  const std::string command = std::string(WHYCACHE_TEST_BIN) + "/histories_main --log " + log + " --seconds " +
+                              std::to_string(number_from_environment("WHYCACHE_HISTORY_SECONDS", 60)) +
+                              " --keep " WHYCACHE_TEST_BIN "/histories_" + log;
+  std::fflush(nullptr);
+  EXPECT_EQ(std::system(command.c_str()), 0) << command;
+}
+
+TEST(HistoriesLongBeside, on_file) { expect_nothing_violated("file"); }
+
+#if WHYCACHE_WITH_SQLITE
+TEST(HistoriesLongBeside, on_sqlite) { expect_nothing_violated("sqlite"); }
+#endif
+
+#if WHYCACHE_WITH_MYSQL
+TEST(HistoriesLongBeside, on_mysql) {
+  if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
+  expect_nothing_violated("mysql");
+}
+#endif
+
+}  // namespace
+}  // namespace whycache::testing
