@@ -60,7 +60,9 @@ class WHYCACHE_API Log {
   virtual Extent extent() = 0;
 
   // Puts `bytes` at `id` if nothing is there and base < id holds *after* the insert. Atomic and durable
-  // when it returns `yes`. The caller has seen id - 1, so ids stay dense. One round trip.
+  // when it returns `yes`. The caller has seen id - 1, so ids stay dense. One round trip. Where a lost connection may
+  // be followed by one to a store with other updates (a failover), the first append over the new one must be
+  // `unavailable` until id - 1 was read over it: the caller then looks, and finds out.
   virtual Appended append(UpdateId id, std::string_view bytes) = 0;
 
   // Visits the updates that exist in `first`..`last`, in id order, until `visit` returns false. The bytes

@@ -27,6 +27,7 @@ constexpr std::uint64_t page_rows_most = 4096;
 constexpr std::size_t packet_bytes_least = std::size_t{2} << 20;
 constexpr std::size_t column_bytes_least = packet_bytes_least;
 constexpr std::size_t statement_bytes = 4096;  // of a packet, what is not the update
+constexpr UpdateId nothing_read = ~UpdateId{0};
 constexpr std::chrono::seconds replica_patience_max{2};
 constexpr std::chrono::seconds replica_pause{5};
 constexpr char restore_it[] = " (restore the log from a backup)";
@@ -226,7 +227,9 @@ class MysqlLog::Page {
 
 void MysqlLog::connect() {
   if (connection_ && !connection_->is_alive()) connection_.reset();
-  if (!connection_) connection_ = std::make_unique<MysqlConnection>(options_.server, options_.deadline);
+  if (connection_) return;
+  connection_ = std::make_unique<MysqlConnection>(options_.server, options_.deadline);
+  read_from_ = is_opened_ ? nothing_read : 0;
 }
 
 template <typename Work>
@@ -351,6 +354,7 @@ MysqlLog::MysqlLog(MysqlLogOptions options, Absent absent)
     saw(row, row.extent().head);
     return true;
   });
+  is_opened_ = true;
 }
 
 MysqlLog::~MysqlLog() {
@@ -546,6 +550,7 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
       extent = with_connection(IfLost::again, "cannot read updates", [&](MysqlConnection& connection) {
         const Extent now = read_page(connection, first, last, is_first_page, page);
         saw({.uuid = now.uuid}, now.head);
+        read_from_ = std::min(read_from_, first);
         return now;
       });
     }
@@ -599,6 +604,12 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   const bool inserted = with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
     check_size(connection, "update", "whycache_updates", bytes.size(), update_column_bytes_max_);
     head_seen_ = std::max(head_seen_, id);  // whatever comes of it: who looks has to look at the primary
+    if (read_from_ > std::max<UpdateId>(id - 1, 1)) {
+      throw Error(ErrorKind::unavailable,
+                  "connection was lost, and what the log has where the new one leads to was not read yet, nothing was "
+                  "written: id=" +
+                      std::to_string(id) + " log=" + name());
+    }
     try {
       return connection.run(append_sql(options_.instance), {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
     } catch (const MysqlFailure& failure) {

@@ -66,7 +66,8 @@ class MysqlLog final : public Log {
   std::string name() const override { return options_.name; }
   Extent extent() override;
   // An append whose predecessor is not there, or to a log that was replaced since the last call, answers `taken`:
-  // reading again will tell.
+  // reading again will tell. After a connection was lost the address may lead to another server, whose updates differ:
+  // appends are then `unavailable` until the update before them, or one farther back, was read from there.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
@@ -115,8 +116,10 @@ class MysqlLog final : public Log {
   std::unique_ptr<MysqlConnection> connection_;
   std::unique_ptr<MysqlConnection> replica_;
   std::optional<Deadline> replica_away_until_;
-  Uuid uuid_seen_{};         // of the log, at the primary
-  UpdateId head_seen_ = 0;   // the primary has shown, or been given, updates up to it
+  Uuid uuid_seen_{};        // of the log, at the primary
+  UpdateId head_seen_ = 0;  // the primary has shown, or been given, updates up to it
+  UpdateId read_from_ = 0;  // where reads over this connection have begun at the earliest; 0: over the first one
+  bool is_opened_ = false;
   std::uint64_t page_rows_;  // how many to ask for at once: follows how large they are
   std::size_t update_column_bytes_max_ = 0;
   std::size_t part_column_bytes_max_ = 0;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "log/mysql_stories.h"
+#include "support/tcp_proxy.h"
 
 namespace whycache {
 namespace {
@@ -31,11 +32,36 @@ TEST_F(MysqlLogAway, a_connection_that_was_closed_is_opened_anew_without_a_word)
     }));
   };
   close_all();
+  EXPECT_EQ(updates_of(*log).size(), 3U);
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
   close_all();
   EXPECT_EQ(log->extent().head, 4U);
   close_all();
   EXPECT_TRUE(rewrite(*log, 4, {"part"}));
+}
+
+// The same address may lead to another server now, which has as many updates, but others.
+TEST_F(MysqlLogAway, a_new_connection_takes_no_update_before_those_it_follows_were_read) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  testing::TcpProxy proxy(store.server().port());
+  const auto behind_proxy = open_log("mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + store.database());
+  ASSERT_EQ(behind_proxy->append(6, "x"), Appended::yes);
+
+  proxy.cut_all();
+  for (int i = 0; i < 2; ++i) {
+    expect_error(
+        ErrorKind::unavailable, [&] { behind_proxy->append(7, "y"); }, "connection was lost", "nothing was written");
+  }
+  behind_proxy->extent();
+  updates_of(*behind_proxy, 7);
+  expect_error(ErrorKind::unavailable, [&] { behind_proxy->append(7, "y"); });
+  EXPECT_EQ(log->extent().head, 6U);
+
+  updates_of(*behind_proxy, 6);
+  EXPECT_EQ(behind_proxy->append(7, "y"), Appended::yes);
+  EXPECT_EQ(behind_proxy->append(8, "z"), Appended::yes);
 }
 
 TEST_F(MysqlLogAway, a_statement_that_is_killed_does_nothing) {
@@ -91,6 +117,7 @@ TEST_F(MysqlLogAway, a_server_that_became_read_only_is_unavailable_until_it_is_n
   expect_error(
       ErrorKind::unavailable, [&] { log.append(1, "x"); }, "read-only");
   EXPECT_EQ(log.extent().head, 0U);
+  EXPECT_TRUE(updates_of(log).empty());
   root.run("SET GLOBAL read_only = 0");
   EXPECT_EQ(log.append(1, "x"), Appended::yes);
 }

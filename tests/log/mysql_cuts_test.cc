@@ -140,7 +140,12 @@ TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
       const auto log = patiently([&] { return open_log(network.url("?deadline_ms=2000")); });
       for (int i = 0; !done; ++i) {
         const std::string text = std::to_string(writer) + ' ' + std::to_string(i);
-        const UpdateId id = patiently([&] { return log->extent().head; }) + 1;
+        const UpdateId id = patiently([&] {
+                              const UpdateId head = log->extent().head;
+                              updates_of(*log, head);  // as one has to over a new connection
+                              return head;
+                            }) +
+                            1;
         try {
           if (log->append(id, text) == Appended::yes) {
             told.acknowledged(text, id);

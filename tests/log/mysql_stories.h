@@ -76,9 +76,9 @@ inline void append_surely(Log& log, const std::string& bytes) {
         if (std::any_of(since.begin(), since.end(), [&](const auto& update) { return update.second == bytes; })) return;
         in_doubt_from.reset();
       }
-      const UpdateId id = log.extent().head + 1;
-      in_doubt_from = id;
-      if (log.append(id, bytes) == Appended::yes) return;
+      const UpdateId head = log.extent().head;
+      in_doubt_from = head;  // and not the one after it: over a new connection the log wants to be read from there
+      if (log.append(head + 1, bytes) == Appended::yes) return;
       in_doubt_from.reset();
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;

@@ -1,0 +1,146 @@
+// The log in MySQL when its address comes to lead to a replica that lacks the last updates: real replication, and a
+// proxy that stands for the address. Every machine notices at its next update(), and comes to what the replica has.
+// WHYCACHE_FAILOVERS says how often.
+#include <gtest/gtest.h>
+
+#if WHYCACHE_WITH_MYSQL
+
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "log/mysql_stories.h"
+#include "support/child_process.h"
+#include "support/tcp_proxy.h"
+
+namespace whycache {
+namespace {
+
+using MysqlLogFailover = MysqlTest;
+using MysqlLogFailoverLongBeside = MysqlTest;
+using testing::TcpProxy;
+
+// An address that leads to the primary, until it fails over; then the replica is what there is.
+class Address {
+ public:
+  Address(Pair& pair, std::string database)
+      : pair_(pair), database_(std::move(database)), proxy_(pair.primary.port()) {}
+
+  std::string url() const { return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_; }
+  std::string replica_url() const { return pair_.replica.url(database_); }
+  // What comes to the primary from now on does not come to the replica.
+  void lose_what_comes() const {
+    pair_.catch_up();
+    pair_.stop_replicating();
+  }
+  void fail_over() { proxy_.point_to(pair_.replica.port()); }
+
+ private:
+  Pair& pair_;
+  std::string database_;
+  TcpProxy proxy_;
+};
+
+void set_some(Cache& cache, std::uint64_t count, const std::string& value) {
+  for (std::uint64_t i = 0; i < count; ++i) cache.set("key " + std::to_string(i), value + ' ' + std::to_string(i));
+}
+
+TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
+  Pair pair;
+  Address address(pair, pair.primary.make_database());
+  const TemporaryFolder folder;
+  Cache writer(address.url(), options_for(folder, "writer"));
+  set_some(writer, 10, "kept");
+  address.lose_what_comes();
+  set_some(writer, 5, "lost");
+  address.fail_over();
+
+  EXPECT_EQ(writer.set("new", "value"), 11U);
+  EXPECT_EQ(writer.get("key 0"), "kept 0");
+  EXPECT_EQ(writer.counters().rebuilds_diverged, 1U);
+  Cache other(address.replica_url(), options_for(folder, "other"));
+  EXPECT_EQ(other.digest(), writer.digest());
+}
+
+// The old primary has still answered a moment ago, while others wrote to the new one just as many updates as were lost:
+// nothing but their chain tells these from those that the writer knows.
+TEST_F(MysqlLogFailover, is_noticed_by_a_writer_who_has_looked_at_the_old_primary_just_now) {
+  Pair pair;
+  Address address(pair, pair.primary.make_database());
+  const TemporaryFolder folder;
+  Cache writer(address.url(), options_for(folder, "writer"));
+  set_some(writer, 10, "kept");
+  address.lose_what_comes();
+  set_some(writer, 5, "lost");
+  Cache other(address.replica_url(), options_for(folder, "other"));
+  set_some(other, 5, "new");
+  writer.update();
+  address.fail_over();
+
+  EXPECT_EQ(writer.set("mine", "value"), 16U);
+  EXPECT_EQ(writer.get("key 0"), "new 0");
+  EXPECT_EQ(other.update(), 16U);
+  EXPECT_EQ(other.get("mine"), "value");
+  EXPECT_EQ(other.digest(), writer.digest());
+  EXPECT_EQ(Cache(address.replica_url(), options_for(folder, "late")).digest(), writer.digest());
+}
+
+// Whatever was lost, whatever came instead, and wherever a machine was: none is ever wrong.
+TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_update) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  Pair pair;
+  const std::uint64_t rounds = testing::number_from_environment("WHYCACHE_FAILOVERS", 40);
+  std::uint64_t right = 0;
+  std::uint64_t rebuilt = 0;
+  for (std::uint64_t round = 0; round < rounds; ++round) {
+    Address address(pair, pair.primary.make_database());
+    const TemporaryFolder folder;
+    std::vector<std::unique_ptr<Cache>> machines;
+    for (int machine = 0; machine < 4; ++machine) {
+      machines.push_back(std::make_unique<Cache>(address.url(), options_for(folder, std::to_string(machine))));
+    }
+    Cache& writer = *machines[0];
+    set_some(writer, 1 + random() % 10, "kept");
+    if (random() % 4 == 0) writer.rewrite_history();
+    for (auto& machine : machines) {
+      if (random() % 2 == 0) machine->update();
+    }
+    address.lose_what_comes();
+    for (std::uint64_t left = random() % 6; left > 0; --left) {
+      writer.set("key " + std::to_string(random() % 10), "lost " + std::to_string(left));
+      if (random() % 4 == 0) writer.rewrite_history();
+      machines[1 + random() % 3]->update();
+    }
+    address.fail_over();
+    for (std::uint64_t left = random() % 8; left > 0; --left) {
+      machines[random() % machines.size()]->set("key " + std::to_string(random() % 10), "new " + std::to_string(left));
+    }
+
+    const Cache expected(address.replica_url(), options_for(folder, "expected"));
+    for (auto& machine : machines) {
+      machine->update();
+      EXPECT_EQ(machine->applied_id(), expected.applied_id());
+      EXPECT_EQ(machine->digest(), expected.digest());
+      rebuilt += machine->counters().rebuilds_diverged > 0;
+      right += machine->digest() == expected.digest();
+    }
+    // The replica forgets what it lacks, and follows the primary again.
+    testing::MariadbClient(pair.replica)
+        .run("SET GLOBAL gtid_slave_pos = '" + testing::MariadbClient(pair.primary).run("SELECT @@gtid_binlog_pos") +
+             "'");
+    pair.replicate();
+    if (HasFailure()) break;
+  }
+  std::printf("failovers=%llu machines_right=%llu of=%llu rebuilds=%llu\n", static_cast<unsigned long long>(rounds),
+              static_cast<unsigned long long>(right), static_cast<unsigned long long>(rounds * 4),
+              static_cast<unsigned long long>(rebuilt));
+  EXPECT_GT(rebuilt, 0U);
+}
+
+}  // namespace
+}  // namespace whycache
+
+#endif
