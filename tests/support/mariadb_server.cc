@@ -117,8 +117,8 @@ MariadbServer& MariadbServer::shared() {
   return server;
 }
 
-MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data)
-    : options_(std::move(options)), folder_(parent_folder()), owner_(::getpid()) {
+MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data, const std::string& parent)
+    : options_(std::move(options)), folder_(parent.empty() ? parent_folder() : fs::path(parent)), owner_(::getpid()) {
   fs::copy(data.empty() ? data_template() : fs::path(data), folder_.file("data"), fs::copy_options::recursive);
   // Programs that a server starts may run as another user.
   fs::permissions(folder_.path(), fs::perms(0755));

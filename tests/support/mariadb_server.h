@@ -25,8 +25,10 @@ class MariadbServer {
   // `options` are added to those every server gets: "--max-allowed-packet=1M"; so are, before them, those of the
   // environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all stories with another setting. Throws
   // std::runtime_error with what the server's error log says if it does not start.
-  // `data` is the folder of another server, which was stopped: it is copied.
-  explicit MariadbServer(std::vector<std::string> options = {}, const std::string& data = "");
+  // `data` is the folder of another server, which was stopped: it is copied. `parent`: where its own folder is made, if
+  // not in memory.
+  explicit MariadbServer(std::vector<std::string> options = {}, const std::string& data = "",
+                         const std::string& parent = "");
   MariadbServer(const MariadbServer&) = delete;
   MariadbServer& operator=(const MariadbServer&) = delete;
   ~MariadbServer();
