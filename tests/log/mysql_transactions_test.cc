@@ -1,9 +1,11 @@
-// The log in MySQL beside the transactions of others: order, locks, deadlocks, rewrites.
+// The log in MySQL beside the transactions of others: order, locks, deadlocks, rewrites. WHYCACHE_COMMITS says how many
+// updates are put into one order.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
 
 #include <atomic>
+#include <cstdio>
 #include <optional>
 #include <random>
 #include <string>
@@ -11,11 +13,13 @@
 #include <vector>
 
 #include "log/mysql_stories.h"
+#include "support/child_process.h"
 
 namespace whycache {
 namespace {
 
 using MysqlLogTransactions = MysqlTest;
+using MysqlLogOrderLongBeside = MysqlTest;
 
 // --- Transactions of others. ---
 
@@ -118,70 +122,104 @@ TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
   EXPECT_EQ(updates_of(*log).size(), 6U);
 }
 
-TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) {
+// Appends as we do, but holds each transaction open for a while, and then commits it or not, until it is told to end.
+int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done, milliseconds pause_max) {
+  std::mt19937_64 random(testing::test_seed());
+  const auto sleep = [&](milliseconds most) {
+    if (most.count() > 0)
+      std::this_thread::sleep_for(milliseconds(random() % static_cast<std::uint64_t>(most.count())));
+  };
+  int committed = 0;
+  MariadbClient client = store.client();
+  client.run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+  while (!done) {
+    sleep(pause_max);
+    try {
+      client.run(
+          "BEGIN; INSERT INTO whycache_updates SELECT l.instance, u.id + 1, 'held' FROM whycache_logs AS l JOIN "
+          "whycache_updates AS u ON u.instance = l.instance WHERE l.instance = 'default' AND l.base < u.id + 1 ORDER "
+          "BY "
+          "u.id DESC LIMIT 1");
+      const bool held = client.run("SELECT ROW_COUNT()") == "1";
+      sleep(milliseconds(20));
+      const bool commits = random() % 2 == 0;
+      client.run(commits ? "COMMIT" : "ROLLBACK");
+      committed += commits && held ? 1 : 0;
+    } catch (const std::runtime_error&) {
+      client.run("ROLLBACK");
+    }
+  }
+  return committed;
+}
+
+// Writers in processes of their own, one who holds transactions open in between, and two who follow: each reads from
+// where it is, and believes what it saw for ever. All of them have all of it in the end, in one order.
+void expect_one_order(std::size_t writers, std::uint64_t appends_each, milliseconds pause_max) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
-  constexpr int writers = 3;
-  constexpr int appends_each = 60;
+  const auto began = steady_clock::now();
   std::vector<Child> children;
-  for (int writer = 0; writer < writers; ++writer) {
+  for (std::size_t writer = 0; writer < writers; ++writer) {
     children.emplace_back([&, writer] {
       const auto log = store.open();
-      for (int i = 0; i < appends_each; ++i) append_surely(*log, std::to_string(writer) + ' ' + std::to_string(i));
+      UpdateId next = 1;
+      for (std::uint64_t i = 0; i < appends_each;) {
+        if (log->append(next, std::to_string(writer) + ' ' + std::to_string(i)) == Appended::yes) {
+          ++next;
+          ++i;
+        } else {
+          next = log->extent().head + 1;
+        }
+      }
     });
   }
-  // One who appends as we do, but holds each transaction open for a while, and then commits it or not.
+  std::atomic<bool> written{false};
   std::atomic<bool> done{false};
   int committed = 0;
-  std::thread holder([&] {
-    std::mt19937_64 random(testing::test_seed());
-    MariadbClient client = store.client();
-    client.run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
-    while (!done) {
-      try {
-        const UpdateId id =
-            std::stoull("0" + client.run("SELECT id FROM whycache_updates ORDER BY id DESC LIMIT 1")) + 1;
-        const std::string before = std::to_string(id - 1);
-        client.run("BEGIN; INSERT INTO whycache_updates SELECT instance, " + std::to_string(id) +
-                   ", 'held' FROM whycache_logs WHERE instance = 'default' AND (base = " + before +
-                   " OR EXISTS (SELECT 1 FROM whycache_updates WHERE instance = 'default' AND id = " + before + "))");
-        std::this_thread::sleep_for(milliseconds(random() % 20));
-        const bool commits = random() % 2 == 0;
-        client.run(commits ? "COMMIT" : "ROLLBACK");
-        committed += commits ? 1 : 0;
-      } catch (const std::runtime_error&) {
-        client.run("ROLLBACK");
-      }
-    }
-  });
-  // Two who follow: each reads from where it is, and believes what it saw for ever.
-  std::vector<Updates> seen(2);
+  std::thread holder([&] { committed = hold_transactions(store, written, pause_max); });
+  std::vector<std::vector<std::string>> seen(2);
   std::vector<std::thread> followers;
-  for (Updates& own : seen) {
+  for (std::vector<std::string>& own : seen) {
     followers.emplace_back([&] {
       const auto log = store.open();
       for (bool last = false; !last;) {
         last = done;
         log->read(own.size() + 1, no_end, [&](UpdateId id, std::string_view bytes) {
           EXPECT_EQ(id, own.size() + 1);
-          own[id] = bytes;
+          own.emplace_back(bytes);
           return true;
         });
+        std::this_thread::sleep_for(milliseconds(1));
       }
     });
   }
   for (Child& child : children) EXPECT_EQ(child.wait(), 0);
-  done = true;
+  const auto took = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
+  written = true;
   holder.join();
+  done = true;
   for (std::thread& follower : followers) follower.join();
 
-  const Updates updates = updates_of(*store.open());
-  EXPECT_EQ(updates.size(), static_cast<std::size_t>(writers * appends_each + committed));
-  for (const Updates& own : seen) {
-    for (const auto& [id, bytes] : own) EXPECT_EQ(updates.at(id), bytes) << id;
+  std::vector<std::string> updates;
+  for (const auto& [id, bytes] : updates_of(*store.open())) updates.push_back(bytes);
+  EXPECT_EQ(updates.size(), writers * appends_each + static_cast<std::uint64_t>(committed));
+  for (const auto& own : seen) EXPECT_TRUE(own == updates);
+  std::vector<std::uint64_t> next(writers, 0);
+  for (const std::string& bytes : updates) {
+    if (bytes == "held") continue;
+    ASSERT_EQ(bytes.substr(2), std::to_string(next.at(static_cast<std::size_t>(bytes[0] - '0'))++));
   }
   EXPECT_GT(committed, 0);
+  std::printf("updates=%zu writers=%zu held_open=%d seconds=%.1f\n", updates.size(), writers, committed,
+              static_cast<double>(took.count()) / 1000);
+}
+
+TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) { expect_one_order(3, 60, milliseconds(0)); }
+
+TEST_F(MysqlLogOrderLongBeside, ids_never_become_visible_out_of_order) {
+  const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 100'000);
+  expect_one_order(8, updates / 8, milliseconds(100));
 }
 
 TEST_F(MysqlLogTransactions, an_append_whose_predecessor_is_not_there_has_to_look_again) {
