@@ -61,8 +61,13 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
 
     std::string why;
     const Fit fit = fit_of(page, place, why);
-    if (fit == Fit::replaced) refuse_state_of_another_log(link, info, page.extent());
-    if (fit != Fit::fits) return Rebuilding{reason_of(fit), why};
+    if (fit != Fit::fits) {
+      // Who appends applies, too: while the log was asked, a writer may have brought the state to where the page fits.
+      // One built anew without need could lack what is applied meanwhile.
+      if (place_of(link.state.info()) != place && !patience.deadline().passed()) continue;
+      if (fit == Fit::replaced) refuse_state_of_another_log(link, info, page.extent());
+      return Rebuilding{reason_of(fit), why};
+    }
     link.saw_log(place.log_uuid);
 
     apply(link, page, place, patience.deadline());
@@ -113,7 +118,9 @@ UpdateId follow(Link& link, Patience& patience, UpdateId at_least) {
     try {
       const HeldLock following = link.state.lock(StateLock::follow, patience.deadline());
       if (!was_done_for_us(link, began_ns)) {
-        if (const std::optional<Rebuilding> needed = catch_up(link, patience)) rebuild(link, *needed, patience);
+        while (const std::optional<Rebuilding> needed = catch_up(link, patience)) {
+          if (rebuild(link, *needed, patience)) break;
+        }
         link.forget_damage();
         link.note_followed();
       }

@@ -26,6 +26,8 @@ struct Place {
   Uuid log_uuid{};
   UpdateId id = 0;
   std::uint64_t chain = 0;
+
+  friend bool operator==(const Place&, const Place&) = default;
 };
 
 inline Place place_of(const StateInfo& info) { return {info.log_uuid, info.applied_id, info.chain}; }

@@ -180,18 +180,22 @@ Rebuilding why_no_state(Link& link) {
   return {RebuildReason::damaged, link.state.why_unusable()};
 }
 
-void rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
+bool rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
   const std::optional<Build> build = build_up_to(link, no_limit, patience);
-  build->builder->install();
+  const bool may_be_ahead = rebuilding.reason == RebuildReason::behind_base;
+  if (!build->builder->install(may_be_ahead ? StateBuilder::Install::unless_behind : StateBuilder::Install::always)) {
+    return false;
+  }
   link.state.follow_switch();
   const StateInfo info = link.state.info();
   link.saw_log(info.log_uuid);
   link.state.set_asked(build->asked_at_ns, build->head);
-  if (rebuilding.reason == RebuildReason::first) return;
+  if (rebuilding.reason == RebuildReason::first) return true;
   if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason)) link.tally.add(counter);
   link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + words_for(rebuilding.reason) + ": " +
                                         rebuilding.why + " path=" + link.state.path() +
                                         " now_applied_id=" + std::to_string(info.applied_id));
+  return true;
 }
 
 std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience) {

@@ -33,8 +33,9 @@ struct Rebuilding {
 Rebuilding why_no_state(Link& link);
 
 // Builds a state up to the head of the log and puts it in place. The caller holds StateLock::follow. Throws Error;
-// the old state, if there is one, stays then.
-void rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience);
+// the old state, if there is one, stays then. False: it stays since it was behind the base only for a moment, and a
+// writer has brought it farther than what was built.
+bool rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience);
 
 // A state as of update `last`, or of the head if the log ends before, which is never put in place: the stuff for a
 // base. nullptr: the base is beyond `last`.

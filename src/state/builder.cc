@@ -67,8 +67,7 @@ FileDescriptor make_file(const std::string& path, const StateOptions& options, c
 
 class FileBuilder final : public StateBuilder {
  public:
-  FileBuilder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name,
-              std::function<void(const std::string&)> put_in_place)
+  FileBuilder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name, PutInPlace put_in_place)
       : options_(options),
         path_(building_path(options.path)),
         mapping_(make_file(path_, options, log_uuid, log_name), path_, options.bytes_max, Mapping::Access::write),
@@ -109,10 +108,10 @@ class FileBuilder final : public StateBuilder {
         std::make_shared<const Mapping>(open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
   }
 
-  void install() override {
+  bool install(Install how) override {
     check_usable();
-    put_in_place_(path_);
-    installed_ = true;
+    installed_ = put_in_place_(path_, state_info(mapping_), how);
+    return installed_;
   }
 
  private:
@@ -126,7 +125,7 @@ class FileBuilder final : public StateBuilder {
   std::string path_;
   Mapping mapping_;
   Applier applier_;
-  std::function<void(const std::string&)> put_in_place_;
+  PutInPlace put_in_place_;
   std::uint64_t fork_count_ = fork_count();
   bool installed_ = false;
 };
@@ -134,8 +133,7 @@ class FileBuilder final : public StateBuilder {
 }  // namespace
 
 std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
-                                           const std::string& log_name,
-                                           std::function<void(const std::string&)> put_in_place) {
+                                           const std::string& log_name, PutInPlace put_in_place) {
   remove_leftovers(options.path);
   return std::make_unique<FileBuilder>(options, log_uuid, log_name, std::move(put_in_place));
 }

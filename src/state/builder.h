@@ -9,9 +9,10 @@
 
 namespace whycache {
 
-// `put_in_place(path)` is called by install() with the path of the finished file.
+// Called by install() with the path of the finished file, and what that says of itself. Returns whether it did it.
+using PutInPlace = std::function<bool(const std::string& path, const StateInfo& built, StateBuilder::Install how)>;
+
 std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
-                                           const std::string& log_name,
-                                           std::function<void(const std::string&)> put_in_place);
+                                           const std::string& log_name, PutInPlace put_in_place);
 
 }  // namespace whycache

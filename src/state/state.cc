@@ -355,7 +355,7 @@ std::shared_ptr<Mapping> State::find_successor() const {
   }
 }
 
-std::shared_ptr<const detail::Pin> State::pin() const {
+std::shared_ptr<Mapping> State::newest_mapping() const {
   Inner& inner = *inner_;
   std::shared_ptr<Mapping> mapping = inner.mapping_now();
   // Until there is another file in its place, reads go on from the old one.
@@ -373,8 +373,13 @@ std::shared_ptr<const detail::Pin> State::pin() const {
       }
     }
   }
+  return mapping;
+}
+
+std::shared_ptr<const detail::Pin> State::pin() const {
+  std::shared_ptr<Mapping> mapping = newest_mapping();
   if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
-  return std::make_shared<const detail::Pin>(std::move(mapping), inner.lock_file);
+  return std::make_shared<const detail::Pin>(std::move(mapping), inner_->lock_file);
 }
 
 UpdateId State::get_multi(std::span<const std::string_view> keys,
@@ -385,16 +390,21 @@ UpdateId State::get_multi(std::span<const std::string_view> keys,
 }
 
 StateInfo State::info() const {
-  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  const std::shared_ptr<Mapping> mapping = newest_mapping();
   if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
   return state_info(*mapping);
 }
 
 UpdateId State::applied_id() const {
-  const Reading reading;
-  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-  if (mapping == nullptr) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
-  return mapping->header().applied_id.load(std::memory_order_acquire);
+  {
+    const Reading reading;
+    const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+    if (mapping != nullptr) {
+      const UpdateId id = mapping->header().applied_id.load(std::memory_order_acquire);
+      if (!is_superseded(*mapping)) return id;  // asked last: nothing was applied elsewhere before it was
+    }
+  }
+  return info().applied_id;
 }
 
 // --- Freshness ---
@@ -481,13 +491,17 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const 
 }
 
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
-  return open_builder(options_, log_uuid, log_name, [this](const std::string& built_path) {
+  const auto put_in_place = [this](const std::string& built_path, const StateInfo& built, StateBuilder::Install how) {
     const Deadline deadline(install_patience);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
     // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until
     // the new one is in its place, readers find the old one there and go on from it.
     const std::shared_ptr<Mapping> old = inner_->mapping_now();
+    if (how == StateBuilder::Install::unless_behind && old && is_in_place(*old)) {
+      const StateInfo present = state_info(*old);
+      if (present.log_uuid == built.log_uuid && present.applied_id > built.applied_id) return false;
+    }
     const FileDescriptor old_file = open_file_if_there(options_.path, O_RDWR);
     if (old_file) {
       check_may_be_replaced(old_file, options_.path);
@@ -503,7 +517,9 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
     if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.why_not);
     inner_->switch_to(std::move(found.mapping));
     if (old) supersede(*old);  // if it had been moved away from the path
-  });
+    return true;
+  };
+  return open_builder(options_, log_uuid, log_name, put_in_place);
 }
 
 // --- Care ---

@@ -108,9 +108,13 @@ class StateBuilder {
   virtual StateInfo info() const = 0;
   // Reads of what was built so far, as of the last loaded()/apply().
   virtual std::shared_ptr<const detail::Pin> pin() const = 0;
+  enum class Install {
+    always,
+    unless_behind,  // not if the old state has more of the same log applied: a writer of this machine has been there
+  };
   // Puts the new file in the place of the old one. Processes that read the old one notice and switch.
-  // The caller holds StateLock::follow, so that nobody else installs.
-  virtual void install() = 0;
+  // The caller holds StateLock::follow, so that nobody else installs. Returns whether it did.
+  virtual bool install(Install how = Install::always) = 0;
 };
 
 // What a segment of the file is used for.
@@ -218,6 +222,8 @@ class State {
   explicit State(StateOptions options);
   // The file at our path, if it is another one that can be used right away.
   std::shared_ptr<Mapping> find_successor() const;
+  // The file to read from: another one if that took the place of ours. Null: there is none.
+  std::shared_ptr<Mapping> newest_mapping() const;
   // Reads, the quick way; with the instructions of every processor of this kind, or those of the newer ones.
   static bool get_as_everywhere(const State& state, std::string_view key, std::string& value);
   static bool get_as_newer(const State& state, std::string_view key, std::string& value);

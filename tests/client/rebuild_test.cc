@@ -70,6 +70,80 @@ TEST(Rebuild, a_machine_exactly_at_the_base_needs_none) {
   EXPECT_EQ(tokyo.counters().rebuilds_behind_base, 0U);
 }
 
+// Or else the new state could lack what the writer applied to the old one meanwhile.
+TEST(Rebuild, a_state_that_a_writer_brings_beyond_the_base_while_the_log_is_asked_is_kept) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  Cache writer = fleet.open("berlin");
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> once{false};
+  script->before_read = [&] {
+    if (!once.exchange(false)) return;
+    writer.set("a", "2");
+    writer.set("a", "3");
+    tokyo.rewrite_history();
+  };
+  Cache follower = fleet.open("berlin", script);
+  writer.set("a", "1");
+  writer.update();  // it has just looked at the log, and need not do so before it appends
+  once = true;
+
+  EXPECT_EQ(follower.update(), 3U);
+
+  EXPECT_FALSE(once);
+  EXPECT_EQ(writer.log().extent().base, 3U);
+  EXPECT_EQ(follower.counters().rebuilds_behind_base, 0U);
+  EXPECT_EQ(follower.get("a"), "3");
+}
+
+// A writer's update is in the log and not applied yet when the history is rewritten up to it: the machine is behind the
+// base, but only until the writer goes on.
+TEST(Rebuild, a_state_that_a_writer_brings_beyond_what_is_built_is_kept) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  auto writers = std::make_shared<Script>();
+  auto followers = std::make_shared<Script>();
+  std::atomic<bool> once{false};
+  std::atomic<bool> building{false};
+  std::atomic<bool> written{false};
+  const auto wait_for = [](const std::atomic<bool>& what) {
+    while (!what) std::this_thread::sleep_for(milliseconds(1));
+  };
+  writers->after_append = [&](UpdateId) {
+    if (!once.exchange(false)) return;
+    tokyo.rewrite_history();
+    building = false;
+    wait_for(building);
+  };
+  std::atomic<bool> in_build{false};
+  followers->before_read_base = [&] { in_build = true; };
+  followers->after_read = [&] {  // of the log's updates: the state is as good as built
+    if (!in_build.exchange(false)) return;
+    building = true;
+    wait_for(written);
+  };
+  Cache writer = fleet.open("berlin", writers);
+  Cache follower = fleet.open("berlin", followers);
+  writer.set("a", "1");
+  follower.update();
+  once = true;
+  std::thread writing([&] {
+    writer.set("a", "2");
+    writer.set("a", "3");
+    written = true;
+  });
+  while (tokyo.log().extent().base != 2) std::this_thread::sleep_for(milliseconds(1));
+
+  EXPECT_GE(follower.update(), 2U);
+  const UpdateId seen = follower.applied_id();
+  writing.join();
+
+  EXPECT_EQ(seen, 3U);
+  EXPECT_EQ(writer.applied_id(), 3U);
+  EXPECT_EQ(follower.counters().rebuilds_behind_base, 0U);
+  EXPECT_EQ(contents(follower), (Contents{{"a", "3"}}));
+}
+
 TEST(Rebuild, a_writer_behind_the_base_builds_anew_and_then_writes) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");

@@ -539,6 +539,38 @@ TEST_F(FileTest, state_that_was_removed_is_read_on_and_can_be_built_anew) {
   EXPECT_EQ(before.get("a"), "1");
 }
 
+TEST_F(FileTest, where_things_stand_is_told_of_the_new_file_as_soon_as_it_is_in_place) {
+  const TestState told(path());
+  const TestState id(path());
+  TestState(path()).apply({{"a", "1"}});
+  ASSERT_EQ(id->applied_id(), 1U);
+  ASSERT_EQ(told->info().item_count, 1U);
+
+  const TestState builds(path());
+  const std::unique_ptr<StateBuilder> builder = builds->begin_build(testing::test_uuid, "test:");
+  builder->loaded(5, 7);
+  ASSERT_TRUE(builder->install());
+
+  EXPECT_EQ(id->applied_id(), 5U);
+  EXPECT_EQ(told->info().item_count, 0U);
+}
+
+TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wanted) {
+  TestState state(path());
+  for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
+  for (const auto how : {StateBuilder::Install::unless_behind, StateBuilder::Install::always}) {
+    const bool wanted = how == StateBuilder::Install::always;
+    const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+    builder->loaded(2, 7);
+    EXPECT_EQ(builder->install(how), wanted);
+    EXPECT_EQ(state->applied_id(), wanted ? 2U : 3U);
+  }
+  const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+  builder->loaded(4, 7);
+  EXPECT_TRUE(builder->install(StateBuilder::Install::unless_behind));
+  EXPECT_EQ(state->applied_id(), 4U);
+}
+
 TEST_F(FileTest, state_that_was_moved_away_and_back_goes_on) {
   TestState state(path());
   state.apply({{"a", "1"}});
