@@ -193,7 +193,10 @@ void MariadbServer::kill() {
   pid_ = -1;
 }
 
-void MariadbServer::pause() { ::kill(pid_, SIGSTOP); }
+void MariadbServer::pause() {
+  ::kill(pid_, SIGSTOP);
+  ::waitpid(pid_, nullptr, WUNTRACED);  // until then it may still answer
+}
 void MariadbServer::go_on() { ::kill(pid_, SIGCONT); }
 
 std::string MariadbServer::url(const std::string& database, const std::string& user) const {
