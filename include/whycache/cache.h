@@ -98,8 +98,10 @@ struct Options {
 };
 
 struct UpdateOptions {
-  // Do nothing if some process of this machine asked the log at most this long ago. Costs nanoseconds then.
-  std::chrono::nanoseconds staleness_max{0};
+  // Do nothing if some process of this machine asked the log at most this long ago: that costs nanoseconds. Else apply
+  // all that the log had that long ago, or more. 0: all that it has when this is called. Without a bound a log that has
+  // memcached in front of it answers from there, as of a few seconds ago at most (docs/logs.md); other logs are asked.
+  std::optional<std::chrono::nanoseconds> staleness_max = {};
   // Ask until at least this id is applied, or the deadline has passed (Error unavailable).
   UpdateId at_least = 0;
   // Default: Options::deadline.

@@ -17,8 +17,10 @@
 // limit or invalid when the store can never take this. Never a partial answer without an error.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -35,6 +37,13 @@ struct Extent {
   UpdateId base = 0;             // updates 1..base are gone, the base stands for them; 0: never rewritten
   std::uint64_t base_chain = 0;  // what rewrite() was given with the base; 0 while base is 0
   UpdateId head = 0;             // greatest update id in the log; at least base
+};
+
+// What look() answers.
+struct Looked {
+  Extent extent;
+  // How long ago, at most, the log was as this says. 0: the store itself was asked, as by read().
+  std::chrono::nanoseconds age{0};
 };
 
 class WHYCACHE_API Log {
@@ -70,6 +79,16 @@ class WHYCACHE_API Log {
   // base must not be believed by the caller. Pages by rows and bytes, never by id space.
   virtual Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) = 0;
 
+  // The updates from `first` on, for who follows and verifies. A log that has something cheaper in front of its store
+  // may answer from there, and says how old the answer is: at most `age_max`, or, with nullopt, what the log's options
+  // allow. An answer whose age is not 0 is a claim: its rows, 4 MiB at most, stand and fall together, and its
+  // extent promises no update beyond them. Who finds that it does not continue what he has looks again with age_max 0
+  // before he believes that anything is wrong. Errors and all else as read().
+  virtual Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
+    static_cast<void>(age_max);
+    return {read(first, std::numeric_limits<UpdateId>::max(), visit), {}};
+  }
+
   // Visits the parts of the current base in order. Visits nothing while base is 0. A base that is replaced
   // midway gives Error unavailable; the caller begins again.
   virtual void read_base(const VisitPart& visit) = 0;
@@ -79,6 +98,10 @@ class WHYCACHE_API Log {
   // below. May be interrupted anywhere and run by several at once; never touches an update above `base`.
   // Returns false, having changed nothing, if the present base is already at or beyond `base`.
   virtual bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) = 0;
+
+  // Lets go of connections to the store that are not in use just now; the next call opens them anew. For who asks
+  // seldom, and would else keep a server's connections from others. Does not wait, and does not throw.
+  virtual void rest() noexcept {}
 
   // A fresh log on the same store, for the child after fork(), which must not share connections with its
   // parent. nullptr: this log needs or knows no such thing, and the child goes on with this object.

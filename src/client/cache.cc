@@ -402,7 +402,8 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
 
 UpdateId Cache::update(const UpdateOptions& options) {
   State& state = impl_->state();
-  if (options.staleness_max.count() > 0 && asked_since(state, boot_time_ns() - options.staleness_max.count())) {
+  const std::chrono::nanoseconds bound = options.staleness_max.value_or(from_the_store);
+  if (bound.count() > 0 && asked_since(state, boot_time_ns() - bound.count())) {
     Link& link = impl_->link();
     if (link.has_seen_any_log() && !link.has_damage()) {
       const UpdateId applied = state.applied_id();
@@ -411,7 +412,7 @@ UpdateId Cache::update(const UpdateOptions& options) {
   }
   Link& link = impl_->link();
   Patience patience(options.deadline.value_or(link.options.deadline));
-  return follow(link, patience, options.at_least);
+  return follow(link, patience, options.at_least, options.staleness_max);
 }
 
 UpdateId Cache::rewrite_history(const RewriteOptions& options) {

@@ -3,7 +3,6 @@
 #include <memory>
 #include <optional>
 
-#include "client/page.h"
 #include "client/rebuild.h"
 
 namespace whycache {
@@ -35,6 +34,18 @@ std::optional<Rebuilding> look_at_state(Link& link) {
   return std::nullopt;
 }
 
+// Whether what did not come from the store fits, all of it: else none of it may be applied.
+bool continues(const Page& page, Place place) {
+  std::string why;
+  if (!page.complete() || fit_of(page, place, why) != Fit::fits) return false;
+  try {
+    replay(page, place, [](const Update&) {});
+    return page.extent().head <= place.id;
+  } catch (const LogError&) {
+    return false;
+  }
+}
+
 // Applies the rows of a page that nobody applied since we looked.
 void apply(Link& link, const Page& page, const Place& place, const Deadline& deadline) {
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= place.id) return;
@@ -49,15 +60,24 @@ void apply(Link& link, const Page& page, const Place& place, const Deadline& dea
   });
 }
 
+// What an older answer says does not take the place of what is known already.
+void note_asked(const Link& link, std::int64_t asked_at_ns, UpdateId head) {
+  if (!asked_since(link.state, asked_at_ns)) link.state.set_asked(asked_at_ns, head);
+}
+
 // Reads the log to its end, applying. Returns why that needs a new state, if it does. The caller holds
 // StateLock::follow.
-std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
+std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience, AgeMax age_max) {
   UpdateId promised = 0;  // the head that the last answer named, if its rows did not reach it
   for (;;) {
     const std::int64_t asked_at_ns = boot_time_ns();
     const StateInfo info = link.state.info();
     const Place place = place_of(info);
-    const Page page = link.ask([&](Log& log) { return read_page(log, first_to_read(place.id), ~UpdateId{0}); });
+    const Page page = link.ask([&](Log& log) { return look_page(log, first_to_read(place.id), age_max); });
+    if (page.age().count() > 0 && age_max != from_the_store && !continues(page, place)) {
+      age_max = from_the_store;
+      continue;
+    }
 
     std::string why;
     const Fit fit = fit_of(page, place, why);
@@ -76,7 +96,7 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
       check_promise(link.log, applied, promised);
       // A head beyond the rows came after them, or its rows are missing: the next answer tells.
       if (promised != 0 || page.extent().head <= applied) {
-        link.state.set_asked(asked_at_ns, page.extent().head);
+        note_asked(link, asked_at_ns - page.age().count(), page.extent().head);
         return std::nullopt;
       }
       promised = page.extent().head;
@@ -91,10 +111,10 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience) {
 }
 
 // The same, but a state that proves damaged is one more reason to build a new one.
-std::optional<Rebuilding> catch_up(Link& link, Patience& patience) {
+std::optional<Rebuilding> catch_up(Link& link, Patience& patience, AgeMax age_max) {
   try {
     if (std::optional<Rebuilding> needed = look_at_state(link)) return needed;
-    return read_to_the_end(link, patience);
+    return read_to_the_end(link, patience, age_max);
   } catch (const LogError&) {
     throw;
   } catch (const Error& error) {
@@ -111,14 +131,14 @@ bool was_done_for_us(Link& link, std::int64_t since_ns) {
 
 }  // namespace
 
-UpdateId follow(Link& link, Patience& patience, UpdateId at_least) {
+UpdateId follow(Link& link, Patience& patience, UpdateId at_least, AgeMax age_max) {
   std::int64_t began_ns = boot_time_ns();
   for (;;) {
     std::optional<LogError> failure;
     try {
       const HeldLock following = link.state.lock(StateLock::follow, patience.deadline());
-      if (!was_done_for_us(link, began_ns)) {
-        while (const std::optional<Rebuilding> needed = catch_up(link, patience)) {
+      if (!was_done_for_us(link, began_ns - age_max.value_or(from_the_store).count())) {
+        while (const std::optional<Rebuilding> needed = catch_up(link, patience, age_max)) {
           if (rebuild(link, *needed, patience)) break;
         }
         link.forget_damage();
@@ -139,6 +159,7 @@ UpdateId follow(Link& link, Patience& patience, UpdateId at_least) {
                                               " deadline_ms=" + std::to_string(patience.limit().count()));
     }
     began_ns = boot_time_ns();
+    age_max = from_the_store;  // what stands in front of it need not have heard of the update
   }
 }
 

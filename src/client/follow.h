@@ -8,6 +8,9 @@
 //     again, until there is nothing beyond
 //     note when the log was asked
 //
+// What comes from something in front of the store (Log::look) is applied only if all of it continues what we have;
+// else the store is asked before anything is believed to be wrong.
+//
 // The rows that come must be those we ask for, one id after the other: what is missing or damaged is an error that
 // says so, and the state stays at the id before it.
 #pragma once
@@ -15,13 +18,16 @@
 #include <cstdint>
 
 #include "client/link.h"
+#include "client/page.h"
 #include "client/patience.h"
 
 namespace whycache {
 
 // Applies all that the log had when this began, and goes on until `at_least` is applied. Returns the applied
 // id. Throws Error: unavailable when the patience is at its end, corrupt, limit.
-UpdateId follow(Link& link, Patience& patience, UpdateId at_least = 0);
+// `age_max`: what the log had that long before this began will do, or, with nullopt, what stands in front of its store
+// answers (Log::look). Who is about to write, or to rewrite, has to ask the store.
+UpdateId follow(Link& link, Patience& patience, UpdateId at_least = 0, AgeMax age_max = from_the_store);
 
 // Whether a process of this machine asked the log at or after `since_ns`, and applied all it answered.
 bool asked_since(const State& state, std::int64_t since_ns);

@@ -5,8 +5,10 @@
 #include <whycache/log.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -25,9 +27,15 @@ class LateLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     return log().read(first, last, visit);
   }
+  Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override {
+    return log().look(first, age_max, visit);
+  }
   void read_base(const VisitPart& visit) override { log().read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log().rewrite(base, base_chain, next_part);
+  }
+  void rest() noexcept override {
+    if (Log* const log = log_.load(std::memory_order_acquire)) log->rest();
   }
   std::unique_ptr<Log> reopen() override;
 

@@ -27,15 +27,26 @@ bool Page::agrees_with(const Place& place) const {
   return true;
 }
 
+bool Page::add(UpdateId id, std::string_view bytes) {
+  if (!complete_) return false;
+  places_.push_back({id, bytes_.size(), bytes.size()});
+  bytes_ += bytes;
+  complete_ = bytes_.size() < page_bytes;
+  return complete_;
+}
+
 Page read_page(Log& log, UpdateId first, UpdateId last) {
   Page page;
-  page.extent_ = log.read(first, last, [&page](UpdateId id, std::string_view bytes) {
-    if (!page.complete_) return false;
-    page.places_.push_back({id, page.bytes_.size(), bytes.size()});
-    page.bytes_ += bytes;
-    page.complete_ = page.bytes_.size() < page_bytes;
-    return page.complete_;
-  });
+  page.extent_ = log.read(first, last, [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
+  return page;
+}
+
+Page look_page(Log& log, UpdateId first, AgeMax age_max) {
+  Page page;
+  const Looked looked =
+      log.look(first, age_max, [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
+  page.extent_ = looked.extent;
+  page.age_ = looked.age;
   return page;
 }
 

@@ -9,9 +9,11 @@
 
 #include <whycache/log.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +34,10 @@ struct Place {
 
 inline Place place_of(const StateInfo& info) { return {info.log_uuid, info.applied_id, info.chain}; }
 
+// How old what the log says may be. nullopt: as old as the log's options allow. 0: its store has to be asked.
+using AgeMax = std::optional<std::chrono::nanoseconds>;
+inline constexpr std::chrono::nanoseconds from_the_store{0};
+
 class Page {
  public:
   struct Row {
@@ -49,9 +55,13 @@ class Page {
   bool agrees_with(const Place& place) const;
   // Whether there is nothing beyond these rows.
   bool complete() const { return complete_; }
+  // How long ago the log was as this page says, at most. 0: the store itself was asked.
+  std::chrono::nanoseconds age() const { return age_; }
 
  private:
   friend Page read_page(Log& log, UpdateId first, UpdateId last);
+  friend Page look_page(Log& log, UpdateId first, AgeMax age_max);
+  bool add(UpdateId id, std::string_view bytes);
   struct RowPlace {
     UpdateId id;
     std::size_t offset;
@@ -61,10 +71,13 @@ class Page {
   std::vector<RowPlace> places_;
   Extent extent_;
   bool complete_ = true;
+  std::chrono::nanoseconds age_{0};
 };
 
 // The rows from `first` on, up to `last`, to about 8 MiB. Throws what the log throws.
 Page read_page(Log& log, UpdateId first, UpdateId last);
+// All there are from `first` on, to about 8 MiB, from the store or from what stands in front of it (Log::look).
+Page look_page(Log& log, UpdateId first, AgeMax age_max);
 // The id to read from when standing at `id`.
 inline UpdateId first_to_read(UpdateId id) { return id == 0 ? 1 : id; }
 

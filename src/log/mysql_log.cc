@@ -363,6 +363,14 @@ MysqlLog::~MysqlLog() {
   MysqlConnection::abandon(std::move(replica_));
 }
 
+void MysqlLog::rest() noexcept {
+  if (fork_count() != born_in_) return;
+  const std::unique_lock guard(mutex_, std::try_to_lock);
+  if (!guard) return;
+  connection_.reset();
+  replica_.reset();
+}
+
 std::unique_ptr<Log> MysqlLog::reopen() { return std::unique_ptr<Log>(new MysqlLog(options_, Absent::refuse)); }
 
 // What we promise is what the server keeps.

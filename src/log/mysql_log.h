@@ -72,6 +72,7 @@ class MysqlLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  void rest() noexcept override;
   std::unique_ptr<Log> reopen() override;
 
  private:
