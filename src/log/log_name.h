@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/url.h"
 
@@ -14,6 +15,8 @@ namespace whycache {
 inline std::string log_name(const Url& url, const std::string& instance,
                             const std::optional<std::string>& socket = std::nullopt) {
   std::string text = url.redacted();
+  constexpr std::string_view tier = "memcached+";  // something in front of a log does not make it another
+  if (text.starts_with(tier)) text.erase(0, tier.size());
   text.resize(std::min(text.find('?'), text.size()));
   if (const std::size_t at = text.find('@'); at != std::string::npos) {
     const std::size_t authority = text.find("//") + 2;

@@ -2,8 +2,10 @@
 #include <charconv>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <whycache/log.h>
 
@@ -11,6 +13,9 @@
 #include "log/file_log.h"
 #include "log/log_name.h"
 #include "log/memory_log.h"
+#if WHYCACHE_WITH_MEMCACHED
+#include "log/memcached_tier.h"
+#endif
 #if WHYCACHE_WITH_MYSQL
 #include "log/mysql_log.h"
 #endif
@@ -21,18 +26,23 @@
 namespace whycache {
 namespace {
 
-std::chrono::milliseconds take_deadline(Url& url) {
-  constexpr std::chrono::milliseconds by_default{10'000};
-  constexpr int longest_ms = 3'600'000;
-  const std::optional<std::string> option = url.take_option("deadline_ms");
+constexpr std::string_view tier_prefix = "memcached+";
+
+// An option that is a number from 1 on.
+int take_number(Url& url, const std::string& name, int by_default, int greatest) {
+  const std::optional<std::string> option = url.take_option(name);
   if (!option) return by_default;
-  int deadline_ms = 0;
+  int number = 0;
   const char* end = option->data() + option->size();
-  const auto [parsed_end, error] = std::from_chars(option->data(), end, deadline_ms);
-  if (error != std::errc() || parsed_end != end || deadline_ms < 1 || deadline_ms > longest_ms) {
-    throw Error(ErrorKind::invalid, "option deadline_ms is not a number from 1 to " + std::to_string(longest_ms));
+  const auto [parsed_end, error] = std::from_chars(option->data(), end, number);
+  if (error != std::errc() || parsed_end != end || number < 1 || number > greatest) {
+    throw Error(ErrorKind::invalid, "option " + name + " is not a number from 1 to " + std::to_string(greatest));
   }
-  return std::chrono::milliseconds(deadline_ms);
+  return number;
+}
+
+std::chrono::milliseconds take_deadline(Url& url) {
+  return std::chrono::milliseconds(take_number(url, "deadline_ms", 10'000, 3'600'000));
 }
 
 std::unique_ptr<Log> open_memory_log(Url& url) {
@@ -92,6 +102,30 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url) {
 #endif
 }
 
+std::unique_ptr<Log> open_log_beneath(Url& url);
+
+// `url`: of the log beneath, with the options of both.
+std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url) {
+#if WHYCACHE_WITH_MEMCACHED
+  MemcachedTierOptions options;
+  const std::optional<std::string> servers = url.take_option("memcached");
+  if (!servers) {
+    throw Error(ErrorKind::invalid,
+                "log url does not say where memcached is (option memcached=host:port, several with commas between, or "
+                "the path of a socket)");
+  }
+  options.servers = parse_memcached_servers(*servers);
+  options.confirm = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
+  options.ask = std::chrono::seconds(take_number(url, "ask_s", 600, 86'400));
+  options.patience = std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
+  return std::make_unique<MemcachedTier>(open_log_beneath(url), std::move(options));
+#else
+  throw Error(ErrorKind::invalid,
+              "whycache was built without memcached (install libmemcached with its development files, in Debian "
+              "libmemcached-dev, and build it again)");
+#endif
+}
+
 struct Scheme {
   std::string_view name;
   std::string_view example;
@@ -105,17 +139,23 @@ constexpr Scheme schemes[] = {
     {"mysql", "mysql://user@host/database", open_mysql_log},
 };
 
-}  // namespace
-
-std::unique_ptr<Log> open_log(std::string_view text) {
-  Url url(text);
+std::unique_ptr<Log> open_log_beneath(Url& url) {
   std::string examples;
   for (const Scheme& scheme : schemes) {
     if (scheme.name == url.scheme()) return scheme.open(url);
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
-  throw Error(ErrorKind::invalid,
-              "log url has an unknown scheme: scheme=" + url.scheme() + " (known: " + examples + ")");
+  throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() + " (known: " + examples +
+                                      "; each with memcached+ before it)");
+}
+
+}  // namespace
+
+std::unique_ptr<Log> open_log(std::string_view text) {
+  Url url(text);
+  if (!url.scheme().starts_with(tier_prefix)) return open_log_beneath(url);
+  Url beneath(text.substr(tier_prefix.size()));
+  return open_tier(beneath);
 }
 
 }  // namespace whycache

@@ -1,10 +1,17 @@
 // Every log there is lives through the stories of log_contract.h.
 #include "log/log_contract.h"
 
+#include <cstdio>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "../../examples/own_log.h"
 #include "log/stores.h"
+#if WHYCACHE_WITH_MEMCACHED
+#include "log/tiered_store.h"
+#endif
 
 namespace whycache {
 namespace {
@@ -54,6 +61,39 @@ std::vector<LogUnderTest> mysql_logs() {
 }  // namespace
 
 INSTANTIATE_TEST_SUITE_P(Mysql, LogContract, ::testing::ValuesIn(mysql_logs()), LogUnderTest::name_of);
+#endif
+
+#if WHYCACHE_WITH_MEMCACHED
+namespace {
+
+template <typename Store>
+void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsigned crowd_appends) {
+  for (const auto& [how, read_by] : {std::pair("_read", ReadBy::reading), std::pair("_looked_at", ReadBy::looking)}) {
+    logs.push_back({name + how, [by = read_by] { return std::make_unique<TieredStore<Store>>(by); }, crowd_appends});
+  }
+}
+
+// Each log with memcached in front of it, once read as by tools, and once as by those who follow.
+std::vector<LogUnderTest> tiered_logs() {
+  std::vector<LogUnderTest> logs;
+  if (!testing::MemcachedServer::is_installed()) {
+    std::fprintf(stderr,
+                 "\n*** SKIPPED: memcached is not installed, so that the memcached+ tier is not tested ***\n\n");
+    return logs;
+  }
+  add_tiered<FileStore>(logs, "file", 4000);
+#if WHYCACHE_WITH_SQLITE
+  add_tiered<SqliteStore>(logs, "sqlite", 2000);
+#endif
+#if WHYCACHE_WITH_MYSQL
+  if (testing::MariadbServer::is_installed()) add_tiered<MysqlStore>(logs, "mysql", 1000);
+#endif
+  return logs;
+}
+
+}  // namespace
+
+INSTANTIATE_TEST_SUITE_P(Memcached, LogContract, ::testing::ValuesIn(tiered_logs()), LogUnderTest::name_of);
 #endif
 
 }  // namespace whycache

@@ -61,15 +61,15 @@ class Cluster {
         "--wsrep-node-address=127.0.0.1",
         "--wsrep-sst-method=rsync",
         "--wsrep-cluster-address=gcomm://" + address(first_port_) + ',' + address(second_port_),
-        "--wsrep-sst-receive-address=" + address(MariadbServer::free_port()),
-        "--wsrep-provider-options=gmcast.listen_addr=tcp://" + own + ";ist.recv_addr=" +
-            address(MariadbServer::free_port()) + ";gcache.size=16M;base_host=127.0.0.1;base_port=" + own.substr(10)};
+        "--wsrep-sst-receive-address=" + address(testing::free_port()),
+        "--wsrep-provider-options=gmcast.listen_addr=tcp://" + own + ";ist.recv_addr=" + address(testing::free_port()) +
+            ";gcache.size=16M;base_host=127.0.0.1;base_port=" + own.substr(10)};
     more.insert(more.end(), all.begin(), all.end());
     return more;
   }
 
-  const std::uint16_t first_port_ = MariadbServer::free_port();
-  const std::uint16_t second_port_ = MariadbServer::free_port();
+  const std::uint16_t first_port_ = testing::free_port();
+  const std::uint16_t second_port_ = testing::free_port();
   MariadbServer first_;
   std::unique_ptr<MariadbServer> second_;
 };

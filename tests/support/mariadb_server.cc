@@ -1,16 +1,10 @@
 #include "support/mariadb_server.h"
 
-#include <arpa/inet.h>
 #include <errmsg.h>
-#include <fcntl.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -21,55 +15,15 @@
 #include <stdexcept>
 #include <thread>
 
+#include "support/program.h"
+
 namespace whycache::testing {
 namespace {
 
 namespace fs = std::filesystem;
 
-std::string find_program(const std::string& name) {
-  for (const char* folder :
-       {"/usr/sbin/", "/usr/bin/", "/usr/local/sbin/", "/usr/local/bin/", "/usr/local/mysql/bin/"}) {
-    const std::string path = folder + name;
-    if (::access(path.c_str(), X_OK) == 0) return path;
-  }
-  return "";
-}
-
 // In memory where that can be: the stories are about order, not about disks.
 fs::path parent_folder() { return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path(); }
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// Runs a program with its output in a file. It dies with this process.
-pid_t run_program(const std::vector<std::string>& words, const std::string& output) {
-  std::vector<char*> arguments;
-  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
-  arguments.push_back(nullptr);
-  const pid_t parent = ::getpid();
-  const pid_t pid = ::fork();
-  if (pid < 0) throw std::runtime_error("cannot fork");
-  if (pid > 0) return pid;
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != parent) ::_exit(1);
-  const int file = ::open(output.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
-  const int nothing = ::open("/dev/null", O_RDONLY);
-  ::dup2(nothing, 0);
-  ::dup2(file, 1);
-  ::dup2(file, 2);
-  ::close_range(3, ~0U, 0);
-  ::execv(arguments[0], arguments.data());
-  ::_exit(127);
-}
-
-int wait_for(pid_t pid) {
-  int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  return status;
-}
 
 std::vector<std::string> with_user(std::vector<std::string> words) {
   if (::geteuid() == 0) words.push_back("--user=root");
@@ -99,18 +53,6 @@ fs::path data_template() {
 }  // namespace
 
 bool MariadbServer::is_installed() { return !find_program("mariadbd").empty(); }
-
-std::uint16_t MariadbServer::free_port() {
-  const int descriptor = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  ::bind(descriptor, reinterpret_cast<sockaddr*>(&address), size);
-  ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size);
-  ::close(descriptor);
-  return ntohs(address.sin_port);
-}
 
 MariadbServer& MariadbServer::shared() {
   static MariadbServer server;

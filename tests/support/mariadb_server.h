@@ -17,8 +17,6 @@ class MariadbServer {
  public:
   // Whether there is a mariadbd on this machine.
   static bool is_installed();
-  // That nobody uses just now, on loopback.
-  static std::uint16_t free_port();
   // One for all stories of this process, with the default options.
   static MariadbServer& shared();
 

@@ -1,0 +1,174 @@
+#include "log/memcached.h"
+
+#include <libmemcached/memcached.h>
+
+#include <algorithm>
+#include <charconv>
+#include <new>
+#include <unordered_map>
+
+#include <whycache/error.h>
+
+#include "base/fork_watch.h"
+
+namespace whycache {
+namespace {
+
+// After a failure.
+constexpr std::chrono::milliseconds pause{2'000};
+
+Error bad_server(std::size_t number) {
+  return Error(ErrorKind::invalid, "option memcached has no server there: number=" + std::to_string(number) +
+                                       " (write host:port, [address]:port or /path/of/socket, with commas between)");
+}
+
+MemcachedServer parse_server(std::string_view text, std::size_t number) {
+  MemcachedServer server;
+  if (text.starts_with('/')) {
+    server.socket = text;
+    return server;
+  }
+  const bool in_brackets = text.starts_with('[');
+  const std::size_t host_end = text.find(in_brackets ? ']' : ':');
+  if (in_brackets && host_end == std::string_view::npos) throw bad_server(number);
+  server.host = text.substr(in_brackets ? 1 : 0, in_brackets ? host_end - 1 : host_end);
+  if (server.host.empty()) throw bad_server(number);
+  std::string_view rest = text.substr(std::min(text.size(), host_end + (in_brackets ? 1 : 0)));
+  if (host_end == std::string_view::npos || rest.empty()) return server;
+  const auto [end, error] = std::from_chars(rest.data() + 1, rest.data() + rest.size(), server.port);
+  if (rest[0] != ':' || error != std::errc() || end != rest.data() + rest.size() || server.port == 0) {
+    throw bad_server(number);
+  }
+  return server;
+}
+
+// The answers to one get, one after the other.
+class Answers {
+ public:
+  explicit Answers(memcached_st* client) : client_(client) { memcached_result_create(client, &result_); }
+  Answers(const Answers&) = delete;
+  Answers& operator=(const Answers&) = delete;
+  ~Answers() { memcached_result_free(&result_); }
+
+  bool next() { return memcached_fetch_result(client_, &result_, &code_) != nullptr; }
+  std::string key() const { return {memcached_result_key_value(&result_), memcached_result_key_length(&result_)}; }
+  Memcached::Item item() const {
+    return {{memcached_result_value(&result_), memcached_result_length(&result_)},
+            memcached_result_flags(&result_),
+            memcached_result_cas(&result_)};
+  }
+  bool ended_well() const {
+    return code_ == MEMCACHED_SUCCESS || code_ == MEMCACHED_END || code_ == MEMCACHED_NOTFOUND;
+  }
+
+ private:
+  memcached_st* client_;
+  memcached_result_st result_;
+  memcached_return_t code_ = MEMCACHED_SUCCESS;
+};
+
+}  // namespace
+
+std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
+  std::vector<MemcachedServer> servers;
+  for (;;) {
+    const std::size_t comma = text.find(',');
+    servers.push_back(parse_server(text.substr(0, comma), servers.size() + 1));
+    if (comma == std::string_view::npos) return servers;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds patience)
+    : client_(memcached_create(nullptr)), born_in_(fork_count()) {
+  if (client_ == nullptr) throw std::bad_alloc();
+  const auto behave = [&](memcached_behavior_t behavior, std::uint64_t value) {
+    memcached_behavior_set(client_, behavior, value);
+  };
+  const auto patience_ms = static_cast<std::uint64_t>(patience.count());
+  behave(MEMCACHED_BEHAVIOR_KETAMA, 1);
+  behave(MEMCACHED_BEHAVIOR_TCP_NODELAY, 1);
+  behave(MEMCACHED_BEHAVIOR_SUPPORT_CAS, 1);
+  behave(MEMCACHED_BEHAVIOR_CONNECT_TIMEOUT, patience_ms);
+  behave(MEMCACHED_BEHAVIOR_POLL_TIMEOUT, patience_ms);
+  behave(MEMCACHED_BEHAVIOR_SND_TIMEOUT, patience_ms * 1000);
+  behave(MEMCACHED_BEHAVIOR_RCV_TIMEOUT, patience_ms * 1000);
+  behave(MEMCACHED_BEHAVIOR_AUTO_EJECT_HOSTS, 1);
+  behave(MEMCACHED_BEHAVIOR_SERVER_FAILURE_LIMIT, 1);
+  behave(MEMCACHED_BEHAVIOR_RETRY_TIMEOUT, 2);
+  behave(MEMCACHED_BEHAVIOR_DEAD_TIMEOUT, 2);
+  for (const MemcachedServer& server : servers) {
+    if (server.socket.empty()) {
+      memcached_server_add(client_, server.host.c_str(), server.port);
+    } else {
+      memcached_server_add_unix_socket(client_, server.socket.c_str());
+    }
+  }
+}
+
+Memcached::~Memcached() {
+  // In a child it would say goodbye on its parent's connections: there they are left as they are.
+  if (fork_count() == born_in_) memcached_free(client_);
+}
+
+bool Memcached::answers() const noexcept { return fork_count() == born_in_ && (!away_until_ || away_until_->passed()); }
+
+void Memcached::fail() { away_until_.emplace(pause); }
+
+std::optional<std::vector<std::optional<Memcached::Item>>> Memcached::get(const std::vector<std::string>& keys) {
+  if (!answers()) return std::nullopt;
+  std::vector<const char*> words;
+  std::vector<std::size_t> sizes;
+  std::unordered_map<std::string_view, std::size_t> places;
+  for (const std::string& key : keys) {
+    places.emplace(key, words.size());
+    words.push_back(key.data());
+    sizes.push_back(key.size());
+  }
+  std::vector<std::optional<Item>> items(keys.size());
+  const memcached_return_t asked = memcached_mget(client_, words.data(), sizes.data(), words.size());
+  Answers answers(client_);
+  if (asked == MEMCACHED_SUCCESS) {
+    while (answers.next()) {
+      // An answer to no question is dropped.
+      if (const auto place = places.find(answers.key()); place != places.end()) items[place->second] = answers.item();
+    }
+  }
+  if (asked != MEMCACHED_SUCCESS || !answers.ended_well()) {
+    fail();
+    return std::nullopt;
+  }
+  return items;
+}
+
+Memcached::Stored Memcached::stored(int result) {
+  switch (result) {
+    case MEMCACHED_SUCCESS: return Stored::yes;
+    case MEMCACHED_NOTSTORED:
+    case MEMCACHED_DATA_EXISTS:
+    case MEMCACHED_NOTFOUND: return Stored::no;
+    case MEMCACHED_E2BIG: return Stored::too_large;
+    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE: return Stored::failed;  // it answered: others may fit
+    default: fail(); return Stored::failed;
+  }
+}
+
+Memcached::Stored Memcached::set(const std::string& key, std::string_view bytes, std::uint32_t flags,
+                                 std::chrono::seconds seconds) {
+  if (!answers()) return Stored::failed;
+  return stored(memcached_set(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), flags));
+}
+
+Memcached::Stored Memcached::add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds) {
+  if (!answers()) return Stored::failed;
+  return stored(memcached_add(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0));
+}
+
+Memcached::Stored Memcached::replace(const std::string& key, std::string_view bytes, std::uint64_t version,
+                                     std::chrono::seconds seconds) {
+  if (!answers()) return Stored::failed;
+  return stored(
+      memcached_cas(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0, version));
+}
+
+}  // namespace whycache

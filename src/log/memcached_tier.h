@@ -1,0 +1,142 @@
+// memcached in front of a log, for fleets: who follows finds what is new there, and the log is asked every few seconds
+// by one of them for all. Reasons, and what was rejected: docs/decisions/memcached-tier.md.
+//
+//   whycache1:UUID:u:ID      the bytes of update ID
+//   whycache1:UUID:head      the head record: {number, head, mark, took}
+//   whycache1:UUID:ask       a lease: whoever adds it asks the log, and nobody else while it lasts
+//   whycache1:UUID:fill:ID   a lease: whoever adds it fetches update ID, which was missing, from the log
+//
+// Only look() reads memcached. Everything else goes to the log, as if the tier were not there; but append() puts its
+// update into memcached when it is durable, and then the head record.
+//
+// The head record says: the log was asked, and this was its head; `mark` is the chain of the update there, which
+// ties it to all updates before it; `took` is how long ago that was when the record was put. A record takes the place
+// of another only if the other stood there before the log was asked (memcached's compare-and-swap): so records follow
+// each other in the order in which the log was asked, and none that a sleeper puts takes the place of a newer one.
+//
+// look() hands out nothing beyond the head record, and only if the last update it hands out has the record's mark. The
+// caller verifies that these updates continue what he has. Both together mean that all he then has is what the log had
+// when it was asked. So whatever stands in memcached, wrong updates are found before they are applied; only a
+// wrong head record could mislead, and the log is asked
+//   - by one of all every confirm_s, who puts a new record,
+//   - by each at once when a new record is lower than where he stands, or names another update there: the log was
+//     restored, or memcached lies,
+//   - by each when the last record he could use is older than he may believe (Log::look), or than oldest(),
+//   - by each after ask_s, whatever memcached says.
+//
+// How old is an answer? Nobody's clock is compared with another's: a record that was not there when this process last
+// looked was put since then, so the log was asked after that, less `took`.
+//
+// An update that is too large for memcached stands there as a mark that it has to be fetched from the log.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <whycache/log.h>
+
+#include "log/memcached.h"
+
+namespace whycache {
+
+struct MemcachedTierOptions {
+  std::vector<MemcachedServer> servers;
+  // How often the log is asked by all together.
+  std::chrono::seconds confirm{2};
+  // How long a process believes memcached without having asked the log itself.
+  std::chrono::seconds ask{600};
+  // How long to wait for an answer of memcached.
+  std::chrono::milliseconds patience{100};
+};
+
+class MemcachedTier final : public Log {
+ public:
+  MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options);
+
+  // That of the log: it is the same log.
+  std::string name() const override { return log_->name(); }
+  Extent extent() override;
+  Appended append(UpdateId id, std::string_view bytes) override;
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
+  Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
+  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  void rest() noexcept override { log_->rest(); }
+  std::unique_ptr<Log> reopen() override;
+
+ private:
+  struct Row {
+    UpdateId id = 0;
+    std::string bytes;
+  };
+  struct Head {
+    std::uint64_t number = 0;  // random: tells it from all others
+    UpdateId head = 0;
+    std::uint64_t mark = 0;
+    std::int64_t took_ns = 0;
+    std::uint64_t version = 0;  // memcached's, for replace()
+  };
+  struct Found {
+    Looked looked;
+    std::vector<Row> rows;
+  };
+
+  // What a head record tells a caller.
+  enum class Told {
+    all,      // up to the head, and it is not lower than anything that is known
+    nothing,  // that can be used
+    ask_log,
+  };
+
+  static std::uint64_t mark_of(std::string_view bytes);
+  static std::string encode(const Head& head);
+  static Head decode(const Memcached::Item& item);
+  std::string key(const std::string& what) const;
+  std::string update_key(UpdateId id) const { return key("u:" + std::to_string(id)); }
+  // No answer is older, whatever is asked for.
+  std::chrono::nanoseconds oldest() const { return 2 * options_.confirm + std::chrono::seconds(3); }
+
+  // Reads the log to its end, and tells the others. `again`: who asked for that may do so all the time.
+  Looked ask(UpdateId first, bool again, const VisitUpdate& visit);
+  // The caller of these holds the mutex.
+  std::optional<Found> find(UpdateId first, std::chrono::nanoseconds age_max);
+  Told follow_head(const Head& head, UpdateId first, std::vector<Row>& rows);
+  std::optional<Row> row_at(UpdateId id);
+  std::optional<Head> read_head();
+  void learn(const Extent& extent);
+  void doubt_from(UpdateId id);
+  void tell(std::optional<Head> before, const Extent& extent, std::uint64_t mark, const std::vector<Row>& rows,
+            std::int64_t asked_at_ns);
+  void put_update(UpdateId id, std::string_view bytes);
+  void put_head(std::optional<Head> before, UpdateId id, std::uint64_t mark, std::int64_t asked_at_ns);
+
+  const std::shared_ptr<Log> log_;
+  const MemcachedTierOptions options_;
+
+  std::mutex mutex_;  // of what follows
+  Memcached memcached_;
+  Extent known_;  // what the log said of itself last; its head may have been seen since
+  bool log_is_resting_ = false;
+  std::int64_t asked_at_ns_ = 0;      // when this process last read the log to its end; 0: never
+  std::int64_t ask_again_at_ns_ = 0;  // when it will, whatever memcached says
+  std::int64_t wrote_at_ns_ = 0;
+  // After an append that did not succeed, only the log knows what stands there: until it has it, or for a while.
+  UpdateId doubt_ = 0;
+  std::int64_t doubt_until_ns_ = 0;
+  // All that the log had at confirmed_at_ns_ is what stands up to confirmed_head_.
+  std::int64_t confirmed_at_ns_ = 0;
+  UpdateId confirmed_head_ = 0;
+  // The head record that was there at head_read_at_ns_.
+  std::uint64_t head_number_ = 0;
+  std::int64_t head_read_at_ns_ = 0;
+  std::int64_t told_at_ns_ = 0;  // when this process last put one
+  Row frontier_;                 // the last update that was handed out
+};
+
+}  // namespace whycache

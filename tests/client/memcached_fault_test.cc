@@ -1,0 +1,403 @@
+// A memcached that is dead, empty, forgetful, stopped or lying, and logs that are restored or replaced beneath it: that
+// costs reads of the log and some seconds, and never a wrong value, a missed update or a write that fails.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/hash.h"
+#include "client/tiered_fleet.h"
+#include "support/seed.h"
+#include "update/update.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds never{3600};
+
+std::chrono::milliseconds time_of(const std::function<void()>& work) {
+  const auto began = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began);
+}
+
+// Given a writer and a follower, at update 3 both, of which memcached knows.
+class MemcachedFaults : public ::testing::Test {
+ protected:
+  explicit MemcachedFaults(seconds confirm = seconds(1), seconds ask = seconds(600)) : fleet(confirm, ask) {
+    for (int i = 1; i <= 3; ++i) write();
+    tokyo->update();
+    tokyo->update();
+  }
+
+  // What the key is set to by update `id` is `id`: so any other value is a wrong one.
+  UpdateId write() {
+    const UpdateId id = berlin->applied_id() + 1;
+    EXPECT_EQ(berlin->set("key", std::to_string(id)), id);
+    return id;
+  }
+  void expect_right_value() {
+    const UpdateId id = tokyo->applied_id();
+    EXPECT_EQ(tokyo->get("key"), std::to_string(id));
+  }
+  // The follower sees update `id` now, by asking the log if it must, and sees nothing wrong.
+  void expect_at(UpdateId id) {
+    EXPECT_EQ(tokyo->update(), id);
+    expect_right_value();
+  }
+  // The bytes of an update as another history would have them.
+  static std::string forged(UpdateId id, std::uint64_t previous_chain, const std::string& value) {
+    Draft draft(Authorship{});
+    draft.add(Change::set("key", value), 1 << 20);
+    return std::string(draft.seal(id, previous_chain));
+  }
+  std::string bytes_in_log(UpdateId id) const {
+    std::string found;
+    fleet.fleet().log()->read(id, id, [&](UpdateId, std::string_view bytes) {
+      found = bytes;
+      return true;
+    });
+    return found;
+  }
+
+  TieredFleet fleet;
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+};
+
+// Nobody asks the log unless something is wrong.
+class MemcachedLies : public MemcachedFaults {
+ protected:
+  MemcachedLies() : MemcachedFaults(never) {}
+};
+
+// --- Dead, empty, forgetful, stopped. ---
+
+TEST_F(MemcachedFaults, dead_when_everything_is_opened) {
+  fleet.server().kill();
+  TieredMachine paris = fleet.open("paris");
+  EXPECT_EQ(paris->update(), 3U);
+  EXPECT_EQ(paris->set("key", "4"), 4U);
+  expect_at(4);
+}
+
+TEST_F(MemcachedFaults, killed_in_the_middle_and_started_again_empty) {
+  for (int round = 0; round < 3; ++round) {
+    fleet.server().kill();
+    for (int i = 0; i < 5; ++i) expect_at(write());
+    fleet.server().start();
+    for (int i = 0; i < 5; ++i) {
+      write();
+      std::this_thread::sleep_for(milliseconds(500));
+      tokyo->update();
+      expect_right_value();
+    }
+    EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+  }
+  EXPECT_GT(fleet.memcached().number("curr_items"), 0U);  // it is used again
+}
+
+TEST_F(MemcachedFaults, emptied_again_and_again) {
+  for (int i = 0; i < 30; ++i) {
+    if (i % 3 == 0) write();
+    fleet.memcached().flush_all();
+    if (i % 3 == 1) write();
+    tokyo->update();
+    expect_right_value();
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+}
+
+TEST_F(MemcachedFaults, what_was_evicted_is_read_from_the_log) {
+  fleet.use_server({"-m", "2"});
+  TieredMachine paris = fleet.open("paris");
+  TieredMachine rome = fleet.open("rome");
+  rome->update();
+  for (int i = 0; i < 400; ++i) {
+    paris->set("key " + std::to_string(i % 50), noise(20'000, static_cast<std::uint64_t>(i)));
+    if (i % 40 == 0) rome->update();
+  }
+  EXPECT_GT(fleet.memcached().number("evictions"), 0U);
+  EXPECT_TRUE(poll_until(rome, fleet.oldest(), [&] { return rome->applied_id() == paris->applied_id(); }));
+  EXPECT_EQ(rome->digest(), paris->digest());
+}
+
+TEST_F(MemcachedFaults, stopped_it_delays_nothing_for_long) {
+  fleet.server().pause();
+  EXPECT_LT(time_of([&] { write(); }), milliseconds(900));
+  EXPECT_LT(time_of([&] { expect_at(4); }), milliseconds(900));
+  // For a while it is left alone.
+  EXPECT_LT(time_of([&] {
+              for (int i = 0; i < 5; ++i) expect_at(write());
+            }),
+            milliseconds(900));
+  fleet.server().go_on();
+  std::this_thread::sleep_for(milliseconds(2'100));
+  const UpdateId id = write();
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == id; }));
+  expect_right_value();
+}
+
+TEST_F(MemcachedFaults, of_two_servers_one_dies) {
+  fleet.add_server();
+  TieredMachine paris = fleet.open("paris");
+  TieredMachine rome = fleet.open("rome");
+  rome->update();
+  for (const std::size_t dying : {0U, 1U}) {
+    fleet.server(dying).kill();
+    for (int i = 0; i < 10; ++i) {
+      const UpdateId id = paris->set("key", "x");
+      std::this_thread::sleep_for(milliseconds(100));
+      rome->update();
+      EXPECT_LE(rome->applied_id(), id);
+    }
+    EXPECT_TRUE(poll_until(rome, fleet.oldest(), [&] { return rome->applied_id() == paris->applied_id(); }));
+    fleet.server(dying).start();
+    EXPECT_TRUE(poll_until(rome, fleet.oldest(), [&] { return rome->applied_id() == paris->applied_id(); }));
+  }
+}
+
+// --- Lies. ---
+
+TEST_F(MemcachedLies, random_bytes_in_place_of_an_update) {
+  const UpdateId id = write();
+  fleet.memcached().set(fleet.key("u:" + std::to_string(id)), noise(100, id));
+  expect_at(id);
+  // What was wrong is right again.
+  EXPECT_EQ(fleet.memcached().get(fleet.key("u:" + std::to_string(id))), bytes_in_log(id));
+}
+
+TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
+  std::mt19937_64 random(test_seed());
+  SCOPED_TRACE(seed_note());
+  for (int i = 0; i < 60; ++i) {
+    const UpdateId id = write();
+    std::string bytes = bytes_in_log(id);
+    bytes[random() % bytes.size()] ^= static_cast<char>(1U << random() % 8);
+    if (i % 3 == 0) bytes.resize(random() % bytes.size());
+    fleet.memcached().set(fleet.key("u:" + std::to_string(id)), bytes);
+    expect_at(id);
+  }
+}
+
+TEST_F(MemcachedLies, another_update_that_would_continue_the_history) {
+  // Given an update that is valid in every way, but not the one in the log, and one after it that is in the log,
+  const std::uint64_t chain = peek_place(bytes_in_log(3))->chain;
+  write();
+  const UpdateId last = write();
+  fleet.memcached().set(fleet.key("u:4"), forged(4, chain, "forged"));
+
+  // then nobody takes it for true, not even for a moment.
+  expect_at(last);
+}
+
+TEST_F(MemcachedLies, another_update_as_the_last_one) {
+  const std::uint64_t chain = peek_place(bytes_in_log(3))->chain;
+  write();
+  fleet.memcached().set(fleet.key("u:4"), forged(4, chain, "forged"));
+  expect_at(4);
+}
+
+TEST_F(MemcachedLies, updates_in_each_others_places) {
+  write();
+  write();
+  fleet.memcached().set(fleet.key("u:4"), bytes_in_log(5));
+  fleet.memcached().set(fleet.key("u:5"), bytes_in_log(4));
+  expect_at(5);
+}
+
+TEST_F(MemcachedLies, a_head_that_is_too_low) {
+  const std::string before = *fleet.memcached().get(fleet.key("head"));
+  expect_at(write());
+  expect_at(write());
+  fleet.memcached().set(fleet.key("head"), before);
+  expect_at(5);
+  expect_at(write());
+}
+
+TEST_F(MemcachedLies, a_head_that_is_too_low_for_who_has_seen_less_is_found_out_by_who_asks) {
+  const std::string before = *fleet.memcached().get(fleet.key("head"));
+  const UpdateId id = write();
+  fleet.memcached().set(fleet.key("head"), before);
+  tokyo->update();
+  expect_right_value();
+  EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), id);
+  expect_at(id);
+}
+
+TEST_F(MemcachedLies, a_head_of_another_log_or_none_at_all) {
+  TieredFleet other(never);
+  TieredMachine elsewhere = other.open("elsewhere");
+  for (int i = 0; i < 10; ++i) elsewhere->set("key", "of another log");
+  for (const std::string& lie :
+       {*other.memcached().get(other.key("head")), std::string(), std::string("head"), noise(40, 1), noise(5'000, 2)}) {
+    fleet.memcached().set(fleet.key("head"), lie);
+    expect_at(berlin->applied_id());
+    fleet.memcached().set(fleet.key("head"), lie);
+    expect_at(write());
+  }
+}
+
+TEST_F(MemcachedLies, a_head_that_is_too_high) {
+  // Given a head record as a writer puts it, of an update that is not in the log,
+  const std::string head = *fleet.memcached().get(fleet.key("head"));
+  const std::uint64_t chain = peek_place(bytes_in_log(3))->chain;
+  std::string lie;
+  for (UpdateId id : {UpdateId{4}, UpdateId{5}, UpdateId{1} << 40, ~UpdateId{0}}) {
+    lie = head;
+    lie.replace(8, 8, std::string(reinterpret_cast<const char*>(&id), 8));
+    lie.replace(16, 8, std::string(reinterpret_cast<const char*>(&chain), 8));
+    const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 32));
+    lie.replace(32, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
+    fleet.memcached().set(fleet.key("head"), lie);
+    fleet.memcached().remove(fleet.key("fill:4"));
+    // then it is found that memcached has no such update, the log is asked, and the head is right again.
+    expect_at(3);
+    EXPECT_NE(fleet.memcached().get(fleet.key("head")), lie);
+  }
+  expect_at(write());
+}
+
+TEST_F(MemcachedLies, one_that_swears_that_nothing_is_new_is_believed_for_ask_s_and_no_longer) {
+  TieredFleet short_sighted(never, seconds(2));
+  TieredMachine paris = short_sighted.open("paris");
+  TieredMachine stranger = short_sighted.open("stranger", false);
+  paris->update();
+  stranger->set("key", "new");
+  EXPECT_TRUE(poll_until(paris, milliseconds(2'500), [&] { return paris->get("key") == "new"; }));
+}
+
+TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
+  std::mt19937_64 random(test_seed());
+  SCOPED_TRACE(seed_note());
+  MemcachedClient liar = fleet.memcached();
+  const std::string head_key = fleet.key("head");
+  std::vector<std::string> heads;
+  for (int i = 0; i < 400; ++i) {
+    const UpdateId id = write();
+    heads.push_back(liar.get(head_key).value_or(""));
+    const std::string body_key = fleet.key("u:" + std::to_string(id - random() % 3));
+    switch (random() % 8) {
+      case 0: liar.set(body_key, noise(random() % 200, id)); break;
+      case 1: liar.set(body_key, bytes_in_log(1 + random() % id)); break;
+      case 2: liar.remove(body_key); break;
+      case 3: liar.set(head_key, heads[random() % heads.size()]); break;
+      case 4: liar.remove(head_key); break;
+      case 5: liar.flush_all(); break;
+      default: break;
+    }
+    if (random() % 2 == 0) tokyo->update();
+    expect_right_value();
+  }
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+  EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
+  EXPECT_EQ(tokyo->counters().rebuilds_diverged + tokyo->counters().rebuilds_replaced, 0U);
+}
+
+// --- Logs that are restored, replaced, away. ---
+
+TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
+  for (int i = 0; i < 5; ++i) expect_at(write());
+
+  // When a backup is put back, as of update 4, and another machine goes on from there,
+  fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
+  TieredMachine paris = fleet.open("paris");
+  EXPECT_EQ(paris->set("key", "after the restore"), 5U);
+
+  // then the follower, who has update 8 of what is no more, finds out, and stays with the new history.
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->get("key") == "after the restore"; }));
+  for (int i = 0; i < 10; ++i) {
+    tokyo->update();
+    EXPECT_EQ(tokyo->applied_id(), 5U);
+    EXPECT_EQ(tokyo->digest(), paris->digest());
+    std::this_thread::sleep_for(milliseconds(100));
+  }
+  EXPECT_EQ(tokyo->counters().rebuilds_diverged, 1U);
+  EXPECT_EQ(paris->counters().rebuilds_diverged, 0U);
+}
+
+TEST_F(MemcachedFaults, a_log_that_was_restored_and_grew_beyond_where_it_was) {
+  for (int i = 0; i < 5; ++i) expect_at(write());
+  fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
+  TieredMachine paris = fleet.open("paris", false);  // who does not tell memcached
+  for (int i = 0; i < 20; ++i) paris->set("key", "after the restore");
+
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == 24; }));
+  EXPECT_EQ(tokyo->digest(), paris->digest());
+}
+
+TEST_F(MemcachedFaults, a_log_that_was_restored_and_is_quiet) {
+  for (int i = 0; i < 5; ++i) expect_at(write());
+  fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == 4; }));
+  EXPECT_EQ(tokyo->get("key"), "4");
+  // Nobody comes back to what is no more, though memcached still has it.
+  TieredMachine paris = fleet.open("paris");
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(tokyo->update(), 4U);
+    EXPECT_EQ(paris->update(), 4U);
+    std::this_thread::sleep_for(milliseconds(200));
+  }
+}
+
+TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) {
+  for (int i = 0; i < 5; ++i) expect_at(write());
+  fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
+  TieredMachine paris = fleet.open("paris", false);
+  for (int i = 0; i < 4; ++i) paris->set("key", "after the restore");
+  std::this_thread::sleep_for(milliseconds(150));
+
+  // Given that the log has another update 8 than the writer, whom memcached tells that all is well.
+  berlin->set("other", "written");
+  const std::unique_ptr<Log> log = fleet.fleet().log();
+  std::uint64_t chain = chain_start(log->extent().uuid);
+  log->read(1, 100, [&](UpdateId id, std::string_view bytes) {
+    chain = verify_chain(bytes, id, chain);
+    return true;
+  });
+  EXPECT_EQ(berlin->get("key"), "after the restore");
+}
+
+TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
+  const std::string file = fleet.fleet().folder().file("log.db");
+  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(file + suffix);
+  TieredMachine paris = fleet.open("paris");
+  paris->set("key", "in another log");
+
+  const auto end = std::chrono::steady_clock::now() + fleet.oldest();
+  while (tokyo->get("key") != "in another log" && std::chrono::steady_clock::now() < end) {
+    tokyo->update();
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+  EXPECT_EQ(tokyo->get("key"), "in another log");
+  EXPECT_EQ(tokyo->counters().rebuilds_replaced, 1U);
+}
+
+TEST_F(MemcachedFaults, what_memcached_has_does_not_hide_for_long_that_the_log_is_away) {
+  fleet.database().run("ALTER TABLE whycache_updates_default RENAME TO away");
+  const auto end = std::chrono::steady_clock::now() + fleet.oldest() + milliseconds(500);
+  std::optional<Error> error;
+  while (!error && std::chrono::steady_clock::now() < end) {
+    error = thrown_error([&] { tokyo->update({.deadline = milliseconds(100)}); });
+    expect_right_value();
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_TRUE(error.has_value());
+  EXPECT_GT(tokyo->staleness(), seconds(0));
+  fleet.database().run("ALTER TABLE away RENAME TO whycache_updates_default");
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->staleness() < seconds(2); }));
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,242 @@
+// Machines that find what is new in memcached: what they see, how old it may be, and how seldom they ask the log.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "client/tiered_fleet.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// So long that nobody asks within a story.
+constexpr seconds never{3600};
+
+std::uint64_t calls_of(const std::vector<TieredMachine>& machines) {
+  std::uint64_t calls = 0;
+  for (const TieredMachine& machine : machines) calls += *machine.calls;
+  return calls;
+}
+
+TEST(MemcachedFleet, who_follows_does_not_touch_the_log_for_what_memcached_has) {
+  TieredFleet fleet(never);
+  TieredMachine berlin = fleet.open("berlin");
+  berlin->set("key", "first");
+  const std::vector<TieredMachine> followers = fleet.open_many(10);
+  settle(followers);
+  const std::uint64_t before = calls_of(followers);
+
+  for (int i = 0; i < 50; ++i) {
+    const std::string value = "value " + std::to_string(i);
+    const UpdateId id = berlin->set("key", value);
+    for (const TieredMachine& follower : followers) {
+      EXPECT_EQ(follower->update(), id);
+      EXPECT_EQ(follower->get("key"), value);
+    }
+  }
+  EXPECT_EQ(calls_of(followers), before);
+}
+
+TEST(MemcachedFleet, several_updates_at_once_come_from_memcached_too) {
+  TieredFleet fleet(never);
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  tokyo->update();
+  const std::uint64_t before = *tokyo.calls;
+
+  for (int i = 0; i < 700; ++i) berlin->set("key " + std::to_string(i), std::to_string(i));
+
+  EXPECT_EQ(tokyo->update(), 700U);
+  EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
+  EXPECT_EQ(*tokyo.calls, before);
+}
+
+TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
+  TieredFleet fleet(seconds(1));
+  TieredMachine berlin = fleet.open("berlin");
+  berlin->set("key", "value");
+  const std::vector<TieredMachine> followers = fleet.open_many(20);
+  settle(followers);
+  const std::uint64_t before = calls_of(followers);
+
+  // When all of them poll for five seconds,
+  const auto end = std::chrono::steady_clock::now() + seconds(5);
+  std::chrono::nanoseconds stalest{0};
+  while (std::chrono::steady_clock::now() < end) {
+    for (const TieredMachine& follower : followers) {
+      follower->update();
+      stalest = std::max(stalest, follower->staleness());
+    }
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+
+  // then the log was asked about once a second, not by each of them, and what they say of their staleness is as true.
+  const std::uint64_t calls = calls_of(followers) - before;
+  EXPECT_GE(calls, 2U);
+  EXPECT_LE(calls, 10U);
+  EXPECT_LT(stalest, milliseconds(3500));
+}
+
+TEST(MemcachedFleet, a_bound_on_staleness_is_kept_against_the_log_itself) {
+  TieredFleet fleet(never);
+  TieredMachine stranger = fleet.open("stranger", false);
+  TieredMachine tokyo = fleet.open("tokyo");
+  stranger->set("key", "old");
+  settle({});
+  tokyo->update();
+
+  // Given an update of which memcached does not know,
+  stranger->set("key", "new");
+  tokyo->update();
+  EXPECT_EQ(tokyo->get("key"), "old");
+
+  // then who asks for what the log has gets it.
+  EXPECT_EQ(tokyo->get_fresh("key").value, "new");
+  stranger->set("key", "newer");
+  std::this_thread::sleep_for(milliseconds(20));
+  tokyo->update({.staleness_max = milliseconds(10)});
+  EXPECT_EQ(tokyo->get("key"), "newer");
+  stranger->set("key", "newest");
+  EXPECT_EQ(tokyo->update({.at_least = 4}), 4U);
+  EXPECT_EQ(tokyo->get("key"), "newest");
+}
+
+TEST(MemcachedFleet, what_memcached_was_not_told_is_seen_at_the_next_confirmation) {
+  TieredFleet fleet(seconds(1));
+  TieredMachine stranger = fleet.open("stranger", false);
+  stranger->set("key", "old");
+  const std::vector<TieredMachine> followers = fleet.open_many(3);
+  settle(followers);
+
+  stranger->set("key", "new");
+  for (const TieredMachine& follower : followers) {
+    EXPECT_TRUE(poll_until(follower, fleet.oldest(), [&] { return follower->get("key") == "new"; }));
+  }
+}
+
+TEST(MemcachedFleet, writers_on_all_machines_agree) {
+  TieredFleet fleet(seconds(1));
+  const std::vector<TieredMachine> machines = fleet.open_many(4);
+  std::vector<std::thread> threads;
+  for (const TieredMachine& machine : machines) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 50; ++i) machine->add("sum", 1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const TieredMachine& machine : machines) {
+    machine->update();
+    EXPECT_EQ(machine->get("sum"), "200");
+    EXPECT_EQ(machine->digest(), machines[0]->digest());
+  }
+}
+
+TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) {
+  TieredFleet fleet(never);
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  tokyo->update();
+  const std::string large = noise(1'020'000, 1);
+
+  EXPECT_EQ(berlin->set("large", large), 1U);
+  EXPECT_EQ(tokyo->update(), 1U);
+  EXPECT_EQ(tokyo->get("large"), large);
+}
+
+TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log) {
+  TieredFleet fleet(never);
+  fleet.use_server({"-I", "16k", "-o", "slab_chunk_max=8"});
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  tokyo->update();
+  for (UpdateId id = 1; id <= 5; ++id) {
+    const std::string value = noise(id * 7'000, id);
+    EXPECT_EQ(berlin->set("key", value), id);
+    EXPECT_EQ(tokyo->update(), id);
+    EXPECT_EQ(tokyo->get("key"), value);
+  }
+}
+
+TEST(MemcachedFleet, a_rewrite_does_not_bother_who_follows) {
+  TieredFleet fleet(seconds(1));
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  for (int i = 0; i < 20; ++i) berlin->set("key", std::to_string(i));
+  tokyo->update();
+
+  EXPECT_EQ(berlin->rewrite_history(), 20U);
+  EXPECT_EQ(berlin->set("key", "after"), 21U);
+  EXPECT_EQ(tokyo->update(), 21U);
+  EXPECT_EQ(tokyo->get("key"), "after");
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(tokyo->update(), 21U);
+    std::this_thread::sleep_for(milliseconds(100));
+  }
+  EXPECT_EQ(tokyo->counters().rebuilds_behind_base + tokyo->counters().rebuilds_diverged, 0U);
+}
+
+TEST(MemcachedFleet, who_slept_through_a_rewrite_builds_a_new_state) {
+  TieredFleet fleet(seconds(1));
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  berlin->set("gone", "1");
+  tokyo->update();
+  berlin->erase("gone");
+  for (int i = 0; i < 5000; ++i) berlin->set_async("key", std::to_string(i));
+  berlin->set("key", "last");
+  berlin->rewrite_history();
+  fleet.memcached().flush_all();
+  berlin->set("key", "after");
+
+  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->get("key") == "after"; }));
+  EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
+  EXPECT_EQ(tokyo->counters().rebuilds_behind_base, 1U);
+}
+
+TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
+  TieredFleet fleet(seconds(1));
+  TieredMachine berlin = fleet.open("berlin");
+  const std::vector<TieredMachine> followers = fleet.open_many(3);
+  berlin->set("key", "value");
+  settle(followers);
+  EXPECT_EQ(followers[0]->size(), 1U);
+
+  berlin->delete_all_history();
+  for (const TieredMachine& follower : followers) {
+    follower->update();
+    EXPECT_EQ(follower->size(), 0U);
+  }
+}
+
+TEST(MemcachedFleet, by_unix_socket) {
+  TieredFleet fleet(never);
+  fleet.use_server({}, true);
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  tokyo->update();
+  const std::uint64_t before = *tokyo.calls;
+  berlin->set("key", "value");
+  EXPECT_EQ(tokyo->update(), 1U);
+  EXPECT_EQ(*tokyo.calls, before);
+}
+
+TEST(MemcachedFleet, parent_and_child_go_on_after_a_fork) {
+  TieredFleet fleet(never);
+  TieredMachine berlin = fleet.open("berlin");
+  TieredMachine tokyo = fleet.open("tokyo");
+  tokyo->update();
+  for (UpdateId id = 1; id <= 3; ++id) {
+    in_another_process([&] { EXPECT_EQ(berlin->set("key", std::to_string(id)), 2 * id - 1); });
+    tokyo->update();
+    EXPECT_EQ(tokyo->get("key"), std::to_string(id));
+    EXPECT_EQ(berlin->set("key", "parent"), 2 * id);
+  }
+}
+
+}  // namespace
+}  // namespace whycache::testing

@@ -1,0 +1,110 @@
+// A fleet whose machines find what is new in memcached, and how often each asks the log all the same.
+//
+//   TieredFleet fleet;
+//   TieredMachine berlin = fleet.open("berlin");
+//   TieredMachine tokyo = fleet.open("tokyo");
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "client/fleet.h"
+#include "log/tiered_store.h"
+
+namespace whycache::testing {
+
+struct TieredMachine {
+  std::unique_ptr<std::atomic<std::uint64_t>> calls;  // that reached the log
+  std::unique_ptr<Cache> cache;
+
+  Cache* operator->() const { return cache.get(); }
+};
+
+class TieredFleet {
+ public:
+  // The log is asked by all together every `confirm`.
+  explicit TieredFleet(std::chrono::seconds confirm = std::chrono::seconds(1),
+                       std::chrono::seconds ask = std::chrono::seconds(600))
+      : confirm_(confirm), ask_(ask) {
+    if (!MemcachedServer::is_installed()) throw std::runtime_error("memcached is not installed (Debian: memcached)");
+    servers_.push_back(std::make_unique<MemcachedServer>());
+  }
+
+  // With the tier, or, if `tiered` is false, as a machine that knows nothing of memcached.
+  TieredMachine open(const std::string& name, bool tiered = true) {
+    TieredMachine machine;
+    machine.calls = std::make_unique<std::atomic<std::uint64_t>>(0);
+    std::unique_ptr<Log> log = std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.calls);
+    if (tiered) log = std::make_unique<MemcachedTier>(std::move(log), options());
+    Options with_listener = fleet_.options(name);
+    with_listener.on_event = events_.listener();
+    machine.cache = std::make_unique<Cache>(std::move(log), with_listener);
+    return machine;
+  }
+  std::vector<TieredMachine> open_many(int count) {
+    std::vector<TieredMachine> machines;
+    for (int i = 0; i < count; ++i) machines.push_back(open("machine" + std::to_string(i)));
+    return machines;
+  }
+
+  MemcachedTierOptions options() const {
+    std::string places;
+    for (const auto& server : servers_) places += (places.empty() ? "" : ",") + server->place();
+    MemcachedTierOptions options;
+    options.servers = parse_memcached_servers(places);
+    options.confirm = confirm_;
+    options.ask = ask_;
+    return options;
+  }
+  // No answer of the tier is older, unless memcached lies.
+  std::chrono::milliseconds oldest() const { return 2 * confirm_ + std::chrono::seconds(3); }
+
+  void add_server(std::vector<std::string> with = {}, bool by_socket = false) {
+    servers_.push_back(std::make_unique<MemcachedServer>(std::move(with), by_socket));
+  }
+  void use_server(std::vector<std::string> with, bool by_socket = false) {
+    servers_.clear();
+    add_server(std::move(with), by_socket);
+  }
+  MemcachedServer& server(std::size_t number = 0) { return *servers_.at(number); }
+  MemcachedClient memcached(std::size_t number = 0) { return MemcachedClient(server(number)); }
+  std::string key(const std::string& what) const {
+    return "whycache1:" + to_string(fleet_.log()->extent().uuid) + ':' + what;
+  }
+
+  // The log's database, as a person with SQL sees it.
+  Database database() const { return Database(fleet_.folder().file("log.db")); }
+  const Fleet& fleet() const { return fleet_; }
+  const Events& events() const { return events_; }
+
+ private:
+  std::chrono::seconds confirm_;
+  std::chrono::seconds ask_;
+  Events events_;
+  Fleet fleet_{"sqlite"};
+  std::vector<std::unique_ptr<MemcachedServer>> servers_;
+};
+
+// Updates until `done`, as a program does that polls. False: not within `patience`.
+template <typename Done>
+bool poll_until(const TieredMachine& machine, std::chrono::milliseconds patience, const Done& done) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  for (;;) {
+    machine->update();
+    if (done()) return true;
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+// What the tier needs to know in order to answer: its first look asks the log.
+inline void settle(const std::vector<TieredMachine>& machines) {
+  for (const TieredMachine& machine : machines) machine->update();
+  for (const TieredMachine& machine : machines) machine->update();
+}
+
+}  // namespace whycache::testing

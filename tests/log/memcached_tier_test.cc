@@ -1,0 +1,128 @@
+// The URL of a log with memcached in front of it, and how long memcached may take. What the tier is for is told in
+// client/memcached_fleet_test.cc.
+#include <gtest/gtest.h>
+#include <whycache/log.h>
+
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "log/memcached.h"
+#include "log/tiered_store.h"
+#include "support/memcached_server.h"
+#include "support/program.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::expect_error;
+
+TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
+  StoreFolder folder;
+  const std::string url = "file://" + folder.file("log");
+  const auto log = open_log(url);
+  const auto tier = open_log("memcached+" + url + "?memcached=" + testing::MemcachedServer::shared().place());
+
+  EXPECT_EQ(tier->name(), log->name());
+  EXPECT_EQ(tier->extent().uuid, log->extent().uuid);
+  ASSERT_EQ(tier->append(1, "x"), Log::Appended::yes);
+  EXPECT_EQ(log->extent().head, 1U);
+}
+
+TEST(MemcachedTier, options_of_both_are_taken_and_others_refused) {
+  StoreFolder folder;
+  const std::string url =
+      "memcached+file://" + folder.file("log") + "?memcached=" + testing::MemcachedServer::shared().place();
+  EXPECT_NE(open_log(url + "&deadline_ms=5000&confirm_s=1&ask_s=60&memcached_timeout_ms=20&instance=other"), nullptr);
+  expect_error(
+      ErrorKind::invalid, [&] { open_log(url + "&durable=off"); }, "durable");
+  for (const char* option : {"confirm_s=0", "ask_s=x", "memcached_timeout_ms=-1", "confirm_s=4000"}) {
+    expect_error(
+        ErrorKind::invalid, [&] { open_log(url + "&" + option); },
+        std::string(option).substr(0, std::string(option).find('=')));
+  }
+  expect_error(
+      ErrorKind::invalid, [&] { open_log("memcached+file://" + folder.file("log")); }, "memcached=host:port");
+  expect_error(
+      ErrorKind::invalid, [&] { open_log("memcached+memcached+memory:?memcached=127.0.0.1"); }, "unknown scheme");
+  expect_error(
+      ErrorKind::invalid, [&] { open_log("memcached+mongodb://host/db?memcached=127.0.0.1"); }, "scheme=mongodb");
+}
+
+TEST(MemcachedTier, servers_are_addresses_or_sockets) {
+  const auto servers = parse_memcached_servers("cache.example.org,10.0.0.5:22122,[::1]:33133,[fe80::1],/run/m.sock");
+  ASSERT_EQ(servers.size(), 5U);
+  EXPECT_EQ(servers[0].host, "cache.example.org");
+  EXPECT_EQ(servers[0].port, 11211);
+  EXPECT_EQ(servers[1].port, 22122);
+  EXPECT_EQ(servers[2].host, "::1");
+  EXPECT_EQ(servers[2].port, 33133);
+  EXPECT_EQ(servers[3].host, "fe80::1");
+  EXPECT_EQ(servers[4].socket, "/run/m.sock");
+  for (const char* wrong :
+       {"", ",", "host,", "host:", "host:0", "host:65536", "host:1x", ":11211", "[::1", "[::1]11"}) {
+    expect_error(
+        ErrorKind::invalid, [&] { parse_memcached_servers(wrong); }, "memcached");
+  }
+}
+
+TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
+  testing::MemcachedServer server;
+  Memcached memcached(parse_memcached_servers(server.place()), milliseconds(1000));
+  const std::string every_byte = [] {
+    std::string bytes;
+    for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
+    return bytes;
+  }();
+  EXPECT_EQ(memcached.set("a", every_byte, 7, std::chrono::hours(1)), Memcached::Stored::yes);
+  EXPECT_EQ(memcached.add("a", "other", std::chrono::hours(1)), Memcached::Stored::no);
+  EXPECT_EQ(memcached.add("b", "b", std::chrono::hours(1)), Memcached::Stored::yes);
+  EXPECT_EQ(memcached.set("c", std::string(2'000'000, 'c'), 0, std::chrono::hours(1)), Memcached::Stored::too_large);
+
+  const auto items = memcached.get({"c", "b", "none", "a"});
+  ASSERT_TRUE(items.has_value());
+  EXPECT_FALSE((*items)[0].has_value());
+  EXPECT_EQ((*items)[1]->bytes, "b");
+  EXPECT_FALSE((*items)[2].has_value());
+  EXPECT_EQ((*items)[3]->bytes, every_byte);
+  EXPECT_EQ((*items)[3]->flags, 7U);
+
+  const std::uint64_t version = (*items)[1]->version;
+  EXPECT_EQ(memcached.replace("b", "c", version, std::chrono::hours(1)), Memcached::Stored::yes);
+  EXPECT_EQ(memcached.replace("b", "d", version, std::chrono::hours(1)), Memcached::Stored::no);
+  EXPECT_EQ(memcached.replace("none", "d", version, std::chrono::hours(1)), Memcached::Stored::no);
+}
+
+TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
+  testing::MemcachedServer server;
+  Memcached memcached(parse_memcached_servers(server.place()), milliseconds(100));
+  ASSERT_TRUE(memcached.get({"a"}).has_value());
+  const auto time_of_get = [&] {
+    const auto began = std::chrono::steady_clock::now();
+    EXPECT_FALSE(memcached.get({"a"}).has_value());
+    return std::chrono::steady_clock::now() - began;
+  };
+
+  server.pause();
+  EXPECT_LT(time_of_get(), milliseconds(400));
+  EXPECT_FALSE(memcached.answers());
+  EXPECT_LT(time_of_get(), milliseconds(50));  // is not even asked
+
+  server.go_on();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (!memcached.get({"a"}) && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_TRUE(memcached.answers());
+}
+
+TEST(Memcached, one_that_was_never_there_is_no_error) {
+  Memcached memcached({{.host = "127.0.0.1", .port = testing::free_port(), .socket = ""}}, milliseconds(100));
+  EXPECT_FALSE(memcached.get({"a"}).has_value());
+  EXPECT_EQ(memcached.set("a", "a", 0, std::chrono::hours(1)), Memcached::Stored::failed);
+}
+
+}  // namespace
+}  // namespace whycache

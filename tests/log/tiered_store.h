@@ -1,0 +1,106 @@
+// Stores with memcached in front of them, and a log in between that counts what gets through.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "log/memcached_tier.h"
+#include "log/stores.h"
+#include "support/memcached_server.h"
+
+namespace whycache {
+
+// Counts the calls that reach the log beneath.
+class CountingLog final : public Log {
+ public:
+  CountingLog(std::unique_ptr<Log> log, std::atomic<std::uint64_t>& calls) : log_(std::move(log)), calls_(calls) {}
+
+  std::string name() const override { return log_->name(); }
+  Extent extent() override { return counted().extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override { return counted().append(id, bytes); }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    return counted().read(first, last, visit);
+  }
+  void read_base(const VisitPart& visit) override { counted().read_base(visit); }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    return counted().rewrite(base, base_chain, next_part);
+  }
+  std::unique_ptr<Log> reopen() override { return std::make_unique<CountingLog>(log_->reopen(), calls_); }
+
+ private:
+  Log& counted() {
+    ++calls_;
+    return *log_;
+  }
+
+  std::unique_ptr<Log> log_;
+  std::atomic<std::uint64_t>& calls_;
+};
+
+// Reads as one who follows: what stands in front of the log may answer.
+class LookingLog final : public Log {
+ public:
+  explicit LookingLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+
+  std::string name() const override { return log_->name(); }
+  Extent extent() override { return log_->extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    if (last != std::numeric_limits<UpdateId>::max()) return log_->read(first, last, visit);
+    return log_->look(first, std::nullopt, visit).extent;
+  }
+  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    return log_->rewrite(base, base_chain, next_part);
+  }
+  std::unique_ptr<Log> reopen() override { return std::make_unique<LookingLog>(log_->reopen()); }
+
+ private:
+  std::unique_ptr<Log> log_;
+};
+
+inline MemcachedTierOptions tier_options(const testing::MemcachedServer& server) {
+  MemcachedTierOptions options;
+  options.servers = parse_memcached_servers(server.place());
+  return options;
+}
+
+enum class ReadBy { reading, looking };
+
+// Any of our stores with the memcached of all stories in front of it.
+template <typename Store>
+class TieredStore final : public LogStore {
+ public:
+  explicit TieredStore(ReadBy read_by) : read_by_(read_by) {}
+
+  std::unique_ptr<Log> open() override { return with_tier(store_.open()); }
+  std::unique_ptr<Log> open_other_instance() override { return with_tier(store_.open_other_instance()); }
+  bool is_shared_by_processes() const override { return store_.is_shared_by_processes(); }
+  bool stays_busy() const override { return store_.stays_busy(); }
+  bool delete_by_hand() override {
+    // Who looks may be told of a log that is gone for some seconds more, if memcached still has it: of that is told in
+    // client/memcached_fault_test.cc.
+    testing::MemcachedClient(server_).flush_all();
+    return store_.delete_by_hand();
+  }
+  bool put_stray(UpdateId id, std::string_view bytes) override { return store_.put_stray(id, bytes); }
+  std::optional<std::uint64_t> stored_updates() override { return store_.stored_updates(); }
+
+ private:
+  std::unique_ptr<Log> with_tier(std::unique_ptr<Log> log) const {
+    auto tier = std::make_unique<MemcachedTier>(std::move(log), tier_options(server_));
+    if (read_by_ == ReadBy::reading) return tier;
+    return std::make_unique<LookingLog>(std::move(tier));
+  }
+
+  testing::MemcachedServer& server_ = testing::MemcachedServer::shared();
+  ReadBy read_by_;
+  Store store_;
+};
+
+}  // namespace whycache
