@@ -9,7 +9,8 @@ set -eu
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev libxxhash-dev libzstd-dev
        libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev python3 sqlite3 mariadb-server memcached openssl"
-bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server libmemcached-dev memcached python3"
+bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server libmemcached-dev memcached
+       mariadb-server python3"
 check="clang-format clang-tidy python3"
 fuzz="clang libclang-rt-dev"
 

@@ -34,18 +34,6 @@ std::optional<Rebuilding> look_at_state(Link& link) {
   return std::nullopt;
 }
 
-// Whether what did not come from the store fits, all of it: else none of it may be applied.
-bool continues(const Page& page, Place place) {
-  std::string why;
-  if (!page.complete() || fit_of(page, place, why) != Fit::fits) return false;
-  try {
-    replay(page, place, [](const Update&) {});
-    return page.extent().head <= place.id;
-  } catch (const LogError&) {
-    return false;
-  }
-}
-
 // Applies the rows of a page that nobody applied since we looked.
 void apply(Link& link, const Page& page, const Place& place, const Deadline& deadline) {
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= place.id) return;
@@ -73,11 +61,7 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience, AgeMax
     const std::int64_t asked_at_ns = boot_time_ns();
     const StateInfo info = link.state.info();
     const Place place = place_of(info);
-    const Page page = link.ask([&](Log& log) { return look_page(log, first_to_read(place.id), age_max); });
-    if (page.age().count() > 0 && age_max != from_the_store && !continues(page, place)) {
-      age_max = from_the_store;
-      continue;
-    }
+    const Page page = link.ask([&](Log& log) { return look_beyond(log, place, age_max); });
 
     std::string why;
     const Fit fit = fit_of(page, place, why);

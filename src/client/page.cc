@@ -16,6 +16,18 @@ LogError not_to_be_believed(UpdateId id, const std::string& why) {
           "this update, rewrite history there: this one then starts from the new base)");
 }
 
+// Whether what did not come from the store fits, all of it: else none of it may be applied.
+bool continues(const Page& page, Place place) {
+  std::string why;
+  if (!page.complete() || fit_of(page, place, why) != Fit::fits) return false;
+  try {
+    replay(page, place, [](const Update&) {});
+    return page.extent().head <= place.id;
+  } catch (const LogError&) {
+    return false;
+  }
+}
+
 }  // namespace
 
 bool Page::agrees_with(const Place& place) const {
@@ -38,15 +50,6 @@ bool Page::add(UpdateId id, std::string_view bytes) {
 Page read_page(Log& log, UpdateId first, UpdateId last) {
   Page page;
   page.extent_ = log.read(first, last, [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
-  return page;
-}
-
-Page look_page(Log& log, UpdateId first, AgeMax age_max) {
-  Page page;
-  const Looked looked =
-      log.look(first, age_max, [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
-  page.extent_ = looked.extent;
-  page.age_ = looked.age;
   return page;
 }
 
@@ -95,6 +98,18 @@ void replay(const Page& page, Place& place, const std::function<void(const Updat
     apply(update);
     place.id = row.id;
     place.chain = chain;
+  }
+}
+
+Page look_beyond(Log& log, const Place& place, AgeMax age_max) {
+  for (;;) {
+    Page page;
+    const Looked looked = log.look(first_to_read(place.id), age_max,
+                                   [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
+    page.extent_ = looked.extent;
+    page.age_ = looked.age;
+    if (looked.age.count() == 0 || age_max == from_the_store || continues(page, place)) return page;
+    age_max = from_the_store;
   }
 }
 

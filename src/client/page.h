@@ -60,7 +60,7 @@ class Page {
 
  private:
   friend Page read_page(Log& log, UpdateId first, UpdateId last);
-  friend Page look_page(Log& log, UpdateId first, AgeMax age_max);
+  friend Page look_beyond(Log& log, const Place& place, AgeMax age_max);
   bool add(UpdateId id, std::string_view bytes);
   struct RowPlace {
     UpdateId id;
@@ -76,10 +76,11 @@ class Page {
 
 // The rows from `first` on, up to `last`, to about 8 MiB. Throws what the log throws.
 Page read_page(Log& log, UpdateId first, UpdateId last);
-// All there are from `first` on, to about 8 MiB, from the store or from what stands in front of it (Log::look).
-Page look_page(Log& log, UpdateId first, AgeMax age_max);
 // The id to read from when standing at `id`.
 inline UpdateId first_to_read(UpdateId id) { return id == 0 ? 1 : id; }
+// What the log has from `place` on. What does not come from its store has to continue `place`, all of it; else the
+// store is asked, for only that is believed when it says that something is wrong.
+Page look_beyond(Log& log, const Place& place, AgeMax age_max);
 
 enum class Fit {
   fits,

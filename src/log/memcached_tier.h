@@ -50,7 +50,7 @@ struct MemcachedTierOptions {
   // How often the log is asked by all together.
   std::chrono::seconds confirm{2};
   // How long a process believes memcached without having asked the log itself.
-  std::chrono::seconds ask{600};
+  std::chrono::seconds ask{3600};
   // How long to wait for an answer of memcached.
   std::chrono::milliseconds patience{100};
 };

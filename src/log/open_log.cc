@@ -116,7 +116,7 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url) {
   }
   options.servers = parse_memcached_servers(*servers);
   options.confirm = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
-  options.ask = std::chrono::seconds(take_number(url, "ask_s", 600, 86'400));
+  options.ask = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
   options.patience = std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
   return std::make_unique<MemcachedTier>(open_log_beneath(url), std::move(options));
 #else

@@ -1,0 +1,129 @@
+// The servers a fleet needs: a MariaDB and a memcached of the benchmark's own, on unix sockets in its folder, gone with
+// it.
+#pragma once
+
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bench/server.h"
+#include "bench/temporary_folder.h"
+#include "log/mysql_connection.h"
+
+namespace bench {
+
+inline void run_to_the_end(std::vector<std::string> command) {
+  std::vector<char*> arguments;
+  for (std::string& word : command) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  posix_spawn_file_actions_t silent;
+  posix_spawn_file_actions_init(&silent);
+  for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
+    posix_spawn_file_actions_addopen(&silent, stream, "/dev/null", O_WRONLY, 0);
+  }
+  pid_t process = -1;
+  int status = -1;
+  const bool began = ::posix_spawnp(&process, arguments.front(), &silent, nullptr, arguments.data(), environ) == 0;
+  if (began) ::waitpid(process, &status, 0);
+  posix_spawn_file_actions_destroy(&silent);
+  if (status != 0) throw std::runtime_error(command.front() + " failed (Debian: mariadb-server)");
+}
+
+class FleetDatabase {
+ public:
+  explicit FleetDatabase(const std::string& folder, std::size_t connections_max) : socket_(folder + "/mysql.sock") {
+    const std::string data = "--datadir=" + folder + "/data";
+    const std::vector<std::string> as_root = {"--user=root"};
+    std::vector<std::string> install = {
+        "mariadb-install-db",       "--no-defaults", data, "--skip-test-db", "--auth-root-authentication-method=normal",
+        "--innodb-log-file-size=8M"};
+    std::vector<std::string> serve = {"mariadbd",
+                                      "--no-defaults",
+                                      data,
+                                      "--socket=" + socket_,
+                                      "--pid-file=" + folder + "/pid",
+                                      "--tmpdir=" + folder,
+                                      "--skip-networking",
+                                      "--skip-log-bin",
+                                      "--performance-schema=off",
+                                      "--innodb-log-file-size=8M",
+                                      "--innodb-buffer-pool-size=64M",
+                                      "--innodb-flush-method=fsync",
+                                      "--max-connections=" + std::to_string(connections_max),
+                                      "--back-log=4096"};
+    for (auto* const command : {&install, &serve}) {
+      if (::geteuid() == 0) command->insert(command->end(), as_root.begin(), as_root.end());
+    }
+    run_to_the_end(install);
+    server_ = std::make_unique<Server>(serve);
+    server_->wait_until([&] {
+      try {
+        whycache::MysqlConnection(place("mysql"), std::chrono::seconds(5)).run("CREATE DATABASE fleet");
+        return true;
+      } catch (const whycache::MysqlFailure&) {
+        return false;
+      }
+    });
+    watch_ = std::make_unique<whycache::MysqlConnection>(place("fleet"), std::chrono::seconds(60));
+  }
+
+  // The log that the fleet follows; every name is another one.
+  std::string url(const std::string& instance) const {
+    return "mysql://root@/fleet?socket=" + socket_ + "&instance=" + instance;
+  }
+
+  // The server's own counters. Reading them counts as a statement.
+  std::map<std::string, double> status() {
+    std::map<std::string, double> numbers;
+    whycache::MysqlRows rows = watch_->query(
+        "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Connections', 'Threads_connected', "
+        "'Max_used_connections')");
+    while (rows.next()) {
+      numbers[std::string(rows.at(0).value_or(""))] =
+          std::strtod(std::string(rows.at(1).value_or("0")).c_str(), nullptr);
+    }
+    return numbers;
+  }
+  // Begins to count Max_used_connections anew.
+  void forget() { watch_->run("FLUSH STATUS"); }
+
+ private:
+  whycache::MysqlServer place(const std::string& database) const {
+    whycache::MysqlServer place;
+    place.socket = socket_;
+    place.user = "root";
+    place.database = database;
+    return place;
+  }
+
+  std::string socket_;
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<whycache::MysqlConnection> watch_;
+};
+
+class FleetMemcached {
+ public:
+  FleetMemcached(const std::string& folder, std::size_t connections_max)
+      : socket_(folder + "/memcached.sock"),
+        server_({"memcached", "--unix-socket=" + socket_, "--user=" + std::string(::geteuid() == 0 ? "root" : ""),
+                 "--threads=1", "--conn-limit=" + std::to_string(connections_max)}) {
+    server_.wait_until([&] { return ::access(socket_.c_str(), W_OK) == 0; });
+  }
+  const std::string& socket() const { return socket_; }
+
+ private:
+  std::string socket_;
+  Server server_;
+};
+
+}  // namespace bench
