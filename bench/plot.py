@@ -7,6 +7,7 @@
     latency.svg   how long single gets take beside a writer, and without one
     bytes.svg     bytes per item, after loading and after overwriting
     items.svg     what a get costs, against the number of items
+    fleet.svg     statements a second that a fleet asks of its database, against the number of followers
 
 Only the standard library is needed. A plot whose figures are not there is left out.
 """
@@ -225,6 +226,22 @@ def plot_items(figures):
                   "copying get, keys drawn evenly; both axes logarithmic", time_label)
 
 
+def plot_fleet(figures):
+    counts = figures.items_of("fleet_statements")
+    if len(counts) < 2:
+        return None
+    lines = []
+    for subject, colour, name in (("memcached+mysql", OURS, "memcached+mysql"), ("mysql", THEIRS, "mysql")):
+        for workload, dashed, words in (("fleet_statements", False, "statements/s"), ("fleet_connections", True, "connections")):
+            points = [(count, max(row["median"], 1)) for count in counts for row in figures.of(workload, count)
+                      if row["subject"] == subject]
+            if points:
+                lines.append((f"{name}, {words}", colour, dashed, points))
+    return curves(lines, math.log10, [(count, count_label(count)) for count in counts],
+                  "What a fleet asks of its database, against the number of followers",
+                  "each follower polls, one writer appends; both axes logarithmic", count_label)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures")
@@ -232,7 +249,7 @@ def main():
     options = parser.parse_args()
     figures = Figures(options.figures)
     os.makedirs(options.folder, exist_ok=True)
-    plots = {"get": plot_get, "latency": plot_latency, "bytes": plot_bytes, "items": plot_items}
+    plots = {"get": plot_get, "latency": plot_latency, "bytes": plot_bytes, "items": plot_items, "fleet": plot_fleet}
     for name, plot in plots.items():
         drawing = plot(figures)
         if drawing is None:

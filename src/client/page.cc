@@ -43,7 +43,8 @@ bool Page::add(UpdateId id, std::string_view bytes) {
   if (!complete_) return false;
   places_.push_back({id, bytes_.size(), bytes.size()});
   bytes_ += bytes;
-  complete_ = bytes_.size() < page_bytes;
+  // However large the first is, which may be one that is known already: the next one has to get its turn.
+  complete_ = bytes_.size() < page_bytes || places_.size() < 2;
   return complete_;
 }
 

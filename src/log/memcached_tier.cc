@@ -74,6 +74,7 @@ MemcachedTier::Head MemcachedTier::decode(const Memcached::Item& item) {
 MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options)
     : log_(std::move(log)),
       options_(std::move(options)),
+      sooner_(random_u64() % static_cast<std::uint64_t>(to_ns(oldest()) / 6)),
       memcached_(options_.servers, options_.patience),
       known_(log_->extent()) {}
 
@@ -146,6 +147,9 @@ Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) 
     return !stopped;
   });
 
+  // A head is not lowered on the word of a replica that lags: extent() is asked where the log is written.
+  if (before && before->head > extent.head && log_->extent().head > extent.head) return {extent};
+
   const bool reached_head = rows.empty() ? !stopped : rows.back().id == extent.head;
   std::optional<std::uint64_t> mark;
   if (extent.head == extent.base) {
@@ -208,18 +212,19 @@ std::optional<MemcachedTier::Head> MemcachedTier::read_head() {
 // nullopt: the log has to be asked.
 std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chrono::nanoseconds age_max) {
   const std::int64_t now_ns = boot_time_ns();
-  if (age_max.count() <= 0 || asked_at_ns_ == 0 || now_ns >= ask_again_at_ns_) return std::nullopt;
+  if (to_ns(age_max) <= 0 || asked_at_ns_ == 0 || now_ns >= ask_again_at_ns_) return std::nullopt;
   if (doubt_ != 0 && now_ns < doubt_until_ns_) return std::nullopt;
   if (first < known_.base) return std::nullopt;
 
   const auto items = memcached_.get({key("head"), key("ask")});
-  if (!items) return std::nullopt;
   // Nobody has asked the log for a while: it is our turn, unless somebody is faster.
-  if (!(*items)[1] && memcached_.add(key("ask"), "", options_.confirm) != Memcached::Stored::no) return std::nullopt;
+  if (items && !(*items)[1] && memcached_.add(key("ask"), "", options_.confirm) == Memcached::Stored::yes) {
+    return std::nullopt;
+  }
 
   Found found;
   Told told = Told::nothing;
-  if ((*items)[0]) {
+  if (items && (*items)[0]) {
     const Head head = decode(*(*items)[0]);
     told = follow_head(head, first, found.rows);
     if (told == Told::all) {
@@ -235,14 +240,16 @@ std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chr
     }
   }
   if (told == Told::ask_log) return std::nullopt;
-  if (told == Told::nothing) {  // nothing new, as far as it is known: that gets older
+  // Nothing new, as far as it is known. That gets older until somebody asks the log. If memcached does not answer it is
+  // each for himself, but not at each poll: what memcached kept from the log must not all come upon it at once.
+  if (told == Told::nothing) {
     std::optional<Row> row = row_at(first);
     if (!row || confirmed_head_ > first) return std::nullopt;
     found.rows = {std::move(*row)};
   }
 
   const std::chrono::nanoseconds age(std::max<std::int64_t>(now_ns - confirmed_at_ns_, 1));
-  if (age > std::min(age_max, oldest())) return std::nullopt;
+  if (age > std::min(age_max, oldest() - sooner_)) return std::nullopt;
   found.looked = {known_, age};
   found.looked.extent.head = found.rows.empty() ? std::max(known_.base, first - 1) : found.rows.back().id;
   return found;
@@ -271,12 +278,15 @@ MemcachedTier::Told MemcachedTier::follow_head(const Head& head, UpdateId first,
     std::vector<std::string> keys;
     for (UpdateId id = next; id < end; ++id) keys.push_back(update_key(id));
     auto items = memcached_.get(keys);
-    if (!items) return Told::ask_log;
+    if (!items) {
+      rows.clear();
+      return Told::nothing;
+    }
     for (std::optional<Memcached::Item>& item : *items) {
       if (!item) {  // one of all fetches it for all
         const auto leased = memcached_.add(key("fill:" + std::to_string(next)), "", fill_lease);
         rows.clear();
-        return leased == Memcached::Stored::no ? Told::nothing : Told::ask_log;
+        return leased == Memcached::Stored::yes ? Told::ask_log : Told::nothing;
       }
       bytes += item->bytes.size();
       if ((item->flags & flag_too_large) != 0 || bytes > rows_bytes_max) return Told::ask_log;

@@ -118,6 +118,7 @@ class MemcachedTier final : public Log {
 
   const std::shared_ptr<Log> log_;
   const MemcachedTierOptions options_;
+  const std::chrono::nanoseconds sooner_;  // than oldest() this one asks: not all at the same time
 
   std::mutex mutex_;  // of what follows
   Memcached memcached_;

@@ -52,6 +52,22 @@ TEST(Follow, does_not_ask_the_log_when_somebody_of_this_machine_just_did) {
   EXPECT_EQ(script->reads, reads + 1);
 }
 
+TEST(Follow, an_update_larger_than_a_page_stops_nobody) {
+  Fleet fleet;
+  Options options;
+  options.update_bytes_max = 32U << 20;
+  Cache berlin = fleet.open("berlin", options);
+  Cache tokyo = fleet.open("tokyo");
+  const std::string large = noise(12'000'000, 1);
+
+  berlin.set("large", large);
+  EXPECT_EQ(tokyo.update(), 1U);
+  EXPECT_EQ(tokyo.update(), 1U);
+  berlin.set("after", "it");
+  EXPECT_EQ(tokyo.update(), 2U);
+  EXPECT_TRUE(tokyo.get("large") == large);
+}
+
 TEST(Follow, asks_when_what_is_applied_is_not_enough_however_fresh) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");

@@ -145,7 +145,7 @@ TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) 
 
   EXPECT_EQ(berlin->set("large", large), 1U);
   EXPECT_EQ(tokyo->update(), 1U);
-  EXPECT_EQ(tokyo->get("large"), large);
+  EXPECT_TRUE(tokyo->get("large") == large);
 }
 
 TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log) {
@@ -158,7 +158,7 @@ TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log)
     const std::string value = noise(id * 7'000, id);
     EXPECT_EQ(berlin->set("key", value), id);
     EXPECT_EQ(tokyo->update(), id);
-    EXPECT_EQ(tokyo->get("key"), value);
+    EXPECT_TRUE(tokyo->get("key") == value) << id;
   }
 }
 

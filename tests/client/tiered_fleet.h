@@ -26,10 +26,11 @@ struct TieredMachine {
 
 class TieredFleet {
  public:
-  // The log is asked by all together every `confirm`.
+  // The log is asked by all together every `confirm`. `patience` with memcached: more than a busy machine needs.
   explicit TieredFleet(std::chrono::seconds confirm = std::chrono::seconds(1),
-                       std::chrono::seconds ask = std::chrono::seconds(600))
-      : confirm_(confirm), ask_(ask) {
+                       std::chrono::seconds ask = std::chrono::seconds(600),
+                       std::chrono::milliseconds patience = std::chrono::milliseconds(2'000))
+      : confirm_(confirm), ask_(ask), patience_(patience) {
     if (!MemcachedServer::is_installed()) throw std::runtime_error("memcached is not installed (Debian: memcached)");
     servers_.push_back(std::make_unique<MemcachedServer>());
   }
@@ -58,6 +59,7 @@ class TieredFleet {
     options.servers = parse_memcached_servers(places);
     options.confirm = confirm_;
     options.ask = ask_;
+    options.patience = patience_;
     return options;
   }
   // No answer of the tier is older, unless memcached lies.
@@ -84,6 +86,7 @@ class TieredFleet {
  private:
   std::chrono::seconds confirm_;
   std::chrono::seconds ask_;
+  std::chrono::milliseconds patience_;
   Events events_;
   Fleet fleet_{"sqlite"};
   std::vector<std::unique_ptr<MemcachedServer>> servers_;

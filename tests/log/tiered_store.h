@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -67,6 +68,7 @@ class LookingLog final : public Log {
 inline MemcachedTierOptions tier_options(const testing::MemcachedServer& server) {
   MemcachedTierOptions options;
   options.servers = parse_memcached_servers(server.place());
+  options.patience = std::chrono::seconds(2);  // more than a busy machine needs
   return options;
 }
 
