@@ -148,7 +148,8 @@ Memcached::Stored Memcached::stored(int result) {
     case MEMCACHED_DATA_EXISTS:
     case MEMCACHED_NOTFOUND: return Stored::no;
     case MEMCACHED_E2BIG: return Stored::too_large;
-    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE: return Stored::failed;  // it answered: others may fit
+    case MEMCACHED_SERVER_ERROR:  // it answered: other items may fit
+    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE: return Stored::failed;
     default: fail(); return Stored::failed;
   }
 }

@@ -38,19 +38,22 @@ constexpr std::int64_t writer_rests_after_ns = std::int64_t{60} * 1'000'000'000;
 
 constexpr UpdateId no_end = std::numeric_limits<UpdateId>::max();
 
-constexpr std::size_t head_bytes = 40;
+constexpr std::size_t head_bytes = 48;
+constexpr std::size_t lease_bytes = 12;
+constexpr std::uint32_t lease_seconds_max = 3'600;
 
 std::int64_t to_ns(std::chrono::nanoseconds duration) { return duration.count(); }
 
 }  // namespace
 
-// --- The head record: number, head, mark, took, and a hash of these, little-endian. ---
+// --- The head record: number, head, mark, lease, took, and a hash of these, little-endian. ---
 
 std::string MemcachedTier::encode(const Head& head) {
   std::string bytes;
   append_little_endian(bytes, head.number);
   append_little_endian(bytes, head.head);
   append_little_endian(bytes, head.mark);
+  append_little_endian(bytes, head.lease);
   append_little_endian(bytes, head.took_ns);
   append_little_endian(bytes, hash64(bytes));
   return bytes;
@@ -63,12 +66,35 @@ MemcachedTier::Head MemcachedTier::decode(const Memcached::Item& item) {
   head.number = hash64(item.bytes);
   const std::string_view bytes = item.bytes;
   if (bytes.size() != head_bytes) return head;
-  if (load_little_endian<std::uint64_t>(bytes.data() + 32) != hash64(bytes.substr(0, 32))) return head;
+  if (load_little_endian<std::uint64_t>(bytes.data() + 40) != hash64(bytes.substr(0, 40))) return head;
   head.number = load_little_endian<std::uint64_t>(bytes.data());
   head.head = load_little_endian<std::uint64_t>(bytes.data() + 8);
   head.mark = load_little_endian<std::uint64_t>(bytes.data() + 16);
-  head.took_ns = std::clamp<std::int64_t>(load_little_endian<std::int64_t>(bytes.data() + 24), 0, took_ns_max);
+  head.lease = load_little_endian<std::uint64_t>(bytes.data() + 24);
+  head.took_ns = std::clamp<std::int64_t>(load_little_endian<std::int64_t>(bytes.data() + 32), 0, took_ns_max);
   return head;
+}
+
+// --- The lease to ask: its number, and for how many seconds it was put. ---
+
+std::string MemcachedTier::encode_lease(std::uint64_t number) const {
+  std::string bytes;
+  append_little_endian(bytes, number);
+  append_little_endian(bytes, static_cast<std::uint32_t>(options_.confirm.count()));
+  return bytes;
+}
+
+// When the log was asked at the earliest, by a head record and the lease that is there at `now_ns`: the record's
+// question came after its lease was put, and memcached counts expiry in whole seconds.
+std::int64_t MemcachedTier::asked_since_ns(const Head& head, const std::optional<Memcached::Item>& lease,
+                                           std::int64_t now_ns) const {
+  std::int64_t asked_ns = 0;
+  if (head.number != head_number_ && head_read_at_ns_ != 0) asked_ns = head_read_at_ns_ - head.took_ns;
+  if (!lease || lease->bytes.size() != lease_bytes || head.lease == 0) return asked_ns;
+  if (load_little_endian<std::uint64_t>(lease->bytes.data()) != head.lease) return asked_ns;
+  const std::uint32_t seconds = load_little_endian<std::uint32_t>(lease->bytes.data() + 8);
+  if (seconds > lease_seconds_max) return asked_ns;
+  return std::max(asked_ns, now_ns - to_ns(std::chrono::seconds(seconds + 1)));
 }
 
 MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options)
@@ -98,7 +124,7 @@ std::uint64_t MemcachedTier::mark_of(std::string_view bytes) {
 void MemcachedTier::learn(const Extent& extent) {
   if (known_.uuid != extent.uuid) {
     // A head below everybody's: all who still follow the log that was replaced ask, and find out.
-    put_head(read_head(), 0, 0, boot_time_ns());
+    put_head(read_head(), {}, boot_time_ns());
     doubt_ = 0;
     head_number_ = 0;
     head_read_at_ns_ = 0;
@@ -127,10 +153,17 @@ Extent MemcachedTier::read(UpdateId first, UpdateId last, const VisitUpdate& vis
 Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) {
   Uuid uuid;
   std::optional<Head> before;
+  std::uint64_t lease = 0;
   {
     const std::lock_guard guard(mutex_);
     uuid = known_.uuid;
     before = read_head();
+    lease = std::exchange(turn_, 0);
+    if (lease == 0 && again && before && boot_time_ns() - told_at_ns_ < tell_every_ns) lease = before->lease;
+    if (lease == 0) {
+      lease = random_u64();
+      memcached_.set(key("ask"), encode_lease(lease), 0, options_.confirm);
+    }
   }
   const std::int64_t began_ns = boot_time_ns();
   std::deque<Row> rows;
@@ -178,7 +211,7 @@ Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) 
   if (uuid != extent.uuid) before.reset();
   const bool is_told = before && before->head == extent.head && before->mark == *mark;
   if (!again || !is_told || began_ns - told_at_ns_ >= tell_every_ns) {
-    tell(before, extent, *mark, {rows.begin(), rows.end()}, began_ns);
+    tell(before, extent, {rows.begin(), rows.end()}, *mark, lease, began_ns);
   }
   return {extent};
 }
@@ -218,8 +251,12 @@ std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chr
 
   const auto items = memcached_.get({key("head"), key("ask")});
   // Nobody has asked the log for a while: it is our turn, unless somebody is faster.
-  if (items && !(*items)[1] && memcached_.add(key("ask"), "", options_.confirm) == Memcached::Stored::yes) {
-    return std::nullopt;
+  if (items && !(*items)[1]) {
+    const std::uint64_t lease = random_u64();
+    if (memcached_.add(key("ask"), encode_lease(lease), options_.confirm) == Memcached::Stored::yes) {
+      turn_ = lease;
+      return std::nullopt;
+    }
   }
 
   Found found;
@@ -228,9 +265,9 @@ std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chr
     const Head head = decode(*(*items)[0]);
     told = follow_head(head, first, found.rows);
     if (told == Told::all) {
-      const std::int64_t asked_at_ns = head_read_at_ns_ - head.took_ns;
-      if (head.number != head_number_ && head_read_at_ns_ != 0 && asked_at_ns > confirmed_at_ns_) {
-        confirmed_at_ns_ = asked_at_ns;
+      const std::int64_t asked_ns = asked_since_ns(head, (*items)[1], now_ns);
+      if (asked_ns > confirmed_at_ns_) {
+        confirmed_at_ns_ = asked_ns;
         confirmed_head_ = head.head;
       }
       head_number_ = head.number;
@@ -306,27 +343,27 @@ std::optional<MemcachedTier::Row> MemcachedTier::row_at(UpdateId id) {
 // --- What the others are told. ---
 
 // What the log answered to a question asked at `asked_at_ns`, when `before` was the head record.
-void MemcachedTier::tell(std::optional<Head> before, const Extent& extent, std::uint64_t mark,
-                         const std::vector<Row>& rows, std::int64_t asked_at_ns) {
+void MemcachedTier::tell(std::optional<Head> before, const Extent& extent, const std::vector<Row>& rows,
+                         std::uint64_t mark, std::uint64_t lease, std::int64_t asked_at_ns) {
   if (!memcached_.answers()) return;
   for (const Row& row : rows) {
     if (row.id > extent.base) put_update(row.id, row.bytes);
   }
-  put_head(before, extent.head, mark, asked_at_ns);
-  memcached_.set(key("ask"), "", 0, options_.confirm);
+  put_head(before, {0, extent.head, mark, lease, 0, 0}, asked_at_ns);
 }
 
 void MemcachedTier::put_update(UpdateId id, std::string_view bytes) {
   const auto put_mark = [&] { memcached_.set(update_key(id), "", flag_too_large, kept); };
   if (bytes.size() > body_bytes_max) return put_mark();
-  if (memcached_.set(update_key(id), bytes, 0, kept) == Memcached::Stored::too_large) put_mark();
+  if (memcached_.set(update_key(id), bytes, 0, kept) != Memcached::Stored::yes) put_mark();
 }
 
-void MemcachedTier::put_head(std::optional<Head> before, UpdateId id, std::uint64_t mark, std::int64_t asked_at_ns) {
+void MemcachedTier::put_head(std::optional<Head> before, Head head, std::int64_t asked_at_ns) {
   for (int attempt = 0; attempt < put_attempts; ++attempt) {
     const std::int64_t now_ns = boot_time_ns();
     if ((attempt > 0 || !before) && now_ns - asked_at_ns > put_within_ns) return;
-    const Head head{random_u64(), id, mark, now_ns - asked_at_ns, 0};
+    head.number = random_u64();
+    head.took_ns = now_ns - asked_at_ns;
     const Memcached::Stored stored = before ? memcached_.replace(key("head"), encode(head), before->version, kept)
                                             : memcached_.add(key("head"), encode(head), kept);
     if (stored == Memcached::Stored::yes) {
@@ -336,7 +373,7 @@ void MemcachedTier::put_head(std::optional<Head> before, UpdateId id, std::uint6
     if (stored != Memcached::Stored::no) return;
     // Somebody else put one: it stays if it says as much.
     before = read_head();
-    if (before && before->head >= id) return;
+    if (before && before->head >= head.head) return;
   }
 }
 
@@ -365,7 +402,8 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
   known_.head = std::max(known_.head, id);
   if (doubt_ <= id) doubt_ = 0;
   put_update(id, bytes);
-  put_head(before, id, mark_of(bytes), began_ns);
+  // An append asks the log, too: later than whoever put the record before it.
+  put_head(before, {0, id, mark_of(bytes), before ? before->lease : 0, 0, 0}, began_ns);
   return appended;
 }
 

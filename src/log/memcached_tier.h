@@ -2,7 +2,7 @@
 // by one of them for all. Reasons, and what was rejected: docs/decisions/memcached-tier.md.
 //
 //   whycache1:UUID:u:ID      the bytes of update ID
-//   whycache1:UUID:head      the head record: {number, head, mark, took}
+//   whycache1:UUID:head      the head record: {number, head, mark, lease, took}
 //   whycache1:UUID:ask       a lease: whoever adds it asks the log, and nobody else while it lasts
 //   whycache1:UUID:fill:ID   a lease: whoever adds it fetches update ID, which was missing, from the log
 //
@@ -24,8 +24,9 @@
 //   - by each when the last record he could use is older than he may believe (Log::look), or than oldest(),
 //   - by each after ask_s, whatever memcached says.
 //
-// How old is an answer? Nobody's clock is compared with another's: a record that was not there when this process last
-// looked was put since then, so the log was asked after that, less `took`.
+// How old is an answer? Nobody's clock is compared with another's. A record that was not there when this process last
+// looked was put since then, so the log was asked after that, less `took`. And a record's `lease` was put before the
+// log was asked: if memcached still has it, that was no longer ago than it lasts.
 //
 // An update that is too large for memcached stands there as a mark that it has to be fetched from the log.
 #pragma once
@@ -79,6 +80,7 @@ class MemcachedTier final : public Log {
     std::uint64_t number = 0;  // random: tells it from all others
     UpdateId head = 0;
     std::uint64_t mark = 0;
+    std::uint64_t lease = 0;  // that was there when the log was asked; 0: unknown
     std::int64_t took_ns = 0;
     std::uint64_t version = 0;  // memcached's, for replace()
   };
@@ -97,6 +99,8 @@ class MemcachedTier final : public Log {
   static std::uint64_t mark_of(std::string_view bytes);
   static std::string encode(const Head& head);
   static Head decode(const Memcached::Item& item);
+  std::string encode_lease(std::uint64_t number) const;
+  std::int64_t asked_since_ns(const Head& head, const std::optional<Memcached::Item>& lease, std::int64_t now_ns) const;
   std::string key(const std::string& what) const;
   std::string update_key(UpdateId id) const { return key("u:" + std::to_string(id)); }
   // No answer is older, whatever is asked for.
@@ -111,10 +115,10 @@ class MemcachedTier final : public Log {
   std::optional<Head> read_head();
   void learn(const Extent& extent);
   void doubt_from(UpdateId id);
-  void tell(std::optional<Head> before, const Extent& extent, std::uint64_t mark, const std::vector<Row>& rows,
-            std::int64_t asked_at_ns);
+  void tell(std::optional<Head> before, const Extent& extent, const std::vector<Row>& rows, std::uint64_t mark,
+            std::uint64_t lease, std::int64_t asked_at_ns);
   void put_update(UpdateId id, std::string_view bytes);
-  void put_head(std::optional<Head> before, UpdateId id, std::uint64_t mark, std::int64_t asked_at_ns);
+  void put_head(std::optional<Head> before, Head head, std::int64_t asked_at_ns);
 
   const std::shared_ptr<Log> log_;
   const MemcachedTierOptions options_;
@@ -137,6 +141,7 @@ class MemcachedTier final : public Log {
   std::uint64_t head_number_ = 0;
   std::int64_t head_read_at_ns_ = 0;
   std::int64_t told_at_ns_ = 0;  // when this process last put one
+  std::uint64_t turn_ = 0;       // the lease that find() got; whoever asks the log next has it
   Row frontier_;                 // the last update that was handed out
 };
 

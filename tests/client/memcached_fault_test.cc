@@ -259,7 +259,7 @@ TEST_F(MemcachedLies, a_head_of_another_log_or_none_at_all) {
   TieredMachine elsewhere = other.open("elsewhere");
   for (int i = 0; i < 10; ++i) elsewhere->set("key", "of another log");
   for (const std::string& lie :
-       {*other.memcached().get(other.key("head")), std::string(), std::string("head"), noise(40, 1), noise(5'000, 2)}) {
+       {*other.memcached().get(other.key("head")), std::string(), std::string("head"), noise(48, 1), noise(5'000, 2)}) {
     fleet.memcached().set(fleet.key("head"), lie);
     expect_at(berlin->applied_id());
     fleet.memcached().set(fleet.key("head"), lie);
@@ -276,8 +276,8 @@ TEST_F(MemcachedLies, a_head_that_is_too_high) {
     lie = head;
     lie.replace(8, 8, std::string(reinterpret_cast<const char*>(&id), 8));
     lie.replace(16, 8, std::string(reinterpret_cast<const char*>(&chain), 8));
-    const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 32));
-    lie.replace(32, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
+    const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 40));
+    lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
     fleet.memcached().set(fleet.key("head"), lie);
     fleet.memcached().remove(fleet.key("fill:4"));
     // then it is found that memcached has no such update, the log is asked, and the head is right again.

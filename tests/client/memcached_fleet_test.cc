@@ -119,6 +119,31 @@ TEST(MemcachedFleet, what_memcached_was_not_told_is_seen_at_the_next_confirmatio
   }
 }
 
+TEST(MemcachedFleet, who_polls_seldom_relies_on_those_who_poll_often) {
+  TieredFleet fleet(seconds(2));
+  TieredMachine berlin = fleet.open("berlin");
+  berlin->set("key", "old");
+  const std::vector<TieredMachine> followers = fleet.open_many(2);
+  settle(followers);
+  const TieredMachine& often = followers[0];
+  const TieredMachine& seldom = followers[1];
+  const std::uint64_t before = *seldom.calls;
+
+  // Given one who does not look for longer than anything is believed, while another does,
+  const auto end = std::chrono::steady_clock::now() + fleet.oldest() + milliseconds(500);
+  while (std::chrono::steady_clock::now() < end) {
+    often->update();
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  berlin->set("key", "new");
+  for (const std::uint64_t asked = *often.calls; *often.calls == asked;) often->update();
+
+  // then he sees what is new, and how fresh it is, without asking the log himself.
+  EXPECT_EQ(seldom->update(), 2U);
+  EXPECT_EQ(*seldom.calls, before);
+  EXPECT_LT(seldom->staleness(), milliseconds(3'500));
+}
+
 TEST(MemcachedFleet, writers_on_all_machines_agree) {
   TieredFleet fleet(seconds(1));
   const std::vector<TieredMachine> machines = fleet.open_many(4);
@@ -150,12 +175,12 @@ TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) 
 
 TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log) {
   TieredFleet fleet(never);
-  fleet.use_server({"-I", "16k", "-o", "slab_chunk_max=8"});
+  fleet.use_server({"-I", "512k"});
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
   for (UpdateId id = 1; id <= 5; ++id) {
-    const std::string value = noise(id * 7'000, id);
+    const std::string value = noise(id * 190'000, id);
     EXPECT_EQ(berlin->set("key", value), id);
     EXPECT_EQ(tokyo->update(), id);
     EXPECT_TRUE(tokyo->get("key") == value) << id;
