@@ -4,8 +4,13 @@
 #include <whycache/log.h>
 
 #include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "log/memcached.h"
 #include "log/tiered_store.h"
@@ -66,6 +71,75 @@ TEST(MemcachedTier, servers_are_addresses_or_sockets) {
     expect_error(
         ErrorKind::invalid, [&] { parse_memcached_servers(wrong); }, "memcached");
   }
+}
+
+// A log whose answer to a read takes its time: something happens before it arrives.
+class SlowLog final : public Log {
+ public:
+  explicit SlowLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+
+  std::function<void()> meanwhile = [] {};  // once
+
+  std::string name() const override { return log_->name(); }
+  Extent extent() override { return log_->extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    const Extent extent = log_->read(first, last, visit);
+    std::exchange(meanwhile, [] {})();
+    return extent;
+  }
+  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    return log_->rewrite(base, base_chain, next_part);
+  }
+
+ private:
+  std::unique_ptr<Log> log_;
+};
+
+TEST(MemcachedTier, who_slept_while_he_asked_does_not_put_an_old_head_over_a_newer_one) {
+  FileStore store;
+  auto& server = testing::MemcachedServer::shared();
+  MemcachedTier writer(store.open(), tier_options(server));
+  auto slow = std::make_shared<SlowLog>(store.open());
+  MemcachedTier sleeper(slow, tier_options(server));
+  const std::string head = "whycache1:" + to_string(writer.extent().uuid) + ":head";
+  ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
+
+  std::optional<std::string> newer;
+  slow->meanwhile = [&] {
+    ASSERT_EQ(writer.append(2, "two"), Log::Appended::yes);
+    newer = testing::MemcachedClient(server).get(head);
+  };
+  std::vector<UpdateId> seen;
+  const auto see = [&](UpdateId id, std::string_view) {
+    seen.push_back(id);
+    return true;
+  };
+  EXPECT_EQ(sleeper.look(1, std::chrono::nanoseconds(0), see).extent.head, 1U);
+  EXPECT_EQ(testing::MemcachedClient(server).get(head), newer);
+  // And he sees, by memcached, what came meanwhile.
+  seen.clear();
+  EXPECT_EQ(sleeper.look(1, std::nullopt, see).extent.head, 2U);
+  EXPECT_EQ(seen, (std::vector<UpdateId>{1, 2}));
+}
+
+TEST(MemcachedTier, a_head_that_was_lost_while_he_asked_is_not_made_lower_either) {
+  FileStore store;
+  auto& server = testing::MemcachedServer::shared();
+  MemcachedTier writer(store.open(), tier_options(server));
+  auto slow = std::make_shared<SlowLog>(store.open());
+  MemcachedTier sleeper(slow, tier_options(server));
+  ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
+  slow->meanwhile = [&] {
+    testing::MemcachedClient(server).flush_all();
+    ASSERT_EQ(writer.append(2, "two"), Log::Appended::yes);
+  };
+  const auto pass = [](UpdateId, std::string_view) { return true; };
+  sleeper.look(1, std::chrono::nanoseconds(0), pass);
+  MemcachedTier other(store.open(), tier_options(server));
+  other.look(1, std::nullopt, pass);
+  EXPECT_EQ(other.look(1, std::nullopt, pass).extent.head, 2U);
 }
 
 TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
