@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "log/mysql_stories.h"
+#include "support/program.h"
 
 namespace whycache {
 namespace {
