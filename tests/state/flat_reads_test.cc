@@ -1,0 +1,184 @@
+// Reads stay flat whatever the writer is at: while it wins space back, splits the index, grows the file, puts another
+// file in its place. Shown in two ways: how long single gets take meanwhile, against the same machine at rest; and that
+// every get comes back while the writer is stopped in the middle of that, so that it cannot have waited for the writer.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <random>
+#include <thread>
+
+#include "state/test_state.h"
+#include "support/child_process.h"
+#include "support/seed.h"
+
+namespace whycache {
+namespace {
+
+using testing::ChildProcess;
+using testing::TemporaryFolder;
+using testing::TestState;
+using Clock = std::chrono::steady_clock;
+
+constexpr unsigned stable_keys = 20'000;
+constexpr unsigned times_stopped = 150;
+constexpr unsigned gets_while_stopped = 300;
+constexpr std::chrono::milliseconds time_measured{1'500};
+
+std::string stable_key(unsigned i) {
+  char key[16];
+  std::snprintf(key, sizeof key, "stable:%08u", i);
+  return key;
+}
+std::string stable_value(unsigned i) { return std::string(100, static_cast<char>('a' + i % 26)); }
+
+std::vector<testing::TestChange> all_stable() {
+  std::vector<testing::TestChange> changes;
+  for (unsigned i = 0; i < stable_keys; ++i) changes.push_back({stable_key(i), stable_value(i)});
+  return changes;
+}
+
+// What a writer does, again and again.
+void overwrite(TestState& state, unsigned round) {
+  std::vector<testing::TestChange> changes;
+  for (unsigned i = 0; i < 100; ++i) {
+    changes.push_back({"changing:" + std::to_string((round * 7919 + i * 104'729) % 20'000), std::string(1000, 'x')});
+  }
+  state.apply(changes);
+}
+void insert_small(TestState& state, unsigned round) {
+  std::vector<testing::TestChange> changes;
+  for (unsigned i = 0; i < 1000; ++i) changes.push_back({"new:" + std::to_string(round) + ':' + std::to_string(i), ""});
+  state.apply(changes);
+}
+void insert_large(TestState& state, unsigned round) {
+  state.apply({{"large:" + std::to_string(round % 4000), std::string(300'000, 'x')}});
+}
+void rebuild(TestState& state, unsigned) {
+  static const std::vector<testing::TestChange> changes = all_stable();
+  std::vector<Item> items;
+  for (const testing::TestChange& change : changes) items.push_back({change.key, *change.value});
+  const HeldLock following = state->lock(StateLock::follow, TestState::patience());
+  const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+  builder->load(items);
+  builder->loaded(1, 1);
+  builder->install();
+}
+
+struct Percentiles {
+  double p50, p99, p999, p100;  // nanoseconds
+
+  explicit Percentiles(std::vector<double> all) {
+    std::sort(all.begin(), all.end());
+    const auto at = [&](double part) {
+      return all[static_cast<std::size_t>(part * static_cast<double>(all.size() - 1))];
+    };
+    p50 = at(0.5);
+    p99 = at(0.99);
+    p999 = at(0.999);
+    p100 = all.back();
+  }
+};
+
+class Reader {
+ public:
+  Reader(const State& state, std::uint64_t seed) : state_(state), random_(seed) {}
+
+  // Nanoseconds of one get.
+  double get() {
+    const auto i = static_cast<unsigned>(random_() % stable_keys);
+    const std::string key = stable_key(i);
+    const Clock::time_point begin = Clock::now();
+    const bool found = state_.get(key, value_);
+    const double took = std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
+    if (!found || value_ != stable_value(i)) ++wrong_;
+    return took;
+  }
+  Percentiles get_for(std::chrono::milliseconds time) {
+    std::vector<double> took;
+    for (const auto end = Clock::now() + time; Clock::now() < end;) took.push_back(get());
+    return Percentiles(std::move(took));
+  }
+  unsigned wrong() const { return wrong_; }
+
+ private:
+  const State& state_;
+  std::mt19937_64 random_;
+  std::string value_;
+  unsigned wrong_ = 0;
+};
+
+struct Phase {
+  const char* name;
+  void (*write)(TestState& state, unsigned round);
+  // What has to have moved for the phase to have happened.
+  std::uint64_t (*moved)(const StateInsides& insides);
+};
+
+constexpr Phase phases[] = {
+    {"segments reclaimed", overwrite, [](const StateInsides& insides) { return insides.reclaim_generation; }},
+    {"index parts split", insert_small, [](const StateInsides& insides) { return insides.index_parts; }},
+    {"file grows", insert_large, [](const StateInsides& insides) { return insides.file_bytes; }},
+    {"files switched", rebuild, [](const StateInsides& insides) { return insides.info.state_id; }},
+};
+
+void print(const char* phase, const Percentiles& one) {
+  std::printf("%-20s p50 %7.0f ns   p99 %7.0f   p99.9 %7.0f   longest %9.0f\n", phase, one.p50, one.p99, one.p999,
+              one.p100);
+}
+
+// Stops the child wherever it is; true when it has stopped.
+bool stop(const ChildProcess& child) {
+  child.kill(SIGSTOP);
+  int status = 0;
+  return ::waitpid(child.id(), &status, WUNTRACED) == child.id() && WIFSTOPPED(status);
+}
+
+TEST(FlatReadsLong, no_get_waits_for_the_writer_whatever_it_is_at) {
+  SCOPED_TRACE(testing::seed_note());
+  std::mt19937_64 random(testing::test_seed());
+  for (const Phase& phase : phases) {
+    SCOPED_TRACE(phase.name);
+    const TemporaryFolder folder("/dev/shm");
+    const std::string path = folder.file("flat.state");
+    TestState state(path);
+    state.apply(all_stable());
+    overwrite(state, 0);
+    Reader reader(*state, random());
+    reader.get_for(std::chrono::milliseconds(100));
+    const Percentiles rest = reader.get_for(time_measured);
+
+    const std::uint64_t before = phase.moved(state->insides());
+    const ChildProcess writer(
+        [&]() -> std::string {
+          TestState mine(path);
+          for (unsigned round = 1;; ++round) phase.write(mine, round);
+        },
+        300);
+    const Percentiles beside = reader.get_for(time_measured);
+    double longest_while_stopped = 0;
+    for (unsigned i = 0; i < times_stopped; ++i) {
+      ASSERT_TRUE(stop(writer));
+      for (unsigned gets = 0; gets < gets_while_stopped; ++gets) {
+        longest_while_stopped = std::max(longest_while_stopped, reader.get());
+      }
+      writer.kill(SIGCONT);
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 5000));
+    }
+    state->follow_switch();
+    EXPECT_NE(phase.moved(state->insides()), before) << "the phase did not happen";
+    EXPECT_EQ(reader.wrong(), 0U);
+    print("at rest", rest);
+    print(phase.name, beside);
+    std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", times_stopped, longest_while_stopped);
+    // A wait for the writer would be one of milliseconds. Other processes of the machine may take the processor from
+    // one get in a thousand.
+    EXPECT_LT(beside.p99, 20 * rest.p99 + 20'000);
+    EXPECT_LT(longest_while_stopped, 1e9);
+  }
+}
+
+}  // namespace
+}  // namespace whycache
