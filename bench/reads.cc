@@ -1,15 +1,20 @@
 // The state beside its rivals, on one thread. Workloads:
 //
-//   load                        new keys in random order, in updates of 1,000
-//   bytes_per_item              what the subject takes after that: its files and what it has on the heap; 115 of it are
-//   payload get_uniform                 copying get into a string that is kept, keys drawn evenly get_serial the same,
-//   but which key is next depends on the value before get_zipf                    the same as get_uniform, keys drawn
-//   by zipf 0.99 get_mixed                   the same as get_uniform, but one key in ten is not there get_miss get of
-//   keys that are not there view_get_uniform            get without copying, the first 8 bytes read get_multi_uniform
-//   copying get of 32 keys at once get_multi_zipf              the same, keys drawn by zipf 0.99 scan_items all keys
-//   and values, in key order scan_keys                   all keys, in key order open                        from
-//   nothing open until a first get has answered overwrite                   every key once, in random order, in updates
-//   of 1,000 bytes_per_item_overwritten  what the subject takes after five times of that
+// - load: new keys in random order, in updates of 1,000
+// - bytes_per_item: what the subject takes after that, its files and what it has on the heap; 115 of it are payload
+// - get_uniform: copying get into a string that is kept, keys drawn evenly
+// - get_serial: the same, but which key is next depends on the value before
+// - get_zipf: the same as get_uniform, keys drawn by zipf 0.99
+// - get_mixed: the same as get_uniform, but one key in ten is not there
+// - get_miss: get of keys that are not there
+// - view_get_uniform: get without copying, the first 8 bytes read
+// - get_multi_uniform: copying get of 32 keys at once
+// - get_multi_zipf: the same, keys drawn by zipf 0.99
+// - scan_items: all keys and values, in key order
+// - scan_keys: all keys, in key order
+// - open: from nothing open until a first get has answered
+// - overwrite: every key once, in random order, in updates of 1,000
+// - bytes_per_item_overwritten: what the subject takes after five times of that
 //
 // Figures are nanoseconds (microseconds for open) per item, key or call, or bytes: of processor time, but on the wall
 // for those that talk to a server, which read fewer keys as well. The subjects take turns within every repetition, so

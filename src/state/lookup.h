@@ -142,8 +142,8 @@ class Bucket {
 #if WHYCACHE_SSE2
     constexpr int shift = word_offset_bits - 32;
     const __m128i wanted = _mm_set1_epi32(static_cast<int>(tag_and_displacement));
-    return marks(_mm_cmpeq_epi32(_mm_srli_epi32(halves<upper>(0), shift), wanted),
-                 _mm_cmpeq_epi32(_mm_srli_epi32(halves<upper>(4), shift), wanted));
+    return marks(_mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(0), shift), wanted),
+                 _mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(4), shift), wanted));
 #else
     std::uint32_t marks = 0;
     for (unsigned i = 0; i < bucket_words; ++i) {
@@ -153,20 +153,11 @@ class Bucket {
     return marks;
 #endif
   }
+  // The words of a bucket are taken in their order, and never become empty again. So if matches() had none, and this is
+  // true afterwards, then nothing that belongs here lies in a later bucket either, nor did when matches() looked.
   [[gnu::always_inline]] bool has_empty() const {
-#if WHYCACHE_SSE2
-    const __m128i zero = _mm_setzero_si128();
-    return marks(_mm_cmpeq_epi32(_mm_or_si128(halves<lower>(0), halves<upper>(0)), zero),
-                 _mm_cmpeq_epi32(_mm_or_si128(halves<lower>(4), halves<upper>(4)), zero)) != 0;
-#else
-    bool any = false;
-    for (unsigned i = 0; i < bucket_words; ++i) any |= words_[i].load(std::memory_order_acquire) == empty_word;
-    return any;
-#endif
+    return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }
-
-  // The same bucket; the compiler must not keep for it what was loaded here.
-  [[gnu::always_inline]] Bucket loaded_again() const { return Bucket(unrelated(words_)); }
 
   std::uint64_t first(std::uint32_t matches) const {
     return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_per_word].load(std::memory_order_acquire);
@@ -179,14 +170,10 @@ class Bucket {
  private:
 #if WHYCACHE_SSE2
   static constexpr unsigned marks_per_word = 2;
-  static constexpr int lower = 0;
-  static constexpr int upper = 1;
 
-  // The lower or upper halves of four words.
-  template <int which>
-  [[gnu::always_inline]] __m128i halves(std::size_t first) const {
+  [[gnu::always_inline]] __m128i upper_halves_of_four(std::size_t first) const {
     const auto* const pairs = reinterpret_cast<const __m128*>(words_ + first);
-    return _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], _MM_SHUFFLE(2 + which, which, 2 + which, which)));
+    return _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], _MM_SHUFFLE(3, 1, 3, 1)));
   }
   [[gnu::always_inline]] static std::uint32_t marks(__m128i first, __m128i second) {
     return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_packs_epi32(first, second)));
@@ -300,7 +287,7 @@ template <bool two_words, typename Id>
   const std::uint32_t matches = bucket.matches(tag_of(hash) << 3);
   // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
   if (matches == 0) [[unlikely]]
-    return bucket.loaded_again().has_empty() ? Quick::no : Quick::unsure;
+    return bucket.has_empty() ? Quick::no : Quick::unsure;
   // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
   // the header page. What is there will be seen.
   const std::uint64_t offset = word_offset(bucket.first(matches));

@@ -109,6 +109,11 @@ class Verification {
         if (bytes_.has(ahead, 64)) __builtin_prefetch(bytes_.at<char>(ahead));
       }
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
+      if (i % bucket_words != 0 && word != empty_word && words[i - 1].load(std::memory_order_relaxed) == empty_word &&
+          !report("index word behind an empty one of its bucket: part=" + std::to_string(offset) +
+                  " word=" + std::to_string(i))) {
+        return false;
+      }
       if (!holds_entry(word)) continue;
       ++live;
       Entry entry;
