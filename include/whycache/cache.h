@@ -251,6 +251,11 @@ class WHYCACHE_API Cache {
   UpdateId erase_multi(const Keys& keys, const WriteOptions& options = {}) {
     return erase_multi(std::span<const std::string_view>(detail::string_views(keys)), options);
   }
+  // Sets all that `next` hands out until it has no more, in as many updates as that takes, in order, each atomic, with
+  // memory for two of them however many they are. An item has to stay where it is until the next call. Returns the id
+  // of the last update; the deadline is that of each. After an error (kinds as above, or whatever `next` throws) the
+  // updates before it stay: the message says how many items those had.
+  UpdateId fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options = {});
   // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options = {});
   UpdateId write(std::initializer_list<Change> changes, const WriteOptions& options = {}) {

@@ -9,6 +9,7 @@
 
 #include "base/fork_watch.h"
 #include "client/commit.h"
+#include "client/fill.h"
 #include "client/follow.h"
 #include "client/late_log.h"
 #include "client/link.h"
@@ -308,6 +309,13 @@ std::vector<Change> erase_changes(std::span<const std::string_view> keys) {
 
 UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& options) {
   return write(set_changes(items), options);
+}
+
+UpdateId Cache::fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options) {
+  const std::size_t update_bytes_max = impl_->life().link.options.update_bytes_max;
+  const UpdateId last_id =
+      whycache::fill(next, update_bytes_max, [&](std::span<const Item> items) { return set_multi(items, options); });
+  return last_id != 0 ? last_id : applied_id();
 }
 
 UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
