@@ -23,6 +23,8 @@ EVERYTHING = [
                "load,bytes_per_item,get_uniform,get_zipf,get_mixed,get_miss,open"]),
     ("reads", ["--items", "10000000", "--reads", "500000", "--only", "bytes_per_item,get_uniform,get_zipf",
                "--subjects", "whycache,absl,unordered_map,lmdb,boost_interprocess"]),
+    ("reads", ["--items", "10000000", "--reads", "500000", "--only", "load,get_serial,get_miss,view_get_uniform,open",
+               "--subjects", "whycache,absl"]),
     ("processes", ["--reads", "500000"]),
     ("beside_writer", []),
     ("huge_pages", ["--reads", "500000"]),

@@ -203,6 +203,7 @@ class WHYCACHE_API Cache {
   // Error corrupt if the state is damaged (the next update() then builds a new one), invalid if it was closed.
   std::optional<std::string> get(std::string_view key) const;
   // Into a string you keep, which spares the allocation. False: not there; `value` holds nothing in particular then.
+  // `key` must not lie in `value`.
   bool get(std::string_view key, std::string& value) const;
   bool contains(std::string_view key) const;
   // All as of one update id, in the order of `keys`.
@@ -253,8 +254,9 @@ class WHYCACHE_API Cache {
   }
   // Sets all that `next` hands out until it has no more, in as many updates as that takes, in order, each atomic, with
   // memory for two of them however many they are. An item has to stay where it is until the next call. Returns the id
-  // of the last update; the deadline is that of each. After an error (kinds as above, or whatever `next` throws) the
-  // updates before it stay: the message says how many items those had.
+  // of the last update; the deadline is that of each. After an error the
+  // updates before it stay: the message says how many items those had. What `next` throws passes unchanged, and what it
+  // handed out since the last update is not written.
   UpdateId fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options = {});
   // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options = {});

@@ -153,8 +153,9 @@ class Bucket {
     return marks;
 #endif
   }
-  // The words of a bucket are taken in their order, and never become empty again. So if matches() had none, and this is
-  // true afterwards, then nothing that belongs here lies in a later bucket either, nor did when matches() looked.
+  // The words of a bucket are taken in their order, and never become empty again. So if matches() had none and this is
+  // true, then nothing that belongs here lies in a later bucket: at the moment when the first of the two looked, the
+  // key was not there. Whichever that was.
   [[gnu::always_inline]] bool has_empty() const {
     return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }

@@ -113,7 +113,7 @@ class Mapping {
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;
   LookupPlan no_plan_{};
-  // Release, acquired by reads. What it pointed to stays, on the list: a file grows in steps of at least a hundredth.
+  // Release, acquired by reads. What it pointed to stays, on the list.
   mutable std::atomic<const LookupPlan*> plan_;
   mutable std::atomic<const LookupPlan*> plans_{nullptr};
   std::uint64_t hash_seed_ = 0;

@@ -233,11 +233,18 @@ constinit thread_local BegunGet begun_get __attribute__((tls_model("initial-exec
 
 bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
   const BegunGet get = begun_get;
-  const bool within = is_within(*get.plan, found);
-  if (within) [[likely]]
-    copy_into(value, found);
-  const bool holds = within && get.read.holds();
-  this_reader.thread->leave();
+  bool holds = false;
+  {
+    // There may be no memory for the value.
+    struct Leaving {
+      ReadingThread& thread;
+      ~Leaving() { thread.leave(); }
+    } const leaving{*this_reader.thread};
+    if (is_within(*get.plan, found)) [[likely]] {
+      copy_into(value, found);
+      holds = get.read.holds();
+    }
+  }
   return holds || get.state->get_again(key, value);
 }
 

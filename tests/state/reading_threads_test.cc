@@ -1,0 +1,49 @@
+// What a thread says of its reads, on which it hangs when a file that was replaced is unmapped.
+#include "state/reading_threads.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <cstdlib>
+#include <new>
+
+#include "state/test_state.h"
+#include "support/child_process.h"
+
+namespace whycache {
+namespace {
+
+using testing::TestState;
+
+TEST(ReadingThreads, a_get_for_whose_value_there_is_no_memory_ends_its_read) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need address space of their own";
+#endif
+  const testing::TemporaryFolder folder("/dev/shm");
+  const TestState state(folder.file("large.state"));
+  const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+  TestState::apply(*writer, {{"large key", std::string(8 << 20, 'x')}, {"small key", "small"}});
+  EXPECT_EQ(testing::in_child([&]() -> std::string {
+              std::string value;
+              if (!state->get("small key", value)) return "small key is not there";
+              struct rlimit limit;
+              ::getrlimit(RLIMIT_AS, &limit);
+              limit.rlim_cur = 1 << 20;  // less than there is: no more memory
+              ::setrlimit(RLIMIT_AS, &limit);
+              void* volatile taken;  // what was given back before, too
+              do {
+                taken = std::malloc(1 << 20);
+              } while (taken != nullptr);
+              try {
+                state->get("large key", value);
+                return "there was memory";
+              } catch (const std::bad_alloc&) {
+              }
+              if (this_reader.thread->reads % 2 != 0) return "still reading";
+              return state->get("small key", value) && value == "small" ? "" : "small key is gone";
+            }),
+            "");
+}
+
+}  // namespace
+}  // namespace whycache
