@@ -6,8 +6,9 @@
 #                 ITEMS=1000000, SUBJECTS=whycache,absl; JSON=file for the figures; or BENCH=name for one program,
 #                 ARGS=... for its arguments
 #   make histories LOG=sqlite MINUTES=10
-#                 writers, transactions, readers and rewriters that are killed, on a log that fails (file, sqlite, mysql), and
-#                 whether what they were told can be true; KEEP=folder for their histories if not, SEED=number
+#                 writers, transactions, readers and rewriters that are killed, on a log that fails (file, sqlite, mysql,
+#                 memcached: which stands in front of mysql), and whether what they were told can be true; KEEP=folder for
+#                 their histories if not, SEED=number
 #   make check    format, clang-tidy, layers
 #   make format   formats every source file
 #   make test-asan, make test-tsan, make fuzz (FUZZ_SECONDS=60 each)

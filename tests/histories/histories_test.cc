@@ -9,6 +9,7 @@
 #include "support/child_process.h"
 #if WHYCACHE_WITH_MYSQL
 #include "support/mariadb_server.h"
+#include "support/memcached_server.h"
 #endif
 
 namespace whycache::testing {
@@ -33,6 +34,14 @@ TEST(HistoriesLongBeside, on_mysql) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   expect_nothing_violated("mysql");
 }
+
+#if WHYCACHE_WITH_MEMCACHED
+TEST(HistoriesLongBeside, on_memcached_in_front_of_mysql) {
+  if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
+  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: memcached is not installed";
+  expect_nothing_violated("memcached");
+}
+#endif
 #endif
 
 }  // namespace

@@ -229,9 +229,13 @@ class Player {
     if (kind < 30) {
       cache_->update();
       look();
-    } else if (kind < 60) {
+    } else if (kind < 45) {
       const UpdateId asked = board_.token;
       cache_->update({.staleness_max = {}, .at_least = asked, .deadline = {}});
+      look(asked);
+    } else if (kind < 60) {  // who wants no staleness at all sees what was acknowledged to anybody before
+      const UpdateId asked = board_.token;
+      cache_->update({.staleness_max = std::chrono::nanoseconds(0), .at_least = 0, .deadline = {}});
       look(asked);
     } else if (kind < 75) {
       look();

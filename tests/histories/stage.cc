@@ -11,6 +11,7 @@
 
 #if WHYCACHE_WITH_MYSQL
 #include "support/mariadb_server.h"
+#include "support/memcached_server.h"
 #include "support/tcp_proxy.h"
 #endif
 
@@ -28,19 +29,21 @@ class UrlStage final : public Stage {
 
 #if WHYCACHE_WITH_MYSQL
 
+TcpProxy::Treatment cut_within(double bytes_max, std::mt19937_64& random) {
+  TcpProxy::Treatment treatment;
+  const double size = std::exp(std::uniform_real_distribution<double>(0, std::log(bytes_max))(random));
+  (random() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = static_cast<std::uint64_t>(size);
+  treatment.cut_by_reset = random() % 2 == 0;
+  return treatment;
+}
+
 // A MariaDB server, which is killed and started again now and then, behind a proxy that cuts most connections
 // somewhere.
-class MysqlStage final : public Stage {
+class MysqlStage : public Stage {
  public:
   explicit MysqlStage(std::uint64_t seed) : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
-    proxy_.treat([this](std::uint64_t) {
-      TcpProxy::Treatment treatment;
-      // From the first byte to some hundred statements, as many of each size.
-      const double size = std::exp(std::uniform_real_distribution<double>(0, std::log(200'000))(random_));
-      (random_() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = static_cast<std::uint64_t>(size);
-      treatment.cut_by_reset = random_() % 2 == 0;
-      return treatment;
-    });
+    // From the first byte to some hundred statements, as many of each size.
+    proxy_.treat([this](std::uint64_t) { return cut_within(200'000, random_); });
   }
 
   std::string url() const override { return server_.url(database_); }
@@ -51,7 +54,7 @@ class MysqlStage final : public Stage {
   void disturb() override {
     server_.kill();
     server_.start();
-    ++disturbances_;
+    ++kills_;
   }
   void calm_down() override {
     proxy_.treat_all({});
@@ -71,17 +74,78 @@ class MysqlStage final : public Stage {
     }
     throw std::runtime_error("the server does not come to the end of what it was asked for");
   }
-  std::uint64_t cuts() const override { return proxy_.cuts(); }
-  std::uint64_t disturbances() const override { return disturbances_; }
+  std::vector<std::pair<std::string, std::uint64_t>> counts() override {
+    return {{"cuts", proxy_.cuts()}, {"server_kills", kills_}};
+  }
 
  private:
-  std::mt19937_64 random_;
+  std::mt19937_64 random_;  // the proxy's, on its thread
   MariadbServer server_;
   std::string database_;
   TcpProxy proxy_;
-  std::uint64_t disturbances_ = 0;
+  std::uint64_t kills_ = 0;
 };
 
+#if WHYCACHE_WITH_MEMCACHED
+
+// The same with a memcached in front of it, which is by turns killed and started again empty, flushed, and paused for
+// longer than anybody waits for it; and behind a proxy that cuts some connections, too.
+class MemcachedStage final : public MysqlStage {
+ public:
+  explicit MemcachedStage(std::uint64_t seed) : MysqlStage(seed), random_(~seed), proxy_(server_.port()) {
+    proxy_.treat([this](std::uint64_t) {
+      // After a failure memcached is left alone for a while; it has to be there most of the time to be of any use.
+      return random_() % 4 == 0 ? cut_within(200'000, random_) : TcpProxy::Treatment{};
+    });
+  }
+
+  std::string players_url() const override {
+    return "memcached+" + MysqlStage::players_url() + "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
+  }
+  void disturb() override {
+    switch (disturbances_++ % 4) {
+      case 0:
+        hits_before_ += MemcachedClient(server_).number("get_hits");
+        server_.kill();
+        server_.start();
+        ++kills_;
+        return;
+      case 1:
+        MemcachedClient(server_).flush_all();
+        ++flushes_;
+        return;
+      case 2:
+        server_.pause();
+        std::this_thread::sleep_for(std::chrono::milliseconds(500));
+        server_.go_on();
+        ++pauses_;
+        return;
+      default: MysqlStage::disturb();
+    }
+  }
+  std::chrono::milliseconds calm() const override { return std::chrono::seconds(2); }
+  std::vector<std::pair<std::string, std::uint64_t>> counts() override {
+    auto counts = MysqlStage::counts();
+    counts.emplace_back("memcached_cuts", proxy_.cuts());
+    counts.emplace_back("memcached_kills", kills_);
+    counts.emplace_back("memcached_flushes", flushes_);
+    counts.emplace_back("memcached_pauses", pauses_);
+    counts.emplace_back("memcached_hits", hits_before_ + MemcachedClient(server_).number("get_hits"));
+    return counts;
+  }
+
+ private:
+  std::mt19937_64 random_;  // the proxy's, on its thread
+  MemcachedServer server_;
+  TcpProxy proxy_;
+  std::uint64_t disturbances_ = 0;
+  std::uint64_t kills_ = 0;
+  std::uint64_t flushes_ = 0;
+  std::uint64_t pauses_ = 0;
+  std::uint64_t hits_before_ = 0;  // of those that were killed
+};
+
+#endif
 #endif
 
 }  // namespace
@@ -96,6 +160,9 @@ std::unique_ptr<Stage> make_stage(const std::string& log, const std::string& fol
         {"sqlite", [&] { return std::make_unique<UrlStage>("sqlite://" + folder + "/log.db"); }},
 #if WHYCACHE_WITH_MYSQL
         {"mysql", [&] { return std::make_unique<MysqlStage>(seed); }},
+#if WHYCACHE_WITH_MEMCACHED
+        {"memcached", [&] { return std::make_unique<MemcachedStage>(seed); }},
+#endif
 #endif
   };
   const auto found = stages.find(log);

@@ -1,9 +1,12 @@
 // Where histories take place: a log in a store that fails every now and then, as stores do.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace whycache::testing {
 
@@ -16,16 +19,17 @@ class Stage {
   virtual std::string players_url() const { return url(); }
   // Whether failures have to be put between the players and the log (flaky_log.h), since nothing else brings them.
   virtual bool wants_flaky_log() const { return true; }
-  // Now and then: something that hurts all at once.
+  // Now and then: something that hurts all at once. For as long as calm() nothing follows, and at most twice as long.
   virtual void disturb() {}
+  virtual std::chrono::milliseconds calm() const { return std::chrono::seconds(8); }
   // Nothing fails any more, and the store is done with all that it was asked for before.
   virtual void calm_down() {}
-  // Connections cut so far, and disturbances.
-  virtual std::uint64_t cuts() const { return 0; }
-  virtual std::uint64_t disturbances() const { return 0; }
+  // What was done to the store so far, by name: connections cut, servers killed.
+  virtual std::vector<std::pair<std::string, std::uint64_t>> counts() { return {}; }
 };
 
-// `log`: file, sqlite, mysql. Throws std::runtime_error, with the names there are, for any other.
+// `log`: file, sqlite, mysql, memcached (in front of mysql). Throws std::runtime_error, with the names there are, for
+// any other.
 std::unique_ptr<Stage> make_stage(const std::string& log, const std::string& folder, std::uint64_t seed);
 
 }  // namespace whycache::testing
