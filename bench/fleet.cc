@@ -32,8 +32,10 @@
 #include <thread>
 #include <vector>
 
-#include "bench/fleet_servers.h"
+#include "bench/database.h"
+#include "bench/fleet_memcached.h"
 #include "bench/report.h"
+#include "bench/temporary_folder.h"
 #include "client/page.h"
 #include "update/update.h"
 
@@ -213,7 +215,7 @@ class Fleet {
   std::string failure_;
 };
 
-void measure(const std::string& subject, std::uint64_t count, const FleetOptions& options, FleetDatabase& database,
+void measure(const std::string& subject, std::uint64_t count, const FleetOptions& options, Database& database,
              const FleetMemcached& memcached, Report& report) {
   std::string name = subject + '_' + std::to_string(count);
   std::replace(name.begin(), name.end(), '+', '_');
@@ -294,7 +296,7 @@ int run(int argument_count, char** arguments) {
           fmt::format("too few open files allowed: allowed={} needed={}", files.rlim_cur, 2 * most + 200));
     }
     const TemporaryFolder folder(options.folder);
-    FleetDatabase database(folder.path(), most + 50);
+    Database database(folder.path(), most + 50);
     const FleetMemcached memcached(folder.path(), most + 50);
     fmt::print("polling every {} ms, {} updates a second, each measured for {} s\n", options.poll_ms,
                options.writes_per_second, options.seconds);

@@ -85,6 +85,7 @@ struct Program {
   std::vector<std::string> workloads;
   Options options;
   std::function<void(const Options&, std::uint64_t items, Report&)> measure;  // once for each number of items
+  std::function<void(CLI::App&)> add_options = [](CLI::App&) {};              // of its own
 
   int run(int argument_count, char** arguments) {
     CLI::App app(description);
@@ -109,6 +110,7 @@ struct Program {
     app.add_option("--folder", options.folder, "where the files of the subjects lie")->check(CLI::ExistingDirectory);
     app.add_option("--json", options.json, "file for the figures, one JSON object per line");
     app.add_flag("--list", list, "names the workloads, and measures nothing");
+    add_options(app);
     CLI11_PARSE(app, argument_count, arguments);
     if (list) {
       for (const std::string& workload : workloads) fmt::print("{}\n", workload);

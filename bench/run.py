@@ -30,6 +30,7 @@ EVERYTHING = [
     ("huge_pages", ["--reads", "500000"]),
     ("cache", []),
     ("replay", []),
+    ("writes", []),
     ("packages", ["--reads", "500000"]),
 ]
 TEN_MILLION_BYTES = 15 << 30  # what the subjects measured with ten million items take together
@@ -48,15 +49,18 @@ def workloads_of(path):
 
 def choose(options, path_of):
     """The programs that have the workloads asked for, with what each is to be called with."""
+    there = [(program, arguments) for program, arguments in EVERYTHING if os.path.exists(path_of(program))]
+    for program in sorted({program for program, _ in EVERYTHING} - {program for program, _ in there}):
+        print(f"left out: bench_{program} (it was not built, since something it needs was not found)", flush=True)
     if not (options.only or options.items or options.subjects):
-        for program, arguments in EVERYTHING:
+        for program, arguments in there:
             if "10000000" in arguments and available_bytes() < TEN_MILLION_BYTES:
                 print("left out: ten million items (too little memory)", flush=True)
                 continue
             yield program, arguments
         return
     unknown = set(options.only)
-    for program in dict.fromkeys(program for program, _ in EVERYTHING):
+    for program in dict.fromkeys(program for program, _ in there):
         chosen = [name for name in workloads_of(path_of(program)) if not options.only or name in options.only]
         unknown -= set(chosen)
         if not chosen:

@@ -1,14 +1,14 @@
-// The servers a fleet needs: a MariaDB and a memcached of the benchmark's own, on unix sockets in its folder, gone with
-// it.
+// A MariaDB of the benchmark's own, on a unix socket in its folder, gone with it. It keeps what it acknowledges: it
+// syncs at every commit (innodb_flush_log_at_trx_commit is 1, its default), and writes no binary log.
 #pragma once
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
-#include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "bench/server.h"
-#include "bench/temporary_folder.h"
 #include "log/mysql_connection.h"
 
 namespace bench {
@@ -39,9 +38,9 @@ inline void run_to_the_end(std::vector<std::string> command) {
   if (status != 0) throw std::runtime_error(command.front() + " failed (Debian: mariadb-server)");
 }
 
-class FleetDatabase {
+class Database {
  public:
-  explicit FleetDatabase(const std::string& folder, std::size_t connections_max) : socket_(folder + "/mysql.sock") {
+  explicit Database(const std::string& folder, std::size_t connections_max) : socket_(folder + "/mysql.sock") {
     const std::string data = "--datadir=" + folder + "/data";
     const std::vector<std::string> as_root = {"--user=root"};
     std::vector<std::string> install = {
@@ -68,18 +67,23 @@ class FleetDatabase {
     server_ = std::make_unique<Server>(serve);
     server_->wait_until([&] {
       try {
-        whycache::MysqlConnection(place("mysql"), std::chrono::seconds(5)).run("CREATE DATABASE fleet");
+        whycache::MysqlConnection(place("mysql"), std::chrono::seconds(5)).run("CREATE DATABASE bench");
         return true;
       } catch (const whycache::MysqlFailure&) {
         return false;
       }
     });
-    watch_ = std::make_unique<whycache::MysqlConnection>(place("fleet"), std::chrono::seconds(60));
+    watch_ = connect();
   }
 
-  // The log that the fleet follows; every name is another one.
+  // A log in it; every name is another one.
   std::string url(const std::string& instance) const {
-    return "mysql://root@/fleet?socket=" + socket_ + "&instance=" + instance;
+    return "mysql://root@/bench?socket=" + socket_ + "&instance=" + instance;
+  }
+
+  // One like those that a log makes.
+  std::unique_ptr<whycache::MysqlConnection> connect() const {
+    return std::make_unique<whycache::MysqlConnection>(place("bench"), std::chrono::seconds(60));
   }
 
   // The server's own counters. Reading them counts as a statement.
@@ -87,7 +91,7 @@ class FleetDatabase {
     std::map<std::string, double> numbers;
     whycache::MysqlRows rows = watch_->query(
         "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Connections', 'Threads_connected', "
-        "'Max_used_connections')");
+        "'Max_used_connections', 'Innodb_data_fsyncs')");
     while (rows.next()) {
       numbers[std::string(rows.at(0).value_or(""))] =
           std::strtod(std::string(rows.at(1).value_or("0")).c_str(), nullptr);
@@ -109,21 +113,6 @@ class FleetDatabase {
   std::string socket_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<whycache::MysqlConnection> watch_;
-};
-
-class FleetMemcached {
- public:
-  FleetMemcached(const std::string& folder, std::size_t connections_max)
-      : socket_(folder + "/memcached.sock"),
-        server_({"memcached", "--unix-socket=" + socket_, "--user=" + std::string(::geteuid() == 0 ? "root" : ""),
-                 "--threads=1", "--conn-limit=" + std::to_string(connections_max)}) {
-    server_.wait_until([&] { return ::access(socket_.c_str(), W_OK) == 0; });
-  }
-  const std::string& socket() const { return socket_; }
-
- private:
-  std::string socket_;
-  Server server_;
 };
 
 }  // namespace bench

@@ -1,0 +1,401 @@
+// How fast writes are, in a log that keeps what it acknowledges. Workloads, each for `mysql` (a MariaDB that this
+// program starts, reached by its unix socket, which syncs at every commit) and `sqlite`:
+//
+//   write_single        one writer calls Cache::set again and again; beside it, as `mysql_bare` and `sqlite_bare`, what
+//                       the database does without us: INSERT of one row of the same bytes, a transaction of its own,
+//                       prepared once, over the same kind of connection, with the same settings
+//   write_threads_64    64 threads of one process call set on one Cache, which puts those that wait into one update
+//   write_processes_8   8 processes of one machine: they share a state, and queue for the log
+//   write_machines_8    8 processes with a state each, as if each was a machine: they race for the next update id; only
+//                       mysql
+//
+// Figures are writes a second on the wall, of all who write together. For several processes there is also what the
+// slowest did, in shares of the mean (write_processes_8_slowest, write_machines_8_slowest). Ratios are the medians of
+// those within each repetition, so that a slow minute of the machine is slow for both sides: ..._to_bare,
+// ..._to_single. write_single_statements and write_single_syncs are the server's own counts for each write.
+//
+// The databases lie on the disk of --folder, by default that of temporary files, as syncing costs nothing in /dev/shm;
+// the states lie in /dev/shm. Who measures several writers needs the one to compare with: it is always measured.
+// After every measurement the log has to have as many updates as were written, and the state what was written last.
+#include <sqlite3.h>
+#include <unistd.h>
+#include <whycache/cache.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "bench/child.h"
+#include "bench/clock.h"
+#include "bench/data.h"
+#include "bench/database.h"
+#include "bench/program.h"
+#include "bench/report.h"
+#include "bench/temporary_folder.h"
+#include "log/sqlite_log.h"
+
+namespace bench {
+namespace {
+
+using whycache::Cache;
+using whycache::UpdateId;
+
+constexpr std::size_t thread_count = 64;
+constexpr std::size_t process_count = 8;
+constexpr int warm_up_writes = 50;
+
+double seconds_each = 1;
+
+// Writes one row in a transaction of its own.
+using Insert = std::function<void(std::uint64_t id, std::string_view bytes)>;
+
+Insert bare_mysql(const Database& database) {
+  const std::shared_ptr<whycache::MysqlConnection> connection = database.connect();
+  connection->run(
+      std::string("CREATE TABLE bare (instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL, "
+                  "id BIGINT UNSIGNED NOT NULL, bytes LONGBLOB NOT NULL, PRIMARY KEY (instance, id)) "
+                  "ENGINE = InnoDB"));
+  return [connection](std::uint64_t id, std::string_view bytes) {
+    const std::string sql = "INSERT INTO bare (instance, id, bytes) VALUES ('default', ?, ?)";
+    if (connection->run(sql, {id, bytes}) != 1) throw std::runtime_error("a row was not inserted");
+  };
+}
+
+void check_sqlite(sqlite3* database, bool good) {
+  if (!good) throw std::runtime_error(std::string("sqlite: ") + ::sqlite3_errmsg(database));
+}
+
+Insert bare_sqlite(const std::string& path) {
+  sqlite3* opened = nullptr;
+  const int code = ::sqlite3_open(path.c_str(), &opened);
+  const std::shared_ptr<sqlite3> database(opened, ::sqlite3_close);
+  check_sqlite(opened, code == SQLITE_OK);
+  const bool wal = !whycache::has_wal_reset_bug(::sqlite3_libversion_number());
+  for (const char* sql :
+       {wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST", "PRAGMA synchronous = FULL",
+        "CREATE TABLE bare (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL)"}) {
+    check_sqlite(opened, ::sqlite3_exec(opened, sql, nullptr, nullptr, nullptr) == SQLITE_OK);
+  }
+  sqlite3_stmt* prepared = nullptr;
+  check_sqlite(opened, ::sqlite3_prepare_v2(opened, "INSERT INTO bare (id, bytes) VALUES (?1, ?2)", -1, &prepared,
+                                            nullptr) == SQLITE_OK);
+  const std::shared_ptr<sqlite3_stmt> statement(prepared,
+                                                [database](sqlite3_stmt* ended) { ::sqlite3_finalize(ended); });
+  return [statement, opened](std::uint64_t id, std::string_view bytes) {
+    ::sqlite3_bind_int64(statement.get(), 1, static_cast<std::int64_t>(id));
+    ::sqlite3_bind_blob64(statement.get(), 2, bytes.data(), bytes.size(), SQLITE_STATIC);
+    check_sqlite(opened, ::sqlite3_step(statement.get()) == SQLITE_DONE);
+    check_sqlite(opened, ::sqlite3_reset(statement.get()) == SQLITE_OK);
+  };
+}
+
+// Sets one key after the other, of some that are its own, until the time is over.
+class Writer {
+ public:
+  Writer(Cache& cache, std::uint64_t items, std::uint64_t first_item = 0)
+      : cache_(cache), items_(items), first_item_(first_item) {}
+
+  void write() {
+    const std::uint64_t item = first_item_ + count_ % items_;
+    write_key(key_.data(), item);
+    write_value(value_.data(), item, ++count_);
+    cache_.set(key(), value());
+  }
+  void write_until(double end_ns) {
+    while (wall_ns() < end_ns) write();
+  }
+
+  std::uint64_t count() const { return count_; }
+  // Throws if the cache has not what was written last.
+  void check() const {
+    if (count_ > 0 && cache_.get(key()) != value()) throw std::runtime_error("what was written is not there");
+  }
+
+ private:
+  std::string_view key() const { return {key_.data(), key_.size()}; }
+  std::string_view value() const { return {value_.data(), value_.size()}; }
+
+  Cache& cache_;
+  std::uint64_t items_;
+  std::uint64_t first_item_;
+  std::uint64_t count_ = 0;
+  std::array<char, key_bytes> key_{};
+  std::array<char, value_bytes> value_{};
+};
+
+// Writes that took so long.
+struct Rate {
+  std::uint64_t writes = 0;
+  double ns = 0;
+  std::uint64_t updates = 0;
+  double slowest_share = 1;  // of the mean
+
+  double per_second() const { return static_cast<double>(writes) / ns * 1e9; }
+};
+
+// A log, and what is measured on it.
+class Store {
+ public:
+  Store(std::string name, std::string url, const std::string& states, std::uint64_t items, Insert insert)
+      : name_(std::move(name)),
+        url_(std::move(url)),
+        states_(states + '/' + name_),
+        items_(items),
+        insert_(std::move(insert)) {}
+
+  const std::string& name() const { return name_; }
+
+  Rate write_bare(double seconds) {
+    if (row_.empty()) row_ = last_update();
+    for (int i = 0; i < warm_up_writes; ++i) insert_(++bare_rows_, row_);
+    Rate rate;
+    const double begin = wall_ns();
+    for (const double end = begin + seconds * 1e9; wall_ns() < end; ++rate.writes) insert_(++bare_rows_, row_);
+    rate.ns = wall_ns() - begin;
+    return rate;
+  }
+
+  Rate write_single(double seconds) {
+    Cache cache = open("machine");
+    Writer writer(cache, items_);
+    for (int i = 0; i < warm_up_writes; ++i) writer.write();
+    const UpdateId before = cache.applied_id();
+    const double begin = wall_ns();
+    writer.write_until(begin + seconds * 1e9);
+    Rate rate{writer.count() - warm_up_writes, wall_ns() - begin};
+    rate.updates = updates_since(cache, before);
+    if (rate.updates != rate.writes) throw std::runtime_error("the log has not as many updates as were written");
+    writer.check();
+    return rate;
+  }
+
+  Rate write_with_threads(double seconds) {
+    Cache cache = open("machine");
+    std::vector<Writer> writers;
+    const std::uint64_t items_each = items_ / thread_count;
+    for (std::size_t i = 0; i < thread_count; ++i) writers.emplace_back(cache, items_each, i * items_each);
+    std::atomic<std::size_t> ready = 0;
+    std::atomic<double> end = 0;
+    std::vector<std::string> failures(thread_count);
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < thread_count; ++i) {
+      threads.emplace_back([&, i] {
+        ++ready;
+        while (end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        try {
+          writers[i].write_until(end);
+        } catch (const std::exception& error) {
+          failures[i] = error.what();
+        }
+      });
+    }
+    while (ready < thread_count) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const UpdateId before = cache.applied_id();
+    const double begin = wall_ns();
+    end = begin + seconds * 1e9;
+    for (std::thread& thread : threads) thread.join();
+    Rate rate{0, wall_ns() - begin};
+    for (const std::string& failure : failures) {
+      if (!failure.empty()) throw std::runtime_error("a thread failed: " + failure);
+    }
+    for (const Writer& writer : writers) {
+      rate.writes += writer.count();
+      writer.check();
+    }
+    rate.updates = updates_since(cache, before);
+    return rate;
+  }
+
+  // With a state for all of them, or one for each.
+  Rate write_with_processes(double seconds, bool one_state) {
+    struct Start {
+      std::atomic<std::size_t> ready = 0;
+      std::atomic<double> end = 0;
+      std::array<std::uint64_t, process_count> writes{};
+      std::array<double, process_count> ended{};
+    };
+    const UpdateId before = open("machine").update();
+    const SharedWithChildren<Start> start;
+    std::array<std::optional<Child>, process_count> children;
+    for (std::size_t i = 0; i < process_count; ++i) {
+      children[i].emplace([&, i] {
+        Cache cache = open(one_state ? "machine" : "machine" + std::to_string(i));
+        Writer writer(cache, items_);
+        ++start->ready;
+        while (start->end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        writer.write_until(start->end);
+        start->ended[i] = wall_ns();
+        start->writes[i] = writer.count();
+      });
+    }
+    while (start->ready < process_count) {
+      for (std::optional<Child>& child : children) child->look_after();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    const double begin = wall_ns();
+    start->end = begin + seconds * 1e9;
+    for (std::optional<Child>& child : children) child->wait();
+    Rate rate;
+    rate.writes = std::accumulate(start->writes.begin(), start->writes.end(), std::uint64_t{0});
+    rate.ns = *std::max_element(start->ended.begin(), start->ended.end()) - begin;
+    const auto slowest = static_cast<double>(*std::min_element(start->writes.begin(), start->writes.end()));
+    rate.slowest_share = slowest * process_count / static_cast<double>(rate.writes);
+    Cache cache = open("machine");
+    rate.updates = updates_since(cache, before);
+    if (rate.updates != rate.writes) throw std::runtime_error("the log has not as many updates as were written");
+    return rate;
+  }
+
+ private:
+  Cache open(const std::string& machine) const {
+    whycache::Options options;
+    options.state_path = states_ + '_' + machine;
+    options.deadline = std::chrono::seconds(30);
+    Cache cache(url_, options);
+    cache.update();
+    return cache;
+  }
+  static UpdateId updates_since(Cache& cache, UpdateId before) {
+    return cache.update({.staleness_max = std::chrono::nanoseconds(0)}) - before;
+  }
+  std::string last_update() const {
+    Cache cache = open("machine");
+    Writer writer(cache, items_);
+    writer.write();
+    std::string bytes;
+    cache.log().read(cache.applied_id(), cache.applied_id(), [&](UpdateId, std::string_view found) {
+      bytes = found;
+      return true;
+    });
+    return bytes;
+  }
+
+  std::string name_;
+  std::string url_;
+  std::string states_;
+  std::uint64_t items_;
+  Insert insert_;
+  std::string row_;
+  std::uint64_t bare_rows_ = 0;
+};
+
+// What there is to reach, or to stay above.
+struct Goal {
+  const char* workload;
+  const char* what;
+  double least;
+};
+constexpr std::array<Goal, 6> goals = {{
+    {"write_single_to_bare", "one writer, of the bare database", 0.8},
+    {"write_threads_64_to_single", "64 threads, of one writer", 15},
+    {"write_processes_8_to_single", "8 processes, of one writer", 0.6},
+    {"write_processes_8_slowest", "the slowest of them, of their mean", 0.25},
+    {"write_machines_8_to_single", "8 machines, of one writer", 0.6},
+    {"write_machines_8_slowest", "the slowest of them, of their mean", 0.25},
+}};
+
+void measure(const Options& options, std::uint64_t items, Report& report) {
+  const TemporaryFolder folder(options.folder);
+  const TemporaryFolder states("/dev/shm");
+  Database database(folder.path(), 2 * thread_count);
+  std::vector<Store> stores;
+  stores.emplace_back("mysql", database.url("default"), states.path(), items, bare_mysql(database));
+  stores.emplace_back("sqlite", "sqlite://" + folder.path() + "/log.db", states.path(), items,
+                      bare_sqlite(folder.path() + "/bare.db"));
+  // The first round warms up.
+  for (int repetition = -1; repetition < options.repetitions; ++repetition) {
+    const double seconds = repetition < 0 ? seconds_each / 5 : seconds_each;
+    for (Store& store : stores) {
+      const auto add = [&](const std::string& workload, const std::string& subject, const char* unit, double figure) {
+        if (repetition >= 0) report.add(workload, items, subject, unit, figure);
+      };
+      // What the server counted meanwhile, for each write; opening the log is some of it.
+      const auto counted = [&](const std::string& subject, const std::function<Rate()>& write) {
+        stop_if_interrupted();
+        const auto before = database.status();
+        const Rate rate = write();
+        const auto after = database.status();
+        add("write_single", subject, "1/s", rate.per_second());
+        if (store.name() != "mysql") return rate.per_second();
+        const auto each = [&](const char* counter) {
+          return (after.at(counter) - before.at(counter)) / static_cast<double>(rate.writes + warm_up_writes);
+        };
+        add("write_single_statements", subject, "each", each("Questions"));
+        add("write_single_syncs", subject, "each", each("Innodb_data_fsyncs"));
+        return rate.per_second();
+      };
+      const double bare = counted(store.name() + "_bare", [&] { return store.write_bare(seconds); });
+      const double single = counted(store.name(), [&] { return store.write_single(seconds); });
+      add("write_single_to_bare", store.name(), "x", single / bare);
+
+      if (options.wants("write_threads_64")) {
+        stop_if_interrupted();
+        const Rate rate = store.write_with_threads(seconds);
+        add("write_threads_64", store.name(), "1/s", rate.per_second());
+        add("write_threads_64_to_single", store.name(), "x", rate.per_second() / single);
+        add("write_threads_64_group", store.name(), "writes in an update",
+            static_cast<double>(rate.writes) / static_cast<double>(rate.updates));
+      }
+      for (const auto& [workload, one_state] :
+           {std::pair("write_processes_8", true), std::pair("write_machines_8", false)}) {
+        if (!options.wants(workload) || (!one_state && store.name() != "mysql")) continue;
+        stop_if_interrupted();
+        const Rate rate = store.write_with_processes(seconds, one_state);
+        add(workload, store.name(), "1/s", rate.per_second());
+        add(std::string(workload) + "_to_single", store.name(), "x", rate.per_second() / single);
+        add(std::string(workload) + "_slowest", store.name(), "x", rate.slowest_share);
+      }
+    }
+  }
+  for (const char* workload : {"write_single", "write_threads_64", "write_processes_8", "write_machines_8",
+                               "write_single_statements", "write_single_syncs", "write_threads_64_group"}) {
+    report.print(workload, items);
+  }
+  fmt::print("\n  {:<36}", "");
+  for (const Store& store : stores) fmt::print("{:>9}", store.name());
+  fmt::print("{:>12}\n", "to reach");
+  for (const Goal& goal : goals) {
+    if (!report.median(goal.workload, items, stores[0].name())) continue;
+    fmt::print("  {:<36}", goal.what);
+    for (const Store& store : stores) {
+      const std::optional<double> reached = report.median(goal.workload, items, store.name());
+      fmt::print("{:>9}", reached ? fmt::format("{:.2f} x", *reached) : "");
+    }
+    fmt::print("{:>10.2f} x\n", goal.least);
+  }
+  std::fflush(stdout);
+}
+
+Program program = {
+    .description = "How fast writes are; described at the top of bench/writes.cc",
+    .workloads = {"write_single", "write_threads_64", "write_processes_8", "write_machines_8"},
+    .options = {.items = {1'000}, .folder = std::filesystem::temp_directory_path().string()},
+    .measure = measure,
+    .add_options = [](CLI::App& app) {
+      app.add_option("--seconds", seconds_each, "how long each is measured")->check(CLI::Range(0.01, 60.0));
+    }};
+
+}  // namespace
+}  // namespace bench
+
+int main(int argument_count, char** arguments) {
+  try {
+    return bench::program.run(argument_count, arguments);
+  } catch (const whycache::MysqlFailure& failure) {
+    fmt::print(stderr, "{}: {}\n", arguments[0], failure.reason);
+    return 1;
+  }
+}
