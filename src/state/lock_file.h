@@ -8,7 +8,8 @@
 // by an OFD lock on a byte of this file that stands for the row: the kernel drops it when the process ends, in whatever
 // way and PID namespace. Who finds a row unlocked may take its lock, empty the slots it owned, and let go.
 //
-// Bytes 0..15 are the StateLocks; they lie in the same file, but the locks have nothing to do with its contents.
+// Bytes 0..15 are the StateLocks, and the gate to one of them (lock_wait.h); they lie in the same file, but the locks
+// have nothing to do with its contents.
 #pragma once
 
 #include <atomic>

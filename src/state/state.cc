@@ -7,13 +7,13 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <thread>
 #include <utility>
 
 #include "base/fork_watch.h"
 #include "base/process_lock.h"
 #include "state/builder.h"
 #include "state/lock_file.h"
+#include "state/lock_wait.h"
 #include "state/lookup.h"
 #include "state/pin.h"
 #include "state/processor.h"
@@ -471,12 +471,7 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   if (!threads.try_lock() && !threads.try_lock_for(deadline.left())) throw gave_up();
-  // The kernel has no waiting for such a lock with a time limit, so it is asked again and again: soon at first.
-  for (std::chrono::microseconds pause{20};; pause = std::min(pause * 2, std::chrono::microseconds{1000})) {
-    if (try_lock_byte(inner.lock_file->descriptor(), offset)) break;
-    if (deadline.passed()) throw gave_up();
-    std::this_thread::sleep_for(pause);
-  }
+  if (!wait_for_lock(inner.lock_file->descriptor(), which, deadline)) throw gave_up();
   HeldLock held(this, which, std::move(threads), fork_count());
   inner.lock_file->check_in_place();
   return held;

@@ -1,0 +1,116 @@
+// Processes that want a lock all the time: each gets its share, whoever dies or stands still.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "base/process_lock.h"
+#include "state/lock_file.h"
+#include "state/test_state.h"
+#include "support/child_process.h"
+
+namespace whycache {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::ChildProcess;
+using testing::SharedWithChildren;
+using testing::TemporaryFolder;
+using testing::TestState;
+
+constexpr std::size_t process_count = 5;
+constexpr std::uint64_t append_gate = 15;
+
+struct Turns {
+  std::atomic<std::size_t> ready{0};
+  std::atomic<bool> go{false};
+  std::atomic<bool> over{false};
+  std::array<std::atomic<std::uint64_t>, process_count> count{};
+};
+
+StateOptions small() {
+  StateOptions options;
+  options.bytes_max = std::uint64_t{64} << 20;
+  options.reader_slots = 64;
+  return options;
+}
+
+class LockWait : public ::testing::Test {
+ protected:
+  // Each process takes the lock, holds it for half a millisecond, and wants it again at once.
+  void begin() {
+    for (std::size_t i = 0; i < process_count; ++i) {
+      processes_.push_back(std::make_unique<ChildProcess>([this, i]() -> std::string {
+        const TestState state(path_, small());
+        ++turns_->ready;
+        while (!turns_->go) ::usleep(100);
+        while (!turns_->over) {
+          const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+          ::usleep(500);
+          ++turns_->count[i];
+        }
+        return "";
+      }));
+    }
+    while (turns_->ready < process_count) ::usleep(1000);
+    turns_->go = true;
+  }
+  void end() {
+    turns_->over = true;
+    for (const auto& process : processes_) EXPECT_EQ(process->wait(), "");
+  }
+  std::uint64_t turns() const { return std::accumulate(turns_->count.begin(), turns_->count.end(), std::uint64_t{0}); }
+
+  TemporaryFolder folder_;
+  std::string path_ = folder_.file("a.state");
+  TestState state_{path_, small()};
+  SharedWithChildren<Turns> turns_;
+  std::vector<std::unique_ptr<ChildProcess>> processes_;
+};
+
+TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
+  begin();
+  while (turns() < 1500) ::usleep(1000);
+  end();
+
+  const std::uint64_t least = *std::min_element(turns_->count.begin(), turns_->count.end());
+  EXPECT_GE(least, turns() / process_count / 4);
+}
+
+TEST_F(LockWait, who_stands_still_at_the_gate_does_not_keep_others_out) {
+  // Given a process that is to be next, and does nothing about it,
+  const std::string lock_path = path_ + ".lock";
+  const SharedWithChildren<std::atomic<bool>> at_gate;
+  ChildProcess stopped([&]() -> std::string {
+    const FileDescriptor file = open_file(lock_path, O_RDWR);
+    if (!try_lock_byte(file.number(), append_gate)) return "the gate was not open";
+    *at_gate = true;
+    for (;;) ::pause();
+  });
+  while (!*at_gate) ::usleep(1000);
+
+  // then the others get the lock, only later;
+  begin();
+  while (turns() < 200) ::usleep(1000);
+  end();
+  const FileDescriptor file = open_file(lock_path, O_RDWR);
+  EXPECT_FALSE(try_lock_byte(file.number(), append_gate));
+
+  // and when it dies, the gate is open again.
+  stopped.kill(SIGKILL);
+  stopped.wait();
+  EXPECT_TRUE(try_lock_byte(file.number(), append_gate));
+}
+
+}  // namespace
+}  // namespace whycache
