@@ -21,6 +21,7 @@
 #include <unistd.h>
 #include <whycache/cache.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -28,7 +29,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <limits>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -56,11 +57,13 @@ using whycache::UpdateId;
 constexpr std::size_t thread_count = 64;
 constexpr std::size_t process_count = 8;
 constexpr int warm_up_writes = 50;
+constexpr double turn_ns = 5e7;
 
 double seconds_each = 1;
 
 // Writes one row in a transaction of its own.
 using Insert = std::function<void(std::uint64_t id, std::string_view bytes)>;
+using Status = std::function<std::map<std::string, double>()>;
 
 Insert bare_mysql(const Database& database) {
   const std::shared_ptr<whycache::MysqlConnection> connection = database.connect();
@@ -141,45 +144,47 @@ struct Rate {
   std::uint64_t writes = 0;
   double ns = 0;
   std::uint64_t updates = 0;
-  double slowest_share = 1;  // of the mean
+  double slowest_share = 1;                 // of the mean
+  std::map<std::string, double> counted{};  // by the server
 
+  double each(const char* counter) const { return counted.at(counter) / static_cast<double>(writes); }
   double per_second() const { return static_cast<double>(writes) / ns * 1e9; }
 };
 
 // A log, and what is measured on it.
 class Store {
  public:
-  Store(std::string name, std::string url, const std::string& states, std::uint64_t items, Insert insert)
+  Store(std::string name, std::string url, const std::string& states, std::uint64_t items, Insert insert, Status status)
       : name_(std::move(name)),
         url_(std::move(url)),
         states_(states + '/' + name_),
         items_(items),
-        insert_(std::move(insert)) {}
+        insert_(std::move(insert)),
+        status_(std::move(status)) {}
 
   const std::string& name() const { return name_; }
 
-  Rate write_bare(double seconds) {
-    if (row_.empty()) row_ = last_update();
-    for (int i = 0; i < warm_up_writes; ++i) insert_(++bare_rows_, row_);
-    Rate rate;
-    const double begin = wall_ns();
-    for (const double end = begin + seconds * 1e9; wall_ns() < end; ++rate.writes) insert_(++bare_rows_, row_);
-    rate.ns = wall_ns() - begin;
-    return rate;
-  }
-
-  Rate write_single(double seconds) {
+  // The bare database and one writer in short turns, so that both have the same disk: it may be several times slower a
+  // second later.
+  std::pair<Rate, Rate> write_by_turns(double seconds) {
     Cache cache = open("machine");
     Writer writer(cache, items_);
     for (int i = 0; i < warm_up_writes; ++i) writer.write();
+    if (row_.empty()) row_ = last_update(cache);
+    for (int i = 0; i < warm_up_writes; ++i) insert_(++bare_rows_, row_);
+
+    Rate bare;
+    Rate single;
     const UpdateId before = cache.applied_id();
-    const double begin = wall_ns();
-    writer.write_until(begin + seconds * 1e9);
-    Rate rate{writer.count() - warm_up_writes, wall_ns() - begin};
-    rate.updates = updates_since(cache, before);
-    if (rate.updates != rate.writes) throw std::runtime_error("the log has not as many updates as were written");
+    while (bare.ns < seconds * 1e9 || single.ns < seconds * 1e9) {
+      stop_if_interrupted();
+      take_turn(bare, [&] { insert_(++bare_rows_, row_); });
+      take_turn(single, [&] { writer.write(); });
+    }
+    single.updates = updates_since(cache, before);
+    if (single.updates != single.writes) throw std::runtime_error("the log has not as many updates as were written");
     writer.check();
-    return rate;
+    return {bare, single};
   }
 
   Rate write_with_threads(double seconds) {
@@ -271,10 +276,7 @@ class Store {
   static UpdateId updates_since(Cache& cache, UpdateId before) {
     return cache.update({.staleness_max = std::chrono::nanoseconds(0)}) - before;
   }
-  std::string last_update() const {
-    Cache cache = open("machine");
-    Writer writer(cache, items_);
-    writer.write();
+  static std::string last_update(Cache& cache) {
     std::string bytes;
     cache.log().read(cache.applied_id(), cache.applied_id(), [&](UpdateId, std::string_view found) {
       bytes = found;
@@ -283,11 +285,22 @@ class Store {
     return bytes;
   }
 
+  // What the server counts is added up, too, if there is one.
+  template <typename Write>
+  void take_turn(Rate& rate, const Write& write) const {
+    const auto before = status_();
+    const double begin = wall_ns();
+    for (const double end = begin + turn_ns; wall_ns() < end; ++rate.writes) write();
+    rate.ns += wall_ns() - begin;
+    for (const auto& [counter, count] : status_()) rate.counted[counter] += count - before.at(counter);
+  }
+
   std::string name_;
   std::string url_;
   std::string states_;
   std::uint64_t items_;
   Insert insert_;
+  Status status_;
   std::string row_;
   std::uint64_t bare_rows_ = 0;
 };
@@ -312,9 +325,10 @@ void measure(const Options& options, std::uint64_t items, Report& report) {
   const TemporaryFolder states("/dev/shm");
   Database database(folder.path(), 2 * thread_count);
   std::vector<Store> stores;
-  stores.emplace_back("mysql", database.url("default"), states.path(), items, bare_mysql(database));
+  stores.emplace_back("mysql", database.url("default"), states.path(), items, bare_mysql(database),
+                      [&] { return database.status(); });
   stores.emplace_back("sqlite", "sqlite://" + folder.path() + "/log.db", states.path(), items,
-                      bare_sqlite(folder.path() + "/bare.db"));
+                      bare_sqlite(folder.path() + "/bare.db"), [] { return std::map<std::string, double>(); });
   // The first round warms up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     const double seconds = repetition < 0 ? seconds_each / 5 : seconds_each;
@@ -322,24 +336,17 @@ void measure(const Options& options, std::uint64_t items, Report& report) {
       const auto add = [&](const std::string& workload, const std::string& subject, const char* unit, double figure) {
         if (repetition >= 0) report.add(workload, items, subject, unit, figure);
       };
-      // What the server counted meanwhile, for each write; opening the log is some of it.
-      const auto counted = [&](const std::string& subject, const std::function<Rate()>& write) {
-        stop_if_interrupted();
-        const auto before = database.status();
-        const Rate rate = write();
-        const auto after = database.status();
-        add("write_single", subject, "1/s", rate.per_second());
-        if (store.name() != "mysql") return rate.per_second();
-        const auto each = [&](const char* counter) {
-          return (after.at(counter) - before.at(counter)) / static_cast<double>(rate.writes + warm_up_writes);
-        };
-        add("write_single_statements", subject, "each", each("Questions"));
-        add("write_single_syncs", subject, "each", each("Innodb_data_fsyncs"));
-        return rate.per_second();
-      };
-      const double bare = counted(store.name() + "_bare", [&] { return store.write_bare(seconds); });
-      const double single = counted(store.name(), [&] { return store.write_single(seconds); });
-      add("write_single_to_bare", store.name(), "x", single / bare);
+      const auto [bare, one] = store.write_by_turns(seconds);
+      const double single = one.per_second();
+      add("write_single", store.name() + "_bare", "1/s", bare.per_second());
+      add("write_single", store.name(), "1/s", single);
+      add("write_single_to_bare", store.name(), "x", single / bare.per_second());
+      if (!one.counted.empty()) {
+        for (const auto& [subject, rate] : {std::pair(store.name() + "_bare", bare), std::pair(store.name(), one)}) {
+          add("write_single_statements", subject, "each", rate.each("Questions"));
+          add("write_single_syncs", subject, "each", rate.each("Innodb_data_fsyncs"));
+        }
+      }
 
       if (options.wants("write_threads_64")) {
         stop_if_interrupted();
