@@ -12,6 +12,7 @@
 #include "base/fork_watch.h"
 #include "base/process_lock.h"
 #include "state/builder.h"
+#include "state/copy_few.h"
 #include "state/lock_file.h"
 #include "state/lock_wait.h"
 #include "state/lookup.h"

@@ -1,0 +1,98 @@
+// Copying a short value, of a size that is known before the value is there: in as few instructions as it takes.
+// docs/decisions/short-reads.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace whycache {
+
+// Sixteen bytes, wherever they are.
+using SixteenBytes = char __attribute__((vector_size(16), aligned(1), may_alias));
+
+// Copies as many bytes as a Unit has, or up to twice as many: the first and the last of them.
+template <typename Unit>
+[[gnu::always_inline]] inline void copy_ends(char* to, const char* from, std::size_t bytes) {
+  Unit first;
+  Unit last;
+  std::memcpy(&first, from, sizeof first);
+  std::memcpy(&last, from + bytes - sizeof last, sizeof last);
+  std::memcpy(to, &first, sizeof first);
+  std::memcpy(to + bytes - sizeof last, &last, sizeof last);
+}
+
+[[gnu::always_inline]] inline SixteenBytes& sixteen(char* where) { return *reinterpret_cast<SixteenBytes*>(where); }
+[[gnu::always_inline]] inline const SixteenBytes& sixteen(const char* where) {
+  return *reinterpret_cast<const SixteenBytes*>(where);
+}
+
+#if defined(__x86_64__)
+// Copies 64 to 128 bytes, on a processor that has AVX. Written out, for it is a part of functions that are compiled for
+// others, too.
+[[gnu::always_inline]] inline void copy_by_avx(char* to, const char* from, std::size_t bytes) {
+  asm volatile(
+      "vmovdqu (%[from]), %%ymm0\n\t"
+      "vmovdqu 32(%[from]), %%ymm1\n\t"
+      "vmovdqu -64(%[from],%[bytes]), %%ymm2\n\t"
+      "vmovdqu -32(%[from],%[bytes]), %%ymm3\n\t"
+      "vmovdqu %%ymm0, (%[to])\n\t"
+      "vmovdqu %%ymm1, 32(%[to])\n\t"
+      "vmovdqu %%ymm2, -64(%[to],%[bytes])\n\t"
+      "vmovdqu %%ymm3, -32(%[to],%[bytes])\n\t"
+      "vzeroupper"
+      :
+      : [to] "r"(to), [from] "r"(from), [bytes] "r"(bytes)
+      : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
+}
+#else
+inline void copy_by_avx(char* to, const char* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+#endif
+
+// Copies up to 128 bytes: from both ends towards the middle, where what is copied may overlap. By way of registers; a
+// std::memcpy through a struct leaves a copy on the stack, too.
+template <bool newer_processor>
+[[gnu::always_inline]] inline void copy_few(char* to, const char* from, std::size_t bytes) {
+  constexpr std::size_t unit = sizeof(SixteenBytes);
+  if constexpr (newer_processor) {
+    if (bytes > 4 * unit) return copy_by_avx(to, from, bytes);
+  }
+  if (bytes > 4 * unit) {
+    const SixteenBytes a = sixteen(from), b = sixteen(from + unit), c = sixteen(from + 2 * unit),
+                       d = sixteen(from + 3 * unit);
+    const char* const from_end = from + bytes;
+    const SixteenBytes e = sixteen(from_end - 4 * unit), f = sixteen(from_end - 3 * unit),
+                       g = sixteen(from_end - 2 * unit), h = sixteen(from_end - unit);
+    char* const to_end = to + bytes;
+    sixteen(to) = a;
+    sixteen(to + unit) = b;
+    sixteen(to + 2 * unit) = c;
+    sixteen(to + 3 * unit) = d;
+    sixteen(to_end - 4 * unit) = e;
+    sixteen(to_end - 3 * unit) = f;
+    sixteen(to_end - 2 * unit) = g;
+    sixteen(to_end - unit) = h;
+    return;
+  }
+  if (bytes > 2 * unit) {
+    const SixteenBytes a = sixteen(from), b = sixteen(from + unit), g = sixteen(from + bytes - 2 * unit),
+                       h = sixteen(from + bytes - unit);
+    sixteen(to) = a;
+    sixteen(to + unit) = b;
+    sixteen(to + bytes - 2 * unit) = g;
+    sixteen(to + bytes - unit) = h;
+    return;
+  }
+  if (bytes > unit) {
+    const SixteenBytes a = sixteen(from), h = sixteen(from + bytes - unit);
+    sixteen(to) = a;
+    sixteen(to + bytes - unit) = h;
+    return;
+  }
+  if (bytes >= 8) return copy_ends<std::uint64_t>(to, from, bytes);
+  if (bytes >= 4) return copy_ends<std::uint32_t>(to, from, bytes);
+  if (bytes >= 2) return copy_ends<std::uint16_t>(to, from, bytes);
+  if (bytes == 1) *to = *from;
+}
+
+}  // namespace whycache
