@@ -30,6 +30,7 @@ constexpr std::size_t fill_bytes_max = std::size_t{8} << 20;
 // A head that was asked for longer ago is not put any more.
 constexpr std::int64_t put_within_ns = std::int64_t{5} * 1'000'000'000;
 constexpr int put_attempts = 3;
+constexpr std::int64_t late_ns = 1'000'000'000;
 constexpr std::int64_t took_ns_max = std::int64_t{3600} * 1'000'000'000;
 // Who strictly asks the log again and again tells the others this often.
 constexpr std::int64_t tell_every_ns = 100'000'000;
@@ -97,6 +98,15 @@ std::int64_t MemcachedTier::asked_since_ns(const Head& head, const std::optional
   return std::max(asked_ns, now_ns - to_ns(std::chrono::seconds(seconds + 1)));
 }
 
+// Whether a record, by which the log was asked at `asked_ns` at the earliest, was made after this process asked the
+// log.
+bool MemcachedTier::came_after_own_question(const Head& head, std::int64_t asked_ns) const {
+  if (asked_ns > asked_at_ns_) return true;
+  if (asked_lease_ != 0 && head.lease == asked_lease_) return true;
+  // It was not there yet when we were about to ask; a writer's append may well have begun before that.
+  return head.number != head_number_ && head_read_at_ns_ >= asking_at_ns_ && head.took_ns <= late_ns;
+}
+
 MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options)
     : log_(std::move(log)),
       options_(std::move(options)),
@@ -154,13 +164,19 @@ Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) 
   Uuid uuid;
   std::optional<Head> before;
   std::uint64_t lease = 0;
+  bool is_own_lease = true;
+  const std::int64_t asking_at_ns = boot_time_ns();
   {
     const std::lock_guard guard(mutex_);
     uuid = known_.uuid;
     before = read_head();
     lease = std::exchange(turn_, 0);
-    if (lease == 0 && again && before && boot_time_ns() - told_at_ns_ < tell_every_ns) lease = before->lease;
+    if (lease == 0 && again && before && boot_time_ns() - told_at_ns_ < tell_every_ns) {
+      lease = before->lease;
+      is_own_lease = false;
+    }
     if (lease == 0) {
+      is_own_lease = true;
       lease = random_u64();
       memcached_.set(key("ask"), encode_lease(lease), 0, options_.confirm);
     }
@@ -200,7 +216,13 @@ Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) 
   learn(extent);
   if (reached_head && began_ns > asked_at_ns_) {
     asked_at_ns_ = confirmed_at_ns_ = began_ns;
-    confirmed_head_ = extent.head;
+    asked_head_ = confirmed_head_ = extent.head;
+    asking_at_ns_ = asking_at_ns;
+    asked_lease_ = is_own_lease ? lease : 0;
+    if (before && uuid == extent.uuid && head_read_at_ns_ < asking_at_ns) {
+      head_number_ = before->number;
+      head_read_at_ns_ = asking_at_ns;
+    }
     // Who were started together do not all ask together.
     const std::int64_t ask_ns = to_ns(options_.ask);
     const auto sooner_ns = static_cast<std::int64_t>(random_u64() % static_cast<std::uint64_t>(ask_ns / 4));
@@ -263,9 +285,16 @@ std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chr
   Told told = Told::nothing;
   if (items && (*items)[0]) {
     const Head head = decode(*(*items)[0]);
-    told = follow_head(head, first, found.rows);
+    const std::int64_t asked_ns = asked_since_ns(head, (*items)[1], now_ns);
+    if (head.head > asked_head_ && !came_after_own_question(head, asked_ns)) {
+      // What lies beyond our own answer may be what the log has lost. The next new record tells, or who asks now.
+      told = take_fill_lease(asked_head_ + 1) ? Told::ask_log : Told::nothing;
+      head_number_ = head.number;
+      head_read_at_ns_ = now_ns;
+    } else {
+      told = follow_head(head, first, found.rows);
+    }
     if (told == Told::all) {
-      const std::int64_t asked_ns = asked_since_ns(head, (*items)[1], now_ns);
       if (asked_ns > confirmed_at_ns_) {
         confirmed_at_ns_ = asked_ns;
         confirmed_head_ = head.head;
@@ -321,9 +350,8 @@ MemcachedTier::Told MemcachedTier::follow_head(const Head& head, UpdateId first,
     }
     for (std::optional<Memcached::Item>& item : *items) {
       if (!item) {  // one of all fetches it for all
-        const auto leased = memcached_.add(key("fill:" + std::to_string(next)), "", fill_lease);
         rows.clear();
-        return leased == Memcached::Stored::yes ? Told::ask_log : Told::nothing;
+        return take_fill_lease(next) ? Told::ask_log : Told::nothing;
       }
       bytes += item->bytes.size();
       if ((item->flags & flag_too_large) != 0 || bytes > rows_bytes_max) return Told::ask_log;
@@ -331,6 +359,10 @@ MemcachedTier::Told MemcachedTier::follow_head(const Head& head, UpdateId first,
     }
   }
   return mark_of(rows.back().bytes) == head.mark ? Told::all : Told::ask_log;
+}
+
+bool MemcachedTier::take_fill_lease(UpdateId id) {
+  return memcached_.add(key("fill:" + std::to_string(id)), "", fill_lease) == Memcached::Stored::yes;
 }
 
 std::optional<MemcachedTier::Row> MemcachedTier::row_at(UpdateId id) {
@@ -400,6 +432,7 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
     return appended;
   }
   known_.head = std::max(known_.head, id);
+  asked_head_ = std::max(asked_head_, id);
   if (doubt_ <= id) doubt_ = 0;
   put_update(id, bytes);
   // An append asks the log, too: later than whoever put the record before it.

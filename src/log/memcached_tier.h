@@ -23,6 +23,9 @@
 //     restored, or memcached lies,
 //   - by each when the last record he could use is older than he may believe (Log::look), or than oldest(),
 //   - by each after ask_s, whatever memcached says.
+// A record that need not have been put after this process asked the log itself takes it nowhere beyond what the log
+// answered: memcached may have kept it through a restore that it was not told of. One of all asks the log then. (Who
+// puts a record later than late_ns after his question, a sleeper, has to show that he asked after this process did.)
 //
 // How old is an answer? Nobody's clock is compared with another's. A record that was not there when this process last
 // looked was put since then, so the log was asked after that, less `took`. And a record's `lease` was put before the
@@ -110,7 +113,9 @@ class MemcachedTier final : public Log {
   Looked ask(UpdateId first, bool again, const VisitUpdate& visit);
   // The caller of these holds the mutex.
   std::optional<Found> find(UpdateId first, std::chrono::nanoseconds age_max);
+  bool came_after_own_question(const Head& head, std::int64_t asked_ns) const;
   Told follow_head(const Head& head, UpdateId first, std::vector<Row>& rows);
+  bool take_fill_lease(UpdateId id);
   std::optional<Row> row_at(UpdateId id);
   std::optional<Head> read_head();
   void learn(const Extent& extent);
@@ -128,7 +133,12 @@ class MemcachedTier final : public Log {
   Memcached memcached_;
   Extent known_;  // what the log said of itself last; its head may have been seen since
   bool log_is_resting_ = false;
-  std::int64_t asked_at_ns_ = 0;      // when this process last read the log to its end; 0: never
+  std::int64_t asked_at_ns_ = 0;   // when this process last read the log to its end; 0: never
+  std::int64_t asking_at_ns_ = 0;  // when it turned to memcached, just before that
+  UpdateId asked_head_ = 0;        // the head that it had then, or that this process appended since
+  // That was put for that question alone; 0: none. The first record that has it was put by this process once the log
+  // had answered, and who repeats it had seen that one before he asked.
+  std::uint64_t asked_lease_ = 0;
   std::int64_t ask_again_at_ns_ = 0;  // when it will, whatever memcached says
   std::int64_t wrote_at_ns_ = 0;
   // After an append that did not succeed, only the log knows what stands there: until it has it, or for a while.

@@ -94,6 +94,12 @@ class MemcachedStopped : public MemcachedFaults {
   MemcachedStopped() : MemcachedFaults(seconds(1), milliseconds(100)) {}
 };
 
+// The same, and one that is stopped delays nobody for long.
+class MemcachedAway : public MemcachedFaults {
+ protected:
+  MemcachedAway() : MemcachedFaults(never, milliseconds(100)) {}
+};
+
 // --- Dead, empty, forgetful, stopped. ---
 
 TEST_F(MemcachedFaults, dead_when_everything_is_opened) {
@@ -367,6 +373,30 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_and_is_quiet) {
     EXPECT_EQ(paris->update(), 4U);
     std::this_thread::sleep_for(milliseconds(200));
   }
+}
+
+TEST_F(MemcachedAway, a_restore_that_it_missed_is_not_undone_when_it_is_back) {
+  // Given updates 4 and 5, and a head record that says so, which the follower has not met,
+  write();
+  write();
+
+  // when the log loses them, and the follower asks it while memcached is stopped,
+  fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 3");
+  fleet.server().pause();
+  EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), 3U);
+  fleet.server().go_on();
+  std::this_thread::sleep_for(milliseconds(2'200));
+
+  // then what memcached still has does not bring them back,
+  for (int i = 0; i < 3; ++i) expect_at(3);
+
+  // and what is written from then on comes by it as before.
+  EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), 3U);
+  TieredMachine paris = fleet.open("paris");
+  EXPECT_EQ(paris->set("key", "4"), 4U);
+  const std::uint64_t before = *tokyo.calls;
+  expect_at(4);
+  EXPECT_EQ(*tokyo.calls, before);
 }
 
 TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) {
