@@ -93,10 +93,9 @@ Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::m
   behave(MEMCACHED_BEHAVIOR_POLL_TIMEOUT, patience_ms);
   behave(MEMCACHED_BEHAVIOR_SND_TIMEOUT, patience_ms * 1000);
   behave(MEMCACHED_BEHAVIOR_RCV_TIMEOUT, patience_ms * 1000);
-  behave(MEMCACHED_BEHAVIOR_AUTO_EJECT_HOSTS, 1);
-  behave(MEMCACHED_BEHAVIOR_SERVER_FAILURE_LIMIT, 1);
-  behave(MEMCACHED_BEHAVIOR_RETRY_TIMEOUT, 2);
-  behave(MEMCACHED_BEHAVIOR_DEAD_TIMEOUT, 2);
+  // A server that does not answer keeps its keys: moved to others and back, they would come with what stood there
+  // before.
+  behave(MEMCACHED_BEHAVIOR_RETRY_TIMEOUT, 1);
   for (const MemcachedServer& server : servers) {
     if (server.socket.empty()) {
       memcached_server_add(client_, server.host.c_str(), server.port);

@@ -2,8 +2,8 @@
 // a while that do not answer. Nothing that stands in a memcached is ever needed, so nothing here is an error: what
 // cannot be had is not there.
 //
-// Keys are spread over the servers by consistent hashing (ketama). A server that refuses connections is left out, and
-// its keys fall to the others, until it is back.
+// Keys are spread over the servers by consistent hashing (ketama). A server that does not answer keeps its keys:
+// whoever needs one of them finds that memcached failed, which is then left alone for a while, all of it.
 //
 // Used by one thread at a time. In a forked child nothing is there, and nothing is kept: the connections are the
 // parent's.
