@@ -60,11 +60,10 @@ std::string MemcachedTier::encode(const Head& head) {
   return bytes;
 }
 
-// What is no head record is one that is lower than all, so that whoever meets it asks the log, and replaces it.
+// What is no head record has number 0: whoever meets it asks the log, and replaces it.
 MemcachedTier::Head MemcachedTier::decode(const Memcached::Item& item) {
   Head head;
   head.version = item.version;
-  head.number = hash64(item.bytes);
   const std::string_view bytes = item.bytes;
   if (bytes.size() != head_bytes) return head;
   if (load_little_endian<std::uint64_t>(bytes.data() + 40) != hash64(bytes.substr(0, 40))) return head;
@@ -133,8 +132,9 @@ std::uint64_t MemcachedTier::mark_of(std::string_view bytes) {
 
 void MemcachedTier::learn(const Extent& extent) {
   if (known_.uuid != extent.uuid) {
-    // A head below everybody's: all who still follow the log that was replaced ask, and find out.
-    put_head(read_head(), {}, boot_time_ns());
+    // What is no head record: all who still follow the log that was replaced ask, and find out.
+    const std::optional<Head> before = read_head();
+    if (before && before->number != 0) memcached_.replace(key("head"), "", before->version, kept);
     doubt_ = 0;
     head_number_ = 0;
     head_read_at_ns_ = 0;
@@ -178,7 +178,8 @@ Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) 
     if (lease == 0) {
       is_own_lease = true;
       lease = random_u64();
-      memcached_.set(key("ask"), encode_lease(lease), 0, options_.confirm);
+      const Memcached::Stored stored = memcached_.set(key("ask"), encode_lease(lease), 0, options_.confirm);
+      if (stored != Memcached::Stored::yes) lease = 0;
     }
   }
   const std::int64_t began_ns = boot_time_ns();
@@ -231,7 +232,7 @@ Looked MemcachedTier::ask(UpdateId first, bool again, const VisitUpdate& visit) 
   }
   if (!mark) return {extent};  // the caller has not read to the end
   if (uuid != extent.uuid) before.reset();
-  const bool is_told = before && before->head == extent.head && before->mark == *mark;
+  const bool is_told = before && before->number != 0 && before->head == extent.head && before->mark == *mark;
   if (!again || !is_told || began_ns - told_at_ns_ >= tell_every_ns) {
     tell(before, extent, {rows.begin(), rows.end()}, *mark, lease, began_ns);
   }
@@ -285,6 +286,7 @@ std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chr
   Told told = Told::nothing;
   if (items && (*items)[0]) {
     const Head head = decode(*(*items)[0]);
+    if (head.number == 0) return std::nullopt;
     const std::int64_t asked_ns = asked_since_ns(head, (*items)[1], now_ns);
     if (head.head > asked_head_ && !came_after_own_question(head, asked_ns)) {
       // What lies beyond our own answer may be what the log has lost. The next new record tells, or who asks now.
@@ -309,6 +311,8 @@ std::optional<MemcachedTier::Found> MemcachedTier::find(UpdateId first, std::chr
   // Nothing new, as far as it is known. That gets older until somebody asks the log. If memcached does not answer it is
   // each for himself, but not at each poll: what memcached kept from the log must not all come upon it at once.
   if (told == Told::nothing) {
+    // Where nothing was confirmed, the first update is one that nobody vouches for.
+    if (first == 1 && confirmed_head_ == 0) return std::nullopt;
     std::optional<Row> row = row_at(first);
     if (!row || confirmed_head_ > first) return std::nullopt;
     found.rows = {std::move(*row)};
@@ -391,10 +395,11 @@ void MemcachedTier::put_update(UpdateId id, std::string_view bytes) {
 }
 
 void MemcachedTier::put_head(std::optional<Head> before, Head head, std::int64_t asked_at_ns) {
+  const UpdateId head_before = before ? before->head : 0;
   for (int attempt = 0; attempt < put_attempts; ++attempt) {
     const std::int64_t now_ns = boot_time_ns();
     if ((attempt > 0 || !before) && now_ns - asked_at_ns > put_within_ns) return;
-    head.number = random_u64();
+    head.number = std::max<std::uint64_t>(random_u64(), 1);
     head.took_ns = now_ns - asked_at_ns;
     const Memcached::Stored stored = before ? memcached_.replace(key("head"), encode(head), before->version, kept)
                                             : memcached_.add(key("head"), encode(head), kept);
@@ -403,9 +408,9 @@ void MemcachedTier::put_head(std::optional<Head> before, Head head, std::int64_t
       head_read_at_ns_ = told_at_ns_ = now_ns;
     }
     if (stored != Memcached::Stored::no) return;
-    // Somebody else put one: it stays if it says as much.
+    // Somebody else put one: it stays if it says as much, or that the log has lost updates since we asked.
     before = read_head();
-    if (before && before->head >= head.head) return;
+    if (before && before->number != 0 && (before->head >= head.head || before->head < head_before)) return;
   }
 }
 

@@ -12,7 +12,9 @@
 // The head record says: the log was asked, and this was its head; `mark` is the chain of the update there, which
 // ties it to all updates before it; `took` is how long ago that was when the record was put. A record takes the place
 // of another only if the other stood there before the log was asked (memcached's compare-and-swap): so records follow
-// each other in the order in which the log was asked, and none that a sleeper puts takes the place of a newer one.
+// each other in the order in which the log was asked. Who finds another there than the one he read tries again, for 5
+// seconds, but only over one that is lower than his own and not lower than the one he had read: that would be news of a
+// restore. So what a sleeper puts over a newer record is at most 5 seconds old, and says how old.
 //
 // look() hands out nothing beyond the head record, and only if the last update it hands out has the record's mark. The
 // caller verifies that these updates continue what he has. Both together mean that all he then has is what the log had
@@ -80,7 +82,7 @@ class MemcachedTier final : public Log {
     std::string bytes;
   };
   struct Head {
-    std::uint64_t number = 0;  // random: tells it from all others
+    std::uint64_t number = 0;  // random: tells it from all others; 0: what stands there is no head record
     UpdateId head = 0;
     std::uint64_t mark = 0;
     std::uint64_t lease = 0;  // that was there when the log was asked; 0: unknown

@@ -142,6 +142,22 @@ TEST(MemcachedTier, a_head_that_was_lost_while_he_asked_is_not_made_lower_either
   EXPECT_EQ(other.look(1, std::nullopt, pass).extent.head, 2U);
 }
 
+TEST(MemcachedTier, what_is_no_head_record_confirms_nothing_not_even_that_a_log_is_empty) {
+  FileStore store;
+  auto& server = testing::MemcachedServer::shared();
+  MemcachedTierOptions options = tier_options(server);
+  options.confirm = std::chrono::hours(1);
+  MemcachedTier follower(store.open(), options);
+  const auto pass = [](UpdateId, std::string_view) { return true; };
+  EXPECT_EQ(follower.look(1, std::nullopt, pass).extent.head, 0U);
+  EXPECT_EQ(follower.look(1, std::nullopt, pass).extent.head, 0U);
+
+  const auto log = store.open();  // of one who does not tell memcached
+  ASSERT_EQ(log->append(1, "one"), Log::Appended::yes);
+  testing::MemcachedClient(server).set("whycache1:" + to_string(log->extent().uuid) + ":head", "no head record");
+  EXPECT_EQ(follower.look(1, std::nullopt, pass).extent.head, 1U);
+}
+
 TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
   testing::MemcachedServer server;
   Memcached memcached(parse_memcached_servers(server.place()), milliseconds(1000));
@@ -190,6 +206,30 @@ TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
     std::this_thread::sleep_for(milliseconds(50));
   }
   EXPECT_TRUE(memcached.answers());
+}
+
+// Else they would come back with the server, as of before it went.
+TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
+  testing::MemcachedServer stays;
+  testing::MemcachedServer dies;
+  Memcached memcached(parse_memcached_servers(stays.place() + ',' + dies.place()), milliseconds(1000));
+  std::string key;
+  for (int i = 0; i < 100 && key.empty(); ++i) {
+    const std::string name = "key" + std::to_string(i);
+    ASSERT_EQ(memcached.set(name, "before", 0, std::chrono::hours(1)), Memcached::Stored::yes);
+    if (testing::MemcachedClient(dies).get(name)) key = name;
+  }
+  ASSERT_FALSE(key.empty());
+
+  dies.kill();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::Stored::failed);
+    std::this_thread::sleep_for(milliseconds(2'100));
+  }
+  EXPECT_FALSE(testing::MemcachedClient(stays).get(key).has_value());
+  dies.start();
+  std::this_thread::sleep_for(milliseconds(2'100));
+  EXPECT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::Stored::yes);
 }
 
 TEST(Memcached, one_that_was_never_there_is_no_error) {
