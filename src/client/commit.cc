@@ -363,7 +363,7 @@ std::optional<Place> Commit::write_prepared(const Prepare& prepare, Patience& pa
 
 void Commit::look_at_log(Patience& patience) {
   link_.state.follow_switch();
-  if (!asked_since(link_.state, boot_time_ns() - look_before_append_ns) || !link_.state.usable() ||
+  if (!store_asked_since(link_.state, boot_time_ns() - look_before_append_ns) || !link_.state.usable() ||
       !link_.has_followed() || !link_.has_seen_log(link_.state.info().log_uuid)) {
     follow(link_, patience);
   }

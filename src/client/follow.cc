@@ -49,8 +49,10 @@ void apply(Link& link, const Page& page, const Place& place, const Deadline& dea
 }
 
 // What an older answer says does not take the place of what is known already.
-void note_asked(const Link& link, std::int64_t asked_at_ns, UpdateId head) {
-  if (!asked_since(link.state, asked_at_ns)) link.state.set_asked(asked_at_ns, head);
+void note_asked(const Link& link, std::int64_t asked_at_ns, const Page& page) {
+  asked_at_ns -= page.age().count();
+  const bool by_store = page.age() == from_the_store;
+  if (!asked_since(link.state, asked_at_ns)) link.state.set_asked(asked_at_ns, page.extent().head, by_store);
 }
 
 // Reads the log to its end, applying. Returns why that needs a new state, if it does. The caller holds
@@ -80,7 +82,7 @@ std::optional<Rebuilding> read_to_the_end(Link& link, Patience& patience, AgeMax
       check_promise(link.log, applied, promised);
       // A head beyond the rows came after them, or its rows are missing: the next answer tells.
       if (promised != 0 || page.extent().head <= applied) {
-        note_asked(link, asked_at_ns - page.age().count(), page.extent().head);
+        note_asked(link, asked_at_ns, page);
         return std::nullopt;
       }
       promised = page.extent().head;
@@ -107,10 +109,12 @@ std::optional<Rebuilding> catch_up(Link& link, Patience& patience, AgeMax age_ma
   }
 }
 
-// Whether another thread or process did, since `since_ns`, what we were about to do.
-bool was_done_for_us(Link& link, std::int64_t since_ns) {
-  return asked_since(link.state, since_ns) && !link.has_damage() && link.state.usable() &&
-         link.has_seen_log(link.state.info().log_uuid);
+// Whether another thread or process did, since `began_ns`, what we were about to do.
+bool was_done_for_us(Link& link, std::int64_t began_ns, AgeMax age_max) {
+  const bool asked = age_max && *age_max == from_the_store
+                         ? store_asked_since(link.state, began_ns)
+                         : asked_since(link.state, began_ns - age_max.value_or(from_the_store).count());
+  return asked && !link.has_damage() && link.state.usable() && link.has_seen_log(link.state.info().log_uuid);
 }
 
 }  // namespace
@@ -121,7 +125,7 @@ UpdateId follow(Link& link, Patience& patience, UpdateId at_least, AgeMax age_ma
     std::optional<LogError> failure;
     try {
       const HeldLock following = link.state.lock(StateLock::follow, patience.deadline());
-      if (!was_done_for_us(link, began_ns - age_max.value_or(from_the_store).count())) {
+      if (!was_done_for_us(link, began_ns, age_max)) {
         while (const std::optional<Rebuilding> needed = catch_up(link, patience, age_max)) {
           if (rebuild(link, *needed, patience)) break;
         }
@@ -149,6 +153,11 @@ UpdateId follow(Link& link, Patience& patience, UpdateId at_least, AgeMax age_ma
 
 bool asked_since(const State& state, std::int64_t since_ns) {
   const std::optional<std::int64_t> asked = state.asked_at_ns();
+  return asked && *asked >= since_ns;
+}
+
+bool store_asked_since(const State& state, std::int64_t since_ns) {
+  const std::optional<std::int64_t> asked = state.store_asked_at_ns();
   return asked && *asked >= since_ns;
 }
 

@@ -31,5 +31,7 @@ UpdateId follow(Link& link, Patience& patience, UpdateId at_least = 0, AgeMax ag
 
 // Whether a process of this machine asked the log at or after `since_ns`, and applied all it answered.
 bool asked_since(const State& state, std::int64_t since_ns);
+// The same, but what stands in front of the log's store does not count as the log: for who is about to write.
+bool store_asked_since(const State& state, std::int64_t since_ns);
 
 }  // namespace whycache

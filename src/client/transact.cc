@@ -149,7 +149,7 @@ std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_vi
         patience);
     if (place) return place->id;
     // A state that is a moment old must not be the reason for a no.
-    if (asked_since(link.state, began_ns)) return std::nullopt;
+    if (store_asked_since(link.state, began_ns)) return std::nullopt;
     follow(link, patience);
   }
 }

@@ -104,6 +104,7 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
   std::memcpy(&boot, id.data(), sizeof boot);
   if (header_->boot.load(std::memory_order_acquire) != boot) {
     header_->asked_at_ns.store(0, std::memory_order_relaxed);
+    header_->store_asked_at_ns.store(0, std::memory_order_relaxed);
     header_->boot.store(boot, std::memory_order_release);
   }
   register_fork_listener(this);

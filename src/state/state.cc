@@ -417,11 +417,15 @@ UpdateId State::applied_id() const {
 
 // --- Freshness ---
 
-std::optional<std::int64_t> State::asked_at_ns() const {
+std::optional<std::int64_t> State::asked_at_ns() const { return asked_at(&LockFileHeader::asked_at_ns); }
+
+std::optional<std::int64_t> State::store_asked_at_ns() const { return asked_at(&LockFileHeader::store_asked_at_ns); }
+
+std::optional<std::int64_t> State::asked_at(std::atomic<std::int64_t> LockFileHeader::*which) const {
   const Reading reading;
   const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
   const LockFileHeader& shared = inner_->lock_file->header();
-  const std::int64_t at = shared.asked_at_ns.load(std::memory_order_acquire);
+  const std::int64_t at = (shared.*which).load(std::memory_order_acquire);
   if (mapping == nullptr || at == 0 || shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id())
     return std::nullopt;
   return at;
@@ -429,16 +433,18 @@ std::optional<std::int64_t> State::asked_at_ns() const {
 
 UpdateId State::known_head() const { return inner_->lock_file->header().known_head.load(std::memory_order_relaxed); }
 
-void State::set_asked(std::int64_t at_ns, UpdateId head) const {
+void State::set_asked(std::int64_t at_ns, UpdateId head, bool by_store) const {
   const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
   if (!mapping) return;
   LockFileHeader& shared = inner_->lock_file->header();
   if (shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id()) {
     shared.asked_at_ns.store(0, std::memory_order_relaxed);
+    shared.store_asked_at_ns.store(0, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_release);
     shared.asked_state_id.store(mapping->state_id(), std::memory_order_relaxed);
   }
   shared.known_head.store(head, std::memory_order_relaxed);
+  if (by_store) shared.store_asked_at_ns.store(at_ns, std::memory_order_release);
   shared.asked_at_ns.store(at_ns, std::memory_order_release);
 }
 
@@ -516,6 +522,7 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
       throw system_error("cannot put state file in place", options_.path, error);
     }
     inner_->lock_file->header().asked_at_ns.store(0, std::memory_order_release);
+    inner_->lock_file->header().store_asked_at_ns.store(0, std::memory_order_release);
     FoundFile found = find_state_file(options_, *inner_->lock_file, true);
     if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.why_not);
     inner_->switch_to(std::move(found.mapping));

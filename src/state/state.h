@@ -29,6 +29,7 @@ namespace detail {
 class Pin;
 }
 class LockFile;
+struct LockFileHeader;
 class Mapping;
 class ReaderProcess;
 struct LookupPlan;
@@ -191,7 +192,9 @@ class State {
   std::optional<std::int64_t> asked_at_ns() const;
   // The head the log had then.
   UpdateId known_head() const;
-  void set_asked(std::int64_t at_ns, UpdateId head) const;
+  // The same, but only what the log's store itself answered counts, not what stands in front of it (Log::look).
+  std::optional<std::int64_t> store_asked_at_ns() const;
+  void set_asked(std::int64_t at_ns, UpdateId head, bool by_store = true) const;
 
   // --- Writing. ---
 
@@ -241,6 +244,8 @@ class State {
   [[gnu::noinline]] bool contains_again(std::string_view key) const;
   template <typename Use>
   bool read_again(std::string_view key, const Use& use) const;
+  std::optional<std::int64_t> asked_at(std::atomic<std::int64_t> LockFileHeader::*which) const;
+
   struct Inner;
   StateOptions options_;
   bool adopted_ = false;

@@ -417,6 +417,31 @@ TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) 
   EXPECT_EQ(berlin->get("key"), "after the restore");
 }
 
+TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_from_asking_it) {
+  for (int i = 0; i < 5; ++i) expect_at(write());
+  berlin->update();
+  fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
+  TieredMachine paris = fleet.open("paris", false);
+  for (int i = 0; i < 4; ++i) paris->set("key", "after the restore");
+  std::this_thread::sleep_for(milliseconds(150));
+
+  // Given a record that looks as if somebody had asked the log a moment ago, and found the update 8 that was lost,
+  for (std::uint64_t number : {1U, 2U}) {
+    std::string lie = *fleet.memcached().get(fleet.key("head"));
+    lie.replace(0, 8, std::string(reinterpret_cast<const char*>(&number), 8));
+    const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 40));
+    lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
+    fleet.memcached().set(fleet.key("head"), lie);
+    berlin->update();
+  }
+  ASSERT_EQ(berlin->get("key"), "8");
+
+  // then the writer asks all the same, and what he writes follows what the log has.
+  EXPECT_EQ(berlin->set("other", "written"), 9U);
+  EXPECT_EQ(berlin->get("key"), "after the restore");
+  EXPECT_EQ(fleet.open("late")->digest(), berlin->digest());
+}
+
 TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
   const std::string file = fleet.fleet().folder().file("log.db");
   for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(file + suffix);
