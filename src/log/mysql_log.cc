@@ -14,6 +14,7 @@
 #include "base/random.h"
 #include "log/log_checks.h"
 #include "log/mysql_connection.h"
+#include "update/update.h"
 
 namespace whycache {
 namespace {
@@ -31,6 +32,12 @@ constexpr UpdateId nothing_read = ~UpdateId{0};
 constexpr std::chrono::seconds replica_patience_max{2};
 constexpr std::chrono::seconds replica_pause{5};
 constexpr char restore_it[] = " (restore the log from a backup)";
+
+// nullopt: these are not a cache's update; the log takes other bytes, too.
+std::optional<std::uint64_t> chain_of(UpdateId id, std::string_view bytes) {
+  const std::optional<UpdatePlace> place = peek_place(bytes);
+  return place && place->id == id ? std::optional(place->chain) : std::nullopt;
+}
 
 // Newer than the headers of some client libraries, or not theirs.
 constexpr unsigned record_has_changed = 1020;              // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
@@ -199,6 +206,7 @@ class MysqlLog::Page {
   std::size_t rows() const { return places_.size(); }
   std::size_t largest_bytes() const { return largest_; }
   UpdateId last_id() const { return places_.back().id; }
+  std::string_view last_bytes() const { return std::string_view(bytes_).substr(places_.back().offset); }
 
   void add(UpdateId id, std::string_view bytes) {
     places_.push_back({id, bytes_.size(), bytes.size()});
@@ -230,6 +238,8 @@ void MysqlLog::connect() {
   if (connection_) return;
   connection_ = std::make_unique<MysqlConnection>(options_.server, options_.deadline);
   read_from_ = is_opened_ ? nothing_read : 0;
+  newest_read_ = 0;
+  newest_chain_.reset();
 }
 
 template <typename Work>
@@ -487,6 +497,13 @@ void MysqlLog::saw(const Row& row, UpdateId head) {
   head_seen_ = std::max(head_seen_, head);
 }
 
+// What stands at `id` where this connection leads to.
+void MysqlLog::has_read(UpdateId id, std::optional<std::uint64_t> chain) {
+  if (id < newest_read_) return;
+  newest_read_ = id;
+  newest_chain_ = chain;
+}
+
 Extent MysqlLog::extent() {
   return with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
     const Row row = read_row(connection);
@@ -559,6 +576,11 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
         const Extent now = read_page(connection, first, last, is_first_page, page);
         saw({.uuid = now.uuid}, now.head);
         read_from_ = std::min(read_from_, first);
+        if (!page.empty()) {
+          has_read(page.last_id(), chain_of(page.last_id(), page.last_bytes()));
+        } else if (now.head == now.base) {
+          has_read(now.base, std::nullopt);
+        }
         return now;
       });
     }
@@ -607,19 +629,38 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
   }
 }
 
+// Throws Error unavailable if the update before `id`, as it was read over this connection, is not the one that `bytes`
+// continue.
+void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
+  if (!newest_chain_ || newest_read_ + 1 != id) return;
+  if (!chain_of(id, bytes)) return;
+  try {
+    verify_chain(bytes, id, *newest_chain_);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::corrupt) throw;
+    throw Error(ErrorKind::unavailable,
+                "the log has another update before this one than it continues, nothing was written: id=" +
+                    std::to_string(id) + " log=" + name());
+  }
+}
+
 Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
   const bool inserted = with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
     check_size(connection, "update", "whycache_updates", bytes.size(), update_column_bytes_max_);
     head_seen_ = std::max(head_seen_, id);  // whatever comes of it: who looks has to look at the primary
-    if (read_from_ > std::max<UpdateId>(id - 1, 1)) {
+    if (read_from_ > std::max<UpdateId>(id - 1, 1) || (read_from_ > 0 && newest_read_ + 1 < id)) {
       throw Error(ErrorKind::unavailable,
                   "connection was lost, and what the log has where the new one leads to was not read yet, nothing was "
                   "written: id=" +
                       std::to_string(id) + " log=" + name());
     }
+    check_predecessor(id, bytes);
     try {
-      return connection.run(append_sql(options_.instance), {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
+      const bool done =
+          connection.run(append_sql(options_.instance), {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
+      if (done) has_read(id, chain_of(id, bytes));
+      return done;
     } catch (const MysqlFailure& failure) {
       if (failure.code == ER_DUP_ENTRY) return false;
       throw;

@@ -67,7 +67,9 @@ class MysqlLog final : public Log {
   Extent extent() override;
   // An append whose predecessor is not there, or to a log that was replaced since the last call, answers `taken`:
   // reading again will tell. After a connection was lost the address may lead to another server, whose updates differ:
-  // appends are then `unavailable` until the update before them, or one farther back, was read from there.
+  // appends are then `unavailable` until the update before them was read from there, by whichever thread. And so they
+  // are while the update that was read there last is the one before them, but not the one that they continue (as their
+  // chains say, if these are a cache's updates): that another thread has read it does not mean that this writer knows.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
@@ -101,6 +103,8 @@ class MysqlLog final : public Log {
   Extent read_page(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, Page& page);
   std::optional<Extent> read_page_of_replica(UpdateId first, UpdateId last, bool is_first_page, Page& page);
   void saw(const Row& row, UpdateId head);
+  void has_read(UpdateId id, std::optional<std::uint64_t> chain);
+  void check_predecessor(UpdateId id, std::string_view bytes) const;
 
   void check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
                   std::size_t column_bytes_max) const;
@@ -120,6 +124,9 @@ class MysqlLog final : public Log {
   Uuid uuid_seen_{};        // of the log, at the primary
   UpdateId head_seen_ = 0;  // the primary has shown, or been given, updates up to it
   UpdateId read_from_ = 0;  // where reads over this connection have begun at the earliest; 0: over the first one
+  // The greatest id that was read, or appended, over this connection, and the chain there if it is known.
+  UpdateId newest_read_ = 0;
+  std::optional<std::uint64_t> newest_chain_;
   bool is_opened_ = false;
   std::uint64_t page_rows_;  // how many to ask for at once: follows how large they are
   std::size_t update_column_bytes_max_ = 0;

@@ -17,6 +17,7 @@
 #include "log/machine_room.h"
 #include "log/mysql_stories.h"
 #include "support/tcp_proxy.h"
+#include "update/update.h"
 
 namespace whycache {
 namespace {
@@ -89,6 +90,31 @@ TEST_F(MysqlLogAway, a_new_connection_takes_no_update_before_those_it_follows_we
   updates_of(*behind_proxy, 6);
   EXPECT_EQ(behind_proxy->append(7, "y"), Appended::yes);
   EXPECT_EQ(behind_proxy->append(8, "z"), Appended::yes);
+}
+
+// That another thread has read what the log has by now does not mean that this writer knows.
+TEST_F(MysqlLogAway, an_update_does_not_follow_another_than_it_continues_whoever_has_read_that) {
+  MysqlStore store;
+  const auto log = store.open();
+  const auto update = [](UpdateId id, std::uint64_t previous_chain, const std::string& value) {
+    Draft draft(Authorship{});
+    draft.add(Change::set("key", value), 1 << 20);
+    return std::string(draft.seal(id, previous_chain));
+  };
+  const std::string first = update(1, chain_start(log->extent().uuid), "1");
+  const std::string lost = update(2, peek_place(first)->chain, "lost");
+  const std::string other = update(2, peek_place(first)->chain, "other");
+  ASSERT_EQ(log->append(1, first), Appended::yes);
+  ASSERT_EQ(log->append(2, lost), Appended::yes);
+
+  log->rest();
+  store.run("DELETE FROM whycache_updates WHERE id = 2");
+  ASSERT_EQ(store.open()->append(2, other), Appended::yes);
+  ASSERT_EQ(updates_of(*log).at(2), other);
+
+  expect_error(
+      ErrorKind::unavailable, [&] { log->append(3, update(3, peek_place(lost)->chain, "3")); }, "another update");
+  EXPECT_EQ(log->append(3, update(3, peek_place(other)->chain, "3")), Appended::yes);
 }
 
 TEST_F(MysqlLogAway, a_statement_that_is_killed_does_nothing) {
