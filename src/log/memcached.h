@@ -1,6 +1,6 @@
-// Some memcached servers: libmemcached, wrapped so that it never throws, never takes long, and leaves servers alone for
-// a while that do not answer. Nothing that stands in a memcached is ever needed, so nothing here is an error: what
-// cannot be had is not there.
+// Some memcached servers: libmemcached, wrapped so that it never throws, and leaves servers alone for a while that do
+// not answer. An answer is waited for no longer than `patience` at each piece of it: a server that drips takes longer.
+// Nothing that stands in a memcached is ever needed, so nothing here is an error: what cannot be had is not there.
 //
 // Keys are spread over the servers by consistent hashing (ketama). A server that does not answer keeps its keys:
 // whoever needs one of them finds that memcached failed, which is then left alone for a while, all of it.
@@ -55,7 +55,8 @@ class Memcached {
   // Whether it is worth asking: not for a while after a failure, and not in a forked child.
   bool answers() const noexcept;
 
-  // What is there under `keys`, in their order. nullopt: failed, as opposed to: not there.
+  // What is there under `keys`, in their order. nullopt: failed, as opposed to: not there. Of several servers, what one
+  // that fails while it answers had may be not there instead.
   std::optional<std::vector<std::optional<Item>>> get(const std::vector<std::string>& keys);
   // For `seconds`; it may be forgotten at any time.
   Stored set(const std::string& key, std::string_view bytes, std::uint32_t flags, std::chrono::seconds seconds);

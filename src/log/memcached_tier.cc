@@ -23,7 +23,8 @@ constexpr std::uint32_t flag_too_large = 1;
 // Who is farther behind asks the log.
 constexpr std::uint64_t rows_max = 4'096;
 constexpr std::size_t rows_bytes_max = std::size_t{4} << 20;
-constexpr std::size_t keys_at_once = 256;
+constexpr UpdateId keys_at_first = 8;  // asked for at once, until it is known how large the updates are
+constexpr UpdateId keys_at_once = 256;
 // Of what was read from the log, the last so many updates are put into memcached.
 constexpr std::size_t fill_rows_max = 1'000;
 constexpr std::size_t fill_bytes_max = std::size_t{8} << 20;
@@ -338,13 +339,15 @@ MemcachedTier::Told MemcachedTier::follow_head(const Head& head, UpdateId first,
   const UpdateId begin = std::max(first, known_.base + 1);
   if (head.head - begin >= rows_max) return Told::ask_log;
   std::size_t bytes = 0;
+  std::size_t largest_bytes = 1;
+  UpdateId keys_next = keys_at_first;
   for (UpdateId next = begin; next <= head.head;) {
     if (next == frontier_.id) {
       rows.push_back(frontier_);
       ++next;
       continue;
     }
-    const UpdateId end = std::min<UpdateId>(head.head + 1, next + keys_at_once);
+    const UpdateId end = std::min<UpdateId>(head.head + 1, next + keys_next);
     std::vector<std::string> keys;
     for (UpdateId id = next; id < end; ++id) keys.push_back(update_key(id));
     auto items = memcached_.get(keys);
@@ -358,9 +361,12 @@ MemcachedTier::Told MemcachedTier::follow_head(const Head& head, UpdateId first,
         return take_fill_lease(next) ? Told::ask_log : Told::nothing;
       }
       bytes += item->bytes.size();
+      largest_bytes = std::max(largest_bytes, item->bytes.size());
       if ((item->flags & flag_too_large) != 0 || bytes > rows_bytes_max) return Told::ask_log;
       rows.push_back({next++, std::move(item->bytes)});
     }
+    const UpdateId fitting = (rows_bytes_max - bytes) / largest_bytes;
+    keys_next = std::clamp<UpdateId>(std::min(fitting, 4 * keys_next), 1, keys_at_once);
   }
   return mark_of(rows.back().bytes) == head.mark ? Told::all : Told::ask_log;
 }
