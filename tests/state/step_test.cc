@@ -423,7 +423,7 @@ TEST_F(StepLong, updates_that_split_the_point_index) {
           auto* const words = reinterpret_cast<std::uint64_t*>(file.data() + part_offset(slot));
           std::uint32_t fillers = 0;
           for (std::uint64_t i = 0; i < part_words; ++i) {
-            if (words[i] != empty_word || i % 16 == 0) continue;
+            if (words[i] != empty_word || i % 16 == 15) continue;  // the empty words of a bucket are its last
             words[i] = filler_word;
             ++fillers;
           }
