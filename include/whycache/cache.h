@@ -254,9 +254,9 @@ class WHYCACHE_API Cache {
   }
   // Sets all that `next` hands out until it has no more, in as many updates as that takes, in order, each atomic, with
   // memory for two of them however many they are. An item has to stay where it is until the next call. Returns the id
-  // of the last update; the deadline is that of each. After an error the
-  // updates before it stay: the message says how many items those had. What `next` throws passes unchanged, and what it
-  // handed out since the last update is not written.
+  // of the last update; the deadline is that of each. After an error the updates before it stay: the message says how
+  // many items those had. What `next` throws passes unchanged, and what it handed out since the last update is not
+  // written.
   UpdateId fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options = {});
   // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options = {});

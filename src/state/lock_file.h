@@ -38,7 +38,8 @@ struct LockFileHeader {
   std::atomic<std::uint64_t> asked_state_id;
   std::atomic<std::uint64_t> known_head;
   std::atomic<std::uint64_t> boot;  // of the kernel in which asked_at_ns was read
-  // The same of the log's store itself: asked_at_ns may be the word of what stands in front of it.
+  // The same of the log's store itself: asked_at_ns may be the word of what stands in front of it. Written and read
+  // like it, after the others and just before it: who dies between has asked all the same.
   std::atomic<std::int64_t> store_asked_at_ns;
   // Slots from here on were never used. Raised by who claims one (before it pins); the writer looks no further.
   alignas(64) std::atomic<std::uint32_t> slots_end;

@@ -15,6 +15,8 @@ namespace {
 
 // A file grows by a 128th, or 64 MiB if that is less: 840 times up to 8 GiB, 17,000 times up to a TiB.
 constexpr std::size_t plans_max = 20'000;
+// And so many more for directories; only in a file that somebody damages can there be more than twenty.
+constexpr std::size_t directories_max = 1000;
 
 }  // namespace
 
@@ -104,6 +106,7 @@ const LookupPlan* Mapping::find_plan(std::uint64_t directory) const {
   }
   // Who comes here has bounds of his own. What lies beyond those of the plan is read the long way.
   if (count >= plans_max && of_smaller_file != nullptr) return of_smaller_file;
+  if (count >= plans_max + directories_max) return nullptr;
   // No lock: a child may be forked at any moment.
   auto* const made = new LookupPlan(LookupPlan::of(directory, base_, usable, key_hash_));
   made->next = first;

@@ -113,9 +113,9 @@ class Mapping {
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;
   LookupPlan no_plan_{};
-  // Release, acquired by reads. What it pointed to stays, on the list.
+  // Stored by whichever reader finds or makes one (release), acquired by reads. What it pointed to stays, on the list.
   mutable std::atomic<const LookupPlan*> plan_;
-  mutable std::atomic<const LookupPlan*> plans_{nullptr};
+  mutable std::atomic<const LookupPlan*> plans_{nullptr};  // the list, newest first; compare-and-swap, acq_rel
   std::uint64_t hash_seed_ = 0;
   std::uint64_t state_id_ = 0;
   std::uint64_t inode_ = 0;

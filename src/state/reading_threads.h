@@ -44,8 +44,8 @@ struct alignas(64) ReadingThread {
 
 // What this thread begins a read with.
 struct ThisReader {
-  // A key of this many bytes and 8 more, or of more than that, or of less than 8, is none to be read the quickest way:
-  // any, while the thread has no record. So that one comparison tells both.
+  // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0 while the thread has
+  // no record. So one comparison tells both.
   std::uint64_t two_words_sizes = 0;
   ReadingThread* thread = nullptr;
 };

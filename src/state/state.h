@@ -249,7 +249,8 @@ class State {
   struct Inner;
   StateOptions options_;
   bool adopted_ = false;
-  // Of the mapping that reads use now; the plan in it is for no file while there is none. Loaded inside a Reading.
+  // Of the mapping that reads use now; the plan in it is for no file while there is none. Stored with the mapping
+  // (release, under Inner::switch_mutex), acquired by reads, inside a Reading.
   std::atomic<const std::atomic<const LookupPlan*>*> plan_place_;
   bool (*const get_)(const State&, std::string_view, std::string&);
   std::unique_ptr<Inner> inner_;
