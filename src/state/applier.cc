@@ -19,15 +19,27 @@ void set_digest(PublishedBlock& block, const Digest& digest) {
   block.digest_high = digest.high;
 }
 
-std::string_view key_of(const EntryHeader& header) {
-  return {reinterpret_cast<const char*>(&header + 1), header.key_bytes()};
+// `previous`: offset of the version before, 0 if there is none.
+void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key, std::string_view value,
+                 std::uint64_t previous) {
+  const auto put = [&to](const void* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+    to += bytes;
+  };
+  const auto put_word = [&put](std::uint64_t word) { put(&word, sizeof word); };
+  const bool wide = is_wide_entry(key.size(), value.size());
+  if (wide) {
+    put_word(EntryWord::wide(id, erased, key.size()).word());
+    put_word(WideWord(previous, value.size()).word());
+  } else {
+    put_word(EntryWord::narrow(id, erased, key.size(), value.size(), previous != 0).word());
+  }
+  put(key.data(), key.size());
+  put(value.data(), value.size());
+  if (wide || previous == 0) return;
+  to += -(key.size() + value.size()) % 8;
+  put_word(previous);
 }
-
-std::string_view value_of(const EntryHeader& header) {
-  return {reinterpret_cast<const char*>(&header + 1) + header.key_bytes(), header.value_bytes()};
-}
-
-std::uint64_t bytes_of(const EntryHeader& header) { return entry_bytes(header.key_bytes(), header.value_bytes()); }
 
 }  // namespace
 
@@ -120,8 +132,7 @@ void Applier::loaded(UpdateId id, std::uint64_t chain) {
 }
 
 void Applier::set(std::string_view key, std::string_view value, std::uint64_t hash) {
-  const std::uint64_t bytes = entry_bytes(key.size(), value.size());
-  make_room(bytes);
+  make_room(entry_bytes(key.size(), value.size(), true));
   IndexWord* const word = index_.find(hash, key);
   std::uint64_t previous = 0;
   bool was_there = false;
@@ -129,24 +140,20 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
   std::uint64_t old_bytes = 0;
   if (word != nullptr) {
     old_offset = word_offset(word->load(std::memory_order_relaxed));
-    const EntryHeader& old = index_.entry(old_offset);
+    const Entry old = index_.entry(old_offset);
     // A version of this very update, of a key that comes twice, is nothing anybody will ever see.
     previous = old.id() == next_.id ? old.previous() : old_offset;
-    old_bytes = bytes_of(old);
+    old_bytes = old.bytes();
     was_there = !old.erased();
     if (was_there) {
       Digest digest = digest_of(next_);
-      subtract(digest, item_digest(key, value_of(old)));
+      subtract(digest, item_digest(key, old.value()));
       set_digest(next_, digest);
-      next_.item_bytes -= old.key_bytes() + old.value_bytes();
+      next_.item_bytes -= old.key_bytes + old.value_bytes;
     }
   }
-  const std::uint64_t offset = arena_.allocate_entry(bytes, false);
-  std::byte* const memory = mapping_.writable_base() + offset;
-  const EntryHeader header = EntryHeader::make(next_.id, false, key.size(), previous, value.size());
-  std::memcpy(memory, &header, sizeof header);
-  std::memcpy(memory + sizeof header, key.data(), key.size());
-  if (!value.empty()) std::memcpy(memory + sizeof header + key.size(), value.data(), value.size());
+  const std::uint64_t offset = arena_.allocate_entry(entry_bytes(key.size(), value.size(), previous != 0), false);
+  write_entry(mapping_.writable_base() + offset, next_.id, false, key, value, previous);
   if (word != nullptr) {
     PointIndex::replace(*word, offset);
     arena_.entry_died(old_offset, old_bytes);
@@ -164,28 +171,24 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
 }
 
 void Applier::erase(std::string_view key, std::uint64_t hash) {
-  const std::uint64_t bytes = entry_bytes(key.size(), 0);
-  make_room(bytes);
+  make_room(entry_bytes(key.size(), 0, true));
   IndexWord* const word = index_.find(hash, key);
   if (word == nullptr) return;
   const std::uint64_t old_offset = word_offset(word->load(std::memory_order_relaxed));
-  const EntryHeader& old = index_.entry(old_offset);
+  const Entry old = index_.entry(old_offset);
   if (old.erased()) return;
-  const std::uint64_t old_bytes = bytes_of(old);
   Digest digest = digest_of(next_);
-  subtract(digest, item_digest(key, value_of(old)));
+  subtract(digest, item_digest(key, old.value()));
   set_digest(next_, digest);
-  next_.item_bytes -= old.key_bytes() + old.value_bytes();
+  next_.item_bytes -= old.key_bytes + old.value_bytes;
   --next_.item_count;
   moves_.push_back({key, false});
 
   const std::uint64_t previous = old.id() == next_.id ? old.previous() : old_offset;
-  const std::uint64_t offset = arena_.allocate_entry(bytes, false);
-  const EntryHeader header = EntryHeader::make(next_.id, true, key.size(), previous, 0);
-  std::memcpy(mapping_.writable_base() + offset, &header, sizeof header);
-  std::memcpy(mapping_.writable_base() + offset + sizeof header, key.data(), key.size());
+  const std::uint64_t offset = arena_.allocate_entry(entry_bytes(key.size(), 0, previous != 0), false);
+  write_entry(mapping_.writable_base() + offset, next_.id, true, key, {}, previous);
   PointIndex::replace(*word, offset);
-  arena_.entry_died(old_offset, old_bytes);
+  arena_.entry_died(old_offset, old.bytes());
 }
 
 void Applier::erase_everything() {
@@ -245,22 +248,22 @@ void Applier::clear_segment(std::uint64_t segment) {
   while (within < end) {
     std::size_t count = 0;
     for (; count < prefetch_distance && within < end; ++count) {
-      const EntryHeader& header = index_.entry(first + within);
-      const std::uint64_t bytes = bytes_of(header);
-      if (header.key_bytes() == 0 || bytes > end - within) {
+      const Entry entry = index_.entry(first + within);
+      const std::uint64_t bytes = entry.bytes();
+      if (entry.key_bytes == 0 || bytes > end - within) {
         throw Error(ErrorKind::corrupt, "state file damaged: entry at offset=" + std::to_string(first + within) +
                                             " (delete the state file)");
       }
-      places[count] = {first + within, mapping_.hash_of(key_of(header))};
+      places[count] = {first + within, mapping_.hash_of(entry.key())};
       index_.prefetch(places[count].hash);
       within += bytes;
     }
     for (std::size_t i = 0; i < count; ++i) {
       IndexWord* const word = index_.find_offset(places[i].hash, places[i].offset);
       if (word == nullptr) continue;
-      const EntryHeader& header = index_.entry(places[i].offset);
-      const std::uint64_t bytes = bytes_of(header);
-      if (header.erased() && header.id() <= visible) {
+      const Entry entry = index_.entry(places[i].offset);
+      const std::uint64_t bytes = entry.bytes();
+      if (entry.erased() && entry.id() <= visible) {
         // Everybody sees the key gone already, so that its last trace may go. A point read that began earlier has to
         // begin again: it might look for the version before.
         if (!raised) arena_.raise_generation();
@@ -268,7 +271,7 @@ void Applier::clear_segment(std::uint64_t segment) {
         index_.remove(*word);
       } else {
         const std::uint64_t copy = arena_.allocate_entry(bytes, true);
-        std::memcpy(mapping_.writable_base() + copy, &header, bytes);
+        std::memcpy(mapping_.writable_base() + copy, mapping_.base() + places[i].offset, bytes);
         PointIndex::replace(*word, copy);
       }
       arena_.entry_died(places[i].offset, bytes);

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -68,33 +69,82 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 
 // --- Entries ---
 
-// One version of one key's value: this header, the key, the value, up to a multiple of 8 bytes. Written before the
-// index points to it, then never changed.
-struct EntryHeader {
-  std::uint64_t id_and_key;          // update id << 16 | erased << 15 | key bytes
-  std::uint64_t previous_and_value;  // offset / 8 of the version before (0: none) << 24 | value bytes
+// One version of one key's value, written before the index points to it, then never changed. Most are narrow:
+//
+//   narrow   EntryWord, key, value, up to a multiple of 8 bytes; offset of the version before, if there is one
+//   wide     EntryWord, WideWord, key, value, up to a multiple of 8 bytes
+//
+// A reader waits for memory: the fewer bytes, the fewer cache lines. What is seldom looked at is behind the value,
+// where it is in no one's way.
 
-  static constexpr std::uint64_t erased_bit = std::uint64_t{1} << 15;
+// The size of the key, not erased and what else a read has to compare can be told from this word alone.
+class EntryWord {
+ public:
+  static constexpr std::uint64_t narrow_key_bytes_max = 254;
+  static constexpr std::uint64_t narrow_value_bytes_max = 0x3fff;
 
-  static EntryHeader make(UpdateId id, bool erased, std::size_t key_bytes, std::uint64_t previous,
-                          std::size_t value_bytes) {
-    return {id << 16 | (erased ? erased_bit : 0) | key_bytes, previous >> 3 << 24 | value_bytes};
+  EntryWord() = default;
+  explicit EntryWord(std::uint64_t word) : word_(word) {}
+  static EntryWord narrow(UpdateId id, bool erased, std::uint64_t key_bytes, std::uint64_t value_bytes,
+                          bool has_previous) {
+    return EntryWord(id << id_at | value_bytes << value_at | std::uint64_t{has_previous} << previous_at |
+                     std::uint64_t{erased} << erased_at | key_bytes);
   }
-  UpdateId id() const { return id_and_key >> 16; }
-  bool erased() const { return (id_and_key & erased_bit) != 0; }
-  std::uint32_t key_bytes() const { return static_cast<std::uint32_t>(id_and_key & 0x7fff); }
-  // Not erased, and the key of this size.
-  bool is_live(std::size_t bytes) const { return (id_and_key & 0xffff) == bytes; }
-  std::uint64_t previous() const { return previous_and_value >> 24 << 3; }
-  std::uint32_t value_bytes() const { return static_cast<std::uint32_t>(previous_and_value & 0xffffff); }
-};
-static_assert(sizeof(EntryHeader) == 16);
+  // The key's bytes are where those of a narrow one's value are.
+  static EntryWord wide(UpdateId id, bool erased, std::uint64_t key_bytes) {
+    return narrow(id, erased, wide_mark, key_bytes, false);
+  }
 
-inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 48) - 1;
+  std::uint64_t word() const { return word_; }
+  UpdateId id() const { return word_ >> id_at; }
+  bool erased() const { return (word_ >> erased_at & 1) != 0; }
+  bool is_wide() const { return (word_ & 0xff) == wide_mark; }
+  // Narrow, not erased, with a key of this size, and no newer than `id`: all at once. Rotated, a key of another size
+  // leaves a number larger than any id.
+  bool is_live(std::uint64_t key_bytes, UpdateId id) const {
+    return std::rotr(word_ - key_bytes, previous_at) >> (id_at - previous_at) <= id;
+  }
+  std::uint64_t narrow_key_bytes() const { return word_ & 0xff; }
+  std::uint64_t narrow_value_bytes() const { return word_ >> value_at & narrow_value_bytes_max; }
+  bool has_previous() const { return (word_ >> previous_at & 1) != 0; }
+  std::uint64_t wide_key_bytes() const { return narrow_value_bytes(); }
+
+ private:
+  // 40 bits id, 14 value bytes, 1 a version before, 1 erased, 8 key bytes.
+  static constexpr unsigned id_at = 24;
+  static constexpr unsigned value_at = 10;
+  static constexpr unsigned previous_at = 9;
+  static constexpr unsigned erased_at = 8;
+  static constexpr std::uint64_t wide_mark = 255;
+
+  std::uint64_t word_ = 0;
+};
+static_assert(sizeof(EntryWord) == 8);
+static_assert(key_bytes_max <= EntryWord::narrow_value_bytes_max);
+
+// offset / 8 of the version before (0: none) << 24 | value bytes
+class WideWord {
+ public:
+  explicit WideWord(std::uint64_t word) : word_(word) {}
+  WideWord(std::uint64_t previous, std::uint64_t value_bytes) : word_(previous >> 3 << 24 | value_bytes) {}
+  std::uint64_t word() const { return word_; }
+  std::uint64_t previous() const { return word_ >> 24 << 3; }
+  std::uint64_t value_bytes() const { return word_ & 0xffffff; }
+
+ private:
+  std::uint64_t word_;
+};
+static_assert(value_bytes_max <= 0xffffff);
+
+inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 40) - 1;
 inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
-inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes) {
-  return (sizeof(EntryHeader) + key_bytes + value_bytes + 7) & ~std::uint64_t{7};
+inline constexpr bool is_wide_entry(std::uint64_t key_bytes, std::uint64_t value_bytes) {
+  return key_bytes > EntryWord::narrow_key_bytes_max || value_bytes > EntryWord::narrow_value_bytes_max;
+}
+inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes, bool has_previous) {
+  const std::uint64_t words = is_wide_entry(key_bytes, value_bytes) || has_previous ? 2 : 1;
+  return words * sizeof(std::uint64_t) + ((key_bytes + value_bytes + 7) & ~std::uint64_t{7});
 }
 inline constexpr bool is_large_entry(std::uint64_t bytes) { return bytes > segment_bytes; }
 inline constexpr std::uint64_t segments_for(std::uint64_t bytes) { return (bytes + segment_bytes - 1) / segment_bytes; }
@@ -178,7 +228,7 @@ struct HeaderFixed {
 static_assert(sizeof(HeaderFixed) == 512);
 
 inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
-inline constexpr std::uint16_t state_format_major = 1;
+inline constexpr std::uint16_t state_format_major = 2;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
 // What one update id comes with. Block (id & 7) is written before applied_id is stored, and not again until seven

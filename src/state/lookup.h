@@ -36,14 +36,27 @@ struct LookupResult {
   const char* key = nullptr;  // the key's bytes in the entry
 };
 
-// An entry's header, loaded once: memory that is used again may change between two looks, so that what was checked is
+// An entry's sizes, loaded once: memory that is used again may change between two looks, so that what was checked is
 // what is used.
 struct Entry {
-  EntryHeader header;
-  const char* data;  // key, then value
+  EntryWord word;
+  std::uint64_t key_bytes = 0;
+  std::uint64_t value_bytes = 0;
+  const char* data = nullptr;                  // key, then value
+  const std::uint64_t* previous_at = nullptr;  // nullptr: no version before
 
-  std::string_view key() const { return {data, header.key_bytes()}; }
-  std::string_view value() const { return {data + header.key_bytes(), header.value_bytes()}; }
+  UpdateId id() const { return word.id(); }
+  bool erased() const { return word.erased(); }
+  std::string_view key() const { return {data, key_bytes}; }
+  std::string_view value() const { return {data + key_bytes, value_bytes}; }
+  // Offset of the version before; 0: there is none.
+  std::uint64_t previous() const {
+    if (previous_at == nullptr) return 0;
+    const std::uint64_t loaded = __atomic_load_n(previous_at, __ATOMIC_RELAXED);
+    return word.is_wide() ? WideWord(loaded).previous() : loaded;
+  }
+  // All of it.
+  std::uint64_t bytes() const { return entry_bytes(key_bytes, value_bytes, previous_at != nullptr); }
 };
 
 // The file's bytes as one reader sees them during one read.
@@ -60,14 +73,24 @@ class Bytes {
   bool has_part(std::uint64_t offset) const {
     return offset <= usable_ - segment_bytes;
   }  // a file has at least one segment
-  // False if there can be no entry. Its key and value lie within the mapping otherwise.
+  // False if there can be no entry. All of it lies within the mapping otherwise.
   [[gnu::always_inline]] bool entry(std::uint64_t offset, Entry& entry) const {
-    if (offset - header_page_bytes > usable_ - header_page_bytes - sizeof(EntryHeader)) return false;
-    const auto* words = at<std::uint64_t>(offset);
-    entry.header.id_and_key = __atomic_load_n(words, __ATOMIC_RELAXED);
-    entry.header.previous_and_value = __atomic_load_n(words + 1, __ATOMIC_RELAXED);
-    entry.data = at<char>(offset + sizeof(EntryHeader));
-    return sizeof(EntryHeader) + entry.header.key_bytes() + entry.header.value_bytes() <= usable_ - offset;
+    if (offset - header_page_bytes > usable_ - header_page_bytes - 2 * sizeof(std::uint64_t)) return false;
+    const auto* const words = at<std::uint64_t>(offset);
+    const EntryWord word(__atomic_load_n(words, __ATOMIC_RELAXED));
+    entry.word = word;
+    if (word.is_wide()) [[unlikely]] {
+      entry.key_bytes = word.wide_key_bytes();
+      entry.value_bytes = WideWord(__atomic_load_n(words + 1, __ATOMIC_RELAXED)).value_bytes();
+      entry.data = reinterpret_cast<const char*>(words + 2);
+      entry.previous_at = words + 1;
+    } else {
+      entry.key_bytes = word.narrow_key_bytes();
+      entry.value_bytes = word.narrow_value_bytes();
+      entry.data = reinterpret_cast<const char*>(words + 1);
+      entry.previous_at = word.has_previous() ? words + 1 + (entry.key_bytes + entry.value_bytes + 7) / 8 : nullptr;
+    }
+    return entry.bytes() <= usable_ - offset;
   }
 
  private:
@@ -95,13 +118,14 @@ inline const IndexWord* home_of(const IndexWord* part, std::uint64_t hash) {
 
 // Goes from `entry` of `key` back to the version that was current at `id`. `no`: there was none.
 inline Found version_at(const Bytes& bytes, Entry& entry, std::string_view key, UpdateId id) {
-  while (entry.header.id() > id) {
-    const UpdateId newer = entry.header.id();
-    const std::uint64_t previous = entry.header.previous();
+  while (entry.id() > id) {
+    const UpdateId newer = entry.id();
+    const std::uint64_t previous = entry.previous();
     if (previous == 0) return Found::no;
-    if (!bytes.entry(previous, entry) || entry.header.id() >= newer || entry.key() != key) return Found::impossible;
+    if (previous % 8 != 0 || !bytes.entry(previous, entry) || entry.id() >= newer || entry.key() != key)
+      return Found::impossible;
   }
-  return entry.header.erased() ? Found::no : Found::yes;
+  return entry.erased() ? Found::no : Found::yes;
 }
 
 // Whether two keys of the same size are equal. Most are short; then a call would cost more than this.
@@ -200,7 +224,7 @@ class Bucket {
       if (word >> word_offset_bits != wanted || !holds_entry(word)) continue;
       Entry entry;
       if (!bytes.entry(word_offset(word), entry)) return {Found::impossible, {}};
-      if (entry.header.key_bytes() != key.size() || !equal_keys(entry.data, key.data(), key.size())) continue;
+      if (entry.key_bytes != key.size() || !equal_keys(entry.data, key.data(), key.size())) continue;
       const Found found = version_at(bytes, entry, key, id);
       if (found != Found::yes) return {found, {}};
       return {Found::yes, entry.value(), entry.data};
@@ -229,9 +253,9 @@ class Bucket {
     const std::uint64_t offset = word_offset(word);
     prefetch_rest(bytes.at<char>(offset));
     Entry entry;
-    if (word >> word_offset_bits == wanted && bytes.entry(offset, entry) && entry.header.is_live(key.size()) &&
-        entry.header.id() <= id && equal_keys(entry.data, key.data(), key.size())) [[likely]] {
-      return {Found::yes, {entry.data + key.size(), entry.header.value_bytes()}, entry.data};
+    if (word >> word_offset_bits == wanted && bytes.entry(offset, entry) && entry.key_bytes == key.size() &&
+        !entry.erased() && entry.id() <= id && equal_keys(entry.data, key.data(), key.size())) [[likely]] {
+      return {Found::yes, entry.value(), entry.data};
     }
   } else if (home.has_empty()) {
     return {Found::no, {}};
@@ -277,7 +301,7 @@ template <bool two_words, typename Id>
   if constexpr (two_words) {
     hash = plan.key_hash.of(TwoWords::of(key.data(), key.size()), key.size());
   } else {
-    if (key.size() > key_bytes_max) [[unlikely]]
+    if (key.size() > EntryWord::narrow_key_bytes_max) [[unlikely]]
       return Quick::unsure;
     hash = plan.key_hash(key);
   }
@@ -295,13 +319,10 @@ template <bool two_words, typename Id>
   if (offset + key.size() + room > plan.entry_end_max) [[unlikely]]
     return Quick::unsure;
   const std::byte* const entry = base + offset;
-  const auto* const header = reinterpret_cast<const std::uint64_t*>(entry);
-  // The size of the key, not erased, and an id that is not too new, all in one: rotated, any other size is a large
-  // number.
-  const std::uint64_t id_and_key = __atomic_load_n(header, __ATOMIC_RELAXED);
-  if (std::rotr(id_and_key - key.size(), 16) > id()) [[unlikely]]
+  const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
+  if (!word.is_live(key.size(), id())) [[unlikely]]
     return Quick::unsure;
-  const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryHeader);
+  const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if constexpr (two_words) {
     if (TwoWords::of(key_in_entry, key.size()) != TwoWords::of(unrelated(key.data()), key.size())) [[unlikely]]
       return Quick::unsure;
@@ -309,14 +330,14 @@ template <bool two_words, typename Id>
     if (!equal_keys(key_in_entry, key.data(), key.size())) [[unlikely]]
       return Quick::unsure;
   }
-  value = {key_in_entry, __atomic_load_n(header + 1, __ATOMIC_RELAXED) & 0xffffff};
+  value = {key_in_entry, word.narrow_value_bytes()};
   return Quick::yes;
 }
 
 // Whether the whole of the value that was found lies within the mapping.
 [[gnu::always_inline]] inline bool is_within(const LookupPlan& plan, std::string_view found) {
   const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
-  return offset + found.size() <= plan.entry_end_max + sizeof(EntryHeader);
+  return offset + found.size() <= plan.entry_end_max + sizeof(EntryWord);
 }
 
 // --- Reads that pin nothing. ---

@@ -26,8 +26,9 @@ struct alignas(64) LookupPlan {
   std::uint64_t slot_count;
   const std::byte* base;
   std::uint64_t part_offset_max;  // a part lies within the mapping if its offset is not more
-  std::uint64_t entry_end_max;  // an entry does, if its offset and the bytes of its key and value are together not more
-  KeyHash key_hash;             // its seed for long keys is the first that is not in the line
+  std::uint64_t
+      entry_end_max;  // so does a narrow entry, if offset, key's bytes and value's bytes are together not more
+  KeyHash key_hash;   // its seed for long keys is the first that is not in the line
   const LookupPlan* next;
 
   static LookupPlan none(const std::byte* base, const KeyHash& key_hash) {
@@ -41,7 +42,7 @@ struct alignas(64) LookupPlan {
             std::uint64_t{1} << directory_depth(directory),
             base,
             usable_bytes - segment_bytes,
-            usable_bytes - sizeof(EntryHeader),
+            usable_bytes - sizeof(EntryWord),
             key_hash,
             nullptr};
   }
@@ -53,7 +54,7 @@ struct alignas(64) LookupPlan {
     return slots[static_cast<std::uint64_t>(static_cast<Product>(hash) * slot_count >> 64)];
   }
   bool is_for(std::uint64_t directory_word, std::uint64_t usable_bytes) const {
-    return directory == directory_word && entry_end_max == usable_bytes - sizeof(EntryHeader);
+    return directory == directory_word && entry_end_max == usable_bytes - sizeof(EntryWord);
   }
 };
 

@@ -52,11 +52,11 @@ SegmentDescriptor& PointIndex::part_descriptor(const IndexWord* word) const {
   return arena_.descriptor(offset / segment_bytes);
 }
 
-const EntryHeader& PointIndex::entry(std::uint64_t offset) const {
+Entry PointIndex::entry(std::uint64_t offset) const {
   Entry entry;
   if (offset % 8 != 0 || !Bytes(arena_.mapping()).entry(offset, entry))
     throw damaged_index("no entry at offset", offset);
-  return *reinterpret_cast<const EntryHeader*>(arena_.mapping().base() + offset);
+  return entry;
 }
 
 namespace {
@@ -85,10 +85,7 @@ IndexWord* PointIndex::find(std::uint64_t hash, std::string_view key) const {
   unsigned depth;
   IndexWord* const slots = directory(depth);
   IndexWord* const words = part(part_offset(slots[directory_slot(hash, depth)].load(std::memory_order_relaxed)));
-  return probe(words, hash, [&](std::uint64_t offset) {
-    const EntryHeader& header = entry(offset);
-    return header.key_bytes() == key.size() && std::memcmp(&header + 1, key.data(), key.size()) == 0;
-  });
+  return probe(words, hash, [&](std::uint64_t offset) { return entry(offset).key() == key; });
 }
 
 IndexWord* PointIndex::find_offset(std::uint64_t hash, std::uint64_t offset) const {

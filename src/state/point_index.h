@@ -9,6 +9,7 @@
 
 #include "state/arena.h"
 #include "state/layout.h"
+#include "state/lookup.h"
 
 namespace whycache {
 
@@ -35,7 +36,7 @@ class PointIndex {
   void remove(IndexWord& word);
 
   // The entry's header at `offset`, which the index gave. Throws Error corrupt if none can be there.
-  const EntryHeader& entry(std::uint64_t offset) const;
+  Entry entry(std::uint64_t offset) const;
 
   // The bounds-checked directory: its words and depth. Throws Error corrupt.
   IndexWord* directory(unsigned& depth) const;

@@ -119,23 +119,23 @@ class Recovery {
         continue;
       }
       std::uint64_t at = word_offset(word);
-      const EntryHeader* header = &index_.entry(at);
-      while (header != nullptr && header->id() > applied_) {
+      Entry entry = index_.entry(at);
+      while (entry.id() > applied_) {
         ++taken_back_;
-        const UpdateId newer = header->id();
-        at = header->previous();
-        header = at == 0 ? nullptr : &index_.entry(at);
-        if (header != nullptr && header->id() >= newer)
-          throw damaged("version older than the one before, at offset", at);
+        const UpdateId newer = entry.id();
+        at = entry.previous();
+        if (at == 0) break;
+        entry = index_.entry(at);
+        if (entry.id() >= newer) throw damaged("version older than the one before, at offset", at);
       }
-      if (header == nullptr) {
+      if (at == 0) {
         words[i].store(filler_word, std::memory_order_release);
         ++book.used;
         continue;
       }
       if (at != word_offset(word)) PointIndex::replace(words[i], at);
       ++book.live;
-      reach_entry(at, entry_bytes(header->key_bytes(), header->value_bytes()));
+      reach_entry(at, entry.bytes());
     }
   }
 

@@ -118,8 +118,7 @@ class Verification {
       ++live;
       Entry entry;
       const std::uint64_t at = word_offset(word);
-      if (at % 8 != 0 || !bytes_.entry(at, entry) || entry.header.key_bytes() == 0 ||
-          entry.header.key_bytes() > key_bytes_max) {
+      if (at % 8 != 0 || !bytes_.entry(at, entry) || entry.key_bytes == 0 || entry.key_bytes > key_bytes_max) {
         return report("entry out of bounds: offset=" + std::to_string(at));
       }
       const std::uint64_t hash = mapping_.hash_of(entry.key());
@@ -137,17 +136,17 @@ class Verification {
           }
         }
       }
-      if (entry.header.id() > applied_) {
+      if (entry.id() > applied_) {
         if (!report("entry newer than the applied id: offset=" + std::to_string(at) +
-                    " id=" + std::to_string(entry.header.id())))
+                    " id=" + std::to_string(entry.id())))
           return false;
         continue;
       }
-      const std::uint64_t bytes = entry_bytes(entry.header.key_bytes(), entry.header.value_bytes());
+      const std::uint64_t bytes = entry.bytes();
       live_[at / segment_bytes] += is_large_entry(bytes) ? 1 : static_cast<std::uint32_t>(bytes);
-      if (!entry.header.erased()) {
+      if (!entry.erased()) {
         ++live_items_;
-        item_bytes_ += entry.header.key_bytes() + entry.header.value_bytes();
+        item_bytes_ += entry.key_bytes + entry.value_bytes;
         add(digest_, item_digest(entry.key(), entry.value()));
       }
       step();

@@ -177,19 +177,30 @@ class DamageTest : public ::testing::Test {
       if (!holds_entry(word)) continue;
       ++found;
       const std::uint64_t offset = word_offset(word);
-      EntryHeader entry;
-      std::memcpy(&entry, pristine_.data() + offset, sizeof entry);
+      std::uint64_t first;
+      std::memcpy(&first, pristine_.data() + offset, sizeof first);
+      const EntryWord entry(first);
+      const std::uint64_t key_bytes = entry.is_wide() ? entry.wide_key_bytes() : entry.narrow_key_bytes();
+      const std::uint64_t value_bytes = entry.is_wide() ? 0 : entry.narrow_value_bytes();
       for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
         for (const std::uint64_t previous :
-             {offset, offset + 8, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}}) {
-          const EntryHeader made =
-              EntryHeader::make(id, entry.erased(), entry.key_bytes(), previous, entry.value_bytes());
-          all.push_back({"cyclic past", offset, std::string(reinterpret_cast<const char*>(&made), sizeof made), {}});
+             {offset, offset + 8, offset + 1, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}, ~offset}) {
+          const EntryWord narrow = EntryWord::narrow(id, entry.erased(), key_bytes & 0xff, value_bytes, true);
+          const std::string past = bytes_of(previous);
+          std::string whole = bytes_of(narrow.word()) + bytes_at(offset + 8, (key_bytes + value_bytes + 7) / 8 * 8);
+          all.push_back({"cyclic past", offset, whole + past, {}});
+          all.push_back({"cyclic past of a wide one",
+                         offset,
+                         bytes_of(EntryWord::wide(id, entry.erased(), key_bytes).word()) +
+                             bytes_of(WideWord(previous, value_bytes).word()),
+                         {}});
         }
       }
     }
     return all;
   }
+
+  static std::string bytes_of(std::uint64_t word) { return {reinterpret_cast<const char*>(&word), sizeof word}; }
 
   std::vector<Damage> cuts() const {
     std::vector<Damage> all;

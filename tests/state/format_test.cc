@@ -67,7 +67,8 @@ TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
     for (std::uint64_t i = 0; i < 8; ++i) {
       const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0) + i * 8);
       found |=
-          word >> 40 == hash >> 40 && file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + 16, key.size()) == key;
+          word >> 40 == hash >> 40 &&
+          file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + (key.size() > 254 ? 16 : 8), key.size()) == key;
     }
     EXPECT_TRUE(found) << key.size();
   }
@@ -79,7 +80,7 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   read(path);
 
   EXPECT_EQ(file_.substr(0, 8), "whycache");
-  EXPECT_EQ(at<std::uint16_t>(8), 1);
+  EXPECT_EQ(at<std::uint16_t>(8), 2);
   EXPECT_EQ(at<std::uint32_t>(12), 0x01020304U);
   EXPECT_EQ(at<std::uint32_t>(16), 4096U);
   EXPECT_EQ(at<std::uint32_t>(20), 262144U);
@@ -104,14 +105,13 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   EXPECT_EQ(word >> 37 & 7, 0U);
 
   const std::uint64_t entry = (word & ((std::uint64_t{1} << 37) - 1)) * 8;
-  EXPECT_EQ(at<std::uint64_t>(entry), std::uint64_t{1} << 16 | 1);
-  EXPECT_EQ(at<std::uint64_t>(entry + 8), 1U);
-  EXPECT_EQ(file_.substr(entry + 16, 2), "a1");
+  EXPECT_EQ(at<std::uint64_t>(entry), std::uint64_t{1} << 24 | 1 << 10 | 1);
+  EXPECT_EQ(file_.substr(entry + 8, 2), "a1");
 
   const std::uint64_t segment = entry / 262144;
   const std::uint64_t descriptor = segment / 8064 * 8064 * 262144 + 4096 + segment % 8064 * 32;
   EXPECT_EQ(at<std::uint8_t>(descriptor), 5);
-  EXPECT_EQ(at<std::uint32_t>(descriptor + 4), 24U);
+  EXPECT_EQ(at<std::uint32_t>(descriptor + 4), 16U);
 }
 
 }  // namespace
