@@ -26,9 +26,8 @@ struct alignas(64) LookupPlan {
   std::uint64_t slot_count;
   const std::byte* base;
   std::uint64_t part_offset_max;  // a part lies within the mapping if its offset is not more
-  std::uint64_t
-      entry_end_max;  // so does a narrow entry, if offset, key's bytes and value's bytes are together not more
-  KeyHash key_hash;   // its seed for long keys is the first that is not in the line
+  std::uint64_t entry_end_max;    // a narrow entry does, if offset + key bytes + value bytes is not more
+  KeyHash key_hash;               // its seed for long keys is the first that is not in the line
   const LookupPlan* next;
 
   static LookupPlan none(const std::byte* base, const KeyHash& key_hash) {
