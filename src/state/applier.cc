@@ -27,12 +27,12 @@ void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key, 
     to += bytes;
   };
   const auto put_word = [&put](std::uint64_t word) { put(&word, sizeof word); };
-  const bool wide = is_wide_entry(key.size(), value.size());
+  const bool wide = erased || is_wide_entry(key.size(), value.size());
   if (wide) {
     put_word(EntryWord::wide(id, erased, key.size()).word());
     put_word(WideWord(previous, value.size()).word());
   } else {
-    put_word(EntryWord::narrow(id, erased, key.size(), value.size(), previous != 0).word());
+    put_word(EntryWord::narrow(id, key.size(), value.size(), previous != 0).word());
   }
   put(key.data(), key.size());
   put(value.data(), value.size());
@@ -152,7 +152,8 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
       next_.item_bytes -= old.key_bytes + old.value_bytes;
     }
   }
-  const std::uint64_t offset = arena_.allocate_entry(entry_bytes(key.size(), value.size(), previous != 0), false);
+  const bool wide_or_previous = is_wide_entry(key.size(), value.size()) || previous != 0;
+  const std::uint64_t offset = arena_.allocate_entry(entry_bytes(key.size(), value.size(), wide_or_previous), false);
   write_entry(mapping_.writable_base() + offset, next_.id, false, key, value, previous);
   if (word != nullptr) {
     PointIndex::replace(*word, offset);
@@ -185,7 +186,7 @@ void Applier::erase(std::string_view key, std::uint64_t hash) {
   moves_.push_back({key, false});
 
   const std::uint64_t previous = old.id() == next_.id ? old.previous() : old_offset;
-  const std::uint64_t offset = arena_.allocate_entry(entry_bytes(key.size(), 0, previous != 0), false);
+  const std::uint64_t offset = arena_.allocate_entry(entry_bytes(key.size(), 0, true), false);
   write_entry(mapping_.writable_base() + offset, next_.id, true, key, {}, previous);
   PointIndex::replace(*word, offset);
   arena_.entry_died(old_offset, old.bytes());

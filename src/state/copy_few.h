@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "state/processor.h"
+
 namespace whycache {
 
 // Sixteen bytes, wherever they are.
@@ -39,8 +41,7 @@ template <typename Unit>
       "vmovdqu %%ymm0, (%[to])\n\t"
       "vmovdqu %%ymm1, 32(%[to])\n\t"
       "vmovdqu %%ymm2, -64(%[to],%[bytes])\n\t"
-      "vmovdqu %%ymm3, -32(%[to],%[bytes])\n\t"
-      "vzeroupper"
+      "vmovdqu %%ymm3, -32(%[to],%[bytes])" WHYCACHE_VZEROUPPER
       :
       : [to] "r"(to), [from] "r"(from), [bytes] "r"(bytes)
       : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
@@ -49,13 +50,16 @@ template <typename Unit>
 inline void copy_by_avx(char* to, const char* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
 #endif
 
-// Copies up to 128 bytes: from both ends towards the middle, where what is copied may overlap. By way of registers; a
-// std::memcpy through a struct leaves a copy on the stack, too.
+inline constexpr std::size_t copy_few_max = 128;
+
+// Copies up to copy_few_max bytes: from both ends towards the middle, where what is copied may overlap. By way of
+// registers; a std::memcpy through a struct leaves a copy on the stack, too.
 template <bool newer_processor>
 [[gnu::always_inline]] inline void copy_few(char* to, const char* from, std::size_t bytes) {
   constexpr std::size_t unit = sizeof(SixteenBytes);
   if constexpr (newer_processor) {
-    if (bytes > 4 * unit) return copy_by_avx(to, from, bytes);
+    if (bytes > 4 * unit) [[likely]]
+      return copy_by_avx(to, from, bytes);
   }
   if (bytes > 4 * unit) {
     const SixteenBytes a = sixteen(from), b = sixteen(from + unit), c = sixteen(from + 2 * unit),

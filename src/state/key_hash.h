@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "base/hash.h"
+#include "state/processor.h"
 
 namespace whycache {
 
@@ -59,11 +60,10 @@ class KeyHash {
     return of(words, bytes);
   }
   // Of a key of `bytes` bytes, 8 to 16.
-  std::uint64_t of(const TwoWords& words, std::size_t bytes) const {
-    __extension__ using Product = unsigned __int128;
-    const std::uint64_t a = words.first ^ first_seed_;
-    const std::uint64_t b = words.last ^ (last_seed_ + bytes);
-    return a * b ^ static_cast<std::uint64_t>(static_cast<Product>(a) * b >> 64);
+  template <bool newer_processor = false>
+  [[gnu::always_inline]] std::uint64_t of(const TwoWords& words, std::size_t bytes) const {
+    const Product product = multiply<newer_processor>(words.first ^ first_seed_, words.last ^ (last_seed_ + bytes));
+    return product.low ^ product.high;
   }
 
  private:

@@ -77,45 +77,47 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 // A reader waits for memory: the fewer bytes, the fewer cache lines. What is seldom looked at is behind the value,
 // where it is in no one's way.
 
-// The size of the key, not erased and what else a read has to compare can be told from this word alone.
+// What an entry begins with. Most of what a read has to know of it can be told from this word alone.
 class EntryWord {
  public:
   static constexpr std::uint64_t narrow_key_bytes_max = 254;
-  static constexpr std::uint64_t narrow_value_bytes_max = 0x3fff;
+  static constexpr std::uint64_t narrow_value_bytes_max = 0x7fff;
 
   EntryWord() = default;
   explicit EntryWord(std::uint64_t word) : word_(word) {}
-  static EntryWord narrow(UpdateId id, bool erased, std::uint64_t key_bytes, std::uint64_t value_bytes,
-                          bool has_previous) {
-    return EntryWord(id << id_at | value_bytes << value_at | std::uint64_t{has_previous} << previous_at |
-                     std::uint64_t{erased} << erased_at | key_bytes);
+  static EntryWord narrow(UpdateId id, std::uint64_t key_bytes, std::uint64_t value_bytes, bool has_previous) {
+    return EntryWord(id << id_at | std::uint64_t{has_previous} << flag_at | value_bytes << bytes_at | key_bytes);
   }
-  // The key's bytes are where those of a narrow one's value are.
   static EntryWord wide(UpdateId id, bool erased, std::uint64_t key_bytes) {
-    return narrow(id, erased, wide_mark, key_bytes, false);
+    return narrow(id, wide_mark, key_bytes, erased);
   }
 
   std::uint64_t word() const { return word_; }
   UpdateId id() const { return word_ >> id_at; }
-  bool erased() const { return (word_ >> erased_at & 1) != 0; }
   bool is_wide() const { return (word_ & 0xff) == wide_mark; }
-  // Narrow, not erased, with a key of this size, and no newer than `id`: all at once. Rotated, a key of another size
-  // leaves a number larger than any id.
-  bool is_live(std::uint64_t key_bytes, UpdateId id) const {
-    return std::rotr(word_ - key_bytes, previous_at) >> (id_at - previous_at) <= id;
-  }
+
   std::uint64_t narrow_key_bytes() const { return word_ & 0xff; }
-  std::uint64_t narrow_value_bytes() const { return word_ >> value_at & narrow_value_bytes_max; }
-  bool has_previous() const { return (word_ >> previous_at & 1) != 0; }
+  std::uint64_t narrow_value_bytes() const { return word_ >> bytes_at & narrow_value_bytes_max; }
+  bool narrow_has_previous() const { return flag(); }
+
   std::uint64_t wide_key_bytes() const { return narrow_value_bytes(); }
+  bool erased() const { return is_wide() && flag(); }
+
+  // The greatest word of an entry of update `id`, or one before it.
+  static constexpr std::uint64_t greatest(UpdateId id) { return id << id_at | ((std::uint64_t{1} << id_at) - 1); }
+  // Narrow, and so not erased, with a key of this size, up to narrow_key_bytes_max.
+  bool is_narrow_with(std::uint64_t key_bytes) const {
+    return static_cast<std::uint8_t>(word_) == static_cast<std::uint8_t>(key_bytes);
+  }
 
  private:
-  // 40 bits id, 14 value bytes, 1 a version before, 1 erased, 8 key bytes.
+  // 40 bits id; narrow: 1 a version before, 15 value bytes, 8 key bytes; wide: 1 erased, 15 key bytes, 8 ones.
   static constexpr unsigned id_at = 24;
-  static constexpr unsigned value_at = 10;
-  static constexpr unsigned previous_at = 9;
-  static constexpr unsigned erased_at = 8;
+  static constexpr unsigned flag_at = 23;
+  static constexpr unsigned bytes_at = 8;
   static constexpr std::uint64_t wide_mark = 255;
+
+  bool flag() const { return (word_ >> flag_at & 1) != 0; }
 
   std::uint64_t word_ = 0;
 };
@@ -139,11 +141,13 @@ static_assert(value_bytes_max <= 0xffffff);
 inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 40) - 1;
 inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
+// An erased one is wide, too.
 inline constexpr bool is_wide_entry(std::uint64_t key_bytes, std::uint64_t value_bytes) {
   return key_bytes > EntryWord::narrow_key_bytes_max || value_bytes > EntryWord::narrow_value_bytes_max;
 }
-inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes, bool has_previous) {
-  const std::uint64_t words = is_wide_entry(key_bytes, value_bytes) || has_previous ? 2 : 1;
+// All of it. `wide_or_previous`: it is wide or has a version before.
+inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes, bool wide_or_previous) {
+  const std::uint64_t words = wide_or_previous ? 2 : 1;
   return words * sizeof(std::uint64_t) + ((key_bytes + value_bytes + 7) & ~std::uint64_t{7});
 }
 inline constexpr bool is_large_entry(std::uint64_t bytes) { return bytes > segment_bytes; }
@@ -171,7 +175,8 @@ static_assert(part_words * sizeof(IndexWord) == segment_bytes);
 
 // 24 bits tag, 3 bits displacement from the home bucket, 37 bits offset / 8.
 inline constexpr unsigned word_offset_bits = 37;
-inline constexpr std::uint64_t tag_of(std::uint64_t hash) { return hash >> 40; }
+inline constexpr unsigned tag_shift = 40;
+inline constexpr std::uint64_t tag_of(std::uint64_t hash) { return hash >> tag_shift; }
 inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
 // Where its home bucket begins within a part.
 inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (part_buckets - 1) * bucket_bytes; }
@@ -274,6 +279,18 @@ struct WriterBooks {
 // reclaim_generation: the top bit says that another file took this one's place.
 inline constexpr std::uint64_t superseded_bit = std::uint64_t{1} << 63;
 
+// The applied id, kept as EntryWord::greatest(): a reader compares an entry's word with it as it is.
+class AppliedId {
+ public:
+  UpdateId load(std::memory_order order) const { return EntryWord(greatest_.load(order)).id(); }
+  std::uint64_t greatest(std::memory_order order) const { return greatest_.load(order); }
+  void store(UpdateId id, std::memory_order order) { greatest_.store(EntryWord::greatest(id), order); }
+
+ private:
+  std::atomic<std::uint64_t> greatest_;
+};
+static_assert(sizeof(AppliedId) == 8);
+
 struct Header {
   HeaderFixed fixed;
 
@@ -281,8 +298,8 @@ struct Header {
   alignas(
       64) std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired space is written
                                                           // over; readers acquire it before and fence-and-load it after
-  std::atomic<std::uint64_t> applied_id;  // release, last store of an update; acquired by readers before all else of it
-  std::atomic<std::uint64_t> directory;   // release, acquired by readers
+  AppliedId applied_id;                  // release, last store of an update; acquired by readers before all else of it
+  std::atomic<std::uint64_t> directory;  // release, acquired by readers
 
   alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked
                                                            // at; readers pin, fence, and look here

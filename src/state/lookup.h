@@ -21,6 +21,7 @@
 
 #include "state/layout.h"
 #include "state/mapping.h"
+#include "state/processor.h"
 
 namespace whycache {
 
@@ -88,7 +89,8 @@ class Bytes {
       entry.key_bytes = word.narrow_key_bytes();
       entry.value_bytes = word.narrow_value_bytes();
       entry.data = reinterpret_cast<const char*>(words + 1);
-      entry.previous_at = word.has_previous() ? words + 1 + (entry.key_bytes + entry.value_bytes + 7) / 8 : nullptr;
+      entry.previous_at =
+          word.narrow_has_previous() ? words + 1 + (entry.key_bytes + entry.value_bytes + 7) / 8 : nullptr;
     }
     return entry.bytes() <= usable_ - offset;
   }
@@ -163,19 +165,32 @@ class Bucket {
 
   // The words with this tag and displacement, for first() and without_first(); 0: none.
   [[gnu::always_inline]] std::uint32_t matches(std::uint64_t tag_and_displacement) const {
+    return matches_above<word_offset_bits>(tag_and_displacement);
+  }
+  // The words with this tag, for first() of the same kind of processor.
+  template <bool newer_processor>
+  [[gnu::always_inline]] std::uint32_t tag_matches(std::uint64_t tag) const {
 #if WHYCACHE_SSE2
-    constexpr int shift = word_offset_bits - 32;
-    const __m128i wanted = _mm_set1_epi32(static_cast<int>(tag_and_displacement));
-    return marks(_mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(0), shift), wanted),
-                 _mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(4), shift), wanted));
-#else
-    std::uint32_t marks = 0;
-    for (unsigned i = 0; i < bucket_words; ++i) {
-      const bool match = words_[i].load(std::memory_order_acquire) >> word_offset_bits == tag_and_displacement;
-      marks |= static_cast<std::uint32_t>(match) << (i * marks_per_word);
+    if constexpr (newer_processor) {
+      // All eight at once: the upper halves of words 0, 1, 4, 5, 2, 3, 6 and 7, put in order when they are compared.
+      // Written out, for it is a part of functions that are compiled for others, too.
+      std::uint32_t marks;
+      asm("vmovd %k[tag], %%xmm0\n\t"
+          "vpbroadcastd %%xmm0, %%ymm0\n\t"
+          "vmovaps (%[words]), %%ymm1\n\t"
+          "vshufps $0xdd, 32(%[words]), %%ymm1, %%ymm1\n\t"
+          "vpsrld %[shift], %%ymm1, %%ymm1\n\t"
+          "vpcmpeqd %%ymm0, %%ymm1, %%ymm0\n\t"
+          "vpermq $0xd8, %%ymm0, %%ymm0\n\t"
+          "vmovmskps %%ymm0, %[marks]" WHYCACHE_VZEROUPPER
+          : [marks] "=r"(marks)
+          : [tag] "r"(tag), [words] "r"(words_), [shift] "i"(tag_shift - 32),
+            "m"(*reinterpret_cast<const char(*)[64]>(words_))
+          : "xmm0", "xmm1");
+      return marks;
     }
-    return marks;
 #endif
+    return matches_above<tag_shift>(tag);
   }
   // The words of a bucket are taken in their order, and never become empty again. So if matches() had none and this is
   // true, then nothing that belongs here lies in a later bucket: at the moment when the first of the two looked, the
@@ -184,8 +199,10 @@ class Bucket {
     return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }
 
-  std::uint64_t first(std::uint32_t matches) const {
-    return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_per_word].load(std::memory_order_acquire);
+  template <bool newer_processor = false>
+  [[gnu::always_inline]] std::uint64_t first(std::uint32_t matches) const {
+    constexpr unsigned marks_each = newer_processor ? 1 : marks_per_word;
+    return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_each].load(std::memory_order_acquire);
   }
   static std::uint32_t without_first(std::uint32_t matches) {
     matches &= matches - 1;
@@ -193,6 +210,23 @@ class Bucket {
   }
 
  private:
+  // The words whose bits from `shift` on are these.
+  template <unsigned shift>
+  [[gnu::always_inline]] std::uint32_t matches_above(std::uint64_t bits) const {
+#if WHYCACHE_SSE2
+    const __m128i wanted = _mm_set1_epi32(static_cast<int>(bits));
+    return marks(_mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(0), shift - 32), wanted),
+                 _mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(4), shift - 32), wanted));
+#else
+    std::uint32_t marks = 0;
+    for (unsigned i = 0; i < bucket_words; ++i) {
+      const bool match = words_[i].load(std::memory_order_acquire) >> shift == bits;
+      marks |= static_cast<std::uint32_t>(match) << (i * marks_per_word);
+    }
+    return marks;
+#endif
+  }
+
 #if WHYCACHE_SSE2
   static constexpr unsigned marks_per_word = 2;
 
@@ -287,45 +321,57 @@ struct QuickValue {
   std::uint64_t bytes;
 };
 
-// Whether `key` has a value at `id`, if its home bucket, the first word there that matches and the newest version
-// suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `id()` is asked when an entry is there.
-// Believes no number before it compared it with the mapping's size, like all reads: `room` bytes of the value lie
-// within it then; whether all of them do, is_within() tells.
-template <bool two_words, typename Id>
+// Whether `key` has a value, if its home bucket, the first word there that matches and the newest version suffice to
+// know. For keys of 8 to 16 bytes (`two_words`), or for all. `greatest()`, EntryWord::greatest() of the id that is read
+// at, is asked when an entry is there. Believes no number before it compared it with the mapping's size, like all
+// reads: quick_bytes of the entry lie within it then; whether all of the value does, is_within() tells.
+template <bool two_words, bool newer_processor, typename Greatest>
 [[gnu::always_inline]] inline Quick quick_look_up(const LookupPlan& plan, const Header& file, std::string_view key,
-                                                  const Id& id, std::uint64_t room, QuickValue& value) {
+                                                  const Greatest& greatest, QuickValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
-  if (plan.directory != file.directory.load(std::memory_order_acquire)) [[unlikely]]
+  const std::uint64_t directory = file.directory.load(std::memory_order_acquire);
+  if (directory != plan.directory) [[unlikely]]
     return Quick::unsure;
   std::uint64_t hash;
   if constexpr (two_words) {
-    hash = plan.key_hash.of(TwoWords::of(key.data(), key.size()), key.size());
+    hash = plan.key_hash.of<newer_processor>(TwoWords::of(key.data(), key.size()), key.size());
   } else {
     if (key.size() > EntryWord::narrow_key_bytes_max) [[unlikely]]
       return Quick::unsure;
     hash = plan.key_hash(key);
   }
-  const std::uint64_t part = part_offset(plan.slot(hash).load(std::memory_order_acquire));
+  const std::uint64_t part = part_offset(plan.slot<newer_processor>(hash).load(std::memory_order_acquire));
   if (part > plan.part_offset_max) [[unlikely]]
     return Quick::unsure;
   const Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
-  const std::uint32_t matches = bucket.matches(tag_of(hash) << 3);
+  // Without the displacement: a word that was displaced from before and has the same tag is another key's, as will be
+  // seen.
+  const std::uint32_t matches = bucket.tag_matches<newer_processor>(tag_of(hash));
   // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
   if (matches == 0) [[unlikely]]
     return bucket.has_empty() ? Quick::no : Quick::unsure;
   // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
   // the header page. What is there will be seen.
-  const std::uint64_t offset = word_offset(bucket.first(matches));
-  if (offset + key.size() + room > plan.entry_end_max) [[unlikely]]
+  const std::uint64_t offset = word_offset(bucket.first<newer_processor>(matches));
+  if (offset > plan.entry_offset_max) [[unlikely]]
     return Quick::unsure;
   const std::byte* const entry = base + offset;
   const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
-  if (!word.is_live(key.size(), id())) [[unlikely]]
+  if (!word.is_narrow_with(key.size())) [[unlikely]]
+    return Quick::unsure;
+  if (word.word() > greatest()) [[unlikely]]
     return Quick::unsure;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if constexpr (two_words) {
-    if (TwoWords::of(key_in_entry, key.size()) != TwoWords::of(unrelated(key.data()), key.size())) [[unlikely]]
+    // One after the other: joined, they would have to be kept apart first, and registers are few. So the key is loaded
+    // again, too.
+    std::atomic_signal_fence(std::memory_order_acq_rel);
+    if (TwoWords::of(key_in_entry, key.size()).last != TwoWords::of(key.data(), key.size()).last) [[unlikely]]
       return Quick::unsure;
+    std::atomic_signal_fence(std::memory_order_acq_rel);
+    if (TwoWords::of(key_in_entry, key.size()).first != TwoWords::of(key.data(), key.size()).first) [[unlikely]]
+      return Quick::unsure;
+    std::atomic_signal_fence(std::memory_order_acq_rel);
   } else {
     if (!equal_keys(key_in_entry, key.data(), key.size())) [[unlikely]]
       return Quick::unsure;
@@ -337,7 +383,7 @@ template <bool two_words, typename Id>
 // Whether the whole of the value that was found lies within the mapping.
 [[gnu::always_inline]] inline bool is_within(const LookupPlan& plan, std::string_view found) {
   const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
-  return offset + found.size() <= plan.entry_end_max + sizeof(EntryWord);
+  return offset + found.size() <= plan.entry_offset_max + quick_bytes;
 }
 
 // --- Reads that pin nothing. ---
@@ -351,20 +397,27 @@ class Unpinned {
   // Acquire: whatever was retired before this generation is out of the index for us, and the applied id is at least its
   // stamp.
   [[gnu::always_inline]] explicit Unpinned(const Header& header)
-      : header_(&header), generation_(header.reclaim_generation.load(std::memory_order_acquire)) {}
+      : generation_(header.reclaim_generation.load(std::memory_order_acquire)) {}
+  // One that began at this generation.
+  static Unpinned of(std::uint64_t generation) {
+    Unpinned read;
+    read.generation_ = generation;
+    return read;
+  }
 
-  bool superseded() const { return (generation_ & superseded_bit) != 0; }
+  std::uint64_t generation() const { return generation_; }
+  bool superseded() const { return static_cast<std::int64_t>(generation_) < 0; }
   // Whether what was read, after this was made and before this is asked, can be believed. Pairs with the writer's
   // release fence after raising the generation: if anything read was written over, this load sees the raised number.
-  [[gnu::always_inline]] bool holds() const {
+  [[gnu::always_inline]] bool holds(const Header& header) const {
     std::atomic_thread_fence(std::memory_order_acquire);
-    return header_->reclaim_generation.load(std::memory_order_relaxed) == generation_;
+    return header.reclaim_generation.load(std::memory_order_relaxed) == generation_;
   }
 
  private:
-  const Header* header_ = nullptr;
   std::uint64_t generation_ = 0;
 };
+static_assert(superseded_bit == std::uint64_t{1} << 63);
 
 // One try, the long way. Calls `use(value)` while the value may still prove worthless: it may copy, but must not act on
 // what it sees until `yes` is returned.
@@ -381,7 +434,7 @@ ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const U
   const LookupResult result = look_up_anywhere(bytes, part, hash, key, id);
   if (result.found == Found::impossible) return ReadOutcome::again;
   if (result.found == Found::yes) use(result.value);
-  if (!read.holds()) return ReadOutcome::again;
+  if (!read.holds(header)) return ReadOutcome::again;
   return result.found == Found::yes ? ReadOutcome::yes : ReadOutcome::no;
 }
 

@@ -17,6 +17,10 @@
 
 namespace whycache {
 
+// What the quick ways of reading look at of an entry before they know how long it is: its first word, a key and a value
+// that are not long. What lies nearer to the end of the file is read the thorough way.
+inline constexpr std::uint64_t quick_bytes = 512;
+
 // What a look-up needs to know of a mapping, in one cache line: the directory of the point index, taken apart and found
 // to lie within the file, and how far the file may be read. Never changed: another one is made when the directory
 // doubles, or when the file has grown.
@@ -25,9 +29,9 @@ struct alignas(64) LookupPlan {
   const IndexWord* slots;
   std::uint64_t slot_count;
   const std::byte* base;
-  std::uint64_t part_offset_max;  // a part lies within the mapping if its offset is not more
-  std::uint64_t entry_end_max;    // a narrow entry does, if offset + key bytes + value bytes is not more
-  KeyHash key_hash;               // its seed for long keys is the first that is not in the line
+  std::uint64_t part_offset_max;   // a part lies within the mapping if its offset is not more
+  std::uint64_t entry_offset_max;  // so do an entry's first quick_bytes, if its offset is not more
+  KeyHash key_hash;                // its seed for long keys is the first that is not in the line
   const LookupPlan* next;
 
   static LookupPlan none(const std::byte* base, const KeyHash& key_hash) {
@@ -41,19 +45,19 @@ struct alignas(64) LookupPlan {
             std::uint64_t{1} << directory_depth(directory),
             base,
             usable_bytes - segment_bytes,
-            usable_bytes - sizeof(EntryWord),
+            usable_bytes - quick_bytes,
             key_hash,
             nullptr};
   }
 
   const Header& header() const { return *reinterpret_cast<const Header*>(base); }
   // The one the top bits of the hash say, as many as the directory is deep.
-  const IndexWord& slot(std::uint64_t hash) const {
-    __extension__ using Product = unsigned __int128;
-    return slots[static_cast<std::uint64_t>(static_cast<Product>(hash) * slot_count >> 64)];
+  template <bool newer_processor = false>
+  [[gnu::always_inline]] const IndexWord& slot(std::uint64_t hash) const {
+    return slots[multiply<newer_processor>(hash, slot_count).high];
   }
   bool is_for(std::uint64_t directory_word, std::uint64_t usable_bytes) const {
-    return directory == directory_word && entry_end_max == usable_bytes - sizeof(EntryWord);
+    return directory == directory_word && entry_offset_max == usable_bytes - quick_bytes;
   }
 };
 

@@ -31,10 +31,14 @@ Pin::Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> reade
     readers_->release_slot(slot_);
     throw;
   }
+  greatest_ = EntryWord::greatest(block_.id);
 }
 
 Pin::Pin(std::shared_ptr<const Mapping> mapping)
-    : mapping_(std::move(mapping)), fork_count_(fork_count()), block_(read_published(mapping_->header())) {}
+    : mapping_(std::move(mapping)),
+      fork_count_(fork_count()),
+      block_(read_published(mapping_->header())),
+      greatest_(EntryWord::greatest(block_.id)) {}
 
 Pin::~Pin() {
   // In a child the slot is the parent's.

@@ -36,8 +36,8 @@ class Pin {
     if (fork_count_ != fork_count()) [[unlikely]]
       return Quick::unsure;
     const LookupPlan& plan = *mapping_->last_plan();
-    const Quick found = quick_look_up<two_words>(
-        plan, plan.header(), key, [this] { return block_.id; }, 0, value);
+    const Quick found = quick_look_up<two_words, false>(
+        plan, plan.header(), key, [this] { return greatest_; }, value);
     return found == Quick::yes && !is_within(plan, {value.key + key.size(), value.bytes}) ? Quick::unsure : found;
   }
 
@@ -59,6 +59,7 @@ class Pin {
   ReaderSlot* slot_ = nullptr;
   std::uint64_t fork_count_;
   PublishedBlock block_{};
+  std::uint64_t greatest_ = 0;  // EntryWord::greatest() of its id
 };
 
 // The block of the newest update, of one moment.

@@ -213,8 +213,8 @@ void copy_into(std::string& value, std::string_view found) {
 // Asked when an entry was found, not before, so that it need not be kept. If by then the entry's update is published,
 // there was a moment in between when the entry was its key's newest and visible: when it was found, or when its update
 // was published.
-auto applied_id_of(const Header& header) {
-  return [&header] { return header.applied_id.load(std::memory_order_acquire); };
+auto greatest_of(const Header& header) {
+  return [&header] { return header.applied_id.greatest(std::memory_order_acquire); };
 }
 
 }  // namespace
@@ -225,7 +225,7 @@ namespace {
 // need not be kept at hand.
 struct BegunGet {
   const State* state;
-  const LookupPlan* plan;
+  const Header* header;
   Unpinned read;
 };
 constinit thread_local BegunGet begun_get __attribute__((tls_model("initial-exec"))) = {nullptr, nullptr, Unpinned()};
@@ -241,9 +241,11 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
       ReadingThread& thread;
       ~Leaving() { thread.leave(); }
     } const leaving{*this_reader.thread};
-    if (is_within(*get.plan, found)) [[likely]] {
+    // Perhaps that of another file by now, in which what was found does not lie.
+    const LookupPlan& plan = *get.state->plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
+    if (is_within(plan, found)) [[likely]] {
       copy_into(value, found);
-      holds = get.read.holds();
+      holds = get.read.holds(*get.header);
     }
   }
   return holds || get.state->get_again(key, value);
@@ -251,33 +253,40 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
 
 // No call lies on the way of a get, for what has to be kept across one would have to be stored; what is seldom is
 // called at its end.
+static_assert(sizeof(EntryWord) + EntryWord::narrow_key_bytes_max + copy_few_max <= quick_bytes);
+
 template <bool two_words, bool newer_processor>
 [[gnu::always_inline]] inline bool State::get_quickly(ReadingThread& thread, std::string_view key,
                                                       std::string& value) const {
+  // On the stack, where the compiler may not keep them in registers: it would have to save those of its caller first.
+  const State* volatile const self = this;
+  ReadingThread* volatile const reader = &thread;
   thread.enter();
   const LookupPlan& plan = *plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
   const Header& header = plan.header();
-  const Unpinned read(header);
-  const std::size_t bytes_before = value.size();
-  // Told apart before they are compared, or else the compiler would take the size in the entry, which is the same.
-  const std::size_t bytes_to_copy = unrelated(bytes_before);
+  volatile std::uint64_t generation;
+  generation = Unpinned(header).generation();
   QuickValue found;
-  const Quick quick = quick_look_up<two_words>(plan, header, key, applied_id_of(header), bytes_before, found);
-  if (quick != Quick::unsure && !read.superseded()) [[likely]] {
-    if (quick == Quick::yes) [[likely]] {
-      if (found.bytes != bytes_before || bytes_before > 128) {
-        begun_get = {this, &plan, read};
-        return finish_get(key, value, {found.key + key.size(), found.bytes});
-      }
-      copy_few<newer_processor>(value.data(), found.key + key.size(), bytes_to_copy);
+  const Quick quick = quick_look_up<two_words, newer_processor>(plan, header, key, greatest_of(header), found);
+  const Unpinned read = Unpinned::of(generation);
+  if (quick == Quick::yes && !read.superseded()) [[likely]] {
+    // Which bytes are copied must not depend on the size in the entry. The compiler knows that it is the same.
+    const std::size_t bytes = unrelated(value.size());
+    if (found.bytes != bytes || bytes > copy_few_max) [[unlikely]] {
+      begun_get = {self, &header, read};
+      return finish_get(key, value, {found.key + key.size(), found.bytes});
     }
-    if (read.holds()) [[likely]] {
-      thread.leave();
-      return quick == Quick::yes;
+    copy_few<newer_processor>(value.data(), found.key + key.size(), unrelated(bytes));
+    if (read.holds(header)) [[likely]] {
+      reader->leave();
+      return true;
     }
+  } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
+    reader->leave();
+    return false;
   }
-  thread.leave();
-  return get_again(key, value);
+  reader->leave();
+  return self->get_again(key, value);
 }
 
 template <bool two_words>
@@ -287,8 +296,8 @@ template <bool two_words>
   const Header& header = plan.header();
   const Unpinned read(header);
   QuickValue found;
-  const Quick quick = quick_look_up<two_words>(plan, header, key, applied_id_of(header), 0, found);
-  const bool known = quick != Quick::unsure && !read.superseded() && read.holds();
+  const Quick quick = quick_look_up<two_words, false>(plan, header, key, greatest_of(header), found);
+  const bool known = quick != Quick::unsure && !read.superseded() && read.holds(header);
   thread.leave();
   return known ? quick == Quick::yes : contains_again(key);
 }

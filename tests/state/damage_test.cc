@@ -185,7 +185,7 @@ class DamageTest : public ::testing::Test {
       for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
         for (const std::uint64_t previous :
              {offset, offset + 8, offset + 1, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}, ~offset}) {
-          const EntryWord narrow = EntryWord::narrow(id, entry.erased(), key_bytes & 0xff, value_bytes, true);
+          const EntryWord narrow = EntryWord::narrow(id, key_bytes & 0x7f, value_bytes, true);
           const std::string past = bytes_of(previous);
           std::string whole = bytes_of(narrow.word()) + bytes_at(offset + 8, (key_bytes + value_bytes + 7) / 8 * 8);
           all.push_back({"cyclic past", offset, whole + past, {}});

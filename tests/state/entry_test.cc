@@ -15,32 +15,32 @@ using testing::TestState;
 
 TEST(EntryWord, keeps_what_it_was_made_of) {
   for (const UpdateId id : {UpdateId{1}, state_update_id_max}) {
-    for (const bool erased : {false, true}) {
-      for (const bool has_previous : {false, true}) {
-        for (const std::uint64_t key_bytes : {1, 15, 254}) {
-          for (const std::uint64_t value_bytes : {0, 100, 16'383}) {
-            const EntryWord word = EntryWord::narrow(id, erased, key_bytes, value_bytes, has_previous);
-            EXPECT_FALSE(word.is_wide());
-            EXPECT_EQ(word.id(), id);
-            EXPECT_EQ(word.erased(), erased);
-            EXPECT_EQ(word.has_previous(), has_previous);
-            EXPECT_EQ(word.narrow_key_bytes(), key_bytes);
-            EXPECT_EQ(word.narrow_value_bytes(), value_bytes);
-            for (const std::uint64_t asked : {1, 14, 15, 16, 253, 254}) {
-              EXPECT_EQ(word.is_live(asked, id), asked == key_bytes && !erased) << asked << " of " << key_bytes;
-              EXPECT_FALSE(word.is_live(asked, id - 1));
-              EXPECT_EQ(word.is_live(asked, state_update_id_max), asked == key_bytes && !erased);
-            }
+    for (const bool flag : {false, true}) {
+      for (const std::uint64_t key_bytes : {1, 15, 254}) {
+        for (const std::uint64_t value_bytes : {0, 100, 32'767}) {
+          const EntryWord word = EntryWord::narrow(id, key_bytes, value_bytes, flag);
+          EXPECT_FALSE(word.is_wide());
+          EXPECT_FALSE(word.erased());
+          EXPECT_EQ(word.id(), id);
+          EXPECT_EQ(word.narrow_has_previous(), flag);
+          EXPECT_EQ(word.narrow_key_bytes(), key_bytes);
+          EXPECT_EQ(word.narrow_value_bytes(), value_bytes);
+          for (const std::uint64_t asked : {1, 14, 15, 16, 253, 254}) {
+            EXPECT_EQ(word.is_narrow_with(asked), asked == key_bytes) << asked << " of " << key_bytes;
           }
+          EXPECT_LE(word.word(), EntryWord::greatest(id));
+          EXPECT_GT(word.word(), EntryWord::greatest(id - 1));
         }
       }
       for (const std::uint64_t key_bytes : {1, 255, 1024}) {
-        const EntryWord word = EntryWord::wide(id, erased, key_bytes);
+        const EntryWord word = EntryWord::wide(id, flag, key_bytes);
         EXPECT_TRUE(word.is_wide());
         EXPECT_EQ(word.id(), id);
-        EXPECT_EQ(word.erased(), erased);
+        EXPECT_EQ(word.erased(), flag);
         EXPECT_EQ(word.wide_key_bytes(), key_bytes);
-        for (std::uint64_t asked = 0; asked <= 254; ++asked) EXPECT_FALSE(word.is_live(asked, state_update_id_max));
+        for (std::uint64_t asked = 0; asked <= 254; ++asked) EXPECT_FALSE(word.is_narrow_with(asked));
+        EXPECT_LE(word.word(), EntryWord::greatest(id));
+        EXPECT_GT(word.word(), EntryWord::greatest(id - 1));
       }
     }
   }
@@ -60,8 +60,8 @@ class Entries : public ::testing::Test {
       all.push_back(made(bytes, 'a'));
     return all;
   }
-  static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      16'382,
-                                                16'383, 16'384, 262'000, 262'144, 262'200, 1'000'000};
+  static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      32'766,
+                                                32'767, 32'768, 262'000, 262'144, 262'200, 1'000'000};
 
   testing::TemporaryFolder folder_;
   TestState state_{folder_.file("entries.state")};
@@ -98,7 +98,7 @@ TEST_F(Entries, of_all_sizes_have_a_past) {
     for (const std::string& key : keys()) changes.push_back({key, value});
     state_.apply(changes);
     past.emplace_back(state_.view(), value);
-    if (bytes != 100 && bytes != 16'384) continue;
+    if (bytes != 100 && bytes != 32'768) continue;
     for (testing::TestChange& change : changes) change.value.reset();
     state_.apply(changes);
     past.emplace_back(state_.view(), std::nullopt);

@@ -85,7 +85,7 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   EXPECT_EQ(at<std::uint32_t>(16), 4096U);
   EXPECT_EQ(at<std::uint32_t>(20), 262144U);
   EXPECT_EQ(at<std::uint64_t>(504), XXH3_64bits(file_.data(), 504));
-  EXPECT_EQ(at<std::uint64_t>(520), 1U);
+  EXPECT_EQ(at<std::uint64_t>(520), 0x1ffffffU);
   EXPECT_EQ(at<std::uint64_t>(592), 0U);
 
   // Block 1 is that of update 1.
@@ -105,7 +105,7 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   EXPECT_EQ(word >> 37 & 7, 0U);
 
   const std::uint64_t entry = (word & ((std::uint64_t{1} << 37) - 1)) * 8;
-  EXPECT_EQ(at<std::uint64_t>(entry), std::uint64_t{1} << 24 | 1 << 10 | 1);
+  EXPECT_EQ(at<std::uint64_t>(entry), std::uint64_t{1} << 24 | 1 << 8 | 1);
   EXPECT_EQ(file_.substr(entry + 8, 2), "a1");
 
   const std::uint64_t segment = entry / 262144;
