@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "state/processor.h"
-
 namespace whycache {
 
 // Sixteen bytes, wherever they are.
@@ -29,38 +27,12 @@ template <typename Unit>
   return *reinterpret_cast<const SixteenBytes*>(where);
 }
 
-#if defined(__x86_64__)
-// Copies 64 to 128 bytes, on a processor that has AVX. Written out, for it is a part of functions that are compiled for
-// others, too.
-[[gnu::always_inline]] inline void copy_by_avx(char* to, const char* from, std::size_t bytes) {
-  asm volatile(
-      "vmovdqu (%[from]), %%ymm0\n\t"
-      "vmovdqu 32(%[from]), %%ymm1\n\t"
-      "vmovdqu -64(%[from],%[bytes]), %%ymm2\n\t"
-      "vmovdqu -32(%[from],%[bytes]), %%ymm3\n\t"
-      "vmovdqu %%ymm0, (%[to])\n\t"
-      "vmovdqu %%ymm1, 32(%[to])\n\t"
-      "vmovdqu %%ymm2, -64(%[to],%[bytes])\n\t"
-      "vmovdqu %%ymm3, -32(%[to],%[bytes])" WHYCACHE_VZEROUPPER
-      :
-      : [to] "r"(to), [from] "r"(from), [bytes] "r"(bytes)
-      : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
-}
-#else
-inline void copy_by_avx(char* to, const char* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-#endif
-
 inline constexpr std::size_t copy_few_max = 128;
 
 // Copies up to copy_few_max bytes: from both ends towards the middle, where what is copied may overlap. By way of
 // registers; a std::memcpy through a struct leaves a copy on the stack, too.
-template <bool newer_processor>
 [[gnu::always_inline]] inline void copy_few(char* to, const char* from, std::size_t bytes) {
   constexpr std::size_t unit = sizeof(SixteenBytes);
-  if constexpr (newer_processor) {
-    if (bytes > 4 * unit) [[likely]]
-      return copy_by_avx(to, from, bytes);
-  }
   if (bytes > 4 * unit) {
     const SixteenBytes a = sixteen(from), b = sixteen(from + unit), c = sixteen(from + 2 * unit),
                        d = sixteen(from + 3 * unit);

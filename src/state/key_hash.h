@@ -13,7 +13,6 @@
 #include <string_view>
 
 #include "base/hash.h"
-#include "state/processor.h"
 
 namespace whycache {
 
@@ -40,12 +39,11 @@ struct TwoWords {
 class KeyHash {
  public:
   KeyHash() = default;
-  explicit KeyHash(std::uint64_t seed)
-      : first_seed_(hash64("first", seed)), last_seed_(hash64("last", seed)), long_seed_(seed) {}
+  explicit KeyHash(std::uint64_t seed) : seeds_{hash64("first", seed), hash64("last", seed)}, long_seed_(seed) {}
 
   std::uint64_t operator()(std::string_view key) const {
     const std::size_t bytes = key.size();
-    if (is_two_words(bytes)) return of(TwoWords::of(key.data(), bytes), bytes);
+    if (is_two_words(bytes)) return of(TwoWords::of(key.data(), bytes));
     if (bytes > 16) return of_long(key);
     TwoWords words{0, 0};
     if (bytes >= 4) {
@@ -57,20 +55,20 @@ class KeyHash {
     } else {
       std::memcpy(&words.first, key.data(), bytes);
     }
-    return of(words, bytes);
+    return of(words);
   }
-  // Of a key of `bytes` bytes, 8 to 16.
-  template <bool newer_processor = false>
-  [[gnu::always_inline]] std::uint64_t of(const TwoWords& words, std::size_t bytes) const {
-    const Product product = multiply<newer_processor>(words.first ^ first_seed_, words.last ^ (last_seed_ + bytes));
-    return product.low ^ product.high;
+  std::uint64_t of(const TwoWords& words) const {
+    __extension__ using Product = unsigned __int128;
+    const Product product = static_cast<Product>(words.first ^ seeds_.first) * (words.last ^ seeds_.last);
+    return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
   }
+  // What the words of a key are XORed with.
+  const TwoWords& seeds() const { return seeds_; }
 
  private:
   [[gnu::noinline]] std::uint64_t of_long(std::string_view key) const { return hash64(key, long_seed_); }
 
-  std::uint64_t first_seed_ = 0;
-  std::uint64_t last_seed_ = 0;
+  TwoWords seeds_{0, 0};
   std::uint64_t long_seed_ = 0;
 };
 

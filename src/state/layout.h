@@ -81,18 +81,20 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 class EntryWord {
  public:
   static constexpr std::uint64_t narrow_key_bytes_max = 254;
-  static constexpr std::uint64_t narrow_value_bytes_max = 0x7fff;
+  static constexpr std::uint64_t narrow_value_bytes_max = 0xffff;
+  static constexpr unsigned bytes_at = 8;
 
   EntryWord() = default;
-  explicit EntryWord(std::uint64_t word) : word_(word) {}
-  static EntryWord narrow(UpdateId id, std::uint64_t key_bytes, std::uint64_t value_bytes, bool has_previous) {
+  constexpr explicit EntryWord(std::uint64_t word) : word_(word) {}
+  static constexpr EntryWord narrow(UpdateId id, std::uint64_t key_bytes, std::uint64_t value_bytes,
+                                    bool has_previous) {
     return EntryWord(id << id_at | std::uint64_t{has_previous} << flag_at | value_bytes << bytes_at | key_bytes);
   }
   static EntryWord wide(UpdateId id, bool erased, std::uint64_t key_bytes) {
     return narrow(id, wide_mark, key_bytes, erased);
   }
 
-  std::uint64_t word() const { return word_; }
+  constexpr std::uint64_t word() const { return word_; }
   UpdateId id() const { return word_ >> id_at; }
   bool is_wide() const { return (word_ & 0xff) == wide_mark; }
 
@@ -111,10 +113,9 @@ class EntryWord {
   }
 
  private:
-  // 40 bits id; narrow: 1 a version before, 15 value bytes, 8 key bytes; wide: 1 erased, 15 key bytes, 8 ones.
-  static constexpr unsigned id_at = 24;
-  static constexpr unsigned flag_at = 23;
-  static constexpr unsigned bytes_at = 8;
+  // 39 bits id; narrow: 1 a version before, 16 value bytes, 8 key bytes; wide: 1 erased, 16 key bytes, 8 ones.
+  static constexpr unsigned id_at = 25;
+  static constexpr unsigned flag_at = 24;
   static constexpr std::uint64_t wide_mark = 255;
 
   bool flag() const { return (word_ >> flag_at & 1) != 0; }
@@ -138,7 +139,7 @@ class WideWord {
 };
 static_assert(value_bytes_max <= 0xffffff);
 
-inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 40) - 1;
+inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 39) - 1;
 inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
 // An erased one is wide, too.

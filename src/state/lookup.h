@@ -21,7 +21,6 @@
 
 #include "state/layout.h"
 #include "state/mapping.h"
-#include "state/processor.h"
 
 namespace whycache {
 
@@ -167,31 +166,8 @@ class Bucket {
   [[gnu::always_inline]] std::uint32_t matches(std::uint64_t tag_and_displacement) const {
     return matches_above<word_offset_bits>(tag_and_displacement);
   }
-  // The words with this tag, for first() of the same kind of processor.
-  template <bool newer_processor>
-  [[gnu::always_inline]] std::uint32_t tag_matches(std::uint64_t tag) const {
-#if WHYCACHE_SSE2
-    if constexpr (newer_processor) {
-      // All eight at once: the upper halves of words 0, 1, 4, 5, 2, 3, 6 and 7, put in order when they are compared.
-      // Written out, for it is a part of functions that are compiled for others, too.
-      std::uint32_t marks;
-      asm("vmovd %k[tag], %%xmm0\n\t"
-          "vpbroadcastd %%xmm0, %%ymm0\n\t"
-          "vmovaps (%[words]), %%ymm1\n\t"
-          "vshufps $0xdd, 32(%[words]), %%ymm1, %%ymm1\n\t"
-          "vpsrld %[shift], %%ymm1, %%ymm1\n\t"
-          "vpcmpeqd %%ymm0, %%ymm1, %%ymm0\n\t"
-          "vpermq $0xd8, %%ymm0, %%ymm0\n\t"
-          "vmovmskps %%ymm0, %[marks]" WHYCACHE_VZEROUPPER
-          : [marks] "=r"(marks)
-          : [tag] "r"(tag), [words] "r"(words_), [shift] "i"(tag_shift - 32),
-            "m"(*reinterpret_cast<const char(*)[64]>(words_))
-          : "xmm0", "xmm1");
-      return marks;
-    }
-#endif
-    return matches_above<tag_shift>(tag);
-  }
+  // The words with this tag.
+  [[gnu::always_inline]] std::uint32_t tag_matches(std::uint64_t tag) const { return matches_above<tag_shift>(tag); }
   // The words of a bucket are taken in their order, and never become empty again. So if matches() had none and this is
   // true, then nothing that belongs here lies in a later bucket: at the moment when the first of the two looked, the
   // key was not there. Whichever that was.
@@ -199,10 +175,8 @@ class Bucket {
     return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }
 
-  template <bool newer_processor = false>
-  [[gnu::always_inline]] std::uint64_t first(std::uint32_t matches) const {
-    constexpr unsigned marks_each = newer_processor ? 1 : marks_per_word;
-    return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_each].load(std::memory_order_acquire);
+  std::uint64_t first(std::uint32_t matches) const {
+    return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_per_word].load(std::memory_order_acquire);
   }
   static std::uint32_t without_first(std::uint32_t matches) {
     matches &= matches - 1;
@@ -317,15 +291,15 @@ class Bucket {
 enum class Quick : std::uint8_t { no, yes, unsure };  // unsure: look again, the long way
 
 struct QuickValue {
-  const char* key;  // in the entry; the value follows
-  std::uint64_t bytes;
+  const char* key = nullptr;  // in the entry; the value follows
+  std::uint64_t bytes = 0;
 };
 
 // Whether `key` has a value, if its home bucket, the first word there that matches and the newest version suffice to
 // know. For keys of 8 to 16 bytes (`two_words`), or for all. `greatest()`, EntryWord::greatest() of the id that is read
 // at, is asked when an entry is there. Believes no number before it compared it with the mapping's size, like all
 // reads: quick_bytes of the entry lie within it then; whether all of the value does, is_within() tells.
-template <bool two_words, bool newer_processor, typename Greatest>
+template <bool two_words, typename Greatest>
 [[gnu::always_inline]] inline Quick quick_look_up(const LookupPlan& plan, const Header& file, std::string_view key,
                                                   const Greatest& greatest, QuickValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
@@ -334,25 +308,25 @@ template <bool two_words, bool newer_processor, typename Greatest>
     return Quick::unsure;
   std::uint64_t hash;
   if constexpr (two_words) {
-    hash = plan.key_hash.of<newer_processor>(TwoWords::of(key.data(), key.size()), key.size());
+    hash = plan.key_hash.of(TwoWords::of(key.data(), key.size()));
   } else {
     if (key.size() > EntryWord::narrow_key_bytes_max) [[unlikely]]
       return Quick::unsure;
     hash = plan.key_hash(key);
   }
-  const std::uint64_t part = part_offset(plan.slot<newer_processor>(hash).load(std::memory_order_acquire));
+  const std::uint64_t part = part_offset(plan.slot(hash).load(std::memory_order_acquire));
   if (part > plan.part_offset_max) [[unlikely]]
     return Quick::unsure;
   const Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
   // Without the displacement: a word that was displaced from before and has the same tag is another key's, as will be
   // seen.
-  const std::uint32_t matches = bucket.tag_matches<newer_processor>(tag_of(hash));
+  const std::uint32_t matches = bucket.tag_matches(tag_of(hash));
   // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
   if (matches == 0) [[unlikely]]
     return bucket.has_empty() ? Quick::no : Quick::unsure;
   // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
   // the header page. What is there will be seen.
-  const std::uint64_t offset = word_offset(bucket.first<newer_processor>(matches));
+  const std::uint64_t offset = word_offset(bucket.first(matches));
   if (offset > plan.entry_offset_max) [[unlikely]]
     return Quick::unsure;
   const std::byte* const entry = base + offset;

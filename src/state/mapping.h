@@ -27,7 +27,7 @@ inline constexpr std::uint64_t quick_bytes = 512;
 struct alignas(64) LookupPlan {
   std::uint64_t directory;  // the word of Header::directory this is for
   const IndexWord* slots;
-  std::uint64_t slot_count;
+  std::uint64_t slot_shift;  // slot hash >> slot_shift; 64 if there is only one
   const std::byte* base;
   std::uint64_t part_offset_max;   // a part lies within the mapping if its offset is not more
   std::uint64_t entry_offset_max;  // so do an entry's first quick_bytes, if its offset is not more
@@ -36,13 +36,13 @@ struct alignas(64) LookupPlan {
 
   static LookupPlan none(const std::byte* base, const KeyHash& key_hash) {
     static constexpr IndexWord no_part{~std::uint64_t{0}};
-    return {~std::uint64_t{0}, &no_part, 1, base, 0, 0, key_hash, nullptr};
+    return {~std::uint64_t{0}, &no_part, 64, base, 0, 0, key_hash, nullptr};
   }
   static LookupPlan of(std::uint64_t directory, const std::byte* base, std::uint64_t usable_bytes,
                        const KeyHash& key_hash) {
     return {directory,
             reinterpret_cast<const IndexWord*>(base + directory_offset(directory)),
-            std::uint64_t{1} << directory_depth(directory),
+            64 - directory_depth(directory),
             base,
             usable_bytes - segment_bytes,
             usable_bytes - quick_bytes,
@@ -52,10 +52,7 @@ struct alignas(64) LookupPlan {
 
   const Header& header() const { return *reinterpret_cast<const Header*>(base); }
   // The one the top bits of the hash say, as many as the directory is deep.
-  template <bool newer_processor = false>
-  [[gnu::always_inline]] const IndexWord& slot(std::uint64_t hash) const {
-    return slots[multiply<newer_processor>(hash, slot_count).high];
-  }
+  const IndexWord& slot(std::uint64_t hash) const { return slots[hash >> 1 >> (slot_shift - 1)]; }
   bool is_for(std::uint64_t directory_word, std::uint64_t usable_bytes) const {
     return directory == directory_word && entry_offset_max == usable_bytes - quick_bytes;
   }
@@ -98,8 +95,7 @@ class Mapping {
     const LookupPlan* const known = last_plan();
     return known->is_for(directory, usable_bytes()) ? known : find_plan(directory);
   }
-  // Where the one stands that was asked for last; never nullptr.
-  const std::atomic<const LookupPlan*>& last_plan_place() const { return plan_; }
+  // The one that was asked for last; never nullptr.
   const LookupPlan* last_plan() const { return plan_.load(std::memory_order_acquire); }
 
   const KeyHash& key_hash() const { return key_hash_; }

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/fork_watch.h"
+#include "state/quick_avx2.h"
 
 namespace whycache::detail {
 
@@ -68,6 +69,61 @@ void Pin::check_usable() const {
   if (fork_count_ != fork_count()) {
     throw Error(ErrorKind::invalid, "view was opened before fork: open another one in the child");
   }
+}
+
+template <bool two_words>
+[[gnu::always_inline]] inline std::string_view Pin::find_quickly(std::string_view key) const {
+  if (fork_count_ == fork_count()) [[likely]] {
+    const LookupPlan& plan = *mapping_->last_plan();
+    QuickValue found;
+    const Quick quick = quick_look_up<two_words>(
+        plan, plan.header(), key, [this] { return greatest_; }, found);
+    const std::string_view value(found.key + key.size(), found.bytes);
+    if (quick == Quick::yes && is_within(plan, value)) [[likely]]
+      return value;
+    if (quick == Quick::no) return {};
+  }
+  return find_thoroughly(*this, key);
+}
+
+#if WHYCACHE_AVX2
+// The same.
+[[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_by_avx2(const Pin& pin, std::string_view key) {
+  if (!is_two_words(key.size())) [[unlikely]]
+    return find_by_any_key(pin, key);
+  if (pin.fork_count_ == fork_count()) [[likely]] {
+    const LookupPlan& plan = *pin.mapping_->last_plan();
+    QuickValue found;
+    const Quick quick = avx2::look_up(
+        plan, plan.header(), key, [&pin] { return pin.greatest_; }, found);
+    avx2::leave_wide_vectors();
+    const std::string_view value(found.key + key.size(), found.bytes);
+    if (quick == Quick::yes && is_within(plan, value)) [[likely]]
+      return value;
+    if (quick == Quick::no) return {};
+  }
+  return find_thoroughly(pin, key);
+}
+#endif
+
+[[gnu::noinline]] std::string_view Pin::find_thoroughly(const Pin& pin, std::string_view key) {
+  const LookupResult result = pin.get(key);
+  return result.found == Found::yes ? result.value : std::string_view();
+}
+
+[[gnu::noinline]] std::string_view Pin::find_by_any_key(const Pin& pin, std::string_view key) {
+  return pin.find_quickly<false>(key);
+}
+
+std::string_view Pin::find_anywhere(const Pin& pin, std::string_view key) {
+  return is_two_words(key.size()) ? pin.find_quickly<true>(key) : find_by_any_key(pin, key);
+}
+
+Pin::Find* Pin::quickest_find() {
+#if WHYCACHE_AVX2
+  if (has_avx2()) return find_by_avx2;
+#endif
+  return find_anywhere;
 }
 
 LookupResult Pin::get(std::string_view key) const {

@@ -33,7 +33,7 @@ class ForgetThreads final : public ForkListener {
     for (ReadingThread* thread = all_threads.load(std::memory_order_relaxed); thread != nullptr;
          thread = thread->next) {
       if (thread == this_reader.thread) continue;
-      thread->reads.store(0, std::memory_order_relaxed);
+      thread->reading.store(0, std::memory_order_relaxed);
       thread->taken.store(false, std::memory_order_relaxed);
     }
   }
@@ -67,6 +67,19 @@ ReadingThread& register_reading_thread() {
   return *made;
 }
 
+namespace {
+
+// Looked at several times: between two reads there is little time.
+bool is_reading(const ReadingThread& thread) {
+  constexpr int looks = 64;
+  for (int i = 0; i < looks; ++i) {
+    if (thread.reading.load(std::memory_order_acquire) == 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 GracePeriod::GracePeriod() {
   // A process has to register before its first.
   if (!membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
@@ -75,15 +88,13 @@ GracePeriod::GracePeriod() {
     return;
   }
   for (ReadingThread* thread = all_threads.load(std::memory_order_acquire); thread != nullptr; thread = thread->next) {
-    const std::uint64_t reads = thread->reads.load(std::memory_order_acquire);
-    if (reads % 2 == 1) waiting_.push_back({thread, reads});
+    if (is_reading(*thread)) waiting_.push_back(thread);
   }
 }
 
 bool GracePeriod::over() {
   if (for_ever_) return false;
-  std::erase_if(waiting_,
-                [](const Waiting& one) { return one.thread->reads.load(std::memory_order_acquire) != one.reads; });
+  std::erase_if(waiting_, [](const ReadingThread* thread) { return !is_reading(*thread); });
   return waiting_.empty();
 }
 

@@ -1,14 +1,14 @@
 // When a mapping that was replaced may be unmapped: when no thread can still be in a read that began on it.
 //
 // A thread says that it is reading with plain stores to a record of its own; who wants to unmap makes them visible to
-// itself with membarrier(2), which is dear but rare. A record's counter is odd during a read.
+// itself with membarrier(2), which is dear but rare.
 //
 //   reader                                 switcher
-//   counter = odd       (relaxed)          mapping = new     (release)
+//   reading = 1         (relaxed)          mapping = new     (release)
 //   m = mapping         (acquire)          membarrier        every thread's earlier stores are visible,
 //                                                            later loads see new
-//   ... reads m ...                        counter odd?  ->  wait until it moves
-//   counter = even      (release)
+//   ... reads m ...                        reading?      ->  wait until it was seen not to be, once
+//   reading = 0         (release)
 #pragma once
 
 #include <atomic>
@@ -18,24 +18,18 @@
 namespace whycache {
 
 struct alignas(64) ReadingThread {
-  std::atomic<std::uint64_t> reads{0};  // owner thread writes, switchers read
+  std::atomic<std::uint64_t> reading{0};  // owner thread writes, switchers read
   std::atomic<bool> taken{false};
   ReadingThread* next = nullptr;  // list of all there ever were; records are used again, never freed
 
-  // Around one read. By the owner.
-  [[gnu::always_inline]] void enter() { count(); }
-  [[gnu::always_inline]] void leave() { count(); }
-
- private:
-  [[gnu::always_inline]] void count() {
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
-    // The same in one instruction, which compilers don't make of it; stores are released in order there.
-    asm volatile("incq %0" : "+m"(reads) : : "memory", "cc");
-#else
+  // Around one read. By the owner. The compiler must not move what is read to before or behind.
+  [[gnu::always_inline]] void enter() {
+    reading.store(1, std::memory_order_relaxed);
     std::atomic_signal_fence(std::memory_order_seq_cst);
-    reads.store(reads.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+  }
+  [[gnu::always_inline]] void leave() {
     std::atomic_signal_fence(std::memory_order_seq_cst);
-#endif
+    reading.store(0, std::memory_order_release);
   }
 };
 
@@ -68,18 +62,15 @@ class Reading {
   ReadingThread& thread_;
 };
 
-// The threads that were reading when it was made. over() is true once each of them has left that read.
+// The threads that were reading when it was made. over() is true once each of them was seen not to be reading; a thread
+// that does nothing else may be seen between two reads only at the second or third time of asking.
 class GracePeriod {
  public:
   GracePeriod();
   bool over();
 
  private:
-  struct Waiting {
-    const ReadingThread* thread;
-    std::uint64_t reads;
-  };
-  std::vector<Waiting> waiting_;
+  std::vector<const ReadingThread*> waiting_;
   bool for_ever_ = false;  // the kernel has no membarrier: nothing can be known
 };
 

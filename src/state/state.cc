@@ -17,7 +17,7 @@
 #include "state/lock_wait.h"
 #include "state/lookup.h"
 #include "state/pin.h"
-#include "state/processor.h"
+#include "state/quick_avx2.h"
 #include "state/reading_threads.h"
 #include "state/state_file.h"
 #include "state/verify.h"
@@ -61,7 +61,7 @@ const char* name_of(StateLock lock) {
 }  // namespace
 
 struct State::Inner final : ForkListener {
-  explicit Inner(State& owner) : plan_place(owner.plan_place_) {}
+  explicit Inner(State& owner) : plan(owner.plan_) {}
   ~Inner() = default;
 
   void before_fork() noexcept override { switch_mutex.lock(); }
@@ -87,9 +87,16 @@ struct State::Inner final : ForkListener {
     std::shared_ptr<Mapping> old = std::move(shared);
     shared = std::move(mapping);
     current.store(shared.get(), std::memory_order_release);
-    plan_place.store(&shared->last_plan_place(), std::memory_order_release);
+    plan.store(shared->last_plan(), std::memory_order_release);
     sweep_replaced();
     if (old) replaced.push_back({std::move(old), GracePeriod()});
+  }
+
+  // A read of `mapping` found that it needs another plan. Whoever holds the mutex may just be switching to another
+  // file; then that comes first, and the next read of this kind tries again.
+  void renew_plan(const Mapping& mapping) {
+    const std::unique_lock lock(switch_mutex, std::try_to_lock);
+    if (lock && shared.get() == &mapping) plan.store(mapping.last_plan(), std::memory_order_release);
   }
 
   struct Replaced {
@@ -101,7 +108,7 @@ struct State::Inner final : ForkListener {
   mutable std::array<std::timed_mutex, 4> lock_mutexes;
   // Point reads load it inside a Reading; stored under switch_mutex.
   std::atomic<const Mapping*> current{nullptr};
-  std::atomic<const std::atomic<const LookupPlan*>*>& plan_place;  // of the same, for the quick ones
+  std::atomic<const LookupPlan*>& plan;  // of the same, for the quick ones
   mutable std::mutex switch_mutex;
   std::shared_ptr<Mapping> shared;  // the same, for who keeps it
   std::vector<Replaced> replaced;
@@ -114,21 +121,16 @@ struct State::Inner final : ForkListener {
 namespace {
 
 // What a read finds where there is no state: a plan that fits no file.
-const std::atomic<const LookupPlan*>& no_plan_place() {
+const LookupPlan& no_plan() {
   alignas(Header) static constexpr std::byte no_file[sizeof(Header)]{};
   static const LookupPlan plan = LookupPlan::none(no_file, KeyHash());
-  static constinit std::atomic<const LookupPlan*> place{nullptr};
-  place.store(&plan, std::memory_order_relaxed);
-  return place;
+  return plan;
 }
 
 }  // namespace
 
 State::State(StateOptions options)
-    : options_(std::move(options)),
-      plan_place_(&no_plan_place()),
-      get_(is_newer_processor() ? get_as_newer : get_as_everywhere),
-      inner_(std::make_unique<Inner>(*this)) {}
+    : options_(std::move(options)), plan_(&no_plan()), get_(quickest_get()), inner_(std::make_unique<Inner>(*this)) {}
 
 State::~State() {
   if (inner_) unregister_fork_listener(inner_.get());
@@ -242,7 +244,7 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
       ~Leaving() { thread.leave(); }
     } const leaving{*this_reader.thread};
     // Perhaps that of another file by now, in which what was found does not lie.
-    const LookupPlan& plan = *get.state->plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
+    const LookupPlan& plan = *get.state->plan_.load(std::memory_order_acquire);
     if (is_within(plan, found)) [[likely]] {
       copy_into(value, found);
       holds = get.read.holds(*get.header);
@@ -255,72 +257,103 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
 // called at its end.
 static_assert(sizeof(EntryWord) + EntryWord::narrow_key_bytes_max + copy_few_max <= quick_bytes);
 
-template <bool two_words, bool newer_processor>
+template <bool two_words>
 [[gnu::always_inline]] inline bool State::get_quickly(ReadingThread& thread, std::string_view key,
                                                       std::string& value) const {
-  // On the stack, where the compiler may not keep them in registers: it would have to save those of its caller first.
-  const State* volatile const self = this;
-  ReadingThread* volatile const reader = &thread;
   thread.enter();
-  const LookupPlan& plan = *plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
+  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
   const Header& header = plan.header();
-  volatile std::uint64_t generation;
-  generation = Unpinned(header).generation();
+  const Unpinned read(header);
   QuickValue found;
-  const Quick quick = quick_look_up<two_words, newer_processor>(plan, header, key, greatest_of(header), found);
-  const Unpinned read = Unpinned::of(generation);
+  const Quick quick = quick_look_up<two_words>(plan, header, key, greatest_of(header), found);
   if (quick == Quick::yes && !read.superseded()) [[likely]] {
     // Which bytes are copied must not depend on the size in the entry. The compiler knows that it is the same.
     const std::size_t bytes = unrelated(value.size());
     if (found.bytes != bytes || bytes > copy_few_max) [[unlikely]] {
-      begun_get = {self, &header, read};
+      begun_get = {this, &header, read};
       return finish_get(key, value, {found.key + key.size(), found.bytes});
     }
-    copy_few<newer_processor>(value.data(), found.key + key.size(), unrelated(bytes));
+    copy_few(value.data(), found.key + key.size(), unrelated(bytes));
     if (read.holds(header)) [[likely]] {
-      reader->leave();
+      thread.leave();
       return true;
     }
   } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
-    reader->leave();
+    thread.leave();
     return false;
   }
-  reader->leave();
-  return self->get_again(key, value);
+  thread.leave();
+  return get_again(key, value);
 }
+
+#if WHYCACHE_AVX2
+// The same.
+[[WHYCACHE_FOR_AVX2]] bool State::get_by_avx2(const State& state, std::string_view key, std::string& value) {
+  ReadingThread* const thread = this_reader.thread;
+  if (!is_two_words(key.size())) [[unlikely]]
+    return state.get_by_any_key(key, value);
+  if (thread == nullptr) [[unlikely]]
+    return state.get_again(key, value);
+  thread->enter();
+  const LookupPlan& plan = *state.plan_.load(std::memory_order_acquire);
+  const Header& header = plan.header();
+  const Unpinned read(header);
+  QuickValue found;
+  const Quick quick = avx2::look_up(plan, header, key, greatest_of(header), found);
+  if (quick == Quick::yes && !read.superseded()) [[likely]] {
+    const std::size_t bytes = unrelated(value.size());
+    if (found.bytes != bytes || bytes > copy_few_max) [[unlikely]] {
+      avx2::leave_wide_vectors();
+      begun_get = {&state, &header, read};
+      return finish_get(key, value, {found.key + key.size(), found.bytes});
+    }
+    avx2::copy(value.data(), found.key + key.size(), unrelated(bytes));
+    avx2::leave_wide_vectors();
+    if (read.holds(header)) [[likely]] {
+      thread->leave();
+      return true;
+    }
+  } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
+    avx2::leave_wide_vectors();
+    thread->leave();
+    return false;
+  }
+  avx2::leave_wide_vectors();
+  thread->leave();
+  return state.get_again(key, value);
+}
+#endif
 
 template <bool two_words>
 [[gnu::always_inline]] inline bool State::contains_quickly(ReadingThread& thread, std::string_view key) const {
   thread.enter();
-  const LookupPlan& plan = *plan_place_.load(std::memory_order_acquire)->load(std::memory_order_acquire);
+  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
   const Header& header = plan.header();
   const Unpinned read(header);
   QuickValue found;
-  const Quick quick = quick_look_up<two_words, false>(plan, header, key, greatest_of(header), found);
+  const Quick quick = quick_look_up<two_words>(plan, header, key, greatest_of(header), found);
   const bool known = quick != Quick::unsure && !read.superseded() && read.holds(header);
   thread.leave();
   return known ? quick == Quick::yes : contains_again(key);
 }
 
-template <bool newer_processor>
-[[gnu::always_inline]] inline bool State::get_by_this_thread(std::string_view key, std::string& value) const {
+bool State::get_anywhere(const State& state, std::string_view key, std::string& value) {
   const ThisReader& reader = this_reader;
   if (key.size() - 8 < reader.two_words_sizes) [[likely]]
-    return get_quickly<true, newer_processor>(*reader.thread, key, value);
-  return get_by_any_key(key, value);
+    return state.get_quickly<true>(*reader.thread, key, value);
+  return state.get_by_any_key(key, value);
 }
 
-bool State::get_as_everywhere(const State& state, std::string_view key, std::string& value) {
-  return state.get_by_this_thread<false>(key, value);
-}
-
-WHYCACHE_NEWER_PROCESSOR bool State::get_as_newer(const State& state, std::string_view key, std::string& value) {
-  return state.get_by_this_thread<true>(key, value);
+State::Get* State::quickest_get() {
+#if WHYCACHE_AVX2
+  if (has_avx2()) return get_by_avx2;
+#endif
+  return get_anywhere;
 }
 
 bool State::get_by_any_key(std::string_view key, std::string& value) const {
   ReadingThread* const thread = this_reader.thread;
-  return thread != nullptr ? get_quickly<false, false>(*thread, key, value) : get_again(key, value);
+  return thread != nullptr ? get_quickly<false>(*thread, key, value) : get_again(key, value);
 }
 
 bool State::contains(std::string_view key) const {
@@ -350,6 +383,7 @@ bool State::read_again(std::string_view key, const Use& use) const {
     const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
     for (int tries = 0; mapping != nullptr && tries < point_read_tries; ++tries) {
       const ReadOutcome outcome = try_point_read(*mapping, key, use);
+      if (mapping->last_plan() != plan_.load(std::memory_order_relaxed)) inner_->renew_plan(*mapping);
       if (outcome == ReadOutcome::yes) return true;
       if (outcome == ReadOutcome::no) return false;
       if (outcome == ReadOutcome::superseded) break;

@@ -227,12 +227,12 @@ class State {
   std::shared_ptr<Mapping> find_successor() const;
   // The file to read from: another one if that took the place of ours. Null: there is none.
   std::shared_ptr<Mapping> newest_mapping() const;
-  // Reads, the quick way; with the instructions of every processor of this kind, or those of the newer ones.
-  static bool get_as_everywhere(const State& state, std::string_view key, std::string& value);
-  static bool get_as_newer(const State& state, std::string_view key, std::string& value);
-  template <bool newer_processor>
-  bool get_by_this_thread(std::string_view key, std::string& value) const;
-  template <bool two_words, bool newer_processor>
+  // Reads, the quick way; on every processor, or on those that have AVX2.
+  using Get = bool(const State& state, std::string_view key, std::string& value);
+  static Get get_anywhere;
+  static Get get_by_avx2;
+  static Get* quickest_get();
+  template <bool two_words>
   bool get_quickly(ReadingThread& thread, std::string_view key, std::string& value) const;
   template <bool two_words>
   bool contains_quickly(ReadingThread& thread, std::string_view key) const;
@@ -249,9 +249,9 @@ class State {
   struct Inner;
   StateOptions options_;
   bool adopted_ = false;
-  // Of the mapping that reads use now; the plan in it is for no file while there is none. Stored with the mapping
-  // (release, under Inner::switch_mutex), acquired by reads, inside a Reading.
-  std::atomic<const std::atomic<const LookupPlan*>*> plan_place_;
+  // Of the mapping that reads use now; for no file while there is none. Stored under Inner::switch_mutex (release),
+  // acquired by reads, inside a Reading.
+  std::atomic<const LookupPlan*> plan_;
   bool (*const get_)(const State&, std::string_view, std::string&);
   std::unique_ptr<Inner> inner_;
 };

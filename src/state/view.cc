@@ -90,34 +90,8 @@ UpdateId View::id() const noexcept { return pin_->id(); }
 std::size_t View::size() const noexcept { return pin_->block().item_count; }
 Digest View::digest() const noexcept { return {pin_->block().digest_low, pin_->block().digest_high}; }
 
-namespace {
+std::string_view View::find(std::string_view key) const { return pin_->find(key); }
 
-[[gnu::noinline]] std::string_view find_thoroughly(const detail::Pin& pin, std::string_view key) {
-  const LookupResult result = pin.get(key);
-  return result.found == Found::yes ? result.value : std::string_view();
-}
-
-template <bool two_words>
-[[gnu::always_inline]] inline std::string_view find_quickly(const detail::Pin& pin, std::string_view key) {
-  QuickValue value;
-  const Quick found = pin.get_quickly<two_words>(key, value);
-  if (found == Quick::yes) [[likely]]
-    return {value.key + key.size(), value.bytes};
-  return found == Quick::no ? std::string_view() : find_thoroughly(pin, key);
-}
-
-[[gnu::noinline]] std::string_view find_by_any_key(const detail::Pin& pin, std::string_view key) {
-  return find_quickly<false>(pin, key);
-}
-
-}  // namespace
-
-std::string_view View::find(std::string_view key) const {
-  if (is_two_words(key.size())) [[likely]]
-    return find_quickly<true>(*pin_, key);
-  return find_by_any_key(*pin_, key);
-}
-
-bool View::contains(std::string_view key) const { return pin_->get(key).found == Found::yes; }
+bool View::contains(std::string_view key) const { return find(key).data() != nullptr; }
 
 }  // namespace whycache

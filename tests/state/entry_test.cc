@@ -1,11 +1,13 @@
 // Entries of every shape: narrow and wide, with and without a version before.
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "state/layout.h"
+#include "state/processor.h"
 #include "state/test_state.h"
 
 namespace whycache {
@@ -17,7 +19,7 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
   for (const UpdateId id : {UpdateId{1}, state_update_id_max}) {
     for (const bool flag : {false, true}) {
       for (const std::uint64_t key_bytes : {1, 15, 254}) {
-        for (const std::uint64_t value_bytes : {0, 100, 32'767}) {
+        for (const std::uint64_t value_bytes : {0, 100, 65'535}) {
           const EntryWord word = EntryWord::narrow(id, key_bytes, value_bytes, flag);
           EXPECT_FALSE(word.is_wide());
           EXPECT_FALSE(word.erased());
@@ -46,8 +48,14 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
   }
 }
 
-class Entries : public ::testing::Test {
+// With the quick ways of this processor, and those of every other.
+class Entries : public ::testing::TestWithParam<bool> {
  protected:
+#if WHYCACHE_AVX2
+  Entries() { may_use_avx2 = GetParam(); }
+  ~Entries() override { may_use_avx2 = true; }
+#endif
+
   static std::string made(std::size_t bytes, char first) {
     std::string text(bytes, 'x');
     for (std::size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(first + i % 23);
@@ -60,14 +68,18 @@ class Entries : public ::testing::Test {
       all.push_back(made(bytes, 'a'));
     return all;
   }
-  static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      32'766,
-                                                32'767, 32'768, 262'000, 262'144, 262'200, 1'000'000};
+  static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      65'534,
+                                                65'535, 65'536, 262'000, 262'144, 262'200, 1'000'000};
 
   testing::TemporaryFolder folder_;
-  TestState state_{folder_.file("entries.state")};
+  std::unique_ptr<TestState> opened_ = std::make_unique<TestState>(folder_.file("entries.state"));
+  TestState& state_ = *opened_;
 };
 
-TEST_F(Entries, of_all_sizes_are_read_in_every_way) {
+INSTANTIATE_TEST_SUITE_P(Processors, Entries, ::testing::Bool(),
+                         [](const auto& which) { return which.param ? "this_one" : "any"; });
+
+TEST_P(Entries, of_all_sizes_are_read_in_every_way) {
   for (const std::size_t bytes : value_sizes) {
     const std::string value = made(bytes, 'A');
     std::vector<testing::TestChange> changes;
@@ -88,7 +100,54 @@ TEST_F(Entries, of_all_sizes_are_read_in_every_way) {
   EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-TEST_F(Entries, of_all_sizes_have_a_past) {
+TEST_P(Entries, that_were_erased_or_never_there_are_not_found) {
+  std::vector<testing::TestChange> changes;
+  for (const std::string& key : keys()) changes.push_back({key, "value"});
+  state_.apply(changes);
+  for (testing::TestChange& change : changes) change.value.reset();
+  state_.apply(changes);
+  const View view = state_.view();
+  for (const std::string& key : keys()) {
+    for (const std::string& asked : {key, key + "x", "x" + key.substr(1), key.substr(0, key.size() - 1) + "y"}) {
+      if (asked.size() > key_bytes_max) continue;
+      EXPECT_EQ(state_.get(asked), std::nullopt) << asked.size();
+      EXPECT_FALSE(state_->contains(asked));
+      EXPECT_EQ(view.get(asked), std::nullopt);
+      EXPECT_FALSE(view.contains(asked));
+    }
+  }
+}
+
+TEST_P(Entries, are_read_into_strings_of_every_size) {
+  const std::string key = "fifteen bytes..";
+  std::string kept;
+  for (const std::size_t bytes :
+       {0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200}) {
+    const std::string value = made(bytes, 'A');
+    state_.apply({{key, value}});
+    for (const std::size_t before : {bytes, std::size_t{0}, bytes + 1, std::size_t{128}, bytes}) {
+      kept.assign(before, '-');
+      ASSERT_TRUE(state_->get(key, kept));
+      EXPECT_EQ(kept, value) << before;
+    }
+  }
+}
+
+TEST_P(Entries, of_an_index_of_many_parts_are_found) {
+  constexpr int count = 100'000;
+  std::vector<testing::TestChange> changes;
+  for (int i = 0; i < count; ++i) changes.push_back({"user:" + std::to_string(10'000'000 + i), std::to_string(i)});
+  state_.apply(changes);
+  const View view = state_.view();
+  int wrong = 0;
+  for (int i = 0; i < count; ++i) {
+    const std::string& key = changes[static_cast<std::size_t>(i)].key;
+    wrong += state_.get(key) != std::to_string(i) || view.get(key) != std::to_string(i) || state_->contains(key + "x");
+  }
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(Entries, of_all_sizes_have_a_past) {
   std::vector<std::pair<View, std::optional<std::string>>> past;
   past.emplace_back(state_.view(), std::nullopt);
   char first = 'A';
@@ -98,7 +157,7 @@ TEST_F(Entries, of_all_sizes_have_a_past) {
     for (const std::string& key : keys()) changes.push_back({key, value});
     state_.apply(changes);
     past.emplace_back(state_.view(), value);
-    if (bytes != 100 && bytes != 32'768) continue;
+    if (bytes != 100 && bytes != 65'536) continue;
     for (testing::TestChange& change : changes) change.value.reset();
     state_.apply(changes);
     past.emplace_back(state_.view(), std::nullopt);

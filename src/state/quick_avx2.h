@@ -1,0 +1,154 @@
+// The quick way of lookup.h once more, for processors that have AVX2 and BMI2, and keys of 8 to 16 bytes.
+//
+// While a read waits for memory, the processor begins with the next ones, until it has no register left for another
+// result. Of general registers there are fewest, so what can be done in vectors is done there, also where that takes
+// more instructions. docs/decisions/short-reads.md has the measurements.
+//
+// Vectors are loaded from words that the writer may change meanwhile. These processors load each aligned word of a
+// vector whole; and nothing that comes out of the index is believed before the entry was found to hold the key.
+#pragma once
+
+#include "state/processor.h"
+
+#if WHYCACHE_AVX2
+
+#include <immintrin.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "state/copy_few.h"
+#include "state/layout.h"
+#include "state/lookup.h"
+#include "state/mapping.h"
+
+namespace whycache::avx2 {
+
+#define WHYCACHE_INLINE_AVX2 [[gnu::always_inline, WHYCACHE_FOR_AVX2]] inline
+
+// One word of eight bytes, in the lower half.
+WHYCACHE_INLINE_AVX2 __m128i load_word(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+
+WHYCACHE_INLINE_AVX2 bool differ(__m128i a, __m128i b) {
+  const __m128i difference = _mm_xor_si128(a, b);
+  return _mm_testz_si128(difference, difference) == 0;
+}
+
+// The first and last eight bytes of a key: TwoWords.
+WHYCACHE_INLINE_AVX2 __m128i two_words(const char* key, std::size_t bytes) {
+  const __m128 first = _mm_castsi128_ps(load_word(key));
+  return _mm_castps_si128(_mm_loadh_pi(first, reinterpret_cast<const __m64*>(key + bytes - sizeof(std::uint64_t))));
+}
+
+// Both halves of the product, one XOR the other. Assembler, for a compiler takes a pair of registers that would have to
+// be saved first.
+WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint64_t b) {
+  std::uint64_t low;
+  std::uint64_t high;
+  asm("mulx %[b], %[low], %[high]" : [low] "=&r"(low), [high] "=d"(high) : "d"(a), [b] "r"(b));
+  return low ^ high;
+}
+
+// Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put there. So it does
+// not see that their upper halves are in use either: leave_wide_vectors() before other code runs.
+WHYCACHE_INLINE_AVX2 void leave_wide_vectors() { _mm256_zeroupper(); }
+
+// The words of a bucket that have this tag, zeros where others are: in each half of the result four words, one OR the
+// other.
+WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag) {
+  __m128i found;
+  __m128i others;
+  __m128i more;
+  asm("vmovdqa (%[bucket]), %t[found]\n\t"
+      "vmovdqa 32(%[bucket]), %t[others]\n\t"
+      "vpbroadcastq %x[tag], %t[tag]\n\t"
+      "vpsrlq %[shift], %t[found], %t[more]\n\t"
+      "vpcmpeqq %t[tag], %t[more], %t[more]\n\t"
+      "vpand %t[more], %t[found], %t[found]\n\t"
+      "vpsrlq %[shift], %t[others], %t[more]\n\t"
+      "vpcmpeqq %t[tag], %t[more], %t[more]\n\t"
+      "vpand %t[more], %t[others], %t[others]\n\t"
+      "vpor %t[others], %t[found], %t[found]\n\t"
+      "vextracti128 $1, %t[found], %x[others]\n\t"
+      "vpor %x[others], %x[found], %x[found]"
+      : [found] "=&x"(found), [others] "=&x"(others), [more] "=&x"(more), [tag] "+x"(tag)
+      : [bucket] "r"(bucket), [shift] "i"(tag_shift), "m"(*reinterpret_cast<const char(*)[bucket_bytes]>(bucket)));
+  return found;
+}
+
+// quick_look_up(). Leaves wide vectors in use.
+template <typename Greatest>
+WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, std::string_view key,
+                                   const Greatest& greatest, QuickValue& value) {
+  const auto* const base = reinterpret_cast<const std::byte*>(&file);
+  const std::uint64_t directory = file.directory.load(std::memory_order_acquire);
+  if (directory != plan.directory) [[unlikely]]
+    return Quick::unsure;
+  const __m128i wanted = two_words(key.data(), key.size());
+  const auto* const seeds = reinterpret_cast<const __m128i*>(&plan.key_hash.seeds());
+  const __m128i seeded = _mm_xor_si128(wanted, _mm_loadu_si128(seeds));
+  const std::uint64_t hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
+                                               static_cast<std::uint64_t>(_mm_extract_epi64(seeded, 1)));
+  const __m128i hash_vector = _mm_cvtsi64_si128(static_cast<std::int64_t>(hash));
+
+  // The count of a shift is the lower half of what is loaded.
+  const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&plan.slot_shift));
+  const auto slot = static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_srl_epi64(hash_vector, slot_shift)));
+  const std::uint64_t part = part_offset(plan.slots[slot].load(std::memory_order_acquire));
+  if (part > plan.part_offset_max) [[unlikely]]
+    return Quick::unsure;
+
+  const auto* const bucket = base + part + home_offset(hash);
+  const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hash_vector, tag_shift));
+  if (_mm_testz_si128(two, two)) [[unlikely]]
+    return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? Quick::no : Quick::unsure;
+  // The one word with this tag. If there are two, what comes out leads to no entry of this key.
+  const __m128i word_left = _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
+  const __m128i offsets = _mm_srli_epi64(word_left, 64 - word_offset_bits - 3);
+  const auto offset = static_cast<std::uint64_t>(_mm_cvtsi128_si64(offsets));
+  if (offset > plan.entry_offset_max) [[unlikely]]
+    return Quick::unsure;
+
+  const std::byte* const entry = base + offset;
+  const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
+  if (!word.is_narrow_with(key.size())) [[unlikely]]
+    return Quick::unsure;
+  if (word.word() > greatest()) [[unlikely]]
+    return Quick::unsure;
+  const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
+  if (differ(two_words(key_in_entry, key.size()), wanted)) [[unlikely]]
+    return Quick::unsure;
+  // Loaded by itself, which is one instruction.
+  std::uint16_t value_bytes;
+  std::memcpy(&value_bytes, entry + EntryWord::bytes_at / 8, sizeof value_bytes);
+  value = {key_in_entry, value_bytes};
+  return Quick::yes;
+}
+static_assert(offsetof(LookupPlan, base) == offsetof(LookupPlan, slot_shift) + 8);
+
+// Copies up to copy_few_max bytes, as copy_few() does. Leaves wide vectors in use.
+WHYCACHE_INLINE_AVX2 void copy(char* to, const char* from, std::size_t bytes) {
+  if (bytes > 64) [[likely]] {
+    asm volatile(
+        "vmovdqu (%[from]), %%ymm0\n\t"
+        "vmovdqu 32(%[from]), %%ymm1\n\t"
+        "vmovdqu -64(%[from],%[bytes]), %%ymm2\n\t"
+        "vmovdqu -32(%[from],%[bytes]), %%ymm3\n\t"
+        "vmovdqu %%ymm0, (%[to])\n\t"
+        "vmovdqu %%ymm1, 32(%[to])\n\t"
+        "vmovdqu %%ymm2, -64(%[to],%[bytes])\n\t"
+        "vmovdqu %%ymm3, -32(%[to],%[bytes])"
+        :
+        : [to] "r"(to), [from] "r"(from), [bytes] "r"(bytes)
+        : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
+    return;
+  }
+  copy_few(to, from, bytes);
+}
+
+}  // namespace whycache::avx2
+
+#endif
