@@ -290,6 +290,10 @@ class Bucket {
 
 enum class Quick : std::uint8_t { no, yes, unsure };  // unsure: look again, the long way
 
+// Values up to here are within the quick_bytes of their entries.
+inline constexpr std::uint64_t quick_value_bytes_max =
+    quick_bytes - sizeof(EntryWord) - EntryWord::narrow_key_bytes_max;
+
 struct QuickValue {
   const char* key = nullptr;  // in the entry; the value follows
   std::uint64_t bytes = 0;
@@ -354,8 +358,10 @@ template <bool two_words, typename Greatest>
   return Quick::yes;
 }
 
-// Whether the whole of the value that was found lies within the mapping.
+// Whether the whole of the value that was found lies within the mapping. If it is short, that is known already.
 [[gnu::always_inline]] inline bool is_within(const LookupPlan& plan, std::string_view found) {
+  if (found.size() <= quick_value_bytes_max) [[likely]]
+    return true;
   const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
   return offset + found.size() <= plan.entry_offset_max + quick_bytes;
 }

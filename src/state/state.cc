@@ -255,7 +255,7 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
 
 // No call lies on the way of a get, for what has to be kept across one would have to be stored; what is seldom is
 // called at its end.
-static_assert(sizeof(EntryWord) + EntryWord::narrow_key_bytes_max + copy_few_max <= quick_bytes);
+static_assert(copy_few_max <= quick_value_bytes_max);
 
 template <bool two_words>
 [[gnu::always_inline]] inline bool State::get_quickly(ReadingThread& thread, std::string_view key,
