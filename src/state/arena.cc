@@ -359,6 +359,11 @@ NodeOffset Arena::allocate(std::size_t size_class) {
     if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
       throw damaged_books("free node", segment);
     one.free_nodes = static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
+    // The one after this will be wanted soon, and nobody had to do with it for long.
+    if (one.free_nodes != 0 && one.free_nodes <= count) {
+      const std::byte* const next = mapping_.base() + segment * segment_bytes + (one.free_nodes - 1) * bytes;
+      for (std::size_t line = 0; line < node_bytes_of(0); line += 64) __builtin_prefetch(next + line, 1);
+    }
   } else {
     number = one.used;
     if (one.kind != SegmentKind::nodes || number >= count) throw damaged_books("nodes handed out", segment);
@@ -429,6 +434,7 @@ void Arena::reclaim_nodes(UpdateId visible) {
     const NodeHeader& one = node_header(offset);
     if (one.stamp > visible) return;
     all.retired_nodes_head = one.next;
+    if (one.next + sizeof(NodeHeader) <= mapping_.usable_bytes()) __builtin_prefetch(mapping_.base() + one.next, 1);
     if (all.retired_nodes_head == 0) all.retired_nodes_tail = 0;
     free_node(offset);
   }

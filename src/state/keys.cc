@@ -213,7 +213,7 @@ class KeysWriter::Work {
     }
     bool changed = false;
     for (std::size_t i = 0; i < mine.parts.size(); ++i) {
-      if (i + 1 < mine.parts.size()) prefetch_node(nodes_, node.child(mine.parts[i + 1].child));
+      ask_ahead(node, level, mine.parts, keys, i);
       const unsigned child = mine.parts[i].child;
       const Keys below = keys.first(mine.parts[i].count);
       keys = keys.subspan(below.size());
@@ -234,6 +234,22 @@ class KeysWriter::Work {
       rewrite(node, mine, out);
     }
     return true;
+  }
+
+  // Asks for memory that will be wanted soon: children, and of each the first below it that will be changed. If there
+  // are many nodes and each gets few of the keys, nearly all of the time goes by waiting for these. `keys`: of the
+  // parts from `part` on.
+  void ask_ahead(const KeyNode& node, unsigned level, const std::vector<Part>& parts, Keys keys, std::size_t part) {
+    constexpr std::size_t ahead = 3;
+    for (std::size_t i = part == 0 ? 1 : part + ahead; i <= part + ahead && i < parts.size(); ++i)
+      prefetch_node(nodes_, node.child(parts[i].child));
+    if (level < 2) return;
+    std::size_t first_key = parts[part].count;
+    for (std::size_t i = part + 1; i < part + ahead && i < parts.size(); first_key += parts[i++].count) {
+      if (part > 0 && i + 1 < part + ahead) continue;
+      const KeyNode child = KeyNode::at(nodes_, node.child(parts[i].child), level - 1);
+      prefetch_node(nodes_, child.child(child.child_of(keys[first_key])));
+    }
   }
 
   // How many of the keys, the first of which belongs under `child`, belong there.
