@@ -1,6 +1,7 @@
 #include "state/applier.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "state/lookup.h"
@@ -39,6 +40,14 @@ void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key, 
   if (wide || previous == 0) return;
   to += -(key.size() + value.size()) % 8;
   put_word(previous);
+}
+
+void check_id(UpdateId id) {
+  if (id > state_update_id_max) {
+    throw Error(ErrorKind::limit, "a state cannot hold an update of this id: id=" + std::to_string(id) +
+                                      " id_max=" + std::to_string(state_update_id_max) +
+                                      " (export the log, and import it into a new one)");
+  }
 }
 
 }  // namespace
@@ -84,10 +93,11 @@ void Applier::publish() {
 
 void Applier::apply(const Update& update) {
   const PublishedBlock& current = published();
-  if (update.id != current.id + 1 || update.id > state_update_id_max) {
+  if (update.id != current.id + 1) {
     throw Error(ErrorKind::invalid,
                 "update out of order: id=" + std::to_string(update.id) + " applied_id=" + std::to_string(current.id));
   }
+  check_id(update.id);
   next_ = current;
   next_.id = update.id;
   next_.chain = update.chain;
@@ -100,9 +110,11 @@ void Applier::apply(const Update& update) {
   const std::size_t count = update.changes.size();
   hashes_.resize(count);
   for (std::size_t i = 0; i < count; ++i) hashes_[i] = mapping_.hash_of(update.changes[i].key);
+  find_what_counts(update.changes);
   for (std::size_t i = 0; i < std::min(count, prefetch_distance); ++i) index_.prefetch(hashes_[i]);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + prefetch_distance < count) index_.prefetch(hashes_[i + prefetch_distance]);
+    if (!counts_[i]) continue;
     const Change& change = update.changes[i];
     if (change.kind == Change::Kind::set) {
       set(change.key, change.value, hashes_[i]);
@@ -112,6 +124,26 @@ void Applier::apply(const Update& update) {
   }
   carry_keys_over();
   publish();
+}
+
+// Of several changes of one key the last one counts, and only that is made: a reader that found what the first made
+// just before it was replaced would take it for a value that was published.
+void Applier::find_what_counts(std::span<const Change> changes) {
+  const std::size_t count = changes.size();
+  counts_.assign(count, true);
+  if (count < 2) return;
+  const std::size_t places = std::bit_ceil(count * 2);
+  later_.assign(places, 0);  // by hash: 1 + which change, or 0
+  for (std::size_t i = count; i-- > 0;) {
+    std::size_t place = hashes_[i] & (places - 1);
+    for (; later_[place] != 0; place = (place + 1) & (places - 1)) {
+      const std::size_t other = later_[place] - 1;
+      if (hashes_[other] != hashes_[i] || changes[other].key != changes[i].key) continue;
+      counts_[i] = false;
+      break;
+    }
+    if (counts_[i]) later_[place] = i + 1;
+  }
 }
 
 void Applier::load(std::span<const Item> items, UpdateId id) {
@@ -126,6 +158,7 @@ void Applier::load(std::span<const Item> items, UpdateId id) {
 }
 
 void Applier::loaded(UpdateId id, std::uint64_t chain) {
+  check_id(id);
   next_.id = id;
   next_.chain = chain;
   publish();
@@ -141,7 +174,7 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
   if (word != nullptr) {
     old_offset = word_offset(word->load(std::memory_order_relaxed));
     const Entry old = index_.entry(old_offset);
-    // A version of this very update, of a key that comes twice, is nothing anybody will ever see.
+    // A version of this very update was made by one that erases everything, and is nothing anybody will ever see.
     previous = old.id() == next_.id ? old.previous() : old_offset;
     old_bytes = old.bytes();
     was_there = !old.erased();

@@ -40,6 +40,7 @@ class Applier {
   void set(std::string_view key, std::string_view value, std::uint64_t hash);
   void erase(std::string_view key, std::uint64_t hash);
   void erase_everything();
+  void find_what_counts(std::span<const Change> changes);
   void carry_keys_over();
   // Wins space back before new entries are written, so that entries do not move under the hands of the caller.
   void make_room(std::uint64_t bytes);
@@ -58,6 +59,8 @@ class Applier {
   PublishedBlock next_{};       // of the update under way
   std::vector<KeyMove> moves_;  // keys that appear or disappear, in order
   std::vector<std::uint64_t> hashes_;
+  std::vector<bool> counts_;  // of each change of an update, whether it is the last one of its key
+  std::vector<std::size_t> later_;
   std::vector<NodeOffset> moved_nodes_;
 };
 

@@ -434,7 +434,7 @@ void Arena::reclaim_nodes(UpdateId visible) {
     const NodeHeader& one = node_header(offset);
     if (one.stamp > visible) return;
     all.retired_nodes_head = one.next;
-    if (one.next + sizeof(NodeHeader) <= mapping_.usable_bytes()) __builtin_prefetch(mapping_.base() + one.next, 1);
+    if (one.next != 0 && one.next < mapping_.usable_bytes()) __builtin_prefetch(mapping_.base() + one.next, 1);
     if (all.retired_nodes_head == 0) all.retired_nodes_tail = 0;
     free_node(offset);
   }

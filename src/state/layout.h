@@ -49,7 +49,8 @@ struct SegmentDescriptor {
   std::uint8_t size_class;  // nodes: of its nodes
   std::uint8_t list;  // entries, sealed: 1 + which list of sparse segments it is on; nodes: 1 if on the partial list
   std::uint8_t reserved;
-  std::uint32_t live;  // entries, large: bytes of entries the index points to; nodes: nodes in use; part: words in use
+  std::uint32_t
+      live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in use; part: words in use
   std::uint32_t used;  // entries: bytes allocated from the front; nodes: nodes ever handed out; part: fillers; large,
                        // directory: segments
   std::uint32_t next;

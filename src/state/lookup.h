@@ -11,8 +11,9 @@
 #include <string>
 #include <string_view>
 
-// Thread sanitizer has to see every load for what it is.
-#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+#include "state/processor.h"
+
+#if defined(__SSE2__) && !defined(WHYCACHE_THREAD_SANITIZER)
 #define WHYCACHE_SSE2 1
 #include <emmintrin.h>
 #else
@@ -329,9 +330,9 @@ template <bool two_words, typename Greatest>
   if (matches == 0) [[unlikely]]
     return bucket.has_empty() ? Quick::no : Quick::unsure;
   // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
-  // the header page. What is there will be seen.
+  // the header page. What is there cannot be an entry of a key of 8 to 16 bytes.
   const std::uint64_t offset = word_offset(bucket.first(matches));
-  if (offset > plan.entry_offset_max) [[unlikely]]
+  if (offset > plan.entry_offset_max || (!two_words && offset < header_page_bytes)) [[unlikely]]
     return Quick::unsure;
   const std::byte* const entry = base + offset;
   const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));

@@ -78,16 +78,18 @@ template <bool two_words>
     QuickValue found;
     const Quick quick = quick_look_up<two_words>(
         plan, plan.header(), key, [this] { return greatest_; }, found);
-    const std::string_view value(found.key + key.size(), found.bytes);
-    if (quick == Quick::yes && is_within(plan, value)) [[likely]]
-      return value;
+    if (quick == Quick::yes) [[likely]] {
+      const std::string_view value(found.key + key.size(), found.bytes);
+      if (is_within(plan, value)) [[likely]]
+        return value;
+    }
     if (quick == Quick::no) return {};
   }
   return find_thoroughly(*this, key);
 }
 
 #if WHYCACHE_AVX2
-// The same.
+// What find_anywhere() does.
 [[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_by_avx2(const Pin& pin, std::string_view key) {
   if (!is_two_words(key.size())) [[unlikely]]
     return find_by_any_key(pin, key);
@@ -97,9 +99,11 @@ template <bool two_words>
     const Quick quick = avx2::look_up(
         plan, plan.header(), key, [&pin] { return pin.greatest_; }, found);
     avx2::leave_wide_vectors();
-    const std::string_view value(found.key + key.size(), found.bytes);
-    if (quick == Quick::yes && is_within(plan, value)) [[likely]]
-      return value;
+    if (quick == Quick::yes) [[likely]] {
+      const std::string_view value(found.key + key.size(), found.bytes);
+      if (is_within(plan, value)) [[likely]]
+        return value;
+    }
     if (quick == Quick::no) return {};
   }
   return find_thoroughly(pin, key);

@@ -5,7 +5,15 @@
 namespace whycache {
 
 // Thread sanitizer has to see every load for what it is.
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__)
+#define WHYCACHE_THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define WHYCACHE_THREAD_SANITIZER 1
+#endif
+#endif
+
+#if defined(__x86_64__) && !defined(WHYCACHE_THREAD_SANITIZER)
 #define WHYCACHE_AVX2 1
 // Of functions that use these instructions, and of all that are inlined into them and do.
 #define WHYCACHE_FOR_AVX2 gnu::target("avx2,bmi,bmi2")

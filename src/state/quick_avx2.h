@@ -5,7 +5,7 @@
 // more instructions. docs/decisions/short-reads.md has the measurements.
 //
 // Vectors are loaded from words that the writer may change meanwhile. These processors load each aligned word of a
-// vector whole; and nothing that comes out of the index is believed before the entry was found to hold the key.
+// vector whole.
 #pragma once
 
 #include "state/processor.h"
@@ -57,24 +57,28 @@ WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint6
 WHYCACHE_INLINE_AVX2 void leave_wide_vectors() { _mm256_zeroupper(); }
 
 // The words of a bucket that have this tag, zeros where others are: in each half of the result four words, one OR the
-// other.
-WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag) {
+// other. `marks` has a bit for each that has it, in any order.
+WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag, std::uint32_t& marks) {
   __m128i found;
   __m128i others;
   __m128i more;
+  __m128i scratch;
   asm("vmovdqa (%[bucket]), %t[found]\n\t"
       "vmovdqa 32(%[bucket]), %t[others]\n\t"
       "vpbroadcastq %x[tag], %t[tag]\n\t"
       "vpsrlq %[shift], %t[found], %t[more]\n\t"
       "vpcmpeqq %t[tag], %t[more], %t[more]\n\t"
       "vpand %t[more], %t[found], %t[found]\n\t"
-      "vpsrlq %[shift], %t[others], %t[more]\n\t"
-      "vpcmpeqq %t[tag], %t[more], %t[more]\n\t"
-      "vpand %t[more], %t[others], %t[others]\n\t"
+      "vpsrlq %[shift], %t[others], %t[scratch]\n\t"
+      "vpcmpeqq %t[tag], %t[scratch], %t[scratch]\n\t"
+      "vpand %t[scratch], %t[others], %t[others]\n\t"
+      "vpackssdw %t[scratch], %t[more], %t[more]\n\t"
       "vpor %t[others], %t[found], %t[found]\n\t"
+      "vmovmskps %t[more], %[marks]\n\t"
       "vextracti128 $1, %t[found], %x[others]\n\t"
       "vpor %x[others], %x[found], %x[found]"
-      : [found] "=&x"(found), [others] "=&x"(others), [more] "=&x"(more), [tag] "+x"(tag)
+      : [found] "=&x"(found), [others] "=&x"(others), [more] "=&x"(more), [scratch] "=&x"(scratch), [tag] "+x"(tag),
+        [marks] "=&r"(marks)
       : [bucket] "r"(bucket), [shift] "i"(tag_shift), "m"(*reinterpret_cast<const char(*)[bucket_bytes]>(bucket)));
   return found;
 }
@@ -102,10 +106,13 @@ WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, s
     return Quick::unsure;
 
   const auto* const bucket = base + part + home_offset(hash);
-  const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hash_vector, tag_shift));
-  if (_mm_testz_si128(two, two)) [[unlikely]]
+  std::uint32_t marks;
+  const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hash_vector, tag_shift), marks);
+  if (marks == 0) [[unlikely]]
     return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? Quick::no : Quick::unsure;
-  // The one word with this tag. If there are two, what comes out leads to no entry of this key.
+  // More than one: what would come out below is none of them.
+  if (_blsr_u32(marks) != 0) [[unlikely]]
+    return Quick::unsure;
   const __m128i word_left = _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
   const __m128i offsets = _mm_srli_epi64(word_left, 64 - word_offset_bits - 3);
   const auto offset = static_cast<std::uint64_t>(_mm_cvtsi128_si64(offsets));

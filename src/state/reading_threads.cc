@@ -4,6 +4,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "base/fork_watch.h"
 #include "state/key_hash.h"
 
@@ -69,10 +71,11 @@ ReadingThread& register_reading_thread() {
 
 namespace {
 
-// Looked at several times: between two reads there is little time.
+// Looked at several times, with time in between for the thread to go on: between two reads there is little.
 bool is_reading(const ReadingThread& thread) {
-  constexpr int looks = 64;
+  constexpr int looks = 16;
   for (int i = 0; i < looks; ++i) {
+    if (i > 0) std::this_thread::yield();
     if (thread.reading.load(std::memory_order_acquire) == 0) return false;
   }
   return true;

@@ -63,7 +63,7 @@ class Reading {
 };
 
 // The threads that were reading when it was made. over() is true once each of them was seen not to be reading; a thread
-// that does nothing else may be seen between two reads only at the second or third time of asking.
+// that does nothing else may be seen between two reads only when it was asked for several times.
 class GracePeriod {
  public:
   GracePeriod();

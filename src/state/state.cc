@@ -287,7 +287,7 @@ template <bool two_words>
 }
 
 #if WHYCACHE_AVX2
-// The same.
+// What get_anywhere() does.
 [[WHYCACHE_FOR_AVX2]] bool State::get_by_avx2(const State& state, std::string_view key, std::string& value) {
   ReadingThread* const thread = this_reader.thread;
   if (!is_two_words(key.size())) [[unlikely]]

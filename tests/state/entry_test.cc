@@ -51,11 +51,13 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
 // With the quick ways of this processor, and those of every other.
 class Entries : public ::testing::TestWithParam<bool> {
  protected:
+  // Before the state is opened.
+  struct Ways {
 #if WHYCACHE_AVX2
-  Entries() { may_use_avx2 = GetParam(); }
-  ~Entries() override { may_use_avx2 = true; }
+    Ways() { may_use_avx2 = GetParam(); }
+    ~Ways() { may_use_avx2 = true; }
 #endif
-
+  };
   static std::string made(std::size_t bytes, char first) {
     std::string text(bytes, 'x');
     for (std::size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(first + i % 23);
@@ -71,9 +73,9 @@ class Entries : public ::testing::TestWithParam<bool> {
   static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      65'534,
                                                 65'535, 65'536, 262'000, 262'144, 262'200, 1'000'000};
 
+  Ways ways_;
   testing::TemporaryFolder folder_;
-  std::unique_ptr<TestState> opened_ = std::make_unique<TestState>(folder_.file("entries.state"));
-  TestState& state_ = *opened_;
+  TestState state_{folder_.file("entries.state")};
 };
 
 INSTANTIATE_TEST_SUITE_P(Processors, Entries, ::testing::Bool(),
@@ -131,6 +133,45 @@ TEST_P(Entries, are_read_into_strings_of_every_size) {
       EXPECT_EQ(kept, value) << before;
     }
   }
+}
+
+// The offsets of their entries, one OR the other, are that of bytes in a value that look like an entry.
+TEST_P(Entries, of_keys_that_hash_alike_are_told_apart) {
+  const std::string key(8, '\x08');
+  const std::string twin(9, '\x08');
+  const std::string looks_like_an_entry = std::string("\5\0\0\0\0\0\0", 7) + key + "WRONG";
+  state_.apply({{"x", ""}, {key, ""}, {twin, looks_like_an_entry}});
+  const View view = state_.view();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(state_.get(key), "");
+    EXPECT_EQ(state_.get(twin), looks_like_an_entry);
+    EXPECT_EQ(view.get(key), "");
+    EXPECT_EQ(view.get(twin), looks_like_an_entry);
+  }
+}
+
+// Versions of both, again and again in the same places.
+TEST_P(Entries, of_keys_that_hash_alike_are_told_apart_in_space_that_is_used_again) {
+  const std::string key(8, '0');
+  const std::string twin(9, '0');
+  const std::unique_ptr<StateWriter> writer = state_->begin_write(TestState::patience());
+  int wrong = 0;
+  for (int i = 0; i < 60'000; ++i) {
+    const std::string value = std::to_string(i);
+    TestState::apply(*writer, {{key, value}, {twin, value + "."}});
+    wrong += state_.get(key) != value || state_.get(twin) != value + ".";
+  }
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(Entries, of_a_key_that_comes_twice_in_an_update_are_those_of_the_last_change) {
+  state_.apply({{"old", "1"}, {"gone", "1"}});
+  std::vector<testing::TestChange> changes = {{"old", "2"}, {"new", "1"}, {"gone", std::nullopt}, {"back", "1"}};
+  changes.insert(changes.end(), {{"old", "3"}, {"new", std::nullopt}, {"gone", "2"}, {"back", std::nullopt}});
+  changes.push_back({"back", "2"});
+  state_.apply(changes);
+  EXPECT_EQ(state_.contents(), (std::map<std::string, std::string>{{"old", "3"}, {"gone", "2"}, {"back", "2"}}));
+  EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
 TEST_P(Entries, of_an_index_of_many_parts_are_found) {

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
+#include <thread>
 
 #include "state/test_state.h"
 #include "support/child_process.h"
@@ -43,6 +45,33 @@ TEST(ReadingThreads, a_get_for_whose_value_there_is_no_memory_ends_its_read) {
               return state->get("small key", value) && value == "small" ? "" : "small key is gone";
             }),
             "");
+}
+
+TEST(ReadingThreads, one_that_does_nothing_but_read_is_seen_between_two_reads) {
+  const testing::TemporaryFolder folder("/dev/shm");
+  TestState state(folder.file("busy.state"));
+  state.apply({{"some key", std::string(100, 'x')}});
+  std::atomic<bool> stop = false;
+  std::atomic<std::uint64_t> reads = 0;
+  std::thread reader([&] {
+    std::string value;
+    while (!stop.load(std::memory_order_relaxed)) {
+      state->get("some key", value);
+      reads.fetch_add(1, std::memory_order_relaxed);
+    }
+  });
+  while (reads < 1000) std::this_thread::yield();
+  int periods = 0;
+  const Deadline deadline(std::chrono::seconds(30));
+  while (periods < 100 && !deadline.passed()) {
+    GracePeriod period;
+    while (!period.over() && !deadline.passed()) {
+    }
+    ++periods;
+  }
+  stop = true;
+  reader.join();
+  EXPECT_EQ(periods, 100);
 }
 
 }  // namespace
