@@ -44,9 +44,10 @@ void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key, 
 
 void check_id(UpdateId id) {
   if (id > state_update_id_max) {
-    throw Error(ErrorKind::limit, "a state cannot hold an update of this id: id=" + std::to_string(id) +
-                                      " id_max=" + std::to_string(state_update_id_max) +
-                                      " (export the log, and import it into a new one)");
+    throw Error(ErrorKind::limit,
+                "a state cannot hold an update of this id: id=" + std::to_string(id) +
+                    " id_max=" + std::to_string(state_update_id_max) +
+                    " (put its items into a new log: whycache scan --json | whycache import --log NEW -)");
   }
 }
 
