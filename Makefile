@@ -2,7 +2,7 @@
 #
 #   make demo     installs what is missing, builds release, shows the whole thing on real data in about a minute
 #   make test     installs what is missing, builds dev, runs every test
-#   make bench    the benchmarks, beside their rivals, in about ten minutes; a part of them: ONLY=get_uniform,
+#   make bench    the benchmarks, beside their rivals, in a quarter of an hour; a part of them: ONLY=get_uniform,
 #                 ITEMS=1000000, SUBJECTS=whycache,absl; JSON=file for the figures; or BENCH=name for one program,
 #                 ARGS=... for its arguments
 #   make histories LOG=sqlite MINUTES=10
