@@ -99,7 +99,9 @@ void PointIndex::prefetch(std::uint64_t hash) const {
   unsigned depth;
   IndexWord* const slots = directory(depth);
   const std::uint64_t offset = part_offset(slots[directory_slot(hash, depth)].load(std::memory_order_relaxed));
-  __builtin_prefetch(arena_.mapping().base() + offset + home_bucket(hash) * bucket_words * sizeof(IndexWord), 1);
+  // What a damaged directory says is found out by who looks there.
+  if (offset > arena_.mapping().usable_bytes() - segment_bytes) return;
+  __builtin_prefetch(arena_.mapping().base() + offset + home_offset(hash), 1);
 }
 
 bool PointIndex::place(IndexWord* words, std::uint64_t home, std::uint64_t tag, std::uint64_t offset) {
