@@ -157,12 +157,12 @@ std::future<UpdateId> Commit::write_later(std::span<const Change> changes, const
   later_bytes_ += bytes;
   later_.splice(later_.end(), made);
   for (Batch& batch : write.batches) queue_.push_back(&batch);
-  changed_.notify_all();
+  for_thread_.notify_one();
   return future;
 }
 
 void Commit::write_those_of_nobody() {
-  std::unique_lock lock(mutex_);
+  Locked locked(*this);
   for (;;) {
     later_.remove_if([&](const LaterWrite& write) {
       const bool ended = write.batches_ended == write.batches.size();
@@ -172,19 +172,20 @@ void Commit::write_those_of_nobody() {
     if (!leading_ && !queue_.empty() && queue_.front()->later != nullptr) {
       Batch& batch = *queue_.front();
       if (stopping_) {
-        end(batch, 0,
+        end(locked, batch, 0,
             std::make_exception_ptr(
                 Error(ErrorKind::unavailable, "cache was closed before this was written, nothing was written")));
+        wake_front(locked);
         continue;
       }
       leading_ = true;
-      lock.unlock();
+      locked.release();
       lead(batch);
-      lock.lock();
+      locked.hold_again();
     } else if (stopping_ && later_.empty()) {
       return;
     } else {
-      changed_.wait(lock);
+      locked.wait(for_thread_);
     }
   }
 }
@@ -193,26 +194,51 @@ void Commit::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    changed_.notify_all();
+    for_thread_.notify_one();
   }
   if (thread_.joinable()) thread_.join();
 }
 
 // --- The queue ---
 
+void Commit::Locked::wake(const Batch& batch, bool first) noexcept {
+  if (!batch.turn) return;
+  try {
+    woken_.insert(first ? woken_.begin() : woken_.end(), batch.turn);
+  } catch (const std::bad_alloc&) {
+    batch.turn->notify_one();
+  }
+}
+
+void Commit::Locked::release() noexcept {
+  if (!lock_.owns_lock()) return;
+  lock_.unlock();
+  for (const std::shared_ptr<std::condition_variable>& turn : woken_) turn->notify_one();
+  woken_.clear();
+}
+
+// Who is in front leads, unless somebody leads already. He can begin while the others are being woken.
+void Commit::wake_front(Locked& locked) noexcept {
+  if (leading_ || queue_.empty()) return;
+  locked.wake(*queue_.front(), /*first=*/true);
+  if (queue_.front()->later != nullptr) for_thread_.notify_one();
+}
+
 void Commit::commit(Batch& batch) {
-  std::unique_lock lock(mutex_);
+  const auto turn = std::make_shared<std::condition_variable>();
+  batch.turn = turn;
+  Locked locked(*this);
   queue_.push_back(&batch);
   while (!batch.done) {
     if (!leading_ && queue_.front() == &batch) {
       leading_ = true;
-      lock.unlock();
+      locked.release();
       lead(batch);
-      lock.lock();
+      locked.hold_again();
     } else if (batch.in_group) {
-      changed_.wait(lock);  // the leader's patience ends before ours
+      locked.wait(*turn);  // the leader's patience ends before ours
     } else if (const std::chrono::nanoseconds left = batch.patience.deadline().left(); left.count() > 0) {
-      changed_.wait_for(lock, left);
+      locked.wait(*turn, left);
     } else {
       leave_queue(batch);
       throw Error(ErrorKind::unavailable,
@@ -232,7 +258,10 @@ void Commit::lead(Batch& batch) {
   try {
     const HeldLock appending = link_.state.lock(StateLock::append, batch.patience.deadline());
     look_at_log(batch.patience);
+    // Those who were told their id just now, and are ready to run, mostly come back with the next write.
+    if (had_company_) std::this_thread::yield();
     others = take_along(batch);
+    had_company_ = !others.empty();
     id = append_group(batch, others);
   } catch (const Error& error) {
     failure = std::current_exception();
@@ -241,21 +270,26 @@ void Commit::lead(Batch& batch) {
     failure = std::current_exception();
   }
 
-  const std::lock_guard lock(mutex_);
-  end(batch, id, failure);
+  Locked locked(*this);
+  leading_ = false;
+  end(locked, batch, id, failure);
   for (Batch* other : others) {
     other->in_group = false;
     // Who has patience left when the leader's is at its end stays in the queue, and leads next.
-    if (!other->done && (!nothing_written || other->patience.deadline().passed())) end(*other, id, failure);
+    if (!other->done && (!nothing_written || other->patience.deadline().passed())) {
+      end(locked, *other, id, failure);
+    } else {
+      locked.wake(*other);
+    }
   }
-  leading_ = false;
-  changed_.notify_all();
+  wake_front(locked);
 }
 
 // The caller of these two holds the mutex.
 
-void Commit::end(Batch& batch, UpdateId id, const std::exception_ptr& failure) {
+void Commit::end(Locked& locked, Batch& batch, UpdateId id, const std::exception_ptr& failure) {
   leave_queue(batch);
+  locked.wake(batch);
   batch.done = true;
   batch.id = id;
   batch.failure = failure;
@@ -264,6 +298,7 @@ void Commit::end(Batch& batch, UpdateId id, const std::exception_ptr& failure) {
 
 void Commit::end_later(Batch& batch) {
   LaterWrite& write = *batch.later;
+  for_thread_.notify_one();
   ++write.batches_ended;
   if (!batch.failure) {
     write.changes_written += batch.changes.size();
@@ -310,11 +345,6 @@ std::vector<Commit::Batch*> Commit::take_along(const Batch& leader) {
   return others;
 }
 
-void Commit::leave_queue(Batch& batch) {
-  std::erase(queue_, &batch);
-  changed_.notify_all();
-}
-
 // --- The log ---
 
 // The caller of these holds StateLock::append.
@@ -334,8 +364,11 @@ UpdateId Commit::append_group(Batch& leader, std::vector<Batch*>& others) {
       if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
     }
     // The log refuses what they make together: each goes alone, and finds out whether it was the one.
-    const std::lock_guard lock(mutex_);
-    for (Batch* other : others) other->in_group = false;
+    Locked locked(*this);
+    for (Batch* other : others) {
+      other->in_group = false;
+      locked.wake(*other);
+    }
     others.clear();
   }
   return append(leader.draft, leader.patience);

@@ -17,6 +17,7 @@
 
 #include <whycache/cache.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -72,6 +73,8 @@ class Commit {
     UpdateId id = 0;
     std::exception_ptr failure;
     LaterWrite* later = nullptr;  // whom it belongs to, if nobody waits for it here
+    // Its caller's, to wait on: shared, as whoever wakes him may come to it when he has gone.
+    std::shared_ptr<std::condition_variable> turn;
   };
   // A write that nobody waits for.
   struct LaterWrite {
@@ -85,14 +88,35 @@ class Commit {
     std::promise<UpdateId> promise;
   };
 
+  // Holds the mutex. Callers who were named meanwhile are woken when it is free again, each of them by itself: who is
+  // woken while it is held would wait for it, and who is woken without need takes a processor from those that write.
+  class Locked {
+   public:
+    explicit Locked(Commit& commit) : lock_(commit.mutex_) {}
+    ~Locked() { release(); }
+    Locked(const Locked&) = delete;
+    Locked& operator=(const Locked&) = delete;
+
+    void wake(const Batch& batch, bool first = false) noexcept;
+    void wait(std::condition_variable& turn) { turn.wait(lock_); }
+    void wait(std::condition_variable& turn, std::chrono::nanoseconds at_most) { turn.wait_for(lock_, at_most); }
+    void release() noexcept;
+    void hold_again() { lock_.lock(); }
+
+   private:
+    std::unique_lock<std::mutex> lock_;
+    std::vector<std::shared_ptr<std::condition_variable>> woken_;
+  };
+
   void check(std::span<const Change> changes) const;
   std::vector<Batch> cut(std::span<const Change> changes, const WriteOptions& options);
   void commit(Batch& batch);
   void lead(Batch& batch);
   std::vector<Batch*> take_along(const Batch& leader);
-  void leave_queue(Batch& batch);
-  void end(Batch& batch, UpdateId id, const std::exception_ptr& failure);
+  void leave_queue(Batch& batch) { std::erase(queue_, &batch); }
+  void end(Locked& locked, Batch& batch, UpdateId id, const std::exception_ptr& failure);
   void end_later(Batch& batch);
+  void wake_front(Locked& locked) noexcept;
   void write_those_of_nobody();
 
   UpdateId append_group(Batch& leader, std::vector<Batch*>& others);
@@ -106,13 +130,14 @@ class Commit {
 
   Link& link_;
   std::mutex mutex_;  // of what follows
-  std::condition_variable changed_;
   std::deque<Batch*> queue_;
   bool leading_ = false;
+  bool had_company_ = false;  // who led last; only used by who leads
   bool stopping_ = false;
   std::list<LaterWrite> later_;  // one that has ended is removed by the thread, nobody else
   std::size_t later_bytes_ = 0;
   std::thread thread_;
+  std::condition_variable for_thread_;  // one of its writes has ended, or is in front, or it is to stop
 };
 
 }  // namespace whycache
