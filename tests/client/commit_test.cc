@@ -532,6 +532,60 @@ TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
   EXPECT_EQ(cache.size(), 5U);
 }
 
+// Groups are cut short by notes and by impatience, led by threads and by the one for writes nobody waits for, and fail.
+// Whoever is not woken when it is his turn, or when his write has ended, is still there when his deadline has passed.
+TEST(Commit, nobody_who_waits_is_forgotten) {
+  Fleet fleet;
+  const auto script = std::make_shared<Script>();
+  std::atomic<std::uint64_t> appends{0};
+  script->before_append = [&](UpdateId) {
+    const std::uint64_t number = ++appends;
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (number % 97 == 0) throw Error(ErrorKind::limit, "packet too large");  // a group then goes one by one
+    if (number % 89 == 0) throw Error(ErrorKind::unavailable, "the log is away");
+    if (number % 83 == 0) throw Error(ErrorKind::corrupt, "the log is damaged");
+  };
+  Cache cache = fleet.open("berlin", script);
+  constexpr milliseconds patience{30'000};
+  std::atomic<int> written{0};
+  std::atomic<int> refused{0};
+  std::atomic<std::int64_t> longest_ms{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 16; ++i) {
+    threads.emplace_back([&, i] {
+      for (int j = 0; j < 150; ++j) {
+        const std::string key = "key" + std::to_string(i);
+        const WriteOptions options{.note = (i + j) % 7 == 0 ? "release" : "", .deadline = patience};
+        const auto began = std::chrono::steady_clock::now();
+        try {
+          if (i % 4 == 0) {
+            cache.set_async(key, std::to_string(j), options).get();
+          } else if (i % 4 == 1 && j % 5 == 0) {
+            WriteOptions hasty = options;
+            hasty.deadline = milliseconds(1);
+            cache.set(key, std::to_string(j), hasty);
+          } else {
+            cache.set(key, std::to_string(j), options);
+          }
+          ++written;
+        } catch (const Error&) {
+          ++refused;
+        }
+        const std::int64_t took_ms =
+            std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began).count();
+        for (std::int64_t known = longest_ms; took_ms > known && !longest_ms.compare_exchange_weak(known, took_ms);) {
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(written + refused, 16 * 150);
+  EXPECT_GT(written, 16 * 100);
+  EXPECT_GT(refused, 0);
+  EXPECT_LT(longest_ms, patience.count() / 3);
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
 TEST(Commit, many_threads_write_and_read_their_writes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
