@@ -8,8 +8,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "base/fork_watch.h"
-
 namespace whycache {
 namespace {
 
@@ -68,7 +66,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
 Mapping::~Mapping() {
   for (const LookupPlan* one = plans_; one != nullptr;) delete std::exchange(one, one->next);
   // What a child did not inherit may be something else's address by now.
-  if (base_ != nullptr && (inherited_ || fork_count_ == fork_count())) ::munmap(base_, reserved_bytes_);
+  if (base_ != nullptr && is_of_this_process()) ::munmap(base_, reserved_bytes_);
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "base/file.h"
+#include "base/fork_watch.h"
 #include "state/key_hash.h"
 #include "state/layout.h"
 
@@ -76,6 +77,10 @@ class Mapping {
   const std::string& path() const { return path_; }
   int descriptor() const { return file_.number(); }
   std::uint64_t reserved_bytes() const { return reserved_bytes_; }
+  // Whether the address space that was reserved holds all of the file, which others may have let grow.
+  bool holds_whole_file() const { return header().file_bytes.load(std::memory_order_acquire) <= reserved_bytes_; }
+  // One that is writable is not there in forked children.
+  bool is_of_this_process() const { return inherited_ || fork_count_ == fork_count(); }
   // Copies of what never changes, in private memory.
   std::uint64_t hash_seed() const { return hash_seed_; }
   std::uint64_t state_id() const { return state_id_; }

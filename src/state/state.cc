@@ -13,6 +13,7 @@
 #include "base/process_lock.h"
 #include "state/builder.h"
 #include "state/copy_few.h"
+#include "state/kept_mapping.h"
 #include "state/lock_file.h"
 #include "state/lock_wait.h"
 #include "state/lookup.h"
@@ -32,11 +33,6 @@ constexpr std::chrono::milliseconds install_patience{10'000};
 
 bool is_superseded(const Mapping& mapping) {
   return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
-}
-
-// Whether the address space this process reserved holds all of the file; if not, it is mapped again, with more.
-bool fits(const Mapping& mapping) {
-  return mapping.header().file_bytes.load(std::memory_order_acquire) <= mapping.reserved_bytes();
 }
 
 // Who may read the state may also say, in the lock file, what it holds: read permission brings write permission there.
@@ -88,6 +84,7 @@ struct State::Inner final : ForkListener {
     shared = std::move(mapping);
     current.store(shared.get(), std::memory_order_release);
     plan.store(shared->last_plan(), std::memory_order_release);
+    kept_by_writer.drop();  // it is the old file's
     sweep_replaced();
     if (old) replaced.push_back({std::move(old), GracePeriod()});
   }
@@ -112,6 +109,7 @@ struct State::Inner final : ForkListener {
   mutable std::mutex switch_mutex;
   std::shared_ptr<Mapping> shared;  // the same, for who keeps it
   std::vector<Replaced> replaced;
+  KeptMapping kept_by_writer;
   std::string why_unusable;  // under switch_mutex
   std::atomic<std::int64_t> looked_for_successor_ns{0};
 };
@@ -173,7 +171,7 @@ std::string State::why_unusable() const {
 void State::follow_switch() const {
   Inner& inner = *inner_;
   const std::shared_ptr<Mapping> mapping = inner.mapping_now();
-  if (mapping && fits(*mapping) && is_in_place(*mapping)) {
+  if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
     const std::lock_guard guard(inner.switch_mutex);
     inner.sweep_replaced();
     return;
@@ -410,7 +408,7 @@ std::shared_ptr<Mapping> State::newest_mapping() const {
   Inner& inner = *inner_;
   std::shared_ptr<Mapping> mapping = inner.mapping_now();
   // Until there is another file in its place, reads go on from the old one.
-  if (mapping && (!fits(*mapping) ||
+  if (mapping && (!mapping->holds_whole_file() ||
                   (is_superseded(*mapping) && !is_in_place(*mapping) && ::access(options_.path.c_str(), F_OK) == 0))) {
     // One that cannot be used is tried now and then only.
     const std::int64_t now = boot_time_ns();
@@ -533,7 +531,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const 
   for (int tries = 0;; ++tries) {
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
-    if (mapping && is_in_place(*mapping)) return open_writer(std::move(writer), options_, *inner_->lock_file);
+    if (mapping && is_in_place(*mapping)) return open_writer(std::move(writer), options_, *inner_->lock_file, *mapping, inner_->kept_by_writer);
     if (tries == 2)
       throw Error(ErrorKind::corrupt,
                   "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
@@ -541,6 +539,10 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const 
     follow_switch();
   }
 }
+
+void State::rest() const noexcept { inner_->kept_by_writer.drop(); }
+
+void State::rest_if_idle() const noexcept { inner_->kept_by_writer.drop_if_idle(); }
 
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
   const auto put_in_place = [this](const std::string& built_path, const StateInfo& built, StateBuilder::Install how) {

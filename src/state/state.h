@@ -202,6 +202,10 @@ class State {
   HeldLock lock(StateLock which, const Deadline& deadline) const;
   // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
   std::unique_ptr<StateWriter> begin_write(const Deadline& deadline) const;
+  // Who writes again and again keeps the file mapped writable in between, for a moment (kept_mapping.h). This ends it;
+  // the other one does if the last writer is gone for longer. Tens of nanoseconds if there is nothing to do.
+  void rest() const noexcept;
+  void rest_if_idle() const noexcept;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid, const std::string& log_name) const;
   // Opens the file that took the place of ours, if one did. Reads do this by themselves.
   void follow_switch() const;

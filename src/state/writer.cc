@@ -12,9 +12,11 @@ namespace {
 
 class FileWriter final : public StateWriter {
  public:
-  FileWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks)
+  FileWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks, const Mapping& present,
+             KeptMapping& kept)
       : lock_(std::move(writer_lock)),
-        mapping_(open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write),
+        lease_{kept, map(options, present, kept)},
+        mapping_(lease_.writable->mapping),
         applier_(mapping_, &locks, options.bytes_max),
         fork_count_(fork_count()) {
     if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
@@ -32,8 +34,9 @@ class FileWriter final : public StateWriter {
 
   ~FileWriter() override {
     // After a failure the books are no better than a dead writer's. In a forked child all this is the parent's.
-    if (!failed_ && fork_count_ == fork_count())
-      mapping_.writable_header().writer_active.store(0, std::memory_order_release);
+    if (failed_ || fork_count_ != fork_count()) return;
+    mapping_.writable_header().writer_active.store(0, std::memory_order_release);
+    lease_.whole = true;
   }
 
   StateInfo info() const override {
@@ -47,6 +50,7 @@ class FileWriter final : public StateWriter {
       throw Error(ErrorKind::invalid,
                   "an update failed: the state has to be taken over again: path=" + mapping_.path());
     failed_ = true;
+    lease_.writable->changes += 1 + (update.erases_all ? info().item_count : 0) + update.changes.size();
     applier_.apply(update);
     failed_ = false;
   }
@@ -54,14 +58,30 @@ class FileWriter final : public StateWriter {
   bool recovered() const override { return recovered_; }
 
  private:
+  static std::unique_ptr<WritableMapping> map(const StateOptions& options, const Mapping& present, KeptMapping& kept) {
+    if (std::unique_ptr<WritableMapping> left = kept.take(present)) return left;
+    return std::unique_ptr<WritableMapping>(
+        new WritableMapping{.mapping{open_file(options.path, O_RDWR), options.path, options.bytes_max,
+                                     Mapping::Access::write}});
+  }
   // The mapping is not there in a child.
   void check_usable() const {
     if (fork_count_ != fork_count())
       throw Error(ErrorKind::invalid, "writing began before fork: begin anew in the child");
   }
 
+  struct Lease {
+    ~Lease() {
+      if (whole) kept.leave(std::move(writable));
+    }
+    KeptMapping& kept;
+    std::unique_ptr<WritableMapping> writable;
+    bool whole = false;  // what was begun has ended well
+  };
+
   HeldLock lock_;  // released last
-  Mapping mapping_;
+  Lease lease_;    // after all that uses the mapping is gone
+  Mapping& mapping_;
   Applier applier_;
   std::uint64_t fork_count_;
   bool recovered_ = false;
@@ -70,8 +90,9 @@ class FileWriter final : public StateWriter {
 
 }  // namespace
 
-std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks) {
-  return std::make_unique<FileWriter>(std::move(writer_lock), options, locks);
+std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
+                                         const Mapping& present, KeptMapping& kept) {
+  return std::make_unique<FileWriter>(std::move(writer_lock), options, locks, present, kept);
 }
 
 }  // namespace whycache
