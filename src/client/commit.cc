@@ -410,6 +410,7 @@ bool Commit::append_after(const Place& at, Draft& draft, Patience& patience) {
   decode_update(bytes, update);  // what could not be read back must not get into the log
   if (insert(at, bytes, patience)) {
     link_.tally.add(&Counters::updates_written);
+    link_.state.wake_next(StateLock::append);
     apply(at, update);
     return true;
   }

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,8 @@
 #include "state/state.h"
 
 namespace whycache {
+
+inline constexpr std::size_t lock_byte_count = 16;
 
 struct LockFileHeader {
   char magic[8];             // "whylock1"
@@ -43,6 +46,8 @@ struct LockFileHeader {
   std::atomic<std::int64_t> store_asked_at_ns;
   // Slots from here on were never used. Raised by who claims one (before it pins); the writer looks no further.
   alignas(64) std::atomic<std::uint32_t> slots_end;
+  // For each of the bytes 0..15: 1 if somebody may sleep until it is unlocked (futex, lock_wait.h). A hint.
+  alignas(64) std::atomic<std::uint32_t> sleepers[lock_byte_count];
 };
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '1'};
 

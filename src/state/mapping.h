@@ -1,4 +1,5 @@
-// The state file mapped into this process: read-only for readers, writable for the one writer.
+// The state file mapped into this process: read-only for readers, writable for the one writer (kept_mapping.h says for
+// how long).
 //
 // Address space for the largest size the state may have is reserved once, and the file grows inside it, so that
 // addresses never move. What lies beyond the end of the file is mapped but must not be touched: usable_bytes() is the

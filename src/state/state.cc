@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "base/fork_watch.h"
-#include "base/process_lock.h"
 #include "state/builder.h"
 #include "state/copy_few.h"
 #include "state/kept_mapping.h"
@@ -506,7 +505,7 @@ HeldLock::~HeldLock() {
     threads_.release();  // the parent's, and made anew in this child
     return;
   }
-  unlock_byte(state_->inner_->lock_file->descriptor(), static_cast<std::uint64_t>(lock_));
+  release_lock(*state_->inner_->lock_file, lock_);
 }
 
 HeldLock State::lock(StateLock which, const Deadline& deadline) const {
@@ -519,11 +518,13 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   if (!threads.try_lock() && !threads.try_lock_for(deadline.left())) throw gave_up();
-  if (!wait_for_lock(inner.lock_file->descriptor(), which, deadline)) throw gave_up();
+  if (!wait_for_lock(*inner.lock_file, which, deadline)) throw gave_up();
   HeldLock held(this, which, std::move(threads), fork_count());
   inner.lock_file->check_in_place();
   return held;
 }
+
+void State::wake_next(StateLock which) const noexcept { whycache::wake_next(*inner_->lock_file, which); }
 
 // --- Writing ---
 

@@ -82,8 +82,8 @@ class HeldLock {
   std::uint64_t fork_count_;
 };
 
-// Carries updates into the state. Exists only while this process holds the writer lock, and with it the
-// only writable mapping of the file. If an exception leaves apply(), what was half done stays invisible, and
+// Carries updates into the state. Exists only while this process holds the writer lock, without which nobody writes to
+// the file. If an exception leaves apply(), what was half done stays invisible, and
 // the next writer takes it back.
 class StateWriter {
  public:
@@ -200,6 +200,8 @@ class State {
 
   // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has passed.
   HeldLock lock(StateLock which, const Deadline& deadline) const;
+  // Called by who holds the lock and lets go of it within some 10 microseconds: whoever is next takes as long to wake.
+  void wake_next(StateLock which) const noexcept;
   // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
   std::unique_ptr<StateWriter> begin_write(const Deadline& deadline) const;
   // Who writes again and again keeps the file mapped writable in between, for a moment (kept_mapping.h). This ends it;

@@ -1,6 +1,7 @@
 // Processes that want a lock all the time: each gets its share, whoever dies or stands still.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -85,6 +86,46 @@ TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
 
   const std::uint64_t least = *std::min_element(turns_->count.begin(), turns_->count.end());
   EXPECT_GE(least, turns() / process_count / 4);
+}
+
+// Every reader can write to the lock file, and an older version of the library wakes nobody.
+TEST_F(LockWait, what_stands_in_the_words_to_sleep_on_keeps_nobody_out) {
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  auto& words = static_cast<LockFileHeader*>(mapped)->sleepers;
+  begin();
+  std::uint32_t value = 0;
+  while (turns() < 1000) {
+    for (std::atomic<std::uint32_t>& word : words) word = value * 0x9e3779b9U >> 30;
+    ++value;
+    ::usleep(20);
+  }
+  end();
+  EXPECT_GT(*std::min_element(turns_->count.begin(), turns_->count.end()), 0U);
+  ::munmap(mapped, sizeof(LockFileHeader));
+}
+
+TEST_F(LockWait, who_dies_with_the_lock_leaves_it_to_those_who_wait) {
+  for (int round = 0; round < 10; ++round) {
+    const SharedWithChildren<std::atomic<bool>> has_it;
+    ChildProcess holder([&]() -> std::string {
+      const TestState state(path_, small());
+      const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      *has_it = true;
+      for (;;) ::pause();
+    });
+    while (!*has_it) ::usleep(100);
+    ChildProcess next([&]() -> std::string {
+      const TestState state(path_, small());
+      const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      return "";
+    });
+    ::usleep(5000);
+    holder.kill(SIGKILL);
+    holder.wait();
+    EXPECT_EQ(next.wait(), "");
+  }
 }
 
 TEST_F(LockWait, who_stands_still_at_the_gate_does_not_keep_others_out) {
