@@ -532,7 +532,8 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const 
   for (int tries = 0;; ++tries) {
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
-    if (mapping && is_in_place(*mapping)) return open_writer(std::move(writer), options_, *inner_->lock_file, *mapping, inner_->kept_by_writer);
+    if (mapping && is_in_place(*mapping))
+      return open_writer(std::move(writer), options_, *inner_->lock_file, *mapping, inner_->kept_by_writer);
     if (tries == 2)
       throw Error(ErrorKind::corrupt,
                   "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");

@@ -19,8 +19,8 @@
 namespace whycache::testing {
 namespace {
 
-using ::testing::IsEmpty;
 using std::chrono::milliseconds;
+using ::testing::IsEmpty;
 
 constexpr milliseconds longer_than_it_is_kept{30};
 
