@@ -64,19 +64,18 @@ ExitCode rewrite(const Arguments& arguments, Output& output) {
                   "leave it out to rewrite everything there is");
   }
   if (limit < extent.base) throw conflict(extent.base);
-  UpdateId base = extent.base;
-  if (limit > extent.base || !arguments.keep_prefixes.empty()) {
-    if (!arguments.yes)
-      throw Failure(ExitCode::refused, losses(arguments, *cache, extent, limit), "add --yes to do it");
-    RewriteOptions options;
-    // The erasing updates come at the end: they would be left behind by a limit from before.
-    options.limit = arguments.limit == 0 && !arguments.keep_last ? 0 : limit;
-    if (!arguments.keep_prefixes.empty()) {
-      options.keep = [&](std::string_view key, std::string_view) { return arguments.keeps(key); };
-    }
-    base = cache->rewrite_history(options);
-    if (arguments.limit != 0 && base > limit) throw conflict(base);
+  const bool loses_something = limit > extent.base || !arguments.keep_prefixes.empty();
+  if (loses_something && !arguments.yes)
+    throw Failure(ExitCode::refused, losses(arguments, *cache, extent, limit), "add --yes to do it");
+  RewriteOptions options;
+  // The erasing updates come at the end: they would be left behind by a limit from before. And without --yes nothing
+  // goes that came meanwhile.
+  options.limit = arguments.limit == 0 && !arguments.keep_last && loses_something ? 0 : limit;
+  if (!arguments.keep_prefixes.empty()) {
+    options.keep = [&](std::string_view key, std::string_view) { return arguments.keeps(key); };
   }
+  const UpdateId base = limit == 0 && !loses_something ? 0 : cache->rewrite_history(options);
+  if (arguments.limit != 0 && base > limit) throw conflict(base);
   if (arguments.json) {
     output.json(Json{{"base", base}, {"base_before", extent.base}, {"head", extent.head}});
   } else {

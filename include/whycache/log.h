@@ -96,7 +96,8 @@ class WHYCACHE_API Log {
   // Writes a new base beside the log, switches to it in one atomic step if `base` is greater than the
   // present one and not beyond the head, then deletes the updates up to it, older bases, and stray rows
   // below. May be interrupted anywhere and run by several at once; never touches an update above `base`.
-  // Returns false, having changed nothing, if the present base is already at or beyond `base`.
+  // Returns false if the present base is already at or beyond `base`: nothing is written then, but what rewrites
+  // that were interrupted left behind is deleted.
   virtual bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) = 0;
 
   // Lets go of connections to the store that are not in use just now; the next call opens them anew. For who asks

@@ -94,6 +94,18 @@ UpdateId write_entries(Link& link, const SharedPin& pin, Patience& patience) {
   return write_base(link, info, patience, [&] { return Parts(pin, info); });
 }
 
+// Deletes what rewrites that did not come to their end left behind. `limit` is at or below the base, so that nothing
+// else is done; if it no longer is, the log was replaced just now, and nothing at all.
+UpdateId clean_up(Link& link, UpdateId limit, Patience& patience) {
+  link.ask_patiently(patience, [&](Log& log) {
+    return log.rewrite(limit, 0, []() -> std::optional<std::string_view> {
+      throw Error(ErrorKind::invalid,
+                  "log was replaced while its history was rewritten, nothing was changed (update, then retry)");
+    });
+  });
+  return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
+}
+
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
 // Keys that `keep` refuses, as many as surely fit into one update, from `begin` on. `begin` moves to where to go on.
@@ -159,7 +171,7 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
   const SharedPin pin = link.state.pin();
   const UpdateId limit = options.limit == 0 ? pin->id() : options.limit;
   const UpdateId base = link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
-  if (limit <= base) return base;
+  if (limit <= base) return base == 0 ? base : clean_up(link, limit, patience);
   if (limit == pin->id()) return write_entries(link, pin, patience);
 
   const std::unique_ptr<StateBuilder> builder = build_as_of(link, limit, patience);

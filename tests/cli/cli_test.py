@@ -760,6 +760,7 @@ class Rewrite(CliTest):
         self.filled()
         self.assertEqual(self.machine.ok("rewrite", "--limit", "2", "--yes", "--json").json, {"base": 2, "base_before": 0, "head": 5})
         self.assertEqual(self.machine.ok("rewrite", "--limit", "2").text, "2", "nothing to lose, nothing to ask")
+        self.assertEqual(len(self.machine.ok("log").lines), 3, "and what came since stays")
         self.machine.fails("usage", "rewrite", "--limit", "6", "--yes", says=["limit=6", "head=5"])
         self.machine.fails("conflict", "rewrite", "--limit", "1", "--yes", says=["limit=1", "base=2"])
         self.assertEqual(self.machine.ok("rewrite", "--keep-last", "1", "--yes").text, "4")

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
 #include <thread>
 #include <vector>
 
@@ -70,6 +71,53 @@ TEST(Rewrite, at_or_below_the_base_there_is_nothing_to_do) {
   EXPECT_EQ(cache.rewrite_history(up_to(4)), 4U);
   EXPECT_EQ(cache.rewrite_history(), 5U);
   EXPECT_EQ(cache.rewrite_history(), 5U);
+}
+
+// A rewriter that was killed once it had switched leaves updates behind the base. Whoever rewrites again need not wait
+// for a new update to get rid of them.
+TEST(Rewrite, what_an_interrupted_one_left_behind_is_deleted_by_the_next) {
+  Fleet fleet("file");
+  Cache cache = fleet.open("berlin");
+  for (int i = 1; i <= 5; ++i) cache.set("a", std::to_string(i));
+  const std::string updates = fleet.folder().file("log") + "/default/updates/";
+  const std::string kept = fleet.folder().file("kept");
+  std::filesystem::copy(updates, kept);
+  EXPECT_EQ(cache.rewrite_history(), 5U);
+  ASSERT_TRUE(std::filesystem::is_empty(updates));
+  const auto leave_behind = [&] { std::filesystem::copy(kept, updates); };
+
+  leave_behind();
+  EXPECT_EQ(cache.rewrite_history(), 5U);
+  EXPECT_TRUE(std::filesystem::is_empty(updates));
+  leave_behind();
+  EXPECT_EQ(cache.rewrite_history(up_to(3)), 5U);
+  EXPECT_TRUE(std::filesystem::is_empty(updates));
+  EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
+}
+
+// Then what is at or below the base that was seen is beyond that of the new log, and must not become its base.
+TEST(Rewrite, cleaning_up_does_nothing_to_a_log_that_was_replaced_meanwhile) {
+  Fleet fleet("file");
+  const auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  for (int i = 1; i <= 5; ++i) cache.set("a", std::to_string(i));
+  cache.rewrite_history();
+  std::atomic<bool> replaced{false};
+  script->before_rewrite = [&] {
+    if (replaced.exchange(true)) return;
+    std::filesystem::remove_all(fleet.folder().file("log") + "/default");
+    Cache other = fleet.open("tokyo");
+    for (int i = 1; i <= 9; ++i) other.set("b", std::to_string(i));
+  };
+  try {
+    cache.rewrite_history();
+  } catch (const Error&) {  // it may say so, or find the new log and be content
+  }
+  EXPECT_TRUE(replaced);
+  const Cache fresh = fleet.open("paris");
+  EXPECT_EQ(fresh.get("b"), "9");
+  EXPECT_EQ(fresh.get("a"), std::nullopt);
+  EXPECT_EQ(fresh.log().extent().base, 0U);
 }
 
 TEST(Rewrite, of_an_empty_log_does_nothing) {
