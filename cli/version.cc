@@ -32,7 +32,7 @@ std::vector<std::string> logs() {
   schemes.emplace_back("sqlite");
 #endif
 #if WHYCACHE_WITH_MYSQL
-  schemes.push_back("mysql");
+  schemes.emplace_back("mysql");
 #endif
   return schemes;
 }

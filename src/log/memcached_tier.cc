@@ -116,7 +116,7 @@ MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions opti
 
 std::unique_ptr<Log> MemcachedTier::reopen() {
   std::shared_ptr<Log> log = log_->reopen();
-  return std::make_unique<MemcachedTier>(log ? std::move(log) : log_, options_);
+  return std::make_unique<MemcachedTier>(log ? log : log_, options_);
 }
 
 std::string MemcachedTier::key(const std::string& what) const {

@@ -5,17 +5,24 @@
 // or the cache is closed. Nobody writes to it without the writer lock.
 #pragma once
 
+#include <fcntl.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
+#include "base/file.h"
 #include "state/mapping.h"
 
 namespace whycache {
 
 // Of whoever holds the writer lock.
 struct WritableMapping {
+  WritableMapping(const std::string& path, std::uint64_t bytes_max)
+      : mapping(open_file(path, O_RDWR), path, bytes_max, Mapping::Access::write) {}
+
   Mapping mapping;
   std::size_t changes = 0;  // made in it so far: each touches some pages, which unmapping has to go through
 };

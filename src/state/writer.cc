@@ -1,7 +1,5 @@
 #include "state/writer.h"
 
-#include <fcntl.h>
-
 #include "base/fork_watch.h"
 #include "state/applier.h"
 #include "state/recovery.h"
@@ -60,8 +58,7 @@ class FileWriter final : public StateWriter {
  private:
   static std::unique_ptr<WritableMapping> map(const StateOptions& options, const Mapping& present, KeptMapping& kept) {
     if (std::unique_ptr<WritableMapping> left = kept.take(present)) return left;
-    return std::unique_ptr<WritableMapping>(new WritableMapping{
-        .mapping{open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write}});
+    return std::make_unique<WritableMapping>(options.path, options.bytes_max);
   }
   // The mapping is not there in a child.
   void check_usable() const {
