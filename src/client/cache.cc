@@ -154,7 +154,7 @@ class Cache::Impl {
       life->link.close();
       life->commit.stop();
     }
-    state->rest();
+    state->keep_nothing();
     const Deadline deadline = Patience(options_.deadline).deadline();
     if (remove) {
       state->remove(deadline);
@@ -411,7 +411,7 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
 
 UpdateId Cache::update(const UpdateOptions& options) {
   State& state = impl_->state();
-  state.rest_if_idle();
+  state.unmap_if_idle();
   const std::chrono::nanoseconds bound = options.staleness_max.value_or(from_the_store);
   if (bound.count() > 0 && asked_since(state, boot_time_ns() - bound.count())) {
     Link& link = impl_->link();

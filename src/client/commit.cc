@@ -210,9 +210,7 @@ void Commit::Locked::wake(const Batch& batch, bool first) noexcept {
   }
 }
 
-void Commit::Locked::release() noexcept {
-  if (!lock_.owns_lock()) return;
-  lock_.unlock();
+void Commit::Locked::notify_woken() noexcept {
   for (const std::shared_ptr<std::condition_variable>& turn : woken_) turn->notify_one();
   woken_.clear();
 }
@@ -410,7 +408,7 @@ bool Commit::append_after(const Place& at, Draft& draft, Patience& patience) {
   decode_update(bytes, update);  // what could not be read back must not get into the log
   if (insert(at, bytes, patience)) {
     link_.tally.add(&Counters::updates_written);
-    link_.state.wake_next(StateLock::append);
+    link_.state.announce_release(StateLock::append);
     apply(at, update);
     return true;
   }
@@ -487,7 +485,8 @@ Commit::Found Commit::look_back(const Place& at, std::string_view bytes, std::st
 void Commit::apply(const Place& at, const Update& update) {
   Patience patience(link_.options.deadline);  // it is written: now it has to become visible, however long that took
   try {
-    const std::unique_ptr<StateWriter> writer = link_.state.begin_write(patience.deadline());
+    const std::unique_ptr<StateWriter> writer =
+        link_.state.begin_write(patience.deadline(), AfterWriting::keep_for_a_while);
     note_recovery(link_, *writer);
     const Place now = place_of(writer->info());
     if (now.log_uuid == at.log_uuid) {

@@ -88,7 +88,7 @@ class Commit {
     std::promise<UpdateId> promise;
   };
 
-  // Holds the mutex. Callers who were named meanwhile are woken when it is free again, each of them by itself: who is
+  // Holds the mutex. Callers who were named meanwhile are woken when it lets go of it, each of them by itself: who is
   // woken while it is held would wait for it, and who is woken without need takes a processor from those that write.
   class Locked {
    public:
@@ -98,12 +98,23 @@ class Commit {
     Locked& operator=(const Locked&) = delete;
 
     void wake(const Batch& batch, bool first = false) noexcept;
-    void wait(std::condition_variable& turn) { turn.wait(lock_); }
-    void wait(std::condition_variable& turn, std::chrono::nanoseconds at_most) { turn.wait_for(lock_, at_most); }
-    void release() noexcept;
+    void wait(std::condition_variable& turn) {
+      notify_woken();
+      turn.wait(lock_);
+    }
+    void wait(std::condition_variable& turn, std::chrono::nanoseconds at_most) {
+      notify_woken();
+      turn.wait_for(lock_, at_most);
+    }
+    void release() noexcept {
+      if (lock_.owns_lock()) lock_.unlock();
+      notify_woken();
+    }
     void hold_again() { lock_.lock(); }
 
    private:
+    void notify_woken() noexcept;
+
     std::unique_lock<std::mutex> lock_;
     std::vector<std::shared_ptr<std::condition_variable>> woken_;
   };

@@ -1,8 +1,9 @@
 // The writable mapping that a process which writes again and again keeps between two updates: mapping a file, touching
 // its pages and unmapping it takes longer than applying a small update (docs/decisions/keep-the-mapping.md).
 //
-// It is kept only by who wrote twice within keep_ns, and until the next update() or write that comes later than that,
-// or the cache is closed. Nobody writes to it without the writer lock.
+// It is kept if the process wrote twice within 10 ms, and until the next update(), view or write that comes later than
+// that, until many pages were touched through it, the file is replaced, or the cache is closed. Nobody writes to it
+// without the writer lock.
 #pragma once
 
 #include <fcntl.h>
@@ -18,13 +19,13 @@
 
 namespace whycache {
 
-// Of whoever holds the writer lock.
+// Written to by whoever holds the writer lock.
 struct WritableMapping {
   WritableMapping(const std::string& path, std::uint64_t bytes_max)
       : mapping(open_file(path, O_RDWR), path, bytes_max, Mapping::Access::write) {}
 
   Mapping mapping;
-  std::size_t changes = 0;  // made in it so far: each touches some pages, which unmapping has to go through
+  std::size_t pages = 0;  // touched so far, about: unmapping has to go through them
 };
 
 class KeptMapping {
@@ -35,11 +36,16 @@ class KeptMapping {
   ~KeptMapping() { drop(); }
 
   // The one that is kept, if it can be used to write to the file that `present` maps. The caller holds the writer lock.
+  // Throws Error corrupt if the file became shorter.
   std::unique_ptr<WritableMapping> take(const Mapping& present);
-  // Keeps it, or unmaps it. The caller still holds the writer lock.
-  void leave(std::unique_ptr<WritableMapping> writable) noexcept;
+  // Keeps it if there is reason to; else unmaps it. The caller still holds the writer lock.
+  void keep(std::unique_ptr<WritableMapping> writable) noexcept;
   // Any thread may call these at any time.
-  void drop() noexcept { std::unique_ptr<WritableMapping>(kept_.exchange(nullptr, std::memory_order_acq_rel)).reset(); }
+  void keep_nothing() noexcept {
+    keeps_nothing_.store(true, std::memory_order_seq_cst);
+    drop();
+  }
+  void drop() noexcept { std::unique_ptr<WritableMapping>(kept_.exchange(nullptr, std::memory_order_seq_cst)).reset(); }
   void drop_if_idle() noexcept {
     if (kept_.load(std::memory_order_relaxed) != nullptr && is_idle()) [[unlikely]]
       drop();
@@ -50,7 +56,9 @@ class KeptMapping {
 
   // Whoever takes the pointer out owns what it points to.
   std::atomic<WritableMapping*> kept_{nullptr};
-  std::atomic<std::int64_t> left_at_ns_{0};  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did
+  std::atomic<std::int64_t> wrote_at_ns_{0};  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did
+  // Stored before the pointer is taken out for good; looked at after one was put in: one of the two sees the other.
+  std::atomic<bool> keeps_nothing_{false};
 };
 
 }  // namespace whycache

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <ctime>
@@ -19,6 +20,7 @@ namespace {
 using std::chrono::microseconds;
 
 constexpr std::uint64_t append_gate = 15;  // its byte; those from 0 on are the StateLocks themselves
+static_assert(append_gate < lock_byte_count);
 constexpr microseconds pause_at_first{100};
 constexpr microseconds pause_max{1000};
 // Who was woken before the lock is free stays awake for it for so long.
@@ -47,7 +49,7 @@ class LockByte {
       // Either who lets go sees this, or we see that he has let go.
       sleepers_.store(somebody_may_sleep, std::memory_order_seq_cst);
       if (take()) return true;
-      const bool woken = sleep(pause);
+      const Slept slept = sleep(pause);
       const std::int64_t until = boot_time_ns() + std::chrono::nanoseconds(awake_max).count();
       for (bool taken = take();; taken = take()) {
         if (taken) {
@@ -55,9 +57,10 @@ class LockByte {
           sleepers_.store(somebody_may_sleep, std::memory_order_relaxed);
           return true;
         }
-        if (!woken || boot_time_ns() >= until) break;
+        if (slept != Slept::woken || boot_time_ns() >= until) break;
         std::this_thread::yield();
       }
+      if (slept == Slept::not_at_all) std::this_thread::sleep_for(pause);
     }
     return false;
   }
@@ -76,10 +79,13 @@ class LockByte {
   }
 
  private:
-  // Whether somebody woke us.
-  bool sleep(microseconds at_most) const noexcept {
+  // not_at_all: the word was changed just now, or this system lets nobody sleep on words.
+  enum class Slept : std::uint8_t { woken, to_the_end, not_at_all };
+  Slept sleep(microseconds at_most) const noexcept {
     const timespec patience{0, std::chrono::nanoseconds(at_most).count()};
-    return ::syscall(SYS_futex, &sleepers_, FUTEX_WAIT, somebody_may_sleep, &patience, nullptr, 0) == 0;
+    if (::syscall(SYS_futex, &sleepers_, FUTEX_WAIT, somebody_may_sleep, &patience, nullptr, 0) == 0)
+      return Slept::woken;
+    return errno == ETIMEDOUT || errno == EINTR ? Slept::to_the_end : Slept::not_at_all;
   }
 
   int file_;

@@ -78,14 +78,16 @@ struct State::Inner final : ForkListener {
   }
 
   void switch_to(std::shared_ptr<Mapping> mapping) {
-    const std::lock_guard guard(switch_mutex);
-    std::shared_ptr<Mapping> old = std::move(shared);
-    shared = std::move(mapping);
-    current.store(shared.get(), std::memory_order_release);
-    plan.store(shared->last_plan(), std::memory_order_release);
-    kept_by_writer.drop();  // it is the old file's
-    sweep_replaced();
-    if (old) replaced.push_back({std::move(old), GracePeriod()});
+    {
+      const std::lock_guard guard(switch_mutex);
+      std::shared_ptr<Mapping> old = std::move(shared);
+      shared = std::move(mapping);
+      current.store(shared.get(), std::memory_order_release);
+      plan.store(shared->last_plan(), std::memory_order_release);
+      sweep_replaced();
+      if (old) replaced.push_back({std::move(old), GracePeriod()});
+    }
+    kept.drop();  // it is the old file's
   }
 
   // A read of `mapping` found that it needs another plan. Whoever holds the mutex may just be switching to another
@@ -108,7 +110,7 @@ struct State::Inner final : ForkListener {
   mutable std::mutex switch_mutex;
   std::shared_ptr<Mapping> shared;  // the same, for who keeps it
   std::vector<Replaced> replaced;
-  KeptMapping kept_by_writer;
+  KeptMapping kept;
   std::string why_unusable;  // under switch_mutex
   std::atomic<std::int64_t> looked_for_successor_ns{0};
 };
@@ -425,6 +427,7 @@ std::shared_ptr<Mapping> State::newest_mapping() const {
 }
 
 std::shared_ptr<const detail::Pin> State::pin() const {
+  unmap_if_idle();
   std::shared_ptr<Mapping> mapping = newest_mapping();
   if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
   return std::make_shared<const detail::Pin>(std::move(mapping), inner_->lock_file);
@@ -524,16 +527,16 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   return held;
 }
 
-void State::wake_next(StateLock which) const noexcept { whycache::wake_next(*inner_->lock_file, which); }
+void State::announce_release(StateLock which) const noexcept { wake_next(*inner_->lock_file, which); }
 
 // --- Writing ---
 
-std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const {
+std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline, AfterWriting after) const {
   for (int tries = 0;; ++tries) {
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
     if (mapping && is_in_place(*mapping))
-      return open_writer(std::move(writer), options_, *inner_->lock_file, *mapping, inner_->kept_by_writer);
+      return open_writer(std::move(writer), options_, *inner_->lock_file, *mapping, inner_->kept, after);
     if (tries == 2)
       throw Error(ErrorKind::corrupt,
                   "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
@@ -542,9 +545,9 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline) const 
   }
 }
 
-void State::rest() const noexcept { inner_->kept_by_writer.drop(); }
+void State::unmap_if_idle() const noexcept { inner_->kept.drop_if_idle(); }
 
-void State::rest_if_idle() const noexcept { inner_->kept_by_writer.drop_if_idle(); }
+void State::keep_nothing() const noexcept { inner_->kept.keep_nothing(); }
 
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
   const auto put_in_place = [this](const std::string& built_path, const StateInfo& built, StateBuilder::Install how) {

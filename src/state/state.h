@@ -96,6 +96,10 @@ class StateWriter {
   virtual bool recovered() const = 0;
 };
 
+// What becomes of the writable mapping. `keep_for_a_while`: if this process wrote just before, too, it stays for the
+// next write (kept_mapping.h).
+enum class AfterWriting : std::uint8_t { unmap, keep_for_a_while };
+
 // A new state file being filled beside the present one. Left without install(), it disappears.
 class StateBuilder {
  public:
@@ -200,14 +204,15 @@ class State {
 
   // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has passed.
   HeldLock lock(StateLock which, const Deadline& deadline) const;
-  // Called by who holds the lock and lets go of it within some 10 microseconds: whoever is next takes as long to wake.
-  void wake_next(StateLock which) const noexcept;
+  // Called by who holds the lock when he is nearly done, as far as he knows: waking takes whoever is next some tens of
+  // microseconds. If it takes longer, he goes to sleep again.
+  void announce_release(StateLock which) const noexcept;
   // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
-  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline) const;
-  // Who writes again and again keeps the file mapped writable in between, for a moment (kept_mapping.h). This ends it;
-  // the other one does if the last writer is gone for longer. Tens of nanoseconds if there is nothing to do.
-  void rest() const noexcept;
-  void rest_if_idle() const noexcept;
+  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline, AfterWriting after = AfterWriting::unmap) const;
+  // Unmaps what was kept since a write, if nobody wrote for 10 ms. Some nanoseconds if there is nothing to do.
+  void unmap_if_idle() const noexcept;
+  // The same at once, and from now on nothing is kept.
+  void keep_nothing() const noexcept;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid, const std::string& log_name) const;
   // Opens the file that took the place of ours, if one did. Reads do this by themselves.
   void follow_switch() const;

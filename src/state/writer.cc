@@ -11,12 +11,13 @@ namespace {
 class FileWriter final : public StateWriter {
  public:
   FileWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks, const Mapping& present,
-             KeptMapping& kept)
+             KeptMapping& kept, AfterWriting after)
       : lock_(std::move(writer_lock)),
         lease_{kept, map(options, present, kept)},
         mapping_(lease_.writable->mapping),
         applier_(mapping_, &locks, options.bytes_max),
-        fork_count_(fork_count()) {
+        fork_count_(fork_count()),
+        after_(after) {
     if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
       throw Error(ErrorKind::corrupt,
                   "state file damaged: path=" + mapping_.path() + " reason=\"" + fault + "\" (delete the state file)");
@@ -34,7 +35,7 @@ class FileWriter final : public StateWriter {
     // After a failure the books are no better than a dead writer's. In a forked child all this is the parent's.
     if (failed_ || fork_count_ != fork_count()) return;
     mapping_.writable_header().writer_active.store(0, std::memory_order_release);
-    lease_.whole = true;
+    lease_.is_to_be_kept = applied_ && after_ == AfterWriting::keep_for_a_while;
   }
 
   StateInfo info() const override {
@@ -48,7 +49,8 @@ class FileWriter final : public StateWriter {
       throw Error(ErrorKind::invalid,
                   "an update failed: the state has to be taken over again: path=" + mapping_.path());
     failed_ = true;
-    lease_.writable->changes += 1 + (update.erases_all ? info().item_count : 0) + update.changes.size();
+    applied_ = true;
+    lease_.writable->pages += pages_touched_by(update);
     applier_.apply(update);
     failed_ = false;
   }
@@ -60,6 +62,13 @@ class FileWriter final : public StateWriter {
     if (std::unique_ptr<WritableMapping> left = kept.take(present)) return left;
     return std::make_unique<WritableMapping>(options.path, options.bytes_max);
   }
+  // About as many as will have to be unmapped.
+  std::size_t pages_touched_by(const Update& update) const {
+    std::size_t pages = 2 + (update.erases_all ? info().item_count : 0);
+    for (const Change& change : update.changes)
+      pages += 4 + (change.key.size() + change.value.size()) / header_page_bytes;
+    return pages;
+  }
   // The mapping is not there in a child.
   void check_usable() const {
     if (fork_count_ != fork_count())
@@ -68,11 +77,11 @@ class FileWriter final : public StateWriter {
 
   struct Lease {
     ~Lease() {
-      if (whole) kept.leave(std::move(writable));
+      if (is_to_be_kept) kept.keep(std::move(writable));
     }
     KeptMapping& kept;
     std::unique_ptr<WritableMapping> writable;
-    bool whole = false;  // what was begun has ended well
+    bool is_to_be_kept = false;
   };
 
   HeldLock lock_;  // released last
@@ -81,14 +90,16 @@ class FileWriter final : public StateWriter {
   Applier applier_;
   std::uint64_t fork_count_;
   bool recovered_ = false;
+  AfterWriting after_;
+  bool applied_ = false;
   bool failed_ = false;
 };
 
 }  // namespace
 
 std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
-                                         const Mapping& present, KeptMapping& kept) {
-  return std::make_unique<FileWriter>(std::move(writer_lock), options, locks, present, kept);
+                                         const Mapping& present, KeptMapping& kept, AfterWriting after) {
+  return std::make_unique<FileWriter>(std::move(writer_lock), options, locks, present, kept, after);
 }
 
 }  // namespace whycache

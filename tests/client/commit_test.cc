@@ -486,6 +486,50 @@ TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
   EXPECT_TRUE(cache.contains("patient"));
 }
 
+// Its leader had taken it along, and so it was not to give up; now it stands in the queue again.
+TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
+  std::atomic<bool> away{true};
+  script->before_append = [&](UpdateId id) {
+    ++appending;
+    while (hold) std::this_thread::sleep_for(milliseconds(1));
+    if (id == 2 && away) throw unavailable();
+  };
+  Cache cache = fleet.open("berlin", script);
+  start([&] { cache.set("first", "1"); });
+  start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(150))); }); });
+  start([&] { EXPECT_EQ(cache.set("patient", "1", within(milliseconds(60'000))), 2U); });
+  start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("less so", "1", within(milliseconds(600))); }); });
+  hold = false;
+  threads[1].join();
+  threads[3].join();  // although the patient one, who leads now, would not be done for a minute
+  away = false;
+  threads[0].join();
+  threads[2].join();
+  EXPECT_FALSE(cache.contains("less so"));
+}
+
+// The thread for writes that nobody waits for ends those in the queue; who stands between them leads meanwhile.
+TEST_F(GroupCommit, closing_forgets_nobody_who_stands_between_writes_that_nobody_waits_for) {
+  Cache cache = fleet.open("berlin", script);
+  const auto noted = [](const char* note) { return WriteOptions{.note = note, .deadline = milliseconds(60'000)}; };
+  const auto began = std::chrono::steady_clock::now();
+  start([&] { cache.set("first", "1", noted("first")); });
+  std::future<UpdateId> before = cache.set_async("before", "1", noted("before"));
+  std::atomic<bool> written{false};
+  start([&] {
+    cache.set("between", "1", noted("between"));
+    written = true;
+  });
+  std::future<UpdateId> behind = cache.set_async("behind", "1", noted("behind"));
+  start([&] { cache.close_shared_state(); });
+  let_go();
+  EXPECT_TRUE(written);
+  for (std::future<UpdateId>* const future : {&before, &behind})
+    expect_error(
+        ErrorKind::unavailable, [&] { future->get(); }, "closed");
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(30'000));
+}
+
 TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_it) {
   Cache cache = fleet.open("berlin", script);
   start([&] { cache.set("first", "1"); });

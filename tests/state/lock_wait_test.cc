@@ -9,11 +9,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/process_lock.h"
 #include "state/lock_file.h"
@@ -122,10 +124,61 @@ TEST_F(LockWait, who_dies_with_the_lock_leaves_it_to_those_who_wait) {
       return "";
     });
     ::usleep(5000);
+    const std::int64_t killed_ns = boot_time_ns();
     holder.kill(SIGKILL);
     holder.wait();
     EXPECT_EQ(next.wait(), "");
+    EXPECT_LT(boot_time_ns() - killed_ns, 2'000'000'000);
   }
+}
+
+// Asking every millisecond alone would take half of one.
+TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
+  const SharedWithChildren<std::atomic<std::int64_t>> taken_at_ns;
+  std::vector<std::int64_t> waits_ns;
+  for (int round = 0; round < 51; ++round) {
+    auto held = std::make_unique<HeldLock>(state_->lock(StateLock::append, Deadline(milliseconds(20'000))));
+    ChildProcess next([&]() -> std::string {
+      const TestState state(path_, small());
+      const HeldLock mine = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      *taken_at_ns = boot_time_ns();
+      return "";
+    });
+    ::usleep(static_cast<unsigned>(8000 + round * 37));  // by then it asks every millisecond
+    const std::int64_t let_go_ns = boot_time_ns();
+    held.reset();
+    EXPECT_EQ(next.wait(), "");
+    waits_ns.push_back(*taken_at_ns - let_go_ns);
+  }
+  std::sort(waits_ns.begin(), waits_ns.end());
+  EXPECT_LT(waits_ns[waits_ns.size() / 2], 350'000);
+}
+
+// Where the word never stays what it was when one went to sleep on it.
+TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor) {
+  const HeldLock held = state_->lock(StateLock::follow, Deadline(milliseconds(20'000)));
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  auto& words = static_cast<LockFileHeader*>(mapped)->sleepers;
+  const SharedWithChildren<std::atomic<bool>> over;
+  ChildProcess waiter([&]() -> std::string {
+    const TestState state(path_, small());
+    timespec before{};
+    timespec after{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+    try {
+      const HeldLock mine = state->lock(StateLock::follow, Deadline(milliseconds(500)));
+    } catch (const Error&) {
+    }
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+    *over = true;
+    const std::int64_t used_ns = (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
+    return used_ns < 50'000'000 ? "" : "it used the processor for ns=" + std::to_string(used_ns);
+  });
+  while (!*over) words[1] = 2;
+  EXPECT_EQ(waiter.wait(), "");
+  ::munmap(mapped, sizeof(LockFileHeader));
 }
 
 TEST_F(LockWait, who_stands_still_at_the_gate_does_not_keep_others_out) {

@@ -35,7 +35,7 @@ class TestState {
 
   // Applies the next update.
   UpdateId apply(const std::vector<TestChange>& changes, bool erases_all = false) {
-    const std::unique_ptr<StateWriter> writer = state_->begin_write(patience());
+    const std::unique_ptr<StateWriter> writer = state_->begin_write(patience(), AfterWriting::keep_for_a_while);
     return apply(*writer, changes, erases_all);
   }
 
