@@ -21,6 +21,7 @@ constexpr std::uint64_t row_lock_offset = 4096;  // of the OFD byte of row 0
 constexpr std::size_t spare_slots_max = 4;       // kept for the next view while there are plenty; more are given back
 
 static_assert(sizeof(LockFileHeader) <= page_bytes);
+static_assert(offsetof(LockFileHeader, sleepers) == 192);  // docs/formats/state.md
 
 std::size_t file_bytes_for(std::uint32_t slots) {
   return page_bytes + slots * (sizeof(ProcessRow) + sizeof(ReaderSlot));
