@@ -143,7 +143,7 @@ class Commit {
   std::mutex mutex_;  // of what follows
   std::deque<Batch*> queue_;
   bool leading_ = false;
-  bool had_company_ = false;  // who led last; only used by who leads
+  bool had_company_ = false;  // who led last; used by who leads, without the mutex, which lies between two of them
   bool stopping_ = false;
   std::list<LaterWrite> later_;  // one that has ended is removed by the thread, nobody else
   std::size_t later_bytes_ = 0;

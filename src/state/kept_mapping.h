@@ -54,10 +54,15 @@ class KeptMapping {
  private:
   bool is_idle() const noexcept;
 
-  // Whoever takes the pointer out owns what it points to.
+  // All of this is in private memory, and gone with the process.
+  // Put in by keep(), taken out by take() and drop(), always by exchange: whoever gets the pointer owns what it points
+  // to, and acquires what was released with it.
   std::atomic<WritableMapping*> kept_{nullptr};
-  std::atomic<std::int64_t> wrote_at_ns_{0};  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did
-  // Stored before the pointer is taken out for good; looked at after one was put in: one of the two sees the other.
+  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did. Stored by keep() and take(), under the writer lock; loaded
+  // by whoever looks whether it is idle. Relaxed: a value of before unmaps too early or too late, and no more.
+  std::atomic<std::int64_t> wrote_at_ns_{0};
+  // Stored by keep_nothing(), which then takes the pointer out; loaded by keep() after it has put one in. All four are
+  // seq_cst: one of the two sees the other.
   std::atomic<bool> keeps_nothing_{false};
 };
 

@@ -46,7 +46,11 @@ struct LockFileHeader {
   std::atomic<std::int64_t> store_asked_at_ns;
   // Slots from here on were never used. Raised by who claims one (before it pins); the writer looks no further.
   alignas(64) std::atomic<std::uint32_t> slots_end;
-  // For each of the bytes 0..15: 1 if somebody may sleep until it is unlocked (futex, lock_wait.h). A hint.
+  // For each of the bytes 0..15: 1 if somebody may sleep until it is unlocked (futex, lock_wait.h). A hint: 1 is stored
+  // by who waits (seq_cst), who then tries the lock once more before he sleeps; 0 is put there by who has unlocked the
+  // byte (behind a seq_cst fence), who then wakes one: either he sees the 1, or the other gets the lock. Who dies
+  // before he wakes anybody leaves those who sleep to wake up by themselves, within a millisecond; who dies asleep
+  // costs others one wake-up for nobody.
   alignas(64) std::atomic<std::uint32_t> sleepers[lock_byte_count];
 };
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '1'};

@@ -83,8 +83,7 @@ class HeldLock {
 };
 
 // Carries updates into the state. Exists only while this process holds the writer lock, without which nobody writes to
-// the file. If an exception leaves apply(), what was half done stays invisible, and
-// the next writer takes it back.
+// the file. If an exception leaves apply(), what was half done stays invisible, and the next writer takes it back.
 class StateWriter {
  public:
   virtual ~StateWriter() = default;

@@ -365,6 +365,14 @@ class GroupCommit : public ::testing::Test {
       while (hold) std::this_thread::sleep_for(milliseconds(1));
     };
   }
+  // From then on the second append fails, as long as it is tried while the log is away.
+  void fail_second_while(const std::atomic<bool>& away) {
+    script->before_append = [this, &away](UpdateId id) {
+      ++appending;
+      while (hold) std::this_thread::sleep_for(milliseconds(1));
+      if (id == 2 && away) throw unavailable();
+    };
+  }
   // Starts a write and waits until it is under way or queued.
   template <typename Write>
   void start(Write write) {
@@ -468,11 +476,7 @@ TEST_F(GroupCommit, one_that_waits_gives_up_at_its_own_deadline) {
 
 TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
   std::atomic<bool> away{true};
-  script->before_append = [&](UpdateId id) {
-    ++appending;
-    while (hold) std::this_thread::sleep_for(milliseconds(1));
-    if (id == 2 && away) throw unavailable();
-  };
+  fail_second_while(away);
   Cache cache = fleet.open("berlin", script);
   start([&] { cache.set("first", "1"); });
   start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(150))); }); });
@@ -489,11 +493,7 @@ TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
 // Its leader had taken it along, and so it was not to give up; now it stands in the queue again.
 TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
   std::atomic<bool> away{true};
-  script->before_append = [&](UpdateId id) {
-    ++appending;
-    while (hold) std::this_thread::sleep_for(milliseconds(1));
-    if (id == 2 && away) throw unavailable();
-  };
+  fail_second_while(away);
   Cache cache = fleet.open("berlin", script);
   start([&] { cache.set("first", "1"); });
   start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(150))); }); });

@@ -22,6 +22,7 @@
 #include "state/layout.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
+#include "support/mappings.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
@@ -29,6 +30,7 @@ namespace {
 
 using testing::expect_error;
 using testing::in_child;
+using testing::mappings_of;
 using testing::TemporaryFolder;
 using testing::TestState;
 using testing::thrown_error;
@@ -56,15 +58,6 @@ void write_file(const std::string& path, std::string_view bytes, mode_t mode = 0
 std::uint64_t inode_of(const std::string& path) {
   struct stat status;
   return ::stat(path.c_str(), &status) == 0 ? status.st_ino : 0;
-}
-
-// How many mappings of files with this in their name the process has.
-int mappings_of(const std::string& name) {
-  std::ifstream maps("/proc/self/maps");
-  int count = 0;
-  for (std::string line; std::getline(maps, line);)
-    count += line.find(name) != std::string::npos && line.find(".lock") == std::string::npos;
-  return count;
 }
 
 std::string said(const std::optional<Error>& error) {
@@ -745,12 +738,12 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
   EXPECT_EQ(TestState::contents(*before), (Contents{{"a", "1"}}));
   state->follow_switch();
   reader->follow_switch();
-  EXPECT_EQ(mappings_of(path() + " (deleted)"), 1) << "the view's";
+  EXPECT_EQ(mappings_of(path() + " (deleted)").size(), 1U) << "the view's";
 
   before.reset();
   reader->follow_switch();
-  EXPECT_EQ(mappings_of(path() + " (deleted)"), 0);
-  EXPECT_LE(mappings_of(path()), 2);
+  EXPECT_TRUE(mappings_of(path() + " (deleted)").empty());
+  EXPECT_LE(mappings_of(path()).size(), 2U);
 }
 
 // Whoever installs may die at any point: who only reads must come to the new file, or stay on one that is still in its

@@ -137,7 +137,7 @@ TEST_F(KeptMappingTest, what_is_taken_is_of_the_same_state_and_holds_all_of_it) 
   EXPECT_EQ(kept.take(present_other), nullptr);
   EXPECT_EQ(writable_mappings(), 0);
 
-  // A file of twice that may have been made by who was allowed more.
+  // One that reserved less than others, who were allowed more, have made of the file since.
   keep(present.usable_bytes());
   for (int i = 0; i < 40; ++i) state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
   ASSERT_GT(state->insides().file_bytes, present.usable_bytes());
