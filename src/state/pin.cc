@@ -1,6 +1,7 @@
 #include "state/pin.h"
 
 #include <string>
+#include <utility>
 
 #include "base/fork_watch.h"
 #include "state/quick_avx2.h"
@@ -141,25 +142,26 @@ LookupResult Pin::get(std::string_view key) const {
 }
 
 LookupResult Pin::look_up_slowly(std::string_view key, std::uint64_t hash) const {
-  // Most likely the file has grown since this process looked at its size.
-  mapping_->refresh_usable_bytes();
-  const Bytes bytes(*mapping_);
-  const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+  // Most likely the file has grown since this process looked at its size, and may do so again before it has looked at
+  // the key: what it comes upon is the newest version, wherever that is, and goes back from there.
   LookupResult result{Found::impossible, {}};
-  if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
-  if (result.found == Found::impossible &&
-      mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {
+  std::uint64_t usable = mapping_->refresh_usable_bytes();
+  for (;;) {
+    const Bytes bytes(*mapping_);
+    const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+    if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
+    if (result.found != Found::impossible) return result;
+    if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
+  }
+  if (mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {
     throw Error(ErrorKind::limit,
                 "state outgrew the address space reserved for this view: path=" + mapping_->path() +
                     " reserved_bytes=" + std::to_string(mapping_->reserved_bytes()) +
                     " (open another view; raise state_bytes_max, or the limit on address space, see ulimit -v)");
   }
-  if (result.found == Found::impossible) {
-    throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() +
-                                        " update=" + std::to_string(block_.id) +
-                                        " (delete the state file, it will be built anew from the log)");
-  }
-  return result;
+  throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() + " update=" +
+                                      std::to_string(block_.id) +
+                                      " (delete the state file, it will be built anew from the log)");
 }
 
 }  // namespace whycache::detail
