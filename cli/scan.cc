@@ -1,41 +1,21 @@
 // whycache scan [PREFIX]
-#include <CLI/CLI.hpp>
-#include <memory>
+#include <cstdint>
 
-#include "command.h"
-#include "items.h"
-#include "target.h"
+#include "range_command.h"
 
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
-  Target target;
-  FreshnessOptions freshness;
-  RangeOptions range;
-  bool null_separated = false;
-  bool json = false;
-};
-
-ExitCode scan(const Arguments& arguments, Output& output) {
-  const ItemPrinter printer(output, ItemPrinter::form(arguments.json, arguments.null_separated));
-  const Source source(arguments.target, arguments.freshness);
-  std::uint64_t item_count = 0;
-  for (const Item item : source.view().items(arguments.range.key_range())) {
+void print_items(const View& view, const RangeOptions& range, const ItemPrinter& printer) {
+  std::uint64_t count = 0;
+  for (const Item item : view.items(range.key_range())) {
     printer.item(item);
-    if (++item_count == arguments.range.limit) break;
+    if (++count == range.limit) break;
   }
-  return ExitCode::done;
 }
 
 Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
-  add_range_options(parser, arguments->range);
-  add_freshness_options(parser, arguments->freshness);
-  add_null_option(parser, arguments->null_separated, "key, zero byte, value, zero byte; not escaped");
-  add_json_option(parser, arguments->json);
-  add_target_options(parser, arguments->target);
-  return [arguments](Output& output) { return scan(*arguments, output); };
+  return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped", print_items);
 }
 
 }  // namespace

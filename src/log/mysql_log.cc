@@ -14,6 +14,7 @@
 #include "base/random.h"
 #include "log/log_checks.h"
 #include "log/mysql_connection.h"
+#include "log/rewrite_in_database.h"
 #include "update/update.h"
 
 namespace whycache {
@@ -673,36 +674,7 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
 }
 
 bool MysqlLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  const Extent before = extent();
-  if (base > before.head) throw rewrite_beyond_head(base, before.head);
-
-  bool switched = false;
-  if (base > before.base) {
-    Row next{before.uuid, base, base_chain, random_uuid(), 0, 0};
-    try {
-      while (const std::optional<std::string_view> part = next_part()) {
-        write_part(next, *part);
-        ++next.part_count;
-      }
-      switched = switch_to(next);
-    } catch (...) {
-      try {
-        delete_unused_parts(next);
-      } catch (const Error&) {
-        // A later rewrite will; what went wrong first is worth more.
-      }
-      throw;
-    }
-    if (!switched) delete_unused_parts(next);
-  }
-  try {
-    delete_what_is_behind();
-  } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain,
-                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
-                error.system_error());
-  }
-  return switched;
+  return rewrite_in_database<Row>(*this, base, base_chain, next_part);
 }
 
 void MysqlLog::write_part(const Row& next, std::string_view part) {

@@ -108,6 +108,9 @@ class MysqlLog final : public Log {
 
   void check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
                   std::size_t column_bytes_max) const;
+  template <typename RowOf, typename Database>
+  friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
+                                  const NextPart& next_part);
   void write_part(const Row& next, std::string_view part);
   void delete_unused_parts(const Row& next);
   bool switch_to(const Row& next);

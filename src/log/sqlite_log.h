@@ -86,6 +86,9 @@ class SqliteLog final : public Log {
   Row read_row(Connection& connection) const;
   Extent read_extent(Connection& connection);
 
+  template <typename RowOf, typename Database>
+  friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
+                                  const NextPart& next_part);
   void write_part(const Row& next, std::string_view part);
   void delete_unused_parts(const Row& next);
   bool switch_to(const Row& next);

@@ -1,0 +1,61 @@
+// How a log that lies in a database gets a new base: its parts are written first, under a token of their own, where
+// nobody looks for them; then one statement makes them the base; then what is behind it is deleted.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <whycache/error.h>
+#include <whycache/log.h>
+
+#include "base/random.h"
+#include "log/log_checks.h"
+
+namespace whycache {
+
+// `Database` has extent(), name(), and, for a Row of whycache_logs, or what is like it:
+//   write_part(row, bytes)      as its part of number row.part_count
+//   switch_to(row)              false: another rewrite has come as far or farther
+//   delete_unused_parts(row)    unless it is the base, even if nobody knows
+//   delete_what_is_behind()     below the base there is, by whoever left it
+template <typename Row, typename Database>
+bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain, const Log::NextPart& next_part) {
+  const Extent before = database.extent();
+  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+
+  bool switched = false;
+  if (base > before.base) {
+    Row next{};
+    next.uuid = before.uuid;
+    next.base = base;
+    next.base_chain = base_chain;
+    next.token = random_uuid();
+    try {
+      while (const std::optional<std::string_view> part = next_part()) {
+        database.write_part(next, *part);
+        ++next.part_count;
+      }
+      switched = database.switch_to(next);
+    } catch (...) {
+      try {
+        database.delete_unused_parts(next);
+      } catch (const Error&) {
+        // A later rewrite will; what went wrong first is worth more.
+      }
+      throw;
+    }
+    if (!switched) database.delete_unused_parts(next);
+  }
+  try {
+    database.delete_what_is_behind();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::uncertain,
+                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+                error.system_error());
+  }
+  return switched;
+}
+
+}  // namespace whycache
