@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 
 namespace whycache {
 
@@ -27,8 +28,13 @@ class ForkListener {
   ~ForkListener() = default;
 };
 
-// The owner registers when it is whole, and unregisters before it comes apart. Safe from any thread.
+// The owner registers when it is whole, and unregisters before it comes apart. Safe from any thread; but it may wait
+// until another thread has forked, so that a thread must not do it while it holds what a child cannot do without, which
+// is what the initialization of a static variable in a function is.
 void register_fork_listener(ForkListener* listener);
+// Registers, and does what `prepare` does, with no fork in between: opens what a child has to let go of. If it throws,
+// nothing is registered.
+void register_fork_listener(ForkListener* listener, const std::function<void()>& prepare);
 void unregister_fork_listener(ForkListener* listener) noexcept;
 
 namespace detail {

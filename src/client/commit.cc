@@ -154,9 +154,15 @@ std::future<UpdateId> Commit::write_later(std::span<const Change> changes, const
     throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
   check_room();
   if (!thread_.joinable()) thread_ = std::thread([this] { write_those_of_nobody(); });
+  const std::size_t queued_before = queue_.size();
+  try {
+    for (Batch& batch : write.batches) queue_.push_back(&batch);
+  } catch (...) {  // no memory: nobody will write what is only half in the queue
+    queue_.resize(queued_before);
+    throw;
+  }
   later_bytes_ += bytes;
   later_.splice(later_.end(), made);
-  for (Batch& batch : write.batches) queue_.push_back(&batch);
   for_thread_.notify_one();
   return future;
 }
@@ -497,15 +503,20 @@ void Commit::apply(const Place& at, const Update& update) {
       }
       if (now.id > update.id || (now.id == update.id && now.chain == update.chain)) return;  // a follower was here
     }
-  } catch (const Error&) {  // following says what is wrong, and mends what can be mended
+  } catch (const std::exception&) {  // following says what is wrong, and mends what can be mended
   }
+  const auto not_applied = [&](const std::string& why, int system_error) {
+    return Error(
+        ErrorKind::uncertain,
+        "write is in the log, but could not be applied on this machine: id=" + std::to_string(update.id) + ": " + why,
+        system_error);
+  };
   try {
     follow(link_, patience, update.id);
   } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain,
-                "write is in the log, but could not be applied on this machine: id=" + std::to_string(update.id) +
-                    ": " + to_string(error.kind()) + ": " + error.what(),
-                error.system_error());
+    throw not_applied(std::string(to_string(error.kind())) + ": " + error.what(), error.system_error());
+  } catch (const std::exception& error) {  // no memory
+    throw not_applied(error.what(), 0);
   }
 }
 

@@ -71,14 +71,39 @@ class BaseLoader {
   std::optional<BaseInfo> info_;
 };
 
+// How far attempts have come with a base. One that comes farther than all before it may go on for as long again; and
+// one that has to begin again, as somebody made another base, is none of them.
+class BaseProgress {
+ public:
+  explicit BaseProgress(Patience& patience) : patience_(patience) {}
+
+  void begin(UpdateId base) {
+    if (base != base_) most_parts_ = 0;
+    base_ = base;
+    parts_ = 0;
+  }
+  void have_part() {
+    if (++parts_ <= most_parts_) return;
+    most_parts_ = parts_;
+    patience_.renew();
+  }
+
+ private:
+  Patience& patience_;
+  UpdateId base_ = 0;
+  std::uint64_t parts_ = 0;
+  std::uint64_t most_parts_ = 0;
+};
+
 // What we throw in a visit does not pass through the log's own code.
-void read_base(Link& link, BaseLoader& loader) {
+void read_base(Link& link, BaseLoader& loader, BaseProgress& progress) {
   std::exception_ptr failure;
   link.ask([&](Log& log) {
     log.read_base([&](std::string_view bytes) {
       if (failure) return false;
       try {
         loader.load(bytes);
+        progress.have_part();
       } catch (...) {
         failure = std::current_exception();
       }
@@ -91,24 +116,17 @@ void read_base(Link& link, BaseLoader& loader) {
 
 struct Build {
   std::unique_ptr<StateBuilder> builder;
+  Extent extent;  // of the log it is made from
+  Place place;
   std::int64_t asked_at_ns = 0;  // of the last question
   UpdateId head = 0;
 };
 
-// One attempt. nullopt: the log was rewritten or replaced meanwhile.
-std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, Patience& patience) {
-  Build build;
-  build.builder = link.state.begin_build(extent.uuid, link.log.name());
-  Place place{extent.uuid, 0, chain_start(extent.uuid)};
-  if (extent.base > 0) {
-    BaseLoader loader(*build.builder);
-    read_base(link, loader);
-    patience.renew();
-    place = loader.finish(extent);
-  } else {
-    build.builder->loaded(0, place.chain);
-  }
-  for (bool complete = place.id >= last; !complete;) {
+// Applies what the log has beyond what is built, up to `last`. False: the log was rewritten or replaced meanwhile.
+bool read_on(Link& link, Build& build, UpdateId last, Patience& patience) {
+  Place& place = build.place;
+  const Extent& extent = build.extent;
+  for (bool complete = false; !complete;) {
     build.asked_at_ns = boot_time_ns();
     const Page page =
         link.ask_patiently(patience, [&](Log& log) { return read_page(log, first_to_read(place.id), last); });
@@ -117,7 +135,7 @@ std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, 
       const bool moved = page.extent().uuid != extent.uuid || page.extent().base != extent.base;
       if (!moved && place.id == extent.base)
         throw damaged_base(extent.base, "its chain is not the one it was made with: " + why);
-      return std::nullopt;
+      return false;
     }
     const UpdateId before = place.id;
     replay(page, place, [&](const Update& update) { build.builder->apply(update); });
@@ -126,17 +144,37 @@ std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, 
     complete = page.complete() || place.id >= last;
     if (complete) check_promise(link.log, place.id, std::min(extent.head, last));
   }
+  return true;
+}
+
+// One attempt. nullopt: the log was rewritten or replaced meanwhile.
+std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, Patience& patience,
+                               BaseProgress& progress) {
+  Build build;
+  build.builder = link.state.begin_build(extent.uuid, link.log.name());
+  build.extent = extent;
+  build.place = {extent.uuid, 0, chain_start(extent.uuid)};
+  if (extent.base > 0) {
+    BaseLoader loader(*build.builder);
+    progress.begin(extent.base);
+    read_base(link, loader, progress);
+    build.place = loader.finish(extent);
+  } else {
+    build.builder->loaded(0, build.place.chain);
+  }
+  if (build.place.id < last && !read_on(link, build, last, patience)) return std::nullopt;
   return build;
 }
 
 // nullopt: the base is beyond `last`.
 std::optional<Build> build_up_to(Link& link, UpdateId last, Patience& patience) {
+  BaseProgress progress(patience);
   for (;;) {
     const Extent extent = link.ask_patiently(patience, [](Log& log) { return log.extent(); });
     if (extent.base > last) return std::nullopt;
     std::optional<LogError> failure;
     try {
-      if (std::optional<Build> build = try_build(link, extent, last, patience)) return build;
+      if (std::optional<Build> build = try_build(link, extent, last, patience, progress)) return build;
       failure.emplace(ErrorKind::unavailable, "the log was rewritten or replaced meanwhile");
     } catch (const LogError& error) {
       failure = error;
@@ -181,9 +219,14 @@ Rebuilding why_no_state(Link& link) {
 }
 
 bool rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
-  const std::optional<Build> build = build_up_to(link, no_limit, patience);
+  std::optional<Build> build = build_up_to(link, no_limit, patience);
   const bool may_be_ahead = rebuilding.reason == RebuildReason::behind_base;
-  if (!build->builder->install(may_be_ahead ? StateBuilder::Install::unless_behind : StateBuilder::Install::always)) {
+  const auto catch_up = [&] {
+    if (!read_on(link, *build, no_limit, patience))
+      throw LogError(ErrorKind::unavailable, "the log was rewritten or replaced meanwhile");
+  };
+  if (!build->builder->install(may_be_ahead ? StateBuilder::Install::unless_behind : StateBuilder::Install::always,
+                               catch_up)) {
     return false;
   }
   link.state.follow_switch();

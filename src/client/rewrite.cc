@@ -13,6 +13,7 @@
 #include "base/hash.h"
 #include "client/follow.h"
 #include "client/guards.h"
+#include "client/page.h"
 #include "client/rebuild.h"
 #include "state/pin.h"
 
@@ -77,21 +78,68 @@ class NoParts {
   bool ended_ = false;
 };
 
+// The update that the base ends with has to be the log's own: the log may have been restored, or lost its tail in a
+// failover, since this machine read it. What others wrote there since must not be replaced by what is no more.
+void check_log_has(Log& log, const Place& place) {
+  const Page page = read_page(log, place.id, place.id);
+  std::string why;
+  const Fit fit = fit_of(page, place, why);
+  if (fit == Fit::fits || fit == Fit::behind_base) return;
+  throw LogError(ErrorKind::unavailable,
+                 "log is not the one any more that this state was made from, history is not rewritten: log=" +
+                     log.name() + ' ' + why + " (update, then retry)",
+                 0, /*gave_up=*/true);
+}
+
 // Makes it the log's base. `begin_parts` is called for each attempt. Returns the base the log has then: this one, or
 // one beyond it that somebody else made.
 template <typename BeginParts>
-UpdateId write_base(Link& link, const BaseInfo& info, Patience& patience, const BeginParts& begin_parts) {
-  const bool switched = link.ask_patiently(patience, [&](Log& log) {
+UpdateId write_base(Link& link, const Place& place, Patience& patience, const BeginParts& begin_parts) {
+  bool in_doubt = false;
+  std::uint64_t most_parts = 0;  // that the log took in one attempt
+  const auto attempt = [&](Log& log) {
+    check_log_has(log, place);
     auto parts = begin_parts();
-    return log.rewrite(info.base, info.chain, [&] { return parts.next(); });
-  });
-  if (switched) return info.base;
-  return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
+    std::uint64_t parts_asked_for = 0;
+    const auto next_part = [&] {
+      if (parts_asked_for > most_parts) {
+        most_parts = parts_asked_for;
+        patience.renew();
+      }
+      ++parts_asked_for;
+      return parts.next();
+    };
+    try {
+      return log.rewrite(place.id, place.chain, next_part);
+    } catch (const Error& error) {
+      in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
+      throw;
+    }
+  };
+  try {
+    if (link.ask_patiently(patience, attempt)) return place.id;
+    return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
+  } catch (const Error& error) {
+    if (!in_doubt || error.kind() == ErrorKind::uncertain) throw;
+    throw Error(ErrorKind::uncertain,
+                "history may or may not have been rewritten: base=" + std::to_string(place.id) + ": " +
+                    to_string(error.kind()) + ": " + error.what(),
+                error.system_error());
+  }
 }
 
 UpdateId write_entries(Link& link, const SharedPin& pin, Patience& patience) {
   const BaseInfo info = base_info(*pin);
-  return write_base(link, info, patience, [&] { return Parts(pin, info); });
+  const Place place{pin->mapping().header().fixed.log_uuid, info.base, info.chain};
+  return write_base(link, place, patience, [&] { return Parts(pin, info); });
+}
+
+// Of a rewrite whose erasing is in the log already.
+Error erased_but_not_rewritten(const Error& error, UpdateId id) {
+  return Error(ErrorKind::uncertain,
+               "keys are erased, but the history was not rewritten: last_id=" + std::to_string(id) + ": " +
+                   to_string(error.kind()) + ": " + error.what(),
+               error.system_error());
 }
 
 // Deletes what rewrites that did not come to their end left behind. `limit` is at or below the base, so that nothing
@@ -133,13 +181,14 @@ void check_keep(const Link& link, const Keep& keep) {
   check_erasing(link.options.guards, erased, view.size());
 }
 
-// Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at again.
-void erase_refused(Link& link, Commit& commit, const Keep& keep, Patience& patience) {
+// Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at again. `erased_by`
+// becomes the last of these updates.
+void erase_refused(Link& link, Commit& commit, const Keep& keep, Patience& patience, UpdateId& erased_by) {
   std::string begin;
   do {
     std::vector<std::string> keys = refused_keys(link, keep, begin);
     patience.renew();
-    commit.write_prepared(
+    const std::optional<Place> erased = commit.write_prepared(
         [&](const SharedPin& pin) -> std::optional<Draft> {
           const View view(pin);
           std::erase_if(keys, [&](const std::string& key) {
@@ -152,12 +201,11 @@ void erase_refused(Link& link, Commit& commit, const Keep& keep, Patience& patie
           return draft;
         },
         patience);
+    if (erased) erased_by = erased->id;
   } while (!begin.empty());
 }
 
-}  // namespace
-
-UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& options) {
+UpdateId rewrite(Link& link, Commit& commit, const RewriteOptions& options, UpdateId& erased_by) {
   Patience patience(link.options.deadline);
   const UpdateId head = follow(link, patience);
   if (options.limit > head) {
@@ -165,7 +213,7 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
                                         std::to_string(options.limit) + " head=" + std::to_string(head));
   }
   if (options.keep) check_keep(link, options.keep);
-  if (options.keep) erase_refused(link, commit, options.keep, patience);
+  if (options.keep) erase_refused(link, commit, options.keep, patience, erased_by);
   patience.renew();
 
   const SharedPin pin = link.state.pin();
@@ -179,6 +227,18 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
   return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
 }
 
+}  // namespace
+
+UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& options) {
+  UpdateId erased_by = 0;
+  try {
+    return rewrite(link, commit, options, erased_by);
+  } catch (const Error& error) {
+    if (erased_by == 0) throw;
+    throw erased_but_not_rewritten(error, erased_by);
+  }
+}
+
 UpdateId delete_all_history(Link& link, Commit& commit) {
   Patience patience(link.options.deadline);
   const std::optional<Place> place = commit.write_prepared(
@@ -189,7 +249,11 @@ UpdateId delete_all_history(Link& link, Commit& commit) {
       patience);
   const BaseInfo nothing{.base = place->id, .chain = place->chain, .item_count = 0, .digest = {}};
   patience.renew();
-  return write_base(link, nothing, patience, [&] { return NoParts(nothing); });
+  try {
+    return write_base(link, *place, patience, [&] { return NoParts(nothing); });
+  } catch (const Error& error) {
+    throw erased_but_not_rewritten(error, place->id);
+  }
 }
 
 }  // namespace whycache

@@ -137,6 +137,8 @@ std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_vi
   Patience patience(options.deadline.value_or(link.options.deadline));
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
+    // Asked before the state is looked at: whoever follows beside us may apply, and say so, right after that.
+    const bool is_of_this_call = store_asked_since(link.state, began_ns);
     const std::optional<Place> place = commit.write_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
@@ -149,7 +151,7 @@ std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_vi
         patience);
     if (place) return place->id;
     // A state that is a moment old must not be the reason for a no.
-    if (store_asked_since(link.state, began_ns)) return std::nullopt;
+    if (is_of_this_call) return std::nullopt;
     follow(link, patience);
   }
 }

@@ -298,8 +298,8 @@ class FileLog::Lock final : ForkListener {
  public:
   enum class Holder { appender, switcher };
 
-  Lock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock"), file_(open_file(path_, O_RDWR)) {
-    register_fork_listener(this);
+  Lock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock") {
+    register_fork_listener(this, [&] { file_ = open_file(path_, O_RDWR); });
     try {
       const Deadline deadline(log.options_.deadline);
       if (holder == Holder::appender ? share(deadline) : own(deadline)) return;
@@ -589,6 +589,8 @@ bool FileLog::switch_to(const Meta& next) {
   const Meta present = read_meta();
   if (present.uuid != next.uuid) throw log_is_gone(name());
   if (present.base >= next.base) return false;
+  if (const std::optional<std::string> bytes = read_update(next.base))
+    check_rewritten(name(), next.base, *bytes, next.base_chain);
   if (::rename(file.path().c_str(), (root_ + "/meta").c_str()) == 0) return true;
   throw system_error("cannot replace file", root_ + "/meta", errno);
 }

@@ -8,6 +8,8 @@
 #include <whycache/error.h>
 #include <whycache/types.h>
 
+#include "update/update.h"
+
 namespace whycache {
 
 // Beyond this no log goes: databases have signed integers.
@@ -28,6 +30,20 @@ inline Error rewrite_beyond_head(UpdateId base, UpdateId head) {
 
 inline Error base_was_replaced(const std::string& log) {
   return Error(ErrorKind::unavailable, "base was replaced while it was read (read it again): log=" + log);
+}
+
+// Before a base takes the place of what it stands for. `bytes`: the update at `base`, or its first peek_bytes. If it is
+// a cache's update, its chain has to be the one that the base ends with. Else the store was restored, or it is another
+// one since a failover, and what others have written there would go.
+inline constexpr std::size_t peek_bytes = 512;
+inline void check_rewritten(const std::string& log, UpdateId base, std::string_view bytes, std::uint64_t base_chain) {
+  const std::optional<UpdatePlace> found = peek_place(bytes);
+  if (!found || found->id != base || found->chain == base_chain) return;
+  throw Error(ErrorKind::unavailable,
+              "log has another update than the one that the new base ends with, history is not rewritten (update, then "
+              "retry): log=" +
+                  log + " base=" + std::to_string(base) + " chain=" + std::to_string(found->chain) +
+                  " base_chain=" + std::to_string(base_chain));
 }
 
 // The store answers, but the log that was opened is not in it any more.

@@ -119,6 +119,7 @@ bool MemoryLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart&
 
   const Store::Held store(*store_);
   if (base <= store->base) return false;
+  check_rewritten(name(), base, store->updates.at(base), base_chain);
   store->base = base;
   store->base_chain = base_chain;
   store->base_parts = std::move(parts);

@@ -25,10 +25,8 @@ constexpr unsigned last_error_of_library = 2999;
 
 // Connecting takes mutexes of the library, for moments, and waits for the network in between: fork() does not come
 // between as long as that is a matter of moments.
-ForkGate& gate() {
-  static auto* const instance = new ForkGate(std::chrono::seconds(1));
-  return *instance;
-}
+// Made before there are threads, see register_fork_listener().
+ForkGate& gate = *new ForkGate(std::chrono::seconds(1));
 
 MYSQL* make_handle() {
   static const bool prepared = [] {
@@ -104,7 +102,7 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
     set_options(server, seconds);
     const MysqlLogin login = server.login();
     {
-      const ForkGate::Inside inside(gate());
+      const ForkGate::Inside inside(gate);
       if (mysql_real_connect(mysql_, or_null(server.host), or_null(login.user), login.password.c_str(),
                              server.database.c_str(), server.port, or_null(server.socket), 0) == nullptr) {
         fail();

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/fork_watch.h"
 #include "base/random.h"
 #include "log/log_checks.h"
@@ -117,6 +118,13 @@ std::string row_sql(const std::string& instance) {
   return "SELECT NULL, NULL, " + row_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
+// The same with the beginning of the newest update.
+std::string newest_sql(const std::string& instance) {
+  return "SELECT NULL, (SELECT LEFT(bytes, " + std::to_string(peek_bytes) +
+         ") FROM whycache_updates WHERE instance = " + quoted(instance) + " ORDER BY id DESC LIMIT 1), " +
+         row_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
+}
+
 // One row that tells of the log, then the updates.
 std::string page_sql(const std::string& instance, UpdateId first, UpdateId last, std::uint64_t rows) {
   const std::string log = "whycache_logs WHERE instance = " + quoted(instance);
@@ -192,6 +200,11 @@ struct MysqlLog::Row {
   UpdateId last = 0;
 
   Extent extent() const { return {uuid, base, base_chain, std::max(base, last)}; }
+};
+
+struct MysqlLog::Newest {
+  Extent extent;
+  std::optional<std::uint64_t> chain;  // of the update at its head, if that is a cache's
 };
 
 // Some updates in a row, copied out of the database.
@@ -362,7 +375,7 @@ MysqlLog::MysqlLog(MysqlLogOptions options, Absent absent)
     if (absent == Absent::make && !has_log(connection)) make_log(connection);
     check_tables(connection);
     const Row row = read_row(connection);
-    saw(row, row.extent().head);
+    uuid_seen_ = row.uuid;
     return true;
   });
   is_opened_ = true;
@@ -492,12 +505,6 @@ MysqlLog::Row MysqlLog::read_row(MysqlConnection& connection) const {
   return row;
 }
 
-void MysqlLog::saw(const Row& row, UpdateId head) {
-  if (uuid_seen_ != row.uuid) head_seen_ = 0;
-  uuid_seen_ = row.uuid;
-  head_seen_ = std::max(head_seen_, head);
-}
-
 // What stands at `id` where this connection leads to.
 void MysqlLog::has_read(UpdateId id, std::optional<std::uint64_t> chain) {
   if (id < newest_read_) return;
@@ -508,9 +515,8 @@ void MysqlLog::has_read(UpdateId id, std::optional<std::uint64_t> chain) {
 Extent MysqlLog::extent() {
   return with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
     const Row row = read_row(connection);
-    const Extent extent = row.extent();
-    saw(row, extent.head);
-    return extent;
+    uuid_seen_ = row.uuid;
+    return row.extent();
   });
 }
 
@@ -545,10 +551,11 @@ Extent MysqlLog::read_page(MysqlConnection& connection, UpdateId first, UpdateId
   return row.extent();
 }
 
-// Of the replica, if it can be asked, and has all that one has to know to believe it.
-std::optional<Extent> MysqlLog::read_page_of_replica(UpdateId first, UpdateId last, bool is_first_page, Page& page) {
+// One page of the replica's updates, from `first` to the head that `newest` says, if it can be asked and has just
+// these.
+bool MysqlLog::read_replica(UpdateId first, const Newest& newest, Page& page) {
   const std::lock_guard guard(mutex_);
-  if (replica_away_until_ && !replica_away_until_->passed()) return std::nullopt;
+  if (replica_away_until_ && !replica_away_until_->passed()) return false;
   replica_away_until_.reset();
   try {
     if (replica_ && !replica_->is_alive()) replica_.reset();
@@ -556,36 +563,64 @@ std::optional<Extent> MysqlLog::read_page_of_replica(UpdateId first, UpdateId la
       const auto patience = std::min<std::chrono::milliseconds>(options_.deadline, replica_patience_max);
       replica_ = std::make_unique<MysqlConnection>(*options_.replica, patience);
     }
-    const Extent extent = read_page(*replica_, first, last, is_first_page, page);
-    if (extent.uuid == uuid_seen_ && extent.head >= std::max(first, head_seen_)) return extent;
+    const Extent& extent = newest.extent;
+    const Extent there = read_page(*replica_, first, extent.head, true, page);
+    return there.uuid == extent.uuid && there.base == extent.base && there.base_chain == extent.base_chain &&
+           !page.empty() && page.last_id() == extent.head && chain_of(extent.head, page.last_bytes()) == newest.chain;
   } catch (const MysqlFailure&) {
     replica_.reset();
     replica_away_until_.emplace(replica_pause);
   } catch (const Error&) {  // it has not all of the log yet, or another: the primary knows
   }
-  return std::nullopt;
+  return false;
+}
+
+// The primary says which update is the newest, and with which chain: as chains tie updates together, updates of the
+// replica that end with this one are the primary's.
+std::optional<Looked> MysqlLog::look_at_replica(UpdateId first, const VisitUpdate& visit) {
+  const std::int64_t asked_at_ns = boot_time_ns();
+  const Newest newest = with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
+    MysqlRows rows = connection.query(newest_sql(options_.instance));
+    if (!rows.next()) throw log_is_gone(name());
+    const Row row = to_row(rows);
+    const Extent extent = row.extent();
+    const Newest found{extent, chain_of(extent.head, rows.at(c_bytes).value_or(""))};
+    while (rows.next()) {
+    }
+    uuid_seen_ = row.uuid;
+    return found;
+  });
+  Page page;
+  if (newest.extent.head > newest.extent.base && (!newest.chain || !read_replica(first, newest, page))) {
+    return std::nullopt;
+  }
+  page.visit_all(visit);
+  return Looked{newest.extent, std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - asked_at_ns, 1))};
+}
+
+Looked MysqlLog::look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
+  if (options_.replica && !age_max && fork_count() == born_in_) {
+    if (const std::optional<Looked> looked = look_at_replica(std::max<UpdateId>(first, 1), visit)) return *looked;
+  }
+  return Log::look(first, age_max, visit);
 }
 
 Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
   Page page;
   for (bool is_first_page = true;; is_first_page = false) {
-    std::optional<Extent> extent;
-    if (options_.replica && fork_count() == born_in_) extent = read_page_of_replica(first, last, is_first_page, page);
-    if (!extent) {
-      extent = with_connection(IfLost::again, "cannot read updates", [&](MysqlConnection& connection) {
-        const Extent now = read_page(connection, first, last, is_first_page, page);
-        saw({.uuid = now.uuid}, now.head);
-        read_from_ = std::min(read_from_, first);
-        if (!page.empty()) {
-          has_read(page.last_id(), chain_of(page.last_id(), page.last_bytes()));
-        } else if (now.head == now.base) {
-          has_read(now.base, std::nullopt);
-        }
-        return now;
-      });
-    }
-    if (!page.visit_all(visit) || page.empty() || page.last_id() >= std::min(last, extent->head)) return *extent;
+    const Extent extent = with_connection(IfLost::again, "cannot read updates", [&](MysqlConnection& connection) {
+      const Extent now = read_page(connection, first, last, is_first_page, page);
+      uuid_seen_ = now.uuid;
+      read_from_ = std::min(read_from_, first);
+      if (!page.empty()) {
+        has_read(page.last_id(), chain_of(page.last_id(), page.last_bytes()));
+      } else if (now.head == now.base) {
+        has_read(now.base, std::nullopt);
+      }
+      return now;
+    });
+    if (!page.visit_all(visit) || page.empty() || page.last_id() >= std::min(last, extent.head)) return extent;
     first = page.last_id() + 1;
   }
 }
@@ -649,7 +684,6 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
   const bool inserted = with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
     check_size(connection, "update", "whycache_updates", bytes.size(), update_column_bytes_max_);
-    head_seen_ = std::max(head_seen_, id);  // whatever comes of it: who looks has to look at the primary
     if (read_from_ > std::max<UpdateId>(id - 1, 1) || (read_from_ > 0 && newest_read_ + 1 < id)) {
       throw Error(ErrorKind::unavailable,
                   "connection was lost, and what the log has where the new one leads to was not read yet, nothing was "
@@ -705,6 +739,14 @@ bool MysqlLog::switch_to(const Row& next) {
       with_connection(IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
         const std::string instance = quoted(options_.instance);
         const std::string base = std::to_string(next.base);
+        {  // Over this connection, for another one may lead to another server.
+          MysqlRows rows =
+              connection.query("SELECT LEFT(bytes, " + std::to_string(peek_bytes) +
+                               ") FROM whycache_updates WHERE instance = " + instance + " AND id = " + base);
+          std::string bytes;
+          while (rows.next()) bytes = rows.at(0).value_or("");
+          check_rewritten(name(), next.base, bytes, next.base_chain);
+        }
         return connection.run(
                    "UPDATE whycache_logs SET base = " + base + ", base_chain = " + std::to_string(next.base_chain) +
                    ", token = " + quoted(next.token) + ", part_count = " + std::to_string(next.part_count) +

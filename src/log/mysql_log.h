@@ -21,9 +21,10 @@
 // connection is opened anew; what was only read is read again, and so is deleted what was to be deleted. An append or a
 // switch whose answer was lost is uncertain.
 //
-// A replica, if there is one, is asked first by read(). It may be behind, so it is believed only if it has all that
-// this object knows the primary to have, and the update that is asked for first; else the primary is asked. So it can
-// make a reader later, and no more.
+// A replica, if there is one, is where look() has updates from, for who follows. It may be behind, or of another
+// history, so the primary is asked first which update is the newest, and with which chain: the replica is believed if
+// its updates end with this one, and else the primary asked for all. So it spares the primary sending updates, and
+// changes nothing of what is seen. All other calls ask the primary alone.
 //
 // fork(): a connection must never be touched in a child: in it every call throws but reopen() and the destructor.
 #pragma once
@@ -72,6 +73,7 @@ class MysqlLog final : public Log {
   // chains say, if these are a cache's updates): that another thread has read it does not mean that this writer knows.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
+  Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
   void rest() noexcept override;
@@ -79,6 +81,7 @@ class MysqlLog final : public Log {
 
  private:
   class Page;
+  struct Newest;
   struct Row;
   enum class Absent { make, refuse };
   // What a statement whose answer was lost is: done again, or in doubt.
@@ -101,8 +104,8 @@ class MysqlLog final : public Log {
   Row to_row(const MysqlRows& rows) const;
   Row read_row(MysqlConnection& connection) const;
   Extent read_page(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, Page& page);
-  std::optional<Extent> read_page_of_replica(UpdateId first, UpdateId last, bool is_first_page, Page& page);
-  void saw(const Row& row, UpdateId head);
+  bool read_replica(UpdateId first, const Newest& newest, Page& page);
+  std::optional<Looked> look_at_replica(UpdateId first, const VisitUpdate& visit);
   void has_read(UpdateId id, std::optional<std::uint64_t> chain);
   void check_predecessor(UpdateId id, std::string_view bytes) const;
 
@@ -125,7 +128,6 @@ class MysqlLog final : public Log {
   std::unique_ptr<MysqlConnection> replica_;
   std::optional<Deadline> replica_away_until_;
   Uuid uuid_seen_{};        // of the log, at the primary
-  UpdateId head_seen_ = 0;  // the primary has shown, or been given, updates up to it
   UpdateId read_from_ = 0;  // where reads over this connection have begun at the earliest; 0: over the first one
   // The greatest id that was read, or appended, over this connection, and the chain there if it is known.
   UpdateId newest_read_ = 0;

@@ -70,6 +70,7 @@ constexpr char append_sql[] = R"(
   WHERE {log} AND (?3 IS NULL OR uuid = ?3) AND base < ?1
     AND (base = ?1 - 1 OR EXISTS (SELECT 1 FROM {updates} WHERE id = ?1 - 1)))";
 constexpr char insert_part_sql[] = "INSERT INTO {parts} (base, token, number, bytes) VALUES (?1, ?2, ?3, ?4)";
+constexpr char peek_sql[] = "SELECT substr(bytes, 1, ?2) FROM {updates} WHERE id = ?1";
 constexpr char switch_sql[] = R"(
   UPDATE whycache_logs SET base = ?1, base_chain = ?2, token = ?3, part_count = ?4
   WHERE {log} AND uuid = ?5 AND base < ?1
@@ -89,10 +90,8 @@ constexpr char delete_own_parts_sql[] = R"(
 
 // --- fork() and SQLite. ---
 
-ForkGate& gate() {
-  static auto* const instance = new ForkGate;
-  return *instance;
-}
+// Made before there are threads, see register_fork_listener().
+ForkGate& gate = *new ForkGate;
 
 void make_file_if_absent(const std::string& path) {
   // Before SQLite has the file open in this process: closing a second descriptor would drop its locks.
@@ -419,7 +418,7 @@ class Transaction {
 SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), Absent::make) {}
 
 SqliteLog::SqliteLog(SqliteLogOptions options, Absent absent) : options_(std::move(options)) {
-  const ForkGate::Inside inside(gate());
+  const ForkGate::Inside inside(gate);
   born_in_ = fork_count();
   connection_ = connect(absent);
 }
@@ -429,7 +428,7 @@ SqliteLog::~SqliteLog() {
     static_cast<void>(connection_.release());  // the parent's: leaked on purpose
     return;
   }
-  const ForkGate::Inside inside(gate());
+  const ForkGate::Inside inside(gate);
   connection_.reset();
 }
 
@@ -482,7 +481,7 @@ auto SqliteLog::with_connection(const Work& work) {
     throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
-  const ForkGate::Inside inside(gate());
+  const ForkGate::Inside inside(gate);
   if (connection_) connection_->begin();
   if (connection_ && (connection_->has_moved() || connection_->is_in_dangerous_mode())) connection_.reset();
   if (!connection_) connection_ = connect(Absent::refuse);
@@ -623,6 +622,11 @@ void SqliteLog::delete_unused_parts(const Row& next) {
 // False: another rewrite has come as far or farther.
 bool SqliteLog::switch_to(const Row& next) {
   return with_connection([&](Connection& connection) {
+    {
+      Statement peek = connection.prepare(peek_sql);
+      peek.bind(1, next.base).bind(2, static_cast<std::int64_t>(peek_bytes));
+      if (peek.step("cannot read update")) check_rewritten(name(), next.base, peek.bytes(0), next.base_chain);
+    }
     {
       Statement update = connection.prepare(switch_sql);
       update.bind(1, next.base)

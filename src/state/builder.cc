@@ -108,9 +108,9 @@ class FileBuilder final : public StateBuilder {
         std::make_shared<const Mapping>(open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
   }
 
-  bool install(Install how) override {
+  bool install(Install how, const std::function<void()>& catch_up) override {
     check_usable();
-    installed_ = put_in_place_(path_, state_info(mapping_), how);
+    installed_ = put_in_place_(path_, state_info(mapping_), how, catch_up);
     return installed_;
   }
 

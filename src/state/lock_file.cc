@@ -65,11 +65,17 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
     throw Error(ErrorKind::invalid,
                 "reader_slots out of range: reader_slots=" + std::to_string(slot_count) + " range=1..65536");
   }
-  file_ = open_file_if_there(path_, O_RDWR);
-  if (!file_) {
-    make_file(path_, mode, slot_count);
-    file_ = open_file(path_, O_RDWR);
+  if (!open_file_if_there(path_, O_RDWR)) make_file(path_, mode, slot_count);
+  register_fork_listener(this, [this] { file_ = open_file(path_, O_RDWR); });
+  try {
+    map(mode);
+  } catch (...) {
+    let_go();
+    throw;
   }
+}
+
+void LockFile::map(std::uint32_t mode) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat lock file", path_, errno);
   mapped_bytes_ = static_cast<std::size_t>(status.st_size);
@@ -95,7 +101,6 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
   slot_count_ = header_->slot_count;
   if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 || slot_count_ < 1 ||
       slot_count_ > 65536 || mapped_bytes_ < file_bytes_for(slot_count_)) {
-    ::munmap(mapped_, mapped_bytes_);
     throw not_a_lock_file(path_);
   }
   rows_ = reinterpret_cast<ProcessRow*>(mapped_ + page_bytes);
@@ -108,12 +113,20 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
     header_->store_asked_at_ns.store(0, std::memory_order_relaxed);
     header_->boot.store(boot, std::memory_order_release);
   }
-  register_fork_listener(this);
 }
 
 LockFile::~LockFile() {
-  unregister_fork_listener(this);
   for (ReaderSlot* slot : spare_) slot->owner.store(0, std::memory_order_release);
+  let_go();
+}
+
+void LockFile::let_go() noexcept {
+  {
+    const std::lock_guard guard(mutex_);
+    spare_.clear();  // a child forked meanwhile
+    file_.close();   // before we are forgotten: a child would keep it open, and our locks with it
+  }
+  unregister_fork_listener(this);
   if (mapped_ != nullptr) ::munmap(mapped_, mapped_bytes_);
 }
 

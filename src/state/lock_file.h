@@ -108,6 +108,8 @@ class LockFile final : public ForkListener {
   void after_fork_in_parent() noexcept override { mutex_.unlock(); }
   void after_fork_in_child() noexcept override;
 
+  void map(std::uint32_t mode);
+  void let_go() noexcept;
   void claim_row();
   bool is_row_alive(std::uint32_t number);
   // Frees the slots of the row's dead owner. False if it lives.

@@ -70,11 +70,11 @@ Mapping::~Mapping() {
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {
+  std::uint64_t known = usable_bytes();  // before the kernel is asked: another thread may hear of more meanwhile
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
   const std::uint64_t bytes =
       std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes * segment_bytes;
-  std::uint64_t known = usable_bytes();
   if (bytes < known) {
     throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
                                         " bytes=" + std::to_string(bytes) + " known=" + std::to_string(known) +

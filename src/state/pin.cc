@@ -159,8 +159,8 @@ LookupResult Pin::look_up_slowly(std::string_view key, std::uint64_t hash) const
                     " reserved_bytes=" + std::to_string(mapping_->reserved_bytes()) +
                     " (open another view; raise state_bytes_max, or the limit on address space, see ulimit -v)");
   }
-  throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() + " update=" +
-                                      std::to_string(block_.id) +
+  throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() +
+                                      " update=" + std::to_string(block_.id) +
                                       " (delete the state file, it will be built anew from the log)");
 }
 

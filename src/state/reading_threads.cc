@@ -41,15 +41,16 @@ class ForgetThreads final : public ForkListener {
   }
 };
 
+// Before there are threads, see register_fork_listener().
+constinit ForgetThreads forget_threads;
+[[maybe_unused]] const bool forgetting = [] {
+  register_fork_listener(&forget_threads);
+  return true;
+}();
+
 }  // namespace
 
 ReadingThread& register_reading_thread() {
-  static ForgetThreads& forget = *[] {
-    auto* made = new ForgetThreads;
-    register_fork_listener(made);
-    return made;
-  }();
-  static_cast<void>(forget);
   thread_local RecordOwner owner;
   for (ReadingThread* thread = all_threads.load(std::memory_order_acquire); thread != nullptr; thread = thread->next) {
     bool taken = false;

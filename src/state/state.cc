@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <new>
+#include <optional>
 #include <utility>
 
 #include "base/fork_watch.h"
@@ -43,6 +45,16 @@ void see_growth(const Mapping& mapping) {
     mapping.refresh_usable_bytes();
 }
 
+// Whether the state goes on where the other one, of the same log, ends. A damaged one does not.
+bool has_more_applied(const Mapping& mapping, const StateInfo& than) {
+  try {
+    const StateInfo info = state_info(mapping);
+    return info.log_uuid == than.log_uuid && info.applied_id > than.applied_id;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 const char* name_of(StateLock lock) {
   switch (lock) {
     case StateLock::writer: return "writer";
@@ -65,6 +77,7 @@ struct State::Inner final : ForkListener {
     switch_mutex.unlock();
     // Some other thread of the parent may have held these, and what they stood for is the parent's.
     for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
+    new (&find_mutex) std::mutex;
   }
 
   std::shared_ptr<Mapping> mapping_now() const {
@@ -73,19 +86,21 @@ struct State::Inner final : ForkListener {
   }
 
   // Unmaps what was replaced, as far as no thread can still be reading it. The caller holds switch_mutex.
-  void sweep_replaced() {
-    std::erase_if(replaced, [](Replaced& one) { return one.grace.over(); });
+  void sweep_replaced() noexcept {
+    std::erase_if(replaced, [](Replaced& one) { return one.is_over(); });
   }
 
+  // The caller has found it under find_mutex, or holds StateLock::install, so that what he has found is what is there.
   void switch_to(std::shared_ptr<Mapping> mapping) {
     {
       const std::lock_guard guard(switch_mutex);
-      std::shared_ptr<Mapping> old = std::move(shared);
+      sweep_replaced();
+      replaced.emplace_back();  // what needs memory comes first: the old mapping must not go before its time
+      replaced.back().mapping = std::move(shared);
       shared = std::move(mapping);
       current.store(shared.get(), std::memory_order_release);
       plan.store(shared->last_plan(), std::memory_order_release);
-      sweep_replaced();
-      if (old) replaced.push_back({std::move(old), GracePeriod()});
+      replaced.back().begin_grace();
     }
     kept.drop();  // it is the old file's
   }
@@ -99,7 +114,18 @@ struct State::Inner final : ForkListener {
 
   struct Replaced {
     std::shared_ptr<Mapping> mapping;
-    GracePeriod grace;
+    std::optional<GracePeriod> grace;  // nullopt: there was no memory for it, and it begins when there is
+
+    void begin_grace() noexcept {
+      try {
+        grace.emplace();
+      } catch (const std::bad_alloc&) {
+      }
+    }
+    bool is_over() noexcept {
+      if (!grace) begin_grace();
+      return grace && grace->over();
+    }
   };
 
   std::shared_ptr<LockFile> lock_file;
@@ -108,11 +134,14 @@ struct State::Inner final : ForkListener {
   std::atomic<const Mapping*> current{nullptr};
   std::atomic<const LookupPlan*>& plan;  // of the same, for the quick ones
   mutable std::mutex switch_mutex;
+  // From looking for the file that is in place until it has been switched to: else who was slow would switch back to
+  // one that is not there any more. Taken before switch_mutex, and never while a StateLock is waited for.
+  std::mutex find_mutex;
   std::shared_ptr<Mapping> shared;  // the same, for who keeps it
   std::vector<Replaced> replaced;
   KeptMapping kept;
-  std::string why_unusable;  // under switch_mutex
-  std::atomic<std::int64_t> looked_for_successor_ns{0};
+  std::string why_unusable;        // under switch_mutex
+  std::int64_t found_none_ns = 0;  // under find_mutex: when there was no successor that could be used; 0: never
 };
 
 // --- Opening ---
@@ -161,7 +190,8 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
 
 bool State::usable() const {
   const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
-  return mapping && !is_superseded(*mapping);
+  // One that is superseded and still in its place: whoever was about to replace it is at it, or has died.
+  return mapping && (!is_superseded(*mapping) || is_in_place(*mapping));
 }
 
 std::string State::why_unusable() const {
@@ -173,26 +203,49 @@ void State::follow_switch() const {
   Inner& inner = *inner_;
   const std::shared_ptr<Mapping> mapping = inner.mapping_now();
   if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
+    if (is_superseded(*mapping)) take_back_superseding();
     const std::lock_guard guard(inner.switch_mutex);
     inner.sweep_replaced();
     return;
   }
-  FoundFile found = find_state_file(options_, *inner.lock_file, false);
-  if (!found.mapping) {
+  {
+    const std::lock_guard finding(inner.find_mutex);
+    if (std::shared_ptr<Mapping> found = find_state_file(options_, *inner.lock_file, false).mapping) {
+      inner.switch_to(std::move(found));
+      return;
+    }
+  }
+  std::string why_not;
+  {
     // Perhaps one from elsewhere was put there, which has to be verified and made ours.
     const Deadline deadline(install_patience);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    found = find_state_file(options_, *inner.lock_file, true);
-  }
-  if (found.mapping) {
-    inner.switch_to(std::move(found.mapping));
-    return;
+    FoundFile found = find_state_file(options_, *inner.lock_file, true);
+    if (found.mapping) {
+      const std::lock_guard finding(inner.find_mutex);
+      inner.switch_to(std::move(found.mapping));
+      return;
+    }
+    why_not = std::move(found.why_not);
   }
   // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one has to be made.
   if (mapping) supersede(*mapping);
   const std::lock_guard guard(inner.switch_mutex);
-  inner.why_unusable = found.why_not;
+  inner.why_unusable = why_not;
+}
+
+// Who meant to replace the file may have died after he had said so, and before he did it: reads would take the long way
+// from then on, to see whether there is another one. As whoever writes does.
+void State::take_back_superseding() const noexcept {
+  try {
+    const Deadline at_once(std::chrono::milliseconds(0));
+    const HeldLock install = lock(StateLock::install, at_once);
+    const HeldLock writer = lock(StateLock::writer, at_once);
+    if (const FileDescriptor file = open_file_if_there(options_.path, O_RDWR))
+      set_superseded(file, options_.path, false);
+  } catch (const Error&) {  // somebody is at it, or we may not write to it
+  }
 }
 
 // --- Reads ---
@@ -407,23 +460,26 @@ std::shared_ptr<Mapping> State::find_successor() const {
 
 std::shared_ptr<Mapping> State::newest_mapping() const {
   Inner& inner = *inner_;
-  std::shared_ptr<Mapping> mapping = inner.mapping_now();
-  // Until there is another file in its place, reads go on from the old one.
-  if (mapping && (!mapping->holds_whole_file() ||
-                  (is_superseded(*mapping) && !is_in_place(*mapping) && ::access(options_.path.c_str(), F_OK) == 0))) {
+  const auto has_successor = [this](const Mapping& mapping) {
+    return is_superseded(mapping) && !is_in_place(mapping) && ::access(options_.path.c_str(), F_OK) == 0;
+  };
+  for (;;) {
+    std::shared_ptr<Mapping> mapping = inner.mapping_now();
+    // Until there is another file in its place, reads go on from the old one.
+    if (!mapping || (mapping->holds_whole_file() && !has_successor(*mapping))) return mapping;
+    // Whoever reads meanwhile waits until it is found: what was written to it before he began he has to see.
+    const std::lock_guard finding(inner.find_mutex);
+    if (inner.mapping_now() != mapping) continue;
     // One that cannot be used is tried now and then only.
     const std::int64_t now = boot_time_ns();
-    std::int64_t looked = inner.looked_for_successor_ns.load(std::memory_order_relaxed);
-    if ((looked == 0 || now - looked >= look_for_successor_every_ns) &&
-        inner.looked_for_successor_ns.compare_exchange_strong(looked, now, std::memory_order_relaxed)) {
-      if (std::shared_ptr<Mapping> successor = find_successor()) {
-        inner.looked_for_successor_ns.store(0, std::memory_order_relaxed);
-        mapping = successor;
-        inner.switch_to(std::move(successor));
-      }
-    }
+    if (inner.found_none_ns != 0 && now - inner.found_none_ns < look_for_successor_every_ns) return mapping;
+    std::shared_ptr<Mapping> successor = find_successor();
+    const bool is_whole = successor && successor->holds_whole_file();
+    inner.found_none_ns = is_whole ? 0 : now;
+    if (!successor) return mapping;
+    inner.switch_to(successor);
+    if (!is_whole) return successor;
   }
-  return mapping;
 }
 
 std::shared_ptr<const detail::Pin> State::pin() const {
@@ -550,16 +606,17 @@ void State::unmap_if_idle() const noexcept { inner_->kept.drop_if_idle(); }
 void State::keep_nothing() const noexcept { inner_->kept.keep_nothing(); }
 
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
-  const auto put_in_place = [this](const std::string& built_path, const StateInfo& built, StateBuilder::Install how) {
+  const auto put_in_place = [this](const std::string& built_path, const StateInfo& built, StateBuilder::Install how,
+                                   const std::function<void()>& catch_up) {
     const Deadline deadline(install_patience);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
     // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until
     // the new one is in its place, readers find the old one there and go on from it.
     const std::shared_ptr<Mapping> old = inner_->mapping_now();
-    if (how == StateBuilder::Install::unless_behind && old && is_in_place(*old)) {
-      const StateInfo present = state_info(*old);
-      if (present.log_uuid == built.log_uuid && present.applied_id > built.applied_id) return false;
+    if (old && is_in_place(*old) && has_more_applied(*old, built)) {
+      if (how == StateBuilder::Install::unless_behind) return false;
+      if (catch_up) catch_up();
     }
     const FileDescriptor old_file = open_file_if_there(options_.path, O_RDWR);
     if (old_file) {
@@ -575,7 +632,10 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
     inner_->lock_file->header().store_asked_at_ns.store(0, std::memory_order_release);
     FoundFile found = find_state_file(options_, *inner_->lock_file, true);
     if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.why_not);
-    inner_->switch_to(std::move(found.mapping));
+    {
+      const std::lock_guard finding(inner_->find_mutex);
+      inner_->switch_to(std::move(found.mapping));
+    }
     if (old) supersede(*old);  // if it had been moved away from the path
     return true;
   };

@@ -118,7 +118,9 @@ class StateBuilder {
   };
   // Puts the new file in the place of the old one. Processes that read the old one notice and switch.
   // The caller holds StateLock::follow, so that nobody else installs. Returns whether it did.
-  virtual bool install(Install how = Install::always) = 0;
+  // With `always`, `catch_up` is called if the old state has more of the same log applied by then: it applies the rest,
+  // while nobody can write to the old state any more, lest what was seen there be gone for a while.
+  virtual bool install(Install how = Install::always, const std::function<void()>& catch_up = {}) = 0;
 };
 
 // What a segment of the file is used for.
@@ -235,6 +237,7 @@ class State {
   explicit State(StateOptions options);
   // The file at our path, if it is another one that can be used right away.
   std::shared_ptr<Mapping> find_successor() const;
+  void take_back_superseding() const noexcept;
   // The file to read from: another one if that took the place of ours. Null: there is none.
   std::shared_ptr<Mapping> newest_mapping() const;
   // Reads, the quick way; on every processor, or on those that have AVX2.

@@ -152,7 +152,9 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
     return {nullptr, "it is cut short: path=" + options.path, false};
 
   auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max, Mapping::Access::read);
-  if (mapping->header().file_bytes.load(std::memory_order_acquire) > mapping->usable_bytes()) {
+  // It may have grown since it was mapped.
+  if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
+      bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false};
   }
   const bool ours = fixed.boot_id == known_boot_id() && identity_of(mapping->descriptor(), options.path) ==

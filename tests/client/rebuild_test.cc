@@ -731,5 +731,58 @@ TEST(Rebuild, a_state_that_a_read_finds_damaged_is_built_anew_by_the_next_update
   EXPECT_EQ(cache.counters().rebuilds_damaged, 1U);
 }
 
+// While one thread builds a new state, another one writes to the old one, which is good enough for that: its write must
+// not be gone again when the new state takes the old one's place.
+TEST(Rebuild, a_write_meanwhile_is_in_the_state_that_is_built_anew) {
+  Fleet fleet;
+  const auto builds = std::make_shared<Script>();
+  const auto writes = std::make_shared<Script>();
+  Cache rebuilding = fleet.open("berlin", builds);
+  Cache writing = fleet.open("berlin", writes);
+  const std::string bad_value(100, '!');
+  rebuilding.set("damaged", bad_value);
+  rebuilding.set("key", "old");
+  writing.update();
+  {
+    // The size of one entry, so that nothing else is damaged.
+    const int file = ::open(fleet.state_path("berlin").c_str(), O_RDWR);
+    std::string all(static_cast<std::size_t>(::lseek(file, 0, SEEK_END)), '\0');
+    ASSERT_EQ(::pread(file, all.data(), all.size(), 0), static_cast<ssize_t>(all.size()));
+    const std::size_t at = all.find("damaged" + bad_value);
+    ASSERT_NE(at, std::string::npos);
+    ASSERT_EQ(::pwrite(file, "\xff", 1, static_cast<off_t>(at) - 8), 1);
+    ::close(file);
+  }
+  expect_error(ErrorKind::corrupt, [&] { rebuilding.get("damaged"); });
+
+  // The write is about to be appended when the log is read for the new state, and has returned before that is in place.
+  std::atomic<int> step{0};
+  const auto wait_for = [&](int wanted) {
+    for (int i = 0; i < 10'000 && step < wanted; ++i) std::this_thread::sleep_for(milliseconds(1));
+    EXPECT_GE(step, wanted);
+  };
+  writes->before_append = [&](UpdateId) {
+    step = 1;
+    wait_for(2);
+  };
+  builds->after_read = [&] {
+    if (step != 1) return;
+    step = 2;
+    wait_for(3);
+  };
+  std::thread writer([&] {
+    EXPECT_EQ(writing.set("key", "new"), 3U);
+    EXPECT_EQ(writing.get("key"), "new");
+    step = 3;
+  });
+  wait_for(1);
+  EXPECT_EQ(rebuilding.update(), 3U);
+  EXPECT_EQ(writing.get("key"), "new");
+  EXPECT_EQ(rebuilding.get("key"), "new");
+  EXPECT_EQ(rebuilding.get("damaged"), bad_value);
+  EXPECT_EQ(rebuilding.counters().rebuilds_damaged + writing.counters().rebuilds_damaged, 1U);
+  writer.join();
+}
+
 }  // namespace
 }  // namespace whycache::testing

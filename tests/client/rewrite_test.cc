@@ -8,7 +8,10 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "client/fleet.h"
@@ -360,6 +363,129 @@ TEST(DeleteAllHistory, what_others_write_meanwhile_stays) {
   berlin.update();
   EXPECT_EQ(contents(berlin), (Contents{{"after", "1"}}));
   EXPECT_EQ(contents(fleet.open("rome")), (Contents{{"after", "1"}}));
+}
+
+// --- A log that is not what it was, or fails ---
+
+RewriteOptions keeping(std::function<bool(std::string_view, std::string_view)> keep) {
+  return {.limit = 0, .keep = std::move(keep)};
+}
+
+// A failover, or a restore, between following the log and rewriting it: what others have written there since is theirs.
+TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_meanwhile) {
+  Fleet fleet("file");
+  auto opened = std::make_unique<SwitchedLog>(fleet.log());
+  SwitchedLog& log = *opened;
+  Cache berlin(std::move(opened), fleet.options("berlin"));
+  berlin.set("a", "1");
+  const std::string restored = fleet.folder().file("restored");
+  std::filesystem::copy(fleet.folder().file("log"), restored, std::filesystem::copy_options::recursive);
+  berlin.set("a", "lost");
+  Options options = fleet.options("rome");
+  Cache rome("file://" + restored, options);
+  rome.set("b", "2");
+  rome.set("c", "3");
+
+  bool switched = false;
+  const RewriteOptions fails_over = keeping([&](std::string_view, std::string_view) {
+    if (!std::exchange(switched, true)) log.switch_to(open_log("file://" + restored));
+    return true;
+  });
+  expect_error(
+      ErrorKind::unavailable, [&] { berlin.rewrite_history(fails_over); }, "another update");
+  EXPECT_TRUE(switched);
+  EXPECT_EQ(ids_in(rome.log()), (std::vector<UpdateId>{1, 2, 3}));
+  EXPECT_EQ(rome.log().extent().base, 0U);
+
+  EXPECT_EQ(berlin.update(), 3U);
+  EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}, {"c", "3"}}));
+  EXPECT_EQ(berlin.rewrite_history(), 3U);
+  EXPECT_EQ(rome.update(), 3U);
+  EXPECT_EQ(rome.digest(), berlin.digest());
+}
+
+TEST(Rewrite, one_that_fails_after_it_has_erased_says_so) {
+  Fleet fleet;
+  const auto script = std::make_shared<Script>();
+  Options options;
+  options.deadline = milliseconds(100);
+  Cache cache = fleet.open("berlin", script, options);
+  cache.set_multi({{"a", "1"}, {"b", "2"}, {"c", "3"}});
+  script->before_rewrite = [] { throw unavailable(); };
+
+  expect_error(ErrorKind::unavailable, [&] { cache.rewrite_history(); });
+  const RewriteOptions without_b = keeping([](std::string_view key, std::string_view) { return key != "b"; });
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.rewrite_history(without_b); }, "erased", "last_id=2");
+  EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"c", "3"}}));
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.rewrite_history(without_b); }, "away");
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.delete_all_history(); }, "erased", "last_id=3");
+  EXPECT_EQ(contents(cache), Contents{});
+}
+
+TEST(Rewrite, one_whose_answer_never_came_is_uncertain) {
+  Fleet fleet;
+  const auto script = std::make_shared<Script>();
+  Options options;
+  options.deadline = milliseconds(100);
+  Cache cache = fleet.open("berlin", script, options);
+  cache.set("a", "1");
+  script->after_rewrite = [] { throw uncertain(); };
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.rewrite_history(); }, "may or may not", "base=1");
+  EXPECT_EQ(fleet.log()->extent().base, 1U);
+}
+
+// A log that takes its time for each part of a base.
+class SlowLog final : public Log {
+ public:
+  explicit SlowLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+
+  std::string name() const override { return log_->name(); }
+  Extent extent() override { return log_->extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    return log_->read(first, last, visit);
+  }
+  void read_base(const VisitPart& visit) override {
+    log_->read_base([&](std::string_view part) {
+      take_time(reads_);
+      return visit(part);
+    });
+  }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    bool first = true;
+    return log_->rewrite(base, base_chain, [&] {
+      if (!std::exchange(first, false)) take_time(writes_);
+      return next_part();
+    });
+  }
+
+ private:
+  // The fifth time the connection is lost.
+  static void take_time(int& times) {
+    std::this_thread::sleep_for(milliseconds(100));
+    if (++times == 5) throw unavailable();
+  }
+
+  std::unique_ptr<Log> log_;
+  int reads_ = 0;
+  int writes_ = 0;
+};
+
+TEST(Rewrite, may_take_longer_than_the_deadline_as_long_as_the_log_goes_on) {
+  Fleet fleet;
+  Options options = fleet.options("berlin");
+  options.deadline = milliseconds(300);
+  Cache berlin(std::make_unique<SlowLog>(fleet.log()), options);
+  for (std::uint64_t i = 0; i < 7; ++i) berlin.set("key" + std::to_string(i), noise(900'000, i));
+  EXPECT_EQ(berlin.rewrite_history(), 7U);
+  // And so may a machine that begins with such a base.
+  options.state_path = fleet.state_path("rome");
+  const Cache rome(std::make_unique<SlowLog>(fleet.log()), options);
+  EXPECT_EQ(rome.digest(), berlin.digest());
 }
 
 }  // namespace

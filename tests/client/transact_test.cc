@@ -7,7 +7,11 @@
 #include <thread>
 #include <vector>
 
+#include "client/commit.h"
 #include "client/fleet.h"
+#include "client/follow.h"
+#include "client/link.h"
+#include "client/transact.h"
 
 namespace whycache::testing {
 namespace {
@@ -367,6 +371,34 @@ TEST(Guards, refuse_what_the_validator_refuses) {
       },
       "erased_keys_max=1");
   EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"b", "2"}}));
+}
+
+// Another process of the machine follows the log right after we looked at the state: what it has brought there is not
+// what we saw, although the log was asked after we began.
+TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
+  Fleet fleet;
+  Cache rome = fleet.open("rome");
+  rome.set("key", "old");
+  Cache beside_us = fleet.open("berlin");
+  const std::unique_ptr<State> state = State::open({.path = fleet.state_path("berlin")});
+  const std::unique_ptr<Log> log = fleet.log();
+  const Options options;
+  Tally tally;
+  Link link(*state, *log, nullptr, options, tally);
+  Commit commit(link);
+  Patience patience(options.deadline);
+  follow(link, patience);
+  rome.update();
+  rome.set("key", "new");
+
+  std::vector<std::string> seen;
+  const auto decide = [&](std::optional<std::string_view> value) -> std::optional<Change> {
+    seen.emplace_back(value.value_or("nothing"));
+    if (seen.size() == 1) beside_us.update();
+    return value == "new" ? std::optional(Change::set("key", "ours")) : std::nullopt;
+  };
+  EXPECT_EQ(write_decided(link, commit, "key", decide, {}), 3U);
+  EXPECT_EQ(seen.back(), "new");
 }
 
 }  // namespace

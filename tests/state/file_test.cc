@@ -20,6 +20,7 @@
 #include "base/hash.h"
 #include "base/process_lock.h"
 #include "state/layout.h"
+#include "state/state_file.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
 #include "support/mappings.h"
@@ -546,6 +547,58 @@ TEST_F(FileTest, where_things_stand_is_told_of_the_new_file_as_soon_as_it_is_in_
 
   EXPECT_EQ(id->applied_id(), 5U);
   EXPECT_EQ(told->info().item_count, 0U);
+}
+
+// Who puts a new file in place says so in the old one first, and may die before he does it.
+TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_before) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const auto is_superseded = [&] {
+    std::uint64_t generation = 0;
+    const FileDescriptor file = open_file(path(), O_RDONLY);
+    EXPECT_EQ(::pread(file.number(), &generation, sizeof generation, offsetof(Header, reclaim_generation)), 8);
+    return (generation & superseded_bit) != 0;
+  };
+  set_superseded(open_file(path(), O_RDWR), path(), true);
+  ASSERT_TRUE(is_superseded());
+  EXPECT_TRUE(state->usable());
+  EXPECT_EQ(state.get("a"), "1");
+  {
+    // While somebody may be at it, nothing is done about it.
+    const TestState other(path());
+    const HeldLock installing = other->lock(StateLock::install, TestState::patience());
+    state->follow_switch();
+    EXPECT_TRUE(is_superseded());
+  }
+  state->follow_switch();
+  EXPECT_FALSE(is_superseded());
+  EXPECT_TRUE(state->usable());
+  EXPECT_EQ(state.get("a"), "1");
+}
+
+TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_meanwhile) {
+  TestState state(path());
+  for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
+  int calls = 0;
+  const auto install = [&](UpdateId as_of) {
+    const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+    builder->loaded(as_of, 7);
+    builder->install(StateBuilder::Install::always, [&] {
+      ++calls;
+      const TestState other(path());
+      EXPECT_THROW(other->begin_write(Deadline(std::chrono::milliseconds(0))), Error);
+      Update update;
+      update.id = as_of + 1;
+      update.changes.push_back(Change::set("a", "caught up"));
+      builder->apply(update);
+    });
+  };
+  install(2);
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(state->applied_id(), 3U);
+  EXPECT_EQ(state.get("a"), "caught up");
+  install(3);
+  EXPECT_EQ(calls, 1) << "there was nothing to catch up with";
 }
 
 TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wanted) {

@@ -1,14 +1,18 @@
 // The file grows while somebody reads it. Each process asks the kernel by itself how long the file is, with fstat(2):
 // what happens right after it was told is what it does not know.
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <utility>
 
 #include "state/test_state.h"
+#include "support/child_process.h"
 
 namespace {
 thread_local std::function<void()> after_next_fstat;
@@ -74,6 +78,63 @@ TEST_F(GrowthTest, plain_get_finds_a_value_however_often_the_file_grows_while_it
   write_after_each_fstat(40);
   EXPECT_EQ(reading_.get("key"), std::string(200'000, 'b'));
   EXPECT_GT(written_, 1);
+}
+
+// Two threads ask, and the one that was told less is slower.
+TEST_F(GrowthTest, who_is_told_of_more_by_another_thread_meanwhile_does_not_take_the_file_for_cut_short) {
+  writing_.apply({{"key", "first"}});
+  const View held = reading_.view();
+  for (int i = 0; i < 3; ++i) write_beyond_the_end();
+  after_next_fstat = [this] {
+    write_beyond_the_end();
+    EXPECT_EQ(reading_.get("key"), std::string(200'000, 'b'));
+    ++written_;
+  };
+  EXPECT_EQ(reading_.get("key"), std::string(200'000, 'b'));
+  EXPECT_EQ(written_, 1);
+}
+
+// One that writes right away to a state just put in its place lets it grow while readers open it.
+TEST_F(GrowthTest, file_that_grows_while_it_is_opened_is_opened) {
+  writing_.apply({{"key", "first"}});
+  const View held = reading_.view();
+  int fstats = 0;
+  std::function<void()> grow = [&] {
+    for (int i = 0; i < 3; ++i) write_beyond_the_end();
+    if (++fstats < 20) after_next_fstat = grow;
+  };
+  after_next_fstat = grow;
+  StateOptions options;
+  options.path = folder_.file("grown.state");
+  const std::unique_ptr<State> opened = State::open(options);
+  after_next_fstat = nullptr;
+  EXPECT_TRUE(opened->usable());
+  EXPECT_GT(fstats, 1);
+  std::string value;
+  EXPECT_TRUE(opened->get("key", value));
+}
+
+// A child that is forked while another thread opens the lock file must not keep the parent's locks when that has died.
+TEST_F(GrowthTest, child_forked_while_the_lock_file_is_opened_holds_none_of_its_parents_locks) {
+  const testing::SharedWithChildren<std::atomic<pid_t>> grandchild;
+  testing::ChildProcess parent([&]() -> std::string {
+    after_next_fstat = [&] {
+      const pid_t forked = ::fork();
+      if (forked == 0) {
+        ::alarm(20);
+        for (;;) ::pause();
+      }
+      *grandchild = forked;
+    };
+    const TestState mine(folder_.file("grown.state"));
+    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::patience());
+    ::raise(SIGKILL);
+    return "still there";
+  });
+  EXPECT_EQ(parent.wait(), "died of signal 9");
+  ASSERT_GT(*grandchild, 0);
+  EXPECT_NO_THROW(reading_->begin_write(Deadline(std::chrono::seconds(2))));
+  ::kill(*grandchild, SIGKILL);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/fork_watch.h"
 #include "state/lock_file.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
@@ -478,6 +479,35 @@ TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
         },
         name);
   }
+}
+
+// The first read of a process in one thread, while another one forks.
+TEST_F(ProcessesTest, child_forked_during_the_first_read_of_its_parent_reads) {
+  const std::string said = in_child([this]() -> std::string {
+    const TestState state(path(), with_slots(16));
+    { TestState::apply(*state->begin_write(TestState::patience()), {{"key", "value"}}); }
+    // Called while the fork is being prepared: what the thread waits for then is in the child as it stands.
+    class ReadMeanwhile final : public ForkListener {
+     public:
+      explicit ReadMeanwhile(const TestState& state) : state_(state) { register_fork_listener(this); }
+      ~ReadMeanwhile() {
+        unregister_fork_listener(this);
+        if (reader_.joinable()) reader_.join();
+      }
+      void before_fork() noexcept override {
+        reader_ = std::thread([this] { static_cast<void>(state_->contains("key")); });
+        ::usleep(100'000);
+      }
+      void after_fork_in_child() noexcept override { new (&reader_) std::thread; }
+
+     private:
+      const TestState& state_;
+      std::thread reader_;
+    } meanwhile(state);
+    ChildProcess child([&]() -> std::string { return state.get("key") == "value" ? "" : "wrong value"; }, 10);
+    return child.wait();
+  });
+  EXPECT_EQ(said, "");
 }
 
 }  // namespace

@@ -158,5 +158,58 @@ TEST(Readers, threads_follow_one_file_after_another) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
+// What a write that has returned put there is seen by every get that begins after it, in whichever file it is by then.
+TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_replaced) {
+  const TemporaryFolder folder("/dev/shm");
+  const TestState writing(folder.file("read.state"));
+  const TestState reading(folder.file("read.state"));
+  std::atomic<std::uint64_t> written{0};
+  std::atomic<bool> stop{false};
+  std::string said[4];
+  std::vector<std::thread> readers;
+  for (std::string& mine : said) {
+    readers.emplace_back([&] {
+      std::string value;
+      std::uint64_t last = 0;
+      while (!stop && mine.empty()) {
+        const std::uint64_t before = written;
+        if (before == 0) continue;
+        try {
+          const std::uint64_t got = reading->get("counter", value) ? std::stoull(value) : 0;
+          if (got < before) mine = "wrote " + std::to_string(before) + ", then read " + std::to_string(got);
+          if (got < last) mine = "went back from " + std::to_string(last) + " to " + std::to_string(got);
+          last = got;
+        } catch (const std::exception& error) {
+          mine = error.what();
+        }
+      }
+    });
+  }
+  int installs = 0;
+  const auto end = Clock::now() + std::chrono::milliseconds(2000);
+  for (UpdateId id = 0; Clock::now() < end; ++installs) {
+    {
+      const HeldLock following = writing->lock(StateLock::follow, TestState::patience());
+      const std::unique_ptr<StateBuilder> builder = writing->begin_build(testing::test_uuid, "test:");
+      const std::string value = std::to_string(written);
+      const std::vector<Item> items{{"counter", value}};
+      builder->load(items);
+      builder->loaded(id + 1, 1);
+      builder->install();
+    }
+    // Some of these let the file grow at once.
+    for (int i = 0; i < 5; ++i) {
+      const std::unique_ptr<StateWriter> writer = writing->begin_write(TestState::patience());
+      id = TestState::apply(*writer, {{"counter", std::to_string(written + 1)}, {"large", std::string(300'000, 'x')}});
+      ++written;
+    }
+  }
+  stop = true;
+  for (std::thread& reader : readers) reader.join();
+  for (const std::string& one : said) EXPECT_EQ(one, "");
+  EXPECT_GT(installs, 10);
+  std::printf("installs=%d writes=%lu\n", installs, written.load());
+}
+
 }  // namespace
 }  // namespace whycache

@@ -1,0 +1,79 @@
+// A base has to end with the update that the log has there: what others wrote must not go because somebody rewrites a
+// history that is no more, as after a failover or a restore. All the logs that know what a cache's update looks like
+// refuse it in the step that would make it the base.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "log/chained_updates.h"
+#include "log/stores.h"
+#include "support/thrown_error.h"
+
+namespace whycache {
+namespace {
+
+using testing::append_chained;
+using testing::expect_error;
+
+struct Kind {
+  const char* name;
+  std::function<std::unique_ptr<LogStore>()> make;
+};
+
+class RewriteCheck : public ::testing::TestWithParam<Kind> {};
+
+TEST_P(RewriteCheck, base_that_ends_with_another_update_is_refused_and_changes_nothing) {
+  const std::unique_ptr<LogStore> store = GetParam().make();
+  const std::unique_ptr<Log> log = store->open();
+  append_chained(*log, 3);
+  const std::uint64_t chain = testing::last_update(*log).chain;
+  append_chained(*log, 5);
+  const auto rewrite = [&](std::uint64_t base_chain) {
+    bool given = false;
+    return log->rewrite(3, base_chain, [&]() -> std::optional<std::string_view> {
+      if (std::exchange(given, true)) return std::nullopt;
+      return "part";
+    });
+  };
+  expect_error(
+      ErrorKind::unavailable, [&] { rewrite(chain + 1); }, "another update", "base=3");
+  EXPECT_EQ(log->extent().base, 0U);
+  EXPECT_EQ(testing::last_update(*log).id, 5U);
+  log->read_base([](std::string_view) {
+    ADD_FAILURE() << "there is a base";
+    return true;
+  });
+
+  EXPECT_TRUE(rewrite(chain));
+  EXPECT_EQ(log->extent().base, 3U);
+  EXPECT_EQ(log->extent().base_chain, chain);
+  // What is behind the base is known by the base's chain alone.
+  EXPECT_FALSE(rewrite(chain + 1));
+}
+
+template <typename Store>
+std::unique_ptr<LogStore> make() {
+  return std::make_unique<Store>();
+}
+
+const Kind kinds[] = {
+    {"memory", make<MemoryStore>},
+    {"file", make<FileStore>},
+#if WHYCACHE_WITH_SQLITE
+    {"sqlite", make<SqliteStore>},
+#endif
+#if WHYCACHE_WITH_MYSQL
+    {"mysql", make<MysqlStore>},
+#endif
+};
+
+INSTANTIATE_TEST_SUITE_P(Log, RewriteCheck, ::testing::ValuesIn(kinds),
+                         [](const auto& kind) { return std::string(kind.param.name); });
+
+}  // namespace
+}  // namespace whycache
