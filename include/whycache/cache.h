@@ -82,7 +82,9 @@ struct Options {
   bool split_updates = true;
 
   // How long one update of a write, or an update() may take before it gives up, waiting included. Building a state
-  // and rewriting history take as long as they take: there it is how long the log may stay silent.
+  // and rewriting history take as long as they take: there it is how long the log may stay silent. A log that is named
+  // by a URL waits no longer than this for a lock or an answer, but for one given with a call: that is looked at between
+  // the log's own waits (docs/logs.md, deadline_ms).
   std::chrono::milliseconds deadline{10'000};
 
   // What set_async() and the like may keep in memory until it is written; beyond it they throw Error limit.
@@ -306,9 +308,12 @@ class WHYCACHE_API Cache {
   // at the id before it, loudly), limit (it does not fit into the state).
   UpdateId update(const UpdateOptions& options = {});
 
-  // Puts the entries as of an id in place of the updates up to it. Returns the base.
+  // Puts the entries as of an id in place of the updates up to it. Returns the base. Throws Error: unavailable (the log
+  // does not answer, or it was restored or failed over meanwhile; the history is as it was), uncertain (it may have been
+  // rewritten; or what `keep` refuses is erased, and the rest was not done); as set() does.
   UpdateId rewrite_history(const RewriteOptions& options = {});
-  // Empties the dataset on every machine: one update that erases everything, then a rewrite.
+  // Empties the dataset on every machine: one update that erases everything, then a rewrite. Throws Error uncertain if
+  // only the first of these was done.
   UpdateId delete_all_history();
 
   UpdateId applied_id() const;

@@ -17,6 +17,7 @@
 #include "client/rewrite.h"
 #include "client/state_place.h"
 #include "client/transact.h"
+#include "log/open_log.h"
 #include "state/state.h"
 
 namespace whycache {
@@ -189,8 +190,8 @@ class Cache::Impl {
   }
 
   [[gnu::cold, gnu::noinline]] ProcessLife& begin_life_in_child(ProcessLife* of_parent) {
-    std::unique_ptr<Log> reopened = of_parent->link.log.reopen();
-    Log& log = reopened ? *reopened : of_parent->link.log;
+    std::unique_ptr<Log> reopened = reopen_late(of_parent->link.log);
+    Log& log = *reopened;
     auto mine = std::make_unique<ProcessLife>(*state_, log, std::move(reopened), options_, tally_);
     ProcessLife* present = of_parent;
     // Of several threads one makes it.
@@ -225,7 +226,8 @@ class Cache::Impl {
   std::atomic<ProcessLife*> life_{nullptr};
 };
 
-Cache::Cache(std::string_view log_url, Options options) : Cache(open_log_or_late(log_url), std::move(options)) {}
+Cache::Cache(std::string_view log_url, Options options)
+    : Cache(open_log_or_late(log_url, std::min(options.deadline, default_log_deadline)), std::move(options)) {}
 
 Cache::Cache(std::unique_ptr<Log> log, Options options) {
   if (!log) throw Error(ErrorKind::invalid, "no log given");

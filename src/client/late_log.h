@@ -1,11 +1,13 @@
-// A log that is away when the cache is opened, and is opened when it is back: until then each call tries, and fails
-// with what kept it from being opened. So a machine that has a state serves reads although its log is down.
+// A log that is opened when it is first needed: one that was away when the cache was opened, so that a machine that has
+// a state serves reads although its log is down; and in a forked child the one it shares with nobody, for which it
+// waits as for any log that is away. While it cannot be opened each call tries, and fails with what kept it from that.
 #pragma once
 
 #include <whycache/log.h>
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,12 +16,17 @@
 
 namespace whycache {
 
-// The log a URL names, or a late one if it is unavailable. Throws Error of other kinds.
-std::unique_ptr<Log> open_log_or_late(std::string_view url);
+// The log a URL names, or a late one if it is unavailable. Throws Error of other kinds. `deadline`: how long the log
+// itself may wait, if the URL does not say.
+std::unique_ptr<Log> open_log_or_late(std::string_view url, std::chrono::milliseconds deadline);
+// For a child: what `of_parent` reopens to, when it is needed. That has to stay.
+std::unique_ptr<Log> reopen_late(Log& of_parent);
 
 class LateLog final : public Log {
  public:
-  explicit LateLog(std::string url);
+  // Returns the log; nullptr: `otherwise` is as good.
+  using Open = std::function<std::unique_ptr<Log>()>;
+  LateLog(std::string name, Open open, Log* otherwise = nullptr);
 
   std::string name() const override { return name_; }
   Extent extent() override { return log().extent(); }
@@ -42,11 +49,12 @@ class LateLog final : public Log {
  private:
   Log& log();
 
-  const std::string url_;
   const std::string name_;
+  const Open open_;
+  Log* const otherwise_;
   std::mutex mutex_;
   std::unique_ptr<Log> opened_;     // under the mutex
-  std::atomic<Log*> log_{nullptr};  // `opened_`, for who need not wait; release, acquired by all
+  std::atomic<Log*> log_{nullptr};  // what calls go to, for who need not wait; release, acquired by all
 };
 
 }  // namespace whycache

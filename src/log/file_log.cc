@@ -469,6 +469,7 @@ std::optional<std::string> FileLog::read_update(UpdateId id) const {
 }
 
 Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
+  sync_what_is_there();
   const Extent before = extent();
   const UpdateId begin = std::max(first, before.base + 1);
   for (UpdateId id = begin; id <= std::min(last, before.head); ++id) {
@@ -501,6 +502,7 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
     throw Error(ErrorKind::limit, "update is too large for a file log: bytes=" + std::to_string(bytes.size()) +
                                       " bytes_max=" + std::to_string(payload_bytes_max));
   }
+  sync_what_is_there();
   // Most who come too late learn it here, before they have written anything.
   const Meta meta = read_meta();
   if (id <= meta.base) return Appended::below_base;
@@ -514,9 +516,23 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
   if (appended != Appended::yes) return appended;
   if (::fsync(updates.number()) != 0) {
     const Error error = system_error("cannot sync folder after an append", root_ + "/updates", errno);
+    failed_syncs_.fetch_add(1, std::memory_order_release);
     throw Error(ErrorKind::uncertain, error.what(), error.system_error());
   }
   return Appended::yes;
+}
+
+// An update that we linked is there for all to see, and may be gone after a power cut, as long as its folder could not
+// be synced: who looks for it must not take it for written.
+void FileLog::sync_what_is_there() {
+  const std::uint64_t failed = failed_syncs_.load(std::memory_order_acquire);
+  if (failed == mended_syncs_.load(std::memory_order_acquire)) return;
+  const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
+  if (::fsync(updates.number()) != 0) {
+    const Error error = system_error("updates are there that cannot be synced to the disk", root_ + "/updates", errno);
+    throw Error(ErrorKind::unavailable, error.what(), error.system_error());
+  }
+  mended_syncs_.store(failed, std::memory_order_release);
 }
 
 Log::Appended FileLog::link_update(UpdateId id, const Temporary& file) {

@@ -74,6 +74,7 @@ class FileLog final : public Log {
   std::optional<std::string> read_update(UpdateId id) const;
 
   void prepare_to_write();
+  void sync_what_is_there();
   Appended link_update(UpdateId id, const Temporary& file);
   std::uint64_t write_parts(const std::string& base_folder, const NextPart& next_part) const;
   bool switch_to(const Meta& next);
@@ -92,6 +93,11 @@ class FileLog final : public Log {
   std::atomic<std::uint64_t> uuid_seen_{0};  // its first eight bytes
   std::atomic<bool> prepared_to_write_{false};
   std::atomic<std::uint32_t> file_mode_{0600};
+  // How often an update was linked, by us, whose folder could not be synced then; and how many of these times the
+  // folder has been synced since (release, after that). Not the same: who is about to say what is there syncs it first.
+  // If two do so at once the smaller number may stay, which costs one more.
+  std::atomic<std::uint64_t> failed_syncs_{0};
+  std::atomic<std::uint64_t> mended_syncs_{0};
 };
 
 }  // namespace whycache

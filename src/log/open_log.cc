@@ -1,4 +1,4 @@
-// From the URL to the log it names.
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <memory>
@@ -7,7 +7,7 @@
 #include <string_view>
 #include <utility>
 
-#include <whycache/log.h>
+#include "log/open_log.h"
 
 #include "base/url.h"
 #include "log/file_log.h"
@@ -41,11 +41,14 @@ int take_number(Url& url, const std::string& name, int by_default, int greatest)
   return number;
 }
 
-std::chrono::milliseconds take_deadline(Url& url) {
-  return std::chrono::milliseconds(take_number(url, "deadline_ms", 10'000, 3'600'000));
+constexpr std::chrono::milliseconds deadline_max{3'600'000};
+
+std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds by_default) {
+  return std::chrono::milliseconds(
+      take_number(url, "deadline_ms", static_cast<int>(by_default.count()), static_cast<int>(deadline_max.count())));
 }
 
-std::unique_ptr<Log> open_memory_log(Url& url) {
+std::unique_ptr<Log> open_memory_log(Url& url, std::chrono::milliseconds /*deadline*/) {
   url.take_instance();
   url.refuse_unknown_options();
   if (!url.host().empty() || !url.user().empty() || url.port()) {
@@ -55,23 +58,23 @@ std::unique_ptr<Log> open_memory_log(Url& url) {
   return MemoryLog::shared(log_name(url).substr(std::string_view("memory:").size()));
 }
 
-std::unique_ptr<Log> open_file_log(Url& url) {
+std::unique_ptr<Log> open_file_log(Url& url, std::chrono::milliseconds deadline) {
   FileLogOptions options;
   options.folder = url.file_path();
   options.instance = url.take_instance();
   options.name = log_name(url);
-  options.deadline = take_deadline(url);
+  options.deadline = take_deadline(url, deadline);
   url.refuse_unknown_options();
   return std::make_unique<FileLog>(std::move(options));
 }
 
-std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url) {
+std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_SQLITE
   SqliteLogOptions options;
   options.path = url.file_path();
   options.instance = url.take_instance();
   options.name = log_name(url);
-  options.deadline = take_deadline(url);
+  options.deadline = take_deadline(url, deadline);
   url.refuse_unknown_options();
   return std::make_unique<SqliteLog>(std::move(options));
 #else
@@ -81,7 +84,7 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url) {
 #endif
 }
 
-std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url) {
+std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MYSQL
   MysqlLogOptions options;
   MysqlServers servers = take_mysql_servers(url);
@@ -89,7 +92,7 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url) {
   options.replica = std::move(servers.replica);
   options.instance = url.take_instance();
   options.name = log_name(url);
-  options.deadline = take_deadline(url);
+  options.deadline = take_deadline(url, deadline);
   const std::string durable = url.take_option("durable").value_or("on");
   if (durable != "on" && durable != "off") throw Error(ErrorKind::invalid, "option durable is neither on nor off");
   options.durable = durable == "on";
@@ -102,10 +105,10 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url) {
 #endif
 }
 
-std::unique_ptr<Log> open_log_beneath(Url& url);
+std::unique_ptr<Log> open_log_beneath(Url& url, std::chrono::milliseconds deadline);
 
 // `url`: of the log beneath, with the options of both.
-std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url) {
+std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MEMCACHED
   MemcachedTierOptions options;
   const std::optional<std::string> servers = url.take_option("memcached");
@@ -118,7 +121,7 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url) {
   options.confirm = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
   options.ask = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
   options.patience = std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
-  return std::make_unique<MemcachedTier>(open_log_beneath(url), std::move(options));
+  return std::make_unique<MemcachedTier>(open_log_beneath(url, deadline), std::move(options));
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without memcached (install libmemcached with its development files, in Debian "
@@ -129,7 +132,7 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url) {
 struct Scheme {
   std::string_view name;
   std::string_view example;
-  std::unique_ptr<Log> (*open)(Url& url);
+  std::unique_ptr<Log> (*open)(Url& url, std::chrono::milliseconds deadline);
 };
 
 constexpr Scheme schemes[] = {
@@ -139,10 +142,10 @@ constexpr Scheme schemes[] = {
     {"mysql", "mysql://user@host/database", open_mysql_log},
 };
 
-std::unique_ptr<Log> open_log_beneath(Url& url) {
+std::unique_ptr<Log> open_log_beneath(Url& url, std::chrono::milliseconds deadline) {
   std::string examples;
   for (const Scheme& scheme : schemes) {
-    if (scheme.name == url.scheme()) return scheme.open(url);
+    if (scheme.name == url.scheme()) return scheme.open(url, deadline);
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
   throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() + " (known: " + examples +
@@ -151,11 +154,14 @@ std::unique_ptr<Log> open_log_beneath(Url& url) {
 
 }  // namespace
 
-std::unique_ptr<Log> open_log(std::string_view text) {
+std::unique_ptr<Log> open_log(std::string_view text) { return open_log(text, default_log_deadline); }
+
+std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline) {
+  deadline = std::clamp(deadline, std::chrono::milliseconds(1), deadline_max);
   Url url(text);
-  if (!url.scheme().starts_with(tier_prefix)) return open_log_beneath(url);
+  if (!url.scheme().starts_with(tier_prefix)) return open_log_beneath(url, deadline);
   Url beneath(text.substr(tier_prefix.size()));
-  return open_tier(beneath);
+  return open_tier(beneath, deadline);
 }
 
 }  // namespace whycache

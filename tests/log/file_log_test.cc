@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <whycache/cache.h>
 
 #include <algorithm>
 #include <atomic>
@@ -21,6 +22,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -31,6 +33,7 @@
 #include "log/machine_room.h"
 #include "log/stores.h"
 #include "support/seed.h"
+#include "support/temporary_folder.h"
 #include "support/thrown_error.h"
 
 namespace {
@@ -72,6 +75,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::expect_error;
+using testing::TemporaryFolder;
 using testing::thrown_error;
 using Appended = Log::Appended;
 using Updates = std::map<UpdateId, std::string>;
@@ -640,6 +644,54 @@ TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_uncertain) {
   expect_error(
       ErrorKind::uncertain, [&] { log->append(2, "x"); }, store.root() + "/updates");
   EXPECT_EQ(log->extent().head, 2);
+}
+
+// It is there for all to see; but who asks whether it was written must not take it for that before it is on the disk.
+TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_not_shown_to_its_writer_before_it_is) {
+  FileStore store;
+  const auto log = store.open();
+  append_up_to(*log, 1);
+  {
+    int syncs = 0;
+    const SyncListener fail([&](int) { return ++syncs >= 2 ? EIO : 0; });
+    expect_error(ErrorKind::uncertain, [&] { log->append(2, "x"); });
+    expect_error(
+        ErrorKind::unavailable, [&] { updates_of(*log); }, "cannot be synced");
+    expect_error(
+        ErrorKind::unavailable, [&] { log->append(3, "y"); }, "cannot be synced");
+    EXPECT_EQ(updates_of(*store.open()).size(), 2U);
+  }
+  int syncs = 0;
+  const SyncListener count([&](int) { return ++syncs * 0; });
+  EXPECT_EQ(updates_of(*log).size(), 2U);
+  EXPECT_EQ(syncs, 1);
+  EXPECT_EQ(updates_of(*log).size(), 2U);
+  EXPECT_EQ(syncs, 1);
+}
+
+// With a cache: the write is not told to be done.
+TEST(FileLogDisk, a_write_whose_folder_cannot_be_synced_is_in_doubt_until_it_can) {
+  FileStore store;
+  const TemporaryFolder folder;
+  Options options;
+  options.state_path = folder.file("state");
+  options.deadline = std::chrono::milliseconds(200);
+  Cache cache(store.open(), options);
+  cache.set("key", "1");
+  const std::string updates = store.root() + "/updates";
+  std::atomic<bool> broken{true};
+  const SyncListener fail([&](int descriptor) {
+    return broken && fs::read_symlink("/proc/self/fd/" + std::to_string(descriptor)) == updates ? EIO : 0;
+  });
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "synced");
+  std::thread mends([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    broken = false;
+  });
+  EXPECT_EQ(cache.set("key", "3"), 3U);
+  mends.join();
+  EXPECT_EQ(cache.get("key"), "3");
 }
 
 TEST(FileLogDisk, a_rewrite_survives_a_failure_of_any_sync) {
