@@ -97,10 +97,9 @@ class WHYCACHE_API Log {
   // present one and not beyond the head, then deletes the updates up to it, older bases, and stray rows
   // below. May be interrupted anywhere and run by several at once; never touches an update above `base`. The cache has
   // read, just before, that the update at `base` is the one the base stands for. A store that may be another one by the
-  // time of the switch (a failover) should look again then, as the logs of this library do: their updates say their chain,
-  // which `base_chain` has to be.
-  // Returns false if the present base is already at or beyond `base`: nothing is written then, but what rewrites
-  // that were interrupted left behind is deleted.
+  // time of the switch (a failover) should look again then, as the logs of this library do: their updates say their
+  // chain, which `base_chain` has to be. Returns false if the present base is already at or beyond `base`: nothing is
+  // written then, but what rewrites that were interrupted left behind is deleted.
   virtual bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) = 0;
 
   // Lets go of connections to the store that are not in use just now; the next call opens them anew. For who asks

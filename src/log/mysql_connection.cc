@@ -25,10 +25,15 @@ constexpr unsigned last_error_of_library = 2999;
 
 // Connecting takes mutexes of the library, for moments, and waits for the network in between: fork() does not come
 // between as long as that is a matter of moments.
-// Made before there are threads, see register_fork_listener().
-ForkGate& gate = *new ForkGate(std::chrono::seconds(1));
+ForkGate& gate() {
+  static auto* const instance = new ForkGate(std::chrono::seconds(1));
+  return *instance;
+}
+// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log before main().
+[[maybe_unused]] const ForkGate& made_early = gate();
 
 MYSQL* make_handle() {
+  const ForkGate::Inside inside(gate());  // a child could not go on with what is half prepared
   static const bool prepared = [] {
     struct sigaction before;
     ::sigaction(SIGPIPE, nullptr, &before);
@@ -102,7 +107,7 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
     set_options(server, seconds);
     const MysqlLogin login = server.login();
     {
-      const ForkGate::Inside inside(gate);
+      const ForkGate::Inside inside(gate());
       if (mysql_real_connect(mysql_, or_null(server.host), or_null(login.user), login.password.c_str(),
                              server.database.c_str(), server.port, or_null(server.socket), 0) == nullptr) {
         fail();

@@ -90,8 +90,12 @@ constexpr char delete_own_parts_sql[] = R"(
 
 // --- fork() and SQLite. ---
 
-// Made before there are threads, see register_fork_listener().
-ForkGate& gate = *new ForkGate;
+ForkGate& gate() {
+  static auto* const instance = new ForkGate;
+  return *instance;
+}
+// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log before main().
+[[maybe_unused]] const ForkGate& made_early = gate();
 
 void make_file_if_absent(const std::string& path) {
   // Before SQLite has the file open in this process: closing a second descriptor would drop its locks.
@@ -418,7 +422,7 @@ class Transaction {
 SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), Absent::make) {}
 
 SqliteLog::SqliteLog(SqliteLogOptions options, Absent absent) : options_(std::move(options)) {
-  const ForkGate::Inside inside(gate);
+  const ForkGate::Inside inside(gate());
   born_in_ = fork_count();
   connection_ = connect(absent);
 }
@@ -428,7 +432,7 @@ SqliteLog::~SqliteLog() {
     static_cast<void>(connection_.release());  // the parent's: leaked on purpose
     return;
   }
-  const ForkGate::Inside inside(gate);
+  const ForkGate::Inside inside(gate());
   connection_.reset();
 }
 
@@ -481,7 +485,7 @@ auto SqliteLog::with_connection(const Work& work) {
     throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
-  const ForkGate::Inside inside(gate);
+  const ForkGate::Inside inside(gate());
   if (connection_) connection_->begin();
   if (connection_ && (connection_->has_moved() || connection_->is_in_dangerous_mode())) connection_.reset();
   if (!connection_) connection_ = connect(Absent::refuse);

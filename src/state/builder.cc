@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <utility>
 
 #include "base/fork_watch.h"
 #include "base/process_lock.h"
@@ -43,34 +44,52 @@ std::string building_path(const std::string& path) {
   return path + building_suffix + number;
 }
 
-// The file, locked as long as it is open, with one segment and its fixed header.
-FileDescriptor make_file(const std::string& path, const StateOptions& options, const Uuid& log_uuid,
-                         const std::string& log_name) {
-  FileDescriptor file = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+struct NewFile {
+  std::string path;
+  FileDescriptor file;  // locked as long as it is open
+};
+
+// Who removes leftovers may take one that is not locked yet for one of these.
+NewFile make_locked_file(const std::string& path) {
+  constexpr int tries_max = 100;
+  for (int tries = 0; tries < tries_max; ++tries) {
+    NewFile made{building_path(path), {}};
+    made.file = open_file(made.path, O_RDWR | O_CREAT | O_EXCL, 0600);
+    struct stat status;
+    if (try_lock_byte(made.file.number(), 0) && ::fstat(made.file.number(), &status) == 0 && status.st_nlink == 1)
+      return made;
+    ::unlink(made.path.c_str());
+  }
+  throw Error(ErrorKind::unavailable, "new state files are removed as soon as they are made: path=" + path);
+}
+
+// With one segment and its fixed header.
+NewFile make_file(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
+  NewFile made = make_locked_file(options.path);
+  const int number = made.file.number();
   try {
-    if (!try_lock_byte(file.number(), 0)) throw Error(ErrorKind::unavailable, "new state file is locked: path=" + path);
-    if (::fchmod(file.number(), options.mode) != 0) throw system_error("cannot set mode of file", path, errno);
-    const int error = allocate_in_file(file.number(), 0, segment_bytes);
-    if (error != 0) throw system_error("cannot make state file", path, error);
-    Mapping mapping(FileDescriptor(::fcntl(file.number(), F_DUPFD_CLOEXEC, 0)), path, segment_bytes,
+    if (::fchmod(number, options.mode) != 0) throw system_error("cannot set mode of file", made.path, errno);
+    const int error = allocate_in_file(number, 0, segment_bytes);
+    if (error != 0) throw system_error("cannot make state file", made.path, error);
+    Mapping mapping(FileDescriptor(::fcntl(number, F_DUPFD_CLOEXEC, 0)), made.path, segment_bytes,
                     Mapping::Access::write);
-    write_fixed_header(mapping.writable_header(), log_uuid, log_name, file.number(), path);
+    write_fixed_header(mapping.writable_header(), log_uuid, log_name, number, made.path);
     // So that after a power cut the file is at least known for what it is; the rest of it is then verified, or made
     // anew.
-    sync_file(file.number(), path);
+    sync_file(number, made.path);
   } catch (...) {
-    ::unlink(path.c_str());
+    ::unlink(made.path.c_str());
     throw;
   }
-  return file;
+  return made;
 }
 
 class FileBuilder final : public StateBuilder {
  public:
-  FileBuilder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name, PutInPlace put_in_place)
+  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid, PutInPlace put_in_place)
       : options_(options),
-        path_(building_path(options.path)),
-        mapping_(make_file(path_, options, log_uuid, log_name), path_, options.bytes_max, Mapping::Access::write),
+        path_(std::move(made.path)),
+        mapping_(std::move(made.file), path_, options.bytes_max, Mapping::Access::write),
         applier_(mapping_, nullptr, options.bytes_max),
         put_in_place_(std::move(put_in_place)) {
     try {
@@ -135,7 +154,8 @@ class FileBuilder final : public StateBuilder {
 std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
                                            const std::string& log_name, PutInPlace put_in_place) {
   remove_leftovers(options.path);
-  return std::make_unique<FileBuilder>(options, log_uuid, log_name, std::move(put_in_place));
+  return std::make_unique<FileBuilder>(options, make_file(options, log_uuid, log_name), log_uuid,
+                                       std::move(put_in_place));
 }
 
 }  // namespace whycache
