@@ -83,8 +83,8 @@ struct Options {
 
   // How long one update of a write, or an update() may take before it gives up, waiting included. Building a state
   // and rewriting history take as long as they take: there it is how long the log may stay silent. A log that is named
-  // by a URL waits no longer than this for a lock or an answer, but for one given with a call: that is looked at between
-  // the log's own waits (docs/logs.md, deadline_ms).
+  // by a URL waits no longer than this for a lock or an answer, but for one given with a call: that is looked at
+  // between the log's own waits (docs/logs.md, deadline_ms).
   std::chrono::milliseconds deadline{10'000};
 
   // What set_async() and the like may keep in memory until it is written; beyond it they throw Error limit.
@@ -309,11 +309,11 @@ class WHYCACHE_API Cache {
   UpdateId update(const UpdateOptions& options = {});
 
   // Puts the entries as of an id in place of the updates up to it. Returns the base. Throws Error: unavailable (the log
-  // does not answer, or it was restored or failed over meanwhile; the history is as it was), uncertain (it may have been
-  // rewritten; or what `keep` refuses is erased, and the rest was not done); as set() does.
+  // does not answer, or it was restored or failed over meanwhile; the history is as it was), uncertain (it may have
+  // been rewritten; or what `keep` refuses is erased, and the rest was not done); as set() does.
   UpdateId rewrite_history(const RewriteOptions& options = {});
   // Empties the dataset on every machine: one update that erases everything, then a rewrite. Throws Error uncertain if
-  // only the first of these was done.
+  // the first of these was done and the second was not, or may not have been.
   UpdateId delete_all_history();
 
   UpdateId applied_id() const;

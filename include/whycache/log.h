@@ -3,7 +3,7 @@
 // Implement this to keep the truth in a store of your own; `examples/own_log.cc` does it in under a
 // hundred lines, and `tests/log/log_contract.h` is the suite your log has to pass.
 //
-// A log stores opaque bytes under dense ids. It never looks inside them: what an update says, how it is
+// A log stores opaque bytes under dense ids. It need not look inside them: what an update says, how it is
 // chained to the one before and whether it is to be believed is the business of the layer above.
 //
 //   id        1   2   3   4   5   6   7
@@ -42,7 +42,7 @@ struct Extent {
 // What look() answers.
 struct Looked {
   Extent extent;
-  // How long ago, at most, the log was as this says. 0: the store itself was asked, as by read().
+  // How long before the call, at most, the log was as this says. 0: the store itself was asked, as by read().
   std::chrono::nanoseconds age{0};
 };
 

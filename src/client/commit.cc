@@ -385,10 +385,12 @@ UpdateId Commit::append(Draft& draft, Patience& patience) {
   }
 }
 
-std::optional<Place> Commit::write_prepared(const Prepare& prepare, Patience& patience) {
+std::optional<Place> Commit::write_prepared(const Prepare& prepare, Patience& patience,
+                                            const std::function<void()>& before_look) {
   const HeldLock appending = link_.state.lock(StateLock::append, patience.deadline());
   look_at_log(patience);
   for (;;) {
+    if (before_look) before_look();
     const Uuid log_uuid = link_.state.info().log_uuid;
     const std::shared_ptr<const detail::Pin> pin = link_.state.pin();
     const Place at{log_uuid, pin->id(), pin->block().chain};

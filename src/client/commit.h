@@ -57,8 +57,9 @@ class Commit {
   // Makes a draft of what is to be written given that the state is as the pin shows it; nullopt: nothing.
   using Prepare = std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
   // Appends what `prepare` makes as the very next update after the one it looked at; if somebody else was first, it is
-  // asked again. nullopt: it had nothing to write.
-  std::optional<Place> write_prepared(const Prepare& prepare, Patience& patience);
+  // asked again. nullopt: it had nothing to write. `before_look` is called before the state is looked at, each time.
+  std::optional<Place> write_prepared(const Prepare& prepare, Patience& patience,
+                                      const std::function<void()>& before_look = {});
 
  private:
   struct LaterWrite;

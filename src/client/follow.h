@@ -4,7 +4,7 @@
 //   them
 //     read a page from the applied id on
 //     does it continue what we have?      no: build a new state (rebuild.h)
-//     take the writer lock, apply, let go  (it is never held while the log is asked)
+//     take the writer lock, apply, let go  (it is not held while the log is asked)
 //     again, until there is nothing beyond
 //     note when the log was asked
 //

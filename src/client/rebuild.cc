@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <limits>
 #include <optional>
@@ -71,17 +72,13 @@ class BaseLoader {
   std::optional<BaseInfo> info_;
 };
 
-// How far attempts have come with a base. One that comes farther than all before it may go on for as long again; and
-// one that has to begin again, as somebody made another base, is none of them.
+// How far attempts have come with a base. One that comes farther than all before it may go on for as long again: so who
+// gets on is not stopped, and who has to begin again and again, as others make base after base, is.
 class BaseProgress {
  public:
   explicit BaseProgress(Patience& patience) : patience_(patience) {}
 
-  void begin(UpdateId base) {
-    if (base != base_) most_parts_ = 0;
-    base_ = base;
-    parts_ = 0;
-  }
+  void begin() { parts_ = 0; }
   void have_part() {
     if (++parts_ <= most_parts_) return;
     most_parts_ = parts_;
@@ -90,7 +87,6 @@ class BaseProgress {
 
  private:
   Patience& patience_;
-  UpdateId base_ = 0;
   std::uint64_t parts_ = 0;
   std::uint64_t most_parts_ = 0;
 };
@@ -156,7 +152,7 @@ std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, 
   build.place = {extent.uuid, 0, chain_start(extent.uuid)};
   if (extent.base > 0) {
     BaseLoader loader(*build.builder);
-    progress.begin(extent.base);
+    progress.begin();
     read_base(link, loader, progress);
     build.place = loader.finish(extent);
   } else {
@@ -207,6 +203,35 @@ const char* words_for(RebuildReason reason) {
   return "";
 }
 
+// Puts the new state in its place. False: that is not to be done, or it has to be built anew.
+bool install(Link& link, Build& build, RebuildReason reason, Patience& patience) {
+  using Install = StateBuilder::Install;
+  switch (reason) {
+    // What the old state has, the log has not.
+    case RebuildReason::diverged:
+    case RebuildReason::replaced: return build.builder->install(Install::always);
+    // A writer of this machine brought it to where nothing has to be built.
+    case RebuildReason::behind_base: return build.builder->install(Install::unless_behind);
+    case RebuildReason::first:
+    case RebuildReason::removed:
+    case RebuildReason::damaged: break;
+  }
+  // Meanwhile somebody may have written to the old one, as damaged as it is. What was seen there must not be gone.
+  constexpr int rounds_max = 3;
+  for (int round = 0; round < rounds_max; ++round) {
+    if (build.builder->install(Install::unless_behind)) return true;
+    if (!read_on(link, build, no_limit, patience)) return false;
+  }
+  // He is faster. So he has to wait while the log is asked, once; and if it does not answer now, for the next update().
+  return build.builder->install(Install::always, [&] {
+    try {
+      Patience none(std::chrono::milliseconds(0));
+      read_on(link, build, no_limit, none);
+    } catch (const LogError&) {
+    }
+  });
+}
+
 }  // namespace
 
 Rebuilding why_no_state(Link& link) {
@@ -220,15 +245,7 @@ Rebuilding why_no_state(Link& link) {
 
 bool rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
   std::optional<Build> build = build_up_to(link, no_limit, patience);
-  const bool may_be_ahead = rebuilding.reason == RebuildReason::behind_base;
-  const auto catch_up = [&] {
-    if (!read_on(link, *build, no_limit, patience))
-      throw LogError(ErrorKind::unavailable, "the log was rewritten or replaced meanwhile");
-  };
-  if (!build->builder->install(may_be_ahead ? StateBuilder::Install::unless_behind : StateBuilder::Install::always,
-                               catch_up)) {
-    return false;
-  }
+  if (!install(link, *build, rebuilding.reason, patience)) return false;
   link.state.follow_switch();
   const StateInfo info = link.state.info();
   link.saw_log(info.log_uuid);

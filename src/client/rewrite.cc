@@ -135,10 +135,12 @@ UpdateId write_entries(Link& link, const SharedPin& pin, Patience& patience) {
 }
 
 // Of a rewrite whose erasing is in the log already.
-Error erased_but_not_rewritten(const Error& error, UpdateId id) {
+Error after_erasing(const Error& error, UpdateId id) {
+  const bool is_in_doubt = error.kind() == ErrorKind::uncertain;
   return Error(ErrorKind::uncertain,
-               "keys are erased, but the history was not rewritten: last_id=" + std::to_string(id) + ": " +
-                   to_string(error.kind()) + ": " + error.what(),
+               std::string(is_in_doubt ? "keys are erased, and the history may or may not have been rewritten"
+                                       : "keys are erased, but the history was not rewritten") +
+                   ": last_id=" + std::to_string(id) + ": " + to_string(error.kind()) + ": " + error.what(),
                error.system_error());
 }
 
@@ -235,7 +237,7 @@ UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& optio
     return rewrite(link, commit, options, erased_by);
   } catch (const Error& error) {
     if (erased_by == 0) throw;
-    throw erased_but_not_rewritten(error, erased_by);
+    throw after_erasing(error, erased_by);
   }
 }
 
@@ -252,7 +254,7 @@ UpdateId delete_all_history(Link& link, Commit& commit) {
   try {
     return write_base(link, *place, patience, [&] { return NoParts(nothing); });
   } catch (const Error& error) {
-    throw erased_but_not_rewritten(error, place->id);
+    throw after_erasing(error, place->id);
   }
 }
 

@@ -138,7 +138,7 @@ std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_vi
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
     // Asked before the state is looked at: whoever follows beside us may apply, and say so, right after that.
-    const bool is_of_this_call = store_asked_since(link.state, began_ns);
+    bool is_of_this_call = false;
     const std::optional<Place> place = commit.write_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
@@ -148,7 +148,7 @@ std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_vi
           check_guards(link.options.guards, changes, view);
           return draft_of(link, changes, options.note);
         },
-        patience);
+        patience, [&] { is_of_this_call = store_asked_since(link.state, began_ns); });
     if (place) return place->id;
     // A state that is a moment old must not be the reason for a no.
     if (is_of_this_call) return std::nullopt;

@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/fork_watch.h"
 #include "base/random.h"
 #include "log/log_checks.h"
@@ -555,6 +554,7 @@ Extent MysqlLog::read_page(MysqlConnection& connection, UpdateId first, UpdateId
 // these.
 bool MysqlLog::read_replica(UpdateId first, const Newest& newest, Page& page) {
   const std::lock_guard guard(mutex_);
+  if (first > newest.extent.head || newest.extent.head - first >= page_rows_) return false;
   if (replica_away_until_ && !replica_away_until_->passed()) return false;
   replica_away_until_.reset();
   try {
@@ -578,7 +578,6 @@ bool MysqlLog::read_replica(UpdateId first, const Newest& newest, Page& page) {
 // The primary says which update is the newest, and with which chain: as chains tie updates together, updates of the
 // replica that end with this one are the primary's.
 std::optional<Looked> MysqlLog::look_at_replica(UpdateId first, const VisitUpdate& visit) {
-  const std::int64_t asked_at_ns = boot_time_ns();
   const Newest newest = with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
     MysqlRows rows = connection.query(newest_sql(options_.instance));
     if (!rows.next()) throw log_is_gone(name());
@@ -595,7 +594,8 @@ std::optional<Looked> MysqlLog::look_at_replica(UpdateId first, const VisitUpdat
     return std::nullopt;
   }
   page.visit_all(visit);
-  return Looked{newest.extent, std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - asked_at_ns, 1))};
+  // As of now, but not from the store, all of it.
+  return Looked{newest.extent, std::chrono::nanoseconds(1)};
 }
 
 Looked MysqlLog::look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {

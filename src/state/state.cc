@@ -191,7 +191,7 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
 bool State::usable() const {
   const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
   // One that is superseded and still in its place: whoever was about to replace it is at it, or has died.
-  return mapping && (!is_superseded(*mapping) || is_in_place(*mapping));
+  return mapping && (!is_superseded(*mapping) || (is_in_place(*mapping) && mapping->holds_whole_file()));
 }
 
 std::string State::why_unusable() const {

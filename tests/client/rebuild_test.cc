@@ -784,5 +784,38 @@ TEST(Rebuild, a_write_meanwhile_is_in_the_state_that_is_built_anew) {
   writer.join();
 }
 
+// Each time a machine has read the base there is another one: it must not go on like that for ever.
+TEST(Rebuild, gives_up_at_the_deadline_when_others_rewrite_faster_than_it_reads) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  const auto rewrite = [&] {
+    berlin.set("key", "value");
+    berlin.rewrite_history();
+  };
+  rewrite();
+  const auto script = std::make_shared<Script>();
+  script->before_read = rewrite;
+  Options options;
+  options.deadline = milliseconds(300);
+  expect_error(
+      ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); }, "rewritten or replaced");
+  script->before_read = nullptr;
+  EXPECT_EQ(fleet.open("tokyo", script, options).digest(), berlin.digest());
+}
+
+// What the old state has the log has not any more, so there is nothing to catch up with.
+TEST(Rebuild, of_a_log_that_lost_its_tail_does_not_ask_it_while_others_wait) {
+  Fleet fleet("file");
+  const auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  for (int i = 1; i <= 3; ++i) cache.set("key", std::to_string(i));
+  fs::remove(fleet.folder().file("log") + "/default/updates/" + std::string(19, '0') + "3");
+  if (fleet.log()->extent().head == 3) GTEST_FAIL() << "the update is there still";
+  const int before = script->reads;
+  EXPECT_EQ(cache.update(), 2U);
+  EXPECT_EQ(cache.get("key"), "2");
+  EXPECT_EQ(script->reads - before, 2) << "once to find out, once to build";
+}
+
 }  // namespace
 }  // namespace whycache::testing

@@ -421,7 +421,7 @@ TEST(Rewrite, one_that_fails_after_it_has_erased_says_so) {
   expect_error(
       ErrorKind::unavailable, [&] { cache.rewrite_history(without_b); }, "away");
   expect_error(
-      ErrorKind::uncertain, [&] { cache.delete_all_history(); }, "erased", "last_id=3");
+      ErrorKind::uncertain, [&] { cache.delete_all_history(); }, "was not rewritten", "last_id=3");
   EXPECT_EQ(contents(cache), Contents{});
 }
 
@@ -436,6 +436,9 @@ TEST(Rewrite, one_whose_answer_never_came_is_uncertain) {
   expect_error(
       ErrorKind::uncertain, [&] { cache.rewrite_history(); }, "may or may not", "base=1");
   EXPECT_EQ(fleet.log()->extent().base, 1U);
+  expect_error(
+      ErrorKind::uncertain, [&] { cache.delete_all_history(); }, "erased, and", "may or may not");
+  EXPECT_EQ(fleet.log()->extent().base, 2U);
 }
 
 // A log that takes its time for each part of a base.

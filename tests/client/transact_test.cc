@@ -401,5 +401,16 @@ TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
   EXPECT_EQ(seen.back(), "new");
 }
 
+TEST(WriteDecided, asks_the_log_once_for_a_no) {
+  Fleet fleet;
+  const auto script = std::make_shared<Script>();
+  Cache cache = fleet.open("berlin", script);
+  cache.set("lock", "taken");
+  std::this_thread::sleep_for(milliseconds(150));  // so that nobody asked just now
+  const int before = script->reads;
+  EXPECT_EQ(cache.set_if("lock", std::nullopt, "ours"), std::nullopt);
+  EXPECT_EQ(script->reads, before + 1);
+}
+
 }  // namespace
 }  // namespace whycache::testing

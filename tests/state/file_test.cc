@@ -576,6 +576,18 @@ TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_befor
   EXPECT_EQ(state.get("a"), "1");
 }
 
+// One in its place whose header says more than there is cannot be used, whether it is to be replaced or not.
+TEST_F(FileTest, state_that_says_it_is_larger_than_it_can_be_has_to_be_built_anew) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  const FileDescriptor file = open_file(path(), O_RDWR);
+  const std::uint64_t bytes = std::uint64_t{1} << 60;
+  ASSERT_EQ(::pwrite(file.number(), &bytes, sizeof bytes, offsetof(Header, file_bytes)), 8);
+  state->follow_switch();
+  EXPECT_FALSE(state->usable());
+  EXPECT_NE(state->why_unusable().find("cut short"), std::string::npos) << state->why_unusable();
+}
+
 TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_meanwhile) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});

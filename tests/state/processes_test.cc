@@ -492,17 +492,20 @@ TEST_F(ProcessesTest, child_forked_during_the_first_read_of_its_parent_reads) {
       explicit ReadMeanwhile(const TestState& state) : state_(state) { register_fork_listener(this); }
       ~ReadMeanwhile() {
         unregister_fork_listener(this);
-        if (reader_.joinable()) reader_.join();
+        wait_until([this] { return done_.load(); });
       }
       void before_fork() noexcept override {
-        reader_ = std::thread([this] { static_cast<void>(state_->contains("key")); });
+        std::thread([this] {
+          static_cast<void>(state_->contains("key"));
+          done_ = true;
+        }).detach();
         ::usleep(100'000);
       }
-      void after_fork_in_child() noexcept override { new (&reader_) std::thread; }
+      void after_fork_in_child() noexcept override { done_ = true; }
 
      private:
       const TestState& state_;
-      std::thread reader_;
+      std::atomic<bool> done_{false};
     } meanwhile(state);
     ChildProcess child([&]() -> std::string { return state.get("key") == "value" ? "" : "wrong value"; }, 10);
     return child.wait();

@@ -207,7 +207,7 @@ TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_rep
   stop = true;
   for (std::thread& reader : readers) reader.join();
   for (const std::string& one : said) EXPECT_EQ(one, "");
-  EXPECT_GT(installs, 10);
+  EXPECT_GT(installs, 2);
   std::printf("installs=%d writes=%lu\n", installs, written.load());
 }
 
