@@ -114,6 +114,9 @@ UpdateId write_base(Link& link, const Place& place, Patience& patience, const Be
     } catch (const Error& error) {
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       throw;
+    } catch (...) {
+      in_doubt = true;
+      throw;
     }
   };
   try {
