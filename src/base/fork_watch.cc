@@ -22,7 +22,7 @@ struct Listeners {
 // destroyed: a thread may still unregister while the process exits.
 union Lasting {
   constexpr Lasting() : listeners() {}
-  constexpr ~Lasting() {}
+  constexpr ~Lasting() {}  // NOLINT(modernize-use-equals-default): there would be none
   Listeners listeners;
 };
 constinit Lasting lasting;
