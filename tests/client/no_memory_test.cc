@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <future>
 #include <new>
 #include <optional>
@@ -14,34 +13,7 @@
 #include <vector>
 
 #include "client/fleet.h"
-
-namespace {
-// Of this thread: the allocation that fails, counted from now; 0: none.
-thread_local long failing_allocation = 0;
-thread_local long allocations = 0;
-
-bool fails_now() {
-  ++allocations;
-  return failing_allocation > 0 && --failing_allocation == 0;
-}
-}  // namespace
-
-// Ours instead of the C++ library's. (Inlined, g++ takes them for a pair that does not fit.)
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  void* const memory = fails_now() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  const auto align = static_cast<std::size_t>(alignment);
-  void* const memory = fails_now() ? nullptr : std::aligned_alloc(align, (bytes + align - 1) / align * align);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+#include "support/failing_allocation.h"
 
 namespace whycache::testing {
 namespace {

@@ -1,0 +1,86 @@
+// Allocations that fail while a state is replaced: who reads the old one must be able to go on.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdio>
+#include <new>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "state/reading_threads.h"
+#include "state/test_state.h"
+#include "support/failing_allocation.h"
+#include "support/mappings.h"
+
+namespace whycache {
+namespace {
+
+using testing::TemporaryFolder;
+using testing::TestState;
+
+// A thread that is in a read for as long as it lives.
+class LongRead {
+ public:
+  LongRead() {
+    while (!reads_) std::this_thread::yield();
+  }
+  ~LongRead() {
+    stop_ = true;
+    thread_.join();
+  }
+  LongRead(const LongRead&) = delete;
+  LongRead& operator=(const LongRead&) = delete;
+
+ private:
+  std::atomic<bool> reads_{false};
+  std::atomic<bool> stop_{false};
+  std::thread thread_{[this] {
+    const Reading reading;
+    reads_ = true;
+    while (!stop_) std::this_thread::yield();
+  }};
+};
+
+TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
+  const TemporaryFolder folder("/dev/shm");
+  int failed = 0;
+  bool was_reached = true;  // the allocation that was to fail
+  for (long number = 1; was_reached; ++number) {
+    const std::string path = folder.file(std::to_string(number) + ".state");
+    TestState state(path);
+    state.apply({{"key", "old"}});
+    const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+    builder->loaded(5, 7);
+    std::optional<LongRead> read(std::in_place);
+    const long before = testing::allocations;
+    testing::failing_allocation = number;
+    try {
+      builder->install();
+    } catch (const std::bad_alloc&) {
+      ++failed;
+    } catch (const Error&) {
+      ++failed;
+    }
+    testing::failing_allocation = 0;
+    was_reached = testing::allocations - before >= number;
+    const auto is_old = [](const std::string& mapping) { return mapping.ends_with("(deleted)"); };
+    const auto old_mappings = [&] {
+      int count = 0;
+      for (const std::string& mapping : testing::mappings_of(path)) count += is_old(mapping) ? 1 : 0;
+      return count;
+    };
+    state->follow_switch();
+    const bool replaced = state->applied_id() == 5;
+    EXPECT_EQ(old_mappings() > 0, replaced) << number;
+    read.reset();
+    state->follow_switch();
+    EXPECT_EQ(old_mappings(), 0) << number;
+    EXPECT_EQ(state.get("key").has_value(), !replaced) << number;
+  }
+  EXPECT_GE(failed, 2);
+  std::printf("failed=%d\n", failed);
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,38 @@
+// Allocations that fail. Replaces the C++ library's operators for the whole program: included by one file of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+namespace whycache::testing {
+
+// Of this thread: the allocation that fails, counted from now; 0: none.
+inline thread_local long failing_allocation = 0;
+// How many there were.
+inline thread_local long allocations = 0;
+
+inline bool allocation_fails() {
+  ++allocations;
+  return failing_allocation > 0 && --failing_allocation == 0;
+}
+
+}  // namespace whycache::testing
+
+// Inlined, g++ takes them for a pair that does not fit.
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  void* const memory = whycache::testing::allocation_fails() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  const auto align = static_cast<std::size_t>(alignment);
+  void* const memory =
+      whycache::testing::allocation_fails() ? nullptr : std::aligned_alloc(align, (bytes + align - 1) / align * align);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
