@@ -29,8 +29,8 @@ class ForkListener {
 };
 
 // The owner registers when it is whole, and unregisters before it comes apart. Safe from any thread; but it may wait
-// until another thread has forked, so that a thread must not do it while it holds what a child cannot do without, which
-// is what the initialization of a static variable in a function is.
+// until another thread has forked. So it must not be done while holding what a child cannot do without, such as the
+// initialization of a function's static variable: in the child it would stay begun for ever.
 void register_fork_listener(ForkListener* listener);
 // Registers, and does what `prepare` does, with no fork in between: opens what a child has to let go of. If it throws,
 // nothing is registered.

@@ -90,7 +90,8 @@ struct State::Inner final : ForkListener {
     std::erase_if(replaced, [](Replaced& one) { return one.is_over(); });
   }
 
-  // The caller has found it under find_mutex, or holds StateLock::install, so that what he has found is what is there.
+  // Under find_mutex, and it was found under that, too, or under StateLock::install, without which no other comes to
+  // stand there. (Or nobody else knows this State yet.)
   void switch_to(std::shared_ptr<Mapping> mapping) {
     {
       const std::lock_guard guard(switch_mutex);
