@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <string>
 
@@ -118,6 +119,45 @@ void Arena::link_retired(std::uint64_t segment, UpdateId stamp) {
 
 void Arena::retire_segment(std::uint64_t segment) { link_retired(segment, update_id_); }
 
+void Arena::retire_part(std::uint64_t segment, std::uint64_t filter) {
+  retire_segment(segment);
+  descriptor(segment).free_nodes = static_cast<std::uint32_t>(filter / filter_bytes);
+}
+
+void Arena::link_filters(std::uint64_t segment) {
+  descriptor(segment).list = 1;
+  link(books().filter_partial, segment);
+}
+
+std::uint64_t Arena::allocate_filter() {
+  std::uint32_t& partial = books().filter_partial;
+  if (partial == 0) link_filters(allocate_segment(SegmentKind::filters));
+  const std::uint64_t segment = partial;
+  SegmentDescriptor& one = descriptor(segment);
+  const auto number = static_cast<unsigned>(std::countr_one(one.used));
+  if (one.kind != SegmentKind::filters || number >= filters_per_segment) throw damaged_books("free filter", segment);
+  one.used |= 1U << number;
+  if (++one.live == filters_per_segment) {
+    unlink(partial, segment);
+    one.list = 0;
+  }
+  return segment * segment_bytes + number * filter_bytes;
+}
+
+void Arena::free_filter(std::uint64_t offset) {
+  const std::uint64_t segment = offset / segment_bytes;
+  SegmentDescriptor& one = descriptor(segment);
+  const std::uint32_t bit = 1U << offset % segment_bytes / filter_bytes;
+  if (one.kind != SegmentKind::filters || (one.used & bit) == 0 || one.live == 0)
+    throw damaged_books("no filter at offset", offset);
+  one.used &= ~bit;
+  --one.live;
+  if (one.list == 0) link_filters(segment);
+  if (one.live > 0) return;
+  unlink(books().filter_partial, segment);
+  link_free(segment);
+}
+
 void Arena::reclaim() {
   WriterBooks& all = books();
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
@@ -135,6 +175,7 @@ void Arena::reclaim() {
     all.retired_head = one.next;
     if (all.retired_head == 0) all.retired_tail = 0;
     --all.retired_count;
+    if (one.free_nodes != 0) free_filter(one.free_nodes * filter_bytes);
     link_free(segment);
   }
 }

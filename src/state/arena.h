@@ -52,6 +52,10 @@ class Arena final : public NodeStore {
   // `count` segments in a row: the first of kind `first`, the others large_rest.
   std::uint64_t allocate_span(SegmentKind first, std::uint64_t count);
   void retire_segment(std::uint64_t segment);
+  // Room for the filter of a part, contents undefined. Throws Error limit.
+  std::uint64_t allocate_filter();
+  // Both at once: they are free again at the same time.
+  void retire_part(std::uint64_t segment, std::uint64_t filter);
   // Makes retired space free as far as readers allow.
   void reclaim();
   // Adds segments to an empty or growing file.
@@ -60,6 +64,7 @@ class Arena final : public NodeStore {
   void link_free(std::uint64_t segment);
   void link_retired(std::uint64_t segment, UpdateId stamp);
   void link_sealed(std::uint64_t segment);
+  void link_filters(std::uint64_t segment);
 
   // --- Entries ---
 
@@ -94,6 +99,7 @@ class Arena final : public NodeStore {
   std::uint64_t find_free_run(std::uint64_t count) const;
   void seal(std::uint32_t& open);
   void free_node(NodeOffset offset);
+  void free_filter(std::uint64_t offset);
   void reclaim_nodes(UpdateId visible_from);
 
   Mapping& mapping_;

@@ -40,22 +40,25 @@ enum class SegmentKind : std::uint8_t {
   entries = 5,     // entries, one after the other
   large = 6,       // first segment of an entry too large for one
   large_rest = 7,  // the others
-  retired = 8      // nobody new comes here; free once every view from before `stamp` is gone
+  retired = 8,     // nobody new comes here; free once every view from before `stamp` is gone
+  filters = 9      // of the point index, sixteen
 };
 
 // Writer only. Links are segment numbers; 0, the first table, ends a list.
 struct SegmentDescriptor {
   SegmentKind kind;
   std::uint8_t size_class;  // nodes: of its nodes
-  std::uint8_t list;  // entries, sealed: 1 + which list of sparse segments it is on; nodes: 1 if on the partial list
+  std::uint8_t list;  // entries, sealed: 1 + which list of sparse segments it is on; nodes, filters: 1 if on the list
+                      // of those with room
   std::uint8_t reserved;
-  std::uint32_t
-      live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in use; part: words in use
+  std::uint32_t live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in use; part: words in
+                       // use; filters: filters in use
   std::uint32_t used;  // entries: bytes allocated from the front; nodes: nodes ever handed out; part: fillers; large,
-                       // directory: segments
+                       // directory: segments; filters: a bit for each in use
   std::uint32_t next;
   std::uint32_t previous;
-  std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked by NodeHeader::next
+  std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked by NodeHeader::next;
+                             // retired: number of the filter that goes with it, if it was a part
   std::uint64_t stamp;       // retired: the update id from which on nobody sees it
 };
 static_assert(sizeof(SegmentDescriptor) == 32);
@@ -181,7 +184,9 @@ inline constexpr unsigned tag_shift = 40;
 inline constexpr std::uint64_t tag_of(std::uint64_t hash) { return hash >> tag_shift; }
 inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
 // Where its home bucket begins within a part.
-inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (part_buckets - 1) * bucket_bytes; }
+inline constexpr unsigned home_shift = 6;
+static_assert(bucket_bytes == std::uint64_t{1} << home_shift);
+inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (part_buckets - 1) << home_shift; }
 inline constexpr std::uint64_t home_bucket(std::uint64_t hash) { return home_offset(hash) / bucket_bytes; }
 inline constexpr std::uint64_t make_word(std::uint64_t tag, std::uint64_t displacement, std::uint64_t offset) {
   return tag << 40 | displacement << word_offset_bits | offset >> 3;
@@ -193,14 +198,30 @@ inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> 40;
 inline constexpr std::uint64_t word_displacement(std::uint64_t word) { return word >> word_offset_bits & 7; }
 inline constexpr bool holds_entry(std::uint64_t word) { return word > filler_word; }
 
-// A word of the directory: offset of the part | its local depth. Header::directory: offset of the directory << 8 |
-// depth.
-inline constexpr std::uint64_t part_offset(std::uint64_t directory_word) {
-  return directory_word & ~(segment_bytes - 1);
+// A filter says of most keys that are not in the index that they are not: for each home bucket 32 bits, a Bloom filter
+// (Burton H. Bloom, 1970) of the keys whose home it is, three bits of each. A key's bits are set before its word is
+// stored, and stay when it is removed. Each part has one, which is made and goes with it.
+using FilterWord = std::atomic<std::uint32_t>;  // release, acquired by readers
+inline constexpr std::uint64_t filter_bytes = part_buckets * sizeof(FilterWord);
+inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
+static_assert(filters_per_segment == 16);
+// Which bits: the lowest of the tag say it, for a part is split without looking at its keys.
+inline constexpr std::uint32_t filter_bits(std::uint64_t tag) {
+  constexpr std::uint32_t top = 0x80000000;
+  return top >> (tag & 31) | top >> (tag >> 5 & 31) | top >> (tag >> 10 & 31);
 }
-inline constexpr unsigned part_depth(std::uint64_t directory_word) {
-  return static_cast<unsigned>(directory_word & 0xff);
+
+// A word of the directory: 27 bits offset of the filter / 16 KiB, 5 bits local depth, 32 bits offset of the part / 256
+// KiB. Header::directory: offset of the directory << 8 | depth.
+inline constexpr std::uint64_t make_slot(std::uint64_t part, unsigned depth, std::uint64_t filter) {
+  return filter / filter_bytes << 37 | std::uint64_t{depth} << 32 | part / segment_bytes;
 }
+inline constexpr std::uint64_t part_offset(std::uint64_t slot) {
+  return std::uint64_t{static_cast<std::uint32_t>(slot)} * segment_bytes;
+}
+inline constexpr unsigned part_depth(std::uint64_t slot) { return static_cast<unsigned>(slot >> 32 & 31); }
+inline constexpr std::uint64_t part_filter(std::uint64_t slot) { return (slot >> 37) * filter_bytes; }
+static_assert(state_bytes_limit / filter_bytes <= std::uint64_t{1} << 27 && directory_depth_max < 32);
 inline constexpr std::uint64_t directory_offset(std::uint64_t word) { return word >> 8; }
 inline constexpr unsigned directory_depth(std::uint64_t word) { return static_cast<unsigned>(word & 0xff); }
 inline constexpr std::uint64_t directory_slot(std::uint64_t hash, unsigned depth) {
@@ -235,7 +256,7 @@ struct HeaderFixed {
 static_assert(sizeof(HeaderFixed) == 512);
 
 inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
-inline constexpr std::uint16_t state_format_major = 2;
+inline constexpr std::uint16_t state_format_major = 3;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
 // What one update id comes with. Block (id & 7) is written before applied_id is stored, and not again until seven
@@ -271,6 +292,7 @@ struct WriterBooks {
   std::uint32_t open_fresh;                      // the segment new entries go to; 0: none
   std::uint32_t open_copy;                       // the segment copied entries go to
   std::uint32_t node_partial[node_class_count];  // segments with free nodes
+  std::uint32_t filter_partial;                  // segments with free filters
   std::uint32_t sparse[sparse_list_count];       // sealed entry segments, by how much of them is live
   std::uint64_t retired_nodes_head;              // in the order of their stamps
   std::uint64_t retired_nodes_tail;

@@ -23,10 +23,9 @@ void PointIndex::create() {
   const std::uint64_t directories = arena_.allocate_segment(SegmentKind::directory);
   arena_.descriptor(directories).used = 1;
   const std::uint64_t place_of_first = directories * segment_bytes + small_directory_place(0);
-  std::uint64_t offset;
-  new_part(offset);
+  const Part first = new_part();
   auto* slot = reinterpret_cast<IndexWord*>(arena_.mapping().writable_base() + place_of_first);
-  slot->store(offset, std::memory_order_relaxed);
+  slot->store(make_slot(first.offset, 0, first.filter_offset), std::memory_order_relaxed);
   arena_.header().directory.store(place_of_first << 8, std::memory_order_release);
 }
 
@@ -41,10 +40,30 @@ IndexWord* PointIndex::directory(unsigned& depth) const {
   return reinterpret_cast<IndexWord*>(arena_.mapping().writable_base() + directory_offset(word));
 }
 
-IndexWord* PointIndex::part(std::uint64_t offset) const {
-  const std::uint64_t segment = offset / segment_bytes;
+PointIndex::Part PointIndex::part_at(std::uint64_t offset, std::uint64_t filter_offset) const {
+  std::byte* const base = arena_.mapping().writable_base();
+  return {reinterpret_cast<IndexWord*>(base + offset), reinterpret_cast<FilterWord*>(base + filter_offset), offset,
+          filter_offset};
+}
+
+IndexWord* PointIndex::words(std::uint64_t slot) const {
+  const std::uint64_t segment = part_offset(slot) / segment_bytes;
   if (arena_.descriptor(segment).kind != SegmentKind::part) throw damaged_index("no index part at segment", segment);
-  return reinterpret_cast<IndexWord*>(arena_.mapping().writable_base() + offset);
+  return reinterpret_cast<IndexWord*>(arena_.mapping().writable_base() + part_offset(slot));
+}
+
+PointIndex::Part PointIndex::part(std::uint64_t slot) const {
+  words(slot);
+  const std::uint64_t filters = part_filter(slot) / segment_bytes;
+  if (arena_.descriptor(filters).kind != SegmentKind::filters)
+    throw damaged_index("no index filter at segment", filters);
+  return part_at(part_offset(slot), part_filter(slot));
+}
+
+std::uint64_t PointIndex::slot_of(std::uint64_t hash) const {
+  unsigned depth;
+  const IndexWord* const slots = directory(depth);
+  return slots[directory_slot(hash, depth)].load(std::memory_order_relaxed);
 }
 
 SegmentDescriptor& PointIndex::part_descriptor(const IndexWord* word) const {
@@ -82,34 +101,36 @@ IndexWord* probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
 }  // namespace
 
 IndexWord* PointIndex::find(std::uint64_t hash, std::string_view key) const {
-  unsigned depth;
-  IndexWord* const slots = directory(depth);
-  IndexWord* const words = part(part_offset(slots[directory_slot(hash, depth)].load(std::memory_order_relaxed)));
-  return probe(words, hash, [&](std::uint64_t offset) { return entry(offset).key() == key; });
+  return probe(words(slot_of(hash)), hash, [&](std::uint64_t offset) { return entry(offset).key() == key; });
 }
 
 IndexWord* PointIndex::find_offset(std::uint64_t hash, std::uint64_t offset) const {
-  unsigned depth;
-  IndexWord* const slots = directory(depth);
-  IndexWord* const words = part(part_offset(slots[directory_slot(hash, depth)].load(std::memory_order_relaxed)));
-  return probe(words, hash, [&](std::uint64_t found) { return found == offset; });
+  return probe(words(slot_of(hash)), hash, [&](std::uint64_t found) { return found == offset; });
 }
 
 void PointIndex::prefetch(std::uint64_t hash) const {
-  unsigned depth;
-  IndexWord* const slots = directory(depth);
-  const std::uint64_t offset = part_offset(slots[directory_slot(hash, depth)].load(std::memory_order_relaxed));
+  const std::uint64_t slot = slot_of(hash);
   // What a damaged directory says is found out by who looks there.
-  if (offset > arena_.mapping().usable_bytes() - segment_bytes) return;
-  __builtin_prefetch(arena_.mapping().base() + offset + home_offset(hash), 1);
+  if (part_offset(slot) > arena_.mapping().usable_bytes() - segment_bytes) return;
+  __builtin_prefetch(arena_.mapping().base() + part_offset(slot) + home_offset(hash), 1);
+  if (part_filter(slot) > arena_.mapping().usable_bytes() - filter_bytes) return;
+  __builtin_prefetch(arena_.mapping().base() + part_filter(slot) + home_bucket(hash) * sizeof(FilterWord), 1);
 }
 
-bool PointIndex::place(IndexWord* words, std::uint64_t home, std::uint64_t tag, std::uint64_t offset) {
+void PointIndex::add_to_filter(const Part& part, std::uint64_t home, std::uint64_t tag) {
+  FilterWord& word = part.filter[home];
+  const std::uint32_t before = word.load(std::memory_order_relaxed);
+  const std::uint32_t bits = before | filter_bits(tag);
+  if (bits != before) word.store(bits, std::memory_order_release);
+}
+
+bool PointIndex::place(const Part& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset) {
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    IndexWord* const bucket = words + ((home + displacement) & (part_buckets - 1)) * bucket_words;
+    IndexWord* const bucket = part.words + ((home + displacement) & (part_buckets - 1)) * bucket_words;
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
       const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
       if (holds_entry(word)) continue;
+      add_to_filter(part, home, tag);
       bucket[i].store(make_word(tag, displacement, offset), std::memory_order_release);
       return true;
     }
@@ -119,10 +140,8 @@ bool PointIndex::place(IndexWord* words, std::uint64_t home, std::uint64_t tag, 
 
 void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
   for (;;) {
-    unsigned depth;
-    IndexWord* const slots = directory(depth);
-    IndexWord* const words = part(part_offset(slots[directory_slot(hash, depth)].load(std::memory_order_relaxed)));
-    SegmentDescriptor& book = part_descriptor(words);
+    const Part part = this->part(slot_of(hash));
+    SegmentDescriptor& book = part_descriptor(part.words);
     if (book.live >= part_live_max) {
       split(hash);
       continue;
@@ -134,10 +153,11 @@ void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
     // The first free place near home; a filler there is used up.
     const std::uint64_t tag = tag_of(hash);
     for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-      IndexWord* const bucket = words + ((home_bucket(hash) + displacement) & (part_buckets - 1)) * bucket_words;
+      IndexWord* const bucket = part.words + ((home_bucket(hash) + displacement) & (part_buckets - 1)) * bucket_words;
       for (std::uint64_t i = 0; i < bucket_words; ++i) {
         const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
         if (holds_entry(word)) continue;
+        add_to_filter(part, home_bucket(hash), tag);
         if (word == filler_word && book.used > 0) --book.used;
         ++book.live;
         bucket[i].store(make_word(tag, displacement, offset), std::memory_order_release);
@@ -155,19 +175,21 @@ void PointIndex::remove(IndexWord& word) {
   word.store(filler_word, std::memory_order_release);
 }
 
-IndexWord* PointIndex::new_part(std::uint64_t& offset) {
-  const std::uint64_t segment = arena_.allocate_segment(SegmentKind::part);
-  offset = segment * segment_bytes;
-  std::byte* const memory = arena_.mapping().writable_base() + offset;
-  std::memset(memory, 0, segment_bytes);
-  return reinterpret_cast<IndexWord*>(memory);
+PointIndex::Part PointIndex::new_part() {
+  const std::uint64_t filter_offset = arena_.allocate_filter();
+  const Part part = part_at(arena_.allocate_segment(SegmentKind::part) * segment_bytes, filter_offset);
+  std::memset(static_cast<void*>(part.words), 0, segment_bytes);
+  std::memset(static_cast<void*>(part.filter), 0, filter_bytes);
+  return part;
 }
 
-void PointIndex::publish_part(std::uint64_t from_slot, std::uint64_t slots, std::uint64_t offset, unsigned depth) {
+void PointIndex::retire(const Part& part) { arena_.retire_part(part.offset / segment_bytes, part.filter_offset); }
+
+void PointIndex::publish_part(std::uint64_t from_slot, std::uint64_t slots, const Part& part, unsigned depth) {
   unsigned directory_depth_now;
   IndexWord* const all = directory(directory_depth_now);
   for (std::uint64_t slot = from_slot; slot < from_slot + slots; ++slot) {
-    all[slot].store(offset | depth, std::memory_order_release);
+    all[slot].store(make_slot(part.offset, depth, part.filter_offset), std::memory_order_release);
   }
 }
 
@@ -181,13 +203,12 @@ void PointIndex::split(std::uint64_t hash) {
     double_directory();
     slots = directory(depth);
   }
-  IndexWord* const old_words = part(part_offset(old_word));
-  std::uint64_t offsets[2];
-  IndexWord* halves[2] = {new_part(offsets[0]), nullptr};
-  halves[1] = new_part(offsets[1]);
+  const Part old_part = part(old_word);
+  const Part first_half = new_part();
+  const Part halves[2] = {first_half, new_part()};
   std::uint32_t counts[2] = {0, 0};
   for (std::uint64_t i = 0; i < part_words; ++i) {
-    const std::uint64_t word = old_words[i].load(std::memory_order_relaxed);
+    const std::uint64_t word = old_part.words[i].load(std::memory_order_relaxed);
     if (!holds_entry(word)) continue;
     const std::uint64_t home = (i / bucket_words - word_displacement(word)) & (part_buckets - 1);
     const std::size_t half = word_tag(word) >> (23 - local) & 1;
@@ -199,10 +220,10 @@ void PointIndex::split(std::uint64_t hash) {
   const std::uint64_t group = std::uint64_t{1} << (depth - local);
   const std::uint64_t first = directory_slot(hash, depth) & ~(group - 1);
   for (std::size_t half = 0; half < 2; ++half) {
-    arena_.descriptor(offsets[half] / segment_bytes).live = counts[half];
-    publish_part(first + half * group / 2, group / 2, offsets[half], local + 1);
+    part_descriptor(halves[half].words).live = counts[half];
+    publish_part(first + half * group / 2, group / 2, halves[half], local + 1);
   }
-  arena_.retire_segment(part_offset(old_word) / segment_bytes);
+  retire(old_part);
 }
 
 void PointIndex::purge(std::uint64_t hash) {
@@ -211,25 +232,24 @@ void PointIndex::purge(std::uint64_t hash) {
   const std::uint64_t old_word = slots[directory_slot(hash, depth)].load(std::memory_order_relaxed);
   const unsigned local = part_depth(old_word);
   if (local > depth) throw damaged_index("depth of index part", local);
-  IndexWord* const old_words = part(part_offset(old_word));
-  std::uint64_t offset;
-  IndexWord* const words = new_part(offset);
+  const Part old_part = part(old_word);
+  const Part new_one = new_part();
   std::uint32_t count = 0;
   for (std::uint64_t i = 0; i < part_words; ++i) {
-    const std::uint64_t word = old_words[i].load(std::memory_order_relaxed);
+    const std::uint64_t word = old_part.words[i].load(std::memory_order_relaxed);
     if (!holds_entry(word)) continue;
     const std::uint64_t home = (i / bucket_words - word_displacement(word)) & (part_buckets - 1);
-    if (!place(words, home, word_tag(word), word_offset(word))) {
-      arena_.retire_segment(offset / segment_bytes);
+    if (!place(new_one, home, word_tag(word), word_offset(word))) {
+      retire(new_one);
       split(hash);  // which gives them more room
       return;
     }
     ++count;
   }
-  arena_.descriptor(offset / segment_bytes).live = count;
+  part_descriptor(new_one.words).live = count;
   const std::uint64_t group = std::uint64_t{1} << (depth - local);
-  publish_part(directory_slot(hash, depth) & ~(group - 1), group, offset, local);
-  arena_.retire_segment(part_offset(old_word) / segment_bytes);
+  publish_part(directory_slot(hash, depth) & ~(group - 1), group, new_one, local);
+  retire(old_part);
 }
 
 void PointIndex::double_directory() {

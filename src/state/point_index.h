@@ -38,21 +38,37 @@ class PointIndex {
   // The entry's header at `offset`, which the index gave. Throws Error corrupt if none can be there.
   Entry entry(std::uint64_t offset) const;
 
+  // A part and its filter.
+  struct Part {
+    IndexWord* words;
+    FilterWord* filter;
+    std::uint64_t offset;
+    std::uint64_t filter_offset;
+  };
+
   // The bounds-checked directory: its words and depth. Throws Error corrupt.
   IndexWord* directory(unsigned& depth) const;
-  IndexWord* part(std::uint64_t offset) const;
 
  private:
+  // The word of the directory for keys with this hash.
+  std::uint64_t slot_of(std::uint64_t hash) const;
+  // The part that such a word names, or its words alone. Throw Error corrupt.
+  Part part(std::uint64_t slot) const;
+  IndexWord* words(std::uint64_t slot) const;
+  Part part_at(std::uint64_t offset, std::uint64_t filter_offset) const;
   SegmentDescriptor& part_descriptor(const IndexWord* word) const;
   // Puts a word into a part nobody reads yet. False: no room near its home.
-  static bool place(IndexWord* words, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
+  static bool place(const Part& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
+  // Before the word of a key is stored.
+  static void add_to_filter(const Part& part, std::uint64_t home, std::uint64_t tag);
   void split(std::uint64_t hash);
   // The same part again, without its fillers.
   void purge(std::uint64_t hash);
   void double_directory();
   // Zeroed, for filling.
-  IndexWord* new_part(std::uint64_t& offset);
-  void publish_part(std::uint64_t from_slot, std::uint64_t slots, std::uint64_t offset, unsigned depth);
+  Part new_part();
+  void publish_part(std::uint64_t from_slot, std::uint64_t slots, const Part& part, unsigned depth);
+  void retire(const Part& part);
 
   Arena& arena_;
 };

@@ -83,6 +83,24 @@ WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag
   return found;
 }
 
+// The hash of a key, and its slot in the directory.
+struct Hashed {
+  std::uint64_t hash;
+  __m128i vector;  // the hash
+  std::uint64_t slot;
+
+  WHYCACHE_INLINE_AVX2 Hashed(const LookupPlan& plan, __m128i key) {
+    const auto* const seeds = reinterpret_cast<const __m128i*>(&plan.key_hash.seeds());
+    const __m128i seeded = _mm_xor_si128(key, _mm_loadu_si128(seeds));
+    hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
+                             static_cast<std::uint64_t>(_mm_extract_epi64(seeded, 1)));
+    vector = _mm_cvtsi64_si128(static_cast<std::int64_t>(hash));
+    // The count of a shift is the lower half of what is loaded.
+    const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&plan.slot_shift));
+    slot = static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_srl_epi64(vector, slot_shift)));
+  }
+};
+
 // quick_look_up(). Leaves wide vectors in use.
 template <typename Greatest>
 WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, std::string_view key,
@@ -92,22 +110,17 @@ WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, s
   if (directory != plan.directory) [[unlikely]]
     return Quick::unsure;
   const __m128i wanted = two_words(key.data(), key.size());
-  const auto* const seeds = reinterpret_cast<const __m128i*>(&plan.key_hash.seeds());
-  const __m128i seeded = _mm_xor_si128(wanted, _mm_loadu_si128(seeds));
-  const std::uint64_t hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
-                                               static_cast<std::uint64_t>(_mm_extract_epi64(seeded, 1)));
-  const __m128i hash_vector = _mm_cvtsi64_si128(static_cast<std::int64_t>(hash));
-
-  // The count of a shift is the lower half of what is loaded.
-  const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&plan.slot_shift));
-  const auto slot = static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_srl_epi64(hash_vector, slot_shift)));
-  const std::uint64_t part = part_offset(plan.slots[slot].load(std::memory_order_acquire));
+  const Hashed hashed(plan, wanted);
+  // Half of a slot is enough.
+  std::uint32_t part_number;
+  std::memcpy(&part_number, reinterpret_cast<const char*>(plan.slots + hashed.slot), sizeof part_number);
+  const std::uint64_t part = part_offset(part_number);
   if (part > plan.part_offset_max) [[unlikely]]
     return Quick::unsure;
 
-  const auto* const bucket = base + part + home_offset(hash);
+  const auto* const bucket = base + part + home_offset(hashed.hash);
   std::uint32_t marks;
-  const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hash_vector, tag_shift), marks);
+  const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hashed.vector, tag_shift), marks);
   if (marks == 0) [[unlikely]]
     return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? Quick::no : Quick::unsure;
   // More than one: what would come out below is none of them.
@@ -134,6 +147,28 @@ WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, s
   value = {key_in_entry, value_bytes};
   return Quick::yes;
 }
+// is_filtered_out() for a key of 8 to 16 bytes.
+WHYCACHE_INLINE_AVX2 bool is_filtered_out(const LookupPlan& plan, const Header& file, std::string_view key) {
+  const auto* const base = reinterpret_cast<const std::byte*>(&file);
+  if (file.directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
+    return false;
+  const Hashed hashed(plan, two_words(key.data(), key.size()));
+  const std::uint64_t filter = part_filter(plan.slots[hashed.slot].load(std::memory_order_acquire));
+  const __m128i home_mask = _mm_cvtsi32_si128(static_cast<int>((part_buckets - 1) * sizeof(FilterWord)));
+  const __m128i home =
+      _mm_and_si128(_mm_srli_epi64(hashed.vector, home_shift - std::countr_zero(sizeof(FilterWord))), home_mask);
+  const std::uint64_t offset = filter + static_cast<std::uint64_t>(_mm_cvtsi128_si64(home));
+  if (offset > plan.entry_offset_max) [[unlikely]]
+    return false;
+  const __m128 word = _mm_broadcast_ss(reinterpret_cast<const float*>(base + offset));
+  // The tag is the upper half but its lowest byte. Three lanes take five bits of it each, the fourth what one has.
+  const __m128i upper = _mm_shuffle_epi32(hashed.vector, _MM_SHUFFLE(1, 1, 1, 1));
+  constexpr int left = 64 - tag_shift - 5;
+  const __m128i counts = _mm_srli_epi32(_mm_sllv_epi32(upper, _mm_set_epi32(left, left - 10, left - 5, left)), 27);
+  const __m128i looked_at = _mm_sllv_epi32(_mm_castps_si128(word), counts);
+  return _mm_movemask_ps(_mm_castsi128_ps(looked_at)) != 0b1111;
+}
+
 static_assert(offsetof(LookupPlan, base) == offsetof(LookupPlan, slot_shift) + 8);
 
 // Copies up to copy_few_max bytes, as copy_few() does. Leaves wide vectors in use.

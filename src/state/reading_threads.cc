@@ -13,6 +13,24 @@ namespace whycache {
 
 constinit thread_local ThisReader this_reader __attribute__((tls_model("initial-exec"))) = {};
 
+void ThisReader::expect_none() {
+  two_words_sizes = 0;
+  quick = nullptr;
+  hits_ = 0;
+}
+
+bool missed() {
+  ThisReader& reader = this_reader;
+  if (++reader.misses_ >= ThisReader::misses_max) reader.expect_none();
+  return false;
+}
+
+void ThisReader::expect_some() {
+  two_words_sizes = whycache::two_words_sizes;
+  quick = thread;
+  misses_ = 0;
+}
+
 namespace {
 
 std::atomic<ReadingThread*> all_threads{nullptr};
@@ -48,6 +66,12 @@ constinit ForgetThreads forget_threads;
   return true;
 }();
 
+void begin_to_read(ReadingThread& thread) {
+  this_reader.two_words_sizes = two_words_sizes;
+  this_reader.quick = &thread;
+  this_reader.thread = &thread;
+}
+
 }  // namespace
 
 ReadingThread& register_reading_thread() {
@@ -56,7 +80,7 @@ ReadingThread& register_reading_thread() {
     bool taken = false;
     if (thread->taken.compare_exchange_strong(taken, true, std::memory_order_acq_rel)) {
       owner.record = thread;
-      this_reader = {two_words_sizes, thread};
+      begin_to_read(*thread);
       return *thread;
     }
   }
@@ -66,7 +90,7 @@ ReadingThread& register_reading_thread() {
   while (!all_threads.compare_exchange_weak(made->next, made, std::memory_order_release, std::memory_order_relaxed)) {
   }
   owner.record = made;
-  this_reader = {two_words_sizes, made};
+  begin_to_read(*made);
   return *made;
 }
 

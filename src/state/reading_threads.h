@@ -38,11 +38,36 @@ struct alignas(64) ReadingThread {
 
 // What this thread begins a read with.
 struct ThisReader {
-  // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0 while the thread has
-  // no record. So one comparison tells both.
+  // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0 while `quick` is not
+  // there. So one comparison tells both.
   std::uint64_t two_words_sizes = 0;
-  ReadingThread* thread = nullptr;
+  // `thread`, unless most keys that were looked for of late were not there: then reads look into the index's filter
+  // first, which those of keys that are there are spared.
+  ReadingThread* quick = nullptr;
+  ReadingThread* thread = nullptr;  // nullptr: the thread has no record yet
+
+  // A read that looked into the filter first did not find a key there.
+  void filtered_out() { hits_ = 0; }
+  // It did find a key.
+  void found() {
+    if (++hits_ == hits_max) expect_some();
+  }
+
+ private:
+  friend bool missed();
+  // Every so many misses the filter is tried, until as many keys in a row were there as hits_max.
+  static constexpr unsigned misses_max = 16;
+  static constexpr unsigned hits_max = 4;
+
+  void expect_none();
+  void expect_some();
+
+  unsigned misses_ = 0;
+  unsigned hits_ = 0;
 };
+
+// Says that the quick way did not find a key: false, so that a read can end with it.
+[[gnu::noinline]] bool missed();
 
 // A few bytes that the dynamic linker can always place and that nothing has to be run for, so that reading them costs
 // one instruction.

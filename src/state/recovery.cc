@@ -102,6 +102,7 @@ class Recovery {
       Reached& one = claim(part_offset(word) / segment_bytes, SegmentKind::part);
       if (one.live + one.used > 0) throw damaged("index part in two places at slot", slot);
       reach_entries(part_offset(word), one);
+      reach_filter(part_filter(word));
       slot += std::uint64_t{1} << (depth - part_depth(word));
     }
   }
@@ -137,6 +138,14 @@ class Recovery {
       ++book.live;
       reach_entry(at, entry.bytes());
     }
+  }
+
+  void reach_filter(std::uint64_t offset) {
+    Reached& one = claim(offset / segment_bytes, SegmentKind::filters);
+    const std::uint32_t bit = 1U << offset % segment_bytes / filter_bytes;
+    if ((one.used & bit) != 0) throw damaged("index filter reached twice, at offset", offset);
+    one.used |= bit;
+    ++one.live;
   }
 
   std::uint64_t safe_offset(std::uint64_t word) const {
@@ -197,11 +206,12 @@ class Recovery {
   void write_books() {
     WriterBooks& books = arena_.books();
     // A view that is there by now may hold what nothing reaches any more; one that comes later cannot get there.
-    // Without a view, the entry segment with most room is written on. Point reads that may be in there begin again.
+    // Without a view, the entry segment with most room is written on. Point reads that may be in there, or in a filter
+    // that nothing reaches any more, begin again.
     const bool any_views = arena_.any_views();
     const UpdateId stamp = any_views ? applied_ + 1 : applied_;
     const std::uint64_t open = any_views ? 0 : roomiest();
-    if (open != 0) arena_.raise_generation();
+    arena_.raise_generation();
     for (std::uint64_t segment = 0; segment < reached_.size(); ++segment) {
       const Reached& one = reached_[segment];
       if (one.kind == SegmentKind::free) {
@@ -222,6 +232,8 @@ class Recovery {
         } else {
           arena_.link_sealed(segment);
         }
+      } else if (one.kind == SegmentKind::filters) {
+        if (one.live < filters_per_segment) arena_.link_filters(segment);
       } else if (one.kind == SegmentKind::nodes) {
         const std::vector<bool>& reached = nodes_[segment];
         book.used = static_cast<std::uint32_t>(reached.size());

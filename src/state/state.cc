@@ -333,20 +333,47 @@ template <bool two_words>
     }
   } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
     thread.leave();
-    return false;
+    return missed();
   }
   thread.leave();
   return get_again(key, value);
 }
 
+template <bool two_words>
+[[gnu::always_inline]] inline bool State::is_filtered_out(ReadingThread& thread, std::string_view key) const {
+  thread.enter();
+  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
+  const Header& header = plan.header();
+  const Unpinned read(header);
+  const std::uint64_t hash = two_words ? plan.key_hash.of(TwoWords::of(key.data(), key.size())) : plan.key_hash(key);
+  const bool filtered_out = whycache::is_filtered_out(plan, header, hash) && !read.superseded() && read.holds(header);
+  thread.leave();
+  return filtered_out;
+}
+
 #if WHYCACHE_AVX2
+[[WHYCACHE_FOR_AVX2]] bool State::get_expecting_none_by_avx2(std::string_view key, std::string& value) const {
+  ReadingThread* const thread = this_reader.thread;
+  if (thread == nullptr) [[unlikely]]
+    return get_again(key, value);
+  thread->enter();
+  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
+  const Header& header = plan.header();
+  const Unpinned read(header);
+  if (!avx2::is_filtered_out(plan, header, key) || read.superseded() || !read.holds(header)) [[unlikely]]
+    return get_unfiltered(key, value);  // which enters again, and leaves
+  thread->leave();
+  this_reader.filtered_out();
+  return false;
+}
+
 // What get_anywhere() does.
 [[WHYCACHE_FOR_AVX2]] bool State::get_by_avx2(const State& state, std::string_view key, std::string& value) {
-  ReadingThread* const thread = this_reader.thread;
+  ReadingThread* const thread = this_reader.quick;
   if (!is_two_words(key.size())) [[unlikely]]
     return state.get_by_any_key(key, value);
   if (thread == nullptr) [[unlikely]]
-    return state.get_again(key, value);
+    return state.get_expecting_none_by_avx2(key, value);
   thread->enter();
   const LookupPlan& plan = *state.plan_.load(std::memory_order_acquire);
   const Header& header = plan.header();
@@ -369,7 +396,7 @@ template <bool two_words>
   } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
     avx2::leave_wide_vectors();
     thread->leave();
-    return false;
+    return missed();
   }
   avx2::leave_wide_vectors();
   thread->leave();
@@ -387,13 +414,14 @@ template <bool two_words>
   const Quick quick = quick_look_up<two_words>(plan, header, key, greatest_of(header), found);
   const bool known = quick != Quick::unsure && !read.superseded() && read.holds(header);
   thread.leave();
+  if (known && quick == Quick::no) return missed();
   return known ? quick == Quick::yes : contains_again(key);
 }
 
 bool State::get_anywhere(const State& state, std::string_view key, std::string& value) {
   const ThisReader& reader = this_reader;
   if (key.size() - 8 < reader.two_words_sizes) [[likely]]
-    return state.get_quickly<true>(*reader.thread, key, value);
+    return state.get_quickly<true>(*reader.quick, key, value);
   return state.get_by_any_key(key, value);
 }
 
@@ -405,20 +433,52 @@ State::Get* State::quickest_get() {
 }
 
 bool State::get_by_any_key(std::string_view key, std::string& value) const {
-  ReadingThread* const thread = this_reader.thread;
-  return thread != nullptr ? get_quickly<false>(*thread, key, value) : get_again(key, value);
+  ReadingThread* const thread = this_reader.quick;
+  return thread != nullptr ? get_quickly<false>(*thread, key, value) : get_expecting_none(key, value);
 }
 
 bool State::contains(std::string_view key) const {
   const ThisReader& reader = this_reader;
   if (key.size() - 8 < reader.two_words_sizes) [[likely]]
-    return contains_quickly<true>(*reader.thread, key);
+    return contains_quickly<true>(*reader.quick, key);
   return contains_any_key(key);
 }
 
 bool State::contains_any_key(std::string_view key) const {
+  ReadingThread* const thread = this_reader.quick;
+  return thread != nullptr ? contains_quickly<false>(*thread, key) : contains_expecting_none(key);
+}
+
+bool State::get_expecting_none(std::string_view key, std::string& value) const {
   ReadingThread* const thread = this_reader.thread;
-  return thread != nullptr ? contains_quickly<false>(*thread, key) : contains_again(key);
+  if (thread == nullptr) [[unlikely]]
+    return get_again(key, value);
+  if (is_two_words(key.size()) ? is_filtered_out<true>(*thread, key) : is_filtered_out<false>(*thread, key)) {
+    this_reader.filtered_out();
+    return false;
+  }
+  return get_unfiltered(key, value);
+}
+
+bool State::get_unfiltered(std::string_view key, std::string& value) const {
+  ReadingThread& thread = *this_reader.thread;
+  const bool found =
+      is_two_words(key.size()) ? get_quickly<true>(thread, key, value) : get_quickly<false>(thread, key, value);
+  if (found) this_reader.found();
+  return found;
+}
+
+bool State::contains_expecting_none(std::string_view key) const {
+  ReadingThread* const thread = this_reader.thread;
+  if (thread == nullptr) return contains_again(key);
+  if (is_two_words(key.size()) ? is_filtered_out<true>(*thread, key) : is_filtered_out<false>(*thread, key)) {
+    this_reader.filtered_out();
+    return false;
+  }
+  const bool found =
+      is_two_words(key.size()) ? contains_quickly<true>(*thread, key) : contains_quickly<false>(*thread, key);
+  if (found) this_reader.found();
+  return found;
 }
 
 bool State::get_again(std::string_view key, std::string& value) const {

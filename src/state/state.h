@@ -249,6 +249,13 @@ class State {
   bool get_quickly(ReadingThread& thread, std::string_view key, std::string& value) const;
   template <bool two_words>
   bool contains_quickly(ReadingThread& thread, std::string_view key) const;
+  // Where most keys are not there: by the filter of the index first.
+  template <bool two_words>
+  bool is_filtered_out(ReadingThread& thread, std::string_view key) const;
+  [[gnu::noinline]] bool get_expecting_none(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool get_expecting_none_by_avx2(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool get_unfiltered(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool contains_expecting_none(std::string_view key) const;
   [[gnu::noinline]] bool get_by_any_key(std::string_view key, std::string& value) const;
   [[gnu::noinline]] bool contains_any_key(std::string_view key) const;
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value, std::string_view found);

@@ -261,8 +261,8 @@ StateInsides look_inside(const Mapping& mapping) {
   insides.made_in_this_boot = header.fixed.boot_id == boot_id();
   insides.created_us = header.fixed.created_us;
 
-  constexpr const char* kinds[] = {"free",    "table", "directory",  "part",   "nodes",
-                                   "entries", "large", "large_rest", "retired"};
+  constexpr const char* kinds[] = {"free",    "table", "directory",  "part",    "nodes",
+                                   "entries", "large", "large_rest", "retired", "filters"};
   constexpr std::size_t kind_count = std::size(kinds);
   SegmentUse uses[kind_count];
   const std::uint64_t count =
@@ -287,6 +287,7 @@ StateInsides look_inside(const Mapping& mapping) {
         insides.index_fillers += book.used;
         insides.index_words += part_words;
         break;
+      case SegmentKind::filters: use.live_bytes += book.live * filter_bytes; break;
       case SegmentKind::free:
       case SegmentKind::retired: break;
       default: use.live_bytes += segment_bytes;

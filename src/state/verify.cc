@@ -84,7 +84,13 @@ class Verification {
           return false;
         }
       }
-      if (!part(part_offset(one), slot, depth, local)) return false;
+      const std::uint64_t filter = part_filter(one);
+      if (filter < segment_bytes || !bytes_.has(filter, filter_bytes) || !seen.insert(filter).second) {
+        report("index filter out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
+        return false;
+      }
+      ++live_[filter / segment_bytes];
+      if (!part(part_offset(one), bytes_.at<FilterWord>(filter), slot, depth, local)) return false;
       slot += block;
     }
     if (live_items_ != block_.item_count) {
@@ -100,7 +106,7 @@ class Verification {
     return true;
   }
 
-  bool part(std::uint64_t offset, std::uint64_t slot, unsigned depth, unsigned local) {
+  bool part(std::uint64_t offset, const FilterWord* filter, std::uint64_t slot, unsigned depth, unsigned local) {
     const auto* const words = bytes_.at<IndexWord>(offset);
     std::uint32_t live = 0;
     for (std::uint64_t i = 0; i < part_words; ++i) {
@@ -128,6 +134,11 @@ class Verification {
           directory_slot(hash, depth) >> (depth - local) != slot >> (depth - local)) {
         if (!report("index word does not fit its key: offset=" + std::to_string(at))) return false;
         continue;
+      }
+      const std::uint32_t bits = filter_bits(word_tag(word));
+      if ((filter[home].load(std::memory_order_relaxed) & bits) != bits &&
+          !report("key that its filter does not know: offset=" + std::to_string(at))) {
+        return false;
       }
       for (std::uint64_t between = home; between != bucket; between = (between + 1) & (part_buckets - 1)) {
         for (std::uint64_t k = 0; k < bucket_words; ++k) {
@@ -190,10 +201,11 @@ class Verification {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
       const bool counted =
           book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::part;
-      // Nodes count as live until no view can hold them, so that there may be more.
-      const bool fits = counted                           ? book.live == live_[segment]
-                        : book.kind == SegmentKind::nodes ? book.live >= live_[segment]
-                                                          : live_[segment] == 0;
+      // Nodes and filters count as live until no reader can be there, so that there may be more.
+      const bool later = book.kind == SegmentKind::nodes || book.kind == SegmentKind::filters;
+      const bool fits = counted ? book.live == live_[segment]
+                        : later ? book.live >= live_[segment]
+                                : live_[segment] == 0;
       if (!fits && !report("segment accounting: segment=" + std::to_string(segment) +
                            " kind=" + std::to_string(static_cast<int>(book.kind)) +
                            " booked=" + std::to_string(book.live) + " found=" + std::to_string(live_[segment]))) {

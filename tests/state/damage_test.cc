@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <bit>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -111,6 +112,7 @@ class DamageTest : public ::testing::Test {
       std::uint64_t sparse = 1;
       switch (book.kind) {
         case SegmentKind::part: end = segment_bytes; break;
+        case SegmentKind::filters: end = filter_bytes * std::bit_width(book.used); break;
         case SegmentKind::nodes: end = book.used * std::uint64_t{1024}; break;
         case SegmentKind::entries: end = book.used; break;
         case SegmentKind::large: end = 64; break;
@@ -122,7 +124,8 @@ class DamageTest : public ::testing::Test {
       for (std::uint64_t at = first; at < first + end; at += 8) {
         std::uint64_t word;
         std::memcpy(&word, pristine_.data() + at, sizeof word);
-        const bool empty = book.kind == SegmentKind::part && word == 0;
+        const bool index = book.kind == SegmentKind::part || book.kind == SegmentKind::filters;
+        const bool empty = index && word == 0;
         if (step == 0 && (empty ? at % 4096 != 0 : seen++ % sparse != 0)) continue;
         words.push_back(at);
       }

@@ -91,7 +91,7 @@ TEST_F(FileTest, what_is_no_state_is_refused_and_left_as_it_is) {
       {"mark", "SQLite format 3" + std::string(5000, '\0')},
       {"mark", std::string(500'000, '\0')},
       {"byte order", with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
-      {"format", with(offsetof(HeaderFixed, format_major), std::string("\x03\x00", 2), true)},
+      {"format", with(offsetof(HeaderFixed, format_major), std::string("\x04\x00", 2), true)},
       {"sizes", with(offsetof(HeaderFixed, segment_size), std::string("\x00\x00\x08\x00", 4), true)},
       {"damaged", with(offsetof(HeaderFixed, hash_seed), "X", false)},
   };

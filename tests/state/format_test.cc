@@ -60,7 +60,9 @@ TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
   }
   testing::TestState(path).apply(changes);
   read(path);
-  const std::uint64_t part = at<std::uint64_t>(at<std::uint64_t>(528) >> 8) & ~std::uint64_t{262143};
+  const std::uint64_t slot = at<std::uint64_t>(at<std::uint64_t>(528) >> 8);
+  const std::uint64_t part = (slot & 0xffffffff) * 262144;
+  const std::uint64_t filter = (slot >> 37) * 16384;
   for (const auto& [key, value] : changes) {
     const std::uint64_t hash = hash_of(key, at<std::uint64_t>(48));
     bool found = false;
@@ -71,6 +73,8 @@ TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
           file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + (key.size() > 254 ? 16 : 8), key.size()) == key;
     }
     EXPECT_TRUE(found) << key.size();
+    const auto bits = at<std::uint32_t>(filter + (hash & 0x3ffc0) / 16);
+    for (const unsigned first : {40, 45, 50}) EXPECT_EQ(bits >> (31 - (hash >> first & 31)) & 1, 1U) << key.size();
   }
 }
 
@@ -80,7 +84,7 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   read(path);
 
   EXPECT_EQ(file_.substr(0, 8), "whycache");
-  EXPECT_EQ(at<std::uint16_t>(8), 2);
+  EXPECT_EQ(at<std::uint16_t>(8), 3);
   EXPECT_EQ(at<std::uint32_t>(12), 0x01020304U);
   EXPECT_EQ(at<std::uint32_t>(16), 4096U);
   EXPECT_EQ(at<std::uint32_t>(20), 262144U);
@@ -99,7 +103,9 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   const std::uint64_t depth = at<std::uint64_t>(528) & 0xff;
   const std::uint64_t directory = at<std::uint64_t>(528) >> 8;
   ASSERT_EQ(depth, 0U);
-  const std::uint64_t part = at<std::uint64_t>(directory) & ~std::uint64_t{262143};
+  const std::uint64_t slot = at<std::uint64_t>(directory);
+  EXPECT_EQ(slot >> 32 & 31, 0U);
+  const std::uint64_t part = (slot & 0xffffffff) * 262144;
   const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0));
   EXPECT_EQ(word >> 40, hash >> 40);
   EXPECT_EQ(word >> 37 & 7, 0U);
@@ -108,10 +114,20 @@ TEST_F(StateFormat, entry_is_found_by_the_document) {
   EXPECT_EQ(at<std::uint64_t>(entry), std::uint64_t{1} << 25 | 1 << 8 | 1);
   EXPECT_EQ(file_.substr(entry + 8, 2), "a1");
 
-  const std::uint64_t segment = entry / 262144;
-  const std::uint64_t descriptor = segment / 8064 * 8064 * 262144 + 4096 + segment % 8064 * 32;
-  EXPECT_EQ(at<std::uint8_t>(descriptor), 5);
-  EXPECT_EQ(at<std::uint32_t>(descriptor + 4), 16U);
+  const auto descriptor = [](std::uint64_t offset) {
+    const std::uint64_t segment = offset / 262144;
+    return segment / 8064 * 8064 * 262144 + 4096 + segment % 8064 * 32;
+  };
+  EXPECT_EQ(at<std::uint8_t>(descriptor(entry)), 5);
+  EXPECT_EQ(at<std::uint32_t>(descriptor(entry) + 4), 16U);
+
+  const std::uint64_t filter = (slot >> 37) * 16384;
+  std::size_t set = 0;
+  for (std::uint64_t i = 0; i < 16384; i += 4) set += at<std::uint32_t>(filter + i) != 0;
+  EXPECT_EQ(set, 1U);
+  EXPECT_EQ(at<std::uint8_t>(descriptor(filter)), 9);
+  EXPECT_EQ(at<std::uint32_t>(descriptor(filter) + 4), 1U);
+  EXPECT_EQ(at<std::uint32_t>(descriptor(filter) + 8), 1U << filter % 262144 / 16384);
 }
 
 }  // namespace

@@ -1,0 +1,227 @@
+// Reads of keys that are not there: after some of them a thread looks into the filter of the index first, and no read
+// may miss by it what is there.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "state/layout.h"
+#include "state/processor.h"
+#include "state/reading_threads.h"
+#include "state/test_state.h"
+#include "support/seed.h"
+
+namespace whycache {
+namespace {
+
+using testing::TestChange;
+using testing::TestState;
+
+class FilterTest : public ::testing::TestWithParam<bool> {
+ protected:
+  FilterTest() { may_use_avx2 = GetParam(); }
+  ~FilterTest() override {
+    may_use_avx2 = true;
+    expect_some(state());
+  }
+
+  // Made with the ways of reading this test is about.
+  TestState& state() {
+    if (!state_) state_ = std::make_unique<TestState>(path_);
+    return *state_;
+  }
+
+  static bool expects_none() { return this_reader.thread != nullptr && this_reader.quick == nullptr; }
+  static void expect_none(const TestState& state) {
+    for (int i = 0; i < 1000 && !expects_none(); ++i) EXPECT_FALSE(state.get("no such key"));
+    EXPECT_TRUE(expects_none());
+  }
+  static void expect_some(TestState& state) {
+    state.apply({{"one that is there", "yes"}});
+    for (int i = 0; i < 1000 && expects_none(); ++i) EXPECT_TRUE(state.get("one that is there"));
+    EXPECT_FALSE(expects_none());
+  }
+
+  // Of all sizes that reads treat differently.
+  static std::string key(std::size_t number) {
+    const std::string digits = std::to_string(number);
+    switch (number % 5) {
+      case 0: return "k" + digits;
+      case 1: return "key:0000" + digits;
+      case 2: return "a longer key, of more than 16 bytes: " + digits;
+      case 3: return digits + std::string(300, 'x');
+      default: return "user:0000000" + digits;
+    }
+  }
+
+  std::uint64_t filters() {
+    for (const SegmentUse& use : state()->insides().segments) {
+      if (use.kind == "filters") return use.live_bytes / filter_bytes;
+    }
+    return 0;
+  }
+
+  testing::TemporaryFolder folder_{"/dev/shm"};
+  std::string path_ = folder_.file("filtered.state");
+  std::unique_ptr<TestState> state_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Ways, FilterTest, ::testing::Bool(),
+                         [](const auto& way) { return way.param ? "quickest" : "anywhere"; });
+
+TEST_P(FilterTest, is_used_while_most_keys_are_not_there) {
+  TestState& here = state();
+  here.apply({{"there", "yes"}, {"there, and longer", "yes"}});
+  EXPECT_TRUE(here.get("there"));
+  EXPECT_FALSE(expects_none());
+  expect_none(here);
+  // A few that are there in between change nothing.
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(here.get("there"));
+    EXPECT_FALSE(here.get("not there"));
+    EXPECT_TRUE(expects_none());
+  }
+  expect_some(here);
+  for (int i = 0; i < 1000 && !expects_none(); ++i) EXPECT_FALSE(here->contains("no such key"));
+  EXPECT_TRUE(expects_none());
+  for (int i = 0; i < 1000 && expects_none(); ++i) EXPECT_TRUE(here->contains("there, and longer"));
+  EXPECT_FALSE(expects_none());
+}
+
+TEST_P(FilterTest, every_thread_has_its_own_expectation) {
+  TestState& here = state();
+  expect_none(here);
+  std::thread([&] {
+    EXPECT_FALSE(here.get("no such key"));
+    EXPECT_FALSE(expects_none());
+  }).join();
+  EXPECT_TRUE(expects_none());
+}
+
+TEST_P(FilterTest, key_that_is_written_is_found_at_once) {
+  TestState& here = state();
+  for (std::size_t number = 0; number < 200; ++number) {
+    expect_none(here);
+    EXPECT_FALSE(here.get(key(number)));
+    EXPECT_FALSE(here->contains(key(number)));
+    here.apply({{key(number), "value " + std::to_string(number)}});
+    EXPECT_TRUE(expects_none());
+    EXPECT_EQ(here.get(key(number)), "value " + std::to_string(number));
+    EXPECT_TRUE(here->contains(key(number)));
+    here.apply({{key(number), std::nullopt}});
+    expect_none(here);
+    EXPECT_FALSE(here.get(key(number)));
+  }
+  EXPECT_EQ(here.check(), std::vector<std::string>());
+}
+
+// The index grows from one part to some, its directory doubles, and the file grows.
+TEST_P(FilterTest, keys_are_found_after_parts_were_split) {
+  TestState& here = state();
+  constexpr std::size_t count = 120'000;
+  const std::string value(40, 'v');
+  for (std::size_t first = 0; first < count; first += 1000) {
+    std::vector<TestChange> changes;
+    for (std::size_t number = first; number < first + 1000; ++number) changes.push_back({key(number), value});
+    here.apply(changes);
+  }
+  EXPECT_GE(filters(), 4U);
+  for (std::size_t number = 0; number < count; ++number) {
+    for (int i = 0; i < 2; ++i) ASSERT_FALSE(here.get("not " + key(number)));
+    ASSERT_TRUE(here.get(key(number))) << number;
+    ASSERT_TRUE(here->contains(key(number))) << number;
+    ASSERT_FALSE(here->contains("not " + key(number)));
+  }
+  EXPECT_TRUE(expects_none());
+  EXPECT_EQ(here.check(), std::vector<std::string>());
+}
+
+// Those of parts that were split or made anew are used again, so that they do not become more and more.
+TEST_P(FilterTest, filters_go_with_their_parts) {
+  TestState& here = state();
+  std::uint64_t most = 0;
+  for (std::size_t round = 0; round < 40; ++round) {
+    std::vector<TestChange> changes;
+    for (std::size_t i = 0; i < 5000; ++i) {
+      changes.push_back({key(round * 5000 + i), "v"});
+      if (round > 0) changes.push_back({key((round - 1) * 5000 + i), std::nullopt});
+    }
+    here.apply(changes);
+    most = std::max(most, filters());
+    for (std::size_t i = 0; i < 5000; i += 7) {
+      ASSERT_TRUE(here.get(key(round * 5000 + i)));
+      for (int miss = 0; miss < 2 && round > 0; ++miss) ASSERT_FALSE(here.get(key((round - 1) * 5000 + i)));
+    }
+  }
+  EXPECT_LE(most, 4U);
+  EXPECT_EQ(here.check(), std::vector<std::string>());
+}
+
+// Parts are split and made anew, filters used again, while threads that expect nothing look for what was just written.
+TEST_P(FilterTest, nothing_written_is_missed_by_those_who_expect_nothing) {
+  TestState& here = state();
+  const TestState other(path_);
+  SCOPED_TRACE(testing::seed_note());
+  constexpr std::size_t rounds = 1200;
+  constexpr std::size_t each = 60;
+  std::atomic<std::size_t> written{0};
+  std::atomic<std::size_t> missed{0};
+  std::atomic<std::size_t> looked{0};
+  const auto look = [&](const TestState& state) {
+    std::size_t seed = testing::test_seed();
+    std::string value;
+    while (written.load(std::memory_order_acquire) < rounds) {
+      const std::size_t round = written.load(std::memory_order_acquire);
+      seed = seed * 6364136223846793005U + 1442695040888963407U;
+      for (int i = 0; i < 8; ++i) state.get("not " + key(seed >> 40));
+      if (round == 0) continue;
+      // What was written last; that of ten rounds ago is erased.
+      const std::string wanted = key((round - 1) * each + (seed >> 33) % each);
+      if (!state->get(wanted, value) && written.load(std::memory_order_acquire) < round + 8) ++missed;
+      ++looked;
+    }
+  };
+  std::thread one([&] { look(here); });
+  std::thread two([&] { look(other); });
+  for (std::size_t round = 0; round < rounds; ++round) {
+    std::vector<TestChange> changes;
+    for (std::size_t i = 0; i < each; ++i) {
+      changes.push_back({key(round * each + i), "v"});
+      if (round >= 10) changes.push_back({key((round - 10) * each + i), std::nullopt});
+    }
+    here.apply(changes);
+    written.store(round + 1, std::memory_order_release);
+    while (looked.load() < round) std::this_thread::yield();
+  }
+  one.join();
+  two.join();
+  EXPECT_EQ(missed, 0U);
+  EXPECT_GE(looked, rounds - 1);
+  EXPECT_EQ(here.check(), std::vector<std::string>());
+}
+
+TEST_P(FilterTest, check_finds_a_key_that_its_filter_does_not_know) {
+  TestState& here = state();
+  here.apply({{"key", "value"}});
+  EXPECT_EQ(here.check(), std::vector<std::string>());
+  std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+  const auto word_at = [&](std::uint64_t offset) {
+    std::uint64_t word = 0;
+    file.seekg(static_cast<std::streamoff>(offset));
+    file.read(reinterpret_cast<char*>(&word), sizeof word);
+    return word;
+  };
+  const std::uint64_t slot = word_at(directory_offset(word_at(offsetof(Header, directory))));
+  file.seekp(static_cast<std::streamoff>(part_filter(slot)));
+  file << std::string(filter_bytes, '\0') << std::flush;
+  const std::vector<std::string> faults = here.check();
+  ASSERT_EQ(faults.size(), 1U);
+  EXPECT_TRUE(faults[0].starts_with("key that its filter does not know")) << faults[0];
+}
+
+}  // namespace
+}  // namespace whycache
