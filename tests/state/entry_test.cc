@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "state/layout.h"
-#include "state/processor.h"
 #include "state/test_state.h"
+#include "state/ways_of_reading.h"
 
 namespace whycache {
 namespace {
@@ -51,13 +51,6 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
 // With the quick ways of this processor, and those of every other.
 class Entries : public ::testing::TestWithParam<bool> {
  protected:
-  // Before the state is opened.
-  struct Ways {
-#if WHYCACHE_AVX2
-    Ways() { may_use_avx2 = GetParam(); }
-    ~Ways() { may_use_avx2 = true; }
-#endif
-  };
   static std::string made(std::size_t bytes, char first) {
     std::string text(bytes, 'x');
     for (std::size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(first + i % 23);
@@ -73,13 +66,12 @@ class Entries : public ::testing::TestWithParam<bool> {
   static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      65'534,
                                                 65'535, 65'536, 262'000, 262'144, 262'200, 1'000'000};
 
-  Ways ways_;
+  testing::WayOfReading way_{GetParam()};
   testing::TemporaryFolder folder_;
   TestState state_{folder_.file("entries.state")};
 };
 
-INSTANTIATE_TEST_SUITE_P(Processors, Entries, ::testing::Bool(),
-                         [](const auto& which) { return which.param ? "this_one" : "any"; });
+INSTANTIATE_TEST_SUITE_P(Ways, Entries, ::testing::Bool(), testing::name_of_way);
 
 TEST_P(Entries, of_all_sizes_are_read_in_every_way) {
   for (const std::size_t bytes : value_sizes) {

@@ -4,15 +4,14 @@
 
 #include <atomic>
 #include <fstream>
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "state/layout.h"
-#include "state/processor.h"
 #include "state/reading_threads.h"
 #include "state/test_state.h"
+#include "state/ways_of_reading.h"
 #include "support/seed.h"
 
 namespace whycache {
@@ -23,17 +22,9 @@ using testing::TestState;
 
 class FilterTest : public ::testing::TestWithParam<bool> {
  protected:
-  FilterTest() { may_use_avx2 = GetParam(); }
-  ~FilterTest() override {
-    may_use_avx2 = true;
-    expect_some(state());
-  }
+  ~FilterTest() override { expect_some(state()); }
 
-  // Made with the ways of reading this test is about.
-  TestState& state() {
-    if (!state_) state_ = std::make_unique<TestState>(path_);
-    return *state_;
-  }
+  TestState& state() { return state_; }
 
   static bool expects_none() { return this_reader.thread != nullptr && this_reader.quick == nullptr; }
   static void expect_none(const TestState& state) {
@@ -65,13 +56,13 @@ class FilterTest : public ::testing::TestWithParam<bool> {
     return 0;
   }
 
+  testing::WayOfReading way_{GetParam()};
   testing::TemporaryFolder folder_{"/dev/shm"};
   std::string path_ = folder_.file("filtered.state");
-  std::unique_ptr<TestState> state_;
+  TestState state_{path_};
 };
 
-INSTANTIATE_TEST_SUITE_P(Ways, FilterTest, ::testing::Bool(),
-                         [](const auto& way) { return way.param ? "quickest" : "anywhere"; });
+INSTANTIATE_TEST_SUITE_P(Ways, FilterTest, ::testing::Bool(), testing::name_of_way);
 
 TEST_P(FilterTest, is_used_while_most_keys_are_not_there) {
   TestState& here = state();
