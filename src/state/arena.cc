@@ -147,7 +147,7 @@ std::uint64_t Arena::allocate_filter() {
 void Arena::free_filter(std::uint64_t offset) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
-  const std::uint32_t bit = 1U << offset % segment_bytes / filter_bytes;
+  const std::uint32_t bit = filter_bit(offset);
   if (one.kind != SegmentKind::filters || (one.used & bit) == 0 || one.live == 0)
     throw damaged_books("no filter at offset", offset);
   one.used &= ~bit;

@@ -1,7 +1,7 @@
 // The bytes of the state file. docs/formats/state.md tells the same in prose.
 //
 //   segment 0                 header page, descriptors of segments 0..8063
-//   segment 1 ..              directory, index parts, key nodes, entries, free ...
+//   segment 1 ..              directory, index parts, their filters, key nodes, entries, free ...
 //   segment 8064              (header page unused), descriptors of segments 8064..16127
 //   ...
 //
@@ -205,6 +205,10 @@ using FilterWord = std::atomic<std::uint32_t>;  // release, acquired by readers
 inline constexpr std::uint64_t filter_bytes = part_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
 static_assert(filters_per_segment == 16);
+// Which bit of SegmentDescriptor::used is that of the filter at `offset`.
+inline constexpr std::uint32_t filter_bit(std::uint64_t offset) {
+  return std::uint32_t{1} << offset % segment_bytes / filter_bytes;
+}
 // Which bits: the lowest of the tag say it, for a part is split without looking at its keys.
 inline constexpr std::uint32_t filter_bits(std::uint64_t tag) {
   constexpr std::uint32_t top = 0x80000000;

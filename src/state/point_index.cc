@@ -54,9 +54,9 @@ IndexWord* PointIndex::words(std::uint64_t slot) const {
 
 PointIndex::Part PointIndex::part(std::uint64_t slot) const {
   words(slot);
-  const std::uint64_t filters = part_filter(slot) / segment_bytes;
-  if (arena_.descriptor(filters).kind != SegmentKind::filters)
-    throw damaged_index("no index filter at segment", filters);
+  const SegmentDescriptor& filters = arena_.descriptor(part_filter(slot) / segment_bytes);
+  if (filters.kind != SegmentKind::filters || (filters.used & filter_bit(part_filter(slot))) == 0)
+    throw damaged_index("no index filter at offset", part_filter(slot));
   return part_at(part_offset(slot), part_filter(slot));
 }
 

@@ -41,8 +41,8 @@ struct ThisReader {
   // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0 while `quick` is not
   // there. So one comparison tells both.
   std::uint64_t two_words_sizes = 0;
-  // `thread`, unless most keys that were looked for of late were not there: then reads look into the index's filter
-  // first, which those of keys that are there are spared.
+  // `thread`, unless it looks into the index's filter first: begun after some misses, as reads that find their keys do
+  // not count, and ended by a few keys in a row that were there.
   ReadingThread* quick = nullptr;
   ReadingThread* thread = nullptr;  // nullptr: the thread has no record yet
 
@@ -66,7 +66,7 @@ struct ThisReader {
   unsigned hits_ = 0;
 };
 
-// Says that the quick way did not find a key: false, so that a read can end with it.
+// Says that a key was not found: false, so that a read can end with it.
 [[gnu::noinline]] bool missed();
 
 // A few bytes that the dynamic linker can always place and that nothing has to be run for, so that reading them costs

@@ -142,7 +142,7 @@ class Recovery {
 
   void reach_filter(std::uint64_t offset) {
     Reached& one = claim(offset / segment_bytes, SegmentKind::filters);
-    const std::uint32_t bit = 1U << offset % segment_bytes / filter_bytes;
+    const std::uint32_t bit = filter_bit(offset);
     if ((one.used & bit) != 0) throw damaged("index filter reached twice, at offset", offset);
     one.used |= bit;
     ++one.live;

@@ -498,15 +498,16 @@ bool State::read_again(std::string_view key, const Use& use) const {
       const ReadOutcome outcome = try_point_read(*mapping, key, use);
       if (mapping->last_plan() != plan_.load(std::memory_order_relaxed)) inner_->renew_plan(*mapping);
       if (outcome == ReadOutcome::yes) return true;
-      if (outcome == ReadOutcome::no) return false;
+      if (outcome == ReadOutcome::no) return missed();
       if (outcome == ReadOutcome::superseded) break;
       see_growth(*mapping);
     }
   }
   const std::shared_ptr<const detail::Pin> held = pin();  // until the value is copied
   const LookupResult result = held->get(key);
-  if (result.found == Found::yes) use(result.value);
-  return result.found == Found::yes;
+  if (result.found != Found::yes) return missed();
+  use(result.value);
+  return true;
 }
 
 std::shared_ptr<Mapping> State::find_successor() const {

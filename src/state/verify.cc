@@ -1,7 +1,9 @@
 #include "state/verify.h"
 
 #include <algorithm>
+#include <bit>
 #include <string_view>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "state/keys.h"
@@ -90,6 +92,7 @@ class Verification {
         return false;
       }
       ++live_[filter / segment_bytes];
+      filters_[filter / segment_bytes] |= filter_bit(filter);
       if (!part(part_offset(one), bytes_.at<FilterWord>(filter), slot, depth, local)) return false;
       slot += block;
     }
@@ -197,6 +200,15 @@ class Verification {
 
   void compare_books() {
     const std::uint64_t count = std::min<std::uint64_t>(mapping_.header().books.segment_count, live_.size());
+    for (const auto& [segment, reached] : filters_) {
+      const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
+      const bool booked = segment < count && book.kind == SegmentKind::filters && (book.used & reached) == reached &&
+                          book.live == static_cast<std::uint32_t>(std::popcount(book.used));
+      if (!booked && !report("index filter not booked: segment=" + std::to_string(segment) +
+                             " booked=" + std::to_string(book.used) + " found=" + std::to_string(reached))) {
+        return;
+      }
+    }
     for (std::uint64_t segment = 0; segment < count; ++segment) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
       const bool counted =
@@ -221,6 +233,7 @@ class Verification {
   PublishedBlock block_;
   std::vector<std::string> faults_;
   std::vector<std::uint32_t> live_;
+  std::unordered_map<std::uint64_t, std::uint32_t> filters_;  // by segment, as SegmentDescriptor::used has them
   std::uint64_t live_items_ = 0;
   std::uint64_t item_bytes_ = 0;
   Digest digest_;
