@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -212,6 +213,24 @@ TEST_P(FilterTest, keys_are_found_after_a_part_was_made_anew) {
   }
   expect_filters_of_parts_only();
   EXPECT_EQ(here.check(), std::vector<std::string>());
+}
+
+// The filters of the file that was replaced do not know it.
+TEST_P(FilterTest, key_is_found_in_the_file_that_took_the_place_of_another) {
+  TestState& here = state();
+  const TestState other(path_);
+  for (int round = 1; round <= 3; ++round) {
+    const std::string added = key(static_cast<std::size_t>(round));
+    expect_none(here);
+    EXPECT_FALSE(here.get(added));
+    const std::unique_ptr<StateBuilder> builder = other->begin_build(testing::test_uuid, "test:");
+    const std::vector<Item> items{{added, "value"}};
+    builder->load(items);
+    builder->loaded(static_cast<UpdateId>(round), 1);
+    builder->install();
+    EXPECT_TRUE(expects_none());
+    EXPECT_TRUE(round % 2 == 0 ? here->contains(added) : here.get(added).has_value()) << added;
+  }
 }
 
 TEST_P(FilterTest, check_finds_a_key_that_its_filter_does_not_know) {
