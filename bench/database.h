@@ -44,8 +44,13 @@ class Database {
     const std::string data = "--datadir=" + folder + "/data";
     const std::vector<std::string> as_root = {"--user=root"};
     std::vector<std::string> install = {
-        "mariadb-install-db",       "--no-defaults", data, "--skip-test-db", "--auth-root-authentication-method=normal",
-        "--innodb-log-file-size=8M"};
+        "mariadb-install-db",
+        "--no-defaults",
+        data,
+        "--skip-test-db",
+        "--auth-root-authentication-method=normal",
+        "--innodb-log-file-size=8M",
+        "--tmpdir=" + folder};  // a server that starts clears the folder it shares with others
     std::vector<std::string> serve = {"mariadbd",
                                       "--no-defaults",
                                       data,
