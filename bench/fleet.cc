@@ -36,7 +36,7 @@
 #include "bench/fleet_memcached.h"
 #include "bench/report.h"
 #include "bench/temporary_folder.h"
-#include "client/page.h"
+#include "client/log_page.h"
 #include "update/update.h"
 
 namespace bench {

@@ -19,7 +19,7 @@
 #include <string_view>
 #include <vector>
 
-#include "state/keys.h"
+#include "state/btree/writer.h"
 
 namespace {
 

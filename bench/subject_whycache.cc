@@ -5,7 +5,7 @@
 
 #include "bench/kinds.h"
 #include "bench/subject.h"
-#include "state/pin.h"
+#include "state/read/pin.h"
 #include "state/state.h"
 
 namespace bench {

@@ -4,8 +4,8 @@
 
 #include <functional>
 
-#include "exit_code.h"
-#include "output.h"
+#include "cli/exit_code.h"
+#include "cli/output.h"
 
 namespace CLI {
 class App;

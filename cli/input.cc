@@ -1,4 +1,4 @@
-#include "input.h"
+#include "cli/input.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <system_error>
 
-#include "exit_code.h"
+#include "cli/exit_code.h"
 
 namespace whycache::cli {
 namespace {

@@ -1,14 +1,14 @@
-#include "key_list.h"
+#include "cli/key_list.h"
 
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include <whycache/types.h>
 
-#include "exit_code.h"
-#include "input.h"
-#include "options.h"
-#include "text.h"
+#include "cli/escape.h"
+#include "cli/exit_code.h"
+#include "cli/input.h"
+#include "cli/options.h"
 
 namespace whycache::cli {
 namespace {

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "command.h"
+#include "cli/command.h"
 
 namespace whycache::cli {
 namespace {

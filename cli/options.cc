@@ -1,9 +1,9 @@
-#include "options.h"
+#include "cli/options.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
-#include "text.h"
+#include "cli/escape.h"
 
 namespace whycache::cli {
 

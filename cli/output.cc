@@ -1,4 +1,4 @@
-#include "output.h"
+#include "cli/output.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
-#include "exit_code.h"
-#include "text.h"
+#include "cli/escape.h"
+#include "cli/exit_code.h"
 
 namespace whycache::cli {
 namespace {

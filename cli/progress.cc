@@ -1,4 +1,4 @@
-#include "progress.h"
+#include "cli/progress.h"
 
 #include <fmt/format.h>
 #include <sys/ioctl.h>
@@ -10,7 +10,7 @@
 #include <cstring>
 #include <utility>
 
-#include "text.h"
+#include "cli/escape.h"
 
 namespace whycache::cli {
 namespace {

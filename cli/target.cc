@@ -1,4 +1,4 @@
-#include "target.h"
+#include "cli/target.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -10,9 +10,9 @@
 #include <cstdlib>
 
 #include "base/url.h"
-#include "client/state_place.h"
-#include "exit_code.h"
-#include "output.h"
+#include "cli/exit_code.h"
+#include "cli/output.h"
+#include "client/state_location.h"
 
 namespace whycache::cli {
 namespace {

@@ -10,7 +10,7 @@
 
 #include <whycache/cache.h>
 
-#include "options.h"
+#include "cli/options.h"
 #include "state/state.h"
 
 namespace CLI {

@@ -9,7 +9,7 @@
 #include <new>
 #include <optional>
 
-#include "base/fork_watch.h"
+#include "base/fork_handlers.h"
 
 namespace whycache {
 

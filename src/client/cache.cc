@@ -7,16 +7,16 @@
 #include <cstddef>
 #include <utility>
 
-#include "base/fork_watch.h"
-#include "client/commit.h"
-#include "client/fill.h"
+#include "base/fork_handlers.h"
+#include "client/bulk_load.h"
 #include "client/follow.h"
-#include "client/late_log.h"
-#include "client/link.h"
 #include "client/rebuild.h"
 #include "client/rewrite.h"
-#include "client/state_place.h"
+#include "client/session.h"
+#include "client/state_location.h"
 #include "client/transact.h"
+#include "client/write_queue.h"
+#include "log/lazy_log.h"
 #include "log/open_log.h"
 #include "state/state.h"
 

@@ -17,9 +17,9 @@
 
 #include <cstdint>
 
-#include "client/link.h"
-#include "client/page.h"
-#include "client/patience.h"
+#include "base/backoff.h"
+#include "client/log_page.h"
+#include "client/session.h"
 
 namespace whycache {
 

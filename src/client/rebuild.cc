@@ -8,7 +8,7 @@
 #include <limits>
 #include <optional>
 
-#include "client/page.h"
+#include "client/log_page.h"
 
 namespace whycache {
 namespace {

@@ -9,8 +9,8 @@
 #include <memory>
 #include <string>
 
-#include "client/link.h"
-#include "client/patience.h"
+#include "base/backoff.h"
+#include "client/session.h"
 #include "state/state.h"
 
 namespace whycache {

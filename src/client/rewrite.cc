@@ -13,9 +13,9 @@
 #include "base/hash.h"
 #include "client/follow.h"
 #include "client/guards.h"
-#include "client/page.h"
+#include "client/log_page.h"
 #include "client/rebuild.h"
-#include "state/pin.h"
+#include "state/read/pin.h"
 
 namespace whycache {
 namespace {

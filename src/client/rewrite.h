@@ -7,8 +7,8 @@
 
 #include <whycache/cache.h>
 
-#include "client/commit.h"
-#include "client/link.h"
+#include "client/session.h"
+#include "client/write_queue.h"
 
 namespace whycache {
 

@@ -5,7 +5,7 @@
 
 #include "client/follow.h"
 #include "client/guards.h"
-#include "state/pin.h"
+#include "state/read/pin.h"
 #include "update/update.h"
 
 namespace whycache {

@@ -23,8 +23,8 @@
 #include <whycache/cache.h>
 #include <whycache/transaction.h>
 
-#include "client/commit.h"
-#include "client/link.h"
+#include "client/session.h"
+#include "client/write_queue.h"
 
 namespace whycache {
 

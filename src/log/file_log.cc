@@ -18,7 +18,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/fork_watch.h"
+#include "base/fork_handlers.h"
 #include "base/hash.h"
 #include "base/process_lock.h"
 #include "base/random.h"

@@ -15,7 +15,7 @@
 // - append() looks at the base and links while it holds byte 0 together with other appenders; the switch to another
 //   base holds it alone. So an update is never linked at or below the base, and `below_base` means that it is surely
 //   not in the log. (Looking at the base again after the link cannot say that: a rewriter may have read the update
-//   just linked. See docs/decisions/file_log_lock.md.)
+//   just linked. See docs/decisions/file-log-lock.md.)
 // - Updates are deleted after the switch is on the disk. Whoever reads looks at the meta again after the rows.
 // - The kernel drops the locks of the dead. What they left in tmp/, and base folders nobody switched to, are known by
 //   their lock being free; the next rewrite deletes them, and the first append of each FileLog what is in tmp/.

@@ -9,7 +9,7 @@
 
 #include <whycache/error.h>
 
-#include "base/fork_watch.h"
+#include "base/fork_handlers.h"
 
 namespace whycache {
 namespace {

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/fork_watch.h"
+#include "base/fork_handlers.h"
 #include "base/random.h"
 #include "log/log_checks.h"
 

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/fork_watch.h"
+#include "base/fork_handlers.h"
 #include "base/random.h"
 #include "log/log_checks.h"
 #include "log/mysql_connection.h"

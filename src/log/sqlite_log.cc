@@ -17,7 +17,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/fork_gate.h"
-#include "base/fork_watch.h"
+#include "base/fork_handlers.h"
 #include "base/random.h"
 #include "log/log_checks.h"
 #include "log/rewrite_in_database.h"

@@ -11,19 +11,19 @@
 #include <optional>
 #include <utility>
 
-#include "base/fork_watch.h"
-#include "state/builder.h"
-#include "state/copy_few.h"
-#include "state/kept_mapping.h"
-#include "state/lock_file.h"
-#include "state/lock_wait.h"
-#include "state/lookup.h"
-#include "state/pin.h"
-#include "state/quick_avx2.h"
-#include "state/reading_threads.h"
-#include "state/state_file.h"
+#include "base/fork_handlers.h"
+#include "state/file/lock_file.h"
+#include "state/file/lock_queue.h"
+#include "state/file/state_file.h"
+#include "state/index/fast_lookup_avx2.h"
+#include "state/index/lookup.h"
+#include "state/read/copy_short.h"
+#include "state/read/pin.h"
+#include "state/read/rcu.h"
 #include "state/verify.h"
-#include "state/writer.h"
+#include "state/write/builder.h"
+#include "state/write/writable_mapping_cache.h"
+#include "state/write/writer.h"
 
 namespace whycache {
 namespace {
@@ -339,15 +339,15 @@ template <bool two_words>
   return get_again(key, value);
 }
 
-template <bool two_words>
-[[gnu::always_inline]] inline bool State::is_filtered_out(ReadingThread& thread, std::string_view key) const {
+bool State::is_filtered_out(ReadingThread& thread, std::string_view key) const {
   thread.enter();
   const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
   const Header& header = plan.header();
   const Unpinned read(header);
-  const std::uint64_t hash = two_words ? plan.key_hash.of(TwoWords::of(key.data(), key.size())) : plan.key_hash(key);
-  const bool filtered_out = whycache::is_filtered_out(plan, header, hash) && !read.superseded() && read.holds(header);
+  const bool filtered_out =
+      whycache::is_filtered_out(plan, header, plan.key_hash(key)) && !read.superseded() && read.holds(header);
   thread.leave();
+  if (filtered_out) this_reader.filtered_out();
   return filtered_out;
 }
 
@@ -453,11 +453,7 @@ bool State::get_expecting_none(std::string_view key, std::string& value) const {
   ReadingThread* const thread = this_reader.thread;
   if (thread == nullptr) [[unlikely]]
     return get_again(key, value);
-  if (is_two_words(key.size()) ? is_filtered_out<true>(*thread, key) : is_filtered_out<false>(*thread, key)) {
-    this_reader.filtered_out();
-    return false;
-  }
-  return get_unfiltered(key, value);
+  return !is_filtered_out(*thread, key) && get_unfiltered(key, value);
 }
 
 bool State::get_unfiltered(std::string_view key, std::string& value) const {
@@ -471,10 +467,7 @@ bool State::get_unfiltered(std::string_view key, std::string& value) const {
 bool State::contains_expecting_none(std::string_view key) const {
   ReadingThread* const thread = this_reader.thread;
   if (thread == nullptr) return contains_again(key);
-  if (is_two_words(key.size()) ? is_filtered_out<true>(*thread, key) : is_filtered_out<false>(*thread, key)) {
-    this_reader.filtered_out();
-    return false;
-  }
+  if (is_filtered_out(*thread, key)) return false;
   const bool found =
       is_two_words(key.size()) ? contains_quickly<true>(*thread, key) : contains_quickly<false>(*thread, key);
   if (found) this_reader.found();

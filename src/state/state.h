@@ -96,7 +96,7 @@ class StateWriter {
 };
 
 // What becomes of the writable mapping. `keep_for_a_while`: if this process wrote just before, too, it stays for the
-// next write (kept_mapping.h).
+// next write (writable_mapping_cache.h).
 enum class AfterWriting : std::uint8_t { unmap, keep_for_a_while };
 
 // A new state file being filled beside the present one. Left without install(), it disappears.
@@ -250,7 +250,6 @@ class State {
   template <bool two_words>
   bool contains_quickly(ReadingThread& thread, std::string_view key) const;
   // Where most keys are not there: by the filter of the index first.
-  template <bool two_words>
   bool is_filtered_out(ReadingThread& thread, std::string_view key) const;
   [[gnu::noinline]] bool get_expecting_none(std::string_view key, std::string& value) const;
   [[gnu::noinline]] bool get_expecting_none_by_avx2(std::string_view key, std::string& value) const;

@@ -6,9 +6,9 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include "state/keys.h"
-#include "state/lookup.h"
-#include "state/nodes.h"
+#include "state/btree/mapped_nodes.h"
+#include "state/btree/writer.h"
+#include "state/index/lookup.h"
 
 namespace whycache {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "state/mapping.h"
+#include "state/file/mapping.h"
 
 namespace whycache {
 

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "state/keys.h"
-#include "state/nodes.h"
-#include "state/pin.h"
+#include "state/btree/mapped_nodes.h"
+#include "state/btree/writer.h"
+#include "state/read/pin.h"
 
 namespace whycache {
 

@@ -7,11 +7,11 @@
 #include <thread>
 #include <vector>
 
-#include "client/commit.h"
 #include "client/fleet.h"
 #include "client/follow.h"
-#include "client/link.h"
+#include "client/session.h"
 #include "client/transact.h"
+#include "client/write_queue.h"
 
 namespace whycache::testing {
 namespace {

@@ -16,7 +16,7 @@
 
 #include "base/file.h"
 #include "base/hash.h"
-#include "state/layout.h"
+#include "state/file/layout.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
 #include "support/seed.h"

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "state/layout.h"
+#include "state/file/layout.h"
 #include "state/test_state.h"
 #include "state/ways_of_reading.h"
 

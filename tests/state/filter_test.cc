@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "state/layout.h"
-#include "state/reading_threads.h"
+#include "state/file/layout.h"
+#include "state/read/rcu.h"
 #include "state/test_state.h"
 #include "state/ways_of_reading.h"
 #include "support/seed.h"

@@ -17,8 +17,8 @@
 
 #include <whycache/error.h>
 
-#include "state/keys.h"
-#include "state/node_store.h"
+#include "state/btree/node_store.h"
+#include "state/btree/writer.h"
 
 namespace whycache::testing {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <thread>
 
-#include "state/reading_threads.h"
+#include "state/read/rcu.h"
 #include "state/test_state.h"
 #include "support/failing_allocation.h"
 #include "support/mappings.h"

@@ -1,16 +1,16 @@
 // The point index with hashes made for the purpose: directories so deep, and files so large, that keys alone would take
 // hours to get there.
-#include "state/point_index.h"
+#include "state/index/point_index.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <set>
 
-#include "state/applier.h"
-#include "state/lookup.h"
-#include "state/recovery.h"
+#include "state/index/lookup.h"
 #include "state/test_state.h"
+#include "state/write/applier.h"
+#include "state/write/recovery.h"
 #include "support/thrown_error.h"
 
 namespace whycache {

@@ -13,8 +13,8 @@
 #include <mutex>
 #include <thread>
 
-#include "base/fork_watch.h"
-#include "state/lock_file.h"
+#include "base/fork_handlers.h"
+#include "state/file/lock_file.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
 #include "support/thrown_error.h"

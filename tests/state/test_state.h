@@ -9,7 +9,7 @@
 
 #include <whycache/view.h>
 
-#include "state/pin.h"
+#include "state/read/pin.h"
 #include "state/state.h"
 #include "support/temporary_folder.h"
 

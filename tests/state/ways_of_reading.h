@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "state/processor.h"
+#include "state/index/cpu.h"
 
 namespace whycache::testing {
 

@@ -1,0 +1,60 @@
+// whycache clear
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  bool yes = false;
+  bool json = false;
+};
+
+ExitCode clear(const Arguments& arguments, Output& output) {
+  const auto cache = open_cache(arguments.target);
+  if (!arguments.yes) {
+    throw Failure(
+        ExitCode::refused,
+        fmt::format("all {} keys will be erased on every machine, and the whole history with them, for good: log={}",
+                    with_commas(cache->size()), cache->log().name()),
+        "add --yes to do it");
+  }
+  const UpdateId base = cache->delete_all_history();
+  if (arguments.json) {
+    output.json(Json{{"base", base}});
+  } else {
+    output.line(std::to_string(base));
+  }
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return clear(*arguments, output); };
+}
+
+}  // namespace
+
+const Command clear_command{
+    "clear", "erase every key on every machine, and the history",
+    R"(Erases everything: one update that erases all keys, then a rewrite of all history. Other machines notice at their
+next update and follow. Prints the base. There is no way back, therefore it wants --yes.)",
+    R"(Examples:
+  whycache clear                                     says what would be lost, exit code 8
+  whycache clear --yes
+
+Exit codes: 0 done, 3 the log did not answer, 5 log or state are damaged, 7 permission, 8 --yes is missing)",
+    prepare};
+
+}  // namespace whycache::cli

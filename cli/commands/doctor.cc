@@ -1,0 +1,181 @@
+// whycache doctor
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/url.h"
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/system_checks.h"
+#include "cli/target.h"
+
+#if WHYCACHE_WITH_SQLITE
+#include <sqlite3.h>
+
+#include "log/sqlite_log.h"
+#endif
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  bool json = false;
+};
+
+Finding look_at_state_file(const Target& target, const std::string& path) {
+  struct stat status;
+  if (::lstat(path.c_str(), &status) != 0) {
+    if (errno == ENOENT) return Finding::ok("state", "not there yet, will be made: " + path);
+    const Error error = system_error("cannot look at state file", path, errno);
+    return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
+  }
+  try {
+    const Source source(path, target);
+    const StateInfo info = source.state().info();
+    return Finding::ok("state", fmt::format("{} items at update {}, {}, mode {:04o}: {}", with_commas(info.item_count),
+                                            info.applied_id, format_bytes(static_cast<std::uint64_t>(status.st_size)),
+                                            status.st_mode & 07777, path));
+  } catch (const Error& error) {
+    return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
+  } catch (const Failure& failure) {
+    return Finding::warn("state", failure.what(), "it will be built anew from the log");
+  }
+}
+
+// Says in its header: 1 is a rollback journal, 2 a write-ahead log.
+bool is_in_wal_mode(const std::string& sqlite_file) {
+  std::ifstream file(sqlite_file, std::ios::binary);
+  char header[20] = {};
+  file.read(header, sizeof header);
+  return file.gcount() == sizeof header && header[18] == 2;
+}
+
+Finding look_at_sqlite([[maybe_unused]] const std::string& log_url) {
+#if WHYCACHE_WITH_SQLITE
+  const std::string version = ::sqlite3_libversion();
+  if (!has_wal_reset_bug(::sqlite3_libversion_number())) return Finding::ok("sqlite", version);
+  std::string file;
+  try {
+    const Url url(log_url);
+    if (url.scheme() == "sqlite") file = url.file_path();
+  } catch (const Error&) {
+    // No URL, or a wrong one: look_at_log() says so.
+  }
+  if (!file.empty() && is_in_wal_mode(file)) {
+    return Finding::bad(
+        "sqlite", fmt::format("{} can damage files in WAL mode, and this one is: {}", version, file),
+        "with everything stopped: sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or SQLite 3.51.3 or later",
+        ExitCode::corrupt);
+  }
+  return Finding::ok("sqlite", version + ": can damage files in WAL mode; whycache uses a rollback journal with it");
+#else
+  return Finding::ok("sqlite", "not compiled in: no sqlite: logs");
+#endif
+}
+
+Finding look_at_log(const Target& target) {
+  const auto began = std::chrono::steady_clock::now();
+  try {
+    const auto log = open_log(target);
+    const Extent extent = log->extent();
+    return Finding::ok("log", fmt::format("answers in {}: base {}, head {}: {}",
+                                          format_duration(std::chrono::steady_clock::now() - began), extent.base,
+                                          extent.head, log->name()));
+  } catch (const Error& error) {
+    return Finding::bad("log", error.what(), next_step(error), exit_code_of(error));
+  }
+}
+
+std::string state_path_or_trouble(const Target& target, std::vector<Finding>& findings) {
+  try {
+    return state_path(target);
+  } catch (const Error& error) {
+    findings.push_back(Finding::bad("state", error.what(), next_step(error), exit_code_of(error)));
+    return {};
+  }
+}
+
+const char* word(Finding::Level level) {
+  switch (level) {
+    case Finding::Level::ok: return "ok";
+    case Finding::Level::warn: return "warn";
+    case Finding::Level::bad: return "bad";
+  }
+  return "";
+}
+
+// Green, yellow, red, for a terminal of somebody who did not set NO_COLOR.
+std::string colored_word(Finding::Level level) {
+  const char* const no_color = std::getenv("NO_COLOR");
+  std::string padded = fmt::format("{:<5}", word(level));
+  if (!Output::is_terminal() || (no_color != nullptr && *no_color != '\0')) return padded;
+  const char* const color = level == Finding::Level::ok ? "32" : level == Finding::Level::warn ? "33" : "31";
+  return fmt::format("\x1b[{}m{}\x1b[0m", color, padded);
+}
+
+void print(const Finding& finding, bool json, Output& output) {
+  if (json) {
+    Json object{{"check", finding.what}, {"level", word(finding.level)}};
+    put_bytes(object, "found", finding.found);
+    if (!finding.next.empty()) put_bytes(object, "next", finding.next);
+    output.json(object);
+    return;
+  }
+  output.line(fmt::format("{} {:<15} {}", colored_word(finding.level), finding.what, escape(finding.found)));
+  if (!finding.next.empty()) output.line(fmt::format("      {:<15} next: {}", "", escape(finding.next)));
+}
+
+ExitCode doctor(const Arguments& arguments, Output& output) {
+  std::vector<Finding> findings = look_at_system(Options{}.state_bytes_max);
+  const std::string path = state_path_or_trouble(arguments.target, findings);
+  if (!path.empty()) {
+    const std::vector<Finding> of_folder = look_at_folder(folder_of(path));
+    findings.insert(findings.end(), of_folder.begin(), of_folder.end());
+    findings.push_back(look_at_state_file(arguments.target, path));
+  }
+  findings.push_back(look_at_sqlite(log_url(arguments.target)));
+  if (names_a_log(arguments.target)) findings.push_back(look_at_log(arguments.target));
+
+  ExitCode code = ExitCode::done;
+  for (const Finding& finding : findings) {
+    print(finding, arguments.json, output);
+    if (finding.level == Finding::Level::bad && code == ExitCode::done) code = finding.code;
+  }
+  return code;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return doctor(*arguments, output); };
+}
+
+}  // namespace
+
+const Command doctor_command{
+    "doctor", "what in this environment will hurt",
+    R"(Looks at everything a cache depends on, where it would depend on it: kernel, limits, clocks and memory; the folder
+of the state, with its file system, room, permissions, and a trial file for mappings and locks; the state; the
+versions of libraries with known faults; and the log, if one is named. Each comes out as ok, warn or bad, the
+latter two with what to do about it.)",
+    R"(Examples:
+  whycache doctor                                    before anything is set up
+  whycache doctor --state /mnt/data/flags.state --log sqlite:///mnt/data/flags.db
+  whycache doctor --json | jq -c 'select(.level != "ok")'
+
+JSON: check, level (ok, warn, bad), found, next
+
+Exit codes: 0 nothing is bad, else what using the first bad thing would exit with: 2, 3, 5, 7 or 9)",
+    prepare};
+
+}  // namespace whycache::cli

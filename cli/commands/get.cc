@@ -1,0 +1,68 @@
+// whycache get KEY
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  FreshnessOptions freshness;
+  std::string key;
+  bool json = false;
+};
+
+ExitCode get(const Arguments& arguments, Output& output) {
+  const Source source(arguments.target, arguments.freshness);
+  std::string value;
+  if (!source.state().get(arguments.key, value)) {
+    say("not found: key=" + escape(arguments.key));
+    return ExitCode::not_found;
+  }
+  if (arguments.json) {
+    Json object;
+    put_bytes(object, "key", arguments.key);
+    put_bytes(object, "value", value);
+    output.json(object);
+    return ExitCode::done;
+  }
+  output.write(value);
+  if (Output::is_terminal() && !value.ends_with('\n')) output.write("\n");
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser.add_option("KEY", arguments->key, "the key, byte for byte")->type_name("")->required();
+  add_freshness_options(parser, arguments->freshness);
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return get(*arguments, output); };
+}
+
+}  // namespace
+
+const Command get_command{
+    "get", "print the value of a key",
+    R"(Prints the value of a key: its bytes and nothing else (at a terminal, a line feed after them).
+
+Reads this machine's state. The log is not asked, and need not be reachable, unless --update or
+--staleness-max says so, or there is no state yet. Without --log, --state alone names a state file to read.)",
+    R"(Examples:
+  whycache get checkout.enabled
+  whycache get --update checkout.enabled             what the log says now
+  whycache get --staleness-max 5s checkout.enabled   asks the log only if nobody did for 5 seconds
+  whycache get logo.png > logo.png                   any bytes
+  whycache get --json checkout.enabled               {"key":"checkout.enabled","value":"yes"}
+  whycache get -- -dash                              a key that begins with a dash
+
+Exit codes: 0 found, 1 not found, 3 --update and the log did not answer, 4 staler than --staleness-max,
+  5 the state is damaged, 7 permission)",
+    prepare};
+
+}  // namespace whycache::cli

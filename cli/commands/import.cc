@@ -1,0 +1,236 @@
+// whycache import FILE
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <chrono>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/item_format.h"
+#include "cli/progress.h"
+#include "cli/target.h"
+#include "update/update.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  std::string file;
+  std::string format = "auto";
+  bool null_separated = false;
+  bool dry_run = false;
+  std::uint64_t from_line = 1;
+  std::string note;
+  bool json = false;
+  bool quiet = false;
+
+  ItemReader::Form form() const {
+    if (null_separated) return ItemReader::Form::null;
+    const auto form = ItemReader::form_named(format);
+    if (!form)
+      throw Failure(ExitCode::usage, "no such format: name=" + format, "choose auto, jsonl, tsv, raw-tsv or null");
+    return *form;
+  }
+};
+
+// The items of one update, copied out of the input.
+class Batch {
+ public:
+  // What an update has besides keys and values, and what one item adds to these: upper bounds.
+  static constexpr std::size_t update_overhead_bytes = 1024;
+  static constexpr std::size_t item_overhead_bytes = 16;
+
+  explicit Batch(std::size_t update_bytes_max)
+      : room_(update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0) {}
+
+  // An item too large for any update has a batch to itself, so that the library's refusal is about it alone.
+  bool has_room_for(const Item& item) const { return items_.empty() || bytes_ + bytes_of(item) <= room_; }
+  void add(const Item& item, std::uint64_t line) {
+    if (items_.empty()) first_line_ = line;
+    last_line_ = line;
+    bytes_ += bytes_of(item);
+    items_.emplace_back(item.key, item.value);
+  }
+  void clear() {
+    items_.clear();
+    bytes_ = 0;
+  }
+  bool empty() const { return items_.empty(); }
+  std::size_t size() const { return items_.size(); }
+  std::uint64_t first_line() const { return first_line_; }
+  std::uint64_t last_line() const { return last_line_; }
+  std::vector<Item> items() const {
+    std::vector<Item> items;
+    items.reserve(items_.size());
+    for (const auto& [key, value] : items_) items.push_back({key, value});
+    return items;
+  }
+
+ private:
+  static std::size_t bytes_of(const Item& item) { return item.key.size() + item.value.size() + item_overhead_bytes; }
+
+  std::size_t room_;
+  std::size_t bytes_ = 0;
+  std::uint64_t first_line_ = 0;
+  std::uint64_t last_line_ = 0;
+  std::vector<std::pair<std::string, std::string>> items_;
+};
+
+class Import {
+ public:
+  explicit Import(const Arguments& arguments)
+      : arguments_(arguments),
+        input_(arguments.file),
+        reader_(input_, arguments.form()),
+        batch_(arguments.target.update_bytes_max),
+        progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(), Progress::Unit::bytes,
+                  arguments.quiet) {
+    if (!arguments_.dry_run) cache_ = open_cache(arguments_.target);
+  }
+
+  void run() {
+    for (Item item; next(item);) {
+      if (reader_.line() < arguments_.from_line) continue;
+      if (!batch_.has_room_for(item)) write_batch();
+      batch_.add(item, reader_.line());
+      ++items_read_;
+      progress_.at(input_.bytes_read(), items_read_);
+    }
+    write_batch();
+    progress_.hide();
+  }
+
+  void report(Output& output) const {
+    const std::uint64_t update_count = cache_ ? cache_->counters().updates_written : 0;
+    if (arguments_.json) {
+      Json object{{"items", items_read_}, {"dry_run", arguments_.dry_run}};
+      if (cache_) {
+        object["updates"] = update_count;
+        object["last_update_id"] = last_id_;
+      }
+      output.json(object);
+    } else if (!cache_) {
+      output.line(fmt::format("{} items can be imported", items_read_));
+    } else if (items_read_ == 0) {
+      output.line("0 items, nothing was written");
+    } else {
+      output.line(fmt::format("{} items in {} update{}, the last is update {}", items_read_, update_count,
+                              update_count == 1 ? "" : "s", last_id_));
+    }
+  }
+
+ private:
+  // What was read before bad input is written before the complaint, so that "the lines before" is true.
+  bool next(Item& item) {
+    try {
+      return reader_.next(item);
+    } catch (const Failure& failure) {
+      write_batch();
+      progress_.hide();
+      if (!cache_) throw;
+      throw Failure(failure.code(), failure.what(), failure.next() + "; " + what_is_done());
+    }
+  }
+
+  void write_batch() {
+    if (batch_.empty()) return;
+    const std::vector<Item> items = batch_.items();
+    if (cache_) {
+      try {
+        last_id_ = cache_->set_multi(items, {.note = arguments_.note});
+      } catch (const Error& error) {
+        progress_.hide();
+        throw Error(error.kind(),
+                    fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(), batch_.last_line(),
+                                what_is_done()),
+                    error.system_error());
+      }
+    } else {
+      check_fits(items);
+    }
+    last_line_ = batch_.last_line();
+    batch_.clear();
+  }
+
+  // As the library does before it writes.
+  void check_fits(const std::vector<Item>& items) const {
+    Draft draft(Authorship{.note = arguments_.note});
+    if (items.size() > 1 || draft.add(Change::set(items[0].key, items[0].value), arguments_.target.update_bytes_max))
+      return;
+    throw Failure(
+        ExitCode::limit,
+        fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" bytes_max={}",
+                    input_.name(), batch_.first_line(), arguments_.target.update_bytes_max),
+        "cut the value into several, or raise --update-bytes-max for every machine");
+  }
+
+  std::string what_is_done() const {
+    if (last_line_ == 0) return "nothing was imported";
+    return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}", last_line_,
+                       last_id_, last_line_ + 1);
+  }
+
+  const Arguments& arguments_;
+  Input input_;
+  ItemReader reader_;
+  std::unique_ptr<Cache> cache_;
+  Batch batch_;
+  Progress progress_;
+  std::uint64_t items_read_ = 0;
+  std::uint64_t last_line_ = 0;
+  UpdateId last_id_ = 0;
+};
+
+ExitCode import_items(const Arguments& arguments, Output& output) {
+  Import import(arguments);
+  import.run();
+  import.report(output);
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser.add_option("FILE", arguments->file, "what to read; - is standard input")->type_name("")->required();
+  parser
+      .add_option("--format", arguments->format,
+                  "auto, jsonl, tsv, raw-tsv, null (auto: JSON if it begins with {, else tsv)")
+      ->type_name("NAME");
+  add_null_option(parser, arguments->null_separated, "the same as --format null");
+  parser.add_flag("--dry-run", arguments->dry_run, "read and check all of it, write nothing; needs no log");
+  parser.add_option("--from-line", arguments->from_line, "begin here, to go on where an import stopped")
+      ->type_name("N");
+  add_note_option(parser, arguments->note);
+  add_json_option(parser, arguments->json);
+  add_quiet_option(parser, arguments->quiet);
+  add_update_bytes_max_option(parser, arguments->target);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return import_items(*arguments, output); };
+}
+
+}  // namespace
+
+const Command import_command{
+    "import", "set many keys from a file",
+    R"(Sets every key in a file, as many as fit at a time into one update. Reads as it goes, so that a file may be larger
+than memory. If it stops, the message says up to which line all is done and how to go on. Doing it again is harmless.
+
+Formats:
+  jsonl     a line each: {"key":"a","value":"b"}; "key_base64" and "value_base64" for any bytes;
+            other fields and empty lines are passed over
+  tsv       key, tab, value; \\ \t \n \r \xNN stand for bytes, as `whycache scan` prints them
+  raw-tsv   key, tab, value; a backslash is a backslash
+  null      key, zero byte, value, zero byte)",
+    R"(Examples:
+  whycache import flags.jsonl
+  zcat words.tsv.gz | whycache import --format raw-tsv -
+  whycache import --dry-run flags.jsonl              names the first bad line
+  whycache scan --json --log sqlite:///old.db | whycache import --log sqlite:///new.db -
+
+Exit codes: 0 all imported, 2 bad input, 3 the log did not answer, 5 log or state are damaged, 7 permission,
+  9 an item does not fit into an update, or the disk is full)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,38 @@
+// whycache keys [PREFIX]
+#include <cstdint>
+
+#include "cli/commands/range_command.h"
+
+namespace whycache::cli {
+namespace {
+
+void print_keys(const View& view, const RangeOptions& range, const ItemPrinter& printer) {
+  std::uint64_t count = 0;
+  for (const std::string_view key : view.keys(range.key_range())) {
+    printer.key(key);
+    if (++count == range.limit) break;
+  }
+}
+
+Run prepare(CLI::App& parser) {
+  return prepare_range_command(parser, "keys end in a zero byte and are not escaped", print_keys);
+}
+
+}  // namespace
+
+const Command keys_command{
+    "keys", "print keys, in order",
+    R"(Prints the keys, a line each, in the order of their bytes, as of one update id. Values are not touched.
+
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8;
+`whycache mget -` and `whycache del -` read them back.)",
+    R"(Examples:
+  whycache keys user. | head
+  whycache keys --from a --to b --limit 100
+  whycache keys --null tmp. | whycache del --null -
+
+Exit codes: 0 done (also when there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,
+  7 permission, 9 all reader slots are taken, or the output could not be written)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,198 @@
+// whycache log
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/target.h"
+#include "update/update.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  UpdateId from = 1;
+  UpdateId to = std::numeric_limits<UpdateId>::max();
+  std::optional<std::uint64_t> last;
+  bool values = false;
+  bool all_keys = false;
+  bool json = false;
+};
+
+// Keys on the line of an update, unless all are asked for.
+constexpr std::size_t keys_shown = 5;
+
+const char* verb(const Change& change) { return change.kind == Change::Kind::set ? "set" : "erase"; }
+
+Json as_json(const Update& update, std::size_t bytes, bool values) {
+  Json object;
+  object["id"] = update.id;
+  object["time"] = format_time(update.authorship.time_us);
+  put_bytes(object, "writer", update.authorship.writer_name);
+  object["writer_id"] = to_string(update.authorship.writer_id);
+  object["writer_sequence"] = update.authorship.writer_sequence;
+  if (!update.authorship.note.empty()) put_bytes(object, "note", update.authorship.note);
+  object["chain"] = format_hash(update.chain);
+  object["bytes"] = bytes;
+  object["erases_all"] = update.erases_all;
+  Json changes = Json::array();
+  for (const Change& change : update.changes) {
+    Json element;
+    element["kind"] = verb(change);
+    put_bytes(element, "key", change.key);
+    if (change.kind == Change::Kind::set) element["value_bytes"] = change.value.size();
+    if (change.kind == Change::Kind::set && values) put_bytes(element, "value", change.value);
+    changes.push_back(std::move(element));
+  }
+  object["changes"] = std::move(changes);
+  return object;
+}
+
+void print(const Update& update, const Arguments& arguments, Output& output) {
+  const std::size_t change_count = update.changes.size();
+  std::string line = fmt::format("{:>8}  {}  {}  {} change{}", update.id, format_time(update.authorship.time_us),
+                                 escape(update.authorship.writer_name), change_count, change_count == 1 ? "" : "s");
+  if (update.erases_all) line += ", erases everything before";
+  if (!update.authorship.note.empty()) line += "  \"" + escape(update.authorship.note) + '"';
+  if (!arguments.values) {
+    const std::size_t shown = arguments.all_keys ? change_count : std::min(change_count, keys_shown);
+    for (std::size_t i = 0; i < shown; ++i) {
+      line += fmt::format("{} {} {}", i == 0 ? " " : ",", verb(update.changes[i]), escape(update.changes[i].key));
+    }
+    if (shown < change_count) line += fmt::format(", {} more", change_count - shown);
+  }
+  output.line(line);
+  if (!arguments.values) return;
+  for (const Change& change : update.changes) {
+    const bool set = change.kind == Change::Kind::set;
+    output.line(fmt::format("          {} {}{}{}", verb(change), escape(change.key), set ? "\t" : "",
+                            set ? escape(change.value) : ""));
+  }
+}
+
+// Prints what is there and counts what is not. Damage does not end it: what comes after may be what somebody looks for.
+class Listing {
+ public:
+  Listing(Log& log, const Arguments& arguments, Output& output) : log_(log), arguments_(arguments), output_(output) {}
+
+  void print_all(UpdateId first, UpdateId last) {
+    next_id_ = first;
+    try {
+      read(first, last);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::corrupt) throw;
+      // The log will not read across a fault: so one by one.
+      while (next_id_ <= last) read_one(next_id_);
+    }
+  }
+
+  std::uint64_t damaged_count() const { return damaged_count_; }
+
+ private:
+  void read(UpdateId first, UpdateId last) {
+    const Extent extent = log_.read(first, last, [this](UpdateId id, std::string_view bytes) {
+      missing_before(id);
+      next_id_ = id + 1;
+      show(id, bytes);
+      return true;
+    });
+    // What a rewrite has deleted while we read is not missing.
+    next_id_ = std::max(next_id_, extent.base + 1);
+    missing_before(std::min(last, extent.head) + 1);
+  }
+
+  void read_one(UpdateId id) {
+    try {
+      read(id, id);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::corrupt) throw;
+      missing_before(id + 1);
+    }
+    next_id_ = std::max(next_id_, id + 1);
+  }
+
+  void missing_before(UpdateId id) {
+    if (next_id_ >= id) return;
+    complain(fmt::format("updates are missing in the log: first={} last={}", next_id_, id - 1));
+    next_id_ = id;
+  }
+
+  void show(UpdateId id, std::string_view bytes) {
+    try {
+      decode_update(bytes, update_);
+    } catch (const Error& error) {
+      return complain(fmt::format("update is damaged: id={}: {}", id, error.what()));
+    }
+    if (arguments_.json) {
+      output_.json(as_json(update_, bytes.size(), arguments_.values));
+    } else {
+      print(update_, arguments_, output_);
+    }
+  }
+
+  void complain(const std::string& message) {
+    ++damaged_count_;
+    output_.flush();
+    say(message);
+  }
+
+  Log& log_;
+  const Arguments& arguments_;
+  Output& output_;
+  Update update_;
+  UpdateId next_id_ = 0;
+  std::uint64_t damaged_count_ = 0;
+};
+
+ExitCode log(const Arguments& arguments, Output& output) {
+  const auto log = open_log(arguments.target);
+  const Extent extent = log->extent();
+  UpdateId first = std::max(arguments.from, extent.base + 1);
+  if (arguments.last) first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
+  if (extent.base > 0 && arguments.from <= extent.base && !arguments.last) {
+    say(fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
+  }
+  Listing listing(*log, arguments, output);
+  listing.print_all(first, std::min(arguments.to, extent.head));
+  if (listing.damaged_count() == 0) return ExitCode::done;
+  output.flush();
+  throw Failure(ExitCode::corrupt, fmt::format("the log is damaged: log={}", log->name()),
+                "`whycache check` says whether this machine's state has what is missing");
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser.add_option("--from", arguments->from, "first update")->type_name("ID");
+  parser.add_option("--to", arguments->to, "last update")->type_name("ID");
+  parser.add_option("--last", arguments->last, "only the last N updates")->type_name("N");
+  parser.add_flag("--values", arguments->values, "each change on a line of its own, with its value");
+  parser.add_flag("--all-keys", arguments->all_keys, "all keys on the line, not just the first five");
+  add_json_option(parser, arguments->json);
+  add_log_options(parser, arguments->target);
+  return [arguments](Output& output) { return log(*arguments, output); };
+}
+
+}  // namespace
+
+const Command log_command{
+    "log", "print the updates: when, who, which keys",
+    R"(Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log itself;
+the state is not touched. What a rewrite has replaced is gone.)",
+    R"(Examples:
+  whycache log --last 10
+  whycache log --from 120 --to 125 --values          what exactly these changed
+  whycache log --json | jq -c 'select(.changes[].key == "checkout.enabled") | [.id, .time, .writer]'
+
+JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_all,
+  changes: [{kind, key, value_bytes, value}]
+
+Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing (the others
+  are printed), 7 permission)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,36 @@
+#include "cli/commands/range_command.h"
+
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  FreshnessOptions freshness;
+  RangeOptions range;
+  bool null_separated = false;
+  bool json = false;
+};
+
+}  // namespace
+
+Run prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print) {
+  const auto arguments = std::make_shared<Arguments>();
+  add_range_options(parser, arguments->range);
+  add_freshness_options(parser, arguments->freshness);
+  add_null_option(parser, arguments->null_separated, null_help);
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments, print](Output& output) {
+    const ItemPrinter printer(output, ItemPrinter::form(arguments->json, arguments->null_separated));
+    const Source source(arguments->target, arguments->freshness);
+    print(source.view(), arguments->range, printer);
+    return ExitCode::done;
+  };
+}
+
+}  // namespace whycache::cli

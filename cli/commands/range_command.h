@@ -1,0 +1,15 @@
+// What `keys` and `scan` share: they print what lies in a range, as of one update id.
+#pragma once
+
+#include "cli/command.h"
+#include "cli/item_format.h"
+#include "cli/options.h"
+
+namespace whycache::cli {
+
+using PrintRange = void (*)(const View& view, const RangeOptions& range, const ItemPrinter& printer);
+
+// Adds the options, of which `null_help` says what --null makes of what is printed.
+Run prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print);
+
+}  // namespace whycache::cli

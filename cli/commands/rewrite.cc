@@ -1,0 +1,121 @@
+// whycache rewrite
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  UpdateId limit = 0;
+  std::optional<std::uint64_t> keep_last;
+  std::vector<std::string> keep_prefixes;
+  bool yes = false;
+  bool json = false;
+
+  bool keeps(std::string_view key) const {
+    return keep_prefixes.empty() ||
+           std::ranges::any_of(keep_prefixes, [&](const std::string& prefix) { return key.starts_with(prefix); });
+  }
+};
+
+UpdateId limit_of(const Arguments& arguments, const Extent& extent) {
+  if (arguments.keep_last && arguments.limit != 0) {
+    throw Failure(ExitCode::usage, "--limit and --keep-last exclude each other", "choose one of them");
+  }
+  if (arguments.keep_last) return std::max(extent.base, extent.head - std::min(extent.head, *arguments.keep_last));
+  return arguments.limit == 0 ? extent.head : arguments.limit;
+}
+
+// What the rewrite will take away, in words.
+std::string losses(const Arguments& arguments, const Cache& cache, const Extent& extent, UpdateId limit) {
+  std::string text = fmt::format(
+      "updates {}..{} will be replaced by the items as of {}: when, by whom, and what the values "
+      "were before will be gone; a machine that has not applied {} will rebuild its state",
+      extent.base + 1, limit, limit, limit);
+  if (arguments.keep_prefixes.empty()) return text;
+  std::uint64_t erased_count = 0;
+  const View view = cache.view();
+  for (const std::string_view key : view.keys()) erased_count += arguments.keeps(key) ? 0 : 1;
+  return text + fmt::format("; and {} of {} keys will be erased everywhere", with_commas(erased_count),
+                            with_commas(view.size()));
+}
+
+ExitCode rewrite(const Arguments& arguments, Output& output) {
+  const auto cache = open_cache(arguments.target);
+  const Extent extent = cache->log().extent();
+  const UpdateId limit = limit_of(arguments, extent);
+  const auto conflict = [&](UpdateId base) {
+    return Failure(ExitCode::conflict,
+                   fmt::format("history was rewritten further than asked already: limit={} base={}", limit, base),
+                   "nothing needs doing; `whycache log` shows what is left");
+  };
+  if (limit > extent.head) {
+    throw Failure(ExitCode::usage,
+                  fmt::format("--limit is beyond the head of the log: limit={} head={}", limit, extent.head),
+                  "leave it out to rewrite everything there is");
+  }
+  if (limit < extent.base) throw conflict(extent.base);
+  const bool loses_something = limit > extent.base || !arguments.keep_prefixes.empty();
+  if (loses_something && !arguments.yes)
+    throw Failure(ExitCode::refused, losses(arguments, *cache, extent, limit), "add --yes to do it");
+  RewriteOptions options;
+  // The erasing updates come at the end: they would be left behind by a limit from before. And without --yes nothing
+  // goes that came meanwhile.
+  options.limit = arguments.limit == 0 && !arguments.keep_last && loses_something ? 0 : limit;
+  if (!arguments.keep_prefixes.empty()) {
+    options.keep = [&](std::string_view key, std::string_view) { return arguments.keeps(key); };
+  }
+  const UpdateId base = limit == 0 && !loses_something ? 0 : cache->rewrite_history(options);
+  if (arguments.limit != 0 && base > limit) throw conflict(base);
+  if (arguments.json) {
+    output.json(Json{{"base", base}, {"base_before", extent.base}, {"head", extent.head}});
+  } else {
+    output.line(std::to_string(base));
+  }
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")->type_name("ID");
+  parser.add_option("--keep-last", arguments->keep_last, "leave the last N updates as they are")->type_name("N");
+  parser
+      .add_option("--keep-prefix", arguments->keep_prefixes,
+                  "erase all keys but those that begin with this; may be repeated")
+      ->type_name("PREFIX")
+      ->allow_extra_args(false);
+  add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return rewrite(*arguments, output); };
+}
+
+}  // namespace
+
+const Command rewrite_command{
+    "rewrite", "put the items as of an update in place of the updates up to it",
+    R"(Rewrites history: the updates up to a limit are replaced by the items as of it, and the log becomes as small as
+what it holds. Prints the base, the id up to which history is rewritten now. No item changes (but see --keep-prefix),
+all machines go on. May be interrupted anywhere and done again; several may do it at once.
+
+What is lost is history: times, writers, notes, earlier values. Therefore it wants --yes.)",
+    R"(Examples:
+  whycache rewrite                                   says what would be lost, exit code 8
+  whycache rewrite --yes
+  whycache rewrite --keep-last 1000 --yes
+  whycache rewrite --keep-prefix user. --keep-prefix flag. --yes    erases all other keys
+
+Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer, 5 log or state are damaged,
+  6 somebody has rewritten beyond --limit already, 7 permission, 8 --yes is missing, 9 the disk is full)",
+    prepare};
+
+}  // namespace whycache::cli

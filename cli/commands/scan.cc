@@ -1,0 +1,41 @@
+// whycache scan [PREFIX]
+#include <cstdint>
+
+#include "cli/commands/range_command.h"
+
+namespace whycache::cli {
+namespace {
+
+void print_items(const View& view, const RangeOptions& range, const ItemPrinter& printer) {
+  std::uint64_t count = 0;
+  for (const Item item : view.items(range.key_range())) {
+    printer.item(item);
+    if (++count == range.limit) break;
+  }
+}
+
+Run prepare(CLI::App& parser) {
+  return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped", print_items);
+}
+
+}  // namespace
+
+const Command scan_command{
+    "scan", "print keys with their values, in key order",
+    R"(Prints key, tab, value for each key, in the order of the keys' bytes, all as of one update id, however long it
+takes and whatever is written meanwhile.
+
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8;
+`whycache import` reads them back as they were, and so it does with --json.)",
+    R"(Examples:
+  whycache scan                                      everything
+  whycache scan user. --limit 10
+  whycache scan --from 2026-01 --to 2026-02
+  whycache scan --json | jq -r .key
+  whycache scan --json | whycache import --log sqlite:///other.db -
+
+Exit codes: 0 done (also when there is nothing to print), 3 and 4 as for `whycache get`,
+  5 the state is damaged, 7 permission, 9 all reader slots are taken, or the output could not be written)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,75 @@
+// whycache set KEY VALUE
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/input.h"
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  std::string key;
+  std::optional<std::string> value;
+  std::optional<std::string> file;
+  std::string note;
+  bool json = false;
+};
+
+std::string value_of(const Arguments& arguments) {
+  if (arguments.value.has_value() == arguments.file.has_value()) {
+    throw Failure(ExitCode::usage, arguments.file ? "the value is given twice" : "there is no value",
+                  "give VALUE, - for standard input, or --file PATH");
+  }
+  if (arguments.file) return Input(*arguments.file).rest(value_bytes_max);
+  if (*arguments.value == "-") return Input("-").rest(value_bytes_max);
+  return *arguments.value;
+}
+
+ExitCode set(const Arguments& arguments, Output& output) {
+  const std::string value = value_of(arguments);
+  const auto cache = open_cache(arguments.target);
+  const UpdateId id = cache->set(arguments.key, value, {.note = arguments.note});
+  if (arguments.json) {
+    output.json(Json{{"update_id", id}});
+  } else {
+    output.line(std::to_string(id));
+  }
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser.add_option("KEY", arguments->key, "1 to 1024 bytes")->type_name("")->required();
+  parser.add_option("VALUE", arguments->value, "the value, byte for byte; - reads standard input to its end")
+      ->type_name("");
+  parser.add_option("--file", arguments->file, "the value is what this file holds")->type_name("PATH");
+  add_note_option(parser, arguments->note);
+  add_json_option(parser, arguments->json);
+  add_update_bytes_max_option(parser, arguments->target);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return set(*arguments, output); };
+}
+
+}  // namespace
+
+const Command set_command{
+    "set", "set a key to a value",
+    R"(Sets a key and prints the id of the update. When it returns, the update is durable in the log, every process
+of this machine sees it, and every other machine will apply it.)",
+    R"(Examples:
+  whycache set checkout.enabled yes
+  whycache set --file logo.png logo.png              any bytes
+  printf 'a\0b' | whycache set bytes -               nothing is added or taken away
+  whycache set --note 'ticket 4711' checkout.enabled no    seen by `whycache log`
+  whycache set -- temperature -5                     -- before what begins with a dash
+
+Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says whether
+  anything may have been written), 5 log or state are damaged, 7 permission, 9 the value is too large or
+  the disk is full)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,182 @@
+// whycache status
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "cli/command.h"
+#include "cli/escape.h"
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  std::optional<std::chrono::nanoseconds> staleness_max;
+  std::optional<std::uint64_t> lag_max;
+  bool json = false;
+};
+
+// What is known of the log: from itself if it answers, else from when it was last asked.
+struct LogStatus {
+  std::optional<Extent> extent;
+  std::string trouble;  // why it did not answer; empty if it was not asked
+};
+
+LogStatus ask_log(const Target& target) {
+  if (!names_a_log(target)) return {};
+  try {
+    return {open_log(target)->extent(), {}};
+  } catch (const Error& error) {
+    return {std::nullopt, error.what()};
+  }
+}
+
+struct Status {
+  StateInfo info;
+  std::string path;
+  std::uint64_t file_bytes = 0;
+  std::optional<std::chrono::nanoseconds> staleness;
+  UpdateId head = 0;
+  LogStatus log;
+
+  Status(const State& state, LogStatus of_log) : log(std::move(of_log)) {
+    info = state.info();
+    path = state.path();
+    struct stat status;
+    if (::stat(path.c_str(), &status) == 0) file_bytes = static_cast<std::uint64_t>(status.st_size);
+    if (const auto asked = state.asked_at_ns()) {
+      staleness = std::chrono::nanoseconds(std::max<std::int64_t>(0, boot_time_ns() - *asked));
+    }
+    head = log.extent ? log.extent->head : state.known_head();
+  }
+
+  // Another log's state, or one of a log that has lost its tail, counts as damaged; the next update() rebuilds it.
+  bool is_of_this_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
+  bool is_ahead_of_log() const { return log.extent && info.applied_id > log.extent->head; }
+  std::uint64_t lag() const { return head > info.applied_id ? head - info.applied_id : 0; }
+};
+
+Json as_json(const Status& status) {
+  Json object;
+  object["applied_id"] = status.info.applied_id;
+  object["head"] = status.head;
+  object["lag"] = status.lag();
+  if (status.staleness) {
+    object["staleness_seconds"] = std::chrono::duration<double>(*status.staleness).count();
+  } else {
+    object["staleness_seconds"] = nullptr;
+  }
+  object["items"] = status.info.item_count;
+  object["item_bytes"] = status.info.item_bytes;
+  object["digest"] = to_string(status.info.digest);
+  object["chain"] = format_hash(status.info.chain);
+  put_bytes(object, "log", status.info.log_name);
+  object["log_uuid"] = to_string(status.info.log_uuid);
+  object["log_answers"] = status.log.extent.has_value();
+  if (status.log.extent) {
+    object["base"] = status.log.extent->base;
+    object["same_log"] = status.is_of_this_log();
+  } else if (!status.log.trouble.empty()) {
+    put_bytes(object, "log_trouble", status.log.trouble);
+  }
+  put_bytes(object, "state", status.path);
+  object["state_bytes"] = status.file_bytes;
+  object["superseded"] = status.info.superseded;
+  return object;
+}
+
+void print(const Status& status, Output& output) {
+  const auto row = [&](std::string_view name, const std::string& value) {
+    output.line(fmt::format("{:<12}{}", name, value));
+  };
+  const std::string staleness =
+      status.staleness ? format_duration(*status.staleness) : "the log was not asked since this machine was started";
+  row("applied id", std::to_string(status.info.applied_id));
+  row("head", fmt::format("{}{}", status.head, status.log.extent ? "" : "  (when the log was last asked)"));
+  row("lag", fmt::format("{} update{}", status.lag(), status.lag() == 1 ? "" : "s"));
+  row("staleness", staleness);
+  row("items", fmt::format("{}  ({} of keys and values)", with_commas(status.info.item_count),
+                           format_bytes(status.info.item_bytes)));
+  row("digest", to_string(status.info.digest));
+  row("chain", format_hash(status.info.chain));
+  row("log", escape(status.info.log_name));
+  row("log uuid", to_string(status.info.log_uuid));
+  if (status.log.extent) {
+    row("base", status.log.extent->base == 0 ? "0  (never rewritten)" : std::to_string(status.log.extent->base));
+  } else if (!status.log.trouble.empty()) {
+    row("log answers", "no: " + escape(status.log.trouble));
+  }
+  row("state", fmt::format("{}  ({})", escape(status.path), format_bytes(status.file_bytes)));
+}
+
+ExitCode status(const Arguments& arguments, Output& output) {
+  const Source source(arguments.target);
+  const Status status(source.state(), ask_log(arguments.target));
+  if (arguments.json) {
+    output.json(as_json(status));
+  } else {
+    print(status, output);
+  }
+  output.flush();
+  if (!status.is_of_this_log()) {
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("the state is of another log: state_uuid={} log_uuid={}", to_string(status.info.log_uuid),
+                              to_string(status.log.extent->uuid)),
+                  "check --log and --state; `whycache update` builds a new state from this log");
+  }
+  if (status.is_ahead_of_log()) {
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("the log has lost updates this machine has applied: applied_id={} head={}",
+                              status.info.applied_id, status.head),
+                  "it was restored from an older copy, or is another one: mend it, or let `whycache update` build a "
+                  "new state from it");
+  }
+  if (arguments.staleness_max && (!status.staleness || *status.staleness > *arguments.staleness_max)) {
+    throw Failure(ExitCode::stale,
+                  fmt::format("staler than asked: staleness={} staleness_max={}",
+                              status.staleness ? format_duration(*status.staleness) : "unknown",
+                              format_duration(*arguments.staleness_max)),
+                  "`whycache update` asks the log; `whycache follow` goes on asking");
+  }
+  if (arguments.lag_max && status.lag() > *arguments.lag_max) {
+    throw Failure(ExitCode::stale,
+                  fmt::format("further behind than asked: lag={} lag_max={}", status.lag(), *arguments.lag_max),
+                  "`whycache update` catches up; `whycache follow` goes on doing so");
+  }
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  add_duration_option(parser, "--staleness-max", arguments->staleness_max,
+                      "exit 4 if the log was last asked longer ago");
+  parser.add_option("--lag-max", arguments->lag_max, "exit 4 if more updates than this are not applied")
+      ->type_name("N");
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return status(*arguments, output); };
+}
+
+}  // namespace
+
+const Command status_command{
+    "status", "how far this machine is, and how fresh",
+    R"(Prints where this machine's state stands: applied id, head of the log and the lag between them; staleness, which
+is how long ago a process of this machine asked the log; number of items; digest and chain, which are equal on all
+machines with the same applied id. Changes nothing, and does without a log that does not answer.)",
+    R"(Examples:
+  whycache status
+  whycache status --staleness-max 30s --lag-max 100 > /dev/null || echo 'this machine is behind'
+  whycache status --json | jq .lag
+  whycache status --state /var/lib/whycache/flags.state    without asking the log
+
+Exit codes: 0 done, 4 staler or further behind than asked, 5 the state is damaged, of another log, or ahead of a
+  log that lost updates, 7 permission)",
+    prepare};
+
+}  // namespace whycache::cli

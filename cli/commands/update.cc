@@ -1,0 +1,69 @@
+// whycache update
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/target.h"
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  Target target;
+  UpdateId at_least = 0;
+  std::optional<std::chrono::nanoseconds> staleness_max;
+  bool json = false;
+};
+
+ExitCode update(const Arguments& arguments, Output& output) {
+  const auto cache = open_cache(arguments.target);
+  UpdateOptions options;
+  options.at_least = arguments.at_least;
+  if (arguments.staleness_max) options.staleness_max = *arguments.staleness_max;
+  UpdateId id = 0;
+  try {
+    id = cache->update(options);
+  } catch (const Error& error) {
+    // The log may well have answered, that there is no such update yet.
+    if (error.kind() != ErrorKind::unavailable || arguments.at_least == 0) throw;
+    throw Failure(ExitCode::stale, error.what(),
+                  "update " + std::to_string(arguments.at_least) +
+                      " is not applied: wait longer with --deadline, or see `whycache status`");
+  }
+  if (arguments.json) {
+    output.json(Json{{"applied_id", id}});
+  } else {
+    output.line(std::to_string(id));
+  }
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  parser
+      .add_option("--at-least", arguments->at_least,
+                  "ask until this update is applied, or the deadline has passed; exit 4 then")
+      ->type_name("ID");
+  add_duration_option(parser, "--staleness-max", arguments->staleness_max,
+                      "do nothing if a process of this machine asked the log within DURATION");
+  add_json_option(parser, arguments->json);
+  add_target_options(parser, arguments->target);
+  return [arguments](Output& output) { return update(*arguments, output); };
+}
+
+}  // namespace
+
+const Command update_command{
+    "update", "apply what the log has to this machine's state",
+    R"(Applies what the log has beyond the applied id and prints the applied id. All processes of this machine see it.)",
+    R"(Examples:
+  whycache update
+  id=$(whycache set a 1)                             on one machine
+  whycache update --at-least $id --deadline 30s      on another: returns when it has it
+
+Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time, 5 the log is damaged (the
+  state stays where it is), 7 permission, 9 the disk is full)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,98 @@
+// whycache version
+#include <fmt/format.h>
+#include <zstd.h>
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/hash.h"
+#include "cli/command.h"
+#include "cli/options.h"
+#include "state/file/layout.h"
+#include "update/format.h"
+
+#if WHYCACHE_WITH_SQLITE
+#include <sqlite3.h>
+#endif
+#if WHYCACHE_WITH_MYSQL
+#include <mysql.h>
+#endif
+
+namespace whycache::cli {
+namespace {
+
+struct Arguments {
+  bool json = false;
+};
+
+std::vector<std::string> logs() {
+  std::vector<std::string> schemes = {"memory", "file"};
+#if WHYCACHE_WITH_SQLITE
+  schemes.emplace_back("sqlite");
+#endif
+#if WHYCACHE_WITH_MYSQL
+  schemes.emplace_back("mysql");
+#endif
+  return schemes;
+}
+
+Json libraries() {
+  Json versions;
+#if WHYCACHE_WITH_SQLITE
+  versions["sqlite"] = ::sqlite3_libversion();
+#endif
+#if WHYCACHE_WITH_MYSQL
+  versions["libmariadb"] = ::mysql_get_client_info();
+#endif
+  versions["zstd"] = ::ZSTD_versionString();
+  versions["xxhash"] = fmt::format("{}.{}.{}", XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
+  versions["fmt"] = fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
+  versions["cli11"] = CLI11_VERSION;
+  versions["nlohmann_json"] =
+      fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH);
+  return versions;
+}
+
+ExitCode version(const Arguments& arguments, Output& output) {
+  if (arguments.json) {
+    Json object;
+    object["version"] = WHYCACHE_VERSION;
+    object["formats"] = {{"update", format_version}, {"state", state_format_major}};
+    object["logs"] = logs();
+    object["libraries"] = libraries();
+    object["compiler"] = __VERSION__;
+    output.json(object);
+    return ExitCode::done;
+  }
+  output.line(std::string("whycache ") + WHYCACHE_VERSION);
+  output.line(fmt::format("formats    update {}, state {}", format_version, state_format_major));
+  output.line(fmt::format("logs       {}", fmt::join(logs(), ", ")));
+  const Json versions = libraries();
+  std::vector<std::string> names;
+  for (const auto& [name, number] : versions.items()) names.push_back(name + " " + number.get<std::string>());
+  output.line(fmt::format("libraries  {}", fmt::join(names, ", ")));
+  output.line(std::string("compiler   ") + __VERSION__);
+  return ExitCode::done;
+}
+
+Run prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<Arguments>();
+  add_json_option(parser, arguments->json);
+  return [arguments](Output& output) { return version(*arguments, output); };
+}
+
+}  // namespace
+
+const Command version_command{
+    "version", "versions of the program, its formats and libraries",
+    R"(Prints the version of whycache, of the formats it reads and writes, the logs that are compiled in, and the libraries
+in use. Please put it into a bug report.)",
+    R"(Examples:
+  whycache version
+  whycache version --json | jq -r .version
+
+Exit codes: 0 done)",
+    prepare};
+
+}  // namespace whycache::cli

@@ -1,0 +1,361 @@
+#include "cli/system_checks.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/magic.h>
+#include <linux/membarrier.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <system_error>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/process_lock.h"
+#include "cli/escape.h"
+#include "state/file/layout.h"
+
+namespace whycache::cli {
+namespace {
+
+constexpr std::uint64_t little_room_bytes = std::uint64_t{128} << 20;
+constexpr std::uint64_t no_room_bytes = std::uint64_t{4} << 20;
+
+std::string reason(int error) { return std::system_category().message(error); }
+
+std::string first_line(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+Finding look_at_kernel() {
+  struct utsname names;
+  if (::uname(&names) != 0)
+    return Finding::warn("kernel", "unknown: " + reason(errno), "Linux 4.14 or later is needed");
+  int major = 0;
+  int minor = 0;
+  const char* const end = names.release + std::strlen(names.release);
+  const auto [dot, error] = std::from_chars(names.release, end, major);
+  const bool numbered = error == std::errc{} && dot != end && std::from_chars(dot + 1, end, minor).ec == std::errc{};
+  const std::string found = fmt::format("{} {} {}", names.sysname, names.release, names.machine);
+  if (numbered && (major < 4 || (major == 4 && minor < 14))) {
+    return Finding::bad("kernel", found, "Linux 4.14 or later is needed: open-file-description locks, membarrier",
+                        ExitCode::limit);
+  }
+  return Finding::ok("kernel", found);
+}
+
+Finding look_at_page_size() {
+  const auto bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::string found = format_bytes(bytes);
+  if (segment_bytes % bytes != 0)
+    return Finding::bad("page size", found, "pages have to divide segments of 256 KiB", ExitCode::limit);
+  return Finding::ok("page size", found);
+}
+
+Finding look_at_boot_id() {
+  const Uuid id = boot_id();
+  if (id == Uuid{}) {
+    return Finding::warn("boot id", "/proc/sys/kernel/random/boot_id cannot be read",
+                         "make /proc visible: without it a state file is not told from one of before a crash");
+  }
+  return Finding::ok("boot id", to_string(id));
+}
+
+Finding look_at_membarrier() {
+  const long commands = ::syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
+  if (commands < 0) {
+    return Finding::warn(
+        "membarrier", "not available: " + reason(errno),
+        "allow the system call (seccomp): without it an old mapping is kept for as long as the process lives");
+  }
+  if ((commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0) {
+    return Finding::warn("membarrier", "the private expedited kind is missing", "a kernel of 4.14 or later has it");
+  }
+  return Finding::ok("membarrier", "available");
+}
+
+Finding look_at_address_space(std::uint64_t state_bytes_max) {
+  struct rlimit limit;
+  ::getrlimit(RLIMIT_AS, &limit);
+  const std::string of = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : format_bytes(limit.rlim_cur);
+  void* const reserved =
+      ::mmap(nullptr, state_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) {
+    return Finding::warn("address space",
+                         fmt::format("{}; {} cannot be reserved: {}", of, format_bytes(state_bytes_max), reason(errno)),
+                         "raise it (ulimit -v unlimited): a state cannot grow beyond what can be reserved");
+  }
+  ::munmap(reserved, state_bytes_max);
+  return Finding::ok("address space", fmt::format("{}; {} can be reserved", of, format_bytes(state_bytes_max)));
+}
+
+Finding look_at_file_size() {
+  struct rlimit limit;
+  ::getrlimit(RLIMIT_FSIZE, &limit);
+  if (limit.rlim_cur == RLIM_INFINITY) return Finding::ok("file size", "unlimited");
+  return Finding::warn("file size", "limited to " + format_bytes(limit.rlim_cur),
+                       "raise it (ulimit -f unlimited): state and log cannot grow beyond");
+}
+
+Finding look_at_open_files() {
+  struct rlimit limit;
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const std::string found = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur);
+  if (limit.rlim_cur < 64)
+    return Finding::warn("open files", found, "raise it (ulimit -n 1024): a cache holds about ten");
+  return Finding::ok("open files", found);
+}
+
+Finding look_at_clock() {
+  struct timespec now;
+  if (::clock_gettime(CLOCK_BOOTTIME, &now) != 0) {
+    return Finding::bad("clock", "CLOCK_BOOTTIME is not available: " + reason(errno), "staleness is measured by it",
+                        ExitCode::limit);
+  }
+  constexpr int calls = 10'000;
+  const std::int64_t began_ns = boot_time_ns();
+  for (int i = 0; i < calls; ++i) boot_time_ns();
+  const std::int64_t cost_ns = (boot_time_ns() - began_ns) / calls;
+  const std::string source = first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+  const std::string found = fmt::format("{}, {} ns to read", source.empty() ? "source unknown" : source, cost_ns);
+  if (cost_ns > 300) {
+    return Finding::warn(
+        "clock", found,
+        "update() with a staleness bound reads it: a faster clock source (tsc, kvm-clock) makes that cheaper");
+  }
+  return Finding::ok("clock", found);
+}
+
+Finding look_at_wall_clock() {
+  constexpr std::int64_t january_2024_us = 1'704'067'200'000'000;
+  const std::int64_t now_us = wall_time_us();
+  if (now_us < january_2024_us) {
+    return Finding::warn("wall clock", format_time(now_us),
+                         "set it: nothing depends on it, but `whycache log` shows its times");
+  }
+  return Finding::ok("wall clock", format_time(now_us));
+}
+
+Finding look_at_huge_pages() {
+  const std::string modes = first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  const std::size_t begin = modes.find('[');
+  const std::size_t end = modes.find(']');
+  if (begin == std::string::npos || end == std::string::npos) {
+    return Finding::ok("huge pages", "the kernel has none for shared memory (reads are about a tenth slower without)");
+  }
+  const std::string mode = modes.substr(begin + 1, end - begin - 1);
+  if (mode == "never" || mode == "deny") {
+    return Finding::warn("huge pages", "off for shared memory: " + mode,
+                         "reads of a state in /dev/shm gain about a tenth: echo advise > "
+                         "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  }
+  return Finding::ok("huge pages", "for shared memory: " + mode);
+}
+
+Finding look_at_shared_memory() {
+  struct statvfs status;
+  if (::statvfs("/dev/shm", &status) != 0) {
+    return Finding::warn("/dev/shm", "cannot be used: " + reason(errno),
+                         "only needed for states that are to stay off the disk");
+  }
+  const std::uint64_t total = std::uint64_t{status.f_blocks} * status.f_frsize;
+  const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
+  const std::string found = fmt::format("{}, {} free", format_bytes(total), format_bytes(free));
+  if (free < little_room_bytes) {
+    return Finding::warn("/dev/shm", found,
+                         "a state there needs more: mount -o remount,size=2G /dev/shm, or docker run --shm-size=2g");
+  }
+  return Finding::ok("/dev/shm", found);
+}
+
+struct KnownFileSystem {
+  std::int64_t type;
+  const char* name;
+  bool shares_memory;
+};
+
+constexpr std::array known_file_systems = {
+    KnownFileSystem{TMPFS_MAGIC, "tmpfs", true},
+    KnownFileSystem{EXT4_SUPER_MAGIC, "ext4", true},
+    KnownFileSystem{XFS_SUPER_MAGIC, "xfs", true},
+    KnownFileSystem{BTRFS_SUPER_MAGIC, "btrfs", true},
+    KnownFileSystem{F2FS_SUPER_MAGIC, "f2fs", true},
+    KnownFileSystem{0x2fc12fc1, "zfs", true},
+    KnownFileSystem{RAMFS_MAGIC, "ramfs", true},
+    KnownFileSystem{OVERLAYFS_SUPER_MAGIC, "overlay", true},
+    KnownFileSystem{NFS_SUPER_MAGIC, "nfs", false},
+    KnownFileSystem{0xff534d42, "cifs", false},
+    KnownFileSystem{0xfe534d42, "smb2", false},
+    KnownFileSystem{V9FS_MAGIC, "9p", false},
+    KnownFileSystem{FUSE_SUPER_MAGIC, "fuse or virtiofs", false},
+    KnownFileSystem{CEPH_SUPER_MAGIC, "ceph", false},
+    KnownFileSystem{HUGETLBFS_MAGIC, "hugetlbfs", true},
+    KnownFileSystem{0xca451a4e, "bcachefs", true},
+};
+
+Finding look_at_file_system(const std::string& folder) {
+  struct statfs status;
+  if (::statfs(folder.c_str(), &status) != 0) {
+    return Finding::bad("file system", "cannot be looked at: " + reason(errno), "correct the path", ExitCode::usage);
+  }
+  const auto type = static_cast<std::int64_t>(static_cast<std::uint32_t>(status.f_type));
+  const auto known = std::ranges::find(known_file_systems, type, &KnownFileSystem::type);
+  const std::string name = known == known_file_systems.end() ? fmt::format("unknown, type {:#x}", type) : known->name;
+  if (known == known_file_systems.end() || !known->shares_memory) {
+    return Finding::bad("file system", name + ": not known to share memory between processes",
+                        "choose a local disk or /dev/shm with --state; --any-file-system takes it all the same",
+                        ExitCode::usage);
+  }
+  if (type == OVERLAYFS_SUPER_MAGIC) {
+    return Finding::warn("file system", name + ": the state goes with the container",
+                         "mount a volume or a tmpfs there, or use /dev/shm");
+  }
+  return Finding::ok("file system", name);
+}
+
+Finding look_at_room(const std::string& folder) {
+  struct statvfs status;
+  if (::statvfs(folder.c_str(), &status) != 0)
+    return Finding::warn("room", "unknown: " + reason(errno), "correct the path");
+  const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
+  const std::string found = format_bytes(free) + " free";
+  if ((status.f_flag & ST_RDONLY) != 0) {
+    return Finding::bad("room", "the file system is mounted read-only", "choose another place with --state",
+                        ExitCode::permission);
+  }
+  if (status.f_files > 0 && status.f_favail == 0)
+    return Finding::bad("room", found + ", but no inode", "remove files there", ExitCode::limit);
+  if (free < no_room_bytes)
+    return Finding::bad("room", found, "make room, or choose another place with --state", ExitCode::limit);
+  if (free < little_room_bytes) return Finding::warn("room", found, "a state grows with its data: make room");
+  return Finding::ok("room", found);
+}
+
+Finding look_at_permissions(const std::string& folder) {
+  struct stat status;
+  if (::stat(folder.c_str(), &status) != 0) {
+    return Finding::bad("folder", fmt::format("{}: {}", folder, reason(errno)),
+                        "make it, or choose another with --state", ExitCode::usage);
+  }
+  const std::string found = fmt::format("{}, mode {:04o}, owner {}", folder, status.st_mode & 07777, status.st_uid);
+  try {
+    check_folder_is_safe(folder);
+  } catch (const Error& error) {
+    return Finding::bad("folder", found, error.what(), exit_code_of(error));
+  }
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
+    return Finding::bad("folder", found + ": " + reason(errno), "run as its owner, or choose another with --state",
+                        ExitCode::permission);
+  }
+  return Finding::ok("folder", found);
+}
+
+// A file nobody sees, in the folder itself: what holds for it will hold for the state.
+class Trial {
+ public:
+  explicit Trial(const std::string& folder) : path_(folder + "/.whycache-doctor-XXXXXX") {
+    first_ = FileDescriptor(::mkostemp(path_.data(), O_CLOEXEC));
+    if (!first_) throw system_error("cannot make a file", folder, errno);
+    second_ = FileDescriptor(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+    third_ = FileDescriptor(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
+    ::unlink(path_.c_str());
+  }
+
+  Finding look_at_allocation() const {
+    if (const int error = ::posix_fallocate(first_.number(), 0, bytes); error != 0) {
+      return Finding::bad("allocation", "fallocate fails: " + reason(error),
+                          "make room, or choose another place with --state", ExitCode::limit);
+    }
+    return Finding::ok("allocation", "fallocate works");
+  }
+
+  // What one process writes, another that maps the file read-only must see.
+  Finding look_at_mapping() const {
+    void* const writer = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, first_.number(), 0);
+    void* const reader = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, second_.number(), 0);
+    if (writer == MAP_FAILED || reader == MAP_FAILED) {
+      return Finding::bad("shared mapping", "cannot be made: " + reason(errno), "choose another place with --state",
+                          ExitCode::limit);
+    }
+    static_cast<volatile char*>(writer)[100] = 42;
+    const bool seen = static_cast<volatile char*>(reader)[100] == 42;
+    ::munmap(writer, bytes);
+    ::munmap(reader, bytes);
+    if (!seen) {
+      return Finding::bad("shared mapping", "one process does not see what another writes",
+                          "choose another place with --state", ExitCode::usage);
+    }
+    return Finding::ok("shared mapping", "one process sees what another writes");
+  }
+
+  Finding look_at_locks() const {
+    try {
+      const bool locked = try_lock_byte(first_.number(), 7);
+      const bool locked_again = try_lock_byte(third_.number(), 7);
+      unlock_byte(first_.number(), 7);
+      if (locked && !locked_again) return Finding::ok("locks", "open-file-description locks exclude each other");
+      return Finding::bad("locks", "two holders of one lock, or none", "choose another place with --state",
+                          ExitCode::usage);
+    } catch (const Error& error) {
+      return Finding::bad("locks", error.what(), "choose another place with --state", ExitCode::usage);
+    }
+  }
+
+ private:
+  static constexpr std::size_t bytes = 4096;
+
+  std::string path_;
+  FileDescriptor first_;
+  FileDescriptor second_;
+  FileDescriptor third_;
+};
+
+}  // namespace
+
+std::vector<Finding> look_at_system(std::uint64_t state_bytes_max) {
+  return {look_at_kernel(),
+          look_at_page_size(),
+          look_at_boot_id(),
+          look_at_membarrier(),
+          look_at_address_space(state_bytes_max),
+          look_at_file_size(),
+          look_at_open_files(),
+          look_at_clock(),
+          look_at_wall_clock(),
+          look_at_huge_pages(),
+          look_at_shared_memory()};
+}
+
+std::vector<Finding> look_at_folder(const std::string& folder) {
+  std::vector<Finding> findings = {look_at_permissions(folder)};
+  if (::access(folder.c_str(), F_OK) != 0) return findings;
+  findings.push_back(look_at_file_system(folder));
+  findings.push_back(look_at_room(folder));
+  try {
+    const Trial trial(folder);
+    findings.push_back(trial.look_at_allocation());
+    if (findings.back().level != Finding::Level::bad) findings.push_back(trial.look_at_mapping());
+    findings.push_back(trial.look_at_locks());
+  } catch (const Error& error) {
+    findings.push_back(Finding::bad("trial file", error.what(), next_step(error), exit_code_of(error)));
+  }
+  return findings;
+}
+
+}  // namespace whycache::cli

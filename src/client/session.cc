@@ -1,0 +1,99 @@
+#include "client/session.h"
+
+#include <unistd.h>
+
+#include <array>
+
+#include "base/random.h"
+
+namespace whycache {
+namespace {
+
+std::string default_writer_name() {
+  std::array<char, 200> host{};
+  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
+  return std::string(host.data()) + ":" + std::to_string(::getpid());
+}
+
+}  // namespace
+
+Counters Tally::read() {
+  static constexpr std::uint64_t Counters::*all[] = {
+      &Counters::updates_applied,   &Counters::updates_written,      &Counters::append_conflicts,
+      &Counters::log_retries,       &Counters::rebuilds_behind_base, &Counters::rebuilds_diverged,
+      &Counters::rebuilds_replaced, &Counters::rebuilds_damaged,     &Counters::recoveries};
+  static_assert(sizeof all / sizeof *all == sizeof(Counters) / sizeof(std::uint64_t));
+  Counters copy;
+  for (std::uint64_t Counters::*counter : all) {
+    copy.*counter = std::atomic_ref(counters_.*counter).load(std::memory_order_relaxed);
+  }
+  return copy;
+}
+
+Link::Link(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
+           Tally& counters)
+    : state(joined_state),
+      log(joined_log),
+      options(cache_options),
+      tally(counters),
+      owned_log_(std::move(owned_log)),
+      writer_id_(random_uuid()),
+      writer_name_(options.writer_name.empty() ? default_writer_name() : options.writer_name) {}
+
+Authorship Link::authorship(std::string note) {
+  return {.time_us = wall_time_us(),
+          .writer_id = writer_id_,
+          .writer_sequence = writer_sequence_.fetch_add(1, std::memory_order_relaxed) + 1,
+          .writer_name = writer_name_,
+          .note = std::move(note)};
+}
+
+void Link::report(Event::Kind kind, const std::string& message) noexcept {
+  if (!options.on_event) return;
+  try {
+    const std::lock_guard guard(events_mutex_);
+    options.on_event({kind, message});
+  } catch (...) {  // promised in Options::on_event
+  }
+}
+
+void Link::wait_after(const LogError& error, Patience& patience) {
+  if (!error.can_be_waited_for()) throw error;
+  if (patience.deadline().passed()) {
+    throw LogError(ErrorKind::unavailable,
+                   std::string("log did not answer in time: log=") + log.name() +
+                       " deadline_ms=" + std::to_string(patience.limit().count()) +
+                       " attempts=" + std::to_string(patience.pauses() + 1) + ": " + error.what(),
+                   error.system_error(), /*gave_up=*/true);
+  }
+  if (closing_.load(std::memory_order_acquire)) {
+    throw LogError(
+        ErrorKind::unavailable,
+        std::string("cache was closed while the log did not answer: log=") + log.name() + ": " + error.what(),
+        error.system_error(), /*gave_up=*/true);
+  }
+  tally.add(&Counters::log_retries);
+  report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +
+                                   " attempt=" + std::to_string(patience.pauses() + 2) + ": " + error.what());
+  patience.pause();
+}
+
+void Link::saw_log(const Uuid& uuid) {
+  const std::lock_guard guard(mutex_);
+  seen_log_ = uuid;
+  has_seen_any_log_.store(true, std::memory_order_release);
+}
+
+bool Link::has_seen_log(const Uuid& uuid) const {
+  const std::lock_guard guard(mutex_);
+  return seen_log_ == uuid;
+}
+
+void Link::note_damage() noexcept {
+  try {
+    damaged_state_id_.store(state.info().state_id, std::memory_order_release);
+  } catch (const std::exception&) {  // then follow() meets the damage itself
+  }
+}
+
+}  // namespace whycache

@@ -1,0 +1,138 @@
+#include "client/state_location.h"
+
+#include <pwd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <string_view>
+#include <system_error>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/url.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::size_t name_bytes_max = 100;
+constexpr mode_t private_folder_mode = 0700;
+
+std::string environment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value != nullptr ? value : "";
+}
+
+bool is_name_character(char c) {
+  return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+}
+
+void check_name(std::string_view name) {
+  bool safe = !name.empty() && name.size() <= name_bytes_max && name.front() != '.';
+  for (const char c : name) safe = safe && is_name_character(c);
+  if (!safe) {
+    throw Error(ErrorKind::invalid, "name cannot be that of a file: name=\"" + std::string(name) +
+                                        "\" (1 to 100 of A-Z a-z 0-9 _ - . and not first a dot)");
+  }
+}
+
+// The log's instance for people, a hash of all of its name so that no two logs share a state.
+std::string default_name(const std::string& log_name) {
+  std::string instance = "state";
+  if (const std::size_t at = log_name.rfind("instance="); at != std::string::npos) {
+    const std::string value = log_name.substr(at + 9, log_name.find('&', at) - at - 9);
+    if (is_instance_name(value)) instance = value;
+  }
+  std::array<char, 17> hash;
+  std::snprintf(hash.data(), hash.size(), "%016llx", static_cast<unsigned long long>(hash64(log_name)));
+  return instance + "-" + hash.data();
+}
+
+// A path that ends with '/' is a folder.
+std::string path_in(const std::string& path, const std::string& name) {
+  return path.back() == '/' ? path + name + ".state" : path;
+}
+
+std::string home_folder() {
+  std::string home = environment("HOME");
+  if (home.empty()) {
+    std::array<char, 4096> buffer;
+    passwd entry;
+    passwd* found = nullptr;
+    if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr)
+      home = found->pw_dir;
+  }
+  if (home.empty() || home.front() != '/') {
+    throw Error(ErrorKind::invalid,
+                "no home folder to keep the state in (set state_path, or the environment variable WHYCACHE_STATE)");
+  }
+  return home;
+}
+
+bool is_below(std::string_view path, std::string_view folder) {
+  return path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/');
+}
+
+// Makes a folder and those above it that are not there.
+void make_private_folder(const std::string& folder) {
+  if (::mkdir(folder.c_str(), private_folder_mode) == 0 || errno == EEXIST) return;
+  if (errno == ENOENT && folder != "/" && folder != ".") {
+    make_private_folder(folder_of(folder));
+    if (::mkdir(folder.c_str(), private_folder_mode) == 0 || errno == EEXIST) return;
+  }
+  throw system_error("cannot make folder for the state", folder, errno);
+}
+
+std::string default_folder() {
+  // systemd gives a service several folders, if it asks for them, separated by colons.
+  if (const std::string given = environment("STATE_DIRECTORY"); !given.empty()) return given.substr(0, given.find(':'));
+  if (::geteuid() == 0) return "/var/lib/whycache";
+  // A relative one is to be ignored, says the XDG base directory specification.
+  std::string folder = environment("XDG_STATE_HOME");
+  if (folder.empty() || folder.front() != '/') folder = home_folder() + "/.local/state";
+  const std::string normal = std::filesystem::path(folder).lexically_normal().native();
+  if (is_below(normal, "/tmp") || is_below(normal, "/var/tmp")) {
+    throw Error(ErrorKind::invalid,
+                "the state's default folder would be one that is shared with everybody and cleaned up: path=" + normal +
+                    " (set state_path, or the environment variable WHYCACHE_STATE)");
+  }
+  return folder + "/whycache";
+}
+
+StatePlace place_for_one_cache(const std::string& name) {
+  const auto state_in = [&](const std::string& folder) { return folder + "/" + name + ".state"; };
+  for (const char* const parent : {"/dev/shm", "/var/lib", "/run"}) {
+    std::string folder = std::string(parent) + "/whycache-XXXXXX";
+    if (::mkdtemp(folder.data()) != nullptr) return {state_in(folder), folder};
+  }
+  std::string folder = default_folder();
+  make_private_folder(folder);
+  folder += "/memory-XXXXXX";
+  if (::mkdtemp(folder.data()) == nullptr) throw system_error("cannot make folder for the state", folder, errno);
+  return {state_in(folder), folder};
+}
+
+}  // namespace
+
+StatePlace find_state_place(const Options& options, const std::string& log_name) {
+  const std::string name = options.name.empty() ? default_name(log_name) : options.name;
+  check_name(name);
+  if (!options.state_path.empty()) return {path_in(options.state_path, name), {}};
+  if (log_name.starts_with("memory:")) return place_for_one_cache(name);
+  if (const std::string given = environment("WHYCACHE_STATE"); !given.empty()) return {path_in(given, name), {}};
+
+  const std::string folder = default_folder();
+  make_private_folder(folder);
+  return {folder + "/" + name + ".state", {}};
+}
+
+void remove_own_folder(const StatePlace& place) noexcept {
+  if (place.own_folder.empty()) return;
+  std::error_code ignored;
+  std::filesystem::remove_all(place.own_folder, ignored);
+}
+
+}  // namespace whycache

@@ -1,0 +1,155 @@
+// Committing: changes become updates in the log, and then, by applying them, part of the state.
+//
+//   take StateLock::append                  processes of one machine do not race each other to the log
+//     seal the draft for id n+1             n: the applied id; its chain ties the update to all before
+//     log: insert n+1 if absent
+//       appended   apply it (or find that a follower did), and return n+1
+//       taken      follow the log, and try the next id
+//       no answer  look at the log: our bytes at n+1: appended. Others: taken. Nothing: try again
+//
+// An append that failed may still be under way. So as long as one is in doubt nothing else is tried than the very same
+// bytes at the very same id: a late arrival then does no harm, and the update is in the log once.
+//
+// Group commit. Callers queue; the one in front leads: it takes those behind it along into its update as far as they
+// fit, appends for all, and tells each the id. Whoever waits meanwhile leads next. Each caller's batch stays atomic.
+// Writes whose caller did not wait stand in the same queue; a thread leads when one of these is in front.
+#pragma once
+
+#include <whycache/cache.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <future>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/backoff.h"
+#include "client/log_page.h"
+#include "client/session.h"
+
+namespace whycache {
+
+class Commit {
+ public:
+  explicit Commit(Link& link) : link_(link) {}
+  ~Commit() { stop(); }
+  Commit(const Commit&) = delete;
+  Commit& operator=(const Commit&) = delete;
+
+  // Appends and applies the changes, in several updates if one does not hold them. Returns the id of the last.
+  UpdateId write(std::span<const Change> changes, const WriteOptions& options);
+
+  // The same by a thread of its own. Throws Error at once for what is wrong with the changes, or limit.
+  std::future<UpdateId> write_later(std::span<const Change> changes, const WriteOptions& options);
+  // Ends that thread; what it has not begun to write fails.
+  void stop();
+
+  // Makes a draft of what is to be written given that the state is as the pin shows it; nullopt: nothing.
+  using Prepare = std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
+  // Appends what `prepare` makes as the very next update after the one it looked at; if somebody else was first, it is
+  // asked again. nullopt: it had nothing to write. `before_look` is called before the state is looked at, each time.
+  std::optional<Place> write_prepared(const Prepare& prepare, Patience& patience,
+                                      const std::function<void()>& before_look = {});
+
+ private:
+  struct LaterWrite;
+  // What one caller wants to have in one update.
+  struct Batch {
+    Draft draft;
+    std::span<const Change> changes;
+    std::string_view note;
+    Patience patience;
+    bool in_group = false;
+    bool done = false;
+    UpdateId id = 0;
+    std::exception_ptr failure;
+    LaterWrite* later = nullptr;  // whom it belongs to, if nobody waits for it here
+    // Its caller's, to wait on: shared, as whoever wakes him may come to it when he has gone.
+    std::shared_ptr<std::condition_variable> turn;
+  };
+  // A write that nobody waits for.
+  struct LaterWrite {
+    std::string bytes;  // of keys and values
+    std::vector<Change> changes;
+    WriteOptions options;
+    std::vector<Batch> batches;
+    std::size_t batches_ended = 0;
+    std::size_t changes_written = 0;
+    UpdateId last_id = 0;
+    std::promise<UpdateId> promise;
+  };
+
+  // Holds the mutex. Callers who were named meanwhile are woken when it lets go of it, each of them by itself: who is
+  // woken while it is held would wait for it, and who is woken without need takes a processor from those that write.
+  class Locked {
+   public:
+    explicit Locked(Commit& commit) : lock_(commit.mutex_) {}
+    ~Locked() { release(); }
+    Locked(const Locked&) = delete;
+    Locked& operator=(const Locked&) = delete;
+
+    void wake(const Batch& batch, bool first = false) noexcept;
+    void wait(std::condition_variable& turn) {
+      notify_woken();
+      turn.wait(lock_);
+    }
+    void wait(std::condition_variable& turn, std::chrono::nanoseconds at_most) {
+      notify_woken();
+      turn.wait_for(lock_, at_most);
+    }
+    void release() noexcept {
+      if (lock_.owns_lock()) lock_.unlock();
+      notify_woken();
+    }
+    void hold_again() { lock_.lock(); }
+
+   private:
+    void notify_woken() noexcept;
+
+    std::unique_lock<std::mutex> lock_;
+    std::vector<std::shared_ptr<std::condition_variable>> woken_;
+  };
+
+  void check(std::span<const Change> changes) const;
+  std::vector<Batch> cut(std::span<const Change> changes, const WriteOptions& options);
+  void commit(Batch& batch);
+  void lead(Batch& batch);
+  std::vector<Batch*> take_along(const Batch& leader);
+  void leave_queue(Batch& batch) { std::erase(queue_, &batch); }
+  void end(Locked& locked, Batch& batch, UpdateId id, const std::exception_ptr& failure);
+  void end_later(Batch& batch);
+  void wake_front(Locked& locked) noexcept;
+  void write_those_of_nobody();
+
+  UpdateId append_group(Batch& leader, std::vector<Batch*>& others);
+  UpdateId append(Draft& draft, Patience& patience);
+  void look_at_log(Patience& patience);
+  bool append_after(const Place& at, Draft& draft, Patience& patience);
+  bool insert(const Place& at, std::string_view bytes, Patience& patience);
+  enum class Found { nothing, ours, others, another_log };
+  Found look_back(const Place& at, std::string_view bytes, std::string& why);
+  void apply(const Place& at, const Update& update);
+
+  Link& link_;
+  std::mutex mutex_;  // of what follows
+  std::deque<Batch*> queue_;
+  bool leading_ = false;
+  bool had_company_ = false;  // who led last; used by who leads, without the mutex, which lies between two of them
+  bool stopping_ = false;
+  std::list<LaterWrite> later_;  // one that has ended is removed by the thread, nobody else
+  std::size_t later_bytes_ = 0;
+  std::thread thread_;
+  std::condition_variable for_thread_;  // one of its writes has ended, or is in front, or it is to stop
+};
+
+}  // namespace whycache

@@ -1,0 +1,138 @@
+#include "state/file/mapping.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace whycache {
+namespace {
+
+// A file grows by a 128th, or 64 MiB if that is less: 840 times up to 8 GiB, 17,000 times up to a TiB.
+constexpr std::size_t plans_max = 20'000;
+// And so many more for directories; only in a file that somebody damages can there be more than twenty.
+constexpr std::size_t directories_max = 1000;
+
+}  // namespace
+
+Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access)
+    : file_(std::move(file)),
+      path_(std::move(path)),
+      inherited_(access == Access::read),
+      fork_count_(fork_count()),
+      plan_(&no_plan_) {
+  struct stat status;
+  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
+  const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
+  if (file_bytes < segment_bytes) {
+    throw Error(ErrorKind::corrupt,
+                "state file cut short: path=" + path_ + " bytes=" + std::to_string(file_bytes) + " (delete it)");
+  }
+  inode_ = status.st_ino;
+  device_ = status.st_dev;
+  const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
+  // Somebody else may have let it grow beyond what we would; then room is left for it to go on.
+  reserved_bytes_ =
+      file_bytes > bytes_max ? 2 * file_bytes : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
+  for (;;) {
+    void* mapped = ::mmap(nullptr, reserved_bytes_, protection, MAP_SHARED, file_.number(), 0);
+    if (mapped != MAP_FAILED) {
+      base_ = static_cast<std::byte*>(mapped);
+      break;
+    }
+    // Address space may be limited (RLIMIT_AS): then room to grow is what is given up.
+    if (errno != ENOMEM || reserved_bytes_ == file_bytes) {
+      const int error = errno;
+      throw Error(ErrorKind::limit,
+                  "cannot map state file: path=" + path_ + " bytes=" + std::to_string(reserved_bytes_) +
+                      " (raise the limit on address space, see ulimit -v)",
+                  error);
+    }
+    reserved_bytes_ = std::max(reserved_bytes_ / 2, file_bytes);
+  }
+  // A hint, taken where the file system has huge pages to give (tmpfs).
+  ::madvise(base_, reserved_bytes_, MADV_HUGEPAGE);
+  if (access == Access::write) ::madvise(base_, reserved_bytes_, MADV_DONTFORK);
+  usable_bytes_.store(file_bytes / segment_bytes * segment_bytes, std::memory_order_relaxed);
+  hash_seed_ = header().fixed.hash_seed;
+  key_hash_ = KeyHash(hash_seed_);
+  no_plan_ = LookupPlan::none(base_, key_hash_);
+  state_id_ = header().fixed.state_id;
+}
+
+Mapping::~Mapping() {
+  for (const LookupPlan* one = plans_; one != nullptr;) delete std::exchange(one, one->next);
+  // What a child did not inherit may be something else's address by now.
+  if (base_ != nullptr && is_of_this_process()) ::munmap(base_, reserved_bytes_);
+}
+
+std::uint64_t Mapping::refresh_usable_bytes() const {
+  std::uint64_t known = usable_bytes();  // before the kernel is asked: another thread may hear of more meanwhile
+  struct stat status;
+  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
+  const std::uint64_t bytes =
+      std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes * segment_bytes;
+  if (bytes < known) {
+    throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
+                                        " bytes=" + std::to_string(bytes) + " known=" + std::to_string(known) +
+                                        " (delete it and open the cache again)");
+  }
+  while (known < bytes && !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
+  }
+  return usable_bytes();
+}
+
+const LookupPlan* Mapping::find_plan(std::uint64_t directory) const {
+  const std::uint64_t offset = directory_offset(directory);
+  const std::uint64_t usable = usable_bytes();
+  if (directory_depth(directory) > directory_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
+    return nullptr;
+  const std::uint64_t bytes = sizeof(IndexWord) << directory_depth(directory);
+  if (offset > usable || bytes > usable - offset) return nullptr;
+  const LookupPlan* first = plans_.load(std::memory_order_acquire);
+  const LookupPlan* of_smaller_file = nullptr;
+  std::size_t count = 0;
+  for (const LookupPlan* found = first; found != nullptr; found = found->next, ++count) {
+    if (found->is_for(directory, usable)) {
+      plan_.store(found, std::memory_order_release);
+      return found;
+    }
+    if (of_smaller_file == nullptr && found->directory == directory) of_smaller_file = found;
+  }
+  // Who comes here has bounds of his own. What lies beyond those of the plan is read the long way.
+  if (count >= plans_max && of_smaller_file != nullptr) return of_smaller_file;
+  if (count >= plans_max + directories_max) return nullptr;
+  // No lock: a child may be forked at any moment.
+  auto* const made = new LookupPlan(LookupPlan::of(directory, base_, usable, key_hash_));
+  made->next = first;
+  while (!plans_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel, std::memory_order_acquire)) {
+    // Others came at the same time, most likely for the same.
+    if (const LookupPlan* const newest = made->next; newest != nullptr && newest->is_for(directory, usable)) {
+      delete made;
+      plan_.store(newest, std::memory_order_release);
+      return newest;
+    }
+  }
+  plan_.store(made, std::memory_order_release);
+  return made;
+}
+
+std::string header_fault(const HeaderFixed& header) {
+  if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0)
+    return "it does not begin with the mark of a whycache state";
+  if (header.byte_order != byte_order_mark) return "it was made on a machine of another byte order";
+  if (header.format_major != state_format_major) {
+    return "its format is another: found=" + std::to_string(header.format_major) +
+           " known=" + std::to_string(state_format_major);
+  }
+  if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes)
+    return "its header gives sizes that cannot be";
+  const std::uint64_t checksum = hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
+  if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name) return "its header is damaged";
+  return {};
+}
+
+}  // namespace whycache

@@ -1,0 +1,196 @@
+// The quick way of lookup.h once more, for processors that have AVX2 and BMI2, and keys of 8 to 16 bytes.
+//
+// While a read waits for memory, the processor begins with the next ones, until it has no register left for another
+// result. Of general registers there are fewest, so what can be done in vectors is done there, also where that takes
+// more instructions. docs/decisions/short-reads.md has the measurements.
+//
+// Vectors are loaded from words that the writer may change meanwhile. These processors load each aligned word of a
+// vector whole.
+#pragma once
+
+#include "state/index/cpu.h"
+
+#if WHYCACHE_AVX2
+
+#include <immintrin.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "state/file/layout.h"
+#include "state/file/mapping.h"
+#include "state/index/lookup.h"
+#include "state/read/copy_short.h"
+
+namespace whycache::avx2 {
+
+#define WHYCACHE_INLINE_AVX2 [[gnu::always_inline, WHYCACHE_FOR_AVX2]] inline
+
+// One word of eight bytes, in the lower half.
+WHYCACHE_INLINE_AVX2 __m128i load_word(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+
+WHYCACHE_INLINE_AVX2 bool differ(__m128i a, __m128i b) {
+  const __m128i difference = _mm_xor_si128(a, b);
+  return _mm_testz_si128(difference, difference) == 0;
+}
+
+// The first and last eight bytes of a key: TwoWords.
+WHYCACHE_INLINE_AVX2 __m128i two_words(const char* key, std::size_t bytes) {
+  const __m128 first = _mm_castsi128_ps(load_word(key));
+  return _mm_castps_si128(_mm_loadh_pi(first, reinterpret_cast<const __m64*>(key + bytes - sizeof(std::uint64_t))));
+}
+
+// Both halves of the product, one XOR the other. Assembler, for a compiler takes a pair of registers that would have to
+// be saved first.
+WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint64_t b) {
+  std::uint64_t low;
+  std::uint64_t high;
+  asm("mulx %[b], %[low], %[high]" : [low] "=&r"(low), [high] "=d"(high) : "d"(a), [b] "r"(b));
+  return low ^ high;
+}
+
+// Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put there. So it does
+// not see that their upper halves are in use either: leave_wide_vectors() before other code runs.
+WHYCACHE_INLINE_AVX2 void leave_wide_vectors() { _mm256_zeroupper(); }
+
+// The words of a bucket that have this tag, zeros where others are: in each half of the result four words, one OR the
+// other. `marks` has a bit for each that has it, in any order.
+WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag, std::uint32_t& marks) {
+  __m128i found;
+  __m128i others;
+  __m128i more;
+  __m128i scratch;
+  asm("vmovdqa (%[bucket]), %t[found]\n\t"
+      "vmovdqa 32(%[bucket]), %t[others]\n\t"
+      "vpbroadcastq %x[tag], %t[tag]\n\t"
+      "vpsrlq %[shift], %t[found], %t[more]\n\t"
+      "vpcmpeqq %t[tag], %t[more], %t[more]\n\t"
+      "vpand %t[more], %t[found], %t[found]\n\t"
+      "vpsrlq %[shift], %t[others], %t[scratch]\n\t"
+      "vpcmpeqq %t[tag], %t[scratch], %t[scratch]\n\t"
+      "vpand %t[scratch], %t[others], %t[others]\n\t"
+      "vpackssdw %t[scratch], %t[more], %t[more]\n\t"
+      "vpor %t[others], %t[found], %t[found]\n\t"
+      "vmovmskps %t[more], %[marks]\n\t"
+      "vextracti128 $1, %t[found], %x[others]\n\t"
+      "vpor %x[others], %x[found], %x[found]"
+      : [found] "=&x"(found), [others] "=&x"(others), [more] "=&x"(more), [scratch] "=&x"(scratch), [tag] "+x"(tag),
+        [marks] "=&r"(marks)
+      : [bucket] "r"(bucket), [shift] "i"(tag_shift), "m"(*reinterpret_cast<const char(*)[bucket_bytes]>(bucket)));
+  return found;
+}
+
+// The hash of a key, and its slot in the directory.
+struct Hashed {
+  std::uint64_t hash;
+  __m128i vector;  // the hash
+  std::uint64_t slot;
+
+  WHYCACHE_INLINE_AVX2 Hashed(const LookupPlan& plan, __m128i key) {
+    const auto* const seeds = reinterpret_cast<const __m128i*>(&plan.key_hash.seeds());
+    const __m128i seeded = _mm_xor_si128(key, _mm_loadu_si128(seeds));
+    hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
+                             static_cast<std::uint64_t>(_mm_extract_epi64(seeded, 1)));
+    vector = _mm_cvtsi64_si128(static_cast<std::int64_t>(hash));
+    // The count of a shift is the lower half of what is loaded.
+    const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&plan.slot_shift));
+    slot = static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_srl_epi64(vector, slot_shift)));
+  }
+};
+
+// quick_look_up(). Leaves wide vectors in use.
+template <typename Greatest>
+WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, std::string_view key,
+                                   const Greatest& greatest, QuickValue& value) {
+  const auto* const base = reinterpret_cast<const std::byte*>(&file);
+  const std::uint64_t directory = file.directory.load(std::memory_order_acquire);
+  if (directory != plan.directory) [[unlikely]]
+    return Quick::unsure;
+  const __m128i wanted = two_words(key.data(), key.size());
+  const Hashed hashed(plan, wanted);
+  // Half of a slot is enough.
+  std::uint32_t part_number;
+  std::memcpy(&part_number, reinterpret_cast<const char*>(plan.slots + hashed.slot), sizeof part_number);
+  const std::uint64_t part = part_offset(part_number);
+  if (part > plan.part_offset_max) [[unlikely]]
+    return Quick::unsure;
+
+  const auto* const bucket = base + part + home_offset(hashed.hash);
+  std::uint32_t marks;
+  const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hashed.vector, tag_shift), marks);
+  if (marks == 0) [[unlikely]]
+    return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? Quick::no : Quick::unsure;
+  // More than one: what would come out below is none of them.
+  if (_blsr_u32(marks) != 0) [[unlikely]]
+    return Quick::unsure;
+  const __m128i word_left = _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
+  const __m128i offsets = _mm_srli_epi64(word_left, 64 - word_offset_bits - 3);
+  const auto offset = static_cast<std::uint64_t>(_mm_cvtsi128_si64(offsets));
+  if (offset > plan.entry_offset_max) [[unlikely]]
+    return Quick::unsure;
+
+  const std::byte* const entry = base + offset;
+  const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
+  if (!word.is_narrow_with(key.size())) [[unlikely]]
+    return Quick::unsure;
+  if (word.word() > greatest()) [[unlikely]]
+    return Quick::unsure;
+  const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
+  if (differ(two_words(key_in_entry, key.size()), wanted)) [[unlikely]]
+    return Quick::unsure;
+  // Loaded by itself, which is one instruction.
+  std::uint16_t value_bytes;
+  std::memcpy(&value_bytes, entry + EntryWord::bytes_at / 8, sizeof value_bytes);
+  value = {key_in_entry, value_bytes};
+  return Quick::yes;
+}
+// is_filtered_out() for a key of 8 to 16 bytes.
+WHYCACHE_INLINE_AVX2 bool is_filtered_out(const LookupPlan& plan, const Header& file, std::string_view key) {
+  const auto* const base = reinterpret_cast<const std::byte*>(&file);
+  if (file.directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
+    return false;
+  const Hashed hashed(plan, two_words(key.data(), key.size()));
+  const std::uint64_t filter = part_filter(plan.slots[hashed.slot].load(std::memory_order_acquire));
+  const __m128i home_mask = _mm_cvtsi32_si128(static_cast<int>((part_buckets - 1) * sizeof(FilterWord)));
+  const __m128i home =
+      _mm_and_si128(_mm_srli_epi64(hashed.vector, home_shift - std::countr_zero(sizeof(FilterWord))), home_mask);
+  const std::uint64_t offset = filter + static_cast<std::uint64_t>(_mm_cvtsi128_si64(home));
+  if (offset > plan.entry_offset_max) [[unlikely]]
+    return false;
+  const __m128 word = _mm_broadcast_ss(reinterpret_cast<const float*>(base + offset));
+  // The tag is the upper half but its lowest byte. Three lanes take five bits of it each, the fourth what one has.
+  const __m128i upper = _mm_shuffle_epi32(hashed.vector, _MM_SHUFFLE(1, 1, 1, 1));
+  constexpr int left = 64 - tag_shift - 5;
+  const __m128i counts = _mm_srli_epi32(_mm_sllv_epi32(upper, _mm_set_epi32(left, left - 10, left - 5, left)), 27);
+  const __m128i looked_at = _mm_sllv_epi32(_mm_castps_si128(word), counts);
+  return _mm_movemask_ps(_mm_castsi128_ps(looked_at)) != 0b1111;
+}
+
+static_assert(offsetof(LookupPlan, base) == offsetof(LookupPlan, slot_shift) + 8);
+
+// Copies up to copy_few_max bytes, as copy_few() does. Leaves wide vectors in use.
+WHYCACHE_INLINE_AVX2 void copy(char* to, const char* from, std::size_t bytes) {
+  if (bytes > 64) [[likely]] {
+    asm volatile(
+        "vmovdqu (%[from]), %%ymm0\n\t"
+        "vmovdqu 32(%[from]), %%ymm1\n\t"
+        "vmovdqu -64(%[from],%[bytes]), %%ymm2\n\t"
+        "vmovdqu -32(%[from],%[bytes]), %%ymm3\n\t"
+        "vmovdqu %%ymm0, (%[to])\n\t"
+        "vmovdqu %%ymm1, 32(%[to])\n\t"
+        "vmovdqu %%ymm2, -64(%[to],%[bytes])\n\t"
+        "vmovdqu %%ymm3, -32(%[to],%[bytes])"
+        :
+        : [to] "r"(to), [from] "r"(from), [bytes] "r"(bytes)
+        : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
+    return;
+  }
+  copy_few(to, from, bytes);
+}
+
+}  // namespace whycache::avx2
+
+#endif

@@ -1,0 +1,76 @@
+// Changing the point index; reading it is lookup.h, its layout is layout.h. Writer only.
+//
+// Every change readers can see is one store of one word: an entry's word, a directory's word, Header::directory. A part
+// that is split or purged is left as it is; two new ones (or one) take its place in the directory, and it is retired.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "state/file/layout.h"
+#include "state/index/lookup.h"
+#include "state/write/allocator.h"
+
+namespace whycache {
+
+class PointIndex {
+ public:
+  explicit PointIndex(Arena& arena) : arena_(arena) {}
+
+  // The directory and the first part of an empty file.
+  void create();
+
+  // The word that holds the newest entry of `key`; nullptr if there is none (a key that was erased may still have one).
+  IndexWord* find(std::uint64_t hash, std::string_view key) const;
+  // The word that points to `offset`; nullptr if none does.
+  IndexWord* find_offset(std::uint64_t hash, std::uint64_t offset) const;
+  void prefetch(std::uint64_t hash) const;
+
+  // `key` is not in the index. The entry at `offset` is complete. Throws Error limit.
+  void insert(std::uint64_t hash, std::uint64_t offset);
+  // Points `word` to another entry of the same key.
+  static void replace(IndexWord& word, std::uint64_t offset) {
+    const std::uint64_t old = word.load(std::memory_order_relaxed);
+    word.store(make_word(word_tag(old), word_displacement(old), offset), std::memory_order_release);
+  }
+  void remove(IndexWord& word);
+
+  // The entry's header at `offset`, which the index gave. Throws Error corrupt if none can be there.
+  Entry entry(std::uint64_t offset) const;
+
+  // A part and its filter.
+  struct Part {
+    IndexWord* words;
+    FilterWord* filter;
+    std::uint64_t offset;
+    std::uint64_t filter_offset;
+  };
+
+  // The bounds-checked directory: its words and depth. Throws Error corrupt.
+  IndexWord* directory(unsigned& depth) const;
+
+ private:
+  // The word of the directory for keys with this hash.
+  std::uint64_t slot_of(std::uint64_t hash) const;
+  // The part that such a word names, or its words alone. Throw Error corrupt.
+  Part part(std::uint64_t slot) const;
+  IndexWord* words(std::uint64_t slot) const;
+  Part part_at(std::uint64_t offset, std::uint64_t filter_offset) const;
+  SegmentDescriptor& part_descriptor(const IndexWord* word) const;
+  // Puts a word into a part nobody reads yet. False: no room near its home.
+  static bool place(const Part& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
+  // Before the word of a key is stored.
+  static void add_to_filter(const Part& part, std::uint64_t home, std::uint64_t tag);
+  void split(std::uint64_t hash);
+  // The same part again, without its fillers.
+  void purge(std::uint64_t hash);
+  void double_directory();
+  // Zeroed, for filling.
+  Part new_part();
+  void publish_part(std::uint64_t from_slot, std::uint64_t slots, const Part& part, unsigned depth);
+  void retire(const Part& part);
+
+  Arena& arena_;
+};
+
+}  // namespace whycache

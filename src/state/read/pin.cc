@@ -1,0 +1,167 @@
+#include "state/read/pin.h"
+
+#include <string>
+#include <utility>
+
+#include "base/fork_handlers.h"
+#include "state/index/fast_lookup_avx2.h"
+
+namespace whycache::detail {
+
+PublishedBlock read_published(const Header& header) {
+  for (;;) {
+    const UpdateId id = header.applied_id.load(std::memory_order_acquire);
+    PublishedBlock block;
+    std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
+    // The block is written again only after seven more updates were published.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1) continue;
+    if (block.id != id || block.checksum != block.expected_checksum()) {
+      throw Error(ErrorKind::corrupt,
+                  "state file damaged: published block of update=" + std::to_string(id) + " (delete the state file)");
+    }
+    return block;
+  }
+}
+
+Pin::Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> readers)
+    : mapping_(std::move(mapping)), readers_(std::move(readers)), fork_count_(fork_count()) {
+  slot_ = readers_->claim_slot();
+  try {
+    pin_newest();
+  } catch (...) {
+    readers_->release_slot(slot_);
+    throw;
+  }
+  greatest_ = EntryWord::greatest(block_.id);
+}
+
+Pin::Pin(std::shared_ptr<const Mapping> mapping)
+    : mapping_(std::move(mapping)),
+      fork_count_(fork_count()),
+      block_(read_published(mapping_->header())),
+      greatest_(EntryWord::greatest(block_.id)) {}
+
+Pin::~Pin() {
+  // In a child the slot is the parent's.
+  if (slot_ != nullptr && fork_count_ == fork_count()) readers_->release_slot(slot_);
+}
+
+void Pin::pin_newest() {
+  const Header& header = mapping_->header();
+  slot_->state_id.store(mapping_->state_id(), std::memory_order_release);
+  for (;;) {
+    block_ = read_published(header);
+    slot_->pinned_id.store(block_.id + 1, std::memory_order_release);
+    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees our pin, or we see
+    // its horizon.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    const UpdateId horizon = header.reclaim_horizon.load(std::memory_order_acquire);
+    if (horizon <= block_.id) return;
+    // It is never raised beyond the applied id.
+    if (horizon > header.applied_id.load(std::memory_order_acquire)) {
+      throw Error(ErrorKind::corrupt, "state file damaged: reclaim_horizon=" + std::to_string(horizon) +
+                                          " path=" + mapping_->path() + " (delete the state file)");
+    }
+  }
+}
+
+void Pin::check_usable() const {
+  if (fork_count_ != fork_count()) {
+    throw Error(ErrorKind::invalid, "view was opened before fork: open another one in the child");
+  }
+}
+
+template <bool two_words>
+[[gnu::always_inline]] inline std::string_view Pin::find_quickly(std::string_view key) const {
+  if (fork_count_ == fork_count()) [[likely]] {
+    const LookupPlan& plan = *mapping_->last_plan();
+    QuickValue found;
+    const Quick quick = quick_look_up<two_words>(
+        plan, plan.header(), key, [this] { return greatest_; }, found);
+    if (quick == Quick::yes) [[likely]] {
+      const std::string_view value(found.key + key.size(), found.bytes);
+      if (is_within(plan, value)) [[likely]]
+        return value;
+    }
+    if (quick == Quick::no) return {};
+  }
+  return find_thoroughly(*this, key);
+}
+
+#if WHYCACHE_AVX2
+// What find_anywhere() does.
+[[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_by_avx2(const Pin& pin, std::string_view key) {
+  if (!is_two_words(key.size())) [[unlikely]]
+    return find_by_any_key(pin, key);
+  if (pin.fork_count_ == fork_count()) [[likely]] {
+    const LookupPlan& plan = *pin.mapping_->last_plan();
+    QuickValue found;
+    const Quick quick = avx2::look_up(
+        plan, plan.header(), key, [&pin] { return pin.greatest_; }, found);
+    avx2::leave_wide_vectors();
+    if (quick == Quick::yes) [[likely]] {
+      const std::string_view value(found.key + key.size(), found.bytes);
+      if (is_within(plan, value)) [[likely]]
+        return value;
+    }
+    if (quick == Quick::no) return {};
+  }
+  return find_thoroughly(pin, key);
+}
+#endif
+
+[[gnu::noinline]] std::string_view Pin::find_thoroughly(const Pin& pin, std::string_view key) {
+  const LookupResult result = pin.get(key);
+  return result.found == Found::yes ? result.value : std::string_view();
+}
+
+[[gnu::noinline]] std::string_view Pin::find_by_any_key(const Pin& pin, std::string_view key) {
+  return pin.find_quickly<false>(key);
+}
+
+std::string_view Pin::find_anywhere(const Pin& pin, std::string_view key) {
+  return is_two_words(key.size()) ? pin.find_quickly<true>(key) : find_by_any_key(pin, key);
+}
+
+Pin::Find* Pin::quickest_find() {
+#if WHYCACHE_AVX2
+  if (has_avx2()) return find_by_avx2;
+#endif
+  return find_anywhere;
+}
+
+LookupResult Pin::get(std::string_view key) const {
+  check_usable();
+  const std::uint64_t hash = mapping_->hash_of(key);
+  const Bytes bytes(*mapping_);
+  const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+  LookupResult result{Found::impossible, {}};
+  if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
+  return result.found == Found::impossible ? look_up_slowly(key, hash) : result;
+}
+
+LookupResult Pin::look_up_slowly(std::string_view key, std::uint64_t hash) const {
+  // Most likely the file has grown since this process looked at its size, and may do so again before it has looked at
+  // the key: what it comes upon is the newest version, wherever that is, and goes back from there.
+  LookupResult result{Found::impossible, {}};
+  std::uint64_t usable = mapping_->refresh_usable_bytes();
+  for (;;) {
+    const Bytes bytes(*mapping_);
+    const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+    if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
+    if (result.found != Found::impossible) return result;
+    if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
+  }
+  if (mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {
+    throw Error(ErrorKind::limit,
+                "state outgrew the address space reserved for this view: path=" + mapping_->path() +
+                    " reserved_bytes=" + std::to_string(mapping_->reserved_bytes()) +
+                    " (open another view; raise state_bytes_max, or the limit on address space, see ulimit -v)");
+  }
+  throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() +
+                                      " update=" + std::to_string(block_.id) +
+                                      " (delete the state file, it will be built anew from the log)");
+}
+
+}  // namespace whycache::detail

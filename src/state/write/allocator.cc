@@ -1,0 +1,484 @@
+#include "state/write/allocator.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <string>
+
+namespace whycache {
+namespace {
+
+// Garbage among the entries is left alone up to this share of their segments.
+constexpr std::uint64_t garbage_share = 5;  // one in five
+constexpr std::uint64_t garbage_segments_min = 6;
+constexpr std::uint64_t growth_segments_max = 256;
+
+Error damaged_books(const std::string& what, std::uint64_t number) {
+  return Error(ErrorKind::corrupt,
+               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+}
+
+std::uint8_t sparse_list_of(std::uint32_t live) {
+  return static_cast<std::uint8_t>(
+      std::min<std::uint64_t>(live * sparse_list_count / segment_bytes, sparse_list_count - 1));
+}
+
+}  // namespace
+
+SegmentDescriptor& Arena::descriptor(std::uint64_t segment) const {
+  if (segment >= books().segment_count || (segment + 1) * segment_bytes > mapping_.usable_bytes()) {
+    throw damaged_books("segment beyond the end", segment);
+  }
+  return *reinterpret_cast<SegmentDescriptor*>(mapping_.writable_base() + descriptor_offset(segment));
+}
+
+NodeHeader& Arena::node_header(NodeOffset offset) const {
+  if (offset % node_bytes_of(0) != 0 || offset < segment_bytes || offset >= mapping_.usable_bytes())
+    throw damaged_books("no node at offset", offset);
+  return *reinterpret_cast<NodeHeader*>(mapping_.writable_base() + offset);
+}
+
+UpdateId Arena::visible_from() {
+  const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
+  if (readers_ == nullptr) return applied;
+  header().reclaim_horizon.store(applied, std::memory_order_release);
+  // Pairs with the fence of a view between its pin and its look at the horizon: one of us sees the other.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return readers_->least_pinned(mapping_.state_id(), applied);
+}
+
+bool Arena::any_views() {
+  if (readers_ == nullptr) return false;
+  // As in visible_from(): either we see the pin, or its owner sees all we stored before.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return readers_->least_pinned(mapping_.state_id(), UINT64_MAX) != UINT64_MAX;
+}
+
+void Arena::raise_generation() {
+  // Release: who acquires the raised number sees the updates published before, and looks for nothing older. One step,
+  // since whoever supersedes the file may do so meanwhile.
+  header().reclaim_generation.fetch_add(1, std::memory_order_release);
+  // Pairs with the acquire fence of a point read: who sees what is written from here on sees the raised number.
+  std::atomic_thread_fence(std::memory_order_release);
+}
+
+// --- Lists of segments ---
+
+void Arena::link(std::uint32_t& head, std::uint64_t segment) {
+  SegmentDescriptor& one = descriptor(segment);
+  one.previous = 0;
+  one.next = head;
+  if (head != 0) descriptor(head).previous = static_cast<std::uint32_t>(segment);
+  head = static_cast<std::uint32_t>(segment);
+}
+
+void Arena::unlink(std::uint32_t& head, std::uint64_t segment) {
+  SegmentDescriptor& one = descriptor(segment);
+  if (one.previous != 0) {
+    descriptor(one.previous).next = one.next;
+  } else {
+    head = one.next;
+  }
+  if (one.next != 0) descriptor(one.next).previous = one.previous;
+  one.next = one.previous = 0;
+}
+
+void Arena::link_free(std::uint64_t segment) {
+  SegmentDescriptor& one = descriptor(segment);
+  one = SegmentDescriptor{};
+  one.kind = SegmentKind::free;
+  link(books().free_head, segment);
+  ++books().free_count;
+}
+
+std::uint64_t Arena::take_free() {
+  const std::uint32_t segment = books().free_head;
+  if (segment == 0) return 0;
+  if (descriptor(segment).kind != SegmentKind::free) throw damaged_books("segment on the free list in use", segment);
+  unlink(books().free_head, segment);
+  --books().free_count;
+  return segment;
+}
+
+void Arena::link_retired(std::uint64_t segment, UpdateId stamp) {
+  SegmentDescriptor& one = descriptor(segment);
+  one = SegmentDescriptor{};
+  one.kind = SegmentKind::retired;
+  one.stamp = stamp;
+  WriterBooks& all = books();
+  if (all.retired_tail != 0) {
+    descriptor(all.retired_tail).next = static_cast<std::uint32_t>(segment);
+  } else {
+    all.retired_head = static_cast<std::uint32_t>(segment);
+  }
+  all.retired_tail = static_cast<std::uint32_t>(segment);
+  ++all.retired_count;
+}
+
+void Arena::retire_segment(std::uint64_t segment) { link_retired(segment, update_id_); }
+
+void Arena::retire_part(std::uint64_t segment, std::uint64_t filter) {
+  retire_segment(segment);
+  descriptor(segment).free_nodes = static_cast<std::uint32_t>(filter / filter_bytes);
+}
+
+void Arena::link_filters(std::uint64_t segment) {
+  descriptor(segment).list = 1;
+  link(books().filter_partial, segment);
+}
+
+std::uint64_t Arena::allocate_filter() {
+  std::uint32_t& partial = books().filter_partial;
+  if (partial == 0) link_filters(allocate_segment(SegmentKind::filters));
+  const std::uint64_t segment = partial;
+  SegmentDescriptor& one = descriptor(segment);
+  const auto number = static_cast<unsigned>(std::countr_one(one.used));
+  if (one.kind != SegmentKind::filters || number >= filters_per_segment) throw damaged_books("free filter", segment);
+  one.used |= 1U << number;
+  if (++one.live == filters_per_segment) {
+    unlink(partial, segment);
+    one.list = 0;
+  }
+  return segment * segment_bytes + number * filter_bytes;
+}
+
+void Arena::free_filter(std::uint64_t offset) {
+  const std::uint64_t segment = offset / segment_bytes;
+  SegmentDescriptor& one = descriptor(segment);
+  const std::uint32_t bit = filter_bit(offset);
+  if (one.kind != SegmentKind::filters || (one.used & bit) == 0 || one.live == 0)
+    throw damaged_books("no filter at offset", offset);
+  one.used &= ~bit;
+  --one.live;
+  if (one.list == 0) link_filters(segment);
+  if (one.live > 0) return;
+  unlink(books().filter_partial, segment);
+  link_free(segment);
+}
+
+void Arena::reclaim() {
+  WriterBooks& all = books();
+  const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
+  const bool any_segments = all.retired_head != 0 && descriptor(all.retired_head).stamp <= applied;
+  if (!any_segments) return;
+  const UpdateId visible = visible_from();
+  bool raised = false;
+  while (all.retired_head != 0) {
+    const std::uint32_t segment = all.retired_head;
+    const SegmentDescriptor& one = descriptor(segment);
+    if (one.kind != SegmentKind::retired) throw damaged_books("segment on the retired list in use", segment);
+    if (one.stamp > visible) break;
+    if (!raised) raise_generation();
+    raised = true;
+    all.retired_head = one.next;
+    if (all.retired_head == 0) all.retired_tail = 0;
+    --all.retired_count;
+    if (one.free_nodes != 0) free_filter(one.free_nodes * filter_bytes);
+    link_free(segment);
+  }
+}
+
+void Arena::grow(std::uint64_t segments_wanted) {
+  WriterBooks& all = books();
+  const std::uint64_t count = all.segment_count;
+  const std::uint64_t count_max = std::min(bytes_max_, mapping_.reserved_bytes()) / segment_bytes;
+  std::uint64_t more = std::max(segments_wanted, std::min(count / 128, growth_segments_max));
+  more = std::min(more, count_max > count ? count_max - count : 0);
+  // A limit on the size of files would end the process with a signal; say it instead.
+  struct rlimit file_limit;
+  if (::getrlimit(RLIMIT_FSIZE, &file_limit) == 0 && file_limit.rlim_cur != RLIM_INFINITY) {
+    const std::uint64_t allowed = file_limit.rlim_cur / segment_bytes;
+    more = std::min(more, allowed > count ? allowed - count : 0);
+  }
+  if (more < segments_wanted) {
+    throw Error(ErrorKind::limit,
+                "state is full: state_bytes=" + std::to_string(count * segment_bytes) +
+                    " state_bytes_max=" + std::to_string(bytes_max_) + " path=" + mapping_.path() +
+                    " (raise Options::state_bytes_max, or the limits of the process on file size and address space)");
+  }
+  for (;;) {
+    const int error = allocate_in_file(mapping_.descriptor(), count * segment_bytes, more * segment_bytes);
+    if (error == 0) break;
+    if (more == segments_wanted) throw system_error("cannot grow state file", mapping_.path(), error);
+    more = segments_wanted;  // there may still be room for what is needed right now
+  }
+  mapping_.set_usable_bytes((count + more) * segment_bytes);
+  header().file_bytes.store((count + more) * segment_bytes, std::memory_order_release);
+  all.segment_count = static_cast<std::uint32_t>(count + more);
+  // From the end, so that the list hands them out in ascending order.
+  for (std::uint64_t segment = count + more; segment-- > count;) {
+    if (segment % segments_per_table == 0) {
+      descriptor(segment) = SegmentDescriptor{};
+      descriptor(segment).kind = SegmentKind::table;
+    } else {
+      link_free(segment);
+    }
+  }
+}
+
+std::uint64_t Arena::allocate_segment(SegmentKind kind) {
+  std::uint64_t segment = take_free();
+  if (segment == 0) {
+    reclaim();
+    segment = take_free();
+  }
+  if (segment == 0) {
+    grow(books().segment_count % segments_per_table == 0 ? 2 : 1);  // the first may become a table
+    segment = take_free();
+  }
+  SegmentDescriptor& one = descriptor(segment);
+  one = SegmentDescriptor{};
+  one.kind = kind;
+  return segment;
+}
+
+std::uint64_t Arena::find_free_run(std::uint64_t count) const {
+  std::uint64_t run = 0;
+  for (std::uint64_t segment = 1; segment < books().segment_count; ++segment) {
+    run = descriptor(segment).kind == SegmentKind::free ? run + 1 : 0;
+    if (run == count) return segment + 1 - count;
+  }
+  return 0;
+}
+
+std::uint64_t Arena::allocate_span(SegmentKind first_kind, std::uint64_t count) {
+  std::uint64_t first = find_free_run(count);
+  if (first == 0) {
+    reclaim();
+    first = find_free_run(count);
+  }
+  if (first == 0) {
+    // A table may come to lie among the new ones and cut the run in two.
+    const std::uint64_t end = books().segment_count;
+    const bool table_between =
+        (end + count - 1) / segments_per_table != (end == 0 ? 0 : (end - 1) / segments_per_table);
+    grow(table_between ? 2 * count + 1 : count);
+    first = find_free_run(count);
+  }
+  if (first == 0) throw damaged_books("no run of free segments after growing", count);
+  for (std::uint64_t segment = first; segment < first + count; ++segment) {
+    unlink(books().free_head, segment);
+    --books().free_count;
+    descriptor(segment) = SegmentDescriptor{};
+    descriptor(segment).kind = segment == first ? first_kind : SegmentKind::large_rest;
+  }
+  descriptor(first).used = static_cast<std::uint32_t>(count);
+  return first;
+}
+
+// --- Entries ---
+
+void Arena::link_sealed(std::uint64_t segment) {
+  SegmentDescriptor& one = descriptor(segment);
+  const std::uint8_t list = sparse_list_of(one.live);
+  one.list = static_cast<std::uint8_t>(list + 1);
+  link(books().sparse[list], segment);
+}
+
+void Arena::seal(std::uint32_t& open) {
+  if (open == 0) return;
+  const std::uint32_t segment = open;
+  open = 0;
+  if (descriptor(segment).live == 0) {
+    --books().entry_segments;
+    retire_segment(segment);
+  } else {
+    link_sealed(segment);
+  }
+}
+
+bool Arena::needs_segment(std::uint64_t bytes) const {
+  return is_large_entry(bytes) || books().open_fresh == 0 ||
+         descriptor(books().open_fresh).used + bytes > segment_bytes;
+}
+
+std::uint64_t Arena::allocate_entry(std::uint64_t bytes, bool copy) {
+  WriterBooks& all = books();
+  if (is_large_entry(bytes)) {
+    const std::uint64_t first = allocate_span(SegmentKind::large, segments_for(bytes));
+    descriptor(first).live = 1;
+    return first * segment_bytes;
+  }
+  std::uint32_t& open = copy ? all.open_copy : all.open_fresh;
+  if (open == 0 || descriptor(open).used + bytes > segment_bytes) {
+    seal(open);
+    const std::uint64_t segment = allocate_segment(SegmentKind::entries);
+    ++all.entry_segments;
+    open = static_cast<std::uint32_t>(segment);
+  }
+  SegmentDescriptor& one = descriptor(open);
+  const std::uint64_t offset = open * segment_bytes + one.used;
+  one.used += static_cast<std::uint32_t>(bytes);
+  one.live += static_cast<std::uint32_t>(bytes);
+  all.entry_live_bytes += bytes;
+  return offset;
+}
+
+void Arena::entry_died(std::uint64_t offset, std::uint64_t bytes) {
+  const std::uint64_t segment = offset / segment_bytes;
+  SegmentDescriptor& one = descriptor(segment);
+  if (one.kind == SegmentKind::large) {
+    const std::uint64_t count = one.used;
+    for (std::uint64_t i = 0; i < count; ++i) retire_segment(segment + i);
+    return;
+  }
+  if (one.kind != SegmentKind::entries || one.live < bytes)
+    throw damaged_books("entry in a segment of another kind", segment);
+  one.live -= static_cast<std::uint32_t>(bytes);
+  books().entry_live_bytes -= bytes;
+  if (one.list == 0) return;  // open, or being cleared
+  const std::uint8_t list = static_cast<std::uint8_t>(one.list - 1);
+  if (list >= sparse_list_count) throw damaged_books("segment on a list that cannot be", segment);
+  if (one.live == 0) {
+    unlink(books().sparse[list], segment);
+    --books().entry_segments;
+    retire_segment(segment);
+  } else if (sparse_list_of(one.live) != list) {
+    unlink(books().sparse[list], segment);
+    link_sealed(segment);
+  }
+}
+
+std::uint64_t Arena::sparse_segment() const {
+  const WriterBooks& all = books();
+  const std::uint64_t bytes = all.entry_segments * segment_bytes;
+  if (all.entry_segments < garbage_segments_min || (bytes - all.entry_live_bytes) * garbage_share <= bytes) return 0;
+  // When views keep what was retired from being reused, moving entries about only makes more of it.
+  if (all.retired_count > all.entry_segments / 2 + garbage_segments_min) return 0;
+  for (std::size_t list = 0; list < sparse_list_count - 2; ++list) {
+    if (all.sparse[list] != 0) return all.sparse[list];
+  }
+  return 0;
+}
+
+void Arena::begin_clearing(std::uint64_t segment) {
+  SegmentDescriptor& one = descriptor(segment);
+  if (one.kind != SegmentKind::entries || one.list == 0 || one.list > sparse_list_count) {
+    throw damaged_books("segment on a list that cannot be", segment);
+  }
+  unlink(books().sparse[one.list - 1], segment);
+  one.list = 0;
+  --books().entry_segments;
+}
+
+// --- Nodes ---
+
+const std::byte* Arena::node(NodeOffset offset, std::size_t& bytes) const {
+  const std::uint64_t segment = offset / segment_bytes;
+  const SegmentDescriptor& one = descriptor(segment);
+  const std::uint64_t within = offset % segment_bytes;
+  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count ||
+      within % node_bytes_of(one.size_class) != 0) {
+    throw damaged_books("no node at offset", offset);
+  }
+  bytes = node_bytes_of(one.size_class);
+  return mapping_.base() + offset;
+}
+
+NodeOffset Arena::allocate(std::size_t size_class) {
+  WriterBooks& all = books();
+  std::uint32_t& partial = all.node_partial[size_class];
+  if (partial == 0 && all.retired_nodes_head != 0 &&
+      node_header(all.retired_nodes_head).stamp <= header().applied_id.load(std::memory_order_relaxed)) {
+    reclaim_nodes(visible_from());
+  }
+  if (partial == 0) {
+    const std::uint64_t segment = allocate_segment(SegmentKind::nodes);
+    descriptor(segment).size_class = static_cast<std::uint8_t>(size_class);
+    descriptor(segment).list = 1;
+    link(partial, segment);
+  }
+  const std::uint64_t segment = partial;
+  SegmentDescriptor& one = descriptor(segment);
+  const std::size_t bytes = node_bytes_of(size_class);
+  const std::uint64_t count = segment_bytes / bytes;
+  std::uint64_t number;
+  if (one.free_nodes != 0) {
+    number = one.free_nodes - 1;
+    if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
+      throw damaged_books("free node", segment);
+    one.free_nodes = static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
+    // The one after this will be wanted soon, and nobody had to do with it for long.
+    if (one.free_nodes != 0 && one.free_nodes <= count) {
+      const std::byte* const next = mapping_.base() + segment * segment_bytes + (one.free_nodes - 1) * bytes;
+      for (std::size_t line = 0; line < node_bytes_of(0); line += 64) __builtin_prefetch(next + line, 1);
+    }
+  } else {
+    number = one.used;
+    if (one.kind != SegmentKind::nodes || number >= count) throw damaged_books("nodes handed out", segment);
+    ++one.used;
+  }
+  ++one.live;
+  if (one.free_nodes == 0 && one.used == count) {
+    unlink(partial, segment);
+    one.list = 0;
+  }
+  const NodeOffset offset = segment * segment_bytes + number * bytes;
+  NodeHeader& node = node_header(offset);
+  node = NodeHeader{};
+  node.stamp = update_id_;
+  node.size_class = static_cast<std::uint8_t>(size_class);
+  return offset;
+}
+
+void Arena::free_node(NodeOffset offset) {
+  const std::uint64_t segment = offset / segment_bytes;
+  SegmentDescriptor& one = descriptor(segment);
+  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.live == 0)
+    throw damaged_books("no node at offset", offset);
+  const std::size_t bytes = node_bytes_of(one.size_class);
+  std::uint32_t& partial = books().node_partial[one.size_class];
+  node_header(offset).next = one.free_nodes;
+  node_header(offset).stamp = 0;
+  one.free_nodes = static_cast<std::uint32_t>(offset % segment_bytes / bytes + 1);
+  --one.live;
+  if (one.list == 0) {
+    one.list = 1;
+    link(partial, segment);
+  }
+  const bool only_one = partial == segment && one.next == 0;
+  if (one.live == 0 && !only_one) {
+    unlink(partial, segment);
+    retire_segment(segment);
+  }
+}
+
+void Arena::link_retired_node(NodeOffset offset, UpdateId stamp) {
+  NodeHeader& node = node_header(offset);
+  node.next = 0;
+  node.stamp = stamp;
+  WriterBooks& all = books();
+  if (all.retired_nodes_tail != 0) {
+    node_header(all.retired_nodes_tail).next = offset;
+  } else {
+    all.retired_nodes_head = offset;
+  }
+  all.retired_nodes_tail = offset;
+}
+
+void Arena::retire(NodeOffset offset) {
+  if (is_private(offset)) {
+    free_node(offset);
+  } else {
+    link_retired_node(offset, update_id_);
+  }
+}
+
+void Arena::reclaim_nodes(UpdateId visible) {
+  WriterBooks& all = books();
+  while (all.retired_nodes_head != 0) {
+    const NodeOffset offset = all.retired_nodes_head;
+    std::size_t bytes;
+    node(offset, bytes);  // checks the offset
+    const NodeHeader& one = node_header(offset);
+    if (one.stamp > visible) return;
+    all.retired_nodes_head = one.next;
+    if (one.next != 0 && one.next < mapping_.usable_bytes()) __builtin_prefetch(mapping_.base() + one.next, 1);
+    if (all.retired_nodes_head == 0) all.retired_nodes_tail = 0;
+    free_node(offset);
+  }
+}
+
+}  // namespace whycache

@@ -1,0 +1,161 @@
+#include "state/write/builder.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include "base/fork_handlers.h"
+#include "base/process_lock.h"
+#include "base/random.h"
+#include "state/file/state_file.h"
+#include "state/read/pin.h"
+#include "state/write/applier.h"
+
+namespace whycache {
+namespace {
+
+constexpr const char* building_suffix = ".building-";
+
+// Removes what builders that died left behind: files under our name whose lock nobody holds.
+void remove_leftovers(const std::string& path) {
+  const std::string folder = folder_of(path) + "/";
+  const std::size_t slash = path.rfind('/');
+  const std::string prefix = (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
+  DIR* const entries = ::opendir(folder.c_str());
+  if (entries == nullptr) return;
+  while (const dirent* const entry = ::readdir(entries)) {
+    const std::string name = entry->d_name;
+    if (name.rfind(prefix, 0) != 0) continue;
+    const std::string leftover = folder + name;
+    const FileDescriptor file(::open(leftover.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    if (file && try_lock_byte(file.number(), 0)) ::unlink(leftover.c_str());
+  }
+  ::closedir(entries);
+}
+
+std::string building_path(const std::string& path) {
+  char number[17];
+  std::snprintf(number, sizeof number, "%016lx", static_cast<unsigned long>(random_u64()));
+  return path + building_suffix + number;
+}
+
+struct NewFile {
+  std::string path;
+  FileDescriptor file;  // locked as long as it is open
+};
+
+// Who removes leftovers may take one that is not locked yet for one of these.
+NewFile make_locked_file(const std::string& path) {
+  constexpr int tries_max = 100;
+  for (int tries = 0; tries < tries_max; ++tries) {
+    NewFile made{building_path(path), {}};
+    made.file = open_file(made.path, O_RDWR | O_CREAT | O_EXCL, 0600);
+    struct stat status;
+    if (try_lock_byte(made.file.number(), 0) && ::fstat(made.file.number(), &status) == 0 && status.st_nlink == 1)
+      return made;
+    ::unlink(made.path.c_str());
+  }
+  throw Error(ErrorKind::unavailable, "new state files are removed as soon as they are made: path=" + path);
+}
+
+// With one segment and its fixed header.
+NewFile make_file(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
+  NewFile made = make_locked_file(options.path);
+  const int number = made.file.number();
+  try {
+    if (::fchmod(number, options.mode) != 0) throw system_error("cannot set mode of file", made.path, errno);
+    const int error = allocate_in_file(number, 0, segment_bytes);
+    if (error != 0) throw system_error("cannot make state file", made.path, error);
+    Mapping mapping(FileDescriptor(::fcntl(number, F_DUPFD_CLOEXEC, 0)), made.path, segment_bytes,
+                    Mapping::Access::write);
+    write_fixed_header(mapping.writable_header(), log_uuid, log_name, number, made.path);
+    // So that after a power cut the file is at least known for what it is; the rest of it is then verified, or made
+    // anew.
+    sync_file(number, made.path);
+  } catch (...) {
+    ::unlink(made.path.c_str());
+    throw;
+  }
+  return made;
+}
+
+class FileBuilder final : public StateBuilder {
+ public:
+  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid, PutInPlace put_in_place)
+      : options_(options),
+        path_(std::move(made.path)),
+        mapping_(std::move(made.file), path_, options.bytes_max, Mapping::Access::write),
+        applier_(mapping_, nullptr, options.bytes_max),
+        put_in_place_(std::move(put_in_place)) {
+    try {
+      applier_.create(chain_start(log_uuid));
+    } catch (...) {
+      ::unlink(path_.c_str());
+      throw;
+    }
+  }
+
+  ~FileBuilder() override {
+    if (!installed_ && fork_count_ == fork_count()) ::unlink(path_.c_str());
+  }
+
+  // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier one.
+  void load(std::span<const Item> items) override {
+    check_usable();
+    applier_.load(items, 1);
+  }
+  void loaded(UpdateId id, std::uint64_t chain) override {
+    check_usable();
+    applier_.loaded(id, chain);
+  }
+  void apply(const Update& update) override {
+    check_usable();
+    applier_.apply(update);
+  }
+  StateInfo info() const override {
+    check_usable();
+    return state_info(mapping_);
+  }
+
+  std::shared_ptr<const detail::Pin> pin() const override {
+    return std::make_shared<const detail::Pin>(
+        std::make_shared<const Mapping>(open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
+  }
+
+  bool install(Install how, const std::function<void()>& catch_up) override {
+    check_usable();
+    installed_ = put_in_place_(path_, state_info(mapping_), how, catch_up);
+    return installed_;
+  }
+
+ private:
+  // The file and its mapping are the parent's.
+  void check_usable() const {
+    if (fork_count_ != fork_count())
+      throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
+  }
+
+  StateOptions options_;
+  std::string path_;
+  Mapping mapping_;
+  Applier applier_;
+  PutInPlace put_in_place_;
+  std::uint64_t fork_count_ = fork_count();
+  bool installed_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
+                                           const std::string& log_name, PutInPlace put_in_place) {
+  remove_leftovers(options.path);
+  return std::make_unique<FileBuilder>(options, make_file(options, log_uuid, log_name), log_uuid,
+                                       std::move(put_in_place));
+}
+
+}  // namespace whycache

@@ -1,0 +1,17 @@
+// The StateWriter of a state file in its place.
+#pragma once
+
+#include <memory>
+
+#include "state/file/lock_file.h"
+#include "state/file/mapping.h"
+#include "state/state.h"
+#include "state/write/writable_mapping_cache.h"
+
+namespace whycache {
+
+// The caller hands over the writer lock; the file at options.path is the state, and the one that `present` maps.
+std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
+                                         const Mapping& present, KeptMapping& kept, AfterWriting after);
+
+}  // namespace whycache

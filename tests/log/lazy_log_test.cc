@@ -1,0 +1,83 @@
+// A log that is away when it is to be opened.
+#include "log/lazy_log.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "base/file.h"
+#include "base/process_lock.h"
+#include "base/url.h"
+#include "client/fleet.h"
+#include "log/log_name.h"
+#include "log/open_log.h"
+
+namespace whycache::testing {
+namespace {
+
+TEST(LateLog, is_opened_when_it_is_there) {
+  TemporaryFolder folder;
+  const std::string url = "file://" + folder.file("mounted_later/log");
+  LateLog log(log_name(Url(url)), [&] { return open_log(url); });
+  expect_error(ErrorKind::invalid, [&] { log.extent(); });
+  EXPECT_NE(log.reopen(), nullptr);
+
+  std::filesystem::create_directory(folder.file("mounted_later"));
+
+  EXPECT_EQ(log.extent().head, 0U);
+  EXPECT_EQ(log.append(1, "update"), Log::Appended::yes);
+  EXPECT_EQ(log.name(), open_log(url)->name()) << "its name is the same before and after";
+  EXPECT_EQ(open_log_or_late(url, default_log_deadline)->extent().head, 1U);
+}
+
+TEST(LateLog, is_only_for_logs_that_are_away) {
+  expect_error(ErrorKind::invalid, [] { open_log_or_late("gopher://host/", default_log_deadline); });
+}
+
+// A child has a connection of its own, which it makes when it needs one, and waits for.
+TEST(LateLog, child_of_a_process_whose_log_is_away_reads_and_writes_when_it_is_back) {
+  Fleet fleet("sqlite");
+  Cache cache = fleet.open("berlin");
+  cache.set("key", "value");
+  const std::string database = fleet.folder().file("log.db");
+  std::filesystem::rename(database, database + ".away");
+  in_another_process([&] {
+    EXPECT_EQ(cache.counters().updates_written, 1U);
+    EXPECT_EQ(cache.get("key"), "value");
+    std::thread brings_it_back([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      std::filesystem::rename(database + ".away", database);
+    });
+    EXPECT_EQ(cache.set("key", "2"), 2U);
+    brings_it_back.join();
+    in_another_process([&] { EXPECT_EQ(cache.set("key", "3"), 3U); });
+  });
+  EXPECT_EQ(cache.update(), 3U);
+}
+
+// What the cache's own deadline is, the log's is, too: it waits by itself for what others hold.
+TEST(LateLog, waits_no_longer_for_others_than_the_cache_would) {
+  Fleet fleet("file");
+  Options options;
+  options.deadline = std::chrono::milliseconds(100);
+  Cache cache = fleet.open("berlin", options);
+  cache.set("key", "1");
+  // All there is to lock.
+  const FileDescriptor lock = open_file(fleet.folder().file("log") + "/default/lock", O_RDWR);
+  for (std::uint64_t byte = 0; byte < 16; ++byte) ASSERT_TRUE(try_lock_byte(lock.number(), byte));
+  const auto began = std::chrono::steady_clock::now();
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.set("key", "2"); }, "deadline_ms=100");
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
+  // Unless it was told otherwise.
+  options.state_path = fleet.state_path("rome");
+  Cache patient(fleet.url() + "?deadline_ms=300", options);
+  expect_error(
+      ErrorKind::unavailable, [&] { patient.set("key", "2"); }, "waited_ms=300");
+}
+
+}  // namespace
+}  // namespace whycache::testing

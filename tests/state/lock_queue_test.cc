@@ -1,0 +1,210 @@
+// Processes that want a lock all the time: each gets its share, whoever dies or stands still.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <ctime>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/process_lock.h"
+#include "state/file/lock_file.h"
+#include "state/test_state.h"
+#include "support/child_process.h"
+
+namespace whycache {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::ChildProcess;
+using testing::SharedWithChildren;
+using testing::TemporaryFolder;
+using testing::TestState;
+
+constexpr std::size_t process_count = 5;
+constexpr std::uint64_t append_gate = 15;
+
+struct Turns {
+  std::atomic<std::size_t> ready{0};
+  std::atomic<bool> go{false};
+  std::atomic<bool> over{false};
+  std::array<std::atomic<std::uint64_t>, process_count> count{};
+};
+
+StateOptions small() {
+  StateOptions options;
+  options.bytes_max = std::uint64_t{64} << 20;
+  options.reader_slots = 64;
+  return options;
+}
+
+class LockWait : public ::testing::Test {
+ protected:
+  // Each process takes the lock, holds it for half a millisecond, and wants it again at once.
+  void begin() {
+    for (std::size_t i = 0; i < process_count; ++i) {
+      processes_.push_back(std::make_unique<ChildProcess>([this, i]() -> std::string {
+        const TestState state(path_, small());
+        ++turns_->ready;
+        while (!turns_->go) ::usleep(100);
+        while (!turns_->over) {
+          const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+          ::usleep(500);
+          ++turns_->count[i];
+        }
+        return "";
+      }));
+    }
+    while (turns_->ready < process_count) ::usleep(1000);
+    turns_->go = true;
+  }
+  void end() {
+    turns_->over = true;
+    for (const auto& process : processes_) EXPECT_EQ(process->wait(), "");
+  }
+  std::uint64_t turns() const { return std::accumulate(turns_->count.begin(), turns_->count.end(), std::uint64_t{0}); }
+
+  TemporaryFolder folder_;
+  std::string path_ = folder_.file("a.state");
+  TestState state_{path_, small()};
+  SharedWithChildren<Turns> turns_;
+  std::vector<std::unique_ptr<ChildProcess>> processes_;
+};
+
+TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
+  begin();
+  while (turns() < 1500) ::usleep(1000);
+  end();
+
+  const std::uint64_t least = *std::min_element(turns_->count.begin(), turns_->count.end());
+  EXPECT_GE(least, turns() / process_count / 4);
+}
+
+// Every reader can write to the lock file, and an older version of the library wakes nobody.
+TEST_F(LockWait, what_stands_in_the_words_to_sleep_on_keeps_nobody_out) {
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  auto& words = static_cast<LockFileHeader*>(mapped)->sleepers;
+  begin();
+  std::uint32_t value = 0;
+  while (turns() < 1000) {
+    for (std::atomic<std::uint32_t>& word : words) word = value * 0x9e3779b9U >> 30;
+    ++value;
+    ::usleep(20);
+  }
+  end();
+  EXPECT_GT(*std::min_element(turns_->count.begin(), turns_->count.end()), 0U);
+  ::munmap(mapped, sizeof(LockFileHeader));
+}
+
+TEST_F(LockWait, who_dies_with_the_lock_leaves_it_to_those_who_wait) {
+  for (int round = 0; round < 10; ++round) {
+    const SharedWithChildren<std::atomic<bool>> has_it;
+    ChildProcess holder([&]() -> std::string {
+      const TestState state(path_, small());
+      const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      *has_it = true;
+      for (;;) ::pause();
+    });
+    while (!*has_it) ::usleep(100);
+    ChildProcess next([&]() -> std::string {
+      const TestState state(path_, small());
+      const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      return "";
+    });
+    ::usleep(5000);
+    const std::int64_t killed_ns = boot_time_ns();
+    holder.kill(SIGKILL);
+    holder.wait();
+    EXPECT_EQ(next.wait(), "");
+    EXPECT_LT(boot_time_ns() - killed_ns, 2'000'000'000);
+  }
+}
+
+// Asking every millisecond alone would take half of one.
+TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
+  const SharedWithChildren<std::atomic<std::int64_t>> taken_at_ns;
+  std::vector<std::int64_t> waits_ns;
+  for (int round = 0; round < 51; ++round) {
+    auto held = std::make_unique<HeldLock>(state_->lock(StateLock::append, Deadline(milliseconds(20'000))));
+    ChildProcess next([&]() -> std::string {
+      const TestState state(path_, small());
+      const HeldLock mine = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      *taken_at_ns = boot_time_ns();
+      return "";
+    });
+    ::usleep(static_cast<unsigned>(8000 + round * 37));  // by then it asks every millisecond
+    const std::int64_t let_go_ns = boot_time_ns();
+    held.reset();
+    EXPECT_EQ(next.wait(), "");
+    waits_ns.push_back(*taken_at_ns - let_go_ns);
+  }
+  std::sort(waits_ns.begin(), waits_ns.end());
+  EXPECT_LT(waits_ns[waits_ns.size() / 2], 350'000);
+}
+
+// Where the word never stays what it was when one went to sleep on it.
+TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor) {
+  const HeldLock held = state_->lock(StateLock::follow, Deadline(milliseconds(20'000)));
+  const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
+  void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  auto& words = static_cast<LockFileHeader*>(mapped)->sleepers;
+  const SharedWithChildren<std::atomic<bool>> over;
+  ChildProcess waiter([&]() -> std::string {
+    const TestState state(path_, small());
+    timespec before{};
+    timespec after{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+    try {
+      const HeldLock mine = state->lock(StateLock::follow, Deadline(milliseconds(500)));
+    } catch (const Error&) {
+    }
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+    *over = true;
+    const std::int64_t used_ns = (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
+    return used_ns < 50'000'000 ? "" : "it used the processor for ns=" + std::to_string(used_ns);
+  });
+  while (!*over) words[1] = 2;
+  EXPECT_EQ(waiter.wait(), "");
+  ::munmap(mapped, sizeof(LockFileHeader));
+}
+
+TEST_F(LockWait, who_stands_still_at_the_gate_does_not_keep_others_out) {
+  // Given a process that is to be next, and does nothing about it,
+  const std::string lock_path = path_ + ".lock";
+  const SharedWithChildren<std::atomic<bool>> at_gate;
+  ChildProcess stopped([&]() -> std::string {
+    const FileDescriptor file = open_file(lock_path, O_RDWR);
+    if (!try_lock_byte(file.number(), append_gate)) return "the gate was not open";
+    *at_gate = true;
+    for (;;) ::pause();
+  });
+  while (!*at_gate) ::usleep(1000);
+
+  // then the others get the lock, only later;
+  begin();
+  while (turns() < 200) ::usleep(1000);
+  end();
+  const FileDescriptor file = open_file(lock_path, O_RDWR);
+  EXPECT_FALSE(try_lock_byte(file.number(), append_gate));
+
+  // and when it dies, the gate is open again.
+  stopped.kill(SIGKILL);
+  stopped.wait();
+  EXPECT_TRUE(try_lock_byte(file.number(), append_gate));
+}
+
+}  // namespace
+}  // namespace whycache

@@ -1,0 +1,288 @@
+// Who writes again and again keeps the state mapped writable in between: how long, and that nothing else changes by it.
+#include "state/write/writable_mapping_cache.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/file.h"
+#include "state/file/mapping.h"
+#include "state/test_state.h"
+#include "support/child_process.h"
+#include "support/mappings.h"
+#include "support/temporary_folder.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::IsEmpty;
+
+constexpr milliseconds longer_than_it_is_kept{30};
+
+class KeptMappingTest : public ::testing::Test {
+ protected:
+  // Writes until the mapping is kept: on a busy machine one write may come too long after the other.
+  void write_until_it_is_kept(TestState& state) {
+    for (int i = 0; i < 1000; ++i) {
+      state.apply({{"key" + std::to_string(i % 10), std::to_string(i)}});
+      if (writable_mappings() > 0) return;
+    }
+    FAIL() << "it is never kept";
+  }
+  int writable_mappings() const { return writable_mappings_of(path()); }
+  std::string path() const { return folder_.file("a.state"); }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(KeptMappingTest, a_single_write_keeps_nothing) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  EXPECT_EQ(writable_mappings(), 0);
+  std::this_thread::sleep_for(longer_than_it_is_kept);
+  state.apply({{"a", "2"}});
+  EXPECT_EQ(writable_mappings(), 0);
+}
+
+TEST_F(KeptMappingTest, it_is_kept_between_writes_and_gone_with_them) {
+  TestState state(path());
+  write_until_it_is_kept(state);
+  EXPECT_EQ(writable_mappings(), 1);
+  std::this_thread::sleep_for(longer_than_it_is_kept);
+  state->unmap_if_idle();
+  EXPECT_EQ(writable_mappings(), 0);
+
+  write_until_it_is_kept(state);
+  std::this_thread::sleep_for(longer_than_it_is_kept);
+  { const View view = state.view(); }
+  EXPECT_EQ(writable_mappings(), 0);
+
+  write_until_it_is_kept(state);
+  std::this_thread::sleep_for(longer_than_it_is_kept);
+  state.apply({{"a", "2"}});  // the first for a while, and not in a row
+  EXPECT_EQ(writable_mappings(), 0);
+
+  write_until_it_is_kept(state);
+  state->keep_nothing();
+  EXPECT_EQ(writable_mappings(), 0);
+  for (int i = 0; i < 20; ++i) state.apply({{"b", "1"}});
+  EXPECT_EQ(writable_mappings(), 0);
+  EXPECT_EQ(state.get("a"), "2");
+  EXPECT_THAT(state.check(), IsEmpty());
+}
+
+TEST_F(KeptMappingTest, it_is_kept_only_by_who_says_so_and_writes) {
+  TestState state(path());
+  for (int i = 0; i < 20; ++i) {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    TestState::apply(*writer, {{"a", std::to_string(i)}});
+  }
+  EXPECT_EQ(writable_mappings(), 0);
+  for (int i = 0; i < 20; ++i) state->begin_write(TestState::patience(), AfterWriting::keep_for_a_while);
+  EXPECT_EQ(writable_mappings(), 0);
+}
+
+TEST_F(KeptMappingTest, who_writes_much_does_not_keep_it) {
+  TestState state(path());
+  std::vector<TestChange> changes;
+  for (int i = 0; i < 2000; ++i) changes.push_back({"key" + std::to_string(i), "value"});
+  for (int i = 0; i < 5; ++i) state.apply(changes);
+  EXPECT_EQ(writable_mappings(), 0);
+  write_until_it_is_kept(state);
+  state.apply({}, /*erases_all=*/true);
+  EXPECT_EQ(writable_mappings(), 0);
+
+  // However it is touched, not more than a few megabytes of it are.
+  const std::string large(std::size_t{1} << 20, 'v');
+  std::size_t most = 0;
+  std::size_t in_a_row = 0;
+  for (int i = 0; i < 100; ++i) {
+    state.apply({{"large" + std::to_string(i), large}});
+    in_a_row = writable_mappings() > 0 ? in_a_row + 1 : 0;
+    most = std::max(most, in_a_row);
+  }
+  EXPECT_LE(most, 16U);
+}
+
+// Without what else would drop it, a switch of files: what is taken has to fit by itself.
+TEST_F(KeptMappingTest, what_is_taken_is_of_the_same_state_and_holds_all_of_it) {
+  const std::string other_path = folder_.file("other.state");
+  constexpr std::uint64_t bytes_max = std::uint64_t{64} << 20;
+  TestState state(path());
+  const TestState other(other_path);
+  const Mapping present(open_file(path(), O_RDONLY), path(), bytes_max, Mapping::Access::read);
+  const Mapping present_other(open_file(other_path, O_RDONLY), other_path, bytes_max, Mapping::Access::read);
+  KeptMapping kept;
+  const auto keep = [&](std::uint64_t bytes) {
+    for (int i = 0; i < 1000; ++i) {
+      kept.keep(std::make_unique<WritableMapping>(path(), bytes));
+      if (writable_mappings() > 0) return;
+    }
+  };
+  keep(bytes_max);
+  EXPECT_NE(kept.take(present), nullptr);
+  EXPECT_EQ(kept.take(present), nullptr) << "somebody has it";
+  keep(bytes_max);
+  EXPECT_EQ(kept.take(present_other), nullptr);
+  EXPECT_EQ(writable_mappings(), 0);
+
+  // One that reserved less than others, who were allowed more, have made of the file since.
+  keep(present.usable_bytes());
+  for (int i = 0; i < 40; ++i) state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
+  ASSERT_GT(state->insides().file_bytes, present.usable_bytes());
+  state->keep_nothing();
+  ASSERT_EQ(writable_mappings(), 1);
+  EXPECT_EQ(kept.take(present), nullptr);
+  EXPECT_EQ(writable_mappings(), 0);
+}
+
+// A backup put back into the same file: whoever opens it makes it ours, with its own hash seed.
+TEST_F(KeptMappingTest, a_state_that_was_copied_over_ours_is_written_to_as_what_it_is) {
+  const auto key = [](int i) { return "a key that is longer than two words " + std::to_string(i); };
+  const std::string other_path = folder_.file("other.state");
+  {
+    TestState other(other_path);
+    for (int i = 0; i < 50; ++i) other.apply({{key(i), "other"}});
+  }
+  TestState state(path());
+  for (int i = 0; i < 20; ++i) state.apply({{key(i), "old"}});
+  write_until_it_is_kept(state);
+  ASSERT_EQ(std::system(("cp " + other_path + " " + path()).c_str()), 0);
+  TestState opened(path());
+  for (int i = 0; i < 5; ++i) state.apply({{key(i), "new"}});
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(opened.get(key(i)), "new");
+  EXPECT_EQ(opened->info().item_count, 50U);
+  EXPECT_THAT(opened.check(), IsEmpty());
+}
+
+// Each of them made it grow, and writes to where the others have grown it.
+TEST_F(KeptMappingTest, writers_of_several_processes_take_turns) {
+  TestState state(path());
+  write_until_it_is_kept(state);
+  const std::uint64_t items_before = state->info().item_count;
+  struct Turns {
+    std::atomic<int> next{0};
+  };
+  const SharedWithChildren<Turns> turns;
+  constexpr int rounds = 40;
+  const auto take_part = [&](int number) {
+    TestState mine(path());
+    for (int round = number; round < rounds; round += 2) {
+      while (turns->next != round) std::this_thread::yield();
+      for (int i = 0; i < 20; ++i) {
+        mine.apply({{"item" + std::to_string(round * 100 + i), std::string(20'000, 'v')}});
+        mine.apply({{"one", std::to_string(round)}});
+      }
+      ++turns->next;
+    }
+    return std::string();
+  };
+  ChildProcess first([&] { return take_part(0); });
+  ChildProcess second([&] { return take_part(1); });
+  EXPECT_EQ(first.wait(), "");
+  EXPECT_EQ(second.wait(), "");
+  state.apply({{"last", "1"}});
+  EXPECT_EQ(state.get("one"), std::to_string(rounds - 1));
+  EXPECT_EQ(state->info().item_count, items_before + rounds * 20 + 2);
+  EXPECT_THAT(state.check(), IsEmpty());
+}
+
+TEST_F(KeptMappingTest, one_of_a_file_that_was_replaced_is_not_written_to) {
+  TestState state(path());
+  write_until_it_is_kept(state);
+  {
+    TestState other(path());
+    const std::unique_ptr<StateBuilder> builder = other->begin_build(test_uuid, "test:");
+    builder->loaded(1000, 1000);
+    builder->install();
+    other.apply({{"new", "1"}});
+  }
+  state.apply({{"a", "1"}});
+  EXPECT_EQ(state->info().applied_id, 1002U);
+  EXPECT_EQ(state.get("new"), "1");
+  EXPECT_EQ(state->info().item_count, 2U);
+  EXPECT_THAT(state.check(), IsEmpty());
+
+  write_until_it_is_kept(state);
+  {
+    const TestState other(path());
+    const std::unique_ptr<StateBuilder> builder = other->begin_build(test_uuid, "test:");
+    builder->loaded(2000, 2000);
+    builder->install();
+  }
+  EXPECT_EQ(state->info().applied_id, 2000U);  // who reads switches, and lets go of the old file
+  EXPECT_EQ(writable_mappings(), 0);
+}
+
+TEST_F(KeptMappingTest, a_forked_child_has_one_of_its_own) {
+  TestState state(path());
+  write_until_it_is_kept(state);
+  const UpdateId before = state->info().applied_id;
+  EXPECT_EQ(in_child([&]() -> std::string {
+              if (writable_mappings() != 0) return "the parent's is still there";
+              state.apply({{"child", "first"}});
+              if (writable_mappings() != 0) return "it is kept after one write";
+              for (int i = 0; i < 20; ++i) state.apply({{"child", std::to_string(i)}});
+              if (state.get("child") != "19") return "what the child wrote is not there";
+              const std::vector<std::string> faults = state.check();
+              return faults.empty() ? "" : faults.front();
+            }),
+            "");
+  state.apply({{"parent", "1"}});
+  EXPECT_EQ(state.get("child"), "19");
+  EXPECT_EQ(state->info().applied_id, before + 22);
+  EXPECT_THAT(state.check(), IsEmpty());
+}
+
+TEST_F(KeptMappingTest, after_a_failure_the_state_is_taken_over_again) {
+  TestState state(path());
+  write_until_it_is_kept(state);
+  {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    Update update;
+    update.id = writer->info().applied_id + 7;
+    EXPECT_THROW(writer->apply(update), Error);
+  }
+  EXPECT_EQ(writable_mappings(), 0);
+  {
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    EXPECT_TRUE(writer->recovered());
+    TestState::apply(*writer, {{"a", "1"}});
+  }
+  EXPECT_EQ(state.get("a"), "1");
+  EXPECT_THAT(state.check(), IsEmpty());
+}
+
+TEST_F(KeptMappingTest, address_space_that_is_limited_is_not_kept) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer takes more address space than there is to limit";
+#endif
+  { TestState made(path()); }
+  EXPECT_EQ(in_child([&]() -> std::string {
+              rlimit limit{};
+              ::getrlimit(RLIMIT_AS, &limit);
+              limit.rlim_cur = std::uint64_t{256} << 30;
+              if (::setrlimit(RLIMIT_AS, &limit) != 0) return "cannot limit address space";
+              TestState state(path());
+              for (int i = 0; i < 50; ++i) {
+                state.apply({{"a", std::to_string(i)}});
+                if (writable_mappings() != 0) return "it is kept";
+              }
+              return state.get("a") == "49" ? "" : "what was written is not there";
+            }),
+            "");
+}
+
+}  // namespace
+}  // namespace whycache::testing
