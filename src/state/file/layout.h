@@ -201,7 +201,8 @@ inline constexpr bool holds_entry(std::uint64_t word) { return word > filler_wor
 // A filter says of most keys that are not in the index that they are not: for each home bucket 32 bits, a Bloom filter
 // (Burton H. Bloom, 1970) of the keys whose home it is, three bits of each. A key's bits are set before its word is
 // stored, and stay when it is removed. Each part has one, which is made and goes with it.
-using FilterWord = std::atomic<std::uint32_t>;  // release, acquired by readers
+// Stored by the writer (release) before the applied id that makes the key visible; acquired by readers.
+using FilterWord = std::atomic<std::uint32_t>;
 inline constexpr std::uint64_t filter_bytes = part_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
 static_assert(filters_per_segment == 16);

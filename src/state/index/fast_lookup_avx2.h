@@ -112,9 +112,8 @@ WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, s
   const __m128i wanted = two_words(key.data(), key.size());
   const Hashed hashed(plan, wanted);
   // Half of a slot is enough.
-  std::uint32_t part_number;
-  std::memcpy(&part_number, reinterpret_cast<const char*>(plan.slots + hashed.slot), sizeof part_number);
-  const std::uint64_t part = part_offset(part_number);
+  const auto* const half = reinterpret_cast<const std::uint32_t*>(plan.slots + hashed.slot);
+  const std::uint64_t part = part_offset(__atomic_load_n(half, __ATOMIC_ACQUIRE));
   if (part > plan.part_offset_max) [[unlikely]]
     return Quick::unsure;
 
