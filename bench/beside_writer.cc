@@ -34,49 +34,50 @@ constexpr double repetition_ns_max = 4e9;
 
 // Where the writer is. Item order[i] was written `times` times if i < place, else once less; `place` lags behind within
 // an update.
-struct Progress {
-  std::atomic<std::uint64_t> times = 2;  // written by the writer, read by the reader
-  std::atomic<std::uint64_t> place = 0;  // the same
-  std::atomic<bool> stop = false;        // written by the reader
+struct WriterProgress {
+  std::atomic<std::uint64_t> rounds = 2;    // written by the writer, read by the reader
+  std::atomic<std::uint64_t> position = 0;  // the same
+  std::atomic<bool> stop = false;           // written by the reader
 };
 
-void write_until_stopped(Subject& subject, const Order& order, Progress& progress, std::string_view any_key) {
+void write_until_stopped(Subject& subject, const RandomOrder& order, WriterProgress& progress,
+                         std::string_view any_key) {
   std::string value;
   if (!subject.open_and_get(any_key, value)) throw std::runtime_error("a key is not there");
-  Batch batch;
+  WriteBatch batch;
   while (!progress.stop) {
-    batch.fill(order, progress.place, items_per_update, progress.times);
+    batch.fill(order, progress.position, items_per_update, progress.rounds);
     subject.set(batch.items());
-    progress.place += batch.items().size();
-    if (progress.place < order.size()) continue;
-    progress.place = 0;  // in this order: who reads `times` late only allows for one value more
-    ++progress.times;
+    progress.position += batch.items().size();
+    if (progress.position < order.size()) continue;
+    progress.position = 0;  // in this order: who reads `times` late only allows for one value more
+    ++progress.rounds;
   }
   subject.finish_writing();
   subject.close();
 }
 
-std::uint64_t items_written(const Progress& progress, const Order& order) {
-  return progress.times * order.size() + progress.place;
+std::uint64_t items_written(const WriterProgress& progress, const RandomOrder& order) {
+  return progress.rounds * order.size() + progress.position;
 }
 
 // Latencies of single gets, in ascending order.
-std::vector<float> read_singly(Subject& subject, const Reads& reads, const Progress& progress) {
+std::vector<float> time_single_gets(Subject& subject, const ReadSequence& reads, const WriterProgress& progress) {
   std::vector<float> latencies;
   latencies.reserve(reads.keys().size());
   std::string value;
   std::array<char, value_bytes> expected;
-  const double first_begin = wall_ns();
+  const double first_begin = monotonic_time_ns();
   for (std::size_t i = 0; i < reads.keys().size(); ++i) {
-    const std::uint64_t times_before = progress.times;
-    const double begin = wall_ns();
+    const std::uint64_t times_before = progress.rounds;
+    const double begin = monotonic_time_ns();
     const bool found = subject.get(reads.keys()[i], value);
-    const double end = wall_ns();
+    const double end = monotonic_time_ns();
     latencies.push_back(static_cast<float>(end - begin));
-    const std::uint64_t times_after = progress.times;
+    const std::uint64_t times_after = progress.rounds;
     bool is_right = false;
     for (std::uint64_t times = times_after; found && !is_right && times + 1 >= times_before && times > 0; --times) {
-      write_value(expected.data(), reads.number(i), times);
+      write_value(expected.data(), reads.item_number(i), times);
       is_right = value == std::string_view(expected.data(), expected.size());
     }
     if (!is_right) throw std::runtime_error("read something wrong: key=" + std::string(reads.keys()[i]));
@@ -92,30 +93,30 @@ double percentile(const std::vector<float>& ascending, const std::string& name) 
   return ascending[std::clamp<std::size_t>(place, 1, ascending.size()) - 1];
 }
 
-class Benchmark {
+class BesideWriterBenchmark {
  public:
-  Benchmark(const Options& options, std::uint64_t items, Report& report)
+  BesideWriterBenchmark(const BenchmarkOptions& options, std::uint64_t items, Report& report)
       : options_(options),
         items_(items),
         report_(report),
         order_(items, 1),
-        reads_(Reads::uniform(items, options.reads)) {
-    for (const Kind& kind : options.kinds_to_measure({"whycache", "lmdb"})) {
-      auto runner = std::make_unique<Runner>(kind, options.folder, items);
-      if (!runner->subject().can_be_read_beside_writer()) continue;
+        reads_(ReadSequence::uniform(items, options.reads)) {
+    for (const SubjectKind& kind : options.kinds_to_measure({"whycache", "lmdb"})) {
+      auto runner = std::make_unique<Runner>(kind, options.directory, items);
+      if (!runner->subject().allows_concurrent_writer()) continue;
       runner->write(order_, 1);
       runner->subject().close();
-      measured_.push_back({std::move(runner), std::make_unique<SharedWithChildren<Progress>>()});
+      subjects_.push_back({std::move(runner), std::make_unique<SharedWithChildren<WriterProgress>>()});
     }
   }
 
   void run() {
-    clock();
+    measure_clock();
     for (int repetition = 0; repetition < options_.repetitions; ++repetition) {
-      for (const Measured& measured : measured_) {
+      for (const MeasuredSubject& measured : subjects_) {
         stop_if_interrupted();
-        without_writer(measured);
-        beside_writer(measured);
+        measure_without_writer(measured);
+        measure_beside_writer(measured);
       }
     }
     print("get_without_writer");
@@ -124,50 +125,50 @@ class Benchmark {
   }
 
  private:
-  struct Measured {
+  struct MeasuredSubject {
     std::unique_ptr<Runner> runner;
-    std::unique_ptr<SharedWithChildren<Progress>> progress;
+    std::unique_ptr<SharedWithChildren<WriterProgress>> progress;
   };
 
   // What of a latency is the clock's.
-  void clock() {
+  void measure_clock() {
     constexpr int times = 100'000;
-    const double begin = wall_ns();
+    const double begin = monotonic_time_ns();
     double sum = 0;
-    for (int i = 0; i < times; ++i) sum += wall_ns() - begin;
-    const double took = wall_ns() - begin;
+    for (int i = 0; i < times; ++i) sum += monotonic_time_ns() - begin;
+    const double took = monotonic_time_ns() - begin;
     if (sum > took * times) throw std::runtime_error("the clock goes backwards");
     fmt::print("in every latency there are {:.0f} ns for reading the clock\n", took / times);
   }
 
-  void without_writer(const Measured& measured) {
+  void measure_without_writer(const MeasuredSubject& measured) {
     Subject& subject = measured.runner->subject();
     open(subject);
-    read_singly(subject, reads_, **measured.progress);  // so that all of it is mapped
-    add("get_without_writer", measured, read_singly(subject, reads_, **measured.progress));
+    time_single_gets(subject, reads_, **measured.progress);  // so that all of it is mapped
+    add("get_without_writer", measured, time_single_gets(subject, reads_, **measured.progress));
     subject.close();
   }
-  void beside_writer(const Measured& measured) {
+  void measure_beside_writer(const MeasuredSubject& measured) {
     Subject& subject = measured.runner->subject();
-    Progress& progress = **measured.progress;
+    WriterProgress& progress = **measured.progress;
     progress.stop = false;
     const std::uint64_t written_at_first = items_written(progress, order_);
     Child writer([&] { write_until_stopped(subject, order_, progress, reads_.keys().front()); });
     while (items_written(progress, order_) == written_at_first) {
-      writer.look_after();
+      writer.throw_if_failed();
       ::usleep(1000);
     }
     open(subject);
-    read_singly(subject, reads_, progress);
+    time_single_gets(subject, reads_, progress);
     std::vector<float> latencies;
     std::uint64_t written = 0;
     double took = 0;
     while (written == 0) {  // with few reads the writer may not get to the end of an update
-      writer.look_after();
+      writer.throw_if_failed();
       const std::uint64_t written_before = items_written(progress, order_);
-      const double begin = wall_ns();
-      latencies = read_singly(subject, reads_, progress);
-      took = wall_ns() - begin;
+      const double begin = monotonic_time_ns();
+      latencies = time_single_gets(subject, reads_, progress);
+      took = monotonic_time_ns() - begin;
       written = items_written(progress, order_) - written_before;
     }
     progress.stop = true;
@@ -181,7 +182,7 @@ class Benchmark {
     std::string value;
     if (!subject.open_and_get(reads_.keys().front(), value)) throw std::runtime_error("a key is not there");
   }
-  void add(const std::string& workload, const Measured& measured, const std::vector<float>& latencies) {
+  void add(const std::string& workload, const MeasuredSubject& measured, const std::vector<float>& latencies) {
     for (const std::string name : percentiles) {
       report_.add(workload + "_" + name, items_, measured.runner->name(), "ns", percentile(latencies, name));
     }
@@ -190,7 +191,7 @@ class Benchmark {
   void print(const std::string& workload) const {
     fmt::print("\n{}, {} items, ns\n  {:<16}", workload, items_, "");
     for (const std::string name : percentiles) fmt::print("{:>11}", name);
-    for (const Measured& measured : measured_) {
+    for (const MeasuredSubject& measured : subjects_) {
       fmt::print("\n  {:<16}", measured.runner->name());
       for (const std::string name : percentiles) {
         fmt::print("{:>11.0f}", report_.median(workload + "_" + name, items_, measured.runner->name()).value_or(0));
@@ -199,19 +200,19 @@ class Benchmark {
     fmt::print("\n");
   }
 
-  const Options& options_;
+  const BenchmarkOptions& options_;
   std::uint64_t items_;
   Report& report_;
-  Order order_;
-  Reads reads_;
-  std::vector<Measured> measured_;
+  RandomOrder order_;
+  ReadSequence reads_;
+  std::vector<MeasuredSubject> subjects_;
 };
 
 Program program = {
     .description = "Latencies of single gets beside a writer; described at the top of bench/beside_writer.cc",
     .workloads = {"get_beside_writer", "get_without_writer", "set_beside_reader"},
-    .measure = [](const Options& options, std::uint64_t items, Report& report) {
-      Benchmark(options, items, report).run();
+    .measure = [](const BenchmarkOptions& options, std::uint64_t items, Report& report) {
+      BesideWriterBenchmark(options, items, report).run();
     }};
 
 }  // namespace

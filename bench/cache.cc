@@ -14,30 +14,30 @@
 #include "bench/program.h"
 #include "bench/report.h"
 #include "bench/runner.h"
-#include "bench/temporary_folder.h"
+#include "bench/temporary_directory.h"
 #include "bench/workload.h"
 
 namespace bench {
 namespace {
 
-struct Store {
+struct CacheStore {
   bool get(std::string_view key, std::string& value) const { return cache.get(key, value); }
   whycache::Cache& cache;
 };
 
-void fill(whycache::Cache& cache, const Order& order) {
-  Batch batch;
+void fill(whycache::Cache& cache, const RandomOrder& order) {
+  WriteBatch batch;
   for (std::size_t first = 0; first < order.size(); first += items_per_update) {
     batch.fill(order, first, items_per_update, 1);
     cache.set_multi(batch.items());
   }
 }
 
-double cache_get_ns(whycache::Cache& cache, const Reads& reads) {
-  Store store{cache};
-  const double begin = processor_ns();
-  const Seen seen = run(Loop::get, store, reads.keys());
-  const double took = processor_ns() - begin;
+double cache_get_ns(whycache::Cache& cache, const ReadSequence& reads) {
+  CacheStore store{cache};
+  const double begin = thread_cpu_time_ns();
+  const ReadChecksum seen = run(ReadLoop::get, store, reads.keys());
+  const double took = thread_cpu_time_ns() - begin;
   if (seen != reads.expected(1, reads.keys().size())) throw std::runtime_error("the cache read something wrong");
   return took / static_cast<double>(reads.keys().size());
 }
@@ -45,18 +45,18 @@ double cache_get_ns(whycache::Cache& cache, const Reads& reads) {
 double update_fresh_ns(whycache::Cache& cache, std::size_t times) {
   const std::uint64_t applied = cache.update();
   std::uint64_t sum = 0;
-  const double begin = processor_ns();
+  const double begin = thread_cpu_time_ns();
   for (std::size_t i = 0; i < times; ++i) sum += cache.update({.staleness_max = std::chrono::hours(1)});
-  const double took = processor_ns() - begin;
+  const double took = thread_cpu_time_ns() - begin;
   if (sum != applied * times) throw std::runtime_error("update() returned something wrong");
   return took / static_cast<double>(times);
 }
 
-void measure(const Options& options, std::uint64_t items, Report& report) {
-  const TemporaryFolder folder(options.folder);
+void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
+  const TemporaryDirectory folder(options.directory);
   whycache::Cache cache("memory:", {.state_path = folder.path() + "/state"});
-  fill(cache, Order(items, 1));
-  const Reads reads = Reads::uniform(items, options.reads);
+  fill(cache, RandomOrder(items, 1));
+  const ReadSequence reads = ReadSequence::uniform(items, options.reads);
   // The first round warms up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     stop_if_interrupted();

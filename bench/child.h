@@ -42,9 +42,9 @@ class Child {
   template <typename Work>
   explicit Child(const Work& work) {
     std::fflush(stdout);
-    id_ = ::fork();
-    if (id_ < 0) throw std::runtime_error("cannot fork");
-    if (id_ > 0) return;
+    process_id_ = ::fork();
+    if (process_id_ < 0) throw std::runtime_error("cannot fork");
+    if (process_id_ > 0) return;
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     try {
       work();
@@ -55,28 +55,28 @@ class Child {
     ::_exit(0);
   }
   ~Child() {
-    if (ended_) return;
-    ::kill(id_, SIGKILL);
-    ::waitpid(id_, nullptr, 0);
+    if (exited_) return;
+    ::kill(process_id_, SIGKILL);
+    ::waitpid(process_id_, nullptr, 0);
   }
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
   // Waits for its end.
-  void wait() { take_note(::waitpid(id_, &status_, 0)); }
+  void wait() { record_exit(::waitpid(process_id_, &status_, 0)); }
   // Throws if it has failed.
-  void look_after() { take_note(::waitpid(id_, &status_, WNOHANG)); }
+  void throw_if_failed() { record_exit(::waitpid(process_id_, &status_, WNOHANG)); }
 
  private:
-  void take_note(pid_t ended) {
-    if (ended != id_) return;
-    ended_ = true;
+  void record_exit(pid_t ended) {
+    if (ended != process_id_) return;
+    exited_ = true;
     if (status_ != 0) throw std::runtime_error("a child failed");
   }
 
-  pid_t id_ = -1;
+  pid_t process_id_ = -1;
   int status_ = 0;
-  bool ended_ = false;
+  bool exited_ = false;
 };
 
 }  // namespace bench

@@ -12,8 +12,8 @@ inline double clock_ns(clockid_t clock) {
 }
 
 // Processor time of this thread: what other programs take of the machine is not counted.
-inline double processor_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
+inline double thread_cpu_time_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
 // Time on the wall, for what waits for others.
-inline double wall_ns() { return clock_ns(CLOCK_MONOTONIC); }
+inline double monotonic_time_ns() { return clock_ns(CLOCK_MONOTONIC); }
 
 }  // namespace bench

@@ -26,11 +26,11 @@ inline constexpr std::size_t key_bytes = 15;
 inline constexpr std::size_t value_bytes = 100;
 
 // What a loop saw, to be compared with what it should have seen.
-struct Seen {
+struct ReadChecksum {
   std::uint64_t count = 0;
   std::uint64_t sum = 0;
 
-  friend bool operator==(const Seen&, const Seen&) = default;
+  friend bool operator==(const ReadChecksum&, const ReadChecksum&) = default;
 };
 
 inline std::uint64_t load_number(const char* from) {
@@ -40,13 +40,13 @@ inline std::uint64_t load_number(const char* from) {
 }
 
 // One value, from its first and last bytes; the same whether the last ones are looked at or not.
-inline void see(Seen& seen, std::string_view value) {
+inline void add_to_checksum(ReadChecksum& seen, std::string_view value) {
   ++seen.count;
   seen.sum += load_number(value.data()) + value.size();
 }
 inline std::uint64_t last_number(std::string_view value) { return load_number(value.data() + value.size() - 8); }
-inline void see_whole(Seen& seen, std::string_view value) {
-  see(seen, value);
+inline void add_whole_to_checksum(ReadChecksum& seen, std::string_view value) {
+  add_to_checksum(seen, value);
   seen.sum += last_number(value);
 }
 
@@ -71,9 +71,9 @@ inline void write_value(char* to, std::uint64_t item, std::uint64_t times_writte
 }
 
 // All items, in random order.
-class Order {
+class RandomOrder {
  public:
-  Order(std::uint64_t items, std::uint64_t seed) : numbers_(items) {
+  RandomOrder(std::uint64_t items, std::uint64_t seed) : numbers_(items) {
     std::iota(numbers_.begin(), numbers_.end(), 0);
     std::mt19937_64 random(seed);
     std::shuffle(numbers_.begin(), numbers_.end(), random);
@@ -86,10 +86,10 @@ class Order {
 };
 
 // The items that are written together.
-class Batch {
+class WriteBatch {
  public:
   // Those at `first` and after it in `order`, at most `count_max`.
-  void fill(const Order& order, std::size_t first, std::size_t count_max, std::uint64_t times_written) {
+  void fill(const RandomOrder& order, std::size_t first, std::size_t count_max, std::uint64_t times_written) {
     const std::size_t count = std::min(count_max, order.size() - first);
     bytes_.resize(count * (key_bytes + value_bytes));
     items_.resize(count);
@@ -109,28 +109,28 @@ class Batch {
 };
 
 // Which keys to read, in the order they are read, and what is seen then.
-class Reads {
+class ReadSequence {
  public:
   // Drawn evenly from all `items`.
-  static Reads uniform(std::uint64_t items, std::size_t count) {
+  static ReadSequence uniform(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(2);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
-    return {count, [&] { return Read{draw(random), true}; }};
+    return {count, [&] { return PlannedRead{draw(random), true}; }};
   }
   // Keys that are not there, but look like those that are and lie between them.
-  static Reads missing(std::uint64_t items, std::size_t count) {
+  static ReadSequence missing(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(3);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
-    return {count, [&] { return Read{draw(random), false}; }};
+    return {count, [&] { return PlannedRead{draw(random), false}; }};
   }
   // One in ten is not there.
-  static Reads mixed(std::uint64_t items, std::size_t count) {
+  static ReadSequence mixed(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(5);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
-    return {count, [&] { return Read{draw(random), random() % 10 != 0}; }};
+    return {count, [&] { return PlannedRead{draw(random), random() % 10 != 0}; }};
   }
   // Zipf: the k-th most wanted item is wanted k^-0.99 times as often as the first. Which ones these are is random.
-  static Reads zipf(const Order& order, std::size_t count) {
+  static ReadSequence zipf(const RandomOrder& order, std::size_t count) {
     constexpr double theta = 0.99;
     const auto items = static_cast<double>(order.size());
     double zeta = 0;
@@ -147,22 +147,22 @@ class Reads {
       const auto rank = static_cast<std::size_t>(items * std::pow(eta * u - eta + 1, alpha));
       return order[std::min(rank, order.size() - 1)];
     };
-    return {count, [&] { return Read{next(), true}; }};
+    return {count, [&] { return PlannedRead{next(), true}; }};
   }
   // Every item once, in key order.
-  static Reads all(std::uint64_t items) {
+  static ReadSequence all(std::uint64_t items) {
     std::uint64_t number = 0;
-    return {items, [&] { return Read{number++, true}; }};
+    return {items, [&] { return PlannedRead{number++, true}; }};
   }
 
   std::span<const std::string_view> keys() const { return keys_; }
   // The item that the i-th read is of.
-  std::uint64_t number(std::size_t i) const { return numbers_[i]; }
+  std::uint64_t item_number(std::size_t i) const { return numbers_[i]; }
   // What is seen when the first `count` of them are read, every item having been written `times_written` times.
-  Seen expected(std::uint64_t times_written, std::size_t count) const {
-    Seen seen;
+  ReadChecksum expected(std::uint64_t times_written, std::size_t count) const {
+    ReadChecksum seen;
     for (const std::uint32_t number : std::span(numbers_).first(count)) {
-      if (number == not_there) continue;
+      if (number == absent) continue;
       ++seen.count;
       seen.sum += value_front(number, times_written) + value_bytes;
     }
@@ -170,21 +170,21 @@ class Reads {
   }
 
  private:
-  struct Read {
+  struct PlannedRead {
     std::uint64_t number;
-    bool is_there;
+    bool is_present;
   };
-  static constexpr std::uint32_t not_there = UINT32_MAX;
+  static constexpr std::uint32_t absent = UINT32_MAX;
 
   template <typename Next>
-  Reads(std::size_t count, const Next& next) : bytes_(count * key_bytes), keys_(count), numbers_(count) {
+  ReadSequence(std::size_t count, const Next& next) : bytes_(count * key_bytes), keys_(count), numbers_(count) {
     for (std::size_t i = 0; i < count; ++i) {
-      const Read read = next();
+      const PlannedRead read = next();
       char* const key = &bytes_[i * key_bytes];
       write_key(key, read.number);
-      if (!read.is_there) key[key_bytes - 1] = 'x';
+      if (!read.is_present) key[key_bytes - 1] = 'x';
       keys_[i] = {key, key_bytes};
-      numbers_[i] = read.is_there ? static_cast<std::uint32_t>(read.number) : not_there;
+      numbers_[i] = read.is_present ? static_cast<std::uint32_t>(read.number) : absent;
     }
   }
 

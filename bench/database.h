@@ -21,7 +21,7 @@
 
 namespace bench {
 
-inline void run_to_the_end(std::vector<std::string> command) {
+inline void run_command(std::vector<std::string> command) {
   std::vector<char*> arguments;
   for (std::string& word : command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
@@ -68,17 +68,17 @@ class Database {
     for (auto* const command : {&install, &serve}) {
       if (::geteuid() == 0) command->insert(command->end(), as_root.begin(), as_root.end());
     }
-    run_to_the_end(install);
+    run_command(install);
     server_ = std::make_unique<Server>(serve);
     server_->wait_until([&] {
       try {
-        whycache::MysqlConnection(place("mysql"), std::chrono::seconds(5)).run("CREATE DATABASE bench");
+        whycache::MysqlConnection(server_for("mysql"), std::chrono::seconds(5)).run("CREATE DATABASE bench");
         return true;
       } catch (const whycache::MysqlFailure&) {
         return false;
       }
     });
-    watch_ = connect();
+    monitor_connection_ = connect();
   }
 
   // A log in it; every name is another one.
@@ -88,13 +88,13 @@ class Database {
 
   // One like those that a log makes.
   std::unique_ptr<whycache::MysqlConnection> connect() const {
-    return std::make_unique<whycache::MysqlConnection>(place("bench"), std::chrono::seconds(60));
+    return std::make_unique<whycache::MysqlConnection>(server_for("bench"), std::chrono::seconds(60));
   }
 
   // The server's own counters. Reading them counts as a statement.
   std::map<std::string, double> status() {
     std::map<std::string, double> numbers;
-    whycache::MysqlRows rows = watch_->query(
+    whycache::MysqlRows rows = monitor_connection_->query(
         "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Connections', 'Threads_connected', "
         "'Max_used_connections', 'Innodb_data_fsyncs')");
     while (rows.next()) {
@@ -104,10 +104,10 @@ class Database {
     return numbers;
   }
   // Begins to count Max_used_connections anew.
-  void forget() { watch_->run("FLUSH STATUS"); }
+  void reset_counters() { monitor_connection_->run("FLUSH STATUS"); }
 
  private:
-  whycache::MysqlServer place(const std::string& database) const {
+  whycache::MysqlServer server_for(const std::string& database) const {
     whycache::MysqlServer place;
     place.socket = socket_;
     place.user = "root";
@@ -117,7 +117,7 @@ class Database {
 
   std::string socket_;
   std::unique_ptr<Server> server_;
-  std::unique_ptr<whycache::MysqlConnection> watch_;
+  std::unique_ptr<whycache::MysqlConnection> monitor_connection_;
 };
 
 }  // namespace bench

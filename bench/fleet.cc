@@ -35,7 +35,7 @@
 #include "bench/database.h"
 #include "bench/fleet_memcached.h"
 #include "bench/report.h"
-#include "bench/temporary_folder.h"
+#include "bench/temporary_directory.h"
 #include "client/log_page.h"
 #include "update/update.h"
 
@@ -62,7 +62,7 @@ struct FleetOptions {
   int confirm_s = 2;
   int ask_s = 3'600;
   int threads = 16;
-  std::string folder = "/dev/shm";
+  std::string directory = "/dev/shm";
   std::string json;
 };
 
@@ -71,54 +71,55 @@ double seconds_since(Clock::time_point began) { return std::chrono::duration<dou
 // Appends updates, and knows when each was begun.
 class Writer {
  public:
-  explicit Writer(const std::string& url) : log_(whycache::open_log(url)), begun_(updates_max) {
-    place_.log_uuid = log_->extent().uuid;
-    place_.chain = whycache::chain_start(place_.log_uuid);
+  explicit Writer(const std::string& url) : log_(whycache::open_log(url)), append_begin_ns_(updates_max) {
+    position_.log_uuid = log_->extent().uuid;
+    position_.chain = whycache::chain_start(position_.log_uuid);
   }
 
   void write() {
     whycache::Draft draft(whycache::Authorship{});
-    const std::string value = fmt::format("{:0100}", place_.id);
-    draft.add(whycache::Change::set(fmt::format("user:{:010}", place_.id % 1'000), value), 1 << 20);
-    const UpdateId id = place_.id + 1;
-    begun_.at(id) = now_ns();
-    if (log_->append(id, draft.seal(id, place_.chain)) != whycache::Log::Appended::yes) {
+    const std::string value = fmt::format("{:0100}", position_.id);
+    draft.add(whycache::Change::set(fmt::format("user:{:010}", position_.id % 1'000), value), 1 << 20);
+    const UpdateId id = position_.id + 1;
+    append_begin_ns_.at(id) = now_ns();
+    if (log_->append(id, draft.seal(id, position_.chain)) != whycache::Log::Appended::yes) {
       throw std::runtime_error("somebody else writes");
     }
-    place_.id = id;
-    place_.chain = draft.chain();
+    position_.id = id;
+    position_.chain = draft.chain();
   }
-  const whycache::Place& place() const { return place_; }
-  double ms_since_begun(UpdateId id) const { return static_cast<double>(now_ns() - begun_[id]) / 1e6; }
+  const whycache::LogPosition& position() const { return position_; }
+  double ms_since_append_began(UpdateId id) const { return static_cast<double>(now_ns() - append_begin_ns_[id]) / 1e6; }
 
  private:
   std::unique_ptr<whycache::Log> log_;
-  whycache::Place place_;
+  whycache::LogPosition position_;
   static std::int64_t now_ns() { return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count(); }
 
-  std::vector<std::atomic<std::int64_t>> begun_;  // written before the append; read by who has got the update
+  std::vector<std::atomic<std::int64_t>> append_begin_ns_;  // written before the append; read by who has got the update
 };
 
 class Follower {
  public:
   explicit Follower(const std::string& url) : log_(whycache::open_log(url)) {
-    place_.log_uuid = log_->extent().uuid;
-    place_.chain = whycache::chain_start(place_.log_uuid);
+    position_.log_uuid = log_->extent().uuid;
+    position_.chain = whycache::chain_start(position_.log_uuid);
   }
 
   // Calls `visible` with the id of each update that was new.
   template <typename Visible>
   void poll(const Visible& visible) {
-    const whycache::Page page = whycache::look_beyond(*log_, place_, std::nullopt);
+    const whycache::LogPage page = whycache::poll_page(*log_, position_, std::nullopt);
     std::string why;
-    if (whycache::fit_of(page, place_, why) != whycache::Fit::fits) throw std::runtime_error("does not fit: " + why);
-    whycache::replay(page, place_, [&](const whycache::Update& update) { visible(update.id); });
+    if (whycache::compare_history(page, position_, why) != whycache::HistoryMatch::matches)
+      throw std::runtime_error("does not fit: " + why);
+    whycache::apply_updates(page, position_, [&](const whycache::Update& update) { visible(update.id); });
   }
-  const whycache::Place& place() const { return place_; }
+  const whycache::LogPosition& position() const { return position_; }
 
  private:
   std::unique_ptr<whycache::Log> log_;
-  whycache::Place place_;
+  whycache::LogPosition position_;
 };
 
 // Followers and the threads that poll for them, until the writer's last update is everywhere.
@@ -148,7 +149,7 @@ class Fleet {
   }
 
   // From now on.
-  void begin_to_count() {
+  void reset_counts() {
     const std::lock_guard lock(mutex_);
     delays_ms_.clear();
     polls_ = 0;
@@ -156,15 +157,15 @@ class Fleet {
   std::uint64_t polls() const { return polls_; }
 
   // Throws unless, after a while, all followers have all.
-  void check() {
+  void verify_caught_up() {
     stop();
     const auto end = Clock::now() + std::chrono::seconds(20);
     for (Follower& follower : followers_) {
-      while (follower.place().id < writer_.place().id && Clock::now() < end) {
+      while (follower.position().id < writer_.position().id && Clock::now() < end) {
         follower.poll([](UpdateId) {});
-        if (follower.place().id < writer_.place().id) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        if (follower.position().id < writer_.position().id) std::this_thread::sleep_for(std::chrono::milliseconds(10));
       }
-      if (follower.place().id != writer_.place().id || follower.place().chain != writer_.place().chain) {
+      if (follower.position().id != writer_.position().id || follower.position().chain != writer_.position().chain) {
         throw std::runtime_error("a follower has not what was written");
       }
     }
@@ -186,7 +187,7 @@ class Fleet {
         if (round + interval_ < Clock::now()) round = Clock::now();  // too slow: what was missed is not made up for
         for (std::size_t i = thread; i < followers_.size() && !stopping_; i += threads) {
           std::this_thread::sleep_until(round + interval_ * i / followers_.size());
-          followers_[i].poll([&](UpdateId id) { delays_ms.push_back(writer_.ms_since_begun(id)); });
+          followers_[i].poll([&](UpdateId id) { delays_ms.push_back(writer_.ms_since_append_began(id)); });
           ++polls_;
         }
         {
@@ -225,7 +226,7 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
                       options.ask_s);
   }
   Writer writer(url);
-  database.forget();
+  database.reset_counters();
   Fleet fleet(url, count, options, writer);
   // Those who open one after the other want a connection each; what counts is what they hold later.
   const auto write_for = [&](double seconds) {
@@ -238,15 +239,15 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
     }
   };
   write_for(std::min(3, options.seconds));
-  database.forget();
+  database.reset_counters();
   const auto before = database.status();
-  fleet.begin_to_count();
+  fleet.reset_counts();
   const auto began = Clock::now();
   write_for(options.seconds);
   const double seconds = seconds_since(began);
   const auto after = database.status();
   const double polls = static_cast<double>(fleet.polls());
-  fleet.check();
+  fleet.verify_caught_up();
 
   const auto rate = [&](const char* counter) { return (after.at(counter) - before.at(counter)) / seconds; };
   report.add("fleet_statements", count, subject, "1/s", rate("Questions"));
@@ -278,7 +279,7 @@ int run(int argument_count, char** arguments) {
   app.add_option("--confirm-s", options.confirm_s, "option confirm_s of the log")->check(CLI::Range(1, 3'600));
   app.add_option("--ask-s", options.ask_s, "option ask_s of the log")->check(CLI::Range(1, 86'400));
   app.add_option("--threads", options.threads, "how many poll for all")->check(CLI::Range(1, 256));
-  app.add_option("--folder", options.folder, "where the database lies")->check(CLI::ExistingDirectory);
+  app.add_option("--folder", options.directory, "where the database lies")->check(CLI::ExistingDirectory);
   app.add_option("--json", options.json, "file for the figures, one JSON object per line");
   CLI11_PARSE(app, argument_count, arguments);
   if (options.subjects.empty()) options.subjects = {"memcached+mysql", "mysql"};
@@ -295,7 +296,7 @@ int run(int argument_count, char** arguments) {
       throw std::runtime_error(
           fmt::format("too few open files allowed: allowed={} needed={}", files.rlim_cur, 2 * most + 200));
     }
-    const TemporaryFolder folder(options.folder);
+    const TemporaryDirectory folder(options.directory);
     Database database(folder.path(), most + 50);
     const FleetMemcached memcached(folder.path(), most + 50);
     fmt::print("polling every {} ms, {} updates a second, each measured for {} s\n", options.poll_ms,

@@ -27,24 +27,24 @@ namespace bench {
 namespace {
 
 // A folder with a file system of its own.
-class Mount {
+class TmpfsMount {
  public:
-  Mount(const std::string& parent, const std::string& mount_options) : folder_(parent) {
-    mounted_ = ::mount("whycache_bench", folder_.path().c_str(), "tmpfs", 0, mount_options.c_str()) == 0;
+  TmpfsMount(const std::string& parent, const std::string& mount_options) : directory_(parent) {
+    mounted_ = ::mount("whycache_bench", directory_.path().c_str(), "tmpfs", 0, mount_options.c_str()) == 0;
     if (!mounted_) throw std::runtime_error(std::string("cannot mount: ") + std::strerror(errno));
   }
-  ~Mount() { ::umount2(folder_.path().c_str(), MNT_DETACH); }
-  Mount(const Mount&) = delete;
-  Mount& operator=(const Mount&) = delete;
-  const std::string& path() const { return folder_.path(); }
+  ~TmpfsMount() { ::umount2(directory_.path().c_str(), MNT_DETACH); }
+  TmpfsMount(const TmpfsMount&) = delete;
+  TmpfsMount& operator=(const TmpfsMount&) = delete;
+  const std::string& path() const { return directory_.path(); }
 
  private:
-  TemporaryFolder folder_;
+  TemporaryDirectory directory_;
   bool mounted_ = false;
 };
 
 // What this program sees of mounts is its own from here on. Returns what is against it.
-std::optional<std::string> leave_mounts() {
+std::optional<std::string> enter_mount_namespace() {
   if (::geteuid() != 0) return "not root";
   if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
     return std::string("no mount namespace: ") + std::strerror(errno);
@@ -52,7 +52,7 @@ std::optional<std::string> leave_mounts() {
   return std::nullopt;
 }
 
-std::string huge_bytes() {
+std::string read_huge_page_bytes() {
   std::ifstream file("/proc/meminfo");
   for (std::string line; std::getline(file, line);) {
     if (line.starts_with("ShmemHugePages:")) return line.substr(line.find_first_of("0123456789"));
@@ -60,48 +60,48 @@ std::string huge_bytes() {
   return "?";
 }
 
-struct Pages {
+struct PageSizeRun {
   std::string workload;
-  std::unique_ptr<Mount> mount;
+  std::unique_ptr<TmpfsMount> mount;
   std::vector<std::unique_ptr<Runner>> runners;
 };
 
-void measure(const Options& options, std::uint64_t items, Report& report) {
-  if (const std::optional<std::string> obstacle = leave_mounts()) {
+void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
+  if (const std::optional<std::string> obstacle = enter_mount_namespace()) {
     fmt::print("left out: get_uniform_huge ({})\n", *obstacle);
     return;
   }
-  const Order order(items, 1);
-  const Reads reads = Reads::uniform(items, options.reads);
-  std::vector<Pages> all;
+  const RandomOrder order(items, 1);
+  const ReadSequence reads = ReadSequence::uniform(items, options.reads);
+  std::vector<PageSizeRun> all;
   try {
-    all.push_back({"get_uniform_huge", std::make_unique<Mount>(options.folder, "huge=always,mode=0700"), {}});
-    all.push_back({"get_uniform_small", std::make_unique<Mount>(options.folder, "huge=never,mode=0700"), {}});
+    all.push_back({"get_uniform_huge", std::make_unique<TmpfsMount>(options.directory, "huge=always,mode=0700"), {}});
+    all.push_back({"get_uniform_small", std::make_unique<TmpfsMount>(options.directory, "huge=never,mode=0700"), {}});
   } catch (const std::exception& error) {
     fmt::print("left out: get_uniform_huge ({})\n", error.what());
     return;
   }
-  for (Pages& pages : all) {
-    for (const Kind& kind : options.kinds_to_measure()) {
+  for (PageSizeRun& pages : all) {
+    for (const SubjectKind& kind : options.kinds_to_measure()) {
       auto runner = std::make_unique<Runner>(kind, pages.mount->path(), items);
-      if (!runner->subject().is_shared() || runner->subject().talks_to_server()) continue;
+      if (!runner->subject().is_shared() || runner->subject().uses_server()) continue;
       runner->write(order, 1);
       pages.runners.push_back(std::move(runner));
     }
   }
-  fmt::print("in huge pages: {}\n", huge_bytes());
+  fmt::print("in huge pages: {}\n", read_huge_page_bytes());
   // The first round warms up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
-    for (const Pages& pages : all) {
+    for (const PageSizeRun& pages : all) {
       for (const std::unique_ptr<Runner>& runner : pages.runners) {
-        const double ns = runner->read(Loop::get, reads, pages.workload);
+        const double ns = runner->read(ReadLoop::get, reads, pages.workload);
         if (repetition >= 0 && options.wants(pages.workload)) {
           report.add(pages.workload, items, runner->name(), "ns", ns);
         }
       }
     }
   }
-  for (Pages& pages : all) report.print(pages.workload, items);
+  for (PageSizeRun& pages : all) report.print(pages.workload, items);
 }
 
 Program program = {.description = "Reads from huge pages; described at the top of bench/huge_pages.cc",

@@ -23,30 +23,30 @@
 
 namespace {
 
-using whycache::KeysCursor;
-using whycache::KeysWriter;
+using whycache::BTreeCursor;
+using whycache::BTreeWriter;
 using whycache::node_bytes_of;
 using whycache::NodeHeader;
 using whycache::NodeOffset;
 
 // Nodes in one piece of memory. No view ever holds an old one, so what was retired is free after the next publish.
-class Nodes : public whycache::NodeStore {
+class BenchmarkNodes : public whycache::NodeStore {
  public:
-  Nodes()
+  BenchmarkNodes()
       : base_(static_cast<std::byte*>(
             ::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
     if (base_ == MAP_FAILED) std::abort();
   }
-  Nodes(const Nodes&) = delete;
-  Nodes& operator=(const Nodes&) = delete;
-  ~Nodes() override { ::munmap(base_, bytes_max); }
+  BenchmarkNodes(const BenchmarkNodes&) = delete;
+  BenchmarkNodes& operator=(const BenchmarkNodes&) = delete;
+  ~BenchmarkNodes() override { ::munmap(base_, bytes_max); }
 
   const std::byte* node(NodeOffset offset, std::size_t& bytes) const override {
     if (offset < node_bytes_of(0) || offset >= end_) std::abort();
     bytes = end_ - offset;
     return base_ + offset;
   }
-  NodeOffset allocate(std::size_t size_class) override {
+  NodeOffset allocate_node(std::size_t size_class) override {
     live_bytes_ += node_bytes_of(size_class);
     NodeOffset& free = free_[size_class];
     NodeOffset offset = free;
@@ -60,7 +60,7 @@ class Nodes : public whycache::NodeStore {
     header(offset) = {0, version_, static_cast<std::uint8_t>(size_class), {}};
     return offset;
   }
-  void retire(NodeOffset offset) override {
+  void retire_node(NodeOffset offset) override {
     live_bytes_ -= node_bytes_of(header(offset).size_class);
     if (is_private(offset)) {
       release(offset);
@@ -68,7 +68,7 @@ class Nodes : public whycache::NodeStore {
       retired_.push_back(offset);
     }
   }
-  std::byte* writable(NodeOffset offset) override { return base_ + offset; }
+  std::byte* writable_node(NodeOffset offset) override { return base_ + offset; }
   bool is_private(NodeOffset offset) const override { return header(offset).stamp == version_; }
 
   void publish() {
@@ -99,9 +99,9 @@ class Nodes : public whycache::NodeStore {
 using Keys = std::vector<std::string>;
 
 // So that nothing is optimised away.
-void use(std::string_view key) { asm volatile("" : : "r"(key.data()), "r"(key.size())); }
+void do_not_optimize(std::string_view key) { asm volatile("" : : "r"(key.data()), "r"(key.size())); }
 
-double processor_time_ns() {
+double process_cpu_time_ns() {
   timespec time;
   ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) * 1e9 + static_cast<double>(time.tv_nsec);
@@ -109,82 +109,86 @@ double processor_time_ns() {
 
 class Workload {
  public:
-  Workload(std::string shape, Keys keys) : shape_(std::move(shape)), random_(std::move(keys)), sorted_(random_) {
+  Workload(std::string shape, Keys keys) : shape_(std::move(shape)), shuffled_(std::move(keys)), sorted_(shuffled_) {
     std::sort(sorted_.begin(), sorted_.end());
-    batches_ = random_;
-    for (std::size_t i = 0; i < batches_.size(); i += batch) {
-      std::sort(batches_.begin() + static_cast<std::ptrdiff_t>(i),
-                batches_.begin() + static_cast<std::ptrdiff_t>(std::min(i + batch, batches_.size())));
+    sorted_batches_ = shuffled_;
+    for (std::size_t i = 0; i < sorted_batches_.size(); i += keys_per_batch) {
+      std::sort(
+          sorted_batches_.begin() + static_cast<std::ptrdiff_t>(i),
+          sorted_batches_.begin() + static_cast<std::ptrdiff_t>(std::min(i + keys_per_batch, sorted_batches_.size())));
     }
   }
 
   void run() {
     {
       std::set<std::string, std::less<>> set;
-      timed("std::set, insert, random", random_.size(), [&] {
-        for (const std::string& key : random_) set.insert(key);
+      measure("std::set, insert, random", shuffled_.size(), [&] {
+        for (const std::string& key : shuffled_) set.insert(key);
       });
-      timed("std::set, lower_bound, random", random_.size(), [&] {
-        for (const std::string& key : random_) use(*set.lower_bound(key));
+      measure("std::set, lower_bound, random", shuffled_.size(), [&] {
+        for (const std::string& key : shuffled_) do_not_optimize(*set.lower_bound(key));
       });
     }
     {
       Tree tree;
-      each("insert, random, published every 1000", random_, tree, [&](std::string_view key) { tree.insert(key); });
-      note("  bytes per key", tree.bytes_per_key());
-      reads(tree, "");
-      const Keys most(random_.begin(), random_.begin() + static_cast<std::ptrdiff_t>(random_.size() / 10 * 9));
-      each("erase 90 %, random, published every 1000", most, tree, [&](std::string_view key) { tree.erase(key); });
-      tree.key_count = random_.size() - most.size();
-      note("  bytes per key", tree.bytes_per_key());
+      change_each_key("insert, random, published every 1000", shuffled_, tree,
+                      [&](std::string_view key) { tree.insert(key); });
+      record("  bytes per key", tree.bytes_per_key());
+      measure_reads(tree, "");
+      const Keys most(shuffled_.begin(), shuffled_.begin() + static_cast<std::ptrdiff_t>(shuffled_.size() / 10 * 9));
+      change_each_key("erase 90 %, random, published every 1000", most, tree,
+                      [&](std::string_view key) { tree.erase(key); });
+      tree.key_count = shuffled_.size() - most.size();
+      record("  bytes per key", tree.bytes_per_key());
       Tree fresh;
-      each("", Keys(random_.begin() + static_cast<std::ptrdiff_t>(most.size()), random_.end()), fresh,
-           [&](std::string_view key) { fresh.insert(key); });
-      note("  bytes per key of a tree of the rest", fresh.bytes_per_key());
+      change_each_key("", Keys(shuffled_.begin() + static_cast<std::ptrdiff_t>(most.size()), shuffled_.end()), fresh,
+                      [&](std::string_view key) { fresh.insert(key); });
+      record("  bytes per key of a tree of the rest", fresh.bytes_per_key());
     }
     {
       Tree tree;
-      each("insert, random, published every 1", random_, tree, [&](std::string_view key) {
+      change_each_key("insert, random, published every 1", shuffled_, tree, [&](std::string_view key) {
         tree.insert(key);
         tree.nodes.publish();
       });
     }
     {
       Tree tree;
-      in_batches("insert_sorted, 1000 random keys at a time", batches_, batch, tree,
-                 [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
-      note("  bytes per key", tree.bytes_per_key());
-      in_batches("erase_sorted, 1000 random keys at a time", batches_, batch, tree,
-                 [&](std::span<const std::string_view> keys) { tree.erase_sorted(keys); });
+      change_in_batches("insert_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch, tree,
+                        [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+      record("  bytes per key", tree.bytes_per_key());
+      change_in_batches("erase_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch, tree,
+                        [&](std::span<const std::string_view> keys) { tree.erase_sorted(keys); });
     }
     {
       Tree tree;
-      in_batches("insert_sorted, everything at once", sorted_, sorted_.size(), tree,
-                 [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
-      note("  bytes per key", tree.bytes_per_key());
-      reads(tree, ", dense");
+      change_in_batches("insert_sorted, everything at once", sorted_, sorted_.size(), tree,
+                        [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+      record("  bytes per key", tree.bytes_per_key());
+      measure_reads(tree, ", dense");
     }
     {
       Tree tree;
-      in_batches("insert_sorted, 1000 ascending keys at a time", sorted_, batch, tree,
-                 [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
-      note("  bytes per key", tree.bytes_per_key());
+      change_in_batches("insert_sorted, 1000 ascending keys at a time", sorted_, keys_per_batch, tree,
+                        [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+      record("  bytes per key", tree.bytes_per_key());
     }
     {
       Tree tree;
-      each("insert, ascending, published every 1000", sorted_, tree, [&](std::string_view key) { tree.insert(key); });
-      note("  bytes per key", tree.bytes_per_key());
+      change_each_key("insert, ascending, published every 1000", sorted_, tree,
+                      [&](std::string_view key) { tree.insert(key); });
+      record("  bytes per key", tree.bytes_per_key());
     }
     {
       Tree tree;
-      each("insert, descending, published every 1000", Keys(sorted_.rbegin(), sorted_.rend()), tree,
-           [&](std::string_view key) { tree.insert(key); });
-      note("  bytes per key", tree.bytes_per_key());
+      change_each_key("insert, descending, published every 1000", Keys(sorted_.rbegin(), sorted_.rend()), tree,
+                      [&](std::string_view key) { tree.insert(key); });
+      record("  bytes per key", tree.bytes_per_key());
     }
   }
 
   void print() const {
-    std::printf("%s, %zu keys\n", shape_.c_str(), random_.size());
+    std::printf("%s, %zu keys\n", shape_.c_str(), shuffled_.size());
     for (const std::string& name : names_) {
       std::printf("  %-52s %9.2f%s\n", name.c_str(), values_.at(name), name[0] == ' ' ? "" : " ns");
     }
@@ -192,11 +196,11 @@ class Workload {
   }
 
  private:
-  static constexpr std::size_t batch = 1000;
+  static constexpr std::size_t keys_per_batch = 1000;
 
   struct Tree {
-    Nodes nodes;
-    KeysWriter writer{nodes};
+    BenchmarkNodes nodes;
+    BTreeWriter writer{nodes};
     NodeOffset root = 0;
     std::size_t key_count = 0;
 
@@ -207,41 +211,41 @@ class Workload {
     double bytes_per_key() const { return static_cast<double>(nodes.live_bytes()) / static_cast<double>(key_count); }
   };
 
-  void reads(const Tree& tree, const std::string& what) {
-    KeysCursor cursor(tree.nodes);
-    timed("scan, next" + what, tree.key_count, [&] {
-      for (cursor.seek(tree.root, ""); !cursor.at_end(); cursor.next()) use(cursor.key());
+  void measure_reads(const Tree& tree, const std::string& what) {
+    BTreeCursor cursor(tree.nodes);
+    measure("scan, next" + what, tree.key_count, [&] {
+      for (cursor.seek(tree.root, ""); !cursor.at_end(); cursor.next()) do_not_optimize(cursor.key());
     });
     std::vector<std::string_view> keys;
-    timed("scan, next_batch" + what, tree.key_count, [&] {
+    measure("scan, next_batch" + what, tree.key_count, [&] {
       cursor.seek(tree.root, "");
       while (cursor.next_batch(keys) > 0) {
-        for (const std::string_view key : keys) use(key);
+        for (const std::string_view key : keys) do_not_optimize(key);
       }
     });
-    timed("seek, random" + what, random_.size(), [&] {
-      for (const std::string& key : random_) {
+    measure("seek, random" + what, shuffled_.size(), [&] {
+      for (const std::string& key : shuffled_) {
         cursor.seek(tree.root, key);
-        use(cursor.key());
+        do_not_optimize(cursor.key());
       }
     });
   }
 
-  void each(const std::string& name, const Keys& keys, Tree& tree,
-            const std::function<void(std::string_view)>& change) {
-    timed(name, keys.size(), [&] {
+  void change_each_key(const std::string& name, const Keys& keys, Tree& tree,
+                       const std::function<void(std::string_view)>& change) {
+    measure(name, keys.size(), [&] {
       for (std::size_t i = 0; i < keys.size(); ++i) {
         change(keys[i]);
-        if (i % batch == batch - 1) tree.nodes.publish();
+        if (i % keys_per_batch == keys_per_batch - 1) tree.nodes.publish();
       }
     });
     tree.key_count = keys.size();
   }
 
-  void in_batches(const std::string& name, const Keys& keys, std::size_t batch_size, Tree& tree,
-                  const std::function<void(std::span<const std::string_view>)>& change) {
+  void change_in_batches(const std::string& name, const Keys& keys, std::size_t batch_size, Tree& tree,
+                         const std::function<void(std::span<const std::string_view>)>& change) {
     const std::vector<std::string_view> views(keys.begin(), keys.end());
-    timed(name, keys.size(), [&] {
+    measure(name, keys.size(), [&] {
       for (std::size_t i = 0; i < views.size(); i += batch_size) {
         change(std::span(views).subspan(i, std::min(batch_size, views.size() - i)));
         tree.nodes.publish();
@@ -250,27 +254,27 @@ class Workload {
     tree.key_count = keys.size();
   }
 
-  void timed(const std::string& name, std::size_t count, const std::function<void()>& work) {
-    const double begin = processor_time_ns();
+  void measure(const std::string& name, std::size_t count, const std::function<void()>& work) {
+    const double begin = process_cpu_time_ns();
     work();
-    const double took = processor_time_ns() - begin;
-    if (!name.empty()) note(name, took / static_cast<double>(count));
+    const double took = process_cpu_time_ns() - begin;
+    if (!name.empty()) record(name, took / static_cast<double>(count));
   }
 
   // Bytes per key stand below what they belong to; the name alone would not tell them apart.
-  void note(const std::string& name, double value) {
-    const std::string unique = name[0] == ' ' ? name + ": " + last_ : name;
-    if (name[0] != ' ') last_ = name.substr(0, name.find(','));
+  void record(const std::string& name, double value) {
+    const std::string unique = name[0] == ' ' ? name + ": " + last_heading_ : name;
+    if (name[0] != ' ') last_heading_ = name.substr(0, name.find(','));
     const auto [at, is_new] = values_.emplace(unique, value);
     at->second = std::min(at->second, value);
     if (is_new) names_.push_back(unique);
   }
 
   std::string shape_;
-  Keys random_;  // in random order
+  Keys shuffled_;  // in random order
   Keys sorted_;
-  Keys batches_;  // in random order, but every 1,000 sorted
-  std::string last_;
+  Keys sorted_batches_;  // in random order, but every 1,000 sorted
+  std::string last_heading_;
   std::vector<std::string> names_;
   std::map<std::string, double> values_;
 };

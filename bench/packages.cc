@@ -23,8 +23,8 @@ namespace bench {
 namespace {
 
 // Which names to read, in the order they are read, and what is seen then.
-struct Names {
-  Names(const std::vector<Item>& items, std::size_t count, std::size_t first_count) {
+struct NameReads {
+  NameReads(const std::vector<Item>& items, std::size_t count, std::size_t first_count) {
     std::mt19937_64 random(2);
     std::uniform_int_distribution<std::size_t> draw(0, items.size() - 1);
     std::vector<std::size_t> sizes;
@@ -32,8 +32,8 @@ struct Names {
       const Item& item = items[draw(random)];
       bytes += item.key;
       sizes.push_back(item.key.size());
-      see_whole(all, item.value);
-      if (i < first_count) see_whole(first, item.value);
+      add_whole_to_checksum(expected_all, item.value);
+      if (i < first_count) add_whole_to_checksum(expected_first, item.value);
     }
     std::size_t begin = 0;
     for (const std::size_t size : sizes) {
@@ -43,8 +43,8 @@ struct Names {
   }
   std::string bytes;
   std::vector<std::string_view> keys;
-  Seen all;
-  Seen first;  // of the first of them alone
+  ReadChecksum expected_all;
+  ReadChecksum expected_first;  // of the first of them alone
 };
 
 void write(Runner& runner, std::span<const Item> items) {
@@ -56,7 +56,7 @@ void write(Runner& runner, std::span<const Item> items) {
   runner.finish_writing();
 }
 
-void measure(const Options& options, std::uint64_t /*items*/, Report& report) {
+void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& report) {
   std::vector<whycache::demo::Record> records;
   try {
     records = whycache::demo::read_package_index();
@@ -67,14 +67,14 @@ void measure(const Options& options, std::uint64_t /*items*/, Report& report) {
   std::shuffle(records.begin(), records.end(), std::mt19937_64(1));
   std::vector<Item> items;
   for (const whycache::demo::Record& record : records) items.push_back({record.key, record.body});
-  const Names names(items, options.reads, server_reads_max);
+  const NameReads names(items, options.reads, server_reads_max);
 
   std::vector<std::unique_ptr<Runner>> runners;
-  for (const Kind& kind : options.kinds_to_measure()) {
-    runners.push_back(std::make_unique<Runner>(kind, options.folder, items.size()));
+  for (const SubjectKind& kind : options.kinds_to_measure()) {
+    runners.push_back(std::make_unique<Runner>(kind, options.directory, items.size()));
     Runner& runner = *runners.back();
     write(runner, items);
-    if (runner.subject().can_be_measured_writing() && options.wants("bytes_per_item_packages")) {
+    if (runner.subject().measures_writes() && options.wants("bytes_per_item_packages")) {
       report.add("bytes_per_item_packages", items.size(), runner.name(), "bytes", runner.bytes_per_item(items.size()));
     }
   }
@@ -82,8 +82,8 @@ void measure(const Options& options, std::uint64_t /*items*/, Report& report) {
   for (int repetition = -1; repetition < options.repetitions && options.wants("get_packages"); ++repetition) {
     for (const std::unique_ptr<Runner>& runner : runners) {
       const std::span<const std::string_view> keys = runner->keys_to_read(names.keys);
-      const Seen& expected = keys.size() == names.keys.size() ? names.all : names.first;
-      const double ns = runner->read(Loop::get, keys, expected, "get_packages");
+      const ReadChecksum& expected = keys.size() == names.keys.size() ? names.expected_all : names.expected_first;
+      const double ns = runner->read(ReadLoop::get, keys, expected, "get_packages");
       if (repetition >= 0) report.add("get_packages", items.size(), runner->name(), "ns", ns);
     }
   }

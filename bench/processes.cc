@@ -28,27 +28,28 @@ namespace {
 constexpr std::size_t processes_max = 2;
 
 // Where the processes wait for each other, and leave what they measured.
-struct Start {
+struct StartBarrier {
   std::atomic<std::size_t> ready = 0;
   std::array<double, processes_max> ns_per_read = {};
 };
 
 // Nanoseconds per read, of each process.
-std::vector<double> read_at_once(std::size_t count, Runner& runner, const Reads& reads, const std::string& workload) {
+std::vector<double> read_concurrently(std::size_t count, Runner& runner, const ReadSequence& reads,
+                                      const std::string& workload) {
   const std::span<const std::string_view> keys = runner.keys_to_read(reads.keys());
-  const Seen expected = reads.expected(1, keys.size());
-  const SharedWithChildren<Start> start;
+  const ReadChecksum expected = reads.expected(1, keys.size());
+  const SharedWithChildren<StartBarrier> start;
   std::array<std::optional<Child>, processes_max> children;
   runner.subject().close();
   for (std::size_t i = 0; i < count; ++i) {
     children[i].emplace([&] {
       std::string value;
       if (!runner.subject().open_and_get(keys.front(), value)) throw std::runtime_error("a key is not there");
-      runner.read(Loop::get, keys, expected, workload);
+      runner.read(ReadLoop::get, keys, expected, workload);
       for (++start->ready; start->ready < count;) ::sched_yield();
-      const double begin = wall_ns();
-      runner.read(Loop::get, keys, expected, workload);
-      start->ns_per_read[i] = (wall_ns() - begin) / static_cast<double>(keys.size());
+      const double begin = monotonic_time_ns();
+      runner.read(ReadLoop::get, keys, expected, workload);
+      start->ns_per_read[i] = (monotonic_time_ns() - begin) / static_cast<double>(keys.size());
       runner.subject().close();
     });
   }
@@ -56,19 +57,19 @@ std::vector<double> read_at_once(std::size_t count, Runner& runner, const Reads&
   return {start->ns_per_read.begin(), start->ns_per_read.begin() + static_cast<std::ptrdiff_t>(count)};
 }
 
-void measure(const Options& options, std::uint64_t items, Report& report) {
-  const Order order(items, 1);
-  const Reads reads = Reads::uniform(items, options.reads);
+void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
+  const RandomOrder order(items, 1);
+  const ReadSequence reads = ReadSequence::uniform(items, options.reads);
   std::vector<std::unique_ptr<Runner>> runners;
-  for (const Kind& kind : options.kinds_to_measure()) {
-    runners.push_back(std::make_unique<Runner>(kind, options.folder, items));
+  for (const SubjectKind& kind : options.kinds_to_measure()) {
+    runners.push_back(std::make_unique<Runner>(kind, options.directory, items));
     runners.back()->write(order, 1);
   }
   for (int repetition = 0; repetition < options.repetitions; ++repetition) {
     for (const std::unique_ptr<Runner>& runner : runners) {
       for (const auto& [workload, count] : {std::pair("get_uniform_2_alone", 1), std::pair("get_uniform_2", 2)}) {
         stop_if_interrupted();
-        for (const double ns : read_at_once(static_cast<std::size_t>(count), *runner, reads, workload)) {
+        for (const double ns : read_concurrently(static_cast<std::size_t>(count), *runner, reads, workload)) {
           report.add(workload, items, runner->name(), "ns", ns);
         }
       }

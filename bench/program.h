@@ -18,28 +18,28 @@
 #include <string>
 #include <vector>
 
-#include "bench/kinds.h"
 #include "bench/report.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 
-struct Options {
+struct BenchmarkOptions {
   std::vector<std::uint64_t> items = {1'000'000};
   std::vector<std::string> only;
   std::vector<std::string> subjects;
   int repetitions = 5;
   std::size_t reads = 1'000'000;
-  std::string folder = "/dev/shm";
+  std::string directory = "/dev/shm";
   std::string json;
 
   bool wants(const std::string& workload) const {
     return only.empty() || std::find(only.begin(), only.end(), workload) != only.end();
   }
   // The subjects to measure: those asked for, else `usual`; of these, those whose library was there. Empty: all.
-  std::vector<Kind> kinds_to_measure(const std::vector<std::string>& usual = {}) const {
+  std::vector<SubjectKind> kinds_to_measure(const std::vector<std::string>& usual = {}) const {
     const std::vector<std::string>& wanted = subjects.empty() ? usual : subjects;
-    std::vector<Kind> result;
-    for (const Kind& kind : kinds) {
+    std::vector<SubjectKind> result;
+    for (const SubjectKind& kind : subject_kinds) {
       const bool asked = wanted.empty() || std::find(wanted.begin(), wanted.end(), kind.name) != wanted.end();
       if (asked && kind.make != nullptr) result.push_back(kind);
     }
@@ -53,7 +53,7 @@ inline void stop_if_interrupted() {
   if (interrupted) throw std::runtime_error("interrupted");
 }
 
-inline std::string first_line(const std::string& path) {
+inline std::string read_first_line(const std::string& path) {
   std::ifstream file(path);
   std::string line;
   std::getline(file, line);
@@ -70,11 +70,11 @@ inline void print_machine() {
     }
   }
   fmt::print("machine: {}, {} cpus; huge pages: {}; in shared memory: {}; compiler: {}\n", model,
-             ::sysconf(_SC_NPROCESSORS_ONLN), first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
-             first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"), __VERSION__);
+             ::sysconf(_SC_NPROCESSORS_ONLN), read_first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
+             read_first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"), __VERSION__);
   double load = 0;
   if (::getloadavg(&load, 1) == 1 && load > 0.7) fmt::print("note: the machine is busy (load {:.1f})\n", load);
-  for (const Kind& kind : kinds) {
+  for (const SubjectKind& kind : subject_kinds) {
     if (kind.make == nullptr) fmt::print("left out: {} (its library was not found when this was built)\n", kind.name);
   }
 }
@@ -83,14 +83,14 @@ inline void print_machine() {
 struct Program {
   std::string description;
   std::vector<std::string> workloads;
-  Options options;
-  std::function<void(const Options&, std::uint64_t items, Report&)> measure;  // once for each number of items
-  std::function<void(CLI::App&)> add_options = [](CLI::App&) {};              // of its own
+  BenchmarkOptions options;
+  std::function<void(const BenchmarkOptions&, std::uint64_t items, Report&)> measure;  // once for each number of items
+  std::function<void(CLI::App&)> add_options = [](CLI::App&) {};                       // of its own
 
   int run(int argument_count, char** arguments) {
     CLI::App app(description);
     std::vector<std::string> names;
-    for (const Kind& kind : kinds) names.push_back(kind.name);
+    for (const SubjectKind& kind : subject_kinds) names.push_back(kind.name);
     bool list = false;
     app.add_option("--only", options.only, "these workloads (separated by commas), not all of them")
         ->delimiter(',')
@@ -107,7 +107,7 @@ struct Program {
     app.add_option("--reads", options.reads, "how many keys a repetition reads")
         ->check(CLI::Range(1'000, 100'000'000))
         ->take_last();
-    app.add_option("--folder", options.folder, "where the files of the subjects lie")->check(CLI::ExistingDirectory);
+    app.add_option("--folder", options.directory, "where the files of the subjects lie")->check(CLI::ExistingDirectory);
     app.add_option("--json", options.json, "file for the figures, one JSON object per line");
     app.add_flag("--list", list, "names the workloads, and measures nothing");
     add_options(app);

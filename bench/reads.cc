@@ -31,27 +31,29 @@
 namespace bench {
 namespace {
 
-constexpr int overwritten_times = 5;
+constexpr int overwrite_rounds = 5;
 
 class Benchmark {
  public:
-  Benchmark(const Options& options, std::uint64_t items, Report& report)
+  Benchmark(const BenchmarkOptions& options, std::uint64_t items, Report& report)
       : options_(options), items_(items), report_(report), order_(items, 1), kinds_(options.kinds_to_measure()) {}
 
   void run() {
-    load();
-    reads("get_uniform", Loop::get, [&] { return Reads::uniform(items_, options_.reads); });
-    reads("get_serial", Loop::get_serial, [&] { return Reads::uniform(items_, options_.reads); });
-    reads("get_zipf", Loop::get, [&] { return Reads::zipf(order_, options_.reads); });
-    reads("get_mixed", Loop::get, [&] { return Reads::mixed(items_, options_.reads); });
-    reads("get_miss", Loop::get_miss, [&] { return Reads::missing(items_, options_.reads); });
-    reads("view_get_uniform", Loop::view_get, [&] { return Reads::uniform(items_, options_.reads); });
-    reads("get_multi_uniform", Loop::get_multi, [&] { return Reads::uniform(items_, options_.reads); });
-    reads("get_multi_zipf", Loop::get_multi, [&] { return Reads::zipf(order_, options_.reads); });
-    reads("scan_items", Loop::scan_items, [&] { return Reads::all(items_); });
-    reads("scan_keys", Loop::scan_keys, [&] { return Reads::all(items_); });
-    open();
-    overwrite();
+    measure_load();
+    measure_reads("get_uniform", ReadLoop::get, [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_serial", ReadLoop::get_serial, [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_zipf", ReadLoop::get, [&] { return ReadSequence::zipf(order_, options_.reads); });
+    measure_reads("get_mixed", ReadLoop::get, [&] { return ReadSequence::mixed(items_, options_.reads); });
+    measure_reads("get_miss", ReadLoop::get_miss, [&] { return ReadSequence::missing(items_, options_.reads); });
+    measure_reads("view_get_uniform", ReadLoop::view_get,
+                  [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_multi_uniform", ReadLoop::get_multi,
+                  [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_multi_zipf", ReadLoop::get_multi, [&] { return ReadSequence::zipf(order_, options_.reads); });
+    measure_reads("scan_items", ReadLoop::scan_items, [&] { return ReadSequence::all(items_); });
+    measure_reads("scan_keys", ReadLoop::scan_keys, [&] { return ReadSequence::all(items_); });
+    measure_open();
+    measure_overwrite();
   }
 
  private:
@@ -62,16 +64,16 @@ class Benchmark {
   }
 
   // Fills every subject; the last ones filled are those that are read.
-  void load() {
+  void measure_load() {
     const bool measured = wanted("load");
     std::vector<std::unique_ptr<Runner>> filled(kinds_.size());
     for (int repetition = 0; repetition < (measured ? options_.repetitions : 1); ++repetition) {
       for (std::size_t i = 0; i < kinds_.size(); ++i) {
-        if (filled[i] && !filled[i]->subject().can_be_measured_writing()) continue;
+        if (filled[i] && !filled[i]->subject().measures_writes()) continue;
         filled[i].reset();
-        filled[i] = std::make_unique<Runner>(kinds_[i], options_.folder, items_);
+        filled[i] = std::make_unique<Runner>(kinds_[i], options_.directory, items_);
         const double figure = filled[i]->write(order_, 1);
-        if (!filled[i]->subject().can_be_measured_writing()) continue;
+        if (!filled[i]->subject().measures_writes()) continue;
         if (measured) add("load", *filled[i], "ns", figure);
         if (wanted("bytes_per_item")) add("bytes_per_item", *filled[i], "bytes", filled[i]->bytes_per_item(items_));
       }
@@ -82,13 +84,13 @@ class Benchmark {
   }
 
   template <typename MakeReads>
-  void reads(const std::string& workload, Loop loop, const MakeReads& make_reads) {
+  void measure_reads(const std::string& workload, ReadLoop loop, const MakeReads& make_reads) {
     if (!wanted(workload)) return;
-    const Reads reads = make_reads();
+    const ReadSequence reads = make_reads();
     // The first round warms up.
     for (int repetition = -1; repetition < options_.repetitions; ++repetition) {
       for (const std::unique_ptr<Runner>& runner : runners_) {
-        if (!runner->subject().can(loop)) continue;
+        if (!runner->subject().supports(loop)) continue;
         const double figure = runner->read(loop, reads, workload);
         if (repetition >= 0) add(workload, *runner, "ns", figure);
       }
@@ -96,9 +98,9 @@ class Benchmark {
     report_.print(workload, items_);
   }
 
-  void open() {
+  void measure_open() {
     if (!wanted("open")) return;
-    const Reads reads = Reads::uniform(items_, 1000);
+    const ReadSequence reads = ReadSequence::uniform(items_, 1000);
     for (int repetition = 0; repetition < options_.repetitions; ++repetition) {
       for (const std::unique_ptr<Runner>& runner : runners_) {
         if (!runner->subject().can_reopen()) continue;
@@ -109,36 +111,36 @@ class Benchmark {
     report_.print("open", items_);
   }
 
-  void overwrite() {
+  void measure_overwrite() {
     const bool measured = wanted("overwrite");
     const bool bytes_wanted = wanted("bytes_per_item_overwritten");
     if (!measured && !bytes_wanted) return;
-    const int rounds = std::max(measured ? options_.repetitions : 0, bytes_wanted ? overwritten_times : 0);
+    const int rounds = std::max(measured ? options_.repetitions : 0, bytes_wanted ? overwrite_rounds : 0);
     for (int round = 1; round <= rounds; ++round) {
-      const Order order(items_, 10 + static_cast<std::uint64_t>(round));
+      const RandomOrder order(items_, 10 + static_cast<std::uint64_t>(round));
       for (const std::unique_ptr<Runner>& runner : runners_) {
-        if (!runner->subject().can_be_measured_writing()) continue;
+        if (!runner->subject().measures_writes()) continue;
         const double figure = runner->write(order, static_cast<std::uint64_t>(round) + 1);
         if (measured) add("overwrite", *runner, "ns", figure);
-        if (bytes_wanted && round == overwritten_times) {
+        if (bytes_wanted && round == overwrite_rounds) {
           add("bytes_per_item_overwritten", *runner, "bytes", runner->bytes_per_item(items_));
         }
       }
     }
     // It was the newest that was kept.
-    const Reads reads = Reads::uniform(items_, options_.reads);
+    const ReadSequence reads = ReadSequence::uniform(items_, options_.reads);
     for (const std::unique_ptr<Runner>& runner : runners_) {
-      if (runner->subject().can_be_measured_writing()) runner->read(Loop::get, reads, "overwrite");
+      if (runner->subject().measures_writes()) runner->read(ReadLoop::get, reads, "overwrite");
     }
     report_.print("overwrite", items_);
     report_.print("bytes_per_item_overwritten", items_);
   }
 
-  const Options& options_;
+  const BenchmarkOptions& options_;
   std::uint64_t items_;
   Report& report_;
-  Order order_;
-  std::vector<Kind> kinds_;
+  RandomOrder order_;
+  std::vector<SubjectKind> kinds_;
   std::vector<std::unique_ptr<Runner>> runners_;
 };
 
@@ -147,7 +149,7 @@ Program program = {
     .workloads = {"load", "bytes_per_item", "get_uniform", "get_serial", "get_zipf", "get_mixed", "get_miss",
                   "view_get_uniform", "get_multi_uniform", "get_multi_zipf", "scan_items", "scan_keys", "open",
                   "overwrite", "bytes_per_item_overwritten"},
-    .measure = [](const Options& options, std::uint64_t items, Report& report) {
+    .measure = [](const BenchmarkOptions& options, std::uint64_t items, Report& report) {
       Benchmark(options, items, report).run();
     }};
 

@@ -14,7 +14,7 @@
 #include "bench/data.h"
 #include "bench/program.h"
 #include "bench/report.h"
-#include "bench/temporary_folder.h"
+#include "bench/temporary_directory.h"
 
 namespace bench {
 namespace {
@@ -24,10 +24,10 @@ class WrittenLog {
  public:
   WrittenLog(const std::string& folder, std::uint64_t items, bool singly)
       : items_(items), url_("sqlite://" + folder + "/log.db"), state_path_(folder + "/state") {
-    const Order order(items, 1);
+    const RandomOrder order(items, 1);
     whycache::Cache cache(url_, {.state_path = state_path_});
     const std::size_t together = singly ? 1 : 100'000;  // the cache makes updates of update_bytes_max of them, 1 MiB
-    Batch batch;
+    WriteBatch batch;
     for (std::size_t first = 0; first < order.size(); first += together) {
       if (first % 10'000 == 0) stop_if_interrupted();
       batch.fill(order, first, together, 1);
@@ -42,10 +42,10 @@ class WrittenLog {
 
   // Replays all of it; returns milliseconds.
   double replay() const {
-    const double begin = wall_ns();
+    const double begin = monotonic_time_ns();
     whycache::Cache cache(url_, {.state_path = state_path_});
     const whycache::UpdateId applied = cache.update();
-    const double took = wall_ns() - begin;
+    const double took = monotonic_time_ns() - begin;
     if (applied != head_ || cache.size() != items_ || cache.digest() != digest_) {
       throw std::runtime_error("replaying made something else");
     }
@@ -61,11 +61,11 @@ class WrittenLog {
   whycache::Digest digest_;
 };
 
-void measure(const Options& options, std::uint64_t items, Report& report) {
+void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
 #if WHYCACHE_WITH_SQLITE
   const auto replay = [&](const std::string& workload, std::uint64_t count, bool singly) {
     if (!options.wants(workload)) return;
-    const TemporaryFolder folder(options.folder);
+    const TemporaryDirectory folder(options.directory);
     const WrittenLog log(folder.path(), count, singly);
     fmt::print("{}: {} updates\n", workload, log.head());
     for (int repetition = 0; repetition < options.repetitions; ++repetition) {

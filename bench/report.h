@@ -23,33 +23,33 @@ class Report {
   // One figure of one repetition.
   void add(const std::string& workload, std::uint64_t items, const std::string& subject, const std::string& unit,
            double figure) {
-    for (Row& row : rows_) {
+    for (Measurement& row : measurements_) {
       if (row.workload == workload && row.items == items && row.subject == subject) {
         row.figures.push_back(figure);
         return;
       }
     }
-    rows_.push_back({workload, items, subject, unit, {figure}});
+    measurements_.push_back({workload, items, subject, unit, {figure}});
   }
 
   // Everything about one workload, with ratios to the first subject there is a figure of.
   void print(const std::string& workload, std::uint64_t items) const {
     double first = 0;
-    for (const Row& row : rows_) {
+    for (const Measurement& row : measurements_) {
       if (row.workload != workload || row.items != items) continue;
       const Summary summary = summarize(row.figures);
       if (first == 0) {
         first = summary.median;
         fmt::print("\n{}, {} items, {}\n", workload, items, row.unit);
       }
-      fmt::print("  {:<19}{:>9}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, figure(summary.median),
-                 figure(summary.min), figure(summary.max), summary.median / first);
+      fmt::print("  {:<19}{:>9}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, format_figure(summary.median),
+                 format_figure(summary.min), format_figure(summary.max), summary.median / first);
     }
     std::fflush(stdout);
   }
 
   std::optional<double> median(const std::string& workload, std::uint64_t items, const std::string& subject) const {
-    for (const Row& row : rows_) {
+    for (const Measurement& row : measurements_) {
       if (row.workload == workload && row.items == items && row.subject == subject)
         return summarize(row.figures).median;
     }
@@ -58,7 +58,7 @@ class Report {
 
   void write_json(const std::string& path) const {
     std::ofstream file(path);
-    for (const Row& row : rows_) {
+    for (const Measurement& row : measurements_) {
       const Summary summary = summarize(row.figures);
       nlohmann::ordered_json line;
       line["workload"] = row.workload;
@@ -74,7 +74,7 @@ class Report {
   }
 
  private:
-  struct Row {
+  struct Measurement {
     std::string workload;
     std::uint64_t items;
     std::string subject;
@@ -93,9 +93,9 @@ class Report {
     const double median = figures.size() % 2 == 1 ? figures[half] : (figures[half - 1] + figures[half]) / 2;
     return {median, figures.front(), figures.back()};
   }
-  static std::string figure(double value) { return fmt::format("{:.{}f}", value, value < 1000 ? 1 : 0); }
+  static std::string format_figure(double value) { return fmt::format("{:.{}f}", value, value < 1000 ? 1 : 0); }
 
-  std::vector<Row> rows_;
+  std::vector<Measurement> measurements_;
 };
 
 }  // namespace bench

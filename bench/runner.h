@@ -15,10 +15,10 @@
 
 #include "bench/clock.h"
 #include "bench/data.h"
-#include "bench/kinds.h"
 #include "bench/program.h"
 #include "bench/subject.h"
-#include "bench/temporary_folder.h"
+#include "bench/subject_kinds.h"
+#include "bench/temporary_directory.h"
 
 namespace bench {
 
@@ -34,10 +34,10 @@ inline std::int64_t heap_bytes() {
 
 class Runner {
  public:
-  Runner(const Kind& kind, const std::string& parent, std::uint64_t items_max)
-      : name_(kind.name), folder_(std::make_unique<TemporaryFolder>(parent)) {
+  Runner(const SubjectKind& kind, const std::string& parent, std::uint64_t items_max)
+      : name_(kind.name), directory_(std::make_unique<TemporaryDirectory>(parent)) {
     const std::int64_t heap_before = heap_bytes();
-    subject_ = kind.make(folder_->path(), items_max);
+    subject_ = kind.make(directory_->path(), items_max);
     heap_bytes_ = heap_bytes() - heap_before;
   }
 
@@ -46,14 +46,14 @@ class Runner {
 
   // Sets items, as one update; returns nanoseconds.
   double set(std::span<const Item> items) {
-    return timed([&] { subject_->set(items); });
+    return measure_ns([&] { subject_->set(items); });
   }
   double finish_writing() {
-    return timed([&] { subject_->finish_writing(); });
+    return measure_ns([&] { subject_->finish_writing(); });
   }
   // Writes every item; returns nanoseconds per item.
-  double write(const Order& order, std::uint64_t times_written) {
-    Batch batch;
+  double write(const RandomOrder& order, std::uint64_t times_written) {
+    WriteBatch batch;
     double took = 0;
     for (std::size_t first = 0; first < order.size(); first += items_per_update) {
       if (first % 100'000 == 0) stop_if_interrupted();
@@ -66,15 +66,17 @@ class Runner {
   }
 
   // Runs a loop; returns nanoseconds per read.
-  double read(Loop loop, const Reads& reads, const std::string& workload) {
+  double read(ReadLoop loop, const ReadSequence& reads, const std::string& workload) {
     const std::span<const std::string_view> keys = keys_to_read(reads.keys());
-    return read(loop, keys, loop == Loop::scan_keys ? expected_keys(keys) : reads.expected(times_written_, keys.size()),
+    return read(loop, keys,
+                loop == ReadLoop::scan_keys ? expected_scan_keys(keys) : reads.expected(times_written_, keys.size()),
                 workload);
   }
-  double read(Loop loop, std::span<const std::string_view> keys, const Seen& expected, const std::string& workload) {
+  double read(ReadLoop loop, std::span<const std::string_view> keys, const ReadChecksum& expected,
+              const std::string& workload) {
     stop_if_interrupted();
-    Seen seen;
-    const double took = timed([&] { seen = subject_->run(loop, keys); });
+    ReadChecksum seen;
+    const double took = measure_ns([&] { seen = subject_->run(loop, keys); });
     if (seen != expected) {
       throw std::runtime_error(fmt::format("{} read something wrong: workload={} count={} expected_count={}", name_,
                                            workload, seen.count, expected.count));
@@ -82,27 +84,27 @@ class Runner {
     return took / static_cast<double>(keys.size());
   }
   std::span<const std::string_view> keys_to_read(std::span<const std::string_view> keys) const {
-    return subject_->talks_to_server() ? keys.first(std::min(keys.size(), server_reads_max)) : keys;
+    return subject_->uses_server() ? keys.first(std::min(keys.size(), server_reads_max)) : keys;
   }
 
   double open_us(std::string_view key) {
-    timed([&] { subject_->close(); });
+    measure_ns([&] { subject_->close(); });
     std::string value;
     bool found = false;
-    const double took = timed([&] { found = subject_->open_and_get(key, value); });
+    const double took = measure_ns([&] { found = subject_->open_and_get(key, value); });
     if (!found || value.size() != value_bytes) throw std::runtime_error(name_ + " lost a key on opening");
     return took / 1000;
   }
 
   double bytes_per_item(std::uint64_t items) const {
-    return (static_cast<double>(subject_->bytes_outside()) + static_cast<double>(heap_bytes_)) /
+    return (static_cast<double>(subject_->external_bytes()) + static_cast<double>(heap_bytes_)) /
            static_cast<double>(items);
   }
 
  private:
   // Nanoseconds that `work` takes. What it leaves on the heap is the subject's.
   template <typename Work>
-  double timed(const Work& work) {
+  double measure_ns(const Work& work) {
     const std::int64_t heap_before = heap_bytes();
     const double begin = now_ns();
     work();
@@ -111,10 +113,10 @@ class Runner {
     return took;
   }
   // While a server works for it, this thread only waits.
-  double now_ns() const { return subject_->talks_to_server() ? wall_ns() : processor_ns(); }
+  double now_ns() const { return subject_->uses_server() ? monotonic_time_ns() : thread_cpu_time_ns(); }
 
   std::string name_;
-  std::unique_ptr<TemporaryFolder> folder_;
+  std::unique_ptr<TemporaryDirectory> directory_;
   std::unique_ptr<Subject> subject_;
   std::int64_t heap_bytes_ = 0;
   std::uint64_t times_written_ = 0;

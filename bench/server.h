@@ -35,7 +35,7 @@ class Server {
     ::_exit(127);
   }
   ~Server() {
-    if (ended_) return;
+    if (exited_) return;
     ::kill(process_, SIGKILL);  // nothing of it is to be kept
     ::waitpid(process_, nullptr, 0);
   }
@@ -47,15 +47,17 @@ class Server {
   void wait_until(const Answers& answers) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (!answers()) {
-      ended_ = ::waitpid(process_, nullptr, WNOHANG) == process_;
-      if (ended_ || std::chrono::steady_clock::now() > end) throw std::runtime_error(name_ + " does not start");
+      exited_ = ::waitpid(process_, nullptr, WNOHANG) == process_;
+      if (exited_ || std::chrono::steady_clock::now() > end) throw std::runtime_error(name_ + " does not start");
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
-    resident_at_first_ = resident_bytes();
+    initial_resident_bytes_ = resident_bytes();
   }
 
   // What it takes of the memory beyond what it took when it first answered.
-  std::uint64_t grown_bytes() const { return resident_bytes() - std::min(resident_at_first_, resident_bytes()); }
+  std::uint64_t resident_growth_bytes() const {
+    return resident_bytes() - std::min(initial_resident_bytes_, resident_bytes());
+  }
 
  private:
   std::uint64_t resident_bytes() const {
@@ -68,8 +70,8 @@ class Server {
 
   std::string name_;
   pid_t process_ = -1;
-  bool ended_ = false;
-  std::uint64_t resident_at_first_ = 0;
+  bool exited_ = false;
+  std::uint64_t initial_resident_bytes_ = 0;
 };
 
 }  // namespace bench

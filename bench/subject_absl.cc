@@ -2,14 +2,14 @@
 #include <absl/container/flat_hash_map.h>
 #include <absl/strings/string_view.h>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 namespace {
 
 // Distributions build Abseil with a string_view of its own.
-absl::string_view theirs(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
+absl::string_view to_absl(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
 class Absl {
  public:
@@ -17,22 +17,22 @@ class Absl {
 
   void set(std::span<const Item> items) {
     for (const Item& item : items) {
-      map_.try_emplace(theirs(item.key)).first->second.assign(item.value);
+      map_.try_emplace(to_absl(item.key)).first->second.assign(item.value);
     }
   }
   bool get(std::string_view key, std::string& value) const {
-    const auto found = map_.find(theirs(key));
+    const auto found = map_.find(to_absl(key));
     if (found == map_.end()) return false;
     value.assign(found->second);
     return true;
   }
   std::optional<std::string_view> view(std::string_view key) const {
-    const auto found = map_.find(theirs(key));
+    const auto found = map_.find(to_absl(key));
     if (found == map_.end()) return std::nullopt;
     return found->second;
   }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
-    return get_one_by_one(*this, keys, values);
+    return get_each(*this, keys, values);
   }
 
  private:
@@ -42,7 +42,7 @@ class Absl {
 }  // namespace
 
 std::unique_ptr<Subject> make_absl(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<Absl>>(folder, items_max);
+  return std::make_unique<StoreSubject<Absl>>(folder, items_max);
 }
 
 }  // namespace bench

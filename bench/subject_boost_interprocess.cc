@@ -14,8 +14,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 namespace {
@@ -45,8 +45,8 @@ struct Equal {
 };
 using Map = boost::unordered_map<String, String, Hash, Equal, Allocator<std::pair<const String, String>>>;
 
-struct Shared {
-  explicit Shared(Segment::segment_manager* manager) : map(0, Hash(), Equal(), Map::allocator_type(manager)) {}
+struct SharedMap {
+  explicit SharedMap(Segment::segment_manager* manager) : map(0, Hash(), Equal(), Map::allocator_type(manager)) {}
   interprocess::interprocess_sharable_mutex mutex;
   Map map;
 };
@@ -57,12 +57,12 @@ class BoostInterprocess {
     // The file has holes where nothing was written yet.
     const std::uint64_t bytes_max = items_max * 4096 + (64 << 20);
     segment_ = Segment(interprocess::create_only, path_.c_str(), bytes_max);
-    shared_ = segment_.construct<Shared>("shared")(segment_.get_segment_manager());
+    shared_ = segment_.construct<SharedMap>("shared")(segment_.get_segment_manager());
   }
 
   void open() {
     segment_ = Segment(interprocess::open_only, path_.c_str());
-    shared_ = segment_.find<Shared>("shared").first;
+    shared_ = segment_.find<SharedMap>("shared").first;
     if (shared_ == nullptr) throw std::runtime_error("boost_interprocess: the map is not there");
   }
   void close() {
@@ -94,7 +94,7 @@ class BoostInterprocess {
     return found;
   }
 
-  std::uint64_t bytes_outside() const {
+  std::uint64_t external_bytes() const {
     struct stat status;
     return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
   }
@@ -110,13 +110,13 @@ class BoostInterprocess {
 
   std::string path_;
   Segment segment_;
-  Shared* shared_ = nullptr;
+  SharedMap* shared_ = nullptr;
 };
 
 }  // namespace
 
 std::unique_ptr<Subject> make_boost_interprocess(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<BoostInterprocess>>(folder, items_max);
+  return std::make_unique<StoreSubject<BoostInterprocess>>(folder, items_max);
 }
 
 }  // namespace bench

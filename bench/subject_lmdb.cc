@@ -7,8 +7,8 @@
 
 #include <stdexcept>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 namespace {
@@ -42,13 +42,13 @@ class Lmdb {
     finish_writing();
   }
   void close() {
-    end_reading();
+    abort_read_transaction();
     if (environment_ != nullptr) mdb_env_close(environment_);
     environment_ = nullptr;
   }
 
   void set(std::span<const Item> items) {
-    end_reading();
+    abort_read_transaction();
     MDB_txn* transaction;
     check(mdb_txn_begin(environment_, nullptr, 0, &transaction), "begin");
     for (const Item& item : items) {
@@ -59,24 +59,24 @@ class Lmdb {
     check(mdb_txn_commit(transaction), "commit");
   }
   void finish_writing() {
-    end_reading();
-    check(mdb_txn_begin(environment_, nullptr, MDB_RDONLY, &reading_), "begin");
-    if (renewed) mdb_txn_reset(reading_);
+    abort_read_transaction();
+    check(mdb_txn_begin(environment_, nullptr, MDB_RDONLY, &read_transaction_), "begin");
+    if (renewed) mdb_txn_reset(read_transaction_);
   }
 
   bool get(std::string_view key, std::string& value) const {
-    const Reading reading(*this);
+    const ReadTransaction reading(*this);
     return copy(key, value);
   }
   std::optional<std::string_view> view(std::string_view key) const {
-    const Reading reading(*this);
+    const ReadTransaction reading(*this);
     MDB_val wanted = value_of(key);
     MDB_val found;
-    if (mdb_get(reading_, database_, &wanted, &found) != MDB_SUCCESS) return std::nullopt;
+    if (mdb_get(read_transaction_, database_, &wanted, &found) != MDB_SUCCESS) return std::nullopt;
     return bytes_of(found);
   }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
-    const Reading reading(*this);
+    const ReadTransaction reading(*this);
     std::size_t found = 0;
     for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], values[i]) ? 1 : 0;
     return found;
@@ -84,9 +84,9 @@ class Lmdb {
 
   template <typename Visit>
   void scan_items(const Visit& visit) const {
-    const Reading reading(*this);
+    const ReadTransaction reading(*this);
     MDB_cursor* cursor;
-    check(mdb_cursor_open(reading_, database_, &cursor), "cursor");
+    check(mdb_cursor_open(read_transaction_, database_, &cursor), "cursor");
     MDB_val key;
     MDB_val value;
     while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == MDB_SUCCESS) visit(bytes_of(key), bytes_of(value));
@@ -97,58 +97,58 @@ class Lmdb {
     scan_items([&](std::string_view key, std::string_view) { visit(key); });
   }
 
-  std::uint64_t bytes_outside() const {
+  std::uint64_t external_bytes() const {
     struct stat status;
     return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
   }
 
  private:
-  struct Reading {
-    explicit Reading(const Lmdb& lmdb) : transaction(lmdb.reading_) {
+  struct ReadTransaction {
+    explicit ReadTransaction(const Lmdb& lmdb) : transaction(lmdb.read_transaction_) {
       if (renewed) check(mdb_txn_renew(transaction), "renew");
     }
-    ~Reading() {
+    ~ReadTransaction() {
       if (renewed) mdb_txn_reset(transaction);
     }
-    Reading(const Reading&) = delete;
-    Reading& operator=(const Reading&) = delete;
+    ReadTransaction(const ReadTransaction&) = delete;
+    ReadTransaction& operator=(const ReadTransaction&) = delete;
     MDB_txn* transaction;
   };
 
   bool copy(std::string_view key, std::string& value) const {
     MDB_val wanted = value_of(key);
     MDB_val found;
-    if (mdb_get(reading_, database_, &wanted, &found) != MDB_SUCCESS) return false;
+    if (mdb_get(read_transaction_, database_, &wanted, &found) != MDB_SUCCESS) return false;
     value.assign(bytes_of(found));
     return true;
   }
-  void end_reading() {
-    if (reading_ != nullptr) mdb_txn_abort(reading_);
-    reading_ = nullptr;
+  void abort_read_transaction() {
+    if (read_transaction_ != nullptr) mdb_txn_abort(read_transaction_);
+    read_transaction_ = nullptr;
   }
 
   std::string path_;
   std::uint64_t map_bytes_;
   MDB_env* environment_ = nullptr;
   MDB_dbi database_ = 0;
-  MDB_txn* reading_ = nullptr;
+  MDB_txn* read_transaction_ = nullptr;
 };
 
 // Writes as the other does, and is as large.
 class LmdbLong : public Lmdb<false> {
  public:
   using Lmdb::Lmdb;
-  static constexpr bool only_for_reading = true;
+  static constexpr bool is_read_only = true;
 };
 
 }  // namespace
 
 std::unique_ptr<Subject> make_lmdb(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<Lmdb<true>>>(folder, items_max);
+  return std::make_unique<StoreSubject<Lmdb<true>>>(folder, items_max);
 }
 
 std::unique_ptr<Subject> make_lmdb_long(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<LmdbLong>>(folder, items_max);
+  return std::make_unique<StoreSubject<LmdbLong>>(folder, items_max);
 }
 
 }  // namespace bench

@@ -9,9 +9,9 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "bench/kinds.h"
 #include "bench/server.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 namespace {
@@ -56,8 +56,8 @@ class Memcached {
 
   bool get(std::string_view key, std::string& value) const { return get_from(client_, key, value); }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) {
-    std::array<const char*, keys_together> words = {};
-    std::array<std::size_t, keys_together> sizes = {};
+    std::array<const char*, keys_per_multi_get> words = {};
+    std::array<std::size_t, keys_per_multi_get> sizes = {};
     for (std::size_t i = 0; i < keys.size(); ++i) {
       words[i] = keys[i].data();
       sizes[i] = keys[i].size();
@@ -77,7 +77,7 @@ class Memcached {
     return found;
   }
 
-  std::uint64_t bytes_outside() const { return server_.grown_bytes(); }
+  std::uint64_t external_bytes() const { return server_.resident_growth_bytes(); }
 
  private:
   bool get_from(memcached_st* client, std::string_view key, std::string& value) const {
@@ -120,7 +120,7 @@ class Memcached {
 }  // namespace
 
 std::unique_ptr<Subject> make_memcached(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<Memcached>>(folder, items_max);
+  return std::make_unique<StoreSubject<Memcached>>(folder, items_max);
 }
 
 }  // namespace bench

@@ -6,9 +6,9 @@
 #include <array>
 #include <stdexcept>
 
-#include "bench/kinds.h"
 #include "bench/server.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 namespace {
@@ -56,8 +56,8 @@ class Redis {
     return copy(*reply, value);
   }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
-    std::array<const char*, keys_together + 1> words = {"MGET"};
-    std::array<std::size_t, keys_together + 1> sizes = {4};
+    std::array<const char*, keys_per_multi_get + 1> words = {"MGET"};
+    std::array<std::size_t, keys_per_multi_get + 1> sizes = {4};
     for (std::size_t i = 0; i < keys.size(); ++i) {
       words[i + 1] = keys[i].data();
       sizes[i + 1] = keys[i].size();
@@ -68,7 +68,7 @@ class Redis {
     return found;
   }
 
-  std::uint64_t bytes_outside() const { return server_.grown_bytes(); }
+  std::uint64_t external_bytes() const { return server_.resident_growth_bytes(); }
 
  private:
   static bool copy(const redisReply& reply, std::string& value) {
@@ -83,14 +83,14 @@ class Redis {
     return connection_ != nullptr && connection_->err == 0;
   }
   Reply command(int count, const char** words, const std::size_t* sizes) const {
-    return believe(redisCommandArgv(connection_, count, words, sizes));
+    return check_reply(redisCommandArgv(connection_, count, words, sizes));
   }
   Reply next_reply() const {
     void* reply = nullptr;
     if (redisGetReply(connection_, &reply) != REDIS_OK) fail();
-    return believe(reply);
+    return check_reply(reply);
   }
-  Reply believe(void* pointer) const {
+  Reply check_reply(void* pointer) const {
     Reply reply(static_cast<redisReply*>(pointer));
     if (!reply) fail();
     if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(std::string("redis: ") + reply->str);
@@ -106,7 +106,7 @@ class Redis {
 }  // namespace
 
 std::unique_ptr<Subject> make_redis(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<Redis>>(folder, items_max);
+  return std::make_unique<StoreSubject<Redis>>(folder, items_max);
 }
 
 }  // namespace bench

@@ -1,8 +1,8 @@
 // Tkrzw's hash database, a mapped file. As its makers recommend it has more buckets than records.
 #include <tkrzw_dbm_hash.h>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 #include "bench/tkrzw.h"
 
 namespace bench {
@@ -24,7 +24,7 @@ class TkrzwHash : public Tkrzw<tkrzw::HashDBM> {
 }  // namespace
 
 std::unique_ptr<Subject> make_tkrzw_hash(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<TkrzwHash>>(folder, items_max);
+  return std::make_unique<StoreSubject<TkrzwHash>>(folder, items_max);
 }
 
 }  // namespace bench

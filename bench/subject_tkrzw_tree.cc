@@ -2,8 +2,8 @@
 // default ten thousand; it may keep all of them here, so that it does not read pages over and over.
 #include <tkrzw_dbm_tree.h>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 #include "bench/tkrzw.h"
 
 namespace bench {
@@ -42,7 +42,7 @@ class TkrzwTree : public Tkrzw<tkrzw::TreeDBM> {
 }  // namespace
 
 std::unique_ptr<Subject> make_tkrzw_tree(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<TkrzwTree>>(folder, items_max);
+  return std::make_unique<StoreSubject<TkrzwTree>>(folder, items_max);
 }
 
 }  // namespace bench

@@ -1,8 +1,8 @@
 // std::unordered_map in private memory, looked up without making a string of the key.
 #include <unordered_map>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 
 namespace bench {
 namespace {
@@ -30,7 +30,7 @@ class UnorderedMap {
     return found->second;
   }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
-    return get_one_by_one(*this, keys, values);
+    return get_each(*this, keys, values);
   }
 
  private:
@@ -40,7 +40,7 @@ class UnorderedMap {
 }  // namespace
 
 std::unique_ptr<Subject> make_unordered_map(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<UnorderedMap>>(folder, items_max);
+  return std::make_unique<StoreSubject<UnorderedMap>>(folder, items_max);
 }
 
 }  // namespace bench

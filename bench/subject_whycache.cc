@@ -3,8 +3,8 @@
 
 #include <whycache/view.h>
 
-#include "bench/kinds.h"
 #include "bench/subject.h"
+#include "bench/subject_kinds.h"
 #include "state/read/pin.h"
 #include "state/state.h"
 
@@ -66,7 +66,7 @@ class Whycache {
     for (const std::string_view key : View(state_->pin()).keys()) visit(key);
   }
 
-  std::uint64_t bytes_outside() const {
+  std::uint64_t external_bytes() const {
     std::uint64_t bytes = 0;
     for (const std::string& path : {options_.path, options_.path + ".lock"}) {
       struct stat status;
@@ -86,7 +86,7 @@ class Whycache {
 }  // namespace
 
 std::unique_ptr<Subject> make_whycache(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<SubjectOf<Whycache>>(folder, items_max);
+  return std::make_unique<StoreSubject<Whycache>>(folder, items_max);
 }
 
 }  // namespace bench

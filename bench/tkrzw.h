@@ -20,14 +20,14 @@ class Tkrzw {
   static constexpr bool writer_excludes_readers = true;
   using Tuning = typename Database::TuningParameters;
 
-  Tkrzw(const std::string& path, const Tuning& tuning) : path_(path), tuning_(tuning) { open_for(true); }
+  Tkrzw(const std::string& path, const Tuning& tuning) : path_(path), tuning_(tuning) { open_database(true); }
   Tkrzw(const Tkrzw&) = delete;
   Tkrzw& operator=(const Tkrzw&) = delete;
   ~Tkrzw() {
     if (database_.IsOpen()) database_.Close();  // close() might throw
   }
 
-  void open() { open_for(false); }
+  void open() { open_database(false); }
   void close() {
     if (database_.IsOpen()) check(database_.Close(), "close");
   }
@@ -35,17 +35,17 @@ class Tkrzw {
   void set(std::span<const Item> items) {
     if (!database_.IsOpen() || !database_.IsWritable()) {
       close();
-      open_for(true);
+      open_database(true);
     }
     for (const Item& item : items) check(database_.Set(item.key, item.value), "set");
   }
 
   bool get(std::string_view key, std::string& value) { return database_.Get(key, &value) == tkrzw::Status::SUCCESS; }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) {
-    return get_one_by_one(*this, keys, values);
+    return get_each(*this, keys, values);
   }
 
-  std::uint64_t bytes_outside() const {
+  std::uint64_t external_bytes() const {
     struct stat status;
     return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
   }
@@ -59,7 +59,7 @@ class Tkrzw {
   }
 
  private:
-  void open_for(bool writable) {
+  void open_database(bool writable) {
     check(database_.OpenAdvanced(path_, writable, tkrzw::File::OPEN_DEFAULT, tuning_), "open");
   }
 

@@ -55,7 +55,7 @@ void fill_json(std::string& value, std::mt19937_64& random) {
   for (std::size_t i = 0; i < value.size() / 8; ++i) value[random() % value.size()] = "0123456789abcdef"[random() % 16];
 }
 
-double processor_ns() {
+double process_cpu_time_ns() {
   struct timespec now;
   ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
@@ -65,9 +65,9 @@ double processor_ns() {
 double measure(std::size_t rounds, std::size_t items, const std::function<void()>& work) {
   double least = std::numeric_limits<double>::max();
   for (std::size_t round = 0; round < rounds; ++round) {
-    const double begin = processor_ns();
+    const double begin = process_cpu_time_ns();
     work();
-    least = std::min(least, processor_ns() - begin);
+    least = std::min(least, process_cpu_time_ns() - begin);
   }
   return least / static_cast<double>(items);
 }

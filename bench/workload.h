@@ -13,7 +13,7 @@
 
 namespace bench {
 
-enum class Loop {
+enum class ReadLoop {
   get,         // copying get into a string that is kept
   get_serial,  // the same; which key comes next depends on the value before
   get_miss,    // get of keys that are not there
@@ -23,7 +23,7 @@ enum class Loop {
   scan_keys    // all keys in key order
 };
 
-inline constexpr std::size_t keys_together = 32;
+inline constexpr std::size_t keys_per_multi_get = 32;
 
 // Copies into `value`, or returns false.
 template <typename Store>
@@ -49,60 +49,60 @@ concept CanScan = requires(Store& store) {
 
 // A store that has nothing better for several keys at once gets them one by one.
 template <typename Store>
-std::size_t get_one_by_one(Store& store, std::span<const std::string_view> keys, std::span<std::string> values) {
+std::size_t get_each(Store& store, std::span<const std::string_view> keys, std::span<std::string> values) {
   std::size_t found = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) found += store.get(keys[i], values[i]) ? 1 : 0;
   return found;
 }
 
 template <typename Store>
-Seen run(Loop loop, Store& store, std::span<const std::string_view> keys) {
-  Seen seen;
+ReadChecksum run(ReadLoop loop, Store& store, std::span<const std::string_view> keys) {
+  ReadChecksum seen;
   std::string value;
   switch (loop) {
-    case Loop::get:
-    case Loop::get_miss:
+    case ReadLoop::get:
+    case ReadLoop::get_miss:
       if constexpr (CanGet<Store>) {
         for (const std::string_view key : keys) {
-          if (store.get(key, value)) see_whole(seen, value);
+          if (store.get(key, value)) add_whole_to_checksum(seen, value);
         }
       }
       break;
-    case Loop::get_serial:
+    case ReadLoop::get_serial:
       if constexpr (CanGet<Store>) {
         for (std::size_t i = 0; i < keys.size(); ++i) {
           if (!store.get(keys[i], value)) continue;
-          see(seen, value);
+          add_to_checksum(seen, value);
           i += last_number(value);  // 0, but only we know
         }
       }
       break;
-    case Loop::view_get:
+    case ReadLoop::view_get:
       if constexpr (CanView<Store>) {
         for (const std::string_view key : keys) {
-          if (const std::optional<std::string_view> found = store.view(key)) see(seen, *found);
+          if (const std::optional<std::string_view> found = store.view(key)) add_to_checksum(seen, *found);
         }
       }
       break;
-    case Loop::get_multi:
+    case ReadLoop::get_multi:
       if constexpr (CanGetMulti<Store>) {
-        std::array<std::string, keys_together> values;
-        for (std::size_t first = 0; first < keys.size(); first += keys_together) {
-          const std::size_t count = std::min(keys_together, keys.size() - first);
+        std::array<std::string, keys_per_multi_get> values;
+        for (std::size_t first = 0; first < keys.size(); first += keys_per_multi_get) {
+          const std::size_t count = std::min(keys_per_multi_get, keys.size() - first);
           if (store.get_multi(keys.subspan(first, count), values) != count) continue;
-          for (std::size_t i = 0; i < count; ++i) see_whole(seen, values[i]);
+          for (std::size_t i = 0; i < count; ++i) add_whole_to_checksum(seen, values[i]);
         }
       }
       break;
-    case Loop::scan_items:
+    case ReadLoop::scan_items:
       if constexpr (CanScan<Store>) {
         store.scan_items([&](std::string_view key, std::string_view found) {
-          see_whole(seen, found);
+          add_whole_to_checksum(seen, found);
           seen.sum += key.size() - key_bytes + static_cast<std::uint64_t>(key.front() ^ 'u');
         });
       }
       break;
-    case Loop::scan_keys:
+    case ReadLoop::scan_keys:
       if constexpr (CanScan<Store>) {
         store.scan_keys([&](std::string_view key) {
           ++seen.count;
@@ -115,8 +115,8 @@ Seen run(Loop loop, Store& store, std::span<const std::string_view> keys) {
 }
 
 // What scan_keys sees.
-inline Seen expected_keys(std::span<const std::string_view> keys) {
-  Seen seen;
+inline ReadChecksum expected_scan_keys(std::span<const std::string_view> keys) {
+  ReadChecksum seen;
   for (const std::string_view key : keys) {
     ++seen.count;
     seen.sum += static_cast<unsigned char>(key.back()) * seen.count;

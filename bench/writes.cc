@@ -45,7 +45,7 @@
 #include "bench/database.h"
 #include "bench/program.h"
 #include "bench/report.h"
-#include "bench/temporary_folder.h"
+#include "bench/temporary_directory.h"
 #include "log/sqlite_log.h"
 
 namespace bench {
@@ -59,13 +59,13 @@ constexpr std::size_t process_count = 8;
 constexpr int warm_up_writes = 50;
 constexpr double turn_ns = 5e7;
 
-double seconds_each = 1;
+double seconds_per_measurement = 1;
 
 // Writes one row in a transaction of its own.
-using Insert = std::function<void(std::uint64_t id, std::string_view bytes)>;
-using Status = std::function<std::map<std::string, double>()>;
+using InsertRow = std::function<void(std::uint64_t id, std::string_view bytes)>;
+using ReadCounters = std::function<std::map<std::string, double>()>;
 
-Insert bare_mysql(const Database& database) {
+InsertRow prepare_mysql_insert(const Database& database) {
   const std::shared_ptr<whycache::MysqlConnection> connection = database.connect();
   connection->run(
       std::string("CREATE TABLE bare (instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL, "
@@ -81,7 +81,7 @@ void check_sqlite(sqlite3* database, bool good) {
   if (!good) throw std::runtime_error(std::string("sqlite: ") + ::sqlite3_errmsg(database));
 }
 
-Insert bare_sqlite(const std::string& path) {
+InsertRow prepare_sqlite_insert(const std::string& path) {
   sqlite3* opened = nullptr;
   const int code = ::sqlite3_open(path.c_str(), &opened);
   const std::shared_ptr<sqlite3> database(opened, ::sqlite3_close);
@@ -118,7 +118,7 @@ class Writer {
     cache_.set(key(), value());
   }
   void write_until(double end_ns) {
-    while (wall_ns() < end_ns) write();
+    while (monotonic_time_ns() < end_ns) write();
   }
 
   std::uint64_t count() const { return count_; }
@@ -144,23 +144,24 @@ struct Rate {
   std::uint64_t writes = 0;
   double ns = 0;
   std::uint64_t updates = 0;
-  double slowest_share = 1;                 // of the mean
-  std::map<std::string, double> counted{};  // by the server
+  double slowest_share = 1;                         // of the mean
+  std::map<std::string, double> server_counters{};  // by the server
 
-  double each(const char* counter) const { return counted.at(counter) / static_cast<double>(writes); }
+  double per_write(const char* counter) const { return server_counters.at(counter) / static_cast<double>(writes); }
   double per_second() const { return static_cast<double>(writes) / ns * 1e9; }
 };
 
 // A log, and what is measured on it.
-class Store {
+class MeasuredLog {
  public:
-  Store(std::string name, std::string url, const std::string& states, std::uint64_t items, Insert insert, Status status)
+  MeasuredLog(std::string name, std::string url, const std::string& states, std::uint64_t items, InsertRow insert,
+              ReadCounters status)
       : name_(std::move(name)),
         url_(std::move(url)),
-        states_(states + '/' + name_),
+        state_path_prefix_(states + '/' + name_),
         items_(items),
-        insert_(std::move(insert)),
-        status_(std::move(status)) {}
+        insert_row_(std::move(insert)),
+        read_counters_(std::move(status)) {}
 
   const std::string& name() const { return name_; }
 
@@ -170,16 +171,16 @@ class Store {
     Cache cache = open("machine");
     Writer writer(cache, items_);
     for (int i = 0; i < warm_up_writes; ++i) writer.write();
-    if (row_.empty()) row_ = last_update(cache);
-    for (int i = 0; i < warm_up_writes; ++i) insert_(++bare_rows_, row_);
+    if (row_bytes_.empty()) row_bytes_ = last_update(cache);
+    for (int i = 0; i < warm_up_writes; ++i) insert_row_(++bare_row_count_, row_bytes_);
 
     Rate bare;
     Rate single;
     const UpdateId before = cache.applied_id();
     while (bare.ns < seconds * 1e9 || single.ns < seconds * 1e9) {
       stop_if_interrupted();
-      take_turn(bare, [&] { insert_(++bare_rows_, row_); });
-      take_turn(single, [&] { writer.write(); });
+      run_turn(bare, [&] { insert_row_(++bare_row_count_, row_bytes_); });
+      run_turn(single, [&] { writer.write(); });
     }
     single.updates = updates_since(cache, before);
     if (single.updates != single.writes) throw std::runtime_error("the log has not as many updates as were written");
@@ -209,10 +210,10 @@ class Store {
     }
     while (ready < thread_count) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     const UpdateId before = cache.applied_id();
-    const double begin = wall_ns();
+    const double begin = monotonic_time_ns();
     end = begin + seconds * 1e9;
     for (std::thread& thread : threads) thread.join();
-    Rate rate{0, wall_ns() - begin};
+    Rate rate{0, monotonic_time_ns() - begin};
     for (const std::string& failure : failures) {
       if (!failure.empty()) throw std::runtime_error("a thread failed: " + failure);
     }
@@ -242,15 +243,15 @@ class Store {
         ++start->ready;
         while (start->end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         writer.write_until(start->end);
-        start->ended[i] = wall_ns();
+        start->ended[i] = monotonic_time_ns();
         start->writes[i] = writer.count();
       });
     }
     while (start->ready < process_count) {
-      for (std::optional<Child>& child : children) child->look_after();
+      for (std::optional<Child>& child : children) child->throw_if_failed();
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    const double begin = wall_ns();
+    const double begin = monotonic_time_ns();
     start->end = begin + seconds * 1e9;
     for (std::optional<Child>& child : children) child->wait();
     Rate rate;
@@ -267,7 +268,7 @@ class Store {
  private:
   Cache open(const std::string& machine) const {
     whycache::Options options;
-    options.state_path = states_ + '_' + machine;
+    options.state_path = state_path_prefix_ + '_' + machine;
     options.deadline = std::chrono::seconds(30);
     Cache cache(url_, options);
     cache.update();
@@ -287,29 +288,29 @@ class Store {
 
   // What the server counts is added up, too, if there is one.
   template <typename Write>
-  void take_turn(Rate& rate, const Write& write) const {
-    const auto before = status_();
-    const double begin = wall_ns();
-    for (const double end = begin + turn_ns; wall_ns() < end; ++rate.writes) write();
-    rate.ns += wall_ns() - begin;
-    for (const auto& [counter, count] : status_()) rate.counted[counter] += count - before.at(counter);
+  void run_turn(Rate& rate, const Write& write) const {
+    const auto before = read_counters_();
+    const double begin = monotonic_time_ns();
+    for (const double end = begin + turn_ns; monotonic_time_ns() < end; ++rate.writes) write();
+    rate.ns += monotonic_time_ns() - begin;
+    for (const auto& [counter, count] : read_counters_()) rate.server_counters[counter] += count - before.at(counter);
   }
 
   std::string name_;
   std::string url_;
-  std::string states_;
+  std::string state_path_prefix_;
   std::uint64_t items_;
-  Insert insert_;
-  Status status_;
-  std::string row_;
-  std::uint64_t bare_rows_ = 0;
+  InsertRow insert_row_;
+  ReadCounters read_counters_;
+  std::string row_bytes_;
+  std::uint64_t bare_row_count_ = 0;
 };
 
 // What there is to reach, or to stay above.
 struct Goal {
   const char* workload;
-  const char* what;
-  double least;  // 0: none is set
+  const char* description;
+  double target;  // 0: none is set
 };
 constexpr std::array<Goal, 6> goals = {{
     {"write_single_to_bare", "one writer, of the bare database", 0.8},
@@ -320,19 +321,20 @@ constexpr std::array<Goal, 6> goals = {{
     {"write_machines_8_slowest", "the slowest of them, of their mean", 0},
 }};
 
-void measure(const Options& options, std::uint64_t items, Report& report) {
-  const TemporaryFolder folder(options.folder);
-  const TemporaryFolder states("/dev/shm");
+void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
+  const TemporaryDirectory folder(options.directory);
+  const TemporaryDirectory states("/dev/shm");
   Database database(folder.path(), 2 * thread_count);
-  std::vector<Store> stores;
-  stores.emplace_back("mysql", database.url("default"), states.path(), items, bare_mysql(database),
+  std::vector<MeasuredLog> stores;
+  stores.emplace_back("mysql", database.url("default"), states.path(), items, prepare_mysql_insert(database),
                       [&] { return database.status(); });
   stores.emplace_back("sqlite", "sqlite://" + folder.path() + "/log.db", states.path(), items,
-                      bare_sqlite(folder.path() + "/bare.db"), [] { return std::map<std::string, double>(); });
+                      prepare_sqlite_insert(folder.path() + "/bare.db"),
+                      [] { return std::map<std::string, double>(); });
   // The first round warms up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
-    const double seconds = repetition < 0 ? seconds_each / 5 : seconds_each;
-    for (Store& store : stores) {
+    const double seconds = repetition < 0 ? seconds_per_measurement / 5 : seconds_per_measurement;
+    for (MeasuredLog& store : stores) {
       const auto add = [&](const std::string& workload, const std::string& subject, const char* unit, double figure) {
         if (repetition >= 0) report.add(workload, items, subject, unit, figure);
       };
@@ -341,10 +343,10 @@ void measure(const Options& options, std::uint64_t items, Report& report) {
       add("write_single", store.name() + "_bare", "1/s", bare.per_second());
       add("write_single", store.name(), "1/s", single);
       add("write_single_to_bare", store.name(), "x", single / bare.per_second());
-      if (!one.counted.empty()) {
+      if (!one.server_counters.empty()) {
         for (const auto& [subject, rate] : {std::pair(store.name() + "_bare", bare), std::pair(store.name(), one)}) {
-          add("write_single_statements", subject, "each", rate.each("Questions"));
-          add("write_single_syncs", subject, "each", rate.each("Innodb_data_fsyncs"));
+          add("write_single_statements", subject, "each", rate.per_write("Questions"));
+          add("write_single_syncs", subject, "each", rate.per_write("Innodb_data_fsyncs"));
         }
       }
 
@@ -372,16 +374,16 @@ void measure(const Options& options, std::uint64_t items, Report& report) {
     report.print(workload, items);
   }
   fmt::print("\n  {:<36}", "");
-  for (const Store& store : stores) fmt::print("{:>9}", store.name());
+  for (const MeasuredLog& store : stores) fmt::print("{:>9}", store.name());
   fmt::print("{:>12}\n", "to reach");
   for (const Goal& goal : goals) {
     if (!report.median(goal.workload, items, stores[0].name())) continue;
-    fmt::print("  {:<36}", goal.what);
-    for (const Store& store : stores) {
+    fmt::print("  {:<36}", goal.description);
+    for (const MeasuredLog& store : stores) {
       const std::optional<double> reached = report.median(goal.workload, items, store.name());
       fmt::print("{:>9}", reached ? fmt::format("{:.2f} x", *reached) : "");
     }
-    fmt::print("{:>12}\n", goal.least > 0 ? fmt::format("{:.2f} x", goal.least) : "");
+    fmt::print("{:>12}\n", goal.target > 0 ? fmt::format("{:.2f} x", goal.target) : "");
   }
   std::fflush(stdout);
 }
@@ -389,10 +391,10 @@ void measure(const Options& options, std::uint64_t items, Report& report) {
 Program program = {
     .description = "How fast writes are; described at the top of bench/writes.cc",
     .workloads = {"write_single", "write_threads_64", "write_processes_8", "write_machines_8"},
-    .options = {.items = {1'000}, .folder = std::filesystem::temp_directory_path().string()},
+    .options = {.items = {1'000}, .directory = std::filesystem::temp_directory_path().string()},
     .measure = measure,
     .add_options = [](CLI::App& app) {
-      app.add_option("--seconds", seconds_each, "how long each is measured")->check(CLI::Range(0.01, 60.0));
+      app.add_option("--seconds", seconds_per_measurement, "how long each is measured")->check(CLI::Range(0.01, 60.0));
     }};
 
 }  // namespace

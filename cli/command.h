@@ -14,15 +14,15 @@ class App;
 namespace whycache::cli {
 
 // Does the work, once the command line has been read.
-using Run = std::function<ExitCode(Output&)>;
+using CommandAction = std::function<ExitCode(Output&)>;
 
 struct Command {
   const char* name;
   const char* summary;  // a line in `whycache --help`
   const char* help;     // what it does; above the options
-  const char* more;     // examples and exit codes; below the options
+  const char* footer;   // examples and exit codes; below the options
   // Adds the options to the parser; they live in the Run.
-  Run (*prepare)(CLI::App& parser);
+  CommandAction (*prepare)(CLI::App& parser);
 };
 
 extern const Command check_command;

@@ -150,7 +150,7 @@ std::optional<std::string> decode_base64(std::string_view text) {
   return bytes;
 }
 
-std::string with_commas(std::uint64_t number) {
+std::string format_with_commas(std::uint64_t number) {
   std::string digits = std::to_string(number);
   for (std::size_t at = digits.size(); at > 3;) {
     at -= 3;

@@ -30,7 +30,7 @@ std::string encode_base64(std::string_view bytes);
 std::optional<std::string> decode_base64(std::string_view text);
 
 // "1,234,567"
-std::string with_commas(std::uint64_t number);
+std::string format_with_commas(std::uint64_t number);
 // "512 B", "12.3 KiB", "4.0 GiB"
 std::string format_bytes(std::uint64_t bytes);
 // "850 ns", "12.3 ms", "4.2 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"

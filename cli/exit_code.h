@@ -27,14 +27,14 @@ enum class ExitCode : int {
 class Failure : public std::runtime_error {
  public:
   Failure(ExitCode code, const std::string& message, std::string next = {})
-      : std::runtime_error(message), code_(code), next_(std::move(next)) {}
+      : std::runtime_error(message), code_(code), next_step_(std::move(next)) {}
 
   ExitCode code() const noexcept { return code_; }
-  const std::string& next() const noexcept { return next_; }
+  const std::string& next_step() const noexcept { return next_step_; }
 
  private:
   ExitCode code_;
-  std::string next_;
+  std::string next_step_;
 };
 
 ExitCode exit_code_of(const Error& error) noexcept;

@@ -13,7 +13,7 @@
 namespace whycache::cli {
 namespace {
 
-constexpr std::size_t read_bytes = 256 << 10;
+constexpr std::size_t read_chunk_bytes = 256 << 10;
 
 [[noreturn]] void refuse_input(const char* what, const std::string& name, int error) {
   const bool forbidden = error == EACCES || error == EPERM;
@@ -45,15 +45,15 @@ Input::~Input() {
   if (descriptor_ > STDIN_FILENO) ::close(descriptor_);
 }
 
-bool Input::fill() {
+bool Input::fill_buffer() {
   if (at_end_) return false;
   buffer_.erase(0, begin_);
   begin_ = 0;
   const std::size_t size = buffer_.size();
-  buffer_.resize(size + read_bytes);
+  buffer_.resize(size + read_chunk_bytes);
   ssize_t got;
   do {
-    got = ::read(descriptor_, buffer_.data() + size, read_bytes);
+    got = ::read(descriptor_, buffer_.data() + size, read_chunk_bytes);
   } while (got < 0 && errno == EINTR);
   const int error = errno;
   buffer_.resize(size + static_cast<std::size_t>(got > 0 ? got : 0));
@@ -62,34 +62,34 @@ bool Input::fill() {
   return !at_end_;
 }
 
-bool Input::next(char separator, std::size_t bytes_max, std::string_view& piece) {
+bool Input::read_record(char separator, std::size_t bytes_max, std::string_view& piece) {
   std::size_t searched = 0;
   for (;;) {
     const std::string_view unread = std::string_view(buffer_).substr(begin_);
     const std::size_t at = unread.find(separator, searched);
     const bool complete = at != std::string_view::npos;
     if ((complete ? at : unread.size()) > bytes_max) {
-      throw Failure(
-          ExitCode::usage,
-          fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_, pieces_read_ + 1, bytes_max),
-          separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
+      throw Failure(ExitCode::usage,
+                    fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_, records_read_ + 1,
+                                bytes_max),
+                    separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
     }
     if (complete || (at_end_ && !unread.empty())) {
       piece = unread.substr(0, at);
       const std::size_t taken = piece.size() + (complete ? 1 : 0);
       begin_ += taken;
       bytes_read_ += taken;
-      ++pieces_read_;
+      ++records_read_;
       return true;
     }
     if (at_end_) return false;
     searched = unread.size();
-    fill();
+    fill_buffer();
   }
 }
 
-std::string Input::rest(std::size_t bytes_max) {
-  while (buffer_.size() - begin_ <= bytes_max && fill()) {
+std::string Input::read_rest(std::size_t bytes_max) {
+  while (buffer_.size() - begin_ <= bytes_max && fill_buffer()) {
   }
   if (buffer_.size() - begin_ > bytes_max) {
     throw Failure(ExitCode::limit,

@@ -17,9 +17,9 @@ class Input {
 
   // The next piece up to `separator`, which is not part of it; the last one needs none. False at the end. The piece is
   // valid until the next call. Throws Failure for a piece of more than `bytes_max`.
-  bool next(char separator, std::size_t bytes_max, std::string_view& piece);
+  bool read_record(char separator, std::size_t bytes_max, std::string_view& piece);
   // All that is left. Throws Failure for more than `bytes_max`.
-  std::string rest(std::size_t bytes_max);
+  std::string read_rest(std::size_t bytes_max);
 
   // "standard input", or the file's name: for messages.
   const std::string& name() const { return name_; }
@@ -28,14 +28,14 @@ class Input {
   std::uint64_t bytes_total() const { return bytes_total_; }
 
  private:
-  bool fill();
+  bool fill_buffer();
 
   std::string name_;
   int descriptor_;
   std::string buffer_;
   std::size_t begin_ = 0;  // of what was not handed out
   bool at_end_ = false;
-  std::uint64_t pieces_read_ = 0;
+  std::uint64_t records_read_ = 0;
   std::uint64_t bytes_read_ = 0;
   std::uint64_t bytes_total_ = 0;
 };

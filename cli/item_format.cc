@@ -17,20 +17,20 @@ bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") ==
 
 }  // namespace
 
-ItemPrinter::Form ItemPrinter::form(bool json, bool null_separated) {
+ItemPrinter::OutputFormat ItemPrinter::select_format(bool json, bool null_separated) {
   if (json && null_separated) {
     throw Failure(ExitCode::usage, "--json and --null exclude each other", "choose one of them");
   }
-  return json ? Form::json : null_separated ? Form::null : Form::text;
+  return json ? OutputFormat::json : null_separated ? OutputFormat::null : OutputFormat::text;
 }
 
-void ItemPrinter::item(const Item& item) const {
-  if (form_ == Form::json) {
+void ItemPrinter::print_item(const Item& item) const {
+  if (format_ == OutputFormat::json) {
     Json object;
     put_bytes(object, "key", item.key);
     put_bytes(object, "value", item.value);
-    output_.json(object);
-  } else if (form_ == Form::null) {
+    output_.write_json(object);
+  } else if (format_ == OutputFormat::null) {
     output_.write(item.key);
     output_.write({"\0", 1});
     output_.write(item.value);
@@ -38,55 +38,55 @@ void ItemPrinter::item(const Item& item) const {
   } else {
     output_.write(escape(item.key));
     output_.write("\t");
-    output_.line(escape(item.value));
+    output_.write_line(escape(item.value));
   }
 }
 
-void ItemPrinter::key(std::string_view key) const {
-  if (form_ == Form::json) {
+void ItemPrinter::print_key(std::string_view key) const {
+  if (format_ == OutputFormat::json) {
     Json object;
     put_bytes(object, "key", key);
-    output_.json(object);
-  } else if (form_ == Form::null) {
+    output_.write_json(object);
+  } else if (format_ == OutputFormat::null) {
     output_.write(key);
     output_.write({"\0", 1});
   } else {
-    output_.line(escape(key));
+    output_.write_line(escape(key));
   }
 }
 
-void ItemPrinter::missing(std::string_view key) const {
-  if (form_ != Form::json) return;
+void ItemPrinter::print_missing(std::string_view key) const {
+  if (format_ != OutputFormat::json) return;
   Json object;
   put_bytes(object, "key", key);
   object["value"] = nullptr;
-  output_.json(object);
+  output_.write_json(object);
 }
 
-std::optional<ItemReader::Form> ItemReader::form_named(std::string_view name) {
-  if (name == "auto") return Form::detect;
-  if (name == "jsonl") return Form::json;
-  if (name == "tsv") return Form::text;
-  if (name == "raw-tsv") return Form::raw_text;
-  if (name == "null") return Form::null;
+std::optional<ItemReader::InputFormat> ItemReader::parse_format(std::string_view name) {
+  if (name == "auto") return InputFormat::detect;
+  if (name == "jsonl") return InputFormat::json;
+  if (name == "tsv") return InputFormat::text;
+  if (name == "raw-tsv") return InputFormat::raw_text;
+  if (name == "null") return InputFormat::null;
   return std::nullopt;
 }
 
 bool ItemReader::next(Item& item) {
   std::string_view piece;
-  if (form_ == Form::null) {
-    if (!input_.next('\0', key_bytes_max, piece)) return false;
-    ++line_;
+  if (format_ == InputFormat::null) {
+    if (!input_.read_record('\0', key_bytes_max, piece)) return false;
+    ++line_number_;
     key_ = piece;
-    if (!input_.next('\0', value_bytes_max, piece)) refuse("a key without a value at the end");
+    if (!input_.read_record('\0', value_bytes_max, piece)) refuse("a key without a value at the end");
     item = {key_, piece};
   } else {
     do {
-      if (!input_.next('\n', line_bytes_max, piece)) return false;
-      ++line_;
-    } while (form_ != Form::text && form_ != Form::raw_text && is_blank(piece));
-    if (form_ == Form::detect) form_ = piece.starts_with('{') ? Form::json : Form::text;
-    item = form_ == Form::json ? read_json(piece) : read_text(piece);
+      if (!input_.read_record('\n', line_bytes_max, piece)) return false;
+      ++line_number_;
+    } while (format_ != InputFormat::text && format_ != InputFormat::raw_text && is_blank(piece));
+    if (format_ == InputFormat::detect) format_ = piece.starts_with('{') ? InputFormat::json : InputFormat::text;
+    item = format_ == InputFormat::json ? parse_json(piece) : parse_text(piece);
   }
   if (item.key.empty()) refuse("the key is empty");
   if (item.key.size() > key_bytes_max) refuse(fmt::format("the key is longer than {} bytes", key_bytes_max));
@@ -94,7 +94,7 @@ bool ItemReader::next(Item& item) {
   return true;
 }
 
-Item ItemReader::read_json(std::string_view line) {
+Item ItemReader::parse_json(std::string_view line) {
   Json object;
   try {
     object = Json::parse(line);
@@ -122,10 +122,10 @@ Item ItemReader::read_json(std::string_view line) {
   return {key_, value_};
 }
 
-Item ItemReader::read_text(std::string_view line) {
+Item ItemReader::parse_text(std::string_view line) {
   const std::size_t tab = line.find('\t');
   if (tab == std::string_view::npos) refuse("no tab between key and value");
-  if (form_ == Form::raw_text) return {line.substr(0, tab), line.substr(tab + 1)};
+  if (format_ == InputFormat::raw_text) return {line.substr(0, tab), line.substr(tab + 1)};
   auto key = unescape(line.substr(0, tab));
   auto value = unescape(line.substr(tab + 1));
   if (!key || !value) refuse("a backslash that escapes nothing (--format raw-tsv takes it as it is)");
@@ -137,7 +137,7 @@ Item ItemReader::read_text(std::string_view line) {
 void ItemReader::refuse(const std::string& why) const {
   throw Failure(ExitCode::usage,
                 fmt::format("bad input: path={} {}={} reason=\"{}\"", input_.name(),
-                            form_ == Form::null ? "item" : "line", line_, why),
+                            format_ == InputFormat::null ? "item" : "line", line_number_, why),
                 "correct it; `whycache import --dry-run` looks at all of it without writing");
 }
 

@@ -20,42 +20,42 @@ namespace whycache::cli {
 
 class ItemPrinter {
  public:
-  enum class Form { text, json, null };
-  static Form form(bool json, bool null_separated);
+  enum class OutputFormat { text, json, null };
+  static OutputFormat select_format(bool json, bool null_separated);
 
-  ItemPrinter(Output& output, Form form) : output_(output), form_(form) {}
+  ItemPrinter(Output& output, OutputFormat form) : output_(output), format_(form) {}
 
-  void item(const Item& item) const;
-  void key(std::string_view key) const;
+  void print_item(const Item& item) const;
+  void print_key(std::string_view key) const;
   // A key that was asked for and is not there: said in JSON only.
-  void missing(std::string_view key) const;
+  void print_missing(std::string_view key) const;
 
  private:
   Output& output_;
-  Form form_;
+  OutputFormat format_;
 };
 
 class ItemReader {
  public:
-  enum class Form { detect, json, text, raw_text, null };
+  enum class InputFormat { detect, json, text, raw_text, null };
   // "auto", "jsonl", "tsv", "raw-tsv", "null". nullopt: none of these.
-  static std::optional<Form> form_named(std::string_view name);
+  static std::optional<InputFormat> parse_format(std::string_view name);
 
-  ItemReader(Input& input, Form form) : input_(input), form_(form) {}
+  ItemReader(Input& input, InputFormat form) : input_(input), format_(form) {}
 
   // The next item, valid until the next call; false at the end. Throws Failure that names the line of bad input.
   bool next(Item& item);
   // Of the item read last, from 1; with form null, the number of the item.
-  std::uint64_t line() const { return line_; }
+  std::uint64_t line_number() const { return line_number_; }
 
  private:
-  Item read_json(std::string_view line);
-  Item read_text(std::string_view line);
+  Item parse_json(std::string_view line);
+  Item parse_text(std::string_view line);
   [[noreturn]] void refuse(const std::string& why) const;
 
   Input& input_;
-  Form form_;
-  std::uint64_t line_ = 0;
+  InputFormat format_;
+  std::uint64_t line_number_ = 0;
   std::string key_;
   std::string value_;
 };

@@ -26,10 +26,10 @@ void add_key_list_options(CLI::App& parser, KeyListOptions& options) {
 KeyList::KeyList(const KeyListOptions& options, std::vector<std::string> arguments)
     : options_(options),
       arguments_(std::move(arguments)),
-      from_input_(arguments_.empty() || (arguments_.size() == 1 && arguments_[0] == "-")) {}
+      reads_input_(arguments_.empty() || (arguments_.size() == 1 && arguments_[0] == "-")) {}
 
 void KeyList::visit_batches(std::size_t batch_keys, const VisitBatch& visit) {
-  if (from_input_) return visit_input(batch_keys, visit);
+  if (reads_input_) return visit_input(batch_keys, visit);
   const std::vector<std::string_view> keys(arguments_.begin(), arguments_.end());
   for (std::size_t begin = 0; begin < keys.size(); begin += batch_keys) {
     visit(std::span(keys).subspan(begin, std::min(batch_keys, keys.size() - begin)));
@@ -45,7 +45,7 @@ void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
     batch.clear();
   };
   std::uint64_t line = 0;
-  for (std::string_view piece; input.next(options_.null_separated ? '\0' : '\n', line_bytes_max, piece);) {
+  for (std::string_view piece; input.read_record(options_.null_separated ? '\0' : '\n', line_bytes_max, piece);) {
     ++line;
     std::optional<std::string> key;
     if (options_.null_separated || options_.raw) {

@@ -35,7 +35,7 @@ class KeyList {
 
   KeyListOptions options_;
   std::vector<std::string> arguments_;
-  bool from_input_;
+  bool reads_input_;
 };
 
 }  // namespace whycache::cli

@@ -11,13 +11,13 @@ namespace {
 
 constexpr int attempts_max = 5;
 
-Error damaged(const std::string& message) { return Error(ErrorKind::corrupt, message); }
+Error corrupt_log(const std::string& message) { return Error(ErrorKind::corrupt, message); }
 
 }  // namespace
 
-void Replay::run(const Progress& progress) {
+void LogVerifier::verify(const ProgressCallback& progress) {
   for (int attempt = 1;; ++attempt) {
-    begin();
+    reset();
     try {
       load_base();
       if (read_updates(progress)) return;
@@ -31,19 +31,19 @@ void Replay::run(const Progress& progress) {
   }
 }
 
-void Replay::begin() {
+void LogVerifier::reset() {
   extent_ = log_.extent();
   part_count_ = 0;
   last_key_.clear();
   base_info_.reset();
   update_count_ = 0;
-  place_ = {};
-  wanted_.reset();
-  items_.clear();
+  summary_ = {};
+  wanted_summary_.reset();
+  item_digests_.clear();
 }
 
-void Replay::load_base() {
-  if (extent_.base == 0) return arrive(0, chain_start(extent_.uuid));
+void LogVerifier::load_base() {
+  if (extent_.base == 0) return advance_to(0, chain_start(extent_.uuid));
   // A log is not asked to pass our exceptions through.
   std::exception_ptr failure;
   log_.read_base([&](std::string_view bytes) {
@@ -55,31 +55,31 @@ void Replay::load_base() {
     return !failure;
   });
   if (failure) std::rethrow_exception(failure);
-  if (!base_info_) throw damaged(fmt::format("base is cut short: base={} parts={}", extent_.base, part_count_));
+  if (!base_info_) throw corrupt_log(fmt::format("base is cut short: base={} parts={}", extent_.base, part_count_));
   if (base_info_->base != extent_.base) {
     throw Error(ErrorKind::unavailable,
                 fmt::format("base was replaced: base={} now={}", extent_.base, base_info_->base));
   }
   if (base_info_->chain != extent_.base_chain) {
-    throw damaged(fmt::format("base has another chain than the log says: base={}", extent_.base));
+    throw corrupt_log(fmt::format("base has another chain than the log says: base={}", extent_.base));
   }
-  if (base_info_->item_count != place_.item_count || base_info_->digest != place_.digest) {
-    throw damaged(fmt::format("base does not hold what it should: base={} items={} expected={} digest={} expected={}",
-                              extent_.base, place_.item_count, base_info_->item_count, to_string(place_.digest),
-                              to_string(base_info_->digest)));
+  if (base_info_->item_count != summary_.item_count || base_info_->digest != summary_.digest) {
+    throw corrupt_log(fmt::format(
+        "base does not hold what it should: base={} items={} expected={} digest={} expected={}", extent_.base,
+        summary_.item_count, base_info_->item_count, to_string(summary_.digest), to_string(base_info_->digest)));
   }
-  arrive(extent_.base, extent_.base_chain);
+  advance_to(extent_.base, extent_.base_chain);
 }
 
-void Replay::load_part(std::string_view bytes) {
+void LogVerifier::load_part(std::string_view bytes) {
   decode_base_part(bytes, part_);
   if (part_.number != part_count_ || base_info_) {
-    throw damaged(fmt::format("base has a part out of place: base={} part={} expected={}", part_.base, part_.number,
-                              part_count_));
+    throw corrupt_log(fmt::format("base has a part out of place: base={} part={} expected={}", part_.base, part_.number,
+                                  part_count_));
   }
   if (!part_.items.empty()) {
     if (part_count_ > 0 && part_.items.front().key <= last_key_) {
-      throw damaged(fmt::format("base has keys out of order: base={} part={}", part_.base, part_.number));
+      throw corrupt_log(fmt::format("base has keys out of order: base={} part={}", part_.base, part_.number));
     }
     last_key_ = part_.items.back().key;
   }
@@ -88,9 +88,9 @@ void Replay::load_part(std::string_view bytes) {
   ++part_count_;
 }
 
-bool Replay::read_updates(const Progress& progress) {
-  while (place_.id < extent_.head) {
-    const UpdateId first = place_.id + 1;
+bool LogVerifier::read_updates(const ProgressCallback& progress) {
+  while (summary_.id < extent_.head) {
+    const UpdateId first = summary_.id + 1;
     std::exception_ptr failure;
     const Extent after = log_.read(first, extent_.head, [&](UpdateId id, std::string_view bytes) {
       try {
@@ -103,28 +103,28 @@ bool Replay::read_updates(const Progress& progress) {
     });
     if (after.base >= first || after.uuid != extent_.uuid) return false;
     if (failure) std::rethrow_exception(failure);
-    if (place_.id < extent_.head) {
-      throw damaged(fmt::format("updates are missing in the log: first={} head={}", place_.id + 1, extent_.head));
+    if (summary_.id < extent_.head) {
+      throw corrupt_log(fmt::format("updates are missing in the log: first={} head={}", summary_.id + 1, extent_.head));
     }
   }
   return true;
 }
 
-void Replay::apply(UpdateId id, std::string_view bytes) {
-  if (id != place_.id + 1) {
-    throw damaged(fmt::format("updates are missing in the log: first={} next_found={}", place_.id + 1, id));
+void LogVerifier::apply(UpdateId id, std::string_view bytes) {
+  if (id != summary_.id + 1) {
+    throw corrupt_log(fmt::format("updates are missing in the log: first={} next_found={}", summary_.id + 1, id));
   }
   std::uint64_t chain = 0;
   try {
-    chain = verify_chain(bytes, id, place_.chain);
+    chain = verify_chain(bytes, id, summary_.chain);
     decode_update(bytes, update_);
   } catch (const Error& error) {
-    throw damaged(fmt::format("update does not follow the one before: id={} ({})", id, error.what()));
+    throw corrupt_log(fmt::format("update does not follow the one before: id={} ({})", id, error.what()));
   }
   if (update_.erases_all) {
-    items_.clear();
-    place_.digest = {};
-    place_.item_count = 0;
+    item_digests_.clear();
+    summary_.digest = {};
+    summary_.item_count = 0;
   }
   for (const Change& change : update_.changes) {
     if (change.kind == Change::Kind::set) {
@@ -134,32 +134,32 @@ void Replay::apply(UpdateId id, std::string_view bytes) {
     }
   }
   ++update_count_;
-  arrive(id, chain);
+  advance_to(id, chain);
 }
 
-void Replay::set(std::string_view key, std::string_view value) {
+void LogVerifier::set(std::string_view key, std::string_view value) {
   const XXH128_hash_t hash = XXH3_128bits(key.data(), key.size());
   const Digest digest = item_digest(key, value);
-  const auto [place, is_new] = items_.try_emplace(KeyHash{hash.low64, hash.high64}, digest);
-  if (!is_new) subtract(place_.digest, place->second);
+  const auto [place, is_new] = item_digests_.try_emplace(KeyFingerprint{hash.low64, hash.high64}, digest);
+  if (!is_new) subtract(summary_.digest, place->second);
   place->second = digest;
-  add(place_.digest, digest);
-  place_.item_count = items_.size();
+  add(summary_.digest, digest);
+  summary_.item_count = item_digests_.size();
 }
 
-void Replay::erase(std::string_view key) {
+void LogVerifier::erase(std::string_view key) {
   const XXH128_hash_t hash = XXH3_128bits(key.data(), key.size());
-  const auto found = items_.find(KeyHash{hash.low64, hash.high64});
-  if (found == items_.end()) return;
-  subtract(place_.digest, found->second);
-  items_.erase(found);
-  place_.item_count = items_.size();
+  const auto found = item_digests_.find(KeyFingerprint{hash.low64, hash.high64});
+  if (found == item_digests_.end()) return;
+  subtract(summary_.digest, found->second);
+  item_digests_.erase(found);
+  summary_.item_count = item_digests_.size();
 }
 
-void Replay::arrive(UpdateId id, std::uint64_t chain) {
-  place_.id = id;
-  place_.chain = chain;
-  if (id == wanted_id_) wanted_ = place_;
+void LogVerifier::advance_to(UpdateId id, std::uint64_t chain) {
+  summary_.id = id;
+  summary_.chain = chain;
+  if (id == wanted_id_) wanted_summary_ = summary_;
 }
 
 }  // namespace whycache::cli

@@ -15,48 +15,48 @@
 namespace whycache::cli {
 
 // What the log amounts to at one update id.
-struct ReplayedPlace {
+struct LogSummary {
   UpdateId id = 0;
   std::uint64_t chain = 0;
   std::uint64_t item_count = 0;
   Digest digest;
 };
 
-class Replay {
+class LogVerifier {
  public:
-  using Progress = std::function<void(UpdateId id, UpdateId head)>;
+  using ProgressCallback = std::function<void(UpdateId id, UpdateId head)>;
 
   // Notes what the log amounts to at `wanted_id` on the way.
-  Replay(Log& log, UpdateId wanted_id) : log_(log), wanted_id_(wanted_id) {}
+  LogVerifier(Log& log, UpdateId wanted_id) : log_(log), wanted_id_(wanted_id) {}
 
   // Reads all of it. Throws Error: corrupt with what is wrong at which update, unavailable.
-  void run(const Progress& progress);
+  void verify(const ProgressCallback& progress);
 
   const Extent& extent() const { return extent_; }
   std::uint64_t update_count() const { return update_count_; }
-  const ReplayedPlace& end() const { return place_; }
+  const LogSummary& summary() const { return summary_; }
   // nullopt: before the base, or beyond the head.
-  const std::optional<ReplayedPlace>& wanted() const { return wanted_; }
+  const std::optional<LogSummary>& wanted_summary() const { return wanted_summary_; }
 
  private:
-  struct KeyHash {
+  struct KeyFingerprint {
     std::uint64_t low;
     std::uint64_t high;
-    friend bool operator==(const KeyHash&, const KeyHash&) = default;
+    friend bool operator==(const KeyFingerprint&, const KeyFingerprint&) = default;
   };
-  struct HashOfKeyHash {
-    std::size_t operator()(const KeyHash& hash) const noexcept { return hash.low; }
+  struct KeyFingerprintHash {
+    std::size_t operator()(const KeyFingerprint& hash) const noexcept { return hash.low; }
   };
 
-  void begin();
+  void reset();
   void load_base();
   void load_part(std::string_view bytes);
   // Goes on from where it stands; false if a rewrite has passed by meanwhile and all begins anew.
-  bool read_updates(const Progress& progress);
+  bool read_updates(const ProgressCallback& progress);
   void apply(UpdateId id, std::string_view bytes);
   void set(std::string_view key, std::string_view value);
   void erase(std::string_view key);
-  void arrive(UpdateId id, std::uint64_t chain);
+  void advance_to(UpdateId id, std::uint64_t chain);
 
   Log& log_;
   const UpdateId wanted_id_;
@@ -67,9 +67,9 @@ class Replay {
   std::optional<BaseInfo> base_info_;
   Update update_;
   std::uint64_t update_count_ = 0;
-  ReplayedPlace place_;
-  std::optional<ReplayedPlace> wanted_;
-  std::unordered_map<KeyHash, Digest, HashOfKeyHash> items_;
+  LogSummary summary_;
+  std::optional<LogSummary> wanted_summary_;
+  std::unordered_map<KeyFingerprint, Digest, KeyFingerprintHash> item_digests_;
 };
 
 }  // namespace whycache::cli

@@ -18,21 +18,21 @@
 namespace whycache::cli {
 namespace {
 
-struct Group {
+struct CommandGroup {
   const char* title;
   std::vector<const Command*> commands;
 };
 
-const std::array groups = {
-    Group{"Read", {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
-    Group{"Write", {&set_command, &del_command, &import_command}},
-    Group{"Follow", {&update_command, &follow_command, &status_command}},
-    Group{"Look inside", {&log_command, &inspect_command, &check_command, &doctor_command, &version_command}},
-    Group{"Give up history", {&rewrite_command, &clear_command}},
+const std::array command_groups = {
+    CommandGroup{"Read", {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
+    CommandGroup{"Write", {&set_command, &del_command, &import_command}},
+    CommandGroup{"Follow", {&update_command, &follow_command, &status_command}},
+    CommandGroup{"Look inside", {&log_command, &inspect_command, &check_command, &doctor_command, &version_command}},
+    CommandGroup{"Give up history", {&rewrite_command, &clear_command}},
 };
 
 const Command* find_command(const std::string& name) {
-  for (const Group& group : groups) {
+  for (const CommandGroup& group : command_groups) {
     for (const Command* command : group.commands) {
       if (name == command->name) return command;
     }
@@ -69,7 +69,7 @@ Exit codes:
 
 std::string overview() {
   std::string text = overview_begin;
-  for (const Group& group : groups) {
+  for (const CommandGroup& group : command_groups) {
     text += fmt::format("\n{}:\n", group.title);
     for (const Command* command : group.commands) text += fmt::format("  {:<10}{}\n", command->name, command->summary);
   }
@@ -112,10 +112,10 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
   parser.formatter(std::make_shared<HelpFormatter>());
   parser.get_formatter()->column_width(28);
   parser.get_formatter()->label("REQUIRED", "");
-  parser.footer(command.more);
+  parser.footer(command.footer);
   ExitCode code = ExitCode::done;
   try {
-    const Run run = command.prepare(parser);
+    const CommandAction run = command.prepare(parser);
     arguments = split_empty_values(std::move(arguments));
     parser.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
     try {
@@ -172,20 +172,21 @@ void occupy_standard_descriptors() {
   }
 }
 
-ExitCode run_catching(const std::vector<std::string>& arguments) {
+ExitCode run_and_report_errors(const std::vector<std::string>& arguments) {
   try {
     return run_program(arguments);
   } catch (const Failure& failure) {
-    say(failure.what(), failure.next());
+    print_message(failure.what(), failure.next_step());
     return failure.code();
   } catch (const Error& error) {
-    say(error.what(), next_step(error));
+    print_message(error.what(), next_step(error));
     return exit_code_of(error);
   } catch (const std::bad_alloc&) {
-    say("out of memory", "raise the address space limit (ulimit -v), or see `whycache doctor`");
+    print_message("out of memory", "raise the address space limit (ulimit -v), or see `whycache doctor`");
     return ExitCode::limit;
   } catch (const std::exception& unexpected) {
-    say(std::string("this is a bug: ") + unexpected.what(), "please report it, with the command that led here");
+    print_message(std::string("this is a bug: ") + unexpected.what(),
+                  "please report it, with the command that led here");
     return ExitCode::bug;
   }
 }
@@ -198,5 +199,5 @@ int main(int argument_count, char** arguments) {
   occupy_standard_descriptors();
   // A log's connection that breaks is an error to handle; a reader of our output that left is handled in output.cc.
   ::signal(SIGPIPE, SIG_IGN);
-  return static_cast<int>(run_catching({arguments + 1, arguments + argument_count}));
+  return static_cast<int>(run_and_report_errors({arguments + 1, arguments + argument_count}));
 }

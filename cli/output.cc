@@ -13,7 +13,7 @@
 namespace whycache::cli {
 namespace {
 
-constexpr std::size_t flush_bytes = 64 << 10;
+constexpr std::size_t flush_threshold_bytes = 64 << 10;
 
 [[noreturn]] void refuse_output(int error) {
   if (error == EPIPE) {
@@ -27,30 +27,30 @@ constexpr std::size_t flush_bytes = 64 << 10;
 }  // namespace
 
 void Output::write(std::string_view bytes) {
-  collected_.append(bytes);
-  if (collected_.size() >= flush_bytes) flush();
+  buffer_.append(bytes);
+  if (buffer_.size() >= flush_threshold_bytes) flush();
 }
 
-void Output::line(std::string_view text) {
-  collected_.append(text);
+void Output::write_line(std::string_view text) {
+  buffer_.append(text);
   write("\n");
 }
 
-void Output::json(const Json& object) { line(object.dump()); }
+void Output::write_json(const Json& object) { write_line(object.dump()); }
 
 void Output::flush() {
-  std::string_view rest = collected_;
+  std::string_view rest = buffer_;
   while (!rest.empty()) {
     const ssize_t written = ::write(STDOUT_FILENO, rest.data(), rest.size());
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) {
       const int error = errno;
-      collected_.clear();
+      buffer_.clear();
       refuse_output(error);
     }
     rest.remove_prefix(static_cast<std::size_t>(written));
   }
-  collected_.clear();
+  buffer_.clear();
 }
 
 void Output::close() {
@@ -68,7 +68,7 @@ void put_bytes(Json& object, const std::string& field, std::string_view bytes) {
   }
 }
 
-void say(std::string_view message, std::string_view next) {
+void print_message(std::string_view message, std::string_view next) {
   std::string text = "whycache: ";
   text.append(message).append("\n");
   if (!next.empty()) text.append("  next: ").append(next).append("\n");

@@ -20,9 +20,9 @@ class Output {
 
   void write(std::string_view bytes);
   // Adds the line feed.
-  void line(std::string_view text);
+  void write_line(std::string_view text);
   // One object on a line. Strings in it have to be valid UTF-8, see put_bytes().
-  void json(const Json& object);
+  void write_json(const Json& object);
 
   // Passes on what was collected; for somebody who is looking.
   void flush();
@@ -33,13 +33,13 @@ class Output {
   static bool is_terminal();
 
  private:
-  std::string collected_;
+  std::string buffer_;
 };
 
 // Sets `field` if `bytes` are valid UTF-8, else `field`_base64.
 void put_bytes(Json& object, const std::string& field, std::string_view bytes);
 
 // A line on standard error: "whycache: ..." and, indented on the next line, what to do about it.
-void say(std::string_view message, std::string_view next = {});
+void print_message(std::string_view message, std::string_view next = {});
 
 }  // namespace whycache::cli

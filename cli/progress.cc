@@ -19,7 +19,7 @@ constexpr std::chrono::milliseconds redraw_interval{100};
 constexpr std::chrono::seconds line_interval{10};
 constexpr std::size_t bar_columns = 24;
 
-void print(const std::string& text) {
+void write_to_stderr(const std::string& text) {
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
 }
 
@@ -28,7 +28,7 @@ bool can_redraw() {
   return ::isatty(STDERR_FILENO) != 0 && terminal != nullptr && std::strcmp(terminal, "dumb") != 0;
 }
 
-std::size_t columns_of_terminal() {
+std::size_t terminal_columns() {
   struct winsize size = {};
   if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
   return size.ws_col;
@@ -38,41 +38,41 @@ std::size_t columns_of_terminal() {
 
 Progress::Progress(std::string work, std::uint64_t total, Unit unit, bool quiet)
     : work_(std::move(work)), total_(total), unit_(unit), quiet_(quiet), terminal_(can_redraw()) {
-  if (!terminal_) next_ = began_ + line_interval;
+  if (!terminal_) next_show_time_ = begin_time_ + line_interval;
 }
 
 Progress::~Progress() { hide(); }
 
 void Progress::hide() {
-  if (shown_) print("\r\x1b[K");
+  if (shown_) write_to_stderr("\r\x1b[K");
   shown_ = false;
 }
 
-void Progress::at(std::uint64_t done, std::uint64_t items) {
+void Progress::update(std::uint64_t done, std::uint64_t items) {
   done_ = done;
   items_ = items;
-  if (quiet_ || calls_until_look_-- > 0) return;
-  calls_until_look_ = 15;
+  if (quiet_ || calls_until_clock_read_-- > 0) return;
+  calls_until_clock_read_ = 15;
   const Clock::time_point now = Clock::now();
-  if (now >= next_) show(now);
+  if (now >= next_show_time_) show(now);
 }
 
 void Progress::show(Clock::time_point now) {
   if (terminal_) {
-    print("\r" + text(now, columns_of_terminal() - 1) + "\x1b[K");
+    write_to_stderr("\r" + format_line(now, terminal_columns() - 1) + "\x1b[K");
     shown_ = true;
-    next_ = now + redraw_interval;
+    next_show_time_ = now + redraw_interval;
   } else {
-    print("whycache: " + text(now, std::string::npos) + "\n");
-    next_ = now + line_interval;
+    write_to_stderr("whycache: " + format_line(now, std::string::npos) + "\n");
+    next_show_time_ = now + line_interval;
   }
 }
 
-std::string Progress::text(Clock::time_point now, std::size_t columns) const {
+std::string Progress::format_line(Clock::time_point now, std::size_t columns) const {
   const auto amount = [&](std::uint64_t number) {
-    return unit_ == Unit::bytes ? format_bytes(number) : with_commas(number);
+    return unit_ == Unit::bytes ? format_bytes(number) : format_with_commas(number);
   };
-  const double seconds = std::max(std::chrono::duration<double>(now - began_).count(), 1e-3);
+  const double seconds = std::max(std::chrono::duration<double>(now - begin_time_).count(), 1e-3);
   const double rate = static_cast<double>(items_) / seconds;
 
   std::string text = work_;
@@ -86,13 +86,13 @@ std::string Progress::text(Clock::time_point now, std::size_t columns) const {
       text += " [" + bar + "]";
     }
     text += fmt::format(" {:.0f}%  {} of {}", share * 100, amount(done_), amount(total_));
-    text += fmt::format("  {}/s", with_commas(static_cast<std::uint64_t>(rate)));
+    text += fmt::format("  {}/s", format_with_commas(static_cast<std::uint64_t>(rate)));
     if (share > 0.01) {
       const auto left = static_cast<std::uint64_t>(std::llround(seconds / share * (1 - share)));
       text += fmt::format("  {}:{:02} left", left / 60, left % 60);
     }
   } else {
-    text += fmt::format(" {}  {}/s", amount(done_), with_commas(static_cast<std::uint64_t>(rate)));
+    text += fmt::format(" {}  {}/s", amount(done_), format_with_commas(static_cast<std::uint64_t>(rate)));
   }
   return text.substr(0, columns);
 }

@@ -22,8 +22,8 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   // Cheap enough to call for every item. `items` is what the rate counts; by default `done`.
-  void at(std::uint64_t done, std::uint64_t items);
-  void at(std::uint64_t done) { at(done, done); }
+  void update(std::uint64_t done, std::uint64_t items);
+  void update(std::uint64_t done) { update(done, done); }
   void set_total(std::uint64_t total) { total_ = total; }
   // Other words on standard error: removes the bar first; the next at() draws it again.
   void hide();
@@ -32,7 +32,7 @@ class Progress {
   using Clock = std::chrono::steady_clock;
 
   void show(Clock::time_point now);
-  std::string text(Clock::time_point now, std::size_t columns) const;
+  std::string format_line(Clock::time_point now, std::size_t columns) const;
 
   std::string work_;
   std::uint64_t total_;
@@ -42,9 +42,9 @@ class Progress {
   bool shown_ = false;
   std::uint64_t done_ = 0;
   std::uint64_t items_ = 0;
-  std::uint32_t calls_until_look_ = 0;
-  Clock::time_point began_ = Clock::now();
-  Clock::time_point next_ = began_;
+  std::uint32_t calls_until_clock_read_ = 0;
+  Clock::time_point begin_time_ = Clock::now();
+  Clock::time_point next_show_time_ = begin_time_;
 };
 
 }  // namespace whycache::cli

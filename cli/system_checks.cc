@@ -31,22 +31,22 @@
 namespace whycache::cli {
 namespace {
 
-constexpr std::uint64_t little_room_bytes = std::uint64_t{128} << 20;
-constexpr std::uint64_t no_room_bytes = std::uint64_t{4} << 20;
+constexpr std::uint64_t low_space_bytes = std::uint64_t{128} << 20;
+constexpr std::uint64_t minimum_space_bytes = std::uint64_t{4} << 20;
 
-std::string reason(int error) { return std::system_category().message(error); }
+std::string error_message(int error) { return std::system_category().message(error); }
 
-std::string first_line(const char* path) {
+std::string read_first_line(const char* path) {
   std::ifstream file(path);
   std::string line;
   std::getline(file, line);
   return line;
 }
 
-Finding look_at_kernel() {
+Finding check_kernel() {
   struct utsname names;
   if (::uname(&names) != 0)
-    return Finding::warn("kernel", "unknown: " + reason(errno), "Linux 4.14 or later is needed");
+    return Finding::warn("kernel", "unknown: " + error_message(errno), "Linux 4.14 or later is needed");
   int major = 0;
   int minor = 0;
   const char* const end = names.release + std::strlen(names.release);
@@ -60,7 +60,7 @@ Finding look_at_kernel() {
   return Finding::ok("kernel", found);
 }
 
-Finding look_at_page_size() {
+Finding check_page_size() {
   const auto bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::string found = format_bytes(bytes);
   if (segment_bytes % bytes != 0)
@@ -68,7 +68,7 @@ Finding look_at_page_size() {
   return Finding::ok("page size", found);
 }
 
-Finding look_at_boot_id() {
+Finding check_boot_id() {
   const Uuid id = boot_id();
   if (id == Uuid{}) {
     return Finding::warn("boot id", "/proc/sys/kernel/random/boot_id cannot be read",
@@ -77,11 +77,11 @@ Finding look_at_boot_id() {
   return Finding::ok("boot id", to_string(id));
 }
 
-Finding look_at_membarrier() {
+Finding check_membarrier() {
   const long commands = ::syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (commands < 0) {
     return Finding::warn(
-        "membarrier", "not available: " + reason(errno),
+        "membarrier", "not available: " + error_message(errno),
         "allow the system call (seccomp): without it an old mapping is kept for as long as the process lives");
   }
   if ((commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0) {
@@ -90,22 +90,23 @@ Finding look_at_membarrier() {
   return Finding::ok("membarrier", "available");
 }
 
-Finding look_at_address_space(std::uint64_t state_bytes_max) {
+Finding check_address_space(std::uint64_t state_bytes_max) {
   struct rlimit limit;
   ::getrlimit(RLIMIT_AS, &limit);
   const std::string of = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : format_bytes(limit.rlim_cur);
   void* const reserved =
       ::mmap(nullptr, state_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) {
-    return Finding::warn("address space",
-                         fmt::format("{}; {} cannot be reserved: {}", of, format_bytes(state_bytes_max), reason(errno)),
-                         "raise it (ulimit -v unlimited): a state cannot grow beyond what can be reserved");
+    return Finding::warn(
+        "address space",
+        fmt::format("{}; {} cannot be reserved: {}", of, format_bytes(state_bytes_max), error_message(errno)),
+        "raise it (ulimit -v unlimited): a state cannot grow beyond what can be reserved");
   }
   ::munmap(reserved, state_bytes_max);
   return Finding::ok("address space", fmt::format("{}; {} can be reserved", of, format_bytes(state_bytes_max)));
 }
 
-Finding look_at_file_size() {
+Finding check_file_size_limit() {
   struct rlimit limit;
   ::getrlimit(RLIMIT_FSIZE, &limit);
   if (limit.rlim_cur == RLIM_INFINITY) return Finding::ok("file size", "unlimited");
@@ -113,7 +114,7 @@ Finding look_at_file_size() {
                        "raise it (ulimit -f unlimited): state and log cannot grow beyond");
 }
 
-Finding look_at_open_files() {
+Finding check_open_files_limit() {
   struct rlimit limit;
   ::getrlimit(RLIMIT_NOFILE, &limit);
   const std::string found = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur);
@@ -122,17 +123,17 @@ Finding look_at_open_files() {
   return Finding::ok("open files", found);
 }
 
-Finding look_at_clock() {
+Finding check_clock() {
   struct timespec now;
   if (::clock_gettime(CLOCK_BOOTTIME, &now) != 0) {
-    return Finding::bad("clock", "CLOCK_BOOTTIME is not available: " + reason(errno), "staleness is measured by it",
-                        ExitCode::limit);
+    return Finding::bad("clock", "CLOCK_BOOTTIME is not available: " + error_message(errno),
+                        "staleness is measured by it", ExitCode::limit);
   }
   constexpr int calls = 10'000;
   const std::int64_t began_ns = boot_time_ns();
   for (int i = 0; i < calls; ++i) boot_time_ns();
   const std::int64_t cost_ns = (boot_time_ns() - began_ns) / calls;
-  const std::string source = first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+  const std::string source = read_first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
   const std::string found = fmt::format("{}, {} ns to read", source.empty() ? "source unknown" : source, cost_ns);
   if (cost_ns > 300) {
     return Finding::warn(
@@ -142,7 +143,7 @@ Finding look_at_clock() {
   return Finding::ok("clock", found);
 }
 
-Finding look_at_wall_clock() {
+Finding check_wall_clock() {
   constexpr std::int64_t january_2024_us = 1'704'067'200'000'000;
   const std::int64_t now_us = wall_time_us();
   if (now_us < january_2024_us) {
@@ -152,8 +153,8 @@ Finding look_at_wall_clock() {
   return Finding::ok("wall clock", format_time(now_us));
 }
 
-Finding look_at_huge_pages() {
-  const std::string modes = first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+Finding check_huge_pages() {
+  const std::string modes = read_first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
   const std::size_t begin = modes.find('[');
   const std::size_t end = modes.find(']');
   if (begin == std::string::npos || end == std::string::npos) {
@@ -168,16 +169,16 @@ Finding look_at_huge_pages() {
   return Finding::ok("huge pages", "for shared memory: " + mode);
 }
 
-Finding look_at_shared_memory() {
+Finding check_shared_memory() {
   struct statvfs status;
   if (::statvfs("/dev/shm", &status) != 0) {
-    return Finding::warn("/dev/shm", "cannot be used: " + reason(errno),
+    return Finding::warn("/dev/shm", "cannot be used: " + error_message(errno),
                          "only needed for states that are to stay off the disk");
   }
   const std::uint64_t total = std::uint64_t{status.f_blocks} * status.f_frsize;
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   const std::string found = fmt::format("{}, {} free", format_bytes(total), format_bytes(free));
-  if (free < little_room_bytes) {
+  if (free < low_space_bytes) {
     return Finding::warn("/dev/shm", found,
                          "a state there needs more: mount -o remount,size=2G /dev/shm, or docker run --shm-size=2g");
   }
@@ -209,10 +210,11 @@ constexpr std::array known_file_systems = {
     KnownFileSystem{0xca451a4e, "bcachefs", true},
 };
 
-Finding look_at_file_system(const std::string& folder) {
+Finding check_file_system(const std::string& folder) {
   struct statfs status;
   if (::statfs(folder.c_str(), &status) != 0) {
-    return Finding::bad("file system", "cannot be looked at: " + reason(errno), "correct the path", ExitCode::usage);
+    return Finding::bad("file system", "cannot be looked at: " + error_message(errno), "correct the path",
+                        ExitCode::usage);
   }
   const auto type = static_cast<std::int64_t>(static_cast<std::uint32_t>(status.f_type));
   const auto known = std::ranges::find(known_file_systems, type, &KnownFileSystem::type);
@@ -229,10 +231,10 @@ Finding look_at_file_system(const std::string& folder) {
   return Finding::ok("file system", name);
 }
 
-Finding look_at_room(const std::string& folder) {
+Finding check_free_space(const std::string& folder) {
   struct statvfs status;
   if (::statvfs(folder.c_str(), &status) != 0)
-    return Finding::warn("room", "unknown: " + reason(errno), "correct the path");
+    return Finding::warn("room", "unknown: " + error_message(errno), "correct the path");
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   const std::string found = format_bytes(free) + " free";
   if ((status.f_flag & ST_RDONLY) != 0) {
@@ -241,62 +243,62 @@ Finding look_at_room(const std::string& folder) {
   }
   if (status.f_files > 0 && status.f_favail == 0)
     return Finding::bad("room", found + ", but no inode", "remove files there", ExitCode::limit);
-  if (free < no_room_bytes)
+  if (free < minimum_space_bytes)
     return Finding::bad("room", found, "make room, or choose another place with --state", ExitCode::limit);
-  if (free < little_room_bytes) return Finding::warn("room", found, "a state grows with its data: make room");
+  if (free < low_space_bytes) return Finding::warn("room", found, "a state grows with its data: make room");
   return Finding::ok("room", found);
 }
 
-Finding look_at_permissions(const std::string& folder) {
+Finding check_permissions(const std::string& folder) {
   struct stat status;
   if (::stat(folder.c_str(), &status) != 0) {
-    return Finding::bad("folder", fmt::format("{}: {}", folder, reason(errno)),
+    return Finding::bad("folder", fmt::format("{}: {}", folder, error_message(errno)),
                         "make it, or choose another with --state", ExitCode::usage);
   }
   const std::string found = fmt::format("{}, mode {:04o}, owner {}", folder, status.st_mode & 07777, status.st_uid);
   try {
-    check_folder_is_safe(folder);
+    check_directory_is_safe(folder);
   } catch (const Error& error) {
     return Finding::bad("folder", found, error.what(), exit_code_of(error));
   }
   if (::access(folder.c_str(), W_OK | X_OK) != 0) {
-    return Finding::bad("folder", found + ": " + reason(errno), "run as its owner, or choose another with --state",
-                        ExitCode::permission);
+    return Finding::bad("folder", found + ": " + error_message(errno),
+                        "run as its owner, or choose another with --state", ExitCode::permission);
   }
   return Finding::ok("folder", found);
 }
 
 // A file nobody sees, in the folder itself: what holds for it will hold for the state.
-class Trial {
+class ProbeFile {
  public:
-  explicit Trial(const std::string& folder) : path_(folder + "/.whycache-doctor-XXXXXX") {
-    first_ = FileDescriptor(::mkostemp(path_.data(), O_CLOEXEC));
-    if (!first_) throw system_error("cannot make a file", folder, errno);
-    second_ = FileDescriptor(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
-    third_ = FileDescriptor(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
+  explicit ProbeFile(const std::string& folder) : path_(folder + "/.whycache-doctor-XXXXXX") {
+    descriptor_ = FileDescriptor(::mkostemp(path_.data(), O_CLOEXEC));
+    if (!descriptor_) throw system_error("cannot make a file", folder, errno);
+    read_only_descriptor_ = FileDescriptor(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+    second_descriptor_ = FileDescriptor(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
     ::unlink(path_.c_str());
   }
 
-  Finding look_at_allocation() const {
-    if (const int error = ::posix_fallocate(first_.number(), 0, bytes); error != 0) {
-      return Finding::bad("allocation", "fallocate fails: " + reason(error),
+  Finding check_allocation() const {
+    if (const int error = ::posix_fallocate(descriptor_.number(), 0, file_bytes); error != 0) {
+      return Finding::bad("allocation", "fallocate fails: " + error_message(error),
                           "make room, or choose another place with --state", ExitCode::limit);
     }
     return Finding::ok("allocation", "fallocate works");
   }
 
   // What one process writes, another that maps the file read-only must see.
-  Finding look_at_mapping() const {
-    void* const writer = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, first_.number(), 0);
-    void* const reader = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, second_.number(), 0);
+  Finding check_shared_mapping() const {
+    void* const writer = ::mmap(nullptr, file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_.number(), 0);
+    void* const reader = ::mmap(nullptr, file_bytes, PROT_READ, MAP_SHARED, read_only_descriptor_.number(), 0);
     if (writer == MAP_FAILED || reader == MAP_FAILED) {
-      return Finding::bad("shared mapping", "cannot be made: " + reason(errno), "choose another place with --state",
-                          ExitCode::limit);
+      return Finding::bad("shared mapping", "cannot be made: " + error_message(errno),
+                          "choose another place with --state", ExitCode::limit);
     }
     static_cast<volatile char*>(writer)[100] = 42;
     const bool seen = static_cast<volatile char*>(reader)[100] == 42;
-    ::munmap(writer, bytes);
-    ::munmap(reader, bytes);
+    ::munmap(writer, file_bytes);
+    ::munmap(reader, file_bytes);
     if (!seen) {
       return Finding::bad("shared mapping", "one process does not see what another writes",
                           "choose another place with --state", ExitCode::usage);
@@ -304,11 +306,11 @@ class Trial {
     return Finding::ok("shared mapping", "one process sees what another writes");
   }
 
-  Finding look_at_locks() const {
+  Finding check_locks() const {
     try {
-      const bool locked = try_lock_byte(first_.number(), 7);
-      const bool locked_again = try_lock_byte(third_.number(), 7);
-      unlock_byte(first_.number(), 7);
+      const bool locked = try_lock_byte(descriptor_.number(), 7);
+      const bool locked_again = try_lock_byte(second_descriptor_.number(), 7);
+      unlock_byte(descriptor_.number(), 7);
       if (locked && !locked_again) return Finding::ok("locks", "open-file-description locks exclude each other");
       return Finding::bad("locks", "two holders of one lock, or none", "choose another place with --state",
                           ExitCode::usage);
@@ -318,40 +320,40 @@ class Trial {
   }
 
  private:
-  static constexpr std::size_t bytes = 4096;
+  static constexpr std::size_t file_bytes = 4096;
 
   std::string path_;
-  FileDescriptor first_;
-  FileDescriptor second_;
-  FileDescriptor third_;
+  FileDescriptor descriptor_;
+  FileDescriptor read_only_descriptor_;
+  FileDescriptor second_descriptor_;
 };
 
 }  // namespace
 
-std::vector<Finding> look_at_system(std::uint64_t state_bytes_max) {
-  return {look_at_kernel(),
-          look_at_page_size(),
-          look_at_boot_id(),
-          look_at_membarrier(),
-          look_at_address_space(state_bytes_max),
-          look_at_file_size(),
-          look_at_open_files(),
-          look_at_clock(),
-          look_at_wall_clock(),
-          look_at_huge_pages(),
-          look_at_shared_memory()};
+std::vector<Finding> check_system(std::uint64_t state_bytes_max) {
+  return {check_kernel(),
+          check_page_size(),
+          check_boot_id(),
+          check_membarrier(),
+          check_address_space(state_bytes_max),
+          check_file_size_limit(),
+          check_open_files_limit(),
+          check_clock(),
+          check_wall_clock(),
+          check_huge_pages(),
+          check_shared_memory()};
 }
 
-std::vector<Finding> look_at_folder(const std::string& folder) {
-  std::vector<Finding> findings = {look_at_permissions(folder)};
+std::vector<Finding> check_directory(const std::string& folder) {
+  std::vector<Finding> findings = {check_permissions(folder)};
   if (::access(folder.c_str(), F_OK) != 0) return findings;
-  findings.push_back(look_at_file_system(folder));
-  findings.push_back(look_at_room(folder));
+  findings.push_back(check_file_system(folder));
+  findings.push_back(check_free_space(folder));
   try {
-    const Trial trial(folder);
-    findings.push_back(trial.look_at_allocation());
-    if (findings.back().level != Finding::Level::bad) findings.push_back(trial.look_at_mapping());
-    findings.push_back(trial.look_at_locks());
+    const ProbeFile trial(folder);
+    findings.push_back(trial.check_allocation());
+    if (findings.back().severity != Finding::Severity::bad) findings.push_back(trial.check_shared_mapping());
+    findings.push_back(trial.check_locks());
   } catch (const Error& error) {
     findings.push_back(Finding::bad("trial file", error.what(), next_step(error), exit_code_of(error)));
   }

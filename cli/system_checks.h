@@ -11,26 +11,28 @@
 namespace whycache::cli {
 
 struct Finding {
-  enum class Level { ok, warn, bad };
+  enum class Severity { ok, warn, bad };
 
-  Level level = Level::ok;
-  std::string what;
+  Severity severity = Severity::ok;
+  std::string check;
   std::string found;
-  std::string next;                 // what to do about it; empty when ok
+  std::string next_step;            // what to do about it; empty when ok
   ExitCode code = ExitCode::limit;  // what a failure of this would exit with; for bad ones
 
-  static Finding ok(std::string what, std::string found) { return {Level::ok, std::move(what), std::move(found), {}}; }
+  static Finding ok(std::string what, std::string found) {
+    return {Severity::ok, std::move(what), std::move(found), {}};
+  }
   static Finding warn(std::string what, std::string found, std::string next) {
-    return {Level::warn, std::move(what), std::move(found), std::move(next)};
+    return {Severity::warn, std::move(what), std::move(found), std::move(next)};
   }
   static Finding bad(std::string what, std::string found, std::string next, ExitCode code) {
-    return {Level::bad, std::move(what), std::move(found), std::move(next), code};
+    return {Severity::bad, std::move(what), std::move(found), std::move(next), code};
   }
 };
 
 // The system: kernel, limits, clocks, memory.
-std::vector<Finding> look_at_system(std::uint64_t state_bytes_max);
+std::vector<Finding> check_system(std::uint64_t state_bytes_max);
 // The folder a state is to live in.
-std::vector<Finding> look_at_folder(const std::string& folder);
+std::vector<Finding> check_directory(const std::string& folder);
 
 }  // namespace whycache::cli

@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* target_group = "Which cache";
 
-std::string or_environment(const std::string& given, const char* variable) {
+std::string value_or_environment(const std::string& given, const char* variable) {
   if (!given.empty()) return given;
   const char* value = std::getenv(variable);
   return value == nullptr ? std::string() : std::string(value);
@@ -43,7 +43,7 @@ std::string log_name(const Target& target) {
   return text.substr(0, text.find('?')) + "?instance=" + instance;
 }
 
-std::uint32_t read_mode(const std::string& text) {
+std::uint32_t parse_mode(const std::string& text) {
   std::uint32_t mode = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
   if (error != std::errc{} || end != text.data() + text.size() || mode > 0777) {
@@ -53,31 +53,31 @@ std::uint32_t read_mode(const std::string& text) {
   return mode;
 }
 
-void say_event(const Event& event) {
+void report_event(const Event& event) {
   switch (event.kind) {
-    case Event::Kind::rebuilt: return say("the state was rebuilt: " + event.message);
-    case Event::Kind::recovered: return say("took over from a writer that died: " + event.message);
-    case Event::Kind::retried: return say("asking the log again: " + event.message);
-    case Event::Kind::stray_state: return say("an unusable state file was put aside: " + event.message);
+    case Event::Kind::rebuilt: return print_message("the state was rebuilt: " + event.message);
+    case Event::Kind::recovered: return print_message("took over from a writer that died: " + event.message);
+    case Event::Kind::retried: return print_message("asking the log again: " + event.message);
+    case Event::Kind::stray_state: return print_message("an unusable state file was put aside: " + event.message);
   }
 }
 
 }  // namespace
 
-std::chrono::milliseconds Target::patience() const {
-  return deadline ? std::chrono::ceil<std::chrono::milliseconds>(*deadline) : Options{}.deadline;
+std::chrono::milliseconds Target::deadline() const {
+  return requested_deadline ? std::chrono::ceil<std::chrono::milliseconds>(*requested_deadline) : Options{}.deadline;
 }
 
 Options Target::options() const {
   Options options;
-  options.name = or_environment(name, "WHYCACHE_NAME");
+  options.name = value_or_environment(name, "WHYCACHE_NAME");
   // A log in memory has a state of its own, which only a flag can put elsewhere.
-  options.state_path = is_in_memory(*this) ? state : or_environment(state, "WHYCACHE_STATE");
-  if (state_mode) options.state_mode = read_mode(*state_mode);
+  options.state_path = is_in_memory(*this) ? state : value_or_environment(state, "WHYCACHE_STATE");
+  if (state_mode) options.state_mode = parse_mode(*state_mode);
   options.any_file_system = any_file_system;
   options.update_bytes_max = update_bytes_max;
-  options.deadline = patience();
-  options.on_event = say_event;
+  options.deadline = deadline();
+  options.on_event = report_event;
   return options;
 }
 
@@ -87,7 +87,7 @@ void add_log_options(CLI::App& parser, Target& target) {
                   "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
-  add_duration_option(parser, "--deadline", target.deadline, "how long to wait for log and processes (10s)")
+  add_duration_option(parser, "--deadline", target.requested_deadline, "how long to wait for log and processes (10s)")
       ->group(target_group);
 }
 
@@ -115,11 +115,11 @@ void add_update_bytes_max_option(CLI::App& parser, Target& target) {
 }
 
 std::string log_url(const Target& target) {
-  std::string url = or_environment(target.log, "WHYCACHE_LOG");
+  std::string url = value_or_environment(target.log, "WHYCACHE_LOG");
   // What the user is willing to wait is for the log's own locks, and its server, too, unless its URL says otherwise.
   const bool waits_for_locks = url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
-  if (target.deadline && waits_for_locks && url.find("deadline_ms=") == std::string::npos) {
-    const auto milliseconds = std::clamp<std::int64_t>(target.patience().count(), 1, 3'600'000);
+  if (target.requested_deadline && waits_for_locks && url.find("deadline_ms=") == std::string::npos) {
+    const auto milliseconds = std::clamp<std::int64_t>(target.deadline().count(), 1, 3'600'000);
     url += fmt::format("{}deadline_ms={}", url.find('?') == std::string::npos ? '?' : '&', milliseconds);
   }
   return url;
@@ -140,8 +140,8 @@ std::unique_ptr<Cache> open_cache(const Target& target) {
 std::string state_path(const Target& target) {
   const Options options = target.options();
   if (names_a_file(options.state_path)) return options.state_path;
-  const StatePlace place = find_state_place(options, log_name(target));
-  remove_own_folder(place);  // of a log in memory, which nobody could have written to
+  const StateLocation place = find_state_location(options, log_name(target));
+  remove_temporary_directory(place);  // of a log in memory, which nobody could have written to
   return place.path;
 }
 
@@ -152,7 +152,7 @@ std::unique_ptr<State> open_state(const Target& target) {
   return State::open(options);
 }
 
-Source::Source(const Target& target) {
+StateSource::StateSource(const Target& target) {
   if (!names_a_log(target)) {
     if (!names_a_file(target.options().state_path)) refuse_no_log();
     open_state_file(target, "name another file, or give --log URL so that it can be made");
@@ -170,9 +170,9 @@ Source::Source(const Target& target) {
   cache_->update();
 }
 
-Source::Source(const Target& target, const FreshnessOptions& freshness) {
+StateSource::StateSource(const Target& target, const FreshnessOptions& freshness) {
   if (!freshness.update && !freshness.staleness_max) {
-    *this = Source(target);
+    *this = StateSource(target);
     return;
   }
   UpdateOptions options;
@@ -189,13 +189,13 @@ Source::Source(const Target& target, const FreshnessOptions& freshness) {
   }
 }
 
-Source::Source(const std::string& state_path, const Target& target) {
+StateSource::StateSource(const std::string& state_path, const Target& target) {
   Target alone = target;
   alone.state = state_path;
   open_state_file(alone, "name another file, or none to look at the state of --log URL");
 }
 
-void Source::open_state_file(const Target& target, const std::string& next) {
+void StateSource::open_state_file(const Target& target, const std::string& next) {
   // Opening would leave a lock file beside what is not there.
   const std::string path = state_path(target);
   if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) {
@@ -204,7 +204,8 @@ void Source::open_state_file(const Target& target, const std::string& next) {
   std::unique_ptr<State> state = open_state(target);
   if (!state->usable()) {
     throw Failure(ExitCode::corrupt,
-                  fmt::format("no state that can be used: path={} reason=\"{}\"", path, state->why_unusable()), next);
+                  fmt::format("no state that can be used: path={} reason=\"{}\"", path, state->unusable_reason()),
+                  next);
   }
   state_ = std::move(state);
 }

@@ -23,12 +23,12 @@ struct Target {
   std::string log;    // --log, WHYCACHE_LOG
   std::string state;  // --state, WHYCACHE_STATE
   std::string name;   // --name, WHYCACHE_NAME
-  std::optional<std::chrono::nanoseconds> deadline;
+  std::optional<std::chrono::nanoseconds> requested_deadline;
   std::optional<std::string> state_mode;
   std::uint32_t update_bytes_max = Options{}.update_bytes_max;
   bool any_file_system = false;
 
-  std::chrono::milliseconds patience() const;
+  std::chrono::milliseconds deadline() const;
   // What the library is given.
   Options options() const;
 };
@@ -55,13 +55,13 @@ std::unique_ptr<State> open_state(const Target& target);
 
 // Something to read from: the state of this machine as it is, if it is this log's (so that the log need not be asked,
 // nor be there); else that of a cache, which makes or mends it; or, when no log is named, a state file by itself.
-class Source {
+class StateSource {
  public:
-  explicit Source(const Target& target);
+  explicit StateSource(const Target& target);
   // Asks the log first if the options say so. Throws Failure stale when it had to and the log did not answer.
-  Source(const Target& target, const FreshnessOptions& freshness);
+  StateSource(const Target& target, const FreshnessOptions& freshness);
   // A state file by itself, whatever log is named.
-  Source(const std::string& state_path, const Target& target);
+  StateSource(const std::string& state_path, const Target& target);
 
   const State& state() const { return cache_ ? cache_->state() : *state_; }
   View view() const { return View(state().pin()); }

@@ -31,14 +31,14 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr int readers_per_machine = 2;
-constexpr int probes = 100;
-constexpr std::size_t import_at_once = 1000;
+constexpr int probe_count = 100;
+constexpr std::size_t items_per_import_batch = 1000;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-std::string megabytes(std::uint64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
+std::string format_megabytes(std::uint64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
 
-std::string duration(std::uint64_t nanoseconds) {
+std::string format_duration(std::uint64_t nanoseconds) {
   if (nanoseconds < 10'000) return fmt::format("{} ns", nanoseconds);
   if (nanoseconds < 10'000'000) return fmt::format("{:.1f} us", static_cast<double>(nanoseconds) / 1e3);
   return fmt::format("{:.1f} ms", static_cast<double>(nanoseconds) / 1e6);
@@ -53,44 +53,44 @@ std::uint64_t file_bytes(const std::string& path) {
 class Screen {
  public:
   void heading(const std::string& text) {
-    finish();
+    finish_line();
     fmt::print("\n{}{}{}\n", bold(), text, plain());
     std::fflush(stdout);
   }
   void line(const std::string& text) {
-    finish();
+    finish_line();
     fmt::print("  {}\n", text);
     std::fflush(stdout);
   }
-  void live(const std::string& text) {
+  void update_line(const std::string& text) {
     if (is_terminal_) {
       fmt::print("\r  {}\x1b[K", text);
-      live_ = true;
-    } else if (seconds_since(last_plain_) >= 5) {
+      line_is_open_ = true;
+    } else if (seconds_since(last_plain_time_) >= 5) {
       fmt::print("  {}\n", text);
-      last_plain_ = Clock::now();
+      last_plain_time_ = Clock::now();
     }
     std::fflush(stdout);
   }
 
  private:
-  void finish() {
-    if (live_) fmt::print("\n");
-    live_ = false;
+  void finish_line() {
+    if (line_is_open_) fmt::print("\n");
+    line_is_open_ = false;
   }
-  const char* bold() const { return colours_ ? "\x1b[1m" : ""; }
-  const char* plain() const { return colours_ ? "\x1b[0m" : ""; }
+  const char* bold() const { return use_colours_ ? "\x1b[1m" : ""; }
+  const char* plain() const { return use_colours_ ? "\x1b[0m" : ""; }
 
   bool is_terminal_ = ::isatty(STDOUT_FILENO) == 1;
-  bool colours_ = is_terminal_ && std::getenv("NO_COLOR") == nullptr;
-  bool live_ = false;
-  Clock::time_point last_plain_ = Clock::now();
+  bool use_colours_ = is_terminal_ && std::getenv("NO_COLOR") == nullptr;
+  bool line_is_open_ = false;
+  Clock::time_point last_plain_time_ = Clock::now();
 };
 
 class Demo {
  public:
   Demo(std::string folder, double seconds, std::vector<Record> records)
-      : seconds_(seconds), records_(std::move(records)), board_(Scoreboard::make()) {
+      : seconds_(seconds), records_(std::move(records)), board_(Scoreboard::create()) {
     log_path_ = folder + "/packages.db";
     for (const char* name : {"a", "b"}) {
       const std::string machine_folder = folder + "/machine-" + name;
@@ -104,13 +104,13 @@ class Demo {
   // True if every check held.
   bool run() {
     import();
-    second_machine();
-    visibility();
-    storm();
+    join_second_machine();
+    measure_visibility();
+    run_load();
     rewrite();
-    compare();
-    summary();
-    return failed_ == 0;
+    compare_machines();
+    print_summary();
+    return failed_check_count_ == 0;
   }
 
  private:
@@ -123,7 +123,7 @@ class Demo {
   }
 
   void check(bool holds, const std::string& what) {
-    if (!holds) ++failed_;
+    if (!holds) ++failed_check_count_;
     screen_.line(fmt::format("{} {}", holds ? "ok    " : "FAILED", what));
   }
 
@@ -132,8 +132,8 @@ class Demo {
     Cache cache = open(machines_[0]);
     const Clock::time_point begin = Clock::now();
     std::uint64_t bytes = 0;
-    for (std::size_t first = 0; first < records_.size(); first += import_at_once) {
-      const std::size_t end = std::min(records_.size(), first + import_at_once);
+    for (std::size_t first = 0; first < records_.size(); first += items_per_import_batch) {
+      const std::size_t end = std::min(records_.size(), first + items_per_import_batch);
       std::vector<std::string> values;
       std::vector<Item> items;
       values.reserve(end - first);
@@ -146,19 +146,21 @@ class Demo {
       const double share = static_cast<double>(end) / static_cast<double>(records_.size());
       constexpr int width = 40;
       const int done = static_cast<int>(share * width);
-      screen_.live(fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {} items", "", done, "", width - done, 100 * share, end));
+      screen_.update_line(
+          fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {} items", "", done, "", width - done, 100 * share, end));
     }
     const double took = seconds_since(begin);
     screen_.line(
         fmt::format("{} items, {} in {:.1f} s: {:.0f} items/s, each durable in the log and readable by every process",
-                    records_.size(), megabytes(bytes), took, static_cast<double>(records_.size()) / took));
-    const StateInsides insides = cache.state().insides();
-    screen_.line(fmt::format("log {}, {} updates; state {} for {} of keys and values", megabytes(file_bytes(log_path_)),
-                             cache.applied_id(), megabytes(insides.file_bytes), megabytes(insides.info.item_bytes)));
+                    records_.size(), format_megabytes(bytes), took, static_cast<double>(records_.size()) / took));
+    const StateInspection insides = cache.state().inspect();
+    screen_.line(fmt::format("log {}, {} updates; state {} for {} of keys and values",
+                             format_megabytes(file_bytes(log_path_)), cache.applied_id(),
+                             format_megabytes(insides.file_bytes), format_megabytes(insides.info.item_bytes)));
     check(cache.size() == records_.size(), "every item is in the state");
   }
 
-  void second_machine() {
+  void join_second_machine() {
     screen_.heading("2. A second machine joins, with nothing but the log's address");
     const Clock::time_point begin = Clock::now();
     const Cache joined = open(machines_[1]);
@@ -166,28 +168,32 @@ class Demo {
     check(joined.size() == records_.size(), "it has every item");
   }
 
-  void visibility() {
+  void measure_visibility() {
     screen_.heading("3. How soon after set() has returned do others see the value?");
-    Worker same(board_,
-                [&] { run_probe_reader(machines_[0], probes, board_.seen_by_same, board_.same_machine, board_); });
-    Worker other(board_,
-                 [&] { run_probe_reader(machines_[1], probes, board_.seen_by_other, board_.other_machine, board_); });
+    Worker same(board_, [&] {
+      run_probe_reader(machines_[0], probe_count, board_.probe_seen_by_same_machine, board_.same_machine_delays,
+                       board_);
+    });
+    Worker other(board_, [&] {
+      run_probe_reader(machines_[1], probe_count, board_.probe_seen_by_other_machine, board_.other_machine_delays,
+                       board_);
+    });
     Worker follower(board_, [&] { run_follower(machines_[1], board_); });
-    Worker writer(board_, [&] { run_probe_writer(machines_[0], probes, board_); });
+    Worker writer(board_, [&] { run_probe_writer(machines_[0], probe_count, board_); });
     writer.join();
     same.join();
     other.join();
     follower.kill();
     screen_.line(fmt::format("a process of the same machine: median {} (0: before set() had returned), p99 {}",
-                             duration(board_.same_machine.quantile(0.5)),
-                             duration(board_.same_machine.quantile(0.99))));
+                             format_duration(board_.same_machine_delays.quantile(0.5)),
+                             format_duration(board_.same_machine_delays.quantile(0.99))));
     screen_.line(fmt::format("the other machine, which asks the log every 5 ms: median {}, p99 {}",
-                             duration(board_.other_machine.quantile(0.5)),
-                             duration(board_.other_machine.quantile(0.99))));
+                             format_duration(board_.other_machine_delays.quantile(0.5)),
+                             format_duration(board_.other_machine_delays.quantile(0.99))));
     check(board_.failures.load() == 0, "all probes arrived");
   }
 
-  void storm() {
+  void run_load() {
     screen_.heading(fmt::format("4. {} readers check every value they read, while each machine writes: {:.0f} s",
                                 2 * readers_per_machine, seconds_));
     std::vector<Worker> readers;
@@ -203,39 +209,40 @@ class Demo {
     followers.emplace_back(board_, [&] { run_follower(machines_[0], board_); });
 
     const Clock::time_point begin = Clock::now();
-    watch(begin, seconds_ * 0.3);
+    show_progress_until(begin, seconds_ * 0.3);
     kill_while_applying();
-    watch(begin, seconds_ * 0.6);
+    show_progress_until(begin, seconds_ * 0.6);
     kill_reader(readers);
-    watch(begin, seconds_);
+    show_progress_until(begin, seconds_);
     board_.stop.store(true);
     for (std::vector<Worker>* group : {&readers, &writers, &followers}) {
       for (Worker& worker : *group) worker.join();
     }
-    storm_seconds_ = seconds_since(begin);
-    screen_.line(progress(begin));
-    check(board_.bad_reads.load() == 0 && board_.missing_reads.load() == 0,
+    load_seconds_ = seconds_since(begin);
+    screen_.line(progress_line(begin));
+    check(board_.invalid_reads.load() == 0 && board_.missing_reads.load() == 0,
           fmt::format("{} reads, {} of them torn or missing", board_.reads.load(),
-                      board_.bad_reads.load() + board_.missing_reads.load()));
-    check(
-        board_.backward_reads.load() == 0,
-        fmt::format("{} reads saw an older version than their process had seen before", board_.backward_reads.load()));
+                      board_.invalid_reads.load() + board_.missing_reads.load()));
+    check(board_.non_monotonic_reads.load() == 0,
+          fmt::format("{} reads saw an older version than their process had seen before",
+                      board_.non_monotonic_reads.load()));
     check(board_.failures.load() == 0, fmt::format("{} processes ended with an error", board_.failures.load()));
   }
 
-  std::string progress(Clock::time_point begin) const {
+  std::string progress_line(Clock::time_point begin) const {
     const double took = seconds_since(begin);
-    return fmt::format("{:4.0f} s  {:5.2f} M reads/s  get p50 {} p99 {} p99.9 {}  {:.0f} updates/s  {} bad", took,
-                       static_cast<double>(board_.reads.load()) / took / 1e6, duration(board_.get.quantile(0.5)),
-                       duration(board_.get.quantile(0.99)), duration(board_.get.quantile(0.999)),
-                       static_cast<double>(board_.writes.load()) / took,
-                       board_.bad_reads.load() + board_.backward_reads.load() + board_.missing_reads.load());
+    return fmt::format(
+        "{:4.0f} s  {:5.2f} M reads/s  get p50 {} p99 {} p99.9 {}  {:.0f} updates/s  {} bad", took,
+        static_cast<double>(board_.reads.load()) / took / 1e6, format_duration(board_.get_latencies.quantile(0.5)),
+        format_duration(board_.get_latencies.quantile(0.99)), format_duration(board_.get_latencies.quantile(0.999)),
+        static_cast<double>(board_.writes.load()) / took,
+        board_.invalid_reads.load() + board_.non_monotonic_reads.load() + board_.missing_reads.load());
   }
 
-  void watch(Clock::time_point begin, double until) {
+  void show_progress_until(Clock::time_point begin, double until) {
     while (seconds_since(begin) < until) {
       std::this_thread::sleep_for(250ms);
-      screen_.live(progress(begin));
+      screen_.update_line(progress_line(begin));
     }
   }
 
@@ -251,7 +258,7 @@ class Demo {
       const Clock::time_point begin = Clock::now();
       while (seconds_since(begin) < 0.05) {
       }
-      while (!observer.state().insides().writer_active && seconds_since(begin) < 2) {
+      while (!observer.state().inspect().writer_active && seconds_since(begin) < 2) {
       }
       victim.kill();
       // Whoever writes or follows next on this machine takes over.
@@ -282,12 +289,12 @@ class Demo {
     cache.update();
     const Extent before = cache.log().extent();
     screen_.line(fmt::format("before: {} updates behind a base of {}, {} on disk", before.head - before.base,
-                             before.base, megabytes(file_bytes(log_path_))));
+                             before.base, format_megabytes(file_bytes(log_path_))));
     const Clock::time_point begin = Clock::now();
     cache.rewrite_history();
     const Extent after = cache.log().extent();
     screen_.line(fmt::format("after:  {} updates behind a base of {}, {} on disk, {:.1f} s", after.head - after.base,
-                             after.base, megabytes(file_bytes(log_path_)), seconds_since(begin)));
+                             after.base, format_megabytes(file_bytes(log_path_)), seconds_since(begin)));
     check(after.base == before.head && after.head == before.head, "the base stands for everything up to the head");
     const std::string third = machines_[1].state_path + ".third";
     {
@@ -301,7 +308,7 @@ class Demo {
     std::filesystem::remove(third + ".lock");
   }
 
-  void compare() {
+  void compare_machines() {
     screen_.heading("6. Compare the machines");
     Cache a = open(machines_[0]);
     Cache b = open(machines_[1]);
@@ -318,25 +325,27 @@ class Demo {
             "every structure of " + cache->state_path() + (faults.empty() ? " verifies" : ": " + faults.front()));
     }
     applied_id_ = a.applied_id();
-    state_bytes_ = a.state().insides().file_bytes;
+    state_bytes_ = a.state().inspect().file_bytes;
   }
 
-  void summary() {
+  void print_summary() {
     screen_.heading("Summary");
     screen_.line(fmt::format("reads        {:.2f} M/s by {} processes, each value checked",
-                             static_cast<double>(board_.reads.load()) / storm_seconds_ / 1e6, 2 * readers_per_machine));
+                             static_cast<double>(board_.reads.load()) / load_seconds_ / 1e6, 2 * readers_per_machine));
     screen_.line(fmt::format("get          p50 {}  p99 {}  p99.9 {}  (beside writers, more processes than cores)",
-                             duration(board_.get.quantile(0.5)), duration(board_.get.quantile(0.99)),
-                             duration(board_.get.quantile(0.999))));
+                             format_duration(board_.get_latencies.quantile(0.5)),
+                             format_duration(board_.get_latencies.quantile(0.99)),
+                             format_duration(board_.get_latencies.quantile(0.999))));
     screen_.line(fmt::format("writes       {:.0f} updates/s, {:.0f} keys/s, durable, by 2 competing machines",
-                             static_cast<double>(board_.writes.load()) / storm_seconds_,
-                             static_cast<double>(board_.changes.load()) / storm_seconds_));
+                             static_cast<double>(board_.writes.load()) / load_seconds_,
+                             static_cast<double>(board_.changes.load()) / load_seconds_));
     screen_.line(fmt::format("visible      same machine {}, other machine {} (median after set() returned)",
-                             duration(board_.same_machine.quantile(0.5)),
-                             duration(board_.other_machine.quantile(0.5))));
-    screen_.line(fmt::format("log, state   {}, {} at update {}", megabytes(file_bytes(log_path_)),
-                             megabytes(state_bytes_), applied_id_));
-    screen_.line(failed_ == 0 ? "checks       all held" : fmt::format("checks       {} FAILED", failed_));
+                             format_duration(board_.same_machine_delays.quantile(0.5)),
+                             format_duration(board_.other_machine_delays.quantile(0.5))));
+    screen_.line(fmt::format("log, state   {}, {} at update {}", format_megabytes(file_bytes(log_path_)),
+                             format_megabytes(state_bytes_), applied_id_));
+    screen_.line(failed_check_count_ == 0 ? "checks       all held"
+                                          : fmt::format("checks       {} FAILED", failed_check_count_));
     screen_.heading("Yours to play with");
     const std::string tool = fmt::format("build/release/bin/whycache --log '{}' --state '{}'", machines_[0].log_url,
                                          machines_[0].state_path);
@@ -351,8 +360,8 @@ class Demo {
   std::string log_path_;
   std::vector<Machine> machines_;
   Screen screen_;
-  int failed_ = 0;
-  double storm_seconds_ = 1;
+  int failed_check_count_ = 0;
+  double load_seconds_ = 1;
   UpdateId applied_id_ = 0;
   std::uint64_t state_bytes_ = 0;
 };

@@ -17,7 +17,7 @@
 namespace whycache::demo {
 namespace {
 
-constexpr const char* lists_folder = "/var/lib/apt/lists";
+constexpr const char* lists_directory = "/var/lib/apt/lists";
 
 // apt's own helper reads its lists however they are compressed.
 std::string read_list(const std::string& path) {
@@ -46,8 +46,8 @@ std::string_view package_name(std::string_view stanza) {
 std::vector<Record> read_package_index() {
   std::map<std::string, std::string> packages;
   std::vector<std::string> paths;
-  if (std::filesystem::is_directory(lists_folder)) {
-    for (const auto& entry : std::filesystem::directory_iterator(lists_folder)) {
+  if (std::filesystem::is_directory(lists_directory)) {
+    for (const auto& entry : std::filesystem::directory_iterator(lists_directory)) {
       if (entry.path().filename().string().find("_Packages") != std::string::npos)
         paths.push_back(entry.path().string());
     }

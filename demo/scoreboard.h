@@ -13,9 +13,9 @@
 namespace whycache::demo {
 
 // Counts nanoseconds in buckets a sixteenth of a power of two wide.
-class Latencies {
+class LatencyHistogram {
  public:
-  void add(std::uint64_t nanoseconds) { counts_[bucket(nanoseconds)].fetch_add(1, std::memory_order_relaxed); }
+  void record(std::uint64_t nanoseconds) { counts_[bucket_of(nanoseconds)].fetch_add(1, std::memory_order_relaxed); }
 
   // The upper end of the bucket in which the share `share` of all lies.
   std::uint64_t quantile(double share) const {
@@ -31,7 +31,7 @@ class Latencies {
   }
 
  private:
-  static std::size_t bucket(std::uint64_t value) {
+  static std::size_t bucket_of(std::uint64_t value) {
     if (value < 16) return static_cast<std::size_t>(value);
     const auto power = static_cast<unsigned>(std::bit_width(value) - 1);
     return std::size_t{16} * (power - 3) + (value >> (power - 4) & 15);
@@ -47,8 +47,8 @@ class Latencies {
 struct Scoreboard {
   // Each process adds to its own line's worth of these; they are summed by all.
   std::atomic<std::uint64_t> reads{0};
-  std::atomic<std::uint64_t> bad_reads{0};       // the value's check did not fit
-  std::atomic<std::uint64_t> backward_reads{0};  // an older version than this process saw before
+  std::atomic<std::uint64_t> invalid_reads{0};        // the value's check did not fit
+  std::atomic<std::uint64_t> non_monotonic_reads{0};  // an older version than this process saw before
   std::atomic<std::uint64_t> missing_reads{0};
   std::atomic<std::uint64_t> writes{0};
   std::atomic<std::uint64_t> changes{0};
@@ -56,17 +56,17 @@ struct Scoreboard {
   std::atomic<std::uint64_t> recoveries{0};
   std::atomic<std::uint64_t> failures{0};  // a process ended with an exception
   std::atomic<bool> stop{false};
-  Latencies get;
+  LatencyHistogram get_latencies;
 
   // Of the visibility test: when set() returned for probe number `probe`.
-  std::atomic<std::uint64_t> probe{0};
-  std::atomic<std::int64_t> returned_ns{0};
-  std::atomic<std::uint64_t> seen_by_same{0};
-  std::atomic<std::uint64_t> seen_by_other{0};
-  Latencies same_machine;
-  Latencies other_machine;
+  std::atomic<std::uint64_t> probe_number{0};
+  std::atomic<std::int64_t> set_returned_ns{0};
+  std::atomic<std::uint64_t> probe_seen_by_same_machine{0};
+  std::atomic<std::uint64_t> probe_seen_by_other_machine{0};
+  LatencyHistogram same_machine_delays;
+  LatencyHistogram other_machine_delays;
 
-  static Scoreboard& make() {
+  static Scoreboard& create() {
     void* const memory = ::mmap(nullptr, sizeof(Scoreboard), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("cannot share memory");
     return *new (memory) Scoreboard;

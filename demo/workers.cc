@@ -24,23 +24,24 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr std::string_view check_field = "\nDemo-Check: ";
-constexpr std::size_t check_bytes = check_field.size() + 8 + 1 + 16;
+constexpr std::string_view checksum_field = "\nDemo-Check: ";
+constexpr std::size_t checksum_bytes = checksum_field.size() + 8 + 1 + 16;
 constexpr std::string_view probe_key = "demo:probe";
-constexpr auto poll_every = 5ms;
+constexpr auto poll_interval = 5ms;
 
-std::uint64_t check_of(std::string_view key, std::uint32_t version, std::string_view body) {
+std::uint64_t value_checksum(std::string_view key, std::uint32_t version, std::string_view body) {
   return hash64(body, hash64(key) + version);
 }
 
 // The version of a value that make_value() made for this key; false if it is not one.
-bool check_value(std::string_view key, std::string_view value, std::uint32_t& version) {
-  if (value.size() < check_bytes) return false;
-  const std::string_view body = value.substr(0, value.size() - check_bytes);
+bool verify_value(std::string_view key, std::string_view value, std::uint32_t& version) {
+  if (value.size() < checksum_bytes) return false;
+  const std::string_view body = value.substr(0, value.size() - checksum_bytes);
   const std::string tail(value.substr(body.size()));
-  if (tail.compare(0, check_field.size(), check_field) != 0) return false;
-  version = static_cast<std::uint32_t>(std::strtoul(tail.substr(check_field.size(), 8).c_str(), nullptr, 16));
-  return std::strtoull(tail.substr(check_field.size() + 9).c_str(), nullptr, 16) == check_of(key, version, body);
+  if (tail.compare(0, checksum_field.size(), checksum_field) != 0) return false;
+  version = static_cast<std::uint32_t>(std::strtoul(tail.substr(checksum_field.size(), 8).c_str(), nullptr, 16));
+  return std::strtoull(tail.substr(checksum_field.size() + 9).c_str(), nullptr, 16) ==
+         value_checksum(key, version, body);
 }
 
 Cache open_cache(const Machine& machine, Scoreboard& board) {
@@ -57,8 +58,8 @@ Cache open_cache(const Machine& machine, Scoreboard& board) {
 }  // namespace
 
 std::string make_value(const Record& record, std::uint32_t version) {
-  return fmt::format("{}{}{:08x} {:016x}", record.body, check_field, version,
-                     check_of(record.key, version, record.body));
+  return fmt::format("{}{}{:08x} {:016x}", record.body, checksum_field, version,
+                     value_checksum(record.key, version, record.body));
 }
 
 Worker::Worker(Scoreboard& board, const std::function<void()>& work) {
@@ -110,17 +111,17 @@ void run_reader(const Machine& machine, const std::vector<Record>& records, Scor
       if (i % 16 == 0) {
         const auto begin = std::chrono::steady_clock::now();
         found = cache.get(record.key, value);
-        board.get.add(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begin).count()));
+        board.get_latencies.record(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begin).count()));
       } else {
         found = cache.get(record.key, value);
       }
       std::uint32_t version = 0;
       if (!found) {
         board.missing_reads.fetch_add(1, std::memory_order_relaxed);
-      } else if (!check_value(record.key, value, version)) {
-        board.bad_reads.fetch_add(1, std::memory_order_relaxed);
+      } else if (!verify_value(record.key, value, version)) {
+        board.invalid_reads.fetch_add(1, std::memory_order_relaxed);
       } else if (version < seen[which]) {
-        board.backward_reads.fetch_add(1, std::memory_order_relaxed);
+        board.non_monotonic_reads.fetch_add(1, std::memory_order_relaxed);
       } else {
         seen[which] = version;
       }
@@ -154,26 +155,26 @@ void run_follower(const Machine& machine, Scoreboard& board) {
   Cache cache = open_cache(machine, board);
   while (!board.stop.load(std::memory_order_relaxed)) {
     cache.update();
-    std::this_thread::sleep_for(poll_every);
+    std::this_thread::sleep_for(poll_interval);
   }
 }
 
 void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
   Cache cache = open_cache(machine, board);
   for (int probe = 1; probe <= probes; ++probe) {
-    board.probe.store(static_cast<std::uint64_t>(probe));
+    board.probe_number.store(static_cast<std::uint64_t>(probe));
     cache.set(probe_key, std::to_string(probe));
-    board.returned_ns.store(boot_time_ns());
-    while (board.seen_by_same.load() < static_cast<std::uint64_t>(probe) ||
-           board.seen_by_other.load() < static_cast<std::uint64_t>(probe)) {
+    board.set_returned_ns.store(boot_time_ns());
+    while (board.probe_seen_by_same_machine.load() < static_cast<std::uint64_t>(probe) ||
+           board.probe_seen_by_other_machine.load() < static_cast<std::uint64_t>(probe)) {
       std::this_thread::sleep_for(100us);
     }
-    board.returned_ns.store(0);
+    board.set_returned_ns.store(0);
   }
   cache.erase(probe_key);
 }
 
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, Latencies& latencies,
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, LatencyHistogram& latencies,
                       Scoreboard& board) {
   const Cache cache = open_cache(machine, board);
   std::string value;
@@ -182,11 +183,11 @@ void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint6
     while (!cache.get(probe_key, value) || value != wanted) std::this_thread::sleep_for(20us);
     const std::int64_t seen_ns = boot_time_ns();
     std::int64_t returned_ns;
-    while ((returned_ns = board.returned_ns.load()) == 0) std::this_thread::sleep_for(20us);
-    latencies.add(static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
+    while ((returned_ns = board.set_returned_ns.load()) == 0) std::this_thread::sleep_for(20us);
+    latencies.record(static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
     seen.store(static_cast<std::uint64_t>(probe));
     // The writer clears the time when both have seen it.
-    while (board.returned_ns.load() == returned_ns && probe < probes) std::this_thread::sleep_for(20us);
+    while (board.set_returned_ns.load() == returned_ns && probe < probes) std::this_thread::sleep_for(20us);
   }
 }
 

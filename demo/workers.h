@@ -50,7 +50,7 @@ void run_follower(const Machine& machine, Scoreboard& board);
 
 // How long after set() returned do other processes see the value?
 void run_probe_writer(const Machine& machine, int probes, Scoreboard& board);
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, Latencies& latencies,
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, LatencyHistogram& latencies,
                       Scoreboard& board);
 
 }  // namespace whycache::demo

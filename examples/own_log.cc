@@ -13,7 +13,7 @@
 int main() {
   char folder[] = "/tmp/own_log_XXXXXX";
   if (::mkdtemp(folder) == nullptr) return 1;
-  const auto shelf = std::make_shared<Shelf>();
+  const auto shelf = std::make_shared<SharedStore>();
   bool right = false;
   {
     whycache::Cache here(std::make_unique<OwnLog>(shelf), {.state_path = std::string(folder) + "/here.state"});

@@ -17,13 +17,13 @@
 #include <whycache/log.h>
 
 // The store.
-struct Shelf {
+struct SharedStore {
   std::mutex mutex;
   whycache::Extent extent;
   std::map<whycache::UpdateId, std::string> updates;
   std::shared_ptr<const std::vector<std::string>> base_parts = std::make_shared<std::vector<std::string>>();
 
-  Shelf() {
+  SharedStore() {
     std::random_device random;  // no two logs have the same uuid
     for (auto& byte : extent.uuid) byte = static_cast<std::uint8_t>(random());
   }
@@ -31,29 +31,30 @@ struct Shelf {
 
 class OwnLog final : public whycache::Log {
  public:
-  explicit OwnLog(std::shared_ptr<Shelf> shelf) : shelf_(std::move(shelf)) {}
+  explicit OwnLog(std::shared_ptr<SharedStore> shelf) : store_(std::move(shelf)) {}
 
   std::string name() const override { return "shelf"; }
 
   whycache::Extent extent() override {
-    const std::lock_guard guard(shelf_->mutex);
-    return shelf_->extent;
+    const std::lock_guard guard(store_->mutex);
+    return store_->extent;
   }
 
   // The place after the head, and no other: ids are dense.
   Appended append(whycache::UpdateId id, std::string_view bytes) override {
-    const std::lock_guard guard(shelf_->mutex);
-    if (id <= shelf_->extent.base) return Appended::below_base;
-    if (id != shelf_->extent.head + 1) return Appended::taken;
-    shelf_->updates.emplace(id, bytes);
-    shelf_->extent.head = id;
+    const std::lock_guard guard(store_->mutex);
+    if (id <= store_->extent.base) return Appended::below_base;
+    if (id != store_->extent.head + 1) return Appended::taken;
+    store_->updates.emplace(id, bytes);
+    store_->extent.head = id;
     return Appended::yes;
   }
 
   // One update at a time, and none of them visited under the mutex: `visit` may take long, and use the log.
   whycache::Extent read(whycache::UpdateId first, whycache::UpdateId last, const VisitUpdate& visit) override {
     std::optional<whycache::UpdateId> expected;
-    for (auto update = first_from(first); update && update->first <= last; update = first_from(update->first + 1)) {
+    for (auto update = first_update_from(first); update && update->first <= last;
+         update = first_update_from(update->first + 1)) {
       if (expected && update->first != *expected) break;  // history was rewritten meanwhile
       if (!visit(update->first, update->second)) break;
       expected = update->first + 1;
@@ -62,8 +63,8 @@ class OwnLog final : public whycache::Log {
   }
 
   void read_base(const VisitPart& visit) override {
-    std::unique_lock lock(shelf_->mutex);
-    const auto parts = shelf_->base_parts;
+    std::unique_lock lock(store_->mutex);
+    const auto parts = store_->base_parts;
     lock.unlock();
     for (const std::string& part : *parts) {
       if (!visit(part)) return;
@@ -78,21 +79,21 @@ class OwnLog final : public whycache::Log {
     auto parts = std::make_shared<std::vector<std::string>>();
     while (const auto part = next_part()) parts->emplace_back(*part);
 
-    const std::lock_guard guard(shelf_->mutex);
-    if (base <= shelf_->extent.base) return false;
-    shelf_->extent.base = base;
-    shelf_->extent.base_chain = base_chain;
-    shelf_->base_parts = std::move(parts);
-    shelf_->updates.erase(shelf_->updates.begin(), shelf_->updates.upper_bound(base));
+    const std::lock_guard guard(store_->mutex);
+    if (base <= store_->extent.base) return false;
+    store_->extent.base = base;
+    store_->extent.base_chain = base_chain;
+    store_->base_parts = std::move(parts);
+    store_->updates.erase(store_->updates.begin(), store_->updates.upper_bound(base));
     return true;
   }
 
  private:
-  std::optional<std::pair<whycache::UpdateId, std::string>> first_from(whycache::UpdateId id) {
-    const std::lock_guard guard(shelf_->mutex);
-    const auto found = shelf_->updates.lower_bound(id);
-    return found == shelf_->updates.end() ? std::nullopt : std::optional(std::pair(found->first, found->second));
+  std::optional<std::pair<whycache::UpdateId, std::string>> first_update_from(whycache::UpdateId id) {
+    const std::lock_guard guard(store_->mutex);
+    const auto found = store_->updates.lower_bound(id);
+    return found == store_->updates.end() ? std::nullopt : std::optional(std::pair(found->first, found->second));
   }
 
-  std::shared_ptr<Shelf> shelf_;
+  std::shared_ptr<SharedStore> store_;
 };

@@ -18,7 +18,7 @@ void require(bool holds) {
   if (!holds) std::abort();
 }
 
-bool decodes(std::string_view bytes, BasePart& part) {
+bool try_decode(std::string_view bytes, BasePart& part) {
   try {
     decode_base_part(bytes, part);
     return true;
@@ -28,13 +28,13 @@ bool decodes(std::string_view bytes, BasePart& part) {
   }
 }
 
-void require_same_when_encoded_anew(const BasePart& part) {
+void require_round_trip(const BasePart& part) {
   BasePartEncoder encoder(part.base);
   for (const Item& item : part.items) require(encoder.add(item, SIZE_MAX));
   const std::string bytes(encoder.finish(part.last));
 
   BasePart again;
-  require(decodes(bytes, again));
+  require(try_decode(bytes, again));
   require(again.base == part.base && again.number == 0 && again.last == part.last && again.items == part.items);
 }
 
@@ -43,8 +43,8 @@ void require_same_when_encoded_anew(const BasePart& part) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   std::string bytes(reinterpret_cast<const char*>(data), size);
   static BasePart part;  // reused, as a rebuild does it
-  decodes(bytes, part);
+  try_decode(bytes, part);
   append_little_endian(bytes, hash64(bytes));
-  if (decodes(bytes, part)) require_same_when_encoded_anew(part);
+  if (try_decode(bytes, part)) require_round_trip(part);
   return 0;
 }

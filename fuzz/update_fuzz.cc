@@ -15,7 +15,7 @@ void require(bool holds) {
   if (!holds) std::abort();
 }
 
-bool decodes(std::string_view bytes, Update& update) {
+bool try_decode(std::string_view bytes, Update& update) {
   try {
     decode_update(bytes, update);
     return true;
@@ -25,7 +25,7 @@ bool decodes(std::string_view bytes, Update& update) {
   }
 }
 
-bool follows(std::string_view bytes, UpdateId id, std::uint64_t previous_chain) {
+bool try_verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain) {
   try {
     verify_chain(bytes, id, previous_chain);
     return true;
@@ -35,14 +35,14 @@ bool follows(std::string_view bytes, UpdateId id, std::uint64_t previous_chain) 
   }
 }
 
-void require_same_when_drafted_anew(const Update& update) {
+void require_round_trip(const Update& update) {
   Draft draft(update.authorship, update.erases_all);
   for (const Change& change : update.changes) require(draft.add(change, SIZE_MAX));
   const std::string bytes(draft.seal(update.id, 5));
-  require(follows(bytes, update.id, 5));
+  require(try_verify_chain(bytes, update.id, 5));
 
   Update again;
-  require(decodes(bytes, again));
+  require(try_decode(bytes, again));
   require(again.id == update.id && again.erases_all == update.erases_all && again.changes == update.changes);
   require(again.authorship.time_us == update.authorship.time_us &&
           again.authorship.writer_id == update.authorship.writer_id);
@@ -56,11 +56,11 @@ void require_same_when_drafted_anew(const Update& update) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   const std::optional<UpdatePlace> place = peek_place(bytes);
-  follows(bytes, place ? place->id : 1, 5);
+  try_verify_chain(bytes, place ? place->id : 1, 5);
 
   static Update update;  // reused, as a follower does it
-  if (!decodes(bytes, update)) return 0;
+  if (!try_decode(bytes, update)) return 0;
   require(place && place->id == update.id && place->chain == update.chain);
-  require_same_when_drafted_anew(update);
+  require_round_trip(update);
   return 0;
 }

@@ -17,7 +17,7 @@ void require(bool holds) {
 }
 
 template <typename Call>
-bool succeeds(Call&& call) {
+bool try_call(Call&& call) {
   try {
     call();
     return true;
@@ -32,7 +32,7 @@ bool succeeds(Call&& call) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   std::optional<Url> url;
-  if (!succeeds([&] { url.emplace(text); })) return 0;
+  if (!try_call([&] { url.emplace(text); })) return 0;
 
   const std::string shown = url->redacted();
   const Url again(shown);
@@ -44,8 +44,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (const char c : shown) require(c > ' ' && c < 0x7f);
   require(url->path().find('\0') == std::string::npos);
 
-  succeeds([&] { require(url->file_path()[0] == '/'); });
-  succeeds([&] { require(is_instance_name(url->take_instance())); });
-  succeeds([&] { url->refuse_unknown_options(); });
+  try_call([&] { require(url->file_path()[0] == '/'); });
+  try_call([&] { require(is_instance_name(url->take_instance())); });
+  try_call([&] { url->refuse_unknown_options(); });
   return 0;
 }

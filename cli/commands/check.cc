@@ -14,32 +14,32 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct CheckArguments {
   Target target;
   bool json = false;
   bool quiet = false;
 };
 
 // Prints what was looked at and what came of it, and keeps the worst for the end.
-class Findings {
+class CheckReport {
  public:
-  Findings(Output& output, bool json) : output_(output), json_(json) {}
+  CheckReport(Output& output, bool json) : output_(output), json_(json) {}
 
-  void good(const char* what, const std::string& found) { print("ok", what, found); }
+  void pass(const char* what, const std::string& found) { print("ok", what, found); }
   // Could not be looked at, or not compared, which is no fault of the data.
-  void skipped(ExitCode code, const char* what, const std::string& why) {
+  void skip(ExitCode code, const char* what, const std::string& why) {
     print("skipped", what, why);
     if (code_ == ExitCode::done) code_ = code;
   }
-  void bad(const char* what, const std::string& found) {
+  void fail(const char* what, const std::string& found) {
     print("BAD", what, found);
     code_ = ExitCode::corrupt;
   }
   void compare(const char* what, const std::string& of_state, const std::string& of_log, UpdateId id) {
     if (of_state == of_log) {
-      good(what, fmt::format("of state and log are equal at update {}: {}", id, of_state));
+      pass(what, fmt::format("of state and log are equal at update {}: {}", id, of_state));
     } else {
-      bad(what, fmt::format("of state and log differ at update {}: state={} log={}", id, of_state, of_log));
+      fail(what, fmt::format("of state and log differ at update {}: state={} log={}", id, of_state, of_log));
     }
   }
   ExitCode code() const { return code_; }
@@ -49,9 +49,9 @@ class Findings {
     if (json_) {
       Json object{{"check", what}, {"result", result}};
       put_bytes(object, "found", found);
-      output_.json(object);
+      output_.write_json(object);
     } else {
-      output_.line(fmt::format("{:<9}{:<11}{}", result, what, escape(found)));
+      output_.write_line(fmt::format("{:<9}{:<11}{}", result, what, escape(found)));
     }
     output_.flush();
   }
@@ -62,86 +62,87 @@ class Findings {
 };
 
 // What the state says of itself, if there is one.
-std::optional<StateInfo> check_state(const Arguments& arguments, Findings& findings) {
+std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckReport& findings) {
   try {
     const auto state = open_state(arguments.target);
     if (!state->usable()) {
-      findings.bad("state", fmt::format("cannot be used: path={} reason=\"{}\"", state->path(), state->why_unusable()));
+      findings.fail("state",
+                    fmt::format("cannot be used: path={} reason=\"{}\"", state->path(), state->unusable_reason()));
       return std::nullopt;
     }
     Progress progress("checking the state", 0, Progress::Unit::count, arguments.quiet);
     const std::vector<std::string> faults =
-        state->check(Deadline(arguments.target.patience()), [&](std::uint64_t done, std::uint64_t total) {
+        state->check(Deadline(arguments.target.deadline()), [&](std::uint64_t done, std::uint64_t total) {
           progress.set_total(total);
-          progress.at(done);
+          progress.update(done);
         });
     progress.hide();
     const StateInfo info = state->info();
-    for (const std::string& fault : faults) findings.bad("state", fault);
+    for (const std::string& fault : faults) findings.fail("state", fault);
     if (faults.empty()) {
-      findings.good(
+      findings.pass(
           "state", fmt::format("header, index, entries, key order and segments fit together: {} items at update {}, {}",
                                info.item_count, info.applied_id, state->path()));
     }
     return info;
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::corrupt) throw;
-    findings.bad("state", error.what());
+    findings.fail("state", error.what());
     return std::nullopt;
   }
 }
 
-void check_log(const Arguments& arguments, const std::optional<StateInfo>& info, Findings& findings) {
+void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& info, CheckReport& findings) {
   const auto log = open_log(arguments.target);
-  Replay replay(*log, info ? info->applied_id : 0);
+  LogVerifier replay(*log, info ? info->applied_id : 0);
   Progress progress("replaying the log", 0, Progress::Unit::count, arguments.quiet);
   try {
-    replay.run([&](UpdateId id, UpdateId head) {
+    replay.verify([&](UpdateId id, UpdateId head) {
       const UpdateId base = replay.extent().base;
       progress.set_total(head - base);
-      progress.at(id - base);
+      progress.update(id - base);
     });
   } catch (const Error& error) {
     progress.hide();
     if (error.kind() != ErrorKind::corrupt) throw;
-    return findings.bad("log", fmt::format("{} (nothing beyond it was looked at): log={}", error.what(), log->name()));
+    return findings.fail("log", fmt::format("{} (nothing beyond it was looked at): log={}", error.what(), log->name()));
   }
   progress.hide();
   const Extent& extent = replay.extent();
-  if (extent.base > 0) findings.good("base", fmt::format("is what it says: items as of update {}", extent.base));
-  findings.good("log", extent.head == extent.base ? fmt::format("no update since the base: {}", log->name())
+  if (extent.base > 0) findings.pass("base", fmt::format("is what it says: items as of update {}", extent.base));
+  findings.pass("log", extent.head == extent.base ? fmt::format("no update since the base: {}", log->name())
                                                   : fmt::format("updates {}..{} follow one another without a gap: {}",
                                                                 extent.base + 1, extent.head, log->name()));
   if (!info) return;
   if (info->log_uuid != extent.uuid) {
-    return findings.bad("uuid", fmt::format("the state is of another log: state={} log={}", to_string(info->log_uuid),
-                                            to_string(extent.uuid)));
+    return findings.fail("uuid", fmt::format("the state is of another log: state={} log={}", to_string(info->log_uuid),
+                                             to_string(extent.uuid)));
   }
-  findings.good("uuid", "of state and log are equal: " + to_string(extent.uuid));
+  findings.pass("uuid", "of state and log are equal: " + to_string(extent.uuid));
   if (info->applied_id > extent.head) {
-    return findings.bad("applied id",
-                        fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
-                                    info->applied_id, extent.head));
+    return findings.fail("applied id",
+                         fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
+                                     info->applied_id, extent.head));
   }
-  if (!replay.wanted()) {
-    return findings.skipped(
+  if (!replay.wanted_summary()) {
+    return findings.skip(
         ExitCode::stale, "digest",
         fmt::format("cannot be compared: the state is behind the base; `whycache update` first: applied_id={} base={}",
                     info->applied_id, extent.base));
   }
-  findings.compare("chain", format_hash(info->chain), format_hash(replay.wanted()->chain), info->applied_id);
-  findings.compare("items", std::to_string(info->item_count), std::to_string(replay.wanted()->item_count),
+  findings.compare("chain", format_hash(info->chain), format_hash(replay.wanted_summary()->chain), info->applied_id);
+  findings.compare("items", std::to_string(info->item_count), std::to_string(replay.wanted_summary()->item_count),
                    info->applied_id);
-  findings.compare("digest", to_string(info->digest), to_string(replay.wanted()->digest), info->applied_id);
+  findings.compare("digest", to_string(info->digest), to_string(replay.wanted_summary()->digest), info->applied_id);
 }
 
-ExitCode check(const Arguments& arguments, Output& output) {
-  Findings findings(output, arguments.json);
+ExitCode check(const CheckArguments& arguments, Output& output) {
+  CheckReport findings(output, arguments.json);
   const std::optional<StateInfo> info = check_state(arguments, findings);
   if (names_a_log(arguments.target)) {
     check_log(arguments, info, findings);
   } else {
-    findings.skipped(ExitCode::done, "log", "none is named: the state was checked by itself");
+    findings.skip(ExitCode::done, "log", "none is named: the state was checked by itself");
   }
   if (findings.code() == ExitCode::corrupt) {
     throw Failure(ExitCode::corrupt, "the check has found damage",
@@ -152,8 +153,8 @@ ExitCode check(const Arguments& arguments, Output& output) {
   return findings.code();
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<CheckArguments>();
   add_json_option(parser, arguments->json);
   add_quiet_option(parser, arguments->quiet);
   add_target_options(parser, arguments->target);

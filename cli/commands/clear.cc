@@ -12,32 +12,32 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct ClearArguments {
   Target target;
   bool yes = false;
   bool json = false;
 };
 
-ExitCode clear(const Arguments& arguments, Output& output) {
+ExitCode clear(const ClearArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   if (!arguments.yes) {
     throw Failure(
         ExitCode::refused,
         fmt::format("all {} keys will be erased on every machine, and the whole history with them, for good: log={}",
-                    with_commas(cache->size()), cache->log().name()),
+                    format_with_commas(cache->size()), cache->log().name()),
         "add --yes to do it");
   }
   const UpdateId base = cache->delete_all_history();
   if (arguments.json) {
-    output.json(Json{{"base", base}});
+    output.write_json(Json{{"base", base}});
   } else {
-    output.line(std::to_string(base));
+    output.write_line(std::to_string(base));
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<ClearArguments>();
   add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);

@@ -9,7 +9,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct CountArguments {
   Target target;
   FreshnessOptions freshness;
   RangeOptions range;
@@ -27,20 +27,20 @@ std::uint64_t count_keys(const View& view, const RangeOptions& range) {
   return key_count;
 }
 
-ExitCode count(const Arguments& arguments, Output& output) {
-  const Source source(arguments.target, arguments.freshness);
+ExitCode count(const CountArguments& arguments, Output& output) {
+  const StateSource source(arguments.target, arguments.freshness);
   const View view = source.view();
   const std::uint64_t key_count = count_keys(view, arguments.range);
   if (arguments.json) {
-    output.json(Json{{"keys", key_count}, {"applied_id", view.id()}});
+    output.write_json(Json{{"keys", key_count}, {"applied_id", view.id()}});
   } else {
-    output.line(std::to_string(key_count));
+    output.write_line(std::to_string(key_count));
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<CountArguments>();
   add_range_options(parser, arguments->range);
   add_freshness_options(parser, arguments->freshness);
   add_json_option(parser, arguments->json);

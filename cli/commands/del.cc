@@ -13,14 +13,14 @@ namespace {
 // So many keys go into one call, each at most key_bytes_max long: memory is bounded however many there are.
 constexpr std::size_t batch_keys = 4096;
 
-struct Arguments {
+struct DelArguments {
   Target target;
   KeyListOptions keys;
   std::string note;
   bool json = false;
 };
 
-ExitCode del(const Arguments& arguments, const CLI::App& parser, Output& output) {
+ExitCode del(const DelArguments& arguments, const CLI::App& parser, Output& output) {
   KeyList keys(arguments.keys, keys_of(parser));
   const auto cache = open_cache(arguments.target);
   std::uint64_t key_count = 0;
@@ -30,15 +30,15 @@ ExitCode del(const Arguments& arguments, const CLI::App& parser, Output& output)
     key_count += batch.size();
   });
   if (arguments.json) {
-    output.json(Json{{"update_id", id}, {"keys", key_count}});
+    output.write_json(Json{{"update_id", id}, {"keys", key_count}});
   } else {
-    output.line(std::to_string(id));
+    output.write_line(std::to_string(id));
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<DelArguments>();
   allow_keys(parser);
   add_key_list_options(parser, arguments->keys);
   add_note_option(parser, arguments->note);

@@ -26,12 +26,12 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct DoctorArguments {
   Target target;
   bool json = false;
 };
 
-Finding look_at_state_file(const Target& target, const std::string& path) {
+Finding check_state_file(const Target& target, const std::string& path) {
   struct stat status;
   if (::lstat(path.c_str(), &status) != 0) {
     if (errno == ENOENT) return Finding::ok("state", "not there yet, will be made: " + path);
@@ -39,11 +39,12 @@ Finding look_at_state_file(const Target& target, const std::string& path) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   }
   try {
-    const Source source(path, target);
+    const StateSource source(path, target);
     const StateInfo info = source.state().info();
-    return Finding::ok("state", fmt::format("{} items at update {}, {}, mode {:04o}: {}", with_commas(info.item_count),
-                                            info.applied_id, format_bytes(static_cast<std::uint64_t>(status.st_size)),
-                                            status.st_mode & 07777, path));
+    return Finding::ok(
+        "state",
+        fmt::format("{} items at update {}, {}, mode {:04o}: {}", format_with_commas(info.item_count), info.applied_id,
+                    format_bytes(static_cast<std::uint64_t>(status.st_size)), status.st_mode & 07777, path));
   } catch (const Error& error) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   } catch (const Failure& failure) {
@@ -59,7 +60,7 @@ bool is_in_wal_mode(const std::string& sqlite_file) {
   return file.gcount() == sizeof header && header[18] == 2;
 }
 
-Finding look_at_sqlite([[maybe_unused]] const std::string& log_url) {
+Finding check_sqlite([[maybe_unused]] const std::string& log_url) {
 #if WHYCACHE_WITH_SQLITE
   const std::string version = ::sqlite3_libversion();
   if (!has_wal_reset_bug(::sqlite3_libversion_number())) return Finding::ok("sqlite", version);
@@ -82,7 +83,7 @@ Finding look_at_sqlite([[maybe_unused]] const std::string& log_url) {
 #endif
 }
 
-Finding look_at_log(const Target& target) {
+Finding check_log_answers(const Target& target) {
   const auto began = std::chrono::steady_clock::now();
   try {
     const auto log = open_log(target);
@@ -95,7 +96,7 @@ Finding look_at_log(const Target& target) {
   }
 }
 
-std::string state_path_or_trouble(const Target& target, std::vector<Finding>& findings) {
+std::string find_state_path(const Target& target, std::vector<Finding>& findings) {
   try {
     return state_path(target);
   } catch (const Error& error) {
@@ -104,57 +105,59 @@ std::string state_path_or_trouble(const Target& target, std::vector<Finding>& fi
   }
 }
 
-const char* word(Finding::Level level) {
+const char* severity_name(Finding::Severity level) {
   switch (level) {
-    case Finding::Level::ok: return "ok";
-    case Finding::Level::warn: return "warn";
-    case Finding::Level::bad: return "bad";
+    case Finding::Severity::ok: return "ok";
+    case Finding::Severity::warn: return "warn";
+    case Finding::Severity::bad: return "bad";
   }
   return "";
 }
 
 // Green, yellow, red, for a terminal of somebody who did not set NO_COLOR.
-std::string colored_word(Finding::Level level) {
+std::string colored_severity_name(Finding::Severity level) {
   const char* const no_color = std::getenv("NO_COLOR");
-  std::string padded = fmt::format("{:<5}", word(level));
+  std::string padded = fmt::format("{:<5}", severity_name(level));
   if (!Output::is_terminal() || (no_color != nullptr && *no_color != '\0')) return padded;
-  const char* const color = level == Finding::Level::ok ? "32" : level == Finding::Level::warn ? "33" : "31";
+  const char* const color = level == Finding::Severity::ok ? "32" : level == Finding::Severity::warn ? "33" : "31";
   return fmt::format("\x1b[{}m{}\x1b[0m", color, padded);
 }
 
 void print(const Finding& finding, bool json, Output& output) {
   if (json) {
-    Json object{{"check", finding.what}, {"level", word(finding.level)}};
+    Json object{{"check", finding.check}, {"level", severity_name(finding.severity)}};
     put_bytes(object, "found", finding.found);
-    if (!finding.next.empty()) put_bytes(object, "next", finding.next);
-    output.json(object);
+    if (!finding.next_step.empty()) put_bytes(object, "next", finding.next_step);
+    output.write_json(object);
     return;
   }
-  output.line(fmt::format("{} {:<15} {}", colored_word(finding.level), finding.what, escape(finding.found)));
-  if (!finding.next.empty()) output.line(fmt::format("      {:<15} next: {}", "", escape(finding.next)));
+  output.write_line(
+      fmt::format("{} {:<15} {}", colored_severity_name(finding.severity), finding.check, escape(finding.found)));
+  if (!finding.next_step.empty())
+    output.write_line(fmt::format("      {:<15} next: {}", "", escape(finding.next_step)));
 }
 
-ExitCode doctor(const Arguments& arguments, Output& output) {
-  std::vector<Finding> findings = look_at_system(Options{}.state_bytes_max);
-  const std::string path = state_path_or_trouble(arguments.target, findings);
+ExitCode doctor(const DoctorArguments& arguments, Output& output) {
+  std::vector<Finding> findings = check_system(Options{}.state_bytes_max);
+  const std::string path = find_state_path(arguments.target, findings);
   if (!path.empty()) {
-    const std::vector<Finding> of_folder = look_at_folder(folder_of(path));
+    const std::vector<Finding> of_folder = check_directory(parent_directory(path));
     findings.insert(findings.end(), of_folder.begin(), of_folder.end());
-    findings.push_back(look_at_state_file(arguments.target, path));
+    findings.push_back(check_state_file(arguments.target, path));
   }
-  findings.push_back(look_at_sqlite(log_url(arguments.target)));
-  if (names_a_log(arguments.target)) findings.push_back(look_at_log(arguments.target));
+  findings.push_back(check_sqlite(log_url(arguments.target)));
+  if (names_a_log(arguments.target)) findings.push_back(check_log_answers(arguments.target));
 
   ExitCode code = ExitCode::done;
   for (const Finding& finding : findings) {
     print(finding, arguments.json, output);
-    if (finding.level == Finding::Level::bad && code == ExitCode::done) code = finding.code;
+    if (finding.severity == Finding::Severity::bad && code == ExitCode::done) code = finding.code;
   }
   return code;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<DoctorArguments>();
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return doctor(*arguments, output); };

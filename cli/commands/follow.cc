@@ -15,106 +15,109 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct FollowArguments {
   Target target;
   std::optional<std::chrono::nanoseconds> interval;
   bool json = false;
 };
 
-std::atomic<bool> asked_to_end{false};
+std::atomic<bool> stop_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
 // SIGINT and SIGTERM end the loop; a second one ends the process, which is harmless to state and log. They are let in
 // while the log is asked, so that the second one need not wait for it, and in the midst of waiting, which they end.
-class EndSignals {
+class StopSignals {
  public:
-  EndSignals() {
+  StopSignals() {
     struct sigaction action = {};
-    action.sa_handler = [](int) { asked_to_end = true; };
+    action.sa_handler = [](int) { stop_requested = true; };
     action.sa_flags = SA_RESETHAND | SA_RESTART;
     ::sigaction(SIGINT, &action, nullptr);
     ::sigaction(SIGTERM, &action, nullptr);
-    ::sigemptyset(&both_);
-    ::sigaddset(&both_, SIGINT);
-    ::sigaddset(&both_, SIGTERM);
-    ::sigprocmask(SIG_SETMASK, nullptr, &open_);
+    ::sigemptyset(&stop_signals_);
+    ::sigaddset(&stop_signals_, SIGINT);
+    ::sigaddset(&stop_signals_, SIGTERM);
+    ::sigprocmask(SIG_SETMASK, nullptr, &original_mask_);
   }
 
   // Until the time is over or a signal has come; one that comes between the question and the wait is not missed.
   void wait(std::chrono::nanoseconds duration) const {
     const struct timespec time = {static_cast<std::time_t>(duration.count() / 1'000'000'000),
                                   static_cast<long>(duration.count() % 1'000'000'000)};
-    ::sigprocmask(SIG_BLOCK, &both_, nullptr);
-    if (!asked_to_end) ::ppoll(nullptr, 0, &time, &open_);
-    ::sigprocmask(SIG_SETMASK, &open_, nullptr);
+    ::sigprocmask(SIG_BLOCK, &stop_signals_, nullptr);
+    if (!stop_requested) ::ppoll(nullptr, 0, &time, &original_mask_);
+    ::sigprocmask(SIG_SETMASK, &original_mask_, nullptr);
   }
 
  private:
-  sigset_t both_;
-  sigset_t open_;
+  sigset_t stop_signals_;
+  sigset_t original_mask_;
 };
 
-class Follow {
+class Follower {
  public:
-  Follow(const Arguments& arguments, Output& output)
-      : arguments_(arguments), output_(output), cache_(open_cache(arguments.target)), printed_(cache_->applied_id()) {}
+  Follower(const FollowArguments& arguments, Output& output)
+      : arguments_(arguments),
+        output_(output),
+        cache_(open_cache(arguments.target)),
+        last_printed_id_(cache_->applied_id()) {}
 
   void run() {
     const auto interval = arguments_.interval.value_or(std::chrono::seconds(1));
-    while (!asked_to_end) {
-      ask();
+    while (!stop_requested) {
+      poll_log();
       signals_.wait(interval);
     }
   }
 
  private:
-  void ask() {
+  void poll_log() {
     try {
       print_up_to(cache_->update());
-      if (unreachable_) say("the log answers again");
-      unreachable_ = false;
+      if (is_unreachable_) print_message("the log answers again");
+      is_unreachable_ = false;
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable) throw;
       print_up_to(cache_->applied_id());
-      if (!unreachable_) say(error.what(), "nothing: reads go on, and so do we; Ctrl-C ends this");
-      unreachable_ = true;
+      if (!is_unreachable_) print_message(error.what(), "nothing: reads go on, and so do we; Ctrl-C ends this");
+      is_unreachable_ = true;
     }
   }
 
   // Updates that other processes of this machine applied are among them. The id goes back when the log was
   // replaced or restored and the state was rebuilt.
   void print_up_to(UpdateId id) {
-    if (id < printed_) {
-      say(fmt::format("the state was rebuilt: applied id went from {} to {}", printed_, id));
-      printed_ = id;
+    if (id < last_printed_id_) {
+      print_message(fmt::format("the state was rebuilt: applied id went from {} to {}", last_printed_id_, id));
+      last_printed_id_ = id;
       return;
     }
-    while (printed_ < id) {
-      ++printed_;
+    while (last_printed_id_ < id) {
+      ++last_printed_id_;
       if (arguments_.json) {
-        output_.json(Json{{"update_id", printed_}});
+        output_.write_json(Json{{"update_id", last_printed_id_}});
       } else {
-        output_.line(std::to_string(printed_));
+        output_.write_line(std::to_string(last_printed_id_));
       }
     }
     output_.flush();
   }
 
-  const Arguments& arguments_;
+  const FollowArguments& arguments_;
   Output& output_;
-  const EndSignals signals_;  // before the cache is opened, which can take long
+  const StopSignals signals_;  // before the cache is opened, which can take long
   std::unique_ptr<Cache> cache_;
-  UpdateId printed_;
-  bool unreachable_ = false;
+  UpdateId last_printed_id_;
+  bool is_unreachable_ = false;
 };
 
-ExitCode follow(const Arguments& arguments, Output& output) {
-  Follow(arguments, output).run();
+ExitCode follow(const FollowArguments& arguments, Output& output) {
+  Follower(arguments, output).run();
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<FollowArguments>();
   add_duration_option(parser, "--interval", arguments->interval, "how often to ask the log (1s)");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);

@@ -10,25 +10,25 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct GetArguments {
   Target target;
   FreshnessOptions freshness;
   std::string key;
   bool json = false;
 };
 
-ExitCode get(const Arguments& arguments, Output& output) {
-  const Source source(arguments.target, arguments.freshness);
+ExitCode get(const GetArguments& arguments, Output& output) {
+  const StateSource source(arguments.target, arguments.freshness);
   std::string value;
   if (!source.state().get(arguments.key, value)) {
-    say("not found: key=" + escape(arguments.key));
+    print_message("not found: key=" + escape(arguments.key));
     return ExitCode::not_found;
   }
   if (arguments.json) {
     Json object;
     put_bytes(object, "key", arguments.key);
     put_bytes(object, "value", value);
-    output.json(object);
+    output.write_json(object);
     return ExitCode::done;
   }
   output.write(value);
@@ -36,8 +36,8 @@ ExitCode get(const Arguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<GetArguments>();
   parser.add_option("KEY", arguments->key, "the key, byte for byte")->type_name("")->required();
   add_freshness_options(parser, arguments->freshness);
   add_json_option(parser, arguments->json);

@@ -16,7 +16,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct ImportArguments {
   Target target;
   std::string file;
   std::string format = "auto";
@@ -27,9 +27,9 @@ struct Arguments {
   bool json = false;
   bool quiet = false;
 
-  ItemReader::Form form() const {
-    if (null_separated) return ItemReader::Form::null;
-    const auto form = ItemReader::form_named(format);
+  ItemReader::InputFormat input_format() const {
+    if (null_separated) return ItemReader::InputFormat::null;
+    const auto form = ItemReader::parse_format(format);
     if (!form)
       throw Failure(ExitCode::usage, "no such format: name=" + format, "choose auto, jsonl, tsv, raw-tsv or null");
     return *form;
@@ -37,21 +37,21 @@ struct Arguments {
 };
 
 // The items of one update, copied out of the input.
-class Batch {
+class ImportBatch {
  public:
   // What an update has besides keys and values, and what one item adds to these: upper bounds.
   static constexpr std::size_t update_overhead_bytes = 1024;
   static constexpr std::size_t item_overhead_bytes = 16;
 
-  explicit Batch(std::size_t update_bytes_max)
-      : room_(update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0) {}
+  explicit ImportBatch(std::size_t update_bytes_max)
+      : bytes_max_(update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0) {}
 
   // An item too large for any update has a batch to itself, so that the library's refusal is about it alone.
-  bool has_room_for(const Item& item) const { return items_.empty() || bytes_ + bytes_of(item) <= room_; }
+  bool has_room_for(const Item& item) const { return items_.empty() || bytes_ + item_bytes_max(item) <= bytes_max_; }
   void add(const Item& item, std::uint64_t line) {
     if (items_.empty()) first_line_ = line;
     last_line_ = line;
-    bytes_ += bytes_of(item);
+    bytes_ += item_bytes_max(item);
     items_.emplace_back(item.key, item.value);
   }
   void clear() {
@@ -70,21 +70,23 @@ class Batch {
   }
 
  private:
-  static std::size_t bytes_of(const Item& item) { return item.key.size() + item.value.size() + item_overhead_bytes; }
+  static std::size_t item_bytes_max(const Item& item) {
+    return item.key.size() + item.value.size() + item_overhead_bytes;
+  }
 
-  std::size_t room_;
+  std::size_t bytes_max_;
   std::size_t bytes_ = 0;
   std::uint64_t first_line_ = 0;
   std::uint64_t last_line_ = 0;
   std::vector<std::pair<std::string, std::string>> items_;
 };
 
-class Import {
+class Importer {
  public:
-  explicit Import(const Arguments& arguments)
+  explicit Importer(const ImportArguments& arguments)
       : arguments_(arguments),
         input_(arguments.file),
-        reader_(input_, arguments.form()),
+        reader_(input_, arguments.input_format()),
         batch_(arguments.target.update_bytes_max),
         progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(), Progress::Unit::bytes,
                   arguments.quiet) {
@@ -92,12 +94,12 @@ class Import {
   }
 
   void run() {
-    for (Item item; next(item);) {
-      if (reader_.line() < arguments_.from_line) continue;
+    for (Item item; next_item(item);) {
+      if (reader_.line_number() < arguments_.from_line) continue;
       if (!batch_.has_room_for(item)) write_batch();
-      batch_.add(item, reader_.line());
+      batch_.add(item, reader_.line_number());
       ++items_read_;
-      progress_.at(input_.bytes_read(), items_read_);
+      progress_.update(input_.bytes_read(), items_read_);
     }
     write_batch();
     progress_.hide();
@@ -111,27 +113,27 @@ class Import {
         object["updates"] = update_count;
         object["last_update_id"] = last_id_;
       }
-      output.json(object);
+      output.write_json(object);
     } else if (!cache_) {
-      output.line(fmt::format("{} items can be imported", items_read_));
+      output.write_line(fmt::format("{} items can be imported", items_read_));
     } else if (items_read_ == 0) {
-      output.line("0 items, nothing was written");
+      output.write_line("0 items, nothing was written");
     } else {
-      output.line(fmt::format("{} items in {} update{}, the last is update {}", items_read_, update_count,
-                              update_count == 1 ? "" : "s", last_id_));
+      output.write_line(fmt::format("{} items in {} update{}, the last is update {}", items_read_, update_count,
+                                    update_count == 1 ? "" : "s", last_id_));
     }
   }
 
  private:
   // What was read before bad input is written before the complaint, so that "the lines before" is true.
-  bool next(Item& item) {
+  bool next_item(Item& item) {
     try {
       return reader_.next(item);
     } catch (const Failure& failure) {
       write_batch();
       progress_.hide();
       if (!cache_) throw;
-      throw Failure(failure.code(), failure.what(), failure.next() + "; " + what_is_done());
+      throw Failure(failure.code(), failure.what(), failure.next_step() + "; " + completed_message());
     }
   }
 
@@ -145,18 +147,18 @@ class Import {
         progress_.hide();
         throw Error(error.kind(),
                     fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(), batch_.last_line(),
-                                what_is_done()),
+                                completed_message()),
                     error.system_error());
       }
     } else {
-      check_fits(items);
+      check_item_fits(items);
     }
     last_line_ = batch_.last_line();
     batch_.clear();
   }
 
   // As the library does before it writes.
-  void check_fits(const std::vector<Item>& items) const {
+  void check_item_fits(const std::vector<Item>& items) const {
     Draft draft(Authorship{.note = arguments_.note});
     if (items.size() > 1 || draft.add(Change::set(items[0].key, items[0].value), arguments_.target.update_bytes_max))
       return;
@@ -167,32 +169,32 @@ class Import {
         "cut the value into several, or raise --update-bytes-max for every machine");
   }
 
-  std::string what_is_done() const {
+  std::string completed_message() const {
     if (last_line_ == 0) return "nothing was imported";
     return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}", last_line_,
                        last_id_, last_line_ + 1);
   }
 
-  const Arguments& arguments_;
+  const ImportArguments& arguments_;
   Input input_;
   ItemReader reader_;
   std::unique_ptr<Cache> cache_;
-  Batch batch_;
+  ImportBatch batch_;
   Progress progress_;
   std::uint64_t items_read_ = 0;
   std::uint64_t last_line_ = 0;
   UpdateId last_id_ = 0;
 };
 
-ExitCode import_items(const Arguments& arguments, Output& output) {
-  Import import(arguments);
+ExitCode import_items(const ImportArguments& arguments, Output& output) {
+  Importer import(arguments);
   import.run();
   import.report(output);
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<ImportArguments>();
   parser.add_option("FILE", arguments->file, "what to read; - is standard input")->type_name("")->required();
   parser
       .add_option("--format", arguments->format,

@@ -12,13 +12,13 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct InspectArguments {
   Target target;
   std::string file;
   bool json = false;
 };
 
-double share(std::uint64_t part, std::uint64_t whole) {
+double ratio(std::uint64_t part, std::uint64_t whole) {
   return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
 }
 
@@ -32,14 +32,14 @@ Json as_json(const ReaderSlotInfo& slot) {
   return object;
 }
 
-Json as_json(const std::string& path, const StateInsides& insides) {
+Json as_json(const std::string& path, const StateInspection& insides) {
   Json object;
   put_bytes(object, "state", path);
   object["state_id"] = format_hash(insides.info.state_id);
   put_bytes(object, "log", insides.info.log_name);
   object["log_uuid"] = to_string(insides.info.log_uuid);
   object["created"] = format_time(insides.created_us);
-  object["made_in_this_boot"] = insides.made_in_this_boot;
+  object["made_in_this_boot"] = insides.created_in_this_boot;
   object["superseded"] = insides.info.superseded;
   object["writer_active"] = insides.writer_active;
   object["applied_id"] = insides.info.applied_id;
@@ -52,14 +52,14 @@ Json as_json(const std::string& path, const StateInsides& insides) {
   object["reclaim_generation"] = insides.reclaim_generation;
   object["reclaim_horizon"] = insides.reclaim_horizon;
   Json segments = Json::array();
-  for (const SegmentUse& use : insides.segments) {
+  for (const SegmentKindUsage& use : insides.segments_by_kind) {
     segments.push_back(
-        {{"kind", use.kind}, {"segments", use.segments}, {"bytes", use.bytes}, {"live_bytes", use.live_bytes}});
+        {{"kind", use.kind}, {"segments", use.segment_count}, {"bytes", use.bytes}, {"live_bytes", use.live_bytes}});
   }
   object["segments"] = std::move(segments);
-  object["index"] = {{"parts", insides.index_parts},     {"depth", insides.index_depth},
-                     {"words", insides.index_words},     {"used", insides.index_used},
-                     {"fillers", insides.index_fillers}, {"load", share(insides.index_used, insides.index_words)}};
+  object["index"] = {{"parts", insides.index_pages},        {"depth", insides.index_global_depth},
+                     {"words", insides.index_words},        {"used", insides.index_used},
+                     {"fillers", insides.index_tombstones}, {"load", ratio(insides.index_used, insides.index_words)}};
   object["tree_height"] = insides.tree_height;
   object["reader_slots"] = insides.reader_slots;
   Json slots = Json::array();
@@ -71,49 +71,49 @@ Json as_json(const std::string& path, const StateInsides& insides) {
   return object;
 }
 
-void print(const std::string& path, const StateInsides& insides, Output& output) {
+void print(const std::string& path, const StateInspection& insides, Output& output) {
   const auto row = [&](std::string_view name, const std::string& value) {
-    output.line(fmt::format("  {:<20}{}", name, value));
+    output.write_line(fmt::format("  {:<20}{}", name, value));
   };
-  output.line("state " + escape(path));
+  output.write_line("state " + escape(path));
   row("made", fmt::format("{}{}", format_time(insides.created_us),
-                          insides.made_in_this_boot ? "" : "  (in another boot, or on another machine)"));
+                          insides.created_in_this_boot ? "" : "  (in another boot, or on another machine)"));
   row("state id", format_hash(insides.info.state_id));
   row("log", escape(insides.info.log_name));
   row("log uuid", to_string(insides.info.log_uuid));
   row("applied id", std::to_string(insides.info.applied_id));
   row("chain", format_hash(insides.info.chain));
   row("digest", to_string(insides.info.digest));
-  row("items", fmt::format("{}  ({} of keys and values)", with_commas(insides.info.item_count),
+  row("items", fmt::format("{}  ({} of keys and values)", format_with_commas(insides.info.item_count),
                            format_bytes(insides.info.item_bytes)));
   row("writer", insides.writer_active ? "at work, or died at it" : "none");
   if (insides.info.superseded) row("superseded", "yes: another file took its place");
 
-  output.line("segments of " + format_bytes(insides.segment_bytes) + ", " + format_bytes(insides.file_bytes) +
-              " in all");
-  for (const SegmentUse& use : insides.segments) {
+  output.write_line("segments of " + format_bytes(insides.segment_bytes) + ", " + format_bytes(insides.file_bytes) +
+                    " in all");
+  for (const SegmentKindUsage& use : insides.segments_by_kind) {
     row(use.kind,
-        fmt::format("{:>8}  {:>10}  {:>10} live  {:>3.0f}%", with_commas(use.segments), format_bytes(use.bytes),
-                    format_bytes(use.live_bytes), 100 * share(use.live_bytes, use.bytes)));
+        fmt::format("{:>8}  {:>10}  {:>10} live  {:>3.0f}%", format_with_commas(use.segment_count),
+                    format_bytes(use.bytes), format_bytes(use.live_bytes), 100 * ratio(use.live_bytes, use.bytes)));
   }
   row("reclaim generation", std::to_string(insides.reclaim_generation));
   row("reclaim horizon", std::to_string(insides.reclaim_horizon));
 
-  output.line("point index");
-  row("parts", fmt::format("{}  (depth {})", with_commas(insides.index_parts), insides.index_depth));
-  row("load", fmt::format("{:.0f}%  ({} of {} words, {} fillers)", 100 * share(insides.index_used, insides.index_words),
-                          with_commas(insides.index_used), with_commas(insides.index_words),
-                          with_commas(insides.index_fillers)));
-  output.line("key index");
+  output.write_line("point index");
+  row("parts", fmt::format("{}  (depth {})", format_with_commas(insides.index_pages), insides.index_global_depth));
+  row("load", fmt::format("{:.0f}%  ({} of {} words, {} fillers)", 100 * ratio(insides.index_used, insides.index_words),
+                          format_with_commas(insides.index_used), format_with_commas(insides.index_words),
+                          format_with_commas(insides.index_tombstones)));
+  output.write_line("key index");
   row("height", std::to_string(insides.tree_height));
 
-  output.line(fmt::format("reader slots: {} of {} taken", insides.slots_taken.size(), insides.reader_slots));
+  output.write_line(fmt::format("reader slots: {} of {} taken", insides.slots_taken.size(), insides.reader_slots));
   for (const ReaderSlotInfo& slot : insides.slots_taken) {
     row(fmt::format("slot {}", slot.slot),
         fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id, escape(slot.process_name),
                     slot.alive ? "" : "  (dead: will be swept)"));
   }
-  output.line(fmt::format("processes: {}", insides.processes.size()));
+  output.write_line(fmt::format("processes: {}", insides.processes.size()));
   for (const ReaderSlotInfo& process : insides.processes) {
     row(fmt::format("row {}", process.slot),
         fmt::format("process {} {}{}", process.process_id, escape(process.process_name),
@@ -121,21 +121,22 @@ void print(const std::string& path, const StateInsides& insides, Output& output)
   }
 }
 
-ExitCode inspect(const Arguments& arguments, Output& output) {
+ExitCode inspect(const InspectArguments& arguments, Output& output) {
   // A file that is named is looked at by itself, whatever log the environment names.
-  const Source source = arguments.file.empty() ? Source(arguments.target) : Source(arguments.file, arguments.target);
+  const StateSource source =
+      arguments.file.empty() ? StateSource(arguments.target) : StateSource(arguments.file, arguments.target);
   const State& state = source.state();
-  const StateInsides insides = state.insides();
+  const StateInspection insides = state.inspect();
   if (arguments.json) {
-    output.json(as_json(state.path(), insides));
+    output.write_json(as_json(state.path(), insides));
   } else {
     print(state.path(), insides, output);
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<InspectArguments>();
   parser.add_option("FILE", arguments->file, "a state file; no log is needed then")->type_name("");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);

@@ -9,12 +9,12 @@ namespace {
 void print_keys(const View& view, const RangeOptions& range, const ItemPrinter& printer) {
   std::uint64_t count = 0;
   for (const std::string_view key : view.keys(range.key_range())) {
-    printer.key(key);
+    printer.print_key(key);
     if (++count == range.limit) break;
   }
 }
 
-Run prepare(CLI::App& parser) {
+CommandAction prepare(CLI::App& parser) {
   return prepare_range_command(parser, "keys end in a zero byte and are not escaped", print_keys);
 }
 

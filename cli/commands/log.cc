@@ -14,7 +14,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct LogArguments {
   Target target;
   UpdateId from = 1;
   UpdateId to = std::numeric_limits<UpdateId>::max();
@@ -25,9 +25,9 @@ struct Arguments {
 };
 
 // Keys on the line of an update, unless all are asked for.
-constexpr std::size_t keys_shown = 5;
+constexpr std::size_t keys_shown_max = 5;
 
-const char* verb(const Change& change) { return change.kind == Change::Kind::set ? "set" : "erase"; }
+const char* change_kind_name(const Change& change) { return change.kind == Change::Kind::set ? "set" : "erase"; }
 
 Json as_json(const Update& update, std::size_t bytes, bool values) {
   Json object;
@@ -43,7 +43,7 @@ Json as_json(const Update& update, std::size_t bytes, bool values) {
   Json changes = Json::array();
   for (const Change& change : update.changes) {
     Json element;
-    element["kind"] = verb(change);
+    element["kind"] = change_kind_name(change);
     put_bytes(element, "key", change.key);
     if (change.kind == Change::Kind::set) element["value_bytes"] = change.value.size();
     if (change.kind == Change::Kind::set && values) put_bytes(element, "value", change.value);
@@ -53,111 +53,113 @@ Json as_json(const Update& update, std::size_t bytes, bool values) {
   return object;
 }
 
-void print(const Update& update, const Arguments& arguments, Output& output) {
+void print(const Update& update, const LogArguments& arguments, Output& output) {
   const std::size_t change_count = update.changes.size();
   std::string line = fmt::format("{:>8}  {}  {}  {} change{}", update.id, format_time(update.authorship.time_us),
                                  escape(update.authorship.writer_name), change_count, change_count == 1 ? "" : "s");
   if (update.erases_all) line += ", erases everything before";
   if (!update.authorship.note.empty()) line += "  \"" + escape(update.authorship.note) + '"';
   if (!arguments.values) {
-    const std::size_t shown = arguments.all_keys ? change_count : std::min(change_count, keys_shown);
+    const std::size_t shown = arguments.all_keys ? change_count : std::min(change_count, keys_shown_max);
     for (std::size_t i = 0; i < shown; ++i) {
-      line += fmt::format("{} {} {}", i == 0 ? " " : ",", verb(update.changes[i]), escape(update.changes[i].key));
+      line += fmt::format("{} {} {}", i == 0 ? " " : ",", change_kind_name(update.changes[i]),
+                          escape(update.changes[i].key));
     }
     if (shown < change_count) line += fmt::format(", {} more", change_count - shown);
   }
-  output.line(line);
+  output.write_line(line);
   if (!arguments.values) return;
   for (const Change& change : update.changes) {
     const bool set = change.kind == Change::Kind::set;
-    output.line(fmt::format("          {} {}{}{}", verb(change), escape(change.key), set ? "\t" : "",
-                            set ? escape(change.value) : ""));
+    output.write_line(fmt::format("          {} {}{}{}", change_kind_name(change), escape(change.key), set ? "\t" : "",
+                                  set ? escape(change.value) : ""));
   }
 }
 
 // Prints what is there and counts what is not. Damage does not end it: what comes after may be what somebody looks for.
-class Listing {
+class UpdatePrinter {
  public:
-  Listing(Log& log, const Arguments& arguments, Output& output) : log_(log), arguments_(arguments), output_(output) {}
+  UpdatePrinter(Log& log, const LogArguments& arguments, Output& output)
+      : log_(log), arguments_(arguments), output_(output) {}
 
   void print_all(UpdateId first, UpdateId last) {
     next_id_ = first;
     try {
-      read(first, last);
+      print_range(first, last);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::corrupt) throw;
       // The log will not read across a fault: so one by one.
-      while (next_id_ <= last) read_one(next_id_);
+      while (next_id_ <= last) print_single(next_id_);
     }
   }
 
   std::uint64_t damaged_count() const { return damaged_count_; }
 
  private:
-  void read(UpdateId first, UpdateId last) {
+  void print_range(UpdateId first, UpdateId last) {
     const Extent extent = log_.read(first, last, [this](UpdateId id, std::string_view bytes) {
-      missing_before(id);
+      report_missing_before(id);
       next_id_ = id + 1;
-      show(id, bytes);
+      print_update(id, bytes);
       return true;
     });
     // What a rewrite has deleted while we read is not missing.
     next_id_ = std::max(next_id_, extent.base + 1);
-    missing_before(std::min(last, extent.head) + 1);
+    report_missing_before(std::min(last, extent.head) + 1);
   }
 
-  void read_one(UpdateId id) {
+  void print_single(UpdateId id) {
     try {
-      read(id, id);
+      print_range(id, id);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::corrupt) throw;
-      missing_before(id + 1);
+      report_missing_before(id + 1);
     }
     next_id_ = std::max(next_id_, id + 1);
   }
 
-  void missing_before(UpdateId id) {
+  void report_missing_before(UpdateId id) {
     if (next_id_ >= id) return;
-    complain(fmt::format("updates are missing in the log: first={} last={}", next_id_, id - 1));
+    report_damage(fmt::format("updates are missing in the log: first={} last={}", next_id_, id - 1));
     next_id_ = id;
   }
 
-  void show(UpdateId id, std::string_view bytes) {
+  void print_update(UpdateId id, std::string_view bytes) {
     try {
       decode_update(bytes, update_);
     } catch (const Error& error) {
-      return complain(fmt::format("update is damaged: id={}: {}", id, error.what()));
+      return report_damage(fmt::format("update is damaged: id={}: {}", id, error.what()));
     }
     if (arguments_.json) {
-      output_.json(as_json(update_, bytes.size(), arguments_.values));
+      output_.write_json(as_json(update_, bytes.size(), arguments_.values));
     } else {
       print(update_, arguments_, output_);
     }
   }
 
-  void complain(const std::string& message) {
+  void report_damage(const std::string& message) {
     ++damaged_count_;
     output_.flush();
-    say(message);
+    print_message(message);
   }
 
   Log& log_;
-  const Arguments& arguments_;
+  const LogArguments& arguments_;
   Output& output_;
   Update update_;
   UpdateId next_id_ = 0;
   std::uint64_t damaged_count_ = 0;
 };
 
-ExitCode log(const Arguments& arguments, Output& output) {
+ExitCode log(const LogArguments& arguments, Output& output) {
   const auto log = open_log(arguments.target);
   const Extent extent = log->extent();
   UpdateId first = std::max(arguments.from, extent.base + 1);
   if (arguments.last) first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
   if (extent.base > 0 && arguments.from <= extent.base && !arguments.last) {
-    say(fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
+    print_message(fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
   }
-  Listing listing(*log, arguments, output);
+  UpdatePrinter listing(*log, arguments, output);
   listing.print_all(first, std::min(arguments.to, extent.head));
   if (listing.damaged_count() == 0) return ExitCode::done;
   output.flush();
@@ -165,8 +167,8 @@ ExitCode log(const Arguments& arguments, Output& output) {
                 "`whycache check` says whether this machine's state has what is missing");
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<LogArguments>();
   parser.add_option("--from", arguments->from, "first update")->type_name("ID");
   parser.add_option("--to", arguments->to, "last update")->type_name("ID");
   parser.add_option("--last", arguments->last, "only the last N updates")->type_name("N");

@@ -14,39 +14,39 @@ namespace {
 
 constexpr std::size_t batch_keys = 1024;
 
-struct Arguments {
+struct MgetArguments {
   Target target;
   FreshnessOptions freshness;
   KeyListOptions keys;
   bool json = false;
 };
 
-ExitCode mget(const Arguments& arguments, const CLI::App& parser, Output& output) {
+ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& output) {
   KeyList keys(arguments.keys, keys_of(parser));
-  const Source source(arguments.target, arguments.freshness);
+  const StateSource source(arguments.target, arguments.freshness);
   const View view = source.view();
-  const ItemPrinter printer(output, ItemPrinter::form(arguments.json, arguments.keys.null_separated));
+  const ItemPrinter printer(output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated));
   std::uint64_t key_count = 0;
   std::uint64_t missing_count = 0;
   keys.visit_batches(batch_keys, [&](std::span<const std::string_view> batch) {
     for (const std::string_view key : batch) {
       ++key_count;
       if (const auto value = view.get(key)) {
-        printer.item({key, *value});
+        printer.print_item({key, *value});
       } else {
         ++missing_count;
-        printer.missing(key);
+        printer.print_missing(key);
       }
     }
   });
   if (missing_count == 0) return ExitCode::done;
   output.flush();
-  say(fmt::format("not found: {} of {} keys", missing_count, key_count));
+  print_message(fmt::format("not found: {} of {} keys", missing_count, key_count));
   return ExitCode::not_found;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<MgetArguments>();
   allow_keys(parser);
   add_key_list_options(parser, arguments->keys);
   add_freshness_options(parser, arguments->freshness);

@@ -8,7 +8,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct RangeArguments {
   Target target;
   FreshnessOptions freshness;
   RangeOptions range;
@@ -18,16 +18,16 @@ struct Arguments {
 
 }  // namespace
 
-Run prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print) {
+  const auto arguments = std::make_shared<RangeArguments>();
   add_range_options(parser, arguments->range);
   add_freshness_options(parser, arguments->freshness);
   add_null_option(parser, arguments->null_separated, null_help);
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments, print](Output& output) {
-    const ItemPrinter printer(output, ItemPrinter::form(arguments->json, arguments->null_separated));
-    const Source source(arguments->target, arguments->freshness);
+    const ItemPrinter printer(output, ItemPrinter::select_format(arguments->json, arguments->null_separated));
+    const StateSource source(arguments->target, arguments->freshness);
     print(source.view(), arguments->range, printer);
     return ExitCode::done;
   };

@@ -10,6 +10,6 @@ namespace whycache::cli {
 using PrintRange = void (*)(const View& view, const RangeOptions& range, const ItemPrinter& printer);
 
 // Adds the options, of which `null_help` says what --null makes of what is printed.
-Run prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print);
+CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print);
 
 }  // namespace whycache::cli

@@ -13,7 +13,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct RewriteArguments {
   Target target;
   UpdateId limit = 0;
   std::optional<std::uint64_t> keep_last;
@@ -27,7 +27,7 @@ struct Arguments {
   }
 };
 
-UpdateId limit_of(const Arguments& arguments, const Extent& extent) {
+UpdateId resolve_limit(const RewriteArguments& arguments, const Extent& extent) {
   if (arguments.keep_last && arguments.limit != 0) {
     throw Failure(ExitCode::usage, "--limit and --keep-last exclude each other", "choose one of them");
   }
@@ -36,7 +36,8 @@ UpdateId limit_of(const Arguments& arguments, const Extent& extent) {
 }
 
 // What the rewrite will take away, in words.
-std::string losses(const Arguments& arguments, const Cache& cache, const Extent& extent, UpdateId limit) {
+std::string describe_losses(const RewriteArguments& arguments, const Cache& cache, const Extent& extent,
+                            UpdateId limit) {
   std::string text = fmt::format(
       "updates {}..{} will be replaced by the items as of {}: when, by whom, and what the values "
       "were before will be gone; a machine that has not applied {} will rebuild its state",
@@ -45,14 +46,14 @@ std::string losses(const Arguments& arguments, const Cache& cache, const Extent&
   std::uint64_t erased_count = 0;
   const View view = cache.view();
   for (const std::string_view key : view.keys()) erased_count += arguments.keeps(key) ? 0 : 1;
-  return text + fmt::format("; and {} of {} keys will be erased everywhere", with_commas(erased_count),
-                            with_commas(view.size()));
+  return text + fmt::format("; and {} of {} keys will be erased everywhere", format_with_commas(erased_count),
+                            format_with_commas(view.size()));
 }
 
-ExitCode rewrite(const Arguments& arguments, Output& output) {
+ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   const Extent extent = cache->log().extent();
-  const UpdateId limit = limit_of(arguments, extent);
+  const UpdateId limit = resolve_limit(arguments, extent);
   const auto conflict = [&](UpdateId base) {
     return Failure(ExitCode::conflict,
                    fmt::format("history was rewritten further than asked already: limit={} base={}", limit, base),
@@ -66,7 +67,7 @@ ExitCode rewrite(const Arguments& arguments, Output& output) {
   if (limit < extent.base) throw conflict(extent.base);
   const bool loses_something = limit > extent.base || !arguments.keep_prefixes.empty();
   if (loses_something && !arguments.yes)
-    throw Failure(ExitCode::refused, losses(arguments, *cache, extent, limit), "add --yes to do it");
+    throw Failure(ExitCode::refused, describe_losses(arguments, *cache, extent, limit), "add --yes to do it");
   RewriteOptions options;
   // The erasing updates come at the end: they would be left behind by a limit from before. And without --yes nothing
   // goes that came meanwhile.
@@ -77,15 +78,15 @@ ExitCode rewrite(const Arguments& arguments, Output& output) {
   const UpdateId base = limit == 0 && !loses_something ? 0 : cache->rewrite_history(options);
   if (arguments.limit != 0 && base > limit) throw conflict(base);
   if (arguments.json) {
-    output.json(Json{{"base", base}, {"base_before", extent.base}, {"head", extent.head}});
+    output.write_json(Json{{"base", base}, {"base_before", extent.base}, {"head", extent.head}});
   } else {
-    output.line(std::to_string(base));
+    output.write_line(std::to_string(base));
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<RewriteArguments>();
   parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")->type_name("ID");
   parser.add_option("--keep-last", arguments->keep_last, "leave the last N updates as they are")->type_name("N");
   parser

@@ -9,12 +9,12 @@ namespace {
 void print_items(const View& view, const RangeOptions& range, const ItemPrinter& printer) {
   std::uint64_t count = 0;
   for (const Item item : view.items(range.key_range())) {
-    printer.item(item);
+    printer.print_item(item);
     if (++count == range.limit) break;
   }
 }
 
-Run prepare(CLI::App& parser) {
+CommandAction prepare(CLI::App& parser) {
   return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped", print_items);
 }
 

@@ -10,7 +10,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct SetArguments {
   Target target;
   std::string key;
   std::optional<std::string> value;
@@ -19,30 +19,30 @@ struct Arguments {
   bool json = false;
 };
 
-std::string value_of(const Arguments& arguments) {
+std::string read_value(const SetArguments& arguments) {
   if (arguments.value.has_value() == arguments.file.has_value()) {
     throw Failure(ExitCode::usage, arguments.file ? "the value is given twice" : "there is no value",
                   "give VALUE, - for standard input, or --file PATH");
   }
-  if (arguments.file) return Input(*arguments.file).rest(value_bytes_max);
-  if (*arguments.value == "-") return Input("-").rest(value_bytes_max);
+  if (arguments.file) return Input(*arguments.file).read_rest(value_bytes_max);
+  if (*arguments.value == "-") return Input("-").read_rest(value_bytes_max);
   return *arguments.value;
 }
 
-ExitCode set(const Arguments& arguments, Output& output) {
-  const std::string value = value_of(arguments);
+ExitCode set(const SetArguments& arguments, Output& output) {
+  const std::string value = read_value(arguments);
   const auto cache = open_cache(arguments.target);
   const UpdateId id = cache->set(arguments.key, value, {.note = arguments.note});
   if (arguments.json) {
-    output.json(Json{{"update_id", id}});
+    output.write_json(Json{{"update_id", id}});
   } else {
-    output.line(std::to_string(id));
+    output.write_line(std::to_string(id));
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<SetArguments>();
   parser.add_option("KEY", arguments->key, "1 to 1024 bytes")->type_name("")->required();
   parser.add_option("VALUE", arguments->value, "the value, byte for byte; - reads standard input to its end")
       ->type_name("");

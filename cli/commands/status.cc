@@ -14,7 +14,7 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct StatusArguments {
   Target target;
   std::optional<std::chrono::nanoseconds> staleness_max;
   std::optional<std::uint64_t> lag_max;
@@ -24,10 +24,10 @@ struct Arguments {
 // What is known of the log: from itself if it answers, else from when it was last asked.
 struct LogStatus {
   std::optional<Extent> extent;
-  std::string trouble;  // why it did not answer; empty if it was not asked
+  std::string error;  // why it did not answer; empty if it was not asked
 };
 
-LogStatus ask_log(const Target& target) {
+LogStatus read_log_status(const Target& target) {
   if (!names_a_log(target)) return {};
   try {
     return {open_log(target)->extent(), {}};
@@ -36,7 +36,7 @@ LogStatus ask_log(const Target& target) {
   }
 }
 
-struct Status {
+struct MachineStatus {
   StateInfo info;
   std::string path;
   std::uint64_t file_bytes = 0;
@@ -44,24 +44,24 @@ struct Status {
   UpdateId head = 0;
   LogStatus log;
 
-  Status(const State& state, LogStatus of_log) : log(std::move(of_log)) {
+  MachineStatus(const State& state, LogStatus of_log) : log(std::move(of_log)) {
     info = state.info();
     path = state.path();
     struct stat status;
     if (::stat(path.c_str(), &status) == 0) file_bytes = static_cast<std::uint64_t>(status.st_size);
-    if (const auto asked = state.asked_at_ns()) {
+    if (const auto asked = state.last_poll_time_ns()) {
       staleness = std::chrono::nanoseconds(std::max<std::int64_t>(0, boot_time_ns() - *asked));
     }
     head = log.extent ? log.extent->head : state.known_head();
   }
 
   // Another log's state, or one of a log that has lost its tail, counts as damaged; the next update() rebuilds it.
-  bool is_of_this_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
+  bool is_of_same_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
   bool is_ahead_of_log() const { return log.extent && info.applied_id > log.extent->head; }
   std::uint64_t lag() const { return head > info.applied_id ? head - info.applied_id : 0; }
 };
 
-Json as_json(const Status& status) {
+Json as_json(const MachineStatus& status) {
   Json object;
   object["applied_id"] = status.info.applied_id;
   object["head"] = status.head;
@@ -80,9 +80,9 @@ Json as_json(const Status& status) {
   object["log_answers"] = status.log.extent.has_value();
   if (status.log.extent) {
     object["base"] = status.log.extent->base;
-    object["same_log"] = status.is_of_this_log();
-  } else if (!status.log.trouble.empty()) {
-    put_bytes(object, "log_trouble", status.log.trouble);
+    object["same_log"] = status.is_of_same_log();
+  } else if (!status.log.error.empty()) {
+    put_bytes(object, "log_trouble", status.log.error);
   }
   put_bytes(object, "state", status.path);
   object["state_bytes"] = status.file_bytes;
@@ -90,9 +90,9 @@ Json as_json(const Status& status) {
   return object;
 }
 
-void print(const Status& status, Output& output) {
+void print(const MachineStatus& status, Output& output) {
   const auto row = [&](std::string_view name, const std::string& value) {
-    output.line(fmt::format("{:<12}{}", name, value));
+    output.write_line(fmt::format("{:<12}{}", name, value));
   };
   const std::string staleness =
       status.staleness ? format_duration(*status.staleness) : "the log was not asked since this machine was started";
@@ -100,7 +100,7 @@ void print(const Status& status, Output& output) {
   row("head", fmt::format("{}{}", status.head, status.log.extent ? "" : "  (when the log was last asked)"));
   row("lag", fmt::format("{} update{}", status.lag(), status.lag() == 1 ? "" : "s"));
   row("staleness", staleness);
-  row("items", fmt::format("{}  ({} of keys and values)", with_commas(status.info.item_count),
+  row("items", fmt::format("{}  ({} of keys and values)", format_with_commas(status.info.item_count),
                            format_bytes(status.info.item_bytes)));
   row("digest", to_string(status.info.digest));
   row("chain", format_hash(status.info.chain));
@@ -108,22 +108,22 @@ void print(const Status& status, Output& output) {
   row("log uuid", to_string(status.info.log_uuid));
   if (status.log.extent) {
     row("base", status.log.extent->base == 0 ? "0  (never rewritten)" : std::to_string(status.log.extent->base));
-  } else if (!status.log.trouble.empty()) {
-    row("log answers", "no: " + escape(status.log.trouble));
+  } else if (!status.log.error.empty()) {
+    row("log answers", "no: " + escape(status.log.error));
   }
   row("state", fmt::format("{}  ({})", escape(status.path), format_bytes(status.file_bytes)));
 }
 
-ExitCode status(const Arguments& arguments, Output& output) {
-  const Source source(arguments.target);
-  const Status status(source.state(), ask_log(arguments.target));
+ExitCode status(const StatusArguments& arguments, Output& output) {
+  const StateSource source(arguments.target);
+  const MachineStatus status(source.state(), read_log_status(arguments.target));
   if (arguments.json) {
-    output.json(as_json(status));
+    output.write_json(as_json(status));
   } else {
     print(status, output);
   }
   output.flush();
-  if (!status.is_of_this_log()) {
+  if (!status.is_of_same_log()) {
     throw Failure(ExitCode::corrupt,
                   fmt::format("the state is of another log: state_uuid={} log_uuid={}", to_string(status.info.log_uuid),
                               to_string(status.log.extent->uuid)),
@@ -151,8 +151,8 @@ ExitCode status(const Arguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<StatusArguments>();
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
                       "exit 4 if the log was last asked longer ago");
   parser.add_option("--lag-max", arguments->lag_max, "exit 4 if more updates than this are not applied")

@@ -9,14 +9,14 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct UpdateArguments {
   Target target;
   UpdateId at_least = 0;
   std::optional<std::chrono::nanoseconds> staleness_max;
   bool json = false;
 };
 
-ExitCode update(const Arguments& arguments, Output& output) {
+ExitCode update(const UpdateArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   UpdateOptions options;
   options.at_least = arguments.at_least;
@@ -32,15 +32,15 @@ ExitCode update(const Arguments& arguments, Output& output) {
                       " is not applied: wait longer with --deadline, or see `whycache status`");
   }
   if (arguments.json) {
-    output.json(Json{{"applied_id", id}});
+    output.write_json(Json{{"applied_id", id}});
   } else {
-    output.line(std::to_string(id));
+    output.write_line(std::to_string(id));
   }
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<UpdateArguments>();
   parser
       .add_option("--at-least", arguments->at_least,
                   "ask until this update is applied, or the deadline has passed; exit 4 then")

@@ -22,11 +22,11 @@
 namespace whycache::cli {
 namespace {
 
-struct Arguments {
+struct VersionArguments {
   bool json = false;
 };
 
-std::vector<std::string> logs() {
+std::vector<std::string> log_schemes() {
   std::vector<std::string> schemes = {"memory", "file"};
 #if WHYCACHE_WITH_SQLITE
   schemes.emplace_back("sqlite");
@@ -37,7 +37,7 @@ std::vector<std::string> logs() {
   return schemes;
 }
 
-Json libraries() {
+Json library_versions() {
   Json versions;
 #if WHYCACHE_WITH_SQLITE
   versions["sqlite"] = ::sqlite3_libversion();
@@ -54,30 +54,30 @@ Json libraries() {
   return versions;
 }
 
-ExitCode version(const Arguments& arguments, Output& output) {
+ExitCode version(const VersionArguments& arguments, Output& output) {
   if (arguments.json) {
     Json object;
     object["version"] = WHYCACHE_VERSION;
     object["formats"] = {{"update", format_version}, {"state", state_format_major}};
-    object["logs"] = logs();
-    object["libraries"] = libraries();
+    object["logs"] = log_schemes();
+    object["libraries"] = library_versions();
     object["compiler"] = __VERSION__;
-    output.json(object);
+    output.write_json(object);
     return ExitCode::done;
   }
-  output.line(std::string("whycache ") + WHYCACHE_VERSION);
-  output.line(fmt::format("formats    update {}, state {}", format_version, state_format_major));
-  output.line(fmt::format("logs       {}", fmt::join(logs(), ", ")));
-  const Json versions = libraries();
+  output.write_line(std::string("whycache ") + WHYCACHE_VERSION);
+  output.write_line(fmt::format("formats    update {}, state {}", format_version, state_format_major));
+  output.write_line(fmt::format("logs       {}", fmt::join(log_schemes(), ", ")));
+  const Json versions = library_versions();
   std::vector<std::string> names;
   for (const auto& [name, number] : versions.items()) names.push_back(name + " " + number.get<std::string>());
-  output.line(fmt::format("libraries  {}", fmt::join(names, ", ")));
-  output.line(std::string("compiler   ") + __VERSION__);
+  output.write_line(fmt::format("libraries  {}", fmt::join(names, ", ")));
+  output.write_line(std::string("compiler   ") + __VERSION__);
   return ExitCode::done;
 }
 
-Run prepare(CLI::App& parser) {
-  const auto arguments = std::make_shared<Arguments>();
+CommandAction prepare(CLI::App& parser) {
+  const auto arguments = std::make_shared<VersionArguments>();
   add_json_option(parser, arguments->json);
   return [arguments](Output& output) { return version(*arguments, output); };
 }

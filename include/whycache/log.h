@@ -40,10 +40,10 @@ struct Extent {
 };
 
 // What look() answers.
-struct Looked {
+struct PollResult {
   Extent extent;
   // How long before the call, at most, the log was as this says. 0: the store itself was asked, as by read().
-  std::chrono::nanoseconds age{0};
+  std::chrono::nanoseconds staleness{0};
 };
 
 class WHYCACHE_API Log {
@@ -84,7 +84,7 @@ class WHYCACHE_API Log {
   // allow. An answer whose age is not 0 is a claim: its rows, 4 MiB at most, stand and fall together, and its
   // extent promises no update beyond them. Who finds that it does not continue what he has looks again with age_max 0
   // before he believes that anything is wrong. Errors and all else as read().
-  virtual Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
+  virtual PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
     static_cast<void>(age_max);
     return {read(first, std::numeric_limits<UpdateId>::max(), visit), {}};
   }
@@ -104,7 +104,7 @@ class WHYCACHE_API Log {
 
   // Lets go of connections to the store that are not in use just now; the next call opens them anew. For who asks
   // seldom, and would else keep a server's connections from others. Does not wait, and does not throw.
-  virtual void rest() noexcept {}
+  virtual void release_idle_connections() noexcept {}
 
   // A fresh log on the same store, for the child after fork(), which must not share connections with its
   // parent. nullptr: this log needs or knows no such thing, and the child goes on with this object.

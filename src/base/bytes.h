@@ -73,7 +73,7 @@ class ByteReader {
 
   // Each throws Error corrupt when there is not enough left.
   std::uint8_t take_byte() {
-    if (at_ == end_) refuse_cut_short(1);
+    if (at_ == end_) throw_cut_short(1);
     return static_cast<std::uint8_t>(*at_++);
   }
   template <std::integral Integer>
@@ -85,7 +85,7 @@ class ByteReader {
     return take_long_varint();
   }
   std::string_view take_bytes(std::uint64_t size) {
-    if (size > bytes_left()) refuse_cut_short(size);
+    if (size > bytes_left()) throw_cut_short(size);
     const std::string_view bytes(at_, static_cast<std::size_t>(size));
     at_ += size;
     return bytes;
@@ -94,7 +94,7 @@ class ByteReader {
   std::string_view take_sized_bytes() { return take_bytes(take_varint()); }
   // From the end; what is left ends before them.
   std::string_view take_last_bytes(std::uint64_t size) {
-    if (size > bytes_left()) refuse_cut_short(size);
+    if (size > bytes_left()) throw_cut_short(size);
     end_ -= size;
     return {end_, static_cast<std::size_t>(size)};
   }
@@ -105,12 +105,12 @@ class ByteReader {
   }
   // Throws Error corrupt if anything is left.
   void expect_end() const {
-    if (at_ != end_) refuse("too long", "bytes_left", bytes_left());
+    if (at_ != end_) throw_corrupt("too long", "bytes_left", bytes_left());
   }
 
   // Throws Error corrupt: "update cut short: offset=20 size=9".
-  [[noreturn, gnu::cold, gnu::noinline]] void refuse(std::string_view why, std::string_view name,
-                                                     std::uint64_t value) const {
+  [[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt(std::string_view why, std::string_view name,
+                                                            std::uint64_t value) const {
     std::string message(what_);
     message.append(" ").append(why).append(": offset=").append(std::to_string(offset()));
     message.append(" ").append(name).append("=").append(std::to_string(value));
@@ -118,21 +118,21 @@ class ByteReader {
   }
 
  private:
-  [[noreturn, gnu::cold, gnu::noinline]] void refuse_cut_short(std::uint64_t needed) const {
-    refuse("cut short", "bytes_left=" + std::to_string(bytes_left()) + " bytes_needed", needed);
+  [[noreturn, gnu::cold, gnu::noinline]] void throw_cut_short(std::uint64_t needed) const {
+    throw_corrupt("cut short", "bytes_left=" + std::to_string(bytes_left()) + " bytes_needed", needed);
   }
 
   std::uint64_t take_long_varint() {
     std::uint64_t number = 0;
     for (unsigned shift = 0; shift < 70; shift += 7) {
       const std::uint8_t byte = take_byte();
-      if (shift == 63 && byte > 1) refuse("has a varint beyond 64 bits", "byte", byte);
+      if (shift == 63 && byte > 1) throw_corrupt("has a varint beyond 64 bits", "byte", byte);
       number |= static_cast<std::uint64_t>(byte & 0x7f) << shift;
       if (byte >= 0x80) continue;
-      if (byte == 0 && shift > 0) refuse("has a varint with a needless byte", "value", number);
+      if (byte == 0 && shift > 0) throw_corrupt("has a varint with a needless byte", "value", number);
       return number;
     }
-    refuse("has a varint beyond 64 bits", "bytes_max", varint_bytes_max);
+    throw_corrupt("has a varint beyond 64 bits", "bytes_max", varint_bytes_max);
   }
 
   const char* begin_;

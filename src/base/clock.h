@@ -22,7 +22,7 @@ class Deadline {
       : at_ns_(boot_time_ns() + std::chrono::duration_cast<std::chrono::nanoseconds>(patience).count()) {}
 
   bool passed() const noexcept { return boot_time_ns() >= at_ns_; }
-  std::chrono::nanoseconds left() const noexcept {
+  std::chrono::nanoseconds remaining() const noexcept {
     const std::int64_t left = at_ns_ - boot_time_ns();
     return std::chrono::nanoseconds(left > 0 ? left : 0);
   }

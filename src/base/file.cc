@@ -31,7 +31,7 @@ void FileDescriptor::close() noexcept {
 
 namespace {
 
-ErrorKind kind_of(int error) {
+ErrorKind error_kind_for_errno(int error) {
   switch (error) {
     case ENOENT:
     case EACCES:
@@ -70,7 +70,7 @@ Error system_error(std::string_view what, std::string_view path, int error) {
   message += " reason=\"";
   message += error == ELOOP ? "a symbolic link is in its place" : std::system_category().message(error);
   message += '"';
-  return Error(kind_of(error), message, error);
+  return Error(error_kind_for_errno(error), message, error);
 }
 
 FileDescriptor open_file(const std::string& path, int flags, mode_t mode) {
@@ -79,7 +79,7 @@ FileDescriptor open_file(const std::string& path, int flags, mode_t mode) {
   return file;
 }
 
-FileDescriptor open_file_if_there(const std::string& path, int flags) {
+FileDescriptor open_file_if_exists(const std::string& path, int flags) {
   FileDescriptor file = open_retrying(path, flags, 0);
   if (!file && errno != ENOENT) throw system_error("cannot open file", path, errno);
   return file;
@@ -130,18 +130,18 @@ void sync_file(int descriptor, std::string_view path) {
   if (::fdatasync(descriptor) != 0) throw system_error("cannot sync file", path, errno);
 }
 
-void sync_folder(const std::string& path) {
+void sync_directory(const std::string& path) {
   const FileDescriptor folder = open_file(path, O_RDONLY | O_DIRECTORY);
   if (::fsync(folder.number()) != 0) throw system_error("cannot sync folder", path, errno);
 }
 
-std::string folder_of(const std::string& path) {
+std::string parent_directory(const std::string& path) {
   const std::size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
-void check_folder_is_safe(const std::string& folder, bool of_any_owner) {
+void check_directory_is_safe(const std::string& folder, bool of_any_owner) {
   struct stat status;
   if (::stat(folder.c_str(), &status) != 0) throw system_error("cannot use folder", folder, errno);
   if (!S_ISDIR(status.st_mode)) throw system_error("cannot use folder", folder, ENOTDIR);

@@ -38,7 +38,7 @@ Error system_error(std::string_view what, std::string_view path, int error);
 // open(2) with O_CLOEXEC and O_NOFOLLOW, again after EINTR. Throws Error.
 FileDescriptor open_file(const std::string& path, int flags, mode_t mode = 0);
 // Like open_file, but an absent file gives an empty descriptor.
-FileDescriptor open_file_if_there(const std::string& path, int flags);
+FileDescriptor open_file_if_exists(const std::string& path, int flags);
 
 // Reads or writes all of it, again after EINTR and short counts. read_all throws corrupt at a short file.
 void write_all(int descriptor, std::string_view bytes, std::string_view path);
@@ -50,14 +50,14 @@ std::string read_whole_file(const std::string& path, std::size_t bytes_max);
 int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) noexcept;
 
 void sync_file(int descriptor, std::string_view path);
-void sync_folder(const std::string& path);
+void sync_directory(const std::string& path);
 
 // The folder part of a path; "." if it has none.
-std::string folder_of(const std::string& path);
+std::string parent_directory(const std::string& path);
 
 // Throws Error invalid unless `folder` exists and nobody but its owner (this user or root) can replace files
 // in it: not writable for group or others, or sticky.
 // `of_any_owner` leaves the owner out of it.
-void check_folder_is_safe(const std::string& folder, bool of_any_owner = false);
+void check_directory_is_safe(const std::string& folder, bool of_any_owner = false);
 
 }  // namespace whycache

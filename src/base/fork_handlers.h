@@ -11,7 +11,7 @@
 
 namespace whycache {
 
-class ForkListener {
+class ForkHandler {
  public:
   // Called before the fork, in the thread that forks: take the mutexes that are only ever held for a moment, so that
   // what they guard is whole in the child.
@@ -22,26 +22,26 @@ class ForkListener {
   virtual void after_fork_in_child() noexcept = 0;
 
  protected:
-  ForkListener() = default;
-  ForkListener(const ForkListener&) = delete;
-  ForkListener& operator=(const ForkListener&) = delete;
-  ~ForkListener() = default;
+  ForkHandler() = default;
+  ForkHandler(const ForkHandler&) = delete;
+  ForkHandler& operator=(const ForkHandler&) = delete;
+  ~ForkHandler() = default;
 };
 
 // The owner registers when it is whole, and unregisters before it comes apart. Safe from any thread; but it may wait
 // until another thread has forked. So it must not be done while holding what a child cannot do without, such as the
 // initialization of a function's static variable: in the child it would stay begun for ever.
-void register_fork_listener(ForkListener* listener);
+void register_fork_handler(ForkHandler* listener);
 // Registers, and does what `prepare` does, with no fork in between: opens what a child has to let go of. If it throws,
 // nothing is registered.
-void register_fork_listener(ForkListener* listener, const std::function<void()>& prepare);
-void unregister_fork_listener(ForkListener* listener) noexcept;
+void register_fork_handler(ForkHandler* listener, const std::function<void()>& prepare);
+void unregister_fork_handler(ForkHandler* listener) noexcept;
 
 namespace detail {
-extern constinit std::atomic<std::uint64_t> forks;
+extern constinit std::atomic<std::uint64_t> fork_counter;
 }
 
 // How often this process's line of ancestors forked since the library was loaded: another number means another process.
-inline std::uint64_t fork_count() noexcept { return detail::forks.load(std::memory_order_relaxed); }
+inline std::uint64_t fork_count() noexcept { return detail::fork_counter.load(std::memory_order_relaxed); }
 
 }  // namespace whycache

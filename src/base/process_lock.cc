@@ -9,7 +9,7 @@
 namespace whycache {
 namespace {
 
-struct flock one_byte(short type, std::uint64_t offset) {
+struct flock flock_for_byte(short type, std::uint64_t offset) {
   struct flock lock = {};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
@@ -21,7 +21,7 @@ struct flock one_byte(short type, std::uint64_t offset) {
 }  // namespace
 
 bool try_lock_byte(int descriptor, std::uint64_t offset) {
-  struct flock lock = one_byte(F_WRLCK, offset);
+  struct flock lock = flock_for_byte(F_WRLCK, offset);
   for (;;) {
     if (::fcntl(descriptor, F_OFD_SETLK, &lock) == 0) return true;
     if (errno == EINTR) continue;
@@ -31,13 +31,13 @@ bool try_lock_byte(int descriptor, std::uint64_t offset) {
 }
 
 void unlock_byte(int descriptor, std::uint64_t offset) noexcept {
-  struct flock lock = one_byte(F_UNLCK, offset);
+  struct flock lock = flock_for_byte(F_UNLCK, offset);
   while (::fcntl(descriptor, F_OFD_SETLK, &lock) != 0 && errno == EINTR) {
   }
 }
 
 bool is_byte_locked(int descriptor, std::uint64_t offset) {
-  struct flock lock = one_byte(F_WRLCK, offset);
+  struct flock lock = flock_for_byte(F_WRLCK, offset);
   if (::fcntl(descriptor, F_OFD_GETLK, &lock) != 0) throw system_error("cannot query lock", "lock file", errno);
   return lock.l_type != F_UNLCK;
 }

@@ -27,7 +27,7 @@ int hex_value(char c) {
 }
 
 // `part` names the piece of the URL for messages, which must not show the piece itself.
-std::string percent_decoded(std::string_view text, const char* part) {
+std::string percent_decode(std::string_view text, const char* part) {
   std::string decoded;
   decoded.reserve(text.size());
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -49,9 +49,9 @@ std::string percent_decoded(std::string_view text, const char* part) {
 }
 
 // What may stand in any part of a URL unencoded stays as it is, and '/' in a path.
-enum class UrlPart { path, other };
-std::string percent_encoded(std::string_view text, UrlPart part) {
-  const std::string_view kept = part == UrlPart::path ? "-._~/" : "-._~";
+enum class UrlComponent { path, other };
+std::string percent_encode(std::string_view text, UrlComponent part) {
+  const std::string_view kept = part == UrlComponent::path ? "-._~/" : "-._~";
   constexpr char digits[] = "0123456789ABCDEF";
   std::string encoded;
   for (const char c : text) {
@@ -157,7 +157,7 @@ Url::Url(std::string_view text) {
     throw invalid(
         "log url has an '@' in its path (write '@' as %40, '/' in a password as %2F, and \"//\" before user and host)");
   }
-  path_ = percent_decoded(rest, "path");
+  path_ = percent_decode(rest, "path");
 }
 
 void Url::parse_authority(std::string_view authority) {
@@ -165,8 +165,8 @@ void Url::parse_authority(std::string_view authority) {
   if (at != std::string_view::npos) {
     const std::string_view user = authority.substr(0, at);
     const std::size_t colon = user.find(':');
-    user_ = percent_decoded(user.substr(0, colon), "user");
-    if (colon != std::string_view::npos) password_ = percent_decoded(user.substr(colon + 1), "password");
+    user_ = percent_decode(user.substr(0, colon), "user");
+    if (colon != std::string_view::npos) password_ = percent_decode(user.substr(colon + 1), "password");
     authority.remove_prefix(at + 1);
   }
 
@@ -204,7 +204,7 @@ void Url::parse_options(std::string_view query) {
     for (const Option& other : options_) {
       if (other.key == key) throw invalid("log url has an option twice: option=" + other.key);
     }
-    options_.push_back({std::string(key), percent_decoded(option.substr(equals + 1), "option"), false});
+    options_.push_back({std::string(key), percent_decode(option.substr(equals + 1), "option"), false});
   }
 }
 
@@ -222,7 +222,7 @@ const std::string& Url::file_path() const {
 std::optional<std::string> Url::take_option(std::string_view key) {
   for (Option& option : options_) {
     if (option.key != key) continue;
-    option.taken = true;
+    option.is_taken = true;
     return option.value;
   }
   return std::nullopt;
@@ -237,10 +237,10 @@ std::string Url::take_instance() {
   return instance;
 }
 
-void Url::refuse_unknown_options() const {
+void Url::reject_unknown_options() const {
   std::string unknown;
   for (const Option& option : options_) {
-    if (option.taken) continue;
+    if (option.is_taken) continue;
     if (!unknown.empty()) unknown += ',';
     unknown += option.key;
   }
@@ -254,15 +254,15 @@ std::string Url::redacted() const {
   // Else a path with two slashes would look like an authority.
   if (has_authority_ || path_.substr(0, 2) == "//") text += "//";
   if (has_authority_) {
-    if (!user_.empty() || password_) text += percent_encoded(user_, UrlPart::other) + (password_ ? ":***@" : "@");
+    if (!user_.empty() || password_) text += percent_encode(user_, UrlComponent::other) + (password_ ? ":***@" : "@");
     text += host_.find(':') == std::string::npos ? host_ : '[' + host_ + ']';
     if (port_) text += ':' + std::to_string(*port_);
   }
-  text += percent_encoded(path_, UrlPart::path);
+  text += percent_encode(path_, UrlComponent::path);
   char separator = '?';
   for (const Option& option : options_) {
     text += std::exchange(separator, '&') + option.key + '=';
-    text += option.key == "instance" ? percent_encoded(option.value, UrlPart::other) : "***";
+    text += option.key == "instance" ? percent_encode(option.value, UrlComponent::other) : "***";
   }
   return text;
 }

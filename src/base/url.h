@@ -43,7 +43,7 @@ class Url {
   // Option `instance`, "default" if not given. Throws Error invalid.
   std::string take_instance();
   // Throws Error invalid naming the options given that nobody took.
-  void refuse_unknown_options() const;
+  void reject_unknown_options() const;
 
   // For messages: without the password, and with no option's value but that of `instance`.
   std::string redacted() const;
@@ -52,7 +52,7 @@ class Url {
   struct Option {
     std::string key;
     std::string value;
-    bool taken;
+    bool is_taken;
   };
 
   void parse_authority(std::string_view authority);

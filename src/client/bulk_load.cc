@@ -14,7 +14,7 @@ constexpr std::size_t update_overhead_bytes = 1024;
 constexpr std::size_t item_overhead_bytes = 16;
 
 // Items, copied.
-class Gathered {
+class ItemBatch {
  public:
   bool empty() const { return sizes_.empty(); }
   std::size_t count() const { return sizes_.size(); }
@@ -27,7 +27,7 @@ class Gathered {
     std::vector<Item> items;
     items.reserve(sizes_.size());
     const char* at = bytes_.data();
-    for (const Sizes& sizes : sizes_) {
+    for (const ItemSizes& sizes : sizes_) {
       items.push_back({{at, sizes.key}, {at + sizes.key, sizes.value}});
       at += sizes.key + sizes.value;
     }
@@ -39,20 +39,20 @@ class Gathered {
   }
 
  private:
-  struct Sizes {
+  struct ItemSizes {
     std::size_t key;
     std::size_t value;
   };
   std::string bytes_;
-  std::vector<Sizes> sizes_;
+  std::vector<ItemSizes> sizes_;
 };
 
 }  // namespace
 
-UpdateId fill(const std::function<std::optional<Item>()>& next, std::size_t update_bytes_max,
-              const std::function<UpdateId(std::span<const Item>)>& write) {
+UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t update_bytes_max,
+                   const std::function<UpdateId(std::span<const Item>)>& write) {
   const std::size_t room = update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0;
-  Gathered gathered;
+  ItemBatch gathered;
   std::uint64_t written = 0;
   UpdateId last_id = 0;
   const auto write_gathered = [&] {

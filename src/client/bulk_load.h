@@ -14,7 +14,7 @@ namespace whycache {
 // item that is too large for any has a batch to itself. Returns what the last write returned, 0 if there was none. An
 // Error leaves it with what was written before in its message; one that says nothing was written becomes `uncertain`
 // then.
-UpdateId fill(const std::function<std::optional<Item>()>& next, std::size_t update_bytes_max,
-              const std::function<UpdateId(std::span<const Item>)>& write);
+UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t update_bytes_max,
+                   const std::function<UpdateId(std::span<const Item>)>& write);
 
 }  // namespace whycache

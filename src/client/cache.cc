@@ -25,7 +25,7 @@ namespace {
 
 constexpr std::uint32_t update_bytes_least = 4U << 10;
 constexpr std::uint32_t update_bytes_most = 64U << 20;
-constexpr std::size_t writer_name_bytes_most = 255;
+constexpr std::size_t writer_name_bytes_max = 255;
 
 Options checked(Options options) {
   const auto refuse = [](const std::string& message) { throw Error(ErrorKind::invalid, message); };
@@ -39,9 +39,9 @@ Options checked(Options options) {
     refuse("state_mode must let its owner read and write, and nobody execute: state_mode=" +
            std::to_string(options.state_mode));
   }
-  if (options.writer_name.size() > writer_name_bytes_most) {
+  if (options.writer_name.size() > writer_name_bytes_max) {
     refuse("writer_name too long: bytes=" + std::to_string(options.writer_name.size()) +
-           " bytes_max=" + std::to_string(writer_name_bytes_most));
+           " bytes_max=" + std::to_string(writer_name_bytes_max));
   }
   return options;
 }
@@ -55,40 +55,40 @@ StateOptions state_options(const Options& options, const std::string& path) {
 }
 
 // What a forked child must not share with its parent, and makes anew: connections, mutexes, the identity of a writer.
-struct ProcessLife {
-  ProcessLife(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options, Tally& tally)
-      : link(state, log, std::move(owned_log), options, tally) {}
+struct ProcessContext {
+  ProcessContext(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options, AtomicCounters& tally)
+      : session(state, log, std::move(owned_log), options, tally) {}
 
-  const std::uint64_t forks = fork_count();
-  Link link;
-  Commit commit{link};
-  ProcessLife* left_before = nullptr;
+  const std::uint64_t owner_fork_count = fork_count();
+  Session session;
+  WriteQueue write_queue{session};
+  ProcessContext* next_abandoned = nullptr;
 };
 
 // In a child, what its parent was using is never touched again: its mutexes may be locked for good, its connections are
 // the parent's. It stays where it is, on a list, where leak checkers find it.
-void leave_to_parent(ProcessLife* life) {
-  static std::atomic<ProcessLife*> left{nullptr};
-  life->left_before = left.load(std::memory_order_relaxed);
-  while (!left.compare_exchange_weak(life->left_before, life, std::memory_order_relaxed)) {
+void abandon_parent_context(ProcessContext* life) {
+  static std::atomic<ProcessContext*> left{nullptr};
+  life->next_abandoned = left.load(std::memory_order_relaxed);
+  while (!left.compare_exchange_weak(life->next_abandoned, life, std::memory_order_relaxed)) {
   }
 }
 
 // Meets the log for the first time. A state that is there and was not brought from elsewhere serves reads although the
 // log is away.
-void meet_log(Link& link) {
-  Patience patience(link.options.deadline);
+void connect(Session& link) {
+  Backoff patience(link.options.deadline);
   if (!link.state.usable()) {
     follow(link, patience);
     return;
   }
   const StateInfo info = link.state.info();
   try {
-    const Extent extent = link.ask([](Log& log) { return log.extent(); });
-    if (extent.uuid == info.log_uuid && !link.state.adopted()) return link.saw_log(extent.uuid);
+    const Extent extent = link.call_log([](Log& log) { return log.extent(); });
+    if (extent.uuid == info.log_uuid && !link.state.adopted()) return link.note_seen_log(extent.uuid);
     follow(link, patience);
   } catch (const LogError& error) {
-    if (!error.can_be_waited_for() && !error.gave_up()) throw;
+    if (!error.is_retryable() && !error.gave_up()) throw;
     if (link.state.adopted() && info.log_name != link.log.name()) {
       throw Error(error.kind(),
                   "state was brought here from elsewhere, and whether it is of this log cannot be found out: path=" +
@@ -105,35 +105,37 @@ void meet_log(Link& link) {
 class Cache::Impl {
  public:
   Impl(std::unique_ptr<Log> log, Options given)
-      : options_(checked(std::move(given))), place_(find_state_place(options_, log->name())), state_(open_state()) {
+      : options_(checked(std::move(given))),
+        location_(find_state_location(options_, log->name())),
+        state_(open_state()) {
     try {
       Log& the_log = *log;
-      life_.store(new ProcessLife(*state_, the_log, std::move(log), options_, tally_));
-      meet_log(life_.load()->link);
+      context_.store(new ProcessContext(*state_, the_log, std::move(log), options_, counters_));
+      connect(context_.load()->session);
     } catch (...) {
-      end();
+      shut_down();
       throw;
     }
-    open_state_.store(state_.get(), std::memory_order_release);
+    state_if_open_.store(state_.get(), std::memory_order_release);
   }
-  ~Impl() { end(); }
+  ~Impl() { shut_down(); }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
   // Null when closed.
-  State* state_or_null() const { return open_state_.load(std::memory_order_acquire); }
+  State* state_if_open() const { return state_if_open_.load(std::memory_order_acquire); }
   State& state() const {
-    State* const state = state_or_null();
+    State* const state = state_if_open();
     if (state == nullptr) throw_closed();
     return *state;
   }
   // Of this process.
-  ProcessLife& life() {
+  ProcessContext& context() {
     state();
-    ProcessLife* life = life_.load(std::memory_order_acquire);
-    return life->forks == fork_count() ? *life : begin_life_in_child(life);
+    ProcessContext* life = context_.load(std::memory_order_acquire);
+    return life->owner_fork_count == fork_count() ? *life : create_child_context(life);
   }
-  Link& link() { return life().link; }
+  Session& session() { return context().session; }
 
   // Runs a read. If that finds the state damaged, the next update() builds a new one.
   template <typename Read>
@@ -148,25 +150,25 @@ class Cache::Impl {
   }
 
   void close(bool remove) {
-    State* const state = open_state_.exchange(nullptr, std::memory_order_acq_rel);
+    State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
     if (state == nullptr) return;
     // In a child that never used it, the life is its parent's.
-    if (ProcessLife* const life = life_.load(std::memory_order_acquire); life->forks == fork_count()) {
-      life->link.close();
-      life->commit.stop();
+    if (ProcessContext* const life = context_.load(std::memory_order_acquire); life->owner_fork_count == fork_count()) {
+      life->session.close();
+      life->write_queue.stop();
     }
-    state->keep_nothing();
-    const Deadline deadline = Patience(options_.deadline).deadline();
+    state->disable_mapping_cache();
+    const Deadline deadline = Backoff(options_.deadline).deadline();
     if (remove) {
       state->remove(deadline);
-    } else if (place_.own_folder.empty()) {
+    } else if (location_.temporary_directory.empty()) {
       state->sync(deadline);
     }
-    remove_own_folder_once();
+    remove_temporary_directory_if_owner();
   }
 
-  const std::string& path() const { return place_.path; }
-  Tally& tally() { return tally_; }
+  const std::string& path() const { return location_.path; }
+  AtomicCounters& counters() { return counters_; }
 
  private:
   [[noreturn, gnu::cold, gnu::noinline]] static void throw_closed() {
@@ -175,59 +177,59 @@ class Cache::Impl {
 
   void note_damage() noexcept {
     try {
-      link().note_damage();
+      session().note_damage();
     } catch (const std::exception&) {  // the damage is what the reader has to hear of
     }
   }
 
   std::unique_ptr<State> open_state() const {
     try {
-      return State::open(state_options(options_, place_.path));
+      return State::open(state_options(options_, location_.path));
     } catch (...) {
-      remove_own_folder(place_);
+      remove_temporary_directory(location_);
       throw;
     }
   }
 
-  [[gnu::cold, gnu::noinline]] ProcessLife& begin_life_in_child(ProcessLife* of_parent) {
-    std::unique_ptr<Log> reopened = reopen_late(of_parent->link.log);
+  [[gnu::cold, gnu::noinline]] ProcessContext& create_child_context(ProcessContext* of_parent) {
+    std::unique_ptr<Log> reopened = reopen_lazily(of_parent->session.log);
     Log& log = *reopened;
-    auto mine = std::make_unique<ProcessLife>(*state_, log, std::move(reopened), options_, tally_);
-    ProcessLife* present = of_parent;
+    auto mine = std::make_unique<ProcessContext>(*state_, log, std::move(reopened), options_, counters_);
+    ProcessContext* present = of_parent;
     // Of several threads one makes it.
-    if (!life_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel)) return *present;
-    leave_to_parent(of_parent);
+    if (!context_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel)) return *present;
+    abandon_parent_context(of_parent);
     return *mine.release();
   }
 
-  void remove_own_folder_once() noexcept {
-    if (process_forks_ == fork_count()) remove_own_folder(place_);
+  void remove_temporary_directory_if_owner() noexcept {
+    if (owner_fork_count_ == fork_count()) remove_temporary_directory(location_);
   }
 
-  void end() noexcept {
-    open_state_.store(nullptr, std::memory_order_release);
-    ProcessLife* const life = life_.exchange(nullptr);
-    if (life != nullptr && life->forks == fork_count()) {
-      life->link.close();
+  void shut_down() noexcept {
+    state_if_open_.store(nullptr, std::memory_order_release);
+    ProcessContext* const life = context_.exchange(nullptr);
+    if (life != nullptr && life->owner_fork_count == fork_count()) {
+      life->session.close();
       delete life;
     } else if (life != nullptr) {
-      leave_to_parent(life);
+      abandon_parent_context(life);
     }
     state_.reset();
-    remove_own_folder_once();
+    remove_temporary_directory_if_owner();
   }
 
-  std::atomic<State*> open_state_{nullptr};
+  std::atomic<State*> state_if_open_{nullptr};
   const Options options_;
-  const StatePlace place_;
-  const std::uint64_t process_forks_ = fork_count();
-  Tally tally_;
+  const StateLocation location_;
+  const std::uint64_t owner_fork_count_ = fork_count();
+  AtomicCounters counters_;
   std::unique_ptr<State> state_;  // stays mapped when closed, until the end: another thread may be reading
-  std::atomic<ProcessLife*> life_{nullptr};
+  std::atomic<ProcessContext*> context_{nullptr};
 };
 
 Cache::Cache(std::string_view log_url, Options options)
-    : Cache(open_log_or_late(log_url, std::min(options.deadline, default_log_deadline)), std::move(options)) {}
+    : Cache(open_log_or_defer(log_url, std::min(options.deadline, default_log_deadline)), std::move(options)) {}
 
 Cache::Cache(std::unique_ptr<Log> log, Options options) {
   if (!log) throw Error(ErrorKind::invalid, "no log given");
@@ -294,14 +296,14 @@ UpdateId Cache::set(std::string_view key, std::string_view value, const WriteOpt
 
 namespace {
 
-std::vector<Change> set_changes(std::span<const Item> items) {
+std::vector<Change> changes_to_set(std::span<const Item> items) {
   std::vector<Change> changes;
   changes.reserve(items.size());
   for (const Item& item : items) changes.push_back(Change::set(item.key, item.value));
   return changes;
 }
 
-std::vector<Change> erase_changes(std::span<const std::string_view> keys) {
+std::vector<Change> changes_to_erase(std::span<const std::string_view> keys) {
   std::vector<Change> changes;
   changes.reserve(keys.size());
   for (const std::string_view key : keys) changes.push_back(Change::erase(key));
@@ -311,13 +313,13 @@ std::vector<Change> erase_changes(std::span<const std::string_view> keys) {
 }  // namespace
 
 UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& options) {
-  return write(set_changes(items), options);
+  return write(changes_to_set(items), options);
 }
 
 UpdateId Cache::fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options) {
-  const std::size_t update_bytes_max = impl_->life().link.options.update_bytes_max;
-  const UpdateId last_id =
-      whycache::fill(next, update_bytes_max, [&](std::span<const Item> items) { return set_multi(items, options); });
+  const std::size_t update_bytes_max = impl_->context().session.options.update_bytes_max;
+  const UpdateId last_id = whycache::bulk_load(next, update_bytes_max,
+                                               [&](std::span<const Item> items) { return set_multi(items, options); });
   return last_id != 0 ? last_id : applied_id();
 }
 
@@ -327,11 +329,11 @@ UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
 }
 
 UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteOptions& options) {
-  return write(erase_changes(keys), options);
+  return write(changes_to_erase(keys), options);
 }
 
 UpdateId Cache::write(std::span<const Change> changes, const WriteOptions& options) {
-  return impl_->life().commit.write(changes, options);
+  return impl_->context().write_queue.write(changes, options);
 }
 
 std::future<UpdateId> Cache::set_async(std::string_view key, std::string_view value, const WriteOptions& options) {
@@ -340,7 +342,7 @@ std::future<UpdateId> Cache::set_async(std::string_view key, std::string_view va
 }
 
 std::future<UpdateId> Cache::set_multi_async(std::span<const Item> items, const WriteOptions& options) {
-  return write_async(set_changes(items), options);
+  return write_async(changes_to_set(items), options);
 }
 
 std::future<UpdateId> Cache::erase_async(std::string_view key, const WriteOptions& options) {
@@ -349,23 +351,23 @@ std::future<UpdateId> Cache::erase_async(std::string_view key, const WriteOption
 }
 
 std::future<UpdateId> Cache::erase_multi_async(std::span<const std::string_view> keys, const WriteOptions& options) {
-  return write_async(erase_changes(keys), options);
+  return write_async(changes_to_erase(keys), options);
 }
 
 std::future<UpdateId> Cache::write_async(std::span<const Change> changes, const WriteOptions& options) {
-  return impl_->life().commit.write_later(changes, options);
+  return impl_->context().write_queue.write_async(changes, options);
 }
 
 UpdateId Cache::transact(const std::function<void(Transaction&)>& function, const TransactOptions& options) {
-  ProcessLife& life = impl_->life();
-  return whycache::transact(life.link, life.commit, function, options);
+  ProcessContext& life = impl_->context();
+  return whycache::transact(life.session, life.write_queue, function, options);
 }
 
 std::optional<UpdateId> Cache::set_if(std::string_view key, std::optional<std::string_view> expected,
                                       std::string_view value, const WriteOptions& options) {
-  ProcessLife& life = impl_->life();
-  return write_decided(
-      life.link, life.commit, key,
+  ProcessContext& life = impl_->context();
+  return read_modify_write(
+      life.session, life.write_queue, key,
       [&](std::optional<std::string_view> now) {
         return now == expected ? std::optional(Change::set(key, value)) : std::nullopt;
       },
@@ -373,9 +375,9 @@ std::optional<UpdateId> Cache::set_if(std::string_view key, std::optional<std::s
 }
 
 std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view expected, const WriteOptions& options) {
-  ProcessLife& life = impl_->life();
-  return write_decided(
-      life.link, life.commit, key,
+  ProcessContext& life = impl_->context();
+  return read_modify_write(
+      life.session, life.write_queue, key,
       [&](std::optional<std::string_view> now) {
         return now == expected ? std::optional(Change::erase(key)) : std::nullopt;
       },
@@ -383,11 +385,11 @@ std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view e
 }
 
 std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOptions& options) {
-  ProcessLife& life = impl_->life();
+  ProcessContext& life = impl_->context();
   std::int64_t sum = 0;
   std::string digits;
-  write_decided(
-      life.link, life.commit, key,
+  read_modify_write(
+      life.session, life.write_queue, key,
       [&](std::optional<std::string_view> now) {
         std::int64_t number = 0;
         if (now) {
@@ -414,27 +416,27 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
 UpdateId Cache::update(const UpdateOptions& options) {
   State& state = impl_->state();
   state.unmap_if_idle();
-  const std::chrono::nanoseconds bound = options.staleness_max.value_or(from_the_store);
-  if (bound.count() > 0 && asked_since(state, boot_time_ns() - bound.count())) {
-    Link& link = impl_->link();
+  const std::chrono::nanoseconds bound = options.staleness_max.value_or(zero_staleness);
+  if (bound.count() > 0 && log_asked_since(state, boot_time_ns() - bound.count())) {
+    Session& link = impl_->session();
     if (link.has_seen_any_log() && !link.has_damage()) {
       const UpdateId applied = state.applied_id();
       if (applied >= options.at_least) return applied;
     }
   }
-  Link& link = impl_->link();
-  Patience patience(options.deadline.value_or(link.options.deadline));
+  Session& link = impl_->session();
+  Backoff patience(options.deadline.value_or(link.options.deadline));
   return follow(link, patience, options.at_least, options.staleness_max);
 }
 
 UpdateId Cache::rewrite_history(const RewriteOptions& options) {
-  ProcessLife& life = impl_->life();
-  return whycache::rewrite_history(life.link, life.commit, options);
+  ProcessContext& life = impl_->context();
+  return whycache::rewrite_history(life.session, life.write_queue, options);
 }
 
 UpdateId Cache::delete_all_history() {
-  ProcessLife& life = impl_->life();
-  return whycache::delete_all_history(life.link, life.commit);
+  ProcessContext& life = impl_->context();
+  return whycache::delete_all_history(life.session, life.write_queue);
 }
 
 // --- Where things stand ---
@@ -444,7 +446,7 @@ UpdateId Cache::applied_id() const {
 }
 
 std::chrono::nanoseconds Cache::staleness() const {
-  const std::optional<std::int64_t> asked_at_ns = impl_->state().asked_at_ns();
+  const std::optional<std::int64_t> asked_at_ns = impl_->state().last_poll_time_ns();
   if (!asked_at_ns) return std::chrono::nanoseconds::max();
   return std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - *asked_at_ns, 0));
 }
@@ -453,17 +455,17 @@ Digest Cache::digest() const {
   return impl_->read([](const State& state) { return state.info().digest; });
 }
 
-bool Cache::valid() const noexcept { return impl_ && impl_->state_or_null() != nullptr; }
+bool Cache::valid() const noexcept { return impl_ && impl_->state_if_open() != nullptr; }
 
 std::string Cache::state_path() const { return impl_->path(); }
 
-Counters Cache::counters() const { return impl_->tally().read(); }
+Counters Cache::counters() const { return impl_->counters().read(); }
 
 void Cache::close_shared_state() { impl_->close(/*remove=*/false); }
 
 void Cache::delete_shared_state() { impl_->close(/*remove=*/true); }
 
-Log& Cache::log() const { return impl_->link().log; }
+Log& Cache::log() const { return impl_->session().log; }
 
 State& Cache::state() const { return impl_->state(); }
 

@@ -27,10 +27,10 @@ namespace whycache {
 // id. Throws Error: unavailable when the patience is at its end, corrupt, limit.
 // `age_max`: what the log had that long before this began will do, or, with nullopt, what stands in front of its store
 // answers (Log::look). Who is about to write, or to rewrite, has to ask the store.
-UpdateId follow(Link& link, Patience& patience, UpdateId at_least = 0, AgeMax age_max = from_the_store);
+UpdateId follow(Session& link, Backoff& patience, UpdateId at_least = 0, StalenessMax age_max = zero_staleness);
 
 // Whether a process of this machine asked the log at or after `since_ns`, and applied all it answered.
-bool asked_since(const State& state, std::int64_t since_ns);
+bool log_asked_since(const State& state, std::int64_t since_ns);
 // The same, but what stands in front of the log's store does not count as the log: for who is about to write.
 bool store_asked_since(const State& state, std::int64_t since_ns);
 

@@ -5,7 +5,7 @@
 
 namespace whycache {
 
-void check_erasing(const Guards& guards, std::uint64_t erased, std::uint64_t all) {
+void check_erase_limits(const Guards& guards, std::uint64_t erased, std::uint64_t all) {
   if (erased == 0) return;
   const double share = static_cast<double>(erased) / static_cast<double>(all);
   const bool too_many = guards.erased_keys_max && erased > *guards.erased_keys_max;
@@ -30,12 +30,12 @@ void check_guards(const Guards& guards, std::span<const Change> changes, const V
       }
     }
   }
-  if (!limit_erasing(guards)) return;
+  if (!has_erase_limit(guards)) return;
   std::uint64_t erased = 0;
   for (const Change& change : changes) {
     if (change.kind == Change::Kind::erase && view.contains(change.key)) ++erased;
   }
-  check_erasing(guards, erased, view.size());
+  check_erase_limits(guards, erased, view.size());
 }
 
 }  // namespace whycache

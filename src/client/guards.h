@@ -12,8 +12,8 @@ namespace whycache {
 void check_guards(const Guards& guards, std::span<const Change> changes, const View& view);
 
 // The same for `erased` keys of `all`.
-void check_erasing(const Guards& guards, std::uint64_t erased, std::uint64_t all);
+void check_erase_limits(const Guards& guards, std::uint64_t erased, std::uint64_t all);
 
-inline bool limit_erasing(const Guards& guards) { return guards.erased_keys_max || guards.erased_share_max; }
+inline bool has_erase_limit(const Guards& guards) { return guards.erased_keys_max || guards.erased_share_max; }
 
 }  // namespace whycache

@@ -24,80 +24,80 @@
 namespace whycache {
 
 // Where a state, or one being built, stands in its log.
-struct Place {
+struct LogPosition {
   Uuid log_uuid{};
   UpdateId id = 0;
   std::uint64_t chain = 0;
 
-  friend bool operator==(const Place&, const Place&) = default;
+  friend bool operator==(const LogPosition&, const LogPosition&) = default;
 };
 
-inline Place place_of(const StateInfo& info) { return {info.log_uuid, info.applied_id, info.chain}; }
+inline LogPosition position_of(const StateInfo& info) { return {info.log_uuid, info.applied_id, info.chain}; }
 
 // How old what the log says may be. nullopt: as old as the log's options allow. 0: its store has to be asked.
-using AgeMax = std::optional<std::chrono::nanoseconds>;
-inline constexpr std::chrono::nanoseconds from_the_store{0};
+using StalenessMax = std::optional<std::chrono::nanoseconds>;
+inline constexpr std::chrono::nanoseconds zero_staleness{0};
 
-class Page {
+class LogPage {
  public:
-  struct Row {
+  struct LogRow {
     UpdateId id;
     std::string_view bytes;
   };
 
-  std::size_t row_count() const { return places_.size(); }
-  Row row(std::size_t i) const {
-    return {places_[i].id, std::string_view(bytes_).substr(places_[i].offset, places_[i].size)};
+  std::size_t row_count() const { return rows_.size(); }
+  LogRow row(std::size_t i) const {
+    return {rows_[i].id, std::string_view(bytes_).substr(rows_[i].offset, rows_[i].size)};
   }
   // As of after the rows were read: rows at or below its base must not be believed.
   const Extent& extent() const { return extent_; }
   // Whether the row at the place's id, if it is among these, is the update that stands there.
-  bool agrees_with(const Place& place) const;
+  bool agrees_with(const LogPosition& place) const;
   // Whether there is nothing beyond these rows.
-  bool complete() const { return complete_; }
+  bool is_complete() const { return complete_; }
   // How long ago the log was as this page says, at most. 0: the store itself was asked.
-  std::chrono::nanoseconds age() const { return age_; }
+  std::chrono::nanoseconds staleness() const { return staleness_; }
 
  private:
-  friend Page read_page(Log& log, UpdateId first, UpdateId last);
-  friend Page look_beyond(Log& log, const Place& place, AgeMax age_max);
+  friend LogPage read_page(Log& log, UpdateId first, UpdateId last);
+  friend LogPage poll_page(Log& log, const LogPosition& place, StalenessMax age_max);
   bool add(UpdateId id, std::string_view bytes);
-  struct RowPlace {
+  struct LogRowBounds {
     UpdateId id;
     std::size_t offset;
     std::size_t size;
   };
   std::string bytes_;
-  std::vector<RowPlace> places_;
+  std::vector<LogRowBounds> rows_;
   Extent extent_;
   bool complete_ = true;
-  std::chrono::nanoseconds age_{0};
+  std::chrono::nanoseconds staleness_{0};
 };
 
 // The rows from `first` on, up to `last`, to about 8 MiB. Throws what the log throws.
-Page read_page(Log& log, UpdateId first, UpdateId last);
+LogPage read_page(Log& log, UpdateId first, UpdateId last);
 // The id to read from when standing at `id`.
-inline UpdateId first_to_read(UpdateId id) { return id == 0 ? 1 : id; }
+inline UpdateId first_id_to_read(UpdateId id) { return id == 0 ? 1 : id; }
 // What the log has from `place` on. What does not come from its store has to continue `place`, all of it; else the
 // store is asked, for only that is believed when it says that something is wrong.
-Page look_beyond(Log& log, const Place& place, AgeMax age_max);
+LogPage poll_page(Log& log, const LogPosition& place, StalenessMax age_max);
 
-enum class Fit {
-  fits,
+enum class HistoryMatch {
+  matches,
   replaced,     // another log: it has another uuid
   behind_base,  // what comes next was deleted by a rewrite
   diverged      // the log was restored, forked or lost its tail: our id is not in it, or is another update
 };
 // `why` gets the values that show it, for messages.
-Fit fit_of(const Page& page, const Place& place, std::string& why);
+HistoryMatch compare_history(const LogPage& page, const LogPosition& place, std::string& why);
 
 // Throws LogError corrupt unless `id`, at which the rows ended, is at or beyond `promised`: the head that the log named
 // before it was asked for them.
-void check_promise(const Log& log, UpdateId id, UpdateId promised);
+void check_head_reached(const Log& log, UpdateId id, UpdateId promised);
 
 // Carries the rows after `place` into whoever `apply`s them, one at a time, each verified and decoded as a whole
 // before. `place` moves along, so that it is right also when this throws: LogError corrupt at a row that
 // cannot be believed, and whatever `apply` throws. Rows at or below place.id are passed over.
-void replay(const Page& page, Place& place, const std::function<void(const Update&)>& apply);
+void apply_updates(const LogPage& page, LogPosition& place, const std::function<void(const Update&)>& apply);
 
 }  // namespace whycache

@@ -49,11 +49,11 @@ class BaseLoader {
   }
 
   // The state as of the base is whole now.
-  Place finish(const Extent& extent) {
+  LogPosition finish(const Extent& extent) {
     if (!info_ || info_->base != base_) {
       throw damaged_base(extent.base, "cut short: parts=" + std::to_string(part_count_));
     }
-    builder_.loaded(info_->base, info_->chain);
+    builder_.finish_load(info_->base, info_->chain);
     const StateInfo loaded = builder_.info();
     if (loaded.item_count != info_->item_count || loaded.digest != info_->digest) {
       throw damaged_base(base_, "items=" + std::to_string(loaded.item_count) +
@@ -76,30 +76,30 @@ class BaseLoader {
 // gets on is not stopped, and who has to begin again and again, as others make base after base, is.
 class BaseProgress {
  public:
-  explicit BaseProgress(Patience& patience) : patience_(patience) {}
+  explicit BaseProgress(Backoff& patience) : backoff_(patience) {}
 
-  void begin() { parts_ = 0; }
-  void have_part() {
-    if (++parts_ <= most_parts_) return;
-    most_parts_ = parts_;
-    patience_.renew();
+  void begin_attempt() { part_count_ = 0; }
+  void record_part() {
+    if (++part_count_ <= part_count_max_) return;
+    part_count_max_ = part_count_;
+    backoff_.reset();
   }
 
  private:
-  Patience& patience_;
-  std::uint64_t parts_ = 0;
-  std::uint64_t most_parts_ = 0;
+  Backoff& backoff_;
+  std::uint64_t part_count_ = 0;
+  std::uint64_t part_count_max_ = 0;
 };
 
 // What we throw in a visit does not pass through the log's own code.
-void read_base(Link& link, BaseLoader& loader, BaseProgress& progress) {
+void read_base(Session& link, BaseLoader& loader, BaseProgress& progress) {
   std::exception_ptr failure;
-  link.ask([&](Log& log) {
+  link.call_log([&](Log& log) {
     log.read_base([&](std::string_view bytes) {
       if (failure) return false;
       try {
         loader.load(bytes);
-        progress.have_part();
+        progress.record_part();
       } catch (...) {
         failure = std::current_exception();
       }
@@ -113,60 +113,60 @@ void read_base(Link& link, BaseLoader& loader, BaseProgress& progress) {
 struct Build {
   std::unique_ptr<StateBuilder> builder;
   Extent extent;  // of the log it is made from
-  Place place;
+  LogPosition position;
   std::int64_t asked_at_ns = 0;  // of the last question
   UpdateId head = 0;
 };
 
 // Applies what the log has beyond what is built, up to `last`. False: the log was rewritten or replaced meanwhile.
-bool read_on(Link& link, Build& build, UpdateId last, Patience& patience) {
-  Place& place = build.place;
+bool apply_log_up_to(Session& link, Build& build, UpdateId last, Backoff& patience) {
+  LogPosition& place = build.position;
   const Extent& extent = build.extent;
   for (bool complete = false; !complete;) {
     build.asked_at_ns = boot_time_ns();
-    const Page page =
-        link.ask_patiently(patience, [&](Log& log) { return read_page(log, first_to_read(place.id), last); });
+    const LogPage page = link.call_log_with_retries(
+        patience, [&](Log& log) { return read_page(log, first_id_to_read(place.id), last); });
     std::string why;
-    if (fit_of(page, place, why) != Fit::fits) {
+    if (compare_history(page, place, why) != HistoryMatch::matches) {
       const bool moved = page.extent().uuid != extent.uuid || page.extent().base != extent.base;
       if (!moved && place.id == extent.base)
         throw damaged_base(extent.base, "its chain is not the one it was made with: " + why);
       return false;
     }
     const UpdateId before = place.id;
-    replay(page, place, [&](const Update& update) { build.builder->apply(update); });
-    if (place.id > before) patience.renew();
+    apply_updates(page, place, [&](const Update& update) { build.builder->apply(update); });
+    if (place.id > before) patience.reset();
     build.head = page.extent().head;
-    complete = page.complete() || place.id >= last;
-    if (complete) check_promise(link.log, place.id, std::min(extent.head, last));
+    complete = page.is_complete() || place.id >= last;
+    if (complete) check_head_reached(link.log, place.id, std::min(extent.head, last));
   }
   return true;
 }
 
 // One attempt. nullopt: the log was rewritten or replaced meanwhile.
-std::optional<Build> try_build(Link& link, const Extent& extent, UpdateId last, Patience& patience,
+std::optional<Build> try_build(Session& link, const Extent& extent, UpdateId last, Backoff& patience,
                                BaseProgress& progress) {
   Build build;
   build.builder = link.state.begin_build(extent.uuid, link.log.name());
   build.extent = extent;
-  build.place = {extent.uuid, 0, chain_start(extent.uuid)};
+  build.position = {extent.uuid, 0, chain_start(extent.uuid)};
   if (extent.base > 0) {
     BaseLoader loader(*build.builder);
-    progress.begin();
+    progress.begin_attempt();
     read_base(link, loader, progress);
-    build.place = loader.finish(extent);
+    build.position = loader.finish(extent);
   } else {
-    build.builder->loaded(0, build.place.chain);
+    build.builder->finish_load(0, build.position.chain);
   }
-  if (build.place.id < last && !read_on(link, build, last, patience)) return std::nullopt;
+  if (build.position.id < last && !apply_log_up_to(link, build, last, patience)) return std::nullopt;
   return build;
 }
 
 // nullopt: the base is beyond `last`.
-std::optional<Build> build_up_to(Link& link, UpdateId last, Patience& patience) {
+std::optional<Build> build_up_to(Session& link, UpdateId last, Backoff& patience) {
   BaseProgress progress(patience);
   for (;;) {
-    const Extent extent = link.ask_patiently(patience, [](Log& log) { return log.extent(); });
+    const Extent extent = link.call_log_with_retries(patience, [](Log& log) { return log.extent(); });
     if (extent.base > last) return std::nullopt;
     std::optional<LogError> failure;
     try {
@@ -175,7 +175,7 @@ std::optional<Build> build_up_to(Link& link, UpdateId last, Patience& patience) 
     } catch (const LogError& error) {
       failure = error;
     }
-    link.wait_after(*failure, patience);
+    link.back_off_after(*failure, patience);
   }
 }
 
@@ -185,15 +185,15 @@ std::uint64_t Counters::*counter_of(RebuildReason reason) {
     case RebuildReason::behind_base: return &Counters::rebuilds_behind_base;
     case RebuildReason::diverged: return &Counters::rebuilds_diverged;
     case RebuildReason::replaced: return &Counters::rebuilds_replaced;
-    case RebuildReason::first:
+    case RebuildReason::no_state:
     case RebuildReason::removed: break;
   }
   return nullptr;
 }
 
-const char* words_for(RebuildReason reason) {
+const char* describe(RebuildReason reason) {
   switch (reason) {
-    case RebuildReason::first: return "there was none";
+    case RebuildReason::no_state: return "there was none";
     case RebuildReason::removed: return "it was removed";
     case RebuildReason::damaged: return "it could not be used";
     case RebuildReason::behind_base: return "it was behind the log's base";
@@ -204,15 +204,15 @@ const char* words_for(RebuildReason reason) {
 }
 
 // Puts the new state in its place. False: that is not to be done, or it has to be built anew.
-bool install(Link& link, Build& build, RebuildReason reason, Patience& patience) {
-  using Install = StateBuilder::Install;
+bool install(Session& link, Build& build, RebuildReason reason, Backoff& patience) {
+  using Install = StateBuilder::InstallPolicy;
   switch (reason) {
     // What the old state has, the log has not.
     case RebuildReason::diverged:
     case RebuildReason::replaced: return build.builder->install(Install::always);
     // A writer of this machine brought it to where nothing has to be built.
     case RebuildReason::behind_base: return build.builder->install(Install::unless_behind);
-    case RebuildReason::first:
+    case RebuildReason::no_state:
     case RebuildReason::removed:
     case RebuildReason::damaged: break;
   }
@@ -220,13 +220,13 @@ bool install(Link& link, Build& build, RebuildReason reason, Patience& patience)
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
     if (build.builder->install(Install::unless_behind)) return true;
-    if (!read_on(link, build, no_limit, patience)) return false;
+    if (!apply_log_up_to(link, build, no_limit, patience)) return false;
   }
   // He is faster. So he has to wait while the log is asked, once; and if it does not answer now, for the next update().
   return build.builder->install(Install::always, [&] {
     try {
-      Patience none(std::chrono::milliseconds(0));
-      read_on(link, build, no_limit, none);
+      Backoff none(std::chrono::milliseconds(0));
+      apply_log_up_to(link, build, no_limit, none);
     } catch (const LogError&) {
     }
   });
@@ -234,38 +234,38 @@ bool install(Link& link, Build& build, RebuildReason reason, Patience& patience)
 
 }  // namespace
 
-Rebuilding why_no_state(Link& link) {
+RebuildCause diagnose_unusable_state(Session& link) {
   if (::access(link.state.path().c_str(), F_OK) != 0) {
-    return {link.has_seen_any_log() ? RebuildReason::removed : RebuildReason::first, "nothing is in its place"};
+    return {link.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state, "nothing is in its place"};
   }
-  link.report(Event::Kind::stray_state,
-              "state cannot be used, building a new one: path=" + link.state.path() + ": " + link.state.why_unusable());
-  return {RebuildReason::damaged, link.state.why_unusable()};
+  link.report(Event::Kind::stray_state, "state cannot be used, building a new one: path=" + link.state.path() + ": " +
+                                            link.state.unusable_reason());
+  return {RebuildReason::damaged, link.state.unusable_reason()};
 }
 
-bool rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience) {
+bool rebuild(Session& link, const RebuildCause& rebuilding, Backoff& patience) {
   std::optional<Build> build = build_up_to(link, no_limit, patience);
   if (!install(link, *build, rebuilding.reason, patience)) return false;
-  link.state.follow_switch();
+  link.state.switch_if_replaced();
   const StateInfo info = link.state.info();
-  link.saw_log(info.log_uuid);
-  link.state.set_asked(build->asked_at_ns, build->head);
-  if (rebuilding.reason == RebuildReason::first) return true;
-  if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason)) link.tally.add(counter);
-  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + words_for(rebuilding.reason) + ": " +
-                                        rebuilding.why + " path=" + link.state.path() +
+  link.note_seen_log(info.log_uuid);
+  link.state.record_poll(build->asked_at_ns, build->head);
+  if (rebuilding.reason == RebuildReason::no_state) return true;
+  if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason)) link.counters.add(counter);
+  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + describe(rebuilding.reason) + ": " +
+                                        rebuilding.details + " path=" + link.state.path() +
                                         " now_applied_id=" + std::to_string(info.applied_id));
   return true;
 }
 
-std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience) {
+std::unique_ptr<StateBuilder> build_as_of(Session& link, UpdateId last, Backoff& patience) {
   std::optional<Build> build = build_up_to(link, last, patience);
   return build ? std::move(build->builder) : nullptr;
 }
 
-void note_recovery(Link& link, const StateWriter& writer) {
+void report_recovery(Session& link, const StateWriter& writer) {
   if (!writer.recovered()) return;
-  link.tally.add(&Counters::recoveries);
+  link.counters.add(&Counters::recoveries);
   link.report(Event::Kind::recovered,
               "a writer died in the midst of an update, which was taken back: path=" + link.state.path() +
                   " applied_id=" + std::to_string(writer.info().applied_id));

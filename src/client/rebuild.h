@@ -16,7 +16,7 @@
 namespace whycache {
 
 enum class RebuildReason {
-  first,        // there was no state
+  no_state,     // there was no state
   removed,      // somebody removed it while we had it open
   damaged,      // it cannot be used
   behind_base,  // the log was rewritten beyond it
@@ -24,24 +24,24 @@ enum class RebuildReason {
   replaced      // the log has another uuid
 };
 
-struct Rebuilding {
+struct RebuildCause {
   RebuildReason reason;
-  std::string why;  // values that show it, for messages
+  std::string details;  // values that show it, for messages
 };
 
 // The reason when there is no state that can be used. Reports a stray one that is in the way.
-Rebuilding why_no_state(Link& link);
+RebuildCause diagnose_unusable_state(Session& link);
 
 // Builds a state up to the head of the log and puts it in place. The caller holds StateLock::follow. Throws Error;
 // the old state, if there is one, stays then. False: it stays since it was behind the base only for a moment, and a
 // writer has brought it farther than what was built.
-bool rebuild(Link& link, const Rebuilding& rebuilding, Patience& patience);
+bool rebuild(Session& link, const RebuildCause& rebuilding, Backoff& patience);
 
 // A state as of update `last`, or of the head if the log ends before, which is never put in place: the stuff for a
 // base. nullptr: the base is beyond `last`.
-std::unique_ptr<StateBuilder> build_as_of(Link& link, UpdateId last, Patience& patience);
+std::unique_ptr<StateBuilder> build_as_of(Session& link, UpdateId last, Backoff& patience);
 
 // Counts and reports that the writer before us died midway, if it did.
-void note_recovery(Link& link, const StateWriter& writer);
+void report_recovery(Session& link, const StateWriter& writer);
 
 }  // namespace whycache

@@ -30,9 +30,9 @@ BaseInfo base_info(const detail::Pin& pin) {
 }
 
 // Turns the entries that a pin holds into the parts of a base, one after the other.
-class Parts {
+class BasePartSource {
  public:
-  Parts(const SharedPin& pin, const BaseInfo& info)
+  BasePartSource(const SharedPin& pin, const BaseInfo& info)
       : info_(info), encoder_(info.base), item_(View(pin).items().begin()) {}
 
   std::optional<std::string_view> next() {
@@ -63,9 +63,9 @@ class Parts {
 };
 
 // The one part of a base without entries.
-class NoParts {
+class EmptyBasePartSource {
  public:
-  explicit NoParts(const BaseInfo& info) : info_(info), encoder_(info.base) {}
+  explicit EmptyBasePartSource(const BaseInfo& info) : info_(info), encoder_(info.base) {}
 
   std::optional<std::string_view> next() {
     if (std::exchange(ended_, true)) return std::nullopt;
@@ -80,11 +80,11 @@ class NoParts {
 
 // The update that the base ends with has to be the log's own: the log may have been restored, or lost its tail in a
 // failover, since this machine read it. What others wrote there since must not be replaced by what is no more.
-void check_log_has(Log& log, const Place& place) {
-  const Page page = read_page(log, place.id, place.id);
+void check_log_contains(Log& log, const LogPosition& place) {
+  const LogPage page = read_page(log, place.id, place.id);
   std::string why;
-  const Fit fit = fit_of(page, place, why);
-  if (fit == Fit::fits || fit == Fit::behind_base) return;
+  const HistoryMatch fit = compare_history(page, place, why);
+  if (fit == HistoryMatch::matches || fit == HistoryMatch::behind_base) return;
   throw LogError(ErrorKind::unavailable,
                  "log is not the one any more that this state was made from, history is not rewritten: log=" +
                      log.name() + ' ' + why + " (update, then retry)",
@@ -94,17 +94,17 @@ void check_log_has(Log& log, const Place& place) {
 // Makes it the log's base. `begin_parts` is called for each attempt. Returns the base the log has then: this one, or
 // one beyond it that somebody else made.
 template <typename BeginParts>
-UpdateId write_base(Link& link, const Place& place, Patience& patience, const BeginParts& begin_parts) {
+UpdateId write_base(Session& link, const LogPosition& place, Backoff& patience, const BeginParts& begin_parts) {
   bool in_doubt = false;
   std::uint64_t most_parts = 0;  // that the log took in one attempt
   const auto attempt = [&](Log& log) {
-    check_log_has(log, place);
+    check_log_contains(log, place);
     auto parts = begin_parts();
     std::uint64_t parts_asked_for = 0;
     const auto next_part = [&] {
       if (parts_asked_for > most_parts) {
         most_parts = parts_asked_for;
-        patience.renew();
+        patience.reset();
       }
       ++parts_asked_for;
       return parts.next();
@@ -120,8 +120,8 @@ UpdateId write_base(Link& link, const Place& place, Patience& patience, const Be
     }
   };
   try {
-    if (link.ask_patiently(patience, attempt)) return place.id;
-    return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
+    if (link.call_log_with_retries(patience, attempt)) return place.id;
+    return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
   } catch (const Error& error) {
     if (!in_doubt || error.kind() == ErrorKind::uncertain) throw;
     throw Error(ErrorKind::uncertain,
@@ -131,14 +131,14 @@ UpdateId write_base(Link& link, const Place& place, Patience& patience, const Be
   }
 }
 
-UpdateId write_entries(Link& link, const SharedPin& pin, Patience& patience) {
+UpdateId write_entries(Session& link, const SharedPin& pin, Backoff& patience) {
   const BaseInfo info = base_info(*pin);
-  const Place place{pin->mapping().header().fixed.log_uuid, info.base, info.chain};
-  return write_base(link, place, patience, [&] { return Parts(pin, info); });
+  const LogPosition place{pin->mapping().header().fixed.log_uuid, info.base, info.chain};
+  return write_base(link, place, patience, [&] { return BasePartSource(pin, info); });
 }
 
 // Of a rewrite whose erasing is in the log already.
-Error after_erasing(const Error& error, UpdateId id) {
+Error error_after_erasing(const Error& error, UpdateId id) {
   const bool is_in_doubt = error.kind() == ErrorKind::uncertain;
   return Error(ErrorKind::uncertain,
                std::string(is_in_doubt ? "keys are erased, and the history may or may not have been rewritten"
@@ -149,20 +149,20 @@ Error after_erasing(const Error& error, UpdateId id) {
 
 // Deletes what rewrites that did not come to their end left behind. `limit` is at or below the base, so that nothing
 // else is done; if it no longer is, the log was replaced just now, and nothing at all.
-UpdateId clean_up(Link& link, UpdateId limit, Patience& patience) {
-  link.ask_patiently(patience, [&](Log& log) {
+UpdateId remove_rewrite_leftovers(Session& link, UpdateId limit, Backoff& patience) {
+  link.call_log_with_retries(patience, [&](Log& log) {
     return log.rewrite(limit, 0, []() -> std::optional<std::string_view> {
       throw Error(ErrorKind::invalid,
                   "log was replaced while its history was rewritten, nothing was changed (update, then retry)");
     });
   });
-  return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
+  return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
 }
 
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
 // Keys that `keep` refuses, as many as surely fit into one update, from `begin` on. `begin` moves to where to go on.
-std::vector<std::string> refused_keys(const Link& link, const Keep& keep, std::string& begin) {
+std::vector<std::string> collect_refused_keys(const Session& link, const Keep& keep, std::string& begin) {
   std::vector<std::string> refused;
   std::size_t bytes = 0;
   const View view(link.state.pin());
@@ -178,22 +178,22 @@ std::vector<std::string> refused_keys(const Link& link, const Keep& keep, std::s
 }
 
 // Counts what `keep` would erase, before any of it is.
-void check_keep(const Link& link, const Keep& keep) {
-  if (!limit_erasing(link.options.guards)) return;
+void check_keep_guards(const Session& link, const Keep& keep) {
+  if (!has_erase_limit(link.options.guards)) return;
   const View view(link.state.pin());
   std::uint64_t erased = 0;
   for (const auto& [key, value] : view) erased += keep(key, value) ? 0 : 1;
-  check_erasing(link.options.guards, erased, view.size());
+  check_erase_limits(link.options.guards, erased, view.size());
 }
 
 // Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at again. `erased_by`
 // becomes the last of these updates.
-void erase_refused(Link& link, Commit& commit, const Keep& keep, Patience& patience, UpdateId& erased_by) {
+void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Backoff& patience, UpdateId& erased_by) {
   std::string begin;
   do {
-    std::vector<std::string> keys = refused_keys(link, keep, begin);
-    patience.renew();
-    const std::optional<Place> erased = commit.write_prepared(
+    std::vector<std::string> keys = collect_refused_keys(link, keep, begin);
+    patience.reset();
+    const std::optional<LogPosition> erased = commit.write_prepared(
         [&](const SharedPin& pin) -> std::optional<Draft> {
           const View view(pin);
           std::erase_if(keys, [&](const std::string& key) {
@@ -210,54 +210,54 @@ void erase_refused(Link& link, Commit& commit, const Keep& keep, Patience& patie
   } while (!begin.empty());
 }
 
-UpdateId rewrite(Link& link, Commit& commit, const RewriteOptions& options, UpdateId& erased_by) {
-  Patience patience(link.options.deadline);
+UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& options, UpdateId& erased_by) {
+  Backoff patience(link.options.deadline);
   const UpdateId head = follow(link, patience);
   if (options.limit > head) {
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
                                         std::to_string(options.limit) + " head=" + std::to_string(head));
   }
-  if (options.keep) check_keep(link, options.keep);
-  if (options.keep) erase_refused(link, commit, options.keep, patience, erased_by);
-  patience.renew();
+  if (options.keep) check_keep_guards(link, options.keep);
+  if (options.keep) erase_refused_keys(link, commit, options.keep, patience, erased_by);
+  patience.reset();
 
   const SharedPin pin = link.state.pin();
   const UpdateId limit = options.limit == 0 ? pin->id() : options.limit;
-  const UpdateId base = link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
-  if (limit <= base) return base == 0 ? base : clean_up(link, limit, patience);
+  const UpdateId base = link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
+  if (limit <= base) return base == 0 ? base : remove_rewrite_leftovers(link, limit, patience);
   if (limit == pin->id()) return write_entries(link, pin, patience);
 
   const std::unique_ptr<StateBuilder> builder = build_as_of(link, limit, patience);
   if (builder) return write_entries(link, builder->pin(), patience);
-  return link.ask_patiently(patience, [](Log& log) { return log.extent(); }).base;
+  return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
 }
 
 }  // namespace
 
-UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& options) {
+UpdateId rewrite_history(Session& link, WriteQueue& commit, const RewriteOptions& options) {
   UpdateId erased_by = 0;
   try {
     return rewrite(link, commit, options, erased_by);
   } catch (const Error& error) {
     if (erased_by == 0) throw;
-    throw after_erasing(error, erased_by);
+    throw error_after_erasing(error, erased_by);
   }
 }
 
-UpdateId delete_all_history(Link& link, Commit& commit) {
-  Patience patience(link.options.deadline);
-  const std::optional<Place> place = commit.write_prepared(
+UpdateId delete_all_history(Session& link, WriteQueue& commit) {
+  Backoff patience(link.options.deadline);
+  const std::optional<LogPosition> place = commit.write_prepared(
       [&](const SharedPin& pin) {
-        check_erasing(link.options.guards, pin->block().item_count, pin->block().item_count);
+        check_erase_limits(link.options.guards, pin->block().item_count, pin->block().item_count);
         return std::optional(Draft(link.authorship("delete_all_history"), /*erases_all=*/true));
       },
       patience);
   const BaseInfo nothing{.base = place->id, .chain = place->chain, .item_count = 0, .digest = {}};
-  patience.renew();
+  patience.reset();
   try {
-    return write_base(link, *place, patience, [&] { return NoParts(nothing); });
+    return write_base(link, *place, patience, [&] { return EmptyBasePartSource(nothing); });
   } catch (const Error& error) {
-    throw after_erasing(error, place->id);
+    throw error_after_erasing(error, place->id);
   }
 }
 

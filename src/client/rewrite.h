@@ -13,9 +13,9 @@
 namespace whycache {
 
 // Returns the base after it.
-UpdateId rewrite_history(Link& link, Commit& commit, const RewriteOptions& options);
+UpdateId rewrite_history(Session& link, WriteQueue& commit, const RewriteOptions& options);
 
 // Appends an update that erases everything, and makes it the base.
-UpdateId delete_all_history(Link& link, Commit& commit);
+UpdateId delete_all_history(Session& link, WriteQueue& commit);
 
 }  // namespace whycache

@@ -17,7 +17,7 @@ std::string default_writer_name() {
 
 }  // namespace
 
-Counters Tally::read() {
+Counters AtomicCounters::read() {
   static constexpr std::uint64_t Counters::*all[] = {
       &Counters::updates_applied,   &Counters::updates_written,      &Counters::append_conflicts,
       &Counters::log_retries,       &Counters::rebuilds_behind_base, &Counters::rebuilds_diverged,
@@ -30,17 +30,17 @@ Counters Tally::read() {
   return copy;
 }
 
-Link::Link(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
-           Tally& counters)
+Session::Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
+                 AtomicCounters& counters)
     : state(joined_state),
       log(joined_log),
       options(cache_options),
-      tally(counters),
+      counters(counters),
       owned_log_(std::move(owned_log)),
       writer_id_(random_uuid()),
       writer_name_(options.writer_name.empty() ? default_writer_name() : options.writer_name) {}
 
-Authorship Link::authorship(std::string note) {
+Authorship Session::authorship(std::string note) {
   return {.time_us = wall_time_us(),
           .writer_id = writer_id_,
           .writer_sequence = writer_sequence_.fetch_add(1, std::memory_order_relaxed) + 1,
@@ -48,7 +48,7 @@ Authorship Link::authorship(std::string note) {
           .note = std::move(note)};
 }
 
-void Link::report(Event::Kind kind, const std::string& message) noexcept {
+void Session::report(Event::Kind kind, const std::string& message) noexcept {
   if (!options.on_event) return;
   try {
     const std::lock_guard guard(events_mutex_);
@@ -57,13 +57,13 @@ void Link::report(Event::Kind kind, const std::string& message) noexcept {
   }
 }
 
-void Link::wait_after(const LogError& error, Patience& patience) {
-  if (!error.can_be_waited_for()) throw error;
+void Session::back_off_after(const LogError& error, Backoff& patience) {
+  if (!error.is_retryable()) throw error;
   if (patience.deadline().passed()) {
     throw LogError(ErrorKind::unavailable,
                    std::string("log did not answer in time: log=") + log.name() +
-                       " deadline_ms=" + std::to_string(patience.limit().count()) +
-                       " attempts=" + std::to_string(patience.pauses() + 1) + ": " + error.what(),
+                       " deadline_ms=" + std::to_string(patience.timeout().count()) +
+                       " attempts=" + std::to_string(patience.pause_count() + 1) + ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
   if (closing_.load(std::memory_order_acquire)) {
@@ -72,24 +72,24 @@ void Link::wait_after(const LogError& error, Patience& patience) {
         std::string("cache was closed while the log did not answer: log=") + log.name() + ": " + error.what(),
         error.system_error(), /*gave_up=*/true);
   }
-  tally.add(&Counters::log_retries);
+  counters.add(&Counters::log_retries);
   report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +
-                                   " attempt=" + std::to_string(patience.pauses() + 2) + ": " + error.what());
+                                   " attempt=" + std::to_string(patience.pause_count() + 2) + ": " + error.what());
   patience.pause();
 }
 
-void Link::saw_log(const Uuid& uuid) {
+void Session::note_seen_log(const Uuid& uuid) {
   const std::lock_guard guard(mutex_);
-  seen_log_ = uuid;
+  seen_log_uuid_ = uuid;
   has_seen_any_log_.store(true, std::memory_order_release);
 }
 
-bool Link::has_seen_log(const Uuid& uuid) const {
+bool Session::has_seen_log(const Uuid& uuid) const {
   const std::lock_guard guard(mutex_);
-  return seen_log_ == uuid;
+  return seen_log_uuid_ == uuid;
 }
 
-void Link::note_damage() noexcept {
+void Session::note_damage() noexcept {
   try {
     damaged_state_id_.store(state.info().state_id, std::memory_order_release);
   } catch (const std::exception&) {  // then follow() meets the damage itself

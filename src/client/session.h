@@ -30,7 +30,7 @@ class LogError : public Error {
 
   // Whether it was asked again until the patience was at its end.
   bool gave_up() const { return gave_up_; }
-  bool can_be_waited_for() const {
+  bool is_retryable() const {
     return !gave_up_ && (kind() == ErrorKind::unavailable || kind() == ErrorKind::uncertain);
   }
 
@@ -39,7 +39,7 @@ class LogError : public Error {
 };
 
 // Counters that any thread may raise.
-class Tally {
+class AtomicCounters {
  public:
   void add(std::uint64_t Counters::*counter, std::uint64_t count = 1) {
     std::atomic_ref(counters_.*counter).fetch_add(count, std::memory_order_relaxed);
@@ -50,16 +50,16 @@ class Tally {
   Counters counters_;
 };
 
-class Link {
+class Session {
  public:
   // `owned_log`: null if somebody else keeps the log alive.
-  Link(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
-       Tally& counters);
+  Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
+          AtomicCounters& counters);
 
   State& state;
   Log& log;
   const Options& options;
-  Tally& tally;
+  AtomicCounters& counters;
 
   // Of the next update.
   Authorship authorship(std::string note);
@@ -69,7 +69,7 @@ class Link {
 
   // Puts a question to the log. Throws LogError, whatever the log threw.
   template <typename Question>
-  auto ask(const Question& question) {
+  auto call_log(const Question& question) {
     try {
       return question(log);
     } catch (const LogError&) {
@@ -83,23 +83,23 @@ class Link {
 
   // Asks again while the log does not answer, until the patience is at its end.
   template <typename Question>
-  auto ask_patiently(Patience& patience, const Question& question) {
+  auto call_log_with_retries(Backoff& patience, const Question& question) {
     for (;;) {
       try {
-        return ask(question);
+        return call_log(question);
       } catch (const LogError& error) {
-        wait_after(error, patience);
+        back_off_after(error, patience);
       }
     }
   }
 
   // Counts and reports that the log failed, and waits. Throws the error instead if waiting cannot help, or, as
   // unavailable, if the patience is at its end.
-  void wait_after(const LogError& error, Patience& patience);
+  void back_off_after(const LogError& error, Backoff& patience);
 
   // This process has seen that its log is the one with this uuid. Until then it does not rely on what other processes
   // found out about theirs; and a log that is replaced later can be told from a state that was never this log's.
-  void saw_log(const Uuid& uuid);
+  void note_seen_log(const Uuid& uuid);
   bool has_seen_log(const Uuid& uuid) const;
   bool has_seen_any_log() const { return has_seen_any_log_.load(std::memory_order_acquire); }
   // It has also seen that the state is a beginning of that log: the chains were compared.
@@ -115,7 +115,7 @@ class Link {
     return info.state_id == damaged_state_id_.load(std::memory_order_acquire);
   }
   bool has_damage() const { return damaged_state_id_.load(std::memory_order_acquire) != 0; }
-  void forget_damage() { damaged_state_id_.store(0, std::memory_order_release); }
+  void clear_damage() { damaged_state_id_.store(0, std::memory_order_release); }
 
  private:
   std::unique_ptr<Log> owned_log_;
@@ -123,7 +123,7 @@ class Link {
   const std::string writer_name_;
   std::atomic<std::uint64_t> writer_sequence_{0};
   mutable std::mutex mutex_;  // of what follows
-  std::optional<Uuid> seen_log_;
+  std::optional<Uuid> seen_log_uuid_;
   std::atomic<bool> has_seen_any_log_{false};
   std::atomic<bool> has_followed_{false};
   std::atomic<std::uint64_t> damaged_state_id_{0};

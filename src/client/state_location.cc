@@ -18,10 +18,10 @@
 namespace whycache {
 namespace {
 
-constexpr std::size_t name_bytes_max = 100;
-constexpr mode_t private_folder_mode = 0700;
+constexpr std::size_t state_name_bytes_max = 100;
+constexpr mode_t private_directory_mode = 0700;
 
-std::string environment(const char* name) {
+std::string environment_variable(const char* name) {
   const char* const value = std::getenv(name);
   return value != nullptr ? value : "";
 }
@@ -31,7 +31,7 @@ bool is_name_character(char c) {
 }
 
 void check_name(std::string_view name) {
-  bool safe = !name.empty() && name.size() <= name_bytes_max && name.front() != '.';
+  bool safe = !name.empty() && name.size() <= state_name_bytes_max && name.front() != '.';
   for (const char c : name) safe = safe && is_name_character(c);
   if (!safe) {
     throw Error(ErrorKind::invalid, "name cannot be that of a file: name=\"" + std::string(name) +
@@ -52,12 +52,12 @@ std::string default_name(const std::string& log_name) {
 }
 
 // A path that ends with '/' is a folder.
-std::string path_in(const std::string& path, const std::string& name) {
+std::string state_file_path(const std::string& path, const std::string& name) {
   return path.back() == '/' ? path + name + ".state" : path;
 }
 
-std::string home_folder() {
-  std::string home = environment("HOME");
+std::string home_directory() {
+  std::string home = environment_variable("HOME");
   if (home.empty()) {
     std::array<char, 4096> buffer;
     passwd entry;
@@ -77,22 +77,23 @@ bool is_below(std::string_view path, std::string_view folder) {
 }
 
 // Makes a folder and those above it that are not there.
-void make_private_folder(const std::string& folder) {
-  if (::mkdir(folder.c_str(), private_folder_mode) == 0 || errno == EEXIST) return;
+void create_private_directory(const std::string& folder) {
+  if (::mkdir(folder.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
   if (errno == ENOENT && folder != "/" && folder != ".") {
-    make_private_folder(folder_of(folder));
-    if (::mkdir(folder.c_str(), private_folder_mode) == 0 || errno == EEXIST) return;
+    create_private_directory(parent_directory(folder));
+    if (::mkdir(folder.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
   }
   throw system_error("cannot make folder for the state", folder, errno);
 }
 
-std::string default_folder() {
+std::string default_directory() {
   // systemd gives a service several folders, if it asks for them, separated by colons.
-  if (const std::string given = environment("STATE_DIRECTORY"); !given.empty()) return given.substr(0, given.find(':'));
+  if (const std::string given = environment_variable("STATE_DIRECTORY"); !given.empty())
+    return given.substr(0, given.find(':'));
   if (::geteuid() == 0) return "/var/lib/whycache";
   // A relative one is to be ignored, says the XDG base directory specification.
-  std::string folder = environment("XDG_STATE_HOME");
-  if (folder.empty() || folder.front() != '/') folder = home_folder() + "/.local/state";
+  std::string folder = environment_variable("XDG_STATE_HOME");
+  if (folder.empty() || folder.front() != '/') folder = home_directory() + "/.local/state";
   const std::string normal = std::filesystem::path(folder).lexically_normal().native();
   if (is_below(normal, "/tmp") || is_below(normal, "/var/tmp")) {
     throw Error(ErrorKind::invalid,
@@ -102,14 +103,14 @@ std::string default_folder() {
   return folder + "/whycache";
 }
 
-StatePlace place_for_one_cache(const std::string& name) {
+StateLocation create_temporary_location(const std::string& name) {
   const auto state_in = [&](const std::string& folder) { return folder + "/" + name + ".state"; };
   for (const char* const parent : {"/dev/shm", "/var/lib", "/run"}) {
     std::string folder = std::string(parent) + "/whycache-XXXXXX";
     if (::mkdtemp(folder.data()) != nullptr) return {state_in(folder), folder};
   }
-  std::string folder = default_folder();
-  make_private_folder(folder);
+  std::string folder = default_directory();
+  create_private_directory(folder);
   folder += "/memory-XXXXXX";
   if (::mkdtemp(folder.data()) == nullptr) throw system_error("cannot make folder for the state", folder, errno);
   return {state_in(folder), folder};
@@ -117,22 +118,23 @@ StatePlace place_for_one_cache(const std::string& name) {
 
 }  // namespace
 
-StatePlace find_state_place(const Options& options, const std::string& log_name) {
+StateLocation find_state_location(const Options& options, const std::string& log_name) {
   const std::string name = options.name.empty() ? default_name(log_name) : options.name;
   check_name(name);
-  if (!options.state_path.empty()) return {path_in(options.state_path, name), {}};
-  if (log_name.starts_with("memory:")) return place_for_one_cache(name);
-  if (const std::string given = environment("WHYCACHE_STATE"); !given.empty()) return {path_in(given, name), {}};
+  if (!options.state_path.empty()) return {state_file_path(options.state_path, name), {}};
+  if (log_name.starts_with("memory:")) return create_temporary_location(name);
+  if (const std::string given = environment_variable("WHYCACHE_STATE"); !given.empty())
+    return {state_file_path(given, name), {}};
 
-  const std::string folder = default_folder();
-  make_private_folder(folder);
+  const std::string folder = default_directory();
+  create_private_directory(folder);
   return {folder + "/" + name + ".state", {}};
 }
 
-void remove_own_folder(const StatePlace& place) noexcept {
-  if (place.own_folder.empty()) return;
+void remove_temporary_directory(const StateLocation& place) noexcept {
+  if (place.temporary_directory.empty()) return;
   std::error_code ignored;
-  std::filesystem::remove_all(place.own_folder, ignored);
+  std::filesystem::remove_all(place.temporary_directory, ignored);
 }
 
 }  // namespace whycache

@@ -63,7 +63,7 @@ void Transaction::Record::write(const Change& change) {
   }
 }
 
-bool Transaction::Record::holds_at(const View& now) const {
+bool Transaction::Record::reads_are_valid_at(const View& now) const {
   for (const std::string& key : keys_read_) {
     if (view_.get(key) != now.get(key)) return false;
   }
@@ -89,7 +89,7 @@ std::vector<Change> Transaction::Record::changes() const {
 
 namespace {
 
-Draft draft_of(Link& link, const std::vector<Change>& changes, const std::string& note) {
+Draft draft_of(Session& link, const std::vector<Change>& changes, const std::string& note) {
   Draft draft(link.authorship(note));
   for (const Change& change : changes) {
     if (draft.add(change, link.options.update_bytes_max)) continue;
@@ -102,10 +102,10 @@ Draft draft_of(Link& link, const std::vector<Change>& changes, const std::string
 
 }  // namespace
 
-UpdateId transact(Link& link, Commit& commit, const std::function<void(Transaction&)>& function,
+UpdateId transact(Session& link, WriteQueue& commit, const std::function<void(Transaction&)>& function,
                   const TransactOptions& options) {
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
-  Patience patience(options.deadline.value_or(link.options.deadline));
+  Backoff patience(options.deadline.value_or(link.options.deadline));
   for (int attempt = 1;; ++attempt) {
     const std::shared_ptr<const detail::Pin> pin = link.state.pin();
     Transaction::Record record{View(pin)};
@@ -114,11 +114,11 @@ UpdateId transact(Link& link, Commit& commit, const std::function<void(Transacti
     const std::vector<Change> changes = record.changes();
     if (changes.empty()) return pin->id();
 
-    const std::optional<Place> place = commit.write_prepared(
+    const std::optional<LogPosition> place = commit.write_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
           const bool unmoved = now->id() == pin->id() && now->block().chain == pin->block().chain;
-          if (!unmoved && !record.holds_at(view)) return std::nullopt;
+          if (!unmoved && !record.reads_are_valid_at(view)) return std::nullopt;
           check_guards(link.options.guards, changes, view);
           return draft_of(link, changes, options.note);
         },
@@ -127,19 +127,19 @@ UpdateId transact(Link& link, Commit& commit, const std::function<void(Transacti
     if (attempt == options.attempts_max || patience.deadline().passed()) {
       throw Error(ErrorKind::conflict,
                   "what the transaction read was changed by others each time it ran, nothing was written: attempts=" +
-                      std::to_string(attempt) + " deadline_ms=" + std::to_string(patience.limit().count()));
+                      std::to_string(attempt) + " deadline_ms=" + std::to_string(patience.timeout().count()));
     }
   }
 }
 
-std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_view key, const Decide& decide,
-                                      const WriteOptions& options) {
-  Patience patience(options.deadline.value_or(link.options.deadline));
+std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std::string_view key, const Decide& decide,
+                                          const WriteOptions& options) {
+  Backoff patience(options.deadline.value_or(link.options.deadline));
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
     // Asked before the state is looked at: whoever follows beside us may apply, and say so, right after that.
     bool is_of_this_call = false;
-    const std::optional<Place> place = commit.write_prepared(
+    const std::optional<LogPosition> place = commit.write_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
           const std::optional<Change> change = decide(view.get(key));

@@ -39,7 +39,7 @@ class Transaction::Record {
   void write(const Change& change);
 
   // Whether all that was read says the same at `now`.
-  bool holds_at(const View& now) const;
+  bool reads_are_valid_at(const View& now) const;
   // What was written, each key once; the views point into this.
   std::vector<Change> changes() const;
 
@@ -50,14 +50,14 @@ class Transaction::Record {
   std::map<std::string, std::optional<std::string>, std::less<>> written_;  // nullopt: erased
 };
 
-UpdateId transact(Link& link, Commit& commit, const std::function<void(Transaction&)>& function,
+UpdateId transact(Session& link, WriteQueue& commit, const std::function<void(Transaction&)>& function,
                   const TransactOptions& options);
 
 // One key, looked at and written in one. `decide(value)` says what to do given the value it has; nullopt: nothing. It
 // is called again when somebody else was first. nullopt: it decided to do nothing, given what the log held at some
 // moment during the call.
 using Decide = std::function<std::optional<Change>(std::optional<std::string_view> value)>;
-std::optional<UpdateId> write_decided(Link& link, Commit& commit, std::string_view key, const Decide& decide,
-                                      const WriteOptions& options);
+std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std::string_view key, const Decide& decide,
+                                          const WriteOptions& options);
 
 }  // namespace whycache

@@ -18,10 +18,10 @@ namespace {
 // A log that was restored or replaced must not be given an update that continues another. So it is looked at before an
 // append, unless that was done just now by some process of this machine. What happens to the log within this time is
 // found by the log itself, which takes an update only if it has the one before, or, after any failure, by looking back.
-constexpr std::int64_t look_before_append_ns = 100'000'000;
+constexpr std::int64_t append_staleness_max_ns = 100'000'000;
 
 // Of several changes to one key the last one counts; it keeps its place.
-std::vector<Change> last_of_each_key(std::span<const Change> changes) {
+std::vector<Change> last_change_per_key(std::span<const Change> changes) {
   std::vector<Change> kept;
   kept.reserve(changes.size());
   std::unordered_set<std::string_view> seen(changes.size());
@@ -33,7 +33,7 @@ std::vector<Change> last_of_each_key(std::span<const Change> changes) {
 }
 
 // The rest of a split batch failed: what was written before must not be lost from sight.
-Error stopped_midway(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
+Error partial_write_error(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
   return Error(ErrorKind::uncertain,
                "stopped midway, the first changes of the batch are written: changes_written=" +
                    std::to_string(written) + " of=" + std::to_string(all) + " last_id=" + std::to_string(last_id) +
@@ -43,22 +43,22 @@ Error stopped_midway(const Error& error, std::size_t written, std::size_t all, U
 
 }  // namespace
 
-UpdateId Commit::write(std::span<const Change> changes, const WriteOptions& options) {
-  if (changes.empty()) return link_.state.applied_id();
+UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& options) {
+  if (changes.empty()) return session_.state.applied_id();
   std::vector<Change> kept;
-  if (changes.size() > 1) changes = kept = last_of_each_key(changes);
-  check(changes);
+  if (changes.size() > 1) changes = kept = last_change_per_key(changes);
+  enforce_guards(changes);
 
-  std::vector<Batch> batches = cut(changes, options);
+  std::vector<QueuedBatch> batches = split_into_batches(changes, options);
   std::size_t written = 0;
   UpdateId id = 0;
-  for (Batch& batch : batches) {
-    batch.patience.renew();
+  for (QueuedBatch& batch : batches) {
+    batch.backoff.reset();
     try {
-      commit(batch);
+      enqueue_and_wait(batch);
     } catch (const Error& error) {
       if (written == 0) throw;
-      throw stopped_midway(error, written, changes.size(), id);
+      throw partial_write_error(error, written, changes.size(), id);
     }
     id = batch.id;
     written += batch.changes.size();
@@ -66,22 +66,23 @@ UpdateId Commit::write(std::span<const Change> changes, const WriteOptions& opti
   return id;
 }
 
-void Commit::check(std::span<const Change> changes) const {
-  const Guards& guards = link_.options.guards;
-  if (guards.validate || limit_erasing(guards)) check_guards(guards, changes, View(link_.state.pin()));
+void WriteQueue::enforce_guards(std::span<const Change> changes) const {
+  const Guards& guards = session_.options.guards;
+  if (guards.validate || has_erase_limit(guards)) check_guards(guards, changes, View(session_.state.pin()));
 }
 
 // Everything that can be wrong with the changes is found here, before anything is written.
-std::vector<Commit::Batch> Commit::cut(std::span<const Change> changes, const WriteOptions& options) {
-  const std::size_t bytes_max = link_.options.update_bytes_max;
+std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<const Change> changes,
+                                                                    const WriteOptions& options) {
+  const std::size_t bytes_max = session_.options.update_bytes_max;
   const auto new_batch = [&] {
-    return Batch{.draft = Draft(link_.authorship(options.note)),
-                 .changes = {},
-                 .note = options.note,
-                 .patience = Patience(options.deadline.value_or(link_.options.deadline)),
-                 .failure = nullptr};
+    return QueuedBatch{.draft = Draft(session_.authorship(options.note)),
+                       .changes = {},
+                       .note = options.note,
+                       .backoff = Backoff(options.deadline.value_or(session_.options.deadline)),
+                       .failure = nullptr};
   };
-  std::vector<Batch> batches;
+  std::vector<QueuedBatch> batches;
   batches.push_back(new_batch());
   std::size_t first = 0;
   const auto close_batch = [&](std::size_t end) {
@@ -90,7 +91,7 @@ std::vector<Commit::Batch> Commit::cut(std::span<const Change> changes, const Wr
   };
   for (std::size_t i = 0; i < changes.size(); ++i) {
     if (batches.back().draft.add(changes[i], bytes_max)) continue;
-    if (batches.back().draft.change_count() > 0 && link_.options.split_updates) {
+    if (batches.back().draft.change_count() > 0 && session_.options.split_updates) {
       close_batch(i);
       batches.push_back(new_batch());
       if (batches.back().draft.add(changes[i], bytes_max)) continue;
@@ -110,22 +111,22 @@ std::vector<Commit::Batch> Commit::cut(std::span<const Change> changes, const Wr
 
 // --- Writes nobody waits for ---
 
-std::future<UpdateId> Commit::write_later(std::span<const Change> changes, const WriteOptions& options) {
-  std::list<LaterWrite> made;
-  LaterWrite& write = made.emplace_back();
+std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes, const WriteOptions& options) {
+  std::list<AsyncWrite> made;
+  AsyncWrite& write = made.emplace_back();
   std::future<UpdateId> future = write.promise.get_future();
   if (changes.empty()) {
-    write.promise.set_value(link_.state.applied_id());
+    write.promise.set_value(session_.state.applied_id());
     return future;
   }
   std::size_t bytes = 0;
   for (const Change& change : changes) bytes += change.key.size() + change.value.size();
   const auto check_room = [&] {
-    const std::size_t bytes_max = link_.options.queue_bytes_max;
-    if (bytes <= bytes_max - std::min(later_bytes_, bytes_max)) return;
+    const std::size_t bytes_max = session_.options.queue_bytes_max;
+    if (bytes <= bytes_max - std::min(async_bytes_, bytes_max)) return;
     throw Error(ErrorKind::limit,
                 "too much is waiting to be written, nothing of this was taken: bytes=" + std::to_string(bytes) +
-                    " waiting=" + std::to_string(later_bytes_) + " queue_bytes_max=" + std::to_string(bytes_max) +
+                    " waiting=" + std::to_string(async_bytes_) + " queue_bytes_max=" + std::to_string(bytes_max) +
                     " (wait for some of the futures, or raise queue_bytes_max)");
   };
   {
@@ -144,128 +145,129 @@ std::future<UpdateId> Commit::write_later(std::span<const Change> changes, const
     change.key = copy(change.key);
     change.value = copy(change.value);
   }
-  if (write.changes.size() > 1) write.changes = last_of_each_key(write.changes);
-  check(write.changes);
-  write.batches = cut(write.changes, write.options);
-  for (Batch& batch : write.batches) batch.later = &write;
+  if (write.changes.size() > 1) write.changes = last_change_per_key(write.changes);
+  enforce_guards(write.changes);
+  write.batches = split_into_batches(write.changes, write.options);
+  for (QueuedBatch& batch : write.batches) batch.async_write = &write;
 
   const std::lock_guard lock(mutex_);
   if (stopping_)
     throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
   check_room();
-  if (!thread_.joinable()) thread_ = std::thread([this] { write_those_of_nobody(); });
+  if (!async_thread_.joinable()) async_thread_ = std::thread([this] { run_async_writer(); });
   const std::size_t queued_before = queue_.size();
   try {
-    for (Batch& batch : write.batches) queue_.push_back(&batch);
+    for (QueuedBatch& batch : write.batches) queue_.push_back(&batch);
   } catch (...) {  // no memory: nobody will write what is only half in the queue
     queue_.resize(queued_before);
     throw;
   }
-  later_bytes_ += bytes;
-  later_.splice(later_.end(), made);
-  for_thread_.notify_one();
+  async_bytes_ += bytes;
+  async_writes_.splice(async_writes_.end(), made);
+  async_ready_.notify_one();
   return future;
 }
 
-void Commit::write_those_of_nobody() {
-  Locked locked(*this);
+void WriteQueue::run_async_writer() {
+  NotifyingLock locked(*this);
   for (;;) {
-    later_.remove_if([&](const LaterWrite& write) {
-      const bool ended = write.batches_ended == write.batches.size();
-      if (ended) later_bytes_ -= write.bytes.size();
+    async_writes_.remove_if([&](const AsyncWrite& write) {
+      const bool ended = write.batches_finished == write.batches.size();
+      if (ended) async_bytes_ -= write.bytes.size();
       return ended;
     });
-    if (!leading_ && !queue_.empty() && queue_.front()->later != nullptr) {
-      Batch& batch = *queue_.front();
+    if (!has_leader_ && !queue_.empty() && queue_.front()->async_write != nullptr) {
+      QueuedBatch& batch = *queue_.front();
       if (stopping_) {
-        end(locked, batch, 0,
-            std::make_exception_ptr(
-                Error(ErrorKind::unavailable, "cache was closed before this was written, nothing was written")));
-        wake_front(locked);
+        finish(locked, batch, 0,
+               std::make_exception_ptr(
+                   Error(ErrorKind::unavailable, "cache was closed before this was written, nothing was written")));
+        wake_next_leader(locked);
         continue;
       }
-      leading_ = true;
+      has_leader_ = true;
       locked.release();
-      lead(batch);
-      locked.hold_again();
-    } else if (stopping_ && later_.empty()) {
+      commit_as_leader(batch);
+      locked.reacquire();
+    } else if (stopping_ && async_writes_.empty()) {
       return;
     } else {
-      locked.wait(for_thread_);
+      locked.wait(async_ready_);
     }
   }
 }
 
-void Commit::stop() {
+void WriteQueue::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    for_thread_.notify_one();
+    async_ready_.notify_one();
   }
-  if (thread_.joinable()) thread_.join();
+  if (async_thread_.joinable()) async_thread_.join();
 }
 
 // --- The queue ---
 
-void Commit::Locked::wake(const Batch& batch, bool first) noexcept {
-  if (!batch.turn) return;
+void WriteQueue::NotifyingLock::notify_on_release(const QueuedBatch& batch, bool first) noexcept {
+  if (!batch.condition) return;
   try {
-    woken_.insert(first ? woken_.begin() : woken_.end(), batch.turn);
+    pending_notifications_.insert(first ? pending_notifications_.begin() : pending_notifications_.end(),
+                                  batch.condition);
   } catch (const std::bad_alloc&) {
-    batch.turn->notify_one();
+    batch.condition->notify_one();
   }
 }
 
-void Commit::Locked::notify_woken() noexcept {
-  for (const std::shared_ptr<std::condition_variable>& turn : woken_) turn->notify_one();
-  woken_.clear();
+void WriteQueue::NotifyingLock::notify_pending() noexcept {
+  for (const std::shared_ptr<std::condition_variable>& turn : pending_notifications_) turn->notify_one();
+  pending_notifications_.clear();
 }
 
 // Who is in front leads, unless somebody leads already. He can begin while the others are being woken.
-void Commit::wake_front(Locked& locked) noexcept {
-  if (leading_ || queue_.empty()) return;
-  locked.wake(*queue_.front(), /*first=*/true);
-  if (queue_.front()->later != nullptr) for_thread_.notify_one();
+void WriteQueue::wake_next_leader(NotifyingLock& locked) noexcept {
+  if (has_leader_ || queue_.empty()) return;
+  locked.notify_on_release(*queue_.front(), /*first=*/true);
+  if (queue_.front()->async_write != nullptr) async_ready_.notify_one();
 }
 
-void Commit::commit(Batch& batch) {
+void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
   const auto turn = std::make_shared<std::condition_variable>();
-  batch.turn = turn;
-  Locked locked(*this);
+  batch.condition = turn;
+  NotifyingLock locked(*this);
   queue_.push_back(&batch);
   while (!batch.done) {
-    if (!leading_ && queue_.front() == &batch) {
-      leading_ = true;
+    if (!has_leader_ && queue_.front() == &batch) {
+      has_leader_ = true;
       locked.release();
-      lead(batch);
-      locked.hold_again();
+      commit_as_leader(batch);
+      locked.reacquire();
     } else if (batch.in_group) {
       locked.wait(*turn);  // the leader's patience ends before ours
-    } else if (const std::chrono::nanoseconds left = batch.patience.deadline().left(); left.count() > 0) {
+    } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().remaining(); left.count() > 0) {
       locked.wait(*turn, left);
     } else {
-      leave_queue(batch);
+      remove_from_queue(batch);
       throw Error(ErrorKind::unavailable,
                   "others of this process were writing until the deadline, nothing was written: deadline_ms=" +
-                      std::to_string(batch.patience.limit().count()));
+                      std::to_string(batch.backoff.timeout().count()));
     }
   }
   if (batch.failure) std::rethrow_exception(batch.failure);
 }
 
 // Appends for the batch, which is in front, and for those behind it that fit, and tells each what became of it.
-void Commit::lead(Batch& batch) {
-  std::vector<Batch*> others;
+void WriteQueue::commit_as_leader(QueuedBatch& batch) {
+  std::vector<QueuedBatch*> others;
   UpdateId id = 0;
   std::exception_ptr failure;
   bool nothing_written = false;
   try {
-    const HeldLock appending = link_.state.lock(StateLock::append, batch.patience.deadline());
-    look_at_log(batch.patience);
+    const HeldLock appending = session_.state.lock(StateLock::append, batch.backoff.deadline());
+    follow_if_stale(batch.backoff);
     // Those who were told their id just now, and are ready to run, mostly come back with the next write.
-    if (had_company_) std::this_thread::yield();
-    others = take_along(batch);
-    had_company_ = !others.empty();
+    if (previous_group_had_followers_) std::this_thread::yield();
+    others = build_group(batch);
+    previous_group_had_followers_ = !others.empty();
     id = append_group(batch, others);
   } catch (const Error& error) {
     failure = std::current_exception();
@@ -274,55 +276,55 @@ void Commit::lead(Batch& batch) {
     failure = std::current_exception();
   }
 
-  Locked locked(*this);
-  leading_ = false;
-  end(locked, batch, id, failure);
-  for (Batch* other : others) {
+  NotifyingLock locked(*this);
+  has_leader_ = false;
+  finish(locked, batch, id, failure);
+  for (QueuedBatch* other : others) {
     other->in_group = false;
     // Who has patience left when the leader's is at its end stays in the queue, and leads next.
-    if (!other->done && (!nothing_written || other->patience.deadline().passed())) {
-      end(locked, *other, id, failure);
+    if (!other->done && (!nothing_written || other->backoff.deadline().passed())) {
+      finish(locked, *other, id, failure);
     } else {
-      locked.wake(*other);
+      locked.notify_on_release(*other);
     }
   }
-  wake_front(locked);
+  wake_next_leader(locked);
 }
 
 // The caller of these two holds the mutex.
 
-void Commit::end(Locked& locked, Batch& batch, UpdateId id, const std::exception_ptr& failure) {
-  leave_queue(batch);
-  locked.wake(batch);
+void WriteQueue::finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id, const std::exception_ptr& failure) {
+  remove_from_queue(batch);
+  locked.notify_on_release(batch);
   batch.done = true;
   batch.id = id;
   batch.failure = failure;
-  if (batch.later != nullptr) end_later(batch);
+  if (batch.async_write != nullptr) finish_async(batch);
 }
 
-void Commit::end_later(Batch& batch) {
-  LaterWrite& write = *batch.later;
-  for_thread_.notify_one();
-  ++write.batches_ended;
+void WriteQueue::finish_async(QueuedBatch& batch) {
+  AsyncWrite& write = *batch.async_write;
+  async_ready_.notify_one();
+  ++write.batches_finished;
   if (!batch.failure) {
     write.changes_written += batch.changes.size();
     write.last_id = batch.id;
-    if (write.batches_ended == write.batches.size()) write.promise.set_value(batch.id);
+    if (write.batches_finished == write.batches.size()) write.promise.set_value(batch.id);
     return;
   }
   // It is in front of the others of its write, so none of these is written, and none must be without it.
-  for (Batch& after : write.batches) {
+  for (QueuedBatch& after : write.batches) {
     if (after.done) continue;
-    leave_queue(after);
+    remove_from_queue(after);
     after.done = true;
-    ++write.batches_ended;
+    ++write.batches_finished;
   }
   try {
     std::rethrow_exception(batch.failure);
   } catch (const Error& error) {
     if (write.changes_written == 0) return write.promise.set_exception(batch.failure);
-    write.promise.set_exception(
-        std::make_exception_ptr(stopped_midway(error, write.changes_written, write.changes.size(), write.last_id)));
+    write.promise.set_exception(std::make_exception_ptr(
+        partial_write_error(error, write.changes_written, write.changes.size(), write.last_id)));
   } catch (...) {
     write.promise.set_exception(batch.failure);
   }
@@ -330,22 +332,22 @@ void Commit::end_later(Batch& batch) {
 
 // Those behind the leader that go into one update with it: they have the same note, and patience for as long as the
 // leader's, who cannot let go of one before he is done.
-std::vector<Commit::Batch*> Commit::take_along(const Batch& leader) {
+std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch& leader) {
   const std::lock_guard lock(mutex_);
-  std::vector<Batch*> others;
-  std::size_t bytes = leader.draft.bytes();
+  std::vector<QueuedBatch*> others;
+  std::size_t bytes = leader.draft.uncompressed_bytes();
   std::size_t changes = leader.draft.change_count();
-  for (Batch* batch : queue_) {
+  for (QueuedBatch* batch : queue_) {
     if (batch == &leader) continue;
-    bytes += batch->draft.bytes();
+    bytes += batch->draft.uncompressed_bytes();
     changes += batch->draft.change_count();
-    if (bytes > link_.options.update_bytes_max || changes > element_count_max || batch->note != leader.note ||
-        batch->patience.deadline().left() < leader.patience.deadline().left()) {
+    if (bytes > session_.options.update_bytes_max || changes > element_count_max || batch->note != leader.note ||
+        batch->backoff.deadline().remaining() < leader.backoff.deadline().remaining()) {
       break;
     }
     others.push_back(batch);
   }
-  for (Batch* batch : others) batch->in_group = true;
+  for (QueuedBatch* batch : others) batch->in_group = true;
   return others;
 }
 
@@ -353,102 +355,102 @@ std::vector<Commit::Batch*> Commit::take_along(const Batch& leader) {
 
 // The caller of these holds StateLock::append.
 
-UpdateId Commit::append_group(Batch& leader, std::vector<Batch*>& others) {
+UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& others) {
   if (!others.empty()) {
-    Draft together(link_.authorship(std::string(leader.note)));
+    Draft together(session_.authorship(std::string(leader.note)));
     bool fits = true;  // take_along() saw to it
-    const auto add = [&](const Batch& batch) {
-      for (const Change& change : batch.changes) fits = fits && together.add(change, link_.options.update_bytes_max);
+    const auto add = [&](const QueuedBatch& batch) {
+      for (const Change& change : batch.changes) fits = fits && together.add(change, session_.options.update_bytes_max);
     };
     add(leader);
-    for (const Batch* other : others) add(*other);
+    for (const QueuedBatch* other : others) add(*other);
     try {
-      if (fits) return append(together, leader.patience);
+      if (fits) return append(together, leader.backoff);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
     }
     // The log refuses what they make together: each goes alone, and finds out whether it was the one.
-    Locked locked(*this);
-    for (Batch* other : others) {
+    NotifyingLock locked(*this);
+    for (QueuedBatch* other : others) {
       other->in_group = false;
-      locked.wake(*other);
+      locked.notify_on_release(*other);
     }
     others.clear();
   }
-  return append(leader.draft, leader.patience);
+  return append(leader.draft, leader.backoff);
 }
 
-UpdateId Commit::append(Draft& draft, Patience& patience) {
+UpdateId WriteQueue::append(Draft& draft, Backoff& patience) {
   for (;;) {
-    const Place at = place_of(link_.state.info());
-    if (append_after(at, draft, patience)) return at.id + 1;
+    const LogPosition at = position_of(session_.state.info());
+    if (try_append(at, draft, patience)) return at.id + 1;
   }
 }
 
-std::optional<Place> Commit::write_prepared(const Prepare& prepare, Patience& patience,
-                                            const std::function<void()>& before_look) {
-  const HeldLock appending = link_.state.lock(StateLock::append, patience.deadline());
-  look_at_log(patience);
+std::optional<LogPosition> WriteQueue::write_prepared(const Prepare& prepare, Backoff& patience,
+                                                      const std::function<void()>& before_look) {
+  const HeldLock appending = session_.state.lock(StateLock::append, patience.deadline());
+  follow_if_stale(patience);
   for (;;) {
     if (before_look) before_look();
-    const Uuid log_uuid = link_.state.info().log_uuid;
-    const std::shared_ptr<const detail::Pin> pin = link_.state.pin();
-    const Place at{log_uuid, pin->id(), pin->block().chain};
+    const Uuid log_uuid = session_.state.info().log_uuid;
+    const std::shared_ptr<const detail::Pin> pin = session_.state.pin();
+    const LogPosition at{log_uuid, pin->id(), pin->block().chain};
     std::optional<Draft> draft = prepare(pin);
     if (!draft) return std::nullopt;
-    if (append_after(at, *draft, patience)) return Place{log_uuid, at.id + 1, draft->chain()};
+    if (try_append(at, *draft, patience)) return LogPosition{log_uuid, at.id + 1, draft->chain()};
   }
 }
 
-void Commit::look_at_log(Patience& patience) {
-  link_.state.follow_switch();
-  if (!store_asked_since(link_.state, boot_time_ns() - look_before_append_ns) || !link_.state.usable() ||
-      !link_.has_followed() || !link_.has_seen_log(link_.state.info().log_uuid)) {
-    follow(link_, patience);
+void WriteQueue::follow_if_stale(Backoff& patience) {
+  session_.state.switch_if_replaced();
+  if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) || !session_.state.usable() ||
+      !session_.has_followed() || !session_.has_seen_log(session_.state.info().log_uuid)) {
+    follow(session_, patience);
   }
 }
 
 // Appends the draft as the update after `at`, and applies it. False: somebody else was first, and has been followed.
-bool Commit::append_after(const Place& at, Draft& draft, Patience& patience) {
+bool WriteQueue::try_append(const LogPosition& at, Draft& draft, Backoff& patience) {
   const UpdateId id = at.id + 1;
   const std::string_view bytes = draft.seal(id, at.chain);
   Update update;
   decode_update(bytes, update);  // what could not be read back must not get into the log
-  if (insert(at, bytes, patience)) {
-    link_.tally.add(&Counters::updates_written);
-    link_.state.announce_release(StateLock::append);
-    apply(at, update);
+  if (append_and_resolve(at, bytes, patience)) {
+    session_.counters.add(&Counters::updates_written);
+    session_.state.announce_release(StateLock::append);
+    apply_appended(at, update);
     return true;
   }
-  link_.tally.add(&Counters::append_conflicts);
+  session_.counters.add(&Counters::append_conflicts);
   if (patience.deadline().passed()) {
     throw Error(ErrorKind::unavailable,
                 "others were always first until the deadline, nothing was written: id=" + std::to_string(id) +
-                    " deadline_ms=" + std::to_string(patience.limit().count()));
+                    " deadline_ms=" + std::to_string(patience.timeout().count()));
   }
-  follow(link_, patience);
+  follow(session_, patience);
   // The log must show who was first.
-  if (link_.state.info().chain == at.chain && !patience.pause()) {
+  if (session_.state.info().chain == at.chain && !patience.pause()) {
     throw LogError(ErrorKind::unavailable,
                    "log says that an id is taken but shows no update there, nothing was written: id=" +
-                       std::to_string(id) + " log=" + link_.log.name());
+                       std::to_string(id) + " log=" + session_.log.name());
   }
   return false;
 }
 
 // Puts the bytes into the log after `at`, once, whatever it takes. False: another update is there. Throws when the
 // patience is at its end: uncertain if an attempt is in doubt, else unavailable.
-bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience) {
+bool WriteQueue::append_and_resolve(const LogPosition& at, std::string_view bytes, Backoff& patience) {
   const UpdateId id = at.id + 1;
   bool failed = false;    // an attempt failed; the log should have done nothing then, but we look
   bool in_doubt = false;  // an attempt may have succeeded, or may still do so
   const auto uncertain = [&](const std::string& why) {
     return Error(ErrorKind::uncertain, "write may or may not be in the log: id=" + std::to_string(id) +
-                                           " log=" + link_.log.name() + ": " + why + " (update(), then look)");
+                                           " log=" + session_.log.name() + ": " + why + " (update(), then look)");
   };
   const auto append_once = [&] {
     try {
-      return link_.ask([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes;
+      return session_.call_log([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes;
     } catch (const LogError& error) {
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       throw;
@@ -458,11 +460,11 @@ bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience)
     try {
       if (failed) {
         std::string why;
-        const Found found = look_back(at, bytes, why);
-        if (found == Found::ours) return true;
-        if (found == Found::others) return false;
-        if (found == Found::another_log && in_doubt) throw uncertain(why);
-        if (found == Found::another_log) return false;
+        const ReadBackResult found = read_back(at, bytes, why);
+        if (found == ReadBackResult::ours) return true;
+        if (found == ReadBackResult::other_update) return false;
+        if (found == ReadBackResult::other_log && in_doubt) throw uncertain(why);
+        if (found == ReadBackResult::other_log) return false;
       }
       if (append_once()) return true;
       if (!failed) return false;
@@ -470,7 +472,7 @@ bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience)
     } catch (const LogError& error) {
       failed = true;
       try {
-        link_.wait_after(error, patience);
+        session_.back_off_after(error, patience);
       } catch (const LogError& last) {
         if (in_doubt) throw uncertain(last.what());
         throw;
@@ -480,27 +482,27 @@ bool Commit::insert(const Place& at, std::string_view bytes, Patience& patience)
 }
 
 // What stands after `at` in the log by now.
-Commit::Found Commit::look_back(const Place& at, std::string_view bytes, std::string& why) {
-  const Page page = link_.ask([&](Log& log) { return read_page(log, first_to_read(at.id), at.id + 1); });
-  if (fit_of(page, at, why) != Fit::fits) return Found::another_log;
+WriteQueue::ReadBackResult WriteQueue::read_back(const LogPosition& at, std::string_view bytes, std::string& why) {
+  const LogPage page = session_.call_log([&](Log& log) { return read_page(log, first_id_to_read(at.id), at.id + 1); });
+  if (compare_history(page, at, why) != HistoryMatch::matches) return ReadBackResult::other_log;
   for (std::size_t i = 0; i < page.row_count(); ++i) {
-    if (page.row(i).id == at.id + 1) return page.row(i).bytes == bytes ? Found::ours : Found::others;
+    if (page.row(i).id == at.id + 1)
+      return page.row(i).bytes == bytes ? ReadBackResult::ours : ReadBackResult::other_update;
   }
-  return Found::nothing;
+  return ReadBackResult::absent;
 }
 
 // Makes the update that was appended after `at` visible to this machine.
-void Commit::apply(const Place& at, const Update& update) {
-  Patience patience(link_.options.deadline);  // it is written: now it has to become visible, however long that took
+void WriteQueue::apply_appended(const LogPosition& at, const Update& update) {
+  Backoff patience(session_.options.deadline);  // it is written: now it has to become visible, however long that took
   try {
-    const std::unique_ptr<StateWriter> writer =
-        link_.state.begin_write(patience.deadline(), AfterWriting::keep_for_a_while);
-    note_recovery(link_, *writer);
-    const Place now = place_of(writer->info());
+    const std::unique_ptr<StateWriter> writer = session_.state.begin_write(patience.deadline(), MappingPolicy::cache);
+    report_recovery(session_, *writer);
+    const LogPosition now = position_of(writer->info());
     if (now.log_uuid == at.log_uuid) {
       if (now.id == at.id && now.chain == at.chain) {
         writer->apply(update);
-        link_.tally.add(&Counters::updates_applied);
+        session_.counters.add(&Counters::updates_applied);
         return;
       }
       if (now.id > update.id || (now.id == update.id && now.chain == update.chain)) return;  // a follower was here
@@ -514,7 +516,7 @@ void Commit::apply(const Place& at, const Update& update) {
         system_error);
   };
   try {
-    follow(link_, patience, update.id);
+    follow(session_, patience, update.id);
   } catch (const Error& error) {
     throw not_applied(std::string(to_string(error.kind())) + ": " + error.what(), error.system_error());
   } catch (const std::exception& error) {  // no memory

@@ -39,18 +39,18 @@
 
 namespace whycache {
 
-class Commit {
+class WriteQueue {
  public:
-  explicit Commit(Link& link) : link_(link) {}
-  ~Commit() { stop(); }
-  Commit(const Commit&) = delete;
-  Commit& operator=(const Commit&) = delete;
+  explicit WriteQueue(Session& link) : session_(link) {}
+  ~WriteQueue() { stop(); }
+  WriteQueue(const WriteQueue&) = delete;
+  WriteQueue& operator=(const WriteQueue&) = delete;
 
   // Appends and applies the changes, in several updates if one does not hold them. Returns the id of the last.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options);
 
   // The same by a thread of its own. Throws Error at once for what is wrong with the changes, or limit.
-  std::future<UpdateId> write_later(std::span<const Change> changes, const WriteOptions& options);
+  std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
   // Ends that thread; what it has not begun to write fails.
   void stop();
 
@@ -58,32 +58,32 @@ class Commit {
   using Prepare = std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
   // Appends what `prepare` makes as the very next update after the one it looked at; if somebody else was first, it is
   // asked again. nullopt: it had nothing to write. `before_look` is called before the state is looked at, each time.
-  std::optional<Place> write_prepared(const Prepare& prepare, Patience& patience,
-                                      const std::function<void()>& before_look = {});
+  std::optional<LogPosition> write_prepared(const Prepare& prepare, Backoff& patience,
+                                            const std::function<void()>& before_look = {});
 
  private:
-  struct LaterWrite;
+  struct AsyncWrite;
   // What one caller wants to have in one update.
-  struct Batch {
+  struct QueuedBatch {
     Draft draft;
     std::span<const Change> changes;
     std::string_view note;
-    Patience patience;
+    Backoff backoff;
     bool in_group = false;
     bool done = false;
     UpdateId id = 0;
     std::exception_ptr failure;
-    LaterWrite* later = nullptr;  // whom it belongs to, if nobody waits for it here
+    AsyncWrite* async_write = nullptr;  // whom it belongs to, if nobody waits for it here
     // Its caller's, to wait on: shared, as whoever wakes him may come to it when he has gone.
-    std::shared_ptr<std::condition_variable> turn;
+    std::shared_ptr<std::condition_variable> condition;
   };
   // A write that nobody waits for.
-  struct LaterWrite {
+  struct AsyncWrite {
     std::string bytes;  // of keys and values
     std::vector<Change> changes;
     WriteOptions options;
-    std::vector<Batch> batches;
-    std::size_t batches_ended = 0;
+    std::vector<QueuedBatch> batches;
+    std::size_t batches_finished = 0;
     std::size_t changes_written = 0;
     UpdateId last_id = 0;
     std::promise<UpdateId> promise;
@@ -91,65 +91,66 @@ class Commit {
 
   // Holds the mutex. Callers who were named meanwhile are woken when it lets go of it, each of them by itself: who is
   // woken while it is held would wait for it, and who is woken without need takes a processor from those that write.
-  class Locked {
+  class NotifyingLock {
    public:
-    explicit Locked(Commit& commit) : lock_(commit.mutex_) {}
-    ~Locked() { release(); }
-    Locked(const Locked&) = delete;
-    Locked& operator=(const Locked&) = delete;
+    explicit NotifyingLock(WriteQueue& commit) : lock_(commit.mutex_) {}
+    ~NotifyingLock() { release(); }
+    NotifyingLock(const NotifyingLock&) = delete;
+    NotifyingLock& operator=(const NotifyingLock&) = delete;
 
-    void wake(const Batch& batch, bool first = false) noexcept;
+    void notify_on_release(const QueuedBatch& batch, bool first = false) noexcept;
     void wait(std::condition_variable& turn) {
-      notify_woken();
+      notify_pending();
       turn.wait(lock_);
     }
     void wait(std::condition_variable& turn, std::chrono::nanoseconds at_most) {
-      notify_woken();
+      notify_pending();
       turn.wait_for(lock_, at_most);
     }
     void release() noexcept {
       if (lock_.owns_lock()) lock_.unlock();
-      notify_woken();
+      notify_pending();
     }
-    void hold_again() { lock_.lock(); }
+    void reacquire() { lock_.lock(); }
 
    private:
-    void notify_woken() noexcept;
+    void notify_pending() noexcept;
 
     std::unique_lock<std::mutex> lock_;
-    std::vector<std::shared_ptr<std::condition_variable>> woken_;
+    std::vector<std::shared_ptr<std::condition_variable>> pending_notifications_;
   };
 
-  void check(std::span<const Change> changes) const;
-  std::vector<Batch> cut(std::span<const Change> changes, const WriteOptions& options);
-  void commit(Batch& batch);
-  void lead(Batch& batch);
-  std::vector<Batch*> take_along(const Batch& leader);
-  void leave_queue(Batch& batch) { std::erase(queue_, &batch); }
-  void end(Locked& locked, Batch& batch, UpdateId id, const std::exception_ptr& failure);
-  void end_later(Batch& batch);
-  void wake_front(Locked& locked) noexcept;
-  void write_those_of_nobody();
+  void enforce_guards(std::span<const Change> changes) const;
+  std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes, const WriteOptions& options);
+  void enqueue_and_wait(QueuedBatch& batch);
+  void commit_as_leader(QueuedBatch& batch);
+  std::vector<QueuedBatch*> build_group(const QueuedBatch& leader);
+  void remove_from_queue(QueuedBatch& batch) { std::erase(queue_, &batch); }
+  void finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id, const std::exception_ptr& failure);
+  void finish_async(QueuedBatch& batch);
+  void wake_next_leader(NotifyingLock& locked) noexcept;
+  void run_async_writer();
 
-  UpdateId append_group(Batch& leader, std::vector<Batch*>& others);
-  UpdateId append(Draft& draft, Patience& patience);
-  void look_at_log(Patience& patience);
-  bool append_after(const Place& at, Draft& draft, Patience& patience);
-  bool insert(const Place& at, std::string_view bytes, Patience& patience);
-  enum class Found { nothing, ours, others, another_log };
-  Found look_back(const Place& at, std::string_view bytes, std::string& why);
-  void apply(const Place& at, const Update& update);
+  UpdateId append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& others);
+  UpdateId append(Draft& draft, Backoff& patience);
+  void follow_if_stale(Backoff& patience);
+  bool try_append(const LogPosition& at, Draft& draft, Backoff& patience);
+  bool append_and_resolve(const LogPosition& at, std::string_view bytes, Backoff& patience);
+  enum class ReadBackResult { absent, ours, other_update, other_log };
+  ReadBackResult read_back(const LogPosition& at, std::string_view bytes, std::string& why);
+  void apply_appended(const LogPosition& at, const Update& update);
 
-  Link& link_;
+  Session& session_;
   std::mutex mutex_;  // of what follows
-  std::deque<Batch*> queue_;
-  bool leading_ = false;
-  bool had_company_ = false;  // who led last; used by who leads, without the mutex, which lies between two of them
+  std::deque<QueuedBatch*> queue_;
+  bool has_leader_ = false;
+  bool previous_group_had_followers_ =
+      false;  // who led last; used by who leads, without the mutex, which lies between two of them
   bool stopping_ = false;
-  std::list<LaterWrite> later_;  // one that has ended is removed by the thread, nobody else
-  std::size_t later_bytes_ = 0;
-  std::thread thread_;
-  std::condition_variable for_thread_;  // one of its writes has ended, or is in front, or it is to stop
+  std::list<AsyncWrite> async_writes_;  // one that has ended is removed by the thread, nobody else
+  std::size_t async_bytes_ = 0;
+  std::thread async_thread_;
+  std::condition_variable async_ready_;  // one of its writes has ended, or is in front, or it is to stop
 };
 
 }  // namespace whycache

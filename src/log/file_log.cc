@@ -27,11 +27,11 @@
 namespace whycache {
 namespace {
 
-constexpr char restore_it[] =
+constexpr char restore_hint[] =
     " (restore it from a backup of the log, or delete the log's folder to begin an empty one)";
 
-Error corrupt_file(const std::string& what, const std::string& path, const std::string& values = "") {
-  return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_it);
+Error corrupt_file_error(const std::string& what, const std::string& path, const std::string& values = "") {
+  return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_hint);
 }
 
 // --- Files of ours: a header, then the payload. ---
@@ -41,11 +41,11 @@ enum class FileKind : char { meta = 'm', update = 'u', base_part = 'p' };
 constexpr std::string_view magic = "whycache";
 constexpr char format_version = 1;
 constexpr std::size_t header_bytes = 40;
-constexpr std::size_t checked_header_bytes = 32;  // what seeds the hash of the payload
+constexpr std::size_t hashed_header_bytes = 32;  // what seeds the hash of the payload
 constexpr std::uint64_t payload_bytes_max = std::uint64_t{1} << 30;
 
 // `number` is the update's id or the part's number; 0 for the meta.
-std::string with_header(FileKind kind, std::uint64_t number, std::string_view payload) {
+std::string encode_file(FileKind kind, std::uint64_t number, std::string_view payload) {
   std::string bytes;
   bytes.reserve(header_bytes + payload.size());
   bytes.append(magic);
@@ -65,7 +65,7 @@ std::string read_all(int descriptor, std::uint64_t size, const std::string& path
     const ssize_t got = ::read(descriptor, bytes.data() + done, bytes.size() - done);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw system_error("cannot read file", path, errno);
-    if (got == 0) throw corrupt_file("file of the log is cut short", path);
+    if (got == 0) throw corrupt_file_error("file of the log is cut short", path);
     done += static_cast<std::size_t>(got);
   }
   return bytes;
@@ -74,38 +74,39 @@ std::string read_all(int descriptor, std::uint64_t size, const std::string& path
 // The payload of a file of ours; nullopt if there is no file. Believes nothing it reads.
 std::optional<std::string> read_payload(const std::string& path, FileKind kind, std::uint64_t number) {
   // A pipe in the file's place would keep us waiting for ever, but for O_NONBLOCK.
-  const FileDescriptor file = open_file_if_there(path, O_RDONLY | O_NONBLOCK);
+  const FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
   if (!file) return std::nullopt;
   struct stat status;
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot read file", path, errno);
-  if (!S_ISREG(status.st_mode)) throw corrupt_file("not a regular file in the place of a file of the log", path);
+  if (!S_ISREG(status.st_mode)) throw corrupt_file_error("not a regular file in the place of a file of the log", path);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
   if (file_bytes < header_bytes || file_bytes > header_bytes + payload_bytes_max) {
-    throw corrupt_file("file of the log is too short or too long to be one", path,
-                       " bytes=" + std::to_string(file_bytes));
+    throw corrupt_file_error("file of the log is too short or too long to be one", path,
+                             " bytes=" + std::to_string(file_bytes));
   }
 
   std::string bytes = read_all(file.number(), file_bytes, path);
   const std::string_view header = std::string_view(bytes).substr(0, header_bytes);
-  if (header.substr(0, magic.size()) != magic) throw corrupt_file("not a file of a whycache log", path);
+  if (header.substr(0, magic.size()) != magic) throw corrupt_file_error("not a file of a whycache log", path);
   if (header[8] != format_version) {
-    throw corrupt_file("file of the log has a format this version does not know", path,
-                       " format=" + std::to_string(header[8]));
+    throw corrupt_file_error("file of the log has a format this version does not know", path,
+                             " format=" + std::to_string(header[8]));
   }
   const auto found_number = load_little_endian<std::uint64_t>(&header[16]);
   if (header[9] != static_cast<char>(kind) || found_number != number) {
-    throw corrupt_file("file of the log holds something else than its name says", path,
-                       " expected=" + std::to_string(number) + " found=" + std::to_string(found_number));
+    throw corrupt_file_error("file of the log holds something else than its name says", path,
+                             " expected=" + std::to_string(number) + " found=" + std::to_string(found_number));
   }
   const auto payload_bytes = load_little_endian<std::uint64_t>(&header[24]);
   if (payload_bytes != file_bytes - header_bytes) {
-    throw corrupt_file("file of the log has the wrong size", path,
-                       " bytes=" + std::to_string(file_bytes) + " payload_bytes=" + std::to_string(payload_bytes));
+    throw corrupt_file_error(
+        "file of the log has the wrong size", path,
+        " bytes=" + std::to_string(file_bytes) + " payload_bytes=" + std::to_string(payload_bytes));
   }
-  const std::uint64_t seed = hash64(header.substr(0, checked_header_bytes));
+  const std::uint64_t seed = hash64(header.substr(0, hashed_header_bytes));
   if (hash64(std::string_view(bytes).substr(header_bytes), seed) !=
-      load_little_endian<std::uint64_t>(&header[checked_header_bytes])) {
-    throw corrupt_file("file of the log is damaged", path);
+      load_little_endian<std::uint64_t>(&header[hashed_header_bytes])) {
+    throw corrupt_file_error("file of the log is damaged", path);
   }
   bytes.erase(0, header_bytes);
   return bytes;
@@ -118,13 +119,13 @@ constexpr std::size_t token_digits = 32;
 constexpr std::string_view base_prefix = "base-";
 constexpr std::size_t base_name_bytes = base_prefix.size() + id_digits + 1 + token_digits;
 
-std::string padded(std::uint64_t number, std::size_t digits) {
+std::string zero_padded(std::uint64_t number, std::size_t digits) {
   const std::string text = std::to_string(number);
   return std::string(digits - std::min(digits, text.size()), '0') + text;
 }
 
 // The id a file in updates/ is named after; nullopt: not a name of ours.
-std::optional<UpdateId> id_of_name(std::string_view name) {
+std::optional<UpdateId> parse_update_file_name(std::string_view name) {
   if (name.size() != id_digits) return std::nullopt;
   UpdateId id = 0;
   for (const char digit : name) {
@@ -137,7 +138,7 @@ std::optional<UpdateId> id_of_name(std::string_view name) {
 
 // --- Folders. ---
 
-void make_folder_if_absent(const std::string& path) {
+void create_directory_if_missing(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
   if (errno == ENOENT) {
     throw Error(ErrorKind::invalid,
@@ -147,7 +148,7 @@ void make_folder_if_absent(const std::string& path) {
 }
 
 // Somebody else may have put it there, to have us write elsewhere.
-void refuse_symbolic_link(const std::string& path) {
+void reject_symbolic_link(const std::string& path) {
   struct stat status;
   if (::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) {
     throw system_error("cannot use folder for the log", path, ELOOP);
@@ -155,8 +156,8 @@ void refuse_symbolic_link(const std::string& path) {
 }
 
 // Calls `visit` with each name in a folder, and the descriptor of the folder. One that others have deleted is empty.
-void visit_folder(const std::string& path, const std::function<void(int folder, std::string_view name)>& visit) {
-  FileDescriptor descriptor = open_file_if_there(path, O_RDONLY | O_DIRECTORY);
+void visit_directory(const std::string& path, const std::function<void(int folder, std::string_view name)>& visit) {
+  FileDescriptor descriptor = open_file_if_exists(path, O_RDONLY | O_DIRECTORY);
   if (!descriptor) return;
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(::fdopendir(descriptor.number()), ::closedir);
   if (!folder) throw system_error("cannot list folder", path, errno);
@@ -177,14 +178,14 @@ void delete_file(int folder, std::string_view name, const std::string& folder_pa
   throw system_error("cannot delete file", folder_path + '/' + std::string(name), errno);
 }
 
-void delete_folder(const std::string& path) {
-  visit_folder(path, [&](int folder, std::string_view name) { delete_file(folder, name, path); });
+void delete_directory(const std::string& path) {
+  visit_directory(path, [&](int folder, std::string_view name) { delete_file(folder, name, path); });
   if (::rmdir(path.c_str()) != 0 && errno != ENOENT) throw system_error("cannot delete folder", path, errno);
 }
 
-bool is_folder_empty(const std::string& path) {
+bool is_directory_empty(const std::string& path) {
   bool empty = true;
-  visit_folder(path, [&](int, std::string_view) { empty = false; });
+  visit_directory(path, [&](int, std::string_view) { empty = false; });
   return empty;
 }
 
@@ -193,7 +194,7 @@ bool is_folder_empty(const std::string& path) {
 constexpr std::uint64_t switch_byte = 0;
 constexpr std::uint64_t gate_byte = 1;
 
-bool try_share_byte(int descriptor, std::uint64_t offset, const std::string& path) {
+bool try_lock_byte_shared(int descriptor, std::uint64_t offset, const std::string& path) {
   struct flock lock = {};
   lock.l_type = F_RDLCK;
   lock.l_whence = SEEK_SET;
@@ -207,7 +208,7 @@ bool try_share_byte(int descriptor, std::uint64_t offset, const std::string& pat
 }
 
 // Tries until it works; false when the deadline has passed.
-bool wait_until(const std::function<bool()>& attempt, const Deadline& deadline) {
+bool retry_until(const std::function<bool()>& attempt, const Deadline& deadline) {
   std::chrono::microseconds pause(20);
   while (!attempt()) {
     if (deadline.passed()) return false;
@@ -228,20 +229,20 @@ struct FileLog::Meta {
 
   friend bool operator==(const Meta&, const Meta&) = default;
 
-  std::string encoded() const {
+  std::string encode() const {
     std::string payload;
     for (const Uuid* id : {&uuid, &token}) payload.append(id->begin(), id->end());
     append_little_endian(payload, base);
     append_little_endian(payload, base_chain);
     append_little_endian(payload, part_count);
-    return with_header(FileKind::meta, 0, payload);
+    return encode_file(FileKind::meta, 0, payload);
   }
 };
 
 // A file in tmp/. It is locked for as long as this object lives, which is how others know that its writer does.
-class FileLog::Temporary {
+class FileLog::OwnedTemporaryFile {
  public:
-  explicit Temporary(const FileLog& log) {
+  explicit OwnedTemporaryFile(const FileLog& log) {
     // Between making and locking it, somebody who deletes what the dead left may take it for such.
     do {
       token_ = random_uuid();
@@ -251,9 +252,9 @@ class FileLog::Temporary {
     const std::uint32_t mode = log.file_mode_.load(std::memory_order_relaxed);
     if (mode != 0600) ::fchmod(file_.number(), mode);
   }
-  Temporary(const Temporary&) = delete;
-  Temporary& operator=(const Temporary&) = delete;
-  ~Temporary() { ::unlink(path_.c_str()); }
+  OwnedTemporaryFile(const OwnedTemporaryFile&) = delete;
+  OwnedTemporaryFile& operator=(const OwnedTemporaryFile&) = delete;
+  ~OwnedTemporaryFile() { ::unlink(path_.c_str()); }
 
   const Uuid& token() const { return token_; }
   const std::string& path() const { return path_; }
@@ -264,21 +265,21 @@ class FileLog::Temporary {
   }
 
   // What proves that the writer of a file in tmp/ is gone: its lock. An absent file is as good.
-  class WriterGone {
+  class OrphanLock {
    public:
-    explicit WriterGone(const std::string& path) {
+    explicit OrphanLock(const std::string& path) {
       try {
-        file_ = open_file_if_there(path, O_RDWR | O_NONBLOCK);
-        proven_ = !file_ || try_lock_byte(file_.number(), 0);
+        file_ = open_file_if_exists(path, O_RDWR | O_NONBLOCK);
+        is_orphan_ = !file_ || try_lock_byte(file_.number(), 0);
       } catch (const Error& error) {
         if (error.system_error() != EACCES) throw;  // another user's, who may clean up after himself
       }
     }
-    explicit operator bool() const { return proven_; }
+    explicit operator bool() const { return is_orphan_; }
 
    private:
     FileDescriptor file_;
-    bool proven_ = false;
+    bool is_orphan_ = false;
   };
 
  private:
@@ -294,38 +295,38 @@ class FileLog::Temporary {
 
 // Keeps the base where it is while an update is linked, or appenders away while the base is switched.
 // On the heap, for a child forked meanwhile keeps the object registered.
-class FileLog::Lock final : ForkListener {
+class FileLog::SwitchLock final : ForkHandler {
  public:
   enum class Holder { appender, switcher };
 
-  Lock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock") {
-    register_fork_listener(this, [&] { file_ = open_file(path_, O_RDWR); });
+  SwitchLock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock") {
+    register_fork_handler(this, [&] { file_ = open_file(path_, O_RDWR); });
     try {
       const Deadline deadline(log.options_.deadline);
-      if (holder == Holder::appender ? share(deadline) : own(deadline)) return;
+      if (holder == Holder::appender ? lock_shared(deadline) : lock_exclusive(deadline)) return;
       throw Error(ErrorKind::unavailable, "log is locked by another process for too long: path=" + path_ +
                                               " waited_ms=" + std::to_string(log.options_.deadline.count()));
     } catch (...) {
-      let_go();
+      release();
       throw;
     }
   }
-  ~Lock() { let_go(); }
+  ~SwitchLock() { release(); }
 
  private:
-  bool share(const Deadline& deadline) {
-    return wait_until(
+  bool lock_shared(const Deadline& deadline) {
+    return retry_until(
         [&] {
-          return !is_byte_locked(file_.number(), gate_byte) && try_share_byte(file_.number(), switch_byte, path_);
+          return !is_byte_locked(file_.number(), gate_byte) && try_lock_byte_shared(file_.number(), switch_byte, path_);
         },
         deadline);
   }
-  bool own(const Deadline& deadline) {
-    return wait_until([&] { return try_lock_byte(file_.number(), gate_byte); }, deadline) &&
-           wait_until([&] { return try_lock_byte(file_.number(), switch_byte); }, deadline);
+  bool lock_exclusive(const Deadline& deadline) {
+    return retry_until([&] { return try_lock_byte(file_.number(), gate_byte); }, deadline) &&
+           retry_until([&] { return try_lock_byte(file_.number(), switch_byte); }, deadline);
   }
-  void let_go() noexcept {
-    unregister_fork_listener(this);
+  void release() noexcept {
+    unregister_fork_handler(this);
     // Closing is not enough if a child has just been forked that has not closed its copy yet.
     unlock_byte(file_.number(), switch_byte);
     unlock_byte(file_.number(), gate_byte);
@@ -337,25 +338,25 @@ class FileLog::Lock final : ForkListener {
 };
 
 FileLog::FileLog(FileLogOptions options) : options_(std::move(options)) {
-  std::string& folder = options_.folder;
+  std::string& folder = options_.directory;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   root_ = (folder == "/" ? "" : folder) + '/' + options_.instance;
-  for (const std::string& path : {folder, root_}) refuse_symbolic_link(path);
-  if (!read_meta_if_there()) create();
+  for (const std::string& path : {folder, root_}) reject_symbolic_link(path);
+  if (!read_meta_if_exists()) create();
 }
 
 // Any number of creators may do this at once; the first to link its meta wins.
 void FileLog::create() {
-  make_folder_if_absent(options_.folder);
-  for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"}) make_folder_if_absent(path);
+  create_directory_if_missing(options_.directory);
+  for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"}) create_directory_if_missing(path);
   open_file(root_ + "/lock", O_RDWR | O_CREAT, 0600);
 
-  if (!is_folder_empty(root_ + "/updates") && !read_meta_if_there()) {
-    throw corrupt_file("file of the log is missing, though there are updates", root_ + "/meta");
+  if (!is_directory_empty(root_ + "/updates") && !read_meta_if_exists()) {
+    throw corrupt_file_error("file of the log is missing, though there are updates", root_ + "/meta");
   }
-  Temporary file(*this);
-  file.write_durably(Meta{.uuid = random_uuid()}.encoded());
-  sync_folder(root_);  // where there is a meta, there is everything else
+  OwnedTemporaryFile file(*this);
+  file.write_durably(Meta{.uuid = random_uuid()}.encode());
+  sync_directory(root_);  // where there is a meta, there is everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
     throw system_error("cannot link file (a file log needs a file system with hard links)", root_ + "/meta", errno);
   }
@@ -364,23 +365,23 @@ void FileLog::create() {
 
 // What has to be done once before this object writes. Those who made the log may have died before they synced it.
 void FileLog::prepare_to_write() {
-  if (prepared_to_write_.load(std::memory_order_relaxed)) return;
+  if (is_prepared_to_write_.load(std::memory_order_relaxed)) return;
   struct stat status;
   if (::stat(root_.c_str(), &status) != 0) throw system_error("cannot use folder", root_, errno);
   file_mode_.store(status.st_mode & 0666, std::memory_order_relaxed);
 
-  sync_folder(root_);
-  sync_folder(options_.folder);
+  sync_directory(root_);
+  sync_directory(options_.directory);
   try {
-    sync_folder(folder_of(options_.folder));
+    sync_directory(parent_directory(options_.directory));
   } catch (const Error& error) {
     if (error.system_error() != EACCES) throw;  // whoever made the folder was allowed to
   }
-  delete_dead_temporaries();
-  prepared_to_write_.store(true, std::memory_order_relaxed);
+  delete_orphaned_temporary_files();
+  is_prepared_to_write_.store(true, std::memory_order_relaxed);
 }
 
-std::optional<FileLog::Meta> FileLog::read_meta_if_there() const {
+std::optional<FileLog::Meta> FileLog::read_meta_if_exists() const {
   const std::string path = root_ + "/meta";
   const std::optional<std::string> payload = read_payload(path, FileKind::meta, 0);
   if (!payload) return std::nullopt;
@@ -396,25 +397,25 @@ std::optional<FileLog::Meta> FileLog::read_meta_if_there() const {
     meta.part_count = reader.take_little_endian<std::uint64_t>();
     reader.expect_end();
   } catch (const Error& error) {
-    throw corrupt_file(error.what(), path);
+    throw corrupt_file_error(error.what(), path);
   }
   if (meta.base > update_id_max)
-    throw corrupt_file("meta has an impossible base", path, " base=" + std::to_string(meta.base));
+    throw corrupt_file_error("meta has an impossible base", path, " base=" + std::to_string(meta.base));
   return meta;
 }
 
 FileLog::Meta FileLog::read_meta() const {
-  const std::optional<Meta> meta = read_meta_if_there();
-  if (!meta) throw log_is_gone(name());
+  const std::optional<Meta> meta = read_meta_if_exists();
+  if (!meta) throw log_deleted_error(name());
   return *meta;
 }
 
-void FileLog::remember(const Meta& meta) noexcept {
-  uuid_seen_.store(load_little_endian<std::uint64_t>(meta.uuid.data()), std::memory_order_relaxed);
+void FileLog::remember_uuid(const Meta& meta) noexcept {
+  seen_uuid_prefix_.store(load_little_endian<std::uint64_t>(meta.uuid.data()), std::memory_order_relaxed);
 }
 
-bool FileLog::is_remembered(const Meta& meta) const noexcept {
-  const std::uint64_t seen = uuid_seen_.load(std::memory_order_relaxed);
+bool FileLog::matches_seen_uuid(const Meta& meta) const noexcept {
+  const std::uint64_t seen = seen_uuid_prefix_.load(std::memory_order_relaxed);
   return seen == 0 || seen == load_little_endian<std::uint64_t>(meta.uuid.data());
 }
 
@@ -434,9 +435,9 @@ Extent FileLog::extent() {
     }
     // While the base stays the same, nothing above it is deleted.
     if (read_meta() != meta) continue;
-    if (has_gap) throw update_is_missing(name(), head + 1, head + 2);
+    if (has_gap) throw missing_update_error(name(), head + 1, head + 2);
     head_seen_.store(head, std::memory_order_relaxed);
-    remember(meta);
+    remember_uuid(meta);
     return {meta.uuid, meta.base, meta.base_chain, head};
   }
 }
@@ -469,7 +470,7 @@ std::optional<std::string> FileLog::read_update(UpdateId id) const {
 }
 
 Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
-  sync_what_is_there();
+  sync_unsynced_updates();
   const Extent before = extent();
   const UpdateId begin = std::max(first, before.base + 1);
   for (UpdateId id = begin; id <= std::min(last, before.head); ++id) {
@@ -477,7 +478,7 @@ Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
     if (bytes && visit(id, *bytes)) continue;
     const Extent now = extent();
     const bool was_deleted = now.base >= id || now.uuid != before.uuid;
-    if (!bytes && !was_deleted) throw update_is_missing(name(), id, before.head);
+    if (!bytes && !was_deleted) throw missing_update_error(name(), id, before.head);
     return now;
   }
   return begin <= std::min(last, before.head) ? extent() : before;
@@ -486,10 +487,10 @@ Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
 void FileLog::read_base(const VisitPart& visit) {
   const Meta meta = read_meta();
   for (std::uint64_t number = 0; number < meta.part_count; ++number) {
-    const std::string path = base_folder(meta.base, meta.token) + '/' + padded(number, id_digits);
+    const std::string path = base_directory(meta.base, meta.token) + '/' + zero_padded(number, id_digits);
     const std::optional<std::string> part = read_payload(path, FileKind::base_part, number);
-    if (!part && read_meta() != meta) throw base_was_replaced(name());
-    if (!part) throw corrupt_file("part of the base is missing", path);
+    if (!part && read_meta() != meta) throw base_replaced_error(name());
+    if (!part) throw corrupt_file_error("part of the base is missing", path);
     if (!visit(*part)) return;
   }
 }
@@ -502,7 +503,7 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
     throw Error(ErrorKind::limit, "update is too large for a file log: bytes=" + std::to_string(bytes.size()) +
                                       " bytes_max=" + std::to_string(payload_bytes_max));
   }
-  sync_what_is_there();
+  sync_unsynced_updates();
   // Most who come too late learn it here, before they have written anything.
   const Meta meta = read_meta();
   if (id <= meta.base) return Appended::below_base;
@@ -510,13 +511,13 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
 
   prepare_to_write();
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
-  Temporary file(*this);
-  file.write_durably(with_header(FileKind::update, id, bytes));
+  OwnedTemporaryFile file(*this);
+  file.write_durably(encode_file(FileKind::update, id, bytes));
   const Appended appended = link_update(id, file);
   if (appended != Appended::yes) return appended;
   if (::fsync(updates.number()) != 0) {
     const Error error = system_error("cannot sync folder after an append", root_ + "/updates", errno);
-    failed_syncs_.fetch_add(1, std::memory_order_release);
+    failed_sync_count_.fetch_add(1, std::memory_order_release);
     throw Error(ErrorKind::uncertain, error.what(), error.system_error());
   }
   return Appended::yes;
@@ -524,22 +525,22 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
 
 // An update that we linked is there for all to see, and may be gone after a power cut, as long as its folder could not
 // be synced: who looks for it must not take it for written.
-void FileLog::sync_what_is_there() {
-  const std::uint64_t failed = failed_syncs_.load(std::memory_order_acquire);
-  if (failed == mended_syncs_.load(std::memory_order_acquire)) return;
+void FileLog::sync_unsynced_updates() {
+  const std::uint64_t failed = failed_sync_count_.load(std::memory_order_acquire);
+  if (failed == repaired_sync_count_.load(std::memory_order_acquire)) return;
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
   if (::fsync(updates.number()) != 0) {
     const Error error = system_error("updates are there that cannot be synced to the disk", root_ + "/updates", errno);
     throw Error(ErrorKind::unavailable, error.what(), error.system_error());
   }
-  mended_syncs_.store(failed, std::memory_order_release);
+  repaired_sync_count_.store(failed, std::memory_order_release);
 }
 
-Log::Appended FileLog::link_update(UpdateId id, const Temporary& file) {
-  const auto lock = std::make_unique<Lock>(*this, Lock::Holder::appender);
+Log::Appended FileLog::link_update(UpdateId id, const OwnedTemporaryFile& file) {
+  const auto lock = std::make_unique<SwitchLock>(*this, SwitchLock::Holder::appender);
   const Meta meta = read_meta();
   if (id <= meta.base) return Appended::below_base;
-  if (!is_remembered(meta)) return Appended::taken;
+  if (!matches_seen_uuid(meta)) return Appended::taken;
   if (id != meta.base + 1 && !has_update(id - 1)) return Appended::taken;
   if (::link(file.path().c_str(), update_path(id).c_str()) == 0) return Appended::yes;
   if (errno == EEXIST) return Appended::taken;
@@ -548,19 +549,19 @@ Log::Appended FileLog::link_update(UpdateId id, const Temporary& file) {
 
 bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
   const Extent before = extent();
-  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+  if (base > before.head) throw rewrite_beyond_head_error(base, before.head);
   prepare_to_write();
 
   bool switched = false;
   if (base > before.base) {
     try {
-      const Temporary sign_of_life(*this);
+      const OwnedTemporaryFile sign_of_life(*this);
       Meta next{.uuid = before.uuid, .token = sign_of_life.token(), .base = base, .base_chain = base_chain};
-      next.part_count = write_parts(base_folder(base, next.token), next_part);
-      switched = switch_to(next);
+      next.part_count = write_parts(base_directory(base, next.token), next_part);
+      switched = switch_base(next);
     } catch (...) {
       try {
-        delete_dead_bases();
+        delete_orphaned_bases();
       } catch (const Error&) {
         // The next rewrite will; what went wrong first is worth more.
       }
@@ -568,7 +569,7 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
     }
   }
   try {
-    delete_what_is_behind();
+    delete_obsolete_files();
   } catch (const Error& error) {
     throw Error(ErrorKind::uncertain,
                 std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
@@ -578,82 +579,82 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
 }
 
 std::uint64_t FileLog::write_parts(const std::string& folder, const NextPart& next_part) const {
-  make_folder_if_absent(folder);
+  create_directory_if_missing(folder);
   const std::uint32_t mode = file_mode_.load(std::memory_order_relaxed);
   ::chmod(folder.c_str(), mode | ((mode & 0444) >> 2));  // whoever may read it may enter it
 
   std::uint64_t part_count = 0;
   while (const std::optional<std::string_view> part = next_part()) {
-    const std::string path = folder + '/' + padded(part_count, id_digits);
+    const std::string path = folder + '/' + zero_padded(part_count, id_digits);
     const FileDescriptor file = open_file(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
     if (mode != 0600) ::fchmod(file.number(), mode);
-    write_all(file.number(), with_header(FileKind::base_part, part_count, *part), path);
+    write_all(file.number(), encode_file(FileKind::base_part, part_count, *part), path);
     sync_file(file.number(), path);
     ++part_count;
   }
-  sync_folder(folder);
+  sync_directory(folder);
   return part_count;
 }
 
 // False: another rewrite has come as far or farther. The switch is on the disk once the folder is synced.
-bool FileLog::switch_to(const Meta& next) {
-  Temporary file(*this);
-  file.write_durably(next.encoded());
-  sync_folder(root_);  // the base's folder is in it
+bool FileLog::switch_base(const Meta& next) {
+  OwnedTemporaryFile file(*this);
+  file.write_durably(next.encode());
+  sync_directory(root_);  // the base's folder is in it
 
-  const auto lock = std::make_unique<Lock>(*this, Lock::Holder::switcher);
+  const auto lock = std::make_unique<SwitchLock>(*this, SwitchLock::Holder::switcher);
   const Meta present = read_meta();
-  if (present.uuid != next.uuid) throw log_is_gone(name());
+  if (present.uuid != next.uuid) throw log_deleted_error(name());
   if (present.base >= next.base) return false;
   if (const std::optional<std::string> bytes = read_update(next.base))
-    check_rewritten(name(), next.base, *bytes, next.base_chain);
+    check_base_chain(name(), next.base, *bytes, next.base_chain);
   if (::rename(file.path().c_str(), (root_ + "/meta").c_str()) == 0) return true;
   throw system_error("cannot replace file", root_ + "/meta", errno);
 }
 
-void FileLog::delete_what_is_behind() const {
-  sync_folder(root_);  // the switch comes before the deletes, on the disk too
-  delete_updates_behind();
-  delete_dead_bases();
-  delete_dead_temporaries();
+void FileLog::delete_obsolete_files() const {
+  sync_directory(root_);  // the switch comes before the deletes, on the disk too
+  delete_updates_below_base();
+  delete_orphaned_bases();
+  delete_orphaned_temporary_files();
 }
 
-void FileLog::delete_updates_behind() const {
+void FileLog::delete_updates_below_base() const {
   const std::string path = root_ + "/updates";
   std::optional<UpdateId> base;
-  visit_folder(path, [&](int folder, std::string_view name) {
+  visit_directory(path, [&](int folder, std::string_view name) {
     if (!base) base = read_meta().base;
-    const std::optional<UpdateId> id = id_of_name(name);
+    const std::optional<UpdateId> id = parse_update_file_name(name);
     if (id && *id <= *base) delete_file(folder, name, path);
   });
 }
 
-void FileLog::delete_dead_bases() const {
+void FileLog::delete_orphaned_bases() const {
   std::vector<std::string> names;
-  visit_folder(root_, [&](int, std::string_view name) {
+  visit_directory(root_, [&](int, std::string_view name) {
     if (name.size() == base_name_bytes && name.substr(0, base_prefix.size()) == base_prefix) names.emplace_back(name);
   });
   for (const std::string& name : names) {
     const std::string token = name.substr(name.size() - token_digits);
     // In this order: its writer may switch to it, and let go, at any moment.
-    if (Temporary::WriterGone(root_ + "/tmp/" + token) && to_string(read_meta().token) != token) {
-      delete_folder(root_ + '/' + name);
+    if (OwnedTemporaryFile::OrphanLock(root_ + "/tmp/" + token) && to_string(read_meta().token) != token) {
+      delete_directory(root_ + '/' + name);
     }
   }
 }
 
-void FileLog::delete_dead_temporaries() const {
+void FileLog::delete_orphaned_temporary_files() const {
   const std::string path = root_ + "/tmp";
-  visit_folder(path, [&](int folder, std::string_view name) {
-    const Temporary::WriterGone gone(path + '/' + std::string(name));  // held until the file is deleted
+  visit_directory(path, [&](int folder, std::string_view name) {
+    const OwnedTemporaryFile::OrphanLock gone(path + '/' + std::string(name));  // held until the file is deleted
     if (gone) delete_file(folder, name, path);
   });
 }
 
-std::string FileLog::update_path(UpdateId id) const { return root_ + "/updates/" + padded(id, id_digits); }
+std::string FileLog::update_path(UpdateId id) const { return root_ + "/updates/" + zero_padded(id, id_digits); }
 
-std::string FileLog::base_folder(UpdateId base, const Uuid& token) const {
-  return root_ + '/' + std::string(base_prefix) + padded(base, id_digits) + '-' + to_string(token);
+std::string FileLog::base_directory(UpdateId base, const Uuid& token) const {
+  return root_ + '/' + std::string(base_prefix) + zero_padded(base, id_digits) + '-' + to_string(token);
 }
 
 }  // namespace whycache

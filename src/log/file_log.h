@@ -36,7 +36,7 @@
 namespace whycache {
 
 struct FileLogOptions {
-  std::string folder;  // its parent has to exist
+  std::string directory;  // its parent has to exist
   std::string instance = "default";
   std::string name;  // for messages
   // How long to wait for a rewrite to switch, or for appenders to let it.
@@ -60,44 +60,44 @@ class FileLog final : public Log {
 
  private:
   struct Meta;
-  class Temporary;
-  class Lock;
+  class OwnedTemporaryFile;
+  class SwitchLock;
 
   void create();
-  std::optional<Meta> read_meta_if_there() const;
+  std::optional<Meta> read_meta_if_exists() const;
   Meta read_meta() const;
-  void remember(const Meta& meta) noexcept;
-  bool is_remembered(const Meta& meta) const noexcept;
+  void remember_uuid(const Meta& meta) noexcept;
+  bool matches_seen_uuid(const Meta& meta) const noexcept;
 
   UpdateId find_head(const Meta& meta);
   bool has_update(UpdateId id) const;
   std::optional<std::string> read_update(UpdateId id) const;
 
   void prepare_to_write();
-  void sync_what_is_there();
-  Appended link_update(UpdateId id, const Temporary& file);
+  void sync_unsynced_updates();
+  Appended link_update(UpdateId id, const OwnedTemporaryFile& file);
   std::uint64_t write_parts(const std::string& base_folder, const NextPart& next_part) const;
-  bool switch_to(const Meta& next);
-  void delete_what_is_behind() const;
-  void delete_updates_behind() const;
-  void delete_dead_bases() const;
-  void delete_dead_temporaries() const;
+  bool switch_base(const Meta& next);
+  void delete_obsolete_files() const;
+  void delete_updates_below_base() const;
+  void delete_orphaned_bases() const;
+  void delete_orphaned_temporary_files() const;
 
   std::string update_path(UpdateId id) const;
-  std::string base_folder(UpdateId base, const Uuid& token) const;
+  std::string base_directory(UpdateId base, const Uuid& token) const;
 
   FileLogOptions options_;
   std::string root_;  // DIR/INSTANCE
   // Hints, checked against the folder each time they are used.
   std::atomic<UpdateId> head_seen_{0};
-  std::atomic<std::uint64_t> uuid_seen_{0};  // its first eight bytes
-  std::atomic<bool> prepared_to_write_{false};
+  std::atomic<std::uint64_t> seen_uuid_prefix_{0};  // its first eight bytes
+  std::atomic<bool> is_prepared_to_write_{false};
   std::atomic<std::uint32_t> file_mode_{0600};
   // How often an update was linked, by us, whose folder could not be synced then; and how many of these times the
   // folder has been synced since (release, after that). Not the same: who is about to say what is there syncs it first.
   // If two do so at once the smaller number may stay, which costs one more.
-  std::atomic<std::uint64_t> failed_syncs_{0};
-  std::atomic<std::uint64_t> mended_syncs_{0};
+  std::atomic<std::uint64_t> failed_sync_count_{0};
+  std::atomic<std::uint64_t> repaired_sync_count_{0};
 };
 
 }  // namespace whycache

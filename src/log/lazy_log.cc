@@ -8,39 +8,39 @@
 
 namespace whycache {
 
-std::unique_ptr<Log> open_log_or_late(std::string_view url, std::chrono::milliseconds deadline) {
+std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline) {
   try {
     return open_log(url, deadline);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
-    return std::make_unique<LateLog>(log_name(Url(url)),
+    return std::make_unique<LazyLog>(log_name(Url(url)),
                                      [url = std::string(url), deadline] { return open_log(url, deadline); });
   }
 }
 
-std::unique_ptr<Log> reopen_late(Log& of_parent) {
-  return std::make_unique<LateLog>(
+std::unique_ptr<Log> reopen_lazily(Log& of_parent) {
+  return std::make_unique<LazyLog>(
       of_parent.name(), [&of_parent] { return of_parent.reopen(); }, &of_parent);
 }
 
-LateLog::LateLog(std::string name, Open open, Log* otherwise)
-    : name_(std::move(name)), open_(std::move(open)), otherwise_(otherwise) {}
+LazyLog::LazyLog(std::string name, Open open, Log* otherwise)
+    : name_(std::move(name)), open_(std::move(open)), fallback_(otherwise) {}
 
-Log& LateLog::log() {
+Log& LazyLog::log() {
   if (Log* const log = log_.load(std::memory_order_acquire)) return *log;
   const std::lock_guard guard(mutex_);
   if (Log* const log = log_.load(std::memory_order_relaxed)) return *log;
   opened_ = open_();
-  Log* const log = opened_ ? opened_.get() : otherwise_;
+  Log* const log = opened_ ? opened_.get() : fallback_;
   if (log == nullptr) throw Error(ErrorKind::unavailable, "log cannot be opened: log=" + name_);
   log_.store(log, std::memory_order_release);
   return *log;
 }
 
 // The mutex may be locked by a thread of the parent, so it is left alone.
-std::unique_ptr<Log> LateLog::reopen() {
+std::unique_ptr<Log> LazyLog::reopen() {
   Log* const log = log_.load(std::memory_order_acquire);
-  if (log == nullptr) return std::make_unique<LateLog>(name_, open_, otherwise_);
+  if (log == nullptr) return std::make_unique<LazyLog>(name_, open_, fallback_);
   return log->reopen();
 }
 

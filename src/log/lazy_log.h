@@ -18,15 +18,15 @@ namespace whycache {
 
 // The log a URL names, or a late one if it is unavailable. Throws Error of other kinds. `deadline`: how long the log
 // itself may wait, if the URL does not say.
-std::unique_ptr<Log> open_log_or_late(std::string_view url, std::chrono::milliseconds deadline);
+std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline);
 // For a child: what `of_parent` reopens to, when it is needed. That has to stay.
-std::unique_ptr<Log> reopen_late(Log& of_parent);
+std::unique_ptr<Log> reopen_lazily(Log& of_parent);
 
-class LateLog final : public Log {
+class LazyLog final : public Log {
  public:
   // Returns the log; nullptr: `otherwise` is as good.
   using Open = std::function<std::unique_ptr<Log>()>;
-  LateLog(std::string name, Open open, Log* otherwise = nullptr);
+  LazyLog(std::string name, Open open, Log* otherwise = nullptr);
 
   std::string name() const override { return name_; }
   Extent extent() override { return log().extent(); }
@@ -34,15 +34,15 @@ class LateLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     return log().read(first, last, visit);
   }
-  Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override {
-    return log().look(first, age_max, visit);
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override {
+    return log().poll(first, age_max, visit);
   }
   void read_base(const VisitPart& visit) override { log().read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log().rewrite(base, base_chain, next_part);
   }
-  void rest() noexcept override {
-    if (Log* const log = log_.load(std::memory_order_acquire)) log->rest();
+  void release_idle_connections() noexcept override {
+    if (Log* const log = log_.load(std::memory_order_acquire)) log->release_idle_connections();
   }
   std::unique_ptr<Log> reopen() override;
 
@@ -51,7 +51,7 @@ class LateLog final : public Log {
 
   const std::string name_;
   const Open open_;
-  Log* const otherwise_;
+  Log* const fallback_;
   std::mutex mutex_;
   std::unique_ptr<Log> opened_;     // under the mutex
   std::atomic<Log*> log_{nullptr};  // what calls go to, for who need not wait; release, acquired by all

@@ -23,21 +23,21 @@ inline void check_update(UpdateId id, std::string_view bytes) {
   if (bytes.empty()) throw Error(ErrorKind::invalid, "update is empty: id=" + std::to_string(id));
 }
 
-inline Error rewrite_beyond_head(UpdateId base, UpdateId head) {
+inline Error rewrite_beyond_head_error(UpdateId base, UpdateId head) {
   return Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: base=" + std::to_string(base) +
                                        " head=" + std::to_string(head));
 }
 
-inline Error base_was_replaced(const std::string& log) {
+inline Error base_replaced_error(const std::string& log) {
   return Error(ErrorKind::unavailable, "base was replaced while it was read (read it again): log=" + log);
 }
 
 // Before a base takes the place of what it stands for. `bytes`: the update at `base`, or its first peek_bytes. If it is
 // a cache's update, its chain has to be the one that the base ends with. Else the store was restored, or it is another
 // one since a failover, and what others have written there would go.
-inline constexpr std::size_t peek_bytes = 512;
-inline void check_rewritten(const std::string& log, UpdateId base, std::string_view bytes, std::uint64_t base_chain) {
-  const std::optional<UpdatePlace> found = peek_place(bytes);
+inline constexpr std::size_t header_peek_bytes = 512;
+inline void check_base_chain(const std::string& log, UpdateId base, std::string_view bytes, std::uint64_t base_chain) {
+  const std::optional<UpdateHeader> found = peek_header(bytes);
   if (!found || found->id != base || found->chain == base_chain) return;
   throw Error(ErrorKind::unavailable,
               "log has another update than the one that the new base ends with, history is not rewritten (update, then "
@@ -47,12 +47,12 @@ inline void check_rewritten(const std::string& log, UpdateId base, std::string_v
 }
 
 // The store answers, but the log that was opened is not in it any more.
-inline Error log_is_gone(const std::string& log) {
+inline Error log_deleted_error(const std::string& log) {
   return Error(ErrorKind::unavailable,
                "log is gone, somebody deleted it (opening it again makes a new, empty one): log=" + log);
 }
 
-inline Error update_is_missing(const std::string& log, UpdateId id, UpdateId head) {
+inline Error missing_update_error(const std::string& log, UpdateId id, UpdateId head) {
   return Error(ErrorKind::corrupt, "update is missing in the log: log=" + log + " id=" + std::to_string(id) +
                                        " head=" + std::to_string(head) + " (restore the log from a backup)");
 }

@@ -15,9 +15,9 @@ namespace whycache {
 namespace {
 
 // After a failure.
-constexpr std::chrono::milliseconds pause{2'000};
+constexpr std::chrono::milliseconds retry_delay{2'000};
 
-Error bad_server(std::size_t number) {
+Error invalid_server_error(std::size_t number) {
   return Error(ErrorKind::invalid, "option memcached has no server there: number=" + std::to_string(number) +
                                        " (write host:port, [address]:port or /path/of/socket, with commas between)");
 }
@@ -30,36 +30,34 @@ MemcachedServer parse_server(std::string_view text, std::size_t number) {
   }
   const bool in_brackets = text.starts_with('[');
   const std::size_t host_end = text.find(in_brackets ? ']' : ':');
-  if (in_brackets && host_end == std::string_view::npos) throw bad_server(number);
+  if (in_brackets && host_end == std::string_view::npos) throw invalid_server_error(number);
   server.host = text.substr(in_brackets ? 1 : 0, in_brackets ? host_end - 1 : host_end);
-  if (server.host.empty()) throw bad_server(number);
+  if (server.host.empty()) throw invalid_server_error(number);
   std::string_view rest = text.substr(std::min(text.size(), host_end + (in_brackets ? 1 : 0)));
   if (host_end == std::string_view::npos || rest.empty()) return server;
   const auto [end, error] = std::from_chars(rest.data() + 1, rest.data() + rest.size(), server.port);
   if (rest[0] != ':' || error != std::errc() || end != rest.data() + rest.size() || server.port == 0) {
-    throw bad_server(number);
+    throw invalid_server_error(number);
   }
   return server;
 }
 
 // The answers to one get, one after the other.
-class Answers {
+class GetResults {
  public:
-  explicit Answers(memcached_st* client) : client_(client) { memcached_result_create(client, &result_); }
-  Answers(const Answers&) = delete;
-  Answers& operator=(const Answers&) = delete;
-  ~Answers() { memcached_result_free(&result_); }
+  explicit GetResults(memcached_st* client) : client_(client) { memcached_result_create(client, &result_); }
+  GetResults(const GetResults&) = delete;
+  GetResults& operator=(const GetResults&) = delete;
+  ~GetResults() { memcached_result_free(&result_); }
 
   bool next() { return memcached_fetch_result(client_, &result_, &code_) != nullptr; }
   std::string key() const { return {memcached_result_key_value(&result_), memcached_result_key_length(&result_)}; }
-  Memcached::Item item() const {
+  Memcached::CachedItem item() const {
     return {{memcached_result_value(&result_), memcached_result_length(&result_)},
             memcached_result_flags(&result_),
             memcached_result_cas(&result_)};
   }
-  bool ended_well() const {
-    return code_ == MEMCACHED_SUCCESS || code_ == MEMCACHED_END || code_ == MEMCACHED_NOTFOUND;
-  }
+  bool succeeded() const { return code_ == MEMCACHED_SUCCESS || code_ == MEMCACHED_END || code_ == MEMCACHED_NOTFOUND; }
 
  private:
   memcached_st* client_;
@@ -80,7 +78,7 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
 }
 
 Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds patience)
-    : client_(memcached_create(nullptr)), born_in_(fork_count()) {
+    : client_(memcached_create(nullptr)), owner_fork_count_(fork_count()) {
   if (client_ == nullptr) throw std::bad_alloc();
   const auto behave = [&](memcached_behavior_t behavior, std::uint64_t value) {
     memcached_behavior_set(client_, behavior, value);
@@ -107,15 +105,17 @@ Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::m
 
 Memcached::~Memcached() {
   // In a child it would say goodbye on its parent's connections: there they are left as they are.
-  if (fork_count() == born_in_) memcached_free(client_);
+  if (fork_count() == owner_fork_count_) memcached_free(client_);
 }
 
-bool Memcached::answers() const noexcept { return fork_count() == born_in_ && (!away_until_ || away_until_->passed()); }
+bool Memcached::is_available() const noexcept {
+  return fork_count() == owner_fork_count_ && (!unavailable_until_ || unavailable_until_->passed());
+}
 
-void Memcached::fail() { away_until_.emplace(pause); }
+void Memcached::mark_unavailable() { unavailable_until_.emplace(retry_delay); }
 
-std::optional<std::vector<std::optional<Memcached::Item>>> Memcached::get(const std::vector<std::string>& keys) {
-  if (!answers()) return std::nullopt;
+std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(const std::vector<std::string>& keys) {
+  if (!is_available()) return std::nullopt;
   std::vector<const char*> words;
   std::vector<std::size_t> sizes;
   std::unordered_map<std::string_view, std::size_t> places;
@@ -124,50 +124,52 @@ std::optional<std::vector<std::optional<Memcached::Item>>> Memcached::get(const 
     words.push_back(key.data());
     sizes.push_back(key.size());
   }
-  std::vector<std::optional<Item>> items(keys.size());
+  std::vector<std::optional<CachedItem>> items(keys.size());
   const memcached_return_t asked = memcached_mget(client_, words.data(), sizes.data(), words.size());
-  Answers answers(client_);
+  GetResults answers(client_);
   if (asked == MEMCACHED_SUCCESS) {
     while (answers.next()) {
       // An answer to no question is dropped.
       if (const auto place = places.find(answers.key()); place != places.end()) items[place->second] = answers.item();
     }
   }
-  if (asked != MEMCACHED_SUCCESS || !answers.ended_well()) {
-    fail();
+  if (asked != MEMCACHED_SUCCESS || !answers.succeeded()) {
+    mark_unavailable();
     return std::nullopt;
   }
   return items;
 }
 
-Memcached::Stored Memcached::stored(int result) {
+Memcached::StoreResult Memcached::to_store_result(int result) {
   switch (result) {
-    case MEMCACHED_SUCCESS: return Stored::yes;
+    case MEMCACHED_SUCCESS: return StoreResult::stored;
     case MEMCACHED_NOTSTORED:
     case MEMCACHED_DATA_EXISTS:
-    case MEMCACHED_NOTFOUND: return Stored::no;
-    case MEMCACHED_E2BIG: return Stored::too_large;
+    case MEMCACHED_NOTFOUND: return StoreResult::not_stored;
+    case MEMCACHED_E2BIG: return StoreResult::too_large;
     case MEMCACHED_SERVER_ERROR:  // it answered: other items may fit
-    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE: return Stored::failed;
-    default: fail(); return Stored::failed;
+    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE: return StoreResult::failed;
+    default: mark_unavailable(); return StoreResult::failed;
   }
 }
 
-Memcached::Stored Memcached::set(const std::string& key, std::string_view bytes, std::uint32_t flags,
-                                 std::chrono::seconds seconds) {
-  if (!answers()) return Stored::failed;
-  return stored(memcached_set(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), flags));
+Memcached::StoreResult Memcached::set(const std::string& key, std::string_view bytes, std::uint32_t flags,
+                                      std::chrono::seconds seconds) {
+  if (!is_available()) return StoreResult::failed;
+  return to_store_result(
+      memcached_set(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), flags));
 }
 
-Memcached::Stored Memcached::add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds) {
-  if (!answers()) return Stored::failed;
-  return stored(memcached_add(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0));
+Memcached::StoreResult Memcached::add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds) {
+  if (!is_available()) return StoreResult::failed;
+  return to_store_result(
+      memcached_add(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0));
 }
 
-Memcached::Stored Memcached::replace(const std::string& key, std::string_view bytes, std::uint64_t version,
-                                     std::chrono::seconds seconds) {
-  if (!answers()) return Stored::failed;
-  return stored(
+Memcached::StoreResult Memcached::compare_and_swap(const std::string& key, std::string_view bytes,
+                                                   std::uint64_t version, std::chrono::seconds seconds) {
+  if (!is_available()) return StoreResult::failed;
+  return to_store_result(
       memcached_cas(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0, version));
 }
 

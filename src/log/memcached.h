@@ -34,14 +34,14 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text);
 
 class Memcached {
  public:
-  struct Item {
+  struct CachedItem {
     std::string bytes;
     std::uint32_t flags = 0;
-    std::uint64_t version = 0;  // which of all items that had this key; for replace()
+    std::uint64_t cas_version = 0;  // which of all items that had this key; for replace()
   };
-  enum class Stored {
-    yes,
-    no,  // there is an item, or none, or another version of it, so that it was not to be stored
+  enum class StoreResult {
+    stored,
+    not_stored,  // there is an item, or none, or another version of it, so that it was not to be stored
     too_large,
     failed,
   };
@@ -53,25 +53,26 @@ class Memcached {
   ~Memcached();
 
   // Whether it is worth asking: not for a while after a failure, and not in a forked child.
-  bool answers() const noexcept;
+  bool is_available() const noexcept;
 
   // What is there under `keys`, in their order. nullopt: failed, as opposed to: not there. Of several servers, what one
   // that fails while it answers had may be not there instead.
-  std::optional<std::vector<std::optional<Item>>> get(const std::vector<std::string>& keys);
+  std::optional<std::vector<std::optional<CachedItem>>> get(const std::vector<std::string>& keys);
   // For `seconds`; it may be forgotten at any time.
-  Stored set(const std::string& key, std::string_view bytes, std::uint32_t flags, std::chrono::seconds seconds);
+  StoreResult set(const std::string& key, std::string_view bytes, std::uint32_t flags, std::chrono::seconds seconds);
   // If there is none.
-  Stored add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds);
+  StoreResult add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds);
   // If it is still the one with that version.
-  Stored replace(const std::string& key, std::string_view bytes, std::uint64_t version, std::chrono::seconds seconds);
+  StoreResult compare_and_swap(const std::string& key, std::string_view bytes, std::uint64_t version,
+                               std::chrono::seconds seconds);
 
  private:
-  Stored stored(int result);
-  void fail();
+  StoreResult to_store_result(int result);
+  void mark_unavailable();
 
   memcached_st* client_ = nullptr;
-  std::uint64_t born_in_;  // which process: fork_count()
-  std::optional<Deadline> away_until_;
+  std::uint64_t owner_fork_count_;  // which process: fork_count()
+  std::optional<Deadline> unavailable_until_;
 };
 
 }  // namespace whycache

@@ -54,11 +54,11 @@ namespace whycache {
 struct MemcachedTierOptions {
   std::vector<MemcachedServer> servers;
   // How often the log is asked by all together.
-  std::chrono::seconds confirm{2};
+  std::chrono::seconds confirm_interval{2};
   // How long a process believes memcached without having asked the log itself.
-  std::chrono::seconds ask{3600};
+  std::chrono::seconds own_poll_interval{3600};
   // How long to wait for an answer of memcached.
-  std::chrono::milliseconds patience{100};
+  std::chrono::milliseconds timeout{100};
 };
 
 class MemcachedTier final : public Log {
@@ -70,91 +70,94 @@ class MemcachedTier final : public Log {
   Extent extent() override;
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
-  Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override { log_->read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
-  void rest() noexcept override { log_->rest(); }
+  void release_idle_connections() noexcept override { log_->release_idle_connections(); }
   std::unique_ptr<Log> reopen() override;
 
  private:
-  struct Row {
+  struct CachedUpdate {
     UpdateId id = 0;
     std::string bytes;
   };
-  struct Head {
-    std::uint64_t number = 0;  // random: tells it from all others; 0: what stands there is no head record
+  struct HeadRecord {
+    std::uint64_t record_id = 0;  // random: tells it from all others; 0: what stands there is no head record
     UpdateId head = 0;
-    std::uint64_t mark = 0;
-    std::uint64_t lease = 0;  // that was there when the log was asked; 0: unknown
-    std::int64_t took_ns = 0;
-    std::uint64_t version = 0;  // memcached's, for replace()
+    std::uint64_t head_chain = 0;
+    std::uint64_t lease_id = 0;  // that was there when the log was asked; 0: unknown
+    std::int64_t publish_delay_ns = 0;
+    std::uint64_t cas_version = 0;  // memcached's, for replace()
   };
-  struct Found {
-    Looked looked;
-    std::vector<Row> rows;
+  struct CachedAnswer {
+    PollResult result;
+    std::vector<CachedUpdate> updates;
   };
 
   // What a head record tells a caller.
-  enum class Told {
-    all,      // up to the head, and it is not lower than anything that is known
-    nothing,  // that can be used
-    ask_log,
+  enum class HeadVerdict {
+    usable,    // up to the head, and it is not lower than anything that is known
+    unusable,  // that can be used
+    poll_log,
   };
 
-  static std::uint64_t mark_of(std::string_view bytes);
-  static std::string encode(const Head& head);
-  static Head decode(const Memcached::Item& item);
+  static std::uint64_t head_chain_of(std::string_view bytes);
+  static std::string encode(const HeadRecord& head);
+  static HeadRecord decode(const Memcached::CachedItem& item);
   std::string encode_lease(std::uint64_t number) const;
-  std::int64_t asked_since_ns(const Head& head, const std::optional<Memcached::Item>& lease, std::int64_t now_ns) const;
-  std::string key(const std::string& what) const;
-  std::string update_key(UpdateId id) const { return key("u:" + std::to_string(id)); }
+  std::int64_t earliest_poll_at_ns(const HeadRecord& head, const std::optional<Memcached::CachedItem>& lease,
+                                   std::int64_t now_ns) const;
+  std::string item_key(const std::string& what) const;
+  std::string update_key(UpdateId id) const { return item_key("u:" + std::to_string(id)); }
   // No answer is older, whatever is asked for.
-  std::chrono::nanoseconds oldest() const { return 2 * options_.confirm + std::chrono::seconds(3); }
+  std::chrono::nanoseconds served_staleness_max() const {
+    return 2 * options_.confirm_interval + std::chrono::seconds(3);
+  }
 
   // Reads the log to its end, and tells the others. `again`: who asked for that may do so all the time.
-  Looked ask(UpdateId first, bool again, const VisitUpdate& visit);
+  PollResult poll_log(UpdateId first, bool again, const VisitUpdate& visit);
   // The caller of these holds the mutex.
-  std::optional<Found> find(UpdateId first, std::chrono::nanoseconds age_max);
-  bool came_after_own_question(const Head& head, std::int64_t asked_ns) const;
-  Told follow_head(const Head& head, UpdateId first, std::vector<Row>& rows);
-  bool take_fill_lease(UpdateId id);
-  std::optional<Row> row_at(UpdateId id);
-  std::optional<Head> read_head();
-  void learn(const Extent& extent);
-  void doubt_from(UpdateId id);
-  void tell(std::optional<Head> before, const Extent& extent, const std::vector<Row>& rows, std::uint64_t mark,
-            std::uint64_t lease, std::int64_t asked_at_ns);
-  void put_update(UpdateId id, std::string_view bytes);
-  void put_head(std::optional<Head> before, Head head, std::int64_t asked_at_ns);
+  std::optional<CachedAnswer> poll_memcached(UpdateId first, std::chrono::nanoseconds age_max);
+  bool postdates_own_poll(const HeadRecord& head, std::int64_t asked_ns) const;
+  HeadVerdict fetch_updates_to_head(const HeadRecord& head, UpdateId first, std::vector<CachedUpdate>& rows);
+  bool try_take_fill_lease(UpdateId id);
+  std::optional<CachedUpdate> fetch_update(UpdateId id);
+  std::optional<HeadRecord> fetch_head_record();
+  void record_extent(const Extent& extent);
+  void invalidate_from(UpdateId id);
+  void publish(std::optional<HeadRecord> before, const Extent& extent, const std::vector<CachedUpdate>& rows,
+               std::uint64_t mark, std::uint64_t lease, std::int64_t asked_at_ns);
+  void publish_update(UpdateId id, std::string_view bytes);
+  void publish_head_record(std::optional<HeadRecord> before, HeadRecord head, std::int64_t asked_at_ns);
 
   const std::shared_ptr<Log> log_;
   const MemcachedTierOptions options_;
-  const std::chrono::nanoseconds sooner_;  // than oldest() this one asks: not all at the same time
+  const std::chrono::nanoseconds staleness_jitter_;  // than oldest() this one asks: not all at the same time
 
   std::mutex mutex_;  // of what follows
   Memcached memcached_;
-  Extent known_;  // what the log said of itself last; its head may have been seen since
-  bool log_is_resting_ = false;
-  std::int64_t asked_at_ns_ = 0;   // when this process last read the log to its end; 0: never
-  std::int64_t asking_at_ns_ = 0;  // when it turned to memcached, just before that
-  UpdateId asked_head_ = 0;        // the head that it had then, or that this process appended since
+  Extent known_extent_;  // what the log said of itself last; its head may have been seen since
+  bool has_released_connections_ = false;
+  std::int64_t own_poll_at_ns_ = 0;           // when this process last read the log to its end; 0: never
+  std::int64_t own_poll_prepared_at_ns_ = 0;  // when it turned to memcached, just before that
+  UpdateId own_poll_head_ = 0;                // the head that it had then, or that this process appended since
   // That was put for that question alone; 0: none. The first record that has it was put by this process once the log
   // had answered, and who repeats it had seen that one before he asked.
-  std::uint64_t asked_lease_ = 0;
-  std::int64_t ask_again_at_ns_ = 0;  // when it will, whatever memcached says
-  std::int64_t wrote_at_ns_ = 0;
+  std::uint64_t own_poll_lease_id_ = 0;
+  std::int64_t next_own_poll_at_ns_ = 0;  // when it will, whatever memcached says
+  std::int64_t last_append_at_ns_ = 0;
   // After an append that did not succeed, only the log knows what stands there: until it has it, or for a while.
-  UpdateId doubt_ = 0;
-  std::int64_t doubt_until_ns_ = 0;
+  UpdateId invalidated_id_ = 0;
+  std::int64_t invalidated_until_ns_ = 0;
   // All that the log had at confirmed_at_ns_ is what stands up to confirmed_head_.
   std::int64_t confirmed_at_ns_ = 0;
   UpdateId confirmed_head_ = 0;
   // The head record that was there at head_read_at_ns_.
-  std::uint64_t head_number_ = 0;
-  std::int64_t head_read_at_ns_ = 0;
-  std::int64_t told_at_ns_ = 0;  // when this process last put one
-  std::uint64_t turn_ = 0;       // the lease that find() got; whoever asks the log next has it
-  Row frontier_;                 // the last update that was handed out
+  std::uint64_t last_record_id_ = 0;
+  std::int64_t last_record_at_ns_ = 0;
+  std::int64_t last_publish_at_ns_ = 0;  // when this process last put one
+  std::uint64_t pending_lease_id_ = 0;   // the lease that find() got; whoever asks the log next has it
+  CachedUpdate last_served_update_;      // the last update that was handed out
 };
 
 }  // namespace whycache

@@ -13,23 +13,23 @@
 
 namespace whycache {
 
-using Parts = std::vector<std::string>;
+using BaseParts = std::vector<std::string>;
 
-class MemoryLog::Store final : ForkListener {
+class MemoryLog::Store final : ForkHandler {
  public:
-  Store() { register_fork_listener(this); }
-  ~Store() { unregister_fork_listener(this); }
+  Store() { register_fork_handler(this); }
+  ~Store() { unregister_fork_handler(this); }
 
   // What a call works on: everything there is, held still.
-  class Held {
+  class LockedStore {
    public:
-    explicit Held(Store& store) : guard_(locked(store)), store_(&store) {}
+    explicit LockedStore(Store& store) : guard_(lock(store)), store_(&store) {}
     Store* operator->() const { return store_; }
 
    private:
-    static std::unique_lock<std::mutex> locked(Store& store) {
+    static std::unique_lock<std::mutex> lock(Store& store) {
       // In the child the mutex may be locked by a thread that is not there.
-      if (store.is_copy_) {
+      if (store.is_forked_copy_) {
         throw Error(ErrorKind::invalid,
                     "a memory log lives in the process that made it, and this is a child of that process");
       }
@@ -48,14 +48,14 @@ class MemoryLog::Store final : ForkListener {
   const Uuid uuid = random_uuid();
   UpdateId base = 0;
   std::uint64_t base_chain = 0;
-  std::shared_ptr<const Parts> base_parts = std::make_shared<Parts>();
+  std::shared_ptr<const BaseParts> base_parts = std::make_shared<BaseParts>();
   std::map<UpdateId, std::string> updates;
 
  private:
-  void after_fork_in_child() noexcept override { is_copy_ = true; }
+  void after_fork_in_child() noexcept override { is_forked_copy_ = true; }
 
   std::mutex mutex_;
-  bool is_copy_ = false;  // written before any thread of the child can read it
+  bool is_forked_copy_ = false;  // written before any thread of the child can read it
 };
 
 MemoryLog::MemoryLog() : MemoryLog("memory:", std::make_shared<Store>()) {}
@@ -72,11 +72,11 @@ std::unique_ptr<MemoryLog> MemoryLog::shared(const std::string& name) {
   return std::unique_ptr<MemoryLog>(new MemoryLog("memory:" + name, store));
 }
 
-Extent MemoryLog::extent() { return Store::Held(*store_)->extent(); }
+Extent MemoryLog::extent() { return Store::LockedStore(*store_)->extent(); }
 
 Log::Appended MemoryLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  const Store::Held store(*store_);
+  const Store::LockedStore store(*store_);
   const Extent extent = store->extent();
   if (id <= extent.base) return Appended::below_base;
   // Beyond the next place, the caller has seen a log that is not this one: reading again will tell.
@@ -88,7 +88,7 @@ Log::Appended MemoryLog::append(UpdateId id, std::string_view bytes) {
 Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   // The next update at or after `first`, copied, so that `visit` may take its time and use the log.
   const auto next = [&]() -> std::optional<std::pair<UpdateId, std::string>> {
-    const Store::Held store(*store_);
+    const Store::LockedStore store(*store_);
     const auto found = store->updates.lower_bound(first);
     if (found == store->updates.end() || found->first > last) return std::nullopt;
     return *found;
@@ -103,7 +103,7 @@ Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
 }
 
 void MemoryLog::read_base(const VisitPart& visit) {
-  const std::shared_ptr<const Parts> parts = Store::Held(*store_)->base_parts;
+  const std::shared_ptr<const BaseParts> parts = Store::LockedStore(*store_)->base_parts;
   for (const std::string& part : *parts) {
     if (!visit(part)) return;
   }
@@ -112,14 +112,14 @@ void MemoryLog::read_base(const VisitPart& visit) {
 bool MemoryLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
   const Extent before = extent();
   if (base <= before.base) return false;
-  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+  if (base > before.head) throw rewrite_beyond_head_error(base, before.head);
 
-  auto parts = std::make_shared<Parts>();
+  auto parts = std::make_shared<BaseParts>();
   while (const auto part = next_part()) parts->emplace_back(*part);
 
-  const Store::Held store(*store_);
+  const Store::LockedStore store(*store_);
   if (base <= store->base) return false;
-  check_rewritten(name(), base, store->updates.at(base), base_chain);
+  check_base_chain(name(), base, store->updates.at(base), base_chain);
   store->base = base;
   store->base_chain = base_chain;
   store->base_parts = std::move(parts);

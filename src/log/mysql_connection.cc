@@ -15,25 +15,25 @@
 #include <utility>
 
 #include "base/file.h"
-#include "base/fork_gate.h"
+#include "base/fork_exclusion.h"
 
 namespace whycache {
 namespace {
 
-constexpr unsigned first_error_of_library = 2000;
-constexpr unsigned last_error_of_library = 2999;
+constexpr unsigned client_error_first = 2000;
+constexpr unsigned client_error_last = 2999;
 
 // Connecting takes mutexes of the library, for moments, and waits for the network in between: fork() does not come
 // between as long as that is a matter of moments.
-ForkGate& gate() {
-  static auto* const instance = new ForkGate(std::chrono::seconds(1));
+ForkExclusion& fork_exclusion() {
+  static auto* const instance = new ForkExclusion(std::chrono::seconds(1));
   return *instance;
 }
 // Made before there are threads, see register_fork_listener(); or earlier, by who opens a log before main().
-[[maybe_unused]] const ForkGate& made_early = gate();
+[[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
-MYSQL* make_handle() {
-  const ForkGate::Inside inside(gate());  // a child could not go on with what is half prepared
+MYSQL* create_handle() {
+  const ForkExclusion::NoForkSection inside(fork_exclusion());  // a child could not go on with what is half prepared
   static const bool prepared = [] {
     struct sigaction before;
     ::sigaction(SIGPIPE, nullptr, &before);
@@ -46,43 +46,45 @@ MYSQL* make_handle() {
 }
 
 // While it lives, writing to a connection that the other side closed raises no signal in this thread.
-class NoBrokenPipe {
+class SigpipeBlocker {
  public:
-  NoBrokenPipe() {
-    sigemptyset(&pipe_);
-    sigaddset(&pipe_, SIGPIPE);
+  SigpipeBlocker() {
+    sigemptyset(&sigpipe_set_);
+    sigaddset(&sigpipe_set_, SIGPIPE);
     sigset_t pending;
     sigpending(&pending);
     was_pending_ = sigismember(&pending, SIGPIPE) == 1;
-    if (!was_pending_) ::pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
+    if (!was_pending_) ::pthread_sigmask(SIG_BLOCK, &sigpipe_set_, &previous_mask_);
   }
-  NoBrokenPipe(const NoBrokenPipe&) = delete;
-  NoBrokenPipe& operator=(const NoBrokenPipe&) = delete;
-  ~NoBrokenPipe() {
+  SigpipeBlocker(const SigpipeBlocker&) = delete;
+  SigpipeBlocker& operator=(const SigpipeBlocker&) = delete;
+  ~SigpipeBlocker() {
     if (was_pending_) return;  // blocked already, by the program
     sigset_t pending;
     sigpending(&pending);
     if (sigismember(&pending, SIGPIPE) == 1) {
       constexpr timespec at_once{0, 0};
-      while (::sigtimedwait(&pipe_, nullptr, &at_once) < 0 && errno == EINTR) {
+      while (::sigtimedwait(&sigpipe_set_, nullptr, &at_once) < 0 && errno == EINTR) {
       }
     }
-    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    ::pthread_sigmask(SIG_SETMASK, &previous_mask_, nullptr);
   }
 
  private:
-  sigset_t pipe_;
-  sigset_t before_;
+  sigset_t sigpipe_set_;
+  sigset_t previous_mask_;
   bool was_pending_;
 };
 
-const char* or_null(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
+const char* null_if_empty(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
 
-MysqlFailure failure_of(MYSQL_STMT* statement) { return {mysql_stmt_errno(statement), mysql_stmt_error(statement)}; }
+MysqlFailure statement_failure(MYSQL_STMT* statement) {
+  return {mysql_stmt_errno(statement), mysql_stmt_error(statement)};
+}
 
 }  // namespace
 
-bool is_lost(const MysqlFailure& failure) noexcept {
+bool is_connection_lost(const MysqlFailure& failure) noexcept {
   switch (failure.code) {
     case CR_OUT_OF_MEMORY:
     case CR_NET_PACKET_TOO_LARGE: return false;
@@ -94,23 +96,23 @@ bool is_lost(const MysqlFailure& failure) noexcept {
     case ER_NET_READ_INTERRUPTED:
     case ER_NET_ERROR_ON_WRITE:
     case ER_NET_WRITE_INTERRUPTED: return true;
-    default: return failure.code >= first_error_of_library && failure.code <= last_error_of_library;
+    default: return failure.code >= client_error_first && failure.code <= client_error_last;
   }
 }
 
 MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::milliseconds patience)
-    : mysql_(make_handle()) {
+    : mysql_(create_handle()) {
   if (mysql_ == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
-  const NoBrokenPipe quietly;
+  const SigpipeBlocker quietly;
   try {
     const auto seconds = std::max(std::chrono::ceil<std::chrono::seconds>(patience), std::chrono::seconds(1));
     set_options(server, seconds);
     const MysqlLogin login = server.login();
     {
-      const ForkGate::Inside inside(gate());
-      if (mysql_real_connect(mysql_, or_null(server.host), or_null(login.user), login.password.c_str(),
-                             server.database.c_str(), server.port, or_null(server.socket), 0) == nullptr) {
-        fail();
+      const ForkExclusion::NoForkSection inside(fork_exclusion());
+      if (mysql_real_connect(mysql_, null_if_empty(server.host), null_if_empty(login.user), login.password.c_str(),
+                             server.database.c_str(), server.port, null_if_empty(server.socket), 0) == nullptr) {
+        throw_failure();
       }
     }
     ::fcntl(mysql_get_socket(mysql_), F_SETFD, FD_CLOEXEC);
@@ -123,7 +125,7 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
 }
 
 MysqlConnection::~MysqlConnection() {
-  const NoBrokenPipe quietly;
+  const SigpipeBlocker quietly;
   for (const auto& [sql, statement] : statements_) mysql_stmt_close(statement);
   mysql_close(mysql_);
 }
@@ -150,8 +152,8 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
   const unsigned protocol = server.host.empty() ? MYSQL_PROTOCOL_SOCKET : MYSQL_PROTOCOL_TCP;
   mysql_options(mysql_, MYSQL_OPT_PROTOCOL, &protocol);
   if (server.verifies_tls) {
-    mysql_ssl_set(mysql_, or_null(server.tls_key), or_null(server.tls_certificate), or_null(server.tls_ca), nullptr,
-                  nullptr);
+    mysql_ssl_set(mysql_, null_if_empty(server.tls_key), null_if_empty(server.tls_certificate),
+                  null_if_empty(server.tls_ca), nullptr, nullptr);
   }
   // Either said alone would not do: the one encrypts, the other looks who it is.
   mysql_options(mysql_, MYSQL_OPT_SSL_ENFORCE, server.verifies_tls ? &yes : &no);
@@ -187,10 +189,10 @@ const std::string& MysqlConnection::variable(const std::string& name) const {
   return found == variables_.end() ? none : found->second;
 }
 
-void MysqlConnection::fail() { throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)}; }
+void MysqlConnection::throw_failure() { throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)}; }
 
 bool MysqlConnection::is_alive() const noexcept {
-  if (cut_) return false;
+  if (is_aborted_) return false;
   // While nothing is asked the server has nothing to say but that it closes the connection. With TLS it may have: of
   // that nobody has told the application yet.
   pollfd socket{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
@@ -200,8 +202,8 @@ bool MysqlConnection::is_alive() const noexcept {
   return ::recv(socket.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
-void MysqlConnection::cut() noexcept {
-  cut_ = true;
+void MysqlConnection::abort_connection() noexcept {
+  is_aborted_ = true;
   const int socket = static_cast<int>(mysql_get_socket(mysql_));
   // Closed with a reset: a server that has much to send would otherwise wait a minute for somebody to read it. The
   // library goes on to read from its descriptor, and so that is left to it, with nothing behind it.
@@ -212,35 +214,35 @@ void MysqlConnection::cut() noexcept {
 }
 
 MysqlRows MysqlConnection::query(const std::string& sql) {
-  const NoBrokenPipe quietly;
-  if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) fail();
+  const SigpipeBlocker quietly;
+  if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) throw_failure();
   MYSQL_RES* const result = mysql_use_result(mysql_);
-  if (result == nullptr) fail();
+  if (result == nullptr) throw_failure();
   return MysqlRows(*this, result);
 }
 
 std::uint64_t MysqlConnection::run(const std::string& sql) {
-  const NoBrokenPipe quietly;
-  if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) fail();
+  const SigpipeBlocker quietly;
+  if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) throw_failure();
   return mysql_affected_rows(mysql_);
 }
 
-std::uint64_t MysqlConnection::run(const std::string& sql, std::initializer_list<Value> values) {
-  const NoBrokenPipe quietly;
+std::uint64_t MysqlConnection::run(const std::string& sql, std::initializer_list<StatementValue> values) {
+  const SigpipeBlocker quietly;
   MYSQL_STMT*& statement = statements_[sql];
   if (statement == nullptr) {
     MYSQL_STMT* const fresh = mysql_stmt_init(mysql_);
     if (fresh == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
     if (mysql_stmt_prepare(fresh, sql.data(), sql.size()) != 0) {
       const std::unique_ptr<MYSQL_STMT, decltype(&mysql_stmt_close)> closed_after(fresh, mysql_stmt_close);
-      throw MysqlFailure(failure_of(fresh));
+      throw MysqlFailure(statement_failure(fresh));
     }
     statement = fresh;
   }
   std::vector<MYSQL_BIND> places(values.size());
   std::vector<std::uint64_t> numbers(values.size());
   std::size_t index = 0;
-  for (const Value& value : values) {
+  for (const StatementValue& value : values) {
     MYSQL_BIND& place = places[index];
     if (const auto* const bytes = std::get_if<std::string_view>(&value)) {
       place.buffer_type = MYSQL_TYPE_LONG_BLOB;
@@ -255,21 +257,21 @@ std::uint64_t MysqlConnection::run(const std::string& sql, std::initializer_list
     ++index;
   }
   if (mysql_stmt_bind_param(statement, places.data()) != 0 || mysql_stmt_execute(statement) != 0) {
-    throw failure_of(statement);
+    throw statement_failure(statement);
   }
   return mysql_stmt_affected_rows(statement);
 }
 
 MysqlRows::~MysqlRows() {
-  if (!at_end_) connection_.cut();
+  if (!is_at_end_) connection_.abort_connection();
   mysql_free_result(result_);
 }
 
 bool MysqlRows::next() {
   row_ = mysql_fetch_row(result_);
   if (row_ == nullptr) {
-    if (mysql_errno(connection_.mysql_) != 0) connection_.fail();
-    at_end_ = true;
+    if (mysql_errno(connection_.mysql_) != 0) connection_.throw_failure();
+    is_at_end_ = true;
     return false;
   }
   sizes_ = mysql_fetch_lengths(result_);

@@ -36,7 +36,7 @@ struct MysqlFailure {
 };
 
 // Whether the connection failed, so that nobody knows how far the statement came.
-bool is_lost(const MysqlFailure& failure) noexcept;
+bool is_connection_lost(const MysqlFailure& failure) noexcept;
 
 class MysqlRows;
 
@@ -55,7 +55,7 @@ class MysqlConnection {
   // Whether it can be used: nobody closed it while nothing was asked. No round trip.
   bool is_alive() const noexcept;
   // Ends it at once, without a word to the server.
-  void cut() noexcept;
+  void abort_connection() noexcept;
 
   // All of these throw MysqlFailure.
 
@@ -64,8 +64,8 @@ class MysqlConnection {
   // How many rows changed.
   std::uint64_t run(const std::string& sql);
   // The same of a statement with placeholders, which is kept prepared.
-  using Value = std::variant<std::uint64_t, std::string_view>;
-  std::uint64_t run(const std::string& sql, std::initializer_list<Value> values);
+  using StatementValue = std::variant<std::uint64_t, std::string_view>;
+  std::uint64_t run(const std::string& sql, std::initializer_list<StatementValue> values);
 
   // Of the server, as they were when the connection was made. Empty: it has no such variable.
   const std::string& variable(const std::string& name) const;
@@ -77,13 +77,13 @@ class MysqlConnection {
   void set_options(const MysqlServer& server, std::chrono::seconds patience);
   void set_session(std::chrono::seconds patience);
   void read_variables();
-  [[noreturn]] void fail();
+  [[noreturn]] void throw_failure();
 
   MYSQL* mysql_;
   std::map<std::string, MYSQL_STMT*> statements_;
   std::map<std::string, std::string> variables_;
   std::size_t packet_bytes_max_ = 0;
-  bool cut_ = false;
+  bool is_aborted_ = false;
 };
 
 // The answer to a query, row by row.
@@ -109,7 +109,7 @@ class MysqlRows {
   MYSQL_RES* result_;
   MYSQL_ROW row_ = nullptr;
   const unsigned long* sizes_ = nullptr;
-  bool at_end_ = false;
+  bool is_at_end_ = false;
 };
 
 }  // namespace whycache

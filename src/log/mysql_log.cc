@@ -20,23 +20,23 @@
 namespace whycache {
 namespace {
 
-constexpr std::uint64_t format_version = 1;
-constexpr std::size_t page_bytes_max = std::size_t{4} << 20;
-constexpr std::uint64_t page_rows_least = 1;
-constexpr std::uint64_t page_rows_at_first = 64;
-constexpr std::uint64_t page_rows_most = 4096;
+constexpr std::uint64_t schema_version = 1;
+constexpr std::size_t buffer_bytes_max = std::size_t{4} << 20;
+constexpr std::uint64_t rows_per_query_min = 1;
+constexpr std::uint64_t rows_per_query_initial = 64;
+constexpr std::uint64_t rows_per_query_max = 4096;
 // What a cache with default options writes at once: an update or a part of a base, with some of everything else.
-constexpr std::size_t packet_bytes_least = std::size_t{2} << 20;
-constexpr std::size_t column_bytes_least = packet_bytes_least;
-constexpr std::size_t statement_bytes = 4096;  // of a packet, what is not the update
+constexpr std::size_t packet_bytes_min = std::size_t{2} << 20;
+constexpr std::size_t column_bytes_min = packet_bytes_min;
+constexpr std::size_t statement_overhead_bytes = 4096;  // of a packet, what is not the update
 constexpr UpdateId nothing_read = ~UpdateId{0};
-constexpr std::chrono::seconds replica_patience_max{2};
-constexpr std::chrono::seconds replica_pause{5};
-constexpr char restore_it[] = " (restore the log from a backup)";
+constexpr std::chrono::seconds replica_timeout_max{2};
+constexpr std::chrono::seconds replica_retry_delay{5};
+constexpr char restore_hint[] = " (restore the log from a backup)";
 
 // nullopt: these are not a cache's update; the log takes other bytes, too.
 std::optional<std::uint64_t> chain_of(UpdateId id, std::string_view bytes) {
-  const std::optional<UpdatePlace> place = peek_place(bytes);
+  const std::optional<UpdateHeader> place = peek_header(bytes);
   return place && place->id == id ? std::optional(place->chain) : std::nullopt;
 }
 
@@ -50,7 +50,7 @@ constexpr unsigned galera_not_ready = 1047;  // ER_UNKNOWN_COM_ERROR, which Gale
 constexpr unsigned account_is_locked = 4151;
 constexpr unsigned account_is_locked_in_mysql = 3118;
 
-constexpr char make_logs_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_logs (
+constexpr char create_logs_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_logs (
   instance   VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   format     INT UNSIGNED NOT NULL,
   uuid       BINARY(16) NOT NULL,
@@ -60,13 +60,13 @@ constexpr char make_logs_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_logs (
   part_count BIGINT UNSIGNED NOT NULL,
   PRIMARY KEY (instance)
 ) ENGINE = InnoDB)";
-constexpr char make_updates_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_updates (
+constexpr char create_updates_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_updates (
   instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   id       BIGINT UNSIGNED NOT NULL,
   bytes    LONGBLOB NOT NULL,
   PRIMARY KEY (instance, id)
 ) ENGINE = InnoDB)";
-constexpr char make_parts_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_parts (
+constexpr char create_parts_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_parts (
   instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   base     BIGINT UNSIGNED NOT NULL,
   token    BINARY(16) NOT NULL,
@@ -75,7 +75,7 @@ constexpr char make_parts_sql[] = R"(CREATE TABLE IF NOT EXISTS whycache_parts (
   PRIMARY KEY (instance, base, token, number)
 ) ENGINE = InnoDB)";
 
-constexpr char columns_sql[] = R"(
+constexpr char select_columns_sql[] = R"(
   SELECT t.TABLE_NAME, t.ENGINE, c.DATA_TYPE, c.CHARACTER_MAXIMUM_LENGTH
   FROM information_schema.TABLES AS t
   LEFT JOIN information_schema.COLUMNS AS c
@@ -106,28 +106,38 @@ std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
 }
 
 // Columns 2 to 8, after those of an update: what is known of a log.
-std::string row_columns(const std::string& instance) {
+std::string log_columns(const std::string& instance) {
   return "format, uuid, base, base_chain, token, part_count, (SELECT id FROM whycache_updates WHERE instance = " +
          quoted(instance) + " ORDER BY id DESC LIMIT 1)";
 }
 
-enum Column : unsigned { c_id, c_bytes, c_format, c_uuid, c_base, c_base_chain, c_token, c_part_count, c_head };
+enum ResultColumn : unsigned {
+  id_column,
+  bytes_column,
+  format_column,
+  uuid_column,
+  base_column,
+  base_chain_column,
+  token_column,
+  part_count_column,
+  head_column
+};
 
-std::string row_sql(const std::string& instance) {
-  return "SELECT NULL, NULL, " + row_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
+std::string select_log_sql(const std::string& instance) {
+  return "SELECT NULL, NULL, " + log_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
 // The same with the beginning of the newest update.
-std::string newest_sql(const std::string& instance) {
-  return "SELECT NULL, (SELECT LEFT(bytes, " + std::to_string(peek_bytes) +
+std::string select_newest_sql(const std::string& instance) {
+  return "SELECT NULL, (SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
          ") FROM whycache_updates WHERE instance = " + quoted(instance) + " ORDER BY id DESC LIMIT 1), " +
-         row_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
+         log_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
 // One row that tells of the log, then the updates.
-std::string page_sql(const std::string& instance, UpdateId first, UpdateId last, std::uint64_t rows) {
+std::string select_updates_sql(const std::string& instance, UpdateId first, UpdateId last, std::uint64_t rows) {
   const std::string log = "whycache_logs WHERE instance = " + quoted(instance);
-  return "(SELECT NULL AS id, NULL AS bytes, " + row_columns(instance) + " FROM " + log +
+  return "(SELECT NULL AS id, NULL AS bytes, " + log_columns(instance) + " FROM " + log +
          ") UNION ALL (SELECT id, bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM whycache_updates WHERE instance "
          "= " +
          quoted(instance) + " AND id BETWEEN " + std::to_string(first) + " AND " + std::to_string(last) +
@@ -153,7 +163,7 @@ std::string insert_part_sql(const std::string& instance) {
 // --- What failures mean. ---
 
 // Nothing was done, and doing it again may help.
-bool is_conflict(unsigned code) {
+bool is_retryable(unsigned code) {
   return code == ER_LOCK_DEADLOCK || code == record_has_changed || code == rolled_back_during_commit;
 }
 
@@ -162,7 +172,7 @@ bool is_wrong_server(unsigned code) {
   return code == ER_OPTION_PREVENTS_STATEMENT || code == read_only_mode || code == galera_not_ready;
 }
 
-bool is_permission(unsigned code) {
+bool is_permission_failure(unsigned code) {
   switch (code) {
     case ER_DBACCESS_DENIED_ERROR:
     case ER_ACCESS_DENIED_ERROR:
@@ -180,7 +190,7 @@ bool is_permission(unsigned code) {
 }
 
 // With TLS: a server that will never be believed, as opposed to a connection that broke.
-bool is_about_trust(const MysqlFailure& failure) {
+bool is_tls_trust_failure(const MysqlFailure& failure) {
   const auto says = [&](std::string_view words) { return failure.reason.find(words) != std::string::npos; };
   return failure.code == CR_SSL_CONNECTION_ERROR &&
          (says("certificate") || says("Certificate") || says("does not support") || says("SSL is required") ||
@@ -190,7 +200,7 @@ bool is_about_trust(const MysqlFailure& failure) {
 }  // namespace
 
 // One row of whycache_logs, and the greatest id there is.
-struct MysqlLog::Row {
+struct MysqlLog::MysqlLogRow {
   Uuid uuid{};
   UpdateId base = 0;
   std::uint64_t base_chain = 0;
@@ -201,47 +211,47 @@ struct MysqlLog::Row {
   Extent extent() const { return {uuid, base, base_chain, std::max(base, last)}; }
 };
 
-struct MysqlLog::Newest {
+struct MysqlLog::PrimaryHead {
   Extent extent;
   std::optional<std::uint64_t> chain;  // of the update at its head, if that is a cache's
 };
 
 // Some updates in a row, copied out of the database.
-class MysqlLog::Page {
+class MysqlLog::RowBuffer {
  public:
   void clear() {
-    places_.clear();
+    rows_.clear();
     bytes_.clear();
-    largest_ = 0;
+    largest_row_bytes_ = 0;
   }
-  bool empty() const { return places_.empty(); }
-  bool full() const { return bytes_.size() >= page_bytes_max; }
-  std::size_t rows() const { return places_.size(); }
-  std::size_t largest_bytes() const { return largest_; }
-  UpdateId last_id() const { return places_.back().id; }
-  std::string_view last_bytes() const { return std::string_view(bytes_).substr(places_.back().offset); }
+  bool empty() const { return rows_.empty(); }
+  bool is_full() const { return bytes_.size() >= buffer_bytes_max; }
+  std::size_t row_count() const { return rows_.size(); }
+  std::size_t largest_row_bytes() const { return largest_row_bytes_; }
+  UpdateId last_id() const { return rows_.back().id; }
+  std::string_view last_update() const { return std::string_view(bytes_).substr(rows_.back().offset); }
 
   void add(UpdateId id, std::string_view bytes) {
-    places_.push_back({id, bytes_.size(), bytes.size()});
+    rows_.push_back({id, bytes_.size(), bytes.size()});
     bytes_.append(bytes);
-    largest_ = std::max(largest_, bytes.size());
+    largest_row_bytes_ = std::max(largest_row_bytes_, bytes.size());
   }
   // False as soon as `visit` says so.
   bool visit_all(const VisitUpdate& visit) const {
-    return std::all_of(places_.begin(), places_.end(), [&](const Place& place) {
+    return std::all_of(rows_.begin(), rows_.end(), [&](const RowSpan& place) {
       return visit(place.id, std::string_view(bytes_).substr(place.offset, place.size));
     });
   }
 
  private:
-  struct Place {
+  struct RowSpan {
     UpdateId id;
     std::size_t offset;
     std::size_t size;
   };
-  std::vector<Place> places_;
+  std::vector<RowSpan> rows_;
   std::string bytes_;
-  std::size_t largest_ = 0;
+  std::size_t largest_row_bytes_ = 0;
 };
 
 // --- Connection and failures. ---
@@ -250,14 +260,14 @@ void MysqlLog::connect() {
   if (connection_ && !connection_->is_alive()) connection_.reset();
   if (connection_) return;
   connection_ = std::make_unique<MysqlConnection>(options_.server, options_.deadline);
-  read_from_ = is_opened_ ? nothing_read : 0;
-  newest_read_ = 0;
-  newest_chain_.reset();
+  earliest_read_id_ = is_open_ ? nothing_read : 0;
+  newest_read_id_ = 0;
+  newest_read_chain_.reset();
 }
 
 template <typename Work>
 auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& work) {
-  if (fork_count() != born_in_) {
+  if (fork_count() != owner_fork_count_) {
     throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
@@ -271,21 +281,21 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
     try {
       return work(*connection_);
     } catch (const MysqlFailure& failure) {
-      const bool lost = is_lost(failure);
+      const bool lost = is_connection_lost(failure);
       const bool forgotten = failure.code == ER_UNKNOWN_STMT_HANDLER || failure.code == ER_NEED_REPREPARE;
       if (lost || forgotten || is_wrong_server(failure.code)) connection_.reset();
-      if ((lost && if_lost == IfLost::again && attempt < 2 && !deadline.passed()) || (forgotten && attempt < 2)) {
+      if ((lost && if_lost == IfLost::retry && attempt < 2 && !deadline.passed()) || (forgotten && attempt < 2)) {
         continue;
       }
-      if (failure.code == ER_NO_SUCH_TABLE && is_gone()) throw log_is_gone(name());
-      if (!is_conflict(failure.code) || deadline.passed()) throw error(what, failure, if_lost);
+      if (failure.code == ER_NO_SUCH_TABLE && is_log_deleted()) throw log_deleted_error(name());
+      if (!is_retryable(failure.code) || deadline.passed()) throw error(what, failure, if_lost);
       std::this_thread::sleep_for(std::chrono::microseconds(random_u64() % (1000U << std::min(attempt, 6))));
     }
   }
 }
 
 // Whether tables are missing because somebody deleted the log by hand.
-bool MysqlLog::is_gone() const {
+bool MysqlLog::is_log_deleted() const {
   try {
     return !has_log(*connection_);
   } catch (const MysqlFailure&) {
@@ -294,9 +304,9 @@ bool MysqlLog::is_gone() const {
 }
 
 Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) const {
-  const std::string message = "cannot connect to database: log=" + name() + " server=" + server.place() + " reason=\"" +
-                              failure.reason + "\" code=" + std::to_string(failure.code);
-  if (is_permission(failure.code)) {
+  const std::string message = "cannot connect to database: log=" + name() + " server=" + server.address() +
+                              " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code);
+  if (is_permission_failure(failure.code)) {
     return Error(ErrorKind::invalid,
                  message + " (check user and password: password_file, option_file, WHYCACHE_MYSQL_PASSWORD)", EACCES);
   }
@@ -304,7 +314,7 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
     return Error(ErrorKind::invalid, message + " (to make it: CREATE DATABASE `" + server.database + "`)");
   }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
-  if (is_about_trust(failure)) {
+  if (is_tls_trust_failure(failure)) {
     return Error(ErrorKind::invalid, message +
                                          " (the server must show a certificate for this host: give the file of the "
                                          "authority that signed it with tls_ca; tls=off does without)");
@@ -316,8 +326,8 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
   const std::string message =
       std::string(what) + ": log=" + name() + " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code);
   const ErrorKind if_in_doubt = if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
-  if (is_lost(failure)) return Error(if_in_doubt, message);
-  if (is_permission(failure.code)) {
+  if (is_connection_lost(failure)) return Error(if_in_doubt, message);
+  if (is_permission_failure(failure.code)) {
     return Error(ErrorKind::invalid, message + " (docs/logs.md says which privileges who needs)", EACCES);
   }
   switch (failure.code) {
@@ -353,7 +363,7 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case ER_NO_SUCH_TABLE_IN_ENGINE:
     case ER_CRASHED_ON_USAGE:
     case ER_NOT_KEYFILE:
-    case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_it);
+    case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_hint);
     case ER_PARSE_ERROR:
     case ER_NOT_SUPPORTED_YET:
       return Error(ErrorKind::invalid, message + " (this server cannot hold a log: MariaDB 10.3 or MySQL 8 is needed)");
@@ -365,43 +375,43 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
 
 // --- Opening. ---
 
-MysqlLog::MysqlLog(MysqlLogOptions options) : MysqlLog(std::move(options), Absent::make) {}
+MysqlLog::MysqlLog(MysqlLogOptions options) : MysqlLog(std::move(options), IfMissing::create) {}
 
-MysqlLog::MysqlLog(MysqlLogOptions options, Absent absent)
-    : options_(std::move(options)), born_in_(fork_count()), page_rows_(page_rows_at_first) {
-  with_connection(IfLost::again, "cannot open log", [&](MysqlConnection& connection) {
+MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing absent)
+    : options_(std::move(options)), owner_fork_count_(fork_count()), rows_per_query_(rows_per_query_initial) {
+  with_connection(IfLost::retry, "cannot open log", [&](MysqlConnection& connection) {
     check_server(connection);
-    if (absent == Absent::make && !has_log(connection)) make_log(connection);
+    if (absent == IfMissing::create && !has_log(connection)) create_log(connection);
     check_tables(connection);
-    const Row row = read_row(connection);
+    const MysqlLogRow row = read_log_row(connection);
     uuid_seen_ = row.uuid;
     return true;
   });
-  is_opened_ = true;
+  is_open_ = true;
 }
 
 MysqlLog::~MysqlLog() {
-  if (fork_count() == born_in_) return;
+  if (fork_count() == owner_fork_count_) return;
   MysqlConnection::abandon(std::move(connection_));
-  MysqlConnection::abandon(std::move(replica_));
+  MysqlConnection::abandon(std::move(replica_connection_));
 }
 
-void MysqlLog::rest() noexcept {
-  if (fork_count() != born_in_) return;
+void MysqlLog::release_idle_connections() noexcept {
+  if (fork_count() != owner_fork_count_) return;
   const std::unique_lock guard(mutex_, std::try_to_lock);
   if (!guard) return;
   connection_.reset();
-  replica_.reset();
+  replica_connection_.reset();
 }
 
-std::unique_ptr<Log> MysqlLog::reopen() { return std::unique_ptr<Log>(new MysqlLog(options_, Absent::refuse)); }
+std::unique_ptr<Log> MysqlLog::reopen() { return std::unique_ptr<Log>(new MysqlLog(options_, IfMissing::fail)); }
 
 // What we promise is what the server keeps.
 void MysqlLog::check_server(MysqlConnection& connection) {
-  if (connection.packet_bytes_max() < packet_bytes_least) {
+  if (connection.packet_bytes_max() < packet_bytes_min) {
     throw Error(ErrorKind::invalid, "server takes too little at once: log=" + name() +
                                         " max_allowed_packet=" + std::to_string(connection.packet_bytes_max()) +
-                                        " needed=" + std::to_string(packet_bytes_least) +
+                                        " needed=" + std::to_string(packet_bytes_min) +
                                         " (raise max_allowed_packet on the server)");
   }
   if (!options_.durable) return;
@@ -429,21 +439,21 @@ bool MysqlLog::has_log(MysqlConnection& connection) const {
   }
 }
 
-void MysqlLog::make_log(MysqlConnection& connection) const {
+void MysqlLog::create_log(MysqlConnection& connection) const {
   const std::string make_row =
-      "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " + std::to_string(format_version) + ", " +
+      "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " + std::to_string(schema_version) + ", " +
       quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
       ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + quoted(options_.instance) +
       ")";
   std::string left;  // what is to be done yet, for a person who may
-  const char* const make_tables[] = {make_logs_sql, make_updates_sql, make_parts_sql};
+  const char* const make_tables[] = {create_logs_sql, create_updates_sql, create_parts_sql};
   std::size_t made = 0;
   try {
     for (; made < std::size(make_tables); ++made) connection.run(std::string(make_tables[made]));
     if (connection.run(make_row) == 1) return;
   } catch (const MysqlFailure& failure) {
     if (failure.code == ER_DUP_ENTRY) return;  // somebody else made it just now
-    if (!is_permission(failure.code)) throw;
+    if (!is_permission_failure(failure.code)) throw;
     for (; made < std::size(make_tables); ++made) left += std::string(make_tables[made]) + "; ";
     throw Error(ErrorKind::invalid,
                 "cannot make log: log=" + name() + " reason=\"" + failure.reason +
@@ -451,11 +461,11 @@ void MysqlLog::make_log(MysqlConnection& connection) const {
                 EACCES);
   }
   throw Error(ErrorKind::corrupt,
-              "updates are there, but the row of their log in whycache_logs is not: log=" + name() + restore_it);
+              "updates are there, but the row of their log in whycache_logs is not: log=" + name() + restore_hint);
 }
 
 void MysqlLog::check_tables(MysqlConnection& connection) {
-  MysqlRows rows = connection.query(columns_sql);
+  MysqlRows rows = connection.query(select_columns_sql);
   while (rows.next()) {
     const std::string table(rows.at(0).value_or(""));
     const std::string engine(rows.at(1).value_or("none"));
@@ -469,7 +479,7 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
     const std::string type(rows.at(2).value_or("none"));
     const std::size_t bytes_max = rows.number(3);
     const bool binary = type.ends_with("blob") || type == "varbinary";
-    if (!binary || bytes_max < column_bytes_least) {
+    if (!binary || bytes_max < column_bytes_min) {
       std::string message = "column is too small, or not for bytes: log=";
       message.append(name()).append(" column=").append(table).append(".bytes type=").append(type);
       message.append(" bytes_max=").append(std::to_string(bytes_max));
@@ -482,94 +492,95 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
 
 // --- Reading. ---
 
-MysqlLog::Row MysqlLog::to_row(const MysqlRows& rows) const {
-  const std::uint64_t format = rows.number(c_format);
-  const std::optional<Uuid> uuid = to_uuid(rows.at(c_uuid));
-  const std::optional<Uuid> token = to_uuid(rows.at(c_token));
-  if (format != format_version || !uuid || !token) {
+MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows) const {
+  const std::uint64_t format = rows.number(format_column);
+  const std::optional<Uuid> uuid = to_uuid(rows.at(uuid_column));
+  const std::optional<Uuid> token = to_uuid(rows.at(token_column));
+  if (format != schema_version || !uuid || !token) {
     throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() +
                                         " format=" + std::to_string(format) +
-                                        " format_known=" + std::to_string(format_version));
+                                        " format_known=" + std::to_string(schema_version));
   }
-  return {*uuid,  rows.number(c_base),       rows.number(c_base_chain),
-          *token, rows.number(c_part_count), rows.number(c_head)};
+  return {*uuid,  rows.number(base_column),       rows.number(base_chain_column),
+          *token, rows.number(part_count_column), rows.number(head_column)};
 }
 
-MysqlLog::Row MysqlLog::read_row(MysqlConnection& connection) const {
-  MysqlRows rows = connection.query(row_sql(options_.instance));
-  if (!rows.next()) throw log_is_gone(name());
-  const Row row = to_row(rows);
+MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const {
+  MysqlRows rows = connection.query(select_log_sql(options_.instance));
+  if (!rows.next()) throw log_deleted_error(name());
+  const MysqlLogRow row = to_log_row(rows);
   while (rows.next()) {
   }
   return row;
 }
 
 // What stands at `id` where this connection leads to.
-void MysqlLog::has_read(UpdateId id, std::optional<std::uint64_t> chain) {
-  if (id < newest_read_) return;
-  newest_read_ = id;
-  newest_chain_ = chain;
+void MysqlLog::record_read(UpdateId id, std::optional<std::uint64_t> chain) {
+  if (id < newest_read_id_) return;
+  newest_read_id_ = id;
+  newest_read_chain_ = chain;
 }
 
 Extent MysqlLog::extent() {
-  return with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
-    const Row row = read_row(connection);
+  return with_connection(IfLost::retry, "cannot read extent", [&](MysqlConnection& connection) {
+    const MysqlLogRow row = read_log_row(connection);
     uuid_seen_ = row.uuid;
     return row.extent();
   });
 }
 
-Extent MysqlLog::read_page(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, Page& page) {
+Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page,
+                              RowBuffer& page) {
   page.clear();
-  Row row;
-  const std::uint64_t rows_max = page_rows_;
+  MysqlLogRow row;
+  const std::uint64_t rows_max = rows_per_query_;
   {
-    MysqlRows rows = connection.query(page_sql(options_.instance, first, last, rows_max));
-    if (!rows.next() || rows.at(c_id)) throw log_is_gone(name());
-    row = to_row(rows);
+    MysqlRows rows = connection.query(select_updates_sql(options_.instance, first, last, rows_max));
+    if (!rows.next() || rows.at(id_column)) throw log_deleted_error(name());
+    row = to_log_row(rows);
     const bool overtaken = !is_first_page && row.base >= first;
     UpdateId expected = std::max(first, row.base + 1);
-    while (!page.full() && rows.next()) {
+    while (!page.is_full() && rows.next()) {
       if (overtaken) continue;
-      const UpdateId id = rows.number(c_id);
-      if (id != expected) throw update_is_missing(name(), expected, row.extent().head);
-      page.add(id, rows.at(c_bytes).value_or(""));
+      const UpdateId id = rows.number(id_column);
+      if (id != expected) throw missing_update_error(name(), expected, row.extent().head);
+      page.add(id, rows.at(bytes_column).value_or(""));
       ++expected;
     }
-    if (!page.full() && !overtaken && page.rows() < rows_max && expected <= std::min(last, row.extent().head)) {
-      throw update_is_missing(name(), expected, row.extent().head);
+    if (!page.is_full() && !overtaken && page.row_count() < rows_max && expected <= std::min(last, row.extent().head)) {
+      throw missing_update_error(name(), expected, row.extent().head);
     }
     // With rows still to come the connection is not worth keeping; with none, it has yet to be told.
-    if (page.full() && (page.rows() == rows_max || expected > std::min(last, row.extent().head))) rows.next();
+    if (page.is_full() && (page.row_count() == rows_max || expected > std::min(last, row.extent().head))) rows.next();
   }
   // As many rows next time as a page has room for, but not many more than this time.
-  const std::uint64_t fitting = page_bytes_max / std::max<std::size_t>(page.largest_bytes(), 1);
-  if (page.full() || page.rows() == rows_max) {
-    page_rows_ = std::clamp(std::min(fitting, rows_max * 4), page_rows_least, page_rows_most);
+  const std::uint64_t fitting = buffer_bytes_max / std::max<std::size_t>(page.largest_row_bytes(), 1);
+  if (page.is_full() || page.row_count() == rows_max) {
+    rows_per_query_ = std::clamp(std::min(fitting, rows_max * 4), rows_per_query_min, rows_per_query_max);
   }
   return row.extent();
 }
 
 // One page of the replica's updates, from `first` to the head that `newest` says, if it can be asked and has just
 // these.
-bool MysqlLog::read_replica(UpdateId first, const Newest& newest, Page& page) {
+bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page) {
   const std::lock_guard guard(mutex_);
-  if (first > newest.extent.head || newest.extent.head - first >= page_rows_) return false;
-  if (replica_away_until_ && !replica_away_until_->passed()) return false;
-  replica_away_until_.reset();
+  if (first > newest.extent.head || newest.extent.head - first >= rows_per_query_) return false;
+  if (replica_unavailable_until_ && !replica_unavailable_until_->passed()) return false;
+  replica_unavailable_until_.reset();
   try {
-    if (replica_ && !replica_->is_alive()) replica_.reset();
-    if (!replica_) {
-      const auto patience = std::min<std::chrono::milliseconds>(options_.deadline, replica_patience_max);
-      replica_ = std::make_unique<MysqlConnection>(*options_.replica, patience);
+    if (replica_connection_ && !replica_connection_->is_alive()) replica_connection_.reset();
+    if (!replica_connection_) {
+      const auto patience = std::min<std::chrono::milliseconds>(options_.deadline, replica_timeout_max);
+      replica_connection_ = std::make_unique<MysqlConnection>(*options_.replica, patience);
     }
     const Extent& extent = newest.extent;
-    const Extent there = read_page(*replica_, first, extent.head, true, page);
+    const Extent there = read_updates(*replica_connection_, first, extent.head, true, page);
     return there.uuid == extent.uuid && there.base == extent.base && there.base_chain == extent.base_chain &&
-           !page.empty() && page.last_id() == extent.head && chain_of(extent.head, page.last_bytes()) == newest.chain;
+           !page.empty() && page.last_id() == extent.head && chain_of(extent.head, page.last_update()) == newest.chain;
   } catch (const MysqlFailure&) {
-    replica_.reset();
-    replica_away_until_.emplace(replica_pause);
+    replica_connection_.reset();
+    replica_unavailable_until_.emplace(replica_retry_delay);
   } catch (const Error&) {  // it has not all of the log yet, or another: the primary knows
   }
   return false;
@@ -577,46 +588,46 @@ bool MysqlLog::read_replica(UpdateId first, const Newest& newest, Page& page) {
 
 // The primary says which update is the newest, and with which chain: as chains tie updates together, updates of the
 // replica that end with this one are the primary's.
-std::optional<Looked> MysqlLog::look_at_replica(UpdateId first, const VisitUpdate& visit) {
-  const Newest newest = with_connection(IfLost::again, "cannot read extent", [&](MysqlConnection& connection) {
-    MysqlRows rows = connection.query(newest_sql(options_.instance));
-    if (!rows.next()) throw log_is_gone(name());
-    const Row row = to_row(rows);
+std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpdate& visit) {
+  const PrimaryHead newest = with_connection(IfLost::retry, "cannot read extent", [&](MysqlConnection& connection) {
+    MysqlRows rows = connection.query(select_newest_sql(options_.instance));
+    if (!rows.next()) throw log_deleted_error(name());
+    const MysqlLogRow row = to_log_row(rows);
     const Extent extent = row.extent();
-    const Newest found{extent, chain_of(extent.head, rows.at(c_bytes).value_or(""))};
+    const PrimaryHead found{extent, chain_of(extent.head, rows.at(bytes_column).value_or(""))};
     while (rows.next()) {
     }
     uuid_seen_ = row.uuid;
     return found;
   });
-  Page page;
+  RowBuffer page;
   if (newest.extent.head > newest.extent.base && (!newest.chain || !read_replica(first, newest, page))) {
     return std::nullopt;
   }
   page.visit_all(visit);
   // As of now, but not from the store, all of it.
-  return Looked{newest.extent, std::chrono::nanoseconds(1)};
+  return PollResult{newest.extent, std::chrono::nanoseconds(1)};
 }
 
-Looked MysqlLog::look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
-  if (options_.replica && !age_max && fork_count() == born_in_) {
-    if (const std::optional<Looked> looked = look_at_replica(std::max<UpdateId>(first, 1), visit)) return *looked;
+PollResult MysqlLog::poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
+  if (options_.replica && !age_max && fork_count() == owner_fork_count_) {
+    if (const std::optional<PollResult> looked = poll_replica(std::max<UpdateId>(first, 1), visit)) return *looked;
   }
-  return Log::look(first, age_max, visit);
+  return Log::poll(first, age_max, visit);
 }
 
 Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
-  Page page;
+  RowBuffer page;
   for (bool is_first_page = true;; is_first_page = false) {
-    const Extent extent = with_connection(IfLost::again, "cannot read updates", [&](MysqlConnection& connection) {
-      const Extent now = read_page(connection, first, last, is_first_page, page);
+    const Extent extent = with_connection(IfLost::retry, "cannot read updates", [&](MysqlConnection& connection) {
+      const Extent now = read_updates(connection, first, last, is_first_page, page);
       uuid_seen_ = now.uuid;
-      read_from_ = std::min(read_from_, first);
+      earliest_read_id_ = std::min(earliest_read_id_, first);
       if (!page.empty()) {
-        has_read(page.last_id(), chain_of(page.last_id(), page.last_bytes()));
+        record_read(page.last_id(), chain_of(page.last_id(), page.last_update()));
       } else if (now.head == now.base) {
-        has_read(now.base, std::nullopt);
+        record_read(now.base, std::nullopt);
       }
       return now;
     });
@@ -626,10 +637,10 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
 }
 
 void MysqlLog::read_base(const VisitPart& visit) {
-  const Row row = with_connection(IfLost::again, "cannot read whycache_logs",
-                                  [&](MysqlConnection& connection) { return read_row(connection); });
+  const MysqlLogRow row = with_connection(IfLost::retry, "cannot read whycache_logs",
+                                          [&](MysqlConnection& connection) { return read_log_row(connection); });
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
-    const std::string part = with_connection(IfLost::again, "cannot read part of the base", [&](auto& connection) {
+    const std::string part = with_connection(IfLost::retry, "cannot read part of the base", [&](auto& connection) {
       {
         MysqlRows rows =
             connection.query("SELECT bytes FROM whycache_parts WHERE instance = " + quoted(options_.instance) +
@@ -639,9 +650,10 @@ void MysqlLog::read_base(const VisitPart& visit) {
         while (rows.next()) found = std::string(rows.at(0).value_or(""));
         if (found) return std::move(*found);
       }
-      if (read_row(connection).token != row.token) throw base_was_replaced(name());
-      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() + " base=" +
-                                          std::to_string(row.base) + " number=" + std::to_string(number) + restore_it);
+      if (read_log_row(connection).token != row.token) throw base_replaced_error(name());
+      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
+                                          " base=" + std::to_string(row.base) + " number=" + std::to_string(number) +
+                                          restore_hint);
     });
     if (!visit(part)) return;
   }
@@ -656,7 +668,7 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
                                       " bytes=" + std::to_string(bytes) + ' ' + limit + '=' +
                                       std::to_string(limit_bytes) + " (" + raise + ")");
   };
-  if (bytes + statement_bytes > connection.packet_bytes_max()) {
+  if (bytes + statement_overhead_bytes > connection.packet_bytes_max()) {
     refuse("max_allowed_packet", connection.packet_bytes_max(), "raise max_allowed_packet on the server");
   }
   if (bytes > column_bytes_max && column_bytes_max != 0) {
@@ -668,10 +680,10 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
 // Throws Error unavailable if the update before `id`, as it was read over this connection, is not the one that `bytes`
 // continue.
 void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
-  if (!newest_chain_ || newest_read_ + 1 != id) return;
+  if (!newest_read_chain_ || newest_read_id_ + 1 != id) return;
   if (!chain_of(id, bytes)) return;
   try {
-    verify_chain(bytes, id, *newest_chain_);
+    verify_chain(bytes, id, *newest_read_chain_);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::corrupt) throw;
     throw Error(ErrorKind::unavailable,
@@ -684,7 +696,7 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
   const bool inserted = with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
     check_size(connection, "update", "whycache_updates", bytes.size(), update_column_bytes_max_);
-    if (read_from_ > std::max<UpdateId>(id - 1, 1) || (read_from_ > 0 && newest_read_ + 1 < id)) {
+    if (earliest_read_id_ > std::max<UpdateId>(id - 1, 1) || (earliest_read_id_ > 0 && newest_read_id_ + 1 < id)) {
       throw Error(ErrorKind::unavailable,
                   "connection was lost, and what the log has where the new one leads to was not read yet, nothing was "
                   "written: id=" +
@@ -694,7 +706,7 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
     try {
       const bool done =
           connection.run(append_sql(options_.instance), {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
-      if (done) has_read(id, chain_of(id, bytes));
+      if (done) record_read(id, chain_of(id, bytes));
       return done;
     } catch (const MysqlFailure& failure) {
       if (failure.code == ER_DUP_ENTRY) return false;
@@ -702,17 +714,17 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
     }
   });
   if (inserted) return Appended::yes;
-  const Row row = with_connection(IfLost::again, "cannot read whycache_logs",
-                                  [&](MysqlConnection& connection) { return read_row(connection); });
+  const MysqlLogRow row = with_connection(IfLost::retry, "cannot read whycache_logs",
+                                          [&](MysqlConnection& connection) { return read_log_row(connection); });
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
 bool MysqlLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  return rewrite_in_database<Row>(*this, base, base_chain, next_part);
+  return rewrite_in_database<MysqlLogRow>(*this, base, base_chain, next_part);
 }
 
-void MysqlLog::write_part(const Row& next, std::string_view part) {
-  with_connection(IfLost::again, "cannot write part of a base", [&](MysqlConnection& connection) {
+void MysqlLog::write_part(const MysqlLogRow& next, std::string_view part) {
+  with_connection(IfLost::retry, "cannot write part of a base", [&](MysqlConnection& connection) {
     check_size(connection, "part of a base", "whycache_parts", part.size(), part_column_bytes_max_);
     try {
       connection.run(insert_part_sql(options_.instance), {next.base, as_bytes(next.token), next.part_count, part});
@@ -724,8 +736,8 @@ void MysqlLog::write_part(const Row& next, std::string_view part) {
 }
 
 // Holds even after a switch of which nobody knows whether it happened.
-void MysqlLog::delete_unused_parts(const Row& next) {
-  with_connection(IfLost::again, "cannot delete parts of a base", [&](MysqlConnection& connection) {
+void MysqlLog::delete_unused_parts(const MysqlLogRow& next) {
+  with_connection(IfLost::retry, "cannot delete parts of a base", [&](MysqlConnection& connection) {
     const std::string instance = quoted(options_.instance);
     return connection.run("DELETE FROM whycache_parts WHERE instance = " + instance +
                           " AND base = " + std::to_string(next.base) + " AND token = " + quoted(next.token) +
@@ -734,18 +746,18 @@ void MysqlLog::delete_unused_parts(const Row& next) {
 }
 
 // False: another rewrite has come as far or farther.
-bool MysqlLog::switch_to(const Row& next) {
+bool MysqlLog::switch_base(const MysqlLogRow& next) {
   const bool switched =
       with_connection(IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
         const std::string instance = quoted(options_.instance);
         const std::string base = std::to_string(next.base);
         {  // Over this connection, for another one may lead to another server.
           MysqlRows rows =
-              connection.query("SELECT LEFT(bytes, " + std::to_string(peek_bytes) +
+              connection.query("SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
                                ") FROM whycache_updates WHERE instance = " + instance + " AND id = " + base);
           std::string bytes;
           while (rows.next()) bytes = rows.at(0).value_or("");
-          check_rewritten(name(), next.base, bytes, next.base_chain);
+          check_base_chain(name(), next.base, bytes, next.base_chain);
         }
         return connection.run(
                    "UPDATE whycache_logs SET base = " + base + ", base_chain = " + std::to_string(next.base_chain) +
@@ -756,17 +768,17 @@ bool MysqlLog::switch_to(const Row& next) {
                    " AND token = " + quoted(next.token) + ") = " + std::to_string(next.part_count)) == 1;
       });
   if (switched) return true;
-  const Row present = with_connection(IfLost::again, "cannot read whycache_logs",
-                                      [&](MysqlConnection& connection) { return read_row(connection); });
-  if (present.uuid != next.uuid) throw log_is_gone(name());
+  const MysqlLogRow present = with_connection(IfLost::retry, "cannot read whycache_logs",
+                                              [&](MysqlConnection& connection) { return read_log_row(connection); });
+  if (present.uuid != next.uuid) throw log_deleted_error(name());
   if (present.base >= next.base) return false;
   throw Error(ErrorKind::unavailable,
               "parts of the new base disappeared while it was written (begin again): log=" + name());
 }
 
-void MysqlLog::delete_what_is_behind() {
-  const Row row = with_connection(IfLost::again, "cannot read whycache_logs",
-                                  [&](MysqlConnection& connection) { return read_row(connection); });
+void MysqlLog::delete_below_base() {
+  const MysqlLogRow row = with_connection(IfLost::retry, "cannot read whycache_logs",
+                                          [&](MysqlConnection& connection) { return read_log_row(connection); });
   const std::string instance = quoted(options_.instance);
   const std::string base = std::to_string(row.base);
   // Only while it is still this log, whose base never falls.
@@ -781,7 +793,7 @@ void MysqlLog::delete_what_is_behind() {
 
 void MysqlLog::delete_in_batches(const std::string& sql) {
   const auto delete_some = [&] {
-    return with_connection(IfLost::again, "cannot delete rows",
+    return with_connection(IfLost::retry, "cannot delete rows",
                            [&](MysqlConnection& connection) { return connection.run(sql) > 0; });
   };
   while (delete_some()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in

@@ -73,40 +73,40 @@ class MysqlLog final : public Log {
   // chains say, if these are a cache's updates): that another thread has read it does not mean that this writer knows.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
-  Looked look(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
-  void rest() noexcept override;
+  void release_idle_connections() noexcept override;
   std::unique_ptr<Log> reopen() override;
 
  private:
-  class Page;
-  struct Newest;
-  struct Row;
-  enum class Absent { make, refuse };
+  class RowBuffer;
+  struct PrimaryHead;
+  struct MysqlLogRow;
+  enum class IfMissing { create, fail };
   // What a statement whose answer was lost is: done again, or in doubt.
-  enum class IfLost { again, uncertain };
+  enum class IfLost { retry, uncertain };
 
-  MysqlLog(MysqlLogOptions options, Absent absent);
+  MysqlLog(MysqlLogOptions options, IfMissing absent);
 
   template <typename Work>
   auto with_connection(IfLost if_lost, const char* what, const Work& work);
   void connect();
-  bool is_gone() const;
+  bool is_log_deleted() const;
   Error connect_error(const MysqlServer& server, const MysqlFailure& failure) const;
   Error error(const char* what, const MysqlFailure& failure, IfLost if_lost) const;
 
   bool has_log(MysqlConnection& connection) const;
-  void make_log(MysqlConnection& connection) const;
+  void create_log(MysqlConnection& connection) const;
   void check_server(MysqlConnection& connection);
   void check_tables(MysqlConnection& connection);
 
-  Row to_row(const MysqlRows& rows) const;
-  Row read_row(MysqlConnection& connection) const;
-  Extent read_page(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, Page& page);
-  bool read_replica(UpdateId first, const Newest& newest, Page& page);
-  std::optional<Looked> look_at_replica(UpdateId first, const VisitUpdate& visit);
-  void has_read(UpdateId id, std::optional<std::uint64_t> chain);
+  MysqlLogRow to_log_row(const MysqlRows& rows) const;
+  MysqlLogRow read_log_row(MysqlConnection& connection) const;
+  Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, RowBuffer& page);
+  bool read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page);
+  std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
+  void record_read(UpdateId id, std::optional<std::uint64_t> chain);
   void check_predecessor(UpdateId id, std::string_view bytes) const;
 
   void check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
@@ -114,26 +114,26 @@ class MysqlLog final : public Log {
   template <typename RowOf, typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
-  void write_part(const Row& next, std::string_view part);
-  void delete_unused_parts(const Row& next);
-  bool switch_to(const Row& next);
-  void delete_what_is_behind();
+  void write_part(const MysqlLogRow& next, std::string_view part);
+  void delete_unused_parts(const MysqlLogRow& next);
+  bool switch_base(const MysqlLogRow& next);
+  void delete_below_base();
   void delete_in_batches(const std::string& sql);
 
   MysqlLogOptions options_;
-  std::uint64_t born_in_ = 0;  // which process: fork_count()
+  std::uint64_t owner_fork_count_ = 0;  // which process: fork_count()
 
   std::mutex mutex_;  // one thread at a time uses what follows
   std::unique_ptr<MysqlConnection> connection_;
-  std::unique_ptr<MysqlConnection> replica_;
-  std::optional<Deadline> replica_away_until_;
-  Uuid uuid_seen_{};        // of the log, at the primary
-  UpdateId read_from_ = 0;  // where reads over this connection have begun at the earliest; 0: over the first one
+  std::unique_ptr<MysqlConnection> replica_connection_;
+  std::optional<Deadline> replica_unavailable_until_;
+  Uuid uuid_seen_{};               // of the log, at the primary
+  UpdateId earliest_read_id_ = 0;  // where reads over this connection have begun at the earliest; 0: over the first one
   // The greatest id that was read, or appended, over this connection, and the chain there if it is known.
-  UpdateId newest_read_ = 0;
-  std::optional<std::uint64_t> newest_chain_;
-  bool is_opened_ = false;
-  std::uint64_t page_rows_;  // how many to ask for at once: follows how large they are
+  UpdateId newest_read_id_ = 0;
+  std::optional<std::uint64_t> newest_read_chain_;
+  bool is_open_ = false;
+  std::uint64_t rows_per_query_;  // how many to ask for at once: follows how large they are
   std::size_t update_column_bytes_max_ = 0;
   std::size_t part_column_bytes_max_ = 0;
 };

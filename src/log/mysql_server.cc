@@ -14,14 +14,14 @@ constexpr std::size_t database_bytes_max = 64;
 
 Error invalid(const std::string& message) { return Error(ErrorKind::invalid, message); }
 
-std::string_view trimmed(std::string_view text) {
+std::string_view trim(std::string_view text) {
   const std::size_t first = text.find_first_not_of(" \t\r");
   if (first == std::string_view::npos) return {};
   return text.substr(first, text.find_last_not_of(" \t\r") - first + 1);
 }
 
 // Of a line, what stands before a comment: a '#' outside of quotes.
-std::string_view without_comment(std::string_view line) {
+std::string_view strip_comment(std::string_view line) {
   char quote = '\0';
   for (std::size_t i = 0; i < line.size(); ++i) {
     if (quote != '\0' && line[i] == '\\') {
@@ -37,7 +37,7 @@ std::string_view without_comment(std::string_view line) {
   return line;
 }
 
-std::string option_value(std::string_view text) {
+std::string parse_option_value(std::string_view text) {
   if (text.size() >= 2 && (text.front() == '"' || text.front() == '\'') && text.back() == text.front()) {
     text = text.substr(1, text.size() - 2);
   }
@@ -64,7 +64,7 @@ std::string option_value(std::string_view text) {
 }
 
 // The database in the path of the URL.
-std::string database_of(const Url& url) {
+std::string parse_database(const Url& url) {
   const std::string& path = url.path();
   std::string database = path.empty() ? "" : path.substr(1);
   if (database.empty() || database.size() > database_bytes_max || database.find('/') != std::string::npos) {
@@ -76,7 +76,7 @@ std::string database_of(const Url& url) {
 // "host", "host:port", "[address]:port".
 void set_address(MysqlServer& server, std::string_view text) {
   const Url url("mysql://" + std::string(text));
-  url.refuse_unknown_options();
+  url.reject_unknown_options();
   if (url.host().empty() || !url.user().empty() || url.password() || !url.path().empty()) {
     throw invalid("option replica is not of the form host or host:port");
   }
@@ -101,7 +101,7 @@ void take_password(Url& url, MysqlServer& server) {
   server.password = url.password();
   server.password_file = url.take_option("password_file").value_or("");
   server.option_file = url.take_option("option_file").value_or("");
-  if (const char* const given = std::getenv("WHYCACHE_MYSQL_PASSWORD")) server.password_of_environment = given;
+  if (const char* const given = std::getenv("WHYCACHE_MYSQL_PASSWORD")) server.environment_password = given;
   if (server.password && !server.password_file.empty()) {
     throw invalid("log url has a password and a password_file (choose one)");
   }
@@ -120,18 +120,18 @@ MysqlOptionFile parse_mysql_option_file(std::string_view text) {
   while (!text.empty()) {
     std::string_view line = text.substr(0, text.find('\n'));
     text.remove_prefix(std::min(line.size() + 1, text.size()));
-    line = trimmed(without_comment(trimmed(line)));
+    line = trim(strip_comment(trim(line)));
     if (line.empty() || line[0] == ';' || line[0] == '!') continue;
     if (line[0] == '[') {
-      const std::string_view group = trimmed(line.substr(1, line.find(']') - 1));
+      const std::string_view group = trim(line.substr(1, line.find(']') - 1));
       is_ours = group == "client" || group == "mysql" || group == "whycache";
       continue;
     }
     const std::size_t equals = line.find('=');
     if (!is_ours || equals == std::string_view::npos) continue;
-    const std::string_view key = trimmed(line.substr(0, equals));
-    if (key == "user") file.user = option_value(trimmed(line.substr(equals + 1)));
-    if (key == "password") file.password = option_value(trimmed(line.substr(equals + 1)));
+    const std::string_view key = trim(line.substr(0, equals));
+    if (key == "user") file.user = parse_option_value(trim(line.substr(equals + 1)));
+    if (key == "password") file.password = parse_option_value(trim(line.substr(equals + 1)));
   }
   return file;
 }
@@ -154,12 +154,12 @@ MysqlLogin MysqlServer::login() const {
       has_password = true;
     }
   }
-  if (!has_password) login.password = password_of_environment;
+  if (!has_password) login.password = environment_password;
   if (login.password.find('\0') != std::string::npos) throw invalid("password for the log has a zero byte");
   return login;
 }
 
-std::string MysqlServer::place() const {
+std::string MysqlServer::address() const {
   if (host.empty()) return socket + '/' + database;
   return (host.find(':') == std::string::npos ? host : '[' + host + ']') + ':' + std::to_string(port) + '/' + database;
 }
@@ -169,7 +169,7 @@ MysqlServers take_mysql_servers(Url& url) {
   MysqlServer& primary = servers.primary;
   primary.host = url.host();
   primary.port = url.port().value_or(3306);
-  primary.database = database_of(url);
+  primary.database = parse_database(url);
   primary.user = url.user();
   primary.socket = url.take_option("socket").value_or("");
   if (primary.host.empty() == primary.socket.empty()) {

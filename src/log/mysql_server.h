@@ -35,7 +35,7 @@ struct MysqlServer {
   std::optional<std::string> password;
   std::string password_file;
   std::string option_file;
-  std::string password_of_environment;
+  std::string environment_password;
   bool verifies_tls = false;
   std::string tls_ca;  // empty: the authorities this system trusts
   std::string tls_certificate;
@@ -44,7 +44,7 @@ struct MysqlServer {
   // Reads the files. Throws Error invalid, never with anything that stands in them.
   MysqlLogin login() const;
   // For messages: "db.example.org:3306/flags".
-  std::string place() const;
+  std::string address() const;
 };
 
 struct MysqlServers {

@@ -50,7 +50,7 @@ std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds by_d
 
 std::unique_ptr<Log> open_memory_log(Url& url, std::chrono::milliseconds /*deadline*/) {
   url.take_instance();
-  url.refuse_unknown_options();
+  url.reject_unknown_options();
   if (!url.host().empty() || !url.user().empty() || url.port()) {
     throw Error(ErrorKind::invalid, "memory log has no host (write memory: or memory:name)");
   }
@@ -60,11 +60,11 @@ std::unique_ptr<Log> open_memory_log(Url& url, std::chrono::milliseconds /*deadl
 
 std::unique_ptr<Log> open_file_log(Url& url, std::chrono::milliseconds deadline) {
   FileLogOptions options;
-  options.folder = url.file_path();
+  options.directory = url.file_path();
   options.instance = url.take_instance();
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
-  url.refuse_unknown_options();
+  url.reject_unknown_options();
   return std::make_unique<FileLog>(std::move(options));
 }
 
@@ -75,7 +75,7 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url, [[maybe_unused]]
   options.instance = url.take_instance();
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
-  url.refuse_unknown_options();
+  url.reject_unknown_options();
   return std::make_unique<SqliteLog>(std::move(options));
 #else
   throw Error(ErrorKind::invalid,
@@ -96,7 +96,7 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url, [[maybe_unused]] 
   const std::string durable = url.take_option("durable").value_or("on");
   if (durable != "on" && durable != "off") throw Error(ErrorKind::invalid, "option durable is neither on nor off");
   options.durable = durable == "on";
-  url.refuse_unknown_options();
+  url.reject_unknown_options();
   return std::make_unique<MysqlLog>(std::move(options));
 #else
   throw Error(ErrorKind::invalid,
@@ -105,7 +105,7 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url, [[maybe_unused]] 
 #endif
 }
 
-std::unique_ptr<Log> open_log_beneath(Url& url, std::chrono::milliseconds deadline);
+std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
 // `url`: of the log beneath, with the options of both.
 std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
@@ -118,10 +118,10 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url, [[maybe_unused]] std::
                 "the path of a socket)");
   }
   options.servers = parse_memcached_servers(*servers);
-  options.confirm = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
-  options.ask = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
-  options.patience = std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
-  return std::make_unique<MemcachedTier>(open_log_beneath(url, deadline), std::move(options));
+  options.confirm_interval = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
+  options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
+  options.timeout = std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
+  return std::make_unique<MemcachedTier>(open_underlying_log(url, deadline), std::move(options));
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without memcached (install libmemcached with its development files, in Debian "
@@ -142,7 +142,7 @@ constexpr Scheme schemes[] = {
     {"mysql", "mysql://user@host/database", open_mysql_log},
 };
 
-std::unique_ptr<Log> open_log_beneath(Url& url, std::chrono::milliseconds deadline) {
+std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds deadline) {
   std::string examples;
   for (const Scheme& scheme : schemes) {
     if (scheme.name == url.scheme()) return scheme.open(url, deadline);
@@ -159,7 +159,7 @@ std::unique_ptr<Log> open_log(std::string_view text) { return open_log(text, def
 std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline) {
   deadline = std::clamp(deadline, std::chrono::milliseconds(1), deadline_max);
   Url url(text);
-  if (!url.scheme().starts_with(tier_prefix)) return open_log_beneath(url, deadline);
+  if (!url.scheme().starts_with(tier_prefix)) return open_underlying_log(url, deadline);
   Url beneath(text.substr(tier_prefix.size()));
   return open_tier(beneath, deadline);
 }

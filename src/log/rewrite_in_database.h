@@ -17,13 +17,13 @@ namespace whycache {
 
 // `Database` has extent(), name(), and, for a Row of whycache_logs, or what is like it:
 //   write_part(row, bytes)      as its part of number row.part_count
-//   switch_to(row)              false: another rewrite has come as far or farther
+//   switch_base(row)              false: another rewrite has come as far or farther
 //   delete_unused_parts(row)    unless it is the base, even if nobody knows
-//   delete_what_is_behind()     below the base there is, by whoever left it
+//   delete_below_base()     below the base there is, by whoever left it
 template <typename Row, typename Database>
 bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain, const Log::NextPart& next_part) {
   const Extent before = database.extent();
-  if (base > before.head) throw rewrite_beyond_head(base, before.head);
+  if (base > before.head) throw rewrite_beyond_head_error(base, before.head);
 
   bool switched = false;
   if (base > before.base) {
@@ -37,7 +37,7 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
         database.write_part(next, *part);
         ++next.part_count;
       }
-      switched = database.switch_to(next);
+      switched = database.switch_base(next);
     } catch (...) {
       try {
         database.delete_unused_parts(next);
@@ -49,7 +49,7 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
     if (!switched) database.delete_unused_parts(next);
   }
   try {
-    database.delete_what_is_behind();
+    database.delete_below_base();
   } catch (const Error& error) {
     throw Error(ErrorKind::uncertain,
                 std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),

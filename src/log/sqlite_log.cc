@@ -16,7 +16,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/fork_gate.h"
+#include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
 #include "base/random.h"
 #include "log/log_checks.h"
@@ -25,14 +25,14 @@
 namespace whycache {
 namespace {
 
-constexpr int oldest_sqlite = 3'037'000;  // STRICT tables
-constexpr std::int64_t format_version = 1;
-constexpr std::size_t page_bytes_max = std::size_t{1} << 20;
-constexpr std::size_t page_rows_max = 4096;
-constexpr char restore_it[] = " (restore it from a backup, or move it away to begin an empty log)";
+constexpr int sqlite_version_min = 3'037'000;  // STRICT tables
+constexpr std::int64_t schema_version = 1;
+constexpr std::size_t buffer_bytes_max = std::size_t{1} << 20;
+constexpr std::size_t buffer_rows_max = 4096;
+constexpr char restore_hint[] = " (restore it from a backup, or move it away to begin an empty log)";
 
 // {log} is the condition that picks our row; {updates} and {parts} are our tables.
-constexpr char make_logs_sql[] = R"(
+constexpr char create_logs_sql[] = R"(
   CREATE TABLE IF NOT EXISTS whycache_logs (
     instance   TEXT    NOT NULL PRIMARY KEY COLLATE NOCASE CHECK (length(instance) BETWEEN 1 AND 48),
     format     INTEGER NOT NULL,
@@ -42,12 +42,12 @@ constexpr char make_logs_sql[] = R"(
     token      BLOB    NOT NULL CHECK (length(token) = 16),
     part_count INTEGER NOT NULL CHECK (part_count >= 0)
   ) STRICT)";
-constexpr char make_updates_sql[] = R"(
+constexpr char create_updates_sql[] = R"(
   CREATE TABLE {updates} (
     id    INTEGER NOT NULL PRIMARY KEY CHECK (id > 0),
     bytes BLOB    NOT NULL CHECK (length(bytes) > 0)
   ) STRICT)";
-constexpr char make_parts_sql[] = R"(
+constexpr char create_parts_sql[] = R"(
   CREATE TABLE {parts} (
     base   INTEGER NOT NULL CHECK (base > 0),
     token  BLOB    NOT NULL CHECK (length(token) = 16),
@@ -55,14 +55,14 @@ constexpr char make_parts_sql[] = R"(
     bytes  BLOB    NOT NULL,
     PRIMARY KEY (base, token, number)
   ) STRICT)";
-constexpr char make_log_sql[] = "INSERT INTO whycache_logs VALUES (?1, ?2, ?3, 0, 0, zeroblob(16), 0)";
+constexpr char insert_log_sql[] = "INSERT INTO whycache_logs VALUES (?1, ?2, ?3, 0, 0, zeroblob(16), 0)";
 
-constexpr char has_logs_sql[] = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'whycache_logs'";
-constexpr char row_sql[] = R"(
+constexpr char select_logs_table_sql[] = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'whycache_logs'";
+constexpr char select_log_sql[] = R"(
   SELECT instance, format, uuid, base, base_chain, token, part_count FROM whycache_logs WHERE {log})";
-constexpr char head_sql[] = "SELECT id FROM {updates} ORDER BY id DESC LIMIT 1";
-constexpr char read_sql[] = "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
-constexpr char read_part_sql[] = "SELECT bytes FROM {parts} WHERE base = ?1 AND token = ?2 AND number = ?3";
+constexpr char select_head_sql[] = "SELECT id FROM {updates} ORDER BY id DESC LIMIT 1";
+constexpr char select_updates_sql[] = "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+constexpr char select_part_sql[] = "SELECT bytes FROM {parts} WHERE base = ?1 AND token = ?2 AND number = ?3";
 
 constexpr char append_sql[] = R"(
   INSERT INTO {updates} (id, bytes)
@@ -70,8 +70,8 @@ constexpr char append_sql[] = R"(
   WHERE {log} AND (?3 IS NULL OR uuid = ?3) AND base < ?1
     AND (base = ?1 - 1 OR EXISTS (SELECT 1 FROM {updates} WHERE id = ?1 - 1)))";
 constexpr char insert_part_sql[] = "INSERT INTO {parts} (base, token, number, bytes) VALUES (?1, ?2, ?3, ?4)";
-constexpr char peek_sql[] = "SELECT substr(bytes, 1, ?2) FROM {updates} WHERE id = ?1";
-constexpr char switch_sql[] = R"(
+constexpr char select_update_prefix_sql[] = "SELECT substr(bytes, 1, ?2) FROM {updates} WHERE id = ?1";
+constexpr char switch_base_sql[] = R"(
   UPDATE whycache_logs SET base = ?1, base_chain = ?2, token = ?3, part_count = ?4
   WHERE {log} AND uuid = ?5 AND base < ?1
     AND EXISTS (SELECT 1 FROM {updates} WHERE id = ?1)
@@ -90,19 +90,19 @@ constexpr char delete_own_parts_sql[] = R"(
 
 // --- fork() and SQLite. ---
 
-ForkGate& gate() {
-  static auto* const instance = new ForkGate;
+ForkExclusion& fork_exclusion() {
+  static auto* const instance = new ForkExclusion;
   return *instance;
 }
 // Made before there are threads, see register_fork_listener(); or earlier, by who opens a log before main().
-[[maybe_unused]] const ForkGate& made_early = gate();
+[[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
-void make_file_if_absent(const std::string& path) {
+void create_file_if_missing(const std::string& path) {
   // Before SQLite has the file open in this process: closing a second descriptor would drop its locks.
   const FileDescriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (file || errno == EEXIST) return;
   if (errno == ENOENT) {
-    throw Error(ErrorKind::invalid, "folder for the log does not exist: path=" + folder_of(path), ENOENT);
+    throw Error(ErrorKind::invalid, "folder for the log does not exist: path=" + parent_directory(path), ENOENT);
   }
   throw system_error("cannot make database", path, errno);
 }
@@ -110,7 +110,7 @@ void make_file_if_absent(const std::string& path) {
 }  // namespace
 
 // One row of whycache_logs.
-struct SqliteLog::Row {
+struct SqliteLog::SqliteLogRow {
   Uuid uuid{};
   UpdateId base = 0;
   std::uint64_t base_chain = 0;
@@ -170,7 +170,7 @@ class SqliteLog::Connection {
   explicit Connection(const SqliteLogOptions& options)
       : options_(options), deadline_(options.deadline), version_(options.sqlite_version) {
     if (version_ == 0) version_ = sqlite3_libversion_number();
-    if (sqlite3_libversion_number() < oldest_sqlite || sqlite3_threadsafe() == 0) {
+    if (sqlite3_libversion_number() < sqlite_version_min || sqlite3_threadsafe() == 0) {
       throw Error(ErrorKind::invalid,
                   std::string("this SQLite cannot hold a log (3.37 or newer, built thread-safe, is needed): version=") +
                       sqlite3_libversion());
@@ -181,12 +181,12 @@ class SqliteLog::Connection {
                                      SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
     try {
       if (code != SQLITE_OK) throw error("cannot open database", code);
-      sqlite3_busy_handler(database_, wait_a_little, this);
+      sqlite3_busy_handler(database_, wait_before_retry, this);
       run("PRAGMA trusted_schema = OFF");
       run("PRAGMA cell_size_check = ON");
       const bool is_new = is_empty();
       if (is_new) run("PRAGMA auto_vacuum = INCREMENTAL");  // can be chosen for an empty database only
-      choose_journal(is_new);
+      choose_journal_mode(is_new);
       run("PRAGMA synchronous = FULL");
       run("PRAGMA journal_size_limit = 8388608");
     } catch (...) {
@@ -199,9 +199,9 @@ class SqliteLog::Connection {
   ~Connection() { close(); }
 
   // Begins a call: how long it may wait counts from here.
-  void begin() {
+  void restart_deadline() {
     deadline_ = Deadline(options_.deadline);
-    pause_ = shortest_pause;
+    retry_delay_ = retry_delay_min;
   }
   // Whether another file, or none, is by now where the database was when it was opened.
   bool has_moved() {
@@ -209,13 +209,13 @@ class SqliteLog::Connection {
     return sqlite3_file_control(database_, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved != 0;
   }
   // Whether somebody switched the database to WAL mode under a library that must not use it.
-  bool is_in_dangerous_mode() { return has_wal_reset_bug(version_) && journal_mode() == "wal"; }
+  bool is_in_unsafe_wal_mode() { return has_wal_reset_bug(version_) && journal_mode() == "wal"; }
 
   // `sql` is one of the constants above, known by its address.
   Statement prepare(const char* sql) {
     sqlite3_stmt*& statement = statements_[sql];
     if (statement == nullptr) {
-      const std::string text = with_names(sql);
+      const std::string text = replace_placeholders(sql);
       const int code = sqlite3_prepare_v3(database_, text.c_str(), static_cast<int>(text.size()),
                                           SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
       if (code != SQLITE_OK) throw error("cannot prepare statement", code);
@@ -255,7 +255,7 @@ class SqliteLog::Connection {
       case SQLITE_NOTADB:
         return Error(ErrorKind::corrupt, "file is not an SQLite database: path=" + options_.path +
                                              " (choose another file, or move it away)");
-      case SQLITE_CORRUPT: return Error(ErrorKind::corrupt, message + restore_it);
+      case SQLITE_CORRUPT: return Error(ErrorKind::corrupt, message + restore_hint);
       case SQLITE_ERROR:
       case SQLITE_CONSTRAINT:
       case SQLITE_MISMATCH:
@@ -268,23 +268,23 @@ class SqliteLog::Connection {
   }
 
  private:
-  static constexpr std::chrono::microseconds shortest_pause{50};
-  static constexpr std::chrono::microseconds longest_pause{2000};
+  static constexpr std::chrono::microseconds retry_delay_min{50};
+  static constexpr std::chrono::microseconds retry_delay_max{2000};
 
   void close() noexcept {
     for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
     sqlite3_close(database_);
   }
 
-  static int wait_a_little(void* self, int) {
+  static int wait_before_retry(void* self, int) {
     auto& connection = *static_cast<Connection*>(self);
     if (connection.deadline_.passed()) return 0;
-    std::this_thread::sleep_for(connection.pause_);
-    connection.pause_ = std::min(connection.pause_ * 2, longest_pause);
+    std::this_thread::sleep_for(connection.retry_delay_);
+    connection.retry_delay_ = std::min(connection.retry_delay_ * 2, retry_delay_max);
     return 1;
   }
 
-  std::string with_names(std::string_view sql) const {
+  std::string replace_placeholders(std::string_view sql) const {
     std::string text(sql);
     const std::pair<std::string_view, std::string> names[] = {{"{log}", "instance = '" + options_.instance + "'"},
                                                               {"{updates}", "whycache_updates_" + options_.instance},
@@ -309,7 +309,7 @@ class SqliteLog::Connection {
   }
 
   // SQLite does not wait by itself for others to let it change the mode: out of WAL, they have to close the database.
-  void choose_journal(bool is_new) {
+  void choose_journal_mode(bool is_new) {
     const bool never_wal = has_wal_reset_bug(version_);
     for (;;) {
       const bool in_wal = journal_mode() == "wal";
@@ -319,7 +319,7 @@ class SqliteLog::Connection {
       const int code = change.try_step();
       if (code == SQLITE_ROW && change.bytes(0) == (to_wal ? "wal" : "persist")) return;
       const bool others_use_it = code == SQLITE_ROW || (code & 0xff) == SQLITE_BUSY;
-      if (others_use_it && wait_a_little(this, 0) != 0) continue;
+      if (others_use_it && wait_before_retry(this, 0) != 0) continue;
       if (!in_wal) throw error("cannot set journal mode", others_use_it ? SQLITE_BUSY : code);
       throw Error(others_use_it ? ErrorKind::unavailable : ErrorKind::invalid,
                   "database is in WAL mode, in which this SQLite can corrupt it, and cannot be switched back: log=" +
@@ -332,7 +332,7 @@ class SqliteLog::Connection {
   const SqliteLogOptions& options_;
   Deadline deadline_;
   int version_;
-  std::chrono::microseconds pause_ = shortest_pause;
+  std::chrono::microseconds retry_delay_ = retry_delay_min;
   sqlite3* database_ = nullptr;
   std::map<const char*, sqlite3_stmt*> statements_;
 };
@@ -365,33 +365,33 @@ void SqliteLog::Statement::check(int code) {
 }
 
 // Some updates in a row, copied out of the database.
-class SqliteLog::Page {
+class SqliteLog::RowBuffer {
  public:
   void clear() {
-    places_.clear();
+    rows_.clear();
     bytes_.clear();
   }
-  bool full() const { return bytes_.size() >= page_bytes_max || places_.size() >= page_rows_max; }
-  UpdateId last_id() const { return places_.back().id; }
+  bool is_full() const { return bytes_.size() >= buffer_bytes_max || rows_.size() >= buffer_rows_max; }
+  UpdateId last_id() const { return rows_.back().id; }
 
   void add(UpdateId id, std::string_view bytes) {
-    places_.push_back({id, bytes_.size(), bytes.size()});
+    rows_.push_back({id, bytes_.size(), bytes.size()});
     bytes_.append(bytes);
   }
   // False as soon as `visit` says so.
   bool visit_all(const VisitUpdate& visit) const {
-    return std::all_of(places_.begin(), places_.end(), [&](const Place& place) {
+    return std::all_of(rows_.begin(), rows_.end(), [&](const RowSpan& place) {
       return visit(place.id, std::string_view(bytes_).substr(place.offset, place.size));
     });
   }
 
  private:
-  struct Place {
+  struct RowSpan {
     UpdateId id;
     std::size_t offset;
     std::size_t size;
   };
-  std::vector<Place> places_;
+  std::vector<RowSpan> rows_;
   std::string bytes_;
 };
 
@@ -399,51 +399,51 @@ namespace {
 
 // Rolls back what nobody committed.
 template <typename Connection>
-class Transaction {
+class SqliteTransaction {
  public:
-  Transaction(Connection& connection, const char* begin) : connection_(connection) { connection_.run(begin); }
-  Transaction(const Transaction&) = delete;
-  Transaction& operator=(const Transaction&) = delete;
-  ~Transaction() {
-    if (open_) connection_.rollback();
+  SqliteTransaction(Connection& connection, const char* begin) : connection_(connection) { connection_.run(begin); }
+  SqliteTransaction(const SqliteTransaction&) = delete;
+  SqliteTransaction& operator=(const SqliteTransaction&) = delete;
+  ~SqliteTransaction() {
+    if (is_open_) connection_.rollback();
   }
   void commit() {
     connection_.run("COMMIT");
-    open_ = false;
+    is_open_ = false;
   }
 
  private:
   Connection& connection_;
-  bool open_ = true;
+  bool is_open_ = true;
 };
 
 }  // namespace
 
-SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), Absent::make) {}
+SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), IfMissing::create) {}
 
-SqliteLog::SqliteLog(SqliteLogOptions options, Absent absent) : options_(std::move(options)) {
-  const ForkGate::Inside inside(gate());
-  born_in_ = fork_count();
+SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing absent) : options_(std::move(options)) {
+  const ForkExclusion::NoForkSection inside(fork_exclusion());
+  owner_fork_count_ = fork_count();
   connection_ = connect(absent);
 }
 
 SqliteLog::~SqliteLog() {
-  if (fork_count() != born_in_) {
+  if (fork_count() != owner_fork_count_) {
     static_cast<void>(connection_.release());  // the parent's: leaked on purpose
     return;
   }
-  const ForkGate::Inside inside(gate());
+  const ForkExclusion::NoForkSection inside(fork_exclusion());
   connection_.reset();
 }
 
-std::unique_ptr<Log> SqliteLog::reopen() { return std::unique_ptr<Log>(new SqliteLog(options_, Absent::refuse)); }
+std::unique_ptr<Log> SqliteLog::reopen() { return std::unique_ptr<Log>(new SqliteLog(options_, IfMissing::fail)); }
 
-std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(Absent absent) const {
+std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing absent) const {
   if (options_.path.empty()) throw Error(ErrorKind::invalid, "log url has no path: log=" + options_.name);
-  if (absent == Absent::make) make_file_if_absent(options_.path);
+  if (absent == IfMissing::create) create_file_if_missing(options_.path);
   struct stat status;
   if (::lstat(options_.path.c_str(), &status) != 0) {
-    if (errno == ENOENT && absent == Absent::refuse) throw log_is_gone(name());
+    if (errno == ENOENT && absent == IfMissing::fail) throw log_deleted_error(name());
     throw system_error("cannot use database", options_.path, errno);
   }
   if (S_ISLNK(status.st_mode)) throw system_error("cannot use database", options_.path, ELOOP);
@@ -452,47 +452,48 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(Absent absent) const {
   }
 
   auto connection = std::make_unique<Connection>(options_);
-  if (absent == Absent::make) make_tables(*connection);
+  if (absent == IfMissing::create) create_tables(*connection);
   return connection;
 }
 
-void SqliteLog::make_tables(Connection& connection) const {
+void SqliteLog::create_tables(Connection& connection) const {
   // The tables are there, but for the first time; then looking must not need permission to write.
   const auto is_made = [&] {
-    if (Statement has_logs = connection.prepare(has_logs_sql); !has_logs.step("cannot read database")) return false;
-    Statement row = connection.prepare(row_sql);
+    if (Statement has_logs = connection.prepare(select_logs_table_sql); !has_logs.step("cannot read database"))
+      return false;
+    Statement row = connection.prepare(select_log_sql);
     if (!row.step("cannot read whycache_logs")) return false;
     if (row.bytes(0) == options_.instance) return true;
     throw Error(ErrorKind::invalid, "instance differs only in capital letters from one that is there: instance=" +
                                         options_.instance + " there=" + std::string(row.bytes(0)));
   };
   if (is_made()) return;
-  Transaction transaction(connection, "BEGIN IMMEDIATE");
+  SqliteTransaction transaction(connection, "BEGIN IMMEDIATE");
   if (!is_made()) {
-    connection.run(make_logs_sql);
-    connection.run(make_updates_sql);
-    connection.run(make_parts_sql);
+    connection.run(create_logs_sql);
+    connection.run(create_updates_sql);
+    connection.run(create_parts_sql);
     const Uuid uuid = random_uuid();
-    Statement make_log = connection.prepare(make_log_sql);
-    make_log.bind_text(1, options_.instance).bind(2, format_version).bind(3, uuid).step("cannot make log");
+    Statement make_log = connection.prepare(insert_log_sql);
+    make_log.bind_text(1, options_.instance).bind(2, schema_version).bind(3, uuid).step("cannot make log");
   }
   transaction.commit();
 }
 
 template <typename Work>
 auto SqliteLog::with_connection(const Work& work) {
-  if (fork_count() != born_in_) {
+  if (fork_count() != owner_fork_count_) {
     throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
-  const ForkGate::Inside inside(gate());
-  if (connection_) connection_->begin();
-  if (connection_ && (connection_->has_moved() || connection_->is_in_dangerous_mode())) connection_.reset();
-  if (!connection_) connection_ = connect(Absent::refuse);
+  const ForkExclusion::NoForkSection inside(fork_exclusion());
+  if (connection_) connection_->restart_deadline();
+  if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode())) connection_.reset();
+  if (!connection_) connection_ = connect(IfMissing::fail);
   try {
     return work(*connection_);
   } catch (const Error& error) {
-    if (error.kind() == ErrorKind::corrupt && !has_log(*connection_)) throw log_is_gone(name());
+    if (error.kind() == ErrorKind::corrupt && !has_log(*connection_)) throw log_deleted_error(name());
     // Whatever state the failure left the connection in, the next call has a new one.
     if (error.kind() != ErrorKind::unavailable || error.system_error() != 0) connection_.reset();
     throw;
@@ -502,32 +503,33 @@ auto SqliteLog::with_connection(const Work& work) {
 // Whether the tables are missing because somebody deleted the log by hand.
 bool SqliteLog::has_log(Connection& connection) const noexcept {
   try {
-    if (Statement has_logs = connection.prepare(has_logs_sql); !has_logs.step("cannot read database")) return false;
-    Statement row = connection.prepare(row_sql);
+    if (Statement has_logs = connection.prepare(select_logs_table_sql); !has_logs.step("cannot read database"))
+      return false;
+    Statement row = connection.prepare(select_log_sql);
     return row.step("cannot read whycache_logs");
   } catch (const Error&) {
     return true;  // something else is wrong
   }
 }
 
-SqliteLog::Row SqliteLog::read_row(Connection& connection) const {
-  Statement found = connection.prepare(row_sql);
-  if (!found.step("cannot read whycache_logs")) throw log_is_gone(name());
+SqliteLog::SqliteLogRow SqliteLog::read_log_row(Connection& connection) const {
+  Statement found = connection.prepare(select_log_sql);
+  if (!found.step("cannot read whycache_logs")) throw log_deleted_error(name());
   const std::int64_t format = found.number(1);
   const std::optional<Uuid> uuid = found.uuid(2);
   const std::int64_t base = found.number(3);
   const std::optional<Uuid> token = found.uuid(5);
-  if (format != format_version || !uuid || base < 0 || !token) {
+  if (format != schema_version || !uuid || base < 0 || !token) {
     throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() +
                                         " format=" + std::to_string(format) +
-                                        " format_known=" + std::to_string(format_version));
+                                        " format_known=" + std::to_string(schema_version));
   }
   return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token, found.number(6)};
 }
 
 Extent SqliteLog::read_extent(Connection& connection) {
-  const Row row = read_row(connection);
-  Statement head = connection.prepare(head_sql);
+  const SqliteLogRow row = read_log_row(connection);
+  Statement head = connection.prepare(select_head_sql);
   const UpdateId last = head.step("cannot read head") ? static_cast<UpdateId>(head.number(0)) : 0;
   uuid_seen_ = row.uuid;
   return {row.uuid, row.base, row.base_chain, std::max(row.base, last)};
@@ -535,7 +537,7 @@ Extent SqliteLog::read_extent(Connection& connection) {
 
 Extent SqliteLog::extent() {
   return with_connection([&](Connection& connection) {
-    Transaction view(connection, "BEGIN");
+    SqliteTransaction view(connection, "BEGIN");
     const Extent extent = read_extent(connection);
     view.commit();
     return extent;
@@ -554,26 +556,26 @@ Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
       if (code != SQLITE_DONE) throw connection.error("cannot append update", code, true);
       if (connection.changes() == 1) return Appended::yes;
     }
-    return id <= read_row(connection).base ? Appended::below_base : Appended::taken;
+    return id <= read_log_row(connection).base ? Appended::below_base : Appended::taken;
   });
 }
 
 Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
-  Page page;
+  RowBuffer page;
   for (bool first_page = true;; first_page = false) {
     page.clear();
     const Extent extent = with_connection([&](Connection& connection) {
-      Transaction view(connection, "BEGIN");
+      SqliteTransaction view(connection, "BEGIN");
       const Extent now = read_extent(connection);
       const bool overtaken = !first_page && now.base >= first;  // by a rewrite; the extent says so
       UpdateId expected = std::max(first, now.base + 1);
       const UpdateId end = std::min(last, now.head);
       if (!overtaken && expected <= end) {
-        Statement rows = connection.prepare(read_sql);
+        Statement rows = connection.prepare(select_updates_sql);
         rows.bind(1, expected).bind(2, end);
-        while (!page.full() && rows.step("cannot read updates")) {
+        while (!page.is_full() && rows.step("cannot read updates")) {
           const auto id = static_cast<UpdateId>(rows.number(0));
-          if (id != expected) throw update_is_missing(name(), expected, now.head);
+          if (id != expected) throw missing_update_error(name(), expected, now.head);
           page.add(id, rows.bytes(1));
           ++expected;
         }
@@ -582,33 +584,34 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
       return now;
     });
     const bool goes_on = page.visit_all(visit);
-    if (!goes_on || !page.full()) return extent;
+    if (!goes_on || !page.is_full()) return extent;
     first = page.last_id() + 1;
   }
 }
 
 void SqliteLog::read_base(const VisitPart& visit) {
-  const Row row = with_connection([&](Connection& connection) { return read_row(connection); });
+  const SqliteLogRow row = with_connection([&](Connection& connection) { return read_log_row(connection); });
   for (std::int64_t number = 0; number < row.part_count; ++number) {
     const std::string part = with_connection([&](Connection& connection) {
-      Statement read = connection.prepare(read_part_sql);
+      Statement read = connection.prepare(select_part_sql);
       read.bind(1, row.base).bind(2, row.token).bind(3, number);
       if (read.step("cannot read part of the base")) return std::string(read.bytes(0));
-      if (read_row(connection).token != row.token) throw base_was_replaced(name());
-      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() + " base=" +
-                                          std::to_string(row.base) + " number=" + std::to_string(number) + restore_it);
+      if (read_log_row(connection).token != row.token) throw base_replaced_error(name());
+      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
+                                          " base=" + std::to_string(row.base) + " number=" + std::to_string(number) +
+                                          restore_hint);
     });
     if (!visit(part)) return;
   }
 }
 
 bool SqliteLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  const bool switched = rewrite_in_database<Row>(*this, base, base_chain, next_part);
-  give_room_back();
+  const bool switched = rewrite_in_database<SqliteLogRow>(*this, base, base_chain, next_part);
+  vacuum_incrementally();
   return switched;
 }
 
-void SqliteLog::write_part(const Row& next, std::string_view part) {
+void SqliteLog::write_part(const SqliteLogRow& next, std::string_view part) {
   with_connection([&](Connection& connection) {
     Statement insert = connection.prepare(insert_part_sql);
     insert.bind(1, next.base).bind(2, next.token).bind(3, next.part_count).bind(4, part);
@@ -616,7 +619,7 @@ void SqliteLog::write_part(const Row& next, std::string_view part) {
   });
 }
 
-void SqliteLog::delete_unused_parts(const Row& next) {
+void SqliteLog::delete_unused_parts(const SqliteLogRow& next) {
   with_connection([&](Connection& connection) {
     Statement erase = connection.prepare(delete_own_parts_sql);
     return erase.bind(1, next.base).bind(2, next.token).step("cannot delete parts of a base");
@@ -624,15 +627,15 @@ void SqliteLog::delete_unused_parts(const Row& next) {
 }
 
 // False: another rewrite has come as far or farther.
-bool SqliteLog::switch_to(const Row& next) {
+bool SqliteLog::switch_base(const SqliteLogRow& next) {
   return with_connection([&](Connection& connection) {
     {
-      Statement peek = connection.prepare(peek_sql);
-      peek.bind(1, next.base).bind(2, static_cast<std::int64_t>(peek_bytes));
-      if (peek.step("cannot read update")) check_rewritten(name(), next.base, peek.bytes(0), next.base_chain);
+      Statement peek = connection.prepare(select_update_prefix_sql);
+      peek.bind(1, next.base).bind(2, static_cast<std::int64_t>(header_peek_bytes));
+      if (peek.step("cannot read update")) check_base_chain(name(), next.base, peek.bytes(0), next.base_chain);
     }
     {
-      Statement update = connection.prepare(switch_sql);
+      Statement update = connection.prepare(switch_base_sql);
       update.bind(1, next.base)
           .bind(2, static_cast<std::int64_t>(next.base_chain))
           .bind(3, next.token)
@@ -642,22 +645,22 @@ bool SqliteLog::switch_to(const Row& next) {
       if (code != SQLITE_DONE) throw connection.error("cannot switch to another base", code, true);
       if (connection.changes() == 1) return true;
     }
-    const Row present = read_row(connection);
-    if (present.uuid != next.uuid) throw log_is_gone(name());
+    const SqliteLogRow present = read_log_row(connection);
+    if (present.uuid != next.uuid) throw log_deleted_error(name());
     if (present.base >= next.base) return false;
     throw Error(ErrorKind::unavailable,
                 "parts of the new base disappeared while it was written (begin again): log=" + name());
   });
 }
 
-void SqliteLog::delete_what_is_behind() {
+void SqliteLog::delete_below_base() {
   delete_in_batches(delete_updates_sql, 64);
   delete_in_batches(delete_parts_sql, 4);
 }
 
 // What the deleted rows took goes back to the file system, some pages at a time: the last ones move to where the free
 // ones are, and the file ends sooner. Does nothing in a database that was made without auto_vacuum.
-void SqliteLog::give_room_back() {
+void SqliteLog::vacuum_incrementally() {
   const auto free_pages = [](Connection& connection) {
     Statement count = connection.prepare("PRAGMA freelist_count");
     return count.step("cannot read database") ? count.number(0) : 0;

@@ -72,32 +72,32 @@ class SqliteLog final : public Log {
  private:
   class Connection;
   class Statement;
-  class Page;
-  struct Row;
-  enum class Absent { make, refuse };
+  class RowBuffer;
+  struct SqliteLogRow;
+  enum class IfMissing { create, fail };
 
-  SqliteLog(SqliteLogOptions options, Absent absent);
+  SqliteLog(SqliteLogOptions options, IfMissing absent);
 
   template <typename Work>
   auto with_connection(const Work& work);
-  std::unique_ptr<Connection> connect(Absent absent) const;
-  void make_tables(Connection& connection) const;
+  std::unique_ptr<Connection> connect(IfMissing absent) const;
+  void create_tables(Connection& connection) const;
   bool has_log(Connection& connection) const noexcept;
-  Row read_row(Connection& connection) const;
+  SqliteLogRow read_log_row(Connection& connection) const;
   Extent read_extent(Connection& connection);
 
   template <typename RowOf, typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
-  void write_part(const Row& next, std::string_view part);
-  void delete_unused_parts(const Row& next);
-  bool switch_to(const Row& next);
-  void delete_what_is_behind();
+  void write_part(const SqliteLogRow& next, std::string_view part);
+  void delete_unused_parts(const SqliteLogRow& next);
+  bool switch_base(const SqliteLogRow& next);
+  void delete_below_base();
   void delete_in_batches(const char* sql, std::int64_t rows);
-  void give_room_back();
+  void vacuum_incrementally();
 
   SqliteLogOptions options_;
-  std::uint64_t born_in_ = 0;  // which process: fork_count()
+  std::uint64_t owner_fork_count_ = 0;  // which process: fork_count()
 
   std::mutex mutex_;  // one thread at a time uses what follows
   std::unique_ptr<Connection> connection_;

@@ -28,9 +28,9 @@
 namespace whycache {
 namespace {
 
-constexpr int point_read_tries = 4;
-constexpr std::int64_t look_for_successor_every_ns = 10'000'000;
-constexpr std::chrono::milliseconds install_patience{10'000};
+constexpr int point_read_attempts_max = 4;
+constexpr std::int64_t successor_search_interval_ns = 10'000'000;
+constexpr std::chrono::milliseconds install_timeout{10'000};
 
 bool is_superseded(const Mapping& mapping) {
   return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
@@ -40,13 +40,13 @@ bool is_superseded(const Mapping& mapping) {
 std::uint32_t lock_file_mode(std::uint32_t state_mode) { return state_mode | (state_mode & 0444) >> 1; }
 
 // Perhaps what a read stumbled over lies where the file has grown to since this process asked how long it is.
-void see_growth(const Mapping& mapping) {
+void refresh_if_grown(const Mapping& mapping) {
   if (mapping.header().file_bytes.load(std::memory_order_acquire) > mapping.usable_bytes())
     mapping.refresh_usable_bytes();
 }
 
 // Whether the state goes on where the other one, of the same log, ends. A damaged one does not.
-bool has_more_applied(const Mapping& mapping, const StateInfo& than) {
+bool is_ahead_of(const Mapping& mapping, const StateInfo& than) {
   try {
     const StateInfo info = state_info(mapping);
     return info.log_uuid == than.log_uuid && info.applied_id > than.applied_id;
@@ -55,7 +55,7 @@ bool has_more_applied(const Mapping& mapping, const StateInfo& than) {
   }
 }
 
-const char* name_of(StateLock lock) {
+const char* lock_name(StateLock lock) {
   switch (lock) {
     case StateLock::writer: return "writer";
     case StateLock::follow: return "follow";
@@ -67,9 +67,9 @@ const char* name_of(StateLock lock) {
 
 }  // namespace
 
-struct State::Inner final : ForkListener {
-  explicit Inner(State& owner) : plan(owner.plan_) {}
-  ~Inner() = default;
+struct State::Impl final : ForkHandler {
+  explicit Impl(State& owner) : directory_cache(owner.directory_cache_) {}
+  ~Impl() = default;
 
   void before_fork() noexcept override { switch_mutex.lock(); }
   void after_fork_in_parent() noexcept override { switch_mutex.unlock(); }
@@ -77,17 +77,17 @@ struct State::Inner final : ForkListener {
     switch_mutex.unlock();
     // Some other thread of the parent may have held these, and what they stood for is the parent's.
     for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
-    new (&find_mutex) std::mutex;
+    new (&successor_mutex) std::mutex;
   }
 
-  std::shared_ptr<Mapping> mapping_now() const {
+  std::shared_ptr<Mapping> current_mapping() const {
     const std::lock_guard guard(switch_mutex);
-    return shared;
+    return owned_mapping;
   }
 
   // Unmaps what was replaced, as far as no thread can still be reading it. The caller holds switch_mutex.
-  void sweep_replaced() noexcept {
-    std::erase_if(replaced, [](Replaced& one) { return one.is_over(); });
+  void unmap_retired() noexcept {
+    std::erase_if(retired, [](RetiredMapping& one) { return one.poll_grace_period(); });
   }
 
   // Under find_mutex, and it was found under that, too, or under StateLock::install, without which no other comes to
@@ -95,37 +95,38 @@ struct State::Inner final : ForkListener {
   void switch_to(std::shared_ptr<Mapping> mapping) {
     {
       const std::lock_guard guard(switch_mutex);
-      sweep_replaced();
-      replaced.emplace_back();  // what needs memory comes first: the old mapping must not go before its time
-      replaced.back().mapping = std::move(shared);
-      shared = std::move(mapping);
-      current.store(shared.get(), std::memory_order_release);
-      plan.store(shared->last_plan(), std::memory_order_release);
-      replaced.back().begin_grace();
+      unmap_retired();
+      retired.emplace_back();  // what needs memory comes first: the old mapping must not go before its time
+      retired.back().mapping = std::move(owned_mapping);
+      owned_mapping = std::move(mapping);
+      current.store(owned_mapping.get(), std::memory_order_release);
+      directory_cache.store(owned_mapping->last_directory_cache(), std::memory_order_release);
+      retired.back().start_grace_period();
     }
-    kept.drop();  // it is the old file's
+    mapping_cache.unmap();  // it is the old file's
   }
 
   // A read of `mapping` found that it needs another plan. Whoever holds the mutex may just be switching to another
   // file; then that comes first, and the next read of this kind tries again.
-  void renew_plan(const Mapping& mapping) {
+  void refresh_directory_cache(const Mapping& mapping) {
     const std::unique_lock lock(switch_mutex, std::try_to_lock);
-    if (lock && shared.get() == &mapping) plan.store(mapping.last_plan(), std::memory_order_release);
+    if (lock && owned_mapping.get() == &mapping)
+      directory_cache.store(mapping.last_directory_cache(), std::memory_order_release);
   }
 
-  struct Replaced {
+  struct RetiredMapping {
     std::shared_ptr<Mapping> mapping;
-    std::optional<GracePeriod> grace;  // nullopt: there was no memory for it, and it begins when there is
+    std::optional<GracePeriod> grace_period;  // nullopt: there was no memory for it, and it begins when there is
 
-    void begin_grace() noexcept {
+    void start_grace_period() noexcept {
       try {
-        grace.emplace();
+        grace_period.emplace();
       } catch (const std::bad_alloc&) {
       }
     }
-    bool is_over() noexcept {
-      if (!grace) begin_grace();
-      return grace && grace->over();
+    bool poll_grace_period() noexcept {
+      if (!grace_period) start_grace_period();
+      return grace_period && grace_period->elapsed();
     }
   };
 
@@ -133,16 +134,16 @@ struct State::Inner final : ForkListener {
   mutable std::array<std::timed_mutex, 4> lock_mutexes;
   // Point reads load it inside a Reading; stored under switch_mutex.
   std::atomic<const Mapping*> current{nullptr};
-  std::atomic<const LookupPlan*>& plan;  // of the same, for the quick ones
+  std::atomic<const DirectoryCache*>& directory_cache;  // of the same, for the quick ones
   mutable std::mutex switch_mutex;
   // From looking for the file that is in place until it has been switched to: else who was slow would switch back to
   // one that is not there any more. Taken before switch_mutex, and never while a StateLock is waited for.
-  std::mutex find_mutex;
-  std::shared_ptr<Mapping> shared;  // the same, for who keeps it
-  std::vector<Replaced> replaced;
-  KeptMapping kept;
-  std::string why_unusable;        // under switch_mutex
-  std::int64_t found_none_ns = 0;  // under find_mutex: when there was no successor that could be used; 0: never
+  std::mutex successor_mutex;
+  std::shared_ptr<Mapping> owned_mapping;  // the same, for who keeps it
+  std::vector<RetiredMapping> retired;
+  WritableMappingCache mapping_cache;
+  std::string unusable_reason;             // under switch_mutex
+  std::int64_t last_failed_search_ns = 0;  // under find_mutex: when there was no successor that could be used; 0: never
 };
 
 // --- Opening ---
@@ -150,68 +151,71 @@ struct State::Inner final : ForkListener {
 namespace {
 
 // What a read finds where there is no state: a plan that fits no file.
-const LookupPlan& no_plan() {
+const DirectoryCache& empty_directory_cache() {
   alignas(Header) static constexpr std::byte no_file[sizeof(Header)]{};
-  static const LookupPlan plan = LookupPlan::none(no_file, KeyHash());
+  static const DirectoryCache plan = DirectoryCache::empty(no_file, KeyHash());
   return plan;
 }
 
 }  // namespace
 
 State::State(StateOptions options)
-    : options_(std::move(options)), plan_(&no_plan()), get_(quickest_get()), inner_(std::make_unique<Inner>(*this)) {}
+    : options_(std::move(options)),
+      directory_cache_(&empty_directory_cache()),
+      get_(select_get()),
+      impl_(std::make_unique<Impl>(*this)) {}
 
 State::~State() {
-  if (inner_) unregister_fork_listener(inner_.get());
+  if (impl_) unregister_fork_handler(impl_.get());
 }
 
 std::unique_ptr<State> State::open(const StateOptions& options) {
   if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
-  check_place(options);
+  check_state_location(options);
   StateOptions absolute = options;  // the process may change its folder later
   if (options.path.front() != '/') absolute.path = std::filesystem::current_path().string() + "/" + options.path;
   std::unique_ptr<State> state(new State(absolute));
-  Inner& inner = *state->inner_;
+  Impl& inner = *state->impl_;
   inner.lock_file =
       std::make_shared<LockFile>(absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
-  register_fork_listener(&inner);
+  register_fork_handler(&inner);
   // One in its place is opened without waiting for anybody.
-  FoundFile found = find_state_file(absolute, *inner.lock_file, false);
+  StateFileResult found = open_state_file(absolute, *inner.lock_file, false);
   if (!found.mapping) {
-    const Deadline deadline(install_patience);
+    const Deadline deadline(install_timeout);
     const HeldLock install = state->lock(StateLock::install, deadline);
     const HeldLock writer = state->lock(StateLock::writer, deadline);
-    found = find_state_file(absolute, *inner.lock_file, true);
+    found = open_state_file(absolute, *inner.lock_file, true);
   }
   state->adopted_ = found.adopted;
-  inner.why_unusable = found.why_not;
+  inner.unusable_reason = found.unusable_reason;
   if (found.mapping) inner.switch_to(std::move(found.mapping));
   return state;
 }
 
 bool State::usable() const {
-  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
   // One that is superseded and still in its place: whoever was about to replace it is at it, or has died.
   return mapping && (!is_superseded(*mapping) || (is_in_place(*mapping) && mapping->holds_whole_file()));
 }
 
-std::string State::why_unusable() const {
-  const std::lock_guard guard(inner_->switch_mutex);
-  return inner_->why_unusable.empty() ? "it was removed: path=" + options_.path : inner_->why_unusable;
+std::string State::unusable_reason() const {
+  const std::lock_guard guard(impl_->switch_mutex);
+  return impl_->unusable_reason.empty() ? "it was removed: path=" + options_.path : impl_->unusable_reason;
 }
 
-void State::follow_switch() const {
-  Inner& inner = *inner_;
-  const std::shared_ptr<Mapping> mapping = inner.mapping_now();
+void State::switch_if_replaced() const {
+  Impl& inner = *impl_;
+  const std::shared_ptr<Mapping> mapping = inner.current_mapping();
   if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
-    if (is_superseded(*mapping)) take_back_superseding();
+    if (is_superseded(*mapping)) clear_stale_superseded_bit();
     const std::lock_guard guard(inner.switch_mutex);
-    inner.sweep_replaced();
+    inner.unmap_retired();
     return;
   }
   {
-    const std::lock_guard finding(inner.find_mutex);
-    if (std::shared_ptr<Mapping> found = find_state_file(options_, *inner.lock_file, false).mapping) {
+    const std::lock_guard finding(inner.successor_mutex);
+    if (std::shared_ptr<Mapping> found = open_state_file(options_, *inner.lock_file, false).mapping) {
       inner.switch_to(std::move(found));
       return;
     }
@@ -219,32 +223,32 @@ void State::follow_switch() const {
   std::string why_not;
   {
     // Perhaps one from elsewhere was put there, which has to be verified and made ours.
-    const Deadline deadline(install_patience);
+    const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    FoundFile found = find_state_file(options_, *inner.lock_file, true);
+    StateFileResult found = open_state_file(options_, *inner.lock_file, true);
     if (found.mapping) {
-      const std::lock_guard finding(inner.find_mutex);
+      const std::lock_guard finding(inner.successor_mutex);
       inner.switch_to(std::move(found.mapping));
       return;
     }
-    why_not = std::move(found.why_not);
+    why_not = std::move(found.unusable_reason);
   }
   // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one has to be made.
   if (mapping) supersede(*mapping);
   const std::lock_guard guard(inner.switch_mutex);
-  inner.why_unusable = why_not;
+  inner.unusable_reason = why_not;
 }
 
 // Who meant to replace the file may have died after he had said so, and before he did it: reads would take the long way
 // from then on, to see whether there is another one. As whoever writes does.
-void State::take_back_superseding() const noexcept {
+void State::clear_stale_superseded_bit() const noexcept {
   try {
     const Deadline at_once(std::chrono::milliseconds(0));
     const HeldLock install = lock(StateLock::install, at_once);
     const HeldLock writer = lock(StateLock::writer, at_once);
-    if (const FileDescriptor file = open_file_if_there(options_.path, O_RDWR))
-      set_superseded(file, options_.path, false);
+    if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR))
+      set_superseded_bit(file, options_.path, false);
   } catch (const Error&) {  // somebody is at it, or we may not write to it
   }
 }
@@ -259,7 +263,7 @@ namespace {
 void copy_into(std::string& value, std::string_view found) {
   const std::size_t bytes_before = value.size();
   if (bytes_before == found.size()) {
-    std::memcpy(value.data(), found.data(), unrelated(bytes_before));
+    std::memcpy(value.data(), found.data(), hide_from_optimizer(bytes_before));
   } else {
     value.assign(found.data(), found.size());
   }
@@ -268,8 +272,8 @@ void copy_into(std::string& value, std::string_view found) {
 // Asked when an entry was found, not before, so that it need not be kept. If by then the entry's update is published,
 // there was a moment in between when the entry was its key's newest and visible: when it was found, or when its update
 // was published.
-auto greatest_of(const Header& header) {
-  return [&header] { return header.applied_id.greatest(std::memory_order_acquire); };
+auto max_entry_word_loader(const Header& header) {
+  return [&header] { return header.applied_id.max_entry_word(std::memory_order_acquire); };
 }
 
 }  // namespace
@@ -278,234 +282,236 @@ namespace {
 
 // What a get began with: left here by this thread for what is done seldom, or with values of other sizes, so that it
 // need not be kept at hand.
-struct BegunGet {
+struct PendingGet {
   const State* state;
   const Header* header;
-  Unpinned read;
+  OptimisticRead read;
 };
-constinit thread_local BegunGet begun_get __attribute__((tls_model("initial-exec"))) = {nullptr, nullptr, Unpinned()};
+constinit thread_local PendingGet pending_get
+    __attribute__((tls_model("initial-exec"))) = {nullptr, nullptr, OptimisticRead()};
 
 }  // namespace
 
 bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
-  const BegunGet get = begun_get;
+  const PendingGet get = pending_get;
   bool holds = false;
   {
     // There may be no memory for the value.
-    struct Leaving {
-      ReadingThread& thread;
-      ~Leaving() { thread.leave(); }
+    struct LeaveOnExit {
+      ReaderThread& thread;
+      ~LeaveOnExit() { thread.leave(); }
     } const leaving{*this_reader.thread};
     // Perhaps that of another file by now, in which what was found does not lie.
-    const LookupPlan& plan = *get.state->plan_.load(std::memory_order_acquire);
-    if (is_within(plan, found)) [[likely]] {
+    const DirectoryCache& plan = *get.state->directory_cache_.load(std::memory_order_acquire);
+    if (is_value_mapped(plan, found)) [[likely]] {
       copy_into(value, found);
-      holds = get.read.holds(*get.header);
+      holds = get.read.validate(*get.header);
     }
   }
-  return holds || get.state->get_again(key, value);
+  return holds || get.state->slow_get(key, value);
 }
 
 // No call lies on the way of a get, for what has to be kept across one would have to be stored; what is seldom is
 // called at its end.
-static_assert(copy_few_max <= quick_value_bytes_max);
+static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
 template <bool two_words>
-[[gnu::always_inline]] inline bool State::get_quickly(ReadingThread& thread, std::string_view key,
-                                                      std::string& value) const {
+[[gnu::always_inline]] inline bool State::fast_get(ReaderThread& thread, std::string_view key,
+                                                   std::string& value) const {
   thread.enter();
-  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
+  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
-  const Unpinned read(header);
-  QuickValue found;
-  const Quick quick = quick_look_up<two_words>(plan, header, key, greatest_of(header), found);
-  if (quick == Quick::yes && !read.superseded()) [[likely]] {
+  const OptimisticRead read(header);
+  FastValue found;
+  const FastResult quick = fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
+  if (quick == FastResult::found && !read.superseded()) [[likely]] {
     // Which bytes are copied must not depend on the size in the entry. The compiler knows that it is the same.
-    const std::size_t bytes = unrelated(value.size());
-    if (found.bytes != bytes || bytes > copy_few_max) [[unlikely]] {
-      begun_get = {this, &header, read};
+    const std::size_t bytes = hide_from_optimizer(value.size());
+    if (found.bytes != bytes || bytes > copy_short_bytes_max) [[unlikely]] {
+      pending_get = {this, &header, read};
       return finish_get(key, value, {found.key + key.size(), found.bytes});
     }
-    copy_few(value.data(), found.key + key.size(), unrelated(bytes));
-    if (read.holds(header)) [[likely]] {
+    copy_short(value.data(), found.key + key.size(), hide_from_optimizer(bytes));
+    if (read.validate(header)) [[likely]] {
       thread.leave();
       return true;
     }
-  } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
+  } else if (quick == FastResult::not_found && !read.superseded() && read.validate(header)) {
     thread.leave();
-    return missed();
+    return record_miss();
   }
   thread.leave();
-  return get_again(key, value);
+  return slow_get(key, value);
 }
 
-bool State::is_filtered_out(ReadingThread& thread, std::string_view key) const {
+bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
   thread.enter();
-  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
+  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
-  const Unpinned read(header);
+  const OptimisticRead read(header);
   const bool filtered_out =
-      whycache::is_filtered_out(plan, header, plan.key_hash(key)) && !read.superseded() && read.holds(header);
+      whycache::filter_excludes(plan, header, plan.key_hash(key)) && !read.superseded() && read.validate(header);
   thread.leave();
-  if (filtered_out) this_reader.filtered_out();
+  if (filtered_out) this_reader.record_filter_exclusion();
   return filtered_out;
 }
 
 #if WHYCACHE_AVX2
-[[WHYCACHE_FOR_AVX2]] bool State::get_expecting_none_by_avx2(std::string_view key, std::string& value) const {
-  ReadingThread* const thread = this_reader.thread;
+[[WHYCACHE_FOR_AVX2]] bool State::get_filter_first_avx2(std::string_view key, std::string& value) const {
+  ReaderThread* const thread = this_reader.thread;
   if (thread == nullptr) [[unlikely]]
-    return get_again(key, value);
+    return slow_get(key, value);
   thread->enter();
-  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
+  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
-  const Unpinned read(header);
-  if (!avx2::is_filtered_out(plan, header, key) || read.superseded() || !read.holds(header)) [[unlikely]]
-    return get_unfiltered(key, value);  // which enters again, and leaves
+  const OptimisticRead read(header);
+  if (!avx2::filter_excludes(plan, header, key) || read.superseded() || !read.validate(header)) [[unlikely]]
+    return get_past_filter(key, value);  // which enters again, and leaves
   thread->leave();
-  this_reader.filtered_out();
+  this_reader.record_filter_exclusion();
   return false;
 }
 
 // What get_anywhere() does.
-[[WHYCACHE_FOR_AVX2]] bool State::get_by_avx2(const State& state, std::string_view key, std::string& value) {
-  ReadingThread* const thread = this_reader.quick;
-  if (!is_two_words(key.size())) [[unlikely]]
-    return state.get_by_any_key(key, value);
+[[WHYCACHE_FOR_AVX2]] bool State::get_avx2(const State& state, std::string_view key, std::string& value) {
+  ReaderThread* const thread = this_reader.fast_thread;
+  if (!fits_two_words(key.size())) [[unlikely]]
+    return state.get_any_size(key, value);
   if (thread == nullptr) [[unlikely]]
-    return state.get_expecting_none_by_avx2(key, value);
+    return state.get_filter_first_avx2(key, value);
   thread->enter();
-  const LookupPlan& plan = *state.plan_.load(std::memory_order_acquire);
+  const DirectoryCache& plan = *state.directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
-  const Unpinned read(header);
-  QuickValue found;
-  const Quick quick = avx2::look_up(plan, header, key, greatest_of(header), found);
-  if (quick == Quick::yes && !read.superseded()) [[likely]] {
-    const std::size_t bytes = unrelated(value.size());
-    if (found.bytes != bytes || bytes > copy_few_max) [[unlikely]] {
-      avx2::leave_wide_vectors();
-      begun_get = {&state, &header, read};
+  const OptimisticRead read(header);
+  FastValue found;
+  const FastResult quick = avx2::fast_look_up(plan, header, key, max_entry_word_loader(header), found);
+  if (quick == FastResult::found && !read.superseded()) [[likely]] {
+    const std::size_t bytes = hide_from_optimizer(value.size());
+    if (found.bytes != bytes || bytes > copy_short_bytes_max) [[unlikely]] {
+      avx2::zero_upper_vectors();
+      pending_get = {&state, &header, read};
       return finish_get(key, value, {found.key + key.size(), found.bytes});
     }
-    avx2::copy(value.data(), found.key + key.size(), unrelated(bytes));
-    avx2::leave_wide_vectors();
-    if (read.holds(header)) [[likely]] {
+    avx2::copy(value.data(), found.key + key.size(), hide_from_optimizer(bytes));
+    avx2::zero_upper_vectors();
+    if (read.validate(header)) [[likely]] {
       thread->leave();
       return true;
     }
-  } else if (quick == Quick::no && !read.superseded() && read.holds(header)) {
-    avx2::leave_wide_vectors();
+  } else if (quick == FastResult::not_found && !read.superseded() && read.validate(header)) {
+    avx2::zero_upper_vectors();
     thread->leave();
-    return missed();
+    return record_miss();
   }
-  avx2::leave_wide_vectors();
+  avx2::zero_upper_vectors();
   thread->leave();
-  return state.get_again(key, value);
+  return state.slow_get(key, value);
 }
 #endif
 
 template <bool two_words>
-[[gnu::always_inline]] inline bool State::contains_quickly(ReadingThread& thread, std::string_view key) const {
+[[gnu::always_inline]] inline bool State::fast_contains(ReaderThread& thread, std::string_view key) const {
   thread.enter();
-  const LookupPlan& plan = *plan_.load(std::memory_order_acquire);
+  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
-  const Unpinned read(header);
-  QuickValue found;
-  const Quick quick = quick_look_up<two_words>(plan, header, key, greatest_of(header), found);
-  const bool known = quick != Quick::unsure && !read.superseded() && read.holds(header);
+  const OptimisticRead read(header);
+  FastValue found;
+  const FastResult quick = fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
+  const bool known = quick != FastResult::undecided && !read.superseded() && read.validate(header);
   thread.leave();
-  if (known && quick == Quick::no) return missed();
-  return known ? quick == Quick::yes : contains_again(key);
+  if (known && quick == FastResult::not_found) return record_miss();
+  return known ? quick == FastResult::found : slow_contains(key);
 }
 
-bool State::get_anywhere(const State& state, std::string_view key, std::string& value) {
+bool State::get_portable(const State& state, std::string_view key, std::string& value) {
   const ThisReader& reader = this_reader;
-  if (key.size() - 8 < reader.two_words_sizes) [[likely]]
-    return state.get_quickly<true>(*reader.quick, key, value);
-  return state.get_by_any_key(key, value);
+  if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
+    return state.fast_get<true>(*reader.fast_thread, key, value);
+  return state.get_any_size(key, value);
 }
 
-State::Get* State::quickest_get() {
+State::GetFunction* State::select_get() {
 #if WHYCACHE_AVX2
-  if (has_avx2()) return get_by_avx2;
+  if (has_avx2()) return get_avx2;
 #endif
-  return get_anywhere;
+  return get_portable;
 }
 
-bool State::get_by_any_key(std::string_view key, std::string& value) const {
-  ReadingThread* const thread = this_reader.quick;
-  return thread != nullptr ? get_quickly<false>(*thread, key, value) : get_expecting_none(key, value);
+bool State::get_any_size(std::string_view key, std::string& value) const {
+  ReaderThread* const thread = this_reader.fast_thread;
+  return thread != nullptr ? fast_get<false>(*thread, key, value) : get_filter_first(key, value);
 }
 
 bool State::contains(std::string_view key) const {
   const ThisReader& reader = this_reader;
-  if (key.size() - 8 < reader.two_words_sizes) [[likely]]
-    return contains_quickly<true>(*reader.quick, key);
-  return contains_any_key(key);
+  if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
+    return fast_contains<true>(*reader.fast_thread, key);
+  return contains_any_size(key);
 }
 
-bool State::contains_any_key(std::string_view key) const {
-  ReadingThread* const thread = this_reader.quick;
-  return thread != nullptr ? contains_quickly<false>(*thread, key) : contains_expecting_none(key);
+bool State::contains_any_size(std::string_view key) const {
+  ReaderThread* const thread = this_reader.fast_thread;
+  return thread != nullptr ? fast_contains<false>(*thread, key) : contains_filter_first(key);
 }
 
-bool State::get_expecting_none(std::string_view key, std::string& value) const {
-  ReadingThread* const thread = this_reader.thread;
+bool State::get_filter_first(std::string_view key, std::string& value) const {
+  ReaderThread* const thread = this_reader.thread;
   if (thread == nullptr) [[unlikely]]
-    return get_again(key, value);
-  return !is_filtered_out(*thread, key) && get_unfiltered(key, value);
+    return slow_get(key, value);
+  return !filter_excludes(*thread, key) && get_past_filter(key, value);
 }
 
-bool State::get_unfiltered(std::string_view key, std::string& value) const {
-  ReadingThread& thread = *this_reader.thread;
+bool State::get_past_filter(std::string_view key, std::string& value) const {
+  ReaderThread& thread = *this_reader.thread;
   const bool found =
-      is_two_words(key.size()) ? get_quickly<true>(thread, key, value) : get_quickly<false>(thread, key, value);
-  if (found) this_reader.found();
+      fits_two_words(key.size()) ? fast_get<true>(thread, key, value) : fast_get<false>(thread, key, value);
+  if (found) this_reader.record_hit();
   return found;
 }
 
-bool State::contains_expecting_none(std::string_view key) const {
-  ReadingThread* const thread = this_reader.thread;
-  if (thread == nullptr) return contains_again(key);
-  if (is_filtered_out(*thread, key)) return false;
+bool State::contains_filter_first(std::string_view key) const {
+  ReaderThread* const thread = this_reader.thread;
+  if (thread == nullptr) return slow_contains(key);
+  if (filter_excludes(*thread, key)) return false;
   const bool found =
-      is_two_words(key.size()) ? contains_quickly<true>(*thread, key) : contains_quickly<false>(*thread, key);
-  if (found) this_reader.found();
+      fits_two_words(key.size()) ? fast_contains<true>(*thread, key) : fast_contains<false>(*thread, key);
+  if (found) this_reader.record_hit();
   return found;
 }
 
-bool State::get_again(std::string_view key, std::string& value) const {
-  return read_again(key, [&](std::string_view found) { copy_into(value, found); });
+bool State::slow_get(std::string_view key, std::string& value) const {
+  return slow_read(key, [&](std::string_view found) { copy_into(value, found); });
 }
 
-bool State::contains_again(std::string_view key) const {
-  return read_again(key, [](std::string_view) {});
+bool State::slow_contains(std::string_view key) const {
+  return slow_read(key, [](std::string_view) {});
 }
 
 template <typename Use>
-bool State::read_again(std::string_view key, const Use& use) const {
+bool State::slow_read(std::string_view key, const Use& use) const {
   {
-    const Reading reading;
-    const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-    for (int tries = 0; mapping != nullptr && tries < point_read_tries; ++tries) {
+    const ReadSection reading;
+    const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
+    for (int tries = 0; mapping != nullptr && tries < point_read_attempts_max; ++tries) {
       const ReadOutcome outcome = try_point_read(*mapping, key, use);
-      if (mapping->last_plan() != plan_.load(std::memory_order_relaxed)) inner_->renew_plan(*mapping);
-      if (outcome == ReadOutcome::yes) return true;
-      if (outcome == ReadOutcome::no) return missed();
+      if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
+        impl_->refresh_directory_cache(*mapping);
+      if (outcome == ReadOutcome::found) return true;
+      if (outcome == ReadOutcome::not_found) return record_miss();
       if (outcome == ReadOutcome::superseded) break;
-      see_growth(*mapping);
+      refresh_if_grown(*mapping);
     }
   }
   const std::shared_ptr<const detail::Pin> held = pin();  // until the value is copied
   const LookupResult result = held->get(key);
-  if (result.found != Found::yes) return missed();
+  if (result.status != LookupStatus::found) return record_miss();
   use(result.value);
   return true;
 }
 
-std::shared_ptr<Mapping> State::find_successor() const {
+std::shared_ptr<Mapping> State::open_successor() const {
   try {
-    return find_state_file(options_, *inner_->lock_file, false).mapping;
+    return open_state_file(options_, *impl_->lock_file, false).mapping;
   } catch (const Error&) {
     // Something that is no state was put there, or one that is just being made ours. A read is not the place to say so:
     // it has the old file to read from, and the next update() finds out.
@@ -514,23 +520,24 @@ std::shared_ptr<Mapping> State::find_successor() const {
 }
 
 std::shared_ptr<Mapping> State::newest_mapping() const {
-  Inner& inner = *inner_;
+  Impl& inner = *impl_;
   const auto has_successor = [this](const Mapping& mapping) {
     return is_superseded(mapping) && !is_in_place(mapping) && ::access(options_.path.c_str(), F_OK) == 0;
   };
   for (;;) {
-    std::shared_ptr<Mapping> mapping = inner.mapping_now();
+    std::shared_ptr<Mapping> mapping = inner.current_mapping();
     // Until there is another file in its place, reads go on from the old one.
     if (!mapping || (mapping->holds_whole_file() && !has_successor(*mapping))) return mapping;
     // Whoever reads meanwhile waits until it is found: what was written to it before he began he has to see.
-    const std::lock_guard finding(inner.find_mutex);
-    if (inner.mapping_now() != mapping) continue;
+    const std::lock_guard finding(inner.successor_mutex);
+    if (inner.current_mapping() != mapping) continue;
     // One that cannot be used is tried now and then only.
     const std::int64_t now = boot_time_ns();
-    if (inner.found_none_ns != 0 && now - inner.found_none_ns < look_for_successor_every_ns) return mapping;
-    std::shared_ptr<Mapping> successor = find_successor();
+    if (inner.last_failed_search_ns != 0 && now - inner.last_failed_search_ns < successor_search_interval_ns)
+      return mapping;
+    std::shared_ptr<Mapping> successor = open_successor();
     const bool is_whole = successor && successor->holds_whole_file();
-    inner.found_none_ns = is_whole ? 0 : now;
+    inner.last_failed_search_ns = is_whole ? 0 : now;
     if (!successor) return mapping;
     inner.switch_to(successor);
     if (!is_whole) return successor;
@@ -540,8 +547,8 @@ std::shared_ptr<Mapping> State::newest_mapping() const {
 std::shared_ptr<const detail::Pin> State::pin() const {
   unmap_if_idle();
   std::shared_ptr<Mapping> mapping = newest_mapping();
-  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
-  return std::make_shared<const detail::Pin>(std::move(mapping), inner_->lock_file);
+  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
+  return std::make_shared<const detail::Pin>(std::move(mapping), impl_->lock_file);
 }
 
 UpdateId State::get_multi(std::span<const std::string_view> keys,
@@ -553,14 +560,14 @@ UpdateId State::get_multi(std::span<const std::string_view> keys,
 
 StateInfo State::info() const {
   const std::shared_ptr<Mapping> mapping = newest_mapping();
-  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
+  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
   return state_info(*mapping);
 }
 
 UpdateId State::applied_id() const {
   {
-    const Reading reading;
-    const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
+    const ReadSection reading;
+    const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
     if (mapping != nullptr) {
       const UpdateId id = mapping->header().applied_id.load(std::memory_order_acquire);
       if (!is_superseded(*mapping)) return id;  // asked last: nothing was applied elsewhere before it was
@@ -571,125 +578,127 @@ UpdateId State::applied_id() const {
 
 // --- Freshness ---
 
-std::optional<std::int64_t> State::asked_at_ns() const { return asked_at(&LockFileHeader::asked_at_ns); }
+std::optional<std::int64_t> State::last_poll_time_ns() const { return poll_time(&LockFileHeader::last_poll_time_ns); }
 
-std::optional<std::int64_t> State::store_asked_at_ns() const { return asked_at(&LockFileHeader::store_asked_at_ns); }
+std::optional<std::int64_t> State::last_store_poll_time_ns() const {
+  return poll_time(&LockFileHeader::last_store_poll_time_ns);
+}
 
-std::optional<std::int64_t> State::asked_at(std::atomic<std::int64_t> LockFileHeader::*which) const {
-  const Reading reading;
-  const Mapping* const mapping = inner_->current.load(std::memory_order_acquire);
-  const LockFileHeader& shared = inner_->lock_file->header();
+std::optional<std::int64_t> State::poll_time(std::atomic<std::int64_t> LockFileHeader::*which) const {
+  const ReadSection reading;
+  const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
+  const LockFileHeader& shared = impl_->lock_file->header();
   const std::int64_t at = (shared.*which).load(std::memory_order_acquire);
-  if (mapping == nullptr || at == 0 || shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id())
+  if (mapping == nullptr || at == 0 || shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id())
     return std::nullopt;
   return at;
 }
 
-UpdateId State::known_head() const { return inner_->lock_file->header().known_head.load(std::memory_order_relaxed); }
+UpdateId State::known_head() const { return impl_->lock_file->header().known_head.load(std::memory_order_relaxed); }
 
-void State::set_asked(std::int64_t at_ns, UpdateId head, bool by_store) const {
-  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const {
+  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
   if (!mapping) return;
-  LockFileHeader& shared = inner_->lock_file->header();
-  if (shared.asked_state_id.load(std::memory_order_relaxed) != mapping->state_id()) {
-    shared.asked_at_ns.store(0, std::memory_order_relaxed);
-    shared.store_asked_at_ns.store(0, std::memory_order_relaxed);
+  LockFileHeader& shared = impl_->lock_file->header();
+  if (shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id()) {
+    shared.last_poll_time_ns.store(0, std::memory_order_relaxed);
+    shared.last_store_poll_time_ns.store(0, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_release);
-    shared.asked_state_id.store(mapping->state_id(), std::memory_order_relaxed);
+    shared.polled_state_id.store(mapping->state_id(), std::memory_order_relaxed);
   }
   shared.known_head.store(head, std::memory_order_relaxed);
-  if (by_store) shared.store_asked_at_ns.store(at_ns, std::memory_order_release);
-  shared.asked_at_ns.store(at_ns, std::memory_order_release);
+  if (by_store) shared.last_store_poll_time_ns.store(at_ns, std::memory_order_release);
+  shared.last_poll_time_ns.store(at_ns, std::memory_order_release);
 }
 
 // --- Locks ---
 
 HeldLock::HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t forks)
-    : state_(state), lock_(lock), threads_(std::move(threads)), fork_count_(forks) {}
+    : state_(state), lock_(lock), thread_lock_(std::move(threads)), fork_count_(forks) {}
 
 HeldLock::HeldLock(HeldLock&& other) noexcept
     : state_(std::exchange(other.state_, nullptr)),
       lock_(other.lock_),
-      threads_(std::move(other.threads_)),
+      thread_lock_(std::move(other.thread_lock_)),
       fork_count_(other.fork_count_) {}
 
 HeldLock::~HeldLock() {
   if (state_ == nullptr) return;
   if (fork_count_ != fork_count()) {
-    threads_.release();  // the parent's, and made anew in this child
+    thread_lock_.release();  // the parent's, and made anew in this child
     return;
   }
-  release_lock(*state_->inner_->lock_file, lock_);
+  release_lock(*state_->impl_->lock_file, lock_);
 }
 
 HeldLock State::lock(StateLock which, const Deadline& deadline) const {
-  Inner& inner = *inner_;
+  Impl& inner = *impl_;
   const auto offset = static_cast<std::uint64_t>(which);
   const auto gave_up = [&] {
-    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") + name_of(which) +
+    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") + lock_name(which) +
                                              " lock: path=" + inner.lock_file->path() +
                                              " (retry, or raise the deadline)");
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
-  if (!threads.try_lock() && !threads.try_lock_for(deadline.left())) throw gave_up();
+  if (!threads.try_lock() && !threads.try_lock_for(deadline.remaining())) throw gave_up();
   if (!wait_for_lock(*inner.lock_file, which, deadline)) throw gave_up();
   HeldLock held(this, which, std::move(threads), fork_count());
   inner.lock_file->check_in_place();
   return held;
 }
 
-void State::announce_release(StateLock which) const noexcept { wake_next(*inner_->lock_file, which); }
+void State::announce_release(StateLock which) const noexcept { wake_next_waiter(*impl_->lock_file, which); }
 
 // --- Writing ---
 
-std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline, AfterWriting after) const {
+std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline, MappingPolicy after) const {
   for (int tries = 0;; ++tries) {
     HeldLock writer = lock(StateLock::writer, deadline);
-    const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+    const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
     if (mapping && is_in_place(*mapping))
-      return open_writer(std::move(writer), options_, *inner_->lock_file, *mapping, inner_->kept, after);
+      return open_writer(std::move(writer), options_, *impl_->lock_file, *mapping, impl_->mapping_cache, after);
     if (tries == 2)
       throw Error(ErrorKind::corrupt,
                   "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
     { const HeldLock released = std::move(writer); }
-    follow_switch();
+    switch_if_replaced();
   }
 }
 
-void State::unmap_if_idle() const noexcept { inner_->kept.drop_if_idle(); }
+void State::unmap_if_idle() const noexcept { impl_->mapping_cache.unmap_if_idle(); }
 
-void State::keep_nothing() const noexcept { inner_->kept.keep_nothing(); }
+void State::disable_mapping_cache() const noexcept { impl_->mapping_cache.disable(); }
 
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
-  const auto put_in_place = [this](const std::string& built_path, const StateInfo& built, StateBuilder::Install how,
-                                   const std::function<void()>& catch_up) {
-    const Deadline deadline(install_patience);
+  const auto put_in_place = [this](const std::string& built_path, const StateInfo& built,
+                                   StateBuilder::InstallPolicy how, const std::function<void()>& catch_up) {
+    const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
     // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until
     // the new one is in its place, readers find the old one there and go on from it.
-    const std::shared_ptr<Mapping> old = inner_->mapping_now();
-    if (old && is_in_place(*old) && has_more_applied(*old, built)) {
-      if (how == StateBuilder::Install::unless_behind) return false;
+    const std::shared_ptr<Mapping> old = impl_->current_mapping();
+    if (old && is_in_place(*old) && is_ahead_of(*old, built)) {
+      if (how == StateBuilder::InstallPolicy::unless_behind) return false;
       if (catch_up) catch_up();
     }
-    const FileDescriptor old_file = open_file_if_there(options_.path, O_RDWR);
+    const FileDescriptor old_file = open_file_if_exists(options_.path, O_RDWR);
     if (old_file) {
       check_may_be_replaced(old_file, options_.path);
       supersede(old_file, options_.path);
     }
     if (::rename(built_path.c_str(), options_.path.c_str()) != 0) {
       const int error = errno;
-      if (old_file) set_superseded(old_file, options_.path, false);
+      if (old_file) set_superseded_bit(old_file, options_.path, false);
       throw system_error("cannot put state file in place", options_.path, error);
     }
-    inner_->lock_file->header().asked_at_ns.store(0, std::memory_order_release);
-    inner_->lock_file->header().store_asked_at_ns.store(0, std::memory_order_release);
-    FoundFile found = find_state_file(options_, *inner_->lock_file, true);
-    if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.why_not);
+    impl_->lock_file->header().last_poll_time_ns.store(0, std::memory_order_release);
+    impl_->lock_file->header().last_store_poll_time_ns.store(0, std::memory_order_release);
+    StateFileResult found = open_state_file(options_, *impl_->lock_file, true);
+    if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
     {
-      const std::lock_guard finding(inner_->find_mutex);
-      inner_->switch_to(std::move(found.mapping));
+      const std::lock_guard finding(impl_->successor_mutex);
+      impl_->switch_to(std::move(found.mapping));
     }
     if (old) supersede(*old);  // if it had been moved away from the path
     return true;
@@ -701,14 +710,14 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
 
 void State::sync(const Deadline& deadline) const {
   const HeldLock writer = lock(StateLock::writer, deadline);
-  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
   if (mapping) sync_file(mapping->descriptor(), options_.path);
 }
 
 void State::remove(const Deadline& deadline) const {
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
-  if (const FileDescriptor file = open_file_if_there(options_.path, O_RDWR)) supersede(file, options_.path);
+  if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR)) supersede(file, options_.path);
   if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT)
     throw system_error("cannot remove state file", options_.path, errno);
 }
@@ -716,19 +725,19 @@ void State::remove(const Deadline& deadline) const {
 std::vector<std::string> State::check(const Deadline& deadline,
                                       const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
   const std::unique_ptr<StateWriter> writer = begin_write(deadline);  // mends what a dead writer left
-  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
+  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
   mapping->refresh_usable_bytes();
   return verify(*mapping, true, progress);
 }
 
-StateInsides State::insides() const {
-  const std::shared_ptr<Mapping> mapping = inner_->mapping_now();
-  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + why_unusable());
+StateInspection State::inspect() const {
+  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
   mapping->refresh_usable_bytes();
-  StateInsides insides = look_inside(*mapping);
-  insides.reader_slots = inner_->lock_file->slot_count();
-  insides.slots_taken = inner_->lock_file->slots_taken();
-  insides.processes = inner_->lock_file->processes();
+  StateInspection insides = inspect_state_file(*mapping);
+  insides.reader_slots = impl_->lock_file->slot_count();
+  insides.slots_taken = impl_->lock_file->slots_taken();
+  insides.processes = impl_->lock_file->processes();
   return insides;
 }
 

@@ -32,8 +32,8 @@ class LockFile;
 struct LockFileHeader;
 class Mapping;
 class ReaderProcess;
-struct LookupPlan;
-struct ReadingThread;
+struct DirectoryCache;
+struct ReaderThread;
 
 struct StateOptions {
   std::string path;
@@ -78,7 +78,7 @@ class HeldLock {
   HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t forks);
   const State* state_;
   StateLock lock_;
-  std::unique_lock<std::timed_mutex> threads_;
+  std::unique_lock<std::timed_mutex> thread_lock_;
   std::uint64_t fork_count_;
 };
 
@@ -97,7 +97,7 @@ class StateWriter {
 
 // What becomes of the writable mapping. `keep_for_a_while`: if this process wrote just before, too, it stays for the
 // next write (writable_mapping_cache.h).
-enum class AfterWriting : std::uint8_t { unmap, keep_for_a_while };
+enum class MappingPolicy : std::uint8_t { unmap, cache };
 
 // A new state file being filled beside the present one. Left without install(), it disappears.
 class StateBuilder {
@@ -107,12 +107,12 @@ class StateBuilder {
   // Items of a base, in ascending key order. Only before apply().
   virtual void load(std::span<const Item> items) = 0;
   // After the last load: this is the state as of update `id`.
-  virtual void loaded(UpdateId id, std::uint64_t chain) = 0;
+  virtual void finish_load(UpdateId id, std::uint64_t chain) = 0;
   virtual void apply(const Update& update) = 0;
   virtual StateInfo info() const = 0;
   // Reads of what was built so far, as of the last loaded()/apply().
   virtual std::shared_ptr<const detail::Pin> pin() const = 0;
-  enum class Install {
+  enum class InstallPolicy {
     always,
     unless_behind,  // not if the old state has more of the same log applied: a writer of this machine has been there
   };
@@ -120,13 +120,13 @@ class StateBuilder {
   // The caller holds StateLock::follow, so that nobody else installs. Returns whether it did.
   // With `always`, `catch_up` is called if the old state has more of the same log applied by then: it applies the rest,
   // while nobody can write to the old state any more, lest what was seen there be gone for a while.
-  virtual bool install(Install how = Install::always, const std::function<void()>& catch_up = {}) = 0;
+  virtual bool install(InstallPolicy how = InstallPolicy::always, const std::function<void()>& catch_up = {}) = 0;
 };
 
 // What a segment of the file is used for.
-struct SegmentUse {
+struct SegmentKindUsage {
   std::string kind;
-  std::uint64_t segments = 0;
+  std::uint64_t segment_count = 0;
   std::uint64_t bytes = 0;       // of the file
   std::uint64_t live_bytes = 0;  // of these, in use
 };
@@ -140,21 +140,21 @@ struct ReaderSlotInfo {
 };
 
 // The insides of a state file, for tools.
-struct StateInsides {
+struct StateInspection {
   StateInfo info;
   std::uint64_t file_bytes = 0;
   std::uint64_t segment_bytes = 0;
   std::uint64_t reclaim_generation = 0;
   std::uint64_t reclaim_horizon = 0;
   bool writer_active = false;  // somebody is writing, or died while writing
-  bool made_in_this_boot = false;
+  bool created_in_this_boot = false;
   std::int64_t created_us = 0;
-  std::vector<SegmentUse> segments;
-  std::uint64_t index_parts = 0;
-  std::uint64_t index_depth = 0;
-  std::uint64_t index_words = 0;    // room for entries
-  std::uint64_t index_used = 0;     // words that hold one
-  std::uint64_t index_fillers = 0;  // words of removed entries
+  std::vector<SegmentKindUsage> segments_by_kind;
+  std::uint64_t index_pages = 0;
+  std::uint64_t index_global_depth = 0;
+  std::uint64_t index_words = 0;       // room for entries
+  std::uint64_t index_used = 0;        // words that hold one
+  std::uint64_t index_tombstones = 0;  // words of removed entries
   std::uint64_t tree_height = 0;
   std::uint32_t reader_slots = 0;
   std::vector<ReaderSlotInfo> slots_taken;
@@ -174,7 +174,7 @@ class State {
   const std::string& path() const { return options_.path; }
   // Whether there is a state to read.
   bool usable() const;
-  std::string why_unusable() const;
+  std::string unusable_reason() const;
   // Whether the file was brought here from elsewhere (another inode or boot) and passed verification just now.
   bool adopted() const { return adopted_; }
 
@@ -194,12 +194,12 @@ class State {
 
   // CLOCK_BOOTTIME nanoseconds at which the log was last asked, counted from before the question was
   // sent, all it answered being applied; nullopt: not in this boot. Tens of nanoseconds, no system call.
-  std::optional<std::int64_t> asked_at_ns() const;
+  std::optional<std::int64_t> last_poll_time_ns() const;
   // The head the log had then.
   UpdateId known_head() const;
   // The same, but only what the log's store itself answered counts, not what stands in front of it (Log::look).
-  std::optional<std::int64_t> store_asked_at_ns() const;
-  void set_asked(std::int64_t at_ns, UpdateId head, bool by_store = true) const;
+  std::optional<std::int64_t> last_store_poll_time_ns() const;
+  void record_poll(std::int64_t at_ns, UpdateId head, bool by_store = true) const;
 
   // --- Writing. ---
 
@@ -209,14 +209,14 @@ class State {
   // microseconds. If it takes longer, he goes to sleep again.
   void announce_release(StateLock which) const noexcept;
   // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
-  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline, AfterWriting after = AfterWriting::unmap) const;
+  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline, MappingPolicy after = MappingPolicy::unmap) const;
   // Unmaps what was kept since a write, if nobody wrote for 10 ms. Some nanoseconds if there is nothing to do.
   void unmap_if_idle() const noexcept;
   // The same at once, and from now on nothing is kept.
-  void keep_nothing() const noexcept;
+  void disable_mapping_cache() const noexcept;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid, const std::string& log_name) const;
   // Opens the file that took the place of ours, if one did. Reads do this by themselves.
-  void follow_switch() const;
+  void switch_if_replaced() const;
 
   // --- Care. ---
 
@@ -224,7 +224,7 @@ class State {
   void sync(const Deadline& deadline) const;
   // Removes the file; others notice.
   void remove(const Deadline& deadline) const;
-  StateInsides insides() const;
+  StateInspection inspect() const;
   // Verifies every structure: header, directory, every index word and entry, order and content of the key
   // index against the entries, segment accounting, digest. Returns what is wrong, empty if nothing is. Holds
   // the writer lock while it looks. `progress(done, total)` may be empty.
@@ -236,43 +236,43 @@ class State {
   friend class StateReader;
   explicit State(StateOptions options);
   // The file at our path, if it is another one that can be used right away.
-  std::shared_ptr<Mapping> find_successor() const;
-  void take_back_superseding() const noexcept;
+  std::shared_ptr<Mapping> open_successor() const;
+  void clear_stale_superseded_bit() const noexcept;
   // The file to read from: another one if that took the place of ours. Null: there is none.
   std::shared_ptr<Mapping> newest_mapping() const;
   // Reads, the quick way; on every processor, or on those that have AVX2.
-  using Get = bool(const State& state, std::string_view key, std::string& value);
-  static Get get_anywhere;
-  static Get get_by_avx2;
-  static Get* quickest_get();
+  using GetFunction = bool(const State& state, std::string_view key, std::string& value);
+  static GetFunction get_portable;
+  static GetFunction get_avx2;
+  static GetFunction* select_get();
   template <bool two_words>
-  bool get_quickly(ReadingThread& thread, std::string_view key, std::string& value) const;
+  bool fast_get(ReaderThread& thread, std::string_view key, std::string& value) const;
   template <bool two_words>
-  bool contains_quickly(ReadingThread& thread, std::string_view key) const;
+  bool fast_contains(ReaderThread& thread, std::string_view key) const;
   // Where most keys are not there: by the filter of the index first.
-  bool is_filtered_out(ReadingThread& thread, std::string_view key) const;
-  [[gnu::noinline]] bool get_expecting_none(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool get_expecting_none_by_avx2(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool get_unfiltered(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool contains_expecting_none(std::string_view key) const;
-  [[gnu::noinline]] bool get_by_any_key(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool contains_any_key(std::string_view key) const;
+  bool filter_excludes(ReaderThread& thread, std::string_view key) const;
+  [[gnu::noinline]] bool get_filter_first(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool get_filter_first_avx2(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool get_past_filter(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool contains_filter_first(std::string_view key) const;
+  [[gnu::noinline]] bool get_any_size(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool contains_any_size(std::string_view key) const;
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value, std::string_view found);
   // Those that the quick way did not get to an end: by all ways there are, and at last with a pin.
-  [[gnu::noinline]] bool get_again(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool contains_again(std::string_view key) const;
+  [[gnu::noinline]] bool slow_get(std::string_view key, std::string& value) const;
+  [[gnu::noinline]] bool slow_contains(std::string_view key) const;
   template <typename Use>
-  bool read_again(std::string_view key, const Use& use) const;
-  std::optional<std::int64_t> asked_at(std::atomic<std::int64_t> LockFileHeader::*which) const;
+  bool slow_read(std::string_view key, const Use& use) const;
+  std::optional<std::int64_t> poll_time(std::atomic<std::int64_t> LockFileHeader::*which) const;
 
-  struct Inner;
+  struct Impl;
   StateOptions options_;
   bool adopted_ = false;
   // Of the mapping that reads use now; for no file while there is none. Stored under Inner::switch_mutex (release),
   // acquired by reads, inside a Reading.
-  std::atomic<const LookupPlan*> plan_;
+  std::atomic<const DirectoryCache*> directory_cache_;
   bool (*const get_)(const State&, std::string_view, std::string&);
-  std::unique_ptr<Inner> inner_;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace whycache

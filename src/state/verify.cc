@@ -14,16 +14,16 @@ namespace whycache {
 namespace {
 
 constexpr std::size_t faults_max = 20;
-constexpr std::uint64_t progress_every = 65536;
+constexpr std::uint64_t progress_interval = 65536;
 
-class Verification {
+class StateVerifier {
  public:
-  Verification(const Mapping& mapping, const std::function<void(std::uint64_t, std::uint64_t)>& progress)
+  StateVerifier(const Mapping& mapping, const std::function<void(std::uint64_t, std::uint64_t)>& progress)
       : mapping_(mapping),
         bytes_(mapping),
         progress_(progress),
-        applied_(mapping.header().applied_id.load(std::memory_order_acquire)),
-        block_(mapping.header().published[applied_ % published_block_count]) {}
+        applied_id_(mapping.header().applied_id.load(std::memory_order_acquire)),
+        block_(mapping.header().published[applied_id_ % published_block_count]) {}
 
   std::vector<std::string> run(bool books) {
     const Header& header = mapping_.header();
@@ -31,8 +31,8 @@ class Verification {
       report(fault);
       return faults_;
     }
-    if (block_.checksum != block_.expected_checksum() || block_.id != applied_) {
-      report("published block does not fit: applied_id=" + std::to_string(applied_));
+    if (block_.checksum != block_.expected_checksum() || block_.id != applied_id_) {
+      report("published block does not fit: applied_id=" + std::to_string(applied_id_));
       return faults_;
     }
     if (header.file_bytes.load(std::memory_order_relaxed) > mapping_.usable_bytes()) {
@@ -41,7 +41,7 @@ class Verification {
       return faults_;
     }
     live_.assign(mapping_.usable_bytes() / segment_bytes, 0);
-    if (index() && keys() && books) compare_books();
+    if (verify_index() && verify_keys() && books) verify_allocator_state();
     return faults_;
   }
 
@@ -51,27 +51,28 @@ class Verification {
     return faults_.size() < faults_max;
   }
 
-  void step() {
-    if (++done_ % progress_every == 0 && progress_) progress_(done_, 2 * block_.item_count);
+  void advance_progress() {
+    if (++steps_done_ % progress_interval == 0 && progress_) progress_(steps_done_, 2 * block_.item_count);
   }
 
   // The directory, every part, every word, every entry. False: there is no point in going on.
-  bool index() {
-    const std::uint64_t word = mapping_.header().directory.load(std::memory_order_acquire);
-    const unsigned depth = directory_depth(word);
-    if (depth > directory_depth_max || directory_offset(word) < header_page_bytes || directory_offset(word) % 8 != 0 ||
-        !bytes_.has(directory_offset(word), sizeof(IndexWord) << depth)) {
+  bool verify_index() {
+    const std::uint64_t word = mapping_.header().index_directory.load(std::memory_order_acquire);
+    const unsigned depth = global_depth(word);
+    if (depth > global_depth_max || index_directory_offset(word) < header_page_bytes ||
+        index_directory_offset(word) % 8 != 0 ||
+        !bytes_.contains(index_directory_offset(word), sizeof(IndexWord) << depth)) {
       report("index directory out of bounds: word=" + std::to_string(word));
       return false;
     }
-    const auto* const slots = bytes_.at<IndexWord>(directory_offset(word));
+    const auto* const slots = bytes_.at<IndexWord>(index_directory_offset(word));
     const std::uint64_t count = std::uint64_t{1} << depth;
     std::unordered_set<std::uint64_t> seen;
     for (std::uint64_t slot = 0; slot < count;) {
       const std::uint64_t one = slots[slot].load(std::memory_order_relaxed);
-      const unsigned local = part_depth(one);
-      if (local > depth || part_offset(one) == 0 || !bytes_.has(part_offset(one), segment_bytes) ||
-          !seen.insert(part_offset(one)).second) {
+      const unsigned local = local_depth(one);
+      if (local > depth || index_page_offset(one) == 0 || !bytes_.contains(index_page_offset(one), segment_bytes) ||
+          !seen.insert(index_page_offset(one)).second) {
         report("index part out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
         return false;
       }
@@ -86,18 +87,19 @@ class Verification {
           return false;
         }
       }
-      const std::uint64_t filter = part_filter(one);
-      if (filter < segment_bytes || !bytes_.has(filter, filter_bytes) || !seen.insert(filter).second) {
+      const std::uint64_t filter = index_page_filter_offset(one);
+      if (filter < segment_bytes || !bytes_.contains(filter, filter_bytes) || !seen.insert(filter).second) {
         report("index filter out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
         return false;
       }
       ++live_[filter / segment_bytes];
-      filters_[filter / segment_bytes] |= filter_bit(filter);
-      if (!part(part_offset(one), bytes_.at<FilterWord>(filter), slot, depth, local)) return false;
+      filter_bits_[filter / segment_bytes] |= filter_bit(filter);
+      if (!verify_index_page(index_page_offset(one), bytes_.at<FilterWord>(filter), slot, depth, local)) return false;
       slot += block;
     }
-    if (live_items_ != block_.item_count) {
-      report("items in the index=" + std::to_string(live_items_) + " published=" + std::to_string(block_.item_count));
+    if (live_item_count_ != block_.item_count) {
+      report("items in the index=" + std::to_string(live_item_count_) +
+             " published=" + std::to_string(block_.item_count));
     }
     if (item_bytes_ != block_.item_bytes) {
       report("bytes of items in the index=" + std::to_string(item_bytes_) +
@@ -109,13 +111,14 @@ class Verification {
     return true;
   }
 
-  bool part(std::uint64_t offset, const FilterWord* filter, std::uint64_t slot, unsigned depth, unsigned local) {
+  bool verify_index_page(std::uint64_t offset, const FilterWord* filter, std::uint64_t slot, unsigned depth,
+                         unsigned local) {
     const auto* const words = bytes_.at<IndexWord>(offset);
     std::uint32_t live = 0;
-    for (std::uint64_t i = 0; i < part_words; ++i) {
-      if (i + 64 < part_words) {
+    for (std::uint64_t i = 0; i < index_page_words; ++i) {
+      if (i + 64 < index_page_words) {
         const std::uint64_t ahead = word_offset(words[i + 64].load(std::memory_order_relaxed));
-        if (bytes_.has(ahead, 64)) __builtin_prefetch(bytes_.at<char>(ahead));
+        if (bytes_.contains(ahead, 64)) __builtin_prefetch(bytes_.at<char>(ahead));
       }
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
       if (i % bucket_words != 0 && word != empty_word && words[i - 1].load(std::memory_order_relaxed) == empty_word &&
@@ -127,14 +130,14 @@ class Verification {
       ++live;
       Entry entry;
       const std::uint64_t at = word_offset(word);
-      if (at % 8 != 0 || !bytes_.entry(at, entry) || entry.key_bytes == 0 || entry.key_bytes > key_bytes_max) {
+      if (at % 8 != 0 || !bytes_.load_entry(at, entry) || entry.key_bytes == 0 || entry.key_bytes > key_bytes_max) {
         return report("entry out of bounds: offset=" + std::to_string(at));
       }
       const std::uint64_t hash = mapping_.hash_of(entry.key());
       const std::uint64_t bucket = i / bucket_words;
       const std::uint64_t home = home_bucket(hash);
-      if (tag_of(hash) != word_tag(word) || ((bucket - home) & (part_buckets - 1)) != word_displacement(word) ||
-          directory_slot(hash, depth) >> (depth - local) != slot >> (depth - local)) {
+      if (tag_of(hash) != word_tag(word) || ((bucket - home) & (index_page_buckets - 1)) != word_displacement(word) ||
+          index_directory_slot(hash, depth) >> (depth - local) != slot >> (depth - local)) {
         if (!report("index word does not fit its key: offset=" + std::to_string(at))) return false;
         continue;
       }
@@ -143,14 +146,14 @@ class Verification {
           !report("key that its filter does not know: offset=" + std::to_string(at))) {
         return false;
       }
-      for (std::uint64_t between = home; between != bucket; between = (between + 1) & (part_buckets - 1)) {
+      for (std::uint64_t between = home; between != bucket; between = (between + 1) & (index_page_buckets - 1)) {
         for (std::uint64_t k = 0; k < bucket_words; ++k) {
           if (words[between * bucket_words + k].load(std::memory_order_relaxed) == empty_word) {
             if (!report("index word behind an empty one: offset=" + std::to_string(at))) return false;
           }
         }
       }
-      if (entry.id() > applied_) {
+      if (entry.id() > applied_id_) {
         if (!report("entry newer than the applied id: offset=" + std::to_string(at) +
                     " id=" + std::to_string(entry.id())))
           return false;
@@ -159,37 +162,37 @@ class Verification {
       const std::uint64_t bytes = entry.bytes();
       live_[at / segment_bytes] += is_large_entry(bytes) ? 1 : static_cast<std::uint32_t>(bytes);
       if (!entry.erased()) {
-        ++live_items_;
+        ++live_item_count_;
         item_bytes_ += entry.key_bytes + entry.value_bytes;
         add(digest_, item_digest(entry.key(), entry.value()));
       }
-      step();
+      advance_progress();
     }
     live_[offset / segment_bytes] = live;
     return true;
   }
 
   // The tree is in order, and each of its keys is found, as many as there are items: so both hold the same keys.
-  bool keys() {
+  bool verify_keys() {
     const MappedNodes nodes(mapping_);
     try {
-      const KeysShape shape = visit_nodes(
-          nodes, block_.keys_root, [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
+      const BTreeShape shape = visit_nodes(
+          nodes, block_.key_index_root, [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
       if (shape.key_count != block_.item_count) {
         report("keys in the key index=" + std::to_string(shape.key_count) +
                " published items=" + std::to_string(block_.item_count));
       }
-      KeysCursor cursor(nodes);
-      const std::uint64_t directory = mapping_.header().directory.load(std::memory_order_acquire);
-      for (cursor.seek(block_.keys_root, {}); !cursor.at_end(); cursor.next()) {
+      BTreeCursor cursor(nodes);
+      const std::uint64_t directory = mapping_.header().index_directory.load(std::memory_order_acquire);
+      for (cursor.seek(block_.key_index_root, {}); !cursor.at_end(); cursor.next()) {
         const std::uint64_t hash = mapping_.hash_of(cursor.key());
-        const IndexWord* const part = find_part(bytes_, directory, hash);
-        if (part == nullptr || look_up(bytes_, part, hash, cursor.key(), applied_).found != Found::yes) {
+        const IndexWord* const part = find_index_page(bytes_, directory, hash);
+        if (part == nullptr || look_up(bytes_, part, hash, cursor.key(), applied_id_).status != LookupStatus::found) {
           if (!report("key of the key index not found in the point index: key_bytes=" +
                       std::to_string(cursor.key().size())))
             return false;
         }
-        step();
+        advance_progress();
       }
     } catch (const Error& error) {
       report(error.what());
@@ -198,9 +201,9 @@ class Verification {
     return true;
   }
 
-  void compare_books() {
-    const std::uint64_t count = std::min<std::uint64_t>(mapping_.header().books.segment_count, live_.size());
-    for (const auto& [segment, reached] : filters_) {
+  void verify_allocator_state() {
+    const std::uint64_t count = std::min<std::uint64_t>(mapping_.header().allocator_state.segment_count, live_.size());
+    for (const auto& [segment, reached] : filter_bits_) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
       const bool booked = segment < count && book.kind == SegmentKind::filters && (book.used & reached) == reached &&
                           book.live == static_cast<std::uint32_t>(std::popcount(book.used));
@@ -212,7 +215,7 @@ class Verification {
     for (std::uint64_t segment = 0; segment < count; ++segment) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
       const bool counted =
-          book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::part;
+          book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::index_page;
       // Nodes and filters count as live until no reader can be there, so that there may be more.
       const bool later = book.kind == SegmentKind::nodes || book.kind == SegmentKind::filters;
       const bool fits = counted ? book.live == live_[segment]
@@ -227,24 +230,24 @@ class Verification {
   }
 
   const Mapping& mapping_;
-  Bytes bytes_;
+  MappedBytes bytes_;
   const std::function<void(std::uint64_t, std::uint64_t)>& progress_;
-  UpdateId applied_;
+  UpdateId applied_id_;
   PublishedBlock block_;
   std::vector<std::string> faults_;
   std::vector<std::uint32_t> live_;
-  std::unordered_map<std::uint64_t, std::uint32_t> filters_;  // by segment, as SegmentDescriptor::used has them
-  std::uint64_t live_items_ = 0;
+  std::unordered_map<std::uint64_t, std::uint32_t> filter_bits_;  // by segment, as SegmentDescriptor::used has them
+  std::uint64_t live_item_count_ = 0;
   std::uint64_t item_bytes_ = 0;
   Digest digest_;
-  std::uint64_t done_ = 0;
+  std::uint64_t steps_done_ = 0;
 };
 
 }  // namespace
 
 std::vector<std::string> verify(const Mapping& mapping, bool books,
                                 const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
-  return Verification(mapping, progress).run(books);
+  return StateVerifier(mapping, progress).run(books);
 }
 
 }  // namespace whycache

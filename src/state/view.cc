@@ -23,9 +23,9 @@ namespace detail {
 class Cursor {
  public:
   Cursor(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values)
-      : pin_(std::move(pin)), nodes_(pin_->mapping()), keys_(nodes_), end_(range.end), with_values_(with_values) {
-    pin_->check_usable();
-    keys_.seek(pin_->block().keys_root, range.begin);
+      : pin_(std::move(pin)), nodes_(pin_->mapping()), key_cursor_(nodes_), end_(range.end), with_values_(with_values) {
+    pin_->check_not_forked();
+    key_cursor_.seek(pin_->block().key_index_root, range.begin);
     fill();
   }
 
@@ -38,10 +38,10 @@ class Cursor {
  private:
   // A few keys first, for who wants only a few; whole leaves later.
   void fill() {
-    pin_->check_usable();
+    pin_->check_not_forked();
     index_ = 0;
     items_.clear();
-    if (ended_ || keys_.next_batch(batch_, batch_max_) == 0) return;
+    if (ended_ || key_cursor_.next_batch(batch_, batch_max_) == 0) return;
     batch_max_ = std::min<std::size_t>(batch_max_ * 4, 1024);
     if (end_) {
       const auto beyond = std::lower_bound(batch_.begin(), batch_.end(), std::string_view(*end_));
@@ -67,7 +67,7 @@ class Cursor {
 
   std::shared_ptr<const Pin> pin_;
   MappedNodes nodes_;
-  KeysCursor keys_;
+  BTreeCursor key_cursor_;
   std::optional<std::string> end_;
   bool with_values_;
   bool ended_ = false;

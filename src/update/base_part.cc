@@ -9,22 +9,23 @@
 namespace whycache {
 namespace {
 
-constexpr char what[] = "base part";
+constexpr char message_subject[] = "base part";
 constexpr std::uint8_t known_flags = flag_zstd;
 constexpr std::size_t checksum_bytes = 8;
-constexpr std::size_t last_bytes = 32;  // chain, item count, digest low, digest high
+constexpr std::size_t last_field_bytes = 32;  // chain, item count, digest low, digest high
 constexpr std::size_t item_bytes_min = 4;
 // Keys share prefixes, so a few bytes may stand for many: what all keys of a part may take in full.
-constexpr std::size_t keys_bytes_max = decompressed_bytes_max;
+constexpr std::size_t part_keys_bytes_max = decompressed_bytes_max;
 // All that is not items: fixed places, fields with `last`, item count, key bytes, checksum.
-constexpr std::size_t frame_bytes_max = fixed_bytes + 3 + last_bytes + 2 * varint_bytes_max + checksum_bytes;
+constexpr std::size_t part_overhead_bytes_max =
+    common_header_bytes + 3 + last_field_bytes + 2 * varint_bytes_max + checksum_bytes;
 
 std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
   std::optional<BaseInfo> last;
-  FieldReader fields(bytes, what);
+  FieldReader fields(bytes, message_subject);
   while (const std::optional<Field> field = fields.next()) {
-    if (field->tag != static_cast<std::uint64_t>(PartTag::last)) continue;
-    const char* value = fields.fixed(*field, last_bytes);
+    if (field->tag != static_cast<std::uint64_t>(BasePartTag::last)) continue;
+    const char* value = fields.fixed_size_bytes(*field, last_field_bytes);
     last =
         BaseInfo{base, load_little_endian<std::uint64_t>(value), load_little_endian<std::uint64_t>(value + 8),
                  Digest{load_little_endian<std::uint64_t>(value + 16), load_little_endian<std::uint64_t>(value + 24)}};
@@ -40,26 +41,27 @@ std::string encode_fields(const std::optional<BaseInfo>& last) {
     append_little_endian(bytes, last->item_count);
     append_little_endian(bytes, last->digest.low);
     append_little_endian(bytes, last->digest.high);
-    append_field(fields, static_cast<std::uint64_t>(PartTag::last), bytes);
+    append_field(fields, static_cast<std::uint64_t>(BasePartTag::last), bytes);
   }
-  return with_size(fields);
+  return with_size_prefix(fields);
 }
 
 // Puts the keys, which take `key_bytes` in full, one after another to `keys`.
 void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, std::vector<Item>& items) {
-  ByteReader reader(bytes, what);
+  ByteReader reader(bytes, message_subject);
   char* key_at = keys;
   const char* const keys_end = keys + key_bytes;
   std::string_view previous_key;
   for (Item& item : items) {
     const std::uint64_t shared = reader.take_varint();
-    if (shared > previous_key.size()) reader.refuse("has a key that shares more than there is", "shared_bytes", shared);
+    if (shared > previous_key.size())
+      reader.throw_corrupt("has a key that shares more than there is", "shared_bytes", shared);
     const std::string_view tail = reader.take_sized_bytes();
     check_key_size(shared + tail.size(), reader);
     if (shared + tail.size() > static_cast<std::size_t>(keys_end - key_at)) {
-      reader.refuse("has longer keys than it says", "key_bytes", key_bytes);
+      reader.throw_corrupt("has longer keys than it says", "key_bytes", key_bytes);
     }
-    if (tail <= previous_key.substr(shared)) reader.refuse("has keys out of order", "shared_bytes", shared);
+    if (tail <= previous_key.substr(shared)) reader.throw_corrupt("has keys out of order", "shared_bytes", shared);
     const std::string_view common = previous_key.substr(0, shared);
     char* const key_end = std::copy(tail.begin(), tail.end(), std::copy(common.begin(), common.end(), key_at));
     item.key = {key_at, key_end};
@@ -67,37 +69,37 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, s
     previous_key = item.key;
     key_at = key_end;
   }
-  if (key_at != keys_end) reader.refuse("has shorter keys than it says", "key_bytes", key_bytes);
+  if (key_at != keys_end) reader.throw_corrupt("has shorter keys than it says", "key_bytes", key_bytes);
   reader.expect_end();
 }
 
 void decode(std::string_view bytes, BasePart& part) {
-  ByteReader reader(bytes, what);
-  const Fixed fixed = take_fixed(reader, known_flags);
+  ByteReader reader(bytes, message_subject);
+  const CommonHeader fixed = take_common_header(reader, known_flags);
   const auto checksum = load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
   if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) {
-    reader.refuse("was changed or cut short", "checksum", checksum);
+    reader.throw_corrupt("was changed or cut short", "checksum", checksum);
   }
 
   part.base = fixed.id;
-  part.number = fixed.second;
+  part.number = fixed.chain_or_number;
   part.last = decode_fields(reader.take_sized_bytes(), part.base);
   const std::uint64_t item_count = reader.take_varint();
   const std::uint64_t key_bytes = reader.take_varint();
   std::string_view items = reader.take_rest();
 
   const bool compressed = (fixed.flags & flag_zstd) != 0;
-  const std::size_t items_bytes = compressed ? decompressed_bytes(items, what) : items.size();
+  const std::size_t items_bytes = compressed ? decompressed_bytes(items, message_subject) : items.size();
   if (item_count > element_count_max || item_count > items_bytes / item_bytes_min) {
-    reader.refuse("has more items than there can be", "items", item_count);
+    reader.throw_corrupt("has more items than there can be", "items", item_count);
   }
-  if (key_bytes > std::min<std::uint64_t>(item_count * key_bytes_max, keys_bytes_max)) {
-    reader.refuse("has longer keys than there can be", "key_bytes", key_bytes);
+  if (key_bytes > std::min<std::uint64_t>(item_count * key_bytes_max, part_keys_bytes_max)) {
+    reader.throw_corrupt("has longer keys than there can be", "key_bytes", key_bytes);
   }
   const std::size_t in_storage = compressed ? items_bytes : 0;
   part.storage.resize(in_storage + static_cast<std::size_t>(key_bytes));
   if (compressed) {
-    decompress(items, part.storage.data(), items_bytes, what);
+    decompress(items, part.storage.data(), items_bytes, message_subject);
     items = {part.storage.data(), items_bytes};
   }
   part.items.resize(static_cast<std::size_t>(item_count));
@@ -112,7 +114,7 @@ void decode_base_part(std::string_view bytes, BasePart& part) {
   } catch (const Error& error) {
     part.items.clear();
     std::string message = error.what();
-    if (bytes.size() >= fixed_bytes) {
+    if (bytes.size() >= common_header_bytes) {
       message += " base=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + id_offset));
       message += " part=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + part_number_offset));
     }
@@ -138,8 +140,8 @@ bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
   const std::size_t shared = item.key.size() - tail.size();
   const std::size_t item_bytes = varint_bytes(shared) + varint_bytes(tail.size()) + tail.size() +
                                  varint_bytes(item.value.size()) + item.value.size();
-  const bool fits = frame_bytes_max + items_.size() + item_bytes <= bytes_max && item_count_ < element_count_max &&
-                    key_bytes_ + item.key.size() <= keys_bytes_max;
+  const bool fits = part_overhead_bytes_max + items_.size() + item_bytes <= bytes_max &&
+                    item_count_ < element_count_max && key_bytes_ + item.key.size() <= part_keys_bytes_max;
   if (!fits && !empty()) return false;
 
   const std::size_t begin = items_.size();
@@ -156,25 +158,25 @@ bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
 }
 
 std::string_view BasePartEncoder::finish(const std::optional<BaseInfo>& last) {
-  finished_.clear();
-  finished_ += static_cast<char>(format_version);
-  finished_ += '\0';
-  append_little_endian(finished_, base_);
-  append_little_endian(finished_, number_);
-  finished_ += encode_fields(last);
-  append_varint(finished_, item_count_);
-  append_varint(finished_, key_bytes_);
-  if (append_compressed(finished_, items_)) {
-    finished_[flags_offset] = static_cast<char>(flag_zstd);
+  encoded_part_.clear();
+  encoded_part_ += static_cast<char>(format_version);
+  encoded_part_ += '\0';
+  append_little_endian(encoded_part_, base_);
+  append_little_endian(encoded_part_, number_);
+  encoded_part_ += encode_fields(last);
+  append_varint(encoded_part_, item_count_);
+  append_varint(encoded_part_, key_bytes_);
+  if (append_compressed(encoded_part_, items_)) {
+    encoded_part_[flags_offset] = static_cast<char>(flag_zstd);
   } else {
-    finished_ += items_;
+    encoded_part_ += items_;
   }
-  append_little_endian(finished_, hash64(finished_));
+  append_little_endian(encoded_part_, hash64(encoded_part_));
 
   ++number_;
   item_count_ = key_bytes_ = 0;
   items_.clear();
-  return finished_;
+  return encoded_part_;
 }
 
 }  // namespace whycache

@@ -41,7 +41,7 @@ std::string encode_fields(const Authorship& authorship) {
   append_text(fields, UpdateTag::writer_name, authorship.writer_name, "writer name");
   append_text(fields, UpdateTag::note, authorship.note, "note");
 
-  return with_size(fields);
+  return with_size_prefix(fields);
 }
 
 void check_change(const Change& change) {
@@ -61,20 +61,21 @@ void check_change(const Change& change) {
 Draft::Draft(const Authorship& authorship, bool erases_all)
     : erases_all_(erases_all), fields_(encode_fields(authorship)) {}
 
-std::size_t Draft::bytes() const {
-  return fixed_bytes + fields_.size() + varint_bytes(change_count_) + changes_.size();
+std::size_t Draft::uncompressed_bytes() const {
+  return common_header_bytes + fields_.size() + varint_bytes(change_count_) + changes_.size();
 }
 
 bool Draft::add(const Change& change, std::size_t bytes_max) {
   check_change(change);
-  if (finished_) throw Error(ErrorKind::invalid, "a finished draft takes no more changes");
+  if (is_finished_) throw Error(ErrorKind::invalid, "a finished draft takes no more changes");
 
   const bool erases = change.kind == Change::Kind::erase;
   const std::uint64_t key_size_and_kind = change.key.size() << 1 | (erases ? 1 : 0);
   const std::size_t change_bytes = varint_bytes(key_size_and_kind) + change.key.size() +
                                    (erases ? 0 : varint_bytes(change.value.size()) + change.value.size());
   const std::size_t count_growth = varint_bytes(change_count_ + 1) - varint_bytes(change_count_);
-  if (change_count_ == element_count_max || bytes() + count_growth + change_bytes > bytes_max) return false;
+  if (change_count_ == element_count_max || uncompressed_bytes() + count_growth + change_bytes > bytes_max)
+    return false;
 
   const std::size_t begin = changes_.size();
   changes_.resize(begin + change_bytes);
@@ -89,10 +90,10 @@ bool Draft::add(const Change& change, std::size_t bytes_max) {
 }
 
 void Draft::finish() {
-  if (std::exchange(finished_, true)) return;
+  if (std::exchange(is_finished_, true)) return;
   std::uint8_t flags = erases_all_ ? flag_erases_all : 0;
-  sealed_.reserve(bytes());
-  sealed_.assign(fixed_bytes, '\0');
+  sealed_.reserve(uncompressed_bytes());
+  sealed_.assign(common_header_bytes, '\0');
   sealed_ += fields_;
   append_varint(sealed_, change_count_);
   if (append_compressed(sealed_, changes_)) {

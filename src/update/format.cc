@@ -2,21 +2,22 @@
 
 namespace whycache {
 
-Fixed take_fixed(ByteReader& reader, std::uint8_t known_flags) {
+CommonHeader take_common_header(ByteReader& reader, std::uint8_t known_flags) {
   const std::uint8_t version = reader.take_byte();
   if (version != format_version) {
-    reader.refuse("has a version this program does not know (if a newer whycache wrote it, upgrade this machine)",
-                  "version", version);
+    reader.throw_corrupt(
+        "has a version this program does not know (if a newer whycache wrote it, upgrade this machine)", "version",
+        version);
   }
-  Fixed fixed;
+  CommonHeader fixed;
   fixed.flags = reader.take_byte();
   if ((fixed.flags & ~known_flags) != 0) {
-    reader.refuse("has a flag this program does not know (if a newer whycache wrote it, upgrade this machine)", "flags",
-                  fixed.flags);
+    reader.throw_corrupt("has a flag this program does not know (if a newer whycache wrote it, upgrade this machine)",
+                         "flags", fixed.flags);
   }
   fixed.id = reader.take_little_endian<std::uint64_t>();
-  if (fixed.id == 0) reader.refuse("has no id", "id", 0);
-  fixed.second = reader.take_little_endian<std::uint64_t>();
+  if (fixed.id == 0) reader.throw_corrupt("has no id", "id", 0);
+  fixed.chain_or_number = reader.take_little_endian<std::uint64_t>();
   return fixed;
 }
 

@@ -25,14 +25,14 @@ inline constexpr std::size_t flags_offset = 1;
 inline constexpr std::size_t id_offset = 2;
 inline constexpr std::size_t chain_offset = 10;
 inline constexpr std::size_t part_number_offset = 10;
-inline constexpr std::size_t fixed_bytes = 18;
+inline constexpr std::size_t common_header_bytes = 18;
 
 inline constexpr std::uint8_t flag_zstd = 1;
 inline constexpr std::uint8_t flag_erases_all = 2;  // in updates only
 
 // Optional fields of an update, and of a base part.
 enum class UpdateTag : std::uint64_t { time_us = 1, writer_id = 2, writer_sequence = 3, writer_name = 4, note = 5 };
-enum class PartTag : std::uint64_t { last = 1 };
+enum class BasePartTag : std::uint64_t { last = 1 };
 inline constexpr std::size_t name_bytes_max = 255;  // of writer_name and note
 
 // Of changes in an update and of items in a part: bounds the memory that decoding a small frame can take.
@@ -41,12 +41,12 @@ inline constexpr std::size_t element_count_max = std::size_t{1} << 20;
 // The chain of an update after one with chain `previous_chain`: the hash, seeded with that, of the fixed places
 // with the hash of all that follows them in the place of the chain. So a draft that has to try the next id
 // hashes 18 bytes and not all of them.
-inline std::uint64_t content_hash(std::string_view bytes) { return hash64(bytes.substr(fixed_bytes)); }
+inline std::uint64_t content_hash(std::string_view bytes) { return hash64(bytes.substr(common_header_bytes)); }
 inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* fixed, std::uint64_t hash_of_content) {
-  char hashed[fixed_bytes];
-  std::memcpy(hashed, fixed, fixed_bytes);
+  char hashed[common_header_bytes];
+  std::memcpy(hashed, fixed, common_header_bytes);
   store_little_endian(hashed + chain_offset, hash_of_content);
-  return hash64({hashed, fixed_bytes}, previous_chain);
+  return hash64({hashed, common_header_bytes}, previous_chain);
 }
 
 // One optional field: tag, size, bytes. Tags begin at 1 and ascend, so that none comes twice.
@@ -64,24 +64,25 @@ class FieldReader {
   std::optional<Field> next() {
     if (reader_.at_end()) return std::nullopt;
     const std::uint64_t tag = reader_.take_varint();
-    if (tag <= last_tag_) reader_.refuse("has fields out of order", "tag", tag);
+    if (tag <= last_tag_) reader_.throw_corrupt("has fields out of order", "tag", tag);
     last_tag_ = tag;
     return Field{tag, reader_.take_sized_bytes()};
   }
   // The bytes of a field that has to have `size` of them.
-  const char* fixed(const Field& field, std::size_t size) const {
-    if (field.bytes.size() != size) refuse_size(field);
+  const char* fixed_size_bytes(const Field& field, std::size_t size) const {
+    if (field.bytes.size() != size) throw_wrong_size(field);
     return field.bytes.data();
   }
   // The bytes of a field that has at most `size_max` of them.
   std::string_view text(const Field& field, std::size_t size_max) const {
-    if (field.bytes.size() > size_max) refuse_size(field);
+    if (field.bytes.size() > size_max) throw_wrong_size(field);
     return field.bytes;
   }
 
  private:
-  [[noreturn]] void refuse_size(const Field& field) const {
-    reader_.refuse("has a field of a wrong size", "tag=" + std::to_string(field.tag) + " bytes", field.bytes.size());
+  [[noreturn]] void throw_wrong_size(const Field& field) const {
+    reader_.throw_corrupt("has a field of a wrong size", "tag=" + std::to_string(field.tag) + " bytes",
+                          field.bytes.size());
   }
 
   ByteReader reader_;
@@ -94,7 +95,7 @@ inline void append_field(std::string& fields, std::uint64_t tag, std::string_vie
   fields += bytes;
 }
 
-inline std::string with_size(std::string_view bytes) {
+inline std::string with_size_prefix(std::string_view bytes) {
   std::string sized;
   append_varint(sized, bytes.size());
   sized += bytes;
@@ -102,23 +103,23 @@ inline std::string with_size(std::string_view bytes) {
 }
 
 inline void check_key_size(std::uint64_t size, const ByteReader& reader) {
-  if (size == 0 || size > key_bytes_max) reader.refuse("has a key that is empty or too long", "key_bytes", size);
+  if (size == 0 || size > key_bytes_max) reader.throw_corrupt("has a key that is empty or too long", "key_bytes", size);
 }
 
 // Takes a value with its size.
 inline std::string_view take_value(ByteReader& reader) {
   const std::uint64_t size = reader.take_varint();
-  if (size > value_bytes_max) reader.refuse("has a value that is too long", "value_bytes", size);
+  if (size > value_bytes_max) reader.throw_corrupt("has a value that is too long", "value_bytes", size);
   return reader.take_bytes(size);
 }
 
 // The fixed places.
-struct Fixed {
+struct CommonHeader {
   std::uint8_t flags;
   std::uint64_t id;
-  std::uint64_t second;  // the chain of an update, the number of a part
+  std::uint64_t chain_or_number;  // the chain of an update, the number of a part
 };
 // Throws Error corrupt for an unknown version or flag, or if the id is 0.
-Fixed take_fixed(ByteReader& reader, std::uint8_t known_flags);
+CommonHeader take_common_header(ByteReader& reader, std::uint8_t known_flags);
 
 }  // namespace whycache

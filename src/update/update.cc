@@ -10,11 +10,11 @@
 namespace whycache {
 namespace {
 
-constexpr char what[] = "update";
+constexpr char message_subject[] = "update";
 constexpr std::uint8_t known_flags = flag_zstd | flag_erases_all;
-constexpr std::uint64_t chain_start_seed = 0x6568636163796877;  // "whycache"
-constexpr std::size_t update_bytes_min = fixed_bytes + 2;       // no fields, no changes
-constexpr std::size_t change_bytes_min = 2;                     // erases a key of one byte
+constexpr std::uint64_t chain_start_seed = 0x6568636163796877;     // "whycache"
+constexpr std::size_t update_bytes_min = common_header_bytes + 2;  // no fields, no changes
+constexpr std::size_t change_bytes_min = 2;                        // erases a key of one byte
 
 void decode_fields(std::string_view bytes, Authorship& authorship) {
   authorship.time_us = 0;
@@ -22,13 +22,17 @@ void decode_fields(std::string_view bytes, Authorship& authorship) {
   authorship.writer_sequence = 0;
   authorship.writer_name.clear();
   authorship.note.clear();
-  FieldReader fields(bytes, what);
+  FieldReader fields(bytes, message_subject);
   while (const std::optional<Field> field = fields.next()) {
     switch (static_cast<UpdateTag>(field->tag)) {
-      case UpdateTag::time_us: authorship.time_us = load_little_endian<std::int64_t>(fields.fixed(*field, 8)); break;
-      case UpdateTag::writer_id: std::memcpy(authorship.writer_id.data(), fields.fixed(*field, 16), 16); break;
+      case UpdateTag::time_us:
+        authorship.time_us = load_little_endian<std::int64_t>(fields.fixed_size_bytes(*field, 8));
+        break;
+      case UpdateTag::writer_id:
+        std::memcpy(authorship.writer_id.data(), fields.fixed_size_bytes(*field, 16), 16);
+        break;
       case UpdateTag::writer_sequence:
-        authorship.writer_sequence = load_little_endian<std::uint64_t>(fields.fixed(*field, 8));
+        authorship.writer_sequence = load_little_endian<std::uint64_t>(fields.fixed_size_bytes(*field, 8));
         break;
       case UpdateTag::writer_name: authorship.writer_name = fields.text(*field, name_bytes_max); break;
       case UpdateTag::note: authorship.note = fields.text(*field, name_bytes_max); break;
@@ -37,9 +41,9 @@ void decode_fields(std::string_view bytes, Authorship& authorship) {
 }
 
 void decode_changes(std::string_view bytes, std::uint64_t count, std::vector<Change>& changes) {
-  ByteReader reader(bytes, what);
+  ByteReader reader(bytes, message_subject);
   if (count > element_count_max || count > bytes.size() / change_bytes_min) {
-    reader.refuse("has more changes than there can be", "changes", count);
+    reader.throw_corrupt("has more changes than there can be", "changes", count);
   }
   changes.resize(static_cast<std::size_t>(count));
   for (Change& change : changes) {
@@ -54,18 +58,18 @@ void decode_changes(std::string_view bytes, std::uint64_t count, std::vector<Cha
 }
 
 void decode(std::string_view bytes, Update& update) {
-  ByteReader reader(bytes, what);
-  const Fixed fixed = take_fixed(reader, known_flags);
+  ByteReader reader(bytes, message_subject);
+  const CommonHeader fixed = take_common_header(reader, known_flags);
   update.id = fixed.id;
-  update.chain = fixed.second;
+  update.chain = fixed.chain_or_number;
   update.erases_all = (fixed.flags & flag_erases_all) != 0;
   decode_fields(reader.take_sized_bytes(), update.authorship);
 
   const std::uint64_t count = reader.take_varint();
   std::string_view changes = reader.take_rest();
   if ((fixed.flags & flag_zstd) != 0) {
-    update.storage.resize(decompressed_bytes(changes, what));
-    decompress(changes, update.storage.data(), update.storage.size(), what);
+    update.storage.resize(decompressed_bytes(changes, message_subject));
+    decompress(changes, update.storage.data(), update.storage.size(), message_subject);
     changes = update.storage;
   }
   decode_changes(changes, count, update.changes);
@@ -82,34 +86,34 @@ void decode_update(std::string_view bytes, Update& update) {
     decode(bytes, update);
   } catch (const Error& error) {
     update.changes.clear();
-    const std::optional<UpdatePlace> place = peek_place(bytes);
+    const std::optional<UpdateHeader> place = peek_header(bytes);
     throw Error(error.kind(), place ? error.what() + (" id=" + std::to_string(place->id)) : error.what());
   }
 }
 
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain) {
-  ByteReader reader(bytes, what);
-  const Fixed fixed = take_fixed(reader, known_flags);
+  ByteReader reader(bytes, message_subject);
+  const CommonHeader fixed = take_common_header(reader, known_flags);
   if (fixed.id != id) {
     throw Error(ErrorKind::corrupt, "update has another id than its place in the log: id=" + std::to_string(fixed.id) +
                                         " expected=" + std::to_string(id));
   }
   const std::uint64_t chain = chain_after(previous_chain, bytes.data(), content_hash(bytes));
-  if (fixed.second != chain) {
+  if (fixed.chain_or_number != chain) {
     throw Error(ErrorKind::corrupt,
                 "update does not follow the one before it, or was changed: id=" + std::to_string(id) +
-                    " chain=" + std::to_string(fixed.second) + " expected=" + std::to_string(chain));
+                    " chain=" + std::to_string(fixed.chain_or_number) + " expected=" + std::to_string(chain));
   }
   return chain;
 }
 
-std::optional<UpdatePlace> peek_place(std::string_view bytes) {
+std::optional<UpdateHeader> peek_header(std::string_view bytes) {
   if (bytes.size() < update_bytes_min || static_cast<std::uint8_t>(bytes[version_offset]) != format_version) {
     return std::nullopt;
   }
   const auto id = load_little_endian<std::uint64_t>(bytes.data() + id_offset);
   if (id == 0) return std::nullopt;
-  return UpdatePlace{id, load_little_endian<std::uint64_t>(bytes.data() + chain_offset)};
+  return UpdateHeader{id, load_little_endian<std::uint64_t>(bytes.data() + chain_offset)};
 }
 
 }  // namespace whycache

@@ -47,11 +47,11 @@ void decode_update(std::string_view bytes, Update& update);
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain);
 
 // Id and chain as they stand in the bytes; nullopt if these cannot be an update.
-struct UpdatePlace {
+struct UpdateHeader {
   UpdateId id;
   std::uint64_t chain;
 };
-std::optional<UpdatePlace> peek_place(std::string_view bytes);
+std::optional<UpdateHeader> peek_header(std::string_view bytes);
 
 // An update before it has a place in the log: the changes are encoded (and compressed) once, and sealed with an
 // id and the chain each time an append is tried.
@@ -66,7 +66,7 @@ class Draft {
   bool add(const Change& change, std::size_t bytes_max);
   std::size_t change_count() const { return change_count_; }
   // How long the sealed update would be now, before compression.
-  std::size_t bytes() const;
+  std::size_t uncompressed_bytes() const;
   // Compresses what was added if it pays. No more changes may be added.
   void finish();
   // The bytes for the log; finishes first. Valid until the next seal(). Costs nanoseconds once finished.
@@ -76,7 +76,7 @@ class Draft {
 
  private:
   bool erases_all_;
-  bool finished_ = false;
+  bool is_finished_ = false;
   std::string fields_;   // with its size
   std::string changes_;  // while adding
   std::size_t change_count_ = 0;
@@ -127,7 +127,7 @@ class BasePartEncoder {
   std::uint64_t key_bytes_ = 0;   // in full
   std::string items_;
   std::string previous_key_;  // of this part or the one before
-  std::string finished_;
+  std::string encoded_part_;
 };
 
 }  // namespace whycache

@@ -35,13 +35,13 @@ TEST(Clock, knows_this_boot) {
 TEST(Deadline, passes_when_patience_is_over) {
   const Deadline deadline(milliseconds(20));
   EXPECT_FALSE(deadline.passed());
-  EXPECT_GT(deadline.left(), nanoseconds(0));
-  EXPECT_LE(deadline.left(), milliseconds(20));
+  EXPECT_GT(deadline.remaining(), nanoseconds(0));
+  EXPECT_LE(deadline.remaining(), milliseconds(20));
 
   std::this_thread::sleep_for(milliseconds(25));
 
   EXPECT_TRUE(deadline.passed());
-  EXPECT_EQ(deadline.left(), nanoseconds(0));
+  EXPECT_EQ(deadline.remaining(), nanoseconds(0));
 }
 
 TEST(Deadline, without_patience_has_passed_at_once) {

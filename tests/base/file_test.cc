@@ -10,7 +10,7 @@
 #include <cerrno>
 #include <string>
 
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
@@ -20,9 +20,9 @@ using testing::expect_error;
 
 class File : public ::testing::Test {
  protected:
-  std::string path(const std::string& name) const { return folder_.file(name); }
+  std::string path(const std::string& name) const { return directory_.file(name); }
   // A folder with these permission bits.
-  std::string make_folder(const std::string& name, mode_t mode) const {
+  std::string make_directory(const std::string& name, mode_t mode) const {
     EXPECT_EQ(::mkdir(path(name).c_str(), 0700), 0);
     EXPECT_EQ(::chmod(path(name).c_str(), mode), 0);
     return path(name);
@@ -32,7 +32,7 @@ class File : public ::testing::Test {
     write_all(file.number(), bytes, path(name));
   }
 
-  testing::TemporaryFolder folder_;
+  testing::TemporaryDirectory directory_;
 };
 
 bool is_open(int descriptor) { return ::fcntl(descriptor, F_GETFD) >= 0; }
@@ -57,7 +57,7 @@ TEST_F(File, that_is_longer_than_it_can_be_is_corrupt) {
 TEST_F(File, that_is_absent_is_an_error_or_an_empty_descriptor) {
   expect_error(
       ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); }, "cannot open file: path=" + path("absent"));
-  EXPECT_FALSE(open_file_if_there(path("absent"), O_RDONLY));
+  EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY));
   EXPECT_EQ(testing::thrown_error([&] { open_file(path("absent"), O_RDONLY); })->system_error(), ENOENT);
 }
 
@@ -70,9 +70,9 @@ TEST_F(File, symbolic_links_are_not_followed) {
     expect_error(
         ErrorKind::invalid, [&] { open_file(path(link), O_RDWR | O_CREAT, 0600); }, "a symbolic link is in its place");
     expect_error(
-        ErrorKind::invalid, [&] { open_file_if_there(path(link), O_RDWR); }, "a symbolic link is in its place");
+        ErrorKind::invalid, [&] { open_file_if_exists(path(link), O_RDWR); }, "a symbolic link is in its place");
   }
-  EXPECT_FALSE(open_file_if_there(path("absent"), O_RDONLY)) << "the link's target was made";
+  EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY)) << "the link's target was made";
 }
 
 TEST_F(File, is_closed_on_exec) {
@@ -116,9 +116,9 @@ TEST_F(File, a_full_disk_is_a_limit) {
 TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
   const FileDescriptor file = open_file(path("file"), O_WRONLY | O_CREAT, 0600);
   sync_file(file.number(), path("file"));
-  sync_folder(folder_.path());
+  sync_directory(directory_.path());
   expect_error(
-      ErrorKind::invalid, [&] { sync_folder(path("file")); }, "cannot open file");
+      ErrorKind::invalid, [&] { sync_directory(path("file")); }, "cannot open file");
 }
 
 TEST_F(File, blocks_that_were_allocated_are_on_the_disk_and_what_was_written_stays) {
@@ -163,10 +163,10 @@ TEST_F(File, a_file_longer_than_the_process_may_have_gives_an_errno_and_no_signa
 }
 
 TEST_F(File, the_folder_of_a_path_is_what_stands_before_the_last_slash) {
-  EXPECT_EQ(folder_of("/var/lib/x.state"), "/var/lib");
-  EXPECT_EQ(folder_of("/x.state"), "/");
-  EXPECT_EQ(folder_of("x.state"), ".");
-  EXPECT_EQ(folder_of("a/b"), "a");
+  EXPECT_EQ(parent_directory("/var/lib/x.state"), "/var/lib");
+  EXPECT_EQ(parent_directory("/x.state"), "/");
+  EXPECT_EQ(parent_directory("x.state"), ".");
+  EXPECT_EQ(parent_directory("a/b"), "a");
 }
 
 TEST_F(File, errno_tells_what_the_caller_can_do) {
@@ -181,38 +181,39 @@ TEST_F(File, errno_tells_what_the_caller_can_do) {
   EXPECT_EQ(error.system_error(), ENOSPC);
 }
 
-using Folder = File;
+using Directory = File;
 
-TEST_F(Folder, that_only_its_owner_can_write_is_safe) {
-  check_folder_is_safe(make_folder("mine", 0700));
-  check_folder_is_safe(make_folder("readable", 0755));
+TEST_F(Directory, that_only_its_owner_can_write_is_safe) {
+  check_directory_is_safe(make_directory("mine", 0700));
+  check_directory_is_safe(make_directory("readable", 0755));
 }
 
-TEST_F(Folder, that_others_can_write_is_safe_only_if_it_is_sticky) {
+TEST_F(Directory, that_others_can_write_is_safe_only_if_it_is_sticky) {
   expect_error(
-      ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("group", 0770)); }, "writable for others",
+      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("group", 0770)); }, "writable for others",
       path("group"), "chmod go-w");
   expect_error(
-      ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("world", 0777)); }, "writable for others");
+      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("world", 0777)); }, "writable for others");
   expect_error(
-      ErrorKind::invalid, [&] { check_folder_is_safe(make_folder("other", 0702)); }, "writable for others");
-  check_folder_is_safe(make_folder("sticky", 01777));
+      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("other", 0702)); }, "writable for others");
+  check_directory_is_safe(make_directory("sticky", 01777));
 }
 
-TEST_F(Folder, that_belongs_to_another_user_is_not_safe) {
+TEST_F(Directory, that_belongs_to_another_user_is_not_safe) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root, to give a folder away";
-  const std::string theirs = make_folder("theirs", 0755);
+  const std::string theirs = make_directory("theirs", 0755);
   ASSERT_EQ(::chown(theirs.c_str(), 12345, 12345), 0);
   expect_error(
-      ErrorKind::invalid, [&] { check_folder_is_safe(theirs); }, "belongs to another user", "owner=12345");
+      ErrorKind::invalid, [&] { check_directory_is_safe(theirs); }, "belongs to another user", "owner=12345");
 }
 
-TEST_F(Folder, that_is_not_there_or_no_folder_is_not_safe) {
+TEST_F(Directory, that_is_not_there_or_no_folder_is_not_safe) {
   expect_error(
-      ErrorKind::invalid, [&] { check_folder_is_safe(path("absent")); }, "cannot use folder: path=" + path("absent"));
+      ErrorKind::invalid, [&] { check_directory_is_safe(path("absent")); },
+      "cannot use folder: path=" + path("absent"));
   write_file("file", "");
   expect_error(
-      ErrorKind::invalid, [&] { check_folder_is_safe(path("file")); }, "cannot use folder");
+      ErrorKind::invalid, [&] { check_directory_is_safe(path("file")); }, "cannot use folder");
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "base/file.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
@@ -18,9 +18,9 @@ namespace {
 
 class ProcessLock : public ::testing::Test {
  protected:
-  FileDescriptor open() { return open_file(folder_.file("lock"), O_RDWR | O_CREAT, 0600); }
+  FileDescriptor open() { return open_file(directory_.file("lock"), O_RDWR | O_CREAT, 0600); }
 
-  testing::TemporaryFolder folder_;
+  testing::TemporaryDirectory directory_;
 };
 
 // A child that opens the file itself, locks a byte, and then only waits.
@@ -98,7 +98,7 @@ TEST_F(ProcessLock, is_dropped_when_its_open_file_is_closed_and_not_before) {
 
 TEST_F(ProcessLock, is_dropped_at_once_when_its_holder_is_killed) {
   const FileDescriptor file = open();
-  Holder holder(folder_.file("lock"), 3);
+  Holder holder(directory_.file("lock"), 3);
   EXPECT_TRUE(is_byte_locked(file.number(), 3));
   EXPECT_FALSE(try_lock_byte(file.number(), 3));
 

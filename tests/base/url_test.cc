@@ -48,7 +48,7 @@ TEST(Url, names_a_log_on_a_server) {
   EXPECT_EQ(url.path(), "/flags");
   EXPECT_EQ(url.take_option("tls"), "verify");
   EXPECT_EQ(url.take_instance(), "blue");
-  url.refuse_unknown_options();
+  url.reject_unknown_options();
 
   const Url bare("postgres://host");
   EXPECT_EQ(bare.user(), "");
@@ -127,17 +127,17 @@ TEST(UrlOptions, that_nobody_takes_are_named) {
   Url url("sqlite:///x.db?wal=on&instance=blue&sync=off");
   EXPECT_EQ(url.take_instance(), "blue");
   expect_error(
-      ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=wal,sync scheme=sqlite");
+      ErrorKind::invalid, [&] { url.reject_unknown_options(); }, "options=wal,sync scheme=sqlite");
 
   EXPECT_EQ(url.take_option("wal"), "on");
   EXPECT_EQ(url.take_option("absent"), std::nullopt);
   expect_error(
-      ErrorKind::invalid, [&] { url.refuse_unknown_options(); }, "options=sync");
+      ErrorKind::invalid, [&] { url.reject_unknown_options(); }, "options=sync");
 }
 
 TEST(UrlOptions, may_be_empty_but_not_without_a_key_or_a_value) {
   EXPECT_EQ(Url("x:?key=").take_option("key"), "");
-  EXPECT_NO_THROW(Url("x:?").refuse_unknown_options());
+  EXPECT_NO_THROW(Url("x:?").reject_unknown_options());
   for (const char* text : {"x:?key", "x:?=value", "x:?&", "x:?a=1&&b=2", "x:?Key=1", "x:?k%65y=1", "x:?a b=1"}) {
     expect_refused(text, "not of the form key=value");
   }
@@ -227,7 +227,7 @@ TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
     try {
       Url url(text);
       shown = url.redacted();
-      url.refuse_unknown_options();
+      url.reject_unknown_options();
     } catch (const Error& error) {
       shown += error.what();
     }

@@ -26,7 +26,7 @@ class Gate {
     changed_.wait(lock, [&] { return open_; });
     --waiting_;
   }
-  void wait_for_somebody() {
+  void wait_for_waiter() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return waiting_ > 0; });
   }
@@ -43,7 +43,7 @@ class Gate {
   int waiting_ = 0;
 };
 
-UpdateId id_of(std::future<UpdateId>& future) {
+UpdateId await_id(std::future<UpdateId>& future) {
   EXPECT_EQ(future.wait_for(seconds(20)), std::future_status::ready);
   return future.get();
 }
@@ -52,15 +52,15 @@ TEST(Async, a_write_tells_its_id) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   std::future<UpdateId> set = cache.set_async("a", "1");
-  EXPECT_EQ(id_of(set), 1U);
+  EXPECT_EQ(await_id(set), 1U);
   EXPECT_EQ(cache.get("a"), "1");
   std::future<UpdateId> many = cache.set_multi_async({{"b", "2"}, {"c", "3"}});
   std::future<UpdateId> erased = cache.erase_async("a");
-  id_of(many);
-  id_of(erased);
+  await_id(many);
+  await_id(erased);
   EXPECT_EQ(contents(cache), (Contents{{"b", "2"}, {"c", "3"}}));
   std::future<UpdateId> nothing = cache.write_async({});
-  EXPECT_EQ(id_of(nothing), cache.applied_id());
+  EXPECT_EQ(await_id(nothing), cache.applied_id());
 }
 
 TEST(Async, the_data_is_copied) {
@@ -74,7 +74,7 @@ TEST(Async, the_data_is_copied) {
     key.assign(key.size(), 'x');
     value.assign(value.size(), 'x');
   }
-  id_of(future);
+  await_id(future);
   EXPECT_EQ(cache.get("a key that goes away"), std::string(1000, 'v'));
 }
 
@@ -88,17 +88,17 @@ TEST(Async, many_share_few_appends_and_keep_their_order) {
   Cache cache = fleet.open("berlin", script);
   std::vector<std::future<UpdateId>> futures;
   futures.push_back(cache.set_async("first", "1"));
-  gate.wait_for_somebody();
+  gate.wait_for_waiter();
   for (int i = 0; i < 1000; ++i) futures.push_back(cache.set_async("n", std::to_string(i)));
   gate.open();
   UpdateId last = 0;
   for (std::future<UpdateId>& future : futures) {
-    const UpdateId id = id_of(future);
+    const UpdateId id = await_id(future);
     EXPECT_GE(id, last);
     last = id;
   }
   EXPECT_EQ(cache.get("n"), "999");
-  EXPECT_LE(script->appends, 5);
+  EXPECT_LE(script->append_count, 5);
 }
 
 TEST(Async, writes_of_one_thread_keep_their_order_whether_it_waits_or_not) {
@@ -112,7 +112,7 @@ TEST(Async, writes_of_one_thread_keep_their_order_whether_it_waits_or_not) {
       for (int i = 0; i < 200; ++i) {
         std::future<UpdateId> later = cache.set_async(key, std::to_string(2 * i));
         const UpdateId now = cache.set(key, std::to_string(2 * i + 1));
-        EXPECT_LE(id_of(later), now);
+        EXPECT_LE(await_id(later), now);
         EXPECT_LT(last, now);
         last = now;
         EXPECT_EQ(cache.get(key), std::to_string(2 * i + 1));
@@ -135,13 +135,13 @@ TEST(Async, what_may_wait_is_bounded) {
   expect_error(
       ErrorKind::limit, [&] { cache.set_async("one more", std::string(1000, 'v')); }, "queue_bytes_max=10000");
   gate.open();
-  for (std::future<UpdateId>& future : futures) id_of(future);
+  for (std::future<UpdateId>& future : futures) await_id(future);
   EXPECT_FALSE(cache.contains("one more"));
   // There is room again, soon.
   for (int tries = 0;; ++tries) {
     try {
       std::future<UpdateId> future = cache.set_async("one more", std::string(1000, 'v'));
-      id_of(future);
+      await_id(future);
       break;
     } catch (const Error& error) {
       ASSERT_EQ(error.kind(), ErrorKind::limit);
@@ -165,21 +165,21 @@ TEST(Async, a_log_that_is_away_is_told_when_the_deadline_has_passed) {
   auto script = std::make_shared<Script>();
   std::atomic<bool> away{true};
   script->before_append = [&](UpdateId) {
-    if (away) throw unavailable();
+    if (away) throw unavailable_error();
   };
   Cache cache = fleet.open("berlin", script);
   std::future<UpdateId> future = cache.set_async("a", "1", {.note = {}, .deadline = milliseconds(50)});
-  expect_error(ErrorKind::unavailable, [&] { id_of(future); });
+  expect_error(ErrorKind::unavailable, [&] { await_id(future); });
   away = false;
   future = cache.set_async("a", "2");
-  EXPECT_EQ(id_of(future), 1U);
+  EXPECT_EQ(await_id(future), 1U);
 }
 
 TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_more) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   script->before_append = [&](UpdateId id) {
-    if (id == 2) throw unavailable();
+    if (id == 2) throw unavailable_error();
   };
   Options options;
   options.update_bytes_max = 4096;
@@ -189,12 +189,12 @@ TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_m
   std::vector<std::string> keys;
   for (int i = 0; i < 9; ++i) {
     keys.push_back("key" + std::to_string(i));
-    values.push_back(noise(1300, static_cast<std::uint64_t>(i)));
+    values.push_back(incompressible_bytes(1300, static_cast<std::uint64_t>(i)));
   }
   for (int i = 0; i < 9; ++i) items.push_back({keys[static_cast<std::size_t>(i)], values[static_cast<std::size_t>(i)]});
   std::future<UpdateId> future = cache.set_multi_async(items, {.note = {}, .deadline = milliseconds(50)});
   expect_error(
-      ErrorKind::uncertain, [&] { id_of(future); }, "changes_written=3", "of=9", "last_id=1");
+      ErrorKind::uncertain, [&] { await_id(future); }, "changes_written=3", "of=9", "last_id=1");
   EXPECT_EQ(cache.size(), 3U);
   EXPECT_EQ(cache.log().extent().head, 1U);
 }
@@ -205,7 +205,7 @@ TEST(Async, closing_ends_what_waits) {
   std::atomic<int> tries{0};
   script->before_append = [&](UpdateId) {
     ++tries;
-    throw unavailable();
+    throw unavailable_error();
   };
   Cache cache = fleet.open("berlin", script);
   std::vector<std::future<UpdateId>> futures;
@@ -217,7 +217,7 @@ TEST(Async, closing_ends_what_waits) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, seconds(10));
   for (std::future<UpdateId>& future : futures)
     expect_error(
-        ErrorKind::unavailable, [&] { id_of(future); }, "closed");
+        ErrorKind::unavailable, [&] { await_id(future); }, "closed");
   expect_error(
       ErrorKind::invalid, [&] { cache.set_async("b", "1"); }, "closed");
 }
@@ -227,25 +227,25 @@ TEST(Async, a_cache_that_goes_away_ends_what_waits) {
   std::future<UpdateId> future;
   {
     auto script = std::make_shared<Script>();
-    script->before_append = [](UpdateId) { throw unavailable(); };
+    script->before_append = [](UpdateId) { throw unavailable_error(); };
     Cache cache = fleet.open("berlin", script);
     future = cache.set_async("a", "1");
   }
-  expect_error(ErrorKind::unavailable, [&] { id_of(future); });
+  expect_error(ErrorKind::unavailable, [&] { await_id(future); });
 }
 
 TEST(Async, a_forked_child_writes_with_a_thread_of_its_own) {
   Fleet fleet("sqlite");
   Cache cache = fleet.open("berlin");
   std::future<UpdateId> before = cache.set_async("parent", "1");
-  id_of(before);
-  in_another_process([&] {
+  await_id(before);
+  expect_success_in_child([&] {
     std::future<UpdateId> future = cache.set_async("child", "1");
-    id_of(future);
+    await_id(future);
   });
   EXPECT_EQ(cache.get("child"), "1");
   std::future<UpdateId> after = cache.set_async("parent", "2");
-  id_of(after);
+  await_id(after);
   EXPECT_EQ(contents(cache), (Contents{{"child", "1"}, {"parent", "2"}}));
 }
 

@@ -202,7 +202,7 @@ TEST(Cache, a_state_is_found_again) {
   const Cache cache = fleet.open("berlin", script);
 
   EXPECT_EQ(cache.get("a"), "1");
-  EXPECT_EQ(script->reads, 0) << "nothing was to be read again";
+  EXPECT_EQ(script->read_count, 0) << "nothing was to be read again";
 }
 
 TEST(Cache, two_caches_on_one_state_see_each_others_writes_at_once) {

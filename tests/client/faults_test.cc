@@ -200,7 +200,7 @@ TEST_F(Faults, a_large_set_multi_that_fails_midway_says_what_is_written) {
   options.deadline = milliseconds(50);
   Cache cache = fleet.open("berlin", script, options);
   script->before_append = [](UpdateId id) {
-    if (id == 3) throw unavailable();
+    if (id == 3) throw unavailable_error();
   };
   const std::string value(2500, 'v');
   expect_error(
@@ -257,9 +257,9 @@ TEST_F(Faults, after_a_rewrite_up_to_the_head_ids_go_on) {
 // The file store: two processes take one id, and one update overwrites another.
 TEST(FaultsOfFiles, two_processes_never_take_one_id) {
   Fleet fleet("file");
-  std::vector<std::unique_ptr<Child>> writers;
+  std::vector<std::unique_ptr<TestProcess>> writers;
   for (int process = 0; process < 3; ++process) {
-    writers.push_back(std::make_unique<Child>([&, process] {
+    writers.push_back(std::make_unique<TestProcess>([&, process] {
       Cache cache = fleet.open("machine" + std::to_string(process));
       for (int i = 0; i < 30; ++i) cache.set("key" + std::to_string(process) + "." + std::to_string(i), "value");
     }));
@@ -306,7 +306,7 @@ TEST_F(Faults, no_value_stops_a_machine) {
                                         row,
                                         "\x28\xb5\x2f\xfd",
                                         std::string(value_bytes_max, 'v'),
-                                        noise(1 << 20, 1),
+                                        incompressible_bytes(1 << 20, 1),
                                         "{\"json\": [1, 2",
                                         "\x80\x04\x95pickle"};
   for (std::size_t i = 0; i < values.size(); ++i) writer.set("key" + std::to_string(i), values[i]);
@@ -350,7 +350,7 @@ TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowe
   auto script = std::make_shared<Script>();
   std::atomic<int> lost{0};
   script->after_append = [&](UpdateId) {
-    if (lost++ % 2 == 0) throw uncertain();
+    if (lost++ % 2 == 0) throw uncertain_error();
   };
   Options options;
   options.deadline = milliseconds(1000);
@@ -358,7 +358,7 @@ TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowe
   for (int i = 0; i < 10; ++i) cache.set("key", std::to_string(i));
   EXPECT_EQ(values_in_log(cache.log(), "key").size(), 10U);
 
-  script->before_append = [](UpdateId) { throw unavailable(); };
+  script->before_append = [](UpdateId) { throw unavailable_error(); };
   const auto began = std::chrono::steady_clock::now();
   expect_error(ErrorKind::unavailable, [&] { cache.set("key", "10"); });
   EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
@@ -368,7 +368,8 @@ TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowe
 TEST_F(Faults, two_rewrites_at_once_leave_one_whole_history) {
   Cache berlin = fleet.open("berlin");
   std::map<std::string, std::string> batch;
-  for (int i = 0; i < 3000; ++i) batch["key" + std::to_string(i)] = noise(500, static_cast<std::uint64_t>(i));
+  for (int i = 0; i < 3000; ++i)
+    batch["key" + std::to_string(i)] = incompressible_bytes(500, static_cast<std::uint64_t>(i));
   berlin.set_multi(batch);
   std::vector<std::thread> rewriters;
   for (int i = 0; i < 3; ++i) {
@@ -484,9 +485,9 @@ TEST(FaultsOfProcesses, a_dead_writer_stalls_nobody) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "0");
   for (int round = 0; round < 5; ++round) {
-    Child writer([&] {
+    TestProcess writer([&] {
       Cache other = fleet.open("berlin");
-      for (int i = 0;; ++i) other.set("a", noise(2000, static_cast<std::uint64_t>(i)));
+      for (int i = 0;; ++i) other.set("a", incompressible_bytes(2000, static_cast<std::uint64_t>(i)));
     });
     std::this_thread::sleep_for(milliseconds(30));
     writer.kill_and_wait();
@@ -506,7 +507,7 @@ TEST_F(Faults, an_update_at_a_high_id_costs_one_question) {
   auto script = std::make_shared<Script>();
   const Cache reader = fleet.open("reader", script);
   EXPECT_EQ(reader.applied_id(), 3000U);
-  EXPECT_LE(script->reads, 2);
+  EXPECT_LE(script->read_count, 2);
 }
 
 // Every process of a machine asks the primary for the newest id and decodes the same rows.
@@ -516,10 +517,10 @@ TEST_F(Faults, one_process_of_a_machine_asks_for_all) {
   std::vector<Cache> caches;
   for (int i = 0; i < 5; ++i) caches.push_back(fleet.open("berlin", script));
   writer.set("a", "1");
-  script->reads = 0;
+  script->read_count = 0;
   for (Cache& cache : caches)
     EXPECT_EQ(cache.update({.staleness_max = std::chrono::seconds(60), .at_least = 1, .deadline = {}}), 1U);
-  EXPECT_EQ(script->reads, 1);
+  EXPECT_EQ(script->read_count, 1);
   for (Cache& cache : caches) EXPECT_EQ(cache.get("a"), "1");
 }
 

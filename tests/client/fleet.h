@@ -33,7 +33,7 @@
 #include <vector>
 
 #include "client/scripted_log.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace whycache::testing {
@@ -69,15 +69,15 @@ class Events {
 };
 
 // Folders for state files that never touch a disk, gone when the test is.
-class MemoryFolder {
+class MemoryDirectory {
  public:
-  MemoryFolder() {
+  MemoryDirectory() {
     std::string path = "/dev/shm/whycache_test_XXXXXX";
     if (::mkdtemp(path.data()) != nullptr) path_ = path;
   }
-  MemoryFolder(const MemoryFolder&) = delete;
-  MemoryFolder& operator=(const MemoryFolder&) = delete;
-  ~MemoryFolder() {
+  MemoryDirectory(const MemoryDirectory&) = delete;
+  MemoryDirectory& operator=(const MemoryDirectory&) = delete;
+  ~MemoryDirectory() {
     std::error_code ignored;
     if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
   }
@@ -92,21 +92,21 @@ class Fleet {
  public:
   explicit Fleet(const std::string& kind = "memory") {
     static std::atomic<int> next{0};
-    if (kind == "memory") memory_folder_.emplace();
+    if (kind == "memory") memory_directory_.emplace();
     if (kind == "memory") url_ = "memory:fleet_" + std::to_string(::getpid()) + "_" + std::to_string(next++);
-    if (kind == "sqlite") url_ = "sqlite://" + folder_.file("log.db");
+    if (kind == "sqlite") url_ = "sqlite://" + directory_.file("log.db");
     if (kind == "file") {
-      std::filesystem::create_directory(folder_.file("log"));
-      url_ = "file://" + folder_.file("log");
+      std::filesystem::create_directory(directory_.file("log"));
+      url_ = "file://" + directory_.file("log");
     }
   }
 
   const std::string& url() const { return url_; }
-  const TemporaryFolder& folder() const { return folder_; }
-  std::string state_folder() const {
-    return memory_folder_ && !memory_folder_->path().empty() ? memory_folder_->path() : folder_.path();
+  const TemporaryDirectory& directory() const { return directory_; }
+  std::string state_directory() const {
+    return memory_directory_ && !memory_directory_->path().empty() ? memory_directory_->path() : directory_.path();
   }
-  std::string state_path(const std::string& machine) const { return state_folder() + "/" + machine + ".state"; }
+  std::string state_path(const std::string& machine) const { return state_directory() + "/" + machine + ".state"; }
 
   Options options(const std::string& machine) const {
     Options options;
@@ -124,8 +124,8 @@ class Fleet {
   std::unique_ptr<Log> log() const { return open_log(url_); }
 
  private:
-  TemporaryFolder folder_;
-  std::optional<MemoryFolder> memory_folder_;
+  TemporaryDirectory directory_;
+  std::optional<MemoryDirectory> memory_directory_;
   std::string url_;
 };
 
@@ -139,7 +139,7 @@ inline Contents contents(const View& view) {
 inline Contents contents(const Cache& cache) { return contents(cache.view()); }
 
 // Bytes that no compression makes smaller.
-inline std::string noise(std::size_t bytes, std::uint64_t seed) {
+inline std::string incompressible_bytes(std::size_t bytes, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   std::string text(bytes, '\0');
   for (char& byte : text) byte = static_cast<char>(random());
@@ -148,9 +148,9 @@ inline std::string noise(std::size_t bytes, std::uint64_t seed) {
 
 // A process that runs `story` and ends. Its exit status says whether the story came to its end and expected nothing in
 // vain.
-class Child {
+class TestProcess {
  public:
-  explicit Child(const std::function<void()>& story) {
+  explicit TestProcess(const std::function<void()>& story) {
     std::fflush(nullptr);
     pid_ = ::fork();
     if (pid_ < 0) throw std::runtime_error("cannot fork");
@@ -166,9 +166,9 @@ class Child {
     std::fflush(nullptr);
     ::_exit(status);
   }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-  ~Child() {
+  TestProcess(const TestProcess&) = delete;
+  TestProcess& operator=(const TestProcess&) = delete;
+  ~TestProcess() {
     if (pid_ > 0) kill_and_wait();
   }
 
@@ -190,6 +190,6 @@ class Child {
 };
 
 // Runs a story in a process of its own and expects it to end well.
-inline void in_another_process(const std::function<void()>& story) { EXPECT_EQ(Child(story).wait(), 0); }
+inline void expect_success_in_child(const std::function<void()>& story) { EXPECT_EQ(TestProcess(story).wait(), 0); }
 
 }  // namespace whycache::testing

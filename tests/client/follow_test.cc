@@ -18,8 +18,10 @@ using ::testing::HasSubstr;
 
 constexpr milliseconds short_deadline{60};
 
-UpdateOptions at_most(milliseconds deadline) { return {.staleness_max = {}, .at_least = 0, .deadline = deadline}; }
-UpdateOptions fresh_within(std::chrono::nanoseconds staleness) {
+UpdateOptions with_deadline(milliseconds deadline) {
+  return {.staleness_max = {}, .at_least = 0, .deadline = deadline};
+}
+UpdateOptions with_staleness_max(std::chrono::nanoseconds staleness) {
   return {.staleness_max = staleness, .at_least = 0, .deadline = {}};
 }
 
@@ -40,16 +42,16 @@ TEST(Follow, does_not_ask_the_log_when_somebody_of_this_machine_just_did) {
   Cache other = fleet.open("tokyo");
   writer.set("a", "1");
   other.update();
-  const int reads = script->reads;
+  const int reads = script->read_count;
 
-  EXPECT_EQ(one.update(fresh_within(std::chrono::hours(1))), 1U);
-  EXPECT_EQ(script->reads, reads);
+  EXPECT_EQ(one.update(with_staleness_max(std::chrono::hours(1))), 1U);
+  EXPECT_EQ(script->read_count, reads);
   EXPECT_LT(one.staleness(), std::chrono::hours(1));
 
   std::this_thread::sleep_for(milliseconds(2));
   writer.set("a", "2");
-  EXPECT_EQ(one.update(fresh_within(milliseconds(1))), 2U);
-  EXPECT_EQ(script->reads, reads + 1);
+  EXPECT_EQ(one.update(with_staleness_max(milliseconds(1))), 2U);
+  EXPECT_EQ(script->read_count, reads + 1);
 }
 
 TEST(Follow, an_update_larger_than_a_page_stops_nobody) {
@@ -58,7 +60,7 @@ TEST(Follow, an_update_larger_than_a_page_stops_nobody) {
   options.update_bytes_max = 32U << 20;
   Cache berlin = fleet.open("berlin", options);
   Cache tokyo = fleet.open("tokyo");
-  const std::string large = noise(12'000'000, 1);
+  const std::string large = incompressible_bytes(12'000'000, 1);
 
   berlin.set("large", large);
   EXPECT_EQ(tokyo.update(), 1U);
@@ -118,7 +120,7 @@ TEST(Follow, updates_that_were_called_meanwhile_become_one) {
   std::vector<Cache> caches;
   for (int i = 0; i < 2; ++i) caches.push_back(fleet.open("berlin", script));
   for (Cache& cache : caches) cache.update();
-  script->reads = 0;
+  script->read_count = 0;
   hold = true;
 
   std::vector<std::thread> threads;
@@ -134,7 +136,7 @@ TEST(Follow, updates_that_were_called_meanwhile_become_one) {
   for (std::thread& thread : threads) thread.join();
 
   // The first one asked before most of the others had called; one more asks for all of these.
-  EXPECT_LE(script->reads, 4);
+  EXPECT_LE(script->read_count, 4);
 }
 
 TEST(Follow, an_update_sees_what_was_in_the_log_when_it_was_called) {
@@ -161,7 +163,7 @@ TEST(Follow, reads_a_long_log_page_by_page) {
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
   for (int i = 0; i < 40; ++i) {
-    berlin.set("key" + std::to_string(i), noise(700'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i), incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
   }
 
   EXPECT_EQ(tokyo.update(), 40U);
@@ -175,12 +177,12 @@ TEST(Follow, stops_at_its_deadline_between_pages_and_goes_on_next_time) {
   auto script = std::make_shared<Script>();
   Cache tokyo = fleet.open("tokyo", script);
   for (int i = 0; i < 30; ++i) {
-    berlin.set("key" + std::to_string(i), noise(1'000'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i), incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   }
   script->before_read = [] { std::this_thread::sleep_for(short_deadline); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { tokyo.update(at_most(short_deadline)); }, "head=30");
+      ErrorKind::unavailable, [&] { tokyo.update(with_deadline(short_deadline)); }, "head=30");
   const UpdateId applied = tokyo.applied_id();
   EXPECT_GT(applied, 0U);
   EXPECT_LT(applied, 30U);
@@ -198,7 +200,7 @@ TEST(Follow, keeps_asking_a_log_that_does_not_answer) {
   berlin.set("a", "1");
   std::atomic<int> failures{3};
   script->before_read = [&] {
-    if (failures-- > 0) throw unavailable();
+    if (failures-- > 0) throw unavailable_error();
   };
 
   EXPECT_EQ(tokyo.update(), 1U);
@@ -213,10 +215,10 @@ TEST(Follow, gives_up_at_the_deadline_and_reads_go_on) {
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
   cache.set("a", "1");
-  script->before_read = [] { throw unavailable(); };
+  script->before_read = [] { throw unavailable_error(); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "the test's log is away",
+      ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); }, "the test's log is away",
       "deadline_ms=60", fleet.url());
 
   EXPECT_EQ(cache.get("a"), "1");
@@ -239,7 +241,7 @@ TEST(Follow, waits_at_most_until_the_deadline_for_another_process_that_asks) {
   while (!held) std::this_thread::yield();
 
   expect_error(
-      ErrorKind::unavailable, [&] { two.update(at_most(short_deadline)); }, "follow lock");
+      ErrorKind::unavailable, [&] { two.update(with_deadline(short_deadline)); }, "follow lock");
   EXPECT_EQ(two.get("a"), std::nullopt) << "reads go on";
 
   hold = false;
@@ -252,7 +254,7 @@ TEST(Follow, a_log_that_throws_something_else_is_a_log_that_did_not_answer) {
   Cache cache = fleet.open("berlin", script);
   script->before_read = [] { throw std::runtime_error("no such host"); };
   expect_error(
-      ErrorKind::unavailable, [&] { cache.update(at_most(short_deadline)); }, "no such host");
+      ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); }, "no such host");
 }
 
 TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
@@ -261,7 +263,7 @@ TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
   auto script = std::make_shared<Script>();
   std::atomic<bool> away{true};
   const auto fail = [&] {
-    if (away) throw unavailable();
+    if (away) throw unavailable_error();
   };
   script->before_read = script->before_extent = fail;
   Events events;
@@ -287,13 +289,13 @@ TEST(Follow, what_other_processes_found_out_about_their_log_says_nothing_about_o
   Cache right = ours.open("berlin");
   right.set("a", "1");
   auto script = std::make_shared<Script>();
-  script->before_extent = [] { throw unavailable(); };
+  script->before_extent = [] { throw unavailable_error(); };
   Options options = ours.options("berlin");
   Cache wrong(std::make_unique<ScriptedLog>(theirs.log(), script), options);
 
   right.update();
   expect_error(
-      ErrorKind::corrupt, [&] { wrong.update(fresh_within(std::chrono::hours(1))); }, "another log");
+      ErrorKind::corrupt, [&] { wrong.update(with_staleness_max(std::chrono::hours(1))); }, "another log");
   right.update();
   expect_error(
       ErrorKind::corrupt, [&] { wrong.set("b", "2"); }, "another log");
@@ -310,19 +312,20 @@ class FollowDamagedLog : public ::testing::Test {
   }
 
   // Tokyo has update 2, and meets a log in which update 4 is as `show` says.
-  void tokyo_meets(std::function<std::optional<std::string>(std::string_view)> show, const std::string& message) {
+  void expect_damage_reported(std::function<std::optional<std::string>(std::string_view)> show,
+                              const std::string& message) {
     {
       auto until_2 = std::make_shared<Script>();
-      until_2->show_row = [](UpdateId id, std::string_view row) {
+      until_2->transform_row = [](UpdateId id, std::string_view row) {
         return id <= 2 ? std::optional<std::string>(row) : std::nullopt;
       };
-      until_2->show_extent = [](Extent& extent) { extent.head = 2; };
+      until_2->transform_extent = [](Extent& extent) { extent.head = 2; };
       Cache tokyo = fleet.open("tokyo", until_2);
       ASSERT_EQ(tokyo.applied_id(), 2U);
     }
     auto script = std::make_shared<Script>();
     std::atomic<bool> damaged{true};
-    script->show_row = [&](UpdateId id, std::string_view row) {
+    script->transform_row = [&](UpdateId id, std::string_view row) {
       return id == 4 && damaged ? show(row) : std::optional<std::string>(row);
     };
     Cache tokyo = fleet.open("tokyo", script);
@@ -344,11 +347,11 @@ class FollowDamagedLog : public ::testing::Test {
 };
 
 TEST_F(FollowDamagedLog, an_update_that_is_missing) {
-  tokyo_meets([](std::string_view) { return std::nullopt; }, "missing: next_found=5");
+  expect_damage_reported([](std::string_view) { return std::nullopt; }, "missing: next_found=5");
 }
 
 TEST_F(FollowDamagedLog, an_update_with_a_changed_byte) {
-  tokyo_meets(
+  expect_damage_reported(
       [](std::string_view row) {
         std::string changed(row);
         changed.back() = static_cast<char>(changed.back() ^ 1);
@@ -358,20 +361,20 @@ TEST_F(FollowDamagedLog, an_update_with_a_changed_byte) {
 }
 
 TEST_F(FollowDamagedLog, an_update_that_is_cut_short) {
-  tokyo_meets([](std::string_view row) { return std::string(row.substr(0, row.size() / 2)); }, "4");
+  expect_damage_reported([](std::string_view row) { return std::string(row.substr(0, row.size() / 2)); }, "4");
 }
 
 TEST_F(FollowDamagedLog, an_update_that_is_empty) {
-  tokyo_meets([](std::string_view) { return std::string(); }, "cut short");
+  expect_damage_reported([](std::string_view) { return std::string(); }, "cut short");
 }
 
 TEST_F(FollowDamagedLog, an_update_of_another_place) {
   const std::vector<std::string> rows = rows_of(berlin.log());
-  tokyo_meets([&](std::string_view) { return rows[4]; }, "another id");
+  expect_damage_reported([&](std::string_view) { return rows[4]; }, "another id");
 }
 
 TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
-  tokyo_meets(
+  expect_damage_reported(
       [](std::string_view row) {
         std::string changed(row);
         changed.front() = 99;
@@ -383,25 +386,25 @@ TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
 // It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is applied.
 TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
   const std::vector<std::string> rows = rows_of(berlin.log());
-  const std::uint64_t chain = peek_place(rows[2])->chain;
+  const std::uint64_t chain = peek_header(rows[2])->chain;
   Draft draft(Authorship{});
   ASSERT_TRUE(draft.add(Change::set("key", "an update that will be cut"), 1 << 20));
   std::string cut(draft.seal(4, chain));
-  tokyo_meets([&](std::string_view) { return cut.substr(0, cut.size() - 3); }, "4");
+  expect_damage_reported([&](std::string_view) { return cut.substr(0, cut.size() - 3); }, "4");
 }
 
 TEST_F(FollowDamagedLog, a_head_without_its_updates) {
   auto script = std::make_shared<Script>();
-  script->show_row = [](UpdateId id, std::string_view row) {
+  script->transform_row = [](UpdateId id, std::string_view row) {
     return id <= 3 ? std::optional<std::string>(row) : std::nullopt;
   };
 
   expect_error(
       ErrorKind::corrupt, [&] { fleet.open("tokyo", script); }, "last_id=3", "head=5");
 
-  script->show_extent = [](Extent& extent) { extent.head = 3; };
+  script->transform_extent = [](Extent& extent) { extent.head = 3; };
   Cache tokyo = fleet.open("tokyo", script);
-  script->show_extent = nullptr;
+  script->transform_extent = nullptr;
   expect_error(
       ErrorKind::corrupt, [&] { tokyo.update(); }, "last_id=3", "head=5");
 }

@@ -25,7 +25,7 @@ using std::chrono::seconds;
 
 constexpr seconds never{3600};
 
-std::chrono::milliseconds time_of(const std::function<void()>& work) {
+std::chrono::milliseconds measure_duration(const std::function<void()>& work) {
   const auto began = std::chrono::steady_clock::now();
   work();
   return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began);
@@ -52,19 +52,19 @@ class MemcachedFaults : public ::testing::Test {
     EXPECT_EQ(tokyo->get("key"), std::to_string(id));
   }
   // The follower sees update `id` now, by asking the log if it must, and sees nothing wrong.
-  void expect_at(UpdateId id) {
+  void expect_applied_id(UpdateId id) {
     EXPECT_EQ(tokyo->update(), id);
     expect_right_value();
   }
   // The follower sees it within the time in which each asks the log itself, and nothing wrong until then.
-  void expect_soon_at(UpdateId id) {
-    EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] {
+  void expect_applied_id_soon(UpdateId id) {
+    EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] {
       expect_right_value();
       return tokyo->applied_id() == id;
     }));
   }
   // The bytes of an update as another history would have them.
-  static std::string forged(UpdateId id, std::uint64_t previous_chain, const std::string& value) {
+  static std::string forged_update(UpdateId id, std::uint64_t previous_chain, const std::string& value) {
     Draft draft(Authorship{});
     draft.add(Change::set("key", value), 1 << 20);
     return std::string(draft.seal(id, previous_chain));
@@ -109,14 +109,14 @@ TEST_F(MemcachedFaults, dead_when_everything_is_opened) {
   EXPECT_EQ(paris->set("key", "4"), 4U);
   EXPECT_EQ(tokyo->get_fresh("key").value, "4");
   EXPECT_EQ(paris->set("key", "5"), 5U);
-  expect_soon_at(5);
+  expect_applied_id_soon(5);
 }
 
 TEST_F(MemcachedFaults, killed_in_the_middle_and_started_again_empty) {
   for (int round = 0; round < 3; ++round) {
     fleet.server().kill();
     for (int i = 0; i < 5; ++i) write();
-    expect_soon_at(berlin->applied_id());
+    expect_applied_id_soon(berlin->applied_id());
     fleet.server().start();
     for (int i = 0; i < 5; ++i) {
       write();
@@ -124,9 +124,9 @@ TEST_F(MemcachedFaults, killed_in_the_middle_and_started_again_empty) {
       tokyo->update();
       expect_right_value();
     }
-    EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+    EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
   }
-  EXPECT_GT(fleet.memcached().number("curr_items"), 0U);  // it is used again
+  EXPECT_GT(fleet.memcached().statistic("curr_items"), 0U);  // it is used again
 }
 
 TEST_F(MemcachedFaults, emptied_again_and_again) {
@@ -138,38 +138,38 @@ TEST_F(MemcachedFaults, emptied_again_and_again) {
     expect_right_value();
     std::this_thread::sleep_for(milliseconds(50));
   }
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
 }
 
 TEST_F(MemcachedFaults, what_was_evicted_is_read_from_the_log) {
-  fleet.use_server({"-m", "2"});
+  fleet.replace_servers({"-m", "2"});
   TieredMachine paris = fleet.open("paris");
   TieredMachine rome = fleet.open("rome");
   rome->update();
   for (int i = 0; i < 400; ++i) {
-    paris->set("key " + std::to_string(i % 50), noise(20'000, static_cast<std::uint64_t>(i)));
+    paris->set("key " + std::to_string(i % 50), incompressible_bytes(20'000, static_cast<std::uint64_t>(i)));
     if (i % 40 == 0) rome->update();
   }
-  EXPECT_GT(fleet.memcached().number("evictions"), 0U);
-  EXPECT_TRUE(poll_until(rome, fleet.oldest(), [&] { return rome->applied_id() == paris->applied_id(); }));
+  EXPECT_GT(fleet.memcached().statistic("evictions"), 0U);
+  EXPECT_TRUE(poll_until(rome, fleet.staleness_max(), [&] { return rome->applied_id() == paris->applied_id(); }));
   EXPECT_EQ(rome->digest(), paris->digest());
 }
 
 TEST_F(MemcachedStopped, it_delays_nothing_for_long) {
   fleet.server().pause();
-  EXPECT_LT(time_of([&] { write(); }), milliseconds(900));
-  EXPECT_LT(time_of([&] { tokyo->update(); }), milliseconds(900));
-  EXPECT_LT(time_of([&] { EXPECT_EQ(tokyo->get_fresh("key").value, "4"); }), milliseconds(900));
+  EXPECT_LT(measure_duration([&] { write(); }), milliseconds(900));
+  EXPECT_LT(measure_duration([&] { tokyo->update(); }), milliseconds(900));
+  EXPECT_LT(measure_duration([&] { EXPECT_EQ(tokyo->get_fresh("key").value, "4"); }), milliseconds(900));
   // For a while it is left alone.
-  EXPECT_LT(time_of([&] {
+  EXPECT_LT(measure_duration([&] {
               for (int i = 0; i < 5; ++i) write();
             }),
             milliseconds(900));
-  expect_soon_at(berlin->applied_id());
-  fleet.server().go_on();
+  expect_applied_id_soon(berlin->applied_id());
+  fleet.server().resume();
   std::this_thread::sleep_for(milliseconds(2'100));
   const UpdateId id = write();
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == id; }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == id; }));
   expect_right_value();
 }
 
@@ -186,9 +186,9 @@ TEST_F(MemcachedFaults, of_two_servers_one_dies) {
       rome->update();
       EXPECT_LE(rome->applied_id(), id);
     }
-    EXPECT_TRUE(poll_until(rome, fleet.oldest(), [&] { return rome->applied_id() == paris->applied_id(); }));
+    EXPECT_TRUE(poll_until(rome, fleet.staleness_max(), [&] { return rome->applied_id() == paris->applied_id(); }));
     fleet.server(dying).start();
-    EXPECT_TRUE(poll_until(rome, fleet.oldest(), [&] { return rome->applied_id() == paris->applied_id(); }));
+    EXPECT_TRUE(poll_until(rome, fleet.staleness_max(), [&] { return rome->applied_id() == paris->applied_id(); }));
   }
 }
 
@@ -196,10 +196,10 @@ TEST_F(MemcachedFaults, of_two_servers_one_dies) {
 
 TEST_F(MemcachedLies, random_bytes_in_place_of_an_update) {
   const UpdateId id = write();
-  fleet.memcached().set(fleet.key("u:" + std::to_string(id)), noise(100, id));
-  expect_at(id);
+  fleet.memcached().set(fleet.memcached_key("u:" + std::to_string(id)), incompressible_bytes(100, id));
+  expect_applied_id(id);
   // What was wrong is right again.
-  EXPECT_EQ(fleet.memcached().get(fleet.key("u:" + std::to_string(id))), bytes_in_log(id));
+  EXPECT_EQ(fleet.memcached().get(fleet.memcached_key("u:" + std::to_string(id))), bytes_in_log(id));
 }
 
 TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
@@ -210,73 +210,73 @@ TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
     std::string bytes = bytes_in_log(id);
     bytes[random() % bytes.size()] ^= static_cast<char>(1U << random() % 8);
     if (i % 3 == 0) bytes.resize(random() % bytes.size());
-    fleet.memcached().set(fleet.key("u:" + std::to_string(id)), bytes);
-    expect_at(id);
+    fleet.memcached().set(fleet.memcached_key("u:" + std::to_string(id)), bytes);
+    expect_applied_id(id);
   }
 }
 
 TEST_F(MemcachedLies, another_update_that_would_continue_the_history) {
   // Given an update that is valid in every way, but not the one in the log, and one after it that is in the log,
-  const std::uint64_t chain = peek_place(bytes_in_log(3))->chain;
+  const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
   write();
   const UpdateId last = write();
-  fleet.memcached().set(fleet.key("u:4"), forged(4, chain, "forged"));
+  fleet.memcached().set(fleet.memcached_key("u:4"), forged_update(4, chain, "forged"));
 
   // then nobody takes it for true, not even for a moment.
-  expect_at(last);
+  expect_applied_id(last);
 }
 
 TEST_F(MemcachedLies, another_update_as_the_last_one) {
-  const std::uint64_t chain = peek_place(bytes_in_log(3))->chain;
+  const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
   write();
-  fleet.memcached().set(fleet.key("u:4"), forged(4, chain, "forged"));
-  expect_at(4);
+  fleet.memcached().set(fleet.memcached_key("u:4"), forged_update(4, chain, "forged"));
+  expect_applied_id(4);
 }
 
 TEST_F(MemcachedLies, updates_in_each_others_places) {
   write();
   write();
-  fleet.memcached().set(fleet.key("u:4"), bytes_in_log(5));
-  fleet.memcached().set(fleet.key("u:5"), bytes_in_log(4));
-  expect_at(5);
+  fleet.memcached().set(fleet.memcached_key("u:4"), bytes_in_log(5));
+  fleet.memcached().set(fleet.memcached_key("u:5"), bytes_in_log(4));
+  expect_applied_id(5);
 }
 
 TEST_F(MemcachedLies, a_head_that_is_too_low) {
-  const std::string before = *fleet.memcached().get(fleet.key("head"));
-  expect_at(write());
-  expect_at(write());
-  fleet.memcached().set(fleet.key("head"), before);
-  expect_at(5);
-  expect_at(write());
+  const std::string before = *fleet.memcached().get(fleet.memcached_key("head"));
+  expect_applied_id(write());
+  expect_applied_id(write());
+  fleet.memcached().set(fleet.memcached_key("head"), before);
+  expect_applied_id(5);
+  expect_applied_id(write());
 }
 
 TEST_F(MemcachedLies, a_head_that_is_too_low_for_who_has_seen_less_is_found_out_by_who_asks) {
-  const std::string before = *fleet.memcached().get(fleet.key("head"));
+  const std::string before = *fleet.memcached().get(fleet.memcached_key("head"));
   const UpdateId id = write();
-  fleet.memcached().set(fleet.key("head"), before);
+  fleet.memcached().set(fleet.memcached_key("head"), before);
   tokyo->update();
   expect_right_value();
   EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), id);
-  expect_at(id);
+  expect_applied_id(id);
 }
 
 TEST_F(MemcachedLies, a_head_of_another_log_or_none_at_all) {
   TieredFleet other(never);
   TieredMachine elsewhere = other.open("elsewhere");
   for (int i = 0; i < 10; ++i) elsewhere->set("key", "of another log");
-  for (const std::string& lie :
-       {*other.memcached().get(other.key("head")), std::string(), std::string("head"), noise(48, 1), noise(5'000, 2)}) {
-    fleet.memcached().set(fleet.key("head"), lie);
-    expect_at(berlin->applied_id());
-    fleet.memcached().set(fleet.key("head"), lie);
-    expect_at(write());
+  for (const std::string& lie : {*other.memcached().get(other.memcached_key("head")), std::string(),
+                                 std::string("head"), incompressible_bytes(48, 1), incompressible_bytes(5'000, 2)}) {
+    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    expect_applied_id(berlin->applied_id());
+    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    expect_applied_id(write());
   }
 }
 
 TEST_F(MemcachedLies, a_head_that_is_too_high) {
   // Given a head record as a writer puts it, of an update that is not in the log,
-  const std::string head = *fleet.memcached().get(fleet.key("head"));
-  const std::uint64_t chain = peek_place(bytes_in_log(3))->chain;
+  const std::string head = *fleet.memcached().get(fleet.memcached_key("head"));
+  const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
   std::string lie;
   for (UpdateId id : {UpdateId{4}, UpdateId{5}, UpdateId{1} << 40, ~UpdateId{0}}) {
     lie = head;
@@ -284,13 +284,13 @@ TEST_F(MemcachedLies, a_head_that_is_too_high) {
     lie.replace(16, 8, std::string(reinterpret_cast<const char*>(&chain), 8));
     const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 40));
     lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
-    fleet.memcached().set(fleet.key("head"), lie);
-    fleet.memcached().remove(fleet.key("fill:4"));
+    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    fleet.memcached().remove(fleet.memcached_key("fill:4"));
     // then it is found that memcached has no such update, the log is asked, and the head is right again.
-    expect_at(3);
-    EXPECT_NE(fleet.memcached().get(fleet.key("head")), lie);
+    expect_applied_id(3);
+    EXPECT_NE(fleet.memcached().get(fleet.memcached_key("head")), lie);
   }
-  expect_at(write());
+  expect_applied_id(write());
 }
 
 TEST_F(MemcachedLies, one_that_swears_that_nothing_is_new_is_believed_for_ask_s_and_no_longer) {
@@ -306,14 +306,14 @@ TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
   std::mt19937_64 random(test_seed());
   SCOPED_TRACE(seed_note());
   MemcachedClient liar = fleet.memcached();
-  const std::string head_key = fleet.key("head");
+  const std::string head_key = fleet.memcached_key("head");
   std::vector<std::string> heads;
   for (int i = 0; i < 400; ++i) {
     const UpdateId id = write();
     heads.push_back(liar.get(head_key).value_or(""));
-    const std::string body_key = fleet.key("u:" + std::to_string(id - random() % 3));
+    const std::string body_key = fleet.memcached_key("u:" + std::to_string(id - random() % 3));
     switch (random() % 8) {
-      case 0: liar.set(body_key, noise(random() % 200, id)); break;
+      case 0: liar.set(body_key, incompressible_bytes(random() % 200, id)); break;
       case 1: liar.set(body_key, bytes_in_log(1 + random() % id)); break;
       case 2: liar.remove(body_key); break;
       case 3: liar.set(head_key, heads[random() % heads.size()]); break;
@@ -324,7 +324,7 @@ TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
     if (random() % 2 == 0) tokyo->update();
     expect_right_value();
   }
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
   EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
   EXPECT_EQ(tokyo->counters().rebuilds_diverged + tokyo->counters().rebuilds_replaced, 0U);
 }
@@ -332,7 +332,7 @@ TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
 // --- Logs that are restored, replaced, away. ---
 
 TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
-  for (int i = 0; i < 5; ++i) expect_at(write());
+  for (int i = 0; i < 5; ++i) expect_applied_id(write());
 
   // When a backup is put back, as of update 4, and another machine goes on from there,
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
@@ -340,7 +340,7 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
   EXPECT_EQ(paris->set("key", "after the restore"), 5U);
 
   // then the follower, who has update 8 of what is no more, finds out, and stays with the new history.
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->get("key") == "after the restore"; }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->get("key") == "after the restore"; }));
   for (int i = 0; i < 10; ++i) {
     tokyo->update();
     EXPECT_EQ(tokyo->applied_id(), 5U);
@@ -352,19 +352,19 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
 }
 
 TEST_F(MemcachedFaults, a_log_that_was_restored_and_grew_beyond_where_it_was) {
-  for (int i = 0; i < 5; ++i) expect_at(write());
+  for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   TieredMachine paris = fleet.open("paris", false);  // who does not tell memcached
   for (int i = 0; i < 20; ++i) paris->set("key", "after the restore");
 
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == 24; }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == 24; }));
   EXPECT_EQ(tokyo->digest(), paris->digest());
 }
 
 TEST_F(MemcachedFaults, a_log_that_was_restored_and_is_quiet) {
-  for (int i = 0; i < 5; ++i) expect_at(write());
+  for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->applied_id() == 4; }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == 4; }));
   EXPECT_EQ(tokyo->get("key"), "4");
   // Nobody comes back to what is no more, though memcached still has it.
   TieredMachine paris = fleet.open("paris");
@@ -384,23 +384,23 @@ TEST_F(MemcachedAway, a_restore_that_it_missed_is_not_undone_when_it_is_back) {
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 3");
   fleet.server().pause();
   EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), 3U);
-  fleet.server().go_on();
+  fleet.server().resume();
   std::this_thread::sleep_for(milliseconds(2'200));
 
   // then what memcached still has does not bring them back,
-  for (int i = 0; i < 3; ++i) expect_at(3);
+  for (int i = 0; i < 3; ++i) expect_applied_id(3);
 
   // and what is written from then on comes by it as before.
   EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), 3U);
   TieredMachine paris = fleet.open("paris");
   EXPECT_EQ(paris->set("key", "4"), 4U);
-  const std::uint64_t before = *tokyo.calls;
-  expect_at(4);
-  EXPECT_EQ(*tokyo.calls, before);
+  const std::uint64_t before = *tokyo.log_calls;
+  expect_applied_id(4);
+  EXPECT_EQ(*tokyo.log_calls, before);
 }
 
 TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) {
-  for (int i = 0; i < 5; ++i) expect_at(write());
+  for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   TieredMachine paris = fleet.open("paris", false);
   for (int i = 0; i < 4; ++i) paris->set("key", "after the restore");
@@ -418,7 +418,7 @@ TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) 
 }
 
 TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_from_asking_it) {
-  for (int i = 0; i < 5; ++i) expect_at(write());
+  for (int i = 0; i < 5; ++i) expect_applied_id(write());
   berlin->update();
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   TieredMachine paris = fleet.open("paris", false);
@@ -427,11 +427,11 @@ TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_fro
 
   // Given a record that looks as if somebody had asked the log a moment ago, and found the update 8 that was lost,
   for (std::uint64_t number : {1U, 2U}) {
-    std::string lie = *fleet.memcached().get(fleet.key("head"));
+    std::string lie = *fleet.memcached().get(fleet.memcached_key("head"));
     lie.replace(0, 8, std::string(reinterpret_cast<const char*>(&number), 8));
     const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 40));
     lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
-    fleet.memcached().set(fleet.key("head"), lie);
+    fleet.memcached().set(fleet.memcached_key("head"), lie);
     berlin->update();
   }
   ASSERT_EQ(berlin->get("key"), "8");
@@ -443,12 +443,12 @@ TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_fro
 }
 
 TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
-  const std::string file = fleet.fleet().folder().file("log.db");
+  const std::string file = fleet.fleet().directory().file("log.db");
   for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(file + suffix);
   TieredMachine paris = fleet.open("paris");
   paris->set("key", "in another log");
 
-  const auto end = std::chrono::steady_clock::now() + fleet.oldest();
+  const auto end = std::chrono::steady_clock::now() + fleet.staleness_max();
   while (tokyo->get("key") != "in another log" && std::chrono::steady_clock::now() < end) {
     tokyo->update();
     std::this_thread::sleep_for(milliseconds(20));
@@ -459,7 +459,7 @@ TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
 
 TEST_F(MemcachedFaults, what_memcached_has_does_not_hide_for_long_that_the_log_is_away) {
   fleet.database().run("ALTER TABLE whycache_updates_default RENAME TO away");
-  const auto end = std::chrono::steady_clock::now() + fleet.oldest() + milliseconds(500);
+  const auto end = std::chrono::steady_clock::now() + fleet.staleness_max() + milliseconds(500);
   std::optional<Error> error;
   while (!error && std::chrono::steady_clock::now() < end) {
     error = thrown_error([&] { tokyo->update({.deadline = milliseconds(100)}); });
@@ -469,7 +469,7 @@ TEST_F(MemcachedFaults, what_memcached_has_does_not_hide_for_long_that_the_log_i
   EXPECT_TRUE(error.has_value());
   EXPECT_GT(tokyo->staleness(), seconds(0));
   fleet.database().run("ALTER TABLE away RENAME TO whycache_updates_default");
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->staleness() < seconds(2); }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->staleness() < seconds(2); }));
 }
 
 }  // namespace

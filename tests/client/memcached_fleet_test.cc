@@ -17,9 +17,9 @@ using std::chrono::seconds;
 // So long that nobody asks within a story.
 constexpr seconds never{3600};
 
-std::uint64_t calls_of(const std::vector<TieredMachine>& machines) {
+std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
   std::uint64_t calls = 0;
-  for (const TieredMachine& machine : machines) calls += *machine.calls;
+  for (const TieredMachine& machine : machines) calls += *machine.log_calls;
   return calls;
 }
 
@@ -28,8 +28,8 @@ TEST(MemcachedFleet, who_follows_does_not_touch_the_log_for_what_memcached_has) 
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "first");
   const std::vector<TieredMachine> followers = fleet.open_many(10);
-  settle(followers);
-  const std::uint64_t before = calls_of(followers);
+  warm_up(followers);
+  const std::uint64_t before = log_calls_of(followers);
 
   for (int i = 0; i < 50; ++i) {
     const std::string value = "value " + std::to_string(i);
@@ -39,7 +39,7 @@ TEST(MemcachedFleet, who_follows_does_not_touch_the_log_for_what_memcached_has) 
       EXPECT_EQ(follower->get("key"), value);
     }
   }
-  EXPECT_EQ(calls_of(followers), before);
+  EXPECT_EQ(log_calls_of(followers), before);
 }
 
 TEST(MemcachedFleet, several_updates_at_once_come_from_memcached_too) {
@@ -47,13 +47,13 @@ TEST(MemcachedFleet, several_updates_at_once_come_from_memcached_too) {
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
-  const std::uint64_t before = *tokyo.calls;
+  const std::uint64_t before = *tokyo.log_calls;
 
   for (int i = 0; i < 700; ++i) berlin->set("key " + std::to_string(i), std::to_string(i));
 
   EXPECT_EQ(tokyo->update(), 700U);
   EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
-  EXPECT_EQ(*tokyo.calls, before);
+  EXPECT_EQ(*tokyo.log_calls, before);
 }
 
 TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
@@ -61,8 +61,8 @@ TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "value");
   const std::vector<TieredMachine> followers = fleet.open_many(20);
-  settle(followers);
-  const std::uint64_t before = calls_of(followers);
+  warm_up(followers);
+  const std::uint64_t before = log_calls_of(followers);
 
   // When all of them poll for five seconds,
   const auto end = std::chrono::steady_clock::now() + seconds(5);
@@ -76,7 +76,7 @@ TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
   }
 
   // then the log was asked about once a second, not by each of them, and what they say of their staleness is as true.
-  const std::uint64_t calls = calls_of(followers) - before;
+  const std::uint64_t calls = log_calls_of(followers) - before;
   EXPECT_GE(calls, 2U);
   EXPECT_LE(calls, 10U);
   EXPECT_LT(stalest, milliseconds(3500));
@@ -87,7 +87,7 @@ TEST(MemcachedFleet, a_bound_on_staleness_is_kept_against_the_log_itself) {
   TieredMachine stranger = fleet.open("stranger", false);
   TieredMachine tokyo = fleet.open("tokyo");
   stranger->set("key", "old");
-  settle({});
+  warm_up({});
   tokyo->update();
 
   // Given an update of which memcached does not know,
@@ -111,11 +111,11 @@ TEST(MemcachedFleet, what_memcached_was_not_told_is_seen_at_the_next_confirmatio
   TieredMachine stranger = fleet.open("stranger", false);
   stranger->set("key", "old");
   const std::vector<TieredMachine> followers = fleet.open_many(3);
-  settle(followers);
+  warm_up(followers);
 
   stranger->set("key", "new");
   for (const TieredMachine& follower : followers) {
-    EXPECT_TRUE(poll_until(follower, fleet.oldest(), [&] { return follower->get("key") == "new"; }));
+    EXPECT_TRUE(poll_until(follower, fleet.staleness_max(), [&] { return follower->get("key") == "new"; }));
   }
 }
 
@@ -124,23 +124,23 @@ TEST(MemcachedFleet, who_polls_seldom_relies_on_those_who_poll_often) {
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "old");
   const std::vector<TieredMachine> followers = fleet.open_many(2);
-  settle(followers);
+  warm_up(followers);
   const TieredMachine& often = followers[0];
   const TieredMachine& seldom = followers[1];
-  const std::uint64_t before = *seldom.calls;
+  const std::uint64_t before = *seldom.log_calls;
 
   // Given one who does not look for longer than anything is believed, while another does,
-  const auto end = std::chrono::steady_clock::now() + fleet.oldest() + milliseconds(500);
+  const auto end = std::chrono::steady_clock::now() + fleet.staleness_max() + milliseconds(500);
   while (std::chrono::steady_clock::now() < end) {
     often->update();
     std::this_thread::sleep_for(milliseconds(50));
   }
   berlin->set("key", "new");
-  for (const std::uint64_t asked = *often.calls; *often.calls == asked;) often->update();
+  for (const std::uint64_t asked = *often.log_calls; *often.log_calls == asked;) often->update();
 
   // then he sees what is new, and how fresh it is, without asking the log himself.
   EXPECT_EQ(seldom->update(), 2U);
-  EXPECT_EQ(*seldom.calls, before);
+  EXPECT_EQ(*seldom.log_calls, before);
   EXPECT_LT(seldom->staleness(), milliseconds(3'500));
 }
 
@@ -166,7 +166,7 @@ TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) 
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
-  const std::string large = noise(1'020'000, 1);
+  const std::string large = incompressible_bytes(1'020'000, 1);
 
   EXPECT_EQ(berlin->set("large", large), 1U);
   EXPECT_EQ(tokyo->update(), 1U);
@@ -175,12 +175,12 @@ TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) 
 
 TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log) {
   TieredFleet fleet(never);
-  fleet.use_server({"-I", "512k"});
+  fleet.replace_servers({"-I", "512k"});
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
   for (UpdateId id = 1; id <= 5; ++id) {
-    const std::string value = noise(id * 190'000, id);
+    const std::string value = incompressible_bytes(id * 190'000, id);
     EXPECT_EQ(berlin->set("key", value), id);
     EXPECT_EQ(tokyo->update(), id);
     EXPECT_TRUE(tokyo->get("key") == value) << id;
@@ -218,7 +218,7 @@ TEST(MemcachedFleet, who_slept_through_a_rewrite_builds_a_new_state) {
   fleet.memcached().flush_all();
   berlin->set("key", "after");
 
-  EXPECT_TRUE(poll_until(tokyo, fleet.oldest(), [&] { return tokyo->get("key") == "after"; }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->get("key") == "after"; }));
   EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
   EXPECT_EQ(tokyo->counters().rebuilds_behind_base, 1U);
 }
@@ -228,7 +228,7 @@ TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
   TieredMachine berlin = fleet.open("berlin");
   const std::vector<TieredMachine> followers = fleet.open_many(3);
   berlin->set("key", "value");
-  settle(followers);
+  warm_up(followers);
   EXPECT_EQ(followers[0]->size(), 1U);
 
   berlin->delete_all_history();
@@ -240,14 +240,14 @@ TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
 
 TEST(MemcachedFleet, by_unix_socket) {
   TieredFleet fleet(never);
-  fleet.use_server({}, true);
+  fleet.replace_servers({}, true);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
-  const std::uint64_t before = *tokyo.calls;
+  const std::uint64_t before = *tokyo.log_calls;
   berlin->set("key", "value");
   EXPECT_EQ(tokyo->update(), 1U);
-  EXPECT_EQ(*tokyo.calls, before);
+  EXPECT_EQ(*tokyo.log_calls, before);
 }
 
 TEST(MemcachedFleet, parent_and_child_go_on_after_a_fork) {
@@ -256,7 +256,7 @@ TEST(MemcachedFleet, parent_and_child_go_on_after_a_fork) {
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
   for (UpdateId id = 1; id <= 3; ++id) {
-    in_another_process([&] { EXPECT_EQ(berlin->set("key", std::to_string(id)), 2 * id - 1); });
+    expect_success_in_child([&] { EXPECT_EQ(berlin->set("key", std::to_string(id)), 2 * id - 1); });
     tokyo->update();
     EXPECT_EQ(tokyo->get("key"), std::to_string(id));
     EXPECT_EQ(berlin->set("key", "parent"), 2 * id);

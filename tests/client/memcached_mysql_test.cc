@@ -23,7 +23,7 @@ TEST(MemcachedMysql, a_writer_whose_connection_was_lost_is_not_kept_waiting_by_w
   const std::string database = server.make_database();
   // So that nobody asks the log in between.
   const std::string options =
-      "?memcached=" + MemcachedServer::shared().place() + "&memcached_timeout_ms=2000&confirm_s=3600";
+      "?memcached=" + MemcachedServer::shared().address() + "&memcached_timeout_ms=2000&confirm_s=3600";
   Fleet fleet;
   Cache berlin("memcached+" + server.url(database) + options, fleet.options("berlin"));
   Cache tokyo("memcached+mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + database + options,

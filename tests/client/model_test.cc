@@ -31,7 +31,7 @@ Digest digest_of(const Contents& items) {
   return digest;
 }
 
-void carry_into(Contents& items, const Change& change) {
+void apply_change(Contents& items, const Change& change) {
   if (change.kind == Change::Kind::set) {
     items.insert_or_assign(std::string(change.key), std::string(change.value));
   } else {
@@ -40,7 +40,7 @@ void carry_into(Contents& items, const Change& change) {
 }
 
 // What the log says, from its base on.
-Contents replayed(Log& log) {
+Contents replay(Log& log) {
   Contents items;
   UpdateId at = 0;
   BasePart part;
@@ -55,14 +55,14 @@ Contents replayed(Log& log) {
     EXPECT_EQ(id, ++at);
     decode_update(bytes, update);
     if (update.erases_all) items.clear();
-    for (const Change& change : update.changes) carry_into(items, change);
+    for (const Change& change : update.changes) apply_change(items, change);
     return true;
   });
   return items;
 }
 
 // What every key was at every id.
-class History {
+class KeyVersions {
  public:
   void change(UpdateId id, const std::string& key, std::optional<std::string> value) {
     auto& versions = keys_[key];
@@ -110,21 +110,21 @@ class Model {
     // Once in a while it fails before it does anything, or does it and loses the answer; and sometimes another machine
     // rewrites the history before the writer could look whether its update is there.
     script_->before_append = [this](UpdateId) {
-      if (chance(1000)) throw chance(2) ? unavailable() : uncertain();
+      if (chance(1000)) throw chance(2) ? unavailable_error() : uncertain_error();
     };
     script_->after_append = [this](UpdateId) {
-      if (meddling_ || !chance(1000)) return;
-      ++lost_;
+      if (in_concurrent_rewrite_ || !chance(1000)) return;
+      ++lost_answer_count_;
       if (chance(4)) {
-        meddling_ = true;
-        machines_[(acting_ + 1 + random_() % 2) % machines_.size()]->rewrite_history();
-        meddling_ = false;
+        in_concurrent_rewrite_ = true;
+        machines_[(active_machine_ + 1 + random_() % 2) % machines_.size()]->rewrite_history();
+        in_concurrent_rewrite_ = false;
         ++rewrites_;
       }
-      throw uncertain();
+      throw uncertain_error();
     };
     script_->before_read = [this] {
-      if (log_fails_ && chance(2000)) throw unavailable();
+      if (log_fails_ && chance(2000)) throw unavailable_error();
     };
     for (std::size_t i = 0; i < machines_.size(); ++i) open(i);
   }
@@ -133,14 +133,14 @@ class Model {
     for (; operations_ < operations && !::testing::Test::HasFailure(); ++operations_) {
       step(operations_);
       if (operations_ % 4096 == 4095) compare_all();
-      if (operations_ % 16384 == 16383) forget();
+      if (operations_ % 16384 == 16383) forget_old_versions();
     }
     compare_all();
     std::printf("operations=%" PRIu64 " head=%" PRIu64 " compared=%" PRIu64 " rewrites=%" PRIu64 " reopened=%" PRIu64
                 " bootstrapped=%" PRIu64 " rebuilt=%" PRIu64 " answers_lost=%" PRIu64 " uncertain=%" PRIu64
                 " of_these_written=%" PRIu64 "\n",
-                operations_, head_, compared_, rewrites_, reopened_, bootstrapped_, rebuilt_, lost_, uncertain_,
-                uncertain_and_written_);
+                operations_, head_, compared_, rewrites_, reopened_, bootstrapped_, rebuilt_, lost_answer_count_,
+                uncertain_, uncertain_and_written_);
   }
   std::uint64_t uncertain_and_written() const { return uncertain_and_written_; }
   std::uint64_t uncertain_and_not_written() const { return uncertain_ - uncertain_and_written_; }
@@ -152,13 +152,13 @@ class Model {
   };
 
   bool chance(std::uint64_t one_in) { return random_() % one_in == 0; }
-  std::string any_key() { return "key" + std::to_string(random_() % 300); }
-  std::string any_value() {
-    if (chance(500)) return noise(random_() % 20000, random_());
+  std::string random_key() { return "key" + std::to_string(random_() % 300); }
+  std::string random_value() {
+    if (chance(500)) return incompressible_bytes(random_() % 20000, random_());
     if (chance(10)) return std::string();
     return std::string(random_() % 40, static_cast<char>('a' + random_() % 26)) + std::to_string(random_() % 1000);
   }
-  std::size_t any_machine() { return random_() % machines_.size(); }
+  std::size_t random_machine() { return random_() % machines_.size(); }
   static std::string name(std::size_t machine) { return "machine" + std::to_string(machine); }
 
   void open(std::size_t machine) {
@@ -181,7 +181,7 @@ class Model {
   // Does what writes. If it cannot tell whether that is in the log, the log is asked: of what was to become `after`,
   // all is there or nothing, or a part if it was split into several updates. False then.
   template <typename Write>
-  bool is_certain(Cache& cache, const Write& write, const std::function<Contents(Contents)>& after) {
+  bool write_and_resolve(Cache& cache, const Write& write, const std::function<Contents(Contents)>& after) {
     try {
       write();
       return true;
@@ -192,7 +192,7 @@ class Model {
     const Contents before = history_.at(head_);
     const Contents wanted = after(before);
     const std::unique_ptr<Log> log = fleet_.log();
-    const Contents found = replayed(*log);
+    const Contents found = replay(*log);
     const UpdateId head = log->extent().head;
     EXPECT_GE(head, head_);
     if (head == head_) {
@@ -228,10 +228,10 @@ class Model {
     const UpdateId before = head_;
     UpdateId id = 0;
     const auto after = [&](Contents items) {
-      for (const Change& change : changes) carry_into(items, change);
+      for (const Change& change : changes) apply_change(items, change);
       return items;
     };
-    if (!is_certain(
+    if (!write_and_resolve(
             cache, [&] { id = cache.write(changes); }, after))
       return;
     ASSERT_EQ(cache.applied_id(), id) << "read your writes";
@@ -247,29 +247,29 @@ class Model {
   }
 
   void step(std::uint64_t number) {
-    const std::size_t machine = any_machine();
-    acting_ = machine;
+    const std::size_t machine = random_machine();
+    active_machine_ = machine;
     Cache& cache = *machines_[machine];
     const std::uint64_t what = random_() % 1000;
     if (what < 400) {
-      const std::string key = any_key();
+      const std::string key = random_key();
       const UpdateId id = cache.applied_id();
       ASSERT_EQ(cache.get(key), history_.get(key, id)) << "operation " << number << " key " << key << " id " << id;
     } else if (what < 450) {
-      const std::string key = any_key();
+      const std::string key = random_key();
       ASSERT_EQ(cache.contains(key), history_.get(key, cache.applied_id()).has_value()) << "operation " << number;
     } else if (what < 480) {
       std::vector<std::string> keys(random_() % 10);
-      for (std::string& key : keys) key = any_key();
+      for (std::string& key : keys) key = random_key();
       const auto values = cache.get_multi(keys);
       for (std::size_t i = 0; i < keys.size(); ++i)
         ASSERT_EQ(values[i], history_.get(keys[i], cache.applied_id())) << "operation " << number;
     } else if (what < 700) {
-      const std::string key = any_key();
-      const std::string value = any_value();
+      const std::string key = random_key();
+      const std::string value = random_value();
       write(cache, {Change::set(key, value)});
     } else if (what < 800) {
-      const std::string key = any_key();
+      const std::string key = random_key();
       write(cache, {Change::erase(key)});
     } else if (what < 850) {
       write_many(cache);
@@ -277,7 +277,7 @@ class Model {
       const UpdateId id = cache.update();
       ASSERT_EQ(id, head_) << "operation " << number;
     } else if (what < 990) {
-      hold_or_check_a_view(cache, number);
+      hold_or_check_view(cache, number);
     } else {
       rare_step(machine, number);
     }
@@ -289,19 +289,19 @@ class Model {
     texts.reserve(2 * count);
     std::vector<Change> changes;
     for (std::size_t i = 0; i < count; ++i) {
-      texts.push_back(any_key());
+      texts.push_back(random_key());
       const std::string_view key = texts.back();
       if (chance(3)) {
         changes.push_back(Change::erase(key));
       } else {
-        texts.push_back(any_value());
+        texts.push_back(random_value());
         changes.push_back(Change::set(key, texts.back()));
       }
     }
     write(cache, changes);
   }
 
-  void hold_or_check_a_view(const Cache& cache, std::uint64_t number) {
+  void hold_or_check_view(const Cache& cache, std::uint64_t number) {
     if (views_.size() < 4 && chance(2)) {
       View view = cache.view();
       const UpdateId id = view.id();
@@ -311,7 +311,7 @@ class Model {
     if (views_.empty()) return;
     const std::size_t i = random_() % views_.size();
     const HeldView& held = views_[i];
-    const std::string key = any_key();
+    const std::string key = random_key();
     const auto value = held.view.get(key);
     ASSERT_EQ(value ? std::optional<std::string>(*value) : std::nullopt, history_.get(key, held.id))
         << "operation " << number;
@@ -342,7 +342,7 @@ class Model {
           return items;
         };
         UpdateId base = 0;
-        if (!is_certain(
+        if (!write_and_resolve(
                 cache, [&] { base = cache.rewrite_history({.limit = 0, .keep = keep}); }, after))
           return;
         head_ = std::max(head_, base);
@@ -356,7 +356,7 @@ class Model {
         if (!chance(5)) return;
         {
           UpdateId base = 0;
-          if (!is_certain(
+          if (!write_and_resolve(
                   cache, [&] { base = cache.delete_all_history(); }, [](const Contents&) { return Contents(); }))
             return;
           head_ = base;
@@ -377,8 +377,8 @@ class Model {
       default: {
         // A range.
         const UpdateId id = cache.applied_id();
-        const std::string begin = any_key();
-        const std::string end = any_key();
+        const std::string begin = random_key();
+        const std::string end = random_key();
         const Contents all = history_.at(id);
         const View view = cache.view();
         auto expected = all.lower_bound(begin);
@@ -411,7 +411,7 @@ class Model {
     const Contents expected = history_.at(head_);
     const Digest digest = digest_of(expected);
     log_fails_ = false;  // here the test reads it, which has no patience
-    ASSERT_EQ(replayed(machines_[0]->log()), expected) << "the log itself, operation " << operations_;
+    ASSERT_EQ(replay(machines_[0]->log()), expected) << "the log itself, operation " << operations_;
     log_fails_ = true;
     for (const auto& machine : machines_) {
       ASSERT_EQ(machine->update(), head_);
@@ -422,7 +422,7 @@ class Model {
     ++compared_;
   }
 
-  void forget() {
+  void forget_old_versions() {
     UpdateId oldest = head_;
     for (const auto& machine : machines_) oldest = std::min(oldest, machine->applied_id());
     for (const HeldView& held : views_) oldest = std::min(oldest, held.id);
@@ -431,12 +431,12 @@ class Model {
 
   std::mt19937_64 random_;
   std::shared_ptr<Script> script_ = std::make_shared<Script>();
-  bool log_fails_ = true;   // once in a while
-  bool meddling_ = false;   // a machine rewrites the history while another one is writing
-  std::size_t acting_ = 0;  // the machine whose turn it is
+  bool log_fails_ = true;               // once in a while
+  bool in_concurrent_rewrite_ = false;  // a machine rewrites the history while another one is writing
+  std::size_t active_machine_ = 0;      // the machine whose turn it is
   Fleet fleet_;
   std::array<std::unique_ptr<Cache>, 3> machines_;
-  History history_;
+  KeyVersions history_;
   std::vector<HeldView> views_;
   UpdateId head_ = 0;
   std::uint64_t operations_ = 0;
@@ -445,8 +445,8 @@ class Model {
   std::uint64_t reopened_ = 0;
   std::uint64_t bootstrapped_ = 0;
   std::uint64_t rebuilt_ = 0;
-  std::uint64_t lost_ = 0;       // answers
-  std::uint64_t uncertain_ = 0;  // writes, as far as the writer could tell
+  std::uint64_t lost_answer_count_ = 0;  // answers
+  std::uint64_t uncertain_ = 0;          // writes, as far as the writer could tell
   std::uint64_t uncertain_and_written_ = 0;
 };
 

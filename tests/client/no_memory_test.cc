@@ -18,22 +18,22 @@
 namespace whycache::testing {
 namespace {
 
-constexpr long allocations_tried = 150;  // more than there are
+constexpr long allocation_count_max = 150;  // more than there are
 
-enum class Told { written, nothing_written, in_doubt };
+enum class WriteOutcome { written, nothing_written, uncertain };
 
 template <typename Write>
-Told with_failing_allocation(long number, const Write& write) {
-  Told told = Told::written;
-  failing_allocation = number;
+WriteOutcome with_failing_allocation(long number, const Write& write) {
+  WriteOutcome told = WriteOutcome::written;
+  allocations_until_failure = number;
   try {
     write();
   } catch (const Error& error) {
-    told = error.kind() == ErrorKind::uncertain ? Told::in_doubt : Told::nothing_written;
+    told = error.kind() == ErrorKind::uncertain ? WriteOutcome::uncertain : WriteOutcome::nothing_written;
   } catch (const std::bad_alloc&) {
-    told = Told::nothing_written;
+    told = WriteOutcome::nothing_written;
   }
-  failing_allocation = 0;
+  allocations_until_failure = 0;
   return told;
 }
 
@@ -43,14 +43,14 @@ TEST(NoMemory, what_is_told_of_a_write_is_true) {
   cache.set("first", "1");
   int failed = 0;
   int in_doubt = 0;
-  for (long number = 1; number <= allocations_tried; ++number) {
+  for (long number = 1; number <= allocation_count_max; ++number) {
     const std::string key = "a key that is longer than a small string " + std::to_string(number);
-    const Told told = with_failing_allocation(number, [&] { cache.set(key, "value"); });
+    const WriteOutcome told = with_failing_allocation(number, [&] { cache.set(key, "value"); });
     cache.update();
     const bool is_there = cache.contains(key);
-    EXPECT_TRUE(told == Told::in_doubt || is_there == (told == Told::written)) << number;
-    failed += told != Told::written;
-    in_doubt += told == Told::in_doubt;
+    EXPECT_TRUE(told == WriteOutcome::uncertain || is_there == (told == WriteOutcome::written)) << number;
+    failed += told != WriteOutcome::written;
+    in_doubt += told == WriteOutcome::uncertain;
   }
   EXPECT_GE(failed, 5);
   EXPECT_EQ(cache.digest(), fleet.open("rome").digest());
@@ -60,7 +60,8 @@ TEST(NoMemory, what_is_told_of_a_write_is_true) {
 TEST(NoMemory, a_write_that_is_not_taken_for_later_is_not_written_and_closing_does_not_wait_for_it) {
   // Many updates, for which the queue has to grow.
   std::vector<std::pair<std::string, std::string>> texts;
-  for (int i = 0; i < 200; ++i) texts.emplace_back("key" + std::to_string(i), noise(3000, static_cast<unsigned>(i)));
+  for (int i = 0; i < 200; ++i)
+    texts.emplace_back("key" + std::to_string(i), incompressible_bytes(3000, static_cast<unsigned>(i)));
   std::vector<Item> items;
   for (const auto& [key, value] : texts) items.push_back({key, value});
   const auto try_one = [&](long number) {
@@ -69,17 +70,17 @@ TEST(NoMemory, a_write_that_is_not_taken_for_later_is_not_written_and_closing_do
     options.update_bytes_max = 4096;
     Cache cache = fleet.open("berlin", options);
     std::optional<std::future<UpdateId>> future;
-    const long before = allocations;
-    const Told told = with_failing_allocation(number, [&] { future = cache.set_multi_async(items); });
-    const long needed = allocations - before;
+    const long before = allocation_count;
+    const WriteOutcome told = with_failing_allocation(number, [&] { future = cache.set_multi_async(items); });
+    const long needed = allocation_count - before;
     if (future) {
       EXPECT_EQ(future->get(), items.size()) << number;
     } else {
-      EXPECT_EQ(told, Told::nothing_written) << number;
+      EXPECT_EQ(told, WriteOutcome::nothing_written) << number;
       std::this_thread::sleep_for(std::chrono::milliseconds(20));  // for the thread to write what it was given
     }
     cache.close_shared_state();
-    EXPECT_EQ(fleet.log()->extent().head > 0, told == Told::written) << number;
+    EXPECT_EQ(fleet.log()->extent().head > 0, told == WriteOutcome::written) << number;
     return needed;
   };
   const long needed = try_one(0);

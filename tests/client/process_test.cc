@@ -40,7 +40,7 @@ INSTANTIATE_TEST_SUITE_P(Logs, Processes, ::testing::Values("sqlite", "file"),
 TEST_P(Processes, what_one_process_wrote_another_sees_when_set_returned) {
   Cache here = fleet.open("berlin");
   for (int i = 0; i < 5; ++i) {
-    in_another_process(
+    expect_success_in_child(
         [&] { EXPECT_EQ(fleet.open("berlin").set("key", std::to_string(i)), static_cast<UpdateId>(i) + 1); });
     EXPECT_EQ(here.get("key"), std::to_string(i));
     EXPECT_EQ(here.applied_id(), static_cast<UpdateId>(i) + 1);
@@ -71,9 +71,9 @@ TEST_P(Processes, read_their_writes_and_nothing_goes_backwards) {
       ++board->reads;
     }
   };
-  Child reader_1(read);
-  Child reader_2(read);
-  in_another_process([&] {
+  TestProcess reader_1(read);
+  TestProcess reader_2(read);
+  expect_success_in_child([&] {
     Cache cache = fleet.open("berlin");
     for (std::uint64_t i = 1; i <= 300; ++i) {
       cache.set_multi({{"n", std::to_string(i)}, {"m", std::to_string(i)}});
@@ -89,9 +89,9 @@ TEST_P(Processes, read_their_writes_and_nothing_goes_backwards) {
 
 TEST_P(Processes, writers_in_many_processes_lose_nothing) {
   {
-    std::vector<std::unique_ptr<Child>> writers;
+    std::vector<std::unique_ptr<TestProcess>> writers;
     for (int process = 0; process < 4; ++process) {
-      writers.push_back(std::make_unique<Child>([&, process] {
+      writers.push_back(std::make_unique<TestProcess>([&, process] {
         Cache cache = fleet.open(process % 2 == 0 ? "berlin" : "tokyo");
         for (int i = 0; i < 40; ++i) {
           const std::string key = "key" + std::to_string(process) + "." + std::to_string(i);
@@ -115,13 +115,14 @@ TEST_P(Processes, a_writer_that_is_killed_blocks_nobody_and_tears_nothing) {
   Cache watcher = fleet.open("berlin");
   std::mt19937 random(11);
   for (int round = 0; round < 15; ++round) {
-    Child writer([&] {
+    TestProcess writer([&] {
       Cache cache = fleet.open("berlin");
       for (int i = 0;; ++i) {
         const std::string value = std::to_string(::getpid()) + "." + std::to_string(i);
-        cache.set_multi({{"n", value},
-                         {"m", value},
-                         {"large" + std::to_string(i % 50), noise(5000, static_cast<std::uint64_t>(i))}});
+        cache.set_multi(
+            {{"n", value},
+             {"m", value},
+             {"large" + std::to_string(i % 50), incompressible_bytes(5000, static_cast<std::uint64_t>(i))}});
       }
     });
     std::this_thread::sleep_for(milliseconds(20 + random() % 60));
@@ -148,7 +149,7 @@ TEST(ProcessesKilled, a_half_applied_update_is_taken_back_and_that_is_told) {
   int rounds = 0;
   while (watcher.counters().recoveries == 0 && rounds < 150) {
     ++rounds;
-    Child follower([&] {
+    TestProcess follower([&] {
       Cache cache = fleet.open("berlin", options);
       std::map<std::string, std::string> batch;
       for (int i = 0; i < 20000; ++i) batch["key" + std::to_string(i)] = std::to_string(rounds);
@@ -172,7 +173,7 @@ TEST_P(Processes, a_cache_opened_before_a_fork_works_in_parent_and_child) {
   Cache cache = fleet.open("berlin");
   cache.set("before", "1");
 
-  Child child([&] {
+  TestProcess child([&] {
     EXPECT_EQ(cache.get("before"), "1");
     EXPECT_GE(cache.size(), 1U);  // the parent goes on writing
     for (int i = 0; i < 20; ++i) cache.set("child" + std::to_string(i), "1");
@@ -202,7 +203,7 @@ TEST_P(Processes, a_fork_while_threads_write_leaves_the_child_free) {
   }
   for (int round = 0; round < 20; ++round) {
     std::this_thread::sleep_for(milliseconds(3));
-    Child child([&] {
+    TestProcess child([&] {
       const std::string key = "child" + std::to_string(round);
       const UpdateId id = cache.set(key, "1");
       EXPECT_EQ(cache.get(key), "1");
@@ -222,11 +223,11 @@ TEST_P(Processes, a_fork_while_threads_write_leaves_the_child_free) {
 TEST_P(Processes, threads_of_a_child_and_grandchildren_work) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
-  in_another_process([&] {
+  expect_success_in_child([&] {
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i) threads.emplace_back([&, i] { cache.set("child" + std::to_string(i), "1"); });
     for (std::thread& thread : threads) thread.join();
-    in_another_process([&] {
+    expect_success_in_child([&] {
       cache.set("grandchild", "1");
       EXPECT_EQ(cache.get("child3"), "1");
     });
@@ -239,7 +240,7 @@ TEST_P(Processes, a_view_from_before_a_fork_stays_with_the_parent) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   const View view = cache.view();
-  in_another_process([&] {
+  expect_success_in_child([&] {
     expect_error(ErrorKind::invalid, [&] { view.get("a"); });
     EXPECT_EQ(cache.view().get("a"), "1");
   });
@@ -249,7 +250,7 @@ TEST_P(Processes, a_view_from_before_a_fork_stays_with_the_parent) {
 TEST_P(Processes, a_child_that_closes_does_not_close_its_parents_cache) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
-  in_another_process([&] {
+  expect_success_in_child([&] {
     cache.close_shared_state();
     EXPECT_FALSE(cache.valid());
   });
@@ -259,9 +260,9 @@ TEST_P(Processes, a_child_that_closes_does_not_close_its_parents_cache) {
 
 TEST_P(Processes, many_openers_at_once_make_one_state) {
   { fleet.open("berlin").set("a", "1"); }
-  std::vector<std::unique_ptr<Child>> openers;
+  std::vector<std::unique_ptr<TestProcess>> openers;
   for (int i = 0; i < 8; ++i) {
-    openers.push_back(std::make_unique<Child>([&] {
+    openers.push_back(std::make_unique<TestProcess>([&] {
       Cache cache = fleet.open("tokyo");
       EXPECT_EQ(cache.get("a"), "1");
       EXPECT_EQ(cache.counters().rebuilds_damaged, 0U);
@@ -276,7 +277,7 @@ TEST(MemoryLogProcesses, a_child_reads_on_and_is_told_that_it_cannot_write) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
-  in_another_process([&] {
+  expect_success_in_child([&] {
     EXPECT_EQ(cache.get("a"), "1");
     expect_error(
         ErrorKind::invalid, [&] { cache.set("a", "2"); }, "memory");

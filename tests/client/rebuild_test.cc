@@ -195,7 +195,7 @@ TEST(Rebuild, a_base_of_many_parts_is_loaded_whole) {
     std::map<std::string, std::string> batch;
     for (int j = 0; j < 100; ++j)
       batch["key" + std::to_string(i * 100 + j)] =
-          noise(1000 + static_cast<std::size_t>(j), static_cast<std::uint64_t>(i));
+          incompressible_bytes(1000 + static_cast<std::size_t>(j), static_cast<std::uint64_t>(i));
     berlin.set_multi(batch);
   }
   berlin.rewrite_history();
@@ -212,7 +212,8 @@ TEST(Rebuild, a_base_of_many_parts_is_loaded_whole) {
 TEST(Rebuild, begins_again_when_the_base_is_replaced_midway) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
-  for (int i = 0; i < 4; ++i) berlin.set("key" + std::to_string(i), noise(700'000, static_cast<std::uint64_t>(i)));
+  for (int i = 0; i < 4; ++i)
+    berlin.set("key" + std::to_string(i), incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
   berlin.rewrite_history();
   auto script = std::make_shared<Script>();
   std::atomic<int> rewrites{3};
@@ -230,7 +231,8 @@ TEST(Rebuild, begins_again_when_the_base_is_replaced_midway) {
 TEST(Rebuild, begins_again_when_the_log_is_rewritten_while_its_updates_are_read) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
-  for (int i = 0; i < 30; ++i) berlin.set("key" + std::to_string(i), noise(1'000'000, static_cast<std::uint64_t>(i)));
+  for (int i = 0; i < 30; ++i)
+    berlin.set("key" + std::to_string(i), incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   auto script = std::make_shared<Script>();
   std::atomic<int> reads{0};
   script->before_read = [&] {
@@ -245,12 +247,13 @@ TEST(Rebuild, begins_again_when_the_log_is_rewritten_while_its_updates_are_read)
 TEST(Rebuild, is_patient_with_a_log_that_fails_now_and_then) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
-  for (int i = 0; i < 30; ++i) berlin.set("key" + std::to_string(i), noise(1'000'000, static_cast<std::uint64_t>(i)));
+  for (int i = 0; i < 30; ++i)
+    berlin.set("key" + std::to_string(i), incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   berlin.rewrite_history({.limit = 10, .keep = {}});
   auto script = std::make_shared<Script>();
   std::atomic<unsigned> calls{0};
   script->before_read = script->before_extent = script->before_read_base = [&] {
-    if ((++calls * 2654435761U) >> 31 == 1) throw unavailable();
+    if ((++calls * 2654435761U) >> 31 == 1) throw unavailable_error();
   };
 
   const Cache tokyo = fleet.open("tokyo", script);
@@ -264,7 +267,8 @@ TEST(Rebuild, is_patient_with_a_log_that_fails_now_and_then) {
 class DamagedBase : public ::testing::Test {
  protected:
   DamagedBase() {
-    for (int i = 0; i < 4; ++i) berlin.set("key" + std::to_string(i), noise(700'000, static_cast<std::uint64_t>(i)));
+    for (int i = 0; i < 4; ++i)
+      berlin.set("key" + std::to_string(i), incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
     berlin.rewrite_history();
     berlin.log().read_base([&](std::string_view part) {
       parts.emplace_back(part);
@@ -272,13 +276,13 @@ class DamagedBase : public ::testing::Test {
     });
   }
 
-  void tokyo_refuses(std::function<std::string(std::uint64_t, std::string_view)> show, const std::string& word) {
+  void expect_refused(std::function<std::string(std::uint64_t, std::string_view)> show, const std::string& word) {
     auto script = std::make_shared<Script>();
-    script->show_part = std::move(show);
+    script->transform_part = std::move(show);
     expect_error(
         ErrorKind::corrupt, [&] { fleet.open("tokyo", script); }, "base is damaged", word);
     EXPECT_FALSE(fs::exists(fleet.state_path("tokyo")));
-    for (const fs::directory_entry& entry : fs::directory_iterator(fleet.state_folder())) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(fleet.state_directory())) {
       EXPECT_EQ(entry.path().native().find("building"), std::string::npos) << entry.path();
     }
     EXPECT_EQ(fleet.open("tokyo").digest(), berlin.digest()) << "repaired";
@@ -290,7 +294,7 @@ class DamagedBase : public ::testing::Test {
 };
 
 TEST_F(DamagedBase, a_changed_byte) {
-  tokyo_refuses(
+  expect_refused(
       [](std::uint64_t part, std::string_view bytes) {
         std::string changed(bytes);
         if (part == 1) changed[changed.size() / 2] = static_cast<char>(changed[changed.size() / 2] + 1);
@@ -300,15 +304,15 @@ TEST_F(DamagedBase, a_changed_byte) {
 }
 
 TEST_F(DamagedBase, a_part_that_is_cut_short) {
-  tokyo_refuses([](std::uint64_t, std::string_view bytes) { return std::string(bytes.substr(0, 100)); }, "part=0");
+  expect_refused([](std::uint64_t, std::string_view bytes) { return std::string(bytes.substr(0, 100)); }, "part=0");
 }
 
 TEST_F(DamagedBase, a_part_that_comes_twice) {
-  tokyo_refuses([&](std::uint64_t, std::string_view) { return parts[0]; }, "part=0 expected=1");
+  expect_refused([&](std::uint64_t, std::string_view) { return parts[0]; }, "part=0 expected=1");
 }
 
 TEST_F(DamagedBase, a_part_that_is_left_out) {
-  tokyo_refuses(
+  expect_refused(
       [&](std::uint64_t part, std::string_view) {
         return parts[std::min<std::size_t>(part == 0 ? 0 : part + 1, parts.size() - 1)];
       },
@@ -322,7 +326,7 @@ TEST_F(DamagedBase, a_last_part_that_names_other_entries) {
   BasePartEncoder encoder(6);
   ASSERT_TRUE(encoder.add({"key", "value"}, 1000));
   const std::string forged(encoder.finish(BaseInfo{.base = 6, .chain = 1, .item_count = 2, .digest = {}}));
-  tokyo_refuses([&](std::uint64_t, std::string_view) { return forged; }, "items=1 expected=2");
+  expect_refused([&](std::uint64_t, std::string_view) { return forged; }, "items=1 expected=2");
 }
 
 TEST_F(DamagedBase, a_base_with_a_chain_that_is_not_its_own) {
@@ -342,19 +346,19 @@ TEST_F(DamagedBase, a_base_with_a_chain_that_is_not_its_own) {
   }
   forged_parts.emplace_back(encoder.finish(BaseInfo{.base = 4, .chain = 12345, .item_count = count, .digest = digest}));
   ASSERT_EQ(forged_parts.size(), parts.size());
-  tokyo_refuses([&](std::uint64_t part, std::string_view) { return forged_parts[part]; }, "chain");
+  expect_refused([&](std::uint64_t part, std::string_view) { return forged_parts[part]; }, "chain");
 }
 
 // --- Logs that are not what they were ---
 
 class OtherLog : public ::testing::Test {
  protected:
-  void save_log(const std::string& name) { copy_file(log_path(), fleet.folder().file(name)); }
+  void save_log(const std::string& name) { copy_file(log_path(), fleet.directory().file(name)); }
   void restore_log(const std::string& name) {
     for (const char* const suffix : {"-journal", "-wal", "-shm"}) fs::remove(log_path() + suffix);
-    copy_file(fleet.folder().file(name), log_path());
+    copy_file(fleet.directory().file(name), log_path());
   }
-  std::string log_path() const { return fleet.folder().file("log.db"); }
+  std::string log_path() const { return fleet.directory().file("log.db"); }
   Options with_events() {
     Options options;
     options.on_event = events.listener();
@@ -430,7 +434,7 @@ TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_is_not_the_one_it_knows)
 TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_became_another_some_time_ago) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup.db");
-  const std::string backup = "sqlite://" + fleet.folder().file("backup.db");
+  const std::string backup = "sqlite://" + fleet.directory().file("backup.db");
   auto made = std::make_unique<SwitchedLog>(fleet.log());
   SwitchedLog& log = *made;
   Cache berlin(std::move(made), fleet.options("berlin"));
@@ -448,7 +452,7 @@ TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_became_another_some_time
 TEST_F(OtherLog, a_writer_never_appends_beyond_a_tail_that_was_lost) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup.db");
-  const std::string backup = "sqlite://" + fleet.folder().file("backup.db");
+  const std::string backup = "sqlite://" + fleet.directory().file("backup.db");
   auto made = std::make_unique<SwitchedLog>(fleet.log());
   SwitchedLog& log = *made;
   Cache berlin(std::move(made), fleet.options("berlin"));
@@ -529,7 +533,7 @@ TEST_F(Bootstrap, a_copied_state_is_used_and_only_what_is_newer_is_read) {
   writer.set("newer", "yes");
   auto script = std::make_shared<Script>();
   std::atomic<int> rows{0};
-  script->show_row = [&](UpdateId, std::string_view row) {
+  script->transform_row = [&](UpdateId, std::string_view row) {
     ++rows;
     return std::optional<std::string>(row);
   };
@@ -579,7 +583,7 @@ TEST_F(Bootstrap, a_copy_of_another_logs_state_is_not_believed_while_the_log_is_
   foreign.close_shared_state();
   copy_file(other.state_path("foreign"), fleet.state_path("tokyo"));
   auto script = std::make_shared<Script>();
-  script->before_extent = [] { throw unavailable(); };
+  script->before_extent = [] { throw unavailable_error(); };
 
   expect_error(
       ErrorKind::unavailable, [&] { fleet.open("tokyo", script); }, "brought here from elsewhere");
@@ -595,7 +599,8 @@ TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_wh
       while (i >= allowed && !end) std::this_thread::sleep_for(std::chrono::microseconds(50));
       std::map<std::string, std::string> batch;
       for (int j = 0; j < 50; ++j)
-        batch["key" + std::to_string((i * 37 + j * 11) % 500)] = noise(200, static_cast<std::uint64_t>(i));
+        batch["key" + std::to_string((i * 37 + j * 11) % 500)] =
+            incompressible_bytes(200, static_cast<std::uint64_t>(i));
       berlin.set_multi(batch);
     }
   });
@@ -632,7 +637,8 @@ TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_wh
 
 TEST_F(Bootstrap, a_copy_cut_short_or_changed_is_never_believed) {
   Cache berlin = fleet.open("berlin");
-  for (int i = 0; i < 200; ++i) berlin.set("key" + std::to_string(i), noise(100, static_cast<std::uint64_t>(i)));
+  for (int i = 0; i < 200; ++i)
+    berlin.set("key" + std::to_string(i), incompressible_bytes(100, static_cast<std::uint64_t>(i)));
   const Contents expected = contents(berlin);
   berlin.close_shared_state();
   std::ifstream file(fleet.state_path("berlin"), std::ios::binary);
@@ -809,12 +815,12 @@ TEST(Rebuild, of_a_log_that_lost_its_tail_does_not_ask_it_while_others_wait) {
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
   for (int i = 1; i <= 3; ++i) cache.set("key", std::to_string(i));
-  fs::remove(fleet.folder().file("log") + "/default/updates/" + std::string(19, '0') + "3");
+  fs::remove(fleet.directory().file("log") + "/default/updates/" + std::string(19, '0') + "3");
   if (fleet.log()->extent().head == 3) GTEST_FAIL() << "the update is there still";
-  const int before = script->reads;
+  const int before = script->read_count;
   EXPECT_EQ(cache.update(), 2U);
   EXPECT_EQ(cache.get("key"), "2");
-  EXPECT_EQ(script->reads - before, 2) << "once to find out, once to build";
+  EXPECT_EQ(script->read_count - before, 2) << "once to find out, once to build";
 }
 
 }  // namespace

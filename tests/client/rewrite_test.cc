@@ -82,8 +82,8 @@ TEST(Rewrite, what_an_interrupted_one_left_behind_is_deleted_by_the_next) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
   for (int i = 1; i <= 5; ++i) cache.set("a", std::to_string(i));
-  const std::string updates = fleet.folder().file("log") + "/default/updates/";
-  const std::string kept = fleet.folder().file("kept");
+  const std::string updates = fleet.directory().file("log") + "/default/updates/";
+  const std::string kept = fleet.directory().file("kept");
   std::filesystem::copy(updates, kept);
   EXPECT_EQ(cache.rewrite_history(), 5U);
   ASSERT_TRUE(std::filesystem::is_empty(updates));
@@ -108,7 +108,7 @@ TEST(Rewrite, cleaning_up_does_nothing_to_a_log_that_was_replaced_meanwhile) {
   std::atomic<bool> replaced{false};
   script->before_rewrite = [&] {
     if (replaced.exchange(true)) return;
-    std::filesystem::remove_all(fleet.folder().file("log") + "/default");
+    std::filesystem::remove_all(fleet.directory().file("log") + "/default");
     Cache other = fleet.open("tokyo");
     for (int i = 1; i <= 9; ++i) other.set("b", std::to_string(i));
   };
@@ -223,7 +223,7 @@ TEST(Rewrite, is_tried_again_when_the_log_fails) {
   auto script = std::make_shared<Script>();
   std::atomic<int> failures{2};
   script->before_rewrite = [&] {
-    if (failures-- > 0) throw unavailable();
+    if (failures-- > 0) throw unavailable_error();
   };
   Cache cache = fleet.open("berlin", script);
   cache.set("a", "1");
@@ -235,7 +235,7 @@ TEST(Rewrite, whose_answer_is_lost_has_happened_all_the_same) {
   auto script = std::make_shared<Script>();
   std::atomic<bool> once{true};
   script->after_rewrite = [&] {
-    if (once.exchange(false)) throw uncertain();
+    if (once.exchange(false)) throw uncertain_error();
   };
   Cache cache = fleet.open("berlin", script);
   cache.set("a", "1");
@@ -251,7 +251,8 @@ TEST(Rewrite, two_at_once_agree) {
   std::atomic<bool> end{false};
   std::thread writer([&] {
     Cache rome = fleet.open("rome");
-    for (int i = 0; !end; ++i) rome.set("key" + std::to_string(i % 100), noise(1000, static_cast<std::uint64_t>(i)));
+    for (int i = 0; !end; ++i)
+      rome.set("key" + std::to_string(i % 100), incompressible_bytes(1000, static_cast<std::uint64_t>(i)));
   });
   std::vector<std::thread> rewriters;
   for (Cache* cache : {&berlin, &tokyo}) {
@@ -278,7 +279,8 @@ TEST(Rewrite, goes_on_while_others_write_and_read) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   std::map<std::string, std::string> batch;
-  for (int i = 0; i < 2000; ++i) batch["key" + std::to_string(i)] = noise(1000, static_cast<std::uint64_t>(i));
+  for (int i = 0; i < 2000; ++i)
+    batch["key" + std::to_string(i)] = incompressible_bytes(1000, static_cast<std::uint64_t>(i));
   berlin.set_multi(batch);
   auto script = std::make_shared<Script>();
   std::atomic<bool> wrote{false};
@@ -378,8 +380,8 @@ TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_mea
   SwitchedLog& log = *opened;
   Cache berlin(std::move(opened), fleet.options("berlin"));
   berlin.set("a", "1");
-  const std::string restored = fleet.folder().file("restored");
-  std::filesystem::copy(fleet.folder().file("log"), restored, std::filesystem::copy_options::recursive);
+  const std::string restored = fleet.directory().file("restored");
+  std::filesystem::copy(fleet.directory().file("log"), restored, std::filesystem::copy_options::recursive);
   berlin.set("a", "lost");
   Options options = fleet.options("rome");
   Cache rome("file://" + restored, options);
@@ -411,7 +413,7 @@ TEST(Rewrite, one_that_fails_after_it_has_erased_says_so) {
   options.deadline = milliseconds(100);
   Cache cache = fleet.open("berlin", script, options);
   cache.set_multi({{"a", "1"}, {"b", "2"}, {"c", "3"}});
-  script->before_rewrite = [] { throw unavailable(); };
+  script->before_rewrite = [] { throw unavailable_error(); };
 
   expect_error(ErrorKind::unavailable, [&] { cache.rewrite_history(); });
   const RewriteOptions without_b = keeping([](std::string_view key, std::string_view) { return key != "b"; });
@@ -432,7 +434,7 @@ TEST(Rewrite, one_whose_answer_never_came_is_uncertain) {
   options.deadline = milliseconds(100);
   Cache cache = fleet.open("berlin", script, options);
   cache.set("a", "1");
-  script->after_rewrite = [] { throw uncertain(); };
+  script->after_rewrite = [] { throw uncertain_error(); };
   expect_error(
       ErrorKind::uncertain, [&] { cache.rewrite_history(); }, "may or may not", "base=1");
   EXPECT_EQ(fleet.log()->extent().base, 1U);
@@ -442,9 +444,9 @@ TEST(Rewrite, one_whose_answer_never_came_is_uncertain) {
 }
 
 // A log that takes its time for each part of a base.
-class SlowLog final : public Log {
+class SlowBaseLog final : public Log {
  public:
-  explicit SlowLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  explicit SlowBaseLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
 
   std::string name() const override { return log_->name(); }
   Extent extent() override { return log_->extent(); }
@@ -454,40 +456,40 @@ class SlowLog final : public Log {
   }
   void read_base(const VisitPart& visit) override {
     log_->read_base([&](std::string_view part) {
-      take_time(reads_);
+      delay(parts_read_);
       return visit(part);
     });
   }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     bool first = true;
     return log_->rewrite(base, base_chain, [&] {
-      if (!std::exchange(first, false)) take_time(writes_);
+      if (!std::exchange(first, false)) delay(parts_written_);
       return next_part();
     });
   }
 
  private:
   // The fifth time the connection is lost.
-  static void take_time(int& times) {
+  static void delay(int& times) {
     std::this_thread::sleep_for(milliseconds(100));
-    if (++times == 5) throw unavailable();
+    if (++times == 5) throw unavailable_error();
   }
 
   std::unique_ptr<Log> log_;
-  int reads_ = 0;
-  int writes_ = 0;
+  int parts_read_ = 0;
+  int parts_written_ = 0;
 };
 
 TEST(Rewrite, may_take_longer_than_the_deadline_as_long_as_the_log_goes_on) {
   Fleet fleet;
   Options options = fleet.options("berlin");
   options.deadline = milliseconds(300);
-  Cache berlin(std::make_unique<SlowLog>(fleet.log()), options);
-  for (std::uint64_t i = 0; i < 7; ++i) berlin.set("key" + std::to_string(i), noise(900'000, i));
+  Cache berlin(std::make_unique<SlowBaseLog>(fleet.log()), options);
+  for (std::uint64_t i = 0; i < 7; ++i) berlin.set("key" + std::to_string(i), incompressible_bytes(900'000, i));
   EXPECT_EQ(berlin.rewrite_history(), 7U);
   // And so may a machine that begins with such a base.
   options.state_path = fleet.state_path("rome");
-  const Cache rome(std::make_unique<SlowLog>(fleet.log()), options);
+  const Cache rome(std::make_unique<SlowBaseLog>(fleet.log()), options);
   EXPECT_EQ(rome.digest(), berlin.digest());
 }
 

@@ -24,13 +24,13 @@ struct Script {
   std::function<void()> before_rewrite;
   std::function<void()> after_rewrite;
   // What to show instead of a row; nullopt: nothing.
-  std::function<std::optional<std::string>(UpdateId, std::string_view)> show_row;
-  std::function<std::string(std::uint64_t part, std::string_view)> show_part;
-  std::function<void(Extent&)> show_extent;
+  std::function<std::optional<std::string>(UpdateId, std::string_view)> transform_row;
+  std::function<std::string(std::uint64_t part, std::string_view)> transform_part;
+  std::function<void(Extent&)> transform_extent;
 
-  std::atomic<int> appends{0};
-  std::atomic<int> reads{0};
-  std::atomic<int> extents{0};
+  std::atomic<int> append_count{0};
+  std::atomic<int> read_count{0};
+  std::atomic<int> extent_count{0};
 };
 
 class ScriptedLog final : public Log {
@@ -41,43 +41,43 @@ class ScriptedLog final : public Log {
   std::string name() const override { return log_->name(); }
 
   Extent extent() override {
-    ++script_->extents;
-    call(script_->before_extent);
-    return shown(log_->extent());
+    ++script_->extent_count;
+    run_step(script_->before_extent);
+    return transformed(log_->extent());
   }
 
   Appended append(UpdateId id, std::string_view bytes) override {
-    ++script_->appends;
-    call(script_->before_append, id);
+    ++script_->append_count;
+    run_step(script_->before_append, id);
     const Appended appended = log_->append(id, bytes);
-    call(script_->after_append, id);
+    run_step(script_->after_append, id);
     return appended;
   }
 
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-    ++script_->reads;
-    call(script_->before_read);
+    ++script_->read_count;
+    run_step(script_->before_read);
     const Extent extent = log_->read(first, last, [&](UpdateId id, std::string_view bytes) {
-      if (!script_->show_row) return visit(id, bytes);
-      const std::optional<std::string> shown = script_->show_row(id, bytes);
+      if (!script_->transform_row) return visit(id, bytes);
+      const std::optional<std::string> shown = script_->transform_row(id, bytes);
       return shown ? visit(id, *shown) : true;
     });
-    call(script_->after_read);
-    return shown(script_->after_read ? log_->extent() : extent);
+    run_step(script_->after_read);
+    return transformed(script_->after_read ? log_->extent() : extent);
   }
 
   void read_base(const VisitPart& visit) override {
-    call(script_->before_read_base);
+    run_step(script_->before_read_base);
     std::uint64_t part = 0;
     log_->read_base([&](std::string_view bytes) {
-      return script_->show_part ? visit(script_->show_part(part++, bytes)) : visit(bytes);
+      return script_->transform_part ? visit(script_->transform_part(part++, bytes)) : visit(bytes);
     });
   }
 
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
-    call(script_->before_rewrite);
+    run_step(script_->before_rewrite);
     const bool switched = log_->rewrite(base, base_chain, next_part);
-    call(script_->after_rewrite);
+    run_step(script_->after_rewrite);
     return switched;
   }
 
@@ -88,11 +88,11 @@ class ScriptedLog final : public Log {
 
  private:
   template <typename Step, typename... Arguments>
-  static void call(const Step& step, Arguments... arguments) {
+  static void run_step(const Step& step, Arguments... arguments) {
     if (step) step(arguments...);
   }
-  Extent shown(Extent extent) const {
-    if (script_->show_extent) script_->show_extent(extent);
+  Extent transformed(Extent extent) const {
+    if (script_->transform_extent) script_->transform_extent(extent);
     return extent;
   }
 
@@ -122,7 +122,7 @@ class SwitchedLog final : public Log {
   std::unique_ptr<Log> log_;
 };
 
-inline Error unavailable() { return Error(ErrorKind::unavailable, "the test's log is away"); }
-inline Error uncertain() { return Error(ErrorKind::uncertain, "the test's log lost its answer"); }
+inline Error unavailable_error() { return Error(ErrorKind::unavailable, "the test's log is away"); }
+inline Error uncertain_error() { return Error(ErrorKind::uncertain, "the test's log lost its answer"); }
 
 }  // namespace whycache::testing

@@ -25,91 +25,91 @@ using ::testing::Not;
 using ::testing::StartsWith;
 
 // Sets environment variables until the test is over.
-class Environment {
+class ScopedEnvironment {
  public:
   void set(const std::string& name, const std::optional<std::string>& value) {
     const char* const before = std::getenv(name.c_str());
-    before_.emplace(name, before != nullptr ? std::optional<std::string>(before) : std::nullopt);
-    put(name, value);
+    previous_values_.emplace(name, before != nullptr ? std::optional<std::string>(before) : std::nullopt);
+    put_variable(name, value);
   }
-  ~Environment() {
-    for (const auto& [name, value] : before_) put(name, value);
+  ~ScopedEnvironment() {
+    for (const auto& [name, value] : previous_values_) put_variable(name, value);
   }
 
  private:
-  static void put(const std::string& name, const std::optional<std::string>& value) {
+  static void put_variable(const std::string& name, const std::optional<std::string>& value) {
     value ? ::setenv(name.c_str(), value->c_str(), 1) : ::unsetenv(name.c_str());
   }
-  std::map<std::string, std::optional<std::string>> before_;
+  std::map<std::string, std::optional<std::string>> previous_values_;
 };
 
-class StatePlaceTest : public ::testing::Test {
+class StateLocationTest : public ::testing::Test {
  protected:
-  StatePlaceTest() {
+  StateLocationTest() {
     for (const char* const name : {"WHYCACHE_STATE", "STATE_DIRECTORY", "XDG_STATE_HOME"})
       environment.set(name, std::nullopt);
   }
   std::string path_for(const Options& options, const std::string& log = "sqlite:///var/lib/flags.db?instance=blue") {
-    return find_state_place(options, log).path;
+    return find_state_location(options, log).path;
   }
-  static Options named(const std::string& name) {
+  static Options options_named(const std::string& name) {
     Options options;
     options.name = name;
     return options;
   }
 
-  Environment environment;
-  TemporaryFolder folder;
+  ScopedEnvironment environment;
+  TemporaryDirectory directory;
 };
 
-TEST_F(StatePlaceTest, a_path_is_taken_as_it_is) {
-  Options options = named("flags");
-  options.state_path = folder.file("mine.state");
-  EXPECT_EQ(path_for(options), folder.file("mine.state"));
-  options.state_path = folder.path() + "/";
-  EXPECT_EQ(path_for(options), folder.file("flags.state"));
+TEST_F(StateLocationTest, a_path_is_taken_as_it_is) {
+  Options options = options_named("flags");
+  options.state_path = directory.file("mine.state");
+  EXPECT_EQ(path_for(options), directory.file("mine.state"));
+  options.state_path = directory.path() + "/";
+  EXPECT_EQ(path_for(options), directory.file("flags.state"));
 }
 
-TEST_F(StatePlaceTest, then_comes_the_environment) {
-  environment.set("WHYCACHE_STATE", folder.path() + "/");
-  EXPECT_EQ(path_for(named("flags")), folder.file("flags.state"));
-  environment.set("WHYCACHE_STATE", folder.file("other.state"));
-  EXPECT_EQ(path_for(named("flags")), folder.file("other.state"));
+TEST_F(StateLocationTest, then_comes_the_environment) {
+  environment.set("WHYCACHE_STATE", directory.path() + "/");
+  EXPECT_EQ(path_for(options_named("flags")), directory.file("flags.state"));
+  environment.set("WHYCACHE_STATE", directory.file("other.state"));
+  EXPECT_EQ(path_for(options_named("flags")), directory.file("other.state"));
 }
 
-TEST_F(StatePlaceTest, then_the_folder_systemd_gives) {
-  environment.set("STATE_DIRECTORY", folder.path() + ":/elsewhere");
-  EXPECT_EQ(path_for(named("flags")), folder.file("flags.state"));
+TEST_F(StateLocationTest, then_the_folder_systemd_gives) {
+  environment.set("STATE_DIRECTORY", directory.path() + ":/elsewhere");
+  EXPECT_EQ(path_for(options_named("flags")), directory.file("flags.state"));
 }
 
-TEST_F(StatePlaceTest, a_default_name_tells_logs_apart) {
-  environment.set("STATE_DIRECTORY", folder.path());
+TEST_F(StateLocationTest, a_default_name_tells_logs_apart) {
+  environment.set("STATE_DIRECTORY", directory.path());
   const std::string blue = path_for({}, "sqlite:///var/lib/flags.db?instance=blue");
   const std::string green = path_for({}, "sqlite:///var/lib/flags.db?instance=green");
   const std::string other = path_for({}, "sqlite:///var/lib/other.db?instance=blue");
-  EXPECT_THAT(blue, StartsWith(folder.path() + "/blue-"));
+  EXPECT_THAT(blue, StartsWith(directory.path() + "/blue-"));
   EXPECT_THAT(blue, EndsWith(".state"));
   EXPECT_NE(blue, green);
   EXPECT_NE(blue, other);
   EXPECT_THAT(path_for({}, "my own log: ../../../etc"), Not(HasSubstr("..")));
 }
 
-TEST_F(StatePlaceTest, refuses_names_that_are_no_file_names) {
-  environment.set("STATE_DIRECTORY", folder.path());
+TEST_F(StateLocationTest, refuses_names_that_are_no_file_names) {
+  environment.set("STATE_DIRECTORY", directory.path());
   for (const std::string name : {"..", ".", ".hidden", "a/b", "/etc/passwd", "a b", "a\nb", "naïve"}) {
     expect_error(
-        ErrorKind::invalid, [&] { path_for(named(name)); }, "name");
+        ErrorKind::invalid, [&] { path_for(options_named(name)); }, "name");
   }
   expect_error(
-      ErrorKind::invalid, [&] { path_for(named(std::string("a\0b", 3))); }, "name");
+      ErrorKind::invalid, [&] { path_for(options_named(std::string("a\0b", 3))); }, "name");
   expect_error(
-      ErrorKind::invalid, [&] { path_for(named(std::string(101, 'a'))); }, "name");
-  EXPECT_EQ(path_for(named("A-z_0.9")), folder.file("A-z_0.9.state"));
+      ErrorKind::invalid, [&] { path_for(options_named(std::string(101, 'a'))); }, "name");
+  EXPECT_EQ(path_for(options_named("A-z_0.9")), directory.file("A-z_0.9.state"));
 }
 
-TEST_F(StatePlaceTest, root_has_var_lib_and_others_their_home) {
+TEST_F(StateLocationTest, root_has_var_lib_and_others_their_home) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-  EXPECT_EQ(path_for(named("place_test")), "/var/lib/whycache/place_test.state");
+  EXPECT_EQ(path_for(options_named("place_test")), "/var/lib/whycache/place_test.state");
   struct stat status;
   ASSERT_EQ(::stat("/var/lib/whycache", &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0700U);
@@ -117,15 +117,15 @@ TEST_F(StatePlaceTest, root_has_var_lib_and_others_their_home) {
   const std::string home = "/run/whycache_test_home_" + std::to_string(::getpid());
   fs::create_directory(home);
   ASSERT_EQ(::chown(home.c_str(), 65534, 65534), 0);
-  in_another_process([&] {
+  expect_success_in_child([&] {
     ASSERT_EQ(::setgid(65534), 0);
     ASSERT_EQ(::setuid(65534), 0);
     environment.set("HOME", home);
-    EXPECT_EQ(path_for(named("flags")), home + "/.local/state/whycache/flags.state");
+    EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/flags.state");
     environment.set("XDG_STATE_HOME", home + "/xdg");
-    EXPECT_EQ(path_for(named("flags")), home + "/xdg/whycache/flags.state");
+    EXPECT_EQ(path_for(options_named("flags")), home + "/xdg/whycache/flags.state");
     environment.set("XDG_STATE_HOME", "relative");
-    EXPECT_EQ(path_for(named("flags")), home + "/.local/state/whycache/flags.state");
+    EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/flags.state");
     struct stat made;
     ASSERT_EQ(::stat((home + "/.local/state/whycache").c_str(), &made), 0);
     EXPECT_EQ(made.st_mode & 0777, 0700U);
@@ -135,27 +135,27 @@ TEST_F(StatePlaceTest, root_has_var_lib_and_others_their_home) {
     ASSERT_EQ(::chmod(home.c_str(), 0), 0);
     environment.set("XDG_STATE_HOME", home + "/denied");
     expect_error(
-        ErrorKind::invalid, [&] { path_for(named("flags")); }, "cannot make folder");
+        ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "cannot make folder");
   });
   fs::remove_all(home);
 }
 
-TEST_F(StatePlaceTest, is_never_in_tmp_by_default) {
+TEST_F(StateLocationTest, is_never_in_tmp_by_default) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-  in_another_process([&] {
+  expect_success_in_child([&] {
     ASSERT_EQ(::setuid(65534), 0);
     for (const char* const home : {"/tmp", "/tmp/me", "/var/tmp/../tmp/me", "/var/tmp"}) {
       environment.set("HOME", home);
       expect_error(
-          ErrorKind::invalid, [&] { path_for(named("flags")); }, "/tmp", "state_path");
+          ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "/tmp", "state_path");
     }
     environment.set("HOME", "/nonexistent");
     expect_error(
-        ErrorKind::invalid, [&] { path_for(named("flags")); }, "cannot make folder");
+        ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "cannot make folder");
   });
 }
 
-TEST_F(StatePlaceTest, a_memory_log_has_a_place_of_its_own_that_goes_with_the_cache) {
+TEST_F(StateLocationTest, a_memory_log_has_a_place_of_its_own_that_goes_with_the_cache) {
   std::string path;
   std::string closed_path;
   {
@@ -175,11 +175,11 @@ TEST_F(StatePlaceTest, a_memory_log_has_a_place_of_its_own_that_goes_with_the_ca
   EXPECT_FALSE(fs::exists(fs::path(path).parent_path()));
 }
 
-TEST_F(StatePlaceTest, a_forked_child_leaves_its_parents_place_alone) {
+TEST_F(StateLocationTest, a_forked_child_leaves_its_parents_place_alone) {
   auto cache = std::make_unique<Cache>("memory:");
   cache->set("a", "1");
-  in_another_process([&] { cache.reset(); });
-  in_another_process([&] { cache->close_shared_state(); });
+  expect_success_in_child([&] { cache.reset(); });
+  expect_success_in_child([&] { cache->close_shared_state(); });
   EXPECT_TRUE(fs::exists(cache->state_path()));
   EXPECT_EQ(cache->set("a", "2"), 2U);
   EXPECT_EQ(cache->get("a"), "2");
@@ -187,47 +187,49 @@ TEST_F(StatePlaceTest, a_forked_child_leaves_its_parents_place_alone) {
 
 // --- Bad places ---
 
-class BadPlace : public ::testing::Test {
+class RefusedStateLocation : public ::testing::Test {
  protected:
-  void refused(const std::string& path, const char* word) {
+  void expect_refused(const std::string& path, const char* word) {
     Options options;
     options.state_path = path;
     expect_error(
         ErrorKind::invalid, [&] { Cache("memory:", options); }, word);
   }
-  TemporaryFolder folder;
+  TemporaryDirectory directory;
 };
 
-TEST_F(BadPlace, a_folder_that_is_not_there) { refused(folder.file("nowhere/flags.state"), "nowhere"); }
+TEST_F(RefusedStateLocation, a_folder_that_is_not_there) {
+  expect_refused(directory.file("nowhere/flags.state"), "nowhere");
+}
 
-TEST_F(BadPlace, a_folder_in_its_place) {
+TEST_F(RefusedStateLocation, a_folder_in_its_place) {
   Options options;
-  options.state_path = folder.file("flags.state");
+  options.state_path = directory.file("flags.state");
   fs::create_directory(options.state_path);
   expect_error(
       ErrorKind::corrupt, [&] { Cache("memory:", options); }, "not a regular file", options.state_path);
 }
 
-TEST_F(BadPlace, a_symbolic_link_in_its_place) {
-  const std::string precious = folder.file("precious");
+TEST_F(RefusedStateLocation, a_symbolic_link_in_its_place) {
+  const std::string precious = directory.file("precious");
   std::ofstream(precious) << "precious";
-  fs::create_symlink(precious, folder.file("flags.state"));
-  refused(folder.file("flags.state"), "symbolic link");
+  fs::create_symlink(precious, directory.file("flags.state"));
+  expect_refused(directory.file("flags.state"), "symbolic link");
   std::ifstream file(precious);
   std::string content;
   file >> content;
   EXPECT_EQ(content, "precious");
 }
 
-TEST_F(BadPlace, a_folder_that_others_may_write_to) {
-  const std::string open_folder = folder.file("open");
+TEST_F(RefusedStateLocation, a_folder_that_others_may_write_to) {
+  const std::string open_folder = directory.file("open");
   fs::create_directory(open_folder);
   ASSERT_EQ(::chmod(open_folder.c_str(), 0777), 0);
-  refused(open_folder + "/flags.state", "writable for others");
+  expect_refused(open_folder + "/flags.state", "writable for others");
 }
 
-TEST_F(BadPlace, a_file_that_is_no_state) {
-  const std::string path = folder.file("flags.state");
+TEST_F(RefusedStateLocation, a_file_that_is_no_state) {
+  const std::string path = directory.file("flags.state");
   std::ofstream(path) << std::string(1 << 20, 'x');
   Options options;
   options.state_path = path;

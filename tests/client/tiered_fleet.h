@@ -18,7 +18,7 @@
 namespace whycache::testing {
 
 struct TieredMachine {
-  std::unique_ptr<std::atomic<std::uint64_t>> calls;  // that reached the log
+  std::unique_ptr<std::atomic<std::uint64_t>> log_calls;  // that reached the log
   std::unique_ptr<Cache> cache;
 
   Cache* operator->() const { return cache.get(); }
@@ -30,7 +30,7 @@ class TieredFleet {
   explicit TieredFleet(std::chrono::seconds confirm = std::chrono::seconds(1),
                        std::chrono::seconds ask = std::chrono::seconds(600),
                        std::chrono::milliseconds patience = std::chrono::milliseconds(2'000))
-      : confirm_(confirm), ask_(ask), patience_(patience) {
+      : confirm_(confirm), ask_(ask), timeout_(patience) {
     if (!MemcachedServer::is_installed()) throw std::runtime_error("memcached is not installed (Debian: memcached)");
     servers_.push_back(std::make_unique<MemcachedServer>());
   }
@@ -38,8 +38,8 @@ class TieredFleet {
   // With the tier, or, if `tiered` is false, as a machine that knows nothing of memcached.
   TieredMachine open(const std::string& name, bool tiered = true) {
     TieredMachine machine;
-    machine.calls = std::make_unique<std::atomic<std::uint64_t>>(0);
-    std::unique_ptr<Log> log = std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.calls);
+    machine.log_calls = std::make_unique<std::atomic<std::uint64_t>>(0);
+    std::unique_ptr<Log> log = std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.log_calls);
     if (tiered) log = std::make_unique<MemcachedTier>(std::move(log), options());
     Options with_listener = fleet_.options(name);
     with_listener.on_event = events_.listener();
@@ -54,39 +54,39 @@ class TieredFleet {
 
   MemcachedTierOptions options() const {
     std::string places;
-    for (const auto& server : servers_) places += (places.empty() ? "" : ",") + server->place();
+    for (const auto& server : servers_) places += (places.empty() ? "" : ",") + server->address();
     MemcachedTierOptions options;
     options.servers = parse_memcached_servers(places);
-    options.confirm = confirm_;
-    options.ask = ask_;
-    options.patience = patience_;
+    options.confirm_interval = confirm_;
+    options.own_poll_interval = ask_;
+    options.timeout = timeout_;
     return options;
   }
   // No answer of the tier is older, unless memcached lies.
-  std::chrono::milliseconds oldest() const { return 2 * confirm_ + std::chrono::seconds(3); }
+  std::chrono::milliseconds staleness_max() const { return 2 * confirm_ + std::chrono::seconds(3); }
 
   void add_server(std::vector<std::string> with = {}, bool by_socket = false) {
     servers_.push_back(std::make_unique<MemcachedServer>(std::move(with), by_socket));
   }
-  void use_server(std::vector<std::string> with, bool by_socket = false) {
+  void replace_servers(std::vector<std::string> with, bool by_socket = false) {
     servers_.clear();
     add_server(std::move(with), by_socket);
   }
   MemcachedServer& server(std::size_t number = 0) { return *servers_.at(number); }
   MemcachedClient memcached(std::size_t number = 0) { return MemcachedClient(server(number)); }
-  std::string key(const std::string& what) const {
+  std::string memcached_key(const std::string& what) const {
     return "whycache1:" + to_string(fleet_.log()->extent().uuid) + ':' + what;
   }
 
   // The log's database, as a person with SQL sees it.
-  Database database() const { return Database(fleet_.folder().file("log.db")); }
+  Database database() const { return Database(fleet_.directory().file("log.db")); }
   const Fleet& fleet() const { return fleet_; }
   const Events& events() const { return events_; }
 
  private:
   std::chrono::seconds confirm_;
   std::chrono::seconds ask_;
-  std::chrono::milliseconds patience_;
+  std::chrono::milliseconds timeout_;
   Events events_;
   Fleet fleet_{"sqlite"};
   std::vector<std::unique_ptr<MemcachedServer>> servers_;
@@ -105,7 +105,7 @@ bool poll_until(const TieredMachine& machine, std::chrono::milliseconds patience
 }
 
 // What the tier needs to know in order to answer: its first look asks the log.
-inline void settle(const std::vector<TieredMachine>& machines) {
+inline void warm_up(const std::vector<TieredMachine>& machines) {
   for (const TieredMachine& machine : machines) machine->update();
   for (const TieredMachine& machine : machines) machine->update();
 }

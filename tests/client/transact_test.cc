@@ -75,7 +75,7 @@ TEST(Transact, one_too_large_for_an_update_is_refused_whole) {
       ErrorKind::limit,
       [&] {
         cache.transact([](Transaction& transaction) {
-          for (int i = 0; i < 10; ++i) transaction.set("key" + std::to_string(i), noise(1000, 1));
+          for (int i = 0; i < 10; ++i) transaction.set("key" + std::to_string(i), incompressible_bytes(1000, 1));
         });
       },
       "update_bytes_max");
@@ -154,7 +154,7 @@ TEST(Transact, one_whose_answer_is_lost_is_in_the_log_once) {
   auto script = std::make_shared<Script>();
   std::atomic<int> lost{1};
   script->after_append = [&](UpdateId) {
-    if (lost-- > 0) throw uncertain();
+    if (lost-- > 0) throw uncertain_error();
   };
   Cache cache = fleet.open("berlin", script);
   int runs = 0;
@@ -279,7 +279,7 @@ TEST(GetFresh, enforces_its_bound_or_says_that_it_cannot) {
   auto script = std::make_shared<Script>();
   std::atomic<bool> away{false};
   script->before_read = [&] {
-    if (away) throw unavailable();
+    if (away) throw unavailable_error();
   };
   Cache berlin = fleet.open("berlin", script);
   tokyo.set("a", "1");
@@ -383,10 +383,10 @@ TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
   const std::unique_ptr<State> state = State::open({.path = fleet.state_path("berlin")});
   const std::unique_ptr<Log> log = fleet.log();
   const Options options;
-  Tally tally;
-  Link link(*state, *log, nullptr, options, tally);
-  Commit commit(link);
-  Patience patience(options.deadline);
+  AtomicCounters tally;
+  Session link(*state, *log, nullptr, options, tally);
+  WriteQueue commit(link);
+  Backoff patience(options.deadline);
   follow(link, patience);
   rome.update();
   rome.set("key", "new");
@@ -397,7 +397,7 @@ TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
     if (seen.size() == 1) beside_us.update();
     return value == "new" ? std::optional(Change::set("key", "ours")) : std::nullopt;
   };
-  EXPECT_EQ(write_decided(link, commit, "key", decide, {}), 3U);
+  EXPECT_EQ(read_modify_write(link, commit, "key", decide, {}), 3U);
   EXPECT_EQ(seen.back(), "new");
 }
 
@@ -407,9 +407,9 @@ TEST(WriteDecided, asks_the_log_once_for_a_no) {
   Cache cache = fleet.open("berlin", script);
   cache.set("lock", "taken");
   std::this_thread::sleep_for(milliseconds(150));  // so that nobody asked just now
-  const int before = script->reads;
+  const int before = script->read_count;
   EXPECT_EQ(cache.set_if("lock", std::nullopt, "ours"), std::nullopt);
-  EXPECT_EQ(script->reads, before + 1);
+  EXPECT_EQ(script->read_count, before + 1);
 }
 
 }  // namespace

@@ -23,10 +23,10 @@ using ::testing::HasSubstr;
 
 constexpr milliseconds short_deadline{80};
 
-WriteOptions within(milliseconds deadline) { return {.note = {}, .deadline = deadline}; }
+WriteOptions with_deadline(milliseconds deadline) { return {.note = {}, .deadline = deadline}; }
 
 // How often each key was set in the log.
-std::map<std::string, int> times_set(Log& log) {
+std::map<std::string, int> set_counts_by_key(Log& log) {
   std::map<std::string, int> times;
   Update update;
   log.read(1, ~UpdateId{0}, [&](UpdateId, std::string_view bytes) {
@@ -38,7 +38,7 @@ std::map<std::string, int> times_set(Log& log) {
 }
 
 // Throws while `failures` last.
-auto failing(std::atomic<int>& failures, Error error) {
+auto throw_while_positive(std::atomic<int>& failures, Error error) {
   return [&failures, error](UpdateId) {
     if (failures-- > 0) throw error;
   };
@@ -48,14 +48,14 @@ TEST(Commit, a_write_whose_answer_is_lost_is_in_the_log_once) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> failures{0};
-  script->after_append = failing(failures, uncertain());
+  script->after_append = throw_while_positive(failures, uncertain_error());
   Cache cache = fleet.open("berlin", script);
   failures = 1;
 
   EXPECT_EQ(cache.set("a", "1"), 1U);
 
   EXPECT_EQ(cache.get("a"), "1");
-  EXPECT_EQ(times_set(cache.log())["a"], 1);
+  EXPECT_EQ(set_counts_by_key(cache.log())["a"], 1);
   EXPECT_EQ(cache.counters().updates_written, 1U);
   EXPECT_EQ(cache.counters().append_conflicts, 0U);
 }
@@ -64,12 +64,12 @@ TEST(Commit, a_write_that_did_not_get_there_is_tried_again) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> failures{3};
-  script->before_append = failing(failures, unavailable());
+  script->before_append = throw_while_positive(failures, unavailable_error());
   Cache cache = fleet.open("berlin", script);
 
   EXPECT_EQ(cache.set("a", "1"), 1U);
 
-  EXPECT_EQ(times_set(cache.log())["a"], 1);
+  EXPECT_EQ(set_counts_by_key(cache.log())["a"], 1);
   EXPECT_EQ(cache.counters().log_retries, 3U);
 }
 
@@ -81,13 +81,13 @@ TEST(Commit, a_lost_answer_while_somebody_else_was_first_is_resolved) {
   script->before_append = [&](UpdateId) {
     if (!once.exchange(false)) return;
     tokyo.set("tokyo", "first");
-    throw uncertain();  // ours was never sent
+    throw uncertain_error();  // ours was never sent
   };
   Cache berlin = fleet.open("berlin", script);
 
   EXPECT_EQ(berlin.set("berlin", "second"), 2U);
 
-  EXPECT_EQ(times_set(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
+  EXPECT_EQ(set_counts_by_key(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
   EXPECT_EQ(berlin.counters().append_conflicts, 1U);
   EXPECT_EQ(contents(berlin), (Contents{{"berlin", "second"}, {"tokyo", "first"}}));
 }
@@ -100,13 +100,13 @@ TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
   script->after_append = [&](UpdateId) {
     if (!once.exchange(false)) return;
     tokyo.set("tokyo", "second");
-    throw uncertain();
+    throw uncertain_error();
   };
   Cache berlin = fleet.open("berlin", script);
 
   EXPECT_EQ(berlin.set("berlin", "first"), 1U);
 
-  EXPECT_EQ(times_set(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
+  EXPECT_EQ(set_counts_by_key(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
   berlin.update();
   EXPECT_EQ(berlin.digest(), tokyo.digest());
 }
@@ -123,7 +123,7 @@ TEST(Commit, an_append_that_arrives_late_does_no_harm) {
     Appended append(UpdateId id, std::string_view bytes) override {
       if (++appends == 1) {
         under_way = bytes;
-        throw uncertain();
+        throw uncertain_error();
       }
       if (appends == 2) {
         log->append(id, under_way);  // now it is there
@@ -144,7 +144,7 @@ TEST(Commit, an_append_that_arrives_late_does_no_harm) {
 
   EXPECT_EQ(berlin.set("a", "1"), 1U);
 
-  EXPECT_EQ(times_set(berlin.log())["a"], 1);
+  EXPECT_EQ(set_counts_by_key(berlin.log())["a"], 1);
   EXPECT_EQ(fleet.log()->extent().head, 1U);
 }
 
@@ -153,10 +153,10 @@ TEST(Commit, when_the_log_stays_away_nothing_was_written) {
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
   cache.set("a", "1");
-  script->before_append = [](UpdateId) { throw unavailable(); };
+  script->before_append = [](UpdateId) { throw unavailable_error(); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.set("a", "2", within(short_deadline)); }, "the test's log is away");
+      ErrorKind::unavailable, [&] { cache.set("a", "2", with_deadline(short_deadline)); }, "the test's log is away");
 
   EXPECT_EQ(cache.get("a"), "1");
   EXPECT_EQ(fleet.log()->extent().head, 1U);
@@ -170,14 +170,14 @@ TEST(Commit, when_an_append_is_in_doubt_and_the_log_stays_away_that_is_said) {
   std::atomic<bool> away{false};
   script->after_append = [&](UpdateId) {
     away = true;
-    throw uncertain();
+    throw uncertain_error();
   };
   script->before_read = [&] {
-    if (away) throw unavailable();
+    if (away) throw unavailable_error();
   };
 
   expect_error(
-      ErrorKind::uncertain, [&] { cache.set("a", "2", within(short_deadline)); }, "may or may not", "id=2");
+      ErrorKind::uncertain, [&] { cache.set("a", "2", with_deadline(short_deadline)); }, "may or may not", "id=2");
 
   away = false;
   script->after_append = nullptr;
@@ -194,7 +194,7 @@ TEST(Commit, an_append_in_doubt_that_was_rewritten_meanwhile_stays_in_doubt) {
     if (!once.exchange(false)) return;
     tokyo.set("tokyo", "1");
     tokyo.rewrite_history();
-    throw uncertain();
+    throw uncertain_error();
   };
   Cache berlin = fleet.open("berlin", script);
 
@@ -215,7 +215,7 @@ TEST(Commit, an_append_that_surely_did_nothing_and_fell_behind_the_base_goes_on)
     tokyo.set("tokyo", "1");
     tokyo.set("tokyo", "2");
     tokyo.rewrite_history();
-    throw unavailable();
+    throw unavailable_error();
   };
   Cache berlin = fleet.open("berlin", script);
 
@@ -251,7 +251,7 @@ TEST(Commit, an_error_for_good_is_passed_on_at_once) {
 
   expect_error(
       ErrorKind::limit, [&] { cache.set("a", "1"); }, "max_allowed_packet");
-  EXPECT_EQ(script->appends, 1);
+  EXPECT_EQ(script->append_count, 1);
 }
 
 TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
@@ -274,7 +274,7 @@ TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
   Cache cache(std::move(liar), fleet.options("berlin"));
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.set("a", "1", within(short_deadline)); }, "nothing was written");
+      ErrorKind::unavailable, [&] { cache.set("a", "1", with_deadline(short_deadline)); }, "nothing was written");
 }
 
 TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
@@ -287,7 +287,7 @@ TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
   std::string message;
   for (int i = 0; i < 100 && message.empty(); ++i) {
     try {
-      written = small.set("key" + std::to_string(i), noise(100'000, static_cast<std::uint64_t>(i)));
+      written = small.set("key" + std::to_string(i), incompressible_bytes(100'000, static_cast<std::uint64_t>(i)));
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::uncertain);
       message = error.what();
@@ -298,7 +298,7 @@ TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
   EXPECT_EQ(fleet.log()->extent().head, written + 1);
   EXPECT_EQ(small.applied_id(), written) << "nothing half applied";
   EXPECT_EQ(small.size(), written);
-  EXPECT_EQ(small.get("key0"), noise(100'000, 0)) << "reads go on";
+  EXPECT_EQ(small.get("key0"), incompressible_bytes(100'000, 0)) << "reads go on";
   expect_error(
       ErrorKind::limit, [&] { small.update(); }, "state_bytes_max");
   EXPECT_EQ(fleet.open("large").applied_id(), written + 1);
@@ -312,7 +312,7 @@ TEST(Commit, a_batch_that_stops_midway_says_how_far_it_got) {
   options.deadline = short_deadline;
   Cache cache = fleet.open("berlin", script, options);
   script->before_append = [](UpdateId id) {
-    if (id > 2) throw unavailable();
+    if (id > 2) throw unavailable_error();
   };
   std::vector<Item> items;
   const std::string value(1500, 'v');
@@ -361,21 +361,21 @@ class GroupCommit : public ::testing::Test {
  protected:
   GroupCommit() {
     script->before_append = [this](UpdateId) {
-      ++appending;
-      while (hold) std::this_thread::sleep_for(milliseconds(1));
+      ++append_attempts;
+      while (blocked) std::this_thread::sleep_for(milliseconds(1));
     };
   }
   // From then on the second append fails, as long as it is tried while the log is away.
-  void fail_second_while(const std::atomic<bool>& away) {
+  void fail_second_append_while(const std::atomic<bool>& away) {
     script->before_append = [this, &away](UpdateId id) {
-      ++appending;
-      while (hold) std::this_thread::sleep_for(milliseconds(1));
-      if (id == 2 && away) throw unavailable();
+      ++append_attempts;
+      while (blocked) std::this_thread::sleep_for(milliseconds(1));
+      if (id == 2 && away) throw unavailable_error();
     };
   }
   // Starts a write and waits until it is under way or queued.
   template <typename Write>
-  void start(Write write) {
+  void start_write(Write write) {
     std::promise<pid_t> began;
     std::future<pid_t> thread_id = began.get_future();
     threads.emplace_back([write = std::move(write), began = std::move(began)]() mutable {
@@ -384,20 +384,21 @@ class GroupCommit : public ::testing::Test {
     });
     const pid_t writer = thread_id.get();
     if (threads.size() == 1) {
-      while (appending == 0) std::this_thread::yield();
+      while (append_attempts == 0) std::this_thread::yield();
     } else {
       // Whoever sleeps waits in the queue; seen twice, lest it was for something else on the way.
-      for (int seen = 0; seen < 2; std::this_thread::sleep_for(milliseconds(2))) seen = sleeps(writer) ? seen + 1 : 0;
+      for (int seen = 0; seen < 2; std::this_thread::sleep_for(milliseconds(2)))
+        seen = is_sleeping(writer) ? seen + 1 : 0;
     }
   }
-  static bool sleeps(pid_t thread) {
+  static bool is_sleeping(pid_t thread) {
     std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
     std::string stat;
     std::getline(file, stat);
     return stat.empty() || stat.find(") S ") != std::string::npos;  // empty: it is done already
   }
-  void let_go() {
-    hold = false;
+  void release() {
+    blocked = false;
     for (std::thread& thread : threads) {
       if (thread.joinable()) thread.join();
     }
@@ -405,8 +406,8 @@ class GroupCommit : public ::testing::Test {
 
   Fleet fleet;
   std::shared_ptr<Script> script = std::make_shared<Script>();
-  std::atomic<bool> hold{true};
-  std::atomic<int> appending{0};
+  std::atomic<bool> blocked{true};
+  std::atomic<int> append_attempts{0};
   std::vector<std::thread> threads;
 };
 
@@ -414,11 +415,11 @@ TEST_F(GroupCommit, writes_that_wait_share_an_append_and_each_is_told_its_id) {
   Cache cache = fleet.open("berlin", script);
   std::vector<UpdateId> ids(20);
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    start([&, i] { ids[i] = cache.set_multi({{"a" + std::to_string(i), "1"}, {"b" + std::to_string(i), "1"}}); });
+    start_write([&, i] { ids[i] = cache.set_multi({{"a" + std::to_string(i), "1"}, {"b" + std::to_string(i), "1"}}); });
   }
-  let_go();
+  release();
 
-  EXPECT_EQ(script->appends, 2);
+  EXPECT_EQ(script->append_count, 2);
   EXPECT_EQ(std::count(ids.begin(), ids.end(), 1U), 1);
   EXPECT_EQ(std::count(ids.begin(), ids.end(), 2U), 19);
   EXPECT_EQ(cache.size(), 40U);
@@ -427,32 +428,33 @@ TEST_F(GroupCommit, writes_that_wait_share_an_append_and_each_is_told_its_id) {
 
 TEST_F(GroupCommit, later_writes_of_a_key_win_over_earlier_ones) {
   Cache cache = fleet.open("berlin", script);
-  start([&] { cache.set("first", "1"); });
-  for (int i = 0; i < 5; ++i) start([&, i] { cache.set("key", std::to_string(i)); });
-  let_go();
+  start_write([&] { cache.set("first", "1"); });
+  for (int i = 0; i < 5; ++i) start_write([&, i] { cache.set("key", std::to_string(i)); });
+  release();
   EXPECT_EQ(cache.get("key"), "4");
   EXPECT_EQ(fleet.open("tokyo").get("key"), "4");
 }
 
 TEST_F(GroupCommit, batches_with_different_notes_go_separately) {
   Cache cache = fleet.open("berlin", script);
-  start([&] { cache.set("first", "1"); });
-  start([&] { cache.set("a", "1", {.note = "one", .deadline = {}}); });
-  start([&] { cache.set("b", "1", {.note = "one", .deadline = {}}); });
-  start([&] { cache.set("c", "1", {.note = "two", .deadline = {}}); });
-  let_go();
-  EXPECT_EQ(script->appends, 3);
+  start_write([&] { cache.set("first", "1"); });
+  start_write([&] { cache.set("a", "1", {.note = "one", .deadline = {}}); });
+  start_write([&] { cache.set("b", "1", {.note = "one", .deadline = {}}); });
+  start_write([&] { cache.set("c", "1", {.note = "two", .deadline = {}}); });
+  release();
+  EXPECT_EQ(script->append_count, 3);
 }
 
 TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
   Options options;
   options.update_bytes_max = 4096;
   Cache cache = fleet.open("berlin", script, options);
-  start([&] { cache.set("first", "1"); });
+  start_write([&] { cache.set("first", "1"); });
   for (int i = 0; i < 6; ++i)
-    start([&, i] { cache.set("key" + std::to_string(i), noise(1500, static_cast<std::uint64_t>(i))); });
-  let_go();
-  EXPECT_EQ(script->appends, 4);
+    start_write(
+        [&, i] { cache.set("key" + std::to_string(i), incompressible_bytes(1500, static_cast<std::uint64_t>(i))); });
+  release();
+  EXPECT_EQ(script->append_count, 4);
   EXPECT_EQ(cache.size(), 7U);
   cache.log().read(1, 100, [](UpdateId, std::string_view bytes) {
     EXPECT_LE(bytes.size(), 4096U);
@@ -462,26 +464,29 @@ TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
 
 TEST_F(GroupCommit, one_that_waits_gives_up_at_its_own_deadline) {
   Cache cache = fleet.open("berlin", script);
-  start([&] { cache.set("first", "1"); });
-  start([&] {
+  start_write([&] { cache.set("first", "1"); });
+  start_write([&] {
     expect_error(
-        ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(30))); }, "nothing was written");
+        ErrorKind::unavailable, [&] { cache.set("hasty", "1", with_deadline(milliseconds(30))); },
+        "nothing was written");
   });
-  start([&] { cache.set("patient", "1"); });
+  start_write([&] { cache.set("patient", "1"); });
   threads[1].join();
-  let_go();
+  release();
   EXPECT_FALSE(cache.contains("hasty"));
   EXPECT_TRUE(cache.contains("patient"));
 }
 
 TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
   std::atomic<bool> away{true};
-  fail_second_while(away);
+  fail_second_append_while(away);
   Cache cache = fleet.open("berlin", script);
-  start([&] { cache.set("first", "1"); });
-  start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(150))); }); });
-  start([&] { EXPECT_EQ(cache.set("patient", "1"), 2U); });
-  hold = false;
+  start_write([&] { cache.set("first", "1"); });
+  start_write([&] {
+    expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
+  });
+  start_write([&] { EXPECT_EQ(cache.set("patient", "1"), 2U); });
+  blocked = false;
   threads[1].join();
   away = false;
   threads[0].join();
@@ -493,13 +498,17 @@ TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
 // Its leader had taken it along, and so it was not to give up; now it stands in the queue again.
 TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
   std::atomic<bool> away{true};
-  fail_second_while(away);
+  fail_second_append_while(away);
   Cache cache = fleet.open("berlin", script);
-  start([&] { cache.set("first", "1"); });
-  start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", within(milliseconds(150))); }); });
-  start([&] { EXPECT_EQ(cache.set("patient", "1", within(milliseconds(60'000))), 2U); });
-  start([&] { expect_error(ErrorKind::unavailable, [&] { cache.set("less so", "1", within(milliseconds(600))); }); });
-  hold = false;
+  start_write([&] { cache.set("first", "1"); });
+  start_write([&] {
+    expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
+  });
+  start_write([&] { EXPECT_EQ(cache.set("patient", "1", with_deadline(milliseconds(60'000))), 2U); });
+  start_write([&] {
+    expect_error(ErrorKind::unavailable, [&] { cache.set("less so", "1", with_deadline(milliseconds(600))); });
+  });
+  blocked = false;
   threads[1].join();
   threads[3].join();  // although the patient one, who leads now, would not be done for a minute
   away = false;
@@ -513,16 +522,16 @@ TEST_F(GroupCommit, closing_forgets_nobody_who_stands_between_writes_that_nobody
   Cache cache = fleet.open("berlin", script);
   const auto noted = [](const char* note) { return WriteOptions{.note = note, .deadline = milliseconds(60'000)}; };
   const auto began = std::chrono::steady_clock::now();
-  start([&] { cache.set("first", "1", noted("first")); });
+  start_write([&] { cache.set("first", "1", noted("first")); });
   std::future<UpdateId> before = cache.set_async("before", "1", noted("before"));
   std::atomic<bool> written{false};
-  start([&] {
+  start_write([&] {
     cache.set("between", "1", noted("between"));
     written = true;
   });
   std::future<UpdateId> behind = cache.set_async("behind", "1", noted("behind"));
-  start([&] { cache.close_shared_state(); });
-  let_go();
+  start_write([&] { cache.close_shared_state(); });
+  release();
   EXPECT_TRUE(written);
   for (std::future<UpdateId>* const future : {&before, &behind})
     expect_error(
@@ -532,11 +541,11 @@ TEST_F(GroupCommit, closing_forgets_nobody_who_stands_between_writes_that_nobody
 
 TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_it) {
   Cache cache = fleet.open("berlin", script);
-  start([&] { cache.set("first", "1"); });
-  start([&] { expect_error(ErrorKind::invalid, [&] { cache.set("", "1"); }); });
-  start([&] { expect_error(ErrorKind::limit, [&] { cache.set("large", std::string(2U << 20, 'v')); }); });
-  start([&] { cache.set("good", "1"); });
-  let_go();
+  start_write([&] { cache.set("first", "1"); });
+  start_write([&] { expect_error(ErrorKind::invalid, [&] { cache.set("", "1"); }); });
+  start_write([&] { expect_error(ErrorKind::limit, [&] { cache.set("large", std::string(2U << 20, 'v')); }); });
+  start_write([&] { cache.set("good", "1"); });
+  release();
   EXPECT_TRUE(cache.contains("good"));
 }
 
@@ -564,15 +573,16 @@ TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
   log->log = fleet.log();
   log->script = script;
   Cache cache(std::move(log), fleet.options("berlin"));
-  start([&] { cache.set("first", "1"); });
+  start_write([&] { cache.set("first", "1"); });
   for (int i = 0; i < 4; ++i) {
-    start([&, i] { cache.set("key" + std::to_string(i), noise(1000, static_cast<std::uint64_t>(i))); });
+    start_write(
+        [&, i] { cache.set("key" + std::to_string(i), incompressible_bytes(1000, static_cast<std::uint64_t>(i))); });
   }
-  start([&] {
+  start_write([&] {
     expect_error(
-        ErrorKind::limit, [&] { cache.set("large", noise(4000, 1)); }, "packet too large");
+        ErrorKind::limit, [&] { cache.set("large", incompressible_bytes(4000, 1)); }, "packet too large");
   });
-  let_go();
+  release();
   EXPECT_EQ(cache.size(), 5U);
 }
 

@@ -13,7 +13,7 @@ constexpr UpdateId no_end = ~UpdateId{0};
 
 }  // namespace
 
-UpdateId Archivist::follow() {
+UpdateId LogArchive::follow() {
   struct Row {
     UpdateId id;
     std::string bytes;
@@ -48,7 +48,7 @@ UpdateId Archivist::follow() {
   return updates_.size();
 }
 
-void Archivist::look_again() {
+void LogArchive::verify_again() {
   const Extent extent = log_->extent();
   UpdateId expected = extent.base + 1;
   log_->read(expected, no_end, [&](UpdateId id, std::string_view bytes) {

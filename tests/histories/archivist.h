@@ -13,15 +13,15 @@
 
 namespace whycache::testing {
 
-class Archivist {
+class LogArchive {
  public:
-  explicit Archivist(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  explicit LogArchive(std::unique_ptr<Log> log) : log_(std::move(log)) {}
 
   // Takes what is new; returns the id it has come to. A log that is away is asked again next time. Throws
   // std::runtime_error if the log lost something, and Error corrupt if it cannot be believed.
   UpdateId follow();
   // Looks again at all updates that are still in the log: they are what they were. Throws as follow().
-  void look_again();
+  void verify_again();
 
   const std::vector<ArchivedUpdate>& updates() const { return updates_; }
 

@@ -80,7 +80,7 @@ class Checker {
     verdict_.updates = archive_.size();
     for (std::size_t i = 0; i < archive_.size(); ++i) {
       if (archive_[i].id == i + 1) continue;
-      found(Violation::log_has_a_gap, "id=" + std::to_string(archive_[i].id) + " expected=" + std::to_string(i + 1));
+      report(Violation::log_gap, "id=" + std::to_string(archive_[i].id) + " expected=" + std::to_string(i + 1));
       return verdict_;  // nothing else would mean anything
     }
     collect_tokens();
@@ -88,22 +88,22 @@ class Checker {
     for (const History& history : histories_) {
       for (const Write& write : history.writes) check_write(history, write, replay);
       for (const Observation& seen : history.observations) check_observation(history, seen, replay);
-      for (const std::string& what : history.strange) found(Violation::strange, history.process + ": " + what);
+      for (const std::string& what : history.unexpected) report(Violation::unexpected, history.process + ": " + what);
       if (!std::is_sorted(history.ids.begin(), history.ids.end())) {
         const auto fell = std::is_sorted_until(history.ids.begin(), history.ids.end());
-        found(Violation::went_back,
-              history.process + ": from=" + std::to_string(*std::prev(fell)) + " to=" + std::to_string(*fell));
+        report(Violation::process_went_backwards,
+               history.process + ": from=" + std::to_string(*std::prev(fell)) + " to=" + std::to_string(*fell));
       }
     }
     for (const auto& [token, updates] : tokens_) {
-      if (!known_.contains(token)) found(Violation::written_by_nobody, "token=" + token);
+      if (!known_tokens_.contains(token)) report(Violation::phantom_write, "token=" + token);
     }
-    check_order_in_time();
+    check_real_time_order();
     return verdict_;
   }
 
  private:
-  void found(Violation violation, const std::string& where) {
+  void report(Violation violation, const std::string& where) {
     if (++verdict_.violations[violation] <= 5) verdict_.examples.push_back(to_string(violation) + (": " + where));
   }
 
@@ -120,9 +120,9 @@ class Checker {
   }
 
   // The ids at which a try is in the log.
-  const std::vector<UpdateId>& ids_of(const Try& attempt) {
+  const std::vector<UpdateId>& ids_of(const Attempt& attempt) {
     static const std::vector<UpdateId> nowhere;
-    known_.emplace(attempt.token, true);
+    known_tokens_.emplace(attempt.token, true);
     const auto place = tokens_.find(attempt.token);
     return place == tokens_.end() ? nowhere : place->second;
   }
@@ -131,8 +131,8 @@ class Checker {
     const std::string name = history.process + " write " + std::to_string(write.sequence);
     std::size_t times = 0;
     UpdateId id = 0;
-    const Try* in_log = nullptr;
-    for (const Try& attempt : write.tries) {
+    const Attempt* in_log = nullptr;
+    for (const Attempt& attempt : write.attempts) {
       const std::vector<UpdateId>& ids = ids_of(attempt);
       times += ids.size();
       if (ids.empty()) continue;
@@ -140,20 +140,20 @@ class Checker {
       in_log = &attempt;
     }
     ++verdict_.writes;
-    if (write.tries.size() > 1) ++verdict_.transactions_run_again;
-    if (times > 1) found(Violation::doubled, name + ": last_id=" + std::to_string(id));
+    if (write.attempts.size() > 1) ++verdict_.transactions_retried;
+    if (times > 1) report(Violation::duplicated, name + ": last_id=" + std::to_string(id));
     switch (write.answer) {
       case Write::Answer::acknowledged:
         ++verdict_.acknowledged;
-        if (in_log == nullptr || id != write.id || in_log != &write.tries.back()) {
-          found(Violation::lost,
-                name + ": acknowledged_id=" + std::to_string(write.id) + " found_id=" + std::to_string(id));
+        if (in_log == nullptr || id != write.id || in_log != &write.attempts.back()) {
+          report(Violation::lost,
+                 name + ": acknowledged_id=" + std::to_string(write.id) + " found_id=" + std::to_string(id));
         }
-        if (!write.tries.empty() && !write.tries.back().reads.empty()) ++verdict_.transactions;
+        if (!write.attempts.empty() && !write.attempts.back().reads.empty()) ++verdict_.transactions;
         break;
       case Write::Answer::nothing_written:
         ++verdict_.nothing_written;
-        if (in_log != nullptr) found(Violation::written_all_the_same, name + ": id=" + std::to_string(id));
+        if (in_log != nullptr) report(Violation::written_despite_failure, name + ": id=" + std::to_string(id));
         break;
       case Write::Answer::uncertain: ++verdict_.uncertain; break;
       case Write::Answer::none: ++verdict_.unanswered; break;
@@ -162,20 +162,20 @@ class Checker {
     if (write.answer == Write::Answer::uncertain || write.answer == Write::Answer::none) {
       ++verdict_.uncertain_or_unanswered_in_log;
     }
-    check_whole(name, *in_log, id);
+    check_atomicity(name, *in_log, id);
     for (const auto& [key, value] : in_log->reads) {
       const Value before = replay.value_at(key, id - 1);
       if (before == value) continue;
-      found(Violation::not_serializable, name + ": id=" + std::to_string(id) + " key=" + key + " read=" + shown(value) +
-                                             " before_the_update=" + shown(before));
+      report(Violation::not_serializable, name + ": id=" + std::to_string(id) + " key=" + key +
+                                              " read=" + shown(value) + " before_the_update=" + shown(before));
     }
   }
 
-  void check_whole(const std::string& name, const Try& attempt, UpdateId id) {
-    const Facts& changes = archive_[id - 1].changes;
+  void check_atomicity(const std::string& name, const Attempt& attempt, UpdateId id) {
+    const KeyValues& changes = archive_[id - 1].changes;
     for (const auto& change : attempt.changes) {
       if (std::find(changes.begin(), changes.end(), change) == changes.end()) {
-        found(Violation::torn, name + ": id=" + std::to_string(id) + " misses=" + change.first);
+        report(Violation::torn, name + ": id=" + std::to_string(id) + " misses=" + change.first);
       }
     }
   }
@@ -185,32 +185,33 @@ class Checker {
   void check_observation(const History& history, const Observation& seen, const Replay& replay) {
     const std::string name = history.process + " read at " + std::to_string(seen.last);
     ++verdict_.reads;
-    if (seen.asked > 0) {
+    if (seen.at_least > 0) {
       ++verdict_.tokens;
-      if (seen.first < seen.asked) found(Violation::token_not_seen, name + ": token=" + std::to_string(seen.asked));
+      if (seen.first < seen.at_least)
+        report(Violation::token_not_seen, name + ": token=" + std::to_string(seen.at_least));
     }
     if (seen.last > replay.head()) {
-      found(Violation::wrong_value, name + ": head=" + std::to_string(replay.head()));
+      report(Violation::wrong_value, name + ": head=" + std::to_string(replay.head()));
       return;
     }
     if (seen.digest) {
       ++verdict_.digests;
       if (*seen.digest != replay.digest_at(seen.last)) {
-        found(Violation::wrong_digest,
-              name + ": digest=" + to_string(*seen.digest) + " expected=" + to_string(replay.digest_at(seen.last)));
+        report(Violation::wrong_digest,
+               name + ": digest=" + to_string(*seen.digest) + " expected=" + to_string(replay.digest_at(seen.last)));
       }
     }
-    for (const auto& [key, value] : seen.facts) {
+    for (const auto& [key, value] : seen.key_values) {
       ++verdict_.values;
       if (replay.had_within(key, value, seen.first, seen.last)) continue;
-      found(Violation::wrong_value, name + ": first=" + std::to_string(seen.first) + " key=" + key + " value=" +
-                                        shown(value) + " expected=" + shown(replay.value_at(key, seen.last)));
+      report(Violation::wrong_value, name + ": first=" + std::to_string(seen.first) + " key=" + key + " value=" +
+                                         shown(value) + " expected=" + shown(replay.value_at(key, seen.last)));
     }
   }
 
   // --- What must hold between processes, by the clock they share. ---
 
-  struct Told {
+  struct IdInterval {
     std::int64_t began_ns;
     std::int64_t ended_ns;
     UpdateId least;     // what it was told first
@@ -219,9 +220,9 @@ class Checker {
     const History* history;
   };
 
-  void check_order_in_time() {
-    std::vector<Told> all;
-    std::map<std::string, std::vector<Told>> of_machines;
+  void check_real_time_order() {
+    std::vector<IdInterval> all;
+    std::map<std::string, std::vector<IdInterval>> of_machines;
     for (const History& history : histories_) {
       for (const Write& write : history.writes) {
         if (write.answer != Write::Answer::acknowledged) continue;
@@ -233,35 +234,37 @@ class Checker {
         of_machines[history.machine].push_back(all.back());
       }
     }
-    const auto nothing_smaller = [this](std::vector<Told> told, const auto& is_broken, Violation violation) {
-      std::vector<Told> by_end = told;
-      std::sort(told.begin(), told.end(), [](const Told& a, const Told& b) { return a.began_ns < b.began_ns; });
-      std::sort(by_end.begin(), by_end.end(), [](const Told& a, const Told& b) { return a.ended_ns < b.ended_ns; });
+    const auto nothing_smaller = [this](std::vector<IdInterval> told, const auto& is_broken, Violation violation) {
+      std::vector<IdInterval> by_end = told;
+      std::sort(told.begin(), told.end(),
+                [](const IdInterval& a, const IdInterval& b) { return a.began_ns < b.began_ns; });
+      std::sort(by_end.begin(), by_end.end(),
+                [](const IdInterval& a, const IdInterval& b) { return a.ended_ns < b.ended_ns; });
       auto ended = by_end.begin();
       UpdateId seen = 0;
-      for (const Told& each : told) {
+      for (const IdInterval& each : told) {
         for (; ended != by_end.end() && ended->ended_ns < each.began_ns; ++ended)
           seen = std::max(seen, ended->greatest);
         if (is_broken(each, seen)) {
-          found(violation,
-                each.history->process + ": id=" + std::to_string(each.least) + " seen_before=" + std::to_string(seen));
+          report(violation,
+                 each.history->process + ": id=" + std::to_string(each.least) + " seen_before=" + std::to_string(seen));
         }
       }
     };
     nothing_smaller(
-        all, [](const Told& each, UpdateId seen) { return each.is_write && each.least <= seen; },
+        all, [](const IdInterval& each, UpdateId seen) { return each.is_write && each.least <= seen; },
         Violation::out_of_order);
     for (const auto& [machine, told] : of_machines) {
       nothing_smaller(
-          told, [](const Told& each, UpdateId seen) { return !each.is_write && each.least < seen; },
-          Violation::machine_went_back);
+          told, [](const IdInterval& each, UpdateId seen) { return !each.is_write && each.least < seen; },
+          Violation::machine_went_backwards);
     }
   }
 
   const std::vector<ArchivedUpdate>& archive_;
   const std::vector<History>& histories_;
   std::unordered_map<std::string, std::vector<UpdateId>> tokens_;
-  std::unordered_map<std::string, bool> known_;
+  std::unordered_map<std::string, bool> known_tokens_;
   Verdict verdict_;
 };
 
@@ -269,20 +272,20 @@ class Checker {
 
 const char* to_string(Violation violation) {
   switch (violation) {
-    case Violation::log_has_a_gap: return "log_has_a_gap";
-    case Violation::written_by_nobody: return "written_by_nobody";
+    case Violation::log_gap: return "log_has_a_gap";
+    case Violation::phantom_write: return "written_by_nobody";
     case Violation::lost: return "lost";
-    case Violation::doubled: return "doubled";
-    case Violation::written_all_the_same: return "written_all_the_same";
+    case Violation::duplicated: return "doubled";
+    case Violation::written_despite_failure: return "written_all_the_same";
     case Violation::torn: return "torn";
     case Violation::not_serializable: return "not_serializable";
     case Violation::out_of_order: return "out_of_order";
-    case Violation::went_back: return "went_back";
-    case Violation::machine_went_back: return "machine_went_back";
+    case Violation::process_went_backwards: return "went_back";
+    case Violation::machine_went_backwards: return "machine_went_back";
     case Violation::token_not_seen: return "token_not_seen";
     case Violation::wrong_value: return "wrong_value";
     case Violation::wrong_digest: return "wrong_digest";
-    case Violation::strange: return "strange";
+    case Violation::unexpected: return "strange";
   }
   return "";
 }

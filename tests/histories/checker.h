@@ -13,27 +13,27 @@ namespace whycache::testing {
 
 // What every promise is called when it was broken.
 enum class Violation {
-  log_has_a_gap,         // ids in the log are not 1, 2, 3 ...
-  written_by_nobody,     // an update nobody has tried to write
-  lost,                  // an acknowledged write is not in the log, or at another id
-  doubled,               // a write is in the log more than once
-  written_all_the_same,  // a write is in the log that had failed with nothing written
-  torn,                  // an update has a part of a write only
-  not_serializable,      // what a transaction had read was changed before its update
-  out_of_order,          // a write that began after an update was seen somewhere got an id before that
-  went_back,             // a process saw an id, and later a smaller one
-  machine_went_back,     // a process of a machine saw an id, and another of it, later, a smaller one
-  token_not_seen,        // a read after a token saw less than that
-  wrong_value,           // a read saw what was not there at that id
-  wrong_digest,          // a digest differs from that of the log's updates up to that id
-  strange,               // anything a process could not make sense of
+  log_gap,                  // ids in the log are not 1, 2, 3 ...
+  phantom_write,            // an update nobody has tried to write
+  lost,                     // an acknowledged write is not in the log, or at another id
+  duplicated,               // a write is in the log more than once
+  written_despite_failure,  // a write is in the log that had failed with nothing written
+  torn,                     // an update has a part of a write only
+  not_serializable,         // what a transaction had read was changed before its update
+  out_of_order,             // a write that began after an update was seen somewhere got an id before that
+  process_went_backwards,   // a process saw an id, and later a smaller one
+  machine_went_backwards,   // a process of a machine saw an id, and another of it, later, a smaller one
+  token_not_seen,           // a read after a token saw less than that
+  wrong_value,              // a read saw what was not there at that id
+  wrong_digest,             // a digest differs from that of the log's updates up to that id
+  unexpected,               // anything a process could not make sense of
 };
 const char* to_string(Violation violation);
 
 // One update, as it was found in the log.
 struct ArchivedUpdate {
   UpdateId id = 0;
-  Facts changes{};
+  KeyValues changes{};
 };
 
 struct Verdict {
@@ -48,7 +48,7 @@ struct Verdict {
   std::uint64_t unanswered = 0;
   std::uint64_t uncertain_or_unanswered_in_log = 0;
   std::uint64_t transactions = 0;  // acknowledged
-  std::uint64_t transactions_run_again = 0;
+  std::uint64_t transactions_retried = 0;
   std::uint64_t reads = 0;
   std::uint64_t values = 0;
   std::uint64_t tokens = 0;

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/hash.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 
 namespace whycache::testing {
 namespace {
@@ -50,7 +50,7 @@ const char* const writer =
     "try 4 w4 a=w2.,b c=w4\n"
     "done 4 450 4\n";
 
-std::string replaced(std::string text, const std::string& what, const std::string& with) {
+std::string replace_all(std::string text, const std::string& what, const std::string& with) {
   const std::size_t at = text.find(what);
   if (at == std::string::npos) throw std::runtime_error("not in the history: " + what);
   return text.replace(at, what.size(), with);
@@ -66,7 +66,7 @@ Violations violations_of(const std::vector<History>& histories, const std::vecto
 }
 // The writer's, with a line changed, and a reader's.
 Violations violations_of(const std::string& what, const std::string& with, const std::string& reader = "") {
-  return violations_of({history(what.empty() ? writer : replaced(writer, what, with)), history(reader, "two")});
+  return violations_of({history(what.empty() ? writer : replace_all(writer, what, with)), history(reader, "two")});
 }
 
 TEST(HistoryChecker, finds_nothing_wrong_with_a_good_history) {
@@ -102,13 +102,13 @@ TEST(HistoryChecker, what_nobody_was_told_of_may_be_in_the_log_or_not) {
 TEST(HistoryChecker, a_log_with_a_gap) {
   std::vector<ArchivedUpdate> log = archive();
   log[3].id = 5;
-  EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::log_has_a_gap, 1}}));
+  EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::log_gap, 1}}));
 }
 
 TEST(HistoryChecker, an_update_written_by_nobody) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"z", "stranger"}}});
-  EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::written_by_nobody, 1}}));
+  EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::phantom_write, 1}}));
 }
 
 TEST(HistoryChecker, an_acknowledged_write_that_is_lost) {
@@ -127,23 +127,23 @@ TEST(HistoryChecker, a_transaction_acknowledged_for_a_try_that_was_not_the_last)
 TEST(HistoryChecker, a_write_that_is_there_twice) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"c", "w4"}}});
-  EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::doubled, 1}}));
-  EXPECT_EQ(violations_of({history(replaced(writer, "done 4 450 4\n", ""))}, log),
-            (Violations{{Violation::doubled, 1}}))
+  EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::duplicated, 1}}));
+  EXPECT_EQ(violations_of({history(replace_all(writer, "done 4 450 4\n", ""))}, log),
+            (Violations{{Violation::duplicated, 1}}))
       << "an unanswered one, too";
 }
 
 TEST(HistoryChecker, a_transaction_two_tries_of_which_are_there) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"c", "w5"}}});
-  EXPECT_EQ(violations_of({history(replaced(writer, "done 4 450 4", "try 4 w5 c=w4 c=w5\ndone 4 450 5"))}, log),
-            (Violations{{Violation::doubled, 1}}));
+  EXPECT_EQ(violations_of({history(replace_all(writer, "done 4 450 4", "try 4 w5 c=w4 c=w5\ndone 4 450 5"))}, log),
+            (Violations{{Violation::duplicated, 1}}));
 }
 
 TEST(HistoryChecker, a_write_that_was_refused_and_is_there_all_the_same) {
   for (const char* kind : {"unavailable", "limit", "invalid", "conflict", "refused", "corrupt"}) {
     EXPECT_EQ(violations_of("done 2 250 2", std::string("failed 2 250 ") + kind),
-              (Violations{{Violation::written_all_the_same, 1}}))
+              (Violations{{Violation::written_despite_failure, 1}}))
         << kind;
   }
 }
@@ -171,15 +171,15 @@ TEST(HistoryChecker, a_write_with_an_id_before_what_was_seen_when_it_began) {
 
 TEST(HistoryChecker, a_process_that_went_back) {
   EXPECT_EQ(violations_of({history(writer), history("saw 510 520 4 4 - 0 -\nsaw 515 530 3 3 - 0 -\n", "two", "tokyo")}),
-            (Violations{{Violation::went_back, 1}}));
+            (Violations{{Violation::process_went_backwards, 1}}));
   EXPECT_EQ(violations_of({history(writer), history("saw 510 520 4 3 - 0 -\n", "two")}),
-            (Violations{{Violation::went_back, 1}}));
+            (Violations{{Violation::process_went_backwards, 1}}));
 }
 
 TEST(HistoryChecker, a_machine_that_went_back) {
   const History early = history("saw 510 520 4 4 - 0 -\n", "two", "tokyo");
   EXPECT_EQ(violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "tokyo")}),
-            (Violations{{Violation::machine_went_back, 1}}));
+            (Violations{{Violation::machine_went_backwards, 1}}));
   EXPECT_EQ(violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "rome")}), Violations{})
       << "another machine may be behind";
   EXPECT_EQ(violations_of({history(writer), early, history("saw 515 540 3 3 - 0 -\n", "three", "tokyo")}), Violations{})
@@ -188,7 +188,7 @@ TEST(HistoryChecker, a_machine_that_went_back) {
 
 TEST(HistoryChecker, a_write_that_other_processes_of_the_machine_did_not_see) {
   EXPECT_EQ(violations_of({history(writer), history("saw 460 470 3 3 - 0 -\n", "two")}),
-            (Violations{{Violation::machine_went_back, 1}}));
+            (Violations{{Violation::machine_went_backwards, 1}}));
 }
 
 TEST(HistoryChecker, a_read_after_a_token_that_saw_less) {
@@ -233,11 +233,11 @@ TEST(HistoryChecker, a_digest_of_something_else) {
 
 TEST(HistoryChecker, what_a_process_found_strange) {
   EXPECT_EQ(violations_of({history(writer), history("strange state is damaged\n", "two")}),
-            (Violations{{Violation::strange, 1}}));
+            (Violations{{Violation::unexpected, 1}}));
 }
 
 TEST(HistoryChecker, counts_and_names_what_it_found) {
-  const Verdict verdict = check(archive(), {history(replaced(writer, "done 2 250 2", "failed 2 250 unavailable"))});
+  const Verdict verdict = check(archive(), {history(replace_all(writer, "done 2 250 2", "failed 2 250 unavailable"))});
   EXPECT_EQ(verdict.violation_count(), 1U);
   ASSERT_EQ(verdict.examples.size(), 1U);
   EXPECT_EQ(verdict.examples[0], "written_all_the_same: one write 2: id=2");
@@ -246,18 +246,18 @@ TEST(HistoryChecker, counts_and_names_what_it_found) {
 // --- The files. ---
 
 TEST(HistoryFile, is_read_as_it_was_written) {
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   {
     HistoryWriter writes(folder.file("one"));
-    EXPECT_EQ(writes.call(), 1U);
-    writes.attempt(1, {"t1", {}, {{"a", "t1."}, {"b", std::nullopt}}});
-    writes.attempt(1, {"t2", {{"a", std::nullopt}, {"b", "x"}}, {{"c", "t2"}}});
-    writes.done(1, 17);
-    EXPECT_EQ(writes.call(), 2U);
-    writes.failed(2, Error(ErrorKind::uncertain, "who knows"));
-    EXPECT_EQ(writes.call(), 3U);
-    writes.saw({1, 2, 17, 18, Digest{3, 4}, 5, {{"a", ""}}});
-    writes.strange("a\nb");
+    EXPECT_EQ(writes.begin_write(), 1U);
+    writes.record_attempt(1, {"t1", {}, {{"a", "t1."}, {"b", std::nullopt}}});
+    writes.record_attempt(1, {"t2", {{"a", std::nullopt}, {"b", "x"}}, {{"c", "t2"}}});
+    writes.record_acknowledged(1, 17);
+    EXPECT_EQ(writes.begin_write(), 2U);
+    writes.record_failure(2, Error(ErrorKind::uncertain, "who knows"));
+    EXPECT_EQ(writes.begin_write(), 3U);
+    writes.record_read({1, 2, 17, 18, Digest{3, 4}, 5, {{"a", ""}}});
+    writes.record_unexpected("a\nb");
   }
   std::ifstream lines(folder.file("one"));
   const History read = read_history(lines, "one", "berlin");
@@ -266,17 +266,17 @@ TEST(HistoryFile, is_read_as_it_was_written) {
   EXPECT_EQ(first.answer, Write::Answer::acknowledged);
   EXPECT_EQ(first.id, 17U);
   EXPECT_LE(first.began_ns, first.ended_ns);
-  ASSERT_EQ(first.tries.size(), 2U);
-  EXPECT_EQ(first.tries[0].changes, (Facts{{"a", "t1."}, {"b", std::nullopt}}));
-  EXPECT_EQ(first.tries[1].reads, (Facts{{"a", std::nullopt}, {"b", "x"}}));
+  ASSERT_EQ(first.attempts.size(), 2U);
+  EXPECT_EQ(first.attempts[0].changes, (KeyValues{{"a", "t1."}, {"b", std::nullopt}}));
+  EXPECT_EQ(first.attempts[1].reads, (KeyValues{{"a", std::nullopt}, {"b", "x"}}));
   EXPECT_EQ(read.writes[1].answer, Write::Answer::uncertain);
   EXPECT_EQ(read.writes[2].answer, Write::Answer::none);
   ASSERT_EQ(read.observations.size(), 1U);
   EXPECT_EQ(read.observations[0].digest, (Digest{3, 4}));
-  EXPECT_EQ(read.observations[0].asked, 5U);
-  EXPECT_EQ(read.observations[0].facts, (Facts{{"a", ""}}));
+  EXPECT_EQ(read.observations[0].at_least, 5U);
+  EXPECT_EQ(read.observations[0].key_values, (KeyValues{{"a", ""}}));
   EXPECT_EQ(read.ids, (std::vector<UpdateId>{17, 17, 18}));
-  EXPECT_EQ(read.strange, (std::vector<std::string>{"a b"}));
+  EXPECT_EQ(read.unexpected, (std::vector<std::string>{"a b"}));
 }
 
 TEST(HistoryFile, a_last_line_that_was_cut_short_was_not_written) {

@@ -32,7 +32,7 @@
 #include "histories/history.h"
 #include "histories/players.h"
 #include "histories/stage.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 
 namespace whycache::testing {
 namespace {
@@ -49,35 +49,36 @@ struct Settings {
 };
 
 // A process that plays a part, and is started again whenever it has died.
-class Member {
+class WorkerProcess {
  public:
-  explicit Member(Part part) : part_(std::move(part)), name_(part_.process) {}
-  Member(const Member&) = delete;
-  Member& operator=(const Member&) = delete;
-  ~Member() { kill(); }
+  explicit WorkerProcess(WorkerSettings part)
+      : worker_settings_(std::move(part)), name_(worker_settings_.process_name) {}
+  WorkerProcess(const WorkerProcess&) = delete;
+  WorkerProcess& operator=(const WorkerProcess&) = delete;
+  ~WorkerProcess() { kill(); }
 
-  const std::string& machine() const { return part_.machine; }
+  const std::string& machine() const { return worker_settings_.machine; }
   const std::vector<std::string>& processes() const { return processes_; }
   bool is_running() const { return pid_ != 0; }
 
   void start(std::uint64_t seed) {
-    part_.seed = seed;
-    part_.process = name_ + '-' + std::to_string(processes_.size());
-    processes_.push_back(part_.process);
+    worker_settings_.seed = seed;
+    worker_settings_.process_name = name_ + '-' + std::to_string(processes_.size());
+    processes_.push_back(worker_settings_.process_name);
     const std::vector<std::string> words{"histories_main",
                                          "--play",
-                                         part_.role,
+                                         worker_settings_.role,
                                          "--machine",
-                                         part_.machine,
+                                         worker_settings_.machine,
                                          "--url",
-                                         part_.url,
+                                         worker_settings_.url,
                                          "--folder",
-                                         part_.folder,
+                                         worker_settings_.directory,
                                          "--process",
-                                         part_.process,
+                                         worker_settings_.process_name,
                                          "--seed",
                                          std::to_string(seed),
-                                         part_.flaky ? "--flaky" : "--steady"};
+                                         worker_settings_.flaky ? "--flaky" : "--steady"};
     std::vector<char*> arguments;
     for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
     arguments.push_back(nullptr);
@@ -100,146 +101,147 @@ class Member {
   }
 
   // How it died, if it did by itself, and not well.
-  std::optional<std::string> look_after() {
+  std::optional<std::string> reap() {
     int status = 0;
     if (pid_ == 0 || ::waitpid(pid_, &status, WNOHANG) != pid_) return std::nullopt;
     pid_ = 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return std::nullopt;
-    return part_.process + ": died by itself: status=" + std::to_string(status);
+    return worker_settings_.process_name + ": died by itself: status=" + std::to_string(status);
   }
 
  private:
-  Part part_;
+  WorkerSettings worker_settings_;
   std::string name_;
   std::vector<std::string> processes_;
   pid_t pid_ = 0;
 };
 
-class Director {
+class HistoryRun {
  public:
-  explicit Director(const Settings& settings)
+  explicit HistoryRun(const Settings& settings)
       : settings_(settings),
         random_(settings.seed),
-        folder_(::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
-                                                : std::filesystem::temp_directory_path()),
-        board_(Board::in(folder_.path())),
-        stage_(make_stage(settings.log, folder_.path(), settings.seed)),
-        archivist_(open_log(stage_->url())) {}
+        directory_(::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
+                                                   : std::filesystem::temp_directory_path()),
+        progress_(SharedProgress::open(directory_.path())),
+        store_(make_faulty_store(settings.log, directory_.path(), settings.seed)),
+        archive_(open_log(store_->url())) {}
 
   int run() {
-    hire();
-    for (Member& member : members_) member.start(random_());
-    play();
-    end();
-    look_at_the_end();
+    add_workers();
+    for (WorkerProcess& member : workers_) member.start(random_());
+    run_workers();
+    stop_workers();
+    check_final_state();
     const std::vector<History> histories = collect();
-    return judge(check(archivist_.updates(), histories), histories);
+    return report(check(archive_.updates(), histories), histories);
   }
 
  private:
-  void hire() {
+  void add_workers() {
     for (const char* machine : {"berlin", "tokyo"}) {
-      for (const char* role : {"writer", "writer", "transactor", "reader", "reader", "rewriter"}) hire(role, machine);
+      for (const char* role : {"writer", "writer", "transactor", "reader", "reader", "rewriter"})
+        add_workers(role, machine);
     }
-    hire("sleeper", "rome");
+    add_workers("sleeper", "rome");
   }
-  void hire(const std::string& role, const std::string& machine) {
-    members_.emplace_back(Part{.role = role,
-                               .machine = machine,
-                               .url = stage_->players_url(),
-                               .flaky = stage_->wants_flaky_log(),
-                               .folder = folder_.path(),
-                               .process = machine + '-' + role + std::to_string(members_.size())});
+  void add_workers(const std::string& role, const std::string& machine) {
+    workers_.emplace_back(WorkerSettings{.role = role,
+                                         .machine = machine,
+                                         .url = store_->worker_url(),
+                                         .flaky = store_->needs_flaky_log(),
+                                         .directory = directory_.path(),
+                                         .process_name = machine + '-' + role + std::to_string(workers_.size())});
   }
 
-  void play() {
+  void run_workers() {
     const auto end =
         Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(settings_.seconds));
     auto next_kill = Clock::now() + milliseconds(300);
-    auto next_disturbance = Clock::now() + stage_->calm();
+    auto next_disturbance = Clock::now() + store_->quiet_period_min();
     while (Clock::now() < end) {
       archive();
-      for (Member& member : members_) {
-        look_after(member);
+      for (WorkerProcess& member : workers_) {
+        reap(member);
         if (!member.is_running()) member.start(random_());
       }
       if (Clock::now() >= next_kill) {
-        Member& member = members_[random_() % members_.size()];
+        WorkerProcess& member = workers_[random_() % workers_.size()];
         member.kill();
         member.start(random_());
         ++kills_;
         next_kill = Clock::now() + milliseconds(20 + random_() % 100);
       }
       if (Clock::now() >= next_disturbance) {
-        stage_->disturb();
-        const milliseconds calm = stage_->calm();
+        store_->inject_fault();
+        const milliseconds calm = store_->quiet_period_min();
         next_disturbance = Clock::now() + calm + milliseconds(random_() % static_cast<std::uint64_t>(calm.count()));
       }
       std::this_thread::sleep_for(milliseconds(3));
     }
   }
 
-  void archive() { board_.archived = archivist_.follow(); }
+  void archive() { progress_.archived = archive_.follow(); }
 
-  void look_after(Member& member) {
-    if (std::optional<std::string> death = member.look_after()) strange_.push_back(*death);
+  void reap(WorkerProcess& member) {
+    if (std::optional<std::string> death = member.reap()) unexpected_.push_back(*death);
   }
 
-  void end() {
-    board_.over = true;
+  void stop_workers() {
+    progress_.stop = true;
     const auto patience_end = Clock::now() + seconds(30);
-    for (Member& member : members_) {
+    for (WorkerProcess& member : workers_) {
       while (member.is_running() && Clock::now() < patience_end) {
-        look_after(member);
+        reap(member);
         archive();
         std::this_thread::sleep_for(milliseconds(3));
       }
-      if (member.is_running()) strange_.push_back(member.processes().back() + ": does not come to its end");
+      if (member.is_running()) unexpected_.push_back(member.processes().back() + ": does not come to its end");
       member.kill();
     }
-    stage_->calm_down();
+    store_->stop_faults();
     archive();
   }
 
   // Every machine comes to the head of the log, and so does a new one.
-  void look_at_the_end() {
+  void check_final_state() {
     for (const char* machine : {"berlin", "tokyo", "rome", "paris"}) {
       const std::string process = std::string(machine) + "-end";
-      HistoryWriter history(history_path(folder_.path(), process));
+      HistoryWriter history(history_path(directory_.path(), process));
       Options options;
-      options.state_path = folder_.path() + '/' + machine + ".state";
+      options.state_path = directory_.path() + '/' + machine + ".state";
       options.any_file_system = true;
-      Cache cache(stage_->url(), options);
-      Observation seen{.began_ns = now_ns(), .asked = archivist_.updates().size()};
+      Cache cache(store_->url(), options);
+      Observation seen{.began_ns = now_ns(), .at_least = archive_.updates().size()};
       cache.update();
       const View view = cache.view();
       seen.first = seen.last = view.id();
       seen.digest = view.digest();
-      for (const Item& item : view) seen.facts.emplace_back(item.key, std::string(item.value));
+      for (const Item& item : view) seen.key_values.emplace_back(item.key, std::string(item.value));
       seen.ended_ns = now_ns();
-      history.saw(seen);
-      at_end_.push_back({process, machine});
+      history.record_read(seen);
+      final_histories_.push_back({process, machine});
     }
-    archivist_.look_again();
+    archive_.verify_again();
   }
 
   std::vector<History> collect() const {
     std::vector<History> histories;
     const auto read = [&](const std::string& process, const std::string& machine) {
-      std::ifstream lines(history_path(folder_.path(), process));  // not there: killed before it began
+      std::ifstream lines(history_path(directory_.path(), process));  // not there: killed before it began
       histories.push_back(read_history(lines, process, machine));
     };
-    for (const Member& member : members_) {
+    for (const WorkerProcess& member : workers_) {
       for (const std::string& process : member.processes()) read(process, member.machine());
     }
-    for (const auto& [process, machine] : at_end_) read(process, machine);
-    histories.push_back(History{.process = "director", .machine = "none", .strange = strange_});
+    for (const auto& [process, machine] : final_histories_) read(process, machine);
+    histories.push_back(History{.process = "director", .machine = "none", .unexpected = unexpected_});
     return histories;
   }
 
-  int judge(const Verdict& verdict, const std::vector<History>& histories) const {
+  int report(const Verdict& verdict, const std::vector<History>& histories) const {
     const std::uint64_t violations = verdict.violation_count();
-    std::vector<std::pair<std::string, std::uint64_t>> counts = stage_->counts();
+    std::vector<std::pair<std::string, std::uint64_t>> counts = store_->fault_counts();
     const std::vector<std::pair<std::string, std::uint64_t>> counts_of_histories{
         {"processes", histories.size()},
         {"kills", kills_},
@@ -251,9 +253,9 @@ class Director {
         {"unanswered", verdict.unanswered},
         {"uncertain_or_unanswered_in_log", verdict.uncertain_or_unanswered_in_log},
         {"transactions", verdict.transactions},
-        {"transactions_run_again", verdict.transactions_run_again},
-        {"rewrites", board_.rewrites.load()},
-        {"rebuilds_behind_base", board_.rebuilds.load()},
+        {"transactions_run_again", verdict.transactions_retried},
+        {"rewrites", progress_.rewrites.load()},
+        {"rebuilds_behind_base", progress_.rebuilds.load()},
         {"reads", verdict.reads},
         {"values", verdict.values},
         {"reads_after_token", verdict.tokens},
@@ -277,7 +279,7 @@ class Director {
     }
     if (violations > 0 && !settings_.keep.empty()) {
       std::filesystem::create_directories(settings_.keep);
-      for (const auto& file : std::filesystem::directory_iterator(folder_.path())) {
+      for (const auto& file : std::filesystem::directory_iterator(directory_.path())) {
         if (file.path().extension() == ".history") {
           std::filesystem::copy_file(file, settings_.keep / file.path().filename(),
                                      std::filesystem::copy_options::overwrite_existing);
@@ -291,20 +293,20 @@ class Director {
 
   Settings settings_;
   std::mt19937_64 random_;
-  TemporaryFolder folder_;
-  Board& board_;
-  std::unique_ptr<Stage> stage_;
-  Archivist archivist_;
-  std::deque<Member> members_;
-  std::vector<std::string> strange_;
-  std::vector<std::pair<std::string, std::string>> at_end_;
+  TemporaryDirectory directory_;
+  SharedProgress& progress_;
+  std::unique_ptr<FaultyStore> store_;
+  LogArchive archive_;
+  std::deque<WorkerProcess> workers_;
+  std::vector<std::string> unexpected_;
+  std::vector<std::pair<std::string, std::string>> final_histories_;
   std::uint64_t kills_ = 0;
 };
 
 int run(int argc, char** argv) {
   Settings settings;
   settings.seed = std::random_device{}();
-  Part part;
+  WorkerSettings part;
   CLI::App app("Plays histories on a log and checks them.");
   app.add_option("--log", settings.log, "file, sqlite, mysql, memcached");
   app.add_option("--seconds", settings.seconds, "how long");
@@ -313,13 +315,13 @@ int run(int argc, char** argv) {
   app.add_option("--play", part.role, "for its own use, as are those below");
   app.add_option("--machine", part.machine);
   app.add_option("--url", part.url);
-  app.add_option("--folder", part.folder);
-  app.add_option("--process", part.process);
+  app.add_option("--folder", part.directory);
+  app.add_option("--process", part.process_name);
   app.add_flag("--flaky,!--steady", part.flaky);
   CLI11_PARSE(app, argc, argv);
-  if (part.role.empty()) return Director(settings).run();
+  if (part.role.empty()) return HistoryRun(settings).run();
   part.seed = settings.seed;
-  play(part);
+  run_worker(part);
   return 0;
 }
 

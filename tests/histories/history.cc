@@ -11,7 +11,7 @@
 namespace whycache::testing {
 namespace {
 
-std::string to_text(const Facts& facts) {
+std::string to_text(const KeyValues& facts) {
   if (facts.empty()) return "-";
   std::string text;
   for (const auto& [key, value] : facts) {
@@ -22,8 +22,8 @@ std::string to_text(const Facts& facts) {
   return text;
 }
 
-Facts to_facts(const std::string& text) {
-  Facts facts;
+KeyValues to_facts(const std::string& text) {
+  KeyValues facts;
   if (text == "-") return facts;
   std::istringstream words(text);
   for (std::string word; std::getline(words, word, ',');) {
@@ -81,34 +81,34 @@ void HistoryWriter::write_line(const std::string& line) {
   }
 }
 
-std::uint64_t HistoryWriter::call() {
+std::uint64_t HistoryWriter::begin_write() {
   write_line("call " + std::to_string(++sequence_) + ' ' + std::to_string(now_ns()) + '\n');
   return sequence_;
 }
 
-void HistoryWriter::attempt(std::uint64_t sequence, const Try& attempt) {
+void HistoryWriter::record_attempt(std::uint64_t sequence, const Attempt& attempt) {
   write_line("try " + std::to_string(sequence) + ' ' + attempt.token + ' ' + to_text(attempt.reads) + ' ' +
              to_text(attempt.changes) + '\n');
 }
 
-void HistoryWriter::done(std::uint64_t sequence, UpdateId id) {
+void HistoryWriter::record_acknowledged(std::uint64_t sequence, UpdateId id) {
   write_line("done " + std::to_string(sequence) + ' ' + std::to_string(now_ns()) + ' ' + std::to_string(id) + '\n');
 }
 
-void HistoryWriter::failed(std::uint64_t sequence, const Error& error) {
+void HistoryWriter::record_failure(std::uint64_t sequence, const Error& error) {
   write_line("failed " + std::to_string(sequence) + ' ' + std::to_string(now_ns()) + ' ' + to_string(error.kind()) +
              '\n');
 }
 
-void HistoryWriter::saw(const Observation& seen) {
+void HistoryWriter::record_read(const Observation& seen) {
   const std::string digest =
       seen.digest ? std::to_string(seen.digest->low) + ':' + std::to_string(seen.digest->high) : "-";
   write_line("saw " + std::to_string(seen.began_ns) + ' ' + std::to_string(seen.ended_ns) + ' ' +
              std::to_string(seen.first) + ' ' + std::to_string(seen.last) + ' ' + digest + ' ' +
-             std::to_string(seen.asked) + ' ' + to_text(seen.facts) + '\n');
+             std::to_string(seen.at_least) + ' ' + to_text(seen.key_values) + '\n');
 }
 
-void HistoryWriter::strange(const std::string& what) {
+void HistoryWriter::record_unexpected(const std::string& what) {
   std::string line = "strange " + what;
   std::replace(line.begin(), line.end(), '\n', ' ');
   write_line(line + '\n');
@@ -137,13 +137,13 @@ History read_history(std::istream& lines, const std::string& process, const std:
       history.writes.push_back(write);
     } else if (what == "try") {
       Write& write = write_told_of();
-      Try attempt;
+      Attempt attempt;
       std::string reads;
       std::string changes;
       words >> attempt.token >> reads >> changes;
       attempt.reads = to_facts(reads);
       attempt.changes = to_facts(changes);
-      write.tries.push_back(std::move(attempt));
+      write.attempts.push_back(std::move(attempt));
     } else if (what == "done") {
       Write& write = write_told_of();
       words >> write.ended_ns >> write.id;
@@ -158,13 +158,13 @@ History read_history(std::istream& lines, const std::string& process, const std:
       Observation seen;
       std::string digest;
       std::string facts;
-      words >> seen.began_ns >> seen.ended_ns >> seen.first >> seen.last >> digest >> seen.asked >> facts;
+      words >> seen.began_ns >> seen.ended_ns >> seen.first >> seen.last >> digest >> seen.at_least >> facts;
       seen.digest = to_digest(digest);
-      seen.facts = to_facts(facts);
+      seen.key_values = to_facts(facts);
       history.ids.insert(history.ids.end(), {seen.first, seen.last});
       history.observations.push_back(std::move(seen));
     } else if (what == "strange") {
-      history.strange.push_back(line.substr(what.size() + 1));
+      history.unexpected.push_back(line.substr(what.size() + 1));
     } else {
       give_up();
     }

@@ -28,13 +28,13 @@
 namespace whycache::testing {
 
 // Keys with what was read there, or is written there; nullopt: absent, erased.
-using Facts = std::vector<std::pair<std::string, std::optional<std::string>>>;
+using KeyValues = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
 // One time that a write was tried: what it had read, if that matters, and what it wrote.
-struct Try {
+struct Attempt {
   std::string token;
-  Facts reads;
-  Facts changes;
+  KeyValues reads;
+  KeyValues changes;
 };
 
 struct Write {
@@ -47,7 +47,7 @@ struct Write {
   std::uint64_t sequence = 0;
   std::int64_t began_ns = 0;  // CLOCK_MONOTONIC, as all times here
   std::int64_t ended_ns = 0;
-  std::vector<Try> tries{};
+  std::vector<Attempt> attempts{};
   Answer answer = Answer::none;
   UpdateId id = 0;
 };
@@ -58,8 +58,8 @@ struct Observation {
   UpdateId first = 0;
   UpdateId last = 0;
   std::optional<Digest> digest{};
-  UpdateId asked = 0;
-  Facts facts{};
+  UpdateId at_least = 0;
+  KeyValues key_values{};
 };
 
 // Of one process, from its start to its end.
@@ -70,7 +70,7 @@ struct History {
   std::vector<Observation> observations{};
   // All ids it was told, in that order.
   std::vector<UpdateId> ids{};
-  std::vector<std::string> strange{};
+  std::vector<std::string> unexpected{};
 };
 
 std::int64_t now_ns();
@@ -87,12 +87,12 @@ class HistoryWriter {
   ~HistoryWriter();
 
   // Returns its sequence.
-  std::uint64_t call();
-  void attempt(std::uint64_t sequence, const Try& attempt);
-  void done(std::uint64_t sequence, UpdateId id);
-  void failed(std::uint64_t sequence, const Error& error);
-  void saw(const Observation& observation);
-  void strange(const std::string& what);
+  std::uint64_t begin_write();
+  void record_attempt(std::uint64_t sequence, const Attempt& attempt);
+  void record_acknowledged(std::uint64_t sequence, UpdateId id);
+  void record_failure(std::uint64_t sequence, const Error& error);
+  void record_read(const Observation& observation);
+  void record_unexpected(const std::string& what);
 
  private:
   void write_line(const std::string& line);

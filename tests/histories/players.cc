@@ -28,31 +28,33 @@ using std::chrono::milliseconds;
 
 constexpr std::uint64_t key_count = 40;
 
-bool is_normal(const Error& error) {
+bool is_expected_error(const Error& error) {
   return error.kind() == ErrorKind::unavailable || error.kind() == ErrorKind::uncertain;
 }
 
-class Player {
+class Worker {
  public:
-  explicit Player(const Part& part)
-      : part_(part),
-        board_(Board::in(part.folder)),
-        history_(history_path(part.folder, part.process)),
+  explicit Worker(const WorkerSettings& part)
+      : settings_(part),
+        progress_(SharedProgress::open(part.directory)),
+        history_(history_path(part.directory, part.process_name)),
         random_(part.seed) {}
 
-  void play(const std::string& role) {
+  void run(const std::string& role) {
     const std::map<std::string, std::function<void()>> steps{
-        {"writer", [this] { write_or_look(); }}, {"transactor", [this] { transact(); }},
-        {"reader", [this] { read(); }},          {"sleeper", [this] { sleep_and_read(); }},
+        {"writer", [this] { write_or_observe(); }},
+        {"transactor", [this] { transact(); }},
+        {"reader", [this] { read(); }},
+        {"sleeper", [this] { sleep_and_read(); }},
         {"rewriter", [this] { rewrite(); }},
     };
     const std::function<void()>& step = steps.at(role);
-    while (!cache_ && !board_.over) open();
-    while (!board_.over) {
+    while (!cache_ && !progress_.stop) open();
+    while (!progress_.stop) {
       try {
         step();
       } catch (const Error& error) {
-        if (!is_normal(error)) throw;
+        if (!is_expected_error(error)) throw;
       }
       pause(milliseconds(3));
     }
@@ -61,47 +63,48 @@ class Player {
   HistoryWriter& history() { return history_; }
 
  private:
-  std::uint64_t number(std::uint64_t below) { return random_() % below; }
-  bool happens(unsigned percent) { return number(100) < percent; }
+  std::uint64_t random_below(std::uint64_t below) { return random_() % below; }
+  bool chance(unsigned percent) { return random_below(100) < percent; }
   void pause(milliseconds most) {
-    std::this_thread::sleep_for(std::chrono::microseconds(number(static_cast<std::uint64_t>(most.count()) * 1000)));
+    std::this_thread::sleep_for(
+        std::chrono::microseconds(random_below(static_cast<std::uint64_t>(most.count()) * 1000)));
   }
-  std::string random_key() { return 'k' + std::to_string(number(key_count)); }
-  std::string new_token() { return part_.process + '-' + std::to_string(++token_); }
-  std::string value_of(const std::string& token) { return token + std::string(number(200), '.'); }
+  std::string random_key() { return 'k' + std::to_string(random_below(key_count)); }
+  std::string new_token() { return settings_.process_name + '-' + std::to_string(++token_); }
+  std::string value_of(const std::string& token) { return token + std::string(random_below(200), '.'); }
   // Some have no patience, and so learn that nothing was written, or that nobody knows.
-  milliseconds deadline() { return happens(20) ? milliseconds(number(6)) : milliseconds(5000); }
+  milliseconds deadline() { return chance(20) ? milliseconds(random_below(6)) : milliseconds(5000); }
 
   void open() {
     Options options;
-    options.state_path = part_.folder + '/' + part_.machine + ".state";
+    options.state_path = settings_.directory + '/' + settings_.machine + ".state";
     options.any_file_system = true;
     try {
-      if (part_.flaky) {
-        cache_.emplace(std::make_unique<FlakyLog>(open_log(part_.url), random_()), options);
+      if (settings_.flaky) {
+        cache_.emplace(std::make_unique<FlakyLog>(open_log(settings_.url), random_()), options);
       } else {
-        cache_.emplace(part_.url, options);
+        cache_.emplace(settings_.url, options);
       }
     } catch (const Error& error) {
-      if (!is_normal(error)) throw;
+      if (!is_expected_error(error)) throw;
       pause(milliseconds(20));
     }
   }
 
   // --- Writing. ---
 
-  Try new_try(std::size_t keys) {
-    Try attempt{.token = new_token()};
+  Attempt new_attempt(std::size_t keys) {
+    Attempt attempt{.token = new_token()};
     while (attempt.changes.size() < keys) {
       std::string key = random_key();
       const auto same = [&](const auto& change) { return change.first == key; };
       if (std::any_of(attempt.changes.begin(), attempt.changes.end(), same)) continue;
-      const bool erases = !attempt.changes.empty() && happens(30);
+      const bool erases = !attempt.changes.empty() && chance(30);
       attempt.changes.emplace_back(std::move(key), erases ? std::nullopt : std::optional(value_of(attempt.token)));
     }
     return attempt;
   }
-  static std::vector<Change> changes_of(const Try& attempt) {
+  static std::vector<Change> changes_of(const Attempt& attempt) {
     std::vector<Change> changes;
     for (const auto& [key, value] : attempt.changes)
       changes.push_back(value ? Change::set(key, *value) : Change::erase(key));
@@ -109,54 +112,54 @@ class Player {
   }
 
   // What was told of the write is told to the history.
-  void tell(std::uint64_t sequence, const std::function<UpdateId()>& write) {
+  void record_write(std::uint64_t sequence, const std::function<UpdateId()>& write) {
     try {
       const UpdateId id = write();
-      history_.done(sequence, id);
-      UpdateId token = board_.token;
-      while (token < id && !board_.token.compare_exchange_weak(token, id)) {
+      history_.record_acknowledged(sequence, id);
+      UpdateId token = progress_.token;
+      while (token < id && !progress_.token.compare_exchange_weak(token, id)) {
       }
     } catch (const Error& error) {
-      history_.failed(sequence, error);
-      if (!is_normal(error) && error.kind() != ErrorKind::conflict) throw;
+      history_.record_failure(sequence, error);
+      if (!is_expected_error(error) && error.kind() != ErrorKind::conflict) throw;
     }
   }
 
-  void write_or_look() {
-    const std::uint64_t kind = number(100);
+  void write_or_observe() {
+    const std::uint64_t kind = random_below(100);
     if (kind < 60) {
-      const std::uint64_t sequence = history_.call();
-      const Try attempt = new_try(1 + number(3));
-      history_.attempt(sequence, attempt);
-      tell(sequence, [&] { return cache_->write(changes_of(attempt), {.note = {}, .deadline = deadline()}); });
+      const std::uint64_t sequence = history_.begin_write();
+      const Attempt attempt = new_attempt(1 + random_below(3));
+      history_.record_attempt(sequence, attempt);
+      record_write(sequence, [&] { return cache_->write(changes_of(attempt), {.note = {}, .deadline = deadline()}); });
     } else if (kind < 75) {
-      write_some_at_once();
+      write_concurrently();
     } else if (kind < 85) {
       set_if();
     } else {
-      look();
+      observe();
     }
   }
 
-  void write_some_at_once() {
+  void write_concurrently() {
     std::vector<std::pair<std::uint64_t, std::future<UpdateId>>> under_way;
-    for (std::uint64_t left = 2 + number(6); left > 0; --left) {
-      const std::uint64_t sequence = history_.call();
-      const Try attempt = new_try(1 + number(2));
-      history_.attempt(sequence, attempt);
+    for (std::uint64_t left = 2 + random_below(6); left > 0; --left) {
+      const std::uint64_t sequence = history_.begin_write();
+      const Attempt attempt = new_attempt(1 + random_below(2));
+      history_.record_attempt(sequence, attempt);
       under_way.emplace_back(sequence, cache_->write_async(changes_of(attempt), {.note = {}, .deadline = deadline()}));
     }
-    for (auto& each : under_way) tell(each.first, [&] { return each.second.get(); });
+    for (auto& each : under_way) record_write(each.first, [&] { return each.second.get(); });
   }
 
   void set_if() {
-    const std::uint64_t sequence = history_.call();
-    Try attempt = new_try(1);
+    const std::uint64_t sequence = history_.begin_write();
+    Attempt attempt = new_attempt(1);
     const std::string& key = attempt.changes[0].first;
     const std::optional<std::string> expected = cache_->get(key);
     attempt.reads.emplace_back(key, expected);
-    history_.attempt(sequence, attempt);
-    tell(sequence, [&] {
+    history_.record_attempt(sequence, attempt);
+    record_write(sequence, [&] {
       const std::optional<std::string_view> before =
           expected ? std::optional<std::string_view>(*expected) : std::nullopt;
       const std::optional<UpdateId> id =
@@ -167,19 +170,19 @@ class Player {
   }
 
   void transact() {
-    const std::uint64_t sequence = history_.call();
-    tell(sequence, [&] {
+    const std::uint64_t sequence = history_.begin_write();
+    record_write(sequence, [&] {
       return cache_->transact(
           [&](Transaction& t) {
-            Try attempt = new_try(1 + number(2));
+            Attempt attempt = new_attempt(1 + random_below(2));
             const auto remember = [&](const std::string& key, std::optional<std::string_view> value) {
               attempt.reads.emplace_back(key, value ? std::optional<std::string>(*value) : std::nullopt);
             };
-            for (std::uint64_t left = 1 + number(3); left > 0; --left) {
+            for (std::uint64_t left = 1 + random_below(3); left > 0; --left) {
               const std::string key = random_key();
               remember(key, t.get(key));
             }
-            if (happens(20)) {  // the keys k2, k20 ... k29, those that are absent too
+            if (chance(20)) {  // the keys k2, k20 ... k29, those that are absent too
               std::map<std::string, std::string> there;
               for (const Item& item : t.items(KeyRange::prefix("k2"))) there.emplace(item.key, item.value);
               for (const char* digit : {"", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}) {
@@ -188,29 +191,29 @@ class Player {
                 remember(key, found == there.end() ? std::nullopt : std::optional<std::string_view>(found->second));
               }
             }
-            history_.attempt(sequence, attempt);
+            history_.record_attempt(sequence, attempt);
             for (const auto& [key, value] : attempt.changes) value ? t.set(key, *value) : t.erase(key);
           },
           {.note = {}, .deadline = deadline(), .attempts_max = 100});
     });
-    if (happens(20)) look();
+    if (chance(20)) observe();
   }
 
   // --- Reading. ---
 
   // What a view shows, with the digest.
-  void look(UpdateId asked = 0) {
-    Observation seen{.began_ns = now_ns(), .asked = asked};
+  void observe(UpdateId asked = 0) {
+    Observation seen{.began_ns = now_ns(), .at_least = asked};
     const View view = cache_->view();
     seen.first = seen.last = view.id();
     seen.digest = view.digest();
     for (int i = 0; i < 4; ++i) {
       const std::string key = random_key();
       const std::optional<std::string_view> value = view.get(key);
-      seen.facts.emplace_back(key, value ? std::optional<std::string>(*value) : std::nullopt);
+      seen.key_values.emplace_back(key, value ? std::optional<std::string>(*value) : std::nullopt);
     }
     seen.ended_ns = now_ns();
-    history_.saw(seen);
+    history_.record_read(seen);
   }
 
   // What get() gives, which may be as of any id in between.
@@ -218,40 +221,40 @@ class Player {
     Observation seen{.began_ns = now_ns()};
     seen.first = cache_->applied_id();
     const std::string key = random_key();
-    seen.facts.emplace_back(key, cache_->get(key));
+    seen.key_values.emplace_back(key, cache_->get(key));
     seen.last = cache_->applied_id();
     seen.ended_ns = now_ns();
-    history_.saw(seen);
+    history_.record_read(seen);
   }
 
   void read() {
-    const std::uint64_t kind = number(100);
+    const std::uint64_t kind = random_below(100);
     if (kind < 30) {
       cache_->update();
-      look();
+      observe();
     } else if (kind < 45) {
-      const UpdateId asked = board_.token;
+      const UpdateId asked = progress_.token;
       cache_->update({.staleness_max = {}, .at_least = asked, .deadline = {}});
-      look(asked);
+      observe(asked);
     } else if (kind < 60) {  // who wants no staleness at all sees what was acknowledged to anybody before
-      const UpdateId asked = board_.token;
+      const UpdateId asked = progress_.token;
       cache_->update({.staleness_max = std::chrono::nanoseconds(0), .at_least = 0, .deadline = {}});
-      look(asked);
+      observe(asked);
     } else if (kind < 75) {
-      look();
+      observe();
     } else {
       for (int i = 0; i < 5; ++i) get();
     }
   }
 
   void sleep_and_read() {
-    for (int i = 0; i < 60 && !board_.over; ++i) {
-      if (happens(5)) look();
+    for (int i = 0; i < 60 && !progress_.stop; ++i) {
+      if (chance(5)) observe();
       std::this_thread::sleep_for(milliseconds(10));
     }
     read();
     const std::uint64_t rebuilds = cache_->counters().rebuilds_behind_base;
-    board_.rebuilds += rebuilds - rebuilds_;
+    progress_.rebuilds += rebuilds - rebuilds_;
     rebuilds_ = rebuilds;
   }
 
@@ -260,17 +263,17 @@ class Player {
   void rewrite() {
     pause(milliseconds(150));
     cache_->update();
-    const UpdateId most = std::min(board_.archived.load(), cache_->applied_id());
+    const UpdateId most = std::min(progress_.archived.load(), cache_->applied_id());
     if (most == 0) return;
     const UpdateId base = cache_->log().extent().base;
-    const UpdateId limit = happens(50) ? most : most - number(std::min<UpdateId>(most, 50));
+    const UpdateId limit = chance(50) ? most : most - random_below(std::min<UpdateId>(most, 50));
     if (limit == 0 || limit <= base) return;
-    if (cache_->rewrite_history({.limit = limit, .keep = {}}) == limit) ++board_.rewrites;
-    if (happens(30)) look();
+    if (cache_->rewrite_history({.limit = limit, .keep = {}}) == limit) ++progress_.rewrites;
+    if (chance(30)) observe();
   }
 
-  const Part& part_;
-  Board& board_;
+  const WorkerSettings& settings_;
+  SharedProgress& progress_;
   HistoryWriter history_;
   std::mt19937_64 random_;
   std::optional<Cache> cache_;
@@ -280,31 +283,31 @@ class Player {
 
 }  // namespace
 
-std::vector<std::string> roles() { return {"writer", "transactor", "reader", "sleeper", "rewriter"}; }
+std::vector<std::string> worker_roles() { return {"writer", "transactor", "reader", "sleeper", "rewriter"}; }
 
 std::string history_path(const std::string& folder, const std::string& process) {
   return folder + '/' + process + ".history";
 }
 
-Board& Board::in(const std::string& folder) {
+SharedProgress& SharedProgress::open(const std::string& folder) {
   const int file = ::open((folder + "/board").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (file < 0 || ::ftruncate(file, sizeof(Board)) != 0) throw std::runtime_error("cannot make the board");
-  void* const memory = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (file < 0 || ::ftruncate(file, sizeof(SharedProgress)) != 0) throw std::runtime_error("cannot make the board");
+  void* const memory = ::mmap(nullptr, sizeof(SharedProgress), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   ::close(file);
   if (memory == MAP_FAILED) throw std::runtime_error("cannot map the board");
-  return *static_cast<Board*>(memory);  // zeroes are what it begins with
+  return *static_cast<SharedProgress*>(memory);  // zeroes are what it begins with
 }
 
-void play(const Part& part) {
-  const std::vector<std::string> known = roles();
+void play(const WorkerSettings& part) {
+  const std::vector<std::string> known = worker_roles();
   if (std::find(known.begin(), known.end(), part.role) == known.end()) {
     throw std::runtime_error("no such role: " + part.role);
   }
-  Player player(part);
+  Worker player(part);
   try {
-    player.play(part.role);
+    player.run(part.role);
   } catch (const std::exception& error) {
-    player.history().strange(error.what());
+    player.history().record_unexpected(error.what());
   }
 }
 

@@ -18,9 +18,9 @@
 namespace whycache::testing {
 namespace {
 
-class UrlStage final : public Stage {
+class PlainStore final : public FaultyStore {
  public:
-  explicit UrlStage(std::string url) : url_(std::move(url)) {}
+  explicit PlainStore(std::string url) : url_(std::move(url)) {}
   std::string url() const override { return url_; }
 
  private:
@@ -29,8 +29,8 @@ class UrlStage final : public Stage {
 
 #if WHYCACHE_WITH_MYSQL
 
-TcpProxy::Treatment cut_within(double bytes_max, std::mt19937_64& random) {
-  TcpProxy::Treatment treatment;
+TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random) {
+  TcpProxy::ConnectionFaults treatment;
   const double size = std::exp(std::uniform_real_distribution<double>(0, std::log(bytes_max))(random));
   (random() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = static_cast<std::uint64_t>(size);
   treatment.cut_by_reset = random() % 2 == 0;
@@ -39,25 +39,25 @@ TcpProxy::Treatment cut_within(double bytes_max, std::mt19937_64& random) {
 
 // A MariaDB server, which is killed and started again now and then, behind a proxy that cuts most connections
 // somewhere.
-class MysqlStage : public Stage {
+class FaultyMysql : public FaultyStore {
  public:
-  explicit MysqlStage(std::uint64_t seed) : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
+  explicit FaultyMysql(std::uint64_t seed) : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
     // From the first byte to some hundred statements, as many of each size.
-    proxy_.treat([this](std::uint64_t) { return cut_within(200'000, random_); });
+    proxy_.set_fault_chooser([this](std::uint64_t) { return cut_within(200'000, random_); });
   }
 
   std::string url() const override { return server_.url(database_); }
-  std::string players_url() const override {
+  std::string worker_url() const override {
     return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_ + "?deadline_ms=3000";
   }
-  bool wants_flaky_log() const override { return false; }
-  void disturb() override {
+  bool needs_flaky_log() const override { return false; }
+  void inject_fault() override {
     server_.kill();
     server_.start();
     ++kills_;
   }
-  void calm_down() override {
-    proxy_.treat_all({});
+  void stop_faults() override {
+    proxy_.set_faults({});
     proxy_.cut_all();
     MariadbClient client(server_);
     const std::string others =
@@ -74,7 +74,7 @@ class MysqlStage : public Stage {
     }
     throw std::runtime_error("the server does not come to the end of what it was asked for");
   }
-  std::vector<std::pair<std::string, std::uint64_t>> counts() override {
+  std::vector<std::pair<std::string, std::uint64_t>> fault_counts() override {
     return {{"cuts", proxy_.cuts()}, {"server_kills", kills_}};
   }
 
@@ -90,22 +90,22 @@ class MysqlStage : public Stage {
 
 // The same with a memcached in front of it, which is by turns killed and started again empty, flushed, and paused for
 // longer than anybody waits for it; and behind a proxy that cuts some connections, too.
-class MemcachedStage final : public MysqlStage {
+class FaultyMemcached final : public FaultyMysql {
  public:
-  explicit MemcachedStage(std::uint64_t seed) : MysqlStage(seed), random_(~seed), proxy_(server_.port()) {
-    proxy_.treat([this](std::uint64_t) {
+  explicit FaultyMemcached(std::uint64_t seed) : FaultyMysql(seed), random_(~seed), proxy_(server_.port()) {
+    proxy_.set_fault_chooser([this](std::uint64_t) {
       // After a failure memcached is left alone for a while; it has to be there most of the time to be of any use.
-      return random_() % 4 == 0 ? cut_within(200'000, random_) : TcpProxy::Treatment{};
+      return random_() % 4 == 0 ? cut_within(200'000, random_) : TcpProxy::ConnectionFaults{};
     });
   }
 
-  std::string players_url() const override {
-    return "memcached+" + MysqlStage::players_url() + "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
+  std::string worker_url() const override {
+    return "memcached+" + FaultyMysql::worker_url() + "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
   }
-  void disturb() override {
-    switch (disturbances_++ % 4) {
+  void inject_fault() override {
+    switch (fault_count_++ % 4) {
       case 0:
-        hits_before_ += MemcachedClient(server_).number("get_hits");
+        hits_before_ += MemcachedClient(server_).statistic("get_hits");
         server_.kill();
         server_.start();
         ++kills_;
@@ -117,20 +117,20 @@ class MemcachedStage final : public MysqlStage {
       case 2:
         server_.pause();
         std::this_thread::sleep_for(std::chrono::milliseconds(500));
-        server_.go_on();
+        server_.resume();
         ++pauses_;
         return;
-      default: MysqlStage::disturb();
+      default: FaultyMysql::inject_fault();
     }
   }
-  std::chrono::milliseconds calm() const override { return std::chrono::seconds(2); }
-  std::vector<std::pair<std::string, std::uint64_t>> counts() override {
-    auto counts = MysqlStage::counts();
+  std::chrono::milliseconds quiet_period_min() const override { return std::chrono::seconds(2); }
+  std::vector<std::pair<std::string, std::uint64_t>> fault_counts() override {
+    auto counts = FaultyMysql::fault_counts();
     counts.emplace_back("memcached_cuts", proxy_.cuts());
     counts.emplace_back("memcached_kills", kills_);
     counts.emplace_back("memcached_flushes", flushes_);
     counts.emplace_back("memcached_pauses", pauses_);
-    counts.emplace_back("memcached_hits", hits_before_ + MemcachedClient(server_).number("get_hits"));
+    counts.emplace_back("memcached_hits", hits_before_ + MemcachedClient(server_).statistic("get_hits"));
     return counts;
   }
 
@@ -138,7 +138,7 @@ class MemcachedStage final : public MysqlStage {
   std::mt19937_64 random_;  // the proxy's, on its thread
   MemcachedServer server_;
   TcpProxy proxy_;
-  std::uint64_t disturbances_ = 0;
+  std::uint64_t fault_count_ = 0;
   std::uint64_t kills_ = 0;
   std::uint64_t flushes_ = 0;
   std::uint64_t pauses_ = 0;
@@ -150,18 +150,18 @@ class MemcachedStage final : public MysqlStage {
 
 }  // namespace
 
-std::unique_ptr<Stage> make_stage(const std::string& log, const std::string& folder, std::uint64_t seed) {
-  const std::map<std::string, std::function<std::unique_ptr<Stage>()>> stages {
+std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& folder, std::uint64_t seed) {
+  const std::map<std::string, std::function<std::unique_ptr<FaultyStore>()>> stages {
     {"file",
      [&] {
        std::filesystem::create_directory(folder + "/log");
-       return std::make_unique<UrlStage>("file://" + folder + "/log");
+       return std::make_unique<PlainStore>("file://" + folder + "/log");
      }},
-        {"sqlite", [&] { return std::make_unique<UrlStage>("sqlite://" + folder + "/log.db"); }},
+        {"sqlite", [&] { return std::make_unique<PlainStore>("sqlite://" + folder + "/log.db"); }},
 #if WHYCACHE_WITH_MYSQL
-        {"mysql", [&] { return std::make_unique<MysqlStage>(seed); }},
+        {"mysql", [&] { return std::make_unique<FaultyMysql>(seed); }},
 #if WHYCACHE_WITH_MEMCACHED
-        {"memcached", [&] { return std::make_unique<MemcachedStage>(seed); }},
+        {"memcached", [&] { return std::make_unique<FaultyMemcached>(seed); }},
 #endif
 #endif
   };

@@ -20,7 +20,7 @@ struct LastUpdate {
 inline LastUpdate last_update(Log& log) {
   LastUpdate last{0, chain_start(log.extent().uuid)};
   log.read(1, ~UpdateId{0}, [&](UpdateId id, std::string_view bytes) {
-    last = {id, peek_place(bytes)->chain};
+    last = {id, peek_header(bytes)->chain};
     return true;
   });
   return last;

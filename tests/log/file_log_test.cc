@@ -30,20 +30,20 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/process_lock.h"
-#include "log/machine_room.h"
+#include "log/root_tests.h"
 #include "log/stores.h"
 #include "support/seed.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace {
 
 // Called before each fsync and fdatasync of this program while it is set; returns an errno to fail with, or 0.
-std::function<int(int descriptor)>* before_sync = nullptr;
+std::function<int(int descriptor)>* sync_hook = nullptr;
 
-int sync_unless_told(long call, int descriptor) {
-  if (before_sync != nullptr) {
-    if (const int error = (*before_sync)(descriptor)) {
+int sync_unless_failing(long call, int descriptor) {
+  if (sync_hook != nullptr) {
+    if (const int error = (*sync_hook)(descriptor)) {
       errno = error;
       return -1;
     }
@@ -54,20 +54,20 @@ int sync_unless_told(long call, int descriptor) {
 // Hears of every sync, and may make it fail, for as long as it lives.
 class SyncListener {
  public:
-  explicit SyncListener(std::function<int(int descriptor)> heard) : heard_(std::move(heard)) { before_sync = &heard_; }
+  explicit SyncListener(std::function<int(int descriptor)> heard) : hook_(std::move(heard)) { sync_hook = &hook_; }
   SyncListener(const SyncListener&) = delete;
   SyncListener& operator=(const SyncListener&) = delete;
-  ~SyncListener() { before_sync = nullptr; }
+  ~SyncListener() { sync_hook = nullptr; }
 
  private:
-  std::function<int(int)> heard_;
+  std::function<int(int)> hook_;
 };
 
 }  // namespace
 
 // Ours instead of the C library's.
-extern "C" int fsync(int descriptor) { return sync_unless_told(SYS_fsync, descriptor); }
-extern "C" int fdatasync(int descriptor) { return sync_unless_told(SYS_fdatasync, descriptor); }
+extern "C" int fsync(int descriptor) { return sync_unless_failing(SYS_fsync, descriptor); }
+extern "C" int fdatasync(int descriptor) { return sync_unless_failing(SYS_fdatasync, descriptor); }
 
 namespace whycache {
 namespace {
@@ -75,7 +75,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::expect_error;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::thrown_error;
 using Appended = Log::Appended;
 using Updates = std::map<UpdateId, std::string>;
@@ -160,11 +160,11 @@ std::string from_hex(const std::string& digits) {
 
 TEST(FileLogFormat, the_folder_of_the_vectors_holds_the_log_they_tell_of) {
   const json vectors = load_vectors();
-  StoreFolder folder;
+  StoreDirectory folder;
   for (const auto& [path, bytes] : vectors["files"].items()) write_file(folder.file("log/" + path), from_hex(bytes));
   for (const char* name : {"lock", "tmp/none"}) write_file(folder.file("log/default/" + std::string(name)), "");
 
-  FileLog log({.folder = folder.file("log"), .name = "vectors"});
+  FileLog log({.directory = folder.file("log"), .name = "vectors"});
 
   const json& tells = vectors["log"];
   const Extent extent = log.extent();
@@ -424,14 +424,14 @@ TEST(FileLog, the_first_append_deletes_what_dead_writers_left) {
 TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_none) {
   FileStore store;
   store.open();
-  FileLog impatient({.folder = store.folder(), .name = "impatient", .deadline = std::chrono::milliseconds(50)});
+  FileLog impatient({.directory = store.directory(), .name = "impatient", .deadline = std::chrono::milliseconds(50)});
   append_up_to(impatient, 3);
   int pipe_ends[2];
   ASSERT_EQ(::pipe(pipe_ends), 0);
   Child holder([&] {
     const FileDescriptor lock = open_file(store.root() + "/lock", O_RDWR);
-    demand(try_lock_byte(lock.number(), 1) && try_lock_byte(lock.number(), 0), "lock");
-    demand(::write(pipe_ends[1], "x", 1) == 1, "write");
+    require(try_lock_byte(lock.number(), 1) && try_lock_byte(lock.number(), 0), "lock");
+    require(::write(pipe_ends[1], "x", 1) == 1, "write");
     ::pause();
   });
   char locked;
@@ -454,17 +454,17 @@ TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_n
 // What is surely on the disk under a folder, and what may be: a model of the worst a file system may do. What was
 // written since the last sync of a file, and each name that changed since the last sync of a folder, may be there or
 // may not.
-class PowerModel {
+class PowerLossModel {
  public:
-  explicit PowerModel(std::string root) : root_(std::move(root)) {}
+  explicit PowerLossModel(std::string root) : root_(std::move(root)) {}
 
   // To be called when everything before it has been synced.
-  void note_sync(int descriptor) {
+  void record_sync(int descriptor) {
     struct stat status;
-    demand(::fstat(descriptor, &status) == 0, "fstat");
+    require(::fstat(descriptor, &status) == 0, "fstat");
     const std::string path = fs::read_symlink("/proc/self/fd/" + std::to_string(descriptor));
     if (S_ISDIR(status.st_mode)) {
-      folders_[path] = entries_of(path);
+      directories_[path] = entries_of(path);
     } else {
       files_[status.st_ino] = read_file("/proc/self/fd/" + std::to_string(descriptor), status);
       held_.emplace_back(::dup(descriptor));  // so that its number is not given to another file
@@ -472,12 +472,12 @@ class PowerModel {
   }
 
   // One of the ways the disk may look after a power cut now.
-  void make_image(const std::string& to, std::mt19937_64& random) const { copy_folder(root_, to, random); }
+  void make_image(const std::string& to, std::mt19937_64& random) const { copy_directory(root_, to, random); }
 
  private:
   struct Entry {
     ino_t number;
-    bool is_folder;
+    bool is_directory;
     friend bool operator==(const Entry&, const Entry&) = default;
   };
   using Entries = std::map<std::string, Entry>;
@@ -485,7 +485,7 @@ class PowerModel {
   static std::string read_file(const std::string& path, const struct stat& status) {
     const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     std::string bytes(static_cast<std::size_t>(status.st_size), '\0');
-    demand(::pread(file.number(), bytes.data(), bytes.size(), 0) == status.st_size, "pread " + path);
+    require(::pread(file.number(), bytes.data(), bytes.size(), 0) == status.st_size, "pread " + path);
     return bytes;
   }
 
@@ -500,11 +500,11 @@ class PowerModel {
     return entries;
   }
 
-  void copy_folder(const std::string& from, const std::string& to, std::mt19937_64& random) const {
+  void copy_directory(const std::string& from, const std::string& to, std::mt19937_64& random) const {
     fs::create_directory(to);
     const Entries now = entries_of(from);
-    const auto known = folders_.find(from);
-    const Entries durable = known == folders_.end() ? Entries() : known->second;
+    const auto known = directories_.find(from);
+    const Entries durable = known == directories_.end() ? Entries() : known->second;
     Entries all = now;
     all.insert(durable.begin(), durable.end());
     const auto entry_in = [](const Entries& entries, const std::string& name) {
@@ -516,8 +516,8 @@ class PowerModel {
       const auto is = entry_in(now, name);
       const auto chosen = random() % 2 == 0 ? was : is;
       if (!chosen) continue;
-      if (chosen->is_folder) {
-        copy_folder(from + '/' + name, to + '/' + name, random);
+      if (chosen->is_directory) {
+        copy_directory(from + '/' + name, to + '/' + name, random);
       } else {
         write_file(to + '/' + name, bytes_of(*chosen, from + '/' + name, random));
       }
@@ -536,17 +536,17 @@ class PowerModel {
 
   std::string root_;
   std::map<ino_t, std::string> files_;
-  std::map<std::string, Entries> folders_;
+  std::map<std::string, Entries> directories_;
   std::vector<FileDescriptor> held_;
 };
 
 TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  StoreFolder folder;
+  StoreDirectory folder;
   const std::string disk = folder.file("disk");
   fs::create_directory(disk);
-  PowerModel model(disk);
+  PowerLossModel model(disk);
   Updates acknowledged;
   UpdateId acknowledged_base = 0;
   int images = 0;
@@ -558,7 +558,7 @@ TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) 
     fs::remove_all(image);
     model.make_image(image, random);
     ++images;
-    FileLog log({.folder = image + "/log", .name = "image"});
+    FileLog log({.directory = image + "/log", .name = "image"});
     const Extent extent = log.extent();
     ASSERT_GE(extent.base, acknowledged_base);
     const Updates found = updates_of(log);
@@ -581,10 +581,10 @@ TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) 
     if (checking) return 0;
     // There is more to go wrong while the log is made.
     for (int i = images < 500 ? 50 : 2; i > 0 && !::testing::Test::HasFatalFailure(); --i) check_image();
-    model.note_sync(descriptor);
+    model.record_sync(descriptor);
     return 0;
   });
-  FileLog log({.folder = disk + "/log", .name = "disk"});
+  FileLog log({.directory = disk + "/log", .name = "disk"});
   for (UpdateId id = 1; id <= 60 && !::testing::Test::HasFatalFailure(); ++id) {
     ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
     acknowledged[id] = "update " + std::to_string(id);
@@ -672,7 +672,7 @@ TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_not_shown_to_its_wr
 // With a cache: the write is not told to be done.
 TEST(FileLogDisk, a_write_whose_folder_cannot_be_synced_is_in_doubt_until_it_can) {
   FileStore store;
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   Options options;
   options.state_path = folder.file("state");
   options.deadline = std::chrono::milliseconds(200);
@@ -719,108 +719,109 @@ TEST(FileLogDisk, a_rewrite_survives_a_failure_of_any_sync) {
 }
 
 TEST(FileLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
-  StoreFolder folder;
-  const bool played = play_as_root([&] {
+  StoreDirectory folder;
+  const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "512k");
-    FileLog log({.folder = folder.file("disk/log"), .name = "full"});
+    FileLog log({.directory = folder.file("disk/log"), .name = "full"});
     write_file(folder.file("disk/filler"), std::string(100'000, 'x'));
     UpdateId head = 0;
     std::optional<Error> error;
     while (!error) {
-      error = thrown_error([&] { demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
+      error = thrown_error([&] { require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
       if (!error) ++head;
     }
-    demand(error->kind() == ErrorKind::limit && error->system_error() == ENOSPC, error->what());
-    demand(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
-    demand(names_in(folder.file("disk/log/default/tmp")).empty(), "tmp is empty");
+    require(error->kind() == ErrorKind::limit && error->system_error() == ENOSPC, error->what());
+    require(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
+    require(names_in(folder.file("disk/log/default/tmp")).empty(), "tmp is empty");
 
     error = thrown_error([&] { rewrite(log, head, {std::string(100'000, 'p')}); });
-    demand(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
-    demand(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
+    require(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
+    require(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
 
     fs::remove(folder.file("disk/filler"));
-    demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
-    demand(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
+    require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
+    require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
 
 TEST(FileLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) {
-  StoreFolder folder;
-  const bool played = play_as_root([&] {
+  StoreDirectory folder;
+  const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "1m");
-    demand(FileLog({.folder = folder.file("disk/log"), .name = "log"}).append(1, "x") == Appended::yes, "append");
+    require(FileLog({.directory = folder.file("disk/log"), .name = "log"}).append(1, "x") == Appended::yes, "append");
     make_disk_read_only(folder.file("disk"));
 
-    FileLog log({.folder = folder.file("disk/log"), .name = "read-only"});
-    demand(updates_of(log).size() == 1, "read");
+    FileLog log({.directory = folder.file("disk/log"), .name = "read-only"});
+    require(updates_of(log).size() == 1, "read");
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
-    demand(append_error && append_error->kind() == ErrorKind::invalid && append_error->system_error() == EROFS,
-           "append");
-    const auto open_error = thrown_error([&] { FileLog({.folder = folder.file("disk/other"), .name = "other"}); });
-    demand(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
+    require(append_error && append_error->kind() == ErrorKind::invalid && append_error->system_error() == EROFS,
+            "append");
+    const auto open_error = thrown_error([&] { FileLog({.directory = folder.file("disk/other"), .name = "other"}); });
+    require(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
 
 TEST(FileLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
-  StoreFolder folder;
+  StoreDirectory folder;
   fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
   const std::string path = folder.file("log");
-  const bool played = play_as_root([&] {
-    demand(FileLog({.folder = path, .name = "log"}).append(1, "x") == Appended::yes, "append");
+  const bool played = run_as_root([&] {
+    require(FileLog({.directory = path, .name = "log"}).append(1, "x") == Appended::yes, "append");
     Child stranger([&] {
-      become_nobody();
-      const auto error = thrown_error([&] { FileLog({.folder = path, .name = "stranger"}); });
-      demand(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
+      drop_privileges();
+      const auto error = thrown_error([&] { FileLog({.directory = path, .name = "stranger"}); });
+      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
     });
-    demand(stranger.wait() == 0, "stranger");
+    require(stranger.wait() == 0, "stranger");
 
     // Given a folder whose owner lets everybody read: new files follow it.
     for (const char* each : {"", "/default", "/default/updates"}) fs::permissions(path + each, fs::perms(0755));
     for (const char* each : {"/default/meta", "/default/updates/00000000000000000001"})
       fs::permissions(path + each, fs::perms(0644));
     ::umask(0077);
-    FileLog log({.folder = path, .name = "log"});
-    demand(log.append(2, "y") == Appended::yes, "append");
-    demand(rewrite(log, 1, {"part"}), "rewrite");
+    FileLog log({.directory = path, .name = "log"});
+    require(log.append(2, "y") == Appended::yes, "append");
+    require(rewrite(log, 1, {"part"}), "rewrite");
     Child reader([&] {
-      become_nobody();
-      FileLog readable({.folder = path, .name = "reader"});
-      demand(updates_of(readable) == Updates{{2, "y"}}, "read");
-      demand(parts_of(readable).size() == 1, "read base");
+      drop_privileges();
+      FileLog readable({.directory = path, .name = "reader"});
+      require(updates_of(readable) == Updates{{2, "y"}}, "read");
+      require(parts_of(readable).size() == 1, "read base");
       const auto error = thrown_error([&] { readable.append(3, "z"); });
-      demand(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a reader cannot append");
+      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
+              "a reader cannot append");
     });
-    demand(reader.wait() == 0, "reader");
+    require(reader.wait() == 0, "reader");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
 
 TEST(FileLogDisk, a_symbolic_link_in_the_place_of_the_folder_is_refused) {
-  StoreFolder folder;
+  StoreDirectory folder;
   fs::create_directory(folder.file("elsewhere"));
   fs::create_directory_symlink(folder.file("elsewhere"), folder.file("log"));
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("log"), .name = "log"}); }, folder.file("log"),
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("log"), .name = "log"}); }, folder.file("log"),
       "symbolic link");
   EXPECT_TRUE(fs::is_empty(folder.file("elsewhere")));
 }
 
 TEST(FileLogDisk, only_the_last_component_of_the_path_is_made_and_for_its_owner_alone) {
-  StoreFolder folder;
+  StoreDirectory folder;
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("a/b"), .name = "log"}); }, "does not exist", "a/b");
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("a/b"), .name = "log"}); }, "does not exist", "a/b");
   EXPECT_FALSE(fs::exists(folder.file("a")));
   write_file(folder.file("file"), "x");
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("file"), .name = "log"}); }, folder.file("file"));
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file"), .name = "log"}); }, folder.file("file"));
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.folder = folder.file("file/log"), .name = "log"}); }, folder.file("file"));
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file/log"), .name = "log"}); }, folder.file("file"));
 
-  FileLog log({.folder = folder.file("log/"), .name = "log"});
+  FileLog log({.directory = folder.file("log/"), .name = "log"});
   ASSERT_EQ(log.append(1, "x"), Appended::yes);
   for (const auto& entry : fs::recursive_directory_iterator(folder.file("log"))) {
     EXPECT_EQ(entry.status().permissions(), entry.is_directory() ? fs::perms(0700) : fs::perms(0600)) << entry.path();

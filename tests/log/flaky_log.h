@@ -16,7 +16,7 @@
 namespace whycache {
 
 // How often, in a hundred calls, what goes wrong.
-struct Faults {
+struct FaultRates {
   unsigned lost_append = 10;   // not done: Error unavailable
   unsigned lost_answer = 10;   // done, but nobody learns it: Error uncertain
   unsigned lost_read = 5;      // Error unavailable, maybe after some of the rows
@@ -26,7 +26,7 @@ struct Faults {
 
 class FlakyLog final : public Log {
  public:
-  FlakyLog(std::unique_ptr<Log> log, std::uint64_t seed, Faults faults = {})
+  FlakyLog(std::unique_ptr<Log> log, std::uint64_t seed, FaultRates faults = {})
       : log_(std::move(log)), faults_(faults), random_(seed) {}
 
   std::string name() const override { return "flaky " + log_->name(); }
@@ -48,33 +48,33 @@ class FlakyLog final : public Log {
 
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     delay();
-    const bool fails = happens(faults_.lost_read);
-    std::uint64_t rows_left = number_up_to(20);
+    const bool fails = chance(faults_.lost_read);
+    std::uint64_t rows_left = random_up_to(20);
     const Extent extent = log_->read(first, last, [&](UpdateId id, std::string_view bytes) {
-      if (fails && rows_left-- == 0) throw lost();
+      if (fails && rows_left-- == 0) throw injected_error();
       return visit(id, bytes);
     });
-    if (fails) throw lost();
+    if (fails) throw injected_error();
     return extent;
   }
 
   void read_base(const VisitPart& visit) override {
     delay();
-    const bool fails = happens(faults_.lost_read);
-    std::uint64_t parts_left = number_up_to(3);
+    const bool fails = chance(faults_.lost_read);
+    std::uint64_t parts_left = random_up_to(3);
     log_->read_base([&](std::string_view part) {
-      if (fails && parts_left-- == 0) throw lost();
+      if (fails && parts_left-- == 0) throw injected_error();
       return visit(part);
     });
-    if (fails) throw lost();
+    if (fails) throw injected_error();
   }
 
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     delay();
-    const bool breaks = happens(faults_.lost_rewrite);
-    std::uint64_t parts_left = number_up_to(10);
+    const bool breaks = chance(faults_.lost_rewrite);
+    std::uint64_t parts_left = random_up_to(10);
     const bool switched = log_->rewrite(base, base_chain, [&]() -> std::optional<std::string_view> {
-      if (breaks && parts_left-- == 0) throw lost();
+      if (breaks && parts_left-- == 0) throw injected_error();
       return next_part();
     });
     forget_if(faults_.lost_answer);
@@ -84,31 +84,31 @@ class FlakyLog final : public Log {
   std::unique_ptr<Log> reopen() override {
     std::unique_ptr<Log> log = log_->reopen();
     if (!log) return nullptr;
-    return std::make_unique<FlakyLog>(std::move(log), number_up_to(UINT64_MAX - 1), faults_);
+    return std::make_unique<FlakyLog>(std::move(log), random_up_to(UINT64_MAX - 1), faults_);
   }
 
  private:
-  static Error lost() { return Error(ErrorKind::unavailable, "flaky log: nothing was done"); }
+  static Error injected_error() { return Error(ErrorKind::unavailable, "flaky log: nothing was done"); }
 
   void fail_if(unsigned percent) {
-    if (happens(percent)) throw lost();
+    if (chance(percent)) throw injected_error();
   }
   void forget_if(unsigned percent) {
-    if (happens(percent)) throw Error(ErrorKind::uncertain, "flaky log: the answer was lost");
+    if (chance(percent)) throw Error(ErrorKind::uncertain, "flaky log: the answer was lost");
   }
   void delay() {
-    if (happens(50))
+    if (chance(50))
       std::this_thread::sleep_for(
-          std::chrono::microseconds(number_up_to(static_cast<std::uint64_t>(faults_.delay_max.count()))));
+          std::chrono::microseconds(random_up_to(static_cast<std::uint64_t>(faults_.delay_max.count()))));
   }
-  bool happens(unsigned percent) { return number_up_to(99) < percent; }
-  std::uint64_t number_up_to(std::uint64_t greatest) {
+  bool chance(unsigned percent) { return random_up_to(99) < percent; }
+  std::uint64_t random_up_to(std::uint64_t greatest) {
     const std::lock_guard guard(mutex_);
     return std::uniform_int_distribution<std::uint64_t>(0, greatest)(random_);
   }
 
   std::unique_ptr<Log> log_;
-  Faults faults_;
+  FaultRates faults_;
   std::mutex mutex_;
   std::mt19937_64 random_;
 };

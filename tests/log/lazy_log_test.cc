@@ -19,9 +19,9 @@ namespace whycache::testing {
 namespace {
 
 TEST(LateLog, is_opened_when_it_is_there) {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const std::string url = "file://" + folder.file("mounted_later/log");
-  LateLog log(log_name(Url(url)), [&] { return open_log(url); });
+  LazyLog log(log_name(Url(url)), [&] { return open_log(url); });
   expect_error(ErrorKind::invalid, [&] { log.extent(); });
   EXPECT_NE(log.reopen(), nullptr);
 
@@ -30,11 +30,11 @@ TEST(LateLog, is_opened_when_it_is_there) {
   EXPECT_EQ(log.extent().head, 0U);
   EXPECT_EQ(log.append(1, "update"), Log::Appended::yes);
   EXPECT_EQ(log.name(), open_log(url)->name()) << "its name is the same before and after";
-  EXPECT_EQ(open_log_or_late(url, default_log_deadline)->extent().head, 1U);
+  EXPECT_EQ(open_log_or_defer(url, default_log_deadline)->extent().head, 1U);
 }
 
 TEST(LateLog, is_only_for_logs_that_are_away) {
-  expect_error(ErrorKind::invalid, [] { open_log_or_late("gopher://host/", default_log_deadline); });
+  expect_error(ErrorKind::invalid, [] { open_log_or_defer("gopher://host/", default_log_deadline); });
 }
 
 // A child has a connection of its own, which it makes when it needs one, and waits for.
@@ -42,9 +42,9 @@ TEST(LateLog, child_of_a_process_whose_log_is_away_reads_and_writes_when_it_is_b
   Fleet fleet("sqlite");
   Cache cache = fleet.open("berlin");
   cache.set("key", "value");
-  const std::string database = fleet.folder().file("log.db");
+  const std::string database = fleet.directory().file("log.db");
   std::filesystem::rename(database, database + ".away");
-  in_another_process([&] {
+  expect_success_in_child([&] {
     EXPECT_EQ(cache.counters().updates_written, 1U);
     EXPECT_EQ(cache.get("key"), "value");
     std::thread brings_it_back([&] {
@@ -53,7 +53,7 @@ TEST(LateLog, child_of_a_process_whose_log_is_away_reads_and_writes_when_it_is_b
     });
     EXPECT_EQ(cache.set("key", "2"), 2U);
     brings_it_back.join();
-    in_another_process([&] { EXPECT_EQ(cache.set("key", "3"), 3U); });
+    expect_success_in_child([&] { EXPECT_EQ(cache.set("key", "3"), 3U); });
   });
   EXPECT_EQ(cache.update(), 3U);
 }
@@ -66,7 +66,7 @@ TEST(LateLog, waits_no_longer_for_others_than_the_cache_would) {
   Cache cache = fleet.open("berlin", options);
   cache.set("key", "1");
   // All there is to lock.
-  const FileDescriptor lock = open_file(fleet.folder().file("log") + "/default/lock", O_RDWR);
+  const FileDescriptor lock = open_file(fleet.directory().file("log") + "/default/lock", O_RDWR);
   for (std::uint64_t byte = 0; byte < 16; ++byte) ASSERT_TRUE(try_lock_byte(lock.number(), byte));
   const auto began = std::chrono::steady_clock::now();
   expect_error(

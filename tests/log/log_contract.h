@@ -85,16 +85,16 @@ class PartList {
   explicit PartList(std::vector<std::string> parts) : parts_(std::move(parts)) {}
   Log::NextPart next() {
     return [this, number = std::size_t{0}]() mutable -> std::optional<std::string_view> {
-      std::fill(handed_out_.begin(), handed_out_.end(), '!');
+      std::fill(current_part_.begin(), current_part_.end(), '!');
       if (number == parts_.size()) return std::nullopt;
-      handed_out_ = parts_[number++];
-      return handed_out_;
+      current_part_ = parts_[number++];
+      return current_part_;
     };
   }
 
  private:
   std::vector<std::string> parts_;
-  std::string handed_out_;
+  std::string current_part_;
 };
 
 inline std::uint64_t chain_of(UpdateId base) { return base * 0x9e3779b97f4a7c15; }
@@ -134,13 +134,13 @@ inline std::uint64_t new_seed() {
 }
 
 // Some who live through stories of their own at once: processes if the log can be shared by them, else threads.
-class Crowd {
+class WorkerGroup {
  public:
-  explicit Crowd(bool of_processes) : of_processes_(of_processes) {}
-  ~Crowd() { wait(); }
+  explicit WorkerGroup(bool of_processes) : uses_processes_(of_processes) {}
+  ~WorkerGroup() { wait(); }
 
   void add(std::function<void()> story) {
-    if (of_processes_) {
+    if (uses_processes_) {
       children_.emplace_back(std::move(story));
       return;
     }
@@ -159,7 +159,7 @@ class Crowd {
   }
 
  private:
-  bool of_processes_;
+  bool uses_processes_;
   std::vector<Child> children_;
   std::vector<std::thread> threads_;
 };
@@ -307,15 +307,15 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
   }
 
   // How many updates lie in the store, if it can say that.
-  void expect_stored(std::uint64_t count) { EXPECT_EQ(store->stored_updates().value_or(count), count); }
+  void expect_stored_updates(std::uint64_t count) { EXPECT_EQ(store->stored_updates().value_or(count), count); }
 
   // Writers, rewriters and readers, all at once, each with a log of its own from `open`.
   template <typename Open>
-  void let_a_crowd_loose(unsigned writers, std::uint64_t appends_each, unsigned rewriters, unsigned readers,
-                         const Open& open) {
+  void run_concurrently(unsigned writers, std::uint64_t appends_each, unsigned rewriters, unsigned readers,
+                        const Open& open) {
     using log_contract::Machine;
     const std::uint64_t all = writers * appends_each;
-    log_contract::Crowd crowd(store->is_shared_by_processes());
+    log_contract::WorkerGroup crowd(store->is_shared_by_processes());
     for (unsigned writer = 0; writer < writers; ++writer) {
       crowd.add([=] {
         Machine machine(open());
@@ -345,7 +345,7 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
     for (unsigned writer = 0; writer < writers; ++writer)
       EXPECT_EQ(machine.sequence_of(writer), appends_each) << writer;
     machine.rewrite();
-    expect_stored(0);
+    expect_stored_updates(0);
   }
 
   std::unique_ptr<LogStore> store;
@@ -566,7 +566,7 @@ TEST_P(LogContract, several_open_a_new_log_at_once) {
 TEST_P(LogContract, a_log_deleted_by_hand_is_noticed) {
   log_contract::append_up_to(*log, 10);
   const Uuid before = log->extent().uuid;
-  if (!store->delete_by_hand()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
+  if (!store->delete_externally()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
 
   EXPECT_EQ(log_contract::error_kind_of([&] { log->extent(); }), ErrorKind::unavailable);
   EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "to nobody"); }), ErrorKind::unavailable);
@@ -599,7 +599,7 @@ TEST_P(LogContract, a_base_stands_for_the_updates_up_to_it) {
     EXPECT_EQ(log_contract::updates_of(*each, 8), log_contract::expected_updates(8, 10));
     EXPECT_EQ(log_contract::updates_of(*each, 1), log_contract::expected_updates(8, 10));
   }
-  expect_stored(3);
+  expect_stored_updates(3);
   EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
 }
 
@@ -681,7 +681,7 @@ TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_cannot_append_below_th
   EXPECT_EQ(sleeper->append(10, "late"), Appended::taken);
   ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
   EXPECT_EQ(log->extent().head, 10);
-  expect_stored(0);
+  expect_stored_updates(0);
 }
 
 TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_up_to_the_head_cannot_either) {
@@ -711,7 +711,7 @@ TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_
   EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
   ASSERT_TRUE(log_contract::rewrite(*log, 11, {"base"}));
   EXPECT_EQ(log->extent().head, 11);
-  expect_stored(0);
+  expect_stored_updates(0);
 }
 
 TEST_P(LogContract, a_follower_that_slept_through_a_rewrite_is_told) {
@@ -920,7 +920,7 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
     }
 
     // A server may still be busy with the switch that the dead asked for last.
-    std::this_thread::sleep_for(std::chrono::milliseconds(store->stays_busy() ? 50 : 0));
+    std::this_thread::sleep_for(std::chrono::milliseconds(store->outlives_killed_clients() ? 50 : 0));
     const Extent after = log->extent();
     ASSERT_TRUE(after.base == before.base || after.base == base) << after.base;
     EXPECT_EQ(after.head, before.head);
@@ -934,7 +934,7 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
   EXPECT_GT(killed, 0);
   const UpdateId head = log->extent().head;
   EXPECT_TRUE(log_contract::rewrite(*log, head, {"end"}));
-  expect_stored(0);
+  expect_stored_updates(0);
 }
 
 // --- Crowds. ---
@@ -942,7 +942,7 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
 TEST_P(LogContract, a_crowd_of_writers_rewriters_and_readers_loses_and_doubles_nothing) {
   constexpr unsigned writers = 8;
   log.reset();
-  let_a_crowd_loose(writers, GetParam().crowd_appends / writers, 2, 2, [this] { return store->open(); });
+  run_concurrently(writers, GetParam().concurrent_append_count / writers, 2, 2, [this] { return store->open(); });
 }
 
 TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
@@ -957,7 +957,7 @@ TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
         seed + ++opened + (store->is_shared_by_processes() ? static_cast<std::uint64_t>(::getpid()) : 0);
     return std::make_unique<FlakyLog>(store->open(), own);
   };
-  let_a_crowd_loose(writers, GetParam().crowd_appends / 4 / writers, 1, 1, open);
+  run_concurrently(writers, GetParam().concurrent_append_count / 4 / writers, 1, 1, open);
 }
 
 TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {

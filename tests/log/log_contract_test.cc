@@ -21,7 +21,7 @@ class OwnStore final : public LogStore {
   std::unique_ptr<Log> open() override { return std::make_unique<OwnLog>(shelf_); }
 
  private:
-  std::shared_ptr<Shelf> shelf_ = std::make_shared<Shelf>();
+  std::shared_ptr<SharedStore> shelf_ = std::make_shared<SharedStore>();
 };
 
 }  // namespace
@@ -68,7 +68,8 @@ namespace {
 
 template <typename Store>
 void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsigned crowd_appends) {
-  for (const auto& [how, read_by] : {std::pair("_read", ReadBy::reading), std::pair("_looked_at", ReadBy::looking)}) {
+  for (const auto& [how, read_by] :
+       {std::pair("_read", ReadMethod::reading), std::pair("_looked_at", ReadMethod::polling)}) {
     logs.push_back({name + how, [by = read_by] { return std::make_unique<TieredStore<Store>>(by); }, crowd_appends});
   }
 }

@@ -28,11 +28,11 @@ class LogStore {
   // Whether open() in a forked child opens the parent's log.
   virtual bool is_shared_by_processes() const { return false; }
   // Whether the store may go on for a moment with what a process asked for that was killed: a server does.
-  virtual bool stays_busy() const { return false; }
+  virtual bool outlives_killed_clients() const { return false; }
   // Another log in the same store.
   virtual std::unique_ptr<Log> open_other_instance() { return nullptr; }
   // Deletes the log as a person would; the next open() makes another. False: cannot.
-  virtual bool delete_by_hand() { return false; }
+  virtual bool delete_externally() { return false; }
   // Puts an update where append() never would. False: cannot.
   virtual bool put_stray(UpdateId, std::string_view) { return false; }
   // How many updates lie in the store, strays and all.
@@ -43,7 +43,7 @@ struct LogUnderTest {
   std::string name;
   std::function<std::unique_ptr<LogStore>()> make_store;
   // How many appends the crowds make together. A thousand is plenty; a log behind a slow network may want fewer.
-  unsigned crowd_appends = 4000;
+  unsigned concurrent_append_count = 4000;
 
   static std::string name_of(const ::testing::TestParamInfo<LogUnderTest>& info) { return info.param.name; }
   friend std::ostream& operator<<(std::ostream& out, const LogUnderTest& log) { return out << log.name; }

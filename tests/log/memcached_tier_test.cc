@@ -25,10 +25,10 @@ using std::chrono::milliseconds;
 using testing::expect_error;
 
 TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
-  StoreFolder folder;
+  StoreDirectory folder;
   const std::string url = "file://" + folder.file("log");
   const auto log = open_log(url);
-  const auto tier = open_log("memcached+" + url + "?memcached=" + testing::MemcachedServer::shared().place());
+  const auto tier = open_log("memcached+" + url + "?memcached=" + testing::MemcachedServer::shared().address());
 
   EXPECT_EQ(tier->name(), log->name());
   EXPECT_EQ(tier->extent().uuid, log->extent().uuid);
@@ -37,9 +37,9 @@ TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
 }
 
 TEST(MemcachedTier, options_of_both_are_taken_and_others_refused) {
-  StoreFolder folder;
+  StoreDirectory folder;
   const std::string url =
-      "memcached+file://" + folder.file("log") + "?memcached=" + testing::MemcachedServer::shared().place();
+      "memcached+file://" + folder.file("log") + "?memcached=" + testing::MemcachedServer::shared().address();
   EXPECT_NE(open_log(url + "&deadline_ms=5000&confirm_s=1&ask_s=60&memcached_timeout_ms=20&instance=other"), nullptr);
   expect_error(
       ErrorKind::invalid, [&] { open_log(url + "&durable=off"); }, "durable");
@@ -74,18 +74,18 @@ TEST(MemcachedTier, servers_are_addresses_or_sockets) {
 }
 
 // A log whose answer to a read takes its time: something happens before it arrives.
-class SlowLog final : public Log {
+class InterceptedReadLog final : public Log {
  public:
-  explicit SlowLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  explicit InterceptedReadLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
 
-  std::function<void()> meanwhile = [] {};  // once
+  std::function<void()> after_read = [] {};  // once
 
   std::string name() const override { return log_->name(); }
   Extent extent() override { return log_->extent(); }
   Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     const Extent extent = log_->read(first, last, visit);
-    std::exchange(meanwhile, [] {})();
+    std::exchange(after_read, [] {})();
     return extent;
   }
   void read_base(const VisitPart& visit) override { log_->read_base(visit); }
@@ -101,13 +101,13 @@ TEST(MemcachedTier, who_slept_while_he_asked_does_not_put_an_old_head_over_a_new
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
   MemcachedTier writer(store.open(), tier_options(server));
-  auto slow = std::make_shared<SlowLog>(store.open());
+  auto slow = std::make_shared<InterceptedReadLog>(store.open());
   MemcachedTier sleeper(slow, tier_options(server));
   const std::string head = "whycache1:" + to_string(writer.extent().uuid) + ":head";
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
 
   std::optional<std::string> newer;
-  slow->meanwhile = [&] {
+  slow->after_read = [&] {
     ASSERT_EQ(writer.append(2, "two"), Log::Appended::yes);
     newer = testing::MemcachedClient(server).get(head);
   };
@@ -116,11 +116,11 @@ TEST(MemcachedTier, who_slept_while_he_asked_does_not_put_an_old_head_over_a_new
     seen.push_back(id);
     return true;
   };
-  EXPECT_EQ(sleeper.look(1, std::chrono::nanoseconds(0), see).extent.head, 1U);
+  EXPECT_EQ(sleeper.poll(1, std::chrono::nanoseconds(0), see).extent.head, 1U);
   EXPECT_EQ(testing::MemcachedClient(server).get(head), newer);
   // And he sees, by memcached, what came meanwhile.
   seen.clear();
-  EXPECT_EQ(sleeper.look(1, std::nullopt, see).extent.head, 2U);
+  EXPECT_EQ(sleeper.poll(1, std::nullopt, see).extent.head, 2U);
   EXPECT_EQ(seen, (std::vector<UpdateId>{1, 2}));
 }
 
@@ -128,48 +128,49 @@ TEST(MemcachedTier, a_head_that_was_lost_while_he_asked_is_not_made_lower_either
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
   MemcachedTier writer(store.open(), tier_options(server));
-  auto slow = std::make_shared<SlowLog>(store.open());
+  auto slow = std::make_shared<InterceptedReadLog>(store.open());
   MemcachedTier sleeper(slow, tier_options(server));
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
-  slow->meanwhile = [&] {
+  slow->after_read = [&] {
     testing::MemcachedClient(server).flush_all();
     ASSERT_EQ(writer.append(2, "two"), Log::Appended::yes);
   };
   const auto pass = [](UpdateId, std::string_view) { return true; };
-  sleeper.look(1, std::chrono::nanoseconds(0), pass);
+  sleeper.poll(1, std::chrono::nanoseconds(0), pass);
   MemcachedTier other(store.open(), tier_options(server));
-  other.look(1, std::nullopt, pass);
-  EXPECT_EQ(other.look(1, std::nullopt, pass).extent.head, 2U);
+  other.poll(1, std::nullopt, pass);
+  EXPECT_EQ(other.poll(1, std::nullopt, pass).extent.head, 2U);
 }
 
 TEST(MemcachedTier, what_is_no_head_record_confirms_nothing_not_even_that_a_log_is_empty) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
   MemcachedTierOptions options = tier_options(server);
-  options.confirm = std::chrono::hours(1);
+  options.confirm_interval = std::chrono::hours(1);
   MemcachedTier follower(store.open(), options);
   const auto pass = [](UpdateId, std::string_view) { return true; };
-  EXPECT_EQ(follower.look(1, std::nullopt, pass).extent.head, 0U);
-  EXPECT_EQ(follower.look(1, std::nullopt, pass).extent.head, 0U);
+  EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 0U);
+  EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 0U);
 
   const auto log = store.open();  // of one who does not tell memcached
   ASSERT_EQ(log->append(1, "one"), Log::Appended::yes);
   testing::MemcachedClient(server).set("whycache1:" + to_string(log->extent().uuid) + ":head", "no head record");
-  EXPECT_EQ(follower.look(1, std::nullopt, pass).extent.head, 1U);
+  EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 1U);
 }
 
 TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
   testing::MemcachedServer server;
-  Memcached memcached(parse_memcached_servers(server.place()), milliseconds(1000));
+  Memcached memcached(parse_memcached_servers(server.address()), milliseconds(1000));
   const std::string every_byte = [] {
     std::string bytes;
     for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
     return bytes;
   }();
-  EXPECT_EQ(memcached.set("a", every_byte, 7, std::chrono::hours(1)), Memcached::Stored::yes);
-  EXPECT_EQ(memcached.add("a", "other", std::chrono::hours(1)), Memcached::Stored::no);
-  EXPECT_EQ(memcached.add("b", "b", std::chrono::hours(1)), Memcached::Stored::yes);
-  EXPECT_EQ(memcached.set("c", std::string(2'000'000, 'c'), 0, std::chrono::hours(1)), Memcached::Stored::too_large);
+  EXPECT_EQ(memcached.set("a", every_byte, 7, std::chrono::hours(1)), Memcached::StoreResult::stored);
+  EXPECT_EQ(memcached.add("a", "other", std::chrono::hours(1)), Memcached::StoreResult::not_stored);
+  EXPECT_EQ(memcached.add("b", "b", std::chrono::hours(1)), Memcached::StoreResult::stored);
+  EXPECT_EQ(memcached.set("c", std::string(2'000'000, 'c'), 0, std::chrono::hours(1)),
+            Memcached::StoreResult::too_large);
 
   const auto items = memcached.get({"c", "b", "none", "a"});
   ASSERT_TRUE(items.has_value());
@@ -179,15 +180,16 @@ TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
   EXPECT_EQ((*items)[3]->bytes, every_byte);
   EXPECT_EQ((*items)[3]->flags, 7U);
 
-  const std::uint64_t version = (*items)[1]->version;
-  EXPECT_EQ(memcached.replace("b", "c", version, std::chrono::hours(1)), Memcached::Stored::yes);
-  EXPECT_EQ(memcached.replace("b", "d", version, std::chrono::hours(1)), Memcached::Stored::no);
-  EXPECT_EQ(memcached.replace("none", "d", version, std::chrono::hours(1)), Memcached::Stored::no);
+  const std::uint64_t version = (*items)[1]->cas_version;
+  EXPECT_EQ(memcached.compare_and_swap("b", "c", version, std::chrono::hours(1)), Memcached::StoreResult::stored);
+  EXPECT_EQ(memcached.compare_and_swap("b", "d", version, std::chrono::hours(1)), Memcached::StoreResult::not_stored);
+  EXPECT_EQ(memcached.compare_and_swap("none", "d", version, std::chrono::hours(1)),
+            Memcached::StoreResult::not_stored);
 }
 
 TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
   testing::MemcachedServer server;
-  Memcached memcached(parse_memcached_servers(server.place()), milliseconds(100));
+  Memcached memcached(parse_memcached_servers(server.address()), milliseconds(100));
   ASSERT_TRUE(memcached.get({"a"}).has_value());
   const auto time_of_get = [&] {
     const auto began = std::chrono::steady_clock::now();
@@ -197,26 +199,26 @@ TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
 
   server.pause();
   EXPECT_LT(time_of_get(), milliseconds(400));
-  EXPECT_FALSE(memcached.answers());
+  EXPECT_FALSE(memcached.is_available());
   EXPECT_LT(time_of_get(), milliseconds(50));  // is not even asked
 
-  server.go_on();
+  server.resume();
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   while (!memcached.get({"a"}) && std::chrono::steady_clock::now() < end) {
     std::this_thread::sleep_for(milliseconds(50));
   }
-  EXPECT_TRUE(memcached.answers());
+  EXPECT_TRUE(memcached.is_available());
 }
 
 // Else they would come back with the server, as of before it went.
 TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
   testing::MemcachedServer stays;
   testing::MemcachedServer dies;
-  Memcached memcached(parse_memcached_servers(stays.place() + ',' + dies.place()), milliseconds(1000));
+  Memcached memcached(parse_memcached_servers(stays.address() + ',' + dies.address()), milliseconds(1000));
   std::string key;
   for (int i = 0; i < 100 && key.empty(); ++i) {
     const std::string name = "key" + std::to_string(i);
-    ASSERT_EQ(memcached.set(name, "before", 0, std::chrono::hours(1)), Memcached::Stored::yes);
+    ASSERT_EQ(memcached.set(name, "before", 0, std::chrono::hours(1)), Memcached::StoreResult::stored);
     if (testing::MemcachedClient(dies).get(name)) key = name;
   }
   ASSERT_FALSE(key.empty());
@@ -224,19 +226,19 @@ TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
   dies.kill();
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(7);
   while (std::chrono::steady_clock::now() < end) {
-    ASSERT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::Stored::failed);
+    ASSERT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::StoreResult::failed);
     std::this_thread::sleep_for(milliseconds(10));
   }
   EXPECT_FALSE(testing::MemcachedClient(stays).get(key).has_value());
   dies.start();
   std::this_thread::sleep_for(milliseconds(2'100));
-  EXPECT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::Stored::yes);
+  EXPECT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::StoreResult::stored);
 }
 
 TEST(Memcached, one_that_was_never_there_is_no_error) {
   Memcached memcached({{.host = "127.0.0.1", .port = testing::free_port(), .socket = ""}}, milliseconds(100));
   EXPECT_FALSE(memcached.get({"a"}).has_value());
-  EXPECT_EQ(memcached.set("a", "a", 0, std::chrono::hours(1)), Memcached::Stored::failed);
+  EXPECT_EQ(memcached.set("a", "a", 0, std::chrono::hours(1)), Memcached::StoreResult::failed);
 }
 
 }  // namespace

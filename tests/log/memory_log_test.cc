@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "log/child.h"
-#include "log/machine_room.h"
+#include "log/root_tests.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
@@ -53,10 +53,10 @@ TEST(MemoryLog, a_forked_child_is_told_that_the_log_is_its_parents) {
     const auto opened_again = MemoryLog::shared("a_parent");
     for (MemoryLog* each : {log.get(), opened_again.get()}) {
       const auto error = thrown_error([&] { each->append(2, "lost"); });
-      demand(error && error->kind() == ErrorKind::invalid, "an append in the child is refused");
+      require(error && error->kind() == ErrorKind::invalid, "an append in the child is refused");
     }
     MemoryLog own;
-    demand(own.append(1, "x") == Appended::yes, "the child may have a log of its own");
+    require(own.append(1, "x") == Appended::yes, "the child may have a log of its own");
   });
   EXPECT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(2, "y"), Appended::yes);

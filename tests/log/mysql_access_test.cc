@@ -16,8 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "log/machine_room.h"
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
+#include "log/root_tests.h"
 
 namespace whycache {
 namespace {
@@ -29,20 +29,20 @@ using MysqlLogTls = MysqlTest;
 
 // --- Who may do what. ---
 
-class People {
+class DatabaseUsers {
  public:
-  explicit People(MysqlStore& store) : store_(store) {
+  explicit DatabaseUsers(MysqlStore& store) : store_(store) {
     for (const char* name : {"follower", "writer", "rewriter"}) {
       MariadbClient(store.server()).run(std::string("CREATE OR REPLACE USER '") + name + "'@'%'");
     }
   }
-  ~People() { MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'"); }
+  ~DatabaseUsers() { MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'"); }
 
   // As docs/logs.md says.
   void grant() const {
     const std::vector<std::string> grants = documented_sql("logs.md");
     if (grants.size() != 1) throw std::runtime_error("one block of grants expected in docs/logs.md");
-    MariadbClient(store_.server()).run(replaced(grants[0], "flags.", store_.database() + "."));
+    MariadbClient(store_.server()).run(replace_all(grants[0], "flags.", store_.database() + "."));
   }
   std::unique_ptr<MysqlLog> open(const std::string& name) const {
     MysqlLogOptions options = store_.options();
@@ -66,7 +66,7 @@ TEST_F(MysqlLogPrivileges, the_documented_ones_are_enough_and_needed) {
   const auto log = store.open();
   append_up_to(*log, 5);
   rewrite(*log, 2, {"a", "b"});
-  const People people(store);
+  const DatabaseUsers people(store);
   people.grant();
 
   const auto follower = people.open("follower");
@@ -92,7 +92,7 @@ TEST_F(MysqlLogPrivileges, the_documented_ones_are_enough_and_needed) {
 
 TEST_F(MysqlLogPrivileges, who_may_not_make_the_log_is_told_what_to_run) {
   MysqlStore store;
-  const People people(store);
+  const DatabaseUsers people(store);
   MariadbClient root(store.server());
   root.run("GRANT SELECT ON " + store.database() + ".* TO 'follower'@'%'");
   const auto without_tables = thrown_error([&] { people.open("follower"); });
@@ -119,7 +119,7 @@ TEST_F(MysqlLogPrivileges, who_may_not_make_the_log_is_told_what_to_run) {
 TEST_F(MysqlLogPrivileges, strangers_are_told_so) {
   MysqlStore store;
   store.open();
-  const People people(store);
+  const DatabaseUsers people(store);
   expect_forbidden([&] { people.open("follower"); });
   MysqlLogOptions options = store.options();
   options.server.user = "nobody_of_that_name";
@@ -140,7 +140,7 @@ TEST_F(MysqlLogOpen, by_url) {
   MysqlStore store;
   const std::string url = store.server().url(store.database());
   const auto log = open_log(url);
-  const std::string name = replaced(url, "root@", "");
+  const std::string name = replace_all(url, "root@", "");
   EXPECT_EQ(log->name(), name + "?instance=default");
   ASSERT_EQ(log->append(1, "x"), Appended::yes);
   EXPECT_EQ(open_log(url + "?instance=default&deadline_ms=1234&tls=off&durable=off")->extent().uuid,
@@ -174,13 +174,13 @@ TEST_F(MysqlLogSecrets, are_in_no_message_and_no_name) {
   MariadbClient root(store.server());
   root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY '" + secret + "'; GRANT ALL ON " + store.database() +
            ".* TO 'ada'@'%'");
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   std::ofstream(folder.file("password")) << secret << '\n';
   std::ofstream(folder.file("options")) << "[client]\nuser=ada\npassword=\"" << secret << "\"\n";
   const std::string url = store.server().url(store.database(), "ada");
-  const std::string with_secret = replaced(url, "ada@", "ada:" + secret + "@");
+  const std::string with_secret = replace_all(url, "ada@", "ada:" + secret + "@");
 
-  const std::string no_user = replaced(url, "ada@", "");
+  const std::string no_user = replace_all(url, "ada@", "");
   std::vector<std::string> good{with_secret, url + "?password_file=" + folder.file("password"),
                                 url + "?option_file=" + folder.file("options"),
                                 no_user + "?option_file=" + folder.file("options")};
@@ -217,7 +217,7 @@ TEST_F(MysqlLogSecrets, a_changed_password_is_found_in_its_file) {
   MariadbClient root(store.server());
   root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY 'old'; GRANT ALL ON " + store.database() +
            ".* TO 'ada'@'%'");
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   std::ofstream(folder.file("password")) << "old";
   const auto log = open_log(store.server().url(store.database(), "ada") + "?password_file=" + folder.file("password"));
   root.run("ALTER USER 'ada'@'%' IDENTIFIED BY 'new'; KILL USER ada");
@@ -230,8 +230,8 @@ TEST_F(MysqlLogSecrets, a_changed_password_is_found_in_its_file) {
 // --- TLS. ---
 
 TEST_F(MysqlLogTls, only_a_certificate_of_a_trusted_authority_for_this_host_will_do) {
-  const Authority authority("IP:127.0.0.1");
-  const Authority stranger("IP:127.0.0.1");
+  const CertificateAuthority authority("IP:127.0.0.1");
+  const CertificateAuthority stranger("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
   MysqlStore store(server);
   MariadbClient(server).run("CREATE USER 'ada'@'%' REQUIRE SSL; GRANT ALL ON *.* TO 'ada'@'%'");
@@ -245,7 +245,7 @@ TEST_F(MysqlLogTls, only_a_certificate_of_a_trusted_authority_for_this_host_will
       ErrorKind::invalid, [&] { open_log(url + "?tls=verify"); }, "certificate", "tls_ca");
   expect_error(ErrorKind::invalid, [&] { open_log(url + "?tls_ca=/nowhere/ca.pem"); });
   expect_error(ErrorKind::invalid, [&] { open_log(url); });  // without TLS: the server refuses ada
-  const std::string other_host = replaced(url, "127.0.0.1", "localhost");
+  const std::string other_host = replace_all(url, "127.0.0.1", "localhost");
   expect_error(ErrorKind::invalid, [&] { open_log(other_host + "?tls_ca=" + authority.ca()); });
 }
 
@@ -275,13 +275,13 @@ std::string outer_address() {
 TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
   const std::string address = outer_address();
   if (address.empty()) GTEST_SKIP() << "NOT TESTED: this machine has no address but loopback";
-  const Authority authority("IP:" + address);
+  const CertificateAuthority authority("IP:" + address);
   std::vector<std::string> options = authority.server_options();
   options.push_back("--bind-address=0.0.0.0");
   MariadbServer server(options);
   MysqlStore store(server);
   MariadbClient(server).run("CREATE USER 'ada'@'%' IDENTIFIED BY 'x'; GRANT ALL ON *.* TO 'ada'@'%'");
-  const std::string url = replaced(server.url(store.database(), "ada:x"), "127.0.0.1", address);
+  const std::string url = replace_all(server.url(store.database(), "ada:x"), "127.0.0.1", address);
   expect_error(
       ErrorKind::invalid, [&] { open_log(url); }, "certificate", "tls=off");
   EXPECT_EQ(open_log(url + "?tls_ca=" + authority.ca())->extent().head, 0U);
@@ -289,7 +289,7 @@ TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
 }
 
 TEST_F(MysqlLogTls, signals_are_left_alone) {
-  const Authority authority("IP:127.0.0.1");
+  const CertificateAuthority authority("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
   MysqlStore store(server);
   Child child([&] {
@@ -298,11 +298,11 @@ TEST_F(MysqlLogTls, signals_are_left_alone) {
     const auto secure = open_log(server.url(store.database()) + "?deadline_ms=1000&tls_ca=" + authority.ca());
     struct sigaction pipe;
     ::sigaction(SIGPIPE, nullptr, &pipe);
-    demand(pipe.sa_handler == SIG_DFL, "SIGPIPE is what it was");
+    require(pipe.sa_handler == SIG_DFL, "SIGPIPE is what it was");
     server.kill();
     const std::string large(std::size_t{8} << 20, 'x');
     for (Log* log : {plain.get(), secure.get()}) {
-      for (int i = 0; i < 3; ++i) demand(thrown_error([&] { log->append(1, large); }).has_value(), "no server");
+      for (int i = 0; i < 3; ++i) require(thrown_error([&] { log->append(1, large); }).has_value(), "no server");
     }
   });
   EXPECT_EQ(child.wait(), 0);

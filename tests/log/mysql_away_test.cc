@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "log/machine_room.h"
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
+#include "log/root_tests.h"
 #include "support/tcp_proxy.h"
 #include "update/update.h"
 
@@ -28,15 +28,15 @@ using MysqlLogAway = MysqlTest;
 void fill_disk(const std::string& filler, std::size_t bytes_left) {
   const std::filesystem::path folder = std::filesystem::path(filler).parent_path();
   const std::size_t available = std::filesystem::space(folder).available;
-  demand(available > bytes_left, "there is room to fill");
+  require(available > bytes_left, "there is room to fill");
   const std::string bytes(std::size_t{1} << 20, 'x');
   std::ofstream file(filler, std::ios::binary);
   for (std::size_t written = 0; written + bytes_left < available; written += bytes.size()) file << bytes;
-  demand(static_cast<bool>(file.flush()), "fill the disk");
+  require(static_cast<bool>(file.flush()), "fill the disk");
 }
 
 // Bytes that no compression makes smaller.
-std::string noise(std::size_t bytes) {
+std::string incompressible_bytes(std::size_t bytes) {
   static std::mt19937_64 random(testing::test_seed());
   std::string text(bytes, '\0');
   for (char& byte : text) byte = static_cast<char>(random());
@@ -54,7 +54,7 @@ TEST_F(MysqlLogAway, a_connection_that_was_closed_is_opened_anew_without_a_word)
     for (const std::string& id :
          root.rows("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '" + store.database() + "'"))
       root.run("KILL " + id);
-    ASSERT_TRUE(happens_within(milliseconds(5000), [&] {
+    ASSERT_TRUE(becomes_true_within(milliseconds(5000), [&] {
       return root.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" + store.database() + "'") ==
              "0";
     }));
@@ -102,19 +102,19 @@ TEST_F(MysqlLogAway, an_update_does_not_follow_another_than_it_continues_whoever
     return std::string(draft.seal(id, previous_chain));
   };
   const std::string first = update(1, chain_start(log->extent().uuid), "1");
-  const std::string lost = update(2, peek_place(first)->chain, "lost");
-  const std::string other = update(2, peek_place(first)->chain, "other");
+  const std::string lost = update(2, peek_header(first)->chain, "lost");
+  const std::string other = update(2, peek_header(first)->chain, "other");
   ASSERT_EQ(log->append(1, first), Appended::yes);
   ASSERT_EQ(log->append(2, lost), Appended::yes);
 
-  log->rest();
+  log->release_idle_connections();
   store.run("DELETE FROM whycache_updates WHERE id = 2");
   ASSERT_EQ(store.open()->append(2, other), Appended::yes);
   ASSERT_EQ(updates_of(*log).at(2), other);
 
   expect_error(
-      ErrorKind::unavailable, [&] { log->append(3, update(3, peek_place(lost)->chain, "3")); }, "another update");
-  EXPECT_EQ(log->append(3, update(3, peek_place(other)->chain, "3")), Appended::yes);
+      ErrorKind::unavailable, [&] { log->append(3, update(3, peek_header(lost)->chain, "3")); }, "another update");
+  EXPECT_EQ(log->append(3, update(3, peek_header(other)->chain, "3")), Appended::yes);
 }
 
 TEST_F(MysqlLogAway, a_statement_that_is_killed_does_nothing) {
@@ -143,24 +143,24 @@ TEST_F(MysqlLogAway, a_server_that_does_not_answer_is_given_up_at_the_deadline) 
   append_up_to(*log, 3);
   server.pause();
   std::optional<Error> append_error;
-  EXPECT_LT(time_of([&] { append_error = thrown_error([&] { log->append(4, "x"); }); }), milliseconds(4000));
+  EXPECT_LT(measure_duration([&] { append_error = thrown_error([&] { log->append(4, "x"); }); }), milliseconds(4000));
   std::optional<Error> read_error;
-  EXPECT_LT(time_of([&] { read_error = thrown_error([&] { log->extent(); }); }), milliseconds(6000));
-  server.go_on();
+  EXPECT_LT(measure_duration([&] { read_error = thrown_error([&] { log->extent(); }); }), milliseconds(6000));
+  server.resume();
   ASSERT_TRUE(append_error && read_error);
   EXPECT_EQ(append_error->kind(), ErrorKind::uncertain) << append_error->what();
   EXPECT_EQ(read_error->kind(), ErrorKind::unavailable) << read_error->what();
   // What was in doubt may be there; whoever looks learns it.
-  append_surely(*log, "y");
+  append_until_acknowledged(*log, "y");
   const Updates updates = updates_of(*log);
   EXPECT_TRUE(updates.at(4) == "x" || updates.at(4) == "y");
   EXPECT_EQ(std::count_if(updates.begin(), updates.end(), [](const auto& each) { return each.second == "y"; }), 1);
 }
 
 // As a user whom read_only binds.
-class Ada {
+class DatabaseUser {
  public:
-  explicit Ada(const MysqlStore& store) : root_(store.server()) {
+  explicit DatabaseUser(const MysqlStore& store) : root_(store.server()) {
     root_.run("CREATE USER 'ada'@'%'; GRANT SELECT, INSERT ON " + store.database() + ".* TO 'ada'@'%'");
   }
   void make_read_only(bool yes) { root_.run(std::string("SET GLOBAL read_only = ") + (yes ? "1" : "0")); }
@@ -173,7 +173,7 @@ TEST_F(MysqlLogAway, a_server_that_became_read_only_is_unavailable_until_it_is_n
   MariadbServer server;
   MysqlStore store(server);
   store.open();
-  Ada ada(store);
+  DatabaseUser ada(store);
   MysqlLogOptions options = store.options();
   options.server.user = "ada";
   MysqlLog log(options);
@@ -189,9 +189,9 @@ TEST_F(MysqlLogAway, a_server_that_became_read_only_is_unavailable_until_it_is_n
 TEST_F(MysqlLogAway, machines_read_on_while_the_server_is_read_only_and_writers_are_told) {
   MariadbServer server;
   MysqlStore store(server);
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   Cache other(server.url(store.database()), options_for(folder, "other"));
-  Ada ada(store);
+  DatabaseUser ada(store);
   Cache writer(server.url(store.database(), "ada"), options_for(folder, "writer"));
   ASSERT_EQ(writer.set("key", "before"), 1U);
   for (int round = 0; round < 3; ++round) {
@@ -218,8 +218,8 @@ TEST_F(MysqlLogAway, machines_read_on_while_the_server_is_read_only_and_writers_
 }
 
 TEST_F(MysqlLogAway, a_disk_that_is_full_is_a_limit_and_nothing_is_half_done) {
-  const TemporaryFolder folder;
-  const bool played = play_as_root([&] {
+  const TemporaryDirectory folder;
+  const bool played = run_as_root([&] {
     std::filesystem::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "120m");
     MariadbServer server({}, "", folder.file("disk"));
@@ -236,24 +236,24 @@ TEST_F(MysqlLogAway, a_disk_that_is_full_is_a_limit_and_nothing_is_half_done) {
       std::optional<Error> error;
       for (int i = 0; i < 10'000 && !error; ++i) {
         const std::string key = "key " + std::to_string(round * 10'000 + i);
-        const std::string value = noise(3000);
+        const std::string value = incompressible_bytes(3000);
         error = thrown_error([&] { writer.set(key, value, {.note = {}, .deadline = milliseconds(500)}); });
         if (!error) expected[key] = value;
       }
-      demand(error.has_value(), "a disk that is full takes no more");
-      demand(error->kind() == ErrorKind::limit, error->what());
-      demand(std::string(error->what()).find("full") != std::string::npos, error->what());
-      demand(error->system_error() == ENOSPC, "ENOSPC");
+      require(error.has_value(), "a disk that is full takes no more");
+      require(error->kind() == ErrorKind::limit, error->what());
+      require(std::string(error->what()).find("full") != std::string::npos, error->what());
+      require(error->system_error() == ENOSPC, "ENOSPC");
       // and what it was told is true, on every machine,
-      demand(other.update() == expected.size() && writer.applied_id() == expected.size(), "ids on a full disk");
-      for (const auto& [key, value] : expected) demand(other.get(key) == value, key);
-      demand(other.size() == expected.size(), "nothing else is there");
+      require(other.update() == expected.size() && writer.applied_id() == expected.size(), "ids on a full disk");
+      for (const auto& [key, value] : expected) require(other.get(key) == value, key);
+      require(other.size() == expected.size(), "nothing else is there");
       // and goes on when there is room.
       std::filesystem::remove(filler);
       writer.set("room " + std::to_string(round), "room");
       expected["room " + std::to_string(round)] = "room";
     }
-    demand(other.update() == writer.applied_id() && other.digest() == writer.digest(), "digests");
+    require(other.update() == writer.applied_id() && other.digest() == writer.digest(), "digests");
   });
   if (!played) GTEST_SKIP() << "NOT TESTED: needs root";
 }
@@ -276,12 +276,13 @@ TEST_F(MysqlLogAway, a_server_killed_in_mid_load_loses_and_doubles_nothing) {
           std::this_thread::sleep_for(milliseconds(10));
         }
       }
-      for (int i = 0; i < appends_each; ++i) append_surely(*own, std::to_string(writer) + ' ' + std::to_string(i));
+      for (int i = 0; i < appends_each; ++i)
+        append_until_acknowledged(*own, std::to_string(writer) + ' ' + std::to_string(i));
     });
   }
   for (int round = 0; round < 3; ++round) {
     const UpdateId before = log->extent().head;
-    ASSERT_TRUE(happens_within(milliseconds(20'000), [&] { return log->extent().head > before + 100; }));
+    ASSERT_TRUE(becomes_true_within(milliseconds(20'000), [&] { return log->extent().head > before + 100; }));
     server.kill();
     std::this_thread::sleep_for(milliseconds(50));
     server.start();

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 #include "support/child_process.h"
 #include "support/tcp_proxy.h"
 #include "update/update.h"
@@ -24,30 +24,30 @@ using MysqlLogCutsLongBeside = MysqlTest;
 using testing::TcpProxy;
 
 // What the writers were told about their writes, each of which is told apart by its text.
-class Told {
+class WriteOutcomes {
  public:
-  void acknowledged(const std::string& text, UpdateId id) {
+  void record_acknowledged(const std::string& text, UpdateId id) {
     const std::lock_guard guard(mutex_);
     acknowledged_[text] = id;
   }
-  void refused(const std::string& text) {
+  void record_refused(const std::string& text) {
     const std::lock_guard guard(mutex_);
     refused_.push_back(text);
   }
   // Unavailable says that nothing was written; uncertain says nothing.
-  void failed(const std::string& text, const Error& error) {
+  void record_failure(const std::string& text, const Error& error) {
     if (error.kind() == ErrorKind::unavailable) {
-      refused(text);
-      ++unavailable;
+      record_refused(text);
+      ++unavailable_count;
     } else if (error.kind() == ErrorKind::uncertain) {
-      ++uncertain;
+      ++uncertain_count;
     } else {
       ADD_FAILURE() << text << ": " << to_string(error.kind()) << ": " << error.what();
     }
   }
 
   // `found`: the ids at which each text is in the log.
-  void expect_true(const std::map<std::string, std::vector<UpdateId>>& found) const {
+  void expect_consistent_with(const std::map<std::string, std::vector<UpdateId>>& found) const {
     std::uint64_t lost = 0;
     std::uint64_t doubled = 0;
     std::uint64_t unwanted = 0;
@@ -62,15 +62,16 @@ class Told {
     }
     EXPECT_EQ(doubled, 0U);
     EXPECT_GT(acknowledged_.size(), 0U);
-    EXPECT_GT(unavailable.load(), 0U);
-    EXPECT_GT(uncertain.load(), 0U);
+    EXPECT_GT(unavailable_count.load(), 0U);
+    EXPECT_GT(uncertain_count.load(), 0U);
     std::printf("acknowledged=%zu unavailable=%u uncertain=%u lost=%llu doubled=%llu unwanted=%llu\n",
-                acknowledged_.size(), unavailable.load(), uncertain.load(), static_cast<unsigned long long>(lost),
-                static_cast<unsigned long long>(doubled), static_cast<unsigned long long>(unwanted));
+                acknowledged_.size(), unavailable_count.load(), uncertain_count.load(),
+                static_cast<unsigned long long>(lost), static_cast<unsigned long long>(doubled),
+                static_cast<unsigned long long>(unwanted));
   }
 
-  std::atomic<unsigned> unavailable{0};
-  std::atomic<unsigned> uncertain{0};
+  std::atomic<unsigned> unavailable_count{0};
+  std::atomic<unsigned> uncertain_count{0};
 
  private:
   std::mutex mutex_;
@@ -79,16 +80,16 @@ class Told {
 };
 
 // A server behind a proxy that cuts every connection somewhere in its first bytes, some later.
-class BreakingNetwork {
+class FaultyNetwork {
  public:
-  explicit BreakingNetwork(const MysqlStore& store)
+  explicit FaultyNetwork(const MysqlStore& store)
       : store_(store), proxy_(store.server().port()), random_(testing::test_seed()) {
-    proxy_.treat([this](std::uint64_t) {
-      TcpProxy::Treatment treatment;
+    proxy_.set_fault_chooser([this](std::uint64_t) {
+      TcpProxy::ConnectionFaults treatment;
       const std::uint64_t bytes_max = random_() % 4 == 0 ? 20'000 : 2'500;
       (random_() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = random_() % bytes_max;
       treatment.cut_by_reset = random_() % 2 == 0;
-      if (random_() % 16 == 0) treatment.to_client.piece_bytes_max = 1 + random_() % 7;
+      if (random_() % 16 == 0) treatment.to_client.chunk_bytes_max = 1 + random_() % 7;
       return treatment;
     });
   }
@@ -98,10 +99,10 @@ class BreakingNetwork {
   }
   std::uint64_t cuts() const { return proxy_.cuts(); }
   // From now on it is a good network; and the server is done with all that came over the bad one.
-  void mend() {
-    proxy_.treat_all({});
+  void repair() {
+    proxy_.set_faults({});
     proxy_.cut_all();
-    EXPECT_TRUE(happens_within(milliseconds(20'000), [&] {
+    EXPECT_TRUE(becomes_true_within(milliseconds(20'000), [&] {
       return store_.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" + store_.database() +
                         "' AND ID <> CONNECTION_ID()") == "0";
     }));
@@ -115,7 +116,7 @@ class BreakingNetwork {
 
 // Tries until it succeeds; a network that breaks is no reason to give up, anything else is.
 template <typename Call>
-auto patiently(const Call& call) {
+auto retry_until_success(const Call& call) {
   for (;;) {
     try {
       return call();
@@ -125,22 +126,22 @@ auto patiently(const Call& call) {
   }
 }
 
-std::uint64_t cuts_wanted() { return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2; }
+std::uint64_t cut_count_min() { return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2; }
 
 TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
-  BreakingNetwork network(store);
-  Told told;
+  FaultyNetwork network(store);
+  WriteOutcomes told;
   std::atomic<bool> done{false};
   std::vector<std::thread> writers;
   for (int writer = 0; writer < 4; ++writer) {
     writers.emplace_back([&, writer] {
-      const auto log = patiently([&] { return open_log(network.url("?deadline_ms=2000")); });
+      const auto log = retry_until_success([&] { return open_log(network.url("?deadline_ms=2000")); });
       for (int i = 0; !done; ++i) {
         const std::string text = std::to_string(writer) + ' ' + std::to_string(i);
-        const UpdateId id = patiently([&] {
+        const UpdateId id = retry_until_success([&] {
                               const UpdateId head = log->extent().head;
                               updates_of(*log, head);  // as one has to over a new connection
                               return head;
@@ -148,41 +149,42 @@ TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
                             1;
         try {
           if (log->append(id, text) == Appended::yes) {
-            told.acknowledged(text, id);
+            told.record_acknowledged(text, id);
           } else {
-            told.refused(text);
+            told.record_refused(text);
           }
         } catch (const Error& error) {
-          told.failed(text, error);
+          told.record_failure(text, error);
         }
       }
     });
   }
-  EXPECT_TRUE(happens_within(milliseconds(100'000), [&] { return network.cuts() >= cuts_wanted(); }));
+  EXPECT_TRUE(becomes_true_within(milliseconds(100'000), [&] { return network.cuts() >= cut_count_min(); }));
   done = true;
   for (std::thread& writer : writers) writer.join();
-  network.mend();
+  network.repair();
 
   std::map<std::string, std::vector<UpdateId>> found;
   for (const auto& [id, text] : updates_of(*store.open())) found[text].push_back(id);
   std::printf("cuts=%llu ", static_cast<unsigned long long>(network.cuts()));
-  told.expect_true(found);
+  told.expect_consistent_with(found);
 }
 
 TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
-  BreakingNetwork network(store);
-  const TemporaryFolder folder;
-  Told told;
+  FaultyNetwork network(store);
+  const TemporaryDirectory folder;
+  WriteOutcomes told;
   std::atomic<bool> done{false};
   std::vector<Digest> digests(4);
   std::vector<std::thread> writers;
   for (std::size_t writer = 0; writer < digests.size(); ++writer) {
     writers.emplace_back([&, writer] {
       const std::string name = std::to_string(writer);
-      Cache cache = patiently([&] { return Cache(network.url("?deadline_ms=2000"), options_for(folder, name)); });
+      Cache cache =
+          retry_until_success([&] { return Cache(network.url("?deadline_ms=2000"), options_for(folder, name)); });
       std::mt19937_64 random(testing::test_seed() + writer);
       UpdateId last = 0;
       for (int i = 0; !done; ++i) {
@@ -191,21 +193,21 @@ TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
         const std::string text = name + ' ' + std::to_string(i);
         try {
           const UpdateId id = cache.set("key " + std::to_string(random() % 50), text, options);
-          told.acknowledged(text, id);
+          told.record_acknowledged(text, id);
           EXPECT_GT(id, last);
           last = id;
         } catch (const Error& error) {
-          told.failed(text, error);
+          told.record_failure(text, error);
         }
         EXPECT_GE(cache.applied_id(), last);
       }
       cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(20'000)});
     });
   }
-  EXPECT_TRUE(happens_within(milliseconds(100'000), [&] { return network.cuts() >= cuts_wanted(); }));
+  EXPECT_TRUE(becomes_true_within(milliseconds(100'000), [&] { return network.cuts() >= cut_count_min(); }));
   done = true;
   for (std::thread& writer : writers) writer.join();
-  network.mend();
+  network.repair();
 
   // All machines come to the same, which is what the log says.
   Digest expected;
@@ -223,7 +225,7 @@ TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
     for (const Change& change : update.changes) found[std::string(change.value)].push_back(id);
   }
   std::printf("cuts=%llu ", static_cast<unsigned long long>(network.cuts()));
-  told.expect_true(found);
+  told.expect_consistent_with(found);
 }
 
 }  // namespace

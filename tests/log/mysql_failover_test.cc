@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 #include "support/child_process.h"
 #include "support/tcp_proxy.h"
 
@@ -23,22 +23,22 @@ using MysqlLogFailoverLongBeside = MysqlTest;
 using testing::TcpProxy;
 
 // An address that leads to the primary, until it fails over; then the replica is what there is.
-class Address {
+class FailoverAddress {
  public:
-  Address(Pair& pair, std::string database)
+  FailoverAddress(ReplicatedPair& pair, std::string database)
       : pair_(pair), database_(std::move(database)), proxy_(pair.primary.port()) {}
 
   std::string url() const { return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_; }
   std::string replica_url() const { return pair_.replica.url(database_); }
   // What comes to the primary from now on does not come to the replica.
-  void lose_what_comes() const {
+  void lose_later_writes() const {
     pair_.catch_up();
-    pair_.stop_replicating();
+    pair_.stop_replication();
   }
   void fail_over() { proxy_.point_to(pair_.replica.port()); }
 
  private:
-  Pair& pair_;
+  ReplicatedPair& pair_;
   std::string database_;
   TcpProxy proxy_;
 };
@@ -48,12 +48,12 @@ void set_some(Cache& cache, std::uint64_t count, const std::string& value) {
 }
 
 TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
-  Pair pair;
-  Address address(pair, pair.primary.make_database());
-  const TemporaryFolder folder;
+  ReplicatedPair pair;
+  FailoverAddress address(pair, pair.primary.make_database());
+  const TemporaryDirectory folder;
   Cache writer(address.url(), options_for(folder, "writer"));
   set_some(writer, 10, "kept");
-  address.lose_what_comes();
+  address.lose_later_writes();
   set_some(writer, 5, "lost");
   address.fail_over();
 
@@ -67,12 +67,12 @@ TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
 // The old primary has still answered a moment ago, while others wrote to the new one just as many updates as were lost:
 // nothing but their chain tells these from those that the writer knows.
 TEST_F(MysqlLogFailover, is_noticed_by_a_writer_who_has_looked_at_the_old_primary_just_now) {
-  Pair pair;
-  Address address(pair, pair.primary.make_database());
-  const TemporaryFolder folder;
+  ReplicatedPair pair;
+  FailoverAddress address(pair, pair.primary.make_database());
+  const TemporaryDirectory folder;
   Cache writer(address.url(), options_for(folder, "writer"));
   set_some(writer, 10, "kept");
-  address.lose_what_comes();
+  address.lose_later_writes();
   set_some(writer, 5, "lost");
   Cache other(address.replica_url(), options_for(folder, "other"));
   set_some(other, 5, "new");
@@ -91,13 +91,13 @@ TEST_F(MysqlLogFailover, is_noticed_by_a_writer_who_has_looked_at_the_old_primar
 TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_update) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  Pair pair;
+  ReplicatedPair pair;
   const std::uint64_t rounds = testing::number_from_environment("WHYCACHE_FAILOVERS", 40);
   std::uint64_t right = 0;
   std::uint64_t rebuilt = 0;
   for (std::uint64_t round = 0; round < rounds; ++round) {
-    Address address(pair, pair.primary.make_database());
-    const TemporaryFolder folder;
+    FailoverAddress address(pair, pair.primary.make_database());
+    const TemporaryDirectory folder;
     std::vector<std::unique_ptr<Cache>> machines;
     for (int machine = 0; machine < 4; ++machine) {
       machines.push_back(std::make_unique<Cache>(address.url(), options_for(folder, std::to_string(machine))));
@@ -108,7 +108,7 @@ TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_updat
     for (auto& machine : machines) {
       if (random() % 2 == 0) machine->update();
     }
-    address.lose_what_comes();
+    address.lose_later_writes();
     for (std::uint64_t left = random() % 6; left > 0; --left) {
       writer.set("key " + std::to_string(random() % 10), "lost " + std::to_string(left));
       if (random() % 4 == 0) writer.rewrite_history();
@@ -131,7 +131,7 @@ TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_updat
     testing::MariadbClient(pair.replica)
         .run("SET GLOBAL gtid_slave_pos = '" + testing::MariadbClient(pair.primary).run("SELECT @@gtid_binlog_pos") +
              "'");
-    pair.replicate();
+    pair.start_replication();
     if (HasFailure()) break;
   }
   std::printf("failovers=%llu machines_right=%llu of=%llu rebuilds=%llu\n", static_cast<unsigned long long>(rounds),

@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "log/machine_room.h"
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
+#include "log/root_tests.h"
 
 namespace whycache {
 namespace {
@@ -30,12 +30,12 @@ TEST_F(MysqlLogFork, a_child_must_open_the_log_anew) {
          std::vector<std::function<void()>>{[&] { log->extent(); }, [&] { log->append(2, "x"); },
                                             [&] { updates_of(*log); }, [&] { rewrite(*log, 1, {"part"}); }}) {
       const auto error = thrown_error(call);
-      demand(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
+      require(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
     }
     const auto own = log->reopen();
-    demand(own->append(2, "by the child") == Appended::yes, "append");
+    require(own->append(2, "by the child") == Appended::yes, "append");
     log.reset();
-    demand(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
+    require(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
   });
   ASSERT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
@@ -43,7 +43,7 @@ TEST_F(MysqlLogFork, a_child_must_open_the_log_anew) {
 }
 
 TEST_F(MysqlLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
-  const Authority authority("IP:127.0.0.1");
+  const CertificateAuthority authority("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
   MysqlStore store(server);
   for (const std::string& options : {std::string(), "?tls_ca=" + authority.ca()}) {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 
 namespace whycache {
 namespace {
@@ -134,9 +134,9 @@ TEST_F(MysqlLogFormat, one_update_after_a_million_costs_one_statement) {
   store.run("UPDATE whycache_logs SET base = 999999; INSERT INTO whycache_updates VALUES ('default', 1000000, 'x')");
   append_up_to(*log, 1'000'000);
   for (const UpdateId first : {UpdateId{1}, UpdateId{999'999}, UpdateId{1'000'000}}) {
-    const std::uint64_t before = status(store.server(), "Com_select");
+    const std::uint64_t before = status_variable(store.server(), "Com_select");
     EXPECT_EQ(updates_of(*log, first).size(), 1U);
-    EXPECT_EQ(status(store.server(), "Com_select") - before, 1U) << first;
+    EXPECT_EQ(status_variable(store.server(), "Com_select") - before, 1U) << first;
   }
 }
 
@@ -147,7 +147,7 @@ TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) 
       "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM seq_1_to_20000;"
       "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('l', 1000000) FROM seq_20001_to_20040;"
       "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM seq_20041_to_30000");
-  const std::uint64_t before = status(store.server(), "Com_select");
+  const std::uint64_t before = status_variable(store.server(), "Com_select");
   UpdateId next = 1;
   log->read(1, no_end, [&](UpdateId id, std::string_view bytes) {
     EXPECT_EQ(id, next++);
@@ -155,7 +155,7 @@ TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) 
     return true;
   });
   EXPECT_EQ(next, 30'001U);
-  EXPECT_LT(status(store.server(), "Com_select") - before, 45U);
+  EXPECT_LT(status_variable(store.server(), "Com_select") - before, 45U);
 }
 
 // --- What a server can be set to. ---

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 #include "support/program.h"
 
 namespace whycache {
@@ -29,13 +29,13 @@ class Cluster {
   Cluster() : first_(options({"--wsrep-new-cluster"})) {
     // The second begins with the data of the first, so that not all of it has to be sent.
     first_.stop();
-    const TemporaryFolder copy;
+    const TemporaryDirectory copy;
     std::filesystem::copy(first_.file("data"), copy.file("data"), std::filesystem::copy_options::recursive);
     std::filesystem::remove(copy.file("data/galera.cache"));
     first_.start();
     second_ = std::make_unique<MariadbServer>(options({}), copy.file("data"));
     for (MariadbServer* node : nodes()) {
-      if (!happens_within(milliseconds(60'000), [&] { return is_ready(*node); }))
+      if (!becomes_true_within(milliseconds(60'000), [&] { return is_ready(*node); }))
         throw std::runtime_error("nodes do not come together");
     }
   }
@@ -84,7 +84,7 @@ TEST_F(MysqlLogGaleraLong, writers_at_two_nodes_make_one_log) {
     options.server.port = cluster.nodes()[node]->port();
     return std::make_unique<MysqlLog>(options);
   };
-  ASSERT_TRUE(happens_within(milliseconds(20'000), [&] { return !thrown_error([&] { open_at(1); }); }));
+  ASSERT_TRUE(becomes_true_within(milliseconds(20'000), [&] { return !thrown_error([&] { open_at(1); }); }));
 
   // What one node has acknowledged the other shows at once.
   const auto here = open_at(0);
@@ -102,7 +102,8 @@ TEST_F(MysqlLogGaleraLong, writers_at_two_nodes_make_one_log) {
   for (std::size_t writer = 0; writer < writers; ++writer) {
     children.emplace_back([&, writer] {
       const auto log = open_at(writer % 2);
-      for (int i = 0; i < appends_each; ++i) append_surely(*log, std::to_string(writer) + ' ' + std::to_string(i));
+      for (int i = 0; i < appends_each; ++i)
+        append_until_acknowledged(*log, std::to_string(writer) + ' ' + std::to_string(i));
     });
   }
   std::atomic<bool> done{false};

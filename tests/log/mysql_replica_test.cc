@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "log/chained_updates.h"
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 #include "update/update.h"
 
 namespace whycache {
@@ -21,59 +21,59 @@ namespace {
 using testing::append_chained;
 using MysqlLogReplica = MysqlTest;
 
-struct Seen {
-  Looked looked;
+struct PollOutcome {
+  PollResult result;
   std::map<UpdateId, std::string> updates;
 };
 
-Seen look(Log& log, UpdateId first, std::optional<std::chrono::nanoseconds> age_max = std::nullopt) {
-  Seen seen;
-  seen.looked = log.look(first, age_max,
+PollOutcome poll_log(Log& log, UpdateId first, std::optional<std::chrono::nanoseconds> age_max = std::nullopt) {
+  PollOutcome seen;
+  seen.result = log.poll(first, age_max,
                          [&](UpdateId id, std::string_view bytes) { return seen.updates.emplace(id, bytes).second; });
   return seen;
 }
 
 TEST_F(MysqlLogReplica, who_follows_has_updates_from_it_if_they_end_with_the_newest_one) {
-  Pair pair;
+  ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const auto writer = store.open();
   MysqlLog follower(with_replica(store, pair.replica));
   append_chained(*writer, 5);
   pair.catch_up();
-  const std::uint64_t sent = status(pair.replica, "Com_select");
-  const Seen all = look(follower, 1);
+  const std::uint64_t sent = status_variable(pair.replica, "Com_select");
+  const PollOutcome all = poll_log(follower, 1);
   EXPECT_EQ(all.updates, updates_of(*writer));
-  EXPECT_EQ(all.looked.extent.head, 5U);
-  EXPECT_GT(all.looked.age.count(), 0);
-  EXPECT_LT(all.looked.age, std::chrono::seconds(2));
-  EXPECT_GT(status(pair.replica, "Com_select"), sent);
+  EXPECT_EQ(all.result.extent.head, 5U);
+  EXPECT_GT(all.result.staleness.count(), 0);
+  EXPECT_LT(all.result.staleness, std::chrono::seconds(2));
+  EXPECT_GT(status_variable(pair.replica, "Com_select"), sent);
 
   // What has not come to the replica yet comes from the primary.
-  pair.stop_replicating();
+  pair.stop_replication();
   append_chained(*writer, 10);
-  EXPECT_EQ(look(follower, 5).updates, updates_of(*writer, 5));
-  EXPECT_EQ(look(follower, 5).looked.age.count(), 0);
+  EXPECT_EQ(poll_log(follower, 5).updates, updates_of(*writer, 5));
+  EXPECT_EQ(poll_log(follower, 5).result.staleness.count(), 0);
   EXPECT_EQ(updates_of(follower), updates_of(*writer));
 
   // Who wants to know what the log has asks the primary, whatever the replica has.
-  pair.replicate();
+  pair.start_replication();
   pair.catch_up();
-  const std::uint64_t sent_then = status(pair.replica, "Com_select");
-  EXPECT_EQ(look(follower, 1, std::chrono::nanoseconds(0)).updates, updates_of(*writer));
+  const std::uint64_t sent_then = status_variable(pair.replica, "Com_select");
+  EXPECT_EQ(poll_log(follower, 1, std::chrono::nanoseconds(0)).updates, updates_of(*writer));
   EXPECT_EQ(updates_of(follower), updates_of(*writer));
-  EXPECT_EQ(status(pair.replica, "Com_select"), sent_then);
-  EXPECT_EQ(look(follower, 10).updates.size(), 1U);
-  EXPECT_GT(status(pair.replica, "Com_select"), sent_then);
+  EXPECT_EQ(status_variable(pair.replica, "Com_select"), sent_then);
+  EXPECT_EQ(poll_log(follower, 10).updates.size(), 1U);
+  EXPECT_GT(status_variable(pair.replica, "Com_select"), sent_then);
 }
 
 // A replica that did not follow a failover, or was restored: as long as the log, and another.
 TEST_F(MysqlLogReplica, one_with_another_history_is_not_believed) {
-  Pair pair;
+  ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const auto writer = store.open();
   append_chained(*writer, 5);
   pair.catch_up();
-  pair.stop_replicating();
+  pair.stop_replication();
   append_chained(*writer, 6);
   {
     MysqlLogOptions options = store.options();
@@ -82,20 +82,20 @@ TEST_F(MysqlLogReplica, one_with_another_history_is_not_believed) {
     append_chained(stray, 6, "another");
   }
   MysqlLog follower(with_replica(store, pair.replica));
-  EXPECT_EQ(look(follower, 5).updates, updates_of(*writer, 5));
+  EXPECT_EQ(poll_log(follower, 5).updates, updates_of(*writer, 5));
 }
 
 TEST_F(MysqlLogReplica, freshness_is_that_of_the_primary) {
-  Pair pair;
+  ReplicatedPair pair;
   MysqlStore store(pair.primary);
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   const std::string url = pair.primary.url(store.database());
   Cache writer(url, options_for(folder, "writer"));
   Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()), options_for(folder, "reader"));
   writer.set("key", "old");
   pair.catch_up();
   reader.update();
-  pair.stop_replicating();
+  pair.stop_replication();
   const UpdateId id = writer.set("key", "new");
   EXPECT_EQ(reader.update(), id);
   EXPECT_EQ(reader.get_fresh("key", {.staleness_max = std::chrono::nanoseconds(0)}).value, "new");
@@ -104,21 +104,21 @@ TEST_F(MysqlLogReplica, freshness_is_that_of_the_primary) {
 }
 
 TEST_F(MysqlLogReplica, one_that_lags_behind_a_rewrite_or_is_another_log_does_no_harm) {
-  Pair pair;
+  ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const auto writer = store.open();
   append_chained(*writer, 10);
   pair.catch_up();
-  pair.stop_replicating();
-  const std::uint64_t chain = peek_place(updates_of(*writer).at(8))->chain;
+  pair.stop_replication();
+  const std::uint64_t chain = peek_header(updates_of(*writer).at(8))->chain;
   bool given = false;
   ASSERT_TRUE(writer->rewrite(8, chain, [&]() -> std::optional<std::string_view> {
     if (std::exchange(given, true)) return std::nullopt;
     return "part";
   }));
   MysqlLog follower(with_replica(store, pair.replica));
-  EXPECT_EQ(look(follower, 9).looked.extent.base, 8U);
-  EXPECT_EQ(look(follower, 9).updates, updates_of(*writer, 9));
+  EXPECT_EQ(poll_log(follower, 9).result.extent.base, 8U);
+  EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
   EXPECT_EQ(parts_of(follower), (std::vector<std::string>{"part"}));
 
   // Another log on the replica, longer than ours.
@@ -126,7 +126,7 @@ TEST_F(MysqlLogReplica, one_that_lags_behind_a_rewrite_or_is_another_log_does_no
   replica.run(
       "UPDATE whycache_logs SET uuid = REPEAT('u', 16);"
       "INSERT INTO whycache_updates SELECT 'default', seq, 'wrong' FROM seq_11_to_50");
-  EXPECT_EQ(look(follower, 9).updates, updates_of(*writer, 9));
+  EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
   // Ours with a longer tail, and without an update.
   std::string digits;
   for (const std::uint8_t byte : writer->extent().uuid) {
@@ -135,40 +135,40 @@ TEST_F(MysqlLogReplica, one_that_lags_behind_a_rewrite_or_is_another_log_does_no
     digits += two;
   }
   replica.run("UPDATE whycache_logs SET uuid = x'" + digits + "'");
-  EXPECT_EQ(look(follower, 9).updates, updates_of(*writer, 9));
+  EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
   replica.run("DELETE FROM whycache_updates WHERE id = 10");
-  EXPECT_EQ(look(follower, 9).updates, updates_of(*writer, 9));
+  EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
 }
 
 TEST_F(MysqlLogReplica, one_that_is_away_is_done_without) {
-  Pair pair;
+  ReplicatedPair pair;
   MysqlStore store(pair.primary);
   MysqlLog log(with_replica(store, pair.replica));
   append_chained(log, 5);
   pair.catch_up();
-  EXPECT_EQ(look(log, 1).updates.size(), 5U);
+  EXPECT_EQ(poll_log(log, 1).updates.size(), 5U);
   pair.replica.kill();
-  EXPECT_EQ(look(log, 1).updates.size(), 5U);
+  EXPECT_EQ(poll_log(log, 1).updates.size(), 5U);
   append_chained(log, 8);
-  EXPECT_LT(time_of([&] { EXPECT_EQ(look(log, 1).updates.size(), 8U); }), milliseconds(1000));
+  EXPECT_LT(measure_duration([&] { EXPECT_EQ(poll_log(log, 1).updates.size(), 8U); }), milliseconds(1000));
 }
 
 TEST_F(MysqlLogReplica, machines_that_read_from_it_agree_with_all_others) {
-  Pair pair;
+  ReplicatedPair pair;
   MysqlStore store(pair.primary);
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   const std::string url = pair.primary.url(store.database());
   Cache writer(url, options_for(folder, "writer"));
   Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()), options_for(folder, "reader"));
   for (int i = 0; i < 100; ++i) {
     const UpdateId id = writer.set("key", std::to_string(i));
-    if (i % 10 == 3) pair.stop_replicating();
+    if (i % 10 == 3) pair.stop_replication();
     reader.update();
     EXPECT_EQ(reader.applied_id(), id);
     if (i % 10 == 5) {
       EXPECT_GT(reader.set("own", std::to_string(i)), id);
     }
-    if (i % 10 == 7) pair.replicate();
+    if (i % 10 == 7) pair.start_replication();
     if (i == 50) writer.rewrite_history();
   }
   pair.catch_up();

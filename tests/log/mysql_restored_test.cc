@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 
 namespace whycache {
 namespace {
@@ -16,7 +16,7 @@ using MysqlLogRestored = MysqlTest;
 
 TEST_F(MysqlLogRestored, a_truncated_table_is_noticed_by_all_machines) {
   MysqlStore store;
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   const std::string url = store.server().url(store.database());
   Cache writer(url, options_for(folder, "writer"));
   Cache other(url, options_for(folder, "other"));
@@ -36,7 +36,7 @@ TEST_F(MysqlLogRestored, a_truncated_table_is_noticed_by_all_machines) {
 
 TEST_F(MysqlLogRestored, an_old_dump_put_back_is_noticed_by_all_machines) {
   MysqlStore store;
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   const std::string url = store.server().url(store.database());
   Cache writer(url, options_for(folder, "writer"));
   Cache other(url, options_for(folder, "other"));

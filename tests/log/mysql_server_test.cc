@@ -8,14 +8,14 @@
 #include <string>
 
 #include "log/mysql_server.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
 namespace {
 
 using testing::expect_error;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 
 MysqlServers servers_of(const std::string& text) {
   Url url(text);
@@ -24,7 +24,7 @@ MysqlServers servers_of(const std::string& text) {
 
 MysqlServer server_of(const std::string& text) { return servers_of(text).primary; }
 
-std::string write_file(const TemporaryFolder& folder, const std::string& name, const std::string& text) {
+std::string write_file(const TemporaryDirectory& folder, const std::string& name, const std::string& text) {
   std::ofstream(folder.file(name), std::ios::binary) << text;
   return folder.file(name);
 }
@@ -35,10 +35,10 @@ TEST(MysqlServer, is_found_in_the_url) {
   EXPECT_EQ(server.port, 3307);
   EXPECT_EQ(server.user, "ada");
   EXPECT_EQ(server.database, "flags");
-  EXPECT_EQ(server.place(), "db.example.org:3307/flags");
+  EXPECT_EQ(server.address(), "db.example.org:3307/flags");
   EXPECT_EQ(server_of("mysql://h/d").port, 3306);
-  EXPECT_EQ(server_of("mysql://[::1]/d").place(), "[::1]:3306/d");
-  EXPECT_EQ(server_of("mysql:///d?socket=/run/s.sock").place(), "/run/s.sock/d");
+  EXPECT_EQ(server_of("mysql://[::1]/d").address(), "[::1]:3306/d");
+  EXPECT_EQ(server_of("mysql:///d?socket=/run/s.sock").address(), "/run/s.sock/d");
 }
 
 TEST(MysqlServer, what_is_no_server_is_refused) {
@@ -76,15 +76,15 @@ TEST(MysqlServer, tls_is_verified_wherever_packets_leave_the_machine) {
 TEST(MysqlServer, a_replica_is_another_host_with_the_same_database_and_user) {
   const MysqlServers servers = servers_of("mysql://ada@localhost:1/flags?replica=db2.example.org:3310");
   ASSERT_TRUE(servers.replica);
-  EXPECT_EQ(servers.replica->place(), "db2.example.org:3310/flags");
+  EXPECT_EQ(servers.replica->address(), "db2.example.org:3310/flags");
   EXPECT_EQ(servers.replica->user, "ada");
   EXPECT_FALSE(servers.primary.verifies_tls);
   EXPECT_TRUE(servers.replica->verifies_tls);
-  EXPECT_EQ(servers_of("mysql://h/flags?replica=[::1]").replica->place(), "[::1]:3306/flags");
+  EXPECT_EQ(servers_of("mysql://h/flags?replica=[::1]").replica->address(), "[::1]:3306/flags");
 }
 
 TEST(MysqlServer, the_password_is_the_first_there_is) {
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   const std::string password_file = write_file(folder, "password", "of the file\n");
   const std::string option_file = write_file(folder, "options", "[client]\npassword = 'of the options'\nuser = eve\n");
   ::setenv("WHYCACHE_MYSQL_PASSWORD", "of the environment", 1);
@@ -106,7 +106,7 @@ TEST(MysqlServer, the_password_is_the_first_there_is) {
 }
 
 TEST(MysqlServer, a_password_file_that_changed_is_read_again) {
-  const TemporaryFolder folder;
+  const TemporaryDirectory folder;
   const std::string path = write_file(folder, "password", "old\r\n");
   const MysqlServer server = server_of("mysql://a@h/d?password_file=" + path);
   EXPECT_EQ(server.login().password, "old");

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "log/mysql_stories.h"
+#include "log/mysql_test_support.h"
 #include "support/child_process.h"
 
 namespace whycache {
@@ -87,7 +87,7 @@ TEST_F(MysqlLogTransactions, a_lock_held_for_too_long_is_unavailable) {
   append_up_to(*log, 3);
   MariadbClient other = store.client();
   other.run("BEGIN; UPDATE whycache_logs SET part_count = 1 WHERE instance = 'default'");
-  const milliseconds waited = time_of([&] {
+  const milliseconds waited = measure_duration([&] {
     expect_error(
         ErrorKind::unavailable, [&] { log->append(4, "x"); }, "waited_ms_max=1000");
   });
@@ -102,7 +102,7 @@ TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
-  const std::uint64_t before = status(store.server(), "Innodb_deadlocks");
+  const std::uint64_t before = status_variable(store.server(), "Innodb_deadlocks");
   // Given a transaction that has done more than an append, and so is not the one to be rolled back, with the row of the
   // log locked, for which the append waits,
   MariadbClient other = store.client();
@@ -118,7 +118,7 @@ TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
   writer.join();
   // then the append loses, and comes again.
   EXPECT_EQ(appended, Appended::yes);
-  EXPECT_EQ(status(store.server(), "Innodb_deadlocks"), before + 1);
+  EXPECT_EQ(status_variable(store.server(), "Innodb_deadlocks"), before + 1);
   EXPECT_EQ(updates_of(*log).size(), 6U);
 }
 
@@ -154,7 +154,7 @@ int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done, mi
 
 // Writers in processes of their own, one who holds transactions open in between, and two who follow: each reads from
 // where it is, and believes what it saw for ever. All of them have all of it in the end, in one order.
-void expect_one_order(std::size_t writers, std::uint64_t appends_each, milliseconds pause_max) {
+void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each, milliseconds pause_max) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
@@ -215,11 +215,11 @@ void expect_one_order(std::size_t writers, std::uint64_t appends_each, milliseco
               static_cast<double>(took.count()) / 1000);
 }
 
-TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) { expect_one_order(3, 60, milliseconds(0)); }
+TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) { expect_visible_in_order(3, 60, milliseconds(0)); }
 
 TEST_F(MysqlLogOrderLongBeside, ids_never_become_visible_out_of_order) {
   const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 100'000);
-  expect_one_order(8, updates / 8, milliseconds(100));
+  expect_visible_in_order(8, updates / 8, milliseconds(100));
 }
 
 TEST_F(MysqlLogTransactions, an_append_whose_predecessor_is_not_there_has_to_look_again) {

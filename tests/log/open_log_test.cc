@@ -14,7 +14,7 @@ using testing::expect_error;
 using Appended = Log::Appended;
 
 TEST(OpenLog, makes_each_log_and_finds_it_again) {
-  StoreFolder folder;
+  StoreDirectory folder;
   for (const std::string& url :
        {std::string("memory:open_log_test"), "file://" + folder.file("files"), "sqlite://" + folder.file("log.db")}) {
     SCOPED_TRACE(url);
@@ -28,7 +28,7 @@ TEST(OpenLog, makes_each_log_and_finds_it_again) {
 }
 
 TEST(OpenLog, a_name_does_not_depend_on_how_the_log_is_talked_to) {
-  StoreFolder folder;
+  StoreDirectory folder;
   const std::string url = "sqlite://" + folder.file("log.db");
   EXPECT_EQ(open_log(url + "?deadline_ms=5")->name(), open_log(url)->name());
 }
@@ -46,7 +46,7 @@ TEST(OpenLog, an_unknown_scheme_names_the_known_ones) {
 }
 
 TEST(OpenLog, unknown_options_are_refused_before_anything_is_made) {
-  StoreFolder folder;
+  StoreDirectory folder;
   for (const std::string& url :
        {std::string("memory:x"), "file://" + folder.file("log"), "sqlite://" + folder.file("log")}) {
     expect_error(
@@ -58,7 +58,7 @@ TEST(OpenLog, unknown_options_are_refused_before_anything_is_made) {
 }
 
 TEST(OpenLog, what_an_option_cannot_be_is_refused) {
-  StoreFolder folder;
+  StoreDirectory folder;
   for (const char* value : {"", "0", "-1", "ten", "5s", "99999999999999999999"}) {
     expect_error(
         ErrorKind::invalid, [&] { open_log("sqlite://" + folder.file("log") + "?deadline_ms=" + value); },
@@ -71,7 +71,7 @@ TEST(OpenLog, what_an_option_cannot_be_is_refused) {
 }
 
 TEST(OpenLog, a_path_must_be_absolute_and_its_folder_there) {
-  StoreFolder folder;
+  StoreDirectory folder;
   expect_error(
       ErrorKind::invalid, [] { open_log("sqlite:flags.db"); }, "sqlite:///path");
   expect_error(

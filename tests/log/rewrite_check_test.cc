@@ -20,15 +20,15 @@ namespace {
 using testing::append_chained;
 using testing::expect_error;
 
-struct Kind {
+struct StoreKind {
   const char* name;
-  std::function<std::unique_ptr<LogStore>()> make;
+  std::function<std::unique_ptr<LogStore>()> make_store;
 };
 
-class RewriteCheck : public ::testing::TestWithParam<Kind> {};
+class RewriteCheck : public ::testing::TestWithParam<StoreKind> {};
 
 TEST_P(RewriteCheck, base_that_ends_with_another_update_is_refused_and_changes_nothing) {
-  const std::unique_ptr<LogStore> store = GetParam().make();
+  const std::unique_ptr<LogStore> store = GetParam().make_store();
   const std::unique_ptr<Log> log = store->open();
   append_chained(*log, 3);
   const std::uint64_t chain = testing::last_update(*log).chain;
@@ -57,18 +57,18 @@ TEST_P(RewriteCheck, base_that_ends_with_another_update_is_refused_and_changes_n
 }
 
 template <typename Store>
-std::unique_ptr<LogStore> make() {
+std::unique_ptr<LogStore> make_store() {
   return std::make_unique<Store>();
 }
 
-const Kind kinds[] = {
-    {"memory", make<MemoryStore>},
-    {"file", make<FileStore>},
+const StoreKind kinds[] = {
+    {"memory", make_store<MemoryStore>},
+    {"file", make_store<FileStore>},
 #if WHYCACHE_WITH_SQLITE
-    {"sqlite", make<SqliteStore>},
+    {"sqlite", make_store<SqliteStore>},
 #endif
 #if WHYCACHE_WITH_MYSQL
-    {"mysql", make<MysqlStore>},
+    {"mysql", make_store<MysqlStore>},
 #endif
 };
 

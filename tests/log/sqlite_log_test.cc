@@ -21,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "log/machine_room.h"
+#include "log/root_tests.h"
 #include "log/sqlite_log.h"
 #include "log/stores.h"
 #include "support/seed.h"
@@ -39,7 +39,7 @@ using Updates = std::map<UpdateId, std::string>;
 using std::chrono::milliseconds;
 
 constexpr UpdateId no_end = ~UpdateId{0};
-constexpr int free_of_the_bug = 3'051'003;
+constexpr int wal_bug_fixed_version = 3'051'003;
 
 Updates updates_of(Log& log) {
   Updates updates;
@@ -203,13 +203,13 @@ TEST(SqliteLogJournal, wal_mode_is_for_versions_without_the_bug_only) {
   EXPECT_EQ(Database(with_bug.path()).run("PRAGMA journal_mode"), "delete");  // of that connection: a rollback journal
   EXPECT_TRUE(fs::exists(with_bug.path() + "-journal"));
 
-  SqliteStore without(free_of_the_bug);
+  SqliteStore without(wal_bug_fixed_version);
   append_up_to(*without.open(), 3);
   EXPECT_EQ(Database(without.path()).run("PRAGMA journal_mode"), "wal");
 }
 
 TEST(SqliteLogJournal, a_database_that_has_a_rollback_journal_keeps_it) {
-  SqliteStore store(free_of_the_bug);
+  SqliteStore store(wal_bug_fixed_version);
   Database(store.path()).run("CREATE TABLE people (name TEXT)");
   append_up_to(*store.open(), 3);
   EXPECT_EQ(Database(store.path()).run("PRAGMA journal_mode"), "delete");
@@ -348,7 +348,7 @@ TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
 }
 
 TEST(SqliteLog, the_file_gets_smaller_when_the_history_is_rewritten) {
-  for (const int version : {0, free_of_the_bug}) {
+  for (const int version : {0, wal_bug_fixed_version}) {
     SqliteStore store;
     SqliteLogOptions options = options_for(store.path());
     options.sqlite_version = version;
@@ -424,7 +424,7 @@ TEST(SqliteLog, a_rewrite_whose_parts_disappear_does_not_switch) {
 // --- Damage. ---
 
 TEST(SqliteLogDamage, a_file_that_is_no_database_is_not_touched) {
-  StoreFolder folder;
+  StoreDirectory folder;
   const std::string path = folder.file("log.db");
   const std::string bytes = "To whom it may concern: " + std::string(5000, '.');
   write_file(path, bytes);
@@ -434,7 +434,7 @@ TEST(SqliteLogDamage, a_file_that_is_no_database_is_not_touched) {
 }
 
 TEST(SqliteLogDamage, an_empty_file_becomes_a_log) {
-  StoreFolder folder;
+  StoreDirectory folder;
   write_file(folder.file("log.db"), "");
   SqliteLog log(options_for(folder.file("log.db")));
   append_up_to(log, 2);
@@ -442,7 +442,7 @@ TEST(SqliteLogDamage, an_empty_file_becomes_a_log) {
 }
 
 TEST(SqliteLogDamage, what_is_no_file_is_refused) {
-  StoreFolder folder;
+  StoreDirectory folder;
   fs::create_directory(folder.file("folder"));
   expect_error(
       ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("folder"))); }, "not a regular file");
@@ -503,7 +503,7 @@ TEST(SqliteLogDamage, whatever_is_damaged_is_an_error_and_never_a_crash) {
   const std::string whole = read_file(original.path());
   int refused = 0;
   for (int round = 0; round < 300; ++round) {
-    StoreFolder folder;
+    StoreDirectory folder;
     std::string damaged = whole;
     if (round % 5 == 0) damaged.resize(random() % damaged.size());
     for (std::uint64_t flips = random() % 30; flips > 0 && !damaged.empty(); --flips)
@@ -532,12 +532,12 @@ TEST(SqliteLogFork, a_child_must_open_the_log_anew) {
          std::vector<std::function<void()>>{[&] { log->extent(); }, [&] { log->append(2, "x"); },
                                             [&] { updates_of(*log); }, [&] { rewrite(*log, 1, {"part"}); }}) {
       const auto error = thrown_error(call);
-      demand(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
+      require(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
     }
     const auto own = log->reopen();
-    demand(own->append(2, "by the child") == Appended::yes, "append");
+    require(own->append(2, "by the child") == Appended::yes, "append");
     log.reset();
-    demand(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
+    require(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
   });
   ASSERT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
@@ -591,8 +591,8 @@ TEST(SqliteLogDisk, the_database_is_its_owners_alone) {
 }
 
 TEST(SqliteLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
-  StoreFolder folder;
-  const bool played = play_as_root([&] {
+  StoreDirectory folder;
+  const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "1m");
     SqliteLog log(options_for(folder.file("disk/log.db")));
@@ -600,62 +600,62 @@ TEST(SqliteLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
     UpdateId head = 0;
     std::optional<Error> error;
     while (!error) {
-      error = thrown_error([&] { demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
+      error = thrown_error([&] { require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
       if (!error) ++head;
     }
-    demand(error->kind() == ErrorKind::limit, error->what());
-    demand(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
+    require(error->kind() == ErrorKind::limit, error->what());
+    require(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
     error = thrown_error([&] { rewrite(log, head, {std::string(300'000, 'p')}); });
-    demand(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
-    demand(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
+    require(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
+    require(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
 
     fs::remove(folder.file("disk/filler"));
-    demand(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
-    demand(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
+    require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
+    require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
 
 TEST(SqliteLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) {
-  StoreFolder folder;
-  const bool played = play_as_root([&] {
+  StoreDirectory folder;
+  const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "1m");
-    demand(SqliteLog(options_for(folder.file("disk/log.db"))).append(1, "x") == Appended::yes, "append");
+    require(SqliteLog(options_for(folder.file("disk/log.db"))).append(1, "x") == Appended::yes, "append");
     make_disk_read_only(folder.file("disk"));
 
     SqliteLog log(options_for(folder.file("disk/log.db")));
-    demand(updates_of(log).size() == 1, "read");
+    require(updates_of(log).size() == 1, "read");
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
-    demand(append_error && append_error->kind() == ErrorKind::invalid, "append");
-    demand(updates_of(log).size() == 1, "read again");
+    require(append_error && append_error->kind() == ErrorKind::invalid, "append");
+    require(updates_of(log).size() == 1, "read again");
     const auto open_error = thrown_error([&] { SqliteLog other(options_for(folder.file("disk/other.db"))); });
-    demand(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
+    require(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
 
 TEST(SqliteLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
-  StoreFolder folder;
+  StoreDirectory folder;
   fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
   const std::string path = folder.file("log.db");
-  const bool played = play_as_root([&] {
-    demand(SqliteLog(options_for(path)).append(1, "x") == Appended::yes, "append");
+  const bool played = run_as_root([&] {
+    require(SqliteLog(options_for(path)).append(1, "x") == Appended::yes, "append");
     Child stranger([&] {
-      become_nobody();
+      drop_privileges();
       const auto error = thrown_error([&] { SqliteLog log(options_for(path)); });
-      demand(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
+      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
     });
-    demand(stranger.wait() == 0, "stranger");
+    require(stranger.wait() == 0, "stranger");
     for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));
     Child reader([&] {
-      become_nobody();
+      drop_privileges();
       SqliteLog log(options_for(path));
-      demand(updates_of(log).size() == 1, "read");
+      require(updates_of(log).size() == 1, "read");
       const auto error = thrown_error([&] { log.append(2, "y"); });
-      demand(error && error->kind() == ErrorKind::invalid, "a reader cannot append");
+      require(error && error->kind() == ErrorKind::invalid, "a reader cannot append");
     });
-    demand(reader.wait() == 0, "reader");
+    require(reader.wait() == 0, "reader");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }

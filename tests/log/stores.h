@@ -35,9 +35,9 @@ namespace whycache {
 
 // A folder that is gone when the test is; in memory where that can be, for a disk takes milliseconds to sync and the
 // stories are about order, not about disks.
-class StoreFolder {
+class StoreDirectory {
  public:
-  StoreFolder() {
+  StoreDirectory() {
     const std::string in_memory = "/dev/shm";
     std::string path =
         (::access(in_memory.c_str(), W_OK) == 0 ? in_memory : std::filesystem::temp_directory_path().string()) +
@@ -45,9 +45,9 @@ class StoreFolder {
     if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make a folder for a test");
     path_ = path;
   }
-  StoreFolder(const StoreFolder&) = delete;
-  StoreFolder& operator=(const StoreFolder&) = delete;
-  ~StoreFolder() {
+  StoreDirectory(const StoreDirectory&) = delete;
+  StoreDirectory& operator=(const StoreDirectory&) = delete;
+  ~StoreDirectory() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
   }
@@ -76,7 +76,7 @@ class FileStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
-  bool delete_by_hand() override { return std::filesystem::remove_all(folder()) > 0; }
+  bool delete_externally() override { return std::filesystem::remove_all(directory()) > 0; }
   bool put_stray(UpdateId id, std::string_view bytes) override {
     FileStore other;
     const auto log = other.open();
@@ -88,19 +88,19 @@ class FileStore final : public LogStore {
     return static_cast<std::uint64_t>(std::distance(std::filesystem::directory_iterator(root() + "/updates"), {}));
   }
 
-  std::string folder() const { return folder_.file("log"); }
-  std::string root() const { return folder() + "/default"; }
+  std::string directory() const { return directory_.file("log"); }
+  std::string root() const { return directory() + "/default"; }
   std::string update_path(UpdateId id) const {
     const std::string digits = std::to_string(id);
     return root() + "/updates/" + std::string(20 - digits.size(), '0') + digits;
   }
   std::unique_ptr<FileLog> open(const std::string& instance) const {
     return std::make_unique<FileLog>(
-        FileLogOptions{.folder = folder(), .instance = instance, .name = "file:" + instance});
+        FileLogOptions{.directory = directory(), .instance = instance, .name = "file:" + instance});
   }
 
  private:
-  StoreFolder folder_;
+  StoreDirectory directory_;
 };
 
 #if WHYCACHE_WITH_SQLITE
@@ -144,7 +144,7 @@ class SqliteStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
-  bool delete_by_hand() override {
+  bool delete_externally() override {
     for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(path() + suffix);
     return true;
   }
@@ -156,7 +156,7 @@ class SqliteStore final : public LogStore {
     return std::stoull(Database(path()).run("SELECT count(*) FROM whycache_updates_default"));
   }
 
-  std::string path() const { return folder_.file("log.db"); }
+  std::string path() const { return directory_.file("log.db"); }
   std::unique_ptr<SqliteLog> open(const std::string& instance,
                                   std::chrono::milliseconds deadline = std::chrono::seconds(30)) const {
     return std::make_unique<SqliteLog>(SqliteLogOptions{.path = path(),
@@ -168,7 +168,7 @@ class SqliteStore final : public LogStore {
 
  private:
   int sqlite_version_;
-  StoreFolder folder_;
+  StoreDirectory directory_;
 };
 
 #endif
@@ -179,9 +179,9 @@ class SqliteStore final : public LogStore {
 class MysqlStore final : public LogStore {
  public:
   explicit MysqlStore(testing::MariadbServer& server = testing::MariadbServer::shared())
-      : server_(server), database_(server.make_database()), owner_(::getpid()) {}
+      : server_(server), database_(server.make_database()), owner_pid_(::getpid()) {}
   ~MysqlStore() override {
-    if (::getpid() != owner_) return;
+    if (::getpid() != owner_pid_) return;
     try {
       client().run("DROP DATABASE " + database_);
     } catch (const std::runtime_error&) {  // the server is gone, and all with it
@@ -191,8 +191,8 @@ class MysqlStore final : public LogStore {
   std::unique_ptr<Log> open() override { return open("default"); }
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
-  bool stays_busy() const override { return true; }
-  bool delete_by_hand() override {
+  bool outlives_killed_clients() const override { return true; }
+  bool delete_externally() override {
     client().run("DROP TABLE whycache_logs; DROP TABLE whycache_updates; DROP TABLE whycache_parts");
     return true;
   }
@@ -230,7 +230,7 @@ class MysqlStore final : public LogStore {
  private:
   testing::MariadbServer& server_;
   std::string database_;
-  pid_t owner_;
+  pid_t owner_pid_;
 };
 
 #endif

@@ -102,8 +102,8 @@ Socket connect(std::uint16_t port) {
 class TcpProxyTest : public ::testing::Test {
  protected:
   // A connection through the proxy, treated like this.
-  std::pair<Socket, Socket> connected(const TcpProxy::Treatment& treatment = {}) {
-    proxy.treat([treatment](std::uint64_t) { return treatment; });
+  std::pair<Socket, Socket> connected(const TcpProxy::ConnectionFaults& treatment = {}) {
+    proxy.set_fault_chooser([treatment](std::uint64_t) { return treatment; });
     Socket client = connect(proxy.port());
     return {std::move(client), server.accept()};
   }
@@ -133,14 +133,14 @@ TEST_F(TcpProxyStories, passes_on_what_comes_and_its_end) {
 
 TEST_F(TcpProxyStories, cuts_at_the_byte_it_is_told) {
   for (const std::uint64_t bytes : {0U, 1U, 4U}) {
-    TcpProxy::Treatment treatment;
+    TcpProxy::ConnectionFaults treatment;
     treatment.to_server.cut_after = bytes;
     auto [client, server_end] = connected(treatment);
     client.send("question");
     EXPECT_EQ(server_end.receive_all(), std::string("question").substr(0, bytes) + " end");
     EXPECT_EQ(client.receive_all(), " end");
   }
-  TcpProxy::Treatment treatment;
+  TcpProxy::ConnectionFaults treatment;
   treatment.to_client.cut_after = 3;
   auto [client, server_end] = connected(treatment);
   server_end.send("ans");
@@ -149,7 +149,7 @@ TEST_F(TcpProxyStories, cuts_at_the_byte_it_is_told) {
 }
 
 TEST_F(TcpProxyStories, cuts_by_a_reset) {
-  TcpProxy::Treatment treatment;
+  TcpProxy::ConnectionFaults treatment;
   treatment.to_client.cut_after = 0;
   treatment.cut_by_reset = true;
   auto [client, server_end] = connected(treatment);
@@ -158,7 +158,7 @@ TEST_F(TcpProxyStories, cuts_by_a_reset) {
 }
 
 TEST_F(TcpProxyStories, half_closes_and_lets_the_other_direction_go_on) {
-  TcpProxy::Treatment treatment;
+  TcpProxy::ConnectionFaults treatment;
   treatment.to_server.half_close_after = 5;
   auto [client, server_end] = connected(treatment);
   client.send("question");
@@ -168,7 +168,7 @@ TEST_F(TcpProxyStories, half_closes_and_lets_the_other_direction_go_on) {
 }
 
 TEST_F(TcpProxyStories, drops_what_comes_after) {
-  TcpProxy::Treatment treatment;
+  TcpProxy::ConnectionFaults treatment;
   treatment.to_server.drop_after = 5;
   auto [client, server_end] = connected(treatment);
   client.send("question");
@@ -178,9 +178,9 @@ TEST_F(TcpProxyStories, drops_what_comes_after) {
 }
 
 TEST_F(TcpProxyStories, delays_and_drips) {
-  TcpProxy::Treatment treatment;
+  TcpProxy::ConnectionFaults treatment;
   treatment.to_client.delay = milliseconds(20);
-  treatment.to_client.piece_bytes_max = 1;
+  treatment.to_client.chunk_bytes_max = 1;
   auto [client, server_end] = connected(treatment);
   const auto began = steady_clock::now();
   server_end.send("answer");
@@ -192,13 +192,13 @@ TEST_F(TcpProxyStories, obeys_while_it_runs) {
   auto [client, server_end] = connected();
   client.send("one");
   EXPECT_EQ(server_end.receive(3), "one");
-  TcpProxy::Treatment treatment;
+  TcpProxy::ConnectionFaults treatment;
   treatment.to_server.cut_after = 5;
-  proxy.treat_all(treatment);
+  proxy.set_faults(treatment);
   client.send("two");
   EXPECT_EQ(server_end.receive_all(), "tw end");
 
-  proxy.treat_all({});
+  proxy.set_faults({});
   Socket idle = connect(proxy.port());
   const Socket idle_end = server.accept();
   proxy.cut_all();

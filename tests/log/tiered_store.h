@@ -22,19 +22,19 @@ class CountingLog final : public Log {
   CountingLog(std::unique_ptr<Log> log, std::atomic<std::uint64_t>& calls) : log_(std::move(log)), calls_(calls) {}
 
   std::string name() const override { return log_->name(); }
-  Extent extent() override { return counted().extent(); }
-  Appended append(UpdateId id, std::string_view bytes) override { return counted().append(id, bytes); }
+  Extent extent() override { return count_call().extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override { return count_call().append(id, bytes); }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-    return counted().read(first, last, visit);
+    return count_call().read(first, last, visit);
   }
-  void read_base(const VisitPart& visit) override { counted().read_base(visit); }
+  void read_base(const VisitPart& visit) override { count_call().read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
-    return counted().rewrite(base, base_chain, next_part);
+    return count_call().rewrite(base, base_chain, next_part);
   }
   std::unique_ptr<Log> reopen() override { return std::make_unique<CountingLog>(log_->reopen(), calls_); }
 
  private:
-  Log& counted() {
+  Log& count_call() {
     ++calls_;
     return *log_;
   }
@@ -44,22 +44,22 @@ class CountingLog final : public Log {
 };
 
 // Reads as one who follows: what stands in front of the log may answer.
-class LookingLog final : public Log {
+class PollingLog final : public Log {
  public:
-  explicit LookingLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  explicit PollingLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
 
   std::string name() const override { return log_->name(); }
   Extent extent() override { return log_->extent(); }
   Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     if (last != std::numeric_limits<UpdateId>::max()) return log_->read(first, last, visit);
-    return log_->look(first, std::nullopt, visit).extent;
+    return log_->poll(first, std::nullopt, visit).extent;
   }
   void read_base(const VisitPart& visit) override { log_->read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log_->rewrite(base, base_chain, next_part);
   }
-  std::unique_ptr<Log> reopen() override { return std::make_unique<LookingLog>(log_->reopen()); }
+  std::unique_ptr<Log> reopen() override { return std::make_unique<PollingLog>(log_->reopen()); }
 
  private:
   std::unique_ptr<Log> log_;
@@ -67,28 +67,28 @@ class LookingLog final : public Log {
 
 inline MemcachedTierOptions tier_options(const testing::MemcachedServer& server) {
   MemcachedTierOptions options;
-  options.servers = parse_memcached_servers(server.place());
-  options.patience = std::chrono::seconds(2);  // more than a busy machine needs
+  options.servers = parse_memcached_servers(server.address());
+  options.timeout = std::chrono::seconds(2);  // more than a busy machine needs
   return options;
 }
 
-enum class ReadBy { reading, looking };
+enum class ReadMethod { reading, polling };
 
 // Any of our stores with the memcached of all stories in front of it.
 template <typename Store>
 class TieredStore final : public LogStore {
  public:
-  explicit TieredStore(ReadBy read_by) : read_by_(read_by) {}
+  explicit TieredStore(ReadMethod read_by) : read_method_(read_by) {}
 
   std::unique_ptr<Log> open() override { return with_tier(store_.open()); }
   std::unique_ptr<Log> open_other_instance() override { return with_tier(store_.open_other_instance()); }
   bool is_shared_by_processes() const override { return store_.is_shared_by_processes(); }
-  bool stays_busy() const override { return store_.stays_busy(); }
-  bool delete_by_hand() override {
+  bool outlives_killed_clients() const override { return store_.outlives_killed_clients(); }
+  bool delete_externally() override {
     // Who looks may be told of a log that is gone for some seconds more, if memcached still has it: of that is told in
     // client/memcached_fault_test.cc.
     testing::MemcachedClient(server_).flush_all();
-    return store_.delete_by_hand();
+    return store_.delete_externally();
   }
   bool put_stray(UpdateId id, std::string_view bytes) override { return store_.put_stray(id, bytes); }
   std::optional<std::uint64_t> stored_updates() override { return store_.stored_updates(); }
@@ -96,12 +96,12 @@ class TieredStore final : public LogStore {
  private:
   std::unique_ptr<Log> with_tier(std::unique_ptr<Log> log) const {
     auto tier = std::make_unique<MemcachedTier>(std::move(log), tier_options(server_));
-    if (read_by_ == ReadBy::reading) return tier;
-    return std::make_unique<LookingLog>(std::move(tier));
+    if (read_method_ == ReadMethod::reading) return tier;
+    return std::make_unique<PollingLog>(std::move(tier));
   }
 
   testing::MemcachedServer& server_ = testing::MemcachedServer::shared();
-  ReadBy read_by_;
+  ReadMethod read_method_;
   Store store_;
 };
 

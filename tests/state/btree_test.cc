@@ -31,7 +31,7 @@ using Keys = std::set<std::string>;
 
 std::vector<std::string> scan(const NodeReader& nodes, NodeOffset root) {
   std::vector<std::string> keys;
-  KeysCursor cursor(nodes);
+  BTreeCursor cursor(nodes);
   for (cursor.seek(root, ""); !cursor.at_end(); cursor.next()) keys.emplace_back(cursor.key());
   return keys;
 }
@@ -39,7 +39,7 @@ std::vector<std::string> scan(const NodeReader& nodes, NodeOffset root) {
 std::vector<std::string> scan_in_batches(const NodeReader& nodes, NodeOffset root, std::size_t count_max) {
   std::vector<std::string> keys;
   std::vector<std::string_view> batch;
-  KeysCursor cursor(nodes);
+  BTreeCursor cursor(nodes);
   cursor.seek(root, "");
   while (cursor.next_batch(batch, count_max) > 0) keys.insert(keys.end(), batch.begin(), batch.end());
   EXPECT_TRUE(cursor.at_end());
@@ -82,7 +82,7 @@ class Tree {
   };
   Pinned pin() { return {nodes.pin(), root, keys}; }
 
-  KeysShape shape() const {
+  BTreeShape shape() const {
     return visit_nodes(nodes, root, [](NodeOffset, std::size_t) {});
   }
 
@@ -96,15 +96,15 @@ class Tree {
   void expect_sound() {
     expect_keys(nodes, root, keys);
     std::map<NodeOffset, std::size_t> reached;
-    const KeysShape shape = visit_nodes(nodes, root, [&](NodeOffset node, std::size_t size_class) {
+    const BTreeShape shape = visit_nodes(nodes, root, [&](NodeOffset node, std::size_t size_class) {
       ASSERT_TRUE(reached.emplace(node, size_class).second) << "node reached twice: " << node;
     });
     ASSERT_EQ(shape.key_count, keys.size());
     ASSERT_EQ(reached, nodes.live());
     for (const auto& [offset, size_class] : reached) {
-      const KeyNode node = KeyNode::root(nodes, offset);
-      ASSERT_EQ(size_class, key_node_class(node.bytes())) << node.bytes();
-      ASSERT_TRUE(key_node_fits(node.count(), node.bytes())) << node.count() << " keys, " << node.bytes() << " bytes";
+      const BTreeNode node = BTreeNode::root(nodes, offset);
+      ASSERT_EQ(size_class, btree_node_size_class(node.bytes())) << node.bytes();
+      ASSERT_TRUE(btree_node_fits(node.count(), node.bytes())) << node.count() << " keys, " << node.bytes() << " bytes";
       NodeHeader header;
       std::memcpy(&header, node.data(), sizeof header);
       ASSERT_EQ(header.next, 0xdd) << "the store's header was written";
@@ -115,7 +115,7 @@ class Tree {
   double bytes_per_key() const { return static_cast<double>(nodes.live_bytes()) / static_cast<double>(keys.size()); }
 
  private:
-  KeysWriter writer_{nodes};
+  BTreeWriter writer_{nodes};
 };
 
 std::string number_key(std::uint64_t number) {
@@ -171,7 +171,7 @@ TEST(Keys, without_a_byte_or_with_too_many_are_refused) {
 
 TEST(Keys, that_are_not_in_ascending_order_are_refused) {
   MemoryNodes nodes;
-  KeysWriter writer(nodes);
+  BTreeWriter writer(nodes);
   expect_error(
       ErrorKind::invalid,
       [&] {
@@ -204,7 +204,7 @@ TEST(KeysCursor, seeks_the_first_key_at_or_after_the_one_given) {
   for (std::uint64_t i = 0; i < 20'000; i += 2) keys.insert(number_key(i));
   tree.insert_sorted(keys);
 
-  KeysCursor cursor(tree.nodes);
+  BTreeCursor cursor(tree.nodes);
   for (std::uint64_t i = 0; i + 1 < 20'000; ++i) {
     cursor.seek(tree.root, number_key(i));
     ASSERT_FALSE(cursor.at_end());
@@ -231,7 +231,7 @@ TEST(KeysCursor, gives_as_many_keys_at_a_time_as_are_asked_for_and_left_in_the_l
   for (const std::size_t count_max : {1u, 2u, 7u, 100u, 100'000u}) {
     EXPECT_TRUE(std::ranges::equal(scan_in_batches(tree.nodes, tree.root, count_max), keys)) << count_max;
   }
-  KeysCursor cursor(tree.nodes);
+  BTreeCursor cursor(tree.nodes);
   std::vector<std::string_view> batch;
   cursor.seek(tree.root, number_key(5));
   EXPECT_EQ(cursor.next_batch(batch, 0), 0u);
@@ -248,7 +248,7 @@ TEST(KeysCursor, gives_as_many_keys_at_a_time_as_are_asked_for_and_left_in_the_l
 TEST(KeysCursor, at_the_end_stays_there) {
   Tree tree;
   tree.insert("a");
-  KeysCursor cursor(tree.nodes);
+  BTreeCursor cursor(tree.nodes);
   cursor.seek(tree.root, "");
   cursor.next();
   EXPECT_TRUE(cursor.at_end());
@@ -270,25 +270,26 @@ class KeyMaker {
   std::string operator()() { return make(shape_); }
 
  private:
-  std::uint64_t below(std::uint64_t end) { return random_() % end; }
+  std::uint64_t random_below(std::uint64_t end) { return random_() % end; }
   std::string bytes(std::size_t count) {
     std::string bytes;
-    while (bytes.size() < count) bytes.push_back(static_cast<char>(below(256)));
+    while (bytes.size() < count) bytes.push_back(static_cast<char>(random_below(256)));
     return bytes;
   }
   std::string make(Shape shape) {
     switch (shape) {
-      case Shape::tiny: return bytes(1 + below(3));
-      case Shape::numbers: return number_key(below(30'000));
-      case Shape::long_random: return bytes(2) + std::string(key_bytes_max - 2 - below(200), 'x');
-      case Shape::long_prefix: return std::string(300 + 200 * below(4), 'p') + bytes(1 + below(4));
+      case Shape::tiny: return bytes(1 + random_below(3));
+      case Shape::numbers: return number_key(random_below(30'000));
+      case Shape::long_random: return bytes(2) + std::string(key_bytes_max - 2 - random_below(200), 'x');
+      case Shape::long_prefix: return std::string(300 + 200 * random_below(4), 'p') + bytes(1 + random_below(4));
       case Shape::two_bytes: {
-        std::string key = below(2) == 0 ? "\x00"s : "\xff"s;
-        for (std::size_t more = below(40); more > 0; --more) key.push_back(below(2) == 0 ? '\x00' : '\xff');
+        std::string key = random_below(2) == 0 ? "\x00"s : "\xff"s;
+        for (std::size_t more = random_below(40); more > 0; --more)
+          key.push_back(random_below(2) == 0 ? '\x00' : '\xff');
         return key;
       }
-      case Shape::nested: return std::string(1 + below(key_bytes_max), 'n');
-      case Shape::mixed: return make(static_cast<Shape>(below(6)));
+      case Shape::nested: return std::string(1 + random_below(key_bytes_max), 'n');
+      case Shape::mixed: return make(static_cast<Shape>(random_below(6)));
     }
     return "?";
   }
@@ -315,7 +316,7 @@ class KeysModel : public ::testing::TestWithParam<Shape> {
     return keys;
   }
   void expect_seeks_right(const Tree& tree) {
-    KeysCursor cursor(tree.nodes);
+    BTreeCursor cursor(tree.nodes);
     for (int i = 0; i < 20; ++i) {
       const std::string key = make_key_();
       cursor.seek(tree.root, key);
@@ -468,7 +469,7 @@ TEST(KeysCopyOnWrite, a_store_that_is_full_leaves_the_published_tree_as_it_is) {
   const std::vector<std::string_view> many_views(many.begin(), many.end());
   const std::vector<std::string_view> gone_views(gone.begin(), gone.end());
 
-  KeysWriter writer(tree.nodes);
+  BTreeWriter writer(tree.nodes);
   for (std::size_t allocations = 0;; ++allocations) {
     tree.nodes.allow_allocations(allocations);
     const auto error = testing::thrown_error([&] {
@@ -501,7 +502,7 @@ TEST(KeysSpace, a_million_numbers_in_random_order_take_at_most_9_bytes_each) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   MemoryNodes nodes;
-  KeysWriter writer(nodes);
+  BTreeWriter writer(nodes);
   NodeOffset root = 0;
   for (const std::string& key : shuffled_numbers(million, random)) root = writer.insert(root, key);
 
@@ -515,7 +516,7 @@ TEST(KeysSpace, a_million_sorted_numbers_take_at_most_7_bytes_each_at_once_or_bi
   const std::vector<std::string_view> views(keys.begin(), keys.end());
   for (const std::size_t batch : {million, million / 1000, std::size_t{7}, std::size_t{1}}) {
     MemoryNodes nodes;
-    KeysWriter writer(nodes);
+    BTreeWriter writer(nodes);
     NodeOffset root = 0;
     for (std::size_t i = 0; i < million; i += batch) {
       root = writer.insert_sorted(root, std::span(views).subspan(i, std::min(batch, million - i)));
@@ -602,7 +603,7 @@ TEST(KeysSpace, of_long_keys_is_not_much_more_than_their_bytes) {
 // --- Bytes ---
 
 std::string bytes_of(const NodeReader& nodes, NodeOffset offset) {
-  const KeyNode node = KeyNode::root(nodes, offset);
+  const BTreeNode node = BTreeNode::root(nodes, offset);
   return {node.data() + sizeof(NodeHeader), node.bytes() - sizeof(NodeHeader)};
 }
 
@@ -622,10 +623,10 @@ TEST(KeysFormat, of_a_leaf_is_as_documented) {
 
 TEST(KeysFormat, of_an_inner_node_is_as_documented) {
   MemoryNodes nodes;
-  const NodeOffset offset = nodes.allocate(0);
+  const NodeOffset offset = nodes.allocate_node(0);
   const std::vector<std::string_view> keys{"aa", "ab"};
   const std::vector<NodeOffset> children{0x400, 0x800, 0x12345 * 0x400};
-  write_key_node(reinterpret_cast<char*>(nodes.writable(offset)), 1, keys, children, 1, no_key_inserted);
+  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(offset)), 1, keys, children, 1, no_key_inserted);
 
   EXPECT_EQ(bytes_of(nodes, offset),
             "\x01\x00\x02\x00\x01\x00\xff\xff"                  // level, -, 2 keys, 1 byte of prefix, -
@@ -648,7 +649,7 @@ void read_everything(const NodeReader& nodes, NodeOffset root, const std::vector
     }
   };
   std::string last;
-  KeysCursor cursor(nodes);
+  BTreeCursor cursor(nodes);
   only_corrupt([&] {
     for (cursor.seek(root, ""); !cursor.at_end(); cursor.next()) {
       ASSERT_GT(cursor.key(), last);
@@ -683,16 +684,16 @@ void change_everything(MemoryNodes& nodes, NodeOffset root, const std::vector<st
   const std::vector<std::string_view> views(sought.begin(), sought.end());
   const auto only_corrupt = [&](const auto& change) {
     try {
-      KeysWriter writer(nodes);
+      BTreeWriter writer(nodes);
       change(writer);
     } catch (const Error& error) {
       ASSERT_EQ(error.kind(), ErrorKind::corrupt) << error.what();
     }
     nodes.roll_back();
   };
-  only_corrupt([&](KeysWriter& writer) { writer.insert_sorted(root, views); });
-  only_corrupt([&](KeysWriter& writer) { writer.erase_sorted(root, views); });
-  only_corrupt([&](KeysWriter& writer) {
+  only_corrupt([&](BTreeWriter& writer) { writer.insert_sorted(root, views); });
+  only_corrupt([&](BTreeWriter& writer) { writer.erase_sorted(root, views); });
+  only_corrupt([&](BTreeWriter& writer) {
     NodeOffset changed = root;
     for (const std::string& key : sought) {
       changed = writer.erase(changed, key);
@@ -716,11 +717,11 @@ class KeysDamage : public ::testing::Test {
     tree_.nodes.publish();
     tree_.expect_sound();
     for (const std::string& key : tree_.keys) {
-      if (sought_.empty() || key.back() == '3') sought_.push_back(key);
+      if (probe_keys_.empty() || key.back() == '3') probe_keys_.push_back(key);
     }
-    sought_.push_back("user:22222");
-    sought_.push_back("z");
-    std::sort(sought_.begin(), sought_.end());
+    probe_keys_.push_back("user:22222");
+    probe_keys_.push_back("z");
+    std::sort(probe_keys_.begin(), probe_keys_.end());
   }
 
   static char digit(int number) { return static_cast<char>('0' + number); }
@@ -738,10 +739,10 @@ class KeysDamage : public ::testing::Test {
                   std::size_t prefix_bytes) {
     std::size_t suffix_bytes = 0;
     for (const std::string& key : keys) suffix_bytes += key.size() - prefix_bytes;
-    const std::size_t bytes = key_node_bytes(level, keys.size(), prefix_bytes, suffix_bytes);
-    const NodeOffset offset = tree_.nodes.allocate(key_node_class(bytes));
-    write_key_node(reinterpret_cast<char*>(tree_.nodes.writable(offset)), level,
-                   std::vector<std::string_view>(keys.begin(), keys.end()), children, prefix_bytes, 1);
+    const std::size_t bytes = btree_node_bytes(level, keys.size(), prefix_bytes, suffix_bytes);
+    const NodeOffset offset = tree_.nodes.allocate_node(btree_node_size_class(bytes));
+    write_btree_node(reinterpret_cast<char*>(tree_.nodes.writable_node(offset)), level,
+                     std::vector<std::string_view>(keys.begin(), keys.end()), children, prefix_bytes, 1);
     nodes_.push_back(offset);
     return offset;
   }
@@ -752,14 +753,14 @@ class KeysDamage : public ::testing::Test {
     return bytes;
   }
   // How much of a node says something.
-  std::size_t used_bytes_of_node(NodeOffset offset) const { return KeyNode::root(tree_.nodes, offset).bytes(); }
+  std::size_t used_bytes_of_node(NodeOffset offset) const { return BTreeNode::root(tree_.nodes, offset).bytes(); }
 
   void use() {
-    read_everything(tree_.nodes, tree_.root, sought_);
-    if (!HasFatalFailure()) change_everything(tree_.nodes, tree_.root, sought_);
+    read_everything(tree_.nodes, tree_.root, probe_keys_);
+    if (!HasFatalFailure()) change_everything(tree_.nodes, tree_.root, probe_keys_);
   }
 
-  void damage_use_and_mend(std::mt19937_64& random) {
+  void damage_use_and_repair(std::mt19937_64& random) {
     std::vector<std::vector<std::byte>> right;
     for (const NodeOffset node : nodes_) {
       const std::byte* bytes = tree_.nodes.bytes_of(node);
@@ -786,7 +787,7 @@ class KeysDamage : public ::testing::Test {
   }
 
   Tree tree_;
-  std::vector<std::string> sought_;
+  std::vector<std::string> probe_keys_;
   std::vector<NodeOffset> nodes_;
 };
 
@@ -813,7 +814,7 @@ TEST_F(KeysDamage, of_many_bytes_gives_an_error_or_keys_in_ascending_order) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int round = 0; round < 5000; ++round) {
-    damage_use_and_mend(random);
+    damage_use_and_repair(random);
     ASSERT_FALSE(HasFatalFailure()) << "round " << round;
   }
   tree_.expect_sound();
@@ -827,12 +828,12 @@ TEST_F(KeysDamage, of_a_tree_that_grew_gives_an_error_or_keys_in_ascending_order
   tree_.nodes.publish();
   nodes_.clear();
   for (const auto& [offset, size_class] : tree_.nodes.live()) nodes_.push_back(offset);
-  for (int i = 0; i < 30; ++i) sought_.push_back(make_key());
-  std::sort(sought_.begin(), sought_.end());
-  sought_.erase(std::unique(sought_.begin(), sought_.end()), sought_.end());
+  for (int i = 0; i < 30; ++i) probe_keys_.push_back(make_key());
+  std::sort(probe_keys_.begin(), probe_keys_.end());
+  probe_keys_.erase(std::unique(probe_keys_.begin(), probe_keys_.end()), probe_keys_.end());
 
   for (int round = 0; round < 300; ++round) {
-    damage_use_and_mend(random);
+    damage_use_and_repair(random);
     ASSERT_FALSE(HasFatalFailure()) << "round " << round;
   }
   tree_.expect_sound();
@@ -840,17 +841,18 @@ TEST_F(KeysDamage, of_a_tree_that_grew_gives_an_error_or_keys_in_ascending_order
 
 TEST_F(KeysDamage, of_a_childs_offset_gives_an_error) {
   for (const NodeOffset node : nodes_) {
-    const KeyNode inner = KeyNode::root(tree_.nodes, node);
+    const BTreeNode inner = BTreeNode::root(tree_.nodes, node);
     if (inner.is_leaf()) continue;
     for (unsigned i = 0; i <= inner.count(); ++i) {
-      char* const at = reinterpret_cast<char*>(tree_.nodes.bytes_of(node)) + inner.children_at() + i * sizeof(KeyChild);
-      const auto right = load_little_endian<KeyChild>(at);
+      char* const at =
+          reinterpret_cast<char*>(tree_.nodes.bytes_of(node)) + inner.children_offset() + i * sizeof(ChildNumber);
+      const auto right = load_little_endian<ChildNumber>(at);
       // No node, the node itself, its parent, another child, another level.
-      std::vector<NodeOffset> wrong{0, key_child_unit * 1'000'000, UINT32_MAX * key_child_unit};
+      std::vector<NodeOffset> wrong{0, child_unit_bytes * 1'000'000, UINT32_MAX * child_unit_bytes};
       wrong.insert(wrong.end(), nodes_.begin(), nodes_.end());
       for (const NodeOffset child : wrong) {
-        if (child / key_child_unit == right) continue;
-        store_little_endian(at, static_cast<KeyChild>(child / key_child_unit));
+        if (child / child_unit_bytes == right) continue;
+        store_little_endian(at, static_cast<ChildNumber>(child / child_unit_bytes));
         expect_error(ErrorKind::corrupt, [&] { visit_nodes(tree_.nodes, tree_.root, [](NodeOffset, std::size_t) {}); });
         expect_error(ErrorKind::corrupt, [&] { scan(tree_.nodes, tree_.root); });
         use();
@@ -868,12 +870,12 @@ TEST(KeysDamaged, a_maze_is_left_at_once) {
   std::vector<std::string> separators;
   for (int i = 0; i < 40; ++i) separators.push_back(number_key(static_cast<std::uint64_t>(i)));
   const std::vector<std::string_view> keys(separators.begin(), separators.end());
-  NodeOffset node = nodes.allocate(0);
-  write_key_node(reinterpret_cast<char*>(nodes.writable(node)), 0, keys, {}, 0, no_key_inserted);
-  for (unsigned level = 1; level <= keys_level_max; ++level) {
+  NodeOffset node = nodes.allocate_node(0);
+  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 0, keys, {}, 0, no_key_inserted);
+  for (unsigned level = 1; level <= btree_level_max; ++level) {
     const std::vector<NodeOffset> children(keys.size() + 1, node);
-    node = nodes.allocate(0);
-    write_key_node(reinterpret_cast<char*>(nodes.writable(node)), level, keys, children, 5, no_key_inserted);
+    node = nodes.allocate_node(0);
+    write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), level, keys, children, 5, no_key_inserted);
   }
   nodes.publish();
 
@@ -888,8 +890,8 @@ TEST(KeysDamaged, a_maze_is_left_at_once) {
 // A root above itself, with one child.
 TEST(KeysDamaged, a_root_that_is_its_own_child_is_found_out) {
   MemoryNodes nodes;
-  const NodeOffset node = nodes.allocate(0);
-  write_key_node(reinterpret_cast<char*>(nodes.writable(node)), 1, {}, std::vector{node}, 0, no_key_inserted);
+  const NodeOffset node = nodes.allocate_node(0);
+  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 1, {}, std::vector{node}, 0, no_key_inserted);
   nodes.publish();
 
   expect_error(

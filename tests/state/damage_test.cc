@@ -26,7 +26,7 @@ namespace {
 
 using testing::ChildProcess;
 using testing::SharedWithChildren;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestChange;
 using testing::TestState;
 using Contents = std::map<std::string, std::string>;
@@ -42,7 +42,7 @@ StateOptions small_options(const std::string& path) {
 
 // What is done to the file: bytes put at a place, or its end cut off.
 struct Damage {
-  std::string what;
+  std::string name;
   std::uint64_t offset = 0;
   std::string bytes;
   std::optional<std::uint64_t> cut_to;
@@ -90,7 +90,7 @@ class DamageTest : public ::testing::Test {
   std::vector<Damage> damages() const {
     const std::uint64_t step = testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0);
     std::vector<Damage> all;
-    const std::uint64_t header_end = offsetof(Header, books) + sizeof(WriterBooks);
+    const std::uint64_t header_end = offsetof(Header, allocator_state) + sizeof(AllocatorState);
     for (std::uint64_t at = 0; at < header_end; ++at) {
       // The log's name is but text under the checksum.
       if (at > offsetof(HeaderFixed, log_name) + 8 && at < offsetof(HeaderFixed, checksum) && at % 16 != 0) continue;
@@ -101,7 +101,7 @@ class DamageTest : public ::testing::Test {
         flip(all, "descriptor", descriptor_offset(segment) + i);
     }
     const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
-    const std::uint64_t directory = directory_offset(header.directory.load());
+    const std::uint64_t directory = index_directory_offset(header.index_directory.load());
     for (std::uint64_t i = 0; i < 8; ++i) flip(all, "directory", directory + i);
 
     std::vector<std::uint64_t> words;  // that are looked at: 64-bit words of parts, nodes, entries
@@ -111,7 +111,7 @@ class DamageTest : public ::testing::Test {
       std::uint64_t end = 0;
       std::uint64_t sparse = 1;
       switch (book.kind) {
-        case SegmentKind::part: end = segment_bytes; break;
+        case SegmentKind::index_page: end = segment_bytes; break;
         case SegmentKind::filters: end = filter_bytes * std::bit_width(book.used); break;
         case SegmentKind::nodes: end = book.used * std::uint64_t{1024}; break;
         case SegmentKind::entries: end = book.used; break;
@@ -124,7 +124,7 @@ class DamageTest : public ::testing::Test {
       for (std::uint64_t at = first; at < first + end; at += 8) {
         std::uint64_t word;
         std::memcpy(&word, pristine_.data() + at, sizeof word);
-        const bool index = book.kind == SegmentKind::part || book.kind == SegmentKind::filters;
+        const bool index = book.kind == SegmentKind::index_page || book.kind == SegmentKind::filters;
         const bool empty = index && word == 0;
         if (step == 0 && (empty ? at % 4096 != 0 : seen++ % sparse != 0)) continue;
         words.push_back(at);
@@ -173,10 +173,10 @@ class DamageTest : public ::testing::Test {
     // Entries that are their own past, and each other's.
     const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
     std::uint64_t slot;
-    std::memcpy(&slot, pristine_.data() + directory_offset(header.directory.load()), sizeof slot);
-    for (std::uint64_t i = 0, found = 0; i < part_words && found < 40; ++i) {
+    std::memcpy(&slot, pristine_.data() + index_directory_offset(header.index_directory.load()), sizeof slot);
+    for (std::uint64_t i = 0, found = 0; i < index_page_words && found < 40; ++i) {
       std::uint64_t word;
-      std::memcpy(&word, pristine_.data() + part_offset(slot) + i * 8, sizeof word);
+      std::memcpy(&word, pristine_.data() + index_page_offset(slot) + i * 8, sizeof word);
       if (!holds_entry(word)) continue;
       ++found;
       const std::uint64_t offset = word_offset(word);
@@ -260,7 +260,7 @@ class DamageTest : public ::testing::Test {
 
   static std::string describe(const Damage& damage) {
     std::string text =
-        damage.what + " offset=" + std::to_string(damage.offset) + " bytes=" + std::to_string(damage.bytes.size());
+        damage.name + " offset=" + std::to_string(damage.offset) + " bytes=" + std::to_string(damage.bytes.size());
     if (damage.bytes.size() <= 16) {
       for (const char byte : damage.bytes) text += " " + std::to_string(static_cast<unsigned char>(byte));
     }
@@ -276,7 +276,7 @@ class DamageTest : public ::testing::Test {
 
   // As a file that came from elsewhere: it is believed only if it is right.
   std::string open_from_elsewhere(const Damage& damage, bool& refused) const {
-    const std::string path = folder_.file("copy.state");
+    const std::string path = directory_.file("copy.state");
     ::unlink(path.c_str());
     {
       const FileDescriptor file = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
@@ -291,7 +291,7 @@ class DamageTest : public ::testing::Test {
       const std::unique_ptr<State> state = State::open(small_options(path));
       if (!state->usable()) {
         refused = true;
-        return state->why_unusable().empty() ? "not usable, for no reason" : "";
+        return state->unusable_reason().empty() ? "not usable, for no reason" : "";
       }
       if (state->info().digest != digest_ || TestState::contents(View(state->pin())) != contents_)
         return "other contents believed";
@@ -301,10 +301,10 @@ class DamageTest : public ::testing::Test {
       }
       if (state->contains("key/1004")) return "an erased key is there";
       {
-        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
         TestState::apply(*writer, {{"key/1003", "later"}, {"later", "1"}});
       }
-      const std::vector<std::string> faults = state->check(TestState::patience(), {});
+      const std::vector<std::string> faults = state->check(TestState::deadline(), {});
       if (!faults.empty()) return "check afterwards: " + faults.front();
     } catch (const Error& error) {
       refused = true;
@@ -358,11 +358,11 @@ class DamageTest : public ::testing::Test {
     });
     attempt("get_multi",
             [&] { state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); }); });
-    attempt("insides", [&] { static_cast<void>(state->insides()); });
+    attempt("insides", [&] { static_cast<void>(state->inspect()); });
     attempt("info", [&] { static_cast<void>(state->info()); });
     for (int i = 0; i < 2; ++i) {
       attempt("apply", [&] {
-        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
         TestState::apply(*writer, {{"key/1003", std::string(100, 'x')},
                                    {"key/1005", std::nullopt},
                                    {"later", "1"},
@@ -370,7 +370,7 @@ class DamageTest : public ::testing::Test {
         TestState::apply(*writer, {{"key/1006", "y"}}, true);
       });
     }
-    attempt("check", [&] { static_cast<void>(state->check(TestState::patience(), {})); });
+    attempt("check", [&] { static_cast<void>(state->check(TestState::deadline(), {})); });
     attempt("get", [&] { state->get("key/1003", value); });
     return fault;
   }
@@ -383,8 +383,8 @@ class DamageTest : public ::testing::Test {
     return some;
   }
 
-  TemporaryFolder folder_{"/dev/shm"};
-  std::string path_ = folder_.file("whole.state");
+  TemporaryDirectory directory_{"/dev/shm"};
+  std::string path_ = directory_.file("whole.state");
   std::string pristine_;
   Contents contents_;
   Digest digest_;
@@ -426,7 +426,7 @@ TEST_F(DamageTest, some_damages_to_a_file_in_use) {
 // Bytes that change all the time, under a reader.
 TEST_F(DamageTest, file_that_changes_while_it_is_read) {
   SCOPED_TRACE(testing::seed_note());
-  EXPECT_EQ(testing::in_child([&]() -> std::string {
+  EXPECT_EQ(testing::run_in_child([&]() -> std::string {
               const std::unique_ptr<State> state = State::open(small_options(path_));
               std::atomic<bool> stop{false};
               std::thread vandal([&] {
@@ -449,7 +449,7 @@ TEST_F(DamageTest, file_that_changes_while_it_is_read) {
                 try {
                   for (const auto& [key, unused] : contents_) state->get(key, value);
                   static_cast<void>(TestState::contents(View(state->pin())));
-                  static_cast<void>(state->insides());
+                  static_cast<void>(state->inspect());
                   ++reads;
                 } catch (const Error&) {
                   ++errors;

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "state/file/layout.h"
+#include "state/lookup_variant.h"
 #include "state/test_state.h"
-#include "state/ways_of_reading.h"
 
 namespace whycache {
 namespace {
@@ -30,8 +30,8 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
           for (const std::uint64_t asked : {1, 14, 15, 16, 253, 254}) {
             EXPECT_EQ(word.is_narrow_with(asked), asked == key_bytes) << asked << " of " << key_bytes;
           }
-          EXPECT_LE(word.word(), EntryWord::greatest(id));
-          EXPECT_GT(word.word(), EntryWord::greatest(id - 1));
+          EXPECT_LE(word.word(), EntryWord::max_at(id));
+          EXPECT_GT(word.word(), EntryWord::max_at(id - 1));
         }
       }
       for (const std::uint64_t key_bytes : {1, 255, 1024}) {
@@ -41,8 +41,8 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
         EXPECT_EQ(word.erased(), flag);
         EXPECT_EQ(word.wide_key_bytes(), key_bytes);
         for (std::uint64_t asked = 0; asked <= 254; ++asked) EXPECT_FALSE(word.is_narrow_with(asked));
-        EXPECT_LE(word.word(), EntryWord::greatest(id));
-        EXPECT_GT(word.word(), EntryWord::greatest(id - 1));
+        EXPECT_LE(word.word(), EntryWord::max_at(id));
+        EXPECT_GT(word.word(), EntryWord::max_at(id - 1));
       }
     }
   }
@@ -51,7 +51,7 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
 // With the quick ways of this processor, and those of every other.
 class Entries : public ::testing::TestWithParam<bool> {
  protected:
-  static std::string made(std::size_t bytes, char first) {
+  static std::string patterned_text(std::size_t bytes, char first) {
     std::string text(bytes, 'x');
     for (std::size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(first + i % 23);
     return text;
@@ -60,22 +60,22 @@ class Entries : public ::testing::TestWithParam<bool> {
   static std::vector<std::string> keys() {
     std::vector<std::string> all;
     for (const std::size_t bytes : {1, 7, 8, 9, 15, 16, 17, 253, 254, 255, 256, 1023, 1024})
-      all.push_back(made(bytes, 'a'));
+      all.push_back(patterned_text(bytes, 'a'));
     return all;
   }
   static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      65'534,
                                                 65'535, 65'536, 262'000, 262'144, 262'200, 1'000'000};
 
-  testing::WayOfReading way_{GetParam()};
-  testing::TemporaryFolder folder_;
-  TestState state_{folder_.file("entries.state")};
+  testing::LookupVariant variant_{GetParam()};
+  testing::TemporaryDirectory directory_;
+  TestState state_{directory_.file("entries.state")};
 };
 
-INSTANTIATE_TEST_SUITE_P(Ways, Entries, ::testing::Bool(), testing::name_of_way);
+INSTANTIATE_TEST_SUITE_P(Ways, Entries, ::testing::Bool(), testing::variant_name);
 
 TEST_P(Entries, of_all_sizes_are_read_in_every_way) {
   for (const std::size_t bytes : value_sizes) {
-    const std::string value = made(bytes, 'A');
+    const std::string value = patterned_text(bytes, 'A');
     std::vector<testing::TestChange> changes;
     for (const std::string& key : keys()) changes.push_back({key, value});
     state_.apply(changes);
@@ -117,7 +117,7 @@ TEST_P(Entries, are_read_into_strings_of_every_size) {
   std::string kept;
   for (const std::size_t bytes :
        {0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200}) {
-    const std::string value = made(bytes, 'A');
+    const std::string value = patterned_text(bytes, 'A');
     state_.apply({{key, value}});
     for (const std::size_t before : {bytes, std::size_t{0}, bytes + 1, std::size_t{128}, bytes}) {
       kept.assign(before, '-');
@@ -146,7 +146,7 @@ TEST_P(Entries, of_keys_that_hash_alike_are_told_apart) {
 TEST_P(Entries, of_keys_that_hash_alike_are_told_apart_in_space_that_is_used_again) {
   const std::string key(8, '0');
   const std::string twin(9, '0');
-  const std::unique_ptr<StateWriter> writer = state_->begin_write(TestState::patience());
+  const std::unique_ptr<StateWriter> writer = state_->begin_write(TestState::deadline());
   int wrong = 0;
   for (int i = 0; i < 60'000; ++i) {
     const std::string value = std::to_string(i);
@@ -185,7 +185,7 @@ TEST_P(Entries, of_all_sizes_have_a_past) {
   past.emplace_back(state_.view(), std::nullopt);
   char first = 'A';
   for (const std::size_t bytes : value_sizes) {
-    const std::string value = made(bytes, first++);
+    const std::string value = patterned_text(bytes, first++);
     std::vector<testing::TestChange> changes;
     for (const std::string& key : keys()) changes.push_back({key, value});
     state_.apply(changes);

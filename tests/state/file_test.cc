@@ -30,14 +30,14 @@ namespace whycache {
 namespace {
 
 using testing::expect_error;
-using testing::in_child;
 using testing::mappings_of;
-using testing::TemporaryFolder;
+using testing::run_in_child;
+using testing::TemporaryDirectory;
 using testing::TestState;
 using testing::thrown_error;
 using Contents = std::map<std::string, std::string>;
 
-constexpr uid_t somebody = 65534;
+constexpr uid_t other_user_id = 65534;
 
 StateOptions options_at(const std::string& path, std::uint64_t bytes_max = std::uint64_t{64} << 20) {
   StateOptions options;
@@ -61,14 +61,14 @@ std::uint64_t inode_of(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 ? status.st_ino : 0;
 }
 
-std::string said(const std::optional<Error>& error) {
+std::string describe(const std::optional<Error>& error) {
   return error ? std::string(to_string(error->kind())) + ": " + error->what() : "nothing was thrown";
 }
 
 class FileTest : public ::testing::Test {
  protected:
-  std::string path(const std::string& name = "a.state") const { return folder_.file(name); }
-  TemporaryFolder folder_;
+  std::string path(const std::string& name = "a.state") const { return directory_.file(name); }
+  TemporaryDirectory directory_;
 };
 
 // --- What is at the path ---
@@ -123,12 +123,13 @@ TEST_F(FileTest, things_that_are_no_files_are_refused) {
   ASSERT_EQ(::symlink("/dev/zero", path("device").c_str()), 0);
 
   EXPECT_EQ(
-      in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("folder"))); })); },
-               10)
+      run_in_child(
+          [&]() -> std::string { return describe(thrown_error([&] { State::open(options_at(path("folder"))); })); }, 10)
           .substr(0, 7),
       "corrupt");
   EXPECT_EQ(
-      in_child([&]() -> std::string { return said(thrown_error([&] { State::open(options_at(path("pipe"))); })); }, 10)
+      run_in_child(
+          [&]() -> std::string { return describe(thrown_error([&] { State::open(options_at(path("pipe"))); })); }, 10)
           .substr(0, 7),
       "corrupt");
   expect_error(
@@ -175,13 +176,13 @@ TEST_F(FileTest, file_with_a_second_name_is_refused) {
 }
 
 TEST_F(FileTest, path_means_the_same_after_the_process_changed_its_folder) {
-  EXPECT_EQ(in_child([&]() -> std::string {
-              if (::chdir(folder_.path().c_str()) != 0) return "cannot change folder";
+  EXPECT_EQ(run_in_child([&]() -> std::string {
+              if (::chdir(directory_.path().c_str()) != 0) return "cannot change folder";
               TestState state("relative.state");
               state.apply({{"a", "1"}});
               if (::chdir("/") != 0) return "cannot change folder";
               state.apply({{"b", "2"}});
-              state->follow_switch();
+              state->switch_if_replaced();
               return state->usable() && state.get("b") == "2" && state->path() == path("relative.state")
                          ? ""
                          : "lost: " + state->path();
@@ -198,30 +199,31 @@ class OwnerTest : public FileTest {
   }
   // A story of another user.
   template <typename Story>
-  static std::string as_somebody(const Story& story) {
-    return in_child([&]() -> std::string {
-      if (::setgid(somebody) != 0 || ::setuid(somebody) != 0) return "cannot become somebody else";
+  static std::string run_as_other_user(const Story& story) {
+    return run_in_child([&]() -> std::string {
+      if (::setgid(other_user_id) != 0 || ::setuid(other_user_id) != 0) return "cannot become somebody else";
       return story();
     });
   }
 };
 
 TEST_F(OwnerTest, folder_where_others_could_replace_files_is_refused) {
-  ASSERT_EQ(::chmod(folder_.path().c_str(), 0777), 0);
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 0777), 0);
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path())); }, "writable for others");
-  ASSERT_EQ(::chmod(folder_.path().c_str(), 01777), 0);
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
   EXPECT_FALSE(State::open(options_at(path()))->usable());
 }
 
 TEST_F(OwnerTest, state_of_another_user_is_refused) {
-  ASSERT_EQ(::chmod(folder_.path().c_str(), 01777), 0);
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
   { TestState(path()).apply({{"a", "1"}}); }
   // No permission.
-  EXPECT_EQ(as_somebody([&] { return said(thrown_error([&] { State::open(options_at(path())); })); }).substr(0, 7),
-            "invalid");
+  EXPECT_EQ(
+      run_as_other_user([&] { return describe(thrown_error([&] { State::open(options_at(path())); })); }).substr(0, 7),
+      "invalid");
   // A trap: somebody else's file, open for all, where root will look.
-  ASSERT_EQ(as_somebody([&]() -> std::string {
+  ASSERT_EQ(run_as_other_user([&]() -> std::string {
               StateOptions options = options_at(path("trap.state"));
               options.mode = 0666;
               TestState(options.path, options).apply({{"a", "forged"}});
@@ -237,16 +239,16 @@ TEST_F(OwnerTest, state_of_another_user_is_refused) {
 }
 
 TEST_F(OwnerTest, folder_that_may_not_be_written_is_an_error) {
-  EXPECT_EQ(as_somebody([&] {
-              return said(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); }));
+  EXPECT_EQ(run_as_other_user([&] {
+              return describe(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); }));
             }).substr(0, 7),
             "invalid");
-  ASSERT_EQ(in_child([&]() -> std::string {
+  ASSERT_EQ(run_in_child([&]() -> std::string {
               if (::unshare(CLONE_NEWNS) != 0) return "";
               ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
-              if (::mount("none", folder_.path().c_str(), "tmpfs", MS_RDONLY, "") != 0) return "cannot mount";
+              if (::mount("none", directory_.path().c_str(), "tmpfs", MS_RDONLY, "") != 0) return "cannot mount";
               const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
-              return error && error->kind() == ErrorKind::invalid ? "" : said(error);
+              return error && error->kind() == ErrorKind::invalid ? "" : describe(error);
             }),
             "");
 }
@@ -257,11 +259,11 @@ TEST_F(OwnerTest, folder_that_may_not_be_written_is_an_error) {
 class FullDiskTest : public OwnerTest {
  protected:
   template <typename Story>
-  std::string with_disk(const char* size, const Story& story) const {
-    return in_child([&]() -> std::string {
+  std::string run_with_small_disk(const char* size, const Story& story) const {
+    return run_in_child([&]() -> std::string {
       if (::unshare(CLONE_NEWNS) != 0) return "cannot unshare";
       ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
-      if (::mount("none", folder_.path().c_str(), "tmpfs", 0, (std::string("mode=0700,size=") + size).c_str()) != 0)
+      if (::mount("none", directory_.path().c_str(), "tmpfs", 0, (std::string("mode=0700,size=") + size).c_str()) != 0)
         return "cannot mount";
       return story();
     });
@@ -269,55 +271,55 @@ class FullDiskTest : public OwnerTest {
 };
 
 TEST_F(FullDiskTest, full_disk_is_an_error_and_the_state_goes_on) {
-  EXPECT_EQ(with_disk("6m",
-                      [&]() -> std::string {
-                        TestState state(path());
-                        state.apply({{"a", "1"}});
-                        write_file(path("in the way"), std::string(3 << 20, 'x'));
-                        const View before = state.view();
-                        int failures = 0;
-                        UpdateId id = 1;
-                        for (int i = 0; failures < 3; ++i) {
-                          if (i > 1000) return "the disk never was full";
-                          const std::optional<Error> error = thrown_error([&] {
-                            id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
-                          });
-                          if (!error) continue;
-                          ++failures;
-                          if (error->kind() != ErrorKind::limit) return said(error);
-                          if (state->applied_id() != id) return "applied id moved";
-                          if (state.get("a") != "1") return "not readable";
-                          if (const auto faults = state.check(); !faults.empty()) return faults.front();
-                        }
-                        if (before.get("a") != "1") return "view not readable";
-                        ::unlink(path("in the way").c_str());
-                        state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
-                        if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
-                        if (const auto faults = state.check(); !faults.empty()) return faults.front();
-                        return "";
-                      }),
+  EXPECT_EQ(run_with_small_disk("6m",
+                                [&]() -> std::string {
+                                  TestState state(path());
+                                  state.apply({{"a", "1"}});
+                                  write_file(path("in the way"), std::string(3 << 20, 'x'));
+                                  const View before = state.view();
+                                  int failures = 0;
+                                  UpdateId id = 1;
+                                  for (int i = 0; failures < 3; ++i) {
+                                    if (i > 1000) return "the disk never was full";
+                                    const std::optional<Error> error = thrown_error([&] {
+                                      id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
+                                    });
+                                    if (!error) continue;
+                                    ++failures;
+                                    if (error->kind() != ErrorKind::limit) return describe(error);
+                                    if (state->applied_id() != id) return "applied id moved";
+                                    if (state.get("a") != "1") return "not readable";
+                                    if (const auto faults = state.check(); !faults.empty()) return faults.front();
+                                  }
+                                  if (before.get("a") != "1") return "view not readable";
+                                  ::unlink(path("in the way").c_str());
+                                  state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
+                                  if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
+                                  if (const auto faults = state.check(); !faults.empty()) return faults.front();
+                                  return "";
+                                }),
             "");
 }
 
 TEST_F(FullDiskTest, no_room_for_a_first_state_is_an_error) {
   for (const char* size : {"4k", "64k", "200k", "600k", "1m"}) {
-    EXPECT_EQ(with_disk(size,
-                        [&]() -> std::string {
-                          const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
-                          if (!error || error->kind() != ErrorKind::limit) return said(error);
-                          for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
-                            if (entry.path().filename() != "a.state.lock")
-                              return "left behind: " + entry.path().string();
-                          }
-                          return "";
-                        }),
+    EXPECT_EQ(run_with_small_disk(size,
+                                  [&]() -> std::string {
+                                    const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
+                                    if (!error || error->kind() != ErrorKind::limit) return describe(error);
+                                    for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+                                      if (entry.path().filename() != "a.state.lock")
+                                        return "left behind: " + entry.path().string();
+                                    }
+                                    return "";
+                                  }),
               "")
         << size;
   }
 }
 
 TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
-  TemporaryFolder other("/dev/shm");
+  TemporaryDirectory other("/dev/shm");
   {
     TestState state(other.file("a.state"));
     state.apply({{"a", "1"}});
@@ -334,31 +336,32 @@ TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
         throw std::runtime_error("cannot write");
     }
   };
-  EXPECT_EQ(with_disk("1m",
-                      [&]() -> std::string {
-                        sparse_copy();
-                        const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
-                        return error && error->kind() == ErrorKind::limit ? "" : said(error);
-                      }),
+  EXPECT_EQ(run_with_small_disk("1m",
+                                [&]() -> std::string {
+                                  sparse_copy();
+                                  const std::optional<Error> error =
+                                      thrown_error([&] { State::open(options_at(path())); });
+                                  return error && error->kind() == ErrorKind::limit ? "" : describe(error);
+                                }),
             "");
-  EXPECT_EQ(with_disk("3m",
-                      [&]() -> std::string {
-                        sparse_copy();
-                        TestState state(path());
-                        if (!state->adopted() || state.get("a") != "1") return "not adopted";
-                        state.apply({{"a", "1"}});
-                        struct statvfs disk;
-                        ::statvfs(folder_.path().c_str(), &disk);
-                        write_file(path("in the way"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
-                        for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
-                        return state.get("a") == "99" ? "" : "not applied";
-                      }),
+  EXPECT_EQ(run_with_small_disk("3m",
+                                [&]() -> std::string {
+                                  sparse_copy();
+                                  TestState state(path());
+                                  if (!state->adopted() || state.get("a") != "1") return "not adopted";
+                                  state.apply({{"a", "1"}});
+                                  struct statvfs disk;
+                                  ::statvfs(directory_.path().c_str(), &disk);
+                                  write_file(path("in the way"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
+                                  for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
+                                  return state.get("a") == "99" ? "" : "not applied";
+                                }),
             "");
 }
 
 TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
   for (const rlim_t limit : {10'000UL, 200'000UL, 300'000UL, 1'000'000UL, 3'000'000UL}) {
-    EXPECT_EQ(in_child([&]() -> std::string {
+    EXPECT_EQ(run_in_child([&]() -> std::string {
                 const struct rlimit file_limit = {limit, limit};
                 ::setrlimit(RLIMIT_FSIZE, &file_limit);
                 const std::string mine = path("limited" + std::to_string(limit));
@@ -367,7 +370,7 @@ TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
                   for (int i = 0; i < 1000; ++i)
                     state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
                 });
-                if (!error || error->kind() != ErrorKind::limit) return said(error);
+                if (!error || error->kind() != ErrorKind::limit) return describe(error);
                 if (limit < 2'000'000) return "";
                 TestState state(mine);
                 return state.get("filling0") == std::string(50'000, 'f') && state.check().empty() ? "" : "not readable";
@@ -426,7 +429,7 @@ TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_
 #endif
   TestState state(path());
   state.apply({{"a", "1"}});
-  const std::string fault = in_child([&]() -> std::string {
+  const std::string fault = run_in_child([&]() -> std::string {
     std::ifstream pages("/proc/self/statm");
     std::uint64_t used = 0;
     pages >> used;
@@ -442,13 +445,13 @@ TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_
       const std::optional<Error> error = thrown_error([&] {
         state.apply({{"filling" + std::to_string(i), std::string(900'000, 'f')}, {"b" + std::to_string(i), "2"}});
       });
-      if (error && error->kind() != ErrorKind::limit) return "apply: " + said(error);
+      if (error && error->kind() != ErrorKind::limit) return "apply: " + describe(error);
       const std::optional<Error> reading = thrown_error([&] {
         std::string value;
         mine->get("b" + std::to_string(i), value);
         mine->get("a", value);
       });
-      if (reading && reading->kind() != ErrorKind::limit) return "get: " + said(reading);
+      if (reading && reading->kind() != ErrorKind::limit) return "get: " + describe(reading);
     }
     return "";
   });
@@ -521,8 +524,8 @@ TEST_F(FileTest, state_that_was_removed_is_read_on_and_can_be_built_anew) {
   ::unlink(path().c_str());
 
   EXPECT_EQ(state.get("a"), "1");
-  expect_error(ErrorKind::corrupt, [&] { state->begin_write(TestState::patience()); });
-  state->follow_switch();
+  expect_error(ErrorKind::corrupt, [&] { state->begin_write(TestState::deadline()); });
+  state->switch_if_replaced();
   EXPECT_FALSE(state->usable());
   EXPECT_EQ(state.get("a"), "1");
 
@@ -542,7 +545,7 @@ TEST_F(FileTest, where_things_stand_is_told_of_the_new_file_as_soon_as_it_is_in_
 
   const TestState builds(path());
   const std::unique_ptr<StateBuilder> builder = builds->begin_build(testing::test_uuid, "test:");
-  builder->loaded(5, 7);
+  builder->finish_load(5, 7);
   ASSERT_TRUE(builder->install());
 
   EXPECT_EQ(id->applied_id(), 5U);
@@ -559,18 +562,18 @@ TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_befor
     EXPECT_EQ(::pread(file.number(), &generation, sizeof generation, offsetof(Header, reclaim_generation)), 8);
     return (generation & superseded_bit) != 0;
   };
-  set_superseded(open_file(path(), O_RDWR), path(), true);
+  set_superseded_bit(open_file(path(), O_RDWR), path(), true);
   ASSERT_TRUE(is_superseded());
   EXPECT_TRUE(state->usable());
   EXPECT_EQ(state.get("a"), "1");
   {
     // While somebody may be at it, nothing is done about it.
     const TestState other(path());
-    const HeldLock installing = other->lock(StateLock::install, TestState::patience());
-    state->follow_switch();
+    const HeldLock installing = other->lock(StateLock::install, TestState::deadline());
+    state->switch_if_replaced();
     EXPECT_TRUE(is_superseded());
   }
-  state->follow_switch();
+  state->switch_if_replaced();
   EXPECT_FALSE(is_superseded());
   EXPECT_TRUE(state->usable());
   EXPECT_EQ(state.get("a"), "1");
@@ -583,9 +586,9 @@ TEST_F(FileTest, state_that_says_it_is_larger_than_it_can_be_has_to_be_built_ane
   const FileDescriptor file = open_file(path(), O_RDWR);
   const std::uint64_t bytes = std::uint64_t{1} << 60;
   ASSERT_EQ(::pwrite(file.number(), &bytes, sizeof bytes, offsetof(Header, file_bytes)), 8);
-  state->follow_switch();
+  state->switch_if_replaced();
   EXPECT_FALSE(state->usable());
-  EXPECT_NE(state->why_unusable().find("cut short"), std::string::npos) << state->why_unusable();
+  EXPECT_NE(state->unusable_reason().find("cut short"), std::string::npos) << state->unusable_reason();
 }
 
 TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_meanwhile) {
@@ -594,8 +597,8 @@ TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_mean
   int calls = 0;
   const auto install = [&](UpdateId as_of) {
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
-    builder->loaded(as_of, 7);
-    builder->install(StateBuilder::Install::always, [&] {
+    builder->finish_load(as_of, 7);
+    builder->install(StateBuilder::InstallPolicy::always, [&] {
       ++calls;
       const TestState other(path());
       EXPECT_THROW(other->begin_write(Deadline(std::chrono::milliseconds(0))), Error);
@@ -616,16 +619,16 @@ TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_mean
 TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wanted) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
-  for (const auto how : {StateBuilder::Install::unless_behind, StateBuilder::Install::always}) {
-    const bool wanted = how == StateBuilder::Install::always;
+  for (const auto how : {StateBuilder::InstallPolicy::unless_behind, StateBuilder::InstallPolicy::always}) {
+    const bool wanted = how == StateBuilder::InstallPolicy::always;
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
-    builder->loaded(2, 7);
+    builder->finish_load(2, 7);
     EXPECT_EQ(builder->install(how), wanted);
     EXPECT_EQ(state->applied_id(), wanted ? 2U : 3U);
   }
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
-  builder->loaded(4, 7);
-  EXPECT_TRUE(builder->install(StateBuilder::Install::unless_behind));
+  builder->finish_load(4, 7);
+  EXPECT_TRUE(builder->install(StateBuilder::InstallPolicy::unless_behind));
   EXPECT_EQ(state->applied_id(), 4U);
 }
 
@@ -633,7 +636,7 @@ TEST_F(FileTest, state_that_was_moved_away_and_back_goes_on) {
   TestState state(path());
   state.apply({{"a", "1"}});
   ASSERT_EQ(::rename(path().c_str(), path("away").c_str()), 0);
-  state->follow_switch();
+  state->switch_if_replaced();
   EXPECT_FALSE(state->usable());
 
   ASSERT_EQ(::rename(path("away").c_str(), path().c_str()), 0);
@@ -654,7 +657,7 @@ TEST_F(FileTest, state_replaced_by_another_is_followed) {
   state.apply({{"c", "3"}});
 
   EXPECT_EQ(state.contents(), (Contents{{"a", "other"}, {"b", "2"}, {"c", "3"}}));
-  reader->follow_switch();
+  reader->switch_if_replaced();
   EXPECT_EQ(reader.contents(), (Contents{{"a", "other"}, {"b", "2"}, {"c", "3"}}));
   EXPECT_EQ(TestState::contents(before), (Contents{{"a", "1"}}));
 }
@@ -701,7 +704,7 @@ TEST_F(FileTest, copies_made_while_it_is_written_are_right_or_refused) {
   std::atomic<bool> stop{false};
   std::thread writer([&] {
     for (int i = 0; !stop; ++i) {
-      const std::unique_ptr<StateWriter> held = state->begin_write(TestState::patience());
+      const std::unique_ptr<StateWriter> held = state->begin_write(TestState::deadline());
       for (int k = 0; k < 3; ++k)
         TestState::apply(*held, {{"one", std::to_string(i)},
                                  {"key" + std::to_string(i % 500), std::string(2000, 'v')},
@@ -724,7 +727,7 @@ TEST_F(FileTest, copies_made_while_it_is_written_are_right_or_refused) {
     std::string other;
     EXPECT_EQ(opened->get("one", one), opened->get("other", other));
     EXPECT_EQ(one, other);
-    EXPECT_EQ(opened->check(TestState::patience(), {}), std::vector<std::string>{});
+    EXPECT_EQ(opened->check(TestState::deadline(), {}), std::vector<std::string>{});
     std::filesystem::remove(copy);
   }
   stop = true;
@@ -757,12 +760,12 @@ TEST_F(FileTest, copy_in_the_place_of_the_original_is_known_for_one) {
   const std::unique_ptr<State> state = State::open(options_at(path()));
 
   EXPECT_FALSE(state->usable());
-  EXPECT_NE(state->why_unusable().find("does not verify"), std::string::npos) << state->why_unusable();
+  EXPECT_NE(state->unusable_reason().find("does not verify"), std::string::npos) << state->unusable_reason();
 }
 
 TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
   TestState state(path());
-  ASSERT_EQ(in_child([&]() -> std::string {
+  ASSERT_EQ(run_in_child([&]() -> std::string {
               const TestState mine(path());
               const auto builder = mine->begin_build(testing::test_uuid, "test:");
               ::raise(SIGKILL);
@@ -771,7 +774,7 @@ TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
             "died of signal 9");
   const auto count = [&] {
     int found = 0;
-    for (const auto& entry : std::filesystem::directory_iterator(folder_.path()))
+    for (const auto& entry : std::filesystem::directory_iterator(directory_.path()))
       found += entry.path().string().find(".building-") != std::string::npos;
     return found;
   };
@@ -793,7 +796,7 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
     const auto builder = state->begin_build(testing::test_uuid, "test:");
     const Item items[] = {{"a", "2"}, {"b", "2"}};
     builder->load(items);
-    builder->loaded(7, 77);
+    builder->finish_load(7, 77);
     builder->install();
   }
   EXPECT_EQ(state->applied_id(), 7U);
@@ -801,12 +804,12 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
   EXPECT_EQ(reader.view().get("b"), "2");
   EXPECT_EQ(before->get("a"), "1");
   EXPECT_EQ(TestState::contents(*before), (Contents{{"a", "1"}}));
-  state->follow_switch();
-  reader->follow_switch();
+  state->switch_if_replaced();
+  reader->switch_if_replaced();
   EXPECT_EQ(mappings_of(path() + " (deleted)").size(), 1U) << "the view's";
 
   before.reset();
-  reader->follow_switch();
+  reader->switch_if_replaced();
   EXPECT_TRUE(mappings_of(path() + " (deleted)").empty());
   EXPECT_LE(mappings_of(path()).size(), 2U);
 }
@@ -826,7 +829,7 @@ TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
         const auto builder = state->begin_build(testing::test_uuid, "test:");
         const Item items[] = {{"a", "2"}};
         builder->load(items);
-        builder->loaded(2, 2);
+        builder->finish_load(2, 2);
         builder->install();
         return "";
       });
@@ -851,7 +854,7 @@ TEST_F(FileTest, removed_state_is_noticed_by_all) {
   const TestState reader(path());
   const View before = reader.view();
 
-  state->remove(TestState::patience());
+  state->remove(TestState::deadline());
 
   EXPECT_FALSE(reader->usable());
   EXPECT_FALSE(std::filesystem::exists(path()));
@@ -859,20 +862,20 @@ TEST_F(FileTest, removed_state_is_noticed_by_all) {
   EXPECT_EQ(reader.get("a"), "1");
   TestState(path()).apply({{"a", "2"}});
   EXPECT_EQ(reader.get("a"), "2") << "read your writes, whatever became of the file";
-  state->remove(TestState::patience());
-  state->remove(TestState::patience());
+  state->remove(TestState::deadline());
+  state->remove(TestState::deadline());
 }
 
 TEST_F(FileTest, without_a_boot_id_nothing_is_believed) {
   if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
   TestState state(path());
   state.apply({{"a", "1"}});
-  EXPECT_EQ(in_child([&]() -> std::string {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
               if (::unshare(CLONE_NEWNS) != 0) return "";
               ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
               if (::mount("none", "/proc", "tmpfs", 0, "") != 0) return "cannot mount";
               const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
-              return error && error->kind() == ErrorKind::invalid ? "" : said(error);
+              return error && error->kind() == ErrorKind::invalid ? "" : describe(error);
             }),
             "");
   state.apply({{"a", "2"}});

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "state/file/layout.h"
+#include "state/lookup_variant.h"
 #include "state/read/rcu.h"
 #include "state/test_state.h"
-#include "state/ways_of_reading.h"
 #include "support/seed.h"
 #include "support/thrown_error.h"
 
@@ -25,19 +25,19 @@ using testing::TestState;
 
 class FilterTest : public ::testing::TestWithParam<bool> {
  protected:
-  ~FilterTest() override { expect_some(state()); }
+  ~FilterTest() override { stop_probing_filter(state()); }
 
   TestState& state() { return state_; }
 
-  static bool expects_none() { return this_reader.thread != nullptr && this_reader.quick == nullptr; }
-  static void expect_none(const TestState& state) {
-    for (int i = 0; i < 1000 && !expects_none(); ++i) EXPECT_FALSE(state.get("no such key"));
-    EXPECT_TRUE(expects_none());
+  static bool probes_filter_first() { return this_reader.thread != nullptr && this_reader.fast_thread == nullptr; }
+  static void start_probing_filter(const TestState& state) {
+    for (int i = 0; i < 1000 && !probes_filter_first(); ++i) EXPECT_FALSE(state.get("no such key"));
+    EXPECT_TRUE(probes_filter_first());
   }
-  static void expect_some(TestState& state) {
+  static void stop_probing_filter(TestState& state) {
     state.apply({{"one that is there", "yes"}});
-    for (int i = 0; i < 1000 && expects_none(); ++i) EXPECT_TRUE(state.get("one that is there"));
-    EXPECT_FALSE(expects_none());
+    for (int i = 0; i < 1000 && probes_filter_first(); ++i) EXPECT_TRUE(state.get("one that is there"));
+    EXPECT_FALSE(probes_filter_first());
   }
 
   // Of all sizes that reads treat differently.
@@ -53,14 +53,14 @@ class FilterTest : public ::testing::TestWithParam<bool> {
   }
 
   // But for a few parts that were replaced just now.
-  void expect_filters_of_parts_only() {
-    const StateInsides insides = state()->insides();
+  void expect_filters_of_pages_only() {
+    const StateInspection insides = state()->inspect();
     std::uint64_t filters = 0;
-    for (const SegmentUse& use : insides.segments) {
+    for (const SegmentKindUsage& use : insides.segments_by_kind) {
       if (use.kind == "filters") filters = use.live_bytes / filter_bytes;
     }
-    EXPECT_GE(filters, insides.index_parts);
-    EXPECT_LE(filters, insides.index_parts + 2);
+    EXPECT_GE(filters, insides.index_pages);
+    EXPECT_LE(filters, insides.index_pages + 2);
   }
 
   std::uint64_t word_at(std::uint64_t offset) const {
@@ -76,58 +76,58 @@ class FilterTest : public ::testing::TestWithParam<bool> {
     file << bytes << std::flush;
   }
   std::uint64_t first_filter() const {
-    return part_filter(word_at(directory_offset(word_at(offsetof(Header, directory)))));
+    return index_page_filter_offset(word_at(index_directory_offset(word_at(offsetof(Header, index_directory)))));
   }
 
-  testing::WayOfReading way_{GetParam()};
-  testing::TemporaryFolder folder_{"/dev/shm"};
-  std::string path_ = folder_.file("filtered.state");
+  testing::LookupVariant variant_{GetParam()};
+  testing::TemporaryDirectory directory_{"/dev/shm"};
+  std::string path_ = directory_.file("filtered.state");
   TestState state_{path_};
 };
 
-INSTANTIATE_TEST_SUITE_P(Ways, FilterTest, ::testing::Bool(), testing::name_of_way);
+INSTANTIATE_TEST_SUITE_P(Ways, FilterTest, ::testing::Bool(), testing::variant_name);
 
 TEST_P(FilterTest, is_used_while_most_keys_are_not_there) {
   TestState& here = state();
   here.apply({{"there", "yes"}, {"there, and longer", "yes"}});
   EXPECT_TRUE(here.get("there"));
-  EXPECT_FALSE(expects_none());
-  expect_none(here);
+  EXPECT_FALSE(probes_filter_first());
+  start_probing_filter(here);
   // A few that are there in between change nothing.
   for (int round = 0; round < 10; ++round) {
     for (int i = 0; i < 3; ++i) EXPECT_TRUE(here.get("there"));
     EXPECT_FALSE(here.get("not there"));
-    EXPECT_TRUE(expects_none());
+    EXPECT_TRUE(probes_filter_first());
   }
-  expect_some(here);
-  for (int i = 0; i < 1000 && !expects_none(); ++i) EXPECT_FALSE(here->contains("no such key"));
-  EXPECT_TRUE(expects_none());
-  for (int i = 0; i < 1000 && expects_none(); ++i) EXPECT_TRUE(here->contains("there, and longer"));
-  EXPECT_FALSE(expects_none());
+  stop_probing_filter(here);
+  for (int i = 0; i < 1000 && !probes_filter_first(); ++i) EXPECT_FALSE(here->contains("no such key"));
+  EXPECT_TRUE(probes_filter_first());
+  for (int i = 0; i < 1000 && probes_filter_first(); ++i) EXPECT_TRUE(here->contains("there, and longer"));
+  EXPECT_FALSE(probes_filter_first());
 }
 
 TEST_P(FilterTest, every_thread_has_its_own_expectation) {
   TestState& here = state();
-  expect_none(here);
+  start_probing_filter(here);
   std::thread([&] {
     EXPECT_FALSE(here.get("no such key"));
-    EXPECT_FALSE(expects_none());
+    EXPECT_FALSE(probes_filter_first());
   }).join();
-  EXPECT_TRUE(expects_none());
+  EXPECT_TRUE(probes_filter_first());
 }
 
 TEST_P(FilterTest, key_that_is_written_is_found_at_once) {
   TestState& here = state();
   for (std::size_t number = 0; number < 200; ++number) {
-    expect_none(here);
+    start_probing_filter(here);
     EXPECT_FALSE(here.get(key(number)));
     EXPECT_FALSE(here->contains(key(number)));
     here.apply({{key(number), "value " + std::to_string(number)}});
-    EXPECT_TRUE(expects_none());
+    EXPECT_TRUE(probes_filter_first());
     EXPECT_EQ(here.get(key(number)), "value " + std::to_string(number));
     EXPECT_TRUE(here->contains(key(number)));
     here.apply({{key(number), std::nullopt}});
-    expect_none(here);
+    start_probing_filter(here);
     EXPECT_FALSE(here.get(key(number)));
   }
   EXPECT_EQ(here.check(), std::vector<std::string>());
@@ -143,15 +143,15 @@ TEST_P(FilterTest, keys_are_found_after_parts_were_split) {
     for (std::size_t number = first; number < first + 1000; ++number) changes.push_back({key(number), value});
     here.apply(changes);
   }
-  EXPECT_GE(here->insides().index_parts, 4U);
-  expect_filters_of_parts_only();
+  EXPECT_GE(here->inspect().index_pages, 4U);
+  expect_filters_of_pages_only();
   for (std::size_t number = 0; number < count; ++number) {
     for (int i = 0; i < 2; ++i) ASSERT_FALSE(here.get("not " + key(number)));
     ASSERT_TRUE(here.get(key(number))) << number;
     ASSERT_TRUE(here->contains(key(number))) << number;
     ASSERT_FALSE(here->contains("not " + key(number)));
   }
-  EXPECT_TRUE(expects_none());
+  EXPECT_TRUE(probes_filter_first());
   EXPECT_EQ(here.check(), std::vector<std::string>());
 }
 
@@ -191,7 +191,7 @@ TEST_P(FilterTest, nothing_written_is_missed_by_those_who_expect_nothing) {
   one.join();
   two.join();
   EXPECT_EQ(not_found, 0U);
-  expect_filters_of_parts_only();
+  expect_filters_of_pages_only();
   EXPECT_EQ(here.check(), std::vector<std::string>());
 }
 
@@ -211,7 +211,7 @@ TEST_P(FilterTest, keys_are_found_after_a_part_was_made_anew) {
       for (int miss = 0; miss < 2 && round > 0; ++miss) ASSERT_FALSE(here.get(key((round - 1) * each + i)));
     }
   }
-  expect_filters_of_parts_only();
+  expect_filters_of_pages_only();
   EXPECT_EQ(here.check(), std::vector<std::string>());
 }
 
@@ -221,14 +221,14 @@ TEST_P(FilterTest, key_is_found_in_the_file_that_took_the_place_of_another) {
   const TestState other(path_);
   for (int round = 1; round <= 3; ++round) {
     const std::string added = key(static_cast<std::size_t>(round));
-    expect_none(here);
+    start_probing_filter(here);
     EXPECT_FALSE(here.get(added));
     const std::unique_ptr<StateBuilder> builder = other->begin_build(testing::test_uuid, "test:");
     const std::vector<Item> items{{added, "value"}};
     builder->load(items);
-    builder->loaded(static_cast<UpdateId>(round), 1);
+    builder->finish_load(static_cast<UpdateId>(round), 1);
     builder->install();
-    EXPECT_TRUE(expects_none());
+    EXPECT_TRUE(probes_filter_first());
     EXPECT_TRUE(round % 2 == 0 ? here->contains(added) : here.get(added).has_value()) << added;
   }
 }

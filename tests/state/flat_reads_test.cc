@@ -18,7 +18,7 @@ namespace whycache {
 namespace {
 
 using testing::ChildProcess;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 using Clock = std::chrono::steady_clock;
 
@@ -60,10 +60,10 @@ void rebuild(TestState& state, unsigned) {
   static const std::vector<testing::TestChange> changes = all_stable();
   std::vector<Item> items;
   for (const testing::TestChange& change : changes) items.push_back({change.key, *change.value});
-  const HeldLock following = state->lock(StateLock::follow, TestState::patience());
+  const HeldLock following = state->lock(StateLock::follow, TestState::deadline());
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
   builder->load(items);
-  builder->loaded(1, 1);
+  builder->finish_load(1, 1);
   builder->install();
 }
 
@@ -93,7 +93,7 @@ class Reader {
     const Clock::time_point begin = Clock::now();
     const bool found = state_.get(key, value_);
     const double took = std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
-    if (!found || value_ != stable_value(i)) ++wrong_;
+    if (!found || value_ != stable_value(i)) ++wrong_count_;
     return took;
   }
   Percentiles get_for(std::chrono::milliseconds time) {
@@ -101,27 +101,27 @@ class Reader {
     for (const auto end = Clock::now() + time; Clock::now() < end;) took.push_back(get());
     return Percentiles(std::move(took));
   }
-  unsigned wrong() const { return wrong_; }
+  unsigned wrong_count() const { return wrong_count_; }
 
  private:
   const State& state_;
   std::mt19937_64 random_;
   std::string value_;
-  unsigned wrong_ = 0;
+  unsigned wrong_count_ = 0;
 };
 
 struct Phase {
   const char* name;
   void (*write)(TestState& state, unsigned round);
   // What has to have moved for the phase to have happened.
-  std::uint64_t (*moved)(const StateInsides& insides);
+  std::uint64_t (*moved)(const StateInspection& insides);
 };
 
 constexpr Phase phases[] = {
-    {"segments reclaimed", overwrite, [](const StateInsides& insides) { return insides.reclaim_generation; }},
-    {"index parts split", insert_small, [](const StateInsides& insides) { return insides.index_parts; }},
-    {"file grows", insert_large, [](const StateInsides& insides) { return insides.file_bytes; }},
-    {"files switched", rebuild, [](const StateInsides& insides) { return insides.info.state_id; }},
+    {"segments reclaimed", overwrite, [](const StateInspection& insides) { return insides.reclaim_generation; }},
+    {"index parts split", insert_small, [](const StateInspection& insides) { return insides.index_pages; }},
+    {"file grows", insert_large, [](const StateInspection& insides) { return insides.file_bytes; }},
+    {"files switched", rebuild, [](const StateInspection& insides) { return insides.info.state_id; }},
 };
 
 void print(const char* phase, const Percentiles& one) {
@@ -141,7 +141,7 @@ TEST(FlatReadsLong, no_get_waits_for_the_writer_whatever_it_is_at) {
   std::mt19937_64 random(testing::test_seed());
   for (const Phase& phase : phases) {
     SCOPED_TRACE(phase.name);
-    const TemporaryFolder folder("/dev/shm");
+    const TemporaryDirectory folder("/dev/shm");
     const std::string path = folder.file("flat.state");
     TestState state(path);
     state.apply(all_stable());
@@ -150,7 +150,7 @@ TEST(FlatReadsLong, no_get_waits_for_the_writer_whatever_it_is_at) {
     reader.get_for(std::chrono::milliseconds(100));
     const Percentiles rest = reader.get_for(time_measured);
 
-    const std::uint64_t before = phase.moved(state->insides());
+    const std::uint64_t before = phase.moved(state->inspect());
     const ChildProcess writer(
         [&]() -> std::string {
           TestState mine(path);
@@ -167,9 +167,9 @@ TEST(FlatReadsLong, no_get_waits_for_the_writer_whatever_it_is_at) {
       writer.kill(SIGCONT);
       std::this_thread::sleep_for(std::chrono::microseconds(random() % 5000));
     }
-    state->follow_switch();
-    EXPECT_NE(phase.moved(state->insides()), before) << "the phase did not happen";
-    EXPECT_EQ(reader.wrong(), 0U);
+    state->switch_if_replaced();
+    EXPECT_NE(phase.moved(state->inspect()), before) << "the phase did not happen";
+    EXPECT_EQ(reader.wrong_count(), 0U);
     print("at rest", rest);
     print(phase.name, beside);
     std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", times_stopped, longest_while_stopped);

@@ -45,12 +45,12 @@ class StateFormat : public ::testing::Test {
     return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
   }
 
-  testing::TemporaryFolder folder_;
+  testing::TemporaryDirectory directory_;
   std::string file_;
 };
 
 TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
-  const std::string path = folder_.path() + "/sizes.state";
+  const std::string path = directory_.path() + "/sizes.state";
   std::vector<testing::TestChange> changes;
   for (const std::size_t bytes : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1024}) {
     std::string key(bytes, 'k');
@@ -79,7 +79,7 @@ TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
 }
 
 TEST_F(StateFormat, entry_is_found_by_the_document) {
-  const std::string path = folder_.path() + "/a.state";
+  const std::string path = directory_.path() + "/a.state";
   testing::TestState(path).apply({{"a", "1"}});
   read(path);
 

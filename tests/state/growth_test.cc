@@ -28,7 +28,7 @@ extern "C" int fstat(int descriptor, struct stat* status) noexcept {
 namespace whycache {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 
 class GrowthTest : public ::testing::Test {
@@ -47,9 +47,9 @@ class GrowthTest : public ::testing::Test {
     };
   }
 
-  TemporaryFolder folder_{"/dev/shm"};
-  TestState writing_{folder_.file("grown.state")};
-  TestState reading_{folder_.file("grown.state")};
+  TemporaryDirectory directory_{"/dev/shm"};
+  TestState writing_{directory_.file("grown.state")};
+  TestState reading_{directory_.file("grown.state")};
   int written_ = 0;
 };
 
@@ -105,7 +105,7 @@ TEST_F(GrowthTest, file_that_grows_while_it_is_opened_is_opened) {
   };
   after_next_fstat = grow;
   StateOptions options;
-  options.path = folder_.file("grown.state");
+  options.path = directory_.file("grown.state");
   const std::unique_ptr<State> opened = State::open(options);
   after_next_fstat = nullptr;
   EXPECT_TRUE(opened->usable());
@@ -126,8 +126,8 @@ TEST_F(GrowthTest, child_forked_while_the_lock_file_is_opened_holds_none_of_its_
       }
       *grandchild = forked;
     };
-    const TestState mine(folder_.file("grown.state"));
-    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::patience());
+    const TestState mine(directory_.file("grown.state"));
+    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::deadline());
     ::raise(SIGKILL);
     return "still there";
   });

@@ -18,7 +18,7 @@ using testing::ChildProcess;
 using testing::MarkedReader;
 using testing::MarkedUpdates;
 using testing::SharedWithChildren;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 using Clock = std::chrono::steady_clock;
 
@@ -31,9 +31,9 @@ class Replay {
  public:
   explicit Replay(const MarkedUpdates& updates) : updates_(updates) {}
 
-  void to(UpdateId id) {
+  void advance_to(UpdateId id) {
     while (id_ < id) {
-      const MarkedUpdates::Changes made = updates_.at(++id_);
+      const MarkedUpdates::Changes made = updates_.changes_at(++id_);
       if (made.erases_all) {
         items_.clear();
         digest_ = Digest{};
@@ -75,10 +75,10 @@ std::string read_until_stopped(const std::string& path, const MarkedUpdates& upd
   std::uint64_t told = 0;
   while (!shared.stop.load(std::memory_order_relaxed)) {
     for (int i = 0; i < 50; ++i) {
-      if (std::string fault = reader.read_once(); !fault.empty()) return fault;
+      if (std::string fault = reader.check_once(); !fault.empty()) return fault;
     }
-    shared.reads += reader.checked() - told;
-    told = reader.checked();
+    shared.reads += reader.checked_count() - told;
+    told = reader.checked_count();
   }
   return "";
 }
@@ -86,7 +86,7 @@ std::string read_until_stopped(const std::string& path, const MarkedUpdates& upd
 std::string write_until_killed(const std::string& path, const MarkedUpdates& updates, Shared& shared) {
   const TestState state(path);
   for (;;) {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     for (int i = 0; i < 20; ++i) {
       updates.apply_next(*writer);
       ++shared.updates;
@@ -112,7 +112,7 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
   std::uint64_t recovered = 0;
   std::uint64_t killed = 0;
   while (killed < kills) {
-    const TemporaryFolder folder(random() % 2 == 0 ? "/dev/shm" : std::filesystem::temp_directory_path());
+    const TemporaryDirectory folder(random() % 2 == 0 ? "/dev/shm" : std::filesystem::temp_directory_path());
     const std::string path = folder.file("killed.state");
     const MarkedUpdates updates(random(), 2000, 40'000);
     const TestState state(path);
@@ -134,13 +134,13 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
       }
       const auto died = Clock::now();
       {
-        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+        const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
         take_over_ms.push_back(milliseconds_since(died));
         recovered += writer->recovered();
         const StateInfo info = writer->info();
         ASSERT_GE(info.applied_id, before);
         before = info.applied_id;
-        replay.to(info.applied_id);
+        replay.advance_to(info.applied_id);
         ASSERT_EQ(info.digest, replay.digest()) << "at update " << info.applied_id;
         ASSERT_EQ(info.item_count, replay.count());
         if (killed % 2 == 0) before = updates.apply_next(*writer);
@@ -163,7 +163,7 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
 TEST(KillLong, killed_readers_are_forgotten) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   const std::string path = folder.file("killed.state");
   const MarkedUpdates updates(random(), 500, 400);
   const TestState state(path);
@@ -176,19 +176,19 @@ TEST(KillLong, killed_readers_are_forgotten) {
       MarkedReader checked(*mine, updates, 1);
       for (;;) {
         if (held.size() < 50) held.push_back(mine.view());
-        if (std::string fault = checked.read_once(); !fault.empty()) return fault;
+        if (std::string fault = checked.check_once(); !fault.empty()) return fault;
       }
     });
     for (int i = 0; i < 20; ++i) {
-      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
       for (int more = 0; more < 5; ++more) id = updates.apply_next(*writer);
     }
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 5000));
     reader.kill(SIGKILL);
     ASSERT_EQ(reader.wait(), "died of signal 9");
   }
-  for (int i = 0; i < 100; ++i) id = updates.apply_next(*state->begin_write(TestState::patience()));
-  const StateInsides insides = state->insides();
+  for (int i = 0; i < 100; ++i) id = updates.apply_next(*state->begin_write(TestState::deadline()));
+  const StateInspection insides = state->inspect();
   EXPECT_TRUE(insides.slots_taken.empty() || !insides.slots_taken.front().alive);
   std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id, insides.file_bytes,
               insides.info.item_bytes);

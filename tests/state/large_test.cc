@@ -13,7 +13,7 @@
 namespace whycache {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 
 constexpr std::uint64_t items = 20'000'000;
@@ -33,14 +33,14 @@ TEST(LargeLong, twenty_million_items_are_written_read_walked_verified_and_opened
   ASSERT_EQ(::statvfs("/dev/shm", &space), 0);
   if (space.f_bavail * space.f_frsize < bytes_least * 13 / 10)
     GTEST_SKIP() << "NOT TESTED: /dev/shm has less than 6.5 GiB left";
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   const std::string path = folder.file("large.state");
   StateOptions options;
   options.bytes_max = std::uint64_t{16} << 30;
   Digest digest;
   {
     const TestState state(path, options);
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     std::vector<std::string> texts;
     for (std::uint64_t first = 0; first < items; first += items_per_update) {
       texts.clear();

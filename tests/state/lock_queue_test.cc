@@ -28,7 +28,7 @@ namespace {
 using std::chrono::milliseconds;
 using testing::ChildProcess;
 using testing::SharedWithChildren;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 
 constexpr std::size_t process_count = 5;
@@ -37,11 +37,11 @@ constexpr std::uint64_t append_gate = 15;
 struct Turns {
   std::atomic<std::size_t> ready{0};
   std::atomic<bool> go{false};
-  std::atomic<bool> over{false};
+  std::atomic<bool> stop{false};
   std::array<std::atomic<std::uint64_t>, process_count> count{};
 };
 
-StateOptions small() {
+StateOptions small_options() {
   StateOptions options;
   options.bytes_max = std::uint64_t{64} << 20;
   options.reader_slots = 64;
@@ -51,13 +51,13 @@ StateOptions small() {
 class LockWait : public ::testing::Test {
  protected:
   // Each process takes the lock, holds it for half a millisecond, and wants it again at once.
-  void begin() {
+  void start_processes() {
     for (std::size_t i = 0; i < process_count; ++i) {
       processes_.push_back(std::make_unique<ChildProcess>([this, i]() -> std::string {
-        const TestState state(path_, small());
+        const TestState state(path_, small_options());
         ++turns_->ready;
         while (!turns_->go) ::usleep(100);
-        while (!turns_->over) {
+        while (!turns_->stop) {
           const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
           ::usleep(500);
           ++turns_->count[i];
@@ -68,23 +68,23 @@ class LockWait : public ::testing::Test {
     while (turns_->ready < process_count) ::usleep(1000);
     turns_->go = true;
   }
-  void end() {
-    turns_->over = true;
+  void stop_processes() {
+    turns_->stop = true;
     for (const auto& process : processes_) EXPECT_EQ(process->wait(), "");
   }
   std::uint64_t turns() const { return std::accumulate(turns_->count.begin(), turns_->count.end(), std::uint64_t{0}); }
 
-  TemporaryFolder folder_;
-  std::string path_ = folder_.file("a.state");
-  TestState state_{path_, small()};
+  TemporaryDirectory directory_;
+  std::string path_ = directory_.file("a.state");
+  TestState state_{path_, small_options()};
   SharedWithChildren<Turns> turns_;
   std::vector<std::unique_ptr<ChildProcess>> processes_;
 };
 
 TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
-  begin();
+  start_processes();
   while (turns() < 1500) ::usleep(1000);
-  end();
+  stop_processes();
 
   const std::uint64_t least = *std::min_element(turns_->count.begin(), turns_->count.end());
   EXPECT_GE(least, turns() / process_count / 4);
@@ -95,15 +95,15 @@ TEST_F(LockWait, what_stands_in_the_words_to_sleep_on_keeps_nobody_out) {
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
-  auto& words = static_cast<LockFileHeader*>(mapped)->sleepers;
-  begin();
+  auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
+  start_processes();
   std::uint32_t value = 0;
   while (turns() < 1000) {
     for (std::atomic<std::uint32_t>& word : words) word = value * 0x9e3779b9U >> 30;
     ++value;
     ::usleep(20);
   }
-  end();
+  stop_processes();
   EXPECT_GT(*std::min_element(turns_->count.begin(), turns_->count.end()), 0U);
   ::munmap(mapped, sizeof(LockFileHeader));
 }
@@ -112,14 +112,14 @@ TEST_F(LockWait, who_dies_with_the_lock_leaves_it_to_those_who_wait) {
   for (int round = 0; round < 10; ++round) {
     const SharedWithChildren<std::atomic<bool>> has_it;
     ChildProcess holder([&]() -> std::string {
-      const TestState state(path_, small());
+      const TestState state(path_, small_options());
       const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
       *has_it = true;
       for (;;) ::pause();
     });
     while (!*has_it) ::usleep(100);
     ChildProcess next([&]() -> std::string {
-      const TestState state(path_, small());
+      const TestState state(path_, small_options());
       const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
       return "";
     });
@@ -139,7 +139,7 @@ TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
   for (int round = 0; round < 51; ++round) {
     auto held = std::make_unique<HeldLock>(state_->lock(StateLock::append, Deadline(milliseconds(20'000))));
     ChildProcess next([&]() -> std::string {
-      const TestState state(path_, small());
+      const TestState state(path_, small_options());
       const HeldLock mine = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
       *taken_at_ns = boot_time_ns();
       return "";
@@ -160,10 +160,10 @@ TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor)
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
-  auto& words = static_cast<LockFileHeader*>(mapped)->sleepers;
+  auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
   const SharedWithChildren<std::atomic<bool>> over;
   ChildProcess waiter([&]() -> std::string {
-    const TestState state(path_, small());
+    const TestState state(path_, small_options());
     timespec before{};
     timespec after{};
     ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
@@ -194,9 +194,9 @@ TEST_F(LockWait, who_stands_still_at_the_gate_does_not_keep_others_out) {
   while (!*at_gate) ::usleep(1000);
 
   // then the others get the lock, only later;
-  begin();
+  start_processes();
   while (turns() < 200) ::usleep(1000);
-  end();
+  stop_processes();
   const FileDescriptor file = open_file(lock_path, O_RDWR);
   EXPECT_FALSE(try_lock_byte(file.number(), append_gate));
 

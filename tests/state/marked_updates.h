@@ -29,7 +29,7 @@ inline std::string marked_value(std::string_view key, UpdateId id, std::size_t f
 }
 
 // The id in a value of `key`; nullopt if the value is not one that was ever written.
-inline std::optional<UpdateId> mark_of(std::string_view key, std::string_view value) {
+inline std::optional<UpdateId> marked_id(std::string_view key, std::string_view value) {
   if (value.size() < 24 || load_little_endian<std::uint64_t>(value.data()) != hash64(key)) return std::nullopt;
   const auto id = load_little_endian<std::uint64_t>(value.data() + 8);
   if (load_little_endian<std::uint64_t>(value.data() + 16) != hash64(value.substr(24), id)) return std::nullopt;
@@ -55,7 +55,7 @@ class MarkedUpdates {
   static std::string large_key(unsigned number) { return "large/" + std::to_string(number); }
 
   // One of the keys there may be.
-  std::string any_key(std::mt19937_64& random) const {
+  std::string random_key(std::mt19937_64& random) const {
     const auto number = static_cast<unsigned>(random() >> 32);
     switch (random() % 8) {
       case 0: return pair_key(number % pair_count, number & 1024);
@@ -71,7 +71,7 @@ class MarkedUpdates {
     std::vector<TestChange> changes;
   };
 
-  Changes at(UpdateId id) const {
+  Changes changes_at(UpdateId id) const {
     std::mt19937_64 random(hash64({reinterpret_cast<const char*>(&id), sizeof id}, seed_));
     Changes made;
     const auto set = [&](std::string key, std::size_t bytes) {
@@ -115,7 +115,7 @@ class MarkedUpdates {
   }
 
   UpdateId apply_next(StateWriter& writer) const {
-    const Changes made = at(writer.info().applied_id + 1);
+    const Changes made = changes_at(writer.info().applied_id + 1);
     return TestState::apply(writer, made.changes, made.erases_all);
   }
 
@@ -132,42 +132,42 @@ class MarkedReader {
       : state_(state), updates_(updates), random_(seed) {}
 
   // One read of some kind. Empty if it was right.
-  std::string read_once() {
+  std::string check_once() {
     const std::uint64_t kind = random_() % 1000;
-    if (kind < 900) return get();
-    if (kind < 940) return contains();
-    if (kind < 970) return pair();
-    if (kind < 998) return get_multi();
-    return scan();
+    if (kind < 900) return check_get();
+    if (kind < 940) return check_contains();
+    if (kind < 970) return check_pair();
+    if (kind < 998) return check_get_multi();
+    return check_scan();
   }
 
-  std::uint64_t checked() const { return checked_; }
+  std::uint64_t checked_count() const { return checked_count_; }
   // The state was begun anew.
-  void forget() {
-    seen_.clear();
-    applied_ = 0;
+  void reset() {
+    newest_ids_.clear();
+    applied_id_ = 0;
   }
 
  private:
-  std::string get() {
-    std::string key = updates_.any_key(random_);
+  std::string check_get() {
+    std::string key = updates_.random_key(random_);
     const UpdateId applied = state_.applied_id();
     const bool there = state_.get(key, value_);
-    if (applied < applied_)
-      return "applied id went back from " + std::to_string(applied_) + " to " + std::to_string(applied);
-    applied_ = applied;
-    return there ? look_at(key, value_, UINT64_MAX) : "";
+    if (applied < applied_id_)
+      return "applied id went back from " + std::to_string(applied_id_) + " to " + std::to_string(applied);
+    applied_id_ = applied;
+    return there ? check_value(key, value_, UINT64_MAX) : "";
   }
 
-  std::string contains() {
+  std::string check_contains() {
     const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
     static_cast<void>(state_.contains(MarkedUpdates::pair_key(pair, random_() % 2)));
     if (state_.contains("never there")) return "a key is there that never was";
-    ++checked_;
+    ++checked_count_;
     return "";
   }
 
-  std::string pair() {
+  std::string check_pair() {
     const View view(state_.pin());
     for (int i = 0; i < 4; ++i) {
       const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
@@ -177,17 +177,17 @@ class MarkedReader {
       const auto other = view.get(second);
       if (one.has_value() != other.has_value()) return "half of a pair in view of " + std::to_string(view.id());
       if (!one) continue;
-      if (std::string fault = look_at(first, *one, view.id()); !fault.empty()) return fault;
-      if (std::string fault = look_at(second, *other, view.id()); !fault.empty()) return fault;
-      if (mark_of(first, *one) != mark_of(second, *other))
+      if (std::string fault = check_value(first, *one, view.id()); !fault.empty()) return fault;
+      if (std::string fault = check_value(second, *other, view.id()); !fault.empty()) return fault;
+      if (marked_id(first, *one) != marked_id(second, *other))
         return "pair of two updates in view of " + std::to_string(view.id());
     }
     return "";
   }
 
-  std::string get_multi() {
+  std::string check_get_multi() {
     std::vector<std::string> keys;
-    for (int i = 0; i < 20; ++i) keys.push_back(updates_.any_key(random_));
+    for (int i = 0; i < 20; ++i) keys.push_back(updates_.random_key(random_));
     const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
     keys.push_back(MarkedUpdates::pair_key(pair, false));
     keys.push_back(MarkedUpdates::pair_key(pair, true));
@@ -195,26 +195,26 @@ class MarkedReader {
     std::optional<UpdateId> marks[22];
     const UpdateId id = state_.get_multi(std::vector<std::string_view>(keys.begin(), keys.end()),
                                          [&](std::size_t i, std::string_view value) {
-                                           marks[i] = mark_of(keys[i], value);
-                                           if (fault.empty()) fault = look_at(keys[i], value, UINT64_MAX);
+                                           marks[i] = marked_id(keys[i], value);
+                                           if (fault.empty()) fault = check_value(keys[i], value, UINT64_MAX);
                                          });
     if (!fault.empty()) return fault;
     if (marks[20] != marks[21]) return "pair of two updates in get_multi of " + std::to_string(id);
     return "";
   }
 
-  std::string scan() {
+  std::string check_scan() {
     const View view(state_.pin());
     std::string last;
     std::size_t count = 0;
     Digest digest;
     const bool all = random_() % 4 == 0;
-    const KeyRange range = all ? KeyRange::all() : KeyRange::from(updates_.any_key(random_));
+    const KeyRange range = all ? KeyRange::all() : KeyRange::from(updates_.random_key(random_));
     for (const auto& [key, value] : view.items(range)) {
       if (count > 0 && key <= last) return "keys out of order in view of " + std::to_string(view.id());
       last = key;
       ++count;
-      if (std::string fault = look_at(key, value, view.id()); !fault.empty()) return fault;
+      if (std::string fault = check_value(key, value, view.id()); !fault.empty()) return fault;
       if (all) add(digest, item_digest(key, value));
       if (!all && count == 200) return "";
     }
@@ -224,12 +224,12 @@ class MarkedReader {
     return "";
   }
 
-  std::string look_at(std::string_view key, std::string_view value, UpdateId id_max) {
-    ++checked_;
-    const std::optional<UpdateId> id = mark_of(key, value);
+  std::string check_value(std::string_view key, std::string_view value, UpdateId id_max) {
+    ++checked_count_;
+    const std::optional<UpdateId> id = marked_id(key, value);
     if (!id) return "torn or foreign value of " + std::string(key) + " bytes=" + std::to_string(value.size());
     if (*id > id_max) return "value of update " + std::to_string(*id) + " in view of " + std::to_string(id_max);
-    UpdateId& seen = seen_[hash64(key)];
+    UpdateId& seen = newest_ids_[hash64(key)];
     if (*id < seen)
       return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " + std::to_string(*id);
     seen = *id;
@@ -240,9 +240,9 @@ class MarkedReader {
   const MarkedUpdates& updates_;
   std::mt19937_64 random_;
   std::string value_;
-  std::unordered_map<std::uint64_t, UpdateId> seen_;
-  UpdateId applied_ = 0;
-  std::uint64_t checked_ = 0;
+  std::unordered_map<std::uint64_t, UpdateId> newest_ids_;
+  UpdateId applied_id_ = 0;
+  std::uint64_t checked_count_ = 0;
 };
 
 }  // namespace whycache::testing

@@ -27,67 +27,67 @@ class MemoryNodes final : public NodeStore {
   // --- The store ---
 
   const std::byte* node(NodeOffset offset, std::size_t& bytes) const override {
-    const Place& place = this->place(offset);
+    const Slot& place = this->slot(offset);
     bytes = node_bytes_of(place.size_class);
     return place.bytes.get();
   }
-  NodeOffset allocate(std::size_t size_class) override {
+  NodeOffset allocate_node(std::size_t size_class) override {
     if (allocations_left_ == 0) throw Error(ErrorKind::limit, "no room for a node");
     --allocations_left_;
     ++allocation_count_;
     std::vector<NodeOffset>& free = free_.at(size_class);
     NodeOffset offset = 0;
     if (free.empty()) {
-      offset = places_.size() * unit;
-      places_.resize(places_.size() + node_bytes_of(size_class) / unit);
+      offset = slots_.size() * unit;
+      slots_.resize(slots_.size() + node_bytes_of(size_class) / unit);
     } else {
       offset = free.back();
       free.pop_back();
     }
-    Place& place = places_[offset / unit];
+    Slot& place = slots_[offset / unit];
     place = {std::make_unique<std::byte[]>(node_bytes_of(size_class)), size_class, version_, false, 0};
     std::memset(place.bytes.get(), poison, node_bytes_of(size_class));
     const NodeHeader header{poison, poison, static_cast<std::uint8_t>(size_class), {}};
     std::memcpy(place.bytes.get(), &header, sizeof header);
     return offset;
   }
-  void retire(NodeOffset offset) override {
-    Place& place = places_[index_of(offset)];
+  void retire_node(NodeOffset offset) override {
+    Slot& place = slots_[index_of(offset)];
     // A damaged tree may lead the writer to this; a sound one never does.
     if (place.retired) throw Error(ErrorKind::corrupt, "node retired twice: offset=" + std::to_string(offset));
     place.retired = true;
-    place.retired_in = version_;
-    if (place.made_in == version_) {
+    place.retired_version = version_;
+    if (place.created_version == version_) {
       release(offset);
     } else {
       retired_.push_back(offset);
     }
   }
-  std::byte* writable(NodeOffset offset) override {
+  std::byte* writable_node(NodeOffset offset) override {
     if (!is_private(offset)) throw std::logic_error("published node is written: offset=" + std::to_string(offset));
-    return places_[offset / unit].bytes.get();
+    return slots_[offset / unit].bytes.get();
   }
-  bool is_private(NodeOffset offset) const override { return place(offset).made_in == version_; }
+  bool is_private(NodeOffset offset) const override { return slot(offset).created_version == version_; }
 
   // --- Versions: what is published, and who holds it ---
 
   std::uint64_t version() const { return version_; }
   void publish() {
     ++version_;
-    release_what_nobody_holds();
+    release_unpinned();
   }
   // Undoes everything since the last publish, as after a writer's death.
   void roll_back() {
-    for (std::size_t i = 0; i < places_.size(); ++i) {
-      Place& place = places_[i];
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      Slot& place = slots_[i];
       if (!place.bytes) continue;
-      if (place.made_in == version_) {
+      if (place.created_version == version_) {
         release(i * unit);
-      } else if (place.retired && place.retired_in == version_) {
+      } else if (place.retired && place.retired_version == version_) {
         place.retired = false;
       }
     }
-    std::erase_if(retired_, [&](NodeOffset offset) { return !places_[offset / unit].retired; });
+    std::erase_if(retired_, [&](NodeOffset offset) { return !slots_[offset / unit].retired; });
     allocations_left_ = SIZE_MAX;
   }
   // Everything reachable as of now stays.
@@ -98,7 +98,7 @@ class MemoryNodes final : public NodeStore {
   }
   void unpin(std::uint64_t version) {
     pins_.erase(pins_.find(version));
-    release_what_nobody_holds();
+    release_unpinned();
   }
 
   // --- Books ---
@@ -106,8 +106,8 @@ class MemoryNodes final : public NodeStore {
   // Nodes that are neither retired nor free, with their size classes: what the current tree has to consist of.
   std::map<NodeOffset, std::size_t> live() const {
     std::map<NodeOffset, std::size_t> nodes;
-    for (std::size_t i = 0; i < places_.size(); ++i) {
-      if (places_[i].bytes && !places_[i].retired) nodes.emplace(i * unit, places_[i].size_class);
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (slots_[i].bytes && !slots_[i].retired) nodes.emplace(i * unit, slots_[i].size_class);
     }
     return nodes;
   }
@@ -121,44 +121,44 @@ class MemoryNodes final : public NodeStore {
   void allow_allocations(std::size_t count) { allocations_left_ = count; }
 
   // Damages the tree.
-  std::byte* bytes_of(NodeOffset offset) { return places_.at(offset / unit).bytes.get(); }
+  std::byte* bytes_of(NodeOffset offset) { return slots_.at(offset / unit).bytes.get(); }
 
  private:
   static constexpr NodeOffset unit = node_bytes_of(0);
   static constexpr unsigned char poison = 0xdd;
 
-  struct Place {
+  struct Slot {
     std::unique_ptr<std::byte[]> bytes;  // none: not a node, or free
     std::size_t size_class = 0;
-    std::uint64_t made_in = 0;
+    std::uint64_t created_version = 0;
     bool retired = false;
-    std::uint64_t retired_in = 0;
+    std::uint64_t retired_version = 0;
   };
 
-  const Place& place(NodeOffset offset) const { return places_[index_of(offset)]; }
+  const Slot& slot(NodeOffset offset) const { return slots_[index_of(offset)]; }
   std::size_t index_of(NodeOffset offset) const {
-    if (offset % unit != 0 || offset / unit >= places_.size() || !places_[offset / unit].bytes) {
+    if (offset % unit != 0 || offset / unit >= slots_.size() || !slots_[offset / unit].bytes) {
       throw Error(ErrorKind::corrupt, "no node at offset=" + std::to_string(offset));
     }
     return offset / unit;
   }
   void release(NodeOffset offset) {
-    Place& place = places_[offset / unit];
+    Slot& place = slots_[offset / unit];
     std::memset(place.bytes.get(), poison, node_bytes_of(place.size_class));
     place.bytes.reset();
     free_[place.size_class].push_back(offset);
   }
-  void release_what_nobody_holds() {
+  void release_unpinned() {
     const std::uint64_t oldest = pins_.empty() ? version_ : *pins_.begin();
     std::erase_if(retired_, [&](NodeOffset offset) {
-      const bool gone = places_[offset / unit].retired_in < oldest;
+      const bool gone = slots_[offset / unit].retired_version < oldest;
       if (gone) release(offset);
       return gone;
     });
   }
 
   std::uint64_t version_ = 1;
-  std::vector<Place> places_ = std::vector<Place>(1);  // offset 0 is no node
+  std::vector<Slot> slots_ = std::vector<Slot>(1);  // offset 0 is no node
   std::array<std::vector<NodeOffset>, node_size_class_count> free_;
   std::vector<NodeOffset> retired_;  // and still readable
   std::multiset<std::uint64_t> pins_;

@@ -16,7 +16,7 @@
 namespace whycache {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 
 // A thread that is in a read for as long as it lives.
@@ -36,14 +36,14 @@ class LongRead {
   std::atomic<bool> reads_{false};
   std::atomic<bool> stop_{false};
   std::thread thread_{[this] {
-    const Reading reading;
+    const ReadSection reading;
     reads_ = true;
     while (!stop_) std::this_thread::yield();
   }};
 };
 
 TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   int failed = 0;
   bool was_reached = true;  // the allocation that was to fail
   for (long number = 1; was_reached; ++number) {
@@ -51,10 +51,10 @@ TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
     TestState state(path);
     state.apply({{"key", "old"}});
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
-    builder->loaded(5, 7);
+    builder->finish_load(5, 7);
     std::optional<LongRead> read(std::in_place);
-    const long before = testing::allocations;
-    testing::failing_allocation = number;
+    const long before = testing::allocation_count;
+    testing::allocations_until_failure = number;
     try {
       builder->install();
     } catch (const std::bad_alloc&) {
@@ -62,19 +62,19 @@ TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
     } catch (const Error&) {
       ++failed;
     }
-    testing::failing_allocation = 0;
-    was_reached = testing::allocations - before >= number;
+    testing::allocations_until_failure = 0;
+    was_reached = testing::allocation_count - before >= number;
     const auto is_old = [](const std::string& mapping) { return mapping.ends_with("(deleted)"); };
     const auto old_mappings = [&] {
       int count = 0;
       for (const std::string& mapping : testing::mappings_of(path)) count += is_old(mapping) ? 1 : 0;
       return count;
     };
-    state->follow_switch();
+    state->switch_if_replaced();
     const bool replaced = state->applied_id() == 5;
     EXPECT_EQ(old_mappings() > 0, replaced) << number;
     read.reset();
-    state->follow_switch();
+    state->switch_if_replaced();
     EXPECT_EQ(old_mappings(), 0) << number;
     EXPECT_EQ(state.get("key").has_value(), !replaced) << number;
   }

@@ -16,7 +16,7 @@
 namespace whycache {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 
 class PointIndexTest : public ::testing::Test {
@@ -29,31 +29,31 @@ class PointIndexTest : public ::testing::Test {
     mapping_ =
         std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30, Mapping::Access::write);
     applier_ = std::make_unique<Applier>(*mapping_, nullptr, std::uint64_t{1} << 30);
-    applier_->arena().begin_update(2);
+    applier_->allocator().begin_update(2);
     entry_ = word_offset(index().find(mapping_->hash_of("x"), "x")->load());
   }
 
-  PointIndex& index() { return applier_->index(); }
-  Arena& arena() { return applier_->arena(); }
-  unsigned depth() const { return directory_depth(mapping_->header().directory.load()); }
+  PointIndex& index() { return applier_->point_index(); }
+  Allocator& allocator() { return applier_->allocator(); }
+  unsigned global_depth() const { return whycache::global_depth(mapping_->header().index_directory.load()); }
 
   // As a reader would look.
   bool reader_finds(std::uint64_t hash) const {
-    const Bytes bytes(*mapping_);
-    const IndexWord* const part = find_part(bytes, mapping_->header().directory.load(), hash);
-    return part != nullptr && look_up(bytes, part, hash, "x", 1).found == Found::yes;
+    const MappedBytes bytes(*mapping_);
+    const IndexWord* const part = find_index_page(bytes, mapping_->header().index_directory.load(), hash);
+    return part != nullptr && look_up(bytes, part, hash, "x", 1).status == LookupStatus::found;
   }
 
   // Hashes of one home bucket that begin alike, so that parts split until the `bits`-th bit tells them apart.
-  static std::vector<std::uint64_t> crowd(unsigned bits, std::uint64_t top) {
+  static std::vector<std::uint64_t> colliding_hashes(unsigned bits, std::uint64_t top) {
     std::vector<std::uint64_t> hashes;
     const std::uint64_t begin = bits == 0 ? 0 : top << (64 - bits);
     for (std::uint64_t i = 0; i < 65; ++i) hashes.push_back(begin | (i & 1) << (63 - bits) | i << 20 | 4093 << 6);
     return hashes;
   }
 
-  TemporaryFolder folder_{"/dev/shm"};
-  std::string path_ = folder_.file("index.state");
+  TemporaryDirectory directory_{"/dev/shm"};
+  std::string path_ = directory_.file("index.state");
   std::unique_ptr<Mapping> mapping_;
   std::unique_ptr<Applier> applier_;
   std::uint64_t entry_ = 0;
@@ -62,17 +62,17 @@ class PointIndexTest : public ::testing::Test {
 TEST_F(PointIndexTest, directory_grows_beyond_a_segment_and_is_recovered) {
   std::vector<std::uint64_t> all;
   for (const unsigned bits : {0U, 5U, 13U, 14U, 15U, 16U, 18U}) {
-    for (const std::uint64_t hash : crowd(bits, bits == 0 ? 0 : (std::uint64_t{1} << bits) - bits)) {
+    for (const std::uint64_t hash : colliding_hashes(bits, bits == 0 ? 0 : (std::uint64_t{1} << bits) - bits)) {
       all.push_back(hash);
       index().insert(hash, entry_);
     }
-    EXPECT_EQ(depth(), bits + 1);
+    EXPECT_EQ(global_depth(), bits + 1);
     for (const std::uint64_t hash : all) {
       ASSERT_NE(index().find_offset(hash, entry_), nullptr) << bits;
       ASSERT_TRUE(reader_finds(hash)) << bits;
     }
     ASSERT_TRUE(reader_finds(mapping_->hash_of("x")));
-    EXPECT_EQ(recover(arena(), index()), 0U) << bits;
+    EXPECT_EQ(recover(allocator(), index()), 0U) << bits;
     for (const std::uint64_t hash : all) ASSERT_NE(index().find_offset(hash, entry_), nullptr) << bits;
   }
 }
@@ -82,19 +82,19 @@ TEST_F(PointIndexTest, hashes_that_cannot_be_told_apart_are_a_limit) {
     for (std::uint64_t i = 0; i < 100; ++i) index().insert(std::uint64_t{0xabcdef} << 40 | i << 20 | 7, entry_);
   };
   testing::expect_error(ErrorKind::limit, flood);
-  EXPECT_EQ(recover(arena(), index()), 0U);
+  EXPECT_EQ(recover(allocator(), index()), 0U);
   for (std::uint64_t i = 0; i < 64; ++i) EXPECT_TRUE(reader_finds(std::uint64_t{0xabcdef} << 40 | i << 20 | 7));
 }
 
 // A part is found again from each of its slots, whichever of them a dead writer had already changed.
 TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
-  for (const std::uint64_t hash : crowd(6, 3)) index().insert(hash, entry_);  // depth 7
+  for (const std::uint64_t hash : colliding_hashes(6, 3)) index().insert(hash, entry_);  // depth 7
   std::vector<std::uint64_t> others;
   for (std::uint64_t i = 0; i < 64; ++i) others.push_back(std::uint64_t{1} << 63 | i << 30 | 99);
   for (const std::uint64_t hash : others) index().insert(hash, entry_);
-  const std::uint64_t place = directory_offset(mapping_->header().directory.load());
+  const std::uint64_t place = index_directory_offset(mapping_->header().index_directory.load());
   auto* const slots = reinterpret_cast<IndexWord*>(mapping_->writable_base() + place);
-  const std::uint64_t count = std::uint64_t{1} << depth();
+  const std::uint64_t count = std::uint64_t{1} << global_depth();
   const std::vector<std::uint64_t> before(reinterpret_cast<std::uint64_t*>(slots),
                                           reinterpret_cast<std::uint64_t*>(slots) + count);
   index().insert(std::uint64_t{1} << 63 | std::uint64_t{1} << 62 | 99, entry_);  // splits a part of 64 slots
@@ -104,7 +104,7 @@ TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
 
   for (std::uint64_t done = 0; done < count; ++done) {
     for (std::uint64_t slot = 0; slot < count; ++slot) slots[slot].store(slot < done ? after[slot] : before[slot]);
-    ASSERT_EQ(recover(arena(), index()), 0U) << done;
+    ASSERT_EQ(recover(allocator(), index()), 0U) << done;
     const std::vector<std::uint64_t> now(reinterpret_cast<std::uint64_t*>(slots),
                                          reinterpret_cast<std::uint64_t*>(slots) + count);
     ASSERT_TRUE(now == before || now == after) << done;
@@ -124,14 +124,14 @@ TEST_F(PointIndexTest, word_that_was_removed_hides_nobody_behind_it) {
 
 // Beyond segment 8064 the descriptors lie in a second table.
 TEST(PointIndexLong, file_with_a_second_table_of_descriptors_is_like_any_other) {
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   const std::string path = folder.file("large.state");
   StateOptions options;
   options.bytes_max = std::uint64_t{3} << 30;
   TestState state(path, options);
   const std::string large(value_bytes_max - 1000, 'l');
   int count = 0;
-  for (; state->insides().file_bytes <= segments_per_table * segment_bytes; ++count)
+  for (; state->inspect().file_bytes <= segments_per_table * segment_bytes; ++count)
     state.apply({{"large" + std::to_string(count), large}});
   // All that is small comes to lie behind the second table, too.
   for (int i = 0; i < 200; ++i) {

@@ -24,9 +24,9 @@ namespace {
 
 using testing::ChildProcess;
 using testing::expect_error;
-using testing::in_child;
+using testing::run_in_child;
 using testing::SharedWithChildren;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 using testing::thrown_error;
 using Contents = std::map<std::string, std::string>;
@@ -54,12 +54,12 @@ bool wait_until(const Condition& condition) {
 
 class ProcessesTest : public ::testing::Test {
  protected:
-  std::string path() const { return folder_.file("a.state"); }
+  std::string path() const { return directory_.file("a.state"); }
 
   // Enough updates for all space that may be used again to be used again.
   static void churn(TestState& state, int rounds = 60) {
     for (int round = 0; round < rounds; ++round) {
-      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
       for (int update = 0; update < 4; ++update) {
         std::vector<testing::TestChange> changes;
         for (int i = 0; i < 40; ++i)
@@ -72,14 +72,14 @@ class ProcessesTest : public ::testing::Test {
     }
   }
 
-  TemporaryFolder folder_{"/dev/shm"};
+  TemporaryDirectory directory_{"/dev/shm"};
 };
 
 TEST_F(ProcessesTest, slots_of_the_dead_are_swept) {
   TestState state(path(), with_slots(4));
   state.apply({{"a", "1"}});
   for (int i = 0; i < 5; ++i) {
-    ASSERT_EQ(in_child([&]() -> std::string {
+    ASSERT_EQ(run_in_child([&]() -> std::string {
                 const TestState mine(path(), with_slots(4));
                 std::vector<View> held;
                 for (int k = 0; k < 4; ++k) held.push_back(mine.view());
@@ -89,7 +89,7 @@ TEST_F(ProcessesTest, slots_of_the_dead_are_swept) {
               "died of signal 9");
     std::vector<View> mine;
     for (int k = 0; k < 4; ++k) mine.push_back(state.view());
-    ASSERT_EQ(state->insides().slots_taken.size(), 4U);
+    ASSERT_EQ(state->inspect().slots_taken.size(), 4U);
   }
 }
 
@@ -113,7 +113,7 @@ TEST_F(ProcessesTest, without_a_free_slot_the_error_names_who_has_them) {
   EXPECT_EQ(state.get("a"), "1") << "plain reads need none";
   state.apply({{"a", "2"}});
   EXPECT_EQ(state.get("a"), "2");
-  const StateInsides insides = state->insides();
+  const StateInspection insides = state->inspect();
   ASSERT_EQ(insides.slots_taken.size(), 3U);
   EXPECT_TRUE(insides.slots_taken[0].alive);
   EXPECT_EQ(insides.slots_taken[0].process_id, static_cast<std::uint64_t>(holder.id()));
@@ -151,7 +151,7 @@ TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
   const View before = state.view();
-  EXPECT_EQ(in_child([&]() -> std::string {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
               for (int i = 0; i < 2; ++i) {
                 const std::optional<Error> error = thrown_error([&] { static_cast<void>(before.get("a")); });
                 if (!error || error->kind() != ErrorKind::invalid) return "no error";
@@ -167,7 +167,7 @@ TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
             "");
   EXPECT_EQ(before.get("a"), "1");
   EXPECT_EQ(state.get("a"), "2");
-  EXPECT_EQ(state->insides().slots_taken.size(), 1U);
+  EXPECT_EQ(state->inspect().slots_taken.size(), 1U);
 }
 
 // A view outlives its state object; the process forks and dies; the child lives on. It must not keep the parent's view
@@ -195,7 +195,7 @@ TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
       return "";
     });
     ASSERT_EQ(parent.wait(), "died of signal 9");
-    const std::vector<ReaderSlotInfo> taken = state->insides().slots_taken;
+    const std::vector<ReaderSlotInfo> taken = state->inspect().slots_taken;
     for (const ReaderSlotInfo& slot : taken) EXPECT_FALSE(slot.alive) << "state_is_gone=" << state_is_gone;
     ::kill(*child_id, SIGKILL);
   }
@@ -209,7 +209,7 @@ TEST_F(ProcessesTest, child_of_a_process_that_is_writing_can_write_after_it) {
   bool holds = false;
   bool done = false;
   std::thread writing([&] {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     std::unique_lock guard(mutex);
     holds = true;
     changed.notify_all();
@@ -249,8 +249,8 @@ TEST_F(ProcessesTest, child_does_not_hold_the_locks_of_its_dead_parent) {
   const SharedWithChildren<std::atomic<pid_t>> child_id;
   ChildProcess parent([&]() -> std::string {
     TestState mine(path(), with_slots(16));
-    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::patience());
-    const HeldLock follow = mine->lock(StateLock::follow, TestState::patience());
+    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::deadline());
+    const HeldLock follow = mine->lock(StateLock::follow, TestState::deadline());
     if (::fork() == 0) {
       *child_id = ::getpid();
       ++signals->ready;
@@ -277,9 +277,9 @@ TEST_F(ProcessesTest, child_does_not_hold_the_locks_of_its_dead_parent) {
 TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
-  std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+  std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
   std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
-  EXPECT_EQ(in_child([&]() -> std::string {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
               const std::optional<Error> applying = thrown_error([&] {
                 Update update;
                 update.id = 2;
@@ -302,7 +302,7 @@ TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
             }),
             "");
   int building = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_.path()))
+  for (const auto& entry : std::filesystem::directory_iterator(directory_.path()))
     building += entry.path().string().find(".building-") != std::string::npos;
   EXPECT_EQ(building, 1);
   EXPECT_EQ(TestState::apply(*writer, {{"a", "2"}}), 2U);
@@ -320,7 +320,7 @@ TEST_F(ProcessesTest, view_in_another_pid_namespace_is_respected) {
   const SharedWithChildren<Signals> signals;
   ChildProcess outer([&]() -> std::string {
     if (::unshare(CLONE_NEWPID) != 0) return "cannot unshare";
-    return in_child([&]() -> std::string {
+    return run_in_child([&]() -> std::string {
       const TestState mine(path(), with_slots(16));
       const View held = mine.view();
       const Contents before = TestState::contents(held);
@@ -331,8 +331,8 @@ TEST_F(ProcessesTest, view_in_another_pid_namespace_is_respected) {
   });
   ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
   churn(state);
-  ASSERT_EQ(state->insides().slots_taken.size(), 1U);
-  EXPECT_TRUE(state->insides().slots_taken[0].alive);
+  ASSERT_EQ(state->inspect().slots_taken.size(), 1U);
+  EXPECT_TRUE(state->inspect().slots_taken[0].alive);
   signals->go = true;
   EXPECT_EQ(outer.wait(), "");
 }
@@ -355,13 +355,13 @@ TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_stops_nobody) {
   ASSERT_TRUE(wait_until([&] { return signals->ready > 0; }));
   reader.kill(SIGSTOP);
   churn(state);
-  const std::uint64_t held_bytes = state->insides().file_bytes;
+  const std::uint64_t held_bytes = state->inspect().file_bytes;
   reader.kill(SIGCONT);
   churn(state, 5);
   signals->go = true;
   EXPECT_EQ(reader.wait(), "");
   churn(state);
-  EXPECT_LE(state->insides().file_bytes, held_bytes * 5 / 4) << "what it kept is used again";
+  EXPECT_LE(state->inspect().file_bytes, held_bytes * 5 / 4) << "what it kept is used again";
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
@@ -404,7 +404,7 @@ TEST_F(ProcessesTest, many_threads_use_one_state) {
         for (int i = 0; i < 40; ++i) {
           const std::string key = "key" + std::to_string(number);
           {
-            const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+            const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
             TestState::apply(*writer, {{key, std::to_string(i)}, {"all", key}});
           }
           if (state.get(key) != std::to_string(i)) ++failures;
@@ -442,7 +442,7 @@ TEST_F(ProcessesTest, forks_beside_busy_threads_do_no_harm) {
     });
   }
   for (int i = 0; i < 40; ++i) {
-    EXPECT_EQ(in_child(
+    EXPECT_EQ(run_in_child(
                   [&]() -> std::string {
                     const View view = state.view();
                     if (view.id() > 1 && view.get("a") != view.get("b")) return "half an update";
@@ -464,8 +464,9 @@ TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
                                                    {StateLock::follow, "follow lock"},
                                                    {StateLock::append, "append lock"},
                                                    {StateLock::install, "install lock"}};
-  for (const auto& [which, name] : all) {
-    const HeldLock held = state->lock(which, TestState::patience());
+  for (const auto& [lock, name] : all) {
+    const StateLock which = lock;  // a lambda cannot capture a structured binding in clang 14
+    const HeldLock held = state->lock(which, TestState::deadline());
     expect_error(
         ErrorKind::unavailable, [&] { other->lock(which, Deadline(std::chrono::milliseconds(20))); }, name);
     expect_error(
@@ -483,15 +484,15 @@ TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
 
 // The first read of a process in one thread, while another one forks.
 TEST_F(ProcessesTest, child_forked_during_the_first_read_of_its_parent_reads) {
-  const std::string said = in_child([this]() -> std::string {
+  const std::string said = run_in_child([this]() -> std::string {
     const TestState state(path(), with_slots(16));
-    { TestState::apply(*state->begin_write(TestState::patience()), {{"key", "value"}}); }
+    { TestState::apply(*state->begin_write(TestState::deadline()), {{"key", "value"}}); }
     // Called while the fork is being prepared: what the thread waits for then is in the child as it stands.
-    class ReadMeanwhile final : public ForkListener {
+    class ReadMeanwhile final : public ForkHandler {
      public:
-      explicit ReadMeanwhile(const TestState& state) : state_(state) { register_fork_listener(this); }
+      explicit ReadMeanwhile(const TestState& state) : state_(state) { register_fork_handler(this); }
       ~ReadMeanwhile() {
-        unregister_fork_listener(this);
+        unregister_fork_handler(this);
         wait_until([this] { return done_.load(); });
       }
       void before_fork() noexcept override {

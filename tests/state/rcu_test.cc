@@ -21,11 +21,11 @@ TEST(ReadingThreads, a_get_for_whose_value_there_is_no_memory_ends_its_read) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need address space of their own";
 #endif
-  const testing::TemporaryFolder folder("/dev/shm");
+  const testing::TemporaryDirectory folder("/dev/shm");
   const TestState state(folder.file("large.state"));
-  const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+  const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
   TestState::apply(*writer, {{"large key", std::string(8 << 20, 'x')}, {"small key", "small"}});
-  EXPECT_EQ(testing::in_child([&]() -> std::string {
+  EXPECT_EQ(testing::run_in_child([&]() -> std::string {
               std::string value;
               if (!state->get("small key", value)) return "small key is not there";
               struct rlimit limit;
@@ -48,7 +48,7 @@ TEST(ReadingThreads, a_get_for_whose_value_there_is_no_memory_ends_its_read) {
 }
 
 TEST(ReadingThreads, one_that_does_nothing_but_read_is_seen_between_two_reads) {
-  const testing::TemporaryFolder folder("/dev/shm");
+  const testing::TemporaryDirectory folder("/dev/shm");
   TestState state(folder.file("busy.state"));
   state.apply({{"some key", std::string(100, 'x')}});
   std::atomic<bool> stop = false;
@@ -65,7 +65,7 @@ TEST(ReadingThreads, one_that_does_nothing_but_read_is_seen_between_two_reads) {
   const Deadline deadline(std::chrono::seconds(30));
   while (periods < 100 && !deadline.passed()) {
     GracePeriod period;
-    while (!period.over() && !deadline.passed()) {
+    while (!period.elapsed() && !deadline.passed()) {
     }
     ++periods;
   }

@@ -18,7 +18,7 @@ using testing::ChildProcess;
 using testing::MarkedReader;
 using testing::MarkedUpdates;
 using testing::SharedWithChildren;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestState;
 using Clock = std::chrono::steady_clock;
 
@@ -32,10 +32,10 @@ std::string read_until_stopped(const State& state, const MarkedUpdates& updates,
   std::uint64_t told = 0;
   while (!shared.stop.load(std::memory_order_relaxed)) {
     for (int i = 0; i < 50; ++i) {
-      if (std::string fault = reader.read_once(); !fault.empty()) return fault;
+      if (std::string fault = reader.check_once(); !fault.empty()) return fault;
     }
-    shared.reads += reader.checked() - told;
-    told = reader.checked();
+    shared.reads += reader.checked_count() - told;
+    told = reader.checked_count();
   }
   return "";
 }
@@ -44,7 +44,7 @@ UpdateId write_for(const TestState& state, const MarkedUpdates& updates, std::ch
   const auto end = Clock::now() + time;
   UpdateId id = 0;
   while (Clock::now() < end) {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     for (int i = 0; i < 20 && Clock::now() < end; ++i) id = updates.apply_next(*writer);
   }
   return id;
@@ -56,7 +56,7 @@ TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
   const auto seconds = testing::number_from_environment("WHYCACHE_SECONDS", 20);
   // Few keys, so that space is reused all the time; then many, so that the index grows and shrinks.
   for (const unsigned growth : {400U, 40'000U}) {
-    const TemporaryFolder folder("/dev/shm");
+    const TemporaryDirectory folder("/dev/shm");
     const std::string path = folder.file("read.state");
     const MarkedUpdates updates(random(), growth == 400 ? 60 : 3000, growth);
     const TestState state(path);
@@ -79,11 +79,11 @@ TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
       EXPECT_EQ(said, "");
       bad += !said.empty();
     }
-    const StateInsides insides = state->insides();
+    const StateInspection insides = state->inspect();
     std::printf(
         "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu file_bytes=%lu "
         "index_parts=%lu\n",
-        growth, id, shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes, insides.index_parts);
+        growth, id, shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes, insides.index_pages);
     EXPECT_EQ(state.check(), std::vector<std::string>{});
   }
 }
@@ -91,7 +91,7 @@ TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
 TEST(Readers, threads_read_whole_updates_only_while_a_writer_churns) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
   const TestState state(folder.file("read.state"));
   Shared shared;
@@ -119,7 +119,7 @@ TEST(Readers, threads_read_whole_updates_only_while_a_writer_churns) {
 TEST(Readers, threads_follow_one_file_after_another) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
   const TestState state(folder.file("read.state"));
   Shared shared;
@@ -145,7 +145,7 @@ TEST(Readers, threads_follow_one_file_after_another) {
       std::vector<Item> items;
       for (const auto& item : all) items.push_back(item);
       builder->load(items);
-      builder->loaded(all.id(), state->info().chain);
+      builder->finish_load(all.id(), state->info().chain);
       EXPECT_EQ(builder->info().digest, all.digest());
     }
     builder->install();
@@ -160,7 +160,7 @@ TEST(Readers, threads_follow_one_file_after_another) {
 
 // What a write that has returned put there is seen by every get that begins after it, in whichever file it is by then.
 TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_replaced) {
-  const TemporaryFolder folder("/dev/shm");
+  const TemporaryDirectory folder("/dev/shm");
   const TestState writing(folder.file("read.state"));
   const TestState reading(folder.file("read.state"));
   std::atomic<std::uint64_t> written{0};
@@ -189,17 +189,17 @@ TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_rep
   const auto end = Clock::now() + std::chrono::milliseconds(2000);
   for (UpdateId id = 0; Clock::now() < end; ++installs) {
     {
-      const HeldLock following = writing->lock(StateLock::follow, TestState::patience());
+      const HeldLock following = writing->lock(StateLock::follow, TestState::deadline());
       const std::unique_ptr<StateBuilder> builder = writing->begin_build(testing::test_uuid, "test:");
       const std::string value = std::to_string(written);
       const std::vector<Item> items{{"counter", value}};
       builder->load(items);
-      builder->loaded(id + 1, 1);
+      builder->finish_load(id + 1, 1);
       builder->install();
     }
     // Some of these let the file grow at once.
     for (int i = 0; i < 5; ++i) {
-      const std::unique_ptr<StateWriter> writer = writing->begin_write(TestState::patience());
+      const std::unique_ptr<StateWriter> writer = writing->begin_write(TestState::deadline());
       id = TestState::apply(*writer, {{"counter", std::to_string(written + 1)}, {"large", std::string(300'000, 'x')}});
       ++written;
     }

@@ -11,14 +11,14 @@
 namespace whycache {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestChange;
 using testing::TestState;
 
 class StateTest : public ::testing::Test {
  protected:
-  std::string path(const std::string& name = "a.state") const { return folder_.path() + "/" + name; }
-  TemporaryFolder folder_;
+  std::string path(const std::string& name = "a.state") const { return directory_.path() + "/" + name; }
+  TemporaryDirectory directory_;
 };
 
 TEST_F(StateTest, new_state_is_empty_at_update_0) {
@@ -127,7 +127,7 @@ TEST_F(StateTest, values_larger_than_a_segment_come_and_go) {
     EXPECT_EQ(state.get("large"), std::string(3'000'000 + round, static_cast<char>('a' + round)));
   }
   EXPECT_EQ(state.check(), std::vector<std::string>{});
-  EXPECT_LT(state->insides().file_bytes, 20'000'000U);
+  EXPECT_LT(state->inspect().file_bytes, 20'000'000U);
 }
 
 TEST_F(StateTest, space_of_what_was_overwritten_is_used_again) {
@@ -136,17 +136,17 @@ TEST_F(StateTest, space_of_what_was_overwritten_is_used_again) {
   SCOPED_TRACE(testing::seed_note());
   std::uint64_t settled = 0;
   for (int round = 0; round < 60; ++round) {
-    const auto writer = state->begin_write(TestState::patience());
+    const auto writer = state->begin_write(TestState::deadline());
     for (int update = 0; update < 20; ++update) {
       std::vector<TestChange> changes;
       for (int i = 0; i < 500; ++i)
         changes.push_back({"key" + std::to_string(random() % 20'000), std::string(100, 'v')});
       TestState::apply(*writer, changes);
     }
-    if (round == 20) settled = state->insides().file_bytes;
+    if (round == 20) settled = state->inspect().file_bytes;
   }
-  EXPECT_LE(state->insides().file_bytes, settled * 5 / 4);
-  EXPECT_LT(state->insides().file_bytes, 20'000U * 170 * 2);
+  EXPECT_LE(state->inspect().file_bytes, settled * 5 / 4);
+  EXPECT_LT(state->inspect().file_bytes, 20'000U * 170 * 2);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 

@@ -28,7 +28,7 @@
 namespace whycache {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::TestChange;
 using testing::TestState;
 using testing::WalkedWriter;
@@ -38,7 +38,7 @@ using Changes = std::vector<TestChange>;
 
 constexpr std::uint64_t state_bytes_max = std::uint64_t{16} << 20;
 
-StateOptions small_state() {
+StateOptions small_state_options() {
   StateOptions options;
   options.bytes_max = state_bytes_max;
   return options;
@@ -71,8 +71,8 @@ class WholeFile {
 };
 
 // Keys that all belong into one bucket of the index, under a directory that begins with `top` (of `top_bits` bits).
-Changes crowd_one_bucket(const std::string& path, std::size_t count, std::uint64_t top, unsigned top_bits,
-                         const std::string& name) {
+Changes colliding_changes(const std::string& path, std::size_t count, std::uint64_t top, unsigned top_bits,
+                          const std::string& name) {
   const WholeFile file(path);
   Changes changes;
   for (std::uint64_t number = 0; changes.size() < count; ++number) {
@@ -92,34 +92,35 @@ struct Scenario {
   bool erases_all = false;
 };
 
-struct Figures {
+struct RecoveryCounts {
   std::uint64_t stores = 0;
   std::uint64_t states = 0;
-  std::uint64_t bad = 0;
+  std::uint64_t failures = 0;
   std::uint64_t rolled_back = 0;
 };
 
 class StepLong : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (WalkedWriter::why_not() != nullptr) GTEST_SKIP() << "NOT TESTED: " << WalkedWriter::why_not();
+    if (WalkedWriter::unsupported_reason() != nullptr)
+      GTEST_SKIP() << "NOT TESTED: " << WalkedWriter::unsupported_reason();
     std::printf("%s\n", testing::seed_note().c_str());
   }
 
-  static auto writing(const std::string& path, const Changes& changes, bool erases_all) {
+  static auto writer_work(const std::string& path, const Changes& changes, bool erases_all) {
     return [=](const auto& ready) {
       const std::unique_ptr<State> state = [&] {
-        StateOptions options = small_state();
+        StateOptions options = small_state_options();
         options.path = path;
         return State::open(options);
       }();
       ready();
-      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+      const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
       TestState::apply(*writer, changes, erases_all);
     };
   }
 
-  static Contents after(Contents contents, const Changes& changes, bool erases_all) {
+  static Contents contents_after(Contents contents, const Changes& changes, bool erases_all) {
     if (erases_all) contents.clear();
     for (const TestChange& change : changes) {
       if (change.value) {
@@ -132,24 +133,24 @@ class StepLong : public ::testing::Test {
   }
 
   // The file under test is copied here again and again.
-  class Image {
+  class StateCopy {
    public:
-    Image(const WholeFile& source, const std::string& path) : source_(source) {
+    StateCopy(const WholeFile& source, const std::string& path) : source_(source) {
       FileDescriptor made = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
       if (::posix_fallocate(made.number(), 0, static_cast<off_t>(source.bytes())) != 0)
         throw std::runtime_error("no space for a test");
       file_.emplace(path);
-      take();
-      StateOptions options = small_state();
+      copy();
+      StateOptions options = small_state_options();
       options.path = path;
       state_ = State::open(options);
-      if (!state_->usable()) throw std::runtime_error("the copy cannot be used: " + state_->why_unusable());
+      if (!state_->usable()) throw std::runtime_error("the copy cannot be used: " + state_->unusable_reason());
       if (state_->adopted()) throw std::runtime_error("the copy was taken for one from elsewhere");
     }
 
     State& state() const { return *state_; }
 
-    void take() {
+    void copy() {
       const std::size_t bytes = source_.bytes();
       if (file_->bytes() < bytes && ::posix_fallocate(file_->descriptor(), 0, static_cast<off_t>(bytes)) != 0) {
         throw std::runtime_error("no space for a test");
@@ -158,18 +159,18 @@ class StepLong : public ::testing::Test {
                   bytes - sizeof(HeaderFixed));
       // The copy stands where it was made, as the original does.
       HeaderFixed fixed = source_.header().fixed;
-      stand_in_place(fixed);
+      set_file_identity(fixed);
       std::memcpy(&file_->header().fixed, &fixed, sizeof fixed);
     }
 
    private:
-    void stand_in_place(HeaderFixed& fixed) const {
+    void set_file_identity(HeaderFixed& fixed) const {
       struct statx status;
       if (::statx(file_->descriptor(), "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0)
         throw std::runtime_error("cannot stat");
       fixed.inode = status.stx_ino;
       fixed.device = makedev(status.stx_dev_major, status.stx_dev_minor);
-      fixed.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
+      fixed.birth_time_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
       fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
     }
 
@@ -179,15 +180,16 @@ class StepLong : public ::testing::Test {
   };
 
   // Takes the copy over as the next writer would. Empty if all was well.
-  static std::string take_over(const State& state, UpdateId id, const Contents& before, const Contents& afterwards,
-                               const Changes& changes, bool erases_all, std::uint64_t number, Figures& figures) {
+  static std::string recover_and_check(const State& state, UpdateId id, const Contents& before,
+                                       const Contents& afterwards, const Changes& changes, bool erases_all,
+                                       std::uint64_t number, RecoveryCounts& figures) {
     try {
       const bool holds_view = number % 2 == 0;
       std::optional<View> view;
       if (holds_view) view.emplace(state.pin());
       const auto expected = [&](UpdateId at) -> const Contents& { return at >= id ? afterwards : before; };
 
-      const std::vector<std::string> faults = state.check(TestState::patience(), {});
+      const std::vector<std::string> faults = state.check(TestState::deadline(), {});
       if (!faults.empty()) return "check after taking over: " + faults.front();
       const UpdateId found = state.applied_id();
       if (found != id && found != id - 1) return "applied id is " + std::to_string(found);
@@ -195,7 +197,7 @@ class StepLong : public ::testing::Test {
         return "contents after taking over, at " + std::to_string(found);
       if (found == id - 1) {
         ++figures.rolled_back;
-        const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::patience());
+        const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
         TestState::apply(*writer, changes, erases_all);
       }
       const View now(state.pin());
@@ -209,7 +211,7 @@ class StepLong : public ::testing::Test {
       if (number % 4 < 2) {
         // And on: the space that was taken back is used again.
         for (int more = 0; more < 2; ++more) {
-          const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::patience());
+          const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
           Changes later = changes;
           for (TestChange& change : later) change.value = "later" + std::to_string(more);
           later.push_back({"yet another", "1"});
@@ -218,7 +220,7 @@ class StepLong : public ::testing::Test {
         if (holds_view && TestState::contents(*view) != expected(view->id()))
           return "view from before moved later, at " + std::to_string(view->id());
         if (TestState::contents(now) != afterwards) return "view moved, at " + std::to_string(now.id());
-        const std::vector<std::string> later = state.check(TestState::patience(), {});
+        const std::vector<std::string> later = state.check(TestState::deadline(), {});
         if (!later.empty()) return "check in the end: " + later.front();
       }
     } catch (const std::exception& error) {
@@ -229,45 +231,45 @@ class StepLong : public ::testing::Test {
 
   // Walks a writer through one update and takes over from each of its deaths.
   void walk(const Scenario& scenario, std::uint64_t die_at_permille = 0) {
-    const TemporaryFolder folder("/dev/shm");
+    const TemporaryDirectory folder("/dev/shm");
     const std::string path = folder.file("walked.state");
     {
-      TestState state(path, small_state());
+      TestState state(path, small_state_options());
       scenario.prepare(state, path);
     }
     const Changes changes = scenario.changes(path);
     Contents before;
     UpdateId id;
     {
-      const TestState state(path, small_state());
+      const TestState state(path, small_state_options());
       before = state.contents();
       id = state->applied_id() + 1;
       ASSERT_EQ(state.check(), std::vector<std::string>{}) << scenario.name;
     }
-    const Contents afterwards = after(before, changes, scenario.erases_all);
-    const auto work = writing(path, changes, scenario.erases_all);
+    const Contents afterwards = contents_after(before, changes, scenario.erases_all);
+    const auto work = writer_work(path, changes, scenario.erases_all);
     if (die_at_permille != 0) {
       // The writer whose work is to be taken back dies first, so that the taking back is what is walked through.
       const std::uint64_t stores = stores_on_copy(path, folder.file("dying.state"), changes, scenario.erases_all);
-      WalkedWriter first({.stop_at = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)}, state_bytes_max,
-                         work);
+      WalkedWriter first({.stop_at_store = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)},
+                         state_bytes_max, work);
       ASSERT_TRUE(first.walk());
     }
 
     const std::uint64_t stores = stores_on_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
     const WholeFile source(path);
-    Image image(source, folder.file("image.state"));
-    Figures figures;
+    StateCopy image(source, folder.file("image.state"));
+    RecoveryCounts figures;
     const auto began = std::chrono::steady_clock::now();
-    WalkedWriter writer(plan(source, changes, stores), state_bytes_max, work);
+    WalkedWriter writer(walk_plan(source, changes, stores), state_bytes_max, work);
     const auto look = [&] {
-      image.take();
+      image.copy();
       const std::string fault =
-          take_over(image.state(), id, before, afterwards, changes, scenario.erases_all, random_(), figures);
+          recover_and_check(image.state(), id, before, afterwards, changes, scenario.erases_all, random_(), figures);
       ++figures.states;
       if (fault.empty()) return;
-      ++figures.bad;
-      if (figures.bad <= 5) {
+      ++figures.failures;
+      if (figures.failures <= 5) {
         ADD_FAILURE() << scenario.name << " stores=" << writer.stores() << " die_at=" << die_at_permille << ' '
                       << testing::seed_note() << ": " << fault;
       }
@@ -279,86 +281,87 @@ class StepLong : public ::testing::Test {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     std::printf("%-34s stores=%-8lu states=%-6lu taken_back=%-6lu bad=%lu seconds=%.1f\n",
                 (scenario.name + (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : "")).c_str(),
-                figures.stores, figures.states, figures.rolled_back, figures.bad, seconds);
+                figures.stores, figures.states, figures.rolled_back, figures.failures, seconds);
     total_.stores += figures.stores;
     total_.states += figures.states;
-    total_.bad += figures.bad;
+    total_.failures += figures.failures;
   }
 
   // How many stores the update takes, found on a copy.
   static std::uint64_t stores_on_copy(const std::string& path, const std::string& copy_path, const Changes& changes,
                                       bool erases_all) {
     const WholeFile source(path);
-    const Image copy(source, copy_path);
-    WalkedWriter writer({}, state_bytes_max, writing(copy_path, changes, erases_all));
+    const StateCopy copy(source, copy_path);
+    WalkedWriter writer({}, state_bytes_max, writer_work(copy_path, changes, erases_all));
     while (writer.walk()) {
     }
     return writer.stores();
   }
 
   // Where the file is looked at.
-  WalkPlan plan(const WholeFile& source, const Changes& changes, std::uint64_t stores) {
+  WalkPlan walk_plan(const WholeFile& source, const Changes& changes, std::uint64_t stores) {
     WalkPlan plan;
     const char* const asked = std::getenv("WHYCACHE_STEPS");
     plan.every_store = asked != nullptr && asked == std::string_view("all");
     const std::uint64_t sample = plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", 2000);
     plan.stride = sample == 0 ? 0 : stores / sample + 1;
     plan.seed = random_();
-    plan.once_per_instruction = 2;
-    plan.watched = published_places(source, changes);
+    plan.stores_per_instruction = 2;
+    plan.watched_ranges = publication_ranges(source, changes);
     return plan;
   }
 
   // Bytes by which something is published.
-  static std::vector<WalkPlan::Place> published_places(const WholeFile& source, const Changes& changes) {
-    std::vector<WalkPlan::Place> all;
+  static std::vector<WalkPlan::FileRange> publication_ranges(const WholeFile& source, const Changes& changes) {
+    std::vector<WalkPlan::FileRange> all;
     all.push_back(
         {offsetof(Header, reclaim_generation), offsetof(Header, published) - offsetof(Header, reclaim_generation)});
-    const std::uint64_t word = source.header().directory.load();
-    const std::uint64_t directory = directory_offset(word);
-    const unsigned depth = directory_depth(word);
+    const std::uint64_t word = source.header().index_directory.load();
+    const std::uint64_t directory = index_directory_offset(word);
+    const unsigned depth = global_depth(word);
     all.push_back({directory, sizeof(IndexWord) << (depth + 1)});  // with the place of the doubled one
     for (std::size_t i = 0; i < std::min<std::size_t>(changes.size(), 8); ++i) {
       const std::uint64_t hash = source.hash_of(changes[i].key);
       std::uint64_t slot;
-      std::memcpy(&slot, source.data() + directory + directory_slot(hash, depth) * sizeof slot, sizeof slot);
-      const std::uint64_t bucket = std::min(home_bucket(hash), part_buckets - 2);
+      std::memcpy(&slot, source.data() + directory + index_directory_slot(hash, depth) * sizeof slot, sizeof slot);
+      const std::uint64_t bucket = std::min(home_bucket(hash), index_page_buckets - 2);
       all.push_back(
-          {part_offset(slot) + bucket * bucket_words * sizeof(IndexWord), 2 * bucket_words * sizeof(IndexWord)});
+          {index_page_offset(slot) + bucket * bucket_words * sizeof(IndexWord), 2 * bucket_words * sizeof(IndexWord)});
     }
     return all;
   }
 
   void TearDown() override {
     if (total_.states == 0) return;
-    std::printf("states=%lu bad=%lu stores=%lu\n", total_.states, total_.bad, total_.stores);
+    std::printf("states=%lu bad=%lu stores=%lu\n", total_.states, total_.failures, total_.stores);
   }
 
   std::mt19937_64 random_{testing::test_seed()};
-  Figures total_;
+  RecoveryCounts total_;
 };
 
 // So many keys that the key index has a few leaves under a root.
-void fill(TestState& state, int count = 150) {
+void insert_keys(TestState& state, int count = 150) {
   Changes changes;
   for (int i = 0; i < count; ++i) changes.push_back({"key/" + std::to_string(1000 + i), "value" + std::to_string(i)});
   state.apply(changes);
 }
 
-Scenario simple(const std::string& name, const Changes& changes, bool erases_all = false) {
-  return {name, [](TestState& state, const std::string&) { fill(state); }, [=](const std::string&) { return changes; },
-          erases_all};
+Scenario update_scenario(const std::string& name, const Changes& changes, bool erases_all = false) {
+  return {name, [](TestState& state, const std::string&) { insert_keys(state); },
+          [=](const std::string&) { return changes; }, erases_all};
 }
 
 TEST_F(StepLong, small_updates) {
-  walk(simple("a new key", {{"new", "1"}}));
-  walk(simple("a key overwritten", {{"key/1007", "2"}}));
-  walk(simple("a key erased", {{"key/1007", std::nullopt}}));
-  walk(simple("a key comes twice",
-              {{"key/1007", "2"}, {"new", "1"}, {"new", std::nullopt}, {"key/1007", std::nullopt}, {"new", "2"}}));
+  walk(update_scenario("a new key", {{"new", "1"}}));
+  walk(update_scenario("a key overwritten", {{"key/1007", "2"}}));
+  walk(update_scenario("a key erased", {{"key/1007", std::nullopt}}));
+  walk(update_scenario(
+      "a key comes twice",
+      {{"key/1007", "2"}, {"new", "1"}, {"new", std::nullopt}, {"key/1007", std::nullopt}, {"new", "2"}}));
   walk({"an erased key comes back",
         [](TestState& state, const std::string&) {
-          fill(state);
+          insert_keys(state);
           state.apply({{"key/1007", std::nullopt}});
         },
         [](const std::string&) {
@@ -380,54 +383,54 @@ TEST_F(StepLong, small_updates) {
 TEST_F(StepLong, updates_that_change_the_key_index) {
   Changes many;
   for (int i = 0; i < 60; ++i) many.push_back({"key/1050/" + std::to_string(i), "v"});
-  walk(simple("leaves split", many));
+  walk(update_scenario("leaves split", many));
   Changes going;
   for (int i = 20; i < 130; ++i) going.push_back({"key/" + std::to_string(1000 + i), std::nullopt});
-  walk(simple("leaves merge", going));
-  walk(simple("everything erased", {{"key/1003", "again"}, {"new", "1"}}, true));
+  walk(update_scenario("leaves merge", going));
+  walk(update_scenario("everything erased", {{"key/1003", "again"}, {"new", "1"}}, true));
 }
 
 TEST_F(StepLong, updates_that_split_the_point_index) {
   const auto crowd = [](TestState& state, const std::string& path, std::uint64_t top, unsigned bits,
                         const std::string& name) {
-    Changes changes = crowd_one_bucket(path, 64, top, bits, name);
+    Changes changes = colliding_changes(path, 64, top, bits, name);
     state.apply(changes);
   };
   const auto one_more = [](std::uint64_t top, unsigned bits, const std::string& name) {
     return [=](const std::string& path) {
-      return Changes{crowd_one_bucket(path, 65, top, bits, name).back(), {"key/1001", "2"}};
+      return Changes{colliding_changes(path, 65, top, bits, name).back(), {"key/1001", "2"}};
     };
   };
   walk({"directory doubles, part splits",
         [&](TestState& state, const std::string& path) {
-          fill(state, 20);
+          insert_keys(state, 20);
           crowd(state, path, 0, 0, "a");
         },
         one_more(0, 0, "a")});
   walk({"part of four slots splits",
         [&](TestState& state, const std::string& path) {
-          fill(state, 20);
+          insert_keys(state, 20);
           crowd(state, path, 7, 3, "a");
-          state.apply({crowd_one_bucket(path, 65, 7, 3, "a")
+          state.apply({colliding_changes(path, 65, 7, 3, "a")
                            .back()});  // all in one eighth, so that the directory doubles thrice
           crowd(state, path, 0, 1, "b");
         },
         one_more(0, 1, "b")});
   walk({"part is purged of fillers",
         [&](TestState& state, const std::string& path) {
-          fill(state, 20);
+          insert_keys(state, 20);
           // As if many keys had come and gone.
           const WholeFile file(path);
           std::uint64_t slot;
-          std::memcpy(&slot, file.data() + directory_offset(file.header().directory.load()), sizeof slot);
-          auto* const words = reinterpret_cast<std::uint64_t*>(file.data() + part_offset(slot));
+          std::memcpy(&slot, file.data() + index_directory_offset(file.header().index_directory.load()), sizeof slot);
+          auto* const words = reinterpret_cast<std::uint64_t*>(file.data() + index_page_offset(slot));
           std::uint32_t fillers = 0;
-          for (std::uint64_t i = 0; i < part_words; ++i) {
+          for (std::uint64_t i = 0; i < index_page_words; ++i) {
             if (words[i] != empty_word || i % 16 == 15) continue;  // the empty words of a bucket are its last
-            words[i] = filler_word;
+            words[i] = tombstone_word;
             ++fillers;
           }
-          reinterpret_cast<SegmentDescriptor*>(file.data() + descriptor_offset(part_offset(slot) / segment_bytes))
+          reinterpret_cast<SegmentDescriptor*>(file.data() + descriptor_offset(index_page_offset(slot) / segment_bytes))
               ->used = fillers;
         },
         [](const std::string&) {
@@ -436,10 +439,10 @@ TEST_F(StepLong, updates_that_split_the_point_index) {
 }
 
 TEST_F(StepLong, updates_that_move_space_about) {
-  walk(simple("large entry", {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
+  walk(update_scenario("large entry", {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
   walk({"large entry goes",
         [](TestState& state, const std::string&) {
-          fill(state);
+          insert_keys(state);
           state.apply({{"large", std::string(300'000, 'l')}});
         },
         [](const std::string&) {
@@ -447,10 +450,10 @@ TEST_F(StepLong, updates_that_move_space_about) {
         }});
   walk({"file grows",
         [](TestState& state, const std::string&) {
-          fill(state);
+          insert_keys(state);
           // The open segment is nearly full, and none is free.
-          const std::uint64_t before = state->insides().file_bytes;
-          for (int i = 0; state->insides().file_bytes == before; ++i)
+          const std::uint64_t before = state->inspect().file_bytes;
+          for (int i = 0; state->inspect().file_bytes == before; ++i)
             state.apply({{"filling" + std::to_string(i), std::string(60'000, 'f')}});
           state.apply({{"rest", std::string(60'000, 'f')}});
           state.apply({{"rest2", std::string(60'000, 'f')}});
@@ -479,19 +482,21 @@ TEST_F(StepLong, updates_that_move_space_about) {
 
 TEST_F(StepLong, taking_back_what_a_dead_writer_left) {
   for (const std::uint64_t permille : {500, 900, 985}) {
-    walk(simple("leaves split",
-                {{"key/1007", "2"}, {"key/1050/1", std::string(500, 'x')}, {"new", "1"}, {"key/1009", std::nullopt}}),
+    walk(update_scenario(
+             "leaves split",
+             {{"key/1007", "2"}, {"key/1050/1", std::string(500, 'x')}, {"new", "1"}, {"key/1009", std::nullopt}}),
          permille);
-    walk({"part of two slots splits",
-          [&](TestState& state, const std::string& path) {
-            fill(state, 20);
-            state.apply(crowd_one_bucket(path, 65, 3, 2, "a"));  // the directory doubles twice
-            state.apply(crowd_one_bucket(path, 64, 0, 1, "b"));
-          },
-          [](const std::string& path) {
-            return Changes{{"key/1001", "2"}, crowd_one_bucket(path, 65, 0, 1, "b").back(), {"key/1002", std::nullopt}};
-          }},
-         permille);
+    walk(
+        {"part of two slots splits",
+         [&](TestState& state, const std::string& path) {
+           insert_keys(state, 20);
+           state.apply(colliding_changes(path, 65, 3, 2, "a"));  // the directory doubles twice
+           state.apply(colliding_changes(path, 64, 0, 1, "b"));
+         },
+         [](const std::string& path) {
+           return Changes{{"key/1001", "2"}, colliding_changes(path, 65, 0, 1, "b").back(), {"key/1002", std::nullopt}};
+         }},
+        permille);
   }
 }
 

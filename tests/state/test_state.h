@@ -11,7 +11,7 @@
 
 #include "state/read/pin.h"
 #include "state/state.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 
 namespace whycache::testing {
 
@@ -35,7 +35,7 @@ class TestState {
 
   // Applies the next update.
   UpdateId apply(const std::vector<TestChange>& changes, bool erases_all = false) {
-    const std::unique_ptr<StateWriter> writer = state_->begin_write(patience(), AfterWriting::keep_for_a_while);
+    const std::unique_ptr<StateWriter> writer = state_->begin_write(deadline(), MappingPolicy::cache);
     return apply(*writer, changes, erases_all);
   }
 
@@ -67,8 +67,8 @@ class TestState {
   }
   std::map<std::string, std::string> contents() const { return contents(view()); }
 
-  std::vector<std::string> check() const { return state_->check(patience(), {}); }
-  static Deadline patience() { return Deadline(std::chrono::seconds(20)); }
+  std::vector<std::string> check() const { return state_->check(deadline(), {}); }
+  static Deadline deadline() { return Deadline(std::chrono::seconds(20)); }
 
  private:
   std::unique_ptr<State> state_;

@@ -27,7 +27,7 @@ constexpr greg_t trap_flag = 0x100;
 
 // All of this is the child's.
 const WalkPlan* plan = nullptr;
-WalkedWriter::Told* told = nullptr;
+WalkedWriter::Progress* progress = nullptr;
 std::uint64_t mapped_bytes = 0;
 bool watching = false;
 char* file_begin = nullptr;  // as it is mapped
@@ -36,20 +36,20 @@ std::size_t open_page_count = 0;
 
 // How often each instruction stored.
 struct Instruction {
-  greg_t place = 0;
+  greg_t address = 0;
   std::uint64_t stores = 0;
 };
 std::array<Instruction, 8192> instructions;
 
-std::uint64_t stores_of(greg_t place) {
+std::uint64_t count_store(greg_t place) {
   for (auto i = static_cast<std::size_t>(place) % instructions.size();; i = (i + 1) % instructions.size()) {
     Instruction& one = instructions[i];
-    if (one.place == 0) one.place = place;
-    if (one.place == place) return ++one.stores;
+    if (one.address == 0) one.address = place;
+    if (one.address == place) return ++one.stores;
   }
 }
 
-std::uint64_t random_number() {
+std::uint64_t next_random() {
   static std::uint64_t at = plan->seed;
   at += 0x9e3779b97f4a7c15;  // SplitMix64
   std::uint64_t mixed = (at ^ at >> 30) * 0xbf58476d1ce4e5b9;
@@ -57,31 +57,31 @@ std::uint64_t random_number() {
   return mixed ^ mixed >> 31;
 }
 
-bool is_sampled(std::uint64_t number) {
+bool take_sample(std::uint64_t number) {
   static std::uint64_t next = 0;
   if (plan->stride == 0) return false;
-  if (next == 0) next = 1 + random_number() % plan->stride;
+  if (next == 0) next = 1 + next_random() % plan->stride;
   if (number < next) return false;
   const std::uint64_t stratum = (number - 1) / plan->stride;
-  next = (stratum + 1) * plan->stride + 1 + random_number() % plan->stride;
+  next = (stratum + 1) * plan->stride + 1 + next_random() % plan->stride;
   return true;
 }
 
 bool is_watched(std::uint64_t offset) {
-  for (const WalkPlan::Place& place : plan->watched) {
+  for (const WalkPlan::FileRange& place : plan->watched_ranges) {
     if (offset >= place.offset && offset - place.offset < place.bytes) return true;
   }
   return false;
 }
 
-bool is_in_plan(std::uint64_t offset, greg_t instruction) {
+bool record_store(std::uint64_t offset, greg_t instruction) {
   static bool was_watched = false;
-  const std::uint64_t number = ++told->stores;
+  const std::uint64_t number = ++progress->stores;
   const bool behind_watched = was_watched;
   was_watched = is_watched(offset);
-  const bool sampled = is_sampled(number);
-  const bool rare = stores_of(instruction) <= plan->once_per_instruction;
-  return plan->every_store || number == plan->stop_at || sampled || rare || was_watched || behind_watched;
+  const bool sampled = take_sample(number);
+  const bool rare = count_store(instruction) <= plan->stores_per_instruction;
+  return plan->every_store || number == plan->stop_at_store || sampled || rare || was_watched || behind_watched;
 }
 
 void before_store(int, siginfo_t* info, void* context) {
@@ -93,7 +93,7 @@ void before_store(int, siginfo_t* info, void* context) {
     return;
   }
   // A store across the end of a page faults twice.
-  if (open_page_count == 0 && is_in_plan(static_cast<std::uint64_t>(place - file_begin), registers[REG_RIP]))
+  if (open_page_count == 0 && record_store(static_cast<std::uint64_t>(place - file_begin), registers[REG_RIP]))
     ::raise(SIGSTOP);
   char* const page = place - reinterpret_cast<std::uintptr_t>(place) % page_bytes;
   ::mprotect(page, page_bytes, PROT_READ | PROT_WRITE);
@@ -106,7 +106,7 @@ void after_store(int, siginfo_t*, void* context) {
   static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_EFL] &= ~trap_flag;
 }
 
-void handle(int signal, void (*handler)(int, siginfo_t*, void*)) {
+void install_handler(int signal, void (*handler)(int, siginfo_t*, void*)) {
   struct sigaction action {};
   action.sa_sigaction = handler;
   action.sa_flags = SA_SIGINFO;
@@ -115,7 +115,7 @@ void handle(int signal, void (*handler)(int, siginfo_t*, void*)) {
 
 }  // namespace
 
-const char* WalkedWriter::why_not() { return nullptr; }
+const char* WalkedWriter::unsupported_reason() { return nullptr; }
 
 WalkedWriter::WalkedWriter(const WalkPlan& walk_plan, std::uint64_t bytes, const Work& work) : child_(::fork()) {
   if (child_ < 0) throw std::runtime_error("cannot fork");
@@ -125,10 +125,10 @@ WalkedWriter::WalkedWriter(const WalkPlan& walk_plan, std::uint64_t bytes, const
   }
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   plan = &walk_plan;
-  told = &*told_;
+  progress = &*progress_;
   mapped_bytes = bytes;
-  handle(SIGSEGV, before_store);
-  handle(SIGTRAP, after_store);
+  install_handler(SIGSEGV, before_store);
+  install_handler(SIGTRAP, after_store);
   try {
     work([] {
       watching = true;
@@ -137,7 +137,7 @@ WalkedWriter::WalkedWriter(const WalkPlan& walk_plan, std::uint64_t bytes, const
   } catch (...) {
     ::_exit(2);
   }
-  told->done = true;
+  progress->done = true;
   ::raise(SIGSTOP);
   ::_exit(0);
 }
@@ -162,7 +162,7 @@ WalkedWriter::~WalkedWriter() {
 bool WalkedWriter::walk() {
   ::kill(child_, SIGCONT);
   wait_for_stop();
-  return !told_->done;
+  return !progress_->done;
 }
 
 void WalkedWriter::wait_for_stop() {

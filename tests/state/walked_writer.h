@@ -19,17 +19,17 @@ namespace whycache::testing {
 
 // At which stores the walk stops, besides those that are asked for by their number.
 struct WalkPlan {
-  struct Place {
+  struct FileRange {
     std::uint64_t offset;  // in the file
     std::uint64_t bytes;
   };
 
   bool every_store = false;
-  std::uint64_t stop_at = 0;               // at the store of this number, from 1
-  std::uint64_t stride = 0;                // at one of so many, at random; 0: not by number
-  std::uint64_t seed = 0;                  // of that choice
-  std::uint64_t once_per_instruction = 0;  // at the first so many stores of each instruction there is
-  std::vector<Place> watched;              // before and behind each store to these
+  std::uint64_t stop_at_store = 0;           // at the store of this number, from 1
+  std::uint64_t stride = 0;                  // at one of so many, at random; 0: not by number
+  std::uint64_t seed = 0;                    // of that choice
+  std::uint64_t stores_per_instruction = 0;  // at the first so many stores of each instruction there is
+  std::vector<FileRange> watched_ranges;     // before and behind each store to these
 };
 
 class WalkedWriter {
@@ -38,7 +38,7 @@ class WalkedWriter {
   using Work = std::function<void(const std::function<void()>& ready)>;
 
   // Why this cannot be done here; nullptr: it can.
-  static const char* why_not();
+  static const char* unsupported_reason();
 
   // The file is the one that `work` maps for writing with `mapped_bytes` of address space. Returns when the child is
   // ready.
@@ -51,9 +51,9 @@ class WalkedWriter {
   // On to the next store that the plan names: the child stands before it. False: the work is done.
   bool walk();
   // How many stores the child came to so far.
-  std::uint64_t stores() const { return told_->stores; }
+  std::uint64_t stores() const { return progress_->stores; }
 
-  struct Told {
+  struct Progress {
     std::uint64_t stores = 0;
     bool done = false;
   };
@@ -61,7 +61,7 @@ class WalkedWriter {
  private:
   void wait_for_stop();
 
-  SharedWithChildren<Told> told_;  // before child_: made before the fork
+  SharedWithChildren<Progress> progress_;  // before child_: made before the fork
   pid_t child_;
 };
 

@@ -20,7 +20,7 @@
 #include "state/test_state.h"
 #include "support/child_process.h"
 #include "support/mappings.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 
 namespace whycache::testing {
 namespace {
@@ -28,12 +28,12 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::IsEmpty;
 
-constexpr milliseconds longer_than_it_is_kept{30};
+constexpr milliseconds longer_than_cached{30};
 
-class KeptMappingTest : public ::testing::Test {
+class WritableMappingCacheTest : public ::testing::Test {
  protected:
   // Writes until the mapping is kept: on a busy machine one write may come too long after the other.
-  void write_until_it_is_kept(TestState& state) {
+  void write_until_cached(TestState& state) {
     for (int i = 0; i < 1000; ++i) {
       state.apply({{"key" + std::to_string(i % 10), std::to_string(i)}});
       if (writable_mappings() > 0) return;
@@ -41,40 +41,40 @@ class KeptMappingTest : public ::testing::Test {
     FAIL() << "it is never kept";
   }
   int writable_mappings() const { return writable_mappings_of(path()); }
-  std::string path() const { return folder_.file("a.state"); }
+  std::string path() const { return directory_.file("a.state"); }
 
-  TemporaryFolder folder_;
+  TemporaryDirectory directory_;
 };
 
-TEST_F(KeptMappingTest, a_single_write_keeps_nothing) {
+TEST_F(WritableMappingCacheTest, a_single_write_keeps_nothing) {
   TestState state(path());
   state.apply({{"a", "1"}});
   EXPECT_EQ(writable_mappings(), 0);
-  std::this_thread::sleep_for(longer_than_it_is_kept);
+  std::this_thread::sleep_for(longer_than_cached);
   state.apply({{"a", "2"}});
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-TEST_F(KeptMappingTest, it_is_kept_between_writes_and_gone_with_them) {
+TEST_F(WritableMappingCacheTest, it_is_kept_between_writes_and_gone_with_them) {
   TestState state(path());
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   EXPECT_EQ(writable_mappings(), 1);
-  std::this_thread::sleep_for(longer_than_it_is_kept);
+  std::this_thread::sleep_for(longer_than_cached);
   state->unmap_if_idle();
   EXPECT_EQ(writable_mappings(), 0);
 
-  write_until_it_is_kept(state);
-  std::this_thread::sleep_for(longer_than_it_is_kept);
+  write_until_cached(state);
+  std::this_thread::sleep_for(longer_than_cached);
   { const View view = state.view(); }
   EXPECT_EQ(writable_mappings(), 0);
 
-  write_until_it_is_kept(state);
-  std::this_thread::sleep_for(longer_than_it_is_kept);
+  write_until_cached(state);
+  std::this_thread::sleep_for(longer_than_cached);
   state.apply({{"a", "2"}});  // the first for a while, and not in a row
   EXPECT_EQ(writable_mappings(), 0);
 
-  write_until_it_is_kept(state);
-  state->keep_nothing();
+  write_until_cached(state);
+  state->disable_mapping_cache();
   EXPECT_EQ(writable_mappings(), 0);
   for (int i = 0; i < 20; ++i) state.apply({{"b", "1"}});
   EXPECT_EQ(writable_mappings(), 0);
@@ -82,24 +82,24 @@ TEST_F(KeptMappingTest, it_is_kept_between_writes_and_gone_with_them) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(KeptMappingTest, it_is_kept_only_by_who_says_so_and_writes) {
+TEST_F(WritableMappingCacheTest, it_is_kept_only_by_who_says_so_and_writes) {
   TestState state(path());
   for (int i = 0; i < 20; ++i) {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     TestState::apply(*writer, {{"a", std::to_string(i)}});
   }
   EXPECT_EQ(writable_mappings(), 0);
-  for (int i = 0; i < 20; ++i) state->begin_write(TestState::patience(), AfterWriting::keep_for_a_while);
+  for (int i = 0; i < 20; ++i) state->begin_write(TestState::deadline(), MappingPolicy::cache);
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-TEST_F(KeptMappingTest, who_writes_much_does_not_keep_it) {
+TEST_F(WritableMappingCacheTest, who_writes_much_does_not_keep_it) {
   TestState state(path());
   std::vector<TestChange> changes;
   for (int i = 0; i < 2000; ++i) changes.push_back({"key" + std::to_string(i), "value"});
   for (int i = 0; i < 5; ++i) state.apply(changes);
   EXPECT_EQ(writable_mappings(), 0);
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   state.apply({}, /*erases_all=*/true);
   EXPECT_EQ(writable_mappings(), 0);
 
@@ -116,17 +116,17 @@ TEST_F(KeptMappingTest, who_writes_much_does_not_keep_it) {
 }
 
 // Without what else would drop it, a switch of files: what is taken has to fit by itself.
-TEST_F(KeptMappingTest, what_is_taken_is_of_the_same_state_and_holds_all_of_it) {
-  const std::string other_path = folder_.file("other.state");
+TEST_F(WritableMappingCacheTest, what_is_taken_is_of_the_same_state_and_holds_all_of_it) {
+  const std::string other_path = directory_.file("other.state");
   constexpr std::uint64_t bytes_max = std::uint64_t{64} << 20;
   TestState state(path());
   const TestState other(other_path);
   const Mapping present(open_file(path(), O_RDONLY), path(), bytes_max, Mapping::Access::read);
   const Mapping present_other(open_file(other_path, O_RDONLY), other_path, bytes_max, Mapping::Access::read);
-  KeptMapping kept;
+  WritableMappingCache kept;
   const auto keep = [&](std::uint64_t bytes) {
     for (int i = 0; i < 1000; ++i) {
-      kept.keep(std::make_unique<WritableMapping>(path(), bytes));
+      kept.put(std::make_unique<WritableMapping>(path(), bytes));
       if (writable_mappings() > 0) return;
     }
   };
@@ -140,24 +140,24 @@ TEST_F(KeptMappingTest, what_is_taken_is_of_the_same_state_and_holds_all_of_it) 
   // One that reserved less than others, who were allowed more, have made of the file since.
   keep(present.usable_bytes());
   for (int i = 0; i < 40; ++i) state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
-  ASSERT_GT(state->insides().file_bytes, present.usable_bytes());
-  state->keep_nothing();
+  ASSERT_GT(state->inspect().file_bytes, present.usable_bytes());
+  state->disable_mapping_cache();
   ASSERT_EQ(writable_mappings(), 1);
   EXPECT_EQ(kept.take(present), nullptr);
   EXPECT_EQ(writable_mappings(), 0);
 }
 
 // A backup put back into the same file: whoever opens it makes it ours, with its own hash seed.
-TEST_F(KeptMappingTest, a_state_that_was_copied_over_ours_is_written_to_as_what_it_is) {
+TEST_F(WritableMappingCacheTest, a_state_that_was_copied_over_ours_is_written_to_as_what_it_is) {
   const auto key = [](int i) { return "a key that is longer than two words " + std::to_string(i); };
-  const std::string other_path = folder_.file("other.state");
+  const std::string other_path = directory_.file("other.state");
   {
     TestState other(other_path);
     for (int i = 0; i < 50; ++i) other.apply({{key(i), "other"}});
   }
   TestState state(path());
   for (int i = 0; i < 20; ++i) state.apply({{key(i), "old"}});
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   ASSERT_EQ(std::system(("cp " + other_path + " " + path()).c_str()), 0);
   TestState opened(path());
   for (int i = 0; i < 5; ++i) state.apply({{key(i), "new"}});
@@ -167,9 +167,9 @@ TEST_F(KeptMappingTest, a_state_that_was_copied_over_ours_is_written_to_as_what_
 }
 
 // Each of them made it grow, and writes to where the others have grown it.
-TEST_F(KeptMappingTest, writers_of_several_processes_take_turns) {
+TEST_F(WritableMappingCacheTest, writers_of_several_processes_take_turns) {
   TestState state(path());
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   const std::uint64_t items_before = state->info().item_count;
   struct Turns {
     std::atomic<int> next{0};
@@ -198,13 +198,13 @@ TEST_F(KeptMappingTest, writers_of_several_processes_take_turns) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(KeptMappingTest, one_of_a_file_that_was_replaced_is_not_written_to) {
+TEST_F(WritableMappingCacheTest, one_of_a_file_that_was_replaced_is_not_written_to) {
   TestState state(path());
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   {
     TestState other(path());
     const std::unique_ptr<StateBuilder> builder = other->begin_build(test_uuid, "test:");
-    builder->loaded(1000, 1000);
+    builder->finish_load(1000, 1000);
     builder->install();
     other.apply({{"new", "1"}});
   }
@@ -214,22 +214,22 @@ TEST_F(KeptMappingTest, one_of_a_file_that_was_replaced_is_not_written_to) {
   EXPECT_EQ(state->info().item_count, 2U);
   EXPECT_THAT(state.check(), IsEmpty());
 
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   {
     const TestState other(path());
     const std::unique_ptr<StateBuilder> builder = other->begin_build(test_uuid, "test:");
-    builder->loaded(2000, 2000);
+    builder->finish_load(2000, 2000);
     builder->install();
   }
   EXPECT_EQ(state->info().applied_id, 2000U);  // who reads switches, and lets go of the old file
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-TEST_F(KeptMappingTest, a_forked_child_has_one_of_its_own) {
+TEST_F(WritableMappingCacheTest, a_forked_child_has_one_of_its_own) {
   TestState state(path());
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   const UpdateId before = state->info().applied_id;
-  EXPECT_EQ(in_child([&]() -> std::string {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
               if (writable_mappings() != 0) return "the parent's is still there";
               state.apply({{"child", "first"}});
               if (writable_mappings() != 0) return "it is kept after one write";
@@ -245,18 +245,18 @@ TEST_F(KeptMappingTest, a_forked_child_has_one_of_its_own) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(KeptMappingTest, after_a_failure_the_state_is_taken_over_again) {
+TEST_F(WritableMappingCacheTest, after_a_failure_the_state_is_taken_over_again) {
   TestState state(path());
-  write_until_it_is_kept(state);
+  write_until_cached(state);
   {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     Update update;
     update.id = writer->info().applied_id + 7;
     EXPECT_THROW(writer->apply(update), Error);
   }
   EXPECT_EQ(writable_mappings(), 0);
   {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::patience());
+    const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     EXPECT_TRUE(writer->recovered());
     TestState::apply(*writer, {{"a", "1"}});
   }
@@ -264,12 +264,12 @@ TEST_F(KeptMappingTest, after_a_failure_the_state_is_taken_over_again) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(KeptMappingTest, address_space_that_is_limited_is_not_kept) {
+TEST_F(WritableMappingCacheTest, address_space_that_is_limited_is_not_kept) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "a sanitizer takes more address space than there is to limit";
 #endif
   { TestState made(path()); }
-  EXPECT_EQ(in_child([&]() -> std::string {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
               rlimit limit{};
               ::getrlimit(RLIMIT_AS, &limit);
               limit.rlim_cur = std::uint64_t{256} << 30;

@@ -59,7 +59,7 @@ class ChildProcess {
     } catch (const std::exception& error) {
       said = std::string("threw: ") + error.what();
     }
-    std::strncpy(said_->text, said.c_str(), sizeof said_->text - 1);
+    std::strncpy(report_->text, said.c_str(), sizeof report_->text - 1);
     ::_exit(said.empty() ? 0 : 1);
   }
   ~ChildProcess() {
@@ -82,24 +82,24 @@ class ChildProcess {
       ended_ = true;
     }
     if (WIFSIGNALED(status_)) return "died of signal " + std::to_string(WTERMSIG(status_));
-    if (WIFEXITED(status_) && WEXITSTATUS(status_) != 0 && said_->text[0] == '\0') {
+    if (WIFEXITED(status_) && WEXITSTATUS(status_) != 0 && report_->text[0] == '\0') {
       return "exited with " + std::to_string(WEXITSTATUS(status_));
     }
-    return said_->text;
+    return report_->text;
   }
 
  private:
-  struct Said {
+  struct Report {
     char text[1000] = {};
   };
-  SharedWithChildren<Said> said_;  // before id_: made before the fork
+  SharedWithChildren<Report> report_;  // before id_: made before the fork
   pid_t id_;
   int status_ = 0;
   bool ended_ = false;
 };
 
 template <typename Story>
-std::string in_child(Story&& story, unsigned seconds_max = 100) {
+std::string run_in_child(Story&& story, unsigned seconds_max = 100) {
   return ChildProcess(std::forward<Story>(story), seconds_max).wait();
 }
 

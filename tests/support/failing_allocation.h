@@ -8,27 +8,27 @@
 namespace whycache::testing {
 
 // Of this thread: the allocation that fails, counted from now; 0: none.
-inline thread_local long failing_allocation = 0;
+inline thread_local long allocations_until_failure = 0;
 // How many there were.
-inline thread_local long allocations = 0;
+inline thread_local long allocation_count = 0;
 
-inline bool allocation_fails() {
-  ++allocations;
-  return failing_allocation > 0 && --failing_allocation == 0;
+inline bool count_allocation() {
+  ++allocation_count;
+  return allocations_until_failure > 0 && --allocations_until_failure == 0;
 }
 
 }  // namespace whycache::testing
 
 // Inlined, g++ takes them for a pair that does not fit.
 [[gnu::noinline]] void* operator new(std::size_t bytes) {
-  void* const memory = whycache::testing::allocation_fails() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+  void* const memory = whycache::testing::count_allocation() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 [[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
   const auto align = static_cast<std::size_t>(alignment);
   void* const memory =
-      whycache::testing::allocation_fails() ? nullptr : std::aligned_alloc(align, (bytes + align - 1) / align * align);
+      whycache::testing::count_allocation() ? nullptr : std::aligned_alloc(align, (bytes + align - 1) / align * align);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }

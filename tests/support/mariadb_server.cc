@@ -23,7 +23,9 @@ namespace {
 namespace fs = std::filesystem;
 
 // In memory where that can be: the stories are about order, not about disks.
-fs::path parent_folder() { return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path(); }
+fs::path parent_directory() {
+  return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path();
+}
 
 std::vector<std::string> with_user(std::vector<std::string> words) {
   if (::geteuid() == 0) words.push_back("--user=root");
@@ -39,7 +41,7 @@ fs::path data_template() {
                         ("mariadb_data_" + std::to_string(::geteuid()) + '_' +
                          std::to_string(fs::last_write_time(find_program("mariadbd")).time_since_epoch().count()));
   if (fs::exists(made)) return made;
-  const TemporaryFolder folder(fs::path(WHYCACHE_TEST_BIN));
+  const TemporaryDirectory folder(fs::path(WHYCACHE_TEST_BIN));
   const pid_t pid = run_program(
       with_user({installer, "--no-defaults", "--datadir=" + folder.file("data"), "--skip-test-db",
                  "--auth-root-authentication-method=normal", "--innodb-log-file-size=8M", "--innodb-undo-tablespaces=0",
@@ -62,37 +64,39 @@ MariadbServer& MariadbServer::shared() {
 }
 
 MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data, const std::string& parent)
-    : options_(std::move(options)), folder_(parent.empty() ? parent_folder() : fs::path(parent)), owner_(::getpid()) {
-  fs::copy(data.empty() ? data_template() : fs::path(data), folder_.file("data"), fs::copy_options::recursive);
+    : options_(std::move(options)),
+      directory_(parent.empty() ? parent_directory() : fs::path(parent)),
+      owner_pid_(::getpid()) {
+  fs::copy(data.empty() ? data_template() : fs::path(data), directory_.file("data"), fs::copy_options::recursive);
   // Programs that a server starts may run as another user.
-  fs::permissions(folder_.path(), fs::perms(0755));
-  fs::permissions(folder_.file("data"), fs::perms(0777));
+  fs::permissions(directory_.path(), fs::perms(0755));
+  fs::permissions(directory_.file("data"), fs::perms(0777));
   start();
 }
 
 MariadbServer::~MariadbServer() {
-  if (::getpid() != owner_) return;  // a forked child's copy
+  if (::getpid() != owner_pid_) return;  // a forked child's copy
   kill();
 }
 
-void MariadbServer::begin(std::uint16_t port) {
+void MariadbServer::launch(std::uint16_t port) {
   port_ = port;
   std::vector<std::string> words = with_user(
-      {find_program("mariadbd"), "--no-defaults", "--datadir=" + folder_.file("data"), "--socket=" + socket(),
-       "--pid-file=" + folder_.file("pid"), "--log-error=" + folder_.file("error.log"), "--bind-address=127.0.0.1",
-       "--port=" + std::to_string(port), "--skip-log-bin", "--performance-schema=off", "--innodb-log-file-size=8M",
-       "--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=0",
+      {find_program("mariadbd"), "--no-defaults", "--datadir=" + directory_.file("data"), "--socket=" + socket(),
+       "--pid-file=" + directory_.file("pid"), "--log-error=" + directory_.file("error.log"),
+       "--bind-address=127.0.0.1", "--port=" + std::to_string(port), "--skip-log-bin", "--performance-schema=off",
+       "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=0",
        "--innodb-buffer-pool-load-at-startup=0", "--innodb-flush-method=fsync", "--max-allowed-packet=64M",
-       "--tmpdir=" + folder_.path(), "--max-connections=400"});
+       "--tmpdir=" + directory_.path(), "--max-connections=400"});
   if (const char* const more = std::getenv("WHYCACHE_TEST_MARIADB_OPTIONS")) {
     std::istringstream text(more);
     words.insert(words.end(), std::istream_iterator<std::string>(text), {});
   }
   words.insert(words.end(), options_.begin(), options_.end());
-  pid_ = run_program(words, folder_.file("error.log"));
+  pid_ = run_program(words, directory_.file("error.log"));
 }
 
-bool MariadbServer::wait_until_it_answers() {
+bool MariadbServer::wait_until_ready() {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (std::chrono::steady_clock::now() < end) {
     try {
@@ -114,14 +118,14 @@ void MariadbServer::start() {
   // quicker.
   const int attempts = port_ == 0 ? 3 : 1;
   for (int attempt = 0; attempt < attempts; ++attempt) {
-    begin(attempts == 1 ? port_ : free_port());
-    if (wait_until_it_answers()) return;
+    launch(attempts == 1 ? port_ : free_port());
+    if (wait_until_ready()) return;
     kill();
   }
   throw std::runtime_error("mariadbd does not start: " + error_log());
 }
 
-std::string MariadbServer::error_log() const { return read_file(folder_.file("error.log")); }
+std::string MariadbServer::error_log() const { return read_file(directory_.file("error.log")); }
 
 void MariadbServer::stop() {
   if (pid_ <= 0) return;
@@ -141,14 +145,14 @@ void MariadbServer::pause() {
   ::kill(pid_, SIGSTOP);
   ::waitpid(pid_, nullptr, WUNTRACED);  // until then it may still answer
 }
-void MariadbServer::go_on() { ::kill(pid_, SIGCONT); }
+void MariadbServer::resume() { ::kill(pid_, SIGCONT); }
 
 std::string MariadbServer::url(const std::string& database, const std::string& user) const {
   return "mysql://" + user + "@127.0.0.1:" + std::to_string(port_) + '/' + database;
 }
 
 std::string MariadbServer::make_database() {
-  const std::string name = "database_" + std::to_string(++databases_);
+  const std::string name = "database_" + std::to_string(++database_count_);
   MariadbClient(*this).run("CREATE DATABASE " + name);
   return name;
 }

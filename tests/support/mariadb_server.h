@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 
 namespace whycache::testing {
 
@@ -32,32 +32,32 @@ class MariadbServer {
   ~MariadbServer();
 
   std::uint16_t port() const { return port_; }
-  std::string socket() const { return folder_.file("socket"); }
+  std::string socket() const { return directory_.file("socket"); }
   // A URL without options: "mysql://root@127.0.0.1:4711/database".
   std::string url(const std::string& database, const std::string& user = "root") const;
-  std::string file(const std::string& name) const { return folder_.file(name); }
+  std::string file(const std::string& name) const { return directory_.file(name); }
 
   void start();
   void stop();  // in good order
   void kill();  // at once, as by kill -9
   // Kept by the kernel from running, and let run again.
   void pause();
-  void go_on();
+  void resume();
 
   // Makes a database, and returns its name, which no other has.
   std::string make_database();
 
  private:
-  void begin(std::uint16_t port);
-  bool wait_until_it_answers();
+  void launch(std::uint16_t port);
+  bool wait_until_ready();
   std::string error_log() const;
 
   std::vector<std::string> options_;
-  TemporaryFolder folder_;
+  TemporaryDirectory directory_;
   std::uint16_t port_ = 0;
   pid_t pid_ = -1;
-  pid_t owner_;
-  int databases_ = 0;
+  pid_t owner_pid_;
+  int database_count_ = 0;
 };
 
 // A connection of the test's own, as any other program would have it.

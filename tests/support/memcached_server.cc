@@ -25,16 +25,16 @@ MemcachedServer& MemcachedServer::shared() {
 }
 
 MemcachedServer::MemcachedServer(std::vector<std::string> options, bool by_socket)
-    : options_(std::move(options)), by_socket_(by_socket), owner_(::getpid()) {
+    : options_(std::move(options)), uses_socket_(by_socket), owner_pid_(::getpid()) {
   start();
 }
 
 MemcachedServer::~MemcachedServer() {
-  if (::getpid() == owner_) kill();
+  if (::getpid() == owner_pid_) kill();
 }
 
-std::string MemcachedServer::place() const {
-  return by_socket_ ? folder_.file("socket") : "127.0.0.1:" + std::to_string(port_);
+std::string MemcachedServer::address() const {
+  return uses_socket_ ? directory_.file("socket") : "127.0.0.1:" + std::to_string(port_);
 }
 
 void MemcachedServer::start() {
@@ -44,17 +44,17 @@ void MemcachedServer::start() {
     if (attempts > 1) port_ = free_port();
     std::vector<std::string> words = {find_program("memcached"), "-t", "1", "-U", "0"};
     if (::geteuid() == 0) words.insert(words.end(), {"-u", "root"});
-    if (by_socket_) {
-      words.insert(words.end(), {"-s", folder_.file("socket")});
+    if (uses_socket_) {
+      words.insert(words.end(), {"-s", directory_.file("socket")});
     } else {
       words.insert(words.end(), {"-l", "127.0.0.1", "-p", std::to_string(port_)});
     }
     words.insert(words.end(), options_.begin(), options_.end());
-    pid_ = run_program(words, folder_.file("output"));
+    pid_ = run_program(words, directory_.file("output"));
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (std::chrono::steady_clock::now() < end && ::waitpid(pid_, nullptr, WNOHANG) == 0) {
       try {
-        MemcachedClient(*this).number("pid");
+        MemcachedClient(*this).statistic("pid");
         return;
       } catch (const std::runtime_error&) {
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -62,7 +62,7 @@ void MemcachedServer::start() {
     }
     kill();
   }
-  throw std::runtime_error("memcached does not start: " + read_file(folder_.file("output")));
+  throw std::runtime_error("memcached does not start: " + read_file(directory_.file("output")));
 }
 
 void MemcachedServer::kill() {
@@ -77,10 +77,10 @@ void MemcachedServer::pause() {
   ::kill(pid_, SIGSTOP);
   ::waitpid(pid_, nullptr, WUNTRACED);
 }
-void MemcachedServer::go_on() { ::kill(pid_, SIGCONT); }
+void MemcachedServer::resume() { ::kill(pid_, SIGCONT); }
 
 MemcachedClient::MemcachedClient(const MemcachedServer& server) {
-  const std::string place = server.place();
+  const std::string place = server.address();
   sockaddr_storage address{};
   socklen_t size = 0;
   if (place.starts_with('/')) {
@@ -112,7 +112,7 @@ void MemcachedClient::send(const std::string& text) {
   }
 }
 
-std::string MemcachedClient::bytes(std::size_t size) {
+std::string MemcachedClient::read_bytes(std::size_t size) {
   while (received_.size() < size) {
     char buffer[4096];
     const ssize_t more = ::recv(socket_, buffer, sizeof buffer, 0);
@@ -124,42 +124,42 @@ std::string MemcachedClient::bytes(std::size_t size) {
   return taken;
 }
 
-std::string MemcachedClient::line() {
+std::string MemcachedClient::read_line() {
   std::string text;
-  while (!text.ends_with("\r\n")) text += bytes(1);
+  while (!text.ends_with("\r\n")) text += read_bytes(1);
   text.resize(text.size() - 2);
   return text;
 }
 
 std::optional<std::string> MemcachedClient::get(const std::string& key) {
   send("get " + key + "\r\n");
-  const std::string head = line();
+  const std::string head = read_line();
   if (head == "END") return std::nullopt;
-  std::string value = bytes(std::stoull(head.substr(head.rfind(' ') + 1)));
-  line();
-  line();
+  std::string value = read_bytes(std::stoull(head.substr(head.rfind(' ') + 1)));
+  read_line();
+  read_line();
   return value;
 }
 
 void MemcachedClient::set(const std::string& key, const std::string& bytes) {
   send("set " + key + " 0 0 " + std::to_string(bytes.size()) + "\r\n" + bytes + "\r\n");
-  if (const std::string answer = line(); answer != "STORED") throw std::runtime_error("memcached: " + answer);
+  if (const std::string answer = read_line(); answer != "STORED") throw std::runtime_error("memcached: " + answer);
 }
 
 void MemcachedClient::remove(const std::string& key) {
   send("delete " + key + "\r\n");
-  line();
+  read_line();
 }
 
 void MemcachedClient::flush_all() {
   send("flush_all\r\n");
-  line();
+  read_line();
 }
 
-std::uint64_t MemcachedClient::number(const std::string& name) {
+std::uint64_t MemcachedClient::statistic(const std::string& name) {
   send("stats\r\n");
   std::uint64_t found = 0;
-  for (std::string text = line(); text != "END"; text = line()) {
+  for (std::string text = read_line(); text != "END"; text = read_line()) {
     if (text.starts_with("STAT " + name + ' ')) found = std::stoull(text.substr(text.rfind(' ') + 1));
   }
   return found;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 
 namespace whycache::testing {
 
@@ -28,21 +28,21 @@ class MemcachedServer {
 
   std::uint16_t port() const { return port_; }
   // As the option `memcached` of a log's URL has it: "127.0.0.1:4711", "/tmp/.../socket".
-  std::string place() const;
+  std::string address() const;
 
   void start();  // empty, on the same port
   void kill();   // at once, as by kill -9
   // Kept by the kernel from running, and let run again.
   void pause();
-  void go_on();
+  void resume();
 
  private:
   std::vector<std::string> options_;
-  bool by_socket_;
-  TemporaryFolder folder_;
+  bool uses_socket_;
+  TemporaryDirectory directory_;
   std::uint16_t port_ = 0;
   pid_t pid_ = -1;
-  pid_t owner_;
+  pid_t owner_pid_;
 };
 
 // A connection of the test's own, which speaks memcached's text protocol itself. All throw std::runtime_error.
@@ -58,12 +58,12 @@ class MemcachedClient {
   void remove(const std::string& key);
   void flush_all();
   // Of "stats": "curr_items".
-  std::uint64_t number(const std::string& name);
+  std::uint64_t statistic(const std::string& name);
 
  private:
   void send(const std::string& text);
-  std::string line();
-  std::string bytes(std::size_t size);
+  std::string read_line();
+  std::string read_bytes(std::size_t size);
 
   int socket_;
   std::string received_;

@@ -41,14 +41,14 @@ int connect_to(std::uint16_t port) {
   return socket;
 }
 
-void make_prompt(int socket) {
+void prepare_socket(int socket) {
   constexpr int yes = 1;
   ::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
   ::fcntl(socket, F_SETFL, O_NONBLOCK);
 }
 
 // Forked children may have copies of the descriptor: closing ours alone would end nothing.
-void end_socket(int socket, bool by_reset) {
+void close_socket(int socket, bool by_reset) {
   if (by_reset) {
     sockaddr nowhere{};
     nowhere.sa_family = AF_UNSPEC;
@@ -63,17 +63,17 @@ void end_socket(int socket, bool by_reset) {
 
 // One direction of a connection.
 struct TcpProxy::Pipe {
-  bool wants_bytes() const { return !ended && waiting.empty(); }
-  bool has_bytes() const { return !waiting.empty(); }
+  bool wants_bytes() const { return !ended && pending.empty(); }
+  bool has_bytes() const { return !pending.empty(); }
 
   int from;
   int to;
-  OneWay treatment;
-  std::string waiting{};  // bytes taken, and not passed on yet
-  std::uint64_t passed = 0;
+  Direction faults;
+  std::string pending{};  // bytes taken, and not passed on yet
+  std::uint64_t forwarded_bytes = 0;
   Clock::time_point ready_at{};
   bool ended = false;  // the sender has closed it, or it was broken off
-  bool end_passed_on = false;
+  bool end_forwarded = false;
 };
 
 struct TcpProxy::Connection {
@@ -82,10 +82,10 @@ struct TcpProxy::Connection {
   Pipe to_server;
   Pipe to_client;
   bool cut_by_reset;
-  bool over = false;
+  bool is_closed = false;
 };
 
-TcpProxy::TcpProxy(std::uint16_t server_port) : owner_(::getpid()), server_port_(server_port) {
+TcpProxy::TcpProxy(std::uint16_t server_port) : owner_pid_(::getpid()), server_port_(server_port) {
   listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   sockaddr_in address = loopback(0);
   socklen_t size = sizeof address;
@@ -95,37 +95,37 @@ TcpProxy::TcpProxy(std::uint16_t server_port) : owner_(::getpid()), server_port_
     throw std::runtime_error("proxy cannot listen");
   }
   port_ = ntohs(address.sin_port);
-  waker_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  wake_descriptor_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   thread_ = std::thread([this] { run(); });
 }
 
 TcpProxy::~TcpProxy() {
-  if (::getpid() != owner_) {  // a forked child's copy: there is no such thread
+  if (::getpid() != owner_pid_) {  // a forked child's copy: there is no such thread
     thread_.detach();
     return;
   }
   {
     const std::lock_guard guard(mutex_);
-    ending_ = true;
+    stopping_ = true;
   }
   wake();
   thread_.join();
-  for (const auto& connection : open_) end(*connection, false);
+  for (const auto& connection : open_connections_) close_connection(*connection, false);
   ::close(listener_);
-  ::close(waker_);
+  ::close(wake_descriptor_);
 }
 
-void TcpProxy::treat(Choose choose) {
+void TcpProxy::set_fault_chooser(ChooseFaults choose) {
   const std::lock_guard guard(mutex_);
-  choose_ = std::move(choose);
+  choose_faults_ = std::move(choose);
 }
 
-void TcpProxy::treat_all(const Treatment& treatment) {
+void TcpProxy::set_faults(const ConnectionFaults& treatment) {
   const std::lock_guard guard(mutex_);
-  choose_ = [treatment](std::uint64_t) { return treatment; };
-  for (const auto& connection : open_) {
-    connection->to_server.treatment = treatment.to_server;
-    connection->to_client.treatment = treatment.to_client;
+  choose_faults_ = [treatment](std::uint64_t) { return treatment; };
+  for (const auto& connection : open_connections_) {
+    connection->to_server.faults = treatment.to_server;
+    connection->to_client.faults = treatment.to_client;
     connection->cut_by_reset = treatment.cut_by_reset;
     for (Pipe* pipe : {&connection->to_server, &connection->to_client}) pipe->ready_at = {};
   }
@@ -135,13 +135,13 @@ void TcpProxy::treat_all(const Treatment& treatment) {
 void TcpProxy::point_to(std::uint16_t server_port) {
   const std::lock_guard guard(mutex_);
   server_port_ = server_port;
-  for (const auto& connection : open_) end(*connection, false);
+  for (const auto& connection : open_connections_) close_connection(*connection, false);
   wake();
 }
 
 void TcpProxy::cut_all() {
   const std::lock_guard guard(mutex_);
-  for (const auto& connection : open_) end(*connection, connection->cut_by_reset);
+  for (const auto& connection : open_connections_) close_connection(*connection, connection->cut_by_reset);
   wake();
 }
 
@@ -157,7 +157,7 @@ std::uint64_t TcpProxy::cuts() const {
 
 void TcpProxy::wake() const {
   constexpr std::uint64_t one = 1;
-  static_cast<void>(!::write(waker_, &one, sizeof one));  // full: it wakes anyway
+  static_cast<void>(!::write(wake_descriptor_, &one, sizeof one));  // full: it wakes anyway
 }
 
 // --- The thread. It holds the mutex but while it waits. ---
@@ -165,12 +165,12 @@ void TcpProxy::wake() const {
 void TcpProxy::run() {
   std::vector<pollfd> polled;
   std::unique_lock lock(mutex_);
-  while (!ending_) {
-    std::erase_if(open_, [](const auto& connection) { return connection->over; });
-    polled.assign({{listener_, POLLIN, 0}, {waker_, POLLIN, 0}});
+  while (!stopping_) {
+    std::erase_if(open_connections_, [](const auto& connection) { return connection->is_closed; });
+    polled.assign({{listener_, POLLIN, 0}, {wake_descriptor_, POLLIN, 0}});
     const Clock::time_point now = Clock::now();
     Clock::time_point wake_at = now + std::chrono::hours(1);
-    for (const auto& connection : open_) {
+    for (const auto& connection : open_connections_) {
       for (const Pipe* pipe : {&connection->to_server, &connection->to_client}) {
         if (pipe->wants_bytes()) polled.push_back({pipe->from, POLLIN, 0});
         if (!pipe->has_bytes()) continue;
@@ -188,89 +188,89 @@ void TcpProxy::run() {
     lock.lock();
 
     std::uint64_t ignored = 0;
-    static_cast<void>(!::read(waker_, &ignored, sizeof ignored));
-    for (int client; (client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;) accept_one(client);
-    for (const auto& connection : open_) {
-      if (!connection->over) attend(*connection);
+    static_cast<void>(!::read(wake_descriptor_, &ignored, sizeof ignored));
+    for (int client; (client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;) accept_connection(client);
+    for (const auto& connection : open_connections_) {
+      if (!connection->is_closed) serve(*connection);
     }
   }
 }
 
-void TcpProxy::accept_one(int client) {
+void TcpProxy::accept_connection(int client) {
   const int server = connect_to(server_port_);
-  if (server < 0) return end_socket(client, true);
-  make_prompt(client);
-  make_prompt(server);
-  const Treatment treatment = choose_ ? choose_(connections_ + 1) : Treatment{};
+  if (server < 0) return close_socket(client, true);
+  prepare_socket(client);
+  prepare_socket(server);
+  const ConnectionFaults treatment = choose_faults_ ? choose_faults_(connections_ + 1) : ConnectionFaults{};
   ++connections_;
-  open_.push_back(std::make_unique<Connection>(Connection{
+  open_connections_.push_back(std::make_unique<Connection>(Connection{
       .client = client,
       .server = server,
-      .to_server = {.from = client, .to = server, .treatment = treatment.to_server},
-      .to_client = {.from = server, .to = client, .treatment = treatment.to_client},
+      .to_server = {.from = client, .to = server, .faults = treatment.to_server},
+      .to_client = {.from = server, .to = client, .faults = treatment.to_client},
       .cut_by_reset = treatment.cut_by_reset,
   }));
 }
 
-void TcpProxy::attend(Connection& connection) {
+void TcpProxy::serve(Connection& connection) {
   for (Pipe* pipe : {&connection.to_server, &connection.to_client}) {
     if (pipe->wants_bytes()) receive(*pipe);
-    pass_on(connection, *pipe);
-    if (connection.over) return;
+    forward_bytes(connection, *pipe);
+    if (connection.is_closed) return;
   }
-  if (connection.to_server.end_passed_on && connection.to_client.end_passed_on) end(connection, false);
+  if (connection.to_server.end_forwarded && connection.to_client.end_forwarded) close_connection(connection, false);
 }
 
 void TcpProxy::receive(Pipe& pipe) {
   char bytes[1 << 16];
   const ssize_t count = ::recv(pipe.from, bytes, sizeof bytes, 0);
   if (count > 0) {
-    pipe.waiting.assign(bytes, static_cast<std::size_t>(count));
-    pipe.ready_at = Clock::now() + pipe.treatment.delay;
+    pipe.pending.assign(bytes, static_cast<std::size_t>(count));
+    pipe.ready_at = Clock::now() + pipe.faults.delay;
   } else if (count == 0 || (errno != EAGAIN && errno != EINTR)) {
     pipe.ended = true;
   }
 }
 
-void TcpProxy::pass_on(Connection& connection, Pipe& pipe) {
-  const OneWay& treatment = pipe.treatment;
+void TcpProxy::forward_bytes(Connection& connection, Pipe& pipe) {
+  const Direction& treatment = pipe.faults;
   const auto left_until = [&](const std::optional<std::uint64_t>& bytes) {
-    return bytes ? *bytes - std::min(*bytes, pipe.passed) : ~std::uint64_t{0};
+    return bytes ? *bytes - std::min(*bytes, pipe.forwarded_bytes) : ~std::uint64_t{0};
   };
   while (pipe.has_bytes() && pipe.ready_at <= Clock::now()) {
     if (left_until(treatment.half_close_after) == 0) {
-      pipe.waiting.clear();
+      pipe.pending.clear();
       pipe.ended = true;
     } else if (left_until(treatment.drop_after) == 0) {
-      pipe.waiting.clear();
+      pipe.pending.clear();
     } else {
       const std::uint64_t size =
-          std::min<std::uint64_t>({pipe.waiting.size(), treatment.piece_bytes_max, left_until(treatment.cut_after),
+          std::min<std::uint64_t>({pipe.pending.size(), treatment.chunk_bytes_max, left_until(treatment.cut_after),
                                    left_until(treatment.half_close_after), left_until(treatment.drop_after)});
-      const ssize_t sent = ::send(pipe.to, pipe.waiting.data(), size, MSG_NOSIGNAL);
+      const ssize_t sent = ::send(pipe.to, pipe.pending.data(), size, MSG_NOSIGNAL);
       if (sent < 0 && (errno == EAGAIN || errno == EINTR)) break;
-      if (sent < 0) return end(connection, true);  // the receiver is gone
-      pipe.passed += static_cast<std::uint64_t>(sent);
-      pipe.waiting.erase(0, static_cast<std::size_t>(sent));
+      if (sent < 0) return close_connection(connection, true);  // the receiver is gone
+      pipe.forwarded_bytes += static_cast<std::uint64_t>(sent);
+      pipe.pending.erase(0, static_cast<std::size_t>(sent));
       pipe.ready_at = Clock::now() + treatment.delay;
       if (left_until(treatment.cut_after) == 0) {
         ++cuts_;
-        return end(connection, connection.cut_by_reset);
+        return close_connection(connection, connection.cut_by_reset);
       }
     }
   }
   if (left_until(treatment.half_close_after) == 0) pipe.ended = true;
-  if (pipe.ended && !pipe.has_bytes() && !pipe.end_passed_on) {
+  if (pipe.ended && !pipe.has_bytes() && !pipe.end_forwarded) {
     ::shutdown(pipe.to, SHUT_WR);
-    pipe.end_passed_on = true;
+    pipe.end_forwarded = true;
   }
 }
 
-void TcpProxy::end(Connection& connection, bool by_reset) {
-  if (connection.over) return;
-  connection.over = true;
-  end_socket(connection.client, by_reset);
-  end_socket(connection.server, by_reset);
+void TcpProxy::close_connection(Connection& connection, bool by_reset) {
+  if (connection.is_closed) return;
+  connection.is_closed = true;
+  close_socket(connection.client, by_reset);
+  close_socket(connection.server, by_reset);
 }
 
 }  // namespace whycache::testing

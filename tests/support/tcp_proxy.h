@@ -29,7 +29,7 @@ namespace whycache::testing {
 class TcpProxy {
  public:
   // What becomes of the bytes that go one way. Bytes are counted from the beginning of the connection.
-  struct OneWay {
+  struct Direction {
     // When so many have been passed on, the connection ends, on both sides and in both directions.
     std::optional<std::uint64_t> cut_after{};
     // When so many have been passed on, this direction ends as if the sender had closed it; the other one goes on.
@@ -37,16 +37,16 @@ class TcpProxy {
     // When so many have been passed on, the rest is taken and thrown away.
     std::optional<std::uint64_t> drop_after{};
     std::chrono::microseconds delay{0};                  // before each piece that is passed on
-    std::size_t piece_bytes_max = std::size_t{1} << 16;  // 1: byte by byte
+    std::size_t chunk_bytes_max = std::size_t{1} << 16;  // 1: byte by byte
   };
-  struct Treatment {
-    OneWay to_server{};
-    OneWay to_client{};
+  struct ConnectionFaults {
+    Direction to_server{};
+    Direction to_client{};
     // How cut_after ends a connection: both sides get a reset, which overtakes bytes they have not read yet; or both
     // read to the end of what was passed on.
     bool cut_by_reset = false;
   };
-  using Choose = std::function<Treatment(std::uint64_t connection)>;
+  using ChooseFaults = std::function<ConnectionFaults(std::uint64_t connection)>;
 
   // Throws std::runtime_error when it cannot listen.
   explicit TcpProxy(std::uint16_t server_port);
@@ -59,9 +59,9 @@ class TcpProxy {
 
   // From now on each new connection is treated as `choose` says; it is called on the proxy's thread, with numbers
   // from 1.
-  void treat(Choose choose);
+  void set_fault_chooser(ChooseFaults choose);
   // From now on all connections are treated like this, those there are and new ones.
-  void treat_all(const Treatment& treatment);
+  void set_faults(const ConnectionFaults& treatment);
   // New connections lead to another server; those there are end.
   void point_to(std::uint16_t server_port);
   // Ends all connections there are.
@@ -76,24 +76,24 @@ class TcpProxy {
   struct Connection;
 
   void run();
-  void accept_one(int client);
-  void attend(Connection& connection);
+  void accept_connection(int client);
+  void serve(Connection& connection);
   void receive(Pipe& pipe);
-  void pass_on(Connection& connection, Pipe& pipe);
-  void end(Connection& connection, bool by_reset);
+  void forward_bytes(Connection& connection, Pipe& pipe);
+  void close_connection(Connection& connection, bool by_reset);
   void wake() const;
 
   int listener_ = -1;
-  int waker_ = -1;
+  int wake_descriptor_ = -1;
   std::uint16_t port_ = 0;
-  pid_t owner_;
+  pid_t owner_pid_;
   mutable std::mutex mutex_;  // of what follows
   std::uint16_t server_port_;
-  Choose choose_;
-  std::list<std::unique_ptr<Connection>> open_;
+  ChooseFaults choose_faults_;
+  std::list<std::unique_ptr<Connection>> open_connections_;
   std::uint64_t connections_ = 0;
   std::uint64_t cuts_ = 0;
-  bool ending_ = false;
+  bool stopping_ = false;
   std::thread thread_;
 };
 

@@ -66,7 +66,7 @@ TEST(DamagedUpdate, cut_short_anywhere_is_refused) {
       const std::string bytes = whole.substr(0, size);  // a copy, so that a read beyond it is found
       ASSERT_NE(decode_error(bytes), "decoded") << "bytes " << size << " of " << whole.size();
       ASSERT_TRUE(testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); })) << size;
-      peek_place(bytes);
+      peek_header(bytes);
     }
   }
 }
@@ -86,7 +86,7 @@ TEST(DamagedUpdate, with_more_bytes_than_belong_to_it_is_refused) {
 TEST(DamagedUpdate, with_one_bit_flipped_breaks_the_chain_and_does_no_harm) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
-    ASSERT_EQ(verify_chain(whole, id, previous_chain), peek_place(whole)->chain);
+    ASSERT_EQ(verify_chain(whole, id, previous_chain), peek_header(whole)->chain);
     for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
       std::string bytes = whole;
       bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
@@ -131,7 +131,7 @@ TEST(HostileUpdate, without_an_id_is_refused) {
   std::string bytes = framed(0, "", 0, "");
   store_little_endian<std::uint64_t>(bytes.data() + id_offset, 0);
   expect_refused(bytes, "update has no id");
-  EXPECT_FALSE(peek_place(bytes));
+  EXPECT_FALSE(peek_header(bytes));
 }
 
 TEST(HostileUpdate, names_its_id_in_the_message) { expect_refused(framed(0, "", 3, "\x02"s + "k"), "id=7"); }
@@ -146,7 +146,7 @@ TEST(HostileUpdate, claiming_more_than_there_is_is_refused_before_memory_is_aske
     expect_refused(framed(0, "", 1, varint(claim) + "k\x01v"), "update ");
     expect_refused(framed(0, "", 1, "\x02k" + varint(claim) + "v"), "update ");
     std::string fields_too_long =
-        framed(0, "", 1, change).substr(0, fixed_bytes) + varint(claim + (claim == 3 ? 100 : 0)) + "x";
+        framed(0, "", 1, change).substr(0, common_header_bytes) + varint(claim + (claim == 3 ? 100 : 0)) + "x";
     expect_refused(fields_too_long, "update cut short");
     std::string field;
     append_varint(field, 5);

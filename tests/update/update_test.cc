@@ -194,7 +194,7 @@ TEST(Draft, fills_an_update_to_the_last_byte) {
     const std::vector<OwnedChange> changes = testing::random_changes(random, 1 + random() % 300);
     Draft all({});
     for (const OwnedChange& change : changes) ASSERT_TRUE(all.add(change.change(), no_bytes_max));
-    const std::size_t bytes = all.bytes();
+    const std::size_t bytes = all.uncompressed_bytes();
 
     Draft exact({});
     Draft one_less({});
@@ -202,13 +202,13 @@ TEST(Draft, fills_an_update_to_the_last_byte) {
       ASSERT_TRUE(exact.add(changes[i].change(), bytes));
       ASSERT_TRUE(one_less.add(changes[i].change(), bytes - 1));
     }
-    const std::size_t bytes_before = one_less.bytes();
+    const std::size_t bytes_before = one_less.uncompressed_bytes();
     ASSERT_FALSE(one_less.add(changes.back().change(), bytes - 1));
     ASSERT_TRUE(exact.add(changes.back().change(), bytes));
 
     ASSERT_EQ(one_less.change_count(), changes.size() - 1);
-    ASSERT_EQ(one_less.bytes(), bytes_before);
-    ASSERT_EQ(exact.bytes(), bytes);
+    ASSERT_EQ(one_less.uncompressed_bytes(), bytes_before);
+    ASSERT_EQ(exact.uncompressed_bytes(), bytes);
     const std::string_view sealed_bytes = exact.seal(1, 0);
     ASSERT_LE(sealed_bytes.size(), bytes);
     const bool compressed = (sealed_bytes[flags_offset] & flag_zstd) != 0;
@@ -304,7 +304,7 @@ TEST(Chain, ties_each_update_to_all_before_it) {
   EXPECT_EQ(followed, chain);
 
   // Another update 3, though well formed, does not carry update 4.
-  const std::uint64_t chain_of_2 = peek_place(log[1])->chain;
+  const std::uint64_t chain_of_2 = peek_header(log[1])->chain;
   const std::string forged = sealed({{Change::Kind::set, "k", "forged"}}, 3, chain_of_2);
   const std::uint64_t chain_of_forged = verify_chain(forged, 3, chain_of_2);
   expect_error(
@@ -328,7 +328,7 @@ TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place)
 
 TEST(Place, is_read_without_decoding) {
   const std::string bytes = sealed({{Change::Kind::set, "k", "v"}}, 77, 5);
-  const std::optional<UpdatePlace> place = peek_place(bytes);
+  const std::optional<UpdateHeader> place = peek_header(bytes);
   ASSERT_TRUE(place);
   EXPECT_EQ(place->id, 77U);
   EXPECT_EQ(place->chain, verify_chain(bytes, 77, 5));
@@ -337,12 +337,12 @@ TEST(Place, is_read_without_decoding) {
 TEST(Place, is_not_found_in_what_cannot_be_an_update) {
   std::string bytes = sealed({}, 77, 5, {});
   ASSERT_EQ(bytes.size(), 20U);
-  EXPECT_TRUE(peek_place(bytes));
-  EXPECT_FALSE(peek_place(""));
-  EXPECT_FALSE(peek_place(bytes.substr(0, 19)));
-  EXPECT_FALSE(peek_place(std::string(40, '\0')));
+  EXPECT_TRUE(peek_header(bytes));
+  EXPECT_FALSE(peek_header(""));
+  EXPECT_FALSE(peek_header(bytes.substr(0, 19)));
+  EXPECT_FALSE(peek_header(std::string(40, '\0')));
   bytes[version_offset] = 2;
-  EXPECT_FALSE(peek_place(bytes));
+  EXPECT_FALSE(peek_header(bytes));
 }
 
 }  // namespace

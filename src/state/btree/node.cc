@@ -8,13 +8,13 @@ namespace whycache {
 
 namespace {
 
-KeyChild child_number(NodeOffset child) {
-  if (child % key_child_unit != 0 || child / key_child_unit > UINT32_MAX)
-    throw_damaged_keys(child, "a child out of place");
-  return static_cast<KeyChild>(child / key_child_unit);
+ChildNumber child_number(NodeOffset child) {
+  if (child % child_unit_bytes != 0 || child / child_unit_bytes > UINT32_MAX)
+    throw_corrupt_node(child, "a child out of place");
+  return static_cast<ChildNumber>(child / child_unit_bytes);
 }
 
-void write_header(char* to, const KeyNodeHeader& header) {
+void write_header(char* to, const BTreeNodeHeader& header) {
   std::memcpy(to + sizeof(NodeHeader), &header, sizeof header);
 }
 
@@ -22,57 +22,58 @@ void write_header(char* to, const KeyNodeHeader& header) {
 class NodeCopy {
  public:
   // The copy will have `count` keys.
-  NodeCopy(const KeyNode& from, char* to, std::size_t count) : from_(from) {
-    const std::size_t prefix_at = key_node_bytes(from.level(), count, 0, 0);
+  NodeCopy(const BTreeNode& from, char* to, std::size_t count) : from_(from) {
+    const std::size_t prefix_at = btree_node_bytes(from.level(), count, 0, 0);
     std::memcpy(to + prefix_at, from.prefix().data(), from.prefix().size());
-    ends_ = to + key_node_header_bytes;
-    children_ = ends_ + count * sizeof(KeyEnd);
+    ends_ = to + btree_node_header_bytes;
+    children_ = ends_ + count * sizeof(SuffixEnd);
     suffixes_ = to + prefix_at + from.prefix().size();
     if (!from.is_leaf()) add_children(0, 1);
   }
 
   // The old keys from where the last stretch ended up to number `end`.
-  void add_up_to(std::size_t end) {
+  void copy_keys_up_to(std::size_t end) {
     if (end == next_) return;
     const std::size_t count = end - next_;
-    const std::size_t end_bytes = from_.range(end - 1).end;
-    if (end_bytes < next_bytes_ || end_bytes > from_.suffix_bytes()) from_.damaged("keys out of order");
+    const std::size_t end_bytes = from_.suffix_range(end - 1).end;
+    if (end_bytes < next_bytes_ || end_bytes > from_.suffix_bytes()) from_.throw_corrupt("keys out of order");
     const std::size_t bytes = end_bytes - next_bytes_;
     std::memcpy(suffixes_ + bytes_, from_.suffixes() + next_bytes_, bytes);
-    const char* const old_ends = from_.data() + key_node_header_bytes + next_ * sizeof(KeyEnd);
+    const char* const old_ends = from_.data() + btree_node_header_bytes + next_ * sizeof(SuffixEnd);
     const std::ptrdiff_t by = static_cast<std::ptrdiff_t>(bytes_) - static_cast<std::ptrdiff_t>(next_bytes_);
     for (std::size_t i = 0; i < count; ++i) {
-      const auto old_end = load_little_endian<KeyEnd>(old_ends + i * sizeof(KeyEnd));
-      store_little_endian(ends_ + i * sizeof(KeyEnd), static_cast<KeyEnd>(old_end + by));
+      const auto old_end = load_little_endian<SuffixEnd>(old_ends + i * sizeof(SuffixEnd));
+      store_little_endian(ends_ + i * sizeof(SuffixEnd), static_cast<SuffixEnd>(old_end + by));
     }
-    ends_ += count * sizeof(KeyEnd);
+    ends_ += count * sizeof(SuffixEnd);
     if (!from_.is_leaf()) add_children(next_ + 1, count);
     bytes_ += bytes;
     next_ = end;
     next_bytes_ = end_bytes;
   }
-  void skip_one() {
-    next_bytes_ = from_.range(next_).end;
+  void skip_key() {
+    next_bytes_ = from_.suffix_range(next_).end;
     ++next_;
   }
-  void add(const NewKey& added) {
+  void add_key(const NewKey& added) {
     const std::string_view suffix = added.key.substr(from_.prefix().size());
     std::memcpy(suffixes_ + bytes_, suffix.data(), suffix.size());
     bytes_ += suffix.size();
-    store_little_endian(ends_, static_cast<KeyEnd>(bytes_));
-    ends_ += sizeof(KeyEnd);
+    store_little_endian(ends_, static_cast<SuffixEnd>(bytes_));
+    ends_ += sizeof(SuffixEnd);
     if (from_.is_leaf()) return;
     store_little_endian(children_, child_number(added.child));
-    children_ += sizeof(KeyChild);
+    children_ += sizeof(ChildNumber);
   }
 
  private:
   void add_children(std::size_t first, std::size_t count) {
-    std::memcpy(children_, from_.data() + from_.children_at() + first * sizeof(KeyChild), count * sizeof(KeyChild));
-    children_ += count * sizeof(KeyChild);
+    std::memcpy(children_, from_.data() + from_.children_offset() + first * sizeof(ChildNumber),
+                count * sizeof(ChildNumber));
+    children_ += count * sizeof(ChildNumber);
   }
 
-  const KeyNode& from_;
+  const BTreeNode& from_;
   std::size_t next_ = 0;        // of the old keys
   std::size_t next_bytes_ = 0;  // where its suffix begins
   char* ends_;
@@ -82,39 +83,39 @@ class NodeCopy {
 };
 
 // A node, moved aside if its bytes are about to be written over.
-class Source {
+class UnaliasedNode {
  public:
-  Source(const KeyNode& node, const char* written) : node_(node) {
+  UnaliasedNode(const BTreeNode& node, const char* written) : node_(node) {
     if (node.data() != written) return;
     const std::size_t bytes = node.bytes();
     std::memcpy(copy_, node.data(), bytes);
-    node_ = KeyNode(copy_, node.offset(), bytes);
+    node_ = BTreeNode(copy_, node.offset(), bytes);
   }
-  const KeyNode& node() const { return node_; }
+  const BTreeNode& node() const { return node_; }
 
  private:
-  KeyNode node_;
-  char copy_[key_node_bytes_max];
+  BTreeNode node_;
+  char copy_[btree_node_bytes_max];
 };
 
 }  // namespace
 
-void throw_damaged_keys(NodeOffset node, const char* what) {
+void throw_corrupt_node(NodeOffset node, const char* what) {
   throw Error(ErrorKind::corrupt, "state file damaged: key node with " + std::string(what) +
                                       ": offset=" + std::to_string(node) +
                                       " (delete the state file, it will be built anew from the log)");
 }
 
-void write_key_node(char* to, unsigned level, std::span<const std::string_view> keys,
-                    std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted) {
+void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,
+                      std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted) {
   write_header(to, {.level = static_cast<std::uint8_t>(level),
                     .reserved = 0,
                     .count = static_cast<std::uint16_t>(keys.size()),
                     .prefix_bytes = static_cast<std::uint16_t>(prefix_bytes),
                     .last_inserted = last_inserted});
-  char* ends = to + key_node_header_bytes;
+  char* ends = to + btree_node_header_bytes;
   for (std::size_t i = 0; i < children.size(); ++i) write_child(to, keys.size(), i, children[i]);
-  char* prefix = to + key_node_bytes(level, keys.size(), 0, 0);
+  char* prefix = to + btree_node_bytes(level, keys.size(), 0, 0);
   if (!keys.empty()) std::memcpy(prefix, keys[0].data(), prefix_bytes);
   char* const suffixes = prefix + prefix_bytes;
   std::size_t end = 0;
@@ -122,20 +123,20 @@ void write_key_node(char* to, unsigned level, std::span<const std::string_view> 
     const std::string_view suffix = key.substr(prefix_bytes);
     std::memcpy(suffixes + end, suffix.data(), suffix.size());
     end += suffix.size();
-    store_little_endian(ends, static_cast<KeyEnd>(end));
-    ends += sizeof(KeyEnd);
+    store_little_endian(ends, static_cast<SuffixEnd>(end));
+    ends += sizeof(SuffixEnd);
   }
 }
 
-void write_with_keys(const KeyNode& from, char* to, std::span<const NewKey> added) {
-  const Source source(from, to);
+void write_with_keys(const BTreeNode& from, char* to, std::span<const NewKey> added) {
+  const UnaliasedNode source(from, to);
   const std::size_t count = from.count() + added.size();
   NodeCopy copy(source.node(), to, count);
   for (const NewKey& key : added) {
-    copy.add_up_to(key.index);
-    copy.add(key);
+    copy.copy_keys_up_to(key.index);
+    copy.add_key(key);
   }
-  copy.add_up_to(from.count());
+  copy.copy_keys_up_to(from.count());
   write_header(to, {.level = static_cast<std::uint8_t>(from.level()),
                     .reserved = 0,
                     .count = static_cast<std::uint16_t>(count),
@@ -143,15 +144,15 @@ void write_with_keys(const KeyNode& from, char* to, std::span<const NewKey> adde
                     .last_inserted = static_cast<std::uint16_t>(added.back().index + added.size() - 1)});
 }
 
-void write_without_keys(const KeyNode& from, char* to, std::span<const std::size_t> gone) {
-  const Source source(from, to);
+void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> gone) {
+  const UnaliasedNode source(from, to);
   const std::size_t count = from.count() - gone.size();
   NodeCopy copy(source.node(), to, count);
   for (const std::size_t index : gone) {
-    copy.add_up_to(index);
-    copy.skip_one();
+    copy.copy_keys_up_to(index);
+    copy.skip_key();
   }
-  copy.add_up_to(from.count());
+  copy.copy_keys_up_to(from.count());
   write_header(to, {.level = 0,
                     .reserved = 0,
                     .count = static_cast<std::uint16_t>(count),
@@ -160,7 +161,7 @@ void write_without_keys(const KeyNode& from, char* to, std::span<const std::size
 }
 
 void write_child(char* to, std::size_t count, std::size_t index, NodeOffset child) {
-  store_little_endian(to + key_node_header_bytes + count * sizeof(KeyEnd) + index * sizeof(KeyChild),
+  store_little_endian(to + btree_node_header_bytes + count * sizeof(SuffixEnd) + index * sizeof(ChildNumber),
                       child_number(child));
 }
 

@@ -14,45 +14,45 @@
 
 namespace whycache {
 
-inline constexpr std::size_t key_node_header_bytes = 32;
-inline constexpr std::size_t key_node_bytes_max = node_bytes_of(node_size_class_count - 1);
+inline constexpr std::size_t btree_node_header_bytes = 32;
+inline constexpr std::size_t btree_node_bytes_max = node_bytes_of(node_size_class_count - 1);
 inline constexpr std::uint16_t no_key_inserted = 0xffff;
 
 // What lies at offset 24, after the store's header.
-struct KeyNodeHeader {
+struct BTreeNodeHeader {
   std::uint8_t level;
   std::uint8_t reserved;
   std::uint16_t count;
   std::uint16_t prefix_bytes;
   std::uint16_t last_inserted;
 };
-static_assert(sizeof(KeyNodeHeader) == 8);
-static_assert(sizeof(NodeHeader) + sizeof(KeyNodeHeader) == key_node_header_bytes);
+static_assert(sizeof(BTreeNodeHeader) == 8);
+static_assert(sizeof(NodeHeader) + sizeof(BTreeNodeHeader) == btree_node_header_bytes);
 static_assert(offsetof(NodeHeader, size_class) == 16);
 
-using KeyEnd = std::uint16_t;
-using KeyChild = std::uint32_t;
-inline constexpr NodeOffset key_child_unit = 1024;
-static_assert(key_node_bytes_max <= UINT16_MAX);  // what an end has to hold
+using SuffixEnd = std::uint16_t;
+using ChildNumber = std::uint32_t;
+inline constexpr NodeOffset child_unit_bytes = 1024;
+static_assert(btree_node_bytes_max <= UINT16_MAX);  // what an end has to hold
 
 // How many bytes a node has.
-inline constexpr std::size_t key_node_bytes(unsigned level, std::size_t count, std::size_t prefix_bytes,
-                                            std::size_t suffix_bytes) {
-  const std::size_t child_bytes = level == 0 ? 0 : (count + 1) * sizeof(KeyChild);
-  return key_node_header_bytes + count * sizeof(KeyEnd) + child_bytes + prefix_bytes + suffix_bytes;
+inline constexpr std::size_t btree_node_bytes(unsigned level, std::size_t count, std::size_t prefix_bytes,
+                                              std::size_t suffix_bytes) {
+  const std::size_t child_bytes = level == 0 ? 0 : (count + 1) * sizeof(ChildNumber);
+  return btree_node_header_bytes + count * sizeof(SuffixEnd) + child_bytes + prefix_bytes + suffix_bytes;
 }
 
 // Whether a node of that many keys and bytes may be. A single key of any length may: every node can be split.
-inline constexpr bool key_node_fits(std::size_t count, std::size_t bytes) {
-  return bytes <= (count < keys_per_large_node ? key_node_bytes_max : node_bytes_of(0));
+inline constexpr bool btree_node_fits(std::size_t count, std::size_t bytes) {
+  return bytes <= (count < keys_per_large_node ? btree_node_bytes_max : node_bytes_of(0));
 }
-static_assert(key_node_fits(3, key_node_bytes(1, 3, 0, 3 * key_bytes_max)));
+static_assert(btree_node_fits(3, btree_node_bytes(1, 3, 0, 3 * key_bytes_max)));
 
-inline constexpr std::size_t key_node_class(std::size_t bytes) {
+inline constexpr std::size_t btree_node_size_class(std::size_t bytes) {
   return bytes <= node_bytes_of(0) ? 0 : static_cast<std::size_t>(std::bit_width((bytes - 1) / node_bytes_of(0)));
 }
-static_assert(key_node_class(1024) == 0 && key_node_class(1025) == 1 && key_node_class(2048) == 1 &&
-              key_node_class(2049) == 2 && key_node_class(8192) == 3);
+static_assert(btree_node_size_class(1024) == 0 && btree_node_size_class(1025) == 1 &&
+              btree_node_size_class(2048) == 1 && btree_node_size_class(2049) == 2 && btree_node_size_class(8192) == 3);
 
 // A key's head: its first eight bytes as a number that compares as they do. Of two keys with the same head, at least
 // one of which has at most eight bytes, the shorter is less.
@@ -86,7 +86,7 @@ inline int compare_behind_heads(std::string_view a, std::string_view b) {
 }
 
 // How many bytes two keys have in common from the front.
-inline std::size_t shared_bytes(std::string_view a, std::string_view b) {
+inline std::size_t shared_prefix_bytes(std::string_view a, std::string_view b) {
   const std::size_t most = std::min(a.size(), b.size());
   std::size_t i = 0;
   for (; i + 8 <= most; i += 8) {
@@ -98,12 +98,12 @@ inline std::size_t shared_bytes(std::string_view a, std::string_view b) {
   return i;
 }
 
-[[noreturn, gnu::cold, gnu::noinline]] void throw_damaged_keys(NodeOffset node, const char* what);
+[[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt_node(NodeOffset node, const char* what);
 
 // Where a key belongs among those of a node.
-struct KeyPlace {
+struct NodePosition {
   unsigned index;   // how many keys are less
-  bool is_there;    // the key at `index` is equal
+  bool is_equal;    // the key at `index` is equal
   bool has_prefix;  // it begins with the prefix of the node
 };
 
@@ -117,22 +117,26 @@ inline void prefetch_node(const NodeReader& nodes, NodeOffset offset) {
 
 // A node as it lies in memory, its header checked; what else it says is checked when it is read. Everything throws
 // Error corrupt. Views into it are good until the node is changed.
-class KeyNode {
+class BTreeNode {
  public:
   // `level_max` bounds the level; the root's is at most keys_level_max, a child's is exactly one less than its
   // parent's.
-  KeyNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly) : offset_(offset) {
+  BTreeNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly) : offset_(offset) {
     std::size_t readable = 0;
     data_ = reinterpret_cast<const char*>(nodes.node(offset, readable));
     prefetch_node(data_);
-    parse(std::min(readable, key_node_bytes_max));
-    if (level() > level_max || (exactly && level() != level_max)) damaged("a wrong level");
+    parse(std::min(readable, btree_node_bytes_max));
+    if (level() > level_max || (exactly && level() != level_max)) throw_corrupt("a wrong level");
   }
-  static KeyNode root(const NodeReader& nodes, NodeOffset offset) { return {nodes, offset, keys_level_max, false}; }
-  static KeyNode at(const NodeReader& nodes, NodeOffset offset, unsigned level) { return {nodes, offset, level, true}; }
+  static BTreeNode root(const NodeReader& nodes, NodeOffset offset) { return {nodes, offset, btree_level_max, false}; }
+  static BTreeNode child_at_level(const NodeReader& nodes, NodeOffset offset, unsigned level) {
+    return {nodes, offset, level, true};
+  }
 
   // For the writer: a node it is editing, of which it knows that it is sound.
-  KeyNode(const char* data, NodeOffset offset, std::size_t readable) : offset_(offset), data_(data) { parse(readable); }
+  BTreeNode(const char* data, NodeOffset offset, std::size_t readable) : offset_(offset), data_(data) {
+    parse(readable);
+  }
 
   NodeOffset offset() const { return offset_; }
   const char* data() const { return data_; }
@@ -140,45 +144,46 @@ class KeyNode {
   bool is_leaf() const { return header_.level == 0; }
   unsigned count() const { return header_.count; }
   unsigned last_inserted() const { return header_.last_inserted; }
-  std::string_view prefix() const { return {data_ + prefix_at(), header_.prefix_bytes}; }
+  std::string_view prefix() const { return {data_ + prefix_offset(), header_.prefix_bytes}; }
 
   // Where suffix i begins and ends, counted from the first.
-  struct Range {
+  struct SuffixRange {
     std::size_t begin;
     std::size_t end;
     std::size_t size() const { return end - begin; }
   };
-  Range range(std::size_t i) const {
-    const std::size_t begin = i == 0 ? 0 : end_of(i - 1);
-    const std::size_t end = end_of(i);
+  SuffixRange suffix_range(std::size_t i) const {
+    const std::size_t begin = i == 0 ? 0 : suffix_end(i - 1);
+    const std::size_t end = suffix_end(i);
     if (begin > end || end > suffix_bytes_max_) [[unlikely]]
-      damaged("a suffix beyond its end");
+      throw_corrupt("a suffix beyond its end");
     return {begin, end};
   }
   std::string_view suffix(std::size_t i) const {
-    const Range bytes = range(i);
+    const SuffixRange bytes = suffix_range(i);
     return {suffixes_ + bytes.begin, bytes.size()};
   }
   std::size_t suffix_bytes() const {
-    const std::size_t bytes = count() == 0 ? 0 : end_of(count() - 1);
+    const std::size_t bytes = count() == 0 ? 0 : suffix_end(count() - 1);
     if (bytes > suffix_bytes_max_) [[unlikely]]
-      damaged("suffixes beyond its end");
+      throw_corrupt("suffixes beyond its end");
     return bytes;
   }
   NodeOffset child(std::size_t i) const {
-    return key_child_unit * load_little_endian<KeyChild>(data_ + children_at() + i * sizeof(KeyChild));
+    return child_unit_bytes * load_little_endian<ChildNumber>(data_ + children_offset() + i * sizeof(ChildNumber));
   }
 
   // All of its bytes.
-  std::size_t bytes() const { return key_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes()); }
+  std::size_t bytes() const { return btree_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes()); }
   // What the store made of it.
   std::size_t size_class() const {
     const auto size_class = static_cast<std::uint8_t>(data_[offsetof(NodeHeader, size_class)]);
-    if (size_class >= node_size_class_count || node_bytes_of(size_class) > readable_) damaged("a wrong size class");
+    if (size_class >= node_size_class_count || node_bytes_of(size_class) > readable_bytes_)
+      throw_corrupt("a wrong size class");
     return size_class;
   }
 
-  KeyPlace find(std::string_view key) const {
+  NodePosition find(std::string_view key) const {
     const std::size_t common = std::min<std::size_t>(header_.prefix_bytes, key.size());
     const int order = key.substr(0, common).compare(prefix().substr(0, common));
     if (order != 0 || common < header_.prefix_bytes) return {order > 0 ? count() : 0, false, false};
@@ -195,33 +200,36 @@ class KeyNode {
     return {index, index < count() && suffix(index) == rest, true};
   }
   // Which child a key is under.
-  unsigned child_of(std::string_view key) const {
-    const KeyPlace place = find(key);
-    return place.index + (place.is_there ? 1 : 0);
+  unsigned child_index_of(std::string_view key) const {
+    const NodePosition place = find(key);
+    return place.index + (place.is_equal ? 1 : 0);
   }
 
-  std::size_t children_at() const { return key_node_header_bytes + count() * sizeof(KeyEnd); }
-  std::size_t prefix_at() const { return key_node_bytes(level(), count(), 0, 0); }
+  std::size_t children_offset() const { return btree_node_header_bytes + count() * sizeof(SuffixEnd); }
+  std::size_t prefix_offset() const { return btree_node_bytes(level(), count(), 0, 0); }
   const char* suffixes() const { return suffixes_; }
   std::size_t suffix_bytes_max() const { return suffix_bytes_max_; }
 
-  [[noreturn, gnu::cold, gnu::noinline]] void damaged(const char* what) const { throw_damaged_keys(offset_, what); }
+  [[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt(const char* what) const {
+    throw_corrupt_node(offset_, what);
+  }
 
  private:
   void parse(std::size_t readable) {
-    readable_ = readable;
+    readable_bytes_ = readable;
     std::memcpy(&header_, data_ + sizeof(NodeHeader), sizeof header_);
-    const std::size_t suffixes_at = prefix_at() + header_.prefix_bytes;
-    if (suffixes_at > readable || header_.prefix_bytes > key_bytes_max) damaged("too many keys or too long a prefix");
-    if (is_leaf() && count() == 0) damaged("no keys in a leaf");
+    const std::size_t suffixes_at = prefix_offset() + header_.prefix_bytes;
+    if (suffixes_at > readable || header_.prefix_bytes > key_bytes_max)
+      throw_corrupt("too many keys or too long a prefix");
+    if (is_leaf() && count() == 0) throw_corrupt("no keys in a leaf");
     suffixes_ = data_ + suffixes_at;
     suffix_bytes_max_ = readable - suffixes_at;
   }
-  std::size_t end_of(std::size_t i) const {
-    return load_little_endian<KeyEnd>(data_ + key_node_header_bytes + i * sizeof(KeyEnd));
+  std::size_t suffix_end(std::size_t i) const {
+    return load_little_endian<SuffixEnd>(data_ + btree_node_header_bytes + i * sizeof(SuffixEnd));
   }
   bool is_less(std::size_t i, std::string_view rest, std::uint64_t head) const {
-    const Range bytes = range(i);
+    const SuffixRange bytes = suffix_range(i);
     const std::uint64_t other = head_in_node(suffixes_ + bytes.begin, bytes.size());
     if (other == head) [[unlikely]] {
       return compare_behind_heads({suffixes_ + bytes.begin, bytes.size()}, rest) < 0;
@@ -233,16 +241,16 @@ class KeyNode {
   const char* data_ = nullptr;
   const char* suffixes_ = nullptr;
   std::size_t suffix_bytes_max_ = 0;
-  std::size_t readable_ = 0;
-  KeyNodeHeader header_;
+  std::size_t readable_bytes_ = 0;
+  BTreeNodeHeader header_;
 };
 
 // --- Writing nodes. `to` has room for the result; the store's header in it stays as it is. ---
 
 // Writes a node of these keys, which all begin with the first `prefix_bytes` of the first; in a leaf `children` is
 // empty.
-void write_key_node(char* to, unsigned level, std::span<const std::string_view> keys,
-                    std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted);
+void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,
+                      std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted);
 
 // A key that comes to a node: before its key number `index`, and in an inner node with the child behind it.
 struct NewKey {
@@ -252,10 +260,10 @@ struct NewKey {
 };
 
 // Writes `from` with these keys, in ascending order, all with its prefix. `to` may be where `from` lies.
-void write_with_keys(const KeyNode& from, char* to, std::span<const NewKey> added);
+void write_with_keys(const BTreeNode& from, char* to, std::span<const NewKey> added);
 
 // Writes the leaf `from` without its keys of these numbers, ascending, and not all. `to` may be where `from` lies.
-void write_without_keys(const KeyNode& from, char* to, std::span<const std::size_t> gone);
+void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> gone);
 
 void write_child(char* to, std::size_t count, std::size_t index, NodeOffset child);
 

@@ -38,12 +38,12 @@ class NodeReader {
 class NodeStore : public NodeReader {
  public:
   // A node of node_bytes_of(size_class) bytes, header set, the rest undefined. May throw Error limit.
-  virtual NodeOffset allocate(std::size_t size_class) = 0;
+  virtual NodeOffset allocate_node(std::size_t size_class) = 0;
   // Nobody will reach this node from the next publish on; it is reused when no view can hold it.
   // A node made since the last publish may be reused at once.
-  virtual void retire(NodeOffset offset) = 0;
+  virtual void retire_node(NodeOffset offset) = 0;
   // Writable address of a node; only for nodes for which is_private() holds.
-  virtual std::byte* writable(NodeOffset offset) = 0;
+  virtual std::byte* writable_node(NodeOffset offset) = 0;
   // Whether this writer made the node since the last publish, so that no reader can see it.
   virtual bool is_private(NodeOffset offset) const = 0;
 };

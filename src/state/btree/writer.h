@@ -41,9 +41,9 @@
 
 namespace whycache {
 
-class KeyNode;
+class BTreeNode;
 
-inline constexpr unsigned keys_level_max = 31;
+inline constexpr unsigned btree_level_max = 31;
 inline constexpr std::size_t keys_per_large_node = 16;
 
 // Changes trees. Each function returns the new root, which may be the old one: inserting a key that is there, or
@@ -52,10 +52,10 @@ inline constexpr std::size_t keys_per_large_node = 16;
 //
 // After an Error every tree that was published still stands, with nothing of it retired, but the tree that was being
 // changed is lost, and what was made for it since the last publish leaks until the store's books are rebuilt.
-class KeysWriter {
+class BTreeWriter {
  public:
-  explicit KeysWriter(NodeStore& nodes);
-  ~KeysWriter();
+  explicit BTreeWriter(NodeStore& nodes);
+  ~BTreeWriter();
 
   NodeOffset insert(NodeOffset root, std::string_view key);
   NodeOffset erase(NodeOffset root, std::string_view key);
@@ -66,17 +66,17 @@ class KeysWriter {
   NodeOffset erase_sorted(NodeOffset root, std::span<const std::string_view> keys);
 
  private:
-  class Work;
-  std::unique_ptr<Work> work_;
+  class TreeEdit;
+  std::unique_ptr<TreeEdit> tree_edit_;
 };
 
 // A place in a tree. It believes nothing it reads: every offset, count and length is compared with the bytes of
 // the node, and every key with the one before it. So it never reads beyond a node, gives keys in ascending order only,
 // and comes to an end, whatever the bytes are; a damaged tree gives Error corrupt or wrong keys. After an Error it is
 // at the end.
-class KeysCursor {
+class BTreeCursor {
  public:
-  explicit KeysCursor(const NodeReader& nodes) : nodes_(nodes) {}
+  explicit BTreeCursor(const NodeReader& nodes) : nodes_(nodes) {}
 
   // To the first key at or after `key`.
   void seek(NodeOffset root, std::string_view key);
@@ -91,23 +91,23 @@ class KeysCursor {
 
  private:
   // An inner node on the way from the root, its header checked.
-  struct Step {
+  struct PathNode {
     const char* children;
     std::uint32_t child;
     std::uint32_t count;
   };
 
-  void step(std::string_view last);
+  void advance(std::string_view last);
   void next_leaf(std::string_view last);
-  void enter(const KeyNode& leaf, unsigned index);
-  void take_suffix();
-  void check_ascends(std::string_view before, std::uint64_t head) const;
-  void take_key();
+  void enter_leaf(const BTreeNode& leaf, unsigned index);
+  void load_suffix();
+  void check_ascending(std::string_view before, std::uint64_t head) const;
+  void load_key();
 
   const NodeReader& nodes_;
   bool at_end_ = true;
-  unsigned height_ = 0;                    // of the path: the level of the root
-  std::array<Step, keys_level_max> path_;  // [level - 1]
+  unsigned height_ = 0;                         // of the path: the level of the root
+  std::array<PathNode, btree_level_max> path_;  // [level - 1]
 
   NodeOffset leaf_ = 0;
   const char* ends_ = nullptr;
@@ -116,9 +116,9 @@ class KeysCursor {
   std::uint32_t count_ = 0;
   std::uint32_t prefix_bytes_ = 0;
   std::uint32_t index_ = 0;
-  std::uint32_t end_ = 0;    // of the suffix that the cursor stands on
-  std::string_view suffix_;  // in the node
-  std::uint64_t head_ = 0;   // of the suffix
+  std::uint32_t suffix_end_ = 0;  // of the suffix that the cursor stands on
+  std::string_view suffix_;       // in the node
+  std::uint64_t head_ = 0;        // of the suffix
   std::uint32_t key_bytes_ = 0;
   std::array<char, key_bytes_max + 16> key_;  // the prefix and the suffix; room for copying a bit more
   std::vector<char> batch_;
@@ -126,11 +126,11 @@ class KeysCursor {
 
 // Calls `visit` for every node of a tree, parents first, for rebuilding the allocator's books; compares order, levels,
 // bounds and separators on the way and throws Error corrupt. The height is 0 for the empty tree.
-struct KeysShape {
+struct BTreeShape {
   std::uint64_t key_count = 0;
   std::uint64_t height = 0;
 };
-KeysShape visit_nodes(const NodeReader& nodes, NodeOffset root,
-                      const std::function<void(NodeOffset, std::size_t size_class)>& visit);
+BTreeShape visit_nodes(const NodeReader& nodes, NodeOffset root,
+                       const std::function<void(NodeOffset, std::size_t size_class)>& visit);
 
 }  // namespace whycache

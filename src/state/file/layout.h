@@ -32,16 +32,16 @@ inline constexpr std::uint64_t segment_bytes = std::uint64_t{256} << 10;
 inline constexpr std::uint64_t header_page_bytes = 4096;
 
 enum class SegmentKind : std::uint8_t {
-  free = 0,        // on the list of free segments
-  table = 1,       // header page and descriptors
-  directory = 2,   // of the point index
-  part = 3,        // of the point index
-  nodes = 4,       // of the key index, all of one size class
-  entries = 5,     // entries, one after the other
-  large = 6,       // first segment of an entry too large for one
-  large_rest = 7,  // the others
-  retired = 8,     // nobody new comes here; free once every view from before `stamp` is gone
-  filters = 9      // of the point index, sixteen
+  free = 0,             // on the list of free segments
+  table = 1,            // header page and descriptors
+  index_directory = 2,  // of the point index
+  index_page = 3,       // of the point index
+  nodes = 4,            // of the key index, all of one size class
+  entries = 5,          // entries, one after the other
+  large = 6,            // first segment of an entry too large for one
+  continuation = 7,     // the others
+  retired = 8,          // nobody new comes here; free once every view from before `stamp` is gone
+  filters = 9           // of the point index, sixteen
 };
 
 // Writer only. Links are segment numbers; 0, the first table, ends a list.
@@ -86,31 +86,32 @@ class EntryWord {
  public:
   static constexpr std::uint64_t narrow_key_bytes_max = 254;
   static constexpr std::uint64_t narrow_value_bytes_max = 0xffff;
-  static constexpr unsigned bytes_at = 8;
+  static constexpr unsigned value_bytes_shift = 8;
 
   EntryWord() = default;
   constexpr explicit EntryWord(std::uint64_t word) : word_(word) {}
   static constexpr EntryWord narrow(UpdateId id, std::uint64_t key_bytes, std::uint64_t value_bytes,
                                     bool has_previous) {
-    return EntryWord(id << id_at | std::uint64_t{has_previous} << flag_at | value_bytes << bytes_at | key_bytes);
+    return EntryWord(id << id_shift | std::uint64_t{has_previous} << flag_shift | value_bytes << value_bytes_shift |
+                     key_bytes);
   }
   static EntryWord wide(UpdateId id, bool erased, std::uint64_t key_bytes) {
     return narrow(id, wide_mark, key_bytes, erased);
   }
 
   constexpr std::uint64_t word() const { return word_; }
-  UpdateId id() const { return word_ >> id_at; }
+  UpdateId id() const { return word_ >> id_shift; }
   bool is_wide() const { return (word_ & 0xff) == wide_mark; }
 
   std::uint64_t narrow_key_bytes() const { return word_ & 0xff; }
-  std::uint64_t narrow_value_bytes() const { return word_ >> bytes_at & narrow_value_bytes_max; }
+  std::uint64_t narrow_value_bytes() const { return word_ >> value_bytes_shift & narrow_value_bytes_max; }
   bool narrow_has_previous() const { return flag(); }
 
   std::uint64_t wide_key_bytes() const { return narrow_value_bytes(); }
   bool erased() const { return is_wide() && flag(); }
 
   // The greatest word of an entry of update `id`, or one before it.
-  static constexpr std::uint64_t greatest(UpdateId id) { return id << id_at | ((std::uint64_t{1} << id_at) - 1); }
+  static constexpr std::uint64_t max_at(UpdateId id) { return id << id_shift | ((std::uint64_t{1} << id_shift) - 1); }
   // Narrow, and so not erased, with a key of this size, up to narrow_key_bytes_max.
   bool is_narrow_with(std::uint64_t key_bytes) const {
     return static_cast<std::uint8_t>(word_) == static_cast<std::uint8_t>(key_bytes);
@@ -118,11 +119,11 @@ class EntryWord {
 
  private:
   // 39 bits id; narrow: 1 a version before, 16 value bytes, 8 key bytes; wide: 1 erased, 16 key bytes, 8 ones.
-  static constexpr unsigned id_at = 25;
-  static constexpr unsigned flag_at = 24;
+  static constexpr unsigned id_shift = 25;
+  static constexpr unsigned flag_shift = 24;
   static constexpr std::uint64_t wide_mark = 255;
 
-  bool flag() const { return (word_ >> flag_at & 1) != 0; }
+  bool flag() const { return (word_ >> flag_shift & 1) != 0; }
 
   std::uint64_t word_ = 0;
 };
@@ -135,7 +136,7 @@ class WideWord {
   explicit WideWord(std::uint64_t word) : word_(word) {}
   WideWord(std::uint64_t previous, std::uint64_t value_bytes) : word_(previous >> 3 << 24 | value_bytes) {}
   std::uint64_t word() const { return word_; }
-  std::uint64_t previous() const { return word_ >> 24 << 3; }
+  std::uint64_t previous_offset() const { return word_ >> 24 << 3; }
   std::uint64_t value_bytes() const { return word_ & 0xffffff; }
 
  private:
@@ -170,13 +171,13 @@ inline constexpr std::uint64_t segments_for(std::uint64_t bytes) { return (bytes
 using IndexWord = std::atomic<std::uint64_t>;  // release, acquired by readers: the entry is complete before
 
 inline constexpr std::uint64_t bucket_words = 8;
-inline constexpr std::uint64_t part_buckets = 4096;
-inline constexpr std::uint64_t part_words = part_buckets * bucket_words;
+inline constexpr std::uint64_t index_page_buckets = 4096;
+inline constexpr std::uint64_t index_page_words = index_page_buckets * bucket_words;
 inline constexpr std::uint64_t displacement_max = 7;
-inline constexpr unsigned directory_depth_max = 20;
+inline constexpr unsigned global_depth_max = 20;
 inline constexpr std::uint64_t empty_word = 0;
-inline constexpr std::uint64_t filler_word = 1;
-static_assert(part_words * sizeof(IndexWord) == segment_bytes);
+inline constexpr std::uint64_t tombstone_word = 1;
+static_assert(index_page_words * sizeof(IndexWord) == segment_bytes);
 
 // 24 bits tag, 3 bits displacement from the home bucket, 37 bits offset / 8.
 inline constexpr unsigned word_offset_bits = 37;
@@ -186,9 +187,9 @@ inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
 // Where its home bucket begins within a part.
 inline constexpr unsigned home_shift = 6;
 static_assert(bucket_bytes == std::uint64_t{1} << home_shift);
-inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (part_buckets - 1) << home_shift; }
+inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (index_page_buckets - 1) << home_shift; }
 inline constexpr std::uint64_t home_bucket(std::uint64_t hash) { return home_offset(hash) / bucket_bytes; }
-inline constexpr std::uint64_t make_word(std::uint64_t tag, std::uint64_t displacement, std::uint64_t offset) {
+inline constexpr std::uint64_t make_index_word(std::uint64_t tag, std::uint64_t displacement, std::uint64_t offset) {
   return tag << 40 | displacement << word_offset_bits | offset >> 3;
 }
 inline constexpr std::uint64_t word_offset(std::uint64_t word) {
@@ -196,14 +197,14 @@ inline constexpr std::uint64_t word_offset(std::uint64_t word) {
 }
 inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> 40; }
 inline constexpr std::uint64_t word_displacement(std::uint64_t word) { return word >> word_offset_bits & 7; }
-inline constexpr bool holds_entry(std::uint64_t word) { return word > filler_word; }
+inline constexpr bool holds_entry(std::uint64_t word) { return word > tombstone_word; }
 
 // A filter says of most keys that are not in the index that they are not: for each home bucket 32 bits, a Bloom filter
 // (Burton H. Bloom, 1970) of the keys whose home it is, three bits of each. A key's bits are set before its word is
 // stored, and stay when it is removed. Each part has one, which is made and goes with it.
 // Stored by the writer (release) before the applied id that makes the key visible; acquired by readers.
 using FilterWord = std::atomic<std::uint32_t>;
-inline constexpr std::uint64_t filter_bytes = part_buckets * sizeof(FilterWord);
+inline constexpr std::uint64_t filter_bytes = index_page_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
 static_assert(filters_per_segment == 16);
 // Which bit of SegmentDescriptor::used is that of the filter at `offset`.
@@ -218,23 +219,23 @@ inline constexpr std::uint32_t filter_bits(std::uint64_t tag) {
 
 // A word of the directory: 27 bits offset of the filter / 16 KiB, 5 bits local depth, 32 bits offset of the part / 256
 // KiB. Header::directory: offset of the directory << 8 | depth.
-inline constexpr std::uint64_t make_slot(std::uint64_t part, unsigned depth, std::uint64_t filter) {
+inline constexpr std::uint64_t make_directory_word(std::uint64_t part, unsigned depth, std::uint64_t filter) {
   return filter / filter_bytes << 37 | std::uint64_t{depth} << 32 | part / segment_bytes;
 }
-inline constexpr std::uint64_t part_offset(std::uint64_t slot) {
+inline constexpr std::uint64_t index_page_offset(std::uint64_t slot) {
   return std::uint64_t{static_cast<std::uint32_t>(slot)} * segment_bytes;
 }
-inline constexpr unsigned part_depth(std::uint64_t slot) { return static_cast<unsigned>(slot >> 32 & 31); }
-inline constexpr std::uint64_t part_filter(std::uint64_t slot) { return (slot >> 37) * filter_bytes; }
-static_assert(state_bytes_limit / filter_bytes <= std::uint64_t{1} << 27 && directory_depth_max < 32);
-inline constexpr std::uint64_t directory_offset(std::uint64_t word) { return word >> 8; }
-inline constexpr unsigned directory_depth(std::uint64_t word) { return static_cast<unsigned>(word & 0xff); }
-inline constexpr std::uint64_t directory_slot(std::uint64_t hash, unsigned depth) {
+inline constexpr unsigned local_depth(std::uint64_t slot) { return static_cast<unsigned>(slot >> 32 & 31); }
+inline constexpr std::uint64_t index_page_filter_offset(std::uint64_t slot) { return (slot >> 37) * filter_bytes; }
+static_assert(state_bytes_limit / filter_bytes <= std::uint64_t{1} << 27 && global_depth_max < 32);
+inline constexpr std::uint64_t index_directory_offset(std::uint64_t word) { return word >> 8; }
+inline constexpr unsigned global_depth(std::uint64_t word) { return static_cast<unsigned>(word & 0xff); }
+inline constexpr std::uint64_t index_directory_slot(std::uint64_t hash, unsigned depth) {
   return hash >> 1 >> (63 - depth);  // in two steps: depth may be 0
 }
 // Directories of depth 0..14 have a place each in one segment, so that doubling never writes over what readers use.
-inline constexpr unsigned small_directory_depth_max = 14;
-inline constexpr std::uint64_t small_directory_place(unsigned depth) { return std::uint64_t{8} << depth; }
+inline constexpr unsigned small_index_directory_depth_max = 14;
+inline constexpr std::uint64_t small_index_directory_offset(unsigned depth) { return std::uint64_t{8} << depth; }
 
 // --- Header page ---
 
@@ -253,7 +254,7 @@ struct HeaderFixed {
   Uuid boot_id;         // of the boot in which it was made or adopted
   std::uint64_t inode;  // of the file then: a copy has another one
   std::uint64_t device;
-  std::int64_t born_ns;  // when the file system says the file was made, if it does: inode numbers are used again
+  std::int64_t birth_time_ns;  // when the file system says the file was made, if it does: inode numbers are used again
   std::uint32_t log_name_bytes;
   char log_name[396];
   std::uint64_t checksum;  // hash64 of all before
@@ -273,7 +274,7 @@ struct PublishedBlock {
   std::uint64_t digest_high;
   std::uint64_t item_count;
   std::uint64_t item_bytes;
-  std::uint64_t keys_root;
+  std::uint64_t key_index_root;
   std::uint64_t checksum;  // hash64 of all before
 
   std::uint64_t expected_checksum() const {
@@ -283,26 +284,26 @@ struct PublishedBlock {
 static_assert(sizeof(PublishedBlock) == 64);
 inline constexpr std::size_t published_block_count = 8;
 
-inline constexpr std::size_t sparse_list_count = 16;
+inline constexpr std::size_t utilization_list_count = 16;
 inline constexpr std::size_t node_class_count = 4;
 
 // The allocator's books. Writer only; not to be trusted if the writer before died (writer_active).
-struct WriterBooks {
+struct AllocatorState {
   std::uint32_t segment_count;
   std::uint32_t free_head;
   std::uint32_t free_count;
   std::uint32_t retired_head;  // in the order of their stamps
   std::uint32_t retired_tail;
   std::uint32_t retired_count;
-  std::uint32_t open_fresh;                      // the segment new entries go to; 0: none
-  std::uint32_t open_copy;                       // the segment copied entries go to
-  std::uint32_t node_partial[node_class_count];  // segments with free nodes
-  std::uint32_t filter_partial;                  // segments with free filters
-  std::uint32_t sparse[sparse_list_count];       // sealed entry segments, by how much of them is live
-  std::uint64_t retired_nodes_head;              // in the order of their stamps
+  std::uint32_t active_segment;                             // the segment new entries go to; 0: none
+  std::uint32_t cleaning_segment;                           // the segment copied entries go to
+  std::uint32_t partial_node_segments[node_class_count];    // segments with free nodes
+  std::uint32_t partial_filter_segments;                    // segments with free filters
+  std::uint32_t utilization_lists[utilization_list_count];  // sealed entry segments, by how much of them is live
+  std::uint64_t retired_nodes_head;                         // in the order of their stamps
   std::uint64_t retired_nodes_tail;
-  std::uint64_t entry_segments;    // of kind entries
-  std::uint64_t entry_live_bytes;  // in them
+  std::uint64_t entry_segment_count;  // of kind entries
+  std::uint64_t entry_live_bytes;     // in them
 };
 
 // reclaim_generation: the top bit says that another file took this one's place.
@@ -311,12 +312,12 @@ inline constexpr std::uint64_t superseded_bit = std::uint64_t{1} << 63;
 // The applied id, kept as EntryWord::greatest(): a reader compares an entry's word with it as it is.
 class AppliedId {
  public:
-  UpdateId load(std::memory_order order) const { return EntryWord(greatest_.load(order)).id(); }
-  std::uint64_t greatest(std::memory_order order) const { return greatest_.load(order); }
-  void store(UpdateId id, std::memory_order order) { greatest_.store(EntryWord::greatest(id), order); }
+  UpdateId load(std::memory_order order) const { return EntryWord(max_entry_word_.load(order)).id(); }
+  std::uint64_t max_entry_word(std::memory_order order) const { return max_entry_word_.load(order); }
+  void store(UpdateId id, std::memory_order order) { max_entry_word_.store(EntryWord::max_at(id), order); }
 
  private:
-  std::atomic<std::uint64_t> greatest_;
+  std::atomic<std::uint64_t> max_entry_word_;
 };
 static_assert(sizeof(AppliedId) == 8);
 
@@ -327,8 +328,8 @@ struct Header {
   alignas(
       64) std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired space is written
                                                           // over; readers acquire it before and fence-and-load it after
-  AppliedId applied_id;                  // release, last store of an update; acquired by readers before all else of it
-  std::atomic<std::uint64_t> directory;  // release, acquired by readers
+  AppliedId applied_id;  // release, last store of an update; acquired by readers before all else of it
+  std::atomic<std::uint64_t> index_directory;  // release, acquired by readers
 
   alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked
                                                            // at; readers pin, fence, and look here
@@ -336,12 +337,12 @@ struct Header {
   std::atomic<std::uint64_t> writer_active;                // not 0: a writer is at work, or died at it
 
   alignas(64) PublishedBlock published[published_block_count];
-  alignas(64) WriterBooks books;
+  alignas(64) AllocatorState allocator_state;
 };
 static_assert(sizeof(Header) <= header_page_bytes);
 static_assert(offsetof(Header, reclaim_generation) == 512);
 static_assert(offsetof(Header, reclaim_horizon) == 576);
 static_assert(offsetof(Header, published) == 640);
-static_assert(offsetof(Header, books) == 1152);
+static_assert(offsetof(Header, allocator_state) == 1152);
 
 }  // namespace whycache

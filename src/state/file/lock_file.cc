@@ -21,7 +21,7 @@ constexpr std::uint64_t row_lock_offset = 4096;  // of the OFD byte of row 0
 constexpr std::size_t spare_slots_max = 4;       // kept for the next view while there are plenty; more are given back
 
 static_assert(sizeof(LockFileHeader) <= page_bytes);
-static_assert(offsetof(LockFileHeader, sleepers) == 192);  // docs/formats/state.md
+static_assert(offsetof(LockFileHeader, waiters) == 192);  // docs/formats/state.md
 
 std::size_t file_bytes_for(std::uint32_t slots) {
   return page_bytes + slots * (sizeof(ProcessRow) + sizeof(ReaderSlot));
@@ -37,7 +37,7 @@ bool is_same_file(const struct stat& one, const struct stat& other) {
 }
 
 // Makes the file whole under another name and links it into place, so that nobody ever sees half of one.
-void make_file(const std::string& path, std::uint32_t mode, std::uint32_t slots) {
+void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t slots) {
   const std::string temporary = path + ".new-" + std::to_string(::getpid()) + "-" + std::to_string(boot_time_ns());
   FileDescriptor file = open_file(temporary, O_RDWR | O_CREAT | O_EXCL, 0600);
   try {
@@ -65,12 +65,12 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
     throw Error(ErrorKind::invalid,
                 "reader_slots out of range: reader_slots=" + std::to_string(slot_count) + " range=1..65536");
   }
-  if (!open_file_if_there(path_, O_RDWR)) make_file(path_, mode, slot_count);
-  register_fork_listener(this, [this] { file_ = open_file(path_, O_RDWR); });
+  if (!open_file_if_exists(path_, O_RDWR)) create_lock_file(path_, mode, slot_count);
+  register_fork_handler(this, [this] { file_ = open_file(path_, O_RDWR); });
   try {
     map(mode);
   } catch (...) {
-    let_go();
+    release();
     throw;
   }
 }
@@ -109,24 +109,24 @@ void LockFile::map(std::uint32_t mode) {
   const Uuid id = boot_id();
   std::memcpy(&boot, id.data(), sizeof boot);
   if (header_->boot.load(std::memory_order_acquire) != boot) {
-    header_->asked_at_ns.store(0, std::memory_order_relaxed);
-    header_->store_asked_at_ns.store(0, std::memory_order_relaxed);
+    header_->last_poll_time_ns.store(0, std::memory_order_relaxed);
+    header_->last_store_poll_time_ns.store(0, std::memory_order_relaxed);
     header_->boot.store(boot, std::memory_order_release);
   }
 }
 
 LockFile::~LockFile() {
-  for (ReaderSlot* slot : spare_) slot->owner.store(0, std::memory_order_release);
-  let_go();
+  for (ReaderSlot* slot : spare_slots_) slot->owner.store(0, std::memory_order_release);
+  release();
 }
 
-void LockFile::let_go() noexcept {
+void LockFile::release() noexcept {
   {
     const std::lock_guard guard(mutex_);
-    spare_.clear();  // a child forked meanwhile
-    file_.close();   // before we are forgotten: a child would keep it open, and our locks with it
+    spare_slots_.clear();  // a child forked meanwhile
+    file_.close();         // before we are forgotten: a child would keep it open, and our locks with it
   }
-  unregister_fork_listener(this);
+  unregister_fork_handler(this);
   if (mapped_ != nullptr) ::munmap(mapped_, mapped_bytes_);
 }
 
@@ -152,7 +152,7 @@ void LockFile::claim_row() {
         }
       }
       ProcessRow& mine = row(number);
-      const std::uint64_t times = mine.times_taken.fetch_add(1, std::memory_order_relaxed) + 1;
+      const std::uint64_t times = mine.claim_count.fetch_add(1, std::memory_order_relaxed) + 1;
       mine.process_id = static_cast<std::uint64_t>(::getpid());
       std::memset(mine.process_name, 0, sizeof mine.process_name);
       const FileDescriptor name(::open("/proc/self/comm", O_RDONLY | O_CLOEXEC));
@@ -171,9 +171,9 @@ void LockFile::claim_row() {
 
 ReaderSlot* LockFile::claim_slot() {
   const std::lock_guard guard(mutex_);
-  if (!spare_.empty()) {
-    ReaderSlot* const slot = spare_.back();
-    spare_.pop_back();
+  if (!spare_slots_.empty()) {
+    ReaderSlot* const slot = spare_slots_.back();
+    spare_slots_.pop_back();
     return slot;
   }
   if (!own_row_) claim_row();
@@ -191,19 +191,19 @@ ReaderSlot* LockFile::claim_slot() {
       return &slots_[i];
     }
     // All taken: by the dead, perhaps.
-    for (std::uint32_t number = 0; number < slot_count_; ++number) sweep_row(number);
+    for (std::uint32_t number = 0; number < slot_count_; ++number) reclaim_dead_row(number);
   }
-  throw Error(ErrorKind::limit,
-              "all reader slots are taken: reader_slots=" + std::to_string(slot_count_) + " holders=" + holders());
+  throw Error(ErrorKind::limit, "all reader slots are taken: reader_slots=" + std::to_string(slot_count_) +
+                                    " holders=" + describe_holders());
 }
 
 void LockFile::release_slot(ReaderSlot* slot) noexcept {
   slot->pinned_id.store(0, std::memory_order_release);
   const std::lock_guard guard(mutex_);
   const bool plenty = header_->slots_end.load(std::memory_order_relaxed) <= slot_count_ / 2;
-  if (spare_.size() < spare_slots_max && plenty) {
+  if (spare_slots_.size() < spare_slots_max && plenty) {
     try {
-      spare_.push_back(slot);
+      spare_slots_.push_back(slot);
       return;
     } catch (const std::bad_alloc&) {  // then it is given back
     }
@@ -215,7 +215,7 @@ bool LockFile::is_row_alive(std::uint32_t number) {
   return (own_row_ && *own_row_ == number) || is_byte_locked(file_.number(), row_lock_offset + number);
 }
 
-bool LockFile::sweep_row(std::uint32_t number) {
+bool LockFile::reclaim_dead_row(std::uint32_t number) {
   if (own_row_ && *own_row_ == number) return false;
   if (!try_lock_byte(file_.number(), row_lock_offset + number)) return false;
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
@@ -227,7 +227,7 @@ bool LockFile::sweep_row(std::uint32_t number) {
   return true;
 }
 
-UpdateId LockFile::least_pinned(std::uint64_t state_id, UpdateId below) {
+UpdateId LockFile::find_oldest_pinned_id(std::uint64_t state_id, UpdateId below) {
   UpdateId least = below;
   const std::uint32_t end = std::min(header_->slots_end.load(std::memory_order_seq_cst), slot_count_);
   for (std::uint32_t i = 0; i < end; ++i) {
@@ -238,7 +238,7 @@ UpdateId LockFile::least_pinned(std::uint64_t state_id, UpdateId below) {
     if (owner != 0 && owner >> 32 <= slot_count_) {
       const std::lock_guard guard(mutex_);
       const auto number = static_cast<std::uint32_t>((owner >> 32) - 1);
-      if (!is_row_alive(number) && sweep_row(number)) continue;
+      if (!is_row_alive(number) && reclaim_dead_row(number)) continue;
     }
     least = pinned - 1;
   }
@@ -271,7 +271,7 @@ std::vector<ReaderSlotInfo> LockFile::processes() {
   const std::lock_guard guard(mutex_);
   std::vector<ReaderSlotInfo> found;
   for (std::uint32_t number = 0; number < slot_count_; ++number) {
-    if (rows_[number].times_taken.load(std::memory_order_relaxed) == 0 || !is_row_alive(number)) continue;
+    if (rows_[number].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(number)) continue;
     ReaderSlotInfo info;
     info.slot = number;
     info.process_id = rows_[number].process_id;
@@ -283,7 +283,7 @@ std::vector<ReaderSlotInfo> LockFile::processes() {
   return found;
 }
 
-std::string LockFile::holders() {
+std::string LockFile::describe_holders() {
   std::map<std::string, int> counts;
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
     const std::uint64_t owner = slots_[i].owner.load(std::memory_order_acquire);
@@ -305,7 +305,7 @@ void LockFile::after_fork_in_child() noexcept {
   mutex_.unlock();
   own_row_.reset();
   owner_word_ = 0;
-  spare_.clear();
+  spare_slots_.clear();
   // The locks the parent's open file holds are the parent's: let go of that file without touching them.
   int number;
   do {

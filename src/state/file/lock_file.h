@@ -37,13 +37,13 @@ struct LockFileHeader {
   std::uint32_t reserved;
   // The log was asked at asked_at_ns for the state with state_id; 0: not in this boot. Written under StateLock::follow:
   // 0 first, then the rest, asked_at_ns last (release; acquired by readers).
-  alignas(64) std::atomic<std::int64_t> asked_at_ns;
-  std::atomic<std::uint64_t> asked_state_id;
+  alignas(64) std::atomic<std::int64_t> last_poll_time_ns;
+  std::atomic<std::uint64_t> polled_state_id;
   std::atomic<std::uint64_t> known_head;
   std::atomic<std::uint64_t> boot;  // of the kernel in which asked_at_ns was read
   // The same of the log's store itself: asked_at_ns may be the word of what stands in front of it. Written and read
   // like it, after the others and just before it: who dies between has asked all the same.
-  std::atomic<std::int64_t> store_asked_at_ns;
+  std::atomic<std::int64_t> last_store_poll_time_ns;
   // Slots from here on were never used. Raised by who claims one (before it pins); the writer looks no further.
   alignas(64) std::atomic<std::uint32_t> slots_end;
   // For each of the bytes 0..15: 1 if somebody may sleep until it is unlocked (futex, lock_queue.h). A hint: 1 is
@@ -51,12 +51,12 @@ struct LockFileHeader {
   // unlocked the byte (behind a seq_cst fence), who then wakes one: either he sees the 1, or the other gets the lock.
   // Who dies before he wakes anybody leaves those who sleep to wake up by themselves, within a millisecond; who dies
   // asleep costs others one wake-up for nobody.
-  alignas(64) std::atomic<std::uint32_t> sleepers[lock_byte_count];
+  alignas(64) std::atomic<std::uint32_t> waiters[lock_byte_count];
 };
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '1'};
 
 struct ProcessRow {
-  std::atomic<std::uint64_t> times_taken;  // by who holds the row's lock
+  std::atomic<std::uint64_t> claim_count;  // by who holds the row's lock
   std::uint64_t process_id;                // for display
   char process_name[48];
 };
@@ -72,7 +72,7 @@ struct alignas(64) ReaderSlot {
 static_assert(sizeof(ReaderSlot) == 64);
 
 // One process's opening of the lock file (one per State). Safe from any number of threads.
-class LockFile final : public ForkListener {
+class LockFile final : public ForkHandler {
  public:
   // Opens or makes the file at `path`. The caller makes sure that one process at a time makes it (it is put in place
   // whole).
@@ -95,7 +95,7 @@ class LockFile final : public ForkListener {
 
   // The least id pinned on file `state_id`, below `below`; `below` if none. Sweeps dead owners of what stands in the
   // way.
-  UpdateId least_pinned(std::uint64_t state_id, UpdateId below);
+  UpdateId find_oldest_pinned_id(std::uint64_t state_id, UpdateId below);
 
   // For tools.
   std::vector<ReaderSlotInfo> slots_taken();
@@ -109,13 +109,13 @@ class LockFile final : public ForkListener {
   void after_fork_in_child() noexcept override;
 
   void map(std::uint32_t mode);
-  void let_go() noexcept;
+  void release() noexcept;
   void claim_row();
   bool is_row_alive(std::uint32_t number);
   // Frees the slots of the row's dead owner. False if it lives.
-  bool sweep_row(std::uint32_t number);
+  bool reclaim_dead_row(std::uint32_t number);
   ProcessRow& row(std::uint32_t number) const { return rows_[number]; }
-  std::string holders();
+  std::string describe_holders();
 
   std::string path_;
   FileDescriptor file_;
@@ -129,7 +129,7 @@ class LockFile final : public ForkListener {
   std::mutex mutex_;  // of all below, and of sweeping
   std::optional<std::uint32_t> own_row_;
   std::uint64_t owner_word_ = 0;
-  std::vector<ReaderSlot*> spare_;  // owned, nothing pinned
+  std::vector<ReaderSlot*> spare_slots_;  // owned, nothing pinned
 };
 
 }  // namespace whycache

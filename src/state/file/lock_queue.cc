@@ -19,17 +19,17 @@ namespace {
 
 using std::chrono::microseconds;
 
-constexpr std::uint64_t append_gate = 15;  // its byte; those from 0 on are the StateLocks themselves
-static_assert(append_gate < lock_byte_count);
-constexpr microseconds pause_at_first{100};
+constexpr std::uint64_t append_gate_byte = 15;  // its byte; those from 0 on are the StateLocks themselves
+static_assert(append_gate_byte < lock_byte_count);
+constexpr microseconds pause_min{100};
 constexpr microseconds pause_max{1000};
 // Who was woken before the lock is free stays awake for it for so long.
-constexpr microseconds awake_max{40};
+constexpr microseconds spin_time_max{40};
 // Longer than many processes that write to a slow disk need to pass it.
-constexpr std::chrono::milliseconds gate_patience{100};
+constexpr std::chrono::milliseconds gate_timeout{100};
 
-constexpr std::uint32_t nobody_sleeps = 0;
-constexpr std::uint32_t somebody_may_sleep = 1;
+constexpr std::uint32_t no_waiters = 0;
+constexpr std::uint32_t may_have_waiters = 1;
 
 std::uint64_t byte_of(StateLock lock) { return static_cast<std::uint64_t>(lock); }
 
@@ -37,30 +37,30 @@ std::uint64_t byte_of(StateLock lock) { return static_cast<std::uint64_t>(lock);
 class LockByte {
  public:
   LockByte(const LockFile& file, std::uint64_t number)
-      : file_(file.descriptor()), number_(number), sleepers_(file.header().sleepers[number]) {}
+      : file_(file.descriptor()), number_(number), waiters_(file.header().waiters[number]) {}
 
-  bool try_take() const { return try_lock_byte(file_, number_); }
+  bool try_acquire() const { return try_lock_byte(file_, number_); }
 
   // Calls `take` until it returns true. False: not before the deadline.
   template <typename Take>
-  bool take_until(const Deadline& deadline, const Take& take) const {
+  bool acquire_until(const Deadline& deadline, const Take& take) const {
     if (take()) return true;
-    for (microseconds pause = pause_at_first; !deadline.passed(); pause = std::min(pause * 2, pause_max)) {
+    for (microseconds pause = pause_min; !deadline.passed(); pause = std::min(pause * 2, pause_max)) {
       // Either who lets go sees this, or we see that he has let go.
-      sleepers_.store(somebody_may_sleep, std::memory_order_seq_cst);
+      waiters_.store(may_have_waiters, std::memory_order_seq_cst);
       if (take()) return true;
-      const Slept slept = sleep(pause);
-      const std::int64_t until = boot_time_ns() + std::chrono::nanoseconds(awake_max).count();
+      const SleepResult slept = sleep(pause);
+      const std::int64_t until = boot_time_ns() + std::chrono::nanoseconds(spin_time_max).count();
       for (bool taken = take();; taken = take()) {
         if (taken) {
           // Of several one was woken: another has to be when he lets go.
-          sleepers_.store(somebody_may_sleep, std::memory_order_relaxed);
+          waiters_.store(may_have_waiters, std::memory_order_relaxed);
           return true;
         }
-        if (slept != Slept::woken || boot_time_ns() >= until) break;
+        if (slept != SleepResult::woken || boot_time_ns() >= until) break;
         std::this_thread::yield();
       }
-      if (slept == Slept::not_at_all) std::this_thread::sleep_for(pause);
+      if (slept == SleepResult::not_slept) std::this_thread::sleep_for(pause);
     }
     return false;
   }
@@ -72,25 +72,25 @@ class LockByte {
 
   void wake_one() const noexcept {
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_relaxed) != nobody_sleeps &&
-        sleepers_.exchange(nobody_sleeps, std::memory_order_seq_cst) != nobody_sleeps) {
-      ::syscall(SYS_futex, &sleepers_, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+    if (waiters_.load(std::memory_order_relaxed) != no_waiters &&
+        waiters_.exchange(no_waiters, std::memory_order_seq_cst) != no_waiters) {
+      ::syscall(SYS_futex, &waiters_, FUTEX_WAKE, 1, nullptr, nullptr, 0);
     }
   }
 
  private:
   // not_at_all: the word was changed just now, or this system lets nobody sleep on words.
-  enum class Slept : std::uint8_t { woken, to_the_end, not_at_all };
-  Slept sleep(microseconds at_most) const noexcept {
+  enum class SleepResult : std::uint8_t { woken, timed_out, not_slept };
+  SleepResult sleep(microseconds at_most) const noexcept {
     const timespec patience{0, std::chrono::nanoseconds(at_most).count()};
-    if (::syscall(SYS_futex, &sleepers_, FUTEX_WAIT, somebody_may_sleep, &patience, nullptr, 0) == 0)
-      return Slept::woken;
-    return errno == ETIMEDOUT || errno == EINTR ? Slept::to_the_end : Slept::not_at_all;
+    if (::syscall(SYS_futex, &waiters_, FUTEX_WAIT, may_have_waiters, &patience, nullptr, 0) == 0)
+      return SleepResult::woken;
+    return errno == ETIMEDOUT || errno == EINTR ? SleepResult::timed_out : SleepResult::not_slept;
   }
 
   int file_;
   std::uint64_t number_;
-  std::atomic<std::uint32_t>& sleepers_;
+  std::atomic<std::uint32_t>& waiters_;
 };
 
 class Gate {
@@ -102,35 +102,35 @@ class Gate {
     if (held_) byte_.release();
   }
 
-  bool try_pass() { return held_ = byte_.try_take(); }
+  bool try_pass() { return held_ = byte_.try_acquire(); }
 
  private:
   const LockByte& byte_;
   bool held_ = false;
 };
 
-bool wait_in_turn(const LockFile& file, const LockByte& lock, const Deadline& deadline) {
-  const LockByte gate_byte(file, append_gate);
+bool acquire_through_gate(const LockFile& file, const LockByte& lock, const Deadline& deadline) {
+  const LockByte gate_byte(file, append_gate_byte);
   Gate gate(gate_byte);
-  const Deadline patience(gate_patience);
+  const Deadline patience(gate_timeout);
   bool taken = false;
-  const bool passed = gate_byte.take_until(deadline, [&] {
-    taken = patience.passed() && lock.try_take();
+  const bool passed = gate_byte.acquire_until(deadline, [&] {
+    taken = patience.passed() && lock.try_acquire();
     return taken || gate.try_pass();
   });
   if (!passed || taken) return taken;
-  return lock.take_until(deadline, [&] { return lock.try_take(); });
+  return lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
 }
 
 }  // namespace
 
 bool wait_for_lock(const LockFile& file, StateLock which, const Deadline& deadline) {
   const LockByte lock(file, byte_of(which));
-  if (which == StateLock::append) return wait_in_turn(file, lock, deadline);
-  return lock.take_until(deadline, [&] { return lock.try_take(); });
+  if (which == StateLock::append) return acquire_through_gate(file, lock, deadline);
+  return lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
 }
 
-void wake_next(const LockFile& file, StateLock which) noexcept { LockByte(file, byte_of(which)).wake_one(); }
+void wake_next_waiter(const LockFile& file, StateLock which) noexcept { LockByte(file, byte_of(which)).wake_one(); }
 
 void release_lock(const LockFile& file, StateLock which) noexcept { LockByte(file, byte_of(which)).release(); }
 

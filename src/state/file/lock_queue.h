@@ -21,7 +21,7 @@ namespace whycache {
 // Takes the lock's byte of this lock file. False: not before the deadline. Throws Error if the file cannot be locked.
 bool wait_for_lock(const LockFile& file, StateLock which, const Deadline& deadline);
 // Its holder lets go of it in a moment: whoever is next may wake up meanwhile, which takes about as long.
-void wake_next(const LockFile& file, StateLock which) noexcept;
+void wake_next_waiter(const LockFile& file, StateLock which) noexcept;
 // Lets go of it, and wakes one who waits.
 void release_lock(const LockFile& file, StateLock which) noexcept;
 

@@ -12,9 +12,9 @@ namespace whycache {
 namespace {
 
 // A file grows by a 128th, or 64 MiB if that is less: 840 times up to 8 GiB, 17,000 times up to a TiB.
-constexpr std::size_t plans_max = 20'000;
+constexpr std::size_t directory_caches_max = 20'000;
 // And so many more for directories; only in a file that somebody damages can there be more than twenty.
-constexpr std::size_t directories_max = 1000;
+constexpr std::size_t extra_directories_max = 1000;
 
 }  // namespace
 
@@ -23,7 +23,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
       path_(std::move(path)),
       inherited_(access == Access::read),
       fork_count_(fork_count()),
-      plan_(&no_plan_) {
+      last_directory_cache_(&empty_directory_cache_) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
@@ -59,14 +59,14 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   usable_bytes_.store(file_bytes / segment_bytes * segment_bytes, std::memory_order_relaxed);
   hash_seed_ = header().fixed.hash_seed;
   key_hash_ = KeyHash(hash_seed_);
-  no_plan_ = LookupPlan::none(base_, key_hash_);
+  empty_directory_cache_ = DirectoryCache::empty(base_, key_hash_);
   state_id_ = header().fixed.state_id;
 }
 
 Mapping::~Mapping() {
-  for (const LookupPlan* one = plans_; one != nullptr;) delete std::exchange(one, one->next);
+  for (const DirectoryCache* one = directory_caches_; one != nullptr;) delete std::exchange(one, one->next);
   // What a child did not inherit may be something else's address by now.
-  if (base_ != nullptr && is_of_this_process()) ::munmap(base_, reserved_bytes_);
+  if (base_ != nullptr && belongs_to_this_process()) ::munmap(base_, reserved_bytes_);
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {
@@ -85,38 +85,39 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
   return usable_bytes();
 }
 
-const LookupPlan* Mapping::find_plan(std::uint64_t directory) const {
-  const std::uint64_t offset = directory_offset(directory);
+const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t directory) const {
+  const std::uint64_t offset = index_directory_offset(directory);
   const std::uint64_t usable = usable_bytes();
-  if (directory_depth(directory) > directory_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
+  if (global_depth(directory) > global_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
     return nullptr;
-  const std::uint64_t bytes = sizeof(IndexWord) << directory_depth(directory);
+  const std::uint64_t bytes = sizeof(IndexWord) << global_depth(directory);
   if (offset > usable || bytes > usable - offset) return nullptr;
-  const LookupPlan* first = plans_.load(std::memory_order_acquire);
-  const LookupPlan* of_smaller_file = nullptr;
+  const DirectoryCache* first = directory_caches_.load(std::memory_order_acquire);
+  const DirectoryCache* of_smaller_file = nullptr;
   std::size_t count = 0;
-  for (const LookupPlan* found = first; found != nullptr; found = found->next, ++count) {
-    if (found->is_for(directory, usable)) {
-      plan_.store(found, std::memory_order_release);
+  for (const DirectoryCache* found = first; found != nullptr; found = found->next, ++count) {
+    if (found->matches(directory, usable)) {
+      last_directory_cache_.store(found, std::memory_order_release);
       return found;
     }
     if (of_smaller_file == nullptr && found->directory == directory) of_smaller_file = found;
   }
   // Who comes here has bounds of his own. What lies beyond those of the plan is read the long way.
-  if (count >= plans_max && of_smaller_file != nullptr) return of_smaller_file;
-  if (count >= plans_max + directories_max) return nullptr;
+  if (count >= directory_caches_max && of_smaller_file != nullptr) return of_smaller_file;
+  if (count >= directory_caches_max + extra_directories_max) return nullptr;
   // No lock: a child may be forked at any moment.
-  auto* const made = new LookupPlan(LookupPlan::of(directory, base_, usable, key_hash_));
+  auto* const made = new DirectoryCache(DirectoryCache::create(directory, base_, usable, key_hash_));
   made->next = first;
-  while (!plans_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel, std::memory_order_acquire)) {
+  while (!directory_caches_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel,
+                                                  std::memory_order_acquire)) {
     // Others came at the same time, most likely for the same.
-    if (const LookupPlan* const newest = made->next; newest != nullptr && newest->is_for(directory, usable)) {
+    if (const DirectoryCache* const newest = made->next; newest != nullptr && newest->matches(directory, usable)) {
       delete made;
-      plan_.store(newest, std::memory_order_release);
+      last_directory_cache_.store(newest, std::memory_order_release);
       return newest;
     }
   }
-  plan_.store(made, std::memory_order_release);
+  last_directory_cache_.store(made, std::memory_order_release);
   return made;
 }
 

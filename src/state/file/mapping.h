@@ -21,33 +21,33 @@ namespace whycache {
 
 // What the quick ways of reading look at of an entry before they know how long it is: its first word, a key and a value
 // that are not long. What lies nearer to the end of the file is read the thorough way.
-inline constexpr std::uint64_t quick_bytes = 512;
+inline constexpr std::uint64_t fast_read_bytes = 512;
 
 // What a look-up needs to know of a mapping, in one cache line: the directory of the point index, taken apart and found
 // to lie within the file, and how far the file may be read. Never changed: another one is made when the directory
 // doubles, or when the file has grown.
-struct alignas(64) LookupPlan {
+struct alignas(64) DirectoryCache {
   std::uint64_t directory;  // the word of Header::directory this is for
   const IndexWord* slots;
   std::uint64_t slot_shift;  // slot hash >> slot_shift; 64 if there is only one
   const std::byte* base;
-  std::uint64_t part_offset_max;   // a part lies within the mapping if its offset is not more
+  std::uint64_t page_offset_max;   // a part lies within the mapping if its offset is not more
   std::uint64_t entry_offset_max;  // so do an entry's first quick_bytes, if its offset is not more
   KeyHash key_hash;                // its seed for long keys is the first that is not in the line
-  const LookupPlan* next;
+  const DirectoryCache* next;
 
-  static LookupPlan none(const std::byte* base, const KeyHash& key_hash) {
+  static DirectoryCache empty(const std::byte* base, const KeyHash& key_hash) {
     static constexpr IndexWord no_part{~std::uint64_t{0}};
     return {~std::uint64_t{0}, &no_part, 64, base, 0, 0, key_hash, nullptr};
   }
-  static LookupPlan of(std::uint64_t directory, const std::byte* base, std::uint64_t usable_bytes,
-                       const KeyHash& key_hash) {
+  static DirectoryCache create(std::uint64_t directory, const std::byte* base, std::uint64_t usable_bytes,
+                               const KeyHash& key_hash) {
     return {directory,
-            reinterpret_cast<const IndexWord*>(base + directory_offset(directory)),
-            64 - directory_depth(directory),
+            reinterpret_cast<const IndexWord*>(base + index_directory_offset(directory)),
+            64 - global_depth(directory),
             base,
             usable_bytes - segment_bytes,
-            usable_bytes - quick_bytes,
+            usable_bytes - fast_read_bytes,
             key_hash,
             nullptr};
   }
@@ -55,8 +55,8 @@ struct alignas(64) LookupPlan {
   const Header& header() const { return *reinterpret_cast<const Header*>(base); }
   // The one the top bits of the hash say, as many as the directory is deep.
   const IndexWord& slot(std::uint64_t hash) const { return slots[hash >> 1 >> (slot_shift - 1)]; }
-  bool is_for(std::uint64_t directory_word, std::uint64_t usable_bytes) const {
-    return directory == directory_word && entry_offset_max == usable_bytes - quick_bytes;
+  bool matches(std::uint64_t directory_word, std::uint64_t usable_bytes) const {
+    return directory == directory_word && entry_offset_max == usable_bytes - fast_read_bytes;
   }
 };
 
@@ -81,7 +81,7 @@ class Mapping {
   // Whether the address space that was reserved holds all of the file, which others may have let grow.
   bool holds_whole_file() const { return header().file_bytes.load(std::memory_order_acquire) <= reserved_bytes_; }
   // One that is writable is not there in forked children.
-  bool is_of_this_process() const { return inherited_ || fork_count_ == fork_count(); }
+  bool belongs_to_this_process() const { return inherited_ || fork_count_ == fork_count(); }
   // Copies of what never changes, in private memory.
   std::uint64_t hash_seed() const { return hash_seed_; }
   std::uint64_t state_id() const { return state_id_; }
@@ -97,18 +97,18 @@ class Mapping {
 
   // For a word of Header::directory, and all of the file that is known to be usable; nullptr if that directory does not
   // lie within it.
-  const LookupPlan* plan(std::uint64_t directory) const {
-    const LookupPlan* const known = last_plan();
-    return known->is_for(directory, usable_bytes()) ? known : find_plan(directory);
+  const DirectoryCache* directory_cache(std::uint64_t directory) const {
+    const DirectoryCache* const known = last_directory_cache();
+    return known->matches(directory, usable_bytes()) ? known : find_or_create_directory_cache(directory);
   }
   // The one that was asked for last; never nullptr.
-  const LookupPlan* last_plan() const { return plan_.load(std::memory_order_acquire); }
+  const DirectoryCache* last_directory_cache() const { return last_directory_cache_.load(std::memory_order_acquire); }
 
   const KeyHash& key_hash() const { return key_hash_; }
   std::uint64_t hash_of(std::string_view key) const { return key_hash_(key); }
 
  private:
-  [[gnu::noinline]] const LookupPlan* find_plan(std::uint64_t directory) const;
+  [[gnu::noinline]] const DirectoryCache* find_or_create_directory_cache(std::uint64_t directory) const;
 
   FileDescriptor file_;
   std::string path_;
@@ -118,10 +118,11 @@ class Mapping {
   std::uint64_t fork_count_;
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;
-  LookupPlan no_plan_{};
+  DirectoryCache empty_directory_cache_{};
   // Stored by whichever reader finds or makes one (release), acquired by reads. What it pointed to stays, on the list.
-  mutable std::atomic<const LookupPlan*> plan_;
-  mutable std::atomic<const LookupPlan*> plans_{nullptr};  // the list, newest first; compare-and-swap, acq_rel
+  mutable std::atomic<const DirectoryCache*> last_directory_cache_;
+  mutable std::atomic<const DirectoryCache*> directory_caches_{
+      nullptr};  // the list, newest first; compare-and-swap, acq_rel
   std::uint64_t hash_seed_ = 0;
   std::uint64_t state_id_ = 0;
   std::uint64_t inode_ = 0;

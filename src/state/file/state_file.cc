@@ -34,7 +34,7 @@ bool shares_memory(std::int64_t type) {
 }
 
 // Whether the state is meant to be shared with other users.
-bool is_for_group(const StateOptions& options) { return (options.mode & 0077) != 0; }
+bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
 
 Error not_a_state(const std::string& path, const std::string& fault) {
   return Error(ErrorKind::corrupt, "not a usable whycache state: path=" + path + " reason=\"" + fault +
@@ -45,13 +45,13 @@ Error not_a_state(const std::string& path, const std::string& fault) {
 struct FileIdentity {
   std::uint64_t inode = 0;
   std::uint64_t device = 0;
-  std::int64_t born_ns = 0;
+  std::int64_t birth_time_ns = 0;
 
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
 // The boot this is. Not to know it would mean to take a file that others are using for one from another boot.
-Uuid known_boot_id() {
+Uuid require_boot_id() {
   const Uuid id = boot_id();
   if (id == Uuid{})
     throw Error(ErrorKind::invalid,
@@ -59,7 +59,7 @@ Uuid known_boot_id() {
   return id;
 }
 
-FileIdentity identity_of(int descriptor, const std::string& path) {
+FileIdentity file_identity(int descriptor, const std::string& path) {
   struct statx status;
   if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0)
     throw system_error("cannot stat state file", path, errno);
@@ -67,12 +67,12 @@ FileIdentity identity_of(int descriptor, const std::string& path) {
   identity.inode = status.stx_ino;
   identity.device = makedev(status.stx_dev_major, status.stx_dev_minor);
   if ((status.stx_mask & STATX_BTIME) != 0)
-    identity.born_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
+    identity.birth_time_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
   return identity;
 }
 
 void check_owner(const struct stat& status, const StateOptions& options) {
-  if (status.st_uid == ::geteuid() || status.st_uid == 0 || is_for_group(options)) return;
+  if (status.st_uid == ::geteuid() || status.st_uid == 0 || is_shared_with_others(options)) return;
   throw Error(ErrorKind::invalid,
               "state file belongs to another user: path=" + options.path + " owner=" + std::to_string(status.st_uid) +
                   " (choose another place, or give state_mode a group)",
@@ -96,7 +96,7 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
   header.writer_active.store(1, std::memory_order_release);
   Applier applier(mapping, &locks, options.bytes_max);
   try {
-    recover(applier.arena(), applier.index());
+    recover(applier.allocator(), applier.point_index());
   } catch (const Error& error) {
     return std::string("it does not verify: ") + error.what();
   }
@@ -108,9 +108,9 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
 
 }  // namespace
 
-void check_place(const StateOptions& options) {
-  const std::string folder = folder_of(options.path);
-  check_folder_is_safe(folder, is_for_group(options));
+void check_state_location(const StateOptions& options) {
+  const std::string folder = parent_directory(options.path);
+  check_directory_is_safe(folder, is_shared_with_others(options));
   struct statfs system;
   if (::statfs(folder.c_str(), &system) != 0) throw system_error("cannot use folder", folder, errno);
   if (!options.any_file_system &&
@@ -122,12 +122,12 @@ void check_place(const StateOptions& options) {
   }
 }
 
-FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may_adopt) {
+StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bool may_adopt) {
   // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it. Who
   // may only read goes on without.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
   // Not blocking, lest it be a pipe.
-  FileDescriptor file = open_file_if_there(options.path, O_RDONLY | O_NONBLOCK);
+  FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
   if (!file) return {nullptr, "there is none: path=" + options.path, false};
   struct stat status;
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat state file", options.path, errno);
@@ -157,8 +157,9 @@ FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may
       bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false};
   }
-  const bool ours = fixed.boot_id == known_boot_id() && identity_of(mapping->descriptor(), options.path) ==
-                                                            FileIdentity{fixed.inode, fixed.device, fixed.born_ns};
+  const bool ours =
+      fixed.boot_id == require_boot_id() && file_identity(mapping->descriptor(), options.path) ==
+                                                FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
   if (ours) return {std::move(mapping), {}, false};
   if (!may_adopt) return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false};
   const std::string why_not = adopt(options, locks, *mapping);
@@ -177,7 +178,7 @@ bool is_in_place(const Mapping& mapping) {
 
 void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor,
                         const std::string& path) {
-  const FileIdentity identity = identity_of(descriptor, path);
+  const FileIdentity identity = file_identity(descriptor, path);
   HeaderFixed fixed{};
   const bool is_new = header.fixed.format_major == 0;
   std::memcpy(fixed.magic, state_magic, sizeof state_magic);
@@ -189,10 +190,10 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   fixed.log_uuid = log_uuid;
   fixed.hash_seed = is_new ? random_u64() : header.fixed.hash_seed;
   fixed.created_us = is_new ? wall_time_us() : header.fixed.created_us;
-  fixed.boot_id = known_boot_id();
+  fixed.boot_id = require_boot_id();
   fixed.inode = identity.inode;
   fixed.device = identity.device;
-  fixed.born_ns = identity.born_ns;
+  fixed.birth_time_ns = identity.birth_time_ns;
   fixed.log_name_bytes = static_cast<std::uint32_t>(std::min(log_name.size(), sizeof fixed.log_name));
   std::memcpy(fixed.log_name, log_name.data(), fixed.log_name_bytes);
   fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
@@ -206,7 +207,7 @@ void check_may_be_replaced(const FileDescriptor& file, const std::string& path) 
     throw not_a_state(path, "it does not begin with the mark of a whycache state");
 }
 
-void set_superseded(const FileDescriptor& file, const std::string& path, bool superseded) {
+void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded) {
   struct stat status;
   if (::fstat(file.number(), &status) != 0 || status.st_size < static_cast<off_t>(header_page_bytes)) return;
   void* const mapped = ::mmap(nullptr, header_page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
@@ -222,7 +223,7 @@ void set_superseded(const FileDescriptor& file, const std::string& path, bool su
   ::munmap(mapped, header_page_bytes);
 }
 
-void supersede(const FileDescriptor& file, const std::string& path) { set_superseded(file, path, true); }
+void supersede(const FileDescriptor& file, const std::string& path) { set_superseded_bit(file, path, true); }
 
 void supersede(const Mapping& mapping) {
   // The mapping's own descriptor is for reading; this opens the same file even if its name is gone.
@@ -249,43 +250,43 @@ StateInfo state_info(const Mapping& mapping) {
   return info;
 }
 
-StateInsides look_inside(const Mapping& mapping) {
+StateInspection inspect_state_file(const Mapping& mapping) {
   const Header& header = mapping.header();
-  StateInsides insides;
+  StateInspection insides;
   insides.info = state_info(mapping);
   insides.file_bytes = mapping.usable_bytes();
   insides.segment_bytes = segment_bytes;
   insides.reclaim_generation = header.reclaim_generation.load(std::memory_order_relaxed) & ~superseded_bit;
   insides.reclaim_horizon = header.reclaim_horizon.load(std::memory_order_relaxed);
   insides.writer_active = header.writer_active.load(std::memory_order_relaxed) != 0;
-  insides.made_in_this_boot = header.fixed.boot_id == boot_id();
+  insides.created_in_this_boot = header.fixed.boot_id == boot_id();
   insides.created_us = header.fixed.created_us;
 
   constexpr const char* kinds[] = {"free",    "table", "directory",  "part",    "nodes",
                                    "entries", "large", "large_rest", "retired", "filters"};
   constexpr std::size_t kind_count = std::size(kinds);
-  SegmentUse uses[kind_count];
+  SegmentKindUsage uses[kind_count];
   const std::uint64_t count =
-      std::min<std::uint64_t>(header.books.segment_count, mapping.usable_bytes() / segment_bytes);
+      std::min<std::uint64_t>(header.allocator_state.segment_count, mapping.usable_bytes() / segment_bytes);
   for (std::uint64_t segment = 0; segment < count; ++segment) {
     SegmentDescriptor book;
     std::memcpy(&book, mapping.base() + descriptor_offset(segment), sizeof book);
     const auto kind = static_cast<std::size_t>(book.kind);
     if (kind >= kind_count) continue;
-    SegmentUse& use = uses[kind];
-    ++use.segments;
+    SegmentKindUsage& use = uses[kind];
+    ++use.segment_count;
     use.bytes += segment_bytes;
     switch (book.kind) {
       case SegmentKind::entries: use.live_bytes += book.live; break;
       case SegmentKind::nodes:
         use.live_bytes += book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
         break;
-      case SegmentKind::part:
+      case SegmentKind::index_page:
         use.live_bytes += book.live * sizeof(IndexWord);
-        ++insides.index_parts;
+        ++insides.index_pages;
         insides.index_used += book.live;
-        insides.index_fillers += book.used;
-        insides.index_words += part_words;
+        insides.index_tombstones += book.used;
+        insides.index_words += index_page_words;
         break;
       case SegmentKind::filters: use.live_bytes += book.live * filter_bytes; break;
       case SegmentKind::free:
@@ -295,14 +296,14 @@ StateInsides look_inside(const Mapping& mapping) {
   }
   for (std::size_t kind = 0; kind < kind_count; ++kind) {
     uses[kind].kind = kinds[kind];
-    if (uses[kind].segments > 0) insides.segments.push_back(uses[kind]);
+    if (uses[kind].segment_count > 0) insides.segments_by_kind.push_back(uses[kind]);
   }
-  insides.index_depth = directory_depth(header.directory.load(std::memory_order_relaxed));
+  insides.index_global_depth = global_depth(header.index_directory.load(std::memory_order_relaxed));
   const PublishedBlock block = detail::read_published(header);
-  if (block.keys_root != 0) {
+  if (block.key_index_root != 0) {
     std::size_t bytes;
-    const std::byte* const root = MappedNodes(mapping).node(block.keys_root, bytes);
-    insides.tree_height = reinterpret_cast<const KeyNodeHeader*>(root + sizeof(NodeHeader))->level + 1U;
+    const std::byte* const root = MappedNodes(mapping).node(block.key_index_root, bytes);
+    insides.tree_height = reinterpret_cast<const BTreeNodeHeader*>(root + sizeof(NodeHeader))->level + 1U;
   }
   return insides;
 }

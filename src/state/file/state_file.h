@@ -15,19 +15,19 @@ namespace whycache {
 
 // Throws Error invalid unless a state may live at the path: the folder is safe, the file system shares memory between
 // processes.
-void check_place(const StateOptions& options);
+void check_state_location(const StateOptions& options);
 
 // What is at the path of a state.
-struct FoundFile {
+struct StateFileResult {
   std::shared_ptr<Mapping> mapping;  // null: nothing that can be used
-  std::string why_not;               // then
+  std::string unusable_reason;       // then
   bool adopted = false;              // it came from another place or boot, and was verified
 };
 
 // Opens the file at options.path for reading. One that came from elsewhere (another inode, another boot) is used only
 // with `may_adopt`: it is verified as a whole and made ours. The caller then holds StateLock::install and
 // StateLock::writer. Throws Error invalid or corrupt for what must not be touched, see State::open.
-FoundFile find_state_file(const StateOptions& options, LockFile& locks, bool may_adopt);
+StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bool may_adopt);
 
 // Whether the file at the path is the one that is mapped.
 bool is_in_place(const Mapping& mapping);
@@ -40,13 +40,13 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
 // left alone.
 void supersede(const FileDescriptor& file, const std::string& path);
 void supersede(const Mapping& mapping);
-void set_superseded(const FileDescriptor& file, const std::string& path, bool superseded);
+void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded);
 
 // Throws Error corrupt if what is at the path, if anything, is not a state: it must not be put out of the way.
 void check_may_be_replaced(const FileDescriptor& file, const std::string& path);
 
 // What one mapped file says of itself.
 StateInfo state_info(const Mapping& mapping);
-StateInsides look_inside(const Mapping& mapping);
+StateInspection inspect_state_file(const Mapping& mapping);
 
 }  // namespace whycache

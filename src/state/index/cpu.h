@@ -18,9 +18,9 @@ namespace whycache {
 // Of functions that use these instructions, and of all that are inlined into them and do.
 #define WHYCACHE_FOR_AVX2 gnu::target("avx2,bmi,bmi2")
 // Tests read the other way, too.
-inline constinit bool may_use_avx2 = true;
+inline constinit bool avx2_allowed = true;
 inline bool has_avx2() {
-  return may_use_avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+  return avx2_allowed && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");
 }
 #else

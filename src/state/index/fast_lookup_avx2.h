@@ -54,7 +54,7 @@ WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint6
 
 // Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put there. So it does
 // not see that their upper halves are in use either: leave_wide_vectors() before other code runs.
-WHYCACHE_INLINE_AVX2 void leave_wide_vectors() { _mm256_zeroupper(); }
+WHYCACHE_INLINE_AVX2 void zero_upper_vectors() { _mm256_zeroupper(); }
 
 // The words of a bucket that have this tag, zeros where others are: in each half of the result four words, one OR the
 // other. `marks` has a bit for each that has it, in any order.
@@ -84,12 +84,12 @@ WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag
 }
 
 // The hash of a key, and its slot in the directory.
-struct Hashed {
+struct HashedKey {
   std::uint64_t hash;
   __m128i vector;  // the hash
   std::uint64_t slot;
 
-  WHYCACHE_INLINE_AVX2 Hashed(const LookupPlan& plan, __m128i key) {
+  WHYCACHE_INLINE_AVX2 HashedKey(const DirectoryCache& plan, __m128i key) {
     const auto* const seeds = reinterpret_cast<const __m128i*>(&plan.key_hash.seeds());
     const __m128i seeded = _mm_xor_si128(key, _mm_loadu_si128(seeds));
     hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
@@ -103,57 +103,58 @@ struct Hashed {
 
 // quick_look_up(). Leaves wide vectors in use.
 template <typename Greatest>
-WHYCACHE_INLINE_AVX2 Quick look_up(const LookupPlan& plan, const Header& file, std::string_view key,
-                                   const Greatest& greatest, QuickValue& value) {
+WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const Header& file, std::string_view key,
+                                             const Greatest& greatest, FastValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
-  const std::uint64_t directory = file.directory.load(std::memory_order_acquire);
+  const std::uint64_t directory = file.index_directory.load(std::memory_order_acquire);
   if (directory != plan.directory) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   const __m128i wanted = two_words(key.data(), key.size());
-  const Hashed hashed(plan, wanted);
+  const HashedKey hashed(plan, wanted);
   // Half of a slot is enough.
   const auto* const half = reinterpret_cast<const std::uint32_t*>(plan.slots + hashed.slot);
-  const std::uint64_t part = part_offset(__atomic_load_n(half, __ATOMIC_ACQUIRE));
-  if (part > plan.part_offset_max) [[unlikely]]
-    return Quick::unsure;
+  const std::uint64_t part = index_page_offset(__atomic_load_n(half, __ATOMIC_ACQUIRE));
+  if (part > plan.page_offset_max) [[unlikely]]
+    return FastResult::undecided;
 
   const auto* const bucket = base + part + home_offset(hashed.hash);
   std::uint32_t marks;
   const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hashed.vector, tag_shift), marks);
   if (marks == 0) [[unlikely]]
-    return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? Quick::no : Quick::unsure;
+    return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? FastResult::not_found
+                                                                          : FastResult::undecided;
   // More than one: what would come out below is none of them.
   if (_blsr_u32(marks) != 0) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   const __m128i word_left = _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
   const __m128i offsets = _mm_srli_epi64(word_left, 64 - word_offset_bits - 3);
   const auto offset = static_cast<std::uint64_t>(_mm_cvtsi128_si64(offsets));
   if (offset > plan.entry_offset_max) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
 
   const std::byte* const entry = base + offset;
   const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
   if (!word.is_narrow_with(key.size())) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   if (word.word() > greatest()) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if (differ(two_words(key_in_entry, key.size()), wanted)) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   // Loaded by itself, which is one instruction.
   std::uint16_t value_bytes;
-  std::memcpy(&value_bytes, entry + EntryWord::bytes_at / 8, sizeof value_bytes);
+  std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
   value = {key_in_entry, value_bytes};
-  return Quick::yes;
+  return FastResult::found;
 }
 // is_filtered_out() for a key of 8 to 16 bytes.
-WHYCACHE_INLINE_AVX2 bool is_filtered_out(const LookupPlan& plan, const Header& file, std::string_view key) {
+WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& plan, const Header& file, std::string_view key) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
-  if (file.directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
+  if (file.index_directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
     return false;
-  const Hashed hashed(plan, two_words(key.data(), key.size()));
-  const std::uint64_t filter = part_filter(plan.slots[hashed.slot].load(std::memory_order_acquire));
-  const __m128i home_mask = _mm_cvtsi32_si128(static_cast<int>((part_buckets - 1) * sizeof(FilterWord)));
+  const HashedKey hashed(plan, two_words(key.data(), key.size()));
+  const std::uint64_t filter = index_page_filter_offset(plan.slots[hashed.slot].load(std::memory_order_acquire));
+  const __m128i home_mask = _mm_cvtsi32_si128(static_cast<int>((index_page_buckets - 1) * sizeof(FilterWord)));
   const __m128i home =
       _mm_and_si128(_mm_srli_epi64(hashed.vector, home_shift - std::countr_zero(sizeof(FilterWord))), home_mask);
   const std::uint64_t offset = filter + static_cast<std::uint64_t>(_mm_cvtsi128_si64(home));
@@ -168,7 +169,7 @@ WHYCACHE_INLINE_AVX2 bool is_filtered_out(const LookupPlan& plan, const Header& 
   return _mm_movemask_ps(_mm_castsi128_ps(looked_at)) != 0b1111;
 }
 
-static_assert(offsetof(LookupPlan, base) == offsetof(LookupPlan, slot_shift) + 8);
+static_assert(offsetof(DirectoryCache, base) == offsetof(DirectoryCache, slot_shift) + 8);
 
 // Copies up to copy_few_max bytes, as copy_few() does. Leaves wide vectors in use.
 WHYCACHE_INLINE_AVX2 void copy(char* to, const char* from, std::size_t bytes) {
@@ -187,7 +188,7 @@ WHYCACHE_INLINE_AVX2 void copy(char* to, const char* from, std::size_t bytes) {
         : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
     return;
   }
-  copy_few(to, from, bytes);
+  copy_short(to, from, bytes);
 }
 
 }  // namespace whycache::avx2

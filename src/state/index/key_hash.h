@@ -17,15 +17,15 @@
 namespace whycache {
 
 // Keys of 8 to 16 bytes, for which reads have a way of their own.
-inline constexpr std::uint64_t two_words_sizes = 9;  // 8, 9 ... 16 bytes
-inline constexpr bool is_two_words(std::size_t key_bytes) { return key_bytes - 8 < two_words_sizes; }
+inline constexpr std::uint64_t two_words_size_count = 9;  // 8, 9 ... 16 bytes
+inline constexpr bool fits_two_words(std::size_t key_bytes) { return key_bytes - 8 < two_words_size_count; }
 
 // The first and last eight bytes of such a key.
 struct TwoWords {
   std::uint64_t first;
   std::uint64_t last;
 
-  static TwoWords of(const char* key, std::size_t bytes) {
+  static TwoWords load(const char* key, std::size_t bytes) {
     TwoWords words;
     std::memcpy(&words.first, key, sizeof words.first);
     std::memcpy(&words.last, key + bytes - sizeof words.last, sizeof words.last);
@@ -43,8 +43,8 @@ class KeyHash {
 
   std::uint64_t operator()(std::string_view key) const {
     const std::size_t bytes = key.size();
-    if (is_two_words(bytes)) return of(TwoWords::of(key.data(), bytes));
-    if (bytes > 16) return of_long(key);
+    if (fits_two_words(bytes)) return hash(TwoWords::load(key.data(), bytes));
+    if (bytes > 16) return hash_long(key);
     TwoWords words{0, 0};
     if (bytes >= 4) {
       std::uint32_t half;
@@ -55,9 +55,9 @@ class KeyHash {
     } else {
       std::memcpy(&words.first, key.data(), bytes);
     }
-    return of(words);
+    return hash(words);
   }
-  std::uint64_t of(const TwoWords& words) const {
+  std::uint64_t hash(const TwoWords& words) const {
     __extension__ using Product = unsigned __int128;
     const Product product = static_cast<Product>(words.first ^ seeds_.first) * (words.last ^ seeds_.last);
     return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
@@ -66,7 +66,7 @@ class KeyHash {
   const TwoWords& seeds() const { return seeds_; }
 
  private:
-  [[gnu::noinline]] std::uint64_t of_long(std::string_view key) const { return hash64(key, long_seed_); }
+  [[gnu::noinline]] std::uint64_t hash_long(std::string_view key) const { return hash64(key, long_seed_); }
 
   TwoWords seeds_{0, 0};
   std::uint64_t long_seed_ = 0;

@@ -25,14 +25,14 @@
 
 namespace whycache {
 
-enum class Found : std::uint8_t {
-  no,
-  yes,
-  impossible  // bytes that cannot be: memory used again meanwhile, a file that grew, or a damaged file
+enum class LookupStatus : std::uint8_t {
+  not_found,
+  found,
+  torn  // bytes that cannot be: memory used again meanwhile, a file that grew, or a damaged file
 };
 
 struct LookupResult {
-  Found found = Found::no;
+  LookupStatus status = LookupStatus::not_found;
   std::string_view value;
   const char* key = nullptr;  // the key's bytes in the entry
 };
@@ -43,40 +43,43 @@ struct Entry {
   EntryWord word;
   std::uint64_t key_bytes = 0;
   std::uint64_t value_bytes = 0;
-  const char* data = nullptr;                  // key, then value
-  const std::uint64_t* previous_at = nullptr;  // nullptr: no version before
+  const char* data = nullptr;                    // key, then value
+  const std::uint64_t* previous_word = nullptr;  // nullptr: no version before
 
   UpdateId id() const { return word.id(); }
   bool erased() const { return word.erased(); }
   std::string_view key() const { return {data, key_bytes}; }
   std::string_view value() const { return {data + key_bytes, value_bytes}; }
   // Offset of the version before; 0: there is none.
-  std::uint64_t previous() const {
-    if (previous_at == nullptr) return 0;
-    const std::uint64_t loaded = __atomic_load_n(previous_at, __ATOMIC_RELAXED);
-    return word.is_wide() ? WideWord(loaded).previous() : loaded;
+  std::uint64_t previous_offset() const {
+    if (previous_word == nullptr) return 0;
+    const std::uint64_t loaded = __atomic_load_n(previous_word, __ATOMIC_RELAXED);
+    return word.is_wide() ? WideWord(loaded).previous_offset() : loaded;
   }
   // All of it.
-  std::uint64_t bytes() const { return entry_bytes(key_bytes, value_bytes, previous_at != nullptr); }
+  std::uint64_t bytes() const { return entry_bytes(key_bytes, value_bytes, previous_word != nullptr); }
 };
 
 // The file's bytes as one reader sees them during one read.
-class Bytes {
+class MappedBytes {
  public:
-  explicit Bytes(const Mapping& mapping) : mapping_(mapping), base_(mapping.base()), usable_(mapping.usable_bytes()) {}
+  explicit MappedBytes(const Mapping& mapping)
+      : mapping_(mapping), base_(mapping.base()), usable_bytes_(mapping.usable_bytes()) {}
 
-  bool has(std::uint64_t offset, std::uint64_t bytes) const { return offset <= usable_ && bytes <= usable_ - offset; }
+  bool contains(std::uint64_t offset, std::uint64_t bytes) const {
+    return offset <= usable_bytes_ && bytes <= usable_bytes_ - offset;
+  }
   template <typename T>
   const T* at(std::uint64_t offset) const {
     return reinterpret_cast<const T*>(base_ + offset);
   }
-  const LookupPlan* plan(std::uint64_t directory) const { return mapping_.plan(directory); }
-  bool has_part(std::uint64_t offset) const {
-    return offset <= usable_ - segment_bytes;
+  const DirectoryCache* directory_cache(std::uint64_t directory) const { return mapping_.directory_cache(directory); }
+  bool contains_index_page(std::uint64_t offset) const {
+    return offset <= usable_bytes_ - segment_bytes;
   }  // a file has at least one segment
   // False if there can be no entry. All of it lies within the mapping otherwise.
-  [[gnu::always_inline]] bool entry(std::uint64_t offset, Entry& entry) const {
-    if (offset - header_page_bytes > usable_ - header_page_bytes - 2 * sizeof(std::uint64_t)) return false;
+  [[gnu::always_inline]] bool load_entry(std::uint64_t offset, Entry& entry) const {
+    if (offset - header_page_bytes > usable_bytes_ - header_page_bytes - 2 * sizeof(std::uint64_t)) return false;
     const auto* const words = at<std::uint64_t>(offset);
     const EntryWord word(__atomic_load_n(words, __ATOMIC_RELAXED));
     entry.word = word;
@@ -84,50 +87,50 @@ class Bytes {
       entry.key_bytes = word.wide_key_bytes();
       entry.value_bytes = WideWord(__atomic_load_n(words + 1, __ATOMIC_RELAXED)).value_bytes();
       entry.data = reinterpret_cast<const char*>(words + 2);
-      entry.previous_at = words + 1;
+      entry.previous_word = words + 1;
     } else {
       entry.key_bytes = word.narrow_key_bytes();
       entry.value_bytes = word.narrow_value_bytes();
       entry.data = reinterpret_cast<const char*>(words + 1);
-      entry.previous_at =
+      entry.previous_word =
           word.narrow_has_previous() ? words + 1 + (entry.key_bytes + entry.value_bytes + 7) / 8 : nullptr;
     }
-    return entry.bytes() <= usable_ - offset;
+    return entry.bytes() <= usable_bytes_ - offset;
   }
 
  private:
   const Mapping& mapping_;
   const std::byte* base_;
-  std::uint64_t usable_;
+  std::uint64_t usable_bytes_;
 };
 
 // Where a key's home bucket is; nullptr if the directory cannot be right. First of the three steps of a look-up, so
 // that several look-ups can be under way at once, each waiting for its own cache misses.
-[[gnu::always_inline]] inline const IndexWord* find_part(const Bytes& bytes, std::uint64_t directory,
-                                                         std::uint64_t hash) {
-  const LookupPlan* const plan = bytes.plan(directory);
+[[gnu::always_inline]] inline const IndexWord* find_index_page(const MappedBytes& bytes, std::uint64_t directory,
+                                                               std::uint64_t hash) {
+  const DirectoryCache* const plan = bytes.directory_cache(directory);
   if (plan == nullptr) [[unlikely]]
     return nullptr;
-  const std::uint64_t part = part_offset(plan->slot(hash).load(std::memory_order_acquire));
-  if (!bytes.has_part(part)) [[unlikely]]
+  const std::uint64_t part = index_page_offset(plan->slot(hash).load(std::memory_order_acquire));
+  if (!bytes.contains_index_page(part)) [[unlikely]]
     return nullptr;
   return bytes.at<IndexWord>(part);
 }
 
-inline const IndexWord* home_of(const IndexWord* part, std::uint64_t hash) {
+inline const IndexWord* home_bucket_in(const IndexWord* part, std::uint64_t hash) {
   return reinterpret_cast<const IndexWord*>(reinterpret_cast<const char*>(part) + home_offset(hash));
 }
 
 // Goes from `entry` of `key` back to the version that was current at `id`. `no`: there was none.
-inline Found version_at(const Bytes& bytes, Entry& entry, std::string_view key, UpdateId id) {
+inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std::string_view key, UpdateId id) {
   while (entry.id() > id) {
     const UpdateId newer = entry.id();
-    const std::uint64_t previous = entry.previous();
-    if (previous == 0) return Found::no;
-    if (previous % 8 != 0 || !bytes.entry(previous, entry) || entry.id() >= newer || entry.key() != key)
-      return Found::impossible;
+    const std::uint64_t previous = entry.previous_offset();
+    if (previous == 0) return LookupStatus::not_found;
+    if (previous % 8 != 0 || !bytes.load_entry(previous, entry) || entry.id() >= newer || entry.key() != key)
+      return LookupStatus::torn;
   }
-  return entry.erased() ? Found::no : Found::yes;
+  return entry.erased() ? LookupStatus::not_found : LookupStatus::found;
 }
 
 // Whether two keys of the same size are equal. Most are short; then a call would cost more than this.
@@ -151,7 +154,7 @@ inline Found version_at(const Bytes& bytes, Entry& entry, std::string_view key, 
 
 // The same value, of which the compiler must not know that it is.
 template <typename Value>
-[[gnu::always_inline]] inline Value unrelated(Value value) {
+[[gnu::always_inline]] inline Value hide_from_optimizer(Value value) {
   asm("" : "+r"(value));
   return value;
 }
@@ -176,12 +179,13 @@ class Bucket {
     return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }
 
-  std::uint64_t first(std::uint32_t matches) const {
-    return words_[static_cast<unsigned>(std::countr_zero(matches)) / marks_per_word].load(std::memory_order_acquire);
+  std::uint64_t first_match(std::uint32_t matches) const {
+    return words_[static_cast<unsigned>(std::countr_zero(matches)) / mask_bits_per_word].load(
+        std::memory_order_acquire);
   }
-  static std::uint32_t without_first(std::uint32_t matches) {
+  static std::uint32_t without_first_match(std::uint32_t matches) {
     matches &= matches - 1;
-    return marks_per_word == 1 ? matches : matches & (matches - 1);
+    return mask_bits_per_word == 1 ? matches : matches & (matches - 1);
   }
 
  private:
@@ -190,8 +194,8 @@ class Bucket {
   [[gnu::always_inline]] std::uint32_t matches_above(std::uint64_t bits) const {
 #if WHYCACHE_SSE2
     const __m128i wanted = _mm_set1_epi32(static_cast<int>(bits));
-    return marks(_mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(0), shift - 32), wanted),
-                 _mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(4), shift - 32), wanted));
+    return match_mask(_mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(0), shift - 32), wanted),
+                      _mm_cmpeq_epi32(_mm_srli_epi32(upper_halves_of_four(4), shift - 32), wanted));
 #else
     std::uint32_t marks = 0;
     for (unsigned i = 0; i < bucket_words; ++i) {
@@ -203,13 +207,13 @@ class Bucket {
   }
 
 #if WHYCACHE_SSE2
-  static constexpr unsigned marks_per_word = 2;
+  static constexpr unsigned mask_bits_per_word = 2;
 
   [[gnu::always_inline]] __m128i upper_halves_of_four(std::size_t first) const {
     const auto* const pairs = reinterpret_cast<const __m128*>(words_ + first);
     return _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], _MM_SHUFFLE(3, 1, 3, 1)));
   }
-  [[gnu::always_inline]] static std::uint32_t marks(__m128i first, __m128i second) {
+  [[gnu::always_inline]] static std::uint32_t match_mask(__m128i first, __m128i second) {
     return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_packs_epi32(first, second)));
   }
 #else
@@ -220,66 +224,66 @@ class Bucket {
 };
 
 // The value `key` had at update `id`, wherever its word is and whatever has happened to it.
-[[gnu::noinline]] inline LookupResult look_up_anywhere(const Bytes& bytes, const IndexWord* part, std::uint64_t hash,
-                                                       std::string_view key, UpdateId id) {
+[[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* part, std::uint64_t hash,
+                                                   std::string_view key, UpdateId id) {
   const std::uint64_t tag = tag_of(hash);
   std::uint64_t bucket_number = home_bucket(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
     const Bucket bucket(part + bucket_number * bucket_words);
     const std::uint64_t wanted = tag << 3 | displacement;
-    for (std::uint32_t matches = bucket.matches(wanted); matches != 0; matches = Bucket::without_first(matches)) {
-      const std::uint64_t word = bucket.first(matches);
+    for (std::uint32_t matches = bucket.matches(wanted); matches != 0; matches = Bucket::without_first_match(matches)) {
+      const std::uint64_t word = bucket.first_match(matches);
       // A word that is empty, or was removed just now, looks like one whose tag is 0.
       if (word >> word_offset_bits != wanted || !holds_entry(word)) continue;
       Entry entry;
-      if (!bytes.entry(word_offset(word), entry)) return {Found::impossible, {}};
+      if (!bytes.load_entry(word_offset(word), entry)) return {LookupStatus::torn, {}};
       if (entry.key_bytes != key.size() || !equal_keys(entry.data, key.data(), key.size())) continue;
-      const Found found = version_at(bytes, entry, key, id);
-      if (found != Found::yes) return {found, {}};
-      return {Found::yes, entry.value(), entry.data};
+      const LookupStatus found = find_version_at(bytes, entry, key, id);
+      if (found != LookupStatus::found) return {found, {}};
+      return {LookupStatus::found, entry.value(), entry.data};
     }
-    if (bucket.has_empty()) return {Found::no, {}};
-    bucket_number = (bucket_number + 1) & (part_buckets - 1);
+    if (bucket.has_empty()) return {LookupStatus::not_found, {}};
+    bucket_number = (bucket_number + 1) & (index_page_buckets - 1);
   }
-  return {Found::no, {}};
+  return {LookupStatus::not_found, {}};
 }
 
 // Asks for an entry's cache lines behind the first, of which it is most often not known yet that they will be wanted.
 // (Always inlined: g++ takes a function that only prefetches for one that does nothing.)
-[[gnu::always_inline]] inline void prefetch_rest(const char* entry) {
+[[gnu::always_inline]] inline void prefetch_entry_tail(const char* entry) {
   __builtin_prefetch(entry + 64);
   __builtin_prefetch(entry + 128);
 }
 
 // The value `key` had at update `id`. Nearly always it has it still, and its word is the first that matches, in its
 // home bucket.
-[[gnu::always_inline]] inline LookupResult look_up(const Bytes& bytes, const IndexWord* part, std::uint64_t hash,
+[[gnu::always_inline]] inline LookupResult look_up(const MappedBytes& bytes, const IndexWord* part, std::uint64_t hash,
                                                    std::string_view key, UpdateId id) {
-  const Bucket home(home_of(part, hash));
+  const Bucket home(home_bucket_in(part, hash));
   const std::uint64_t wanted = tag_of(hash) << 3;
   if (const std::uint32_t matches = home.matches(wanted); matches != 0) [[likely]] {
-    const std::uint64_t word = home.first(matches);
+    const std::uint64_t word = home.first_match(matches);
     const std::uint64_t offset = word_offset(word);
-    prefetch_rest(bytes.at<char>(offset));
+    prefetch_entry_tail(bytes.at<char>(offset));
     Entry entry;
-    if (word >> word_offset_bits == wanted && bytes.entry(offset, entry) && entry.key_bytes == key.size() &&
+    if (word >> word_offset_bits == wanted && bytes.load_entry(offset, entry) && entry.key_bytes == key.size() &&
         !entry.erased() && entry.id() <= id && equal_keys(entry.data, key.data(), key.size())) [[likely]] {
-      return {Found::yes, entry.value(), entry.data};
+      return {LookupStatus::found, entry.value(), entry.data};
     }
   } else if (home.has_empty()) {
-    return {Found::no, {}};
+    return {LookupStatus::not_found, {}};
   }
-  return look_up_anywhere(bytes, part, hash, key, id);
+  return slow_look_up(bytes, part, hash, key, id);
 }
 
 // Asks for the memory of the entry that look_up() will most likely want.
-[[gnu::always_inline]] inline void prefetch_entry(const Bytes& bytes, const IndexWord* part, std::uint64_t hash) {
-  const Bucket home(home_of(part, hash));
+[[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* part, std::uint64_t hash) {
+  const Bucket home(home_bucket_in(part, hash));
   const std::uint32_t matches = home.matches(tag_of(hash) << 3);
   if (matches == 0) return;
-  const char* const entry = bytes.at<char>(word_offset(home.first(matches)));
+  const char* const entry = bytes.at<char>(word_offset(home.first_match(matches)));
   __builtin_prefetch(entry);
-  prefetch_rest(entry);
+  prefetch_entry_tail(entry);
 }
 
 // --- The quick way: what nearly every read of a key does, in as few instructions as it takes. ---
@@ -289,13 +293,13 @@ class Bucket {
 // nothing that comes out of such memory may be put aside on the stack: what follows would wait for it there.
 // docs/decisions/short-reads.md.
 
-enum class Quick : std::uint8_t { no, yes, unsure };  // unsure: look again, the long way
+enum class FastResult : std::uint8_t { not_found, found, undecided };  // unsure: look again, the long way
 
 // Values up to here are within the quick_bytes of their entries.
-inline constexpr std::uint64_t quick_value_bytes_max =
-    quick_bytes - sizeof(EntryWord) - EntryWord::narrow_key_bytes_max;
+inline constexpr std::uint64_t fast_value_bytes_max =
+    fast_read_bytes - sizeof(EntryWord) - EntryWord::narrow_key_bytes_max;
 
-struct QuickValue {
+struct FastValue {
   const char* key = nullptr;  // in the entry; the value follows
   std::uint64_t bytes = 0;
 };
@@ -305,66 +309,67 @@ struct QuickValue {
 // at, is asked when an entry is there. Believes no number before it compared it with the mapping's size, like all
 // reads: quick_bytes of the entry lie within it then; whether all of the value does, is_within() tells.
 template <bool two_words, typename Greatest>
-[[gnu::always_inline]] inline Quick quick_look_up(const LookupPlan& plan, const Header& file, std::string_view key,
-                                                  const Greatest& greatest, QuickValue& value) {
+[[gnu::always_inline]] inline FastResult fast_look_up(const DirectoryCache& plan, const Header& file,
+                                                      std::string_view key, const Greatest& greatest,
+                                                      FastValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
-  const std::uint64_t directory = file.directory.load(std::memory_order_acquire);
+  const std::uint64_t directory = file.index_directory.load(std::memory_order_acquire);
   if (directory != plan.directory) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   std::uint64_t hash;
   if constexpr (two_words) {
-    hash = plan.key_hash.of(TwoWords::of(key.data(), key.size()));
+    hash = plan.key_hash.hash(TwoWords::load(key.data(), key.size()));
   } else {
     if (key.size() > EntryWord::narrow_key_bytes_max) [[unlikely]]
-      return Quick::unsure;
+      return FastResult::undecided;
     hash = plan.key_hash(key);
   }
-  const std::uint64_t part = part_offset(plan.slot(hash).load(std::memory_order_acquire));
-  if (part > plan.part_offset_max) [[unlikely]]
-    return Quick::unsure;
+  const std::uint64_t part = index_page_offset(plan.slot(hash).load(std::memory_order_acquire));
+  if (part > plan.page_offset_max) [[unlikely]]
+    return FastResult::undecided;
   const Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
   // Without the displacement: a word that was displaced from before and has the same tag is another key's, as will be
   // seen.
   const std::uint32_t matches = bucket.tag_matches(tag_of(hash));
   // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
   if (matches == 0) [[unlikely]]
-    return bucket.has_empty() ? Quick::no : Quick::unsure;
+    return bucket.has_empty() ? FastResult::not_found : FastResult::undecided;
   // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
   // the header page. What is there cannot be an entry of a key of 8 to 16 bytes.
-  const std::uint64_t offset = word_offset(bucket.first(matches));
+  const std::uint64_t offset = word_offset(bucket.first_match(matches));
   if (offset > plan.entry_offset_max || (!two_words && offset < header_page_bytes)) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   const std::byte* const entry = base + offset;
   const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
   if (!word.is_narrow_with(key.size())) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   if (word.word() > greatest()) [[unlikely]]
-    return Quick::unsure;
+    return FastResult::undecided;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if constexpr (two_words) {
     // One after the other: joined, they would have to be kept apart first, and registers are few. So the key is loaded
     // again, too.
     std::atomic_signal_fence(std::memory_order_acq_rel);
-    if (TwoWords::of(key_in_entry, key.size()).last != TwoWords::of(key.data(), key.size()).last) [[unlikely]]
-      return Quick::unsure;
+    if (TwoWords::load(key_in_entry, key.size()).last != TwoWords::load(key.data(), key.size()).last) [[unlikely]]
+      return FastResult::undecided;
     std::atomic_signal_fence(std::memory_order_acq_rel);
-    if (TwoWords::of(key_in_entry, key.size()).first != TwoWords::of(key.data(), key.size()).first) [[unlikely]]
-      return Quick::unsure;
+    if (TwoWords::load(key_in_entry, key.size()).first != TwoWords::load(key.data(), key.size()).first) [[unlikely]]
+      return FastResult::undecided;
     std::atomic_signal_fence(std::memory_order_acq_rel);
   } else {
     if (!equal_keys(key_in_entry, key.data(), key.size())) [[unlikely]]
-      return Quick::unsure;
+      return FastResult::undecided;
   }
   value = {key_in_entry, word.narrow_value_bytes()};
-  return Quick::yes;
+  return FastResult::found;
 }
 
 // Whether the filter says that no key with this hash has a value. False: look for it. Costs one cache line, of which
 // there are a sixteenth as many as of buckets.
-[[gnu::always_inline]] inline bool is_filtered_out(const LookupPlan& plan, const Header& file, std::uint64_t hash) {
-  if (file.directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
+[[gnu::always_inline]] inline bool filter_excludes(const DirectoryCache& plan, const Header& file, std::uint64_t hash) {
+  if (file.index_directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
     return false;
-  const std::uint64_t filter = part_filter(plan.slot(hash).load(std::memory_order_acquire));
+  const std::uint64_t filter = index_page_filter_offset(plan.slot(hash).load(std::memory_order_acquire));
   const std::uint64_t offset = filter + home_bucket(hash) * sizeof(FilterWord);
   if (offset > plan.entry_offset_max) [[unlikely]]  // of a filter at the very end of the file not all is looked at
     return false;
@@ -374,28 +379,28 @@ template <bool two_words, typename Greatest>
 }
 
 // Whether the whole of the value that was found lies within the mapping. If it is short, that is known already.
-[[gnu::always_inline]] inline bool is_within(const LookupPlan& plan, std::string_view found) {
-  if (found.size() <= quick_value_bytes_max) [[likely]]
+[[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& plan, std::string_view found) {
+  if (found.size() <= fast_value_bytes_max) [[likely]]
     return true;
   const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
-  return offset + found.size() <= plan.entry_offset_max + quick_bytes;
+  return offset + found.size() <= plan.entry_offset_max + fast_read_bytes;
 }
 
 // --- Reads that pin nothing. ---
 
-enum class ReadOutcome : std::uint8_t { no, yes, again, superseded };
+enum class ReadOutcome : std::uint8_t { not_found, found, retry, superseded };
 
 // What a read that pins nothing begins and ends with.
-class Unpinned {
+class OptimisticRead {
  public:
-  constexpr Unpinned() = default;
+  constexpr OptimisticRead() = default;
   // Acquire: whatever was retired before this generation is out of the index for us, and the applied id is at least its
   // stamp.
-  [[gnu::always_inline]] explicit Unpinned(const Header& header)
+  [[gnu::always_inline]] explicit OptimisticRead(const Header& header)
       : generation_(header.reclaim_generation.load(std::memory_order_acquire)) {}
   // One that began at this generation.
-  static Unpinned of(std::uint64_t generation) {
-    Unpinned read;
+  static OptimisticRead resume(std::uint64_t generation) {
+    OptimisticRead read;
     read.generation_ = generation;
     return read;
   }
@@ -404,7 +409,7 @@ class Unpinned {
   bool superseded() const { return static_cast<std::int64_t>(generation_) < 0; }
   // Whether what was read, after this was made and before this is asked, can be believed. Pairs with the writer's
   // release fence after raising the generation: if anything read was written over, this load sees the raised number.
-  [[gnu::always_inline]] bool holds(const Header& header) const {
+  [[gnu::always_inline]] bool validate(const Header& header) const {
     std::atomic_thread_fence(std::memory_order_acquire);
     return header.reclaim_generation.load(std::memory_order_relaxed) == generation_;
   }
@@ -419,18 +424,18 @@ static_assert(superseded_bit == std::uint64_t{1} << 63);
 template <typename Use>
 ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const Use& use) {
   const Header& header = mapping.header();
-  const Unpinned read(header);
+  const OptimisticRead read(header);
   if (read.superseded()) return ReadOutcome::superseded;
   const UpdateId id = header.applied_id.load(std::memory_order_acquire);
-  const Bytes bytes(mapping);
+  const MappedBytes bytes(mapping);
   const std::uint64_t hash = mapping.hash_of(key);
-  const IndexWord* part = find_part(bytes, header.directory.load(std::memory_order_acquire), hash);
-  if (part == nullptr) return ReadOutcome::again;
-  const LookupResult result = look_up_anywhere(bytes, part, hash, key, id);
-  if (result.found == Found::impossible) return ReadOutcome::again;
-  if (result.found == Found::yes) use(result.value);
-  if (!read.holds(header)) return ReadOutcome::again;
-  return result.found == Found::yes ? ReadOutcome::yes : ReadOutcome::no;
+  const IndexWord* part = find_index_page(bytes, header.index_directory.load(std::memory_order_acquire), hash);
+  if (part == nullptr) return ReadOutcome::retry;
+  const LookupResult result = slow_look_up(bytes, part, hash, key, id);
+  if (result.status == LookupStatus::torn) return ReadOutcome::retry;
+  if (result.status == LookupStatus::found) use(result.value);
+  if (!read.validate(header)) return ReadOutcome::retry;
+  return result.status == LookupStatus::found ? ReadOutcome::found : ReadOutcome::not_found;
 }
 
 }  // namespace whycache

@@ -15,7 +15,7 @@ namespace whycache {
 
 class PointIndex {
  public:
-  explicit PointIndex(Arena& arena) : arena_(arena) {}
+  explicit PointIndex(Allocator& arena) : allocator_(arena) {}
 
   // The directory and the first part of an empty file.
   void create();
@@ -31,7 +31,7 @@ class PointIndex {
   // Points `word` to another entry of the same key.
   static void replace(IndexWord& word, std::uint64_t offset) {
     const std::uint64_t old = word.load(std::memory_order_relaxed);
-    word.store(make_word(word_tag(old), word_displacement(old), offset), std::memory_order_release);
+    word.store(make_index_word(word_tag(old), word_displacement(old), offset), std::memory_order_release);
   }
   void remove(IndexWord& word);
 
@@ -39,7 +39,7 @@ class PointIndex {
   Entry entry(std::uint64_t offset) const;
 
   // A part and its filter.
-  struct Part {
+  struct IndexPage {
     IndexWord* words;
     FilterWord* filter;
     std::uint64_t offset;
@@ -51,26 +51,26 @@ class PointIndex {
 
  private:
   // The word of the directory for keys with this hash.
-  std::uint64_t slot_of(std::uint64_t hash) const;
+  std::uint64_t directory_word(std::uint64_t hash) const;
   // The part that such a word names, or its words alone. Throw Error corrupt.
-  Part part(std::uint64_t slot) const;
-  IndexWord* words(std::uint64_t slot) const;
-  Part part_at(std::uint64_t offset, std::uint64_t filter_offset) const;
-  SegmentDescriptor& part_descriptor(const IndexWord* word) const;
+  IndexPage page(std::uint64_t slot) const;
+  IndexWord* page_words(std::uint64_t slot) const;
+  IndexPage page_at(std::uint64_t offset, std::uint64_t filter_offset) const;
+  SegmentDescriptor& page_descriptor(const IndexWord* word) const;
   // Puts a word into a part nobody reads yet. False: no room near its home.
-  static bool place(const Part& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
+  static bool add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
   // Before the word of a key is stored.
-  static void add_to_filter(const Part& part, std::uint64_t home, std::uint64_t tag);
+  static void add_to_filter(const IndexPage& part, std::uint64_t home, std::uint64_t tag);
   void split(std::uint64_t hash);
   // The same part again, without its fillers.
-  void purge(std::uint64_t hash);
+  void drop_tombstones(std::uint64_t hash);
   void double_directory();
   // Zeroed, for filling.
-  Part new_part();
-  void publish_part(std::uint64_t from_slot, std::uint64_t slots, const Part& part, unsigned depth);
-  void retire(const Part& part);
+  IndexPage allocate_page();
+  void publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& part, unsigned depth);
+  void retire_page(const IndexPage& part);
 
-  Arena& arena_;
+  Allocator& allocator_;
 };
 
 }  // namespace whycache

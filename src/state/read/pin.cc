@@ -33,14 +33,14 @@ Pin::Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> reade
     readers_->release_slot(slot_);
     throw;
   }
-  greatest_ = EntryWord::greatest(block_.id);
+  max_entry_word_ = EntryWord::max_at(block_.id);
 }
 
 Pin::Pin(std::shared_ptr<const Mapping> mapping)
     : mapping_(std::move(mapping)),
       fork_count_(fork_count()),
       block_(read_published(mapping_->header())),
-      greatest_(EntryWord::greatest(block_.id)) {}
+      max_entry_word_(EntryWord::max_at(block_.id)) {}
 
 Pin::~Pin() {
   // In a child the slot is the parent's.
@@ -66,91 +66,93 @@ void Pin::pin_newest() {
   }
 }
 
-void Pin::check_usable() const {
+void Pin::check_not_forked() const {
   if (fork_count_ != fork_count()) {
     throw Error(ErrorKind::invalid, "view was opened before fork: open another one in the child");
   }
 }
 
 template <bool two_words>
-[[gnu::always_inline]] inline std::string_view Pin::find_quickly(std::string_view key) const {
+[[gnu::always_inline]] inline std::string_view Pin::fast_find(std::string_view key) const {
   if (fork_count_ == fork_count()) [[likely]] {
-    const LookupPlan& plan = *mapping_->last_plan();
-    QuickValue found;
-    const Quick quick = quick_look_up<two_words>(
-        plan, plan.header(), key, [this] { return greatest_; }, found);
-    if (quick == Quick::yes) [[likely]] {
+    const DirectoryCache& plan = *mapping_->last_directory_cache();
+    FastValue found;
+    const FastResult quick = fast_look_up<two_words>(
+        plan, plan.header(), key, [this] { return max_entry_word_; }, found);
+    if (quick == FastResult::found) [[likely]] {
       const std::string_view value(found.key + key.size(), found.bytes);
-      if (is_within(plan, value)) [[likely]]
+      if (is_value_mapped(plan, value)) [[likely]]
         return value;
     }
-    if (quick == Quick::no) return {};
+    if (quick == FastResult::not_found) return {};
   }
-  return find_thoroughly(*this, key);
+  return slow_find(*this, key);
 }
 
 #if WHYCACHE_AVX2
 // What find_anywhere() does.
-[[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_by_avx2(const Pin& pin, std::string_view key) {
-  if (!is_two_words(key.size())) [[unlikely]]
-    return find_by_any_key(pin, key);
+[[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
+  if (!fits_two_words(key.size())) [[unlikely]]
+    return find_any_size(pin, key);
   if (pin.fork_count_ == fork_count()) [[likely]] {
-    const LookupPlan& plan = *pin.mapping_->last_plan();
-    QuickValue found;
-    const Quick quick = avx2::look_up(
-        plan, plan.header(), key, [&pin] { return pin.greatest_; }, found);
-    avx2::leave_wide_vectors();
-    if (quick == Quick::yes) [[likely]] {
+    const DirectoryCache& plan = *pin.mapping_->last_directory_cache();
+    FastValue found;
+    const FastResult quick = avx2::fast_look_up(
+        plan, plan.header(), key, [&pin] { return pin.max_entry_word_; }, found);
+    avx2::zero_upper_vectors();
+    if (quick == FastResult::found) [[likely]] {
       const std::string_view value(found.key + key.size(), found.bytes);
-      if (is_within(plan, value)) [[likely]]
+      if (is_value_mapped(plan, value)) [[likely]]
         return value;
     }
-    if (quick == Quick::no) return {};
+    if (quick == FastResult::not_found) return {};
   }
-  return find_thoroughly(pin, key);
+  return slow_find(pin, key);
 }
 #endif
 
-[[gnu::noinline]] std::string_view Pin::find_thoroughly(const Pin& pin, std::string_view key) {
+[[gnu::noinline]] std::string_view Pin::slow_find(const Pin& pin, std::string_view key) {
   const LookupResult result = pin.get(key);
-  return result.found == Found::yes ? result.value : std::string_view();
+  return result.status == LookupStatus::found ? result.value : std::string_view();
 }
 
-[[gnu::noinline]] std::string_view Pin::find_by_any_key(const Pin& pin, std::string_view key) {
-  return pin.find_quickly<false>(key);
+[[gnu::noinline]] std::string_view Pin::find_any_size(const Pin& pin, std::string_view key) {
+  return pin.fast_find<false>(key);
 }
 
-std::string_view Pin::find_anywhere(const Pin& pin, std::string_view key) {
-  return is_two_words(key.size()) ? pin.find_quickly<true>(key) : find_by_any_key(pin, key);
+std::string_view Pin::find_portable(const Pin& pin, std::string_view key) {
+  return fits_two_words(key.size()) ? pin.fast_find<true>(key) : find_any_size(pin, key);
 }
 
-Pin::Find* Pin::quickest_find() {
+Pin::FindFunction* Pin::select_find() {
 #if WHYCACHE_AVX2
-  if (has_avx2()) return find_by_avx2;
+  if (has_avx2()) return find_avx2;
 #endif
-  return find_anywhere;
+  return find_portable;
 }
 
 LookupResult Pin::get(std::string_view key) const {
-  check_usable();
+  check_not_forked();
   const std::uint64_t hash = mapping_->hash_of(key);
-  const Bytes bytes(*mapping_);
-  const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
-  LookupResult result{Found::impossible, {}};
+  const MappedBytes bytes(*mapping_);
+  const IndexWord* part =
+      find_index_page(bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
+  LookupResult result{LookupStatus::torn, {}};
   if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
-  return result.found == Found::impossible ? look_up_slowly(key, hash) : result;
+  return result.status == LookupStatus::torn ? look_up_with_refresh(key, hash) : result;
 }
 
-LookupResult Pin::look_up_slowly(std::string_view key, std::uint64_t hash) const {
+LookupResult Pin::look_up_with_refresh(std::string_view key, std::uint64_t hash) const {
   // Most likely the file has grown since this process looked at its size, and may do so again before it has looked at
   // the key: what it comes upon is the newest version, wherever that is, and goes back from there.
-  LookupResult result{Found::impossible, {}};
+  LookupResult result{LookupStatus::torn, {}};
   std::uint64_t usable = mapping_->refresh_usable_bytes();
   for (;;) {
-    const Bytes bytes(*mapping_);
-    const IndexWord* part = find_part(bytes, mapping_->header().directory.load(std::memory_order_acquire), hash);
+    const MappedBytes bytes(*mapping_);
+    const IndexWord* part =
+        find_index_page(bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
     if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
-    if (result.found != Found::impossible) return result;
+    if (result.status != LookupStatus::torn) return result;
     if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
   }
   if (mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {

@@ -38,29 +38,29 @@ class Pin {
   // once.
   template <typename OnFound>
   void get_many(std::span<const std::string_view> keys, const OnFound& on_found) const;
-  void check_usable() const;
+  void check_not_forked() const;
 
  private:
-  static constexpr std::size_t together = 32;
+  static constexpr std::size_t lookup_batch_size = 32;
   // find(), the quick way; on every processor, or on those that have AVX2.
-  using Find = std::string_view(const Pin& pin, std::string_view key);
-  static Find find_anywhere;
-  static Find find_by_avx2;
-  static Find find_by_any_key;
-  static Find find_thoroughly;
-  static Find* quickest_find();
+  using FindFunction = std::string_view(const Pin& pin, std::string_view key);
+  static FindFunction find_portable;
+  static FindFunction find_avx2;
+  static FindFunction find_any_size;
+  static FindFunction slow_find;
+  static FindFunction* select_find();
   template <bool two_words>
-  std::string_view find_quickly(std::string_view key) const;
-  [[gnu::noinline]] LookupResult look_up_slowly(std::string_view key, std::uint64_t hash) const;
+  std::string_view fast_find(std::string_view key) const;
+  [[gnu::noinline]] LookupResult look_up_with_refresh(std::string_view key, std::uint64_t hash) const;
   void pin_newest();
 
   std::shared_ptr<const Mapping> mapping_;
   std::shared_ptr<LockFile> readers_;
   ReaderSlot* slot_ = nullptr;
-  Find* const find_ = quickest_find();
+  FindFunction* const find_ = select_find();
   std::uint64_t fork_count_;
   PublishedBlock block_{};
-  std::uint64_t greatest_ = 0;  // EntryWord::greatest() of its id
+  std::uint64_t max_entry_word_ = 0;  // EntryWord::greatest() of its id
 };
 
 // The block of the newest update, of one moment.
@@ -68,27 +68,27 @@ PublishedBlock read_published(const Header& header);
 
 template <typename OnFound>
 void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_found) const {
-  check_usable();
+  check_not_forked();
   const Mapping& mapping = *mapping_;
-  const std::uint64_t directory = mapping.header().directory.load(std::memory_order_acquire);
-  std::uint64_t hashes[together];
-  const IndexWord* parts[together];
-  for (std::size_t first = 0; first < keys.size(); first += together) {
-    const std::size_t count = std::min(together, keys.size() - first);
-    const Bytes bytes(mapping);
+  const std::uint64_t directory = mapping.header().index_directory.load(std::memory_order_acquire);
+  std::uint64_t hashes[lookup_batch_size];
+  const IndexWord* parts[lookup_batch_size];
+  for (std::size_t first = 0; first < keys.size(); first += lookup_batch_size) {
+    const std::size_t count = std::min(lookup_batch_size, keys.size() - first);
+    const MappedBytes bytes(mapping);
     for (std::size_t i = 0; i < count; ++i) {
       hashes[i] = mapping.hash_of(keys[first + i]);
-      parts[i] = find_part(bytes, directory, hashes[i]);
-      if (parts[i] != nullptr) __builtin_prefetch(home_of(parts[i], hashes[i]));
+      parts[i] = find_index_page(bytes, directory, hashes[i]);
+      if (parts[i] != nullptr) __builtin_prefetch(home_bucket_in(parts[i], hashes[i]));
     }
     for (std::size_t i = 0; i < count; ++i) {
       if (parts[i] != nullptr) prefetch_entry(bytes, parts[i], hashes[i]);
     }
     for (std::size_t i = 0; i < count; ++i) {
-      LookupResult result{Found::impossible, {}};
+      LookupResult result{LookupStatus::torn, {}};
       if (parts[i] != nullptr) result = look_up(bytes, parts[i], hashes[i], keys[first + i], block_.id);
-      if (result.found == Found::impossible) result = look_up_slowly(keys[first + i], hashes[i]);
-      if (result.found == Found::yes) on_found(first + i, result);
+      if (result.status == LookupStatus::torn) result = look_up_with_refresh(keys[first + i], hashes[i]);
+      if (result.status == LookupStatus::found) on_found(first + i, result);
     }
   }
 }

@@ -11,52 +11,52 @@ namespace whycache {
 namespace {
 
 // Garbage among the entries is left alone up to this share of their segments.
-constexpr std::uint64_t garbage_share = 5;  // one in five
+constexpr std::uint64_t garbage_divisor = 5;  // one in five
 constexpr std::uint64_t garbage_segments_min = 6;
 constexpr std::uint64_t growth_segments_max = 256;
 
-Error damaged_books(const std::string& what, std::uint64_t number) {
+Error corrupt_state(const std::string& what, std::uint64_t number) {
   return Error(ErrorKind::corrupt,
                "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
 }
 
-std::uint8_t sparse_list_of(std::uint32_t live) {
+std::uint8_t utilization_list_of(std::uint32_t live) {
   return static_cast<std::uint8_t>(
-      std::min<std::uint64_t>(live * sparse_list_count / segment_bytes, sparse_list_count - 1));
+      std::min<std::uint64_t>(live * utilization_list_count / segment_bytes, utilization_list_count - 1));
 }
 
 }  // namespace
 
-SegmentDescriptor& Arena::descriptor(std::uint64_t segment) const {
-  if (segment >= books().segment_count || (segment + 1) * segment_bytes > mapping_.usable_bytes()) {
-    throw damaged_books("segment beyond the end", segment);
+SegmentDescriptor& Allocator::descriptor(std::uint64_t segment) const {
+  if (segment >= allocator_state().segment_count || (segment + 1) * segment_bytes > mapping_.usable_bytes()) {
+    throw corrupt_state("segment beyond the end", segment);
   }
   return *reinterpret_cast<SegmentDescriptor*>(mapping_.writable_base() + descriptor_offset(segment));
 }
 
-NodeHeader& Arena::node_header(NodeOffset offset) const {
+NodeHeader& Allocator::node_header(NodeOffset offset) const {
   if (offset % node_bytes_of(0) != 0 || offset < segment_bytes || offset >= mapping_.usable_bytes())
-    throw damaged_books("no node at offset", offset);
+    throw corrupt_state("no node at offset", offset);
   return *reinterpret_cast<NodeHeader*>(mapping_.writable_base() + offset);
 }
 
-UpdateId Arena::visible_from() {
+UpdateId Allocator::advance_horizon() {
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
   if (readers_ == nullptr) return applied;
   header().reclaim_horizon.store(applied, std::memory_order_release);
   // Pairs with the fence of a view between its pin and its look at the horizon: one of us sees the other.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return readers_->least_pinned(mapping_.state_id(), applied);
+  return readers_->find_oldest_pinned_id(mapping_.state_id(), applied);
 }
 
-bool Arena::any_views() {
+bool Allocator::has_views() {
   if (readers_ == nullptr) return false;
   // As in visible_from(): either we see the pin, or its owner sees all we stored before.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return readers_->least_pinned(mapping_.state_id(), UINT64_MAX) != UINT64_MAX;
+  return readers_->find_oldest_pinned_id(mapping_.state_id(), UINT64_MAX) != UINT64_MAX;
 }
 
-void Arena::raise_generation() {
+void Allocator::increment_generation() {
   // Release: who acquires the raised number sees the updates published before, and looks for nothing older. One step,
   // since whoever supersedes the file may do so meanwhile.
   header().reclaim_generation.fetch_add(1, std::memory_order_release);
@@ -66,7 +66,7 @@ void Arena::raise_generation() {
 
 // --- Lists of segments ---
 
-void Arena::link(std::uint32_t& head, std::uint64_t segment) {
+void Allocator::link(std::uint32_t& head, std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
   one.previous = 0;
   one.next = head;
@@ -74,7 +74,7 @@ void Arena::link(std::uint32_t& head, std::uint64_t segment) {
   head = static_cast<std::uint32_t>(segment);
 }
 
-void Arena::unlink(std::uint32_t& head, std::uint64_t segment) {
+void Allocator::unlink(std::uint32_t& head, std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
   if (one.previous != 0) {
     descriptor(one.previous).next = one.next;
@@ -85,29 +85,29 @@ void Arena::unlink(std::uint32_t& head, std::uint64_t segment) {
   one.next = one.previous = 0;
 }
 
-void Arena::link_free(std::uint64_t segment) {
+void Allocator::link_free_segment(std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
   one = SegmentDescriptor{};
   one.kind = SegmentKind::free;
-  link(books().free_head, segment);
-  ++books().free_count;
+  link(allocator_state().free_head, segment);
+  ++allocator_state().free_count;
 }
 
-std::uint64_t Arena::take_free() {
-  const std::uint32_t segment = books().free_head;
+std::uint64_t Allocator::take_free_segment() {
+  const std::uint32_t segment = allocator_state().free_head;
   if (segment == 0) return 0;
-  if (descriptor(segment).kind != SegmentKind::free) throw damaged_books("segment on the free list in use", segment);
-  unlink(books().free_head, segment);
-  --books().free_count;
+  if (descriptor(segment).kind != SegmentKind::free) throw corrupt_state("segment on the free list in use", segment);
+  unlink(allocator_state().free_head, segment);
+  --allocator_state().free_count;
   return segment;
 }
 
-void Arena::link_retired(std::uint64_t segment, UpdateId stamp) {
+void Allocator::link_retired_segment(std::uint64_t segment, UpdateId stamp) {
   SegmentDescriptor& one = descriptor(segment);
   one = SegmentDescriptor{};
   one.kind = SegmentKind::retired;
   one.stamp = stamp;
-  WriterBooks& all = books();
+  AllocatorState& all = allocator_state();
   if (all.retired_tail != 0) {
     descriptor(all.retired_tail).next = static_cast<std::uint32_t>(segment);
   } else {
@@ -117,25 +117,25 @@ void Arena::link_retired(std::uint64_t segment, UpdateId stamp) {
   ++all.retired_count;
 }
 
-void Arena::retire_segment(std::uint64_t segment) { link_retired(segment, update_id_); }
+void Allocator::retire_segment(std::uint64_t segment) { link_retired_segment(segment, update_id_); }
 
-void Arena::retire_part(std::uint64_t segment, std::uint64_t filter) {
+void Allocator::retire_index_page(std::uint64_t segment, std::uint64_t filter) {
   retire_segment(segment);
   descriptor(segment).free_nodes = static_cast<std::uint32_t>(filter / filter_bytes);
 }
 
-void Arena::link_filters(std::uint64_t segment) {
+void Allocator::link_filter_segment(std::uint64_t segment) {
   descriptor(segment).list = 1;
-  link(books().filter_partial, segment);
+  link(allocator_state().partial_filter_segments, segment);
 }
 
-std::uint64_t Arena::allocate_filter() {
-  std::uint32_t& partial = books().filter_partial;
-  if (partial == 0) link_filters(allocate_segment(SegmentKind::filters));
+std::uint64_t Allocator::allocate_filter() {
+  std::uint32_t& partial = allocator_state().partial_filter_segments;
+  if (partial == 0) link_filter_segment(allocate_segment(SegmentKind::filters));
   const std::uint64_t segment = partial;
   SegmentDescriptor& one = descriptor(segment);
   const auto number = static_cast<unsigned>(std::countr_one(one.used));
-  if (one.kind != SegmentKind::filters || number >= filters_per_segment) throw damaged_books("free filter", segment);
+  if (one.kind != SegmentKind::filters || number >= filters_per_segment) throw corrupt_state("free filter", segment);
   one.used |= 1U << number;
   if (++one.live == filters_per_segment) {
     unlink(partial, segment);
@@ -144,44 +144,44 @@ std::uint64_t Arena::allocate_filter() {
   return segment * segment_bytes + number * filter_bytes;
 }
 
-void Arena::free_filter(std::uint64_t offset) {
+void Allocator::free_filter(std::uint64_t offset) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
   const std::uint32_t bit = filter_bit(offset);
   if (one.kind != SegmentKind::filters || (one.used & bit) == 0 || one.live == 0)
-    throw damaged_books("no filter at offset", offset);
+    throw corrupt_state("no filter at offset", offset);
   one.used &= ~bit;
   --one.live;
-  if (one.list == 0) link_filters(segment);
+  if (one.list == 0) link_filter_segment(segment);
   if (one.live > 0) return;
-  unlink(books().filter_partial, segment);
-  link_free(segment);
+  unlink(allocator_state().partial_filter_segments, segment);
+  link_free_segment(segment);
 }
 
-void Arena::reclaim() {
-  WriterBooks& all = books();
+void Allocator::reclaim_segments() {
+  AllocatorState& all = allocator_state();
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
   const bool any_segments = all.retired_head != 0 && descriptor(all.retired_head).stamp <= applied;
   if (!any_segments) return;
-  const UpdateId visible = visible_from();
+  const UpdateId visible = advance_horizon();
   bool raised = false;
   while (all.retired_head != 0) {
     const std::uint32_t segment = all.retired_head;
     const SegmentDescriptor& one = descriptor(segment);
-    if (one.kind != SegmentKind::retired) throw damaged_books("segment on the retired list in use", segment);
+    if (one.kind != SegmentKind::retired) throw corrupt_state("segment on the retired list in use", segment);
     if (one.stamp > visible) break;
-    if (!raised) raise_generation();
+    if (!raised) increment_generation();
     raised = true;
     all.retired_head = one.next;
     if (all.retired_head == 0) all.retired_tail = 0;
     --all.retired_count;
     if (one.free_nodes != 0) free_filter(one.free_nodes * filter_bytes);
-    link_free(segment);
+    link_free_segment(segment);
   }
 }
 
-void Arena::grow(std::uint64_t segments_wanted) {
-  WriterBooks& all = books();
+void Allocator::grow(std::uint64_t segments_wanted) {
+  AllocatorState& all = allocator_state();
   const std::uint64_t count = all.segment_count;
   const std::uint64_t count_max = std::min(bytes_max_, mapping_.reserved_bytes()) / segment_bytes;
   std::uint64_t more = std::max(segments_wanted, std::min(count / 128, growth_segments_max));
@@ -213,20 +213,20 @@ void Arena::grow(std::uint64_t segments_wanted) {
       descriptor(segment) = SegmentDescriptor{};
       descriptor(segment).kind = SegmentKind::table;
     } else {
-      link_free(segment);
+      link_free_segment(segment);
     }
   }
 }
 
-std::uint64_t Arena::allocate_segment(SegmentKind kind) {
-  std::uint64_t segment = take_free();
+std::uint64_t Allocator::allocate_segment(SegmentKind kind) {
+  std::uint64_t segment = take_free_segment();
   if (segment == 0) {
-    reclaim();
-    segment = take_free();
+    reclaim_segments();
+    segment = take_free_segment();
   }
   if (segment == 0) {
-    grow(books().segment_count % segments_per_table == 0 ? 2 : 1);  // the first may become a table
-    segment = take_free();
+    grow(allocator_state().segment_count % segments_per_table == 0 ? 2 : 1);  // the first may become a table
+    segment = take_free_segment();
   }
   SegmentDescriptor& one = descriptor(segment);
   one = SegmentDescriptor{};
@@ -234,35 +234,35 @@ std::uint64_t Arena::allocate_segment(SegmentKind kind) {
   return segment;
 }
 
-std::uint64_t Arena::find_free_run(std::uint64_t count) const {
+std::uint64_t Allocator::find_free_run(std::uint64_t count) const {
   std::uint64_t run = 0;
-  for (std::uint64_t segment = 1; segment < books().segment_count; ++segment) {
+  for (std::uint64_t segment = 1; segment < allocator_state().segment_count; ++segment) {
     run = descriptor(segment).kind == SegmentKind::free ? run + 1 : 0;
     if (run == count) return segment + 1 - count;
   }
   return 0;
 }
 
-std::uint64_t Arena::allocate_span(SegmentKind first_kind, std::uint64_t count) {
+std::uint64_t Allocator::allocate_span(SegmentKind first_kind, std::uint64_t count) {
   std::uint64_t first = find_free_run(count);
   if (first == 0) {
-    reclaim();
+    reclaim_segments();
     first = find_free_run(count);
   }
   if (first == 0) {
     // A table may come to lie among the new ones and cut the run in two.
-    const std::uint64_t end = books().segment_count;
+    const std::uint64_t end = allocator_state().segment_count;
     const bool table_between =
         (end + count - 1) / segments_per_table != (end == 0 ? 0 : (end - 1) / segments_per_table);
     grow(table_between ? 2 * count + 1 : count);
     first = find_free_run(count);
   }
-  if (first == 0) throw damaged_books("no run of free segments after growing", count);
+  if (first == 0) throw corrupt_state("no run of free segments after growing", count);
   for (std::uint64_t segment = first; segment < first + count; ++segment) {
-    unlink(books().free_head, segment);
-    --books().free_count;
+    unlink(allocator_state().free_head, segment);
+    --allocator_state().free_count;
     descriptor(segment) = SegmentDescriptor{};
-    descriptor(segment).kind = segment == first ? first_kind : SegmentKind::large_rest;
+    descriptor(segment).kind = segment == first ? first_kind : SegmentKind::continuation;
   }
   descriptor(first).used = static_cast<std::uint32_t>(count);
   return first;
@@ -270,42 +270,42 @@ std::uint64_t Arena::allocate_span(SegmentKind first_kind, std::uint64_t count) 
 
 // --- Entries ---
 
-void Arena::link_sealed(std::uint64_t segment) {
+void Allocator::link_sealed_segment(std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
-  const std::uint8_t list = sparse_list_of(one.live);
+  const std::uint8_t list = utilization_list_of(one.live);
   one.list = static_cast<std::uint8_t>(list + 1);
-  link(books().sparse[list], segment);
+  link(allocator_state().utilization_lists[list], segment);
 }
 
-void Arena::seal(std::uint32_t& open) {
+void Allocator::seal_segment(std::uint32_t& open) {
   if (open == 0) return;
   const std::uint32_t segment = open;
   open = 0;
   if (descriptor(segment).live == 0) {
-    --books().entry_segments;
+    --allocator_state().entry_segment_count;
     retire_segment(segment);
   } else {
-    link_sealed(segment);
+    link_sealed_segment(segment);
   }
 }
 
-bool Arena::needs_segment(std::uint64_t bytes) const {
-  return is_large_entry(bytes) || books().open_fresh == 0 ||
-         descriptor(books().open_fresh).used + bytes > segment_bytes;
+bool Allocator::needs_segment(std::uint64_t bytes) const {
+  return is_large_entry(bytes) || allocator_state().active_segment == 0 ||
+         descriptor(allocator_state().active_segment).used + bytes > segment_bytes;
 }
 
-std::uint64_t Arena::allocate_entry(std::uint64_t bytes, bool copy) {
-  WriterBooks& all = books();
+std::uint64_t Allocator::allocate_entry(std::uint64_t bytes, bool copy) {
+  AllocatorState& all = allocator_state();
   if (is_large_entry(bytes)) {
     const std::uint64_t first = allocate_span(SegmentKind::large, segments_for(bytes));
     descriptor(first).live = 1;
     return first * segment_bytes;
   }
-  std::uint32_t& open = copy ? all.open_copy : all.open_fresh;
+  std::uint32_t& open = copy ? all.cleaning_segment : all.active_segment;
   if (open == 0 || descriptor(open).used + bytes > segment_bytes) {
-    seal(open);
+    seal_segment(open);
     const std::uint64_t segment = allocate_segment(SegmentKind::entries);
-    ++all.entry_segments;
+    ++all.entry_segment_count;
     open = static_cast<std::uint32_t>(segment);
   }
   SegmentDescriptor& one = descriptor(open);
@@ -316,7 +316,7 @@ std::uint64_t Arena::allocate_entry(std::uint64_t bytes, bool copy) {
   return offset;
 }
 
-void Arena::entry_died(std::uint64_t offset, std::uint64_t bytes) {
+void Allocator::retire_entry(std::uint64_t offset, std::uint64_t bytes) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
   if (one.kind == SegmentKind::large) {
@@ -325,64 +325,65 @@ void Arena::entry_died(std::uint64_t offset, std::uint64_t bytes) {
     return;
   }
   if (one.kind != SegmentKind::entries || one.live < bytes)
-    throw damaged_books("entry in a segment of another kind", segment);
+    throw corrupt_state("entry in a segment of another kind", segment);
   one.live -= static_cast<std::uint32_t>(bytes);
-  books().entry_live_bytes -= bytes;
+  allocator_state().entry_live_bytes -= bytes;
   if (one.list == 0) return;  // open, or being cleared
   const std::uint8_t list = static_cast<std::uint8_t>(one.list - 1);
-  if (list >= sparse_list_count) throw damaged_books("segment on a list that cannot be", segment);
+  if (list >= utilization_list_count) throw corrupt_state("segment on a list that cannot be", segment);
   if (one.live == 0) {
-    unlink(books().sparse[list], segment);
-    --books().entry_segments;
+    unlink(allocator_state().utilization_lists[list], segment);
+    --allocator_state().entry_segment_count;
     retire_segment(segment);
-  } else if (sparse_list_of(one.live) != list) {
-    unlink(books().sparse[list], segment);
-    link_sealed(segment);
+  } else if (utilization_list_of(one.live) != list) {
+    unlink(allocator_state().utilization_lists[list], segment);
+    link_sealed_segment(segment);
   }
 }
 
-std::uint64_t Arena::sparse_segment() const {
-  const WriterBooks& all = books();
-  const std::uint64_t bytes = all.entry_segments * segment_bytes;
-  if (all.entry_segments < garbage_segments_min || (bytes - all.entry_live_bytes) * garbage_share <= bytes) return 0;
+std::uint64_t Allocator::cleaning_candidate() const {
+  const AllocatorState& all = allocator_state();
+  const std::uint64_t bytes = all.entry_segment_count * segment_bytes;
+  if (all.entry_segment_count < garbage_segments_min || (bytes - all.entry_live_bytes) * garbage_divisor <= bytes)
+    return 0;
   // When views keep what was retired from being reused, moving entries about only makes more of it.
-  if (all.retired_count > all.entry_segments / 2 + garbage_segments_min) return 0;
-  for (std::size_t list = 0; list < sparse_list_count - 2; ++list) {
-    if (all.sparse[list] != 0) return all.sparse[list];
+  if (all.retired_count > all.entry_segment_count / 2 + garbage_segments_min) return 0;
+  for (std::size_t list = 0; list < utilization_list_count - 2; ++list) {
+    if (all.utilization_lists[list] != 0) return all.utilization_lists[list];
   }
   return 0;
 }
 
-void Arena::begin_clearing(std::uint64_t segment) {
+void Allocator::begin_cleaning(std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
-  if (one.kind != SegmentKind::entries || one.list == 0 || one.list > sparse_list_count) {
-    throw damaged_books("segment on a list that cannot be", segment);
+  if (one.kind != SegmentKind::entries || one.list == 0 || one.list > utilization_list_count) {
+    throw corrupt_state("segment on a list that cannot be", segment);
   }
-  unlink(books().sparse[one.list - 1], segment);
+  unlink(allocator_state().utilization_lists[one.list - 1], segment);
   one.list = 0;
-  --books().entry_segments;
+  --allocator_state().entry_segment_count;
 }
 
 // --- Nodes ---
 
-const std::byte* Arena::node(NodeOffset offset, std::size_t& bytes) const {
+const std::byte* Allocator::node(NodeOffset offset, std::size_t& bytes) const {
   const std::uint64_t segment = offset / segment_bytes;
   const SegmentDescriptor& one = descriptor(segment);
   const std::uint64_t within = offset % segment_bytes;
   if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count ||
       within % node_bytes_of(one.size_class) != 0) {
-    throw damaged_books("no node at offset", offset);
+    throw corrupt_state("no node at offset", offset);
   }
   bytes = node_bytes_of(one.size_class);
   return mapping_.base() + offset;
 }
 
-NodeOffset Arena::allocate(std::size_t size_class) {
-  WriterBooks& all = books();
-  std::uint32_t& partial = all.node_partial[size_class];
+NodeOffset Allocator::allocate_node(std::size_t size_class) {
+  AllocatorState& all = allocator_state();
+  std::uint32_t& partial = all.partial_node_segments[size_class];
   if (partial == 0 && all.retired_nodes_head != 0 &&
       node_header(all.retired_nodes_head).stamp <= header().applied_id.load(std::memory_order_relaxed)) {
-    reclaim_nodes(visible_from());
+    reclaim_nodes(advance_horizon());
   }
   if (partial == 0) {
     const std::uint64_t segment = allocate_segment(SegmentKind::nodes);
@@ -398,7 +399,7 @@ NodeOffset Arena::allocate(std::size_t size_class) {
   if (one.free_nodes != 0) {
     number = one.free_nodes - 1;
     if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
-      throw damaged_books("free node", segment);
+      throw corrupt_state("free node", segment);
     one.free_nodes = static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
     // The one after this will be wanted soon, and nobody had to do with it for long.
     if (one.free_nodes != 0 && one.free_nodes <= count) {
@@ -407,7 +408,7 @@ NodeOffset Arena::allocate(std::size_t size_class) {
     }
   } else {
     number = one.used;
-    if (one.kind != SegmentKind::nodes || number >= count) throw damaged_books("nodes handed out", segment);
+    if (one.kind != SegmentKind::nodes || number >= count) throw corrupt_state("nodes handed out", segment);
     ++one.used;
   }
   ++one.live;
@@ -423,13 +424,13 @@ NodeOffset Arena::allocate(std::size_t size_class) {
   return offset;
 }
 
-void Arena::free_node(NodeOffset offset) {
+void Allocator::free_node(NodeOffset offset) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
   if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.live == 0)
-    throw damaged_books("no node at offset", offset);
+    throw corrupt_state("no node at offset", offset);
   const std::size_t bytes = node_bytes_of(one.size_class);
-  std::uint32_t& partial = books().node_partial[one.size_class];
+  std::uint32_t& partial = allocator_state().partial_node_segments[one.size_class];
   node_header(offset).next = one.free_nodes;
   node_header(offset).stamp = 0;
   one.free_nodes = static_cast<std::uint32_t>(offset % segment_bytes / bytes + 1);
@@ -445,11 +446,11 @@ void Arena::free_node(NodeOffset offset) {
   }
 }
 
-void Arena::link_retired_node(NodeOffset offset, UpdateId stamp) {
+void Allocator::link_retired_node(NodeOffset offset, UpdateId stamp) {
   NodeHeader& node = node_header(offset);
   node.next = 0;
   node.stamp = stamp;
-  WriterBooks& all = books();
+  AllocatorState& all = allocator_state();
   if (all.retired_nodes_tail != 0) {
     node_header(all.retired_nodes_tail).next = offset;
   } else {
@@ -458,7 +459,7 @@ void Arena::link_retired_node(NodeOffset offset, UpdateId stamp) {
   all.retired_nodes_tail = offset;
 }
 
-void Arena::retire(NodeOffset offset) {
+void Allocator::retire_node(NodeOffset offset) {
   if (is_private(offset)) {
     free_node(offset);
   } else {
@@ -466,8 +467,8 @@ void Arena::retire(NodeOffset offset) {
   }
 }
 
-void Arena::reclaim_nodes(UpdateId visible) {
-  WriterBooks& all = books();
+void Allocator::reclaim_nodes(UpdateId visible) {
+  AllocatorState& all = allocator_state();
   while (all.retired_nodes_head != 0) {
     const NodeOffset offset = all.retired_nodes_head;
     std::size_t bytes;

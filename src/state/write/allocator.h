@@ -20,15 +20,15 @@
 
 namespace whycache {
 
-class Arena final : public NodeStore {
+class Allocator final : public NodeStore {
  public:
   // `readers` is null for a file that nobody else can open yet.
-  Arena(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
+  Allocator(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
       : mapping_(mapping), readers_(readers), bytes_max_(bytes_max) {}
 
   Mapping& mapping() const { return mapping_; }
   Header& header() const { return mapping_.writable_header(); }
-  WriterBooks& books() const { return header().books; }
+  AllocatorState& allocator_state() const { return header().allocator_state; }
   // Throws Error corrupt for a number that cannot be.
   SegmentDescriptor& descriptor(std::uint64_t segment) const;
 
@@ -38,12 +38,12 @@ class Arena final : public NodeStore {
 
   // The least id a reader may be at: raises the horizon to the applied id, so that no view starts below, and looks at
   // the slots.
-  UpdateId visible_from();
+  UpdateId advance_horizon();
   // Whether there is any view at all. Who pins after this was answered with no finds what is stored by now.
-  bool any_views();
+  bool has_views();
   // From here on, point reads that began before start again. Before anything a reader may be looking at is written
   // over.
-  void raise_generation();
+  void increment_generation();
 
   // --- Segments ---
 
@@ -55,16 +55,16 @@ class Arena final : public NodeStore {
   // Room for the filter of a part, contents undefined. Throws Error limit.
   std::uint64_t allocate_filter();
   // Both at once: they are free again at the same time.
-  void retire_part(std::uint64_t segment, std::uint64_t filter);
+  void retire_index_page(std::uint64_t segment, std::uint64_t filter);
   // Makes retired space free as far as readers allow.
-  void reclaim();
+  void reclaim_segments();
   // Adds segments to an empty or growing file.
   void grow(std::uint64_t segments_wanted);
   // For rebuilding the books: forgets all lists; every segment's descriptor is then set by hand.
-  void link_free(std::uint64_t segment);
-  void link_retired(std::uint64_t segment, UpdateId stamp);
-  void link_sealed(std::uint64_t segment);
-  void link_filters(std::uint64_t segment);
+  void link_free_segment(std::uint64_t segment);
+  void link_retired_segment(std::uint64_t segment, UpdateId stamp);
+  void link_sealed_segment(std::uint64_t segment);
+  void link_filter_segment(std::uint64_t segment);
 
   // --- Entries ---
 
@@ -74,18 +74,18 @@ class Arena final : public NodeStore {
   // Whether allocate_entry needs a segment: the moment to win space back first.
   bool needs_segment(std::uint64_t bytes) const;
   // The index no longer points to this entry.
-  void entry_died(std::uint64_t offset, std::uint64_t bytes);
+  void retire_entry(std::uint64_t offset, std::uint64_t bytes);
   // The sealed segment of entries with least live in it, if winning space back pays; 0: it does not.
-  std::uint64_t sparse_segment() const;
+  std::uint64_t cleaning_candidate() const;
   // Takes it off its list, for moving its live entries away; retire it afterwards.
-  void begin_clearing(std::uint64_t segment);
+  void begin_cleaning(std::uint64_t segment);
 
   // --- Nodes of the key index ---
 
   const std::byte* node(NodeOffset offset, std::size_t& bytes) const override;
-  NodeOffset allocate(std::size_t size_class) override;
-  void retire(NodeOffset offset) override;
-  std::byte* writable(NodeOffset offset) override { return mapping_.writable_base() + offset; }
+  NodeOffset allocate_node(std::size_t size_class) override;
+  void retire_node(NodeOffset offset) override;
+  std::byte* writable_node(NodeOffset offset) override { return mapping_.writable_base() + offset; }
   bool is_private(NodeOffset offset) const override { return node_header(offset).stamp == update_id_; }
   // Puts a node on the list of retired ones; for rebuilding the books.
   void link_retired_node(NodeOffset offset, UpdateId stamp);
@@ -95,9 +95,9 @@ class Arena final : public NodeStore {
   NodeHeader& node_header(NodeOffset offset) const;
   void unlink(std::uint32_t& head, std::uint64_t segment);
   void link(std::uint32_t& head, std::uint64_t segment);
-  std::uint64_t take_free();
+  std::uint64_t take_free_segment();
   std::uint64_t find_free_run(std::uint64_t count) const;
-  void seal(std::uint32_t& open);
+  void seal_segment(std::uint32_t& open);
   void free_node(NodeOffset offset);
   void free_filter(std::uint64_t offset);
   void reclaim_nodes(UpdateId visible_from);

@@ -30,38 +30,38 @@ class Applier {
 
   // For a file that nobody else can open yet: items in ascending key order, published by loaded().
   void load(std::span<const Item> items, UpdateId id);
-  void loaded(UpdateId id, std::uint64_t chain);
+  void finish_load(UpdateId id, std::uint64_t chain);
 
-  Arena& arena() { return arena_; }
-  PointIndex& index() { return index_; }
+  Allocator& allocator() { return allocator_; }
+  PointIndex& point_index() { return point_index_; }
   const PublishedBlock& published() const;
 
  private:
   void set(std::string_view key, std::string_view value, std::uint64_t hash);
   void erase(std::string_view key, std::uint64_t hash);
-  void erase_everything();
-  void find_what_counts(std::span<const Change> changes);
-  void carry_keys_over();
+  void erase_all();
+  void mark_last_change_per_key(std::span<const Change> changes);
+  void update_key_index();
   // Wins space back before new entries are written, so that entries do not move under the hands of the caller.
-  void make_room(std::uint64_t bytes);
-  void clear_segment(std::uint64_t segment);
+  void clean_if_needed(std::uint64_t bytes);
+  void clean_segment(std::uint64_t segment);
   void publish();
 
-  struct KeyMove {
+  struct KeyChange {
     std::string_view key;
-    bool appears;
+    bool is_insertion;
   };
 
   Mapping& mapping_;
-  Arena arena_;
-  PointIndex index_;
-  KeysWriter keys_;
-  PublishedBlock next_{};       // of the update under way
-  std::vector<KeyMove> moves_;  // keys that appear or disappear, in order
+  Allocator allocator_;
+  PointIndex point_index_;
+  BTreeWriter key_index_;
+  PublishedBlock pending_block_{};      // of the update under way
+  std::vector<KeyChange> key_changes_;  // keys that appear or disappear, in order
   std::vector<std::uint64_t> hashes_;
-  std::vector<bool> counts_;  // of each change of an update, whether it is the last one of its key
-  std::vector<std::size_t> later_;
-  std::vector<NodeOffset> moved_nodes_;
+  std::vector<bool> is_last_;  // of each change of an update, whether it is the last one of its key
+  std::vector<std::size_t> last_slots_;
+  std::vector<NodeOffset> nodes_to_retire_;
 };
 
 }  // namespace whycache

@@ -22,8 +22,8 @@ namespace {
 constexpr const char* building_suffix = ".building-";
 
 // Removes what builders that died left behind: files under our name whose lock nobody holds.
-void remove_leftovers(const std::string& path) {
-  const std::string folder = folder_of(path) + "/";
+void remove_abandoned_files(const std::string& path) {
+  const std::string folder = parent_directory(path) + "/";
   const std::size_t slash = path.rfind('/');
   const std::string prefix = (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
   DIR* const entries = ::opendir(folder.c_str());
@@ -50,7 +50,7 @@ struct NewFile {
 };
 
 // Who removes leftovers may take one that is not locked yet for one of these.
-NewFile make_locked_file(const std::string& path) {
+NewFile create_locked_file(const std::string& path) {
   constexpr int tries_max = 100;
   for (int tries = 0; tries < tries_max; ++tries) {
     NewFile made{building_path(path), {}};
@@ -64,8 +64,8 @@ NewFile make_locked_file(const std::string& path) {
 }
 
 // With one segment and its fixed header.
-NewFile make_file(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
-  NewFile made = make_locked_file(options.path);
+NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
+  NewFile made = create_locked_file(options.path);
   const int number = made.file.number();
   try {
     if (::fchmod(number, options.mode) != 0) throw system_error("cannot set mode of file", made.path, errno);
@@ -86,12 +86,12 @@ NewFile make_file(const StateOptions& options, const Uuid& log_uuid, const std::
 
 class FileBuilder final : public StateBuilder {
  public:
-  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid, PutInPlace put_in_place)
+  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid, InstallFile put_in_place)
       : options_(options),
         path_(std::move(made.path)),
         mapping_(std::move(made.file), path_, options.bytes_max, Mapping::Access::write),
         applier_(mapping_, nullptr, options.bytes_max),
-        put_in_place_(std::move(put_in_place)) {
+        install_file_(std::move(put_in_place)) {
     try {
       applier_.create(chain_start(log_uuid));
     } catch (...) {
@@ -106,19 +106,19 @@ class FileBuilder final : public StateBuilder {
 
   // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier one.
   void load(std::span<const Item> items) override {
-    check_usable();
+    check_not_forked();
     applier_.load(items, 1);
   }
-  void loaded(UpdateId id, std::uint64_t chain) override {
-    check_usable();
-    applier_.loaded(id, chain);
+  void finish_load(UpdateId id, std::uint64_t chain) override {
+    check_not_forked();
+    applier_.finish_load(id, chain);
   }
   void apply(const Update& update) override {
-    check_usable();
+    check_not_forked();
     applier_.apply(update);
   }
   StateInfo info() const override {
-    check_usable();
+    check_not_forked();
     return state_info(mapping_);
   }
 
@@ -127,15 +127,15 @@ class FileBuilder final : public StateBuilder {
         std::make_shared<const Mapping>(open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
   }
 
-  bool install(Install how, const std::function<void()>& catch_up) override {
-    check_usable();
-    installed_ = put_in_place_(path_, state_info(mapping_), how, catch_up);
+  bool install(InstallPolicy how, const std::function<void()>& catch_up) override {
+    check_not_forked();
+    installed_ = install_file_(path_, state_info(mapping_), how, catch_up);
     return installed_;
   }
 
  private:
   // The file and its mapping are the parent's.
-  void check_usable() const {
+  void check_not_forked() const {
     if (fork_count_ != fork_count())
       throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
   }
@@ -144,7 +144,7 @@ class FileBuilder final : public StateBuilder {
   std::string path_;
   Mapping mapping_;
   Applier applier_;
-  PutInPlace put_in_place_;
+  InstallFile install_file_;
   std::uint64_t fork_count_ = fork_count();
   bool installed_ = false;
 };
@@ -152,9 +152,9 @@ class FileBuilder final : public StateBuilder {
 }  // namespace
 
 std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
-                                           const std::string& log_name, PutInPlace put_in_place) {
-  remove_leftovers(options.path);
-  return std::make_unique<FileBuilder>(options, make_file(options, log_uuid, log_name), log_uuid,
+                                           const std::string& log_name, InstallFile put_in_place) {
+  remove_abandoned_files(options.path);
+  return std::make_unique<FileBuilder>(options, create_state_file(options, log_uuid, log_name), log_uuid,
                                        std::move(put_in_place));
 }
 

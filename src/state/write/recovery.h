@@ -17,6 +17,6 @@
 namespace whycache {
 
 // Throws Error corrupt if the file is damaged. Returns how many entries of a half-applied update were taken back.
-std::uint64_t recover(Arena& arena, PointIndex& index);
+std::uint64_t recover(Allocator& arena, PointIndex& index);
 
 }  // namespace whycache

@@ -7,8 +7,8 @@
 namespace whycache {
 namespace {
 
-constexpr std::int64_t keep_ns = 10'000'000;
-constexpr std::size_t pages_max = 2000;
+constexpr std::int64_t idle_timeout_ns = 10'000'000;
+constexpr std::size_t touched_pages_max = 2000;
 
 // Then a large mapping that stays may take from the application what it needs itself.
 bool is_address_space_limited() {
@@ -18,12 +18,12 @@ bool is_address_space_limited() {
 
 }  // namespace
 
-std::unique_ptr<WritableMapping> KeptMapping::take(const Mapping& present) {
-  std::unique_ptr<WritableMapping> taken(kept_.exchange(nullptr, std::memory_order_acq_rel));
+std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& present) {
+  std::unique_ptr<WritableMapping> taken(cached_.exchange(nullptr, std::memory_order_acq_rel));
   if (!taken) return nullptr;
   const Mapping& mapping = taken->mapping;
-  if (!mapping.is_of_this_process()) {  // a parent kept it, and it is not there
-    wrote_at_ns_.store(0, std::memory_order_relaxed);
+  if (!mapping.belongs_to_this_process()) {  // a parent kept it, and it is not there
+    last_write_time_ns_.store(0, std::memory_order_relaxed);
     return nullptr;
   }
   // The inode of a file that is held open is no other file's.
@@ -34,16 +34,18 @@ std::unique_ptr<WritableMapping> KeptMapping::take(const Mapping& present) {
   return taken;
 }
 
-void KeptMapping::keep(std::unique_ptr<WritableMapping> writable) noexcept {
+void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexcept {
   const std::int64_t now = boot_time_ns();
-  const std::int64_t before = wrote_at_ns_.exchange(now, std::memory_order_relaxed);
-  if (before == 0 || now - before >= keep_ns || writable->pages >= pages_max || is_address_space_limited()) return;
-  std::unique_ptr<WritableMapping>(kept_.exchange(writable.release(), std::memory_order_seq_cst)).reset();
-  if (keeps_nothing_.load(std::memory_order_seq_cst)) drop();
+  const std::int64_t before = last_write_time_ns_.exchange(now, std::memory_order_relaxed);
+  if (before == 0 || now - before >= idle_timeout_ns || writable->touched_pages >= touched_pages_max ||
+      is_address_space_limited())
+    return;
+  std::unique_ptr<WritableMapping>(cached_.exchange(writable.release(), std::memory_order_seq_cst)).reset();
+  if (disabled_.load(std::memory_order_seq_cst)) unmap();
 }
 
-bool KeptMapping::is_idle() const noexcept {
-  return boot_time_ns() - wrote_at_ns_.load(std::memory_order_relaxed) >= keep_ns;
+bool WritableMappingCache::is_idle() const noexcept {
+  return boot_time_ns() - last_write_time_ns_.load(std::memory_order_relaxed) >= idle_timeout_ns;
 }
 
 }  // namespace whycache

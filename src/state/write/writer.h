@@ -12,6 +12,6 @@ namespace whycache {
 
 // The caller hands over the writer lock; the file at options.path is the state, and the one that `present` maps.
 std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
-                                         const Mapping& present, KeptMapping& kept, AfterWriting after);
+                                         const Mapping& present, WritableMappingCache& kept, MappingPolicy after);
 
 }  // namespace whycache

@@ -20,12 +20,12 @@ namespace bench {
 [[gnu::weak]] MakeSubject make_redis;
 [[gnu::weak]] MakeSubject make_memcached;
 
-struct Kind {
+struct SubjectKind {
   std::string name;
   MakeSubject* make;  // nullptr: its library was not there when this was built
 };
 
-inline const std::vector<Kind> kinds = {
+inline const std::vector<SubjectKind> subject_kinds = {
     {"whycache", make_whycache},
     {"absl", make_absl},
     {"unordered_map", make_unordered_map},

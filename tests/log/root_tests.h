@@ -20,28 +20,28 @@
 
 namespace whycache {
 
-inline void demand(bool holds, const std::string& what) {
+inline void require(bool holds, const std::string& what) {
   if (!holds) throw std::runtime_error(what + " (errno: " + std::strerror(errno) + ")");
 }
 
 // Puts an empty file system in memory over `folder`, for this process and its children.
 inline void mount_small_disk(const std::string& folder, const std::string& size) {
-  demand(::unshare(CLONE_NEWNS) == 0, "unshare");
-  demand(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "make mounts private");
-  demand(::mount("tmpfs", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0, "mount tmpfs");
+  require(::unshare(CLONE_NEWNS) == 0, "unshare");
+  require(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "make mounts private");
+  require(::mount("tmpfs", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0, "mount tmpfs");
 }
 
 inline void make_disk_read_only(const std::string& folder) {
-  demand(::mount("tmpfs", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0, "remount read-only");
+  require(::mount("tmpfs", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0, "remount read-only");
 }
 
-inline void become_nobody() {
+inline void drop_privileges() {
   constexpr int nobody = 65534;
-  demand(::setegid(nobody) == 0 && ::seteuid(nobody) == 0, "become nobody");
+  require(::setegid(nobody) == 0 && ::seteuid(nobody) == 0, "become nobody");
 }
 
 // Plays `story` in a child. Returns false, loudly, where nobody may do such things.
-inline bool play_as_root(const std::function<void()>& story) {
+inline bool run_as_root(const std::function<void()>& story) {
   if (::geteuid() != 0) {
     std::fprintf(stderr,
                  "\n*** SKIPPED: this test needs root, to mount a file system and to become another user ***\n\n");

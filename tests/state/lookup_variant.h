@@ -8,19 +8,19 @@
 
 namespace whycache::testing {
 
-class WayOfReading {
+class LookupVariant {
  public:
 #if WHYCACHE_AVX2
-  explicit WayOfReading(bool quickest) { may_use_avx2 = quickest; }
-  ~WayOfReading() { may_use_avx2 = true; }
+  explicit LookupVariant(bool quickest) { avx2_allowed = quickest; }
+  ~LookupVariant() { avx2_allowed = true; }
 #else
   explicit WayOfReading(bool) {}
 #endif
-  WayOfReading(const WayOfReading&) = delete;
-  WayOfReading& operator=(const WayOfReading&) = delete;
+  LookupVariant(const LookupVariant&) = delete;
+  LookupVariant& operator=(const LookupVariant&) = delete;
 };
 
-inline constexpr auto name_of_way = [](const ::testing::TestParamInfo<bool>& way) {
+inline constexpr auto variant_name = [](const ::testing::TestParamInfo<bool>& way) {
   return way.param ? "quickest" : "anywhere";
 };
 

@@ -21,7 +21,7 @@
 #include "log/stores.h"
 #include "support/mariadb_server.h"
 #include "support/seed.h"
-#include "support/temporary_folder.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
@@ -29,7 +29,7 @@ namespace whycache {
 using testing::expect_error;
 using testing::MariadbClient;
 using testing::MariadbServer;
-using testing::TemporaryFolder;
+using testing::TemporaryDirectory;
 using testing::thrown_error;
 using Appended = Log::Appended;
 using Updates = std::map<UpdateId, std::string>;
@@ -67,7 +67,7 @@ inline void append_up_to(Log& log, UpdateId last) {
 }
 
 // Appends `bytes`, which nobody else writes, once, whatever the log answers meanwhile.
-inline void append_surely(Log& log, const std::string& bytes) {
+inline void append_until_acknowledged(Log& log, const std::string& bytes) {
   std::optional<UpdateId> in_doubt_from;
   for (;;) {
     try {
@@ -87,13 +87,13 @@ inline void append_surely(Log& log, const std::string& bytes) {
   }
 }
 
-inline milliseconds time_of(const std::function<void()>& call) {
+inline milliseconds measure_duration(const std::function<void()>& call) {
   const auto began = steady_clock::now();
   call();
   return std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
 }
 
-inline bool happens_within(milliseconds patience, const std::function<bool()>& what) {
+inline bool becomes_true_within(milliseconds patience, const std::function<bool()>& what) {
   const auto end = steady_clock::now() + patience;
   while (!what()) {
     if (steady_clock::now() > end) return false;
@@ -102,7 +102,7 @@ inline bool happens_within(milliseconds patience, const std::function<bool()>& w
   return true;
 }
 
-inline std::uint64_t status(const MariadbServer& server, const std::string& name) {
+inline std::uint64_t status_variable(const MariadbServer& server, const std::string& name) {
   return std::stoull(MariadbClient(server).run("SHOW GLOBAL STATUS LIKE '" + name + "'"));
 }
 
@@ -136,7 +136,7 @@ inline std::vector<std::string> documented_sql(const std::string& document) {
   return blocks;
 }
 
-inline std::string replaced(std::string text, const std::string& what, const std::string& with) {
+inline std::string replace_all(std::string text, const std::string& what, const std::string& with) {
   for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + with.size()))
     text.replace(at, what.size(), with);
   return text;
@@ -150,11 +150,11 @@ class MysqlTest : public ::testing::Test {
 };
 
 // An authority, and a certificate for `host` that it signed.
-class Authority {
+class CertificateAuthority {
  public:
-  explicit Authority(const std::string& host) {
+  explicit CertificateAuthority(const std::string& host) {
     const auto openssl = [&](const std::string& words) {
-      const std::string command = "cd " + folder_.path() + " && openssl " + words + " >output 2>&1";
+      const std::string command = "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
       if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
     };
     openssl(
@@ -163,22 +163,23 @@ class Authority {
     openssl(
         "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server -keyout server.key -out "
         "server.csr");
-    std::ofstream(folder_.file("extensions")) << "subjectAltName=" << host << '\n';
+    std::ofstream(directory_.file("extensions")) << "subjectAltName=" << host << '\n';
     openssl(
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out "
         "server.pem");
   }
-  std::string ca() const { return folder_.file("ca.pem"); }
+  std::string ca() const { return directory_.file("ca.pem"); }
   std::vector<std::string> server_options() const {
-    return {"--ssl-ca=" + ca(), "--ssl-cert=" + folder_.file("server.pem"), "--ssl-key=" + folder_.file("server.key")};
+    return {"--ssl-ca=" + ca(), "--ssl-cert=" + directory_.file("server.pem"),
+            "--ssl-key=" + directory_.file("server.key")};
   }
 
  private:
-  TemporaryFolder folder_;
+  TemporaryDirectory directory_;
 };
 
 // Of a machine of its own.
-inline Options options_for(const TemporaryFolder& folder, const std::string& name) {
+inline Options options_for(const TemporaryDirectory& folder, const std::string& name) {
   Options options;
   options.state_path = folder.file(name);
   options.any_file_system = true;
@@ -186,9 +187,9 @@ inline Options options_for(const TemporaryFolder& folder, const std::string& nam
 }
 
 // A primary and a replica of it.
-class Pair {
+class ReplicatedPair {
  public:
-  Pair()
+  ReplicatedPair()
       : primary({"--log-bin=bin", "--sync-binlog=1", "--server-id=1"}),
         replica({"--server-id=2", "--log-bin=bin", "--sync-binlog=1"}) {
     MariadbClient(replica).run(
@@ -200,8 +201,8 @@ class Pair {
     const std::string position = MariadbClient(primary).run("SELECT @@gtid_binlog_pos");
     ASSERT_EQ(MariadbClient(replica).run("SELECT MASTER_GTID_WAIT('" + position + "', 20)"), "0");
   }
-  void stop_replicating() { MariadbClient(replica).run("STOP SLAVE"); }
-  void replicate() { MariadbClient(replica).run("START SLAVE"); }
+  void stop_replication() { MariadbClient(replica).run("STOP SLAVE"); }
+  void start_replication() { MariadbClient(replica).run("START SLAVE"); }
 
   MariadbServer primary;
   MariadbServer replica;

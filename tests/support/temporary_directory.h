@@ -9,16 +9,16 @@
 
 namespace whycache::testing {
 
-class TemporaryFolder {
+class TemporaryDirectory {
  public:
-  explicit TemporaryFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+  explicit TemporaryDirectory(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
     std::string path = (parent / "whycache_test_XXXXXX").string();
     if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make a folder for a test");
     path_ = path;
   }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  ~TemporaryDirectory() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
   }

@@ -11,17 +11,17 @@
 
 namespace bench {
 
-class TemporaryFolder {
+class TemporaryDirectory {
  public:
-  explicit TemporaryFolder(const std::string& parent) : path_(parent + "/whycache_bench_XXXXXX") {
+  explicit TemporaryDirectory(const std::string& parent) : path_(parent + "/whycache_bench_XXXXXX") {
     if (::mkdtemp(path_.data()) == nullptr) throw std::runtime_error("cannot make a folder: parent=" + parent);
   }
-  ~TemporaryFolder() {
+  ~TemporaryDirectory() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
   }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
   const std::string& path() const { return path_; }
 
  private:
