@@ -6,11 +6,12 @@
 //   get_without_writer  the same with no writer there
 //   set_beside_reader   what the writer needs for one item meanwhile
 //
-// All are measured, in turn, if one is asked for. Figures are nanoseconds on the wall. Those of the gets are
-// percentiles, whose names end the workload's (get_beside_writer_p99.9); every get is timed by itself, and what it
-// takes to read the clock, which is measured as well and said, is in it. A repetition ends after some seconds even if
-// not all was read. Every value is compared with what the writer may have written by then. By default it measures
-// whycache and LMDB; --subjects names others that processes can share.
+// All are measured, in turn, if one is asked for. Figures are nanoseconds on the wall. Those of the
+// gets are percentiles, whose names end the workload's (get_beside_writer_p99.9); every get is
+// timed by itself, and what it takes to read the clock, which is measured as well and said, is in
+// it. A repetition ends after some seconds even if not all was read. Every value is compared with
+// what the writer may have written by then. By default it measures whycache and LMDB; --subjects
+// names others that processes can share.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -32,8 +33,8 @@ namespace {
 constexpr std::array percentiles = {"p10", "p50", "p90", "p99", "p99.9", "p99.99", "p100"};
 constexpr double repetition_ns_max = 4e9;
 
-// Where the writer is. Item order[i] was written `times` times if i < place, else once less; `place` lags behind within
-// an update.
+// Where the writer is. Item order[i] was written `times` times if i < place, else once less;
+// `place` lags behind within an update.
 struct WriterProgress {
   std::atomic<std::uint64_t> rounds = 2;    // written by the writer, read by the reader
   std::atomic<std::uint64_t> position = 0;  // the same
@@ -62,7 +63,8 @@ std::uint64_t items_written(const WriterProgress& progress, const RandomOrder& o
 }
 
 // Latencies of single gets, in ascending order.
-std::vector<float> time_single_gets(Subject& subject, const ReadSequence& reads, const WriterProgress& progress) {
+std::vector<float> time_single_gets(Subject& subject, const ReadSequence& reads,
+                                    const WriterProgress& progress) {
   std::vector<float> latencies;
   latencies.reserve(reads.keys().size());
   std::string value;
@@ -76,11 +78,13 @@ std::vector<float> time_single_gets(Subject& subject, const ReadSequence& reads,
     latencies.push_back(static_cast<float>(end - begin));
     const std::uint64_t times_after = progress.rounds;
     bool is_right = false;
-    for (std::uint64_t times = times_after; found && !is_right && times + 1 >= times_before && times > 0; --times) {
+    for (std::uint64_t times = times_after;
+         found && !is_right && times + 1 >= times_before && times > 0; --times) {
       write_value(expected.data(), reads.item_number(i), times);
       is_right = value == std::string_view(expected.data(), expected.size());
     }
-    if (!is_right) throw std::runtime_error("read something wrong: key=" + std::string(reads.keys()[i]));
+    if (!is_right)
+      throw std::runtime_error("read something wrong: key=" + std::string(reads.keys()[i]));
     if (end - first_begin > repetition_ns_max) break;
   }
   std::sort(latencies.begin(), latencies.end());
@@ -89,7 +93,8 @@ std::vector<float> time_single_gets(Subject& subject, const ReadSequence& reads,
 
 double percentile(const std::vector<float>& ascending, const std::string& name) {
   const double part = std::stod(name.substr(1)) / 100;
-  const auto place = static_cast<std::size_t>(std::ceil(part * static_cast<double>(ascending.size())));
+  const auto place =
+      static_cast<std::size_t>(std::ceil(part * static_cast<double>(ascending.size())));
   return ascending[std::clamp<std::size_t>(place, 1, ascending.size()) - 1];
 }
 
@@ -106,7 +111,8 @@ class BesideWriterBenchmark {
       if (!runner->subject().allows_concurrent_writer()) continue;
       runner->write(order_, 1);
       runner->subject().close();
-      subjects_.push_back({std::move(runner), std::make_unique<SharedWithChildren<WriterProgress>>()});
+      subjects_.push_back(
+          {std::move(runner), std::make_unique<SharedWithChildren<WriterProgress>>()});
     }
   }
 
@@ -175,16 +181,20 @@ class BesideWriterBenchmark {
     writer.wait();
     subject.close();
     add("get_beside_writer", measured, latencies);
-    report_.add("set_beside_reader", items_, measured.runner->name(), "ns", took / static_cast<double>(written));
+    report_.add("set_beside_reader", items_, measured.runner->name(), "ns",
+                took / static_cast<double>(written));
   }
 
   void open(Subject& subject) {
     std::string value;
-    if (!subject.open_and_get(reads_.keys().front(), value)) throw std::runtime_error("a key is not there");
+    if (!subject.open_and_get(reads_.keys().front(), value))
+      throw std::runtime_error("a key is not there");
   }
-  void add(const std::string& workload, const MeasuredSubject& measured, const std::vector<float>& latencies) {
+  void add(const std::string& workload, const MeasuredSubject& measured,
+           const std::vector<float>& latencies) {
     for (const std::string name : percentiles) {
-      report_.add(workload + "_" + name, items_, measured.runner->name(), "ns", percentile(latencies, name));
+      report_.add(workload + "_" + name, items_, measured.runner->name(), "ns",
+                  percentile(latencies, name));
     }
   }
   // Medians only; minimum and maximum of the repetitions are in the JSON.
@@ -194,7 +204,9 @@ class BesideWriterBenchmark {
     for (const MeasuredSubject& measured : subjects_) {
       fmt::print("\n  {:<16}", measured.runner->name());
       for (const std::string name : percentiles) {
-        fmt::print("{:>11.0f}", report_.median(workload + "_" + name, items_, measured.runner->name()).value_or(0));
+        fmt::print(
+            "{:>11.0f}",
+            report_.median(workload + "_" + name, items_, measured.runner->name()).value_or(0));
       }
     }
     fmt::print("\n");
@@ -209,7 +221,8 @@ class BesideWriterBenchmark {
 };
 
 Program program = {
-    .description = "Latencies of single gets beside a writer; described at the top of bench/beside_writer.cc",
+    .description =
+        "Latencies of single gets beside a writer; described at the top of bench/beside_writer.cc",
     .workloads = {"get_beside_writer", "get_without_writer", "set_beside_reader"},
     .measure = [](const BenchmarkOptions& options, std::uint64_t items, Report& report) {
       BesideWriterBenchmark(options, items, report).run();
@@ -218,4 +231,6 @@ Program program = {
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

@@ -1,9 +1,11 @@
-// whycache::Cache itself, which asks more of itself than the state: is it closed, is this a forked child. Workloads:
+// whycache::Cache itself, which asks more of itself than the state: is it closed, is this a forked
+// child. Workloads:
 //
 //   cache_get_uniform  Cache::get into a string that is kept, keys drawn evenly
 //   update_fresh       Cache::update() when the log was asked within staleness_max, as one calls it before every read
 //
-// Figures are nanoseconds of processor time per call. The log is in memory: neither of the two asks it.
+// Figures are nanoseconds of processor time per call. The log is in memory: neither of the two asks
+// it.
 #include <whycache/cache.h>
 
 #include <chrono>
@@ -38,7 +40,8 @@ double cache_get_ns(whycache::Cache& cache, const ReadSequence& reads) {
   const double begin = thread_cpu_time_ns();
   const ReadChecksum seen = run(ReadLoop::get, store, reads.keys());
   const double took = thread_cpu_time_ns() - begin;
-  if (seen != reads.expected(1, reads.keys().size())) throw std::runtime_error("the cache read something wrong");
+  if (seen != reads.expected(1, reads.keys().size()))
+    throw std::runtime_error("the cache read something wrong");
   return took / static_cast<double>(reads.keys().size());
 }
 
@@ -46,7 +49,8 @@ double update_fresh_ns(whycache::Cache& cache, std::size_t times) {
   const std::uint64_t applied = cache.update();
   std::uint64_t sum = 0;
   const double begin = thread_cpu_time_ns();
-  for (std::size_t i = 0; i < times; ++i) sum += cache.update({.staleness_max = std::chrono::hours(1)});
+  for (std::size_t i = 0; i < times; ++i)
+    sum += cache.update({.staleness_max = std::chrono::hours(1)});
   const double took = thread_cpu_time_ns() - begin;
   if (sum != applied * times) throw std::runtime_error("update() returned something wrong");
   return took / static_cast<double>(times);
@@ -63,8 +67,10 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
     const double get_ns = cache_get_ns(cache, reads);
     const double update_ns = update_fresh_ns(cache, options.reads);
     if (repetition < 0) continue;
-    if (options.wants("cache_get_uniform")) report.add("cache_get_uniform", items, "whycache", "ns", get_ns);
-    if (options.wants("update_fresh")) report.add("update_fresh", items, "whycache", "ns", update_ns);
+    if (options.wants("cache_get_uniform"))
+      report.add("cache_get_uniform", items, "whycache", "ns", get_ns);
+    if (options.wants("update_fresh"))
+      report.add("update_fresh", items, "whycache", "ns", update_ns);
   }
   report.print("cache_get_uniform", items);
   report.print("update_fresh", items);
@@ -77,4 +83,6 @@ Program program = {.description = "The public cache object; described at the top
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

@@ -1,8 +1,9 @@
-// The items every subject is filled with, and the orders in which they are written and read. All of it is made
-// before a clock runs, and is the same in every run.
+// The items every subject is filled with, and the orders in which they are written and read. All of
+// it is made before a clock runs, and is the same in every run.
 //
-// Item i has the key `user:` and i in ten digits, and a value of 100 bytes: eight that tell the item and how often it
-// was written, filling, and eight zeros at the end (get_serial adds them to where it goes next).
+// Item i has the key `user:` and i in ten digits, and a value of 100 bytes: eight that tell the
+// item and how often it was written, filling, and eight zeros at the end (get_serial adds them to
+// where it goes next).
 #pragma once
 
 #include <algorithm>
@@ -44,7 +45,9 @@ inline void add_to_checksum(ReadChecksum& seen, std::string_view value) {
   ++seen.count;
   seen.sum += load_number(value.data()) + value.size();
 }
-inline std::uint64_t last_number(std::string_view value) { return load_number(value.data() + value.size() - 8); }
+inline std::uint64_t last_number(std::string_view value) {
+  return load_number(value.data() + value.size() - 8);
+}
 inline void add_whole_to_checksum(ReadChecksum& seen, std::string_view value) {
   add_to_checksum(seen, value);
   seen.sum += last_number(value);
@@ -52,7 +55,8 @@ inline void add_whole_to_checksum(ReadChecksum& seen, std::string_view value) {
 
 inline void write_key(char* to, std::uint64_t number) {
   std::memcpy(to, "user:", 5);
-  for (std::size_t i = key_bytes; i-- > 5; number /= 10) to[i] = static_cast<char>('0' + number % 10);
+  for (std::size_t i = key_bytes; i-- > 5; number /= 10)
+    to[i] = static_cast<char>('0' + number % 10);
 }
 
 inline std::uint64_t value_front(std::uint64_t item, std::uint64_t times_written) {
@@ -89,7 +93,8 @@ class RandomOrder {
 class WriteBatch {
  public:
   // Those at `first` and after it in `order`, at most `count_max`.
-  void fill(const RandomOrder& order, std::size_t first, std::size_t count_max, std::uint64_t times_written) {
+  void fill(const RandomOrder& order, std::size_t first, std::size_t count_max,
+            std::uint64_t times_written) {
     const std::size_t count = std::min(count_max, order.size() - first);
     bytes_.resize(count * (key_bytes + value_bytes));
     items_.resize(count);
@@ -129,12 +134,14 @@ class ReadSequence {
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
     return {count, [&] { return PlannedRead{draw(random), random() % 10 != 0}; }};
   }
-  // Zipf: the k-th most wanted item is wanted k^-0.99 times as often as the first. Which ones these are is random.
+  // Zipf: the k-th most wanted item is wanted k^-0.99 times as often as the first. Which ones these
+  // are is random.
   static ReadSequence zipf(const RandomOrder& order, std::size_t count) {
     constexpr double theta = 0.99;
     const auto items = static_cast<double>(order.size());
     double zeta = 0;
-    for (std::size_t k = 1; k <= order.size(); ++k) zeta += std::pow(static_cast<double>(k), -theta);
+    for (std::size_t k = 1; k <= order.size(); ++k)
+      zeta += std::pow(static_cast<double>(k), -theta);
     const double alpha = 1 / (1 - theta);
     const double zeta_of_two = 1 + std::pow(0.5, theta);
     const double eta = (1 - std::pow(2 / items, 1 - theta)) / (1 - zeta_of_two / zeta);
@@ -158,7 +165,8 @@ class ReadSequence {
   std::span<const std::string_view> keys() const { return keys_; }
   // The item that the i-th read is of.
   std::uint64_t item_number(std::size_t i) const { return numbers_[i]; }
-  // What is seen when the first `count` of them are read, every item having been written `times_written` times.
+  // What is seen when the first `count` of them are read, every item having been written
+  // `times_written` times.
   ReadChecksum expected(std::uint64_t times_written, std::size_t count) const {
     ReadChecksum seen;
     for (const std::uint32_t number : std::span(numbers_).first(count)) {
@@ -177,7 +185,8 @@ class ReadSequence {
   static constexpr std::uint32_t absent = UINT32_MAX;
 
   template <typename Next>
-  ReadSequence(std::size_t count, const Next& next) : bytes_(count * key_bytes), keys_(count), numbers_(count) {
+  ReadSequence(std::size_t count, const Next& next)
+      : bytes_(count * key_bytes), keys_(count), numbers_(count) {
     for (std::size_t i = 0; i < count; ++i) {
       const PlannedRead read = next();
       char* const key = &bytes_[i * key_bytes];

@@ -1,5 +1,6 @@
-// A MariaDB of the benchmark's own, on a unix socket in its folder, gone with it. It keeps what it acknowledges: it
-// syncs at every commit (innodb_flush_log_at_trx_commit is 1, its default), and writes no binary log.
+// A MariaDB of the benchmark's own, on a unix socket in its folder, gone with it. It keeps what it
+// acknowledges: it syncs at every commit (innodb_flush_log_at_trx_commit is 1, its default), and
+// writes no binary log.
 #pragma once
 
 #include <fcntl.h>
@@ -32,7 +33,8 @@ inline void run_command(std::vector<std::string> command) {
   }
   pid_t process = -1;
   int status = -1;
-  const bool began = ::posix_spawnp(&process, arguments.front(), &silent, nullptr, arguments.data(), environ) == 0;
+  const bool began =
+      ::posix_spawnp(&process, arguments.front(), &silent, nullptr, arguments.data(), environ) == 0;
   if (began) ::waitpid(process, &status, 0);
   posix_spawn_file_actions_destroy(&silent);
   if (status != 0) throw std::runtime_error(command.front() + " failed (Debian: mariadb-server)");
@@ -40,7 +42,8 @@ inline void run_command(std::vector<std::string> command) {
 
 class Database {
  public:
-  explicit Database(const std::string& folder, std::size_t connections_max) : socket_(folder + "/mysql.sock") {
+  explicit Database(const std::string& folder, std::size_t connections_max)
+      : socket_(folder + "/mysql.sock") {
     const std::string data = "--datadir=" + folder + "/data";
     const std::vector<std::string> as_root = {"--user=root"};
     std::vector<std::string> install = {
@@ -72,7 +75,8 @@ class Database {
     server_ = std::make_unique<Server>(serve);
     server_->wait_until([&] {
       try {
-        whycache::MysqlConnection(server_for("mysql"), std::chrono::seconds(5)).run("CREATE DATABASE bench");
+        whycache::MysqlConnection(server_for("mysql"), std::chrono::seconds(5))
+            .run("CREATE DATABASE bench");
         return true;
       } catch (const whycache::MysqlFailure&) {
         return false;
@@ -88,14 +92,16 @@ class Database {
 
   // One like those that a log makes.
   std::unique_ptr<whycache::MysqlConnection> connect() const {
-    return std::make_unique<whycache::MysqlConnection>(server_for("bench"), std::chrono::seconds(60));
+    return std::make_unique<whycache::MysqlConnection>(server_for("bench"),
+                                                       std::chrono::seconds(60));
   }
 
   // The server's own counters. Reading them counts as a statement.
   std::map<std::string, double> status() {
     std::map<std::string, double> numbers;
     whycache::MysqlRows rows = monitor_connection_->query(
-        "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Connections', 'Threads_connected', "
+        "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Connections', "
+        "'Threads_connected', "
         "'Max_used_connections', 'Innodb_data_fsyncs')");
     while (rows.next()) {
       numbers[std::string(rows.at(0).value_or(""))] =

@@ -1,5 +1,5 @@
-// What a fleet that follows one log asks of its database, and how soon it sees what is written, with memcached in front
-// of the log and without. Workloads, each against the number of followers:
+// What a fleet that follows one log asks of its database, and how soon it sees what is written,
+// with memcached in front of the log and without. Workloads, each against the number of followers:
 //
 //   fleet_statements   statements the database server got in a second (its own counter, Questions), the writer's among
 //                      them
@@ -8,11 +8,12 @@
 //   follower has it, on the wall, in milliseconds fleet_visible_p99 fleet_polls        polls in a second; fewer than
 //   followers / --poll-ms is more than this machine can do
 //
-// A follower is a log opened by its URL and the place where it stands, as a process of a machine of its own would have
-// them; it polls with the code that Cache::update() runs, and verifies and decodes what it gets, but has no state to
-// apply it to. Some threads poll for all, each follower at its own moment of the interval. One writer appends at a
-// steady rate. Servers are real, started by this program, on the same machine, and reached by unix sockets: so the
-// figures are those of the protocol, not of a network. At the end every follower has to stand at the writer's last
+// A follower is a log opened by its URL and the place where it stands, as a process of a machine of
+// its own would have them; it polls with the code that Cache::update() runs, and verifies and
+// decodes what it gets, but has no state to apply it to. Some threads poll for all, each follower
+// at its own moment of the interval. One writer appends at a steady rate. Servers are real, started
+// by this program, on the same machine, and reached by unix sockets: so the figures are those of
+// the protocol, not of a network. At the end every follower has to stand at the writer's last
 // update, with the same chain.
 #include <fmt/format.h>
 #include <sys/resource.h>
@@ -66,12 +67,15 @@ struct FleetOptions {
   std::string json;
 };
 
-double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
+double seconds_since(Clock::time_point began) {
+  return std::chrono::duration<double>(Clock::now() - began).count();
+}
 
 // Appends updates, and knows when each was begun.
 class Writer {
  public:
-  explicit Writer(const std::string& url) : log_(whycache::open_log(url)), append_begin_ns_(updates_max) {
+  explicit Writer(const std::string& url)
+      : log_(whycache::open_log(url)), append_begin_ns_(updates_max) {
     position_.log_uuid = log_->extent().uuid;
     position_.chain = whycache::chain_start(position_.log_uuid);
   }
@@ -79,7 +83,8 @@ class Writer {
   void write() {
     whycache::Draft draft(whycache::Authorship{});
     const std::string value = fmt::format("{:0100}", position_.id);
-    draft.add(whycache::Change::set(fmt::format("user:{:010}", position_.id % 1'000), value), 1 << 20);
+    draft.add(whycache::Change::set(fmt::format("user:{:010}", position_.id % 1'000), value),
+              1 << 20);
     const UpdateId id = position_.id + 1;
     append_begin_ns_.at(id) = now_ns();
     if (log_->append(id, draft.seal(id, position_.chain)) != whycache::Log::Appended::yes) {
@@ -89,14 +94,19 @@ class Writer {
     position_.chain = draft.chain();
   }
   const whycache::LogPosition& position() const { return position_; }
-  double ms_since_append_began(UpdateId id) const { return static_cast<double>(now_ns() - append_begin_ns_[id]) / 1e6; }
+  double ms_since_append_began(UpdateId id) const {
+    return static_cast<double>(now_ns() - append_begin_ns_[id]) / 1e6;
+  }
 
  private:
   std::unique_ptr<whycache::Log> log_;
   whycache::LogPosition position_;
-  static std::int64_t now_ns() { return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count(); }
+  static std::int64_t now_ns() {
+    return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count();
+  }
 
-  std::vector<std::atomic<std::int64_t>> append_begin_ns_;  // written before the append; read by who has got the update
+  std::vector<std::atomic<std::int64_t>>
+      append_begin_ns_;  // written before the append; read by who has got the update
 };
 
 class Follower {
@@ -113,7 +123,8 @@ class Follower {
     std::string why;
     if (whycache::compare_history(page, position_, why) != whycache::HistoryMatch::matches)
       throw std::runtime_error("does not fit: " + why);
-    whycache::apply_updates(page, position_, [&](const whycache::Update& update) { visible(update.id); });
+    whycache::apply_updates(page, position_,
+                            [&](const whycache::Update& update) { visible(update.id); });
   }
   const whycache::LogPosition& position() const { return position_; }
 
@@ -125,7 +136,8 @@ class Follower {
 // Followers and the threads that poll for them, until the writer's last update is everywhere.
 class Fleet {
  public:
-  Fleet(const std::string& url, std::uint64_t count, const FleetOptions& options, const Writer& writer)
+  Fleet(const std::string& url, std::uint64_t count, const FleetOptions& options,
+        const Writer& writer)
       : interval_(std::chrono::milliseconds(options.poll_ms)), writer_(writer) {
     for (std::uint64_t i = 0; i < count; ++i) {
       stop_if_interrupted();
@@ -163,9 +175,11 @@ class Fleet {
     for (Follower& follower : followers_) {
       while (follower.position().id < writer_.position().id && Clock::now() < end) {
         follower.poll([](UpdateId) {});
-        if (follower.position().id < writer_.position().id) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        if (follower.position().id < writer_.position().id)
+          std::this_thread::sleep_for(std::chrono::milliseconds(10));
       }
-      if (follower.position().id != writer_.position().id || follower.position().chain != writer_.position().chain) {
+      if (follower.position().id != writer_.position().id ||
+          follower.position().chain != writer_.position().chain) {
         throw std::runtime_error("a follower has not what was written");
       }
     }
@@ -184,10 +198,12 @@ class Fleet {
     std::vector<double> delays_ms;
     try {
       for (auto round = Clock::now(); !stopping_; round += interval_) {
-        if (round + interval_ < Clock::now()) round = Clock::now();  // too slow: what was missed is not made up for
+        if (round + interval_ < Clock::now())
+          round = Clock::now();  // too slow: what was missed is not made up for
         for (std::size_t i = thread; i < followers_.size() && !stopping_; i += threads) {
           std::this_thread::sleep_until(round + interval_ * i / followers_.size());
-          followers_[i].poll([&](UpdateId id) { delays_ms.push_back(writer_.ms_since_append_began(id)); });
+          followers_[i].poll(
+              [&](UpdateId id) { delays_ms.push_back(writer_.ms_since_append_began(id)); });
           ++polls_;
         }
         {
@@ -196,7 +212,8 @@ class Fleet {
         }
         delays_ms.clear();
         while (!stopping_ && Clock::now() < round + interval_) {
-          std::this_thread::sleep_until(std::min(round + interval_, Clock::now() + std::chrono::milliseconds(50)));
+          std::this_thread::sleep_until(
+              std::min(round + interval_, Clock::now() + std::chrono::milliseconds(50)));
         }
       }
     } catch (const std::exception& error) {
@@ -216,14 +233,14 @@ class Fleet {
   std::string failure_;
 };
 
-void measure(const std::string& subject, std::uint64_t count, const FleetOptions& options, Database& database,
-             const FleetMemcached& memcached, Report& report) {
+void measure(const std::string& subject, std::uint64_t count, const FleetOptions& options,
+             Database& database, const FleetMemcached& memcached, Report& report) {
   std::string name = subject + '_' + std::to_string(count);
   std::replace(name.begin(), name.end(), '+', '_');
   std::string url = database.url(name);
   if (subject != "mysql") {
-    url = fmt::format("memcached+{}&memcached={}&confirm_s={}&ask_s={}", url, memcached.socket(), options.confirm_s,
-                      options.ask_s);
+    url = fmt::format("memcached+{}&memcached={}&confirm_s={}&ask_s={}", url, memcached.socket(),
+                      options.confirm_s, options.ask_s);
   }
   Writer writer(url);
   database.reset_counters();
@@ -234,7 +251,8 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
     for (int i = 0; seconds_since(began) < seconds; ++i) {
       stop_if_interrupted();
       std::this_thread::sleep_until(
-          began + std::chrono::nanoseconds(std::int64_t{1'000'000'000} * i / options.writes_per_second));
+          began +
+          std::chrono::nanoseconds(std::int64_t{1'000'000'000} * i / options.writes_per_second));
       writer.write();
     }
   };
@@ -249,16 +267,19 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   const double polls = static_cast<double>(fleet.polls());
   fleet.verify_caught_up();
 
-  const auto rate = [&](const char* counter) { return (after.at(counter) - before.at(counter)) / seconds; };
+  const auto rate = [&](const char* counter) {
+    return (after.at(counter) - before.at(counter)) / seconds;
+  };
   report.add("fleet_statements", count, subject, "1/s", rate("Questions"));
-  report.add("fleet_connections", count, subject, "connections", after.at("Max_used_connections") - 1);  // ours
+  report.add("fleet_connections", count, subject, "connections",
+             after.at("Max_used_connections") - 1);  // ours
   report.add("fleet_connects", count, subject, "1/s", rate("Connections"));
   report.add("fleet_visible_p50", count, subject, "ms", fleet.delay_ms(0.5));
   report.add("fleet_visible_p99", count, subject, "ms", fleet.delay_ms(0.99));
   report.add("fleet_polls", count, subject, "1/s", polls / seconds);
-  fmt::print("  {:>9}  {:<16}{:>12.1f}{:>13.0f}{:>12.1f}{:>12.1f}{:>12.1f}{:>12.1f}\n", count, subject,
-             rate("Questions"), after.at("Max_used_connections") - 1, rate("Connections"), fleet.delay_ms(0.5),
-             fleet.delay_ms(0.99), polls / seconds);
+  fmt::print("  {:>9}  {:<16}{:>12.1f}{:>13.0f}{:>12.1f}{:>12.1f}{:>12.1f}{:>12.1f}\n", count,
+             subject, rate("Questions"), after.at("Max_used_connections") - 1, rate("Connections"),
+             fleet.delay_ms(0.5), fleet.delay_ms(0.99), polls / seconds);
   std::fflush(stdout);
 }
 
@@ -273,39 +294,47 @@ int run(int argument_count, char** arguments) {
   app.add_option("--subjects", options.subjects, "mysql, memcached+mysql, or both")
       ->delimiter(',')
       ->check(CLI::IsMember({"mysql", "memcached+mysql"}));
-  app.add_option("--poll-ms", options.poll_ms, "how often each follower polls")->check(CLI::Range(10, 60'000));
-  app.add_option("--seconds", options.seconds, "how long each is measured")->check(CLI::Range(1, 3'600));
-  app.add_option("--writes", options.writes_per_second, "updates a second")->check(CLI::Range(1, 1'000));
-  app.add_option("--confirm-s", options.confirm_s, "option confirm_s of the log")->check(CLI::Range(1, 3'600));
+  app.add_option("--poll-ms", options.poll_ms, "how often each follower polls")
+      ->check(CLI::Range(10, 60'000));
+  app.add_option("--seconds", options.seconds, "how long each is measured")
+      ->check(CLI::Range(1, 3'600));
+  app.add_option("--writes", options.writes_per_second, "updates a second")
+      ->check(CLI::Range(1, 1'000));
+  app.add_option("--confirm-s", options.confirm_s, "option confirm_s of the log")
+      ->check(CLI::Range(1, 3'600));
   app.add_option("--ask-s", options.ask_s, "option ask_s of the log")->check(CLI::Range(1, 86'400));
   app.add_option("--threads", options.threads, "how many poll for all")->check(CLI::Range(1, 256));
-  app.add_option("--folder", options.directory, "where the database lies")->check(CLI::ExistingDirectory);
+  app.add_option("--folder", options.directory, "where the database lies")
+      ->check(CLI::ExistingDirectory);
   app.add_option("--json", options.json, "file for the figures, one JSON object per line");
   CLI11_PARSE(app, argument_count, arguments);
   if (options.subjects.empty()) options.subjects = {"memcached+mysql", "mysql"};
 
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { interrupted = true; });
   try {
-    const std::uint64_t most = *std::max_element(options.followers.begin(), options.followers.end());
-    // Two descriptors for each follower, here, and some for the servers, who have these limits from us.
+    const std::uint64_t most =
+        *std::max_element(options.followers.begin(), options.followers.end());
+    // Two descriptors for each follower, here, and some for the servers, who have these limits from
+    // us.
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     ::setrlimit(RLIMIT_NOFILE, &files);
     if (files.rlim_cur < 2 * most + 200) {
-      throw std::runtime_error(
-          fmt::format("too few open files allowed: allowed={} needed={}", files.rlim_cur, 2 * most + 200));
+      throw std::runtime_error(fmt::format("too few open files allowed: allowed={} needed={}",
+                                           files.rlim_cur, 2 * most + 200));
     }
     const TemporaryDirectory folder(options.directory);
     Database database(folder.path(), most + 50);
     const FleetMemcached memcached(folder.path(), most + 50);
-    fmt::print("polling every {} ms, {} updates a second, each measured for {} s\n", options.poll_ms,
-               options.writes_per_second, options.seconds);
-    fmt::print("  {:>9}  {:<16}{:>12}{:>13}{:>12}{:>12}{:>12}{:>12}\n", "followers", "log", "statements/s",
-               "connections", "connects/s", "p50 ms", "p99 ms", "polls/s");
+    fmt::print("polling every {} ms, {} updates a second, each measured for {} s\n",
+               options.poll_ms, options.writes_per_second, options.seconds);
+    fmt::print("  {:>9}  {:<16}{:>12}{:>13}{:>12}{:>12}{:>12}{:>12}\n", "followers", "log",
+               "statements/s", "connections", "connects/s", "p50 ms", "p99 ms", "polls/s");
     Report report;
     for (const std::uint64_t count : options.followers) {
-      for (const std::string& subject : options.subjects) measure(subject, count, options, database, memcached, report);
+      for (const std::string& subject : options.subjects)
+        measure(subject, count, options, database, memcached, report);
     }
     if (!options.json.empty()) report.write_json(options.json);
   } catch (const whycache::MysqlFailure& failure) {

@@ -14,8 +14,9 @@ class FleetMemcached {
  public:
   FleetMemcached(const std::string& folder, std::size_t connections_max)
       : socket_(folder + "/memcached.sock"),
-        server_({"memcached", "--unix-socket=" + socket_, "--user=" + std::string(::geteuid() == 0 ? "root" : ""),
-                 "--threads=1", "--conn-limit=" + std::to_string(connections_max)}) {
+        server_({"memcached", "--unix-socket=" + socket_,
+                 "--user=" + std::string(::geteuid() == 0 ? "root" : ""), "--threads=1",
+                 "--conn-limit=" + std::to_string(connections_max)}) {
     server_.wait_until([&] { return ::access(socket_.c_str(), W_OK) == 0; });
   }
   const std::string& socket() const { return socket_; }

@@ -3,8 +3,9 @@
 //   get_uniform_huge   get_uniform with the files on a tmpfs that is mounted with huge=always
 //   get_uniform_small  the same on one mounted with huge=never, measured in turn with it
 //
-// Figures are nanoseconds of processor time. Both are mounted in a mount namespace of this program's own, for which one
-// has to be root; otherwise it says so and measures nothing. Only subjects that have files are measured.
+// Figures are nanoseconds of processor time. Both are mounted in a mount namespace of this
+// program's own, for which one has to be root; otherwise it says so and measures nothing. Only
+// subjects that have files are measured.
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/vfs.h>
@@ -30,7 +31,8 @@ namespace {
 class TmpfsMount {
  public:
   TmpfsMount(const std::string& parent, const std::string& mount_options) : directory_(parent) {
-    mounted_ = ::mount("whycache_bench", directory_.path().c_str(), "tmpfs", 0, mount_options.c_str()) == 0;
+    mounted_ = ::mount("whycache_bench", directory_.path().c_str(), "tmpfs", 0,
+                       mount_options.c_str()) == 0;
     if (!mounted_) throw std::runtime_error(std::string("cannot mount: ") + std::strerror(errno));
   }
   ~TmpfsMount() { ::umount2(directory_.path().c_str(), MNT_DETACH); }
@@ -46,7 +48,8 @@ class TmpfsMount {
 // What this program sees of mounts is its own from here on. Returns what is against it.
 std::optional<std::string> enter_mount_namespace() {
   if (::geteuid() != 0) return "not root";
-  if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
+  if (::unshare(CLONE_NEWNS) != 0 ||
+      ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
     return std::string("no mount namespace: ") + std::strerror(errno);
   }
   return std::nullopt;
@@ -75,8 +78,12 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   const ReadSequence reads = ReadSequence::uniform(items, options.reads);
   std::vector<PageSizeRun> all;
   try {
-    all.push_back({"get_uniform_huge", std::make_unique<TmpfsMount>(options.directory, "huge=always,mode=0700"), {}});
-    all.push_back({"get_uniform_small", std::make_unique<TmpfsMount>(options.directory, "huge=never,mode=0700"), {}});
+    all.push_back({"get_uniform_huge",
+                   std::make_unique<TmpfsMount>(options.directory, "huge=always,mode=0700"),
+                   {}});
+    all.push_back({"get_uniform_small",
+                   std::make_unique<TmpfsMount>(options.directory, "huge=never,mode=0700"),
+                   {}});
   } catch (const std::exception& error) {
     fmt::print("left out: get_uniform_huge ({})\n", error.what());
     return;
@@ -104,11 +111,14 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   for (PageSizeRun& pages : all) report.print(pages.workload, items);
 }
 
-Program program = {.description = "Reads from huge pages; described at the top of bench/huge_pages.cc",
-                   .workloads = {"get_uniform_huge", "get_uniform_small"},
-                   .measure = measure};
+Program program = {
+    .description = "Reads from huge pages; described at the top of bench/huge_pages.cc",
+    .workloads = {"get_uniform_huge", "get_uniform_small"},
+    .measure = measure};
 
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

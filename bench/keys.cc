@@ -1,9 +1,11 @@
-// The ordered key index alone, in private memory: nanoseconds per operation and bytes of nodes per key.
+// The ordered key index alone, in private memory: nanoseconds per operation and bytes of nodes per
+// key.
 //
 //   build/release/bin/bench_keys [keys] [rounds]
 //
-// Every figure is processor time, the least of the rounds, since others may be using the machine. "Published every n"
-// means that all nodes are copied again that are touched after n keys, as the state does after an update of n changes.
+// Every figure is processor time, the least of the rounds, since others may be using the machine.
+// "Published every n" means that all nodes are copied again that are touched after n keys, as the
+// state does after an update of n changes.
 #include <sys/mman.h>
 #include <time.h>
 
@@ -29,12 +31,13 @@ using whycache::node_bytes_of;
 using whycache::NodeHeader;
 using whycache::NodeOffset;
 
-// Nodes in one piece of memory. No view ever holds an old one, so what was retired is free after the next publish.
+// Nodes in one piece of memory. No view ever holds an old one, so what was retired is free after
+// the next publish.
 class BenchmarkNodes : public whycache::NodeStore {
  public:
   BenchmarkNodes()
-      : base_(static_cast<std::byte*>(
-            ::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+      : base_(static_cast<std::byte*>(::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
     if (base_ == MAP_FAILED) std::abort();
   }
   BenchmarkNodes(const BenchmarkNodes&) = delete;
@@ -81,7 +84,9 @@ class BenchmarkNodes : public whycache::NodeStore {
  private:
   static constexpr std::size_t bytes_max = std::size_t{8} << 30;
 
-  NodeHeader& header(NodeOffset offset) const { return *reinterpret_cast<NodeHeader*>(base_ + offset); }
+  NodeHeader& header(NodeOffset offset) const {
+    return *reinterpret_cast<NodeHeader*>(base_ + offset);
+  }
   void release(NodeOffset offset) {
     NodeOffset& free = free_[header(offset).size_class];
     header(offset).next = free;
@@ -99,7 +104,9 @@ class BenchmarkNodes : public whycache::NodeStore {
 using Keys = std::vector<std::string>;
 
 // So that nothing is optimised away.
-void do_not_optimize(std::string_view key) { asm volatile("" : : "r"(key.data()), "r"(key.size())); }
+void do_not_optimize(std::string_view key) {
+  asm volatile("" : : "r"(key.data()), "r"(key.size()));
+}
 
 double process_cpu_time_ns() {
   timespec time;
@@ -109,13 +116,14 @@ double process_cpu_time_ns() {
 
 class Workload {
  public:
-  Workload(std::string shape, Keys keys) : shape_(std::move(shape)), shuffled_(std::move(keys)), sorted_(shuffled_) {
+  Workload(std::string shape, Keys keys)
+      : shape_(std::move(shape)), shuffled_(std::move(keys)), sorted_(shuffled_) {
     std::sort(sorted_.begin(), sorted_.end());
     sorted_batches_ = shuffled_;
     for (std::size_t i = 0; i < sorted_batches_.size(); i += keys_per_batch) {
-      std::sort(
-          sorted_batches_.begin() + static_cast<std::ptrdiff_t>(i),
-          sorted_batches_.begin() + static_cast<std::ptrdiff_t>(std::min(i + keys_per_batch, sorted_batches_.size())));
+      std::sort(sorted_batches_.begin() + static_cast<std::ptrdiff_t>(i),
+                sorted_batches_.begin() + static_cast<std::ptrdiff_t>(std::min(
+                                              i + keys_per_batch, sorted_batches_.size())));
     }
   }
 
@@ -135,29 +143,34 @@ class Workload {
                       [&](std::string_view key) { tree.insert(key); });
       record("  bytes per key", tree.bytes_per_key());
       measure_reads(tree, "");
-      const Keys most(shuffled_.begin(), shuffled_.begin() + static_cast<std::ptrdiff_t>(shuffled_.size() / 10 * 9));
+      const Keys most(shuffled_.begin(),
+                      shuffled_.begin() + static_cast<std::ptrdiff_t>(shuffled_.size() / 10 * 9));
       change_each_key("erase 90 %, random, published every 1000", most, tree,
                       [&](std::string_view key) { tree.erase(key); });
       tree.key_count = shuffled_.size() - most.size();
       record("  bytes per key", tree.bytes_per_key());
       Tree fresh;
-      change_each_key("", Keys(shuffled_.begin() + static_cast<std::ptrdiff_t>(most.size()), shuffled_.end()), fresh,
-                      [&](std::string_view key) { fresh.insert(key); });
+      change_each_key(
+          "", Keys(shuffled_.begin() + static_cast<std::ptrdiff_t>(most.size()), shuffled_.end()),
+          fresh, [&](std::string_view key) { fresh.insert(key); });
       record("  bytes per key of a tree of the rest", fresh.bytes_per_key());
     }
     {
       Tree tree;
-      change_each_key("insert, random, published every 1", shuffled_, tree, [&](std::string_view key) {
-        tree.insert(key);
-        tree.nodes.publish();
-      });
+      change_each_key("insert, random, published every 1", shuffled_, tree,
+                      [&](std::string_view key) {
+                        tree.insert(key);
+                        tree.nodes.publish();
+                      });
     }
     {
       Tree tree;
-      change_in_batches("insert_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch, tree,
+      change_in_batches("insert_sorted, 1000 random keys at a time", sorted_batches_,
+                        keys_per_batch, tree,
                         [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
       record("  bytes per key", tree.bytes_per_key());
-      change_in_batches("erase_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch, tree,
+      change_in_batches("erase_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch,
+                        tree,
                         [&](std::span<const std::string_view> keys) { tree.erase_sorted(keys); });
     }
     {
@@ -169,7 +182,8 @@ class Workload {
     }
     {
       Tree tree;
-      change_in_batches("insert_sorted, 1000 ascending keys at a time", sorted_, keys_per_batch, tree,
+      change_in_batches("insert_sorted, 1000 ascending keys at a time", sorted_, keys_per_batch,
+                        tree,
                         [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
       record("  bytes per key", tree.bytes_per_key());
     }
@@ -181,7 +195,8 @@ class Workload {
     }
     {
       Tree tree;
-      change_each_key("insert, descending, published every 1000", Keys(sorted_.rbegin(), sorted_.rend()), tree,
+      change_each_key("insert, descending, published every 1000",
+                      Keys(sorted_.rbegin(), sorted_.rend()), tree,
                       [&](std::string_view key) { tree.insert(key); });
       record("  bytes per key", tree.bytes_per_key());
     }
@@ -206,15 +221,22 @@ class Workload {
 
     void insert(std::string_view key) { root = writer.insert(root, key); }
     void erase(std::string_view key) { root = writer.erase(root, key); }
-    void insert_sorted(std::span<const std::string_view> keys) { root = writer.insert_sorted(root, keys); }
-    void erase_sorted(std::span<const std::string_view> keys) { root = writer.erase_sorted(root, keys); }
-    double bytes_per_key() const { return static_cast<double>(nodes.live_bytes()) / static_cast<double>(key_count); }
+    void insert_sorted(std::span<const std::string_view> keys) {
+      root = writer.insert_sorted(root, keys);
+    }
+    void erase_sorted(std::span<const std::string_view> keys) {
+      root = writer.erase_sorted(root, keys);
+    }
+    double bytes_per_key() const {
+      return static_cast<double>(nodes.live_bytes()) / static_cast<double>(key_count);
+    }
   };
 
   void measure_reads(const Tree& tree, const std::string& what) {
     BTreeCursor cursor(tree.nodes);
     measure("scan, next" + what, tree.key_count, [&] {
-      for (cursor.seek(tree.root, ""); !cursor.at_end(); cursor.next()) do_not_optimize(cursor.key());
+      for (cursor.seek(tree.root, ""); !cursor.at_end(); cursor.next())
+        do_not_optimize(cursor.key());
     });
     std::vector<std::string_view> keys;
     measure("scan, next_batch" + what, tree.key_count, [&] {
@@ -242,7 +264,8 @@ class Workload {
     tree.key_count = keys.size();
   }
 
-  void change_in_batches(const std::string& name, const Keys& keys, std::size_t batch_size, Tree& tree,
+  void change_in_batches(const std::string& name, const Keys& keys, std::size_t batch_size,
+                         Tree& tree,
                          const std::function<void(std::span<const std::string_view>)>& change) {
     const std::vector<std::string_view> views(keys.begin(), keys.end());
     measure(name, keys.size(), [&] {
@@ -288,7 +311,8 @@ std::string formatted(const char* format, unsigned long long number) {
 }  // namespace
 
 int main(int argument_count, char** arguments) {
-  const std::size_t count = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1'000'000;
+  const std::size_t count =
+      argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1'000'000;
   const int rounds = argument_count > 2 ? std::atoi(arguments[2]) : 3;
   std::mt19937_64 random(1);
 

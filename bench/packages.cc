@@ -3,8 +3,9 @@
 //   get_packages             copying get of a package's description by its name, names drawn evenly
 //   bytes_per_item_packages  what the subject takes for them: its files and what it has on the heap
 //
-// Figures are nanoseconds of processor time, but on the wall for those that talk to a server, or bytes. How many items
-// there are depends on the machine, not on --items. If apt has no index, this says so and measures nothing.
+// Figures are nanoseconds of processor time, but on the wall for those that talk to a server, or
+// bytes. How many items there are depends on the machine, not on --items. If apt has no index, this
+// says so and measures nothing.
 #include "demo/packages.h"
 
 #include <algorithm>
@@ -61,7 +62,8 @@ void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& r
   try {
     records = whycache::demo::read_package_index();
   } catch (const std::exception&) {
-    fmt::print("left out: get_packages (apt has no package index here; apt-get update fetches it)\n");
+    fmt::print(
+        "left out: get_packages (apt has no package index here; apt-get update fetches it)\n");
     return;
   }
   std::shuffle(records.begin(), records.end(), std::mt19937_64(1));
@@ -75,14 +77,17 @@ void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& r
     Runner& runner = *runners.back();
     write(runner, items);
     if (runner.subject().measures_writes() && options.wants("bytes_per_item_packages")) {
-      report.add("bytes_per_item_packages", items.size(), runner.name(), "bytes", runner.bytes_per_item(items.size()));
+      report.add("bytes_per_item_packages", items.size(), runner.name(), "bytes",
+                 runner.bytes_per_item(items.size()));
     }
   }
   // The first round warms up.
-  for (int repetition = -1; repetition < options.repetitions && options.wants("get_packages"); ++repetition) {
+  for (int repetition = -1; repetition < options.repetitions && options.wants("get_packages");
+       ++repetition) {
     for (const std::unique_ptr<Runner>& runner : runners) {
       const std::span<const std::string_view> keys = runner->keys_to_read(names.keys);
-      const ReadChecksum& expected = keys.size() == names.keys.size() ? names.expected_all : names.expected_first;
+      const ReadChecksum& expected =
+          keys.size() == names.keys.size() ? names.expected_all : names.expected_first;
       const double ns = runner->read(ReadLoop::get, keys, expected, "get_packages");
       if (repetition >= 0) report.add("get_packages", items.size(), runner->name(), "ns", ns);
     }
@@ -91,11 +96,14 @@ void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& r
   report.print("bytes_per_item_packages", items.size());
 }
 
-Program program = {.description = "Debian's package index; described at the top of bench/packages.cc",
-                   .workloads = {"get_packages", "bytes_per_item_packages"},
-                   .measure = measure};
+Program program = {
+    .description = "Debian's package index; described at the top of bench/packages.cc",
+    .workloads = {"get_packages", "bytes_per_item_packages"},
+    .measure = measure};
 
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

@@ -4,8 +4,9 @@
 //   get_uniform_2_alone  the same by one of them alone
 //
 // Both are measured, in turn, if one is asked for.
-// Figures are nanoseconds on the wall, since who waits for another's lock uses no processor. Every process opens the
-// subject by itself and reads everything once before it is timed; what lies in private memory it has from its parent.
+// Figures are nanoseconds on the wall, since who waits for another's lock uses no processor. Every
+// process opens the subject by itself and reads everything once before it is timed; what lies in
+// private memory it has from its parent.
 #include <sched.h>
 
 #include <array>
@@ -44,7 +45,8 @@ std::vector<double> read_concurrently(std::size_t count, Runner& runner, const R
   for (std::size_t i = 0; i < count; ++i) {
     children[i].emplace([&] {
       std::string value;
-      if (!runner.subject().open_and_get(keys.front(), value)) throw std::runtime_error("a key is not there");
+      if (!runner.subject().open_and_get(keys.front(), value))
+        throw std::runtime_error("a key is not there");
       runner.read(ReadLoop::get, keys, expected, workload);
       for (++start->ready; start->ready < count;) ::sched_yield();
       const double begin = monotonic_time_ns();
@@ -54,7 +56,8 @@ std::vector<double> read_concurrently(std::size_t count, Runner& runner, const R
     });
   }
   for (std::size_t i = 0; i < count; ++i) children[i]->wait();
-  return {start->ns_per_read.begin(), start->ns_per_read.begin() + static_cast<std::ptrdiff_t>(count)};
+  return {start->ns_per_read.begin(),
+          start->ns_per_read.begin() + static_cast<std::ptrdiff_t>(count)};
 }
 
 void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
@@ -67,9 +70,11 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   }
   for (int repetition = 0; repetition < options.repetitions; ++repetition) {
     for (const std::unique_ptr<Runner>& runner : runners) {
-      for (const auto& [workload, count] : {std::pair("get_uniform_2_alone", 1), std::pair("get_uniform_2", 2)}) {
+      for (const auto& [workload, count] :
+           {std::pair("get_uniform_2_alone", 1), std::pair("get_uniform_2", 2)}) {
         stop_if_interrupted();
-        for (const double ns : read_concurrently(static_cast<std::size_t>(count), *runner, reads, workload)) {
+        for (const double ns :
+             read_concurrently(static_cast<std::size_t>(count), *runner, reads, workload)) {
           report.add(workload, items, runner->name(), "ns", ns);
         }
       }
@@ -85,11 +90,14 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   }
 }
 
-Program program = {.description = "Several processes read at once; described at the top of bench/processes.cc",
-                   .workloads = {"get_uniform_2", "get_uniform_2_alone"},
-                   .measure = measure};
+Program program = {
+    .description = "Several processes read at once; described at the top of bench/processes.cc",
+    .workloads = {"get_uniform_2", "get_uniform_2_alone"},
+    .measure = measure};
 
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

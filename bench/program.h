@@ -1,4 +1,5 @@
-// What the programs have in common: options, the line about the machine, what becomes of the figures.
+// What the programs have in common: options, the line about the machine, what becomes of the
+// figures.
 #pragma once
 
 #include <fmt/format.h>
@@ -35,12 +36,14 @@ struct BenchmarkOptions {
   bool wants(const std::string& workload) const {
     return only.empty() || std::find(only.begin(), only.end(), workload) != only.end();
   }
-  // The subjects to measure: those asked for, else `usual`; of these, those whose library was there. Empty: all.
+  // The subjects to measure: those asked for, else `usual`; of these, those whose library was
+  // there. Empty: all.
   std::vector<SubjectKind> kinds_to_measure(const std::vector<std::string>& usual = {}) const {
     const std::vector<std::string>& wanted = subjects.empty() ? usual : subjects;
     std::vector<SubjectKind> result;
     for (const SubjectKind& kind : subject_kinds) {
-      const bool asked = wanted.empty() || std::find(wanted.begin(), wanted.end(), kind.name) != wanted.end();
+      const bool asked =
+          wanted.empty() || std::find(wanted.begin(), wanted.end(), kind.name) != wanted.end();
       if (asked && kind.make != nullptr) result.push_back(kind);
     }
     return result;
@@ -70,12 +73,15 @@ inline void print_machine() {
     }
   }
   fmt::print("machine: {}, {} cpus; huge pages: {}; in shared memory: {}; compiler: {}\n", model,
-             ::sysconf(_SC_NPROCESSORS_ONLN), read_first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
+             ::sysconf(_SC_NPROCESSORS_ONLN),
+             read_first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
              read_first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"), __VERSION__);
   double load = 0;
-  if (::getloadavg(&load, 1) == 1 && load > 0.7) fmt::print("note: the machine is busy (load {:.1f})\n", load);
+  if (::getloadavg(&load, 1) == 1 && load > 0.7)
+    fmt::print("note: the machine is busy (load {:.1f})\n", load);
   for (const SubjectKind& kind : subject_kinds) {
-    if (kind.make == nullptr) fmt::print("left out: {} (its library was not found when this was built)\n", kind.name);
+    if (kind.make == nullptr)
+      fmt::print("left out: {} (its library was not found when this was built)\n", kind.name);
   }
 }
 
@@ -84,8 +90,9 @@ struct Program {
   std::string description;
   std::vector<std::string> workloads;
   BenchmarkOptions options;
-  std::function<void(const BenchmarkOptions&, std::uint64_t items, Report&)> measure;  // once for each number of items
-  std::function<void(CLI::App&)> add_options = [](CLI::App&) {};                       // of its own
+  std::function<void(const BenchmarkOptions&, std::uint64_t items, Report&)>
+      measure;                                                    // once for each number of items
+  std::function<void(CLI::App&)> add_options = [](CLI::App&) {};  // of its own
 
   int run(int argument_count, char** arguments) {
     CLI::App app(description);
@@ -107,7 +114,8 @@ struct Program {
     app.add_option("--reads", options.reads, "how many keys a repetition reads")
         ->check(CLI::Range(1'000, 100'000'000))
         ->take_last();
-    app.add_option("--folder", options.directory, "where the files of the subjects lie")->check(CLI::ExistingDirectory);
+    app.add_option("--folder", options.directory, "where the files of the subjects lie")
+        ->check(CLI::ExistingDirectory);
     app.add_option("--json", options.json, "file for the figures, one JSON object per line");
     app.add_flag("--list", list, "names the workloads, and measures nothing");
     add_options(app);

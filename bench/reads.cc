@@ -1,7 +1,8 @@
 // The state beside its rivals, on one thread. Workloads:
 //
 // - load: new keys in random order, in updates of 1,000
-// - bytes_per_item: what the subject takes after that, its files and what it has on the heap; 115 of it are payload
+// - bytes_per_item: what the subject takes after that, its files and what it has on the heap; 115
+// of it are payload
 // - get_uniform: copying get into a string that is kept, keys drawn evenly
 // - get_serial: the same, but which key is next depends on the value before
 // - get_zipf: the same as get_uniform, keys drawn by zipf 0.99
@@ -16,9 +17,10 @@
 // - overwrite: every key once, in random order, in updates of 1,000
 // - bytes_per_item_overwritten: what the subject takes after five times of that
 //
-// Figures are nanoseconds (microseconds for open) per item, key or call, or bytes: of processor time, but on the wall
-// for those that talk to a server, which read fewer keys as well. The subjects take turns within every repetition, so
-// that what slows the machine down for a while slows all of them down. README.md says more.
+// Figures are nanoseconds (microseconds for open) per item, key or call, or bytes: of processor
+// time, but on the wall for those that talk to a server, which read fewer keys as well. The
+// subjects take turns within every repetition, so that what slows the machine down for a while
+// slows all of them down. README.md says more.
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,20 +38,30 @@ constexpr int overwrite_rounds = 5;
 class Benchmark {
  public:
   Benchmark(const BenchmarkOptions& options, std::uint64_t items, Report& report)
-      : options_(options), items_(items), report_(report), order_(items, 1), kinds_(options.kinds_to_measure()) {}
+      : options_(options),
+        items_(items),
+        report_(report),
+        order_(items, 1),
+        kinds_(options.kinds_to_measure()) {}
 
   void run() {
     measure_load();
-    measure_reads("get_uniform", ReadLoop::get, [&] { return ReadSequence::uniform(items_, options_.reads); });
-    measure_reads("get_serial", ReadLoop::get_serial, [&] { return ReadSequence::uniform(items_, options_.reads); });
-    measure_reads("get_zipf", ReadLoop::get, [&] { return ReadSequence::zipf(order_, options_.reads); });
-    measure_reads("get_mixed", ReadLoop::get, [&] { return ReadSequence::mixed(items_, options_.reads); });
-    measure_reads("get_miss", ReadLoop::get_miss, [&] { return ReadSequence::missing(items_, options_.reads); });
+    measure_reads("get_uniform", ReadLoop::get,
+                  [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_serial", ReadLoop::get_serial,
+                  [&] { return ReadSequence::uniform(items_, options_.reads); });
+    measure_reads("get_zipf", ReadLoop::get,
+                  [&] { return ReadSequence::zipf(order_, options_.reads); });
+    measure_reads("get_mixed", ReadLoop::get,
+                  [&] { return ReadSequence::mixed(items_, options_.reads); });
+    measure_reads("get_miss", ReadLoop::get_miss,
+                  [&] { return ReadSequence::missing(items_, options_.reads); });
     measure_reads("view_get_uniform", ReadLoop::view_get,
                   [&] { return ReadSequence::uniform(items_, options_.reads); });
     measure_reads("get_multi_uniform", ReadLoop::get_multi,
                   [&] { return ReadSequence::uniform(items_, options_.reads); });
-    measure_reads("get_multi_zipf", ReadLoop::get_multi, [&] { return ReadSequence::zipf(order_, options_.reads); });
+    measure_reads("get_multi_zipf", ReadLoop::get_multi,
+                  [&] { return ReadSequence::zipf(order_, options_.reads); });
     measure_reads("scan_items", ReadLoop::scan_items, [&] { return ReadSequence::all(items_); });
     measure_reads("scan_keys", ReadLoop::scan_keys, [&] { return ReadSequence::all(items_); });
     measure_open();
@@ -75,7 +87,8 @@ class Benchmark {
         const double figure = filled[i]->write(order_, 1);
         if (!filled[i]->subject().measures_writes()) continue;
         if (measured) add("load", *filled[i], "ns", figure);
-        if (wanted("bytes_per_item")) add("bytes_per_item", *filled[i], "bytes", filled[i]->bytes_per_item(items_));
+        if (wanted("bytes_per_item"))
+          add("bytes_per_item", *filled[i], "bytes", filled[i]->bytes_per_item(items_));
       }
     }
     runners_ = std::move(filled);
@@ -105,7 +118,8 @@ class Benchmark {
       for (const std::unique_ptr<Runner>& runner : runners_) {
         if (!runner->subject().can_reopen()) continue;
         add("open", *runner, "us",
-            runner->open_us(reads.keys()[static_cast<std::size_t>(repetition) % reads.keys().size()]));
+            runner->open_us(
+                reads.keys()[static_cast<std::size_t>(repetition) % reads.keys().size()]));
       }
     }
     report_.print("open", items_);
@@ -115,7 +129,8 @@ class Benchmark {
     const bool measured = wanted("overwrite");
     const bool bytes_wanted = wanted("bytes_per_item_overwritten");
     if (!measured && !bytes_wanted) return;
-    const int rounds = std::max(measured ? options_.repetitions : 0, bytes_wanted ? overwrite_rounds : 0);
+    const int rounds =
+        std::max(measured ? options_.repetitions : 0, bytes_wanted ? overwrite_rounds : 0);
     for (int round = 1; round <= rounds; ++round) {
       const RandomOrder order(items_, 10 + static_cast<std::uint64_t>(round));
       for (const std::unique_ptr<Runner>& runner : runners_) {
@@ -145,10 +160,12 @@ class Benchmark {
 };
 
 Program program = {
-    .description = "Measures the state beside its rivals; the workloads are described at the top of bench/reads.cc",
-    .workloads = {"load", "bytes_per_item", "get_uniform", "get_serial", "get_zipf", "get_mixed", "get_miss",
-                  "view_get_uniform", "get_multi_uniform", "get_multi_zipf", "scan_items", "scan_keys", "open",
-                  "overwrite", "bytes_per_item_overwritten"},
+    .description =
+        "Measures the state beside its rivals; the workloads are described at the top of "
+        "bench/reads.cc",
+    .workloads = {"load", "bytes_per_item", "get_uniform", "get_serial", "get_zipf", "get_mixed",
+                  "get_miss", "view_get_uniform", "get_multi_uniform", "get_multi_zipf",
+                  "scan_items", "scan_keys", "open", "overwrite", "bytes_per_item_overwritten"},
     .measure = [](const BenchmarkOptions& options, std::uint64_t items, Report& report) {
       Benchmark(options, items, report).run();
     }};
@@ -156,4 +173,6 @@ Program program = {
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

@@ -3,9 +3,9 @@
 //   replay_large   all items, in updates of 1 MiB
 //   replay_single  a tenth as many items, each in an update of its own
 //
-// Figures are milliseconds on the wall, from opening a cache without a state until all that is in its SQLite log is
-// applied; its items are counted, and its digest is compared with that of the cache that wrote them. `items` in the
-// figures is how many are replayed.
+// Figures are milliseconds on the wall, from opening a cache without a state until all that is in
+// its SQLite log is applied; its items are counted, and its digest is compared with that of the
+// cache that wrote them. `items` in the figures is how many are replayed.
 #include <whycache/cache.h>
 
 #include <string>
@@ -26,7 +26,8 @@ class WrittenLog {
       : items_(items), url_("sqlite://" + folder + "/log.db"), state_path_(folder + "/state") {
     const RandomOrder order(items, 1);
     whycache::Cache cache(url_, {.state_path = state_path_});
-    const std::size_t together = singly ? 1 : 100'000;  // the cache makes updates of update_bytes_max of them, 1 MiB
+    const std::size_t together =
+        singly ? 1 : 100'000;  // the cache makes updates of update_bytes_max of them, 1 MiB
     WriteBatch batch;
     for (std::size_t first = 0; first < order.size(); first += together) {
       if (first % 10'000 == 0) stop_if_interrupted();
@@ -81,11 +82,14 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
 #endif
 }
 
-Program program = {.description = "A fresh machine applies a log; described at the top of bench/replay.cc",
-                   .workloads = {"replay_large", "replay_single"},
-                   .measure = measure};
+Program program = {
+    .description = "A fresh machine applies a log; described at the top of bench/replay.cc",
+    .workloads = {"replay_large", "replay_single"},
+    .measure = measure};
 
 }  // namespace
 }  // namespace bench
 
-int main(int argument_count, char** arguments) { return bench::program.run(argument_count, arguments); }
+int main(int argument_count, char** arguments) {
+  return bench::program.run(argument_count, arguments);
+}

@@ -21,8 +21,8 @@ namespace bench {
 class Report {
  public:
   // One figure of one repetition.
-  void add(const std::string& workload, std::uint64_t items, const std::string& subject, const std::string& unit,
-           double figure) {
+  void add(const std::string& workload, std::uint64_t items, const std::string& subject,
+           const std::string& unit, double figure) {
     for (Measurement& row : measurements_) {
       if (row.workload == workload && row.items == items && row.subject == subject) {
         row.figures.push_back(figure);
@@ -42,13 +42,15 @@ class Report {
         first = summary.median;
         fmt::print("\n{}, {} items, {}\n", workload, items, row.unit);
       }
-      fmt::print("  {:<19}{:>9}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject, format_figure(summary.median),
-                 format_figure(summary.min), format_figure(summary.max), summary.median / first);
+      fmt::print("  {:<19}{:>9}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject,
+                 format_figure(summary.median), format_figure(summary.min),
+                 format_figure(summary.max), summary.median / first);
     }
     std::fflush(stdout);
   }
 
-  std::optional<double> median(const std::string& workload, std::uint64_t items, const std::string& subject) const {
+  std::optional<double> median(const std::string& workload, std::uint64_t items,
+                               const std::string& subject) const {
     for (const Measurement& row : measurements_) {
       if (row.workload == workload && row.items == items && row.subject == subject)
         return summarize(row.figures).median;
@@ -90,10 +92,13 @@ class Report {
   static Summary summarize(std::vector<double> figures) {
     std::sort(figures.begin(), figures.end());
     const std::size_t half = figures.size() / 2;
-    const double median = figures.size() % 2 == 1 ? figures[half] : (figures[half - 1] + figures[half]) / 2;
+    const double median =
+        figures.size() % 2 == 1 ? figures[half] : (figures[half - 1] + figures[half]) / 2;
     return {median, figures.front(), figures.back()};
   }
-  static std::string format_figure(double value) { return fmt::format("{:.{}f}", value, value < 1000 ? 1 : 0); }
+  static std::string format_figure(double value) {
+    return fmt::format("{:.{}f}", value, value < 1000 ? 1 : 0);
+  }
 
   std::vector<Measurement> measurements_;
 };

@@ -1,5 +1,5 @@
-// A subject while it is measured: filled, read, opened, weighed. What it reads has to be right, else an exception ends
-// the program.
+// A subject while it is measured: filled, read, opened, weighed. What it reads has to be right,
+// else an exception ends the program.
 #pragma once
 
 #include <fmt/format.h>
@@ -23,8 +23,8 @@
 namespace bench {
 
 inline constexpr std::size_t items_per_update = 1000;
-// A subject that talks to a server reads no more than this in one repetition: it takes a hundred times as long for
-// each.
+// A subject that talks to a server reads no more than this in one repetition: it takes a hundred
+// times as long for each.
 inline constexpr std::size_t server_reads_max = 20'000;
 
 inline std::int64_t heap_bytes() {
@@ -69,7 +69,8 @@ class Runner {
   double read(ReadLoop loop, const ReadSequence& reads, const std::string& workload) {
     const std::span<const std::string_view> keys = keys_to_read(reads.keys());
     return read(loop, keys,
-                loop == ReadLoop::scan_keys ? expected_scan_keys(keys) : reads.expected(times_written_, keys.size()),
+                loop == ReadLoop::scan_keys ? expected_scan_keys(keys)
+                                            : reads.expected(times_written_, keys.size()),
                 workload);
   }
   double read(ReadLoop loop, std::span<const std::string_view> keys, const ReadChecksum& expected,
@@ -78,8 +79,9 @@ class Runner {
     ReadChecksum seen;
     const double took = measure_ns([&] { seen = subject_->run(loop, keys); });
     if (seen != expected) {
-      throw std::runtime_error(fmt::format("{} read something wrong: workload={} count={} expected_count={}", name_,
-                                           workload, seen.count, expected.count));
+      throw std::runtime_error(
+          fmt::format("{} read something wrong: workload={} count={} expected_count={}", name_,
+                      workload, seen.count, expected.count));
     }
     return took / static_cast<double>(keys.size());
   }
@@ -92,7 +94,8 @@ class Runner {
     std::string value;
     bool found = false;
     const double took = measure_ns([&] { found = subject_->open_and_get(key, value); });
-    if (!found || value.size() != value_bytes) throw std::runtime_error(name_ + " lost a key on opening");
+    if (!found || value.size() != value_bytes)
+      throw std::runtime_error(name_ + " lost a key on opening");
     return took / 1000;
   }
 
@@ -113,7 +116,9 @@ class Runner {
     return took;
   }
   // While a server works for it, this thread only waits.
-  double now_ns() const { return subject_->uses_server() ? monotonic_time_ns() : thread_cpu_time_ns(); }
+  double now_ns() const {
+    return subject_->uses_server() ? monotonic_time_ns() : thread_cpu_time_ns();
+  }
 
   std::string name_;
   std::unique_ptr<TemporaryDirectory> directory_;

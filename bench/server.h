@@ -1,5 +1,5 @@
-// A rival that is a server: started by its subject, listening on a unix socket in the subject's folder, and ended with
-// it.
+// A rival that is a server: started by its subject, listening on a unix socket in the subject's
+// folder, and ended with it.
 #pragma once
 
 #include <fcntl.h>
@@ -48,7 +48,8 @@ class Server {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (!answers()) {
       exited_ = ::waitpid(process_, nullptr, WNOHANG) == process_;
-      if (exited_ || std::chrono::steady_clock::now() > end) throw std::runtime_error(name_ + " does not start");
+      if (exited_ || std::chrono::steady_clock::now() > end)
+        throw std::runtime_error(name_ + " does not start");
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     initial_resident_bytes_ = resident_bytes();

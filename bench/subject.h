@@ -1,9 +1,10 @@
-// What is measured: whycache, or a rival, each in a file of its own, subject_<name>.cc. See README.md for how to add
-// one.
+// What is measured: whycache, or a rival, each in a file of its own, subject_<name>.cc. See
+// README.md for how to add one.
 //
-// Such a file holds a class (a store) with the functions named in StoreSubject below; what it cannot do it leaves out,
-// and the table then has no figure there. The loops of workload.h are compiled into each of these files around the
-// store's functions, so that nothing lies between a loop and the rival that its users would not have.
+// Such a file holds a class (a store) with the functions named in StoreSubject below; what it
+// cannot do it leaves out, and the table then has no figure there. The loops of workload.h are
+// compiled into each of these files around the store's functions, so that nothing lies between a
+// loop and the rival that its users would not have.
 #pragma once
 
 #include <cstdint>

@@ -31,7 +31,8 @@ class Absl {
     if (found == map_.end()) return std::nullopt;
     return found->second;
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::string> values) const {
     return get_each(*this, keys, values);
   }
 

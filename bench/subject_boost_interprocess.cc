@@ -1,6 +1,7 @@
-// Boost.Interprocess: an unordered_map in a managed segment of shared memory, under a sharable mutex that lies in it
-// too; what one builds who wants a map that processes share. The segment is a mapped file, so that it lies and goes
-// where those of the others do; in /dev/shm, that is what managed_shared_memory maps.
+// Boost.Interprocess: an unordered_map in a managed segment of shared memory, under a sharable
+// mutex that lies in it too; what one builds who wants a map that processes share. The segment is a
+// mapped file, so that it lies and goes where those of the others do; in /dev/shm, that is what
+// managed_shared_memory maps.
 #include <sys/stat.h>
 
 #include <boost/interprocess/allocators/allocator.hpp>
@@ -43,17 +44,20 @@ struct Equal {
     return bytes_of(left) == bytes_of(right);
   }
 };
-using Map = boost::unordered_map<String, String, Hash, Equal, Allocator<std::pair<const String, String>>>;
+using Map =
+    boost::unordered_map<String, String, Hash, Equal, Allocator<std::pair<const String, String>>>;
 
 struct SharedMap {
-  explicit SharedMap(Segment::segment_manager* manager) : map(0, Hash(), Equal(), Map::allocator_type(manager)) {}
+  explicit SharedMap(Segment::segment_manager* manager)
+      : map(0, Hash(), Equal(), Map::allocator_type(manager)) {}
   interprocess::interprocess_sharable_mutex mutex;
   Map map;
 };
 
 class BoostInterprocess {
  public:
-  BoostInterprocess(const std::string& folder, std::uint64_t items_max) : path_(folder + "/segment") {
+  BoostInterprocess(const std::string& folder, std::uint64_t items_max)
+      : path_(folder + "/segment") {
     // The file has holes where nothing was written yet.
     const std::uint64_t bytes_max = items_max * 4096 + (64 << 20);
     segment_ = Segment(interprocess::create_only, path_.c_str(), bytes_max);
@@ -87,7 +91,8 @@ class BoostInterprocess {
     const interprocess::sharable_lock lock(shared_->mutex);
     return copy(key, value);
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::string> values) const {
     const interprocess::sharable_lock lock(shared_->mutex);
     std::size_t found = 0;
     for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], values[i]) ? 1 : 0;
@@ -96,7 +101,8 @@ class BoostInterprocess {
 
   std::uint64_t external_bytes() const {
     struct stat status;
-    return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
+    return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512
+                                               : 0;
   }
 
  private:
@@ -115,7 +121,8 @@ class BoostInterprocess {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_boost_interprocess(const std::string& folder, std::uint64_t items_max) {
+std::unique_ptr<Subject> make_boost_interprocess(const std::string& folder,
+                                                 std::uint64_t items_max) {
   return std::make_unique<StoreSubject<BoostInterprocess>>(folder, items_max);
 }
 

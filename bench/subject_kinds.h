@@ -8,7 +8,8 @@
 
 namespace bench {
 
-// Weak: the address of a rival's is nullptr when its library was not there and its file was not compiled.
+// Weak: the address of a rival's is nullptr when its library was not there and its file was not
+// compiled.
 [[gnu::weak]] MakeSubject make_whycache;
 [[gnu::weak]] MakeSubject make_absl;
 [[gnu::weak]] MakeSubject make_unordered_map;

@@ -1,5 +1,6 @@
-// LMDB, the other store that many processes read from one mapped file. `lmdb` renews its read transaction for every
-// read, as one that wants the newest data does; `lmdb_long` reads everything in one.
+// LMDB, the other store that many processes read from one mapped file. `lmdb` renews its read
+// transaction for every read, as one that wants the newest data does; `lmdb_long` reads everything
+// in one.
 //
 // It syncs nothing, as the state of whycache, which can be had again from the log, does not either.
 #include <lmdb.h>
@@ -14,11 +15,14 @@ namespace bench {
 namespace {
 
 void check(int result, const char* what) {
-  if (result != MDB_SUCCESS) throw std::runtime_error(std::string("lmdb: ") + what + ": " + mdb_strerror(result));
+  if (result != MDB_SUCCESS)
+    throw std::runtime_error(std::string("lmdb: ") + what + ": " + mdb_strerror(result));
 }
 
 MDB_val value_of(std::string_view bytes) { return {bytes.size(), const_cast<char*>(bytes.data())}; }
-std::string_view bytes_of(const MDB_val& value) { return {static_cast<const char*>(value.mv_data), value.mv_size}; }
+std::string_view bytes_of(const MDB_val& value) {
+  return {static_cast<const char*>(value.mv_data), value.mv_size};
+}
 
 template <bool renewed>
 class Lmdb {
@@ -34,7 +38,9 @@ class Lmdb {
   void open() {
     check(mdb_env_create(&environment_), "create");
     check(mdb_env_set_mapsize(environment_, map_bytes_), "mapsize");
-    check(mdb_env_open(environment_, path_.c_str(), MDB_NOSUBDIR | MDB_NOSYNC | MDB_NORDAHEAD, 0600), "open");
+    check(
+        mdb_env_open(environment_, path_.c_str(), MDB_NOSUBDIR | MDB_NOSYNC | MDB_NORDAHEAD, 0600),
+        "open");
     MDB_txn* transaction;
     check(mdb_txn_begin(environment_, nullptr, 0, &transaction), "begin");
     check(mdb_dbi_open(transaction, nullptr, 0, &database_), "open database");
@@ -75,7 +81,8 @@ class Lmdb {
     if (mdb_get(read_transaction_, database_, &wanted, &found) != MDB_SUCCESS) return std::nullopt;
     return bytes_of(found);
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::string> values) const {
     const ReadTransaction reading(*this);
     std::size_t found = 0;
     for (std::size_t i = 0; i < keys.size(); ++i) found += copy(keys[i], values[i]) ? 1 : 0;
@@ -89,7 +96,8 @@ class Lmdb {
     check(mdb_cursor_open(read_transaction_, database_, &cursor), "cursor");
     MDB_val key;
     MDB_val value;
-    while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == MDB_SUCCESS) visit(bytes_of(key), bytes_of(value));
+    while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == MDB_SUCCESS)
+      visit(bytes_of(key), bytes_of(value));
     mdb_cursor_close(cursor);
   }
   template <typename Visit>
@@ -99,7 +107,8 @@ class Lmdb {
 
   std::uint64_t external_bytes() const {
     struct stat status;
-    return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
+    return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512
+                                               : 0;
   }
 
  private:

@@ -1,6 +1,6 @@
-// memcached, a server on the same machine, over a unix socket. It has as much memory as it needs to forget nothing, and
-// one thread, since one client asks. Items are written without waiting for answers; several keys are read with one
-// request.
+// memcached, a server on the same machine, over a unix socket. It has as much memory as it needs to
+// forget nothing, and one thread, since one client asks. Items are written without waiting for
+// answers; several keys are read with one request.
 #include <libmemcached/memcached.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,8 +22,9 @@ class Memcached {
 
   Memcached(const std::string& folder, std::uint64_t items_max)
       : socket_(folder + "/socket"),
-        server_({server_name, "--unix-socket=" + socket_, "--user=" + std::string(::geteuid() == 0 ? "root" : ""),
-                 "--threads=1", "--disable-evictions",
+        server_({server_name, "--unix-socket=" + socket_,
+                 "--user=" + std::string(::geteuid() == 0 ? "root" : ""), "--threads=1",
+                 "--disable-evictions",
                  "--memory-limit=" + std::to_string(64 + items_max * 2048 / 1'000'000)}) {
     server_.wait_until([&] { return connect(); });
   }
@@ -45,13 +46,15 @@ class Memcached {
 
   void set(std::span<const Item> items) {
     for (const Item& item : items) {
-      const memcached_return_t result =
-          memcached_set(writer_, item.key.data(), item.key.size(), item.value.data(), item.value.size(), 0, 0);
+      const memcached_return_t result = memcached_set(writer_, item.key.data(), item.key.size(),
+                                                      item.value.data(), item.value.size(), 0, 0);
       if (result != MEMCACHED_SUCCESS && result != MEMCACHED_BUFFERED) fail(result);
     }
-    // A connection's requests are done one after the other: when this is answered, all before it are done.
+    // A connection's requests are done one after the other: when this is answered, all before it
+    // are done.
     std::string value;
-    if (!get_from(writer_, items.back().key, value)) throw std::runtime_error("memcached: an item was not kept");
+    if (!get_from(writer_, items.back().key, value))
+      throw std::runtime_error("memcached: an item was not kept");
   }
 
   bool get(std::string_view key, std::string& value) const { return get_from(client_, key, value); }
@@ -68,7 +71,8 @@ class Memcached {
     std::size_t found = 0;
     std::size_t i = 0;
     while (memcached_fetch_result(client_, &result_, &result) != nullptr) {
-      const std::string_view key(memcached_result_key_value(&result_), memcached_result_key_length(&result_));
+      const std::string_view key(memcached_result_key_value(&result_),
+                                 memcached_result_key_length(&result_));
       while (i < keys.size() && keys[i] != key) ++i;
       if (i == keys.size()) throw std::runtime_error("memcached: an answer to no question");
       values[i++].assign(memcached_result_value(&result_), memcached_result_length(&result_));
@@ -113,7 +117,8 @@ class Memcached {
   std::string socket_;
   Server server_;
   memcached_st* client_ = nullptr;
-  memcached_st* writer_ = nullptr;  // does not wait for answers; changing that on a connection would close it
+  memcached_st* writer_ =
+      nullptr;  // does not wait for answers; changing that on a connection would close it
   memcached_result_st result_;
 };
 

@@ -1,6 +1,6 @@
-// Redis, a server on the same machine: every read is a question and an answer over a unix socket, the fastest way there
-// is to it. It is told to keep nothing on disk. Items are written in one pipeline per update; several keys are read
-// with MGET.
+// Redis, a server on the same machine: every read is a question and an answer over a unix socket,
+// the fastest way there is to it. It is told to keep nothing on disk. Items are written in one
+// pipeline per update; several keys are read with MGET.
 #include <hiredis/hiredis.h>
 
 #include <array>
@@ -24,8 +24,8 @@ class Redis {
 
   Redis(const std::string& folder, std::uint64_t)
       : socket_(folder + "/socket"),
-        server_({server_name, "--port", "0", "--unixsocket", socket_, "--dir", folder, "--save", "", "--appendonly",
-                 "no", "--daemonize", "no"}) {
+        server_({server_name, "--port", "0", "--unixsocket", socket_, "--dir", folder, "--save", "",
+                 "--appendonly", "no", "--daemonize", "no"}) {
     server_.wait_until([&] { return connect(); });
   }
   Redis(const Redis&) = delete;
@@ -55,7 +55,8 @@ class Redis {
     const Reply reply = command(2, words.data(), sizes.data());
     return copy(*reply, value);
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::string> values) const {
     std::array<const char*, keys_per_multi_get + 1> words = {"MGET"};
     std::array<std::size_t, keys_per_multi_get + 1> sizes = {4};
     for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -64,7 +65,8 @@ class Redis {
     }
     const Reply reply = command(static_cast<int>(keys.size()) + 1, words.data(), sizes.data());
     std::size_t found = 0;
-    for (std::size_t i = 0; i < reply->elements; ++i) found += copy(*reply->element[i], values[i]) ? 1 : 0;
+    for (std::size_t i = 0; i < reply->elements; ++i)
+      found += copy(*reply->element[i], values[i]) ? 1 : 0;
     return found;
   }
 
@@ -93,10 +95,13 @@ class Redis {
   Reply check_reply(void* pointer) const {
     Reply reply(static_cast<redisReply*>(pointer));
     if (!reply) fail();
-    if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(std::string("redis: ") + reply->str);
+    if (reply->type == REDIS_REPLY_ERROR)
+      throw std::runtime_error(std::string("redis: ") + reply->str);
     return reply;
   }
-  [[noreturn]] void fail() const { throw std::runtime_error(std::string("redis: ") + connection_->errstr); }
+  [[noreturn]] void fail() const {
+    throw std::runtime_error(std::string("redis: ") + connection_->errstr);
+  }
 
   std::string socket_;
   Server server_;

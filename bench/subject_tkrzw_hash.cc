@@ -10,7 +10,8 @@ namespace {
 
 class TkrzwHash : public Tkrzw<tkrzw::HashDBM> {
  public:
-  TkrzwHash(const std::string& folder, std::uint64_t items_max) : Tkrzw(folder + "/hash.tkh", tuned(items_max)) {}
+  TkrzwHash(const std::string& folder, std::uint64_t items_max)
+      : Tkrzw(folder + "/hash.tkh", tuned(items_max)) {}
 
  private:
   static Tuning tuned(std::uint64_t items_max) {

@@ -1,5 +1,6 @@
-// Tkrzw's tree database, in key order, in a mapped file. It keeps pages it has read on the heap of the process, by
-// default ten thousand; it may keep all of them here, so that it does not read pages over and over.
+// Tkrzw's tree database, in key order, in a mapped file. It keeps pages it has read on the heap of
+// the process, by default ten thousand; it may keep all of them here, so that it does not read
+// pages over and over.
 #include <tkrzw_dbm_tree.h>
 
 #include "bench/subject.h"
@@ -11,7 +12,8 @@ namespace {
 
 class TkrzwTree : public Tkrzw<tkrzw::TreeDBM> {
  public:
-  TkrzwTree(const std::string& folder, std::uint64_t items_max) : Tkrzw(folder + "/tree.tkt", tuned(items_max)) {}
+  TkrzwTree(const std::string& folder, std::uint64_t items_max)
+      : Tkrzw(folder + "/tree.tkt", tuned(items_max)) {}
 
   template <typename Visit>
   void scan_items(const Visit& visit) {
@@ -19,7 +21,8 @@ class TkrzwTree : public Tkrzw<tkrzw::TreeDBM> {
     check(at->First(), "first");
     std::string key;
     std::string value;
-    for (; at->Get(&key, &value) == tkrzw::Status::SUCCESS; check(at->Next(), "next")) visit(key, value);
+    for (; at->Get(&key, &value) == tkrzw::Status::SUCCESS; check(at->Next(), "next"))
+      visit(key, value);
   }
   template <typename Visit>
   void scan_keys(const Visit& visit) {
@@ -32,7 +35,8 @@ class TkrzwTree : public Tkrzw<tkrzw::TreeDBM> {
  private:
   static Tuning tuned(std::uint64_t items_max) {
     Tuning tuning;
-    tuning.num_buckets = static_cast<std::int64_t>(items_max / 10 + 1000);  // of pages, each of dozens of records
+    tuning.num_buckets =
+        static_cast<std::int64_t>(items_max / 10 + 1000);  // of pages, each of dozens of records
     tuning.max_cached_pages = static_cast<std::int32_t>(items_max / 10 + 10'000);
     tuning.offset_width = 5;
     return tuning;

@@ -16,7 +16,8 @@ class UnorderedMap {
   UnorderedMap(const std::string&, std::uint64_t) {}
 
   void set(std::span<const Item> items) {
-    for (const Item& item : items) map_.try_emplace(std::string(item.key)).first->second.assign(item.value);
+    for (const Item& item : items)
+      map_.try_emplace(std::string(item.key)).first->second.assign(item.value);
   }
   bool get(std::string_view key, std::string& value) const {
     const auto found = map_.find(key);
@@ -29,7 +30,8 @@ class UnorderedMap {
     if (found == map_.end()) return std::nullopt;
     return found->second;
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::string> values) const {
     return get_each(*this, keys, values);
   }
 

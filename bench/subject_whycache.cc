@@ -1,4 +1,5 @@
-// whycache's state by itself: reads as a process of the machine does them, updates applied as they come out of a log.
+// whycache's state by itself: reads as a process of the machine does them, updates applied as they
+// come out of a log.
 #include <sys/stat.h>
 
 #include <whycache/view.h>
@@ -48,7 +49,8 @@ class Whycache {
     if (!view_) view_.emplace(state_->pin());
     return view_->get(key);
   }
-  std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) const {
+  std::size_t get_multi(std::span<const std::string_view> keys,
+                        std::span<std::string> values) const {
     std::size_t found = 0;
     state_->get_multi(keys, [&](std::size_t i, std::string_view value) {
       values[i].assign(value);
@@ -70,7 +72,8 @@ class Whycache {
     std::uint64_t bytes = 0;
     for (const std::string& path : {options_.path, options_.path + ".lock"}) {
       struct stat status;
-      if (::stat(path.c_str(), &status) == 0) bytes += static_cast<std::uint64_t>(status.st_blocks) * 512;
+      if (::stat(path.c_str(), &status) == 0)
+        bytes += static_cast<std::uint64_t>(status.st_blocks) * 512;
     }
     return bytes;
   }

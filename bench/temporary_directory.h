@@ -13,8 +13,10 @@ namespace bench {
 
 class TemporaryDirectory {
  public:
-  explicit TemporaryDirectory(const std::string& parent) : path_(parent + "/whycache_bench_XXXXXX") {
-    if (::mkdtemp(path_.data()) == nullptr) throw std::runtime_error("cannot make a folder: parent=" + parent);
+  explicit TemporaryDirectory(const std::string& parent)
+      : path_(parent + "/whycache_bench_XXXXXX") {
+    if (::mkdtemp(path_.data()) == nullptr)
+      throw std::runtime_error("cannot make a folder: parent=" + parent);
   }
   ~TemporaryDirectory() {
     std::error_code ignored;

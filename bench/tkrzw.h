@@ -1,5 +1,5 @@
-// What the two subjects made with Tkrzw have in common: a database file that is opened for writing until it is closed,
-// and after that for reading alone, so that several processes can have it open.
+// What the two subjects made with Tkrzw have in common: a database file that is opened for writing
+// until it is closed, and after that for reading alone, so that several processes can have it open.
 #pragma once
 
 #include <sys/stat.h>
@@ -20,7 +20,9 @@ class Tkrzw {
   static constexpr bool writer_excludes_readers = true;
   using Tuning = typename Database::TuningParameters;
 
-  Tkrzw(const std::string& path, const Tuning& tuning) : path_(path), tuning_(tuning) { open_database(true); }
+  Tkrzw(const std::string& path, const Tuning& tuning) : path_(path), tuning_(tuning) {
+    open_database(true);
+  }
   Tkrzw(const Tkrzw&) = delete;
   Tkrzw& operator=(const Tkrzw&) = delete;
   ~Tkrzw() {
@@ -40,14 +42,17 @@ class Tkrzw {
     for (const Item& item : items) check(database_.Set(item.key, item.value), "set");
   }
 
-  bool get(std::string_view key, std::string& value) { return database_.Get(key, &value) == tkrzw::Status::SUCCESS; }
+  bool get(std::string_view key, std::string& value) {
+    return database_.Get(key, &value) == tkrzw::Status::SUCCESS;
+  }
   std::size_t get_multi(std::span<const std::string_view> keys, std::span<std::string> values) {
     return get_each(*this, keys, values);
   }
 
   std::uint64_t external_bytes() const {
     struct stat status;
-    return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
+    return ::stat(path_.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512
+                                               : 0;
   }
 
  protected:

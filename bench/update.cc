@@ -1,9 +1,11 @@
-// The bytes of updates and base parts alone: nanoseconds per change to draft and seal, to verify the chain, to decode.
+// The bytes of updates and base parts alone: nanoseconds per change to draft and seal, to verify
+// the chain, to decode.
 //
 //   build/release/bin/bench_update [changes] [rounds]
 //
-// A million changes in updates of 1 MiB, for values that do not compress, that compress like JSON, and that are all
-// alike. Every figure is processor time, the least of the rounds, since others may be using the machine.
+// A million changes in updates of 1 MiB, for values that do not compress, that compress like JSON,
+// and that are all alike. Every figure is processor time, the least of the rounds, since others may
+// be using the machine.
 #include <fmt/format.h>
 #include <time.h>
 
@@ -46,13 +48,15 @@ void fill_noise(std::string& value, std::mt19937_64& random) {
   for (char& byte : value) byte = static_cast<char>(random());
 }
 void fill_alike(std::string& value, std::mt19937_64& /*random*/) {
-  constexpr std::string_view text = R"({"name":"x","age":17,"city":"Berlin","flags":[1,0,1],"token":")";
+  constexpr std::string_view text =
+      R"({"name":"x","age":17,"city":"Berlin","flags":[1,0,1],"token":")";
   for (std::size_t i = 0; i < value.size(); ++i) value[i] = text[i % text.size()];
 }
 // An eighth of the characters is random.
 void fill_json(std::string& value, std::mt19937_64& random) {
   fill_alike(value, random);
-  for (std::size_t i = 0; i < value.size() / 8; ++i) value[random() % value.size()] = "0123456789abcdef"[random() % 16];
+  for (std::size_t i = 0; i < value.size() / 8; ++i)
+    value[random() % value.size()] = "0123456789abcdef"[random() % 16];
 }
 
 double process_cpu_time_ns() {
@@ -125,7 +129,8 @@ void run(const Workload& workload, std::size_t count, std::size_t rounds) {
   const double seal_ns = measure(rounds, count, [&] { updates = seal_updates(items); });
   const double verify_ns = measure(rounds, count, [&] {
     std::uint64_t chain = 0;
-    for (UpdateId id = 1; id <= updates.size(); ++id) chain = whycache::verify_chain(updates[id - 1], id, chain);
+    for (UpdateId id = 1; id <= updates.size(); ++id)
+      chain = whycache::verify_chain(updates[id - 1], id, chain);
   });
   Update update;
   const double decode_ns = measure(rounds, count, [&] {
@@ -156,10 +161,11 @@ int main(int argc, char** argv) {
   const std::size_t rounds = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 3;
   fmt::print("{} changes, ns per change\n\n", count);
   fmt::print("                update                           base part\n");
-  fmt::print("{:<8}{:>7}{:>9}{:>8}{:>8}{:>8}{:>12}{:>8}{:>8}\n", "values", "bytes", "bytes", "seal", "verify", "decode",
-             "bytes", "encode", "decode");
-  for (const Workload& workload : {Workload{"noise", 8, fill_noise}, Workload{"noise", 100, fill_noise},
-                                   Workload{"json", 100, fill_json}, Workload{"alike", 100, fill_alike}}) {
+  fmt::print("{:<8}{:>7}{:>9}{:>8}{:>8}{:>8}{:>12}{:>8}{:>8}\n", "values", "bytes", "bytes", "seal",
+             "verify", "decode", "bytes", "encode", "decode");
+  for (const Workload& workload :
+       {Workload{"noise", 8, fill_noise}, Workload{"noise", 100, fill_noise},
+        Workload{"json", 100, fill_json}, Workload{"alike", 100, fill_alike}}) {
     run(workload, count, rounds);
   }
 }

@@ -1,5 +1,5 @@
-// The loops that are timed. Each takes what it reads into account, so that no compiler and no store can leave any of it
-// out.
+// The loops that are timed. Each takes what it reads into account, so that no compiler and no store
+// can leave any of it out.
 #pragma once
 
 #include <array>
@@ -37,7 +37,8 @@ concept CanView = requires(Store& store, std::string_view key) {
 };
 // Copies into the string of each key that is there; returns how many are.
 template <typename Store>
-concept CanGetMulti = requires(Store& store, std::span<const std::string_view> keys, std::span<std::string> values) {
+concept CanGetMulti = requires(Store& store, std::span<const std::string_view> keys,
+                               std::span<std::string> values) {
   { store.get_multi(keys, values) } -> std::same_as<std::size_t>;
 };
 // Calls with each key and value, or each key, in key order.
@@ -49,7 +50,8 @@ concept CanScan = requires(Store& store) {
 
 // A store that has nothing better for several keys at once gets them one by one.
 template <typename Store>
-std::size_t get_each(Store& store, std::span<const std::string_view> keys, std::span<std::string> values) {
+std::size_t get_each(Store& store, std::span<const std::string_view> keys,
+                     std::span<std::string> values) {
   std::size_t found = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) found += store.get(keys[i], values[i]) ? 1 : 0;
   return found;
@@ -80,7 +82,8 @@ ReadChecksum run(ReadLoop loop, Store& store, std::span<const std::string_view> 
     case ReadLoop::view_get:
       if constexpr (CanView<Store>) {
         for (const std::string_view key : keys) {
-          if (const std::optional<std::string_view> found = store.view(key)) add_to_checksum(seen, *found);
+          if (const std::optional<std::string_view> found = store.view(key))
+            add_to_checksum(seen, *found);
         }
       }
       break;

@@ -1,5 +1,6 @@
-// How fast writes are, in a log that keeps what it acknowledges. Workloads, each for `mysql` (a MariaDB that this
-// program starts, reached by its unix socket, which syncs at every commit) and `sqlite`:
+// How fast writes are, in a log that keeps what it acknowledges. Workloads, each for `mysql` (a
+// MariaDB that this program starts, reached by its unix socket, which syncs at every commit) and
+// `sqlite`:
 //
 //   write_single        one writer calls Cache::set again and again; beside it, as `mysql_bare` and `sqlite_bare`, what
 //                       the database does without us: INSERT of one row of the same bytes, a transaction of its own,
@@ -9,14 +10,17 @@
 //   write_machines_8    8 processes with a state each, as if each was a machine: they race for the next update id; only
 //                       mysql
 //
-// Figures are writes a second on the wall, of all who write together. For several processes there is also what the
-// slowest did, in shares of the mean (write_processes_8_slowest, write_machines_8_slowest). Ratios are the medians of
-// those within each repetition, so that a slow minute of the machine is slow for both sides: ..._to_bare,
-// ..._to_single. write_single_statements and write_single_syncs are the server's own counts for each write.
+// Figures are writes a second on the wall, of all who write together. For several processes there
+// is also what the slowest did, in shares of the mean (write_processes_8_slowest,
+// write_machines_8_slowest). Ratios are the medians of those within each repetition, so that a slow
+// minute of the machine is slow for both sides: ..._to_bare,
+// ..._to_single. write_single_statements and write_single_syncs are the server's own counts for
+// each write.
 //
-// The databases lie on the disk of --folder, by default that of temporary files, as syncing costs nothing in /dev/shm;
-// the states lie in /dev/shm. Who measures several writers needs the one to compare with: it is always measured.
-// After every measurement the log has to have as many updates as were written, and the state what was written last.
+// The databases lie on the disk of --folder, by default that of temporary files, as syncing costs
+// nothing in /dev/shm; the states lie in /dev/shm. Who measures several writers needs the one to
+// compare with: it is always measured. After every measurement the log has to have as many updates
+// as were written, and the state what was written last.
 #include <sqlite3.h>
 #include <unistd.h>
 #include <whycache/cache.h>
@@ -67,10 +71,10 @@ using ReadCounters = std::function<std::map<std::string, double>()>;
 
 InsertRow prepare_mysql_insert(const Database& database) {
   const std::shared_ptr<whycache::MysqlConnection> connection = database.connect();
-  connection->run(
-      std::string("CREATE TABLE bare (instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL, "
-                  "id BIGINT UNSIGNED NOT NULL, bytes LONGBLOB NOT NULL, PRIMARY KEY (instance, id)) "
-                  "ENGINE = InnoDB"));
+  connection->run(std::string(
+      "CREATE TABLE bare (instance VARCHAR(48) CHARACTER SET ascii COLLATE ascii_bin NOT NULL, "
+      "id BIGINT UNSIGNED NOT NULL, bytes LONGBLOB NOT NULL, PRIMARY KEY (instance, id)) "
+      "ENGINE = InnoDB"));
   return [connection](std::uint64_t id, std::string_view bytes) {
     const std::string sql = "INSERT INTO bare (instance, id, bytes) VALUES ('default', ?, ?)";
     if (connection->run(sql, {id, bytes}) != 1) throw std::runtime_error("a row was not inserted");
@@ -87,16 +91,16 @@ InsertRow prepare_sqlite_insert(const std::string& path) {
   const std::shared_ptr<sqlite3> database(opened, ::sqlite3_close);
   check_sqlite(opened, code == SQLITE_OK);
   const bool wal = !whycache::has_wal_reset_bug(::sqlite3_libversion_number());
-  for (const char* sql :
-       {wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST", "PRAGMA synchronous = FULL",
-        "CREATE TABLE bare (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL)"}) {
+  for (const char* sql : {wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST",
+                          "PRAGMA synchronous = FULL",
+                          "CREATE TABLE bare (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL)"}) {
     check_sqlite(opened, ::sqlite3_exec(opened, sql, nullptr, nullptr, nullptr) == SQLITE_OK);
   }
   sqlite3_stmt* prepared = nullptr;
-  check_sqlite(opened, ::sqlite3_prepare_v2(opened, "INSERT INTO bare (id, bytes) VALUES (?1, ?2)", -1, &prepared,
-                                            nullptr) == SQLITE_OK);
-  const std::shared_ptr<sqlite3_stmt> statement(prepared,
-                                                [database](sqlite3_stmt* ended) { ::sqlite3_finalize(ended); });
+  check_sqlite(opened, ::sqlite3_prepare_v2(opened, "INSERT INTO bare (id, bytes) VALUES (?1, ?2)",
+                                            -1, &prepared, nullptr) == SQLITE_OK);
+  const std::shared_ptr<sqlite3_stmt> statement(
+      prepared, [database](sqlite3_stmt* ended) { ::sqlite3_finalize(ended); });
   return [statement, opened](std::uint64_t id, std::string_view bytes) {
     ::sqlite3_bind_int64(statement.get(), 1, static_cast<std::int64_t>(id));
     ::sqlite3_bind_blob64(statement.get(), 2, bytes.data(), bytes.size(), SQLITE_STATIC);
@@ -124,7 +128,8 @@ class Writer {
   std::uint64_t count() const { return count_; }
   // Throws if the cache has not what was written last.
   void check() const {
-    if (count_ > 0 && cache_.get(key()) != value()) throw std::runtime_error("what was written is not there");
+    if (count_ > 0 && cache_.get(key()) != value())
+      throw std::runtime_error("what was written is not there");
   }
 
  private:
@@ -147,15 +152,17 @@ struct Rate {
   double slowest_share = 1;                         // of the mean
   std::map<std::string, double> server_counters{};  // by the server
 
-  double per_write(const char* counter) const { return server_counters.at(counter) / static_cast<double>(writes); }
+  double per_write(const char* counter) const {
+    return server_counters.at(counter) / static_cast<double>(writes);
+  }
   double per_second() const { return static_cast<double>(writes) / ns * 1e9; }
 };
 
 // A log, and what is measured on it.
 class MeasuredLog {
  public:
-  MeasuredLog(std::string name, std::string url, const std::string& states, std::uint64_t items, InsertRow insert,
-              ReadCounters status)
+  MeasuredLog(std::string name, std::string url, const std::string& states, std::uint64_t items,
+              InsertRow insert, ReadCounters status)
       : name_(std::move(name)),
         url_(std::move(url)),
         state_path_prefix_(states + '/' + name_),
@@ -165,8 +172,8 @@ class MeasuredLog {
 
   const std::string& name() const { return name_; }
 
-  // The bare database and one writer in short turns, so that both have the same disk: it may be several times slower a
-  // second later.
+  // The bare database and one writer in short turns, so that both have the same disk: it may be
+  // several times slower a second later.
   std::pair<Rate, Rate> write_by_turns(double seconds) {
     Cache cache = open("machine");
     Writer writer(cache, items_);
@@ -183,7 +190,8 @@ class MeasuredLog {
       run_turn(single, [&] { writer.write(); });
     }
     single.updates = updates_since(cache, before);
-    if (single.updates != single.writes) throw std::runtime_error("the log has not as many updates as were written");
+    if (single.updates != single.writes)
+      throw std::runtime_error("the log has not as many updates as were written");
     writer.check();
     return {bare, single};
   }
@@ -192,7 +200,8 @@ class MeasuredLog {
     Cache cache = open("machine");
     std::vector<Writer> writers;
     const std::uint64_t items_each = items_ / thread_count;
-    for (std::size_t i = 0; i < thread_count; ++i) writers.emplace_back(cache, items_each, i * items_each);
+    for (std::size_t i = 0; i < thread_count; ++i)
+      writers.emplace_back(cache, items_each, i * items_each);
     std::atomic<std::size_t> ready = 0;
     std::atomic<double> end = 0;
     std::vector<std::string> failures(thread_count);
@@ -257,11 +266,13 @@ class MeasuredLog {
     Rate rate;
     rate.writes = std::accumulate(start->writes.begin(), start->writes.end(), std::uint64_t{0});
     rate.ns = *std::max_element(start->ended.begin(), start->ended.end()) - begin;
-    const auto slowest = static_cast<double>(*std::min_element(start->writes.begin(), start->writes.end()));
+    const auto slowest =
+        static_cast<double>(*std::min_element(start->writes.begin(), start->writes.end()));
     rate.slowest_share = slowest * process_count / static_cast<double>(rate.writes);
     Cache cache = open("machine");
     rate.updates = updates_since(cache, before);
-    if (rate.updates != rate.writes) throw std::runtime_error("the log has not as many updates as were written");
+    if (rate.updates != rate.writes)
+      throw std::runtime_error("the log has not as many updates as were written");
     return rate;
   }
 
@@ -293,7 +304,8 @@ class MeasuredLog {
     const double begin = monotonic_time_ns();
     for (const double end = begin + turn_ns; monotonic_time_ns() < end; ++rate.writes) write();
     rate.ns += monotonic_time_ns() - begin;
-    for (const auto& [counter, count] : read_counters_()) rate.server_counters[counter] += count - before.at(counter);
+    for (const auto& [counter, count] : read_counters_())
+      rate.server_counters[counter] += count - before.at(counter);
   }
 
   std::string name_;
@@ -326,8 +338,8 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   const TemporaryDirectory states("/dev/shm");
   Database database(folder.path(), 2 * thread_count);
   std::vector<MeasuredLog> stores;
-  stores.emplace_back("mysql", database.url("default"), states.path(), items, prepare_mysql_insert(database),
-                      [&] { return database.status(); });
+  stores.emplace_back("mysql", database.url("default"), states.path(), items,
+                      prepare_mysql_insert(database), [&] { return database.status(); });
   stores.emplace_back("sqlite", "sqlite://" + folder.path() + "/log.db", states.path(), items,
                       prepare_sqlite_insert(folder.path() + "/bare.db"),
                       [] { return std::map<std::string, double>(); });
@@ -335,7 +347,8 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     const double seconds = repetition < 0 ? seconds_per_measurement / 5 : seconds_per_measurement;
     for (MeasuredLog& store : stores) {
-      const auto add = [&](const std::string& workload, const std::string& subject, const char* unit, double figure) {
+      const auto add = [&](const std::string& workload, const std::string& subject,
+                           const char* unit, double figure) {
         if (repetition >= 0) report.add(workload, items, subject, unit, figure);
       };
       const auto [bare, one] = store.write_by_turns(seconds);
@@ -344,7 +357,8 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
       add("write_single", store.name(), "1/s", single);
       add("write_single_to_bare", store.name(), "x", single / bare.per_second());
       if (!one.server_counters.empty()) {
-        for (const auto& [subject, rate] : {std::pair(store.name() + "_bare", bare), std::pair(store.name(), one)}) {
+        for (const auto& [subject, rate] :
+             {std::pair(store.name() + "_bare", bare), std::pair(store.name(), one)}) {
           add("write_single_statements", subject, "each", rate.per_write("Questions"));
           add("write_single_syncs", subject, "each", rate.per_write("Innodb_data_fsyncs"));
         }
@@ -369,8 +383,9 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
       }
     }
   }
-  for (const char* workload : {"write_single", "write_threads_64", "write_processes_8", "write_machines_8",
-                               "write_single_statements", "write_single_syncs", "write_threads_64_group"}) {
+  for (const char* workload :
+       {"write_single", "write_threads_64", "write_processes_8", "write_machines_8",
+        "write_single_statements", "write_single_syncs", "write_threads_64_group"}) {
     report.print(workload, items);
   }
   fmt::print("\n  {:<36}", "");
@@ -394,7 +409,8 @@ Program program = {
     .options = {.items = {1'000}, .directory = std::filesystem::temp_directory_path().string()},
     .measure = measure,
     .add_options = [](CLI::App& app) {
-      app.add_option("--seconds", seconds_per_measurement, "how long each is measured")->check(CLI::Range(0.01, 60.0));
+      app.add_option("--seconds", seconds_per_measurement, "how long each is measured")
+          ->check(CLI::Range(0.01, 60.0));
     }};
 
 }  // namespace

@@ -1,5 +1,5 @@
-// A command of the program: its name, what its --help says, and how to build it. One file each, named after the
-// command.
+// A command of the program: its name, what its --help says, and how to build it. One file each,
+// named after the command.
 #pragma once
 
 #include <functional>

@@ -10,8 +10,8 @@
 namespace whycache::cli {
 namespace {
 
-// How many bytes the UTF-8 sequence at the front of `bytes` has; 0 if that is none (or one for which there is no
-// character: overlong, a surrogate, beyond U+10FFFF).
+// How many bytes the UTF-8 sequence at the front of `bytes` has; 0 if that is none (or one for
+// which there is no character: overlong, a surrogate, beyond U+10FFFF).
 std::size_t utf8_sequence_bytes(std::string_view bytes) noexcept {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(bytes[i]); };
   const unsigned char first = byte(0);
@@ -38,7 +38,8 @@ int hex_digit(char digit) noexcept {
   return -1;
 }
 
-constexpr std::string_view base64_digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+constexpr std::string_view base64_digits =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 void append_hex_escape(std::string& text, char byte) {
   text += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
@@ -62,7 +63,8 @@ std::string escape(std::string_view bytes) {
     const std::size_t size = utf8_sequence_bytes(bytes);
     const char byte = bytes[0];
     // U+0080 to U+009F are control characters too, and terminals obey them.
-    const bool second_control_block = size == 2 && byte == '\xc2' && static_cast<unsigned char>(bytes[1]) < 0xa0;
+    const bool second_control_block =
+        size == 2 && byte == '\xc2' && static_cast<unsigned char>(bytes[1]) < 0xa0;
     if (second_control_block) {
       append_hex_escape(text, bytes[0]);
       append_hex_escape(text, bytes[1]);
@@ -105,7 +107,8 @@ std::optional<std::string> unescape(std::string_view text) {
       bytes += '\n';
     } else if (kind == 'r') {
       bytes += '\r';
-    } else if (kind == 'x' && text.size() >= 2 && hex_digit(text[0]) >= 0 && hex_digit(text[1]) >= 0) {
+    } else if (kind == 'x' && text.size() >= 2 && hex_digit(text[0]) >= 0 &&
+               hex_digit(text[1]) >= 0) {
       bytes += static_cast<char>(hex_digit(text[0]) << 4 | hex_digit(text[1]));
       text.remove_prefix(2);
     } else {
@@ -144,7 +147,8 @@ std::optional<std::string> decode_base64(std::string_view text) {
       if (value == std::string_view::npos) return std::nullopt;
       group = group << 6 | static_cast<std::uint32_t>(value);
     }
-    for (std::size_t j = 0; j + 1 < digits; ++j) bytes += static_cast<char>(group >> (16 - 8 * j) & 0xff);
+    for (std::size_t j = 0; j + 1 < digits; ++j)
+      bytes += static_cast<char>(group >> (16 - 8 * j) & 0xff);
     text.remove_prefix(4);
   }
   return bytes;
@@ -192,17 +196,25 @@ std::string format_time(std::int64_t wall_time_us) {
   std::tm parts{};
   // A time from outside may lie beyond what a calendar holds.
   if (::gmtime_r(&seconds, &parts) == nullptr) return fmt::format("{} us since 1970", wall_time_us);
-  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z", std::int64_t{parts.tm_year} + 1900, parts.tm_mon + 1,
-                     parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec, microseconds);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
+                     std::int64_t{parts.tm_year} + 1900, parts.tm_mon + 1, parts.tm_mday,
+                     parts.tm_hour, parts.tm_min, parts.tm_sec, microseconds);
 }
 
 std::string format_hash(std::uint64_t hash) { return fmt::format("0x{:016x}", hash); }
 
 std::optional<std::chrono::nanoseconds> parse_duration(std::string_view text) {
-  static constexpr std::array<std::pair<std::string_view, double>, 8> units = {
-      {{"", 1e9}, {"ns", 1}, {"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"min", 60e9}, {"h", 3600e9}}};
+  static constexpr std::array<std::pair<std::string_view, double>, 8> units = {{{"", 1e9},
+                                                                                {"ns", 1},
+                                                                                {"us", 1e3},
+                                                                                {"ms", 1e6},
+                                                                                {"s", 1e9},
+                                                                                {"m", 60e9},
+                                                                                {"min", 60e9},
+                                                                                {"h", 3600e9}}};
   double amount = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), amount, std::chars_format::fixed);
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), amount, std::chars_format::fixed);
   if (error != std::errc{} || !std::isfinite(amount) || amount < 0) return std::nullopt;
   const std::string_view suffix(end, static_cast<std::size_t>(text.data() + text.size() - end));
   for (const auto& [unit, ns] : units) {

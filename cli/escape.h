@@ -1,12 +1,14 @@
 // Bytes, times and numbers as text, both ways.
 //
-// Keys and values are any bytes. On a line of text they are escaped, so that a line is a line and nothing is lost:
+// Keys and values are any bytes. On a line of text they are escaped, so that a line is a line and
+// nothing is lost:
 //
 //   \\ \t \n \r     backslash, tab, line feed, carriage return
 //   \xNN            every other control character, and every byte that is not part of valid UTF-8
 //
-// Lines that are read (keys for mget and del, items for import) are unescaped by the same rule. JSON has strings for
-// valid UTF-8, and base64 in a field whose name ends in _base64 for everything else.
+// Lines that are read (keys for mget and del, items for import) are unescaped by the same rule.
+// JSON has strings for valid UTF-8, and base64 in a field whose name ends in _base64 for everything
+// else.
 #pragma once
 
 #include <chrono>
@@ -40,7 +42,8 @@ std::string format_time(std::int64_t wall_time_us);
 // "0x", then 16 hexadecimal digits.
 std::string format_hash(std::uint64_t hash);
 
-// "250ms", "5s", "1.5m", "2h", "10us", "100ns"; a number alone is seconds. nullopt: none of these, or below 0.
+// "250ms", "5s", "1.5m", "2h", "10us", "100ns"; a number alone is seconds. nullopt: none of these,
+// or below 0.
 std::optional<std::chrono::nanoseconds> parse_duration(std::string_view text);
 
 }  // namespace whycache::cli

@@ -36,26 +36,32 @@ std::string next_step(const Error& error) {
   switch (error.system_error()) {
     case EACCES:
     case EPERM:
-      return "run as the user it belongs to, mend the permissions, or choose another place with --state or --log";
-    case EROFS: return "the file system is mounted read-only: choose another place with --state or --log";
+      return "run as the user it belongs to, mend the permissions, or choose another place with "
+             "--state or --log";
+    case EROFS:
+      return "the file system is mounted read-only: choose another place with --state or --log";
     case ENOENT: return "make the folder first, or correct the path in --state or --log";
     case ELOOP: return "remove the symbolic link, or give the path it leads to";
     case ENOSPC:
-    case EDQUOT: return "make room on that file system, or choose another place with --state or --log";
+    case EDQUOT:
+      return "make room on that file system, or choose another place with --state or --log";
     case EMFILE:
     case ENFILE: return "raise the number of open files (ulimit -n)";
     case EFBIG: return "raise the file size limit (ulimit -f)";
     case ENOMEM: return "raise the address space limit (ulimit -v), or see `whycache doctor`";
     default: break;
   }
-  if (message.find("update_bytes_max") != std::string_view::npos) return "--update-bytes-max is that limit";
-  // Many messages of the library end with what to do: "... (delete it, it can be built anew from the log)".
+  if (message.find("update_bytes_max") != std::string_view::npos)
+    return "--update-bytes-max is that limit";
+  // Many messages of the library end with what to do: "... (delete it, it can be built anew from
+  // the log)".
   if (message.ends_with(')')) return {};
   switch (error.kind()) {
     case ErrorKind::unavailable:
       return "try again later, or wait longer with --deadline; `whycache doctor` tries the log";
     case ErrorKind::uncertain:
-      return "it may be in the log or not: look with `whycache get KEY --update`, then do it again if need be";
+      return "it may be in the log or not: look with `whycache get KEY --update`, then do it again "
+             "if need be";
     case ErrorKind::corrupt: return "`whycache check` says what is damaged";
     case ErrorKind::conflict: return "run it again";
     case ErrorKind::refused:

@@ -20,7 +20,8 @@ constexpr std::size_t read_chunk_bytes = 256 << 10;
   throw Failure(
       forbidden ? ExitCode::permission : ExitCode::usage,
       fmt::format("{}: path={} reason=\"{}\"", what, name, std::system_category().message(error)),
-      forbidden ? "mend the permissions of the file" : "name a file that can be read, or - for standard input");
+      forbidden ? "mend the permissions of the file"
+                : "name a file that can be read, or - for standard input");
 }
 
 }  // namespace
@@ -37,7 +38,8 @@ Input::Input(const std::string& name) {
   struct stat status;
   if (::fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode)) {
     const off_t at = ::lseek(descriptor_, 0, SEEK_CUR);
-    if (at >= 0 && at < status.st_size) bytes_total_ = static_cast<std::uint64_t>(status.st_size - at);
+    if (at >= 0 && at < status.st_size)
+      bytes_total_ = static_cast<std::uint64_t>(status.st_size - at);
   }
 }
 
@@ -69,10 +71,11 @@ bool Input::read_record(char separator, std::size_t bytes_max, std::string_view&
     const std::size_t at = unread.find(separator, searched);
     const bool complete = at != std::string_view::npos;
     if ((complete ? at : unread.size()) > bytes_max) {
-      throw Failure(ExitCode::usage,
-                    fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_, records_read_ + 1,
-                                bytes_max),
-                    separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
+      throw Failure(
+          ExitCode::usage,
+          fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_,
+                      records_read_ + 1, bytes_max),
+          separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
     }
     if (complete || (at_end_ && !unread.empty())) {
       piece = unread.substr(0, at);
@@ -92,9 +95,10 @@ std::string Input::read_rest(std::size_t bytes_max) {
   while (buffer_.size() - begin_ <= bytes_max && fill_buffer()) {
   }
   if (buffer_.size() - begin_ > bytes_max) {
-    throw Failure(ExitCode::limit,
-                  fmt::format("input is longer than a value can be: path={} bytes_max={}", name_, bytes_max),
-                  "cut it into several values");
+    throw Failure(
+        ExitCode::limit,
+        fmt::format("input is longer than a value can be: path={} bytes_max={}", name_, bytes_max),
+        "cut it into several values");
   }
   std::string bytes = buffer_.substr(begin_);
   bytes_read_ += bytes.size();

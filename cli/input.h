@@ -15,8 +15,9 @@ class Input {
   Input(const Input&) = delete;
   Input& operator=(const Input&) = delete;
 
-  // The next piece up to `separator`, which is not part of it; the last one needs none. False at the end. The piece is
-  // valid until the next call. Throws Failure for a piece of more than `bytes_max`.
+  // The next piece up to `separator`, which is not part of it; the last one needs none. False at
+  // the end. The piece is valid until the next call. Throws Failure for a piece of more than
+  // `bytes_max`.
   bool read_record(char separator, std::size_t bytes_max, std::string_view& piece);
   // All that is left. Throws Failure for more than `bytes_max`.
   std::string read_rest(std::size_t bytes_max);

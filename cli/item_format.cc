@@ -13,7 +13,9 @@ namespace {
 // Escaped, a byte takes at most six characters (JSON's \u00NN).
 constexpr std::size_t line_bytes_max = (std::size_t{key_bytes_max} + value_bytes_max) * 6 + 1024;
 
-bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
+bool is_blank(std::string_view line) {
+  return line.find_first_not_of(" \t\r") == std::string_view::npos;
+}
 
 }  // namespace
 
@@ -78,19 +80,23 @@ bool ItemReader::next(Item& item) {
     if (!input_.read_record('\0', key_bytes_max, piece)) return false;
     ++line_number_;
     key_ = piece;
-    if (!input_.read_record('\0', value_bytes_max, piece)) refuse("a key without a value at the end");
+    if (!input_.read_record('\0', value_bytes_max, piece))
+      refuse("a key without a value at the end");
     item = {key_, piece};
   } else {
     do {
       if (!input_.read_record('\n', line_bytes_max, piece)) return false;
       ++line_number_;
     } while (format_ != InputFormat::text && format_ != InputFormat::raw_text && is_blank(piece));
-    if (format_ == InputFormat::detect) format_ = piece.starts_with('{') ? InputFormat::json : InputFormat::text;
+    if (format_ == InputFormat::detect)
+      format_ = piece.starts_with('{') ? InputFormat::json : InputFormat::text;
     item = format_ == InputFormat::json ? parse_json(piece) : parse_text(piece);
   }
   if (item.key.empty()) refuse("the key is empty");
-  if (item.key.size() > key_bytes_max) refuse(fmt::format("the key is longer than {} bytes", key_bytes_max));
-  if (item.value.size() > value_bytes_max) refuse(fmt::format("the value is longer than {} bytes", value_bytes_max));
+  if (item.key.size() > key_bytes_max)
+    refuse(fmt::format("the key is longer than {} bytes", key_bytes_max));
+  if (item.value.size() > value_bytes_max)
+    refuse(fmt::format("the value is longer than {} bytes", value_bytes_max));
   return true;
 }
 
@@ -128,7 +134,8 @@ Item ItemReader::parse_text(std::string_view line) {
   if (format_ == InputFormat::raw_text) return {line.substr(0, tab), line.substr(tab + 1)};
   auto key = unescape(line.substr(0, tab));
   auto value = unescape(line.substr(tab + 1));
-  if (!key || !value) refuse("a backslash that escapes nothing (--format raw-tsv takes it as it is)");
+  if (!key || !value)
+    refuse("a backslash that escapes nothing (--format raw-tsv takes it as it is)");
   key_ = std::move(*key);
   value_ = std::move(*value);
   return {key_, value_};

@@ -43,7 +43,8 @@ class ItemReader {
 
   ItemReader(Input& input, InputFormat form) : input_(input), format_(form) {}
 
-  // The next item, valid until the next call; false at the end. Throws Failure that names the line of bad input.
+  // The next item, valid until the next call; false at the end. Throws Failure that names the line
+  // of bad input.
   bool next(Item& item);
   // Of the item read last, from 1; with form null, the number of the item.
   std::uint64_t line_number() const { return line_number_; }

@@ -19,7 +19,8 @@ constexpr std::size_t line_bytes_max = std::size_t{4} * key_bytes_max;
 }  // namespace
 
 void add_key_list_options(CLI::App& parser, KeyListOptions& options) {
-  add_null_option(parser, options.null_separated, "keys read and items printed end in a zero byte and are not escaped");
+  add_null_option(parser, options.null_separated,
+                  "keys read and items printed end in a zero byte and are not escaped");
   parser.add_flag("--raw", options.raw, "lines read are not escaped: a backslash is a backslash");
 }
 
@@ -45,7 +46,8 @@ void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
     batch.clear();
   };
   std::uint64_t line = 0;
-  for (std::string_view piece; input.read_record(options_.null_separated ? '\0' : '\n', line_bytes_max, piece);) {
+  for (std::string_view piece;
+       input.read_record(options_.null_separated ? '\0' : '\n', line_bytes_max, piece);) {
     ++line;
     std::optional<std::string> key;
     if (options_.null_separated || options_.raw) {
@@ -55,13 +57,14 @@ void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
     }
     if (!key || key->empty() || key->size() > key_bytes_max) {
       hand_over();
-      throw Failure(ExitCode::usage,
-                    fmt::format("not a key: path={} line={} reason=\"{}\"", input.name(), line,
-                                !key           ? "a backslash that escapes nothing"
-                                : key->empty() ? "it is empty"
-                                               : fmt::format("longer than {} bytes", key_bytes_max)),
-                    key ? "correct the line; those before it are done"
-                        : "correct the line or use --raw; the lines before it are done");
+      throw Failure(
+          ExitCode::usage,
+          fmt::format("not a key: path={} line={} reason=\"{}\"", input.name(), line,
+                      !key           ? "a backslash that escapes nothing"
+                      : key->empty() ? "it is empty"
+                                     : fmt::format("longer than {} bytes", key_bytes_max)),
+          key ? "correct the line; those before it are done"
+              : "correct the line or use --raw; the lines before it are done");
     }
     batch.push_back(std::move(*key));
     if (batch.size() == batch_keys) hand_over();

@@ -27,7 +27,8 @@ class KeyList {
   // No arguments, or "-" alone: standard input.
   KeyList(const KeyListOptions& options, std::vector<std::string> arguments);
 
-  // At most `batch_keys` at a time, in the order given. Throws Failure for a line that is not a key.
+  // At most `batch_keys` at a time, in the order given. Throws Failure for a line that is not a
+  // key.
   void visit_batches(std::size_t batch_keys, const VisitBatch& visit);
 
  private:

@@ -22,11 +22,13 @@ void LogVerifier::verify(const ProgressCallback& progress) {
       load_base();
       if (read_updates(progress)) return;
     } catch (const Error& error) {
-      // A base that was replaced while it was read; whatever else did not answer will not then either.
+      // A base that was replaced while it was read; whatever else did not answer will not then
+      // either.
       if (error.kind() != ErrorKind::unavailable || attempt >= attempts_max) throw;
     }
     if (attempt >= attempts_max) {
-      throw Error(ErrorKind::unavailable, fmt::format("history was rewritten {} times while it was read", attempt));
+      throw Error(ErrorKind::unavailable,
+                  fmt::format("history was rewritten {} times while it was read", attempt));
     }
   }
 }
@@ -55,18 +57,22 @@ void LogVerifier::load_base() {
     return !failure;
   });
   if (failure) std::rethrow_exception(failure);
-  if (!base_info_) throw corrupt_log(fmt::format("base is cut short: base={} parts={}", extent_.base, part_count_));
+  if (!base_info_)
+    throw corrupt_log(
+        fmt::format("base is cut short: base={} parts={}", extent_.base, part_count_));
   if (base_info_->base != extent_.base) {
     throw Error(ErrorKind::unavailable,
                 fmt::format("base was replaced: base={} now={}", extent_.base, base_info_->base));
   }
   if (base_info_->chain != extent_.base_chain) {
-    throw corrupt_log(fmt::format("base has another chain than the log says: base={}", extent_.base));
+    throw corrupt_log(
+        fmt::format("base has another chain than the log says: base={}", extent_.base));
   }
   if (base_info_->item_count != summary_.item_count || base_info_->digest != summary_.digest) {
     throw corrupt_log(fmt::format(
-        "base does not hold what it should: base={} items={} expected={} digest={} expected={}", extent_.base,
-        summary_.item_count, base_info_->item_count, to_string(summary_.digest), to_string(base_info_->digest)));
+        "base does not hold what it should: base={} items={} expected={} digest={} expected={}",
+        extent_.base, summary_.item_count, base_info_->item_count, to_string(summary_.digest),
+        to_string(base_info_->digest)));
   }
   advance_to(extent_.base, extent_.base_chain);
 }
@@ -74,12 +80,13 @@ void LogVerifier::load_base() {
 void LogVerifier::load_part(std::string_view bytes) {
   decode_base_part(bytes, part_);
   if (part_.number != part_count_ || base_info_) {
-    throw corrupt_log(fmt::format("base has a part out of place: base={} part={} expected={}", part_.base, part_.number,
-                                  part_count_));
+    throw corrupt_log(fmt::format("base has a part out of place: base={} part={} expected={}",
+                                  part_.base, part_.number, part_count_));
   }
   if (!part_.items.empty()) {
     if (part_count_ > 0 && part_.items.front().key <= last_key_) {
-      throw corrupt_log(fmt::format("base has keys out of order: base={} part={}", part_.base, part_.number));
+      throw corrupt_log(
+          fmt::format("base has keys out of order: base={} part={}", part_.base, part_.number));
     }
     last_key_ = part_.items.back().key;
   }
@@ -104,7 +111,8 @@ bool LogVerifier::read_updates(const ProgressCallback& progress) {
     if (after.base >= first || after.uuid != extent_.uuid) return false;
     if (failure) std::rethrow_exception(failure);
     if (summary_.id < extent_.head) {
-      throw corrupt_log(fmt::format("updates are missing in the log: first={} head={}", summary_.id + 1, extent_.head));
+      throw corrupt_log(fmt::format("updates are missing in the log: first={} head={}",
+                                    summary_.id + 1, extent_.head));
     }
   }
   return true;
@@ -112,14 +120,16 @@ bool LogVerifier::read_updates(const ProgressCallback& progress) {
 
 void LogVerifier::apply(UpdateId id, std::string_view bytes) {
   if (id != summary_.id + 1) {
-    throw corrupt_log(fmt::format("updates are missing in the log: first={} next_found={}", summary_.id + 1, id));
+    throw corrupt_log(
+        fmt::format("updates are missing in the log: first={} next_found={}", summary_.id + 1, id));
   }
   std::uint64_t chain = 0;
   try {
     chain = verify_chain(bytes, id, summary_.chain);
     decode_update(bytes, update_);
   } catch (const Error& error) {
-    throw corrupt_log(fmt::format("update does not follow the one before: id={} ({})", id, error.what()));
+    throw corrupt_log(
+        fmt::format("update does not follow the one before: id={} ({})", id, error.what()));
   }
   if (update_.erases_all) {
     item_digests_.clear();
@@ -140,7 +150,8 @@ void LogVerifier::apply(UpdateId id, std::string_view bytes) {
 void LogVerifier::set(std::string_view key, std::string_view value) {
   const XXH128_hash_t hash = XXH3_128bits(key.data(), key.size());
   const Digest digest = item_digest(key, value);
-  const auto [place, is_new] = item_digests_.try_emplace(KeyFingerprint{hash.low64, hash.high64}, digest);
+  const auto [place, is_new] =
+      item_digests_.try_emplace(KeyFingerprint{hash.low64, hash.high64}, digest);
   if (!is_new) subtract(summary_.digest, place->second);
   place->second = digest;
   add(summary_.digest, digest);

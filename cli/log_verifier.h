@@ -1,5 +1,6 @@
-// The log, read from base to head and believed in nothing: does every update follow the one before it, and what do
-// they all amount to? Keeps a hash per key instead of the items, about 80 bytes each.
+// The log, read from base to head and believed in nothing: does every update follow the one before
+// it, and what do they all amount to? Keeps a hash per key instead of the items, about 80 bytes
+// each.
 #pragma once
 
 #include <whycache/log.h>

@@ -1,5 +1,5 @@
-// whycache, the command line: finds the command, reads its options, runs it, and turns what it throws into a message
-// and an exit code.
+// whycache, the command line: finds the command, reads its options, runs it, and turns what it
+// throws into a message and an exit code.
 #include <CLI/CLI.hpp>
 
 #include <fcntl.h>
@@ -24,10 +24,13 @@ struct CommandGroup {
 };
 
 const std::array command_groups = {
-    CommandGroup{"Read", {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
+    CommandGroup{"Read",
+                 {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
     CommandGroup{"Write", {&set_command, &del_command, &import_command}},
     CommandGroup{"Follow", {&update_command, &follow_command, &status_command}},
-    CommandGroup{"Look inside", {&log_command, &inspect_command, &check_command, &doctor_command, &version_command}},
+    CommandGroup{
+        "Look inside",
+        {&log_command, &inspect_command, &check_command, &doctor_command, &version_command}},
     CommandGroup{"Give up history", {&rewrite_command, &clear_command}},
 };
 
@@ -71,7 +74,8 @@ std::string overview() {
   std::string text = overview_begin;
   for (const CommandGroup& group : command_groups) {
     text += fmt::format("\n{}:\n", group.title);
-    for (const Command* command : group.commands) text += fmt::format("  {:<10}{}\n", command->name, command->summary);
+    for (const Command* command : group.commands)
+      text += fmt::format("  {:<10}{}\n", command->name, command->summary);
   }
   return text + overview_end;
 }
@@ -89,7 +93,8 @@ class HelpFormatter : public CLI::Formatter {
   }
 };
 
-// "--note=" and "--note" "" are the same, but CLI11 takes the first for an option without its value.
+// "--note=" and "--note" "" are the same, but CLI11 takes the first for an option without its
+// value.
 std::vector<std::string> split_empty_values(std::vector<std::string> arguments) {
   std::vector<std::string> split;
   bool options_ended = false;
@@ -127,9 +132,9 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
   } catch (const CLI::CallForHelp&) {
     output.write(parser.help());
   } catch (const CLI::ParseError& error) {
-    throw Failure(
-        ExitCode::usage, error.what(),
-        std::string("`whycache ") + command.name + " --help`; put -- before keys and values that begin with a dash");
+    throw Failure(ExitCode::usage, error.what(),
+                  std::string("`whycache ") + command.name +
+                      " --help`; put -- before keys and values that begin with a dash");
   }
   output.close();
   return code;
@@ -151,7 +156,8 @@ ExitCode run_program(const std::vector<std::string>& arguments) {
   if (first == "help") {
     const Command* command = find_command(rest[0]);
     if (command != nullptr) return run_command(*command, {"--help"});
-    throw Failure(ExitCode::usage, "there is no such command: name=" + rest[0], "`whycache --help` lists them");
+    throw Failure(ExitCode::usage, "there is no such command: name=" + rest[0],
+                  "`whycache --help` lists them");
   }
   const Command* command = find_command(first);
   if (command != nullptr) return run_command(*command, std::move(rest));
@@ -159,10 +165,12 @@ ExitCode run_program(const std::vector<std::string>& arguments) {
     throw Failure(ExitCode::usage, "options come after the command: option=" + first,
                   "for example `whycache get --log URL KEY`");
   }
-  throw Failure(ExitCode::usage, "there is no such command: name=" + first, "`whycache --help` lists them");
+  throw Failure(ExitCode::usage, "there is no such command: name=" + first,
+                "`whycache --help` lists them");
 }
 
-// A file opened by the library must not become standard output because that was closed when we began.
+// A file opened by the library must not become standard output because that was closed when we
+// began.
 void occupy_standard_descriptors() {
   for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
     if (::fcntl(descriptor, F_GETFD) >= 0) continue;
@@ -182,7 +190,8 @@ ExitCode run_and_report_errors(const std::vector<std::string>& arguments) {
     print_message(error.what(), next_step(error));
     return exit_code_of(error);
   } catch (const std::bad_alloc&) {
-    print_message("out of memory", "raise the address space limit (ulimit -v), or see `whycache doctor`");
+    print_message("out of memory",
+                  "raise the address space limit (ulimit -v), or see `whycache doctor`");
     return ExitCode::limit;
   } catch (const std::exception& unexpected) {
     print_message(std::string("this is a bug: ") + unexpected.what(),
@@ -197,7 +206,8 @@ ExitCode run_and_report_errors(const std::vector<std::string>& arguments) {
 int main(int argument_count, char** arguments) {
   using namespace whycache::cli;
   occupy_standard_descriptors();
-  // A log's connection that breaks is an error to handle; a reader of our output that left is handled in output.cc.
+  // A log's connection that breaks is an error to handle; a reader of our output that left is
+  // handled in output.cc.
   ::signal(SIGPIPE, SIG_IGN);
   return static_cast<int>(run_and_report_errors({arguments + 1, arguments + argument_count}));
 }

@@ -7,32 +7,40 @@
 
 namespace whycache::cli {
 
-void add_json_option(CLI::App& parser, bool& json) { parser.add_flag("--json", json, "one JSON object per line"); }
+void add_json_option(CLI::App& parser, bool& json) {
+  parser.add_flag("--json", json, "one JSON object per line");
+}
 
 void add_null_option(CLI::App& parser, bool& null_separated, const char* help) {
   parser.add_flag("-0,--null", null_separated, help);
 }
 
-void add_yes_option(CLI::App& parser, bool& yes, const char* help) { parser.add_flag("--yes", yes, help); }
+void add_yes_option(CLI::App& parser, bool& yes, const char* help) {
+  parser.add_flag("--yes", yes, help);
+}
 
 void add_quiet_option(CLI::App& parser, bool& quiet) {
   parser.add_flag("-q,--quiet", quiet, "no progress on standard error");
 }
 
 void add_note_option(CLI::App& parser, std::string& note) {
-  parser.add_option("--note", note, "stored with the update for people to read, at most 255 bytes")->type_name("TEXT");
+  parser.add_option("--note", note, "stored with the update for people to read, at most 255 bytes")
+      ->type_name("TEXT");
 }
 
-CLI::Option* add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
+CLI::Option* add_duration_option(CLI::App& parser, const char* name,
+                                 std::optional<std::chrono::nanoseconds>& duration,
                                  const char* help) {
   const auto read = [&duration, name](const std::string& text) {
     duration = parse_duration(text);
-    if (!duration) throw CLI::ValidationError(name, "not a duration like 250ms, 5s, 2m or 1h: " + text);
+    if (!duration)
+      throw CLI::ValidationError(name, "not a duration like 250ms, 5s, 2m or 1h: " + text);
   };
   return parser.add_option_function<std::string>(name, read, help)->type_name("DURATION");
 }
 
-// A positional vector would do, but CLI11 takes "[a,b]" for two arguments there; what is left over it leaves alone.
+// A positional vector would do, but CLI11 takes "[a,b]" for two arguments there; what is left over
+// it leaves alone.
 void allow_keys(CLI::App& parser) { parser.allow_extras(); }
 
 std::vector<std::string> keys_of(const CLI::App& parser) {
@@ -44,7 +52,8 @@ std::vector<std::string> keys_of(const CLI::App& parser) {
       continue;
     }
     // A number below zero is not an option, here as in CLI11.
-    const bool is_option = argument.size() > 1 && argument[0] == '-' && (argument[1] < '0' || argument[1] > '9');
+    const bool is_option =
+        argument.size() > 1 && argument[0] == '-' && (argument[1] < '0' || argument[1] > '9');
     if (is_option && !options_ended) throw CLI::ExtrasError({argument});
     keys.push_back(argument);
   }
@@ -62,7 +71,9 @@ void add_range_options(CLI::App& parser, RangeOptions& range) {
   parser.add_option("PREFIX", range.prefix, "only keys that begin with this")->type_name("");
   parser.add_option("--from", range.from, "first key, inclusive")->type_name("KEY");
   parser.add_option("--to", range.to, "last key, exclusive")->type_name("KEY");
-  parser.add_option("--limit", range.limit, "at most so many")->type_name("N")->check(CLI::PositiveNumber);
+  parser.add_option("--limit", range.limit, "at most so many")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
 }
 
 void add_freshness_options(CLI::App& parser, FreshnessOptions& freshness) {

@@ -28,10 +28,12 @@ void add_quiet_option(CLI::App& parser, bool& quiet);
 void add_note_option(CLI::App& parser, std::string& note);
 
 // A duration: "250ms", "5s", "2m", "1h"; a number alone is seconds.
-CLI::Option* add_duration_option(CLI::App& parser, const char* name, std::optional<std::chrono::nanoseconds>& duration,
+CLI::Option* add_duration_option(CLI::App& parser, const char* name,
+                                 std::optional<std::chrono::nanoseconds>& duration,
                                  const char* help);
 
-// Any number of keys as arguments, byte for byte. keys_of() gives them once the command line has been read.
+// Any number of keys as arguments, byte for byte. keys_of() gives them once the command line has
+// been read.
 void allow_keys(CLI::App& parser);
 std::vector<std::string> keys_of(const CLI::App& parser);
 

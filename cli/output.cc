@@ -20,8 +20,10 @@ constexpr std::size_t flush_threshold_bytes = 64 << 10;
     ::signal(SIGPIPE, SIG_DFL);
     ::raise(SIGPIPE);
   }
-  throw Failure(ExitCode::limit, "cannot write output: reason=\"" + std::system_category().message(error) + '"',
-                "what was printed is incomplete; give the output a place with room and do it again");
+  throw Failure(
+      ExitCode::limit,
+      "cannot write output: reason=\"" + std::system_category().message(error) + '"',
+      "what was printed is incomplete; give the output a place with room and do it again");
 }
 
 }  // namespace

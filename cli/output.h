@@ -10,8 +10,9 @@ namespace whycache::cli {
 // Fields come out in the order they were put in.
 using Json = nlohmann::ordered_json;
 
-// Collects what is written and passes it on in large pieces. A write that fails (full disk, closed descriptor) throws
-// Failure; a reader that has gone away (`whycache scan | head`) ends the process by SIGPIPE, as a pipeline expects.
+// Collects what is written and passes it on in large pieces. A write that fails (full disk, closed
+// descriptor) throws Failure; a reader that has gone away (`whycache scan | head`) ends the process
+// by SIGPIPE, as a pipeline expects.
 class Output {
  public:
   Output() = default;
@@ -26,7 +27,8 @@ class Output {
 
   // Passes on what was collected; for somebody who is looking.
   void flush();
-  // The last flush. Closes standard output, because some file systems tell of a failed write only then.
+  // The last flush. Closes standard output, because some file systems tell of a failed write only
+  // then.
   void close();
 
   // Whether a person is looking.

@@ -92,7 +92,8 @@ std::string Progress::format_line(Clock::time_point now, std::size_t columns) co
       text += fmt::format("  {}:{:02} left", left / 60, left % 60);
     }
   } else {
-    text += fmt::format(" {}  {}/s", amount(done_), format_with_commas(static_cast<std::uint64_t>(rate)));
+    text += fmt::format(" {}  {}/s", amount(done_),
+                        format_with_commas(static_cast<std::uint64_t>(rate)));
   }
   return text.substr(0, columns);
 }

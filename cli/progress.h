@@ -1,5 +1,5 @@
-// How far long work has come, on standard error: a bar that is redrawn when that is a terminal, else a plain line
-// every ten seconds.
+// How far long work has come, on standard error: a bar that is redrawn when that is a terminal,
+// else a plain line every ten seconds.
 //
 //   importing [=========>          ] 45%  28.1 MiB of 62.0 MiB  61,002 items/s  0:03 left
 #pragma once

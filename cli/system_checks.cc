@@ -46,15 +46,18 @@ std::string read_first_line(const char* path) {
 Finding check_kernel() {
   struct utsname names;
   if (::uname(&names) != 0)
-    return Finding::warn("kernel", "unknown: " + error_message(errno), "Linux 4.14 or later is needed");
+    return Finding::warn("kernel", "unknown: " + error_message(errno),
+                         "Linux 4.14 or later is needed");
   int major = 0;
   int minor = 0;
   const char* const end = names.release + std::strlen(names.release);
   const auto [dot, error] = std::from_chars(names.release, end, major);
-  const bool numbered = error == std::errc{} && dot != end && std::from_chars(dot + 1, end, minor).ec == std::errc{};
+  const bool numbered =
+      error == std::errc{} && dot != end && std::from_chars(dot + 1, end, minor).ec == std::errc{};
   const std::string found = fmt::format("{} {} {}", names.sysname, names.release, names.machine);
   if (numbered && (major < 4 || (major == 4 && minor < 14))) {
-    return Finding::bad("kernel", found, "Linux 4.14 or later is needed: open-file-description locks, membarrier",
+    return Finding::bad("kernel", found,
+                        "Linux 4.14 or later is needed: open-file-description locks, membarrier",
                         ExitCode::limit);
   }
   return Finding::ok("kernel", found);
@@ -64,15 +67,17 @@ Finding check_page_size() {
   const auto bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::string found = format_bytes(bytes);
   if (segment_bytes % bytes != 0)
-    return Finding::bad("page size", found, "pages have to divide segments of 256 KiB", ExitCode::limit);
+    return Finding::bad("page size", found, "pages have to divide segments of 256 KiB",
+                        ExitCode::limit);
   return Finding::ok("page size", found);
 }
 
 Finding check_boot_id() {
   const Uuid id = boot_id();
   if (id == Uuid{}) {
-    return Finding::warn("boot id", "/proc/sys/kernel/random/boot_id cannot be read",
-                         "make /proc visible: without it a state file is not told from one of before a crash");
+    return Finding::warn(
+        "boot id", "/proc/sys/kernel/random/boot_id cannot be read",
+        "make /proc visible: without it a state file is not told from one of before a crash");
   }
   return Finding::ok("boot id", to_string(id));
 }
@@ -80,12 +85,13 @@ Finding check_boot_id() {
 Finding check_membarrier() {
   const long commands = ::syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (commands < 0) {
-    return Finding::warn(
-        "membarrier", "not available: " + error_message(errno),
-        "allow the system call (seccomp): without it an old mapping is kept for as long as the process lives");
+    return Finding::warn("membarrier", "not available: " + error_message(errno),
+                         "allow the system call (seccomp): without it an old mapping is kept for "
+                         "as long as the process lives");
   }
   if ((commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0) {
-    return Finding::warn("membarrier", "the private expedited kind is missing", "a kernel of 4.14 or later has it");
+    return Finding::warn("membarrier", "the private expedited kind is missing",
+                         "a kernel of 4.14 or later has it");
   }
   return Finding::ok("membarrier", "available");
 }
@@ -93,17 +99,20 @@ Finding check_membarrier() {
 Finding check_address_space(std::uint64_t state_bytes_max) {
   struct rlimit limit;
   ::getrlimit(RLIMIT_AS, &limit);
-  const std::string of = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : format_bytes(limit.rlim_cur);
-  void* const reserved =
-      ::mmap(nullptr, state_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const std::string of =
+      limit.rlim_cur == RLIM_INFINITY ? "unlimited" : format_bytes(limit.rlim_cur);
+  void* const reserved = ::mmap(nullptr, state_bytes_max, PROT_NONE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) {
     return Finding::warn(
         "address space",
-        fmt::format("{}; {} cannot be reserved: {}", of, format_bytes(state_bytes_max), error_message(errno)),
+        fmt::format("{}; {} cannot be reserved: {}", of, format_bytes(state_bytes_max),
+                    error_message(errno)),
         "raise it (ulimit -v unlimited): a state cannot grow beyond what can be reserved");
   }
   ::munmap(reserved, state_bytes_max);
-  return Finding::ok("address space", fmt::format("{}; {} can be reserved", of, format_bytes(state_bytes_max)));
+  return Finding::ok("address space",
+                     fmt::format("{}; {} can be reserved", of, format_bytes(state_bytes_max)));
 }
 
 Finding check_file_size_limit() {
@@ -117,7 +126,8 @@ Finding check_file_size_limit() {
 Finding check_open_files_limit() {
   struct rlimit limit;
   ::getrlimit(RLIMIT_NOFILE, &limit);
-  const std::string found = limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur);
+  const std::string found =
+      limit.rlim_cur == RLIM_INFINITY ? "unlimited" : std::to_string(limit.rlim_cur);
   if (limit.rlim_cur < 64)
     return Finding::warn("open files", found, "raise it (ulimit -n 1024): a cache holds about ten");
   return Finding::ok("open files", found);
@@ -133,12 +143,14 @@ Finding check_clock() {
   const std::int64_t began_ns = boot_time_ns();
   for (int i = 0; i < calls; ++i) boot_time_ns();
   const std::int64_t cost_ns = (boot_time_ns() - began_ns) / calls;
-  const std::string source = read_first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
-  const std::string found = fmt::format("{}, {} ns to read", source.empty() ? "source unknown" : source, cost_ns);
+  const std::string source =
+      read_first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+  const std::string found =
+      fmt::format("{}, {} ns to read", source.empty() ? "source unknown" : source, cost_ns);
   if (cost_ns > 300) {
-    return Finding::warn(
-        "clock", found,
-        "update() with a staleness bound reads it: a faster clock source (tsc, kvm-clock) makes that cheaper");
+    return Finding::warn("clock", found,
+                         "update() with a staleness bound reads it: a faster clock source (tsc, "
+                         "kvm-clock) makes that cheaper");
   }
   return Finding::ok("clock", found);
 }
@@ -158,7 +170,9 @@ Finding check_huge_pages() {
   const std::size_t begin = modes.find('[');
   const std::size_t end = modes.find(']');
   if (begin == std::string::npos || end == std::string::npos) {
-    return Finding::ok("huge pages", "the kernel has none for shared memory (reads are about a tenth slower without)");
+    return Finding::ok(
+        "huge pages",
+        "the kernel has none for shared memory (reads are about a tenth slower without)");
   }
   const std::string mode = modes.substr(begin + 1, end - begin - 1);
   if (mode == "never" || mode == "deny") {
@@ -179,8 +193,9 @@ Finding check_shared_memory() {
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   const std::string found = fmt::format("{}, {} free", format_bytes(total), format_bytes(free));
   if (free < low_space_bytes) {
-    return Finding::warn("/dev/shm", found,
-                         "a state there needs more: mount -o remount,size=2G /dev/shm, or docker run --shm-size=2g");
+    return Finding::warn(
+        "/dev/shm", found,
+        "a state there needs more: mount -o remount,size=2G /dev/shm, or docker run --shm-size=2g");
   }
   return Finding::ok("/dev/shm", found);
 }
@@ -213,16 +228,18 @@ constexpr std::array known_file_systems = {
 Finding check_file_system(const std::string& folder) {
   struct statfs status;
   if (::statfs(folder.c_str(), &status) != 0) {
-    return Finding::bad("file system", "cannot be looked at: " + error_message(errno), "correct the path",
-                        ExitCode::usage);
+    return Finding::bad("file system", "cannot be looked at: " + error_message(errno),
+                        "correct the path", ExitCode::usage);
   }
   const auto type = static_cast<std::int64_t>(static_cast<std::uint32_t>(status.f_type));
   const auto known = std::ranges::find(known_file_systems, type, &KnownFileSystem::type);
-  const std::string name = known == known_file_systems.end() ? fmt::format("unknown, type {:#x}", type) : known->name;
+  const std::string name =
+      known == known_file_systems.end() ? fmt::format("unknown, type {:#x}", type) : known->name;
   if (known == known_file_systems.end() || !known->shares_memory) {
-    return Finding::bad("file system", name + ": not known to share memory between processes",
-                        "choose a local disk or /dev/shm with --state; --any-file-system takes it all the same",
-                        ExitCode::usage);
+    return Finding::bad(
+        "file system", name + ": not known to share memory between processes",
+        "choose a local disk or /dev/shm with --state; --any-file-system takes it all the same",
+        ExitCode::usage);
   }
   if (type == OVERLAYFS_SUPER_MAGIC) {
     return Finding::warn("file system", name + ": the state goes with the container",
@@ -238,14 +255,16 @@ Finding check_free_space(const std::string& folder) {
   const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
   const std::string found = format_bytes(free) + " free";
   if ((status.f_flag & ST_RDONLY) != 0) {
-    return Finding::bad("room", "the file system is mounted read-only", "choose another place with --state",
-                        ExitCode::permission);
+    return Finding::bad("room", "the file system is mounted read-only",
+                        "choose another place with --state", ExitCode::permission);
   }
   if (status.f_files > 0 && status.f_favail == 0)
     return Finding::bad("room", found + ", but no inode", "remove files there", ExitCode::limit);
   if (free < minimum_space_bytes)
-    return Finding::bad("room", found, "make room, or choose another place with --state", ExitCode::limit);
-  if (free < low_space_bytes) return Finding::warn("room", found, "a state grows with its data: make room");
+    return Finding::bad("room", found, "make room, or choose another place with --state",
+                        ExitCode::limit);
+  if (free < low_space_bytes)
+    return Finding::warn("room", found, "a state grows with its data: make room");
   return Finding::ok("room", found);
 }
 
@@ -255,7 +274,8 @@ Finding check_permissions(const std::string& folder) {
     return Finding::bad("folder", fmt::format("{}: {}", folder, error_message(errno)),
                         "make it, or choose another with --state", ExitCode::usage);
   }
-  const std::string found = fmt::format("{}, mode {:04o}, owner {}", folder, status.st_mode & 07777, status.st_uid);
+  const std::string found =
+      fmt::format("{}, mode {:04o}, owner {}", folder, status.st_mode & 07777, status.st_uid);
   try {
     check_directory_is_safe(folder);
   } catch (const Error& error) {
@@ -289,8 +309,10 @@ class ProbeFile {
 
   // What one process writes, another that maps the file read-only must see.
   Finding check_shared_mapping() const {
-    void* const writer = ::mmap(nullptr, file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_.number(), 0);
-    void* const reader = ::mmap(nullptr, file_bytes, PROT_READ, MAP_SHARED, read_only_descriptor_.number(), 0);
+    void* const writer =
+        ::mmap(nullptr, file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_.number(), 0);
+    void* const reader =
+        ::mmap(nullptr, file_bytes, PROT_READ, MAP_SHARED, read_only_descriptor_.number(), 0);
     if (writer == MAP_FAILED || reader == MAP_FAILED) {
       return Finding::bad("shared mapping", "cannot be made: " + error_message(errno),
                           "choose another place with --state", ExitCode::limit);
@@ -311,11 +333,13 @@ class ProbeFile {
       const bool locked = try_lock_byte(descriptor_.number(), 7);
       const bool locked_again = try_lock_byte(second_descriptor_.number(), 7);
       unlock_byte(descriptor_.number(), 7);
-      if (locked && !locked_again) return Finding::ok("locks", "open-file-description locks exclude each other");
-      return Finding::bad("locks", "two holders of one lock, or none", "choose another place with --state",
-                          ExitCode::usage);
+      if (locked && !locked_again)
+        return Finding::ok("locks", "open-file-description locks exclude each other");
+      return Finding::bad("locks", "two holders of one lock, or none",
+                          "choose another place with --state", ExitCode::usage);
     } catch (const Error& error) {
-      return Finding::bad("locks", error.what(), "choose another place with --state", ExitCode::usage);
+      return Finding::bad("locks", error.what(), "choose another place with --state",
+                          ExitCode::usage);
     }
   }
 
@@ -352,10 +376,12 @@ std::vector<Finding> check_directory(const std::string& folder) {
   try {
     const ProbeFile trial(folder);
     findings.push_back(trial.check_allocation());
-    if (findings.back().severity != Finding::Severity::bad) findings.push_back(trial.check_shared_mapping());
+    if (findings.back().severity != Finding::Severity::bad)
+      findings.push_back(trial.check_shared_mapping());
     findings.push_back(trial.check_locks());
   } catch (const Error& error) {
-    findings.push_back(Finding::bad("trial file", error.what(), next_step(error), exit_code_of(error)));
+    findings.push_back(
+        Finding::bad("trial file", error.what(), next_step(error), exit_code_of(error)));
   }
   return findings;
 }

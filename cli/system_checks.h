@@ -1,5 +1,5 @@
-// What in this environment helps or hurts, one finding for each thing looked at. The looking is here, the printing in
-// doctor.cc.
+// What in this environment helps or hurts, one finding for each thing looked at. The looking is
+// here, the printing in doctor.cc.
 #pragma once
 
 #include <cstdint>

@@ -25,7 +25,9 @@ std::string value_or_environment(const std::string& given, const char* variable)
   return value == nullptr ? std::string() : std::string(value);
 }
 
-bool names_a_file(const std::string& state_path) { return !state_path.empty() && state_path.back() != '/'; }
+bool names_a_file(const std::string& state_path) {
+  return !state_path.empty() && state_path.back() != '/';
+}
 
 [[noreturn]] void refuse_no_log() {
   throw Failure(ExitCode::usage, "no log is named",
@@ -34,7 +36,8 @@ bool names_a_file(const std::string& state_path) { return !state_path.empty() &&
 
 bool is_in_memory(const Target& target) { return log_url(target).starts_with("memory:"); }
 
-// By which the log is known in states and messages, without opening it; see open_log.cc. Empty when none is named.
+// By which the log is known in states and messages, without opening it; see open_log.cc. Empty when
+// none is named.
 std::string log_name(const Target& target) {
   if (!names_a_log(target)) return {};
   Url url(log_url(target));
@@ -56,16 +59,19 @@ std::uint32_t parse_mode(const std::string& text) {
 void report_event(const Event& event) {
   switch (event.kind) {
     case Event::Kind::rebuilt: return print_message("the state was rebuilt: " + event.message);
-    case Event::Kind::recovered: return print_message("took over from a writer that died: " + event.message);
+    case Event::Kind::recovered:
+      return print_message("took over from a writer that died: " + event.message);
     case Event::Kind::retried: return print_message("asking the log again: " + event.message);
-    case Event::Kind::stray_state: return print_message("an unusable state file was put aside: " + event.message);
+    case Event::Kind::stray_state:
+      return print_message("an unusable state file was put aside: " + event.message);
   }
 }
 
 }  // namespace
 
 std::chrono::milliseconds Target::deadline() const {
-  return requested_deadline ? std::chrono::ceil<std::chrono::milliseconds>(*requested_deadline) : Options{}.deadline;
+  return requested_deadline ? std::chrono::ceil<std::chrono::milliseconds>(*requested_deadline)
+                            : Options{}.deadline;
 }
 
 Options Target::options() const {
@@ -83,27 +89,33 @@ Options Target::options() const {
 
 void add_log_options(CLI::App& parser, Target& target) {
   parser
-      .add_option("--log", target.log,
-                  "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
+      .add_option(
+          "--log", target.log,
+          "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
-  add_duration_option(parser, "--deadline", target.requested_deadline, "how long to wait for log and processes (10s)")
+  add_duration_option(parser, "--deadline", target.requested_deadline,
+                      "how long to wait for log and processes (10s)")
       ->group(target_group);
 }
 
 void add_target_options(CLI::App& parser, Target& target) {
   add_log_options(parser, target);
-  parser.add_option("--state", target.state, "this machine's state file, or a folder/ for it (WHYCACHE_STATE)")
+  parser
+      .add_option("--state", target.state,
+                  "this machine's state file, or a folder/ for it (WHYCACHE_STATE)")
       ->type_name("PATH")
       ->group(target_group);
   parser.add_option("--name", target.name, "names the state file in its folder (WHYCACHE_NAME)")
       ->type_name("NAME")
       ->group(target_group);
-  parser.add_option("--state-mode", target.state_mode, "permission bits of a new state file (0600)")
+  parser
+      .add_option("--state-mode", target.state_mode, "permission bits of a new state file (0600)")
       ->type_name("OCTAL")
       ->group(target_group);
   parser
-      .add_flag("--any-file-system", target.any_file_system, "accept one not known to share memory between processes")
+      .add_flag("--any-file-system", target.any_file_system,
+                "accept one not known to share memory between processes")
       ->group(target_group);
 }
 
@@ -116,11 +128,15 @@ void add_update_bytes_max_option(CLI::App& parser, Target& target) {
 
 std::string log_url(const Target& target) {
   std::string url = value_or_environment(target.log, "WHYCACHE_LOG");
-  // What the user is willing to wait is for the log's own locks, and its server, too, unless its URL says otherwise.
-  const bool waits_for_locks = url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
-  if (target.requested_deadline && waits_for_locks && url.find("deadline_ms=") == std::string::npos) {
+  // What the user is willing to wait is for the log's own locks, and its server, too, unless its
+  // URL says otherwise.
+  const bool waits_for_locks =
+      url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
+  if (target.requested_deadline && waits_for_locks &&
+      url.find("deadline_ms=") == std::string::npos) {
     const auto milliseconds = std::clamp<std::int64_t>(target.deadline().count(), 1, 3'600'000);
-    url += fmt::format("{}deadline_ms={}", url.find('?') == std::string::npos ? '?' : '&', milliseconds);
+    url += fmt::format("{}deadline_ms={}", url.find('?') == std::string::npos ? '?' : '&',
+                       milliseconds);
   }
   return url;
 }
@@ -166,7 +182,8 @@ StateSource::StateSource(const Target& target) {
     }
   }
   cache_ = open_cache(target);
-  // A state that was brought here from elsewhere may be of another log, or older than this one's base.
+  // A state that was brought here from elsewhere may be of another log, or older than this one's
+  // base.
   cache_->update();
 }
 
@@ -182,10 +199,10 @@ StateSource::StateSource(const Target& target, const FreshnessOptions& freshness
     cache_->update(options);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
-    throw Failure(
-        freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
-        std::string("cannot read as fresh as asked: ") + error.what(),
-        "read what there is by leaving out --update and --staleness-max, or mend the log; `whycache doctor` tries it");
+    throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
+                  std::string("cannot read as fresh as asked: ") + error.what(),
+                  "read what there is by leaving out --update and --staleness-max, or mend the "
+                  "log; `whycache doctor` tries it");
   }
 }
 
@@ -204,7 +221,8 @@ void StateSource::open_state_file(const Target& target, const std::string& next)
   std::unique_ptr<State> state = open_state(target);
   if (!state->usable()) {
     throw Failure(ExitCode::corrupt,
-                  fmt::format("no state that can be used: path={} reason=\"{}\"", path, state->unusable_reason()),
+                  fmt::format("no state that can be used: path={} reason=\"{}\"", path,
+                              state->unusable_reason()),
                   next);
   }
   state_ = std::move(state);

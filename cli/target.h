@@ -1,5 +1,5 @@
-// Which cache a command works on: the URL of its log, the state of this machine, and how they are opened. Every value
-// comes from its flag, else from the environment, else from the library.
+// Which cache a command works on: the URL of its log, the state of this machine, and how they are
+// opened. Every value comes from its flag, else from the environment, else from the library.
 #pragma once
 
 #include <chrono>
@@ -53,12 +53,14 @@ std::string state_path(const Target& target);
 // The state as it is, without a cache that would mend it. The log is not asked.
 std::unique_ptr<State> open_state(const Target& target);
 
-// Something to read from: the state of this machine as it is, if it is this log's (so that the log need not be asked,
-// nor be there); else that of a cache, which makes or mends it; or, when no log is named, a state file by itself.
+// Something to read from: the state of this machine as it is, if it is this log's (so that the log
+// need not be asked, nor be there); else that of a cache, which makes or mends it; or, when no log
+// is named, a state file by itself.
 class StateSource {
  public:
   explicit StateSource(const Target& target);
-  // Asks the log first if the options say so. Throws Failure stale when it had to and the log did not answer.
+  // Asks the log first if the options say so. Throws Failure stale when it had to and the log did
+  // not answer.
   StateSource(const Target& target, const FreshnessOptions& freshness);
   // A state file by itself, whatever log is named.
   StateSource(const std::string& state_path, const Target& target);

@@ -1,9 +1,9 @@
-// What whycache does, on real data, in about a minute: two machines over one SQLite log, readers that check every
-// value, writers, a process killed in the middle of applying, a rewrite of the history, and the two machines' digests
-// at the end.
+// What whycache does, on real data, in about a minute: two machines over one SQLite log, readers
+// that check every value, writers, a process killed in the middle of applying, a rewrite of the
+// history, and the two machines' digests at the end.
 //
-// Two machines are two state files; what makes them two is that they share nothing but the log. Ends with status 1 if
-// any check fails.
+// Two machines are two state files; what makes them two is that they share nothing but the log.
+// Ends with status 1 if any check fails.
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -34,13 +34,18 @@ constexpr int readers_per_machine = 2;
 constexpr int probe_count = 100;
 constexpr std::size_t items_per_import_batch = 1000;
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
-std::string format_megabytes(std::uint64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
+std::string format_megabytes(std::uint64_t bytes) {
+  return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6);
+}
 
 std::string format_duration(std::uint64_t nanoseconds) {
   if (nanoseconds < 10'000) return fmt::format("{} ns", nanoseconds);
-  if (nanoseconds < 10'000'000) return fmt::format("{:.1f} us", static_cast<double>(nanoseconds) / 1e3);
+  if (nanoseconds < 10'000'000)
+    return fmt::format("{:.1f} us", static_cast<double>(nanoseconds) / 1e3);
   return fmt::format("{:.1f} ms", static_cast<double>(nanoseconds) / 1e6);
 }
 
@@ -49,7 +54,8 @@ std::uint64_t file_bytes(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
 }
 
-// Text that grows on one line where there is a terminal, and plain lines now and then where there is none.
+// Text that grows on one line where there is a terminal, and plain lines now and then where there
+// is none.
 class Screen {
  public:
   void heading(const std::string& text) {
@@ -96,8 +102,8 @@ class Demo {
       const std::string machine_folder = folder + "/machine-" + name;
       std::filesystem::create_directories(machine_folder);
       std::filesystem::permissions(machine_folder, std::filesystem::perms::owner_all);
-      machines_.push_back(
-          {std::string("machine ") + name, "sqlite://" + log_path_, machine_folder + "/packages.state"});
+      machines_.push_back({std::string("machine ") + name, "sqlite://" + log_path_,
+                           machine_folder + "/packages.state"});
     }
   }
 
@@ -146,17 +152,20 @@ class Demo {
       const double share = static_cast<double>(end) / static_cast<double>(records_.size());
       constexpr int width = 40;
       const int done = static_cast<int>(share * width);
-      screen_.update_line(
-          fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {} items", "", done, "", width - done, 100 * share, end));
+      screen_.update_line(fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {} items", "", done, "",
+                                      width - done, 100 * share, end));
     }
     const double took = seconds_since(begin);
     screen_.line(
-        fmt::format("{} items, {} in {:.1f} s: {:.0f} items/s, each durable in the log and readable by every process",
-                    records_.size(), format_megabytes(bytes), took, static_cast<double>(records_.size()) / took));
+        fmt::format("{} items, {} in {:.1f} s: {:.0f} items/s, each durable in the log and "
+                    "readable by every process",
+                    records_.size(), format_megabytes(bytes), took,
+                    static_cast<double>(records_.size()) / took));
     const StateInspection insides = cache.state().inspect();
     screen_.line(fmt::format("log {}, {} updates; state {} for {} of keys and values",
                              format_megabytes(file_bytes(log_path_)), cache.applied_id(),
-                             format_megabytes(insides.file_bytes), format_megabytes(insides.info.item_bytes)));
+                             format_megabytes(insides.file_bytes),
+                             format_megabytes(insides.info.item_bytes)));
     check(cache.size() == records_.size(), "every item is in the state");
   }
 
@@ -171,12 +180,12 @@ class Demo {
   void measure_visibility() {
     screen_.heading("3. How soon after set() has returned do others see the value?");
     Worker same(board_, [&] {
-      run_probe_reader(machines_[0], probe_count, board_.probe_seen_by_same_machine, board_.same_machine_delays,
-                       board_);
+      run_probe_reader(machines_[0], probe_count, board_.probe_seen_by_same_machine,
+                       board_.same_machine_delays, board_);
     });
     Worker other(board_, [&] {
-      run_probe_reader(machines_[1], probe_count, board_.probe_seen_by_other_machine, board_.other_machine_delays,
-                       board_);
+      run_probe_reader(machines_[1], probe_count, board_.probe_seen_by_other_machine,
+                       board_.other_machine_delays, board_);
     });
     Worker follower(board_, [&] { run_follower(machines_[1], board_); });
     Worker writer(board_, [&] { run_probe_writer(machines_[0], probe_count, board_); });
@@ -184,9 +193,10 @@ class Demo {
     same.join();
     other.join();
     follower.kill();
-    screen_.line(fmt::format("a process of the same machine: median {} (0: before set() had returned), p99 {}",
-                             format_duration(board_.same_machine_delays.quantile(0.5)),
-                             format_duration(board_.same_machine_delays.quantile(0.99))));
+    screen_.line(fmt::format(
+        "a process of the same machine: median {} (0: before set() had returned), p99 {}",
+        format_duration(board_.same_machine_delays.quantile(0.5)),
+        format_duration(board_.same_machine_delays.quantile(0.99))));
     screen_.line(fmt::format("the other machine, which asks the log every 5 ms: median {}, p99 {}",
                              format_duration(board_.other_machine_delays.quantile(0.5)),
                              format_duration(board_.other_machine_delays.quantile(0.99))));
@@ -194,8 +204,9 @@ class Demo {
   }
 
   void run_load() {
-    screen_.heading(fmt::format("4. {} readers check every value they read, while each machine writes: {:.0f} s",
-                                2 * readers_per_machine, seconds_));
+    screen_.heading(fmt::format(
+        "4. {} readers check every value they read, while each machine writes: {:.0f} s",
+        2 * readers_per_machine, seconds_));
     std::vector<Worker> readers;
     for (const Machine& machine : machines_) {
       for (int i = 0; i < readers_per_machine; ++i)
@@ -226,17 +237,21 @@ class Demo {
     check(board_.non_monotonic_reads.load() == 0,
           fmt::format("{} reads saw an older version than their process had seen before",
                       board_.non_monotonic_reads.load()));
-    check(board_.failures.load() == 0, fmt::format("{} processes ended with an error", board_.failures.load()));
+    check(board_.failures.load() == 0,
+          fmt::format("{} processes ended with an error", board_.failures.load()));
   }
 
   std::string progress_line(Clock::time_point begin) const {
     const double took = seconds_since(begin);
     return fmt::format(
         "{:4.0f} s  {:5.2f} M reads/s  get p50 {} p99 {} p99.9 {}  {:.0f} updates/s  {} bad", took,
-        static_cast<double>(board_.reads.load()) / took / 1e6, format_duration(board_.get_latencies.quantile(0.5)),
-        format_duration(board_.get_latencies.quantile(0.99)), format_duration(board_.get_latencies.quantile(0.999)),
+        static_cast<double>(board_.reads.load()) / took / 1e6,
+        format_duration(board_.get_latencies.quantile(0.5)),
+        format_duration(board_.get_latencies.quantile(0.99)),
+        format_duration(board_.get_latencies.quantile(0.999)),
         static_cast<double>(board_.writes.load()) / took,
-        board_.invalid_reads.load() + board_.non_monotonic_reads.load() + board_.missing_reads.load());
+        board_.invalid_reads.load() + board_.non_monotonic_reads.load() +
+            board_.missing_reads.load());
   }
 
   void show_progress_until(Clock::time_point begin, double until) {
@@ -246,8 +261,8 @@ class Demo {
     }
   }
 
-  // A process applies updates to machine b's state; it is killed when the state says that somebody is in the middle of
-  // it.
+  // A process applies updates to machine b's state; it is killed when the state says that somebody
+  // is in the middle of it.
   void kill_while_applying() {
     const Cache observer = open(machines_[1]);
     const std::uint64_t recovered_before = board_.recoveries.load();
@@ -266,11 +281,14 @@ class Demo {
     }
     const UpdateId id = observer.applied_id();
     const Clock::time_point begin = Clock::now();
-    while (observer.applied_id() == id && seconds_since(begin) < 5) std::this_thread::sleep_for(100us);
+    while (observer.applied_id() == id && seconds_since(begin) < 5)
+      std::this_thread::sleep_for(100us);
     check(board_.recoveries.load() > recovered_before,
-          fmt::format("SIGKILL in the middle of applying an update (try {}): the next writer took it back and went on",
+          fmt::format("SIGKILL in the middle of applying an update (try {}): the next writer took "
+                      "it back and went on",
                       kills));
-    check(observer.applied_id() > id, fmt::format("machine b moved on to update {}", observer.applied_id()));
+    check(observer.applied_id() > id,
+          fmt::format("machine b moved on to update {}", observer.applied_id()));
     check(board_.reads.load() > reads_before, "its readers never stopped");
   }
 
@@ -288,20 +306,23 @@ class Demo {
     Cache cache = open(machines_[0]);
     cache.update();
     const Extent before = cache.log().extent();
-    screen_.line(fmt::format("before: {} updates behind a base of {}, {} on disk", before.head - before.base,
-                             before.base, format_megabytes(file_bytes(log_path_))));
+    screen_.line(fmt::format("before: {} updates behind a base of {}, {} on disk",
+                             before.head - before.base, before.base,
+                             format_megabytes(file_bytes(log_path_))));
     const Clock::time_point begin = Clock::now();
     cache.rewrite_history();
     const Extent after = cache.log().extent();
-    screen_.line(fmt::format("after:  {} updates behind a base of {}, {} on disk, {:.1f} s", after.head - after.base,
-                             after.base, format_megabytes(file_bytes(log_path_)), seconds_since(begin)));
-    check(after.base == before.head && after.head == before.head, "the base stands for everything up to the head");
+    screen_.line(fmt::format("after:  {} updates behind a base of {}, {} on disk, {:.1f} s",
+                             after.head - after.base, after.base,
+                             format_megabytes(file_bytes(log_path_)), seconds_since(begin)));
+    check(after.base == before.head && after.head == before.head,
+          "the base stands for everything up to the head");
     const std::string third = machines_[1].state_path + ".third";
     {
       const Clock::time_point joining = Clock::now();
       Cache joined = open({"a third machine", machines_[0].log_url, third});
-      screen_.line(fmt::format("a third machine starts from the base: {} items after {:.2f} s", joined.size(),
-                               seconds_since(joining)));
+      screen_.line(fmt::format("a third machine starts from the base: {} items after {:.2f} s",
+                               joined.size(), seconds_since(joining)));
       check(joined.digest() == cache.digest(), "it is equal to the first");
       joined.delete_shared_state();
     }
@@ -314,15 +335,15 @@ class Demo {
     Cache b = open(machines_[1]);
     a.update();
     b.update();
-    screen_.line(
-        fmt::format("machine a: update {}, {} items, digest {}", a.applied_id(), a.size(), to_string(a.digest())));
-    screen_.line(
-        fmt::format("machine b: update {}, {} items, digest {}", b.applied_id(), b.size(), to_string(b.digest())));
+    screen_.line(fmt::format("machine a: update {}, {} items, digest {}", a.applied_id(), a.size(),
+                             to_string(a.digest())));
+    screen_.line(fmt::format("machine b: update {}, {} items, digest {}", b.applied_id(), b.size(),
+                             to_string(b.digest())));
     check(a.applied_id() == b.applied_id() && a.digest() == b.digest(), "equal");
     for (const Cache* cache : {&a, &b}) {
       const std::vector<std::string> faults = cache->state().check(Deadline(60s), {});
-      check(faults.empty(),
-            "every structure of " + cache->state_path() + (faults.empty() ? " verifies" : ": " + faults.front()));
+      check(faults.empty(), "every structure of " + cache->state_path() +
+                                (faults.empty() ? " verifies" : ": " + faults.front()));
     }
     applied_id_ = a.applied_id();
     state_bytes_ = a.state().inspect().file_bytes;
@@ -331,26 +352,33 @@ class Demo {
   void print_summary() {
     screen_.heading("Summary");
     screen_.line(fmt::format("reads        {:.2f} M/s by {} processes, each value checked",
-                             static_cast<double>(board_.reads.load()) / load_seconds_ / 1e6, 2 * readers_per_machine));
-    screen_.line(fmt::format("get          p50 {}  p99 {}  p99.9 {}  (beside writers, more processes than cores)",
-                             format_duration(board_.get_latencies.quantile(0.5)),
-                             format_duration(board_.get_latencies.quantile(0.99)),
-                             format_duration(board_.get_latencies.quantile(0.999))));
-    screen_.line(fmt::format("writes       {:.0f} updates/s, {:.0f} keys/s, durable, by 2 competing machines",
-                             static_cast<double>(board_.writes.load()) / load_seconds_,
-                             static_cast<double>(board_.changes.load()) / load_seconds_));
-    screen_.line(fmt::format("visible      same machine {}, other machine {} (median after set() returned)",
-                             format_duration(board_.same_machine_delays.quantile(0.5)),
-                             format_duration(board_.other_machine_delays.quantile(0.5))));
-    screen_.line(fmt::format("log, state   {}, {} at update {}", format_megabytes(file_bytes(log_path_)),
+                             static_cast<double>(board_.reads.load()) / load_seconds_ / 1e6,
+                             2 * readers_per_machine));
+    screen_.line(fmt::format(
+        "get          p50 {}  p99 {}  p99.9 {}  (beside writers, more processes than cores)",
+        format_duration(board_.get_latencies.quantile(0.5)),
+        format_duration(board_.get_latencies.quantile(0.99)),
+        format_duration(board_.get_latencies.quantile(0.999))));
+    screen_.line(fmt::format(
+        "writes       {:.0f} updates/s, {:.0f} keys/s, durable, by 2 competing machines",
+        static_cast<double>(board_.writes.load()) / load_seconds_,
+        static_cast<double>(board_.changes.load()) / load_seconds_));
+    screen_.line(
+        fmt::format("visible      same machine {}, other machine {} (median after set() returned)",
+                    format_duration(board_.same_machine_delays.quantile(0.5)),
+                    format_duration(board_.other_machine_delays.quantile(0.5))));
+    screen_.line(fmt::format("log, state   {}, {} at update {}",
+                             format_megabytes(file_bytes(log_path_)),
                              format_megabytes(state_bytes_), applied_id_));
-    screen_.line(failed_check_count_ == 0 ? "checks       all held"
-                                          : fmt::format("checks       {} FAILED", failed_check_count_));
+    screen_.line(failed_check_count_ == 0
+                     ? "checks       all held"
+                     : fmt::format("checks       {} FAILED", failed_check_count_));
     screen_.heading("Yours to play with");
-    const std::string tool = fmt::format("build/release/bin/whycache --log '{}' --state '{}'", machines_[0].log_url,
-                                         machines_[0].state_path);
+    const std::string tool = fmt::format("build/release/bin/whycache --log '{}' --state '{}'",
+                                         machines_[0].log_url, machines_[0].state_path);
     screen_.line(fmt::format("{} get '{}'", tool, records_[records_.size() / 2].key));
-    screen_.line(fmt::format("{} scan '{}' --limit 5", tool, records_[records_.size() / 2].key.substr(0, 4)));
+    screen_.line(fmt::format("{} scan '{}' --limit 5", tool,
+                             records_[records_.size() / 2].key.substr(0, 4)));
     screen_.line(fmt::format("{} status", tool));
   }
 
@@ -370,12 +398,15 @@ class Demo {
 }  // namespace whycache::demo
 
 int main(int argc, char** argv) {
-  CLI::App app("whycache on real data: two machines, readers, writers, kills, a rewrite", "whycache-demo");
+  CLI::App app("whycache on real data: two machines, readers, writers, kills, a rewrite",
+               "whycache-demo");
   std::string data;
   std::string folder = "build/demo";
   double seconds = 25;
-  app.add_option("--data", data, "JSON lines with key and value, in place of Debian's package index");
-  app.add_option("--folder", folder, "where the log and the states are made; emptied first")->capture_default_str();
+  app.add_option("--data", data,
+                 "JSON lines with key and value, in place of Debian's package index");
+  app.add_option("--folder", folder, "where the log and the states are made; emptied first")
+      ->capture_default_str();
   app.add_option("--seconds", seconds, "how long readers and writers run")
       ->capture_default_str()
       ->check(CLI::Range(2.0, 3600.0));

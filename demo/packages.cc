@@ -26,7 +26,8 @@ std::string read_list(const std::string& path) {
   if (pipe == nullptr) throw std::runtime_error("cannot run apt-helper");
   std::string text;
   std::array<char, 65536> buffer;
-  while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), pipe)) text.append(buffer.data(), got);
+  while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    text.append(buffer.data(), got);
   if (const int status = ::pclose(pipe); !WIFEXITED(status) || WEXITSTATUS(status) != 0) {
     throw std::runtime_error("cannot read package list: path=" + path);
   }
@@ -58,12 +59,14 @@ std::vector<Record> read_package_index() {
     for (std::size_t begin = 0; begin < text.size();) {
       const std::size_t end = std::min(text.find("\n\n", begin), text.size());
       const std::string_view stanza(text.data() + begin, end - begin);
-      if (const std::string_view name = package_name(stanza); !name.empty()) packages[std::string(name)] = stanza;
+      if (const std::string_view name = package_name(stanza); !name.empty())
+        packages[std::string(name)] = stanza;
       begin = end + 2;
     }
   }
   if (packages.empty()) {
-    throw std::runtime_error("no package index found: run `apt-get update`, or give a file: make demo DATA=file.jsonl");
+    throw std::runtime_error(
+        "no package index found: run `apt-get update`, or give a file: make demo DATA=file.jsonl");
   }
   std::vector<Record> records;
   records.reserve(packages.size());
@@ -79,8 +82,10 @@ std::vector<Record> read_json_lines(const std::string& path) {
   for (std::size_t number = 1; std::getline(file, line); ++number) {
     if (line.empty()) continue;
     const nlohmann::json item = nlohmann::json::parse(line, nullptr, false);
-    if (!item.is_object() || !item.contains("key") || !item["key"].is_string() || !item.contains("value")) {
-      throw std::runtime_error("not an object with key and value: path=" + path + " line=" + std::to_string(number));
+    if (!item.is_object() || !item.contains("key") || !item["key"].is_string() ||
+        !item.contains("value")) {
+      throw std::runtime_error("not an object with key and value: path=" + path +
+                               " line=" + std::to_string(number));
     }
     records[item["key"].get<std::string>()] =
         item["value"].is_string() ? item["value"].get<std::string>() : item["value"].dump();

@@ -11,8 +11,8 @@ struct Record {
   std::string body;
 };
 
-// Every package of the lists apt has fetched, by name; a later list (security) overrides an earlier one.
-// Throws std::runtime_error that says what to do when there are none.
+// Every package of the lists apt has fetched, by name; a later list (security) overrides an earlier
+// one. Throws std::runtime_error that says what to do when there are none.
 std::vector<Record> read_package_index();
 
 // JSON lines {"key": "...", "value": "..."}.

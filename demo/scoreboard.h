@@ -1,4 +1,5 @@
-// What the demo's processes tell each other: counters in memory they share by fork. Nothing here is whycache's.
+// What the demo's processes tell each other: counters in memory they share by fork. Nothing here is
+// whycache's.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,7 +16,9 @@ namespace whycache::demo {
 // Counts nanoseconds in buckets a sixteenth of a power of two wide.
 class LatencyHistogram {
  public:
-  void record(std::uint64_t nanoseconds) { counts_[bucket_of(nanoseconds)].fetch_add(1, std::memory_order_relaxed); }
+  void record(std::uint64_t nanoseconds) {
+    counts_[bucket_of(nanoseconds)].fetch_add(1, std::memory_order_relaxed);
+  }
 
   // The upper end of the bucket in which the share `share` of all lies.
   std::uint64_t quantile(double share) const {
@@ -47,8 +50,9 @@ class LatencyHistogram {
 struct Scoreboard {
   // Each process adds to its own line's worth of these; they are summed by all.
   std::atomic<std::uint64_t> reads{0};
-  std::atomic<std::uint64_t> invalid_reads{0};        // the value's check did not fit
-  std::atomic<std::uint64_t> non_monotonic_reads{0};  // an older version than this process saw before
+  std::atomic<std::uint64_t> invalid_reads{0};  // the value's check did not fit
+  std::atomic<std::uint64_t> non_monotonic_reads{
+      0};  // an older version than this process saw before
   std::atomic<std::uint64_t> missing_reads{0};
   std::atomic<std::uint64_t> writes{0};
   std::atomic<std::uint64_t> changes{0};
@@ -67,7 +71,8 @@ struct Scoreboard {
   LatencyHistogram other_machine_delays;
 
   static Scoreboard& create() {
-    void* const memory = ::mmap(nullptr, sizeof(Scoreboard), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void* const memory = ::mmap(nullptr, sizeof(Scoreboard), PROT_READ | PROT_WRITE,
+                                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("cannot share memory");
     return *new (memory) Scoreboard;
   }

@@ -39,7 +39,8 @@ bool verify_value(std::string_view key, std::string_view value, std::uint32_t& v
   const std::string_view body = value.substr(0, value.size() - checksum_bytes);
   const std::string tail(value.substr(body.size()));
   if (tail.compare(0, checksum_field.size(), checksum_field) != 0) return false;
-  version = static_cast<std::uint32_t>(std::strtoul(tail.substr(checksum_field.size(), 8).c_str(), nullptr, 16));
+  version = static_cast<std::uint32_t>(
+      std::strtoul(tail.substr(checksum_field.size(), 8).c_str(), nullptr, 16));
   return std::strtoull(tail.substr(checksum_field.size() + 9).c_str(), nullptr, 16) ==
          value_checksum(key, version, body);
 }
@@ -111,7 +112,8 @@ void run_reader(const Machine& machine, const std::vector<Record>& records, Scor
       if (i % 16 == 0) {
         const auto begin = std::chrono::steady_clock::now();
         found = cache.get(record.key, value);
-        board.get_latencies.record(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begin).count()));
+        board.get_latencies.record(
+            static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begin).count()));
       } else {
         found = cache.get(record.key, value);
       }
@@ -130,7 +132,8 @@ void run_reader(const Machine& machine, const std::vector<Record>& records, Scor
   }
 }
 
-void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first, Scoreboard& board) {
+void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first,
+                Scoreboard& board) {
   Cache cache = open_cache(machine, board);
   std::minstd_rand random(static_cast<unsigned>(::getpid()));
   std::vector<std::uint32_t> versions(records.size(), 0);
@@ -174,8 +177,8 @@ void run_probe_writer(const Machine& machine, int probes, Scoreboard& board) {
   cache.erase(probe_key);
 }
 
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, LatencyHistogram& latencies,
-                      Scoreboard& board) {
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen,
+                      LatencyHistogram& latencies, Scoreboard& board) {
   const Cache cache = open_cache(machine, board);
   std::string value;
   for (int probe = 1; probe <= probes; ++probe) {
@@ -187,7 +190,8 @@ void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint6
     latencies.record(static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
     seen.store(static_cast<std::uint64_t>(probe));
     // The writer clears the time when both have seen it.
-    while (board.set_returned_ns.load() == returned_ns && probe < probes) std::this_thread::sleep_for(20us);
+    while (board.set_returned_ns.load() == returned_ns && probe < probes)
+      std::this_thread::sleep_for(20us);
   }
 }
 

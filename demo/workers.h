@@ -20,7 +20,8 @@ struct Machine {
   std::string state_path;
 };
 
-// A value that can be checked: the record's body, then its version and a hash over key, version and body.
+// A value that can be checked: the record's body, then its version and a hash over key, version and
+// body.
 std::string make_value(const Record& record, std::uint32_t version);
 
 // A process that runs `work` and ends. An exception in it counts as a failure.
@@ -44,13 +45,14 @@ class Worker {
 // Reads random keys, checks every value, and times one read in sixteen.
 void run_reader(const Machine& machine, const std::vector<Record>& records, Scoreboard& board);
 // Writes new versions of its share of the records: every second one, from `first` on.
-void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first, Scoreboard& board);
+void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first,
+                Scoreboard& board);
 // Keeps the machine up to date.
 void run_follower(const Machine& machine, Scoreboard& board);
 
 // How long after set() returned do other processes see the value?
 void run_probe_writer(const Machine& machine, int probes, Scoreboard& board);
-void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen, LatencyHistogram& latencies,
-                      Scoreboard& board);
+void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen,
+                      LatencyHistogram& latencies, Scoreboard& board);
 
 }  // namespace whycache::demo

@@ -16,8 +16,10 @@ int main() {
   const auto shelf = std::make_shared<SharedStore>();
   bool right = false;
   {
-    whycache::Cache here(std::make_unique<OwnLog>(shelf), {.state_path = std::string(folder) + "/here.state"});
-    whycache::Cache there(std::make_unique<OwnLog>(shelf), {.state_path = std::string(folder) + "/there.state"});
+    whycache::Cache here(std::make_unique<OwnLog>(shelf),
+                         {.state_path = std::string(folder) + "/here.state"});
+    whycache::Cache there(std::make_unique<OwnLog>(shelf),
+                          {.state_path = std::string(folder) + "/there.state"});
 
     here.set("colour", "green");
     there.update();

@@ -1,8 +1,9 @@
-// A log in a store of your own: here a map that several programs' worth of objects share, in place of the
-// database you have. It lives through the whole of tests/log/log_contract.h (tests/log/log_contract_test.cc).
+// A log in a store of your own: here a map that several programs' worth of objects share, in place
+// of the database you have. It lives through the whole of tests/log/log_contract.h
+// (tests/log/log_contract_test.cc).
 //
-// What a store has to offer is one thing: to do something only if something else still holds. Here that is a
-// mutex; in a database it is a transaction, or one statement with a condition.
+// What a store has to offer is one thing: to do something only if something else still holds. Here
+// that is a mutex; in a database it is a transaction, or one statement with a condition.
 #pragma once
 
 #include <map>
@@ -21,7 +22,8 @@ struct SharedStore {
   std::mutex mutex;
   whycache::Extent extent;
   std::map<whycache::UpdateId, std::string> updates;
-  std::shared_ptr<const std::vector<std::string>> base_parts = std::make_shared<std::vector<std::string>>();
+  std::shared_ptr<const std::vector<std::string>> base_parts =
+      std::make_shared<std::vector<std::string>>();
 
   SharedStore() {
     std::random_device random;  // no two logs have the same uuid
@@ -50,8 +52,10 @@ class OwnLog final : public whycache::Log {
     return Appended::yes;
   }
 
-  // One update at a time, and none of them visited under the mutex: `visit` may take long, and use the log.
-  whycache::Extent read(whycache::UpdateId first, whycache::UpdateId last, const VisitUpdate& visit) override {
+  // One update at a time, and none of them visited under the mutex: `visit` may take long, and use
+  // the log.
+  whycache::Extent read(whycache::UpdateId first, whycache::UpdateId last,
+                        const VisitUpdate& visit) override {
     std::optional<whycache::UpdateId> expected;
     for (auto update = first_update_from(first); update && update->first <= last;
          update = first_update_from(update->first + 1)) {
@@ -71,11 +75,14 @@ class OwnLog final : public whycache::Log {
     }
   }
 
-  // First the parts, beside the log, however long that takes; then one step that switches if that still makes sense.
-  bool rewrite(whycache::UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+  // First the parts, beside the log, however long that takes; then one step that switches if that
+  // still makes sense.
+  bool rewrite(whycache::UpdateId base, std::uint64_t base_chain,
+               const NextPart& next_part) override {
     const whycache::Extent before = extent();
     if (base <= before.base) return false;
-    if (base > before.head) throw whycache::Error(whycache::ErrorKind::invalid, "rewrite beyond the head of the shelf");
+    if (base > before.head)
+      throw whycache::Error(whycache::ErrorKind::invalid, "rewrite beyond the head of the shelf");
     auto parts = std::make_shared<std::vector<std::string>>();
     while (const auto part = next_part()) parts->emplace_back(*part);
 
@@ -89,10 +96,12 @@ class OwnLog final : public whycache::Log {
   }
 
  private:
-  std::optional<std::pair<whycache::UpdateId, std::string>> first_update_from(whycache::UpdateId id) {
+  std::optional<std::pair<whycache::UpdateId, std::string>> first_update_from(
+      whycache::UpdateId id) {
     const std::lock_guard guard(store_->mutex);
     const auto found = store_->updates.lower_bound(id);
-    return found == store_->updates.end() ? std::nullopt : std::optional(std::pair(found->first, found->second));
+    return found == store_->updates.end() ? std::nullopt
+                                          : std::optional(std::pair(found->first, found->second));
   }
 
   std::shared_ptr<SharedStore> store_;

@@ -1,5 +1,5 @@
-// Any bytes, with a checksum put after them that is right, are refused as corrupt or are a part of a base; and
-// a part that is encoded anew says the same.
+// Any bytes, with a checksum put after them that is right, are refused as corrupt or are a part of
+// a base; and a part that is encoded anew says the same.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -35,7 +35,8 @@ void require_round_trip(const BasePart& part) {
 
   BasePart again;
   require(try_decode(bytes, again));
-  require(again.base == part.base && again.number == 0 && again.last == part.last && again.items == part.items);
+  require(again.base == part.base && again.number == 0 && again.last == part.last &&
+          again.items == part.items);
 }
 
 }  // namespace

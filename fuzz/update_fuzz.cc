@@ -1,4 +1,5 @@
-// Any bytes are refused as corrupt or are an update; and an update that is drafted anew says the same.
+// Any bytes are refused as corrupt or are an update; and an update that is drafted anew says the
+// same.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -43,7 +44,8 @@ void require_round_trip(const Update& update) {
 
   Update again;
   require(try_decode(bytes, again));
-  require(again.id == update.id && again.erases_all == update.erases_all && again.changes == update.changes);
+  require(again.id == update.id && again.erases_all == update.erases_all &&
+          again.changes == update.changes);
   require(again.authorship.time_us == update.authorship.time_us &&
           again.authorship.writer_id == update.authorship.writer_id);
   require(again.authorship.writer_sequence == update.authorship.writer_sequence);

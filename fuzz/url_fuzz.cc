@@ -1,4 +1,5 @@
-// Any text is refused as invalid or is a URL; and what a URL shows of itself is a URL that shows the same.
+// Any text is refused as invalid or is a URL; and what a URL shows of itself is a URL that shows
+// the same.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -37,7 +38,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string shown = url->redacted();
   const Url again(shown);
   require(again.redacted() == shown);
-  require(again.scheme() == url->scheme() && again.user() == url->user() && again.host() == url->host());
+  require(again.scheme() == url->scheme() && again.user() == url->user() &&
+          again.host() == url->host());
   require(again.port() == url->port() && again.path() == url->path());
   require(again.password().has_value() == url->password().has_value());
   require(!again.password() || *again.password() == "***");

@@ -35,11 +35,13 @@ class CheckReport {
     print("BAD", what, found);
     code_ = ExitCode::corrupt;
   }
-  void compare(const char* what, const std::string& of_state, const std::string& of_log, UpdateId id) {
+  void compare(const char* what, const std::string& of_state, const std::string& of_log,
+               UpdateId id) {
     if (of_state == of_log) {
       pass(what, fmt::format("of state and log are equal at update {}: {}", id, of_state));
     } else {
-      fail(what, fmt::format("of state and log differ at update {}: state={} log={}", id, of_state, of_log));
+      fail(what, fmt::format("of state and log differ at update {}: state={} log={}", id, of_state,
+                             of_log));
     }
   }
   ExitCode code() const { return code_; }
@@ -66,13 +68,13 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
   try {
     const auto state = open_state(arguments.target);
     if (!state->usable()) {
-      findings.fail("state",
-                    fmt::format("cannot be used: path={} reason=\"{}\"", state->path(), state->unusable_reason()));
+      findings.fail("state", fmt::format("cannot be used: path={} reason=\"{}\"", state->path(),
+                                         state->unusable_reason()));
       return std::nullopt;
     }
     Progress progress("checking the state", 0, Progress::Unit::count, arguments.quiet);
-    const std::vector<std::string> faults =
-        state->check(Deadline(arguments.target.deadline()), [&](std::uint64_t done, std::uint64_t total) {
+    const std::vector<std::string> faults = state->check(
+        Deadline(arguments.target.deadline()), [&](std::uint64_t done, std::uint64_t total) {
           progress.set_total(total);
           progress.update(done);
         });
@@ -80,9 +82,9 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
     const StateInfo info = state->info();
     for (const std::string& fault : faults) findings.fail("state", fault);
     if (faults.empty()) {
-      findings.pass(
-          "state", fmt::format("header, index, entries, key order and segments fit together: {} items at update {}, {}",
-                               info.item_count, info.applied_id, state->path()));
+      findings.pass("state", fmt::format("header, index, entries, key order and segments fit "
+                                         "together: {} items at update {}, {}",
+                                         info.item_count, info.applied_id, state->path()));
     }
     return info;
   } catch (const Error& error) {
@@ -92,7 +94,8 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
   }
 }
 
-void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& info, CheckReport& findings) {
+void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& info,
+               CheckReport& findings) {
   const auto log = open_log(arguments.target);
   LogVerifier replay(*log, info ? info->applied_id : 0);
   Progress progress("replaying the log", 0, Progress::Unit::count, arguments.quiet);
@@ -105,35 +108,41 @@ void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& 
   } catch (const Error& error) {
     progress.hide();
     if (error.kind() != ErrorKind::corrupt) throw;
-    return findings.fail("log", fmt::format("{} (nothing beyond it was looked at): log={}", error.what(), log->name()));
+    return findings.fail("log", fmt::format("{} (nothing beyond it was looked at): log={}",
+                                            error.what(), log->name()));
   }
   progress.hide();
   const Extent& extent = replay.extent();
-  if (extent.base > 0) findings.pass("base", fmt::format("is what it says: items as of update {}", extent.base));
-  findings.pass("log", extent.head == extent.base ? fmt::format("no update since the base: {}", log->name())
-                                                  : fmt::format("updates {}..{} follow one another without a gap: {}",
-                                                                extent.base + 1, extent.head, log->name()));
+  if (extent.base > 0)
+    findings.pass("base", fmt::format("is what it says: items as of update {}", extent.base));
+  findings.pass("log", extent.head == extent.base
+                           ? fmt::format("no update since the base: {}", log->name())
+                           : fmt::format("updates {}..{} follow one another without a gap: {}",
+                                         extent.base + 1, extent.head, log->name()));
   if (!info) return;
   if (info->log_uuid != extent.uuid) {
-    return findings.fail("uuid", fmt::format("the state is of another log: state={} log={}", to_string(info->log_uuid),
-                                             to_string(extent.uuid)));
+    return findings.fail("uuid", fmt::format("the state is of another log: state={} log={}",
+                                             to_string(info->log_uuid), to_string(extent.uuid)));
   }
   findings.pass("uuid", "of state and log are equal: " + to_string(extent.uuid));
   if (info->applied_id > extent.head) {
-    return findings.fail("applied id",
-                         fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
-                                     info->applied_id, extent.head));
+    return findings.fail(
+        "applied id",
+        fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
+                    info->applied_id, extent.head));
   }
   if (!replay.wanted_summary()) {
-    return findings.skip(
-        ExitCode::stale, "digest",
-        fmt::format("cannot be compared: the state is behind the base; `whycache update` first: applied_id={} base={}",
-                    info->applied_id, extent.base));
+    return findings.skip(ExitCode::stale, "digest",
+                         fmt::format("cannot be compared: the state is behind the base; `whycache "
+                                     "update` first: applied_id={} base={}",
+                                     info->applied_id, extent.base));
   }
-  findings.compare("chain", format_hash(info->chain), format_hash(replay.wanted_summary()->chain), info->applied_id);
-  findings.compare("items", std::to_string(info->item_count), std::to_string(replay.wanted_summary()->item_count),
+  findings.compare("chain", format_hash(info->chain), format_hash(replay.wanted_summary()->chain),
                    info->applied_id);
-  findings.compare("digest", to_string(info->digest), to_string(replay.wanted_summary()->digest), info->applied_id);
+  findings.compare("items", std::to_string(info->item_count),
+                   std::to_string(replay.wanted_summary()->item_count), info->applied_id);
+  findings.compare("digest", to_string(info->digest), to_string(replay.wanted_summary()->digest),
+                   info->applied_id);
 }
 
 ExitCode check(const CheckArguments& arguments, Output& output) {
@@ -146,7 +155,8 @@ ExitCode check(const CheckArguments& arguments, Output& output) {
   }
   if (findings.code() == ExitCode::corrupt) {
     throw Failure(ExitCode::corrupt, "the check has found damage",
-                  "state: remove the file, it is built anew from the log. log: restore it, or rewrite history on a "
+                  "state: remove the file, it is built anew from the log. log: restore it, or "
+                  "rewrite history on a "
                   "machine whose state "
                   "is beyond the damage");
   }

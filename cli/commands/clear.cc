@@ -21,11 +21,11 @@ struct ClearArguments {
 ExitCode clear(const ClearArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   if (!arguments.yes) {
-    throw Failure(
-        ExitCode::refused,
-        fmt::format("all {} keys will be erased on every machine, and the whole history with them, for good: log={}",
-                    format_with_commas(cache->size()), cache->log().name()),
-        "add --yes to do it");
+    throw Failure(ExitCode::refused,
+                  fmt::format("all {} keys will be erased on every machine, and the whole history "
+                              "with them, for good: log={}",
+                              format_with_commas(cache->size()), cache->log().name()),
+                  "add --yes to do it");
   }
   const UpdateId base = cache->delete_all_history();
   if (arguments.json) {

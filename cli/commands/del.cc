@@ -10,7 +10,8 @@
 namespace whycache::cli {
 namespace {
 
-// So many keys go into one call, each at most key_bytes_max long: memory is bounded however many there are.
+// So many keys go into one call, each at most key_bytes_max long: memory is bounded however many
+// there are.
 constexpr std::size_t batch_keys = 4096;
 
 struct DelArguments {

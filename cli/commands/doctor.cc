@@ -41,10 +41,11 @@ Finding check_state_file(const Target& target, const std::string& path) {
   try {
     const StateSource source(path, target);
     const StateInfo info = source.state().info();
-    return Finding::ok(
-        "state",
-        fmt::format("{} items at update {}, {}, mode {:04o}: {}", format_with_commas(info.item_count), info.applied_id,
-                    format_bytes(static_cast<std::uint64_t>(status.st_size)), status.st_mode & 07777, path));
+    return Finding::ok("state",
+                       fmt::format("{} items at update {}, {}, mode {:04o}: {}",
+                                   format_with_commas(info.item_count), info.applied_id,
+                                   format_bytes(static_cast<std::uint64_t>(status.st_size)),
+                                   status.st_mode & 07777, path));
   } catch (const Error& error) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   } catch (const Failure& failure) {
@@ -73,11 +74,15 @@ Finding check_sqlite([[maybe_unused]] const std::string& log_url) {
   }
   if (!file.empty() && is_in_wal_mode(file)) {
     return Finding::bad(
-        "sqlite", fmt::format("{} can damage files in WAL mode, and this one is: {}", version, file),
-        "with everything stopped: sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or SQLite 3.51.3 or later",
+        "sqlite",
+        fmt::format("{} can damage files in WAL mode, and this one is: {}", version, file),
+        "with everything stopped: sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or SQLite 3.51.3 or "
+        "later",
         ExitCode::corrupt);
   }
-  return Finding::ok("sqlite", version + ": can damage files in WAL mode; whycache uses a rollback journal with it");
+  return Finding::ok(
+      "sqlite",
+      version + ": can damage files in WAL mode; whycache uses a rollback journal with it");
 #else
   return Finding::ok("sqlite", "not compiled in: no sqlite: logs");
 #endif
@@ -89,8 +94,8 @@ Finding check_log_answers(const Target& target) {
     const auto log = open_log(target);
     const Extent extent = log->extent();
     return Finding::ok("log", fmt::format("answers in {}: base {}, head {}: {}",
-                                          format_duration(std::chrono::steady_clock::now() - began), extent.base,
-                                          extent.head, log->name()));
+                                          format_duration(std::chrono::steady_clock::now() - began),
+                                          extent.base, extent.head, log->name()));
   } catch (const Error& error) {
     return Finding::bad("log", error.what(), next_step(error), exit_code_of(error));
   }
@@ -119,7 +124,9 @@ std::string colored_severity_name(Finding::Severity level) {
   const char* const no_color = std::getenv("NO_COLOR");
   std::string padded = fmt::format("{:<5}", severity_name(level));
   if (!Output::is_terminal() || (no_color != nullptr && *no_color != '\0')) return padded;
-  const char* const color = level == Finding::Severity::ok ? "32" : level == Finding::Severity::warn ? "33" : "31";
+  const char* const color = level == Finding::Severity::ok     ? "32"
+                            : level == Finding::Severity::warn ? "33"
+                                                               : "31";
   return fmt::format("\x1b[{}m{}\x1b[0m", color, padded);
 }
 
@@ -131,8 +138,8 @@ void print(const Finding& finding, bool json, Output& output) {
     output.write_json(object);
     return;
   }
-  output.write_line(
-      fmt::format("{} {:<15} {}", colored_severity_name(finding.severity), finding.check, escape(finding.found)));
+  output.write_line(fmt::format("{} {:<15} {}", colored_severity_name(finding.severity),
+                                finding.check, escape(finding.found)));
   if (!finding.next_step.empty())
     output.write_line(fmt::format("      {:<15} next: {}", "", escape(finding.next_step)));
 }

@@ -24,8 +24,9 @@ struct FollowArguments {
 std::atomic<bool> stop_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
-// SIGINT and SIGTERM end the loop; a second one ends the process, which is harmless to state and log. They are let in
-// while the log is asked, so that the second one need not wait for it, and in the midst of waiting, which they end.
+// SIGINT and SIGTERM end the loop; a second one ends the process, which is harmless to state and
+// log. They are let in while the log is asked, so that the second one need not wait for it, and in
+// the midst of waiting, which they end.
 class StopSignals {
  public:
   StopSignals() {
@@ -40,7 +41,8 @@ class StopSignals {
     ::sigprocmask(SIG_SETMASK, nullptr, &original_mask_);
   }
 
-  // Until the time is over or a signal has come; one that comes between the question and the wait is not missed.
+  // Until the time is over or a signal has come; one that comes between the question and the wait
+  // is not missed.
   void wait(std::chrono::nanoseconds duration) const {
     const struct timespec time = {static_cast<std::time_t>(duration.count() / 1'000'000'000),
                                   static_cast<long>(duration.count() % 1'000'000'000)};
@@ -79,16 +81,18 @@ class Follower {
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable) throw;
       print_up_to(cache_->applied_id());
-      if (!is_unreachable_) print_message(error.what(), "nothing: reads go on, and so do we; Ctrl-C ends this");
+      if (!is_unreachable_)
+        print_message(error.what(), "nothing: reads go on, and so do we; Ctrl-C ends this");
       is_unreachable_ = true;
     }
   }
 
-  // Updates that other processes of this machine applied are among them. The id goes back when the log was
-  // replaced or restored and the state was rebuilt.
+  // Updates that other processes of this machine applied are among them. The id goes back when the
+  // log was replaced or restored and the state was rebuilt.
   void print_up_to(UpdateId id) {
     if (id < last_printed_id_) {
-      print_message(fmt::format("the state was rebuilt: applied id went from {} to {}", last_printed_id_, id));
+      print_message(fmt::format("the state was rebuilt: applied id went from {} to {}",
+                                last_printed_id_, id));
       last_printed_id_ = id;
       return;
     }

@@ -31,7 +31,8 @@ struct ImportArguments {
     if (null_separated) return ItemReader::InputFormat::null;
     const auto form = ItemReader::parse_format(format);
     if (!form)
-      throw Failure(ExitCode::usage, "no such format: name=" + format, "choose auto, jsonl, tsv, raw-tsv or null");
+      throw Failure(ExitCode::usage, "no such format: name=" + format,
+                    "choose auto, jsonl, tsv, raw-tsv or null");
     return *form;
   }
 };
@@ -44,10 +45,15 @@ class ImportBatch {
   static constexpr std::size_t item_overhead_bytes = 16;
 
   explicit ImportBatch(std::size_t update_bytes_max)
-      : bytes_max_(update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0) {}
+      : bytes_max_(update_bytes_max > update_overhead_bytes
+                       ? update_bytes_max - update_overhead_bytes
+                       : 0) {}
 
-  // An item too large for any update has a batch to itself, so that the library's refusal is about it alone.
-  bool has_room_for(const Item& item) const { return items_.empty() || bytes_ + item_bytes_max(item) <= bytes_max_; }
+  // An item too large for any update has a batch to itself, so that the library's refusal is about
+  // it alone.
+  bool has_room_for(const Item& item) const {
+    return items_.empty() || bytes_ + item_bytes_max(item) <= bytes_max_;
+  }
   void add(const Item& item, std::uint64_t line) {
     if (items_.empty()) first_line_ = line;
     last_line_ = line;
@@ -88,8 +94,8 @@ class Importer {
         input_(arguments.file),
         reader_(input_, arguments.input_format()),
         batch_(arguments.target.update_bytes_max),
-        progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(), Progress::Unit::bytes,
-                  arguments.quiet) {
+        progress_(arguments.dry_run ? "reading" : "importing", input_.bytes_total(),
+                  Progress::Unit::bytes, arguments.quiet) {
     if (!arguments_.dry_run) cache_ = open_cache(arguments_.target);
   }
 
@@ -119,13 +125,14 @@ class Importer {
     } else if (items_read_ == 0) {
       output.write_line("0 items, nothing was written");
     } else {
-      output.write_line(fmt::format("{} items in {} update{}, the last is update {}", items_read_, update_count,
-                                    update_count == 1 ? "" : "s", last_id_));
+      output.write_line(fmt::format("{} items in {} update{}, the last is update {}", items_read_,
+                                    update_count, update_count == 1 ? "" : "s", last_id_));
     }
   }
 
  private:
-  // What was read before bad input is written before the complaint, so that "the lines before" is true.
+  // What was read before bad input is written before the complaint, so that "the lines before" is
+  // true.
   bool next_item(Item& item) {
     try {
       return reader_.next(item);
@@ -133,7 +140,8 @@ class Importer {
       write_batch();
       progress_.hide();
       if (!cache_) throw;
-      throw Failure(failure.code(), failure.what(), failure.next_step() + "; " + completed_message());
+      throw Failure(failure.code(), failure.what(),
+                    failure.next_step() + "; " + completed_message());
     }
   }
 
@@ -146,8 +154,8 @@ class Importer {
       } catch (const Error& error) {
         progress_.hide();
         throw Error(error.kind(),
-                    fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(), batch_.last_line(),
-                                completed_message()),
+                    fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(),
+                                batch_.last_line(), completed_message()),
                     error.system_error());
       }
     } else {
@@ -160,19 +168,21 @@ class Importer {
   // As the library does before it writes.
   void check_item_fits(const std::vector<Item>& items) const {
     Draft draft(Authorship{.note = arguments_.note});
-    if (items.size() > 1 || draft.add(Change::set(items[0].key, items[0].value), arguments_.target.update_bytes_max))
+    if (items.size() > 1 ||
+        draft.add(Change::set(items[0].key, items[0].value), arguments_.target.update_bytes_max))
       return;
     throw Failure(
         ExitCode::limit,
-        fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" bytes_max={}",
+        fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" "
+                    "bytes_max={}",
                     input_.name(), batch_.first_line(), arguments_.target.update_bytes_max),
         "cut the value into several, or raise --update-bytes-max for every machine");
   }
 
   std::string completed_message() const {
     if (last_line_ == 0) return "nothing was imported";
-    return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}", last_line_,
-                       last_id_, last_line_ + 1);
+    return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}",
+                       last_line_, last_id_, last_line_ + 1);
   }
 
   const ImportArguments& arguments_;
@@ -195,14 +205,19 @@ ExitCode import_items(const ImportArguments& arguments, Output& output) {
 
 CommandAction prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<ImportArguments>();
-  parser.add_option("FILE", arguments->file, "what to read; - is standard input")->type_name("")->required();
+  parser.add_option("FILE", arguments->file, "what to read; - is standard input")
+      ->type_name("")
+      ->required();
   parser
       .add_option("--format", arguments->format,
                   "auto, jsonl, tsv, raw-tsv, null (auto: JSON if it begins with {, else tsv)")
       ->type_name("NAME");
   add_null_option(parser, arguments->null_separated, "the same as --format null");
-  parser.add_flag("--dry-run", arguments->dry_run, "read and check all of it, write nothing; needs no log");
-  parser.add_option("--from-line", arguments->from_line, "begin here, to go on where an import stopped")
+  parser.add_flag("--dry-run", arguments->dry_run,
+                  "read and check all of it, write nothing; needs no log");
+  parser
+      .add_option("--from-line", arguments->from_line,
+                  "begin here, to go on where an import stopped")
       ->type_name("N");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);

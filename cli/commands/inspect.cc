@@ -53,13 +53,18 @@ Json as_json(const std::string& path, const StateInspection& insides) {
   object["reclaim_horizon"] = insides.reclaim_horizon;
   Json segments = Json::array();
   for (const SegmentKindUsage& use : insides.segments_by_kind) {
-    segments.push_back(
-        {{"kind", use.kind}, {"segments", use.segment_count}, {"bytes", use.bytes}, {"live_bytes", use.live_bytes}});
+    segments.push_back({{"kind", use.kind},
+                        {"segments", use.segment_count},
+                        {"bytes", use.bytes},
+                        {"live_bytes", use.live_bytes}});
   }
   object["segments"] = std::move(segments);
-  object["index"] = {{"parts", insides.index_pages},        {"depth", insides.index_global_depth},
-                     {"words", insides.index_words},        {"used", insides.index_used},
-                     {"fillers", insides.index_tombstones}, {"load", ratio(insides.index_used, insides.index_words)}};
+  object["index"] = {{"parts", insides.index_pages},
+                     {"depth", insides.index_global_depth},
+                     {"words", insides.index_words},
+                     {"used", insides.index_used},
+                     {"fillers", insides.index_tombstones},
+                     {"load", ratio(insides.index_used, insides.index_words)}};
   object["tree_height"] = insides.tree_height;
   object["reader_slots"] = insides.reader_slots;
   Json slots = Json::array();
@@ -76,42 +81,50 @@ void print(const std::string& path, const StateInspection& insides, Output& outp
     output.write_line(fmt::format("  {:<20}{}", name, value));
   };
   output.write_line("state " + escape(path));
-  row("made", fmt::format("{}{}", format_time(insides.created_us),
-                          insides.created_in_this_boot ? "" : "  (in another boot, or on another machine)"));
+  row("made",
+      fmt::format(
+          "{}{}", format_time(insides.created_us),
+          insides.created_in_this_boot ? "" : "  (in another boot, or on another machine)"));
   row("state id", format_hash(insides.info.state_id));
   row("log", escape(insides.info.log_name));
   row("log uuid", to_string(insides.info.log_uuid));
   row("applied id", std::to_string(insides.info.applied_id));
   row("chain", format_hash(insides.info.chain));
   row("digest", to_string(insides.info.digest));
-  row("items", fmt::format("{}  ({} of keys and values)", format_with_commas(insides.info.item_count),
-                           format_bytes(insides.info.item_bytes)));
+  row("items",
+      fmt::format("{}  ({} of keys and values)", format_with_commas(insides.info.item_count),
+                  format_bytes(insides.info.item_bytes)));
   row("writer", insides.writer_active ? "at work, or died at it" : "none");
   if (insides.info.superseded) row("superseded", "yes: another file took its place");
 
-  output.write_line("segments of " + format_bytes(insides.segment_bytes) + ", " + format_bytes(insides.file_bytes) +
-                    " in all");
+  output.write_line("segments of " + format_bytes(insides.segment_bytes) + ", " +
+                    format_bytes(insides.file_bytes) + " in all");
   for (const SegmentKindUsage& use : insides.segments_by_kind) {
     row(use.kind,
         fmt::format("{:>8}  {:>10}  {:>10} live  {:>3.0f}%", format_with_commas(use.segment_count),
-                    format_bytes(use.bytes), format_bytes(use.live_bytes), 100 * ratio(use.live_bytes, use.bytes)));
+                    format_bytes(use.bytes), format_bytes(use.live_bytes),
+                    100 * ratio(use.live_bytes, use.bytes)));
   }
   row("reclaim generation", std::to_string(insides.reclaim_generation));
   row("reclaim horizon", std::to_string(insides.reclaim_horizon));
 
   output.write_line("point index");
-  row("parts", fmt::format("{}  (depth {})", format_with_commas(insides.index_pages), insides.index_global_depth));
-  row("load", fmt::format("{:.0f}%  ({} of {} words, {} fillers)", 100 * ratio(insides.index_used, insides.index_words),
-                          format_with_commas(insides.index_used), format_with_commas(insides.index_words),
-                          format_with_commas(insides.index_tombstones)));
+  row("parts", fmt::format("{}  (depth {})", format_with_commas(insides.index_pages),
+                           insides.index_global_depth));
+  row("load",
+      fmt::format("{:.0f}%  ({} of {} words, {} fillers)",
+                  100 * ratio(insides.index_used, insides.index_words),
+                  format_with_commas(insides.index_used), format_with_commas(insides.index_words),
+                  format_with_commas(insides.index_tombstones)));
   output.write_line("key index");
   row("height", std::to_string(insides.tree_height));
 
-  output.write_line(fmt::format("reader slots: {} of {} taken", insides.slots_taken.size(), insides.reader_slots));
+  output.write_line(fmt::format("reader slots: {} of {} taken", insides.slots_taken.size(),
+                                insides.reader_slots));
   for (const ReaderSlotInfo& slot : insides.slots_taken) {
     row(fmt::format("slot {}", slot.slot),
-        fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id, escape(slot.process_name),
-                    slot.alive ? "" : "  (dead: will be swept)"));
+        fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id,
+                    escape(slot.process_name), slot.alive ? "" : "  (dead: will be swept)"));
   }
   output.write_line(fmt::format("processes: {}", insides.processes.size()));
   for (const ReaderSlotInfo& process : insides.processes) {
@@ -123,8 +136,8 @@ void print(const std::string& path, const StateInspection& insides, Output& outp
 
 ExitCode inspect(const InspectArguments& arguments, Output& output) {
   // A file that is named is looked at by itself, whatever log the environment names.
-  const StateSource source =
-      arguments.file.empty() ? StateSource(arguments.target) : StateSource(arguments.file, arguments.target);
+  const StateSource source = arguments.file.empty() ? StateSource(arguments.target)
+                                                    : StateSource(arguments.file, arguments.target);
   const State& state = source.state();
   const StateInspection insides = state.inspect();
   if (arguments.json) {

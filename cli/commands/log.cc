@@ -27,7 +27,9 @@ struct LogArguments {
 // Keys on the line of an update, unless all are asked for.
 constexpr std::size_t keys_shown_max = 5;
 
-const char* change_kind_name(const Change& change) { return change.kind == Change::Kind::set ? "set" : "erase"; }
+const char* change_kind_name(const Change& change) {
+  return change.kind == Change::Kind::set ? "set" : "erase";
+}
 
 Json as_json(const Update& update, std::size_t bytes, bool values) {
   Json object;
@@ -55,12 +57,14 @@ Json as_json(const Update& update, std::size_t bytes, bool values) {
 
 void print(const Update& update, const LogArguments& arguments, Output& output) {
   const std::size_t change_count = update.changes.size();
-  std::string line = fmt::format("{:>8}  {}  {}  {} change{}", update.id, format_time(update.authorship.time_us),
-                                 escape(update.authorship.writer_name), change_count, change_count == 1 ? "" : "s");
+  std::string line = fmt::format(
+      "{:>8}  {}  {}  {} change{}", update.id, format_time(update.authorship.time_us),
+      escape(update.authorship.writer_name), change_count, change_count == 1 ? "" : "s");
   if (update.erases_all) line += ", erases everything before";
   if (!update.authorship.note.empty()) line += "  \"" + escape(update.authorship.note) + '"';
   if (!arguments.values) {
-    const std::size_t shown = arguments.all_keys ? change_count : std::min(change_count, keys_shown_max);
+    const std::size_t shown =
+        arguments.all_keys ? change_count : std::min(change_count, keys_shown_max);
     for (std::size_t i = 0; i < shown; ++i) {
       line += fmt::format("{} {} {}", i == 0 ? " " : ",", change_kind_name(update.changes[i]),
                           escape(update.changes[i].key));
@@ -71,12 +75,14 @@ void print(const Update& update, const LogArguments& arguments, Output& output) 
   if (!arguments.values) return;
   for (const Change& change : update.changes) {
     const bool set = change.kind == Change::Kind::set;
-    output.write_line(fmt::format("          {} {}{}{}", change_kind_name(change), escape(change.key), set ? "\t" : "",
+    output.write_line(fmt::format("          {} {}{}{}", change_kind_name(change),
+                                  escape(change.key), set ? "\t" : "",
                                   set ? escape(change.value) : ""));
   }
 }
 
-// Prints what is there and counts what is not. Damage does not end it: what comes after may be what somebody looks for.
+// Prints what is there and counts what is not. Damage does not end it: what comes after may be what
+// somebody looks for.
 class UpdatePrinter {
  public:
   UpdatePrinter(Log& log, const LogArguments& arguments, Output& output)
@@ -120,7 +126,8 @@ class UpdatePrinter {
 
   void report_missing_before(UpdateId id) {
     if (next_id_ >= id) return;
-    report_damage(fmt::format("updates are missing in the log: first={} last={}", next_id_, id - 1));
+    report_damage(
+        fmt::format("updates are missing in the log: first={} last={}", next_id_, id - 1));
     next_id_ = id;
   }
 
@@ -155,9 +162,11 @@ ExitCode log(const LogArguments& arguments, Output& output) {
   const auto log = open_log(arguments.target);
   const Extent extent = log->extent();
   UpdateId first = std::max(arguments.from, extent.base + 1);
-  if (arguments.last) first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
+  if (arguments.last)
+    first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
   if (extent.base > 0 && arguments.from <= extent.base && !arguments.last) {
-    print_message(fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
+    print_message(
+        fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
   }
   UpdatePrinter listing(*log, arguments, output);
   listing.print_all(first, std::min(arguments.to, extent.head));
@@ -172,8 +181,10 @@ CommandAction prepare(CLI::App& parser) {
   parser.add_option("--from", arguments->from, "first update")->type_name("ID");
   parser.add_option("--to", arguments->to, "last update")->type_name("ID");
   parser.add_option("--last", arguments->last, "only the last N updates")->type_name("N");
-  parser.add_flag("--values", arguments->values, "each change on a line of its own, with its value");
-  parser.add_flag("--all-keys", arguments->all_keys, "all keys on the line, not just the first five");
+  parser.add_flag("--values", arguments->values,
+                  "each change on a line of its own, with its value");
+  parser.add_flag("--all-keys", arguments->all_keys,
+                  "all keys on the line, not just the first five");
   add_json_option(parser, arguments->json);
   add_log_options(parser, arguments->target);
   return [arguments](Output& output) { return log(*arguments, output); };

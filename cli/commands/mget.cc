@@ -25,7 +25,8 @@ ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& ou
   KeyList keys(arguments.keys, keys_of(parser));
   const StateSource source(arguments.target, arguments.freshness);
   const View view = source.view();
-  const ItemPrinter printer(output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated));
+  const ItemPrinter printer(
+      output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated));
   std::uint64_t key_count = 0;
   std::uint64_t missing_count = 0;
   keys.visit_batches(batch_keys, [&](std::span<const std::string_view> batch) {

@@ -26,7 +26,8 @@ CommandAction prepare_range_command(CLI::App& parser, const char* null_help, Pri
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments, print](Output& output) {
-    const ItemPrinter printer(output, ItemPrinter::select_format(arguments->json, arguments->null_separated));
+    const ItemPrinter printer(
+        output, ItemPrinter::select_format(arguments->json, arguments->null_separated));
     const StateSource source(arguments->target, arguments->freshness);
     print(source.view(), arguments->range, printer);
     return ExitCode::done;

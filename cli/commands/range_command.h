@@ -7,7 +7,8 @@
 
 namespace whycache::cli {
 
-using PrintRange = void (*)(const View& view, const RangeOptions& range, const ItemPrinter& printer);
+using PrintRange = void (*)(const View& view, const RangeOptions& range,
+                            const ItemPrinter& printer);
 
 // Adds the options, of which `null_help` says what --null makes of what is printed.
 CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print);

@@ -23,21 +23,24 @@ struct RewriteArguments {
 
   bool keeps(std::string_view key) const {
     return keep_prefixes.empty() ||
-           std::ranges::any_of(keep_prefixes, [&](const std::string& prefix) { return key.starts_with(prefix); });
+           std::ranges::any_of(keep_prefixes,
+                               [&](const std::string& prefix) { return key.starts_with(prefix); });
   }
 };
 
 UpdateId resolve_limit(const RewriteArguments& arguments, const Extent& extent) {
   if (arguments.keep_last && arguments.limit != 0) {
-    throw Failure(ExitCode::usage, "--limit and --keep-last exclude each other", "choose one of them");
+    throw Failure(ExitCode::usage, "--limit and --keep-last exclude each other",
+                  "choose one of them");
   }
-  if (arguments.keep_last) return std::max(extent.base, extent.head - std::min(extent.head, *arguments.keep_last));
+  if (arguments.keep_last)
+    return std::max(extent.base, extent.head - std::min(extent.head, *arguments.keep_last));
   return arguments.limit == 0 ? extent.head : arguments.limit;
 }
 
 // What the rewrite will take away, in words.
-std::string describe_losses(const RewriteArguments& arguments, const Cache& cache, const Extent& extent,
-                            UpdateId limit) {
+std::string describe_losses(const RewriteArguments& arguments, const Cache& cache,
+                            const Extent& extent, UpdateId limit) {
   std::string text = fmt::format(
       "updates {}..{} will be replaced by the items as of {}: when, by whom, and what the values "
       "were before will be gone; a machine that has not applied {} will rebuild its state",
@@ -46,8 +49,8 @@ std::string describe_losses(const RewriteArguments& arguments, const Cache& cach
   std::uint64_t erased_count = 0;
   const View view = cache.view();
   for (const std::string_view key : view.keys()) erased_count += arguments.keeps(key) ? 0 : 1;
-  return text + fmt::format("; and {} of {} keys will be erased everywhere", format_with_commas(erased_count),
-                            format_with_commas(view.size()));
+  return text + fmt::format("; and {} of {} keys will be erased everywhere",
+                            format_with_commas(erased_count), format_with_commas(view.size()));
 }
 
 ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
@@ -56,21 +59,24 @@ ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
   const UpdateId limit = resolve_limit(arguments, extent);
   const auto conflict = [&](UpdateId base) {
     return Failure(ExitCode::conflict,
-                   fmt::format("history was rewritten further than asked already: limit={} base={}", limit, base),
+                   fmt::format("history was rewritten further than asked already: limit={} base={}",
+                               limit, base),
                    "nothing needs doing; `whycache log` shows what is left");
   };
   if (limit > extent.head) {
-    throw Failure(ExitCode::usage,
-                  fmt::format("--limit is beyond the head of the log: limit={} head={}", limit, extent.head),
-                  "leave it out to rewrite everything there is");
+    throw Failure(
+        ExitCode::usage,
+        fmt::format("--limit is beyond the head of the log: limit={} head={}", limit, extent.head),
+        "leave it out to rewrite everything there is");
   }
   if (limit < extent.base) throw conflict(extent.base);
   const bool loses_something = limit > extent.base || !arguments.keep_prefixes.empty();
   if (loses_something && !arguments.yes)
-    throw Failure(ExitCode::refused, describe_losses(arguments, *cache, extent, limit), "add --yes to do it");
+    throw Failure(ExitCode::refused, describe_losses(arguments, *cache, extent, limit),
+                  "add --yes to do it");
   RewriteOptions options;
-  // The erasing updates come at the end: they would be left behind by a limit from before. And without --yes nothing
-  // goes that came meanwhile.
+  // The erasing updates come at the end: they would be left behind by a limit from before. And
+  // without --yes nothing goes that came meanwhile.
   options.limit = arguments.limit == 0 && !arguments.keep_last && loses_something ? 0 : limit;
   if (!arguments.keep_prefixes.empty()) {
     options.keep = [&](std::string_view key, std::string_view) { return arguments.keeps(key); };
@@ -87,8 +93,10 @@ ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
 
 CommandAction prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<RewriteArguments>();
-  parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")->type_name("ID");
-  parser.add_option("--keep-last", arguments->keep_last, "leave the last N updates as they are")->type_name("N");
+  parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")
+      ->type_name("ID");
+  parser.add_option("--keep-last", arguments->keep_last, "leave the last N updates as they are")
+      ->type_name("N");
   parser
       .add_option("--keep-prefix", arguments->keep_prefixes,
                   "erase all keys but those that begin with this; may be repeated")

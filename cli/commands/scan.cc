@@ -15,7 +15,8 @@ void print_items(const View& view, const RangeOptions& range, const ItemPrinter&
 }
 
 CommandAction prepare(CLI::App& parser) {
-  return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped", print_items);
+  return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped",
+                               print_items);
 }
 
 }  // namespace

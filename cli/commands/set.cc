@@ -21,7 +21,8 @@ struct SetArguments {
 
 std::string read_value(const SetArguments& arguments) {
   if (arguments.value.has_value() == arguments.file.has_value()) {
-    throw Failure(ExitCode::usage, arguments.file ? "the value is given twice" : "there is no value",
+    throw Failure(ExitCode::usage,
+                  arguments.file ? "the value is given twice" : "there is no value",
                   "give VALUE, - for standard input, or --file PATH");
   }
   if (arguments.file) return Input(*arguments.file).read_rest(value_bytes_max);
@@ -44,9 +45,12 @@ ExitCode set(const SetArguments& arguments, Output& output) {
 CommandAction prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<SetArguments>();
   parser.add_option("KEY", arguments->key, "1 to 1024 bytes")->type_name("")->required();
-  parser.add_option("VALUE", arguments->value, "the value, byte for byte; - reads standard input to its end")
+  parser
+      .add_option("VALUE", arguments->value,
+                  "the value, byte for byte; - reads standard input to its end")
       ->type_name("");
-  parser.add_option("--file", arguments->file, "the value is what this file holds")->type_name("PATH");
+  parser.add_option("--file", arguments->file, "the value is what this file holds")
+      ->type_name("PATH");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);
   add_update_bytes_max_option(parser, arguments->target);

@@ -55,7 +55,8 @@ struct MachineStatus {
     head = log.extent ? log.extent->head : state.known_head();
   }
 
-  // Another log's state, or one of a log that has lost its tail, counts as damaged; the next update() rebuilds it.
+  // Another log's state, or one of a log that has lost its tail, counts as damaged; the next
+  // update() rebuilds it.
   bool is_of_same_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
   bool is_ahead_of_log() const { return log.extent && info.applied_id > log.extent->head; }
   std::uint64_t lag() const { return head > info.applied_id ? head - info.applied_id : 0; }
@@ -94,20 +95,24 @@ void print(const MachineStatus& status, Output& output) {
   const auto row = [&](std::string_view name, const std::string& value) {
     output.write_line(fmt::format("{:<12}{}", name, value));
   };
-  const std::string staleness =
-      status.staleness ? format_duration(*status.staleness) : "the log was not asked since this machine was started";
+  const std::string staleness = status.staleness
+                                    ? format_duration(*status.staleness)
+                                    : "the log was not asked since this machine was started";
   row("applied id", std::to_string(status.info.applied_id));
-  row("head", fmt::format("{}{}", status.head, status.log.extent ? "" : "  (when the log was last asked)"));
+  row("head",
+      fmt::format("{}{}", status.head, status.log.extent ? "" : "  (when the log was last asked)"));
   row("lag", fmt::format("{} update{}", status.lag(), status.lag() == 1 ? "" : "s"));
   row("staleness", staleness);
-  row("items", fmt::format("{}  ({} of keys and values)", format_with_commas(status.info.item_count),
-                           format_bytes(status.info.item_bytes)));
+  row("items",
+      fmt::format("{}  ({} of keys and values)", format_with_commas(status.info.item_count),
+                  format_bytes(status.info.item_bytes)));
   row("digest", to_string(status.info.digest));
   row("chain", format_hash(status.info.chain));
   row("log", escape(status.info.log_name));
   row("log uuid", to_string(status.info.log_uuid));
   if (status.log.extent) {
-    row("base", status.log.extent->base == 0 ? "0  (never rewritten)" : std::to_string(status.log.extent->base));
+    row("base", status.log.extent->base == 0 ? "0  (never rewritten)"
+                                             : std::to_string(status.log.extent->base));
   } else if (!status.log.error.empty()) {
     row("log answers", "no: " + escape(status.log.error));
   }
@@ -125,18 +130,21 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
   output.flush();
   if (!status.is_of_same_log()) {
     throw Failure(ExitCode::corrupt,
-                  fmt::format("the state is of another log: state_uuid={} log_uuid={}", to_string(status.info.log_uuid),
-                              to_string(status.log.extent->uuid)),
+                  fmt::format("the state is of another log: state_uuid={} log_uuid={}",
+                              to_string(status.info.log_uuid), to_string(status.log.extent->uuid)),
                   "check --log and --state; `whycache update` builds a new state from this log");
   }
   if (status.is_ahead_of_log()) {
-    throw Failure(ExitCode::corrupt,
-                  fmt::format("the log has lost updates this machine has applied: applied_id={} head={}",
-                              status.info.applied_id, status.head),
-                  "it was restored from an older copy, or is another one: mend it, or let `whycache update` build a "
-                  "new state from it");
+    throw Failure(
+        ExitCode::corrupt,
+        fmt::format("the log has lost updates this machine has applied: applied_id={} head={}",
+                    status.info.applied_id, status.head),
+        "it was restored from an older copy, or is another one: mend it, or let `whycache update` "
+        "build a "
+        "new state from it");
   }
-  if (arguments.staleness_max && (!status.staleness || *status.staleness > *arguments.staleness_max)) {
+  if (arguments.staleness_max &&
+      (!status.staleness || *status.staleness > *arguments.staleness_max)) {
     throw Failure(ExitCode::stale,
                   fmt::format("staler than asked: staleness={} staleness_max={}",
                               status.staleness ? format_duration(*status.staleness) : "unknown",
@@ -145,7 +153,8 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
   }
   if (arguments.lag_max && status.lag() > *arguments.lag_max) {
     throw Failure(ExitCode::stale,
-                  fmt::format("further behind than asked: lag={} lag_max={}", status.lag(), *arguments.lag_max),
+                  fmt::format("further behind than asked: lag={} lag_max={}", status.lag(),
+                              *arguments.lag_max),
                   "`whycache update` catches up; `whycache follow` goes on doing so");
   }
   return ExitCode::done;
@@ -155,7 +164,9 @@ CommandAction prepare(CLI::App& parser) {
   const auto arguments = std::make_shared<StatusArguments>();
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
                       "exit 4 if the log was last asked longer ago");
-  parser.add_option("--lag-max", arguments->lag_max, "exit 4 if more updates than this are not applied")
+  parser
+      .add_option("--lag-max", arguments->lag_max,
+                  "exit 4 if more updates than this are not applied")
       ->type_name("N");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);

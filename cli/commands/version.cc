@@ -46,11 +46,13 @@ Json library_versions() {
   versions["libmariadb"] = ::mysql_get_client_info();
 #endif
   versions["zstd"] = ::ZSTD_versionString();
-  versions["xxhash"] = fmt::format("{}.{}.{}", XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
-  versions["fmt"] = fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
+  versions["xxhash"] =
+      fmt::format("{}.{}.{}", XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
+  versions["fmt"] =
+      fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
   versions["cli11"] = CLI11_VERSION;
-  versions["nlohmann_json"] =
-      fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH);
+  versions["nlohmann_json"] = fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR,
+                                          NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH);
   return versions;
 }
 
@@ -66,11 +68,13 @@ ExitCode version(const VersionArguments& arguments, Output& output) {
     return ExitCode::done;
   }
   output.write_line(std::string("whycache ") + WHYCACHE_VERSION);
-  output.write_line(fmt::format("formats    update {}, state {}", format_version, state_format_major));
+  output.write_line(
+      fmt::format("formats    update {}, state {}", format_version, state_format_major));
   output.write_line(fmt::format("logs       {}", fmt::join(log_schemes(), ", ")));
   const Json versions = library_versions();
   std::vector<std::string> names;
-  for (const auto& [name, number] : versions.items()) names.push_back(name + " " + number.get<std::string>());
+  for (const auto& [name, number] : versions.items())
+    names.push_back(name + " " + number.get<std::string>());
   output.write_line(fmt::format("libraries  {}", fmt::join(names, ", ")));
   output.write_line(std::string("compiler   ") + __VERSION__);
   return ExitCode::done;

@@ -1,5 +1,5 @@
-// The cache: reads at memory speed from a state all processes of this machine share, writes that are
-// guaranteed by a log all machines share.
+// The cache: reads at memory speed from a state all processes of this machine share, writes that
+// are guaranteed by a log all machines share.
 //
 //   whycache::Cache cache("sqlite:///var/lib/flags.db", {.name = "flags"});
 //   cache.set("checkout.enabled", "yes");                // durable, applied here; returns the update id
@@ -46,63 +46,72 @@ struct Event {
   std::string message;
 };
 
-// What an application forbids itself, checked before anything is written: a slip should not empty the cache of every
-// machine. Erased keys are counted by this machine's state at the time. Off unless set.
+// What an application forbids itself, checked before anything is written: a slip should not empty
+// the cache of every machine. Erased keys are counted by this machine's state at the time. Off
+// unless set.
 struct Guards {
-  // The most keys, and the largest share of all keys (0 to 1), that one call or one `keep` rewrite may erase.
+  // The most keys, and the largest share of all keys (0 to 1), that one call or one `keep` rewrite
+  // may erase.
   std::optional<std::uint64_t> erased_keys_max{};
   std::optional<double> erased_share_max{};
-  // Says why a change must not be written; nullopt: it may. Called by any thread that writes, before the log is asked;
-  // must not call back into the cache.
+  // Says why a change must not be written; nullopt: it may. Called by any thread that writes,
+  // before the log is asked; must not call back into the cache.
   std::function<std::optional<std::string>(const Change&)> validate{};
 };
 
 struct Options {
-  // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and not first a dot. Default: made from the
-  // log's name, different for every log.
+  // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and not first a dot.
+  // Default: made from the log's name, different for every log.
   std::string name = {};
-  // The state file itself, or a folder for it (with a trailing '/'); the folder has to be there. Default:
-  // $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for root, else
-  // $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state; these folders are made, mode 0700.
-  // /dev/shm/... keeps it off the disk. The state of a `memory:` log, which ends with its process, is by default a
-  // file of its own that goes when the cache is closed.
+  // The state file itself, or a folder for it (with a trailing '/'); the folder has to be there.
+  // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for
+  // root, else $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state; these
+  // folders are made, mode 0700. /dev/shm/... keeps it off the disk. The state of a `memory:` log,
+  // which ends with its process, is by default a file of its own that goes when the cache is
+  // closed.
   std::string state_path = {};
-  // Permission bits of the state file and its lock file. Others may read it exactly if this says so.
+  // Permission bits of the state file and its lock file. Others may read it exactly if this says
+  // so.
   std::uint32_t state_mode = 0600;
   // Refuse to grow the state beyond this. Reserves address space, not memory.
   std::uint64_t state_bytes_max = std::uint64_t{64} << 30;
-  // Accept a state on a file system that is not known to share memory between processes (NFS, FUSE ...).
+  // Accept a state on a file system that is not known to share memory between processes (NFS, FUSE
+  // ...).
   bool any_file_system = false;
   // How many views all processes of this machine may hold at once; fixed when the state is made.
   std::uint32_t reader_slots = 1024;
 
-  // Longest encoded update, 4 KiB to 64 MiB. set_multi beyond it becomes several updates, in order, each atomic;
-  // with split_updates off it is refused instead.
+  // Longest encoded update, 4 KiB to 64 MiB. set_multi beyond it becomes several updates, in order,
+  // each atomic; with split_updates off it is refused instead.
   std::uint32_t update_bytes_max = 1U << 20;
   bool split_updates = true;
 
-  // How long one update of a write, or an update() may take before it gives up, waiting included. Building a state
-  // and rewriting history take as long as they take: there it is how long the log may stay silent. A log that is named
-  // by a URL waits no longer than this for a lock or an answer, but for one given with a call: that is looked at
-  // between the log's own waits (docs/logs.md, deadline_ms).
+  // How long one update of a write, or an update() may take before it gives up, waiting included.
+  // Building a state and rewriting history take as long as they take: there it is how long the log
+  // may stay silent. A log that is named by a URL waits no longer than this for a lock or an
+  // answer, but for one given with a call: that is looked at between the log's own waits
+  // (docs/logs.md, deadline_ms).
   std::chrono::milliseconds deadline{10'000};
 
-  // What set_async() and the like may keep in memory until it is written; beyond it they throw Error limit.
+  // What set_async() and the like may keep in memory until it is written; beyond it they throw
+  // Error limit.
   std::size_t queue_bytes_max = std::size_t{64} << 20;
   Guards guards{};
-  // Stored with every update for people to read, at most 255 bytes. Default: host name and process id.
+  // Stored with every update for people to read, at most 255 bytes. Default: host name and process
+  // id.
   std::string writer_name = {};
 
-  // Called on the thread that noticed, never concurrently with itself. Must return soon, as others may wait for what
-  // this thread is doing, and must not call back into the cache. What it throws is dropped: a write that is in the log
-  // does not fail because nobody could be told of it.
+  // Called on the thread that noticed, never concurrently with itself. Must return soon, as others
+  // may wait for what this thread is doing, and must not call back into the cache. What it throws
+  // is dropped: a write that is in the log does not fail because nobody could be told of it.
   std::function<void(const Event&)> on_event = {};
 };
 
 struct UpdateOptions {
-  // Do nothing if some process of this machine asked the log at most this long ago: that costs nanoseconds. Else apply
-  // all that the log had that long ago, or more. 0: all that it has when this is called. Without a bound a log that has
-  // memcached in front of it answers from there, as of a few seconds ago at most (docs/logs.md); other logs are asked.
+  // Do nothing if some process of this machine asked the log at most this long ago: that costs
+  // nanoseconds. Else apply all that the log had that long ago, or more. 0: all that it has when
+  // this is called. Without a bound a log that has memcached in front of it answers from there, as
+  // of a few seconds ago at most (docs/logs.md); other logs are asked.
   std::optional<std::chrono::nanoseconds> staleness_max = {};
   // Ask until at least this id is applied, or the deadline has passed (Error unavailable).
   UpdateId at_least = 0;
@@ -129,7 +138,8 @@ struct TransactOptions {
 struct FreshOptions {
   // How old the data may be, as in UpdateOptions.
   std::chrono::nanoseconds staleness_max{0};
-  // When the log does not answer in time: throw Error unavailable, or give what there is and say that it is stale.
+  // When the log does not answer in time: throw Error unavailable, or give what there is and say
+  // that it is stale.
   bool serve_stale = false;
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
@@ -145,10 +155,12 @@ struct FreshValue {
 };
 
 struct RewriteOptions {
-  // Updates up to and including this id are replaced by the entries as of it. 0: the head at the time.
+  // Updates up to and including this id are replaced by the entries as of it. 0: the head at the
+  // time.
   UpdateId limit = 0;
-  // Keys it refuses are first erased by a real update, so that all machines stay equal. Asked again for a key that
-  // somebody set meanwhile; so nothing newer than what it saw is erased. Must not call back into the cache.
+  // Keys it refuses are first erased by a real update, so that all machines stay equal. Asked again
+  // for a key that somebody set meanwhile; so nothing newer than what it saw is erased. Must not
+  // call back into the cache.
   std::function<bool(std::string_view key, std::string_view value)> keep = {};
 };
 
@@ -171,12 +183,13 @@ namespace detail {
 
 // A range of strings that is not one of std::string_view already.
 template <typename T>
-concept Strings =
-    std::ranges::input_range<const T> && !std::convertible_to<const T&, std::span<const std::string_view>> &&
-    std::convertible_to<std::ranges::range_reference_t<const T>, std::string_view> &&
-    std::is_lvalue_reference_v<std::ranges::range_reference_t<const T>>;
+concept Strings = std::ranges::input_range<const T> &&
+                  !std::convertible_to<const T&, std::span<const std::string_view>> &&
+                  std::convertible_to<std::ranges::range_reference_t<const T>, std::string_view> &&
+                  std::is_lvalue_reference_v<std::ranges::range_reference_t<const T>>;
 template <typename T>
-concept PairsOfStrings = std::ranges::input_range<const T> && requires(std::ranges::range_reference_t<const T> pair) {
+concept PairsOfStrings = std::ranges::input_range<const T> &&
+    requires(std::ranges::range_reference_t<const T> pair) {
   { pair.first } -> std::convertible_to<std::string_view>;
   { pair.second } -> std::convertible_to<std::string_view>;
   requires std::is_lvalue_reference_v<decltype((pair))>;
@@ -189,28 +202,30 @@ std::vector<std::string_view> string_views(const Keys& keys) {
 
 }  // namespace detail
 
-// Safe from any number of threads. Several objects on one state in one process are fine. In a forked child
-// every method works; views taken before the fork do not.
+// Safe from any number of threads. Several objects on one state in one process are fine. In a
+// forked child every method works; views taken before the fork do not.
 class WHYCACHE_API Cache {
  public:
-  // Opens the log and this machine's state, making and filling the state if it is not there. With a usable
-  // state, opening succeeds although the log is away. Throws Error of every kind.
+  // Opens the log and this machine's state, making and filling the state if it is not there. With a
+  // usable state, opening succeeds although the log is away. Throws Error of every kind.
   explicit Cache(std::string_view log_url, Options options = {});
   explicit Cache(std::unique_ptr<Log> log, Options options = {});
   ~Cache();
   Cache(Cache&&) noexcept;
   Cache& operator=(Cache&&) noexcept;
 
-  // Reads. They see one whole update or none of it, never go backwards, and make no system call. They throw
-  // Error corrupt if the state is damaged (the next update() then builds a new one), invalid if it was closed.
+  // Reads. They see one whole update or none of it, never go backwards, and make no system call.
+  // They throw Error corrupt if the state is damaged (the next update() then builds a new one),
+  // invalid if it was closed.
   std::optional<std::string> get(std::string_view key) const;
-  // Into a string you keep, which spares the allocation. False: not there; `value` holds nothing in particular then.
-  // `key` must not lie in `value`.
+  // Into a string you keep, which spares the allocation. False: not there; `value` holds nothing in
+  // particular then. `key` must not lie in `value`.
   bool get(std::string_view key, std::string& value) const;
   bool contains(std::string_view key) const;
   // All as of one update id, in the order of `keys`.
   std::vector<std::optional<std::string>> get_multi(std::span<const std::string_view> keys) const;
-  std::vector<std::optional<std::string>> get_multi(std::initializer_list<std::string_view> keys) const {
+  std::vector<std::optional<std::string>> get_multi(
+      std::initializer_list<std::string_view> keys) const {
     return get_multi(std::span(keys.begin(), keys.size()));
   }
   template <detail::Strings Keys>
@@ -222,17 +237,19 @@ class WHYCACHE_API Cache {
   // Number of keys.
   std::size_t size() const;
 
-  // Held still at one update id, zero-copy, in key order. Throws Error limit when all reader slots are taken.
+  // Held still at one update id, zero-copy, in key order. Throws Error limit when all reader slots
+  // are taken.
   View view() const;
   Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
   Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
   Items items(KeyRange range = {}) const { return view().items(std::move(range)); }
 
-  // Writes. When one returns an id, the update is durable in the log and visible to every process of this
-  // machine; every other machine will apply it. Of several changes to one key the last one counts. An empty
-  // batch appends nothing and returns the applied id. Errors: invalid and limit before anything is written;
-  // unavailable: nothing was written; uncertain: the message says what is known, update() and get() find out the rest.
-  // Concurrent writes of one process share an append.
+  // Writes. When one returns an id, the update is durable in the log and visible to every process
+  // of this machine; every other machine will apply it. Of several changes to one key the last one
+  // counts. An empty batch appends nothing and returns the applied id. Errors: invalid and limit
+  // before anything is written; unavailable: nothing was written; uncertain: the message says what
+  // is known, update() and get() find out the rest. Concurrent writes of one process share an
+  // append.
   UpdateId set(std::string_view key, std::string_view value, const WriteOptions& options = {});
   UpdateId set_multi(std::span<const Item> items, const WriteOptions& options = {});
   UpdateId set_multi(std::initializer_list<Item> items, const WriteOptions& options = {}) {
@@ -247,17 +264,19 @@ class WHYCACHE_API Cache {
   }
   UpdateId erase(std::string_view key, const WriteOptions& options = {});
   UpdateId erase_multi(std::span<const std::string_view> keys, const WriteOptions& options = {});
-  UpdateId erase_multi(std::initializer_list<std::string_view> keys, const WriteOptions& options = {}) {
+  UpdateId erase_multi(std::initializer_list<std::string_view> keys,
+                       const WriteOptions& options = {}) {
     return erase_multi(std::span(keys.begin(), keys.size()), options);
   }
   template <detail::Strings Keys>
   UpdateId erase_multi(const Keys& keys, const WriteOptions& options = {}) {
     return erase_multi(std::span<const std::string_view>(detail::string_views(keys)), options);
   }
-  // Sets all that `next` hands out until it has no more, in as many updates as that takes, in order, each atomic, with
-  // memory for two of them however many they are. An item has to stay where it is until the next call. Returns the id
-  // of the last update; the deadline is that of each. After an error the updates before it stay: the message says how
-  // many items those had. What `next` throws passes unchanged, and what it handed out since the last update is not
+  // Sets all that `next` hands out until it has no more, in as many updates as that takes, in
+  // order, each atomic, with memory for two of them however many they are. An item has to stay
+  // where it is until the next call. Returns the id of the last update; the deadline is that of
+  // each. After an error the updates before it stay: the message says how many items those had.
+  // What `next` throws passes unchanged, and what it handed out since the last update is not
   // written.
   UpdateId fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options = {});
   // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
@@ -266,59 +285,73 @@ class WHYCACHE_API Cache {
     return write(std::span(changes.begin(), changes.size()), options);
   }
 
-  // The same, without waiting: the data is copied, and a thread of this cache writes it; the future has the id, or
-  // throws what the blocking form would. They are in the log in the order of the calls, and many of them share an
-  // append. Throw Error at once if the changes are at fault, or limit if too much is waiting
-  // (Options::queue_bytes_max). What has not been written when the cache is closed is not written any more (Error
-  // unavailable). In a forked child the parent's futures never end.
-  std::future<UpdateId> set_async(std::string_view key, std::string_view value, const WriteOptions& options = {});
-  std::future<UpdateId> set_multi_async(std::span<const Item> items, const WriteOptions& options = {});
-  std::future<UpdateId> set_multi_async(std::initializer_list<Item> items, const WriteOptions& options = {}) {
+  // The same, without waiting: the data is copied, and a thread of this cache writes it; the future
+  // has the id, or throws what the blocking form would. They are in the log in the order of the
+  // calls, and many of them share an append. Throw Error at once if the changes are at fault, or
+  // limit if too much is waiting (Options::queue_bytes_max). What has not been written when the
+  // cache is closed is not written any more (Error unavailable). In a forked child the parent's
+  // futures never end.
+  std::future<UpdateId> set_async(std::string_view key, std::string_view value,
+                                  const WriteOptions& options = {});
+  std::future<UpdateId> set_multi_async(std::span<const Item> items,
+                                        const WriteOptions& options = {});
+  std::future<UpdateId> set_multi_async(std::initializer_list<Item> items,
+                                        const WriteOptions& options = {}) {
     return set_multi_async(std::span(items.begin(), items.size()), options);
   }
   std::future<UpdateId> erase_async(std::string_view key, const WriteOptions& options = {});
-  std::future<UpdateId> erase_multi_async(std::span<const std::string_view> keys, const WriteOptions& options = {});
+  std::future<UpdateId> erase_multi_async(std::span<const std::string_view> keys,
+                                          const WriteOptions& options = {});
   std::future<UpdateId> erase_multi_async(std::initializer_list<std::string_view> keys,
                                           const WriteOptions& options = {}) {
     return erase_multi_async(std::span(keys.begin(), keys.size()), options);
   }
-  std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options = {});
-  std::future<UpdateId> write_async(std::initializer_list<Change> changes, const WriteOptions& options = {}) {
+  std::future<UpdateId> write_async(std::span<const Change> changes,
+                                    const WriteOptions& options = {});
+  std::future<UpdateId> write_async(std::initializer_list<Change> changes,
+                                    const WriteOptions& options = {}) {
     return write_async(std::span(changes.begin(), changes.size()), options);
   }
 
-  // Runs the function; what it writes through the transaction becomes one update, if nothing it read has changed
-  // meanwhile, on whichever machine; else it is run again. So it must do nothing that cannot be done twice, and must
-  // not write to a cache otherwise. Transactions are serializable. Returns the id of the update, or, if nothing was
-  // written, the id at which it read: that is this machine's, and may be old. What the function throws comes out, and
-  // nothing is written. Throws Error: conflict when the attempts or the deadline are used up; and as set() does.
-  UpdateId transact(const std::function<void(Transaction&)>& function, const TransactOptions& options = {});
+  // Runs the function; what it writes through the transaction becomes one update, if nothing it
+  // read has changed meanwhile, on whichever machine; else it is run again. So it must do nothing
+  // that cannot be done twice, and must not write to a cache otherwise. Transactions are
+  // serializable. Returns the id of the update, or, if nothing was written, the id at which it
+  // read: that is this machine's, and may be old. What the function throws comes out, and nothing
+  // is written. Throws Error: conflict when the attempts or the deadline are used up; and as set()
+  // does.
+  UpdateId transact(const std::function<void(Transaction&)>& function,
+                    const TransactOptions& options = {});
 
-  // Writes if the key has the expected value (nullopt: is absent); nullopt: it has not, by what the log held during the
-  // call.
-  std::optional<UpdateId> set_if(std::string_view key, std::optional<std::string_view> expected, std::string_view value,
-                                 const WriteOptions& options = {});
-  std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected, const WriteOptions& options = {});
-  // Adds to an integer written in decimal digits; an absent key counts as 0. Returns the sum. Throws Error: invalid if
-  // the value is no integer, limit if the sum has more than 64 bits; and as set() does.
+  // Writes if the key has the expected value (nullopt: is absent); nullopt: it has not, by what the
+  // log held during the call.
+  std::optional<UpdateId> set_if(std::string_view key, std::optional<std::string_view> expected,
+                                 std::string_view value, const WriteOptions& options = {});
+  std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected,
+                                   const WriteOptions& options = {});
+  // Adds to an integer written in decimal digits; an absent key counts as 0. Returns the sum.
+  // Throws Error: invalid if the value is no integer, limit if the sum has more than 64 bits; and
+  // as set() does.
   std::int64_t add(std::string_view key, std::int64_t delta, const WriteOptions& options = {});
 
-  // Applies what the log has beyond the applied id; returns the applied id. Concurrent calls of all processes
-  // of this machine become one. Throws Error: unavailable, corrupt (an update cannot be believed: the machine stays
-  // at the id before it, loudly), limit (it does not fit into the state).
+  // Applies what the log has beyond the applied id; returns the applied id. Concurrent calls of all
+  // processes of this machine become one. Throws Error: unavailable, corrupt (an update cannot be
+  // believed: the machine stays at the id before it, loudly), limit (it does not fit into the
+  // state).
   UpdateId update(const UpdateOptions& options = {});
 
-  // Puts the entries as of an id in place of the updates up to it. Returns the base. Throws Error: unavailable (the log
-  // does not answer, or it was restored or failed over meanwhile; the history is as it was), uncertain (it may have
-  // been rewritten; or what `keep` refuses is erased, and the rest was not done); as set() does.
+  // Puts the entries as of an id in place of the updates up to it. Returns the base. Throws Error:
+  // unavailable (the log does not answer, or it was restored or failed over meanwhile; the history
+  // is as it was), uncertain (it may have been rewritten; or what `keep` refuses is erased, and the
+  // rest was not done); as set() does.
   UpdateId rewrite_history(const RewriteOptions& options = {});
-  // Empties the dataset on every machine: one update that erases everything, then a rewrite. Throws Error uncertain if
-  // the first of these was done and the second was not, or may not have been.
+  // Empties the dataset on every machine: one update that erases everything, then a rewrite. Throws
+  // Error uncertain if the first of these was done and the second was not, or may not have been.
   UpdateId delete_all_history();
 
   UpdateId applied_id() const;
-  // How long ago the log was last asked by a process of this machine (CLOCK_BOOTTIME). nanoseconds::max(): not since
-  // the machine was started.
+  // How long ago the log was last asked by a process of this machine (CLOCK_BOOTTIME).
+  // nanoseconds::max(): not since the machine was started.
   std::chrono::nanoseconds staleness() const;
   Digest digest() const;
   // False once the state was closed or deleted through this object.
@@ -327,13 +360,14 @@ class WHYCACHE_API Cache {
   std::string state_path() const;
   Counters counters() const;
 
-  // Brings the state to the disk and lets go of it; afterwards the file may be copied to another machine and
-  // opened there. Other processes may go on using it. Everything else on this object then throws Error invalid. What
-  // other threads are in the midst of, and views, come to their end; only who waits for a log that does not answer
-  // gives up. Closing again does nothing. Throws Error if the disk fails; the state is let go of all the same.
+  // Brings the state to the disk and lets go of it; afterwards the file may be copied to another
+  // machine and opened there. Other processes may go on using it. Everything else on this object
+  // then throws Error invalid. What other threads are in the midst of, and views, come to their
+  // end; only who waits for a log that does not answer gives up. Closing again does nothing. Throws
+  // Error if the disk fails; the state is let go of all the same.
   void close_shared_state();
-  // Removes this machine's state, and closes. Other processes of the machine notice, and build a new one at their
-  // next update().
+  // Removes this machine's state, and closes. Other processes of the machine notice, and build a
+  // new one at their next update().
   void delete_shared_state();
 
   // The log, for tools. Extent needs a round trip.

@@ -32,7 +32,9 @@ struct Item {
 struct Change {
   enum class Kind : std::uint8_t { set, erase };
 
-  static Change set(std::string_view key, std::string_view value) { return Change{Kind::set, key, value}; }
+  static Change set(std::string_view key, std::string_view value) {
+    return Change{Kind::set, key, value};
+  }
   static Change erase(std::string_view key) { return Change{Kind::erase, key, {}}; }
 
   Kind kind = Kind::set;
@@ -50,7 +52,8 @@ struct Digest {
   friend bool operator==(const Digest&, const Digest&) = default;
 };
 
-// Bounds of keys and values. A value also has to fit into one update, see Options::update_bytes_max.
+// Bounds of keys and values. A value also has to fit into one update, see
+// Options::update_bytes_max.
 inline constexpr std::uint32_t key_bytes_max = 1024;
 inline constexpr std::uint32_t value_bytes_max = (1U << 24) - 1;
 

@@ -1,8 +1,9 @@
 // A view: a reader's hold on one update id.
 //
-// While a view lives, everything it shows stands still, and every byte it hands out stays where it is, in
-// shared memory, without a copy. It costs a reader slot (see Options::reader_slots) and keeps the space of
-// what was overwritten since from being reused: hold it for a request, not for a day.
+// While a view lives, everything it shows stands still, and every byte it hands out stays where it
+// is, in shared memory, without a copy. It costs a reader slot (see Options::reader_slots) and
+// keeps the space of what was overwritten since from being reused: hold it for a request, not for a
+// day.
 #pragma once
 
 #include <cstddef>
@@ -36,9 +37,11 @@ namespace detail {
 class Pin;     // what a view and everything made from it share: the reader slot and the mapping
 class Cursor;  // a place in the key order
 
-// Moves a cursor and reads what it stands on; the one bridge from the iterators below into the library.
+// Moves a cursor and reads what it stands on; the one bridge from the iterators below into the
+// library.
 struct WHYCACHE_API CursorAccess {
-  static std::shared_ptr<Cursor> open(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values);
+  static std::shared_ptr<Cursor> open(std::shared_ptr<const Pin> pin, const KeyRange& range,
+                                      bool with_values);
   static bool at_end(const Cursor& cursor) noexcept;
   static void next(Cursor& cursor);
   static const Item& item(const Cursor& cursor) noexcept;
@@ -62,9 +65,9 @@ struct TakeValue {
 
 }  // namespace detail
 
-// Something to walk with a range-for: keys, values or items in key order. Holds the view it came from.
-// A key that keys() hands out is valid until the next step; keys and values of items() and values() as long
-// as any view or range of the same origin lives.
+// Something to walk with a range-for: keys, values or items in key order. Holds the view it came
+// from. A key that keys() hands out is valid until the next step; keys and values of items() and
+// values() as long as any view or range of the same origin lives.
 template <typename Take>
 class Range {
  public:
@@ -93,10 +96,13 @@ class Range {
     std::shared_ptr<detail::Cursor> cursor_;
   };
 
-  Range(std::shared_ptr<const detail::Pin> pin, KeyRange range) : pin_(std::move(pin)), range_(std::move(range)) {}
+  Range(std::shared_ptr<const detail::Pin> pin, KeyRange range)
+      : pin_(std::move(pin)), range_(std::move(range)) {}
 
   // Throws Error: corrupt.
-  Iterator begin() const { return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values)); }
+  Iterator begin() const {
+    return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values));
+  }
   std::default_sentinel_t end() const { return {}; }
 
  private:
@@ -108,8 +114,8 @@ using Items = Range<detail::TakeItem>;
 using Keys = Range<detail::TakeKey>;
 using Values = Range<detail::TakeValue>;
 
-// Copies share one hold. Safe to read from any number of threads. Not usable in a forked child: open a new
-// one there (using it throws Error invalid).
+// Copies share one hold. Safe to read from any number of threads. Not usable in a forked child:
+// open a new one there (using it throws Error invalid).
 class WHYCACHE_API View {
  public:
   explicit View(std::shared_ptr<const detail::Pin> pin) : pin_(std::move(pin)) {}

@@ -1,6 +1,6 @@
-// Integers in bytes, as all formats of whycache have them: little-endian, or as varints (unsigned LEB128: seven
-// bits a byte, least significant first, the high bit says that more follow). One number has one form: a varint
-// with a needless last byte, or one beyond 64 bits, is refused.
+// Integers in bytes, as all formats of whycache have them: little-endian, or as varints (unsigned
+// LEB128: seven bits a byte, least significant first, the high bit says that more follow). One
+// number has one form: a varint with a needless last byte, or one beyond 64 bits, is refused.
 #pragma once
 
 #include <bit>
@@ -15,7 +15,8 @@
 
 namespace whycache {
 
-static_assert(std::endian::native == std::endian::little, "loads and stores below copy bytes as they are");
+static_assert(std::endian::native == std::endian::little,
+              "loads and stores below copy bytes as they are");
 
 inline constexpr std::size_t varint_bytes_max = 10;
 
@@ -58,8 +59,8 @@ inline void append_varint(std::string& bytes, std::uint64_t number) {
   bytes.append(encoded, static_cast<std::size_t>(store_varint(encoded, number) - encoded));
 }
 
-// Takes bytes apart, front to back. They come from outside: every length is compared with what is left before
-// it is believed. What it hands out points into them.
+// Takes bytes apart, front to back. They come from outside: every length is compared with what is
+// left before it is believed. What it hands out points into them.
 class ByteReader {
  public:
   // `what` is what error messages call these bytes ("update"); it has to outlive the reader.
@@ -81,7 +82,8 @@ class ByteReader {
     return load_little_endian<Integer>(take_bytes(sizeof(Integer)).data());
   }
   std::uint64_t take_varint() {
-    if (at_ != end_ && static_cast<std::uint8_t>(*at_) < 0x80) return static_cast<std::uint8_t>(*at_++);
+    if (at_ != end_ && static_cast<std::uint8_t>(*at_) < 0x80)
+      return static_cast<std::uint8_t>(*at_++);
     return take_long_varint();
   }
   std::string_view take_bytes(std::uint64_t size) {
@@ -109,7 +111,8 @@ class ByteReader {
   }
 
   // Throws Error corrupt: "update cut short: offset=20 size=9".
-  [[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt(std::string_view why, std::string_view name,
+  [[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt(std::string_view why,
+                                                            std::string_view name,
                                                             std::uint64_t value) const {
     std::string message(what_);
     message.append(" ").append(why).append(": offset=").append(std::to_string(offset()));
@@ -119,7 +122,8 @@ class ByteReader {
 
  private:
   [[noreturn, gnu::cold, gnu::noinline]] void throw_cut_short(std::uint64_t needed) const {
-    throw_corrupt("cut short", "bytes_left=" + std::to_string(bytes_left()) + " bytes_needed", needed);
+    throw_corrupt("cut short", "bytes_left=" + std::to_string(bytes_left()) + " bytes_needed",
+                  needed);
   }
 
   std::uint64_t take_long_varint() {
@@ -129,7 +133,8 @@ class ByteReader {
       if (shift == 63 && byte > 1) throw_corrupt("has a varint beyond 64 bits", "byte", byte);
       number |= static_cast<std::uint64_t>(byte & 0x7f) << shift;
       if (byte >= 0x80) continue;
-      if (byte == 0 && shift > 0) throw_corrupt("has a varint with a needless byte", "value", number);
+      if (byte == 0 && shift > 0)
+        throw_corrupt("has a varint with a needless byte", "value", number);
       return number;
     }
     throw_corrupt("has a varint beyond 64 bits", "bytes_max", varint_bytes_max);

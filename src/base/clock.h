@@ -8,7 +8,8 @@
 
 namespace whycache {
 
-// Nanoseconds since boot, suspend included (CLOCK_BOOTTIME): comparable between the processes of one boot.
+// Nanoseconds since boot, suspend included (CLOCK_BOOTTIME): comparable between the processes of
+// one boot.
 std::int64_t boot_time_ns() noexcept;
 // Microseconds since 1970.
 std::int64_t wall_time_us() noexcept;
@@ -19,7 +20,8 @@ Uuid boot_id();
 class Deadline {
  public:
   explicit Deadline(std::chrono::milliseconds patience)
-      : at_ns_(boot_time_ns() + std::chrono::duration_cast<std::chrono::nanoseconds>(patience).count()) {}
+      : at_ns_(boot_time_ns() +
+               std::chrono::duration_cast<std::chrono::nanoseconds>(patience).count()) {}
 
   bool passed() const noexcept { return boot_time_ns() >= at_ns_; }
   std::chrono::nanoseconds remaining() const noexcept {

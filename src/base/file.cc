@@ -68,7 +68,8 @@ Error system_error(std::string_view what, std::string_view path, int error) {
   message += ": path=";
   message += path;
   message += " reason=\"";
-  message += error == ELOOP ? "a symbolic link is in its place" : std::system_category().message(error);
+  message +=
+      error == ELOOP ? "a symbolic link is in its place" : std::system_category().message(error);
   message += '"';
   return Error(error_kind_for_errno(error), message, error);
 }
@@ -105,8 +106,8 @@ std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
     if (got == 0) return bytes;
     bytes.append(buffer.data(), static_cast<std::size_t>(got));
     if (bytes.size() > bytes_max) {
-      throw Error(ErrorKind::corrupt,
-                  "file longer than it can be: path=" + path + " bytes_max=" + std::to_string(bytes_max));
+      throw Error(ErrorKind::corrupt, "file longer than it can be: path=" + path +
+                                          " bytes_max=" + std::to_string(bytes_max));
     }
   }
 }
@@ -154,7 +155,9 @@ void check_directory_is_safe(const std::string& folder, bool of_any_owner) {
   }
   if (!of_any_owner && status.st_uid != ::geteuid() && status.st_uid != 0) {
     throw Error(ErrorKind::invalid,
-                "folder belongs to another user: path=" + folder + " owner=" + std::to_string(status.st_uid), EPERM);
+                "folder belongs to another user: path=" + folder +
+                    " owner=" + std::to_string(status.st_uid),
+                EPERM);
   }
 }
 

@@ -30,9 +30,9 @@ class FileDescriptor {
   int number_ = -1;
 };
 
-// The Error for errno `error`: "cannot open state file: path=/x permission denied". The kind is invalid for
-// what a user has to mend (ENOENT, EACCES, EROFS, ELOOP, ENOTDIR, ENAMETOOLONG ...), limit for ENOSPC, EDQUOT,
-// EMFILE, ENFILE, ENOMEM and EFBIG, unavailable for the rest.
+// The Error for errno `error`: "cannot open state file: path=/x permission denied". The kind is
+// invalid for what a user has to mend (ENOENT, EACCES, EROFS, ELOOP, ENOTDIR, ENAMETOOLONG ...),
+// limit for ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM and EFBIG, unavailable for the rest.
 Error system_error(std::string_view what, std::string_view path, int error);
 
 // open(2) with O_CLOEXEC and O_NOFOLLOW, again after EINTR. Throws Error.
@@ -40,13 +40,14 @@ FileDescriptor open_file(const std::string& path, int flags, mode_t mode = 0);
 // Like open_file, but an absent file gives an empty descriptor.
 FileDescriptor open_file_if_exists(const std::string& path, int flags);
 
-// Reads or writes all of it, again after EINTR and short counts. read_all throws corrupt at a short file.
+// Reads or writes all of it, again after EINTR and short counts. read_all throws corrupt at a short
+// file.
 void write_all(int descriptor, std::string_view bytes, std::string_view path);
 std::string read_whole_file(const std::string& path, std::size_t bytes_max);
 
-// Gives the bytes from `offset` on their blocks on the disk, so that writing them, through a mapping too, cannot meet a
-// full disk. Returns 0 or the errno; EFBIG, and not the signal SIGXFSZ, where the process may not have files that long
-// (RLIMIT_FSIZE).
+// Gives the bytes from `offset` on their blocks on the disk, so that writing them, through a
+// mapping too, cannot meet a full disk. Returns 0 or the errno; EFBIG, and not the signal SIGXFSZ,
+// where the process may not have files that long (RLIMIT_FSIZE).
 int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) noexcept;
 
 void sync_file(int descriptor, std::string_view path);
@@ -55,9 +56,9 @@ void sync_directory(const std::string& path);
 // The folder part of a path; "." if it has none.
 std::string parent_directory(const std::string& path);
 
-// Throws Error invalid unless `folder` exists and nobody but its owner (this user or root) can replace files
-// in it: not writable for group or others, or sticky.
-// `of_any_owner` leaves the owner out of it.
+// Throws Error invalid unless `folder` exists and nobody but its owner (this user or root) can
+// replace files in it: not writable for group or others, or sticky. `of_any_owner` leaves the owner
+// out of it.
 void check_directory_is_safe(const std::string& folder, bool of_any_owner = false);
 
 }  // namespace whycache

@@ -1,5 +1,5 @@
-// Lets threads into a library whose locks must not be copied into a child as they stand, and fork() only when none is
-// there.
+// Lets threads into a library whose locks must not be copied into a child as they stand, and fork()
+// only when none is there.
 #pragma once
 
 #include <chrono>
@@ -13,7 +13,8 @@
 
 namespace whycache {
 
-// There is one for each such library, and it is never destroyed: threads may be inside while the process exits.
+// There is one for each such library, and it is never destroyed: threads may be inside while the
+// process exits.
 class ForkExclusion final : ForkHandler {
   struct ExclusionState {
     std::mutex mutex;
@@ -23,9 +24,10 @@ class ForkExclusion final : ForkHandler {
   };
 
  public:
-  // How long fork() waits for those inside: for ever by default. A bound is for libraries that hold their locks for
-  // moments only, but may wait for others inside.
-  explicit ForkExclusion(std::optional<std::chrono::milliseconds> patience = std::nullopt) : timeout_(patience) {
+  // How long fork() waits for those inside: for ever by default. A bound is for libraries that hold
+  // their locks for moments only, but may wait for others inside.
+  explicit ForkExclusion(std::optional<std::chrono::milliseconds> patience = std::nullopt)
+      : timeout_(patience) {
     register_fork_handler(this);
   }
 

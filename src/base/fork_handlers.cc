@@ -18,8 +18,8 @@ struct ForkHandlerRegistry {
   std::vector<ForkHandler*> handlers;
 };
 
-// There from the beginning, so that no thread can be in the midst of making it when another one forks; and never
-// destroyed: a thread may still unregister while the process exits.
+// There from the beginning, so that no thread can be in the midst of making it when another one
+// forks; and never destroyed: a thread may still unregister while the process exits.
 union StaticRegistry {
   constexpr StaticRegistry() : registry() {}
   constexpr ~StaticRegistry() {}  // NOLINT(modernize-use-equals-default): there would be none

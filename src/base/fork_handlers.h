@@ -1,8 +1,8 @@
 // Who needs to know that the process forked.
 //
-// A child shares its parent's open files and with them its OFD locks, and may have inherited mutexes that a thread
-// which does not exist in it had locked. So whoever owns such things is told, in the child, before fork() returns
-// there.
+// A child shares its parent's open files and with them its OFD locks, and may have inherited
+// mutexes that a thread which does not exist in it had locked. So whoever owns such things is told,
+// in the child, before fork() returns there.
 #pragma once
 
 #include <atomic>
@@ -13,8 +13,8 @@ namespace whycache {
 
 class ForkHandler {
  public:
-  // Called before the fork, in the thread that forks: take the mutexes that are only ever held for a moment, so that
-  // what they guard is whole in the child.
+  // Called before the fork, in the thread that forks: take the mutexes that are only ever held for
+  // a moment, so that what they guard is whole in the child.
   virtual void before_fork() noexcept {}
   // Called in the parent: let go of them.
   virtual void after_fork_in_parent() noexcept {}
@@ -28,12 +28,13 @@ class ForkHandler {
   ~ForkHandler() = default;
 };
 
-// The owner registers when it is whole, and unregisters before it comes apart. Safe from any thread; but it may wait
-// until another thread has forked. So it must not be done while holding what a child cannot do without, such as the
-// initialization of a function's static variable: in the child it would stay begun for ever.
+// The owner registers when it is whole, and unregisters before it comes apart. Safe from any
+// thread; but it may wait until another thread has forked. So it must not be done while holding
+// what a child cannot do without, such as the initialization of a function's static variable: in
+// the child it would stay begun for ever.
 void register_fork_handler(ForkHandler* listener);
-// Registers, and does what `prepare` does, with no fork in between: opens what a child has to let go of. If it throws,
-// nothing is registered.
+// Registers, and does what `prepare` does, with no fork in between: opens what a child has to let
+// go of. If it throws, nothing is registered.
 void register_fork_handler(ForkHandler* listener, const std::function<void()>& prepare);
 void unregister_fork_handler(ForkHandler* listener) noexcept;
 
@@ -41,7 +42,10 @@ namespace detail {
 extern constinit std::atomic<std::uint64_t> fork_counter;
 }
 
-// How often this process's line of ancestors forked since the library was loaded: another number means another process.
-inline std::uint64_t fork_count() noexcept { return detail::fork_counter.load(std::memory_order_relaxed); }
+// How often this process's line of ancestors forked since the library was loaded: another number
+// means another process.
+inline std::uint64_t fork_count() noexcept {
+  return detail::fork_counter.load(std::memory_order_relaxed);
+}
 
 }  // namespace whycache

@@ -15,7 +15,8 @@ inline std::uint64_t hash64(std::string_view bytes, std::uint64_t seed = 0) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
 }
 
-// One item's share of a Digest. The key's hash seeds the value's, so that key and value cannot trade bytes.
+// One item's share of a Digest. The key's hash seeds the value's, so that key and value cannot
+// trade bytes.
 inline Digest item_digest(std::string_view key, std::string_view value) {
   const XXH128_hash_t hash = XXH3_128bits_withSeed(value.data(), value.size(), hash64(key));
   return {hash.low64, hash.high64};

@@ -38,7 +38,8 @@ void unlock_byte(int descriptor, std::uint64_t offset) noexcept {
 
 bool is_byte_locked(int descriptor, std::uint64_t offset) {
   struct flock lock = flock_for_byte(F_WRLCK, offset);
-  if (::fcntl(descriptor, F_OFD_GETLK, &lock) != 0) throw system_error("cannot query lock", "lock file", errno);
+  if (::fcntl(descriptor, F_OFD_GETLK, &lock) != 0)
+    throw system_error("cannot query lock", "lock file", errno);
   return lock.l_type != F_UNLCK;
 }
 

@@ -68,18 +68,21 @@ std::string percent_encode(std::string_view text, UrlComponent part) {
 }
 
 bool is_host(std::string_view host) {
-  return std::all_of(host.begin(), host.end(),
-                     [](char c) { return is_letter(c) || is_digit(c) || c == '-' || c == '.' || c == '_'; });
+  return std::all_of(host.begin(), host.end(), [](char c) {
+    return is_letter(c) || is_digit(c) || c == '-' || c == '.' || c == '_';
+  });
 }
 
 bool is_ipv6_address(std::string_view host) {
-  return !host.empty() &&
-         std::all_of(host.begin(), host.end(), [](char c) { return hex_value(c) >= 0 || c == ':' || c == '.'; });
+  return !host.empty() && std::all_of(host.begin(), host.end(), [](char c) {
+    return hex_value(c) >= 0 || c == ':' || c == '.';
+  });
 }
 
 std::uint16_t parse_port(std::string_view digits) {
   std::uint32_t port = 0;
-  const bool plausible = !digits.empty() && digits.size() <= 5 && std::all_of(digits.begin(), digits.end(), is_digit);
+  const bool plausible =
+      !digits.empty() && digits.size() <= 5 && std::all_of(digits.begin(), digits.end(), is_digit);
   if (plausible) {
     for (const char digit : digits) port = port * 10 + static_cast<std::uint32_t>(digit - '0');
   }
@@ -97,13 +100,15 @@ std::string parse_scheme(std::string_view text) {
   for (char& c : scheme) {
     if (is_between(c, 'A', 'Z')) c = static_cast<char>(c - 'A' + 'a');
   }
-  const bool good = colon != std::string_view::npos && !scheme.empty() && scheme.size() <= scheme_bytes_max &&
-                    is_lower(scheme[0]) && std::all_of(scheme.begin(), scheme.end(), [](char c) {
+  const bool good = colon != std::string_view::npos && !scheme.empty() &&
+                    scheme.size() <= scheme_bytes_max && is_lower(scheme[0]) &&
+                    std::all_of(scheme.begin(), scheme.end(), [](char c) {
                       return is_lower(c) || is_digit(c) || c == '+' || c == '-' || c == '.';
                     });
   if (!good) {
     throw invalid(
-        "log url does not begin with a scheme (write file:///dir, sqlite:///file.db, mysql://user@host/database or "
+        "log url does not begin with a scheme (write file:///dir, sqlite:///file.db, "
+        "mysql://user@host/database or "
         "memory:name)");
   }
   return scheme;
@@ -111,14 +116,16 @@ std::string parse_scheme(std::string_view text) {
 
 bool is_option_key(std::string_view key) {
   return !key.empty() && key.size() <= option_key_bytes_max &&
-         std::all_of(key.begin(), key.end(), [](char c) { return is_lower(c) || is_digit(c) || c == '_' || c == '-'; });
+         std::all_of(key.begin(), key.end(),
+                     [](char c) { return is_lower(c) || is_digit(c) || c == '_' || c == '-'; });
 }
 
 }  // namespace
 
 bool is_instance_name(std::string_view name) noexcept {
   return !name.empty() && name.size() <= instance_bytes_max &&
-         std::all_of(name.begin(), name.end(), [](char c) { return is_letter(c) || is_digit(c) || c == '_'; });
+         std::all_of(name.begin(), name.end(),
+                     [](char c) { return is_letter(c) || is_digit(c) || c == '_'; });
 }
 
 Url::Url(std::string_view text) {
@@ -149,13 +156,15 @@ Url::Url(std::string_view text) {
     parse_authority(authority);
     rest.remove_prefix(authority.size());
   }
-  // With "//" forgotten, or a '/' in a password, some of the password would be taken for a path, and shown.
+  // With "//" forgotten, or a '/' in a password, some of the password would be taken for a path,
+  // and shown.
   const std::size_t at = rest.rfind('@');
   const bool is_local_path =
       has_authority_ && authority.empty() && rest.substr(0, at).find(':') == std::string_view::npos;
   if (at != std::string_view::npos && !is_local_path) {
     throw invalid(
-        "log url has an '@' in its path (write '@' as %40, '/' in a password as %2F, and \"//\" before user and host)");
+        "log url has an '@' in its path (write '@' as %40, '/' in a password as %2F, and \"//\" "
+        "before user and host)");
   }
   path_ = percent_decode(rest, "path");
 }
@@ -166,14 +175,17 @@ void Url::parse_authority(std::string_view authority) {
     const std::string_view user = authority.substr(0, at);
     const std::size_t colon = user.find(':');
     user_ = percent_decode(user.substr(0, colon), "user");
-    if (colon != std::string_view::npos) password_ = percent_decode(user.substr(colon + 1), "password");
+    if (colon != std::string_view::npos)
+      password_ = percent_decode(user.substr(colon + 1), "password");
     authority.remove_prefix(at + 1);
   }
 
   const bool in_brackets = authority.substr(0, 1) == "[";
   const std::size_t host_end = in_brackets ? authority.find(']') : authority.find(':');
-  const std::string_view host = in_brackets ? authority.substr(1, host_end - 1) : authority.substr(0, host_end);
-  if (in_brackets && host_end == std::string_view::npos) throw invalid("log url has a '[' without a ']' in its host");
+  const std::string_view host =
+      in_brackets ? authority.substr(1, host_end - 1) : authority.substr(0, host_end);
+  if (in_brackets && host_end == std::string_view::npos)
+    throw invalid("log url has a '[' without a ']' in its host");
   if (in_brackets ? !is_ipv6_address(host) : !is_host(host)) {
     throw invalid("log url has a host with characters that no host name or address has");
   }
@@ -188,7 +200,8 @@ void Url::parse_authority(std::string_view authority) {
 
 void Url::parse_options(std::string_view query) {
   if (query.find('@') != std::string_view::npos) {
-    throw invalid("log url has an '@' after a '?' (write '@' as %40, and '?' in a password as %3F)");
+    throw invalid(
+        "log url has an '@' after a '?' (write '@' as %40, and '?' in a password as %3F)");
   }
   while (!query.empty()) {
     const std::string_view option = query.substr(0, query.find('&'));
@@ -198,23 +211,27 @@ void Url::parse_options(std::string_view query) {
     const std::string_view key = option.substr(0, equals);
     // Such a key may be a piece of a secret, so it is not shown.
     if (equals == std::string_view::npos || !is_option_key(key)) {
-      throw invalid("log url has an option that is not of the form key=value (keys have a-z 0-9 _ -): number=" +
-                    std::to_string(options_.size() + 1));
+      throw invalid(
+          "log url has an option that is not of the form key=value (keys have a-z 0-9 _ -): "
+          "number=" +
+          std::to_string(options_.size() + 1));
     }
     for (const Option& other : options_) {
       if (other.key == key) throw invalid("log url has an option twice: option=" + other.key);
     }
-    options_.push_back({std::string(key), percent_decode(option.substr(equals + 1), "option"), false});
+    options_.push_back(
+        {std::string(key), percent_decode(option.substr(equals + 1), "option"), false});
   }
 }
 
 const std::string& Url::file_path() const {
   if (!user_.empty() || password_ || !host_.empty() || port_) {
-    throw invalid("log url has a host, but names a file of this machine: url=" + redacted() + " (write " + scheme_ +
-                  ":///path, with three slashes)");
+    throw invalid("log url has a host, but names a file of this machine: url=" + redacted() +
+                  " (write " + scheme_ + ":///path, with three slashes)");
   }
   if (path_.empty() || path_[0] != '/') {
-    throw invalid("log url has no absolute path: url=" + redacted() + " (write " + scheme_ + ":///path)");
+    throw invalid("log url has no absolute path: url=" + redacted() + " (write " + scheme_ +
+                  ":///path)");
   }
   return path_;
 }
@@ -231,8 +248,8 @@ std::optional<std::string> Url::take_option(std::string_view key) {
 std::string Url::take_instance() {
   std::string instance = take_option("instance").value_or("default");
   if (!is_instance_name(instance)) {
-    throw invalid("instance name cannot be used: bytes=" + std::to_string(instance.size()) + " (use 1 to " +
-                  std::to_string(instance_bytes_max) + " of A-Z a-z 0-9 _)");
+    throw invalid("instance name cannot be used: bytes=" + std::to_string(instance.size()) +
+                  " (use 1 to " + std::to_string(instance_bytes_max) + " of A-Z a-z 0-9 _)");
   }
   return instance;
 }
@@ -245,7 +262,8 @@ void Url::reject_unknown_options() const {
     unknown += option.key;
   }
   if (!unknown.empty()) {
-    throw invalid("log url has options this log does not know: options=" + unknown + " scheme=" + scheme_);
+    throw invalid("log url has options this log does not know: options=" + unknown +
+                  " scheme=" + scheme_);
   }
 }
 
@@ -254,7 +272,8 @@ std::string Url::redacted() const {
   // Else a path with two slashes would look like an authority.
   if (has_authority_ || path_.substr(0, 2) == "//") text += "//";
   if (has_authority_) {
-    if (!user_.empty() || password_) text += percent_encode(user_, UrlComponent::other) + (password_ ? ":***@" : "@");
+    if (!user_.empty() || password_)
+      text += percent_encode(user_, UrlComponent::other) + (password_ ? ":***@" : "@");
     text += host_.find(':') == std::string::npos ? host_ : '[' + host_ + ']';
     if (port_) text += ':' + std::to_string(*port_);
   }

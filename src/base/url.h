@@ -5,8 +5,8 @@
 //   memory:    memory:name                     no authority; path is what follows the colon
 //   mysql://user:password@host:3306/db?tls=verify
 //
-// Parts are percent-decoded. A URL may hold secrets, and people put them in the wrong place; so no message
-// ever repeats the text of a URL, and what is printed is redacted().
+// Parts are percent-decoded. A URL may hold secrets, and people put them in the wrong place; so no
+// message ever repeats the text of a URL, and what is printed is redacted().
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ bool is_instance_name(std::string_view name) noexcept;
 
 class Url {
  public:
-  // Throws Error invalid: no scheme, a character that has to be percent-encoded, a port that is none, an
-  // option without value or given twice, and the like; the message says which and what to write instead.
+  // Throws Error invalid: no scheme, a character that has to be percent-encoded, a port that is
+  // none, an option without value or given twice, and the like; the message says which and what to
+  // write instead.
   explicit Url(std::string_view text);
 
   const std::string& scheme() const { return scheme_; }  // lower case
@@ -35,7 +36,8 @@ class Url {
   std::optional<std::uint16_t> port() const { return port_; }
   const std::string& path() const { return path_; }
 
-  // The path, for logs in the file system. Throws Error invalid if it is not absolute, or if there is a host.
+  // The path, for logs in the file system. Throws Error invalid if it is not absolute, or if there
+  // is a host.
   const std::string& file_path() const;
 
   // The value of an option, which is known from now on; nullopt: not given.

@@ -51,7 +51,8 @@ class ItemBatch {
 
 UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t update_bytes_max,
                    const std::function<UpdateId(std::span<const Item>)>& write) {
-  const std::size_t room = update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0;
+  const std::size_t room =
+      update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0;
   ItemBatch gathered;
   std::uint64_t written = 0;
   UpdateId last_id = 0;

@@ -29,9 +29,11 @@ constexpr std::size_t writer_name_bytes_max = 255;
 
 Options checked(Options options) {
   const auto refuse = [](const std::string& message) { throw Error(ErrorKind::invalid, message); };
-  if (options.update_bytes_max < update_bytes_least || options.update_bytes_max > update_bytes_most) {
-    refuse("update_bytes_max out of range: update_bytes_max=" + std::to_string(options.update_bytes_max) +
-           " range=" + std::to_string(update_bytes_least) + ".." + std::to_string(update_bytes_most));
+  if (options.update_bytes_max < update_bytes_least ||
+      options.update_bytes_max > update_bytes_most) {
+    refuse("update_bytes_max out of range: update_bytes_max=" +
+           std::to_string(options.update_bytes_max) + " range=" +
+           std::to_string(update_bytes_least) + ".." + std::to_string(update_bytes_most));
   }
   if (options.deadline.count() < 0)
     refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
@@ -54,9 +56,11 @@ StateOptions state_options(const Options& options, const std::string& path) {
           .any_file_system = options.any_file_system};
 }
 
-// What a forked child must not share with its parent, and makes anew: connections, mutexes, the identity of a writer.
+// What a forked child must not share with its parent, and makes anew: connections, mutexes, the
+// identity of a writer.
 struct ProcessContext {
-  ProcessContext(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options, AtomicCounters& tally)
+  ProcessContext(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options,
+                 AtomicCounters& tally)
       : session(state, log, std::move(owned_log), options, tally) {}
 
   const std::uint64_t owner_fork_count = fork_count();
@@ -65,8 +69,8 @@ struct ProcessContext {
   ProcessContext* next_abandoned = nullptr;
 };
 
-// In a child, what its parent was using is never touched again: its mutexes may be locked for good, its connections are
-// the parent's. It stays where it is, on a list, where leak checkers find it.
+// In a child, what its parent was using is never touched again: its mutexes may be locked for good,
+// its connections are the parent's. It stays where it is, on a list, where leak checkers find it.
 void abandon_parent_context(ProcessContext* life) {
   static std::atomic<ProcessContext*> left{nullptr};
   life->next_abandoned = left.load(std::memory_order_relaxed);
@@ -74,8 +78,8 @@ void abandon_parent_context(ProcessContext* life) {
   }
 }
 
-// Meets the log for the first time. A state that is there and was not brought from elsewhere serves reads although the
-// log is away.
+// Meets the log for the first time. A state that is there and was not brought from elsewhere serves
+// reads although the log is away.
 void connect(Session& link) {
   Backoff patience(link.options.deadline);
   if (!link.state.usable()) {
@@ -85,18 +89,20 @@ void connect(Session& link) {
   const StateInfo info = link.state.info();
   try {
     const Extent extent = link.call_log([](Log& log) { return log.extent(); });
-    if (extent.uuid == info.log_uuid && !link.state.adopted()) return link.note_seen_log(extent.uuid);
+    if (extent.uuid == info.log_uuid && !link.state.adopted())
+      return link.note_seen_log(extent.uuid);
     follow(link, patience);
   } catch (const LogError& error) {
     if (!error.is_retryable() && !error.gave_up()) throw;
     if (link.state.adopted() && info.log_name != link.log.name()) {
       throw Error(error.kind(),
-                  "state was brought here from elsewhere, and whether it is of this log cannot be found out: path=" +
+                  "state was brought here from elsewhere, and whether it is of this log cannot be "
+                  "found out: path=" +
                       link.state.path() + " state_log=" + info.log_name + ": " + error.what());
     }
-    link.report(Event::Kind::retried, std::string("log is away, opened with the state as it is: log=") +
-                                          link.log.name() + " applied_id=" + std::to_string(info.applied_id) + ": " +
-                                          error.what());
+    link.report(Event::Kind::retried,
+                std::string("log is away, opened with the state as it is: log=") + link.log.name() +
+                    " applied_id=" + std::to_string(info.applied_id) + ": " + error.what());
   }
 }
 
@@ -153,7 +159,8 @@ class Cache::Impl {
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
     if (state == nullptr) return;
     // In a child that never used it, the life is its parent's.
-    if (ProcessContext* const life = context_.load(std::memory_order_acquire); life->owner_fork_count == fork_count()) {
+    if (ProcessContext* const life = context_.load(std::memory_order_acquire);
+        life->owner_fork_count == fork_count()) {
       life->session.close();
       life->write_queue.stop();
     }
@@ -172,7 +179,8 @@ class Cache::Impl {
 
  private:
   [[noreturn, gnu::cold, gnu::noinline]] static void throw_closed() {
-    throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
+    throw Error(ErrorKind::invalid,
+                "cache is closed: its state was closed or deleted through this object");
   }
 
   void note_damage() noexcept {
@@ -194,10 +202,12 @@ class Cache::Impl {
   [[gnu::cold, gnu::noinline]] ProcessContext& create_child_context(ProcessContext* of_parent) {
     std::unique_ptr<Log> reopened = reopen_lazily(of_parent->session.log);
     Log& log = *reopened;
-    auto mine = std::make_unique<ProcessContext>(*state_, log, std::move(reopened), options_, counters_);
+    auto mine =
+        std::make_unique<ProcessContext>(*state_, log, std::move(reopened), options_, counters_);
     ProcessContext* present = of_parent;
     // Of several threads one makes it.
-    if (!context_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel)) return *present;
+    if (!context_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel))
+      return *present;
     abandon_parent_context(of_parent);
     return *mine.release();
   }
@@ -224,12 +234,14 @@ class Cache::Impl {
   const StateLocation location_;
   const std::uint64_t owner_fork_count_ = fork_count();
   AtomicCounters counters_;
-  std::unique_ptr<State> state_;  // stays mapped when closed, until the end: another thread may be reading
+  std::unique_ptr<State>
+      state_;  // stays mapped when closed, until the end: another thread may be reading
   std::atomic<ProcessContext*> context_{nullptr};
 };
 
 Cache::Cache(std::string_view log_url, Options options)
-    : Cache(open_log_or_defer(log_url, std::min(options.deadline, default_log_deadline)), std::move(options)) {}
+    : Cache(open_log_or_defer(log_url, std::min(options.deadline, default_log_deadline)),
+            std::move(options)) {}
 
 Cache::Cache(std::unique_ptr<Log> log, Options options) {
   if (!log) throw Error(ErrorKind::invalid, "no log given");
@@ -256,10 +268,12 @@ bool Cache::contains(std::string_view key) const {
   return impl_->read([&](const State& state) { return state.contains(key); });
 }
 
-std::vector<std::optional<std::string>> Cache::get_multi(std::span<const std::string_view> keys) const {
+std::vector<std::optional<std::string>> Cache::get_multi(
+    std::span<const std::string_view> keys) const {
   std::vector<std::optional<std::string>> values(keys.size());
   impl_->read([&](const State& state) {
-    return state.get_multi(keys, [&](std::size_t i, std::string_view value) { values[i].emplace(value); });
+    return state.get_multi(
+        keys, [&](std::size_t i, std::string_view value) { values[i].emplace(value); });
   });
   return values;
 }
@@ -280,7 +294,8 @@ FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
 }
 
 std::size_t Cache::size() const {
-  return impl_->read([](const State& state) { return static_cast<std::size_t>(state.info().item_count); });
+  return impl_->read(
+      [](const State& state) { return static_cast<std::size_t>(state.info().item_count); });
 }
 
 View Cache::view() const {
@@ -316,10 +331,12 @@ UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& optio
   return write(changes_to_set(items), options);
 }
 
-UpdateId Cache::fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options) {
+UpdateId Cache::fill(const std::function<std::optional<Item>()>& next,
+                     const WriteOptions& options) {
   const std::size_t update_bytes_max = impl_->context().session.options.update_bytes_max;
-  const UpdateId last_id = whycache::bulk_load(next, update_bytes_max,
-                                               [&](std::span<const Item> items) { return set_multi(items, options); });
+  const UpdateId last_id =
+      whycache::bulk_load(next, update_bytes_max,
+                          [&](std::span<const Item> items) { return set_multi(items, options); });
   return last_id != 0 ? last_id : applied_id();
 }
 
@@ -336,12 +353,14 @@ UpdateId Cache::write(std::span<const Change> changes, const WriteOptions& optio
   return impl_->context().write_queue.write(changes, options);
 }
 
-std::future<UpdateId> Cache::set_async(std::string_view key, std::string_view value, const WriteOptions& options) {
+std::future<UpdateId> Cache::set_async(std::string_view key, std::string_view value,
+                                       const WriteOptions& options) {
   const Change change = Change::set(key, value);
   return write_async(std::span(&change, 1), options);
 }
 
-std::future<UpdateId> Cache::set_multi_async(std::span<const Item> items, const WriteOptions& options) {
+std::future<UpdateId> Cache::set_multi_async(std::span<const Item> items,
+                                             const WriteOptions& options) {
   return write_async(changes_to_set(items), options);
 }
 
@@ -350,20 +369,24 @@ std::future<UpdateId> Cache::erase_async(std::string_view key, const WriteOption
   return write_async(std::span(&change, 1), options);
 }
 
-std::future<UpdateId> Cache::erase_multi_async(std::span<const std::string_view> keys, const WriteOptions& options) {
+std::future<UpdateId> Cache::erase_multi_async(std::span<const std::string_view> keys,
+                                               const WriteOptions& options) {
   return write_async(changes_to_erase(keys), options);
 }
 
-std::future<UpdateId> Cache::write_async(std::span<const Change> changes, const WriteOptions& options) {
+std::future<UpdateId> Cache::write_async(std::span<const Change> changes,
+                                         const WriteOptions& options) {
   return impl_->context().write_queue.write_async(changes, options);
 }
 
-UpdateId Cache::transact(const std::function<void(Transaction&)>& function, const TransactOptions& options) {
+UpdateId Cache::transact(const std::function<void(Transaction&)>& function,
+                         const TransactOptions& options) {
   ProcessContext& life = impl_->context();
   return whycache::transact(life.session, life.write_queue, function, options);
 }
 
-std::optional<UpdateId> Cache::set_if(std::string_view key, std::optional<std::string_view> expected,
+std::optional<UpdateId> Cache::set_if(std::string_view key,
+                                      std::optional<std::string_view> expected,
                                       std::string_view value, const WriteOptions& options) {
   ProcessContext& life = impl_->context();
   return read_modify_write(
@@ -374,7 +397,8 @@ std::optional<UpdateId> Cache::set_if(std::string_view key, std::optional<std::s
       options);
 }
 
-std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view expected, const WriteOptions& options) {
+std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view expected,
+                                        const WriteOptions& options) {
   ProcessContext& life = impl_->context();
   return read_modify_write(
       life.session, life.write_queue, key,
@@ -393,16 +417,19 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
       [&](std::optional<std::string_view> now) {
         std::int64_t number = 0;
         if (now) {
-          const auto [end, failure] = std::from_chars(now->data(), now->data() + now->size(), number);
+          const auto [end, failure] =
+              std::from_chars(now->data(), now->data() + now->size(), number);
           if (failure != std::errc() || end != now->data() + now->size()) {
             throw Error(ErrorKind::invalid,
-                        "value is not an integer of 64 bits in decimal digits, nothing was written: value_bytes=" +
+                        "value is not an integer of 64 bits in decimal digits, nothing was "
+                        "written: value_bytes=" +
                             std::to_string(now->size()));
           }
         }
         if (__builtin_add_overflow(number, delta, &sum)) {
           throw Error(ErrorKind::limit, "sum has more than 64 bits, nothing was written: number=" +
-                                            std::to_string(number) + " delta=" + std::to_string(delta));
+                                            std::to_string(number) +
+                                            " delta=" + std::to_string(delta));
         }
         digits = std::to_string(sum);
         return std::optional(Change::set(key, digits));

@@ -8,14 +8,17 @@
 namespace whycache {
 namespace {
 
-// A log of another uuid: was ours replaced, or is this state another log's? Only what was ours is built anew.
+// A log of another uuid: was ours replaced, or is this state another log's? Only what was ours is
+// built anew.
 void reject_state_of_another_log(const Session& link, const StateInfo& info, const Extent& extent) {
-  if (link.has_seen_log(info.log_uuid) || info.log_name == link.log.name() || link.state.adopted()) return;
-  throw LogError(ErrorKind::corrupt,
-                 "state belongs to another log: path=" + link.state.path() + " state_log=" + info.log_name +
-                     " state_uuid=" + to_string(info.log_uuid) + " log=" + link.log.name() +
-                     " uuid=" + to_string(extent.uuid) +
-                     " (choose another name or state_path; or delete the state if it is no longer needed)");
+  if (link.has_seen_log(info.log_uuid) || info.log_name == link.log.name() || link.state.adopted())
+    return;
+  throw LogError(
+      ErrorKind::corrupt,
+      "state belongs to another log: path=" + link.state.path() + " state_log=" + info.log_name +
+          " state_uuid=" + to_string(info.log_uuid) + " log=" + link.log.name() +
+          " uuid=" + to_string(extent.uuid) +
+          " (choose another name or state_path; or delete the state if it is no longer needed)");
 }
 
 RebuildReason reason_of(HistoryMatch fit) {
@@ -30,17 +33,20 @@ RebuildReason reason_of(HistoryMatch fit) {
 std::optional<RebuildCause> find_rebuild_cause(Session& link) {
   link.state.switch_if_replaced();
   if (!link.state.usable()) return diagnose_unusable_state(link);
-  if (link.is_damaged(link.state.info())) return RebuildCause{RebuildReason::damaged, "a read found it so"};
+  if (link.is_damaged(link.state.info()))
+    return RebuildCause{RebuildReason::damaged, "a read found it so"};
   return std::nullopt;
 }
 
 // Applies the rows of a page that nobody applied since we looked.
-void apply_page(Session& link, const LogPage& page, const LogPosition& place, const Deadline& deadline) {
+void apply_page(Session& link, const LogPage& page, const LogPosition& place,
+                const Deadline& deadline) {
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= place.id) return;
   const std::unique_ptr<StateWriter> writer = link.state.begin_write(deadline);
   report_recovery(link, *writer);
   LogPosition now = position_of(writer->info());
-  // Who appends applies, too, without asking the log. If that is not the update we read, the next page tells why.
+  // Who appends applies, too, without asking the log. If that is not the update we read, the next
+  // page tells why.
   if (!page.agrees_with(now)) return;
   apply_updates(page, now, [&](const Update& update) {
     writer->apply(update);
@@ -52,11 +58,12 @@ void apply_page(Session& link, const LogPage& page, const LogPosition& place, co
 void note_asked(const Session& link, std::int64_t asked_at_ns, const LogPage& page) {
   asked_at_ns -= page.staleness().count();
   const bool by_store = page.staleness() == zero_staleness;
-  if (!log_asked_since(link.state, asked_at_ns)) link.state.record_poll(asked_at_ns, page.extent().head, by_store);
+  if (!log_asked_since(link.state, asked_at_ns))
+    link.state.record_poll(asked_at_ns, page.extent().head, by_store);
 }
 
-// Reads the log to its end, applying. Returns why that needs a new state, if it does. The caller holds
-// StateLock::follow.
+// Reads the log to its end, applying. Returns why that needs a new state, if it does. The caller
+// holds StateLock::follow.
 std::optional<RebuildCause> catch_up(Session& link, Backoff& patience, StalenessMax age_max) {
   UpdateId promised = 0;  // the head that the last answer named, if its rows did not reach it
   for (;;) {
@@ -68,8 +75,8 @@ std::optional<RebuildCause> catch_up(Session& link, Backoff& patience, Staleness
     std::string why;
     const HistoryMatch fit = compare_history(page, place, why);
     if (fit != HistoryMatch::matches) {
-      // Who appends applies, too: while the log was asked, a writer may have brought the state to where the page fits.
-      // One built anew without need could lack what is applied meanwhile.
+      // Who appends applies, too: while the log was asked, a writer may have brought the state to
+      // where the page fits. One built anew without need could lack what is applied meanwhile.
       if (position_of(link.state.info()) != place && !patience.deadline().passed()) continue;
       if (fit == HistoryMatch::replaced) reject_state_of_another_log(link, info, page.extent());
       return RebuildCause{reason_of(fit), why};
@@ -111,10 +118,12 @@ std::optional<RebuildCause> try_catch_up(Session& link, Backoff& patience, Stale
 
 // Whether another thread or process did, since `began_ns`, what we were about to do.
 bool is_fresh(Session& link, std::int64_t began_ns, StalenessMax age_max) {
-  const bool asked = age_max && *age_max == zero_staleness
-                         ? store_asked_since(link.state, began_ns)
-                         : log_asked_since(link.state, began_ns - age_max.value_or(zero_staleness).count());
-  return asked && !link.has_damage() && link.state.usable() && link.has_seen_log(link.state.info().log_uuid);
+  const bool asked =
+      age_max && *age_max == zero_staleness
+          ? store_asked_since(link.state, began_ns)
+          : log_asked_since(link.state, began_ns - age_max.value_or(zero_staleness).count());
+  return asked && !link.has_damage() && link.state.usable() &&
+         link.has_seen_log(link.state.info().log_uuid);
 }
 
 }  // namespace
@@ -142,9 +151,10 @@ UpdateId follow(Session& link, Backoff& patience, UpdateId at_least, StalenessMa
     const UpdateId applied = link.state.applied_id();
     if (applied >= at_least) return applied;
     if (!patience.pause()) {
-      throw Error(ErrorKind::unavailable, "log does not have the update yet: at_least=" + std::to_string(at_least) +
-                                              " applied_id=" + std::to_string(applied) +
-                                              " deadline_ms=" + std::to_string(patience.timeout().count()));
+      throw Error(ErrorKind::unavailable,
+                  "log does not have the update yet: at_least=" + std::to_string(at_least) +
+                      " applied_id=" + std::to_string(applied) +
+                      " deadline_ms=" + std::to_string(patience.timeout().count()));
     }
     began_ns = boot_time_ns();
     age_max = zero_staleness;  // what stands in front of it need not have heard of the update

@@ -1,4 +1,5 @@
-// Following: the state applies what the log has beyond the applied id. The verb users see is update().
+// Following: the state applies what the log has beyond the applied id. The verb users see is
+// update().
 //
 //   take StateLock::follow                one process of a machine asks; those who waited find that it was done for
 //   them
@@ -8,11 +9,11 @@
 //     again, until there is nothing beyond
 //     note when the log was asked
 //
-// What comes from something in front of the store (Log::look) is applied only if all of it continues what we have;
-// else the store is asked before anything is believed to be wrong.
+// What comes from something in front of the store (Log::look) is applied only if all of it
+// continues what we have; else the store is asked before anything is believed to be wrong.
 //
-// The rows that come must be those we ask for, one id after the other: what is missing or damaged is an error that
-// says so, and the state stays at the id before it.
+// The rows that come must be those we ask for, one id after the other: what is missing or damaged
+// is an error that says so, and the state stays at the id before it.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +24,19 @@
 
 namespace whycache {
 
-// Applies all that the log had when this began, and goes on until `at_least` is applied. Returns the applied
-// id. Throws Error: unavailable when the patience is at its end, corrupt, limit.
-// `age_max`: what the log had that long before this began will do, or, with nullopt, what stands in front of its store
-// answers (Log::look). Who is about to write, or to rewrite, has to ask the store.
-UpdateId follow(Session& link, Backoff& patience, UpdateId at_least = 0, StalenessMax age_max = zero_staleness);
+// Applies all that the log had when this began, and goes on until `at_least` is applied. Returns
+// the applied id. Throws Error: unavailable when the patience is at its end, corrupt, limit.
+// `age_max`: what the log had that long before this began will do, or, with nullopt, what stands in
+// front of its store answers (Log::look). Who is about to write, or to rewrite, has to ask the
+// store.
+UpdateId follow(Session& link, Backoff& patience, UpdateId at_least = 0,
+                StalenessMax age_max = zero_staleness);
 
-// Whether a process of this machine asked the log at or after `since_ns`, and applied all it answered.
+// Whether a process of this machine asked the log at or after `since_ns`, and applied all it
+// answered.
 bool log_asked_since(const State& state, std::int64_t since_ns);
-// The same, but what stands in front of the log's store does not count as the log: for who is about to write.
+// The same, but what stands in front of the log's store does not count as the log: for who is about
+// to write.
 bool store_asked_since(const State& state, std::int64_t since_ns);
 
 }  // namespace whycache

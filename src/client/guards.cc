@@ -25,8 +25,9 @@ void check_guards(const Guards& guards, std::span<const Change> changes, const V
   if (guards.validate) {
     for (const Change& change : changes) {
       if (const std::optional<std::string> why = guards.validate(change)) {
-        throw Error(ErrorKind::refused, "validator refused a change, nothing was written: key_bytes=" +
-                                            std::to_string(change.key.size()) + ": " + *why);
+        throw Error(ErrorKind::refused,
+                    "validator refused a change, nothing was written: key_bytes=" +
+                        std::to_string(change.key.size()) + ": " + *why);
       }
     }
   }

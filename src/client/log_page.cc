@@ -12,14 +12,16 @@ LogError damaged_update(UpdateId id, const std::string& why) {
   return LogError(
       ErrorKind::corrupt,
       "log is damaged: id=" + std::to_string(id) + ": " + why +
-          " (this machine stays at the id before; repair or restore the log, or if another machine has applied "
+          " (this machine stays at the id before; repair or restore the log, or if another machine "
+          "has applied "
           "this update, rewrite history there: this one then starts from the new base)");
 }
 
 // Whether what did not come from the store fits, all of it: else none of it may be applied.
 bool continues_history(const LogPage& page, LogPosition place) {
   std::string why;
-  if (!page.is_complete() || compare_history(page, place, why) != HistoryMatch::matches) return false;
+  if (!page.is_complete() || compare_history(page, place, why) != HistoryMatch::matches)
+    return false;
   try {
     apply_updates(page, place, [](const Update&) {});
     return page.extent().head <= place.id;
@@ -43,14 +45,16 @@ bool LogPage::add(UpdateId id, std::string_view bytes) {
   if (!complete_) return false;
   rows_.push_back({id, bytes_.size(), bytes.size()});
   bytes_ += bytes;
-  // However large the first is, which may be one that is known already: the next one has to get its turn.
+  // However large the first is, which may be one that is known already: the next one has to get its
+  // turn.
   complete_ = bytes_.size() < page_bytes || rows_.size() < 2;
   return complete_;
 }
 
 LogPage read_page(Log& log, UpdateId first, UpdateId last) {
   LogPage page;
-  page.extent_ = log.read(first, last, [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
+  page.extent_ = log.read(first, last,
+                          [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
   return page;
 }
 
@@ -76,12 +80,13 @@ HistoryMatch compare_history(const LogPage& page, const LogPosition& place, std:
 
 void check_head_reached(const Log& log, UpdateId id, UpdateId promised) {
   if (id >= promised) return;
-  throw LogError(ErrorKind::corrupt, "log does not have the updates it says it has: last_id=" + std::to_string(id) +
-                                         " head=" + std::to_string(promised) + " log=" + log.name() +
-                                         " (repair or restore the log)");
+  throw LogError(ErrorKind::corrupt, "log does not have the updates it says it has: last_id=" +
+                                         std::to_string(id) + " head=" + std::to_string(promised) +
+                                         " log=" + log.name() + " (repair or restore the log)");
 }
 
-void apply_updates(const LogPage& page, LogPosition& place, const std::function<void(const Update&)>& apply) {
+void apply_updates(const LogPage& page, LogPosition& place,
+                   const std::function<void(const Update&)>& apply) {
   Update update;
   for (std::size_t i = 0; i < page.row_count(); ++i) {
     const LogPage::LogRow row = page.row(i);
@@ -105,11 +110,14 @@ void apply_updates(const LogPage& page, LogPosition& place, const std::function<
 LogPage poll_page(Log& log, const LogPosition& place, StalenessMax age_max) {
   for (;;) {
     LogPage page;
-    const PollResult looked = log.poll(first_id_to_read(place.id), age_max,
-                                       [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
+    const PollResult looked =
+        log.poll(first_id_to_read(place.id), age_max,
+                 [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
     page.extent_ = looked.extent;
     page.staleness_ = looked.staleness;
-    if (looked.staleness.count() == 0 || age_max == zero_staleness || continues_history(page, place)) return page;
+    if (looked.staleness.count() == 0 || age_max == zero_staleness ||
+        continues_history(page, place))
+      return page;
     age_max = zero_staleness;
   }
 }

@@ -16,12 +16,13 @@ namespace {
 constexpr UpdateId no_limit = std::numeric_limits<UpdateId>::max();
 
 LogError damaged_base(UpdateId base, const std::string& why) {
-  return LogError(ErrorKind::corrupt,
-                  "base is damaged: base=" + std::to_string(base) + ": " + why +
-                      " (repair or restore the log; a machine that has a newer id applied can rewrite history)");
+  return LogError(ErrorKind::corrupt, "base is damaged: base=" + std::to_string(base) + ": " + why +
+                                          " (repair or restore the log; a machine that has a newer "
+                                          "id applied can rewrite history)");
 }
 
-// Takes the parts of a base in order into a builder, and keeps the books that the last part is compared with.
+// Takes the parts of a base in order into a builder, and keeps the books that the last part is
+// compared with.
 class BaseLoader {
  public:
   explicit BaseLoader(StateBuilder& builder) : builder_(builder) {}
@@ -34,8 +35,10 @@ class BaseLoader {
     }
     if (part_count_ == 0) base_ = part_.base;
     if (part_.base != base_ || part_.number != part_count_ || info_) {
-      throw damaged_base(base_, "part of another base or place: part_base=" + std::to_string(part_.base) + " part=" +
-                                    std::to_string(part_.number) + " expected=" + std::to_string(part_count_));
+      throw damaged_base(base_,
+                         "part of another base or place: part_base=" + std::to_string(part_.base) +
+                             " part=" + std::to_string(part_.number) +
+                             " expected=" + std::to_string(part_count_));
     }
     if (!part_.items.empty()) {
       if (part_count_ > 0 && part_.items.front().key <= last_key_) {
@@ -58,7 +61,8 @@ class BaseLoader {
     if (loaded.item_count != info_->item_count || loaded.digest != info_->digest) {
       throw damaged_base(base_, "items=" + std::to_string(loaded.item_count) +
                                     " expected=" + std::to_string(info_->item_count) +
-                                    " digest=" + to_string(loaded.digest) + " expected=" + to_string(info_->digest));
+                                    " digest=" + to_string(loaded.digest) +
+                                    " expected=" + to_string(info_->digest));
     }
     return {extent.uuid, info_->base, info_->chain};
   }
@@ -72,8 +76,9 @@ class BaseLoader {
   std::optional<BaseInfo> info_;
 };
 
-// How far attempts have come with a base. One that comes farther than all before it may go on for as long again: so who
-// gets on is not stopped, and who has to begin again and again, as others make base after base, is.
+// How far attempts have come with a base. One that comes farther than all before it may go on for
+// as long again: so who gets on is not stopped, and who has to begin again and again, as others
+// make base after base, is.
 class BaseProgress {
  public:
   explicit BaseProgress(Backoff& patience) : backoff_(patience) {}
@@ -118,7 +123,8 @@ struct Build {
   UpdateId head = 0;
 };
 
-// Applies what the log has beyond what is built, up to `last`. False: the log was rewritten or replaced meanwhile.
+// Applies what the log has beyond what is built, up to `last`. False: the log was rewritten or
+// replaced meanwhile.
 bool apply_log_up_to(Session& link, Build& build, UpdateId last, Backoff& patience) {
   LogPosition& place = build.position;
   const Extent& extent = build.extent;
@@ -144,8 +150,8 @@ bool apply_log_up_to(Session& link, Build& build, UpdateId last, Backoff& patien
 }
 
 // One attempt. nullopt: the log was rewritten or replaced meanwhile.
-std::optional<Build> try_build(Session& link, const Extent& extent, UpdateId last, Backoff& patience,
-                               BaseProgress& progress) {
+std::optional<Build> try_build(Session& link, const Extent& extent, UpdateId last,
+                               Backoff& patience, BaseProgress& progress) {
   Build build;
   build.builder = link.state.begin_build(extent.uuid, link.log.name());
   build.extent = extent;
@@ -158,7 +164,8 @@ std::optional<Build> try_build(Session& link, const Extent& extent, UpdateId las
   } else {
     build.builder->finish_load(0, build.position.chain);
   }
-  if (build.position.id < last && !apply_log_up_to(link, build, last, patience)) return std::nullopt;
+  if (build.position.id < last && !apply_log_up_to(link, build, last, patience))
+    return std::nullopt;
   return build;
 }
 
@@ -166,11 +173,13 @@ std::optional<Build> try_build(Session& link, const Extent& extent, UpdateId las
 std::optional<Build> build_up_to(Session& link, UpdateId last, Backoff& patience) {
   BaseProgress progress(patience);
   for (;;) {
-    const Extent extent = link.call_log_with_retries(patience, [](Log& log) { return log.extent(); });
+    const Extent extent =
+        link.call_log_with_retries(patience, [](Log& log) { return log.extent(); });
     if (extent.base > last) return std::nullopt;
     std::optional<LogError> failure;
     try {
-      if (std::optional<Build> build = try_build(link, extent, last, patience, progress)) return build;
+      if (std::optional<Build> build = try_build(link, extent, last, patience, progress))
+        return build;
       failure.emplace(ErrorKind::unavailable, "the log was rewritten or replaced meanwhile");
     } catch (const LogError& error) {
       failure = error;
@@ -216,13 +225,15 @@ bool install(Session& link, Build& build, RebuildReason reason, Backoff& patienc
     case RebuildReason::removed:
     case RebuildReason::damaged: break;
   }
-  // Meanwhile somebody may have written to the old one, as damaged as it is. What was seen there must not be gone.
+  // Meanwhile somebody may have written to the old one, as damaged as it is. What was seen there
+  // must not be gone.
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
     if (build.builder->install(Install::unless_behind)) return true;
     if (!apply_log_up_to(link, build, no_limit, patience)) return false;
   }
-  // He is faster. So he has to wait while the log is asked, once; and if it does not answer now, for the next update().
+  // He is faster. So he has to wait while the log is asked, once; and if it does not answer now,
+  // for the next update().
   return build.builder->install(Install::always, [&] {
     try {
       Backoff none(std::chrono::milliseconds(0));
@@ -236,10 +247,12 @@ bool install(Session& link, Build& build, RebuildReason reason, Backoff& patienc
 
 RebuildCause diagnose_unusable_state(Session& link) {
   if (::access(link.state.path().c_str(), F_OK) != 0) {
-    return {link.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state, "nothing is in its place"};
+    return {link.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state,
+            "nothing is in its place"};
   }
-  link.report(Event::Kind::stray_state, "state cannot be used, building a new one: path=" + link.state.path() + ": " +
-                                            link.state.unusable_reason());
+  link.report(Event::Kind::stray_state,
+              "state cannot be used, building a new one: path=" + link.state.path() + ": " +
+                  link.state.unusable_reason());
   return {RebuildReason::damaged, link.state.unusable_reason()};
 }
 
@@ -251,9 +264,11 @@ bool rebuild(Session& link, const RebuildCause& rebuilding, Backoff& patience) {
   link.note_seen_log(info.log_uuid);
   link.state.record_poll(build->asked_at_ns, build->head);
   if (rebuilding.reason == RebuildReason::no_state) return true;
-  if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason)) link.counters.add(counter);
-  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") + describe(rebuilding.reason) + ": " +
-                                        rebuilding.details + " path=" + link.state.path() +
+  if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason))
+    link.counters.add(counter);
+  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") +
+                                        describe(rebuilding.reason) + ": " + rebuilding.details +
+                                        " path=" + link.state.path() +
                                         " now_applied_id=" + std::to_string(info.applied_id));
   return true;
 }
@@ -267,8 +282,8 @@ void report_recovery(Session& link, const StateWriter& writer) {
   if (!writer.recovered()) return;
   link.counters.add(&Counters::recoveries);
   link.report(Event::Kind::recovered,
-              "a writer died in the midst of an update, which was taken back: path=" + link.state.path() +
-                  " applied_id=" + std::to_string(writer.info().applied_id));
+              "a writer died in the midst of an update, which was taken back: path=" +
+                  link.state.path() + " applied_id=" + std::to_string(writer.info().applied_id));
 }
 
 }  // namespace whycache

@@ -1,8 +1,10 @@
-// Rebuilding: a new state is made from the log's base and the updates after it, beside the present one, which goes
-// on serving reads, and is then put in its place. It is always right to do so: the state is a cache of the log.
+// Rebuilding: a new state is made from the log's base and the updates after it, beside the present
+// one, which goes on serving reads, and is then put in its place. It is always right to do so: the
+// state is a cache of the log.
 //
-// The base comes in parts, whose items are loaded; what was loaded must have the count and the digest that the last
-// part names. A base that is replaced midway, or a log that no longer continues what was built, means to begin again.
+// The base comes in parts, whose items are loaded; what was loaded must have the count and the
+// digest that the last part names. A base that is replaced midway, or a log that no longer
+// continues what was built, means to begin again.
 #pragma once
 
 #include <cstdint>
@@ -32,13 +34,14 @@ struct RebuildCause {
 // The reason when there is no state that can be used. Reports a stray one that is in the way.
 RebuildCause diagnose_unusable_state(Session& link);
 
-// Builds a state up to the head of the log and puts it in place. The caller holds StateLock::follow. Throws Error;
-// the old state, if there is one, stays then. False: it stays since it was behind the base only for a moment, and a
-// writer has brought it farther than what was built.
+// Builds a state up to the head of the log and puts it in place. The caller holds
+// StateLock::follow. Throws Error; the old state, if there is one, stays then. False: it stays
+// since it was behind the base only for a moment, and a writer has brought it farther than what was
+// built.
 bool rebuild(Session& link, const RebuildCause& rebuilding, Backoff& patience);
 
-// A state as of update `last`, or of the head if the log ends before, which is never put in place: the stuff for a
-// base. nullptr: the base is beyond `last`.
+// A state as of update `last`, or of the head if the log ends before, which is never put in place:
+// the stuff for a base. nullptr: the base is beyond `last`.
 std::unique_ptr<StateBuilder> build_as_of(Session& link, UpdateId last, Backoff& patience);
 
 // Counts and reports that the writer before us died midway, if it did.

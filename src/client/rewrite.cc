@@ -44,10 +44,12 @@ class BasePartSource {
       ++item_count_;
     }
     if (item_count_ != info_.item_count || digest_ != info_.digest) {
-      throw Error(ErrorKind::corrupt,
-                  "state is damaged, history is not rewritten from it: items=" + std::to_string(item_count_) +
-                      " expected=" + std::to_string(info_.item_count) + " digest=" + to_string(digest_) +
-                      " expected=" + to_string(info_.digest) + " (delete the state: it is then built anew)");
+      throw Error(ErrorKind::corrupt, "state is damaged, history is not rewritten from it: items=" +
+                                          std::to_string(item_count_) +
+                                          " expected=" + std::to_string(info_.item_count) +
+                                          " digest=" + to_string(digest_) +
+                                          " expected=" + to_string(info_.digest) +
+                                          " (delete the state: it is then built anew)");
     }
     ended_ = true;
     return encoder_.finish(info_);
@@ -78,23 +80,26 @@ class EmptyBasePartSource {
   bool ended_ = false;
 };
 
-// The update that the base ends with has to be the log's own: the log may have been restored, or lost its tail in a
-// failover, since this machine read it. What others wrote there since must not be replaced by what is no more.
+// The update that the base ends with has to be the log's own: the log may have been restored, or
+// lost its tail in a failover, since this machine read it. What others wrote there since must not
+// be replaced by what is no more.
 void check_log_contains(Log& log, const LogPosition& place) {
   const LogPage page = read_page(log, place.id, place.id);
   std::string why;
   const HistoryMatch fit = compare_history(page, place, why);
   if (fit == HistoryMatch::matches || fit == HistoryMatch::behind_base) return;
-  throw LogError(ErrorKind::unavailable,
-                 "log is not the one any more that this state was made from, history is not rewritten: log=" +
-                     log.name() + ' ' + why + " (update, then retry)",
-                 0, /*gave_up=*/true);
+  throw LogError(
+      ErrorKind::unavailable,
+      "log is not the one any more that this state was made from, history is not rewritten: log=" +
+          log.name() + ' ' + why + " (update, then retry)",
+      0, /*gave_up=*/true);
 }
 
-// Makes it the log's base. `begin_parts` is called for each attempt. Returns the base the log has then: this one, or
-// one beyond it that somebody else made.
+// Makes it the log's base. `begin_parts` is called for each attempt. Returns the base the log has
+// then: this one, or one beyond it that somebody else made.
 template <typename BeginParts>
-UpdateId write_base(Session& link, const LogPosition& place, Backoff& patience, const BeginParts& begin_parts) {
+UpdateId write_base(Session& link, const LogPosition& place, Backoff& patience,
+                    const BeginParts& begin_parts) {
   bool in_doubt = false;
   std::uint64_t most_parts = 0;  // that the log took in one attempt
   const auto attempt = [&](Log& log) {
@@ -125,8 +130,8 @@ UpdateId write_base(Session& link, const LogPosition& place, Backoff& patience, 
   } catch (const Error& error) {
     if (!in_doubt || error.kind() == ErrorKind::uncertain) throw;
     throw Error(ErrorKind::uncertain,
-                "history may or may not have been rewritten: base=" + std::to_string(place.id) + ": " +
-                    to_string(error.kind()) + ": " + error.what(),
+                "history may or may not have been rewritten: base=" + std::to_string(place.id) +
+                    ": " + to_string(error.kind()) + ": " + error.what(),
                 error.system_error());
   }
 }
@@ -140,20 +145,24 @@ UpdateId write_entries(Session& link, const SharedPin& pin, Backoff& patience) {
 // Of a rewrite whose erasing is in the log already.
 Error error_after_erasing(const Error& error, UpdateId id) {
   const bool is_in_doubt = error.kind() == ErrorKind::uncertain;
-  return Error(ErrorKind::uncertain,
-               std::string(is_in_doubt ? "keys are erased, and the history may or may not have been rewritten"
-                                       : "keys are erased, but the history was not rewritten") +
-                   ": last_id=" + std::to_string(id) + ": " + to_string(error.kind()) + ": " + error.what(),
-               error.system_error());
+  return Error(
+      ErrorKind::uncertain,
+      std::string(is_in_doubt
+                      ? "keys are erased, and the history may or may not have been rewritten"
+                      : "keys are erased, but the history was not rewritten") +
+          ": last_id=" + std::to_string(id) + ": " + to_string(error.kind()) + ": " + error.what(),
+      error.system_error());
 }
 
-// Deletes what rewrites that did not come to their end left behind. `limit` is at or below the base, so that nothing
-// else is done; if it no longer is, the log was replaced just now, and nothing at all.
+// Deletes what rewrites that did not come to their end left behind. `limit` is at or below the
+// base, so that nothing else is done; if it no longer is, the log was replaced just now, and
+// nothing at all.
 UpdateId remove_rewrite_leftovers(Session& link, UpdateId limit, Backoff& patience) {
   link.call_log_with_retries(patience, [&](Log& log) {
     return log.rewrite(limit, 0, []() -> std::optional<std::string_view> {
       throw Error(ErrorKind::invalid,
-                  "log was replaced while its history was rewritten, nothing was changed (update, then retry)");
+                  "log was replaced while its history was rewritten, nothing was changed (update, "
+                  "then retry)");
     });
   });
   return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
@@ -161,8 +170,10 @@ UpdateId remove_rewrite_leftovers(Session& link, UpdateId limit, Backoff& patien
 
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
-// Keys that `keep` refuses, as many as surely fit into one update, from `begin` on. `begin` moves to where to go on.
-std::vector<std::string> collect_refused_keys(const Session& link, const Keep& keep, std::string& begin) {
+// Keys that `keep` refuses, as many as surely fit into one update, from `begin` on. `begin` moves
+// to where to go on.
+std::vector<std::string> collect_refused_keys(const Session& link, const Keep& keep,
+                                              std::string& begin) {
   std::vector<std::string> refused;
   std::size_t bytes = 0;
   const View view(link.state.pin());
@@ -186,9 +197,10 @@ void check_keep_guards(const Session& link, const Keep& keep) {
   check_erase_limits(link.options.guards, erased, view.size());
 }
 
-// Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at again. `erased_by`
-// becomes the last of these updates.
-void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Backoff& patience, UpdateId& erased_by) {
+// Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at
+// again. `erased_by` becomes the last of these updates.
+void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Backoff& patience,
+                        UpdateId& erased_by) {
   std::string begin;
   do {
     std::vector<std::string> keys = collect_refused_keys(link, keep, begin);
@@ -202,7 +214,8 @@ void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Bac
           });
           if (keys.empty()) return std::nullopt;
           Draft draft(link.authorship("rewrite_history"));
-          for (const std::string& key : keys) draft.add(Change::erase(key), link.options.update_bytes_max);
+          for (const std::string& key : keys)
+            draft.add(Change::erase(key), link.options.update_bytes_max);
           return draft;
         },
         patience);
@@ -210,12 +223,14 @@ void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Bac
   } while (!begin.empty());
 }
 
-UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& options, UpdateId& erased_by) {
+UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& options,
+                 UpdateId& erased_by) {
   Backoff patience(link.options.deadline);
   const UpdateId head = follow(link, patience);
   if (options.limit > head) {
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
-                                        std::to_string(options.limit) + " head=" + std::to_string(head));
+                                        std::to_string(options.limit) +
+                                        " head=" + std::to_string(head));
   }
   if (options.keep) check_keep_guards(link, options.keep);
   if (options.keep) erase_refused_keys(link, commit, options.keep, patience, erased_by);
@@ -223,7 +238,8 @@ UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& option
 
   const SharedPin pin = link.state.pin();
   const UpdateId limit = options.limit == 0 ? pin->id() : options.limit;
-  const UpdateId base = link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
+  const UpdateId base =
+      link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
   if (limit <= base) return base == 0 ? base : remove_rewrite_leftovers(link, limit, patience);
   if (limit == pin->id()) return write_entries(link, pin, patience);
 

@@ -30,8 +30,8 @@ Counters AtomicCounters::read() {
   return copy;
 }
 
-Session::Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
-                 AtomicCounters& counters)
+Session::Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
+                 const Options& cache_options, AtomicCounters& counters)
     : state(joined_state),
       log(joined_log),
       options(cache_options),
@@ -62,19 +62,20 @@ void Session::back_off_after(const LogError& error, Backoff& patience) {
   if (patience.deadline().passed()) {
     throw LogError(ErrorKind::unavailable,
                    std::string("log did not answer in time: log=") + log.name() +
-                       " deadline_ms=" + std::to_string(patience.timeout().count()) +
-                       " attempts=" + std::to_string(patience.pause_count() + 1) + ": " + error.what(),
+                       " deadline_ms=" + std::to_string(patience.timeout().count()) + " attempts=" +
+                       std::to_string(patience.pause_count() + 1) + ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
   if (closing_.load(std::memory_order_acquire)) {
-    throw LogError(
-        ErrorKind::unavailable,
-        std::string("cache was closed while the log did not answer: log=") + log.name() + ": " + error.what(),
-        error.system_error(), /*gave_up=*/true);
+    throw LogError(ErrorKind::unavailable,
+                   std::string("cache was closed while the log did not answer: log=") + log.name() +
+                       ": " + error.what(),
+                   error.system_error(), /*gave_up=*/true);
   }
   counters.add(&Counters::log_retries);
   report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +
-                                   " attempt=" + std::to_string(patience.pause_count() + 2) + ": " + error.what());
+                                   " attempt=" + std::to_string(patience.pause_count() + 2) + ": " +
+                                   error.what());
   patience.pause();
 }
 

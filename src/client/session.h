@@ -1,8 +1,8 @@
-// What a process needs to join its machine's state and the log: both ends, the options, and a place to say what
-// happened. The protocols (follow, rebuild, commit, rewrite) are functions over a link.
+// What a process needs to join its machine's state and the log: both ends, the options, and a place
+// to say what happened. The protocols (follow, rebuild, commit, rewrite) are functions over a link.
 //
-// A link belongs to one process: a forked child makes a link of its own, with connections, mutexes and a
-// writer's identity that its parent does not share (cache.cc).
+// A link belongs to one process: a forked child makes a link of its own, with connections, mutexes
+// and a writer's identity that its parent does not share (cache.cc).
 #pragma once
 
 #include <whycache/cache.h>
@@ -25,7 +25,8 @@ namespace whycache {
 // The log failed, or holds what cannot be believed; as opposed to errors of the state.
 class LogError : public Error {
  public:
-  explicit LogError(ErrorKind kind, const std::string& message, int system_error = 0, bool gave_up = false)
+  explicit LogError(ErrorKind kind, const std::string& message, int system_error = 0,
+                    bool gave_up = false)
       : Error(kind, message, system_error), gave_up_(gave_up) {}
 
   // Whether it was asked again until the patience was at its end.
@@ -53,8 +54,8 @@ class AtomicCounters {
 class Session {
  public:
   // `owned_log`: null if somebody else keeps the log alive.
-  Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log, const Options& cache_options,
-          AtomicCounters& counters);
+  Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
+          const Options& cache_options, AtomicCounters& counters);
 
   State& state;
   Log& log;
@@ -93,12 +94,13 @@ class Session {
     }
   }
 
-  // Counts and reports that the log failed, and waits. Throws the error instead if waiting cannot help, or, as
-  // unavailable, if the patience is at its end.
+  // Counts and reports that the log failed, and waits. Throws the error instead if waiting cannot
+  // help, or, as unavailable, if the patience is at its end.
   void back_off_after(const LogError& error, Backoff& patience);
 
-  // This process has seen that its log is the one with this uuid. Until then it does not rely on what other processes
-  // found out about theirs; and a log that is replaced later can be told from a state that was never this log's.
+  // This process has seen that its log is the one with this uuid. Until then it does not rely on
+  // what other processes found out about theirs; and a log that is replaced later can be told from
+  // a state that was never this log's.
   void note_seen_log(const Uuid& uuid);
   bool has_seen_log(const Uuid& uuid) const;
   bool has_seen_any_log() const { return has_seen_any_log_.load(std::memory_order_acquire); }

@@ -27,7 +27,8 @@ std::string environment_variable(const char* name) {
 }
 
 bool is_name_character(char c) {
-  return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+  return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' ||
+         c == '-' || c == '.';
 }
 
 void check_name(std::string_view name) {
@@ -47,7 +48,8 @@ std::string default_name(const std::string& log_name) {
     if (is_instance_name(value)) instance = value;
   }
   std::array<char, 17> hash;
-  std::snprintf(hash.data(), hash.size(), "%016llx", static_cast<unsigned long long>(hash64(log_name)));
+  std::snprintf(hash.data(), hash.size(), "%016llx",
+                static_cast<unsigned long long>(hash64(log_name)));
   return instance + "-" + hash.data();
 }
 
@@ -62,12 +64,14 @@ std::string home_directory() {
     std::array<char, 4096> buffer;
     passwd entry;
     passwd* found = nullptr;
-    if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr)
+    if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 &&
+        found != nullptr)
       home = found->pw_dir;
   }
   if (home.empty() || home.front() != '/') {
     throw Error(ErrorKind::invalid,
-                "no home folder to keep the state in (set state_path, or the environment variable WHYCACHE_STATE)");
+                "no home folder to keep the state in (set state_path, or the environment variable "
+                "WHYCACHE_STATE)");
   }
   return home;
 }
@@ -97,8 +101,9 @@ std::string default_directory() {
   const std::string normal = std::filesystem::path(folder).lexically_normal().native();
   if (is_below(normal, "/tmp") || is_below(normal, "/var/tmp")) {
     throw Error(ErrorKind::invalid,
-                "the state's default folder would be one that is shared with everybody and cleaned up: path=" + normal +
-                    " (set state_path, or the environment variable WHYCACHE_STATE)");
+                "the state's default folder would be one that is shared with everybody and cleaned "
+                "up: path=" +
+                    normal + " (set state_path, or the environment variable WHYCACHE_STATE)");
   }
   return folder + "/whycache";
 }
@@ -112,7 +117,8 @@ StateLocation create_temporary_location(const std::string& name) {
   std::string folder = default_directory();
   create_private_directory(folder);
   folder += "/memory-XXXXXX";
-  if (::mkdtemp(folder.data()) == nullptr) throw system_error("cannot make folder for the state", folder, errno);
+  if (::mkdtemp(folder.data()) == nullptr)
+    throw system_error("cannot make folder for the state", folder, errno);
   return {state_in(folder), folder};
 }
 

@@ -13,7 +13,9 @@ namespace whycache {
 UpdateId Transaction::id() const noexcept { return record_->view().id(); }
 std::optional<std::string_view> Transaction::get(std::string_view key) { return record_->get(key); }
 std::vector<Item> Transaction::items(const KeyRange& range) { return record_->items(range); }
-void Transaction::set(std::string_view key, std::string_view value) { record_->write(Change::set(key, value)); }
+void Transaction::set(std::string_view key, std::string_view value) {
+  record_->write(Change::set(key, value));
+}
 void Transaction::erase(std::string_view key) { record_->write(Change::erase(key)); }
 
 std::optional<std::string_view> Transaction::Record::get(std::string_view key) {
@@ -72,7 +74,8 @@ bool Transaction::Record::reads_are_valid_at(const View& now) const {
     const Items now_items = now.items(range);
     auto then_item = then_items.begin();
     auto now_item = now_items.begin();
-    for (; then_item != std::default_sentinel && now_item != std::default_sentinel; ++then_item, ++now_item) {
+    for (; then_item != std::default_sentinel && now_item != std::default_sentinel;
+         ++then_item, ++now_item) {
       if (*then_item != *now_item) return false;
     }
     if (then_item != std::default_sentinel || now_item != std::default_sentinel) return false;
@@ -83,7 +86,8 @@ bool Transaction::Record::reads_are_valid_at(const View& now) const {
 std::vector<Change> Transaction::Record::changes() const {
   std::vector<Change> changes;
   changes.reserve(written_.size());
-  for (const auto& [key, value] : written_) changes.push_back(value ? Change::set(key, *value) : Change::erase(key));
+  for (const auto& [key, value] : written_)
+    changes.push_back(value ? Change::set(key, *value) : Change::erase(key));
   return changes;
 }
 
@@ -93,16 +97,18 @@ Draft draft_of(Session& link, const std::vector<Change>& changes, const std::str
   Draft draft(link.authorship(note));
   for (const Change& change : changes) {
     if (draft.add(change, link.options.update_bytes_max)) continue;
-    throw Error(ErrorKind::limit, "transaction too large for one update: changes=" + std::to_string(changes.size()) +
-                                      " update_bytes_max=" + std::to_string(link.options.update_bytes_max) +
-                                      " (raise update_bytes_max)");
+    throw Error(ErrorKind::limit,
+                "transaction too large for one update: changes=" + std::to_string(changes.size()) +
+                    " update_bytes_max=" + std::to_string(link.options.update_bytes_max) +
+                    " (raise update_bytes_max)");
   }
   return draft;
 }
 
 }  // namespace
 
-UpdateId transact(Session& link, WriteQueue& commit, const std::function<void(Transaction&)>& function,
+UpdateId transact(Session& link, WriteQueue& commit,
+                  const std::function<void(Transaction&)>& function,
                   const TransactOptions& options) {
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
   Backoff patience(options.deadline.value_or(link.options.deadline));
@@ -126,18 +132,21 @@ UpdateId transact(Session& link, WriteQueue& commit, const std::function<void(Tr
     if (place) return place->id;
     if (attempt == options.attempts_max || patience.deadline().passed()) {
       throw Error(ErrorKind::conflict,
-                  "what the transaction read was changed by others each time it ran, nothing was written: attempts=" +
-                      std::to_string(attempt) + " deadline_ms=" + std::to_string(patience.timeout().count()));
+                  "what the transaction read was changed by others each time it ran, nothing was "
+                  "written: attempts=" +
+                      std::to_string(attempt) +
+                      " deadline_ms=" + std::to_string(patience.timeout().count()));
     }
   }
 }
 
-std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std::string_view key, const Decide& decide,
-                                          const WriteOptions& options) {
+std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std::string_view key,
+                                          const Decide& decide, const WriteOptions& options) {
   Backoff patience(options.deadline.value_or(link.options.deadline));
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
-    // Asked before the state is looked at: whoever follows beside us may apply, and say so, right after that.
+    // Asked before the state is looked at: whoever follows beside us may apply, and say so, right
+    // after that.
     bool is_of_this_call = false;
     const std::optional<LogPosition> place = commit.write_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {

@@ -15,9 +15,10 @@
 namespace whycache {
 namespace {
 
-// A log that was restored or replaced must not be given an update that continues another. So it is looked at before an
-// append, unless that was done just now by some process of this machine. What happens to the log within this time is
-// found by the log itself, which takes an update only if it has the one before, or, after any failure, by looking back.
+// A log that was restored or replaced must not be given an update that continues another. So it is
+// looked at before an append, unless that was done just now by some process of this machine. What
+// happens to the log within this time is found by the log itself, which takes an update only if it
+// has the one before, or, after any failure, by looking back.
 constexpr std::int64_t append_staleness_max_ns = 100'000'000;
 
 // Of several changes to one key the last one counts; it keeps its place.
@@ -33,11 +34,12 @@ std::vector<Change> last_change_per_key(std::span<const Change> changes) {
 }
 
 // The rest of a split batch failed: what was written before must not be lost from sight.
-Error partial_write_error(const Error& error, std::size_t written, std::size_t all, UpdateId last_id) {
+Error partial_write_error(const Error& error, std::size_t written, std::size_t all,
+                          UpdateId last_id) {
   return Error(ErrorKind::uncertain,
                "stopped midway, the first changes of the batch are written: changes_written=" +
-                   std::to_string(written) + " of=" + std::to_string(all) + " last_id=" + std::to_string(last_id) +
-                   ": " + to_string(error.kind()) + ": " + error.what(),
+                   std::to_string(written) + " of=" + std::to_string(all) + " last_id=" +
+                   std::to_string(last_id) + ": " + to_string(error.kind()) + ": " + error.what(),
                error.system_error());
 }
 
@@ -68,7 +70,8 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
 
 void WriteQueue::enforce_guards(std::span<const Change> changes) const {
   const Guards& guards = session_.options.guards;
-  if (guards.validate || has_erase_limit(guards)) check_guards(guards, changes, View(session_.state.pin()));
+  if (guards.validate || has_erase_limit(guards))
+    check_guards(guards, changes, View(session_.state.pin()));
 }
 
 // Everything that can be wrong with the changes is found here, before anything is written.
@@ -97,13 +100,16 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
       if (batches.back().draft.add(changes[i], bytes_max)) continue;
     }
     if (batches.back().draft.change_count() > 0) {
-      throw Error(ErrorKind::limit, "batch too large for one update: changes=" + std::to_string(changes.size()) +
-                                        " update_bytes_max=" + std::to_string(bytes_max) +
-                                        " (raise update_bytes_max, or set split_updates)");
+      throw Error(ErrorKind::limit,
+                  "batch too large for one update: changes=" + std::to_string(changes.size()) +
+                      " update_bytes_max=" + std::to_string(bytes_max) +
+                      " (raise update_bytes_max, or set split_updates)");
     }
-    throw Error(ErrorKind::limit, "value too large for an update: key_bytes=" + std::to_string(changes[i].key.size()) +
-                                      " value_bytes=" + std::to_string(changes[i].value.size()) +
-                                      " update_bytes_max=" + std::to_string(bytes_max) + " (raise update_bytes_max)");
+    throw Error(
+        ErrorKind::limit,
+        "value too large for an update: key_bytes=" + std::to_string(changes[i].key.size()) +
+            " value_bytes=" + std::to_string(changes[i].value.size()) +
+            " update_bytes_max=" + std::to_string(bytes_max) + " (raise update_bytes_max)");
   }
   close_batch(changes.size());
   return batches;
@@ -111,7 +117,8 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
 
 // --- Writes nobody waits for ---
 
-std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes, const WriteOptions& options) {
+std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
+                                              const WriteOptions& options) {
   std::list<AsyncWrite> made;
   AsyncWrite& write = made.emplace_back();
   std::future<UpdateId> future = write.promise.get_future();
@@ -125,8 +132,9 @@ std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes, c
     const std::size_t bytes_max = session_.options.queue_bytes_max;
     if (bytes <= bytes_max - std::min(async_bytes_, bytes_max)) return;
     throw Error(ErrorKind::limit,
-                "too much is waiting to be written, nothing of this was taken: bytes=" + std::to_string(bytes) +
-                    " waiting=" + std::to_string(async_bytes_) + " queue_bytes_max=" + std::to_string(bytes_max) +
+                "too much is waiting to be written, nothing of this was taken: bytes=" +
+                    std::to_string(bytes) + " waiting=" + std::to_string(async_bytes_) +
+                    " queue_bytes_max=" + std::to_string(bytes_max) +
                     " (wait for some of the futures, or raise queue_bytes_max)");
   };
   {
@@ -152,7 +160,8 @@ std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes, c
 
   const std::lock_guard lock(mutex_);
   if (stopping_)
-    throw Error(ErrorKind::invalid, "cache is closed: its state was closed or deleted through this object");
+    throw Error(ErrorKind::invalid,
+                "cache is closed: its state was closed or deleted through this object");
   check_room();
   if (!async_thread_.joinable()) async_thread_ = std::thread([this] { run_async_writer(); });
   const std::size_t queued_before = queue_.size();
@@ -181,7 +190,8 @@ void WriteQueue::run_async_writer() {
       if (stopping_) {
         finish(locked, batch, 0,
                std::make_exception_ptr(
-                   Error(ErrorKind::unavailable, "cache was closed before this was written, nothing was written")));
+                   Error(ErrorKind::unavailable,
+                         "cache was closed before this was written, nothing was written")));
         wake_next_leader(locked);
         continue;
       }
@@ -211,19 +221,21 @@ void WriteQueue::stop() {
 void WriteQueue::NotifyingLock::notify_on_release(const QueuedBatch& batch, bool first) noexcept {
   if (!batch.condition) return;
   try {
-    pending_notifications_.insert(first ? pending_notifications_.begin() : pending_notifications_.end(),
-                                  batch.condition);
+    pending_notifications_.insert(
+        first ? pending_notifications_.begin() : pending_notifications_.end(), batch.condition);
   } catch (const std::bad_alloc&) {
     batch.condition->notify_one();
   }
 }
 
 void WriteQueue::NotifyingLock::notify_pending() noexcept {
-  for (const std::shared_ptr<std::condition_variable>& turn : pending_notifications_) turn->notify_one();
+  for (const std::shared_ptr<std::condition_variable>& turn : pending_notifications_)
+    turn->notify_one();
   pending_notifications_.clear();
 }
 
-// Who is in front leads, unless somebody leads already. He can begin while the others are being woken.
+// Who is in front leads, unless somebody leads already. He can begin while the others are being
+// woken.
 void WriteQueue::wake_next_leader(NotifyingLock& locked) noexcept {
   if (has_leader_ || queue_.empty()) return;
   locked.notify_on_release(*queue_.front(), /*first=*/true);
@@ -243,19 +255,22 @@ void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
       locked.reacquire();
     } else if (batch.in_group) {
       locked.wait(*turn);  // the leader's patience ends before ours
-    } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().remaining(); left.count() > 0) {
+    } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().remaining();
+               left.count() > 0) {
       locked.wait(*turn, left);
     } else {
       remove_from_queue(batch);
       throw Error(ErrorKind::unavailable,
-                  "others of this process were writing until the deadline, nothing was written: deadline_ms=" +
+                  "others of this process were writing until the deadline, nothing was written: "
+                  "deadline_ms=" +
                       std::to_string(batch.backoff.timeout().count()));
     }
   }
   if (batch.failure) std::rethrow_exception(batch.failure);
 }
 
-// Appends for the batch, which is in front, and for those behind it that fit, and tells each what became of it.
+// Appends for the batch, which is in front, and for those behind it that fit, and tells each what
+// became of it.
 void WriteQueue::commit_as_leader(QueuedBatch& batch) {
   std::vector<QueuedBatch*> others;
   UpdateId id = 0;
@@ -264,7 +279,8 @@ void WriteQueue::commit_as_leader(QueuedBatch& batch) {
   try {
     const HeldLock appending = session_.state.lock(StateLock::append, batch.backoff.deadline());
     follow_if_stale(batch.backoff);
-    // Those who were told their id just now, and are ready to run, mostly come back with the next write.
+    // Those who were told their id just now, and are ready to run, mostly come back with the next
+    // write.
     if (previous_group_had_followers_) std::this_thread::yield();
     others = build_group(batch);
     previous_group_had_followers_ = !others.empty();
@@ -293,7 +309,8 @@ void WriteQueue::commit_as_leader(QueuedBatch& batch) {
 
 // The caller of these two holds the mutex.
 
-void WriteQueue::finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id, const std::exception_ptr& failure) {
+void WriteQueue::finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id,
+                        const std::exception_ptr& failure) {
   remove_from_queue(batch);
   locked.notify_on_release(batch);
   batch.done = true;
@@ -312,7 +329,8 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
     if (write.batches_finished == write.batches.size()) write.promise.set_value(batch.id);
     return;
   }
-  // It is in front of the others of its write, so none of these is written, and none must be without it.
+  // It is in front of the others of its write, so none of these is written, and none must be
+  // without it.
   for (QueuedBatch& after : write.batches) {
     if (after.done) continue;
     remove_from_queue(after);
@@ -330,8 +348,8 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
   }
 }
 
-// Those behind the leader that go into one update with it: they have the same note, and patience for as long as the
-// leader's, who cannot let go of one before he is done.
+// Those behind the leader that go into one update with it: they have the same note, and patience
+// for as long as the leader's, who cannot let go of one before he is done.
 std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch& leader) {
   const std::lock_guard lock(mutex_);
   std::vector<QueuedBatch*> others;
@@ -341,7 +359,8 @@ std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch&
     if (batch == &leader) continue;
     bytes += batch->draft.uncompressed_bytes();
     changes += batch->draft.change_count();
-    if (bytes > session_.options.update_bytes_max || changes > element_count_max || batch->note != leader.note ||
+    if (bytes > session_.options.update_bytes_max || changes > element_count_max ||
+        batch->note != leader.note ||
         batch->backoff.deadline().remaining() < leader.backoff.deadline().remaining()) {
       break;
     }
@@ -360,7 +379,8 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
     Draft together(session_.authorship(std::string(leader.note)));
     bool fits = true;  // take_along() saw to it
     const auto add = [&](const QueuedBatch& batch) {
-      for (const Change& change : batch.changes) fits = fits && together.add(change, session_.options.update_bytes_max);
+      for (const Change& change : batch.changes)
+        fits = fits && together.add(change, session_.options.update_bytes_max);
     };
     add(leader);
     for (const QueuedBatch* other : others) add(*other);
@@ -369,7 +389,8 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
     }
-    // The log refuses what they make together: each goes alone, and finds out whether it was the one.
+    // The log refuses what they make together: each goes alone, and finds out whether it was the
+    // one.
     NotifyingLock locked(*this);
     for (QueuedBatch* other : others) {
       other->in_group = false;
@@ -404,13 +425,15 @@ std::optional<LogPosition> WriteQueue::write_prepared(const Prepare& prepare, Ba
 
 void WriteQueue::follow_if_stale(Backoff& patience) {
   session_.state.switch_if_replaced();
-  if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) || !session_.state.usable() ||
-      !session_.has_followed() || !session_.has_seen_log(session_.state.info().log_uuid)) {
+  if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
+      !session_.state.usable() || !session_.has_followed() ||
+      !session_.has_seen_log(session_.state.info().log_uuid)) {
     follow(session_, patience);
   }
 }
 
-// Appends the draft as the update after `at`, and applies it. False: somebody else was first, and has been followed.
+// Appends the draft as the update after `at`, and applies it. False: somebody else was first, and
+// has been followed.
 bool WriteQueue::try_append(const LogPosition& at, Draft& draft, Backoff& patience) {
   const UpdateId id = at.id + 1;
   const std::string_view bytes = draft.seal(id, at.chain);
@@ -425,32 +448,37 @@ bool WriteQueue::try_append(const LogPosition& at, Draft& draft, Backoff& patien
   session_.counters.add(&Counters::append_conflicts);
   if (patience.deadline().passed()) {
     throw Error(ErrorKind::unavailable,
-                "others were always first until the deadline, nothing was written: id=" + std::to_string(id) +
+                "others were always first until the deadline, nothing was written: id=" +
+                    std::to_string(id) +
                     " deadline_ms=" + std::to_string(patience.timeout().count()));
   }
   follow(session_, patience);
   // The log must show who was first.
   if (session_.state.info().chain == at.chain && !patience.pause()) {
-    throw LogError(ErrorKind::unavailable,
-                   "log says that an id is taken but shows no update there, nothing was written: id=" +
-                       std::to_string(id) + " log=" + session_.log.name());
+    throw LogError(
+        ErrorKind::unavailable,
+        "log says that an id is taken but shows no update there, nothing was written: id=" +
+            std::to_string(id) + " log=" + session_.log.name());
   }
   return false;
 }
 
-// Puts the bytes into the log after `at`, once, whatever it takes. False: another update is there. Throws when the
-// patience is at its end: uncertain if an attempt is in doubt, else unavailable.
-bool WriteQueue::append_and_resolve(const LogPosition& at, std::string_view bytes, Backoff& patience) {
+// Puts the bytes into the log after `at`, once, whatever it takes. False: another update is there.
+// Throws when the patience is at its end: uncertain if an attempt is in doubt, else unavailable.
+bool WriteQueue::append_and_resolve(const LogPosition& at, std::string_view bytes,
+                                    Backoff& patience) {
   const UpdateId id = at.id + 1;
   bool failed = false;    // an attempt failed; the log should have done nothing then, but we look
   bool in_doubt = false;  // an attempt may have succeeded, or may still do so
   const auto uncertain = [&](const std::string& why) {
-    return Error(ErrorKind::uncertain, "write may or may not be in the log: id=" + std::to_string(id) +
-                                           " log=" + session_.log.name() + ": " + why + " (update(), then look)");
+    return Error(ErrorKind::uncertain,
+                 "write may or may not be in the log: id=" + std::to_string(id) +
+                     " log=" + session_.log.name() + ": " + why + " (update(), then look)");
   };
   const auto append_once = [&] {
     try {
-      return session_.call_log([&](Log& log) { return log.append(id, bytes); }) == Log::Appended::yes;
+      return session_.call_log([&](Log& log) { return log.append(id, bytes); }) ==
+             Log::Appended::yes;
     } catch (const LogError& error) {
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       throw;
@@ -468,7 +496,8 @@ bool WriteQueue::append_and_resolve(const LogPosition& at, std::string_view byte
       }
       if (append_once()) return true;
       if (!failed) return false;
-      throw LogError(ErrorKind::unavailable, "the id was taken between two looks");  // by whom, the next one tells
+      throw LogError(ErrorKind::unavailable,
+                     "the id was taken between two looks");  // by whom, the next one tells
     } catch (const LogError& error) {
       failed = true;
       try {
@@ -482,8 +511,10 @@ bool WriteQueue::append_and_resolve(const LogPosition& at, std::string_view byte
 }
 
 // What stands after `at` in the log by now.
-WriteQueue::ReadBackResult WriteQueue::read_back(const LogPosition& at, std::string_view bytes, std::string& why) {
-  const LogPage page = session_.call_log([&](Log& log) { return read_page(log, first_id_to_read(at.id), at.id + 1); });
+WriteQueue::ReadBackResult WriteQueue::read_back(const LogPosition& at, std::string_view bytes,
+                                                 std::string& why) {
+  const LogPage page = session_.call_log(
+      [&](Log& log) { return read_page(log, first_id_to_read(at.id), at.id + 1); });
   if (compare_history(page, at, why) != HistoryMatch::matches) return ReadBackResult::other_log;
   for (std::size_t i = 0; i < page.row_count(); ++i) {
     if (page.row(i).id == at.id + 1)
@@ -494,9 +525,12 @@ WriteQueue::ReadBackResult WriteQueue::read_back(const LogPosition& at, std::str
 
 // Makes the update that was appended after `at` visible to this machine.
 void WriteQueue::apply_appended(const LogPosition& at, const Update& update) {
-  Backoff patience(session_.options.deadline);  // it is written: now it has to become visible, however long that took
+  Backoff patience(
+      session_.options
+          .deadline);  // it is written: now it has to become visible, however long that took
   try {
-    const std::unique_ptr<StateWriter> writer = session_.state.begin_write(patience.deadline(), MappingPolicy::cache);
+    const std::unique_ptr<StateWriter> writer =
+        session_.state.begin_write(patience.deadline(), MappingPolicy::cache);
     report_recovery(session_, *writer);
     const LogPosition now = position_of(writer->info());
     if (now.log_uuid == at.log_uuid) {
@@ -505,20 +539,22 @@ void WriteQueue::apply_appended(const LogPosition& at, const Update& update) {
         session_.counters.add(&Counters::updates_applied);
         return;
       }
-      if (now.id > update.id || (now.id == update.id && now.chain == update.chain)) return;  // a follower was here
+      if (now.id > update.id || (now.id == update.id && now.chain == update.chain))
+        return;  // a follower was here
     }
   } catch (const std::exception&) {  // following says what is wrong, and mends what can be mended
   }
   const auto not_applied = [&](const std::string& why, int system_error) {
-    return Error(
-        ErrorKind::uncertain,
-        "write is in the log, but could not be applied on this machine: id=" + std::to_string(update.id) + ": " + why,
-        system_error);
+    return Error(ErrorKind::uncertain,
+                 "write is in the log, but could not be applied on this machine: id=" +
+                     std::to_string(update.id) + ": " + why,
+                 system_error);
   };
   try {
     follow(session_, patience, update.id);
   } catch (const Error& error) {
-    throw not_applied(std::string(to_string(error.kind())) + ": " + error.what(), error.system_error());
+    throw not_applied(std::string(to_string(error.kind())) + ": " + error.what(),
+                      error.system_error());
   } catch (const std::exception& error) {  // no memory
     throw not_applied(error.what(), 0);
   }

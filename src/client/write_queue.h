@@ -7,12 +7,14 @@
 //       taken      follow the log, and try the next id
 //       no answer  look at the log: our bytes at n+1: appended. Others: taken. Nothing: try again
 //
-// An append that failed may still be under way. So as long as one is in doubt nothing else is tried than the very same
-// bytes at the very same id: a late arrival then does no harm, and the update is in the log once.
+// An append that failed may still be under way. So as long as one is in doubt nothing else is tried
+// than the very same bytes at the very same id: a late arrival then does no harm, and the update is
+// in the log once.
 //
-// Group commit. Callers queue; the one in front leads: it takes those behind it along into its update as far as they
-// fit, appends for all, and tells each the id. Whoever waits meanwhile leads next. Each caller's batch stays atomic.
-// Writes whose caller did not wait stand in the same queue; a thread leads when one of these is in front.
+// Group commit. Callers queue; the one in front leads: it takes those behind it along into its
+// update as far as they fit, appends for all, and tells each the id. Whoever waits meanwhile leads
+// next. Each caller's batch stays atomic. Writes whose caller did not wait stand in the same queue;
+// a thread leads when one of these is in front.
 #pragma once
 
 #include <whycache/cache.h>
@@ -46,18 +48,23 @@ class WriteQueue {
   WriteQueue(const WriteQueue&) = delete;
   WriteQueue& operator=(const WriteQueue&) = delete;
 
-  // Appends and applies the changes, in several updates if one does not hold them. Returns the id of the last.
+  // Appends and applies the changes, in several updates if one does not hold them. Returns the id
+  // of the last.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options);
 
-  // The same by a thread of its own. Throws Error at once for what is wrong with the changes, or limit.
+  // The same by a thread of its own. Throws Error at once for what is wrong with the changes, or
+  // limit.
   std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
   // Ends that thread; what it has not begun to write fails.
   void stop();
 
-  // Makes a draft of what is to be written given that the state is as the pin shows it; nullopt: nothing.
-  using Prepare = std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
-  // Appends what `prepare` makes as the very next update after the one it looked at; if somebody else was first, it is
-  // asked again. nullopt: it had nothing to write. `before_look` is called before the state is looked at, each time.
+  // Makes a draft of what is to be written given that the state is as the pin shows it; nullopt:
+  // nothing.
+  using Prepare =
+      std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
+  // Appends what `prepare` makes as the very next update after the one it looked at; if somebody
+  // else was first, it is asked again. nullopt: it had nothing to write. `before_look` is called
+  // before the state is looked at, each time.
   std::optional<LogPosition> write_prepared(const Prepare& prepare, Backoff& patience,
                                             const std::function<void()>& before_look = {});
 
@@ -89,8 +96,9 @@ class WriteQueue {
     std::promise<UpdateId> promise;
   };
 
-  // Holds the mutex. Callers who were named meanwhile are woken when it lets go of it, each of them by itself: who is
-  // woken while it is held would wait for it, and who is woken without need takes a processor from those that write.
+  // Holds the mutex. Callers who were named meanwhile are woken when it lets go of it, each of them
+  // by itself: who is woken while it is held would wait for it, and who is woken without need takes
+  // a processor from those that write.
   class NotifyingLock {
    public:
     explicit NotifyingLock(WriteQueue& commit) : lock_(commit.mutex_) {}
@@ -121,12 +129,14 @@ class WriteQueue {
   };
 
   void enforce_guards(std::span<const Change> changes) const;
-  std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes, const WriteOptions& options);
+  std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes,
+                                              const WriteOptions& options);
   void enqueue_and_wait(QueuedBatch& batch);
   void commit_as_leader(QueuedBatch& batch);
   std::vector<QueuedBatch*> build_group(const QueuedBatch& leader);
   void remove_from_queue(QueuedBatch& batch) { std::erase(queue_, &batch); }
-  void finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id, const std::exception_ptr& failure);
+  void finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id,
+              const std::exception_ptr& failure);
   void finish_async(QueuedBatch& batch);
   void wake_next_leader(NotifyingLock& locked) noexcept;
   void run_async_writer();
@@ -150,7 +160,8 @@ class WriteQueue {
   std::list<AsyncWrite> async_writes_;  // one that has ended is removed by the thread, nobody else
   std::size_t async_bytes_ = 0;
   std::thread async_thread_;
-  std::condition_variable async_ready_;  // one of its writes has ended, or is in front, or it is to stop
+  std::condition_variable
+      async_ready_;  // one of its writes has ended, or is in front, or it is to stop
 };
 
 }  // namespace whycache

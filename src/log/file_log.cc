@@ -30,7 +30,8 @@ namespace {
 constexpr char restore_hint[] =
     " (restore it from a backup of the log, or delete the log's folder to begin an empty one)";
 
-Error corrupt_file_error(const std::string& what, const std::string& path, const std::string& values = "") {
+Error corrupt_file_error(const std::string& what, const std::string& path,
+                         const std::string& values = "") {
   return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_hint);
 }
 
@@ -72,13 +73,15 @@ std::string read_all(int descriptor, std::uint64_t size, const std::string& path
 }
 
 // The payload of a file of ours; nullopt if there is no file. Believes nothing it reads.
-std::optional<std::string> read_payload(const std::string& path, FileKind kind, std::uint64_t number) {
+std::optional<std::string> read_payload(const std::string& path, FileKind kind,
+                                        std::uint64_t number) {
   // A pipe in the file's place would keep us waiting for ever, but for O_NONBLOCK.
   const FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
   if (!file) return std::nullopt;
   struct stat status;
   if (::fstat(file.number(), &status) != 0) throw system_error("cannot read file", path, errno);
-  if (!S_ISREG(status.st_mode)) throw corrupt_file_error("not a regular file in the place of a file of the log", path);
+  if (!S_ISREG(status.st_mode))
+    throw corrupt_file_error("not a regular file in the place of a file of the log", path);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
   if (file_bytes < header_bytes || file_bytes > header_bytes + payload_bytes_max) {
     throw corrupt_file_error("file of the log is too short or too long to be one", path,
@@ -87,15 +90,17 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind, 
 
   std::string bytes = read_all(file.number(), file_bytes, path);
   const std::string_view header = std::string_view(bytes).substr(0, header_bytes);
-  if (header.substr(0, magic.size()) != magic) throw corrupt_file_error("not a file of a whycache log", path);
+  if (header.substr(0, magic.size()) != magic)
+    throw corrupt_file_error("not a file of a whycache log", path);
   if (header[8] != format_version) {
     throw corrupt_file_error("file of the log has a format this version does not know", path,
                              " format=" + std::to_string(header[8]));
   }
   const auto found_number = load_little_endian<std::uint64_t>(&header[16]);
   if (header[9] != static_cast<char>(kind) || found_number != number) {
-    throw corrupt_file_error("file of the log holds something else than its name says", path,
-                             " expected=" + std::to_string(number) + " found=" + std::to_string(found_number));
+    throw corrupt_file_error(
+        "file of the log holds something else than its name says", path,
+        " expected=" + std::to_string(number) + " found=" + std::to_string(found_number));
   }
   const auto payload_bytes = load_little_endian<std::uint64_t>(&header[24]);
   if (payload_bytes != file_bytes - header_bytes) {
@@ -141,8 +146,10 @@ std::optional<UpdateId> parse_update_file_name(std::string_view name) {
 void create_directory_if_missing(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
   if (errno == ENOENT) {
-    throw Error(ErrorKind::invalid,
-                "folder for the log cannot be made, for the one it lies in does not exist: path=" + path, ENOENT);
+    throw Error(
+        ErrorKind::invalid,
+        "folder for the log cannot be made, for the one it lies in does not exist: path=" + path,
+        ENOENT);
   }
   throw system_error("cannot make folder for the log", path, errno);
 }
@@ -155,8 +162,10 @@ void reject_symbolic_link(const std::string& path) {
   }
 }
 
-// Calls `visit` with each name in a folder, and the descriptor of the folder. One that others have deleted is empty.
-void visit_directory(const std::string& path, const std::function<void(int folder, std::string_view name)>& visit) {
+// Calls `visit` with each name in a folder, and the descriptor of the folder. One that others have
+// deleted is empty.
+void visit_directory(const std::string& path,
+                     const std::function<void(int folder, std::string_view name)>& visit) {
   FileDescriptor descriptor = open_file_if_exists(path, O_RDONLY | O_DIRECTORY);
   if (!descriptor) return;
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(::fdopendir(descriptor.number()), ::closedir);
@@ -172,15 +181,18 @@ void visit_directory(const std::string& path, const std::function<void(int folde
   if (errno != 0) throw system_error("cannot list folder", path, errno);
 }
 
-// By the descriptor of its folder, so that a log made anew in the same place meanwhile is not touched.
+// By the descriptor of its folder, so that a log made anew in the same place meanwhile is not
+// touched.
 void delete_file(int folder, std::string_view name, const std::string& folder_path) {
   if (::unlinkat(folder, std::string(name).c_str(), 0) == 0 || errno == ENOENT) return;
   throw system_error("cannot delete file", folder_path + '/' + std::string(name), errno);
 }
 
 void delete_directory(const std::string& path) {
-  visit_directory(path, [&](int folder, std::string_view name) { delete_file(folder, name, path); });
-  if (::rmdir(path.c_str()) != 0 && errno != ENOENT) throw system_error("cannot delete folder", path, errno);
+  visit_directory(path,
+                  [&](int folder, std::string_view name) { delete_file(folder, name, path); });
+  if (::rmdir(path.c_str()) != 0 && errno != ENOENT)
+    throw system_error("cannot delete folder", path, errno);
 }
 
 bool is_directory_empty(const std::string& path) {
@@ -239,7 +251,8 @@ struct FileLog::Meta {
   }
 };
 
-// A file in tmp/. It is locked for as long as this object lives, which is how others know that its writer does.
+// A file in tmp/. It is locked for as long as this object lives, which is how others know that its
+// writer does.
 class FileLog::OwnedTemporaryFile {
  public:
   explicit OwnedTemporaryFile(const FileLog& log) {
@@ -272,7 +285,8 @@ class FileLog::OwnedTemporaryFile {
         file_ = open_file_if_exists(path, O_RDWR | O_NONBLOCK);
         is_orphan_ = !file_ || try_lock_byte(file_.number(), 0);
       } catch (const Error& error) {
-        if (error.system_error() != EACCES) throw;  // another user's, who may clean up after himself
+        if (error.system_error() != EACCES)
+          throw;  // another user's, who may clean up after himself
       }
     }
     explicit operator bool() const { return is_orphan_; }
@@ -293,8 +307,8 @@ class FileLog::OwnedTemporaryFile {
   FileDescriptor file_;
 };
 
-// Keeps the base where it is while an update is linked, or appenders away while the base is switched.
-// On the heap, for a child forked meanwhile keeps the object registered.
+// Keeps the base where it is while an update is linked, or appenders away while the base is
+// switched. On the heap, for a child forked meanwhile keeps the object registered.
 class FileLog::SwitchLock final : ForkHandler {
  public:
   enum class Holder { appender, switcher };
@@ -304,8 +318,9 @@ class FileLog::SwitchLock final : ForkHandler {
     try {
       const Deadline deadline(log.options_.deadline);
       if (holder == Holder::appender ? lock_shared(deadline) : lock_exclusive(deadline)) return;
-      throw Error(ErrorKind::unavailable, "log is locked by another process for too long: path=" + path_ +
-                                              " waited_ms=" + std::to_string(log.options_.deadline.count()));
+      throw Error(ErrorKind::unavailable,
+                  "log is locked by another process for too long: path=" + path_ +
+                      " waited_ms=" + std::to_string(log.options_.deadline.count()));
     } catch (...) {
       release();
       throw;
@@ -317,7 +332,8 @@ class FileLog::SwitchLock final : ForkHandler {
   bool lock_shared(const Deadline& deadline) {
     return retry_until(
         [&] {
-          return !is_byte_locked(file_.number(), gate_byte) && try_lock_byte_shared(file_.number(), switch_byte, path_);
+          return !is_byte_locked(file_.number(), gate_byte) &&
+                 try_lock_byte_shared(file_.number(), switch_byte, path_);
         },
         deadline);
   }
@@ -348,22 +364,26 @@ FileLog::FileLog(FileLogOptions options) : options_(std::move(options)) {
 // Any number of creators may do this at once; the first to link its meta wins.
 void FileLog::create() {
   create_directory_if_missing(options_.directory);
-  for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"}) create_directory_if_missing(path);
+  for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"})
+    create_directory_if_missing(path);
   open_file(root_ + "/lock", O_RDWR | O_CREAT, 0600);
 
   if (!is_directory_empty(root_ + "/updates") && !read_meta_if_exists()) {
-    throw corrupt_file_error("file of the log is missing, though there are updates", root_ + "/meta");
+    throw corrupt_file_error("file of the log is missing, though there are updates",
+                             root_ + "/meta");
   }
   OwnedTemporaryFile file(*this);
   file.write_durably(Meta{.uuid = random_uuid()}.encode());
   sync_directory(root_);  // where there is a meta, there is everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
-    throw system_error("cannot link file (a file log needs a file system with hard links)", root_ + "/meta", errno);
+    throw system_error("cannot link file (a file log needs a file system with hard links)",
+                       root_ + "/meta", errno);
   }
   prepare_to_write();
 }
 
-// What has to be done once before this object writes. Those who made the log may have died before they synced it.
+// What has to be done once before this object writes. Those who made the log may have died before
+// they synced it.
 void FileLog::prepare_to_write() {
   if (is_prepared_to_write_.load(std::memory_order_relaxed)) return;
   struct stat status;
@@ -400,7 +420,8 @@ std::optional<FileLog::Meta> FileLog::read_meta_if_exists() const {
     throw corrupt_file_error(error.what(), path);
   }
   if (meta.base > update_id_max)
-    throw corrupt_file_error("meta has an impossible base", path, " base=" + std::to_string(meta.base));
+    throw corrupt_file_error("meta has an impossible base", path,
+                             " base=" + std::to_string(meta.base));
   return meta;
 }
 
@@ -411,7 +432,8 @@ FileLog::Meta FileLog::read_meta() const {
 }
 
 void FileLog::remember_uuid(const Meta& meta) noexcept {
-  seen_uuid_prefix_.store(load_little_endian<std::uint64_t>(meta.uuid.data()), std::memory_order_relaxed);
+  seen_uuid_prefix_.store(load_little_endian<std::uint64_t>(meta.uuid.data()),
+                          std::memory_order_relaxed);
 }
 
 bool FileLog::matches_seen_uuid(const Meta& meta) const noexcept {
@@ -461,7 +483,8 @@ bool FileLog::has_update(UpdateId id) const {
   if (id > update_id_max) return false;
   struct stat status;
   if (::lstat(update_path(id).c_str(), &status) == 0) return true;
-  if (errno != ENOENT && errno != ENOTDIR) throw system_error("cannot look for update", update_path(id), errno);
+  if (errno != ENOENT && errno != ENOTDIR)
+    throw system_error("cannot look for update", update_path(id), errno);
   return false;
 }
 
@@ -487,7 +510,8 @@ Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
 void FileLog::read_base(const VisitPart& visit) {
   const Meta meta = read_meta();
   for (std::uint64_t number = 0; number < meta.part_count; ++number) {
-    const std::string path = base_directory(meta.base, meta.token) + '/' + zero_padded(number, id_digits);
+    const std::string path =
+        base_directory(meta.base, meta.token) + '/' + zero_padded(number, id_digits);
     const std::optional<std::string> part = read_payload(path, FileKind::base_part, number);
     if (!part && read_meta() != meta) throw base_replaced_error(name());
     if (!part) throw corrupt_file_error("part of the base is missing", path);
@@ -500,8 +524,9 @@ void FileLog::read_base(const VisitPart& visit) {
 Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
   if (bytes.size() > payload_bytes_max) {
-    throw Error(ErrorKind::limit, "update is too large for a file log: bytes=" + std::to_string(bytes.size()) +
-                                      " bytes_max=" + std::to_string(payload_bytes_max));
+    throw Error(ErrorKind::limit,
+                "update is too large for a file log: bytes=" + std::to_string(bytes.size()) +
+                    " bytes_max=" + std::to_string(payload_bytes_max));
   }
   sync_unsynced_updates();
   // Most who come too late learn it here, before they have written anything.
@@ -516,21 +541,23 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
   const Appended appended = link_update(id, file);
   if (appended != Appended::yes) return appended;
   if (::fsync(updates.number()) != 0) {
-    const Error error = system_error("cannot sync folder after an append", root_ + "/updates", errno);
+    const Error error =
+        system_error("cannot sync folder after an append", root_ + "/updates", errno);
     failed_sync_count_.fetch_add(1, std::memory_order_release);
     throw Error(ErrorKind::uncertain, error.what(), error.system_error());
   }
   return Appended::yes;
 }
 
-// An update that we linked is there for all to see, and may be gone after a power cut, as long as its folder could not
-// be synced: who looks for it must not take it for written.
+// An update that we linked is there for all to see, and may be gone after a power cut, as long as
+// its folder could not be synced: who looks for it must not take it for written.
 void FileLog::sync_unsynced_updates() {
   const std::uint64_t failed = failed_sync_count_.load(std::memory_order_acquire);
   if (failed == repaired_sync_count_.load(std::memory_order_acquire)) return;
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
   if (::fsync(updates.number()) != 0) {
-    const Error error = system_error("updates are there that cannot be synced to the disk", root_ + "/updates", errno);
+    const Error error = system_error("updates are there that cannot be synced to the disk",
+                                     root_ + "/updates", errno);
     throw Error(ErrorKind::unavailable, error.what(), error.system_error());
   }
   repaired_sync_count_.store(failed, std::memory_order_release);
@@ -556,7 +583,10 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   if (base > before.base) {
     try {
       const OwnedTemporaryFile sign_of_life(*this);
-      Meta next{.uuid = before.uuid, .token = sign_of_life.token(), .base = base, .base_chain = base_chain};
+      Meta next{.uuid = before.uuid,
+                .token = sign_of_life.token(),
+                .base = base,
+                .base_chain = base_chain};
       next.part_count = write_parts(base_directory(base, next.token), next_part);
       switched = switch_base(next);
     } catch (...) {
@@ -571,9 +601,10 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   try {
     delete_obsolete_files();
   } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain,
-                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
-                error.system_error());
+    throw Error(
+        ErrorKind::uncertain,
+        std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+        error.system_error());
   }
   return switched;
 }
@@ -596,7 +627,8 @@ std::uint64_t FileLog::write_parts(const std::string& folder, const NextPart& ne
   return part_count;
 }
 
-// False: another rewrite has come as far or farther. The switch is on the disk once the folder is synced.
+// False: another rewrite has come as far or farther. The switch is on the disk once the folder is
+// synced.
 bool FileLog::switch_base(const Meta& next) {
   OwnedTemporaryFile file(*this);
   file.write_durably(next.encode());
@@ -632,12 +664,14 @@ void FileLog::delete_updates_below_base() const {
 void FileLog::delete_orphaned_bases() const {
   std::vector<std::string> names;
   visit_directory(root_, [&](int, std::string_view name) {
-    if (name.size() == base_name_bytes && name.substr(0, base_prefix.size()) == base_prefix) names.emplace_back(name);
+    if (name.size() == base_name_bytes && name.substr(0, base_prefix.size()) == base_prefix)
+      names.emplace_back(name);
   });
   for (const std::string& name : names) {
     const std::string token = name.substr(name.size() - token_digits);
     // In this order: its writer may switch to it, and let go, at any moment.
-    if (OwnedTemporaryFile::OrphanLock(root_ + "/tmp/" + token) && to_string(read_meta().token) != token) {
+    if (OwnedTemporaryFile::OrphanLock(root_ + "/tmp/" + token) &&
+        to_string(read_meta().token) != token) {
       delete_directory(root_ + '/' + name);
     }
   }
@@ -646,15 +680,19 @@ void FileLog::delete_orphaned_bases() const {
 void FileLog::delete_orphaned_temporary_files() const {
   const std::string path = root_ + "/tmp";
   visit_directory(path, [&](int folder, std::string_view name) {
-    const OwnedTemporaryFile::OrphanLock gone(path + '/' + std::string(name));  // held until the file is deleted
+    const OwnedTemporaryFile::OrphanLock gone(path + '/' +
+                                              std::string(name));  // held until the file is deleted
     if (gone) delete_file(folder, name, path);
   });
 }
 
-std::string FileLog::update_path(UpdateId id) const { return root_ + "/updates/" + zero_padded(id, id_digits); }
+std::string FileLog::update_path(UpdateId id) const {
+  return root_ + "/updates/" + zero_padded(id, id_digits);
+}
 
 std::string FileLog::base_directory(UpdateId base, const Uuid& token) const {
-  return root_ + '/' + std::string(base_prefix) + zero_padded(base, id_digits) + '-' + to_string(token);
+  return root_ + '/' + std::string(base_prefix) + zero_padded(base, id_digits) + '-' +
+         to_string(token);
 }
 
 }  // namespace whycache

@@ -13,8 +13,8 @@ std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::millis
     return open_log(url, deadline);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
-    return std::make_unique<LazyLog>(log_name(Url(url)),
-                                     [url = std::string(url), deadline] { return open_log(url, deadline); });
+    return std::make_unique<LazyLog>(
+        log_name(Url(url)), [url = std::string(url), deadline] { return open_log(url, deadline); });
   }
 }
 

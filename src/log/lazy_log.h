@@ -1,6 +1,7 @@
-// A log that is opened when it is first needed: one that was away when the cache was opened, so that a machine that has
-// a state serves reads although its log is down; and in a forked child the one it shares with nobody, for which it
-// waits as for any log that is away. While it cannot be opened each call tries, and fails with what kept it from that.
+// A log that is opened when it is first needed: one that was away when the cache was opened, so
+// that a machine that has a state serves reads although its log is down; and in a forked child the
+// one it shares with nobody, for which it waits as for any log that is away. While it cannot be
+// opened each call tries, and fails with what kept it from that.
 #pragma once
 
 #include <whycache/log.h>
@@ -16,8 +17,8 @@
 
 namespace whycache {
 
-// The log a URL names, or a late one if it is unavailable. Throws Error of other kinds. `deadline`: how long the log
-// itself may wait, if the URL does not say.
+// The log a URL names, or a late one if it is unavailable. Throws Error of other kinds. `deadline`:
+// how long the log itself may wait, if the URL does not say.
 std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline);
 // For a child: what `of_parent` reopens to, when it is needed. That has to stay.
 std::unique_ptr<Log> reopen_lazily(Log& of_parent);
@@ -34,7 +35,8 @@ class LazyLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     return log().read(first, last, visit);
   }
-  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override {
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+                  const VisitUpdate& visit) override {
     return log().poll(first, age_max, visit);
   }
   void read_base(const VisitPart& visit) override { log().read_base(visit); }
@@ -53,8 +55,9 @@ class LazyLog final : public Log {
   const Open open_;
   Log* const fallback_;
   std::mutex mutex_;
-  std::unique_ptr<Log> opened_;     // under the mutex
-  std::atomic<Log*> log_{nullptr};  // what calls go to, for who need not wait; release, acquired by all
+  std::unique_ptr<Log> opened_;  // under the mutex
+  std::atomic<Log*> log_{
+      nullptr};  // what calls go to, for who need not wait; release, acquired by all
 };
 
 }  // namespace whycache

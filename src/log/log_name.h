@@ -10,12 +10,14 @@
 
 namespace whycache {
 
-// What tells this log from others, without secrets: with the instance, even if it goes without saying, and without
-// user, password, and the options that say how to talk to it. Who reads and who writes call it the same.
+// What tells this log from others, without secrets: with the instance, even if it goes without
+// saying, and without user, password, and the options that say how to talk to it. Who reads and who
+// writes call it the same.
 inline std::string log_name(const Url& url, const std::string& instance,
                             const std::optional<std::string>& socket = std::nullopt) {
   std::string text = url.redacted();
-  constexpr std::string_view tier = "memcached+";  // something in front of a log does not make it another
+  constexpr std::string_view tier =
+      "memcached+";  // something in front of a log does not make it another
   if (text.starts_with(tier)) text.erase(0, tier.size());
   text.resize(std::min(text.find('?'), text.size()));
   if (const std::size_t at = text.find('@'); at != std::string::npos) {

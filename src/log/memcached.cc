@@ -18,8 +18,9 @@ namespace {
 constexpr std::chrono::milliseconds retry_delay{2'000};
 
 Error invalid_server_error(std::size_t number) {
-  return Error(ErrorKind::invalid, "option memcached has no server there: number=" + std::to_string(number) +
-                                       " (write host:port, [address]:port or /path/of/socket, with commas between)");
+  return Error(ErrorKind::invalid,
+               "option memcached has no server there: number=" + std::to_string(number) +
+                   " (write host:port, [address]:port or /path/of/socket, with commas between)");
 }
 
 MemcachedServer parse_server(std::string_view text, std::size_t number) {
@@ -35,8 +36,10 @@ MemcachedServer parse_server(std::string_view text, std::size_t number) {
   if (server.host.empty()) throw invalid_server_error(number);
   std::string_view rest = text.substr(std::min(text.size(), host_end + (in_brackets ? 1 : 0)));
   if (host_end == std::string_view::npos || rest.empty()) return server;
-  const auto [end, error] = std::from_chars(rest.data() + 1, rest.data() + rest.size(), server.port);
-  if (rest[0] != ':' || error != std::errc() || end != rest.data() + rest.size() || server.port == 0) {
+  const auto [end, error] =
+      std::from_chars(rest.data() + 1, rest.data() + rest.size(), server.port);
+  if (rest[0] != ':' || error != std::errc() || end != rest.data() + rest.size() ||
+      server.port == 0) {
     throw invalid_server_error(number);
   }
   return server;
@@ -45,19 +48,25 @@ MemcachedServer parse_server(std::string_view text, std::size_t number) {
 // The answers to one get, one after the other.
 class GetResults {
  public:
-  explicit GetResults(memcached_st* client) : client_(client) { memcached_result_create(client, &result_); }
+  explicit GetResults(memcached_st* client) : client_(client) {
+    memcached_result_create(client, &result_);
+  }
   GetResults(const GetResults&) = delete;
   GetResults& operator=(const GetResults&) = delete;
   ~GetResults() { memcached_result_free(&result_); }
 
   bool next() { return memcached_fetch_result(client_, &result_, &code_) != nullptr; }
-  std::string key() const { return {memcached_result_key_value(&result_), memcached_result_key_length(&result_)}; }
+  std::string key() const {
+    return {memcached_result_key_value(&result_), memcached_result_key_length(&result_)};
+  }
   Memcached::CachedItem item() const {
     return {{memcached_result_value(&result_), memcached_result_length(&result_)},
             memcached_result_flags(&result_),
             memcached_result_cas(&result_)};
   }
-  bool succeeded() const { return code_ == MEMCACHED_SUCCESS || code_ == MEMCACHED_END || code_ == MEMCACHED_NOTFOUND; }
+  bool succeeded() const {
+    return code_ == MEMCACHED_SUCCESS || code_ == MEMCACHED_END || code_ == MEMCACHED_NOTFOUND;
+  }
 
  private:
   memcached_st* client_;
@@ -77,7 +86,8 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
   }
 }
 
-Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds patience)
+Memcached::Memcached(const std::vector<MemcachedServer>& servers,
+                     std::chrono::milliseconds patience)
     : client_(memcached_create(nullptr)), owner_fork_count_(fork_count()) {
   if (client_ == nullptr) throw std::bad_alloc();
   const auto behave = [&](memcached_behavior_t behavior, std::uint64_t value) {
@@ -91,8 +101,8 @@ Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::m
   behave(MEMCACHED_BEHAVIOR_POLL_TIMEOUT, patience_ms);
   behave(MEMCACHED_BEHAVIOR_SND_TIMEOUT, patience_ms * 1000);
   behave(MEMCACHED_BEHAVIOR_RCV_TIMEOUT, patience_ms * 1000);
-  // A server that does not answer keeps its keys: moved to others and back, they would come with what stood there
-  // before.
+  // A server that does not answer keeps its keys: moved to others and back, they would come with
+  // what stood there before.
   behave(MEMCACHED_BEHAVIOR_RETRY_TIMEOUT, 1);
   for (const MemcachedServer& server : servers) {
     if (server.socket.empty()) {
@@ -114,7 +124,8 @@ bool Memcached::is_available() const noexcept {
 
 void Memcached::mark_unavailable() { unavailable_until_.emplace(retry_delay); }
 
-std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(const std::vector<std::string>& keys) {
+std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(
+    const std::vector<std::string>& keys) {
   if (!is_available()) return std::nullopt;
   std::vector<const char*> words;
   std::vector<std::size_t> sizes;
@@ -125,12 +136,14 @@ std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(
     sizes.push_back(key.size());
   }
   std::vector<std::optional<CachedItem>> items(keys.size());
-  const memcached_return_t asked = memcached_mget(client_, words.data(), sizes.data(), words.size());
+  const memcached_return_t asked =
+      memcached_mget(client_, words.data(), sizes.data(), words.size());
   GetResults answers(client_);
   if (asked == MEMCACHED_SUCCESS) {
     while (answers.next()) {
       // An answer to no question is dropped.
-      if (const auto place = places.find(answers.key()); place != places.end()) items[place->second] = answers.item();
+      if (const auto place = places.find(answers.key()); place != places.end())
+        items[place->second] = answers.item();
     }
   }
   if (asked != MEMCACHED_SUCCESS || !answers.succeeded()) {
@@ -153,24 +166,26 @@ Memcached::StoreResult Memcached::to_store_result(int result) {
   }
 }
 
-Memcached::StoreResult Memcached::set(const std::string& key, std::string_view bytes, std::uint32_t flags,
-                                      std::chrono::seconds seconds) {
+Memcached::StoreResult Memcached::set(const std::string& key, std::string_view bytes,
+                                      std::uint32_t flags, std::chrono::seconds seconds) {
   if (!is_available()) return StoreResult::failed;
-  return to_store_result(
-      memcached_set(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), flags));
+  return to_store_result(memcached_set(client_, key.data(), key.size(), bytes.data(), bytes.size(),
+                                       seconds.count(), flags));
 }
 
-Memcached::StoreResult Memcached::add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds) {
+Memcached::StoreResult Memcached::add(const std::string& key, std::string_view bytes,
+                                      std::chrono::seconds seconds) {
   if (!is_available()) return StoreResult::failed;
-  return to_store_result(
-      memcached_add(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0));
+  return to_store_result(memcached_add(client_, key.data(), key.size(), bytes.data(), bytes.size(),
+                                       seconds.count(), 0));
 }
 
 Memcached::StoreResult Memcached::compare_and_swap(const std::string& key, std::string_view bytes,
-                                                   std::uint64_t version, std::chrono::seconds seconds) {
+                                                   std::uint64_t version,
+                                                   std::chrono::seconds seconds) {
   if (!is_available()) return StoreResult::failed;
-  return to_store_result(
-      memcached_cas(client_, key.data(), key.size(), bytes.data(), bytes.size(), seconds.count(), 0, version));
+  return to_store_result(memcached_cas(client_, key.data(), key.size(), bytes.data(), bytes.size(),
+                                       seconds.count(), 0, version));
 }
 
 }  // namespace whycache

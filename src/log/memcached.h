@@ -1,12 +1,14 @@
-// Some memcached servers: libmemcached, wrapped so that it never throws, and leaves servers alone for a while that do
-// not answer. An answer is waited for no longer than `patience` at each piece of it: a server that drips takes longer.
-// Nothing that stands in a memcached is ever needed, so nothing here is an error: what cannot be had is not there.
+// Some memcached servers: libmemcached, wrapped so that it never throws, and leaves servers alone
+// for a while that do not answer. An answer is waited for no longer than `patience` at each piece
+// of it: a server that drips takes longer. Nothing that stands in a memcached is ever needed, so
+// nothing here is an error: what cannot be had is not there.
 //
-// Keys are spread over the servers by consistent hashing (ketama). A server that does not answer keeps its keys:
-// whoever needs one of them finds that memcached failed, which is then left alone for a while, all of it.
+// Keys are spread over the servers by consistent hashing (ketama). A server that does not answer
+// keeps its keys: whoever needs one of them finds that memcached failed, which is then left alone
+// for a while, all of it.
 //
-// Used by one thread at a time. In a forked child nothing is there, and nothing is kept: the connections are the
-// parent's.
+// Used by one thread at a time. In a forked child nothing is there, and nothing is kept: the
+// connections are the parent's.
 #pragma once
 
 #include <chrono>
@@ -41,7 +43,8 @@ class Memcached {
   };
   enum class StoreResult {
     stored,
-    not_stored,  // there is an item, or none, or another version of it, so that it was not to be stored
+    not_stored,  // there is an item, or none, or another version of it, so that it was not to be
+                 // stored
     too_large,
     failed,
   };
@@ -55,16 +58,17 @@ class Memcached {
   // Whether it is worth asking: not for a while after a failure, and not in a forked child.
   bool is_available() const noexcept;
 
-  // What is there under `keys`, in their order. nullopt: failed, as opposed to: not there. Of several servers, what one
-  // that fails while it answers had may be not there instead.
+  // What is there under `keys`, in their order. nullopt: failed, as opposed to: not there. Of
+  // several servers, what one that fails while it answers had may be not there instead.
   std::optional<std::vector<std::optional<CachedItem>>> get(const std::vector<std::string>& keys);
   // For `seconds`; it may be forgotten at any time.
-  StoreResult set(const std::string& key, std::string_view bytes, std::uint32_t flags, std::chrono::seconds seconds);
+  StoreResult set(const std::string& key, std::string_view bytes, std::uint32_t flags,
+                  std::chrono::seconds seconds);
   // If there is none.
   StoreResult add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds);
   // If it is still the one with that version.
-  StoreResult compare_and_swap(const std::string& key, std::string_view bytes, std::uint64_t version,
-                               std::chrono::seconds seconds);
+  StoreResult compare_and_swap(const std::string& key, std::string_view bytes,
+                               std::uint64_t version, std::chrono::seconds seconds);
 
  private:
   StoreResult to_store_result(int result);

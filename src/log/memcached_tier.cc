@@ -23,7 +23,8 @@ constexpr std::uint32_t flag_too_large = 1;
 // Who is farther behind asks the log.
 constexpr std::uint64_t served_updates_max = 4'096;
 constexpr std::size_t served_bytes_max = std::size_t{4} << 20;
-constexpr UpdateId keys_per_get_initial = 8;  // asked for at once, until it is known how large the updates are
+constexpr UpdateId keys_per_get_initial =
+    8;  // asked for at once, until it is known how large the updates are
 constexpr UpdateId keys_per_get_max = 256;
 // Of what was read from the log, the last so many updates are put into memcached.
 constexpr std::size_t fill_updates_max = 1'000;
@@ -67,13 +68,14 @@ MemcachedTier::HeadRecord MemcachedTier::decode(const Memcached::CachedItem& ite
   head.cas_version = item.cas_version;
   const std::string_view bytes = item.bytes;
   if (bytes.size() != head_record_bytes) return head;
-  if (load_little_endian<std::uint64_t>(bytes.data() + 40) != hash64(bytes.substr(0, 40))) return head;
+  if (load_little_endian<std::uint64_t>(bytes.data() + 40) != hash64(bytes.substr(0, 40)))
+    return head;
   head.record_id = load_little_endian<std::uint64_t>(bytes.data());
   head.head = load_little_endian<std::uint64_t>(bytes.data() + 8);
   head.head_chain = load_little_endian<std::uint64_t>(bytes.data() + 16);
   head.lease_id = load_little_endian<std::uint64_t>(bytes.data() + 24);
-  head.publish_delay_ns =
-      std::clamp<std::int64_t>(load_little_endian<std::int64_t>(bytes.data() + 32), 0, publish_delay_ns_max);
+  head.publish_delay_ns = std::clamp<std::int64_t>(
+      load_little_endian<std::int64_t>(bytes.data() + 32), 0, publish_delay_ns_max);
   return head;
 }
 
@@ -86,8 +88,8 @@ std::string MemcachedTier::encode_lease(std::uint64_t number) const {
   return bytes;
 }
 
-// When the log was asked at the earliest, by a head record and the lease that is there at `now_ns`: the record's
-// question came after its lease was put, and memcached counts expiry in whole seconds.
+// When the log was asked at the earliest, by a head record and the lease that is there at `now_ns`:
+// the record's question came after its lease was put, and memcached counts expiry in whole seconds.
 std::int64_t MemcachedTier::earliest_poll_at_ns(const HeadRecord& head,
                                                 const std::optional<Memcached::CachedItem>& lease,
                                                 std::int64_t now_ns) const {
@@ -101,12 +103,13 @@ std::int64_t MemcachedTier::earliest_poll_at_ns(const HeadRecord& head,
   return std::max(asked_ns, now_ns - to_ns(std::chrono::seconds(seconds + 1)));
 }
 
-// Whether a record, by which the log was asked at `asked_ns` at the earliest, was made after this process asked the
-// log.
+// Whether a record, by which the log was asked at `asked_ns` at the earliest, was made after this
+// process asked the log.
 bool MemcachedTier::postdates_own_poll(const HeadRecord& head, std::int64_t asked_ns) const {
   if (asked_ns > own_poll_at_ns_) return true;
   if (own_poll_lease_id_ != 0 && head.lease_id == own_poll_lease_id_) return true;
-  // It was not there yet when we were about to ask; a writer's append may well have begun before that.
+  // It was not there yet when we were about to ask; a writer's append may well have begun before
+  // that.
   return head.record_id != last_record_id_ && last_record_at_ns_ >= own_poll_prepared_at_ns_ &&
          head.publish_delay_ns <= prompt_publish_delay_ns_max;
 }
@@ -114,7 +117,8 @@ bool MemcachedTier::postdates_own_poll(const HeadRecord& head, std::int64_t aske
 MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options)
     : log_(std::move(log)),
       options_(std::move(options)),
-      staleness_jitter_(random_u64() % static_cast<std::uint64_t>(to_ns(served_staleness_max()) / 6)),
+      staleness_jitter_(random_u64() %
+                        static_cast<std::uint64_t>(to_ns(served_staleness_max()) / 6)),
       memcached_(options_.servers, options_.timeout),
       known_extent_(log_->extent()) {}
 
@@ -127,7 +131,8 @@ std::string MemcachedTier::item_key(const std::string& what) const {
   return "whycache1:" + to_string(known_extent_.uuid) + ':' + what;
 }
 
-// The chain, where the bytes are an update's; a log holds opaque bytes, and of others their hash has to do.
+// The chain, where the bytes are an update's; a log holds opaque bytes, and of others their hash
+// has to do.
 std::uint64_t MemcachedTier::head_chain_of(std::string_view bytes) {
   const std::optional<UpdateHeader> place = peek_header(bytes);
   return place ? place->chain : hash64(bytes);
@@ -177,7 +182,8 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool again, const VisitUpdate
     uuid = known_extent_.uuid;
     before = fetch_head_record();
     lease = std::exchange(pending_lease_id_, 0);
-    if (lease == 0 && again && before && boot_time_ns() - last_publish_at_ns_ < publish_interval_ns) {
+    if (lease == 0 && again && before &&
+        boot_time_ns() - last_publish_at_ns_ < publish_interval_ns) {
       lease = before->lease_id;
       is_own_lease = false;
     }
@@ -204,7 +210,8 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool again, const VisitUpdate
     return !stopped;
   });
 
-  // A head is not lowered on the word of a replica that lags: extent() is asked where the log is written.
+  // A head is not lowered on the word of a replica that lags: extent() is asked where the log is
+  // written.
   if (before && before->head > extent.head && log_->extent().head > extent.head) return {extent};
 
   const bool reached_head = rows.empty() ? !stopped : rows.back().id == extent.head;
@@ -213,7 +220,8 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool again, const VisitUpdate
     mark = extent.base_chain;
   } else if (reached_head && !rows.empty()) {
     mark = head_chain_of(rows.back().bytes);
-  } else if (reached_head) {  // the log ends before `first`: it was restored, or the caller wanted only what is new
+  } else if (reached_head) {  // the log ends before `first`: it was restored, or the caller wanted
+                              // only what is new
     log_->read(extent.head, extent.head, [&](UpdateId, std::string_view bytes) {
       mark = head_chain_of(bytes);
       return true;
@@ -233,13 +241,15 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool again, const VisitUpdate
     }
     // Who were started together do not all ask together.
     const std::int64_t ask_ns = to_ns(options_.own_poll_interval);
-    const auto sooner_ns = static_cast<std::int64_t>(random_u64() % static_cast<std::uint64_t>(ask_ns / 4));
+    const auto sooner_ns =
+        static_cast<std::int64_t>(random_u64() % static_cast<std::uint64_t>(ask_ns / 4));
     next_own_poll_at_ns_ = began_ns + ask_ns - sooner_ns;
     last_served_update_ = rows.empty() ? CachedUpdate{} : rows.back();
   }
   if (!mark) return {extent};  // the caller has not read to the end
   if (uuid != extent.uuid) before.reset();
-  const bool is_told = before && before->record_id != 0 && before->head == extent.head && before->head_chain == *mark;
+  const bool is_told = before && before->record_id != 0 && before->head == extent.head &&
+                       before->head_chain == *mark;
   if (!again || !is_told || began_ns - last_publish_at_ns_ >= publish_interval_ns) {
     publish(before, extent, {rows.begin(), rows.end()}, *mark, lease, began_ns);
   }
@@ -255,7 +265,8 @@ PollResult MemcachedTier::poll(UpdateId first, std::optional<std::chrono::nanose
   {
     const std::lock_guard guard(mutex_);
     found = poll_memcached(first, age_max.value_or(served_staleness_max()));
-    if (found && !has_released_connections_ && boot_time_ns() - last_append_at_ns_ > connection_release_delay_ns) {
+    if (found && !has_released_connections_ &&
+        boot_time_ns() - last_append_at_ns_ > connection_release_delay_ns) {
       log_->release_idle_connections();
       has_released_connections_ = true;
     }
@@ -274,10 +285,11 @@ std::optional<MemcachedTier::HeadRecord> MemcachedTier::fetch_head_record() {
 }
 
 // nullopt: the log has to be asked.
-std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(UpdateId first,
-                                                                         std::chrono::nanoseconds age_max) {
+std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(
+    UpdateId first, std::chrono::nanoseconds age_max) {
   const std::int64_t now_ns = boot_time_ns();
-  if (to_ns(age_max) <= 0 || own_poll_at_ns_ == 0 || now_ns >= next_own_poll_at_ns_) return std::nullopt;
+  if (to_ns(age_max) <= 0 || own_poll_at_ns_ == 0 || now_ns >= next_own_poll_at_ns_)
+    return std::nullopt;
   if (invalidated_id_ != 0 && now_ns < invalidated_until_ns_) return std::nullopt;
   if (first < known_extent_.base) return std::nullopt;
 
@@ -299,8 +311,10 @@ std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(UpdateI
     if (head.record_id == 0) return std::nullopt;
     const std::int64_t asked_ns = earliest_poll_at_ns(head, (*items)[1], now_ns);
     if (head.head > own_poll_head_ && !postdates_own_poll(head, asked_ns)) {
-      // What lies beyond our own answer may be what the log has lost. The next new record tells, or who asks now.
-      told = try_take_fill_lease(own_poll_head_ + 1) ? HeadVerdict::poll_log : HeadVerdict::unusable;
+      // What lies beyond our own answer may be what the log has lost. The next new record tells, or
+      // who asks now.
+      told =
+          try_take_fill_lease(own_poll_head_ + 1) ? HeadVerdict::poll_log : HeadVerdict::unusable;
       last_record_id_ = head.record_id;
       last_record_at_ns_ = now_ns;
     } else {
@@ -318,8 +332,9 @@ std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(UpdateI
     }
   }
   if (told == HeadVerdict::poll_log) return std::nullopt;
-  // Nothing new, as far as it is known. That gets older until somebody asks the log. If memcached does not answer it is
-  // each for himself, but not at each poll: what memcached kept from the log must not all come upon it at once.
+  // Nothing new, as far as it is known. That gets older until somebody asks the log. If memcached
+  // does not answer it is each for himself, but not at each poll: what memcached kept from the log
+  // must not all come upon it at once.
   if (told == HeadVerdict::unusable) {
     // Where nothing was confirmed, the first update is one that nobody vouches for.
     if (first == 1 && confirmed_head_ == 0) return std::nullopt;
@@ -331,21 +346,26 @@ std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(UpdateI
   const std::chrono::nanoseconds age(std::max<std::int64_t>(now_ns - confirmed_at_ns_, 1));
   if (age > std::min(age_max, served_staleness_max() - staleness_jitter_)) return std::nullopt;
   found.result = {known_extent_, age};
-  found.result.extent.head = found.updates.empty() ? std::max(known_extent_.base, first - 1) : found.updates.back().id;
+  found.result.extent.head =
+      found.updates.empty() ? std::max(known_extent_.base, first - 1) : found.updates.back().id;
   return found;
 }
 
-// The updates from `first` to the head, if all of them are there, and end in the update that the record means.
-MemcachedTier::HeadVerdict MemcachedTier::fetch_updates_to_head(const HeadRecord& head, UpdateId first,
+// The updates from `first` to the head, if all of them are there, and end in the update that the
+// record means.
+MemcachedTier::HeadVerdict MemcachedTier::fetch_updates_to_head(const HeadRecord& head,
+                                                                UpdateId first,
                                                                 std::vector<CachedUpdate>& rows) {
   const bool is_empty_log = head.head == 0 && first == 1;
   if (head.head < known_extent_.head) return HeadVerdict::poll_log;
   if (head.head < first && !is_empty_log) {
-    // The log has lost updates, or nobody could put the head that the caller knows. That has to be found out once.
+    // The log has lost updates, or nobody could put the head that the caller knows. That has to be
+    // found out once.
     return head.record_id == last_record_id_ ? HeadVerdict::unusable : HeadVerdict::poll_log;
   }
   if (head.head == known_extent_.base)
-    return head.head_chain == known_extent_.base_chain ? HeadVerdict::usable : HeadVerdict::poll_log;
+    return head.head_chain == known_extent_.base_chain ? HeadVerdict::usable
+                                                       : HeadVerdict::poll_log;
 
   const UpdateId begin = std::max(first, known_extent_.base + 1);
   if (head.head - begin >= served_updates_max) return HeadVerdict::poll_log;
@@ -373,13 +393,15 @@ MemcachedTier::HeadVerdict MemcachedTier::fetch_updates_to_head(const HeadRecord
       }
       bytes += item->bytes.size();
       largest_bytes = std::max(largest_bytes, item->bytes.size());
-      if ((item->flags & flag_too_large) != 0 || bytes > served_bytes_max) return HeadVerdict::poll_log;
+      if ((item->flags & flag_too_large) != 0 || bytes > served_bytes_max)
+        return HeadVerdict::poll_log;
       rows.push_back({next++, std::move(item->bytes)});
     }
     const UpdateId fitting = (served_bytes_max - bytes) / largest_bytes;
     keys_next = std::clamp<UpdateId>(std::min(fitting, 4 * keys_next), 1, keys_per_get_max);
   }
-  return head_chain_of(rows.back().bytes) == head.head_chain ? HeadVerdict::usable : HeadVerdict::poll_log;
+  return head_chain_of(rows.back().bytes) == head.head_chain ? HeadVerdict::usable
+                                                             : HeadVerdict::poll_log;
 }
 
 bool MemcachedTier::try_take_fill_lease(UpdateId id) {
@@ -398,8 +420,8 @@ std::optional<MemcachedTier::CachedUpdate> MemcachedTier::fetch_update(UpdateId 
 
 // What the log answered to a question asked at `asked_at_ns`, when `before` was the head record.
 void MemcachedTier::publish(std::optional<HeadRecord> before, const Extent& extent,
-                            const std::vector<CachedUpdate>& rows, std::uint64_t mark, std::uint64_t lease,
-                            std::int64_t asked_at_ns) {
+                            const std::vector<CachedUpdate>& rows, std::uint64_t mark,
+                            std::uint64_t lease, std::int64_t asked_at_ns) {
   if (!memcached_.is_available()) return;
   for (const CachedUpdate& row : rows) {
     if (row.id > extent.base) publish_update(row.id, row.bytes);
@@ -410,10 +432,12 @@ void MemcachedTier::publish(std::optional<HeadRecord> before, const Extent& exte
 void MemcachedTier::publish_update(UpdateId id, std::string_view bytes) {
   const auto put_mark = [&] { memcached_.set(update_key(id), "", flag_too_large, item_lifetime); };
   if (bytes.size() > cached_update_bytes_max) return put_mark();
-  if (memcached_.set(update_key(id), bytes, 0, item_lifetime) != Memcached::StoreResult::stored) put_mark();
+  if (memcached_.set(update_key(id), bytes, 0, item_lifetime) != Memcached::StoreResult::stored)
+    put_mark();
 }
 
-void MemcachedTier::publish_head_record(std::optional<HeadRecord> before, HeadRecord head, std::int64_t asked_at_ns) {
+void MemcachedTier::publish_head_record(std::optional<HeadRecord> before, HeadRecord head,
+                                        std::int64_t asked_at_ns) {
   const UpdateId head_before = before ? before->head : 0;
   for (int attempt = 0; attempt < publish_attempts_max; ++attempt) {
     const std::int64_t now_ns = boot_time_ns();
@@ -421,16 +445,20 @@ void MemcachedTier::publish_head_record(std::optional<HeadRecord> before, HeadRe
     head.record_id = std::max<std::uint64_t>(random_u64(), 1);
     head.publish_delay_ns = now_ns - asked_at_ns;
     const Memcached::StoreResult stored =
-        before ? memcached_.compare_and_swap(item_key("head"), encode(head), before->cas_version, item_lifetime)
+        before ? memcached_.compare_and_swap(item_key("head"), encode(head), before->cas_version,
+                                             item_lifetime)
                : memcached_.add(item_key("head"), encode(head), item_lifetime);
     if (stored == Memcached::StoreResult::stored) {
       last_record_id_ = head.record_id;
       last_record_at_ns_ = last_publish_at_ns_ = now_ns;
     }
     if (stored != Memcached::StoreResult::not_stored) return;
-    // Somebody else put one: it stays if it says as much, or that the log has lost updates since we asked.
+    // Somebody else put one: it stays if it says as much, or that the log has lost updates since we
+    // asked.
     before = fetch_head_record();
-    if (before && before->record_id != 0 && (before->head >= head.head || before->head < head_before)) return;
+    if (before && before->record_id != 0 &&
+        (before->head >= head.head || before->head < head_before))
+      return;
   }
 }
 
@@ -461,7 +489,8 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
   if (invalidated_id_ <= id) invalidated_id_ = 0;
   publish_update(id, bytes);
   // An append asks the log, too: later than whoever put the record before it.
-  publish_head_record(before, {0, id, head_chain_of(bytes), before ? before->lease_id : 0, 0, 0}, began_ns);
+  publish_head_record(before, {0, id, head_chain_of(bytes), before ? before->lease_id : 0, 0, 0},
+                      began_ns);
   return appended;
 }
 

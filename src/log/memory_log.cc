@@ -30,8 +30,9 @@ class MemoryLog::Store final : ForkHandler {
     static std::unique_lock<std::mutex> lock(Store& store) {
       // In the child the mutex may be locked by a thread that is not there.
       if (store.is_forked_copy_) {
-        throw Error(ErrorKind::invalid,
-                    "a memory log lives in the process that made it, and this is a child of that process");
+        throw Error(
+            ErrorKind::invalid,
+            "a memory log lives in the process that made it, and this is a child of that process");
       }
       return std::unique_lock(store.mutex_);
     }
@@ -64,7 +65,8 @@ MemoryLog::MemoryLog(std::string name, std::shared_ptr<Store> store)
 MemoryLog::~MemoryLog() = default;
 
 std::unique_ptr<MemoryLog> MemoryLog::shared(const std::string& name) {
-  static auto* const mutex = new std::mutex;  // never destroyed: a thread may open a log while the process exits
+  static auto* const mutex =
+      new std::mutex;  // never destroyed: a thread may open a log while the process exits
   static auto* const stores = new std::map<std::string, std::shared_ptr<Store>>;
   const std::lock_guard guard(*mutex);
   std::shared_ptr<Store>& store = (*stores)[name];

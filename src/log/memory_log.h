@@ -1,7 +1,8 @@
-// The log in memory: the contract of whycache/log.h at its plainest, for tests and for one process alone.
+// The log in memory: the contract of whycache/log.h at its plainest, for tests and for one process
+// alone.
 //
-// One mutex, one map. It lives in the process that made it: a forked child sees a copy that nobody else would ever hear
-// about, so there every call throws.
+// One mutex, one map. It lives in the process that made it: a forked child sees a copy that nobody
+// else would ever hear about, so there every call throws.
 #pragma once
 
 #include <memory>
@@ -15,8 +16,8 @@ class MemoryLog final : public Log {
  public:
   // A log of its own, gone with this object.
   MemoryLog();
-  // The log of that name in this process, made by whoever asks first. It stays until the process ends, so that
-  // closing and opening it again loses nothing.
+  // The log of that name in this process, made by whoever asks first. It stays until the process
+  // ends, so that closing and opening it again loses nothing.
   static std::unique_ptr<MemoryLog> shared(const std::string& name);
   ~MemoryLog() override;
 

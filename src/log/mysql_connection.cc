@@ -23,17 +23,19 @@ namespace {
 constexpr unsigned client_error_first = 2000;
 constexpr unsigned client_error_last = 2999;
 
-// Connecting takes mutexes of the library, for moments, and waits for the network in between: fork() does not come
-// between as long as that is a matter of moments.
+// Connecting takes mutexes of the library, for moments, and waits for the network in between:
+// fork() does not come between as long as that is a matter of moments.
 ForkExclusion& fork_exclusion() {
   static auto* const instance = new ForkExclusion(std::chrono::seconds(1));
   return *instance;
 }
-// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log before main().
+// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log
+// before main().
 [[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
 MYSQL* create_handle() {
-  const ForkExclusion::NoForkSection inside(fork_exclusion());  // a child could not go on with what is half prepared
+  const ForkExclusion::NoForkSection inside(
+      fork_exclusion());  // a child could not go on with what is half prepared
   static const bool prepared = [] {
     struct sigaction before;
     ::sigaction(SIGPIPE, nullptr, &before);
@@ -45,7 +47,8 @@ MYSQL* create_handle() {
   return mysql_init(nullptr);
 }
 
-// While it lives, writing to a connection that the other side closed raises no signal in this thread.
+// While it lives, writing to a connection that the other side closed raises no signal in this
+// thread.
 class SigpipeBlocker {
  public:
   SigpipeBlocker() {
@@ -105,13 +108,15 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
   if (mysql_ == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
   const SigpipeBlocker quietly;
   try {
-    const auto seconds = std::max(std::chrono::ceil<std::chrono::seconds>(patience), std::chrono::seconds(1));
+    const auto seconds =
+        std::max(std::chrono::ceil<std::chrono::seconds>(patience), std::chrono::seconds(1));
     set_options(server, seconds);
     const MysqlLogin login = server.login();
     {
       const ForkExclusion::NoForkSection inside(fork_exclusion());
-      if (mysql_real_connect(mysql_, null_if_empty(server.host), null_if_empty(login.user), login.password.c_str(),
-                             server.database.c_str(), server.port, null_if_empty(server.socket), 0) == nullptr) {
+      if (mysql_real_connect(mysql_, null_if_empty(server.host), null_if_empty(login.user),
+                             login.password.c_str(), server.database.c_str(), server.port,
+                             null_if_empty(server.socket), 0) == nullptr) {
         throw_failure();
       }
     }
@@ -160,12 +165,13 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
   mysql_options(mysql_, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, server.verifies_tls ? &yes : &no);
 }
 
-// What we rely on must not depend on how the server is set up. Repeatable read: INSERT ... SELECT then locks what it
-// reads.
+// What we rely on must not depend on how the server is set up. Repeatable read: INSERT ... SELECT
+// then locks what it reads.
 void MysqlConnection::set_session(std::chrono::seconds patience) {
   const std::string seconds = std::to_string(patience.count());
   run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
-  run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = " +
+  run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
+      "innodb_lock_wait_timeout = " +
       seconds + ", lock_wait_timeout = " + seconds);
 }
 
@@ -189,12 +195,14 @@ const std::string& MysqlConnection::variable(const std::string& name) const {
   return found == variables_.end() ? none : found->second;
 }
 
-void MysqlConnection::throw_failure() { throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)}; }
+void MysqlConnection::throw_failure() {
+  throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)};
+}
 
 bool MysqlConnection::is_alive() const noexcept {
   if (is_aborted_) return false;
-  // While nothing is asked the server has nothing to say but that it closes the connection. With TLS it may have: of
-  // that nobody has told the application yet.
+  // While nothing is asked the server has nothing to say but that it closes the connection. With
+  // TLS it may have: of that nobody has told the application yet.
   pollfd socket{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
   if (::poll(&socket, 1, 0) <= 0) return true;
   if (mysql_get_ssl_cipher(mysql_) == nullptr) return false;
@@ -205,8 +213,9 @@ bool MysqlConnection::is_alive() const noexcept {
 void MysqlConnection::abort_connection() noexcept {
   is_aborted_ = true;
   const int socket = static_cast<int>(mysql_get_socket(mysql_));
-  // Closed with a reset: a server that has much to send would otherwise wait a minute for somebody to read it. The
-  // library goes on to read from its descriptor, and so that is left to it, with nothing behind it.
+  // Closed with a reset: a server that has much to send would otherwise wait a minute for somebody
+  // to read it. The library goes on to read from its descriptor, and so that is left to it, with
+  // nothing behind it.
   constexpr linger reset{1, 0};
   ::setsockopt(socket, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
   const FileDescriptor nothing(::open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -227,14 +236,16 @@ std::uint64_t MysqlConnection::run(const std::string& sql) {
   return mysql_affected_rows(mysql_);
 }
 
-std::uint64_t MysqlConnection::run(const std::string& sql, std::initializer_list<StatementValue> values) {
+std::uint64_t MysqlConnection::run(const std::string& sql,
+                                   std::initializer_list<StatementValue> values) {
   const SigpipeBlocker quietly;
   MYSQL_STMT*& statement = statements_[sql];
   if (statement == nullptr) {
     MYSQL_STMT* const fresh = mysql_stmt_init(mysql_);
     if (fresh == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
     if (mysql_stmt_prepare(fresh, sql.data(), sql.size()) != 0) {
-      const std::unique_ptr<MYSQL_STMT, decltype(&mysql_stmt_close)> closed_after(fresh, mysql_stmt_close);
+      const std::unique_ptr<MYSQL_STMT, decltype(&mysql_stmt_close)> closed_after(fresh,
+                                                                                  mysql_stmt_close);
       throw MysqlFailure(statement_failure(fresh));
     }
     statement = fresh;

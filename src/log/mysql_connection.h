@@ -1,12 +1,13 @@
-// A connection to a MySQL or MariaDB server: the client library, wrapped so that it does what we rely on and nothing
-// else.
+// A connection to a MySQL or MariaDB server: the client library, wrapped so that it does what we
+// rely on and nothing else.
 //
 // - It never reconnects by itself: who lost an answer has to know.
 // - It never asks for, or sends, a file of this machine because a server says so (LOAD DATA LOCAL).
-// - It waits for the server for a bounded time, and the server for locks for a shorter one, so that a statement that
-// waits
+// - It waits for the server for a bounded time, and the server for locks for a shorter one, so that
+// a statement that waits
 //   in vain is answered rather than abandoned.
-// - It leaves the signals of the program alone: the library would ignore SIGPIPE for all of it, and raises it with TLS.
+// - It leaves the signals of the program alone: the library would ignore SIGPIPE for all of it, and
+// raises it with TLS.
 //
 // Used by one thread at a time, by the process that opened it.
 #pragma once
@@ -42,8 +43,8 @@ class MysqlRows;
 
 class MysqlConnection {
  public:
-  // Waits `patience` at most for each answer. Throws MysqlFailure; Error invalid for what is wrong with the files of a
-  // login.
+  // Waits `patience` at most for each answer. Throws MysqlFailure; Error invalid for what is wrong
+  // with the files of a login.
   MysqlConnection(const MysqlServer& server, std::chrono::milliseconds patience);
   MysqlConnection(const MysqlConnection&) = delete;
   MysqlConnection& operator=(const MysqlConnection&) = delete;
@@ -59,7 +60,8 @@ class MysqlConnection {
 
   // All of these throw MysqlFailure.
 
-  // The rows come as they are asked for; until there are none left, or `MysqlRows` is gone, nothing else can be asked.
+  // The rows come as they are asked for; until there are none left, or `MysqlRows` is gone, nothing
+  // else can be asked.
   MysqlRows query(const std::string& sql);
   // How many rows changed.
   std::uint64_t run(const std::string& sql);
@@ -103,7 +105,8 @@ class MysqlRows {
 
  private:
   friend class MysqlConnection;
-  MysqlRows(MysqlConnection& connection, MYSQL_RES* result) : connection_(connection), result_(result) {}
+  MysqlRows(MysqlConnection& connection, MYSQL_RES* result)
+      : connection_(connection), result_(result) {}
 
   MysqlConnection& connection_;
   MYSQL_RES* result_;

@@ -25,7 +25,8 @@ constexpr std::size_t buffer_bytes_max = std::size_t{4} << 20;
 constexpr std::uint64_t rows_per_query_min = 1;
 constexpr std::uint64_t rows_per_query_initial = 64;
 constexpr std::uint64_t rows_per_query_max = 4096;
-// What a cache with default options writes at once: an update or a part of a base, with some of everything else.
+// What a cache with default options writes at once: an update or a part of a base, with some of
+// everything else.
 constexpr std::size_t packet_bytes_min = std::size_t{2} << 20;
 constexpr std::size_t column_bytes_min = packet_bytes_min;
 constexpr std::size_t statement_overhead_bytes = 4096;  // of a packet, what is not the update
@@ -41,7 +42,7 @@ std::optional<std::uint64_t> chain_of(UpdateId id, std::string_view bytes) {
 }
 
 // Newer than the headers of some client libraries, or not theirs.
-constexpr unsigned record_has_changed = 1020;              // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
+constexpr unsigned record_has_changed = 1020;  // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
 constexpr unsigned rolled_back_during_commit = 3101;       // MySQL group replication
 constexpr unsigned statement_timed_out_in_mariadb = 1969;  // ER_STATEMENT_TIMEOUT
 constexpr unsigned statement_timed_out_in_mysql = 3024;    // ER_QUERY_TIMEOUT
@@ -96,7 +97,9 @@ std::string quoted(const Uuid& uuid) {
   return text + '\'';
 }
 
-std::string_view as_bytes(const Uuid& uuid) { return {reinterpret_cast<const char*>(uuid.data()), uuid.size()}; }
+std::string_view as_bytes(const Uuid& uuid) {
+  return {reinterpret_cast<const char*>(uuid.data()), uuid.size()};
+}
 
 std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
   Uuid uuid;
@@ -107,7 +110,8 @@ std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
 
 // Columns 2 to 8, after those of an update: what is known of a log.
 std::string log_columns(const std::string& instance) {
-  return "format, uuid, base, base_chain, token, part_count, (SELECT id FROM whycache_updates WHERE instance = " +
+  return "format, uuid, base, base_chain, token, part_count, (SELECT id FROM whycache_updates "
+         "WHERE instance = " +
          quoted(instance) + " ORDER BY id DESC LIMIT 1)";
 }
 
@@ -124,50 +128,59 @@ enum ResultColumn : unsigned {
 };
 
 std::string select_log_sql(const std::string& instance) {
-  return "SELECT NULL, NULL, " + log_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
+  return "SELECT NULL, NULL, " + log_columns(instance) +
+         " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
 // The same with the beginning of the newest update.
 std::string select_newest_sql(const std::string& instance) {
   return "SELECT NULL, (SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
-         ") FROM whycache_updates WHERE instance = " + quoted(instance) + " ORDER BY id DESC LIMIT 1), " +
-         log_columns(instance) + " FROM whycache_logs WHERE instance = " + quoted(instance);
+         ") FROM whycache_updates WHERE instance = " + quoted(instance) +
+         " ORDER BY id DESC LIMIT 1), " + log_columns(instance) +
+         " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
 // One row that tells of the log, then the updates.
-std::string select_updates_sql(const std::string& instance, UpdateId first, UpdateId last, std::uint64_t rows) {
+std::string select_updates_sql(const std::string& instance, UpdateId first, UpdateId last,
+                               std::uint64_t rows) {
   const std::string log = "whycache_logs WHERE instance = " + quoted(instance);
   return "(SELECT NULL AS id, NULL AS bytes, " + log_columns(instance) + " FROM " + log +
-         ") UNION ALL (SELECT id, bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM whycache_updates WHERE instance "
+         ") UNION ALL (SELECT id, bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM "
+         "whycache_updates WHERE instance "
          "= " +
-         quoted(instance) + " AND id BETWEEN " + std::to_string(first) + " AND " + std::to_string(last) +
-         " AND id > (SELECT base FROM " + log + ") ORDER BY id LIMIT " + std::to_string(rows) + ")";
+         quoted(instance) + " AND id BETWEEN " + std::to_string(first) + " AND " +
+         std::to_string(last) + " AND id > (SELECT base FROM " + log + ") ORDER BY id LIMIT " +
+         std::to_string(rows) + ")";
 }
 
 // Values: id, bytes, uuid, id, id - 1, id - 1.
 std::string append_sql(const std::string& instance) {
-  return "INSERT INTO whycache_updates (instance, id, bytes) SELECT instance, ?, ? FROM whycache_logs WHERE instance "
+  return "INSERT INTO whycache_updates (instance, id, bytes) SELECT instance, ?, ? FROM "
+         "whycache_logs WHERE instance "
          "= " +
          quoted(instance) +
-         " AND uuid = ? AND base < ? AND (base = ? OR EXISTS (SELECT 1 FROM whycache_updates AS before_it "
+         " AND uuid = ? AND base < ? AND (base = ? OR EXISTS (SELECT 1 FROM whycache_updates AS "
+         "before_it "
          "WHERE before_it.instance = " +
          quoted(instance) + " AND before_it.id = ?))";
 }
 
 // Values: base, token, number, bytes.
 std::string insert_part_sql(const std::string& instance) {
-  return "INSERT INTO whycache_parts (instance, base, token, number, bytes) VALUES (" + quoted(instance) +
-         ", ?, ?, ?, ?)";
+  return "INSERT INTO whycache_parts (instance, base, token, number, bytes) VALUES (" +
+         quoted(instance) + ", ?, ?, ?, ?)";
 }
 
 // --- What failures mean. ---
 
 // Nothing was done, and doing it again may help.
 bool is_retryable(unsigned code) {
-  return code == ER_LOCK_DEADLOCK || code == record_has_changed || code == rolled_back_during_commit;
+  return code == ER_LOCK_DEADLOCK || code == record_has_changed ||
+         code == rolled_back_during_commit;
 }
 
-// A server that was the primary once, or a node that lost its cluster: a new connection may find a better one.
+// A server that was the primary once, or a node that lost its cluster: a new connection may find a
+// better one.
 bool is_wrong_server(unsigned code) {
   return code == ER_OPTION_PREVENTS_STATEMENT || code == read_only_mode || code == galera_not_ready;
 }
@@ -191,10 +204,13 @@ bool is_permission_failure(unsigned code) {
 
 // With TLS: a server that will never be believed, as opposed to a connection that broke.
 bool is_tls_trust_failure(const MysqlFailure& failure) {
-  const auto says = [&](std::string_view words) { return failure.reason.find(words) != std::string::npos; };
+  const auto says = [&](std::string_view words) {
+    return failure.reason.find(words) != std::string::npos;
+  };
   return failure.code == CR_SSL_CONNECTION_ERROR &&
-         (says("certificate") || says("Certificate") || says("does not support") || says("SSL is required") ||
-          says("alidation") || says("o such file") || says("hostname") || says("TLS is required"));
+         (says("certificate") || says("Certificate") || says("does not support") ||
+          says("SSL is required") || says("alidation") || says("o such file") || says("hostname") ||
+          says("TLS is required"));
 }
 
 }  // namespace
@@ -229,7 +245,9 @@ class MysqlLog::RowBuffer {
   std::size_t row_count() const { return rows_.size(); }
   std::size_t largest_row_bytes() const { return largest_row_bytes_; }
   UpdateId last_id() const { return rows_.back().id; }
-  std::string_view last_update() const { return std::string_view(bytes_).substr(rows_.back().offset); }
+  std::string_view last_update() const {
+    return std::string_view(bytes_).substr(rows_.back().offset);
+  }
 
   void add(UpdateId id, std::string_view bytes) {
     rows_.push_back({id, bytes_.size(), bytes.size()});
@@ -268,7 +286,8 @@ void MysqlLog::connect() {
 template <typename Work>
 auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& work) {
   if (fork_count() != owner_fork_count_) {
-    throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
+    throw Error(ErrorKind::invalid,
+                "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
   const Deadline deadline(options_.deadline);
@@ -282,14 +301,17 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
       return work(*connection_);
     } catch (const MysqlFailure& failure) {
       const bool lost = is_connection_lost(failure);
-      const bool forgotten = failure.code == ER_UNKNOWN_STMT_HANDLER || failure.code == ER_NEED_REPREPARE;
+      const bool forgotten =
+          failure.code == ER_UNKNOWN_STMT_HANDLER || failure.code == ER_NEED_REPREPARE;
       if (lost || forgotten || is_wrong_server(failure.code)) connection_.reset();
-      if ((lost && if_lost == IfLost::retry && attempt < 2 && !deadline.passed()) || (forgotten && attempt < 2)) {
+      if ((lost && if_lost == IfLost::retry && attempt < 2 && !deadline.passed()) ||
+          (forgotten && attempt < 2)) {
         continue;
       }
       if (failure.code == ER_NO_SUCH_TABLE && is_log_deleted()) throw log_deleted_error(name());
       if (!is_retryable(failure.code) || deadline.passed()) throw error(what, failure, if_lost);
-      std::this_thread::sleep_for(std::chrono::microseconds(random_u64() % (1000U << std::min(attempt, 6))));
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(random_u64() % (1000U << std::min(attempt, 6))));
     }
   }
 }
@@ -304,38 +326,46 @@ bool MysqlLog::is_log_deleted() const {
 }
 
 Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) const {
-  const std::string message = "cannot connect to database: log=" + name() + " server=" + server.address() +
-                              " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code);
+  const std::string message = "cannot connect to database: log=" + name() +
+                              " server=" + server.address() + " reason=\"" + failure.reason +
+                              "\" code=" + std::to_string(failure.code);
   if (is_permission_failure(failure.code)) {
-    return Error(ErrorKind::invalid,
-                 message + " (check user and password: password_file, option_file, WHYCACHE_MYSQL_PASSWORD)", EACCES);
+    return Error(
+        ErrorKind::invalid,
+        message + " (check user and password: password_file, option_file, WHYCACHE_MYSQL_PASSWORD)",
+        EACCES);
   }
   if (failure.code == ER_BAD_DB_ERROR) {
-    return Error(ErrorKind::invalid, message + " (to make it: CREATE DATABASE `" + server.database + "`)");
+    return Error(ErrorKind::invalid,
+                 message + " (to make it: CREATE DATABASE `" + server.database + "`)");
   }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
   if (is_tls_trust_failure(failure)) {
-    return Error(ErrorKind::invalid, message +
-                                         " (the server must show a certificate for this host: give the file of the "
-                                         "authority that signed it with tls_ca; tls=off does without)");
+    return Error(ErrorKind::invalid,
+                 message +
+                     " (the server must show a certificate for this host: give the file of the "
+                     "authority that signed it with tls_ca; tls=off does without)");
   }
   return Error(ErrorKind::unavailable, message);
 }
 
 Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_lost) const {
-  const std::string message =
-      std::string(what) + ": log=" + name() + " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code);
-  const ErrorKind if_in_doubt = if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
+  const std::string message = std::string(what) + ": log=" + name() + " reason=\"" +
+                              failure.reason + "\" code=" + std::to_string(failure.code);
+  const ErrorKind if_in_doubt =
+      if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
   if (is_connection_lost(failure)) return Error(if_in_doubt, message);
   if (is_permission_failure(failure.code)) {
-    return Error(ErrorKind::invalid, message + " (docs/logs.md says which privileges who needs)", EACCES);
+    return Error(ErrorKind::invalid, message + " (docs/logs.md says which privileges who needs)",
+                 EACCES);
   }
   switch (failure.code) {
     case ER_LOCK_DEADLOCK:
     case record_has_changed:
     case rolled_back_during_commit:
     case ER_LOCK_WAIT_TIMEOUT:
-      return Error(ErrorKind::unavailable, message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
+      return Error(ErrorKind::unavailable,
+                   message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
     case ER_QUERY_INTERRUPTED:
     case statement_timed_out_in_mariadb:
     case statement_timed_out_in_mysql:
@@ -344,7 +374,8 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case galera_not_ready: return Error(ErrorKind::unavailable, message);
     case ER_OPTION_PREVENTS_STATEMENT:
     case read_only_mode:
-      return Error(ErrorKind::unavailable, message + " (the server is read-only: the url must name the primary)");
+      return Error(ErrorKind::unavailable,
+                   message + " (the server is read-only: the url must name the primary)");
     case CR_OUT_OF_MEMORY:
     case ER_OUTOFMEMORY:
     case ER_OUT_OF_RESOURCES: return Error(ErrorKind::limit, message, ENOMEM);
@@ -359,16 +390,20 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case ER_WRONG_VALUE_COUNT_ON_ROW:
     case ER_NO_DEFAULT_FOR_FIELD:
     case ER_WARN_DATA_OUT_OF_RANGE:
-      return Error(ErrorKind::corrupt, message + " (a table is not as whycache makes it, or is gone)");
+      return Error(ErrorKind::corrupt,
+                   message + " (a table is not as whycache makes it, or is gone)");
     case ER_NO_SUCH_TABLE_IN_ENGINE:
     case ER_CRASHED_ON_USAGE:
     case ER_NOT_KEYFILE:
     case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_hint);
     case ER_PARSE_ERROR:
     case ER_NOT_SUPPORTED_YET:
-      return Error(ErrorKind::invalid, message + " (this server cannot hold a log: MariaDB 10.3 or MySQL 8 is needed)");
-    case ER_UNKNOWN_STORAGE_ENGINE: return Error(ErrorKind::invalid, message + " (whycache needs InnoDB)");
-    // The server answered, and so nothing was done; but for what it says of itself when a commit fails.
+      return Error(ErrorKind::invalid,
+                   message + " (this server cannot hold a log: MariaDB 10.3 or MySQL 8 is needed)");
+    case ER_UNKNOWN_STORAGE_ENGINE:
+      return Error(ErrorKind::invalid, message + " (whycache needs InnoDB)");
+    // The server answered, and so nothing was done; but for what it says of itself when a commit
+    // fails.
     default: return Error(if_in_doubt, message);
   }
 }
@@ -378,7 +413,9 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
 MysqlLog::MysqlLog(MysqlLogOptions options) : MysqlLog(std::move(options), IfMissing::create) {}
 
 MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing absent)
-    : options_(std::move(options)), owner_fork_count_(fork_count()), rows_per_query_(rows_per_query_initial) {
+    : options_(std::move(options)),
+      owner_fork_count_(fork_count()),
+      rows_per_query_(rows_per_query_initial) {
   with_connection(IfLost::retry, "cannot open log", [&](MysqlConnection& connection) {
     check_server(connection);
     if (absent == IfMissing::create && !has_log(connection)) create_log(connection);
@@ -404,32 +441,37 @@ void MysqlLog::release_idle_connections() noexcept {
   replica_connection_.reset();
 }
 
-std::unique_ptr<Log> MysqlLog::reopen() { return std::unique_ptr<Log>(new MysqlLog(options_, IfMissing::fail)); }
+std::unique_ptr<Log> MysqlLog::reopen() {
+  return std::unique_ptr<Log>(new MysqlLog(options_, IfMissing::fail));
+}
 
 // What we promise is what the server keeps.
 void MysqlLog::check_server(MysqlConnection& connection) {
   if (connection.packet_bytes_max() < packet_bytes_min) {
-    throw Error(ErrorKind::invalid, "server takes too little at once: log=" + name() +
-                                        " max_allowed_packet=" + std::to_string(connection.packet_bytes_max()) +
-                                        " needed=" + std::to_string(packet_bytes_min) +
-                                        " (raise max_allowed_packet on the server)");
+    throw Error(ErrorKind::invalid,
+                "server takes too little at once: log=" + name() +
+                    " max_allowed_packet=" + std::to_string(connection.packet_bytes_max()) +
+                    " needed=" + std::to_string(packet_bytes_min) +
+                    " (raise max_allowed_packet on the server)");
   }
   if (!options_.durable) return;
   const auto refuse = [&](const std::string& variable, const std::string& value) {
-    throw Error(ErrorKind::invalid, "server may forget what it acknowledged when it crashes: log=" + name() + " " +
-                                        variable + "=" + value + " (set " + variable +
-                                        "=1 on the server; durable=off accepts it)");
+    throw Error(ErrorKind::invalid, "server may forget what it acknowledged when it crashes: log=" +
+                                        name() + " " + variable + "=" + value + " (set " +
+                                        variable + "=1 on the server; durable=off accepts it)");
   };
   const std::string& flush = connection.variable("innodb_flush_log_at_trx_commit");
   if (flush != "1" && flush != "3") refuse("innodb_flush_log_at_trx_commit", flush);
   const std::string& sync_binlog = connection.variable("sync_binlog");
-  if (connection.variable("log_bin") == "ON" && sync_binlog != "1") refuse("sync_binlog", sync_binlog);
+  if (connection.variable("log_bin") == "ON" && sync_binlog != "1")
+    refuse("sync_binlog", sync_binlog);
 }
 
 // Whether the log is there: looking must not need permission to write.
 bool MysqlLog::has_log(MysqlConnection& connection) const {
   try {
-    MysqlRows rows = connection.query("SELECT 1 FROM whycache_logs WHERE instance = " + quoted(options_.instance));
+    MysqlRows rows = connection.query("SELECT 1 FROM whycache_logs WHERE instance = " +
+                                      quoted(options_.instance));
     bool found = false;
     while (rows.next()) found = true;
     return found;
@@ -441,10 +483,10 @@ bool MysqlLog::has_log(MysqlConnection& connection) const {
 
 void MysqlLog::create_log(MysqlConnection& connection) const {
   const std::string make_row =
-      "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " + std::to_string(schema_version) + ", " +
-      quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
-      ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + quoted(options_.instance) +
-      ")";
+      "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " +
+      std::to_string(schema_version) + ", " + quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
+      ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " +
+      quoted(options_.instance) + ")";
   std::string left;  // what is to be done yet, for a person who may
   const char* const make_tables[] = {create_logs_sql, create_updates_sql, create_parts_sql};
   std::size_t made = 0;
@@ -457,11 +499,13 @@ void MysqlLog::create_log(MysqlConnection& connection) const {
     for (; made < std::size(make_tables); ++made) left += std::string(make_tables[made]) + "; ";
     throw Error(ErrorKind::invalid,
                 "cannot make log: log=" + name() + " reason=\"" + failure.reason +
-                    "\" code=" + std::to_string(failure.code) + " (run as a user who may: " + left + make_row + ";)",
+                    "\" code=" + std::to_string(failure.code) + " (run as a user who may: " + left +
+                    make_row + ";)",
                 EACCES);
   }
   throw Error(ErrorKind::corrupt,
-              "updates are there, but the row of their log in whycache_logs is not: log=" + name() + restore_hint);
+              "updates are there, but the row of their log in whycache_logs is not: log=" + name() +
+                  restore_hint);
 }
 
 void MysqlLog::check_tables(MysqlConnection& connection) {
@@ -497,8 +541,8 @@ MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows) const {
   const std::optional<Uuid> uuid = to_uuid(rows.at(uuid_column));
   const std::optional<Uuid> token = to_uuid(rows.at(token_column));
   if (format != schema_version || !uuid || !token) {
-    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() +
-                                        " format=" + std::to_string(format) +
+    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" +
+                                        name() + " format=" + std::to_string(format) +
                                         " format_known=" + std::to_string(schema_version));
   }
   return {*uuid,  rows.number(base_column),       rows.number(base_chain_column),
@@ -529,8 +573,8 @@ Extent MysqlLog::extent() {
   });
 }
 
-Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page,
-                              RowBuffer& page) {
+Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
+                              bool is_first_page, RowBuffer& page) {
   page.clear();
   MysqlLogRow row;
   const std::uint64_t rows_max = rows_per_query_;
@@ -547,22 +591,28 @@ Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, Updat
       page.add(id, rows.at(bytes_column).value_or(""));
       ++expected;
     }
-    if (!page.is_full() && !overtaken && page.row_count() < rows_max && expected <= std::min(last, row.extent().head)) {
+    if (!page.is_full() && !overtaken && page.row_count() < rows_max &&
+        expected <= std::min(last, row.extent().head)) {
       throw missing_update_error(name(), expected, row.extent().head);
     }
-    // With rows still to come the connection is not worth keeping; with none, it has yet to be told.
-    if (page.is_full() && (page.row_count() == rows_max || expected > std::min(last, row.extent().head))) rows.next();
+    // With rows still to come the connection is not worth keeping; with none, it has yet to be
+    // told.
+    if (page.is_full() &&
+        (page.row_count() == rows_max || expected > std::min(last, row.extent().head)))
+      rows.next();
   }
   // As many rows next time as a page has room for, but not many more than this time.
-  const std::uint64_t fitting = buffer_bytes_max / std::max<std::size_t>(page.largest_row_bytes(), 1);
+  const std::uint64_t fitting =
+      buffer_bytes_max / std::max<std::size_t>(page.largest_row_bytes(), 1);
   if (page.is_full() || page.row_count() == rows_max) {
-    rows_per_query_ = std::clamp(std::min(fitting, rows_max * 4), rows_per_query_min, rows_per_query_max);
+    rows_per_query_ =
+        std::clamp(std::min(fitting, rows_max * 4), rows_per_query_min, rows_per_query_max);
   }
   return row.extent();
 }
 
-// One page of the replica's updates, from `first` to the head that `newest` says, if it can be asked and has just
-// these.
+// One page of the replica's updates, from `first` to the head that `newest` says, if it can be
+// asked and has just these.
 bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page) {
   const std::lock_guard guard(mutex_);
   if (first > newest.extent.head || newest.extent.head - first >= rows_per_query_) return false;
@@ -571,13 +621,16 @@ bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer
   try {
     if (replica_connection_ && !replica_connection_->is_alive()) replica_connection_.reset();
     if (!replica_connection_) {
-      const auto patience = std::min<std::chrono::milliseconds>(options_.deadline, replica_timeout_max);
+      const auto patience =
+          std::min<std::chrono::milliseconds>(options_.deadline, replica_timeout_max);
       replica_connection_ = std::make_unique<MysqlConnection>(*options_.replica, patience);
     }
     const Extent& extent = newest.extent;
     const Extent there = read_updates(*replica_connection_, first, extent.head, true, page);
-    return there.uuid == extent.uuid && there.base == extent.base && there.base_chain == extent.base_chain &&
-           !page.empty() && page.last_id() == extent.head && chain_of(extent.head, page.last_update()) == newest.chain;
+    return there.uuid == extent.uuid && there.base == extent.base &&
+           there.base_chain == extent.base_chain && !page.empty() &&
+           page.last_id() == extent.head &&
+           chain_of(extent.head, page.last_update()) == newest.chain;
   } catch (const MysqlFailure&) {
     replica_connection_.reset();
     replica_unavailable_until_.emplace(replica_retry_delay);
@@ -586,22 +639,24 @@ bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer
   return false;
 }
 
-// The primary says which update is the newest, and with which chain: as chains tie updates together, updates of the
-// replica that end with this one are the primary's.
+// The primary says which update is the newest, and with which chain: as chains tie updates
+// together, updates of the replica that end with this one are the primary's.
 std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpdate& visit) {
-  const PrimaryHead newest = with_connection(IfLost::retry, "cannot read extent", [&](MysqlConnection& connection) {
-    MysqlRows rows = connection.query(select_newest_sql(options_.instance));
-    if (!rows.next()) throw log_deleted_error(name());
-    const MysqlLogRow row = to_log_row(rows);
-    const Extent extent = row.extent();
-    const PrimaryHead found{extent, chain_of(extent.head, rows.at(bytes_column).value_or(""))};
-    while (rows.next()) {
-    }
-    uuid_seen_ = row.uuid;
-    return found;
-  });
+  const PrimaryHead newest =
+      with_connection(IfLost::retry, "cannot read extent", [&](MysqlConnection& connection) {
+        MysqlRows rows = connection.query(select_newest_sql(options_.instance));
+        if (!rows.next()) throw log_deleted_error(name());
+        const MysqlLogRow row = to_log_row(rows);
+        const Extent extent = row.extent();
+        const PrimaryHead found{extent, chain_of(extent.head, rows.at(bytes_column).value_or(""))};
+        while (rows.next()) {
+        }
+        uuid_seen_ = row.uuid;
+        return found;
+      });
   RowBuffer page;
-  if (newest.extent.head > newest.extent.base && (!newest.chain || !read_replica(first, newest, page))) {
+  if (newest.extent.head > newest.extent.base &&
+      (!newest.chain || !read_replica(first, newest, page))) {
     return std::nullopt;
   }
   page.visit_all(visit);
@@ -609,9 +664,11 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
   return PollResult{newest.extent, std::chrono::nanoseconds(1)};
 }
 
-PollResult MysqlLog::poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) {
+PollResult MysqlLog::poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+                          const VisitUpdate& visit) {
   if (options_.replica && !age_max && fork_count() == owner_fork_count_) {
-    if (const std::optional<PollResult> looked = poll_replica(std::max<UpdateId>(first, 1), visit)) return *looked;
+    if (const std::optional<PollResult> looked = poll_replica(std::max<UpdateId>(first, 1), visit))
+      return *looked;
   }
   return Log::poll(first, age_max, visit);
 }
@@ -620,56 +677,62 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
   RowBuffer page;
   for (bool is_first_page = true;; is_first_page = false) {
-    const Extent extent = with_connection(IfLost::retry, "cannot read updates", [&](MysqlConnection& connection) {
-      const Extent now = read_updates(connection, first, last, is_first_page, page);
-      uuid_seen_ = now.uuid;
-      earliest_read_id_ = std::min(earliest_read_id_, first);
-      if (!page.empty()) {
-        record_read(page.last_id(), chain_of(page.last_id(), page.last_update()));
-      } else if (now.head == now.base) {
-        record_read(now.base, std::nullopt);
-      }
-      return now;
-    });
-    if (!page.visit_all(visit) || page.empty() || page.last_id() >= std::min(last, extent.head)) return extent;
+    const Extent extent =
+        with_connection(IfLost::retry, "cannot read updates", [&](MysqlConnection& connection) {
+          const Extent now = read_updates(connection, first, last, is_first_page, page);
+          uuid_seen_ = now.uuid;
+          earliest_read_id_ = std::min(earliest_read_id_, first);
+          if (!page.empty()) {
+            record_read(page.last_id(), chain_of(page.last_id(), page.last_update()));
+          } else if (now.head == now.base) {
+            record_read(now.base, std::nullopt);
+          }
+          return now;
+        });
+    if (!page.visit_all(visit) || page.empty() || page.last_id() >= std::min(last, extent.head))
+      return extent;
     first = page.last_id() + 1;
   }
 }
 
 void MysqlLog::read_base(const VisitPart& visit) {
-  const MysqlLogRow row = with_connection(IfLost::retry, "cannot read whycache_logs",
-                                          [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow row =
+      with_connection(IfLost::retry, "cannot read whycache_logs",
+                      [&](MysqlConnection& connection) { return read_log_row(connection); });
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
-    const std::string part = with_connection(IfLost::retry, "cannot read part of the base", [&](auto& connection) {
-      {
-        MysqlRows rows =
-            connection.query("SELECT bytes FROM whycache_parts WHERE instance = " + quoted(options_.instance) +
-                             " AND base = " + std::to_string(row.base) + " AND token = " + quoted(row.token) +
-                             " AND number = " + std::to_string(number));
-        std::optional<std::string> found;
-        while (rows.next()) found = std::string(rows.at(0).value_or(""));
-        if (found) return std::move(*found);
-      }
-      if (read_log_row(connection).token != row.token) throw base_replaced_error(name());
-      throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
-                                          " base=" + std::to_string(row.base) + " number=" + std::to_string(number) +
-                                          restore_hint);
-    });
+    const std::string part =
+        with_connection(IfLost::retry, "cannot read part of the base", [&](auto& connection) {
+          {
+            MysqlRows rows = connection.query(
+                "SELECT bytes FROM whycache_parts WHERE instance = " + quoted(options_.instance) +
+                " AND base = " + std::to_string(row.base) + " AND token = " + quoted(row.token) +
+                " AND number = " + std::to_string(number));
+            std::optional<std::string> found;
+            while (rows.next()) found = std::string(rows.at(0).value_or(""));
+            if (found) return std::move(*found);
+          }
+          if (read_log_row(connection).token != row.token) throw base_replaced_error(name());
+          throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
+                                              " base=" + std::to_string(row.base) +
+                                              " number=" + std::to_string(number) + restore_hint);
+        });
     if (!visit(part)) return;
   }
 }
 
 // --- Writing. ---
 
-void MysqlLog::check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
-                          std::size_t column_bytes_max) const {
-  const auto refuse = [&](const std::string& limit, std::size_t limit_bytes, const std::string& raise) {
-    throw Error(ErrorKind::limit, std::string(what) + " is too large for the server: log=" + name() +
-                                      " bytes=" + std::to_string(bytes) + ' ' + limit + '=' +
-                                      std::to_string(limit_bytes) + " (" + raise + ")");
+void MysqlLog::check_size(const MysqlConnection& connection, const char* what, const char* table,
+                          std::size_t bytes, std::size_t column_bytes_max) const {
+  const auto refuse = [&](const std::string& limit, std::size_t limit_bytes,
+                          const std::string& raise) {
+    throw Error(ErrorKind::limit, std::string(what) + " is too large for the server: log=" +
+                                      name() + " bytes=" + std::to_string(bytes) + ' ' + limit +
+                                      '=' + std::to_string(limit_bytes) + " (" + raise + ")");
   };
   if (bytes + statement_overhead_bytes > connection.packet_bytes_max()) {
-    refuse("max_allowed_packet", connection.packet_bytes_max(), "raise max_allowed_packet on the server");
+    refuse("max_allowed_packet", connection.packet_bytes_max(),
+           "raise max_allowed_packet on the server");
   }
   if (bytes > column_bytes_max && column_bytes_max != 0) {
     refuse("column_bytes_max", column_bytes_max,
@@ -677,8 +740,8 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
   }
 }
 
-// Throws Error unavailable if the update before `id`, as it was read over this connection, is not the one that `bytes`
-// continue.
+// Throws Error unavailable if the update before `id`, as it was read over this connection, is not
+// the one that `bytes` continue.
 void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
   if (!newest_read_chain_ || newest_read_id_ + 1 != id) return;
   if (!chain_of(id, bytes)) return;
@@ -686,36 +749,43 @@ void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
     verify_chain(bytes, id, *newest_read_chain_);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::corrupt) throw;
-    throw Error(ErrorKind::unavailable,
-                "the log has another update before this one than it continues, nothing was written: id=" +
-                    std::to_string(id) + " log=" + name());
+    throw Error(
+        ErrorKind::unavailable,
+        "the log has another update before this one than it continues, nothing was written: id=" +
+            std::to_string(id) + " log=" + name());
   }
 }
 
 Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  const bool inserted = with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
-    check_size(connection, "update", "whycache_updates", bytes.size(), update_column_bytes_max_);
-    if (earliest_read_id_ > std::max<UpdateId>(id - 1, 1) || (earliest_read_id_ > 0 && newest_read_id_ + 1 < id)) {
-      throw Error(ErrorKind::unavailable,
-                  "connection was lost, and what the log has where the new one leads to was not read yet, nothing was "
-                  "written: id=" +
-                      std::to_string(id) + " log=" + name());
-    }
-    check_predecessor(id, bytes);
-    try {
-      const bool done =
-          connection.run(append_sql(options_.instance), {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
-      if (done) record_read(id, chain_of(id, bytes));
-      return done;
-    } catch (const MysqlFailure& failure) {
-      if (failure.code == ER_DUP_ENTRY) return false;
-      throw;
-    }
-  });
+  const bool inserted =
+      with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
+        check_size(connection, "update", "whycache_updates", bytes.size(),
+                   update_column_bytes_max_);
+        if (earliest_read_id_ > std::max<UpdateId>(id - 1, 1) ||
+            (earliest_read_id_ > 0 && newest_read_id_ + 1 < id)) {
+          throw Error(ErrorKind::unavailable,
+                      "connection was lost, and what the log has where the new one leads to was "
+                      "not read yet, nothing was "
+                      "written: id=" +
+                          std::to_string(id) + " log=" + name());
+        }
+        check_predecessor(id, bytes);
+        try {
+          const bool done =
+              connection.run(append_sql(options_.instance),
+                             {id, bytes, as_bytes(uuid_seen_), id, id - 1, id - 1}) == 1;
+          if (done) record_read(id, chain_of(id, bytes));
+          return done;
+        } catch (const MysqlFailure& failure) {
+          if (failure.code == ER_DUP_ENTRY) return false;
+          throw;
+        }
+      });
   if (inserted) return Appended::yes;
-  const MysqlLogRow row = with_connection(IfLost::retry, "cannot read whycache_logs",
-                                          [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow row =
+      with_connection(IfLost::retry, "cannot read whycache_logs",
+                      [&](MysqlConnection& connection) { return read_log_row(connection); });
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
@@ -727,9 +797,11 @@ void MysqlLog::write_part(const MysqlLogRow& next, std::string_view part) {
   with_connection(IfLost::retry, "cannot write part of a base", [&](MysqlConnection& connection) {
     check_size(connection, "part of a base", "whycache_parts", part.size(), part_column_bytes_max_);
     try {
-      connection.run(insert_part_sql(options_.instance), {next.base, as_bytes(next.token), next.part_count, part});
+      connection.run(insert_part_sql(options_.instance),
+                     {next.base, as_bytes(next.token), next.part_count, part});
     } catch (const MysqlFailure& failure) {
-      if (failure.code != ER_DUP_ENTRY) throw;  // nobody else has this token: the answer was lost, and it is there
+      if (failure.code != ER_DUP_ENTRY)
+        throw;  // nobody else has this token: the answer was lost, and it is there
     }
     return true;
   });
@@ -739,56 +811,64 @@ void MysqlLog::write_part(const MysqlLogRow& next, std::string_view part) {
 void MysqlLog::delete_unused_parts(const MysqlLogRow& next) {
   with_connection(IfLost::retry, "cannot delete parts of a base", [&](MysqlConnection& connection) {
     const std::string instance = quoted(options_.instance);
-    return connection.run("DELETE FROM whycache_parts WHERE instance = " + instance +
-                          " AND base = " + std::to_string(next.base) + " AND token = " + quoted(next.token) +
-                          " AND token <> (SELECT token FROM whycache_logs WHERE instance = " + instance + ")");
+    return connection.run(
+        "DELETE FROM whycache_parts WHERE instance = " + instance +
+        " AND base = " + std::to_string(next.base) + " AND token = " + quoted(next.token) +
+        " AND token <> (SELECT token FROM whycache_logs WHERE instance = " + instance + ")");
   });
 }
 
 // False: another rewrite has come as far or farther.
 bool MysqlLog::switch_base(const MysqlLogRow& next) {
-  const bool switched =
-      with_connection(IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
+  const bool switched = with_connection(
+      IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
         const std::string instance = quoted(options_.instance);
         const std::string base = std::to_string(next.base);
         {  // Over this connection, for another one may lead to another server.
-          MysqlRows rows =
-              connection.query("SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
-                               ") FROM whycache_updates WHERE instance = " + instance + " AND id = " + base);
+          MysqlRows rows = connection.query(
+              "SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
+              ") FROM whycache_updates WHERE instance = " + instance + " AND id = " + base);
           std::string bytes;
           while (rows.next()) bytes = rows.at(0).value_or("");
           check_base_chain(name(), next.base, bytes, next.base_chain);
         }
         return connection.run(
-                   "UPDATE whycache_logs SET base = " + base + ", base_chain = " + std::to_string(next.base_chain) +
-                   ", token = " + quoted(next.token) + ", part_count = " + std::to_string(next.part_count) +
-                   " WHERE instance = " + instance + " AND uuid = " + quoted(next.uuid) + " AND base < " + base +
-                   " AND EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + instance + " AND id = " + base +
-                   ") AND (SELECT count(*) FROM whycache_parts WHERE instance = " + instance + " AND base = " + base +
-                   " AND token = " + quoted(next.token) + ") = " + std::to_string(next.part_count)) == 1;
+                   "UPDATE whycache_logs SET base = " + base + ", base_chain = " +
+                   std::to_string(next.base_chain) + ", token = " + quoted(next.token) +
+                   ", part_count = " + std::to_string(next.part_count) + " WHERE instance = " +
+                   instance + " AND uuid = " + quoted(next.uuid) + " AND base < " + base +
+                   " AND EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " + instance +
+                   " AND id = " + base +
+                   ") AND (SELECT count(*) FROM whycache_parts WHERE instance = " + instance +
+                   " AND base = " + base + " AND token = " + quoted(next.token) +
+                   ") = " + std::to_string(next.part_count)) == 1;
       });
   if (switched) return true;
-  const MysqlLogRow present = with_connection(IfLost::retry, "cannot read whycache_logs",
-                                              [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow present =
+      with_connection(IfLost::retry, "cannot read whycache_logs",
+                      [&](MysqlConnection& connection) { return read_log_row(connection); });
   if (present.uuid != next.uuid) throw log_deleted_error(name());
   if (present.base >= next.base) return false;
-  throw Error(ErrorKind::unavailable,
-              "parts of the new base disappeared while it was written (begin again): log=" + name());
+  throw Error(
+      ErrorKind::unavailable,
+      "parts of the new base disappeared while it was written (begin again): log=" + name());
 }
 
 void MysqlLog::delete_below_base() {
-  const MysqlLogRow row = with_connection(IfLost::retry, "cannot read whycache_logs",
-                                          [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow row =
+      with_connection(IfLost::retry, "cannot read whycache_logs",
+                      [&](MysqlConnection& connection) { return read_log_row(connection); });
   const std::string instance = quoted(options_.instance);
   const std::string base = std::to_string(row.base);
   // Only while it is still this log, whose base never falls.
   const std::string of_log =
       " FROM whycache_logs WHERE instance = " + instance + " AND uuid = " + quoted(row.uuid) + ")";
-  delete_in_batches("DELETE FROM whycache_updates WHERE instance = " + instance + " AND id <= " + base +
-                    " AND EXISTS (SELECT 1" + of_log + " ORDER BY id LIMIT 256");
+  delete_in_batches("DELETE FROM whycache_updates WHERE instance = " + instance + " AND id <= " +
+                    base + " AND EXISTS (SELECT 1" + of_log + " ORDER BY id LIMIT 256");
   // A base that is greater than the present one may still become it.
-  delete_in_batches("DELETE FROM whycache_parts WHERE instance = " + instance + " AND base <= " + base +
-                    " AND token <> (SELECT token" + of_log + " ORDER BY base, token, number LIMIT 8");
+  delete_in_batches("DELETE FROM whycache_parts WHERE instance = " + instance +
+                    " AND base <= " + base + " AND token <> (SELECT token" + of_log +
+                    " ORDER BY base, token, number LIMIT 8");
 }
 
 void MysqlLog::delete_in_batches(const std::string& sql) {

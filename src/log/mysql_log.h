@@ -6,27 +6,31 @@
 //
 // How it is safe between any number of machines:
 //
-// - append() is one INSERT ... SELECT ... WHERE base < id, a transaction of its own: the primary key is the
+// - append() is one INSERT ... SELECT ... WHERE base < id, a transaction of its own: the primary
+// key is the
 //   insert-if-absent. At the isolation we set it locks the row it reads of whycache_logs, shared, until it is
 //   committed, so that the base cannot move within it; and that of the update before, so that one which is not
 //   committed yet is waited for.
-// - read() takes rows and extent in one statement, and so from one view, a page at a time, as it comes from the server.
-// No
+// - read() takes rows and extent in one statement, and so from one view, a page at a time, as it
+// comes from the server. No
 //   lock is held, and nothing is under way, while `visit` runs.
-// - rewrite() inserts the parts in a transaction each, under (base, random token), so that rewriters never meet; then
+// - rewrite() inserts the parts in a transaction each, under (base, random token), so that
+// rewriters never meet; then
 //   one UPDATE switches if all parts are there and the base grows; then rows are deleted in batches, by conditions that
 //   hold whoever deletes.
 //
-// Deadlocks and the like, of which the server says that nothing was done, are tried again until the deadline. A lost
-// connection is opened anew; what was only read is read again, and so is deleted what was to be deleted. An append or a
-// switch whose answer was lost is uncertain.
+// Deadlocks and the like, of which the server says that nothing was done, are tried again until the
+// deadline. A lost connection is opened anew; what was only read is read again, and so is deleted
+// what was to be deleted. An append or a switch whose answer was lost is uncertain.
 //
-// A replica, if there is one, is where look() has updates from, for who follows. It may be behind, or of another
-// history, so the primary is asked first which update is the newest, and with which chain: the replica is believed if
-// its updates end with this one, and else the primary asked for all. So it spares the primary sending updates, and
-// changes nothing of what is seen. All other calls ask the primary alone.
+// A replica, if there is one, is where look() has updates from, for who follows. It may be behind,
+// or of another history, so the primary is asked first which update is the newest, and with which
+// chain: the replica is believed if its updates end with this one, and else the primary asked for
+// all. So it spares the primary sending updates, and changes nothing of what is seen. All other
+// calls ask the primary alone.
 //
-// fork(): a connection must never be touched in a child: in it every call throws but reopen() and the destructor.
+// fork(): a connection must never be touched in a child: in it every call throws but reopen() and
+// the destructor.
 #pragma once
 
 #include <chrono>
@@ -66,14 +70,17 @@ class MysqlLog final : public Log {
 
   std::string name() const override { return options_.name; }
   Extent extent() override;
-  // An append whose predecessor is not there, or to a log that was replaced since the last call, answers `taken`:
-  // reading again will tell. After a connection was lost the address may lead to another server, whose updates differ:
-  // appends are then `unavailable` until the update before them was read from there, by whichever thread. And so they
-  // are while the update that was read there last is the one before them, but not the one that they continue (as their
-  // chains say, if these are a cache's updates): that another thread has read it does not mean that this writer knows.
+  // An append whose predecessor is not there, or to a log that was replaced since the last call,
+  // answers `taken`: reading again will tell. After a connection was lost the address may lead to
+  // another server, whose updates differ: appends are then `unavailable` until the update before
+  // them was read from there, by whichever thread. And so they are while the update that was read
+  // there last is the one before them, but not the one that they continue (as their chains say, if
+  // these are a cache's updates): that another thread has read it does not mean that this writer
+  // knows.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
-  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max, const VisitUpdate& visit) override;
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+                  const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
   void release_idle_connections() noexcept override;
@@ -103,14 +110,15 @@ class MysqlLog final : public Log {
 
   MysqlLogRow to_log_row(const MysqlRows& rows) const;
   MysqlLogRow read_log_row(MysqlConnection& connection) const;
-  Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last, bool is_first_page, RowBuffer& page);
+  Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
+                      bool is_first_page, RowBuffer& page);
   bool read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page);
   std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
   void record_read(UpdateId id, std::optional<std::uint64_t> chain);
   void check_predecessor(UpdateId id, std::string_view bytes) const;
 
-  void check_size(const MysqlConnection& connection, const char* what, const char* table, std::size_t bytes,
-                  std::size_t column_bytes_max) const;
+  void check_size(const MysqlConnection& connection, const char* what, const char* table,
+                  std::size_t bytes, std::size_t column_bytes_max) const;
   template <typename RowOf, typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
@@ -127,9 +135,11 @@ class MysqlLog final : public Log {
   std::unique_ptr<MysqlConnection> connection_;
   std::unique_ptr<MysqlConnection> replica_connection_;
   std::optional<Deadline> replica_unavailable_until_;
-  Uuid uuid_seen_{};               // of the log, at the primary
-  UpdateId earliest_read_id_ = 0;  // where reads over this connection have begun at the earliest; 0: over the first one
-  // The greatest id that was read, or appended, over this connection, and the chain there if it is known.
+  Uuid uuid_seen_{};  // of the log, at the primary
+  UpdateId earliest_read_id_ =
+      0;  // where reads over this connection have begun at the earliest; 0: over the first one
+  // The greatest id that was read, or appended, over this connection, and the chain there if it is
+  // known.
   UpdateId newest_read_id_ = 0;
   std::optional<std::uint64_t> newest_read_chain_;
   bool is_open_ = false;

@@ -38,7 +38,8 @@ std::string_view strip_comment(std::string_view line) {
 }
 
 std::string parse_option_value(std::string_view text) {
-  if (text.size() >= 2 && (text.front() == '"' || text.front() == '\'') && text.back() == text.front()) {
+  if (text.size() >= 2 && (text.front() == '"' || text.front() == '\'') &&
+      text.back() == text.front()) {
     text = text.substr(1, text.size() - 2);
   }
   std::string value;
@@ -67,8 +68,10 @@ std::string parse_option_value(std::string_view text) {
 std::string parse_database(const Url& url) {
   const std::string& path = url.path();
   std::string database = path.empty() ? "" : path.substr(1);
-  if (database.empty() || database.size() > database_bytes_max || database.find('/') != std::string::npos) {
-    throw invalid("log url names no database: url=" + url.redacted() + " (write mysql://user@host/database)");
+  if (database.empty() || database.size() > database_bytes_max ||
+      database.find('/') != std::string::npos) {
+    throw invalid("log url names no database: url=" + url.redacted() +
+                  " (write mysql://user@host/database)");
   }
   return database;
 }
@@ -86,13 +89,15 @@ void set_address(MysqlServer& server, std::string_view text) {
 
 void take_tls(Url& url, MysqlServer& server, bool& off, bool& always) {
   const std::string tls = url.take_option("tls").value_or("");
-  if (!tls.empty() && tls != "verify" && tls != "off") throw invalid("option tls is neither verify nor off");
+  if (!tls.empty() && tls != "verify" && tls != "off")
+    throw invalid("option tls is neither verify nor off");
   off = tls == "off";
   always = tls == "verify";
   server.tls_ca = url.take_option("tls_ca").value_or("");
   server.tls_certificate = url.take_option("tls_cert").value_or("");
   server.tls_key = url.take_option("tls_key").value_or("");
-  const bool has_files = !server.tls_ca.empty() || !server.tls_certificate.empty() || !server.tls_key.empty();
+  const bool has_files =
+      !server.tls_ca.empty() || !server.tls_certificate.empty() || !server.tls_key.empty();
   if (off && has_files) throw invalid("option tls=off contradicts tls_ca, tls_cert and tls_key");
   always = always || has_files;
 }
@@ -101,7 +106,8 @@ void take_password(Url& url, MysqlServer& server) {
   server.password = url.password();
   server.password_file = url.take_option("password_file").value_or("");
   server.option_file = url.take_option("option_file").value_or("");
-  if (const char* const given = std::getenv("WHYCACHE_MYSQL_PASSWORD")) server.environment_password = given;
+  if (const char* const given = std::getenv("WHYCACHE_MYSQL_PASSWORD"))
+    server.environment_password = given;
   if (server.password && !server.password_file.empty()) {
     throw invalid("log url has a password and a password_file (choose one)");
   }
@@ -111,7 +117,8 @@ void take_password(Url& url, MysqlServer& server) {
 
 bool is_loopback(std::string_view host) noexcept {
   if (host == "localhost" || host == "::1") return true;
-  return host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos;
+  return host.starts_with("127.") &&
+         host.find_first_not_of("0123456789.") == std::string_view::npos;
 }
 
 MysqlOptionFile parse_mysql_option_file(std::string_view text) {
@@ -141,13 +148,15 @@ MysqlLogin MysqlServer::login() const {
   bool has_password = password.has_value();
   if (!password_file.empty()) {
     login.password = read_whole_file(password_file, secret_file_bytes_max);
-    while (!login.password.empty() && (login.password.back() == '\n' || login.password.back() == '\r')) {
+    while (!login.password.empty() &&
+           (login.password.back() == '\n' || login.password.back() == '\r')) {
       login.password.pop_back();
     }
     has_password = true;
   }
   if (!option_file.empty()) {
-    const MysqlOptionFile file = parse_mysql_option_file(read_whole_file(option_file, secret_file_bytes_max));
+    const MysqlOptionFile file =
+        parse_mysql_option_file(read_whole_file(option_file, secret_file_bytes_max));
     if (login.user.empty()) login.user = file.user.value_or("");
     if (!has_password && file.password) {
       login.password = *file.password;
@@ -155,13 +164,15 @@ MysqlLogin MysqlServer::login() const {
     }
   }
   if (!has_password) login.password = environment_password;
-  if (login.password.find('\0') != std::string::npos) throw invalid("password for the log has a zero byte");
+  if (login.password.find('\0') != std::string::npos)
+    throw invalid("password for the log has a zero byte");
   return login;
 }
 
 std::string MysqlServer::address() const {
   if (host.empty()) return socket + '/' + database;
-  return (host.find(':') == std::string::npos ? host : '[' + host + ']') + ':' + std::to_string(port) + '/' + database;
+  return (host.find(':') == std::string::npos ? host : '[' + host + ']') + ':' +
+         std::to_string(port) + '/' + database;
 }
 
 MysqlServers take_mysql_servers(Url& url) {
@@ -174,9 +185,11 @@ MysqlServers take_mysql_servers(Url& url) {
   primary.socket = url.take_option("socket").value_or("");
   if (primary.host.empty() == primary.socket.empty()) {
     throw invalid("log url must have either a host or the option socket: url=" + url.redacted() +
-                  " (write mysql://user@host/database, or mysql://user@/database?socket=/run/mysqld/mysqld.sock)");
+                  " (write mysql://user@host/database, or "
+                  "mysql://user@/database?socket=/run/mysqld/mysqld.sock)");
   }
-  if (!primary.socket.empty() && primary.socket[0] != '/') throw invalid("option socket is not an absolute path");
+  if (!primary.socket.empty() && primary.socket[0] != '/')
+    throw invalid("option socket is not an absolute path");
   take_password(url, primary);
   bool tls_off = false;
   bool tls_always = false;

@@ -3,12 +3,13 @@
 //   mysql://user@host:3306/database?tls_ca=/etc/ssl/our_ca.pem&password_file=/run/secrets/flags
 //   mysql://user@/database?socket=/run/mysqld/mysqld.sock
 //
-// The password is that of the URL, of `password_file`, or of `option_file`; else WHYCACHE_MYSQL_PASSWORD; else none.
-// Files are read at each connect, so that a password can be changed while programs run.
+// The password is that of the URL, of `password_file`, or of `option_file`; else
+// WHYCACHE_MYSQL_PASSWORD; else none. Files are read at each connect, so that a password can be
+// changed while programs run.
 //
-// TLS: off on loopback and unix sockets; elsewhere the server must show a certificate for its host that a known
-// authority signed, unless `tls=off` is written out. That an option file, or the client library's defaults, say
-// otherwise does not count.
+// TLS: off on loopback and unix sockets; elsewhere the server must show a certificate for its host
+// that a known authority signed, unless `tls=off` is written out. That an option file, or the
+// client library's defaults, say otherwise does not count.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +59,8 @@ MysqlServers take_mysql_servers(Url& url);
 // Whether no packet for `host` leaves this machine.
 bool is_loopback(std::string_view host) noexcept;
 
-// `user` and `password` of an option file, in groups [client], [mysql] and [whycache]; the last one counts.
+// `user` and `password` of an option file, in groups [client], [mysql] and [whycache]; the last one
+// counts.
 struct MysqlOptionFile {
   std::optional<std::string> user;
   std::optional<std::string> password;

@@ -36,7 +36,8 @@ int take_number(Url& url, const std::string& name, int by_default, int greatest)
   const char* end = option->data() + option->size();
   const auto [parsed_end, error] = std::from_chars(option->data(), end, number);
   if (error != std::errc() || parsed_end != end || number < 1 || number > greatest) {
-    throw Error(ErrorKind::invalid, "option " + name + " is not a number from 1 to " + std::to_string(greatest));
+    throw Error(ErrorKind::invalid,
+                "option " + name + " is not a number from 1 to " + std::to_string(greatest));
   }
   return number;
 }
@@ -44,8 +45,9 @@ int take_number(Url& url, const std::string& name, int by_default, int greatest)
 constexpr std::chrono::milliseconds deadline_max{3'600'000};
 
 std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds by_default) {
-  return std::chrono::milliseconds(
-      take_number(url, "deadline_ms", static_cast<int>(by_default.count()), static_cast<int>(deadline_max.count())));
+  return std::chrono::milliseconds(take_number(url, "deadline_ms",
+                                               static_cast<int>(by_default.count()),
+                                               static_cast<int>(deadline_max.count())));
 }
 
 std::unique_ptr<Log> open_memory_log(Url& url, std::chrono::milliseconds /*deadline*/) {
@@ -68,7 +70,8 @@ std::unique_ptr<Log> open_file_log(Url& url, std::chrono::milliseconds deadline)
   return std::make_unique<FileLog>(std::move(options));
 }
 
-std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
+std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url,
+                                     [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_SQLITE
   SqliteLogOptions options;
   options.path = url.file_path();
@@ -84,7 +87,8 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url, [[maybe_unused]]
 #endif
 }
 
-std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
+std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url,
+                                    [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MYSQL
   MysqlLogOptions options;
   MysqlServers servers = take_mysql_servers(url);
@@ -94,13 +98,15 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url, [[maybe_unused]] 
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
   const std::string durable = url.take_option("durable").value_or("on");
-  if (durable != "on" && durable != "off") throw Error(ErrorKind::invalid, "option durable is neither on nor off");
+  if (durable != "on" && durable != "off")
+    throw Error(ErrorKind::invalid, "option durable is neither on nor off");
   options.durable = durable == "on";
   url.reject_unknown_options();
   return std::make_unique<MysqlLog>(std::move(options));
 #else
   throw Error(ErrorKind::invalid,
-              "whycache was built without the mysql log (install MariaDB's client library with its development files, "
+              "whycache was built without the mysql log (install MariaDB's client library with its "
+              "development files, "
               "in Debian libmariadb-dev, and build it again)");
 #endif
 }
@@ -108,23 +114,27 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url, [[maybe_unused]] 
 std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
 // `url`: of the log beneath, with the options of both.
-std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url, [[maybe_unused]] std::chrono::milliseconds deadline) {
+std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
+                               [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MEMCACHED
   MemcachedTierOptions options;
   const std::optional<std::string> servers = url.take_option("memcached");
   if (!servers) {
     throw Error(ErrorKind::invalid,
-                "log url does not say where memcached is (option memcached=host:port, several with commas between, or "
+                "log url does not say where memcached is (option memcached=host:port, several with "
+                "commas between, or "
                 "the path of a socket)");
   }
   options.servers = parse_memcached_servers(*servers);
   options.confirm_interval = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
   options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
-  options.timeout = std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
+  options.timeout =
+      std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
   return std::make_unique<MemcachedTier>(open_underlying_log(url, deadline), std::move(options));
 #else
   throw Error(ErrorKind::invalid,
-              "whycache was built without memcached (install libmemcached with its development files, in Debian "
+              "whycache was built without memcached (install libmemcached with its development "
+              "files, in Debian "
               "libmemcached-dev, and build it again)");
 #endif
 }
@@ -148,13 +158,15 @@ std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds dea
     if (scheme.name == url.scheme()) return scheme.open(url, deadline);
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
-  throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() + " (known: " + examples +
-                                      "; each with memcached+ before it)");
+  throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() +
+                                      " (known: " + examples + "; each with memcached+ before it)");
 }
 
 }  // namespace
 
-std::unique_ptr<Log> open_log(std::string_view text) { return open_log(text, default_log_deadline); }
+std::unique_ptr<Log> open_log(std::string_view text) {
+  return open_log(text, default_log_deadline);
+}
 
 std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline) {
   deadline = std::clamp(deadline, std::chrono::milliseconds(1), deadline_max);

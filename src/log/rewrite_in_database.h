@@ -1,5 +1,6 @@
-// How a log that lies in a database gets a new base: its parts are written first, under a token of their own, where
-// nobody looks for them; then one statement makes them the base; then what is behind it is deleted.
+// How a log that lies in a database gets a new base: its parts are written first, under a token of
+// their own, where nobody looks for them; then one statement makes them the base; then what is
+// behind it is deleted.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ namespace whycache {
 //   delete_unused_parts(row)    unless it is the base, even if nobody knows
 //   delete_below_base()     below the base there is, by whoever left it
 template <typename Row, typename Database>
-bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain, const Log::NextPart& next_part) {
+bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
+                         const Log::NextPart& next_part) {
   const Extent before = database.extent();
   if (base > before.head) throw rewrite_beyond_head_error(base, before.head);
 
@@ -51,9 +53,10 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
   try {
     database.delete_below_base();
   } catch (const Error& error) {
-    throw Error(ErrorKind::uncertain,
-                std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
-                error.system_error());
+    throw Error(
+        ErrorKind::uncertain,
+        std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+        error.system_error());
   }
   return switched;
 }

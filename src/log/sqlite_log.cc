@@ -29,7 +29,8 @@ constexpr int sqlite_version_min = 3'037'000;  // STRICT tables
 constexpr std::int64_t schema_version = 1;
 constexpr std::size_t buffer_bytes_max = std::size_t{1} << 20;
 constexpr std::size_t buffer_rows_max = 4096;
-constexpr char restore_hint[] = " (restore it from a backup, or move it away to begin an empty log)";
+constexpr char restore_hint[] =
+    " (restore it from a backup, or move it away to begin an empty log)";
 
 // {log} is the condition that picks our row; {updates} and {parts} are our tables.
 constexpr char create_logs_sql[] = R"(
@@ -55,22 +56,28 @@ constexpr char create_parts_sql[] = R"(
     bytes  BLOB    NOT NULL,
     PRIMARY KEY (base, token, number)
   ) STRICT)";
-constexpr char insert_log_sql[] = "INSERT INTO whycache_logs VALUES (?1, ?2, ?3, 0, 0, zeroblob(16), 0)";
+constexpr char insert_log_sql[] =
+    "INSERT INTO whycache_logs VALUES (?1, ?2, ?3, 0, 0, zeroblob(16), 0)";
 
-constexpr char select_logs_table_sql[] = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'whycache_logs'";
+constexpr char select_logs_table_sql[] =
+    "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'whycache_logs'";
 constexpr char select_log_sql[] = R"(
   SELECT instance, format, uuid, base, base_chain, token, part_count FROM whycache_logs WHERE {log})";
 constexpr char select_head_sql[] = "SELECT id FROM {updates} ORDER BY id DESC LIMIT 1";
-constexpr char select_updates_sql[] = "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
-constexpr char select_part_sql[] = "SELECT bytes FROM {parts} WHERE base = ?1 AND token = ?2 AND number = ?3";
+constexpr char select_updates_sql[] =
+    "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+constexpr char select_part_sql[] =
+    "SELECT bytes FROM {parts} WHERE base = ?1 AND token = ?2 AND number = ?3";
 
 constexpr char append_sql[] = R"(
   INSERT INTO {updates} (id, bytes)
   SELECT ?1, ?2 FROM whycache_logs
   WHERE {log} AND (?3 IS NULL OR uuid = ?3) AND base < ?1
     AND (base = ?1 - 1 OR EXISTS (SELECT 1 FROM {updates} WHERE id = ?1 - 1)))";
-constexpr char insert_part_sql[] = "INSERT INTO {parts} (base, token, number, bytes) VALUES (?1, ?2, ?3, ?4)";
-constexpr char select_update_prefix_sql[] = "SELECT substr(bytes, 1, ?2) FROM {updates} WHERE id = ?1";
+constexpr char insert_part_sql[] =
+    "INSERT INTO {parts} (base, token, number, bytes) VALUES (?1, ?2, ?3, ?4)";
+constexpr char select_update_prefix_sql[] =
+    "SELECT substr(bytes, 1, ?2) FROM {updates} WHERE id = ?1";
 constexpr char switch_base_sql[] = R"(
   UPDATE whycache_logs SET base = ?1, base_chain = ?2, token = ?3, part_count = ?4
   WHERE {log} AND uuid = ?5 AND base < ?1
@@ -94,15 +101,19 @@ ForkExclusion& fork_exclusion() {
   static auto* const instance = new ForkExclusion;
   return *instance;
 }
-// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log before main().
+// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log
+// before main().
 [[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
 void create_file_if_missing(const std::string& path) {
-  // Before SQLite has the file open in this process: closing a second descriptor would drop its locks.
-  const FileDescriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  // Before SQLite has the file open in this process: closing a second descriptor would drop its
+  // locks.
+  const FileDescriptor file(
+      ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (file || errno == EEXIST) return;
   if (errno == ENOENT) {
-    throw Error(ErrorKind::invalid, "folder for the log does not exist: path=" + parent_directory(path), ENOENT);
+    throw Error(ErrorKind::invalid,
+                "folder for the log does not exist: path=" + parent_directory(path), ENOENT);
   }
   throw system_error("cannot make database", path, errno);
 }
@@ -121,7 +132,8 @@ struct SqliteLog::SqliteLogRow {
 // A prepared statement in use; going out of scope makes it ready for the next.
 class SqliteLog::Statement {
  public:
-  Statement(Connection& connection, sqlite3_stmt* statement) : connection_(connection), statement_(statement) {}
+  Statement(Connection& connection, sqlite3_stmt* statement)
+      : connection_(connection), statement_(statement) {}
   Statement(const Statement&) = delete;
   Statement& operator=(const Statement&) = delete;
   ~Statement() {
@@ -144,7 +156,9 @@ class SqliteLog::Statement {
   std::int64_t number(int column) const { return sqlite3_column_int64(statement_, column); }
   std::string_view bytes(int column) const {
     const auto* data = static_cast<const char*>(sqlite3_column_blob(statement_, column));
-    return {data, data == nullptr ? 0 : static_cast<std::size_t>(sqlite3_column_bytes(statement_, column))};
+    return {data, data == nullptr
+                      ? 0
+                      : static_cast<std::size_t>(sqlite3_column_bytes(statement_, column))};
   }
   std::optional<Uuid> uuid(int column) const {
     Uuid uuid;
@@ -171,21 +185,23 @@ class SqliteLog::Connection {
       : options_(options), deadline_(options.deadline), version_(options.sqlite_version) {
     if (version_ == 0) version_ = sqlite3_libversion_number();
     if (sqlite3_libversion_number() < sqlite_version_min || sqlite3_threadsafe() == 0) {
-      throw Error(ErrorKind::invalid,
-                  std::string("this SQLite cannot hold a log (3.37 or newer, built thread-safe, is needed): version=") +
-                      sqlite3_libversion());
+      throw Error(ErrorKind::invalid, std::string("this SQLite cannot hold a log (3.37 or newer, "
+                                                  "built thread-safe, is needed): version=") +
+                                          sqlite3_libversion());
     }
     // Never a special name such as ":memory:".
     const std::string path = options.path[0] == '/' ? options.path : "./" + options.path;
-    const int code = sqlite3_open_v2(path.c_str(), &database_,
-                                     SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
+    const int code = sqlite3_open_v2(
+        path.c_str(), &database_,
+        SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
     try {
       if (code != SQLITE_OK) throw error("cannot open database", code);
       sqlite3_busy_handler(database_, wait_before_retry, this);
       run("PRAGMA trusted_schema = OFF");
       run("PRAGMA cell_size_check = ON");
       const bool is_new = is_empty();
-      if (is_new) run("PRAGMA auto_vacuum = INCREMENTAL");  // can be chosen for an empty database only
+      if (is_new)
+        run("PRAGMA auto_vacuum = INCREMENTAL");  // can be chosen for an empty database only
       choose_journal_mode(is_new);
       run("PRAGMA synchronous = FULL");
       run("PRAGMA journal_size_limit = 8388608");
@@ -206,7 +222,8 @@ class SqliteLog::Connection {
   // Whether another file, or none, is by now where the database was when it was opened.
   bool has_moved() {
     int moved = 0;
-    return sqlite3_file_control(database_, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK && moved != 0;
+    return sqlite3_file_control(database_, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK &&
+           moved != 0;
   }
   // Whether somebody switched the database to WAL mode under a library that must not use it.
   bool is_in_unsafe_wal_mode() { return has_wal_reset_bug(version_) && journal_mode() == "wal"; }
@@ -230,27 +247,31 @@ class SqliteLog::Connection {
   void rollback() noexcept { sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr); }
   int changes() const { return sqlite3_changes(database_); }
 
-  // What to throw for one of SQLite's codes. `uncertain_if_io` is for statements that commit: a failing disk leaves
-  // open whether they did.
+  // What to throw for one of SQLite's codes. `uncertain_if_io` is for statements that commit: a
+  // failing disk leaves open whether they did.
   Error error(const char* what, int code, bool uncertain_if_io = false) const {
     const int system = sqlite3_system_errno(database_);
     const std::string reason = sqlite3_errmsg(database_);
-    std::string message =
-        std::string(what) + ": log=" + options_.name + " reason=\"" + reason + "\" code=" + std::to_string(code);
+    std::string message = std::string(what) + ": log=" + options_.name + " reason=\"" + reason +
+                          "\" code=" + std::to_string(code);
     switch (code & 0xff) {
       case SQLITE_BUSY:
       case SQLITE_LOCKED:
       case SQLITE_PROTOCOL:
-        return Error(ErrorKind::unavailable, message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
+        return Error(ErrorKind::unavailable,
+                     message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
       case SQLITE_FULL:
       case SQLITE_NOMEM:
-      case SQLITE_TOOBIG: return Error(ErrorKind::limit, message, (code & 0xff) == SQLITE_FULL ? ENOSPC : 0);
+      case SQLITE_TOOBIG:
+        return Error(ErrorKind::limit, message, (code & 0xff) == SQLITE_FULL ? ENOSPC : 0);
       case SQLITE_READONLY:
       case SQLITE_PERM:
       case SQLITE_AUTH:
-        return Error(ErrorKind::invalid, message + " (allow writing to the file and to its folder)", EACCES);
+        return Error(ErrorKind::invalid, message + " (allow writing to the file and to its folder)",
+                     EACCES);
       case SQLITE_CANTOPEN:
-        if (system != 0) return system_error("cannot open database or its journal", options_.path, system);
+        if (system != 0)
+          return system_error("cannot open database or its journal", options_.path, system);
         return Error(ErrorKind::invalid, message);
       case SQLITE_NOTADB:
         return Error(ErrorKind::corrupt, "file is not an SQLite database: path=" + options_.path +
@@ -259,7 +280,8 @@ class SqliteLog::Connection {
       case SQLITE_ERROR:
       case SQLITE_CONSTRAINT:
       case SQLITE_MISMATCH:
-        return Error(ErrorKind::corrupt, message + " (a table is not as whycache makes it, or is gone)");
+        return Error(ErrorKind::corrupt,
+                     message + " (a table is not as whycache makes it, or is gone)");
       case SQLITE_IOERR:
         if (uncertain_if_io) return Error(ErrorKind::uncertain, message, system);
         return Error(ErrorKind::unavailable, message, system);
@@ -286,11 +308,13 @@ class SqliteLog::Connection {
 
   std::string replace_placeholders(std::string_view sql) const {
     std::string text(sql);
-    const std::pair<std::string_view, std::string> names[] = {{"{log}", "instance = '" + options_.instance + "'"},
-                                                              {"{updates}", "whycache_updates_" + options_.instance},
-                                                              {"{parts}", "whycache_parts_" + options_.instance}};
+    const std::pair<std::string_view, std::string> names[] = {
+        {"{log}", "instance = '" + options_.instance + "'"},
+        {"{updates}", "whycache_updates_" + options_.instance},
+        {"{parts}", "whycache_parts_" + options_.instance}};
     for (const auto& [placeholder, name] : names) {
-      for (std::size_t at = text.find(placeholder); at != std::string::npos; at = text.find(placeholder, at)) {
+      for (std::size_t at = text.find(placeholder); at != std::string::npos;
+           at = text.find(placeholder, at)) {
         text.replace(at, placeholder.size(), name);
       }
     }
@@ -308,24 +332,28 @@ class SqliteLog::Connection {
     return !statement.step("cannot read database") || statement.number(0) == 0;
   }
 
-  // SQLite does not wait by itself for others to let it change the mode: out of WAL, they have to close the database.
+  // SQLite does not wait by itself for others to let it change the mode: out of WAL, they have to
+  // close the database.
   void choose_journal_mode(bool is_new) {
     const bool never_wal = has_wal_reset_bug(version_);
     for (;;) {
       const bool in_wal = journal_mode() == "wal";
       if (in_wal && !never_wal) return;
       const bool to_wal = !never_wal && is_new;
-      Statement change = prepare(to_wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST");
+      Statement change =
+          prepare(to_wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST");
       const int code = change.try_step();
       if (code == SQLITE_ROW && change.bytes(0) == (to_wal ? "wal" : "persist")) return;
       const bool others_use_it = code == SQLITE_ROW || (code & 0xff) == SQLITE_BUSY;
       if (others_use_it && wait_before_retry(this, 0) != 0) continue;
       if (!in_wal) throw error("cannot set journal mode", others_use_it ? SQLITE_BUSY : code);
-      throw Error(others_use_it ? ErrorKind::unavailable : ErrorKind::invalid,
-                  "database is in WAL mode, in which this SQLite can corrupt it, and cannot be switched back: log=" +
-                      options_.name + " sqlite=" + sqlite3_libversion() + " reason=\"" +
-                      sqlite3_errstr(others_use_it ? SQLITE_BUSY : code) +
-                      "\" (close it in all other programs, or use SQLite 3.51.3 or newer in all of them)");
+      throw Error(
+          others_use_it ? ErrorKind::unavailable : ErrorKind::invalid,
+          "database is in WAL mode, in which this SQLite can corrupt it, and cannot be switched "
+          "back: log=" +
+              options_.name + " sqlite=" + sqlite3_libversion() + " reason=\"" +
+              sqlite3_errstr(others_use_it ? SQLITE_BUSY : code) +
+              "\" (close it in all other programs, or use SQLite 3.51.3 or newer in all of them)");
     }
   }
 
@@ -344,12 +372,14 @@ SqliteLog::Statement& SqliteLog::Statement::bind(int index, std::int64_t number)
 
 SqliteLog::Statement& SqliteLog::Statement::bind(int index, std::string_view bytes) {
   // Without an address it would be NULL.
-  check(sqlite3_bind_blob64(statement_, index, bytes.empty() ? "" : bytes.data(), bytes.size(), SQLITE_STATIC));
+  check(sqlite3_bind_blob64(statement_, index, bytes.empty() ? "" : bytes.data(), bytes.size(),
+                            SQLITE_STATIC));
   return *this;
 }
 
 SqliteLog::Statement& SqliteLog::Statement::bind_text(int index, std::string_view text) {
-  check(sqlite3_bind_text64(statement_, index, text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8));
+  check(
+      sqlite3_bind_text64(statement_, index, text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8));
   return *this;
 }
 
@@ -371,7 +401,9 @@ class SqliteLog::RowBuffer {
     rows_.clear();
     bytes_.clear();
   }
-  bool is_full() const { return bytes_.size() >= buffer_bytes_max || rows_.size() >= buffer_rows_max; }
+  bool is_full() const {
+    return bytes_.size() >= buffer_bytes_max || rows_.size() >= buffer_rows_max;
+  }
   UpdateId last_id() const { return rows_.back().id; }
 
   void add(UpdateId id, std::string_view bytes) {
@@ -401,7 +433,9 @@ namespace {
 template <typename Connection>
 class SqliteTransaction {
  public:
-  SqliteTransaction(Connection& connection, const char* begin) : connection_(connection) { connection_.run(begin); }
+  SqliteTransaction(Connection& connection, const char* begin) : connection_(connection) {
+    connection_.run(begin);
+  }
   SqliteTransaction(const SqliteTransaction&) = delete;
   SqliteTransaction& operator=(const SqliteTransaction&) = delete;
   ~SqliteTransaction() {
@@ -436,10 +470,13 @@ SqliteLog::~SqliteLog() {
   connection_.reset();
 }
 
-std::unique_ptr<Log> SqliteLog::reopen() { return std::unique_ptr<Log>(new SqliteLog(options_, IfMissing::fail)); }
+std::unique_ptr<Log> SqliteLog::reopen() {
+  return std::unique_ptr<Log>(new SqliteLog(options_, IfMissing::fail));
+}
 
 std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing absent) const {
-  if (options_.path.empty()) throw Error(ErrorKind::invalid, "log url has no path: log=" + options_.name);
+  if (options_.path.empty())
+    throw Error(ErrorKind::invalid, "log url has no path: log=" + options_.name);
   if (absent == IfMissing::create) create_file_if_missing(options_.path);
   struct stat status;
   if (::lstat(options_.path.c_str(), &status) != 0) {
@@ -459,13 +496,15 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing absent) cons
 void SqliteLog::create_tables(Connection& connection) const {
   // The tables are there, but for the first time; then looking must not need permission to write.
   const auto is_made = [&] {
-    if (Statement has_logs = connection.prepare(select_logs_table_sql); !has_logs.step("cannot read database"))
+    if (Statement has_logs = connection.prepare(select_logs_table_sql);
+        !has_logs.step("cannot read database"))
       return false;
     Statement row = connection.prepare(select_log_sql);
     if (!row.step("cannot read whycache_logs")) return false;
     if (row.bytes(0) == options_.instance) return true;
-    throw Error(ErrorKind::invalid, "instance differs only in capital letters from one that is there: instance=" +
-                                        options_.instance + " there=" + std::string(row.bytes(0)));
+    throw Error(ErrorKind::invalid,
+                "instance differs only in capital letters from one that is there: instance=" +
+                    options_.instance + " there=" + std::string(row.bytes(0)));
   };
   if (is_made()) return;
   SqliteTransaction transaction(connection, "BEGIN IMMEDIATE");
@@ -475,7 +514,10 @@ void SqliteLog::create_tables(Connection& connection) const {
     connection.run(create_parts_sql);
     const Uuid uuid = random_uuid();
     Statement make_log = connection.prepare(insert_log_sql);
-    make_log.bind_text(1, options_.instance).bind(2, schema_version).bind(3, uuid).step("cannot make log");
+    make_log.bind_text(1, options_.instance)
+        .bind(2, schema_version)
+        .bind(3, uuid)
+        .step("cannot make log");
   }
   transaction.commit();
 }
@@ -483,17 +525,20 @@ void SqliteLog::create_tables(Connection& connection) const {
 template <typename Work>
 auto SqliteLog::with_connection(const Work& work) {
   if (fork_count() != owner_fork_count_) {
-    throw Error(ErrorKind::invalid, "log was opened before a fork (use reopen() in the child): log=" + name());
+    throw Error(ErrorKind::invalid,
+                "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const std::lock_guard guard(mutex_);
   const ForkExclusion::NoForkSection inside(fork_exclusion());
   if (connection_) connection_->restart_deadline();
-  if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode())) connection_.reset();
+  if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode()))
+    connection_.reset();
   if (!connection_) connection_ = connect(IfMissing::fail);
   try {
     return work(*connection_);
   } catch (const Error& error) {
-    if (error.kind() == ErrorKind::corrupt && !has_log(*connection_)) throw log_deleted_error(name());
+    if (error.kind() == ErrorKind::corrupt && !has_log(*connection_))
+      throw log_deleted_error(name());
     // Whatever state the failure left the connection in, the next call has a new one.
     if (error.kind() != ErrorKind::unavailable || error.system_error() != 0) connection_.reset();
     throw;
@@ -503,7 +548,8 @@ auto SqliteLog::with_connection(const Work& work) {
 // Whether the tables are missing because somebody deleted the log by hand.
 bool SqliteLog::has_log(Connection& connection) const noexcept {
   try {
-    if (Statement has_logs = connection.prepare(select_logs_table_sql); !has_logs.step("cannot read database"))
+    if (Statement has_logs = connection.prepare(select_logs_table_sql);
+        !has_logs.step("cannot read database"))
       return false;
     Statement row = connection.prepare(select_log_sql);
     return row.step("cannot read whycache_logs");
@@ -520,11 +566,12 @@ SqliteLog::SqliteLogRow SqliteLog::read_log_row(Connection& connection) const {
   const std::int64_t base = found.number(3);
   const std::optional<Uuid> token = found.uuid(5);
   if (format != schema_version || !uuid || base < 0 || !token) {
-    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" + name() +
-                                        " format=" + std::to_string(format) +
+    throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" +
+                                        name() + " format=" + std::to_string(format) +
                                         " format_known=" + std::to_string(schema_version));
   }
-  return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token, found.number(6)};
+  return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token,
+          found.number(6)};
 }
 
 Extent SqliteLog::read_extent(Connection& connection) {
@@ -552,7 +599,8 @@ Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
       insert.bind(1, id).bind(2, bytes);
       if (uuid_seen_) insert.bind(3, *uuid_seen_);
       const int code = insert.try_step();
-      if (code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_ROWID) return Appended::taken;
+      if (code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_ROWID)
+        return Appended::taken;
       if (code != SQLITE_DONE) throw connection.error("cannot append update", code, true);
       if (connection.changes() == 1) return Appended::yes;
     }
@@ -590,7 +638,8 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
 }
 
 void SqliteLog::read_base(const VisitPart& visit) {
-  const SqliteLogRow row = with_connection([&](Connection& connection) { return read_log_row(connection); });
+  const SqliteLogRow row =
+      with_connection([&](Connection& connection) { return read_log_row(connection); });
   for (std::int64_t number = 0; number < row.part_count; ++number) {
     const std::string part = with_connection([&](Connection& connection) {
       Statement read = connection.prepare(select_part_sql);
@@ -598,8 +647,8 @@ void SqliteLog::read_base(const VisitPart& visit) {
       if (read.step("cannot read part of the base")) return std::string(read.bytes(0));
       if (read_log_row(connection).token != row.token) throw base_replaced_error(name());
       throw Error(ErrorKind::corrupt, "part of the base is missing: log=" + name() +
-                                          " base=" + std::to_string(row.base) + " number=" + std::to_string(number) +
-                                          restore_hint);
+                                          " base=" + std::to_string(row.base) +
+                                          " number=" + std::to_string(number) + restore_hint);
     });
     if (!visit(part)) return;
   }
@@ -632,7 +681,8 @@ bool SqliteLog::switch_base(const SqliteLogRow& next) {
     {
       Statement peek = connection.prepare(select_update_prefix_sql);
       peek.bind(1, next.base).bind(2, static_cast<std::int64_t>(header_peek_bytes));
-      if (peek.step("cannot read update")) check_base_chain(name(), next.base, peek.bytes(0), next.base_chain);
+      if (peek.step("cannot read update"))
+        check_base_chain(name(), next.base, peek.bytes(0), next.base_chain);
     }
     {
       Statement update = connection.prepare(switch_base_sql);
@@ -648,8 +698,9 @@ bool SqliteLog::switch_base(const SqliteLogRow& next) {
     const SqliteLogRow present = read_log_row(connection);
     if (present.uuid != next.uuid) throw log_deleted_error(name());
     if (present.base >= next.base) return false;
-    throw Error(ErrorKind::unavailable,
-                "parts of the new base disappeared while it was written (begin again): log=" + name());
+    throw Error(
+        ErrorKind::unavailable,
+        "parts of the new base disappeared while it was written (begin again): log=" + name());
   });
 }
 
@@ -658,8 +709,9 @@ void SqliteLog::delete_below_base() {
   delete_in_batches(delete_parts_sql, 4);
 }
 
-// What the deleted rows took goes back to the file system, some pages at a time: the last ones move to where the free
-// ones are, and the file ends sooner. Does nothing in a database that was made without auto_vacuum.
+// What the deleted rows took goes back to the file system, some pages at a time: the last ones move
+// to where the free ones are, and the file ends sooner. Does nothing in a database that was made
+// without auto_vacuum.
 void SqliteLog::vacuum_incrementally() {
   const auto free_pages = [](Connection& connection) {
     Statement count = connection.prepare("PRAGMA freelist_count");
@@ -674,7 +726,8 @@ void SqliteLog::vacuum_incrementally() {
     });
   };
   try {
-    while (give_some_back()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+    while (give_some_back())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
   } catch (const Error&) {
     // The history is rewritten all the same, and the next rewrite tries again.
   }
@@ -692,7 +745,8 @@ void SqliteLog::delete_in_batches(const char* sql, std::int64_t rows) {
       if (!delete_some()) return;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
     } catch (const Error& error) {
-      // This is how a full disk gets room again, but the journal needs some first: for one row less than for many.
+      // This is how a full disk gets room again, but the journal needs some first: for one row less
+      // than for many.
       if (error.kind() != ErrorKind::limit || rows == 1) throw;
       rows = 1;
     }

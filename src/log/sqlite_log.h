@@ -6,23 +6,28 @@
 //
 // How it is safe between any number of processes:
 //
-// - append() is one INSERT ... SELECT ... WHERE base < id: the primary key is the insert-if-absent, and the base cannot
+// - append() is one INSERT ... SELECT ... WHERE base < id: the primary key is the insert-if-absent,
+// and the base cannot
 //   move within the statement.
-// - read() takes rows and extent in one transaction, a page at a time. No lock is held while `visit` runs.
-// - rewrite() inserts the parts in a transaction each, under (base, random token), so that rewriters never meet; then
+// - read() takes rows and extent in one transaction, a page at a time. No lock is held while
+// `visit` runs.
+// - rewrite() inserts the parts in a transaction each, under (base, random token), so that
+// rewriters never meet; then
 //   one UPDATE switches if all parts are there and the base grows; then rows are deleted in small batches, by
 //   conditions that hold whoever deletes, and their pages given back to the file system (auto_vacuum=INCREMENTAL, which
 //   a database that we make gets), in small batches too.
 //
-// Journal: SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode when two processes write and checkpoint at once
-// (the "WAL-reset bug"), which is what we do all day. With such a library the journal is a rollback journal (PERSIST),
-// and a database somebody put in WAL mode is switched back, or refused while that cannot be done. With a library that
-// is free of the bug a new database gets WAL, an existing one keeps what it has. Always synchronous=FULL: what append()
-// acknowledged is on the disk.
+// Journal: SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode when two processes write and
+// checkpoint at once (the "WAL-reset bug"), which is what we do all day. With such a library the
+// journal is a rollback journal (PERSIST), and a database somebody put in WAL mode is switched
+// back, or refused while that cannot be done. With a library that is free of the bug a new database
+// gets WAL, an existing one keeps what it has. Always synchronous=FULL: what append() acknowledged
+// is on the disk.
 //
-// fork(): a connection must never be touched in a child, not even closed, and SQLite's books of locks are copied into
-// the child as they stand. So fork() waits until no thread is inside SQLite through this file; in the child every call
-// throws but reopen() and the destructor, which leaks the connection on purpose.
+// fork(): a connection must never be touched in a child, not even closed, and SQLite's books of
+// locks are copied into the child as they stand. So fork() waits until no thread is inside SQLite
+// through this file; in the child every call throws but reopen() and the destructor, which leaks
+// the connection on purpose.
 #pragma once
 
 #include <chrono>
@@ -42,14 +47,15 @@ struct SqliteLogOptions {
   std::string name;  // for messages
   // How long to wait for the locks of others.
   std::chrono::milliseconds deadline{10'000};
-  // What to take the SQLite library for when choosing the journal; 0: what it says it is. For tests.
+  // What to take the SQLite library for when choosing the journal; 0: what it says it is. For
+  // tests.
   int sqlite_version = 0;
 };
 
 // Whether WAL mode can corrupt a database with this version (as of sqlite3_libversion_number()).
 constexpr bool has_wal_reset_bug(int version) noexcept {
-  const bool mended_in_branch =
-      (version >= 3'044'006 && version < 3'045'000) || (version >= 3'050'007 && version < 3'051'000);
+  const bool mended_in_branch = (version >= 3'044'006 && version < 3'045'000) ||
+                                (version >= 3'050'007 && version < 3'051'000);
   return version >= 3'007'000 && version < 3'051'003 && !mended_in_branch;
 }
 
@@ -61,8 +67,8 @@ class SqliteLog final : public Log {
 
   std::string name() const override { return options_.name; }
   Extent extent() override;
-  // An append whose predecessor is not there, or to a log that was replaced since the last call, answers `taken`:
-  // reading again will tell.
+  // An append whose predecessor is not there, or to a log that was replaced since the last call,
+  // answers `taken`: reading again will tell.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;

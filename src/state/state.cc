@@ -33,13 +33,18 @@ constexpr std::int64_t successor_search_interval_ns = 10'000'000;
 constexpr std::chrono::milliseconds install_timeout{10'000};
 
 bool is_superseded(const Mapping& mapping) {
-  return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
+  return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) !=
+         0;
 }
 
-// Who may read the state may also say, in the lock file, what it holds: read permission brings write permission there.
-std::uint32_t lock_file_mode(std::uint32_t state_mode) { return state_mode | (state_mode & 0444) >> 1; }
+// Who may read the state may also say, in the lock file, what it holds: read permission brings
+// write permission there.
+std::uint32_t lock_file_mode(std::uint32_t state_mode) {
+  return state_mode | (state_mode & 0444) >> 1;
+}
 
-// Perhaps what a read stumbled over lies where the file has grown to since this process asked how long it is.
+// Perhaps what a read stumbled over lies where the file has grown to since this process asked how
+// long it is.
 void refresh_if_grown(const Mapping& mapping) {
   if (mapping.header().file_bytes.load(std::memory_order_acquire) > mapping.usable_bytes())
     mapping.refresh_usable_bytes();
@@ -85,18 +90,20 @@ struct State::Impl final : ForkHandler {
     return owned_mapping;
   }
 
-  // Unmaps what was replaced, as far as no thread can still be reading it. The caller holds switch_mutex.
+  // Unmaps what was replaced, as far as no thread can still be reading it. The caller holds
+  // switch_mutex.
   void unmap_retired() noexcept {
     std::erase_if(retired, [](RetiredMapping& one) { return one.poll_grace_period(); });
   }
 
-  // Under find_mutex, and it was found under that, too, or under StateLock::install, without which no other comes to
-  // stand there. (Or nobody else knows this State yet.)
+  // Under find_mutex, and it was found under that, too, or under StateLock::install, without which
+  // no other comes to stand there. (Or nobody else knows this State yet.)
   void switch_to(std::shared_ptr<Mapping> mapping) {
     {
       const std::lock_guard guard(switch_mutex);
       unmap_retired();
-      retired.emplace_back();  // what needs memory comes first: the old mapping must not go before its time
+      retired.emplace_back();  // what needs memory comes first: the old mapping must not go before
+                               // its time
       retired.back().mapping = std::move(owned_mapping);
       owned_mapping = std::move(mapping);
       current.store(owned_mapping.get(), std::memory_order_release);
@@ -106,8 +113,8 @@ struct State::Impl final : ForkHandler {
     mapping_cache.unmap();  // it is the old file's
   }
 
-  // A read of `mapping` found that it needs another plan. Whoever holds the mutex may just be switching to another
-  // file; then that comes first, and the next read of this kind tries again.
+  // A read of `mapping` found that it needs another plan. Whoever holds the mutex may just be
+  // switching to another file; then that comes first, and the next read of this kind tries again.
   void refresh_directory_cache(const Mapping& mapping) {
     const std::unique_lock lock(switch_mutex, std::try_to_lock);
     if (lock && owned_mapping.get() == &mapping)
@@ -116,7 +123,8 @@ struct State::Impl final : ForkHandler {
 
   struct RetiredMapping {
     std::shared_ptr<Mapping> mapping;
-    std::optional<GracePeriod> grace_period;  // nullopt: there was no memory for it, and it begins when there is
+    std::optional<GracePeriod>
+        grace_period;  // nullopt: there was no memory for it, and it begins when there is
 
     void start_grace_period() noexcept {
       try {
@@ -136,14 +144,16 @@ struct State::Impl final : ForkHandler {
   std::atomic<const Mapping*> current{nullptr};
   std::atomic<const DirectoryCache*>& directory_cache;  // of the same, for the quick ones
   mutable std::mutex switch_mutex;
-  // From looking for the file that is in place until it has been switched to: else who was slow would switch back to
-  // one that is not there any more. Taken before switch_mutex, and never while a StateLock is waited for.
+  // From looking for the file that is in place until it has been switched to: else who was slow
+  // would switch back to one that is not there any more. Taken before switch_mutex, and never while
+  // a StateLock is waited for.
   std::mutex successor_mutex;
   std::shared_ptr<Mapping> owned_mapping;  // the same, for who keeps it
   std::vector<RetiredMapping> retired;
   WritableMappingCache mapping_cache;
-  std::string unusable_reason;             // under switch_mutex
-  std::int64_t last_failed_search_ns = 0;  // under find_mutex: when there was no successor that could be used; 0: never
+  std::string unusable_reason;  // under switch_mutex
+  std::int64_t last_failed_search_ns =
+      0;  // under find_mutex: when there was no successor that could be used; 0: never
 };
 
 // --- Opening ---
@@ -173,11 +183,12 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
   if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
   check_state_location(options);
   StateOptions absolute = options;  // the process may change its folder later
-  if (options.path.front() != '/') absolute.path = std::filesystem::current_path().string() + "/" + options.path;
+  if (options.path.front() != '/')
+    absolute.path = std::filesystem::current_path().string() + "/" + options.path;
   std::unique_ptr<State> state(new State(absolute));
   Impl& inner = *state->impl_;
-  inner.lock_file =
-      std::make_shared<LockFile>(absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
+  inner.lock_file = std::make_shared<LockFile>(
+      absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_handler(&inner);
   // One in its place is opened without waiting for anybody.
   StateFileResult found = open_state_file(absolute, *inner.lock_file, false);
@@ -195,13 +206,16 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
 
 bool State::usable() const {
   const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
-  // One that is superseded and still in its place: whoever was about to replace it is at it, or has died.
-  return mapping && (!is_superseded(*mapping) || (is_in_place(*mapping) && mapping->holds_whole_file()));
+  // One that is superseded and still in its place: whoever was about to replace it is at it, or has
+  // died.
+  return mapping &&
+         (!is_superseded(*mapping) || (is_in_place(*mapping) && mapping->holds_whole_file()));
 }
 
 std::string State::unusable_reason() const {
   const std::lock_guard guard(impl_->switch_mutex);
-  return impl_->unusable_reason.empty() ? "it was removed: path=" + options_.path : impl_->unusable_reason;
+  return impl_->unusable_reason.empty() ? "it was removed: path=" + options_.path
+                                        : impl_->unusable_reason;
 }
 
 void State::switch_if_replaced() const {
@@ -215,7 +229,8 @@ void State::switch_if_replaced() const {
   }
   {
     const std::lock_guard finding(inner.successor_mutex);
-    if (std::shared_ptr<Mapping> found = open_state_file(options_, *inner.lock_file, false).mapping) {
+    if (std::shared_ptr<Mapping> found =
+            open_state_file(options_, *inner.lock_file, false).mapping) {
       inner.switch_to(std::move(found));
       return;
     }
@@ -234,14 +249,16 @@ void State::switch_if_replaced() const {
     }
     why_not = std::move(found.unusable_reason);
   }
-  // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one has to be made.
+  // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one
+  // has to be made.
   if (mapping) supersede(*mapping);
   const std::lock_guard guard(inner.switch_mutex);
   inner.unusable_reason = why_not;
 }
 
-// Who meant to replace the file may have died after he had said so, and before he did it: reads would take the long way
-// from then on, to see whether there is another one. As whoever writes does.
+// Who meant to replace the file may have died after he had said so, and before he did it: reads
+// would take the long way from then on, to see whether there is another one. As whoever writes
+// does.
 void State::clear_stale_superseded_bit() const noexcept {
   try {
     const Deadline at_once(std::chrono::milliseconds(0));
@@ -257,9 +274,9 @@ void State::clear_stale_superseded_bit() const noexcept {
 
 namespace {
 
-// Which bytes are copied to where, the processor must know before the entry's size is there, or else it can begin
-// neither with the entry's later cache lines nor with whoever reads the copy: so a value as long as the one before is
-// copied by the old one's size, which is the same.
+// Which bytes are copied to where, the processor must know before the entry's size is there, or
+// else it can begin neither with the entry's later cache lines nor with whoever reads the copy: so
+// a value as long as the one before is copied by the old one's size, which is the same.
 void copy_into(std::string& value, std::string_view found) {
   const std::size_t bytes_before = value.size();
   if (bytes_before == found.size()) {
@@ -269,9 +286,9 @@ void copy_into(std::string& value, std::string_view found) {
   }
 }
 
-// Asked when an entry was found, not before, so that it need not be kept. If by then the entry's update is published,
-// there was a moment in between when the entry was its key's newest and visible: when it was found, or when its update
-// was published.
+// Asked when an entry was found, not before, so that it need not be kept. If by then the entry's
+// update is published, there was a moment in between when the entry was its key's newest and
+// visible: when it was found, or when its update was published.
 auto max_entry_word_loader(const Header& header) {
   return [&header] { return header.applied_id.max_entry_word(std::memory_order_acquire); };
 }
@@ -280,8 +297,8 @@ auto max_entry_word_loader(const Header& header) {
 
 namespace {
 
-// What a get began with: left here by this thread for what is done seldom, or with values of other sizes, so that it
-// need not be kept at hand.
+// What a get began with: left here by this thread for what is done seldom, or with values of other
+// sizes, so that it need not be kept at hand.
 struct PendingGet {
   const State* state;
   const Header* header;
@@ -311,8 +328,8 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
   return holds || get.state->slow_get(key, value);
 }
 
-// No call lies on the way of a get, for what has to be kept across one would have to be stored; what is seldom is
-// called at its end.
+// No call lies on the way of a get, for what has to be kept across one would have to be stored;
+// what is seldom is called at its end.
 static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
 template <bool two_words>
@@ -323,9 +340,11 @@ template <bool two_words>
   const Header& header = plan.header();
   const OptimisticRead read(header);
   FastValue found;
-  const FastResult quick = fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
+  const FastResult quick =
+      fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
   if (quick == FastResult::found && !read.superseded()) [[likely]] {
-    // Which bytes are copied must not depend on the size in the entry. The compiler knows that it is the same.
+    // Which bytes are copied must not depend on the size in the entry. The compiler knows that it
+    // is the same.
     const std::size_t bytes = hide_from_optimizer(value.size());
     if (found.bytes != bytes || bytes > copy_short_bytes_max) [[unlikely]] {
       pending_get = {this, &header, read};
@@ -349,15 +368,16 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
   const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
   const OptimisticRead read(header);
-  const bool filtered_out =
-      whycache::filter_excludes(plan, header, plan.key_hash(key)) && !read.superseded() && read.validate(header);
+  const bool filtered_out = whycache::filter_excludes(plan, header, plan.key_hash(key)) &&
+                            !read.superseded() && read.validate(header);
   thread.leave();
   if (filtered_out) this_reader.record_filter_exclusion();
   return filtered_out;
 }
 
 #if WHYCACHE_AVX2
-[[WHYCACHE_FOR_AVX2]] bool State::get_filter_first_avx2(std::string_view key, std::string& value) const {
+[[WHYCACHE_FOR_AVX2]] bool State::get_filter_first_avx2(std::string_view key,
+                                                        std::string& value) const {
   ReaderThread* const thread = this_reader.thread;
   if (thread == nullptr) [[unlikely]]
     return slow_get(key, value);
@@ -365,7 +385,8 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
   const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
   const OptimisticRead read(header);
-  if (!avx2::filter_excludes(plan, header, key) || read.superseded() || !read.validate(header)) [[unlikely]]
+  if (!avx2::filter_excludes(plan, header, key) || read.superseded() || !read.validate(header))
+      [[unlikely]]
     return get_past_filter(key, value);  // which enters again, and leaves
   thread->leave();
   this_reader.record_filter_exclusion();
@@ -373,7 +394,8 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
 }
 
 // What get_anywhere() does.
-[[WHYCACHE_FOR_AVX2]] bool State::get_avx2(const State& state, std::string_view key, std::string& value) {
+[[WHYCACHE_FOR_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
+                                           std::string& value) {
   ReaderThread* const thread = this_reader.fast_thread;
   if (!fits_two_words(key.size())) [[unlikely]]
     return state.get_any_size(key, value);
@@ -384,7 +406,8 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
   const Header& header = plan.header();
   const OptimisticRead read(header);
   FastValue found;
-  const FastResult quick = avx2::fast_look_up(plan, header, key, max_entry_word_loader(header), found);
+  const FastResult quick =
+      avx2::fast_look_up(plan, header, key, max_entry_word_loader(header), found);
   if (quick == FastResult::found && !read.superseded()) [[likely]] {
     const std::size_t bytes = hide_from_optimizer(value.size());
     if (found.bytes != bytes || bytes > copy_short_bytes_max) [[unlikely]] {
@@ -410,13 +433,15 @@ bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
 #endif
 
 template <bool two_words>
-[[gnu::always_inline]] inline bool State::fast_contains(ReaderThread& thread, std::string_view key) const {
+[[gnu::always_inline]] inline bool State::fast_contains(ReaderThread& thread,
+                                                        std::string_view key) const {
   thread.enter();
   const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
   const Header& header = plan.header();
   const OptimisticRead read(header);
   FastValue found;
-  const FastResult quick = fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
+  const FastResult quick =
+      fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
   const bool known = quick != FastResult::undecided && !read.superseded() && read.validate(header);
   thread.leave();
   if (known && quick == FastResult::not_found) return record_miss();
@@ -463,8 +488,8 @@ bool State::get_filter_first(std::string_view key, std::string& value) const {
 
 bool State::get_past_filter(std::string_view key, std::string& value) const {
   ReaderThread& thread = *this_reader.thread;
-  const bool found =
-      fits_two_words(key.size()) ? fast_get<true>(thread, key, value) : fast_get<false>(thread, key, value);
+  const bool found = fits_two_words(key.size()) ? fast_get<true>(thread, key, value)
+                                                : fast_get<false>(thread, key, value);
   if (found) this_reader.record_hit();
   return found;
 }
@@ -473,8 +498,8 @@ bool State::contains_filter_first(std::string_view key) const {
   ReaderThread* const thread = this_reader.thread;
   if (thread == nullptr) return slow_contains(key);
   if (filter_excludes(*thread, key)) return false;
-  const bool found =
-      fits_two_words(key.size()) ? fast_contains<true>(*thread, key) : fast_contains<false>(*thread, key);
+  const bool found = fits_two_words(key.size()) ? fast_contains<true>(*thread, key)
+                                                : fast_contains<false>(*thread, key);
   if (found) this_reader.record_hit();
   return found;
 }
@@ -513,8 +538,8 @@ std::shared_ptr<Mapping> State::open_successor() const {
   try {
     return open_state_file(options_, *impl_->lock_file, false).mapping;
   } catch (const Error&) {
-    // Something that is no state was put there, or one that is just being made ours. A read is not the place to say so:
-    // it has the old file to read from, and the next update() finds out.
+    // Something that is no state was put there, or one that is just being made ours. A read is not
+    // the place to say so: it has the old file to read from, and the next update() finds out.
     return nullptr;
   }
 }
@@ -522,18 +547,21 @@ std::shared_ptr<Mapping> State::open_successor() const {
 std::shared_ptr<Mapping> State::newest_mapping() const {
   Impl& inner = *impl_;
   const auto has_successor = [this](const Mapping& mapping) {
-    return is_superseded(mapping) && !is_in_place(mapping) && ::access(options_.path.c_str(), F_OK) == 0;
+    return is_superseded(mapping) && !is_in_place(mapping) &&
+           ::access(options_.path.c_str(), F_OK) == 0;
   };
   for (;;) {
     std::shared_ptr<Mapping> mapping = inner.current_mapping();
     // Until there is another file in its place, reads go on from the old one.
     if (!mapping || (mapping->holds_whole_file() && !has_successor(*mapping))) return mapping;
-    // Whoever reads meanwhile waits until it is found: what was written to it before he began he has to see.
+    // Whoever reads meanwhile waits until it is found: what was written to it before he began he
+    // has to see.
     const std::lock_guard finding(inner.successor_mutex);
     if (inner.current_mapping() != mapping) continue;
     // One that cannot be used is tried now and then only.
     const std::int64_t now = boot_time_ns();
-    if (inner.last_failed_search_ns != 0 && now - inner.last_failed_search_ns < successor_search_interval_ns)
+    if (inner.last_failed_search_ns != 0 &&
+        now - inner.last_failed_search_ns < successor_search_interval_ns)
       return mapping;
     std::shared_ptr<Mapping> successor = open_successor();
     const bool is_whole = successor && successor->holds_whole_file();
@@ -570,7 +598,8 @@ UpdateId State::applied_id() const {
     const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
     if (mapping != nullptr) {
       const UpdateId id = mapping->header().applied_id.load(std::memory_order_acquire);
-      if (!is_superseded(*mapping)) return id;  // asked last: nothing was applied elsewhere before it was
+      if (!is_superseded(*mapping))
+        return id;  // asked last: nothing was applied elsewhere before it was
     }
   }
   return info().applied_id;
@@ -578,23 +607,29 @@ UpdateId State::applied_id() const {
 
 // --- Freshness ---
 
-std::optional<std::int64_t> State::last_poll_time_ns() const { return poll_time(&LockFileHeader::last_poll_time_ns); }
+std::optional<std::int64_t> State::last_poll_time_ns() const {
+  return poll_time(&LockFileHeader::last_poll_time_ns);
+}
 
 std::optional<std::int64_t> State::last_store_poll_time_ns() const {
   return poll_time(&LockFileHeader::last_store_poll_time_ns);
 }
 
-std::optional<std::int64_t> State::poll_time(std::atomic<std::int64_t> LockFileHeader::*which) const {
+std::optional<std::int64_t> State::poll_time(
+    std::atomic<std::int64_t> LockFileHeader::*which) const {
   const ReadSection reading;
   const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
   const LockFileHeader& shared = impl_->lock_file->header();
   const std::int64_t at = (shared.*which).load(std::memory_order_acquire);
-  if (mapping == nullptr || at == 0 || shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id())
+  if (mapping == nullptr || at == 0 ||
+      shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id())
     return std::nullopt;
   return at;
 }
 
-UpdateId State::known_head() const { return impl_->lock_file->header().known_head.load(std::memory_order_relaxed); }
+UpdateId State::known_head() const {
+  return impl_->lock_file->header().known_head.load(std::memory_order_relaxed);
+}
 
 void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const {
   const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
@@ -613,7 +648,8 @@ void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const 
 
 // --- Locks ---
 
-HeldLock::HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t forks)
+HeldLock::HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads,
+                   std::uint64_t forks)
     : state_(state), lock_(lock), thread_lock_(std::move(threads)), fork_count_(forks) {}
 
 HeldLock::HeldLock(HeldLock&& other) noexcept
@@ -635,9 +671,9 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   Impl& inner = *impl_;
   const auto offset = static_cast<std::uint64_t>(which);
   const auto gave_up = [&] {
-    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") + lock_name(which) +
-                                             " lock: path=" + inner.lock_file->path() +
-                                             " (retry, or raise the deadline)");
+    return Error(ErrorKind::unavailable,
+                 std::string("another process or thread holds the ") + lock_name(which) +
+                     " lock: path=" + inner.lock_file->path() + " (retry, or raise the deadline)");
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   if (!threads.try_lock() && !threads.try_lock_for(deadline.remaining())) throw gave_up();
@@ -647,19 +683,23 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   return held;
 }
 
-void State::announce_release(StateLock which) const noexcept { wake_next_waiter(*impl_->lock_file, which); }
+void State::announce_release(StateLock which) const noexcept {
+  wake_next_waiter(*impl_->lock_file, which);
+}
 
 // --- Writing ---
 
-std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline, MappingPolicy after) const {
+std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
+                                                MappingPolicy after) const {
   for (int tries = 0;; ++tries) {
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
     if (mapping && is_in_place(*mapping))
-      return open_writer(std::move(writer), options_, *impl_->lock_file, *mapping, impl_->mapping_cache, after);
+      return open_writer(std::move(writer), options_, *impl_->lock_file, *mapping,
+                         impl_->mapping_cache, after);
     if (tries == 2)
-      throw Error(ErrorKind::corrupt,
-                  "state file was removed or is being replaced: path=" + options_.path + " (update, then retry)");
+      throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
+                                          options_.path + " (update, then retry)");
     { const HeldLock released = std::move(writer); }
     switch_if_replaced();
   }
@@ -669,14 +709,17 @@ void State::unmap_if_idle() const noexcept { impl_->mapping_cache.unmap_if_idle(
 
 void State::disable_mapping_cache() const noexcept { impl_->mapping_cache.disable(); }
 
-std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std::string& log_name) const {
+std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid,
+                                                 const std::string& log_name) const {
   const auto put_in_place = [this](const std::string& built_path, const StateInfo& built,
-                                   StateBuilder::InstallPolicy how, const std::function<void()>& catch_up) {
+                                   StateBuilder::InstallPolicy how,
+                                   const std::function<void()>& catch_up) {
     const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    // Superseded first: else, should this process die in between, who only reads would never hear of the new one. Until
-    // the new one is in its place, readers find the old one there and go on from it.
+    // Superseded first: else, should this process die in between, who only reads would never hear
+    // of the new one. Until the new one is in its place, readers find the old one there and go on
+    // from it.
     const std::shared_ptr<Mapping> old = impl_->current_mapping();
     if (old && is_in_place(*old) && is_ahead_of(*old, built)) {
       if (how == StateBuilder::InstallPolicy::unless_behind) return false;
@@ -695,7 +738,8 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid, const std
     impl_->lock_file->header().last_poll_time_ns.store(0, std::memory_order_release);
     impl_->lock_file->header().last_store_poll_time_ns.store(0, std::memory_order_release);
     StateFileResult found = open_state_file(options_, *impl_->lock_file, true);
-    if (!found.mapping) throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
+    if (!found.mapping)
+      throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
     {
       const std::lock_guard finding(impl_->successor_mutex);
       impl_->switch_to(std::move(found.mapping));
@@ -717,14 +761,17 @@ void State::sync(const Deadline& deadline) const {
 void State::remove(const Deadline& deadline) const {
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
-  if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR)) supersede(file, options_.path);
+  if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR))
+    supersede(file, options_.path);
   if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT)
     throw system_error("cannot remove state file", options_.path, errno);
 }
 
-std::vector<std::string> State::check(const Deadline& deadline,
-                                      const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
-  const std::unique_ptr<StateWriter> writer = begin_write(deadline);  // mends what a dead writer left
+std::vector<std::string> State::check(
+    const Deadline& deadline,
+    const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
+  const std::unique_ptr<StateWriter> writer =
+      begin_write(deadline);  // mends what a dead writer left
   const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
   mapping->refresh_usable_bytes();
   return verify(*mapping, true, progress);

@@ -1,8 +1,8 @@
 // The state: the dataset on one machine, one mapped file shared by its processes.
 //
-// Readers map it read-only and take no lock. Whoever holds the writer lock maps it writable and carries
-// updates into it, one at a time. The file is a cache of the log: to drop and rebuild it is always right.
-// Layout: layout.h and docs/formats/state.md.
+// Readers map it read-only and take no lock. Whoever holds the writer lock maps it writable and
+// carries updates into it, one at a time. The file is a cache of the log: to drop and rebuild it is
+// always right. Layout: layout.h and docs/formats/state.md.
 #pragma once
 
 #include <atomic>
@@ -75,28 +75,31 @@ class HeldLock {
 
  private:
   friend class State;
-  HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads, std::uint64_t forks);
+  HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads,
+           std::uint64_t forks);
   const State* state_;
   StateLock lock_;
   std::unique_lock<std::timed_mutex> thread_lock_;
   std::uint64_t fork_count_;
 };
 
-// Carries updates into the state. Exists only while this process holds the writer lock, without which nobody writes to
-// the file. If an exception leaves apply(), what was half done stays invisible, and the next writer takes it back.
+// Carries updates into the state. Exists only while this process holds the writer lock, without
+// which nobody writes to the file. If an exception leaves apply(), what was half done stays
+// invisible, and the next writer takes it back.
 class StateWriter {
  public:
   virtual ~StateWriter() = default;
 
   virtual StateInfo info() const = 0;
-  // Applies update applied_id + 1, whole or not at all. Throws Error limit (state_bytes_max, disk full), corrupt.
+  // Applies update applied_id + 1, whole or not at all. Throws Error limit (state_bytes_max, disk
+  // full), corrupt.
   virtual void apply(const Update& update) = 0;
   // Whether taking the lock found that the last writer had died midway, which is mended by now.
   virtual bool recovered() const = 0;
 };
 
-// What becomes of the writable mapping. `keep_for_a_while`: if this process wrote just before, too, it stays for the
-// next write (writable_mapping_cache.h).
+// What becomes of the writable mapping. `keep_for_a_while`: if this process wrote just before, too,
+// it stays for the next write (writable_mapping_cache.h).
 enum class MappingPolicy : std::uint8_t { unmap, cache };
 
 // A new state file being filled beside the present one. Left without install(), it disappears.
@@ -114,13 +117,16 @@ class StateBuilder {
   virtual std::shared_ptr<const detail::Pin> pin() const = 0;
   enum class InstallPolicy {
     always,
-    unless_behind,  // not if the old state has more of the same log applied: a writer of this machine has been there
+    unless_behind,  // not if the old state has more of the same log applied: a writer of this
+                    // machine has been there
   };
-  // Puts the new file in the place of the old one. Processes that read the old one notice and switch.
-  // The caller holds StateLock::follow, so that nobody else installs. Returns whether it did.
-  // With `always`, `catch_up` is called if the old state has more of the same log applied by then: it applies the rest,
-  // while nobody can write to the old state any more, lest what was seen there be gone for a while.
-  virtual bool install(InstallPolicy how = InstallPolicy::always, const std::function<void()>& catch_up = {}) = 0;
+  // Puts the new file in the place of the old one. Processes that read the old one notice and
+  // switch. The caller holds StateLock::follow, so that nobody else installs. Returns whether it
+  // did. With `always`, `catch_up` is called if the old state has more of the same log applied by
+  // then: it applies the rest, while nobody can write to the old state any more, lest what was seen
+  // there be gone for a while.
+  virtual bool install(InstallPolicy how = InstallPolicy::always,
+                       const std::function<void()>& catch_up = {}) = 0;
 };
 
 // What a segment of the file is used for.
@@ -163,11 +169,11 @@ struct StateInspection {
 
 class State {
  public:
-  // Opens the state at options.path, or finds that there is none that can be used: then usable() is false,
-  // why_unusable() says why, and a StateBuilder has to make one. A state from another boot or a copied file is
-  // verified as a whole before it is believed. Throws Error invalid (path, permission, file system; the file
-  // belongs to another user) and corrupt for a file that is there but is not a whycache state of this format:
-  // it is never overwritten.
+  // Opens the state at options.path, or finds that there is none that can be used: then usable() is
+  // false, why_unusable() says why, and a StateBuilder has to make one. A state from another boot
+  // or a copied file is verified as a whole before it is believed. Throws Error invalid (path,
+  // permission, file system; the file belongs to another user) and corrupt for a file that is there
+  // but is not a whycache state of this format: it is never overwritten.
   static std::unique_ptr<State> open(const StateOptions& options);
   ~State();
 
@@ -175,7 +181,8 @@ class State {
   // Whether there is a state to read.
   bool usable() const;
   std::string unusable_reason() const;
-  // Whether the file was brought here from elsewhere (another inode or boot) and passed verification just now.
+  // Whether the file was brought here from elsewhere (another inode or boot) and passed
+  // verification just now.
   bool adopted() const { return adopted_; }
 
   // --- Reads. Throw Error corrupt if the file is damaged, invalid if not usable. ---
@@ -183,7 +190,8 @@ class State {
   // Copies the value into `value` if the key is there.
   bool get(std::string_view key, std::string& value) const { return get_(*this, key, value); }
   bool contains(std::string_view key) const;
-  // All as of one update id. `found(i, value)` is called once for each key that is there, in any order.
+  // All as of one update id. `found(i, value)` is called once for each key that is there, in any
+  // order.
   UpdateId get_multi(std::span<const std::string_view> keys,
                      const std::function<void(std::size_t, std::string_view)>& found) const;
   std::shared_ptr<const detail::Pin> pin() const;
@@ -192,29 +200,35 @@ class State {
 
   // --- Freshness, shared by the processes of this machine. ---
 
-  // CLOCK_BOOTTIME nanoseconds at which the log was last asked, counted from before the question was
-  // sent, all it answered being applied; nullopt: not in this boot. Tens of nanoseconds, no system call.
+  // CLOCK_BOOTTIME nanoseconds at which the log was last asked, counted from before the question
+  // was sent, all it answered being applied; nullopt: not in this boot. Tens of nanoseconds, no
+  // system call.
   std::optional<std::int64_t> last_poll_time_ns() const;
   // The head the log had then.
   UpdateId known_head() const;
-  // The same, but only what the log's store itself answered counts, not what stands in front of it (Log::look).
+  // The same, but only what the log's store itself answered counts, not what stands in front of it
+  // (Log::look).
   std::optional<std::int64_t> last_store_poll_time_ns() const;
   void record_poll(std::int64_t at_ns, UpdateId head, bool by_store = true) const;
 
   // --- Writing. ---
 
-  // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has passed.
+  // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has
+  // passed.
   HeldLock lock(StateLock which, const Deadline& deadline) const;
-  // Called by who holds the lock when he is nearly done, as far as he knows: waking takes whoever is next some tens of
-  // microseconds. If it takes longer, he goes to sleep again.
+  // Called by who holds the lock when he is nearly done, as far as he knows: waking takes whoever
+  // is next some tens of microseconds. If it takes longer, he goes to sleep again.
   void announce_release(StateLock which) const noexcept;
   // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
-  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline, MappingPolicy after = MappingPolicy::unmap) const;
-  // Unmaps what was kept since a write, if nobody wrote for 10 ms. Some nanoseconds if there is nothing to do.
+  std::unique_ptr<StateWriter> begin_write(const Deadline& deadline,
+                                           MappingPolicy after = MappingPolicy::unmap) const;
+  // Unmaps what was kept since a write, if nobody wrote for 10 ms. Some nanoseconds if there is
+  // nothing to do.
   void unmap_if_idle() const noexcept;
   // The same at once, and from now on nothing is kept.
   void disable_mapping_cache() const noexcept;
-  std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid, const std::string& log_name) const;
+  std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid,
+                                            const std::string& log_name) const;
   // Opens the file that took the place of ours, if one did. Reads do this by themselves.
   void switch_if_replaced() const;
 
@@ -225,11 +239,12 @@ class State {
   // Removes the file; others notice.
   void remove(const Deadline& deadline) const;
   StateInspection inspect() const;
-  // Verifies every structure: header, directory, every index word and entry, order and content of the key
-  // index against the entries, segment accounting, digest. Returns what is wrong, empty if nothing is. Holds
-  // the writer lock while it looks. `progress(done, total)` may be empty.
-  std::vector<std::string> check(const Deadline& deadline,
-                                 const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
+  // Verifies every structure: header, directory, every index word and entry, order and content of
+  // the key index against the entries, segment accounting, digest. Returns what is wrong, empty if
+  // nothing is. Holds the writer lock while it looks. `progress(done, total)` may be empty.
+  std::vector<std::string> check(
+      const Deadline& deadline,
+      const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
 
  private:
   friend class HeldLock;
@@ -257,7 +272,8 @@ class State {
   [[gnu::noinline]] bool contains_filter_first(std::string_view key) const;
   [[gnu::noinline]] bool get_any_size(std::string_view key, std::string& value) const;
   [[gnu::noinline]] bool contains_any_size(std::string_view key) const;
-  [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value, std::string_view found);
+  [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
+                                           std::string_view found);
   // Those that the quick way did not get to an end: by all ways there are, and at last with a pin.
   [[gnu::noinline]] bool slow_get(std::string_view key, std::string& value) const;
   [[gnu::noinline]] bool slow_contains(std::string_view key) const;
@@ -268,8 +284,8 @@ class State {
   struct Impl;
   StateOptions options_;
   bool adopted_ = false;
-  // Of the mapping that reads use now; for no file while there is none. Stored under Inner::switch_mutex (release),
-  // acquired by reads, inside a Reading.
+  // Of the mapping that reads use now; for no file while there is none. Stored under
+  // Inner::switch_mutex (release), acquired by reads, inside a Reading.
   std::atomic<const DirectoryCache*> directory_cache_;
   bool (*const get_)(const State&, std::string_view, std::string&);
   std::unique_ptr<Impl> impl_;

@@ -18,7 +18,8 @@ constexpr std::uint64_t progress_interval = 65536;
 
 class StateVerifier {
  public:
-  StateVerifier(const Mapping& mapping, const std::function<void(std::uint64_t, std::uint64_t)>& progress)
+  StateVerifier(const Mapping& mapping,
+                const std::function<void(std::uint64_t, std::uint64_t)>& progress)
       : mapping_(mapping),
         bytes_(mapping),
         progress_(progress),
@@ -36,7 +37,8 @@ class StateVerifier {
       return faults_;
     }
     if (header.file_bytes.load(std::memory_order_relaxed) > mapping_.usable_bytes()) {
-      report("file cut short: file_bytes=" + std::to_string(header.file_bytes.load(std::memory_order_relaxed)) +
+      report("file cut short: file_bytes=" +
+             std::to_string(header.file_bytes.load(std::memory_order_relaxed)) +
              " found=" + std::to_string(mapping_.usable_bytes()));
       return faults_;
     }
@@ -52,7 +54,8 @@ class StateVerifier {
   }
 
   void advance_progress() {
-    if (++steps_done_ % progress_interval == 0 && progress_) progress_(steps_done_, 2 * block_.item_count);
+    if (++steps_done_ % progress_interval == 0 && progress_)
+      progress_(steps_done_, 2 * block_.item_count);
   }
 
   // The directory, every part, every word, every entry. False: there is no point in going on.
@@ -71,9 +74,11 @@ class StateVerifier {
     for (std::uint64_t slot = 0; slot < count;) {
       const std::uint64_t one = slots[slot].load(std::memory_order_relaxed);
       const unsigned local = local_depth(one);
-      if (local > depth || index_page_offset(one) == 0 || !bytes_.contains(index_page_offset(one), segment_bytes) ||
+      if (local > depth || index_page_offset(one) == 0 ||
+          !bytes_.contains(index_page_offset(one), segment_bytes) ||
           !seen.insert(index_page_offset(one)).second) {
-        report("index part out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
+        report("index part out of bounds or twice: slot=" + std::to_string(slot) +
+               " word=" + std::to_string(one));
         return false;
       }
       const std::uint64_t block = std::uint64_t{1} << (depth - local);
@@ -88,13 +93,17 @@ class StateVerifier {
         }
       }
       const std::uint64_t filter = index_page_filter_offset(one);
-      if (filter < segment_bytes || !bytes_.contains(filter, filter_bytes) || !seen.insert(filter).second) {
-        report("index filter out of bounds or twice: slot=" + std::to_string(slot) + " word=" + std::to_string(one));
+      if (filter < segment_bytes || !bytes_.contains(filter, filter_bytes) ||
+          !seen.insert(filter).second) {
+        report("index filter out of bounds or twice: slot=" + std::to_string(slot) +
+               " word=" + std::to_string(one));
         return false;
       }
       ++live_[filter / segment_bytes];
       filter_bits_[filter / segment_bytes] |= filter_bit(filter);
-      if (!verify_index_page(index_page_offset(one), bytes_.at<FilterWord>(filter), slot, depth, local)) return false;
+      if (!verify_index_page(index_page_offset(one), bytes_.at<FilterWord>(filter), slot, depth,
+                             local))
+        return false;
       slot += block;
     }
     if (live_item_count_ != block_.item_count) {
@@ -106,13 +115,14 @@ class StateVerifier {
              " published=" + std::to_string(block_.item_bytes));
     }
     if (digest_ != Digest{block_.digest_low, block_.digest_high}) {
-      report("digest=" + to_string(digest_) + " published=" + to_string(Digest{block_.digest_low, block_.digest_high}));
+      report("digest=" + to_string(digest_) +
+             " published=" + to_string(Digest{block_.digest_low, block_.digest_high}));
     }
     return true;
   }
 
-  bool verify_index_page(std::uint64_t offset, const FilterWord* filter, std::uint64_t slot, unsigned depth,
-                         unsigned local) {
+  bool verify_index_page(std::uint64_t offset, const FilterWord* filter, std::uint64_t slot,
+                         unsigned depth, unsigned local) {
     const auto* const words = bytes_.at<IndexWord>(offset);
     std::uint32_t live = 0;
     for (std::uint64_t i = 0; i < index_page_words; ++i) {
@@ -121,7 +131,8 @@ class StateVerifier {
         if (bytes_.contains(ahead, 64)) __builtin_prefetch(bytes_.at<char>(ahead));
       }
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
-      if (i % bucket_words != 0 && word != empty_word && words[i - 1].load(std::memory_order_relaxed) == empty_word &&
+      if (i % bucket_words != 0 && word != empty_word &&
+          words[i - 1].load(std::memory_order_relaxed) == empty_word &&
           !report("index word behind an empty one of its bucket: part=" + std::to_string(offset) +
                   " word=" + std::to_string(i))) {
         return false;
@@ -130,13 +141,15 @@ class StateVerifier {
       ++live;
       Entry entry;
       const std::uint64_t at = word_offset(word);
-      if (at % 8 != 0 || !bytes_.load_entry(at, entry) || entry.key_bytes == 0 || entry.key_bytes > key_bytes_max) {
+      if (at % 8 != 0 || !bytes_.load_entry(at, entry) || entry.key_bytes == 0 ||
+          entry.key_bytes > key_bytes_max) {
         return report("entry out of bounds: offset=" + std::to_string(at));
       }
       const std::uint64_t hash = mapping_.hash_of(entry.key());
       const std::uint64_t bucket = i / bucket_words;
       const std::uint64_t home = home_bucket(hash);
-      if (tag_of(hash) != word_tag(word) || ((bucket - home) & (index_page_buckets - 1)) != word_displacement(word) ||
+      if (tag_of(hash) != word_tag(word) ||
+          ((bucket - home) & (index_page_buckets - 1)) != word_displacement(word) ||
           index_directory_slot(hash, depth) >> (depth - local) != slot >> (depth - local)) {
         if (!report("index word does not fit its key: offset=" + std::to_string(at))) return false;
         continue;
@@ -146,10 +159,12 @@ class StateVerifier {
           !report("key that its filter does not know: offset=" + std::to_string(at))) {
         return false;
       }
-      for (std::uint64_t between = home; between != bucket; between = (between + 1) & (index_page_buckets - 1)) {
+      for (std::uint64_t between = home; between != bucket;
+           between = (between + 1) & (index_page_buckets - 1)) {
         for (std::uint64_t k = 0; k < bucket_words; ++k) {
           if (words[between * bucket_words + k].load(std::memory_order_relaxed) == empty_word) {
-            if (!report("index word behind an empty one: offset=" + std::to_string(at))) return false;
+            if (!report("index word behind an empty one: offset=" + std::to_string(at)))
+              return false;
           }
         }
       }
@@ -172,22 +187,26 @@ class StateVerifier {
     return true;
   }
 
-  // The tree is in order, and each of its keys is found, as many as there are items: so both hold the same keys.
+  // The tree is in order, and each of its keys is found, as many as there are items: so both hold
+  // the same keys.
   bool verify_keys() {
     const MappedNodes nodes(mapping_);
     try {
       const BTreeShape shape = visit_nodes(
-          nodes, block_.key_index_root, [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
+          nodes, block_.key_index_root,
+          [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
       if (shape.key_count != block_.item_count) {
         report("keys in the key index=" + std::to_string(shape.key_count) +
                " published items=" + std::to_string(block_.item_count));
       }
       BTreeCursor cursor(nodes);
-      const std::uint64_t directory = mapping_.header().index_directory.load(std::memory_order_acquire);
+      const std::uint64_t directory =
+          mapping_.header().index_directory.load(std::memory_order_acquire);
       for (cursor.seek(block_.key_index_root, {}); !cursor.at_end(); cursor.next()) {
         const std::uint64_t hash = mapping_.hash_of(cursor.key());
         const IndexWord* const part = find_index_page(bytes_, directory, hash);
-        if (part == nullptr || look_up(bytes_, part, hash, cursor.key(), applied_id_).status != LookupStatus::found) {
+        if (part == nullptr ||
+            look_up(bytes_, part, hash, cursor.key(), applied_id_).status != LookupStatus::found) {
           if (!report("key of the key index not found in the point index: key_bytes=" +
                       std::to_string(cursor.key().size())))
             return false;
@@ -202,20 +221,23 @@ class StateVerifier {
   }
 
   void verify_allocator_state() {
-    const std::uint64_t count = std::min<std::uint64_t>(mapping_.header().allocator_state.segment_count, live_.size());
+    const std::uint64_t count =
+        std::min<std::uint64_t>(mapping_.header().allocator_state.segment_count, live_.size());
     for (const auto& [segment, reached] : filter_bits_) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
-      const bool booked = segment < count && book.kind == SegmentKind::filters && (book.used & reached) == reached &&
+      const bool booked = segment < count && book.kind == SegmentKind::filters &&
+                          (book.used & reached) == reached &&
                           book.live == static_cast<std::uint32_t>(std::popcount(book.used));
-      if (!booked && !report("index filter not booked: segment=" + std::to_string(segment) +
-                             " booked=" + std::to_string(book.used) + " found=" + std::to_string(reached))) {
+      if (!booked &&
+          !report("index filter not booked: segment=" + std::to_string(segment) +
+                  " booked=" + std::to_string(book.used) + " found=" + std::to_string(reached))) {
         return;
       }
     }
     for (std::uint64_t segment = 0; segment < count; ++segment) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
-      const bool counted =
-          book.kind == SegmentKind::entries || book.kind == SegmentKind::large || book.kind == SegmentKind::index_page;
+      const bool counted = book.kind == SegmentKind::entries || book.kind == SegmentKind::large ||
+                           book.kind == SegmentKind::index_page;
       // Nodes and filters count as live until no reader can be there, so that there may be more.
       const bool later = book.kind == SegmentKind::nodes || book.kind == SegmentKind::filters;
       const bool fits = counted ? book.live == live_[segment]
@@ -223,7 +245,8 @@ class StateVerifier {
                                 : live_[segment] == 0;
       if (!fits && !report("segment accounting: segment=" + std::to_string(segment) +
                            " kind=" + std::to_string(static_cast<int>(book.kind)) +
-                           " booked=" + std::to_string(book.live) + " found=" + std::to_string(live_[segment]))) {
+                           " booked=" + std::to_string(book.live) +
+                           " found=" + std::to_string(live_[segment]))) {
         return;
       }
     }
@@ -236,7 +259,8 @@ class StateVerifier {
   PublishedBlock block_;
   std::vector<std::string> faults_;
   std::vector<std::uint32_t> live_;
-  std::unordered_map<std::uint64_t, std::uint32_t> filter_bits_;  // by segment, as SegmentDescriptor::used has them
+  std::unordered_map<std::uint64_t, std::uint32_t>
+      filter_bits_;  // by segment, as SegmentDescriptor::used has them
   std::uint64_t live_item_count_ = 0;
   std::uint64_t item_bytes_ = 0;
   Digest digest_;

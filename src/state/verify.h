@@ -10,9 +10,9 @@
 
 namespace whycache {
 
-// What is wrong with the file, empty if nothing is; gives up after the first few faults. Nobody may be writing. With
-// `books`, the allocator's descriptors are compared as well (a file that came from elsewhere has them made anew
-// instead).
+// What is wrong with the file, empty if nothing is; gives up after the first few faults. Nobody may
+// be writing. With `books`, the allocator's descriptors are compared as well (a file that came from
+// elsewhere has them made anew instead).
 std::vector<std::string> verify(const Mapping& mapping, bool books,
                                 const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 

@@ -10,7 +10,8 @@
 namespace whycache {
 
 KeyRange KeyRange::prefix(std::string_view prefix) {
-  // The end is the least string above all that start with the prefix: its last byte that can be raised, raised.
+  // The end is the least string above all that start with the prefix: its last byte that can be
+  // raised, raised.
   std::string end(prefix);
   while (!end.empty() && end.back() == '\xff') end.pop_back();
   if (end.empty()) return {std::string(prefix), std::nullopt};
@@ -23,7 +24,11 @@ namespace detail {
 class Cursor {
  public:
   Cursor(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values)
-      : pin_(std::move(pin)), nodes_(pin_->mapping()), key_cursor_(nodes_), end_(range.end), with_values_(with_values) {
+      : pin_(std::move(pin)),
+        nodes_(pin_->mapping()),
+        key_cursor_(nodes_),
+        end_(range.end),
+        with_values_(with_values) {
     pin_->check_not_forked();
     key_cursor_.seek(pin_->block().key_index_root, range.begin);
     fill();
@@ -60,7 +65,8 @@ class Cursor {
     });
     if (found != batch_.size()) {
       throw Error(ErrorKind::corrupt,
-                  "state file damaged: a key of the key index has no value: path=" + pin_->mapping().path() +
+                  "state file damaged: a key of the key index has no value: path=" +
+                      pin_->mapping().path() +
                       " (delete the state file, it will be built anew from the log)");
     }
   }
@@ -77,7 +83,8 @@ class Cursor {
   std::size_t index_ = 0;
 };
 
-std::shared_ptr<Cursor> CursorAccess::open(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values) {
+std::shared_ptr<Cursor> CursorAccess::open(std::shared_ptr<const Pin> pin, const KeyRange& range,
+                                           bool with_values) {
   return std::make_shared<Cursor>(std::move(pin), range, with_values);
 }
 bool CursorAccess::at_end(const Cursor& cursor) noexcept { return cursor.at_end(); }
@@ -88,7 +95,9 @@ const Item& CursorAccess::item(const Cursor& cursor) noexcept { return cursor.it
 
 UpdateId View::id() const noexcept { return pin_->id(); }
 std::size_t View::size() const noexcept { return pin_->block().item_count; }
-Digest View::digest() const noexcept { return {pin_->block().digest_low, pin_->block().digest_high}; }
+Digest View::digest() const noexcept {
+  return {pin_->block().digest_low, pin_->block().digest_high};
+}
 
 std::string_view View::find(std::string_view key) const { return pin_->find(key); }
 

@@ -26,9 +26,10 @@ std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
   while (const std::optional<Field> field = fields.next()) {
     if (field->tag != static_cast<std::uint64_t>(BasePartTag::last)) continue;
     const char* value = fields.fixed_size_bytes(*field, last_field_bytes);
-    last =
-        BaseInfo{base, load_little_endian<std::uint64_t>(value), load_little_endian<std::uint64_t>(value + 8),
-                 Digest{load_little_endian<std::uint64_t>(value + 16), load_little_endian<std::uint64_t>(value + 24)}};
+    last = BaseInfo{base, load_little_endian<std::uint64_t>(value),
+                    load_little_endian<std::uint64_t>(value + 8),
+                    Digest{load_little_endian<std::uint64_t>(value + 16),
+                           load_little_endian<std::uint64_t>(value + 24)}};
   }
   return last;
 }
@@ -47,7 +48,8 @@ std::string encode_fields(const std::optional<BaseInfo>& last) {
 }
 
 // Puts the keys, which take `key_bytes` in full, one after another to `keys`.
-void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, std::vector<Item>& items) {
+void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
+                  std::vector<Item>& items) {
   ByteReader reader(bytes, message_subject);
   char* key_at = keys;
   const char* const keys_end = keys + key_bytes;
@@ -61,22 +63,26 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes, s
     if (shared + tail.size() > static_cast<std::size_t>(keys_end - key_at)) {
       reader.throw_corrupt("has longer keys than it says", "key_bytes", key_bytes);
     }
-    if (tail <= previous_key.substr(shared)) reader.throw_corrupt("has keys out of order", "shared_bytes", shared);
+    if (tail <= previous_key.substr(shared))
+      reader.throw_corrupt("has keys out of order", "shared_bytes", shared);
     const std::string_view common = previous_key.substr(0, shared);
-    char* const key_end = std::copy(tail.begin(), tail.end(), std::copy(common.begin(), common.end(), key_at));
+    char* const key_end =
+        std::copy(tail.begin(), tail.end(), std::copy(common.begin(), common.end(), key_at));
     item.key = {key_at, key_end};
     item.value = take_value(reader);
     previous_key = item.key;
     key_at = key_end;
   }
-  if (key_at != keys_end) reader.throw_corrupt("has shorter keys than it says", "key_bytes", key_bytes);
+  if (key_at != keys_end)
+    reader.throw_corrupt("has shorter keys than it says", "key_bytes", key_bytes);
   reader.expect_end();
 }
 
 void decode(std::string_view bytes, BasePart& part) {
   ByteReader reader(bytes, message_subject);
   const CommonHeader fixed = take_common_header(reader, known_flags);
-  const auto checksum = load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
+  const auto checksum =
+      load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
   if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) {
     reader.throw_corrupt("was changed or cut short", "checksum", checksum);
   }
@@ -89,7 +95,8 @@ void decode(std::string_view bytes, BasePart& part) {
   std::string_view items = reader.take_rest();
 
   const bool compressed = (fixed.flags & flag_zstd) != 0;
-  const std::size_t items_bytes = compressed ? decompressed_bytes(items, message_subject) : items.size();
+  const std::size_t items_bytes =
+      compressed ? decompressed_bytes(items, message_subject) : items.size();
   if (item_count > element_count_max || item_count > items_bytes / item_bytes_min) {
     reader.throw_corrupt("has more items than there can be", "items", item_count);
   }
@@ -115,8 +122,11 @@ void decode_base_part(std::string_view bytes, BasePart& part) {
     part.items.clear();
     std::string message = error.what();
     if (bytes.size() >= common_header_bytes) {
-      message += " base=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + id_offset));
-      message += " part=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + part_number_offset));
+      message +=
+          " base=" + std::to_string(load_little_endian<std::uint64_t>(bytes.data() + id_offset));
+      message +=
+          " part=" +
+          std::to_string(load_little_endian<std::uint64_t>(bytes.data() + part_number_offset));
     }
     throw Error(error.kind(), message);
   }
@@ -124,24 +134,28 @@ void decode_base_part(std::string_view bytes, BasePart& part) {
 
 bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
   if (item.key.empty() || item.key.size() > key_bytes_max || item.value.size() > value_bytes_max) {
-    throw Error(ErrorKind::corrupt, "item out of bounds in a new base: key_bytes=" + std::to_string(item.key.size()) +
-                                        " value_bytes=" + std::to_string(item.value.size()));
+    throw Error(ErrorKind::corrupt,
+                "item out of bounds in a new base: key_bytes=" + std::to_string(item.key.size()) +
+                    " value_bytes=" + std::to_string(item.value.size()));
   }
   if (item.key <= previous_key_) {
-    throw Error(ErrorKind::corrupt, "keys out of order in a new base: part=" + std::to_string(number_) +
-                                        " items_before=" + std::to_string(item_count_));
+    throw Error(ErrorKind::corrupt,
+                "keys out of order in a new base: part=" + std::to_string(number_) +
+                    " items_before=" + std::to_string(item_count_));
   }
 
   // Each part can be read alone, so its first key is whole.
   const std::size_t shared_max = empty() ? 0 : std::min(previous_key_.size(), item.key.size());
-  const auto differs = std::mismatch(item.key.begin(), item.key.begin() + static_cast<std::ptrdiff_t>(shared_max),
-                                     previous_key_.begin());
+  const auto differs =
+      std::mismatch(item.key.begin(), item.key.begin() + static_cast<std::ptrdiff_t>(shared_max),
+                    previous_key_.begin());
   const std::string_view tail(differs.first, item.key.end());
   const std::size_t shared = item.key.size() - tail.size();
   const std::size_t item_bytes = varint_bytes(shared) + varint_bytes(tail.size()) + tail.size() +
                                  varint_bytes(item.value.size()) + item.value.size();
   const bool fits = part_overhead_bytes_max + items_.size() + item_bytes <= bytes_max &&
-                    item_count_ < element_count_max && key_bytes_ + item.key.size() <= part_keys_bytes_max;
+                    item_count_ < element_count_max &&
+                    key_bytes_ + item.key.size() <= part_keys_bytes_max;
   if (!fits && !empty()) return false;
 
   const std::size_t begin = items_.size();

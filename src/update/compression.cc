@@ -33,7 +33,9 @@ ZSTD_DCtx* decompression_context() {
   return context.get();
 }
 
-Error corrupt(const char* what, const std::string& why) { return Error(ErrorKind::corrupt, std::string(what) + why); }
+Error corrupt(const char* what, const std::string& why) {
+  return Error(ErrorKind::corrupt, std::string(what) + why);
+}
 
 }  // namespace
 
@@ -43,38 +45,44 @@ bool append_compressed(std::string& to, std::string_view bytes) {
   const std::size_t frame_bytes_max = bytes.size() - bytes.size() / 8;
   to.resize(begin + frame_bytes_max);
   // Room for less than the worst case: what does not fit does not pay.
-  const std::size_t size = ZSTD_compressCCtx(compression_context(), to.data() + begin, frame_bytes_max, bytes.data(),
-                                             bytes.size(), compression_level);
+  const std::size_t size =
+      ZSTD_compressCCtx(compression_context(), to.data() + begin, frame_bytes_max, bytes.data(),
+                        bytes.size(), compression_level);
   to.resize(begin + (ZSTD_isError(size) ? 0 : size));
   return !ZSTD_isError(size);
 }
 
 std::size_t decompressed_bytes(std::string_view frame, const char* what) {
-  const bool is_frame =
-      frame.size() >= sizeof zstd_magic && load_little_endian<std::uint32_t>(frame.data()) == zstd_magic;
+  const bool is_frame = frame.size() >= sizeof zstd_magic &&
+                        load_little_endian<std::uint32_t>(frame.data()) == zstd_magic;
   if (!is_frame || ZSTD_findFrameCompressedSize(frame.data(), frame.size()) != frame.size()) {
-    throw corrupt(what, " is not one whole zstd frame where it says so: bytes=" + std::to_string(frame.size()));
+    throw corrupt(what, " is not one whole zstd frame where it says so: bytes=" +
+                            std::to_string(frame.size()));
   }
   const unsigned long long size = ZSTD_getFrameContentSize(frame.data(), frame.size());
   if (size == ZSTD_CONTENTSIZE_UNKNOWN || size == ZSTD_CONTENTSIZE_ERROR) {
-    throw corrupt(what, " does not say how long it is decompressed: bytes=" + std::to_string(frame.size()));
+    throw corrupt(
+        what, " does not say how long it is decompressed: bytes=" + std::to_string(frame.size()));
   }
   if (size > decompressed_bytes_max) {
-    throw corrupt(what, " is longer than it can be when decompressed: bytes=" + std::to_string(size) +
-                            " bytes_max=" + std::to_string(decompressed_bytes_max));
+    throw corrupt(what,
+                  " is longer than it can be when decompressed: bytes=" + std::to_string(size) +
+                      " bytes_max=" + std::to_string(decompressed_bytes_max));
   }
   return static_cast<std::size_t>(size);
 }
 
 // In one call, and so without a window of zstd's own: the memory is `to` and the context.
 void decompress(std::string_view frame, char* to, std::size_t size, const char* what) {
-  const std::size_t got = ZSTD_decompressDCtx(decompression_context(), to, size, frame.data(), frame.size());
+  const std::size_t got =
+      ZSTD_decompressDCtx(decompression_context(), to, size, frame.data(), frame.size());
   if (ZSTD_isError(got)) {
-    throw corrupt(what, std::string(" cannot be decompressed: reason=\"") + ZSTD_getErrorName(got) + '"');
+    throw corrupt(what,
+                  std::string(" cannot be decompressed: reason=\"") + ZSTD_getErrorName(got) + '"');
   }
   if (got != size) {
-    throw corrupt(what,
-                  " has another length than it says: bytes=" + std::to_string(got) + " stated=" + std::to_string(size));
+    throw corrupt(what, " has another length than it says: bytes=" + std::to_string(got) +
+                            " stated=" + std::to_string(size));
   }
 }
 

@@ -1,5 +1,5 @@
-// How an update comes to be: the changes are written one after another as they will lie in the log, and what
-// depends on its place there (id and chain) is filled in last, again for each attempt.
+// How an update comes to be: the changes are written one after another as they will lie in the log,
+// and what depends on its place there (id and chain) is filled in last, again for each attempt.
 #include <algorithm>
 #include <utility>
 
@@ -23,7 +23,8 @@ void append_number(std::string& fields, UpdateTag tag, std::uint64_t number) {
 
 void append_text(std::string& fields, UpdateTag tag, std::string_view text, const char* name) {
   if (text.size() > name_bytes_max) {
-    throw Error(ErrorKind::invalid, std::string(name) + " too long: bytes=" + std::to_string(text.size()) +
+    throw Error(ErrorKind::invalid, std::string(name) +
+                                        " too long: bytes=" + std::to_string(text.size()) +
                                         " bytes_max=" + std::to_string(name_bytes_max));
   }
   if (!text.empty()) append_tagged(fields, tag, text);
@@ -34,8 +35,9 @@ std::string encode_fields(const Authorship& authorship) {
   std::string fields;
   append_number(fields, UpdateTag::time_us, static_cast<std::uint64_t>(authorship.time_us));
   if (authorship.writer_id != Uuid{}) {
-    append_tagged(fields, UpdateTag::writer_id,
-                  {reinterpret_cast<const char*>(authorship.writer_id.data()), authorship.writer_id.size()});
+    append_tagged(
+        fields, UpdateTag::writer_id,
+        {reinterpret_cast<const char*>(authorship.writer_id.data()), authorship.writer_id.size()});
   }
   append_number(fields, UpdateTag::writer_sequence, authorship.writer_sequence);
   append_text(fields, UpdateTag::writer_name, authorship.writer_name, "writer name");
@@ -71,10 +73,12 @@ bool Draft::add(const Change& change, std::size_t bytes_max) {
 
   const bool erases = change.kind == Change::Kind::erase;
   const std::uint64_t key_size_and_kind = change.key.size() << 1 | (erases ? 1 : 0);
-  const std::size_t change_bytes = varint_bytes(key_size_and_kind) + change.key.size() +
-                                   (erases ? 0 : varint_bytes(change.value.size()) + change.value.size());
+  const std::size_t change_bytes =
+      varint_bytes(key_size_and_kind) + change.key.size() +
+      (erases ? 0 : varint_bytes(change.value.size()) + change.value.size());
   const std::size_t count_growth = varint_bytes(change_count_ + 1) - varint_bytes(change_count_);
-  if (change_count_ == element_count_max || uncompressed_bytes() + count_growth + change_bytes > bytes_max)
+  if (change_count_ == element_count_max ||
+      uncompressed_bytes() + count_growth + change_bytes > bytes_max)
     return false;
 
   const std::size_t begin = changes_.size();

@@ -6,14 +6,17 @@ CommonHeader take_common_header(ByteReader& reader, std::uint8_t known_flags) {
   const std::uint8_t version = reader.take_byte();
   if (version != format_version) {
     reader.throw_corrupt(
-        "has a version this program does not know (if a newer whycache wrote it, upgrade this machine)", "version",
-        version);
+        "has a version this program does not know (if a newer whycache wrote it, upgrade this "
+        "machine)",
+        "version", version);
   }
   CommonHeader fixed;
   fixed.flags = reader.take_byte();
   if ((fixed.flags & ~known_flags) != 0) {
-    reader.throw_corrupt("has a flag this program does not know (if a newer whycache wrote it, upgrade this machine)",
-                         "flags", fixed.flags);
+    reader.throw_corrupt(
+        "has a flag this program does not know (if a newer whycache wrote it, upgrade this "
+        "machine)",
+        "flags", fixed.flags);
   }
   fixed.id = reader.take_little_endian<std::uint64_t>();
   if (fixed.id == 0) reader.throw_corrupt("has no id", "id", 0);

@@ -31,18 +31,28 @@ inline constexpr std::uint8_t flag_zstd = 1;
 inline constexpr std::uint8_t flag_erases_all = 2;  // in updates only
 
 // Optional fields of an update, and of a base part.
-enum class UpdateTag : std::uint64_t { time_us = 1, writer_id = 2, writer_sequence = 3, writer_name = 4, note = 5 };
+enum class UpdateTag : std::uint64_t {
+  time_us = 1,
+  writer_id = 2,
+  writer_sequence = 3,
+  writer_name = 4,
+  note = 5
+};
 enum class BasePartTag : std::uint64_t { last = 1 };
 inline constexpr std::size_t name_bytes_max = 255;  // of writer_name and note
 
-// Of changes in an update and of items in a part: bounds the memory that decoding a small frame can take.
+// Of changes in an update and of items in a part: bounds the memory that decoding a small frame can
+// take.
 inline constexpr std::size_t element_count_max = std::size_t{1} << 20;
 
-// The chain of an update after one with chain `previous_chain`: the hash, seeded with that, of the fixed places
-// with the hash of all that follows them in the place of the chain. So a draft that has to try the next id
-// hashes 18 bytes and not all of them.
-inline std::uint64_t content_hash(std::string_view bytes) { return hash64(bytes.substr(common_header_bytes)); }
-inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* fixed, std::uint64_t hash_of_content) {
+// The chain of an update after one with chain `previous_chain`: the hash, seeded with that, of the
+// fixed places with the hash of all that follows them in the place of the chain. So a draft that
+// has to try the next id hashes 18 bytes and not all of them.
+inline std::uint64_t content_hash(std::string_view bytes) {
+  return hash64(bytes.substr(common_header_bytes));
+}
+inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* fixed,
+                                 std::uint64_t hash_of_content) {
   char hashed[common_header_bytes];
   std::memcpy(hashed, fixed, common_header_bytes);
   store_little_endian(hashed + chain_offset, hash_of_content);
@@ -81,8 +91,8 @@ class FieldReader {
 
  private:
   [[noreturn]] void throw_wrong_size(const Field& field) const {
-    reader_.throw_corrupt("has a field of a wrong size", "tag=" + std::to_string(field.tag) + " bytes",
-                          field.bytes.size());
+    reader_.throw_corrupt("has a field of a wrong size",
+                          "tag=" + std::to_string(field.tag) + " bytes", field.bytes.size());
   }
 
   ByteReader reader_;
@@ -103,13 +113,15 @@ inline std::string with_size_prefix(std::string_view bytes) {
 }
 
 inline void check_key_size(std::uint64_t size, const ByteReader& reader) {
-  if (size == 0 || size > key_bytes_max) reader.throw_corrupt("has a key that is empty or too long", "key_bytes", size);
+  if (size == 0 || size > key_bytes_max)
+    reader.throw_corrupt("has a key that is empty or too long", "key_bytes", size);
 }
 
 // Takes a value with its size.
 inline std::string_view take_value(ByteReader& reader) {
   const std::uint64_t size = reader.take_varint();
-  if (size > value_bytes_max) reader.throw_corrupt("has a value that is too long", "value_bytes", size);
+  if (size > value_bytes_max)
+    reader.throw_corrupt("has a value that is too long", "value_bytes", size);
   return reader.take_bytes(size);
 }
 

@@ -32,9 +32,12 @@ void decode_fields(std::string_view bytes, Authorship& authorship) {
         std::memcpy(authorship.writer_id.data(), fields.fixed_size_bytes(*field, 16), 16);
         break;
       case UpdateTag::writer_sequence:
-        authorship.writer_sequence = load_little_endian<std::uint64_t>(fields.fixed_size_bytes(*field, 8));
+        authorship.writer_sequence =
+            load_little_endian<std::uint64_t>(fields.fixed_size_bytes(*field, 8));
         break;
-      case UpdateTag::writer_name: authorship.writer_name = fields.text(*field, name_bytes_max); break;
+      case UpdateTag::writer_name:
+        authorship.writer_name = fields.text(*field, name_bytes_max);
+        break;
       case UpdateTag::note: authorship.note = fields.text(*field, name_bytes_max); break;
     }
   }
@@ -78,7 +81,8 @@ void decode(std::string_view bytes, Update& update) {
 }  // namespace
 
 std::uint64_t chain_start(const Uuid& log_uuid) {
-  return hash64({reinterpret_cast<const char*>(log_uuid.data()), log_uuid.size()}, chain_start_seed);
+  return hash64({reinterpret_cast<const char*>(log_uuid.data()), log_uuid.size()},
+                chain_start_seed);
 }
 
 void decode_update(std::string_view bytes, Update& update) {
@@ -87,7 +91,8 @@ void decode_update(std::string_view bytes, Update& update) {
   } catch (const Error& error) {
     update.changes.clear();
     const std::optional<UpdateHeader> place = peek_header(bytes);
-    throw Error(error.kind(), place ? error.what() + (" id=" + std::to_string(place->id)) : error.what());
+    throw Error(error.kind(),
+                place ? error.what() + (" id=" + std::to_string(place->id)) : error.what());
   }
 }
 
@@ -95,20 +100,23 @@ std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t pr
   ByteReader reader(bytes, message_subject);
   const CommonHeader fixed = take_common_header(reader, known_flags);
   if (fixed.id != id) {
-    throw Error(ErrorKind::corrupt, "update has another id than its place in the log: id=" + std::to_string(fixed.id) +
-                                        " expected=" + std::to_string(id));
+    throw Error(ErrorKind::corrupt,
+                "update has another id than its place in the log: id=" + std::to_string(fixed.id) +
+                    " expected=" + std::to_string(id));
   }
   const std::uint64_t chain = chain_after(previous_chain, bytes.data(), content_hash(bytes));
   if (fixed.chain_or_number != chain) {
     throw Error(ErrorKind::corrupt,
-                "update does not follow the one before it, or was changed: id=" + std::to_string(id) +
-                    " chain=" + std::to_string(fixed.chain_or_number) + " expected=" + std::to_string(chain));
+                "update does not follow the one before it, or was changed: id=" +
+                    std::to_string(id) + " chain=" + std::to_string(fixed.chain_or_number) +
+                    " expected=" + std::to_string(chain));
   }
   return chain;
 }
 
 std::optional<UpdateHeader> peek_header(std::string_view bytes) {
-  if (bytes.size() < update_bytes_min || static_cast<std::uint8_t>(bytes[version_offset]) != format_version) {
+  if (bytes.size() < update_bytes_min ||
+      static_cast<std::uint8_t>(bytes[version_offset]) != format_version) {
     return std::nullopt;
   }
   const auto id = load_little_endian<std::uint64_t>(bytes.data() + id_offset);

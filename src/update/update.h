@@ -1,5 +1,5 @@
-// The bytes of one update, and of one part of a base. Pure functions; they believe nothing they read.
-// Format, byte by byte, with test vectors: docs/formats/update.md.
+// The bytes of one update, and of one part of a base. Pure functions; they believe nothing they
+// read. Format, byte by byte, with test vectors: docs/formats/update.md.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,12 @@
 
 namespace whycache {
 
-// Ties each update to all before it: chain(0) comes from the log's uuid, chain(n) from chain(n-1) and every
-// other byte of update n.
+// Ties each update to all before it: chain(0) comes from the log's uuid, chain(n) from chain(n-1)
+// and every other byte of update n.
 std::uint64_t chain_start(const Uuid& log_uuid);
 
-// Who wrote an update, and when: for people, and for finding out whether a lost answer meant a lost update.
+// Who wrote an update, and when: for people, and for finding out whether a lost answer meant a lost
+// update.
 struct Authorship {
   std::int64_t time_us = 0;           // wall clock
   Uuid writer_id{};                   // random, per Cache object
@@ -36,14 +37,15 @@ struct Update {
   std::string storage;          // the decompressed changes, if they were compressed
 };
 
-// Decodes `bytes` into `update` (reused, so that its memory is), all of it before anything is believed. The
-// keys and values point into `bytes` or into update.storage. Throws Error corrupt: cut short, lengths beyond the end,
-// key or value out of bounds, more bytes than there can be when decompressed, unknown version or flag; `update`
-// has no changes then.
+// Decodes `bytes` into `update` (reused, so that its memory is), all of it before anything is
+// believed. The keys and values point into `bytes` or into update.storage. Throws Error corrupt:
+// cut short, lengths beyond the end, key or value out of bounds, more bytes than there can be when
+// decompressed, unknown version or flag; `update` has no changes then.
 void decode_update(std::string_view bytes, Update& update);
 
-// Throws Error corrupt unless `bytes` is update `id` and follows an update with chain `previous_chain`.
-// Checks version, id and chain only; decode_update() may still refuse it. Returns its chain.
+// Throws Error corrupt unless `bytes` is update `id` and follows an update with chain
+// `previous_chain`. Checks version, id and chain only; decode_update() may still refuse it. Returns
+// its chain.
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain);
 
 // Id and chain as they stand in the bytes; nullopt if these cannot be an update.
@@ -53,23 +55,24 @@ struct UpdateHeader {
 };
 std::optional<UpdateHeader> peek_header(std::string_view bytes);
 
-// An update before it has a place in the log: the changes are encoded (and compressed) once, and sealed with an
-// id and the chain each time an append is tried.
+// An update before it has a place in the log: the changes are encoded (and compressed) once, and
+// sealed with an id and the chain each time an append is tried.
 class Draft {
  public:
   // Throws Error invalid if writer name or note are too long.
   explicit Draft(const Authorship& authorship, bool erases_all = false);
 
-  // Adds a change if the sealed update then has at most `bytes_max` bytes before compression; else returns false
-  // and is unchanged. Throws Error invalid for an empty or too long key, limit for a value too large.
-  // An update also has room for no more than 2^20 changes.
+  // Adds a change if the sealed update then has at most `bytes_max` bytes before compression; else
+  // returns false and is unchanged. Throws Error invalid for an empty or too long key, limit for a
+  // value too large. An update also has room for no more than 2^20 changes.
   bool add(const Change& change, std::size_t bytes_max);
   std::size_t change_count() const { return change_count_; }
   // How long the sealed update would be now, before compression.
   std::size_t uncompressed_bytes() const;
   // Compresses what was added if it pays. No more changes may be added.
   void finish();
-  // The bytes for the log; finishes first. Valid until the next seal(). Costs nanoseconds once finished.
+  // The bytes for the log; finishes first. Valid until the next seal(). Costs nanoseconds once
+  // finished.
   std::string_view seal(UpdateId id, std::uint64_t previous_chain);
   // The chain seal() put in last.
   std::uint64_t chain() const { return chain_; }
@@ -103,18 +106,20 @@ struct BasePart {
   std::string storage;           // the keys in full, and the values if they were compressed
 };
 
-// Decodes and verifies one part (each carries a checksum) into `part` (reused, so that its memory is). The items point
-// into `bytes` or into part.storage. Throws Error corrupt; `part` has no items then. That part follows part, and
-// that the keys ascend from one to the next, is for the caller to check.
+// Decodes and verifies one part (each carries a checksum) into `part` (reused, so that its memory
+// is). The items point into `bytes` or into part.storage. Throws Error corrupt; `part` has no items
+// then. That part follows part, and that the keys ascend from one to the next, is for the caller to
+// check.
 void decode_base_part(std::string_view bytes, BasePart& part);
 
 // Collects items, in ascending key order, into one part after another.
 class BasePartEncoder {
  public:
   explicit BasePartEncoder(UpdateId base) : base_(base) {}
-  // False: this part is full (it would pass `bytes_max` before compression), nothing added; take finish() and go on
-  // with the next. The first item of a part always fits. Throws Error corrupt for a key or value out of bounds or a
-  // key that does not come after the one before: such a base could not be read again.
+  // False: this part is full (it would pass `bytes_max` before compression), nothing added; take
+  // finish() and go on with the next. The first item of a part always fits. Throws Error corrupt
+  // for a key or value out of bounds or a key that does not come after the one before: such a base
+  // could not be read again.
   bool add(const Item& item, std::size_t bytes_max);
   bool empty() const { return item_count_ == 0; }
   // The bytes of this part, valid until the next call; the encoder is ready for the next part then.

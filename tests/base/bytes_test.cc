@@ -29,7 +29,8 @@ TEST(Varint, has_one_byte_for_each_seven_bits) {
   EXPECT_EQ(encoded(127), "\x7f"s);
   EXPECT_EQ(encoded(128), "\x80\x01"s);
   EXPECT_EQ(encoded(300), "\xac\x02"s);
-  EXPECT_EQ(encoded(std::numeric_limits<std::uint64_t>::max()), "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"s);
+  EXPECT_EQ(encoded(std::numeric_limits<std::uint64_t>::max()),
+            "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"s);
 }
 
 TEST(Varint, comes_back_as_it_went_at_every_power_of_two) {
@@ -62,7 +63,8 @@ TEST(Varint, with_a_needless_byte_is_refused) {
        {"\x80\x00"s, "\xff\x00"s, "\x80\x80\x00"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"s}) {
     ByteReader reader(bytes, "update");
     expect_error(
-        ErrorKind::corrupt, [&] { reader.take_varint(); }, "update has a varint with a needless byte");
+        ErrorKind::corrupt, [&] { reader.take_varint(); },
+        "update has a varint with a needless byte");
   }
 }
 
@@ -134,7 +136,8 @@ TEST(ByteReader, has_nothing_to_give_when_there_is_nothing) {
   EXPECT_TRUE(reader.at_end());
   EXPECT_EQ(reader.take_bytes(0), "");
   expect_error(
-      ErrorKind::corrupt, [&] { reader.take_byte(); }, "update cut short: offset=0 bytes_left=0 bytes_needed=1");
+      ErrorKind::corrupt, [&] { reader.take_byte(); },
+      "update cut short: offset=0 bytes_left=0 bytes_needed=1");
   expect_error(
       ErrorKind::corrupt, [&] { reader.take_little_endian<std::uint64_t>(); }, "bytes_needed=8");
 }

@@ -22,7 +22,8 @@ TEST(Clock, of_the_boot_only_goes_forward) {
 
 TEST(Clock, on_the_wall_agrees_with_the_standard_library) {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const std::int64_t expected_us = std::chrono::duration_cast<std::chrono::microseconds>(now).count();
+  const std::int64_t expected_us =
+      std::chrono::duration_cast<std::chrono::microseconds>(now).count();
   EXPECT_NEAR(static_cast<double>(wall_time_us()), static_cast<double>(expected_us), 60e6);
 }
 

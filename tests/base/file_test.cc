@@ -50,15 +50,17 @@ TEST_F(File, what_is_written_is_read_back) {
 TEST_F(File, that_is_longer_than_it_can_be_is_corrupt) {
   write_file("file", "0123456789");
   expect_error(
-      ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be", path("file"),
-      "bytes_max=9");
+      ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be",
+      path("file"), "bytes_max=9");
 }
 
 TEST_F(File, that_is_absent_is_an_error_or_an_empty_descriptor) {
   expect_error(
-      ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); }, "cannot open file: path=" + path("absent"));
+      ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); },
+      "cannot open file: path=" + path("absent"));
   EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY));
-  EXPECT_EQ(testing::thrown_error([&] { open_file(path("absent"), O_RDONLY); })->system_error(), ENOENT);
+  EXPECT_EQ(testing::thrown_error([&] { open_file(path("absent"), O_RDONLY); })->system_error(),
+            ENOENT);
 }
 
 TEST_F(File, symbolic_links_are_not_followed) {
@@ -68,9 +70,11 @@ TEST_F(File, symbolic_links_are_not_followed) {
 
   for (const char* link : {"link", "dangling"}) {
     expect_error(
-        ErrorKind::invalid, [&] { open_file(path(link), O_RDWR | O_CREAT, 0600); }, "a symbolic link is in its place");
+        ErrorKind::invalid, [&] { open_file(path(link), O_RDWR | O_CREAT, 0600); },
+        "a symbolic link is in its place");
     expect_error(
-        ErrorKind::invalid, [&] { open_file_if_exists(path(link), O_RDWR); }, "a symbolic link is in its place");
+        ErrorKind::invalid, [&] { open_file_if_exists(path(link), O_RDWR); },
+        "a symbolic link is in its place");
   }
   EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY)) << "the link's target was made";
 }
@@ -110,7 +114,8 @@ TEST_F(File, a_full_disk_is_a_limit) {
   const FileDescriptor full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
   if (!full) GTEST_SKIP() << "no /dev/full";
   expect_error(
-      ErrorKind::limit, [&] { write_all(full.number(), "x", "/dev/full"); }, "cannot write file: path=/dev/full");
+      ErrorKind::limit, [&] { write_all(full.number(), "x", "/dev/full"); },
+      "cannot write file: path=/dev/full");
 }
 
 TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
@@ -155,7 +160,8 @@ TEST_F(File, a_file_longer_than_the_process_may_have_gives_an_errno_and_no_signa
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
 
   const int beyond = allocate_in_file(file.number(), 0, 5000);
-  const int within = allocate_in_file(file.number(), 0, 3000);  // the file has that length: it does not grow
+  const int within =
+      allocate_in_file(file.number(), 0, 3000);  // the file has that length: it does not grow
 
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
   EXPECT_EQ(beyond, EFBIG);
@@ -190,12 +196,14 @@ TEST_F(Directory, that_only_its_owner_can_write_is_safe) {
 
 TEST_F(Directory, that_others_can_write_is_safe_only_if_it_is_sticky) {
   expect_error(
-      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("group", 0770)); }, "writable for others",
-      path("group"), "chmod go-w");
+      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("group", 0770)); },
+      "writable for others", path("group"), "chmod go-w");
   expect_error(
-      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("world", 0777)); }, "writable for others");
+      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("world", 0777)); },
+      "writable for others");
   expect_error(
-      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("other", 0702)); }, "writable for others");
+      ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("other", 0702)); },
+      "writable for others");
   check_directory_is_safe(make_directory("sticky", 01777));
 }
 
@@ -204,7 +212,8 @@ TEST_F(Directory, that_belongs_to_another_user_is_not_safe) {
   const std::string theirs = make_directory("theirs", 0755);
   ASSERT_EQ(::chown(theirs.c_str(), 12345, 12345), 0);
   expect_error(
-      ErrorKind::invalid, [&] { check_directory_is_safe(theirs); }, "belongs to another user", "owner=12345");
+      ErrorKind::invalid, [&] { check_directory_is_safe(theirs); }, "belongs to another user",
+      "owner=12345");
 }
 
 TEST_F(Directory, that_is_not_there_or_no_folder_is_not_safe) {

@@ -1,4 +1,5 @@
-// The hashes are part of the formats: if one of these numbers changes, every log and every state is unreadable.
+// The hashes are part of the formats: if one of these numbers changes, every log and every state is
+// unreadable.
 #include "base/hash.h"
 
 #include <gtest/gtest.h>
@@ -30,7 +31,8 @@ TEST(Digest, is_the_same_in_whatever_order_items_came_and_went) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   std::vector<std::pair<std::string, std::string>> items;
-  for (int i = 0; i < 100; ++i) items.emplace_back("key" + std::to_string(i), std::to_string(random()));
+  for (int i = 0; i < 100; ++i)
+    items.emplace_back("key" + std::to_string(i), std::to_string(random()));
 
   Digest in_order;
   for (const auto& [key, value] : items) add(in_order, item_digest(key, value));

@@ -88,7 +88,8 @@ TEST_F(ProcessLock, is_dropped_when_its_open_file_is_closed_and_not_before) {
   const FileDescriptor second = open();
   ASSERT_TRUE(try_lock_byte(first.number(), 0));
 
-  // Unlike a POSIX lock, it does not care that the process closes another descriptor of the same file.
+  // Unlike a POSIX lock, it does not care that the process closes another descriptor of the same
+  // file.
   open().close();
   EXPECT_TRUE(is_byte_locked(second.number(), 0));
 

@@ -71,16 +71,16 @@ TEST(Url, is_percent_decoded_part_by_part) {
   EXPECT_EQ(Url("x://u%3Aa:p%3A%2F@h").password(), "p:/");
   EXPECT_EQ(Url("x:?key=a%26b%3dc=d").take_option("key"), "a&b=c=d");
 
-  for (const char* text :
-       {"file:///a%", "file:///a%2", "file:///%zz", "file:///%2", "x:?key=%", "x://u%@h", "x://u:%1@h"}) {
+  for (const char* text : {"file:///a%", "file:///a%2", "file:///%zz", "file:///%2", "x:?key=%",
+                           "x://u%@h", "x://u:%1@h"}) {
     expect_refused(text, "'%' without two hexadecimal digits");
   }
   expect_refused("file:///etc/passwd%00.db", "zero byte");
 }
 
 TEST(Url, without_a_scheme_is_refused) {
-  for (const char* text :
-       {"", ":", "/var/lib/flags.db", "flags.db", "://x", "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
+  for (const char* text : {"", ":", "/var/lib/flags.db", "flags.db", "://x",
+                           "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
     expect_refused(text, "does not begin with a scheme (write ");
   }
   expect_refused(std::string(33, 'x') + ":", "does not begin with a scheme");
@@ -99,8 +99,8 @@ TEST(Url, with_a_wrong_character_is_refused) {
 }
 
 TEST(Url, with_a_port_that_is_none_is_refused) {
-  for (const char* text :
-       {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999", "x://h:-1", "x://h:1x", "x://[::1]:"}) {
+  for (const char* text : {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999",
+                           "x://h:-1", "x://h:1x", "x://[::1]:"}) {
     expect_refused(text, "port");
   }
   EXPECT_EQ(Url("x://h:65535").port(), 65535);
@@ -113,10 +113,11 @@ TEST(Url, that_is_too_long_is_refused) {
 
 TEST(Url, of_a_file_is_refused_by_the_log_if_it_is_not_an_absolute_path) {
   expect_error(
-      ErrorKind::invalid, [] { (void)Url("sqlite:flags.db").file_path(); }, "no absolute path: url=sqlite:flags.db",
-      "write sqlite:///path");
+      ErrorKind::invalid, [] { (void)Url("sqlite:flags.db").file_path(); },
+      "no absolute path: url=sqlite:flags.db", "write sqlite:///path");
   expect_error(
-      ErrorKind::invalid, [] { (void)Url("file://var/lib").file_path(); }, "has a host", "with three slashes");
+      ErrorKind::invalid, [] { (void)Url("file://var/lib").file_path(); }, "has a host",
+      "with three slashes");
   expect_error(
       ErrorKind::invalid, [] { (void)Url("file://").file_path(); }, "no absolute path");
   expect_error(
@@ -138,7 +139,8 @@ TEST(UrlOptions, that_nobody_takes_are_named) {
 TEST(UrlOptions, may_be_empty_but_not_without_a_key_or_a_value) {
   EXPECT_EQ(Url("x:?key=").take_option("key"), "");
   EXPECT_NO_THROW(Url("x:?").reject_unknown_options());
-  for (const char* text : {"x:?key", "x:?=value", "x:?&", "x:?a=1&&b=2", "x:?Key=1", "x:?k%65y=1", "x:?a b=1"}) {
+  for (const char* text :
+       {"x:?key", "x:?=value", "x:?&", "x:?a=1&&b=2", "x:?Key=1", "x:?k%65y=1", "x:?a b=1"}) {
     expect_refused(text, "not of the form key=value");
   }
   expect_refused("x:?a=1&nonsense", "number=2");
@@ -156,13 +158,14 @@ TEST(UrlInstance, has_1_to_48_letters_digits_and_underscores) {
   EXPECT_TRUE(is_instance_name("A_z09"));
   EXPECT_TRUE(is_instance_name(std::string(48, 'x')));
   EXPECT_FALSE(is_instance_name(std::string(49, 'x')));
-  for (const char* name : {"", "a-b", "a.b", "a b", "a/b", "../x", "a;drop table", "a'b", "a\"b", "m\xc3\xbcller"}) {
+  for (const char* name :
+       {"", "a-b", "a.b", "a b", "a/b", "../x", "a;drop table", "a'b", "a\"b", "m\xc3\xbcller"}) {
     EXPECT_FALSE(is_instance_name(name)) << name;
   }
   EXPECT_FALSE(is_instance_name(std::string_view("a\0b", 3)));
 
-  for (const char* text :
-       {"memory:?instance=", "memory:?instance=a%2fb", "memory:?instance=%27;--", "memory:?instance=a%0ab"}) {
+  for (const char* text : {"memory:?instance=", "memory:?instance=a%2fb", "memory:?instance=%27;--",
+                           "memory:?instance=a%0ab"}) {
     expect_error(
         ErrorKind::invalid, [&] { Url(text).take_instance(); }, "instance name cannot be used",
         "use 1 to 48 of A-Z a-z 0-9 _");
@@ -171,14 +174,16 @@ TEST(UrlInstance, has_1_to_48_letters_digits_and_underscores) {
 
 TEST(UrlRedacted, shows_where_the_log_is) {
   for (const char* text :
-       {"memory:", "memory:name", "file:///var/lib/flags", "sqlite:///var/lib/flags.db?instance=default",
-        "mysql://user@host:3306/db", "mysql://[::1]:3306/db", "file:///a%20b%25"}) {
+       {"memory:", "memory:name", "file:///var/lib/flags",
+        "sqlite:///var/lib/flags.db?instance=default", "mysql://user@host:3306/db",
+        "mysql://[::1]:3306/db", "file:///a%20b%25"}) {
     EXPECT_EQ(Url(text).redacted(), text);
   }
 }
 
 TEST(UrlRedacted, shows_no_password_and_no_option_that_may_be_one) {
-  const Url url("mysql://user:hunter2@host/db?password_file=/run/hunter2&instance=blue&token=hunter2");
+  const Url url(
+      "mysql://user:hunter2@host/db?password_file=/run/hunter2&instance=blue&token=hunter2");
   EXPECT_EQ(url.redacted(), "mysql://user:***@host/db?password_file=***&instance=blue&token=***");
   EXPECT_EQ(Url("x://:hunter2@host").redacted(), "x://:***@host");
   EXPECT_EQ(Url("x://u:@host").redacted(), "x://u:***@host");
@@ -198,8 +203,8 @@ TEST(UrlRedacted, has_no_character_that_could_fool_who_reads_it) {
   EXPECT_EQ(text, "file:///a%0Ab%1B%5B2J%22?instance=%0A");
 }
 
-// A password with the characters that end an authority, as somebody writes it who does not know percent-encoding:
-// whatever becomes of it, no piece of it is shown.
+// A password with the characters that end an authority, as somebody writes it who does not know
+// percent-encoding: whatever becomes of it, no piece of it is shown.
 TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
   for (const char* text : {
            "mysql://user:hunter2/secret@host/db",
@@ -231,7 +236,8 @@ TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
     } catch (const Error& error) {
       shown += error.what();
     }
-    for (const char* secret : {"secret", "hunter2", "1234"}) EXPECT_EQ(shown.find(secret), std::string::npos) << shown;
+    for (const char* secret : {"secret", "hunter2", "1234"})
+      EXPECT_EQ(shown.find(secret), std::string::npos) << shown;
   }
 }
 
@@ -249,7 +255,8 @@ TEST(Url, of_random_bytes_is_refused_or_shows_itself) {
   int understood = 0;
   for (int i = 0; i < 200'000; ++i) {
     std::string text = random() % 2 == 0 ? "x:" : "";
-    for (std::size_t size = random() % 24; size > 0; --size) text += alphabet[random() % alphabet.size()];
+    for (std::size_t size = random() % 24; size > 0; --size)
+      text += alphabet[random() % alphabet.size()];
     std::optional<Url> url;
     const std::optional<Error> error = testing::thrown_error([&] { url.emplace(text); });
     if (error) {

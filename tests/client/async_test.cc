@@ -131,9 +131,11 @@ TEST(Async, what_may_wait_is_bounded) {
   options.queue_bytes_max = 10'000;
   Cache cache = fleet.open("berlin", script, std::move(options));
   std::vector<std::future<UpdateId>> futures;
-  for (int i = 0; i < 9; ++i) futures.push_back(cache.set_async("key" + std::to_string(i), std::string(1000, 'v')));
+  for (int i = 0; i < 9; ++i)
+    futures.push_back(cache.set_async("key" + std::to_string(i), std::string(1000, 'v')));
   expect_error(
-      ErrorKind::limit, [&] { cache.set_async("one more", std::string(1000, 'v')); }, "queue_bytes_max=10000");
+      ErrorKind::limit, [&] { cache.set_async("one more", std::string(1000, 'v')); },
+      "queue_bytes_max=10000");
   gate.open();
   for (std::future<UpdateId>& future : futures) await_id(future);
   EXPECT_FALSE(cache.contains("one more"));
@@ -156,7 +158,8 @@ TEST(Async, changes_at_fault_are_refused_at_once) {
   Cache cache = fleet.open("berlin");
   expect_error(ErrorKind::invalid, [&] { cache.set_async("", "1"); });
   expect_error(
-      ErrorKind::limit, [&] { cache.set_async("a", std::string(2U << 20, 'v')); }, "update_bytes_max");
+      ErrorKind::limit, [&] { cache.set_async("a", std::string(2U << 20, 'v')); },
+      "update_bytes_max");
   EXPECT_EQ(cache.log().extent().head, 0U);
 }
 
@@ -168,7 +171,8 @@ TEST(Async, a_log_that_is_away_is_told_when_the_deadline_has_passed) {
     if (away) throw unavailable_error();
   };
   Cache cache = fleet.open("berlin", script);
-  std::future<UpdateId> future = cache.set_async("a", "1", {.note = {}, .deadline = milliseconds(50)});
+  std::future<UpdateId> future =
+      cache.set_async("a", "1", {.note = {}, .deadline = milliseconds(50)});
   expect_error(ErrorKind::unavailable, [&] { await_id(future); });
   away = false;
   future = cache.set_async("a", "2");
@@ -191,8 +195,10 @@ TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_m
     keys.push_back("key" + std::to_string(i));
     values.push_back(incompressible_bytes(1300, static_cast<std::uint64_t>(i)));
   }
-  for (int i = 0; i < 9; ++i) items.push_back({keys[static_cast<std::size_t>(i)], values[static_cast<std::size_t>(i)]});
-  std::future<UpdateId> future = cache.set_multi_async(items, {.note = {}, .deadline = milliseconds(50)});
+  for (int i = 0; i < 9; ++i)
+    items.push_back({keys[static_cast<std::size_t>(i)], values[static_cast<std::size_t>(i)]});
+  std::future<UpdateId> future =
+      cache.set_multi_async(items, {.note = {}, .deadline = milliseconds(50)});
   expect_error(
       ErrorKind::uncertain, [&] { await_id(future); }, "changes_written=3", "of=9", "last_id=1");
   EXPECT_EQ(cache.size(), 3U);
@@ -210,7 +216,8 @@ TEST(Async, closing_ends_what_waits) {
   Cache cache = fleet.open("berlin", script);
   std::vector<std::future<UpdateId>> futures;
   for (int i = 0; i < 10; ++i)
-    futures.push_back(cache.set_async("a", std::to_string(i), {.note = std::to_string(i), .deadline = seconds(60)}));
+    futures.push_back(cache.set_async("a", std::to_string(i),
+                                      {.note = std::to_string(i), .deadline = seconds(60)}));
   while (tries == 0) std::this_thread::sleep_for(milliseconds(1));
   const auto began = std::chrono::steady_clock::now();
   cache.close_shared_state();

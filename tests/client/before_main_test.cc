@@ -1,4 +1,5 @@
-// A cache that is an object of the program's, made before main() runs, and before this library's own objects, perhaps.
+// A cache that is an object of the program's, made before main() runs, and before this library's
+// own objects, perhaps.
 #include <gtest/gtest.h>
 
 #include <string>

@@ -74,12 +74,16 @@ TEST(Fill, what_was_written_before_an_error_stays_and_is_told) {
   Cache cache = fleet.open("berlin", options);
   const std::string small(1500, 's');
   const std::string large(10'000, 'l');
-  const std::vector<Item> items{{"a", small}, {"b", small}, {"c", small}, {"d", large}, {"e", small}};
+  const std::vector<Item> items{
+      {"a", small}, {"b", small}, {"c", small}, {"d", large}, {"e", small}};
   std::size_t next = 0;
 
   expect_error(
       ErrorKind::limit,
-      [&] { cache.fill([&] { return next == items.size() ? std::nullopt : std::optional(items[next++]); }); },
+      [&] {
+        cache.fill(
+            [&] { return next == items.size() ? std::nullopt : std::optional(items[next++]); });
+      },
       "items_written=3", "last_id=2", "update_bytes_max");
 
   EXPECT_EQ(cache.size(), 3U);

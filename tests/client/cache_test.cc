@@ -117,8 +117,9 @@ TEST(Cache, of_two_changes_to_one_key_in_a_batch_the_last_one_counts) {
   Cache cache = fleet.open("berlin");
   cache.set("b", "old");
 
-  cache.write({Change::set("a", "1"), Change::erase("b"), Change::set("a", "2"), Change::set("b", "new"),
-               Change::erase("c"), Change::set("d", "1"), Change::erase("d")});
+  cache.write({Change::set("a", "1"), Change::erase("b"), Change::set("a", "2"),
+               Change::set("b", "new"), Change::erase("c"), Change::set("d", "1"),
+               Change::erase("d")});
 
   EXPECT_EQ(contents(cache), (Contents{{"a", "2"}, {"b", "new"}}));
 }
@@ -270,7 +271,8 @@ TEST(CacheLimits, refuses_keys_that_are_empty_or_too_long) {
   expect_error(
       ErrorKind::invalid, [&] { cache.erase(""); }, "key is empty");
   expect_error(
-      ErrorKind::invalid, [&] { cache.set(std::string(1025, 'k'), "value"); }, "bytes=1025", "key_bytes_max=1024");
+      ErrorKind::invalid, [&] { cache.set(std::string(1025, 'k'), "value"); }, "bytes=1025",
+      "key_bytes_max=1024");
   cache.set(std::string(1024, 'k'), "value");
 
   EXPECT_EQ(cache.get(std::string(1024, 'k')), "value");
@@ -361,7 +363,8 @@ TEST(CacheLimits, refuses_options_that_cannot_be) {
   refused([](Options& options) { options.reader_slots = 0; }, "reader_slots");
   refused([](Options& options) { options.name = "../escape"; }, "name");
   expect_error(
-      ErrorKind::invalid, [&] { Cache(std::unique_ptr<Log>(), fleet.options("berlin")); }, "no log");
+      ErrorKind::invalid, [&] { Cache(std::unique_ptr<Log>(), fleet.options("berlin")); },
+      "no log");
   expect_error(ErrorKind::invalid, [&] { Cache("gopher://host/", fleet.options("berlin")); });
 }
 
@@ -369,7 +372,8 @@ TEST(CacheLimits, a_note_is_at_most_255_bytes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   expect_error(
-      ErrorKind::invalid, [&] { cache.set("a", "1", {.note = std::string(256, 'n'), .deadline = {}}); }, "note");
+      ErrorKind::invalid,
+      [&] { cache.set("a", "1", {.note = std::string(256, 'n'), .deadline = {}}); }, "note");
   EXPECT_EQ(fleet.log()->extent().head, 0U);
 }
 
@@ -404,7 +408,9 @@ TEST(CacheClosing, everything_throws_afterwards_but_what_says_where_it_was) {
   closed([&] { cache.erase_multi({"a"}); });
   closed([&] { cache.write({Change::erase("a")}); });
   closed([&] { cache.update(); });
-  closed([&] { cache.update({.staleness_max = std::chrono::hours(1), .at_least = 0, .deadline = {}}); });
+  closed([&] {
+    cache.update({.staleness_max = std::chrono::hours(1), .at_least = 0, .deadline = {}});
+  });
   closed([&] { cache.rewrite_history(); });
   closed([&] { cache.delete_all_history(); });
   closed([&] { cache.applied_id(); });

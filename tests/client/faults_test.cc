@@ -1,5 +1,5 @@
-// Faults of the program whycache is the successor of, each shown not to be here. One test per fault, named after what
-// it prevents.
+// Faults of the program whycache is the successor of, each shown not to be here. One test per
+// fault, named after what it prevents.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -49,7 +49,8 @@ TEST_F(Faults, a_reader_never_passes_an_update_that_is_committed_later) {
   for (int i = 0; i < 3; ++i) {
     writers.emplace_back([this, i] {
       Cache cache = fleet.open("writer" + std::to_string(i));
-      for (int j = 0; j < 150; ++j) cache.set("key" + std::to_string(i) + "." + std::to_string(j), "value");
+      for (int j = 0; j < 150; ++j)
+        cache.set("key" + std::to_string(i) + "." + std::to_string(j), "value");
     });
   }
   Cache reader = fleet.open("reader");
@@ -84,7 +85,8 @@ TEST_F(Faults, a_rewrite_never_loses_what_is_written_while_it_runs) {
   EXPECT_EQ(contents(fleet.open("new")), written);
 }
 
-// A machine behind a rewrite: keys deleted in between live on for ever, updates between are lost; silently.
+// A machine behind a rewrite: keys deleted in between live on for ever, updates between are lost;
+// silently.
 TEST_F(Faults, a_machine_behind_a_rewrite_has_no_ghosts_and_no_holes) {
   Cache writer = fleet.open("writer");
   Cache behind = fleet.open("behind");
@@ -114,7 +116,8 @@ TEST_F(Faults, a_bootstrap_copy_older_than_the_last_rewrite_is_not_believed) {
   EXPECT_EQ(contents(fleet.open("copy")), (Contents{{"a", "1"}}));
 }
 
-// Deleting a key that is absent makes the rest of that batch be skipped, and the next update steps over it.
+// Deleting a key that is absent makes the rest of that batch be skipped, and the next update steps
+// over it.
 TEST_F(Faults, erasing_an_absent_key_spoils_nothing_of_its_batch) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -240,7 +243,8 @@ TEST_F(Faults, an_empty_value_is_a_value) {
   EXPECT_FALSE(reader.contains("a"));
 }
 
-// After a rewrite up to the newest id the head goes down (20 -> 1): every machine fails, old ids are handed out again.
+// After a rewrite up to the newest id the head goes down (20 -> 1): every machine fails, old ids
+// are handed out again.
 TEST_F(Faults, after_a_rewrite_up_to_the_head_ids_go_on) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -261,7 +265,8 @@ TEST(FaultsOfFiles, two_processes_never_take_one_id) {
   for (int process = 0; process < 3; ++process) {
     writers.push_back(std::make_unique<TestProcess>([&, process] {
       Cache cache = fleet.open("machine" + std::to_string(process));
-      for (int i = 0; i < 30; ++i) cache.set("key" + std::to_string(process) + "." + std::to_string(i), "value");
+      for (int i = 0; i < 30; ++i)
+        cache.set("key" + std::to_string(process) + "." + std::to_string(i), "value");
     }));
   }
   for (auto& writer : writers) EXPECT_EQ(writer->wait(), 0);
@@ -286,7 +291,8 @@ TEST_F(Faults, deleting_the_history_reaches_every_machine) {
   EXPECT_EQ(reader.digest(), writer.digest());
 }
 
-// A value one codec can write and the other cannot store is committed and then stops every machine at that id for ever.
+// A value one codec can write and the other cannot store is committed and then stops every machine
+// at that id for ever.
 TEST_F(Faults, no_value_stops_a_machine) {
   Options options;
   options.update_bytes_max = 20U << 20;
@@ -310,14 +316,16 @@ TEST_F(Faults, no_value_stops_a_machine) {
                                         "{\"json\": [1, 2",
                                         "\x80\x04\x95pickle"};
   for (std::size_t i = 0; i < values.size(); ++i) writer.set("key" + std::to_string(i), values[i]);
-  expect_error(ErrorKind::limit, [&] { writer.set("too large", std::string(value_bytes_max + 1, 'v')); });
+  expect_error(ErrorKind::limit,
+               [&] { writer.set("too large", std::string(value_bytes_max + 1, 'v')); });
 
   EXPECT_EQ(reader.update(), values.size() + 1);
-  for (std::size_t i = 0; i < values.size(); ++i) EXPECT_EQ(reader.get("key" + std::to_string(i)), values[i]) << i;
+  for (std::size_t i = 0; i < values.size(); ++i)
+    EXPECT_EQ(reader.get("key" + std::to_string(i)), values[i]) << i;
 }
 
-// rewrite fails as soon as a key was set and then deleted singly; needs gaps in the ids; a multi-key load can never be
-// rewritten.
+// rewrite fails as soon as a key was set and then deleted singly; needs gaps in the ids; a
+// multi-key load can never be rewritten.
 TEST_F(Faults, any_history_can_be_rewritten) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -387,8 +395,8 @@ TEST_F(Faults, two_rewrites_at_once_leave_one_whole_history) {
   EXPECT_EQ(fleet.open("new").digest(), berlin.digest());
 }
 
-// set_multi({}) writes an empty row. delete_multi commits but never deletes locally. delete of an absent key commits,
-// then raises.
+// set_multi({}) writes an empty row. delete_multi commits but never deletes locally. delete of an
+// absent key commits, then raises.
 TEST_F(Faults, empty_batches_write_nothing_and_erasing_happens_here_too) {
   Cache cache = fleet.open("berlin");
   cache.set_multi({{"a", "1"}, {"b", "2"}});
@@ -405,8 +413,8 @@ TEST_F(Faults, no_key_is_special) {
   Cache cache = fleet.open("berlin");
   expect_error(ErrorKind::invalid, [&] { cache.set("", "17"); });
   EXPECT_EQ(cache.get(""), std::nullopt);
-  for (const std::string& key :
-       {std::string(1, '\0'), std::string("applied_id"), std::string(8, '\xff'), std::string("\0id", 3)}) {
+  for (const std::string& key : {std::string(1, '\0'), std::string("applied_id"),
+                                 std::string(8, '\xff'), std::string("\0id", 3)}) {
     cache.set(key, "mine");
     EXPECT_EQ(cache.get(key), "mine");
   }
@@ -487,7 +495,8 @@ TEST(FaultsOfProcesses, a_dead_writer_stalls_nobody) {
   for (int round = 0; round < 5; ++round) {
     TestProcess writer([&] {
       Cache other = fleet.open("berlin");
-      for (int i = 0;; ++i) other.set("a", incompressible_bytes(2000, static_cast<std::uint64_t>(i)));
+      for (int i = 0;; ++i)
+        other.set("a", incompressible_bytes(2000, static_cast<std::uint64_t>(i)));
     });
     std::this_thread::sleep_for(milliseconds(30));
     writer.kill_and_wait();
@@ -519,7 +528,9 @@ TEST_F(Faults, one_process_of_a_machine_asks_for_all) {
   writer.set("a", "1");
   script->read_count = 0;
   for (Cache& cache : caches)
-    EXPECT_EQ(cache.update({.staleness_max = std::chrono::seconds(60), .at_least = 1, .deadline = {}}), 1U);
+    EXPECT_EQ(
+        cache.update({.staleness_max = std::chrono::seconds(60), .at_least = 1, .deadline = {}}),
+        1U);
   EXPECT_EQ(script->read_count, 1);
   for (Cache& cache : caches) EXPECT_EQ(cache.get("a"), "1");
 }

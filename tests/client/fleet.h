@@ -93,7 +93,8 @@ class Fleet {
   explicit Fleet(const std::string& kind = "memory") {
     static std::atomic<int> next{0};
     if (kind == "memory") memory_directory_.emplace();
-    if (kind == "memory") url_ = "memory:fleet_" + std::to_string(::getpid()) + "_" + std::to_string(next++);
+    if (kind == "memory")
+      url_ = "memory:fleet_" + std::to_string(::getpid()) + "_" + std::to_string(next++);
     if (kind == "sqlite") url_ = "sqlite://" + directory_.file("log.db");
     if (kind == "file") {
       std::filesystem::create_directory(directory_.file("log"));
@@ -104,9 +105,12 @@ class Fleet {
   const std::string& url() const { return url_; }
   const TemporaryDirectory& directory() const { return directory_; }
   std::string state_directory() const {
-    return memory_directory_ && !memory_directory_->path().empty() ? memory_directory_->path() : directory_.path();
+    return memory_directory_ && !memory_directory_->path().empty() ? memory_directory_->path()
+                                                                   : directory_.path();
   }
-  std::string state_path(const std::string& machine) const { return state_directory() + "/" + machine + ".state"; }
+  std::string state_path(const std::string& machine) const {
+    return state_directory() + "/" + machine + ".state";
+  }
 
   Options options(const std::string& machine) const {
     Options options;
@@ -117,9 +121,11 @@ class Fleet {
     options.state_path = state_path(machine);
     return Cache(url_, std::move(options));
   }
-  Cache open(const std::string& machine, std::shared_ptr<Script> script, Options options = {}) const {
+  Cache open(const std::string& machine, std::shared_ptr<Script> script,
+             Options options = {}) const {
     options.state_path = state_path(machine);
-    return Cache(std::make_unique<ScriptedLog>(open_log(url_), std::move(script)), std::move(options));
+    return Cache(std::make_unique<ScriptedLog>(open_log(url_), std::move(script)),
+                 std::move(options));
   }
   std::unique_ptr<Log> log() const { return open_log(url_); }
 
@@ -146,8 +152,8 @@ inline std::string incompressible_bytes(std::size_t bytes, std::uint64_t seed) {
   return text;
 }
 
-// A process that runs `story` and ends. Its exit status says whether the story came to its end and expected nothing in
-// vain.
+// A process that runs `story` and ends. Its exit status says whether the story came to its end and
+// expected nothing in vain.
 class TestProcess {
  public:
   explicit TestProcess(const std::function<void()>& story) {
@@ -190,6 +196,8 @@ class TestProcess {
 };
 
 // Runs a story in a process of its own and expects it to end well.
-inline void expect_success_in_child(const std::function<void()>& story) { EXPECT_EQ(TestProcess(story).wait(), 0); }
+inline void expect_success_in_child(const std::function<void()>& story) {
+  EXPECT_EQ(TestProcess(story).wait(), 0);
+}
 
 }  // namespace whycache::testing

@@ -77,7 +77,8 @@ TEST(Follow, asks_when_what_is_applied_is_not_enough_however_fresh) {
   tokyo.update();
   berlin.set("a", "1");
 
-  EXPECT_EQ(tokyo.update({.staleness_max = std::chrono::hours(1), .at_least = 1, .deadline = {}}), 1U);
+  EXPECT_EQ(tokyo.update({.staleness_max = std::chrono::hours(1), .at_least = 1, .deadline = {}}),
+            1U);
 }
 
 TEST(Follow, waits_for_an_update_that_is_still_to_come) {
@@ -101,7 +102,8 @@ TEST(Follow, gives_up_waiting_at_the_deadline) {
   const auto began = std::chrono::steady_clock::now();
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = short_deadline}); },
+      ErrorKind::unavailable,
+      [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = short_deadline}); },
       "at_least=7", "applied_id=0");
 
   const auto took = std::chrono::steady_clock::now() - began;
@@ -163,7 +165,8 @@ TEST(Follow, reads_a_long_log_page_by_page) {
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
   for (int i = 0; i < 40; ++i) {
-    berlin.set("key" + std::to_string(i), incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i),
+               incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
   }
 
   EXPECT_EQ(tokyo.update(), 40U);
@@ -177,7 +180,8 @@ TEST(Follow, stops_at_its_deadline_between_pages_and_goes_on_next_time) {
   auto script = std::make_shared<Script>();
   Cache tokyo = fleet.open("tokyo", script);
   for (int i = 0; i < 30; ++i) {
-    berlin.set("key" + std::to_string(i), incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i),
+               incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   }
   script->before_read = [] { std::this_thread::sleep_for(short_deadline); };
 
@@ -218,8 +222,8 @@ TEST(Follow, gives_up_at_the_deadline_and_reads_go_on) {
   script->before_read = [] { throw unavailable_error(); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); }, "the test's log is away",
-      "deadline_ms=60", fleet.url());
+      ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); },
+      "the test's log is away", "deadline_ms=60", fleet.url());
 
   EXPECT_EQ(cache.get("a"), "1");
   EXPECT_GT(cache.staleness(), short_deadline);
@@ -278,7 +282,8 @@ TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
   expect_error(ErrorKind::unavailable, [&] { cache.update(); });
   expect_error(ErrorKind::unavailable, [&] { cache.set("a", "2"); });
   expect_error(
-      ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); }, "the test's log is away");
+      ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); },
+      "the test's log is away");
   away = false;
   EXPECT_EQ(cache.set("a", "2"), 2U);
 }
@@ -295,7 +300,8 @@ TEST(Follow, what_other_processes_found_out_about_their_log_says_nothing_about_o
 
   right.update();
   expect_error(
-      ErrorKind::corrupt, [&] { wrong.update(with_staleness_max(std::chrono::hours(1))); }, "another log");
+      ErrorKind::corrupt, [&] { wrong.update(with_staleness_max(std::chrono::hours(1))); },
+      "another log");
   right.update();
   expect_error(
       ErrorKind::corrupt, [&] { wrong.set("b", "2"); }, "another log");
@@ -361,7 +367,8 @@ TEST_F(FollowDamagedLog, an_update_with_a_changed_byte) {
 }
 
 TEST_F(FollowDamagedLog, an_update_that_is_cut_short) {
-  expect_damage_reported([](std::string_view row) { return std::string(row.substr(0, row.size() / 2)); }, "4");
+  expect_damage_reported(
+      [](std::string_view row) { return std::string(row.substr(0, row.size() / 2)); }, "4");
 }
 
 TEST_F(FollowDamagedLog, an_update_that_is_empty) {
@@ -383,7 +390,8 @@ TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
       "version");
 }
 
-// It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is applied.
+// It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is
+// applied.
 TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
   const std::vector<std::string> rows = rows_of(berlin.log());
   const std::uint64_t chain = peek_header(rows[2])->chain;

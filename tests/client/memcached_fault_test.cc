@@ -1,5 +1,6 @@
-// A memcached that is dead, empty, forgetful, stopped or lying, and logs that are restored or replaced beneath it: that
-// costs reads of the log and some seconds, and never a wrong value, a missed update or a write that fails.
+// A memcached that is dead, empty, forgetful, stopped or lying, and logs that are restored or
+// replaced beneath it: that costs reads of the log and some seconds, and never a wrong value, a
+// missed update or a write that fails.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -34,7 +35,8 @@ std::chrono::milliseconds measure_duration(const std::function<void()>& work) {
 // Given a writer and a follower, at update 3 both, of which memcached knows.
 class MemcachedFaults : public ::testing::Test {
  protected:
-  explicit MemcachedFaults(seconds confirm = seconds(1), milliseconds patience = milliseconds(2'000))
+  explicit MemcachedFaults(seconds confirm = seconds(1),
+                           milliseconds patience = milliseconds(2'000))
       : fleet(confirm, seconds(600), patience) {
     for (int i = 1; i <= 3; ++i) write();
     tokyo->update();
@@ -56,7 +58,8 @@ class MemcachedFaults : public ::testing::Test {
     EXPECT_EQ(tokyo->update(), id);
     expect_right_value();
   }
-  // The follower sees it within the time in which each asks the log itself, and nothing wrong until then.
+  // The follower sees it within the time in which each asks the log itself, and nothing wrong until
+  // then.
   void expect_applied_id_soon(UpdateId id) {
     EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] {
       expect_right_value();
@@ -64,7 +67,8 @@ class MemcachedFaults : public ::testing::Test {
     }));
   }
   // The bytes of an update as another history would have them.
-  static std::string forged_update(UpdateId id, std::uint64_t previous_chain, const std::string& value) {
+  static std::string forged_update(UpdateId id, std::uint64_t previous_chain,
+                                   const std::string& value) {
     Draft draft(Authorship{});
     draft.add(Change::set("key", value), 1 << 20);
     return std::string(draft.seal(id, previous_chain));
@@ -124,7 +128,8 @@ TEST_F(MemcachedFaults, killed_in_the_middle_and_started_again_empty) {
       tokyo->update();
       expect_right_value();
     }
-    EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+    EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(),
+                           [&] { return tokyo->applied_id() == berlin->applied_id(); }));
   }
   EXPECT_GT(fleet.memcached().statistic("curr_items"), 0U);  // it is used again
 }
@@ -138,7 +143,8 @@ TEST_F(MemcachedFaults, emptied_again_and_again) {
     expect_right_value();
     std::this_thread::sleep_for(milliseconds(50));
   }
-  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(),
+                         [&] { return tokyo->applied_id() == berlin->applied_id(); }));
 }
 
 TEST_F(MemcachedFaults, what_was_evicted_is_read_from_the_log) {
@@ -147,11 +153,13 @@ TEST_F(MemcachedFaults, what_was_evicted_is_read_from_the_log) {
   TieredMachine rome = fleet.open("rome");
   rome->update();
   for (int i = 0; i < 400; ++i) {
-    paris->set("key " + std::to_string(i % 50), incompressible_bytes(20'000, static_cast<std::uint64_t>(i)));
+    paris->set("key " + std::to_string(i % 50),
+               incompressible_bytes(20'000, static_cast<std::uint64_t>(i)));
     if (i % 40 == 0) rome->update();
   }
   EXPECT_GT(fleet.memcached().statistic("evictions"), 0U);
-  EXPECT_TRUE(poll_until(rome, fleet.staleness_max(), [&] { return rome->applied_id() == paris->applied_id(); }));
+  EXPECT_TRUE(poll_until(rome, fleet.staleness_max(),
+                         [&] { return rome->applied_id() == paris->applied_id(); }));
   EXPECT_EQ(rome->digest(), paris->digest());
 }
 
@@ -159,7 +167,8 @@ TEST_F(MemcachedStopped, it_delays_nothing_for_long) {
   fleet.server().pause();
   EXPECT_LT(measure_duration([&] { write(); }), milliseconds(900));
   EXPECT_LT(measure_duration([&] { tokyo->update(); }), milliseconds(900));
-  EXPECT_LT(measure_duration([&] { EXPECT_EQ(tokyo->get_fresh("key").value, "4"); }), milliseconds(900));
+  EXPECT_LT(measure_duration([&] { EXPECT_EQ(tokyo->get_fresh("key").value, "4"); }),
+            milliseconds(900));
   // For a while it is left alone.
   EXPECT_LT(measure_duration([&] {
               for (int i = 0; i < 5; ++i) write();
@@ -186,9 +195,11 @@ TEST_F(MemcachedFaults, of_two_servers_one_dies) {
       rome->update();
       EXPECT_LE(rome->applied_id(), id);
     }
-    EXPECT_TRUE(poll_until(rome, fleet.staleness_max(), [&] { return rome->applied_id() == paris->applied_id(); }));
+    EXPECT_TRUE(poll_until(rome, fleet.staleness_max(),
+                           [&] { return rome->applied_id() == paris->applied_id(); }));
     fleet.server(dying).start();
-    EXPECT_TRUE(poll_until(rome, fleet.staleness_max(), [&] { return rome->applied_id() == paris->applied_id(); }));
+    EXPECT_TRUE(poll_until(rome, fleet.staleness_max(),
+                           [&] { return rome->applied_id() == paris->applied_id(); }));
   }
 }
 
@@ -196,10 +207,12 @@ TEST_F(MemcachedFaults, of_two_servers_one_dies) {
 
 TEST_F(MemcachedLies, random_bytes_in_place_of_an_update) {
   const UpdateId id = write();
-  fleet.memcached().set(fleet.memcached_key("u:" + std::to_string(id)), incompressible_bytes(100, id));
+  fleet.memcached().set(fleet.memcached_key("u:" + std::to_string(id)),
+                        incompressible_bytes(100, id));
   expect_applied_id(id);
   // What was wrong is right again.
-  EXPECT_EQ(fleet.memcached().get(fleet.memcached_key("u:" + std::to_string(id))), bytes_in_log(id));
+  EXPECT_EQ(fleet.memcached().get(fleet.memcached_key("u:" + std::to_string(id))),
+            bytes_in_log(id));
 }
 
 TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
@@ -216,7 +229,8 @@ TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
 }
 
 TEST_F(MemcachedLies, another_update_that_would_continue_the_history) {
-  // Given an update that is valid in every way, but not the one in the log, and one after it that is in the log,
+  // Given an update that is valid in every way, but not the one in the log, and one after it that
+  // is in the log,
   const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
   write();
   const UpdateId last = write();
@@ -264,8 +278,9 @@ TEST_F(MemcachedLies, a_head_of_another_log_or_none_at_all) {
   TieredFleet other(never);
   TieredMachine elsewhere = other.open("elsewhere");
   for (int i = 0; i < 10; ++i) elsewhere->set("key", "of another log");
-  for (const std::string& lie : {*other.memcached().get(other.memcached_key("head")), std::string(),
-                                 std::string("head"), incompressible_bytes(48, 1), incompressible_bytes(5'000, 2)}) {
+  for (const std::string& lie :
+       {*other.memcached().get(other.memcached_key("head")), std::string(), std::string("head"),
+        incompressible_bytes(48, 1), incompressible_bytes(5'000, 2)}) {
     fleet.memcached().set(fleet.memcached_key("head"), lie);
     expect_applied_id(berlin->applied_id());
     fleet.memcached().set(fleet.memcached_key("head"), lie);
@@ -286,7 +301,8 @@ TEST_F(MemcachedLies, a_head_that_is_too_high) {
     lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
     fleet.memcached().set(fleet.memcached_key("head"), lie);
     fleet.memcached().remove(fleet.memcached_key("fill:4"));
-    // then it is found that memcached has no such update, the log is asked, and the head is right again.
+    // then it is found that memcached has no such update, the log is asked, and the head is right
+    // again.
     expect_applied_id(3);
     EXPECT_NE(fleet.memcached().get(fleet.memcached_key("head")), lie);
   }
@@ -324,7 +340,8 @@ TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
     if (random() % 2 == 0) tokyo->update();
     expect_right_value();
   }
-  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == berlin->applied_id(); }));
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(),
+                         [&] { return tokyo->applied_id() == berlin->applied_id(); }));
   EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
   EXPECT_EQ(tokyo->counters().rebuilds_diverged + tokyo->counters().rebuilds_replaced, 0U);
 }
@@ -339,8 +356,10 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
   TieredMachine paris = fleet.open("paris");
   EXPECT_EQ(paris->set("key", "after the restore"), 5U);
 
-  // then the follower, who has update 8 of what is no more, finds out, and stays with the new history.
-  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->get("key") == "after the restore"; }));
+  // then the follower, who has update 8 of what is no more, finds out, and stays with the new
+  // history.
+  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(),
+                         [&] { return tokyo->get("key") == "after the restore"; }));
   for (int i = 0; i < 10; ++i) {
     tokyo->update();
     EXPECT_EQ(tokyo->applied_id(), 5U);
@@ -425,7 +444,8 @@ TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_fro
   for (int i = 0; i < 4; ++i) paris->set("key", "after the restore");
   std::this_thread::sleep_for(milliseconds(150));
 
-  // Given a record that looks as if somebody had asked the log a moment ago, and found the update 8 that was lost,
+  // Given a record that looks as if somebody had asked the log a moment ago, and found the update 8
+  // that was lost,
   for (std::uint64_t number : {1U, 2U}) {
     std::string lie = *fleet.memcached().get(fleet.memcached_key("head"));
     lie.replace(0, 8, std::string(reinterpret_cast<const char*>(&number), 8));
@@ -444,7 +464,8 @@ TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_fro
 
 TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
   const std::string file = fleet.fleet().directory().file("log.db");
-  for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(file + suffix);
+  for (const char* suffix : {"", "-journal", "-wal", "-shm"})
+    std::filesystem::remove(file + suffix);
   TieredMachine paris = fleet.open("paris");
   paris->set("key", "in another log");
 
@@ -469,7 +490,8 @@ TEST_F(MemcachedFaults, what_memcached_has_does_not_hide_for_long_that_the_log_i
   EXPECT_TRUE(error.has_value());
   EXPECT_GT(tokyo->staleness(), seconds(0));
   fleet.database().run("ALTER TABLE away RENAME TO whycache_updates_default");
-  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->staleness() < seconds(2); }));
+  EXPECT_TRUE(
+      poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->staleness() < seconds(2); }));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Machines that find what is new in memcached: what they see, how old it may be, and how seldom they ask the log.
+// Machines that find what is new in memcached: what they see, how old it may be, and how seldom
+// they ask the log.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -75,7 +76,8 @@ TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
     std::this_thread::sleep_for(milliseconds(50));
   }
 
-  // then the log was asked about once a second, not by each of them, and what they say of their staleness is as true.
+  // then the log was asked about once a second, not by each of them, and what they say of their
+  // staleness is as true.
   const std::uint64_t calls = log_calls_of(followers) - before;
   EXPECT_GE(calls, 2U);
   EXPECT_LE(calls, 10U);
@@ -115,7 +117,8 @@ TEST(MemcachedFleet, what_memcached_was_not_told_is_seen_at_the_next_confirmatio
 
   stranger->set("key", "new");
   for (const TieredMachine& follower : followers) {
-    EXPECT_TRUE(poll_until(follower, fleet.staleness_max(), [&] { return follower->get("key") == "new"; }));
+    EXPECT_TRUE(
+        poll_until(follower, fleet.staleness_max(), [&] { return follower->get("key") == "new"; }));
   }
 }
 
@@ -218,7 +221,8 @@ TEST(MemcachedFleet, who_slept_through_a_rewrite_builds_a_new_state) {
   fleet.memcached().flush_all();
   berlin->set("key", "after");
 
-  EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->get("key") == "after"; }));
+  EXPECT_TRUE(
+      poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->get("key") == "after"; }));
   EXPECT_EQ(contents(*tokyo.cache), contents(*berlin.cache));
   EXPECT_EQ(tokyo->counters().rebuilds_behind_base, 1U);
 }

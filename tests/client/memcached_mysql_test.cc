@@ -1,5 +1,5 @@
-// Who writes with memcached in front of MariaDB: after a connection was lost the log is read before it is written, even
-// if what stands there has just been had from memcached.
+// Who writes with memcached in front of MariaDB: after a connection was lost the log is read before
+// it is written, even if what stands there has just been had from memcached.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -22,18 +22,20 @@ TEST(MemcachedMysql, a_writer_whose_connection_was_lost_is_not_kept_waiting_by_w
   TcpProxy proxy(server.port());
   const std::string database = server.make_database();
   // So that nobody asks the log in between.
-  const std::string options =
-      "?memcached=" + MemcachedServer::shared().address() + "&memcached_timeout_ms=2000&confirm_s=3600";
+  const std::string options = "?memcached=" + MemcachedServer::shared().address() +
+                              "&memcached_timeout_ms=2000&confirm_s=3600";
   Fleet fleet;
   Cache berlin("memcached+" + server.url(database) + options, fleet.options("berlin"));
-  Cache tokyo("memcached+mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + database + options,
-              fleet.options("tokyo"));
+  Cache tokyo(
+      "memcached+mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + database + options,
+      fleet.options("tokyo"));
   berlin.set("key", "first");
   tokyo.update();
   tokyo.update();
 
   for (int round = 1; round <= 20; ++round) {
-    // Given a machine that has no connection to the log any more, and its last update from memcached,
+    // Given a machine that has no connection to the log any more, and its last update from
+    // memcached,
     const UpdateId id = berlin.set("key", "berlin");
     proxy.cut_all();
     const std::uint64_t connections = proxy.connections();
@@ -42,7 +44,8 @@ TEST(MemcachedMysql, a_writer_whose_connection_was_lost_is_not_kept_waiting_by_w
     const std::uint64_t retries = tokyo.counters().log_retries;
 
     // when it writes, then the second attempt at the latest succeeds.
-    EXPECT_EQ(tokyo.set("key", "tokyo", {.note = {}, .deadline = std::chrono::seconds(10)}), id + 1);
+    EXPECT_EQ(tokyo.set("key", "tokyo", {.note = {}, .deadline = std::chrono::seconds(10)}),
+              id + 1);
     EXPECT_LE(tokyo.counters().log_retries, retries + 1);
     EXPECT_EQ(proxy.connections(), connections + 1);
     ASSERT_EQ(berlin.update(), id + 1);

@@ -1,7 +1,7 @@
-// The model test: random operations on a fleet, compared with a std::map that remembers what every key was at every id,
-// and with a replay of the whole log. Whatever is read, on whichever machine, must be what the log says as of that
-// machine's applied id; a view must go on showing its id; and whoever compares finds the same contents and the same
-// digest everywhere.
+// The model test: random operations on a fleet, compared with a std::map that remembers what every
+// key was at every id, and with a replay of the whole log. Whatever is read, on whichever machine,
+// must be what the log says as of that machine's applied id; a view must go on showing its id; and
+// whoever compares finds the same contents and the same digest everywhere.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -76,8 +76,9 @@ class KeyVersions {
     const auto found = keys_.find(key);
     if (found == keys_.end()) return std::nullopt;
     const auto& versions = found->second;
-    const auto after = std::upper_bound(versions.begin(), versions.end(), id,
-                                        [](UpdateId at, const Version& version) { return at < version.id; });
+    const auto after =
+        std::upper_bound(versions.begin(), versions.end(), id,
+                         [](UpdateId at, const Version& version) { return at < version.id; });
     return after == versions.begin() ? std::nullopt : std::prev(after)->value;
   }
   Contents at(UpdateId id) const {
@@ -107,8 +108,9 @@ class KeyVersions {
 class Model {
  public:
   explicit Model(std::uint64_t seed) : random_(seed) {
-    // Once in a while it fails before it does anything, or does it and loses the answer; and sometimes another machine
-    // rewrites the history before the writer could look whether its update is there.
+    // Once in a while it fails before it does anything, or does it and loses the answer; and
+    // sometimes another machine rewrites the history before the writer could look whether its
+    // update is there.
     script_->before_append = [this](UpdateId) {
       if (chance(1000)) throw chance(2) ? unavailable_error() : uncertain_error();
     };
@@ -136,11 +138,11 @@ class Model {
       if (operations_ % 16384 == 16383) forget_old_versions();
     }
     compare_all();
-    std::printf("operations=%" PRIu64 " head=%" PRIu64 " compared=%" PRIu64 " rewrites=%" PRIu64 " reopened=%" PRIu64
-                " bootstrapped=%" PRIu64 " rebuilt=%" PRIu64 " answers_lost=%" PRIu64 " uncertain=%" PRIu64
-                " of_these_written=%" PRIu64 "\n",
-                operations_, head_, compared_, rewrites_, reopened_, bootstrapped_, rebuilt_, lost_answer_count_,
-                uncertain_, uncertain_and_written_);
+    std::printf("operations=%" PRIu64 " head=%" PRIu64 " compared=%" PRIu64 " rewrites=%" PRIu64
+                " reopened=%" PRIu64 " bootstrapped=%" PRIu64 " rebuilt=%" PRIu64
+                " answers_lost=%" PRIu64 " uncertain=%" PRIu64 " of_these_written=%" PRIu64 "\n",
+                operations_, head_, compared_, rewrites_, reopened_, bootstrapped_, rebuilt_,
+                lost_answer_count_, uncertain_, uncertain_and_written_);
   }
   std::uint64_t uncertain_and_written() const { return uncertain_and_written_; }
   std::uint64_t uncertain_and_not_written() const { return uncertain_ - uncertain_and_written_; }
@@ -156,7 +158,8 @@ class Model {
   std::string random_value() {
     if (chance(500)) return incompressible_bytes(random_() % 20000, random_());
     if (chance(10)) return std::string();
-    return std::string(random_() % 40, static_cast<char>('a' + random_() % 26)) + std::to_string(random_() % 1000);
+    return std::string(random_() % 40, static_cast<char>('a' + random_() % 26)) +
+           std::to_string(random_() % 1000);
   }
   std::size_t random_machine() { return random_() % machines_.size(); }
   static std::string name(std::size_t machine) { return "machine" + std::to_string(machine); }
@@ -178,10 +181,12 @@ class Model {
     ++reopened_;
   }
 
-  // Does what writes. If it cannot tell whether that is in the log, the log is asked: of what was to become `after`,
-  // all is there or nothing, or a part if it was split into several updates. False then.
+  // Does what writes. If it cannot tell whether that is in the log, the log is asked: of what was
+  // to become `after`, all is there or nothing, or a part if it was split into several updates.
+  // False then.
   template <typename Write>
-  bool write_and_resolve(Cache& cache, const Write& write, const std::function<Contents(Contents)>& after) {
+  bool write_and_resolve(Cache& cache, const Write& write,
+                         const std::function<Contents(Contents)>& after) {
     try {
       write();
       return true;
@@ -216,7 +221,8 @@ class Model {
     for (const auto& [key, ignored] : keys) {
       const auto value = value_in(found, key);
       const auto value_before = value_in(before, key);
-      EXPECT_TRUE(value == value_before || value == value_in(wanted, key)) << "operation " << operations_ << " " << key;
+      EXPECT_TRUE(value == value_before || value == value_in(wanted, key))
+          << "operation " << operations_ << " " << key;
       if (value != value_before) history_.change(head_, key, value);
     }
     EXPECT_EQ(cache.update(), head_) << "operation " << operations_;
@@ -238,11 +244,12 @@ class Model {
     if (changes.empty()) return;
     ASSERT_GT(id, before);
     head_ = id;
-    // Several updates if it was split; which change went into which one does not matter for what is compared at the
-    // last.
+    // Several updates if it was split; which change went into which one does not matter for what is
+    // compared at the last.
     for (const Change& change : changes) {
       history_.change(id, std::string(change.key),
-                      change.kind == Change::Kind::set ? std::optional<std::string>(change.value) : std::nullopt);
+                      change.kind == Change::Kind::set ? std::optional<std::string>(change.value)
+                                                       : std::nullopt);
     }
   }
 
@@ -254,10 +261,12 @@ class Model {
     if (what < 400) {
       const std::string key = random_key();
       const UpdateId id = cache.applied_id();
-      ASSERT_EQ(cache.get(key), history_.get(key, id)) << "operation " << number << " key " << key << " id " << id;
+      ASSERT_EQ(cache.get(key), history_.get(key, id))
+          << "operation " << number << " key " << key << " id " << id;
     } else if (what < 450) {
       const std::string key = random_key();
-      ASSERT_EQ(cache.contains(key), history_.get(key, cache.applied_id()).has_value()) << "operation " << number;
+      ASSERT_EQ(cache.contains(key), history_.get(key, cache.applied_id()).has_value())
+          << "operation " << number;
     } else if (what < 480) {
       std::vector<std::string> keys(random_() % 10);
       for (std::string& key : keys) key = random_key();
@@ -357,7 +366,8 @@ class Model {
         {
           UpdateId base = 0;
           if (!write_and_resolve(
-                  cache, [&] { base = cache.delete_all_history(); }, [](const Contents&) { return Contents(); }))
+                  cache, [&] { base = cache.delete_all_history(); },
+                  [](const Contents&) { return Contents(); }))
             return;
           head_ = base;
           history_.erase_all(head_);
@@ -403,7 +413,8 @@ class Model {
                                std::filesystem::copy_options::overwrite_existing);
     open(to);
     reopen(from);
-    ASSERT_EQ(machines_[to]->counters().rebuilds_damaged, 0U) << "a copy of a closed state is whole";
+    ASSERT_EQ(machines_[to]->counters().rebuilds_damaged, 0U)
+        << "a copy of a closed state is whole";
     ++bootstrapped_;
   }
 
@@ -431,9 +442,10 @@ class Model {
 
   std::mt19937_64 random_;
   std::shared_ptr<Script> script_ = std::make_shared<Script>();
-  bool log_fails_ = true;               // once in a while
-  bool in_concurrent_rewrite_ = false;  // a machine rewrites the history while another one is writing
-  std::size_t active_machine_ = 0;      // the machine whose turn it is
+  bool log_fails_ = true;  // once in a while
+  bool in_concurrent_rewrite_ =
+      false;                        // a machine rewrites the history while another one is writing
+  std::size_t active_machine_ = 0;  // the machine whose turn it is
   Fleet fleet_;
   std::array<std::unique_ptr<Cache>, 3> machines_;
   KeyVersions history_;

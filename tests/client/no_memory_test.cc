@@ -1,4 +1,5 @@
-// Allocations that fail: what is told of a write has to be true all the same, and nobody is left waiting.
+// Allocations that fail: what is told of a write has to be true all the same, and nobody is left
+// waiting.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -29,7 +30,8 @@ WriteOutcome with_failing_allocation(long number, const Write& write) {
   try {
     write();
   } catch (const Error& error) {
-    told = error.kind() == ErrorKind::uncertain ? WriteOutcome::uncertain : WriteOutcome::nothing_written;
+    told = error.kind() == ErrorKind::uncertain ? WriteOutcome::uncertain
+                                                : WriteOutcome::nothing_written;
   } catch (const std::bad_alloc&) {
     told = WriteOutcome::nothing_written;
   }
@@ -48,7 +50,8 @@ TEST(NoMemory, what_is_told_of_a_write_is_true) {
     const WriteOutcome told = with_failing_allocation(number, [&] { cache.set(key, "value"); });
     cache.update();
     const bool is_there = cache.contains(key);
-    EXPECT_TRUE(told == WriteOutcome::uncertain || is_there == (told == WriteOutcome::written)) << number;
+    EXPECT_TRUE(told == WriteOutcome::uncertain || is_there == (told == WriteOutcome::written))
+        << number;
     failed += told != WriteOutcome::written;
     in_doubt += told == WriteOutcome::uncertain;
   }
@@ -57,11 +60,13 @@ TEST(NoMemory, what_is_told_of_a_write_is_true) {
   std::printf("failed=%d in_doubt=%d\n", failed, in_doubt);
 }
 
-TEST(NoMemory, a_write_that_is_not_taken_for_later_is_not_written_and_closing_does_not_wait_for_it) {
+TEST(NoMemory,
+     a_write_that_is_not_taken_for_later_is_not_written_and_closing_does_not_wait_for_it) {
   // Many updates, for which the queue has to grow.
   std::vector<std::pair<std::string, std::string>> texts;
   for (int i = 0; i < 200; ++i)
-    texts.emplace_back("key" + std::to_string(i), incompressible_bytes(3000, static_cast<unsigned>(i)));
+    texts.emplace_back("key" + std::to_string(i),
+                       incompressible_bytes(3000, static_cast<unsigned>(i)));
   std::vector<Item> items;
   for (const auto& [key, value] : texts) items.push_back({key, value});
   const auto try_one = [&](long number) {
@@ -71,13 +76,15 @@ TEST(NoMemory, a_write_that_is_not_taken_for_later_is_not_written_and_closing_do
     Cache cache = fleet.open("berlin", options);
     std::optional<std::future<UpdateId>> future;
     const long before = allocation_count;
-    const WriteOutcome told = with_failing_allocation(number, [&] { future = cache.set_multi_async(items); });
+    const WriteOutcome told =
+        with_failing_allocation(number, [&] { future = cache.set_multi_async(items); });
     const long needed = allocation_count - before;
     if (future) {
       EXPECT_EQ(future->get(), items.size()) << number;
     } else {
       EXPECT_EQ(told, WriteOutcome::nothing_written) << number;
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // for the thread to write what it was given
+      std::this_thread::sleep_for(
+          std::chrono::milliseconds(20));  // for the thread to write what it was given
     }
     cache.close_shared_state();
     EXPECT_EQ(fleet.log()->extent().head > 0, told == WriteOutcome::written) << number;

@@ -1,4 +1,5 @@
-// Several processes on one machine, and fork(): what one writes all see, and nobody is blocked by the dead.
+// Several processes on one machine, and fork(): what one writes all see, and nobody is blocked by
+// the dead.
 #include <gtest/gtest.h>
 
 #include <sys/mman.h>
@@ -19,7 +20,8 @@ using std::chrono::milliseconds;
 template <typename T>
 class Shared {
  public:
-  Shared() : at_(::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
+  Shared()
+      : at_(::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
     new (at_) T{};
   }
   ~Shared() { ::munmap(at_, sizeof(T)); }
@@ -40,8 +42,9 @@ INSTANTIATE_TEST_SUITE_P(Logs, Processes, ::testing::Values("sqlite", "file"),
 TEST_P(Processes, what_one_process_wrote_another_sees_when_set_returned) {
   Cache here = fleet.open("berlin");
   for (int i = 0; i < 5; ++i) {
-    expect_success_in_child(
-        [&] { EXPECT_EQ(fleet.open("berlin").set("key", std::to_string(i)), static_cast<UpdateId>(i) + 1); });
+    expect_success_in_child([&] {
+      EXPECT_EQ(fleet.open("berlin").set("key", std::to_string(i)), static_cast<UpdateId>(i) + 1);
+    });
     EXPECT_EQ(here.get("key"), std::to_string(i));
     EXPECT_EQ(here.applied_id(), static_cast<UpdateId>(i) + 1);
   }
@@ -119,10 +122,10 @@ TEST_P(Processes, a_writer_that_is_killed_blocks_nobody_and_tears_nothing) {
       Cache cache = fleet.open("berlin");
       for (int i = 0;; ++i) {
         const std::string value = std::to_string(::getpid()) + "." + std::to_string(i);
-        cache.set_multi(
-            {{"n", value},
-             {"m", value},
-             {"large" + std::to_string(i % 50), incompressible_bytes(5000, static_cast<std::uint64_t>(i))}});
+        cache.set_multi({{"n", value},
+                         {"m", value},
+                         {"large" + std::to_string(i % 50),
+                          incompressible_bytes(5000, static_cast<std::uint64_t>(i))}});
       }
     });
     std::this_thread::sleep_for(milliseconds(20 + random() % 60));
@@ -159,10 +162,12 @@ TEST(ProcessesKilled, a_half_applied_update_is_taken_back_and_that_is_told) {
     follower.kill_and_wait();
     const View view = watcher.view();
     const auto first = view.get("key0");
-    for (int i = 0; i < 20000; i += 97) ASSERT_EQ(view.get("key" + std::to_string(i)), first) << "half an update";
+    for (int i = 0; i < 20000; i += 97)
+      ASSERT_EQ(view.get("key" + std::to_string(i)), first) << "half an update";
     watcher.set("n", std::to_string(rounds));
   }
-  std::printf("rounds=%d recoveries=%llu\n", rounds, static_cast<unsigned long long>(watcher.counters().recoveries));
+  std::printf("rounds=%d recoveries=%llu\n", rounds,
+              static_cast<unsigned long long>(watcher.counters().recoveries));
   EXPECT_EQ(events.count(Event::Kind::recovered), static_cast<int>(watcher.counters().recoveries));
   EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
 }
@@ -216,7 +221,8 @@ TEST_P(Processes, a_fork_while_threads_write_leaves_the_child_free) {
   for (std::thread& thread : threads) thread.join();
 
   cache.update();
-  for (int round = 0; round < 20; ++round) EXPECT_TRUE(cache.contains("child" + std::to_string(round)));
+  for (int round = 0; round < 20; ++round)
+    EXPECT_TRUE(cache.contains("child" + std::to_string(round)));
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
@@ -225,7 +231,8 @@ TEST_P(Processes, threads_of_a_child_and_grandchildren_work) {
   cache.set("a", "1");
   expect_success_in_child([&] {
     std::vector<std::thread> threads;
-    for (int i = 0; i < 4; ++i) threads.emplace_back([&, i] { cache.set("child" + std::to_string(i), "1"); });
+    for (int i = 0; i < 4; ++i)
+      threads.emplace_back([&, i] { cache.set("child" + std::to_string(i), "1"); });
     for (std::thread& thread : threads) thread.join();
     expect_success_in_child([&] {
       cache.set("grandchild", "1");

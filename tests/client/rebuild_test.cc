@@ -1,5 +1,5 @@
-// Rebuilding: machines that are behind the base, logs that were restored, forked, replaced or lost their tail, copies
-// of state files, and bases that are damaged. What must never happen is silence.
+// Rebuilding: machines that are behind the base, logs that were restored, forked, replaced or lost
+// their tail, copies of state files, and bases that are damaged. What must never happen is silence.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -96,8 +96,8 @@ TEST(Rebuild, a_state_that_a_writer_brings_beyond_the_base_while_the_log_is_aske
   EXPECT_EQ(follower.get("a"), "3");
 }
 
-// A writer's update is in the log and not applied yet when the history is rewritten up to it: the machine is behind the
-// base, but only until the writer goes on.
+// A writer's update is in the log and not applied yet when the history is rewritten up to it: the
+// machine is behind the base, but only until the writer goes on.
 TEST(Rebuild, a_state_that_a_writer_brings_beyond_what_is_built_is_kept) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
@@ -213,7 +213,8 @@ TEST(Rebuild, begins_again_when_the_base_is_replaced_midway) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 4; ++i)
-    berlin.set("key" + std::to_string(i), incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i),
+               incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
   berlin.rewrite_history();
   auto script = std::make_shared<Script>();
   std::atomic<int> rewrites{3};
@@ -232,7 +233,8 @@ TEST(Rebuild, begins_again_when_the_log_is_rewritten_while_its_updates_are_read)
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 30; ++i)
-    berlin.set("key" + std::to_string(i), incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i),
+               incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   auto script = std::make_shared<Script>();
   std::atomic<int> reads{0};
   script->before_read = [&] {
@@ -248,7 +250,8 @@ TEST(Rebuild, is_patient_with_a_log_that_fails_now_and_then) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 30; ++i)
-    berlin.set("key" + std::to_string(i), incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
+    berlin.set("key" + std::to_string(i),
+               incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   berlin.rewrite_history({.limit = 10, .keep = {}});
   auto script = std::make_shared<Script>();
   std::atomic<unsigned> calls{0};
@@ -268,7 +271,8 @@ class DamagedBase : public ::testing::Test {
  protected:
   DamagedBase() {
     for (int i = 0; i < 4; ++i)
-      berlin.set("key" + std::to_string(i), incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
+      berlin.set("key" + std::to_string(i),
+                 incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
     berlin.rewrite_history();
     berlin.log().read_base([&](std::string_view part) {
       parts.emplace_back(part);
@@ -276,7 +280,8 @@ class DamagedBase : public ::testing::Test {
     });
   }
 
-  void expect_refused(std::function<std::string(std::uint64_t, std::string_view)> show, const std::string& word) {
+  void expect_refused(std::function<std::string(std::uint64_t, std::string_view)> show,
+                      const std::string& word) {
     auto script = std::make_shared<Script>();
     script->transform_part = std::move(show);
     expect_error(
@@ -297,14 +302,17 @@ TEST_F(DamagedBase, a_changed_byte) {
   expect_refused(
       [](std::uint64_t part, std::string_view bytes) {
         std::string changed(bytes);
-        if (part == 1) changed[changed.size() / 2] = static_cast<char>(changed[changed.size() / 2] + 1);
+        if (part == 1)
+          changed[changed.size() / 2] = static_cast<char>(changed[changed.size() / 2] + 1);
         return changed;
       },
       "part=1");
 }
 
 TEST_F(DamagedBase, a_part_that_is_cut_short) {
-  expect_refused([](std::uint64_t, std::string_view bytes) { return std::string(bytes.substr(0, 100)); }, "part=0");
+  expect_refused(
+      [](std::uint64_t, std::string_view bytes) { return std::string(bytes.substr(0, 100)); },
+      "part=0");
 }
 
 TEST_F(DamagedBase, a_part_that_comes_twice) {
@@ -325,7 +333,8 @@ TEST_F(DamagedBase, a_last_part_that_names_other_entries) {
   berlin.rewrite_history();
   BasePartEncoder encoder(6);
   ASSERT_TRUE(encoder.add({"key", "value"}, 1000));
-  const std::string forged(encoder.finish(BaseInfo{.base = 6, .chain = 1, .item_count = 2, .digest = {}}));
+  const std::string forged(
+      encoder.finish(BaseInfo{.base = 6, .chain = 1, .item_count = 2, .digest = {}}));
   expect_refused([&](std::uint64_t, std::string_view) { return forged; }, "items=1 expected=2");
 }
 
@@ -344,7 +353,8 @@ TEST_F(DamagedBase, a_base_with_a_chain_that_is_not_its_own) {
     }
     ++count;
   }
-  forged_parts.emplace_back(encoder.finish(BaseInfo{.base = 4, .chain = 12345, .item_count = count, .digest = digest}));
+  forged_parts.emplace_back(
+      encoder.finish(BaseInfo{.base = 4, .chain = 12345, .item_count = count, .digest = digest}));
   ASSERT_EQ(forged_parts.size(), parts.size());
   expect_refused([&](std::uint64_t part, std::string_view) { return forged_parts[part]; }, "chain");
 }
@@ -506,8 +516,8 @@ TEST(Rebuild, a_state_of_another_log_is_never_overwritten) {
   Options options = ours.options("berlin");
 
   expect_error(
-      ErrorKind::corrupt, [&] { Cache(theirs.url(), options); }, "state belongs to another log", ours.url(),
-      theirs.url(), "delete");
+      ErrorKind::corrupt, [&] { Cache(theirs.url(), options); }, "state belongs to another log",
+      ours.url(), theirs.url(), "delete");
 
   EXPECT_EQ(ours.open("berlin").get("a"), "1");
 }
@@ -592,7 +602,8 @@ TEST_F(Bootstrap, a_copy_of_another_logs_state_is_not_believed_while_the_log_is_
 TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_whole) {
   Cache berlin = fleet.open("berlin");
   std::atomic<bool> end{false};
-  // Else, where reading the log is as slow as writing it, each machine would double the history for the next.
+  // Else, where reading the log is as slow as writing it, each machine would double the history for
+  // the next.
   std::atomic<int> allowed{0};
   std::thread writer([&] {
     for (int i = 0; !end; ++i) {
@@ -626,7 +637,8 @@ TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_wh
         break;
       }
       if (a.id() < b.id()) again.update({.staleness_max = {}, .at_least = b.id(), .deadline = {}});
-      if (b.id() < a.id()) const_cast<Cache&>(fresh).update({.staleness_max = {}, .at_least = a.id(), .deadline = {}});
+      if (b.id() < a.id())
+        const_cast<Cache&>(fresh).update({.staleness_max = {}, .at_least = a.id(), .deadline = {}});
     }
     copy.delete_shared_state();
   }
@@ -655,7 +667,8 @@ TEST_F(Bootstrap, a_copy_cut_short_or_changed_is_never_believed) {
     } else {
       const std::size_t from = random() % torn.size() / 4096 * 4096;
       std::fill(torn.begin() + static_cast<std::ptrdiff_t>(from),
-                torn.begin() + static_cast<std::ptrdiff_t>(std::min(from + 65536, torn.size())), '\0');
+                torn.begin() + static_cast<std::ptrdiff_t>(std::min(from + 65536, torn.size())),
+                '\0');
     }
     const std::string path = fleet.state_path("tokyo");
     {
@@ -670,7 +683,8 @@ TEST_F(Bootstrap, a_copy_cut_short_or_changed_is_never_believed) {
       rebuilt += tokyo.counters().rebuilds_damaged != 0;
       tokyo.delete_shared_state();
     } catch (const Error& error) {  // no state of ours at all: never overwritten
-      EXPECT_TRUE(error.kind() == ErrorKind::corrupt || error.kind() == ErrorKind::invalid) << error.what();
+      EXPECT_TRUE(error.kind() == ErrorKind::corrupt || error.kind() == ErrorKind::invalid)
+          << error.what();
       ++refused;
       fs::remove(path);
     }
@@ -737,8 +751,8 @@ TEST(Rebuild, a_state_that_a_read_finds_damaged_is_built_anew_by_the_next_update
   EXPECT_EQ(cache.counters().rebuilds_damaged, 1U);
 }
 
-// While one thread builds a new state, another one writes to the old one, which is good enough for that: its write must
-// not be gone again when the new state takes the old one's place.
+// While one thread builds a new state, another one writes to the old one, which is good enough for
+// that: its write must not be gone again when the new state takes the old one's place.
 TEST(Rebuild, a_write_meanwhile_is_in_the_state_that_is_built_anew) {
   Fleet fleet;
   const auto builds = std::make_shared<Script>();
@@ -761,7 +775,8 @@ TEST(Rebuild, a_write_meanwhile_is_in_the_state_that_is_built_anew) {
   }
   expect_error(ErrorKind::corrupt, [&] { rebuilding.get("damaged"); });
 
-  // The write is about to be appended when the log is read for the new state, and has returned before that is in place.
+  // The write is about to be appended when the log is read for the new state, and has returned
+  // before that is in place.
   std::atomic<int> step{0};
   const auto wait_for = [&](int wanted) {
     for (int i = 0; i < 10'000 && step < wanted; ++i) std::this_thread::sleep_for(milliseconds(1));
@@ -804,7 +819,8 @@ TEST(Rebuild, gives_up_at_the_deadline_when_others_rewrite_faster_than_it_reads)
   Options options;
   options.deadline = milliseconds(300);
   expect_error(
-      ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); }, "rewritten or replaced");
+      ErrorKind::unavailable, [&] { fleet.open("tokyo", script, options); },
+      "rewritten or replaced");
   script->before_read = nullptr;
   EXPECT_EQ(fleet.open("tokyo", script, options).digest(), berlin.digest());
 }

@@ -1,6 +1,7 @@
-// Rewriting under fire: in every round two rewriters at once, each killed at a step of its own, a step being a system
-// call; which of the two makes the next step is drawn. Machines that follow at every lag, and new ones, are then what a
-// full replay is. WHYCACHE_REWRITES says how many rounds there are on all logs together.
+// Rewriting under fire: in every round two rewriters at once, each killed at a step of its own, a
+// step being a system call; which of the two makes the next step is drawn. Machines that follow at
+// every lag, and new ones, are then what a full replay is. WHYCACHE_REWRITES says how many rounds
+// there are on all logs together.
 #include <gtest/gtest.h>
 
 #include <signal.h>
@@ -111,7 +112,8 @@ void rewrite(Cache& cache, UpdateId limit) {
 // A process that rewrites, and makes a step when it is told to.
 class SteppedRewriter {
  public:
-  SteppedRewriter(const ReferenceModel& truth, const std::string& machine, UpdateId limit, std::uint64_t deadly_step)
+  SteppedRewriter(const ReferenceModel& truth, const std::string& machine, UpdateId limit,
+                  std::uint64_t deadly_step)
       : kill_step_(deadly_step), pid_(::fork()) {
     if (pid_ < 0) throw std::runtime_error("cannot fork");
     if (pid_ == 0) {
@@ -206,11 +208,13 @@ class ProcessRewriters {
   void rewrite(const ReferenceModel& truth, std::uint64_t round) {
     if (round <= rounds_alone) return rewrite_alone(truth);
     // The first is killed at each step in turn.
-    SteppedRewriter first(truth, "first", limit_of(truth, random_), round % (counts_.step_count_max + 1));
+    SteppedRewriter first(truth, "first", limit_of(truth, random_),
+                          round % (counts_.step_count_max + 1));
     SteppedRewriter second(truth, "second", limit_of(truth, random_),
                            random_() % 2 == 0 ? never : random_() % (counts_.step_count_max + 1));
     while (!first.has_finished() || !second.has_finished()) {
-      SteppedRewriter& one = second.has_finished() || (!first.has_finished() && random_() % 2 == 0) ? first : second;
+      SteppedRewriter& one =
+          second.has_finished() || (!first.has_finished() && random_() % 2 == 0) ? first : second;
       one.step();
     }
     count(first);
@@ -241,13 +245,15 @@ class ProcessRewriters {
   RewriteCounts counts_;
 };
 
-// --- The log in memory has no other processes: its rewriters are threads, who die at a call of theirs. ---
+// --- The log in memory has no other processes: its rewriters are threads, who die at a call of
+// theirs. ---
 
 struct SimulatedCrash {};
 
 class CrashingLog final : public Log {
  public:
-  CrashingLog(std::unique_ptr<Log> log, std::uint64_t deadly_step) : log_(std::move(log)), steps_left_(deadly_step) {}
+  CrashingLog(std::unique_ptr<Log> log, std::uint64_t deadly_step)
+      : log_(std::move(log)), steps_left_(deadly_step) {}
 
   std::string name() const override { return log_->name(); }
   Extent extent() override {
@@ -295,7 +301,8 @@ class CrashingLog final : public Log {
 
 class ThreadRewriters {
  public:
-  ThreadRewriters(std::mt19937_64& random, std::string folder) : random_(random), directory_(std::move(folder)) {}
+  ThreadRewriters(std::mt19937_64& random, std::string folder)
+      : random_(random), directory_(std::move(folder)) {}
 
   void rewrite(const ReferenceModel& truth, std::uint64_t round) {
     constexpr std::uint64_t steps = 25;
@@ -310,7 +317,8 @@ class ThreadRewriters {
           Options options;
           options.state_path = directory_ + "/rewriter " + std::to_string(i);
           options.any_file_system = true;
-          Cache cache(std::make_unique<CrashingLog>(truth.store().open(), deadly_steps[i]), options);
+          Cache cache(std::make_unique<CrashingLog>(truth.store().open(), deadly_steps[i]),
+                      options);
           testing::rewrite(cache, limits[i]);
         } catch (const SimulatedCrash&) {
           died[i] = true;
@@ -348,7 +356,8 @@ void run_rounds(const char* log, std::uint64_t rounds, ReferenceModel& truth, Pa
     truth.write_random_updates();
     pair.rewrite(truth, round);
     for (auto& [lag, follower] : followers) {
-      const std::string name = "follower " + std::to_string(lag) + " in round " + std::to_string(round);
+      const std::string name =
+          "follower " + std::to_string(lag) + " in round " + std::to_string(round);
       if (round % lag == 0) {
         truth.expect_caught_up(follower, name);
       } else {
@@ -372,10 +381,13 @@ void run_rounds(const char* log, std::uint64_t rounds, ReferenceModel& truth, Pa
   followers.at(1).rewrite_history();
   EXPECT_EQ(truth.store().stored_updates().value_or(0), 0U);
   const RewriteCounts& tally = pair.counts();
-  std::printf("%s: rounds=%llu killed=%llu finished=%llu deadly_steps=%zu steps_of_a_rewrite=%llu rebuilds=%llu\n", log,
-              static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(tally.killed),
-              static_cast<unsigned long long>(tally.finished), tally.kill_steps.size(),
-              static_cast<unsigned long long>(tally.step_count_max), static_cast<unsigned long long>(rebuilds));
+  std::printf(
+      "%s: rounds=%llu killed=%llu finished=%llu deadly_steps=%zu steps_of_a_rewrite=%llu "
+      "rebuilds=%llu\n",
+      log, static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(tally.killed),
+      static_cast<unsigned long long>(tally.finished), tally.kill_steps.size(),
+      static_cast<unsigned long long>(tally.step_count_max),
+      static_cast<unsigned long long>(rebuilds));
   EXPECT_GT(tally.killed, 0U);
   EXPECT_GT(tally.finished, 0U);
   EXPECT_GT(rebuilds, 0U);
@@ -405,7 +417,9 @@ TEST(RewriteFireLongBeside, on_memory) {
 TEST(RewriteFireLongBeside, on_file) { run_process_rounds<FileStore>("file", round_count(350)); }
 
 #if WHYCACHE_WITH_SQLITE
-TEST(RewriteFireLongBeside, on_sqlite) { run_process_rounds<SqliteStore>("sqlite", round_count(350)); }
+TEST(RewriteFireLongBeside, on_sqlite) {
+  run_process_rounds<SqliteStore>("sqlite", round_count(350));
+}
 #endif
 
 #if WHYCACHE_WITH_MYSQL

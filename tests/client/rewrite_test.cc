@@ -76,8 +76,8 @@ TEST(Rewrite, at_or_below_the_base_there_is_nothing_to_do) {
   EXPECT_EQ(cache.rewrite_history(), 5U);
 }
 
-// A rewriter that was killed once it had switched leaves updates behind the base. Whoever rewrites again need not wait
-// for a new update to get rid of them.
+// A rewriter that was killed once it had switched leaves updates behind the base. Whoever rewrites
+// again need not wait for a new update to get rid of them.
 TEST(Rewrite, what_an_interrupted_one_left_behind_is_deleted_by_the_next) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
@@ -98,7 +98,8 @@ TEST(Rewrite, what_an_interrupted_one_left_behind_is_deleted_by_the_next) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-// Then what is at or below the base that was seen is beyond that of the new log, and must not become its base.
+// Then what is at or below the base that was seen is beyond that of the new log, and must not
+// become its base.
 TEST(Rewrite, cleaning_up_does_nothing_to_a_log_that_was_replaced_meanwhile) {
   Fleet fleet("file");
   const auto script = std::make_shared<Script>();
@@ -157,8 +158,10 @@ TEST(Rewrite, keys_that_are_not_kept_are_erased_on_every_machine) {
   berlin.set_multi(batch);
   tokyo.update();
 
-  const UpdateId base = berlin.rewrite_history(
-      {.limit = 0, .keep = [](std::string_view key, std::string_view) { return !key.starts_with("session."); }});
+  const UpdateId base =
+      berlin.rewrite_history({.limit = 0, .keep = [](std::string_view key, std::string_view) {
+                                return !key.starts_with("session.");
+                              }});
 
   EXPECT_GT(base, 1U);
   EXPECT_EQ(contents(berlin), (Contents{{"flag", "yes"}}));
@@ -175,7 +178,8 @@ TEST(Rewrite, keys_that_are_not_kept_may_need_several_updates) {
   for (int i = 0; i < 100; ++i) cache.set(std::string(900, 'k') + std::to_string(i), "x");
   cache.set("flag", "yes");
 
-  cache.rewrite_history({.limit = 0, .keep = [](std::string_view key, std::string_view) { return key == "flag"; }});
+  cache.rewrite_history(
+      {.limit = 0, .keep = [](std::string_view key, std::string_view) { return key == "flag"; }});
 
   EXPECT_EQ(contents(cache), (Contents{{"flag", "yes"}}));
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
@@ -185,7 +189,9 @@ TEST(Rewrite, keeping_everything_writes_no_update) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
-  EXPECT_EQ(cache.rewrite_history({.limit = 0, .keep = [](std::string_view, std::string_view) { return true; }}), 1U);
+  EXPECT_EQ(cache.rewrite_history(
+                {.limit = 0, .keep = [](std::string_view, std::string_view) { return true; }}),
+            1U);
 }
 
 TEST(Rewrite, what_was_set_while_keep_decided_is_not_erased) {
@@ -199,8 +205,9 @@ TEST(Rewrite, what_was_set_while_keep_decided_is_not_erased) {
   Cache berlin = fleet.open("berlin", script);
   tokyo.write({Change::set("a", "stale"), Change::set("b", "stale")});
 
-  berlin.rewrite_history(
-      {.limit = 0, .keep = [](std::string_view, std::string_view value) { return value != "stale"; }});
+  berlin.rewrite_history({.limit = 0, .keep = [](std::string_view, std::string_view value) {
+                            return value != "stale";
+                          }});
 
   EXPECT_EQ(contents(berlin), (Contents{{"a", "wanted again"}}));
   EXPECT_EQ(fleet.open("rome").digest(), berlin.digest());
@@ -210,10 +217,11 @@ TEST(Rewrite, an_exception_from_keep_ends_it_and_changes_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
-  EXPECT_THROW(
-      cache.rewrite_history(
-          {.limit = 0, .keep = [](std::string_view, std::string_view) -> bool { throw std::runtime_error("no"); }}),
-      std::runtime_error);
+  EXPECT_THROW(cache.rewrite_history({.limit = 0,
+                                      .keep = [](std::string_view, std::string_view) -> bool {
+                                        throw std::runtime_error("no");
+                                      }}),
+               std::runtime_error);
   EXPECT_EQ(cache.log().extent().base, 0U);
   EXPECT_EQ(cache.set("b", "1"), 2U);
 }
@@ -252,7 +260,8 @@ TEST(Rewrite, two_at_once_agree) {
   std::thread writer([&] {
     Cache rome = fleet.open("rome");
     for (int i = 0; !end; ++i)
-      rome.set("key" + std::to_string(i % 100), incompressible_bytes(1000, static_cast<std::uint64_t>(i)));
+      rome.set("key" + std::to_string(i % 100),
+               incompressible_bytes(1000, static_cast<std::uint64_t>(i)));
   });
   std::vector<std::thread> rewriters;
   for (Cache* cache : {&berlin, &tokyo}) {
@@ -373,7 +382,8 @@ RewriteOptions keeping(std::function<bool(std::string_view, std::string_view)> k
   return {.limit = 0, .keep = std::move(keep)};
 }
 
-// A failover, or a restore, between following the log and rewriting it: what others have written there since is theirs.
+// A failover, or a restore, between following the log and rewriting it: what others have written
+// there since is theirs.
 TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_meanwhile) {
   Fleet fleet("file");
   auto opened = std::make_unique<SwitchedLog>(fleet.log());
@@ -381,7 +391,8 @@ TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_mea
   Cache berlin(std::move(opened), fleet.options("berlin"));
   berlin.set("a", "1");
   const std::string restored = fleet.directory().file("restored");
-  std::filesystem::copy(fleet.directory().file("log"), restored, std::filesystem::copy_options::recursive);
+  std::filesystem::copy(fleet.directory().file("log"), restored,
+                        std::filesystem::copy_options::recursive);
   berlin.set("a", "lost");
   Options options = fleet.options("rome");
   Cache rome("file://" + restored, options);
@@ -416,7 +427,8 @@ TEST(Rewrite, one_that_fails_after_it_has_erased_says_so) {
   script->before_rewrite = [] { throw unavailable_error(); };
 
   expect_error(ErrorKind::unavailable, [&] { cache.rewrite_history(); });
-  const RewriteOptions without_b = keeping([](std::string_view key, std::string_view) { return key != "b"; });
+  const RewriteOptions without_b =
+      keeping([](std::string_view key, std::string_view) { return key != "b"; });
   expect_error(
       ErrorKind::uncertain, [&] { cache.rewrite_history(without_b); }, "erased", "last_id=2");
   EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"c", "3"}}));
@@ -485,7 +497,8 @@ TEST(Rewrite, may_take_longer_than_the_deadline_as_long_as_the_log_goes_on) {
   Options options = fleet.options("berlin");
   options.deadline = milliseconds(300);
   Cache berlin(std::make_unique<SlowBaseLog>(fleet.log()), options);
-  for (std::uint64_t i = 0; i < 7; ++i) berlin.set("key" + std::to_string(i), incompressible_bytes(900'000, i));
+  for (std::uint64_t i = 0; i < 7; ++i)
+    berlin.set("key" + std::to_string(i), incompressible_bytes(900'000, i));
   EXPECT_EQ(berlin.rewrite_history(), 7U);
   // And so may a machine that begins with such a base.
   options.state_path = fleet.state_path("rome");

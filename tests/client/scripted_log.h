@@ -1,5 +1,5 @@
-// A log that does what a test tells it to: fails before it acts, acts and forgets to answer, waits, or shows other rows
-// than it has.
+// A log that does what a test tells it to: fails before it acts, acts and forgets to answer, waits,
+// or shows other rows than it has.
 #pragma once
 
 #include <whycache/log.h>
@@ -13,7 +13,8 @@
 
 namespace whycache::testing {
 
-// Steps that may throw, wait, or do something else in between. Set before the log is used, or hold atomics.
+// Steps that may throw, wait, or do something else in between. Set before the log is used, or hold
+// atomics.
 struct Script {
   std::function<void(UpdateId)> before_append;
   std::function<void(UpdateId)> after_append;  // throwing here: done, but the answer is lost
@@ -123,6 +124,8 @@ class SwitchedLog final : public Log {
 };
 
 inline Error unavailable_error() { return Error(ErrorKind::unavailable, "the test's log is away"); }
-inline Error uncertain_error() { return Error(ErrorKind::uncertain, "the test's log lost its answer"); }
+inline Error uncertain_error() {
+  return Error(ErrorKind::uncertain, "the test's log lost its answer");
+}
 
 }  // namespace whycache::testing

@@ -29,7 +29,8 @@ class ScopedEnvironment {
  public:
   void set(const std::string& name, const std::optional<std::string>& value) {
     const char* const before = std::getenv(name.c_str());
-    previous_values_.emplace(name, before != nullptr ? std::optional<std::string>(before) : std::nullopt);
+    previous_values_.emplace(name,
+                             before != nullptr ? std::optional<std::string>(before) : std::nullopt);
     put_variable(name, value);
   }
   ~ScopedEnvironment() {
@@ -49,7 +50,8 @@ class StateLocationTest : public ::testing::Test {
     for (const char* const name : {"WHYCACHE_STATE", "STATE_DIRECTORY", "XDG_STATE_HOME"})
       environment.set(name, std::nullopt);
   }
-  std::string path_for(const Options& options, const std::string& log = "sqlite:///var/lib/flags.db?instance=blue") {
+  std::string path_for(const Options& options,
+                       const std::string& log = "sqlite:///var/lib/flags.db?instance=blue") {
     return find_state_location(options, log).path;
   }
   static Options options_named(const std::string& name) {
@@ -96,7 +98,8 @@ TEST_F(StateLocationTest, a_default_name_tells_logs_apart) {
 
 TEST_F(StateLocationTest, refuses_names_that_are_no_file_names) {
   environment.set("STATE_DIRECTORY", directory.path());
-  for (const std::string name : {"..", ".", ".hidden", "a/b", "/etc/passwd", "a b", "a\nb", "naïve"}) {
+  for (const std::string name :
+       {"..", ".", ".hidden", "a/b", "/etc/passwd", "a b", "a\nb", "naïve"}) {
     expect_error(
         ErrorKind::invalid, [&] { path_for(options_named(name)); }, "name");
   }
@@ -207,7 +210,8 @@ TEST_F(RefusedStateLocation, a_folder_in_its_place) {
   options.state_path = directory.file("flags.state");
   fs::create_directory(options.state_path);
   expect_error(
-      ErrorKind::corrupt, [&] { Cache("memory:", options); }, "not a regular file", options.state_path);
+      ErrorKind::corrupt, [&] { Cache("memory:", options); }, "not a regular file",
+      options.state_path);
 }
 
 TEST_F(RefusedStateLocation, a_symbolic_link_in_its_place) {

@@ -1,4 +1,5 @@
-// A fleet whose machines find what is new in memcached, and how often each asks the log all the same.
+// A fleet whose machines find what is new in memcached, and how often each asks the log all the
+// same.
 //
 //   TieredFleet fleet;
 //   TieredMachine berlin = fleet.open("berlin");
@@ -26,12 +27,14 @@ struct TieredMachine {
 
 class TieredFleet {
  public:
-  // The log is asked by all together every `confirm`. `patience` with memcached: more than a busy machine needs.
+  // The log is asked by all together every `confirm`. `patience` with memcached: more than a busy
+  // machine needs.
   explicit TieredFleet(std::chrono::seconds confirm = std::chrono::seconds(1),
                        std::chrono::seconds ask = std::chrono::seconds(600),
                        std::chrono::milliseconds patience = std::chrono::milliseconds(2'000))
       : confirm_(confirm), ask_(ask), timeout_(patience) {
-    if (!MemcachedServer::is_installed()) throw std::runtime_error("memcached is not installed (Debian: memcached)");
+    if (!MemcachedServer::is_installed())
+      throw std::runtime_error("memcached is not installed (Debian: memcached)");
     servers_.push_back(std::make_unique<MemcachedServer>());
   }
 
@@ -39,7 +42,8 @@ class TieredFleet {
   TieredMachine open(const std::string& name, bool tiered = true) {
     TieredMachine machine;
     machine.log_calls = std::make_unique<std::atomic<std::uint64_t>>(0);
-    std::unique_ptr<Log> log = std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.log_calls);
+    std::unique_ptr<Log> log =
+        std::make_unique<CountingLog>(open_log(fleet_.url()), *machine.log_calls);
     if (tiered) log = std::make_unique<MemcachedTier>(std::move(log), options());
     Options with_listener = fleet_.options(name);
     with_listener.on_event = events_.listener();
@@ -94,7 +98,8 @@ class TieredFleet {
 
 // Updates until `done`, as a program does that polls. False: not within `patience`.
 template <typename Done>
-bool poll_until(const TieredMachine& machine, std::chrono::milliseconds patience, const Done& done) {
+bool poll_until(const TieredMachine& machine, std::chrono::milliseconds patience,
+                const Done& done) {
   const auto end = std::chrono::steady_clock::now() + patience;
   for (;;) {
     machine->update();

@@ -1,5 +1,5 @@
-// Transactions, and the writes that are made of them: whatever others do meanwhile, those that commit might have run
-// one after the other.
+// Transactions, and the writes that are made of them: whatever others do meanwhile, those that
+// commit might have run one after the other.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -18,7 +18,9 @@ namespace {
 
 using std::chrono::milliseconds;
 
-std::int64_t number_of(std::optional<std::string_view> value) { return value ? std::stoll(std::string(*value)) : 0; }
+std::int64_t number_of(std::optional<std::string_view> value) {
+  return value ? std::stoll(std::string(*value)) : 0;
+}
 
 TEST(Transact, reads_one_update_and_writes_one) {
   Fleet fleet;
@@ -34,8 +36,10 @@ TEST(Transact, reads_one_update_and_writes_one) {
     transaction.set("bb", "new");
     EXPECT_EQ(transaction.get("a"), "10");
     EXPECT_FALSE(transaction.contains("b"));
-    EXPECT_THAT(transaction.items({}), ::testing::ElementsAre(Item{"a", "10"}, Item{"bb", "new"}, Item{"c", "3"}));
-    EXPECT_THAT(transaction.items(KeyRange::between("b", "c")), ::testing::ElementsAre(Item{"bb", "new"}));
+    EXPECT_THAT(transaction.items({}),
+                ::testing::ElementsAre(Item{"a", "10"}, Item{"bb", "new"}, Item{"c", "3"}));
+    EXPECT_THAT(transaction.items(KeyRange::between("b", "c")),
+                ::testing::ElementsAre(Item{"bb", "new"}));
   });
 
   EXPECT_EQ(id, 2U);
@@ -59,10 +63,14 @@ TEST(Transact, what_the_function_throws_comes_out_and_nothing_is_written) {
   };
   EXPECT_THROW(cache.transact(fails), std::logic_error);
   expect_error(
-      ErrorKind::invalid, [&] { cache.transact([](Transaction& transaction) { transaction.set("", "1"); }); }, "key");
+      ErrorKind::invalid,
+      [&] { cache.transact([](Transaction& transaction) { transaction.set("", "1"); }); }, "key");
   expect_error(
       ErrorKind::invalid,
-      [&] { cache.transact([](Transaction& transaction) { transaction.erase(std::string(1025, 'k')); }); }, "1025");
+      [&] {
+        cache.transact([](Transaction& transaction) { transaction.erase(std::string(1025, 'k')); });
+      },
+      "1025");
   EXPECT_EQ(cache.log().extent().head, 0U);
 }
 
@@ -75,16 +83,18 @@ TEST(Transact, one_too_large_for_an_update_is_refused_whole) {
       ErrorKind::limit,
       [&] {
         cache.transact([](Transaction& transaction) {
-          for (int i = 0; i < 10; ++i) transaction.set("key" + std::to_string(i), incompressible_bytes(1000, 1));
+          for (int i = 0; i < 10; ++i)
+            transaction.set("key" + std::to_string(i), incompressible_bytes(1000, 1));
         });
       },
       "update_bytes_max");
   EXPECT_EQ(cache.log().extent().head, 0U);
 }
 
-// Runs a transaction that reads with `read` and sets "out", while another machine writes `meanwhile` in its midst.
-// Returns how often it ran.
-int runs_when(const std::function<void(Transaction&)>& read, const std::function<void(Cache&)>& meanwhile) {
+// Runs a transaction that reads with `read` and sets "out", while another machine writes
+// `meanwhile` in its midst. Returns how often it ran.
+int runs_when(const std::function<void(Transaction&)>& read,
+              const std::function<void(Cache&)>& meanwhile) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   tokyo.set_multi({{"a", "1"}, {"b", "2"}, {"x", "3"}});
@@ -102,7 +112,9 @@ int runs_when(const std::function<void(Transaction&)>& read, const std::function
 TEST(Transact, is_run_again_when_what_it_read_was_changed_by_another_machine) {
   const auto read_a = [](Transaction& transaction) { transaction.get("a"); };
   const auto read_absent = [](Transaction& transaction) { transaction.get("absent"); };
-  const auto scan = [](Transaction& transaction) { transaction.items(KeyRange::between("a", "c")); };
+  const auto scan = [](Transaction& transaction) {
+    transaction.items(KeyRange::between("a", "c"));
+  };
   EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("a", "9"); }), 2);
   EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.erase("a"); }), 2);
   EXPECT_EQ(runs_when(read_absent, [](Cache& cache) { cache.set("absent", ""); }), 2);
@@ -114,7 +126,9 @@ TEST(Transact, is_run_again_when_what_it_read_was_changed_by_another_machine) {
 
 TEST(Transact, is_not_run_again_for_what_it_did_not_read) {
   const auto read_a = [](Transaction& transaction) { transaction.get("a"); };
-  const auto scan = [](Transaction& transaction) { transaction.items(KeyRange::between("a", "c")); };
+  const auto scan = [](Transaction& transaction) {
+    transaction.items(KeyRange::between("a", "c"));
+  };
   const auto write_then_read = [](Transaction& transaction) {
     transaction.set("a", "mine");
     transaction.get("a");
@@ -168,7 +182,8 @@ TEST(Transact, one_whose_answer_is_lost_is_in_the_log_once) {
   EXPECT_EQ(cache.log().extent().head, 1U);
 }
 
-// Each of two transactions reads both keys and writes one: one of them has to see what the other wrote.
+// Each of two transactions reads both keys and writes one: one of them has to see what the other
+// wrote.
 TEST(Transact, has_no_write_skew) {
   for (int round = 0; round < 20; ++round) {
     Fleet fleet;
@@ -178,7 +193,8 @@ TEST(Transact, has_no_write_skew) {
     const auto leave = [](Cache& cache, const std::string& mine) {
       cache.transact([&](Transaction& transaction) {
         int on_call = 0;
-        for (const Item& item : transaction.items(KeyRange::prefix("on call: "))) on_call += item.value == "yes";
+        for (const Item& item : transaction.items(KeyRange::prefix("on call: ")))
+          on_call += item.value == "yes";
         std::this_thread::yield();
         if (on_call > 1) transaction.set(mine, "no");
       });
@@ -233,7 +249,8 @@ TEST(WriteIf, writes_only_over_what_is_expected) {
   Cache tokyo = fleet.open("tokyo");
   Cache berlin = fleet.open("berlin");
   EXPECT_EQ(berlin.set_if("lock", std::nullopt, "berlin"), 1U);
-  EXPECT_EQ(tokyo.set_if("lock", std::nullopt, "tokyo"), std::nullopt);  // though tokyo's own state has not heard of it
+  EXPECT_EQ(tokyo.set_if("lock", std::nullopt, "tokyo"),
+            std::nullopt);  // though tokyo's own state has not heard of it
   EXPECT_EQ(tokyo.get("lock"), "berlin");
   EXPECT_EQ(tokyo.set_if("lock", "somebody", "tokyo"), std::nullopt);
   EXPECT_EQ(tokyo.erase_if("lock", "tokyo"), std::nullopt);
@@ -318,7 +335,8 @@ TEST(Guards, refuse_to_erase_too_much) {
   Cache guarded = fleet.open("berlin", std::move(options));
   const std::vector<std::string> some(keys.begin(), keys.begin() + 38);
   expect_error(
-      ErrorKind::refused, [&] { guarded.erase_multi(some); }, "38% of the keys", "erased=38", "keys=100");
+      ErrorKind::refused, [&] { guarded.erase_multi(some); }, "38% of the keys", "erased=38",
+      "keys=100");
   expect_error(
       ErrorKind::refused,
       [&] {
@@ -349,7 +367,8 @@ TEST(Guards, refuse_what_the_validator_refuses) {
   Options options;
   options.guards.erased_keys_max = 1;
   options.guards.validate = [](const Change& change) -> std::optional<std::string> {
-    if (change.kind == Change::Kind::set && change.value.empty()) return "values are not empty here";
+    if (change.kind == Change::Kind::set && change.value.empty())
+      return "values are not empty here";
     return std::nullopt;
   };
   Cache cache = fleet.open("berlin", std::move(options));
@@ -373,8 +392,8 @@ TEST(Guards, refuse_what_the_validator_refuses) {
   EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"b", "2"}}));
 }
 
-// Another process of the machine follows the log right after we looked at the state: what it has brought there is not
-// what we saw, although the log was asked after we began.
+// Another process of the machine follows the log right after we looked at the state: what it has
+// brought there is not what we saw, although the log was asked after we began.
 TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
   Fleet fleet;
   Cache rome = fleet.open("rome");

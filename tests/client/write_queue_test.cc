@@ -1,4 +1,5 @@
-// Committing: an update is in the log once or not at all, and whoever wrote it is told which; group commit.
+// Committing: an update is in the log once or not at all, and whoever wrote it is told which; group
+// commit.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -87,7 +88,8 @@ TEST(Commit, a_lost_answer_while_somebody_else_was_first_is_resolved) {
 
   EXPECT_EQ(berlin.set("berlin", "second"), 2U);
 
-  EXPECT_EQ(set_counts_by_key(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
+  EXPECT_EQ(set_counts_by_key(berlin.log()),
+            (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
   EXPECT_EQ(berlin.counters().append_conflicts, 1U);
   EXPECT_EQ(contents(berlin), (Contents{{"berlin", "second"}, {"tokyo", "first"}}));
 }
@@ -106,7 +108,8 @@ TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
 
   EXPECT_EQ(berlin.set("berlin", "first"), 1U);
 
-  EXPECT_EQ(set_counts_by_key(berlin.log()), (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
+  EXPECT_EQ(set_counts_by_key(berlin.log()),
+            (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
   berlin.update();
   EXPECT_EQ(berlin.digest(), tokyo.digest());
 }
@@ -156,7 +159,8 @@ TEST(Commit, when_the_log_stays_away_nothing_was_written) {
   script->before_append = [](UpdateId) { throw unavailable_error(); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.set("a", "2", with_deadline(short_deadline)); }, "the test's log is away");
+      ErrorKind::unavailable, [&] { cache.set("a", "2", with_deadline(short_deadline)); },
+      "the test's log is away");
 
   EXPECT_EQ(cache.get("a"), "1");
   EXPECT_EQ(fleet.log()->extent().head, 1U);
@@ -177,7 +181,8 @@ TEST(Commit, when_an_append_is_in_doubt_and_the_log_stays_away_that_is_said) {
   };
 
   expect_error(
-      ErrorKind::uncertain, [&] { cache.set("a", "2", with_deadline(short_deadline)); }, "may or may not", "id=2");
+      ErrorKind::uncertain, [&] { cache.set("a", "2", with_deadline(short_deadline)); },
+      "may or may not", "id=2");
 
   away = false;
   script->after_append = nullptr;
@@ -274,7 +279,8 @@ TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
   Cache cache(std::move(liar), fleet.options("berlin"));
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.set("a", "1", with_deadline(short_deadline)); }, "nothing was written");
+      ErrorKind::unavailable, [&] { cache.set("a", "1", with_deadline(short_deadline)); },
+      "nothing was written");
 }
 
 TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
@@ -287,14 +293,16 @@ TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
   std::string message;
   for (int i = 0; i < 100 && message.empty(); ++i) {
     try {
-      written = small.set("key" + std::to_string(i), incompressible_bytes(100'000, static_cast<std::uint64_t>(i)));
+      written = small.set("key" + std::to_string(i),
+                          incompressible_bytes(100'000, static_cast<std::uint64_t>(i)));
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::uncertain);
       message = error.what();
     }
   }
 
-  EXPECT_THAT(message, AllOf(HasSubstr("is in the log, but could not be applied"), HasSubstr("state_bytes_max")));
+  EXPECT_THAT(message, AllOf(HasSubstr("is in the log, but could not be applied"),
+                             HasSubstr("state_bytes_max")));
   EXPECT_EQ(fleet.log()->extent().head, written + 1);
   EXPECT_EQ(small.applied_id(), written) << "nothing half applied";
   EXPECT_EQ(small.size(), written);
@@ -320,7 +328,8 @@ TEST(Commit, a_batch_that_stops_midway_says_how_far_it_got) {
   for (const std::string& key : keys) items.push_back({key, value});
 
   expect_error(
-      ErrorKind::uncertain, [&] { cache.set_multi(items); }, "changes_written=4 of=8", "last_id=2", "unavailable");
+      ErrorKind::uncertain, [&] { cache.set_multi(items); }, "changes_written=4 of=8", "last_id=2",
+      "unavailable");
 
   EXPECT_EQ(cache.size(), 4U);
   EXPECT_TRUE(cache.contains("d"));
@@ -415,7 +424,9 @@ TEST_F(GroupCommit, writes_that_wait_share_an_append_and_each_is_told_its_id) {
   Cache cache = fleet.open("berlin", script);
   std::vector<UpdateId> ids(20);
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    start_write([&, i] { ids[i] = cache.set_multi({{"a" + std::to_string(i), "1"}, {"b" + std::to_string(i), "1"}}); });
+    start_write([&, i] {
+      ids[i] = cache.set_multi({{"a" + std::to_string(i), "1"}, {"b" + std::to_string(i), "1"}});
+    });
   }
   release();
 
@@ -451,8 +462,10 @@ TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
   Cache cache = fleet.open("berlin", script, options);
   start_write([&] { cache.set("first", "1"); });
   for (int i = 0; i < 6; ++i)
-    start_write(
-        [&, i] { cache.set("key" + std::to_string(i), incompressible_bytes(1500, static_cast<std::uint64_t>(i))); });
+    start_write([&, i] {
+      cache.set("key" + std::to_string(i),
+                incompressible_bytes(1500, static_cast<std::uint64_t>(i)));
+    });
   release();
   EXPECT_EQ(script->append_count, 4);
   EXPECT_EQ(cache.size(), 7U);
@@ -483,7 +496,8 @@ TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   start_write([&] {
-    expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
+    expect_error(ErrorKind::unavailable,
+                 [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
   });
   start_write([&] { EXPECT_EQ(cache.set("patient", "1"), 2U); });
   blocked = false;
@@ -502,11 +516,14 @@ TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   start_write([&] {
-    expect_error(ErrorKind::unavailable, [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
+    expect_error(ErrorKind::unavailable,
+                 [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
   });
-  start_write([&] { EXPECT_EQ(cache.set("patient", "1", with_deadline(milliseconds(60'000))), 2U); });
+  start_write(
+      [&] { EXPECT_EQ(cache.set("patient", "1", with_deadline(milliseconds(60'000))), 2U); });
   start_write([&] {
-    expect_error(ErrorKind::unavailable, [&] { cache.set("less so", "1", with_deadline(milliseconds(600))); });
+    expect_error(ErrorKind::unavailable,
+                 [&] { cache.set("less so", "1", with_deadline(milliseconds(600))); });
   });
   blocked = false;
   threads[1].join();
@@ -517,10 +534,13 @@ TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
   EXPECT_FALSE(cache.contains("less so"));
 }
 
-// The thread for writes that nobody waits for ends those in the queue; who stands between them leads meanwhile.
+// The thread for writes that nobody waits for ends those in the queue; who stands between them
+// leads meanwhile.
 TEST_F(GroupCommit, closing_forgets_nobody_who_stands_between_writes_that_nobody_waits_for) {
   Cache cache = fleet.open("berlin", script);
-  const auto noted = [](const char* note) { return WriteOptions{.note = note, .deadline = milliseconds(60'000)}; };
+  const auto noted = [](const char* note) {
+    return WriteOptions{.note = note, .deadline = milliseconds(60'000)};
+  };
   const auto began = std::chrono::steady_clock::now();
   start_write([&] { cache.set("first", "1", noted("first")); });
   std::future<UpdateId> before = cache.set_async("before", "1", noted("before"));
@@ -543,7 +563,9 @@ TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_i
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   start_write([&] { expect_error(ErrorKind::invalid, [&] { cache.set("", "1"); }); });
-  start_write([&] { expect_error(ErrorKind::limit, [&] { cache.set("large", std::string(2U << 20, 'v')); }); });
+  start_write([&] {
+    expect_error(ErrorKind::limit, [&] { cache.set("large", std::string(2U << 20, 'v')); });
+  });
   start_write([&] { cache.set("good", "1"); });
   release();
   EXPECT_TRUE(cache.contains("good"));
@@ -575,19 +597,23 @@ TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
   Cache cache(std::move(log), fleet.options("berlin"));
   start_write([&] { cache.set("first", "1"); });
   for (int i = 0; i < 4; ++i) {
-    start_write(
-        [&, i] { cache.set("key" + std::to_string(i), incompressible_bytes(1000, static_cast<std::uint64_t>(i))); });
+    start_write([&, i] {
+      cache.set("key" + std::to_string(i),
+                incompressible_bytes(1000, static_cast<std::uint64_t>(i)));
+    });
   }
   start_write([&] {
     expect_error(
-        ErrorKind::limit, [&] { cache.set("large", incompressible_bytes(4000, 1)); }, "packet too large");
+        ErrorKind::limit, [&] { cache.set("large", incompressible_bytes(4000, 1)); },
+        "packet too large");
   });
   release();
   EXPECT_EQ(cache.size(), 5U);
 }
 
-// Groups are cut short by notes and by impatience, led by threads and by the one for writes nobody waits for, and fail.
-// Whoever is not woken when it is his turn, or when his write has ended, is still there when his deadline has passed.
+// Groups are cut short by notes and by impatience, led by threads and by the one for writes nobody
+// waits for, and fail. Whoever is not woken when it is his turn, or when his write has ended, is
+// still there when his deadline has passed.
 TEST(Commit, nobody_who_waits_is_forgotten) {
   Fleet fleet;
   const auto script = std::make_shared<Script>();
@@ -595,7 +621,8 @@ TEST(Commit, nobody_who_waits_is_forgotten) {
   script->before_append = [&](UpdateId) {
     const std::uint64_t number = ++appends;
     std::this_thread::sleep_for(std::chrono::microseconds(100));
-    if (number % 97 == 0) throw Error(ErrorKind::limit, "packet too large");  // a group then goes one by one
+    if (number % 97 == 0)
+      throw Error(ErrorKind::limit, "packet too large");  // a group then goes one by one
     if (number % 89 == 0) throw Error(ErrorKind::unavailable, "the log is away");
     if (number % 83 == 0) throw Error(ErrorKind::corrupt, "the log is damaged");
   };
@@ -626,8 +653,10 @@ TEST(Commit, nobody_who_waits_is_forgotten) {
           ++refused;
         }
         const std::int64_t took_ms =
-            std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began).count();
-        for (std::int64_t known = longest_ms; took_ms > known && !longest_ms.compare_exchange_weak(known, took_ms);) {
+            std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began)
+                .count();
+        for (std::int64_t known = longest_ms;
+             took_ms > known && !longest_ms.compare_exchange_weak(known, took_ms);) {
         }
       }
     });

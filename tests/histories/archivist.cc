@@ -30,17 +30,20 @@ UpdateId LogArchive::follow() {
     return updates_.size();
   }
   if (!uuid_) chain_ = chain_start(extent.uuid);
-  if (uuid_.value_or(extent.uuid) != extent.uuid) throw std::runtime_error("the log became another");
+  if (uuid_.value_or(extent.uuid) != extent.uuid)
+    throw std::runtime_error("the log became another");
   uuid_ = extent.uuid;
-  if (extent.base > updates_.size()) throw std::runtime_error("the log was rewritten beyond what is archived");
+  if (extent.base > updates_.size())
+    throw std::runtime_error("the log was rewritten beyond what is archived");
   for (const Row& row : rows) {
     chain_ = verify_chain(row.bytes, row.id, chain_);
     Update update;
     decode_update(row.bytes, update);
     ArchivedUpdate archived{.id = row.id};
     for (const Change& change : update.changes) {
-      archived.changes.emplace_back(
-          change.key, change.kind == Change::Kind::set ? std::optional<std::string>(change.value) : std::nullopt);
+      archived.changes.emplace_back(change.key, change.kind == Change::Kind::set
+                                                    ? std::optional<std::string>(change.value)
+                                                    : std::nullopt);
     }
     updates_.push_back(std::move(archived));
     hashes_.push_back(hash64(row.bytes));
@@ -58,7 +61,8 @@ void LogArchive::verify_again() {
     ++expected;
     return true;
   });
-  if (expected != updates_.size() + 1) throw std::runtime_error("updates disappeared from the end of the log");
+  if (expected != updates_.size() + 1)
+    throw std::runtime_error("updates disappeared from the end of the log");
 }
 
 }  // namespace whycache::testing

@@ -1,5 +1,5 @@
-// Who keeps every update of a log, so that histories can be compared with it after the log was rewritten. Rewriting may
-// go as far as it has come, and not farther.
+// Who keeps every update of a log, so that histories can be compared with it after the log was
+// rewritten. Rewriting may go as far as it has come, and not farther.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +17,12 @@ class LogArchive {
  public:
   explicit LogArchive(std::unique_ptr<Log> log) : log_(std::move(log)) {}
 
-  // Takes what is new; returns the id it has come to. A log that is away is asked again next time. Throws
-  // std::runtime_error if the log lost something, and Error corrupt if it cannot be believed.
+  // Takes what is new; returns the id it has come to. A log that is away is asked again next time.
+  // Throws std::runtime_error if the log lost something, and Error corrupt if it cannot be
+  // believed.
   UpdateId follow();
-  // Looks again at all updates that are still in the log: they are what they were. Throws as follow().
+  // Looks again at all updates that are still in the log: they are what they were. Throws as
+  // follow().
   void verify_again();
 
   const std::vector<ArchivedUpdate>& updates() const { return updates_; }

@@ -22,7 +22,8 @@ class Replay {
     for (const ArchivedUpdate& update : archive) {
       for (const auto& [key, value] : update.changes) {
         std::vector<Version>& versions = versions_[key];
-        if (!versions.empty() && versions.back().value) subtract(digest, item_digest(key, *versions.back().value));
+        if (!versions.empty() && versions.back().value)
+          subtract(digest, item_digest(key, *versions.back().value));
         if (value) add(digest, item_digest(key, *value));
         versions.push_back({update.id, value});
       }
@@ -80,7 +81,8 @@ class Checker {
     verdict_.updates = archive_.size();
     for (std::size_t i = 0; i < archive_.size(); ++i) {
       if (archive_[i].id == i + 1) continue;
-      report(Violation::log_gap, "id=" + std::to_string(archive_[i].id) + " expected=" + std::to_string(i + 1));
+      report(Violation::log_gap,
+             "id=" + std::to_string(archive_[i].id) + " expected=" + std::to_string(i + 1));
       return verdict_;  // nothing else would mean anything
     }
     collect_tokens();
@@ -88,11 +90,13 @@ class Checker {
     for (const History& history : histories_) {
       for (const Write& write : history.writes) check_write(history, write, replay);
       for (const Observation& seen : history.observations) check_observation(history, seen, replay);
-      for (const std::string& what : history.unexpected) report(Violation::unexpected, history.process + ": " + what);
+      for (const std::string& what : history.unexpected)
+        report(Violation::unexpected, history.process + ": " + what);
       if (!std::is_sorted(history.ids.begin(), history.ids.end())) {
         const auto fell = std::is_sorted_until(history.ids.begin(), history.ids.end());
-        report(Violation::process_went_backwards,
-               history.process + ": from=" + std::to_string(*std::prev(fell)) + " to=" + std::to_string(*fell));
+        report(Violation::process_went_backwards, history.process +
+                                                      ": from=" + std::to_string(*std::prev(fell)) +
+                                                      " to=" + std::to_string(*fell));
       }
     }
     for (const auto& [token, updates] : tokens_) {
@@ -104,7 +108,8 @@ class Checker {
 
  private:
   void report(Violation violation, const std::string& where) {
-    if (++verdict_.violations[violation] <= 5) verdict_.examples.push_back(to_string(violation) + (": " + where));
+    if (++verdict_.violations[violation] <= 5)
+      verdict_.examples.push_back(to_string(violation) + (": " + where));
   }
 
   // --- Writes. ---
@@ -146,14 +151,16 @@ class Checker {
       case Write::Answer::acknowledged:
         ++verdict_.acknowledged;
         if (in_log == nullptr || id != write.id || in_log != &write.attempts.back()) {
-          report(Violation::lost,
-                 name + ": acknowledged_id=" + std::to_string(write.id) + " found_id=" + std::to_string(id));
+          report(Violation::lost, name + ": acknowledged_id=" + std::to_string(write.id) +
+                                      " found_id=" + std::to_string(id));
         }
-        if (!write.attempts.empty() && !write.attempts.back().reads.empty()) ++verdict_.transactions;
+        if (!write.attempts.empty() && !write.attempts.back().reads.empty())
+          ++verdict_.transactions;
         break;
       case Write::Answer::nothing_written:
         ++verdict_.nothing_written;
-        if (in_log != nullptr) report(Violation::written_despite_failure, name + ": id=" + std::to_string(id));
+        if (in_log != nullptr)
+          report(Violation::written_despite_failure, name + ": id=" + std::to_string(id));
         break;
       case Write::Answer::uncertain: ++verdict_.uncertain; break;
       case Write::Answer::none: ++verdict_.unanswered; break;
@@ -167,7 +174,8 @@ class Checker {
       const Value before = replay.value_at(key, id - 1);
       if (before == value) continue;
       report(Violation::not_serializable, name + ": id=" + std::to_string(id) + " key=" + key +
-                                              " read=" + shown(value) + " before_the_update=" + shown(before));
+                                              " read=" + shown(value) +
+                                              " before_the_update=" + shown(before));
     }
   }
 
@@ -197,15 +205,16 @@ class Checker {
     if (seen.digest) {
       ++verdict_.digests;
       if (*seen.digest != replay.digest_at(seen.last)) {
-        report(Violation::wrong_digest,
-               name + ": digest=" + to_string(*seen.digest) + " expected=" + to_string(replay.digest_at(seen.last)));
+        report(Violation::wrong_digest, name + ": digest=" + to_string(*seen.digest) +
+                                            " expected=" + to_string(replay.digest_at(seen.last)));
       }
     }
     for (const auto& [key, value] : seen.key_values) {
       ++verdict_.values;
       if (replay.had_within(key, value, seen.first, seen.last)) continue;
-      report(Violation::wrong_value, name + ": first=" + std::to_string(seen.first) + " key=" + key + " value=" +
-                                         shown(value) + " expected=" + shown(replay.value_at(key, seen.last)));
+      report(Violation::wrong_value, name + ": first=" + std::to_string(seen.first) +
+                                         " key=" + key + " value=" + shown(value) +
+                                         " expected=" + shown(replay.value_at(key, seen.last)));
     }
   }
 
@@ -234,7 +243,8 @@ class Checker {
         of_machines[history.machine].push_back(all.back());
       }
     }
-    const auto nothing_smaller = [this](std::vector<IdInterval> told, const auto& is_broken, Violation violation) {
+    const auto nothing_smaller = [this](std::vector<IdInterval> told, const auto& is_broken,
+                                        Violation violation) {
       std::vector<IdInterval> by_end = told;
       std::sort(told.begin(), told.end(),
                 [](const IdInterval& a, const IdInterval& b) { return a.began_ns < b.began_ns; });
@@ -246,17 +256,19 @@ class Checker {
         for (; ended != by_end.end() && ended->ended_ns < each.began_ns; ++ended)
           seen = std::max(seen, ended->greatest);
         if (is_broken(each, seen)) {
-          report(violation,
-                 each.history->process + ": id=" + std::to_string(each.least) + " seen_before=" + std::to_string(seen));
+          report(violation, each.history->process + ": id=" + std::to_string(each.least) +
+                                " seen_before=" + std::to_string(seen));
         }
       }
     };
     nothing_smaller(
-        all, [](const IdInterval& each, UpdateId seen) { return each.is_write && each.least <= seen; },
+        all,
+        [](const IdInterval& each, UpdateId seen) { return each.is_write && each.least <= seen; },
         Violation::out_of_order);
     for (const auto& [machine, told] : of_machines) {
       nothing_smaller(
-          told, [](const IdInterval& each, UpdateId seen) { return !each.is_write && each.least < seen; },
+          told,
+          [](const IdInterval& each, UpdateId seen) { return !each.is_write && each.least < seen; },
           Violation::machine_went_backwards);
     }
   }

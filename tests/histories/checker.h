@@ -1,5 +1,5 @@
-// Whether histories (history.h) can be told of a log: every promise of whycache/cache.h that histories can break is
-// looked at, with one look-up for each thing that was told.
+// Whether histories (history.h) can be told of a log: every promise of whycache/cache.h that
+// histories can break is looked at, with one look-up for each thing that was told.
 #pragma once
 
 #include <cstdint>
@@ -20,13 +20,14 @@ enum class Violation {
   written_despite_failure,  // a write is in the log that had failed with nothing written
   torn,                     // an update has a part of a write only
   not_serializable,         // what a transaction had read was changed before its update
-  out_of_order,             // a write that began after an update was seen somewhere got an id before that
-  process_went_backwards,   // a process saw an id, and later a smaller one
-  machine_went_backwards,   // a process of a machine saw an id, and another of it, later, a smaller one
-  token_not_seen,           // a read after a token saw less than that
-  wrong_value,              // a read saw what was not there at that id
-  wrong_digest,             // a digest differs from that of the log's updates up to that id
-  unexpected,               // anything a process could not make sense of
+  out_of_order,  // a write that began after an update was seen somewhere got an id before that
+  process_went_backwards,  // a process saw an id, and later a smaller one
+  machine_went_backwards,  // a process of a machine saw an id, and another of it, later, a smaller
+                           // one
+  token_not_seen,          // a read after a token saw less than that
+  wrong_value,             // a read saw what was not there at that id
+  wrong_digest,            // a digest differs from that of the log's updates up to that id
+  unexpected,              // anything a process could not make sense of
 };
 const char* to_string(Violation violation);
 

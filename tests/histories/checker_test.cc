@@ -1,4 +1,5 @@
-// The checker of histories finds what is wrong with them: for each promise, a history that breaks it and nothing else.
+// The checker of histories finds what is wrong with them: for each promise, a history that breaks
+// it and nothing else.
 #include "histories/checker.h"
 
 #include <gtest/gtest.h>
@@ -33,7 +34,9 @@ Digest digest_of(const std::map<std::string, std::string>& items) {
   return digest;
 }
 
-std::string text_of(const Digest& digest) { return std::to_string(digest.low) + ':' + std::to_string(digest.high); }
+std::string text_of(const Digest& digest) {
+  return std::to_string(digest.low) + ':' + std::to_string(digest.high);
+}
 
 // Who wrote what the log has.
 const char* const writer =
@@ -56,30 +59,35 @@ std::string replace_all(std::string text, const std::string& what, const std::st
   return text.replace(at, what.size(), with);
 }
 
-History history(const std::string& lines, const std::string& process = "one", const std::string& machine = "berlin") {
+History history(const std::string& lines, const std::string& process = "one",
+                const std::string& machine = "berlin") {
   std::istringstream text(lines);
   return read_history(text, process, machine);
 }
 
-Violations violations_of(const std::vector<History>& histories, const std::vector<ArchivedUpdate>& log = archive()) {
+Violations violations_of(const std::vector<History>& histories,
+                         const std::vector<ArchivedUpdate>& log = archive()) {
   return check(log, histories).violations;
 }
 // The writer's, with a line changed, and a reader's.
-Violations violations_of(const std::string& what, const std::string& with, const std::string& reader = "") {
-  return violations_of({history(what.empty() ? writer : replace_all(writer, what, with)), history(reader, "two")});
+Violations violations_of(const std::string& what, const std::string& with,
+                         const std::string& reader = "") {
+  return violations_of(
+      {history(what.empty() ? writer : replace_all(writer, what, with)), history(reader, "two")});
 }
 
 TEST(HistoryChecker, finds_nothing_wrong_with_a_good_history) {
   const std::string all = text_of(digest_of({{"a", "w2."}, {"c", "w4"}}));
   const std::string two = text_of(digest_of({{"a", "w2."}, {"b", "w1."}}));
-  const Verdict verdict = check(archive(), {history(writer), history("saw 110 120 0 1 - 0 a,b,c\n"
-                                                                     "saw 260 270 2 2 " +
-                                                                         two +
-                                                                         " 1 a=w2.,b=w1.,c\n"
-                                                                         "saw 280 460 2 4 - 2 b,c=w3..\n"
-                                                                         "saw 500 510 4 4 " +
-                                                                         all + " 4 a=w2.,b,c=w4,d\n",
-                                                                     "two")});
+  const Verdict verdict =
+      check(archive(), {history(writer), history("saw 110 120 0 1 - 0 a,b,c\n"
+                                                 "saw 260 270 2 2 " +
+                                                     two +
+                                                     " 1 a=w2.,b=w1.,c\n"
+                                                     "saw 280 460 2 4 - 2 b,c=w3..\n"
+                                                     "saw 500 510 4 4 " +
+                                                     all + " 4 a=w2.,b,c=w4,d\n",
+                                                 "two")});
   EXPECT_EQ(verdict.violations, Violations{});
   EXPECT_EQ(verdict.updates, 4U);
   EXPECT_EQ(verdict.writes, 4U);
@@ -94,9 +102,12 @@ TEST(HistoryChecker, finds_nothing_wrong_with_a_good_history) {
 TEST(HistoryChecker, what_nobody_was_told_of_may_be_in_the_log_or_not) {
   EXPECT_EQ(violations_of("done 2 250 2\n", "failed 2 250 uncertain\n"), Violations{});
   EXPECT_EQ(violations_of("done 2 250 2\n", ""), Violations{});
-  EXPECT_EQ(violations_of("", "", "call 1 50\ntry 1 x - a=x\nfailed 1 60 uncertain\ncall 2 61\ntry 2 y - a=y\n"),
+  EXPECT_EQ(
+      violations_of("", "",
+                    "call 1 50\ntry 1 x - a=x\nfailed 1 60 uncertain\ncall 2 61\ntry 2 y - a=y\n"),
+      Violations{});
+  EXPECT_EQ(violations_of("", "", "call 1 50\ntry 1 x - a=x\nfailed 1 60 unavailable\n"),
             Violations{});
-  EXPECT_EQ(violations_of("", "", "call 1 50\ntry 1 x - a=x\nfailed 1 60 unavailable\n"), Violations{});
 }
 
 TEST(HistoryChecker, a_log_with_a_gap) {
@@ -112,7 +123,8 @@ TEST(HistoryChecker, an_update_written_by_nobody) {
 }
 
 TEST(HistoryChecker, an_acknowledged_write_that_is_lost) {
-  EXPECT_EQ(violations_of("", "", "call 1 500\ntry 1 x - a=x\ndone 1 510 5\n"), (Violations{{Violation::lost, 1}}));
+  EXPECT_EQ(violations_of("", "", "call 1 500\ntry 1 x - a=x\ndone 1 510 5\n"),
+            (Violations{{Violation::lost, 1}}));
 }
 
 TEST(HistoryChecker, an_acknowledged_write_at_another_id) {
@@ -120,7 +132,8 @@ TEST(HistoryChecker, an_acknowledged_write_at_another_id) {
 }
 
 TEST(HistoryChecker, a_transaction_acknowledged_for_a_try_that_was_not_the_last) {
-  EXPECT_EQ(violations_of("done 4 450 4", "try 4 w4b c=w3.. c=w4b\ndone 4 450 4"), (Violations{{Violation::lost, 1}}));
+  EXPECT_EQ(violations_of("done 4 450 4", "try 4 w4b c=w3.. c=w4b\ndone 4 450 4"),
+            (Violations{{Violation::lost, 1}}));
   EXPECT_EQ(violations_of("try 4 w4 ", "try 4 w4a c=w2 c=w4a\ntry 4 w4 "), Violations{});
 }
 
@@ -136,8 +149,10 @@ TEST(HistoryChecker, a_write_that_is_there_twice) {
 TEST(HistoryChecker, a_transaction_two_tries_of_which_are_there) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"c", "w5"}}});
-  EXPECT_EQ(violations_of({history(replace_all(writer, "done 4 450 4", "try 4 w5 c=w4 c=w5\ndone 4 450 5"))}, log),
-            (Violations{{Violation::duplicated, 1}}));
+  EXPECT_EQ(
+      violations_of(
+          {history(replace_all(writer, "done 4 450 4", "try 4 w5 c=w4 c=w5\ndone 4 450 5"))}, log),
+      (Violations{{Violation::duplicated, 1}}));
 }
 
 TEST(HistoryChecker, a_write_that_was_refused_and_is_there_all_the_same) {
@@ -151,13 +166,17 @@ TEST(HistoryChecker, a_write_that_was_refused_and_is_there_all_the_same) {
 TEST(HistoryChecker, an_update_that_has_a_part_of_a_write_only) {
   EXPECT_EQ(violations_of("a=w2.\n", "a=w2.,d=w2.\n"), (Violations{{Violation::torn, 1}}));
   EXPECT_EQ(violations_of("try 3 w3 - b,c", "try 3 w3 - a,c"), (Violations{{Violation::torn, 1}}));
-  EXPECT_EQ(violations_of("try 2 w2 - a=w2.", "try 2 w2 - a=w2.."), (Violations{{Violation::torn, 1}}));
+  EXPECT_EQ(violations_of("try 2 w2 - a=w2.", "try 2 w2 - a=w2.."),
+            (Violations{{Violation::torn, 1}}));
 }
 
 TEST(HistoryChecker, a_transaction_what_it_read_was_changed) {
-  EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w1.,b c=w4"), (Violations{{Violation::not_serializable, 1}}));
-  EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w2.,b=w1. c=w4"), (Violations{{Violation::not_serializable, 1}}));
-  EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w2.,c c=w4"), (Violations{{Violation::not_serializable, 1}}));
+  EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w1.,b c=w4"),
+            (Violations{{Violation::not_serializable, 1}}));
+  EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w2.,b=w1. c=w4"),
+            (Violations{{Violation::not_serializable, 1}}));
+  EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w2.,c c=w4"),
+            (Violations{{Violation::not_serializable, 1}}));
   EXPECT_EQ(violations_of("a=w2.,b c=w4\ndone 4 450 4", "a=w1.,b c=w4\nfailed 4 450 uncertain"),
             (Violations{{Violation::not_serializable, 1}}))
       << "one of which nobody knew, too";
@@ -170,19 +189,26 @@ TEST(HistoryChecker, a_write_with_an_id_before_what_was_seen_when_it_began) {
 }
 
 TEST(HistoryChecker, a_process_that_went_back) {
-  EXPECT_EQ(violations_of({history(writer), history("saw 510 520 4 4 - 0 -\nsaw 515 530 3 3 - 0 -\n", "two", "tokyo")}),
-            (Violations{{Violation::process_went_backwards, 1}}));
+  EXPECT_EQ(
+      violations_of({history(writer),
+                     history("saw 510 520 4 4 - 0 -\nsaw 515 530 3 3 - 0 -\n", "two", "tokyo")}),
+      (Violations{{Violation::process_went_backwards, 1}}));
   EXPECT_EQ(violations_of({history(writer), history("saw 510 520 4 3 - 0 -\n", "two")}),
             (Violations{{Violation::process_went_backwards, 1}}));
 }
 
 TEST(HistoryChecker, a_machine_that_went_back) {
   const History early = history("saw 510 520 4 4 - 0 -\n", "two", "tokyo");
-  EXPECT_EQ(violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "tokyo")}),
-            (Violations{{Violation::machine_went_backwards, 1}}));
-  EXPECT_EQ(violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "rome")}), Violations{})
+  EXPECT_EQ(
+      violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "tokyo")}),
+      (Violations{{Violation::machine_went_backwards, 1}}));
+  EXPECT_EQ(
+      violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "rome")}),
+      Violations{})
       << "another machine may be behind";
-  EXPECT_EQ(violations_of({history(writer), early, history("saw 515 540 3 3 - 0 -\n", "three", "tokyo")}), Violations{})
+  EXPECT_EQ(
+      violations_of({history(writer), early, history("saw 515 540 3 3 - 0 -\n", "three", "tokyo")}),
+      Violations{})
       << "who began before may have seen less";
 }
 
@@ -213,8 +239,10 @@ TEST(HistoryChecker, a_value_that_was_not_there) {
 
 TEST(HistoryChecker, of_several_changes_to_a_key_in_one_update_only_the_last_is_seen) {
   const std::vector<ArchivedUpdate> log{{1, {{"a", "x"}, {"a", "y"}}}};
-  const std::string writes = "call 1 1\ntry 1 x - a=x\ndone 1 9 1\ncall 2 2\ntry 2 y - a=y\ndone 2 9 1\n";
-  EXPECT_EQ(violations_of({history(writes), history("saw 3 20 0 1 - 0 a=y\n", "two")}, log), Violations{});
+  const std::string writes =
+      "call 1 1\ntry 1 x - a=x\ndone 1 9 1\ncall 2 2\ntry 2 y - a=y\ndone 2 9 1\n";
+  EXPECT_EQ(violations_of({history(writes), history("saw 3 20 0 1 - 0 a=y\n", "two")}, log),
+            Violations{});
   EXPECT_EQ(violations_of({history(writes), history("saw 3 20 0 1 - 0 a=x\n", "two")}, log),
             (Violations{{Violation::wrong_value, 1}}));
 }
@@ -226,7 +254,8 @@ TEST(HistoryChecker, an_id_beyond_the_log) {
 
 TEST(HistoryChecker, a_digest_of_something_else) {
   const std::string three = text_of(digest_of({{"a", "w2."}, {"c", "w3.."}}));
-  EXPECT_EQ(violations_of({history(writer), history("saw 360 370 3 3 " + three + " 0 -\n", "two")}), Violations{});
+  EXPECT_EQ(violations_of({history(writer), history("saw 360 370 3 3 " + three + " 0 -\n", "two")}),
+            Violations{});
   EXPECT_EQ(violations_of({history(writer), history("saw 460 470 4 4 " + three + " 0 -\n", "two")}),
             (Violations{{Violation::wrong_digest, 1}}));
 }
@@ -237,7 +266,8 @@ TEST(HistoryChecker, what_a_process_found_strange) {
 }
 
 TEST(HistoryChecker, counts_and_names_what_it_found) {
-  const Verdict verdict = check(archive(), {history(replace_all(writer, "done 2 250 2", "failed 2 250 unavailable"))});
+  const Verdict verdict =
+      check(archive(), {history(replace_all(writer, "done 2 250 2", "failed 2 250 unavailable"))});
   EXPECT_EQ(verdict.violation_count(), 1U);
   ASSERT_EQ(verdict.examples.size(), 1U);
   EXPECT_EQ(verdict.examples[0], "written_all_the_same: one write 2: id=2");
@@ -280,12 +310,14 @@ TEST(HistoryFile, is_read_as_it_was_written) {
 }
 
 TEST(HistoryFile, a_last_line_that_was_cut_short_was_not_written) {
-  EXPECT_EQ(history("call 1 100\ntry 1 w1 - a=w1.\ndone 1 15").writes[0].answer, Write::Answer::none);
+  EXPECT_EQ(history("call 1 100\ntry 1 w1 - a=w1.\ndone 1 15").writes[0].answer,
+            Write::Answer::none);
 }
 
 TEST(HistoryFile, anything_else_is_refused) {
-  for (const char* line : {"what 1 2\n", "call 2 100\n", "call x\n", "try 1 t - a=t\n", "done 1 2 3\n", "saw 1 2 3\n",
-                           "saw 1 2 3 4 x 0 -\n", "call 1 1\nfailed 1 2 nonsense\n", "\n"}) {
+  for (const char* line :
+       {"what 1 2\n", "call 2 100\n", "call x\n", "try 1 t - a=t\n", "done 1 2 3\n", "saw 1 2 3\n",
+        "saw 1 2 3 4 x 0 -\n", "call 1 1\nfailed 1 2 nonsense\n", "\n"}) {
     EXPECT_THROW(history(line), std::runtime_error) << line;
   }
 }

@@ -1,6 +1,7 @@
-// Plays histories on a log and checks them: writers, transactions, readers and rewriters in several processes on two
-// machines, and one who sleeps on a third, while processes are killed and connections cut. Says what was counted, and
-// in its last line the same as JSON; ends with 1 if any promise was broken.
+// Plays histories on a log and checks them: writers, transactions, readers and rewriters in several
+// processes on two machines, and one who sleeps on a third, while processes are killed and
+// connections cut. Says what was counted, and in its last line the same as JSON; ends with 1 if any
+// promise was broken.
 //
 //   histories_main --log sqlite --seconds 60
 #include <signal.h>
@@ -146,17 +147,18 @@ class HistoryRun {
     add_workers("sleeper", "rome");
   }
   void add_workers(const std::string& role, const std::string& machine) {
-    workers_.emplace_back(WorkerSettings{.role = role,
-                                         .machine = machine,
-                                         .url = store_->worker_url(),
-                                         .flaky = store_->needs_flaky_log(),
-                                         .directory = directory_.path(),
-                                         .process_name = machine + '-' + role + std::to_string(workers_.size())});
+    workers_.emplace_back(
+        WorkerSettings{.role = role,
+                       .machine = machine,
+                       .url = store_->worker_url(),
+                       .flaky = store_->needs_flaky_log(),
+                       .directory = directory_.path(),
+                       .process_name = machine + '-' + role + std::to_string(workers_.size())});
   }
 
   void run_workers() {
-    const auto end =
-        Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(settings_.seconds));
+    const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                        std::chrono::duration<double>(settings_.seconds));
     auto next_kill = Clock::now() + milliseconds(300);
     auto next_disturbance = Clock::now() + store_->quiet_period_min();
     while (Clock::now() < end) {
@@ -175,7 +177,8 @@ class HistoryRun {
       if (Clock::now() >= next_disturbance) {
         store_->inject_fault();
         const milliseconds calm = store_->quiet_period_min();
-        next_disturbance = Clock::now() + calm + milliseconds(random_() % static_cast<std::uint64_t>(calm.count()));
+        next_disturbance = Clock::now() + calm +
+                           milliseconds(random_() % static_cast<std::uint64_t>(calm.count()));
       }
       std::this_thread::sleep_for(milliseconds(3));
     }
@@ -196,7 +199,8 @@ class HistoryRun {
         archive();
         std::this_thread::sleep_for(milliseconds(3));
       }
-      if (member.is_running()) unexpected_.push_back(member.processes().back() + ": does not come to its end");
+      if (member.is_running())
+        unexpected_.push_back(member.processes().back() + ": does not come to its end");
       member.kill();
     }
     store_->stop_faults();
@@ -228,14 +232,16 @@ class HistoryRun {
   std::vector<History> collect() const {
     std::vector<History> histories;
     const auto read = [&](const std::string& process, const std::string& machine) {
-      std::ifstream lines(history_path(directory_.path(), process));  // not there: killed before it began
+      std::ifstream lines(
+          history_path(directory_.path(), process));  // not there: killed before it began
       histories.push_back(read_history(lines, process, machine));
     };
     for (const WorkerProcess& member : workers_) {
       for (const std::string& process : member.processes()) read(process, member.machine());
     }
     for (const auto& [process, machine] : final_histories_) read(process, machine);
-    histories.push_back(History{.process = "director", .machine = "none", .unexpected = unexpected_});
+    histories.push_back(
+        History{.process = "director", .machine = "none", .unexpected = unexpected_});
     return histories;
   }
 
@@ -263,13 +269,16 @@ class HistoryRun {
         {"violations", violations},
     };
     counts.insert(counts.end(), counts_of_histories.begin(), counts_of_histories.end());
-    nlohmann::ordered_json json{{"log", settings_.log}, {"seconds", settings_.seconds}, {"seed", settings_.seed}};
+    nlohmann::ordered_json json{
+        {"log", settings_.log}, {"seconds", settings_.seconds}, {"seed", settings_.seed}};
     for (const auto& [name, count] : counts) {
       std::printf("%-32s %llu\n", name.c_str(), static_cast<unsigned long long>(count));
       json[name] = count;
     }
-    for (const auto& [violation, times] : verdict.violations) json["violated"][to_string(violation)] = times;
-    for (const std::string& example : verdict.examples) std::printf("VIOLATED %s\n", example.c_str());
+    for (const auto& [violation, times] : verdict.violations)
+      json["violated"][to_string(violation)] = times;
+    for (const std::string& example : verdict.examples)
+      std::printf("VIOLATED %s\n", example.c_str());
     bool idle = false;  // who has not seen it has not shown it
     for (const auto& [name, count] : counts) {
       const bool may_be_none = name == "violations" || settings_.seconds < 20;

@@ -16,9 +16,10 @@ namespace whycache::testing {
 namespace {
 
 void expect_nothing_violated(const std::string& log) {
-  const std::string command = std::string(WHYCACHE_TEST_BIN) + "/histories_main --log " + log + " --seconds " +
-                              std::to_string(number_from_environment("WHYCACHE_HISTORY_SECONDS", 60)) +
-                              " --keep " WHYCACHE_TEST_BIN "/histories_" + log;
+  const std::string command =
+      std::string(WHYCACHE_TEST_BIN) + "/histories_main --log " + log + " --seconds " +
+      std::to_string(number_from_environment("WHYCACHE_HISTORY_SECONDS", 60)) +
+      " --keep " WHYCACHE_TEST_BIN "/histories_" + log;
   std::fflush(nullptr);
   EXPECT_EQ(std::system(command.c_str()), 0) << command;
 }

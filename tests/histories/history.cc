@@ -49,8 +49,8 @@ std::optional<Digest> to_digest(const std::string& text) {
 
 Write::Answer answer_of(const std::string& kind) {
   if (kind == to_string(ErrorKind::uncertain)) return Write::Answer::uncertain;
-  for (const ErrorKind known : {ErrorKind::invalid, ErrorKind::limit, ErrorKind::unavailable, ErrorKind::conflict,
-                                ErrorKind::refused, ErrorKind::corrupt}) {
+  for (const ErrorKind known : {ErrorKind::invalid, ErrorKind::limit, ErrorKind::unavailable,
+                                ErrorKind::conflict, ErrorKind::refused, ErrorKind::corrupt}) {
     if (kind == to_string(known)) return Write::Answer::nothing_written;
   }
   throw std::runtime_error("no kind of an error: " + kind);
@@ -87,22 +87,24 @@ std::uint64_t HistoryWriter::begin_write() {
 }
 
 void HistoryWriter::record_attempt(std::uint64_t sequence, const Attempt& attempt) {
-  write_line("try " + std::to_string(sequence) + ' ' + attempt.token + ' ' + to_text(attempt.reads) + ' ' +
-             to_text(attempt.changes) + '\n');
+  write_line("try " + std::to_string(sequence) + ' ' + attempt.token + ' ' +
+             to_text(attempt.reads) + ' ' + to_text(attempt.changes) + '\n');
 }
 
 void HistoryWriter::record_acknowledged(std::uint64_t sequence, UpdateId id) {
-  write_line("done " + std::to_string(sequence) + ' ' + std::to_string(now_ns()) + ' ' + std::to_string(id) + '\n');
+  write_line("done " + std::to_string(sequence) + ' ' + std::to_string(now_ns()) + ' ' +
+             std::to_string(id) + '\n');
 }
 
 void HistoryWriter::record_failure(std::uint64_t sequence, const Error& error) {
-  write_line("failed " + std::to_string(sequence) + ' ' + std::to_string(now_ns()) + ' ' + to_string(error.kind()) +
-             '\n');
+  write_line("failed " + std::to_string(sequence) + ' ' + std::to_string(now_ns()) + ' ' +
+             to_string(error.kind()) + '\n');
 }
 
 void HistoryWriter::record_read(const Observation& seen) {
   const std::string digest =
-      seen.digest ? std::to_string(seen.digest->low) + ':' + std::to_string(seen.digest->high) : "-";
+      seen.digest ? std::to_string(seen.digest->low) + ':' + std::to_string(seen.digest->high)
+                  : "-";
   write_line("saw " + std::to_string(seen.began_ns) + ' ' + std::to_string(seen.ended_ns) + ' ' +
              std::to_string(seen.first) + ' ' + std::to_string(seen.last) + ' ' + digest + ' ' +
              std::to_string(seen.at_least) + ' ' + to_text(seen.key_values) + '\n');
@@ -123,7 +125,9 @@ History read_history(std::istream& lines, const std::string& process, const std:
     std::istringstream words(line);
     std::string what;
     words >> what;
-    const auto give_up = [&] { throw std::runtime_error(process + ": not a line of a history: " + line); };
+    const auto give_up = [&] {
+      throw std::runtime_error(process + ": not a line of a history: " + line);
+    };
     const auto write_told_of = [&]() -> Write& {
       std::uint64_t sequence = 0;
       words >> sequence;
@@ -158,7 +162,8 @@ History read_history(std::istream& lines, const std::string& process, const std:
       Observation seen;
       std::string digest;
       std::string facts;
-      words >> seen.began_ns >> seen.ended_ns >> seen.first >> seen.last >> digest >> seen.at_least >> facts;
+      words >> seen.began_ns >> seen.ended_ns >> seen.first >> seen.last >> digest >>
+          seen.at_least >> facts;
       seen.digest = to_digest(digest);
       seen.key_values = to_facts(facts);
       history.ids.insert(history.ids.end(), {seen.first, seen.last});

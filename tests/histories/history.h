@@ -1,7 +1,8 @@
 // Histories: what each process did and was told, in its own words, in a file that outlives it.
 //
-// A line is written by one write(2) to a file opened for appending before what it tells of begins, or after it has
-// ended; so when the process is killed at any moment, every line it wrote is there, and at most the last is cut short.
+// A line is written by one write(2) to a file opened for appending before what it tells of begins,
+// or after it has ended; so when the process is killed at any moment, every line it wrote is there,
+// and at most the last is cut short.
 //
 //   call SEQUENCE NOW                            a write begins
 //   try SEQUENCE TOKEN READS CHANGES             and is tried (a transaction perhaps several times)
@@ -10,8 +11,9 @@
 //   saw BEGAN NOW FIRST LAST DIGEST ASKED FACTS  a read: as of an id in FIRST..LAST; ASKED: the id it had to be beyond,
 //   or 0 strange TEXT                                 what must not happen at all
 //
-// READS, CHANGES and FACTS are KEY=VALUE, or KEY alone for an absent or erased key, with commas in between, or "-".
-// A token is different for every try; the values that a try sets begin with it, up to a '.'.
+// READS, CHANGES and FACTS are KEY=VALUE, or KEY alone for an absent or erased key, with commas in
+// between, or "-". A token is different for every try; the values that a try sets begin with it, up
+// to a '.'.
 #pragma once
 
 #include <cstdint>

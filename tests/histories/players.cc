@@ -71,9 +71,13 @@ class Worker {
   }
   std::string random_key() { return 'k' + std::to_string(random_below(key_count)); }
   std::string new_token() { return settings_.process_name + '-' + std::to_string(++token_); }
-  std::string value_of(const std::string& token) { return token + std::string(random_below(200), '.'); }
+  std::string value_of(const std::string& token) {
+    return token + std::string(random_below(200), '.');
+  }
   // Some have no patience, and so learn that nothing was written, or that nobody knows.
-  milliseconds deadline() { return chance(20) ? milliseconds(random_below(6)) : milliseconds(5000); }
+  milliseconds deadline() {
+    return chance(20) ? milliseconds(random_below(6)) : milliseconds(5000);
+  }
 
   void open() {
     Options options;
@@ -100,7 +104,8 @@ class Worker {
       const auto same = [&](const auto& change) { return change.first == key; };
       if (std::any_of(attempt.changes.begin(), attempt.changes.end(), same)) continue;
       const bool erases = !attempt.changes.empty() && chance(30);
-      attempt.changes.emplace_back(std::move(key), erases ? std::nullopt : std::optional(value_of(attempt.token)));
+      attempt.changes.emplace_back(std::move(key),
+                                   erases ? std::nullopt : std::optional(value_of(attempt.token)));
     }
     return attempt;
   }
@@ -131,7 +136,9 @@ class Worker {
       const std::uint64_t sequence = history_.begin_write();
       const Attempt attempt = new_attempt(1 + random_below(3));
       history_.record_attempt(sequence, attempt);
-      record_write(sequence, [&] { return cache_->write(changes_of(attempt), {.note = {}, .deadline = deadline()}); });
+      record_write(sequence, [&] {
+        return cache_->write(changes_of(attempt), {.note = {}, .deadline = deadline()});
+      });
     } else if (kind < 75) {
       write_concurrently();
     } else if (kind < 85) {
@@ -147,7 +154,8 @@ class Worker {
       const std::uint64_t sequence = history_.begin_write();
       const Attempt attempt = new_attempt(1 + random_below(2));
       history_.record_attempt(sequence, attempt);
-      under_way.emplace_back(sequence, cache_->write_async(changes_of(attempt), {.note = {}, .deadline = deadline()}));
+      under_way.emplace_back(
+          sequence, cache_->write_async(changes_of(attempt), {.note = {}, .deadline = deadline()}));
     }
     for (auto& each : under_way) record_write(each.first, [&] { return each.second.get(); });
   }
@@ -162,8 +170,8 @@ class Worker {
     record_write(sequence, [&] {
       const std::optional<std::string_view> before =
           expected ? std::optional<std::string_view>(*expected) : std::nullopt;
-      const std::optional<UpdateId> id =
-          cache_->set_if(key, before, *attempt.changes[0].second, {.note = {}, .deadline = deadline()});
+      const std::optional<UpdateId> id = cache_->set_if(key, before, *attempt.changes[0].second,
+                                                        {.note = {}, .deadline = deadline()});
       if (!id) throw Error(ErrorKind::conflict, "the key has another value");
       return *id;
     });
@@ -175,8 +183,10 @@ class Worker {
       return cache_->transact(
           [&](Transaction& t) {
             Attempt attempt = new_attempt(1 + random_below(2));
-            const auto remember = [&](const std::string& key, std::optional<std::string_view> value) {
-              attempt.reads.emplace_back(key, value ? std::optional<std::string>(*value) : std::nullopt);
+            const auto remember = [&](const std::string& key,
+                                      std::optional<std::string_view> value) {
+              attempt.reads.emplace_back(key,
+                                         value ? std::optional<std::string>(*value) : std::nullopt);
             };
             for (std::uint64_t left = 1 + random_below(3); left > 0; --left) {
               const std::string key = random_key();
@@ -184,15 +194,19 @@ class Worker {
             }
             if (chance(20)) {  // the keys k2, k20 ... k29, those that are absent too
               std::map<std::string, std::string> there;
-              for (const Item& item : t.items(KeyRange::prefix("k2"))) there.emplace(item.key, item.value);
+              for (const Item& item : t.items(KeyRange::prefix("k2")))
+                there.emplace(item.key, item.value);
               for (const char* digit : {"", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}) {
                 const std::string key = std::string("k2") + digit;
                 const auto found = there.find(key);
-                remember(key, found == there.end() ? std::nullopt : std::optional<std::string_view>(found->second));
+                remember(key, found == there.end()
+                                  ? std::nullopt
+                                  : std::optional<std::string_view>(found->second));
               }
             }
             history_.record_attempt(sequence, attempt);
-            for (const auto& [key, value] : attempt.changes) value ? t.set(key, *value) : t.erase(key);
+            for (const auto& [key, value] : attempt.changes)
+              value ? t.set(key, *value) : t.erase(key);
           },
           {.note = {}, .deadline = deadline(), .attempts_max = 100});
     });
@@ -236,7 +250,8 @@ class Worker {
       const UpdateId asked = progress_.token;
       cache_->update({.staleness_max = {}, .at_least = asked, .deadline = {}});
       observe(asked);
-    } else if (kind < 60) {  // who wants no staleness at all sees what was acknowledged to anybody before
+    } else if (kind <
+               60) {  // who wants no staleness at all sees what was acknowledged to anybody before
       const UpdateId asked = progress_.token;
       cache_->update({.staleness_max = std::chrono::nanoseconds(0), .at_least = 0, .deadline = {}});
       observe(asked);
@@ -283,7 +298,9 @@ class Worker {
 
 }  // namespace
 
-std::vector<std::string> worker_roles() { return {"writer", "transactor", "reader", "sleeper", "rewriter"}; }
+std::vector<std::string> worker_roles() {
+  return {"writer", "transactor", "reader", "sleeper", "rewriter"};
+}
 
 std::string history_path(const std::string& folder, const std::string& process) {
   return folder + '/' + process + ".history";
@@ -291,8 +308,10 @@ std::string history_path(const std::string& folder, const std::string& process) 
 
 SharedProgress& SharedProgress::open(const std::string& folder) {
   const int file = ::open((folder + "/board").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (file < 0 || ::ftruncate(file, sizeof(SharedProgress)) != 0) throw std::runtime_error("cannot make the board");
-  void* const memory = ::mmap(nullptr, sizeof(SharedProgress), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (file < 0 || ::ftruncate(file, sizeof(SharedProgress)) != 0)
+    throw std::runtime_error("cannot make the board");
+  void* const memory =
+      ::mmap(nullptr, sizeof(SharedProgress), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   ::close(file);
   if (memory == MAP_FAILED) throw std::runtime_error("cannot map the board");
   return *static_cast<SharedProgress*>(memory);  // zeroes are what it begins with

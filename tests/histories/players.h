@@ -1,5 +1,5 @@
-// Those whose histories are told: processes that write, read and rewrite, each in its own way, until they are killed or
-// told that it is over.
+// Those whose histories are told: processes that write, read and rewrite, each in its own way,
+// until they are killed or told that it is over.
 #pragma once
 
 #include <atomic>
@@ -13,8 +13,8 @@ namespace whycache::testing {
 
 // Memory that all of them share, in a file.
 struct SharedProgress {
-  std::atomic<UpdateId> archived{0};       // as far as history may be rewritten; written by the director
-  std::atomic<UpdateId> token{0};          // the greatest id that was acknowledged to anybody
+  std::atomic<UpdateId> archived{0};  // as far as history may be rewritten; written by the director
+  std::atomic<UpdateId> token{0};     // the greatest id that was acknowledged to anybody
   std::atomic<std::uint64_t> rewrites{0};  // that have moved the base
   std::atomic<std::uint64_t> rebuilds{0};  // of machines that were behind the base
   std::atomic<bool> stop{false};

@@ -31,24 +31,28 @@ class PlainStore final : public FaultyStore {
 
 TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random) {
   TcpProxy::ConnectionFaults treatment;
-  const double size = std::exp(std::uniform_real_distribution<double>(0, std::log(bytes_max))(random));
-  (random() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = static_cast<std::uint64_t>(size);
+  const double size =
+      std::exp(std::uniform_real_distribution<double>(0, std::log(bytes_max))(random));
+  (random() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after =
+      static_cast<std::uint64_t>(size);
   treatment.cut_by_reset = random() % 2 == 0;
   return treatment;
 }
 
-// A MariaDB server, which is killed and started again now and then, behind a proxy that cuts most connections
-// somewhere.
+// A MariaDB server, which is killed and started again now and then, behind a proxy that cuts most
+// connections somewhere.
 class FaultyMysql : public FaultyStore {
  public:
-  explicit FaultyMysql(std::uint64_t seed) : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
+  explicit FaultyMysql(std::uint64_t seed)
+      : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
     // From the first byte to some hundred statements, as many of each size.
     proxy_.set_fault_chooser([this](std::uint64_t) { return cut_within(200'000, random_); });
   }
 
   std::string url() const override { return server_.url(database_); }
   std::string worker_url() const override {
-    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_ + "?deadline_ms=3000";
+    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_ +
+           "?deadline_ms=3000";
   }
   bool needs_flaky_log() const override { return false; }
   void inject_fault() override {
@@ -60,8 +64,8 @@ class FaultyMysql : public FaultyStore {
     proxy_.set_faults({});
     proxy_.cut_all();
     MariadbClient client(server_);
-    const std::string others =
-        " FROM information_schema.PROCESSLIST WHERE DB = '" + database_ + "' AND ID <> CONNECTION_ID()";
+    const std::string others = " FROM information_schema.PROCESSLIST WHERE DB = '" + database_ +
+                               "' AND ID <> CONNECTION_ID()";
     for (const std::string& id : client.rows("SELECT ID" + others)) {
       try {
         client.run("KILL " + id);
@@ -88,19 +92,23 @@ class FaultyMysql : public FaultyStore {
 
 #if WHYCACHE_WITH_MEMCACHED
 
-// The same with a memcached in front of it, which is by turns killed and started again empty, flushed, and paused for
-// longer than anybody waits for it; and behind a proxy that cuts some connections, too.
+// The same with a memcached in front of it, which is by turns killed and started again empty,
+// flushed, and paused for longer than anybody waits for it; and behind a proxy that cuts some
+// connections, too.
 class FaultyMemcached final : public FaultyMysql {
  public:
-  explicit FaultyMemcached(std::uint64_t seed) : FaultyMysql(seed), random_(~seed), proxy_(server_.port()) {
+  explicit FaultyMemcached(std::uint64_t seed)
+      : FaultyMysql(seed), random_(~seed), proxy_(server_.port()) {
     proxy_.set_fault_chooser([this](std::uint64_t) {
-      // After a failure memcached is left alone for a while; it has to be there most of the time to be of any use.
+      // After a failure memcached is left alone for a while; it has to be there most of the time to
+      // be of any use.
       return random_() % 4 == 0 ? cut_within(200'000, random_) : TcpProxy::ConnectionFaults{};
     });
   }
 
   std::string worker_url() const override {
-    return "memcached+" + FaultyMysql::worker_url() + "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
+    return "memcached+" + FaultyMysql::worker_url() +
+           "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
   }
   void inject_fault() override {
     switch (fault_count_++ % 4) {
@@ -130,7 +138,8 @@ class FaultyMemcached final : public FaultyMysql {
     counts.emplace_back("memcached_kills", kills_);
     counts.emplace_back("memcached_flushes", flushes_);
     counts.emplace_back("memcached_pauses", pauses_);
-    counts.emplace_back("memcached_hits", hits_before_ + MemcachedClient(server_).statistic("get_hits"));
+    counts.emplace_back("memcached_hits",
+                        hits_before_ + MemcachedClient(server_).statistic("get_hits"));
     return counts;
   }
 
@@ -150,7 +159,8 @@ class FaultyMemcached final : public FaultyMysql {
 
 }  // namespace
 
-std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& folder, std::uint64_t seed) {
+std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& folder,
+                                               std::uint64_t seed) {
   const std::map<std::string, std::function<std::unique_ptr<FaultyStore>()>> stages {
     {"file",
      [&] {

@@ -1,4 +1,5 @@
-// What is special about the log in a folder: its files, its leftovers, power cuts, and disks that fail.
+// What is special about the log in a folder: its files, its leftovers, power cuts, and disks that
+// fail.
 #include "log/file_log.h"
 
 #include <fcntl.h>
@@ -38,7 +39,8 @@
 
 namespace {
 
-// Called before each fsync and fdatasync of this program while it is set; returns an errno to fail with, or 0.
+// Called before each fsync and fdatasync of this program while it is set; returns an errno to fail
+// with, or 0.
 std::function<int(int descriptor)>* sync_hook = nullptr;
 
 int sync_unless_failing(long call, int descriptor) {
@@ -54,7 +56,9 @@ int sync_unless_failing(long call, int descriptor) {
 // Hears of every sync, and may make it fail, for as long as it lives.
 class SyncListener {
  public:
-  explicit SyncListener(std::function<int(int descriptor)> heard) : hook_(std::move(heard)) { sync_hook = &hook_; }
+  explicit SyncListener(std::function<int(int descriptor)> heard) : hook_(std::move(heard)) {
+    sync_hook = &hook_;
+  }
   SyncListener(const SyncListener&) = delete;
   SyncListener& operator=(const SyncListener&) = delete;
   ~SyncListener() { sync_hook = nullptr; }
@@ -84,7 +88,8 @@ constexpr UpdateId no_end = ~UpdateId{0};
 
 Updates updates_of(Log& log) {
   Updates updates;
-  log.read(1, no_end, [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
+  log.read(1, no_end,
+           [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
   return updates;
 }
 
@@ -134,8 +139,8 @@ std::string file_of_kind(char kind, std::uint64_t number, const std::string& pay
   return bytes + payload;
 }
 
-std::string meta_file(const std::string& uuid, const std::string& token, UpdateId base, std::uint64_t base_chain,
-                      std::uint64_t parts) {
+std::string meta_file(const std::string& uuid, const std::string& token, UpdateId base,
+                      std::uint64_t base_chain, std::uint64_t parts) {
   std::string payload = uuid + token;
   append_little_endian(payload, base);
   append_little_endian(payload, base_chain);
@@ -161,8 +166,10 @@ std::string from_hex(const std::string& digits) {
 TEST(FileLogFormat, the_folder_of_the_vectors_holds_the_log_they_tell_of) {
   const json vectors = load_vectors();
   StoreDirectory folder;
-  for (const auto& [path, bytes] : vectors["files"].items()) write_file(folder.file("log/" + path), from_hex(bytes));
-  for (const char* name : {"lock", "tmp/none"}) write_file(folder.file("log/default/" + std::string(name)), "");
+  for (const auto& [path, bytes] : vectors["files"].items())
+    write_file(folder.file("log/" + path), from_hex(bytes));
+  for (const char* name : {"lock", "tmp/none"})
+    write_file(folder.file("log/default/" + std::string(name)), "");
 
   FileLog log({.directory = folder.file("log"), .name = "vectors"});
 
@@ -205,8 +212,8 @@ TEST(FileLogFormat, we_write_what_the_vectors_say) {
   EXPECT_EQ(written, expected);
 
   const std::string meta = from_hex(vectors["files"]["default/meta"]);
-  EXPECT_EQ(meta, meta_file(from_hex(tells["uuid"]), from_hex(tells["token"]), tells["base"], tells["base_chain"],
-                            parts.size()));
+  EXPECT_EQ(meta, meta_file(from_hex(tells["uuid"]), from_hex(tells["token"]), tells["base"],
+                            tells["base_chain"], parts.size()));
   const std::string own = read_file(store.root() + "/meta");
   EXPECT_EQ(own, meta_file(own.substr(40, 16), own.substr(56, 16), tells["base"],
                            tells["base"].get<std::uint64_t>() * 1000, parts.size()));
@@ -223,14 +230,15 @@ TEST(FileLogFormat, the_worked_examples_are_two_of_the_vectors) {
     if (offset == 0) examples.emplace_back();
     ASSERT_FALSE(examples.empty());
     EXPECT_EQ(examples.back().size(), offset) << line;
-    for (std::string word;
-         words >> word && word.size() == 2 && word.find_first_not_of("0123456789abcdef") == std::string::npos;) {
+    for (std::string word; words >> word && word.size() == 2 &&
+                           word.find_first_not_of("0123456789abcdef") == std::string::npos;) {
       examples.back() += from_hex(word);
     }
   }
   const json vectors = load_vectors();
-  EXPECT_EQ(examples, (std::vector<std::string>{from_hex(vectors["files"]["default/meta"]),
-                                                from_hex(vectors["files"]["default/updates/00000000000000000003"])}));
+  EXPECT_EQ(examples, (std::vector<std::string>{
+                          from_hex(vectors["files"]["default/meta"]),
+                          from_hex(vectors["files"]["default/updates/00000000000000000003"])}));
 }
 
 TEST(FileLogFormat, the_head_of_a_long_log_is_found_without_walking) {
@@ -244,7 +252,8 @@ TEST(FileLogFormat, the_head_of_a_long_log_is_found_without_walking) {
 
   const auto log = store.open();
   EXPECT_EQ(log->extent().head, base);
-  for (UpdateId id = base + 1; id <= base + 100; ++id) ASSERT_EQ(log->append(id, "far out"), Appended::yes);
+  for (UpdateId id = base + 1; id <= base + 100; ++id)
+    ASSERT_EQ(log->append(id, "far out"), Appended::yes);
   EXPECT_EQ(store.open()->extent().head, base + 100);
   EXPECT_EQ(updates_of(*log).size(), 100U);
 }
@@ -389,9 +398,11 @@ TEST(FileLog, what_the_dead_left_is_deleted_and_what_the_living_write_is_not) {
   // Given a rewriter in the midst of its parts, and what two dead ones left;
   const std::string dead_token = "00112233445566778899aabbccddeeff";
   write_file(store.root() + "/tmp/" + dead_token, "half an upd");
-  write_file(store.root() + "/base-00000000000000000004-" + dead_token + "/00000000000000000000", "half a part");
+  write_file(store.root() + "/base-00000000000000000004-" + dead_token + "/00000000000000000000",
+             "half a part");
   const std::string other_token = "ff112233445566778899aabbccddeeff";
-  write_file(store.root() + "/base-00000000000000000999-" + other_token + "/00000000000000000000", "");
+  write_file(store.root() + "/base-00000000000000000999-" + other_token + "/00000000000000000000",
+             "");
   write_file(store.root() + "/notes.txt", "a person's");
   int part = 0;
   const bool switched = log->rewrite(5, 7, [&]() -> std::optional<std::string_view> {
@@ -407,8 +418,9 @@ TEST(FileLog, what_the_dead_left_is_deleted_and_what_the_living_write_is_not) {
   EXPECT_EQ(parts_of(*log), (std::vector<std::string>{"part", "part", "part"}));
   EXPECT_TRUE(names_in(store.root() + "/tmp").empty());
   const auto names = names_in(store.root());
-  EXPECT_EQ(
-      std::count_if(names.begin(), names.end(), [](const std::string& name) { return name.starts_with("base-"); }), 1);
+  EXPECT_EQ(std::count_if(names.begin(), names.end(),
+                          [](const std::string& name) { return name.starts_with("base-"); }),
+            1);
   EXPECT_EQ(std::count(names.begin(), names.end(), "notes.txt"), 1);
 }
 
@@ -424,7 +436,9 @@ TEST(FileLog, the_first_append_deletes_what_dead_writers_left) {
 TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_none) {
   FileStore store;
   store.open();
-  FileLog impatient({.directory = store.directory(), .name = "impatient", .deadline = std::chrono::milliseconds(50)});
+  FileLog impatient({.directory = store.directory(),
+                     .name = "impatient",
+                     .deadline = std::chrono::milliseconds(50)});
   append_up_to(impatient, 3);
   int pipe_ends[2];
   ASSERT_EQ(::pipe(pipe_ends), 0);
@@ -437,7 +451,8 @@ TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_n
   char locked;
   ASSERT_EQ(::read(pipe_ends[0], &locked, 1), 1);
   expect_error(
-      ErrorKind::unavailable, [&] { impatient.append(4, "x"); }, store.root() + "/lock", "waited_ms=50");
+      ErrorKind::unavailable, [&] { impatient.append(4, "x"); }, store.root() + "/lock",
+      "waited_ms=50");
   expect_error(
       ErrorKind::unavailable, [&] { rewrite(impatient, 2, {"part"}); }, store.root() + "/lock");
   EXPECT_EQ(updates_of(impatient).size(), 3U);
@@ -451,9 +466,9 @@ TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_n
 
 // --- Power cuts. ---
 
-// What is surely on the disk under a folder, and what may be: a model of the worst a file system may do. What was
-// written since the last sync of a file, and each name that changed since the last sync of a folder, may be there or
-// may not.
+// What is surely on the disk under a folder, and what may be: a model of the worst a file system
+// may do. What was written since the last sync of a file, and each name that changed since the last
+// sync of a folder, may be there or may not.
 class PowerLossModel {
  public:
   explicit PowerLossModel(std::string root) : root_(std::move(root)) {}
@@ -472,7 +487,9 @@ class PowerLossModel {
   }
 
   // One of the ways the disk may look after a power cut now.
-  void make_image(const std::string& to, std::mt19937_64& random) const { copy_directory(root_, to, random); }
+  void make_image(const std::string& to, std::mt19937_64& random) const {
+    copy_directory(root_, to, random);
+  }
 
  private:
   struct Entry {
@@ -485,7 +502,8 @@ class PowerLossModel {
   static std::string read_file(const std::string& path, const struct stat& status) {
     const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     std::string bytes(static_cast<std::size_t>(status.st_size), '\0');
-    require(::pread(file.number(), bytes.data(), bytes.size(), 0) == status.st_size, "pread " + path);
+    require(::pread(file.number(), bytes.data(), bytes.size(), 0) == status.st_size,
+            "pread " + path);
     return bytes;
   }
 
@@ -500,7 +518,8 @@ class PowerLossModel {
     return entries;
   }
 
-  void copy_directory(const std::string& from, const std::string& to, std::mt19937_64& random) const {
+  void copy_directory(const std::string& from, const std::string& to,
+                      std::mt19937_64& random) const {
     fs::create_directory(to);
     const Entries now = entries_of(from);
     const auto known = directories_.find(from);
@@ -530,7 +549,8 @@ class PowerLossModel {
     struct stat status;
     if (::lstat(path.c_str(), &status) != 0 || status.st_ino != entry.number) return "";
     std::string bytes = read_file(path, status);
-    if (random() % 3 == 0) return std::string(bytes.size(), '\0');  // the size came to the disk before the bytes
+    if (random() % 3 == 0)
+      return std::string(bytes.size(), '\0');  // the size came to the disk before the bytes
     return bytes.substr(0, random() % (bytes.size() + 1));
   }
 
@@ -580,7 +600,8 @@ TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) 
   const SyncListener cut_power([&](int descriptor) {
     if (checking) return 0;
     // There is more to go wrong while the log is made.
-    for (int i = images < 500 ? 50 : 2; i > 0 && !::testing::Test::HasFatalFailure(); --i) check_image();
+    for (int i = images < 500 ? 50 : 2; i > 0 && !::testing::Test::HasFatalFailure(); --i)
+      check_image();
     model.record_sync(descriptor);
     return 0;
   });
@@ -601,7 +622,8 @@ TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) 
   EXPECT_GT(images, 700);
 }
 
-TEST(FileLogPower, an_update_is_synced_before_it_is_linked_and_its_folder_before_it_is_acknowledged) {
+TEST(FileLogPower,
+     an_update_is_synced_before_it_is_linked_and_its_folder_before_it_is_acknowledged) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -623,8 +645,9 @@ TEST(FileLogDisk, an_update_that_cannot_be_synced_is_not_in_the_log) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
-  for (const auto& [error, kind] :
-       {std::pair{EIO, ErrorKind::unavailable}, {ENOSPC, ErrorKind::limit}, {EDQUOT, ErrorKind::limit}}) {
+  for (const auto& [error, kind] : {std::pair{EIO, ErrorKind::unavailable},
+                                    {ENOSPC, ErrorKind::limit},
+                                    {EDQUOT, ErrorKind::limit}}) {
     {
       const SyncListener fail([error = error](int) { return error; });
       expect_error(
@@ -646,7 +669,8 @@ TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_uncertain) {
   EXPECT_EQ(log->extent().head, 2);
 }
 
-// It is there for all to see; but who asks whether it was written must not take it for that before it is on the disk.
+// It is there for all to see; but who asks whether it was written must not take it for that before
+// it is on the disk.
 TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_not_shown_to_its_writer_before_it_is) {
   FileStore store;
   const auto log = store.open();
@@ -681,7 +705,9 @@ TEST(FileLogDisk, a_write_whose_folder_cannot_be_synced_is_in_doubt_until_it_can
   const std::string updates = store.root() + "/updates";
   std::atomic<bool> broken{true};
   const SyncListener fail([&](int descriptor) {
-    return broken && fs::read_symlink("/proc/self/fd/" + std::to_string(descriptor)) == updates ? EIO : 0;
+    return broken && fs::read_symlink("/proc/self/fd/" + std::to_string(descriptor)) == updates
+               ? EIO
+               : 0;
   });
   expect_error(
       ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "synced");
@@ -728,20 +754,26 @@ TEST(FileLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
     UpdateId head = 0;
     std::optional<Error> error;
     while (!error) {
-      error = thrown_error([&] { require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
+      error = thrown_error([&] {
+        require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append");
+      });
       if (!error) ++head;
     }
     require(error->kind() == ErrorKind::limit && error->system_error() == ENOSPC, error->what());
-    require(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
+    require(head > 5 && log.extent().head == head && updates_of(log).size() == head,
+            "updates after a full disk");
     require(names_in(folder.file("disk/log/default/tmp")).empty(), "tmp is empty");
 
     error = thrown_error([&] { rewrite(log, head, {std::string(100'000, 'p')}); });
     require(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
-    require(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
+    require(log.extent().base == 0 && updates_of(log).size() == head,
+            "updates after a rewrite on a full disk");
 
     fs::remove(folder.file("disk/filler"));
-    require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
-    require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
+    require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes,
+            "append when there is room");
+    require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(),
+            "rewrite when there is room");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
@@ -751,16 +783,22 @@ TEST(FileLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) 
   const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "1m");
-    require(FileLog({.directory = folder.file("disk/log"), .name = "log"}).append(1, "x") == Appended::yes, "append");
+    require(FileLog({.directory = folder.file("disk/log"), .name = "log"}).append(1, "x") ==
+                Appended::yes,
+            "append");
     make_disk_read_only(folder.file("disk"));
 
     FileLog log({.directory = folder.file("disk/log"), .name = "read-only"});
     require(updates_of(log).size() == 1, "read");
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
-    require(append_error && append_error->kind() == ErrorKind::invalid && append_error->system_error() == EROFS,
+    require(append_error && append_error->kind() == ErrorKind::invalid &&
+                append_error->system_error() == EROFS,
             "append");
-    const auto open_error = thrown_error([&] { FileLog({.directory = folder.file("disk/other"), .name = "other"}); });
-    require(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
+    const auto open_error =
+        thrown_error([&] { FileLog({.directory = folder.file("disk/other"), .name = "other"}); });
+    require(open_error && open_error->kind() == ErrorKind::invalid &&
+                open_error->system_error() == EROFS,
+            "make");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
@@ -774,12 +812,14 @@ TEST(FileLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
     Child stranger([&] {
       drop_privileges();
       const auto error = thrown_error([&] { FileLog({.directory = path, .name = "stranger"}); });
-      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
+      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
+              "a stranger is refused");
     });
     require(stranger.wait() == 0, "stranger");
 
     // Given a folder whose owner lets everybody read: new files follow it.
-    for (const char* each : {"", "/default", "/default/updates"}) fs::permissions(path + each, fs::perms(0755));
+    for (const char* each : {"", "/default", "/default/updates"})
+      fs::permissions(path + each, fs::perms(0755));
     for (const char* each : {"/default/meta", "/default/updates/00000000000000000001"})
       fs::permissions(path + each, fs::perms(0644));
     ::umask(0077);
@@ -805,26 +845,31 @@ TEST(FileLogDisk, a_symbolic_link_in_the_place_of_the_folder_is_refused) {
   fs::create_directory(folder.file("elsewhere"));
   fs::create_directory_symlink(folder.file("elsewhere"), folder.file("log"));
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("log"), .name = "log"}); }, folder.file("log"),
-      "symbolic link");
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("log"), .name = "log"}); },
+      folder.file("log"), "symbolic link");
   EXPECT_TRUE(fs::is_empty(folder.file("elsewhere")));
 }
 
 TEST(FileLogDisk, only_the_last_component_of_the_path_is_made_and_for_its_owner_alone) {
   StoreDirectory folder;
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("a/b"), .name = "log"}); }, "does not exist", "a/b");
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("a/b"), .name = "log"}); },
+      "does not exist", "a/b");
   EXPECT_FALSE(fs::exists(folder.file("a")));
   write_file(folder.file("file"), "x");
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file"), .name = "log"}); }, folder.file("file"));
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file"), .name = "log"}); },
+      folder.file("file"));
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file/log"), .name = "log"}); }, folder.file("file"));
+      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file/log"), .name = "log"}); },
+      folder.file("file"));
 
   FileLog log({.directory = folder.file("log/"), .name = "log"});
   ASSERT_EQ(log.append(1, "x"), Appended::yes);
   for (const auto& entry : fs::recursive_directory_iterator(folder.file("log"))) {
-    EXPECT_EQ(entry.status().permissions(), entry.is_directory() ? fs::perms(0700) : fs::perms(0600)) << entry.path();
+    EXPECT_EQ(entry.status().permissions(),
+              entry.is_directory() ? fs::perms(0700) : fs::perms(0600))
+        << entry.path();
   }
   EXPECT_EQ(fs::status(folder.file("log")).permissions(), fs::perms(0700));
 }

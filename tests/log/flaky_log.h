@@ -1,4 +1,5 @@
-// A log in front of another one that fails, delays and forgets answers, as networks do; from a seed.
+// A log in front of another one that fails, delays and forgets answers, as networks do; from a
+// seed.
 #pragma once
 
 #include <chrono>
@@ -88,7 +89,9 @@ class FlakyLog final : public Log {
   }
 
  private:
-  static Error injected_error() { return Error(ErrorKind::unavailable, "flaky log: nothing was done"); }
+  static Error injected_error() {
+    return Error(ErrorKind::unavailable, "flaky log: nothing was done");
+  }
 
   void fail_if(unsigned percent) {
     if (chance(percent)) throw injected_error();
@@ -98,8 +101,8 @@ class FlakyLog final : public Log {
   }
   void delay() {
     if (chance(50))
-      std::this_thread::sleep_for(
-          std::chrono::microseconds(random_up_to(static_cast<std::uint64_t>(faults_.delay_max.count()))));
+      std::this_thread::sleep_for(std::chrono::microseconds(
+          random_up_to(static_cast<std::uint64_t>(faults_.delay_max.count()))));
   }
   bool chance(unsigned percent) { return random_up_to(99) < percent; }
   std::uint64_t random_up_to(std::uint64_t greatest) {

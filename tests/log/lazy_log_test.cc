@@ -34,7 +34,8 @@ TEST(LateLog, is_opened_when_it_is_there) {
 }
 
 TEST(LateLog, is_only_for_logs_that_are_away) {
-  expect_error(ErrorKind::invalid, [] { open_log_or_defer("gopher://host/", default_log_deadline); });
+  expect_error(ErrorKind::invalid,
+               [] { open_log_or_defer("gopher://host/", default_log_deadline); });
 }
 
 // A child has a connection of its own, which it makes when it needs one, and waits for.

@@ -1,14 +1,15 @@
 // The contract of whycache/log.h, as stories that every log has to live through.
 //
-// For a log of your own: derive from LogStore (log_store.h), and in exactly one source file of a test program that
-// links GoogleTest write
+// For a log of your own: derive from LogStore (log_store.h), and in exactly one source file of a
+// test program that links GoogleTest write
 //
 //   #include "log_contract.h"
 //   const whycache::LogUnderTest mine{"mine", [] { return std::make_unique<MyStore>(); }};
 //   INSTANTIATE_TEST_SUITE_P(Mine, whycache::LogContract, testing::Values(mine), whycache::LogUnderTest::name_of);
 //
-// It needs nothing but whycache's public headers, the headers beside it, GoogleTest and POSIX. Random stories print
-// their seed when they fail; WHYCACHE_TEST_SEED runs them with that seed again.
+// It needs nothing but whycache's public headers, the headers beside it, GoogleTest and POSIX.
+// Random stories print their seed when they fail; WHYCACHE_TEST_SEED runs them with that seed
+// again.
 #pragma once
 
 #include <signal.h>
@@ -133,7 +134,8 @@ inline std::uint64_t new_seed() {
   return std::random_device{}();
 }
 
-// Some who live through stories of their own at once: processes if the log can be shared by them, else threads.
+// Some who live through stories of their own at once: processes if the log can be shared by them,
+// else threads.
 class WorkerGroup {
  public:
   explicit WorkerGroup(bool of_processes) : uses_processes_(of_processes) {}
@@ -164,8 +166,9 @@ class WorkerGroup {
   std::vector<std::thread> threads_;
 };
 
-// A machine in small: follows a log in which each update says "writer sequence", and checks that each writer's sequence
-// goes 1, 2, 3 ... Its base is how far each writer has come, a part for each. Any story it cannot believe is thrown.
+// A machine in small: follows a log in which each update says "writer sequence", and checks that
+// each writer's sequence goes 1, 2, 3 ... Its base is how far each writer has come, a part for
+// each. Any story it cannot believe is thrown.
 class Machine {
  public:
   explicit Machine(std::unique_ptr<Log> log) : log_(std::move(log)) {}
@@ -191,10 +194,11 @@ class Machine {
   void follow() {
     try {
       std::vector<StoredUpdate> updates;
-      const Extent extent = log_->read(applied_id_ + 1, no_end, [&](UpdateId id, std::string_view bytes) {
-        updates.push_back({id, std::string(bytes)});
-        return updates.size() < 100;
-      });
+      const Extent extent =
+          log_->read(applied_id_ + 1, no_end, [&](UpdateId id, std::string_view bytes) {
+            updates.push_back({id, std::string(bytes)});
+            return updates.size() < 100;
+          });
       if (uuid_ && *uuid_ != extent.uuid) throw std::runtime_error("the log became another");
       uuid_ = extent.uuid;
       if (extent.base > applied_id_) return rebuild();
@@ -248,17 +252,19 @@ class Machine {
  private:
   void apply(const StoredUpdate& update) {
     if (update.id != applied_id_ + 1) {
-      throw std::runtime_error("update " + std::to_string(update.id) + " follows " + std::to_string(applied_id_));
+      throw std::runtime_error("update " + std::to_string(update.id) + " follows " +
+                               std::to_string(applied_id_));
     }
     std::istringstream words(update.bytes);
     unsigned writer = 0;
     std::uint64_t sequence = 0;
     words >> writer >> sequence;
-    if (!words || update.bytes != update_of(writer, sequence)) throw std::runtime_error("damaged: " + update.bytes);
+    if (!words || update.bytes != update_of(writer, sequence))
+      throw std::runtime_error("damaged: " + update.bytes);
     if (sequence != sequences_[writer] + 1) {
-      throw std::runtime_error("update " + std::to_string(update.id) + ": sequence " + std::to_string(sequence) +
-                               " of writer " + std::to_string(writer) + " follows " +
-                               std::to_string(sequences_[writer]));
+      throw std::runtime_error("update " + std::to_string(update.id) + ": sequence " +
+                               std::to_string(sequence) + " of writer " + std::to_string(writer) +
+                               " follows " + std::to_string(sequences_[writer]));
     }
     sequences_[writer] = sequence;
     applied_id_ = update.id;
@@ -307,19 +313,22 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
   }
 
   // How many updates lie in the store, if it can say that.
-  void expect_stored_updates(std::uint64_t count) { EXPECT_EQ(store->stored_updates().value_or(count), count); }
+  void expect_stored_updates(std::uint64_t count) {
+    EXPECT_EQ(store->stored_updates().value_or(count), count);
+  }
 
   // Writers, rewriters and readers, all at once, each with a log of its own from `open`.
   template <typename Open>
-  void run_concurrently(unsigned writers, std::uint64_t appends_each, unsigned rewriters, unsigned readers,
-                        const Open& open) {
+  void run_concurrently(unsigned writers, std::uint64_t appends_each, unsigned rewriters,
+                        unsigned readers, const Open& open) {
     using log_contract::Machine;
     const std::uint64_t all = writers * appends_each;
     log_contract::WorkerGroup crowd(store->is_shared_by_processes());
     for (unsigned writer = 0; writer < writers; ++writer) {
       crowd.add([=] {
         Machine machine(open());
-        for (std::uint64_t sequence = 1; sequence <= appends_each; ++sequence) machine.write(writer, sequence);
+        for (std::uint64_t sequence = 1; sequence <= appends_each; ++sequence)
+          machine.write(writer, sequence);
       });
     }
     for (unsigned rewriter = 0; rewriter < rewriters; ++rewriter) {
@@ -381,7 +390,8 @@ TEST_P(LogContract, of_two_appends_at_one_id_the_first_wins) {
   EXPECT_EQ(other->append(1, "second"), Appended::taken);
   EXPECT_EQ(log->append(1, "first"), Appended::taken);
 
-  EXPECT_EQ(log_contract::updates_of(*log), (std::vector<log_contract::StoredUpdate>{{1, "first"}}));
+  EXPECT_EQ(log_contract::updates_of(*log),
+            (std::vector<log_contract::StoredUpdate>{{1, "first"}}));
 }
 
 TEST_P(LogContract, of_many_appends_at_one_id_exactly_one_wins) {
@@ -412,7 +422,8 @@ TEST_P(LogContract, one_log_object_serves_many_threads) {
     try {
       return log->append(log->extent().head + 1, bytes) == Appended::yes;
     } catch (const Error& error) {
-      // A log may let go of its connection between two calls: over a new one it is read before it is written.
+      // A log may let go of its connection between two calls: over a new one it is read before it
+      // is written.
       EXPECT_EQ(error.kind(), ErrorKind::unavailable) << error.what();
       log_contract::updates_of(*log, 1);
       return false;
@@ -447,7 +458,8 @@ TEST_P(LogContract, an_update_is_visible_to_everybody_when_append_returns) {
     ASSERT_EQ((id % 2 ? log : other)->append(id, log_contract::bytes_of(id)), Appended::yes);
     EXPECT_EQ(other->extent().head, id);
     EXPECT_EQ(log->extent().head, id);
-    EXPECT_EQ(log_contract::updates_of(*(id % 2 ? other : log), id), log_contract::expected_updates(id, id));
+    EXPECT_EQ(log_contract::updates_of(*(id % 2 ? other : log), id),
+              log_contract::expected_updates(id, id));
   }
 }
 
@@ -498,16 +510,20 @@ TEST_P(LogContract, bytes_come_back_as_they_were) {
     std::string& bytes = samples.emplace_back(size, '\0');
     for (char& byte : bytes) byte = static_cast<char>(random());
   }
-  for (std::size_t i = 0; i < samples.size(); ++i) ASSERT_EQ(log->append(i + 1, samples[i]), Appended::yes);
+  for (std::size_t i = 0; i < samples.size(); ++i)
+    ASSERT_EQ(log->append(i + 1, samples[i]), Appended::yes);
 
   const auto updates = log_contract::updates_of(*store->open());
   ASSERT_EQ(updates.size(), samples.size());
-  for (std::size_t i = 0; i < samples.size(); ++i) EXPECT_TRUE(updates[i].bytes == samples[i]) << "update " << i + 1;
+  for (std::size_t i = 0; i < samples.size(); ++i)
+    EXPECT_TRUE(updates[i].bytes == samples[i]) << "update " << i + 1;
 }
 
 TEST_P(LogContract, many_updates_come_in_one_read) {
   constexpr UpdateId count = 300;
-  const auto bytes = [](UpdateId id) { return std::to_string(id) + std::string(id % 7 * 5'000, 'x'); };
+  const auto bytes = [](UpdateId id) {
+    return std::to_string(id) + std::string(id % 7 * 5'000, 'x');
+  };
   for (UpdateId id = 1; id <= count; ++id) ASSERT_EQ(log->append(id, bytes(id)), Appended::yes);
 
   const auto updates = log_contract::updates_of(*log);
@@ -547,7 +563,8 @@ TEST_P(LogContract, instances_do_not_see_each_other) {
 
   EXPECT_NE(other->extent().uuid, log->extent().uuid);
   EXPECT_EQ(other->extent().base, 0);
-  EXPECT_EQ(log_contract::updates_of(*other), (std::vector<log_contract::StoredUpdate>{{1, "other"}}));
+  EXPECT_EQ(log_contract::updates_of(*other),
+            (std::vector<log_contract::StoredUpdate>{{1, "other"}}));
   EXPECT_TRUE(log_contract::parts_of(*other).empty());
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(9, 10));
 }
@@ -569,8 +586,10 @@ TEST_P(LogContract, a_log_deleted_by_hand_is_noticed) {
   if (!store->delete_externally()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
 
   EXPECT_EQ(log_contract::error_kind_of([&] { log->extent(); }), ErrorKind::unavailable);
-  EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "to nobody"); }), ErrorKind::unavailable);
-  EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::updates_of(*log); }), ErrorKind::unavailable);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "to nobody"); }),
+            ErrorKind::unavailable);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::updates_of(*log); }),
+            ErrorKind::unavailable);
 
   const auto made_anew = store->open();
   ASSERT_EQ(made_anew->append(1, "new"), Appended::yes);
@@ -644,7 +663,8 @@ TEST_P(LogContract, the_base_only_grows) {
 
 TEST_P(LogContract, a_rewrite_beyond_the_head_is_refused) {
   log_contract::append_up_to(*log, 5);
-  EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::rewrite(*log, 6, {"six"}); }), ErrorKind::invalid);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::rewrite(*log, 6, {"six"}); }),
+            ErrorKind::invalid);
   EXPECT_EQ(log->extent().base, 0);
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 5));
 }
@@ -670,7 +690,8 @@ TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_cannot_append_below_th
   ASSERT_TRUE(log_contract::rewrite(*log, 8, {"base"}));
 
   // then what it appends does not hold, wherever below the base,
-  for (const UpdateId id : {6, 7, 8, 1}) EXPECT_EQ(sleeper->append(id, "stray"), Appended::below_base) << id;
+  for (const UpdateId id : {6, 7, 8, 1})
+    EXPECT_EQ(sleeper->append(id, "stray"), Appended::below_base) << id;
 
   // and nobody ever sees it.
   const auto newcomer = store->open();
@@ -700,7 +721,8 @@ TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_up_to_the_head_cannot_
 TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_the_next_rewrite) {
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
-  if (!store->put_stray(6, "stray") || !store->put_stray(10, "stray")) GTEST_SKIP() << "this store cannot have strays";
+  if (!store->put_stray(6, "stray") || !store->put_stray(10, "stray"))
+    GTEST_SKIP() << "this store cannot have strays";
 
   const auto newcomer = store->open();
   for (Log* each : {log.get(), newcomer.get()}) {
@@ -720,7 +742,8 @@ TEST_P(LogContract, a_follower_that_slept_through_a_rewrite_is_told) {
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 7, {"base"}));
 
-  // When it reads on, overlapping by one, it learns of the base, and sees no update that the base stands for.
+  // When it reads on, overlapping by one, it learns of the base, and sees no update that the base
+  // stands for.
   std::vector<UpdateId> visited;
   const Extent extent = sleeper->read(3, log_contract::no_end, [&](UpdateId id, std::string_view) {
     visited.push_back(id);
@@ -737,15 +760,17 @@ TEST_P(LogContract, a_follower_overtaken_by_a_rewrite_while_it_reads_sees_no_gap
   for (const UpdateId overtaken_at : {1, 10, 20}) {
     const UpdateId first = log->extent().base + 1;
     std::vector<UpdateId> visited;
-    const Extent extent = log->read(first, log_contract::no_end, [&](UpdateId id, std::string_view) {
-      if (id == first) {
-        EXPECT_TRUE(log_contract::rewrite(*other, first + overtaken_at, {"base"}));
-      }
-      visited.push_back(id);
-      return true;
-    });
+    const Extent extent =
+        log->read(first, log_contract::no_end, [&](UpdateId id, std::string_view) {
+          if (id == first) {
+            EXPECT_TRUE(log_contract::rewrite(*other, first + overtaken_at, {"base"}));
+          }
+          visited.push_back(id);
+          return true;
+        });
     for (std::size_t i = 0; i < visited.size(); ++i) EXPECT_EQ(visited[i], first + i);
-    EXPECT_TRUE(extent.base > first || visited.size() == extent.head - first + 1) << "neither all of it nor a warning";
+    EXPECT_TRUE(extent.base > first || visited.size() == extent.head - first + 1)
+        << "neither all of it nor a warning";
   }
 }
 
@@ -878,10 +903,12 @@ TEST_P(LogContract, a_rewriter_killed_at_any_part_leaves_nothing_that_hurts) {
   for (int deadly = 0; deadly <= parts; ++deadly) {
     Child rewriter([&] {
       int part = 0;
-      store->open()->rewrite(8, log_contract::chain_of(8), [&]() -> std::optional<std::string_view> {
-        if (part == deadly) ::raise(SIGKILL);
-        return part++ < parts ? std::optional<std::string_view>("dead man's part") : std::nullopt;
-      });
+      store->open()->rewrite(
+          8, log_contract::chain_of(8), [&]() -> std::optional<std::string_view> {
+            if (part == deadly) ::raise(SIGKILL);
+            return part++ < parts ? std::optional<std::string_view>("dead man's part")
+                                  : std::nullopt;
+          });
     });
     ASSERT_EQ(rewriter.wait(), -SIGKILL);
     EXPECT_EQ(log->extent().base, 0);
@@ -908,7 +935,8 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
     const Extent before = log->extent();
     const UpdateId base = before.head - 3;
     Child rewriter([&] {
-      log_contract::rewrite(*store->open(), base, {part_of(base, 0), part_of(base, 1), part_of(base, 2)});
+      log_contract::rewrite(*store->open(), base,
+                            {part_of(base, 0), part_of(base, 1), part_of(base, 2)});
     });
     std::this_thread::sleep_for(std::chrono::microseconds(random() % patience_us));
     rewriter.kill();
@@ -920,7 +948,8 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
     }
 
     // A server may still be busy with the switch that the dead asked for last.
-    std::this_thread::sleep_for(std::chrono::milliseconds(store->outlives_killed_clients() ? 50 : 0));
+    std::this_thread::sleep_for(
+        std::chrono::milliseconds(store->outlives_killed_clients() ? 50 : 0));
     const Extent after = log->extent();
     ASSERT_TRUE(after.base == before.base || after.base == base) << after.base;
     EXPECT_EQ(after.head, before.head);
@@ -942,7 +971,8 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
 TEST_P(LogContract, a_crowd_of_writers_rewriters_and_readers_loses_and_doubles_nothing) {
   constexpr unsigned writers = 8;
   log.reset();
-  run_concurrently(writers, GetParam().concurrent_append_count / writers, 2, 2, [this] { return store->open(); });
+  run_concurrently(writers, GetParam().concurrent_append_count / writers, 2, 2,
+                   [this] { return store->open(); });
 }
 
 TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
@@ -954,7 +984,8 @@ TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
   // Each child counts from where its parent was: mix in which process it is.
   const auto open = [&]() -> std::unique_ptr<Log> {
     const std::uint64_t own =
-        seed + ++opened + (store->is_shared_by_processes() ? static_cast<std::uint64_t>(::getpid()) : 0);
+        seed + ++opened +
+        (store->is_shared_by_processes() ? static_cast<std::uint64_t>(::getpid()) : 0);
     return std::make_unique<FlakyLog>(store->open(), own);
   };
   run_concurrently(writers, GetParam().concurrent_append_count / 4 / writers, 1, 1, open);
@@ -989,7 +1020,8 @@ TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
 
     // then these are there, whole, and so is everything before them.
     UpdateId acknowledged = 0;
-    for (UpdateId id; ::read(pipe_ends[0], &id, sizeof id) == sizeof id;) acknowledged = std::max(acknowledged, id);
+    for (UpdateId id; ::read(pipe_ends[0], &id, sizeof id) == sizeof id;)
+      acknowledged = std::max(acknowledged, id);
     ::close(pipe_ends[0]);
     const UpdateId head = log->extent().head;
     EXPECT_GE(head, acknowledged);

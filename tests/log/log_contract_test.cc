@@ -27,24 +27,29 @@ class OwnStore final : public LogStore {
 }  // namespace
 
 INSTANTIATE_TEST_SUITE_P(Memory, LogContract,
-                         ::testing::Values(LogUnderTest{"memory", [] { return std::make_unique<MemoryStore>(); }}),
+                         ::testing::Values(LogUnderTest{
+                             "memory", [] { return std::make_unique<MemoryStore>(); }}),
                          LogUnderTest::name_of);
 
 INSTANTIATE_TEST_SUITE_P(Own, LogContract,
-                         ::testing::Values(LogUnderTest{"own", [] { return std::make_unique<OwnStore>(); }}),
+                         ::testing::Values(LogUnderTest{
+                             "own", [] { return std::make_unique<OwnStore>(); }}),
                          LogUnderTest::name_of);
 
 INSTANTIATE_TEST_SUITE_P(File, LogContract,
-                         ::testing::Values(LogUnderTest{"file", [] { return std::make_unique<FileStore>(); }}),
+                         ::testing::Values(LogUnderTest{
+                             "file", [] { return std::make_unique<FileStore>(); }}),
                          LogUnderTest::name_of);
 
 #if WHYCACHE_WITH_SQLITE
-// Once with the journal this library's version calls for, and once as if it were free of the WAL-reset bug.
-INSTANTIATE_TEST_SUITE_P(Sqlite, LogContract,
-                         ::testing::Values(LogUnderTest{"sqlite", [] { return std::make_unique<SqliteStore>(); }},
-                                           LogUnderTest{"sqlite_wal",
-                                                        [] { return std::make_unique<SqliteStore>(3'051'003); }}),
-                         LogUnderTest::name_of);
+// Once with the journal this library's version calls for, and once as if it were free of the
+// WAL-reset bug.
+INSTANTIATE_TEST_SUITE_P(
+    Sqlite, LogContract,
+    ::testing::Values(LogUnderTest{"sqlite", [] { return std::make_unique<SqliteStore>(); }},
+                      LogUnderTest{"sqlite_wal",
+                                   [] { return std::make_unique<SqliteStore>(3'051'003); }}),
+    LogUnderTest::name_of);
 #endif
 
 #if WHYCACHE_WITH_MYSQL
@@ -52,7 +57,9 @@ namespace {
 
 std::vector<LogUnderTest> mysql_logs() {
   if (!testing::MariadbServer::is_installed()) {
-    std::fprintf(stderr, "\n*** SKIPPED: mariadbd is not installed, so that the mysql log is not tested ***\n\n");
+    std::fprintf(
+        stderr,
+        "\n*** SKIPPED: mariadbd is not installed, so that the mysql log is not tested ***\n\n");
     return {};
   }
   return {{"mysql", [] { return std::make_unique<MysqlStore>(); }, 1000}};
@@ -60,7 +67,8 @@ std::vector<LogUnderTest> mysql_logs() {
 
 }  // namespace
 
-INSTANTIATE_TEST_SUITE_P(Mysql, LogContract, ::testing::ValuesIn(mysql_logs()), LogUnderTest::name_of);
+INSTANTIATE_TEST_SUITE_P(Mysql, LogContract, ::testing::ValuesIn(mysql_logs()),
+                         LogUnderTest::name_of);
 #endif
 
 #if WHYCACHE_WITH_MEMCACHED
@@ -70,7 +78,8 @@ template <typename Store>
 void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsigned crowd_appends) {
   for (const auto& [how, read_by] :
        {std::pair("_read", ReadMethod::reading), std::pair("_looked_at", ReadMethod::polling)}) {
-    logs.push_back({name + how, [by = read_by] { return std::make_unique<TieredStore<Store>>(by); }, crowd_appends});
+    logs.push_back({name + how, [by = read_by] { return std::make_unique<TieredStore<Store>>(by); },
+                    crowd_appends});
   }
 }
 
@@ -79,7 +88,8 @@ std::vector<LogUnderTest> tiered_logs() {
   std::vector<LogUnderTest> logs;
   if (!testing::MemcachedServer::is_installed()) {
     std::fprintf(stderr,
-                 "\n*** SKIPPED: memcached is not installed, so that the memcached+ tier is not tested ***\n\n");
+                 "\n*** SKIPPED: memcached is not installed, so that the memcached+ tier is not "
+                 "tested ***\n\n");
     return logs;
   }
   add_tiered<FileStore>(logs, "file", 4000);
@@ -94,7 +104,8 @@ std::vector<LogUnderTest> tiered_logs() {
 
 }  // namespace
 
-INSTANTIATE_TEST_SUITE_P(Memcached, LogContract, ::testing::ValuesIn(tiered_logs()), LogUnderTest::name_of);
+INSTANTIATE_TEST_SUITE_P(Memcached, LogContract, ::testing::ValuesIn(tiered_logs()),
+                         LogUnderTest::name_of);
 #endif
 
 }  // namespace whycache

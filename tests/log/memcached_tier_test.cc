@@ -1,5 +1,5 @@
-// The URL of a log with memcached in front of it, and how long memcached may take. What the tier is for is told in
-// client/memcached_fleet_test.cc.
+// The URL of a log with memcached in front of it, and how long memcached may take. What the tier is
+// for is told in client/memcached_fleet_test.cc.
 #include <gtest/gtest.h>
 #include <whycache/log.h>
 
@@ -28,7 +28,8 @@ TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
   StoreDirectory folder;
   const std::string url = "file://" + folder.file("log");
   const auto log = open_log(url);
-  const auto tier = open_log("memcached+" + url + "?memcached=" + testing::MemcachedServer::shared().address());
+  const auto tier =
+      open_log("memcached+" + url + "?memcached=" + testing::MemcachedServer::shared().address());
 
   EXPECT_EQ(tier->name(), log->name());
   EXPECT_EQ(tier->extent().uuid, log->extent().uuid);
@@ -38,26 +39,34 @@ TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
 
 TEST(MemcachedTier, options_of_both_are_taken_and_others_refused) {
   StoreDirectory folder;
-  const std::string url =
-      "memcached+file://" + folder.file("log") + "?memcached=" + testing::MemcachedServer::shared().address();
-  EXPECT_NE(open_log(url + "&deadline_ms=5000&confirm_s=1&ask_s=60&memcached_timeout_ms=20&instance=other"), nullptr);
+  const std::string url = "memcached+file://" + folder.file("log") +
+                          "?memcached=" + testing::MemcachedServer::shared().address();
+  EXPECT_NE(
+      open_log(url +
+               "&deadline_ms=5000&confirm_s=1&ask_s=60&memcached_timeout_ms=20&instance=other"),
+      nullptr);
   expect_error(
       ErrorKind::invalid, [&] { open_log(url + "&durable=off"); }, "durable");
-  for (const char* option : {"confirm_s=0", "ask_s=x", "memcached_timeout_ms=-1", "confirm_s=4000"}) {
+  for (const char* option :
+       {"confirm_s=0", "ask_s=x", "memcached_timeout_ms=-1", "confirm_s=4000"}) {
     expect_error(
         ErrorKind::invalid, [&] { open_log(url + "&" + option); },
         std::string(option).substr(0, std::string(option).find('=')));
   }
   expect_error(
-      ErrorKind::invalid, [&] { open_log("memcached+file://" + folder.file("log")); }, "memcached=host:port");
+      ErrorKind::invalid, [&] { open_log("memcached+file://" + folder.file("log")); },
+      "memcached=host:port");
   expect_error(
-      ErrorKind::invalid, [&] { open_log("memcached+memcached+memory:?memcached=127.0.0.1"); }, "unknown scheme");
+      ErrorKind::invalid, [&] { open_log("memcached+memcached+memory:?memcached=127.0.0.1"); },
+      "unknown scheme");
   expect_error(
-      ErrorKind::invalid, [&] { open_log("memcached+mongodb://host/db?memcached=127.0.0.1"); }, "scheme=mongodb");
+      ErrorKind::invalid, [&] { open_log("memcached+mongodb://host/db?memcached=127.0.0.1"); },
+      "scheme=mongodb");
 }
 
 TEST(MemcachedTier, servers_are_addresses_or_sockets) {
-  const auto servers = parse_memcached_servers("cache.example.org,10.0.0.5:22122,[::1]:33133,[fe80::1],/run/m.sock");
+  const auto servers =
+      parse_memcached_servers("cache.example.org,10.0.0.5:22122,[::1]:33133,[fe80::1],/run/m.sock");
   ASSERT_EQ(servers.size(), 5U);
   EXPECT_EQ(servers[0].host, "cache.example.org");
   EXPECT_EQ(servers[0].port, 11211);
@@ -66,8 +75,8 @@ TEST(MemcachedTier, servers_are_addresses_or_sockets) {
   EXPECT_EQ(servers[2].port, 33133);
   EXPECT_EQ(servers[3].host, "fe80::1");
   EXPECT_EQ(servers[4].socket, "/run/m.sock");
-  for (const char* wrong :
-       {"", ",", "host,", "host:", "host:0", "host:65536", "host:1x", ":11211", "[::1", "[::1]11"}) {
+  for (const char* wrong : {"", ",", "host,", "host:", "host:0", "host:65536", "host:1x", ":11211",
+                            "[::1", "[::1]11"}) {
     expect_error(
         ErrorKind::invalid, [&] { parse_memcached_servers(wrong); }, "memcached");
   }
@@ -154,7 +163,8 @@ TEST(MemcachedTier, what_is_no_head_record_confirms_nothing_not_even_that_a_log_
 
   const auto log = store.open();  // of one who does not tell memcached
   ASSERT_EQ(log->append(1, "one"), Log::Appended::yes);
-  testing::MemcachedClient(server).set("whycache1:" + to_string(log->extent().uuid) + ":head", "no head record");
+  testing::MemcachedClient(server).set("whycache1:" + to_string(log->extent().uuid) + ":head",
+                                       "no head record");
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 1U);
 }
 
@@ -166,7 +176,8 @@ TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
     for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
     return bytes;
   }();
-  EXPECT_EQ(memcached.set("a", every_byte, 7, std::chrono::hours(1)), Memcached::StoreResult::stored);
+  EXPECT_EQ(memcached.set("a", every_byte, 7, std::chrono::hours(1)),
+            Memcached::StoreResult::stored);
   EXPECT_EQ(memcached.add("a", "other", std::chrono::hours(1)), Memcached::StoreResult::not_stored);
   EXPECT_EQ(memcached.add("b", "b", std::chrono::hours(1)), Memcached::StoreResult::stored);
   EXPECT_EQ(memcached.set("c", std::string(2'000'000, 'c'), 0, std::chrono::hours(1)),
@@ -181,8 +192,10 @@ TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
   EXPECT_EQ((*items)[3]->flags, 7U);
 
   const std::uint64_t version = (*items)[1]->cas_version;
-  EXPECT_EQ(memcached.compare_and_swap("b", "c", version, std::chrono::hours(1)), Memcached::StoreResult::stored);
-  EXPECT_EQ(memcached.compare_and_swap("b", "d", version, std::chrono::hours(1)), Memcached::StoreResult::not_stored);
+  EXPECT_EQ(memcached.compare_and_swap("b", "c", version, std::chrono::hours(1)),
+            Memcached::StoreResult::stored);
+  EXPECT_EQ(memcached.compare_and_swap("b", "d", version, std::chrono::hours(1)),
+            Memcached::StoreResult::not_stored);
   EXPECT_EQ(memcached.compare_and_swap("none", "d", version, std::chrono::hours(1)),
             Memcached::StoreResult::not_stored);
 }
@@ -214,11 +227,13 @@ TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
 TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
   testing::MemcachedServer stays;
   testing::MemcachedServer dies;
-  Memcached memcached(parse_memcached_servers(stays.address() + ',' + dies.address()), milliseconds(1000));
+  Memcached memcached(parse_memcached_servers(stays.address() + ',' + dies.address()),
+                      milliseconds(1000));
   std::string key;
   for (int i = 0; i < 100 && key.empty(); ++i) {
     const std::string name = "key" + std::to_string(i);
-    ASSERT_EQ(memcached.set(name, "before", 0, std::chrono::hours(1)), Memcached::StoreResult::stored);
+    ASSERT_EQ(memcached.set(name, "before", 0, std::chrono::hours(1)),
+              Memcached::StoreResult::stored);
     if (testing::MemcachedClient(dies).get(name)) key = name;
   }
   ASSERT_FALSE(key.empty());
@@ -226,7 +241,8 @@ TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
   dies.kill();
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(7);
   while (std::chrono::steady_clock::now() < end) {
-    ASSERT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::StoreResult::failed);
+    ASSERT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)),
+              Memcached::StoreResult::failed);
     std::this_thread::sleep_for(milliseconds(10));
   }
   EXPECT_FALSE(testing::MemcachedClient(stays).get(key).has_value());
@@ -236,7 +252,8 @@ TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
 }
 
 TEST(Memcached, one_that_was_never_there_is_no_error) {
-  Memcached memcached({{.host = "127.0.0.1", .port = testing::free_port(), .socket = ""}}, milliseconds(100));
+  Memcached memcached({{.host = "127.0.0.1", .port = testing::free_port(), .socket = ""}},
+                      milliseconds(100));
   EXPECT_FALSE(memcached.get({"a"}).has_value());
   EXPECT_EQ(memcached.set("a", "a", 0, std::chrono::hours(1)), Memcached::StoreResult::failed);
 }

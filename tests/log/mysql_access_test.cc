@@ -36,12 +36,15 @@ class DatabaseUsers {
       MariadbClient(store.server()).run(std::string("CREATE OR REPLACE USER '") + name + "'@'%'");
     }
   }
-  ~DatabaseUsers() { MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'"); }
+  ~DatabaseUsers() {
+    MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'");
+  }
 
   // As docs/logs.md says.
   void grant() const {
     const std::vector<std::string> grants = documented_sql("logs.md");
-    if (grants.size() != 1) throw std::runtime_error("one block of grants expected in docs/logs.md");
+    if (grants.size() != 1)
+      throw std::runtime_error("one block of grants expected in docs/logs.md");
     MariadbClient(store_.server()).run(replace_all(grants[0], "flags.", store_.database() + "."));
   }
   std::unique_ptr<MysqlLog> open(const std::string& name) const {
@@ -113,7 +116,8 @@ TEST_F(MysqlLogPrivileges, who_may_not_make_the_log_is_told_what_to_run) {
   options.server.user = "follower";
   options.instance = "other";
   expect_error(
-      ErrorKind::invalid, [&] { MysqlLog log(options); }, "INSERT INTO whycache_logs SELECT 'other'");
+      ErrorKind::invalid, [&] { MysqlLog log(options); },
+      "INSERT INTO whycache_logs SELECT 'other'");
 }
 
 TEST_F(MysqlLogPrivileges, strangers_are_told_so) {
@@ -147,11 +151,14 @@ TEST_F(MysqlLogOpen, by_url) {
             log->extent().uuid);
   EXPECT_EQ(open_log(url + "?instance=other")->extent().head, 0U);
 
-  const auto by_socket = open_log("mysql://root@/" + store.database() + "?socket=" + store.server().socket());
+  const auto by_socket =
+      open_log("mysql://root@/" + store.database() + "?socket=" + store.server().socket());
   EXPECT_EQ(by_socket->extent().uuid, log->extent().uuid);
-  EXPECT_EQ(by_socket->name(), "mysql:///" + store.database() + "?instance=default&socket=" + store.server().socket());
+  EXPECT_EQ(by_socket->name(),
+            "mysql:///" + store.database() + "?instance=default&socket=" + store.server().socket());
 
-  for (const char* option : {"durable=maybe", "tls=on", "password=x", "nosuch=1", "deadline_ms=0", "replica=a%2Fb"}) {
+  for (const char* option :
+       {"durable=maybe", "tls=on", "password=x", "nosuch=1", "deadline_ms=0", "replica=a%2Fb"}) {
     expect_error(ErrorKind::invalid, [&] { open_log(url + "?" + option); });
   }
 }
@@ -165,15 +172,16 @@ TEST_F(MysqlLogOpen, a_server_that_is_not_there_is_unavailable) {
   expect_error(
       ErrorKind::unavailable, [&] { open_log(url); }, "127.0.0.1");
   expect_error(
-      ErrorKind::unavailable, [] { open_log("mysql:///db?socket=/nowhere/socket"); }, "/nowhere/socket");
+      ErrorKind::unavailable, [] { open_log("mysql:///db?socket=/nowhere/socket"); },
+      "/nowhere/socket");
 }
 
 TEST_F(MysqlLogSecrets, are_in_no_message_and_no_name) {
   MysqlStore store;
   const std::string secret = "geheim4711";
   MariadbClient root(store.server());
-  root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY '" + secret + "'; GRANT ALL ON " + store.database() +
-           ".* TO 'ada'@'%'");
+  root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY '" + secret + "'; GRANT ALL ON " +
+           store.database() + ".* TO 'ada'@'%'");
   const TemporaryDirectory folder;
   std::ofstream(folder.file("password")) << secret << '\n';
   std::ofstream(folder.file("options")) << "[client]\nuser=ada\npassword=\"" << secret << "\"\n";
@@ -215,11 +223,12 @@ TEST_F(MysqlLogSecrets, are_in_no_message_and_no_name) {
 TEST_F(MysqlLogSecrets, a_changed_password_is_found_in_its_file) {
   MysqlStore store;
   MariadbClient root(store.server());
-  root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY 'old'; GRANT ALL ON " + store.database() +
-           ".* TO 'ada'@'%'");
+  root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY 'old'; GRANT ALL ON " +
+           store.database() + ".* TO 'ada'@'%'");
   const TemporaryDirectory folder;
   std::ofstream(folder.file("password")) << "old";
-  const auto log = open_log(store.server().url(store.database(), "ada") + "?password_file=" + folder.file("password"));
+  const auto log = open_log(store.server().url(store.database(), "ada") +
+                            "?password_file=" + folder.file("password"));
   root.run("ALTER USER 'ada'@'%' IDENTIFIED BY 'new'; KILL USER ada");
   std::ofstream(folder.file("password")) << "new";
   EXPECT_TRUE(updates_of(*log).empty());
@@ -262,7 +271,8 @@ std::string outer_address() {
   if (::getifaddrs(&all) != 0) return "";
   std::string found;
   for (const ifaddrs* each = all; each != nullptr && found.empty(); each = each->ifa_next) {
-    if (each->ifa_addr == nullptr || each->ifa_addr->sa_family != AF_INET || (each->ifa_flags & IFF_LOOPBACK) != 0)
+    if (each->ifa_addr == nullptr || each->ifa_addr->sa_family != AF_INET ||
+        (each->ifa_flags & IFF_LOOPBACK) != 0)
       continue;
     char text[INET_ADDRSTRLEN];
     const auto* address = reinterpret_cast<const sockaddr_in*>(each->ifa_addr);
@@ -280,7 +290,8 @@ TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
   options.push_back("--bind-address=0.0.0.0");
   MariadbServer server(options);
   MysqlStore store(server);
-  MariadbClient(server).run("CREATE USER 'ada'@'%' IDENTIFIED BY 'x'; GRANT ALL ON *.* TO 'ada'@'%'");
+  MariadbClient(server).run(
+      "CREATE USER 'ada'@'%' IDENTIFIED BY 'x'; GRANT ALL ON *.* TO 'ada'@'%'");
   const std::string url = replace_all(server.url(store.database(), "ada:x"), "127.0.0.1", address);
   expect_error(
       ErrorKind::invalid, [&] { open_log(url); }, "certificate", "tls=off");
@@ -295,14 +306,16 @@ TEST_F(MysqlLogTls, signals_are_left_alone) {
   Child child([&] {
     ::signal(SIGPIPE, SIG_DFL);
     const auto plain = open_log(server.url(store.database()) + "?deadline_ms=1000");
-    const auto secure = open_log(server.url(store.database()) + "?deadline_ms=1000&tls_ca=" + authority.ca());
+    const auto secure =
+        open_log(server.url(store.database()) + "?deadline_ms=1000&tls_ca=" + authority.ca());
     struct sigaction pipe;
     ::sigaction(SIGPIPE, nullptr, &pipe);
     require(pipe.sa_handler == SIG_DFL, "SIGPIPE is what it was");
     server.kill();
     const std::string large(std::size_t{8} << 20, 'x');
     for (Log* log : {plain.get(), secure.get()}) {
-      for (int i = 0; i < 3; ++i) require(thrown_error([&] { log->append(1, large); }).has_value(), "no server");
+      for (int i = 0; i < 3; ++i)
+        require(thrown_error([&] { log->append(1, large); }).has_value(), "no server");
     }
   });
   EXPECT_EQ(child.wait(), 0);

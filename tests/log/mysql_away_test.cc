@@ -31,7 +31,8 @@ void fill_disk(const std::string& filler, std::size_t bytes_left) {
   require(available > bytes_left, "there is room to fill");
   const std::string bytes(std::size_t{1} << 20, 'x');
   std::ofstream file(filler, std::ios::binary);
-  for (std::size_t written = 0; written + bytes_left < available; written += bytes.size()) file << bytes;
+  for (std::size_t written = 0; written + bytes_left < available; written += bytes.size())
+    file << bytes;
   require(static_cast<bool>(file.flush()), "fill the disk");
 }
 
@@ -51,12 +52,12 @@ TEST_F(MysqlLogAway, a_connection_that_was_closed_is_opened_anew_without_a_word)
   append_up_to(*log, 3);
   const auto close_all = [&] {
     MariadbClient root(store.server());
-    for (const std::string& id :
-         root.rows("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '" + store.database() + "'"))
+    for (const std::string& id : root.rows(
+             "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '" + store.database() + "'"))
       root.run("KILL " + id);
     ASSERT_TRUE(becomes_true_within(milliseconds(5000), [&] {
-      return root.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" + store.database() + "'") ==
-             "0";
+      return root.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" +
+                      store.database() + "'") == "0";
     }));
   };
   close_all();
@@ -74,13 +75,15 @@ TEST_F(MysqlLogAway, a_new_connection_takes_no_update_before_those_it_follows_we
   const auto log = store.open();
   append_up_to(*log, 5);
   testing::TcpProxy proxy(store.server().port());
-  const auto behind_proxy = open_log("mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + store.database());
+  const auto behind_proxy =
+      open_log("mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + store.database());
   ASSERT_EQ(behind_proxy->append(6, "x"), Appended::yes);
 
   proxy.cut_all();
   for (int i = 0; i < 2; ++i) {
     expect_error(
-        ErrorKind::unavailable, [&] { behind_proxy->append(7, "y"); }, "connection was lost", "nothing was written");
+        ErrorKind::unavailable, [&] { behind_proxy->append(7, "y"); }, "connection was lost",
+        "nothing was written");
   }
   behind_proxy->extent();
   updates_of(*behind_proxy, 7);
@@ -113,7 +116,8 @@ TEST_F(MysqlLogAway, an_update_does_not_follow_another_than_it_continues_whoever
   ASSERT_EQ(updates_of(*log).at(2), other);
 
   expect_error(
-      ErrorKind::unavailable, [&] { log->append(3, update(3, peek_header(lost)->chain, "3")); }, "another update");
+      ErrorKind::unavailable, [&] { log->append(3, update(3, peek_header(lost)->chain, "3")); },
+      "another update");
   EXPECT_EQ(log->append(3, update(3, peek_header(other)->chain, "3")), Appended::yes);
 }
 
@@ -143,9 +147,11 @@ TEST_F(MysqlLogAway, a_server_that_does_not_answer_is_given_up_at_the_deadline) 
   append_up_to(*log, 3);
   server.pause();
   std::optional<Error> append_error;
-  EXPECT_LT(measure_duration([&] { append_error = thrown_error([&] { log->append(4, "x"); }); }), milliseconds(4000));
+  EXPECT_LT(measure_duration([&] { append_error = thrown_error([&] { log->append(4, "x"); }); }),
+            milliseconds(4000));
   std::optional<Error> read_error;
-  EXPECT_LT(measure_duration([&] { read_error = thrown_error([&] { log->extent(); }); }), milliseconds(6000));
+  EXPECT_LT(measure_duration([&] { read_error = thrown_error([&] { log->extent(); }); }),
+            milliseconds(6000));
   server.resume();
   ASSERT_TRUE(append_error && read_error);
   EXPECT_EQ(append_error->kind(), ErrorKind::uncertain) << append_error->what();
@@ -154,16 +160,21 @@ TEST_F(MysqlLogAway, a_server_that_does_not_answer_is_given_up_at_the_deadline) 
   append_until_acknowledged(*log, "y");
   const Updates updates = updates_of(*log);
   EXPECT_TRUE(updates.at(4) == "x" || updates.at(4) == "y");
-  EXPECT_EQ(std::count_if(updates.begin(), updates.end(), [](const auto& each) { return each.second == "y"; }), 1);
+  EXPECT_EQ(std::count_if(updates.begin(), updates.end(),
+                          [](const auto& each) { return each.second == "y"; }),
+            1);
 }
 
 // As a user whom read_only binds.
 class DatabaseUser {
  public:
   explicit DatabaseUser(const MysqlStore& store) : root_(store.server()) {
-    root_.run("CREATE USER 'ada'@'%'; GRANT SELECT, INSERT ON " + store.database() + ".* TO 'ada'@'%'");
+    root_.run("CREATE USER 'ada'@'%'; GRANT SELECT, INSERT ON " + store.database() +
+              ".* TO 'ada'@'%'");
   }
-  void make_read_only(bool yes) { root_.run(std::string("SET GLOBAL read_only = ") + (yes ? "1" : "0")); }
+  void make_read_only(bool yes) {
+    root_.run(std::string("SET GLOBAL read_only = ") + (yes ? "1" : "0"));
+  }
 
  private:
   MariadbClient root_;
@@ -198,7 +209,8 @@ TEST_F(MysqlLogAway, machines_read_on_while_the_server_is_read_only_and_writers_
     ada.make_read_only(true);
     const UpdateId head = writer.applied_id();
     expect_error(
-        ErrorKind::unavailable, [&] { writer.set("key", "refused", {.note = {}, .deadline = milliseconds(100)}); },
+        ErrorKind::unavailable,
+        [&] { writer.set("key", "refused", {.note = {}, .deadline = milliseconds(100)}); },
         "the server is read-only", "the url must name the primary");
     EXPECT_EQ(writer.update(), head);
     EXPECT_EQ(other.update(), head);
@@ -230,14 +242,15 @@ TEST_F(MysqlLogAway, a_disk_that_is_full_is_a_limit_and_nothing_is_half_done) {
     const std::string filler = folder.file("disk/filler");
     std::map<std::string, std::string> expected;
     for (int round = 0; round < 3; ++round) {
-      // Given a disk with little room left, a writer writes until it is told that there is none (values are small: some
-      // versions of InnoDB abort when there is no room for a large one),
+      // Given a disk with little room left, a writer writes until it is told that there is none
+      // (values are small: some versions of InnoDB abort when there is no room for a large one),
       fill_disk(filler, std::size_t{6} << 20);
       std::optional<Error> error;
       for (int i = 0; i < 10'000 && !error; ++i) {
         const std::string key = "key " + std::to_string(round * 10'000 + i);
         const std::string value = incompressible_bytes(3000);
-        error = thrown_error([&] { writer.set(key, value, {.note = {}, .deadline = milliseconds(500)}); });
+        error = thrown_error(
+            [&] { writer.set(key, value, {.note = {}, .deadline = milliseconds(500)}); });
         if (!error) expected[key] = value;
       }
       require(error.has_value(), "a disk that is full takes no more");
@@ -245,7 +258,8 @@ TEST_F(MysqlLogAway, a_disk_that_is_full_is_a_limit_and_nothing_is_half_done) {
       require(std::string(error->what()).find("full") != std::string::npos, error->what());
       require(error->system_error() == ENOSPC, "ENOSPC");
       // and what it was told is true, on every machine,
-      require(other.update() == expected.size() && writer.applied_id() == expected.size(), "ids on a full disk");
+      require(other.update() == expected.size() && writer.applied_id() == expected.size(),
+              "ids on a full disk");
       for (const auto& [key, value] : expected) require(other.get(key) == value, key);
       require(other.size() == expected.size(), "nothing else is there");
       // and goes on when there is room.
@@ -282,7 +296,8 @@ TEST_F(MysqlLogAway, a_server_killed_in_mid_load_loses_and_doubles_nothing) {
   }
   for (int round = 0; round < 3; ++round) {
     const UpdateId before = log->extent().head;
-    ASSERT_TRUE(becomes_true_within(milliseconds(20'000), [&] { return log->extent().head > before + 100; }));
+    ASSERT_TRUE(becomes_true_within(milliseconds(20'000),
+                                    [&] { return log->extent().head > before + 100; }));
     server.kill();
     std::this_thread::sleep_for(milliseconds(50));
     server.start();

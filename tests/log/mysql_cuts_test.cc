@@ -1,5 +1,6 @@
-// The log in MySQL over connections that break, at any byte, in either direction, all the time: what a writer is told
-// of its write is true. WHYCACHE_CUTS says how many connections are cut at least.
+// The log in MySQL over connections that break, at any byte, in either direction, all the time:
+// what a writer is told of its write is true. WHYCACHE_CUTS says how many connections are cut at
+// least.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -55,19 +56,22 @@ class WriteOutcomes {
     for (const auto& [text, id] : acknowledged_) {
       const auto place = found.find(text);
       const bool is_there = place != found.end() && place->second.front() == id;
-      if (!is_there && ++lost <= 3) ADD_FAILURE() << "acknowledged, and not in the log: " << text << " id=" << id;
+      if (!is_there && ++lost <= 3)
+        ADD_FAILURE() << "acknowledged, and not in the log: " << text << " id=" << id;
     }
     for (const std::string& text : refused_) {
-      if (found.contains(text) && ++unwanted <= 3) ADD_FAILURE() << "refused, and in the log: " << text;
+      if (found.contains(text) && ++unwanted <= 3)
+        ADD_FAILURE() << "refused, and in the log: " << text;
     }
     EXPECT_EQ(doubled, 0U);
     EXPECT_GT(acknowledged_.size(), 0U);
     EXPECT_GT(unavailable_count.load(), 0U);
     EXPECT_GT(uncertain_count.load(), 0U);
-    std::printf("acknowledged=%zu unavailable=%u uncertain=%u lost=%llu doubled=%llu unwanted=%llu\n",
-                acknowledged_.size(), unavailable_count.load(), uncertain_count.load(),
-                static_cast<unsigned long long>(lost), static_cast<unsigned long long>(doubled),
-                static_cast<unsigned long long>(unwanted));
+    std::printf(
+        "acknowledged=%zu unavailable=%u uncertain=%u lost=%llu doubled=%llu unwanted=%llu\n",
+        acknowledged_.size(), unavailable_count.load(), uncertain_count.load(),
+        static_cast<unsigned long long>(lost), static_cast<unsigned long long>(doubled),
+        static_cast<unsigned long long>(unwanted));
   }
 
   std::atomic<unsigned> unavailable_count{0};
@@ -87,7 +91,8 @@ class FaultyNetwork {
     proxy_.set_fault_chooser([this](std::uint64_t) {
       TcpProxy::ConnectionFaults treatment;
       const std::uint64_t bytes_max = random_() % 4 == 0 ? 20'000 : 2'500;
-      (random_() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after = random_() % bytes_max;
+      (random_() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after =
+          random_() % bytes_max;
       treatment.cut_by_reset = random_() % 2 == 0;
       if (random_() % 16 == 0) treatment.to_client.chunk_bytes_max = 1 + random_() % 7;
       return treatment;
@@ -95,7 +100,8 @@ class FaultyNetwork {
   }
 
   std::string url(const std::string& options) const {
-    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + store_.database() + options;
+    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + store_.database() +
+           options;
   }
   std::uint64_t cuts() const { return proxy_.cuts(); }
   // From now on it is a good network; and the server is done with all that came over the bad one.
@@ -103,8 +109,8 @@ class FaultyNetwork {
     proxy_.set_faults({});
     proxy_.cut_all();
     EXPECT_TRUE(becomes_true_within(milliseconds(20'000), [&] {
-      return store_.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" + store_.database() +
-                        "' AND ID <> CONNECTION_ID()") == "0";
+      return store_.run("SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '" +
+                        store_.database() + "' AND ID <> CONNECTION_ID()") == "0";
     }));
   }
 
@@ -126,7 +132,9 @@ auto retry_until_success(const Call& call) {
   }
 }
 
-std::uint64_t cut_count_min() { return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2; }
+std::uint64_t cut_count_min() {
+  return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2;
+}
 
 TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
   SCOPED_TRACE(testing::seed_note());
@@ -138,7 +146,8 @@ TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
   std::vector<std::thread> writers;
   for (int writer = 0; writer < 4; ++writer) {
     writers.emplace_back([&, writer] {
-      const auto log = retry_until_success([&] { return open_log(network.url("?deadline_ms=2000")); });
+      const auto log =
+          retry_until_success([&] { return open_log(network.url("?deadline_ms=2000")); });
       for (int i = 0; !done; ++i) {
         const std::string text = std::to_string(writer) + ' ' + std::to_string(i);
         const UpdateId id = retry_until_success([&] {
@@ -159,7 +168,8 @@ TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
       }
     });
   }
-  EXPECT_TRUE(becomes_true_within(milliseconds(100'000), [&] { return network.cuts() >= cut_count_min(); }));
+  EXPECT_TRUE(becomes_true_within(milliseconds(100'000),
+                                  [&] { return network.cuts() >= cut_count_min(); }));
   done = true;
   for (std::thread& writer : writers) writer.join();
   network.repair();
@@ -183,13 +193,14 @@ TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
   for (std::size_t writer = 0; writer < digests.size(); ++writer) {
     writers.emplace_back([&, writer] {
       const std::string name = std::to_string(writer);
-      Cache cache =
-          retry_until_success([&] { return Cache(network.url("?deadline_ms=2000"), options_for(folder, name)); });
+      Cache cache = retry_until_success(
+          [&] { return Cache(network.url("?deadline_ms=2000"), options_for(folder, name)); });
       std::mt19937_64 random(testing::test_seed() + writer);
       UpdateId last = 0;
       for (int i = 0; !done; ++i) {
         // Some have no patience, and learn that nothing was written, or that nobody knows.
-        const WriteOptions options{.note = {}, .deadline = milliseconds(random() % 3 == 0 ? random() % 4 : 5000)};
+        const WriteOptions options{
+            .note = {}, .deadline = milliseconds(random() % 3 == 0 ? random() % 4 : 5000)};
         const std::string text = name + ' ' + std::to_string(i);
         try {
           const UpdateId id = cache.set("key " + std::to_string(random() % 50), text, options);
@@ -204,7 +215,8 @@ TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
       cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(20'000)});
     });
   }
-  EXPECT_TRUE(becomes_true_within(milliseconds(100'000), [&] { return network.cuts() >= cut_count_min(); }));
+  EXPECT_TRUE(becomes_true_within(milliseconds(100'000),
+                                  [&] { return network.cuts() >= cut_count_min(); }));
   done = true;
   for (std::thread& writer : writers) writer.join();
   network.repair();

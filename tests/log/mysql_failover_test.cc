@@ -1,6 +1,6 @@
-// The log in MySQL when its address comes to lead to a replica that lacks the last updates: real replication, and a
-// proxy that stands for the address. Every machine notices at its next update(), and comes to what the replica has.
-// WHYCACHE_FAILOVERS says how often.
+// The log in MySQL when its address comes to lead to a replica that lacks the last updates: real
+// replication, and a proxy that stands for the address. Every machine notices at its next update(),
+// and comes to what the replica has. WHYCACHE_FAILOVERS says how often.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -28,7 +28,9 @@ class FailoverAddress {
   FailoverAddress(ReplicatedPair& pair, std::string database)
       : pair_(pair), database_(std::move(database)), proxy_(pair.primary.port()) {}
 
-  std::string url() const { return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_; }
+  std::string url() const {
+    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_;
+  }
   std::string replica_url() const { return pair_.replica.url(database_); }
   // What comes to the primary from now on does not come to the replica.
   void lose_later_writes() const {
@@ -44,7 +46,8 @@ class FailoverAddress {
 };
 
 void set_some(Cache& cache, std::uint64_t count, const std::string& value) {
-  for (std::uint64_t i = 0; i < count; ++i) cache.set("key " + std::to_string(i), value + ' ' + std::to_string(i));
+  for (std::uint64_t i = 0; i < count; ++i)
+    cache.set("key " + std::to_string(i), value + ' ' + std::to_string(i));
 }
 
 TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
@@ -64,8 +67,8 @@ TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
   EXPECT_EQ(other.digest(), writer.digest());
 }
 
-// The old primary has still answered a moment ago, while others wrote to the new one just as many updates as were lost:
-// nothing but their chain tells these from those that the writer knows.
+// The old primary has still answered a moment ago, while others wrote to the new one just as many
+// updates as were lost: nothing but their chain tells these from those that the writer knows.
 TEST_F(MysqlLogFailover, is_noticed_by_a_writer_who_has_looked_at_the_old_primary_just_now) {
   ReplicatedPair pair;
   FailoverAddress address(pair, pair.primary.make_database());
@@ -100,7 +103,8 @@ TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_updat
     const TemporaryDirectory folder;
     std::vector<std::unique_ptr<Cache>> machines;
     for (int machine = 0; machine < 4; ++machine) {
-      machines.push_back(std::make_unique<Cache>(address.url(), options_for(folder, std::to_string(machine))));
+      machines.push_back(
+          std::make_unique<Cache>(address.url(), options_for(folder, std::to_string(machine))));
     }
     Cache& writer = *machines[0];
     set_some(writer, 1 + random() % 10, "kept");
@@ -116,7 +120,8 @@ TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_updat
     }
     address.fail_over();
     for (std::uint64_t left = random() % 8; left > 0; --left) {
-      machines[random() % machines.size()]->set("key " + std::to_string(random() % 10), "new " + std::to_string(left));
+      machines[random() % machines.size()]->set("key " + std::to_string(random() % 10),
+                                                "new " + std::to_string(left));
     }
 
     const Cache expected(address.replica_url(), options_for(folder, "expected"));
@@ -129,13 +134,14 @@ TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_updat
     }
     // The replica forgets what it lacks, and follows the primary again.
     testing::MariadbClient(pair.replica)
-        .run("SET GLOBAL gtid_slave_pos = '" + testing::MariadbClient(pair.primary).run("SELECT @@gtid_binlog_pos") +
-             "'");
+        .run("SET GLOBAL gtid_slave_pos = '" +
+             testing::MariadbClient(pair.primary).run("SELECT @@gtid_binlog_pos") + "'");
     pair.start_replication();
     if (HasFailure()) break;
   }
-  std::printf("failovers=%llu machines_right=%llu of=%llu rebuilds=%llu\n", static_cast<unsigned long long>(rounds),
-              static_cast<unsigned long long>(right), static_cast<unsigned long long>(rounds * 4),
+  std::printf("failovers=%llu machines_right=%llu of=%llu rebuilds=%llu\n",
+              static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(right),
+              static_cast<unsigned long long>(rounds * 4),
               static_cast<unsigned long long>(rebuilt));
   EXPECT_GT(rebuilt, 0U);
 }

@@ -26,16 +26,17 @@ TEST_F(MysqlLogFork, a_child_must_open_the_log_anew) {
   std::unique_ptr<Log> log = store.open();
   append_up_to(*log, 1);
   Child child([&] {
-    for (const auto& call :
-         std::vector<std::function<void()>>{[&] { log->extent(); }, [&] { log->append(2, "x"); },
-                                            [&] { updates_of(*log); }, [&] { rewrite(*log, 1, {"part"}); }}) {
+    for (const auto& call : std::vector<std::function<void()>>{
+             [&] { log->extent(); }, [&] { log->append(2, "x"); }, [&] { updates_of(*log); },
+             [&] { rewrite(*log, 1, {"part"}); }}) {
       const auto error = thrown_error(call);
       require(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
     }
     const auto own = log->reopen();
     require(own->append(2, "by the child") == Appended::yes, "append");
     log.reset();
-    require(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
+    require(own->append(3, "by the child") == Appended::yes,
+            "append after letting go of the parent's");
   });
   ASSERT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);

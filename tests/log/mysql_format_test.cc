@@ -91,7 +91,8 @@ TEST_F(MysqlLogFormat, instances_share_the_tables_and_nothing_else) {
   EXPECT_EQ(parts_of(*upper).size(), 0U);
   EXPECT_EQ(updates_of(*longest).size(), 2U);
   store.run(
-      "DELETE FROM whycache_logs WHERE instance = 'Flags'; DELETE FROM whycache_updates WHERE instance = 'Flags'");
+      "DELETE FROM whycache_logs WHERE instance = 'Flags'; DELETE FROM whycache_updates WHERE "
+      "instance = 'Flags'");
   expect_error(
       ErrorKind::unavailable, [&] { upper->extent(); }, "gone");
   EXPECT_EQ(store.open("flags")->extent().base, 5U);
@@ -131,7 +132,9 @@ TEST_F(MysqlLogFormat, a_missing_table_or_update_or_part_is_corrupt) {
 TEST_F(MysqlLogFormat, one_update_after_a_million_costs_one_statement) {
   MysqlStore store;
   const auto log = store.open();
-  store.run("UPDATE whycache_logs SET base = 999999; INSERT INTO whycache_updates VALUES ('default', 1000000, 'x')");
+  store.run(
+      "UPDATE whycache_logs SET base = 999999; INSERT INTO whycache_updates VALUES ('default', "
+      "1000000, 'x')");
   append_up_to(*log, 1'000'000);
   for (const UpdateId first : {UpdateId{1}, UpdateId{999'999}, UpdateId{1'000'000}}) {
     const std::uint64_t before = status_variable(store.server(), "Com_select");
@@ -145,8 +148,10 @@ TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) 
   const auto log = store.open();
   store.run(
       "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM seq_1_to_20000;"
-      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('l', 1000000) FROM seq_20001_to_20040;"
-      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM seq_20041_to_30000");
+      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('l', 1000000) FROM "
+      "seq_20001_to_20040;"
+      "INSERT INTO whycache_updates SELECT 'default', seq, REPEAT('s', 40) FROM "
+      "seq_20041_to_30000");
   const std::uint64_t before = status_variable(store.server(), "Com_select");
   UpdateId next = 1;
   log->read(1, no_end, [&](UpdateId id, std::string_view bytes) {
@@ -161,8 +166,9 @@ TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) 
 // --- What a server can be set to. ---
 
 TEST_F(MysqlLogFormat, a_log_does_not_depend_on_the_servers_defaults) {
-  MariadbServer server({"--sql-mode=ANSI,PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES", "--character-set-server=utf16",
-                        "--transaction-isolation=READ-UNCOMMITTED", "--autocommit=0", "--default-storage-engine=MyISAM",
+  MariadbServer server({"--sql-mode=ANSI,PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES",
+                        "--character-set-server=utf16", "--transaction-isolation=READ-UNCOMMITTED",
+                        "--autocommit=0", "--default-storage-engine=MyISAM",
                         "--lower-case-table-names=1", "--innodb-default-row-format=compact"});
   MysqlStore store(server);
   const auto log = store.open();
@@ -174,7 +180,10 @@ TEST_F(MysqlLogFormat, a_log_does_not_depend_on_the_servers_defaults) {
   const auto other = store.open();
   EXPECT_EQ(updates_of(*other)[21], every_byte);
   EXPECT_EQ(parts_of(*other), (std::vector<std::string>{every_byte, std::string(5, '\0')}));
-  EXPECT_EQ(store.run("SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_NAME = 'whycache_updates'"), "InnoDB");
+  EXPECT_EQ(
+      store.run(
+          "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_NAME = 'whycache_updates'"),
+      "InnoDB");
 }
 
 TEST_F(MysqlLogLimits, tables_without_transactions_are_refused) {
@@ -197,12 +206,14 @@ TEST_F(MysqlLogLimits, columns_that_are_too_small_are_named) {
   for (const std::string type : {"BLOB", "VARBINARY(1000)", "LONGTEXT"}) {
     store.run("ALTER TABLE whycache_updates MODIFY bytes " + type + " NOT NULL");
     expect_error(
-        ErrorKind::invalid, [&] { store.open(); }, "whycache_updates.bytes", "bytes_max=", "MODIFY bytes LONGBLOB");
+        ErrorKind::invalid, [&] { store.open(); }, "whycache_updates.bytes",
+        "bytes_max=", "MODIFY bytes LONGBLOB");
   }
   store.run("ALTER TABLE whycache_updates MODIFY bytes MEDIUMBLOB NOT NULL");
   const auto log = store.open();
   expect_error(
-      ErrorKind::limit, [&] { log->append(1, std::string(std::size_t{1} << 24, 'x')); }, "column_bytes_max=16777215");
+      ErrorKind::limit, [&] { log->append(1, std::string(std::size_t{1} << 24, 'x')); },
+      "column_bytes_max=16777215");
   EXPECT_EQ(log->append(1, std::string((std::size_t{1} << 24) - 1, 'x')), Appended::yes);
 }
 
@@ -216,7 +227,8 @@ TEST_F(MysqlLogLimits, a_server_that_takes_too_little_at_once_is_named) {
   const auto log = store.open();
   const std::string large(5'000'000, 'x');
   expect_error(
-      ErrorKind::limit, [&] { log->append(1, large); }, "max_allowed_packet=4194304", "bytes=5000000");
+      ErrorKind::limit, [&] { log->append(1, large); }, "max_allowed_packet=4194304",
+      "bytes=5000000");
   EXPECT_EQ(log->append(1, std::string(4'000'000, 'x')), Appended::yes);
   expect_error(
       ErrorKind::limit,

@@ -30,7 +30,8 @@ class Cluster {
     // The second begins with the data of the first, so that not all of it has to be sent.
     first_.stop();
     const TemporaryDirectory copy;
-    std::filesystem::copy(first_.file("data"), copy.file("data"), std::filesystem::copy_options::recursive);
+    std::filesystem::copy(first_.file("data"), copy.file("data"),
+                          std::filesystem::copy_options::recursive);
     std::filesystem::remove(copy.file("data/galera.cache"));
     first_.start();
     second_ = std::make_unique<MariadbServer>(options({}), copy.file("data"));
@@ -63,7 +64,8 @@ class Cluster {
         "--wsrep-sst-method=rsync",
         "--wsrep-cluster-address=gcomm://" + address(first_port_) + ',' + address(second_port_),
         "--wsrep-sst-receive-address=" + address(testing::free_port()),
-        "--wsrep-provider-options=gmcast.listen_addr=tcp://" + own + ";ist.recv_addr=" + address(testing::free_port()) +
+        "--wsrep-provider-options=gmcast.listen_addr=tcp://" + own +
+            ";ist.recv_addr=" + address(testing::free_port()) +
             ";gcache.size=16M;base_host=127.0.0.1;base_port=" + own.substr(10)};
     more.insert(more.end(), all.begin(), all.end());
     return more;
@@ -84,7 +86,8 @@ TEST_F(MysqlLogGaleraLong, writers_at_two_nodes_make_one_log) {
     options.server.port = cluster.nodes()[node]->port();
     return std::make_unique<MysqlLog>(options);
   };
-  ASSERT_TRUE(becomes_true_within(milliseconds(20'000), [&] { return !thrown_error([&] { open_at(1); }); }));
+  ASSERT_TRUE(becomes_true_within(milliseconds(20'000),
+                                  [&] { return !thrown_error([&] { open_at(1); }); }));
 
   // What one node has acknowledged the other shows at once.
   const auto here = open_at(0);
@@ -127,7 +130,8 @@ TEST_F(MysqlLogGaleraLong, writers_at_two_nodes_make_one_log) {
   EXPECT_EQ(updates_of(*here), seen);
   for (const auto& [id, bytes] : seen) {
     if (id <= 50) continue;
-    EXPECT_EQ(bytes.substr(2), std::to_string(next[static_cast<std::size_t>(bytes[0] - '0')]++)) << id;
+    EXPECT_EQ(bytes.substr(2), std::to_string(next[static_cast<std::size_t>(bytes[0] - '0')]++))
+        << id;
   }
 
   // Who slept through a rewrite at the other node cannot append below the base.

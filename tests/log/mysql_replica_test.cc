@@ -26,10 +26,12 @@ struct PollOutcome {
   std::map<UpdateId, std::string> updates;
 };
 
-PollOutcome poll_log(Log& log, UpdateId first, std::optional<std::chrono::nanoseconds> age_max = std::nullopt) {
+PollOutcome poll_log(Log& log, UpdateId first,
+                     std::optional<std::chrono::nanoseconds> age_max = std::nullopt) {
   PollOutcome seen;
-  seen.result = log.poll(first, age_max,
-                         [&](UpdateId id, std::string_view bytes) { return seen.updates.emplace(id, bytes).second; });
+  seen.result = log.poll(first, age_max, [&](UpdateId id, std::string_view bytes) {
+    return seen.updates.emplace(id, bytes).second;
+  });
   return seen;
 }
 
@@ -91,7 +93,8 @@ TEST_F(MysqlLogReplica, freshness_is_that_of_the_primary) {
   const TemporaryDirectory folder;
   const std::string url = pair.primary.url(store.database());
   Cache writer(url, options_for(folder, "writer"));
-  Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()), options_for(folder, "reader"));
+  Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()),
+               options_for(folder, "reader"));
   writer.set("key", "old");
   pair.catch_up();
   reader.update();
@@ -150,7 +153,8 @@ TEST_F(MysqlLogReplica, one_that_is_away_is_done_without) {
   pair.replica.kill();
   EXPECT_EQ(poll_log(log, 1).updates.size(), 5U);
   append_chained(log, 8);
-  EXPECT_LT(measure_duration([&] { EXPECT_EQ(poll_log(log, 1).updates.size(), 8U); }), milliseconds(1000));
+  EXPECT_LT(measure_duration([&] { EXPECT_EQ(poll_log(log, 1).updates.size(), 8U); }),
+            milliseconds(1000));
 }
 
 TEST_F(MysqlLogReplica, machines_that_read_from_it_agree_with_all_others) {
@@ -159,7 +163,8 @@ TEST_F(MysqlLogReplica, machines_that_read_from_it_agree_with_all_others) {
   const TemporaryDirectory folder;
   const std::string url = pair.primary.url(store.database());
   Cache writer(url, options_for(folder, "writer"));
-  Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()), options_for(folder, "reader"));
+  Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()),
+               options_for(folder, "reader"));
   for (int i = 0; i < 100; ++i) {
     const UpdateId id = writer.set("key", std::to_string(i));
     if (i % 10 == 3) pair.stop_replication();

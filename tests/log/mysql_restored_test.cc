@@ -52,7 +52,8 @@ TEST_F(MysqlLogRestored, an_old_dump_put_back_is_noticed_by_all_machines) {
   other.update();
   EXPECT_EQ(other.get("key"), "4");
   EXPECT_EQ(other.counters().rebuilds_diverged, 1U);
-  // The log goes on, and comes to be as long as it was: who slept through it all notices by the chain.
+  // The log goes on, and comes to be as long as it was: who slept through it all notices by the
+  // chain.
   for (int i = 0; i < 5; ++i) other.set("key", "again " + std::to_string(i));
   late.update();
   EXPECT_EQ(late.get("key"), "again 4");

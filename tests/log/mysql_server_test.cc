@@ -24,7 +24,8 @@ MysqlServers servers_of(const std::string& text) {
 
 MysqlServer server_of(const std::string& text) { return servers_of(text).primary; }
 
-std::string write_file(const TemporaryDirectory& folder, const std::string& name, const std::string& text) {
+std::string write_file(const TemporaryDirectory& folder, const std::string& name,
+                       const std::string& text) {
   std::ofstream(folder.file(name), std::ios::binary) << text;
   return folder.file(name);
 }
@@ -52,19 +53,23 @@ TEST(MysqlServer, what_is_no_server_is_refused) {
   }
   expect_error(
       ErrorKind::invalid, [] { server_of("mysql:///db?socket=s"); }, "absolute");
-  for (const char* replica : {"", "host%2Fdb", "host:0", "host:x", "user%40host", "host%3Ftls=off"}) {
-    expect_error(ErrorKind::invalid, [&] { server_of(std::string("mysql://host/db?replica=") + replica); });
+  for (const char* replica :
+       {"", "host%2Fdb", "host:0", "host:x", "user%40host", "host%3Ftls=off"}) {
+    expect_error(ErrorKind::invalid,
+                 [&] { server_of(std::string("mysql://host/db?replica=") + replica); });
   }
 }
 
 TEST(MysqlServer, tls_is_verified_wherever_packets_leave_the_machine) {
-  for (const char* url : {"mysql://localhost/d", "mysql://127.0.0.1/d", "mysql://127.1.2.3/d", "mysql://[::1]/d",
-                          "mysql:///d?socket=/s", "mysql://db.example.org/d?tls=off"}) {
+  for (const char* url :
+       {"mysql://localhost/d", "mysql://127.0.0.1/d", "mysql://127.1.2.3/d", "mysql://[::1]/d",
+        "mysql:///d?socket=/s", "mysql://db.example.org/d?tls=off"}) {
     EXPECT_FALSE(server_of(url).verifies_tls) << url;
   }
-  for (const char* url : {"mysql://db.example.org/d", "mysql://10.0.0.1/d", "mysql://127.0.0.1.example.org/d",
-                          "mysql://localhost.example.org/d", "mysql://[::2]/d", "mysql://localhost/d?tls=verify",
-                          "mysql://127.0.0.1/d?tls_ca=/ca.pem"}) {
+  for (const char* url :
+       {"mysql://db.example.org/d", "mysql://10.0.0.1/d", "mysql://127.0.0.1.example.org/d",
+        "mysql://localhost.example.org/d", "mysql://[::2]/d", "mysql://localhost/d?tls=verify",
+        "mysql://127.0.0.1/d?tls_ca=/ca.pem"}) {
     EXPECT_TRUE(server_of(url).verifies_tls) << url;
   }
   expect_error(
@@ -74,7 +79,8 @@ TEST(MysqlServer, tls_is_verified_wherever_packets_leave_the_machine) {
 }
 
 TEST(MysqlServer, a_replica_is_another_host_with_the_same_database_and_user) {
-  const MysqlServers servers = servers_of("mysql://ada@localhost:1/flags?replica=db2.example.org:3310");
+  const MysqlServers servers =
+      servers_of("mysql://ada@localhost:1/flags?replica=db2.example.org:3310");
   ASSERT_TRUE(servers.replica);
   EXPECT_EQ(servers.replica->address(), "db2.example.org:3310/flags");
   EXPECT_EQ(servers.replica->user, "ada");
@@ -86,11 +92,14 @@ TEST(MysqlServer, a_replica_is_another_host_with_the_same_database_and_user) {
 TEST(MysqlServer, the_password_is_the_first_there_is) {
   const TemporaryDirectory folder;
   const std::string password_file = write_file(folder, "password", "of the file\n");
-  const std::string option_file = write_file(folder, "options", "[client]\npassword = 'of the options'\nuser = eve\n");
+  const std::string option_file =
+      write_file(folder, "options", "[client]\npassword = 'of the options'\nuser = eve\n");
   ::setenv("WHYCACHE_MYSQL_PASSWORD", "of the environment", 1);
   const auto password_of = [](const std::string& url) { return server_of(url).login().password; };
   EXPECT_EQ(password_of("mysql://a:of%20the%20url@h/d?option_file=" + option_file), "of the url");
-  EXPECT_EQ(password_of("mysql://a@h/d?password_file=" + password_file + "&option_file=" + option_file), "of the file");
+  EXPECT_EQ(
+      password_of("mysql://a@h/d?password_file=" + password_file + "&option_file=" + option_file),
+      "of the file");
   EXPECT_EQ(password_of("mysql://a@h/d?option_file=" + option_file), "of the options");
   EXPECT_EQ(password_of("mysql://a@h/d"), "of the environment");
   ::unsetenv("WHYCACHE_MYSQL_PASSWORD");
@@ -99,9 +108,11 @@ TEST(MysqlServer, the_password_is_the_first_there_is) {
   EXPECT_EQ(server_of("mysql://h/d?option_file=" + option_file).login().user, "eve");
   EXPECT_EQ(server_of("mysql://a@h/d?option_file=" + option_file).login().user, "a");
   expect_error(
-      ErrorKind::invalid, [&] { server_of("mysql://a:x@h/d?password_file=" + password_file); }, "password_file");
+      ErrorKind::invalid, [&] { server_of("mysql://a:x@h/d?password_file=" + password_file); },
+      "password_file");
   expect_error(
-      ErrorKind::invalid, [&] { server_of("mysql://a@h/d?password_file=/nowhere/to/be/found").login(); },
+      ErrorKind::invalid,
+      [&] { server_of("mysql://a@h/d?password_file=/nowhere/to/be/found").login(); },
       "/nowhere/to/be/found");
 }
 
@@ -129,9 +140,11 @@ TEST(MysqlServer, of_an_option_file_only_user_and_password_of_our_groups_count) 
       "[dump]\npassword=x\n");
   EXPECT_EQ(file.user, "ada");
   EXPECT_EQ(file.password, "a#b\"c\\d ");
-  EXPECT_EQ(parse_mysql_option_file("[client]\npassword=one\n[whycache]\npassword=two").password, "two");
+  EXPECT_EQ(parse_mysql_option_file("[client]\npassword=one\n[whycache]\npassword=two").password,
+            "two");
   EXPECT_EQ(parse_mysql_option_file("[client]\npassword=").password, "");
-  for (const char* odd : {"", "[", "[client", "[client]\n=x\n=\npassword\n", "\n\n\n", "[client]\n'\n\"\n\\"}) {
+  for (const char* odd :
+       {"", "[", "[client", "[client]\n=x\n=\npassword\n", "\n\n\n", "[client]\n'\n\"\n\\"}) {
     EXPECT_EQ(parse_mysql_option_file(odd).password, std::nullopt) << odd;
   }
 }

@@ -40,7 +40,8 @@ inline constexpr UpdateId no_end = ~UpdateId{0};
 
 inline Updates updates_of(Log& log, UpdateId first = 1) {
   Updates updates;
-  log.read(first, no_end, [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
+  log.read(first, no_end,
+           [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
   return updates;
 }
 
@@ -73,11 +74,14 @@ inline void append_until_acknowledged(Log& log, const std::string& bytes) {
     try {
       if (in_doubt_from) {
         const Updates since = updates_of(log, *in_doubt_from);
-        if (std::any_of(since.begin(), since.end(), [&](const auto& update) { return update.second == bytes; })) return;
+        if (std::any_of(since.begin(), since.end(),
+                        [&](const auto& update) { return update.second == bytes; }))
+          return;
         in_doubt_from.reset();
       }
       const UpdateId head = log.extent().head;
-      in_doubt_from = head;  // and not the one after it: over a new connection the log wants to be read from there
+      in_doubt_from = head;  // and not the one after it: over a new connection the log wants to be
+                             // read from there
       if (log.append(head + 1, bytes) == Appended::yes) return;
       in_doubt_from.reset();
     } catch (const Error& error) {
@@ -106,14 +110,15 @@ inline std::uint64_t status_variable(const MariadbServer& server, const std::str
   return std::stoull(MariadbClient(server).run("SHOW GLOBAL STATUS LIKE '" + name + "'"));
 }
 
-// The connection that waits for a lock; "" if none comes to that. The server looks anew only when it was not asked for
-// 0.1 s.
+// The connection that waits for a lock; "" if none comes to that. The server looks anew only when
+// it was not asked for 0.1 s.
 inline std::string waiting_connection(const MysqlStore& store) {
   std::string found;
   for (int i = 0; i < 50 && found.empty(); ++i) {
     std::this_thread::sleep_for(milliseconds(150));
     found = store.run(
-        "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX WHERE trx_state = 'LOCK WAIT' LIMIT 1");
+        "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX WHERE trx_state = 'LOCK "
+        "WAIT' LIMIT 1");
   }
   return found;
 }
@@ -137,7 +142,8 @@ inline std::vector<std::string> documented_sql(const std::string& document) {
 }
 
 inline std::string replace_all(std::string text, const std::string& what, const std::string& with) {
-  for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + with.size()))
+  for (std::size_t at = text.find(what); at != std::string::npos;
+       at = text.find(what, at + with.size()))
     text.replace(at, what.size(), with);
   return text;
 }
@@ -154,18 +160,22 @@ class CertificateAuthority {
  public:
   explicit CertificateAuthority(const std::string& host) {
     const auto openssl = [&](const std::string& words) {
-      const std::string command = "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
+      const std::string command =
+          "cd " + directory_.path() + " && openssl " + words + " >output 2>&1";
       if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
     };
     openssl(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority"
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj "
+        "/CN=authority"
         " -keyout ca.key -out ca.pem");
     openssl(
-        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server -keyout server.key -out "
+        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server -keyout "
+        "server.key -out "
         "server.csr");
     std::ofstream(directory_.file("extensions")) << "subjectAltName=" << host << '\n';
     openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out "
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile "
+        "extensions -out "
         "server.pem");
   }
   std::string ca() const { return directory_.file("ca.pem"); }
@@ -192,9 +202,10 @@ class ReplicatedPair {
   ReplicatedPair()
       : primary({"--log-bin=bin", "--sync-binlog=1", "--server-id=1"}),
         replica({"--server-id=2", "--log-bin=bin", "--sync-binlog=1"}) {
-    MariadbClient(replica).run(
-        "CHANGE MASTER TO master_host = '127.0.0.1', master_port = " + std::to_string(primary.port()) +
-        ", master_user = 'root', master_use_gtid = slave_pos, master_connect_retry = 1; START SLAVE");
+    MariadbClient(replica).run("CHANGE MASTER TO master_host = '127.0.0.1', master_port = " +
+                               std::to_string(primary.port()) +
+                               ", master_user = 'root', master_use_gtid = slave_pos, "
+                               "master_connect_retry = 1; START SLAVE");
   }
   // Waits until the replica has what the primary has.
   void catch_up() {

@@ -1,5 +1,5 @@
-// The log in MySQL beside the transactions of others: order, locks, deadlocks, rewrites. WHYCACHE_COMMITS says how many
-// updates are put into one order.
+// The log in MySQL beside the transactions of others: order, locks, deadlocks, rewrites.
+// WHYCACHE_COMMITS says how many updates are put into one order.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -30,7 +30,8 @@ TEST_F(MysqlLogTransactions, an_update_that_is_not_committed_yet_is_waited_for) 
   for (const bool commits : {true, false}) {
     const UpdateId head = log->extent().head;
     MariadbClient other = store.client();
-    other.run("BEGIN; INSERT INTO whycache_updates VALUES ('default', " + std::to_string(head + 1) + ", 'held')");
+    other.run("BEGIN; INSERT INTO whycache_updates VALUES ('default', " + std::to_string(head + 1) +
+              ", 'held')");
     std::optional<Appended> at_the_place;
     std::optional<Appended> beyond;
     std::thread same([&] { at_the_place = store.open()->append(head + 1, "mine"); });
@@ -68,7 +69,8 @@ TEST_F(MysqlLogTransactions, a_rewrite_cannot_switch_while_an_append_is_under_wa
 
   // and given an append that is not committed yet: the switch waits.
   other.run(
-      "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; BEGIN; INSERT INTO whycache_updates SELECT instance, "
+      "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; BEGIN; INSERT INTO "
+      "whycache_updates SELECT instance, "
       "7, "
       "'held' FROM whycache_logs WHERE instance = 'default' AND base < 7");
   std::optional<bool> switched;
@@ -103,12 +105,13 @@ TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
   const auto log = store.open();
   append_up_to(*log, 5);
   const std::uint64_t before = status_variable(store.server(), "Innodb_deadlocks");
-  // Given a transaction that has done more than an append, and so is not the one to be rolled back, with the row of the
-  // log locked, for which the append waits,
+  // Given a transaction that has done more than an append, and so is not the one to be rolled back,
+  // with the row of the log locked, for which the append waits,
   MariadbClient other = store.client();
   other.run("CREATE TABLE heavy (n INT PRIMARY KEY) ENGINE = InnoDB");
   other.run(
-      "BEGIN; INSERT INTO heavy SELECT seq FROM seq_1_to_1000; UPDATE whycache_logs SET part_count = part_count + 1");
+      "BEGIN; INSERT INTO heavy SELECT seq FROM seq_1_to_1000; UPDATE whycache_logs SET part_count "
+      "= part_count + 1");
   std::optional<Appended> appended;
   std::thread writer([&] { appended = log->append(6, "x"); });
   EXPECT_NE(waiting_connection(store), "");
@@ -122,12 +125,15 @@ TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
   EXPECT_EQ(updates_of(*log).size(), 6U);
 }
 
-// Appends as we do, but holds each transaction open for a while, and then commits it or not, until it is told to end.
-int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done, milliseconds pause_max) {
+// Appends as we do, but holds each transaction open for a while, and then commits it or not, until
+// it is told to end.
+int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done,
+                      milliseconds pause_max) {
   std::mt19937_64 random(testing::test_seed());
   const auto sleep = [&](milliseconds most) {
     if (most.count() > 0)
-      std::this_thread::sleep_for(milliseconds(random() % static_cast<std::uint64_t>(most.count())));
+      std::this_thread::sleep_for(
+          milliseconds(random() % static_cast<std::uint64_t>(most.count())));
   };
   int committed = 0;
   MariadbClient client = store.client();
@@ -136,8 +142,10 @@ int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done, mi
     sleep(pause_max);
     try {
       client.run(
-          "BEGIN; INSERT INTO whycache_updates SELECT l.instance, u.id + 1, 'held' FROM whycache_logs AS l JOIN "
-          "whycache_updates AS u ON u.instance = l.instance WHERE l.instance = 'default' AND l.base < u.id + 1 ORDER "
+          "BEGIN; INSERT INTO whycache_updates SELECT l.instance, u.id + 1, 'held' FROM "
+          "whycache_logs AS l JOIN "
+          "whycache_updates AS u ON u.instance = l.instance WHERE l.instance = 'default' AND "
+          "l.base < u.id + 1 ORDER "
           "BY "
           "u.id DESC LIMIT 1");
       const bool held = client.run("SELECT ROW_COUNT()") == "1";
@@ -152,9 +160,11 @@ int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done, mi
   return committed;
 }
 
-// Writers in processes of their own, one who holds transactions open in between, and two who follow: each reads from
-// where it is, and believes what it saw for ever. All of them have all of it in the end, in one order.
-void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each, milliseconds pause_max) {
+// Writers in processes of their own, one who holds transactions open in between, and two who
+// follow: each reads from where it is, and believes what it saw for ever. All of them have all of
+// it in the end, in one order.
+void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each,
+                             milliseconds pause_max) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
@@ -211,11 +221,13 @@ void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each, mi
     ASSERT_EQ(bytes.substr(2), std::to_string(next.at(static_cast<std::size_t>(bytes[0] - '0'))++));
   }
   EXPECT_GT(committed, 0);
-  std::printf("updates=%zu writers=%zu held_open=%d seconds=%.1f\n", updates.size(), writers, committed,
-              static_cast<double>(took.count()) / 1000);
+  std::printf("updates=%zu writers=%zu held_open=%d seconds=%.1f\n", updates.size(), writers,
+              committed, static_cast<double>(took.count()) / 1000);
 }
 
-TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) { expect_visible_in_order(3, 60, milliseconds(0)); }
+TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) {
+  expect_visible_in_order(3, 60, milliseconds(0));
+}
 
 TEST_F(MysqlLogOrderLongBeside, ids_never_become_visible_out_of_order) {
   const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 100'000);
@@ -247,7 +259,8 @@ TEST_F(MysqlLogTransactions, parts_that_may_become_a_base_yet_are_left_alone) {
   }
   const auto parts_left = [&] {
     return store.run(
-        "SELECT GROUP_CONCAT(base, ':', number ORDER BY base, number) FROM whycache_parts WHERE instance = 'default'");
+        "SELECT GROUP_CONCAT(base, ':', number ORDER BY base, number) FROM whycache_parts WHERE "
+        "instance = 'default'");
   };
   ASSERT_TRUE(rewrite(*log, 5, {"a", "b"}));
   EXPECT_EQ(parts_left(), "5:0,5:1,7:0");

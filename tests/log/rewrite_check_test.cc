@@ -1,6 +1,6 @@
-// A base has to end with the update that the log has there: what others wrote must not go because somebody rewrites a
-// history that is no more, as after a failover or a restore. All the logs that know what a cache's update looks like
-// refuse it in the step that would make it the base.
+// A base has to end with the update that the log has there: what others wrote must not go because
+// somebody rewrites a history that is no more, as after a failover or a restore. All the logs that
+// know what a cache's update looks like refuse it in the step that would make it the base.
 #include <gtest/gtest.h>
 
 #include <functional>

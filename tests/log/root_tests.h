@@ -1,5 +1,6 @@
-// What only root can do to a test: file systems of its own that fill up or cannot be written, and other users.
-// Everything happens in a child process with a mount namespace of its own, so that nothing is left behind.
+// What only root can do to a test: file systems of its own that fill up or cannot be written, and
+// other users. Everything happens in a child process with a mount namespace of its own, so that
+// nothing is left behind.
 #pragma once
 
 #include <sched.h>
@@ -28,11 +29,13 @@ inline void require(bool holds, const std::string& what) {
 inline void mount_small_disk(const std::string& folder, const std::string& size) {
   require(::unshare(CLONE_NEWNS) == 0, "unshare");
   require(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "make mounts private");
-  require(::mount("tmpfs", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0, "mount tmpfs");
+  require(::mount("tmpfs", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0,
+          "mount tmpfs");
 }
 
 inline void make_disk_read_only(const std::string& folder) {
-  require(::mount("tmpfs", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0, "remount read-only");
+  require(::mount("tmpfs", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0,
+          "remount read-only");
 }
 
 inline void drop_privileges() {
@@ -44,7 +47,8 @@ inline void drop_privileges() {
 inline bool run_as_root(const std::function<void()>& story) {
   if (::geteuid() != 0) {
     std::fprintf(stderr,
-                 "\n*** SKIPPED: this test needs root, to mount a file system and to become another user ***\n\n");
+                 "\n*** SKIPPED: this test needs root, to mount a file system and to become "
+                 "another user ***\n\n");
     return false;
   }
   Child child(story);

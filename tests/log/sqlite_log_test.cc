@@ -1,4 +1,5 @@
-// What is special about the log in SQLite: its schema, journal modes, locks, damage, forks, and disks that fail.
+// What is special about the log in SQLite: its schema, journal modes, locks, damage, forks, and
+// disks that fail.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_SQLITE
@@ -43,7 +44,8 @@ constexpr int wal_bug_fixed_version = 3'051'003;
 
 Updates updates_of(Log& log) {
   Updates updates;
-  log.read(1, no_end, [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
+  log.read(1, no_end,
+           [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
   return updates;
 }
 
@@ -111,10 +113,10 @@ std::string without_spaces(std::string text) {
 TEST(SqliteLogFormat, the_tables_are_those_of_the_document) {
   SqliteStore store;
   store.open();
-  const std::string made =
-      Database(store.path())
-          .run(
-              "SELECT group_concat(sql, '') FROM (SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid)");
+  const std::string made = Database(store.path())
+                               .run(
+                                   "SELECT group_concat(sql, '') FROM (SELECT sql FROM "
+                                   "sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid)");
   ASSERT_EQ(documented_sql().size(), 2U);
   EXPECT_EQ(without_spaces(made), without_spaces(documented_sql()[0]));
 }
@@ -157,7 +159,8 @@ TEST(SqliteLogFormat, other_tables_and_numbers_in_the_file_are_left_alone) {
   SqliteStore store;
   Database application(store.path());
   application.run(
-      "PRAGMA application_id = 1234; PRAGMA user_version = 7; CREATE TABLE people (name TEXT); INSERT INTO people "
+      "PRAGMA application_id = 1234; PRAGMA user_version = 7; CREATE TABLE people (name TEXT); "
+      "INSERT INTO people "
       "VALUES ('Ada')");
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -189,18 +192,20 @@ TEST(SqliteLogFormat, a_log_of_another_format_is_left_alone) {
 // --- Journal modes. ---
 
 TEST(SqliteLogJournal, the_versions_with_the_wal_reset_bug_are_known) {
-  for (const int bad :
-       {3'007'000, 3'008'011, 3'040'001, 3'044'005, 3'045'000, 3'046'001, 3'050'006, 3'051'000, 3'051'002}) {
+  for (const int bad : {3'007'000, 3'008'011, 3'040'001, 3'044'005, 3'045'000, 3'046'001, 3'050'006,
+                        3'051'000, 3'051'002}) {
     EXPECT_TRUE(has_wal_reset_bug(bad)) << bad;
   }
-  for (const int good : {3'006'023, 3'044'006, 3'044'009, 3'050'007, 3'051'003, 3'052'000, 4'000'000})
+  for (const int good :
+       {3'006'023, 3'044'006, 3'044'009, 3'050'007, 3'051'003, 3'052'000, 4'000'000})
     EXPECT_FALSE(has_wal_reset_bug(good)) << good;
 }
 
 TEST(SqliteLogJournal, wal_mode_is_for_versions_without_the_bug_only) {
   SqliteStore with_bug(3'040'001);
   append_up_to(*with_bug.open(), 3);
-  EXPECT_EQ(Database(with_bug.path()).run("PRAGMA journal_mode"), "delete");  // of that connection: a rollback journal
+  EXPECT_EQ(Database(with_bug.path()).run("PRAGMA journal_mode"),
+            "delete");  // of that connection: a rollback journal
   EXPECT_TRUE(fs::exists(with_bug.path() + "-journal"));
 
   SqliteStore without(wal_bug_fixed_version);
@@ -219,7 +224,8 @@ TEST(SqliteLogJournal, a_database_in_wal_mode_is_switched_back) {
   SqliteStore store(3'040'001);
   append_up_to(*store.open(), 3);
   ASSERT_EQ(
-      Database(store.path()).run("PRAGMA journal_mode = WAL; INSERT INTO whycache_updates_default VALUES (4, x'34')"),
+      Database(store.path())
+          .run("PRAGMA journal_mode = WAL; INSERT INTO whycache_updates_default VALUES (4, x'34')"),
       "wal");
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -236,7 +242,8 @@ TEST(SqliteLogJournal, a_database_that_others_use_in_wal_mode_is_refused) {
     other.run("SELECT count(*) FROM whycache_updates_default");
     const auto began = std::chrono::steady_clock::now();
     expect_error(
-        ErrorKind::unavailable, [&] { store.open("default", milliseconds(100)); }, "WAL mode", "3.51.3");
+        ErrorKind::unavailable, [&] { store.open("default", milliseconds(100)); }, "WAL mode",
+        "3.51.3");
     EXPECT_GE(std::chrono::steady_clock::now() - began, milliseconds(100));
   }
   append_up_to(*store.open(), 4);
@@ -299,7 +306,9 @@ TEST(SqliteLog, a_slow_reader_keeps_no_writer_waiting) {
   append_up_to(*log, 10);
   const auto other = store.open("default", milliseconds(200));
   UpdateId next = 11;
-  log->read(1, 10, [&](UpdateId, std::string_view) { return other->append(next++, "x") == Appended::yes; });
+  log->read(1, 10, [&](UpdateId, std::string_view) {
+    return other->append(next++, "x") == Appended::yes;
+  });
   EXPECT_EQ(next, 21U);
 }
 
@@ -355,7 +364,8 @@ TEST(SqliteLog, the_file_gets_smaller_when_the_history_is_rewritten) {
     SqliteLog log(options);
     SqliteLog other(options);  // a process that goes on using it
     for (UpdateId id = 1; id <= 300; ++id) {
-      ASSERT_EQ(log.append(id, std::string(10'000, static_cast<char>('a' + id % 26))), Appended::yes);
+      ASSERT_EQ(log.append(id, std::string(10'000, static_cast<char>('a' + id % 26))),
+                Appended::yes);
     }
     Database(store.path()).run("PRAGMA wal_checkpoint(TRUNCATE)");
     ASSERT_GT(fs::file_size(store.path()), 3'000'000);
@@ -375,13 +385,15 @@ TEST(SqliteLog, a_database_that_was_made_without_auto_vacuum_is_rewritten_all_th
   SqliteStore store;
   Database(store.path()).run("PRAGMA auto_vacuum = NONE; CREATE TABLE people (name TEXT)");
   const auto log = store.open();
-  for (UpdateId id = 1; id <= 30; ++id) ASSERT_EQ(log->append(id, std::string(10'000, 'u')), Appended::yes);
+  for (UpdateId id = 1; id <= 30; ++id)
+    ASSERT_EQ(log->append(id, std::string(10'000, 'u')), Appended::yes);
   const auto before = fs::file_size(store.path());
 
   ASSERT_TRUE(rewrite(*log, 29, {"part"}));
 
   EXPECT_EQ(fs::file_size(store.path()), before);
-  EXPECT_EQ(Database(store.path()).run("PRAGMA freelist_count") == "0", false) << "room for later updates";
+  EXPECT_EQ(Database(store.path()).run("PRAGMA freelist_count") == "0", false)
+      << "room for later updates";
   EXPECT_EQ(log->append(31, "and on"), Appended::yes);
 }
 
@@ -391,14 +403,16 @@ TEST(SqliteLog, parts_that_may_become_a_base_yet_are_left_alone) {
   append_up_to(*log, 10);
   Database database(store.path());
   for (const char* base : {"3", "5", "7"}) {
-    database.run("INSERT INTO whycache_parts_default VALUES (" + std::string(base) + ", zeroblob(16), 0, x'00')");
+    database.run("INSERT INTO whycache_parts_default VALUES (" + std::string(base) +
+                 ", zeroblob(16), 0, x'00')");
   }
   ASSERT_TRUE(rewrite(*log, 5, {"a", "b"}));
-  EXPECT_EQ(
-      database.run("SELECT group_concat(base || ':' || number) FROM whycache_parts_default ORDER BY base, number"),
-      "5:0,5:1,7:0");
+  EXPECT_EQ(database.run("SELECT group_concat(base || ':' || number) FROM whycache_parts_default "
+                         "ORDER BY base, number"),
+            "5:0,5:1,7:0");
   ASSERT_TRUE(rewrite(*log, 8, {"c"}));
-  EXPECT_EQ(database.run("SELECT group_concat(base || ':' || number) FROM whycache_parts_default"), "8:0");
+  EXPECT_EQ(database.run("SELECT group_concat(base || ':' || number) FROM whycache_parts_default"),
+            "8:0");
 }
 
 TEST(SqliteLog, a_rewrite_whose_parts_disappear_does_not_switch) {
@@ -429,7 +443,8 @@ TEST(SqliteLogDamage, a_file_that_is_no_database_is_not_touched) {
   const std::string bytes = "To whom it may concern: " + std::string(5000, '.');
   write_file(path, bytes);
   expect_error(
-      ErrorKind::corrupt, [&] { SqliteLog log(options_for(path)); }, "not an SQLite database", path);
+      ErrorKind::corrupt, [&] { SqliteLog log(options_for(path)); }, "not an SQLite database",
+      path);
   EXPECT_EQ(read_file(path), bytes);
 }
 
@@ -445,16 +460,19 @@ TEST(SqliteLogDamage, what_is_no_file_is_refused) {
   StoreDirectory folder;
   fs::create_directory(folder.file("folder"));
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("folder"))); }, "not a regular file");
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("folder"))); },
+      "not a regular file");
   ASSERT_EQ(::mkfifo(folder.file("pipe").c_str(), 0600), 0);
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("pipe"))); }, "not a regular file");
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("pipe"))); },
+      "not a regular file");
   fs::create_symlink(folder.file("elsewhere"), folder.file("link"));
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("link"))); }, "symbolic link");
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("link"))); },
+      "symbolic link");
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("a/log.db"))); }, "does not exist",
-      folder.file("a"));
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("a/log.db"))); },
+      "does not exist", folder.file("a"));
   EXPECT_FALSE(fs::exists(folder.file("a")));
 }
 
@@ -528,16 +546,17 @@ TEST(SqliteLogFork, a_child_must_open_the_log_anew) {
   auto log = store.open();
   append_up_to(*log, 1);
   Child child([&] {
-    for (const auto& call :
-         std::vector<std::function<void()>>{[&] { log->extent(); }, [&] { log->append(2, "x"); },
-                                            [&] { updates_of(*log); }, [&] { rewrite(*log, 1, {"part"}); }}) {
+    for (const auto& call : std::vector<std::function<void()>>{
+             [&] { log->extent(); }, [&] { log->append(2, "x"); }, [&] { updates_of(*log); },
+             [&] { rewrite(*log, 1, {"part"}); }}) {
       const auto error = thrown_error(call);
       require(error && error->kind() == ErrorKind::invalid, "a call in the child is refused");
     }
     const auto own = log->reopen();
     require(own->append(2, "by the child") == Appended::yes, "append");
     log.reset();
-    require(own->append(3, "by the child") == Appended::yes, "append after letting go of the parent's");
+    require(own->append(3, "by the child") == Appended::yes,
+            "append after letting go of the parent's");
   });
   ASSERT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
@@ -576,9 +595,9 @@ TEST(SqliteLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
 
   const Updates updates = updates_of(*log);
   EXPECT_EQ(updates.size(), appended + children * appends_each);
-  EXPECT_EQ(
-      std::count_if(updates.begin(), updates.end(), [](const auto& update) { return update.second == "by a child"; }),
-      children * appends_each);
+  EXPECT_EQ(std::count_if(updates.begin(), updates.end(),
+                          [](const auto& update) { return update.second == "by a child"; }),
+            children * appends_each);
   EXPECT_EQ(Database(store.path()).run("PRAGMA integrity_check"), "ok");
 }
 
@@ -600,18 +619,24 @@ TEST(SqliteLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
     UpdateId head = 0;
     std::optional<Error> error;
     while (!error) {
-      error = thrown_error([&] { require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append"); });
+      error = thrown_error([&] {
+        require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append");
+      });
       if (!error) ++head;
     }
     require(error->kind() == ErrorKind::limit, error->what());
-    require(head > 5 && log.extent().head == head && updates_of(log).size() == head, "updates after a full disk");
+    require(head > 5 && log.extent().head == head && updates_of(log).size() == head,
+            "updates after a full disk");
     error = thrown_error([&] { rewrite(log, head, {std::string(300'000, 'p')}); });
     require(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
-    require(log.extent().base == 0 && updates_of(log).size() == head, "updates after a rewrite on a full disk");
+    require(log.extent().base == 0 && updates_of(log).size() == head,
+            "updates after a rewrite on a full disk");
 
     fs::remove(folder.file("disk/filler"));
-    require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes, "append when there is room");
-    require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(), "rewrite when there is room");
+    require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes,
+            "append when there is room");
+    require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(),
+            "rewrite when there is room");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
@@ -621,7 +646,8 @@ TEST(SqliteLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written
   const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
     mount_small_disk(folder.file("disk"), "1m");
-    require(SqliteLog(options_for(folder.file("disk/log.db"))).append(1, "x") == Appended::yes, "append");
+    require(SqliteLog(options_for(folder.file("disk/log.db"))).append(1, "x") == Appended::yes,
+            "append");
     make_disk_read_only(folder.file("disk"));
 
     SqliteLog log(options_for(folder.file("disk/log.db")));
@@ -629,8 +655,11 @@ TEST(SqliteLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
     require(append_error && append_error->kind() == ErrorKind::invalid, "append");
     require(updates_of(log).size() == 1, "read again");
-    const auto open_error = thrown_error([&] { SqliteLog other(options_for(folder.file("disk/other.db"))); });
-    require(open_error && open_error->kind() == ErrorKind::invalid && open_error->system_error() == EROFS, "make");
+    const auto open_error =
+        thrown_error([&] { SqliteLog other(options_for(folder.file("disk/other.db"))); });
+    require(open_error && open_error->kind() == ErrorKind::invalid &&
+                open_error->system_error() == EROFS,
+            "make");
   });
   if (!played) GTEST_SKIP() << "needs root";
 }
@@ -644,7 +673,8 @@ TEST(SqliteLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
     Child stranger([&] {
       drop_privileges();
       const auto error = thrown_error([&] { SqliteLog log(options_for(path)); });
-      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES, "a stranger is refused");
+      require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
+              "a stranger is refused");
     });
     require(stranger.wait() == 0, "stranger");
     for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));

@@ -33,16 +33,18 @@
 
 namespace whycache {
 
-// A folder that is gone when the test is; in memory where that can be, for a disk takes milliseconds to sync and the
-// stories are about order, not about disks.
+// A folder that is gone when the test is; in memory where that can be, for a disk takes
+// milliseconds to sync and the stories are about order, not about disks.
 class StoreDirectory {
  public:
   StoreDirectory() {
     const std::string in_memory = "/dev/shm";
     std::string path =
-        (::access(in_memory.c_str(), W_OK) == 0 ? in_memory : std::filesystem::temp_directory_path().string()) +
+        (::access(in_memory.c_str(), W_OK) == 0 ? in_memory
+                                                : std::filesystem::temp_directory_path().string()) +
         "/whycache_log_XXXXXX";
-    if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make a folder for a test");
+    if (::mkdtemp(path.data()) == nullptr)
+      throw std::runtime_error("cannot make a folder for a test");
     path_ = path;
   }
   StoreDirectory(const StoreDirectory&) = delete;
@@ -61,7 +63,9 @@ class StoreDirectory {
 class MemoryStore final : public LogStore {
  public:
   std::unique_ptr<Log> open() override { return MemoryLog::shared(name_); }
-  std::unique_ptr<Log> open_other_instance() override { return MemoryLog::shared(name_ + "?instance=other"); }
+  std::unique_ptr<Log> open_other_instance() override {
+    return MemoryLog::shared(name_ + "?instance=other");
+  }
 
  private:
   static std::string new_name() {
@@ -85,7 +89,8 @@ class FileStore final : public LogStore {
     return true;
   }
   std::optional<std::uint64_t> stored_updates() override {
-    return static_cast<std::uint64_t>(std::distance(std::filesystem::directory_iterator(root() + "/updates"), {}));
+    return static_cast<std::uint64_t>(
+        std::distance(std::filesystem::directory_iterator(root() + "/updates"), {}));
   }
 
   std::string directory() const { return directory_.file("log"); }
@@ -109,7 +114,8 @@ class FileStore final : public LogStore {
 class Database {
  public:
   explicit Database(const std::string& path) {
-    if (sqlite3_open(path.c_str(), &database_) != SQLITE_OK) throw std::runtime_error("cannot open " + path);
+    if (sqlite3_open(path.c_str(), &database_) != SQLITE_OK)
+      throw std::runtime_error("cannot open " + path);
     sqlite3_busy_timeout(database_, 10'000);
   }
   Database(const Database&) = delete;
@@ -121,7 +127,8 @@ class Database {
     std::string value;
     char* message = nullptr;
     const auto keep = [](void* to, int columns, char** values, char**) {
-      *static_cast<std::string*>(to) = values[columns - 1] == nullptr ? "NULL" : values[columns - 1];
+      *static_cast<std::string*>(to) =
+          values[columns - 1] == nullptr ? "NULL" : values[columns - 1];
       return 0;
     };
     if (sqlite3_exec(database_, sql.c_str(), keep, &value, &message) != SQLITE_OK) {
@@ -145,11 +152,13 @@ class SqliteStore final : public LogStore {
   std::unique_ptr<Log> open_other_instance() override { return open("other"); }
   bool is_shared_by_processes() const override { return true; }
   bool delete_externally() override {
-    for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::filesystem::remove(path() + suffix);
+    for (const char* suffix : {"", "-journal", "-wal", "-shm"})
+      std::filesystem::remove(path() + suffix);
     return true;
   }
   bool put_stray(UpdateId id, std::string_view) override {
-    Database(path()).run("INSERT INTO whycache_updates_default VALUES (" + std::to_string(id) + ", x'73')");
+    Database(path()).run("INSERT INTO whycache_updates_default VALUES (" + std::to_string(id) +
+                         ", x'73')");
     return true;
   }
   std::optional<std::uint64_t> stored_updates() override {
@@ -157,8 +166,8 @@ class SqliteStore final : public LogStore {
   }
 
   std::string path() const { return directory_.file("log.db"); }
-  std::unique_ptr<SqliteLog> open(const std::string& instance,
-                                  std::chrono::milliseconds deadline = std::chrono::seconds(30)) const {
+  std::unique_ptr<SqliteLog> open(const std::string& instance, std::chrono::milliseconds deadline =
+                                                                   std::chrono::seconds(30)) const {
     return std::make_unique<SqliteLog>(SqliteLogOptions{.path = path(),
                                                         .instance = instance,
                                                         .name = "sqlite:" + instance,
@@ -193,15 +202,18 @@ class MysqlStore final : public LogStore {
   bool is_shared_by_processes() const override { return true; }
   bool outlives_killed_clients() const override { return true; }
   bool delete_externally() override {
-    client().run("DROP TABLE whycache_logs; DROP TABLE whycache_updates; DROP TABLE whycache_parts");
+    client().run(
+        "DROP TABLE whycache_logs; DROP TABLE whycache_updates; DROP TABLE whycache_parts");
     return true;
   }
   bool put_stray(UpdateId id, std::string_view) override {
-    client().run("INSERT INTO whycache_updates VALUES ('default', " + std::to_string(id) + ", 's')");
+    client().run("INSERT INTO whycache_updates VALUES ('default', " + std::to_string(id) +
+                 ", 's')");
     return true;
   }
   std::optional<std::uint64_t> stored_updates() override {
-    return std::stoull(client().run("SELECT count(*) FROM whycache_updates WHERE instance = 'default'"));
+    return std::stoull(
+        client().run("SELECT count(*) FROM whycache_updates WHERE instance = 'default'"));
   }
 
   const std::string& database() const { return database_; }
@@ -220,8 +232,8 @@ class MysqlStore final : public LogStore {
     options.deadline = deadline;
     return options;
   }
-  std::unique_ptr<MysqlLog> open(const std::string& instance,
-                                 std::chrono::milliseconds deadline = std::chrono::seconds(30)) const {
+  std::unique_ptr<MysqlLog> open(const std::string& instance, std::chrono::milliseconds deadline =
+                                                                  std::chrono::seconds(30)) const {
     MysqlLogOptions with_instance = options(deadline);
     with_instance.instance = instance;
     return std::make_unique<MysqlLog>(with_instance);

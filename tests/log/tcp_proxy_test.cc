@@ -1,4 +1,5 @@
-// The proxy that tests put in front of servers (support/tcp_proxy.h) does what it is told, at the byte it is told.
+// The proxy that tests put in front of servers (support/tcp_proxy.h) does what it is told, at the
+// byte it is told.
 #include "support/tcp_proxy.h"
 
 #include <arpa/inet.h>
@@ -36,7 +37,9 @@ class Socket {
   }
 
   int descriptor() const { return descriptor_; }
-  void send(const std::string& bytes) const { ::send(descriptor_, bytes.data(), bytes.size(), MSG_NOSIGNAL); }
+  void send(const std::string& bytes) const {
+    ::send(descriptor_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
   void end() const { ::shutdown(descriptor_, SHUT_WR); }
   std::string receive(std::size_t size) const {
     std::string bytes(size, '\0');
@@ -56,7 +59,8 @@ class Socket {
     for (;;) {
       const ssize_t count = ::recv(descriptor_, some, sizeof some, 0);
       if (count == 0) return bytes + " end";
-      if (count < 0) return bytes + (errno == ECONNRESET ? " reset" : std::string(" ") + std::strerror(errno));
+      if (count < 0)
+        return bytes + (errno == ECONNRESET ? " reset" : std::string(" ") + std::strerror(errno));
       bytes.append(some, static_cast<std::size_t>(count));
     }
   }

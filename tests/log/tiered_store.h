@@ -19,11 +19,14 @@ namespace whycache {
 // Counts the calls that reach the log beneath.
 class CountingLog final : public Log {
  public:
-  CountingLog(std::unique_ptr<Log> log, std::atomic<std::uint64_t>& calls) : log_(std::move(log)), calls_(calls) {}
+  CountingLog(std::unique_ptr<Log> log, std::atomic<std::uint64_t>& calls)
+      : log_(std::move(log)), calls_(calls) {}
 
   std::string name() const override { return log_->name(); }
   Extent extent() override { return count_call().extent(); }
-  Appended append(UpdateId id, std::string_view bytes) override { return count_call().append(id, bytes); }
+  Appended append(UpdateId id, std::string_view bytes) override {
+    return count_call().append(id, bytes);
+  }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     return count_call().read(first, last, visit);
   }
@@ -31,7 +34,9 @@ class CountingLog final : public Log {
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return count_call().rewrite(base, base_chain, next_part);
   }
-  std::unique_ptr<Log> reopen() override { return std::make_unique<CountingLog>(log_->reopen(), calls_); }
+  std::unique_ptr<Log> reopen() override {
+    return std::make_unique<CountingLog>(log_->reopen(), calls_);
+  }
 
  private:
   Log& count_call() {
@@ -81,16 +86,20 @@ class TieredStore final : public LogStore {
   explicit TieredStore(ReadMethod read_by) : read_method_(read_by) {}
 
   std::unique_ptr<Log> open() override { return with_tier(store_.open()); }
-  std::unique_ptr<Log> open_other_instance() override { return with_tier(store_.open_other_instance()); }
+  std::unique_ptr<Log> open_other_instance() override {
+    return with_tier(store_.open_other_instance());
+  }
   bool is_shared_by_processes() const override { return store_.is_shared_by_processes(); }
   bool outlives_killed_clients() const override { return store_.outlives_killed_clients(); }
   bool delete_externally() override {
-    // Who looks may be told of a log that is gone for some seconds more, if memcached still has it: of that is told in
-    // client/memcached_fault_test.cc.
+    // Who looks may be told of a log that is gone for some seconds more, if memcached still has it:
+    // of that is told in client/memcached_fault_test.cc.
     testing::MemcachedClient(server_).flush_all();
     return store_.delete_externally();
   }
-  bool put_stray(UpdateId id, std::string_view bytes) override { return store_.put_stray(id, bytes); }
+  bool put_stray(UpdateId id, std::string_view bytes) override {
+    return store_.put_stray(id, bytes);
+  }
   std::optional<std::uint64_t> stored_updates() override { return store_.stored_updates(); }
 
  private:

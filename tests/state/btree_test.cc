@@ -36,12 +36,14 @@ std::vector<std::string> scan(const NodeReader& nodes, NodeOffset root) {
   return keys;
 }
 
-std::vector<std::string> scan_in_batches(const NodeReader& nodes, NodeOffset root, std::size_t count_max) {
+std::vector<std::string> scan_in_batches(const NodeReader& nodes, NodeOffset root,
+                                         std::size_t count_max) {
   std::vector<std::string> keys;
   std::vector<std::string_view> batch;
   BTreeCursor cursor(nodes);
   cursor.seek(root, "");
-  while (cursor.next_batch(batch, count_max) > 0) keys.insert(keys.end(), batch.begin(), batch.end());
+  while (cursor.next_batch(batch, count_max) > 0)
+    keys.insert(keys.end(), batch.begin(), batch.end());
   EXPECT_TRUE(cursor.at_end());
   return keys;
 }
@@ -92,7 +94,8 @@ class Tree {
     ASSERT_TRUE(std::ranges::equal(scan_in_batches(nodes, root, SIZE_MAX), keys));
   }
 
-  // It consists of exactly the nodes that are neither retired nor free, and each is as large as need be.
+  // It consists of exactly the nodes that are neither retired nor free, and each is as large as
+  // need be.
   void expect_sound() {
     expect_keys(nodes, root, keys);
     std::map<NodeOffset, std::size_t> reached;
@@ -104,7 +107,8 @@ class Tree {
     for (const auto& [offset, size_class] : reached) {
       const BTreeNode node = BTreeNode::root(nodes, offset);
       ASSERT_EQ(size_class, btree_node_size_class(node.bytes())) << node.bytes();
-      ASSERT_TRUE(btree_node_fits(node.count(), node.bytes())) << node.count() << " keys, " << node.bytes() << " bytes";
+      ASSERT_TRUE(btree_node_fits(node.count(), node.bytes()))
+          << node.count() << " keys, " << node.bytes() << " bytes";
       NodeHeader header;
       std::memcpy(&header, node.data(), sizeof header);
       ASSERT_EQ(header.next, 0xdd) << "the store's header was written";
@@ -112,7 +116,9 @@ class Tree {
     }
   }
 
-  double bytes_per_key() const { return static_cast<double>(nodes.live_bytes()) / static_cast<double>(keys.size()); }
+  double bytes_per_key() const {
+    return static_cast<double>(nodes.live_bytes()) / static_cast<double>(keys.size());
+  }
 
  private:
   BTreeWriter writer_{nodes};
@@ -142,7 +148,8 @@ TEST(Keys, an_empty_tree_has_no_root_and_no_keys) {
 
 TEST(Keys, come_back_in_the_order_of_their_bytes) {
   Tree tree;
-  for (const std::string& key : {"b"s, "a"s, "\xff"s, "\x00"s, "a\x00"s, "ab"s, "\x7f"s, "\x80"s}) tree.insert(key);
+  for (const std::string& key : {"b"s, "a"s, "\xff"s, "\x00"s, "a\x00"s, "ab"s, "\x7f"s, "\x80"s})
+    tree.insert(key);
 
   EXPECT_EQ(scan(tree.nodes, tree.root),
             (std::vector<std::string>{"\x00"s, "a", "a\x00"s, "ab", "b", "\x7f", "\x80", "\xff"}));
@@ -229,7 +236,8 @@ TEST(KeysCursor, gives_as_many_keys_at_a_time_as_are_asked_for_and_left_in_the_l
   tree.insert_sorted(keys);
 
   for (const std::size_t count_max : {1u, 2u, 7u, 100u, 100'000u}) {
-    EXPECT_TRUE(std::ranges::equal(scan_in_batches(tree.nodes, tree.root, count_max), keys)) << count_max;
+    EXPECT_TRUE(std::ranges::equal(scan_in_batches(tree.nodes, tree.root, count_max), keys))
+        << count_max;
   }
   BTreeCursor cursor(tree.nodes);
   std::vector<std::string_view> batch;
@@ -280,8 +288,10 @@ class KeyMaker {
     switch (shape) {
       case Shape::tiny: return bytes(1 + random_below(3));
       case Shape::numbers: return number_key(random_below(30'000));
-      case Shape::long_random: return bytes(2) + std::string(key_bytes_max - 2 - random_below(200), 'x');
-      case Shape::long_prefix: return std::string(300 + 200 * random_below(4), 'p') + bytes(1 + random_below(4));
+      case Shape::long_random:
+        return bytes(2) + std::string(key_bytes_max - 2 - random_below(200), 'x');
+      case Shape::long_prefix:
+        return std::string(300 + 200 * random_below(4), 'p') + bytes(1 + random_below(4));
       case Shape::two_bytes: {
         std::string key = random_below(2) == 0 ? "\x00"s : "\xff"s;
         for (std::size_t more = random_below(40); more > 0; --more)
@@ -311,7 +321,8 @@ class KeysModel : public ::testing::TestWithParam<Shape> {
     }
     if (random_() % 4 == 0 && !keys.empty()) {  // a stretch of neighbours
       auto at = tree.keys.lower_bound(*keys.begin());
-      for (std::size_t count = random_() % 300; count > 0 && at != tree.keys.end(); --count) keys.insert(*at++);
+      for (std::size_t count = random_() % 300; count > 0 && at != tree.keys.end(); --count)
+        keys.insert(*at++);
     }
     return keys;
   }
@@ -349,9 +360,11 @@ TEST_P(KeysModel, a_tree_holds_what_a_set_holds_and_pinned_roots_stand_still) {
       } else if (what < 60) {
         grows ? tree.erase(some_key(tree)) : tree.insert(make_key_());
       } else if (what < 75) {
-        grows ? tree.insert_sorted(some_keys(tree, false)) : tree.erase_sorted(some_keys(tree, true));
+        grows ? tree.insert_sorted(some_keys(tree, false))
+              : tree.erase_sorted(some_keys(tree, true));
       } else if (what < 80) {
-        grows ? tree.erase_sorted(some_keys(tree, true)) : tree.insert_sorted(some_keys(tree, false));
+        grows ? tree.erase_sorted(some_keys(tree, true))
+              : tree.insert_sorted(some_keys(tree, false));
       } else if (what < 95) {
         tree.nodes.publish();
       } else if (what < 97) {
@@ -386,8 +399,9 @@ std::string name_of(const ::testing::TestParamInfo<Shape>& shape) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, KeysModel,
-                         ::testing::Values(Shape::tiny, Shape::numbers, Shape::long_random, Shape::long_prefix,
-                                           Shape::two_bytes, Shape::nested, Shape::mixed),
+                         ::testing::Values(Shape::tiny, Shape::numbers, Shape::long_random,
+                                           Shape::long_prefix, Shape::two_bytes, Shape::nested,
+                                           Shape::mixed),
                          name_of);
 
 // --- Copy on write ---
@@ -536,7 +550,8 @@ TEST(KeysSpace, descending_keys_fill_their_leaves_too) {
 TEST(KeysSpace, keys_that_ascend_in_many_places_at_once_fill_their_leaves_too) {
   Tree tree;
   for (std::uint64_t i = 0; i < 5'000; ++i) {
-    for (std::uint64_t place = 0; place < 20; ++place) tree.insert(number_key(place * 1'000'000 + i));
+    for (std::uint64_t place = 0; place < 20; ++place)
+      tree.insert(number_key(place * 1'000'000 + i));
   }
   EXPECT_LE(tree.bytes_per_key(), 7);
   tree.expect_sound();
@@ -611,14 +626,14 @@ TEST(KeysFormat, of_a_leaf_is_as_documented) {
   Tree tree;
   tree.insert_sorted({"user:1", "user:12", "user:3"});
 
-  EXPECT_EQ(
-      bytes_of(tree.nodes, tree.root),
-      "\x00\x00\x03\x00\x05\x00\x02\x00"  // level, -, 3 keys, 5 bytes of prefix, the last one inserted was number 2
-      "\x01\x00\x03\x00\x04\x00"          // ends
-      "user:"
-      "1"
-      "12"
-      "3"s);
+  EXPECT_EQ(bytes_of(tree.nodes, tree.root),
+            "\x00\x00\x03\x00\x05\x00\x02\x00"  // level, -, 3 keys, 5 bytes of prefix, the last one
+                                                // inserted was number 2
+            "\x01\x00\x03\x00\x04\x00"          // ends
+            "user:"
+            "1"
+            "12"
+            "3"s);
 }
 
 TEST(KeysFormat, of_an_inner_node_is_as_documented) {
@@ -626,11 +641,12 @@ TEST(KeysFormat, of_an_inner_node_is_as_documented) {
   const NodeOffset offset = nodes.allocate_node(0);
   const std::vector<std::string_view> keys{"aa", "ab"};
   const std::vector<NodeOffset> children{0x400, 0x800, 0x12345 * 0x400};
-  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(offset)), 1, keys, children, 1, no_key_inserted);
+  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(offset)), 1, keys, children, 1,
+                   no_key_inserted);
 
   EXPECT_EQ(bytes_of(nodes, offset),
-            "\x01\x00\x02\x00\x01\x00\xff\xff"                  // level, -, 2 keys, 1 byte of prefix, -
-            "\x01\x00\x02\x00"                                  // ends
+            "\x01\x00\x02\x00\x01\x00\xff\xff"  // level, -, 2 keys, 1 byte of prefix, -
+            "\x01\x00\x02\x00"                  // ends
             "\x01\x00\x00\x00\x02\x00\x00\x00\x45\x23\x01\x00"  // children
             "a"
             "a"
@@ -639,8 +655,10 @@ TEST(KeysFormat, of_an_inner_node_is_as_documented) {
 
 // --- Damage ---
 
-// Reads a tree in every way there is. Whatever its bytes are, what comes back is ascending keys or Error corrupt.
-void read_everything(const NodeReader& nodes, NodeOffset root, const std::vector<std::string>& sought) {
+// Reads a tree in every way there is. Whatever its bytes are, what comes back is ascending keys or
+// Error corrupt.
+void read_everything(const NodeReader& nodes, NodeOffset root,
+                     const std::vector<std::string>& sought) {
   const auto only_corrupt = [](const auto& read) {
     try {
       read();
@@ -680,7 +698,8 @@ void read_everything(const NodeReader& nodes, NodeOffset root, const std::vector
 }
 
 // Changes it in every way there is, and undoes that.
-void change_everything(MemoryNodes& nodes, NodeOffset root, const std::vector<std::string>& sought) {
+void change_everything(MemoryNodes& nodes, NodeOffset root,
+                       const std::vector<std::string>& sought) {
   const std::vector<std::string_view> views(sought.begin(), sought.end());
   const auto only_corrupt = [&](const auto& change) {
     try {
@@ -704,7 +723,8 @@ void change_everything(MemoryNodes& nodes, NodeOffset root, const std::vector<st
 
 class KeysDamage : public ::testing::Test {
  protected:
-  // A tree of three levels that is much smaller than any that grows by itself, so that every byte of it can be tried.
+  // A tree of three levels that is much smaller than any that grows by itself, so that every byte
+  // of it can be tried.
   KeysDamage() {
     std::vector<NodeOffset> inner;
     for (int i = 0; i < 3; ++i) {
@@ -725,7 +745,9 @@ class KeysDamage : public ::testing::Test {
   }
 
   static char digit(int number) { return static_cast<char>('0' + number); }
-  static std::string separator(int i, int j) { return {'u', 's', 'e', 'r', ':', digit(i), digit(j)}; }
+  static std::string separator(int i, int j) {
+    return {'u', 's', 'e', 'r', ':', digit(i), digit(j)};
+  }
 
   NodeOffset leaf(const std::string& prefix, bool with_long_key) {
     std::vector<std::string> keys{prefix, prefix + '\0', prefix + '\xff'};
@@ -735,14 +757,15 @@ class KeysDamage : public ::testing::Test {
     tree_.keys.insert(keys.begin(), keys.end());
     return node(0, keys, {}, prefix.size());
   }
-  NodeOffset node(unsigned level, const std::vector<std::string>& keys, const std::vector<NodeOffset>& children,
-                  std::size_t prefix_bytes) {
+  NodeOffset node(unsigned level, const std::vector<std::string>& keys,
+                  const std::vector<NodeOffset>& children, std::size_t prefix_bytes) {
     std::size_t suffix_bytes = 0;
     for (const std::string& key : keys) suffix_bytes += key.size() - prefix_bytes;
     const std::size_t bytes = btree_node_bytes(level, keys.size(), prefix_bytes, suffix_bytes);
     const NodeOffset offset = tree_.nodes.allocate_node(btree_node_size_class(bytes));
     write_btree_node(reinterpret_cast<char*>(tree_.nodes.writable_node(offset)), level,
-                     std::vector<std::string_view>(keys.begin(), keys.end()), children, prefix_bytes, 1);
+                     std::vector<std::string_view>(keys.begin(), keys.end()), children,
+                     prefix_bytes, 1);
     nodes_.push_back(offset);
     return offset;
   }
@@ -753,7 +776,9 @@ class KeysDamage : public ::testing::Test {
     return bytes;
   }
   // How much of a node says something.
-  std::size_t used_bytes_of_node(NodeOffset offset) const { return BTreeNode::root(tree_.nodes, offset).bytes(); }
+  std::size_t used_bytes_of_node(NodeOffset offset) const {
+    return BTreeNode::root(tree_.nodes, offset).bytes();
+  }
 
   void use() {
     read_everything(tree_.nodes, tree_.root, probe_keys_);
@@ -769,7 +794,8 @@ class KeysDamage : public ::testing::Test {
     for (std::uint64_t count = 1 + random() % 8; count > 0; --count) {
       const std::size_t which = random() % nodes_.size();
       std::byte* const bytes = tree_.nodes.bytes_of(nodes_[which]);
-      const std::size_t first = sizeof(NodeHeader) + random() % (right[which].size() - sizeof(NodeHeader));
+      const std::size_t first =
+          sizeof(NodeHeader) + random() % (right[which].size() - sizeof(NodeHeader));
       std::size_t size = 1 + random() % (random() % 4 == 0 ? 300 : 4);
       size = std::min(size, right[which].size() - first);
       if (random() % 3 == 0) {
@@ -777,7 +803,8 @@ class KeysDamage : public ::testing::Test {
         const std::vector<std::byte>& other = right[random() % right.size()];
         std::memcpy(bytes + first, other.data() + std::min(first, other.size() - size), size);
       } else {
-        for (std::size_t i = first; i < first + size; ++i) bytes[i] = static_cast<std::byte>(random());
+        for (std::size_t i = first; i < first + size; ++i)
+          bytes[i] = static_cast<std::byte>(random());
       }
     }
     use();
@@ -800,7 +827,10 @@ TEST_F(KeysDamage, of_any_one_byte_gives_an_error_or_keys_in_ascending_order) {
       std::byte& byte = tree_.nodes.bytes_of(node)[i];
       const std::byte right = byte;
       for (int way = 0; way < 4; ++way) {
-        byte = right ^ static_cast<std::byte>(way == 0 ? 1 + random() % 255 : way == 1 ? 0xff : way == 2 ? 0x01 : 0x80);
+        byte = right ^ static_cast<std::byte>(way == 0   ? 1 + random() % 255
+                                              : way == 1 ? 0xff
+                                              : way == 2 ? 0x01
+                                                         : 0x80);
         use();
         byte = right;
         ASSERT_FALSE(HasFatalFailure()) << "node " << node << " byte " << i << " way " << way;
@@ -844,8 +874,8 @@ TEST_F(KeysDamage, of_a_childs_offset_gives_an_error) {
     const BTreeNode inner = BTreeNode::root(tree_.nodes, node);
     if (inner.is_leaf()) continue;
     for (unsigned i = 0; i <= inner.count(); ++i) {
-      char* const at =
-          reinterpret_cast<char*>(tree_.nodes.bytes_of(node)) + inner.children_offset() + i * sizeof(ChildNumber);
+      char* const at = reinterpret_cast<char*>(tree_.nodes.bytes_of(node)) +
+                       inner.children_offset() + i * sizeof(ChildNumber);
       const auto right = load_little_endian<ChildNumber>(at);
       // No node, the node itself, its parent, another child, another level.
       std::vector<NodeOffset> wrong{0, child_unit_bytes * 1'000'000, UINT32_MAX * child_unit_bytes};
@@ -853,7 +883,8 @@ TEST_F(KeysDamage, of_a_childs_offset_gives_an_error) {
       for (const NodeOffset child : wrong) {
         if (child / child_unit_bytes == right) continue;
         store_little_endian(at, static_cast<ChildNumber>(child / child_unit_bytes));
-        expect_error(ErrorKind::corrupt, [&] { visit_nodes(tree_.nodes, tree_.root, [](NodeOffset, std::size_t) {}); });
+        expect_error(ErrorKind::corrupt,
+                     [&] { visit_nodes(tree_.nodes, tree_.root, [](NodeOffset, std::size_t) {}); });
         expect_error(ErrorKind::corrupt, [&] { scan(tree_.nodes, tree_.root); });
         use();
         ASSERT_FALSE(HasFatalFailure()) << "node " << node << " child " << i << " offset " << child;
@@ -864,18 +895,21 @@ TEST_F(KeysDamage, of_a_childs_offset_gives_an_error) {
   tree_.expect_sound();
 }
 
-// A tree that is thirty levels high, in which every node has the same child forty times: nobody lives to see its end.
+// A tree that is thirty levels high, in which every node has the same child forty times: nobody
+// lives to see its end.
 TEST(KeysDamaged, a_maze_is_left_at_once) {
   MemoryNodes nodes;
   std::vector<std::string> separators;
   for (int i = 0; i < 40; ++i) separators.push_back(number_key(static_cast<std::uint64_t>(i)));
   const std::vector<std::string_view> keys(separators.begin(), separators.end());
   NodeOffset node = nodes.allocate_node(0);
-  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 0, keys, {}, 0, no_key_inserted);
+  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 0, keys, {}, 0,
+                   no_key_inserted);
   for (unsigned level = 1; level <= btree_level_max; ++level) {
     const std::vector<NodeOffset> children(keys.size() + 1, node);
     node = nodes.allocate_node(0);
-    write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), level, keys, children, 5, no_key_inserted);
+    write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), level, keys, children, 5,
+                     no_key_inserted);
   }
   nodes.publish();
 
@@ -883,7 +917,8 @@ TEST(KeysDamaged, a_maze_is_left_at_once) {
       ErrorKind::corrupt, [&] { scan(nodes, node); }, "keys out of order");
   expect_error(
       ErrorKind::corrupt, [&] { scan_in_batches(nodes, node, 3); }, "keys out of order");
-  expect_error(ErrorKind::corrupt, [&] { visit_nodes(nodes, node, [](NodeOffset, std::size_t) {}); });
+  expect_error(ErrorKind::corrupt,
+               [&] { visit_nodes(nodes, node, [](NodeOffset, std::size_t) {}); });
   change_everything(nodes, node, separators);
 }
 
@@ -891,11 +926,13 @@ TEST(KeysDamaged, a_maze_is_left_at_once) {
 TEST(KeysDamaged, a_root_that_is_its_own_child_is_found_out) {
   MemoryNodes nodes;
   const NodeOffset node = nodes.allocate_node(0);
-  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 1, {}, std::vector{node}, 0, no_key_inserted);
+  write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 1, {}, std::vector{node}, 0,
+                   no_key_inserted);
   nodes.publish();
 
   expect_error(
-      ErrorKind::corrupt, [&] { scan(nodes, node); }, "a wrong level", "offset=" + std::to_string(node));
+      ErrorKind::corrupt, [&] { scan(nodes, node); }, "a wrong level",
+      "offset=" + std::to_string(node));
   change_everything(nodes, node, {"a", "b"});
 }
 

@@ -50,13 +50,16 @@ struct Damage {
 
 class DamageTest : public ::testing::Test {
  protected:
-  // A small state with a bit of everything: several leaves, versions, an erased key, a large entry, a split index part.
+  // A small state with a bit of everything: several leaves, versions, an erased key, a large entry,
+  // a split index part.
   void SetUp() override {
     TestState state(path_, small_options(path_));
     std::vector<TestChange> changes;
-    for (int i = 0; i < 150; ++i) changes.push_back({"key/" + std::to_string(1000 + i), "value" + std::to_string(i)});
+    for (int i = 0; i < 150; ++i)
+      changes.push_back({"key/" + std::to_string(1000 + i), "value" + std::to_string(i)});
     state.apply(changes);
-    state.apply({{"key/1003", "again"}, {"key/1004", std::nullopt}, {"large", std::string(270'000, 'l')}});
+    state.apply(
+        {{"key/1003", "again"}, {"key/1004", std::nullopt}, {"large", std::string(270'000, 'l')}});
     state.apply({{"key/1003", "and again"}, {"new", "1"}});
     contents_ = state.contents();
     digest_ = state->info().digest;
@@ -68,32 +71,42 @@ class DamageTest : public ::testing::Test {
   }
 
   const SegmentDescriptor& descriptor(std::uint64_t segment) const {
-    return *reinterpret_cast<const SegmentDescriptor*>(pristine_.data() + descriptor_offset(segment));
+    return *reinterpret_cast<const SegmentDescriptor*>(pristine_.data() +
+                                                       descriptor_offset(segment));
   }
   std::uint64_t segment_count() const { return pristine_.size() / segment_bytes; }
-  std::string bytes_at(std::uint64_t offset, std::size_t count) const { return pristine_.substr(offset, count); }
+  std::string bytes_at(std::uint64_t offset, std::size_t count) const {
+    return pristine_.substr(offset, count);
+  }
 
   void flip(std::vector<Damage>& all, const std::string& what, std::uint64_t offset) const {
     const std::string one = bytes_at(offset, 1);
     for (const unsigned pattern : {0x01U, 0x80U, 0xffU}) {
       all.push_back(
-          {what, offset, std::string(1, static_cast<char>(static_cast<unsigned char>(one[0]) ^ pattern)), {}});
+          {what,
+           offset,
+           std::string(1, static_cast<char>(static_cast<unsigned char>(one[0]) ^ pattern)),
+           {}});
     }
   }
 
-  void put_word(std::vector<Damage>& all, const std::string& what, std::uint64_t offset, std::uint64_t value) const {
+  void put_word(std::vector<Damage>& all, const std::string& what, std::uint64_t offset,
+                std::uint64_t value) const {
     const std::string bytes(reinterpret_cast<const char*>(&value), sizeof value);
     if (bytes != bytes_at(offset, sizeof value)) all.push_back({what, offset, bytes, {}});
   }
 
-  // Bytes that mean something, changed one at a time; and words that are set to what could do most harm.
+  // Bytes that mean something, changed one at a time; and words that are set to what could do most
+  // harm.
   std::vector<Damage> damages() const {
     const std::uint64_t step = testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0);
     std::vector<Damage> all;
     const std::uint64_t header_end = offsetof(Header, allocator_state) + sizeof(AllocatorState);
     for (std::uint64_t at = 0; at < header_end; ++at) {
       // The log's name is but text under the checksum.
-      if (at > offsetof(HeaderFixed, log_name) + 8 && at < offsetof(HeaderFixed, checksum) && at % 16 != 0) continue;
+      if (at > offsetof(HeaderFixed, log_name) + 8 && at < offsetof(HeaderFixed, checksum) &&
+          at % 16 != 0)
+        continue;
       flip(all, "header", at);
     }
     for (std::uint64_t segment = 0; segment < segment_count(); ++segment) {
@@ -124,7 +137,8 @@ class DamageTest : public ::testing::Test {
       for (std::uint64_t at = first; at < first + end; at += 8) {
         std::uint64_t word;
         std::memcpy(&word, pristine_.data() + at, sizeof word);
-        const bool index = book.kind == SegmentKind::index_page || book.kind == SegmentKind::filters;
+        const bool index =
+            book.kind == SegmentKind::index_page || book.kind == SegmentKind::filters;
         const bool empty = index && word == 0;
         if (step == 0 && (empty ? at % 4096 != 0 : seen++ % sparse != 0)) continue;
         words.push_back(at);
@@ -135,18 +149,21 @@ class DamageTest : public ::testing::Test {
     }
     // Values chosen with malice.
     std::vector<std::uint64_t> places;
-    for (std::uint64_t at = offsetof(Header, reclaim_generation); at < header_end; at += 8) places.push_back(at);
+    for (std::uint64_t at = offsetof(Header, reclaim_generation); at < header_end; at += 8)
+      places.push_back(at);
     for (std::uint64_t i = 0; i < 4; ++i) places.push_back(directory + 8 * i);
     for (std::uint64_t segment = 0; segment < segment_count(); ++segment) {
-      for (std::uint64_t i = 0; i < sizeof(SegmentDescriptor); i += 8) places.push_back(descriptor_offset(segment) + i);
+      for (std::uint64_t i = 0; i < sizeof(SegmentDescriptor); i += 8)
+        places.push_back(descriptor_offset(segment) + i);
     }
     for (std::size_t i = 0; i < words.size(); i += step == 0 ? 10 : 1) places.push_back(words[i]);
     for (const std::uint64_t at : places) {
       std::uint64_t word;
       std::memcpy(&word, pristine_.data() + at, sizeof word);
       for (const std::uint64_t value :
-           {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX, UINT64_MAX >> 1, word + 1, word - 1, word << 8, word + 8,
-            word + segment_bytes, pristine_.size() - 8, std::uint64_t{at}, at << 8}) {
+           {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX, UINT64_MAX >> 1, word + 1, word - 1,
+            word << 8, word + 8, word + segment_bytes, pristine_.size() - 8, std::uint64_t{at},
+            at << 8}) {
         put_word(all, "malice", at, value);
       }
     }
@@ -166,14 +183,17 @@ class DamageTest : public ::testing::Test {
       all.push_back({"zeroed segment", one * segment_bytes, std::string(segment_bytes, '\0'), {}});
       for (std::uint64_t other = 0; other < segment_count(); ++other) {
         if (one != other)
-          all.push_back(
-              {"segment put over another", one * segment_bytes, bytes_at(other * segment_bytes, segment_bytes), {}});
+          all.push_back({"segment put over another",
+                         one * segment_bytes,
+                         bytes_at(other * segment_bytes, segment_bytes),
+                         {}});
       }
     }
     // Entries that are their own past, and each other's.
     const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
     std::uint64_t slot;
-    std::memcpy(&slot, pristine_.data() + index_directory_offset(header.index_directory.load()), sizeof slot);
+    std::memcpy(&slot, pristine_.data() + index_directory_offset(header.index_directory.load()),
+                sizeof slot);
     for (std::uint64_t i = 0, found = 0; i < index_page_words && found < 40; ++i) {
       std::uint64_t word;
       std::memcpy(&word, pristine_.data() + index_page_offset(slot) + i * 8, sizeof word);
@@ -183,14 +203,16 @@ class DamageTest : public ::testing::Test {
       std::uint64_t first;
       std::memcpy(&first, pristine_.data() + offset, sizeof first);
       const EntryWord entry(first);
-      const std::uint64_t key_bytes = entry.is_wide() ? entry.wide_key_bytes() : entry.narrow_key_bytes();
+      const std::uint64_t key_bytes =
+          entry.is_wide() ? entry.wide_key_bytes() : entry.narrow_key_bytes();
       const std::uint64_t value_bytes = entry.is_wide() ? 0 : entry.narrow_value_bytes();
       for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
-        for (const std::uint64_t previous :
-             {offset, offset + 8, offset + 1, std::uint64_t{8}, std::uint64_t{pristine_.size() - 16}, ~offset}) {
+        for (const std::uint64_t previous : {offset, offset + 8, offset + 1, std::uint64_t{8},
+                                             std::uint64_t{pristine_.size() - 16}, ~offset}) {
           const EntryWord narrow = EntryWord::narrow(id, key_bytes & 0x7f, value_bytes, true);
           const std::string past = bytes_of(previous);
-          std::string whole = bytes_of(narrow.word()) + bytes_at(offset + 8, (key_bytes + value_bytes + 7) / 8 * 8);
+          std::string whole =
+              bytes_of(narrow.word()) + bytes_at(offset + 8, (key_bytes + value_bytes + 7) / 8 * 8);
           all.push_back({"cyclic past", offset, whole + past, {}});
           all.push_back({"cyclic past of a wide one",
                          offset,
@@ -203,7 +225,9 @@ class DamageTest : public ::testing::Test {
     return all;
   }
 
-  static std::string bytes_of(std::uint64_t word) { return {reinterpret_cast<const char*>(&word), sizeof word}; }
+  static std::string bytes_of(std::uint64_t word) {
+    return {reinterpret_cast<const char*>(&word), sizeof word};
+  }
 
   std::vector<Damage> cuts() const {
     std::vector<Damage> all;
@@ -211,13 +235,14 @@ class DamageTest : public ::testing::Test {
       for (const std::uint64_t to : {bytes, bytes + 1}) all.push_back({"cut", 0, "", to});
     }
     for (const std::uint64_t segment : {1UL, 2UL, 3UL}) {
-      for (const std::uint64_t more : {0UL, 1UL, 4095UL}) all.push_back({"cut", 0, "", segment * segment_bytes + more});
+      for (const std::uint64_t more : {0UL, 1UL, 4095UL})
+        all.push_back({"cut", 0, "", segment * segment_bytes + more});
     }
     return all;
   }
 
-  // Runs `one` for each case in a child, and in another child from the next on where one died; so a death is a failure
-  // with a name.
+  // Runs `one` for each case in a child, and in another child from the next on where one died; so a
+  // death is a failure with a name.
   template <typename One>
   void run(const std::vector<Damage>& cases, const One& one) {
     struct Progress {
@@ -253,23 +278,25 @@ class DamageTest : public ::testing::Test {
         ++progress->next;
       }
     }
-    std::printf("cases=%zu refused=%lu bad=%lu deaths=%d seconds=%.1f\n", cases.size(), progress->refused.load(),
-                progress->bad.load(), deaths,
+    std::printf("cases=%zu refused=%lu bad=%lu deaths=%d seconds=%.1f\n", cases.size(),
+                progress->refused.load(), progress->bad.load(), deaths,
                 std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
   }
 
   static std::string describe(const Damage& damage) {
-    std::string text =
-        damage.name + " offset=" + std::to_string(damage.offset) + " bytes=" + std::to_string(damage.bytes.size());
+    std::string text = damage.name + " offset=" + std::to_string(damage.offset) +
+                       " bytes=" + std::to_string(damage.bytes.size());
     if (damage.bytes.size() <= 16) {
-      for (const char byte : damage.bytes) text += " " + std::to_string(static_cast<unsigned char>(byte));
+      for (const char byte : damage.bytes)
+        text += " " + std::to_string(static_cast<unsigned char>(byte));
     }
     if (damage.cut_to) text += " cut_to=" + std::to_string(*damage.cut_to);
     return text;
   }
 
   static void put(int file, std::string_view bytes, std::uint64_t offset) {
-    if (::pwrite(file, bytes.data(), bytes.size(), static_cast<off_t>(offset)) != static_cast<ssize_t>(bytes.size())) {
+    if (::pwrite(file, bytes.data(), bytes.size(), static_cast<off_t>(offset)) !=
+        static_cast<ssize_t>(bytes.size())) {
       throw std::runtime_error("cannot write a file of a test");
     }
   }
@@ -282,7 +309,8 @@ class DamageTest : public ::testing::Test {
       const FileDescriptor file = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
       put(file.number(), pristine_, 0);
       if (damage.cut_to) {
-        if (::ftruncate(file.number(), static_cast<off_t>(*damage.cut_to)) != 0) return "cannot cut";
+        if (::ftruncate(file.number(), static_cast<off_t>(*damage.cut_to)) != 0)
+          return "cannot cut";
       } else {
         put(file.number(), damage.bytes, damage.offset);
       }
@@ -356,8 +384,9 @@ class DamageTest : public ::testing::Test {
     attempt("range", [&] {
       for (const auto& item : before->items(KeyRange::prefix("key/10"))) value.assign(item.value);
     });
-    attempt("get_multi",
-            [&] { state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); }); });
+    attempt("get_multi", [&] {
+      state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); });
+    });
     attempt("insides", [&] { static_cast<void>(state->inspect()); });
     attempt("info", [&] { static_cast<void>(state->info()); });
     for (int i = 0; i < 2; ++i) {
@@ -377,7 +406,8 @@ class DamageTest : public ::testing::Test {
 
   // A few cases only where everything is slow.
   static std::vector<Damage> sample(std::vector<Damage> all, std::size_t count) {
-    if (testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0) != 0 || all.size() <= count) return all;
+    if (testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0) != 0 || all.size() <= count)
+      return all;
     std::vector<Damage> some;
     for (std::size_t i = 0; i < count; ++i) some.push_back(std::move(all[i * all.size() / count]));
     return some;
@@ -393,13 +423,17 @@ class DamageTest : public ::testing::Test {
 using DamageLong = DamageTest;
 
 TEST_F(DamageLong, file_from_elsewhere_is_right_or_refused) {
-  run(damages(), [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
-  run(big_damages(), [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
+  run(damages(),
+      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
+  run(big_damages(),
+      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
 }
 
 TEST_F(DamageLong, file_in_use_may_be_damaged_without_harm_to_its_users) {
-  run(damages(), [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
-  run(big_damages(), [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
+  run(damages(),
+      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
+  run(big_damages(),
+      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
 }
 
 TEST_F(DamageTest, file_that_was_cut_short_is_refused) {
@@ -426,42 +460,46 @@ TEST_F(DamageTest, some_damages_to_a_file_in_use) {
 // Bytes that change all the time, under a reader.
 TEST_F(DamageTest, file_that_changes_while_it_is_read) {
   SCOPED_TRACE(testing::seed_note());
-  EXPECT_EQ(testing::run_in_child([&]() -> std::string {
-              const std::unique_ptr<State> state = State::open(small_options(path_));
-              std::atomic<bool> stop{false};
-              std::thread vandal([&] {
-                std::mt19937_64 random(testing::test_seed());
-                const FileDescriptor file = open_file(path_, O_RDWR);
-                while (!stop) {
-                  for (int i = 0; i < 20; ++i) {
-                    const std::uint64_t noise = random() % 3 == 0 ? random() : random() % 2 ? 0 : UINT64_MAX;
-                    const std::uint64_t at = random() % (random() % 2 == 0 ? pristine_.size() - 8 : segment_bytes / 8);
-                    put(file.number(), {reinterpret_cast<const char*>(&noise), 1 + random() % 8}, at);
-                  }
-                  put(file.number(), std::string_view(pristine_).substr(512), 512);
-                }
-              });
-              std::uint64_t reads = 0;
-              std::uint64_t errors = 0;
-              std::string value;
-              const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-              while (std::chrono::steady_clock::now() < end) {
-                try {
-                  for (const auto& [key, unused] : contents_) state->get(key, value);
-                  static_cast<void>(TestState::contents(View(state->pin())));
-                  static_cast<void>(state->inspect());
-                  ++reads;
-                } catch (const Error&) {
-                  ++errors;
-                }
-              }
-              stop = true;
-              vandal.join();
-              std::printf("rounds read=%lu errors=%lu\n", reads, errors);
-              std::fflush(stdout);
-              return "";
-            }),
-            "");
+  EXPECT_EQ(
+      testing::run_in_child([&]() -> std::string {
+        const std::unique_ptr<State> state = State::open(small_options(path_));
+        std::atomic<bool> stop{false};
+        std::thread vandal([&] {
+          std::mt19937_64 random(testing::test_seed());
+          const FileDescriptor file = open_file(path_, O_RDWR);
+          while (!stop) {
+            for (int i = 0; i < 20; ++i) {
+              const std::uint64_t noise = random() % 3 == 0 ? random()
+                                          : random() % 2    ? 0
+                                                            : UINT64_MAX;
+              const std::uint64_t at =
+                  random() % (random() % 2 == 0 ? pristine_.size() - 8 : segment_bytes / 8);
+              put(file.number(), {reinterpret_cast<const char*>(&noise), 1 + random() % 8}, at);
+            }
+            put(file.number(), std::string_view(pristine_).substr(512), 512);
+          }
+        });
+        std::uint64_t reads = 0;
+        std::uint64_t errors = 0;
+        std::string value;
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+        while (std::chrono::steady_clock::now() < end) {
+          try {
+            for (const auto& [key, unused] : contents_) state->get(key, value);
+            static_cast<void>(TestState::contents(View(state->pin())));
+            static_cast<void>(state->inspect());
+            ++reads;
+          } catch (const Error&) {
+            ++errors;
+          }
+        }
+        stop = true;
+        vandal.join();
+        std::printf("rounds read=%lu errors=%lu\n", reads, errors);
+        std::fflush(stdout);
+        return "";
+      }),
+      "");
 }
 
 }  // namespace

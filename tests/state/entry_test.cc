@@ -28,7 +28,8 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
           EXPECT_EQ(word.narrow_key_bytes(), key_bytes);
           EXPECT_EQ(word.narrow_value_bytes(), value_bytes);
           for (const std::uint64_t asked : {1, 14, 15, 16, 253, 254}) {
-            EXPECT_EQ(word.is_narrow_with(asked), asked == key_bytes) << asked << " of " << key_bytes;
+            EXPECT_EQ(word.is_narrow_with(asked), asked == key_bytes)
+                << asked << " of " << key_bytes;
           }
           EXPECT_LE(word.word(), EntryWord::max_at(id));
           EXPECT_GT(word.word(), EntryWord::max_at(id - 1));
@@ -40,7 +41,8 @@ TEST(EntryWord, keeps_what_it_was_made_of) {
         EXPECT_EQ(word.id(), id);
         EXPECT_EQ(word.erased(), flag);
         EXPECT_EQ(word.wide_key_bytes(), key_bytes);
-        for (std::uint64_t asked = 0; asked <= 254; ++asked) EXPECT_FALSE(word.is_narrow_with(asked));
+        for (std::uint64_t asked = 0; asked <= 254; ++asked)
+          EXPECT_FALSE(word.is_narrow_with(asked));
         EXPECT_LE(word.word(), EntryWord::max_at(id));
         EXPECT_GT(word.word(), EntryWord::max_at(id - 1));
       }
@@ -63,8 +65,8 @@ class Entries : public ::testing::TestWithParam<bool> {
       all.push_back(patterned_text(bytes, 'a'));
     return all;
   }
-  static constexpr std::size_t value_sizes[] = {0,      1,      100,     127,     128,     129,      65'534,
-                                                65'535, 65'536, 262'000, 262'144, 262'200, 1'000'000};
+  static constexpr std::size_t value_sizes[] = {
+      0, 1, 100, 127, 128, 129, 65'534, 65'535, 65'536, 262'000, 262'144, 262'200, 1'000'000};
 
   testing::LookupVariant variant_{GetParam()};
   testing::TemporaryDirectory directory_;
@@ -102,7 +104,8 @@ TEST_P(Entries, that_were_erased_or_never_there_are_not_found) {
   state_.apply(changes);
   const View view = state_.view();
   for (const std::string& key : keys()) {
-    for (const std::string& asked : {key, key + "x", "x" + key.substr(1), key.substr(0, key.size() - 1) + "y"}) {
+    for (const std::string& asked :
+         {key, key + "x", "x" + key.substr(1), key.substr(0, key.size() - 1) + "y"}) {
       if (asked.size() > key_bytes_max) continue;
       EXPECT_EQ(state_.get(asked), std::nullopt) << asked.size();
       EXPECT_FALSE(state_->contains(asked));
@@ -127,7 +130,8 @@ TEST_P(Entries, are_read_into_strings_of_every_size) {
   }
 }
 
-// The offsets of their entries, one OR the other, are that of bytes in a value that look like an entry.
+// The offsets of their entries, one OR the other, are that of bytes in a value that look like an
+// entry.
 TEST_P(Entries, of_keys_that_hash_alike_are_told_apart) {
   const std::string key(8, '\x08');
   const std::string twin(9, '\x08');
@@ -158,24 +162,29 @@ TEST_P(Entries, of_keys_that_hash_alike_are_told_apart_in_space_that_is_used_aga
 
 TEST_P(Entries, of_a_key_that_comes_twice_in_an_update_are_those_of_the_last_change) {
   state_.apply({{"old", "1"}, {"gone", "1"}});
-  std::vector<testing::TestChange> changes = {{"old", "2"}, {"new", "1"}, {"gone", std::nullopt}, {"back", "1"}};
-  changes.insert(changes.end(), {{"old", "3"}, {"new", std::nullopt}, {"gone", "2"}, {"back", std::nullopt}});
+  std::vector<testing::TestChange> changes = {
+      {"old", "2"}, {"new", "1"}, {"gone", std::nullopt}, {"back", "1"}};
+  changes.insert(changes.end(),
+                 {{"old", "3"}, {"new", std::nullopt}, {"gone", "2"}, {"back", std::nullopt}});
   changes.push_back({"back", "2"});
   state_.apply(changes);
-  EXPECT_EQ(state_.contents(), (std::map<std::string, std::string>{{"old", "3"}, {"gone", "2"}, {"back", "2"}}));
+  EXPECT_EQ(state_.contents(),
+            (std::map<std::string, std::string>{{"old", "3"}, {"gone", "2"}, {"back", "2"}}));
   EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
 TEST_P(Entries, of_an_index_of_many_parts_are_found) {
   constexpr int count = 100'000;
   std::vector<testing::TestChange> changes;
-  for (int i = 0; i < count; ++i) changes.push_back({"user:" + std::to_string(10'000'000 + i), std::to_string(i)});
+  for (int i = 0; i < count; ++i)
+    changes.push_back({"user:" + std::to_string(10'000'000 + i), std::to_string(i)});
   state_.apply(changes);
   const View view = state_.view();
   int wrong = 0;
   for (int i = 0; i < count; ++i) {
     const std::string& key = changes[static_cast<std::size_t>(i)].key;
-    wrong += state_.get(key) != std::to_string(i) || view.get(key) != std::to_string(i) || state_->contains(key + "x");
+    wrong += state_.get(key) != std::to_string(i) || view.get(key) != std::to_string(i) ||
+             state_->contains(key + "x");
   }
   EXPECT_EQ(wrong, 0);
 }
@@ -196,7 +205,8 @@ TEST_P(Entries, of_all_sizes_have_a_past) {
     past.emplace_back(state_.view(), std::nullopt);
   }
   for (const auto& [view, value] : past) {
-    for (const std::string& key : keys()) EXPECT_EQ(view.get(key), value) << key.size() << " at " << view.id();
+    for (const std::string& key : keys())
+      EXPECT_EQ(view.get(key), value) << key.size() << " at " << view.id();
   }
   EXPECT_EQ(state_.check(), std::vector<std::string>());
 }

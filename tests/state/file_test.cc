@@ -1,4 +1,5 @@
-// Games with files, and bad input from the system: what is at the path, who may touch it, and where space runs out.
+// Games with files, and bad input from the system: what is at the path, who may touch it, and where
+// space runs out.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -39,7 +40,8 @@ using Contents = std::map<std::string, std::string>;
 
 constexpr uid_t other_user_id = 65534;
 
-StateOptions options_at(const std::string& path, std::uint64_t bytes_max = std::uint64_t{64} << 20) {
+StateOptions options_at(const std::string& path,
+                        std::uint64_t bytes_max = std::uint64_t{64} << 20) {
   StateOptions options;
   options.path = path;
   options.bytes_max = bytes_max;
@@ -62,7 +64,8 @@ std::uint64_t inode_of(const std::string& path) {
 }
 
 std::string describe(const std::optional<Error>& error) {
-  return error ? std::string(to_string(error->kind())) + ": " + error->what() : "nothing was thrown";
+  return error ? std::string(to_string(error->kind())) + ": " + error->what()
+               : "nothing was thrown";
 }
 
 class FileTest : public ::testing::Test {
@@ -90,9 +93,11 @@ TEST_F(FileTest, what_is_no_state_is_refused_and_left_as_it_is) {
       {"too short", whole.substr(0, 100)},
       {"mark", "SQLite format 3" + std::string(5000, '\0')},
       {"mark", std::string(500'000, '\0')},
-      {"byte order", with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
+      {"byte order",
+       with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
       {"format", with(offsetof(HeaderFixed, format_major), std::string("\x04\x00", 2), true)},
-      {"sizes", with(offsetof(HeaderFixed, segment_size), std::string("\x00\x00\x08\x00", 4), true)},
+      {"sizes",
+       with(offsetof(HeaderFixed, segment_size), std::string("\x00\x00\x08\x00", 4), true)},
       {"damaged", with(offsetof(HeaderFixed, hash_seed), "X", false)},
   };
   for (const auto& [word, bytes] : files) {
@@ -122,16 +127,20 @@ TEST_F(FileTest, things_that_are_no_files_are_refused) {
   ASSERT_EQ(::symlink(path().c_str(), path("link").c_str()), 0);
   ASSERT_EQ(::symlink("/dev/zero", path("device").c_str()), 0);
 
-  EXPECT_EQ(
-      run_in_child(
-          [&]() -> std::string { return describe(thrown_error([&] { State::open(options_at(path("folder"))); })); }, 10)
-          .substr(0, 7),
-      "corrupt");
-  EXPECT_EQ(
-      run_in_child(
-          [&]() -> std::string { return describe(thrown_error([&] { State::open(options_at(path("pipe"))); })); }, 10)
-          .substr(0, 7),
-      "corrupt");
+  EXPECT_EQ(run_in_child(
+                [&]() -> std::string {
+                  return describe(thrown_error([&] { State::open(options_at(path("folder"))); }));
+                },
+                10)
+                .substr(0, 7),
+            "corrupt");
+  EXPECT_EQ(run_in_child(
+                [&]() -> std::string {
+                  return describe(thrown_error([&] { State::open(options_at(path("pipe"))); }));
+                },
+                10)
+                .substr(0, 7),
+            "corrupt");
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path("link"))); }, "symbolic link");
   expect_error(
@@ -183,7 +192,8 @@ TEST_F(FileTest, path_means_the_same_after_the_process_changed_its_folder) {
               if (::chdir("/") != 0) return "cannot change folder";
               state.apply({{"b", "2"}});
               state->switch_if_replaced();
-              return state->usable() && state.get("b") == "2" && state->path() == path("relative.state")
+              return state->usable() && state.get("b") == "2" &&
+                             state->path() == path("relative.state")
                          ? ""
                          : "lost: " + state->path();
             }),
@@ -201,7 +211,8 @@ class OwnerTest : public FileTest {
   template <typename Story>
   static std::string run_as_other_user(const Story& story) {
     return run_in_child([&]() -> std::string {
-      if (::setgid(other_user_id) != 0 || ::setuid(other_user_id) != 0) return "cannot become somebody else";
+      if (::setgid(other_user_id) != 0 || ::setuid(other_user_id) != 0)
+        return "cannot become somebody else";
       return story();
     });
   }
@@ -219,9 +230,10 @@ TEST_F(OwnerTest, state_of_another_user_is_refused) {
   ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
   { TestState(path()).apply({{"a", "1"}}); }
   // No permission.
-  EXPECT_EQ(
-      run_as_other_user([&] { return describe(thrown_error([&] { State::open(options_at(path())); })); }).substr(0, 7),
-      "invalid");
+  EXPECT_EQ(run_as_other_user([&] {
+              return describe(thrown_error([&] { State::open(options_at(path())); }));
+            }).substr(0, 7),
+            "invalid");
   // A trap: somebody else's file, open for all, where root will look.
   ASSERT_EQ(run_as_other_user([&]() -> std::string {
               StateOptions options = options_at(path("trap.state"));
@@ -246,8 +258,10 @@ TEST_F(OwnerTest, folder_that_may_not_be_written_is_an_error) {
   ASSERT_EQ(run_in_child([&]() -> std::string {
               if (::unshare(CLONE_NEWNS) != 0) return "";
               ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
-              if (::mount("none", directory_.path().c_str(), "tmpfs", MS_RDONLY, "") != 0) return "cannot mount";
-              const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+              if (::mount("none", directory_.path().c_str(), "tmpfs", MS_RDONLY, "") != 0)
+                return "cannot mount";
+              const std::optional<Error> error =
+                  thrown_error([&] { State::open(options_at(path())); });
               return error && error->kind() == ErrorKind::invalid ? "" : describe(error);
             }),
             "");
@@ -263,7 +277,8 @@ class FullDiskTest : public OwnerTest {
     return run_in_child([&]() -> std::string {
       if (::unshare(CLONE_NEWNS) != 0) return "cannot unshare";
       ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
-      if (::mount("none", directory_.path().c_str(), "tmpfs", 0, (std::string("mode=0700,size=") + size).c_str()) != 0)
+      if (::mount("none", directory_.path().c_str(), "tmpfs", 0,
+                  (std::string("mode=0700,size=") + size).c_str()) != 0)
         return "cannot mount";
       return story();
     });
@@ -271,33 +286,34 @@ class FullDiskTest : public OwnerTest {
 };
 
 TEST_F(FullDiskTest, full_disk_is_an_error_and_the_state_goes_on) {
-  EXPECT_EQ(run_with_small_disk("6m",
-                                [&]() -> std::string {
-                                  TestState state(path());
-                                  state.apply({{"a", "1"}});
-                                  write_file(path("in the way"), std::string(3 << 20, 'x'));
-                                  const View before = state.view();
-                                  int failures = 0;
-                                  UpdateId id = 1;
-                                  for (int i = 0; failures < 3; ++i) {
-                                    if (i > 1000) return "the disk never was full";
-                                    const std::optional<Error> error = thrown_error([&] {
-                                      id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
-                                    });
-                                    if (!error) continue;
-                                    ++failures;
-                                    if (error->kind() != ErrorKind::limit) return describe(error);
-                                    if (state->applied_id() != id) return "applied id moved";
-                                    if (state.get("a") != "1") return "not readable";
-                                    if (const auto faults = state.check(); !faults.empty()) return faults.front();
-                                  }
-                                  if (before.get("a") != "1") return "view not readable";
-                                  ::unlink(path("in the way").c_str());
-                                  state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
-                                  if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
-                                  if (const auto faults = state.check(); !faults.empty()) return faults.front();
-                                  return "";
-                                }),
+  EXPECT_EQ(run_with_small_disk(
+                "6m",
+                [&]() -> std::string {
+                  TestState state(path());
+                  state.apply({{"a", "1"}});
+                  write_file(path("in the way"), std::string(3 << 20, 'x'));
+                  const View before = state.view();
+                  int failures = 0;
+                  UpdateId id = 1;
+                  for (int i = 0; failures < 3; ++i) {
+                    if (i > 1000) return "the disk never was full";
+                    const std::optional<Error> error = thrown_error([&] {
+                      id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
+                    });
+                    if (!error) continue;
+                    ++failures;
+                    if (error->kind() != ErrorKind::limit) return describe(error);
+                    if (state->applied_id() != id) return "applied id moved";
+                    if (state.get("a") != "1") return "not readable";
+                    if (const auto faults = state.check(); !faults.empty()) return faults.front();
+                  }
+                  if (before.get("a") != "1") return "view not readable";
+                  ::unlink(path("in the way").c_str());
+                  state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
+                  if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
+                  if (const auto faults = state.check(); !faults.empty()) return faults.front();
+                  return "";
+                }),
             "");
 }
 
@@ -305,9 +321,12 @@ TEST_F(FullDiskTest, no_room_for_a_first_state_is_an_error) {
   for (const char* size : {"4k", "64k", "200k", "600k", "1m"}) {
     EXPECT_EQ(run_with_small_disk(size,
                                   [&]() -> std::string {
-                                    const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
-                                    if (!error || error->kind() != ErrorKind::limit) return describe(error);
-                                    for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+                                    const std::optional<Error> error =
+                                        thrown_error([&] { TestState state(path()); });
+                                    if (!error || error->kind() != ErrorKind::limit)
+                                      return describe(error);
+                                    for (const auto& entry :
+                                         std::filesystem::directory_iterator(directory_.path())) {
                                       if (entry.path().filename() != "a.state.lock")
                                         return "left behind: " + entry.path().string();
                                     }
@@ -341,19 +360,24 @@ TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
                                   sparse_copy();
                                   const std::optional<Error> error =
                                       thrown_error([&] { State::open(options_at(path())); });
-                                  return error && error->kind() == ErrorKind::limit ? "" : describe(error);
+                                  return error && error->kind() == ErrorKind::limit
+                                             ? ""
+                                             : describe(error);
                                 }),
             "");
   EXPECT_EQ(run_with_small_disk("3m",
                                 [&]() -> std::string {
                                   sparse_copy();
                                   TestState state(path());
-                                  if (!state->adopted() || state.get("a") != "1") return "not adopted";
+                                  if (!state->adopted() || state.get("a") != "1")
+                                    return "not adopted";
                                   state.apply({{"a", "1"}});
                                   struct statvfs disk;
                                   ::statvfs(directory_.path().c_str(), &disk);
-                                  write_file(path("in the way"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
-                                  for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
+                                  write_file(path("in the way"),
+                                             std::string(disk.f_bavail * disk.f_bsize, 'x'));
+                                  for (int i = 0; i < 100; ++i)
+                                    state.apply({{"a", std::to_string(i)}});
                                   return state.get("a") == "99" ? "" : "not applied";
                                 }),
             "");
@@ -373,7 +397,9 @@ TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
                 if (!error || error->kind() != ErrorKind::limit) return describe(error);
                 if (limit < 2'000'000) return "";
                 TestState state(mine);
-                return state.get("filling0") == std::string(50'000, 'f') && state.check().empty() ? "" : "not readable";
+                return state.get("filling0") == std::string(50'000, 'f') && state.check().empty()
+                           ? ""
+                           : "not readable";
               }),
               "")
         << limit;
@@ -386,7 +412,9 @@ TEST_F(FileTest, state_that_reached_its_greatest_size_stays_readable) {
   std::optional<Error> error;
   for (int i = 0; !error; ++i) {
     ASSERT_LT(i, 1000);
-    error = thrown_error([&] { id = state.apply({{"key" + std::to_string(i), std::string(40'000, 'v')}}); });
+    error = thrown_error([&] {
+      id = state.apply({{"key" + std::to_string(i), std::string(40'000, 'v')}});
+    });
   }
   EXPECT_EQ(error->kind(), ErrorKind::limit);
   EXPECT_NE(std::string(error->what()).find("state_bytes_max"), std::string::npos) << error->what();
@@ -396,7 +424,9 @@ TEST_F(FileTest, state_that_reached_its_greatest_size_stays_readable) {
 
   // An update that is too much, ever again; then the log has a smaller one in its place.
   for (int i = 0; i < 5; ++i) {
-    expect_error(ErrorKind::limit, [&] { state.apply({{"large", std::string(5'000'000, 'l')}, {"key1", "x"}}); });
+    expect_error(ErrorKind::limit, [&] {
+      state.apply({{"large", std::string(5'000'000, 'l')}, {"key1", "x"}});
+    });
     EXPECT_EQ(state.get("key1"), std::string(40'000, 'v'));
   }
   state.apply({{"small", "1"}});
@@ -412,12 +442,14 @@ TEST_F(FileTest, failed_update_gives_back_its_space) {
   state.apply({{"a", "1"}});
   for (int i = 0; i < 10; ++i) {
     std::vector<testing::TestChange> much;
-    for (int k = 0; k < 200; ++k) much.push_back({"much" + std::to_string(k), std::string(40'000, 'm')});
+    for (int k = 0; k < 200; ++k)
+      much.push_back({"much" + std::to_string(k), std::string(40'000, 'm')});
     expect_error(ErrorKind::limit, [&] { state.apply(much); });
     EXPECT_EQ(state.contents(), (Contents{{"a", "1"}}));
   }
   std::vector<testing::TestChange> enough;
-  for (int k = 0; k < 80; ++k) enough.push_back({"enough" + std::to_string(k), std::string(40'000, 'e')});
+  for (int k = 0; k < 80; ++k)
+    enough.push_back({"enough" + std::to_string(k), std::string(40'000, 'e')});
   state.apply(enough);
   EXPECT_EQ(state->info().item_count, 81U);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
@@ -443,7 +475,8 @@ TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_
     if (writer == 0) ::_exit(0);
     for (int i = 0; i < 100; ++i) {
       const std::optional<Error> error = thrown_error([&] {
-        state.apply({{"filling" + std::to_string(i), std::string(900'000, 'f')}, {"b" + std::to_string(i), "2"}});
+        state.apply({{"filling" + std::to_string(i), std::string(900'000, 'f')},
+                     {"b" + std::to_string(i), "2"}});
       });
       if (error && error->kind() != ErrorKind::limit) return "apply: " + describe(error);
       const std::optional<Error> reading = thrown_error([&] {
@@ -458,7 +491,8 @@ TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_
   EXPECT_EQ(fault, "");
 }
 
-// Two processes with different limits: the smaller one maps the file anew when it outgrew its place.
+// Two processes with different limits: the smaller one maps the file anew when it outgrew its
+// place.
 TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_place) {
   TestState large(path());
   large.apply({{"a", "1"}});
@@ -466,7 +500,8 @@ TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_place) {
   ASSERT_EQ(small.get("a"), "1");
   const View before = small.view();
   for (int i = 0; i < 100; ++i) {
-    large.apply({{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
+    large.apply(
+        {{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
     ASSERT_EQ(small.get("last"), std::to_string(i));
     ASSERT_EQ(small.view().get("filling" + std::to_string(i)), std::string(100'000, 'f'));
   }
@@ -482,7 +517,8 @@ TEST_F(FileTest, growth_is_seen_by_plain_reads_when_no_reader_slot_is_left) {
   const View one = other.view();
   const View two = other.view();
   for (int i = 0; i < 100; ++i) {
-    state.apply({{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
+    state.apply(
+        {{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
     ASSERT_EQ(other.get("last"), std::to_string(i));
   }
 }
@@ -559,7 +595,9 @@ TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_befor
   const auto is_superseded = [&] {
     std::uint64_t generation = 0;
     const FileDescriptor file = open_file(path(), O_RDONLY);
-    EXPECT_EQ(::pread(file.number(), &generation, sizeof generation, offsetof(Header, reclaim_generation)), 8);
+    EXPECT_EQ(::pread(file.number(), &generation, sizeof generation,
+                      offsetof(Header, reclaim_generation)),
+              8);
     return (generation & superseded_bit) != 0;
   };
   set_superseded_bit(open_file(path(), O_RDWR), path(), true);
@@ -579,7 +617,8 @@ TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_befor
   EXPECT_EQ(state.get("a"), "1");
 }
 
-// One in its place whose header says more than there is cannot be used, whether it is to be replaced or not.
+// One in its place whose header says more than there is cannot be used, whether it is to be
+// replaced or not.
 TEST_F(FileTest, state_that_says_it_is_larger_than_it_can_be_has_to_be_built_anew) {
   TestState state(path());
   state.apply({{"a", "1"}});
@@ -588,7 +627,8 @@ TEST_F(FileTest, state_that_says_it_is_larger_than_it_can_be_has_to_be_built_ane
   ASSERT_EQ(::pwrite(file.number(), &bytes, sizeof bytes, offsetof(Header, file_bytes)), 8);
   state->switch_if_replaced();
   EXPECT_FALSE(state->usable());
-  EXPECT_NE(state->unusable_reason().find("cut short"), std::string::npos) << state->unusable_reason();
+  EXPECT_NE(state->unusable_reason().find("cut short"), std::string::npos)
+      << state->unusable_reason();
 }
 
 TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_meanwhile) {
@@ -619,7 +659,8 @@ TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_mean
 TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wanted) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
-  for (const auto how : {StateBuilder::InstallPolicy::unless_behind, StateBuilder::InstallPolicy::always}) {
+  for (const auto how :
+       {StateBuilder::InstallPolicy::unless_behind, StateBuilder::InstallPolicy::always}) {
     const bool wanted = how == StateBuilder::InstallPolicy::always;
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
     builder->finish_load(2, 7);
@@ -678,8 +719,9 @@ TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
   {
     TestState state(path());
     for (int i = 0; i < 300; ++i)
-      state.apply({{"key" + std::to_string(i % 100), std::string(static_cast<std::size_t>(i * 10), 'v')},
-                   {"key" + std::to_string(i % 7), std::nullopt}});
+      state.apply(
+          {{"key" + std::to_string(i % 100), std::string(static_cast<std::size_t>(i * 10), 'v')},
+           {"key" + std::to_string(i % 7), std::nullopt}});
   }
   TestState state(path());
   std::filesystem::copy_file(path(), path("copy.state"));
@@ -760,7 +802,8 @@ TEST_F(FileTest, copy_in_the_place_of_the_original_is_known_for_one) {
   const std::unique_ptr<State> state = State::open(options_at(path()));
 
   EXPECT_FALSE(state->usable());
-  EXPECT_NE(state->unusable_reason().find("does not verify"), std::string::npos) << state->unusable_reason();
+  EXPECT_NE(state->unusable_reason().find("does not verify"), std::string::npos)
+      << state->unusable_reason();
 }
 
 TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
@@ -814,8 +857,8 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
   EXPECT_LE(mappings_of(path()).size(), 2U);
 }
 
-// Whoever installs may die at any point: who only reads must come to the new file, or stay on one that is still in its
-// place.
+// Whoever installs may die at any point: who only reads must come to the new file, or stay on one
+// that is still in its place.
 TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
   for (int i = 0; i < 60; ++i) {
     const std::string mine = path("died" + std::to_string(i));
@@ -874,7 +917,8 @@ TEST_F(FileTest, without_a_boot_id_nothing_is_believed) {
               if (::unshare(CLONE_NEWNS) != 0) return "";
               ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
               if (::mount("none", "/proc", "tmpfs", 0, "") != 0) return "cannot mount";
-              const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+              const std::optional<Error> error =
+                  thrown_error([&] { State::open(options_at(path())); });
               return error && error->kind() == ErrorKind::invalid ? "" : describe(error);
             }),
             "");

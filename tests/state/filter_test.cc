@@ -1,5 +1,5 @@
-// Reads of keys that are not there: after some of them a thread looks into the filter of the index first, and no read
-// may miss by it what is there.
+// Reads of keys that are not there: after some of them a thread looks into the filter of the index
+// first, and no read may miss by it what is there.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -29,14 +29,17 @@ class FilterTest : public ::testing::TestWithParam<bool> {
 
   TestState& state() { return state_; }
 
-  static bool probes_filter_first() { return this_reader.thread != nullptr && this_reader.fast_thread == nullptr; }
+  static bool probes_filter_first() {
+    return this_reader.thread != nullptr && this_reader.fast_thread == nullptr;
+  }
   static void start_probing_filter(const TestState& state) {
     for (int i = 0; i < 1000 && !probes_filter_first(); ++i) EXPECT_FALSE(state.get("no such key"));
     EXPECT_TRUE(probes_filter_first());
   }
   static void stop_probing_filter(TestState& state) {
     state.apply({{"one that is there", "yes"}});
-    for (int i = 0; i < 1000 && probes_filter_first(); ++i) EXPECT_TRUE(state.get("one that is there"));
+    for (int i = 0; i < 1000 && probes_filter_first(); ++i)
+      EXPECT_TRUE(state.get("one that is there"));
     EXPECT_FALSE(probes_filter_first());
   }
 
@@ -76,7 +79,8 @@ class FilterTest : public ::testing::TestWithParam<bool> {
     file << bytes << std::flush;
   }
   std::uint64_t first_filter() const {
-    return index_page_filter_offset(word_at(index_directory_offset(word_at(offsetof(Header, index_directory)))));
+    return index_page_filter_offset(
+        word_at(index_directory_offset(word_at(offsetof(Header, index_directory)))));
   }
 
   testing::LookupVariant variant_{GetParam()};
@@ -100,9 +104,11 @@ TEST_P(FilterTest, is_used_while_most_keys_are_not_there) {
     EXPECT_TRUE(probes_filter_first());
   }
   stop_probing_filter(here);
-  for (int i = 0; i < 1000 && !probes_filter_first(); ++i) EXPECT_FALSE(here->contains("no such key"));
+  for (int i = 0; i < 1000 && !probes_filter_first(); ++i)
+    EXPECT_FALSE(here->contains("no such key"));
   EXPECT_TRUE(probes_filter_first());
-  for (int i = 0; i < 1000 && probes_filter_first(); ++i) EXPECT_TRUE(here->contains("there, and longer"));
+  for (int i = 0; i < 1000 && probes_filter_first(); ++i)
+    EXPECT_TRUE(here->contains("there, and longer"));
   EXPECT_FALSE(probes_filter_first());
 }
 
@@ -140,7 +146,8 @@ TEST_P(FilterTest, keys_are_found_after_parts_were_split) {
   const std::string value(40, 'v');
   for (std::size_t first = 0; first < count; first += 1000) {
     std::vector<TestChange> changes;
-    for (std::size_t number = first; number < first + 1000; ++number) changes.push_back({key(number), value});
+    for (std::size_t number = first; number < first + 1000; ++number)
+      changes.push_back({key(number), value});
     here.apply(changes);
   }
   EXPECT_GE(here->inspect().index_pages, 4U);
@@ -155,7 +162,8 @@ TEST_P(FilterTest, keys_are_found_after_parts_were_split) {
   EXPECT_EQ(here.check(), std::vector<std::string>());
 }
 
-// Parts are split, and filters are used again, while threads that expect nothing look for what was just written.
+// Parts are split, and filters are used again, while threads that expect nothing look for what was
+// just written.
 TEST_P(FilterTest, nothing_written_is_missed_by_those_who_expect_nothing) {
   TestState& here = state();
   const TestState other(path_);
@@ -208,7 +216,8 @@ TEST_P(FilterTest, keys_are_found_after_a_part_was_made_anew) {
     here.apply(changes);
     for (std::size_t i = 0; i < each; i += 7) {
       ASSERT_TRUE(here.get(key(round * each + i)));
-      for (int miss = 0; miss < 2 && round > 0; ++miss) ASSERT_FALSE(here.get(key((round - 1) * each + i)));
+      for (int miss = 0; miss < 2 && round > 0; ++miss)
+        ASSERT_FALSE(here.get(key((round - 1) * each + i)));
     }
   }
   expect_filters_of_pages_only();
@@ -248,7 +257,8 @@ TEST_P(FilterTest, filter_that_is_not_booked_is_noticed) {
   TestState& here = state();
   here.apply({{"key", "value"}});
   const std::uint64_t filter = first_filter();
-  const std::uint64_t used = descriptor_offset(filter / segment_bytes) + offsetof(SegmentDescriptor, used);
+  const std::uint64_t used =
+      descriptor_offset(filter / segment_bytes) + offsetof(SegmentDescriptor, used);
   EXPECT_EQ(word_at(used) & 0xffffffff, std::uint64_t{1} << filter % segment_bytes / filter_bytes);
   write_at(used, std::string("\2\0\0\0", 4));
   const std::vector<std::string> faults = here.check();

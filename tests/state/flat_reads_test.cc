@@ -1,6 +1,7 @@
-// Reads stay flat whatever the writer is at: while it wins space back, splits the index, grows the file, puts another
-// file in its place. Shown in two ways: how long single gets take meanwhile, against the same machine at rest; and that
-// every get comes back while the writer is stopped in the middle of that, so that it cannot have waited for the writer.
+// Reads stay flat whatever the writer is at: while it wins space back, splits the index, grows the
+// file, puts another file in its place. Shown in two ways: how long single gets take meanwhile,
+// against the same machine at rest; and that every get comes back while the writer is stopped in
+// the middle of that, so that it cannot have waited for the writer.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
@@ -44,13 +45,15 @@ std::vector<testing::TestChange> all_stable() {
 void overwrite(TestState& state, unsigned round) {
   std::vector<testing::TestChange> changes;
   for (unsigned i = 0; i < 100; ++i) {
-    changes.push_back({"changing:" + std::to_string((round * 7919 + i * 104'729) % 20'000), std::string(1000, 'x')});
+    changes.push_back({"changing:" + std::to_string((round * 7919 + i * 104'729) % 20'000),
+                       std::string(1000, 'x')});
   }
   state.apply(changes);
 }
 void insert_small(TestState& state, unsigned round) {
   std::vector<testing::TestChange> changes;
-  for (unsigned i = 0; i < 1000; ++i) changes.push_back({"new:" + std::to_string(round) + ':' + std::to_string(i), ""});
+  for (unsigned i = 0; i < 1000; ++i)
+    changes.push_back({"new:" + std::to_string(round) + ':' + std::to_string(i), ""});
   state.apply(changes);
 }
 void insert_large(TestState& state, unsigned round) {
@@ -118,15 +121,18 @@ struct Phase {
 };
 
 constexpr Phase phases[] = {
-    {"segments reclaimed", overwrite, [](const StateInspection& insides) { return insides.reclaim_generation; }},
-    {"index parts split", insert_small, [](const StateInspection& insides) { return insides.index_pages; }},
+    {"segments reclaimed", overwrite,
+     [](const StateInspection& insides) { return insides.reclaim_generation; }},
+    {"index parts split", insert_small,
+     [](const StateInspection& insides) { return insides.index_pages; }},
     {"file grows", insert_large, [](const StateInspection& insides) { return insides.file_bytes; }},
-    {"files switched", rebuild, [](const StateInspection& insides) { return insides.info.state_id; }},
+    {"files switched", rebuild,
+     [](const StateInspection& insides) { return insides.info.state_id; }},
 };
 
 void print(const char* phase, const Percentiles& one) {
-  std::printf("%-20s p50 %7.0f ns   p99 %7.0f   p99.9 %7.0f   longest %9.0f\n", phase, one.p50, one.p99, one.p999,
-              one.p100);
+  std::printf("%-20s p50 %7.0f ns   p99 %7.0f   p99.9 %7.0f   longest %9.0f\n", phase, one.p50,
+              one.p99, one.p999, one.p100);
 }
 
 // Stops the child wherever it is; true when it has stopped.
@@ -172,9 +178,10 @@ TEST(FlatReadsLong, no_get_waits_for_the_writer_whatever_it_is_at) {
     EXPECT_EQ(reader.wrong_count(), 0U);
     print("at rest", rest);
     print(phase.name, beside);
-    std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", times_stopped, longest_while_stopped);
-    // A wait for the writer would be one of milliseconds. Other processes of the machine may take the processor from
-    // one get in a thousand.
+    std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", times_stopped,
+                longest_while_stopped);
+    // A wait for the writer would be one of milliseconds. Other processes of the machine may take
+    // the processor from one get in a thousand.
     EXPECT_LT(beside.p99, 20 * rest.p99 + 20'000);
     EXPECT_LT(longest_while_stopped, 1e9);
   }

@@ -33,15 +33,16 @@ class StateFormat : public ::testing::Test {
     if (bytes > 16) return XXH3_64bits_withSeed(key.data(), bytes, seed);
     const auto word = [&](std::size_t from, std::size_t count) {
       std::uint64_t number = 0;
-      for (std::size_t i = count; i-- > 0;) number = number << 8 | static_cast<unsigned char>(key[from + i]);
+      for (std::size_t i = count; i-- > 0;)
+        number = number << 8 | static_cast<unsigned char>(key[from + i]);
       return number;
     };
     const std::size_t each = bytes >= 8 ? 8 : bytes >= 4 ? 4 : 0;
     const std::uint64_t first = each > 0 ? word(0, each) : word(0, bytes);
     const std::uint64_t last = each > 0 ? word(bytes - each, each) : 0;
     __extension__ using Product = unsigned __int128;
-    const Product product =
-        Product{first ^ XXH3_64bits_withSeed("first", 5, seed)} * (last ^ XXH3_64bits_withSeed("last", 4, seed));
+    const Product product = Product{first ^ XXH3_64bits_withSeed("first", 5, seed)} *
+                            (last ^ XXH3_64bits_withSeed("last", 4, seed));
     return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
   }
 
@@ -70,11 +71,13 @@ TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
       const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0) + i * 8);
       found |=
           word >> 40 == hash >> 40 &&
-          file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + (key.size() > 254 ? 16 : 8), key.size()) == key;
+          file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + (key.size() > 254 ? 16 : 8),
+                       key.size()) == key;
     }
     EXPECT_TRUE(found) << key.size();
     const auto bits = at<std::uint32_t>(filter + (hash & 0x3ffc0) / 16);
-    for (const unsigned first : {40, 45, 50}) EXPECT_EQ(bits >> (31 - (hash >> first & 31)) & 1, 1U) << key.size();
+    for (const unsigned first : {40, 45, 50})
+      EXPECT_EQ(bits >> (31 - (hash >> first & 31)) & 1, 1U) << key.size();
   }
 }
 

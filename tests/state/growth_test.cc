@@ -1,5 +1,5 @@
-// The file grows while somebody reads it. Each process asks the kernel by itself how long the file is, with fstat(2):
-// what happens right after it was told is what it does not know.
+// The file grows while somebody reads it. Each process asks the kernel by itself how long the file
+// is, with fstat(2): what happens right after it was told is what it does not know.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -81,7 +81,8 @@ TEST_F(GrowthTest, plain_get_finds_a_value_however_often_the_file_grows_while_it
 }
 
 // Two threads ask, and the one that was told less is slower.
-TEST_F(GrowthTest, who_is_told_of_more_by_another_thread_meanwhile_does_not_take_the_file_for_cut_short) {
+TEST_F(GrowthTest,
+       who_is_told_of_more_by_another_thread_meanwhile_does_not_take_the_file_for_cut_short) {
   writing_.apply({{"key", "first"}});
   const View held = reading_.view();
   for (int i = 0; i < 3; ++i) write_beyond_the_end();
@@ -114,7 +115,8 @@ TEST_F(GrowthTest, file_that_grows_while_it_is_opened_is_opened) {
   EXPECT_TRUE(opened->get("key", value));
 }
 
-// A child that is forked while another thread opens the lock file must not keep the parent's locks when that has died.
+// A child that is forked while another thread opens the lock file must not keep the parent's locks
+// when that has died.
 TEST_F(GrowthTest, child_forked_while_the_lock_file_is_opened_holds_none_of_its_parents_locks) {
   const testing::SharedWithChildren<std::atomic<pid_t>> grandchild;
   testing::ChildProcess parent([&]() -> std::string {

@@ -68,8 +68,8 @@ struct Shared {
 };
 
 // Reads until told to stop.
-std::string read_until_stopped(const std::string& path, const MarkedUpdates& updates, std::uint64_t seed,
-                               Shared& shared) {
+std::string read_until_stopped(const std::string& path, const MarkedUpdates& updates,
+                               std::uint64_t seed, Shared& shared) {
   const TestState state(path);
   MarkedReader reader(*state, updates, seed);
   std::uint64_t told = 0;
@@ -83,7 +83,8 @@ std::string read_until_stopped(const std::string& path, const MarkedUpdates& upd
   return "";
 }
 
-std::string write_until_killed(const std::string& path, const MarkedUpdates& updates, Shared& shared) {
+std::string write_until_killed(const std::string& path, const MarkedUpdates& updates,
+                               Shared& shared) {
   const TestState state(path);
   for (;;) {
     const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
@@ -97,7 +98,8 @@ std::string write_until_killed(const std::string& path, const MarkedUpdates& upd
 double percentile(std::vector<double>& all, double share) {
   if (all.empty()) return 0;
   std::sort(all.begin(), all.end());
-  return all[std::min(all.size() - 1, static_cast<std::size_t>(static_cast<double>(all.size()) * share))];
+  return all[std::min(all.size() - 1,
+                      static_cast<std::size_t>(static_cast<double>(all.size()) * share))];
 }
 
 // Each round begins with an empty state, so that it grows while its writers die.
@@ -112,7 +114,8 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
   std::uint64_t recovered = 0;
   std::uint64_t killed = 0;
   while (killed < kills) {
-    const TemporaryDirectory folder(random() % 2 == 0 ? "/dev/shm" : std::filesystem::temp_directory_path());
+    const TemporaryDirectory folder(random() % 2 == 0 ? "/dev/shm"
+                                                      : std::filesystem::temp_directory_path());
     const std::string path = folder.file("killed.state");
     const MarkedUpdates updates(random(), 2000, 40'000);
     const TestState state(path);
@@ -120,15 +123,16 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
     const std::uint64_t reader_seeds[] = {random(), random()};
     std::vector<std::unique_ptr<ChildProcess>> readers;
     for (const std::uint64_t seed : reader_seeds) {
-      readers.push_back(
-          std::make_unique<ChildProcess>([&] { return read_until_stopped(path, updates, seed, *shared); }, 890));
+      readers.push_back(std::make_unique<ChildProcess>(
+          [&] { return read_until_stopped(path, updates, seed, *shared); }, 890));
     }
     Replay replay(updates);
     UpdateId before = 0;
     for (std::uint64_t round = 0; round < kills_per_round && killed < kills; ++round, ++killed) {
       {
         ChildProcess writer([&] { return write_until_killed(path, updates, *shared); }, 890);
-        std::this_thread::sleep_for(std::chrono::microseconds(random() % 4 == 0 ? random() % 2000 : random() % 40'000));
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(random() % 4 == 0 ? random() % 2000 : random() % 40'000));
         writer.kill(SIGKILL);
         ASSERT_EQ(writer.wait(), "died of signal 9");
       }
@@ -153,13 +157,15 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
     updates_applied += shared->updates;
   }
   std::printf(
-      "kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f p99=%.2f max=%.2f\n",
-      killed, recovered, updates_applied, reads, percentile(take_over_ms, 0.5), percentile(take_over_ms, 0.99),
-      percentile(take_over_ms, 1));
+      "kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f "
+      "p99=%.2f max=%.2f\n",
+      killed, recovered, updates_applied, reads, percentile(take_over_ms, 0.5),
+      percentile(take_over_ms, 0.99), percentile(take_over_ms, 1));
   EXPECT_GT(recovered, kills / 4);
 }
 
-// Readers come and go by SIGKILL, with views held; the writer must neither wait for them nor keep their space.
+// Readers come and go by SIGKILL, with views held; the writer must neither wait for them nor keep
+// their space.
 TEST(KillLong, killed_readers_are_forgotten) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
@@ -190,8 +196,8 @@ TEST(KillLong, killed_readers_are_forgotten) {
   for (int i = 0; i < 100; ++i) id = updates.apply_next(*state->begin_write(TestState::deadline()));
   const StateInspection insides = state->inspect();
   EXPECT_TRUE(insides.slots_taken.empty() || !insides.slots_taken.front().alive);
-  std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id, insides.file_bytes,
-              insides.info.item_bytes);
+  std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id,
+              insides.file_bytes, insides.info.item_bytes);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 

@@ -21,7 +21,9 @@ constexpr std::uint64_t items_per_update = 20'000;
 constexpr std::uint64_t bytes_least = std::uint64_t{5} << 30;
 
 // Item i, of sizes that vary: keys of 3 to 13 bytes, values of 100 to 355.
-std::string key_of(std::uint64_t i) { return std::to_string(i * 7919 % 9973) + ":" + std::to_string(i); }
+std::string key_of(std::uint64_t i) {
+  return std::to_string(i * 7919 % 9973) + ":" + std::to_string(i);
+}
 std::string value_of(std::uint64_t i) {
   std::string value(100 + i % 256, static_cast<char>('a' + i % 26));
   std::memcpy(value.data(), &i, sizeof i);
@@ -52,7 +54,8 @@ TEST(LargeLong, twenty_million_items_are_written_read_walked_verified_and_opened
       Update update;
       update.id = writer->info().applied_id + 1;
       update.chain = update.id;
-      for (std::size_t i = 0; i < texts.size(); i += 2) update.changes.push_back(Change::set(texts[i], texts[i + 1]));
+      for (std::size_t i = 0; i < texts.size(); i += 2)
+        update.changes.push_back(Change::set(texts[i], texts[i + 1]));
       writer->apply(update);
     }
   }

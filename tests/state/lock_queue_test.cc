@@ -72,7 +72,9 @@ class LockWait : public ::testing::Test {
     turns_->stop = true;
     for (const auto& process : processes_) EXPECT_EQ(process->wait(), "");
   }
-  std::uint64_t turns() const { return std::accumulate(turns_->count.begin(), turns_->count.end(), std::uint64_t{0}); }
+  std::uint64_t turns() const {
+    return std::accumulate(turns_->count.begin(), turns_->count.end(), std::uint64_t{0});
+  }
 
   TemporaryDirectory directory_;
   std::string path_ = directory_.file("a.state");
@@ -93,7 +95,8 @@ TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
 // Every reader can write to the lock file, and an older version of the library wakes nobody.
 TEST_F(LockWait, what_stands_in_the_words_to_sleep_on_keeps_nobody_out) {
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
-  void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  void* const mapped =
+      ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
   auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
   start_processes();
@@ -137,7 +140,8 @@ TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
   const SharedWithChildren<std::atomic<std::int64_t>> taken_at_ns;
   std::vector<std::int64_t> waits_ns;
   for (int round = 0; round < 51; ++round) {
-    auto held = std::make_unique<HeldLock>(state_->lock(StateLock::append, Deadline(milliseconds(20'000))));
+    auto held =
+        std::make_unique<HeldLock>(state_->lock(StateLock::append, Deadline(milliseconds(20'000))));
     ChildProcess next([&]() -> std::string {
       const TestState state(path_, small_options());
       const HeldLock mine = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
@@ -158,7 +162,8 @@ TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
 TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor) {
   const HeldLock held = state_->lock(StateLock::follow, Deadline(milliseconds(20'000)));
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
-  void* const mapped = ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  void* const mapped =
+      ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
   auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
   const SharedWithChildren<std::atomic<bool>> over;
@@ -173,7 +178,8 @@ TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor)
     }
     ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
     *over = true;
-    const std::int64_t used_ns = (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
+    const std::int64_t used_ns =
+        (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
     return used_ns < 50'000'000 ? "" : "it used the processor for ns=" + std::to_string(used_ns);
   });
   while (!*over) words[1] = 2;

@@ -1,5 +1,5 @@
-// The quick ways of reading are there twice (state/processor.h). A test with a parameter reads in both: true is the one
-// of this processor, false that of every other. Before a state is opened.
+// The quick ways of reading are there twice (state/processor.h). A test with a parameter reads in
+// both: true is the one of this processor, false that of every other. Before a state is opened.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// Updates whose values say what they are, so that a reader can tell by itself whether what it read is whole, belongs to
-// the key, and is not older than what it read before.
+// Updates whose values say what they are, so that a reader can tell by itself whether what it read
+// is whole, belongs to the key, and is not older than what it read before.
 #pragma once
 
 #include <cstdint>
@@ -30,15 +30,17 @@ inline std::string marked_value(std::string_view key, UpdateId id, std::size_t f
 
 // The id in a value of `key`; nullopt if the value is not one that was ever written.
 inline std::optional<UpdateId> marked_id(std::string_view key, std::string_view value) {
-  if (value.size() < 24 || load_little_endian<std::uint64_t>(value.data()) != hash64(key)) return std::nullopt;
+  if (value.size() < 24 || load_little_endian<std::uint64_t>(value.data()) != hash64(key))
+    return std::nullopt;
   const auto id = load_little_endian<std::uint64_t>(value.data() + 8);
-  if (load_little_endian<std::uint64_t>(value.data() + 16) != hash64(value.substr(24), id)) return std::nullopt;
+  if (load_little_endian<std::uint64_t>(value.data() + 16) != hash64(value.substr(24), id))
+    return std::nullopt;
   return id;
 }
 
-// What a log of a certain seed holds: update `id` is always the same, so that whoever takes over can go on. Each update
-// sets the two keys of one pair; the rest is churn, large values now and then, erasing of everything, and times of
-// growth.
+// What a log of a certain seed holds: update `id` is always the same, so that whoever takes over
+// can go on. Each update sets the two keys of one pair; the rest is churn, large values now and
+// then, erasing of everything, and times of growth.
 class MarkedUpdates {
  public:
   static constexpr unsigned pair_count = 16;
@@ -51,7 +53,9 @@ class MarkedUpdates {
     return (second ? "zz/pair/" : "aa/pair/") + std::to_string(pair);
   }
   static std::string churn_key(unsigned number) { return "churn/" + std::to_string(number); }
-  static std::string growth_key(unsigned number) { return "grown/" + std::to_string(number * 7919); }
+  static std::string growth_key(unsigned number) {
+    return "grown/" + std::to_string(number * 7919);
+  }
   static std::string large_key(unsigned number) { return "large/" + std::to_string(number); }
 
   // One of the keys there may be.
@@ -107,7 +111,8 @@ class MarkedUpdates {
       for (unsigned i = 0; i < growth_count_ / 40; ++i) {
         if (random() % 8 != 0)
           made.changes.push_back(
-              {growth_key(static_cast<unsigned>(season - 120) * (growth_count_ / 40) + i), std::nullopt});
+              {growth_key(static_cast<unsigned>(season - 120) * (growth_count_ / 40) + i),
+               std::nullopt});
       }
     }
     set(pair_key(pair, true), pair_bytes);
@@ -154,7 +159,8 @@ class MarkedReader {
     const UpdateId applied = state_.applied_id();
     const bool there = state_.get(key, value_);
     if (applied < applied_id_)
-      return "applied id went back from " + std::to_string(applied_id_) + " to " + std::to_string(applied);
+      return "applied id went back from " + std::to_string(applied_id_) + " to " +
+             std::to_string(applied);
     applied_id_ = applied;
     return there ? check_value(key, value_, UINT64_MAX) : "";
   }
@@ -175,7 +181,8 @@ class MarkedReader {
       const std::string second = MarkedUpdates::pair_key(pair, true);
       const auto one = view.get(first);
       const auto other = view.get(second);
-      if (one.has_value() != other.has_value()) return "half of a pair in view of " + std::to_string(view.id());
+      if (one.has_value() != other.has_value())
+        return "half of a pair in view of " + std::to_string(view.id());
       if (!one) continue;
       if (std::string fault = check_value(first, *one, view.id()); !fault.empty()) return fault;
       if (std::string fault = check_value(second, *other, view.id()); !fault.empty()) return fault;
@@ -196,7 +203,8 @@ class MarkedReader {
     const UpdateId id = state_.get_multi(std::vector<std::string_view>(keys.begin(), keys.end()),
                                          [&](std::size_t i, std::string_view value) {
                                            marks[i] = marked_id(keys[i], value);
-                                           if (fault.empty()) fault = check_value(keys[i], value, UINT64_MAX);
+                                           if (fault.empty())
+                                             fault = check_value(keys[i], value, UINT64_MAX);
                                          });
     if (!fault.empty()) return fault;
     if (marks[20] != marks[21]) return "pair of two updates in get_multi of " + std::to_string(id);
@@ -211,7 +219,8 @@ class MarkedReader {
     const bool all = random_() % 4 == 0;
     const KeyRange range = all ? KeyRange::all() : KeyRange::from(updates_.random_key(random_));
     for (const auto& [key, value] : view.items(range)) {
-      if (count > 0 && key <= last) return "keys out of order in view of " + std::to_string(view.id());
+      if (count > 0 && key <= last)
+        return "keys out of order in view of " + std::to_string(view.id());
       last = key;
       ++count;
       if (std::string fault = check_value(key, value, view.id()); !fault.empty()) return fault;
@@ -220,18 +229,23 @@ class MarkedReader {
     }
     if (all && count != view.size())
       return "scan found " + std::to_string(count) + " of " + std::to_string(view.size());
-    if (all && digest != view.digest()) return "scan does not fit the digest in view of " + std::to_string(view.id());
+    if (all && digest != view.digest())
+      return "scan does not fit the digest in view of " + std::to_string(view.id());
     return "";
   }
 
   std::string check_value(std::string_view key, std::string_view value, UpdateId id_max) {
     ++checked_count_;
     const std::optional<UpdateId> id = marked_id(key, value);
-    if (!id) return "torn or foreign value of " + std::string(key) + " bytes=" + std::to_string(value.size());
-    if (*id > id_max) return "value of update " + std::to_string(*id) + " in view of " + std::to_string(id_max);
+    if (!id)
+      return "torn or foreign value of " + std::string(key) +
+             " bytes=" + std::to_string(value.size());
+    if (*id > id_max)
+      return "value of update " + std::to_string(*id) + " in view of " + std::to_string(id_max);
     UpdateId& seen = newest_ids_[hash64(key)];
     if (*id < seen)
-      return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " + std::to_string(*id);
+      return "value of " + std::string(key) + " went back from " + std::to_string(seen) + " to " +
+             std::to_string(*id);
     seen = *id;
     return "";
   }

@@ -1,6 +1,7 @@
-// A NodeStore in private memory that keeps strict books. Each node has a piece of memory of its own, exactly as large
-// as the node, which is given back when nobody may read it any more: AddressSanitizer sees every step beyond a node and
-// every look at one that is gone; without it, what is gone is overwritten first.
+// A NodeStore in private memory that keeps strict books. Each node has a piece of memory of its
+// own, exactly as large as the node, which is given back when nobody may read it any more:
+// AddressSanitizer sees every step beyond a node and every look at one that is gone; without it,
+// what is gone is overwritten first.
 #pragma once
 
 #include <array>
@@ -45,7 +46,8 @@ class MemoryNodes final : public NodeStore {
       free.pop_back();
     }
     Slot& place = slots_[offset / unit];
-    place = {std::make_unique<std::byte[]>(node_bytes_of(size_class)), size_class, version_, false, 0};
+    place = {std::make_unique<std::byte[]>(node_bytes_of(size_class)), size_class, version_, false,
+             0};
     std::memset(place.bytes.get(), poison, node_bytes_of(size_class));
     const NodeHeader header{poison, poison, static_cast<std::uint8_t>(size_class), {}};
     std::memcpy(place.bytes.get(), &header, sizeof header);
@@ -54,7 +56,8 @@ class MemoryNodes final : public NodeStore {
   void retire_node(NodeOffset offset) override {
     Slot& place = slots_[index_of(offset)];
     // A damaged tree may lead the writer to this; a sound one never does.
-    if (place.retired) throw Error(ErrorKind::corrupt, "node retired twice: offset=" + std::to_string(offset));
+    if (place.retired)
+      throw Error(ErrorKind::corrupt, "node retired twice: offset=" + std::to_string(offset));
     place.retired = true;
     place.retired_version = version_;
     if (place.created_version == version_) {
@@ -64,10 +67,13 @@ class MemoryNodes final : public NodeStore {
     }
   }
   std::byte* writable_node(NodeOffset offset) override {
-    if (!is_private(offset)) throw std::logic_error("published node is written: offset=" + std::to_string(offset));
+    if (!is_private(offset))
+      throw std::logic_error("published node is written: offset=" + std::to_string(offset));
     return slots_[offset / unit].bytes.get();
   }
-  bool is_private(NodeOffset offset) const override { return slot(offset).created_version == version_; }
+  bool is_private(NodeOffset offset) const override {
+    return slot(offset).created_version == version_;
+  }
 
   // --- Versions: what is published, and who holds it ---
 
@@ -103,7 +109,8 @@ class MemoryNodes final : public NodeStore {
 
   // --- Books ---
 
-  // Nodes that are neither retired nor free, with their size classes: what the current tree has to consist of.
+  // Nodes that are neither retired nor free, with their size classes: what the current tree has to
+  // consist of.
   std::map<NodeOffset, std::size_t> live() const {
     std::map<NodeOffset, std::size_t> nodes;
     for (std::size_t i = 0; i < slots_.size(); ++i) {

@@ -67,7 +67,8 @@ TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
     const auto is_old = [](const std::string& mapping) { return mapping.ends_with("(deleted)"); };
     const auto old_mappings = [&] {
       int count = 0;
-      for (const std::string& mapping : testing::mappings_of(path)) count += is_old(mapping) ? 1 : 0;
+      for (const std::string& mapping : testing::mappings_of(path))
+        count += is_old(mapping) ? 1 : 0;
       return count;
     };
     state->switch_if_replaced();

@@ -1,5 +1,5 @@
-// The point index with hashes made for the purpose: directories so deep, and files so large, that keys alone would take
-// hours to get there.
+// The point index with hashes made for the purpose: directories so deep, and files so large, that
+// keys alone would take hours to get there.
 #include "state/index/point_index.h"
 
 #include <fcntl.h>
@@ -26,8 +26,8 @@ class PointIndexTest : public ::testing::Test {
       TestState state(path_);
       state.apply({{"x", "1"}});
     }
-    mapping_ =
-        std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30, Mapping::Access::write);
+    mapping_ = std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30,
+                                         Mapping::Access::write);
     applier_ = std::make_unique<Applier>(*mapping_, nullptr, std::uint64_t{1} << 30);
     applier_->allocator().begin_update(2);
     entry_ = word_offset(index().find(mapping_->hash_of("x"), "x")->load());
@@ -35,20 +35,25 @@ class PointIndexTest : public ::testing::Test {
 
   PointIndex& index() { return applier_->point_index(); }
   Allocator& allocator() { return applier_->allocator(); }
-  unsigned global_depth() const { return whycache::global_depth(mapping_->header().index_directory.load()); }
+  unsigned global_depth() const {
+    return whycache::global_depth(mapping_->header().index_directory.load());
+  }
 
   // As a reader would look.
   bool reader_finds(std::uint64_t hash) const {
     const MappedBytes bytes(*mapping_);
-    const IndexWord* const part = find_index_page(bytes, mapping_->header().index_directory.load(), hash);
+    const IndexWord* const part =
+        find_index_page(bytes, mapping_->header().index_directory.load(), hash);
     return part != nullptr && look_up(bytes, part, hash, "x", 1).status == LookupStatus::found;
   }
 
-  // Hashes of one home bucket that begin alike, so that parts split until the `bits`-th bit tells them apart.
+  // Hashes of one home bucket that begin alike, so that parts split until the `bits`-th bit tells
+  // them apart.
   static std::vector<std::uint64_t> colliding_hashes(unsigned bits, std::uint64_t top) {
     std::vector<std::uint64_t> hashes;
     const std::uint64_t begin = bits == 0 ? 0 : top << (64 - bits);
-    for (std::uint64_t i = 0; i < 65; ++i) hashes.push_back(begin | (i & 1) << (63 - bits) | i << 20 | 4093 << 6);
+    for (std::uint64_t i = 0; i < 65; ++i)
+      hashes.push_back(begin | (i & 1) << (63 - bits) | i << 20 | 4093 << 6);
     return hashes;
   }
 
@@ -62,7 +67,8 @@ class PointIndexTest : public ::testing::Test {
 TEST_F(PointIndexTest, directory_grows_beyond_a_segment_and_is_recovered) {
   std::vector<std::uint64_t> all;
   for (const unsigned bits : {0U, 5U, 13U, 14U, 15U, 16U, 18U}) {
-    for (const std::uint64_t hash : colliding_hashes(bits, bits == 0 ? 0 : (std::uint64_t{1} << bits) - bits)) {
+    for (const std::uint64_t hash :
+         colliding_hashes(bits, bits == 0 ? 0 : (std::uint64_t{1} << bits) - bits)) {
       all.push_back(hash);
       index().insert(hash, entry_);
     }
@@ -73,20 +79,24 @@ TEST_F(PointIndexTest, directory_grows_beyond_a_segment_and_is_recovered) {
     }
     ASSERT_TRUE(reader_finds(mapping_->hash_of("x")));
     EXPECT_EQ(recover(allocator(), index()), 0U) << bits;
-    for (const std::uint64_t hash : all) ASSERT_NE(index().find_offset(hash, entry_), nullptr) << bits;
+    for (const std::uint64_t hash : all)
+      ASSERT_NE(index().find_offset(hash, entry_), nullptr) << bits;
   }
 }
 
 TEST_F(PointIndexTest, hashes_that_cannot_be_told_apart_are_a_limit) {
   const auto flood = [&] {
-    for (std::uint64_t i = 0; i < 100; ++i) index().insert(std::uint64_t{0xabcdef} << 40 | i << 20 | 7, entry_);
+    for (std::uint64_t i = 0; i < 100; ++i)
+      index().insert(std::uint64_t{0xabcdef} << 40 | i << 20 | 7, entry_);
   };
   testing::expect_error(ErrorKind::limit, flood);
   EXPECT_EQ(recover(allocator(), index()), 0U);
-  for (std::uint64_t i = 0; i < 64; ++i) EXPECT_TRUE(reader_finds(std::uint64_t{0xabcdef} << 40 | i << 20 | 7));
+  for (std::uint64_t i = 0; i < 64; ++i)
+    EXPECT_TRUE(reader_finds(std::uint64_t{0xabcdef} << 40 | i << 20 | 7));
 }
 
-// A part is found again from each of its slots, whichever of them a dead writer had already changed.
+// A part is found again from each of its slots, whichever of them a dead writer had already
+// changed.
 TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
   for (const std::uint64_t hash : colliding_hashes(6, 3)) index().insert(hash, entry_);  // depth 7
   std::vector<std::uint64_t> others;
@@ -97,13 +107,15 @@ TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
   const std::uint64_t count = std::uint64_t{1} << global_depth();
   const std::vector<std::uint64_t> before(reinterpret_cast<std::uint64_t*>(slots),
                                           reinterpret_cast<std::uint64_t*>(slots) + count);
-  index().insert(std::uint64_t{1} << 63 | std::uint64_t{1} << 62 | 99, entry_);  // splits a part of 64 slots
+  index().insert(std::uint64_t{1} << 63 | std::uint64_t{1} << 62 | 99,
+                 entry_);  // splits a part of 64 slots
   const std::vector<std::uint64_t> after(reinterpret_cast<std::uint64_t*>(slots),
                                          reinterpret_cast<std::uint64_t*>(slots) + count);
   ASSERT_NE(before, after);
 
   for (std::uint64_t done = 0; done < count; ++done) {
-    for (std::uint64_t slot = 0; slot < count; ++slot) slots[slot].store(slot < done ? after[slot] : before[slot]);
+    for (std::uint64_t slot = 0; slot < count; ++slot)
+      slots[slot].store(slot < done ? after[slot] : before[slot]);
     ASSERT_EQ(recover(allocator(), index()), 0U) << done;
     const std::vector<std::uint64_t> now(reinterpret_cast<std::uint64_t*>(slots),
                                          reinterpret_cast<std::uint64_t*>(slots) + count);
@@ -114,10 +126,13 @@ TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
 
 TEST_F(PointIndexTest, word_that_was_removed_hides_nobody_behind_it) {
   std::vector<std::uint64_t> hashes;
-  for (std::uint64_t i = 0; i < 40; ++i) hashes.push_back(i << 42 | 4094);  // runs over the end of the part
+  for (std::uint64_t i = 0; i < 40; ++i)
+    hashes.push_back(i << 42 | 4094);  // runs over the end of the part
   for (const std::uint64_t hash : hashes) index().insert(hash, entry_);
-  for (std::size_t i = 0; i < hashes.size(); i += 2) index().remove(*index().find_offset(hashes[i], entry_));
-  for (std::size_t i = 0; i < hashes.size(); ++i) EXPECT_EQ(reader_finds(hashes[i]), i % 2 == 1) << i;
+  for (std::size_t i = 0; i < hashes.size(); i += 2)
+    index().remove(*index().find_offset(hashes[i], entry_));
+  for (std::size_t i = 0; i < hashes.size(); ++i)
+    EXPECT_EQ(reader_finds(hashes[i]), i % 2 == 1) << i;
   for (std::size_t i = 0; i < hashes.size(); i += 2) index().insert(hashes[i], entry_);
   for (const std::uint64_t hash : hashes) EXPECT_TRUE(reader_finds(hash));
 }
@@ -136,11 +151,13 @@ TEST(PointIndexLong, file_with_a_second_table_of_descriptors_is_like_any_other) 
   // All that is small comes to lie behind the second table, too.
   for (int i = 0; i < 200; ++i) {
     std::vector<testing::TestChange> changes;
-    for (int k = 0; k < 200; ++k) changes.push_back({"small" + std::to_string(i * 200 + k), std::string(100, 's')});
+    for (int k = 0; k < 200; ++k)
+      changes.push_back({"small" + std::to_string(i * 200 + k), std::string(100, 's')});
     state.apply(changes);
   }
   ASSERT_EQ(state.check(), std::vector<std::string>{});
-  for (int i = 0; i < count; ++i) ASSERT_EQ(state.get("large" + std::to_string(i))->size(), large.size());
+  for (int i = 0; i < count; ++i)
+    ASSERT_EQ(state.get("large" + std::to_string(i))->size(), large.size());
 
   // A writer that dies, and one that finds no room.
   testing::expect_error(ErrorKind::limit, [&] {

@@ -1,4 +1,5 @@
-// The world of processes: reader slots and their owners, fork, other PID namespaces, processes that stand still.
+// The world of processes: reader slots and their owners, fork, other PID namespaces, processes that
+// stand still.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -65,8 +66,8 @@ class ProcessesTest : public ::testing::Test {
         for (int i = 0; i < 40; ++i)
           changes.push_back({"churn" + std::to_string((round * 7 + i) % 200),
                              std::string(2000, static_cast<char>('a' + round % 26))});
-        changes.push_back(
-            {"passing" + std::to_string(round), update % 2 == 0 ? std::optional<std::string>("here") : std::nullopt});
+        changes.push_back({"passing" + std::to_string(round),
+                           update % 2 == 0 ? std::optional<std::string>("here") : std::nullopt});
         TestState::apply(*writer, changes);
       }
     }
@@ -153,10 +154,12 @@ TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
   const View before = state.view();
   EXPECT_EQ(run_in_child([&]() -> std::string {
               for (int i = 0; i < 2; ++i) {
-                const std::optional<Error> error = thrown_error([&] { static_cast<void>(before.get("a")); });
+                const std::optional<Error> error =
+                    thrown_error([&] { static_cast<void>(before.get("a")); });
                 if (!error || error->kind() != ErrorKind::invalid) return "no error";
               }
-              const std::optional<Error> walking = thrown_error([&] { TestState::contents(before); });
+              const std::optional<Error> walking =
+                  thrown_error([&] { TestState::contents(before); });
               if (!walking || walking->kind() != ErrorKind::invalid) return "no error";
               if (state.get("a") != "1") return "plain read";
               const View mine = state.view();
@@ -170,8 +173,8 @@ TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
   EXPECT_EQ(state->inspect().slots_taken.size(), 1U);
 }
 
-// A view outlives its state object; the process forks and dies; the child lives on. It must not keep the parent's view
-// alive.
+// A view outlives its state object; the process forks and dies; the child lives on. It must not
+// keep the parent's view alive.
 TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
   TestState state(path(), with_slots(8));
   state.apply({{"a", "1"}});
@@ -196,7 +199,8 @@ TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
     });
     ASSERT_EQ(parent.wait(), "died of signal 9");
     const std::vector<ReaderSlotInfo> taken = state->inspect().slots_taken;
-    for (const ReaderSlotInfo& slot : taken) EXPECT_FALSE(slot.alive) << "state_is_gone=" << state_is_gone;
+    for (const ReaderSlotInfo& slot : taken)
+      EXPECT_FALSE(slot.alive) << "state_is_gone=" << state_is_gone;
     ::kill(*child_id, SIGKILL);
   }
 }
@@ -266,7 +270,8 @@ TEST_F(ProcessesTest, child_does_not_hold_the_locks_of_its_dead_parent) {
 
   const HeldLock follow = state->lock(StateLock::follow, Deadline(std::chrono::milliseconds(1000)));
   {
-    const std::unique_ptr<StateWriter> writer = state->begin_write(Deadline(std::chrono::milliseconds(1000)));
+    const std::unique_ptr<StateWriter> writer =
+        state->begin_write(Deadline(std::chrono::milliseconds(1000)));
     EXPECT_TRUE(writer->recovered());
     EXPECT_EQ(writer->info().applied_id, 2U);
   }
@@ -365,7 +370,8 @@ TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_stops_nobody) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// A plain read that is stopped midway comes back to memory that has long been used again, and has to notice.
+// A plain read that is stopped midway comes back to memory that has long been used again, and has
+// to notice.
 TEST_F(ProcessesTest, plain_reader_that_is_stopped_at_any_time_reads_right) {
   TestState state(path(), with_slots(16));
   churn(state, 5);
@@ -377,7 +383,8 @@ TEST_F(ProcessesTest, plain_reader_that_is_stopped_at_any_time_reads_right) {
       for (int i = 0; i < 200; ++i) {
         const std::string key = "churn" + std::to_string(i);
         if (!mine->get(key, value)) continue;
-        if (value.size() != 2000 || value.find_first_not_of(value[0]) != std::string::npos) return "torn value";
+        if (value.size() != 2000 || value.find_first_not_of(value[0]) != std::string::npos)
+          return "torn value";
       }
       ++signals->ready;
     }
@@ -468,13 +475,15 @@ TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
     const StateLock which = lock;  // a lambda cannot capture a structured binding in clang 14
     const HeldLock held = state->lock(which, TestState::deadline());
     expect_error(
-        ErrorKind::unavailable, [&] { other->lock(which, Deadline(std::chrono::milliseconds(20))); }, name);
+        ErrorKind::unavailable,
+        [&] { other->lock(which, Deadline(std::chrono::milliseconds(20))); }, name);
     expect_error(
         ErrorKind::unavailable,
         [&, which = which] {
           std::optional<Error> error;
           std::thread([&] {
-            error = thrown_error([&] { state->lock(which, Deadline(std::chrono::milliseconds(20))); });
+            error =
+                thrown_error([&] { state->lock(which, Deadline(std::chrono::milliseconds(20))); });
           }).join();
           if (error) throw Error(*error);
         },
@@ -487,10 +496,13 @@ TEST_F(ProcessesTest, child_forked_during_the_first_read_of_its_parent_reads) {
   const std::string said = run_in_child([this]() -> std::string {
     const TestState state(path(), with_slots(16));
     { TestState::apply(*state->begin_write(TestState::deadline()), {{"key", "value"}}); }
-    // Called while the fork is being prepared: what the thread waits for then is in the child as it stands.
+    // Called while the fork is being prepared: what the thread waits for then is in the child as it
+    // stands.
     class ReadMeanwhile final : public ForkHandler {
      public:
-      explicit ReadMeanwhile(const TestState& state) : state_(state) { register_fork_handler(this); }
+      explicit ReadMeanwhile(const TestState& state) : state_(state) {
+        register_fork_handler(this);
+      }
       ~ReadMeanwhile() {
         unregister_fork_handler(this);
         wait_until([this] { return done_.load(); });
@@ -508,7 +520,8 @@ TEST_F(ProcessesTest, child_forked_during_the_first_read_of_its_parent_reads) {
       const TestState& state_;
       std::atomic<bool> done_{false};
     } meanwhile(state);
-    ChildProcess child([&]() -> std::string { return state.get("key") == "value" ? "" : "wrong value"; }, 10);
+    ChildProcess child(
+        [&]() -> std::string { return state.get("key") == "value" ? "" : "wrong value"; }, 10);
     return child.wait();
   });
   EXPECT_EQ(said, "");

@@ -1,5 +1,5 @@
-// Readers beside a writer at full speed: nothing torn, nothing halved, nothing that goes back. WHYCACHE_SECONDS for a
-// longer run.
+// Readers beside a writer at full speed: nothing torn, nothing halved, nothing that goes back.
+// WHYCACHE_SECONDS for a longer run.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -27,7 +27,8 @@ struct Shared {
   std::atomic<std::uint64_t> reads{0};
 };
 
-std::string read_until_stopped(const State& state, const MarkedUpdates& updates, std::uint64_t seed, Shared& shared) {
+std::string read_until_stopped(const State& state, const MarkedUpdates& updates, std::uint64_t seed,
+                               Shared& shared) {
   MarkedReader reader(state, updates, seed);
   std::uint64_t told = 0;
   while (!shared.stop.load(std::memory_order_relaxed)) {
@@ -40,7 +41,8 @@ std::string read_until_stopped(const State& state, const MarkedUpdates& updates,
   return "";
 }
 
-UpdateId write_for(const TestState& state, const MarkedUpdates& updates, std::chrono::milliseconds time) {
+UpdateId write_for(const TestState& state, const MarkedUpdates& updates,
+                   std::chrono::milliseconds time) {
   const auto end = Clock::now() + time;
   UpdateId id = 0;
   while (Clock::now() < end) {
@@ -81,9 +83,11 @@ TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
     }
     const StateInspection insides = state->inspect();
     std::printf(
-        "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu file_bytes=%lu "
+        "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu "
+        "file_bytes=%lu "
         "index_parts=%lu\n",
-        growth, id, shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes, insides.index_pages);
+        growth, id, shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes,
+        insides.index_pages);
     EXPECT_EQ(state.check(), std::vector<std::string>{});
   }
 }
@@ -154,11 +158,13 @@ TEST(Readers, threads_follow_one_file_after_another) {
   shared.stop = true;
   for (std::thread& reader : readers) reader.join();
   for (const std::string& one : said) EXPECT_EQ(one, "");
-  std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id, shared.reads.load());
+  std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id,
+              shared.reads.load());
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// What a write that has returned put there is seen by every get that begins after it, in whichever file it is by then.
+// What a write that has returned put there is seen by every get that begins after it, in whichever
+// file it is by then.
 TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_replaced) {
   const TemporaryDirectory folder("/dev/shm");
   const TestState writing(folder.file("read.state"));
@@ -176,8 +182,10 @@ TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_rep
         if (before == 0) continue;
         try {
           const std::uint64_t got = reading->get("counter", value) ? std::stoull(value) : 0;
-          if (got < before) mine = "wrote " + std::to_string(before) + ", then read " + std::to_string(got);
-          if (got < last) mine = "went back from " + std::to_string(last) + " to " + std::to_string(got);
+          if (got < before)
+            mine = "wrote " + std::to_string(before) + ", then read " + std::to_string(got);
+          if (got < last)
+            mine = "went back from " + std::to_string(last) + " to " + std::to_string(got);
           last = got;
         } catch (const std::exception& error) {
           mine = error.what();
@@ -190,7 +198,8 @@ TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_rep
   for (UpdateId id = 0; Clock::now() < end; ++installs) {
     {
       const HeldLock following = writing->lock(StateLock::follow, TestState::deadline());
-      const std::unique_ptr<StateBuilder> builder = writing->begin_build(testing::test_uuid, "test:");
+      const std::unique_ptr<StateBuilder> builder =
+          writing->begin_build(testing::test_uuid, "test:");
       const std::string value = std::to_string(written);
       const std::vector<Item> items{{"counter", value}};
       builder->load(items);
@@ -200,7 +209,8 @@ TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_rep
     // Some of these let the file grow at once.
     for (int i = 0; i < 5; ++i) {
       const std::unique_ptr<StateWriter> writer = writing->begin_write(TestState::deadline());
-      id = TestState::apply(*writer, {{"counter", std::to_string(written + 1)}, {"large", std::string(300'000, 'x')}});
+      id = TestState::apply(*writer, {{"counter", std::to_string(written + 1)},
+                                      {"large", std::string(300'000, 'x')}});
       ++written;
     }
   }

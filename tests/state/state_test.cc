@@ -17,7 +17,9 @@ using testing::TestState;
 
 class StateTest : public ::testing::Test {
  protected:
-  std::string path(const std::string& name = "a.state") const { return directory_.path() + "/" + name; }
+  std::string path(const std::string& name = "a.state") const {
+    return directory_.path() + "/" + name;
+  }
   TemporaryDirectory directory_;
 };
 
@@ -34,7 +36,9 @@ TEST_F(StateTest, new_state_is_empty_at_update_0) {
 TEST_F(StateTest, what_was_applied_is_read) {
   TestState state(path());
 
-  EXPECT_EQ(state.apply({{"a", "1"}, {"b", ""}, {std::string(1024, 'k'), std::string(100'000, 'v')}}), 1U);
+  EXPECT_EQ(
+      state.apply({{"a", "1"}, {"b", ""}, {std::string(1024, 'k'), std::string(100'000, 'v')}}),
+      1U);
 
   EXPECT_EQ(state.get("a"), "1");
   EXPECT_EQ(state.get("b"), "");
@@ -63,8 +67,13 @@ TEST_F(StateTest, last_change_of_a_key_in_an_update_counts) {
   state.apply({{"a", "old"}});
   const View before = state.view();
 
-  state.apply(
-      {{"a", "1"}, {"a", std::nullopt}, {"a", "2"}, {"b", "1"}, {"b", std::nullopt}, {"c", std::nullopt}, {"c", "3"}});
+  state.apply({{"a", "1"},
+               {"a", std::nullopt},
+               {"a", "2"},
+               {"b", "1"},
+               {"b", std::nullopt},
+               {"c", std::nullopt},
+               {"c", "3"}});
 
   EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"a", "2"}, {"c", "3"}}));
   EXPECT_EQ(TestState::contents(before), (std::map<std::string, std::string>{{"a", "old"}}));
@@ -81,7 +90,8 @@ TEST_F(StateTest, view_stands_still_while_updates_are_applied) {
   EXPECT_EQ(before.get("a"), "1");
   EXPECT_EQ(before.get("b"), "1");
   EXPECT_EQ(before.get("c"), std::nullopt);
-  EXPECT_EQ(TestState::contents(before), (std::map<std::string, std::string>{{"a", "1"}, {"b", "1"}}));
+  EXPECT_EQ(TestState::contents(before),
+            (std::map<std::string, std::string>{{"a", "1"}, {"b", "1"}}));
   EXPECT_EQ(before.size(), 2U);
   EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"a", "2"}, {"c", "2"}}));
 }
@@ -93,7 +103,8 @@ TEST_F(StateTest, erasing_everything_is_one_update) {
 
   state.apply({{"key5", "again"}, {"new", "1"}}, true);
 
-  EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"key5", "again"}, {"new", "1"}}));
+  EXPECT_EQ(state.contents(),
+            (std::map<std::string, std::string>{{"key5", "again"}, {"new", "1"}}));
   EXPECT_EQ(before.size(), 1000U);
   EXPECT_EQ(TestState::contents(before).size(), 1000U);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
@@ -122,8 +133,8 @@ TEST_F(StateTest, two_openings_in_one_process_see_each_other) {
 TEST_F(StateTest, values_larger_than_a_segment_come_and_go) {
   TestState state(path());
   for (int round = 0; round < 20; ++round) {
-    state.apply(
-        {{"large", std::string(3'000'000 + round, static_cast<char>('a' + round))}, {"small", std::to_string(round)}});
+    state.apply({{"large", std::string(3'000'000 + round, static_cast<char>('a' + round))},
+                 {"small", std::to_string(round)}});
     EXPECT_EQ(state.get("large"), std::string(3'000'000 + round, static_cast<char>('a' + round)));
   }
   EXPECT_EQ(state.check(), std::vector<std::string>{});
@@ -187,11 +198,13 @@ TEST_F(StateTest, holds_what_a_map_holds) {
     }
     state->apply(changes, erases_all);
     if (random() % 50 == 0) held.push_back({state->view(), model});
-    if (held.size() > 5) held.erase(held.begin() + static_cast<std::ptrdiff_t>(random() % held.size()));
+    if (held.size() > 5)
+      held.erase(held.begin() + static_cast<std::ptrdiff_t>(random() % held.size()));
     for (int i = 0; i < 5; ++i) {
       const std::string key = random_key();
       const auto expected = model.find(key);
-      ASSERT_EQ(state->get(key), expected == model.end() ? std::nullopt : std::optional(expected->second));
+      ASSERT_EQ(state->get(key),
+                expected == model.end() ? std::nullopt : std::optional(expected->second));
     }
     if (step % 100 == 0) {
       ASSERT_EQ(state->contents(), model);

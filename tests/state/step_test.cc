@@ -1,9 +1,10 @@
-// A writer may be killed between any two instructions. So one is walked through its work store by store
-// (walked_writer.h), the file is copied in between, and each copy has to be taken over by a next writer.
+// A writer may be killed between any two instructions. So one is walked through its work store by
+// store (walked_writer.h), the file is copied in between, and each copy has to be taken over by a
+// next writer.
 //
-// Looked at is the file before and behind each store that publishes something, before the first stores of each
-// instruction there is, and before a sample of all. WHYCACHE_STEPS says how large a sample; WHYCACHE_STEPS=all looks
-// before every single store.
+// Looked at is the file before and behind each store that publishes something, before the first
+// stores of each instruction there is, and before a sample of all. WHYCACHE_STEPS says how large a
+// sample; WHYCACHE_STEPS=all looks before every single store.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -48,7 +49,8 @@ StateOptions small_state_options() {
 class WholeFile {
  public:
   explicit WholeFile(const std::string& path) : file_(open_file(path, O_RDWR)) {
-    memory_ = ::mmap(nullptr, state_bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
+    memory_ =
+        ::mmap(nullptr, state_bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
     if (memory_ == MAP_FAILED) throw system_error("cannot map", path, errno);
   }
   ~WholeFile() { ::munmap(memory_, state_bytes_max); }
@@ -57,22 +59,26 @@ class WholeFile {
 
   std::size_t bytes() const {
     struct stat status;
-    if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat", "file of a test", errno);
+    if (::fstat(file_.number(), &status) != 0)
+      throw system_error("cannot stat", "file of a test", errno);
     return static_cast<std::size_t>(status.st_size);
   }
   int descriptor() const { return file_.number(); }
   char* data() const { return static_cast<char*>(memory_); }
   Header& header() const { return *static_cast<Header*>(memory_); }
-  std::uint64_t hash_of(std::string_view key) const { return KeyHash(header().fixed.hash_seed)(key); }
+  std::uint64_t hash_of(std::string_view key) const {
+    return KeyHash(header().fixed.hash_seed)(key);
+  }
 
  private:
   FileDescriptor file_;
   void* memory_;
 };
 
-// Keys that all belong into one bucket of the index, under a directory that begins with `top` (of `top_bits` bits).
-Changes colliding_changes(const std::string& path, std::size_t count, std::uint64_t top, unsigned top_bits,
-                          const std::string& name) {
+// Keys that all belong into one bucket of the index, under a directory that begins with `top` (of
+// `top_bits` bits).
+Changes colliding_changes(const std::string& path, std::size_t count, std::uint64_t top,
+                          unsigned top_bits, const std::string& name) {
   const WholeFile file(path);
   Changes changes;
   for (std::uint64_t number = 0; changes.size() < count; ++number) {
@@ -144,7 +150,8 @@ class StepLong : public ::testing::Test {
       StateOptions options = small_state_options();
       options.path = path;
       state_ = State::open(options);
-      if (!state_->usable()) throw std::runtime_error("the copy cannot be used: " + state_->unusable_reason());
+      if (!state_->usable())
+        throw std::runtime_error("the copy cannot be used: " + state_->unusable_reason());
       if (state_->adopted()) throw std::runtime_error("the copy was taken for one from elsewhere");
     }
 
@@ -152,7 +159,8 @@ class StepLong : public ::testing::Test {
 
     void copy() {
       const std::size_t bytes = source_.bytes();
-      if (file_->bytes() < bytes && ::posix_fallocate(file_->descriptor(), 0, static_cast<off_t>(bytes)) != 0) {
+      if (file_->bytes() < bytes &&
+          ::posix_fallocate(file_->descriptor(), 0, static_cast<off_t>(bytes)) != 0) {
         throw std::runtime_error("no space for a test");
       }
       std::memcpy(file_->data() + sizeof(HeaderFixed), source_.data() + sizeof(HeaderFixed),
@@ -171,7 +179,8 @@ class StepLong : public ::testing::Test {
       fixed.inode = status.stx_ino;
       fixed.device = makedev(status.stx_dev_major, status.stx_dev_minor);
       fixed.birth_time_ns = status.stx_btime.tv_sec * 1'000'000'000 + status.stx_btime.tv_nsec;
-      fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
+      fixed.checksum =
+          hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
     }
 
     const WholeFile& source_;
@@ -181,13 +190,16 @@ class StepLong : public ::testing::Test {
 
   // Takes the copy over as the next writer would. Empty if all was well.
   static std::string recover_and_check(const State& state, UpdateId id, const Contents& before,
-                                       const Contents& afterwards, const Changes& changes, bool erases_all,
-                                       std::uint64_t number, RecoveryCounts& figures) {
+                                       const Contents& afterwards, const Changes& changes,
+                                       bool erases_all, std::uint64_t number,
+                                       RecoveryCounts& figures) {
     try {
       const bool holds_view = number % 2 == 0;
       std::optional<View> view;
       if (holds_view) view.emplace(state.pin());
-      const auto expected = [&](UpdateId at) -> const Contents& { return at >= id ? afterwards : before; };
+      const auto expected = [&](UpdateId at) -> const Contents& {
+        return at >= id ? afterwards : before;
+      };
 
       const std::vector<std::string> faults = state.check(TestState::deadline(), {});
       if (!faults.empty()) return "check after taking over: " + faults.front();
@@ -204,7 +216,8 @@ class StepLong : public ::testing::Test {
       if (TestState::contents(now) != afterwards) return "contents after applying again";
       std::string value;
       for (const auto& [key, expected_value] : afterwards) {
-        if (!state.get(key, value) || value != expected_value) return "key not found after applying again: " + key;
+        if (!state.get(key, value) || value != expected_value)
+          return "key not found after applying again: " + key;
       }
       if (holds_view && TestState::contents(*view) != expected(view->id()))
         return "view from before moved, at " + std::to_string(view->id());
@@ -219,7 +232,8 @@ class StepLong : public ::testing::Test {
         }
         if (holds_view && TestState::contents(*view) != expected(view->id()))
           return "view from before moved later, at " + std::to_string(view->id());
-        if (TestState::contents(now) != afterwards) return "view moved, at " + std::to_string(now.id());
+        if (TestState::contents(now) != afterwards)
+          return "view moved, at " + std::to_string(now.id());
         const std::vector<std::string> later = state.check(TestState::deadline(), {});
         if (!later.empty()) return "check in the end: " + later.front();
       }
@@ -249,14 +263,18 @@ class StepLong : public ::testing::Test {
     const Contents afterwards = contents_after(before, changes, scenario.erases_all);
     const auto work = writer_work(path, changes, scenario.erases_all);
     if (die_at_permille != 0) {
-      // The writer whose work is to be taken back dies first, so that the taking back is what is walked through.
-      const std::uint64_t stores = stores_on_copy(path, folder.file("dying.state"), changes, scenario.erases_all);
-      WalkedWriter first({.stop_at_store = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)},
-                         state_bytes_max, work);
+      // The writer whose work is to be taken back dies first, so that the taking back is what is
+      // walked through.
+      const std::uint64_t stores =
+          stores_on_copy(path, folder.file("dying.state"), changes, scenario.erases_all);
+      WalkedWriter first(
+          {.stop_at_store = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)},
+          state_bytes_max, work);
       ASSERT_TRUE(first.walk());
     }
 
-    const std::uint64_t stores = stores_on_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
+    const std::uint64_t stores =
+        stores_on_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
     const WholeFile source(path);
     StateCopy image(source, folder.file("image.state"));
     RecoveryCounts figures;
@@ -264,23 +282,27 @@ class StepLong : public ::testing::Test {
     WalkedWriter writer(walk_plan(source, changes, stores), state_bytes_max, work);
     const auto look = [&] {
       image.copy();
-      const std::string fault =
-          recover_and_check(image.state(), id, before, afterwards, changes, scenario.erases_all, random_(), figures);
+      const std::string fault = recover_and_check(image.state(), id, before, afterwards, changes,
+                                                  scenario.erases_all, random_(), figures);
       ++figures.states;
       if (fault.empty()) return;
       ++figures.failures;
       if (figures.failures <= 5) {
-        ADD_FAILURE() << scenario.name << " stores=" << writer.stores() << " die_at=" << die_at_permille << ' '
-                      << testing::seed_note() << ": " << fault;
+        ADD_FAILURE() << scenario.name << " stores=" << writer.stores()
+                      << " die_at=" << die_at_permille << ' ' << testing::seed_note() << ": "
+                      << fault;
       }
     };
     look();
     while (writer.walk()) look();
     look();
     figures.stores = writer.stores();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     std::printf("%-34s stores=%-8lu states=%-6lu taken_back=%-6lu bad=%lu seconds=%.1f\n",
-                (scenario.name + (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : "")).c_str(),
+                (scenario.name +
+                 (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : ""))
+                    .c_str(),
                 figures.stores, figures.states, figures.rolled_back, figures.failures, seconds);
     total_.stores += figures.stores;
     total_.states += figures.states;
@@ -288,8 +310,8 @@ class StepLong : public ::testing::Test {
   }
 
   // How many stores the update takes, found on a copy.
-  static std::uint64_t stores_on_copy(const std::string& path, const std::string& copy_path, const Changes& changes,
-                                      bool erases_all) {
+  static std::uint64_t stores_on_copy(const std::string& path, const std::string& copy_path,
+                                      const Changes& changes, bool erases_all) {
     const WholeFile source(path);
     const StateCopy copy(source, copy_path);
     WalkedWriter writer({}, state_bytes_max, writer_work(copy_path, changes, erases_all));
@@ -303,7 +325,8 @@ class StepLong : public ::testing::Test {
     WalkPlan plan;
     const char* const asked = std::getenv("WHYCACHE_STEPS");
     plan.every_store = asked != nullptr && asked == std::string_view("all");
-    const std::uint64_t sample = plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", 2000);
+    const std::uint64_t sample =
+        plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", 2000);
     plan.stride = sample == 0 ? 0 : stores / sample + 1;
     plan.seed = random_();
     plan.stores_per_instruction = 2;
@@ -312,21 +335,25 @@ class StepLong : public ::testing::Test {
   }
 
   // Bytes by which something is published.
-  static std::vector<WalkPlan::FileRange> publication_ranges(const WholeFile& source, const Changes& changes) {
+  static std::vector<WalkPlan::FileRange> publication_ranges(const WholeFile& source,
+                                                             const Changes& changes) {
     std::vector<WalkPlan::FileRange> all;
-    all.push_back(
-        {offsetof(Header, reclaim_generation), offsetof(Header, published) - offsetof(Header, reclaim_generation)});
+    all.push_back({offsetof(Header, reclaim_generation),
+                   offsetof(Header, published) - offsetof(Header, reclaim_generation)});
     const std::uint64_t word = source.header().index_directory.load();
     const std::uint64_t directory = index_directory_offset(word);
     const unsigned depth = global_depth(word);
-    all.push_back({directory, sizeof(IndexWord) << (depth + 1)});  // with the place of the doubled one
+    all.push_back(
+        {directory, sizeof(IndexWord) << (depth + 1)});  // with the place of the doubled one
     for (std::size_t i = 0; i < std::min<std::size_t>(changes.size(), 8); ++i) {
       const std::uint64_t hash = source.hash_of(changes[i].key);
       std::uint64_t slot;
-      std::memcpy(&slot, source.data() + directory + index_directory_slot(hash, depth) * sizeof slot, sizeof slot);
+      std::memcpy(&slot,
+                  source.data() + directory + index_directory_slot(hash, depth) * sizeof slot,
+                  sizeof slot);
       const std::uint64_t bucket = std::min(home_bucket(hash), index_page_buckets - 2);
-      all.push_back(
-          {index_page_offset(slot) + bucket * bucket_words * sizeof(IndexWord), 2 * bucket_words * sizeof(IndexWord)});
+      all.push_back({index_page_offset(slot) + bucket * bucket_words * sizeof(IndexWord),
+                     2 * bucket_words * sizeof(IndexWord)});
     }
     return all;
   }
@@ -343,7 +370,8 @@ class StepLong : public ::testing::Test {
 // So many keys that the key index has a few leaves under a root.
 void insert_keys(TestState& state, int count = 150) {
   Changes changes;
-  for (int i = 0; i < count; ++i) changes.push_back({"key/" + std::to_string(1000 + i), "value" + std::to_string(i)});
+  for (int i = 0; i < count; ++i)
+    changes.push_back({"key/" + std::to_string(1000 + i), "value" + std::to_string(i)});
   state.apply(changes);
 }
 
@@ -356,9 +384,11 @@ TEST_F(StepLong, small_updates) {
   walk(update_scenario("a new key", {{"new", "1"}}));
   walk(update_scenario("a key overwritten", {{"key/1007", "2"}}));
   walk(update_scenario("a key erased", {{"key/1007", std::nullopt}}));
-  walk(update_scenario(
-      "a key comes twice",
-      {{"key/1007", "2"}, {"new", "1"}, {"new", std::nullopt}, {"key/1007", std::nullopt}, {"new", "2"}}));
+  walk(update_scenario("a key comes twice", {{"key/1007", "2"},
+                                             {"new", "1"},
+                                             {"new", std::nullopt},
+                                             {"key/1007", std::nullopt},
+                                             {"new", "2"}}));
   walk({"an erased key comes back",
         [](TestState& state, const std::string&) {
           insert_keys(state);
@@ -422,15 +452,20 @@ TEST_F(StepLong, updates_that_split_the_point_index) {
           // As if many keys had come and gone.
           const WholeFile file(path);
           std::uint64_t slot;
-          std::memcpy(&slot, file.data() + index_directory_offset(file.header().index_directory.load()), sizeof slot);
-          auto* const words = reinterpret_cast<std::uint64_t*>(file.data() + index_page_offset(slot));
+          std::memcpy(&slot,
+                      file.data() + index_directory_offset(file.header().index_directory.load()),
+                      sizeof slot);
+          auto* const words =
+              reinterpret_cast<std::uint64_t*>(file.data() + index_page_offset(slot));
           std::uint32_t fillers = 0;
           for (std::uint64_t i = 0; i < index_page_words; ++i) {
-            if (words[i] != empty_word || i % 16 == 15) continue;  // the empty words of a bucket are its last
+            if (words[i] != empty_word || i % 16 == 15)
+              continue;  // the empty words of a bucket are its last
             words[i] = tombstone_word;
             ++fillers;
           }
-          reinterpret_cast<SegmentDescriptor*>(file.data() + descriptor_offset(index_page_offset(slot) / segment_bytes))
+          reinterpret_cast<SegmentDescriptor*>(
+              file.data() + descriptor_offset(index_page_offset(slot) / segment_bytes))
               ->used = fillers;
         },
         [](const std::string&) {
@@ -464,12 +499,14 @@ TEST_F(StepLong, updates_that_move_space_about) {
   walk({"sparse segment is cleared",
         [](TestState& state, const std::string&) {
           Changes changes;
-          for (int i = 0; i < 36; ++i) changes.push_back({"filling" + std::to_string(i), std::string(50'000, 'f')});
+          for (int i = 0; i < 36; ++i)
+            changes.push_back({"filling" + std::to_string(i), std::string(50'000, 'f')});
           for (int i = 0; i < 40; ++i) changes.push_back({"small" + std::to_string(i), "s"});
           state.apply(changes);
           state.apply({{"small3", std::nullopt}, {"small4", std::nullopt}});
           Changes going;
-          for (int i = 0; i < 36; i += 2) going.push_back({"filling" + std::to_string(i), std::nullopt});
+          for (int i = 0; i < 36; i += 2)
+            going.push_back({"filling" + std::to_string(i), std::nullopt});
           state.apply(going);
         },
         [](const std::string&) {
@@ -482,21 +519,23 @@ TEST_F(StepLong, updates_that_move_space_about) {
 
 TEST_F(StepLong, taking_back_what_a_dead_writer_left) {
   for (const std::uint64_t permille : {500, 900, 985}) {
-    walk(update_scenario(
-             "leaves split",
-             {{"key/1007", "2"}, {"key/1050/1", std::string(500, 'x')}, {"new", "1"}, {"key/1009", std::nullopt}}),
+    walk(update_scenario("leaves split", {{"key/1007", "2"},
+                                          {"key/1050/1", std::string(500, 'x')},
+                                          {"new", "1"},
+                                          {"key/1009", std::nullopt}}),
          permille);
-    walk(
-        {"part of two slots splits",
-         [&](TestState& state, const std::string& path) {
-           insert_keys(state, 20);
-           state.apply(colliding_changes(path, 65, 3, 2, "a"));  // the directory doubles twice
-           state.apply(colliding_changes(path, 64, 0, 1, "b"));
-         },
-         [](const std::string& path) {
-           return Changes{{"key/1001", "2"}, colliding_changes(path, 65, 0, 1, "b").back(), {"key/1002", std::nullopt}};
-         }},
-        permille);
+    walk({"part of two slots splits",
+          [&](TestState& state, const std::string& path) {
+            insert_keys(state, 20);
+            state.apply(colliding_changes(path, 65, 3, 2, "a"));  // the directory doubles twice
+            state.apply(colliding_changes(path, 64, 0, 1, "b"));
+          },
+          [](const std::string& path) {
+            return Changes{{"key/1001", "2"},
+                           colliding_changes(path, 65, 0, 1, "b").back(),
+                           {"key/1002", std::nullopt}};
+          }},
+         permille);
   }
 }
 

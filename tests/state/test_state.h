@@ -35,17 +35,20 @@ class TestState {
 
   // Applies the next update.
   UpdateId apply(const std::vector<TestChange>& changes, bool erases_all = false) {
-    const std::unique_ptr<StateWriter> writer = state_->begin_write(deadline(), MappingPolicy::cache);
+    const std::unique_ptr<StateWriter> writer =
+        state_->begin_write(deadline(), MappingPolicy::cache);
     return apply(*writer, changes, erases_all);
   }
 
-  static UpdateId apply(StateWriter& writer, const std::vector<TestChange>& changes, bool erases_all = false) {
+  static UpdateId apply(StateWriter& writer, const std::vector<TestChange>& changes,
+                        bool erases_all = false) {
     Update update;
     update.id = writer.info().applied_id + 1;
     update.chain = writer.info().chain * 31 + update.id;
     update.erases_all = erases_all;
     for (const TestChange& change : changes) {
-      update.changes.push_back(change.value ? Change::set(change.key, *change.value) : Change::erase(change.key));
+      update.changes.push_back(change.value ? Change::set(change.key, *change.value)
+                                            : Change::erase(change.key));
     }
     writer.apply(update);
     return update.id;

@@ -42,7 +42,8 @@ struct Instruction {
 std::array<Instruction, 8192> instructions;
 
 std::uint64_t count_store(greg_t place) {
-  for (auto i = static_cast<std::size_t>(place) % instructions.size();; i = (i + 1) % instructions.size()) {
+  for (auto i = static_cast<std::size_t>(place) % instructions.size();;
+       i = (i + 1) % instructions.size()) {
     Instruction& one = instructions[i];
     if (one.address == 0) one.address = place;
     if (one.address == place) return ++one.stores;
@@ -81,19 +82,22 @@ bool record_store(std::uint64_t offset, greg_t instruction) {
   was_watched = is_watched(offset);
   const bool sampled = take_sample(number);
   const bool rare = count_store(instruction) <= plan->stores_per_instruction;
-  return plan->every_store || number == plan->stop_at_store || sampled || rare || was_watched || behind_watched;
+  return plan->every_store || number == plan->stop_at_store || sampled || rare || was_watched ||
+         behind_watched;
 }
 
 void before_store(int, siginfo_t* info, void* context) {
   greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   auto* const place = static_cast<char*>(info->si_addr);
-  const bool is_ours = file_begin != nullptr && place >= file_begin && place < file_begin + mapped_bytes;
+  const bool is_ours =
+      file_begin != nullptr && place >= file_begin && place < file_begin + mapped_bytes;
   if (!is_ours || open_page_count == open_pages.size()) {
     ::signal(SIGSEGV, SIG_DFL);  // the fault comes again, and is one
     return;
   }
   // A store across the end of a page faults twice.
-  if (open_page_count == 0 && record_store(static_cast<std::uint64_t>(place - file_begin), registers[REG_RIP]))
+  if (open_page_count == 0 &&
+      record_store(static_cast<std::uint64_t>(place - file_begin), registers[REG_RIP]))
     ::raise(SIGSTOP);
   char* const page = place - reinterpret_cast<std::uintptr_t>(place) % page_bytes;
   ::mprotect(page, page_bytes, PROT_READ | PROT_WRITE);
@@ -102,7 +106,8 @@ void before_store(int, siginfo_t* info, void* context) {
 }
 
 void after_store(int, siginfo_t*, void* context) {
-  for (; open_page_count > 0; --open_page_count) ::mprotect(open_pages[open_page_count - 1], page_bytes, PROT_READ);
+  for (; open_page_count > 0; --open_page_count)
+    ::mprotect(open_pages[open_page_count - 1], page_bytes, PROT_READ);
   static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_EFL] &= ~trap_flag;
 }
 
@@ -117,7 +122,8 @@ void install_handler(int signal, void (*handler)(int, siginfo_t*, void*)) {
 
 const char* WalkedWriter::unsupported_reason() { return nullptr; }
 
-WalkedWriter::WalkedWriter(const WalkPlan& walk_plan, std::uint64_t bytes, const Work& work) : child_(::fork()) {
+WalkedWriter::WalkedWriter(const WalkPlan& walk_plan, std::uint64_t bytes, const Work& work)
+    : child_(::fork()) {
   if (child_ < 0) throw std::runtime_error("cannot fork");
   if (child_ > 0) {
     wait_for_stop();
@@ -180,11 +186,11 @@ void WalkedWriter::wait_for_stop() {
 extern "C" void* mmap(void* place, std::size_t bytes, int protection, int flags, int descriptor,
                       off_t offset) noexcept {
   using namespace whycache::testing;
-  const bool is_watched =
-      watching && bytes == mapped_bytes && (protection & PROT_WRITE) != 0 && (flags & MAP_SHARED) != 0;
+  const bool is_watched = watching && bytes == mapped_bytes && (protection & PROT_WRITE) != 0 &&
+                          (flags & MAP_SHARED) != 0;
   if (is_watched) protection &= ~PROT_WRITE;
-  void* const mapped =
-      reinterpret_cast<void*>(::syscall(SYS_mmap, place, bytes, protection, flags, descriptor, offset));
+  void* const mapped = reinterpret_cast<void*>(
+      ::syscall(SYS_mmap, place, bytes, protection, flags, descriptor, offset));
   if (is_watched && mapped != MAP_FAILED) file_begin = static_cast<char*>(mapped);
   return mapped;
 }

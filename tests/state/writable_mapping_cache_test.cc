@@ -1,4 +1,5 @@
-// Who writes again and again keeps the state mapped writable in between: how long, and that nothing else changes by it.
+// Who writes again and again keeps the state mapped writable in between: how long, and that nothing
+// else changes by it.
 #include "state/write/writable_mapping_cache.h"
 
 #include <fcntl.h>
@@ -32,7 +33,8 @@ constexpr milliseconds longer_than_cached{30};
 
 class WritableMappingCacheTest : public ::testing::Test {
  protected:
-  // Writes until the mapping is kept: on a busy machine one write may come too long after the other.
+  // Writes until the mapping is kept: on a busy machine one write may come too long after the
+  // other.
   void write_until_cached(TestState& state) {
     for (int i = 0; i < 1000; ++i) {
       state.apply({{"key" + std::to_string(i % 10), std::to_string(i)}});
@@ -122,7 +124,8 @@ TEST_F(WritableMappingCacheTest, what_is_taken_is_of_the_same_state_and_holds_al
   TestState state(path());
   const TestState other(other_path);
   const Mapping present(open_file(path(), O_RDONLY), path(), bytes_max, Mapping::Access::read);
-  const Mapping present_other(open_file(other_path, O_RDONLY), other_path, bytes_max, Mapping::Access::read);
+  const Mapping present_other(open_file(other_path, O_RDONLY), other_path, bytes_max,
+                              Mapping::Access::read);
   WritableMappingCache kept;
   const auto keep = [&](std::uint64_t bytes) {
     for (int i = 0; i < 1000; ++i) {
@@ -139,7 +142,8 @@ TEST_F(WritableMappingCacheTest, what_is_taken_is_of_the_same_state_and_holds_al
 
   // One that reserved less than others, who were allowed more, have made of the file since.
   keep(present.usable_bytes());
-  for (int i = 0; i < 40; ++i) state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
+  for (int i = 0; i < 40; ++i)
+    state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
   ASSERT_GT(state->inspect().file_bytes, present.usable_bytes());
   state->disable_mapping_cache();
   ASSERT_EQ(writable_mappings(), 1);

@@ -29,7 +29,8 @@ template <typename T>
 class SharedWithChildren {
  public:
   SharedWithChildren() {
-    void* const memory = ::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void* const memory =
+        ::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("cannot share memory with children");
     shared_ = new (memory) T();
   }
@@ -44,8 +45,8 @@ class SharedWithChildren {
   T* shared_;
 };
 
-// A forked child that runs `story` and ends; it says what went wrong by returning it, and nothing by returning "".
-// Killed when it goes out of scope.
+// A forked child that runs `story` and ends; it says what went wrong by returning it, and nothing
+// by returning "". Killed when it goes out of scope.
 class ChildProcess {
  public:
   template <typename Story>

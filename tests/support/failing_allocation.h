@@ -1,4 +1,5 @@
-// Allocations that fail. Replaces the C++ library's operators for the whole program: included by one file of it.
+// Allocations that fail. Replaces the C++ library's operators for the whole program: included by
+// one file of it.
 #pragma once
 
 #include <cstddef>
@@ -21,18 +22,24 @@ inline bool count_allocation() {
 
 // Inlined, g++ takes them for a pair that does not fit.
 [[gnu::noinline]] void* operator new(std::size_t bytes) {
-  void* const memory = whycache::testing::count_allocation() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+  void* const memory =
+      whycache::testing::count_allocation() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 [[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
   const auto align = static_cast<std::size_t>(alignment);
-  void* const memory =
-      whycache::testing::count_allocation() ? nullptr : std::aligned_alloc(align, (bytes + align - 1) / align * align);
+  void* const memory = whycache::testing::count_allocation()
+                           ? nullptr
+                           : std::aligned_alloc(align, (bytes + align - 1) / align * align);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}

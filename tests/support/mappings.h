@@ -19,7 +19,8 @@ inline std::vector<std::string> mappings_of(const std::string& path) {
 
 inline int writable_mappings_of(const std::string& path) {
   int count = 0;
-  for (const std::string& mapping : mappings_of(path)) count += mapping.find(" rw-s ") != std::string::npos;
+  for (const std::string& mapping : mappings_of(path))
+    count += mapping.find(" rw-s ") != std::string::npos;
   return count;
 }
 

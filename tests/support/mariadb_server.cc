@@ -32,23 +32,27 @@ std::vector<std::string> with_user(std::vector<std::string> words) {
   return words;
 }
 
-// A data folder as mariadb-install-db makes it; made once on this machine for each version, since that takes longer
-// than to start a server.
+// A data folder as mariadb-install-db makes it; made once on this machine for each version, since
+// that takes longer than to start a server.
 fs::path data_template() {
   const std::string installer = find_program("mariadb-install-db");
-  if (installer.empty()) throw std::runtime_error("mariadb-install-db is not installed (Debian: mariadb-server)");
-  const fs::path made = fs::path(WHYCACHE_TEST_BIN) /
-                        ("mariadb_data_" + std::to_string(::geteuid()) + '_' +
-                         std::to_string(fs::last_write_time(find_program("mariadbd")).time_since_epoch().count()));
+  if (installer.empty())
+    throw std::runtime_error("mariadb-install-db is not installed (Debian: mariadb-server)");
+  const fs::path made =
+      fs::path(WHYCACHE_TEST_BIN) /
+      ("mariadb_data_" + std::to_string(::geteuid()) + '_' +
+       std::to_string(fs::last_write_time(find_program("mariadbd")).time_since_epoch().count()));
   if (fs::exists(made)) return made;
   const TemporaryDirectory folder(fs::path(WHYCACHE_TEST_BIN));
-  const pid_t pid = run_program(
-      with_user({installer, "--no-defaults", "--datadir=" + folder.file("data"), "--skip-test-db",
-                 "--auth-root-authentication-method=normal", "--innodb-log-file-size=8M", "--innodb-undo-tablespaces=0",
-                 // A server that starts clears the folder it shares with others.
-                 "--tmpdir=" + folder.path()}),
-      folder.file("output"));
-  if (wait_for(pid) != 0) throw std::runtime_error("mariadb-install-db failed: " + read_file(folder.file("output")));
+  const pid_t pid =
+      run_program(with_user({installer, "--no-defaults", "--datadir=" + folder.file("data"),
+                             "--skip-test-db", "--auth-root-authentication-method=normal",
+                             "--innodb-log-file-size=8M", "--innodb-undo-tablespaces=0",
+                             // A server that starts clears the folder it shares with others.
+                             "--tmpdir=" + folder.path()}),
+                  folder.file("output"));
+  if (wait_for(pid) != 0)
+    throw std::runtime_error("mariadb-install-db failed: " + read_file(folder.file("output")));
   std::error_code made_by_another;
   fs::rename(folder.file("data"), made, made_by_another);
   return made;
@@ -63,11 +67,13 @@ MariadbServer& MariadbServer::shared() {
   return server;
 }
 
-MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data, const std::string& parent)
+MariadbServer::MariadbServer(std::vector<std::string> options, const std::string& data,
+                             const std::string& parent)
     : options_(std::move(options)),
       directory_(parent.empty() ? parent_directory() : fs::path(parent)),
       owner_pid_(::getpid()) {
-  fs::copy(data.empty() ? data_template() : fs::path(data), directory_.file("data"), fs::copy_options::recursive);
+  fs::copy(data.empty() ? data_template() : fs::path(data), directory_.file("data"),
+           fs::copy_options::recursive);
   // Programs that a server starts may run as another user.
   fs::permissions(directory_.path(), fs::perms(0755));
   fs::permissions(directory_.file("data"), fs::perms(0777));
@@ -82,12 +88,14 @@ MariadbServer::~MariadbServer() {
 void MariadbServer::launch(std::uint16_t port) {
   port_ = port;
   std::vector<std::string> words = with_user(
-      {find_program("mariadbd"), "--no-defaults", "--datadir=" + directory_.file("data"), "--socket=" + socket(),
-       "--pid-file=" + directory_.file("pid"), "--log-error=" + directory_.file("error.log"),
-       "--bind-address=127.0.0.1", "--port=" + std::to_string(port), "--skip-log-bin", "--performance-schema=off",
-       "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=0",
-       "--innodb-buffer-pool-load-at-startup=0", "--innodb-flush-method=fsync", "--max-allowed-packet=64M",
-       "--tmpdir=" + directory_.path(), "--max-connections=400"});
+      {find_program("mariadbd"), "--no-defaults", "--datadir=" + directory_.file("data"),
+       "--socket=" + socket(), "--pid-file=" + directory_.file("pid"),
+       "--log-error=" + directory_.file("error.log"), "--bind-address=127.0.0.1",
+       "--port=" + std::to_string(port), "--skip-log-bin", "--performance-schema=off",
+       "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=64M",
+       "--innodb-buffer-pool-dump-at-shutdown=0", "--innodb-buffer-pool-load-at-startup=0",
+       "--innodb-flush-method=fsync", "--max-allowed-packet=64M", "--tmpdir=" + directory_.path(),
+       "--max-connections=400"});
   if (const char* const more = std::getenv("WHYCACHE_TEST_MARIADB_OPTIONS")) {
     std::istringstream text(more);
     words.insert(words.end(), std::istream_iterator<std::string>(text), {});
@@ -114,8 +122,8 @@ bool MariadbServer::wait_until_ready() {
 }
 
 void MariadbServer::start() {
-  // The port of one that is started again is kept, or its logs would not find it. Of a new one, somebody may have been
-  // quicker.
+  // The port of one that is started again is kept, or its logs would not find it. Of a new one,
+  // somebody may have been quicker.
   const int attempts = port_ == 0 ? 3 : 1;
   for (int attempt = 0; attempt < attempts; ++attempt) {
     launch(attempts == 1 ? port_ : free_port());
@@ -157,12 +165,14 @@ std::string MariadbServer::make_database() {
   return name;
 }
 
-MariadbClient::MariadbClient(const MariadbServer& server, const std::string& database, const std::string& user)
+MariadbClient::MariadbClient(const MariadbServer& server, const std::string& database,
+                             const std::string& user)
     : mysql_(mysql_init(nullptr)) {
   constexpr unsigned by_socket = MYSQL_PROTOCOL_SOCKET;
   mysql_options(mysql_, MYSQL_OPT_PROTOCOL, &by_socket);
-  if (mysql_real_connect(mysql_, nullptr, user.c_str(), "", database.empty() ? nullptr : database.c_str(), 0,
-                         server.socket().c_str(), CLIENT_MULTI_STATEMENTS) == nullptr) {
+  if (mysql_real_connect(mysql_, nullptr, user.c_str(), "",
+                         database.empty() ? nullptr : database.c_str(), 0, server.socket().c_str(),
+                         CLIENT_MULTI_STATEMENTS) == nullptr) {
     const std::string reason = mysql_error(mysql_);
     mysql_close(mysql_);
     throw std::runtime_error("cannot connect to the server: " + reason);

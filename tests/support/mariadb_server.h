@@ -1,4 +1,5 @@
-// A MariaDB server of the test's own: in a temporary folder, on a free port of loopback, gone with the test.
+// A MariaDB server of the test's own: in a temporary folder, on a free port of loopback, gone with
+// the test.
 #pragma once
 
 #include <mysql.h>
@@ -20,11 +21,11 @@ class MariadbServer {
   // One for all stories of this process, with the default options.
   static MariadbServer& shared();
 
-  // `options` are added to those every server gets: "--max-allowed-packet=1M"; so are, before them, those of the
-  // environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all stories with another setting. Throws
-  // std::runtime_error with what the server's error log says if it does not start.
-  // `data` is the folder of another server, which was stopped: it is copied. `parent`: where its own folder is made, if
-  // not in memory.
+  // `options` are added to those every server gets: "--max-allowed-packet=1M"; so are, before them,
+  // those of the environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all stories with
+  // another setting. Throws std::runtime_error with what the server's error log says if it does not
+  // start. `data` is the folder of another server, which was stopped: it is copied. `parent`: where
+  // its own folder is made, if not in memory.
   explicit MariadbServer(std::vector<std::string> options = {}, const std::string& data = "",
                          const std::string& parent = "");
   MariadbServer(const MariadbServer&) = delete;

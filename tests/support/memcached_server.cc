@@ -143,7 +143,8 @@ std::optional<std::string> MemcachedClient::get(const std::string& key) {
 
 void MemcachedClient::set(const std::string& key, const std::string& bytes) {
   send("set " + key + " 0 0 " + std::to_string(bytes.size()) + "\r\n" + bytes + "\r\n");
-  if (const std::string answer = read_line(); answer != "STORED") throw std::runtime_error("memcached: " + answer);
+  if (const std::string answer = read_line(); answer != "STORED")
+    throw std::runtime_error("memcached: " + answer);
 }
 
 void MemcachedClient::remove(const std::string& key) {
@@ -160,7 +161,8 @@ std::uint64_t MemcachedClient::statistic(const std::string& name) {
   send("stats\r\n");
   std::uint64_t found = 0;
   for (std::string text = read_line(); text != "END"; text = read_line()) {
-    if (text.starts_with("STAT " + name + ' ')) found = std::stoull(text.substr(text.rfind(' ') + 1));
+    if (text.starts_with("STAT " + name + ' '))
+      found = std::stoull(text.substr(text.rfind(' ') + 1));
   }
   return found;
 }

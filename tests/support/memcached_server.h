@@ -19,8 +19,8 @@ class MemcachedServer {
   // One for all stories of this process, with the default options.
   static MemcachedServer& shared();
 
-  // `options` are added to those every server gets: "-m", "1". With `by_socket` it listens on a unix socket instead.
-  // Throws std::runtime_error if it does not start.
+  // `options` are added to those every server gets: "-m", "1". With `by_socket` it listens on a
+  // unix socket instead. Throws std::runtime_error if it does not start.
   explicit MemcachedServer(std::vector<std::string> options = {}, bool by_socket = false);
   MemcachedServer(const MemcachedServer&) = delete;
   MemcachedServer& operator=(const MemcachedServer&) = delete;
@@ -45,7 +45,8 @@ class MemcachedServer {
   pid_t owner_pid_;
 };
 
-// A connection of the test's own, which speaks memcached's text protocol itself. All throw std::runtime_error.
+// A connection of the test's own, which speaks memcached's text protocol itself. All throw
+// std::runtime_error.
 class MemcachedClient {
  public:
   explicit MemcachedClient(const MemcachedServer& server);

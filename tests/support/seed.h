@@ -1,4 +1,5 @@
-// Random tests: each run has another seed, which is shown when a test fails; WHYCACHE_TEST_SEED repeats it.
+// Random tests: each run has another seed, which is shown when a test fails; WHYCACHE_TEST_SEED
+// repeats it.
 #pragma once
 
 #include <gtest/gtest.h>

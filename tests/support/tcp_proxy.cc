@@ -89,7 +89,8 @@ TcpProxy::TcpProxy(std::uint16_t server_port) : owner_pid_(::getpid()), server_p
   listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   sockaddr_in address = loopback(0);
   socklen_t size = sizeof address;
-  if (::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listener_, 128) != 0 ||
+  if (::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      ::listen(listener_, 128) != 0 ||
       ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
     ::close(listener_);
     throw std::runtime_error("proxy cannot listen");
@@ -141,7 +142,8 @@ void TcpProxy::point_to(std::uint16_t server_port) {
 
 void TcpProxy::cut_all() {
   const std::lock_guard guard(mutex_);
-  for (const auto& connection : open_connections_) close_connection(*connection, connection->cut_by_reset);
+  for (const auto& connection : open_connections_)
+    close_connection(*connection, connection->cut_by_reset);
   wake();
 }
 
@@ -189,7 +191,8 @@ void TcpProxy::run() {
 
     std::uint64_t ignored = 0;
     static_cast<void>(!::read(wake_descriptor_, &ignored, sizeof ignored));
-    for (int client; (client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;) accept_connection(client);
+    for (int client; (client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;)
+      accept_connection(client);
     for (const auto& connection : open_connections_) {
       if (!connection->is_closed) serve(*connection);
     }
@@ -201,7 +204,8 @@ void TcpProxy::accept_connection(int client) {
   if (server < 0) return close_socket(client, true);
   prepare_socket(client);
   prepare_socket(server);
-  const ConnectionFaults treatment = choose_faults_ ? choose_faults_(connections_ + 1) : ConnectionFaults{};
+  const ConnectionFaults treatment =
+      choose_faults_ ? choose_faults_(connections_ + 1) : ConnectionFaults{};
   ++connections_;
   open_connections_.push_back(std::make_unique<Connection>(Connection{
       .client = client,
@@ -218,7 +222,8 @@ void TcpProxy::serve(Connection& connection) {
     forward_bytes(connection, *pipe);
     if (connection.is_closed) return;
   }
-  if (connection.to_server.end_forwarded && connection.to_client.end_forwarded) close_connection(connection, false);
+  if (connection.to_server.end_forwarded && connection.to_client.end_forwarded)
+    close_connection(connection, false);
 }
 
 void TcpProxy::receive(Pipe& pipe) {
@@ -244,9 +249,9 @@ void TcpProxy::forward_bytes(Connection& connection, Pipe& pipe) {
     } else if (left_until(treatment.drop_after) == 0) {
       pipe.pending.clear();
     } else {
-      const std::uint64_t size =
-          std::min<std::uint64_t>({pipe.pending.size(), treatment.chunk_bytes_max, left_until(treatment.cut_after),
-                                   left_until(treatment.half_close_after), left_until(treatment.drop_after)});
+      const std::uint64_t size = std::min<std::uint64_t>(
+          {pipe.pending.size(), treatment.chunk_bytes_max, left_until(treatment.cut_after),
+           left_until(treatment.half_close_after), left_until(treatment.drop_after)});
       const ssize_t sent = ::send(pipe.to, pipe.pending.data(), size, MSG_NOSIGNAL);
       if (sent < 0 && (errno == EAGAIN || errno == EINTR)) break;
       if (sent < 0) return close_connection(connection, true);  // the receiver is gone

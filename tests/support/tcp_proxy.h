@@ -1,5 +1,6 @@
-// A TCP proxy of the test's own, in front of a server: what networks do to connections it does on demand, at the byte
-// it is told. It listens on a free port of loopback and runs in a thread of its own.
+// A TCP proxy of the test's own, in front of a server: what networks do to connections it does on
+// demand, at the byte it is told. It listens on a free port of loopback and runs in a thread of its
+// own.
 //
 //   TcpProxy proxy(server.port());
 //   proxy.treat([&](std::uint64_t) {                     // asked for each connection
@@ -8,8 +9,8 @@
 //     return treatment;
 //   });
 //
-// Threads: everything may be called from any thread, at any time. Processes: it lives in the process that made it; a
-// forked child may connect to it, and nothing else.
+// Threads: everything may be called from any thread, at any time. Processes: it lives in the
+// process that made it; a forked child may connect to it, and nothing else.
 #pragma once
 
 #include <sys/types.h>
@@ -28,11 +29,13 @@ namespace whycache::testing {
 
 class TcpProxy {
  public:
-  // What becomes of the bytes that go one way. Bytes are counted from the beginning of the connection.
+  // What becomes of the bytes that go one way. Bytes are counted from the beginning of the
+  // connection.
   struct Direction {
     // When so many have been passed on, the connection ends, on both sides and in both directions.
     std::optional<std::uint64_t> cut_after{};
-    // When so many have been passed on, this direction ends as if the sender had closed it; the other one goes on.
+    // When so many have been passed on, this direction ends as if the sender had closed it; the
+    // other one goes on.
     std::optional<std::uint64_t> half_close_after{};
     // When so many have been passed on, the rest is taken and thrown away.
     std::optional<std::uint64_t> drop_after{};
@@ -42,8 +45,8 @@ class TcpProxy {
   struct ConnectionFaults {
     Direction to_server{};
     Direction to_client{};
-    // How cut_after ends a connection: both sides get a reset, which overtakes bytes they have not read yet; or both
-    // read to the end of what was passed on.
+    // How cut_after ends a connection: both sides get a reset, which overtakes bytes they have not
+    // read yet; or both read to the end of what was passed on.
     bool cut_by_reset = false;
   };
   using ChooseFaults = std::function<ConnectionFaults(std::uint64_t connection)>;
@@ -57,8 +60,8 @@ class TcpProxy {
   // Where it listens.
   std::uint16_t port() const { return port_; }
 
-  // From now on each new connection is treated as `choose` says; it is called on the proxy's thread, with numbers
-  // from 1.
+  // From now on each new connection is treated as `choose` says; it is called on the proxy's
+  // thread, with numbers from 1.
   void set_fault_chooser(ChooseFaults choose);
   // From now on all connections are treated like this, those there are and new ones.
   void set_faults(const ConnectionFaults& treatment);

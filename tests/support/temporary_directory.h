@@ -11,9 +11,11 @@ namespace whycache::testing {
 
 class TemporaryDirectory {
  public:
-  explicit TemporaryDirectory(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+  explicit TemporaryDirectory(
+      const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
     std::string path = (parent / "whycache_test_XXXXXX").string();
-    if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make a folder for a test");
+    if (::mkdtemp(path.data()) == nullptr)
+      throw std::runtime_error("cannot make a folder for a test");
     path_ = path;
   }
   TemporaryDirectory(const TemporaryDirectory&) = delete;

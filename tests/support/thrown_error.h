@@ -37,7 +37,8 @@ void expect_error(ErrorKind kind, Call&& call, const Words&... words) {
   const std::string message = error->what();
   EXPECT_EQ(error->kind(), kind) << message;
   for (const std::string_view word : std::initializer_list<std::string_view>{words...}) {
-    EXPECT_NE(message.find(word), std::string::npos) << "message: " << message << "\nlacks: " << word;
+    EXPECT_NE(message.find(word), std::string::npos)
+        << "message: " << message << "\nlacks: " << word;
   }
 }
 

@@ -23,10 +23,12 @@ using testing::no_bytes_max;
 using testing::varint;
 
 constexpr UpdateId base = 40;
-const BaseInfo info = {.base = base, .chain = 0x1122334455667788, .item_count = 3, .digest = {.low = 5, .high = 6}};
+const BaseInfo info = {
+    .base = base, .chain = 0x1122334455667788, .item_count = 3, .digest = {.low = 5, .high = 6}};
 
 // The parts of a base with these items.
-std::vector<std::string> encode(const std::map<std::string, std::string>& items, std::size_t bytes_max) {
+std::vector<std::string> encode(const std::map<std::string, std::string>& items,
+                                std::size_t bytes_max) {
   std::vector<std::string> parts;
   BasePartEncoder encoder(base);
   for (const auto& [key, value] : items) {
@@ -41,8 +43,8 @@ std::vector<std::string> encode(const std::map<std::string, std::string>& items,
 std::map<std::string, std::string> random_items(std::mt19937_64& random, std::size_t count) {
   std::map<std::string, std::string> items;
   while (items.size() < count) {
-    const std::string key =
-        random() % 2 == 0 ? "user:" + std::to_string(random() % 100'000) : testing::random_key(random);
+    const std::string key = random() % 2 == 0 ? "user:" + std::to_string(random() % 100'000)
+                                              : testing::random_key(random);
     items[key] = testing::random_value(random);
   }
   return items;
@@ -64,7 +66,8 @@ TEST(BasePart, comes_back_as_it_went) {
   EXPECT_EQ(part.base, base);
   EXPECT_EQ(part.number, 0U);
   EXPECT_EQ(part.items,
-            (std::vector<Item>{{"flag.checkout", "on"}, {"flag.checkout.colour", ""}, {"flag.search", "\0off"s}}));
+            (std::vector<Item>{
+                {"flag.checkout", "on"}, {"flag.checkout.colour", ""}, {"flag.search", "\0off"s}}));
   EXPECT_EQ(part.last, info);
 }
 
@@ -127,11 +130,13 @@ TEST(BasePart, stores_what_keys_have_in_common_once) {
   const std::string prefix(1000, 'p');
   for (int i = 1000; i < 2000; ++i) items[prefix + std::to_string(i)] = "";
   BasePartEncoder encoder(base);
-  for (const auto& [key, value] : items) ASSERT_TRUE(encoder.add({key, value}, 10'000)) << "1,000 keys of 1,004 bytes";
+  for (const auto& [key, value] : items)
+    ASSERT_TRUE(encoder.add({key, value}, 10'000)) << "1,000 keys of 1,004 bytes";
 }
 
 TEST(BasePart, keys_that_share_much_do_not_ask_for_endless_memory) {
-  // In a few bytes each, keys of 1,020 bytes; a part has to end before they take more than 64 MiB in full.
+  // In a few bytes each, keys of 1,020 bytes; a part has to end before they take more than 64 MiB
+  // in full.
   BasePartEncoder encoder(base);
   const std::string prefix(1010, 'p');
   std::size_t count = 0;
@@ -208,7 +213,8 @@ std::string decode_error(std::string_view bytes) {
 
 void expect_refused(std::string_view bytes, const std::string& words) {
   const std::string message = decode_error(bytes);
-  EXPECT_NE(message.find(words), std::string::npos) << "message: " << message << "\nlacks: " << words;
+  EXPECT_NE(message.find(words), std::string::npos)
+      << "message: " << message << "\nlacks: " << words;
 }
 
 std::vector<std::string> sample_parts() {
@@ -253,7 +259,8 @@ TEST(HostileBasePart, of_an_unknown_version_or_flag_says_so) {
   bytes[0] = 2;
   expect_refused(bytes, "a version this program does not know");
   for (const int flags : {2, 4, 128})
-    expect_refused(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""), "a flag this program does not know");
+    expect_refused(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""),
+                   "a flag this program does not know");
 }
 
 TEST(HostileBasePart, has_room_for_fields_that_later_versions_write) {
@@ -282,7 +289,8 @@ TEST(HostileBasePart, with_keys_out_of_order_is_refused) {
 TEST(HostileBasePart, with_a_key_that_shares_more_than_there_is_is_refused) {
   expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s), "shares more than there is");
   expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s), "shares more than there is");
-  expect_refused(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s), "shares more than there is");
+  expect_refused(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s),
+                 "shares more than there is");
 }
 
 TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {
@@ -291,10 +299,12 @@ TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {
                  "longer keys than there can be");
   // 1,000 bytes shared and 25 more
   const std::string key = "\0"s + varint(1000) + std::string(1000, 'k') + "\0"s;
-  expect_refused(framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s),
-                 "a key that is empty or too long");
+  expect_refused(
+      framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s),
+      "a key that is empty or too long");
   const std::string value(value_bytes_max + std::size_t{1}, 'v');
-  expect_refused(framed_part(0, "", 1, 1, "\0\1a"s + varint(value.size()) + value), "a value that is too long");
+  expect_refused(framed_part(0, "", 1, 1, "\0\1a"s + varint(value.size()) + value),
+                 "a value that is too long");
 }
 
 TEST(HostileBasePart, that_lies_about_its_keys_is_refused) {
@@ -308,23 +318,27 @@ TEST(HostileBasePart, claiming_more_than_there_is_is_refused_before_memory_is_as
   for (const std::uint64_t claim :
        {std::uint64_t{2}, std::uint64_t{1} << 21, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
     expect_refused(framed_part(0, "", claim, 1, item), "more items than there can be");
-    expect_refused(framed_part(0, "", 1, claim < 2000 ? claim + 2000 : claim, item), "longer keys than there can be");
+    expect_refused(framed_part(0, "", 1, claim < 2000 ? claim + 2000 : claim, item),
+                   "longer keys than there can be");
   }
-  expect_refused(framed_part(flag_zstd, "", 1, 1, testing::zstd_frame(std::string(decompressed_bytes_max + 1, '\0'))),
+  expect_refused(framed_part(flag_zstd, "", 1, 1,
+                             testing::zstd_frame(std::string(decompressed_bytes_max + 1, '\0'))),
                  "longer than it can be when decompressed");
   // A million keys of 1,024 bytes by three bytes each.
   std::string many = "\0"s + varint(1023) + std::string(1023, 'k') + "\0"s;
   for (int i = 1; i < 250; ++i) many += varint(1022) + "\1"s + static_cast<char>(i) + "\0"s;
-  expect_refused(framed_part(0, "", element_count_max, element_count_max * 1023, testing::zstd_frame(many)),
-                 "more items than there can be");
+  expect_refused(
+      framed_part(0, "", element_count_max, element_count_max * 1023, testing::zstd_frame(many)),
+      "more items than there can be");
 }
 
 TEST(HostileBasePart, of_random_bytes_does_no_harm) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int i = 0; i < 50'000; ++i) {
-    decode_error(framed_part(static_cast<std::uint8_t>(random() % 2), testing::random_bytes(random, random() % 4),
-                             random() % 4, random() % 20, testing::random_bytes(random, random() % 30)));
+    decode_error(framed_part(static_cast<std::uint8_t>(random() % 2),
+                             testing::random_bytes(random, random() % 4), random() % 4,
+                             random() % 20, testing::random_bytes(random, random() % 30)));
   }
 }
 

@@ -1,4 +1,5 @@
-// Updates from outside: cut short, rotten, or made to hurt. Each is refused, with the memory of the machine intact.
+// Updates from outside: cut short, rotten, or made to hurt. Each is refused, with the memory of the
+// machine intact.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -38,8 +39,9 @@ std::vector<std::string> sample_updates() {
       testing::sealed(few, id, previous_chain),
       testing::sealed(compressible, id, previous_chain),
       testing::sealed(testing::random_changes(random, 5), id, previous_chain),
-      testing::sealed({{Change::Kind::set, std::string(key_bytes_max, 'k'), testing::random_bytes(random, 300)}}, id,
-                      previous_chain),
+      testing::sealed({{Change::Kind::set, std::string(key_bytes_max, 'k'),
+                        testing::random_bytes(random, 300)}},
+                      id, previous_chain),
   };
 }
 
@@ -55,7 +57,8 @@ std::string decode_error(std::string_view bytes) {
 
 void expect_refused(std::string_view bytes, const std::string& words) {
   const std::string message = decode_error(bytes);
-  EXPECT_NE(message.find(words), std::string::npos) << "message: " << message << "\nlacks: " << words;
+  EXPECT_NE(message.find(words), std::string::npos)
+      << "message: " << message << "\nlacks: " << words;
 }
 
 TEST(DamagedUpdate, cut_short_anywhere_is_refused) {
@@ -90,7 +93,8 @@ TEST(DamagedUpdate, with_one_bit_flipped_breaks_the_chain_and_does_no_harm) {
     for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
       std::string bytes = whole;
       bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
-      const std::optional<Error> error = testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); });
+      const std::optional<Error> error =
+          testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); });
       ASSERT_TRUE(error) << "bit " << bit;
       ASSERT_EQ(error->kind(), ErrorKind::corrupt);
       decode_error(bytes);
@@ -123,7 +127,8 @@ TEST(HostileUpdate, of_an_unknown_version_says_so) {
 
 TEST(HostileUpdate, with_an_unknown_flag_says_so) {
   for (const int flags : {4, 8, 16, 32, 64, 128, 252}) {
-    expect_refused(framed(static_cast<std::uint8_t>(flags), "", 0, ""), "a flag this program does not know");
+    expect_refused(framed(static_cast<std::uint8_t>(flags), "", 0, ""),
+                   "a flag this program does not know");
   }
 }
 
@@ -134,19 +139,22 @@ TEST(HostileUpdate, without_an_id_is_refused) {
   EXPECT_FALSE(peek_header(bytes));
 }
 
-TEST(HostileUpdate, names_its_id_in_the_message) { expect_refused(framed(0, "", 3, "\x02"s + "k"), "id=7"); }
+TEST(HostileUpdate, names_its_id_in_the_message) {
+  expect_refused(framed(0, "", 3, "\x02"s + "k"), "id=7");
+}
 
 TEST(HostileUpdate, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
   const std::string change = "\x02k\x01v";  // key of one byte, value of one byte
   ASSERT_EQ(decode_error(framed(0, "", 1, change)), "decoded");
   for (const std::uint64_t claim :
-       {std::uint64_t{3}, std::uint64_t{1} << 20, std::uint64_t{1} << 32, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
+       {std::uint64_t{3}, std::uint64_t{1} << 20, std::uint64_t{1} << 32, std::uint64_t{1} << 60,
+        ~std::uint64_t{0}}) {
     SCOPED_TRACE(claim);
     expect_refused(framed(0, "", claim, change), "more changes than there can be");
     expect_refused(framed(0, "", 1, varint(claim) + "k\x01v"), "update ");
     expect_refused(framed(0, "", 1, "\x02k" + varint(claim) + "v"), "update ");
-    std::string fields_too_long =
-        framed(0, "", 1, change).substr(0, common_header_bytes) + varint(claim + (claim == 3 ? 100 : 0)) + "x";
+    std::string fields_too_long = framed(0, "", 1, change).substr(0, common_header_bytes) +
+                                  varint(claim + (claim == 3 ? 100 : 0)) + "x";
     expect_refused(fields_too_long, "update cut short");
     std::string field;
     append_varint(field, 5);
@@ -162,7 +170,8 @@ TEST(HostileUpdate, with_keys_or_values_out_of_bounds_is_refused) {
   expect_refused(framed(0, "", 1, "\x01\x00"s), "a key that is empty or too long");
   expect_refused(framed(0, "", 1, varint(long_key.size() << 1) + long_key + "\x00"s),
                  "a key that is empty or too long: offset=2 key_bytes=1025");
-  expect_refused(framed(0, "", 1, "\x02k" + varint(long_value.size()) + long_value), "a value that is too long");
+  expect_refused(framed(0, "", 1, "\x02k" + varint(long_value.size()) + long_value),
+                 "a value that is too long");
 }
 
 TEST(HostileUpdate, with_numbers_in_a_longer_form_than_needed_is_refused) {
@@ -212,7 +221,8 @@ TEST(HostileUpdate, that_claims_2_to_the_60_bytes_decompressed_is_refused) {
   frame += '\xe0';                          // one segment, size in eight bytes
   append_little_endian(frame, std::uint64_t{1} << 60);
   frame += "\x01\x00\x00"s;  // last block, raw, empty
-  expect_refused(framed(flag_zstd, "", 1, frame), "longer than it can be when decompressed: bytes=1152921504606846976");
+  expect_refused(framed(flag_zstd, "", 1, frame),
+                 "longer than it can be when decompressed: bytes=1152921504606846976");
 }
 
 TEST(HostileUpdate, with_another_size_than_its_frame_states_is_refused) {
@@ -231,16 +241,19 @@ TEST(HostileUpdate, that_is_not_exactly_one_zstd_frame_is_refused) {
   const std::string frame = testing::zstd_frame("\x02k\x01v");
   ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
   const std::string skippable = "\x50\x2a\x4d\x18\x04\x00\x00\x00skip"s;
-  for (const std::string& wrong :
-       {""s, "\x02k\x01v"s, frame + frame, frame + skippable, skippable, skippable + frame, frame + "x"}) {
+  for (const std::string& wrong : {""s, "\x02k\x01v"s, frame + frame, frame + skippable, skippable,
+                                   skippable + frame, frame + "x"}) {
     expect_refused(framed(flag_zstd, "", 1, wrong), "not one whole zstd frame");
   }
-  std::string of_unknown_size = "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were
-  expect_refused(framed(flag_zstd, "", 1, of_unknown_size), "does not say how long it is decompressed");
+  std::string of_unknown_size =
+      "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were
+  expect_refused(framed(flag_zstd, "", 1, of_unknown_size),
+                 "does not say how long it is decompressed");
 }
 
 TEST(HostileUpdate, with_a_frame_that_wants_a_dictionary_is_refused) {
-  std::string frame = "\x28\xb5\x2f\xfd\x21\x07\x04"s + "\x21\x00\x00\x02k\x01v"s;  // dictionary 7, four bytes
+  std::string frame =
+      "\x28\xb5\x2f\xfd\x21\x07\x04"s + "\x21\x00\x00\x02k\x01v"s;  // dictionary 7, four bytes
   expect_refused(framed(flag_zstd, "", 1, frame), "cannot be decompressed");
 }
 
@@ -254,7 +267,8 @@ TEST(HostileUpdate, with_damage_inside_its_frame_is_refused) {
 TEST(HostileUpdate, of_more_changes_than_there_may_be_is_refused) {
   std::string changes;
   for (std::size_t i = 0; i <= element_count_max; ++i) changes += "\x03k";
-  expect_refused(compressed_changes(changes, element_count_max + 1), "more changes than there can be");
+  expect_refused(compressed_changes(changes, element_count_max + 1),
+                 "more changes than there can be");
 }
 
 }  // namespace

@@ -40,7 +40,8 @@ inline std::string random_key(std::mt19937_64& random) {
 inline std::string random_value(std::mt19937_64& random) {
   const std::size_t size = random() % 5 == 0 ? 0 : random() % (random() % 20 == 0 ? 5000 : 100);
   // Half of them compress well.
-  return random() % 2 == 0 ? std::string(size, static_cast<char>(random())) : random_bytes(random, size);
+  return random() % 2 == 0 ? std::string(size, static_cast<char>(random()))
+                           : random_bytes(random, size);
 }
 
 inline std::vector<OwnedChange> random_changes(std::mt19937_64& random, std::size_t count) {
@@ -65,15 +66,18 @@ inline Authorship full_authorship() {
   return authorship;
 }
 
-inline std::string sealed(const std::vector<OwnedChange>& changes, UpdateId id, std::uint64_t previous_chain,
-                          const Authorship& authorship = full_authorship(), bool erases_all = false) {
+inline std::string sealed(const std::vector<OwnedChange>& changes, UpdateId id,
+                          std::uint64_t previous_chain,
+                          const Authorship& authorship = full_authorship(),
+                          bool erases_all = false) {
   Draft draft(authorship, erases_all);
   for (const OwnedChange& change : changes) draft.add(change.change(), no_bytes_max);
   return std::string(draft.seal(id, previous_chain));
 }
 
 // The outline of an update, to be filled with anything.
-inline std::string framed(std::uint8_t flags, std::string_view fields, std::uint64_t count, std::string_view rest) {
+inline std::string framed(std::uint8_t flags, std::string_view fields, std::uint64_t count,
+                          std::string_view rest) {
   std::string bytes;
   bytes += static_cast<char>(format_version);
   bytes += static_cast<char>(flags);

@@ -39,8 +39,8 @@ TEST(Update, comes_back_as_it_was_drafted) {
   EXPECT_EQ(update.id, 7U);
   EXPECT_EQ(update.chain, draft.chain());
   EXPECT_FALSE(update.erases_all);
-  EXPECT_EQ(update.changes,
-            (std::vector<Change>{Change::set("checkout.enabled", "yes"), Change::erase("checkout.old")}));
+  EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("checkout.enabled", "yes"),
+                                                 Change::erase("checkout.old")}));
   const Authorship expected = testing::full_authorship();
   EXPECT_EQ(update.authorship.time_us, expected.time_us);
   EXPECT_EQ(update.authorship.writer_id, expected.writer_id);
@@ -54,7 +54,8 @@ TEST(Update, of_random_changes_comes_back_as_it_was_drafted) {
   std::mt19937_64 random(testing::test_seed());
   Update update;  // reused for all, so that nothing of one may show in the next
   for (int round = 0; round < 500; ++round) {
-    const std::vector<OwnedChange> changes = testing::random_changes(random, random() % (round % 50 == 0 ? 2000 : 20));
+    const std::vector<OwnedChange> changes =
+        testing::random_changes(random, random() % (round % 50 == 0 ? 2000 : 20));
     Authorship authorship;
     authorship.time_us = static_cast<std::int64_t>(random());
     authorship.writer_sequence = random() % 2 == 0 ? 0 : random();
@@ -91,7 +92,8 @@ TEST(Update, may_have_no_changes_and_erase_everything) {
 
 TEST(Update, tells_an_empty_value_from_an_erased_key) {
   Update update;
-  const std::string bytes = sealed({{Change::Kind::set, "a", ""}, {Change::Kind::erase, "a", ""}}, 1, 0);
+  const std::string bytes =
+      sealed({{Change::Kind::set, "a", ""}, {Change::Kind::erase, "a", ""}}, 1, 0);
   decode_update(bytes, update);
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", ""), Change::erase("a")}));
 }
@@ -159,8 +161,8 @@ TEST(Update, is_compressed_when_that_pays_and_only_then) {
 }
 
 TEST(Update, decoded_into_the_same_object_asks_for_no_more_memory) {
-  const std::string large =
-      sealed({{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
+  const std::string large = sealed(
+      {{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
   const std::string small = sealed({{Change::Kind::set, "a", std::string(40'000, 'x')}}, 1, 0);
   Update update;
   decode_update(large, update);
@@ -186,7 +188,8 @@ TEST(Update, has_room_for_fields_that_later_versions_write) {
 
 // --- Draft ---
 
-// The greatest update that is allowed has exactly as many bytes as allowed, whatever the sizes within it.
+// The greatest update that is allowed has exactly as many bytes as allowed, whatever the sizes
+// within it.
 TEST(Draft, fills_an_update_to_the_last_byte) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
@@ -235,7 +238,8 @@ TEST(Draft, has_no_room_where_not_even_its_fields_fit) {
 
 TEST(Draft, takes_so_many_changes_and_no_more) {
   Draft draft({});
-  for (std::size_t i = 0; i < element_count_max; ++i) ASSERT_TRUE(draft.add(Change::erase("k"), no_bytes_max));
+  for (std::size_t i = 0; i < element_count_max; ++i)
+    ASSERT_TRUE(draft.add(Change::erase("k"), no_bytes_max));
   EXPECT_FALSE(draft.add(Change::erase("k"), no_bytes_max));
 
   Update update;
@@ -308,8 +312,8 @@ TEST(Chain, ties_each_update_to_all_before_it) {
   const std::string forged = sealed({{Change::Kind::set, "k", "forged"}}, 3, chain_of_2);
   const std::uint64_t chain_of_forged = verify_chain(forged, 3, chain_of_2);
   expect_error(
-      ErrorKind::corrupt, [&] { verify_chain(log[3], 4, chain_of_forged); }, "does not follow the one before it",
-      "id=4");
+      ErrorKind::corrupt, [&] { verify_chain(log[3], 4, chain_of_forged); },
+      "does not follow the one before it", "id=4");
 }
 
 TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place) {
@@ -319,7 +323,8 @@ TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place)
   const std::string second = sealed({{Change::Kind::set, "k", "v"}}, 2, chain);
 
   expect_error(
-      ErrorKind::corrupt, [&] { verify_chain(second, 1, start); }, "another id than its place", "id=2", "expected=1");
+      ErrorKind::corrupt, [&] { verify_chain(second, 1, start); }, "another id than its place",
+      "id=2", "expected=1");
   expect_error(
       ErrorKind::corrupt, [&] { verify_chain(second, 2, start); }, "does not follow");
   expect_error(

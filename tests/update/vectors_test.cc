@@ -1,4 +1,5 @@
-// The test vectors of docs/formats: what they say is what the bytes mean, and the bytes are what we write.
+// The test vectors of docs/formats: what they say is what the bytes mean, and the bytes are what we
+// write.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -29,7 +30,9 @@ std::string from_hex(const json& text) {
   return bytes;
 }
 
-std::uint64_t number_from_hex(const std::string& digits) { return std::stoull(digits, nullptr, 16); }
+std::uint64_t number_from_hex(const std::string& digits) {
+  return std::stoull(digits, nullptr, 16);
+}
 
 Uuid uuid_from_hex(const json& text) {
   const std::string bytes = from_hex(text);
@@ -64,7 +67,8 @@ std::vector<testing::OwnedChange> changes_of(const json& vector) {
 TEST(UpdateVectors, chains_start_as_they_say) {
   const json vectors = load_vectors("update.json");
   for (const json& vector : vectors["chain_start"]) {
-    EXPECT_EQ(chain_start(uuid_from_hex(vector["uuid"])), number_from_hex(vector["chain"])) << vector;
+    EXPECT_EQ(chain_start(uuid_from_hex(vector["uuid"])), number_from_hex(vector["chain"]))
+        << vector;
   }
 }
 
@@ -89,7 +93,8 @@ TEST(UpdateVectors, decode_to_what_they_say) {
     EXPECT_EQ(update.authorship.note, expected.note);
     const std::vector<testing::OwnedChange> changes = changes_of(vector);
     ASSERT_EQ(update.changes.size(), changes.size());
-    for (std::size_t i = 0; i < changes.size(); ++i) EXPECT_EQ(update.changes[i], changes[i].change()) << i;
+    for (std::size_t i = 0; i < changes.size(); ++i)
+      EXPECT_EQ(update.changes[i], changes[i].change()) << i;
   }
 }
 
@@ -98,9 +103,10 @@ TEST(UpdateVectors, are_what_encoding_gives) {
   for (const json& vector : vectors["updates"]) {
     if (!vector["encode"]) continue;
     SCOPED_TRACE(vector["name"]);
-    EXPECT_EQ(testing::sealed(changes_of(vector), vector["id"], number_from_hex(vector["previous_chain"]),
-                              authorship_of(vector), vector["erases_all"]),
-              from_hex(vector["bytes"]));
+    EXPECT_EQ(
+        testing::sealed(changes_of(vector), vector["id"], number_from_hex(vector["previous_chain"]),
+                        authorship_of(vector), vector["erases_all"]),
+        from_hex(vector["bytes"]));
   }
 }
 
@@ -110,7 +116,8 @@ TEST(UpdateVectors, are_refused_where_they_say) {
   for (const json& vector : vectors["refused"]) {
     SCOPED_TRACE(vector["why"]);
     Update update;
-    testing::expect_error(ErrorKind::corrupt, [&] { decode_update(from_hex(vector["bytes"]), update); });
+    testing::expect_error(ErrorKind::corrupt,
+                          [&] { decode_update(from_hex(vector["bytes"]), update); });
   }
 }
 
@@ -127,7 +134,8 @@ std::optional<BaseInfo> last_of(const json& vector) {
   return BaseInfo{.base = vector["base"],
                   .chain = number_from_hex(last["chain"]),
                   .item_count = last["item_count"],
-                  .digest = {.low = number_from_hex(digest.substr(16)), .high = number_from_hex(digest.substr(0, 16))}};
+                  .digest = {.low = number_from_hex(digest.substr(16)),
+                             .high = number_from_hex(digest.substr(0, 16))}};
 }
 
 TEST(BasePartVectors, decode_to_what_they_say) {
@@ -155,8 +163,10 @@ TEST(BasePartVectors, are_what_encoding_gives) {
     if (!vector["encode"]) continue;
     SCOPED_TRACE(vector["name"]);
     BasePartEncoder encoder(vector["base"]);
-    for (std::uint64_t number = 0; number < vector["number"]; ++number) encoder.finish(std::nullopt);
-    for (const auto& [key, value] : items_of(vector)) ASSERT_TRUE(encoder.add({key, value}, testing::no_bytes_max));
+    for (std::uint64_t number = 0; number < vector["number"]; ++number)
+      encoder.finish(std::nullopt);
+    for (const auto& [key, value] : items_of(vector))
+      ASSERT_TRUE(encoder.add({key, value}, testing::no_bytes_max));
     EXPECT_EQ(encoder.finish(last_of(vector)), from_hex(vector["bytes"]));
   }
 }
@@ -167,7 +177,8 @@ TEST(BasePartVectors, are_refused_where_they_say) {
   for (const json& vector : vectors["refused"]) {
     SCOPED_TRACE(vector["why"]);
     BasePart part;
-    testing::expect_error(ErrorKind::corrupt, [&] { decode_base_part(from_hex(vector["bytes"]), part); });
+    testing::expect_error(ErrorKind::corrupt,
+                          [&] { decode_base_part(from_hex(vector["bytes"]), part); });
   }
 }
 

@@ -14,16 +14,19 @@ class MappedNodes final : public NodeReader {
     const std::uint64_t usable = mapping_.usable_bytes();
     if (offset < header_page_bytes || offset % node_bytes_of(0) != 0 || offset >= usable) {
       // The file may have grown since this process looked last.
-      if (offset < header_page_bytes || offset % node_bytes_of(0) != 0 || offset >= mapping_.refresh_usable_bytes()) {
-        throw Error(ErrorKind::corrupt, "state file damaged: no node at offset=" + std::to_string(offset) +
-                                            " path=" + mapping_.path() + " (delete the state file)");
+      if (offset < header_page_bytes || offset % node_bytes_of(0) != 0 ||
+          offset >= mapping_.refresh_usable_bytes()) {
+        throw Error(ErrorKind::corrupt,
+                    "state file damaged: no node at offset=" + std::to_string(offset) +
+                        " path=" + mapping_.path() + " (delete the state file)");
       }
     }
     const std::byte* const address = mapping_.base() + offset;
     const std::size_t size_class = reinterpret_cast<const NodeHeader*>(address)->size_class;
     const std::uint64_t segment_left = segment_bytes - offset % segment_bytes;
-    bytes = size_class < node_class_count ? std::min<std::uint64_t>(node_bytes_of(size_class), segment_left)
-                                          : node_bytes_of(0);
+    bytes = size_class < node_class_count
+                ? std::min<std::uint64_t>(node_bytes_of(size_class), segment_left)
+                : node_bytes_of(0);
     return address;
   }
 

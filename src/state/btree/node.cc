@@ -36,11 +36,13 @@ class NodeCopy {
     if (end == next_) return;
     const std::size_t count = end - next_;
     const std::size_t end_bytes = from_.suffix_range(end - 1).end;
-    if (end_bytes < next_bytes_ || end_bytes > from_.suffix_bytes()) from_.throw_corrupt("keys out of order");
+    if (end_bytes < next_bytes_ || end_bytes > from_.suffix_bytes())
+      from_.throw_corrupt("keys out of order");
     const std::size_t bytes = end_bytes - next_bytes_;
     std::memcpy(suffixes_ + bytes_, from_.suffixes() + next_bytes_, bytes);
     const char* const old_ends = from_.data() + btree_node_header_bytes + next_ * sizeof(SuffixEnd);
-    const std::ptrdiff_t by = static_cast<std::ptrdiff_t>(bytes_) - static_cast<std::ptrdiff_t>(next_bytes_);
+    const std::ptrdiff_t by =
+        static_cast<std::ptrdiff_t>(bytes_) - static_cast<std::ptrdiff_t>(next_bytes_);
     for (std::size_t i = 0; i < count; ++i) {
       const auto old_end = load_little_endian<SuffixEnd>(old_ends + i * sizeof(SuffixEnd));
       store_little_endian(ends_ + i * sizeof(SuffixEnd), static_cast<SuffixEnd>(old_end + by));
@@ -101,13 +103,15 @@ class UnaliasedNode {
 }  // namespace
 
 void throw_corrupt_node(NodeOffset node, const char* what) {
-  throw Error(ErrorKind::corrupt, "state file damaged: key node with " + std::string(what) +
-                                      ": offset=" + std::to_string(node) +
-                                      " (delete the state file, it will be built anew from the log)");
+  throw Error(ErrorKind::corrupt,
+              "state file damaged: key node with " + std::string(what) +
+                  ": offset=" + std::to_string(node) +
+                  " (delete the state file, it will be built anew from the log)");
 }
 
 void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,
-                      std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted) {
+                      std::span<const NodeOffset> children, std::size_t prefix_bytes,
+                      std::uint16_t last_inserted) {
   write_header(to, {.level = static_cast<std::uint8_t>(level),
                     .reserved = 0,
                     .count = static_cast<std::uint16_t>(keys.size()),
@@ -137,11 +141,12 @@ void write_with_keys(const BTreeNode& from, char* to, std::span<const NewKey> ad
     copy.add_key(key);
   }
   copy.copy_keys_up_to(from.count());
-  write_header(to, {.level = static_cast<std::uint8_t>(from.level()),
-                    .reserved = 0,
-                    .count = static_cast<std::uint16_t>(count),
-                    .prefix_bytes = static_cast<std::uint16_t>(from.prefix().size()),
-                    .last_inserted = static_cast<std::uint16_t>(added.back().index + added.size() - 1)});
+  write_header(
+      to, {.level = static_cast<std::uint8_t>(from.level()),
+           .reserved = 0,
+           .count = static_cast<std::uint16_t>(count),
+           .prefix_bytes = static_cast<std::uint16_t>(from.prefix().size()),
+           .last_inserted = static_cast<std::uint16_t>(added.back().index + added.size() - 1)});
 }
 
 void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> gone) {
@@ -161,8 +166,9 @@ void write_without_keys(const BTreeNode& from, char* to, std::span<const std::si
 }
 
 void write_child(char* to, std::size_t count, std::size_t index, NodeOffset child) {
-  store_little_endian(to + btree_node_header_bytes + count * sizeof(SuffixEnd) + index * sizeof(ChildNumber),
-                      child_number(child));
+  store_little_endian(
+      to + btree_node_header_bytes + count * sizeof(SuffixEnd) + index * sizeof(ChildNumber),
+      child_number(child));
 }
 
 }  // namespace whycache

@@ -1,4 +1,5 @@
-// One node of the ordered key index: its bytes, read and edited. The layout stands at the top of btree/writer.h.
+// One node of the ordered key index: its bytes, read and edited. The layout stands at the top of
+// btree/writer.h.
 #pragma once
 
 #include <algorithm>
@@ -36,26 +37,31 @@ inline constexpr NodeOffset child_unit_bytes = 1024;
 static_assert(btree_node_bytes_max <= UINT16_MAX);  // what an end has to hold
 
 // How many bytes a node has.
-inline constexpr std::size_t btree_node_bytes(unsigned level, std::size_t count, std::size_t prefix_bytes,
-                                              std::size_t suffix_bytes) {
+inline constexpr std::size_t btree_node_bytes(unsigned level, std::size_t count,
+                                              std::size_t prefix_bytes, std::size_t suffix_bytes) {
   const std::size_t child_bytes = level == 0 ? 0 : (count + 1) * sizeof(ChildNumber);
-  return btree_node_header_bytes + count * sizeof(SuffixEnd) + child_bytes + prefix_bytes + suffix_bytes;
+  return btree_node_header_bytes + count * sizeof(SuffixEnd) + child_bytes + prefix_bytes +
+         suffix_bytes;
 }
 
-// Whether a node of that many keys and bytes may be. A single key of any length may: every node can be split.
+// Whether a node of that many keys and bytes may be. A single key of any length may: every node can
+// be split.
 inline constexpr bool btree_node_fits(std::size_t count, std::size_t bytes) {
   return bytes <= (count < keys_per_large_node ? btree_node_bytes_max : node_bytes_of(0));
 }
 static_assert(btree_node_fits(3, btree_node_bytes(1, 3, 0, 3 * key_bytes_max)));
 
 inline constexpr std::size_t btree_node_size_class(std::size_t bytes) {
-  return bytes <= node_bytes_of(0) ? 0 : static_cast<std::size_t>(std::bit_width((bytes - 1) / node_bytes_of(0)));
+  return bytes <= node_bytes_of(0)
+             ? 0
+             : static_cast<std::size_t>(std::bit_width((bytes - 1) / node_bytes_of(0)));
 }
 static_assert(btree_node_size_class(1024) == 0 && btree_node_size_class(1025) == 1 &&
-              btree_node_size_class(2048) == 1 && btree_node_size_class(2049) == 2 && btree_node_size_class(8192) == 3);
+              btree_node_size_class(2048) == 1 && btree_node_size_class(2049) == 2 &&
+              btree_node_size_class(8192) == 3);
 
-// A key's head: its first eight bytes as a number that compares as they do. Of two keys with the same head, at least
-// one of which has at most eight bytes, the shorter is less.
+// A key's head: its first eight bytes as a number that compares as they do. Of two keys with the
+// same head, at least one of which has at most eight bytes, the shorter is less.
 inline constexpr std::size_t key_head_bytes = 8;
 
 inline std::uint64_t load_big_endian(const char* from) {
@@ -65,7 +71,8 @@ inline std::uint64_t load_big_endian(const char* from) {
 // Of bytes that have at least eight readable ones before them, as all suffixes of a node do.
 inline std::uint64_t head_in_node(const char* begin, std::size_t bytes) {
   const std::size_t missing = bytes < key_head_bytes ? key_head_bytes - bytes : 0;
-  return load_big_endian(begin - missing) << missing * 4 << missing * 4;  // in two steps: 64 at once would be undefined
+  return load_big_endian(begin - missing)
+         << missing * 4 << missing * 4;  // in two steps: 64 at once would be undefined
 }
 
 inline std::uint64_t head_of(std::string_view key) {
@@ -90,8 +97,8 @@ inline std::size_t shared_prefix_bytes(std::string_view a, std::string_view b) {
   const std::size_t most = std::min(a.size(), b.size());
   std::size_t i = 0;
   for (; i + 8 <= most; i += 8) {
-    const std::uint64_t differing =
-        load_little_endian<std::uint64_t>(a.data() + i) ^ load_little_endian<std::uint64_t>(b.data() + i);
+    const std::uint64_t differing = load_little_endian<std::uint64_t>(a.data() + i) ^
+                                    load_little_endian<std::uint64_t>(b.data() + i);
     if (differing != 0) return i + static_cast<std::size_t>(std::countr_zero(differing)) / 8;
   }
   while (i < most && a[i] == b[i]) ++i;
@@ -115,26 +122,30 @@ inline void prefetch_node(const NodeReader& nodes, NodeOffset offset) {
   prefetch_node(reinterpret_cast<const char*>(nodes.node(offset, readable)));
 }
 
-// A node as it lies in memory, its header checked; what else it says is checked when it is read. Everything throws
-// Error corrupt. Views into it are good until the node is changed.
+// A node as it lies in memory, its header checked; what else it says is checked when it is read.
+// Everything throws Error corrupt. Views into it are good until the node is changed.
 class BTreeNode {
  public:
-  // `level_max` bounds the level; the root's is at most keys_level_max, a child's is exactly one less than its
-  // parent's.
-  BTreeNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly) : offset_(offset) {
+  // `level_max` bounds the level; the root's is at most keys_level_max, a child's is exactly one
+  // less than its parent's.
+  BTreeNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly)
+      : offset_(offset) {
     std::size_t readable = 0;
     data_ = reinterpret_cast<const char*>(nodes.node(offset, readable));
     prefetch_node(data_);
     parse(std::min(readable, btree_node_bytes_max));
     if (level() > level_max || (exactly && level() != level_max)) throw_corrupt("a wrong level");
   }
-  static BTreeNode root(const NodeReader& nodes, NodeOffset offset) { return {nodes, offset, btree_level_max, false}; }
+  static BTreeNode root(const NodeReader& nodes, NodeOffset offset) {
+    return {nodes, offset, btree_level_max, false};
+  }
   static BTreeNode child_at_level(const NodeReader& nodes, NodeOffset offset, unsigned level) {
     return {nodes, offset, level, true};
   }
 
   // For the writer: a node it is editing, of which it knows that it is sound.
-  BTreeNode(const char* data, NodeOffset offset, std::size_t readable) : offset_(offset), data_(data) {
+  BTreeNode(const char* data, NodeOffset offset, std::size_t readable)
+      : offset_(offset), data_(data) {
     parse(readable);
   }
 
@@ -170,11 +181,14 @@ class BTreeNode {
     return bytes;
   }
   NodeOffset child(std::size_t i) const {
-    return child_unit_bytes * load_little_endian<ChildNumber>(data_ + children_offset() + i * sizeof(ChildNumber));
+    return child_unit_bytes *
+           load_little_endian<ChildNumber>(data_ + children_offset() + i * sizeof(ChildNumber));
   }
 
   // All of its bytes.
-  std::size_t bytes() const { return btree_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes()); }
+  std::size_t bytes() const {
+    return btree_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes());
+  }
   // What the store made of it.
   std::size_t size_class() const {
     const auto size_class = static_cast<std::uint8_t>(data_[offsetof(NodeHeader, size_class)]);
@@ -205,7 +219,9 @@ class BTreeNode {
     return place.index + (place.is_equal ? 1 : 0);
   }
 
-  std::size_t children_offset() const { return btree_node_header_bytes + count() * sizeof(SuffixEnd); }
+  std::size_t children_offset() const {
+    return btree_node_header_bytes + count() * sizeof(SuffixEnd);
+  }
   std::size_t prefix_offset() const { return btree_node_bytes(level(), count(), 0, 0); }
   const char* suffixes() const { return suffixes_; }
   std::size_t suffix_bytes_max() const { return suffix_bytes_max_; }
@@ -247,22 +263,26 @@ class BTreeNode {
 
 // --- Writing nodes. `to` has room for the result; the store's header in it stays as it is. ---
 
-// Writes a node of these keys, which all begin with the first `prefix_bytes` of the first; in a leaf `children` is
-// empty.
+// Writes a node of these keys, which all begin with the first `prefix_bytes` of the first; in a
+// leaf `children` is empty.
 void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,
-                      std::span<const NodeOffset> children, std::size_t prefix_bytes, std::uint16_t last_inserted);
+                      std::span<const NodeOffset> children, std::size_t prefix_bytes,
+                      std::uint16_t last_inserted);
 
-// A key that comes to a node: before its key number `index`, and in an inner node with the child behind it.
+// A key that comes to a node: before its key number `index`, and in an inner node with the child
+// behind it.
 struct NewKey {
   std::size_t index;
   std::string_view key;
   NodeOffset child;
 };
 
-// Writes `from` with these keys, in ascending order, all with its prefix. `to` may be where `from` lies.
+// Writes `from` with these keys, in ascending order, all with its prefix. `to` may be where `from`
+// lies.
 void write_with_keys(const BTreeNode& from, char* to, std::span<const NewKey> added);
 
-// Writes the leaf `from` without its keys of these numbers, ascending, and not all. `to` may be where `from` lies.
+// Writes the leaf `from` without its keys of these numbers, ascending, and not all. `to` may be
+// where `from` lies.
 void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> gone);
 
 void write_child(char* to, std::size_t count, std::size_t index, NodeOffset child);

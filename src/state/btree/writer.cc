@@ -50,7 +50,8 @@ class KeyArena {
 
 // A node that has less is merged with a neighbour, or given some of its keys.
 constexpr std::size_t btree_node_bytes_min = node_bytes_of(0) * 2 / 5;
-// What is left free in a node that is filled in one go, so that the first key that comes late does not split it.
+// What is left free in a node that is filled in one go, so that the first key that comes late does
+// not split it.
 constexpr std::size_t fill_target_bytes(std::size_t bytes) { return bytes / 16 * 15; }
 
 }  // namespace
@@ -71,8 +72,9 @@ class BTreeWriter::TreeEdit {
     if (keys.empty()) return root;
     for (std::size_t i = 0; i < keys.size(); ++i) {
       if (keys[i].empty() || keys[i].size() > key_bytes_max) {
-        throw Error(ErrorKind::invalid, "key of a wrong size: bytes=" + std::to_string(keys[i].size()) +
-                                            " bytes_max=" + std::to_string(key_bytes_max));
+        throw Error(ErrorKind::invalid,
+                    "key of a wrong size: bytes=" + std::to_string(keys[i].size()) +
+                        " bytes_max=" + std::to_string(key_bytes_max));
       }
       if (i > 0 && keys[i - 1] >= keys[i]) {
         throw Error(ErrorKind::invalid, "keys not in ascending order: index=" + std::to_string(i));
@@ -96,11 +98,13 @@ class BTreeWriter::TreeEdit {
   }
 
  private:
-  // What became of a child that was changed: the nodes that take its place. None if it became empty.
+  // What became of a child that was changed: the nodes that take its place. None if it became
+  // empty.
   struct Replacement {
     NodeOffset node;
-    std::size_t bytes;           // how many it has; unchanged_bytes: was not looked at
-    std::string_view separator;  // between the node before and this one; meaningless in the first of a list
+    std::size_t bytes;  // how many it has; unchanged_bytes: was not looked at
+    std::string_view
+        separator;  // between the node before and this one; meaningless in the first of a list
   };
   static constexpr std::size_t unmeasured_bytes = SIZE_MAX;
 
@@ -131,7 +135,8 @@ class BTreeWriter::TreeEdit {
 
   bool change_leaf(NodeOffset offset, Keys keys, std::vector<Replacement>& out) {
     const BTreeNode leaf = BTreeNode::child_at_level(nodes_, offset, 0);
-    return operation_ == Operation::insert ? insert_into(leaf, keys, out) : erase_from(leaf, keys, out);
+    return operation_ == Operation::insert ? insert_into(leaf, keys, out)
+                                           : erase_from(leaf, keys, out);
   }
 
   bool insert_into(const BTreeNode& leaf, Keys keys, std::vector<Replacement>& out) {
@@ -141,7 +146,8 @@ class BTreeWriter::TreeEdit {
     for (const std::string_view key : keys) {
       const NodePosition place = leaf.find(key);
       if (place.is_equal) continue;
-      if (!new_keys_.empty() && place.index < new_keys_.back().index) leaf.throw_corrupt("keys out of order");
+      if (!new_keys_.empty() && place.index < new_keys_.back().index)
+        leaf.throw_corrupt("keys out of order");
       new_keys_.push_back({place.index, key, 0});
       fits &= place.has_prefix;
       bytes += sizeof(SuffixEnd) + key.size() - leaf.prefix().size();
@@ -173,7 +179,9 @@ class BTreeWriter::TreeEdit {
     const std::size_t first = new_keys_.front().index;
     const bool together = new_keys_.back().index == first;
     build_nodes(0, keys_, {},
-                together ? insert_run_at(first, new_keys_.size(), keys_.size(), leaf.last_inserted()) : InsertRun(),
+                together
+                    ? insert_run_at(first, new_keys_.size(), keys_.size(), leaf.last_inserted())
+                    : InsertRun(),
                 out);
     retired_.push_back(leaf.offset());
     gathered_keys_.clear();
@@ -185,7 +193,8 @@ class BTreeWriter::TreeEdit {
     for (const std::string_view key : keys) {
       const NodePosition place = leaf.find(key);
       if (!place.is_equal) continue;
-      if (!erased_indexes_.empty() && place.index <= erased_indexes_.back()) leaf.throw_corrupt("keys out of order");
+      if (!erased_indexes_.empty() && place.index <= erased_indexes_.back())
+        leaf.throw_corrupt("keys out of order");
       erased_indexes_.push_back(place.index);
       bytes -= sizeof(SuffixEnd) + key.size() - leaf.prefix().size();
     }
@@ -210,7 +219,8 @@ class BTreeWriter::TreeEdit {
     mine.slices.clear();
     for (Keys rest = keys; !rest.empty(); rest = rest.subspan(mine.slices.back().count)) {
       const unsigned child = node.child_index_of(rest[0]);
-      if (!mine.slices.empty() && child <= mine.slices.back().child) node.throw_corrupt("keys out of order");
+      if (!mine.slices.empty() && child <= mine.slices.back().child)
+        node.throw_corrupt("keys out of order");
       mine.slices.push_back({child, count_below(node, child, rest)});
     }
     bool changed = false;
@@ -223,7 +233,8 @@ class BTreeWriter::TreeEdit {
       if (!change_node(node.child(child), level - 1, below, mine.replacements)) continue;
       changed = true;
       const std::size_t count = mine.replacements.size() - first;
-      if (count == 1 && mine.replacements[first].node == node.child(child) && !is_underfull(mine.replacements[first])) {
+      if (count == 1 && mine.replacements[first].node == node.child(child) &&
+          !is_underfull(mine.replacements[first])) {
         mine.replacements.pop_back();  // changed in place: nothing to do here
       } else {
         mine.edits.push_back({child, first, count});
@@ -238,19 +249,21 @@ class BTreeWriter::TreeEdit {
     return true;
   }
 
-  // Asks for memory that will be wanted soon: children, and of each the first below it that will be changed. If there
-  // are many nodes and each gets few of the keys, nearly all of the time goes by waiting for these. `keys`: of the
-  // parts from `part` on.
-  void prefetch(const BTreeNode& node, unsigned level, const std::vector<KeySlice>& parts, Keys keys,
-                std::size_t part) {
+  // Asks for memory that will be wanted soon: children, and of each the first below it that will be
+  // changed. If there are many nodes and each gets few of the keys, nearly all of the time goes by
+  // waiting for these. `keys`: of the parts from `part` on.
+  void prefetch(const BTreeNode& node, unsigned level, const std::vector<KeySlice>& parts,
+                Keys keys, std::size_t part) {
     constexpr std::size_t ahead = 3;
     for (std::size_t i = part == 0 ? 1 : part + ahead; i <= part + ahead && i < parts.size(); ++i)
       prefetch_node(nodes_, node.child(parts[i].child));
     if (level < 2) return;
     std::size_t first_key = parts[part].count;
-    for (std::size_t i = part + 1; i < part + ahead && i < parts.size(); first_key += parts[i++].count) {
+    for (std::size_t i = part + 1; i < part + ahead && i < parts.size();
+         first_key += parts[i++].count) {
       if (part > 0 && i + 1 < part + ahead) continue;
-      const BTreeNode child = BTreeNode::child_at_level(nodes_, node.child(parts[i].child), level - 1);
+      const BTreeNode child =
+          BTreeNode::child_at_level(nodes_, node.child(parts[i].child), level - 1);
       prefetch_node(nodes_, child.child(child.child_index_of(keys[first_key])));
     }
   }
@@ -268,13 +281,15 @@ class BTreeWriter::TreeEdit {
     while (step < keys.size() && is_below(keys[step])) step *= 2;
     const auto begin = keys.begin() + static_cast<std::ptrdiff_t>(step / 2);
     const auto end = keys.begin() + static_cast<std::ptrdiff_t>(std::min(step, keys.size()));
-    const auto count = static_cast<std::size_t>(std::partition_point(begin, end, is_below) - keys.begin());
+    const auto count =
+        static_cast<std::size_t>(std::partition_point(begin, end, is_below) - keys.begin());
     if (count == 0) node.throw_corrupt("keys out of order");
     return count;
   }
 
   // Carries the edits out if no child vanished or wants merging and what comes to it fits.
-  bool try_edit_in_place(const BTreeNode& node, const LevelBuffers& level, std::vector<Replacement>& out) {
+  bool try_edit_in_place(const BTreeNode& node, const LevelBuffers& level,
+                         std::vector<Replacement>& out) {
     const std::string_view prefix = node.prefix();
     std::size_t bytes = node.bytes();
     new_keys_.clear();
@@ -293,19 +308,23 @@ class BTreeWriter::TreeEdit {
     if (!new_keys_.empty()) {
       write_with_keys(node, own.data, new_keys_);
     } else if (own.node != node.offset()) {
-      std::memcpy(own.data + sizeof(NodeHeader), node.data() + sizeof(NodeHeader), bytes - sizeof(NodeHeader));
+      std::memcpy(own.data + sizeof(NodeHeader), node.data() + sizeof(NodeHeader),
+                  bytes - sizeof(NodeHeader));
     }
     std::size_t added = 0;
     for (const ChildEdit& edit : level.edits) {
-      write_child(own.data, count, edit.child + added, level.replacements[edit.first_replacement].node);
+      write_child(own.data, count, edit.child + added,
+                  level.replacements[edit.first_replacement].node);
       added += edit.count - 1;
     }
     out.push_back({own.node, bytes, {}});
     return true;
   }
 
-  // Makes the node anew from its old children and the pieces, in one new node or several; in none if no child is left.
-  void rebuild_node(const BTreeNode& node, const LevelBuffers& level, std::vector<Replacement>& out) {
+  // Makes the node anew from its old children and the pieces, in one new node or several; in none
+  // if no child is left.
+  void rebuild_node(const BTreeNode& node, const LevelBuffers& level,
+                    std::vector<Replacement>& out) {
     std::vector<Replacement> old;
     std::vector<Replacement> list;
     gather(node, {}, old);
@@ -326,7 +345,8 @@ class BTreeWriter::TreeEdit {
 
     InsertRun run;
     if (level.edits.size() == 1 && level.edits[0].count > 1) {
-      run = insert_run_at(level.edits[0].child, level.edits[0].count - 1, list.size() - 1, node.last_inserted());
+      run = insert_run_at(level.edits[0].child, level.edits[0].count - 1, list.size() - 1,
+                          node.last_inserted());
     }
     if (!list.empty()) build_nodes(node.level(), list, run, out);
     gathered_keys_.clear();
@@ -354,7 +374,8 @@ class BTreeWriter::TreeEdit {
   }
 
   // One node of the content of two neighbours, or several that are evenly filled.
-  void merge(unsigned level, const Replacement& left, const Replacement& right, std::vector<Replacement>& out) {
+  void merge(unsigned level, const Replacement& left, const Replacement& right,
+             std::vector<Replacement>& out) {
     retired_.push_back(left.node);
     retired_.push_back(right.node);
     if (level == 0) {
@@ -377,7 +398,8 @@ class BTreeWriter::TreeEdit {
   NodeOffset grow_root(std::vector<Replacement>& top, unsigned level) {
     while (top.size() > 1) {
       if (++level > btree_level_max) {
-        throw Error(ErrorKind::limit, "key index too high: keys_level_max=" + std::to_string(btree_level_max));
+        throw Error(ErrorKind::limit,
+                    "key index too high: keys_level_max=" + std::to_string(btree_level_max));
       }
       const std::vector<Replacement> list = std::move(top);
       top.clear();
@@ -403,7 +425,8 @@ class BTreeWriter::TreeEdit {
     NodeOffset node;
     char* data;
   };
-  // A private node for `bytes` in place of `node`: the same, if it is private and of the right size.
+  // A private node for `bytes` in place of `node`: the same, if it is private and of the right
+  // size.
   WritableNode copy_on_write(const BTreeNode& node, std::size_t bytes) {
     const std::size_t size_class = btree_node_size_class(bytes);
     NodeOffset own = node.offset();
@@ -428,8 +451,8 @@ class BTreeWriter::TreeEdit {
       keys.push_back(gathered_keys_.store(prefix, suffix));
     }
   }
-  // Adds all children of an inner node, the first with `separator`. One that had no neighbour could not be merged
-  // before.
+  // Adds all children of an inner node, the first with `separator`. One that had no neighbour could
+  // not be merged before.
   void gather(const BTreeNode& node, std::string_view separator, std::vector<Replacement>& list) {
     old_keys_.clear();
     gather(node, old_keys_);
@@ -437,16 +460,19 @@ class BTreeWriter::TreeEdit {
       list.push_back({node.child(i), unmeasured_bytes, i == 0 ? separator : old_keys_[i - 1]});
     }
     if (node.count() == 0)
-      list.back().bytes = BTreeNode::child_at_level(nodes_, node.child(0), node.level() - 1).bytes();
+      list.back().bytes =
+          BTreeNode::child_at_level(nodes_, node.child(0), node.level() - 1).bytes();
   }
 
-  // Keys that were put side by side into what is being laid out. If keys come in ascending or descending order, here or
-  // all over the tree, it is divided next to them: what they have filled stays full, and what comes next has room.
+  // Keys that were put side by side into what is being laid out. If keys come in ascending or
+  // descending order, here or all over the tree, it is divided next to them: what they have filled
+  // stays full, and what comes next has room.
   struct InsertRun {
     std::size_t cut = 0;          // where to end a node; 0: wherever is best
     std::size_t last = SIZE_MAX;  // the last of them
   };
-  static InsertRun insert_run_at(std::size_t index, std::size_t count, std::size_t key_count, unsigned last_inserted) {
+  static InsertRun insert_run_at(std::size_t index, std::size_t count, std::size_t key_count,
+                                 unsigned last_inserted) {
     const std::size_t end = index + count;
     if (index == last_inserted + 1U) return {end < key_count ? end : end - 1, end - 1};
     if (index == last_inserted) return {index > 0 ? index : end, end - 1};
@@ -465,14 +491,14 @@ class BTreeWriter::TreeEdit {
   }
 
   // Makes nodes of these keys and children, as many as it takes.
-  void build_nodes(unsigned level, Keys keys, std::span<const NodeOffset> children, const InsertRun& run,
-                   std::vector<Replacement>& out) {
+  void build_nodes(unsigned level, Keys keys, std::span<const NodeOffset> children,
+                   const InsertRun& run, std::vector<Replacement>& out) {
     shared_prefix_bytes_.assign(1, 0);
     for (std::size_t i = 1; i < keys.size(); ++i) {
       const std::size_t shared = shared_prefix_bytes(keys[i - 1], keys[i]);
       if (shared == keys[i].size() ||
-          (shared < keys[i - 1].size() &&
-           static_cast<unsigned char>(keys[i - 1][shared]) >= static_cast<unsigned char>(keys[i][shared]))) {
+          (shared < keys[i - 1].size() && static_cast<unsigned char>(keys[i - 1][shared]) >=
+                                              static_cast<unsigned char>(keys[i][shared]))) {
         throw_corrupt_node(0, "keys out of order");
       }
       shared_prefix_bytes_.push_back(static_cast<std::uint16_t>(shared));
@@ -480,18 +506,21 @@ class BTreeWriter::TreeEdit {
     std::string_view separator;
     for (std::size_t first = 0;;) {
       const std::size_t count = next_node_key_count(level, keys, first, run.cut);
-      const std::size_t bytes = count == 0 ? btree_node_bytes(level, 0, 0, 0) : sizes_[count - 1].bytes;
+      const std::size_t bytes =
+          count == 0 ? btree_node_bytes(level, 0, 0, 0) : sizes_[count - 1].bytes;
       const std::size_t prefix_bytes = count == 0 ? 0 : sizes_[count - 1].prefix_bytes;
       const bool last_is_here = run.last >= first && run.last < first + count;
       const NodeOffset node = nodes_.allocate_node(btree_node_size_class(bytes));
-      write_btree_node(reinterpret_cast<char*>(nodes_.writable_node(node)), level, keys.subspan(first, count),
-                       level == 0 ? children : children.subspan(first, count + 1), prefix_bytes,
-                       last_is_here ? static_cast<std::uint16_t>(run.last - first) : no_key_inserted);
+      write_btree_node(
+          reinterpret_cast<char*>(nodes_.writable_node(node)), level, keys.subspan(first, count),
+          level == 0 ? children : children.subspan(first, count + 1), prefix_bytes,
+          last_is_here ? static_cast<std::uint16_t>(run.last - first) : no_key_inserted);
       out.push_back({node, bytes, separator});
       first += count;
       if (first == keys.size()) return;
-      separator = separators_.store(level == 0 ? keys[first].substr(0, std::size_t{shared_prefix_bytes_[first]} + 1)
-                                               : keys[first]);
+      separator = separators_.store(
+          level == 0 ? keys[first].substr(0, std::size_t{shared_prefix_bytes_[first]} + 1)
+                     : keys[first]);
       if (level > 0) ++first;
     }
   }
@@ -504,36 +533,42 @@ class BTreeWriter::TreeEdit {
     if (seen == left && (left == 0 || btree_node_fits(left, sizes_.back().bytes))) return left;
 
     const std::size_t most = level == 0 ? left - 1 : left - 2;  // the next node needs a key too
-    if (cut > first && cut - first <= seen && btree_node_fits(cut - first, sizes_[cut - first - 1].bytes)) {
+    if (cut > first && cut - first <= seen &&
+        btree_node_fits(cut - first, sizes_[cut - first - 1].bytes)) {
       return std::min(cut - first, most);
     }
     // What one key takes, most of which is the header and the prefix, is in both halves.
     const std::size_t halves = sizes_.back().bytes + sizes_.front().bytes;
-    const bool two = seen == left && (left < keys_per_large_node || halves <= 2 * fill_target_bytes(node_bytes_of(0)));
+    const bool two = seen == left && (left < keys_per_large_node ||
+                                      halves <= 2 * fill_target_bytes(node_bytes_of(0)));
     if (two && cut <= first) {
-      const auto middle = std::partition_point(sizes_.begin(), sizes_.end(),
-                                               [&](const NodeSize& size) { return size.bytes < halves / 2; });
+      const auto middle =
+          std::partition_point(sizes_.begin(), sizes_.end(),
+                               [&](const NodeSize& size) { return size.bytes < halves / 2; });
       const auto count = static_cast<std::size_t>(middle - sizes_.begin());
-      return count_with_short_separator(level, keys, first, count, std::min(count + count / 8, most));
+      return count_with_short_separator(level, keys, first, count,
+                                        std::min(count + count / 8, most));
     }
     const std::size_t count = std::min(filled_node_key_count(), most);
     return count_with_short_separator(level, keys, first, count, count);
   }
 
-  // About `wanted`, `high` at most, but so that the separator behind it is short: that makes inner nodes small, and
-  // prefixes long.
-  std::size_t count_with_short_separator(unsigned level, Keys keys, std::size_t first, std::size_t wanted,
-                                         std::size_t high) const {
+  // About `wanted`, `high` at most, but so that the separator behind it is short: that makes inner
+  // nodes small, and prefixes long.
+  std::size_t count_with_short_separator(unsigned level, Keys keys, std::size_t first,
+                                         std::size_t wanted, std::size_t high) const {
     high = std::max<std::size_t>(high, 1);
     while (!btree_node_fits(high, sizes_[high - 1].bytes)) --high;  // one key always fits
     wanted = std::clamp<std::size_t>(wanted, 1, high);
     const auto separator_bytes = [&](std::size_t count) {
-      return level == 0 ? std::size_t{shared_prefix_bytes_[first + count]} : keys[first + count].size();
+      return level == 0 ? std::size_t{shared_prefix_bytes_[first + count]}
+                        : keys[first + count].size();
     };
     // From the wanted one outwards, so that of equals the nearest is taken.
     std::size_t best = wanted;
     for (std::size_t step = 1; step <= wanted / 8; ++step) {
-      if (wanted + step <= high && separator_bytes(wanted + step) < separator_bytes(best)) best = wanted + step;
+      if (wanted + step <= high && separator_bytes(wanted + step) < separator_bytes(best))
+        best = wanted + step;
       if (separator_bytes(wanted - step) < separator_bytes(best)) best = wanted - step;
     }
     return best;
@@ -543,27 +578,33 @@ class BTreeWriter::TreeEdit {
   std::size_t filled_node_key_count() const {
     for (std::size_t size_class = 0;; ++size_class) {
       const bool last = size_class + 1 == node_size_class_count;
-      const std::size_t room = last ? node_bytes_of(size_class) : fill_target_bytes(node_bytes_of(size_class));
+      const std::size_t room =
+          last ? node_bytes_of(size_class) : fill_target_bytes(node_bytes_of(size_class));
       auto count = static_cast<std::size_t>(
-          std::partition_point(sizes_.begin(), sizes_.end(), [&](const NodeSize& size) { return size.bytes <= room; }) -
+          std::partition_point(sizes_.begin(), sizes_.end(),
+                               [&](const NodeSize& size) { return size.bytes <= room; }) -
           sizes_.begin());
       if (size_class > 0) count = std::min(count, keys_per_large_node - 1);
       if (last || count >= keys_per_large_node / 2) return count;
     }
   }
 
-  // The sizes of nodes of the first, the first two, three ... keys from `first` on, somewhat further than fits.
+  // The sizes of nodes of the first, the first two, three ... keys from `first` on, somewhat
+  // further than fits.
   void measure_sizes(unsigned level, Keys keys, std::size_t first) {
     sizes_.clear();
     std::size_t key_bytes = 0;
     std::size_t prefix_bytes = SIZE_MAX;
     for (std::size_t i = first; i < keys.size(); ++i) {
       const std::size_t count = i - first + 1;
-      prefix_bytes = std::min<std::size_t>(prefix_bytes, count == 1 ? keys[i].size() : shared_prefix_bytes_[i]);
+      prefix_bytes = std::min<std::size_t>(prefix_bytes,
+                                           count == 1 ? keys[i].size() : shared_prefix_bytes_[i]);
       key_bytes += keys[i].size();
-      const std::size_t bytes = btree_node_bytes(level, count, prefix_bytes, key_bytes - count * prefix_bytes);
+      const std::size_t bytes =
+          btree_node_bytes(level, count, prefix_bytes, key_bytes - count * prefix_bytes);
       sizes_.push_back({bytes, prefix_bytes});
-      if (bytes > 2 * (count < keys_per_large_node ? btree_node_bytes_max : node_bytes_of(0))) return;
+      if (bytes > 2 * (count < keys_per_large_node ? btree_node_bytes_max : node_bytes_of(0)))
+        return;
     }
   }
 
@@ -574,9 +615,10 @@ class BTreeWriter::TreeEdit {
 
   NodeStore& nodes_;
   Operation operation_ = Operation::insert;
-  std::vector<NodeOffset> retired_;                       // told to the store when everything went well
-  std::array<LevelBuffers, btree_level_max + 1> levels_;  // [level - 1]; the last one is for what becomes of the root
-  KeyArena separators_;                                   // of pieces
+  std::vector<NodeOffset> retired_;  // told to the store when everything went well
+  std::array<LevelBuffers, btree_level_max + 1>
+      levels_;           // [level - 1]; the last one is for what becomes of the root
+  KeyArena separators_;  // of pieces
   // What a node is being made of. Not in use while one of its children is being changed.
   KeyArena gathered_keys_;
   std::vector<std::string_view> old_keys_;
@@ -608,8 +650,8 @@ NodeOffset BTreeWriter::erase_sorted(NodeOffset root, std::span<const std::strin
 
 namespace {
 
-// Copies a few bytes, mostly less than 16. There has to be room for 16 more behind `to`; `readable`: how many bytes
-// there are from `from` on.
+// Copies a few bytes, mostly less than 16. There has to be room for 16 more behind `to`;
+// `readable`: how many bytes there are from `from` on.
 constexpr std::size_t copy_slack_bytes = 16;
 
 inline void copy_with_slack(char* to, const char* from, std::size_t bytes, std::size_t readable) {
@@ -668,8 +710,8 @@ void BTreeCursor::next_leaf(std::string_view last) {
   if (level > height_) return;
   PathNode& fork = path_[level - 1];
   ++fork.child;
-  const NodeOffset child =
-      child_unit_bytes * load_little_endian<ChildNumber>(fork.children + fork.child * sizeof(ChildNumber));
+  const NodeOffset child = child_unit_bytes * load_little_endian<ChildNumber>(
+                                                  fork.children + fork.child * sizeof(ChildNumber));
   BTreeNode node = BTreeNode::child_at_level(nodes_, child, level - 1);
   while (!node.is_leaf()) {
     path_[node.level() - 1] = {node.data() + node.children_offset(), 0, node.count()};
@@ -692,7 +734,8 @@ void BTreeCursor::enter_leaf(const BTreeNode& leaf, unsigned index) {
   index_ = index;
   prefix_bytes_ = static_cast<std::uint32_t>(leaf.prefix().size());
   std::memcpy(key_.data(), leaf.prefix().data(), prefix_bytes_);
-  suffix_end_ = index == 0 ? 0 : load_little_endian<SuffixEnd>(ends_ + (index - 1) * sizeof(SuffixEnd));
+  suffix_end_ =
+      index == 0 ? 0 : load_little_endian<SuffixEnd>(ends_ + (index - 1) * sizeof(SuffixEnd));
   load_suffix();
   load_key();
 }
@@ -701,8 +744,8 @@ inline void BTreeCursor::load_suffix() {
   const std::size_t begin = suffix_end_;
   suffix_end_ = load_little_endian<SuffixEnd>(ends_ + index_ * sizeof(SuffixEnd));
   const std::size_t key_bytes = prefix_bytes_ + suffix_end_ - begin;
-  if (begin > suffix_end_ || suffix_end_ > suffix_bytes_max_ || key_bytes == 0 || key_bytes > key_bytes_max)
-      [[unlikely]] {
+  if (begin > suffix_end_ || suffix_end_ > suffix_bytes_max_ || key_bytes == 0 ||
+      key_bytes > key_bytes_max) [[unlikely]] {
     throw_corrupt_node(leaf_, "a key of a wrong size");
   }
   suffix_ = {suffixes_ + begin, suffix_end_ - begin};
@@ -726,9 +769,11 @@ std::size_t BTreeCursor::next_batch(std::vector<std::string_view>& keys, std::si
   if (at_end_ || count_max == 0) return 0;
   const std::size_t count = std::min<std::size_t>(count_max, count_ - index_);
   const std::size_t begin = suffix_end_ - suffix_.size();
-  const std::size_t end = load_little_endian<SuffixEnd>(ends_ + (index_ + count - 1) * sizeof(SuffixEnd));
+  const std::size_t end =
+      load_little_endian<SuffixEnd>(ends_ + (index_ + count - 1) * sizeof(SuffixEnd));
   at_end_ = true;
-  if (end < suffix_end_ || end > suffix_bytes_max_) throw_corrupt_node(leaf_, "a suffix beyond its end");
+  if (end < suffix_end_ || end > suffix_bytes_max_)
+    throw_corrupt_node(leaf_, "a suffix beyond its end");
   const std::size_t bytes = count * prefix_bytes_ + end - begin + copy_slack_bytes;
   if (batch_.size() < bytes) batch_.resize(bytes);
   keys.resize(count);
@@ -762,9 +807,11 @@ class BTreeWalk {
 
   BTreeShape shape;
 
-  // All keys below have to be at or above `low` and less than `high`; nullptr: there is no such bound.
+  // All keys below have to be at or above `low` and less than `high`; nullptr: there is no such
+  // bound.
   void walk(const BTreeNode& node, const std::string* low, const std::string* high) {
-    if (node.bytes() > node_bytes_of(node.size_class())) node.throw_corrupt("suffixes beyond its end");
+    if (node.bytes() > node_bytes_of(node.size_class()))
+      node.throw_corrupt("suffixes beyond its end");
     visit_(node.offset(), node.size_class());
     const std::string_view prefix = node.prefix();
     for (unsigned i = 0; i < node.count(); ++i) {
@@ -775,7 +822,8 @@ class BTreeWalk {
     }
     if (node.count() > 0) {
       if (low != nullptr && key(node, 0) < *low) node.throw_corrupt("keys below their separator");
-      if (high != nullptr && key(node, node.count() - 1) >= *high) node.throw_corrupt("keys above their separator");
+      if (high != nullptr && key(node, node.count() - 1) >= *high)
+        node.throw_corrupt("keys above their separator");
     }
     if (node.is_leaf()) {
       shape.key_count += node.count();
@@ -786,8 +834,8 @@ class BTreeWalk {
     for (unsigned i = 0; i <= node.count(); ++i) {
       begin.swap(end);
       if (i < node.count()) end = key(node, i);
-      walk(BTreeNode::child_at_level(nodes_, node.child(i), node.level() - 1), i == 0 ? low : &begin,
-           i == node.count() ? high : &end);
+      walk(BTreeNode::child_at_level(nodes_, node.child(i), node.level() - 1),
+           i == 0 ? low : &begin, i == node.count() ? high : &end);
     }
   }
 

@@ -7,8 +7,9 @@
 //
 // Everything is addressed by its offset from the start of the file. Integers are little-endian.
 //
-// Who writes what. Only the holder of the writer lock writes the file; readers have it mapped read-only. What readers
-// look at while the writer works is published by single stores, marked below: "release, acquired by".
+// Who writes what. Only the holder of the writer lock writes the file; readers have it mapped
+// read-only. What readers look at while the writer works is published by single stores, marked
+// below: "release, acquired by".
 #pragma once
 
 #include <atomic>
@@ -48,40 +49,45 @@ enum class SegmentKind : std::uint8_t {
 struct SegmentDescriptor {
   SegmentKind kind;
   std::uint8_t size_class;  // nodes: of its nodes
-  std::uint8_t list;  // entries, sealed: 1 + which list of sparse segments it is on; nodes, filters: 1 if on the list
-                      // of those with room
+  std::uint8_t list;        // entries, sealed: 1 + which list of sparse segments it is on; nodes,
+                      // filters: 1 if on the list of those with room
   std::uint8_t reserved;
-  std::uint32_t live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in use; part: words in
-                       // use; filters: filters in use
-  std::uint32_t used;  // entries: bytes allocated from the front; nodes: nodes ever handed out; part: fillers; large,
-                       // directory: segments; filters: a bit for each in use
+  std::uint32_t live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in
+                       // use; part: words in use; filters: filters in use
+  std::uint32_t used;  // entries: bytes allocated from the front; nodes: nodes ever handed out;
+                       // part: fillers; large, directory: segments; filters: a bit for each in use
   std::uint32_t next;
   std::uint32_t previous;
-  std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked by NodeHeader::next;
-                             // retired: number of the filter that goes with it, if it was a part
-  std::uint64_t stamp;       // retired: the update id from which on nobody sees it
+  std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked
+                             // by NodeHeader::next; retired: number of the filter that goes with
+                             // it, if it was a part
+  std::uint64_t stamp;  // retired: the update id from which on nobody sees it
 };
 static_assert(sizeof(SegmentDescriptor) == 32);
 
-inline constexpr std::uint64_t segments_per_table = (segment_bytes - header_page_bytes) / sizeof(SegmentDescriptor);
+inline constexpr std::uint64_t segments_per_table =
+    (segment_bytes - header_page_bytes) / sizeof(SegmentDescriptor);
 static_assert(segments_per_table == 8064);
 
 inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
   const std::uint64_t table = segment / segments_per_table * segments_per_table;
-  return table * segment_bytes + header_page_bytes + segment % segments_per_table * sizeof(SegmentDescriptor);
+  return table * segment_bytes + header_page_bytes +
+         segment % segments_per_table * sizeof(SegmentDescriptor);
 }
 
 // --- Entries ---
 
-// One version of one key's value, written before the index points to it, then never changed. Most are narrow:
+// One version of one key's value, written before the index points to it, then never changed. Most
+// are narrow:
 //
 //   narrow   EntryWord, key, value, up to a multiple of 8 bytes; offset of the version before, if there is one
 //   wide     EntryWord, WideWord, key, value, up to a multiple of 8 bytes
 //
-// A reader waits for memory: the fewer bytes, the fewer cache lines. What is seldom looked at is behind the value,
-// where it is in no one's way.
+// A reader waits for memory: the fewer bytes, the fewer cache lines. What is seldom looked at is
+// behind the value, where it is in no one's way.
 
-// What an entry begins with. Most of what a read has to know of it can be told from this word alone.
+// What an entry begins with. Most of what a read has to know of it can be told from this word
+// alone.
 class EntryWord {
  public:
   static constexpr std::uint64_t narrow_key_bytes_max = 254;
@@ -92,8 +98,8 @@ class EntryWord {
   constexpr explicit EntryWord(std::uint64_t word) : word_(word) {}
   static constexpr EntryWord narrow(UpdateId id, std::uint64_t key_bytes, std::uint64_t value_bytes,
                                     bool has_previous) {
-    return EntryWord(id << id_shift | std::uint64_t{has_previous} << flag_shift | value_bytes << value_bytes_shift |
-                     key_bytes);
+    return EntryWord(id << id_shift | std::uint64_t{has_previous} << flag_shift |
+                     value_bytes << value_bytes_shift | key_bytes);
   }
   static EntryWord wide(UpdateId id, bool erased, std::uint64_t key_bytes) {
     return narrow(id, wide_mark, key_bytes, erased);
@@ -104,21 +110,26 @@ class EntryWord {
   bool is_wide() const { return (word_ & 0xff) == wide_mark; }
 
   std::uint64_t narrow_key_bytes() const { return word_ & 0xff; }
-  std::uint64_t narrow_value_bytes() const { return word_ >> value_bytes_shift & narrow_value_bytes_max; }
+  std::uint64_t narrow_value_bytes() const {
+    return word_ >> value_bytes_shift & narrow_value_bytes_max;
+  }
   bool narrow_has_previous() const { return flag(); }
 
   std::uint64_t wide_key_bytes() const { return narrow_value_bytes(); }
   bool erased() const { return is_wide() && flag(); }
 
   // The greatest word of an entry of update `id`, or one before it.
-  static constexpr std::uint64_t max_at(UpdateId id) { return id << id_shift | ((std::uint64_t{1} << id_shift) - 1); }
+  static constexpr std::uint64_t max_at(UpdateId id) {
+    return id << id_shift | ((std::uint64_t{1} << id_shift) - 1);
+  }
   // Narrow, and so not erased, with a key of this size, up to narrow_key_bytes_max.
   bool is_narrow_with(std::uint64_t key_bytes) const {
     return static_cast<std::uint8_t>(word_) == static_cast<std::uint8_t>(key_bytes);
   }
 
  private:
-  // 39 bits id; narrow: 1 a version before, 16 value bytes, 8 key bytes; wide: 1 erased, 16 key bytes, 8 ones.
+  // 39 bits id; narrow: 1 a version before, 16 value bytes, 8 key bytes; wide: 1 erased, 16 key
+  // bytes, 8 ones.
   static constexpr unsigned id_shift = 25;
   static constexpr unsigned flag_shift = 24;
   static constexpr std::uint64_t wide_mark = 255;
@@ -134,7 +145,8 @@ static_assert(key_bytes_max <= EntryWord::narrow_value_bytes_max);
 class WideWord {
  public:
   explicit WideWord(std::uint64_t word) : word_(word) {}
-  WideWord(std::uint64_t previous, std::uint64_t value_bytes) : word_(previous >> 3 << 24 | value_bytes) {}
+  WideWord(std::uint64_t previous, std::uint64_t value_bytes)
+      : word_(previous >> 3 << 24 | value_bytes) {}
   std::uint64_t word() const { return word_; }
   std::uint64_t previous_offset() const { return word_ >> 24 << 3; }
   std::uint64_t value_bytes() const { return word_ & 0xffffff; }
@@ -149,26 +161,31 @@ inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
 // An erased one is wide, too.
 inline constexpr bool is_wide_entry(std::uint64_t key_bytes, std::uint64_t value_bytes) {
-  return key_bytes > EntryWord::narrow_key_bytes_max || value_bytes > EntryWord::narrow_value_bytes_max;
+  return key_bytes > EntryWord::narrow_key_bytes_max ||
+         value_bytes > EntryWord::narrow_value_bytes_max;
 }
 // All of it. `wide_or_previous`: it is wide or has a version before.
-inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes, bool wide_or_previous) {
+inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes,
+                                           bool wide_or_previous) {
   const std::uint64_t words = wide_or_previous ? 2 : 1;
   return words * sizeof(std::uint64_t) + ((key_bytes + value_bytes + 7) & ~std::uint64_t{7});
 }
 inline constexpr bool is_large_entry(std::uint64_t bytes) { return bytes > segment_bytes; }
-inline constexpr std::uint64_t segments_for(std::uint64_t bytes) { return (bytes + segment_bytes - 1) / segment_bytes; }
+inline constexpr std::uint64_t segments_for(std::uint64_t bytes) {
+  return (bytes + segment_bytes - 1) / segment_bytes;
+}
 
 // --- Point index ---
 
-// directory[hash >> (64 - depth)] names a part; a part is 4,096 buckets of eight words, a cache line each. A key's home
-// bucket is at byte hash & 0x3ffc0 of the part. A full bucket overflows into the next one, at most 7 further; a reader
-// goes on while a bucket has no empty word. A word never becomes empty again (a removed one becomes a filler), so that
-// stopping there is right.
+// directory[hash >> (64 - depth)] names a part; a part is 4,096 buckets of eight words, a cache
+// line each. A key's home bucket is at byte hash & 0x3ffc0 of the part. A full bucket overflows
+// into the next one, at most 7 further; a reader goes on while a bucket has no empty word. A word
+// never becomes empty again (a removed one becomes a filler), so that stopping there is right.
 //
-// The tag is the top of the hash, which holds the bits the directory is indexed by: a part is split by looking at its
-// words alone.
-using IndexWord = std::atomic<std::uint64_t>;  // release, acquired by readers: the entry is complete before
+// The tag is the top of the hash, which holds the bits the directory is indexed by: a part is split
+// by looking at its words alone.
+using IndexWord =
+    std::atomic<std::uint64_t>;  // release, acquired by readers: the entry is complete before
 
 inline constexpr std::uint64_t bucket_words = 8;
 inline constexpr std::uint64_t index_page_buckets = 4096;
@@ -187,22 +204,30 @@ inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
 // Where its home bucket begins within a part.
 inline constexpr unsigned home_shift = 6;
 static_assert(bucket_bytes == std::uint64_t{1} << home_shift);
-inline constexpr std::uint64_t home_offset(std::uint64_t hash) { return hash & (index_page_buckets - 1) << home_shift; }
-inline constexpr std::uint64_t home_bucket(std::uint64_t hash) { return home_offset(hash) / bucket_bytes; }
-inline constexpr std::uint64_t make_index_word(std::uint64_t tag, std::uint64_t displacement, std::uint64_t offset) {
+inline constexpr std::uint64_t home_offset(std::uint64_t hash) {
+  return hash & (index_page_buckets - 1) << home_shift;
+}
+inline constexpr std::uint64_t home_bucket(std::uint64_t hash) {
+  return home_offset(hash) / bucket_bytes;
+}
+inline constexpr std::uint64_t make_index_word(std::uint64_t tag, std::uint64_t displacement,
+                                               std::uint64_t offset) {
   return tag << 40 | displacement << word_offset_bits | offset >> 3;
 }
 inline constexpr std::uint64_t word_offset(std::uint64_t word) {
   return word << (64 - word_offset_bits) >> (64 - word_offset_bits - 3);
 }
 inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> 40; }
-inline constexpr std::uint64_t word_displacement(std::uint64_t word) { return word >> word_offset_bits & 7; }
+inline constexpr std::uint64_t word_displacement(std::uint64_t word) {
+  return word >> word_offset_bits & 7;
+}
 inline constexpr bool holds_entry(std::uint64_t word) { return word > tombstone_word; }
 
-// A filter says of most keys that are not in the index that they are not: for each home bucket 32 bits, a Bloom filter
-// (Burton H. Bloom, 1970) of the keys whose home it is, three bits of each. A key's bits are set before its word is
-// stored, and stay when it is removed. Each part has one, which is made and goes with it.
-// Stored by the writer (release) before the applied id that makes the key visible; acquired by readers.
+// A filter says of most keys that are not in the index that they are not: for each home bucket 32
+// bits, a Bloom filter (Burton H. Bloom, 1970) of the keys whose home it is, three bits of each. A
+// key's bits are set before its word is stored, and stay when it is removed. Each part has one,
+// which is made and goes with it. Stored by the writer (release) before the applied id that makes
+// the key visible; acquired by readers.
 using FilterWord = std::atomic<std::uint32_t>;
 inline constexpr std::uint64_t filter_bytes = index_page_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
@@ -217,25 +242,35 @@ inline constexpr std::uint32_t filter_bits(std::uint64_t tag) {
   return top >> (tag & 31) | top >> (tag >> 5 & 31) | top >> (tag >> 10 & 31);
 }
 
-// A word of the directory: 27 bits offset of the filter / 16 KiB, 5 bits local depth, 32 bits offset of the part / 256
-// KiB. Header::directory: offset of the directory << 8 | depth.
-inline constexpr std::uint64_t make_directory_word(std::uint64_t part, unsigned depth, std::uint64_t filter) {
+// A word of the directory: 27 bits offset of the filter / 16 KiB, 5 bits local depth, 32 bits
+// offset of the part / 256 KiB. Header::directory: offset of the directory << 8 | depth.
+inline constexpr std::uint64_t make_directory_word(std::uint64_t part, unsigned depth,
+                                                   std::uint64_t filter) {
   return filter / filter_bytes << 37 | std::uint64_t{depth} << 32 | part / segment_bytes;
 }
 inline constexpr std::uint64_t index_page_offset(std::uint64_t slot) {
   return std::uint64_t{static_cast<std::uint32_t>(slot)} * segment_bytes;
 }
-inline constexpr unsigned local_depth(std::uint64_t slot) { return static_cast<unsigned>(slot >> 32 & 31); }
-inline constexpr std::uint64_t index_page_filter_offset(std::uint64_t slot) { return (slot >> 37) * filter_bytes; }
+inline constexpr unsigned local_depth(std::uint64_t slot) {
+  return static_cast<unsigned>(slot >> 32 & 31);
+}
+inline constexpr std::uint64_t index_page_filter_offset(std::uint64_t slot) {
+  return (slot >> 37) * filter_bytes;
+}
 static_assert(state_bytes_limit / filter_bytes <= std::uint64_t{1} << 27 && global_depth_max < 32);
 inline constexpr std::uint64_t index_directory_offset(std::uint64_t word) { return word >> 8; }
-inline constexpr unsigned global_depth(std::uint64_t word) { return static_cast<unsigned>(word & 0xff); }
+inline constexpr unsigned global_depth(std::uint64_t word) {
+  return static_cast<unsigned>(word & 0xff);
+}
 inline constexpr std::uint64_t index_directory_slot(std::uint64_t hash, unsigned depth) {
   return hash >> 1 >> (63 - depth);  // in two steps: depth may be 0
 }
-// Directories of depth 0..14 have a place each in one segment, so that doubling never writes over what readers use.
+// Directories of depth 0..14 have a place each in one segment, so that doubling never writes over
+// what readers use.
 inline constexpr unsigned small_index_directory_depth_max = 14;
-inline constexpr std::uint64_t small_index_directory_offset(unsigned depth) { return std::uint64_t{8} << depth; }
+inline constexpr std::uint64_t small_index_directory_offset(unsigned depth) {
+  return std::uint64_t{8} << depth;
+}
 
 // --- Header page ---
 
@@ -254,7 +289,8 @@ struct HeaderFixed {
   Uuid boot_id;         // of the boot in which it was made or adopted
   std::uint64_t inode;  // of the file then: a copy has another one
   std::uint64_t device;
-  std::int64_t birth_time_ns;  // when the file system says the file was made, if it does: inode numbers are used again
+  std::int64_t birth_time_ns;  // when the file system says the file was made, if it does: inode
+                               // numbers are used again
   std::uint32_t log_name_bytes;
   char log_name[396];
   std::uint64_t checksum;  // hash64 of all before
@@ -265,8 +301,8 @@ inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
 inline constexpr std::uint16_t state_format_major = 3;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
-// What one update id comes with. Block (id & 7) is written before applied_id is stored, and not again until seven
-// more updates are published.
+// What one update id comes with. Block (id & 7) is written before applied_id is stored, and not
+// again until seven more updates are published.
 struct PublishedBlock {
   UpdateId id;
   std::uint64_t chain;
@@ -295,11 +331,12 @@ struct AllocatorState {
   std::uint32_t retired_head;  // in the order of their stamps
   std::uint32_t retired_tail;
   std::uint32_t retired_count;
-  std::uint32_t active_segment;                             // the segment new entries go to; 0: none
-  std::uint32_t cleaning_segment;                           // the segment copied entries go to
-  std::uint32_t partial_node_segments[node_class_count];    // segments with free nodes
-  std::uint32_t partial_filter_segments;                    // segments with free filters
-  std::uint32_t utilization_lists[utilization_list_count];  // sealed entry segments, by how much of them is live
+  std::uint32_t active_segment;                           // the segment new entries go to; 0: none
+  std::uint32_t cleaning_segment;                         // the segment copied entries go to
+  std::uint32_t partial_node_segments[node_class_count];  // segments with free nodes
+  std::uint32_t partial_filter_segments;                  // segments with free filters
+  std::uint32_t utilization_lists[utilization_list_count];  // sealed entry segments, by how much of
+                                                            // them is live
   std::uint64_t retired_nodes_head;                         // in the order of their stamps
   std::uint64_t retired_nodes_tail;
   std::uint64_t entry_segment_count;  // of kind entries
@@ -309,12 +346,19 @@ struct AllocatorState {
 // reclaim_generation: the top bit says that another file took this one's place.
 inline constexpr std::uint64_t superseded_bit = std::uint64_t{1} << 63;
 
-// The applied id, kept as EntryWord::greatest(): a reader compares an entry's word with it as it is.
+// The applied id, kept as EntryWord::greatest(): a reader compares an entry's word with it as it
+// is.
 class AppliedId {
  public:
-  UpdateId load(std::memory_order order) const { return EntryWord(max_entry_word_.load(order)).id(); }
-  std::uint64_t max_entry_word(std::memory_order order) const { return max_entry_word_.load(order); }
-  void store(UpdateId id, std::memory_order order) { max_entry_word_.store(EntryWord::max_at(id), order); }
+  UpdateId load(std::memory_order order) const {
+    return EntryWord(max_entry_word_.load(order)).id();
+  }
+  std::uint64_t max_entry_word(std::memory_order order) const {
+    return max_entry_word_.load(order);
+  }
+  void store(UpdateId id, std::memory_order order) {
+    max_entry_word_.store(EntryWord::max_at(id), order);
+  }
 
  private:
   std::atomic<std::uint64_t> max_entry_word_;
@@ -325,16 +369,19 @@ struct Header {
   HeaderFixed fixed;
 
   // The line every point read loads.
-  alignas(
-      64) std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired space is written
-                                                          // over; readers acquire it before and fence-and-load it after
-  AppliedId applied_id;  // release, last store of an update; acquired by readers before all else of it
+  alignas(64)
+      std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired
+                                                      // space is written over; readers acquire it
+                                                      // before and fence-and-load it after
+  AppliedId
+      applied_id;  // release, last store of an update; acquired by readers before all else of it
   std::atomic<std::uint64_t> index_directory;  // release, acquired by readers
 
-  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the slots are looked
-                                                           // at; readers pin, fence, and look here
-  std::atomic<std::uint64_t> file_bytes;                   // allocated and usable; release
-  std::atomic<std::uint64_t> writer_active;                // not 0: a writer is at work, or died at it
+  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the
+                                                           // slots are looked at; readers pin,
+                                                           // fence, and look here
+  std::atomic<std::uint64_t> file_bytes;     // allocated and usable; release
+  std::atomic<std::uint64_t> writer_active;  // not 0: a writer is at work, or died at it
 
   alignas(64) PublishedBlock published[published_block_count];
   alignas(64) AllocatorState allocator_state;

@@ -18,7 +18,8 @@ namespace {
 
 constexpr std::size_t page_bytes = 4096;
 constexpr std::uint64_t row_lock_offset = 4096;  // of the OFD byte of row 0
-constexpr std::size_t spare_slots_max = 4;       // kept for the next view while there are plenty; more are given back
+constexpr std::size_t spare_slots_max =
+    4;  // kept for the next view while there are plenty; more are given back
 
 static_assert(sizeof(LockFileHeader) <= page_bytes);
 static_assert(offsetof(LockFileHeader, waiters) == 192);  // docs/formats/state.md
@@ -28,20 +29,23 @@ std::size_t file_bytes_for(std::uint32_t slots) {
 }
 
 Error not_a_lock_file(const std::string& path) {
-  return Error(ErrorKind::corrupt,
-               "not a whycache lock file: path=" + path + " (if no process uses the state, delete it)");
+  return Error(ErrorKind::corrupt, "not a whycache lock file: path=" + path +
+                                       " (if no process uses the state, delete it)");
 }
 
 bool is_same_file(const struct stat& one, const struct stat& other) {
   return one.st_ino == other.st_ino && one.st_dev == other.st_dev;
 }
 
-// Makes the file whole under another name and links it into place, so that nobody ever sees half of one.
+// Makes the file whole under another name and links it into place, so that nobody ever sees half of
+// one.
 void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t slots) {
-  const std::string temporary = path + ".new-" + std::to_string(::getpid()) + "-" + std::to_string(boot_time_ns());
+  const std::string temporary =
+      path + ".new-" + std::to_string(::getpid()) + "-" + std::to_string(boot_time_ns());
   FileDescriptor file = open_file(temporary, O_RDWR | O_CREAT | O_EXCL, 0600);
   try {
-    if (::fchmod(file.number(), mode) != 0) throw system_error("cannot set mode of file", temporary, errno);
+    if (::fchmod(file.number(), mode) != 0)
+      throw system_error("cannot set mode of file", temporary, errno);
     if (const int error = allocate_in_file(file.number(), 0, file_bytes_for(slots))) {
       throw system_error("cannot allocate lock file", temporary, error);
     }
@@ -60,10 +64,11 @@ void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t
 
 }  // namespace
 
-LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count) : path_(std::move(path)) {
+LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count)
+    : path_(std::move(path)) {
   if (slot_count < 1 || slot_count > 65536) {
-    throw Error(ErrorKind::invalid,
-                "reader_slots out of range: reader_slots=" + std::to_string(slot_count) + " range=1..65536");
+    throw Error(ErrorKind::invalid, "reader_slots out of range: reader_slots=" +
+                                        std::to_string(slot_count) + " range=1..65536");
   }
   if (!open_file_if_exists(path_, O_RDWR)) create_lock_file(path_, mode, slot_count);
   register_fork_handler(this, [this] { file_ = open_file(path_, O_RDWR); });
@@ -77,30 +82,35 @@ LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_coun
 
 void LockFile::map(std::uint32_t mode) {
   struct stat status;
-  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat lock file", path_, errno);
+  if (::fstat(file_.number(), &status) != 0)
+    throw system_error("cannot stat lock file", path_, errno);
   mapped_bytes_ = static_cast<std::size_t>(status.st_size);
   if (!S_ISREG(status.st_mode) || mapped_bytes_ < page_bytes) throw not_a_lock_file(path_);
   // Who can cut it short can end all who have it mapped.
   if (status.st_uid != ::geteuid() && status.st_uid != 0 && (mode & 0077) == 0) {
     throw Error(ErrorKind::invalid,
-                "lock file belongs to another user: path=" + path_ + " owner=" + std::to_string(status.st_uid) +
+                "lock file belongs to another user: path=" + path_ +
+                    " owner=" + std::to_string(status.st_uid) +
                     " (choose another place, or give state_mode a group)",
                 EPERM);
   }
-  // Through an open file of its own: a mapping keeps the open file it came from alive, and with it its locks, in forked
-  // children too.
+  // Through an open file of its own: a mapping keeps the open file it came from alive, and with it
+  // its locks, in forked children too.
   const FileDescriptor mappable = open_file(path_, O_RDWR);
   struct stat mappable_status;
-  if (::fstat(mappable.number(), &mappable_status) != 0) throw system_error("cannot stat lock file", path_, errno);
+  if (::fstat(mappable.number(), &mappable_status) != 0)
+    throw system_error("cannot stat lock file", path_, errno);
   if (!is_same_file(mappable_status, status))
-    throw Error(ErrorKind::unavailable, "lock file was replaced while it was opened: path=" + path_);
-  void* mapped = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, mappable.number(), 0);
+    throw Error(ErrorKind::unavailable,
+                "lock file was replaced while it was opened: path=" + path_);
+  void* mapped =
+      ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, mappable.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map lock file", path_, errno);
   mapped_ = static_cast<std::byte*>(mapped);
   header_ = reinterpret_cast<LockFileHeader*>(mapped_);
   slot_count_ = header_->slot_count;
-  if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 || slot_count_ < 1 ||
-      slot_count_ > 65536 || mapped_bytes_ < file_bytes_for(slot_count_)) {
+  if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 ||
+      slot_count_ < 1 || slot_count_ > 65536 || mapped_bytes_ < file_bytes_for(slot_count_)) {
     throw not_a_lock_file(path_);
   }
   rows_ = reinterpret_cast<ProcessRow*>(mapped_ + page_bytes);
@@ -124,7 +134,7 @@ void LockFile::release() noexcept {
   {
     const std::lock_guard guard(mutex_);
     spare_slots_.clear();  // a child forked meanwhile
-    file_.close();         // before we are forgotten: a child would keep it open, and our locks with it
+    file_.close();  // before we are forgotten: a child would keep it open, and our locks with it
   }
   unregister_fork_handler(this);
   if (mapped_ != nullptr) ::munmap(mapped_, mapped_bytes_);
@@ -133,7 +143,8 @@ void LockFile::release() noexcept {
 void LockFile::check_in_place() const {
   struct stat ours;
   struct stat there;
-  if (::fstat(file_.number(), &ours) == 0 && ::stat(path_.c_str(), &there) == 0 && is_same_file(ours, there)) {
+  if (::fstat(file_.number(), &ours) == 0 && ::stat(path_.c_str(), &there) == 0 &&
+      is_same_file(ours, there)) {
     return;
   }
   throw Error(ErrorKind::corrupt, "lock file was removed or replaced while in use: path=" + path_ +
@@ -165,8 +176,9 @@ void LockFile::claim_row() {
       return;
     }
   }
-  throw Error(ErrorKind::limit, "too many processes hold views: reader_slots=" + std::to_string(slot_count_) +
-                                    " path=" + path_ + " (raise reader_slots, and remake the lock file)");
+  throw Error(ErrorKind::limit,
+              "too many processes hold views: reader_slots=" + std::to_string(slot_count_) +
+                  " path=" + path_ + " (raise reader_slots, and remake the lock file)");
 }
 
 ReaderSlot* LockFile::claim_slot() {
@@ -181,20 +193,22 @@ ReaderSlot* LockFile::claim_slot() {
     for (std::uint32_t i = 0; i < slot_count_; ++i) {
       std::uint64_t nobody = 0;
       if (slots_[i].owner.load(std::memory_order_relaxed) != 0 ||
-          !slots_[i].owner.compare_exchange_strong(nobody, owner_word_, std::memory_order_acq_rel)) {
+          !slots_[i].owner.compare_exchange_strong(nobody, owner_word_,
+                                                   std::memory_order_acq_rel)) {
         continue;
       }
       slots_[i].pinned_id.store(0, std::memory_order_relaxed);
       std::uint32_t end = header_->slots_end.load(std::memory_order_relaxed);
-      while (end < i + 1 && !header_->slots_end.compare_exchange_weak(end, i + 1, std::memory_order_seq_cst)) {
+      while (end < i + 1 &&
+             !header_->slots_end.compare_exchange_weak(end, i + 1, std::memory_order_seq_cst)) {
       }
       return &slots_[i];
     }
     // All taken: by the dead, perhaps.
     for (std::uint32_t number = 0; number < slot_count_; ++number) reclaim_dead_row(number);
   }
-  throw Error(ErrorKind::limit, "all reader slots are taken: reader_slots=" + std::to_string(slot_count_) +
-                                    " holders=" + describe_holders());
+  throw Error(ErrorKind::limit, "all reader slots are taken: reader_slots=" +
+                                    std::to_string(slot_count_) + " holders=" + describe_holders());
 }
 
 void LockFile::release_slot(ReaderSlot* slot) noexcept {
@@ -212,7 +226,8 @@ void LockFile::release_slot(ReaderSlot* slot) noexcept {
 }
 
 bool LockFile::is_row_alive(std::uint32_t number) {
-  return (own_row_ && *own_row_ == number) || is_byte_locked(file_.number(), row_lock_offset + number);
+  return (own_row_ && *own_row_ == number) ||
+         is_byte_locked(file_.number(), row_lock_offset + number);
 }
 
 bool LockFile::reclaim_dead_row(std::uint32_t number) {
@@ -229,7 +244,8 @@ bool LockFile::reclaim_dead_row(std::uint32_t number) {
 
 UpdateId LockFile::find_oldest_pinned_id(std::uint64_t state_id, UpdateId below) {
   UpdateId least = below;
-  const std::uint32_t end = std::min(header_->slots_end.load(std::memory_order_seq_cst), slot_count_);
+  const std::uint32_t end =
+      std::min(header_->slots_end.load(std::memory_order_seq_cst), slot_count_);
   for (std::uint32_t i = 0; i < end; ++i) {
     const std::uint64_t pinned = slots_[i].pinned_id.load(std::memory_order_acquire);
     if (pinned == 0 || pinned - 1 >= least) continue;
@@ -258,8 +274,9 @@ std::vector<ReaderSlotInfo> LockFile::slots_taken() {
     const std::uint64_t number = (owner >> 32) - 1;
     if (number < slot_count_) {
       info.process_id = row(static_cast<std::uint32_t>(number)).process_id;
-      info.process_name = std::string(rows_[number].process_name,
-                                      ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
+      info.process_name =
+          std::string(rows_[number].process_name,
+                      ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
       info.alive = is_row_alive(static_cast<std::uint32_t>(number));
     }
     taken.push_back(info);
@@ -271,12 +288,14 @@ std::vector<ReaderSlotInfo> LockFile::processes() {
   const std::lock_guard guard(mutex_);
   std::vector<ReaderSlotInfo> found;
   for (std::uint32_t number = 0; number < slot_count_; ++number) {
-    if (rows_[number].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(number)) continue;
+    if (rows_[number].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(number))
+      continue;
     ReaderSlotInfo info;
     info.slot = number;
     info.process_id = rows_[number].process_id;
-    info.process_name = std::string(rows_[number].process_name,
-                                    ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
+    info.process_name =
+        std::string(rows_[number].process_name,
+                    ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
     info.alive = true;
     found.push_back(info);
   }
@@ -290,8 +309,9 @@ std::string LockFile::describe_holders() {
     const std::uint64_t number = (owner >> 32) - 1;
     if (owner == 0 || number >= slot_count_) continue;
     const ProcessRow& holder = rows_[number];
-    ++counts[std::string(holder.process_name, ::strnlen(holder.process_name, sizeof holder.process_name)) + "[" +
-             std::to_string(holder.process_id) + "]"];
+    ++counts[std::string(holder.process_name,
+                         ::strnlen(holder.process_name, sizeof holder.process_name)) +
+             "[" + std::to_string(holder.process_id) + "]"];
   }
   std::string text;
   for (const auto& [name, count] : counts) {
@@ -306,7 +326,8 @@ void LockFile::after_fork_in_child() noexcept {
   own_row_.reset();
   owner_word_ = 0;
   spare_slots_.clear();
-  // The locks the parent's open file holds are the parent's: let go of that file without touching them.
+  // The locks the parent's open file holds are the parent's: let go of that file without touching
+  // them.
   int number;
   do {
     number = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
@@ -315,8 +336,8 @@ void LockFile::after_fork_in_child() noexcept {
   struct stat ours;
   struct stat parents;
   // Another file by now: its locks would have nothing to do with the slots that are mapped.
-  const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 && ::fstat(file_.number(), &parents) == 0 &&
-                    is_same_file(ours, parents);
+  const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 &&
+                    ::fstat(file_.number(), &parents) == 0 && is_same_file(ours, parents);
   if (!same) own.close();
   file_ = std::move(own);
 }

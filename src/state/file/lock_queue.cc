@@ -19,7 +19,8 @@ namespace {
 
 using std::chrono::microseconds;
 
-constexpr std::uint64_t append_gate_byte = 15;  // its byte; those from 0 on are the StateLocks themselves
+constexpr std::uint64_t append_gate_byte =
+    15;  // its byte; those from 0 on are the StateLocks themselves
 static_assert(append_gate_byte < lock_byte_count);
 constexpr microseconds pause_min{100};
 constexpr microseconds pause_max{1000};
@@ -45,7 +46,8 @@ class LockByte {
   template <typename Take>
   bool acquire_until(const Deadline& deadline, const Take& take) const {
     if (take()) return true;
-    for (microseconds pause = pause_min; !deadline.passed(); pause = std::min(pause * 2, pause_max)) {
+    for (microseconds pause = pause_min; !deadline.passed();
+         pause = std::min(pause * 2, pause_max)) {
       // Either who lets go sees this, or we see that he has let go.
       waiters_.store(may_have_waiters, std::memory_order_seq_cst);
       if (take()) return true;
@@ -130,8 +132,12 @@ bool wait_for_lock(const LockFile& file, StateLock which, const Deadline& deadli
   return lock.acquire_until(deadline, [&] { return lock.try_acquire(); });
 }
 
-void wake_next_waiter(const LockFile& file, StateLock which) noexcept { LockByte(file, byte_of(which)).wake_one(); }
+void wake_next_waiter(const LockFile& file, StateLock which) noexcept {
+  LockByte(file, byte_of(which)).wake_one();
+}
 
-void release_lock(const LockFile& file, StateLock which) noexcept { LockByte(file, byte_of(which)).release(); }
+void release_lock(const LockFile& file, StateLock which) noexcept {
+  LockByte(file, byte_of(which)).release();
+}
 
 }  // namespace whycache

@@ -11,9 +11,11 @@
 namespace whycache {
 namespace {
 
-// A file grows by a 128th, or 64 MiB if that is less: 840 times up to 8 GiB, 17,000 times up to a TiB.
+// A file grows by a 128th, or 64 MiB if that is less: 840 times up to 8 GiB, 17,000 times up to a
+// TiB.
 constexpr std::size_t directory_caches_max = 20'000;
-// And so many more for directories; only in a file that somebody damages can there be more than twenty.
+// And so many more for directories; only in a file that somebody damages can there be more than
+// twenty.
 constexpr std::size_t extra_directories_max = 1000;
 
 }  // namespace
@@ -25,18 +27,20 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
       fork_count_(fork_count()),
       last_directory_cache_(&empty_directory_cache_) {
   struct stat status;
-  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
+  if (::fstat(file_.number(), &status) != 0)
+    throw system_error("cannot stat state file", path_, errno);
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
   if (file_bytes < segment_bytes) {
-    throw Error(ErrorKind::corrupt,
-                "state file cut short: path=" + path_ + " bytes=" + std::to_string(file_bytes) + " (delete it)");
+    throw Error(ErrorKind::corrupt, "state file cut short: path=" + path_ +
+                                        " bytes=" + std::to_string(file_bytes) + " (delete it)");
   }
   inode_ = status.st_ino;
   device_ = status.st_dev;
   const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
   // Somebody else may have let it grow beyond what we would; then room is left for it to go on.
-  reserved_bytes_ =
-      file_bytes > bytes_max ? 2 * file_bytes : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
+  reserved_bytes_ = file_bytes > bytes_max
+                        ? 2 * file_bytes
+                        : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
   for (;;) {
     void* mapped = ::mmap(nullptr, reserved_bytes_, protection, MAP_SHARED, file_.number(), 0);
     if (mapped != MAP_FAILED) {
@@ -47,7 +51,8 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
     if (errno != ENOMEM || reserved_bytes_ == file_bytes) {
       const int error = errno;
       throw Error(ErrorKind::limit,
-                  "cannot map state file: path=" + path_ + " bytes=" + std::to_string(reserved_bytes_) +
+                  "cannot map state file: path=" + path_ +
+                      " bytes=" + std::to_string(reserved_bytes_) +
                       " (raise the limit on address space, see ulimit -v)",
                   error);
     }
@@ -64,23 +69,29 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
 }
 
 Mapping::~Mapping() {
-  for (const DirectoryCache* one = directory_caches_; one != nullptr;) delete std::exchange(one, one->next);
+  for (const DirectoryCache* one = directory_caches_; one != nullptr;)
+    delete std::exchange(one, one->next);
   // What a child did not inherit may be something else's address by now.
   if (base_ != nullptr && belongs_to_this_process()) ::munmap(base_, reserved_bytes_);
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {
-  std::uint64_t known = usable_bytes();  // before the kernel is asked: another thread may hear of more meanwhile
+  std::uint64_t known =
+      usable_bytes();  // before the kernel is asked: another thread may hear of more meanwhile
   struct stat status;
-  if (::fstat(file_.number(), &status) != 0) throw system_error("cannot stat state file", path_, errno);
+  if (::fstat(file_.number(), &status) != 0)
+    throw system_error("cannot stat state file", path_, errno);
   const std::uint64_t bytes =
-      std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes * segment_bytes;
+      std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes *
+      segment_bytes;
   if (bytes < known) {
     throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
-                                        " bytes=" + std::to_string(bytes) + " known=" + std::to_string(known) +
+                                        " bytes=" + std::to_string(bytes) +
+                                        " known=" + std::to_string(known) +
                                         " (delete it and open the cache again)");
   }
-  while (known < bytes && !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
+  while (known < bytes &&
+         !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
   }
   return usable_bytes();
 }
@@ -88,7 +99,8 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
 const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t directory) const {
   const std::uint64_t offset = index_directory_offset(directory);
   const std::uint64_t usable = usable_bytes();
-  if (global_depth(directory) > global_depth_max || offset < header_page_bytes || offset % sizeof(IndexWord) != 0)
+  if (global_depth(directory) > global_depth_max || offset < header_page_bytes ||
+      offset % sizeof(IndexWord) != 0)
     return nullptr;
   const std::uint64_t bytes = sizeof(IndexWord) << global_depth(directory);
   if (offset > usable || bytes > usable - offset) return nullptr;
@@ -106,12 +118,14 @@ const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t dire
   if (count >= directory_caches_max && of_smaller_file != nullptr) return of_smaller_file;
   if (count >= directory_caches_max + extra_directories_max) return nullptr;
   // No lock: a child may be forked at any moment.
-  auto* const made = new DirectoryCache(DirectoryCache::create(directory, base_, usable, key_hash_));
+  auto* const made =
+      new DirectoryCache(DirectoryCache::create(directory, base_, usable, key_hash_));
   made->next = first;
   while (!directory_caches_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel,
                                                   std::memory_order_acquire)) {
     // Others came at the same time, most likely for the same.
-    if (const DirectoryCache* const newest = made->next; newest != nullptr && newest->matches(directory, usable)) {
+    if (const DirectoryCache* const newest = made->next;
+        newest != nullptr && newest->matches(directory, usable)) {
       delete made;
       last_directory_cache_.store(newest, std::memory_order_release);
       return newest;
@@ -131,8 +145,10 @@ std::string header_fault(const HeaderFixed& header) {
   }
   if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes)
     return "its header gives sizes that cannot be";
-  const std::uint64_t checksum = hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
-  if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name) return "its header is damaged";
+  const std::uint64_t checksum =
+      hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
+  if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name)
+    return "its header is damaged";
   return {};
 }
 

@@ -1,9 +1,9 @@
-// The state file mapped into this process: read-only for readers, writable for the one writer (writable_mapping_cache.h
-// says for how long).
+// The state file mapped into this process: read-only for readers, writable for the one writer
+// (writable_mapping_cache.h says for how long).
 //
-// Address space for the largest size the state may have is reserved once, and the file grows inside it, so that
-// addresses never move. What lies beyond the end of the file is mapped but must not be touched: usable_bytes() is the
-// bound every offset is checked against.
+// Address space for the largest size the state may have is reserved once, and the file grows inside
+// it, so that addresses never move. What lies beyond the end of the file is mapped but must not be
+// touched: usable_bytes() is the bound every offset is checked against.
 #pragma once
 
 #include <atomic>
@@ -19,13 +19,14 @@
 
 namespace whycache {
 
-// What the quick ways of reading look at of an entry before they know how long it is: its first word, a key and a value
-// that are not long. What lies nearer to the end of the file is read the thorough way.
+// What the quick ways of reading look at of an entry before they know how long it is: its first
+// word, a key and a value that are not long. What lies nearer to the end of the file is read the
+// thorough way.
 inline constexpr std::uint64_t fast_read_bytes = 512;
 
-// What a look-up needs to know of a mapping, in one cache line: the directory of the point index, taken apart and found
-// to lie within the file, and how far the file may be read. Never changed: another one is made when the directory
-// doubles, or when the file has grown.
+// What a look-up needs to know of a mapping, in one cache line: the directory of the point index,
+// taken apart and found to lie within the file, and how far the file may be read. Never changed:
+// another one is made when the directory doubles, or when the file has grown.
 struct alignas(64) DirectoryCache {
   std::uint64_t directory;  // the word of Header::directory this is for
   const IndexWord* slots;
@@ -40,8 +41,8 @@ struct alignas(64) DirectoryCache {
     static constexpr IndexWord no_part{~std::uint64_t{0}};
     return {~std::uint64_t{0}, &no_part, 64, base, 0, 0, key_hash, nullptr};
   }
-  static DirectoryCache create(std::uint64_t directory, const std::byte* base, std::uint64_t usable_bytes,
-                               const KeyHash& key_hash) {
+  static DirectoryCache create(std::uint64_t directory, const std::byte* base,
+                               std::uint64_t usable_bytes, const KeyHash& key_hash) {
     return {directory,
             reinterpret_cast<const IndexWord*>(base + index_directory_offset(directory)),
             64 - global_depth(directory),
@@ -64,8 +65,8 @@ class Mapping {
  public:
   enum class Access { read, write };
 
-  // Maps `file`, whose header page has been looked at. `bytes_max` is reserved if the process may, else as much as it
-  // may.
+  // Maps `file`, whose header page has been looked at. `bytes_max` is reserved if the process may,
+  // else as much as it may.
   Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access);
   ~Mapping();
   Mapping(const Mapping&) = delete;
@@ -78,8 +79,11 @@ class Mapping {
   const std::string& path() const { return path_; }
   int descriptor() const { return file_.number(); }
   std::uint64_t reserved_bytes() const { return reserved_bytes_; }
-  // Whether the address space that was reserved holds all of the file, which others may have let grow.
-  bool holds_whole_file() const { return header().file_bytes.load(std::memory_order_acquire) <= reserved_bytes_; }
+  // Whether the address space that was reserved holds all of the file, which others may have let
+  // grow.
+  bool holds_whole_file() const {
+    return header().file_bytes.load(std::memory_order_acquire) <= reserved_bytes_;
+  }
   // One that is writable is not there in forked children.
   bool belongs_to_this_process() const { return inherited_ || fork_count_ == fork_count(); }
   // Copies of what never changes, in private memory.
@@ -93,22 +97,28 @@ class Mapping {
   // Asks the kernel how long the file is now. A file that became shorter is damaged: Error corrupt.
   std::uint64_t refresh_usable_bytes() const;
   // The writer grew the file.
-  void set_usable_bytes(std::uint64_t bytes) { usable_bytes_.store(bytes, std::memory_order_relaxed); }
+  void set_usable_bytes(std::uint64_t bytes) {
+    usable_bytes_.store(bytes, std::memory_order_relaxed);
+  }
 
-  // For a word of Header::directory, and all of the file that is known to be usable; nullptr if that directory does not
-  // lie within it.
+  // For a word of Header::directory, and all of the file that is known to be usable; nullptr if
+  // that directory does not lie within it.
   const DirectoryCache* directory_cache(std::uint64_t directory) const {
     const DirectoryCache* const known = last_directory_cache();
-    return known->matches(directory, usable_bytes()) ? known : find_or_create_directory_cache(directory);
+    return known->matches(directory, usable_bytes()) ? known
+                                                     : find_or_create_directory_cache(directory);
   }
   // The one that was asked for last; never nullptr.
-  const DirectoryCache* last_directory_cache() const { return last_directory_cache_.load(std::memory_order_acquire); }
+  const DirectoryCache* last_directory_cache() const {
+    return last_directory_cache_.load(std::memory_order_acquire);
+  }
 
   const KeyHash& key_hash() const { return key_hash_; }
   std::uint64_t hash_of(std::string_view key) const { return key_hash_(key); }
 
  private:
-  [[gnu::noinline]] const DirectoryCache* find_or_create_directory_cache(std::uint64_t directory) const;
+  [[gnu::noinline]] const DirectoryCache* find_or_create_directory_cache(
+      std::uint64_t directory) const;
 
   FileDescriptor file_;
   std::string path_;
@@ -119,7 +129,8 @@ class Mapping {
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;
   DirectoryCache empty_directory_cache_{};
-  // Stored by whichever reader finds or makes one (release), acquired by reads. What it pointed to stays, on the list.
+  // Stored by whichever reader finds or makes one (release), acquired by reads. What it pointed to
+  // stays, on the list.
   mutable std::atomic<const DirectoryCache*> last_directory_cache_;
   mutable std::atomic<const DirectoryCache*> directory_caches_{
       nullptr};  // the list, newest first; compare-and-swap, acq_rel
@@ -129,8 +140,8 @@ class Mapping {
   std::uint64_t device_ = 0;
 };
 
-// Whether the page can be the header of a state this library reads: empty if so, else what is wrong with it. Only the
-// fixed part is looked at.
+// Whether the page can be the header of a state this library reads: empty if so, else what is wrong
+// with it. Only the fixed part is looked at.
 std::string header_fault(const HeaderFixed& header);
 
 }  // namespace whycache

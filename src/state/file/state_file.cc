@@ -27,9 +27,10 @@ namespace {
 
 // Local file systems on which all processes that map a file see the same memory.
 bool shares_memory(std::int64_t type) {
-  constexpr std::int64_t known[] = {TMPFS_MAGIC,          EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC,
-                                    F2FS_SUPER_MAGIC,     RAMFS_MAGIC,      HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC,
-                                    0x2fc12fc1 /* ZFS */, 0xca451a4e /* bcachefs */};
+  constexpr std::int64_t known[] = {TMPFS_MAGIC,       EXT4_SUPER_MAGIC,      XFS_SUPER_MAGIC,
+                                    BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,      RAMFS_MAGIC,
+                                    HUGETLBFS_MAGIC,   OVERLAYFS_SUPER_MAGIC, 0x2fc12fc1 /* ZFS */,
+                                    0xca451a4e /* bcachefs */};
   return std::find(std::begin(known), std::end(known), type) != std::end(known);
 }
 
@@ -37,8 +38,9 @@ bool shares_memory(std::int64_t type) {
 bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
 
 Error not_a_state(const std::string& path, const std::string& fault) {
-  return Error(ErrorKind::corrupt, "not a usable whycache state: path=" + path + " reason=\"" + fault +
-                                       "\" (delete it, it can be built anew from the log; or choose another place)");
+  return Error(ErrorKind::corrupt,
+               "not a usable whycache state: path=" + path + " reason=\"" + fault +
+                   "\" (delete it, it can be built anew from the log; or choose another place)");
 }
 
 // Tells a file from its copies.
@@ -50,12 +52,14 @@ struct FileIdentity {
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
-// The boot this is. Not to know it would mean to take a file that others are using for one from another boot.
+// The boot this is. Not to know it would mean to take a file that others are using for one from
+// another boot.
 Uuid require_boot_id() {
   const Uuid id = boot_id();
   if (id == Uuid{})
-    throw Error(ErrorKind::invalid,
-                "cannot read the kernel's boot id: path=/proc/sys/kernel/random/boot_id (mount /proc)");
+    throw Error(
+        ErrorKind::invalid,
+        "cannot read the kernel's boot id: path=/proc/sys/kernel/random/boot_id (mount /proc)");
   return id;
 }
 
@@ -74,17 +78,20 @@ FileIdentity file_identity(int descriptor, const std::string& path) {
 void check_owner(const struct stat& status, const StateOptions& options) {
   if (status.st_uid == ::geteuid() || status.st_uid == 0 || is_shared_with_others(options)) return;
   throw Error(ErrorKind::invalid,
-              "state file belongs to another user: path=" + options.path + " owner=" + std::to_string(status.st_uid) +
+              "state file belongs to another user: path=" + options.path +
+                  " owner=" + std::to_string(status.st_uid) +
                   " (choose another place, or give state_mode a group)",
               EPERM);
 }
 
-// Verifies a file from elsewhere and makes it ours. Empty if it is now, else why it cannot be believed.
+// Verifies a file from elsewhere and makes it ours. Empty if it is now, else why it cannot be
+// believed.
 std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& found) {
   if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
   }
-  Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max, Mapping::Access::write);
+  Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
+                  Mapping::Access::write);
   // A copy may have holes. On a full disk, touching one would end the process.
   if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
     throw system_error("cannot allocate the state file's blocks", options.path, error);
@@ -112,37 +119,42 @@ void check_state_location(const StateOptions& options) {
   const std::string folder = parent_directory(options.path);
   check_directory_is_safe(folder, is_shared_with_others(options));
   struct statfs system;
-  if (::statfs(folder.c_str(), &system) != 0) throw system_error("cannot use folder", folder, errno);
+  if (::statfs(folder.c_str(), &system) != 0)
+    throw system_error("cannot use folder", folder, errno);
   if (!options.any_file_system &&
       !shares_memory(static_cast<std::int64_t>(static_cast<std::uint32_t>(system.f_type)))) {
     char type[32];
     std::snprintf(type, sizeof type, "0x%lx", static_cast<unsigned long>(system.f_type));
-    throw Error(ErrorKind::invalid, "file system not known to share memory between processes: path=" + folder +
-                                        " type=" + type + " (choose a local disk or /dev/shm, or set any_file_system)");
+    throw Error(ErrorKind::invalid,
+                "file system not known to share memory between processes: path=" + folder +
+                    " type=" + type + " (choose a local disk or /dev/shm, or set any_file_system)");
   }
 }
 
 StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bool may_adopt) {
-  // Opened for writing first: on an overlay that brings the file to the layer where later writers will change it. Who
-  // may only read goes on without.
+  // Opened for writing first: on an overlay that brings the file to the layer where later writers
+  // will change it. Who may only read goes on without.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
   // Not blocking, lest it be a pipe.
   FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
   if (!file) return {nullptr, "there is none: path=" + options.path, false};
   struct stat status;
-  if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat state file", options.path, errno);
+  if (::fstat(file.number(), &status) != 0)
+    throw system_error("cannot stat state file", options.path, errno);
   if (!S_ISREG(status.st_mode)) throw not_a_state(options.path, "it is not a regular file");
   check_owner(status, options);
   if (status.st_nlink > 1) {
     throw Error(ErrorKind::invalid,
-                "state file has a second name, under which other locks would guard it: path=" + options.path +
-                    " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
+                "state file has a second name, under which other locks would guard it: path=" +
+                    options.path + " links=" + std::to_string(status.st_nlink) +
+                    " (remove the other hard links)");
   }
   HeaderFixed fixed;
   const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
   if (got < 0) throw system_error("cannot read state file", options.path, errno);
   if (got == 0) throw not_a_state(options.path, "it is empty");
-  if (static_cast<std::size_t>(got) < sizeof fixed) throw not_a_state(options.path, "it is too short to be one");
+  if (static_cast<std::size_t>(got) < sizeof fixed)
+    throw not_a_state(options.path, "it is too short to be one");
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks we may have met one that is just being made ours.
     if (!may_adopt) return {nullptr, fault + ": path=" + options.path, false};
@@ -151,22 +163,25 @@ StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bo
   if (static_cast<std::uint64_t>(status.st_size) < segment_bytes)
     return {nullptr, "it is cut short: path=" + options.path, false};
 
-  auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max, Mapping::Access::read);
+  auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max,
+                                           Mapping::Access::read);
   // It may have grown since it was mapped.
   if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
       bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false};
   }
-  const bool ours =
-      fixed.boot_id == require_boot_id() && file_identity(mapping->descriptor(), options.path) ==
-                                                FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
+  const bool ours = fixed.boot_id == require_boot_id() &&
+                    file_identity(mapping->descriptor(), options.path) ==
+                        FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
   if (ours) return {std::move(mapping), {}, false};
-  if (!may_adopt) return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false};
+  if (!may_adopt)
+    return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path,
+            false};
   const std::string why_not = adopt(options, locks, *mapping);
   if (!why_not.empty()) return {nullptr, why_not + ": path=" + options.path, true};
   // The header is another now.
-  mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path, options.bytes_max,
-                                      Mapping::Access::read);
+  mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path,
+                                      options.bytes_max, Mapping::Access::read);
   return {std::move(mapping), {}, true};
 }
 
@@ -176,8 +191,8 @@ bool is_in_place(const Mapping& mapping) {
          status.st_dev == mapping.device();
 }
 
-void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor,
-                        const std::string& path) {
+void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name,
+                        int descriptor, const std::string& path) {
   const FileIdentity identity = file_identity(descriptor, path);
   HeaderFixed fixed{};
   const bool is_new = header.fixed.format_major == 0;
@@ -194,7 +209,8 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   fixed.inode = identity.inode;
   fixed.device = identity.device;
   fixed.birth_time_ns = identity.birth_time_ns;
-  fixed.log_name_bytes = static_cast<std::uint32_t>(std::min(log_name.size(), sizeof fixed.log_name));
+  fixed.log_name_bytes =
+      static_cast<std::uint32_t>(std::min(log_name.size(), sizeof fixed.log_name));
   std::memcpy(fixed.log_name, log_name.data(), fixed.log_name_bytes);
   fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
   std::memcpy(&header.fixed, &fixed, sizeof fixed);
@@ -202,15 +218,19 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
 
 void check_may_be_replaced(const FileDescriptor& file, const std::string& path) {
   char magic[sizeof state_magic] = {};
-  if (::pread(file.number(), magic, sizeof magic, 0) < 0) throw system_error("cannot read state file", path, errno);
+  if (::pread(file.number(), magic, sizeof magic, 0) < 0)
+    throw system_error("cannot read state file", path, errno);
   if (std::memcmp(magic, state_magic, sizeof magic) != 0)
     throw not_a_state(path, "it does not begin with the mark of a whycache state");
 }
 
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded) {
   struct stat status;
-  if (::fstat(file.number(), &status) != 0 || status.st_size < static_cast<off_t>(header_page_bytes)) return;
-  void* const mapped = ::mmap(nullptr, header_page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
+  if (::fstat(file.number(), &status) != 0 ||
+      status.st_size < static_cast<off_t>(header_page_bytes))
+    return;
+  void* const mapped =
+      ::mmap(nullptr, header_page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map state file", path, errno);
   auto* const header = static_cast<Header*>(mapped);
   if (header_fault(header->fixed).empty()) {
@@ -223,7 +243,9 @@ void set_superseded_bit(const FileDescriptor& file, const std::string& path, boo
   ::munmap(mapped, header_page_bytes);
 }
 
-void supersede(const FileDescriptor& file, const std::string& path) { set_superseded_bit(file, path, true); }
+void supersede(const FileDescriptor& file, const std::string& path) {
+  set_superseded_bit(file, path, true);
+}
 
 void supersede(const Mapping& mapping) {
   // The mapping's own descriptor is for reading; this opens the same file even if its name is gone.
@@ -243,10 +265,12 @@ StateInfo state_info(const Mapping& mapping) {
   info.item_count = block.item_count;
   info.item_bytes = block.item_bytes;
   info.log_uuid = header.fixed.log_uuid;
-  info.log_name = std::string(header.fixed.log_name,
-                              std::min<std::size_t>(header.fixed.log_name_bytes, sizeof header.fixed.log_name));
+  info.log_name =
+      std::string(header.fixed.log_name,
+                  std::min<std::size_t>(header.fixed.log_name_bytes, sizeof header.fixed.log_name));
   info.state_id = mapping.state_id();
-  info.superseded = (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
+  info.superseded =
+      (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
   return info;
 }
 
@@ -256,7 +280,8 @@ StateInspection inspect_state_file(const Mapping& mapping) {
   insides.info = state_info(mapping);
   insides.file_bytes = mapping.usable_bytes();
   insides.segment_bytes = segment_bytes;
-  insides.reclaim_generation = header.reclaim_generation.load(std::memory_order_relaxed) & ~superseded_bit;
+  insides.reclaim_generation =
+      header.reclaim_generation.load(std::memory_order_relaxed) & ~superseded_bit;
   insides.reclaim_horizon = header.reclaim_horizon.load(std::memory_order_relaxed);
   insides.writer_active = header.writer_active.load(std::memory_order_relaxed) != 0;
   insides.created_in_this_boot = header.fixed.boot_id == boot_id();
@@ -266,8 +291,8 @@ StateInspection inspect_state_file(const Mapping& mapping) {
                                    "entries", "large", "large_rest", "retired", "filters"};
   constexpr std::size_t kind_count = std::size(kinds);
   SegmentKindUsage uses[kind_count];
-  const std::uint64_t count =
-      std::min<std::uint64_t>(header.allocator_state.segment_count, mapping.usable_bytes() / segment_bytes);
+  const std::uint64_t count = std::min<std::uint64_t>(header.allocator_state.segment_count,
+                                                      mapping.usable_bytes() / segment_bytes);
   for (std::uint64_t segment = 0; segment < count; ++segment) {
     SegmentDescriptor book;
     std::memcpy(&book, mapping.base() + descriptor_offset(segment), sizeof book);
@@ -279,7 +304,8 @@ StateInspection inspect_state_file(const Mapping& mapping) {
     switch (book.kind) {
       case SegmentKind::entries: use.live_bytes += book.live; break;
       case SegmentKind::nodes:
-        use.live_bytes += book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
+        use.live_bytes +=
+            book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
         break;
       case SegmentKind::index_page:
         use.live_bytes += book.live * sizeof(IndexWord);
@@ -303,7 +329,8 @@ StateInspection inspect_state_file(const Mapping& mapping) {
   if (block.key_index_root != 0) {
     std::size_t bytes;
     const std::byte* const root = MappedNodes(mapping).node(block.key_index_root, bytes);
-    insides.tree_height = reinterpret_cast<const BTreeNodeHeader*>(root + sizeof(NodeHeader))->level + 1U;
+    insides.tree_height =
+        reinterpret_cast<const BTreeNodeHeader*>(root + sizeof(NodeHeader))->level + 1U;
   }
   return insides;
 }

@@ -13,8 +13,8 @@
 
 namespace whycache {
 
-// Throws Error invalid unless a state may live at the path: the folder is safe, the file system shares memory between
-// processes.
+// Throws Error invalid unless a state may live at the path: the folder is safe, the file system
+// shares memory between processes.
 void check_state_location(const StateOptions& options);
 
 // What is at the path of a state.
@@ -24,25 +24,27 @@ struct StateFileResult {
   bool adopted = false;              // it came from another place or boot, and was verified
 };
 
-// Opens the file at options.path for reading. One that came from elsewhere (another inode, another boot) is used only
-// with `may_adopt`: it is verified as a whole and made ours. The caller then holds StateLock::install and
-// StateLock::writer. Throws Error invalid or corrupt for what must not be touched, see State::open.
+// Opens the file at options.path for reading. One that came from elsewhere (another inode, another
+// boot) is used only with `may_adopt`: it is verified as a whole and made ours. The caller then
+// holds StateLock::install and StateLock::writer. Throws Error invalid or corrupt for what must not
+// be touched, see State::open.
 StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bool may_adopt);
 
 // Whether the file at the path is the one that is mapped.
 bool is_in_place(const Mapping& mapping);
 
 // Writes the fixed header of a new file (or of one that is made ours).
-void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name, int descriptor,
-                        const std::string& path);
+void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name,
+                        int descriptor, const std::string& path);
 
-// Says in a state file that another takes its place, or that it is gone; readers notice. A file that is not a state is
-// left alone.
+// Says in a state file that another takes its place, or that it is gone; readers notice. A file
+// that is not a state is left alone.
 void supersede(const FileDescriptor& file, const std::string& path);
 void supersede(const Mapping& mapping);
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded);
 
-// Throws Error corrupt if what is at the path, if anything, is not a state: it must not be put out of the way.
+// Throws Error corrupt if what is at the path, if anything, is not a state: it must not be put out
+// of the way.
 void check_may_be_replaced(const FileDescriptor& file, const std::string& path);
 
 // What one mapped file says of itself.

@@ -1,5 +1,6 @@
-// The quick ways of reading are there twice: for every processor, and for those that have AVX2 and BMI2 (from Haswell
-// or Zen on), as most servers do. Which one fits is found out when a program runs.
+// The quick ways of reading are there twice: for every processor, and for those that have AVX2 and
+// BMI2 (from Haswell or Zen on), as most servers do. Which one fits is found out when a program
+// runs.
 #pragma once
 
 namespace whycache {

@@ -1,11 +1,13 @@
-// The quick way of lookup.h once more, for processors that have AVX2 and BMI2, and keys of 8 to 16 bytes.
+// The quick way of lookup.h once more, for processors that have AVX2 and BMI2, and keys of 8 to 16
+// bytes.
 //
-// While a read waits for memory, the processor begins with the next ones, until it has no register left for another
-// result. Of general registers there are fewest, so what can be done in vectors is done there, also where that takes
-// more instructions. docs/decisions/short-reads.md has the measurements.
+// While a read waits for memory, the processor begins with the next ones, until it has no register
+// left for another result. Of general registers there are fewest, so what can be done in vectors is
+// done there, also where that takes more instructions. docs/decisions/short-reads.md has the
+// measurements.
 //
-// Vectors are loaded from words that the writer may change meanwhile. These processors load each aligned word of a
-// vector whole.
+// Vectors are loaded from words that the writer may change meanwhile. These processors load each
+// aligned word of a vector whole.
 #pragma once
 
 #include "state/index/cpu.h"
@@ -30,7 +32,9 @@ namespace whycache::avx2 {
 #define WHYCACHE_INLINE_AVX2 [[gnu::always_inline, WHYCACHE_FOR_AVX2]] inline
 
 // One word of eight bytes, in the lower half.
-WHYCACHE_INLINE_AVX2 __m128i load_word(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+WHYCACHE_INLINE_AVX2 __m128i load_word(const void* from) {
+  return _mm_loadl_epi64(static_cast<const __m128i*>(from));
+}
 
 WHYCACHE_INLINE_AVX2 bool differ(__m128i a, __m128i b) {
   const __m128i difference = _mm_xor_si128(a, b);
@@ -40,11 +44,12 @@ WHYCACHE_INLINE_AVX2 bool differ(__m128i a, __m128i b) {
 // The first and last eight bytes of a key: TwoWords.
 WHYCACHE_INLINE_AVX2 __m128i two_words(const char* key, std::size_t bytes) {
   const __m128 first = _mm_castsi128_ps(load_word(key));
-  return _mm_castps_si128(_mm_loadh_pi(first, reinterpret_cast<const __m64*>(key + bytes - sizeof(std::uint64_t))));
+  return _mm_castps_si128(
+      _mm_loadh_pi(first, reinterpret_cast<const __m64*>(key + bytes - sizeof(std::uint64_t))));
 }
 
-// Both halves of the product, one XOR the other. Assembler, for a compiler takes a pair of registers that would have to
-// be saved first.
+// Both halves of the product, one XOR the other. Assembler, for a compiler takes a pair of
+// registers that would have to be saved first.
 WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint64_t b) {
   std::uint64_t low;
   std::uint64_t high;
@@ -52,13 +57,15 @@ WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint6
   return low ^ high;
 }
 
-// Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put there. So it does
-// not see that their upper halves are in use either: leave_wide_vectors() before other code runs.
+// Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put
+// there. So it does not see that their upper halves are in use either: leave_wide_vectors() before
+// other code runs.
 WHYCACHE_INLINE_AVX2 void zero_upper_vectors() { _mm256_zeroupper(); }
 
-// The words of a bucket that have this tag, zeros where others are: in each half of the result four words, one OR the
-// other. `marks` has a bit for each that has it, in any order.
-WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag, std::uint32_t& marks) {
+// The words of a bucket that have this tag, zeros where others are: in each half of the result four
+// words, one OR the other. `marks` has a bit for each that has it, in any order.
+WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag,
+                                            std::uint32_t& marks) {
   __m128i found;
   __m128i others;
   __m128i more;
@@ -77,9 +84,10 @@ WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag
       "vmovmskps %t[more], %[marks]\n\t"
       "vextracti128 $1, %t[found], %x[others]\n\t"
       "vpor %x[others], %x[found], %x[found]"
-      : [found] "=&x"(found), [others] "=&x"(others), [more] "=&x"(more), [scratch] "=&x"(scratch), [tag] "+x"(tag),
-        [marks] "=&r"(marks)
-      : [bucket] "r"(bucket), [shift] "i"(tag_shift), "m"(*reinterpret_cast<const char(*)[bucket_bytes]>(bucket)));
+      : [found] "=&x"(found), [others] "=&x"(others), [more] "=&x"(more), [scratch] "=&x"(scratch),
+        [tag] "+x"(tag), [marks] "=&r"(marks)
+      : [bucket] "r"(bucket), [shift] "i"(tag_shift),
+        "m"(*reinterpret_cast<const char(*)[bucket_bytes]>(bucket)));
   return found;
 }
 
@@ -103,8 +111,9 @@ struct HashedKey {
 
 // quick_look_up(). Leaves wide vectors in use.
 template <typename Greatest>
-WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const Header& file, std::string_view key,
-                                             const Greatest& greatest, FastValue& value) {
+WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const Header& file,
+                                             std::string_view key, const Greatest& greatest,
+                                             FastValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
   const std::uint64_t directory = file.index_directory.load(std::memory_order_acquire);
   if (directory != plan.directory) [[unlikely]]
@@ -126,14 +135,16 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const H
   // More than one: what would come out below is none of them.
   if (_blsr_u32(marks) != 0) [[unlikely]]
     return FastResult::undecided;
-  const __m128i word_left = _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
+  const __m128i word_left =
+      _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
   const __m128i offsets = _mm_srli_epi64(word_left, 64 - word_offset_bits - 3);
   const auto offset = static_cast<std::uint64_t>(_mm_cvtsi128_si64(offsets));
   if (offset > plan.entry_offset_max) [[unlikely]]
     return FastResult::undecided;
 
   const std::byte* const entry = base + offset;
-  const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
+  const EntryWord word(
+      __atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
   if (!word.is_narrow_with(key.size())) [[unlikely]]
     return FastResult::undecided;
   if (word.word() > greatest()) [[unlikely]]
@@ -148,23 +159,28 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const H
   return FastResult::found;
 }
 // is_filtered_out() for a key of 8 to 16 bytes.
-WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& plan, const Header& file, std::string_view key) {
+WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& plan, const Header& file,
+                                          std::string_view key) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
   if (file.index_directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
     return false;
   const HashedKey hashed(plan, two_words(key.data(), key.size()));
-  const std::uint64_t filter = index_page_filter_offset(plan.slots[hashed.slot].load(std::memory_order_acquire));
-  const __m128i home_mask = _mm_cvtsi32_si128(static_cast<int>((index_page_buckets - 1) * sizeof(FilterWord)));
-  const __m128i home =
-      _mm_and_si128(_mm_srli_epi64(hashed.vector, home_shift - std::countr_zero(sizeof(FilterWord))), home_mask);
+  const std::uint64_t filter =
+      index_page_filter_offset(plan.slots[hashed.slot].load(std::memory_order_acquire));
+  const __m128i home_mask =
+      _mm_cvtsi32_si128(static_cast<int>((index_page_buckets - 1) * sizeof(FilterWord)));
+  const __m128i home = _mm_and_si128(
+      _mm_srli_epi64(hashed.vector, home_shift - std::countr_zero(sizeof(FilterWord))), home_mask);
   const std::uint64_t offset = filter + static_cast<std::uint64_t>(_mm_cvtsi128_si64(home));
   if (offset > plan.entry_offset_max) [[unlikely]]
     return false;
   const __m128 word = _mm_broadcast_ss(reinterpret_cast<const float*>(base + offset));
-  // The tag is the upper half but its lowest byte. Three lanes take five bits of it each, the fourth what one has.
+  // The tag is the upper half but its lowest byte. Three lanes take five bits of it each, the
+  // fourth what one has.
   const __m128i upper = _mm_shuffle_epi32(hashed.vector, _MM_SHUFFLE(1, 1, 1, 1));
   constexpr int left = 64 - tag_shift - 5;
-  const __m128i counts = _mm_srli_epi32(_mm_sllv_epi32(upper, _mm_set_epi32(left, left - 10, left - 5, left)), 27);
+  const __m128i counts =
+      _mm_srli_epi32(_mm_sllv_epi32(upper, _mm_set_epi32(left, left - 10, left - 5, left)), 27);
   const __m128i looked_at = _mm_sllv_epi32(_mm_castps_si128(word), counts);
   return _mm_movemask_ps(_mm_castsi128_ps(looked_at)) != 0b1111;
 }

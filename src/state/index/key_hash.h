@@ -1,10 +1,11 @@
-// The hash of a key in the point index. Part of the file's format (docs/formats/state.md); every file has seeds of its
-// own.
+// The hash of a key in the point index. Part of the file's format (docs/formats/state.md); every
+// file has seeds of its own.
 //
-// Keys of up to 16 bytes: two overlapping words, each XORed with a seed, multiplied to 128 bits, the halves XORed: what
-// wyhash (Wang Yi) and the hash of Abseil do with the last bytes of a string. A look-up waits for memory, and how many
-// of them the processor has under way at once depends on how few instructions one has; this hash has a third of XXH3's,
-// which hashes longer keys.
+// Keys of up to 16 bytes: two overlapping words, each XORed with a seed, multiplied to 128 bits,
+// the halves XORed: what wyhash (Wang Yi) and the hash of Abseil do with the last bytes of a
+// string. A look-up waits for memory, and how many of them the processor has under way at once
+// depends on how few instructions one has; this hash has a third of XXH3's, which hashes longer
+// keys.
 #pragma once
 
 #include <bit>
@@ -18,7 +19,9 @@ namespace whycache {
 
 // Keys of 8 to 16 bytes, for which reads have a way of their own.
 inline constexpr std::uint64_t two_words_size_count = 9;  // 8, 9 ... 16 bytes
-inline constexpr bool fits_two_words(std::size_t key_bytes) { return key_bytes - 8 < two_words_size_count; }
+inline constexpr bool fits_two_words(std::size_t key_bytes) {
+  return key_bytes - 8 < two_words_size_count;
+}
 
 // The first and last eight bytes of such a key.
 struct TwoWords {
@@ -39,7 +42,8 @@ struct TwoWords {
 class KeyHash {
  public:
   KeyHash() = default;
-  explicit KeyHash(std::uint64_t seed) : seeds_{hash64("first", seed), hash64("last", seed)}, long_seed_(seed) {}
+  explicit KeyHash(std::uint64_t seed)
+      : seeds_{hash64("first", seed), hash64("last", seed)}, long_seed_(seed) {}
 
   std::uint64_t operator()(std::string_view key) const {
     const std::size_t bytes = key.size();
@@ -59,19 +63,23 @@ class KeyHash {
   }
   std::uint64_t hash(const TwoWords& words) const {
     __extension__ using Product = unsigned __int128;
-    const Product product = static_cast<Product>(words.first ^ seeds_.first) * (words.last ^ seeds_.last);
+    const Product product =
+        static_cast<Product>(words.first ^ seeds_.first) * (words.last ^ seeds_.last);
     return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
   }
   // What the words of a key are XORed with.
   const TwoWords& seeds() const { return seeds_; }
 
  private:
-  [[gnu::noinline]] std::uint64_t hash_long(std::string_view key) const { return hash64(key, long_seed_); }
+  [[gnu::noinline]] std::uint64_t hash_long(std::string_view key) const {
+    return hash64(key, long_seed_);
+  }
 
   TwoWords seeds_{0, 0};
   std::uint64_t long_seed_ = 0;
 };
 
-static_assert(std::endian::native == std::endian::little, "the words of a key are read as they lie in memory");
+static_assert(std::endian::native == std::endian::little,
+              "the words of a key are read as they lie in memory");
 
 }  // namespace whycache

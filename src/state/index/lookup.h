@@ -1,8 +1,9 @@
-// Finding a key's value in the mapped file, as of an update id. What a reader runs; a hit touches two cache lines that
-// are not warm already: the bucket and the entry.
+// Finding a key's value in the mapped file, as of an update id. What a reader runs; a hit touches
+// two cache lines that are not warm already: the bucket and the entry.
 //
-// A reader that pinned nothing may meet memory that is being used again. So it believes no number before it compared it
-// with the size of the mapping, and no result before it found the reclaim generation unmoved (point_read below).
+// A reader that pinned nothing may meet memory that is being used again. So it believes no number
+// before it compared it with the size of the mapping, and no result before it found the reclaim
+// generation unmoved (point_read below).
 #pragma once
 
 #include <bit>
@@ -37,8 +38,8 @@ struct LookupResult {
   const char* key = nullptr;  // the key's bytes in the entry
 };
 
-// An entry's sizes, loaded once: memory that is used again may change between two looks, so that what was checked is
-// what is used.
+// An entry's sizes, loaded once: memory that is used again may change between two looks, so that
+// what was checked is what is used.
 struct Entry {
   EntryWord word;
   std::uint64_t key_bytes = 0;
@@ -57,7 +58,9 @@ struct Entry {
     return word.is_wide() ? WideWord(loaded).previous_offset() : loaded;
   }
   // All of it.
-  std::uint64_t bytes() const { return entry_bytes(key_bytes, value_bytes, previous_word != nullptr); }
+  std::uint64_t bytes() const {
+    return entry_bytes(key_bytes, value_bytes, previous_word != nullptr);
+  }
 };
 
 // The file's bytes as one reader sees them during one read.
@@ -73,13 +76,16 @@ class MappedBytes {
   const T* at(std::uint64_t offset) const {
     return reinterpret_cast<const T*>(base_ + offset);
   }
-  const DirectoryCache* directory_cache(std::uint64_t directory) const { return mapping_.directory_cache(directory); }
+  const DirectoryCache* directory_cache(std::uint64_t directory) const {
+    return mapping_.directory_cache(directory);
+  }
   bool contains_index_page(std::uint64_t offset) const {
     return offset <= usable_bytes_ - segment_bytes;
   }  // a file has at least one segment
   // False if there can be no entry. All of it lies within the mapping otherwise.
   [[gnu::always_inline]] bool load_entry(std::uint64_t offset, Entry& entry) const {
-    if (offset - header_page_bytes > usable_bytes_ - header_page_bytes - 2 * sizeof(std::uint64_t)) return false;
+    if (offset - header_page_bytes > usable_bytes_ - header_page_bytes - 2 * sizeof(std::uint64_t))
+      return false;
     const auto* const words = at<std::uint64_t>(offset);
     const EntryWord word(__atomic_load_n(words, __ATOMIC_RELAXED));
     entry.word = word;
@@ -92,8 +98,9 @@ class MappedBytes {
       entry.key_bytes = word.narrow_key_bytes();
       entry.value_bytes = word.narrow_value_bytes();
       entry.data = reinterpret_cast<const char*>(words + 1);
-      entry.previous_word =
-          word.narrow_has_previous() ? words + 1 + (entry.key_bytes + entry.value_bytes + 7) / 8 : nullptr;
+      entry.previous_word = word.narrow_has_previous()
+                                ? words + 1 + (entry.key_bytes + entry.value_bytes + 7) / 8
+                                : nullptr;
     }
     return entry.bytes() <= usable_bytes_ - offset;
   }
@@ -104,9 +111,11 @@ class MappedBytes {
   std::uint64_t usable_bytes_;
 };
 
-// Where a key's home bucket is; nullptr if the directory cannot be right. First of the three steps of a look-up, so
-// that several look-ups can be under way at once, each waiting for its own cache misses.
-[[gnu::always_inline]] inline const IndexWord* find_index_page(const MappedBytes& bytes, std::uint64_t directory,
+// Where a key's home bucket is; nullptr if the directory cannot be right. First of the three steps
+// of a look-up, so that several look-ups can be under way at once, each waiting for its own cache
+// misses.
+[[gnu::always_inline]] inline const IndexWord* find_index_page(const MappedBytes& bytes,
+                                                               std::uint64_t directory,
                                                                std::uint64_t hash) {
   const DirectoryCache* const plan = bytes.directory_cache(directory);
   if (plan == nullptr) [[unlikely]]
@@ -118,22 +127,26 @@ class MappedBytes {
 }
 
 inline const IndexWord* home_bucket_in(const IndexWord* part, std::uint64_t hash) {
-  return reinterpret_cast<const IndexWord*>(reinterpret_cast<const char*>(part) + home_offset(hash));
+  return reinterpret_cast<const IndexWord*>(reinterpret_cast<const char*>(part) +
+                                            home_offset(hash));
 }
 
 // Goes from `entry` of `key` back to the version that was current at `id`. `no`: there was none.
-inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std::string_view key, UpdateId id) {
+inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std::string_view key,
+                                    UpdateId id) {
   while (entry.id() > id) {
     const UpdateId newer = entry.id();
     const std::uint64_t previous = entry.previous_offset();
     if (previous == 0) return LookupStatus::not_found;
-    if (previous % 8 != 0 || !bytes.load_entry(previous, entry) || entry.id() >= newer || entry.key() != key)
+    if (previous % 8 != 0 || !bytes.load_entry(previous, entry) || entry.id() >= newer ||
+        entry.key() != key)
       return LookupStatus::torn;
   }
   return entry.erased() ? LookupStatus::not_found : LookupStatus::found;
 }
 
-// Whether two keys of the same size are equal. Most are short; then a call would cost more than this.
+// Whether two keys of the same size are equal. Most are short; then a call would cost more than
+// this.
 [[gnu::always_inline]] inline bool equal_keys(const char* a, const char* b, std::size_t bytes) {
   const auto differ = [&]<typename Word>(Word, std::size_t at) {
     Word x;
@@ -146,7 +159,8 @@ inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std:
   constexpr std::uint32_t four = 0;
   if (bytes - 8 <= 8) return (differ(eight, 0) | differ(eight, bytes - 8)) == 0;
   if (bytes - 16 <= 16) {
-    return (differ(eight, 0) | differ(eight, 8) | differ(eight, bytes - 16) | differ(eight, bytes - 8)) == 0;
+    return (differ(eight, 0) | differ(eight, 8) | differ(eight, bytes - 16) |
+            differ(eight, bytes - 8)) == 0;
   }
   if (bytes - 4 <= 4) return (differ(four, 0) | differ(four, bytes - 4)) == 0;
   return std::memcmp(a, b, bytes) == 0;
@@ -159,9 +173,9 @@ template <typename Value>
   return value;
 }
 
-// A bucket's words, looked at all at once. In which of them a key is is chance: a branch for each would be guessed
-// wrong in every look-up, and nothing of the next one be under way meanwhile. What is seen here says which word to
-// load, no more.
+// A bucket's words, looked at all at once. In which of them a key is is chance: a branch for each
+// would be guessed wrong in every look-up, and nothing of the next one be under way meanwhile. What
+// is seen here says which word to load, no more.
 class Bucket {
  public:
   explicit Bucket(const IndexWord* words) : words_(words) {}
@@ -171,10 +185,12 @@ class Bucket {
     return matches_above<word_offset_bits>(tag_and_displacement);
   }
   // The words with this tag.
-  [[gnu::always_inline]] std::uint32_t tag_matches(std::uint64_t tag) const { return matches_above<tag_shift>(tag); }
-  // The words of a bucket are taken in their order, and never become empty again. So if matches() had none and this is
-  // true, then nothing that belongs here lies in a later bucket: at the moment when the first of the two looked, the
-  // key was not there. Whichever that was.
+  [[gnu::always_inline]] std::uint32_t tag_matches(std::uint64_t tag) const {
+    return matches_above<tag_shift>(tag);
+  }
+  // The words of a bucket are taken in their order, and never become empty again. So if matches()
+  // had none and this is true, then nothing that belongs here lies in a later bucket: at the moment
+  // when the first of the two looked, the key was not there. Whichever that was.
   [[gnu::always_inline]] bool has_empty() const {
     return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }
@@ -224,20 +240,23 @@ class Bucket {
 };
 
 // The value `key` had at update `id`, wherever its word is and whatever has happened to it.
-[[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* part, std::uint64_t hash,
-                                                   std::string_view key, UpdateId id) {
+[[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* part,
+                                                   std::uint64_t hash, std::string_view key,
+                                                   UpdateId id) {
   const std::uint64_t tag = tag_of(hash);
   std::uint64_t bucket_number = home_bucket(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
     const Bucket bucket(part + bucket_number * bucket_words);
     const std::uint64_t wanted = tag << 3 | displacement;
-    for (std::uint32_t matches = bucket.matches(wanted); matches != 0; matches = Bucket::without_first_match(matches)) {
+    for (std::uint32_t matches = bucket.matches(wanted); matches != 0;
+         matches = Bucket::without_first_match(matches)) {
       const std::uint64_t word = bucket.first_match(matches);
       // A word that is empty, or was removed just now, looks like one whose tag is 0.
       if (word >> word_offset_bits != wanted || !holds_entry(word)) continue;
       Entry entry;
       if (!bytes.load_entry(word_offset(word), entry)) return {LookupStatus::torn, {}};
-      if (entry.key_bytes != key.size() || !equal_keys(entry.data, key.data(), key.size())) continue;
+      if (entry.key_bytes != key.size() || !equal_keys(entry.data, key.data(), key.size()))
+        continue;
       const LookupStatus found = find_version_at(bytes, entry, key, id);
       if (found != LookupStatus::found) return {found, {}};
       return {LookupStatus::found, entry.value(), entry.data};
@@ -248,17 +267,19 @@ class Bucket {
   return {LookupStatus::not_found, {}};
 }
 
-// Asks for an entry's cache lines behind the first, of which it is most often not known yet that they will be wanted.
-// (Always inlined: g++ takes a function that only prefetches for one that does nothing.)
+// Asks for an entry's cache lines behind the first, of which it is most often not known yet that
+// they will be wanted. (Always inlined: g++ takes a function that only prefetches for one that does
+// nothing.)
 [[gnu::always_inline]] inline void prefetch_entry_tail(const char* entry) {
   __builtin_prefetch(entry + 64);
   __builtin_prefetch(entry + 128);
 }
 
-// The value `key` had at update `id`. Nearly always it has it still, and its word is the first that matches, in its
-// home bucket.
-[[gnu::always_inline]] inline LookupResult look_up(const MappedBytes& bytes, const IndexWord* part, std::uint64_t hash,
-                                                   std::string_view key, UpdateId id) {
+// The value `key` had at update `id`. Nearly always it has it still, and its word is the first that
+// matches, in its home bucket.
+[[gnu::always_inline]] inline LookupResult look_up(const MappedBytes& bytes, const IndexWord* part,
+                                                   std::uint64_t hash, std::string_view key,
+                                                   UpdateId id) {
   const Bucket home(home_bucket_in(part, hash));
   const std::uint64_t wanted = tag_of(hash) << 3;
   if (const std::uint32_t matches = home.matches(wanted); matches != 0) [[likely]] {
@@ -266,8 +287,9 @@ class Bucket {
     const std::uint64_t offset = word_offset(word);
     prefetch_entry_tail(bytes.at<char>(offset));
     Entry entry;
-    if (word >> word_offset_bits == wanted && bytes.load_entry(offset, entry) && entry.key_bytes == key.size() &&
-        !entry.erased() && entry.id() <= id && equal_keys(entry.data, key.data(), key.size())) [[likely]] {
+    if (word >> word_offset_bits == wanted && bytes.load_entry(offset, entry) &&
+        entry.key_bytes == key.size() && !entry.erased() && entry.id() <= id &&
+        equal_keys(entry.data, key.data(), key.size())) [[likely]] {
       return {LookupStatus::found, entry.value(), entry.data};
     }
   } else if (home.has_empty()) {
@@ -277,7 +299,8 @@ class Bucket {
 }
 
 // Asks for the memory of the entry that look_up() will most likely want.
-[[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* part, std::uint64_t hash) {
+[[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* part,
+                                                  std::uint64_t hash) {
   const Bucket home(home_bucket_in(part, hash));
   const std::uint32_t matches = home.matches(tag_of(hash) << 3);
   if (matches == 0) return;
@@ -288,12 +311,16 @@ class Bucket {
 
 // --- The quick way: what nearly every read of a key does, in as few instructions as it takes. ---
 //
-// It waits for memory, twice. While it does, the processor goes on with what comes after it, the next read among it,
-// until some two hundred instructions lie in between; so each one that is left out here makes all reads faster. And
-// nothing that comes out of such memory may be put aside on the stack: what follows would wait for it there.
-// docs/decisions/short-reads.md.
+// It waits for memory, twice. While it does, the processor goes on with what comes after it, the
+// next read among it, until some two hundred instructions lie in between; so each one that is left
+// out here makes all reads faster. And nothing that comes out of such memory may be put aside on
+// the stack: what follows would wait for it there. docs/decisions/short-reads.md.
 
-enum class FastResult : std::uint8_t { not_found, found, undecided };  // unsure: look again, the long way
+enum class FastResult : std::uint8_t {
+  not_found,
+  found,
+  undecided
+};  // unsure: look again, the long way
 
 // Values up to here are within the quick_bytes of their entries.
 inline constexpr std::uint64_t fast_value_bytes_max =
@@ -304,14 +331,15 @@ struct FastValue {
   std::uint64_t bytes = 0;
 };
 
-// Whether `key` has a value, if its home bucket, the first word there that matches and the newest version suffice to
-// know. For keys of 8 to 16 bytes (`two_words`), or for all. `greatest()`, EntryWord::greatest() of the id that is read
-// at, is asked when an entry is there. Believes no number before it compared it with the mapping's size, like all
-// reads: quick_bytes of the entry lie within it then; whether all of the value does, is_within() tells.
+// Whether `key` has a value, if its home bucket, the first word there that matches and the newest
+// version suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `greatest()`,
+// EntryWord::greatest() of the id that is read at, is asked when an entry is there. Believes no
+// number before it compared it with the mapping's size, like all reads: quick_bytes of the entry
+// lie within it then; whether all of the value does, is_within() tells.
 template <bool two_words, typename Greatest>
-[[gnu::always_inline]] inline FastResult fast_look_up(const DirectoryCache& plan, const Header& file,
-                                                      std::string_view key, const Greatest& greatest,
-                                                      FastValue& value) {
+[[gnu::always_inline]] inline FastResult fast_look_up(const DirectoryCache& plan,
+                                                      const Header& file, std::string_view key,
+                                                      const Greatest& greatest, FastValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
   const std::uint64_t directory = file.index_directory.load(std::memory_order_acquire);
   if (directory != plan.directory) [[unlikely]]
@@ -328,32 +356,35 @@ template <bool two_words, typename Greatest>
   if (part > plan.page_offset_max) [[unlikely]]
     return FastResult::undecided;
   const Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
-  // Without the displacement: a word that was displaced from before and has the same tag is another key's, as will be
-  // seen.
+  // Without the displacement: a word that was displaced from before and has the same tag is another
+  // key's, as will be seen.
   const std::uint32_t matches = bucket.tag_matches(tag_of(hash));
   // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
   if (matches == 0) [[unlikely]]
     return bucket.has_empty() ? FastResult::not_found : FastResult::undecided;
-  // The word may have become another one since, and one whose tag is 0 may hold no entry: then this is the offset of
-  // the header page. What is there cannot be an entry of a key of 8 to 16 bytes.
+  // The word may have become another one since, and one whose tag is 0 may hold no entry: then this
+  // is the offset of the header page. What is there cannot be an entry of a key of 8 to 16 bytes.
   const std::uint64_t offset = word_offset(bucket.first_match(matches));
   if (offset > plan.entry_offset_max || (!two_words && offset < header_page_bytes)) [[unlikely]]
     return FastResult::undecided;
   const std::byte* const entry = base + offset;
-  const EntryWord word(__atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
+  const EntryWord word(
+      __atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
   if (!word.is_narrow_with(key.size())) [[unlikely]]
     return FastResult::undecided;
   if (word.word() > greatest()) [[unlikely]]
     return FastResult::undecided;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if constexpr (two_words) {
-    // One after the other: joined, they would have to be kept apart first, and registers are few. So the key is loaded
-    // again, too.
+    // One after the other: joined, they would have to be kept apart first, and registers are few.
+    // So the key is loaded again, too.
     std::atomic_signal_fence(std::memory_order_acq_rel);
-    if (TwoWords::load(key_in_entry, key.size()).last != TwoWords::load(key.data(), key.size()).last) [[unlikely]]
+    if (TwoWords::load(key_in_entry, key.size()).last !=
+        TwoWords::load(key.data(), key.size()).last) [[unlikely]]
       return FastResult::undecided;
     std::atomic_signal_fence(std::memory_order_acq_rel);
-    if (TwoWords::load(key_in_entry, key.size()).first != TwoWords::load(key.data(), key.size()).first) [[unlikely]]
+    if (TwoWords::load(key_in_entry, key.size()).first !=
+        TwoWords::load(key.data(), key.size()).first) [[unlikely]]
       return FastResult::undecided;
     std::atomic_signal_fence(std::memory_order_acq_rel);
   } else {
@@ -364,25 +395,31 @@ template <bool two_words, typename Greatest>
   return FastResult::found;
 }
 
-// Whether the filter says that no key with this hash has a value. False: look for it. Costs one cache line, of which
-// there are a sixteenth as many as of buckets.
-[[gnu::always_inline]] inline bool filter_excludes(const DirectoryCache& plan, const Header& file, std::uint64_t hash) {
+// Whether the filter says that no key with this hash has a value. False: look for it. Costs one
+// cache line, of which there are a sixteenth as many as of buckets.
+[[gnu::always_inline]] inline bool filter_excludes(const DirectoryCache& plan, const Header& file,
+                                                   std::uint64_t hash) {
   if (file.index_directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
     return false;
-  const std::uint64_t filter = index_page_filter_offset(plan.slot(hash).load(std::memory_order_acquire));
+  const std::uint64_t filter =
+      index_page_filter_offset(plan.slot(hash).load(std::memory_order_acquire));
   const std::uint64_t offset = filter + home_bucket(hash) * sizeof(FilterWord);
-  if (offset > plan.entry_offset_max) [[unlikely]]  // of a filter at the very end of the file not all is looked at
+  if (offset > plan.entry_offset_max)
+      [[unlikely]]  // of a filter at the very end of the file not all is looked at
     return false;
   const auto& word = *reinterpret_cast<const FilterWord*>(plan.base + offset);
   const std::uint32_t bits = filter_bits(tag_of(hash));
   return (word.load(std::memory_order_acquire) & bits) != bits;
 }
 
-// Whether the whole of the value that was found lies within the mapping. If it is short, that is known already.
-[[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& plan, std::string_view found) {
+// Whether the whole of the value that was found lies within the mapping. If it is short, that is
+// known already.
+[[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& plan,
+                                                   std::string_view found) {
   if (found.size() <= fast_value_bytes_max) [[likely]]
     return true;
-  const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
+  const auto offset =
+      static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
   return offset + found.size() <= plan.entry_offset_max + fast_read_bytes;
 }
 
@@ -394,8 +431,8 @@ enum class ReadOutcome : std::uint8_t { not_found, found, retry, superseded };
 class OptimisticRead {
  public:
   constexpr OptimisticRead() = default;
-  // Acquire: whatever was retired before this generation is out of the index for us, and the applied id is at least its
-  // stamp.
+  // Acquire: whatever was retired before this generation is out of the index for us, and the
+  // applied id is at least its stamp.
   [[gnu::always_inline]] explicit OptimisticRead(const Header& header)
       : generation_(header.reclaim_generation.load(std::memory_order_acquire)) {}
   // One that began at this generation.
@@ -407,8 +444,9 @@ class OptimisticRead {
 
   std::uint64_t generation() const { return generation_; }
   bool superseded() const { return static_cast<std::int64_t>(generation_) < 0; }
-  // Whether what was read, after this was made and before this is asked, can be believed. Pairs with the writer's
-  // release fence after raising the generation: if anything read was written over, this load sees the raised number.
+  // Whether what was read, after this was made and before this is asked, can be believed. Pairs
+  // with the writer's release fence after raising the generation: if anything read was written
+  // over, this load sees the raised number.
   [[gnu::always_inline]] bool validate(const Header& header) const {
     std::atomic_thread_fence(std::memory_order_acquire);
     return header.reclaim_generation.load(std::memory_order_relaxed) == generation_;
@@ -419,8 +457,8 @@ class OptimisticRead {
 };
 static_assert(superseded_bit == std::uint64_t{1} << 63);
 
-// One try, the long way. Calls `use(value)` while the value may still prove worthless: it may copy, but must not act on
-// what it sees until `yes` is returned.
+// One try, the long way. Calls `use(value)` while the value may still prove worthless: it may copy,
+// but must not act on what it sees until `yes` is returned.
 template <typename Use>
 ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const Use& use) {
   const Header& header = mapping.header();
@@ -429,7 +467,8 @@ ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const U
   const UpdateId id = header.applied_id.load(std::memory_order_acquire);
   const MappedBytes bytes(mapping);
   const std::uint64_t hash = mapping.hash_of(key);
-  const IndexWord* part = find_index_page(bytes, header.index_directory.load(std::memory_order_acquire), hash);
+  const IndexWord* part =
+      find_index_page(bytes, header.index_directory.load(std::memory_order_acquire), hash);
   if (part == nullptr) return ReadOutcome::retry;
   const LookupResult result = slow_look_up(bytes, part, hash, key, id);
   if (result.status == LookupStatus::torn) return ReadOutcome::retry;

@@ -8,13 +8,14 @@
 namespace whycache {
 namespace {
 
-// A part is split when this many of its words hold entries, and purged when this many are taken, fillers included.
+// A part is split when this many of its words hold entries, and purged when this many are taken,
+// fillers included.
 constexpr std::uint64_t index_page_live_max = index_page_words * 8 / 10;
 constexpr std::uint64_t index_page_occupied_max = index_page_words * 9 / 10;
 
 Error corrupt_state(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt,
-               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) +
+                                       " (delete the state file)");
 }
 
 }  // namespace
@@ -22,7 +23,8 @@ Error corrupt_state(const std::string& what, std::uint64_t number) {
 void PointIndex::create() {
   const std::uint64_t directories = allocator_.allocate_segment(SegmentKind::index_directory);
   allocator_.descriptor(directories).used = 1;
-  const std::uint64_t place_of_first = directories * segment_bytes + small_index_directory_offset(0);
+  const std::uint64_t place_of_first =
+      directories * segment_bytes + small_index_directory_offset(0);
   const IndexPage first = allocate_page();
   auto* slot = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + place_of_first);
   slot->store(make_directory_word(first.offset, 0, first.filter_offset), std::memory_order_relaxed);
@@ -38,26 +40,30 @@ IndexWord* PointIndex::directory(unsigned& depth) const {
       !bytes.contains(index_directory_offset(word), sizeof(IndexWord) << depth)) {
     throw corrupt_state("index directory", word);
   }
-  return reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + index_directory_offset(word));
+  return reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() +
+                                      index_directory_offset(word));
 }
 
 PointIndex::IndexPage PointIndex::page_at(std::uint64_t offset, std::uint64_t filter_offset) const {
   std::byte* const base = allocator_.mapping().writable_base();
-  return {reinterpret_cast<IndexWord*>(base + offset), reinterpret_cast<FilterWord*>(base + filter_offset), offset,
-          filter_offset};
+  return {reinterpret_cast<IndexWord*>(base + offset),
+          reinterpret_cast<FilterWord*>(base + filter_offset), offset, filter_offset};
 }
 
 IndexWord* PointIndex::page_words(std::uint64_t slot) const {
   const std::uint64_t segment = index_page_offset(slot) / segment_bytes;
   if (allocator_.descriptor(segment).kind != SegmentKind::index_page)
     throw corrupt_state("no index part at segment", segment);
-  return reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + index_page_offset(slot));
+  return reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() +
+                                      index_page_offset(slot));
 }
 
 PointIndex::IndexPage PointIndex::page(std::uint64_t slot) const {
   page_words(slot);
-  const SegmentDescriptor& filters = allocator_.descriptor(index_page_filter_offset(slot) / segment_bytes);
-  if (filters.kind != SegmentKind::filters || (filters.used & filter_bit(index_page_filter_offset(slot))) == 0)
+  const SegmentDescriptor& filters =
+      allocator_.descriptor(index_page_filter_offset(slot) / segment_bytes);
+  if (filters.kind != SegmentKind::filters ||
+      (filters.used & filter_bit(index_page_filter_offset(slot))) == 0)
     throw corrupt_state("no index filter at offset", index_page_filter_offset(slot));
   return page_at(index_page_offset(slot), index_page_filter_offset(slot));
 }
@@ -69,8 +75,8 @@ std::uint64_t PointIndex::directory_word(std::uint64_t hash) const {
 }
 
 SegmentDescriptor& PointIndex::page_descriptor(const IndexWord* word) const {
-  const auto offset =
-      static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(word) - allocator_.mapping().base());
+  const auto offset = static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(word) -
+                                                 allocator_.mapping().base());
   return allocator_.descriptor(offset / segment_bytes);
 }
 
@@ -83,17 +89,20 @@ Entry PointIndex::entry(std::uint64_t offset) const {
 
 namespace {
 
-// The words a key with this hash may be in, in probing order, until `visit` returns true or there can be no more.
+// The words a key with this hash may be in, in probing order, until `visit` returns true or there
+// can be no more.
 template <typename Visit>
 IndexWord* probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
   const std::uint64_t tag = tag_of(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    IndexWord* const bucket = words + ((home_bucket(hash) + displacement) & (index_page_buckets - 1)) * bucket_words;
+    IndexWord* const bucket =
+        words + ((home_bucket(hash) + displacement) & (index_page_buckets - 1)) * bucket_words;
     bool any_empty = false;
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
       const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
       any_empty |= word == empty_word;
-      if (holds_entry(word) && word >> word_offset_bits == (tag << 3 | displacement) && visit(word_offset(word)))
+      if (holds_entry(word) && word >> word_offset_bits == (tag << 3 | displacement) &&
+          visit(word_offset(word)))
         return &bucket[i];
     }
     if (any_empty) return nullptr;
@@ -109,7 +118,8 @@ IndexWord* PointIndex::find(std::uint64_t hash, std::string_view key) const {
 }
 
 IndexWord* PointIndex::find_offset(std::uint64_t hash, std::uint64_t offset) const {
-  return probe(page_words(directory_word(hash)), hash, [&](std::uint64_t found) { return found == offset; });
+  return probe(page_words(directory_word(hash)), hash,
+               [&](std::uint64_t found) { return found == offset; });
 }
 
 void PointIndex::prefetch(std::uint64_t hash) const {
@@ -118,8 +128,9 @@ void PointIndex::prefetch(std::uint64_t hash) const {
   if (index_page_offset(slot) > allocator_.mapping().usable_bytes() - segment_bytes) return;
   __builtin_prefetch(allocator_.mapping().base() + index_page_offset(slot) + home_offset(hash), 1);
   if (index_page_filter_offset(slot) > allocator_.mapping().usable_bytes() - filter_bytes) return;
-  __builtin_prefetch(
-      allocator_.mapping().base() + index_page_filter_offset(slot) + home_bucket(hash) * sizeof(FilterWord), 1);
+  __builtin_prefetch(allocator_.mapping().base() + index_page_filter_offset(slot) +
+                         home_bucket(hash) * sizeof(FilterWord),
+                     1);
 }
 
 void PointIndex::add_to_filter(const IndexPage& part, std::uint64_t home, std::uint64_t tag) {
@@ -129,9 +140,11 @@ void PointIndex::add_to_filter(const IndexPage& part, std::uint64_t home, std::u
   if (bits != before) word.store(bits, std::memory_order_release);
 }
 
-bool PointIndex::add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset) {
+bool PointIndex::add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag,
+                          std::uint64_t offset) {
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    IndexWord* const bucket = part.words + ((home + displacement) & (index_page_buckets - 1)) * bucket_words;
+    IndexWord* const bucket =
+        part.words + ((home + displacement) & (index_page_buckets - 1)) * bucket_words;
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
       const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
       if (holds_entry(word)) continue;
@@ -159,7 +172,8 @@ void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
     const std::uint64_t tag = tag_of(hash);
     for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
       IndexWord* const bucket =
-          part.words + ((home_bucket(hash) + displacement) & (index_page_buckets - 1)) * bucket_words;
+          part.words +
+          ((home_bucket(hash) + displacement) & (index_page_buckets - 1)) * bucket_words;
       for (std::uint64_t i = 0; i < bucket_words; ++i) {
         const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
         if (holds_entry(word)) continue;
@@ -183,7 +197,8 @@ void PointIndex::remove(IndexWord& word) {
 
 PointIndex::IndexPage PointIndex::allocate_page() {
   const std::uint64_t filter_offset = allocator_.allocate_filter();
-  const IndexPage part = page_at(allocator_.allocate_segment(SegmentKind::index_page) * segment_bytes, filter_offset);
+  const IndexPage part =
+      page_at(allocator_.allocate_segment(SegmentKind::index_page) * segment_bytes, filter_offset);
   std::memset(static_cast<void*>(part.words), 0, segment_bytes);
   std::memset(static_cast<void*>(part.filter), 0, filter_bytes);
   return part;
@@ -193,18 +208,21 @@ void PointIndex::retire_page(const IndexPage& part) {
   allocator_.retire_index_page(part.offset / segment_bytes, part.filter_offset);
 }
 
-void PointIndex::publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& part, unsigned depth) {
+void PointIndex::publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& part,
+                              unsigned depth) {
   unsigned directory_depth_now;
   IndexWord* const all = directory(directory_depth_now);
   for (std::uint64_t slot = from_slot; slot < from_slot + slots; ++slot) {
-    all[slot].store(make_directory_word(part.offset, depth, part.filter_offset), std::memory_order_release);
+    all[slot].store(make_directory_word(part.offset, depth, part.filter_offset),
+                    std::memory_order_release);
   }
 }
 
 void PointIndex::split(std::uint64_t hash) {
   unsigned depth;
   IndexWord* slots = directory(depth);
-  const std::uint64_t old_word = slots[index_directory_slot(hash, depth)].load(std::memory_order_relaxed);
+  const std::uint64_t old_word =
+      slots[index_directory_slot(hash, depth)].load(std::memory_order_relaxed);
   const unsigned local = local_depth(old_word);
   if (local > depth) throw corrupt_state("depth of index part", local);
   if (local == depth) {
@@ -218,10 +236,12 @@ void PointIndex::split(std::uint64_t hash) {
   for (std::uint64_t i = 0; i < index_page_words; ++i) {
     const std::uint64_t word = old_part.words[i].load(std::memory_order_relaxed);
     if (!holds_entry(word)) continue;
-    const std::uint64_t home = (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
+    const std::uint64_t home =
+        (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
     const std::size_t half = word_tag(word) >> (23 - local) & 1;
     if (!add_word(halves[half], home, word_tag(word), word_offset(word))) {
-      throw Error(ErrorKind::limit, "too many keys hash alike: index_depth=" + std::to_string(local));
+      throw Error(ErrorKind::limit,
+                  "too many keys hash alike: index_depth=" + std::to_string(local));
     }
     ++counts[half];
   }
@@ -237,7 +257,8 @@ void PointIndex::split(std::uint64_t hash) {
 void PointIndex::drop_tombstones(std::uint64_t hash) {
   unsigned depth;
   IndexWord* const slots = directory(depth);
-  const std::uint64_t old_word = slots[index_directory_slot(hash, depth)].load(std::memory_order_relaxed);
+  const std::uint64_t old_word =
+      slots[index_directory_slot(hash, depth)].load(std::memory_order_relaxed);
   const unsigned local = local_depth(old_word);
   if (local > depth) throw corrupt_state("depth of index part", local);
   const IndexPage old_part = page(old_word);
@@ -246,7 +267,8 @@ void PointIndex::drop_tombstones(std::uint64_t hash) {
   for (std::uint64_t i = 0; i < index_page_words; ++i) {
     const std::uint64_t word = old_part.words[i].load(std::memory_order_relaxed);
     if (!holds_entry(word)) continue;
-    const std::uint64_t home = (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
+    const std::uint64_t home =
+        (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
     if (!add_word(new_one, home, word_tag(word), word_offset(word))) {
       retire_page(new_one);
       split(hash);  // which gives them more room
@@ -264,24 +286,28 @@ void PointIndex::double_directory() {
   unsigned depth;
   const IndexWord* const old_slots = directory(depth);
   if (depth == global_depth_max)
-    throw Error(ErrorKind::limit, "index cannot grow further: index_depth=" + std::to_string(depth));
+    throw Error(ErrorKind::limit,
+                "index cannot grow further: index_depth=" + std::to_string(depth));
   const std::uint64_t old_place =
       index_directory_offset(allocator_.header().index_directory.load(std::memory_order_relaxed));
   std::uint64_t place_of_new;
   if (depth + 1 <= small_index_directory_depth_max) {
-    place_of_new = old_place / segment_bytes * segment_bytes + small_index_directory_offset(depth + 1);
-  } else {
     place_of_new =
-        allocator_.allocate_span(SegmentKind::index_directory, segments_for(sizeof(IndexWord) << (depth + 1))) *
-        segment_bytes;
+        old_place / segment_bytes * segment_bytes + small_index_directory_offset(depth + 1);
+  } else {
+    place_of_new = allocator_.allocate_span(SegmentKind::index_directory,
+                                            segments_for(sizeof(IndexWord) << (depth + 1))) *
+                   segment_bytes;
   }
-  auto* const slots = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + place_of_new);
+  auto* const slots =
+      reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + place_of_new);
   for (std::uint64_t slot = 0; slot < std::uint64_t{1} << depth; ++slot) {
     const std::uint64_t word = old_slots[slot].load(std::memory_order_relaxed);
     slots[2 * slot].store(word, std::memory_order_relaxed);
     slots[2 * slot + 1].store(word, std::memory_order_relaxed);
   }
-  allocator_.header().index_directory.store(place_of_new << 8 | (depth + 1), std::memory_order_release);
+  allocator_.header().index_directory.store(place_of_new << 8 | (depth + 1),
+                                            std::memory_order_release);
   // The places of small directories stay; only one that had segments of its own gives them back.
   if (depth >= small_index_directory_depth_max) {
     const std::uint64_t first = old_place / segment_bytes;

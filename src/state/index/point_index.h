@@ -1,7 +1,8 @@
 // Changing the point index; reading it is lookup.h, its layout is layout.h. Writer only.
 //
-// Every change readers can see is one store of one word: an entry's word, a directory's word, Header::directory. A part
-// that is split or purged is left as it is; two new ones (or one) take its place in the directory, and it is retired.
+// Every change readers can see is one store of one word: an entry's word, a directory's word,
+// Header::directory. A part that is split or purged is left as it is; two new ones (or one) take
+// its place in the directory, and it is retired.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@ class PointIndex {
   // The directory and the first part of an empty file.
   void create();
 
-  // The word that holds the newest entry of `key`; nullptr if there is none (a key that was erased may still have one).
+  // The word that holds the newest entry of `key`; nullptr if there is none (a key that was erased
+  // may still have one).
   IndexWord* find(std::uint64_t hash, std::string_view key) const;
   // The word that points to `offset`; nullptr if none does.
   IndexWord* find_offset(std::uint64_t hash, std::uint64_t offset) const;
@@ -31,11 +33,13 @@ class PointIndex {
   // Points `word` to another entry of the same key.
   static void replace(IndexWord& word, std::uint64_t offset) {
     const std::uint64_t old = word.load(std::memory_order_relaxed);
-    word.store(make_index_word(word_tag(old), word_displacement(old), offset), std::memory_order_release);
+    word.store(make_index_word(word_tag(old), word_displacement(old), offset),
+               std::memory_order_release);
   }
   void remove(IndexWord& word);
 
-  // The entry's header at `offset`, which the index gave. Throws Error corrupt if none can be there.
+  // The entry's header at `offset`, which the index gave. Throws Error corrupt if none can be
+  // there.
   Entry entry(std::uint64_t offset) const;
 
   // A part and its filter.
@@ -58,7 +62,8 @@ class PointIndex {
   IndexPage page_at(std::uint64_t offset, std::uint64_t filter_offset) const;
   SegmentDescriptor& page_descriptor(const IndexWord* word) const;
   // Puts a word into a part nobody reads yet. False: no room near its home.
-  static bool add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag, std::uint64_t offset);
+  static bool add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag,
+                       std::uint64_t offset);
   // Before the word of a key is stored.
   static void add_to_filter(const IndexPage& part, std::uint64_t home, std::uint64_t tag);
   void split(std::uint64_t hash);
@@ -67,7 +72,8 @@ class PointIndex {
   void double_directory();
   // Zeroed, for filling.
   IndexPage allocate_page();
-  void publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& part, unsigned depth);
+  void publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& part,
+                    unsigned depth);
   void retire_page(const IndexPage& part);
 
   Allocator& allocator_;

@@ -1,5 +1,5 @@
-// Copying a short value, of a size that is known before the value is there: in as few instructions as it takes.
-// docs/decisions/short-reads.md.
+// Copying a short value, of a size that is known before the value is there: in as few instructions
+// as it takes. docs/decisions/short-reads.md.
 #pragma once
 
 #include <cstddef>
@@ -31,16 +31,18 @@ template <typename Unit>
 
 inline constexpr std::size_t copy_short_bytes_max = 128;
 
-// Copies up to copy_few_max bytes: from both ends towards the middle, where what is copied may overlap. By way of
-// registers; a std::memcpy through a struct leaves a copy on the stack, too.
+// Copies up to copy_few_max bytes: from both ends towards the middle, where what is copied may
+// overlap. By way of registers; a std::memcpy through a struct leaves a copy on the stack, too.
 [[gnu::always_inline]] inline void copy_short(char* to, const char* from, std::size_t bytes) {
   constexpr std::size_t unit = sizeof(SixteenBytes);
   if (bytes > 4 * unit) {
     const SixteenBytes a = sixteen_bytes_at(from), b = sixteen_bytes_at(from + unit),
                        c = sixteen_bytes_at(from + 2 * unit), d = sixteen_bytes_at(from + 3 * unit);
     const char* const from_end = from + bytes;
-    const SixteenBytes e = sixteen_bytes_at(from_end - 4 * unit), f = sixteen_bytes_at(from_end - 3 * unit),
-                       g = sixteen_bytes_at(from_end - 2 * unit), h = sixteen_bytes_at(from_end - unit);
+    const SixteenBytes e = sixteen_bytes_at(from_end - 4 * unit),
+                       f = sixteen_bytes_at(from_end - 3 * unit),
+                       g = sixteen_bytes_at(from_end - 2 * unit),
+                       h = sixteen_bytes_at(from_end - unit);
     char* const to_end = to + bytes;
     sixteen_bytes_at(to) = a;
     sixteen_bytes_at(to + unit) = b;
@@ -54,7 +56,8 @@ inline constexpr std::size_t copy_short_bytes_max = 128;
   }
   if (bytes > 2 * unit) {
     const SixteenBytes a = sixteen_bytes_at(from), b = sixteen_bytes_at(from + unit),
-                       g = sixteen_bytes_at(from + bytes - 2 * unit), h = sixteen_bytes_at(from + bytes - unit);
+                       g = sixteen_bytes_at(from + bytes - 2 * unit),
+                       h = sixteen_bytes_at(from + bytes - unit);
     sixteen_bytes_at(to) = a;
     sixteen_bytes_at(to + unit) = b;
     sixteen_bytes_at(to + bytes - 2 * unit) = g;

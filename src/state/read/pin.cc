@@ -15,10 +15,11 @@ PublishedBlock read_published(const Header& header) {
     std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
     // The block is written again only after seven more updates were published.
     std::atomic_thread_fence(std::memory_order_acquire);
-    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1) continue;
+    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1)
+      continue;
     if (block.id != id || block.checksum != block.expected_checksum()) {
-      throw Error(ErrorKind::corrupt,
-                  "state file damaged: published block of update=" + std::to_string(id) + " (delete the state file)");
+      throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" +
+                                          std::to_string(id) + " (delete the state file)");
     }
     return block;
   }
@@ -53,15 +54,16 @@ void Pin::pin_newest() {
   for (;;) {
     block_ = read_published(header);
     slot_->pinned_id.store(block_.id + 1, std::memory_order_release);
-    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees our pin, or we see
-    // its horizon.
+    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees
+    // our pin, or we see its horizon.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     const UpdateId horizon = header.reclaim_horizon.load(std::memory_order_acquire);
     if (horizon <= block_.id) return;
     // It is never raised beyond the applied id.
     if (horizon > header.applied_id.load(std::memory_order_acquire)) {
-      throw Error(ErrorKind::corrupt, "state file damaged: reclaim_horizon=" + std::to_string(horizon) +
-                                          " path=" + mapping_->path() + " (delete the state file)");
+      throw Error(ErrorKind::corrupt,
+                  "state file damaged: reclaim_horizon=" + std::to_string(horizon) +
+                      " path=" + mapping_->path() + " (delete the state file)");
     }
   }
 }
@@ -135,22 +137,23 @@ LookupResult Pin::get(std::string_view key) const {
   check_not_forked();
   const std::uint64_t hash = mapping_->hash_of(key);
   const MappedBytes bytes(*mapping_);
-  const IndexWord* part =
-      find_index_page(bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
+  const IndexWord* part = find_index_page(
+      bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
   LookupResult result{LookupStatus::torn, {}};
   if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
   return result.status == LookupStatus::torn ? look_up_with_refresh(key, hash) : result;
 }
 
 LookupResult Pin::look_up_with_refresh(std::string_view key, std::uint64_t hash) const {
-  // Most likely the file has grown since this process looked at its size, and may do so again before it has looked at
-  // the key: what it comes upon is the newest version, wherever that is, and goes back from there.
+  // Most likely the file has grown since this process looked at its size, and may do so again
+  // before it has looked at the key: what it comes upon is the newest version, wherever that is,
+  // and goes back from there.
   LookupResult result{LookupStatus::torn, {}};
   std::uint64_t usable = mapping_->refresh_usable_bytes();
   for (;;) {
     const MappedBytes bytes(*mapping_);
-    const IndexWord* part =
-        find_index_page(bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
+    const IndexWord* part = find_index_page(
+        bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
     if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
     if (result.status != LookupStatus::torn) return result;
     if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
@@ -159,11 +162,13 @@ LookupResult Pin::look_up_with_refresh(std::string_view key, std::uint64_t hash)
     throw Error(ErrorKind::limit,
                 "state outgrew the address space reserved for this view: path=" + mapping_->path() +
                     " reserved_bytes=" + std::to_string(mapping_->reserved_bytes()) +
-                    " (open another view; raise state_bytes_max, or the limit on address space, see ulimit -v)");
+                    " (open another view; raise state_bytes_max, or the limit on address space, "
+                    "see ulimit -v)");
   }
-  throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_->path() +
-                                      " update=" + std::to_string(block_.id) +
-                                      " (delete the state file, it will be built anew from the log)");
+  throw Error(ErrorKind::corrupt,
+              "state file damaged: path=" + mapping_->path() +
+                  " update=" + std::to_string(block_.id) +
+                  " (delete the state file, it will be built anew from the log)");
 }
 
 }  // namespace whycache::detail

@@ -1,5 +1,5 @@
-// What a view and everything made from it share: a reader slot that says which update id is held, and the mapping it is
-// held on.
+// What a view and everything made from it share: a reader slot that says which update id is held,
+// and the mapping it is held on.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ class Pin {
   // The value; without data if there is none.
   std::string_view find(std::string_view key) const { return find_(*this, key); }
   LookupResult get(std::string_view key) const;
-  // The entries of many keys; `found(i, item)` for each that is there, in order. Several look-ups are under way at
-  // once.
+  // The entries of many keys; `found(i, item)` for each that is there, in order. Several look-ups
+  // are under way at once.
   template <typename OnFound>
   void get_many(std::span<const std::string_view> keys, const OnFound& on_found) const;
   void check_not_forked() const;
@@ -51,7 +51,8 @@ class Pin {
   static FindFunction* select_find();
   template <bool two_words>
   std::string_view fast_find(std::string_view key) const;
-  [[gnu::noinline]] LookupResult look_up_with_refresh(std::string_view key, std::uint64_t hash) const;
+  [[gnu::noinline]] LookupResult look_up_with_refresh(std::string_view key,
+                                                      std::uint64_t hash) const;
   void pin_newest();
 
   std::shared_ptr<const Mapping> mapping_;
@@ -86,8 +87,10 @@ void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_fou
     }
     for (std::size_t i = 0; i < count; ++i) {
       LookupResult result{LookupStatus::torn, {}};
-      if (parts[i] != nullptr) result = look_up(bytes, parts[i], hashes[i], keys[first + i], block_.id);
-      if (result.status == LookupStatus::torn) result = look_up_with_refresh(keys[first + i], hashes[i]);
+      if (parts[i] != nullptr)
+        result = look_up(bytes, parts[i], hashes[i], keys[first + i], block_.id);
+      if (result.status == LookupStatus::torn)
+        result = look_up_with_refresh(keys[first + i], hashes[i]);
       if (result.status == LookupStatus::found) on_found(first + i, result);
     }
   }

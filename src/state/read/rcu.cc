@@ -50,8 +50,8 @@ struct ThreadRecordOwner {
 class ReaderThreadsForkHandler final : public ForkHandler {
  public:
   void after_fork_in_child() noexcept override {
-    for (ReaderThread* thread = all_reader_threads.load(std::memory_order_relaxed); thread != nullptr;
-         thread = thread->next) {
+    for (ReaderThread* thread = all_reader_threads.load(std::memory_order_relaxed);
+         thread != nullptr; thread = thread->next) {
       if (thread == this_reader.thread) continue;
       thread->reading.store(0, std::memory_order_relaxed);
       thread->taken.store(false, std::memory_order_relaxed);
@@ -98,7 +98,8 @@ ReaderThread& register_reader_thread() {
 
 namespace {
 
-// Looked at several times, with time in between for the thread to go on: between two reads there is little.
+// Looked at several times, with time in between for the thread to go on: between two reads there is
+// little.
 bool is_reading(const ReaderThread& thread) {
   constexpr int looks = 16;
   for (int i = 0; i < looks; ++i) {
@@ -113,7 +114,8 @@ bool is_reading(const ReaderThread& thread) {
 GracePeriod::GracePeriod() {
   // A process has to register before its first.
   if (!membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
-      !(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) && membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))) {
+      !(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) &&
+        membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))) {
     never_elapses_ = true;
     return;
   }

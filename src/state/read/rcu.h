@@ -1,7 +1,8 @@
-// When a mapping that was replaced may be unmapped: when no thread can still be in a read that began on it.
+// When a mapping that was replaced may be unmapped: when no thread can still be in a read that
+// began on it.
 //
-// A thread says that it is reading with plain stores to a record of its own; who wants to unmap makes them visible to
-// itself with membarrier(2), which is dear but rare.
+// A thread says that it is reading with plain stores to a record of its own; who wants to unmap
+// makes them visible to itself with membarrier(2), which is dear but rare.
 //
 //   reader                                 switcher
 //   reading = 1         (relaxed)          mapping = new     (release)
@@ -38,11 +39,11 @@ struct alignas(64) ReaderThread {
 
 // What this thread begins a read with.
 struct ThisReader {
-  // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0 while `quick` is not
-  // there. So one comparison tells both.
+  // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0
+  // while `quick` is not there. So one comparison tells both.
   std::uint64_t fast_key_size_count = 0;
-  // `thread`, unless it looks into the index's filter first: begun after some misses, as reads that find their keys do
-  // not count, and ended by a few keys in a row that were there.
+  // `thread`, unless it looks into the index's filter first: begun after some misses, as reads that
+  // find their keys do not count, and ended by a few keys in a row that were there.
   ReaderThread* fast_thread = nullptr;
   ReaderThread* thread = nullptr;  // nullptr: the thread has no record yet
 
@@ -69,14 +70,15 @@ struct ThisReader {
 // Says that a key was not found: false, so that a read can end with it.
 [[gnu::noinline]] bool record_miss();
 
-// A few bytes that the dynamic linker can always place and that nothing has to be run for, so that reading them costs
-// one instruction.
+// A few bytes that the dynamic linker can always place and that nothing has to be run for, so that
+// reading them costs one instruction.
 extern constinit thread_local ThisReader this_reader __attribute__((tls_model("initial-exec")));
 
 // Brackets one read.
 class ReadSection {
  public:
-  ReadSection() : thread_(this_reader.thread != nullptr ? *this_reader.thread : register_reader_thread()) {
+  ReadSection()
+      : thread_(this_reader.thread != nullptr ? *this_reader.thread : register_reader_thread()) {
     thread_.enter();
   }
   ~ReadSection() { thread_.leave(); }
@@ -87,8 +89,9 @@ class ReadSection {
   ReaderThread& thread_;
 };
 
-// The threads that were reading when it was made. over() is true once each of them was seen not to be reading; a thread
-// that does nothing else may be seen between two reads only when it was asked for several times.
+// The threads that were reading when it was made. over() is true once each of them was seen not to
+// be reading; a thread that does nothing else may be seen between two reads only when it was asked
+// for several times.
 class GracePeriod {
  public:
   GracePeriod();

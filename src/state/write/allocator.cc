@@ -16,22 +16,24 @@ constexpr std::uint64_t garbage_segments_min = 6;
 constexpr std::uint64_t growth_segments_max = 256;
 
 Error corrupt_state(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt,
-               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) +
+                                       " (delete the state file)");
 }
 
 std::uint8_t utilization_list_of(std::uint32_t live) {
-  return static_cast<std::uint8_t>(
-      std::min<std::uint64_t>(live * utilization_list_count / segment_bytes, utilization_list_count - 1));
+  return static_cast<std::uint8_t>(std::min<std::uint64_t>(
+      live * utilization_list_count / segment_bytes, utilization_list_count - 1));
 }
 
 }  // namespace
 
 SegmentDescriptor& Allocator::descriptor(std::uint64_t segment) const {
-  if (segment >= allocator_state().segment_count || (segment + 1) * segment_bytes > mapping_.usable_bytes()) {
+  if (segment >= allocator_state().segment_count ||
+      (segment + 1) * segment_bytes > mapping_.usable_bytes()) {
     throw corrupt_state("segment beyond the end", segment);
   }
-  return *reinterpret_cast<SegmentDescriptor*>(mapping_.writable_base() + descriptor_offset(segment));
+  return *reinterpret_cast<SegmentDescriptor*>(mapping_.writable_base() +
+                                               descriptor_offset(segment));
 }
 
 NodeHeader& Allocator::node_header(NodeOffset offset) const {
@@ -44,7 +46,8 @@ UpdateId Allocator::advance_horizon() {
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
   if (readers_ == nullptr) return applied;
   header().reclaim_horizon.store(applied, std::memory_order_release);
-  // Pairs with the fence of a view between its pin and its look at the horizon: one of us sees the other.
+  // Pairs with the fence of a view between its pin and its look at the horizon: one of us sees the
+  // other.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return readers_->find_oldest_pinned_id(mapping_.state_id(), applied);
 }
@@ -57,10 +60,11 @@ bool Allocator::has_views() {
 }
 
 void Allocator::increment_generation() {
-  // Release: who acquires the raised number sees the updates published before, and looks for nothing older. One step,
-  // since whoever supersedes the file may do so meanwhile.
+  // Release: who acquires the raised number sees the updates published before, and looks for
+  // nothing older. One step, since whoever supersedes the file may do so meanwhile.
   header().reclaim_generation.fetch_add(1, std::memory_order_release);
-  // Pairs with the acquire fence of a point read: who sees what is written from here on sees the raised number.
+  // Pairs with the acquire fence of a point read: who sees what is written from here on sees the
+  // raised number.
   std::atomic_thread_fence(std::memory_order_release);
 }
 
@@ -96,7 +100,8 @@ void Allocator::link_free_segment(std::uint64_t segment) {
 std::uint64_t Allocator::take_free_segment() {
   const std::uint32_t segment = allocator_state().free_head;
   if (segment == 0) return 0;
-  if (descriptor(segment).kind != SegmentKind::free) throw corrupt_state("segment on the free list in use", segment);
+  if (descriptor(segment).kind != SegmentKind::free)
+    throw corrupt_state("segment on the free list in use", segment);
   unlink(allocator_state().free_head, segment);
   --allocator_state().free_count;
   return segment;
@@ -135,7 +140,8 @@ std::uint64_t Allocator::allocate_filter() {
   const std::uint64_t segment = partial;
   SegmentDescriptor& one = descriptor(segment);
   const auto number = static_cast<unsigned>(std::countr_one(one.used));
-  if (one.kind != SegmentKind::filters || number >= filters_per_segment) throw corrupt_state("free filter", segment);
+  if (one.kind != SegmentKind::filters || number >= filters_per_segment)
+    throw corrupt_state("free filter", segment);
   one.used |= 1U << number;
   if (++one.live == filters_per_segment) {
     unlink(partial, segment);
@@ -168,7 +174,8 @@ void Allocator::reclaim_segments() {
   while (all.retired_head != 0) {
     const std::uint32_t segment = all.retired_head;
     const SegmentDescriptor& one = descriptor(segment);
-    if (one.kind != SegmentKind::retired) throw corrupt_state("segment on the retired list in use", segment);
+    if (one.kind != SegmentKind::retired)
+      throw corrupt_state("segment on the retired list in use", segment);
     if (one.stamp > visible) break;
     if (!raised) increment_generation();
     raised = true;
@@ -196,12 +203,15 @@ void Allocator::grow(std::uint64_t segments_wanted) {
     throw Error(ErrorKind::limit,
                 "state is full: state_bytes=" + std::to_string(count * segment_bytes) +
                     " state_bytes_max=" + std::to_string(bytes_max_) + " path=" + mapping_.path() +
-                    " (raise Options::state_bytes_max, or the limits of the process on file size and address space)");
+                    " (raise Options::state_bytes_max, or the limits of the process on file size "
+                    "and address space)");
   }
   for (;;) {
-    const int error = allocate_in_file(mapping_.descriptor(), count * segment_bytes, more * segment_bytes);
+    const int error =
+        allocate_in_file(mapping_.descriptor(), count * segment_bytes, more * segment_bytes);
     if (error == 0) break;
-    if (more == segments_wanted) throw system_error("cannot grow state file", mapping_.path(), error);
+    if (more == segments_wanted)
+      throw system_error("cannot grow state file", mapping_.path(), error);
     more = segments_wanted;  // there may still be room for what is needed right now
   }
   mapping_.set_usable_bytes((count + more) * segment_bytes);
@@ -225,7 +235,9 @@ std::uint64_t Allocator::allocate_segment(SegmentKind kind) {
     segment = take_free_segment();
   }
   if (segment == 0) {
-    grow(allocator_state().segment_count % segments_per_table == 0 ? 2 : 1);  // the first may become a table
+    grow(allocator_state().segment_count % segments_per_table == 0
+             ? 2
+             : 1);  // the first may become a table
     segment = take_free_segment();
   }
   SegmentDescriptor& one = descriptor(segment);
@@ -330,7 +342,8 @@ void Allocator::retire_entry(std::uint64_t offset, std::uint64_t bytes) {
   allocator_state().entry_live_bytes -= bytes;
   if (one.list == 0) return;  // open, or being cleared
   const std::uint8_t list = static_cast<std::uint8_t>(one.list - 1);
-  if (list >= utilization_list_count) throw corrupt_state("segment on a list that cannot be", segment);
+  if (list >= utilization_list_count)
+    throw corrupt_state("segment on a list that cannot be", segment);
   if (one.live == 0) {
     unlink(allocator_state().utilization_lists[list], segment);
     --allocator_state().entry_segment_count;
@@ -344,7 +357,8 @@ void Allocator::retire_entry(std::uint64_t offset, std::uint64_t bytes) {
 std::uint64_t Allocator::cleaning_candidate() const {
   const AllocatorState& all = allocator_state();
   const std::uint64_t bytes = all.entry_segment_count * segment_bytes;
-  if (all.entry_segment_count < garbage_segments_min || (bytes - all.entry_live_bytes) * garbage_divisor <= bytes)
+  if (all.entry_segment_count < garbage_segments_min ||
+      (bytes - all.entry_live_bytes) * garbage_divisor <= bytes)
     return 0;
   // When views keep what was retired from being reused, moving entries about only makes more of it.
   if (all.retired_count > all.entry_segment_count / 2 + garbage_segments_min) return 0;
@@ -382,7 +396,8 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
   AllocatorState& all = allocator_state();
   std::uint32_t& partial = all.partial_node_segments[size_class];
   if (partial == 0 && all.retired_nodes_head != 0 &&
-      node_header(all.retired_nodes_head).stamp <= header().applied_id.load(std::memory_order_relaxed)) {
+      node_header(all.retired_nodes_head).stamp <=
+          header().applied_id.load(std::memory_order_relaxed)) {
     reclaim_nodes(advance_horizon());
   }
   if (partial == 0) {
@@ -400,15 +415,19 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
     number = one.free_nodes - 1;
     if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
       throw corrupt_state("free node", segment);
-    one.free_nodes = static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
+    one.free_nodes =
+        static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
     // The one after this will be wanted soon, and nobody had to do with it for long.
     if (one.free_nodes != 0 && one.free_nodes <= count) {
-      const std::byte* const next = mapping_.base() + segment * segment_bytes + (one.free_nodes - 1) * bytes;
-      for (std::size_t line = 0; line < node_bytes_of(0); line += 64) __builtin_prefetch(next + line, 1);
+      const std::byte* const next =
+          mapping_.base() + segment * segment_bytes + (one.free_nodes - 1) * bytes;
+      for (std::size_t line = 0; line < node_bytes_of(0); line += 64)
+        __builtin_prefetch(next + line, 1);
     }
   } else {
     number = one.used;
-    if (one.kind != SegmentKind::nodes || number >= count) throw corrupt_state("nodes handed out", segment);
+    if (one.kind != SegmentKind::nodes || number >= count)
+      throw corrupt_state("nodes handed out", segment);
     ++one.used;
   }
   ++one.live;
@@ -476,7 +495,8 @@ void Allocator::reclaim_nodes(UpdateId visible) {
     const NodeHeader& one = node_header(offset);
     if (one.stamp > visible) return;
     all.retired_nodes_head = one.next;
-    if (one.next != 0 && one.next < mapping_.usable_bytes()) __builtin_prefetch(mapping_.base() + one.next, 1);
+    if (one.next != 0 && one.next < mapping_.usable_bytes())
+      __builtin_prefetch(mapping_.base() + one.next, 1);
     if (all.retired_nodes_head == 0) all.retired_nodes_tail = 0;
     free_node(offset);
   }

@@ -1,13 +1,15 @@
 // The space of the state file: segments, and what is carved out of them. Writer only.
 //
-// Space goes round: free -> in use -> retired with a stamp -> free again, when no reader can hold anything from before
-// the stamp. The stamp is the id of the update under way: once that one is published, nobody new comes to what was
-// retired. Two kinds of reader have to be waited for or warned off:
+// Space goes round: free -> in use -> retired with a stamp -> free again, when no reader can hold
+// anything from before the stamp. The stamp is the id of the update under way: once that one is
+// published, nobody new comes to what was retired. Two kinds of reader have to be waited for or
+// warned off:
 //   views        say in a reader slot which id they hold; visible_from() looks at the slots
 //   point reads  say nothing; the reclaim generation is raised before the space is written over, and they start again
 //
-// The books (WriterBooks and the descriptors) are exact while writers leave cleanly. A writer that died leaves them in
-// any state: the next one rebuilds them from what the index and the tree reach (recovery.h) and believes nothing else.
+// The books (WriterBooks and the descriptors) are exact while writers leave cleanly. A writer that
+// died leaves them in any state: the next one rebuilds them from what the index and the tree reach
+// (recovery.h) and believes nothing else.
 #pragma once
 
 #include <cstddef>
@@ -36,18 +38,20 @@ class Allocator final : public NodeStore {
   void begin_update(UpdateId id) { update_id_ = id; }
   UpdateId update_id() const { return update_id_; }
 
-  // The least id a reader may be at: raises the horizon to the applied id, so that no view starts below, and looks at
-  // the slots.
+  // The least id a reader may be at: raises the horizon to the applied id, so that no view starts
+  // below, and looks at the slots.
   UpdateId advance_horizon();
-  // Whether there is any view at all. Who pins after this was answered with no finds what is stored by now.
+  // Whether there is any view at all. Who pins after this was answered with no finds what is stored
+  // by now.
   bool has_views();
-  // From here on, point reads that began before start again. Before anything a reader may be looking at is written
-  // over.
+  // From here on, point reads that began before start again. Before anything a reader may be
+  // looking at is written over.
   void increment_generation();
 
   // --- Segments ---
 
-  // A segment of `kind`, contents undefined. Throws Error limit: the state may not grow, or the disk is full.
+  // A segment of `kind`, contents undefined. Throws Error limit: the state may not grow, or the
+  // disk is full.
   std::uint64_t allocate_segment(SegmentKind kind);
   // `count` segments in a row: the first of kind `first`, the others large_rest.
   std::uint64_t allocate_span(SegmentKind first, std::uint64_t count);
@@ -68,14 +72,15 @@ class Allocator final : public NodeStore {
 
   // --- Entries ---
 
-  // Room for an entry of entry_bytes() `bytes`, counted as live. `copy`: it is moved, not new; kept apart from new
-  // ones.
+  // Room for an entry of entry_bytes() `bytes`, counted as live. `copy`: it is moved, not new; kept
+  // apart from new ones.
   std::uint64_t allocate_entry(std::uint64_t bytes, bool copy);
   // Whether allocate_entry needs a segment: the moment to win space back first.
   bool needs_segment(std::uint64_t bytes) const;
   // The index no longer points to this entry.
   void retire_entry(std::uint64_t offset, std::uint64_t bytes);
-  // The sealed segment of entries with least live in it, if winning space back pays; 0: it does not.
+  // The sealed segment of entries with least live in it, if winning space back pays; 0: it does
+  // not.
   std::uint64_t cleaning_candidate() const;
   // Takes it off its list, for moving its live entries away; retire it afterwards.
   void begin_cleaning(std::uint64_t segment);
@@ -86,7 +91,9 @@ class Allocator final : public NodeStore {
   NodeOffset allocate_node(std::size_t size_class) override;
   void retire_node(NodeOffset offset) override;
   std::byte* writable_node(NodeOffset offset) override { return mapping_.writable_base() + offset; }
-  bool is_private(NodeOffset offset) const override { return node_header(offset).stamp == update_id_; }
+  bool is_private(NodeOffset offset) const override {
+    return node_header(offset).stamp == update_id_;
+  }
   // Puts a node on the list of retired ones; for rebuilding the books.
   void link_retired_node(NodeOffset offset, UpdateId stamp);
 

@@ -21,8 +21,8 @@ void set_digest(PublishedBlock& block, const Digest& digest) {
 }
 
 // `previous`: offset of the version before, 0 if there is none.
-void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key, std::string_view value,
-                 std::uint64_t previous) {
+void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key,
+                 std::string_view value, std::uint64_t previous) {
   const auto put = [&to](const void* from, std::size_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);
     to += bytes;
@@ -44,26 +44,31 @@ void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key, 
 
 void check_id(UpdateId id) {
   if (id > state_update_id_max) {
-    throw Error(ErrorKind::limit,
-                "a state cannot hold an update of this id: id=" + std::to_string(id) +
-                    " id_max=" + std::to_string(state_update_id_max) +
-                    " (put its items into a new log: whycache scan --json | whycache import --log NEW -)");
+    throw Error(
+        ErrorKind::limit,
+        "a state cannot hold an update of this id: id=" + std::to_string(id) +
+            " id_max=" + std::to_string(state_update_id_max) +
+            " (put its items into a new log: whycache scan --json | whycache import --log NEW -)");
   }
 }
 
 }  // namespace
 
 Applier::Applier(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
-    : mapping_(mapping), allocator_(mapping, readers, bytes_max), point_index_(allocator_), key_index_(allocator_) {}
+    : mapping_(mapping),
+      allocator_(mapping, readers, bytes_max),
+      point_index_(allocator_),
+      key_index_(allocator_) {}
 
 const PublishedBlock& Applier::published() const {
   const Header& header = mapping_.header();
   const PublishedBlock& block =
       header.published[header.applied_id.load(std::memory_order_relaxed) % published_block_count];
   if (block.checksum != block.expected_checksum()) {
-    throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" +
-                                        std::to_string(header.applied_id.load(std::memory_order_relaxed)) +
-                                        " (delete the state file)");
+    throw Error(ErrorKind::corrupt,
+                "state file damaged: published block of update=" +
+                    std::to_string(header.applied_id.load(std::memory_order_relaxed)) +
+                    " (delete the state file)");
   }
   return block;
 }
@@ -84,8 +89,8 @@ void Applier::create(std::uint64_t chain) {
 void Applier::publish() {
   Header& header = mapping_.writable_header();
   pending_block_.checksum = pending_block_.expected_checksum();
-  // Pairs with the acquire fence of read_published(): who sees the block written over sees that the updates since were
-  // published.
+  // Pairs with the acquire fence of read_published(): who sees the block written over sees that the
+  // updates since were published.
   std::atomic_thread_fence(std::memory_order_release);
   header.published[pending_block_.id % published_block_count] = pending_block_;
   // Everything of the update is written; from here on it is what readers see.
@@ -95,8 +100,8 @@ void Applier::publish() {
 void Applier::apply(const Update& update) {
   const PublishedBlock& current = published();
   if (update.id != current.id + 1) {
-    throw Error(ErrorKind::invalid,
-                "update out of order: id=" + std::to_string(update.id) + " applied_id=" + std::to_string(current.id));
+    throw Error(ErrorKind::invalid, "update out of order: id=" + std::to_string(update.id) +
+                                        " applied_id=" + std::to_string(current.id));
   }
   check_id(update.id);
   pending_block_ = current;
@@ -112,7 +117,8 @@ void Applier::apply(const Update& update) {
   hashes_.resize(count);
   for (std::size_t i = 0; i < count; ++i) hashes_[i] = mapping_.hash_of(update.changes[i].key);
   mark_last_change_per_key(update.changes);
-  for (std::size_t i = 0; i < std::min(count, prefetch_distance); ++i) point_index_.prefetch(hashes_[i]);
+  for (std::size_t i = 0; i < std::min(count, prefetch_distance); ++i)
+    point_index_.prefetch(hashes_[i]);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + prefetch_distance < count) point_index_.prefetch(hashes_[i + prefetch_distance]);
     if (!is_last_[i]) continue;
@@ -127,8 +133,8 @@ void Applier::apply(const Update& update) {
   publish();
 }
 
-// Of several changes of one key the last one counts, and only that is made: a reader that found what the first made
-// just before it was replaced would take it for a value that was published.
+// Of several changes of one key the last one counts, and only that is made: a reader that found
+// what the first made just before it was replaced would take it for a value that was published.
 void Applier::mark_last_change_per_key(std::span<const Change> changes) {
   const std::size_t count = changes.size();
   is_last_.assign(count, true);
@@ -175,7 +181,8 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
   if (word != nullptr) {
     old_offset = word_offset(word->load(std::memory_order_relaxed));
     const Entry old = point_index_.entry(old_offset);
-    // A version of this very update was made by one that erases everything, and is nothing anybody will ever see.
+    // A version of this very update was made by one that erases everything, and is nothing anybody
+    // will ever see.
     previous = old.id() == pending_block_.id ? old.previous_offset() : old_offset;
     old_bytes = old.bytes();
     was_there = !old.erased();
@@ -242,9 +249,10 @@ void Applier::erase_all() {
 void Applier::update_key_index() {
   if (key_changes_.empty()) return;
   if (key_changes_.size() == 1) {
-    pending_block_.key_index_root = key_changes_[0].is_insertion
-                                        ? key_index_.insert(pending_block_.key_index_root, key_changes_[0].key)
-                                        : key_index_.erase(pending_block_.key_index_root, key_changes_[0].key);
+    pending_block_.key_index_root =
+        key_changes_[0].is_insertion
+            ? key_index_.insert(pending_block_.key_index_root, key_changes_[0].key)
+            : key_index_.erase(pending_block_.key_index_root, key_changes_[0].key);
     return;
   }
   // A key appears and disappears by turns, so what it does first and last says what it did in all.
@@ -252,8 +260,8 @@ void Applier::update_key_index() {
                    [](const KeyChange& a, const KeyChange& b) { return a.key < b.key; });
   std::vector<std::string_view> appeared;
   for (auto begin = key_changes_.begin(); begin != key_changes_.end();) {
-    const auto end =
-        std::find_if(begin, key_changes_.end(), [&](const KeyChange& move) { return move.key != begin->key; });
+    const auto end = std::find_if(begin, key_changes_.end(),
+                                  [&](const KeyChange& move) { return move.key != begin->key; });
     const bool net = begin->is_insertion == (end - 1)->is_insertion;
     if (net && begin->is_insertion) appeared.push_back(begin->key);
     if (net && !begin->is_insertion)
@@ -261,7 +269,8 @@ void Applier::update_key_index() {
     begin = end;
   }
   if (!appeared.empty())
-    pending_block_.key_index_root = key_index_.insert_sorted(pending_block_.key_index_root, appeared);
+    pending_block_.key_index_root =
+        key_index_.insert_sorted(pending_block_.key_index_root, appeared);
 }
 
 void Applier::clean_if_needed(std::uint64_t bytes) {
@@ -275,7 +284,8 @@ void Applier::clean_if_needed(std::uint64_t bytes) {
 
 void Applier::clean_segment(std::uint64_t segment) {
   const UpdateId visible = allocator_.advance_horizon();
-  const std::uint64_t end = std::min<std::uint64_t>(allocator_.descriptor(segment).used, segment_bytes);
+  const std::uint64_t end =
+      std::min<std::uint64_t>(allocator_.descriptor(segment).used, segment_bytes);
   allocator_.begin_cleaning(segment);
   const std::uint64_t first = segment * segment_bytes;
   bool raised = false;
@@ -293,8 +303,9 @@ void Applier::clean_segment(std::uint64_t segment) {
       const Entry entry = point_index_.entry(first + within);
       const std::uint64_t bytes = entry.bytes();
       if (entry.key_bytes == 0 || bytes > end - within) {
-        throw Error(ErrorKind::corrupt, "state file damaged: entry at offset=" + std::to_string(first + within) +
-                                            " (delete the state file)");
+        throw Error(ErrorKind::corrupt,
+                    "state file damaged: entry at offset=" + std::to_string(first + within) +
+                        " (delete the state file)");
       }
       places[count] = {first + within, mapping_.hash_of(entry.key())};
       point_index_.prefetch(places[count].hash);
@@ -306,8 +317,8 @@ void Applier::clean_segment(std::uint64_t segment) {
       const Entry entry = point_index_.entry(places[i].offset);
       const std::uint64_t bytes = entry.bytes();
       if (entry.erased() && entry.id() <= visible) {
-        // Everybody sees the key gone already, so that its last trace may go. A point read that began earlier has to
-        // begin again: it might look for the version before.
+        // Everybody sees the key gone already, so that its last trace may go. A point read that
+        // began earlier has to begin again: it might look for the version before.
         if (!raised) allocator_.increment_generation();
         raised = true;
         point_index_.remove(*word);

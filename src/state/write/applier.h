@@ -1,5 +1,5 @@
-// Carries updates into a writable mapping: entries, point index, key index, digest, and the one store that makes it
-// visible.
+// Carries updates into a writable mapping: entries, point index, key index, digest, and the one
+// store that makes it visible.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ class Applier {
   // Lays out an empty state at update 0 in a file whose fixed header is written.
   void create(std::uint64_t chain);
 
-  // Applies update applied_id + 1 and publishes it. If an exception leaves it, nothing of the update is visible, and
-  // the file has to be recovered before the next one (recovery.h): leave Header::writer_active set.
+  // Applies update applied_id + 1 and publishes it. If an exception leaves it, nothing of the
+  // update is visible, and the file has to be recovered before the next one (recovery.h): leave
+  // Header::writer_active set.
   void apply(const Update& update);
 
   // For a file that nobody else can open yet: items in ascending key order, published by loaded().
@@ -42,7 +43,8 @@ class Applier {
   void erase_all();
   void mark_last_change_per_key(std::span<const Change> changes);
   void update_key_index();
-  // Wins space back before new entries are written, so that entries do not move under the hands of the caller.
+  // Wins space back before new entries are written, so that entries do not move under the hands of
+  // the caller.
   void clean_if_needed(std::uint64_t bytes);
   void clean_segment(std::uint64_t segment);
   void publish();

@@ -25,7 +25,8 @@ constexpr const char* building_suffix = ".building-";
 void remove_abandoned_files(const std::string& path) {
   const std::string folder = parent_directory(path) + "/";
   const std::size_t slash = path.rfind('/');
-  const std::string prefix = (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
+  const std::string prefix =
+      (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
   DIR* const entries = ::opendir(folder.c_str());
   if (entries == nullptr) return;
   while (const dirent* const entry = ::readdir(entries)) {
@@ -56,26 +57,30 @@ NewFile create_locked_file(const std::string& path) {
     NewFile made{building_path(path), {}};
     made.file = open_file(made.path, O_RDWR | O_CREAT | O_EXCL, 0600);
     struct stat status;
-    if (try_lock_byte(made.file.number(), 0) && ::fstat(made.file.number(), &status) == 0 && status.st_nlink == 1)
+    if (try_lock_byte(made.file.number(), 0) && ::fstat(made.file.number(), &status) == 0 &&
+        status.st_nlink == 1)
       return made;
     ::unlink(made.path.c_str());
   }
-  throw Error(ErrorKind::unavailable, "new state files are removed as soon as they are made: path=" + path);
+  throw Error(ErrorKind::unavailable,
+              "new state files are removed as soon as they are made: path=" + path);
 }
 
 // With one segment and its fixed header.
-NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name) {
+NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid,
+                          const std::string& log_name) {
   NewFile made = create_locked_file(options.path);
   const int number = made.file.number();
   try {
-    if (::fchmod(number, options.mode) != 0) throw system_error("cannot set mode of file", made.path, errno);
+    if (::fchmod(number, options.mode) != 0)
+      throw system_error("cannot set mode of file", made.path, errno);
     const int error = allocate_in_file(number, 0, segment_bytes);
     if (error != 0) throw system_error("cannot make state file", made.path, error);
     Mapping mapping(FileDescriptor(::fcntl(number, F_DUPFD_CLOEXEC, 0)), made.path, segment_bytes,
                     Mapping::Access::write);
     write_fixed_header(mapping.writable_header(), log_uuid, log_name, number, made.path);
-    // So that after a power cut the file is at least known for what it is; the rest of it is then verified, or made
-    // anew.
+    // So that after a power cut the file is at least known for what it is; the rest of it is then
+    // verified, or made anew.
     sync_file(number, made.path);
   } catch (...) {
     ::unlink(made.path.c_str());
@@ -86,7 +91,8 @@ NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid, con
 
 class FileBuilder final : public StateBuilder {
  public:
-  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid, InstallFile put_in_place)
+  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid,
+              InstallFile put_in_place)
       : options_(options),
         path_(std::move(made.path)),
         mapping_(std::move(made.file), path_, options.bytes_max, Mapping::Access::write),
@@ -104,7 +110,8 @@ class FileBuilder final : public StateBuilder {
     if (!installed_ && fork_count_ == fork_count()) ::unlink(path_.c_str());
   }
 
-  // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier one.
+  // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier
+  // one.
   void load(std::span<const Item> items) override {
     check_not_forked();
     applier_.load(items, 1);
@@ -123,8 +130,8 @@ class FileBuilder final : public StateBuilder {
   }
 
   std::shared_ptr<const detail::Pin> pin() const override {
-    return std::make_shared<const detail::Pin>(
-        std::make_shared<const Mapping>(open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
+    return std::make_shared<const detail::Pin>(std::make_shared<const Mapping>(
+        open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
   }
 
   bool install(InstallPolicy how, const std::function<void()>& catch_up) override {
@@ -154,8 +161,8 @@ class FileBuilder final : public StateBuilder {
 std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
                                            const std::string& log_name, InstallFile put_in_place) {
   remove_abandoned_files(options.path);
-  return std::make_unique<FileBuilder>(options, create_state_file(options, log_uuid, log_name), log_uuid,
-                                       std::move(put_in_place));
+  return std::make_unique<FileBuilder>(options, create_state_file(options, log_uuid, log_name),
+                                       log_uuid, std::move(put_in_place));
 }
 
 }  // namespace whycache

@@ -13,8 +13,8 @@ namespace whycache {
 namespace {
 
 Error corrupt_state(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt,
-               "state file damaged: " + what + "=" + std::to_string(number) + " (delete the state file)");
+  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) +
+                                       " (delete the state file)");
 }
 
 // What is known of one segment by what reaches it.
@@ -28,12 +28,14 @@ struct SegmentUsage {
 class Recovery {
  public:
   Recovery(Allocator& arena, PointIndex& index)
-      : allocator_(arena), index_(index), applied_id_(arena.header().applied_id.load(std::memory_order_relaxed)) {}
+      : allocator_(arena),
+        index_(index),
+        applied_id_(arena.header().applied_id.load(std::memory_order_relaxed)) {}
 
   std::uint64_t run() {
     Header& header = allocator_.header();
-    const std::uint64_t bytes =
-        std::min(header.file_bytes.load(std::memory_order_relaxed), allocator_.mapping().usable_bytes());
+    const std::uint64_t bytes = std::min(header.file_bytes.load(std::memory_order_relaxed),
+                                         allocator_.mapping().usable_bytes());
     const std::uint64_t count = bytes / segment_bytes;
     if (count == 0) throw corrupt_state("file bytes", bytes);
     header.allocator_state = AllocatorState{};
@@ -53,9 +55,11 @@ class Recovery {
 
  private:
   SegmentUsage& claim_segment(std::uint64_t segment, SegmentKind kind) {
-    if (segment == 0 || segment >= usage_.size()) throw corrupt_state("segment beyond the end", segment);
+    if (segment == 0 || segment >= usage_.size())
+      throw corrupt_state("segment beyond the end", segment);
     SegmentUsage& one = usage_[segment];
-    if (one.kind != SegmentKind::free && one.kind != kind) throw corrupt_state("segment used in two ways", segment);
+    if (one.kind != SegmentKind::free && one.kind != kind)
+      throw corrupt_state("segment used in two ways", segment);
     one.kind = kind;
     return one;
   }
@@ -72,12 +76,15 @@ class Recovery {
         index_directory_offset(allocator_.header().index_directory.load(std::memory_order_relaxed));
     const std::uint64_t segments =
         depth <= small_index_directory_depth_max ? 1 : segments_for(sizeof(IndexWord) << depth);
-    claim_segment(place / segment_bytes, SegmentKind::index_directory).used = static_cast<std::uint32_t>(segments);
-    for (std::uint64_t i = 1; i < segments; ++i) claim_segment(place / segment_bytes + i, SegmentKind::continuation);
+    claim_segment(place / segment_bytes, SegmentKind::index_directory).used =
+        static_cast<std::uint32_t>(segments);
+    for (std::uint64_t i = 1; i < segments; ++i)
+      claim_segment(place / segment_bytes + i, SegmentKind::continuation);
   }
 
-  // The slots a part stands in are a block of 2^(depth - its depth). A part that was being replaced when the writer
-  // died still stands in the last slot of its block, as it was; it takes the whole block back.
+  // The slots a part stands in are a block of 2^(depth - its depth). A part that was being replaced
+  // when the writer died still stands in the last slot of its block, as it was; it takes the whole
+  // block back.
   void repair_directory() {
     unsigned depth;
     IndexWord* const slots = index_.directory(depth);
@@ -89,7 +96,8 @@ class Recovery {
       const std::uint64_t first = slot & ~(block - 1);
       if ((slot & (block - 1)) != block - 1) throw corrupt_state("index directory at slot", slot);
       for (std::uint64_t i = first; i < slot; ++i) {
-        if (slots[i].load(std::memory_order_relaxed) != word) slots[i].store(word, std::memory_order_release);
+        if (slots[i].load(std::memory_order_relaxed) != word)
+          slots[i].store(word, std::memory_order_release);
       }
       slot = first;
     }
@@ -101,7 +109,8 @@ class Recovery {
     const std::uint64_t count = std::uint64_t{1} << depth;
     for (std::uint64_t slot = 0; slot < count;) {
       const std::uint64_t word = slots[slot].load(std::memory_order_relaxed);
-      SegmentUsage& one = claim_segment(index_page_offset(word) / segment_bytes, SegmentKind::index_page);
+      SegmentUsage& one =
+          claim_segment(index_page_offset(word) / segment_bytes, SegmentKind::index_page);
       if (one.live + one.used > 0) throw corrupt_state("index part in two places at slot", slot);
       mark_entries(index_page_offset(word), one);
       mark_filter(index_page_filter_offset(word));
@@ -114,7 +123,8 @@ class Recovery {
     constexpr std::uint64_t ahead = 64;
     for (std::uint64_t i = 0; i < index_page_words; ++i) {
       if (i + ahead < index_page_words)
-        __builtin_prefetch(allocator_.mapping().base() + safe_offset(words[i + ahead].load(std::memory_order_relaxed)));
+        __builtin_prefetch(allocator_.mapping().base() +
+                           safe_offset(words[i + ahead].load(std::memory_order_relaxed)));
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
       if (word == empty_word) continue;
       if (word == tombstone_word) {
@@ -129,7 +139,8 @@ class Recovery {
         at = entry.previous_offset();
         if (at == 0) break;
         entry = index_.entry(at);
-        if (entry.id() >= newer) throw corrupt_state("version older than the one before, at offset", at);
+        if (entry.id() >= newer)
+          throw corrupt_state("version older than the one before, at offset", at);
       }
       if (at == 0) {
         words[i].store(tombstone_word, std::memory_order_release);
@@ -158,11 +169,13 @@ class Recovery {
   void mark_entry(std::uint64_t offset, std::uint64_t bytes) {
     const std::uint64_t segment = offset / segment_bytes;
     if (is_large_entry(bytes)) {
-      if (offset % segment_bytes != 0) throw corrupt_state("large entry within a segment, at offset", offset);
+      if (offset % segment_bytes != 0)
+        throw corrupt_state("large entry within a segment, at offset", offset);
       SegmentUsage& first = claim_segment(segment, SegmentKind::large);
       first.live = 1;
       first.used = static_cast<std::uint32_t>(segments_for(bytes));
-      for (std::uint64_t i = 1; i < first.used; ++i) claim_segment(segment + i, SegmentKind::continuation);
+      for (std::uint64_t i = 1; i < first.used; ++i)
+        claim_segment(segment + i, SegmentKind::continuation);
       return;
     }
     if (offset % segment_bytes + bytes > segment_bytes)
@@ -174,23 +187,27 @@ class Recovery {
 
   void mark_nodes() {
     const UpdateId applied = applied_id_;
-    const NodeOffset root = allocator_.header().published[applied % published_block_count].key_index_root;
+    const NodeOffset root =
+        allocator_.header().published[applied % published_block_count].key_index_root;
     const MappedNodes nodes(allocator_.mapping());
     visit_nodes(nodes, root, [this](NodeOffset offset, std::size_t size_class) {
       const std::uint64_t segment = offset / segment_bytes;
       const std::uint64_t bytes = node_bytes_of(size_class);
-      if (size_class >= node_class_count || offset % bytes != 0) throw corrupt_state("node at offset", offset);
+      if (size_class >= node_class_count || offset % bytes != 0)
+        throw corrupt_state("node at offset", offset);
       SegmentUsage& one = claim_segment(segment, SegmentKind::nodes);
-      if (one.live > 0 && one.size_class != size_class) throw corrupt_state("nodes of two sizes in segment", segment);
+      if (one.live > 0 && one.size_class != size_class)
+        throw corrupt_state("nodes of two sizes in segment", segment);
       one.size_class = static_cast<std::uint8_t>(size_class);
       ++one.live;
-      // The dead writer may have retired the node, with the stamp that the next one gives to nodes of its own: it would
-      // take a node that readers are in for a private one.
+      // The dead writer may have retired the node, with the stamp that the next one gives to nodes
+      // of its own: it would take a node that readers are in for a private one.
       NodeHeader& header = *reinterpret_cast<NodeHeader*>(allocator_.writable_node(offset));
       if (header.stamp > applied_id_) header.stamp = 0;
       std::vector<bool>& reached = marked_nodes_[segment];
       reached.resize(segment_bytes / bytes);
-      if (reached[offset % segment_bytes / bytes]) throw corrupt_state("node reached twice, at offset", offset);
+      if (reached[offset % segment_bytes / bytes])
+        throw corrupt_state("node reached twice, at offset", offset);
       reached[offset % segment_bytes / bytes] = true;
     });
   }
@@ -200,16 +217,17 @@ class Recovery {
     std::uint64_t found = 0;
     for (std::uint64_t segment = 0; segment < usage_.size(); ++segment) {
       const SegmentUsage& one = usage_[segment];
-      if (one.kind == SegmentKind::entries && (found == 0 || one.used < usage_[found].used)) found = segment;
+      if (one.kind == SegmentKind::entries && (found == 0 || one.used < usage_[found].used))
+        found = segment;
     }
     return found;
   }
 
   void write_allocator_state() {
     AllocatorState& books = allocator_.allocator_state();
-    // A view that is there by now may hold what nothing reaches any more; one that comes later cannot get there.
-    // Without a view, the entry segment with most room is written on. Point reads that may be in there, or in a filter
-    // that nothing reaches any more, begin again.
+    // A view that is there by now may hold what nothing reaches any more; one that comes later
+    // cannot get there. Without a view, the entry segment with most room is written on. Point reads
+    // that may be in there, or in a filter that nothing reaches any more, begin again.
     const bool any_views = allocator_.has_views();
     const UpdateId stamp = any_views ? applied_id_ + 1 : applied_id_;
     const std::uint64_t open = any_views ? 0 : emptiest_entry_segment();
@@ -239,10 +257,12 @@ class Recovery {
       } else if (one.kind == SegmentKind::nodes) {
         const std::vector<bool>& reached = marked_nodes_[segment];
         book.used = static_cast<std::uint32_t>(reached.size());
-        book.live = book.used;  // those not reached are freed one by one, when no view can hold them
+        book.live =
+            book.used;  // those not reached are freed one by one, when no view can hold them
         for (std::uint64_t number = 0; number < reached.size(); ++number) {
           if (!reached[number])
-            allocator_.link_retired_node(segment * segment_bytes + number * node_bytes_of(one.size_class), stamp);
+            allocator_.link_retired_node(
+                segment * segment_bytes + number * node_bytes_of(one.size_class), stamp);
         }
       }
     }

@@ -30,17 +30,19 @@ std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& prese
   if (mapping.inode() != present.inode() || mapping.device() != present.device()) return nullptr;
   mapping.refresh_usable_bytes();
   // Another state may have been copied over it, with another hash seed.
-  if (mapping.header().fixed.state_id != mapping.state_id() || !mapping.holds_whole_file()) return nullptr;
+  if (mapping.header().fixed.state_id != mapping.state_id() || !mapping.holds_whole_file())
+    return nullptr;
   return taken;
 }
 
 void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexcept {
   const std::int64_t now = boot_time_ns();
   const std::int64_t before = last_write_time_ns_.exchange(now, std::memory_order_relaxed);
-  if (before == 0 || now - before >= idle_timeout_ns || writable->touched_pages >= touched_pages_max ||
-      is_address_space_limited())
+  if (before == 0 || now - before >= idle_timeout_ns ||
+      writable->touched_pages >= touched_pages_max || is_address_space_limited())
     return;
-  std::unique_ptr<WritableMapping>(cached_.exchange(writable.release(), std::memory_order_seq_cst)).reset();
+  std::unique_ptr<WritableMapping>(cached_.exchange(writable.release(), std::memory_order_seq_cst))
+      .reset();
   if (disabled_.load(std::memory_order_seq_cst)) unmap();
 }
 

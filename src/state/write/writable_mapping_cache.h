@@ -1,9 +1,10 @@
-// The writable mapping that a process which writes again and again keeps between two updates: mapping a file, touching
-// its pages and unmapping it takes longer than applying a small update (docs/decisions/keep-the-mapping.md).
+// The writable mapping that a process which writes again and again keeps between two updates:
+// mapping a file, touching its pages and unmapping it takes longer than applying a small update
+// (docs/decisions/keep-the-mapping.md).
 //
-// It is kept if the process wrote twice within 10 ms, and until the next update(), view or write that comes later than
-// that, until many pages were touched through it, the file is replaced, or the cache is closed. Nobody writes to it
-// without the writer lock.
+// It is kept if the process wrote twice within 10 ms, and until the next update(), view or write
+// that comes later than that, until many pages were touched through it, the file is replaced, or
+// the cache is closed. Nobody writes to it without the writer lock.
 #pragma once
 
 #include <fcntl.h>
@@ -35,8 +36,8 @@ class WritableMappingCache {
   WritableMappingCache& operator=(const WritableMappingCache&) = delete;
   ~WritableMappingCache() { unmap(); }
 
-  // The one that is kept, if it can be used to write to the file that `present` maps. The caller holds the writer lock.
-  // Throws Error corrupt if the file became shorter.
+  // The one that is kept, if it can be used to write to the file that `present` maps. The caller
+  // holds the writer lock. Throws Error corrupt if the file became shorter.
   std::unique_ptr<WritableMapping> take(const Mapping& present);
   // Keeps it if there is reason to; else unmaps it. The caller still holds the writer lock.
   void put(std::unique_ptr<WritableMapping> writable) noexcept;
@@ -57,14 +58,15 @@ class WritableMappingCache {
   bool is_idle() const noexcept;
 
   // All of this is in private memory, and gone with the process.
-  // Put in by keep(), taken out by take() and drop(), always by exchange: whoever gets the pointer owns what it points
-  // to, and acquires what was released with it.
+  // Put in by keep(), taken out by take() and drop(), always by exchange: whoever gets the pointer
+  // owns what it points to, and acquires what was released with it.
   std::atomic<WritableMapping*> cached_{nullptr};
-  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did. Stored by keep() and take(), under the writer lock; loaded
-  // by whoever looks whether it is idle. Relaxed: a value of before unmaps too early or too late, and no more.
+  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did. Stored by keep() and take(), under the
+  // writer lock; loaded by whoever looks whether it is idle. Relaxed: a value of before unmaps too
+  // early or too late, and no more.
   std::atomic<std::int64_t> last_write_time_ns_{0};
-  // Stored by keep_nothing(), which then takes the pointer out; loaded by keep() after it has put one in. All four are
-  // seq_cst: one of the two sees the other.
+  // Stored by keep_nothing(), which then takes the pointer out; loaded by keep() after it has put
+  // one in. All four are seq_cst: one of the two sees the other.
   std::atomic<bool> disabled_{false};
 };
 

@@ -10,8 +10,8 @@ namespace {
 
 class FileWriter final : public StateWriter {
  public:
-  FileWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks, const Mapping& present,
-             WritableMappingCache& kept, MappingPolicy after)
+  FileWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
+             const Mapping& present, WritableMappingCache& kept, MappingPolicy after)
       : lock_(std::move(writer_lock)),
         lease_{kept, take_or_map(options, present, kept)},
         mapping_(lease_.writable->mapping),
@@ -19,12 +19,13 @@ class FileWriter final : public StateWriter {
         fork_count_(fork_count()),
         mapping_policy_(after) {
     if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
-      throw Error(ErrorKind::corrupt,
-                  "state file damaged: path=" + mapping_.path() + " reason=\"" + fault + "\" (delete the state file)");
+      throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_.path() + " reason=\"" +
+                                          fault + "\" (delete the state file)");
     }
-    // It is in its place, and whoever installs or removes holds the lock that we have: one that meant to died before it
-    // did.
-    mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit, std::memory_order_release);
+    // It is in its place, and whoever installs or removes holds the lock that we have: one that
+    // meant to died before it did.
+    mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit,
+                                                            std::memory_order_release);
     std::atomic<std::uint64_t>& active = mapping_.writable_header().writer_active;
     recovered_ = active.load(std::memory_order_acquire) != 0;
     active.store(1, std::memory_order_release);
@@ -32,7 +33,8 @@ class FileWriter final : public StateWriter {
   }
 
   ~FileWriter() override {
-    // After a failure the books are no better than a dead writer's. In a forked child all this is the parent's.
+    // After a failure the books are no better than a dead writer's. In a forked child all this is
+    // the parent's.
     if (failed_ || fork_count_ != fork_count()) return;
     mapping_.writable_header().writer_active.store(0, std::memory_order_release);
     lease_.return_to_cache = applied_ && mapping_policy_ == MappingPolicy::cache;
@@ -46,8 +48,9 @@ class FileWriter final : public StateWriter {
   void apply(const Update& update) override {
     check_not_forked();
     if (failed_)
-      throw Error(ErrorKind::invalid,
-                  "an update failed: the state has to be taken over again: path=" + mapping_.path());
+      throw Error(
+          ErrorKind::invalid,
+          "an update failed: the state has to be taken over again: path=" + mapping_.path());
     failed_ = true;
     applied_ = true;
     lease_.writable->touched_pages += estimate_touched_pages(update);
@@ -58,7 +61,8 @@ class FileWriter final : public StateWriter {
   bool recovered() const override { return recovered_; }
 
  private:
-  static std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const Mapping& present,
+  static std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options,
+                                                      const Mapping& present,
                                                       WritableMappingCache& kept) {
     if (std::unique_ptr<WritableMapping> left = kept.take(present)) return left;
     return std::make_unique<WritableMapping>(options.path, options.bytes_max);
@@ -98,8 +102,9 @@ class FileWriter final : public StateWriter {
 
 }  // namespace
 
-std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
-                                         const Mapping& present, WritableMappingCache& kept, MappingPolicy after) {
+std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options,
+                                         LockFile& locks, const Mapping& present,
+                                         WritableMappingCache& kept, MappingPolicy after) {
   return std::make_unique<FileWriter>(std::move(writer_lock), options, locks, present, kept, after);
 }
 

@@ -10,8 +10,10 @@
 
 namespace whycache {
 
-// The caller hands over the writer lock; the file at options.path is the state, and the one that `present` maps.
-std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
-                                         const Mapping& present, WritableMappingCache& kept, MappingPolicy after);
+// The caller hands over the writer lock; the file at options.path is the state, and the one that
+// `present` maps.
+std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options,
+                                         LockFile& locks, const Mapping& present,
+                                         WritableMappingCache& kept, MappingPolicy after);
 
 }  // namespace whycache
