@@ -27,6 +27,7 @@
 #include "base/hash.h"
 #include "log/stores.h"
 #include "support/child_process.h"
+#include "support/forwarding_log.h"
 #include "support/seed.h"
 #include "support/temporary_directory.h"
 
@@ -250,37 +251,36 @@ class ProcessRewriters {
 
 struct SimulatedCrash {};
 
-class CrashingLog final : public Log {
+class CrashingLog final : public ForwardingLog {
  public:
   CrashingLog(std::unique_ptr<Log> log, std::uint64_t deadly_step)
-      : log_(std::move(log)), steps_left_(deadly_step) {}
+      : ForwardingLog(std::move(log)), steps_left_(deadly_step) {}
 
-  std::string name() const override { return log_->name(); }
   Extent extent() override {
     step();
-    return log_->extent();
+    return target().extent();
   }
   Appended append(UpdateId id, std::string_view bytes) override {
     step();
-    return log_->append(id, bytes);
+    return target().append(id, bytes);
   }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     step();
-    return log_->read(first, last, [&](UpdateId id, std::string_view bytes) {
+    return target().read(first, last, [&](UpdateId id, std::string_view bytes) {
       step();
       return visit(id, bytes);
     });
   }
   void read_base(const VisitPart& visit) override {
     step();
-    log_->read_base([&](std::string_view part) {
+    target().read_base([&](std::string_view part) {
       step();
       return visit(part);
     });
   }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     step();
-    const bool switched = log_->rewrite(base, base_chain, [&] {
+    const bool switched = target().rewrite(base, base_chain, [&] {
       step();
       return next_part();
     });
@@ -295,7 +295,6 @@ class CrashingLog final : public Log {
     std::this_thread::yield();
   }
 
-  std::unique_ptr<Log> log_;
   std::uint64_t steps_left_;
 };
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "client/fleet.h"
+#include "support/forwarding_log.h"
 
 namespace whycache::testing {
 namespace {
@@ -456,25 +457,19 @@ TEST(Rewrite, one_whose_answer_never_came_is_uncertain) {
 }
 
 // A log that takes its time for each part of a base.
-class SlowBaseLog final : public Log {
+class SlowBaseLog final : public ForwardingLog {
  public:
-  explicit SlowBaseLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  using ForwardingLog::ForwardingLog;
 
-  std::string name() const override { return log_->name(); }
-  Extent extent() override { return log_->extent(); }
-  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
-  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-    return log_->read(first, last, visit);
-  }
   void read_base(const VisitPart& visit) override {
-    log_->read_base([&](std::string_view part) {
+    target().read_base([&](std::string_view part) {
       delay(parts_read_);
       return visit(part);
     });
   }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     bool first = true;
-    return log_->rewrite(base, base_chain, [&] {
+    return target().rewrite(base, base_chain, [&] {
       if (!std::exchange(first, false)) delay(parts_written_);
       return next_part();
     });
@@ -487,7 +482,6 @@ class SlowBaseLog final : public Log {
     if (++times == 5) throw unavailable_error();
   }
 
-  std::unique_ptr<Log> log_;
   int parts_read_ = 0;
   int parts_written_ = 0;
 };

@@ -11,6 +11,8 @@
 #include <string>
 #include <utility>
 
+#include "support/forwarding_log.h"
+
 namespace whycache::testing {
 
 // Steps that may throw, wait, or do something else in between. Set before the log is used, or hold
@@ -34,23 +36,21 @@ struct Script {
   std::atomic<int> extent_count{0};
 };
 
-class ScriptedLog final : public Log {
+class ScriptedLog final : public ForwardingLog {
  public:
   ScriptedLog(std::unique_ptr<Log> log, std::shared_ptr<Script> script)
-      : log_(std::move(log)), script_(std::move(script)) {}
-
-  std::string name() const override { return log_->name(); }
+      : ForwardingLog(std::move(log)), script_(std::move(script)) {}
 
   Extent extent() override {
     ++script_->extent_count;
     run_step(script_->before_extent);
-    return transformed(log_->extent());
+    return transformed(target().extent());
   }
 
   Appended append(UpdateId id, std::string_view bytes) override {
     ++script_->append_count;
     run_step(script_->before_append, id);
-    const Appended appended = log_->append(id, bytes);
+    const Appended appended = target().append(id, bytes);
     run_step(script_->after_append, id);
     return appended;
   }
@@ -58,32 +58,32 @@ class ScriptedLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     ++script_->read_count;
     run_step(script_->before_read);
-    const Extent extent = log_->read(first, last, [&](UpdateId id, std::string_view bytes) {
+    const Extent extent = target().read(first, last, [&](UpdateId id, std::string_view bytes) {
       if (!script_->transform_row) return visit(id, bytes);
       const std::optional<std::string> shown = script_->transform_row(id, bytes);
       return shown ? visit(id, *shown) : true;
     });
     run_step(script_->after_read);
-    return transformed(script_->after_read ? log_->extent() : extent);
+    return transformed(script_->after_read ? target().extent() : extent);
   }
 
   void read_base(const VisitPart& visit) override {
     run_step(script_->before_read_base);
     std::uint64_t part = 0;
-    log_->read_base([&](std::string_view bytes) {
+    target().read_base([&](std::string_view bytes) {
       return script_->transform_part ? visit(script_->transform_part(part++, bytes)) : visit(bytes);
     });
   }
 
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     run_step(script_->before_rewrite);
-    const bool switched = log_->rewrite(base, base_chain, next_part);
+    const bool switched = target().rewrite(base, base_chain, next_part);
     run_step(script_->after_rewrite);
     return switched;
   }
 
   std::unique_ptr<Log> reopen() override {
-    std::unique_ptr<Log> log = log_->reopen();
+    std::unique_ptr<Log> log = target().reopen();
     return log ? std::make_unique<ScriptedLog>(std::move(log), script_) : nullptr;
   }
 
@@ -97,30 +97,20 @@ class ScriptedLog final : public Log {
     return extent;
   }
 
-  std::unique_ptr<Log> log_;
   std::shared_ptr<Script> script_;
 };
 
 // A log that becomes another one while it is open, as when a database is restored or fails over.
-class SwitchedLog final : public Log {
+class SwitchedLog final : public ForwardingLog {
  public:
-  explicit SwitchedLog(std::unique_ptr<Log> log) : name_(log->name()), log_(std::move(log)) {}
-  void switch_to(std::unique_ptr<Log> log) { log_ = std::move(log); }
+  explicit SwitchedLog(std::unique_ptr<Log> log)
+      : ForwardingLog(std::move(log)), name_(target().name()) {}
+  void switch_to(std::unique_ptr<Log> log) { set_target(std::move(log)); }
 
   std::string name() const override { return name_; }
-  Extent extent() override { return log_->extent(); }
-  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
-  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-    return log_->read(first, last, visit);
-  }
-  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
-  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
-    return log_->rewrite(base, base_chain, next_part);
-  }
 
  private:
   const std::string name_;
-  std::unique_ptr<Log> log_;
 };
 
 inline Error unavailable_error() { return Error(ErrorKind::unavailable, "the test's log is away"); }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "client/fleet.h"
+#include "support/forwarding_log.h"
 #include "update/update.h"
 
 namespace whycache::testing {
@@ -117,32 +118,22 @@ TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
 // The statement is still under way when we look, and arrives later.
 TEST(Commit, an_append_that_arrives_late_does_no_harm) {
   Fleet fleet;
-  struct LateArrival : Log {
-    std::unique_ptr<Log> log;
+  struct LateArrival : testing::ForwardingLog {
+    using ForwardingLog::ForwardingLog;
     std::string under_way;
     int appends = 0;
-    std::string name() const override { return log->name(); }
-    Extent extent() override { return log->extent(); }
     Appended append(UpdateId id, std::string_view bytes) override {
       if (++appends == 1) {
         under_way = bytes;
         throw uncertain_error();
       }
       if (appends == 2) {
-        log->append(id, under_way);  // now it is there
+        target().append(id, under_way);  // now it is there
       }
-      return log->append(id, bytes);
-    }
-    Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-      return log->read(first, last, visit);
-    }
-    void read_base(const VisitPart& visit) override { log->read_base(visit); }
-    bool rewrite(UpdateId base, std::uint64_t chain, const NextPart& next) override {
-      return log->rewrite(base, chain, next);
+      return target().append(id, bytes);
     }
   };
-  auto late = std::make_unique<LateArrival>();
-  late->log = fleet.log();
+  auto late = std::make_unique<LateArrival>(fleet.log());
   Cache berlin(std::move(late), fleet.options("berlin"));
 
   EXPECT_EQ(berlin.set("a", "1"), 1U);
@@ -261,21 +252,11 @@ TEST(Commit, an_error_for_good_is_passed_on_at_once) {
 
 TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
   Fleet fleet;
-  struct Liar : Log {
-    std::unique_ptr<Log> log;
-    std::string name() const override { return log->name(); }
-    Extent extent() override { return log->extent(); }
+  struct Liar : testing::ForwardingLog {
+    using ForwardingLog::ForwardingLog;
     Appended append(UpdateId, std::string_view) override { return Appended::taken; }
-    Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-      return log->read(first, last, visit);
-    }
-    void read_base(const VisitPart& visit) override { log->read_base(visit); }
-    bool rewrite(UpdateId base, std::uint64_t chain, const NextPart& next) override {
-      return log->rewrite(base, chain, next);
-    }
   };
-  auto liar = std::make_unique<Liar>();
-  liar->log = fleet.log();
+  auto liar = std::make_unique<Liar>(fleet.log());
   Cache cache(std::move(liar), fleet.options("berlin"));
 
   expect_error(
@@ -573,26 +554,16 @@ TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_i
 
 // The store takes less than update_bytes_max says.
 TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
-  struct Small final : Log {
-    std::unique_ptr<Log> log;
+  struct Small final : testing::ForwardingLog {
+    using ForwardingLog::ForwardingLog;
     std::shared_ptr<Script> script;
-    std::string name() const override { return log->name(); }
-    Extent extent() override { return log->extent(); }
     Appended append(UpdateId id, std::string_view bytes) override {
       script->before_append(id);
       if (bytes.size() > 3000) throw Error(ErrorKind::limit, "packet too large");
-      return log->append(id, bytes);
-    }
-    Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-      return log->read(first, last, visit);
-    }
-    void read_base(const VisitPart& visit) override { log->read_base(visit); }
-    bool rewrite(UpdateId base, std::uint64_t chain, const NextPart& next) override {
-      return log->rewrite(base, chain, next);
+      return target().append(id, bytes);
     }
   };
-  auto log = std::make_unique<Small>();
-  log->log = fleet.log();
+  auto log = std::make_unique<Small>(fleet.log());
   log->script = script;
   Cache cache(std::move(log), fleet.options("berlin"));
   start_write([&] { cache.set("first", "1"); });

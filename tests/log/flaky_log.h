@@ -14,6 +14,8 @@
 
 #include <whycache/log.h>
 
+#include "support/forwarding_log.h"
+
 namespace whycache {
 
 // How often, in a hundred calls, what goes wrong.
@@ -25,23 +27,23 @@ struct FaultRates {
   std::chrono::microseconds delay_max{300};
 };
 
-class FlakyLog final : public Log {
+class FlakyLog final : public testing::ForwardingLog {
  public:
   FlakyLog(std::unique_ptr<Log> log, std::uint64_t seed, FaultRates faults = {})
-      : log_(std::move(log)), faults_(faults), random_(seed) {}
+      : ForwardingLog(std::move(log)), faults_(faults), random_(seed) {}
 
-  std::string name() const override { return "flaky " + log_->name(); }
+  std::string name() const override { return "flaky " + target().name(); }
 
   Extent extent() override {
     delay();
     fail_if(faults_.lost_read);
-    return log_->extent();
+    return target().extent();
   }
 
   Appended append(UpdateId id, std::string_view bytes) override {
     delay();
     fail_if(faults_.lost_append);
-    const Appended appended = log_->append(id, bytes);
+    const Appended appended = target().append(id, bytes);
     delay();
     forget_if(faults_.lost_answer);
     return appended;
@@ -51,7 +53,7 @@ class FlakyLog final : public Log {
     delay();
     const bool fails = chance(faults_.lost_read);
     std::uint64_t rows_left = random_up_to(20);
-    const Extent extent = log_->read(first, last, [&](UpdateId id, std::string_view bytes) {
+    const Extent extent = target().read(first, last, [&](UpdateId id, std::string_view bytes) {
       if (fails && rows_left-- == 0) throw injected_error();
       return visit(id, bytes);
     });
@@ -63,7 +65,7 @@ class FlakyLog final : public Log {
     delay();
     const bool fails = chance(faults_.lost_read);
     std::uint64_t parts_left = random_up_to(3);
-    log_->read_base([&](std::string_view part) {
+    target().read_base([&](std::string_view part) {
       if (fails && parts_left-- == 0) throw injected_error();
       return visit(part);
     });
@@ -74,16 +76,17 @@ class FlakyLog final : public Log {
     delay();
     const bool breaks = chance(faults_.lost_rewrite);
     std::uint64_t parts_left = random_up_to(10);
-    const bool switched = log_->rewrite(base, base_chain, [&]() -> std::optional<std::string_view> {
-      if (breaks && parts_left-- == 0) throw injected_error();
-      return next_part();
-    });
+    const bool switched =
+        target().rewrite(base, base_chain, [&]() -> std::optional<std::string_view> {
+          if (breaks && parts_left-- == 0) throw injected_error();
+          return next_part();
+        });
     forget_if(faults_.lost_answer);
     return switched;
   }
 
   std::unique_ptr<Log> reopen() override {
-    std::unique_ptr<Log> log = log_->reopen();
+    std::unique_ptr<Log> log = target().reopen();
     if (!log) return nullptr;
     return std::make_unique<FlakyLog>(std::move(log), random_up_to(UINT64_MAX - 1), faults_);
   }
@@ -110,7 +113,6 @@ class FlakyLog final : public Log {
     return std::uniform_int_distribution<std::uint64_t>(0, greatest)(random_);
   }
 
-  std::unique_ptr<Log> log_;
   FaultRates faults_;
   std::mutex mutex_;
   std::mt19937_64 random_;

@@ -14,6 +14,7 @@
 
 #include "log/memcached.h"
 #include "log/tiered_store.h"
+#include "support/forwarding_log.h"
 #include "support/memcached_server.h"
 #include "support/program.h"
 #include "support/thrown_error.h"
@@ -83,27 +84,17 @@ TEST(MemcachedTier, servers_are_addresses_or_sockets) {
 }
 
 // A log whose answer to a read takes its time: something happens before it arrives.
-class InterceptedReadLog final : public Log {
+class InterceptedReadLog final : public testing::ForwardingLog {
  public:
-  explicit InterceptedReadLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  using ForwardingLog::ForwardingLog;
 
   std::function<void()> after_read = [] {};  // once
 
-  std::string name() const override { return log_->name(); }
-  Extent extent() override { return log_->extent(); }
-  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-    const Extent extent = log_->read(first, last, visit);
+    const Extent extent = target().read(first, last, visit);
     std::exchange(after_read, [] {})();
     return extent;
   }
-  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
-  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
-    return log_->rewrite(base, base_chain, next_part);
-  }
-
- private:
-  std::unique_ptr<Log> log_;
 };
 
 TEST(MemcachedTier, who_slept_while_he_asked_does_not_put_an_old_head_over_a_newer_one) {

@@ -12,17 +12,17 @@
 
 #include "log/memcached_tier.h"
 #include "log/stores.h"
+#include "support/forwarding_log.h"
 #include "support/memcached_server.h"
 
 namespace whycache {
 
 // Counts the calls that reach the log beneath.
-class CountingLog final : public Log {
+class CountingLog final : public testing::ForwardingLog {
  public:
   CountingLog(std::unique_ptr<Log> log, std::atomic<std::uint64_t>& calls)
-      : log_(std::move(log)), calls_(calls) {}
+      : ForwardingLog(std::move(log)), calls_(calls) {}
 
-  std::string name() const override { return log_->name(); }
   Extent extent() override { return count_call().extent(); }
   Appended append(UpdateId id, std::string_view bytes) override {
     return count_call().append(id, bytes);
@@ -35,39 +35,28 @@ class CountingLog final : public Log {
     return count_call().rewrite(base, base_chain, next_part);
   }
   std::unique_ptr<Log> reopen() override {
-    return std::make_unique<CountingLog>(log_->reopen(), calls_);
+    return std::make_unique<CountingLog>(target().reopen(), calls_);
   }
 
  private:
   Log& count_call() {
     ++calls_;
-    return *log_;
+    return target();
   }
 
-  std::unique_ptr<Log> log_;
   std::atomic<std::uint64_t>& calls_;
 };
 
 // Reads as one who follows: what stands in front of the log may answer.
-class PollingLog final : public Log {
+class PollingLog final : public testing::ForwardingLog {
  public:
-  explicit PollingLog(std::unique_ptr<Log> log) : log_(std::move(log)) {}
+  using ForwardingLog::ForwardingLog;
 
-  std::string name() const override { return log_->name(); }
-  Extent extent() override { return log_->extent(); }
-  Appended append(UpdateId id, std::string_view bytes) override { return log_->append(id, bytes); }
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
-    if (last != std::numeric_limits<UpdateId>::max()) return log_->read(first, last, visit);
-    return log_->poll(first, std::nullopt, visit).extent;
+    if (last != std::numeric_limits<UpdateId>::max()) return target().read(first, last, visit);
+    return target().poll(first, std::nullopt, visit).extent;
   }
-  void read_base(const VisitPart& visit) override { log_->read_base(visit); }
-  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
-    return log_->rewrite(base, base_chain, next_part);
-  }
-  std::unique_ptr<Log> reopen() override { return std::make_unique<PollingLog>(log_->reopen()); }
-
- private:
-  std::unique_ptr<Log> log_;
+  std::unique_ptr<Log> reopen() override { return std::make_unique<PollingLog>(target().reopen()); }
 };
 
 inline MemcachedTierOptions tier_options(const testing::MemcachedServer& server) {

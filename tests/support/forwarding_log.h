@@ -1,0 +1,43 @@
+// The base of logs that change one thing of another log: every call goes to the target.
+#pragma once
+
+#include <whycache/log.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace whycache::testing {
+
+// poll() keeps the default of Log, which calls read() of the derived class, so a derived class that
+// intercepts read() also intercepts followers. reopen() keeps its default, too: a log that was
+// reopened by the target would lack what the derived class changes. A derived class whose target
+// needs reopening overrides it and wraps the result.
+class ForwardingLog : public Log {
+ public:
+  explicit ForwardingLog(std::unique_ptr<Log> target) : target_(std::move(target)) {}
+
+  std::string name() const override { return target_->name(); }
+  Extent extent() override { return target_->extent(); }
+  Appended append(UpdateId id, std::string_view bytes) override {
+    return target_->append(id, bytes);
+  }
+  Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
+    return target_->read(first, last, visit);
+  }
+  void read_base(const VisitPart& visit) override { target_->read_base(visit); }
+  bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
+    return target_->rewrite(base, base_chain, next_part);
+  }
+
+ protected:
+  Log& target() const { return *target_; }
+  void set_target(std::unique_ptr<Log> target) { target_ = std::move(target); }
+
+ private:
+  std::unique_ptr<Log> target_;
+};
+
+}  // namespace whycache::testing
