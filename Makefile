@@ -9,9 +9,11 @@
 #                 writers, transactions, readers and rewriters that are killed, on a log that fails (file, sqlite, mysql,
 #                 memcached: which stands in front of mysql), and whether what they were told can be true; KEEP=folder for
 #                 their histories if not, SEED=number
-#   make check    format, clang-tidy, layers
+#   make check    format, spelling, shell scripts, the text of comments and documents, layers, a clang build whose
+#                 warnings are errors, clang-tidy
 #   make format   formats every source file
-#   make test-asan, make test-tsan, make fuzz (FUZZ_SECONDS=60 each)
+#   make test-all make test, then the short tests under sanitizers, then every test of the release build
+#   make test-asan, make test-tsan, make test-release, make fuzz (FUZZ_SECONDS=60 each)
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
@@ -21,7 +23,7 @@ SOURCES = $(shell find $(FOLDERS) -name '*.h' -o -name '*.cc')
 LOG ?= sqlite
 MINUTES ?= 1
 
-.PHONY: build demo test test-asan test-tsan histories bench fuzz format check clean
+.PHONY: build demo test test-all test-asan test-tsan test-release histories bench fuzz format check clean
 
 build:
 	scripts/install_packages.sh build test
@@ -43,6 +45,14 @@ test-asan test-tsan: test-%:
 	cmake --preset $*
 	cmake --build --preset $* --parallel $(JOBS)
 	ctest --preset $* --parallel 2 --no-label-summary
+
+test-release:
+	scripts/install_packages.sh build test
+	cmake --preset release-test
+	cmake --build --preset release-test --parallel $(JOBS)
+	ctest --preset release-test --parallel 2 --no-label-summary
+
+test-all: test test-asan test-tsan test-release
 
 histories:
 	scripts/install_packages.sh build test
@@ -73,12 +83,15 @@ format:
 	clang-format -i $(SOURCES)
 
 check:
-	scripts/install_packages.sh test check
+	scripts/install_packages.sh build test bench check
 	clang-format --dry-run --Werror $(SOURCES)
+	codespell
+	shellcheck scripts/*.sh .ci/run
+	python3 scripts/check_text.py
 	python3 tests/layers_test.py
-	cmake --preset dev
-	run-clang-tidy -quiet -p build/dev -j $(JOBS) -extra-arg=-Wno-unknown-warning-option \
-	  '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
+	cmake --preset clang
+	cmake --build --preset clang --parallel $(JOBS)
+	run-clang-tidy -quiet -p build/clang -j $(JOBS) '/build/clang/.*/Unity/' '(src|cli|demo|examples)/.*\.cc$$'
 
 clean:
 	rm -rf build

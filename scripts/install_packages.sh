@@ -11,7 +11,7 @@ build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcach
 test="libgtest-dev libgmock-dev python3 sqlite3 mariadb-server memcached openssl"
 bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server libmemcached-dev memcached
        mariadb-server python3"
-check="clang-format clang-tidy python3"
+check="clang clang-format clang-tidy codespell shellcheck python3"
 fuzz="clang libclang-rt-dev"
 
 packages=$build
