@@ -15,12 +15,13 @@
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
 #include "state/file/state_file.h"
+#include "state/index/copy_short.h"
 #include "state/index/fast_lookup_avx2.h"
 #include "state/index/lookup.h"
-#include "state/read/copy_short.h"
 #include "state/read/pin.h"
 #include "state/read/rcu.h"
 #include "state/verify.h"
+#include "state/write/adopt.h"
 #include "state/write/builder.h"
 #include "state/write/writable_mapping_cache.h"
 #include "state/write/writer.h"
@@ -191,12 +192,12 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
       absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_handler(&inner);
   // One in its place is opened without waiting for anybody.
-  StateFileResult found = open_state_file(absolute, *inner.lock_file, false);
+  StateFileResult found = open_state_file(absolute);
   if (!found.mapping) {
     const Deadline deadline(install_timeout);
     const HeldLock install = state->lock(StateLock::install, deadline);
     const HeldLock writer = state->lock(StateLock::writer, deadline);
-    found = open_state_file(absolute, *inner.lock_file, true);
+    found = open_or_adopt_state_file(absolute, *inner.lock_file);
   }
   state->adopted_ = found.adopted;
   inner.unusable_reason = found.unusable_reason;
@@ -229,8 +230,7 @@ void State::switch_if_replaced() const {
   }
   {
     const std::lock_guard finding(inner.successor_mutex);
-    if (std::shared_ptr<Mapping> found =
-            open_state_file(options_, *inner.lock_file, false).mapping) {
+    if (std::shared_ptr<Mapping> found = open_state_file(options_).mapping) {
       inner.switch_to(std::move(found));
       return;
     }
@@ -241,7 +241,7 @@ void State::switch_if_replaced() const {
     const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    StateFileResult found = open_state_file(options_, *inner.lock_file, true);
+    StateFileResult found = open_or_adopt_state_file(options_, *inner.lock_file);
     if (found.mapping) {
       const std::lock_guard finding(inner.successor_mutex);
       inner.switch_to(std::move(found.mapping));
@@ -536,7 +536,7 @@ bool State::slow_read(std::string_view key, const Use& use) const {
 
 std::shared_ptr<Mapping> State::open_successor() const {
   try {
-    return open_state_file(options_, *impl_->lock_file, false).mapping;
+    return open_state_file(options_).mapping;
   } catch (const Error&) {
     // Something that is no state was put there, or one that is just being made ours. A read is not
     // the place to say so: it has the old file to read from, and the next update() finds out.
@@ -648,25 +648,6 @@ void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const 
 
 // --- Locks ---
 
-HeldLock::HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads,
-                   std::uint64_t forks)
-    : state_(state), lock_(lock), thread_lock_(std::move(threads)), fork_count_(forks) {}
-
-HeldLock::HeldLock(HeldLock&& other) noexcept
-    : state_(std::exchange(other.state_, nullptr)),
-      lock_(other.lock_),
-      thread_lock_(std::move(other.thread_lock_)),
-      fork_count_(other.fork_count_) {}
-
-HeldLock::~HeldLock() {
-  if (state_ == nullptr) return;
-  if (fork_count_ != fork_count()) {
-    thread_lock_.release();  // the parent's, and made anew in this child
-    return;
-  }
-  release_lock(*state_->impl_->lock_file, lock_);
-}
-
 HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   Impl& inner = *impl_;
   const auto offset = static_cast<std::uint64_t>(which);
@@ -678,7 +659,7 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   if (!threads.try_lock() && !threads.try_lock_for(deadline.remaining())) throw gave_up();
   if (!wait_for_lock(*inner.lock_file, which, deadline)) throw gave_up();
-  HeldLock held(this, which, std::move(threads), fork_count());
+  HeldLock held(*inner.lock_file, which, std::move(threads));
   inner.lock_file->check_in_place();
   return held;
 }
@@ -700,7 +681,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
     if (tries == 2)
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
                                           options_.path + " (update, then retry)");
-    { const HeldLock released = std::move(writer); }
+    writer.release();
     switch_if_replaced();
   }
 }
@@ -737,7 +718,7 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid,
     }
     impl_->lock_file->header().last_poll_time_ns.store(0, std::memory_order_release);
     impl_->lock_file->header().last_store_poll_time_ns.store(0, std::memory_order_release);
-    StateFileResult found = open_state_file(options_, *impl_->lock_file, true);
+    StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
     if (!found.mapping)
       throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
     {

@@ -21,151 +21,21 @@
 #include <whycache/types.h>
 
 #include "base/clock.h"
-#include "update/update.h"
+#include "state/file/state_info.h"
+#include "state/file/state_lock.h"
+#include "state/inspect.h"
+#include "state/write/state_builder.h"
+#include "state/write/state_writer.h"
 
 namespace whycache {
 
 namespace detail {
 class Pin;
 }
-class LockFile;
-struct LockFileHeader;
 class Mapping;
 class ReaderProcess;
 struct DirectoryCache;
 struct ReaderThread;
-
-struct StateOptions {
-  std::string path;
-  std::uint32_t mode = 0600;
-  std::uint64_t bytes_max = std::uint64_t{64} << 30;
-  std::uint32_t reader_slots = 1024;
-  bool any_file_system = false;
-};
-
-// What one published update id comes with; always of one moment.
-struct StateInfo {
-  UpdateId applied_id = 0;
-  std::uint64_t chain = 0;
-  Digest digest;
-  std::uint64_t item_count = 0;
-  std::uint64_t item_bytes = 0;  // keys and values of all live items
-  Uuid log_uuid{};
-  std::string log_name;        // redacted URL of the log this state was made from
-  std::uint64_t state_id = 0;  // random, of this file
-  bool superseded = false;     // another file took its place
-};
-
-// The named locks of a machine's state. Threads and processes queue alike.
-enum class StateLock : std::uint8_t {
-  writer = 0,  // may change the state file
-  follow = 1,  // asks the log what is new
-  append = 2,  // appends to the log
-  install = 3  // makes or replaces the state file
-};
-
-class State;
-
-// Holds one StateLock until it is destroyed.
-class HeldLock {
- public:
-  HeldLock(HeldLock&& other) noexcept;
-  HeldLock& operator=(HeldLock&&) = delete;
-  ~HeldLock();
-
- private:
-  friend class State;
-  HeldLock(const State* state, StateLock lock, std::unique_lock<std::timed_mutex> threads,
-           std::uint64_t forks);
-  const State* state_;
-  StateLock lock_;
-  std::unique_lock<std::timed_mutex> thread_lock_;
-  std::uint64_t fork_count_;
-};
-
-// Carries updates into the state. Exists only while this process holds the writer lock, without
-// which nobody writes to the file. If an exception leaves apply(), what was half done stays
-// invisible, and the next writer takes it back.
-class StateWriter {
- public:
-  virtual ~StateWriter() = default;
-
-  virtual StateInfo info() const = 0;
-  // Applies update applied_id + 1, whole or not at all. Throws Error limit (state_bytes_max, disk
-  // full), corrupt.
-  virtual void apply(const Update& update) = 0;
-  // Whether taking the lock found that the last writer had died midway, which is mended by now.
-  virtual bool recovered() const = 0;
-};
-
-// What becomes of the writable mapping. `keep_for_a_while`: if this process wrote just before, too,
-// it stays for the next write (writable_mapping_cache.h).
-enum class MappingPolicy : std::uint8_t { unmap, cache };
-
-// A new state file being filled beside the present one. Left without install(), it disappears.
-class StateBuilder {
- public:
-  virtual ~StateBuilder() = default;
-
-  // Items of a base, in ascending key order. Only before apply().
-  virtual void load(std::span<const Item> items) = 0;
-  // After the last load: this is the state as of update `id`.
-  virtual void finish_load(UpdateId id, std::uint64_t chain) = 0;
-  virtual void apply(const Update& update) = 0;
-  virtual StateInfo info() const = 0;
-  // Reads of what was built so far, as of the last loaded()/apply().
-  virtual std::shared_ptr<const detail::Pin> pin() const = 0;
-  enum class InstallPolicy {
-    always,
-    unless_behind,  // not if the old state has more of the same log applied: a writer of this
-                    // machine has been there
-  };
-  // Puts the new file in the place of the old one. Processes that read the old one notice and
-  // switch. The caller holds StateLock::follow, so that nobody else installs. Returns whether it
-  // did. With `always`, `catch_up` is called if the old state has more of the same log applied by
-  // then: it applies the rest, while nobody can write to the old state any more, lest what was seen
-  // there be gone for a while.
-  virtual bool install(InstallPolicy how = InstallPolicy::always,
-                       const std::function<void()>& catch_up = {}) = 0;
-};
-
-// What a segment of the file is used for.
-struct SegmentKindUsage {
-  std::string kind;
-  std::uint64_t segment_count = 0;
-  std::uint64_t bytes = 0;       // of the file
-  std::uint64_t live_bytes = 0;  // of these, in use
-};
-
-struct ReaderSlotInfo {
-  std::uint32_t slot = 0;
-  std::uint64_t process_id = 0;  // as seen in its own PID namespace; for display only
-  std::string process_name;
-  bool alive = false;
-  UpdateId pinned_id = 0;
-};
-
-// The insides of a state file, for tools.
-struct StateInspection {
-  StateInfo info;
-  std::uint64_t file_bytes = 0;
-  std::uint64_t segment_bytes = 0;
-  std::uint64_t reclaim_generation = 0;
-  std::uint64_t reclaim_horizon = 0;
-  bool writer_active = false;  // somebody is writing, or died while writing
-  bool created_in_this_boot = false;
-  std::int64_t created_us = 0;
-  std::vector<SegmentKindUsage> segments_by_kind;
-  std::uint64_t index_pages = 0;
-  std::uint64_t index_global_depth = 0;
-  std::uint64_t index_words = 0;       // room for entries
-  std::uint64_t index_used = 0;        // words that hold one
-  std::uint64_t index_tombstones = 0;  // words of removed entries
-  std::uint64_t tree_height = 0;
-  std::uint32_t reader_slots = 0;
-  std::vector<ReaderSlotInfo> slots_taken;
-  std::vector<ReaderSlotInfo> processes;  // slot = process row
-};
 
 class State {
  public:
@@ -247,8 +117,6 @@ class State {
       const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
 
  private:
-  friend class HeldLock;
-  friend class StateReader;
   explicit State(StateOptions options);
   // The file at our path, if it is another one that can be used right away.
   std::shared_ptr<Mapping> open_successor() const;

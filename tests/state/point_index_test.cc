@@ -1,6 +1,6 @@
 // The point index with hashes made for the purpose: directories so deep, and files so large, that
 // keys alone would take hours to get there.
-#include "state/index/point_index.h"
+#include "state/write/point_index.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -11,10 +11,12 @@
 #include <string_view>
 
 #include "base/bytes.h"
-#include "state/btree/writer.h"
+#include "state/btree/node_store.h"
 
 namespace whycache {
 
+inline constexpr unsigned btree_level_max = 31;
+inline constexpr std::size_t keys_per_large_node = 16;
 inline constexpr std::size_t btree_node_header_bytes = 32;
 inline constexpr std::size_t btree_node_bytes_max = node_bytes_of(node_size_class_count - 1);
 inline constexpr std::uint16_t no_key_inserted = 0xffff;

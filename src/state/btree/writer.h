@@ -38,14 +38,10 @@
 #include <string_view>
 #include <vector>
 
+#include "state/btree/node.h"
 #include "state/btree/node_store.h"
 
 namespace whycache {
-
-class BTreeNode;
-
-inline constexpr unsigned btree_level_max = 31;
-inline constexpr std::size_t keys_per_large_node = 16;
 
 // Changes trees. Each function returns the new root, which may be the old one: inserting a key that
 // is there, or erasing one that is not, changes nothing. Throws Error invalid for a key that is not

@@ -50,7 +50,7 @@ struct SegmentDescriptor {
   SegmentKind kind;
   std::uint8_t size_class;  // nodes: of its nodes
   std::uint8_t list;        // entries, sealed: 1 + which list of sparse segments it is on; nodes,
-                      // filters: 1 if on the list of those with room
+                            // filters: 1 if on the list of those with room
   std::uint8_t reserved;
   std::uint32_t live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in
                        // use; part: words in use; filters: filters in use
@@ -61,7 +61,7 @@ struct SegmentDescriptor {
   std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked
                              // by NodeHeader::next; retired: number of the filter that goes with
                              // it, if it was a part
-  std::uint64_t stamp;  // retired: the update id from which on nobody sees it
+  std::uint64_t stamp;       // retired: the update id from which on nobody sees it
 };
 static_assert(sizeof(SegmentDescriptor) == 32);
 
@@ -380,7 +380,7 @@ struct Header {
   alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the
                                                            // slots are looked at; readers pin,
                                                            // fence, and look here
-  std::atomic<std::uint64_t> file_bytes;     // allocated and usable; release
+  std::atomic<std::uint64_t> file_bytes;                   // allocated and usable; release
   std::atomic<std::uint64_t> writer_active;  // not 0: a writer is at work, or died at it
 
   alignas(64) PublishedBlock published[published_block_count];

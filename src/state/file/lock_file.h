@@ -26,9 +26,16 @@
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
-#include "state/state.h"
 
 namespace whycache {
+
+// The named locks of a machine's state. Threads and processes queue alike.
+enum class StateLock : std::uint8_t {
+  writer = 0,  // may change the state file
+  follow = 1,  // asks the log what is new
+  append = 2,  // appends to the log
+  install = 3  // makes or replaces the state file
+};
 
 inline constexpr std::size_t lock_byte_count = 16;
 
@@ -76,6 +83,14 @@ struct alignas(64) ReaderSlot {
                   // is looked at; the writer stores the horizon, fences, then looks here.
 };
 static_assert(sizeof(ReaderSlot) == 64);
+
+struct ReaderSlotInfo {
+  std::uint32_t slot = 0;
+  std::uint64_t process_id = 0;  // as seen in its own PID namespace; for display only
+  std::string process_name;
+  bool alive = false;
+  UpdateId pinned_id = 0;
+};
 
 // One process's opening of the lock file (one per State). Safe from any number of threads.
 class LockFile final : public ForkHandler {

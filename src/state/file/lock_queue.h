@@ -16,7 +16,6 @@
 
 #include "base/clock.h"
 #include "state/file/lock_file.h"
-#include "state/state.h"
 
 namespace whycache {
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 namespace whycache {
@@ -150,6 +151,23 @@ std::string header_fault(const HeaderFixed& header) {
   if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name)
     return "its header is damaged";
   return {};
+}
+
+PublishedBlock read_published(const Header& header) {
+  for (;;) {
+    const UpdateId id = header.applied_id.load(std::memory_order_acquire);
+    PublishedBlock block;
+    std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
+    // The block is written again only after seven more updates were published.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1)
+      continue;
+    if (block.id != id || block.checksum != block.expected_checksum()) {
+      throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" +
+                                          std::to_string(id) + " (delete the state file)");
+    }
+    return block;
+  }
 }
 
 }  // namespace whycache

@@ -14,8 +14,8 @@
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "state/file/key_hash.h"
 #include "state/file/layout.h"
-#include "state/index/key_hash.h"
 
 namespace whycache {
 
@@ -143,5 +143,8 @@ class Mapping {
 // Whether the page can be the header of a state this library reads: empty if so, else what is wrong
 // with it. Only the fixed part is looked at.
 std::string header_fault(const HeaderFixed& header);
+
+// The block of the newest published update, consistent in itself. Throws Error(corrupt).
+PublishedBlock read_published(const Header& header);
 
 }  // namespace whycache

@@ -15,12 +15,6 @@
 #include <iterator>
 
 #include "base/random.h"
-#include "state/btree/mapped_nodes.h"
-#include "state/btree/node.h"
-#include "state/read/pin.h"
-#include "state/verify.h"
-#include "state/write/applier.h"
-#include "state/write/recovery.h"
 
 namespace whycache {
 namespace {
@@ -84,35 +78,6 @@ void check_owner(const struct stat& status, const StateOptions& options) {
               EPERM);
 }
 
-// Verifies a file from elsewhere and makes it ours. Empty if it is now, else why it cannot be
-// believed.
-std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& found) {
-  if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
-    return "it was being written when it was copied, or when the machine went down";
-  }
-  Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
-                  Mapping::Access::write);
-  // A copy may have holes. On a full disk, touching one would end the process.
-  if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
-    throw system_error("cannot allocate the state file's blocks", options.path, error);
-  }
-  const std::vector<std::string> faults = verify(found, false, {});
-  if (!faults.empty()) return "it does not verify: " + faults.front();
-
-  Header& header = mapping.writable_header();
-  header.writer_active.store(1, std::memory_order_release);
-  Applier applier(mapping, &locks, options.bytes_max);
-  try {
-    recover(applier.allocator(), applier.point_index());
-  } catch (const Error& error) {
-    return std::string("it does not verify: ") + error.what();
-  }
-  const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
-  write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
-  header.writer_active.store(0, std::memory_order_release);
-  return {};
-}
-
 }  // namespace
 
 void check_state_location(const StateOptions& options) {
@@ -131,13 +96,13 @@ void check_state_location(const StateOptions& options) {
   }
 }
 
-StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bool may_adopt) {
+StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks) {
   // Opened for writing first: on an overlay that brings the file to the layer where later writers
   // will change it. Who may only read goes on without.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
   // Not blocking, lest it be a pipe.
   FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
-  if (!file) return {nullptr, "there is none: path=" + options.path, false};
+  if (!file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
   struct stat status;
   if (::fstat(file.number(), &status) != 0)
     throw system_error("cannot stat state file", options.path, errno);
@@ -157,32 +122,25 @@ StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bo
     throw not_a_state(options.path, "it is too short to be one");
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks we may have met one that is just being made ours.
-    if (!may_adopt) return {nullptr, fault + ": path=" + options.path, false};
+    if (!holds_install_locks) return {nullptr, fault + ": path=" + options.path, false, nullptr};
     throw not_a_state(options.path, fault);
   }
   if (static_cast<std::uint64_t>(status.st_size) < segment_bytes)
-    return {nullptr, "it is cut short: path=" + options.path, false};
+    return {nullptr, "it is cut short: path=" + options.path, false, nullptr};
 
   auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max,
                                            Mapping::Access::read);
   // It may have grown since it was mapped.
   if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
       bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
-    return {nullptr, "it is cut short: path=" + options.path, false};
+    return {nullptr, "it is cut short: path=" + options.path, false, nullptr};
   }
   const bool ours = fixed.boot_id == require_boot_id() &&
                     file_identity(mapping->descriptor(), options.path) ==
                         FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
-  if (ours) return {std::move(mapping), {}, false};
-  if (!may_adopt)
-    return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path,
-            false};
-  const std::string why_not = adopt(options, locks, *mapping);
-  if (!why_not.empty()) return {nullptr, why_not + ": path=" + options.path, true};
-  // The header is another now.
-  mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path,
-                                      options.bytes_max, Mapping::Access::read);
-  return {std::move(mapping), {}, true};
+  if (ours) return {std::move(mapping), {}, false, nullptr};
+  return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false,
+          std::move(mapping)};
 }
 
 bool is_in_place(const Mapping& mapping) {
@@ -257,7 +215,7 @@ void supersede(const Mapping& mapping) {
 
 StateInfo state_info(const Mapping& mapping) {
   const Header& header = mapping.header();
-  const PublishedBlock block = detail::read_published(header);
+  const PublishedBlock block = read_published(header);
   StateInfo info;
   info.applied_id = block.id;
   info.chain = block.chain;
@@ -272,67 +230,6 @@ StateInfo state_info(const Mapping& mapping) {
   info.superseded =
       (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;
   return info;
-}
-
-StateInspection inspect_state_file(const Mapping& mapping) {
-  const Header& header = mapping.header();
-  StateInspection insides;
-  insides.info = state_info(mapping);
-  insides.file_bytes = mapping.usable_bytes();
-  insides.segment_bytes = segment_bytes;
-  insides.reclaim_generation =
-      header.reclaim_generation.load(std::memory_order_relaxed) & ~superseded_bit;
-  insides.reclaim_horizon = header.reclaim_horizon.load(std::memory_order_relaxed);
-  insides.writer_active = header.writer_active.load(std::memory_order_relaxed) != 0;
-  insides.created_in_this_boot = header.fixed.boot_id == boot_id();
-  insides.created_us = header.fixed.created_us;
-
-  constexpr const char* kinds[] = {"free",    "table", "directory",  "part",    "nodes",
-                                   "entries", "large", "large_rest", "retired", "filters"};
-  constexpr std::size_t kind_count = std::size(kinds);
-  SegmentKindUsage uses[kind_count];
-  const std::uint64_t count = std::min<std::uint64_t>(header.allocator_state.segment_count,
-                                                      mapping.usable_bytes() / segment_bytes);
-  for (std::uint64_t segment = 0; segment < count; ++segment) {
-    SegmentDescriptor book;
-    std::memcpy(&book, mapping.base() + descriptor_offset(segment), sizeof book);
-    const auto kind = static_cast<std::size_t>(book.kind);
-    if (kind >= kind_count) continue;
-    SegmentKindUsage& use = uses[kind];
-    ++use.segment_count;
-    use.bytes += segment_bytes;
-    switch (book.kind) {
-      case SegmentKind::entries: use.live_bytes += book.live; break;
-      case SegmentKind::nodes:
-        use.live_bytes +=
-            book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
-        break;
-      case SegmentKind::index_page:
-        use.live_bytes += book.live * sizeof(IndexWord);
-        ++insides.index_pages;
-        insides.index_used += book.live;
-        insides.index_tombstones += book.used;
-        insides.index_words += index_page_words;
-        break;
-      case SegmentKind::filters: use.live_bytes += book.live * filter_bytes; break;
-      case SegmentKind::free:
-      case SegmentKind::retired: break;
-      default: use.live_bytes += segment_bytes;
-    }
-  }
-  for (std::size_t kind = 0; kind < kind_count; ++kind) {
-    uses[kind].kind = kinds[kind];
-    if (uses[kind].segment_count > 0) insides.segments_by_kind.push_back(uses[kind]);
-  }
-  insides.index_global_depth = global_depth(header.index_directory.load(std::memory_order_relaxed));
-  const PublishedBlock block = detail::read_published(header);
-  if (block.key_index_root != 0) {
-    std::size_t bytes;
-    const std::byte* const root = MappedNodes(mapping).node(block.key_index_root, bytes);
-    insides.tree_height =
-        reinterpret_cast<const BTreeNodeHeader*>(root + sizeof(NodeHeader))->level + 1U;
-  }
-  return insides;
 }
 
 }  // namespace whycache

@@ -9,7 +9,7 @@
 #include "state/file/layout.h"
 #include "state/file/lock_file.h"
 #include "state/file/mapping.h"
-#include "state/state.h"
+#include "state/file/state_info.h"
 
 namespace whycache {
 
@@ -22,13 +22,14 @@ struct StateFileResult {
   std::shared_ptr<Mapping> mapping;  // null: nothing that can be used
   std::string unusable_reason;       // then
   bool adopted = false;              // it came from another place or boot, and was verified
+  std::shared_ptr<Mapping> foreign;  // then, as long as it was not verified
 };
 
 // Opens the file at options.path for reading. One that came from elsewhere (another inode, another
 // boot) is used only with `may_adopt`: it is verified as a whole and made ours. The caller then
 // holds StateLock::install and StateLock::writer. Throws Error invalid or corrupt for what must not
 // be touched, see State::open.
-StateFileResult open_state_file(const StateOptions& options, LockFile& locks, bool may_adopt);
+StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks = false);
 
 // Whether the file at the path is the one that is mapped.
 bool is_in_place(const Mapping& mapping);
@@ -49,6 +50,5 @@ void check_may_be_replaced(const FileDescriptor& file, const std::string& path);
 
 // What one mapped file says of itself.
 StateInfo state_info(const Mapping& mapping);
-StateInspection inspect_state_file(const Mapping& mapping);
 
 }  // namespace whycache

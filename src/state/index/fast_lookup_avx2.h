@@ -24,8 +24,8 @@
 
 #include "state/file/layout.h"
 #include "state/file/mapping.h"
+#include "state/index/copy_short.h"
 #include "state/index/lookup.h"
-#include "state/read/copy_short.h"
 
 namespace whycache::avx2 {
 

@@ -8,23 +8,6 @@
 
 namespace whycache::detail {
 
-PublishedBlock read_published(const Header& header) {
-  for (;;) {
-    const UpdateId id = header.applied_id.load(std::memory_order_acquire);
-    PublishedBlock block;
-    std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
-    // The block is written again only after seven more updates were published.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1)
-      continue;
-    if (block.id != id || block.checksum != block.expected_checksum()) {
-      throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" +
-                                          std::to_string(id) + " (delete the state file)");
-    }
-    return block;
-  }
-}
-
 Pin::Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> readers)
     : mapping_(std::move(mapping)), readers_(std::move(readers)), fork_count_(fork_count()) {
   slot_ = readers_->claim_slot();

@@ -64,9 +64,6 @@ class Pin {
   std::uint64_t max_entry_word_ = 0;  // EntryWord::greatest() of its id
 };
 
-// The block of the newest update, of one moment.
-PublishedBlock read_published(const Header& header);
-
 template <typename OnFound>
 void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_found) const {
   check_not_forked();

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "base/fork_handlers.h"
-#include "state/index/key_hash.h"
+#include "state/file/key_hash.h"
 
 namespace whycache {
 

@@ -10,8 +10,8 @@
 #include "state/btree/writer.h"
 #include "state/file/lock_file.h"
 #include "state/file/mapping.h"
-#include "state/index/point_index.h"
 #include "state/write/allocator.h"
+#include "state/write/point_index.h"
 #include "update/update.h"
 
 namespace whycache {

@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "state/state.h"
+#include "state/write/state_builder.h"
 
 namespace whycache {
 

@@ -12,8 +12,8 @@
 
 #include <cstdint>
 
-#include "state/index/point_index.h"
 #include "state/write/allocator.h"
+#include "state/write/point_index.h"
 
 namespace whycache {
 

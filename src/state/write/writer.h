@@ -5,7 +5,8 @@
 
 #include "state/file/lock_file.h"
 #include "state/file/mapping.h"
-#include "state/state.h"
+#include "state/file/state_lock.h"
+#include "state/write/state_writer.h"
 #include "state/write/writable_mapping_cache.h"
 
 namespace whycache {

@@ -1,4 +1,4 @@
-#include "state/index/point_index.h"
+#include "state/write/point_index.h"
 
 #include <cstring>
 #include <string>

@@ -1,0 +1,58 @@
+#include "state/write/adopt.h"
+
+#include <fcntl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "state/verify.h"
+#include "state/write/applier.h"
+#include "state/write/recovery.h"
+
+namespace whycache {
+namespace {
+
+// Verifies a file from elsewhere and makes it ours. Empty if it is now, else why it cannot be
+// believed.
+std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& found) {
+  if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
+    return "it was being written when it was copied, or when the machine went down";
+  }
+  Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
+                  Mapping::Access::write);
+  // A copy may have holes. On a full disk, touching one would end the process.
+  if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
+    throw system_error("cannot allocate the state file's blocks", options.path, error);
+  }
+  const std::vector<std::string> faults = verify(found, false, {});
+  if (!faults.empty()) return "it does not verify: " + faults.front();
+
+  Header& header = mapping.writable_header();
+  header.writer_active.store(1, std::memory_order_release);
+  Applier applier(mapping, &locks, options.bytes_max);
+  try {
+    recover(applier.allocator(), applier.point_index());
+  } catch (const Error& error) {
+    return std::string("it does not verify: ") + error.what();
+  }
+  const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
+  write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
+  header.writer_active.store(0, std::memory_order_release);
+  return {};
+}
+
+}  // namespace
+
+StateFileResult open_or_adopt_state_file(const StateOptions& options, LockFile& locks) {
+  StateFileResult found = open_state_file(options, true);
+  if (!found.foreign) return found;
+  const std::string fault = adopt(options, locks, *found.foreign);
+  if (!fault.empty()) return {nullptr, fault + ": path=" + options.path, true, nullptr};
+  // The header is another now.
+  auto mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path,
+                                           options.bytes_max, Mapping::Access::read);
+  return {std::move(mapping), {}, true, nullptr};
+}
+
+}  // namespace whycache
