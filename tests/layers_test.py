@@ -1,42 +1,113 @@
 #!/usr/bin/env python3
-"""A folder includes itself and what stands below it; siblings never see each other (ARCHITECTURE.md)."""
+"""Includes point downwards, and no include leads back to where it started (ARCHITECTURE.md).
+
+A layer includes itself and the layers below it. Layers on one line never include each other.
+A unit is a header together with the source of the same name. Units form no cycle.
+"""
 
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LAYERS = [["include/whycache"], ["src/base"], ["src/update"], ["src/state", "src/log", "src/snapshot"], ["src/client"],
-          ["cli", "python", "examples", "demo", "fuzz"], ["bench"], ["tests"]]  # bench measures with the demo's real data
-HEIGHT = {folder: height for height, folders in enumerate(LAYERS) for folder in folders}
+
+# Lowest first.
+LAYERS = [
+    ["include/whycache"],
+    ["src/base"],
+    ["src/update"],
+    ["src/state", "src/log"],
+    ["src/client"],
+    ["cli", "examples", "demo", "fuzz"],
+    ["bench"],  # above demo: it measures with the demo's data
+    ["tests"],
+]
+# The same inside src/state, where a name is a directory or one unit. The last layer is the facade:
+# the units that no other name takes.
+STATE_LAYERS = [
+    ["src/state/file"],
+    ["src/state/index", "src/state/btree"],
+    ["src/state/read", "src/state/verify"],  # verify reads a mapping without a pin
+    ["src/state/write"],  # above read: a builder gives pins on what it built, adopt calls verify
+    ["src/state"],
+]
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+STATE_HEIGHT = {name: height for height, names in enumerate(STATE_LAYERS) for name in names}
+PUBLIC = LAYERS[0][0]
 
 
-def folder_of(path):
-    return next((folder for folder in HEIGHT if path.is_relative_to(ROOT / folder)), None)
+def unit_of(path):
+    return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
-def may_include(user, used):
-    return used == user or HEIGHT[used] < HEIGHT[user]
+def layer_of(path, heights=HEIGHT):
+    """The longest name that the unit has or is below; None if there is none."""
+    unit = unit_of(path)
+    names = [name for name in heights if unit == name or unit.startswith(name + "/")]
+    return max(names, key=len, default=None)
 
 
-faults = []
-for file in sorted(path for top in ("include", "src", *LAYERS[-3], *LAYERS[-2], *LAYERS[-1]) for path in (ROOT / top).rglob("*")):
+def may_include(user, used, heights=HEIGHT):
+    return used == user or heights[used] < heights[user]
+
+
+def includes_of(file):
+    """Yields line number, text between the quotes, and the path if it is a file of this project."""
+    for line, text in enumerate(file.read_text().splitlines(), 1):
+        if include := re.match(r'\s*#\s*include\s*[<"]([^>"]+)', text):
+            directories = (ROOT / "include", ROOT / "src", ROOT / "tests", ROOT, file.parent)
+            paths = (directory / include[1] for directory in directories)
+            yield line, include[1], next((path.resolve() for path in paths if path.is_file()), None)
+
+
+def find_cycle(graph):
+    """Returns the units of one cycle, or none."""
+    finished, path = set(), []
+
+    def visit(unit):
+        if unit in path:
+            return path[path.index(unit):] + [unit]
+        if unit in finished:
+            return []
+        path.append(unit)
+        for used in sorted(graph.get(unit, ())):
+            if cycle := visit(used):
+                return cycle
+        finished.add(path.pop())
+        return []
+
+    return next((cycle for unit in sorted(graph) if (cycle := visit(unit))), [])
+
+
+faults = [f"layer {name} does not exist" for name in HEIGHT | STATE_HEIGHT
+          if not (ROOT / name).is_dir() and not (ROOT / (name + ".h")).is_file()]
+graph = {}
+tops = sorted({name.split("/")[0] for name in HEIGHT})
+for file in sorted(path for top in tops for path in (ROOT / top).rglob("*")):
     if file.suffix not in (".h", ".cc", ".c"):
         continue
-    user = folder_of(file)
+    where = file.relative_to(ROOT)
+    user = layer_of(file)
     if user is None:
-        faults.append(f"{file.relative_to(ROOT)} lies in no layer")
+        faults.append(f"{where} is in no layer")
         continue
-    for line, text in enumerate(file.read_text().splitlines(), 1):
-        include = re.match(r'\s*#\s*include\s*([<"])([^>"]+)', text)
-        if not include:
+    for line, text, path in includes_of(file):
+        used = layer_of(path) if path else None
+        if used is None:
+            if user == PUBLIC and not re.fullmatch(r"[a-z_]+", text):
+                faults.append(f"{where}:{line} includes {text}: neither ours nor standard")
             continue
-        found = [place / include[2] for place in (ROOT / "include", ROOT / "src", ROOT / "tests", ROOT, file.parent)]
-        used = next((folder_of(path.resolve()) for path in found if path.is_file()), None)
-        if used is not None and not may_include(user, used):
-            faults.append(f"{file.relative_to(ROOT)}:{line} includes {include[2]}: {user} stands not above {used}")
-        if user == LAYERS[0][0] and used is None and not re.fullmatch(r"[a-z_]+", include[2]):
-            faults.append(f"{file.relative_to(ROOT)}:{line} includes {include[2]}: neither ours nor the standard library's")
+        if user == used == "src/state":
+            user_inner, used_inner = (layer_of(end, STATE_HEIGHT) for end in (file, path))
+            if not may_include(user_inner, used_inner, STATE_HEIGHT):
+                faults.append(f"{where}:{line} includes {text}: "
+                              f"{user_inner} is not above {used_inner}")
+        elif not may_include(user, used):
+            faults.append(f"{where}:{line} includes {text}: {user} is not above {used}")
+        if unit_of(path) != unit_of(file):
+            graph.setdefault(unit_of(file), set()).add(unit_of(path))
+if cycle := find_cycle(graph):
+    faults.append("include cycle: " + " > ".join(cycle))
 
-print("\n".join(faults) or "every include goes down")
+print("\n".join(faults) or "every include points downwards")
 sys.exit(bool(faults))
