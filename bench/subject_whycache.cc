@@ -8,6 +8,8 @@
 #include "bench/subject_kinds.h"
 #include "state/read/pin.h"
 #include "state/state.h"
+#include "state/write/builder.h"
+#include "state/write/writer.h"
 
 namespace bench {
 namespace {
@@ -20,7 +22,7 @@ class Whycache {
     options_.path = folder + "/whycache";
     options_.bytes_max = items_max * 4096 + (std::uint64_t{1} << 30);
     open();
-    state_->begin_build(Uuid{1}, "bench:")->install();
+    state_->install(*state_->begin_build(Uuid{1}, "bench:"));
   }
 
   void open() { state_ = State::open(options_); }

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "client/rebuild.h"
+#include "state/write/writer.h"
 
 namespace whycache {
 namespace {

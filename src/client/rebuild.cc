@@ -9,6 +9,8 @@
 #include <optional>
 
 #include "client/log_page.h"
+#include "state/write/builder.h"
+#include "state/write/writer.h"
 
 namespace whycache {
 namespace {
@@ -214,13 +216,13 @@ const char* describe(RebuildReason reason) {
 
 // Puts the new state in its place. False: that is not to be done, or it has to be built anew.
 bool install(Session& link, Build& build, RebuildReason reason, Backoff& patience) {
-  using Install = StateBuilder::InstallPolicy;
   switch (reason) {
     // What the old state has, the log has not.
     case RebuildReason::diverged:
-    case RebuildReason::replaced: return build.builder->install(Install::always);
+    case RebuildReason::replaced: return link.state.install(*build.builder, InstallPolicy::always);
     // A writer of this machine brought it to where nothing has to be built.
-    case RebuildReason::behind_base: return build.builder->install(Install::unless_behind);
+    case RebuildReason::behind_base:
+      return link.state.install(*build.builder, InstallPolicy::unless_behind);
     case RebuildReason::no_state:
     case RebuildReason::removed:
     case RebuildReason::damaged: break;
@@ -229,12 +231,12 @@ bool install(Session& link, Build& build, RebuildReason reason, Backoff& patienc
   // must not be gone.
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
-    if (build.builder->install(Install::unless_behind)) return true;
+    if (link.state.install(*build.builder, InstallPolicy::unless_behind)) return true;
     if (!apply_log_up_to(link, build, no_limit, patience)) return false;
   }
   // He is faster. So he has to wait while the log is asked, once; and if it does not answer now,
   // for the next update().
-  return build.builder->install(Install::always, [&] {
+  return link.state.install(*build.builder, InstallPolicy::always, [&] {
     try {
       Backoff none(std::chrono::milliseconds(0));
       apply_log_up_to(link, build, no_limit, none);

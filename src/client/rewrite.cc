@@ -16,6 +16,7 @@
 #include "client/log_page.h"
 #include "client/rebuild.h"
 #include "state/read/pin.h"
+#include "state/write/builder.h"
 
 namespace whycache {
 namespace {

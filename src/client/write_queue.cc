@@ -10,6 +10,7 @@
 #include "client/guards.h"
 #include "client/rebuild.h"
 #include "state/read/pin.h"
+#include "state/write/writer.h"
 #include "update/format.h"
 
 namespace whycache {

@@ -676,8 +676,8 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
     if (mapping && is_in_place(*mapping))
-      return open_writer(std::move(writer), options_, *impl_->lock_file, *mapping,
-                         impl_->mapping_cache, after);
+      return std::make_unique<StateWriter>(std::move(writer), options_, *impl_->lock_file, *mapping,
+                                           impl_->mapping_cache, after);
     if (tries == 2)
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
                                           options_.path + " (update, then retry)");
@@ -692,43 +692,45 @@ void State::disable_mapping_cache() const noexcept { impl_->mapping_cache.disabl
 
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid,
                                                  const std::string& log_name) const {
-  const auto put_in_place = [this](const std::string& built_path, const StateInfo& built,
-                                   StateBuilder::InstallPolicy how,
-                                   const std::function<void()>& catch_up) {
-    const Deadline deadline(install_timeout);
-    const HeldLock install = lock(StateLock::install, deadline);
-    const HeldLock writer = lock(StateLock::writer, deadline);
-    // Superseded first: else, should this process die in between, who only reads would never hear
-    // of the new one. Until the new one is in its place, readers find the old one there and go on
-    // from it.
-    const std::shared_ptr<Mapping> old = impl_->current_mapping();
-    if (old && is_in_place(*old) && is_ahead_of(*old, built)) {
-      if (how == StateBuilder::InstallPolicy::unless_behind) return false;
-      if (catch_up) catch_up();
-    }
-    const FileDescriptor old_file = open_file_if_exists(options_.path, O_RDWR);
-    if (old_file) {
-      check_may_be_replaced(old_file, options_.path);
-      supersede(old_file, options_.path);
-    }
-    if (::rename(built_path.c_str(), options_.path.c_str()) != 0) {
-      const int error = errno;
-      if (old_file) set_superseded_bit(old_file, options_.path, false);
-      throw system_error("cannot put state file in place", options_.path, error);
-    }
-    impl_->lock_file->header().last_poll_time_ns.store(0, std::memory_order_release);
-    impl_->lock_file->header().last_store_poll_time_ns.store(0, std::memory_order_release);
-    StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
-    if (!found.mapping)
-      throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
-    {
-      const std::lock_guard finding(impl_->successor_mutex);
-      impl_->switch_to(std::move(found.mapping));
-    }
-    if (old) supersede(*old);  // if it had been moved away from the path
-    return true;
-  };
-  return open_builder(options_, log_uuid, log_name, put_in_place);
+  return std::make_unique<StateBuilder>(options_, log_uuid, log_name);
+}
+
+bool State::install(StateBuilder& builder, InstallPolicy policy,
+                    const std::function<void()>& catch_up) const {
+  const StateInfo built = builder.info();
+  const Deadline deadline(install_timeout);
+  const HeldLock install = lock(StateLock::install, deadline);
+  const HeldLock writer = lock(StateLock::writer, deadline);
+  // Superseded first: else, should this process die in between, who only reads would never hear
+  // of the new one. Until the new one is in its place, readers find the old one there and go on
+  // from it.
+  const std::shared_ptr<Mapping> old = impl_->current_mapping();
+  if (old && is_in_place(*old) && is_ahead_of(*old, built)) {
+    if (policy == InstallPolicy::unless_behind) return false;
+    if (catch_up) catch_up();
+  }
+  const FileDescriptor old_file = open_file_if_exists(options_.path, O_RDWR);
+  if (old_file) {
+    check_may_be_replaced(old_file, options_.path);
+    supersede(old_file, options_.path);
+  }
+  if (::rename(builder.path_.c_str(), options_.path.c_str()) != 0) {
+    const int error = errno;
+    if (old_file) set_superseded_bit(old_file, options_.path, false);
+    throw system_error("cannot put state file in place", options_.path, error);
+  }
+  impl_->lock_file->header().last_poll_time_ns.store(0, std::memory_order_release);
+  impl_->lock_file->header().last_store_poll_time_ns.store(0, std::memory_order_release);
+  StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
+  if (!found.mapping)
+    throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
+  {
+    const std::lock_guard finding(impl_->successor_mutex);
+    impl_->switch_to(std::move(found.mapping));
+  }
+  if (old) supersede(*old);  // if it had been moved away from the path
+  builder.installed_ = true;
+  return true;
 }
 
 // --- Care ---

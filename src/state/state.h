@@ -24,8 +24,7 @@
 #include "state/file/state_info.h"
 #include "state/file/state_lock.h"
 #include "state/inspect.h"
-#include "state/write/state_builder.h"
-#include "state/write/state_writer.h"
+#include "state/write/mapping_policy.h"
 
 namespace whycache {
 
@@ -36,6 +35,12 @@ class Mapping;
 class ReaderProcess;
 struct DirectoryCache;
 struct ReaderThread;
+class StateBuilder;
+class StateWriter;
+
+// Whether State::install() replaces a current state that has applied more of the same log than the
+// new one, which happens if a writer of this machine has been active meanwhile.
+enum class InstallPolicy : std::uint8_t { always, unless_behind };
 
 class State {
  public:
@@ -99,6 +104,14 @@ class State {
   void disable_mapping_cache() const noexcept;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid,
                                             const std::string& log_name) const;
+  // Puts the file of `builder` in place of the current one. Processes that read the current one
+  // notice and switch. The caller holds StateLock::follow, so that nobody else installs. Returns
+  // false, without installing, if `policy` forbids it. With InstallPolicy::always, `catch_up` is
+  // called if the current state is ahead of the new one. It applies the rest of the log to
+  // `builder` while nobody can write to the current state; otherwise items that were visible there
+  // would disappear for a while.
+  bool install(StateBuilder& builder, InstallPolicy policy = InstallPolicy::always,
+               const std::function<void()>& catch_up = {}) const;
   // Opens the file that took the place of ours, if one did. Reads do this by themselves.
   void switch_if_replaced() const;
 

@@ -565,7 +565,7 @@ TEST_F(FileTest, state_that_was_removed_is_read_on_and_can_be_built_anew) {
   EXPECT_FALSE(state->usable());
   EXPECT_EQ(state.get("a"), "1");
 
-  state->begin_build(testing::test_uuid, "test:")->install();
+  state->install(*state->begin_build(testing::test_uuid, "test:"));
 
   EXPECT_TRUE(state->usable());
   EXPECT_EQ(state.get("a"), std::nullopt);
@@ -582,7 +582,7 @@ TEST_F(FileTest, where_things_stand_is_told_of_the_new_file_as_soon_as_it_is_in_
   const TestState builds(path());
   const std::unique_ptr<StateBuilder> builder = builds->begin_build(testing::test_uuid, "test:");
   builder->finish_load(5, 7);
-  ASSERT_TRUE(builder->install());
+  ASSERT_TRUE(builds->install(*builder));
 
   EXPECT_EQ(id->applied_id(), 5U);
   EXPECT_EQ(told->info().item_count, 0U);
@@ -638,7 +638,7 @@ TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_mean
   const auto install = [&](UpdateId as_of) {
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
     builder->finish_load(as_of, 7);
-    builder->install(StateBuilder::InstallPolicy::always, [&] {
+    state->install(*builder, InstallPolicy::always, [&] {
       ++calls;
       const TestState other(path());
       EXPECT_THROW(other->begin_write(Deadline(std::chrono::milliseconds(0))), Error);
@@ -659,17 +659,16 @@ TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_mean
 TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wanted) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
-  for (const auto how :
-       {StateBuilder::InstallPolicy::unless_behind, StateBuilder::InstallPolicy::always}) {
-    const bool wanted = how == StateBuilder::InstallPolicy::always;
+  for (const auto how : {InstallPolicy::unless_behind, InstallPolicy::always}) {
+    const bool wanted = how == InstallPolicy::always;
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
     builder->finish_load(2, 7);
-    EXPECT_EQ(builder->install(how), wanted);
+    EXPECT_EQ(state->install(*builder, how), wanted);
     EXPECT_EQ(state->applied_id(), wanted ? 2U : 3U);
   }
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
   builder->finish_load(4, 7);
-  EXPECT_TRUE(builder->install(StateBuilder::InstallPolicy::unless_behind));
+  EXPECT_TRUE(state->install(*builder, InstallPolicy::unless_behind));
   EXPECT_EQ(state->applied_id(), 4U);
 }
 
@@ -710,7 +709,7 @@ TEST_F(FileTest, file_of_somebody_else_is_not_put_out_of_the_way) {
   write_file(path(), "a letter to my aunt");
 
   expect_error(
-      ErrorKind::corrupt, [&] { builder->install(); }, path());
+      ErrorKind::corrupt, [&] { state->install(*builder); }, path());
 
   EXPECT_EQ(bytes_of(path()), "a letter to my aunt");
 }
@@ -840,7 +839,7 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
     const Item items[] = {{"a", "2"}, {"b", "2"}};
     builder->load(items);
     builder->finish_load(7, 77);
-    builder->install();
+    state->install(*builder);
   }
   EXPECT_EQ(state->applied_id(), 7U);
   EXPECT_EQ(reader.get("a"), "2");
@@ -873,7 +872,7 @@ TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
         const Item items[] = {{"a", "2"}};
         builder->load(items);
         builder->finish_load(2, 2);
-        builder->install();
+        state->install(*builder);
         return "";
       });
       ::usleep(static_cast<useconds_t>(i * 40));

@@ -236,7 +236,7 @@ TEST_P(FilterTest, key_is_found_in_the_file_that_took_the_place_of_another) {
     const std::vector<Item> items{{added, "value"}};
     builder->load(items);
     builder->finish_load(static_cast<UpdateId>(round), 1);
-    builder->install();
+    other->install(*builder);
     EXPECT_TRUE(probes_filter_first());
     EXPECT_TRUE(round % 2 == 0 ? here->contains(added) : here.get(added).has_value()) << added;
   }

@@ -67,7 +67,7 @@ void rebuild(TestState& state, unsigned) {
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
   builder->load(items);
   builder->finish_load(1, 1);
-  builder->install();
+  state->install(*builder);
 }
 
 struct Percentiles {

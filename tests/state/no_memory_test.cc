@@ -56,7 +56,7 @@ TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
     const long before = testing::allocation_count;
     testing::allocations_until_failure = number;
     try {
-      builder->install();
+      state->install(*builder);
     } catch (const std::bad_alloc&) {
       ++failed;
     } catch (const Error&) {

@@ -313,7 +313,7 @@ TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
   EXPECT_EQ(TestState::apply(*writer, {{"a", "2"}}), 2U);
   writer.reset();
   EXPECT_EQ(state.get("a"), "2");
-  builder->install();
+  state->install(*builder);
   EXPECT_EQ(state.get("a"), std::nullopt);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }

@@ -152,7 +152,7 @@ TEST(Readers, threads_follow_one_file_after_another) {
       builder->finish_load(all.id(), state->info().chain);
       EXPECT_EQ(builder->info().digest, all.digest());
     }
-    builder->install();
+    state->install(*builder);
     ++installs;
   }
   shared.stop = true;
@@ -204,7 +204,7 @@ TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_rep
       const std::vector<Item> items{{"counter", value}};
       builder->load(items);
       builder->finish_load(id + 1, 1);
-      builder->install();
+      writing->install(*builder);
     }
     // Some of these let the file grow at once.
     for (int i = 0; i < 5; ++i) {

@@ -11,6 +11,8 @@
 
 #include "state/read/pin.h"
 #include "state/state.h"
+#include "state/write/builder.h"
+#include "state/write/writer.h"
 #include "support/temporary_directory.h"
 
 namespace whycache::testing {
@@ -27,7 +29,7 @@ class TestState {
   explicit TestState(const std::string& path, StateOptions options = {}) {
     options.path = path;
     state_ = State::open(options);
-    if (!state_->usable()) state_->begin_build(test_uuid, "test:")->install();
+    if (!state_->usable()) state_->install(*state_->begin_build(test_uuid, "test:"));
   }
 
   State& operator*() const { return *state_; }

@@ -209,7 +209,7 @@ TEST_F(WritableMappingCacheTest, one_of_a_file_that_was_replaced_is_not_written_
     TestState other(path());
     const std::unique_ptr<StateBuilder> builder = other->begin_build(test_uuid, "test:");
     builder->finish_load(1000, 1000);
-    builder->install();
+    other->install(*builder);
     other.apply({{"new", "1"}});
   }
   state.apply({{"a", "1"}});
@@ -223,7 +223,7 @@ TEST_F(WritableMappingCacheTest, one_of_a_file_that_was_replaced_is_not_written_
     const TestState other(path());
     const std::unique_ptr<StateBuilder> builder = other->begin_build(test_uuid, "test:");
     builder->finish_load(2000, 2000);
-    builder->install();
+    other->install(*builder);
   }
   EXPECT_EQ(state->info().applied_id, 2000U);  // who reads switches, and lets go of the old file
   EXPECT_EQ(writable_mappings(), 0);

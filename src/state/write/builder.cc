@@ -14,7 +14,6 @@
 #include "base/random.h"
 #include "state/file/state_file.h"
 #include "state/read/pin.h"
-#include "state/write/applier.h"
 
 namespace whycache {
 namespace {
@@ -45,13 +44,10 @@ std::string building_path(const std::string& path) {
   return path + building_suffix + number;
 }
 
-struct NewFile {
-  std::string path;
-  FileDescriptor file;  // locked as long as it is open
-};
+}  // namespace
 
 // Who removes leftovers may take one that is not locked yet for one of these.
-NewFile create_locked_file(const std::string& path) {
+StateBuilder::NewFile StateBuilder::create_locked_file(const std::string& path) {
   constexpr int tries_max = 100;
   for (int tries = 0; tries < tries_max; ++tries) {
     NewFile made{building_path(path), {}};
@@ -67,8 +63,10 @@ NewFile create_locked_file(const std::string& path) {
 }
 
 // With one segment and its fixed header.
-NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid,
-                          const std::string& log_name) {
+StateBuilder::NewFile StateBuilder::create_state_file(const StateOptions& options,
+                                                      const Uuid& log_uuid,
+                                                      const std::string& log_name) {
+  remove_abandoned_files(options.path);
   NewFile made = create_locked_file(options.path);
   const int number = made.file.number();
   try {
@@ -89,80 +87,59 @@ NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid,
   return made;
 }
 
-class FileBuilder final : public StateBuilder {
- public:
-  FileBuilder(const StateOptions& options, NewFile made, const Uuid& log_uuid,
-              InstallFile put_in_place)
-      : options_(options),
-        path_(std::move(made.path)),
-        mapping_(std::move(made.file), path_, options.bytes_max, Mapping::Access::write),
-        applier_(mapping_, nullptr, options.bytes_max),
-        install_file_(std::move(put_in_place)) {
-    try {
-      applier_.create(chain_start(log_uuid));
-    } catch (...) {
-      ::unlink(path_.c_str());
-      throw;
-    }
-  }
+StateBuilder::StateBuilder(const StateOptions& options, const Uuid& log_uuid,
+                           const std::string& log_name)
+    : StateBuilder(options, create_state_file(options, log_uuid, log_name), log_uuid) {}
 
-  ~FileBuilder() override {
-    if (!installed_ && fork_count_ == fork_count()) ::unlink(path_.c_str());
+StateBuilder::StateBuilder(const StateOptions& options, NewFile file, const Uuid& log_uuid)
+    : bytes_max_(options.bytes_max),
+      path_(std::move(file.path)),
+      mapping_(std::move(file.file), path_, options.bytes_max, Mapping::Access::write),
+      applier_(mapping_, nullptr, options.bytes_max),
+      fork_count_(fork_count()) {
+  try {
+    applier_.create(chain_start(log_uuid));
+  } catch (...) {
+    ::unlink(path_.c_str());
+    throw;
   }
+}
 
-  // Any id up to that of the base will do for the entries: nobody sees the state as of an earlier
-  // one.
-  void load(std::span<const Item> items) override {
-    check_not_forked();
-    applier_.load(items, 1);
-  }
-  void finish_load(UpdateId id, std::uint64_t chain) override {
-    check_not_forked();
-    applier_.finish_load(id, chain);
-  }
-  void apply(const Update& update) override {
-    check_not_forked();
-    applier_.apply(update);
-  }
-  StateInfo info() const override {
-    check_not_forked();
-    return state_info(mapping_);
-  }
+StateBuilder::~StateBuilder() {
+  if (!installed_ && fork_count_ == fork_count()) ::unlink(path_.c_str());
+}
 
-  std::shared_ptr<const detail::Pin> pin() const override {
-    return std::make_shared<const detail::Pin>(std::make_shared<const Mapping>(
-        open_file(path_, O_RDONLY), path_, options_.bytes_max, Mapping::Access::read));
-  }
+// Any id up to that of the base will do for the entries: nobody sees the state as of an earlier
+// one.
+void StateBuilder::load(std::span<const Item> items) {
+  check_not_forked();
+  applier_.load(items, 1);
+}
 
-  bool install(InstallPolicy how, const std::function<void()>& catch_up) override {
-    check_not_forked();
-    installed_ = install_file_(path_, state_info(mapping_), how, catch_up);
-    return installed_;
-  }
+void StateBuilder::finish_load(UpdateId id, std::uint64_t chain) {
+  check_not_forked();
+  applier_.finish_load(id, chain);
+}
 
- private:
-  // The file and its mapping are the parent's.
-  void check_not_forked() const {
-    if (fork_count_ != fork_count())
-      throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
-  }
+void StateBuilder::apply(const Update& update) {
+  check_not_forked();
+  applier_.apply(update);
+}
 
-  StateOptions options_;
-  std::string path_;
-  Mapping mapping_;
-  Applier applier_;
-  InstallFile install_file_;
-  std::uint64_t fork_count_ = fork_count();
-  bool installed_ = false;
-};
+StateInfo StateBuilder::info() const {
+  check_not_forked();
+  return state_info(mapping_);
+}
 
-}  // namespace
+std::shared_ptr<const detail::Pin> StateBuilder::pin() const {
+  return std::make_shared<const detail::Pin>(std::make_shared<const Mapping>(
+      open_file(path_, O_RDONLY), path_, bytes_max_, Mapping::Access::read));
+}
 
-std::unique_ptr<StateBuilder> open_builder(const StateOptions& options, const Uuid& log_uuid,
-                                           const std::string& log_name, InstallFile put_in_place) {
-  remove_abandoned_files(options.path);
-  return std::make_unique<FileBuilder>(options, create_state_file(options, log_uuid, log_name),
-                                       log_uuid, std::move(put_in_place));
+// The file and its mapping are the parent's.
+void StateBuilder::check_not_forked() const {
+  if (fork_count_ != fork_count())
+    throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
 }
 
 }  // namespace whycache

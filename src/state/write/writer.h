@@ -1,20 +1,63 @@
-// The StateWriter of a state file in its place.
+// Applies updates to the state file that is in place.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "state/file/lock_file.h"
 #include "state/file/mapping.h"
+#include "state/file/state_info.h"
 #include "state/file/state_lock.h"
-#include "state/write/state_writer.h"
+#include "state/write/applier.h"
+#include "state/write/mapping_policy.h"
 #include "state/write/writable_mapping_cache.h"
 
 namespace whycache {
 
-// The caller hands over the writer lock; the file at options.path is the state, and the one that
-// `present` maps.
-std::unique_ptr<StateWriter> open_writer(HeldLock writer_lock, const StateOptions& options,
-                                         LockFile& locks, const Mapping& present,
-                                         WritableMappingCache& kept, MappingPolicy after);
+// Applies updates to the state. Holds the writer lock while it exists; nobody writes to the file
+// without that lock. If an exception leaves apply(), the unfinished update stays invisible, and
+// the next writer rolls it back.
+class StateWriter {
+ public:
+  // Takes over the writer lock. The file at options.path is the state, and `current` maps it.
+  // Rolls back what a dead writer left. Throws Error(corrupt) if the file is damaged.
+  StateWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
+              const Mapping& current, WritableMappingCache& cache, MappingPolicy mapping_policy);
+  StateWriter(const StateWriter&) = delete;
+  StateWriter& operator=(const StateWriter&) = delete;
+  ~StateWriter();
+
+  StateInfo info() const;
+  // Applies update applied_id + 1, entirely or not at all. Throws Error(limit) if the state would
+  // exceed state_bytes_max or the disk is full, Error(corrupt) if the file is damaged.
+  void apply(const Update& update);
+  // Whether the previous writer had died while writing. The constructor has repaired the state.
+  bool recovered() const { return recovered_; }
+
+ private:
+  // Returns the mapping to the cache, or unmaps it, when the writer is done with it.
+  struct MappingLease {
+    ~MappingLease() {
+      if (return_to_cache) cache.put(std::move(writable));
+    }
+    WritableMappingCache& cache;
+    std::unique_ptr<WritableMapping> writable;
+    bool return_to_cache = false;
+  };
+
+  std::size_t estimate_touched_pages(const Update& update) const;
+  void check_not_forked() const;
+
+  HeldLock lock_;       // released last
+  MappingLease lease_;  // destroyed after everything that uses the mapping
+  Mapping& mapping_;
+  Applier applier_;
+  std::uint64_t fork_count_;
+  bool recovered_ = false;
+  MappingPolicy mapping_policy_;
+  bool applied_ = false;
+  bool failed_ = false;
+};
 
 }  // namespace whycache
