@@ -39,19 +39,19 @@ StateInspection inspect_state_file(const Mapping& mapping) {
     ++use.segment_count;
     use.bytes += segment_bytes;
     switch (book.kind) {
-      case SegmentKind::entries: use.live_bytes += book.live; break;
+      case SegmentKind::entries: use.live_bytes += book.entries.live_bytes; break;
       case SegmentKind::nodes:
         use.live_bytes +=
-            book.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
+            book.nodes.live * node_bytes_of(std::min<std::size_t>(book.size_class, node_class_count - 1));
         break;
       case SegmentKind::index_page:
-        use.live_bytes += book.live * sizeof(IndexWord);
+        use.live_bytes += book.page.live * sizeof(IndexWord);
         ++insides.index_pages;
-        insides.index_used += book.live;
-        insides.index_tombstones += book.used;
+        insides.index_used += book.page.live;
+        insides.index_tombstones += book.page.tombstones;
         insides.index_words += index_page_words;
         break;
-      case SegmentKind::filters: use.live_bytes += book.live * filter_bytes; break;
+      case SegmentKind::filters: use.live_bytes += book.filters.live * filter_bytes; break;
       case SegmentKind::free:
       case SegmentKind::retired: break;
       default: use.live_bytes += segment_bytes;

@@ -225,12 +225,13 @@ class StateVerifier {
         std::min<std::uint64_t>(mapping_.header().allocator_state.segment_count, live_.size());
     for (const auto& [segment, reached] : filter_bits_) {
       const auto& book = *bytes_.at<SegmentDescriptor>(descriptor_offset(segment));
-      const bool booked = segment < count && book.kind == SegmentKind::filters &&
-                          (book.used & reached) == reached &&
-                          book.live == static_cast<std::uint32_t>(std::popcount(book.used));
-      if (!booked &&
-          !report("index filter not booked: segment=" + std::to_string(segment) +
-                  " booked=" + std::to_string(book.used) + " found=" + std::to_string(reached))) {
+      const bool booked =
+          segment < count && book.kind == SegmentKind::filters &&
+          (book.filters.in_use_bits & reached) == reached &&
+          book.filters.live == static_cast<std::uint32_t>(std::popcount(book.filters.in_use_bits));
+      if (!booked && !report("index filter not booked: segment=" + std::to_string(segment) +
+                             " booked=" + std::to_string(book.filters.in_use_bits) +
+                             " found=" + std::to_string(reached))) {
         return;
       }
     }
@@ -240,12 +241,12 @@ class StateVerifier {
                            book.kind == SegmentKind::index_page;
       // Nodes and filters count as live until no reader can be there, so that there may be more.
       const bool later = book.kind == SegmentKind::nodes || book.kind == SegmentKind::filters;
-      const bool fits = counted ? book.live == live_[segment]
-                        : later ? book.live >= live_[segment]
+      const bool fits = counted ? book.live() == live_[segment]
+                        : later ? book.live() >= live_[segment]
                                 : live_[segment] == 0;
       if (!fits && !report("segment accounting: segment=" + std::to_string(segment) +
                            " kind=" + std::to_string(static_cast<int>(book.kind)) +
-                           " booked=" + std::to_string(book.live) +
+                           " booked=" + std::to_string(book.live()) +
                            " found=" + std::to_string(live_[segment]))) {
         return;
       }
@@ -260,7 +261,7 @@ class StateVerifier {
   std::vector<std::string> faults_;
   std::vector<std::uint32_t> live_;
   std::unordered_map<std::uint64_t, std::uint32_t>
-      filter_bits_;  // by segment, as SegmentDescriptor::used has them
+      filter_bits_;  // by segment, as SegmentDescriptor::filters has them
   std::uint64_t live_item_count_ = 0;
   std::uint64_t item_bytes_ = 0;
   Digest digest_;

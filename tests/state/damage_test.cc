@@ -125,9 +125,11 @@ class DamageTest : public ::testing::Test {
       std::uint64_t sparse = 1;
       switch (book.kind) {
         case SegmentKind::index_page: end = segment_bytes; break;
-        case SegmentKind::filters: end = filter_bytes * std::bit_width(book.used); break;
-        case SegmentKind::nodes: end = book.used * std::uint64_t{1024}; break;
-        case SegmentKind::entries: end = book.used; break;
+        case SegmentKind::filters:
+          end = filter_bytes * std::bit_width(book.filters.in_use_bits);
+          break;
+        case SegmentKind::nodes: end = book.nodes.handed_out * std::uint64_t{1024}; break;
+        case SegmentKind::entries: end = book.entries.used_bytes; break;
         case SegmentKind::large: end = 64; break;
         default: continue;
       }

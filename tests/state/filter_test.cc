@@ -257,8 +257,9 @@ TEST_P(FilterTest, filter_that_is_not_booked_is_noticed) {
   TestState& here = state();
   here.apply({{"key", "value"}});
   const std::uint64_t filter = first_filter();
-  const std::uint64_t used =
-      descriptor_offset(filter / segment_bytes) + offsetof(SegmentDescriptor, used);
+  const std::uint64_t used = descriptor_offset(filter / segment_bytes) +
+                             offsetof(SegmentDescriptor, filters) +
+                             offsetof(SegmentDescriptor::FilterCounts, in_use_bits);
   EXPECT_EQ(word_at(used) & 0xffffffff, std::uint64_t{1} << filter % segment_bytes / filter_bytes);
   write_at(used, std::string("\2\0\0\0", 4));
   const std::vector<std::string> faults = here.check();

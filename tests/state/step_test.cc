@@ -466,7 +466,7 @@ TEST_F(StepLong, updates_that_split_the_point_index) {
           }
           reinterpret_cast<SegmentDescriptor*>(
               file.data() + descriptor_offset(index_page_offset(slot) / segment_bytes))
-              ->used = fillers;
+              ->page.tombstones = fillers;
         },
         [](const std::string&) {
           return Changes{{"one more", "1"}, {"key/1001", "2"}};

@@ -45,25 +45,76 @@ enum class SegmentKind : std::uint8_t {
   filters = 9           // of the point index, sixteen
 };
 
-// Writer only. Links are segment numbers; 0, the first table, ends a list.
+// The allocator's record of one segment. Writer only. A field with a meaning per kind is a union:
+// `kind` says which member is in use. Links are segment numbers; 0, the first table, ends a list.
 struct SegmentDescriptor {
+  struct PageCounts {
+    std::uint32_t live;  // words that hold an entry
+    std::uint32_t tombstones;
+  };
+  struct NodeCounts {
+    std::uint32_t live;        // nodes that are not free
+    std::uint32_t handed_out;  // nodes from the front that were allocated at least once
+  };
+  struct EntryCounts {
+    std::uint32_t live_bytes;  // of entries that the point index refers to
+    std::uint32_t used_bytes;  // from the front, allocated
+  };
+  struct SpanCounts {
+    std::uint32_t live;           // large: 1
+    std::uint32_t segment_count;  // this one and its continuations
+  };
+  struct FilterCounts {
+    std::uint32_t live;         // filters in use
+    std::uint32_t in_use_bits;  // one per filter, the lowest for the first; filter_bit()
+  };
+
   SegmentKind kind;
-  std::uint8_t size_class;  // nodes: of its nodes
-  std::uint8_t list;        // entries, sealed: 1 + which list of sparse segments it is on; nodes,
-                            // filters: 1 if on the list of those with room
+  std::uint8_t size_class;  // nodes
+  union {
+    std::uint8_t utilization_list;  // entries, sealed: 1 + number of its utilization list
+    std::uint8_t on_partial_list;   // nodes, filters: 1 if some are free
+  };
   std::uint8_t reserved;
-  std::uint32_t live;  // entries: bytes of entries the index points to; large: 1; nodes: nodes in
-                       // use; part: words in use; filters: filters in use
-  std::uint32_t used;  // entries: bytes allocated from the front; nodes: nodes ever handed out;
-                       // part: fillers; large, directory: segments; filters: a bit for each in use
+  union {
+    PageCounts page;       // index_page
+    NodeCounts nodes;      // nodes
+    EntryCounts entries;   // entries
+    SpanCounts span;       // index_directory, large
+    FilterCounts filters;  // filters
+  };
   std::uint32_t next;
   std::uint32_t previous;
-  std::uint32_t free_nodes;  // nodes: 1 + number within the segment of the first free one, linked
-                             // by NodeHeader::next; retired: number of the filter that goes with
-                             // it, if it was a part
-  std::uint64_t stamp;       // retired: the update id from which on nobody sees it
+  union {
+    // nodes: 1 + number of the first free node, the head of a list through NodeHeader::next.
+    std::uint32_t free_node;
+    // retired: offset / filter_bytes of the filter to free with it, if it was an index page.
+    std::uint32_t retired_filter;
+  };
+  std::uint64_t stamp;  // retired: the first update id at which no reader can reach it
+
+  // The first count, whatever the kind. All count structs begin with it.
+  std::uint32_t live() const { return page.live; }
 };
 static_assert(sizeof(SegmentDescriptor) == 32);
+static_assert(offsetof(SegmentDescriptor, size_class) == 1);
+static_assert(offsetof(SegmentDescriptor, utilization_list) == 2);
+static_assert(offsetof(SegmentDescriptor, on_partial_list) == 2);
+static_assert(offsetof(SegmentDescriptor, page) == 4);
+static_assert(offsetof(SegmentDescriptor, nodes) == 4);
+static_assert(offsetof(SegmentDescriptor, entries) == 4);
+static_assert(offsetof(SegmentDescriptor, span) == 4);
+static_assert(offsetof(SegmentDescriptor, filters) == 4);
+static_assert(offsetof(SegmentDescriptor, next) == 12);
+static_assert(offsetof(SegmentDescriptor, previous) == 16);
+static_assert(offsetof(SegmentDescriptor, free_node) == 20);
+static_assert(offsetof(SegmentDescriptor, retired_filter) == 20);
+static_assert(offsetof(SegmentDescriptor, stamp) == 24);
+static_assert(sizeof(SegmentDescriptor::PageCounts) == 8);
+static_assert(sizeof(SegmentDescriptor::NodeCounts) == 8);
+static_assert(sizeof(SegmentDescriptor::EntryCounts) == 8);
+static_assert(sizeof(SegmentDescriptor::SpanCounts) == 8);
+static_assert(sizeof(SegmentDescriptor::FilterCounts) == 8);
 
 inline constexpr std::uint64_t segments_per_table =
     (segment_bytes - header_page_bytes) / sizeof(SegmentDescriptor);
@@ -232,7 +283,7 @@ using FilterWord = std::atomic<std::uint32_t>;
 inline constexpr std::uint64_t filter_bytes = index_page_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
 static_assert(filters_per_segment == 16);
-// Which bit of SegmentDescriptor::used is that of the filter at `offset`.
+// Which bit of SegmentDescriptor::FilterCounts::in_use_bits is that of the filter at `offset`.
 inline constexpr std::uint32_t filter_bit(std::uint64_t offset) {
   return std::uint32_t{1} << offset % segment_bytes / filter_bytes;
 }

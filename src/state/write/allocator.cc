@@ -126,11 +126,11 @@ void Allocator::retire_segment(std::uint64_t segment) { link_retired_segment(seg
 
 void Allocator::retire_index_page(std::uint64_t segment, std::uint64_t filter) {
   retire_segment(segment);
-  descriptor(segment).free_nodes = static_cast<std::uint32_t>(filter / filter_bytes);
+  descriptor(segment).retired_filter = static_cast<std::uint32_t>(filter / filter_bytes);
 }
 
 void Allocator::link_filter_segment(std::uint64_t segment) {
-  descriptor(segment).list = 1;
+  descriptor(segment).on_partial_list = 1;
   link(allocator_state().partial_filter_segments, segment);
 }
 
@@ -139,13 +139,13 @@ std::uint64_t Allocator::allocate_filter() {
   if (partial == 0) link_filter_segment(allocate_segment(SegmentKind::filters));
   const std::uint64_t segment = partial;
   SegmentDescriptor& one = descriptor(segment);
-  const auto number = static_cast<unsigned>(std::countr_one(one.used));
+  const auto number = static_cast<unsigned>(std::countr_one(one.filters.in_use_bits));
   if (one.kind != SegmentKind::filters || number >= filters_per_segment)
     throw corrupt_state("free filter", segment);
-  one.used |= 1U << number;
-  if (++one.live == filters_per_segment) {
+  one.filters.in_use_bits |= 1U << number;
+  if (++one.filters.live == filters_per_segment) {
     unlink(partial, segment);
-    one.list = 0;
+    one.on_partial_list = 0;
   }
   return segment * segment_bytes + number * filter_bytes;
 }
@@ -154,12 +154,13 @@ void Allocator::free_filter(std::uint64_t offset) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
   const std::uint32_t bit = filter_bit(offset);
-  if (one.kind != SegmentKind::filters || (one.used & bit) == 0 || one.live == 0)
+  if (one.kind != SegmentKind::filters || (one.filters.in_use_bits & bit) == 0 ||
+      one.filters.live == 0)
     throw corrupt_state("no filter at offset", offset);
-  one.used &= ~bit;
-  --one.live;
-  if (one.list == 0) link_filter_segment(segment);
-  if (one.live > 0) return;
+  one.filters.in_use_bits &= ~bit;
+  --one.filters.live;
+  if (one.on_partial_list == 0) link_filter_segment(segment);
+  if (one.filters.live > 0) return;
   unlink(allocator_state().partial_filter_segments, segment);
   link_free_segment(segment);
 }
@@ -182,7 +183,7 @@ void Allocator::reclaim_segments() {
     all.retired_head = one.next;
     if (all.retired_head == 0) all.retired_tail = 0;
     --all.retired_count;
-    if (one.free_nodes != 0) free_filter(one.free_nodes * filter_bytes);
+    if (one.retired_filter != 0) free_filter(one.retired_filter * filter_bytes);
     link_free_segment(segment);
   }
 }
@@ -276,7 +277,7 @@ std::uint64_t Allocator::allocate_span(SegmentKind first_kind, std::uint64_t cou
     descriptor(segment) = SegmentDescriptor{};
     descriptor(segment).kind = segment == first ? first_kind : SegmentKind::continuation;
   }
-  descriptor(first).used = static_cast<std::uint32_t>(count);
+  descriptor(first).span.segment_count = static_cast<std::uint32_t>(count);
   return first;
 }
 
@@ -284,8 +285,8 @@ std::uint64_t Allocator::allocate_span(SegmentKind first_kind, std::uint64_t cou
 
 void Allocator::link_sealed_segment(std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
-  const std::uint8_t list = utilization_list_of(one.live);
-  one.list = static_cast<std::uint8_t>(list + 1);
+  const std::uint8_t list = utilization_list_of(one.entries.live_bytes);
+  one.utilization_list = static_cast<std::uint8_t>(list + 1);
   link(allocator_state().utilization_lists[list], segment);
 }
 
@@ -293,7 +294,7 @@ void Allocator::seal_segment(std::uint32_t& open) {
   if (open == 0) return;
   const std::uint32_t segment = open;
   open = 0;
-  if (descriptor(segment).live == 0) {
+  if (descriptor(segment).entries.live_bytes == 0) {
     --allocator_state().entry_segment_count;
     retire_segment(segment);
   } else {
@@ -303,27 +304,27 @@ void Allocator::seal_segment(std::uint32_t& open) {
 
 bool Allocator::needs_segment(std::uint64_t bytes) const {
   return is_large_entry(bytes) || allocator_state().active_segment == 0 ||
-         descriptor(allocator_state().active_segment).used + bytes > segment_bytes;
+         descriptor(allocator_state().active_segment).entries.used_bytes + bytes > segment_bytes;
 }
 
 std::uint64_t Allocator::allocate_entry(std::uint64_t bytes, bool copy) {
   AllocatorState& all = allocator_state();
   if (is_large_entry(bytes)) {
     const std::uint64_t first = allocate_span(SegmentKind::large, segments_for(bytes));
-    descriptor(first).live = 1;
+    descriptor(first).span.live = 1;
     return first * segment_bytes;
   }
   std::uint32_t& open = copy ? all.cleaning_segment : all.active_segment;
-  if (open == 0 || descriptor(open).used + bytes > segment_bytes) {
+  if (open == 0 || descriptor(open).entries.used_bytes + bytes > segment_bytes) {
     seal_segment(open);
     const std::uint64_t segment = allocate_segment(SegmentKind::entries);
     ++all.entry_segment_count;
     open = static_cast<std::uint32_t>(segment);
   }
   SegmentDescriptor& one = descriptor(open);
-  const std::uint64_t offset = open * segment_bytes + one.used;
-  one.used += static_cast<std::uint32_t>(bytes);
-  one.live += static_cast<std::uint32_t>(bytes);
+  const std::uint64_t offset = open * segment_bytes + one.entries.used_bytes;
+  one.entries.used_bytes += static_cast<std::uint32_t>(bytes);
+  one.entries.live_bytes += static_cast<std::uint32_t>(bytes);
   all.entry_live_bytes += bytes;
   return offset;
 }
@@ -332,23 +333,23 @@ void Allocator::retire_entry(std::uint64_t offset, std::uint64_t bytes) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
   if (one.kind == SegmentKind::large) {
-    const std::uint64_t count = one.used;
+    const std::uint64_t count = one.span.segment_count;
     for (std::uint64_t i = 0; i < count; ++i) retire_segment(segment + i);
     return;
   }
-  if (one.kind != SegmentKind::entries || one.live < bytes)
+  if (one.kind != SegmentKind::entries || one.entries.live_bytes < bytes)
     throw corrupt_state("entry in a segment of another kind", segment);
-  one.live -= static_cast<std::uint32_t>(bytes);
+  one.entries.live_bytes -= static_cast<std::uint32_t>(bytes);
   allocator_state().entry_live_bytes -= bytes;
-  if (one.list == 0) return;  // open, or being cleared
-  const std::uint8_t list = static_cast<std::uint8_t>(one.list - 1);
+  if (one.utilization_list == 0) return;  // open, or being cleared
+  const std::uint8_t list = static_cast<std::uint8_t>(one.utilization_list - 1);
   if (list >= utilization_list_count)
     throw corrupt_state("segment on a list that cannot be", segment);
-  if (one.live == 0) {
+  if (one.entries.live_bytes == 0) {
     unlink(allocator_state().utilization_lists[list], segment);
     --allocator_state().entry_segment_count;
     retire_segment(segment);
-  } else if (utilization_list_of(one.live) != list) {
+  } else if (utilization_list_of(one.entries.live_bytes) != list) {
     unlink(allocator_state().utilization_lists[list], segment);
     link_sealed_segment(segment);
   }
@@ -370,11 +371,12 @@ std::uint64_t Allocator::cleaning_candidate() const {
 
 void Allocator::begin_cleaning(std::uint64_t segment) {
   SegmentDescriptor& one = descriptor(segment);
-  if (one.kind != SegmentKind::entries || one.list == 0 || one.list > utilization_list_count) {
+  if (one.kind != SegmentKind::entries || one.utilization_list == 0 ||
+      one.utilization_list > utilization_list_count) {
     throw corrupt_state("segment on a list that cannot be", segment);
   }
-  unlink(allocator_state().utilization_lists[one.list - 1], segment);
-  one.list = 0;
+  unlink(allocator_state().utilization_lists[one.utilization_list - 1], segment);
+  one.utilization_list = 0;
   --allocator_state().entry_segment_count;
 }
 
@@ -403,7 +405,7 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
   if (partial == 0) {
     const std::uint64_t segment = allocate_segment(SegmentKind::nodes);
     descriptor(segment).size_class = static_cast<std::uint8_t>(size_class);
-    descriptor(segment).list = 1;
+    descriptor(segment).on_partial_list = 1;
     link(partial, segment);
   }
   const std::uint64_t segment = partial;
@@ -411,29 +413,29 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
   const std::size_t bytes = node_bytes_of(size_class);
   const std::uint64_t count = segment_bytes / bytes;
   std::uint64_t number;
-  if (one.free_nodes != 0) {
-    number = one.free_nodes - 1;
+  if (one.free_node != 0) {
+    number = one.free_node - 1;
     if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
       throw corrupt_state("free node", segment);
-    one.free_nodes =
+    one.free_node =
         static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
     // The one after this will be wanted soon, and nobody had to do with it for long.
-    if (one.free_nodes != 0 && one.free_nodes <= count) {
+    if (one.free_node != 0 && one.free_node <= count) {
       const std::byte* const next =
-          mapping_.base() + segment * segment_bytes + (one.free_nodes - 1) * bytes;
+          mapping_.base() + segment * segment_bytes + (one.free_node - 1) * bytes;
       for (std::size_t line = 0; line < node_bytes_of(0); line += 64)
         __builtin_prefetch(next + line, 1);
     }
   } else {
-    number = one.used;
+    number = one.nodes.handed_out;
     if (one.kind != SegmentKind::nodes || number >= count)
       throw corrupt_state("nodes handed out", segment);
-    ++one.used;
+    ++one.nodes.handed_out;
   }
-  ++one.live;
-  if (one.free_nodes == 0 && one.used == count) {
+  ++one.nodes.live;
+  if (one.free_node == 0 && one.nodes.handed_out == count) {
     unlink(partial, segment);
-    one.list = 0;
+    one.on_partial_list = 0;
   }
   const NodeOffset offset = segment * segment_bytes + number * bytes;
   NodeHeader& node = node_header(offset);
@@ -446,20 +448,20 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
 void Allocator::free_node(NodeOffset offset) {
   const std::uint64_t segment = offset / segment_bytes;
   SegmentDescriptor& one = descriptor(segment);
-  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.live == 0)
+  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.nodes.live == 0)
     throw corrupt_state("no node at offset", offset);
   const std::size_t bytes = node_bytes_of(one.size_class);
   std::uint32_t& partial = allocator_state().partial_node_segments[one.size_class];
-  node_header(offset).next = one.free_nodes;
+  node_header(offset).next = one.free_node;
   node_header(offset).stamp = 0;
-  one.free_nodes = static_cast<std::uint32_t>(offset % segment_bytes / bytes + 1);
-  --one.live;
-  if (one.list == 0) {
-    one.list = 1;
+  one.free_node = static_cast<std::uint32_t>(offset % segment_bytes / bytes + 1);
+  --one.nodes.live;
+  if (one.on_partial_list == 0) {
+    one.on_partial_list = 1;
     link(partial, segment);
   }
   const bool only_one = partial == segment && one.next == 0;
-  if (one.live == 0 && !only_one) {
+  if (one.nodes.live == 0 && !only_one) {
     unlink(partial, segment);
     retire_segment(segment);
   }

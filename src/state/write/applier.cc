@@ -285,7 +285,7 @@ void Applier::clean_if_needed(std::uint64_t bytes) {
 void Applier::clean_segment(std::uint64_t segment) {
   const UpdateId visible = allocator_.advance_horizon();
   const std::uint64_t end =
-      std::min<std::uint64_t>(allocator_.descriptor(segment).used, segment_bytes);
+      std::min<std::uint64_t>(allocator_.descriptor(segment).entries.used_bytes, segment_bytes);
   allocator_.begin_cleaning(segment);
   const std::uint64_t first = segment * segment_bytes;
   bool raised = false;

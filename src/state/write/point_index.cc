@@ -22,7 +22,7 @@ Error corrupt_state(const std::string& what, std::uint64_t number) {
 
 void PointIndex::create() {
   const std::uint64_t directories = allocator_.allocate_segment(SegmentKind::index_directory);
-  allocator_.descriptor(directories).used = 1;
+  allocator_.descriptor(directories).span.segment_count = 1;
   const std::uint64_t place_of_first =
       directories * segment_bytes + small_index_directory_offset(0);
   const IndexPage first = allocate_page();
@@ -63,7 +63,7 @@ PointIndex::IndexPage PointIndex::page(std::uint64_t slot) const {
   const SegmentDescriptor& filters =
       allocator_.descriptor(index_page_filter_offset(slot) / segment_bytes);
   if (filters.kind != SegmentKind::filters ||
-      (filters.used & filter_bit(index_page_filter_offset(slot))) == 0)
+      (filters.filters.in_use_bits & filter_bit(index_page_filter_offset(slot))) == 0)
     throw corrupt_state("no index filter at offset", index_page_filter_offset(slot));
   return page_at(index_page_offset(slot), index_page_filter_offset(slot));
 }
@@ -160,11 +160,11 @@ void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
   for (;;) {
     const IndexPage part = this->page(directory_word(hash));
     SegmentDescriptor& book = page_descriptor(part.words);
-    if (book.live >= index_page_live_max) {
+    if (book.page.live >= index_page_live_max) {
       split(hash);
       continue;
     }
-    if (book.live + book.used >= index_page_occupied_max) {
+    if (book.page.live + book.page.tombstones >= index_page_occupied_max) {
       drop_tombstones(hash);
       continue;
     }
@@ -178,8 +178,8 @@ void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
         const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
         if (holds_entry(word)) continue;
         add_to_filter(part, home_bucket(hash), tag);
-        if (word == tombstone_word && book.used > 0) --book.used;
-        ++book.live;
+        if (word == tombstone_word && book.page.tombstones > 0) --book.page.tombstones;
+        ++book.page.live;
         bucket[i].store(make_index_word(tag, displacement, offset), std::memory_order_release);
         return;
       }
@@ -190,8 +190,8 @@ void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
 
 void PointIndex::remove(IndexWord& word) {
   SegmentDescriptor& book = page_descriptor(&word);
-  if (book.live > 0) --book.live;
-  ++book.used;
+  if (book.page.live > 0) --book.page.live;
+  ++book.page.tombstones;
   word.store(tombstone_word, std::memory_order_release);
 }
 
@@ -248,7 +248,7 @@ void PointIndex::split(std::uint64_t hash) {
   const std::uint64_t group = std::uint64_t{1} << (depth - local);
   const std::uint64_t first = index_directory_slot(hash, depth) & ~(group - 1);
   for (std::size_t half = 0; half < 2; ++half) {
-    page_descriptor(halves[half].words).live = counts[half];
+    page_descriptor(halves[half].words).page.live = counts[half];
     publish_page(first + half * group / 2, group / 2, halves[half], local + 1);
   }
   retire_page(old_part);
@@ -276,7 +276,7 @@ void PointIndex::drop_tombstones(std::uint64_t hash) {
     }
     ++count;
   }
-  page_descriptor(new_one.words).live = count;
+  page_descriptor(new_one.words).page.live = count;
   const std::uint64_t group = std::uint64_t{1} << (depth - local);
   publish_page(index_directory_slot(hash, depth) & ~(group - 1), group, new_one, local);
   retire_page(old_part);
@@ -311,7 +311,7 @@ void PointIndex::double_directory() {
   // The places of small directories stay; only one that had segments of its own gives them back.
   if (depth >= small_index_directory_depth_max) {
     const std::uint64_t first = old_place / segment_bytes;
-    const std::uint64_t count = allocator_.descriptor(first).used;
+    const std::uint64_t count = allocator_.descriptor(first).span.segment_count;
     for (std::uint64_t i = 0; i < count; ++i) allocator_.retire_segment(first + i);
   }
 }

@@ -17,14 +17,6 @@ Error corrupt_state(const std::string& what, std::uint64_t number) {
                                        " (delete the state file)");
 }
 
-// What is known of one segment by what reaches it.
-struct SegmentUsage {
-  SegmentKind kind = SegmentKind::free;  // free: nothing reaches it
-  std::uint8_t size_class = 0;
-  std::uint32_t live = 0;
-  std::uint32_t used = 0;
-};
-
 class Recovery {
  public:
   Recovery(Allocator& arena, PointIndex& index)
@@ -40,7 +32,7 @@ class Recovery {
     if (count == 0) throw corrupt_state("file bytes", bytes);
     header.allocator_state = AllocatorState{};
     header.allocator_state.segment_count = static_cast<std::uint32_t>(count);
-    usage_.assign(count, SegmentUsage{});
+    usage_.assign(count, SegmentDescriptor{});
     header.reclaim_horizon.store(applied_id_, std::memory_order_release);
     allocator_.begin_update(applied_id_ + 1);
 
@@ -54,10 +46,10 @@ class Recovery {
   }
 
  private:
-  SegmentUsage& claim_segment(std::uint64_t segment, SegmentKind kind) {
+  SegmentDescriptor& claim_segment(std::uint64_t segment, SegmentKind kind) {
     if (segment == 0 || segment >= usage_.size())
       throw corrupt_state("segment beyond the end", segment);
-    SegmentUsage& one = usage_[segment];
+    SegmentDescriptor& one = usage_[segment];
     if (one.kind != SegmentKind::free && one.kind != kind)
       throw corrupt_state("segment used in two ways", segment);
     one.kind = kind;
@@ -76,7 +68,7 @@ class Recovery {
         index_directory_offset(allocator_.header().index_directory.load(std::memory_order_relaxed));
     const std::uint64_t segments =
         depth <= small_index_directory_depth_max ? 1 : segments_for(sizeof(IndexWord) << depth);
-    claim_segment(place / segment_bytes, SegmentKind::index_directory).used =
+    claim_segment(place / segment_bytes, SegmentKind::index_directory).span.segment_count =
         static_cast<std::uint32_t>(segments);
     for (std::uint64_t i = 1; i < segments; ++i)
       claim_segment(place / segment_bytes + i, SegmentKind::continuation);
@@ -109,16 +101,17 @@ class Recovery {
     const std::uint64_t count = std::uint64_t{1} << depth;
     for (std::uint64_t slot = 0; slot < count;) {
       const std::uint64_t word = slots[slot].load(std::memory_order_relaxed);
-      SegmentUsage& one =
+      SegmentDescriptor& one =
           claim_segment(index_page_offset(word) / segment_bytes, SegmentKind::index_page);
-      if (one.live + one.used > 0) throw corrupt_state("index part in two places at slot", slot);
+      if (one.page.live + one.page.tombstones > 0)
+        throw corrupt_state("index part in two places at slot", slot);
       mark_entries(index_page_offset(word), one);
       mark_filter(index_page_filter_offset(word));
       slot += std::uint64_t{1} << (depth - local_depth(word));
     }
   }
 
-  void mark_entries(std::uint64_t offset, SegmentUsage& book) {
+  void mark_entries(std::uint64_t offset, SegmentDescriptor& book) {
     auto* const words = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + offset);
     constexpr std::uint64_t ahead = 64;
     for (std::uint64_t i = 0; i < index_page_words; ++i) {
@@ -128,7 +121,7 @@ class Recovery {
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
       if (word == empty_word) continue;
       if (word == tombstone_word) {
-        ++book.used;
+        ++book.page.tombstones;
         continue;
       }
       std::uint64_t at = word_offset(word);
@@ -144,21 +137,22 @@ class Recovery {
       }
       if (at == 0) {
         words[i].store(tombstone_word, std::memory_order_release);
-        ++book.used;
+        ++book.page.tombstones;
         continue;
       }
       if (at != word_offset(word)) PointIndex::replace(words[i], at);
-      ++book.live;
+      ++book.page.live;
       mark_entry(at, entry.bytes());
     }
   }
 
   void mark_filter(std::uint64_t offset) {
-    SegmentUsage& one = claim_segment(offset / segment_bytes, SegmentKind::filters);
+    SegmentDescriptor& one = claim_segment(offset / segment_bytes, SegmentKind::filters);
     const std::uint32_t bit = filter_bit(offset);
-    if ((one.used & bit) != 0) throw corrupt_state("index filter reached twice, at offset", offset);
-    one.used |= bit;
-    ++one.live;
+    if ((one.filters.in_use_bits & bit) != 0)
+      throw corrupt_state("index filter reached twice, at offset", offset);
+    one.filters.in_use_bits |= bit;
+    ++one.filters.live;
   }
 
   std::uint64_t safe_offset(std::uint64_t word) const {
@@ -171,18 +165,19 @@ class Recovery {
     if (is_large_entry(bytes)) {
       if (offset % segment_bytes != 0)
         throw corrupt_state("large entry within a segment, at offset", offset);
-      SegmentUsage& first = claim_segment(segment, SegmentKind::large);
-      first.live = 1;
-      first.used = static_cast<std::uint32_t>(segments_for(bytes));
-      for (std::uint64_t i = 1; i < first.used; ++i)
+      SegmentDescriptor& first = claim_segment(segment, SegmentKind::large);
+      first.span.live = 1;
+      first.span.segment_count = static_cast<std::uint32_t>(segments_for(bytes));
+      for (std::uint64_t i = 1; i < first.span.segment_count; ++i)
         claim_segment(segment + i, SegmentKind::continuation);
       return;
     }
     if (offset % segment_bytes + bytes > segment_bytes)
       throw corrupt_state("entry beyond the end of its segment, at offset", offset);
-    SegmentUsage& one = claim_segment(segment, SegmentKind::entries);
-    one.live += static_cast<std::uint32_t>(bytes);
-    one.used = std::max(one.used, static_cast<std::uint32_t>(offset % segment_bytes + bytes));
+    SegmentDescriptor& one = claim_segment(segment, SegmentKind::entries);
+    one.entries.live_bytes += static_cast<std::uint32_t>(bytes);
+    one.entries.used_bytes = std::max(one.entries.used_bytes,
+                                      static_cast<std::uint32_t>(offset % segment_bytes + bytes));
   }
 
   void mark_nodes() {
@@ -195,11 +190,11 @@ class Recovery {
       const std::uint64_t bytes = node_bytes_of(size_class);
       if (size_class >= node_class_count || offset % bytes != 0)
         throw corrupt_state("node at offset", offset);
-      SegmentUsage& one = claim_segment(segment, SegmentKind::nodes);
-      if (one.live > 0 && one.size_class != size_class)
+      SegmentDescriptor& one = claim_segment(segment, SegmentKind::nodes);
+      if (one.nodes.live > 0 && one.size_class != size_class)
         throw corrupt_state("nodes of two sizes in segment", segment);
       one.size_class = static_cast<std::uint8_t>(size_class);
-      ++one.live;
+      ++one.nodes.live;
       // The dead writer may have retired the node, with the stamp that the next one gives to nodes
       // of its own: it would take a node that readers are in for a private one.
       NodeHeader& header = *reinterpret_cast<NodeHeader*>(allocator_.writable_node(offset));
@@ -216,8 +211,9 @@ class Recovery {
   std::uint64_t emptiest_entry_segment() const {
     std::uint64_t found = 0;
     for (std::uint64_t segment = 0; segment < usage_.size(); ++segment) {
-      const SegmentUsage& one = usage_[segment];
-      if (one.kind == SegmentKind::entries && (found == 0 || one.used < usage_[found].used))
+      const SegmentDescriptor& one = usage_[segment];
+      if (one.kind == SegmentKind::entries &&
+          (found == 0 || one.entries.used_bytes < usage_[found].entries.used_bytes))
         found = segment;
     }
     return found;
@@ -233,32 +229,28 @@ class Recovery {
     const std::uint64_t open = any_views ? 0 : emptiest_entry_segment();
     allocator_.increment_generation();
     for (std::uint64_t segment = 0; segment < usage_.size(); ++segment) {
-      const SegmentUsage& one = usage_[segment];
+      const SegmentDescriptor& one = usage_[segment];
       if (one.kind == SegmentKind::free) {
         allocator_.link_retired_segment(segment, stamp);
         continue;
       }
       SegmentDescriptor& book = allocator_.descriptor(segment);
-      book = SegmentDescriptor{};
-      book.kind = one.kind;
-      book.size_class = one.size_class;
-      book.live = one.live;
-      book.used = one.used;
+      book = one;
       if (one.kind == SegmentKind::entries) {
         ++books.entry_segment_count;
-        books.entry_live_bytes += one.live;
+        books.entry_live_bytes += one.entries.live_bytes;
         if (segment == open) {
           books.active_segment = static_cast<std::uint32_t>(segment);
         } else {
           allocator_.link_sealed_segment(segment);
         }
       } else if (one.kind == SegmentKind::filters) {
-        if (one.live < filters_per_segment) allocator_.link_filter_segment(segment);
+        if (one.filters.live < filters_per_segment) allocator_.link_filter_segment(segment);
       } else if (one.kind == SegmentKind::nodes) {
         const std::vector<bool>& reached = marked_nodes_[segment];
-        book.used = static_cast<std::uint32_t>(reached.size());
-        book.live =
-            book.used;  // those not reached are freed one by one, when no view can hold them
+        book.nodes.handed_out = static_cast<std::uint32_t>(reached.size());
+        // Unreached nodes are freed one by one, when no view can hold them.
+        book.nodes.live = book.nodes.handed_out;
         for (std::uint64_t number = 0; number < reached.size(); ++number) {
           if (!reached[number])
             allocator_.link_retired_node(
@@ -271,7 +263,8 @@ class Recovery {
   Allocator& allocator_;
   PointIndex& index_;
   UpdateId applied_id_;
-  std::vector<SegmentUsage> usage_;
+  // What the descriptor of each segment must contain; of kind free if nothing reaches it.
+  std::vector<SegmentDescriptor> usage_;
   std::unordered_map<std::uint64_t, std::vector<bool>> marked_nodes_;
   std::uint64_t undone_entry_count_ = 0;
 };
