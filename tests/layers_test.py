@@ -25,6 +25,7 @@ LAYERS = [
 # The same inside src/state, where a name is a directory or one unit. The last layer is the facade:
 # the units that no other name takes.
 STATE_LAYERS = [
+    ["src/state/errors"],
     ["src/state/file"],
     ["src/state/index", "src/state/btree"],
     ["src/state/read", "src/state/verify"],  # verify reads a mapping without a pin

@@ -5,6 +5,7 @@
 
 #include "state/btree/mapped_nodes.h"
 #include "state/btree/writer.h"
+#include "state/errors.h"
 #include "state/read/pin.h"
 
 namespace whycache {
@@ -64,10 +65,7 @@ class Cursor {
       ++found;
     });
     if (found != batch_.size()) {
-      throw Error(ErrorKind::corrupt,
-                  "state file damaged: a key of the key index has no value: path=" +
-                      pin_->mapping().path() +
-                      " (delete the state file, it will be built anew from the log)");
+      throw corrupt_state("a key of the key index has no value: path=" + pin_->mapping().path());
     }
   }
 

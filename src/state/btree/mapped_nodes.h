@@ -2,6 +2,7 @@
 #pragma once
 
 #include "state/btree/node_store.h"
+#include "state/errors.h"
 #include "state/file/mapping.h"
 
 namespace whycache {
@@ -16,9 +17,8 @@ class MappedNodes final : public NodeReader {
       // The file may have grown since this process looked last.
       if (offset < header_page_bytes || offset % node_bytes_of(0) != 0 ||
           offset >= mapping_.refresh_usable_bytes()) {
-        throw Error(ErrorKind::corrupt,
-                    "state file damaged: no node at offset=" + std::to_string(offset) +
-                        " path=" + mapping_.path() + " (delete the state file)");
+        throw corrupt_state("no node at offset=" + std::to_string(offset) +
+                            " path=" + mapping_.path());
       }
     }
     const std::byte* const address = mapping_.base() + offset;

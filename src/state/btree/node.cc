@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include <whycache/error.h>
+#include "state/errors.h"
 
 namespace whycache {
 
@@ -103,10 +103,7 @@ class UnaliasedNode {
 }  // namespace
 
 void throw_corrupt_node(NodeOffset node, const char* what) {
-  throw Error(ErrorKind::corrupt,
-              "state file damaged: key node with " + std::string(what) +
-                  ": offset=" + std::to_string(node) +
-                  " (delete the state file, it will be built anew from the log)");
+  throw corrupt_state("key node with " + std::string(what) + ": offset=" + std::to_string(node));
 }
 
 void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,

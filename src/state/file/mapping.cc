@@ -9,6 +9,8 @@
 #include <cstring>
 #include <utility>
 
+#include "state/errors.h"
+
 namespace whycache {
 namespace {
 
@@ -163,8 +165,7 @@ PublishedBlock read_published(const Header& header) {
     if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1)
       continue;
     if (block.id != id || block.checksum != block.expected_checksum()) {
-      throw Error(ErrorKind::corrupt, "state file damaged: published block of update=" +
-                                          std::to_string(id) + " (delete the state file)");
+      throw corrupt_state("published block of update", id);
     }
     return block;
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/fork_handlers.h"
+#include "state/errors.h"
 #include "state/index/fast_lookup_avx2.h"
 
 namespace whycache::detail {
@@ -44,9 +45,8 @@ void Pin::pin_newest() {
     if (horizon <= block_.id) return;
     // It is never raised beyond the applied id.
     if (horizon > header.applied_id.load(std::memory_order_acquire)) {
-      throw Error(ErrorKind::corrupt,
-                  "state file damaged: reclaim_horizon=" + std::to_string(horizon) +
-                      " path=" + mapping_->path() + " (delete the state file)");
+      throw corrupt_state("reclaim_horizon=" + std::to_string(horizon) +
+                          " path=" + mapping_->path());
     }
   }
 }
@@ -148,10 +148,7 @@ LookupResult Pin::look_up_with_refresh(std::string_view key, std::uint64_t hash)
                     " (open another view; raise state_bytes_max, or the limit on address space, "
                     "see ulimit -v)");
   }
-  throw Error(ErrorKind::corrupt,
-              "state file damaged: path=" + mapping_->path() +
-                  " update=" + std::to_string(block_.id) +
-                  " (delete the state file, it will be built anew from the log)");
+  throw corrupt_state("path=" + mapping_->path() + " update=" + std::to_string(block_.id));
 }
 
 }  // namespace whycache::detail

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <string>
 
+#include "state/errors.h"
+
 namespace whycache {
 namespace {
 
@@ -14,11 +16,6 @@ namespace {
 constexpr std::uint64_t garbage_divisor = 5;  // one in five
 constexpr std::uint64_t garbage_segments_min = 6;
 constexpr std::uint64_t growth_segments_max = 256;
-
-Error corrupt_state(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) +
-                                       " (delete the state file)");
-}
 
 std::uint8_t utilization_list_of(std::uint32_t live) {
   return static_cast<std::uint8_t>(std::min<std::uint64_t>(

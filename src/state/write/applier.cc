@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "state/errors.h"
 #include "state/index/lookup.h"
 
 namespace whycache {
@@ -65,10 +66,8 @@ const PublishedBlock& Applier::published() const {
   const PublishedBlock& block =
       header.published[header.applied_id.load(std::memory_order_relaxed) % published_block_count];
   if (block.checksum != block.expected_checksum()) {
-    throw Error(ErrorKind::corrupt,
-                "state file damaged: published block of update=" +
-                    std::to_string(header.applied_id.load(std::memory_order_relaxed)) +
-                    " (delete the state file)");
+    throw corrupt_state("published block of update",
+                        header.applied_id.load(std::memory_order_relaxed));
   }
   return block;
 }
@@ -303,9 +302,7 @@ void Applier::clean_segment(std::uint64_t segment) {
       const Entry entry = point_index_.entry(first + within);
       const std::uint64_t bytes = entry.bytes();
       if (entry.key_bytes == 0 || bytes > end - within) {
-        throw Error(ErrorKind::corrupt,
-                    "state file damaged: entry at offset=" + std::to_string(first + within) +
-                        " (delete the state file)");
+        throw corrupt_state("entry at offset", first + within);
       }
       places[count] = {first + within, mapping_.hash_of(entry.key())};
       point_index_.prefetch(places[count].hash);

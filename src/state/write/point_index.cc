@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "state/errors.h"
 #include "state/index/lookup.h"
 
 namespace whycache {
@@ -12,11 +13,6 @@ namespace {
 // fillers included.
 constexpr std::uint64_t index_page_live_max = index_page_words * 8 / 10;
 constexpr std::uint64_t index_page_occupied_max = index_page_words * 9 / 10;
-
-Error corrupt_state(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) +
-                                       " (delete the state file)");
-}
 
 }  // namespace
 

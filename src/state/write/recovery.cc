@@ -8,14 +8,10 @@
 
 #include "state/btree/mapped_nodes.h"
 #include "state/btree/writer.h"
+#include "state/errors.h"
 
 namespace whycache {
 namespace {
-
-Error corrupt_state(const std::string& what, std::uint64_t number) {
-  return Error(ErrorKind::corrupt, "state file damaged: " + what + "=" + std::to_string(number) +
-                                       " (delete the state file)");
-}
 
 class Recovery {
  public:

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/fork_handlers.h"
+#include "state/errors.h"
 #include "state/file/state_file.h"
 #include "state/write/recovery.h"
 
@@ -27,8 +28,7 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, Lock
       fork_count_(fork_count()),
       mapping_policy_(mapping_policy) {
   if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
-    throw Error(ErrorKind::corrupt, "state file damaged: path=" + mapping_.path() + " reason=\"" +
-                                        fault + "\" (delete the state file)");
+    throw corrupt_state("path=" + mapping_.path() + " reason=\"" + fault + "\"");
   }
   // It is in its place, and whoever installs or removes holds the lock that we have: one that
   // meant to died before it did.
