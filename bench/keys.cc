@@ -21,6 +21,7 @@
 #include <string_view>
 #include <vector>
 
+#include "state/btree/cursor.h"
 #include "state/btree/writer.h"
 
 namespace {

@@ -6,8 +6,9 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "state/btree/check.h"
+#include "state/btree/cursor.h"
 #include "state/btree/mapped_nodes.h"
-#include "state/btree/writer.h"
 #include "state/index/lookup.h"
 
 namespace whycache {

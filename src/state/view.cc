@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "state/btree/cursor.h"
 #include "state/btree/mapped_nodes.h"
-#include "state/btree/writer.h"
 #include "state/errors.h"
 #include "state/read/pin.h"
 

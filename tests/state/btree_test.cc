@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "state/btree/check.h"
+#include "state/btree/cursor.h"
 #include "state/btree/node.h"
 #include "state/memory_nodes.h"
 #include "support/seed.h"

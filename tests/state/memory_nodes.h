@@ -19,7 +19,6 @@
 #include <whycache/error.h>
 
 #include "state/btree/node_store.h"
-#include "state/btree/writer.h"
 
 namespace whycache::testing {
 

@@ -1,5 +1,25 @@
-// One node of the ordered key index: its bytes, read and edited. The layout stands at the top of
-// btree/writer.h.
+// One node of the ordered key index: its bytes, read and edited.
+//
+// Nodes, all numbers little-endian:
+//
+//    0  24  NodeHeader, the store's
+//   24   1  level: 0 for a leaf, else one more than that of the children; at most keys_level_max
+//   25   1  0
+//   26   2  count: how many keys; at least 1 in a leaf
+//   28   2  prefix bytes: how many bytes all keys of the node begin with
+//   30   2  the key inserted last, for choosing where to split; 65535: none. Any value will do.
+//   32      u16 ends[count]: where each suffix ends, counted from the start of the first
+//           u32 children[count + 1], not in a leaf: offset of the child / 1024
+//           the prefix
+//           the suffixes, in ascending order of the keys, one directly after the other
+//
+// A key is the prefix and its suffix, 1 to key_bytes_max bytes. In a leaf these are the keys of the
+// tree. In an inner node they separate the children: all keys under children[i] are less than key
+// i, all under children[i + 1] at or above it. A separator is as short as its neighbours allow, and
+// need not be a key of the tree. All leaves have level 0.
+//
+// Nodes are of the smallest size class that holds them, and all stand at multiples of 1024. A node
+// over 1 KiB has less than keys_per_large_node keys: larger classes are for long keys only.
 #pragma once
 
 #include <algorithm>
@@ -128,21 +148,17 @@ inline void prefetch_node(const NodeReader& nodes, NodeOffset offset) {
 // Everything throws Error corrupt. Views into it are good until the node is changed.
 class BTreeNode {
  public:
-  // `level_max` bounds the level; the root's is at most keys_level_max, a child's is exactly one
-  // less than its parent's.
-  BTreeNode(const NodeReader& nodes, NodeOffset offset, unsigned level_max, bool exactly)
-      : offset_(offset) {
-    std::size_t readable = 0;
-    data_ = reinterpret_cast<const char*>(nodes.node(offset, readable));
-    prefetch_node(data_);
-    parse(std::min(readable, btree_node_bytes_max));
-    if (level() > level_max || (exactly && level() != level_max)) throw_corrupt("a wrong level");
-  }
+  // The root of a tree, at any level up to btree_level_max.
   static BTreeNode root(const NodeReader& nodes, NodeOffset offset) {
-    return {nodes, offset, btree_level_max, false};
+    const BTreeNode node(nodes, offset);
+    if (node.level() > btree_level_max) node.throw_corrupt("a wrong level");
+    return node;
   }
+  // A child of a node at `level` + 1.
   static BTreeNode child_at_level(const NodeReader& nodes, NodeOffset offset, unsigned level) {
-    return {nodes, offset, level, true};
+    const BTreeNode node(nodes, offset);
+    if (node.level() != level) node.throw_corrupt("a wrong level");
+    return node;
   }
 
   // For the writer: a node it is editing, of which it knows that it is sound.
@@ -233,6 +249,13 @@ class BTreeNode {
   }
 
  private:
+  BTreeNode(const NodeReader& nodes, NodeOffset offset) : offset_(offset) {
+    std::size_t readable = 0;
+    data_ = reinterpret_cast<const char*>(nodes.node(offset, readable));
+    prefetch_node(data_);
+    parse(std::min(readable, btree_node_bytes_max));
+  }
+
   void parse(std::size_t readable) {
     readable_bytes_ = readable;
     std::memcpy(&header_, data_ + sizeof(NodeHeader), sizeof header_);

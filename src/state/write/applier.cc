@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "state/btree/check.h"
+#include "state/btree/cursor.h"
 #include "state/errors.h"
 #include "state/index/lookup.h"
 

@@ -6,8 +6,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "state/btree/check.h"
 #include "state/btree/mapped_nodes.h"
-#include "state/btree/writer.h"
 #include "state/errors.h"
 
 namespace whycache {
