@@ -1,4 +1,4 @@
-// What all logs refuse alike, in the same words.
+// What the logs of this library share: a choice at opening, and checks with the same errors.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,10 @@
 
 namespace whycache {
 
-// Beyond this no log goes: databases have signed integers.
+// Whether to create a log that does not exist, or to fail.
+enum class IfMissing { create, fail };
+
+// The greatest id in any log: databases have signed integers.
 inline constexpr UpdateId update_id_max = (UpdateId{1} << 63) - 1;
 
 // Throws Error invalid unless `bytes` can be an update and `id` its place.

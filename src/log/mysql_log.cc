@@ -8,11 +8,9 @@
 #include <charconv>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "base/fork_handlers.h"
 #include "base/random.h"
-#include "log/log_checks.h"
 #include "log/mysql_connection.h"
 #include "log/rewrite_in_database.h"
 #include "update/update.h"
@@ -230,46 +228,6 @@ struct MysqlLog::MysqlLogRow {
 struct MysqlLog::PrimaryHead {
   Extent extent;
   std::optional<std::uint64_t> chain;  // of the update at its head, if that is a cache's
-};
-
-// Some updates in a row, copied out of the database.
-class MysqlLog::RowBuffer {
- public:
-  void clear() {
-    rows_.clear();
-    bytes_.clear();
-    largest_row_bytes_ = 0;
-  }
-  bool empty() const { return rows_.empty(); }
-  bool is_full() const { return bytes_.size() >= buffer_bytes_max; }
-  std::size_t row_count() const { return rows_.size(); }
-  std::size_t largest_row_bytes() const { return largest_row_bytes_; }
-  UpdateId last_id() const { return rows_.back().id; }
-  std::string_view last_update() const {
-    return std::string_view(bytes_).substr(rows_.back().offset);
-  }
-
-  void add(UpdateId id, std::string_view bytes) {
-    rows_.push_back({id, bytes_.size(), bytes.size()});
-    bytes_.append(bytes);
-    largest_row_bytes_ = std::max(largest_row_bytes_, bytes.size());
-  }
-  // False as soon as `visit` says so.
-  bool visit_all(const VisitUpdate& visit) const {
-    return std::all_of(rows_.begin(), rows_.end(), [&](const RowSpan& place) {
-      return visit(place.id, std::string_view(bytes_).substr(place.offset, place.size));
-    });
-  }
-
- private:
-  struct RowSpan {
-    UpdateId id;
-    std::size_t offset;
-    std::size_t size;
-  };
-  std::vector<RowSpan> rows_;
-  std::string bytes_;
-  std::size_t largest_row_bytes_ = 0;
 };
 
 // --- Connection and failures. ---
@@ -654,7 +612,7 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
         uuid_seen_ = row.uuid;
         return found;
       });
-  RowBuffer page;
+  RowBuffer page(buffer_bytes_max);
   if (newest.extent.head > newest.extent.base &&
       (!newest.chain || !read_replica(first, newest, page))) {
     return std::nullopt;
@@ -675,7 +633,7 @@ PollResult MysqlLog::poll(UpdateId first, std::optional<std::chrono::nanoseconds
 
 Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
-  RowBuffer page;
+  RowBuffer page(buffer_bytes_max);
   for (bool is_first_page = true;; is_first_page = false) {
     const Extent extent =
         with_connection(IfLost::retry, "cannot read updates", [&](MysqlConnection& connection) {

@@ -43,7 +43,9 @@
 #include <whycache/log.h>
 
 #include "base/clock.h"
+#include "log/log_checks.h"
 #include "log/mysql_server.h"
+#include "log/row_buffer.h"
 
 namespace whycache {
 
@@ -87,10 +89,8 @@ class MysqlLog final : public Log {
   std::unique_ptr<Log> reopen() override;
 
  private:
-  class RowBuffer;
   struct PrimaryHead;
   struct MysqlLogRow;
-  enum class IfMissing { create, fail };
   // What a statement whose answer was lost is: done again, or in doubt.
   enum class IfLost { retry, uncertain };
 

@@ -12,15 +12,14 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
 #include "base/random.h"
-#include "log/log_checks.h"
 #include "log/rewrite_in_database.h"
+#include "log/row_buffer.h"
 
 namespace whycache {
 namespace {
@@ -394,39 +393,6 @@ void SqliteLog::Statement::check(int code) {
   if (code != SQLITE_OK) throw connection_.error("cannot bind value", code);
 }
 
-// Some updates in a row, copied out of the database.
-class SqliteLog::RowBuffer {
- public:
-  void clear() {
-    rows_.clear();
-    bytes_.clear();
-  }
-  bool is_full() const {
-    return bytes_.size() >= buffer_bytes_max || rows_.size() >= buffer_rows_max;
-  }
-  UpdateId last_id() const { return rows_.back().id; }
-
-  void add(UpdateId id, std::string_view bytes) {
-    rows_.push_back({id, bytes_.size(), bytes.size()});
-    bytes_.append(bytes);
-  }
-  // False as soon as `visit` says so.
-  bool visit_all(const VisitUpdate& visit) const {
-    return std::all_of(rows_.begin(), rows_.end(), [&](const RowSpan& place) {
-      return visit(place.id, std::string_view(bytes_).substr(place.offset, place.size));
-    });
-  }
-
- private:
-  struct RowSpan {
-    UpdateId id;
-    std::size_t offset;
-    std::size_t size;
-  };
-  std::vector<RowSpan> rows_;
-  std::string bytes_;
-};
-
 namespace {
 
 // Rolls back what nobody committed.
@@ -609,7 +575,7 @@ Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
 }
 
 Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
-  RowBuffer page;
+  RowBuffer page(buffer_bytes_max, buffer_rows_max);
   for (bool first_page = true;; first_page = false) {
     page.clear();
     const Extent extent = with_connection([&](Connection& connection) {

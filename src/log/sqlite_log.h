@@ -39,6 +39,8 @@
 
 #include <whycache/log.h>
 
+#include "log/log_checks.h"
+
 namespace whycache {
 
 struct SqliteLogOptions {
@@ -78,9 +80,7 @@ class SqliteLog final : public Log {
  private:
   class Connection;
   class Statement;
-  class RowBuffer;
   struct SqliteLogRow;
-  enum class IfMissing { create, fail };
 
   SqliteLog(SqliteLogOptions options, IfMissing absent);
 
