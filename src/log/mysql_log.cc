@@ -214,12 +214,7 @@ bool is_tls_trust_failure(const MysqlFailure& failure) {
 }  // namespace
 
 // One row of whycache_logs, and the greatest id there is.
-struct MysqlLog::MysqlLogRow {
-  Uuid uuid{};
-  UpdateId base = 0;
-  std::uint64_t base_chain = 0;
-  Uuid token{};
-  std::uint64_t part_count = 0;
+struct MysqlLog::MysqlLogRow : LogRow {
   UpdateId last = 0;
 
   Extent extent() const { return {uuid, base, base_chain, std::max(base, last)}; }
@@ -503,8 +498,9 @@ MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows) const {
                                         name() + " format=" + std::to_string(format) +
                                         " format_known=" + std::to_string(schema_version));
   }
-  return {*uuid,  rows.number(base_column),       rows.number(base_chain_column),
-          *token, rows.number(part_count_column), rows.number(head_column)};
+  return {{*uuid, rows.number(base_column), rows.number(base_chain_column), *token,
+           rows.number(part_count_column)},
+          rows.number(head_column)};
 }
 
 MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const {
@@ -748,10 +744,10 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
 }
 
 bool MysqlLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  return rewrite_in_database<MysqlLogRow>(*this, base, base_chain, next_part);
+  return rewrite_in_database(*this, base, base_chain, next_part);
 }
 
-void MysqlLog::write_part(const MysqlLogRow& next, std::string_view part) {
+void MysqlLog::write_part(const LogRow& next, std::string_view part) {
   with_connection(IfLost::retry, "cannot write part of a base", [&](MysqlConnection& connection) {
     check_size(connection, "part of a base", "whycache_parts", part.size(), part_column_bytes_max_);
     try {
@@ -766,7 +762,7 @@ void MysqlLog::write_part(const MysqlLogRow& next, std::string_view part) {
 }
 
 // Holds even after a switch of which nobody knows whether it happened.
-void MysqlLog::delete_unused_parts(const MysqlLogRow& next) {
+void MysqlLog::delete_unused_parts(const LogRow& next) {
   with_connection(IfLost::retry, "cannot delete parts of a base", [&](MysqlConnection& connection) {
     const std::string instance = quoted(options_.instance);
     return connection.run(
@@ -777,7 +773,7 @@ void MysqlLog::delete_unused_parts(const MysqlLogRow& next) {
 }
 
 // False: another rewrite has come as far or farther.
-bool MysqlLog::switch_base(const MysqlLogRow& next) {
+bool MysqlLog::switch_base(const LogRow& next) {
   const bool switched = with_connection(
       IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
         const std::string instance = quoted(options_.instance);

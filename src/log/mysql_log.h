@@ -51,6 +51,7 @@ namespace whycache {
 
 class MysqlConnection;
 class MysqlRows;
+struct LogRow;
 struct MysqlFailure;
 
 struct MysqlLogOptions {
@@ -119,12 +120,12 @@ class MysqlLog final : public Log {
 
   void check_size(const MysqlConnection& connection, const char* what, const char* table,
                   std::size_t bytes, std::size_t column_bytes_max) const;
-  template <typename RowOf, typename Database>
+  template <typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
-  void write_part(const MysqlLogRow& next, std::string_view part);
-  void delete_unused_parts(const MysqlLogRow& next);
-  bool switch_base(const MysqlLogRow& next);
+  void write_part(const LogRow& next, std::string_view part);
+  void delete_unused_parts(const LogRow& next);
+  bool switch_base(const LogRow& next);
   void delete_below_base();
   void delete_in_batches(const std::string& sql);
 

@@ -10,18 +10,28 @@
 
 #include <whycache/error.h>
 #include <whycache/log.h>
+#include <whycache/types.h>
 
 #include "base/random.h"
 #include "log/log_checks.h"
 
 namespace whycache {
 
-// `Database` has extent(), name(), and, for a Row of whycache_logs, or what is like it:
-//   write_part(row, bytes)      as its part of number row.part_count
-//   switch_base(row)              false: another rewrite has come as far or farther
-//   delete_unused_parts(row)    unless it is the base, even if nobody knows
-//   delete_below_base()     below the base there is, by whoever left it
-template <typename Row, typename Database>
+// The row of whycache_logs of one log: the base that it has, or is about to get.
+struct LogRow {
+  Uuid uuid{};
+  UpdateId base = 0;
+  std::uint64_t base_chain = 0;
+  Uuid token{};
+  std::uint64_t part_count = 0;
+};
+
+// `Database` has extent() and these:
+//   write_part(row, bytes)      writes part number row.part_count of the base
+//   switch_base(row)            returns false if the base of the log is already at or beyond it
+//   delete_unused_parts(row)    does nothing if they are the base, even if that is in doubt
+//   delete_below_base()         deletes what the base replaces, whichever rewrite left it behind
+template <typename Database>
 bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                          const Log::NextPart& next_part) {
   const Extent before = database.extent();
@@ -29,7 +39,7 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
 
   bool switched = false;
   if (base > before.base) {
-    Row next{};
+    LogRow next;
     next.uuid = before.uuid;
     next.base = base;
     next.base_chain = base_chain;

@@ -119,15 +119,6 @@ void create_file_if_missing(const std::string& path) {
 
 }  // namespace
 
-// One row of whycache_logs.
-struct SqliteLog::SqliteLogRow {
-  Uuid uuid{};
-  UpdateId base = 0;
-  std::uint64_t base_chain = 0;
-  Uuid token{};
-  std::int64_t part_count = 0;
-};
-
 // A prepared statement in use; going out of scope makes it ready for the next.
 class SqliteLog::Statement {
  public:
@@ -524,7 +515,7 @@ bool SqliteLog::has_log(Connection& connection) const noexcept {
   }
 }
 
-SqliteLog::SqliteLogRow SqliteLog::read_log_row(Connection& connection) const {
+LogRow SqliteLog::read_log_row(Connection& connection) const {
   Statement found = connection.prepare(select_log_sql);
   if (!found.step("cannot read whycache_logs")) throw log_deleted_error(name());
   const std::int64_t format = found.number(1);
@@ -537,11 +528,11 @@ SqliteLog::SqliteLogRow SqliteLog::read_log_row(Connection& connection) const {
                                         " format_known=" + std::to_string(schema_version));
   }
   return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token,
-          found.number(6)};
+          static_cast<std::uint64_t>(std::max<std::int64_t>(found.number(6), 0))};
 }
 
 Extent SqliteLog::read_extent(Connection& connection) {
-  const SqliteLogRow row = read_log_row(connection);
+  const LogRow row = read_log_row(connection);
   Statement head = connection.prepare(select_head_sql);
   const UpdateId last = head.step("cannot read head") ? static_cast<UpdateId>(head.number(0)) : 0;
   uuid_seen_ = row.uuid;
@@ -604,9 +595,9 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
 }
 
 void SqliteLog::read_base(const VisitPart& visit) {
-  const SqliteLogRow row =
+  const LogRow row =
       with_connection([&](Connection& connection) { return read_log_row(connection); });
-  for (std::int64_t number = 0; number < row.part_count; ++number) {
+  for (std::uint64_t number = 0; number < row.part_count; ++number) {
     const std::string part = with_connection([&](Connection& connection) {
       Statement read = connection.prepare(select_part_sql);
       read.bind(1, row.base).bind(2, row.token).bind(3, number);
@@ -621,12 +612,12 @@ void SqliteLog::read_base(const VisitPart& visit) {
 }
 
 bool SqliteLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  const bool switched = rewrite_in_database<SqliteLogRow>(*this, base, base_chain, next_part);
+  const bool switched = rewrite_in_database(*this, base, base_chain, next_part);
   vacuum_incrementally();
   return switched;
 }
 
-void SqliteLog::write_part(const SqliteLogRow& next, std::string_view part) {
+void SqliteLog::write_part(const LogRow& next, std::string_view part) {
   with_connection([&](Connection& connection) {
     Statement insert = connection.prepare(insert_part_sql);
     insert.bind(1, next.base).bind(2, next.token).bind(3, next.part_count).bind(4, part);
@@ -634,7 +625,7 @@ void SqliteLog::write_part(const SqliteLogRow& next, std::string_view part) {
   });
 }
 
-void SqliteLog::delete_unused_parts(const SqliteLogRow& next) {
+void SqliteLog::delete_unused_parts(const LogRow& next) {
   with_connection([&](Connection& connection) {
     Statement erase = connection.prepare(delete_own_parts_sql);
     return erase.bind(1, next.base).bind(2, next.token).step("cannot delete parts of a base");
@@ -642,7 +633,7 @@ void SqliteLog::delete_unused_parts(const SqliteLogRow& next) {
 }
 
 // False: another rewrite has come as far or farther.
-bool SqliteLog::switch_base(const SqliteLogRow& next) {
+bool SqliteLog::switch_base(const LogRow& next) {
   return with_connection([&](Connection& connection) {
     {
       Statement peek = connection.prepare(select_update_prefix_sql);
@@ -661,7 +652,7 @@ bool SqliteLog::switch_base(const SqliteLogRow& next) {
       if (code != SQLITE_DONE) throw connection.error("cannot switch to another base", code, true);
       if (connection.changes() == 1) return true;
     }
-    const SqliteLogRow present = read_log_row(connection);
+    const LogRow present = read_log_row(connection);
     if (present.uuid != next.uuid) throw log_deleted_error(name());
     if (present.base >= next.base) return false;
     throw Error(
