@@ -200,21 +200,36 @@ bool is_permission_failure(unsigned code) {
   }
 }
 
-// With TLS: a server that will never be believed, as opposed to a connection that broke.
+// Whether `words` occur in `text` as whole words. Both are in lower case.
+bool contains_words(std::string_view text, std::string_view words) {
+  const auto is_letter = [&](std::size_t at) { return 'a' <= text[at] && text[at] <= 'z'; };
+  for (std::size_t begin = text.find(words); begin != std::string_view::npos;
+       begin = text.find(words, begin + 1)) {
+    const std::size_t end = begin + words.size();
+    if ((begin == 0 || !is_letter(begin - 1)) && (end == text.size() || !is_letter(end)))
+      return true;
+  }
+  return false;
+}
+
+// Whether TLS failed for a reason that stays (the server proves no identity that we trust), as
+// opposed to a connection that broke. The code is the same: only the text differs.
 bool is_tls_trust_failure(const MysqlFailure& failure) {
-  const auto says = [&](std::string_view words) {
-    return failure.reason.find(words) != std::string::npos;
-  };
-  return failure.code == CR_SSL_CONNECTION_ERROR &&
-         (says("certificate") || says("Certificate") || says("does not support") ||
-          says("SSL is required") || says("alidation") || says("o such file") || says("hostname") ||
-          says("TLS is required"));
+  if (failure.code != CR_SSL_CONNECTION_ERROR) return false;
+  std::string reason = failure.reason;
+  std::transform(reason.begin(), reason.end(), reason.begin(),
+                 [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c | 0x20) : c; });
+  constexpr std::string_view phrases[] = {"certificate",     "certificates",    "validation",
+                                          "hostname",        "no such file",    "ssl is required",
+                                          "tls is required", "does not support"};
+  return std::any_of(std::begin(phrases), std::end(phrases),
+                     [&](std::string_view phrase) { return contains_words(reason, phrase); });
 }
 
 }  // namespace
 
 // One row of whycache_logs, and the greatest id there is.
-struct MysqlLog::MysqlLogRow : LogRow {
+struct MysqlLog::MysqlLogRow : LogMetadata {
   UpdateId last = 0;
 
   Extent extent() const { return {uuid, base, base_chain, std::max(base, last)}; }
@@ -242,7 +257,7 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
     throw Error(ErrorKind::invalid,
                 "log was opened before a fork (use reopen() in the child): log=" + name());
   }
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   const Deadline deadline(options_.deadline);
   for (int attempt = 0;; ++attempt) {
     try {
@@ -369,14 +384,15 @@ MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing absent)
     : options_(std::move(options)),
       owner_fork_count_(fork_count()),
       rows_per_query_(rows_per_query_initial) {
-  with_connection(IfLost::retry, "cannot open log", [&](MysqlConnection& connection) {
-    check_server(connection);
-    if (absent == IfMissing::create && !has_log(connection)) create_log(connection);
-    check_tables(connection);
-    const MysqlLogRow row = read_log_row(connection);
-    uuid_seen_ = row.uuid;
-    return true;
-  });
+  with_connection(IfLost::retry, "cannot open log",
+                  [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
+                    check_server(connection);
+                    if (absent == IfMissing::create && !has_log(connection)) create_log(connection);
+                    check_tables(connection);
+                    const MysqlLogRow row = read_log_row(connection);
+                    uuid_seen_ = row.uuid;
+                    return true;
+                  });
   is_open_ = true;
 }
 
@@ -388,10 +404,10 @@ MysqlLog::~MysqlLog() {
 
 void MysqlLog::release_idle_connections() noexcept {
   if (fork_count() != owner_fork_count_) return;
-  const std::unique_lock guard(mutex_, std::try_to_lock);
-  if (!guard) return;
+  if (!mutex_.try_lock()) return;
   connection_.reset();
   replica_connection_.reset();
+  mutex_.unlock();
 }
 
 std::unique_ptr<Log> MysqlLog::reopen() {
@@ -512,6 +528,11 @@ MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const 
   return row;
 }
 
+MysqlLog::MysqlLogRow MysqlLog::read_log_row() {
+  return with_connection(IfLost::retry, "cannot read whycache_logs",
+                         [&](MysqlConnection& connection) { return read_log_row(connection); });
+}
+
 // What stands at `id` where this connection leads to.
 void MysqlLog::record_read(UpdateId id, std::optional<std::uint64_t> chain) {
   if (id < newest_read_id_) return;
@@ -520,11 +541,12 @@ void MysqlLog::record_read(UpdateId id, std::optional<std::uint64_t> chain) {
 }
 
 Extent MysqlLog::extent() {
-  return with_connection(IfLost::retry, "cannot read extent", [&](MysqlConnection& connection) {
-    const MysqlLogRow row = read_log_row(connection);
-    uuid_seen_ = row.uuid;
-    return row.extent();
-  });
+  return with_connection(IfLost::retry, "cannot read extent",
+                         [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
+                           const MysqlLogRow row = read_log_row(connection);
+                           uuid_seen_ = row.uuid;
+                           return row.extent();
+                         });
 }
 
 Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
@@ -568,7 +590,7 @@ Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, Updat
 // One page of the replica's updates, from `first` to the head that `newest` says, if it can be
 // asked and has just these.
 bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page) {
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   if (first > newest.extent.head || newest.extent.head - first >= rows_per_query_) return false;
   if (replica_unavailable_until_ && !replica_unavailable_until_->passed()) return false;
   replica_unavailable_until_.reset();
@@ -596,8 +618,9 @@ bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer
 // The primary says which update is the newest, and with which chain: as chains tie updates
 // together, updates of the replica that end with this one are the primary's.
 std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpdate& visit) {
-  const PrimaryHead newest =
-      with_connection(IfLost::retry, "cannot read extent", [&](MysqlConnection& connection) {
+  const PrimaryHead newest = with_connection(
+      IfLost::retry, "cannot read extent",
+      [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
         MysqlRows rows = connection.query(select_newest_sql(options_.instance));
         if (!rows.next()) throw log_deleted_error(name());
         const MysqlLogRow row = to_log_row(rows);
@@ -631,8 +654,9 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
   RowBuffer page(buffer_bytes_max);
   for (bool is_first_page = true;; is_first_page = false) {
-    const Extent extent =
-        with_connection(IfLost::retry, "cannot read updates", [&](MysqlConnection& connection) {
+    const Extent extent = with_connection(
+        IfLost::retry, "cannot read updates",
+        [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
           const Extent now = read_updates(connection, first, last, is_first_page, page);
           uuid_seen_ = now.uuid;
           earliest_read_id_ = std::min(earliest_read_id_, first);
@@ -650,9 +674,7 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
 }
 
 void MysqlLog::read_base(const VisitPart& visit) {
-  const MysqlLogRow row =
-      with_connection(IfLost::retry, "cannot read whycache_logs",
-                      [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow row = read_log_row();
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
     const std::string part =
         with_connection(IfLost::retry, "cannot read part of the base", [&](auto& connection) {
@@ -694,6 +716,13 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
   }
 }
 
+// Whether this is the first connection, or what precedes `id` was read over it. (Nothing precedes
+// id 1: a read that began there has seen that.)
+bool MysqlLog::has_read_predecessor(UpdateId id) const {
+  if (earliest_read_id_ == 0) return true;
+  return earliest_read_id_ <= std::max<UpdateId>(id - 1, 1) && id <= newest_read_id_ + 1;
+}
+
 // Throws Error unavailable if the update before `id`, as it was read over this connection, is not
 // the one that `bytes` continue.
 void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
@@ -712,12 +741,12 @@ void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
 
 Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  const bool inserted =
-      with_connection(IfLost::uncertain, "cannot append update", [&](MysqlConnection& connection) {
+  const bool inserted = with_connection(
+      IfLost::uncertain, "cannot append update",
+      [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
         check_size(connection, "update", "whycache_updates", bytes.size(),
                    update_column_bytes_max_);
-        if (earliest_read_id_ > std::max<UpdateId>(id - 1, 1) ||
-            (earliest_read_id_ > 0 && newest_read_id_ + 1 < id)) {
+        if (!has_read_predecessor(id)) {
           throw Error(ErrorKind::unavailable,
                       "connection was lost, and what the log has where the new one leads to was "
                       "not read yet, nothing was "
@@ -737,9 +766,7 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
         }
       });
   if (inserted) return Appended::yes;
-  const MysqlLogRow row =
-      with_connection(IfLost::retry, "cannot read whycache_logs",
-                      [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow row = read_log_row();
   return id <= row.base ? Appended::below_base : Appended::taken;
 }
 
@@ -747,22 +774,24 @@ bool MysqlLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& 
   return rewrite_in_database(*this, base, base_chain, next_part);
 }
 
-void MysqlLog::write_part(const LogRow& next, std::string_view part) {
-  with_connection(IfLost::retry, "cannot write part of a base", [&](MysqlConnection& connection) {
-    check_size(connection, "part of a base", "whycache_parts", part.size(), part_column_bytes_max_);
-    try {
-      connection.run(insert_part_sql(options_.instance),
-                     {next.base, as_bytes(next.token), next.part_count, part});
-    } catch (const MysqlFailure& failure) {
-      if (failure.code != ER_DUP_ENTRY)
-        throw;  // nobody else has this token: the answer was lost, and it is there
-    }
-    return true;
-  });
+void MysqlLog::write_part(const LogMetadata& next, std::string_view part) {
+  with_connection(IfLost::retry, "cannot write part of a base",
+                  [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
+                    check_size(connection, "part of a base", "whycache_parts", part.size(),
+                               part_column_bytes_max_);
+                    try {
+                      connection.run(insert_part_sql(options_.instance),
+                                     {next.base, as_bytes(next.token), next.part_count, part});
+                    } catch (const MysqlFailure& failure) {
+                      if (failure.code != ER_DUP_ENTRY)
+                        throw;  // nobody else has this token: the answer was lost, and it is there
+                    }
+                    return true;
+                  });
 }
 
 // Holds even after a switch of which nobody knows whether it happened.
-void MysqlLog::delete_unused_parts(const LogRow& next) {
+void MysqlLog::delete_unused_parts(const LogMetadata& next) {
   with_connection(IfLost::retry, "cannot delete parts of a base", [&](MysqlConnection& connection) {
     const std::string instance = quoted(options_.instance);
     return connection.run(
@@ -773,7 +802,7 @@ void MysqlLog::delete_unused_parts(const LogRow& next) {
 }
 
 // False: another rewrite has come as far or farther.
-bool MysqlLog::switch_base(const LogRow& next) {
+bool MysqlLog::switch_base(const LogMetadata& next) {
   const bool switched = with_connection(
       IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
         const std::string instance = quoted(options_.instance);
@@ -798,9 +827,7 @@ bool MysqlLog::switch_base(const LogRow& next) {
                    ") = " + std::to_string(next.part_count)) == 1;
       });
   if (switched) return true;
-  const MysqlLogRow present =
-      with_connection(IfLost::retry, "cannot read whycache_logs",
-                      [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow present = read_log_row();
   if (present.uuid != next.uuid) throw log_deleted_error(name());
   if (present.base >= next.base) return false;
   throw Error(
@@ -809,9 +836,7 @@ bool MysqlLog::switch_base(const LogRow& next) {
 }
 
 void MysqlLog::delete_below_base() {
-  const MysqlLogRow row =
-      with_connection(IfLost::retry, "cannot read whycache_logs",
-                      [&](MysqlConnection& connection) { return read_log_row(connection); });
+  const MysqlLogRow row = read_log_row();
   const std::string instance = quoted(options_.instance);
   const std::string base = std::to_string(row.base);
   // Only while it is still this log, whose base never falls.

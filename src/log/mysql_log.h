@@ -36,13 +36,13 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 
 #include <whycache/log.h>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "log/log_checks.h"
 #include "log/mysql_server.h"
 #include "log/row_buffer.h"
@@ -51,7 +51,7 @@ namespace whycache {
 
 class MysqlConnection;
 class MysqlRows;
-struct LogRow;
+struct LogMetadata;
 struct MysqlFailure;
 
 struct MysqlLogOptions {
@@ -99,54 +99,59 @@ class MysqlLog final : public Log {
 
   template <typename Work>
   auto with_connection(IfLost if_lost, const char* what, const Work& work);
-  void connect();
-  bool is_log_deleted() const;
+  void connect() WHYCACHE_REQUIRES(mutex_);
+  bool is_log_deleted() const WHYCACHE_REQUIRES(mutex_);
   Error connect_error(const MysqlServer& server, const MysqlFailure& failure) const;
   Error error(const char* what, const MysqlFailure& failure, IfLost if_lost) const;
 
   bool has_log(MysqlConnection& connection) const;
   void create_log(MysqlConnection& connection) const;
   void check_server(MysqlConnection& connection);
-  void check_tables(MysqlConnection& connection);
+  void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);
 
   MysqlLogRow to_log_row(const MysqlRows& rows) const;
+  MysqlLogRow read_log_row();
   MysqlLogRow read_log_row(MysqlConnection& connection) const;
   Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
-                      bool is_first_page, RowBuffer& page);
+                      bool is_first_page, RowBuffer& page) WHYCACHE_REQUIRES(mutex_);
   bool read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page);
   std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
-  void record_read(UpdateId id, std::optional<std::uint64_t> chain);
-  void check_predecessor(UpdateId id, std::string_view bytes) const;
+  void record_read(UpdateId id, std::optional<std::uint64_t> chain) WHYCACHE_REQUIRES(mutex_);
+  bool has_read_predecessor(UpdateId id) const WHYCACHE_REQUIRES(mutex_);
+  void check_predecessor(UpdateId id, std::string_view bytes) const WHYCACHE_REQUIRES(mutex_);
 
   void check_size(const MysqlConnection& connection, const char* what, const char* table,
                   std::size_t bytes, std::size_t column_bytes_max) const;
   template <typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
-  void write_part(const LogRow& next, std::string_view part);
-  void delete_unused_parts(const LogRow& next);
-  bool switch_base(const LogRow& next);
+  void write_part(const LogMetadata& next, std::string_view part);
+  void delete_unused_parts(const LogMetadata& next);
+  bool switch_base(const LogMetadata& next);
   void delete_below_base();
   void delete_in_batches(const std::string& sql);
 
   MysqlLogOptions options_;
   std::uint64_t owner_fork_count_ = 0;  // which process: fork_count()
 
-  std::mutex mutex_;  // one thread at a time uses what follows
-  std::unique_ptr<MysqlConnection> connection_;
-  std::unique_ptr<MysqlConnection> replica_connection_;
-  std::optional<Deadline> replica_unavailable_until_;
-  Uuid uuid_seen_{};  // of the log, at the primary
-  UpdateId earliest_read_id_ =
-      0;  // where reads over this connection have begun at the earliest; 0: over the first one
-  // The greatest id that was read, or appended, over this connection, and the chain there if it is
-  // known.
-  UpdateId newest_read_id_ = 0;
-  std::optional<std::uint64_t> newest_read_chain_;
-  bool is_open_ = false;
-  std::uint64_t rows_per_query_;  // how many to ask for at once: follows how large they are
-  std::size_t update_column_bytes_max_ = 0;
-  std::size_t part_column_bytes_max_ = 0;
+  // One thread at a time uses the connections, and knows what was read over them.
+  Mutex mutex_;
+  std::unique_ptr<MysqlConnection> connection_ WHYCACHE_GUARDED_BY(mutex_);
+  std::unique_ptr<MysqlConnection> replica_connection_ WHYCACHE_GUARDED_BY(mutex_);
+  std::optional<Deadline> replica_unavailable_until_ WHYCACHE_GUARDED_BY(mutex_);
+  // The uuid of the log at the primary.
+  Uuid uuid_seen_ WHYCACHE_GUARDED_BY(mutex_){};
+  // The least id at which a read over this connection has begun. 0: this is the first connection,
+  // over which any append is allowed.
+  UpdateId earliest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  // The greatest id that was read or appended over this connection, and its chain if it is known.
+  UpdateId newest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  std::optional<std::uint64_t> newest_read_chain_ WHYCACHE_GUARDED_BY(mutex_);
+  bool is_open_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  // How many rows to ask for at once; adapts to how large they are.
+  std::uint64_t rows_per_query_ WHYCACHE_GUARDED_BY(mutex_);
+  std::size_t update_column_bytes_max_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  std::size_t part_column_bytes_max_ WHYCACHE_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace whycache

@@ -18,7 +18,7 @@
 namespace whycache {
 
 // The row of whycache_logs of one log: the base that it has, or is about to get.
-struct LogRow {
+struct LogMetadata {
   Uuid uuid{};
   UpdateId base = 0;
   std::uint64_t base_chain = 0;
@@ -39,7 +39,7 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
 
   bool switched = false;
   if (base > before.base) {
-    LogRow next;
+    LogMetadata next;
     next.uuid = before.uuid;
     next.base = base;
     next.base_chain = base_chain;

@@ -515,7 +515,7 @@ bool SqliteLog::has_log(Connection& connection) const noexcept {
   }
 }
 
-LogRow SqliteLog::read_log_row(Connection& connection) const {
+LogMetadata SqliteLog::read_log_row(Connection& connection) const {
   Statement found = connection.prepare(select_log_sql);
   if (!found.step("cannot read whycache_logs")) throw log_deleted_error(name());
   const std::int64_t format = found.number(1);
@@ -532,7 +532,7 @@ LogRow SqliteLog::read_log_row(Connection& connection) const {
 }
 
 Extent SqliteLog::read_extent(Connection& connection) {
-  const LogRow row = read_log_row(connection);
+  const LogMetadata row = read_log_row(connection);
   Statement head = connection.prepare(select_head_sql);
   const UpdateId last = head.step("cannot read head") ? static_cast<UpdateId>(head.number(0)) : 0;
   uuid_seen_ = row.uuid;
@@ -595,7 +595,7 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
 }
 
 void SqliteLog::read_base(const VisitPart& visit) {
-  const LogRow row =
+  const LogMetadata row =
       with_connection([&](Connection& connection) { return read_log_row(connection); });
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
     const std::string part = with_connection([&](Connection& connection) {
@@ -617,7 +617,7 @@ bool SqliteLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart&
   return switched;
 }
 
-void SqliteLog::write_part(const LogRow& next, std::string_view part) {
+void SqliteLog::write_part(const LogMetadata& next, std::string_view part) {
   with_connection([&](Connection& connection) {
     Statement insert = connection.prepare(insert_part_sql);
     insert.bind(1, next.base).bind(2, next.token).bind(3, next.part_count).bind(4, part);
@@ -625,7 +625,7 @@ void SqliteLog::write_part(const LogRow& next, std::string_view part) {
   });
 }
 
-void SqliteLog::delete_unused_parts(const LogRow& next) {
+void SqliteLog::delete_unused_parts(const LogMetadata& next) {
   with_connection([&](Connection& connection) {
     Statement erase = connection.prepare(delete_own_parts_sql);
     return erase.bind(1, next.base).bind(2, next.token).step("cannot delete parts of a base");
@@ -633,7 +633,7 @@ void SqliteLog::delete_unused_parts(const LogRow& next) {
 }
 
 // False: another rewrite has come as far or farther.
-bool SqliteLog::switch_base(const LogRow& next) {
+bool SqliteLog::switch_base(const LogMetadata& next) {
   return with_connection([&](Connection& connection) {
     {
       Statement peek = connection.prepare(select_update_prefix_sql);
@@ -652,7 +652,7 @@ bool SqliteLog::switch_base(const LogRow& next) {
       if (code != SQLITE_DONE) throw connection.error("cannot switch to another base", code, true);
       if (connection.changes() == 1) return true;
     }
-    const LogRow present = read_log_row(connection);
+    const LogMetadata present = read_log_row(connection);
     if (present.uuid != next.uuid) throw log_deleted_error(name());
     if (present.base >= next.base) return false;
     throw Error(

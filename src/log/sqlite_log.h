@@ -43,7 +43,7 @@
 
 namespace whycache {
 
-struct LogRow;
+struct LogMetadata;
 
 struct SqliteLogOptions {
   std::string path;  // its folder has to exist
@@ -90,15 +90,15 @@ class SqliteLog final : public Log {
   std::unique_ptr<Connection> connect(IfMissing absent) const;
   void create_tables(Connection& connection) const;
   bool has_log(Connection& connection) const noexcept;
-  LogRow read_log_row(Connection& connection) const;
+  LogMetadata read_log_row(Connection& connection) const;
   Extent read_extent(Connection& connection);
 
   template <typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
                                   const NextPart& next_part);
-  void write_part(const LogRow& next, std::string_view part);
-  void delete_unused_parts(const LogRow& next);
-  bool switch_base(const LogRow& next);
+  void write_part(const LogMetadata& next, std::string_view part);
+  void delete_unused_parts(const LogMetadata& next);
+  bool switch_base(const LogMetadata& next);
   void delete_below_base();
   void delete_in_batches(const char* sql, std::int64_t rows);
   void vacuum_incrementally();
