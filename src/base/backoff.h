@@ -1,9 +1,12 @@
-// Waiting for a log that fails: until a deadline, with pauses that double, each shortened by a
-// random part, so that machines that failed together do not come back together.
+// Exponential backoff: the pauses between attempts double up to a longest one, until a deadline.
+//
+// Jitter shortens each pause by a random part, so that machines that failed together do not all
+// retry at the same time.
 #pragma once
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <thread>
 
 #include "base/clock.h"
@@ -13,45 +16,69 @@ namespace whycache {
 
 class Backoff {
  public:
-  explicit Backoff(std::chrono::milliseconds limit)
-      : timeout_(std::clamp(limit, std::chrono::milliseconds(0), timeout_max)),
+  struct Pauses {
+    std::chrono::nanoseconds first;
+    std::chrono::nanoseconds longest;
+    // The greatest share of a pause that is randomly left out: 0 for none, 1 for all of it.
+    double jitter = 0;
+  };
+  // Between calls to a log that does not answer.
+  static constexpr Pauses log_pauses{std::chrono::milliseconds(2), std::chrono::milliseconds(500),
+                                     0.5};
+
+  explicit Backoff(std::chrono::milliseconds timeout, const Pauses& pauses = log_pauses)
+      : pauses_(pauses),
+        timeout_(std::clamp(timeout, std::chrono::milliseconds(0), timeout_max)),
         deadline_(timeout_) {}
+  Backoff(const Deadline& deadline, const Pauses& pauses)
+      : pauses_(pauses),
+        timeout_(std::chrono::duration_cast<std::chrono::milliseconds>(deadline.remaining())),
+        deadline_(deadline) {}
 
   const Deadline& deadline() const { return deadline_; }
+  // The time from the constructor or reset() to the deadline.
   std::chrono::milliseconds timeout() const { return timeout_; }
-  // Pauses since the last renew().
+  // Pauses since the constructor or reset().
   int pause_count() const { return pause_count_; }
 
-  // Waits before the next attempt. False, at once, when the deadline has passed. The last pause
-  // ends at the deadline, so that there is an attempt after it.
+  // Waits before the next attempt. Returns false, at once, if the deadline has passed.
   bool pause() {
+    const std::optional<std::chrono::nanoseconds> pause = next_pause();
+    if (pause) std::this_thread::sleep_for(*pause);
+    return pause.has_value();
+  }
+  // Returns the next pause, for a caller that waits by other means; nullopt if the deadline has
+  // passed. The last pause ends at the deadline, so that one attempt follows it.
+  std::optional<std::chrono::nanoseconds> next_pause() {
     const std::chrono::nanoseconds left = deadline_.remaining();
-    if (left.count() == 0) return false;
-    const double share = 0.5 + 0.5 * static_cast<double>(random_u64() >> 11) * 0x1p-53;
-    const auto shortened =
-        std::chrono::duration_cast<std::chrono::nanoseconds>(next_pause_ * share);
-    std::this_thread::sleep_for(std::min(shortened, left));
-    next_pause_ = std::min(next_pause_ * 2, pause_max);
+    if (left.count() == 0) return std::nullopt;
+    const std::chrono::nanoseconds pause = std::min(with_jitter(next_pause_), left);
+    next_pause_ = std::min(next_pause_ * 2, pauses_.longest);
     ++pause_count_;
-    return true;
+    return pause;
   }
 
-  // There was an answer: the next silence may last as long as the first.
+  // Restarts the timeout and the pauses, after an attempt that succeeded.
   void reset() {
     deadline_ = Deadline(timeout_);
-    next_pause_ = pause_min;
+    next_pause_ = pauses_.first;
     pause_count_ = 0;
   }
 
  private:
-  using Pause = std::chrono::duration<double, std::milli>;
-  static constexpr Pause pause_min{2};
-  static constexpr Pause pause_max{500};
   static constexpr std::chrono::milliseconds timeout_max = std::chrono::hours(24 * 365);
 
+  std::chrono::nanoseconds with_jitter(std::chrono::nanoseconds pause) const {
+    if (pauses_.jitter == 0) return pause;
+    const double random = static_cast<double>(random_u64() >> 11) * 0x1p-53;  // in [0, 1)
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(pause *
+                                                                (1 - pauses_.jitter * random));
+  }
+
+  Pauses pauses_;
   std::chrono::milliseconds timeout_;
   Deadline deadline_;
-  Pause next_pause_ = pause_min;
+  std::chrono::nanoseconds next_pause_ = pauses_.first;
   int pause_count_ = 0;
 };
 

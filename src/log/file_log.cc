@@ -11,10 +11,10 @@
 #include <cstdio>
 #include <functional>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/backoff.h"
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -219,13 +219,13 @@ bool try_lock_byte_shared(int descriptor, std::uint64_t offset, const std::strin
   return true;
 }
 
+constexpr Backoff::Pauses lock_pauses{std::chrono::microseconds(20), std::chrono::milliseconds(2)};
+
 // Tries until it works; false when the deadline has passed.
 bool retry_until(const std::function<bool()>& attempt, const Deadline& deadline) {
-  std::chrono::microseconds pause(20);
+  Backoff backoff(deadline, lock_pauses);
   while (!attempt()) {
-    if (deadline.passed()) return false;
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::microseconds(2000));
+    if (!backoff.pause()) return false;
   }
   return true;
 }

@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "base/clock.h"
+#include "base/backoff.h"
 #include "base/file.h"
 #include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
@@ -172,7 +172,9 @@ class SqliteLog::Statement {
 class SqliteLog::Connection {
  public:
   explicit Connection(const SqliteLogOptions& options)
-      : options_(options), deadline_(options.deadline), version_(options.sqlite_version) {
+      : options_(options),
+        backoff_(options.deadline, lock_pauses),
+        version_(options.sqlite_version) {
     if (version_ == 0) version_ = sqlite3_libversion_number();
     if (sqlite3_libversion_number() < sqlite_version_min || sqlite3_threadsafe() == 0) {
       throw Error(ErrorKind::invalid, std::string("this SQLite cannot hold a log (3.37 or newer, "
@@ -205,10 +207,7 @@ class SqliteLog::Connection {
   ~Connection() { close(); }
 
   // Begins a call: how long it may wait counts from here.
-  void restart_deadline() {
-    deadline_ = Deadline(options_.deadline);
-    retry_delay_ = retry_delay_min;
-  }
+  void restart_deadline() { backoff_.reset(); }
   // Whether another file, or none, is by now where the database was when it was opened.
   bool has_moved() {
     int moved = 0;
@@ -280,8 +279,8 @@ class SqliteLog::Connection {
   }
 
  private:
-  static constexpr std::chrono::microseconds retry_delay_min{50};
-  static constexpr std::chrono::microseconds retry_delay_max{2000};
+  static constexpr Backoff::Pauses lock_pauses{std::chrono::microseconds(50),
+                                               std::chrono::milliseconds(2)};
 
   void close() noexcept {
     for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
@@ -289,11 +288,7 @@ class SqliteLog::Connection {
   }
 
   static int wait_before_retry(void* self, int) {
-    auto& connection = *static_cast<Connection*>(self);
-    if (connection.deadline_.passed()) return 0;
-    std::this_thread::sleep_for(connection.retry_delay_);
-    connection.retry_delay_ = std::min(connection.retry_delay_ * 2, retry_delay_max);
-    return 1;
+    return static_cast<Connection*>(self)->backoff_.pause() ? 1 : 0;
   }
 
   std::string replace_placeholders(std::string_view sql) const {
@@ -348,9 +343,8 @@ class SqliteLog::Connection {
   }
 
   const SqliteLogOptions& options_;
-  Deadline deadline_;
+  Backoff backoff_;
   int version_;
-  std::chrono::microseconds retry_delay_ = retry_delay_min;
   sqlite3* database_ = nullptr;
   std::map<const char*, sqlite3_stmt*> statements_;
 };

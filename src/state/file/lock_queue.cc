@@ -4,26 +4,27 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <ctime>
+#include <optional>
 #include <thread>
 
+#include "base/backoff.h"
 #include "base/process_lock.h"
 
 namespace whycache {
 namespace {
 
 using std::chrono::microseconds;
+using std::chrono::nanoseconds;
 
 constexpr std::uint64_t append_gate_byte =
     15;  // its byte; those from 0 on are the StateLocks themselves
 static_assert(append_gate_byte < lock_byte_count);
-constexpr microseconds pause_min{100};
-constexpr microseconds pause_max{1000};
+constexpr Backoff::Pauses lock_pauses{microseconds(100), microseconds(1000)};
 // Who was woken before the lock is free stays awake for it for so long.
 constexpr microseconds spin_time_max{40};
 // Longer than many processes that write to a slow disk need to pass it.
@@ -46,12 +47,12 @@ class LockByte {
   template <typename Take>
   bool acquire_until(const Deadline& deadline, const Take& take) const {
     if (take()) return true;
-    for (microseconds pause = pause_min; !deadline.passed();
-         pause = std::min(pause * 2, pause_max)) {
+    Backoff backoff(deadline, lock_pauses);
+    while (const std::optional<nanoseconds> pause = backoff.next_pause()) {
       // Either who lets go sees this, or we see that he has let go.
       waiters_.store(may_have_waiters, std::memory_order_seq_cst);
       if (take()) return true;
-      const SleepResult slept = sleep(pause);
+      const SleepResult slept = sleep(*pause);
       const std::int64_t until = boot_time_ns() + std::chrono::nanoseconds(spin_time_max).count();
       for (bool taken = take();; taken = take()) {
         if (taken) {
@@ -62,7 +63,7 @@ class LockByte {
         if (slept != SleepResult::woken || boot_time_ns() >= until) break;
         std::this_thread::yield();
       }
-      if (slept == SleepResult::not_slept) std::this_thread::sleep_for(pause);
+      if (slept == SleepResult::not_slept) std::this_thread::sleep_for(*pause);
     }
     return false;
   }
@@ -83,8 +84,8 @@ class LockByte {
  private:
   // not_at_all: the word was changed just now, or this system lets nobody sleep on words.
   enum class SleepResult : std::uint8_t { woken, timed_out, not_slept };
-  SleepResult sleep(microseconds at_most) const noexcept {
-    const timespec patience{0, std::chrono::nanoseconds(at_most).count()};
+  SleepResult sleep(nanoseconds at_most) const noexcept {
+    const timespec patience{0, at_most.count()};
     if (::syscall(SYS_futex, &waiters_, FUTEX_WAIT, may_have_waiters, &patience, nullptr, 0) == 0)
       return SleepResult::woken;
     return errno == ETIMEDOUT || errno == EINTR ? SleepResult::timed_out : SleepResult::not_slept;
