@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/hex.h"
 
 namespace whycache {
 namespace {
@@ -13,12 +14,6 @@ std::int64_t read_clock_ns(clockid_t clock) noexcept {
   struct timespec now;
   ::clock_gettime(clock, &now);
   return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
-}
-
-int hex_digit(char digit) {
-  if (digit >= '0' && digit <= '9') return digit - '0';
-  if (digit >= 'a' && digit <= 'f') return digit - 'a' + 10;
-  return -1;
 }
 
 }  // namespace
@@ -34,7 +29,7 @@ Uuid boot_id() {
   const ssize_t size = file ? ::read(file.number(), text, sizeof text) : 0;
   std::size_t digits = 0;
   for (ssize_t i = 0; i < size && digits < 32; ++i) {
-    const int digit = hex_digit(text[i]);
+    const int digit = hex_value(text[i]);
     if (digit < 0) continue;
     id[digits / 2] = static_cast<std::uint8_t>(id[digits / 2] << 4 | digit);
     ++digits;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/hex.h"
+
 namespace whycache {
 namespace {
 
@@ -18,13 +20,6 @@ constexpr bool is_letter(char c) { return is_lower(c) || is_between(c, 'A', 'Z')
 constexpr bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
 Error invalid(const std::string& message) { return Error(ErrorKind::invalid, message); }
-
-int hex_value(char c) {
-  if (is_digit(c)) return c - '0';
-  if (is_between(c, 'a', 'f')) return c - 'a' + 10;
-  if (is_between(c, 'A', 'F')) return c - 'A' + 10;
-  return -1;
-}
 
 // `part` names the piece of the URL for messages, which must not show the piece itself.
 std::string percent_decode(std::string_view text, const char* part) {
