@@ -5,11 +5,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
-#include <mutex>
 #include <new>
 #include <optional>
 
 #include "base/fork_handlers.h"
+#include "base/mutex.h"
 
 namespace whycache {
 
@@ -17,10 +17,10 @@ namespace whycache {
 // process exits.
 class ForkExclusion final : ForkHandler {
   struct ExclusionState {
-    std::mutex mutex;
+    Mutex mutex;
     std::condition_variable changed;
-    std::size_t inside_count = 0;
-    std::size_t forking_count = 0;
+    std::size_t inside_count WHYCACHE_GUARDED_BY(mutex) = 0;
+    std::size_t forking_count WHYCACHE_GUARDED_BY(mutex) = 0;
   };
 
  public:
@@ -35,14 +35,14 @@ class ForkExclusion final : ForkHandler {
   class NoForkSection {
    public:
     explicit NoForkSection(ForkExclusion& gate) : state_(*gate.state_) {
-      std::unique_lock lock(state_.mutex);
-      state_.changed.wait(lock, [&] { return state_.forking_count == 0; });
+      MutexLock lock(state_.mutex);
+      while (state_.forking_count != 0) state_.changed.wait(lock.native());
       ++state_.inside_count;
     }
     NoForkSection(const NoForkSection&) = delete;
     NoForkSection& operator=(const NoForkSection&) = delete;
     ~NoForkSection() {
-      const std::lock_guard lock(state_.mutex);
+      const MutexLock lock(state_.mutex);
       --state_.inside_count;
       state_.changed.notify_all();
     }
@@ -52,24 +52,27 @@ class ForkExclusion final : ForkHandler {
   };
 
  private:
-  void before_fork() noexcept override {
-    std::unique_lock lock(state_->mutex);
+  // The mutex stays locked until after the fork, in another function: not for the analysis.
+  void before_fork() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+    MutexLock lock(state_->mutex);
     ++state_->forking_count;
-    const auto nobody_is_inside = [&] { return state_->inside_count == 0; };
+    const auto is_empty = [&]() WHYCACHE_REQUIRES(state_->mutex) {
+      return state_->inside_count == 0;
+    };
     if (timeout_) {
-      state_->changed.wait_for(lock, *timeout_, nobody_is_inside);
+      state_->changed.wait_for(lock.native(), *timeout_, is_empty);
     } else {
-      state_->changed.wait(lock, nobody_is_inside);
+      state_->changed.wait(lock.native(), is_empty);
     }
-    lock.release();  // stays locked until after the fork
+    lock.native().release();
   }
-  void after_fork_in_parent() noexcept override {
+  void after_fork_in_parent() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
     --state_->forking_count;
     state_->mutex.unlock();
     state_->changed.notify_all();
   }
   // In the room wait threads that do not exist here: it is made anew, not cleared.
-  void after_fork_in_child() noexcept override {
+  void after_fork_in_child() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
     state_->mutex.unlock();
     new (state_) ExclusionState;
   }

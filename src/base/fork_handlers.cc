@@ -3,8 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <mutex>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace whycache {
 
@@ -14,8 +15,8 @@ namespace {
 
 struct ForkHandlerRegistry {
   // The forking thread holds it across the fork, so that the child finds the list whole.
-  std::mutex mutex;
-  std::vector<ForkHandler*> handlers;
+  Mutex mutex;
+  std::vector<ForkHandler*> handlers WHYCACHE_GUARDED_BY(mutex);
 };
 
 // There from the beginning, so that no thread can be in the midst of making it when another one
@@ -29,31 +30,35 @@ constinit StaticRegistry static_registry;
 
 ForkHandlerRegistry& registry() { return static_registry.registry; }
 
-[[maybe_unused]] const int atfork_result = ::pthread_atfork(
-    [] {
-      registry().mutex.lock();
-      for (ForkHandler* listener : registry().handlers) listener->before_fork();
-    },
-    [] {
-      for (ForkHandler* listener : registry().handlers) listener->after_fork_in_parent();
-      registry().mutex.unlock();
-    },
-    [] {
-      detail::fork_counter.fetch_add(1, std::memory_order_relaxed);
-      for (ForkHandler* listener : registry().handlers) listener->after_fork_in_child();
-      registry().mutex.unlock();
-    });
+void prepare_fork() WHYCACHE_ACQUIRE(registry().mutex) {
+  registry().mutex.lock();
+  for (ForkHandler* handler : registry().handlers) handler->before_fork();
+}
+
+void finish_fork_in_parent() WHYCACHE_RELEASE(registry().mutex) {
+  for (ForkHandler* handler : registry().handlers) handler->after_fork_in_parent();
+  registry().mutex.unlock();
+}
+
+void finish_fork_in_child() WHYCACHE_RELEASE(registry().mutex) {
+  detail::fork_counter.fetch_add(1, std::memory_order_relaxed);
+  for (ForkHandler* handler : registry().handlers) handler->after_fork_in_child();
+  registry().mutex.unlock();
+}
+
+[[maybe_unused]] const int atfork_result =
+    ::pthread_atfork(prepare_fork, finish_fork_in_parent, finish_fork_in_child);
 
 }  // namespace
 
-void register_fork_handler(ForkHandler* listener) {
-  const std::lock_guard guard(registry().mutex);
-  registry().handlers.push_back(listener);
+void register_fork_handler(ForkHandler* handler) {
+  const MutexLock lock(registry().mutex);
+  registry().handlers.push_back(handler);
 }
 
-void register_fork_handler(ForkHandler* listener, const std::function<void()>& prepare) {
-  const std::lock_guard guard(registry().mutex);
-  registry().handlers.push_back(listener);
+void register_fork_handler(ForkHandler* handler, const std::function<void()>& prepare) {
+  const MutexLock lock(registry().mutex);
+  registry().handlers.push_back(handler);
   try {
     prepare();
   } catch (...) {
@@ -62,9 +67,9 @@ void register_fork_handler(ForkHandler* listener, const std::function<void()>& p
   }
 }
 
-void unregister_fork_handler(ForkHandler* listener) noexcept {
-  const std::lock_guard guard(registry().mutex);
-  std::erase(registry().handlers, listener);
+void unregister_fork_handler(ForkHandler* handler) noexcept {
+  const MutexLock lock(registry().mutex);
+  std::erase(registry().handlers, handler);
 }
 
 }  // namespace whycache

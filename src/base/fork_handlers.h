@@ -32,11 +32,11 @@ class ForkHandler {
 // thread; but it may wait until another thread has forked. So it must not be done while holding
 // what a child cannot do without, such as the initialization of a function's static variable: in
 // the child it would stay begun for ever.
-void register_fork_handler(ForkHandler* listener);
+void register_fork_handler(ForkHandler* handler);
 // Registers, and does what `prepare` does, with no fork in between: opens what a child has to let
 // go of. If it throws, nothing is registered.
-void register_fork_handler(ForkHandler* listener, const std::function<void()>& prepare);
-void unregister_fork_handler(ForkHandler* listener) noexcept;
+void register_fork_handler(ForkHandler* handler, const std::function<void()>& prepare);
+void unregister_fork_handler(ForkHandler* handler) noexcept;
 
 namespace detail {
 extern constinit std::atomic<std::uint64_t> fork_counter;

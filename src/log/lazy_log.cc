@@ -18,17 +18,17 @@ std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::millis
   }
 }
 
-std::unique_ptr<Log> reopen_lazily(Log& of_parent) {
+std::unique_ptr<Log> reopen_lazily(Log& parent_log) {
   return std::make_unique<LazyLog>(
-      of_parent.name(), [&of_parent] { return of_parent.reopen(); }, &of_parent);
+      parent_log.name(), [&parent_log] { return parent_log.reopen(); }, &parent_log);
 }
 
-LazyLog::LazyLog(std::string name, Open open, Log* otherwise)
-    : name_(std::move(name)), open_(std::move(open)), fallback_(otherwise) {}
+LazyLog::LazyLog(std::string name, Open open, Log* fallback)
+    : name_(std::move(name)), open_(std::move(open)), fallback_(fallback) {}
 
 Log& LazyLog::log() {
   if (Log* const log = log_.load(std::memory_order_acquire)) return *log;
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   if (Log* const log = log_.load(std::memory_order_relaxed)) return *log;
   opened_ = open_();
   Log* const log = opened_ ? opened_.get() : fallback_;

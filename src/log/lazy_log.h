@@ -10,10 +10,11 @@
 #include <chrono>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "base/mutex.h"
 
 namespace whycache {
 
@@ -21,13 +22,13 @@ namespace whycache {
 // how long the log itself may wait, if the URL does not say.
 std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline);
 // For a child: what `of_parent` reopens to, when it is needed. That has to stay.
-std::unique_ptr<Log> reopen_lazily(Log& of_parent);
+std::unique_ptr<Log> reopen_lazily(Log& parent_log);
 
 class LazyLog final : public Log {
  public:
   // Returns the log; nullptr: `otherwise` is as good.
   using Open = std::function<std::unique_ptr<Log>()>;
-  LazyLog(std::string name, Open open, Log* otherwise = nullptr);
+  LazyLog(std::string name, Open open, Log* fallback = nullptr);
 
   std::string name() const override { return name_; }
   Extent extent() override { return log().extent(); }
@@ -54,10 +55,11 @@ class LazyLog final : public Log {
   const std::string name_;
   const Open open_;
   Log* const fallback_;
-  std::mutex mutex_;
-  std::unique_ptr<Log> opened_;  // under the mutex
-  std::atomic<Log*> log_{
-      nullptr};  // what calls go to, for who need not wait; release, acquired by all
+  Mutex mutex_;
+  std::unique_ptr<Log> opened_ WHYCACHE_GUARDED_BY(mutex_);
+  // The log that calls are forwarded to; null while none is open. log() stores it once, under the
+  // mutex, with a release that each load outside the mutex acquires.
+  std::atomic<Log*> log_{nullptr};
 };
 
 }  // namespace whycache

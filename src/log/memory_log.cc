@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "base/fork_handlers.h"
+#include "base/mutex.h"
 #include "base/random.h"
 #include "log/log_checks.h"
 
@@ -20,42 +20,23 @@ class MemoryLog::Store final : ForkHandler {
   Store() { register_fork_handler(this); }
   ~Store() { unregister_fork_handler(this); }
 
-  // What a call works on: everything there is, held still.
-  class LockedStore {
-   public:
-    explicit LockedStore(Store& store) : guard_(lock(store)), store_(&store) {}
-    Store* operator->() const { return store_; }
-
-   private:
-    static std::unique_lock<std::mutex> lock(Store& store) {
-      // In the child the mutex may be locked by a thread that is not there.
-      if (store.is_forked_copy_) {
-        throw Error(
-            ErrorKind::invalid,
-            "a memory log lives in the process that made it, and this is a child of that process");
-      }
-      return std::unique_lock(store.mutex_);
-    }
-
-    std::unique_lock<std::mutex> guard_;
-    Store* store_;
-  };
-
-  Extent extent() const {
+  bool is_forked_copy() const { return is_forked_copy_; }
+  Extent extent() const WHYCACHE_REQUIRES(mutex) {
     const UpdateId last = updates.empty() ? 0 : updates.rbegin()->first;
     return {uuid, base, base_chain, std::max(base, last)};
   }
 
   const Uuid uuid = random_uuid();
-  UpdateId base = 0;
-  std::uint64_t base_chain = 0;
-  std::shared_ptr<const BaseParts> base_parts = std::make_shared<BaseParts>();
-  std::map<UpdateId, std::string> updates;
+  Mutex mutex;
+  UpdateId base WHYCACHE_GUARDED_BY(mutex) = 0;
+  std::uint64_t base_chain WHYCACHE_GUARDED_BY(mutex) = 0;
+  std::shared_ptr<const BaseParts> base_parts WHYCACHE_GUARDED_BY(mutex) =
+      std::make_shared<BaseParts>();
+  std::map<UpdateId, std::string> updates WHYCACHE_GUARDED_BY(mutex);
 
  private:
   void after_fork_in_child() noexcept override { is_forked_copy_ = true; }
 
-  std::mutex mutex_;
   bool is_forked_copy_ = false;  // written before any thread of the child can read it
 };
 
@@ -65,34 +46,53 @@ MemoryLog::MemoryLog(std::string name, std::shared_ptr<Store> store)
 MemoryLog::~MemoryLog() = default;
 
 std::unique_ptr<MemoryLog> MemoryLog::shared(const std::string& name) {
-  static auto* const mutex =
-      new std::mutex;  // never destroyed: a thread may open a log while the process exits
-  static auto* const stores = new std::map<std::string, std::shared_ptr<Store>>;
-  const std::lock_guard guard(*mutex);
-  std::shared_ptr<Store>& store = (*stores)[name];
+  struct SharedStores {
+    Mutex mutex;
+    std::map<std::string, std::shared_ptr<Store>> by_name WHYCACHE_GUARDED_BY(mutex);
+  };
+  // Never destroyed: a thread may open a log while the process exits.
+  static auto* const stores = new SharedStores;
+  const MutexLock lock(stores->mutex);
+  std::shared_ptr<Store>& store = stores->by_name[name];
   if (!store) store = std::make_shared<Store>();
   return std::unique_ptr<MemoryLog>(new MemoryLog("memory:" + name, store));
 }
 
-Extent MemoryLog::extent() { return Store::LockedStore(*store_)->extent(); }
+// In a child, a thread that does not exist there may hold the mutex, so no call takes it.
+MemoryLog::Store& MemoryLog::store() const {
+  if (store_->is_forked_copy()) {
+    throw Error(
+        ErrorKind::invalid,
+        "a memory log lives in the process that made it, and this is a child of that process");
+  }
+  return *store_;
+}
+
+Extent MemoryLog::extent() {
+  Store& store = this->store();
+  const MutexLock lock(store.mutex);
+  return store.extent();
+}
 
 Log::Appended MemoryLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  const Store::LockedStore store(*store_);
-  const Extent extent = store->extent();
+  Store& store = this->store();
+  const MutexLock lock(store.mutex);
+  const Extent extent = store.extent();
   if (id <= extent.base) return Appended::below_base;
   // Beyond the next place, the caller has seen a log that is not this one: reading again will tell.
   if (id != extent.head + 1) return Appended::taken;
-  store->updates.emplace(id, bytes);
+  store.updates.emplace(id, bytes);
   return Appended::yes;
 }
 
 Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   // The next update at or after `first`, copied, so that `visit` may take its time and use the log.
   const auto next = [&]() -> std::optional<std::pair<UpdateId, std::string>> {
-    const Store::LockedStore store(*store_);
-    const auto found = store->updates.lower_bound(first);
-    if (found == store->updates.end() || found->first > last) return std::nullopt;
+    Store& store = this->store();
+    const MutexLock lock(store.mutex);
+    const auto found = store.updates.lower_bound(first);
+    if (found == store.updates.end() || found->first > last) return std::nullopt;
     return *found;
   };
   std::optional<UpdateId> expected;
@@ -105,7 +105,11 @@ Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
 }
 
 void MemoryLog::read_base(const VisitPart& visit) {
-  const std::shared_ptr<const BaseParts> parts = Store::LockedStore(*store_)->base_parts;
+  const auto parts = [&]() -> std::shared_ptr<const BaseParts> {
+    Store& store = this->store();
+    const MutexLock lock(store.mutex);
+    return store.base_parts;
+  }();
   for (const std::string& part : *parts) {
     if (!visit(part)) return;
   }
@@ -119,13 +123,14 @@ bool MemoryLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart&
   auto parts = std::make_shared<BaseParts>();
   while (const auto part = next_part()) parts->emplace_back(*part);
 
-  const Store::LockedStore store(*store_);
-  if (base <= store->base) return false;
-  check_base_chain(name(), base, store->updates.at(base), base_chain);
-  store->base = base;
-  store->base_chain = base_chain;
-  store->base_parts = std::move(parts);
-  store->updates.erase(store->updates.begin(), store->updates.upper_bound(base));
+  Store& store = this->store();
+  const MutexLock lock(store.mutex);
+  if (base <= store.base) return false;
+  check_base_chain(name(), base, store.updates.at(base), base_chain);
+  store.base = base;
+  store.base_chain = base_chain;
+  store.base_parts = std::move(parts);
+  store.updates.erase(store.updates.begin(), store.updates.upper_bound(base));
   return true;
 }
 

@@ -31,6 +31,8 @@ class MemoryLog final : public Log {
  private:
   class Store;
   MemoryLog(std::string name, std::shared_ptr<Store> store);
+  // Throws Error(invalid) in a forked child.
+  Store& store() const;
 
   std::string name_;
   std::shared_ptr<Store> store_;

@@ -479,7 +479,7 @@ auto SqliteLog::with_connection(const Work& work) {
     throw Error(ErrorKind::invalid,
                 "log was opened before a fork (use reopen() in the child): log=" + name());
   }
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   const ForkExclusion::NoForkSection inside(fork_exclusion());
   if (connection_) connection_->restart_deadline();
   if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode()))
@@ -534,7 +534,7 @@ Extent SqliteLog::read_extent(Connection& connection) {
 }
 
 Extent SqliteLog::extent() {
-  return with_connection([&](Connection& connection) {
+  return with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
     SqliteTransaction view(connection, "BEGIN");
     const Extent extent = read_extent(connection);
     view.commit();
@@ -544,7 +544,7 @@ Extent SqliteLog::extent() {
 
 Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
   check_update(id, bytes);
-  return with_connection([&](Connection& connection) {
+  return with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
     {
       Statement insert = connection.prepare(append_sql);
       insert.bind(1, id).bind(2, bytes);
@@ -563,7 +563,7 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
   RowBuffer page(buffer_bytes_max, buffer_rows_max);
   for (bool first_page = true;; first_page = false) {
     page.clear();
-    const Extent extent = with_connection([&](Connection& connection) {
+    const Extent extent = with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
       SqliteTransaction view(connection, "BEGIN");
       const Extent now = read_extent(connection);
       const bool overtaken = !first_page && now.base >= first;  // by a rewrite; the extent says so

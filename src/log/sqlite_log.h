@@ -33,12 +33,12 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 
 #include <whycache/log.h>
 
+#include "base/mutex.h"
 #include "log/log_checks.h"
 
 namespace whycache {
@@ -91,7 +91,7 @@ class SqliteLog final : public Log {
   void create_tables(Connection& connection) const;
   bool has_log(Connection& connection) const noexcept;
   LogMetadata read_log_row(Connection& connection) const;
-  Extent read_extent(Connection& connection);
+  Extent read_extent(Connection& connection) WHYCACHE_REQUIRES(mutex_);
 
   template <typename Database>
   friend bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_chain,
@@ -106,9 +106,9 @@ class SqliteLog final : public Log {
   SqliteLogOptions options_;
   std::uint64_t owner_fork_count_ = 0;  // which process: fork_count()
 
-  std::mutex mutex_;  // one thread at a time uses what follows
-  std::unique_ptr<Connection> connection_;
-  std::optional<Uuid> uuid_seen_;
+  Mutex mutex_;
+  std::unique_ptr<Connection> connection_ WHYCACHE_GUARDED_BY(mutex_);
+  std::optional<Uuid> uuid_seen_ WHYCACHE_GUARDED_BY(mutex_);
 };
 
 }  // namespace whycache
