@@ -18,16 +18,23 @@ struct flock flock_for_byte(short type, std::uint64_t offset) {
   return lock;
 }
 
-}  // namespace
-
-bool try_lock_byte(int descriptor, std::uint64_t offset) {
-  struct flock lock = flock_for_byte(F_WRLCK, offset);
+bool try_lock(int descriptor, struct flock lock) {
   for (;;) {
     if (::fcntl(descriptor, F_OFD_SETLK, &lock) == 0) return true;
     if (errno == EINTR) continue;
     if (errno == EAGAIN || errno == EACCES) return false;
     throw system_error("cannot lock byte", "lock file", errno);
   }
+}
+
+}  // namespace
+
+bool try_lock_byte(int descriptor, std::uint64_t offset) {
+  return try_lock(descriptor, flock_for_byte(F_WRLCK, offset));
+}
+
+bool try_lock_byte_shared(int descriptor, std::uint64_t offset) {
+  return try_lock(descriptor, flock_for_byte(F_RDLCK, offset));
 }
 
 void unlock_byte(int descriptor, std::uint64_t offset) noexcept {

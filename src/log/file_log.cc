@@ -206,19 +206,6 @@ bool is_directory_empty(const std::string& path) {
 constexpr std::uint64_t switch_byte = 0;
 constexpr std::uint64_t gate_byte = 1;
 
-bool try_lock_byte_shared(int descriptor, std::uint64_t offset, const std::string& path) {
-  struct flock lock = {};
-  lock.l_type = F_RDLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = static_cast<off_t>(offset);
-  lock.l_len = 1;
-  while (::fcntl(descriptor, F_OFD_SETLK, &lock) != 0) {
-    if (errno == EAGAIN || errno == EACCES) return false;
-    if (errno != EINTR) throw system_error("cannot lock file", path, errno);
-  }
-  return true;
-}
-
 constexpr Backoff::Pauses lock_pauses{std::chrono::microseconds(20), std::chrono::milliseconds(2)};
 
 // Tries until it works; false when the deadline has passed.
@@ -333,7 +320,7 @@ class FileLog::SwitchLock final : ForkHandler {
     return retry_until(
         [&] {
           return !is_byte_locked(file_.number(), gate_byte) &&
-                 try_lock_byte_shared(file_.number(), switch_byte, path_);
+                 try_lock_byte_shared(file_.number(), switch_byte);
         },
         deadline);
   }

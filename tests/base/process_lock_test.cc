@@ -57,6 +57,22 @@ class Holder {
   pid_t process_;
 };
 
+TEST_F(ProcessLock, shared_locks_exclude_only_exclusive_ones) {
+  const FileDescriptor first = open();
+  const FileDescriptor second = open();
+  const FileDescriptor third = open();
+  EXPECT_TRUE(try_lock_byte_shared(first.number(), 3));
+  EXPECT_TRUE(try_lock_byte_shared(second.number(), 3));
+  EXPECT_FALSE(try_lock_byte(third.number(), 3));
+  EXPECT_TRUE(is_byte_locked(third.number(), 3));
+
+  unlock_byte(first.number(), 3);
+  unlock_byte(second.number(), 3);
+
+  EXPECT_TRUE(try_lock_byte(third.number(), 3));
+  EXPECT_FALSE(try_lock_byte_shared(first.number(), 3));
+}
+
 TEST_F(ProcessLock, of_two_opens_in_one_process_one_gets_the_byte) {
   const FileDescriptor first = open();
   const FileDescriptor second = open();
