@@ -28,21 +28,21 @@ namespace whycache {
 namespace {
 
 constexpr char restore_hint[] =
-    " (restore it from a backup of the log, or delete the log's folder to begin an empty one)";
+    " (restore it from a backup of the log, or delete the log's directory to begin an empty one)";
 
 Error corrupt_file_error(const std::string& what, const std::string& path,
                          const std::string& values = "") {
   return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_hint);
 }
 
-// --- Files of ours: a header, then the payload. ---
+// --- Files of the log: a header, then the payload. ---
 
 enum class FileKind : char { meta = 'm', update = 'u', base_part = 'p' };
 
 constexpr std::string_view magic = "whycache";
 constexpr char format_version = 1;
 constexpr std::size_t header_bytes = 40;
-constexpr std::size_t hashed_header_bytes = 32;  // what seeds the hash of the payload
+constexpr std::size_t hashed_header_bytes = 32;  // their hash seeds that of the payload
 constexpr std::uint64_t payload_bytes_max = std::uint64_t{1} << 30;
 
 // `number` is the update's id or the part's number; 0 for the meta.
@@ -72,10 +72,11 @@ std::string read_all(int descriptor, std::uint64_t size, const std::string& path
   return bytes;
 }
 
-// The payload of a file of ours; nullopt if there is no file. Believes nothing it reads.
+// Returns the payload of a file of the log, or nullopt if there is no file. The bytes are
+// untrusted. Throws Error(corrupt).
 std::optional<std::string> read_payload(const std::string& path, FileKind kind,
                                         std::uint64_t number) {
-  // A pipe in the file's place would keep us waiting for ever, but for O_NONBLOCK.
+  // O_NONBLOCK: opening a pipe in the file's place would block forever.
   const FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
   if (!file) return std::nullopt;
   struct stat status;
@@ -129,7 +130,7 @@ std::string zero_padded(std::uint64_t number, std::size_t digits) {
   return std::string(digits - std::min(digits, text.size()), '0') + text;
 }
 
-// The id a file in updates/ is named after; nullopt: not a name of ours.
+// Returns the id that names a file in updates/, or nullopt if the name is not an update's.
 std::optional<UpdateId> parse_update_file_name(std::string_view name) {
   if (name.size() != id_digits) return std::nullopt;
   UpdateId id = 0;
@@ -141,58 +142,57 @@ std::optional<UpdateId> parse_update_file_name(std::string_view name) {
   return id;
 }
 
-// --- Folders. ---
+// --- Directories. ---
 
 void create_directory_if_missing(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
   if (errno == ENOENT) {
-    throw Error(
-        ErrorKind::invalid,
-        "folder for the log cannot be made, for the one it lies in does not exist: path=" + path,
-        ENOENT);
+    throw Error(ErrorKind::invalid,
+                "cannot create directory for the log, its parent does not exist: path=" + path,
+                ENOENT);
   }
-  throw system_error("cannot make folder for the log", path, errno);
+  throw system_error("cannot create directory for the log", path, errno);
 }
 
-// Somebody else may have put it there, to have us write elsewhere.
+// Another user may have created it, to make this process write elsewhere.
 void reject_symbolic_link(const std::string& path) {
   struct stat status;
   if (::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) {
-    throw system_error("cannot use folder for the log", path, ELOOP);
+    throw system_error("cannot use directory for the log", path, ELOOP);
   }
 }
 
-// Calls `visit` with each name in a folder, and the descriptor of the folder. One that others have
-// deleted is empty.
+// Calls `visit` with the descriptor of a directory and each name in it. A directory that another
+// process has deleted is empty.
 void visit_directory(const std::string& path,
-                     const std::function<void(int folder, std::string_view name)>& visit) {
+                     const std::function<void(int directory, std::string_view name)>& visit) {
   FileDescriptor descriptor = open_file_if_exists(path, O_RDONLY | O_DIRECTORY);
   if (!descriptor) return;
-  const std::unique_ptr<DIR, int (*)(DIR*)> folder(::fdopendir(descriptor.number()), ::closedir);
-  if (!folder) throw system_error("cannot list folder", path, errno);
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::fdopendir(descriptor.number()), ::closedir);
+  if (!directory) throw system_error("cannot list directory", path, errno);
   descriptor.release();
   for (;;) {
     errno = 0;
-    const dirent* entry = ::readdir(folder.get());
+    const dirent* entry = ::readdir(directory.get());
     if (entry == nullptr) break;
     const std::string_view name = entry->d_name;
-    if (name != "." && name != "..") visit(::dirfd(folder.get()), name);
+    if (name != "." && name != "..") visit(::dirfd(directory.get()), name);
   }
-  if (errno != 0) throw system_error("cannot list folder", path, errno);
+  if (errno != 0) throw system_error("cannot list directory", path, errno);
 }
 
-// By the descriptor of its folder, so that a log made anew in the same place meanwhile is not
-// touched.
-void delete_file(int folder, std::string_view name, const std::string& folder_path) {
-  if (::unlinkat(folder, std::string(name).c_str(), 0) == 0 || errno == ENOENT) return;
-  throw system_error("cannot delete file", folder_path + '/' + std::string(name), errno);
+// Takes the descriptor of the directory, so that it does not touch a log that another process
+// creates at the same path meanwhile.
+void delete_file(int directory, std::string_view name, const std::string& directory_path) {
+  if (::unlinkat(directory, std::string(name).c_str(), 0) == 0 || errno == ENOENT) return;
+  throw system_error("cannot delete file", directory_path + '/' + std::string(name), errno);
 }
 
 void delete_directory(const std::string& path) {
-  visit_directory(path,
-                  [&](int folder, std::string_view name) { delete_file(folder, name, path); });
+  visit_directory(
+      path, [&](int directory, std::string_view name) { delete_file(directory, name, path); });
   if (::rmdir(path.c_str()) != 0 && errno != ENOENT)
-    throw system_error("cannot delete folder", path, errno);
+    throw system_error("cannot delete directory", path, errno);
 }
 
 bool is_directory_empty(const std::string& path) {
@@ -208,7 +208,7 @@ constexpr std::uint64_t gate_byte = 1;
 
 constexpr Backoff::Pauses lock_pauses{std::chrono::microseconds(20), std::chrono::milliseconds(2)};
 
-// Tries until it works; false when the deadline has passed.
+// Retries until `attempt` returns true. Returns false if the deadline passes first.
 bool retry_until(const std::function<bool()>& attempt, const Deadline& deadline) {
   Backoff backoff(deadline, lock_pauses);
   while (!attempt()) {
@@ -221,7 +221,7 @@ bool retry_until(const std::function<bool()>& attempt, const Deadline& deadline)
 
 struct FileLog::Meta {
   Uuid uuid{};
-  Uuid token{};  // of the base's folder
+  Uuid token{};  // of the base's directory
   UpdateId base = 0;
   std::uint64_t base_chain = 0;
   std::uint64_t part_count = 0;
@@ -294,8 +294,8 @@ class FileLog::OwnedTemporaryFile {
   FileDescriptor file_;
 };
 
-// Keeps the base where it is while an update is linked, or appenders away while the base is
-// switched. On the heap, for a child forked meanwhile keeps the object registered.
+// Prevents a switch of the base while an update is linked, or appends while the base is switched.
+// Allocated on the heap, because a child that is forked meanwhile keeps the object registered.
 class FileLog::SwitchLock final : ForkHandler {
  public:
   enum class Holder { appender, switcher };
@@ -330,7 +330,7 @@ class FileLog::SwitchLock final : ForkHandler {
   }
   void release() noexcept {
     unregister_fork_handler(this);
-    // Closing is not enough if a child has just been forked that has not closed its copy yet.
+    // Closing does not unlock while a forked child has not closed its copy of the descriptor yet.
     unlock_byte(file_.number(), switch_byte);
     unlock_byte(file_.number(), gate_byte);
   }
@@ -341,14 +341,14 @@ class FileLog::SwitchLock final : ForkHandler {
 };
 
 FileLog::FileLog(FileLogOptions options) : options_(std::move(options)) {
-  std::string& folder = options_.directory;
-  while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
-  root_ = (folder == "/" ? "" : folder) + '/' + options_.instance;
-  for (const std::string& path : {folder, root_}) reject_symbolic_link(path);
+  std::string& directory = options_.directory;
+  while (directory.size() > 1 && directory.back() == '/') directory.pop_back();
+  root_ = (directory == "/" ? "" : directory) + '/' + options_.instance;
+  for (const std::string& path : {directory, root_}) reject_symbolic_link(path);
   if (!read_meta_if_exists()) create();
 }
 
-// Any number of creators may do this at once; the first to link its meta wins.
+// Any number of processes may create the log at once; the first to link its meta wins.
 void FileLog::create() {
   create_directory_if_missing(options_.directory);
   for (const std::string& path : {root_, root_ + "/updates", root_ + "/tmp"})
@@ -361,7 +361,7 @@ void FileLog::create() {
   }
   OwnedTemporaryFile file(*this);
   file.write_durably(Meta{.uuid = random_uuid()}.encode());
-  sync_directory(root_);  // where there is a meta, there is everything else
+  sync_directory(root_);  // if a meta exists, so does everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
     throw system_error("cannot link file (a file log needs a file system with hard links)",
                        root_ + "/meta", errno);
@@ -369,12 +369,12 @@ void FileLog::create() {
   prepare_to_write();
 }
 
-// What has to be done once before this object writes. Those who made the log may have died before
-// they synced it.
+// Runs once, before this object first writes. The process that created the log may have died before
+// it synced the directories.
 void FileLog::prepare_to_write() {
   if (is_prepared_to_write_.load(std::memory_order_relaxed)) return;
   struct stat status;
-  if (::stat(root_.c_str(), &status) != 0) throw system_error("cannot use folder", root_, errno);
+  if (::stat(root_.c_str(), &status) != 0) throw system_error("cannot use directory", root_, errno);
   file_mode_.store(status.st_mode & 0666, std::memory_order_relaxed);
 
   sync_directory(root_);
@@ -382,7 +382,7 @@ void FileLog::prepare_to_write() {
   try {
     sync_directory(parent_directory(options_.directory));
   } catch (const Error& error) {
-    if (error.system_error() != EACCES) throw;  // whoever made the folder was allowed to
+    if (error.system_error() != EACCES) throw;  // the user who created the directory may sync it
   }
   delete_orphaned_temporary_files();
   is_prepared_to_write_.store(true, std::memory_order_relaxed);
@@ -436,13 +436,13 @@ Extent FileLog::extent() {
     const UpdateId seen = head_seen_.load(std::memory_order_relaxed);
     const UpdateId head = find_head(meta);
 
-    // One that is there while the one after the head is not: somebody deleted what lies between.
+    // If an update exists beyond the head but the next one does not, updates between were deleted.
     bool has_gap = false;
     const UpdateId look_ahead = head == seen ? 2 : 1024;
     for (UpdateId step = 2; step <= look_ahead && !has_gap; step *= 2) {
       has_gap = has_update(head + step) && !has_update(head + 1);
     }
-    // While the base stays the same, nothing above it is deleted.
+    // While the base is unchanged, no rewrite deletes an update above it.
     if (read_meta() != meta) continue;
     if (has_gap) throw missing_update_error(name(), head + 1, head + 2);
     head_seen_.store(head, std::memory_order_relaxed);
@@ -451,7 +451,7 @@ Extent FileLog::extent() {
   }
 }
 
-// Ids are dense above the base: double the step from one that is there, then halve it.
+// Ids are dense above the base: double the step while the update exists, then halve it.
 UpdateId FileLog::find_head(const Meta& meta) {
   const UpdateId seen = head_seen_.load(std::memory_order_relaxed);
   UpdateId head = seen > meta.base && has_update(seen) ? seen : meta.base;
@@ -471,7 +471,7 @@ bool FileLog::has_update(UpdateId id) const {
   struct stat status;
   if (::lstat(update_path(id).c_str(), &status) == 0) return true;
   if (errno != ENOENT && errno != ENOTDIR)
-    throw system_error("cannot look for update", update_path(id), errno);
+    throw system_error("cannot check for update", update_path(id), errno);
   return false;
 }
 
@@ -481,17 +481,17 @@ std::optional<std::string> FileLog::read_update(UpdateId id) const {
 
 Extent FileLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   sync_unsynced_updates();
-  const Extent before = extent();
-  const UpdateId begin = std::max(first, before.base + 1);
-  for (UpdateId id = begin; id <= std::min(last, before.head); ++id) {
+  const Extent initial = extent();
+  const UpdateId begin = std::max(first, initial.base + 1);
+  for (UpdateId id = begin; id <= std::min(last, initial.head); ++id) {
     const std::optional<std::string> bytes = read_update(id);
     if (bytes && visit(id, *bytes)) continue;
     const Extent now = extent();
-    const bool was_deleted = now.base >= id || now.uuid != before.uuid;
-    if (!bytes && !was_deleted) throw missing_update_error(name(), id, before.head);
+    const bool was_deleted = now.base >= id || now.uuid != initial.uuid;
+    if (!bytes && !was_deleted) throw missing_update_error(name(), id, initial.head);
     return now;
   }
-  return begin <= std::min(last, before.head) ? extent() : before;
+  return begin <= std::min(last, initial.head) ? extent() : initial;
 }
 
 void FileLog::read_base(const VisitPart& visit) {
@@ -516,7 +516,7 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
                     " bytes_max=" + std::to_string(payload_bytes_max));
   }
   sync_unsynced_updates();
-  // Most who come too late learn it here, before they have written anything.
+  // Detects most conflicts before anything is written.
   const Meta meta = read_meta();
   if (id <= meta.base) return Appended::below_base;
   if (has_update(id)) return Appended::taken;
@@ -529,21 +529,21 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
   if (appended != Appended::yes) return appended;
   if (::fsync(updates.number()) != 0) {
     const Error error =
-        system_error("cannot sync folder after an append", root_ + "/updates", errno);
+        system_error("cannot sync directory after an append", root_ + "/updates", errno);
     failed_sync_count_.fetch_add(1, std::memory_order_release);
     throw Error(ErrorKind::uncertain, error.what(), error.system_error());
   }
   return Appended::yes;
 }
 
-// An update that we linked is there for all to see, and may be gone after a power cut, as long as
-// its folder could not be synced: who looks for it must not take it for written.
+// An update that this object linked is visible to all, but a power cut may lose it until its
+// directory is synced. Callers sync before they report which updates exist.
 void FileLog::sync_unsynced_updates() {
   const std::uint64_t failed = failed_sync_count_.load(std::memory_order_acquire);
   if (failed == repaired_sync_count_.load(std::memory_order_acquire)) return;
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
   if (::fsync(updates.number()) != 0) {
-    const Error error = system_error("updates are there that cannot be synced to the disk",
+    const Error error = system_error("cannot sync directory with updates not yet durable",
                                      root_ + "/updates", errno);
     throw Error(ErrorKind::unavailable, error.what(), error.system_error());
   }
@@ -562,25 +562,23 @@ Log::Appended FileLog::link_update(UpdateId id, const OwnedTemporaryFile& file) 
 }
 
 bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  const Extent before = extent();
-  if (base > before.head) throw rewrite_beyond_head_error(base, before.head);
+  const Extent previous = extent();
+  if (base > previous.head) throw rewrite_beyond_head_error(base, previous.head);
   prepare_to_write();
 
   bool switched = false;
-  if (base > before.base) {
+  if (base > previous.base) {
     try {
-      const OwnedTemporaryFile sign_of_life(*this);
-      Meta next{.uuid = before.uuid,
-                .token = sign_of_life.token(),
-                .base = base,
-                .base_chain = base_chain};
+      const OwnedTemporaryFile owner(*this);  // its lock shows that the new base is not orphaned
+      Meta next{
+          .uuid = previous.uuid, .token = owner.token(), .base = base, .base_chain = base_chain};
       next.part_count = write_parts(base_directory(base, next.token), next_part);
       switched = switch_base(next);
     } catch (...) {
       try {
         delete_orphaned_bases();
       } catch (const Error&) {
-        // The next rewrite will; what went wrong first is worth more.
+        // The next rewrite deletes them. Report the first error.
       }
       throw;
     }
@@ -590,41 +588,42 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   } catch (const Error& error) {
     throw Error(
         ErrorKind::uncertain,
-        std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+        std::string("history was rewritten, but obsolete files were not deleted: ") + error.what(),
         error.system_error());
   }
   return switched;
 }
 
-std::uint64_t FileLog::write_parts(const std::string& folder, const NextPart& next_part) const {
-  create_directory_if_missing(folder);
+std::uint64_t FileLog::write_parts(const std::string& directory, const NextPart& next_part) const {
+  create_directory_if_missing(directory);
   const std::uint32_t mode = file_mode_.load(std::memory_order_relaxed);
-  ::chmod(folder.c_str(), mode | ((mode & 0444) >> 2));  // whoever may read it may enter it
+  ::chmod(directory.c_str(),
+          mode | ((mode & 0444) >> 2));  // search permission where it is readable
 
   std::uint64_t part_count = 0;
   while (const std::optional<std::string_view> part = next_part()) {
-    const std::string path = folder + '/' + zero_padded(part_count, id_digits);
+    const std::string path = directory + '/' + zero_padded(part_count, id_digits);
     const FileDescriptor file = open_file(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
     if (mode != 0600) ::fchmod(file.number(), mode);
     write_all(file.number(), encode_file(FileKind::base_part, part_count, *part), path);
     sync_file(file.number(), path);
     ++part_count;
   }
-  sync_directory(folder);
+  sync_directory(directory);
   return part_count;
 }
 
-// False: another rewrite has come as far or farther. The switch is on the disk once the folder is
-// synced.
+// Returns false if another rewrite has reached the same base or a later one. The switch is durable
+// once the directory is synced.
 bool FileLog::switch_base(const Meta& next) {
   OwnedTemporaryFile file(*this);
   file.write_durably(next.encode());
-  sync_directory(root_);  // the base's folder is in it
+  sync_directory(root_);  // has the entry of the base's directory
 
   const auto lock = std::make_unique<SwitchLock>(*this, SwitchLock::Holder::switcher);
-  const Meta present = read_meta();
-  if (present.uuid != next.uuid) throw log_deleted_error(name());
-  if (present.base >= next.base) return false;
+  const Meta current = read_meta();
+  if (current.uuid != next.uuid) throw log_deleted_error(name());
+  if (current.base >= next.base) return false;
   if (const std::optional<std::string> bytes = read_update(next.base))
     check_base_chain(name(), next.base, *bytes, next.base_chain);
   if (::rename(file.path().c_str(), (root_ + "/meta").c_str()) == 0) return true;
@@ -632,7 +631,7 @@ bool FileLog::switch_base(const Meta& next) {
 }
 
 void FileLog::delete_obsolete_files() const {
-  sync_directory(root_);  // the switch comes before the deletes, on the disk too
+  sync_directory(root_);  // the switch is durable before any file is deleted
   delete_updates_below_base();
   delete_orphaned_bases();
   delete_orphaned_temporary_files();
@@ -641,10 +640,10 @@ void FileLog::delete_obsolete_files() const {
 void FileLog::delete_updates_below_base() const {
   const std::string path = root_ + "/updates";
   std::optional<UpdateId> base;
-  visit_directory(path, [&](int folder, std::string_view name) {
+  visit_directory(path, [&](int directory, std::string_view name) {
     if (!base) base = read_meta().base;
     const std::optional<UpdateId> id = parse_update_file_name(name);
-    if (id && *id <= *base) delete_file(folder, name, path);
+    if (id && *id <= *base) delete_file(directory, name, path);
   });
 }
 
@@ -656,7 +655,7 @@ void FileLog::delete_orphaned_bases() const {
   });
   for (const std::string& name : names) {
     const std::string token = name.substr(name.size() - token_digits);
-    // In this order: its writer may switch to it, and let go, at any moment.
+    // Lock first, then read the meta: its writer may switch to the base and unlock at any moment.
     if (OwnedTemporaryFile::OrphanLock(root_ + "/tmp/" + token) &&
         to_string(read_meta().token) != token) {
       delete_directory(root_ + '/' + name);
@@ -666,10 +665,10 @@ void FileLog::delete_orphaned_bases() const {
 
 void FileLog::delete_orphaned_temporary_files() const {
   const std::string path = root_ + "/tmp";
-  visit_directory(path, [&](int folder, std::string_view name) {
-    const OwnedTemporaryFile::OrphanLock gone(path + '/' +
-                                              std::string(name));  // held until the file is deleted
-    if (gone) delete_file(folder, name, path);
+  visit_directory(path, [&](int directory, std::string_view name) {
+    // Held until the file is deleted.
+    const OwnedTemporaryFile::OrphanLock orphan(path + '/' + std::string(name));
+    if (orphan) delete_file(directory, name, path);
   });
 }
 

@@ -1,32 +1,32 @@
-// The log in a folder: one file per update. Format, byte by byte, with a worked example:
+// The log in a directory: one file per update. Format, byte by byte, with a worked example:
 // docs/formats/file_log.md.
 //
-//   DIR/INSTANCE/meta                      uuid, base, chain and parts of the base; replaced by rename(2)
-//                lock                      empty; byte 0: appenders (shared) against the switch of the base (alone),
-//                                          byte 1: a switch is waiting, newcomers let it go first
-//                updates/ID                one update each, ID in 20 decimal digits
-//                base-ID-TOKEN/NUMBER      the parts of a base
-//                tmp/TOKEN                 files being written; each locked by its writer
+//   DIR/INSTANCE/meta                  uuid, base with its chain and parts; replaced by rename(2)
+//                lock                  empty; byte 0: shared by appenders, exclusive for a rewrite
+//                                      that switches the base; byte 1: a rewrite is waiting for
+//                                      byte 0, new appenders wait
+//                updates/ID            one update each, ID in 20 decimal digits
+//                base-ID-TOKEN/NUMBER  the parts of a base
+//                tmp/TOKEN             files being written, each locked by its writer
 //
-// How it is safe between any number of processes, each of which may be killed at any instruction:
+// Any number of processes may use the log, and each may be killed at any instruction:
 //
-// - A file is written under a name in tmp/ and synced; only then it gets its final name, by
-// link(2), which fails if the
-//   name is taken: insert-if-absent. So no partial file is ever seen under a final name. append() returns when
-//   the folder is synced too.
-// - append() looks at the base and links while it holds byte 0 together with other appenders; the
-// switch to another
-//   base holds it alone. So an update is never linked at or below the base, and `below_base` means that it is surely
-//   not in the log. (Looking at the base again after the link cannot say that: a rewriter may have read the update
-//   just linked. See docs/decisions/file-log-lock.md.)
-// - Updates are deleted after the switch is on the disk. Whoever reads looks at the meta again
-// after the rows.
-// - The kernel drops the locks of the dead. What they left in tmp/, and base folders nobody
-// switched to, are known by
-//   their lock being free; the next rewrite deletes them, and the first append of each FileLog what is in tmp/.
+// - A writer writes each file under a name in tmp/ and syncs it. Then link(2) gives it its final
+//   name, and fails if that name is taken: insert if absent. No partial file ever has a final
+//   name. append() returns once the directory is synced too.
+// - append() reads the base and links the update while it shares byte 0 with other appenders. A
+//   rewrite holds byte 0 alone while it switches the base. An update is therefore never linked at
+//   or below the base, and `below_base` means that the update is not in the log. Reading the base
+//   again after the link could not prove that: a rewriter may have read the update in between.
+//   See docs/decisions/file-log-lock.md.
+// - A rewrite deletes updates after the switch is on the disk. A reader reads the meta again after
+//   the updates.
+// - The kernel drops the locks of a dead process. A file in tmp/ is orphaned if nobody holds its
+//   lock; a base directory if it is not the current one and its file in tmp/ is orphaned. The next
+//   rewrite deletes both. The first append of each FileLog deletes orphaned files in tmp/.
 //
-// For local file systems. The head is found by probing names from the one last seen, doubling the
-// step; the id space is never walked, the folder never listed, except to delete.
+// For local file systems. The head is found by probing for updates, from the last head seen, in
+// steps that double. Ids are never enumerated, and a directory is listed only to delete from it.
 #pragma once
 
 #include <atomic>
@@ -41,23 +41,24 @@
 namespace whycache {
 
 struct FileLogOptions {
-  std::string directory;  // its parent has to exist
+  std::string directory;  // its parent must exist
   std::string instance = "default";
   std::string name;  // for messages
-  // How long to wait for a rewrite to switch, or for appenders to let it.
+  // How long an append waits for a rewrite to switch the base, and a rewrite for appenders.
   std::chrono::milliseconds deadline{10'000};
 };
 
-// Has no open files between calls, and nothing a fork() could break: a child goes on with its copy.
+// Keeps no files open between calls, nor anything else that fork() could break: a child may use its
+// copy.
 class FileLog final : public Log {
  public:
-  // Makes the log if it is not there. Throws Error.
+  // Creates the log if it does not exist. Throws Error.
   explicit FileLog(FileLogOptions options);
 
   std::string name() const override { return options_.name; }
   Extent extent() override;
-  // An append whose predecessor is not there, or to a log that was replaced since the last call,
-  // answers `taken`: reading again will tell.
+  // Returns `taken` if the previous update is missing, or if the log was replaced since the last
+  // call; reading the log again shows which.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
@@ -81,7 +82,7 @@ class FileLog final : public Log {
   void prepare_to_write();
   void sync_unsynced_updates();
   Appended link_update(UpdateId id, const OwnedTemporaryFile& file);
-  std::uint64_t write_parts(const std::string& base_folder, const NextPart& next_part) const;
+  std::uint64_t write_parts(const std::string& directory, const NextPart& next_part) const;
   bool switch_base(const Meta& next);
   void delete_obsolete_files() const;
   void delete_updates_below_base() const;
@@ -93,15 +94,16 @@ class FileLog final : public Log {
 
   FileLogOptions options_;
   std::string root_;  // DIR/INSTANCE
-  // Hints, checked against the folder each time they are used.
+  // Hints: each use checks them against the directory. Relaxed, for no other memory depends on
+  // them.
   std::atomic<UpdateId> head_seen_{0};
-  std::atomic<std::uint64_t> seen_uuid_prefix_{0};  // its first eight bytes
+  std::atomic<std::uint64_t> seen_uuid_prefix_{0};  // first eight bytes; 0: none seen
   std::atomic<bool> is_prepared_to_write_{false};
   std::atomic<std::uint32_t> file_mode_{0600};
-  // How often an update was linked, by us, whose folder could not be synced then; and how many of
-  // these times the folder has been synced since (release, after that). Not the same: who is about
-  // to say what is there syncs it first. If two do so at once the smaller number may stay, which
-  // costs one more.
+  // How often this object linked an update and then failed to sync its directory; and the value of
+  // that counter before the last sync that succeeded. While they differ, read() and append() sync
+  // the directory first. Stored with release, after the link and after the sync; loaded with
+  // acquire. If two threads sync at once the smaller value may remain, which costs one more sync.
   std::atomic<std::uint64_t> failed_sync_count_{0};
   std::atomic<std::uint64_t> repaired_sync_count_{0};
 };
