@@ -31,10 +31,11 @@ constexpr std::size_t buffer_rows_max = 4096;
 constexpr char restore_hint[] =
     " (restore it from a backup, or move it away to begin an empty log)";
 
-// {log} is the condition that picks our row; {updates} and {parts} are our tables.
+// {log} is the condition that selects the instance's row; {updates} and {parts} are its tables.
 constexpr char create_logs_sql[] = R"(
   CREATE TABLE IF NOT EXISTS whycache_logs (
-    instance   TEXT    NOT NULL PRIMARY KEY COLLATE NOCASE CHECK (length(instance) BETWEEN 1 AND 48),
+    instance   TEXT    NOT NULL PRIMARY KEY COLLATE NOCASE )"
+                                   R"(CHECK (length(instance) BETWEEN 1 AND 48),
     format     INTEGER NOT NULL,
     uuid       BLOB    NOT NULL CHECK (length(uuid) = 16),
     base       INTEGER NOT NULL CHECK (base >= 0),
@@ -61,7 +62,8 @@ constexpr char insert_log_sql[] =
 constexpr char select_logs_table_sql[] =
     "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'whycache_logs'";
 constexpr char select_log_sql[] = R"(
-  SELECT instance, format, uuid, base, base_chain, token, part_count FROM whycache_logs WHERE {log})";
+  SELECT instance, format, uuid, base, base_chain, token, part_count
+  FROM whycache_logs WHERE {log})";
 constexpr char select_head_sql[] = "SELECT id FROM {updates} ORDER BY id DESC LIMIT 1";
 constexpr char select_updates_sql[] =
     "SELECT id, bytes FROM {updates} WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
@@ -84,15 +86,17 @@ constexpr char switch_base_sql[] = R"(
     AND (SELECT count(*) FROM {parts} WHERE base = ?1 AND token = ?3) = ?4)";
 constexpr char delete_updates_sql[] = R"(
   DELETE FROM {updates} WHERE id IN (
-    SELECT id FROM {updates} WHERE id <= (SELECT base FROM whycache_logs WHERE {log}) ORDER BY id LIMIT ?1))";
-// A base that is greater than the present one may still become it.
+    SELECT id FROM {updates} WHERE id <= (SELECT base FROM whycache_logs WHERE {log})
+    ORDER BY id LIMIT ?1))";
+// Keeps parts of a base greater than the current one: a rewriter may still switch to it.
 constexpr char delete_parts_sql[] = R"(
   DELETE FROM {parts} WHERE rowid IN (
     SELECT p.rowid FROM {parts} AS p, (SELECT base, token FROM whycache_logs WHERE {log}) AS l
     WHERE p.base <= l.base AND p.token <> l.token LIMIT ?1))";
-// Holds even after a switch of which nobody knows whether it happened.
+// Correct even after a switch whose outcome is unknown.
 constexpr char delete_own_parts_sql[] = R"(
-  DELETE FROM {parts} WHERE base = ?1 AND token = ?2 AND token <> (SELECT token FROM whycache_logs WHERE {log}))";
+  DELETE FROM {parts} WHERE base = ?1 AND token = ?2
+    AND token <> (SELECT token FROM whycache_logs WHERE {log}))";
 
 // --- fork() and SQLite. ---
 
@@ -100,26 +104,26 @@ ForkExclusion& fork_exclusion() {
   static auto* const instance = new ForkExclusion;
   return *instance;
 }
-// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log
+// Created before there are threads, see register_fork_handler(); or earlier, if a log is opened
 // before main().
 [[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
 void create_file_if_missing(const std::string& path) {
-  // Before SQLite has the file open in this process: closing a second descriptor would drop its
-  // locks.
+  // SQLite must not have the file open in this process yet: closing a second descriptor would drop
+  // its locks.
   const FileDescriptor file(
       ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (file || errno == EEXIST) return;
   if (errno == ENOENT) {
     throw Error(ErrorKind::invalid,
-                "folder for the log does not exist: path=" + parent_directory(path), ENOENT);
+                "directory for the log does not exist: path=" + parent_directory(path), ENOENT);
   }
-  throw system_error("cannot make database", path, errno);
+  throw system_error("cannot create database", path, errno);
 }
 
 }  // namespace
 
-// A prepared statement in use; going out of scope makes it ready for the next.
+// A prepared statement in use. Its destructor resets it for the next use.
 class SqliteLog::Statement {
  public:
   Statement(Connection& connection, sqlite3_stmt* statement)
@@ -131,16 +135,16 @@ class SqliteLog::Statement {
     sqlite3_clear_bindings(statement_);
   }
 
-  // Bytes are not copied: they have to stay where they are while the statement is used.
+  // Bytes are not copied: they must outlive this object.
   Statement& bind(int index, std::int64_t number);
   Statement& bind(int index, UpdateId id) { return bind(index, static_cast<std::int64_t>(id)); }
   Statement& bind(int index, std::string_view bytes);
   Statement& bind(int index, const Uuid& uuid) { return bind(index, as_bytes(uuid)); }
   Statement& bind_text(int index, std::string_view text);
 
-  // Whether there is a row. Throws Error.
+  // Returns whether there is a row. Throws Error.
   bool step(const char* what);
-  // SQLite's code.
+  // Returns SQLite's code.
   int try_step() { return sqlite3_step(statement_); }
 
   std::int64_t number(int column) const { return sqlite3_column_int64(statement_, column); }
@@ -152,9 +156,9 @@ class SqliteLog::Statement {
   }
   std::optional<Uuid> uuid(int column) const {
     Uuid uuid;
-    const std::string_view found = bytes(column);
-    if (found.size() != uuid.size()) return std::nullopt;
-    std::copy(found.begin(), found.end(), uuid.begin());
+    const std::string_view value = bytes(column);
+    if (value.size() != uuid.size()) return std::nullopt;
+    std::copy(value.begin(), value.end(), uuid.begin());
     return uuid;
   }
 
@@ -168,7 +172,7 @@ class SqliteLog::Statement {
   sqlite3_stmt* statement_;
 };
 
-// An open database, with the settings we need and the statements prepared so far.
+// An open database with its settings and the statements prepared so far.
 class SqliteLog::Connection {
  public:
   explicit Connection(const SqliteLogOptions& options)
@@ -181,7 +185,7 @@ class SqliteLog::Connection {
                                                   "built thread-safe, is needed): version=") +
                                           sqlite3_libversion());
     }
-    // Never a special name such as ":memory:".
+    // "./" keeps SQLite from taking the path for a special name such as ":memory:".
     const std::string path = options.path[0] == '/' ? options.path : "./" + options.path;
     const int code = sqlite3_open_v2(
         path.c_str(), &database_,
@@ -206,18 +210,18 @@ class SqliteLog::Connection {
   Connection& operator=(const Connection&) = delete;
   ~Connection() { close(); }
 
-  // Begins a call: how long it may wait counts from here.
+  // Starts a call, which may wait for the deadline from here.
   void restart_deadline() { backoff_.reset(); }
-  // Whether another file, or none, is by now where the database was when it was opened.
+  // Whether the database file was moved, replaced or deleted since it was opened.
   bool has_moved() {
     int moved = 0;
     return sqlite3_file_control(database_, "main", SQLITE_FCNTL_HAS_MOVED, &moved) == SQLITE_OK &&
            moved != 0;
   }
-  // Whether somebody switched the database to WAL mode under a library that must not use it.
+  // Whether the database was switched to WAL mode although this library must not use it so.
   bool is_in_unsafe_wal_mode() { return has_wal_reset_bug(version_) && journal_mode() == "wal"; }
 
-  // `sql` is one of the constants above, known by its address.
+  // `sql` is one of the constants above, identified by its address.
   Statement prepare(const char* sql) {
     sqlite3_stmt*& statement = statements_[sql];
     if (statement == nullptr) {
@@ -236,8 +240,8 @@ class SqliteLog::Connection {
   void rollback() noexcept { sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr); }
   int changes() const { return sqlite3_changes(database_); }
 
-  // What to throw for one of SQLite's codes. `uncertain_if_io` is for statements that commit: a
-  // failing disk leaves open whether they did.
+  // Returns the error for one of SQLite's codes. `uncertain_if_io` is for statements that commit:
+  // on a failing disk it is unknown whether they did.
   Error error(const char* what, int code, bool uncertain_if_io = false) const {
     const int system = sqlite3_system_errno(database_);
     const std::string reason = sqlite3_errmsg(database_);
@@ -256,8 +260,8 @@ class SqliteLog::Connection {
       case SQLITE_READONLY:
       case SQLITE_PERM:
       case SQLITE_AUTH:
-        return Error(ErrorKind::invalid, message + " (allow writing to the file and to its folder)",
-                     EACCES);
+        return Error(ErrorKind::invalid,
+                     message + " (allow writing to the file and to its directory)", EACCES);
       case SQLITE_CANTOPEN:
         if (system != 0)
           return system_error("cannot open database or its journal", options_.path, system);
@@ -270,7 +274,7 @@ class SqliteLog::Connection {
       case SQLITE_CONSTRAINT:
       case SQLITE_MISMATCH:
         return Error(ErrorKind::corrupt,
-                     message + " (a table is not as whycache makes it, or is gone)");
+                     message + " (a table is missing, or not as whycache creates it)");
       case SQLITE_IOERR:
         if (uncertain_if_io) return Error(ErrorKind::uncertain, message, system);
         return Error(ErrorKind::unavailable, message, system);
@@ -317,14 +321,14 @@ class SqliteLog::Connection {
     return !statement.step("cannot read database") || statement.number(0) == 0;
   }
 
-  // SQLite does not wait by itself for others to let it change the mode: out of WAL, they have to
-  // close the database.
+  // SQLite does not itself wait until it can change the mode. To leave WAL mode, all other
+  // connections must be closed.
   void choose_journal_mode(bool is_new) {
-    const bool never_wal = has_wal_reset_bug(version_);
+    const bool is_wal_unsafe = has_wal_reset_bug(version_);
     for (;;) {
       const bool in_wal = journal_mode() == "wal";
-      if (in_wal && !never_wal) return;
-      const bool to_wal = !never_wal && is_new;
+      if (in_wal && !is_wal_unsafe) return;
+      const bool to_wal = !is_wal_unsafe && is_new;
       Statement change =
           prepare(to_wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST");
       const int code = change.try_step();
@@ -355,7 +359,7 @@ SqliteLog::Statement& SqliteLog::Statement::bind(int index, std::int64_t number)
 }
 
 SqliteLog::Statement& SqliteLog::Statement::bind(int index, std::string_view bytes) {
-  // Without an address it would be NULL.
+  // A null address would bind NULL.
   check(sqlite3_bind_blob64(statement_, index, bytes.empty() ? "" : bytes.data(), bytes.size(),
                             SQLITE_STATIC));
   return *this;
@@ -380,7 +384,7 @@ void SqliteLog::Statement::check(int code) {
 
 namespace {
 
-// Rolls back what nobody committed.
+// Rolls back in its destructor unless it was committed.
 template <typename Connection>
 class SqliteTransaction {
  public:
@@ -406,18 +410,19 @@ class SqliteTransaction {
 
 SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), IfMissing::create) {}
 
-SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing absent) : options_(std::move(options)) {
-  const ForkExclusion::NoForkSection inside(fork_exclusion());
+SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing if_missing)
+    : options_(std::move(options)) {
+  const ForkExclusion::NoForkSection no_fork(fork_exclusion());
   owner_fork_count_ = fork_count();
-  connection_ = connect(absent);
+  connection_ = connect(if_missing);
 }
 
 SqliteLog::~SqliteLog() {
   if (fork_count() != owner_fork_count_) {
-    static_cast<void>(connection_.release());  // the parent's: leaked on purpose
+    static_cast<void>(connection_.release());  // belongs to the parent: leaked on purpose
     return;
   }
-  const ForkExclusion::NoForkSection inside(fork_exclusion());
+  const ForkExclusion::NoForkSection no_fork(fork_exclusion());
   connection_.reset();
 }
 
@@ -425,13 +430,13 @@ std::unique_ptr<Log> SqliteLog::reopen() {
   return std::unique_ptr<Log>(new SqliteLog(options_, IfMissing::fail));
 }
 
-std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing absent) const {
+std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing if_missing) const {
   if (options_.path.empty())
     throw Error(ErrorKind::invalid, "log url has no path: log=" + options_.name);
-  if (absent == IfMissing::create) create_file_if_missing(options_.path);
+  if (if_missing == IfMissing::create) create_file_if_missing(options_.path);
   struct stat status;
   if (::lstat(options_.path.c_str(), &status) != 0) {
-    if (errno == ENOENT && absent == IfMissing::fail) throw log_deleted_error(name());
+    if (errno == ENOENT && if_missing == IfMissing::fail) throw log_deleted_error(name());
     throw system_error("cannot use database", options_.path, errno);
   }
   if (S_ISLNK(status.st_mode)) throw system_error("cannot use database", options_.path, ELOOP);
@@ -440,13 +445,13 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing absent) cons
   }
 
   auto connection = std::make_unique<Connection>(options_);
-  if (absent == IfMissing::create) create_tables(*connection);
+  if (if_missing == IfMissing::create) create_tables(*connection);
   return connection;
 }
 
 void SqliteLog::create_tables(Connection& connection) const {
-  // The tables are there, but for the first time; then looking must not need permission to write.
-  const auto is_made = [&] {
+  // Reads first: opening a log that exists must not need permission to write.
+  const auto has_tables = [&] {
     if (Statement has_logs = connection.prepare(select_logs_table_sql);
         !has_logs.step("cannot read database"))
       return false;
@@ -454,21 +459,21 @@ void SqliteLog::create_tables(Connection& connection) const {
     if (!row.step("cannot read whycache_logs")) return false;
     if (row.bytes(0) == options_.instance) return true;
     throw Error(ErrorKind::invalid,
-                "instance differs only in capital letters from one that is there: instance=" +
-                    options_.instance + " there=" + std::string(row.bytes(0)));
+                "instance differs only in capital letters from an existing one: instance=" +
+                    options_.instance + " existing=" + std::string(row.bytes(0)));
   };
-  if (is_made()) return;
+  if (has_tables()) return;
   SqliteTransaction transaction(connection, "BEGIN IMMEDIATE");
-  if (!is_made()) {
+  if (!has_tables()) {
     connection.run(create_logs_sql);
     connection.run(create_updates_sql);
     connection.run(create_parts_sql);
     const Uuid uuid = random_uuid();
-    Statement make_log = connection.prepare(insert_log_sql);
-    make_log.bind_text(1, options_.instance)
+    Statement insert = connection.prepare(insert_log_sql);
+    insert.bind_text(1, options_.instance)
         .bind(2, schema_version)
         .bind(3, uuid)
-        .step("cannot make log");
+        .step("cannot create log");
   }
   transaction.commit();
 }
@@ -480,7 +485,7 @@ auto SqliteLog::with_connection(const Work& work) {
                 "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const MutexLock lock(mutex_);
-  const ForkExclusion::NoForkSection inside(fork_exclusion());
+  const ForkExclusion::NoForkSection no_fork(fork_exclusion());
   if (connection_) connection_->restart_deadline();
   if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode()))
     connection_.reset();
@@ -490,13 +495,13 @@ auto SqliteLog::with_connection(const Work& work) {
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::corrupt && !has_log(*connection_))
       throw log_deleted_error(name());
-    // Whatever state the failure left the connection in, the next call has a new one.
+    // The failure may have left the connection in any state, so the next call opens a new one.
     if (error.kind() != ErrorKind::unavailable || error.system_error() != 0) connection_.reset();
     throw;
   }
 }
 
-// Whether the tables are missing because somebody deleted the log by hand.
+// Returns false if the log was deleted by hand, which would explain missing tables.
 bool SqliteLog::has_log(Connection& connection) const noexcept {
   try {
     if (Statement has_logs = connection.prepare(select_logs_table_sql);
@@ -505,7 +510,7 @@ bool SqliteLog::has_log(Connection& connection) const noexcept {
     Statement row = connection.prepare(select_log_sql);
     return row.step("cannot read whycache_logs");
   } catch (const Error&) {
-    return true;  // something else is wrong
+    return true;  // the failure has another cause
   }
 }
 
@@ -566,7 +571,8 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
     const Extent extent = with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
       SqliteTransaction view(connection, "BEGIN");
       const Extent now = read_extent(connection);
-      const bool overtaken = !first_page && now.base >= first;  // by a rewrite; the extent says so
+      // A rewrite has deleted the rows that come next: the caller sees it in the extent.
+      const bool overtaken = !first_page && now.base >= first;
       UpdateId expected = std::max(first, now.base + 1);
       const UpdateId end = std::min(last, now.head);
       if (!overtaken && expected <= end) {
@@ -582,8 +588,8 @@ Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) 
       view.commit();
       return now;
     });
-    const bool goes_on = page.visit_all(visit);
-    if (!goes_on || !page.is_full()) return extent;
+    const bool continues = page.visit_all(visit);
+    if (!continues || !page.is_full()) return extent;
     first = page.last_id() + 1;
   }
 }
@@ -626,7 +632,7 @@ void SqliteLog::delete_unused_parts(const LogMetadata& next) {
   });
 }
 
-// False: another rewrite has come as far or farther.
+// Returns false if another rewrite has reached the same base or a later one.
 bool SqliteLog::switch_base(const LogMetadata& next) {
   return with_connection([&](Connection& connection) {
     {
@@ -646,12 +652,12 @@ bool SqliteLog::switch_base(const LogMetadata& next) {
       if (code != SQLITE_DONE) throw connection.error("cannot switch to another base", code, true);
       if (connection.changes() == 1) return true;
     }
-    const LogMetadata present = read_log_row(connection);
-    if (present.uuid != next.uuid) throw log_deleted_error(name());
-    if (present.base >= next.base) return false;
+    const LogMetadata current = read_log_row(connection);
+    if (current.uuid != next.uuid) throw log_deleted_error(name());
+    if (current.base >= next.base) return false;
     throw Error(
         ErrorKind::unavailable,
-        "parts of the new base disappeared while it was written (begin again): log=" + name());
+        "parts of the new base disappeared while it was written (rewrite again): log=" + name());
   });
 }
 
@@ -660,27 +666,27 @@ void SqliteLog::delete_below_base() {
   delete_in_batches(delete_parts_sql, 4);
 }
 
-// What the deleted rows took goes back to the file system, some pages at a time: the last ones move
-// to where the free ones are, and the file ends sooner. Does nothing in a database that was made
-// without auto_vacuum.
+// Returns the space of deleted rows to the file system, some pages at a time: SQLite moves the last
+// pages of the file into free ones and truncates it. Does nothing in a database without
+// auto_vacuum.
 void SqliteLog::vacuum_incrementally() {
   const auto free_pages = [](Connection& connection) {
     Statement count = connection.prepare("PRAGMA freelist_count");
     return count.step("cannot read database") ? count.number(0) : 0;
   };
-  const auto give_some_back = [&] {
+  const auto free_some_pages = [&] {
     return with_connection([&](Connection& connection) {
-      const std::int64_t before = free_pages(connection);
-      if (before == 0) return false;
+      const std::int64_t count = free_pages(connection);
+      if (count == 0) return false;
       connection.run("PRAGMA incremental_vacuum(256)");
-      return free_pages(connection) < before;
+      return free_pages(connection) < count;
     });
   };
   try {
-    while (give_some_back())
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+    while (free_some_pages())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // lets other connections lock
   } catch (const Error&) {
-    // The history is rewritten all the same, and the next rewrite tries again.
+    // The history is rewritten anyway. The next rewrite tries again.
   }
 }
 
@@ -694,10 +700,10 @@ void SqliteLog::delete_in_batches(const char* sql, std::int64_t rows) {
   for (;;) {
     try {
       if (!delete_some()) return;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // lets other connections lock
     } catch (const Error& error) {
-      // This is how a full disk gets room again, but the journal needs some first: for one row less
-      // than for many.
+      // Deleting frees space on a full disk, but the journal needs some first: less for one row
+      // than for a batch.
       if (error.kind() != ErrorKind::limit || rows == 1) throw;
       rows = 1;
     }

@@ -4,30 +4,28 @@
 //   whycache_updates_INSTANCE    id INTEGER PRIMARY KEY, bytes: one row per update
 //   whycache_parts_INSTANCE      the parts of the base, and of bases being written
 //
-// How it is safe between any number of processes:
+// Any number of processes may use the log:
 //
-// - append() is one INSERT ... SELECT ... WHERE base < id: the primary key is the insert-if-absent,
-// and the base cannot
-//   move within the statement.
-// - read() takes rows and extent in one transaction, a page at a time. No lock is held while
-// `visit` runs.
-// - rewrite() inserts the parts in a transaction each, under (base, random token), so that
-// rewriters never meet; then
-//   one UPDATE switches if all parts are there and the base grows; then rows are deleted in small batches, by
-//   conditions that hold whoever deletes, and their pages given back to the file system (auto_vacuum=INCREMENTAL, which
-//   a database that we make gets), in small batches too.
+// - append() is one INSERT ... SELECT ... WHERE base < id. The primary key makes it insert if
+//   absent, and the base cannot change within the statement.
+// - read() takes rows and extent in one transaction, a buffer of rows at a time. It holds no lock
+//   while `visit` runs.
+// - rewrite() inserts each part in a transaction of its own, under (base, random token), so that
+//   rewriters never interfere. One UPDATE then switches, if all parts are there and the base
+//   grows. Last, it deletes rows in small batches, under conditions that hold for any process that
+//   deletes. It returns their pages to the file system in small batches too: a database that this
+//   class creates has auto_vacuum=INCREMENTAL.
 //
 // Journal: SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode when two processes write and
-// checkpoint at once (the "WAL-reset bug"), which is what we do all day. With such a library the
-// journal is a rollback journal (PERSIST), and a database somebody put in WAL mode is switched
-// back, or refused while that cannot be done. With a library that is free of the bug a new database
-// gets WAL, an existing one keeps what it has. Always synchronous=FULL: what append() acknowledged
-// is on the disk.
+// checkpoint at once (the "WAL-reset bug"), which is this log's normal load. With such a library
+// the journal is a rollback journal (PERSIST). A database in WAL mode is then switched back, or
+// refused while that is impossible. With a library without the bug a new database gets WAL, and an
+// existing one keeps its mode. Always synchronous=FULL: an acknowledged append is on the disk.
 //
-// fork(): a connection must never be touched in a child, not even closed, and SQLite's books of
-// locks are copied into the child as they stand. So fork() waits until no thread is inside SQLite
-// through this file; in the child every call throws but reopen() and the destructor, which leaks
-// the connection on purpose.
+// fork(): a child must never touch a connection, not even to close it. It also gets a copy of
+// SQLite's record of its locks, in whatever state that is. fork() therefore waits until no thread
+// is inside SQLite through this file. In the child every call throws, except reopen() and the
+// destructor, which leaks the connection on purpose.
 #pragma once
 
 #include <chrono>
@@ -46,33 +44,32 @@ namespace whycache {
 struct LogMetadata;
 
 struct SqliteLogOptions {
-  std::string path;  // its folder has to exist
+  std::string path;  // its directory must exist
   std::string instance = "default";
   std::string name;  // for messages
-  // How long to wait for the locks of others.
+  // How long a call waits for the locks of other connections.
   std::chrono::milliseconds deadline{10'000};
-  // What to take the SQLite library for when choosing the journal; 0: what it says it is. For
-  // tests.
+  // The version of SQLite that the choice of the journal assumes; 0: the library's own. For tests.
   int sqlite_version = 0;
 };
 
-// Whether WAL mode can corrupt a database with this version (as of sqlite3_libversion_number()).
+// Whether this version (a sqlite3_libversion_number()) can corrupt a database in WAL mode.
 constexpr bool has_wal_reset_bug(int version) noexcept {
-  const bool mended_in_branch = (version >= 3'044'006 && version < 3'045'000) ||
-                                (version >= 3'050'007 && version < 3'051'000);
-  return version >= 3'007'000 && version < 3'051'003 && !mended_in_branch;
+  const bool fixed_in_branch = (version >= 3'044'006 && version < 3'045'000) ||
+                               (version >= 3'050'007 && version < 3'051'000);
+  return version >= 3'007'000 && version < 3'051'003 && !fixed_in_branch;
 }
 
 class SqliteLog final : public Log {
  public:
-  // Makes file, tables and log if they are not there. Throws Error.
+  // Creates file, tables and log if they do not exist. Throws Error.
   explicit SqliteLog(SqliteLogOptions options);
   ~SqliteLog() override;
 
   std::string name() const override { return options_.name; }
   Extent extent() override;
-  // An append whose predecessor is not there, or to a log that was replaced since the last call,
-  // answers `taken`: reading again will tell.
+  // Returns `taken` if the previous update is missing, or if the log was replaced since the last
+  // call; reading the log again shows which.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
@@ -83,11 +80,11 @@ class SqliteLog final : public Log {
   class Connection;
   class Statement;
 
-  SqliteLog(SqliteLogOptions options, IfMissing absent);
+  SqliteLog(SqliteLogOptions options, IfMissing if_missing);
 
   template <typename Work>
   auto with_connection(const Work& work);
-  std::unique_ptr<Connection> connect(IfMissing absent) const;
+  std::unique_ptr<Connection> connect(IfMissing if_missing) const;
   void create_tables(Connection& connection) const;
   bool has_log(Connection& connection) const noexcept;
   LogMetadata read_log_row(Connection& connection) const;
@@ -104,7 +101,7 @@ class SqliteLog final : public Log {
   void vacuum_incrementally();
 
   SqliteLogOptions options_;
-  std::uint64_t owner_fork_count_ = 0;  // which process: fork_count()
+  std::uint64_t owner_fork_count_ = 0;  // fork_count() of the process that opened it
 
   Mutex mutex_;
   std::unique_ptr<Connection> connection_ WHYCACHE_GUARDED_BY(mutex_);

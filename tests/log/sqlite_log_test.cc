@@ -175,7 +175,7 @@ TEST(SqliteLogFormat, instances_that_differ_in_capital_letters_only_are_refused)
   SqliteStore store;
   store.open("Flags");
   expect_error(
-      ErrorKind::invalid, [&] { store.open("flags"); }, "instance=flags", "there=Flags");
+      ErrorKind::invalid, [&] { store.open("flags"); }, "instance=flags", "existing=Flags");
   store.open("flags2");
 }
 
