@@ -20,6 +20,7 @@
 #include "base/file.h"
 #include "base/fork_handlers.h"
 #include "base/hash.h"
+#include "base/owned_temporary_file.h"
 #include "base/process_lock.h"
 #include "base/random.h"
 #include "log/log_checks.h"
@@ -238,62 +239,6 @@ struct FileLog::Meta {
   }
 };
 
-// A file in tmp/. It is locked for as long as this object lives, which is how others know that its
-// writer does.
-class FileLog::OwnedTemporaryFile {
- public:
-  explicit OwnedTemporaryFile(const FileLog& log) {
-    // Between making and locking it, somebody who deletes what the dead left may take it for such.
-    do {
-      token_ = random_uuid();
-      path_ = log.root_ + "/tmp/" + to_string(token_);
-      file_ = open_file(path_, O_RDWR | O_CREAT | O_EXCL, 0600);
-    } while (!try_lock_byte(file_.number(), 0) || is_deleted());
-    const std::uint32_t mode = log.file_mode_.load(std::memory_order_relaxed);
-    if (mode != 0600) ::fchmod(file_.number(), mode);
-  }
-  OwnedTemporaryFile(const OwnedTemporaryFile&) = delete;
-  OwnedTemporaryFile& operator=(const OwnedTemporaryFile&) = delete;
-  ~OwnedTemporaryFile() { ::unlink(path_.c_str()); }
-
-  const Uuid& token() const { return token_; }
-  const std::string& path() const { return path_; }
-
-  void write_durably(std::string_view bytes) {
-    write_all(file_.number(), bytes, path_);
-    sync_file(file_.number(), path_);
-  }
-
-  // What proves that the writer of a file in tmp/ is gone: its lock. An absent file is as good.
-  class OrphanLock {
-   public:
-    explicit OrphanLock(const std::string& path) {
-      try {
-        file_ = open_file_if_exists(path, O_RDWR | O_NONBLOCK);
-        is_orphan_ = !file_ || try_lock_byte(file_.number(), 0);
-      } catch (const Error& error) {
-        if (error.system_error() != EACCES)
-          throw;  // another user's, who may clean up after himself
-      }
-    }
-    explicit operator bool() const { return is_orphan_; }
-
-   private:
-    FileDescriptor file_;
-    bool is_orphan_ = false;
-  };
-
- private:
-  bool is_deleted() const {
-    struct stat status;
-    return ::fstat(file_.number(), &status) == 0 && status.st_nlink == 0;
-  }
-
-  Uuid token_{};
-  std::string path_;
-  FileDescriptor file_;
-};
-
 // Prevents a switch of the base while an update is linked, or appends while the base is switched.
 // Allocated on the heap, because a child that is forked meanwhile keeps the object registered.
 class FileLog::SwitchLock final : ForkHandler {
@@ -359,7 +304,7 @@ void FileLog::create() {
     throw corrupt_file_error("file of the log is missing, though there are updates",
                              root_ + "/meta");
   }
-  OwnedTemporaryFile file(*this);
+  OwnedTemporaryFile file = create_temporary_file();
   file.write_durably(Meta{.uuid = random_uuid()}.encode());
   sync_directory(root_);  // if a meta exists, so does everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
@@ -523,7 +468,7 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
 
   prepare_to_write();
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
-  OwnedTemporaryFile file(*this);
+  OwnedTemporaryFile file = create_temporary_file();
   file.write_durably(encode_file(FileKind::update, id, bytes));
   const Appended appended = link_update(id, file);
   if (appended != Appended::yes) return appended;
@@ -569,7 +514,8 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   bool switched = false;
   if (base > previous.base) {
     try {
-      const OwnedTemporaryFile owner(*this);  // its lock shows that the new base is not orphaned
+      const OwnedTemporaryFile owner =
+          create_temporary_file();  // its lock shows that the new base is not orphaned
       Meta next{
           .uuid = previous.uuid, .token = owner.token(), .base = base, .base_chain = base_chain};
       next.part_count = write_parts(base_directory(base, next.token), next_part);
@@ -616,7 +562,7 @@ std::uint64_t FileLog::write_parts(const std::string& directory, const NextPart&
 // Returns false if another rewrite has reached the same base or a later one. The switch is durable
 // once the directory is synced.
 bool FileLog::switch_base(const Meta& next) {
-  OwnedTemporaryFile file(*this);
+  OwnedTemporaryFile file = create_temporary_file();
   file.write_durably(next.encode());
   sync_directory(root_);  // has the entry of the base's directory
 
@@ -656,8 +602,7 @@ void FileLog::delete_orphaned_bases() const {
   for (const std::string& name : names) {
     const std::string token = name.substr(name.size() - token_digits);
     // Lock first, then read the meta: its writer may switch to the base and unlock at any moment.
-    if (OwnedTemporaryFile::OrphanLock(root_ + "/tmp/" + token) &&
-        to_string(read_meta().token) != token) {
+    if (OrphanLock(root_ + "/tmp/" + token) && to_string(read_meta().token) != token) {
       delete_directory(root_ + '/' + name);
     }
   }
@@ -667,9 +612,16 @@ void FileLog::delete_orphaned_temporary_files() const {
   const std::string path = root_ + "/tmp";
   visit_directory(path, [&](int directory, std::string_view name) {
     // Held until the file is deleted.
-    const OwnedTemporaryFile::OrphanLock orphan(path + '/' + std::string(name));
+    const OrphanLock orphan(path + '/' + std::string(name));
     if (orphan) delete_file(directory, name, path);
   });
+}
+
+OwnedTemporaryFile FileLog::create_temporary_file() const {
+  OwnedTemporaryFile file(root_ + "/tmp/");
+  const std::uint32_t mode = file_mode_.load(std::memory_order_relaxed);
+  if (mode != 0600) ::fchmod(file.descriptor(), mode);
+  return file;
 }
 
 std::string FileLog::update_path(UpdateId id) const {

@@ -40,6 +40,8 @@
 
 namespace whycache {
 
+class OwnedTemporaryFile;
+
 struct FileLogOptions {
   std::string directory;  // its parent must exist
   std::string instance = "default";
@@ -66,7 +68,6 @@ class FileLog final : public Log {
 
  private:
   struct Meta;
-  class OwnedTemporaryFile;
   class SwitchLock;
 
   void create();
@@ -81,6 +82,7 @@ class FileLog final : public Log {
 
   void prepare_to_write();
   void sync_unsynced_updates();
+  OwnedTemporaryFile create_temporary_file() const;
   Appended link_update(UpdateId id, const OwnedTemporaryFile& file);
   std::uint64_t write_parts(const std::string& directory, const NextPart& next_part) const;
   bool switch_base(const Meta& next);

@@ -714,7 +714,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     check_may_be_replaced(old_file, options_.path);
     supersede(old_file, options_.path);
   }
-  if (::rename(builder.path_.c_str(), options_.path.c_str()) != 0) {
+  if (::rename(builder.path().c_str(), options_.path.c_str()) != 0) {
     const int error = errno;
     if (old_file) set_superseded_bit(old_file, options_.path, false);
     throw system_error("cannot put state file in place", options_.path, error);
@@ -729,7 +729,6 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     impl_->switch_to(std::move(found.mapping));
   }
   if (old) supersede(*old);  // if it had been moved away from the path
-  builder.installed_ = true;
   return true;
 }
 

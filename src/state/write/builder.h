@@ -6,7 +6,7 @@
 #include <span>
 #include <string>
 
-#include "base/file.h"
+#include "base/owned_temporary_file.h"
 #include "state/file/mapping.h"
 #include "state/file/state_info.h"
 #include "state/write/applier.h"
@@ -26,7 +26,6 @@ class StateBuilder {
   StateBuilder(const StateOptions& options, const Uuid& log_uuid, const std::string& log_name);
   StateBuilder(const StateBuilder&) = delete;
   StateBuilder& operator=(const StateBuilder&) = delete;
-  ~StateBuilder();
 
   // Adds items of a base, in ascending key order. Must not be called after apply().
   void load(std::span<const Item> items);
@@ -35,30 +34,21 @@ class StateBuilder {
   // Applies update applied_id + 1, as StateWriter::apply().
   void apply(const Update& update);
 
+  // The file, until it is installed.
+  const std::string& path() const { return file_.path(); }
   StateInfo info() const;
   // Returns a pin on the state as of the last finish_load() or apply().
   std::shared_ptr<const detail::Pin> pin() const;
 
  private:
-  friend class State;
-  // An empty file: its one segment holds only the fixed header. The lock shows others that the
-  // builder lives.
-  struct NewFile {
-    std::string path;
-    FileDescriptor file;  // locked as long as it is open
-  };
-  StateBuilder(const StateOptions& options, NewFile file, const Uuid& log_uuid);
-  static NewFile create_locked_file(const std::string& path);
-  static NewFile create_state_file(const StateOptions& options, const Uuid& log_uuid,
-                                   const std::string& log_name);
+  StateBuilder(const StateOptions& options, OwnedTemporaryFile file, const Uuid& log_uuid);
   void check_not_forked() const;
 
   std::uint64_t bytes_max_;
-  std::string path_;
+  OwnedTemporaryFile file_;  // State::install() renames it into place
   Mapping mapping_;
   Applier applier_;
   std::uint64_t fork_count_;
-  bool installed_ = false;  // set by State::install()
 };
 
 }  // namespace whycache
