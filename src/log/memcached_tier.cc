@@ -5,122 +5,66 @@
 #include <limits>
 #include <utility>
 
-#include "base/bytes.h"
 #include "base/clock.h"
-#include "base/hash.h"
 #include "base/random.h"
-#include "update/update.h"
 
 namespace whycache {
 namespace {
 
-// What stands in memcached goes when nobody put it there again for so long.
+// memcached forgets an item that nobody has stored again for so long.
 constexpr std::chrono::seconds item_lifetime{std::chrono::hours(24)};
 constexpr std::chrono::seconds fill_lease_duration{2};
-// memcached takes items of 1 MiB, unless it is told otherwise.
+// By default, memcached takes items of 1 MiB.
 constexpr std::size_t cached_update_bytes_max = 1'000'000;
 constexpr std::uint32_t flag_too_large = 1;
-// Who is farther behind asks the log.
+// A follower that is farther behind reads the log.
 constexpr std::uint64_t served_updates_max = 4'096;
 constexpr std::size_t served_bytes_max = std::size_t{4} << 20;
-constexpr UpdateId keys_per_get_initial =
-    8;  // asked for at once, until it is known how large the updates are
+// How many updates to request at once, until it is known how large they are.
+constexpr UpdateId keys_per_get_initial = 8;
 constexpr UpdateId keys_per_get_max = 256;
-// Of what was read from the log, the last so many updates are put into memcached.
+// After a poll of the log, only the last updates are put into memcached.
 constexpr std::size_t fill_updates_max = 1'000;
 constexpr std::size_t fill_bytes_max = std::size_t{8} << 20;
-// A head that was asked for longer ago is not put any more.
+// A head is not published any more once its poll began longer ago.
 constexpr std::int64_t publish_window_ns = std::int64_t{5} * 1'000'000'000;
 constexpr int publish_attempts_max = 3;
-constexpr std::int64_t prompt_publish_delay_ns_max = 1'000'000'000;
-constexpr std::int64_t publish_delay_ns_max = std::int64_t{3600} * 1'000'000'000;
-// Who strictly asks the log again and again tells the others this often.
+// How often a process that polls the log all the time publishes what it found.
 constexpr std::int64_t publish_interval_ns = 100'000'000;
-// Who wrote lately keeps the connections to the log's store.
+// A process that has not appended for so long gives up its connections to the log's store.
 constexpr std::int64_t connection_release_delay_ns = std::int64_t{60} * 1'000'000'000;
 
 constexpr UpdateId no_end = std::numeric_limits<UpdateId>::max();
 
-constexpr std::size_t head_record_bytes = 48;
-constexpr std::size_t lease_value_bytes = 12;
-constexpr std::uint32_t lease_seconds_max = 3'600;
-
-std::int64_t to_ns(std::chrono::nanoseconds duration) { return duration.count(); }
-
 }  // namespace
 
-// --- The head record: number, head, mark, lease, took, and a hash of these, little-endian. ---
+// The last updates that a poll of the log returned, within the limits of what is published.
+class MemcachedTier::UpdateTail {
+ public:
+  void add(UpdateId id, std::string_view bytes) {
+    updates_.push_back({id, std::string(bytes)});
+    bytes_ += bytes.size();
+    while (updates_.size() > 1 && (updates_.size() > fill_updates_max || bytes_ > fill_bytes_max)) {
+      bytes_ -= updates_.front().bytes.size();
+      updates_.pop_front();
+    }
+  }
+  const std::deque<CachedUpdate>& updates() const { return updates_; }
+  CachedUpdate last() const { return updates_.empty() ? CachedUpdate{} : updates_.back(); }
+  // Whether the poll returned all updates up to `head`.
+  bool reached(UpdateId head) const { return updates_.empty() || updates_.back().id == head; }
 
-std::string MemcachedTier::encode(const HeadRecord& head) {
-  std::string bytes;
-  append_little_endian(bytes, head.record_id);
-  append_little_endian(bytes, head.head);
-  append_little_endian(bytes, head.head_chain);
-  append_little_endian(bytes, head.lease_id);
-  append_little_endian(bytes, head.publish_delay_ns);
-  append_little_endian(bytes, hash64(bytes));
-  return bytes;
-}
-
-// What is no head record has number 0: whoever meets it asks the log, and replaces it.
-MemcachedTier::HeadRecord MemcachedTier::decode(const Memcached::CachedItem& item) {
-  HeadRecord head;
-  head.cas_version = item.cas_version;
-  const std::string_view bytes = item.bytes;
-  if (bytes.size() != head_record_bytes) return head;
-  if (load_little_endian<std::uint64_t>(bytes.data() + 40) != hash64(bytes.substr(0, 40)))
-    return head;
-  head.record_id = load_little_endian<std::uint64_t>(bytes.data());
-  head.head = load_little_endian<std::uint64_t>(bytes.data() + 8);
-  head.head_chain = load_little_endian<std::uint64_t>(bytes.data() + 16);
-  head.lease_id = load_little_endian<std::uint64_t>(bytes.data() + 24);
-  head.publish_delay_ns = std::clamp<std::int64_t>(
-      load_little_endian<std::int64_t>(bytes.data() + 32), 0, publish_delay_ns_max);
-  return head;
-}
-
-// --- The lease to ask: its number, and for how many seconds it was put. ---
-
-std::string MemcachedTier::encode_lease(std::uint64_t number) const {
-  std::string bytes;
-  append_little_endian(bytes, number);
-  append_little_endian(bytes, static_cast<std::uint32_t>(options_.confirm_interval.count()));
-  return bytes;
-}
-
-// When the log was asked at the earliest, by a head record and the lease that is there at `now_ns`:
-// the record's question came after its lease was put, and memcached counts expiry in whole seconds.
-std::int64_t MemcachedTier::earliest_poll_at_ns(const HeadRecord& head,
-                                                const std::optional<Memcached::CachedItem>& lease,
-                                                std::int64_t now_ns) const {
-  std::int64_t asked_ns = 0;
-  if (head.record_id != last_record_id_ && last_record_at_ns_ != 0)
-    asked_ns = last_record_at_ns_ - head.publish_delay_ns;
-  if (!lease || lease->bytes.size() != lease_value_bytes || head.lease_id == 0) return asked_ns;
-  if (load_little_endian<std::uint64_t>(lease->bytes.data()) != head.lease_id) return asked_ns;
-  const std::uint32_t seconds = load_little_endian<std::uint32_t>(lease->bytes.data() + 8);
-  if (seconds > lease_seconds_max) return asked_ns;
-  return std::max(asked_ns, now_ns - to_ns(std::chrono::seconds(seconds + 1)));
-}
-
-// Whether a record, by which the log was asked at `asked_ns` at the earliest, was made after this
-// process asked the log.
-bool MemcachedTier::postdates_own_poll(const HeadRecord& head, std::int64_t asked_ns) const {
-  if (asked_ns > own_poll_at_ns_) return true;
-  if (own_poll_lease_id_ != 0 && head.lease_id == own_poll_lease_id_) return true;
-  // It was not there yet when we were about to ask; a writer's append may well have begun before
-  // that.
-  return head.record_id != last_record_id_ && last_record_at_ns_ >= own_poll_prepared_at_ns_ &&
-         head.publish_delay_ns <= prompt_publish_delay_ns_max;
-}
+ private:
+  std::deque<CachedUpdate> updates_;
+  std::size_t bytes_ = 0;
+};
 
 MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options)
     : log_(std::move(log)),
       options_(std::move(options)),
-      staleness_jitter_(random_u64() %
-                        static_cast<std::uint64_t>(to_ns(served_staleness_max()) / 6)),
       memcached_(options_.servers, options_.timeout),
-      known_extent_(log_->extent()) {}
+      tracker_(log_->extent(), options_.confirm_interval, options_.own_poll_interval,
+               random_u64()) {}
 
 std::unique_ptr<Log> MemcachedTier::reopen() {
   std::shared_ptr<Log> log = log_->reopen();
@@ -128,280 +72,312 @@ std::unique_ptr<Log> MemcachedTier::reopen() {
 }
 
 std::string MemcachedTier::item_key(const std::string& what) const {
-  return "whycache1:" + to_string(known_extent_.uuid) + ':' + what;
+  return "whycache1:" + to_string(tracker_.known_extent().uuid) + ':' + what;
 }
 
-// The chain, where the bytes are an update's; a log holds opaque bytes, and of others their hash
-// has to do.
-std::uint64_t MemcachedTier::head_chain_of(std::string_view bytes) {
-  const std::optional<UpdateHeader> place = peek_header(bytes);
-  return place ? place->chain : hash64(bytes);
+std::string MemcachedTier::update_key(UpdateId id) const {
+  return item_key("u:" + std::to_string(id));
 }
 
-// --- What the log says. ---
+PollLease MemcachedTier::poll_lease(std::uint64_t lease_id) const {
+  return {lease_id, static_cast<std::uint32_t>(options_.confirm_interval.count())};
+}
+
+// --- The log. ---
 
 void MemcachedTier::record_extent(const Extent& extent) {
-  if (known_extent_.uuid != extent.uuid) {
-    // What is no head record: all who still follow the log that was replaced ask, and find out.
-    const std::optional<HeadRecord> before = fetch_head_record();
-    if (before && before->record_id != 0)
-      memcached_.compare_and_swap(item_key("head"), "", before->cas_version, item_lifetime);
-    invalidated_id_ = 0;
-    last_record_id_ = 0;
-    last_record_at_ns_ = 0;
-    own_poll_at_ns_ = 0;
+  if (tracker_.known_extent().uuid != extent.uuid) {
+    // The log was replaced. Destroy the head record of the old one, so that every process that
+    // still follows it polls the log, and finds out.
+    const std::optional<FoundHeadRecord> found = fetch_head_record();
+    if (found && found->record.record_id != 0)
+      memcached_.compare_and_swap(item_key("head"), "", found->cas_version, item_lifetime);
     last_served_update_ = {};
   }
-  known_extent_ = extent;
+  tracker_.record_extent(extent);
   has_released_connections_ = false;
-  if (invalidated_id_ <= extent.head) invalidated_id_ = 0;
 }
 
 Extent MemcachedTier::extent() {
   const Extent extent = log_->extent();
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   record_extent(extent);
   return extent;
 }
 
 Extent MemcachedTier::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   const Extent extent = log_->read(first, last, visit);
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   record_extent(extent);
   return extent;
 }
 
-PollResult MemcachedTier::poll_log(UpdateId first, bool again, const VisitUpdate& visit) {
-  Uuid uuid;
-  std::optional<HeadRecord> before;
-  std::uint64_t lease = 0;
-  bool is_own_lease = true;
-  const std::int64_t asking_at_ns = boot_time_ns();
+PollResult MemcachedTier::poll_log(UpdateId first, bool is_repeated, const VisitUpdate& visit) {
+  const std::int64_t prepared_at_ns = boot_time_ns();
+  LogPoll poll;
   {
-    const std::lock_guard guard(mutex_);
-    uuid = known_extent_.uuid;
-    before = fetch_head_record();
-    lease = std::exchange(pending_lease_id_, 0);
-    if (lease == 0 && again && before &&
-        boot_time_ns() - last_publish_at_ns_ < publish_interval_ns) {
-      lease = before->lease_id;
-      is_own_lease = false;
-    }
-    if (lease == 0) {
-      is_own_lease = true;
-      lease = random_u64();
-      const Memcached::StoreResult stored =
-          memcached_.set(item_key("ask"), encode_lease(lease), 0, options_.confirm_interval);
-      if (stored != Memcached::StoreResult::stored) lease = 0;
-    }
+    const MutexLock lock(mutex_);
+    poll = prepare_log_poll(is_repeated, prepared_at_ns);
   }
-  const std::int64_t began_ns = boot_time_ns();
-  std::deque<CachedUpdate> rows;
-  std::size_t bytes_kept = 0;
-  bool stopped = false;
+  poll.began_at_ns = boot_time_ns();
+  UpdateTail tail;
   const Extent extent = log_->read(first, no_end, [&](UpdateId id, std::string_view bytes) {
-    rows.push_back({id, std::string(bytes)});
-    bytes_kept += bytes.size();
-    while (rows.size() > 1 && (rows.size() > fill_updates_max || bytes_kept > fill_bytes_max)) {
-      bytes_kept -= rows.front().bytes.size();
-      rows.pop_front();
-    }
-    stopped = !visit(id, bytes);
-    return !stopped;
+    tail.add(id, bytes);
+    return visit(id, bytes);
   });
 
-  // A head is not lowered on the word of a replica that lags: extent() is asked where the log is
-  // written.
-  if (before && before->head > extent.head && log_->extent().head > extent.head) return {extent};
+  // read() may have been answered by a replica that lags: it must not lower the head. extent() asks
+  // the server that takes the appends.
+  if (poll.found && poll.found->record.head > extent.head && log_->extent().head > extent.head)
+    return {extent};
 
-  const bool reached_head = rows.empty() ? !stopped : rows.back().id == extent.head;
-  std::optional<std::uint64_t> mark;
-  if (extent.head == extent.base) {
-    mark = extent.base_chain;
-  } else if (reached_head && !rows.empty()) {
-    mark = head_chain_of(rows.back().bytes);
-  } else if (reached_head) {  // the log ends before `first`: it was restored, or the caller wanted
-                              // only what is new
-    log_->read(extent.head, extent.head, [&](UpdateId, std::string_view bytes) {
-      mark = head_chain_of(bytes);
-      return true;
-    });
-  }
-
-  const std::lock_guard guard(mutex_);
-  record_extent(extent);
-  if (reached_head && began_ns > own_poll_at_ns_) {
-    own_poll_at_ns_ = confirmed_at_ns_ = began_ns;
-    own_poll_head_ = confirmed_head_ = extent.head;
-    own_poll_prepared_at_ns_ = asking_at_ns;
-    own_poll_lease_id_ = is_own_lease ? lease : 0;
-    if (before && uuid == extent.uuid && last_record_at_ns_ < asking_at_ns) {
-      last_record_id_ = before->record_id;
-      last_record_at_ns_ = asking_at_ns;
-    }
-    // Who were started together do not all ask together.
-    const std::int64_t ask_ns = to_ns(options_.own_poll_interval);
-    const auto sooner_ns =
-        static_cast<std::int64_t>(random_u64() % static_cast<std::uint64_t>(ask_ns / 4));
-    next_own_poll_at_ns_ = began_ns + ask_ns - sooner_ns;
-    last_served_update_ = rows.empty() ? CachedUpdate{} : rows.back();
-  }
-  if (!mark) return {extent};  // the caller has not read to the end
-  if (uuid != extent.uuid) before.reset();
-  const bool is_told = before && before->record_id != 0 && before->head == extent.head &&
-                       before->head_chain == *mark;
-  if (!again || !is_told || began_ns - last_publish_at_ns_ >= publish_interval_ns) {
-    publish(before, extent, {rows.begin(), rows.end()}, *mark, lease, began_ns);
-  }
+  const std::optional<std::uint64_t> head_chain = find_head_chain(extent, tail);
+  const MutexLock lock(mutex_);
+  finish_log_poll(std::move(poll), is_repeated, extent, tail, head_chain);
   return {extent};
 }
 
-// --- What memcached says. ---
+// Finds out what is in memcached, and stores a poll lease unless there is one that will do.
+MemcachedTier::LogPoll MemcachedTier::prepare_log_poll(bool is_repeated,
+                                                       std::int64_t prepared_at_ns) {
+  LogPoll poll;
+  poll.prepared_at_ns = prepared_at_ns;
+  poll.uuid = tracker_.known_extent().uuid;
+  poll.found = fetch_head_record();
+  poll.lease_id = std::exchange(pending_lease_id_, 0);
+  if (poll.lease_id == 0 && is_repeated && poll.found &&
+      boot_time_ns() - last_publish_at_ns_ < publish_interval_ns) {
+    poll.lease_id = poll.found->record.lease_id;
+    poll.is_own_lease = false;
+  }
+  if (poll.lease_id == 0) {
+    poll.is_own_lease = true;
+    poll.lease_id = random_u64();
+    const Memcached::StoreResult stored =
+        memcached_.set(item_key("ask"), encode_poll_lease(poll_lease(poll.lease_id)), 0,
+                       options_.confirm_interval);
+    if (stored != Memcached::StoreResult::stored) poll.lease_id = 0;
+  }
+  return poll;
+}
 
-PollResult MemcachedTier::poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+// Returns nullopt if the caller has not read to the end.
+std::optional<std::uint64_t> MemcachedTier::find_head_chain(const Extent& extent,
+                                                            const UpdateTail& tail) const {
+  if (extent.head == extent.base) return extent.base_chain;
+  if (!tail.reached(extent.head)) return std::nullopt;
+  if (!tail.updates().empty()) return head_chain_of(tail.updates().back().bytes);
+  // The log ends before `first`: it was restored, or the caller wanted only what is new.
+  std::optional<std::uint64_t> head_chain;
+  log_->read(extent.head, extent.head, [&](UpdateId, std::string_view bytes) {
+    head_chain = head_chain_of(bytes);
+    return true;
+  });
+  return head_chain;
+}
+
+// Records and publishes what the log returned.
+void MemcachedTier::finish_log_poll(LogPoll poll, bool is_repeated, const Extent& extent,
+                                    const UpdateTail& tail,
+                                    std::optional<std::uint64_t> head_chain) {
+  record_extent(extent);
+  if (poll.uuid != extent.uuid) poll.found.reset();
+  const std::optional<FoundHeadRecord>& found = poll.found;
+  if (tail.reached(extent.head)) {
+    OwnPoll own_poll{.prepared_at_ns = poll.prepared_at_ns, .began_at_ns = poll.began_at_ns};
+    if (poll.is_own_lease) own_poll.lease_id = poll.lease_id;
+    if (found) own_poll.record_id = found->record.record_id;
+    if (tracker_.record_own_poll(own_poll, extent.head, random_u64()))
+      last_served_update_ = tail.last();
+  }
+  if (!head_chain) return;
+  const bool is_known = found && found->record.record_id != 0 &&
+                        found->record.head == extent.head &&
+                        found->record.head_chain == *head_chain;
+  if (is_repeated && is_known && poll.began_at_ns - last_publish_at_ns_ < publish_interval_ns)
+    return;
+  if (!memcached_.is_available()) return;
+  for (const CachedUpdate& update : tail.updates()) {
+    if (update.id > extent.base) publish_update(update.id, update.bytes);
+  }
+  publish_head_record(found,
+                      {.head = extent.head, .head_chain = *head_chain, .lease_id = poll.lease_id},
+                      poll.began_at_ns);
+}
+
+Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
+  std::optional<FoundHeadRecord> found;
+  {
+    const MutexLock lock(mutex_);
+    found = fetch_head_record();
+  }
+  const std::int64_t began_at_ns = boot_time_ns();
+  Appended appended;
+  try {
+    appended = log_->append(id, bytes);
+  } catch (...) {
+    const MutexLock lock(mutex_);
+    tracker_.invalidate_from(id, boot_time_ns());
+    throw;
+  }
+  const MutexLock lock(mutex_);
+  last_append_at_ns_ = boot_time_ns();
+  has_released_connections_ = false;
+  if (appended != Appended::yes) {
+    tracker_.invalidate_from(id, boot_time_ns());
+    return appended;
+  }
+  tracker_.record_append(id);
+  publish_update(id, bytes);
+  // An append also asks the log, and it began after the record that it found was put.
+  publish_head_record(found,
+                      {.head = id,
+                       .head_chain = head_chain_of(bytes),
+                       .lease_id = found ? found->record.lease_id : 0},
+                      began_at_ns);
+  return appended;
+}
+
+bool MemcachedTier::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
+  const bool switched = log_->rewrite(base, base_chain, next_part);
+  const MutexLock lock(mutex_);
+  tracker_.record_rewrite();
+  has_released_connections_ = false;
+  return switched;
+}
+
+// --- Polling memcached. ---
+
+PollResult MemcachedTier::poll(UpdateId first,
+                               std::optional<std::chrono::nanoseconds> staleness_max,
                                const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
-  std::optional<CachedAnswer> found;
+  std::optional<CachedAnswer> answer;
   {
-    const std::lock_guard guard(mutex_);
-    found = poll_memcached(first, age_max.value_or(served_staleness_max()));
-    if (found && !has_released_connections_ &&
+    const MutexLock lock(mutex_);
+    answer = poll_memcached(first, staleness_max.value_or(tracker_.served_staleness_max()));
+    if (answer && !has_released_connections_ &&
         boot_time_ns() - last_append_at_ns_ > connection_release_delay_ns) {
       log_->release_idle_connections();
       has_released_connections_ = true;
     }
   }
-  if (!found) return poll_log(first, age_max.has_value(), visit);
-  for (const CachedUpdate& row : found->updates) {
-    if (!visit(row.id, row.bytes)) break;
+  if (!answer) return poll_log(first, staleness_max.has_value(), visit);
+  for (const CachedUpdate& update : answer->updates) {
+    if (!visit(update.id, update.bytes)) break;
   }
-  return found->result;
+  return answer->result;
 }
 
-std::optional<MemcachedTier::HeadRecord> MemcachedTier::fetch_head_record() {
-  const auto items = memcached_.get({item_key("head")});
-  if (!items || !(*items)[0]) return std::nullopt;
-  return decode(*(*items)[0]);
-}
-
-// nullopt: the log has to be asked.
 std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(
-    UpdateId first, std::chrono::nanoseconds age_max) {
+    UpdateId first, std::chrono::nanoseconds staleness_max) {
   const std::int64_t now_ns = boot_time_ns();
-  if (to_ns(age_max) <= 0 || own_poll_at_ns_ == 0 || now_ns >= next_own_poll_at_ns_)
-    return std::nullopt;
-  if (invalidated_id_ != 0 && now_ns < invalidated_until_ns_) return std::nullopt;
-  if (first < known_extent_.base) return std::nullopt;
+  if (tracker_.must_poll_log(first, staleness_max, now_ns)) return std::nullopt;
 
   const auto items = memcached_.get({item_key("head"), item_key("ask")});
-  // Nobody has asked the log for a while: it is our turn, unless somebody is faster.
-  if (items && !(*items)[1]) {
-    const std::uint64_t lease = random_u64();
-    if (memcached_.add(item_key("ask"), encode_lease(lease), options_.confirm_interval) ==
-        Memcached::StoreResult::stored) {
-      pending_lease_id_ = lease;
-      return std::nullopt;
-    }
-  }
+  // The lease has expired: the first process that takes it polls the log.
+  if (items && !(*items)[1] && try_take_poll_lease()) return std::nullopt;
 
-  CachedAnswer found;
-  HeadVerdict told = HeadVerdict::unusable;
+  CachedAnswer answer;
+  HeadVerdict verdict = HeadVerdict::unusable;
   if (items && (*items)[0]) {
-    const HeadRecord head = decode(*(*items)[0]);
-    if (head.record_id == 0) return std::nullopt;
-    const std::int64_t asked_ns = earliest_poll_at_ns(head, (*items)[1], now_ns);
-    if (head.head > own_poll_head_ && !postdates_own_poll(head, asked_ns)) {
-      // What lies beyond our own answer may be what the log has lost. The next new record tells, or
-      // who asks now.
-      told =
-          try_take_fill_lease(own_poll_head_ + 1) ? HeadVerdict::poll_log : HeadVerdict::unusable;
-      last_record_id_ = head.record_id;
-      last_record_at_ns_ = now_ns;
-    } else {
-      told = fetch_updates_to_head(head, first, found.updates);
-    }
-    if (told == HeadVerdict::usable) {
-      if (asked_ns > confirmed_at_ns_) {
-        confirmed_at_ns_ = asked_ns;
-        confirmed_head_ = head.head;
-      }
-      last_record_id_ = head.record_id;
-      last_record_at_ns_ = now_ns;
-      known_extent_.head = head.head;
-      last_served_update_ = found.updates.empty() ? CachedUpdate{} : found.updates.back();
-    }
+    const HeadRecord record = decode_head_record((*items)[0]->bytes);
+    if (record.record_id == 0) return std::nullopt;
+    const std::optional<PollLease> lease =
+        (*items)[1] ? decode_poll_lease((*items)[1]->bytes) : std::nullopt;
+    verdict = use_head_record(record, lease, first, now_ns, answer.updates);
   }
-  if (told == HeadVerdict::poll_log) return std::nullopt;
-  // Nothing new, as far as it is known. That gets older until somebody asks the log. If memcached
-  // does not answer it is each for himself, but not at each poll: what memcached kept from the log
-  // must not all come upon it at once.
-  if (told == HeadVerdict::unusable) {
-    // Where nothing was confirmed, the first update is one that nobody vouches for.
-    if (first == 1 && confirmed_head_ == 0) return std::nullopt;
-    std::optional<CachedUpdate> row = fetch_update(first);
-    if (!row || confirmed_head_ > first) return std::nullopt;
-    found.updates = {std::move(*row)};
+  if (verdict == HeadVerdict::poll_log) return std::nullopt;
+  if (verdict == HeadVerdict::unusable) {
+    // Nothing new is known. This answer ages until some process polls the log. While memcached does
+    // not answer, each process has to poll the log itself, but not at every poll: the load that
+    // memcached kept from the log must not hit it at once.
+    std::optional<CachedUpdate> update;
+    if (tracker_.has_nothing_new_after(first)) update = fetch_update(first);
+    if (!update) return std::nullopt;
+    answer.updates = {std::move(*update)};
   }
 
-  const std::chrono::nanoseconds age(std::max<std::int64_t>(now_ns - confirmed_at_ns_, 1));
-  if (age > std::min(age_max, served_staleness_max() - staleness_jitter_)) return std::nullopt;
-  found.result = {known_extent_, age};
-  found.result.extent.head =
-      found.updates.empty() ? std::max(known_extent_.base, first - 1) : found.updates.back().id;
-  return found;
+  const auto staleness = tracker_.staleness(staleness_max, now_ns);
+  if (!staleness) return std::nullopt;
+  answer.result = {tracker_.known_extent(), *staleness};
+  Extent& extent = answer.result.extent;
+  extent.head =
+      answer.updates.empty() ? std::max(extent.base, first - 1) : answer.updates.back().id;
+  return answer;
 }
 
-// The updates from `first` to the head, if all of them are there, and end in the update that the
-// record means.
-MemcachedTier::HeadVerdict MemcachedTier::fetch_updates_to_head(const HeadRecord& head,
-                                                                UpdateId first,
-                                                                std::vector<CachedUpdate>& rows) {
-  const bool is_empty_log = head.head == 0 && first == 1;
-  if (head.head < known_extent_.head) return HeadVerdict::poll_log;
-  if (head.head < first && !is_empty_log) {
-    // The log has lost updates, or nobody could put the head that the caller knows. That has to be
-    // found out once.
-    return head.record_id == last_record_id_ ? HeadVerdict::unusable : HeadVerdict::poll_log;
-  }
-  if (head.head == known_extent_.base)
-    return head.head_chain == known_extent_.base_chain ? HeadVerdict::usable
-                                                       : HeadVerdict::poll_log;
+bool MemcachedTier::try_take_poll_lease() {
+  const std::uint64_t lease_id = random_u64();
+  if (memcached_.add(item_key("ask"), encode_poll_lease(poll_lease(lease_id)),
+                     options_.confirm_interval) != Memcached::StoreResult::stored)
+    return false;
+  pending_lease_id_ = lease_id;
+  return true;
+}
 
-  const UpdateId begin = std::max(first, known_extent_.base + 1);
-  if (head.head - begin >= served_updates_max) return HeadVerdict::poll_log;
+// Returns `usable` with the updates to hand out, `unusable` or `poll_log`.
+HeadVerdict MemcachedTier::use_head_record(const HeadRecord& record,
+                                           const std::optional<PollLease>& lease, UpdateId first,
+                                           std::int64_t now_ns,
+                                           std::vector<CachedUpdate>& updates) {
+  const std::int64_t polled_at_ns = tracker_.earliest_poll_at_ns(record, lease, now_ns);
+  HeadVerdict verdict = tracker_.judge(record, first, polled_at_ns);
+  if (verdict == HeadVerdict::unproven) {
+    // The next new record proves more, or one process of all polls the log now.
+    verdict = try_take_fill_lease(tracker_.first_unproven_id()) ? HeadVerdict::poll_log
+                                                                : HeadVerdict::unusable;
+    tracker_.record_seen(record, now_ns);
+    return verdict;
+  }
+  if (verdict == HeadVerdict::needs_updates)
+    verdict = fetch_updates_to_head(record, first, updates);
+  if (verdict == HeadVerdict::usable) {
+    tracker_.record_used(record, polled_at_ns, now_ns);
+    last_served_update_ = updates.empty() ? CachedUpdate{} : updates.back();
+  }
+  return verdict;
+}
+
+// Fetches the updates from `first` to the head. Returns `usable` if all of them are there and the
+// last one has the record's chain.
+HeadVerdict MemcachedTier::fetch_updates_to_head(const HeadRecord& record, UpdateId first,
+                                                 std::vector<CachedUpdate>& updates) {
+  const UpdateId begin = std::max(first, tracker_.known_extent().base + 1);
+  if (record.head - begin >= served_updates_max) return HeadVerdict::poll_log;
   std::size_t bytes = 0;
   std::size_t largest_bytes = 1;
-  UpdateId keys_next = keys_per_get_initial;
-  for (UpdateId next = begin; next <= head.head;) {
+  UpdateId key_count = keys_per_get_initial;
+  for (UpdateId next = begin; next <= record.head;) {
     if (next == last_served_update_.id) {
-      rows.push_back(last_served_update_);
+      updates.push_back(last_served_update_);
       ++next;
       continue;
     }
-    const UpdateId end = std::min<UpdateId>(head.head + 1, next + keys_next);
+    const UpdateId end = std::min<UpdateId>(record.head + 1, next + key_count);
     std::vector<std::string> keys;
     for (UpdateId id = next; id < end; ++id) keys.push_back(update_key(id));
     auto items = memcached_.get(keys);
     if (!items) {
-      rows.clear();
+      updates.clear();
       return HeadVerdict::unusable;
     }
     for (std::optional<Memcached::CachedItem>& item : *items) {
-      if (!item) {  // one of all fetches it for all
-        rows.clear();
+      if (!item) {  // one process fetches it for all
+        updates.clear();
         return try_take_fill_lease(next) ? HeadVerdict::poll_log : HeadVerdict::unusable;
       }
       bytes += item->bytes.size();
       largest_bytes = std::max(largest_bytes, item->bytes.size());
       if ((item->flags & flag_too_large) != 0 || bytes > served_bytes_max)
         return HeadVerdict::poll_log;
-      rows.push_back({next++, std::move(item->bytes)});
+      updates.push_back({next++, std::move(item->bytes)});
     }
     const UpdateId fitting = (served_bytes_max - bytes) / largest_bytes;
-    keys_next = std::clamp<UpdateId>(std::min(fitting, 4 * keys_next), 1, keys_per_get_max);
+    key_count = std::clamp<UpdateId>(std::min(fitting, 4 * key_count), 1, keys_per_get_max);
   }
-  return head_chain_of(rows.back().bytes) == head.head_chain ? HeadVerdict::usable
-                                                             : HeadVerdict::poll_log;
+  return head_chain_of(updates.back().bytes) == record.head_chain ? HeadVerdict::usable
+                                                                  : HeadVerdict::poll_log;
 }
 
 bool MemcachedTier::try_take_fill_lease(UpdateId id) {
@@ -416,95 +392,47 @@ std::optional<MemcachedTier::CachedUpdate> MemcachedTier::fetch_update(UpdateId 
   return CachedUpdate{id, std::move((*items)[0]->bytes)};
 }
 
-// --- What the others are told. ---
-
-// What the log answered to a question asked at `asked_at_ns`, when `before` was the head record.
-void MemcachedTier::publish(std::optional<HeadRecord> before, const Extent& extent,
-                            const std::vector<CachedUpdate>& rows, std::uint64_t mark,
-                            std::uint64_t lease, std::int64_t asked_at_ns) {
-  if (!memcached_.is_available()) return;
-  for (const CachedUpdate& row : rows) {
-    if (row.id > extent.base) publish_update(row.id, row.bytes);
-  }
-  publish_head_record(before, {0, extent.head, mark, lease, 0, 0}, asked_at_ns);
+std::optional<MemcachedTier::FoundHeadRecord> MemcachedTier::fetch_head_record() {
+  const auto items = memcached_.get({item_key("head")});
+  if (!items || !(*items)[0]) return std::nullopt;
+  const Memcached::CachedItem& item = *(*items)[0];
+  return FoundHeadRecord{decode_head_record(item.bytes), item.cas_version};
 }
+
+// --- Publishing. ---
 
 void MemcachedTier::publish_update(UpdateId id, std::string_view bytes) {
-  const auto put_mark = [&] { memcached_.set(update_key(id), "", flag_too_large, item_lifetime); };
-  if (bytes.size() > cached_update_bytes_max) return put_mark();
-  if (memcached_.set(update_key(id), bytes, 0, item_lifetime) != Memcached::StoreResult::stored)
-    put_mark();
+  const bool stored =
+      bytes.size() <= cached_update_bytes_max &&
+      memcached_.set(update_key(id), bytes, 0, item_lifetime) == Memcached::StoreResult::stored;
+  if (!stored) memcached_.set(update_key(id), "", flag_too_large, item_lifetime);
 }
 
-void MemcachedTier::publish_head_record(std::optional<HeadRecord> before, HeadRecord head,
-                                        std::int64_t asked_at_ns) {
-  const UpdateId head_before = before ? before->head : 0;
+void MemcachedTier::publish_head_record(std::optional<FoundHeadRecord> found, HeadRecord record,
+                                        std::int64_t began_at_ns) {
+  const UpdateId found_head = found ? found->record.head : 0;
   for (int attempt = 0; attempt < publish_attempts_max; ++attempt) {
     const std::int64_t now_ns = boot_time_ns();
-    if ((attempt > 0 || !before) && now_ns - asked_at_ns > publish_window_ns) return;
-    head.record_id = std::max<std::uint64_t>(random_u64(), 1);
-    head.publish_delay_ns = now_ns - asked_at_ns;
+    if ((attempt > 0 || !found) && now_ns - began_at_ns > publish_window_ns) return;
+    record.record_id = std::max<std::uint64_t>(random_u64(), 1);
+    record.publish_delay_ns = now_ns - began_at_ns;
+    const std::string bytes = encode_head_record(record);
     const Memcached::StoreResult stored =
-        before ? memcached_.compare_and_swap(item_key("head"), encode(head), before->cas_version,
-                                             item_lifetime)
-               : memcached_.add(item_key("head"), encode(head), item_lifetime);
+        found ? memcached_.compare_and_swap(item_key("head"), bytes, found->cas_version,
+                                            item_lifetime)
+              : memcached_.add(item_key("head"), bytes, item_lifetime);
     if (stored == Memcached::StoreResult::stored) {
-      last_record_id_ = head.record_id;
-      last_record_at_ns_ = last_publish_at_ns_ = now_ns;
+      tracker_.record_seen(record, now_ns);
+      last_publish_at_ns_ = now_ns;
     }
     if (stored != Memcached::StoreResult::not_stored) return;
-    // Somebody else put one: it stays if it says as much, or that the log has lost updates since we
-    // asked.
-    before = fetch_head_record();
-    if (before && before->record_id != 0 &&
-        (before->head >= head.head || before->head < head_before))
+    // Another process was first. Its record stays if its head is not lower, or if it is lower than
+    // the one we found: the log has lost updates since.
+    found = fetch_head_record();
+    if (found && found->record.record_id != 0 &&
+        (found->record.head >= record.head || found->record.head < found_head))
       return;
   }
-}
-
-Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
-  std::optional<HeadRecord> before;
-  {
-    const std::lock_guard guard(mutex_);
-    before = fetch_head_record();
-  }
-  const std::int64_t began_ns = boot_time_ns();
-  Appended appended;
-  try {
-    appended = log_->append(id, bytes);
-  } catch (...) {
-    const std::lock_guard guard(mutex_);
-    invalidate_from(id);
-    throw;
-  }
-  const std::lock_guard guard(mutex_);
-  last_append_at_ns_ = boot_time_ns();
-  has_released_connections_ = false;
-  if (appended != Appended::yes) {
-    invalidate_from(id);
-    return appended;
-  }
-  known_extent_.head = std::max(known_extent_.head, id);
-  own_poll_head_ = std::max(own_poll_head_, id);
-  if (invalidated_id_ <= id) invalidated_id_ = 0;
-  publish_update(id, bytes);
-  // An append asks the log, too: later than whoever put the record before it.
-  publish_head_record(before, {0, id, head_chain_of(bytes), before ? before->lease_id : 0, 0, 0},
-                      began_ns);
-  return appended;
-}
-
-void MemcachedTier::invalidate_from(UpdateId id) {
-  invalidated_id_ = std::max(invalidated_id_, id);
-  invalidated_until_ns_ = boot_time_ns() + to_ns(served_staleness_max());
-}
-
-bool MemcachedTier::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  const bool switched = log_->rewrite(base, base_chain, next_part);
-  const std::lock_guard guard(mutex_);
-  own_poll_at_ns_ = 0;  // the base moved: the next look asks for it
-  has_released_connections_ = false;
-  return switched;
 }
 
 }  // namespace whycache

@@ -1,51 +1,48 @@
-// memcached in front of a log, for fleets: who follows finds what is new there, and the log is
-// asked every few seconds by one of them for all. Reasons, and what was rejected:
+// memcached in front of a log, for fleets: followers read new updates from memcached, and one of
+// them polls the log every few seconds for all. Reasons, and what was rejected:
 // docs/decisions/memcached-tier.md.
 //
-//   whycache1:UUID:u:ID      the bytes of update ID
-//   whycache1:UUID:head      the head record: {number, head, mark, lease, took}
-//   whycache1:UUID:ask       a lease: whoever adds it asks the log, and nobody else while it lasts
-//   whycache1:UUID:fill:ID   a lease: whoever adds it fetches update ID, which was missing, from the log
+//   whycache1:UUID:u:ID      the bytes of update ID; with flag 1, empty: it is too large
+//   whycache1:UUID:head      the head record (log/head_record.h)
+//   whycache1:UUID:ask       the poll lease: the process that adds it polls the log, no other does
+//   whycache1:UUID:fill:ID   a lease: the process that adds it fetches update ID from the log
 //
-// Only look() reads memcached. Everything else goes to the log, as if the tier were not there; but
-// append() puts its update into memcached when it is durable, and then the head record.
+// Only poll() reads updates from memcached. All other calls use the log directly. append() also
+// puts its update into memcached once the log has it, and then a head record.
 //
-// The head record says: the log was asked, and this was its head; `mark` is the chain of the update
-// there, which ties it to all updates before it; `took` is how long ago that was when the record
-// was put. A record takes the place of another only if the other stood there before the log was
-// asked (memcached's compare-and-swap): so records follow each other in the order in which the log
-// was asked. Who finds another there than the one he read tries again, for 5 seconds, but only over
-// one that is lower than his own and not lower than the one he had read: that would be news of a
-// restore. So what a sleeper puts over a newer record is at most 5 seconds old, and says how old.
+// Publishing. A head record claims: the log was polled, and its head was this id, with this chain;
+// publish_delay_ns later the record was sent. It replaces the record that the process had found
+// before it polled the log, and no other (memcached's compare-and-swap). So records follow each
+// other in the order in which the log was polled. If another record is there instead, the process
+// tries again for 5 seconds. It replaces only a record whose head is lower than its own, and not
+// lower than that of the record it had found: a lower one may report a restored log. So a process
+// that was suspended replaces a newer record only within these 5 seconds, and says how old it is.
 //
-// look() hands out nothing beyond the head record, and only if the last update it hands out has the
-// record's mark. The caller verifies that these updates continue what he has. Both together mean
-// that all he then has is what the log had when it was asked. So whatever stands in memcached,
-// wrong updates are found before they are applied; only a wrong head record could mislead, and the
-// log is asked
-//   - by one of all every confirm_s, who puts a new record,
-//   - by each at once when a new record is lower than where he stands, or names another update there: the log was
-//     restored, or memcached lies,
-//   - by each when the last record he could use is older than he may believe (Log::look), or than oldest(),
-//   - by each after ask_s, whatever memcached says.
-// A record that need not have been put after this process asked the log itself takes it nowhere
-// beyond what the log answered: memcached may have kept it through a restore that it was not told
-// of. One of all asks the log then. (Who puts a record later than late_ns after his question, a
-// sleeper, has to show that he asked after this process did.)
+// Following. poll() hands out nothing beyond the head record, and only if the last update it hands
+// out has the record's chain. The caller verifies that the updates continue its own. Together this
+// proves that the caller then has what the log had when it was polled. So wrong updates are found
+// before they are applied, whatever memcached holds; only a wrong head record could mislead. That
+// is why the log is polled
+//   - by one process of all every confirm_s, which publishes a new record,
+//   - by every process that finds a new record below its own head, or one that names another update
+//     there: either the log was restored, or memcached is wrong,
+//   - by every process whose last usable record is older than the caller of poll() allows, or than
+//     HeadTracker::served_staleness_max(),
+//   - by every process after ask_s, whatever memcached holds.
+// memcached may have kept a record through a restore of the log. So a record takes a process beyond
+// its own poll of the log only if it must have been published after that poll began. Otherwise one
+// process of all polls the log. A record that was published more than a second after its poll has
+// to prove that this poll was later than our own.
 //
-// How old is an answer? Nobody's clock is compared with another's. A record that was not there when
-// this process last looked was put since then, so the log was asked after that, less `took`. And a
-// record's `lease` was put before the log was asked: if memcached still has it, that was no longer
-// ago than it lasts.
-//
-// An update that is too large for memcached stands there as a mark that it has to be fetched from
-// the log.
+// Staleness. Clocks of different machines are never compared. A record that was not there when this
+// process read memcached last was published since: so the log was polled after that time, less
+// publish_delay_ns. And the record's poll lease was stored before the log was polled: if memcached
+// still has the lease, the poll is no older than the lease lasts.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -53,17 +50,20 @@
 
 #include <whycache/log.h>
 
+#include "base/mutex.h"
+#include "log/head_record.h"
+#include "log/head_tracker.h"
 #include "log/memcached.h"
 
 namespace whycache {
 
 struct MemcachedTierOptions {
   std::vector<MemcachedServer> servers;
-  // How often the log is asked by all together.
+  // How often one process of all polls the log.
   std::chrono::seconds confirm_interval{2};
-  // How long a process believes memcached without having asked the log itself.
+  // How long a process trusts memcached without polling the log itself.
   std::chrono::seconds own_poll_interval{3600};
-  // How long to wait for an answer of memcached.
+  // How long to wait for an answer from memcached.
   std::chrono::milliseconds timeout{100};
 };
 
@@ -71,12 +71,12 @@ class MemcachedTier final : public Log {
  public:
   MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options);
 
-  // That of the log: it is the same log.
+  // The name of the log behind the tier: both are the same log.
   std::string name() const override { return log_->name(); }
   Extent extent() override;
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
-  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> staleness_max,
                   const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override { log_->read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
@@ -88,92 +88,71 @@ class MemcachedTier final : public Log {
     UpdateId id = 0;
     std::string bytes;
   };
-  struct HeadRecord {
-    std::uint64_t record_id =
-        0;  // random: tells it from all others; 0: what stands there is no head record
-    UpdateId head = 0;
-    std::uint64_t head_chain = 0;
-    std::uint64_t lease_id = 0;  // that was there when the log was asked; 0: unknown
-    std::int64_t publish_delay_ns = 0;
-    std::uint64_t cas_version = 0;  // memcached's, for replace()
+  // A head record as it was found in memcached.
+  struct FoundHeadRecord {
+    HeadRecord record;
+    std::uint64_t cas_version = 0;
   };
   struct CachedAnswer {
     PollResult result;
     std::vector<CachedUpdate> updates;
   };
-
-  // What a head record tells a caller.
-  enum class HeadVerdict {
-    usable,    // up to the head, and it is not lower than anything that is known
-    unusable,  // that can be used
-    poll_log,
+  // A poll of the log under way.
+  struct LogPoll {
+    Uuid uuid;  // of the log as it was known before
+    std::optional<FoundHeadRecord> found;
+    std::uint64_t lease_id = 0;
+    bool is_own_lease = true;
+    std::int64_t prepared_at_ns = 0;
+    std::int64_t began_at_ns = 0;
   };
+  class UpdateTail;
 
-  static std::uint64_t head_chain_of(std::string_view bytes);
-  static std::string encode(const HeadRecord& head);
-  static HeadRecord decode(const Memcached::CachedItem& item);
-  std::string encode_lease(std::uint64_t number) const;
-  std::int64_t earliest_poll_at_ns(const HeadRecord& head,
-                                   const std::optional<Memcached::CachedItem>& lease,
-                                   std::int64_t now_ns) const;
-  std::string item_key(const std::string& what) const;
-  std::string update_key(UpdateId id) const { return item_key("u:" + std::to_string(id)); }
-  // No answer is older, whatever is asked for.
-  std::chrono::nanoseconds served_staleness_max() const {
-    return 2 * options_.confirm_interval + std::chrono::seconds(3);
-  }
+  std::string item_key(const std::string& what) const WHYCACHE_REQUIRES(mutex_);
+  std::string update_key(UpdateId id) const WHYCACHE_REQUIRES(mutex_);
+  PollLease poll_lease(std::uint64_t lease_id) const;
 
-  // Reads the log to its end, and tells the others. `again`: who asked for that may do so all the
-  // time.
-  PollResult poll_log(UpdateId first, bool again, const VisitUpdate& visit);
-  // The caller of these holds the mutex.
-  std::optional<CachedAnswer> poll_memcached(UpdateId first, std::chrono::nanoseconds age_max);
-  bool postdates_own_poll(const HeadRecord& head, std::int64_t asked_ns) const;
-  HeadVerdict fetch_updates_to_head(const HeadRecord& head, UpdateId first,
-                                    std::vector<CachedUpdate>& rows);
-  bool try_take_fill_lease(UpdateId id);
-  std::optional<CachedUpdate> fetch_update(UpdateId id);
-  std::optional<HeadRecord> fetch_head_record();
-  void record_extent(const Extent& extent);
-  void invalidate_from(UpdateId id);
-  void publish(std::optional<HeadRecord> before, const Extent& extent,
-               const std::vector<CachedUpdate>& rows, std::uint64_t mark, std::uint64_t lease,
-               std::int64_t asked_at_ns);
-  void publish_update(UpdateId id, std::string_view bytes);
-  void publish_head_record(std::optional<HeadRecord> before, HeadRecord head,
-                           std::int64_t asked_at_ns);
+  // Polls the log to its end, and publishes what it returned. `is_repeated`: the caller may do so
+  // all the time, so publish only now and then.
+  PollResult poll_log(UpdateId first, bool is_repeated, const VisitUpdate& visit);
+  LogPoll prepare_log_poll(bool is_repeated, std::int64_t prepared_at_ns) WHYCACHE_REQUIRES(mutex_);
+  std::optional<std::uint64_t> find_head_chain(const Extent& extent, const UpdateTail& tail) const;
+  void finish_log_poll(LogPoll poll, bool is_repeated, const Extent& extent, const UpdateTail& tail,
+                       std::optional<std::uint64_t> head_chain) WHYCACHE_REQUIRES(mutex_);
+  void record_extent(const Extent& extent) WHYCACHE_REQUIRES(mutex_);
+
+  // Returns nullopt if the log has to be polled.
+  std::optional<CachedAnswer> poll_memcached(UpdateId first, std::chrono::nanoseconds staleness_max)
+      WHYCACHE_REQUIRES(mutex_);
+  bool try_take_poll_lease() WHYCACHE_REQUIRES(mutex_);
+  HeadVerdict use_head_record(const HeadRecord& record, const std::optional<PollLease>& lease,
+                              UpdateId first, std::int64_t now_ns,
+                              std::vector<CachedUpdate>& updates) WHYCACHE_REQUIRES(mutex_);
+  HeadVerdict fetch_updates_to_head(const HeadRecord& record, UpdateId first,
+                                    std::vector<CachedUpdate>& updates) WHYCACHE_REQUIRES(mutex_);
+  bool try_take_fill_lease(UpdateId id) WHYCACHE_REQUIRES(mutex_);
+  std::optional<CachedUpdate> fetch_update(UpdateId id) WHYCACHE_REQUIRES(mutex_);
+  std::optional<FoundHeadRecord> fetch_head_record() WHYCACHE_REQUIRES(mutex_);
+
+  void publish_update(UpdateId id, std::string_view bytes) WHYCACHE_REQUIRES(mutex_);
+  // Publishes what the log returned to a poll that began at `began_at_ns`, when `found` was the
+  // head record.
+  void publish_head_record(std::optional<FoundHeadRecord> found, HeadRecord record,
+                           std::int64_t began_at_ns) WHYCACHE_REQUIRES(mutex_);
 
   const std::shared_ptr<Log> log_;
   const MemcachedTierOptions options_;
-  const std::chrono::nanoseconds
-      staleness_jitter_;  // than oldest() this one asks: not all at the same time
 
-  std::mutex mutex_;  // of what follows
-  Memcached memcached_;
-  Extent known_extent_;  // what the log said of itself last; its head may have been seen since
-  bool has_released_connections_ = false;
-  std::int64_t own_poll_at_ns_ = 0;  // when this process last read the log to its end; 0: never
-  std::int64_t own_poll_prepared_at_ns_ = 0;  // when it turned to memcached, just before that
-  UpdateId own_poll_head_ = 0;  // the head that it had then, or that this process appended since
-  // That was put for that question alone; 0: none. The first record that has it was put by this
-  // process once the log had answered, and who repeats it had seen that one before he asked.
-  std::uint64_t own_poll_lease_id_ = 0;
-  std::int64_t next_own_poll_at_ns_ = 0;  // when it will, whatever memcached says
-  std::int64_t last_append_at_ns_ = 0;
-  // After an append that did not succeed, only the log knows what stands there: until it has it, or
-  // for a while.
-  UpdateId invalidated_id_ = 0;
-  std::int64_t invalidated_until_ns_ = 0;
-  // All that the log had at confirmed_at_ns_ is what stands up to confirmed_head_.
-  std::int64_t confirmed_at_ns_ = 0;
-  UpdateId confirmed_head_ = 0;
-  // The head record that was there at head_read_at_ns_.
-  std::uint64_t last_record_id_ = 0;
-  std::int64_t last_record_at_ns_ = 0;
-  std::int64_t last_publish_at_ns_ = 0;  // when this process last put one
-  std::uint64_t pending_lease_id_ =
-      0;                             // the lease that find() got; whoever asks the log next has it
-  CachedUpdate last_served_update_;  // the last update that was handed out
+  Mutex mutex_;
+  Memcached memcached_ WHYCACHE_GUARDED_BY(mutex_);
+  HeadTracker tracker_ WHYCACHE_GUARDED_BY(mutex_);
+  // The poll lease that poll_memcached() got. The next poll of the log takes it.
+  std::uint64_t pending_lease_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  std::int64_t last_publish_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  std::int64_t last_append_at_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  bool has_released_connections_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  // The last update that was handed out: followers ask for it again, to verify the next one.
+  CachedUpdate last_served_update_ WHYCACHE_GUARDED_BY(mutex_);
 };
 
 }  // namespace whycache

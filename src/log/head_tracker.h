@@ -1,0 +1,138 @@
+// What one process may trust of the head records in memcached. Protocol: log/memcached_tier.h.
+//
+// HeadTracker does no I/O, reads no clock and draws no random numbers: the caller passes all three
+// in. Times are those of boot_time_ns(); 0 means never. One thread at a time uses a tracker.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+#include <whycache/log.h>
+#include <whycache/types.h>
+
+#include "log/head_record.h"
+
+namespace whycache {
+
+// What a caller may do with a head record.
+enum class HeadVerdict {
+  usable,         // The log ends where the base ends: there are no updates to hand out.
+  needs_updates,  // Usable if the updates up to its head are there, and end in its chain.
+  unproven,       // Its head is beyond that of our own poll, but the record may be older.
+  unusable,       // It has nothing for this caller, and was already checked once.
+  poll_log,       // Only the log can explain it.
+};
+
+// A poll of the log by this process, from before it contacted memcached.
+struct OwnPoll {
+  std::int64_t prepared_at_ns = 0;  // before memcached was contacted
+  std::int64_t began_at_ns = 0;     // after that, before the log was read
+  // Of the poll lease that this process stored for this poll alone; 0: none.
+  std::uint64_t lease_id = 0;
+  // Of the record that was there before the log was read; nullopt: none, or that of another log.
+  std::optional<std::uint64_t> record_id;
+};
+
+// Member                   Set                                  Read
+//
+// known_extent_            by every answer of the log; its      to reject lower heads, to find out
+//                          head also by append and record       whether the log ends with the base
+// own_poll_at_ns_          when the log was read to its head:   must_poll_log, and to tell whether
+//                          as that began. 0: after a rewrite,   a record postdates our own poll
+//                          or when the log was replaced
+// own_poll_prepared_at_ns_ then: before we contacted memcached  the same
+// own_poll_lease_id_       then: if the lease is ours alone     the same
+// own_poll_head_           then; raised by append               records beyond it have to postdate
+//                                                               our own poll
+// next_own_poll_at_ns_     then: the interval later, less up    must_poll_log
+//                          to a quarter
+// invalidated_id_          after a failed or lost append; 0     must_poll_log
+//                          once the log has an update there
+// invalidated_until_ns_    with it                              must_poll_log
+// confirmed_at_ns_,        then; raised by a usable record      staleness of an answer
+//   confirmed_head_
+// last_record_id_,         when a record was published, found   to date a new record: it was put
+//   last_record_at_ns_     before our own poll, or used         after that
+class HeadTracker {
+ public:
+  // `random`: any number, different in each process, so that they do not poll the log together.
+  HeadTracker(const Extent& extent, std::chrono::nanoseconds confirm_interval,
+              std::chrono::nanoseconds own_poll_interval, std::uint64_t random);
+
+  // The extent as the log last returned it. Its head may have been raised since.
+  const Extent& known_extent() const { return known_extent_; }
+  // No answer from memcached is older, whatever the caller allows.
+  std::chrono::nanoseconds served_staleness_max() const { return served_staleness_max_; }
+
+  // --- What the log returned. ---
+
+  // If the log was replaced (another uuid), forgets all but invalidated appends beyond its head.
+  void record_extent(const Extent& extent);
+  // Records that the log was read to `head`. Returns false, and does nothing, if a poll that began
+  // later was recorded before. `random`: as for the constructor, another one each time.
+  bool record_own_poll(const OwnPoll& poll, UpdateId head, std::uint64_t random);
+  void record_append(UpdateId id);
+  // The base has moved: the next poll asks the log for it.
+  void record_rewrite() { own_poll_at_ns_ = 0; }
+  // After an append failed or lost the race, only the log knows which update has the id. Until the
+  // log has returned one there, must_poll_log() is true, but no longer than served_staleness_max().
+  void invalidate_from(UpdateId id, std::int64_t now_ns);
+
+  // --- What memcached returned. ---
+
+  // Whether memcached cannot answer this poll, whatever it holds.
+  bool must_poll_log(UpdateId first, std::chrono::nanoseconds staleness_max,
+                     std::int64_t now_ns) const;
+  // Returns the earliest time at which the log may have been polled for this record, 0 if that is
+  // unknown. `lease`: the poll lease that is in memcached at `now_ns`.
+  std::int64_t earliest_poll_at_ns(const HeadRecord& record, const std::optional<PollLease>& lease,
+                                   std::int64_t now_ns) const;
+  // Judges a record (record_id is not 0) for a caller that wants the updates from `first` on.
+  HeadVerdict judge(const HeadRecord& record, UpdateId first,
+                    std::int64_t earliest_poll_at_ns) const;
+  // The least id after the head of our own poll: what an unproven record has beyond our knowledge.
+  UpdateId first_unproven_id() const { return own_poll_head_ + 1; }
+  // Records that `record` was in memcached at `now_ns`.
+  void record_seen(const HeadRecord& record, std::int64_t now_ns);
+  // The same for a record whose updates are handed out.
+  void record_used(const HeadRecord& record, std::int64_t earliest_poll_at_ns, std::int64_t now_ns);
+  // Whether a caller that has the update at `first` has all that is confirmed, so that "nothing
+  // new" is an answer. Not for first = 1 while nothing is confirmed: that update is not confirmed
+  // either.
+  bool has_nothing_new_after(UpdateId first) const;
+  // Returns how old an answer from memcached is, nullopt if that is older than allowed.
+  std::optional<std::chrono::nanoseconds> staleness(std::chrono::nanoseconds staleness_max,
+                                                    std::int64_t now_ns) const;
+
+ private:
+  bool postdates_own_poll(const HeadRecord& record, std::int64_t earliest_poll_at_ns) const;
+
+  std::chrono::nanoseconds own_poll_interval_;
+  std::chrono::nanoseconds served_staleness_max_;
+  // Set by the constructor: this process polls the log so much before its answers are too old.
+  std::chrono::nanoseconds staleness_jitter_;
+
+  Extent known_extent_;
+
+  std::int64_t own_poll_at_ns_ = 0;
+  std::int64_t own_poll_prepared_at_ns_ = 0;
+  // The first record with this lease was published by this process after the log had answered. A
+  // process that repeats it had seen that record before it polled the log.
+  std::uint64_t own_poll_lease_id_ = 0;
+  UpdateId own_poll_head_ = 0;
+  std::int64_t next_own_poll_at_ns_ = 0;
+
+  UpdateId invalidated_id_ = 0;
+  std::int64_t invalidated_until_ns_ = 0;
+
+  // All that the log had at confirmed_at_ns_ ends at confirmed_head_.
+  std::int64_t confirmed_at_ns_ = 0;
+  UpdateId confirmed_head_ = 0;
+
+  // This record was in memcached at last_record_at_ns_.
+  std::uint64_t last_record_id_ = 0;
+  std::int64_t last_record_at_ns_ = 0;
+};
+
+}  // namespace whycache
