@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/backoff.h"
 #include "base/fork_handlers.h"
 #include "base/random.h"
 #include "log/mysql_connection.h"
@@ -31,6 +32,11 @@ constexpr std::size_t statement_overhead_bytes = 4096;  // of a packet, what is 
 constexpr UpdateId nothing_read = ~UpdateId{0};
 constexpr std::chrono::seconds replica_timeout_max{2};
 constexpr std::chrono::seconds replica_retry_delay{5};
+// After a lost connection, or a prepared statement that the server forgot.
+constexpr int immediate_retries_max = 2;
+// After a deadlock: random pauses, so that the same transactions do not meet again.
+constexpr Backoff::Pauses retry_pauses{std::chrono::milliseconds(1), std::chrono::milliseconds(64),
+                                       1.0};
 constexpr char restore_hint[] = " (restore the log from a backup)";
 
 // nullopt: these are not a cache's update; the log takes other bytes, too.
@@ -258,7 +264,7 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
                 "log was opened before a fork (use reopen() in the child): log=" + name());
   }
   const MutexLock lock(mutex_);
-  const Deadline deadline(options_.deadline);
+  Backoff backoff(options_.deadline, retry_pauses);
   for (int attempt = 0;; ++attempt) {
     try {
       connect();
@@ -272,14 +278,11 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
       const bool forgotten =
           failure.code == ER_UNKNOWN_STMT_HANDLER || failure.code == ER_NEED_REPREPARE;
       if (lost || forgotten || is_wrong_server(failure.code)) connection_.reset();
-      if ((lost && if_lost == IfLost::retry && attempt < 2 && !deadline.passed()) ||
-          (forgotten && attempt < 2)) {
-        continue;
-      }
+      const bool can_repeat =
+          forgotten || (lost && if_lost == IfLost::retry && !backoff.deadline().passed());
+      if (can_repeat && attempt < immediate_retries_max) continue;
       if (failure.code == ER_NO_SUCH_TABLE && is_log_deleted()) throw log_deleted_error(name());
-      if (!is_retryable(failure.code) || deadline.passed()) throw error(what, failure, if_lost);
-      std::this_thread::sleep_for(
-          std::chrono::microseconds(random_u64() % (1000U << std::min(attempt, 6))));
+      if (!is_retryable(failure.code) || !backoff.pause()) throw error(what, failure, if_lost);
     }
   }
 }
