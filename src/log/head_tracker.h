@@ -1,7 +1,7 @@
-// What one process may trust of the head records in memcached. Protocol: log/memcached_tier.h.
+// Decides which head records in memcached one process may trust. Protocol: log/memcached_tier.h.
 //
-// HeadTracker does no I/O, reads no clock and draws no random numbers: the caller passes all three
-// in. Times are those of boot_time_ns(); 0 means never. One thread at a time uses a tracker.
+// HeadTracker does no I/O, reads no clock and draws no random numbers: its caller does. Times are
+// those of boot_time_ns(); 0 means never. One thread at a time may use a tracker.
 #pragma once
 
 #include <chrono>
@@ -15,7 +15,7 @@
 
 namespace whycache {
 
-// What a caller may do with a head record.
+// How a caller may use a head record.
 enum class HeadVerdict {
   usable,         // The log ends where the base ends: there are no updates to hand out.
   needs_updates,  // Usable if the updates up to its head are there, and end in its chain.
@@ -28,32 +28,33 @@ enum class HeadVerdict {
 struct OwnPoll {
   std::int64_t prepared_at_ns = 0;  // before memcached was contacted
   std::int64_t began_at_ns = 0;     // after that, before the log was read
-  // Of the poll lease that this process stored for this poll alone; 0: none.
+  // The poll lease that this process stored for this poll alone; 0: none.
   std::uint64_t lease_id = 0;
-  // Of the record that was there before the log was read; nullopt: none, or that of another log.
+  // The record that was in memcached at prepared_at_ns; nullopt: none, or one of another log.
   std::optional<std::uint64_t> record_id;
 };
 
-// Member                   Set                                  Read
+// Each member, what sets it and what reads it. "Own poll": a poll of the log by this process that
+// reached the head, recorded by record_own_poll().
 //
-// known_extent_            by every answer of the log; its      to reject lower heads, to find out
-//                          head also by append and record       whether the log ends with the base
-// own_poll_at_ns_          when the log was read to its head:   must_poll_log, and to tell whether
-//                          as that began. 0: after a rewrite,   a record postdates our own poll
-//                          or when the log was replaced
-// own_poll_prepared_at_ns_ then: before we contacted memcached  the same
-// own_poll_lease_id_       then: if the lease is ours alone     the same
-// own_poll_head_           then; raised by append               records beyond it have to postdate
-//                                                               our own poll
-// next_own_poll_at_ns_     then: the interval later, less up    must_poll_log
-//                          to a quarter
-// invalidated_id_          after a failed or lost append; 0     must_poll_log
-//                          once the log has an update there
-// invalidated_until_ns_    with it                              must_poll_log
-// confirmed_at_ns_,        then; raised by a usable record      staleness of an answer
-//   confirmed_head_
-// last_record_id_,         when a record was published, found   to date a new record: it was put
-//   last_record_at_ns_     before our own poll, or used         after that
+//   member                     set                               read
+//   known_extent_              by each answer of the log; head   to reject lower heads; to find out
+//                              also by an append, a used record  whether the log ends at its base
+//   own_poll_at_ns_            own poll: when it began; 0 after  by must_poll_log(); to find out
+//                              a rewrite, or by another uuid     whether a record postdates it
+//   own_poll_prepared_at_ns_   own poll: before memcached        the same
+//   own_poll_lease_id_         own poll: its lease, if its own   the same
+//   own_poll_head_             own poll; raised by an append     a record beyond it has to postdate
+//                                                                the own poll
+//   next_own_poll_at_ns_       own poll: an interval later,      by must_poll_log()
+//                              less up to a quarter
+//   invalidated_id_            by a failed or lost append; 0     by must_poll_log()
+//                              once the log has that id
+//   invalidated_until_ns_      with invalidated_id_              by must_poll_log()
+//   confirmed_at_ns_, _head_   own poll; raised by a used        for the staleness of an answer
+//                              record that is newer
+//   last_record_id_, _at_ns_   when a record was published or    a record with another id was
+//                              used; own poll: the one before    published after that time
 class HeadTracker {
  public:
   // `random`: any number, different in each process, so that they do not poll the log together.

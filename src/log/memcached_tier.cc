@@ -11,7 +11,7 @@
 namespace whycache {
 namespace {
 
-// memcached forgets an item that nobody has stored again for so long.
+// How long memcached keeps an item after it was stored last.
 constexpr std::chrono::seconds item_lifetime{std::chrono::hours(24)};
 constexpr std::chrono::seconds fill_lease_duration{2};
 // By default, memcached takes items of 1 MiB.
@@ -290,8 +290,8 @@ std::optional<MemcachedTier::CachedAnswer> MemcachedTier::poll_memcached(
   if (verdict == HeadVerdict::poll_log) return std::nullopt;
   if (verdict == HeadVerdict::unusable) {
     // Nothing new is known. This answer ages until some process polls the log. While memcached does
-    // not answer, each process has to poll the log itself, but not at every poll: the load that
-    // memcached kept from the log must not hit it at once.
+    // not answer, each process polls the log itself, but not every time: the load that memcached
+    // kept from the log must not hit it at once.
     std::optional<CachedUpdate> update;
     if (tracker_.has_nothing_new_after(first)) update = fetch_update(first);
     if (!update) return std::nullopt;

@@ -12,31 +12,32 @@
 //
 // Publishing. A head record claims: the log was polled, and its head was this id, with this chain;
 // publish_delay_ns later the record was sent. It replaces the record that the process had found
-// before it polled the log, and no other (memcached's compare-and-swap). So records follow each
-// other in the order in which the log was polled. If another record is there instead, the process
-// tries again for 5 seconds. It replaces only a record whose head is lower than its own, and not
-// lower than that of the record it had found: a lower one may report a restored log. So a process
-// that was suspended replaces a newer record only within these 5 seconds, and says how old it is.
+// before it polled the log, and no other (memcached's compare-and-swap): records follow each other
+// in the order in which the log was polled. If another record is there instead, the process tries
+// again for 5 seconds. Then it replaces a record whose head is lower than its own, but not one that
+// is lower than the record it had found: that may report a restored log. A process that was
+// suspended can thus replace a newer record only within 5 seconds, and its record says how old it
+// is.
 //
 // Following. poll() hands out nothing beyond the head record, and only if the last update it hands
 // out has the record's chain. The caller verifies that the updates continue its own. Together this
-// proves that the caller then has what the log had when it was polled. So wrong updates are found
-// before they are applied, whatever memcached holds; only a wrong head record could mislead. That
-// is why the log is polled
+// proves that the caller then has what the log had when it was polled. Wrong updates are found
+// before they are applied, whatever memcached holds; only a wrong head record could mislead.
+// Therefore the log is polled
 //   - by one process of all every confirm_s, which publishes a new record,
 //   - by every process that finds a new record below its own head, or one that names another update
 //     there: either the log was restored, or memcached is wrong,
 //   - by every process whose last usable record is older than the caller of poll() allows, or than
 //     HeadTracker::served_staleness_max(),
 //   - by every process after ask_s, whatever memcached holds.
-// memcached may have kept a record through a restore of the log. So a record takes a process beyond
-// its own poll of the log only if it must have been published after that poll began. Otherwise one
-// process of all polls the log. A record that was published more than a second after its poll has
-// to prove that this poll was later than our own.
+// memcached may have kept a record through a restore of the log. Therefore a record takes a process
+// beyond its own poll of the log only if it must have been published after that poll began.
+// Otherwise one process of all polls the log. A record that was published more than a second after
+// its poll has to prove that this poll was later than our own.
 //
 // Staleness. Clocks of different machines are never compared. A record that was not there when this
-// process read memcached last was published since: so the log was polled after that time, less
-// publish_delay_ns. And the record's poll lease was stored before the log was polled: if memcached
+// process read memcached last was published since: the log was polled after that time, less
+// publish_delay_ns. The record's poll lease was stored before the log was polled: if memcached
 // still has the lease, the poll is no older than the lease lasts.
 #pragma once
 

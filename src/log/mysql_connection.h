@@ -1,15 +1,14 @@
-// A connection to a MySQL or MariaDB server: the client library, wrapped so that it does what we
-// rely on and nothing else.
+// A connection to a MySQL or MariaDB server: the client library, wrapped so that it does what the
+// log relies on, and nothing else.
 //
-// - It never reconnects by itself: who lost an answer has to know.
-// - It never asks for, or sends, a file of this machine because a server says so (LOAD DATA LOCAL).
-// - It waits for the server for a bounded time, and the server for locks for a shorter one, so that
-// a statement that waits
-//   in vain is answered rather than abandoned.
-// - It leaves the signals of the program alone: the library would ignore SIGPIPE for all of it, and
-// raises it with TLS.
+// - It never reconnects by itself: the caller has to know that an answer was lost.
+// - It never sends a file of this machine because a server asks for it (LOAD DATA LOCAL).
+// - It waits for the server for a bounded time, and makes the server wait for locks for a shorter
+//   one: a statement that waits in vain gets an answer, instead of being abandoned.
+// - It does not change how the program handles SIGPIPE. The library would ignore that signal in the
+//   whole program, and raises it with TLS.
 //
-// Used by one thread at a time, by the process that opened it.
+// One thread at a time may use a connection, in the process that opened it.
 #pragma once
 
 #include <mysql.h>
@@ -30,54 +29,54 @@
 
 namespace whycache {
 
-// What went wrong, as server or library say it.
+// A failure, as the server or the library reports it.
 struct MysqlFailure {
   unsigned code = 0;
   std::string reason;
 };
 
-// Whether the connection failed, so that nobody knows how far the statement came.
+// Whether the connection failed, so that it is unknown how far the statement was executed.
 bool is_connection_lost(const MysqlFailure& failure) noexcept;
 
 class MysqlRows;
 
 class MysqlConnection {
  public:
-  // Waits `patience` at most for each answer. Throws MysqlFailure; Error invalid for what is wrong
-  // with the files of a login.
-  MysqlConnection(const MysqlServer& server, std::chrono::milliseconds patience);
+  // Waits at most `timeout` for each answer. Throws MysqlFailure, or Error(invalid) if a file with
+  // the password cannot be used.
+  MysqlConnection(const MysqlServer& server, std::chrono::milliseconds timeout);
   MysqlConnection(const MysqlConnection&) = delete;
   MysqlConnection& operator=(const MysqlConnection&) = delete;
   ~MysqlConnection();
 
-  // In a forked child, instead of the destructor: the parent's connection is not disturbed.
+  // Replaces the destructor in a forked child: leaves the parent's connection alone.
   static void abandon(std::unique_ptr<MysqlConnection> connection) noexcept;
 
-  // Whether it can be used: nobody closed it while nothing was asked. No round trip.
+  // Whether the connection was not closed while it was idle. Takes no round trip.
   bool is_alive() const noexcept;
-  // Ends it at once, without a word to the server.
+  // Closes it at once, without telling the server.
   void abort_connection() noexcept;
 
   // All of these throw MysqlFailure.
 
-  // The rows come as they are asked for; until there are none left, or `MysqlRows` is gone, nothing
-  // else can be asked.
+  // Fetches rows as the caller asks for them. The connection is busy until the last one was
+  // fetched, or the `MysqlRows` is destroyed.
   MysqlRows query(const std::string& sql);
-  // How many rows changed.
+  // Returns how many rows changed.
   std::uint64_t run(const std::string& sql);
-  // The same of a statement with placeholders, which is kept prepared.
+  // The same for a statement with placeholders, which stays prepared.
   using StatementValue = std::variant<std::uint64_t, std::string_view>;
   std::uint64_t run(const std::string& sql, std::initializer_list<StatementValue> values);
 
-  // Of the server, as they were when the connection was made. Empty: it has no such variable.
+  // Returns a server variable as of connecting; empty if there is no such variable.
   const std::string& variable(const std::string& name) const;
   std::size_t packet_bytes_max() const { return packet_bytes_max_; }
 
  private:
   friend class MysqlRows;
 
-  void set_options(const MysqlServer& server, std::chrono::seconds patience);
-  void set_session(std::chrono::seconds patience);
+  void set_options(const MysqlServer& server, std::chrono::seconds timeout);
+  void set_session(std::chrono::seconds timeout);
   void read_variables();
   [[noreturn]] void throw_failure();
 
@@ -93,14 +92,14 @@ class MysqlRows {
  public:
   MysqlRows(const MysqlRows&) = delete;
   MysqlRows& operator=(const MysqlRows&) = delete;
-  // Rows that nobody asked for cost the connection.
+  // Aborts the connection if rows are left to fetch.
   ~MysqlRows();
 
-  // Whether there is a row. Throws MysqlFailure.
+  // Fetches the next row. Returns false if there is none. Throws MysqlFailure.
   bool next();
-  // Of this row. nullopt: NULL.
+  // Returns the value in `column` of this row; nullopt if it is NULL.
   std::optional<std::string_view> at(unsigned column) const;
-  // 0 if it is not a number that fits.
+  // Returns 0 if the value is not a number of 64 bits.
   std::uint64_t number(unsigned column) const;
 
  private:

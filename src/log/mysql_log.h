@@ -4,32 +4,30 @@
 //   whycache_updates    (instance, id), bytes: one row per update
 //   whycache_parts      the parts of the bases, and of bases being written
 //
-// How it is safe between any number of machines:
+// Why it is safe between any number of machines:
 //
-// - append() is one INSERT ... SELECT ... WHERE base < id, a transaction of its own: the primary
-// key is the
-//   insert-if-absent. At the isolation we set it locks the row it reads of whycache_logs, shared, until it is
-//   committed, so that the base cannot move within it; and that of the update before, so that one which is not
-//   committed yet is waited for.
-// - read() takes rows and extent in one statement, and so from one view, a page at a time, as it
-// comes from the server. No
-//   lock is held, and nothing is under way, while `visit` runs.
-// - rewrite() inserts the parts in a transaction each, under (base, random token), so that
-// rewriters never meet; then
-//   one UPDATE switches if all parts are there and the base grows; then rows are deleted in batches, by conditions that
-//   hold whoever deletes.
+// - append() is one INSERT ... SELECT ... WHERE base < id, a transaction of its own. The primary
+//   key makes it insert-if-absent. Every session sets REPEATABLE READ: the statement then locks
+//   what it reads, shared, until it is committed. The lock on the row of whycache_logs keeps the
+//   base from moving meanwhile; the lock on the previous update waits until that is committed.
+// - read() takes rows and extent in one statement, and so from one view of the database, a limited
+//   number of rows at a time. While `visit` runs, no lock is held and no statement is open.
+// - rewrite() inserts each part in a transaction of its own, under (base, random token), so that
+//   two rewriters never touch the same rows. Then one UPDATE switches the base, if all parts are
+//   there and the base grows. Then rows are deleted in batches, by conditions that hold whichever
+//   process deletes.
 //
-// Deadlocks and the like, of which the server says that nothing was done, are tried again until the
-// deadline. A lost connection is opened anew; what was only read is read again, and so is deleted
-// what was to be deleted. An append or a switch whose answer was lost is uncertain.
+// Failures. If the server reports that nothing was done, as after a deadlock, the call tries again
+// until the deadline. If the connection is lost, the call opens another, and repeats what it read
+// or deleted. An append or a switch whose answer was lost is uncertain.
 //
-// A replica, if there is one, is where look() has updates from, for who follows. It may be behind,
-// or of another history, so the primary is asked first which update is the newest, and with which
-// chain: the replica is believed if its updates end with this one, and else the primary asked for
-// all. So it spares the primary sending updates, and changes nothing of what is seen. All other
-// calls ask the primary alone.
+// Replica. If there is one, poll() reads updates from it. It may be behind, or have another
+// history, so poll() first asks the primary for the id and the chain of its newest update. If the
+// updates from the replica end with that one, they are the primary's; otherwise poll() reads the
+// primary. The replica only saves the primary from sending updates. All other calls use the primary
+// alone.
 //
-// fork(): a connection must never be touched in a child: in it every call throws but reopen() and
+// fork(). A child must never touch a connection: every call in it throws, except for reopen() and
 // the destructor.
 #pragma once
 
@@ -58,31 +56,32 @@ struct MysqlLogOptions {
   MysqlServer server;
   std::optional<MysqlServer> replica;
   std::string instance = "default";
-  std::string name;  // for messages
-  // How long to wait for the server, and for the locks of others; in whole seconds for the server.
+  // For messages.
+  std::string name;
+  // How long to wait for the server and for locks. The server counts whole seconds.
   std::chrono::milliseconds deadline{10'000};
-  // Refuse a server that may forget what it acknowledged when it, or its machine, crashes.
+  // Whether to refuse a server that may lose acknowledged writes when it, or its machine, crashes.
   bool durable = true;
 };
 
 class MysqlLog final : public Log {
  public:
-  // Makes tables and log if they are not there, but not the database. Throws Error.
+  // Creates tables and log if they do not exist, but not the database. Throws Error.
   explicit MysqlLog(MysqlLogOptions options);
   ~MysqlLog() override;
 
   std::string name() const override { return options_.name; }
   Extent extent() override;
-  // An append whose predecessor is not there, or to a log that was replaced since the last call,
-  // answers `taken`: reading again will tell. After a connection was lost the address may lead to
-  // another server, whose updates differ: appends are then `unavailable` until the update before
-  // them was read from there, by whichever thread. And so they are while the update that was read
-  // there last is the one before them, but not the one that they continue (as their chains say, if
-  // these are a cache's updates): that another thread has read it does not mean that this writer
-  // knows.
+  // Returns `taken` also if the previous update is missing, or if the log was replaced since the
+  // last call: the caller finds out when it reads again.
+  //
+  // After a lost connection, the address may lead to another server with other updates. Throws
+  // Error(unavailable) then until a thread has read the previous update over the new connection.
+  // Throws it, too, if that update is not the one that `bytes` continue, by their chains: one
+  // thread has read it, but this writer may not know it.
   Appended append(UpdateId id, std::string_view bytes) override;
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override;
-  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> staleness_max,
                   const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
@@ -92,10 +91,10 @@ class MysqlLog final : public Log {
  private:
   struct PrimaryHead;
   struct MysqlLogRow;
-  // What a statement whose answer was lost is: done again, or in doubt.
+  // How to handle a statement whose answer was lost: repeat it, or report that it is uncertain.
   enum class IfLost { retry, uncertain };
 
-  MysqlLog(MysqlLogOptions options, IfMissing absent);
+  MysqlLog(MysqlLogOptions options, IfMissing if_missing);
 
   template <typename Work>
   auto with_connection(IfLost if_lost, const char* what, const Work& work);
@@ -113,8 +112,8 @@ class MysqlLog final : public Log {
   MysqlLogRow read_log_row();
   MysqlLogRow read_log_row(MysqlConnection& connection) const;
   Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
-                      bool is_first_page, RowBuffer& page) WHYCACHE_REQUIRES(mutex_);
-  bool read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page);
+                      bool is_first_read, RowBuffer& buffer) WHYCACHE_REQUIRES(mutex_);
+  bool read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer);
   std::optional<PollResult> poll_replica(UpdateId first, const VisitUpdate& visit);
   void record_read(UpdateId id, std::optional<std::uint64_t> chain) WHYCACHE_REQUIRES(mutex_);
   bool has_read_predecessor(UpdateId id) const WHYCACHE_REQUIRES(mutex_);
@@ -132,17 +131,18 @@ class MysqlLog final : public Log {
   void delete_in_batches(const std::string& sql);
 
   MysqlLogOptions options_;
-  std::uint64_t owner_fork_count_ = 0;  // which process: fork_count()
+  // fork_count() of the process that opened the log.
+  std::uint64_t owner_fork_count_ = 0;
 
-  // One thread at a time uses the connections, and knows what was read over them.
+  // Held during a statement: one thread at a time uses a connection.
   Mutex mutex_;
   std::unique_ptr<MysqlConnection> connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<MysqlConnection> replica_connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::optional<Deadline> replica_unavailable_until_ WHYCACHE_GUARDED_BY(mutex_);
   // The uuid of the log at the primary.
   Uuid uuid_seen_ WHYCACHE_GUARDED_BY(mutex_){};
-  // The least id at which a read over this connection has begun. 0: this is the first connection,
-  // over which any append is allowed.
+  // The least id at which a read over this connection began. 0: this is the first connection, over
+  // which any append is allowed.
   UpdateId earliest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   // The greatest id that was read or appended over this connection, and its chain if it is known.
   UpdateId newest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
