@@ -1,4 +1,4 @@
-// What the logs of this library share: a choice at opening, and checks with the same errors.
+// Checks and errors that the logs of this library share.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ enum class IfMissing { create, fail };
 // The greatest id in any log: databases have signed integers.
 inline constexpr UpdateId update_id_max = (UpdateId{1} << 63) - 1;
 
-// Throws Error invalid unless `bytes` can be an update and `id` its place.
+// Throws Error(invalid) unless `id` and `bytes` can be those of an update.
 inline void check_update(UpdateId id, std::string_view bytes) {
   if (id == 0 || id > update_id_max) {
     throw Error(ErrorKind::invalid,
@@ -37,28 +37,28 @@ inline Error base_replaced_error(const std::string& log) {
                "base was replaced while it was read (read it again): log=" + log);
 }
 
-// Before a base takes the place of what it stands for. `bytes`: the update at `base`, or its first
-// peek_bytes. If it is a cache's update, its chain has to be the one that the base ends with. Else
-// the store was restored, or it is another one since a failover, and what others have written there
-// would go.
+// Bytes of an update that are enough for check_base_chain().
 inline constexpr std::size_t header_peek_bytes = 512;
+
+// Checks the store just before a log switches to a new base. `bytes`: the update at `base`, or its
+// first header_peek_bytes. If it is a cache's update, its chain must be `base_chain`. Otherwise the
+// store was restored, or is another one since a failover, and the switch would delete updates that
+// others have written there. Throws Error(unavailable).
 inline void check_base_chain(const std::string& log, UpdateId base, std::string_view bytes,
                              std::uint64_t base_chain) {
-  const std::optional<UpdateHeader> found = peek_header(bytes);
-  if (!found || found->id != base || found->chain == base_chain) return;
+  const std::optional<UpdateHeader> header = peek_header(bytes);
+  if (!header || header->id != base || header->chain == base_chain) return;
   throw Error(ErrorKind::unavailable,
-              "log has another update than the one that the new base ends with, history is not "
-              "rewritten (update, then "
-              "retry): log=" +
-                  log + " base=" + std::to_string(base) + " chain=" + std::to_string(found->chain) +
-                  " base_chain=" + std::to_string(base_chain));
+              "log has another update than the one that the new base ends with, history was not "
+              "rewritten (update, then retry): log=" +
+                  log + " base=" + std::to_string(base) + " chain=" +
+                  std::to_string(header->chain) + " base_chain=" + std::to_string(base_chain));
 }
 
-// The store answers, but the log that was opened is not in it any more.
+// The store answers, but no longer has the log that was opened.
 inline Error log_deleted_error(const std::string& log) {
-  return Error(
-      ErrorKind::unavailable,
-      "log is gone, somebody deleted it (opening it again makes a new, empty one): log=" + log);
+  return Error(ErrorKind::unavailable,
+               "log was deleted (opening it again creates a new, empty one): log=" + log);
 }
 
 inline Error missing_update_error(const std::string& log, UpdateId id, UpdateId head) {

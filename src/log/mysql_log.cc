@@ -24,11 +24,11 @@ constexpr std::size_t buffer_bytes_max = std::size_t{4} << 20;
 constexpr std::uint64_t rows_per_query_min = 1;
 constexpr std::uint64_t rows_per_query_initial = 64;
 constexpr std::uint64_t rows_per_query_max = 4096;
-// What a cache with default options writes at once: an update or a part of a base, with some of
-// everything else.
+// An update, or a part of a base, of a cache with default options, and some room.
 constexpr std::size_t packet_bytes_min = std::size_t{2} << 20;
 constexpr std::size_t column_bytes_min = packet_bytes_min;
-constexpr std::size_t statement_overhead_bytes = 4096;  // of a packet, what is not the update
+// The rest of the packet that carries an update.
+constexpr std::size_t statement_overhead_bytes = 4096;
 constexpr UpdateId nothing_read = ~UpdateId{0};
 constexpr std::chrono::seconds replica_timeout_max{2};
 constexpr std::chrono::seconds replica_retry_delay{5};
@@ -39,13 +39,13 @@ constexpr Backoff::Pauses retry_pauses{std::chrono::milliseconds(1), std::chrono
                                        1.0};
 constexpr char restore_hint[] = " (restore the log from a backup)";
 
-// nullopt: these are not a cache's update; the log takes other bytes, too.
+// Returns nullopt if the bytes are not a cache's update: a log takes other bytes, too.
 std::optional<std::uint64_t> chain_of(UpdateId id, std::string_view bytes) {
-  const std::optional<UpdateHeader> place = peek_header(bytes);
-  return place && place->id == id ? std::optional(place->chain) : std::nullopt;
+  const std::optional<UpdateHeader> header = peek_header(bytes);
+  return header && header->id == id ? std::optional(header->chain) : std::nullopt;
 }
 
-// Newer than the headers of some client libraries, or not theirs.
+// Error codes that the headers of some client libraries do not have.
 constexpr unsigned record_has_changed = 1020;  // ER_CHECKREAD: MariaDB, innodb_snapshot_isolation
 constexpr unsigned rolled_back_during_commit = 3101;       // MySQL group replication
 constexpr unsigned statement_timed_out_in_mariadb = 1969;  // ER_STATEMENT_TIMEOUT
@@ -87,7 +87,7 @@ constexpr char select_columns_sql[] = R"(
     ON c.TABLE_SCHEMA = t.TABLE_SCHEMA AND c.TABLE_NAME = t.TABLE_NAME AND c.COLUMN_NAME = 'bytes'
   WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_NAME IN ('whycache_logs', 'whycache_updates', 'whycache_parts'))";
 
-// --- Pieces of statements. Names of instances have no character that would have to be escaped. ---
+// --- Statements. The name of an instance has no character that needs to be escaped. ---
 
 std::string quoted(const std::string& instance) { return '\'' + instance + '\''; }
 
@@ -112,7 +112,7 @@ std::optional<Uuid> to_uuid(std::optional<std::string_view> bytes) {
   return uuid;
 }
 
-// Columns 2 to 8, after those of an update: what is known of a log.
+// The columns that describe a log. They follow the two of an update.
 std::string log_columns(const std::string& instance) {
   return "format, uuid, base, base_chain, token, part_count, (SELECT id FROM whycache_updates "
          "WHERE instance = " +
@@ -136,7 +136,7 @@ std::string select_log_sql(const std::string& instance) {
          " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
-// The same with the beginning of the newest update.
+// The same, with the first bytes of the newest update.
 std::string select_newest_sql(const std::string& instance) {
   return "SELECT NULL, (SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
          ") FROM whycache_updates WHERE instance = " + quoted(instance) +
@@ -144,7 +144,7 @@ std::string select_newest_sql(const std::string& instance) {
          " FROM whycache_logs WHERE instance = " + quoted(instance);
 }
 
-// One row that tells of the log, then the updates.
+// One row that describes the log, then the updates.
 std::string select_updates_sql(const std::string& instance, UpdateId first, UpdateId last,
                                std::uint64_t rows) {
   const std::string log = "whycache_logs WHERE instance = " + quoted(instance);
@@ -175,16 +175,16 @@ std::string insert_part_sql(const std::string& instance) {
          quoted(instance) + ", ?, ?, ?, ?)";
 }
 
-// --- What failures mean. ---
+// --- The meaning of failures. ---
 
-// Nothing was done, and doing it again may help.
+// Whether nothing was done, and another attempt may succeed.
 bool is_retryable(unsigned code) {
   return code == ER_LOCK_DEADLOCK || code == record_has_changed ||
          code == rolled_back_during_commit;
 }
 
-// A server that was the primary once, or a node that lost its cluster: a new connection may find a
-// better one.
+// Whether the server is a former primary, or a node that lost its cluster: a new connection may
+// reach another one.
 bool is_wrong_server(unsigned code) {
   return code == ER_OPTION_PREVENTS_STATEMENT || code == read_only_mode || code == galera_not_ready;
 }
@@ -218,8 +218,8 @@ bool contains_words(std::string_view text, std::string_view words) {
   return false;
 }
 
-// Whether TLS failed for a reason that stays (the server proves no identity that we trust), as
-// opposed to a connection that broke. The code is the same: only the text differs.
+// Whether TLS failed because the server will never be trusted, as opposed to a connection that
+// broke. Both have the same code: only the text differs.
 bool is_tls_trust_failure(const MysqlFailure& failure) {
   if (failure.code != CR_SSL_CONNECTION_ERROR) return false;
   std::string reason = failure.reason;
@@ -234,7 +234,7 @@ bool is_tls_trust_failure(const MysqlFailure& failure) {
 
 }  // namespace
 
-// One row of whycache_logs, and the greatest id there is.
+// One row of whycache_logs, and the greatest id in the log.
 struct MysqlLog::MysqlLogRow : LogMetadata {
   UpdateId last = 0;
 
@@ -243,7 +243,8 @@ struct MysqlLog::MysqlLogRow : LogMetadata {
 
 struct MysqlLog::PrimaryHead {
   Extent extent;
-  std::optional<std::uint64_t> chain;  // of the update at its head, if that is a cache's
+  // The chain of the update at the head, if it is a cache's update.
+  std::optional<std::uint64_t> chain;
 };
 
 // --- Connection and failures. ---
@@ -287,7 +288,7 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
   }
 }
 
-// Whether tables are missing because somebody deleted the log by hand.
+// Whether tables are missing because an operator deleted the log.
 bool MysqlLog::is_log_deleted() const {
   try {
     return !has_log(*connection_);
@@ -308,14 +309,14 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
   }
   if (failure.code == ER_BAD_DB_ERROR) {
     return Error(ErrorKind::invalid,
-                 message + " (to make it: CREATE DATABASE `" + server.database + "`)");
+                 message + " (create it: CREATE DATABASE `" + server.database + "`)");
   }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
   if (is_tls_trust_failure(failure)) {
     return Error(ErrorKind::invalid,
                  message +
-                     " (the server must show a certificate for this host: give the file of the "
-                     "authority that signed it with tls_ca; tls=off does without)");
+                     " (the server must present a certificate for this host: name the file of the "
+                     "authority that signed it with tls_ca; tls=off connects without TLS)");
   }
   return Error(ErrorKind::unavailable, message);
 }
@@ -323,12 +324,12 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
 Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_lost) const {
   const std::string message = std::string(what) + ": log=" + name() + " reason=\"" +
                               failure.reason + "\" code=" + std::to_string(failure.code);
-  const ErrorKind if_in_doubt =
+  const ErrorKind if_unanswered =
       if_lost == IfLost::uncertain ? ErrorKind::uncertain : ErrorKind::unavailable;
-  if (is_connection_lost(failure)) return Error(if_in_doubt, message);
+  if (is_connection_lost(failure)) return Error(if_unanswered, message);
   if (is_permission_failure(failure.code)) {
-    return Error(ErrorKind::invalid, message + " (docs/logs.md says which privileges who needs)",
-                 EACCES);
+    return Error(ErrorKind::invalid,
+                 message + " (docs/logs.md lists the privileges that each role needs)", EACCES);
   }
   switch (failure.code) {
     case ER_LOCK_DEADLOCK:
@@ -362,20 +363,20 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case ER_NO_DEFAULT_FOR_FIELD:
     case ER_WARN_DATA_OUT_OF_RANGE:
       return Error(ErrorKind::corrupt,
-                   message + " (a table is not as whycache makes it, or is gone)");
+                   message + " (a table is missing, or not as whycache creates it)");
     case ER_NO_SUCH_TABLE_IN_ENGINE:
     case ER_CRASHED_ON_USAGE:
     case ER_NOT_KEYFILE:
     case ER_INDEX_CORRUPT: return Error(ErrorKind::corrupt, message + restore_hint);
     case ER_PARSE_ERROR:
     case ER_NOT_SUPPORTED_YET:
-      return Error(ErrorKind::invalid,
-                   message + " (this server cannot hold a log: MariaDB 10.3 or MySQL 8 is needed)");
+      return Error(
+          ErrorKind::invalid,
+          message + " (this server cannot hold a log: use MariaDB 10.3 or MySQL 8, or later)");
     case ER_UNKNOWN_STORAGE_ENGINE:
       return Error(ErrorKind::invalid, message + " (whycache needs InnoDB)");
-    // The server answered, and so nothing was done; but for what it says of itself when a commit
-    // fails.
-    default: return Error(if_in_doubt, message);
+    // The server answered, so nothing was done; except for a failure of the commit itself.
+    default: return Error(if_unanswered, message);
   }
 }
 
@@ -383,14 +384,15 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
 
 MysqlLog::MysqlLog(MysqlLogOptions options) : MysqlLog(std::move(options), IfMissing::create) {}
 
-MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing absent)
+MysqlLog::MysqlLog(MysqlLogOptions options, IfMissing if_missing)
     : options_(std::move(options)),
       owner_fork_count_(fork_count()),
       rows_per_query_(rows_per_query_initial) {
   with_connection(IfLost::retry, "cannot open log",
                   [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
                     check_server(connection);
-                    if (absent == IfMissing::create && !has_log(connection)) create_log(connection);
+                    if (if_missing == IfMissing::create && !has_log(connection))
+                      create_log(connection);
                     check_tables(connection);
                     const MysqlLogRow row = read_log_row(connection);
                     uuid_seen_ = row.uuid;
@@ -417,20 +419,21 @@ std::unique_ptr<Log> MysqlLog::reopen() {
   return std::unique_ptr<Log>(new MysqlLog(options_, IfMissing::fail));
 }
 
-// What we promise is what the server keeps.
+// Refuses a server that cannot keep what the log promises.
 void MysqlLog::check_server(MysqlConnection& connection) {
   if (connection.packet_bytes_max() < packet_bytes_min) {
     throw Error(ErrorKind::invalid,
-                "server takes too little at once: log=" + name() +
+                "server accepts packets that are too small: log=" + name() +
                     " max_allowed_packet=" + std::to_string(connection.packet_bytes_max()) +
                     " needed=" + std::to_string(packet_bytes_min) +
                     " (raise max_allowed_packet on the server)");
   }
   if (!options_.durable) return;
   const auto refuse = [&](const std::string& variable, const std::string& value) {
-    throw Error(ErrorKind::invalid, "server may forget what it acknowledged when it crashes: log=" +
-                                        name() + " " + variable + "=" + value + " (set " +
-                                        variable + "=1 on the server; durable=off accepts it)");
+    throw Error(ErrorKind::invalid,
+                "server may lose acknowledged writes when it crashes: log=" + name() + " " +
+                    variable + "=" + value + " (set " + variable +
+                    "=1 on the server; durable=off accepts the risk)");
   };
   const std::string& flush = connection.variable("innodb_flush_log_at_trx_commit");
   if (flush != "1" && flush != "3") refuse("innodb_flush_log_at_trx_commit", flush);
@@ -439,7 +442,7 @@ void MysqlLog::check_server(MysqlConnection& connection) {
     refuse("sync_binlog", sync_binlog);
 }
 
-// Whether the log is there: looking must not need permission to write.
+// Whether the log exists. Opening a log that exists must not need permission to write.
 bool MysqlLog::has_log(MysqlConnection& connection) const {
   try {
     MysqlRows rows = connection.query("SELECT 1 FROM whycache_logs WHERE instance = " +
@@ -454,30 +457,32 @@ bool MysqlLog::has_log(MysqlConnection& connection) const {
 }
 
 void MysqlLog::create_log(MysqlConnection& connection) const {
-  const std::string make_row =
+  const std::string insert_row_sql =
       "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " +
       std::to_string(schema_version) + ", " + quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
       ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " +
       quoted(options_.instance) + ")";
-  std::string left;  // what is to be done yet, for a person who may
-  const char* const make_tables[] = {create_logs_sql, create_updates_sql, create_parts_sql};
-  std::size_t made = 0;
+  const char* const create_tables[] = {create_logs_sql, create_updates_sql, create_parts_sql};
+  std::size_t created = 0;
   try {
-    for (; made < std::size(make_tables); ++made) connection.run(std::string(make_tables[made]));
-    if (connection.run(make_row) == 1) return;
+    for (; created < std::size(create_tables); ++created)
+      connection.run(std::string(create_tables[created]));
+    if (connection.run(insert_row_sql) == 1) return;
   } catch (const MysqlFailure& failure) {
-    if (failure.code == ER_DUP_ENTRY) return;  // somebody else made it just now
+    if (failure.code == ER_DUP_ENTRY) return;  // another process just created it
     if (!is_permission_failure(failure.code)) throw;
-    for (; made < std::size(make_tables); ++made) left += std::string(make_tables[made]) + "; ";
+    // Names the statements that are left to run, for an operator who may.
+    std::string left;
+    for (; created < std::size(create_tables); ++created)
+      left += std::string(create_tables[created]) + "; ";
     throw Error(ErrorKind::invalid,
-                "cannot make log: log=" + name() + " reason=\"" + failure.reason +
-                    "\" code=" + std::to_string(failure.code) + " (run as a user who may: " + left +
-                    make_row + ";)",
+                "cannot create log: log=" + name() + " reason=\"" + failure.reason +
+                    "\" code=" + std::to_string(failure.code) +
+                    " (run as a privileged user: " + left + insert_row_sql + ";)",
                 EACCES);
   }
   throw Error(ErrorKind::corrupt,
-              "updates are there, but the row of their log in whycache_logs is not: log=" + name() +
-                  restore_hint);
+              "log has updates, but no row in whycache_logs: log=" + name() + restore_hint);
 }
 
 void MysqlLog::check_tables(MysqlConnection& connection) {
@@ -486,7 +491,7 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
     const std::string table(rows.at(0).value_or(""));
     const std::string engine(rows.at(1).value_or("none"));
     if (engine != "InnoDB") {
-      std::string message = "table cannot be trusted with a log: log=";
+      std::string message = "table must use InnoDB: log=";
       message.append(name()).append(" table=").append(table).append(" engine=").append(engine);
       message.append(" (ALTER TABLE ").append(table).append(" ENGINE = InnoDB)");
       throw Error(ErrorKind::invalid, message);
@@ -496,7 +501,7 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
     const std::size_t bytes_max = rows.number(3);
     const bool binary = type.ends_with("blob") || type == "varbinary";
     if (!binary || bytes_max < column_bytes_min) {
-      std::string message = "column is too small, or not for bytes: log=";
+      std::string message = "column is too small, or not binary: log=";
       message.append(name()).append(" column=").append(table).append(".bytes type=").append(type);
       message.append(" bytes_max=").append(std::to_string(bytes_max));
       message.append(" (ALTER TABLE ").append(table).append(" MODIFY bytes LONGBLOB NOT NULL)");
@@ -536,7 +541,7 @@ MysqlLog::MysqlLogRow MysqlLog::read_log_row() {
                          [&](MysqlConnection& connection) { return read_log_row(connection); });
 }
 
-// What stands at `id` where this connection leads to.
+// Records that the server of this connection has the update at `id`.
 void MysqlLog::record_read(UpdateId id, std::optional<std::uint64_t> chain) {
   if (id < newest_read_id_) return;
   newest_read_id_ = id;
@@ -553,75 +558,76 @@ Extent MysqlLog::extent() {
 }
 
 Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
-                              bool is_first_page, RowBuffer& page) {
-  page.clear();
+                              bool is_first_read, RowBuffer& buffer) {
+  buffer.clear();
   MysqlLogRow row;
   const std::uint64_t rows_max = rows_per_query_;
   {
     MysqlRows rows = connection.query(select_updates_sql(options_.instance, first, last, rows_max));
     if (!rows.next() || rows.at(id_column)) throw log_deleted_error(name());
     row = to_log_row(rows);
-    const bool overtaken = !is_first_page && row.base >= first;
+    const bool overtaken = !is_first_read && row.base >= first;
     UpdateId expected = std::max(first, row.base + 1);
-    while (!page.is_full() && rows.next()) {
+    while (!buffer.is_full() && rows.next()) {
       if (overtaken) continue;
       const UpdateId id = rows.number(id_column);
       if (id != expected) throw missing_update_error(name(), expected, row.extent().head);
-      page.add(id, rows.at(bytes_column).value_or(""));
+      buffer.add(id, rows.at(bytes_column).value_or(""));
       ++expected;
     }
-    if (!page.is_full() && !overtaken && page.row_count() < rows_max &&
+    if (!buffer.is_full() && !overtaken && buffer.row_count() < rows_max &&
         expected <= std::min(last, row.extent().head)) {
       throw missing_update_error(name(), expected, row.extent().head);
     }
-    // With rows still to come the connection is not worth keeping; with none, it has yet to be
-    // told.
-    if (page.is_full() &&
-        (page.row_count() == rows_max || expected > std::min(last, row.extent().head)))
+    // The destructor of `rows` aborts the connection if rows are left. After the last one, fetch
+    // the end.
+    if (buffer.is_full() &&
+        (buffer.row_count() == rows_max || expected > std::min(last, row.extent().head)))
       rows.next();
   }
-  // As many rows next time as a page has room for, but not many more than this time.
+  // Next time, ask for as many rows as the buffer has room for, but at most four times as many.
   const std::uint64_t fitting =
-      buffer_bytes_max / std::max<std::size_t>(page.largest_row_bytes(), 1);
-  if (page.is_full() || page.row_count() == rows_max) {
+      buffer_bytes_max / std::max<std::size_t>(buffer.largest_row_bytes(), 1);
+  if (buffer.is_full() || buffer.row_count() == rows_max) {
     rows_per_query_ =
         std::clamp(std::min(fitting, rows_max * 4), rows_per_query_min, rows_per_query_max);
   }
   return row.extent();
 }
 
-// One page of the replica's updates, from `first` to the head that `newest` says, if it can be
-// asked and has just these.
-bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& newest, RowBuffer& page) {
+// Reads the updates from `first` to the primary's head. Returns false if the replica does not
+// answer, does not have exactly these, or they do not fit into one buffer.
+bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer) {
   const MutexLock lock(mutex_);
-  if (first > newest.extent.head || newest.extent.head - first >= rows_per_query_) return false;
+  if (first > primary.extent.head || primary.extent.head - first >= rows_per_query_) return false;
   if (replica_unavailable_until_ && !replica_unavailable_until_->passed()) return false;
   replica_unavailable_until_.reset();
   try {
     if (replica_connection_ && !replica_connection_->is_alive()) replica_connection_.reset();
     if (!replica_connection_) {
-      const auto patience =
+      const auto timeout =
           std::min<std::chrono::milliseconds>(options_.deadline, replica_timeout_max);
-      replica_connection_ = std::make_unique<MysqlConnection>(*options_.replica, patience);
+      replica_connection_ = std::make_unique<MysqlConnection>(*options_.replica, timeout);
     }
-    const Extent& extent = newest.extent;
-    const Extent there = read_updates(*replica_connection_, first, extent.head, true, page);
-    return there.uuid == extent.uuid && there.base == extent.base &&
-           there.base_chain == extent.base_chain && !page.empty() &&
-           page.last_id() == extent.head &&
-           chain_of(extent.head, page.last_update()) == newest.chain;
+    const Extent& extent = primary.extent;
+    const Extent replica = read_updates(*replica_connection_, first, extent.head, true, buffer);
+    return replica.uuid == extent.uuid && replica.base == extent.base &&
+           replica.base_chain == extent.base_chain && !buffer.empty() &&
+           buffer.last_id() == extent.head &&
+           chain_of(extent.head, buffer.last_update()) == primary.chain;
   } catch (const MysqlFailure&) {
     replica_connection_.reset();
     replica_unavailable_until_.emplace(replica_retry_delay);
-  } catch (const Error&) {  // it has not all of the log yet, or another: the primary knows
+  } catch (const Error&) {
+    // The replica does not have all of the log yet, or another log. The primary decides.
   }
   return false;
 }
 
-// The primary says which update is the newest, and with which chain: as chains tie updates
-// together, updates of the replica that end with this one are the primary's.
+// Asks the primary for its newest update and the chain there. Since chains tie updates together,
+// updates of the replica that end with this one are the primary's.
 std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpdate& visit) {
-  const PrimaryHead newest = with_connection(
+  const PrimaryHead primary = with_connection(
       IfLost::retry, "cannot read extent",
       [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
         MysqlRows rows = connection.query(select_newest_sql(options_.instance));
@@ -634,45 +640,46 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
         uuid_seen_ = row.uuid;
         return found;
       });
-  RowBuffer page(buffer_bytes_max);
-  if (newest.extent.head > newest.extent.base &&
-      (!newest.chain || !read_replica(first, newest, page))) {
+  RowBuffer buffer(buffer_bytes_max);
+  if (primary.extent.head > primary.extent.base &&
+      (!primary.chain || !read_replica(first, primary, buffer))) {
     return std::nullopt;
   }
-  page.visit_all(visit);
-  // As of now, but not from the store, all of it.
-  return PollResult{newest.extent, std::chrono::nanoseconds(1)};
+  buffer.visit_all(visit);
+  // Not 0: the updates did not come from the primary.
+  return PollResult{primary.extent, std::chrono::nanoseconds(1)};
 }
 
-PollResult MysqlLog::poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+PollResult MysqlLog::poll(UpdateId first, std::optional<std::chrono::nanoseconds> staleness_max,
                           const VisitUpdate& visit) {
-  if (options_.replica && !age_max && fork_count() == owner_fork_count_) {
-    if (const std::optional<PollResult> looked = poll_replica(std::max<UpdateId>(first, 1), visit))
-      return *looked;
+  if (options_.replica && !staleness_max && fork_count() == owner_fork_count_) {
+    if (const std::optional<PollResult> result = poll_replica(std::max<UpdateId>(first, 1), visit))
+      return *result;
   }
-  return Log::poll(first, age_max, visit);
+  return Log::poll(first, staleness_max, visit);
 }
 
 Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   first = std::max<UpdateId>(first, 1);
-  RowBuffer page(buffer_bytes_max);
-  for (bool is_first_page = true;; is_first_page = false) {
+  RowBuffer buffer(buffer_bytes_max);
+  for (bool is_first_read = true;; is_first_read = false) {
     const Extent extent = with_connection(
         IfLost::retry, "cannot read updates",
         [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
-          const Extent now = read_updates(connection, first, last, is_first_page, page);
+          const Extent now = read_updates(connection, first, last, is_first_read, buffer);
           uuid_seen_ = now.uuid;
           earliest_read_id_ = std::min(earliest_read_id_, first);
-          if (!page.empty()) {
-            record_read(page.last_id(), chain_of(page.last_id(), page.last_update()));
+          if (!buffer.empty()) {
+            record_read(buffer.last_id(), chain_of(buffer.last_id(), buffer.last_update()));
           } else if (now.head == now.base) {
             record_read(now.base, std::nullopt);
           }
           return now;
         });
-    if (!page.visit_all(visit) || page.empty() || page.last_id() >= std::min(last, extent.head))
+    if (!buffer.visit_all(visit) || buffer.empty() ||
+        buffer.last_id() >= std::min(last, extent.head))
       return extent;
-    first = page.last_id() + 1;
+    first = buffer.last_id() + 1;
   }
 }
 
@@ -719,15 +726,16 @@ void MysqlLog::check_size(const MysqlConnection& connection, const char* what, c
   }
 }
 
-// Whether this is the first connection, or what precedes `id` was read over it. (Nothing precedes
-// id 1: a read that began there has seen that.)
+// Whether an append at `id` may trust that the connection leads to a server with the updates that
+// the writer knows. The first connection does. Over another one, the update before `id` must have
+// been read or appended.
 bool MysqlLog::has_read_predecessor(UpdateId id) const {
   if (earliest_read_id_ == 0) return true;
   return earliest_read_id_ <= std::max<UpdateId>(id - 1, 1) && id <= newest_read_id_ + 1;
 }
 
-// Throws Error unavailable if the update before `id`, as it was read over this connection, is not
-// the one that `bytes` continue.
+// Throws Error(unavailable) if the update before `id`, as read over this connection, is not the one
+// that `bytes` continue.
 void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
   if (!newest_read_chain_ || newest_read_id_ + 1 != id) return;
   if (!chain_of(id, bytes)) return;
@@ -737,7 +745,7 @@ void MysqlLog::check_predecessor(UpdateId id, std::string_view bytes) const {
     if (error.kind() != ErrorKind::corrupt) throw;
     throw Error(
         ErrorKind::unavailable,
-        "the log has another update before this one than it continues, nothing was written: id=" +
+        "log has another update before this one than it continues, nothing was written: id=" +
             std::to_string(id) + " log=" + name());
   }
 }
@@ -750,11 +758,11 @@ Log::Appended MysqlLog::append(UpdateId id, std::string_view bytes) {
         check_size(connection, "update", "whycache_updates", bytes.size(),
                    update_column_bytes_max_);
         if (!has_read_predecessor(id)) {
-          throw Error(ErrorKind::unavailable,
-                      "connection was lost, and what the log has where the new one leads to was "
-                      "not read yet, nothing was "
-                      "written: id=" +
-                          std::to_string(id) + " log=" + name());
+          throw Error(
+              ErrorKind::unavailable,
+              "connection was lost, and the update before this one was not read over the new "
+              "one, nothing was written: id=" +
+                  std::to_string(id) + " log=" + name());
         }
         check_predecessor(id, bytes);
         try {
@@ -786,14 +794,15 @@ void MysqlLog::write_part(const LogMetadata& next, std::string_view part) {
                       connection.run(insert_part_sql(options_.instance),
                                      {next.base, as_bytes(next.token), next.part_count, part});
                     } catch (const MysqlFailure& failure) {
-                      if (failure.code != ER_DUP_ENTRY)
-                        throw;  // nobody else has this token: the answer was lost, and it is there
+                      // No other process has this token: this one inserted the part, and lost the
+                      // answer.
+                      if (failure.code != ER_DUP_ENTRY) throw;
                     }
                     return true;
                   });
 }
 
-// Holds even after a switch of which nobody knows whether it happened.
+// Deletes nothing if these parts are the base, even if the outcome of the switch is unknown.
 void MysqlLog::delete_unused_parts(const LogMetadata& next) {
   with_connection(IfLost::retry, "cannot delete parts of a base", [&](MysqlConnection& connection) {
     const std::string instance = quoted(options_.instance);
@@ -804,13 +813,13 @@ void MysqlLog::delete_unused_parts(const LogMetadata& next) {
   });
 }
 
-// False: another rewrite has come as far or farther.
+// Returns false if the base of the log is already at or beyond that of `next`.
 bool MysqlLog::switch_base(const LogMetadata& next) {
   const bool switched = with_connection(
       IfLost::uncertain, "cannot switch to another base", [&](MysqlConnection& connection) {
         const std::string instance = quoted(options_.instance);
         const std::string base = std::to_string(next.base);
-        {  // Over this connection, for another one may lead to another server.
+        {  // In the same connection: another one may lead to another server.
           MysqlRows rows = connection.query(
               "SELECT LEFT(bytes, " + std::to_string(header_peek_bytes) +
               ") FROM whycache_updates WHERE instance = " + instance + " AND id = " + base);
@@ -830,24 +839,24 @@ bool MysqlLog::switch_base(const LogMetadata& next) {
                    ") = " + std::to_string(next.part_count)) == 1;
       });
   if (switched) return true;
-  const MysqlLogRow present = read_log_row();
-  if (present.uuid != next.uuid) throw log_deleted_error(name());
-  if (present.base >= next.base) return false;
+  const MysqlLogRow current = read_log_row();
+  if (current.uuid != next.uuid) throw log_deleted_error(name());
+  if (current.base >= next.base) return false;
   throw Error(
       ErrorKind::unavailable,
-      "parts of the new base disappeared while it was written (begin again): log=" + name());
+      "parts of the new base disappeared while it was written (rewrite again): log=" + name());
 }
 
 void MysqlLog::delete_below_base() {
   const MysqlLogRow row = read_log_row();
   const std::string instance = quoted(options_.instance);
   const std::string base = std::to_string(row.base);
-  // Only while it is still this log, whose base never falls.
+  // Only while the log is still this one: its base never falls.
   const std::string of_log =
       " FROM whycache_logs WHERE instance = " + instance + " AND uuid = " + quoted(row.uuid) + ")";
   delete_in_batches("DELETE FROM whycache_updates WHERE instance = " + instance + " AND id <= " +
                     base + " AND EXISTS (SELECT 1" + of_log + " ORDER BY id LIMIT 256");
-  // A base that is greater than the present one may still become it.
+  // Parts of a greater base stay: a rewrite may still switch to it.
   delete_in_batches("DELETE FROM whycache_parts WHERE instance = " + instance +
                     " AND base <= " + base + " AND token <> (SELECT token" + of_log +
                     " ORDER BY base, token, number LIMIT 8");
@@ -858,7 +867,8 @@ void MysqlLog::delete_in_batches(const std::string& sql) {
     return with_connection(IfLost::retry, "cannot delete rows",
                            [&](MysqlConnection& connection) { return connection.run(sql) > 0; });
   };
-  while (delete_some()) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // let others in
+  // The pauses let other transactions in.
+  while (delete_some()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 }  // namespace whycache

@@ -1,6 +1,6 @@
-// How a log that lies in a database gets a new base: its parts are written first, under a token of
-// their own, where nobody looks for them; then one statement makes them the base; then what is
-// behind it is deleted.
+// How a log in a database gets a new base. First its parts are written, under a random token, so
+// that no reader finds them. Then one statement makes them the base. Then everything that the base
+// replaces is deleted.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
       try {
         database.delete_unused_parts(next);
       } catch (const Error&) {
-        // A later rewrite will; what went wrong first is worth more.
+        // A later rewrite deletes them. The first error matters more.
       }
       throw;
     }
@@ -65,7 +65,7 @@ bool rewrite_in_database(Database& database, UpdateId base, std::uint64_t base_c
   } catch (const Error& error) {
     throw Error(
         ErrorKind::uncertain,
-        std::string("history was rewritten, but what is behind it not deleted: ") + error.what(),
+        std::string("history was rewritten, but what it replaced was not deleted: ") + error.what(),
         error.system_error());
   }
   return switched;

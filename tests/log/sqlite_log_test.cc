@@ -343,11 +343,11 @@ TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
           "BEGIN; DROP TABLE whycache_updates_default; DROP TABLE whycache_parts_default; "
           "DELETE FROM whycache_logs WHERE instance = 'default'; COMMIT");
   expect_error(
-      ErrorKind::unavailable, [&] { log->append(6, "x"); }, "gone");
+      ErrorKind::unavailable, [&] { log->append(6, "x"); }, "deleted");
   expect_error(
-      ErrorKind::unavailable, [&] { log->extent(); }, "gone");
+      ErrorKind::unavailable, [&] { log->extent(); }, "deleted");
   expect_error(
-      ErrorKind::unavailable, [&] { updates_of(*log); }, "gone");
+      ErrorKind::unavailable, [&] { updates_of(*log); }, "deleted");
 
   const auto anew = store.open();
   append_up_to(*anew, 5);
