@@ -14,12 +14,12 @@
 namespace whycache {
 namespace {
 
-// After a failure.
+// How long all servers are unavailable after a failure.
 constexpr std::chrono::milliseconds retry_delay{2'000};
 
 Error invalid_server_error(std::size_t number) {
   return Error(ErrorKind::invalid,
-               "option memcached has no server there: number=" + std::to_string(number) +
+               "option memcached has an invalid server: number=" + std::to_string(number) +
                    " (write host:port, [address]:port or /path/of/socket, with commas between)");
 }
 
@@ -45,7 +45,7 @@ MemcachedServer parse_server(std::string_view text, std::size_t number) {
   return server;
 }
 
-// The answers to one get, one after the other.
+// The answers to one get, one after another.
 class GetResults {
  public:
   explicit GetResults(memcached_st* client) : client_(client) {
@@ -86,23 +86,22 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
   }
 }
 
-Memcached::Memcached(const std::vector<MemcachedServer>& servers,
-                     std::chrono::milliseconds patience)
+Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds timeout)
     : client_(memcached_create(nullptr)), owner_fork_count_(fork_count()) {
   if (client_ == nullptr) throw std::bad_alloc();
   const auto behave = [&](memcached_behavior_t behavior, std::uint64_t value) {
     memcached_behavior_set(client_, behavior, value);
   };
-  const auto patience_ms = static_cast<std::uint64_t>(patience.count());
+  const auto timeout_ms = static_cast<std::uint64_t>(timeout.count());
   behave(MEMCACHED_BEHAVIOR_KETAMA, 1);
   behave(MEMCACHED_BEHAVIOR_TCP_NODELAY, 1);
   behave(MEMCACHED_BEHAVIOR_SUPPORT_CAS, 1);
-  behave(MEMCACHED_BEHAVIOR_CONNECT_TIMEOUT, patience_ms);
-  behave(MEMCACHED_BEHAVIOR_POLL_TIMEOUT, patience_ms);
-  behave(MEMCACHED_BEHAVIOR_SND_TIMEOUT, patience_ms * 1000);
-  behave(MEMCACHED_BEHAVIOR_RCV_TIMEOUT, patience_ms * 1000);
-  // A server that does not answer keeps its keys: moved to others and back, they would come with
-  // what stood there before.
+  behave(MEMCACHED_BEHAVIOR_CONNECT_TIMEOUT, timeout_ms);
+  behave(MEMCACHED_BEHAVIOR_POLL_TIMEOUT, timeout_ms);
+  behave(MEMCACHED_BEHAVIOR_SND_TIMEOUT, timeout_ms * 1000);
+  behave(MEMCACHED_BEHAVIOR_RCV_TIMEOUT, timeout_ms * 1000);
+  // A server that does not answer keeps its keys: if they moved to other servers and back, they
+  // would return with old items.
   behave(MEMCACHED_BEHAVIOR_RETRY_TIMEOUT, 1);
   for (const MemcachedServer& server : servers) {
     if (server.socket.empty()) {
@@ -114,7 +113,7 @@ Memcached::Memcached(const std::vector<MemcachedServer>& servers,
 }
 
 Memcached::~Memcached() {
-  // In a child it would say goodbye on its parent's connections: there they are left as they are.
+  // A child leaks the client: freeing it would send quit over its parent's connections.
   if (fork_count() == owner_fork_count_) memcached_free(client_);
 }
 
@@ -127,26 +126,25 @@ void Memcached::mark_unavailable() { unavailable_until_.emplace(retry_delay); }
 std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(
     const std::vector<std::string>& keys) {
   if (!is_available()) return std::nullopt;
-  std::vector<const char*> words;
+  std::vector<const char*> names;
   std::vector<std::size_t> sizes;
-  std::unordered_map<std::string_view, std::size_t> places;
+  std::unordered_map<std::string_view, std::size_t> index_of_key;
   for (const std::string& key : keys) {
-    places.emplace(key, words.size());
-    words.push_back(key.data());
+    index_of_key.emplace(key, names.size());
+    names.push_back(key.data());
     sizes.push_back(key.size());
   }
   std::vector<std::optional<CachedItem>> items(keys.size());
-  const memcached_return_t asked =
-      memcached_mget(client_, words.data(), sizes.data(), words.size());
+  const memcached_return_t sent = memcached_mget(client_, names.data(), sizes.data(), names.size());
   GetResults answers(client_);
-  if (asked == MEMCACHED_SUCCESS) {
+  if (sent == MEMCACHED_SUCCESS) {
     while (answers.next()) {
-      // An answer to no question is dropped.
-      if (const auto place = places.find(answers.key()); place != places.end())
-        items[place->second] = answers.item();
+      // Ignores an item that was not requested.
+      if (const auto found = index_of_key.find(answers.key()); found != index_of_key.end())
+        items[found->second] = answers.item();
     }
   }
-  if (asked != MEMCACHED_SUCCESS || !answers.succeeded()) {
+  if (sent != MEMCACHED_SUCCESS || !answers.succeeded()) {
     mark_unavailable();
     return std::nullopt;
   }

@@ -1,14 +1,13 @@
-// Some memcached servers: libmemcached, wrapped so that it never throws, and leaves servers alone
-// for a while that do not answer. An answer is waited for no longer than `patience` at each piece
-// of it: a server that drips takes longer. Nothing that stands in a memcached is ever needed, so
-// nothing here is an error: what cannot be had is not there.
+// A client of memcached servers: libmemcached, wrapped so that it never throws, and pauses after a
+// failure. The timeout holds for each piece of an answer: a server that answers in many pieces may
+// take longer. No item of memcached is ever needed, so no failure is an error: the item is absent.
 //
-// Keys are spread over the servers by consistent hashing (ketama). A server that does not answer
-// keeps its keys: whoever needs one of them finds that memcached failed, which is then left alone
-// for a while, all of it.
+// Consistent hashing (ketama) distributes the keys over the servers. A server that does not answer
+// keeps its keys: a request for one of them fails, and then all servers are unavailable for a
+// while.
 //
-// Used by one thread at a time. In a forked child nothing is there, and nothing is kept: the
-// connections are the parent's.
+// One thread at a time may use a client. In a forked child every request fails: the connections
+// belong to the parent.
 #pragma once
 
 #include <chrono>
@@ -24,14 +23,14 @@ struct memcached_st;
 
 namespace whycache {
 
-// Where one listens: host and port, or a unix socket.
+// The address of one server: host and port, or a unix socket.
 struct MemcachedServer {
   std::string host;
   std::uint16_t port = 11211;
   std::string socket;
 };
 
-// "10.0.0.5:11211,[::1],/run/memcached.sock". Throws Error invalid.
+// Parses "10.0.0.5:11211,[::1],/run/memcached.sock". Throws Error(invalid).
 std::vector<MemcachedServer> parse_memcached_servers(std::string_view text);
 
 class Memcached {
@@ -39,34 +38,34 @@ class Memcached {
   struct CachedItem {
     std::string bytes;
     std::uint32_t flags = 0;
-    std::uint64_t cas_version = 0;  // which of all items that had this key; for replace()
+    // Differs in every item that the key ever had; for compare_and_swap().
+    std::uint64_t cas_version = 0;
   };
   enum class StoreResult {
     stored,
-    not_stored,  // there is an item, or none, or another version of it, so that it was not to be
-                 // stored
+    not_stored,  // the condition of add() or compare_and_swap() does not hold
     too_large,
     failed,
   };
 
-  // `patience`: how long to wait for one answer of a server.
-  Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds patience);
+  // `timeout`: how long to wait for a piece of an answer.
+  Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds timeout);
   Memcached(const Memcached&) = delete;
   Memcached& operator=(const Memcached&) = delete;
   ~Memcached();
 
-  // Whether it is worth asking: not for a while after a failure, and not in a forked child.
+  // Whether a request may succeed: not for a while after a failure, and not in a forked child.
   bool is_available() const noexcept;
 
-  // What is there under `keys`, in their order. nullopt: failed, as opposed to: not there. Of
-  // several servers, what one that fails while it answers had may be not there instead.
+  // Returns the items of `keys`, in their order; nullopt if the request failed. If one of several
+  // servers fails while it answers, its items may be reported as absent instead.
   std::optional<std::vector<std::optional<CachedItem>>> get(const std::vector<std::string>& keys);
-  // For `seconds`; it may be forgotten at any time.
+  // Stores an item for `seconds`. memcached may evict it at any time.
   StoreResult set(const std::string& key, std::string_view bytes, std::uint32_t flags,
                   std::chrono::seconds seconds);
-  // If there is none.
+  // Stores an item if the key has none.
   StoreResult add(const std::string& key, std::string_view bytes, std::chrono::seconds seconds);
-  // If it is still the one with that version.
+  // Stores an item if the key still has the one with that version.
   StoreResult compare_and_swap(const std::string& key, std::string_view bytes,
                                std::uint64_t version, std::chrono::seconds seconds);
 
@@ -75,7 +74,8 @@ class Memcached {
   void mark_unavailable();
 
   memcached_st* client_ = nullptr;
-  std::uint64_t owner_fork_count_;  // which process: fork_count()
+  // fork_count() of the process that opened the connections.
+  std::uint64_t owner_fork_count_;
   std::optional<Deadline> unavailable_until_;
 };
 

@@ -23,19 +23,19 @@ namespace {
 constexpr unsigned client_error_first = 2000;
 constexpr unsigned client_error_last = 2999;
 
-// Connecting takes mutexes of the library, for moments, and waits for the network in between:
-// fork() does not come between as long as that is a matter of moments.
+// Connecting holds mutexes of the library for moments, and waits for the network in between. fork()
+// waits for a connecting thread, but not longer than a second.
 ForkExclusion& fork_exclusion() {
   static auto* const instance = new ForkExclusion(std::chrono::seconds(1));
   return *instance;
 }
-// Made before there are threads, see register_fork_listener(); or earlier, by who opens a log
+// Created before there are threads, see register_fork_handler(); or earlier, if a log is opened
 // before main().
 [[maybe_unused]] const ForkExclusion& early_fork_exclusion = fork_exclusion();
 
 MYSQL* create_handle() {
-  const ForkExclusion::NoForkSection inside(
-      fork_exclusion());  // a child could not go on with what is half prepared
+  // A child could not use a library that is half initialised.
+  const ForkExclusion::NoForkSection inside(fork_exclusion());
   static const bool prepared = [] {
     struct sigaction before;
     ::sigaction(SIGPIPE, nullptr, &before);
@@ -47,8 +47,7 @@ MYSQL* create_handle() {
   return mysql_init(nullptr);
 }
 
-// While it lives, writing to a connection that the other side closed raises no signal in this
-// thread.
+// Keeps SIGPIPE from this thread while it writes to a connection that the server may have closed.
 class SigpipeBlocker {
  public:
   SigpipeBlocker() {
@@ -62,7 +61,7 @@ class SigpipeBlocker {
   SigpipeBlocker(const SigpipeBlocker&) = delete;
   SigpipeBlocker& operator=(const SigpipeBlocker&) = delete;
   ~SigpipeBlocker() {
-    if (was_pending_) return;  // blocked already, by the program
+    if (was_pending_) return;  // the program blocks it already
     sigset_t pending;
     sigpending(&pending);
     if (sigismember(&pending, SIGPIPE) == 1) {
@@ -91,7 +90,7 @@ bool is_connection_lost(const MysqlFailure& failure) noexcept {
   switch (failure.code) {
     case CR_OUT_OF_MEMORY:
     case CR_NET_PACKET_TOO_LARGE: return false;
-    // Said by the server on its way out.
+    // The server reports these when it closes the connection.
     case ER_SERVER_SHUTDOWN:
     case ER_CONNECTION_KILLED:
     case ER_NEW_ABORTING_CONNECTION:
@@ -103,13 +102,13 @@ bool is_connection_lost(const MysqlFailure& failure) noexcept {
   }
 }
 
-MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::milliseconds patience)
+MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::milliseconds timeout)
     : mysql_(create_handle()) {
   if (mysql_ == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
   const SigpipeBlocker quietly;
   try {
     const auto seconds =
-        std::max(std::chrono::ceil<std::chrono::seconds>(patience), std::chrono::seconds(1));
+        std::max(std::chrono::ceil<std::chrono::seconds>(timeout), std::chrono::seconds(1));
     set_options(server, seconds);
     const MysqlLogin login = server.login();
     {
@@ -140,9 +139,9 @@ void MysqlConnection::abandon(std::unique_ptr<MysqlConnection> connection) noexc
   if (leaked != nullptr) ::close(mysql_get_socket(leaked->mysql_));
 }
 
-void MysqlConnection::set_options(const MysqlServer& server, std::chrono::seconds patience) {
-  const auto wait_seconds = static_cast<unsigned>(patience.count());
-  // The server's own patience for locks ends before ours for it.
+void MysqlConnection::set_options(const MysqlServer& server, std::chrono::seconds timeout) {
+  const auto wait_seconds = static_cast<unsigned>(timeout.count());
+  // The server stops waiting for locks before we stop waiting for the server.
   const unsigned answer_seconds = wait_seconds + 1;
   constexpr unsigned no_number = 0;
   constexpr my_bool no = 0;
@@ -160,15 +159,15 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
     mysql_ssl_set(mysql_, null_if_empty(server.tls_key), null_if_empty(server.tls_certificate),
                   null_if_empty(server.tls_ca), nullptr, nullptr);
   }
-  // Either said alone would not do: the one encrypts, the other looks who it is.
+  // One option alone is not enough: the first encrypts, the second checks the server's identity.
   mysql_options(mysql_, MYSQL_OPT_SSL_ENFORCE, server.verifies_tls ? &yes : &no);
   mysql_options(mysql_, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, server.verifies_tls ? &yes : &no);
 }
 
-// What we rely on must not depend on how the server is set up. Repeatable read: INSERT ... SELECT
-// then locks what it reads.
-void MysqlConnection::set_session(std::chrono::seconds patience) {
-  const std::string seconds = std::to_string(patience.count());
+// The guarantees of the log must not depend on the server's configuration. At REPEATABLE READ,
+// INSERT ... SELECT locks what it reads.
+void MysqlConnection::set_session(std::chrono::seconds timeout) {
+  const std::string seconds = std::to_string(timeout.count());
   run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
   run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
       "innodb_lock_wait_timeout = " +
@@ -179,13 +178,12 @@ void MysqlConnection::read_variables() {
   {
     MysqlRows rows = query(
         "SHOW SESSION VARIABLES WHERE Variable_name IN ('version', 'max_allowed_packet', "
-        "'innodb_flush_log_at_trx_commit', "
-        "'log_bin', 'sync_binlog', 'wsrep_on', 'read_only')");
+        "'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'read_only')");
     while (rows.next()) variables_[std::string(rows.at(0).value_or(""))] = rows.at(1).value_or("");
   }
   const std::string& packet = variable("max_allowed_packet");
   std::from_chars(packet.data(), packet.data() + packet.size(), packet_bytes_max_);
-  // In a Galera cluster: what another node has acknowledged is seen by whoever reads here.
+  // In a Galera cluster, reads on this node then see what another node has acknowledged.
   if (variable("wsrep_on") == "ON") run("SET SESSION wsrep_sync_wait = 1");
 }
 
@@ -201,8 +199,8 @@ void MysqlConnection::throw_failure() {
 
 bool MysqlConnection::is_alive() const noexcept {
   if (is_aborted_) return false;
-  // While nothing is asked the server has nothing to say but that it closes the connection. With
-  // TLS it may have: of that nobody has told the application yet.
+  // To an idle connection the server sends nothing unless it closes it. With TLS it may send
+  // records that the library handles later.
   pollfd socket{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
   if (::poll(&socket, 1, 0) <= 0) return true;
   if (mysql_get_ssl_cipher(mysql_) == nullptr) return false;
@@ -213,9 +211,8 @@ bool MysqlConnection::is_alive() const noexcept {
 void MysqlConnection::abort_connection() noexcept {
   is_aborted_ = true;
   const int socket = static_cast<int>(mysql_get_socket(mysql_));
-  // Closed with a reset: a server that has much to send would otherwise wait a minute for somebody
-  // to read it. The library goes on to read from its descriptor, and so that is left to it, with
-  // nothing behind it.
+  // Close with a reset: a server with much to send would otherwise wait a minute for a reader. The
+  // library still reads from its descriptor, so the descriptor stays open, on /dev/null.
   constexpr linger reset{1, 0};
   ::setsockopt(socket, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
   const FileDescriptor nothing(::open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -241,33 +238,34 @@ std::uint64_t MysqlConnection::run(const std::string& sql,
   const SigpipeBlocker quietly;
   MYSQL_STMT*& statement = statements_[sql];
   if (statement == nullptr) {
-    MYSQL_STMT* const fresh = mysql_stmt_init(mysql_);
-    if (fresh == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
-    if (mysql_stmt_prepare(fresh, sql.data(), sql.size()) != 0) {
-      const std::unique_ptr<MYSQL_STMT, decltype(&mysql_stmt_close)> closed_after(fresh,
+    MYSQL_STMT* const created = mysql_stmt_init(mysql_);
+    if (created == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
+    if (mysql_stmt_prepare(created, sql.data(), sql.size()) != 0) {
+      const std::unique_ptr<MYSQL_STMT, decltype(&mysql_stmt_close)> closed_after(created,
                                                                                   mysql_stmt_close);
-      throw MysqlFailure(statement_failure(fresh));
+      throw MysqlFailure(statement_failure(created));
     }
-    statement = fresh;
+    statement = created;
   }
-  std::vector<MYSQL_BIND> places(values.size());
+  std::vector<MYSQL_BIND> parameters(values.size());
   std::vector<std::uint64_t> numbers(values.size());
   std::size_t index = 0;
   for (const StatementValue& value : values) {
-    MYSQL_BIND& place = places[index];
+    MYSQL_BIND& parameter = parameters[index];
     if (const auto* const bytes = std::get_if<std::string_view>(&value)) {
-      place.buffer_type = MYSQL_TYPE_LONG_BLOB;
-      place.buffer = const_cast<char*>(bytes->data());  // only read
-      place.buffer_length = bytes->size();
+      parameter.buffer_type = MYSQL_TYPE_LONG_BLOB;
+      parameter.buffer = const_cast<char*>(bytes->data());  // only read
+      parameter.buffer_length = bytes->size();
     } else {
       numbers[index] = std::get<std::uint64_t>(value);
-      place.buffer_type = MYSQL_TYPE_LONGLONG;
-      place.is_unsigned = 1;
-      place.buffer = &numbers[index];
+      parameter.buffer_type = MYSQL_TYPE_LONGLONG;
+      parameter.is_unsigned = 1;
+      parameter.buffer = &numbers[index];
     }
     ++index;
   }
-  if (mysql_stmt_bind_param(statement, places.data()) != 0 || mysql_stmt_execute(statement) != 0) {
+  if (mysql_stmt_bind_param(statement, parameters.data()) != 0 ||
+      mysql_stmt_execute(statement) != 0) {
     throw statement_failure(statement);
   }
   return mysql_stmt_affected_rows(statement);

@@ -20,7 +20,7 @@ std::string_view trim(std::string_view text) {
   return text.substr(first, text.find_last_not_of(" \t\r") - first + 1);
 }
 
-// Of a line, what stands before a comment: a '#' outside of quotes.
+// Returns the line up to a '#' outside of quotes.
 std::string_view strip_comment(std::string_view line) {
   char quote = '\0';
   for (std::size_t i = 0; i < line.size(); ++i) {
@@ -64,7 +64,7 @@ std::string parse_option_value(std::string_view text) {
   return value;
 }
 
-// The database in the path of the URL.
+// Returns the database, which is the path of the URL.
 std::string parse_database(const Url& url) {
   const std::string& path = url.path();
   std::string database = path.empty() ? "" : path.substr(1);

@@ -1,15 +1,15 @@
-// Which MySQL or MariaDB server, how to reach it, and as whom.
+// Names a MySQL or MariaDB server, how to reach it, and the user who logs in.
 //
 //   mysql://user@host:3306/database?tls_ca=/etc/ssl/our_ca.pem&password_file=/run/secrets/flags
 //   mysql://user@/database?socket=/run/mysqld/mysqld.sock
 //
-// The password is that of the URL, of `password_file`, or of `option_file`; else
-// WHYCACHE_MYSQL_PASSWORD; else none. Files are read at each connect, so that a password can be
-// changed while programs run.
+// The password comes from the URL, `password_file` or `option_file`; otherwise from
+// WHYCACHE_MYSQL_PASSWORD; otherwise there is none. Files are read at each connect, so that a
+// password can be changed while programs run.
 //
-// TLS: off on loopback and unix sockets; elsewhere the server must show a certificate for its host
-// that a known authority signed, unless `tls=off` is written out. That an option file, or the
-// client library's defaults, say otherwise does not count.
+// TLS is off on loopback and unix sockets. Elsewhere the server must present a certificate for its
+// host that a known authority signed, unless the URL has `tls=off`. Option files and the defaults
+// of the client library do not change this.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +21,14 @@
 
 namespace whycache {
 
-// Who logs in. An empty user: whoever runs this program.
+// The account to log in with. An empty user is the one who runs this program.
 struct MysqlLogin {
   std::string user;
   std::string password;
 };
 
 struct MysqlServer {
-  std::string host;  // empty: by socket
+  std::string host;  // empty: use the socket
   std::uint16_t port = 3306;
   std::string socket;
   std::string database;
@@ -38,11 +38,11 @@ struct MysqlServer {
   std::string option_file;
   std::string environment_password;
   bool verifies_tls = false;
-  std::string tls_ca;  // empty: the authorities this system trusts
+  std::string tls_ca;  // empty: the authorities that this system trusts
   std::string tls_certificate;
   std::string tls_key;
 
-  // Reads the files. Throws Error invalid, never with anything that stands in them.
+  // Reads the files. Throws Error(invalid), without any of their contents.
   MysqlLogin login() const;
   // For messages: "db.example.org:3306/flags".
   std::string address() const;
@@ -53,14 +53,14 @@ struct MysqlServers {
   std::optional<MysqlServer> replica;
 };
 
-// Takes from a mysql: URL what says which server. Throws Error invalid.
+// Takes the host, path and options that name servers from a mysql: URL. Throws Error(invalid).
 MysqlServers take_mysql_servers(Url& url);
 
-// Whether no packet for `host` leaves this machine.
+// Whether packets for `host` stay on this machine.
 bool is_loopback(std::string_view host) noexcept;
 
-// `user` and `password` of an option file, in groups [client], [mysql] and [whycache]; the last one
-// counts.
+// The `user` and `password` of an option file, from its groups [client], [mysql] and [whycache].
+// The last one of each counts.
 struct MysqlOptionFile {
   std::optional<std::string> user;
   std::optional<std::string> password;
