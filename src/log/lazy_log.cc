@@ -37,7 +37,7 @@ Log& LazyLog::log() {
   return *log;
 }
 
-// The mutex may be locked by a thread of the parent, so it is left alone.
+// Does not lock the mutex: in a child, a thread of the parent may hold it.
 std::unique_ptr<Log> LazyLog::reopen() {
   Log* const log = log_.load(std::memory_order_acquire);
   if (log == nullptr) return std::make_unique<LazyLog>(name_, open_, fallback_);

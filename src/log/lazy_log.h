@@ -1,7 +1,9 @@
-// A log that is opened when it is first needed: one that was away when the cache was opened, so
-// that a machine that has a state serves reads although its log is down; and in a forked child the
-// one it shares with nobody, for which it waits as for any log that is away. While it cannot be
-// opened each call tries, and fails with what kept it from that.
+// A log that is opened when it is first needed. While it cannot be opened, each call tries again
+// and throws the error of that attempt. There are two uses:
+//
+// - The log was unavailable when the cache was opened: a machine with a state can serve reads while
+//   its log is down.
+// - A forked child opens a log of its own, which it does not share with its parent.
 #pragma once
 
 #include <whycache/log.h>
@@ -18,15 +20,15 @@
 
 namespace whycache {
 
-// The log a URL names, or a late one if it is unavailable. Throws Error of other kinds. `deadline`:
-// how long the log itself may wait, if the URL does not say.
+// Returns the log that a URL names, or a LazyLog if that log is unavailable. Throws Error of every
+// other kind. `deadline` is the default of the URL's option deadline_ms.
 std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline);
-// For a child: what `of_parent` reopens to, when it is needed. That has to stay.
+// For a forked child: returns a LazyLog that reopens `parent_log`, which must outlive it.
 std::unique_ptr<Log> reopen_lazily(Log& parent_log);
 
 class LazyLog final : public Log {
  public:
-  // Returns the log; nullptr: `otherwise` is as good.
+  // Opens the log. Returns nullptr if `fallback` may be used in its place.
   using Open = std::function<std::unique_ptr<Log>()>;
   LazyLog(std::string name, Open open, Log* fallback = nullptr);
 

@@ -1,4 +1,4 @@
-// What a log is called in messages and in the state that was made from it.
+// The name of a log in messages and in the states built from it.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,13 @@
 
 namespace whycache {
 
-// What tells this log from others, without secrets: with the instance, even if it goes without
-// saying, and without user, password, and the options that say how to talk to it. Who reads and who
-// writes call it the same.
+// Returns a name that identifies the log and has no secrets: with the instance, even the default
+// one; without user, password, and options of the connection. Readers and writers derive
+// the same name.
 inline std::string log_name(const Url& url, const std::string& instance,
                             const std::optional<std::string>& socket = std::nullopt) {
   std::string text = url.redacted();
-  constexpr std::string_view tier =
-      "memcached+";  // something in front of a log does not make it another
+  constexpr std::string_view tier = "memcached+";  // the same log with and without a tier
   if (text.starts_with(tier)) text.erase(0, tier.size());
   text.resize(std::min(text.find('?'), text.size()));
   if (const std::size_t at = text.find('@'); at != std::string::npos) {
@@ -29,7 +28,7 @@ inline std::string log_name(const Url& url, const std::string& instance,
   return text;
 }
 
-// The same of a URL whose options were not taken yet.
+// The same for a URL whose options were not taken yet.
 inline std::string log_name(Url url) {
   const std::string instance = url.take_instance();
   const std::optional<std::string> socket = url.take_option("socket");

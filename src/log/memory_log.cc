@@ -37,7 +37,8 @@ class MemoryLog::Store final : ForkHandler {
  private:
   void after_fork_in_child() noexcept override { is_forked_copy_ = true; }
 
-  bool is_forked_copy_ = false;  // written before any thread of the child can read it
+  // Written in a child by its only thread, before there are others.
+  bool is_forked_copy_ = false;
 };
 
 MemoryLog::MemoryLog() : MemoryLog("memory:", std::make_shared<Store>()) {}
@@ -58,12 +59,12 @@ std::unique_ptr<MemoryLog> MemoryLog::shared(const std::string& name) {
   return std::unique_ptr<MemoryLog>(new MemoryLog("memory:" + name, store));
 }
 
-// In a child, a thread that does not exist there may hold the mutex, so no call takes it.
+// Checked before the mutex is locked: in a child, a thread of the parent may hold it.
 MemoryLog::Store& MemoryLog::store() const {
   if (store_->is_forked_copy()) {
     throw Error(
         ErrorKind::invalid,
-        "a memory log lives in the process that made it, and this is a child of that process");
+        "memory log belongs to the process that created it, and this is a child of that process");
   }
   return *store_;
 }
@@ -80,24 +81,25 @@ Log::Appended MemoryLog::append(UpdateId id, std::string_view bytes) {
   const MutexLock lock(store.mutex);
   const Extent extent = store.extent();
   if (id <= extent.base) return Appended::below_base;
-  // Beyond the next place, the caller has seen a log that is not this one: reading again will tell.
+  // Beyond the next id, the caller has seen another log; reading again shows that.
   if (id != extent.head + 1) return Appended::taken;
   store.updates.emplace(id, bytes);
   return Appended::yes;
 }
 
 Extent MemoryLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
-  // The next update at or after `first`, copied, so that `visit` may take its time and use the log.
+  // Copies the next update at or after `first`, so that `visit` may be slow and may use the log.
   const auto next = [&]() -> std::optional<std::pair<UpdateId, std::string>> {
     Store& store = this->store();
     const MutexLock lock(store.mutex);
-    const auto found = store.updates.lower_bound(first);
-    if (found == store.updates.end() || found->first > last) return std::nullopt;
-    return *found;
+    const auto update = store.updates.lower_bound(first);
+    if (update == store.updates.end() || update->first > last) return std::nullopt;
+    return *update;
   };
   std::optional<UpdateId> expected;
   while (const auto update = next()) {
-    if (expected && update->first != *expected) break;  // a rewrite overtook us; the extent says so
+    // A rewrite has deleted the next update: the caller sees it in the extent.
+    if (expected && update->first != *expected) break;
     if (!visit(update->first, update->second)) break;
     expected = first = update->first + 1;
   }
@@ -116,9 +118,9 @@ void MemoryLog::read_base(const VisitPart& visit) {
 }
 
 bool MemoryLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
-  const Extent before = extent();
-  if (base <= before.base) return false;
-  if (base > before.head) throw rewrite_beyond_head_error(base, before.head);
+  const Extent previous = extent();
+  if (base <= previous.base) return false;
+  if (base > previous.head) throw rewrite_beyond_head_error(base, previous.head);
 
   auto parts = std::make_shared<BaseParts>();
   while (const auto part = next_part()) parts->emplace_back(*part);

@@ -1,8 +1,8 @@
-// The log in memory: the contract of whycache/log.h at its plainest, for tests and for one process
-// alone.
+// The log in memory: the plainest implementation of whycache/log.h, for tests and for a single
+// process.
 //
-// One mutex, one map. It lives in the process that made it: a forked child sees a copy that nobody
-// else would ever hear about, so there every call throws.
+// One mutex, one map. The log belongs to the process that created it. A forked child has a copy
+// that no other process would ever see, so every call in the child throws.
 #pragma once
 
 #include <memory>
@@ -14,10 +14,10 @@ namespace whycache {
 
 class MemoryLog final : public Log {
  public:
-  // A log of its own, gone with this object.
+  // A private log, destroyed with this object.
   MemoryLog();
-  // The log of that name in this process, made by whoever asks first. It stays until the process
-  // ends, so that closing and opening it again loses nothing.
+  // Returns the log of that name in this process; the first call creates it. It lives until the
+  // process exits, so that closing and reopening it loses nothing.
   static std::unique_ptr<MemoryLog> shared(const std::string& name);
   ~MemoryLog() override;
 

@@ -28,25 +28,25 @@ namespace {
 
 constexpr std::string_view tier_prefix = "memcached+";
 
-// An option that is a number from 1 on.
-int take_number(Url& url, const std::string& name, int by_default, int greatest) {
+// Takes an option that is a number from 1 to `max`. Throws Error(invalid).
+int take_number(Url& url, const std::string& name, int default_value, int max) {
   const std::optional<std::string> option = url.take_option(name);
-  if (!option) return by_default;
+  if (!option) return default_value;
   int number = 0;
   const char* end = option->data() + option->size();
   const auto [parsed_end, error] = std::from_chars(option->data(), end, number);
-  if (error != std::errc() || parsed_end != end || number < 1 || number > greatest) {
+  if (error != std::errc() || parsed_end != end || number < 1 || number > max) {
     throw Error(ErrorKind::invalid,
-                "option " + name + " is not a number from 1 to " + std::to_string(greatest));
+                "option " + name + " is not a number from 1 to " + std::to_string(max));
   }
   return number;
 }
 
 constexpr std::chrono::milliseconds deadline_max{3'600'000};
 
-std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds by_default) {
+std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds default_value) {
   return std::chrono::milliseconds(take_number(url, "deadline_ms",
-                                               static_cast<int>(by_default.count()),
+                                               static_cast<int>(default_value.count()),
                                                static_cast<int>(deadline_max.count())));
 }
 
@@ -106,14 +106,13 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url,
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without the mysql log (install MariaDB's client library with its "
-              "development files, "
-              "in Debian libmariadb-dev, and build it again)");
+              "development files, in Debian libmariadb-dev, and build it again)");
 #endif
 }
 
 std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
-// `url`: of the log beneath, with the options of both.
+// `url` is that of the log behind memcached, with the options of both.
 std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
                                [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MEMCACHED
@@ -122,8 +121,7 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
   if (!servers) {
     throw Error(ErrorKind::invalid,
                 "log url does not say where memcached is (option memcached=host:port, several with "
-                "commas between, or "
-                "the path of a socket)");
+                "commas between, or the path of a socket)");
   }
   options.servers = parse_memcached_servers(*servers);
   options.confirm_interval = std::chrono::seconds(take_number(url, "confirm_s", 2, 3'600));
@@ -134,8 +132,7 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without memcached (install libmemcached with its development "
-              "files, in Debian "
-              "libmemcached-dev, and build it again)");
+              "files, in Debian libmemcached-dev, and build it again)");
 #endif
 }
 
@@ -172,8 +169,8 @@ std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds d
   deadline = std::clamp(deadline, std::chrono::milliseconds(1), deadline_max);
   Url url(text);
   if (!url.scheme().starts_with(tier_prefix)) return open_underlying_log(url, deadline);
-  Url beneath(text.substr(tier_prefix.size()));
-  return open_tier(beneath, deadline);
+  Url underlying(text.substr(tier_prefix.size()));
+  return open_tier(underlying, deadline);
 }
 
 }  // namespace whycache

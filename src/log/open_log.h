@@ -1,4 +1,4 @@
-// From the URL to the log it names.
+// Opens the log that a URL names.
 #pragma once
 
 #include <chrono>
@@ -11,8 +11,7 @@ namespace whycache {
 
 inline constexpr std::chrono::milliseconds default_log_deadline{10'000};
 
-// What open_log() in whycache/log.h does. `deadline`: its option deadline_ms, if the URL does not
-// give it.
+// Like open_log() in whycache/log.h. `deadline` is the default of the URL's option deadline_ms.
 std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline);
 
 }  // namespace whycache

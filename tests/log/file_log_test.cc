@@ -349,7 +349,7 @@ TEST(FileLogDamage, losing_the_meta_does_not_make_an_empty_log_of_a_full_one) {
   expect_error(
       ErrorKind::corrupt, [&] { store.open(); }, store.root() + "/meta", "missing");
   expect_error(
-      ErrorKind::unavailable, [&] { log->extent(); }, "deleted");
+      ErrorKind::unavailable, [&] { log->extent(); }, "log was deleted");
   EXPECT_EQ(names_in(store.root() + "/updates").size(), 3U);
 }
 

@@ -94,7 +94,7 @@ TEST_F(MysqlLogFormat, instances_share_the_tables_and_nothing_else) {
       "DELETE FROM whycache_logs WHERE instance = 'Flags'; DELETE FROM whycache_updates WHERE "
       "instance = 'Flags'");
   expect_error(
-      ErrorKind::unavailable, [&] { upper->extent(); }, "deleted");
+      ErrorKind::unavailable, [&] { upper->extent(); }, "log was deleted");
   EXPECT_EQ(store.open("flags")->extent().base, 5U);
 }
 

@@ -343,11 +343,11 @@ TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
           "BEGIN; DROP TABLE whycache_updates_default; DROP TABLE whycache_parts_default; "
           "DELETE FROM whycache_logs WHERE instance = 'default'; COMMIT");
   expect_error(
-      ErrorKind::unavailable, [&] { log->append(6, "x"); }, "deleted");
+      ErrorKind::unavailable, [&] { log->append(6, "x"); }, "log was deleted");
   expect_error(
-      ErrorKind::unavailable, [&] { log->extent(); }, "deleted");
+      ErrorKind::unavailable, [&] { log->extent(); }, "log was deleted");
   expect_error(
-      ErrorKind::unavailable, [&] { updates_of(*log); }, "deleted");
+      ErrorKind::unavailable, [&] { updates_of(*log); }, "log was deleted");
 
   const auto anew = store.open();
   append_up_to(*anew, 5);
