@@ -1,6 +1,7 @@
-// Integers in bytes, as all formats of whycache have them: little-endian, or as varints (unsigned
-// LEB128: seven bits a byte, least significant first, the high bit says that more follow). One
-// number has one form: a varint with a needless last byte, or one beyond 64 bits, is refused.
+// Encodings of integers in all formats of whycache: little-endian, or as varints. A varint is
+// unsigned LEB128: seven bits per byte, least significant first; the high bit says that more bytes
+// follow. Each number has one encoding: a varint with a needless last byte, or beyond 64 bits, is
+// rejected.
 #pragma once
 
 #include <bit>
@@ -39,12 +40,12 @@ void append_little_endian(std::string& bytes, Integer number) {
   bytes.append(encoded, sizeof encoded);
 }
 
-// How many bytes a number has as a varint.
+// Returns the size of a number as a varint.
 constexpr std::size_t varint_bytes(std::uint64_t number) noexcept {
   return (static_cast<std::size_t>(std::bit_width(number | 1)) + 6) / 7;
 }
 
-// Writes a varint to `to`, which has room for varint_bytes(number); returns where it ends.
+// Writes a varint to `to`, which has room for varint_bytes(number). Returns the end of the varint.
 inline char* store_varint(char* to, std::uint64_t number) noexcept {
   while (number >= 0x80) {
     *to++ = static_cast<char>(number | 0x80);
@@ -59,20 +60,20 @@ inline void append_varint(std::string& bytes, std::uint64_t number) {
   bytes.append(encoded, static_cast<std::size_t>(store_varint(encoded, number) - encoded));
 }
 
-// Takes bytes apart, front to back. They come from outside: every length is compared with what is
-// left before it is believed. What it hands out points into them.
+// Parses bytes, front to back. The bytes are untrusted: every length is checked against the
+// remaining input before use. Views that it returns point into them.
 class ByteReader {
  public:
-  // `what` is what error messages call these bytes ("update"); it has to outlive the reader.
+  // `what` names the bytes in error messages ("update"); it must outlive the reader.
   explicit ByteReader(std::string_view bytes, const char* what = "bytes") noexcept
       : begin_(bytes.data()), at_(begin_), end_(begin_ + bytes.size()), what_(what) {}
 
   bool at_end() const noexcept { return at_ == end_; }
   std::size_t bytes_left() const noexcept { return static_cast<std::size_t>(end_ - at_); }
-  // Where the next byte stands, counted from the first.
+  // Returns the offset of the next byte from the first.
   std::size_t offset() const noexcept { return static_cast<std::size_t>(at_ - begin_); }
 
-  // Each throws Error corrupt when there is not enough left.
+  // Each take_ function throws Error(corrupt) if too few bytes are left.
   std::uint8_t take_byte() {
     if (at_ == end_) throw_cut_short(1);
     return static_cast<std::uint8_t>(*at_++);
@@ -92,9 +93,9 @@ class ByteReader {
     at_ += size;
     return bytes;
   }
-  // A varint that says how many bytes, and these bytes.
+  // Takes a varint and as many bytes as it says.
   std::string_view take_sized_bytes() { return take_bytes(take_varint()); }
-  // From the end; what is left ends before them.
+  // Takes bytes from the end of the remaining input.
   std::string_view take_last_bytes(std::uint64_t size) {
     if (size > bytes_left()) throw_cut_short(size);
     end_ -= size;
@@ -105,12 +106,12 @@ class ByteReader {
     at_ = end_;
     return rest;
   }
-  // Throws Error corrupt if anything is left.
+  // Throws Error(corrupt) if any bytes are left.
   void expect_end() const {
     if (at_ != end_) throw_corrupt("too long", "bytes_left", bytes_left());
   }
 
-  // Throws Error corrupt: "update cut short: offset=20 size=9".
+  // Throws Error(corrupt) with a message such as "update cut short: offset=20 size=9".
   [[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt(std::string_view why,
                                                             std::string_view name,
                                                             std::uint64_t value) const {

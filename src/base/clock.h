@@ -1,4 +1,4 @@
-// Clocks. Nothing is ever decided by the wall clock; it is for people.
+// Clocks. The wall clock is for people: no decision depends on it.
 #pragma once
 
 #include <chrono>
@@ -8,20 +8,20 @@
 
 namespace whycache {
 
-// Nanoseconds since boot, suspend included (CLOCK_BOOTTIME): comparable between the processes of
-// one boot.
+// Nanoseconds since boot, including suspend (CLOCK_BOOTTIME). Processes of one boot can compare
+// them.
 std::int64_t boot_time_ns() noexcept;
 // Microseconds since 1970.
 std::int64_t wall_time_us() noexcept;
 // The kernel's random id of this boot; all zero if it cannot be read.
 Uuid boot_id();
 
-// A point in time to give up at.
+// The time at which to give up.
 class Deadline {
  public:
-  explicit Deadline(std::chrono::milliseconds patience)
+  explicit Deadline(std::chrono::milliseconds timeout)
       : at_ns_(boot_time_ns() +
-               std::chrono::duration_cast<std::chrono::nanoseconds>(patience).count()) {}
+               std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count()) {}
 
   bool passed() const noexcept { return boot_time_ns() >= at_ns_; }
   std::chrono::nanoseconds remaining() const noexcept {

@@ -106,8 +106,8 @@ std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
     if (got == 0) return bytes;
     bytes.append(buffer.data(), static_cast<std::size_t>(got));
     if (bytes.size() > bytes_max) {
-      throw Error(ErrorKind::corrupt, "file longer than it can be: path=" + path +
-                                          " bytes_max=" + std::to_string(bytes_max));
+      throw Error(ErrorKind::corrupt,
+                  "file is too long: path=" + path + " bytes_max=" + std::to_string(bytes_max));
     }
   }
 }
@@ -132,8 +132,8 @@ void sync_file(int descriptor, std::string_view path) {
 }
 
 void sync_directory(const std::string& path) {
-  const FileDescriptor folder = open_file(path, O_RDONLY | O_DIRECTORY);
-  if (::fsync(folder.number()) != 0) throw system_error("cannot sync folder", path, errno);
+  const FileDescriptor directory = open_file(path, O_RDONLY | O_DIRECTORY);
+  if (::fsync(directory.number()) != 0) throw system_error("cannot sync directory", path, errno);
 }
 
 std::string parent_directory(const std::string& path) {
@@ -142,20 +142,21 @@ std::string parent_directory(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
-void check_directory_is_safe(const std::string& folder, bool of_any_owner) {
+void check_directory_is_safe(const std::string& directory, bool any_owner) {
   struct stat status;
-  if (::stat(folder.c_str(), &status) != 0) throw system_error("cannot use folder", folder, errno);
-  if (!S_ISDIR(status.st_mode)) throw system_error("cannot use folder", folder, ENOTDIR);
+  if (::stat(directory.c_str(), &status) != 0)
+    throw system_error("cannot use directory", directory, errno);
+  if (!S_ISDIR(status.st_mode)) throw system_error("cannot use directory", directory, ENOTDIR);
   const bool writable_for_others = (status.st_mode & (S_IWGRP | S_IWOTH)) != 0;
   if (writable_for_others && (status.st_mode & S_ISVTX) == 0) {
     throw Error(ErrorKind::invalid,
-                "folder is writable for others, who could replace files in it: path=" + folder +
-                    " (chmod go-w it, or choose another folder)",
+                "directory is writable for others, who could replace files in it: path=" +
+                    directory + " (chmod go-w it, or choose another directory)",
                 EPERM);
   }
-  if (!of_any_owner && status.st_uid != ::geteuid() && status.st_uid != 0) {
+  if (!any_owner && status.st_uid != ::geteuid() && status.st_uid != 0) {
     throw Error(ErrorKind::invalid,
-                "folder belongs to another user: path=" + folder +
+                "directory belongs to another user: path=" + directory +
                     " owner=" + std::to_string(status.st_uid),
                 EPERM);
   }

@@ -1,4 +1,4 @@
-// Files by descriptor, with errno turned into Error where it happens.
+// Files by descriptor. A failed system call throws Error.
 #pragma once
 
 #include <sys/types.h>
@@ -30,35 +30,35 @@ class FileDescriptor {
   int number_ = -1;
 };
 
-// The Error for errno `error`: "cannot open state file: path=/x permission denied". The kind is
-// invalid for what a user has to mend (ENOENT, EACCES, EROFS, ELOOP, ENOTDIR, ENAMETOOLONG ...),
-// limit for ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM and EFBIG, unavailable for the rest.
+// Returns the Error for an errno: "cannot open file: path=/x reason="Permission denied"". The kind
+// is invalid if the user must act (ENOENT, EACCES, EROFS, ELOOP, ENOTDIR, ENAMETOOLONG ...), limit
+// for ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM and EFBIG, and unavailable otherwise.
 Error system_error(std::string_view what, std::string_view path, int error);
 
-// open(2) with O_CLOEXEC and O_NOFOLLOW, again after EINTR. Throws Error.
+// Calls open(2) with O_CLOEXEC and O_NOFOLLOW, and retries after EINTR. Throws Error.
 FileDescriptor open_file(const std::string& path, int flags, mode_t mode = 0);
-// Like open_file, but an absent file gives an empty descriptor.
+// Like open_file(), but returns an empty descriptor if the file is absent.
 FileDescriptor open_file_if_exists(const std::string& path, int flags);
 
-// Reads or writes all of it, again after EINTR and short counts. read_all throws corrupt at a short
-// file.
+// Writes all bytes; continues after EINTR and short writes. Throws Error.
 void write_all(int descriptor, std::string_view bytes, std::string_view path);
+// Returns the bytes of a file. Throws Error, of kind corrupt if the file exceeds `bytes_max`.
 std::string read_whole_file(const std::string& path, std::size_t bytes_max);
 
-// Gives the bytes from `offset` on their blocks on the disk, so that writing them, through a
-// mapping too, cannot meet a full disk. Returns 0 or the errno; EFBIG, and not the signal SIGXFSZ,
-// where the process may not have files that long (RLIMIT_FSIZE).
+// Allocates disk blocks for `bytes` bytes at `offset`, so that writing them cannot fail on a full
+// disk, not even through a mapping. Returns 0 or the errno. Beyond RLIMIT_FSIZE it returns EFBIG
+// and does not raise SIGXFSZ.
 int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) noexcept;
 
 void sync_file(int descriptor, std::string_view path);
 void sync_directory(const std::string& path);
 
-// The folder part of a path; "." if it has none.
+// Returns the directory part of a path; "." if it has none.
 std::string parent_directory(const std::string& path);
 
-// Throws Error invalid unless `folder` exists and nobody but its owner (this user or root) can
-// replace files in it: not writable for group or others, or sticky. `of_any_owner` leaves the owner
-// out of it.
-void check_directory_is_safe(const std::string& folder, bool of_any_owner = false);
+// Throws Error(invalid) unless the directory exists and only its owner can replace files in it: it
+// is not writable for group or others, or is sticky. The owner must be this user or root, unless
+// `any_owner` is set.
+void check_directory_is_safe(const std::string& directory, bool any_owner = false);
 
 }  // namespace whycache

@@ -1,5 +1,5 @@
-// Lets threads into a library whose locks must not be copied into a child as they stand, and fork()
-// only when none is there.
+// Lets fork() run only while no thread is inside a library whose locks a child must not inherit in
+// use.
 #pragma once
 
 #include <chrono>
@@ -13,8 +13,7 @@
 
 namespace whycache {
 
-// There is one for each such library, and it is never destroyed: threads may be inside while the
-// process exits.
+// Each such library has one. It is never destroyed: threads may be inside while the process exits.
 class ForkExclusion final : ForkHandler {
   struct ExclusionState {
     Mutex mutex;
@@ -24,17 +23,18 @@ class ForkExclusion final : ForkHandler {
   };
 
  public:
-  // How long fork() waits for those inside: for ever by default. A bound is for libraries that hold
-  // their locks for moments only, but may wait for others inside.
-  explicit ForkExclusion(std::optional<std::chrono::milliseconds> patience = std::nullopt)
-      : timeout_(patience) {
+  // `timeout`: how long fork() waits for the threads inside; forever by default. A timeout suits a
+  // library that holds its locks briefly, but inside which a thread may wait for others.
+  explicit ForkExclusion(std::optional<std::chrono::milliseconds> timeout = std::nullopt)
+      : timeout_(timeout) {
     register_fork_handler(this);
   }
 
-  // While it lives, its thread is inside.
+  // Its thread is inside from the constructor to the destructor. The constructor waits while
+  // another thread forks.
   class NoForkSection {
    public:
-    explicit NoForkSection(ForkExclusion& gate) : state_(*gate.state_) {
+    explicit NoForkSection(ForkExclusion& exclusion) : state_(*exclusion.state_) {
       MutexLock lock(state_.mutex);
       while (state_.forking_count != 0) state_.changed.wait(lock.native());
       ++state_.inside_count;
@@ -52,7 +52,8 @@ class ForkExclusion final : ForkHandler {
   };
 
  private:
-  // The mutex stays locked until after the fork, in another function: not for the analysis.
+  // The mutex stays locked until another function unlocks it, after the fork. The analysis cannot
+  // follow that.
   void before_fork() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
     MutexLock lock(state_->mutex);
     ++state_->forking_count;
@@ -71,7 +72,8 @@ class ForkExclusion final : ForkHandler {
     state_->mutex.unlock();
     state_->changed.notify_all();
   }
-  // In the room wait threads that do not exist here: it is made anew, not cleared.
+  // Constructs the state again rather than clearing it: the copied condition variable counts
+  // waiting threads that do not exist in the child.
   void after_fork_in_child() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
     state_->mutex.unlock();
     new (state_) ExclusionState;

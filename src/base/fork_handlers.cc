@@ -14,16 +14,16 @@ constinit std::atomic<std::uint64_t> detail::fork_counter{0};
 namespace {
 
 struct ForkHandlerRegistry {
-  // The forking thread holds it across the fork, so that the child finds the list whole.
+  // The forking thread holds it across the fork, so that the child's list is consistent.
   Mutex mutex;
   std::vector<ForkHandler*> handlers WHYCACHE_GUARDED_BY(mutex);
 };
 
-// There from the beginning, so that no thread can be in the midst of making it when another one
-// forks; and never destroyed: a thread may still unregister while the process exits.
+// Initialized at compile time, so that no thread can be constructing it when another one forks.
+// Never destroyed: a thread may still unregister while the process exits.
 union StaticRegistry {
   constexpr StaticRegistry() : registry() {}
-  constexpr ~StaticRegistry() {}  // NOLINT(modernize-use-equals-default): there would be none
+  constexpr ~StaticRegistry() {}  // NOLINT(modernize-use-equals-default): that would delete it
   ForkHandlerRegistry registry;
 };
 constinit StaticRegistry static_registry;

@@ -1,8 +1,8 @@
-// Who needs to know that the process forked.
+// Callbacks around fork().
 //
-// A child shares its parent's open files and with them its OFD locks, and may have inherited
-// mutexes that a thread which does not exist in it had locked. So whoever owns such things is told,
-// in the child, before fork() returns there.
+// A child shares its parent's open files and with them its OFD locks. It also inherits mutexes that
+// threads which do not exist in it may have locked. A ForkHandler repairs what it owns in the
+// child, before fork() returns there.
 #pragma once
 
 #include <atomic>
@@ -13,12 +13,12 @@ namespace whycache {
 
 class ForkHandler {
  public:
-  // Called before the fork, in the thread that forks: take the mutexes that are only ever held for
-  // a moment, so that what they guard is whole in the child.
+  // Called before the fork, in the thread that forks. Locks mutexes that are only held briefly, so
+  // that the child gets what they guard in a consistent state.
   virtual void before_fork() noexcept {}
-  // Called in the parent: let go of them.
+  // Called in the parent. Unlocks them.
   virtual void after_fork_in_parent() noexcept {}
-  // Called in the child by the only thread there is. Must not throw, and must not wait for a lock.
+  // Called in the child, by its only thread. Must not throw, and must not wait for a lock.
   virtual void after_fork_in_child() noexcept = 0;
 
  protected:
@@ -28,13 +28,13 @@ class ForkHandler {
   ~ForkHandler() = default;
 };
 
-// The owner registers when it is whole, and unregisters before it comes apart. Safe from any
-// thread; but it may wait until another thread has forked. So it must not be done while holding
-// what a child cannot do without, such as the initialization of a function's static variable: in
-// the child it would stay begun for ever.
+// An object registers when it is fully constructed, and unregisters before it is destroyed. Any
+// thread may call these functions; they may wait until another thread has forked. A caller must
+// therefore hold nothing that the child needs released, such as the initialization of a function's
+// static variable: in the child it would never finish.
 void register_fork_handler(ForkHandler* handler);
-// Registers, and does what `prepare` does, with no fork in between: opens what a child has to let
-// go of. If it throws, nothing is registered.
+// Registers, and calls `prepare` with no fork in between, for example to open a file that a child
+// must close. If `prepare` throws, nothing is registered.
 void register_fork_handler(ForkHandler* handler, const std::function<void()>& prepare);
 void unregister_fork_handler(ForkHandler* handler) noexcept;
 
@@ -42,8 +42,8 @@ namespace detail {
 extern constinit std::atomic<std::uint64_t> fork_counter;
 }
 
-// How often this process's line of ancestors forked since the library was loaded: another number
-// means another process.
+// Returns how many forks led to this process since the library was loaded. If the number differs
+// from an earlier one, this is another process.
 inline std::uint64_t fork_count() noexcept {
   return detail::fork_counter.load(std::memory_order_relaxed);
 }

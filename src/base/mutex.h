@@ -11,23 +11,24 @@
 #define WHYCACHE_THREAD_ANNOTATION(attribute)
 #endif
 
-// A member that may only be used while the mutex is held; what a pointer member points to.
+// A member that may only be used while the mutex is held; the same for the target of a pointer.
 #define WHYCACHE_GUARDED_BY(mutex) WHYCACHE_THREAD_ANNOTATION(guarded_by(mutex))
 #define WHYCACHE_POINTEE_GUARDED_BY(mutex) WHYCACHE_THREAD_ANNOTATION(pt_guarded_by(mutex))
-// A function whose caller holds the mutex; does not hold it.
+// A function whose caller must hold the mutex; must not hold it.
 #define WHYCACHE_REQUIRES(...) WHYCACHE_THREAD_ANNOTATION(requires_capability(__VA_ARGS__))
 #define WHYCACHE_EXCLUDES(...) WHYCACHE_THREAD_ANNOTATION(locks_excluded(__VA_ARGS__))
-// A function that takes the mutex and keeps it; releases it.
+// A function that locks the mutex and keeps it locked; unlocks it.
 #define WHYCACHE_ACQUIRE(...) WHYCACHE_THREAD_ANNOTATION(acquire_capability(__VA_ARGS__))
 #define WHYCACHE_RELEASE(...) WHYCACHE_THREAD_ANNOTATION(release_capability(__VA_ARGS__))
 #define WHYCACHE_TRY_ACQUIRE(...) WHYCACHE_THREAD_ANNOTATION(try_acquire_capability(__VA_ARGS__))
-// A function the analysis cannot follow. A comment beside it says why it is correct.
+// A function that the analysis cannot follow. A comment beside it says why it is correct.
 #define WHYCACHE_NO_THREAD_SAFETY_ANALYSIS WHYCACHE_THREAD_ANNOTATION(no_thread_safety_analysis)
 
 namespace whycache {
 
-// std::mutex. Not recursive. Like it, a copy in a forked child is held if another thread of the
-// parent held it: fork handlers (base/fork_handlers.h) lock it, or construct it again.
+// A std::mutex with annotations. In a forked child it is still locked if another thread of the
+// parent held it: a fork handler (base/fork_handlers.h) locks it around the fork, or constructs it
+// again.
 class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) Mutex {
  public:
   void lock() WHYCACHE_ACQUIRE() { mutex_.lock(); }
@@ -49,8 +50,8 @@ class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) MutexLock {
 
   void lock() WHYCACHE_ACQUIRE() { lock_.lock(); }
   void unlock() WHYCACHE_RELEASE() { lock_.unlock(); }
-  // What std::condition_variable::wait() takes. It returns with the mutex held, so the analysis
-  // need not know that it was released in between.
+  // Returns the lock for std::condition_variable::wait(), which returns with the mutex held again.
+  // The analysis need not know that the mutex was released in between.
   std::unique_lock<std::mutex>& native() { return lock_; }
 
  private:

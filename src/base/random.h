@@ -1,4 +1,4 @@
-// Randomness from the kernel (getrandom(2)): right after fork(), in every process and thread.
+// Random numbers from the kernel (getrandom(2)): independent in a forked child and in each thread.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The words of the public headers, for messages.
+// Text for messages of the types in the public headers.
 #include <cstddef>
 #include <span>
 #include <string>
@@ -24,7 +24,7 @@ std::string to_hex(std::span<const std::uint8_t> bytes) {
 
 std::string to_string(const Uuid& uuid) { return to_hex(uuid); }
 
-// As one number of 128 bits: high first.
+// One number of 128 bits, high half first.
 std::string to_string(const Digest& digest) {
   std::array<std::uint8_t, 16> bytes;
   for (unsigned i = 0; i < 8; ++i) {

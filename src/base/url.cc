@@ -21,7 +21,7 @@ constexpr bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 
 
 Error invalid(const std::string& message) { return Error(ErrorKind::invalid, message); }
 
-// `part` names the piece of the URL for messages, which must not show the piece itself.
+// `part` names the component for messages, which must not show its text.
 std::string percent_decode(std::string_view text, const char* part) {
   std::string decoded;
   decoded.reserve(text.size());
@@ -43,10 +43,10 @@ std::string percent_decode(std::string_view text, const char* part) {
   return decoded;
 }
 
-// What may stand in any part of a URL unencoded stays as it is, and '/' in a path.
+// Leaves characters that are valid in every component of a URL as they are, and '/' in a path.
 enum class UrlComponent { path, other };
-std::string percent_encode(std::string_view text, UrlComponent part) {
-  const std::string_view kept = part == UrlComponent::path ? "-._~/" : "-._~";
+std::string percent_encode(std::string_view text, UrlComponent component) {
+  const std::string_view kept = component == UrlComponent::path ? "-._~/" : "-._~";
   constexpr char digits[] = "0123456789ABCDEF";
   std::string encoded;
   for (const char c : text) {
@@ -103,8 +103,7 @@ std::string parse_scheme(std::string_view text) {
   if (!good) {
     throw invalid(
         "log url does not begin with a scheme (write file:///dir, sqlite:///file.db, "
-        "mysql://user@host/database or "
-        "memory:name)");
+        "mysql://user@host/database or memory:name)");
   }
   return scheme;
 }
@@ -151,8 +150,8 @@ Url::Url(std::string_view text) {
     parse_authority(authority);
     rest.remove_prefix(authority.size());
   }
-  // With "//" forgotten, or a '/' in a password, some of the password would be taken for a path,
-  // and shown.
+  // Without "//", or with a '/' in a password, part of the password would be taken for a path and
+  // shown.
   const std::size_t at = rest.rfind('@');
   const bool is_local_path =
       has_authority_ && authority.empty() && rest.substr(0, at).find(':') == std::string_view::npos;
@@ -204,7 +203,7 @@ void Url::parse_options(std::string_view query) {
 
     const std::size_t equals = option.find('=');
     const std::string_view key = option.substr(0, equals);
-    // Such a key may be a piece of a secret, so it is not shown.
+    // Such a key may be part of a secret, so the message does not show it.
     if (equals == std::string_view::npos || !is_option_key(key)) {
       throw invalid(
           "log url has an option that is not of the form key=value (keys have a-z 0-9 _ -): "
@@ -264,7 +263,7 @@ void Url::reject_unknown_options() const {
 
 std::string Url::redacted() const {
   std::string text = scheme_ + ':';
-  // Else a path with two slashes would look like an authority.
+  // Without "//" a path that begins with two slashes would look like an authority.
   if (has_authority_ || path_.substr(0, 2) == "//") text += "//";
   if (has_authority_) {
     if (!user_.empty() || password_)

@@ -2,11 +2,11 @@
 //
 //   file:///var/lib/flags?instance=blue        scheme, absolute path, option
 //   sqlite:///var/lib/flags.db
-//   memory:    memory:name                     no authority; path is what follows the colon
+//   memory:    memory:name                     no authority; the path follows the colon
 //   mysql://user:password@host:3306/db?tls=verify
 //
-// Parts are percent-decoded. A URL may hold secrets, and people put them in the wrong place; so no
-// message ever repeats the text of a URL, and what is printed is redacted().
+// Components are percent-decoded. A URL may hold secrets, and people put them in the wrong place.
+// No message therefore repeats the text of a URL; messages print redacted().
 #pragma once
 
 #include <cstdint>
@@ -24,30 +24,31 @@ bool is_instance_name(std::string_view name) noexcept;
 
 class Url {
  public:
-  // Throws Error invalid: no scheme, a character that has to be percent-encoded, a port that is
-  // none, an option without value or given twice, and the like; the message says which and what to
-  // write instead.
+  // Throws Error(invalid) if the text is no URL of a log: no scheme, a character that must be
+  // percent-encoded, an invalid port, an option without value or given twice. The message says what
+  // to write instead.
   explicit Url(std::string_view text);
 
   const std::string& scheme() const { return scheme_; }  // lower case
   const std::string& user() const { return user_; }
   const std::optional<std::string>& password() const { return password_; }
-  const std::string& host() const { return host_; }  // an IPv6 address without its brackets
+  const std::string& host() const { return host_; }  // an IPv6 address has no brackets
   std::optional<std::uint16_t> port() const { return port_; }
   const std::string& path() const { return path_; }
 
-  // The path, for logs in the file system. Throws Error invalid if it is not absolute, or if there
-  // is a host.
+  // Returns the path, for logs in the file system. Throws Error(invalid) if it is not absolute, or
+  // if there is a host.
   const std::string& file_path() const;
 
-  // The value of an option, which is known from now on; nullopt: not given.
+  // Returns the value of an option and marks it as known. Returns nullopt if it is not given.
   std::optional<std::string> take_option(std::string_view key);
-  // Option `instance`, "default" if not given. Throws Error invalid.
+  // Takes option `instance`; "default" if not given. Throws Error(invalid).
   std::string take_instance();
-  // Throws Error invalid naming the options given that nobody took.
+  // Throws Error(invalid) if any option was not taken; the message names those options.
   void reject_unknown_options() const;
 
-  // For messages: without the password, and with no option's value but that of `instance`.
+  // Returns the URL for messages: without the password, and without the value of any option except
+  // `instance`.
   std::string redacted() const;
 
  private:

@@ -219,10 +219,10 @@ TEST_F(Directory, that_belongs_to_another_user_is_not_safe) {
 TEST_F(Directory, that_is_not_there_or_no_folder_is_not_safe) {
   expect_error(
       ErrorKind::invalid, [&] { check_directory_is_safe(path("absent")); },
-      "cannot use folder: path=" + path("absent"));
+      "cannot use directory: path=" + path("absent"));
   write_file("file", "");
   expect_error(
-      ErrorKind::invalid, [&] { check_directory_is_safe(path("file")); }, "cannot use folder");
+      ErrorKind::invalid, [&] { check_directory_is_safe(path("file")); }, "cannot use directory");
 }
 
 }  // namespace
