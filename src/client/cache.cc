@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/fork_handlers.h"
+#include "client/appender.h"
 #include "client/bulk_load.h"
 #include "client/follow.h"
 #include "client/rebuild.h"
@@ -65,7 +66,8 @@ struct ProcessContext {
 
   const std::uint64_t owner_fork_count = fork_count();
   Session session;
-  WriteQueue write_queue{session};
+  Appender appender{session};
+  WriteQueue write_queue{session, appender};
   ProcessContext* next_abandoned = nullptr;
 };
 
@@ -382,7 +384,7 @@ std::future<UpdateId> Cache::write_async(std::span<const Change> changes,
 UpdateId Cache::transact(const std::function<void(Transaction&)>& function,
                          const TransactOptions& options) {
   ProcessContext& life = impl_->context();
-  return whycache::transact(life.session, life.write_queue, function, options);
+  return whycache::transact(life.session, life.appender, function, options);
 }
 
 std::optional<UpdateId> Cache::set_if(std::string_view key,
@@ -390,7 +392,7 @@ std::optional<UpdateId> Cache::set_if(std::string_view key,
                                       std::string_view value, const WriteOptions& options) {
   ProcessContext& life = impl_->context();
   return read_modify_write(
-      life.session, life.write_queue, key,
+      life.session, life.appender, key,
       [&](std::optional<std::string_view> now) {
         return now == expected ? std::optional(Change::set(key, value)) : std::nullopt;
       },
@@ -401,7 +403,7 @@ std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view e
                                         const WriteOptions& options) {
   ProcessContext& life = impl_->context();
   return read_modify_write(
-      life.session, life.write_queue, key,
+      life.session, life.appender, key,
       [&](std::optional<std::string_view> now) {
         return now == expected ? std::optional(Change::erase(key)) : std::nullopt;
       },
@@ -413,7 +415,7 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
   std::int64_t sum = 0;
   std::string digits;
   read_modify_write(
-      life.session, life.write_queue, key,
+      life.session, life.appender, key,
       [&](std::optional<std::string_view> now) {
         std::int64_t number = 0;
         if (now) {
@@ -458,12 +460,12 @@ UpdateId Cache::update(const UpdateOptions& options) {
 
 UpdateId Cache::rewrite_history(const RewriteOptions& options) {
   ProcessContext& life = impl_->context();
-  return whycache::rewrite_history(life.session, life.write_queue, options);
+  return whycache::rewrite_history(life.session, life.appender, options);
 }
 
 UpdateId Cache::delete_all_history() {
   ProcessContext& life = impl_->context();
-  return whycache::delete_all_history(life.session, life.write_queue);
+  return whycache::delete_all_history(life.session, life.appender);
 }
 
 // --- Where things stand ---

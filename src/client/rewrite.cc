@@ -200,13 +200,13 @@ void check_keep_guards(const Session& link, const Keep& keep) {
 
 // Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at
 // again. `erased_by` becomes the last of these updates.
-void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Backoff& patience,
+void erase_refused_keys(Session& link, Appender& appender, const Keep& keep, Backoff& patience,
                         UpdateId& erased_by) {
   std::string begin;
   do {
     std::vector<std::string> keys = collect_refused_keys(link, keep, begin);
     patience.reset();
-    const std::optional<LogPosition> erased = commit.write_prepared(
+    const std::optional<LogPosition> erased = appender.append_prepared(
         [&](const SharedPin& pin) -> std::optional<Draft> {
           const View view(pin);
           std::erase_if(keys, [&](const std::string& key) {
@@ -224,7 +224,7 @@ void erase_refused_keys(Session& link, WriteQueue& commit, const Keep& keep, Bac
   } while (!begin.empty());
 }
 
-UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& options,
+UpdateId rewrite(Session& link, Appender& appender, const RewriteOptions& options,
                  UpdateId& erased_by) {
   Backoff patience(link.options.deadline);
   const UpdateId head = follow(link, patience);
@@ -234,7 +234,7 @@ UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& option
                                         " head=" + std::to_string(head));
   }
   if (options.keep) check_keep_guards(link, options.keep);
-  if (options.keep) erase_refused_keys(link, commit, options.keep, patience, erased_by);
+  if (options.keep) erase_refused_keys(link, appender, options.keep, patience, erased_by);
   patience.reset();
 
   const SharedPin pin = link.state.pin();
@@ -251,19 +251,19 @@ UpdateId rewrite(Session& link, WriteQueue& commit, const RewriteOptions& option
 
 }  // namespace
 
-UpdateId rewrite_history(Session& link, WriteQueue& commit, const RewriteOptions& options) {
+UpdateId rewrite_history(Session& link, Appender& appender, const RewriteOptions& options) {
   UpdateId erased_by = 0;
   try {
-    return rewrite(link, commit, options, erased_by);
+    return rewrite(link, appender, options, erased_by);
   } catch (const Error& error) {
     if (erased_by == 0) throw;
     throw error_after_erasing(error, erased_by);
   }
 }
 
-UpdateId delete_all_history(Session& link, WriteQueue& commit) {
+UpdateId delete_all_history(Session& link, Appender& appender) {
   Backoff patience(link.options.deadline);
-  const std::optional<LogPosition> place = commit.write_prepared(
+  const std::optional<LogPosition> place = appender.append_prepared(
       [&](const SharedPin& pin) {
         check_erase_limits(link.options.guards, pin->block().item_count, pin->block().item_count);
         return std::optional(Draft(link.authorship("delete_all_history"), /*erases_all=*/true));

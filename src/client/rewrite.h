@@ -8,15 +8,15 @@
 
 #include <whycache/cache.h>
 
+#include "client/appender.h"
 #include "client/session.h"
-#include "client/write_queue.h"
 
 namespace whycache {
 
 // Returns the base after it.
-UpdateId rewrite_history(Session& link, WriteQueue& commit, const RewriteOptions& options);
+UpdateId rewrite_history(Session& link, Appender& appender, const RewriteOptions& options);
 
 // Appends an update that erases everything, and makes it the base.
-UpdateId delete_all_history(Session& link, WriteQueue& commit);
+UpdateId delete_all_history(Session& link, Appender& appender);
 
 }  // namespace whycache

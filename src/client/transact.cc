@@ -107,7 +107,7 @@ Draft draft_of(Session& link, const std::vector<Change>& changes, const std::str
 
 }  // namespace
 
-UpdateId transact(Session& link, WriteQueue& commit,
+UpdateId transact(Session& link, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options) {
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
@@ -120,7 +120,7 @@ UpdateId transact(Session& link, WriteQueue& commit,
     const std::vector<Change> changes = record.changes();
     if (changes.empty()) return pin->id();
 
-    const std::optional<LogPosition> place = commit.write_prepared(
+    const std::optional<LogPosition> place = appender.append_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
           const bool unmoved = now->id() == pin->id() && now->block().chain == pin->block().chain;
@@ -140,7 +140,7 @@ UpdateId transact(Session& link, WriteQueue& commit,
   }
 }
 
-std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std::string_view key,
+std::optional<UpdateId> read_modify_write(Session& link, Appender& appender, std::string_view key,
                                           const Decide& decide, const WriteOptions& options) {
   Backoff patience(options.deadline.value_or(link.options.deadline));
   const std::int64_t began_ns = boot_time_ns();
@@ -148,7 +148,7 @@ std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std
     // Asked before the state is looked at: whoever follows beside us may apply, and say so, right
     // after that.
     bool is_of_this_call = false;
-    const std::optional<LogPosition> place = commit.write_prepared(
+    const std::optional<LogPosition> place = appender.append_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
           const std::optional<Change> change = decide(view.get(key));

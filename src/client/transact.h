@@ -25,8 +25,8 @@
 #include <whycache/cache.h>
 #include <whycache/transaction.h>
 
+#include "client/appender.h"
 #include "client/session.h"
-#include "client/write_queue.h"
 
 namespace whycache {
 
@@ -52,7 +52,7 @@ class Transaction::Record {
   std::map<std::string, std::optional<std::string>, std::less<>> written_;  // nullopt: erased
 };
 
-UpdateId transact(Session& link, WriteQueue& commit,
+UpdateId transact(Session& link, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options);
 
@@ -60,7 +60,7 @@ UpdateId transact(Session& link, WriteQueue& commit,
 // nullopt: nothing. It is called again when somebody else was first. nullopt: it decided to do
 // nothing, given what the log held at some moment during the call.
 using Decide = std::function<std::optional<Change>(std::optional<std::string_view> value)>;
-std::optional<UpdateId> read_modify_write(Session& link, WriteQueue& commit, std::string_view key,
+std::optional<UpdateId> read_modify_write(Session& link, Appender& appender, std::string_view key,
                                           const Decide& decide, const WriteOptions& options);
 
 }  // namespace whycache

@@ -6,21 +6,11 @@
 #include <unordered_set>
 #include <utility>
 
-#include "client/follow.h"
 #include "client/guards.h"
-#include "client/rebuild.h"
-#include "state/read/pin.h"
-#include "state/write/writer.h"
 #include "update/format.h"
 
 namespace whycache {
 namespace {
-
-// A log that was restored or replaced must not be given an update that continues another. So it is
-// looked at before an append, unless that was done just now by some process of this machine. What
-// happens to the log within this time is found by the log itself, which takes an update only if it
-// has the one before, or, after any failure, by looking back.
-constexpr std::int64_t append_staleness_max_ns = 100'000'000;
 
 // Of several changes to one key the last one counts; it keeps its place.
 std::vector<Change> last_change_per_key(std::span<const Change> changes) {
@@ -278,14 +268,14 @@ void WriteQueue::commit_as_leader(QueuedBatch& batch) {
   std::exception_ptr failure;
   bool nothing_written = false;
   try {
-    const HeldLock appending = session_.state.lock(StateLock::append, batch.backoff.deadline());
-    follow_if_stale(batch.backoff);
+    const HeldLock appending = appender_.lock_and_follow(batch.backoff);
     // Those who were told their id just now, and are ready to run, mostly come back with the next
     // write.
     if (previous_group_had_followers_) std::this_thread::yield();
     others = build_group(batch);
     previous_group_had_followers_ = !others.empty();
-    id = append_group(batch, others);
+    id =
+        others.empty() ? appender_.append(batch.draft, batch.backoff) : append_group(batch, others);
   } catch (const Error& error) {
     failure = std::current_exception();
     nothing_written = error.kind() != ErrorKind::uncertain;
@@ -371,27 +361,24 @@ std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch&
   return others;
 }
 
-// --- The log ---
-
-// The caller of these holds StateLock::append.
-
+// Appends the batches as one update. If the log refuses what they make together, releases the
+// others and appends the leader's batch alone. The caller holds StateLock::append.
 UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& others) {
-  if (!others.empty()) {
-    Draft together(session_.authorship(std::string(leader.note)));
-    bool fits = true;  // take_along() saw to it
-    const auto add = [&](const QueuedBatch& batch) {
-      for (const Change& change : batch.changes)
-        fits = fits && together.add(change, session_.options.update_bytes_max);
-    };
-    add(leader);
-    for (const QueuedBatch* other : others) add(*other);
-    try {
-      if (fits) return append(together, leader.backoff);
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
-    }
-    // The log refuses what they make together: each goes alone, and finds out whether it was the
-    // one.
+  Draft together(session_.authorship(std::string(leader.note)));
+  bool fits = true;  // build_group() saw to it
+  const auto add = [&](const QueuedBatch& batch) {
+    for (const Change& change : batch.changes)
+      fits = fits && together.add(change, session_.options.update_bytes_max);
+  };
+  add(leader);
+  for (const QueuedBatch* other : others) add(*other);
+  try {
+    if (fits) return appender_.append(together, leader.backoff);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
+  }
+  // Each goes alone now, and finds out whether it was the one.
+  {
     NotifyingLock locked(*this);
     for (QueuedBatch* other : others) {
       other->in_group = false;
@@ -399,166 +386,7 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
     }
     others.clear();
   }
-  return append(leader.draft, leader.backoff);
-}
-
-UpdateId WriteQueue::append(Draft& draft, Backoff& patience) {
-  for (;;) {
-    const LogPosition at = position_of(session_.state.info());
-    if (try_append(at, draft, patience)) return at.id + 1;
-  }
-}
-
-std::optional<LogPosition> WriteQueue::write_prepared(const Prepare& prepare, Backoff& patience,
-                                                      const std::function<void()>& before_look) {
-  const HeldLock appending = session_.state.lock(StateLock::append, patience.deadline());
-  follow_if_stale(patience);
-  for (;;) {
-    if (before_look) before_look();
-    const Uuid log_uuid = session_.state.info().log_uuid;
-    const std::shared_ptr<const detail::Pin> pin = session_.state.pin();
-    const LogPosition at{log_uuid, pin->id(), pin->block().chain};
-    std::optional<Draft> draft = prepare(pin);
-    if (!draft) return std::nullopt;
-    if (try_append(at, *draft, patience)) return LogPosition{log_uuid, at.id + 1, draft->chain()};
-  }
-}
-
-void WriteQueue::follow_if_stale(Backoff& patience) {
-  session_.state.switch_if_replaced();
-  if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
-      !session_.state.usable() || !session_.has_followed() ||
-      !session_.has_seen_log(session_.state.info().log_uuid)) {
-    follow(session_, patience);
-  }
-}
-
-// Appends the draft as the update after `at`, and applies it. False: somebody else was first, and
-// has been followed.
-bool WriteQueue::try_append(const LogPosition& at, Draft& draft, Backoff& patience) {
-  const UpdateId id = at.id + 1;
-  const std::string_view bytes = draft.seal(id, at.chain);
-  Update update;
-  decode_update(bytes, update);  // what could not be read back must not get into the log
-  if (append_and_resolve(at, bytes, patience)) {
-    session_.counters.add(&Counters::updates_written);
-    session_.state.announce_release(StateLock::append);
-    apply_appended(at, update);
-    return true;
-  }
-  session_.counters.add(&Counters::append_conflicts);
-  if (patience.deadline().passed()) {
-    throw Error(ErrorKind::unavailable,
-                "others were always first until the deadline, nothing was written: id=" +
-                    std::to_string(id) +
-                    " deadline_ms=" + std::to_string(patience.timeout().count()));
-  }
-  follow(session_, patience);
-  // The log must show who was first.
-  if (session_.state.info().chain == at.chain && !patience.pause()) {
-    throw LogError(
-        ErrorKind::unavailable,
-        "log says that an id is taken but shows no update there, nothing was written: id=" +
-            std::to_string(id) + " log=" + session_.log.name());
-  }
-  return false;
-}
-
-// Puts the bytes into the log after `at`, once, whatever it takes. False: another update is there.
-// Throws when the patience is at its end: uncertain if an attempt is in doubt, else unavailable.
-bool WriteQueue::append_and_resolve(const LogPosition& at, std::string_view bytes,
-                                    Backoff& patience) {
-  const UpdateId id = at.id + 1;
-  bool failed = false;    // an attempt failed; the log should have done nothing then, but we look
-  bool in_doubt = false;  // an attempt may have succeeded, or may still do so
-  const auto uncertain = [&](const std::string& why) {
-    return Error(ErrorKind::uncertain,
-                 "write may or may not be in the log: id=" + std::to_string(id) +
-                     " log=" + session_.log.name() + ": " + why + " (update(), then look)");
-  };
-  const auto append_once = [&] {
-    try {
-      return session_.call_log([&](Log& log) { return log.append(id, bytes); }) ==
-             Log::Appended::yes;
-    } catch (const LogError& error) {
-      in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
-      throw;
-    }
-  };
-  for (;;) {
-    try {
-      if (failed) {
-        std::string why;
-        const ReadBackResult found = read_back(at, bytes, why);
-        if (found == ReadBackResult::ours) return true;
-        if (found == ReadBackResult::other_update) return false;
-        if (found == ReadBackResult::other_log && in_doubt) throw uncertain(why);
-        if (found == ReadBackResult::other_log) return false;
-      }
-      if (append_once()) return true;
-      if (!failed) return false;
-      throw LogError(ErrorKind::unavailable,
-                     "the id was taken between two looks");  // by whom, the next one tells
-    } catch (const LogError& error) {
-      failed = true;
-      try {
-        session_.back_off_after(error, patience);
-      } catch (const LogError& last) {
-        if (in_doubt) throw uncertain(last.what());
-        throw;
-      }
-    }
-  }
-}
-
-// What stands after `at` in the log by now.
-WriteQueue::ReadBackResult WriteQueue::read_back(const LogPosition& at, std::string_view bytes,
-                                                 std::string& why) {
-  const LogPage page = session_.call_log(
-      [&](Log& log) { return read_page(log, first_id_to_read(at.id), at.id + 1); });
-  if (compare_history(page, at, why) != HistoryMatch::matches) return ReadBackResult::other_log;
-  for (std::size_t i = 0; i < page.row_count(); ++i) {
-    if (page.row(i).id == at.id + 1)
-      return page.row(i).bytes == bytes ? ReadBackResult::ours : ReadBackResult::other_update;
-  }
-  return ReadBackResult::absent;
-}
-
-// Makes the update that was appended after `at` visible to this machine.
-void WriteQueue::apply_appended(const LogPosition& at, const Update& update) {
-  Backoff patience(
-      session_.options
-          .deadline);  // it is written: now it has to become visible, however long that took
-  try {
-    const std::unique_ptr<StateWriter> writer =
-        session_.state.begin_write(patience.deadline(), MappingPolicy::cache);
-    report_recovery(session_, *writer);
-    const LogPosition now = position_of(writer->info());
-    if (now.log_uuid == at.log_uuid) {
-      if (now.id == at.id && now.chain == at.chain) {
-        writer->apply(update);
-        session_.counters.add(&Counters::updates_applied);
-        return;
-      }
-      if (now.id > update.id || (now.id == update.id && now.chain == update.chain))
-        return;  // a follower was here
-    }
-  } catch (const std::exception&) {  // following says what is wrong, and mends what can be mended
-  }
-  const auto not_applied = [&](const std::string& why, int system_error) {
-    return Error(ErrorKind::uncertain,
-                 "write is in the log, but could not be applied on this machine: id=" +
-                     std::to_string(update.id) + ": " + why,
-                 system_error);
-  };
-  try {
-    follow(session_, patience, update.id);
-  } catch (const Error& error) {
-    throw not_applied(std::string(to_string(error.kind())) + ": " + error.what(),
-                      error.system_error());
-  } catch (const std::exception& error) {  // no memory
-    throw not_applied(error.what(), 0);
-  }
+  return appender_.append(leader.draft, leader.backoff);
 }
 
 }  // namespace whycache

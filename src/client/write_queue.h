@@ -1,16 +1,3 @@
-// Committing: changes become updates in the log, and then, by applying them, part of the state.
-//
-//   take StateLock::append                  processes of one machine do not race each other to the log
-//     seal the draft for id n+1             n: the applied id; its chain ties the update to all before
-//     log: insert n+1 if absent
-//       appended   apply it (or find that a follower did), and return n+1
-//       taken      follow the log, and try the next id
-//       no answer  look at the log: our bytes at n+1: appended. Others: taken. Nothing: try again
-//
-// An append that failed may still be under way. So as long as one is in doubt nothing else is tried
-// than the very same bytes at the very same id: a late arrival then does no harm, and the update is
-// in the log once.
-//
 // Group commit. Callers queue; the one in front leads: it takes those behind it along into its
 // update as far as they fit, appends for all, and tells each the id. Whoever waits meanwhile leads
 // next. Each caller's batch stays atomic. Writes whose caller did not wait stand in the same queue;
@@ -24,26 +11,24 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <functional>
 #include <future>
 #include <list>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/backoff.h"
-#include "client/log_page.h"
+#include "client/appender.h"
 #include "client/session.h"
 
 namespace whycache {
 
 class WriteQueue {
  public:
-  explicit WriteQueue(Session& link) : session_(link) {}
+  WriteQueue(Session& session, Appender& appender) : session_(session), appender_(appender) {}
   ~WriteQueue() { stop(); }
   WriteQueue(const WriteQueue&) = delete;
   WriteQueue& operator=(const WriteQueue&) = delete;
@@ -57,16 +42,6 @@ class WriteQueue {
   std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
   // Ends that thread; what it has not begun to write fails.
   void stop();
-
-  // Makes a draft of what is to be written given that the state is as the pin shows it; nullopt:
-  // nothing.
-  using Prepare =
-      std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
-  // Appends what `prepare` makes as the very next update after the one it looked at; if somebody
-  // else was first, it is asked again. nullopt: it had nothing to write. `before_look` is called
-  // before the state is looked at, each time.
-  std::optional<LogPosition> write_prepared(const Prepare& prepare, Backoff& patience,
-                                            const std::function<void()>& before_look = {});
 
  private:
   struct AsyncWrite;
@@ -142,15 +117,9 @@ class WriteQueue {
   void run_async_writer();
 
   UpdateId append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& others);
-  UpdateId append(Draft& draft, Backoff& patience);
-  void follow_if_stale(Backoff& patience);
-  bool try_append(const LogPosition& at, Draft& draft, Backoff& patience);
-  bool append_and_resolve(const LogPosition& at, std::string_view bytes, Backoff& patience);
-  enum class ReadBackResult { absent, ours, other_update, other_log };
-  ReadBackResult read_back(const LogPosition& at, std::string_view bytes, std::string& why);
-  void apply_appended(const LogPosition& at, const Update& update);
 
   Session& session_;
+  Appender& appender_;
   std::mutex mutex_;  // of what follows
   std::deque<QueuedBatch*> queue_;
   bool has_leader_ = false;

@@ -7,11 +7,11 @@
 #include <thread>
 #include <vector>
 
+#include "client/appender.h"
 #include "client/fleet.h"
 #include "client/follow.h"
 #include "client/session.h"
 #include "client/transact.h"
-#include "client/write_queue.h"
 
 namespace whycache::testing {
 namespace {
@@ -404,7 +404,7 @@ TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
   const Options options;
   AtomicCounters tally;
   Session link(*state, *log, nullptr, options, tally);
-  WriteQueue commit(link);
+  Appender appender(link);
   Backoff patience(options.deadline);
   follow(link, patience);
   rome.update();
@@ -416,7 +416,7 @@ TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
     if (seen.size() == 1) beside_us.update();
     return value == "new" ? std::optional(Change::set("key", "ours")) : std::nullopt;
   };
-  EXPECT_EQ(read_modify_write(link, commit, "key", decide, {}), 3U);
+  EXPECT_EQ(read_modify_write(link, appender, "key", decide, {}), 3U);
   EXPECT_EQ(seen.back(), "new");
 }
 

@@ -1,0 +1,191 @@
+#include "client/appender.h"
+
+#include <exception>
+#include <utility>
+
+#include "client/follow.h"
+#include "client/rebuild.h"
+#include "state/read/pin.h"
+#include "state/write/writer.h"
+#include "update/format.h"
+
+namespace whycache {
+namespace {
+
+// A log that was restored or replaced must not get an update that continues another history. So a
+// writer follows before it appends, unless some process of this machine did so within this time.
+// Two later checks cover the time itself: the log takes an update only if it has the previous one,
+// and after any failure the writer reads back. (docs/decisions/look-before-append.md)
+constexpr std::int64_t append_staleness_max_ns = 100'000'000;
+
+}  // namespace
+
+HeldLock Appender::lock_and_follow(Backoff& backoff) {
+  HeldLock lock = session_.state.lock(StateLock::append, backoff.deadline());
+  session_.state.switch_if_replaced();
+  if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
+      !session_.state.usable() || !session_.has_followed() ||
+      !session_.has_seen_log(session_.state.info().log_uuid)) {
+    follow(session_, backoff);
+  }
+  return lock;
+}
+
+UpdateId Appender::append(Draft& draft, Backoff& backoff) {
+  for (;;) {
+    const LogPosition position = position_of(session_.state.info());
+    if (try_append(position, draft, backoff)) return position.id + 1;
+  }
+}
+
+std::optional<LogPosition> Appender::append_prepared(const Prepare& prepare, Backoff& backoff,
+                                                     const std::function<void()>& before_read) {
+  const HeldLock appending = lock_and_follow(backoff);
+  for (;;) {
+    if (before_read) before_read();
+    const Uuid log_uuid = session_.state.info().log_uuid;
+    const std::shared_ptr<const detail::Pin> pin = session_.state.pin();
+    const LogPosition position{log_uuid, pin->id(), pin->block().chain};
+    std::optional<Draft> draft = prepare(pin);
+    if (!draft) return std::nullopt;
+    if (try_append(position, *draft, backoff))
+      return LogPosition{log_uuid, position.id + 1, draft->chain()};
+  }
+}
+
+// Appends the draft as the update after `position`, and applies it. Returns false if another update
+// has the id; that one has been followed.
+bool Appender::try_append(const LogPosition& position, Draft& draft, Backoff& backoff) {
+  const UpdateId id = position.id + 1;
+  const std::string_view bytes = draft.seal(id, position.chain);
+  Update update;
+  decode_update(bytes, update);  // an update that cannot be decoded must not get into the log
+  if (append_and_resolve(position, bytes, backoff)) {
+    session_.counters.add(&Counters::updates_written);
+    session_.state.announce_release(StateLock::append);
+    apply_appended(position, update);
+    return true;
+  }
+  session_.counters.add(&Counters::append_conflicts);
+  if (backoff.deadline().passed()) {
+    throw Error(ErrorKind::unavailable,
+                "others were always first until the deadline, nothing was written: id=" +
+                    std::to_string(id) +
+                    " deadline_ms=" + std::to_string(backoff.timeout().count()));
+  }
+  follow(session_, backoff);
+  // The log must show which update has the id.
+  if (session_.state.info().chain == position.chain && !backoff.pause()) {
+    throw LogError(
+        ErrorKind::unavailable,
+        "log says that an id is taken but shows no update there, nothing was written: id=" +
+            std::to_string(id) + " log=" + session_.log.name());
+  }
+  return false;
+}
+
+// Puts the bytes into the log after `position`, exactly once. Returns false if another update is
+// there. Throws when the backoff has run out: uncertain if an attempt is in doubt, else
+// unavailable.
+bool Appender::append_and_resolve(const LogPosition& position, std::string_view bytes,
+                                  Backoff& backoff) {
+  const UpdateId id = position.id + 1;
+  bool failed = false;    // an attempt failed: read back before the next one, whatever the error
+  bool in_doubt = false;  // an attempt may have succeeded, or may still do so
+  const auto uncertain = [&](const std::string& why) {
+    return Error(ErrorKind::uncertain,
+                 "write may or may not be in the log: id=" + std::to_string(id) +
+                     " log=" + session_.log.name() + ": " + why + " (update(), then look)");
+  };
+  const auto append_once = [&] {
+    try {
+      return session_.call_log([&](Log& log) { return log.append(id, bytes); }) ==
+             Log::Appended::yes;
+    } catch (const LogError& error) {
+      in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
+      throw;
+    }
+  };
+  for (;;) {
+    try {
+      if (failed) {
+        std::string why;
+        const ReadBackResult found = read_back(position, bytes, why);
+        if (found == ReadBackResult::ours) return true;
+        if (found == ReadBackResult::other_update) return false;
+        if (found == ReadBackResult::other_log && in_doubt) throw uncertain(why);
+        if (found == ReadBackResult::other_log) return false;
+      }
+      if (append_once()) return true;
+      if (!failed) return false;
+      // The next read_back() shows whose update took the id.
+      throw LogError(ErrorKind::unavailable, "the id was taken between two looks");
+    } catch (const LogError& error) {
+      failed = true;
+      try {
+        session_.back_off_after(error, backoff);
+      } catch (const LogError& last) {
+        if (in_doubt) throw uncertain(last.what());
+        throw;
+      }
+    }
+  }
+}
+
+// Reads which update the log now has after `position`. Sets `why` if it is another log.
+Appender::ReadBackResult Appender::read_back(const LogPosition& position, std::string_view bytes,
+                                             std::string& why) {
+  const LogPage page = session_.call_log(
+      [&](Log& log) { return read_page(log, first_id_to_read(position.id), position.id + 1); });
+  if (compare_history(page, position, why) != HistoryMatch::matches)
+    return ReadBackResult::other_log;
+  for (std::size_t i = 0; i < page.row_count(); ++i) {
+    if (page.row(i).id == position.id + 1)
+      return page.row(i).bytes == bytes ? ReadBackResult::ours : ReadBackResult::other_update;
+  }
+  return ReadBackResult::absent;
+}
+
+// Makes the update that was appended after `position` visible to this machine.
+void Appender::apply_appended(const LogPosition& position, const Update& update) {
+  // A deadline of its own: the update is written and has to become visible, however long the
+  // append took.
+  Backoff backoff(session_.options.deadline);
+  try {
+    if (apply_if_next(position, update, backoff.deadline())) return;
+  } catch (const std::exception&) {  // follow() reports the fault, and repairs what it can
+  }
+  const auto not_applied = [&](const std::string& why, int system_error) {
+    return Error(ErrorKind::uncertain,
+                 "write is in the log, but could not be applied on this machine: id=" +
+                     std::to_string(update.id) + ": " + why,
+                 system_error);
+  };
+  try {
+    follow(session_, backoff, update.id);
+  } catch (const Error& error) {
+    throw not_applied(std::string(to_string(error.kind())) + ": " + error.what(),
+                      error.system_error());
+  } catch (const std::exception& error) {  // std::bad_alloc
+    throw not_applied(error.what(), 0);
+  }
+}
+
+// Applies the update if the state is still at `position`. Returns true if the update is in the
+// state now, applied here or by a follower; false if the log has to be followed.
+bool Appender::apply_if_next(const LogPosition& position, const Update& update,
+                             const Deadline& deadline) {
+  const std::unique_ptr<StateWriter> writer =
+      session_.state.begin_write(deadline, MappingPolicy::cache);
+  report_recovery(session_, *writer);
+  const LogPosition now = position_of(writer->info());
+  if (now.log_uuid != position.log_uuid) return false;
+  if (now == position) {
+    writer->apply(update);
+    session_.counters.add(&Counters::updates_applied);
+    return true;
+  }
+  return now.id > update.id || (now.id == update.id && now.chain == update.chain);
+}
+
+}  // namespace whycache

@@ -1,0 +1,66 @@
+// Appends updates to the log, and then makes them visible on this machine by applying them.
+//
+//   take StateLock::append                  processes of one machine do not race each other to the log
+//     follow the log if this machine has not read it within the last 100 ms
+//     seal the draft for id n+1             n: the applied id; the chain ties the update to all before it
+//     log: insert n+1 if absent
+//       appended   apply it (unless a follower already did), and return n+1
+//       taken      follow the log, and try the next id
+//       no answer  read n+1 back: our bytes: appended. Other bytes: taken. Nothing: insert again
+//
+// A failed append may still be under way. While one is in doubt, the appender repeats the same
+// bytes at the same id and tries nothing else. A late arrival then finds its id taken, and the
+// update is in the log once. (docs/decisions/idempotent-append.md)
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/backoff.h"
+#include "client/log_page.h"
+#include "client/session.h"
+
+namespace whycache {
+
+// Has no state of its own; safe from any number of threads.
+class Appender {
+ public:
+  explicit Appender(Session& session) : session_(session) {}
+
+  // Takes StateLock::append. Then follows the log, unless some process of this machine read it just
+  // now. Throws Error(unavailable) if the deadline passes first.
+  HeldLock lock_and_follow(Backoff& backoff);
+
+  // Appends the draft at the first free id and applies it. Returns the id. The caller holds the
+  // lock of lock_and_follow().
+  //
+  // Throws Error(unavailable): nothing was written. Throws Error(uncertain): the update may or may
+  // not be in the log, or is there but could not be applied; the message says which.
+  UpdateId append(Draft& draft, Backoff& backoff);
+
+  // Makes a draft from the state that the pin shows; returns nullopt if nothing is to be written.
+  using Prepare =
+      std::function<std::optional<Draft>(const std::shared_ptr<const detail::Pin>& pin)>;
+  // Appends the draft that `prepare` makes as the very next update after the state it read. If
+  // another writer takes that id first, calls `prepare` again on the new state. Takes the lock
+  // itself. Returns the position of the update, or nullopt if `prepare` had nothing to write.
+  // Calls `before_read` each time before it pins the state. Errors as append().
+  std::optional<LogPosition> append_prepared(const Prepare& prepare, Backoff& backoff,
+                                             const std::function<void()>& before_read = {});
+
+ private:
+  enum class ReadBackResult { absent, ours, other_update, other_log };
+
+  bool try_append(const LogPosition& position, Draft& draft, Backoff& backoff);
+  bool append_and_resolve(const LogPosition& position, std::string_view bytes, Backoff& backoff);
+  ReadBackResult read_back(const LogPosition& position, std::string_view bytes, std::string& why);
+  void apply_appended(const LogPosition& position, const Update& update);
+  bool apply_if_next(const LogPosition& position, const Update& update, const Deadline& deadline);
+
+  Session& session_;
+};
+
+}  // namespace whycache
