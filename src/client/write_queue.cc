@@ -24,6 +24,12 @@ std::vector<Change> last_change_per_key(std::span<const Change> changes) {
   return kept;
 }
 
+std::size_t byte_count(std::span<const Change> changes) {
+  std::size_t bytes = 0;
+  for (const Change& change : changes) bytes += change.key.size() + change.value.size();
+  return bytes;
+}
+
 // The rest of a split batch failed: what was written before must not be lost from sight.
 Error partial_write_error(const Error& error, std::size_t written, std::size_t all,
                           UpdateId last_id) {
@@ -106,38 +112,17 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
   return batches;
 }
 
-// --- Writes nobody waits for ---
+// --- Asynchronous writes ---
 
-std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
-                                              const WriteOptions& options) {
-  std::list<AsyncWrite> made;
-  AsyncWrite& write = made.emplace_back();
-  std::future<UpdateId> future = write.promise.get_future();
-  if (changes.empty()) {
-    write.promise.set_value(session_.state.applied_id());
-    return future;
-  }
-  std::size_t bytes = 0;
-  for (const Change& change : changes) bytes += change.key.size() + change.value.size();
-  const auto check_room = [&] {
-    const std::size_t bytes_max = session_.options.queue_bytes_max;
-    if (bytes <= bytes_max - std::min(async_bytes_, bytes_max)) return;
-    throw Error(ErrorKind::limit,
-                "too much is waiting to be written, nothing of this was taken: bytes=" +
-                    std::to_string(bytes) + " waiting=" + std::to_string(async_bytes_) +
-                    " queue_bytes_max=" + std::to_string(bytes_max) +
-                    " (wait for some of the futures, or raise queue_bytes_max)");
-  };
-  {
-    const std::lock_guard lock(mutex_);
-    check_room();
-  }
+WriteQueue::AsyncWrite WriteQueue::AsyncWrite::copy_of(std::span<const Change> changes,
+                                                       const WriteOptions& options) {
+  AsyncWrite write;
   write.options = options;
-  write.bytes.reserve(bytes);
+  write.bytes.reserve(byte_count(changes));
   const auto copy = [&](std::string_view from) {
-    const std::size_t at = write.bytes.size();
-    write.bytes.append(from);
-    return std::string_view(write.bytes).substr(at);
+    const std::size_t offset = write.bytes.size();
+    write.bytes.insert(write.bytes.end(), from.begin(), from.end());
+    return std::string_view(write.bytes.data() + offset, from.size());
   };
   write.changes.assign(changes.begin(), changes.end());
   for (Change& change : write.changes) {
@@ -145,25 +130,63 @@ std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
     change.value = copy(change.value);
   }
   if (write.changes.size() > 1) write.changes = last_change_per_key(write.changes);
-  enforce_guards(write.changes);
-  write.batches = split_into_batches(write.changes, write.options);
-  for (QueuedBatch& batch : write.batches) batch.async_write = &write;
+  return write;
+}
 
+std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
+                                              const WriteOptions& options) {
+  if (changes.empty()) {
+    std::promise<UpdateId> promise;
+    promise.set_value(session_.state.applied_id());
+    return promise.get_future();
+  }
+  const std::size_t bytes = byte_count(changes);
+  reserve_async_bytes(bytes);
+  try {
+    std::list<AsyncWrite> one_write;  // a list, so that enqueue_async() need not move it
+    AsyncWrite& write = one_write.emplace_back(AsyncWrite::copy_of(changes, options));
+    enforce_guards(write.changes);
+    write.batches = split_into_batches(write.changes, write.options);
+    for (QueuedBatch& batch : write.batches) batch.async_write = &write;
+    return enqueue_async(one_write);
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    async_bytes_ -= bytes;
+    throw;
+  }
+}
+
+// Counts the bytes as waiting. Throws Error(limit) if that exceeds Options::queue_bytes_max.
+void WriteQueue::reserve_async_bytes(std::size_t bytes) {
+  const std::size_t bytes_max = session_.options.queue_bytes_max;
+  const std::lock_guard lock(mutex_);
+  if (bytes > bytes_max - std::min(async_bytes_, bytes_max)) {
+    throw Error(ErrorKind::limit,
+                "too much is waiting to be written, nothing of this was taken: bytes=" +
+                    std::to_string(bytes) + " waiting=" + std::to_string(async_bytes_) +
+                    " queue_bytes_max=" + std::to_string(bytes_max) +
+                    " (wait for some of the futures, or raise queue_bytes_max)");
+  }
+  async_bytes_ += bytes;
+}
+
+// Queues the batches of a list of one write, and takes the write out of the list.
+std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write) {
+  AsyncWrite& write = one_write.front();
+  std::future<UpdateId> future = write.promise.get_future();
   const std::lock_guard lock(mutex_);
   if (stopping_)
     throw Error(ErrorKind::invalid,
                 "cache is closed: its state was closed or deleted through this object");
-  check_room();
   if (!async_thread_.joinable()) async_thread_ = std::thread([this] { run_async_writer(); });
   const std::size_t queued_before = queue_.size();
   try {
     for (QueuedBatch& batch : write.batches) queue_.push_back(&batch);
-  } catch (...) {  // no memory: nobody will write what is only half in the queue
+  } catch (...) {  // std::bad_alloc: a write must be queued whole
     queue_.resize(queued_before);
     throw;
   }
-  async_bytes_ += bytes;
-  async_writes_.splice(async_writes_.end(), made);
+  async_writes_.splice(async_writes_.end(), one_write);
   async_ready_.notify_one();
   return future;
 }

@@ -61,7 +61,10 @@ class WriteQueue {
   };
   // A write that nobody waits for.
   struct AsyncWrite {
-    std::string bytes;  // of keys and values
+    // Copies keys and values. If a key is changed more than once, keeps the last change.
+    static AsyncWrite copy_of(std::span<const Change> changes, const WriteOptions& options);
+
+    std::vector<char> bytes;  // keys and values; a vector, since a move leaves them in place
     std::vector<Change> changes;
     WriteOptions options;
     std::vector<QueuedBatch> batches;
@@ -106,6 +109,8 @@ class WriteQueue {
   void enforce_guards(std::span<const Change> changes) const;
   std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes,
                                               const WriteOptions& options);
+  void reserve_async_bytes(std::size_t bytes);
+  std::future<UpdateId> enqueue_async(std::list<AsyncWrite>& one_write);
   void enqueue_and_wait(QueuedBatch& batch);
   void commit_as_leader(QueuedBatch& batch);
   std::vector<QueuedBatch*> build_group(const QueuedBatch& leader);
