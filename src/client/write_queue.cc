@@ -150,7 +150,7 @@ std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
     for (QueuedBatch& batch : write.batches) batch.async_write = &write;
     return enqueue_async(one_write);
   } catch (...) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     async_bytes_ -= bytes;
     throw;
   }
@@ -159,7 +159,7 @@ std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
 // Counts the bytes as waiting. Throws Error(limit) if that exceeds Options::queue_bytes_max.
 void WriteQueue::reserve_async_bytes(std::size_t bytes) {
   const std::size_t bytes_max = session_.options.queue_bytes_max;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (bytes > bytes_max - std::min(async_bytes_, bytes_max)) {
     throw Error(ErrorKind::limit,
                 "too much is waiting to be written, nothing of this was taken: bytes=" +
@@ -174,7 +174,7 @@ void WriteQueue::reserve_async_bytes(std::size_t bytes) {
 std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write) {
   AsyncWrite& write = one_write.front();
   std::future<UpdateId> future = write.promise.get_future();
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (stopping_)
     throw Error(ErrorKind::invalid,
                 "cache is closed: its state was closed or deleted through this object");
@@ -192,45 +192,86 @@ std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write
 }
 
 void WriteQueue::run_async_writer() {
-  NotifyingLock locked(*this);
+  NotifyingLock lock(mutex_);
   for (;;) {
-    async_writes_.remove_if([&](const AsyncWrite& write) {
-      const bool ended = write.batches_finished == write.batches.size();
-      if (ended) async_bytes_ -= write.bytes.size();
-      return ended;
-    });
+    remove_finished_async_writes();
     if (!has_leader_ && !queue_.empty() && queue_.front()->async_write != nullptr) {
       QueuedBatch& batch = *queue_.front();
       if (stopping_) {
-        finish(locked, batch, 0,
-               std::make_exception_ptr(
-                   Error(ErrorKind::unavailable,
-                         "cache was closed before this was written, nothing was written")));
-        wake_next_leader(locked);
+        fail_unwritten(lock, batch);
         continue;
       }
       has_leader_ = true;
-      locked.release();
+      lock.release();
       commit_as_leader(batch);
-      locked.reacquire();
+      lock.reacquire();
     } else if (stopping_ && async_writes_.empty()) {
       return;
     } else {
-      locked.wait(async_ready_);
+      lock.wait(async_ready_);
     }
   }
 }
 
-void WriteQueue::stop() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-    async_ready_.notify_one();
-  }
-  if (async_thread_.joinable()) async_thread_.join();
+void WriteQueue::fail_unwritten(NotifyingLock& lock, QueuedBatch& batch) {
+  finish(lock, batch, 0,
+         std::make_exception_ptr(
+             Error(ErrorKind::unavailable,
+                   "cache was closed before this was written, nothing was written")));
+  wake_next_leader(lock);
 }
 
-// --- The queue ---
+void WriteQueue::remove_finished_async_writes() {
+  for (auto write = async_writes_.begin(); write != async_writes_.end();) {
+    if (write->batches_finished < write->batches.size()) {
+      ++write;
+      continue;
+    }
+    async_bytes_ -= write->bytes.size();
+    write = async_writes_.erase(write);
+  }
+}
+
+void WriteQueue::stop() {
+  std::thread thread;
+  {
+    const MutexLock lock(mutex_);
+    stopping_ = true;  // write_async() starts no other thread after this
+    thread.swap(async_thread_);
+    async_ready_.notify_one();
+  }
+  if (thread.joinable()) thread.join();
+}
+
+// --- The lock ---
+
+// The analysis does not follow a lock that is a member of another.
+
+WriteQueue::NotifyingLock::NotifyingLock(Mutex& mutex) WHYCACHE_NO_THREAD_SAFETY_ANALYSIS
+    : lock_(mutex) {}
+
+WriteQueue::NotifyingLock::~NotifyingLock() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+  if (lock_.native().owns_lock()) lock_.unlock();
+  notify_pending();
+}
+
+void WriteQueue::NotifyingLock::release() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+  lock_.unlock();
+  notify_pending();
+}
+
+void WriteQueue::NotifyingLock::reacquire() WHYCACHE_NO_THREAD_SAFETY_ANALYSIS { lock_.lock(); }
+
+void WriteQueue::NotifyingLock::wait(std::condition_variable& condition) {
+  notify_pending();
+  condition.wait(lock_.native());
+}
+
+void WriteQueue::NotifyingLock::wait(std::condition_variable& condition,
+                                     std::chrono::nanoseconds timeout) {
+  notify_pending();
+  condition.wait_for(lock_.native(), timeout);
+}
 
 void WriteQueue::NotifyingLock::notify_on_release(const QueuedBatch& batch, bool first) noexcept {
   if (!batch.condition) return;
@@ -243,35 +284,37 @@ void WriteQueue::NotifyingLock::notify_on_release(const QueuedBatch& batch, bool
 }
 
 void WriteQueue::NotifyingLock::notify_pending() noexcept {
-  for (const std::shared_ptr<std::condition_variable>& turn : pending_notifications_)
-    turn->notify_one();
+  for (const std::shared_ptr<std::condition_variable>& condition : pending_notifications_)
+    condition->notify_one();
   pending_notifications_.clear();
 }
 
+// --- The queue ---
+
 // Who is in front leads, unless somebody leads already. He can begin while the others are being
 // woken.
-void WriteQueue::wake_next_leader(NotifyingLock& locked) noexcept {
+void WriteQueue::wake_next_leader(NotifyingLock& lock) noexcept {
   if (has_leader_ || queue_.empty()) return;
-  locked.notify_on_release(*queue_.front(), /*first=*/true);
+  lock.notify_on_release(*queue_.front(), /*first=*/true);
   if (queue_.front()->async_write != nullptr) async_ready_.notify_one();
 }
 
 void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
-  const auto turn = std::make_shared<std::condition_variable>();
-  batch.condition = turn;
-  NotifyingLock locked(*this);
+  const auto condition = std::make_shared<std::condition_variable>();
+  batch.condition = condition;
+  NotifyingLock lock(mutex_);
   queue_.push_back(&batch);
   while (!batch.done) {
     if (!has_leader_ && queue_.front() == &batch) {
       has_leader_ = true;
-      locked.release();
+      lock.release();
       commit_as_leader(batch);
-      locked.reacquire();
+      lock.reacquire();
     } else if (batch.in_group) {
-      locked.wait(*turn);  // the leader's patience ends before ours
+      lock.wait(*condition);  // the leader's patience ends before ours
     } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().remaining();
                left.count() > 0) {
-      locked.wait(*turn, left);
+      lock.wait(*condition, left);
     } else {
       remove_from_queue(batch);
       throw Error(ErrorKind::unavailable,
@@ -285,20 +328,20 @@ void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
 
 // Appends for the batch, which is in front, and for those behind it that fit, and tells each what
 // became of it.
-void WriteQueue::commit_as_leader(QueuedBatch& batch) {
-  std::vector<QueuedBatch*> others;
+void WriteQueue::commit_as_leader(QueuedBatch& leader) {
+  std::vector<QueuedBatch*> followers;
   UpdateId id = 0;
   std::exception_ptr failure;
   bool nothing_written = false;
   try {
-    const HeldLock appending = appender_.lock_and_follow(batch.backoff);
+    const HeldLock appending = appender_.lock_and_follow(leader.backoff);
     // Those who were told their id just now, and are ready to run, mostly come back with the next
     // write.
     if (previous_group_had_followers_) std::this_thread::yield();
-    others = build_group(batch);
-    previous_group_had_followers_ = !others.empty();
-    id =
-        others.empty() ? appender_.append(batch.draft, batch.backoff) : append_group(batch, others);
+    followers = build_group(leader);
+    previous_group_had_followers_ = !followers.empty();
+    id = followers.empty() ? appender_.append(leader.draft, leader.backoff)
+                           : append_group(leader, followers);
   } catch (const Error& error) {
     failure = std::current_exception();
     nothing_written = error.kind() != ErrorKind::uncertain;
@@ -306,27 +349,25 @@ void WriteQueue::commit_as_leader(QueuedBatch& batch) {
     failure = std::current_exception();
   }
 
-  NotifyingLock locked(*this);
+  NotifyingLock lock(mutex_);
   has_leader_ = false;
-  finish(locked, batch, id, failure);
-  for (QueuedBatch* other : others) {
-    other->in_group = false;
+  finish(lock, leader, id, failure);
+  for (QueuedBatch* follower : followers) {
+    follower->in_group = false;
     // Who has patience left when the leader's is at its end stays in the queue, and leads next.
-    if (!other->done && (!nothing_written || other->backoff.deadline().passed())) {
-      finish(locked, *other, id, failure);
+    if (!follower->done && (!nothing_written || follower->backoff.deadline().passed())) {
+      finish(lock, *follower, id, failure);
     } else {
-      locked.notify_on_release(*other);
+      lock.notify_on_release(*follower);
     }
   }
-  wake_next_leader(locked);
+  wake_next_leader(lock);
 }
 
-// The caller of these two holds the mutex.
-
-void WriteQueue::finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id,
+void WriteQueue::finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
                         const std::exception_ptr& failure) {
   remove_from_queue(batch);
-  locked.notify_on_release(batch);
+  lock.notify_on_release(batch);
   batch.done = true;
   batch.id = id;
   batch.failure = failure;
@@ -365,8 +406,8 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
 // Those behind the leader that go into one update with it: they have the same note, and patience
 // for as long as the leader's, who cannot let go of one before he is done.
 std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch& leader) {
-  const std::lock_guard lock(mutex_);
-  std::vector<QueuedBatch*> others;
+  const MutexLock lock(mutex_);
+  std::vector<QueuedBatch*> followers;
   std::size_t bytes = leader.draft.uncompressed_bytes();
   std::size_t changes = leader.draft.change_count();
   for (QueuedBatch* batch : queue_) {
@@ -378,15 +419,15 @@ std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch&
         batch->backoff.deadline().remaining() < leader.backoff.deadline().remaining()) {
       break;
     }
-    others.push_back(batch);
+    followers.push_back(batch);
   }
-  for (QueuedBatch* batch : others) batch->in_group = true;
-  return others;
+  for (QueuedBatch* batch : followers) batch->in_group = true;
+  return followers;
 }
 
 // Appends the batches as one update. If the log refuses what they make together, releases the
 // others and appends the leader's batch alone. The caller holds StateLock::append.
-UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& others) {
+UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& followers) {
   Draft together(session_.authorship(std::string(leader.note)));
   bool fits = true;  // build_group() saw to it
   const auto add = [&](const QueuedBatch& batch) {
@@ -394,7 +435,7 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
       fits = fits && together.add(change, session_.options.update_bytes_max);
   };
   add(leader);
-  for (const QueuedBatch* other : others) add(*other);
+  for (const QueuedBatch* follower : followers) add(*follower);
   try {
     if (fits) return appender_.append(together, leader.backoff);
   } catch (const Error& error) {
@@ -402,12 +443,12 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
   }
   // Each goes alone now, and finds out whether it was the one.
   {
-    NotifyingLock locked(*this);
-    for (QueuedBatch* other : others) {
-      other->in_group = false;
-      locked.notify_on_release(*other);
+    NotifyingLock lock(mutex_);
+    for (QueuedBatch* follower : followers) {
+      follower->in_group = false;
+      lock.notify_on_release(*follower);
     }
-    others.clear();
+    followers.clear();
   }
   return appender_.append(leader.draft, leader.backoff);
 }

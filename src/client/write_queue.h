@@ -14,13 +14,13 @@
 #include <future>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/backoff.h"
+#include "base/mutex.h"
 #include "client/appender.h"
 #include "client/session.h"
 
@@ -41,7 +41,7 @@ class WriteQueue {
   // limit.
   std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
   // Ends that thread; what it has not begun to write fails.
-  void stop();
+  void stop() WHYCACHE_EXCLUDES(mutex_);
 
  private:
   struct AsyncWrite;
@@ -74,68 +74,71 @@ class WriteQueue {
     std::promise<UpdateId> promise;
   };
 
-  // Holds the mutex. Callers who were named meanwhile are woken when it lets go of it, each of them
-  // by itself: who is woken while it is held would wait for it, and who is woken without need takes
-  // a processor from those that write.
-  class NotifyingLock {
+  // Holds the queue's mutex, and notifies waiting writers only after it has released it. A writer
+  // that is woken earlier would block on the mutex; one that is woken without need takes a
+  // processor from the writers at work.
+  class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) NotifyingLock {
    public:
-    explicit NotifyingLock(WriteQueue& commit) : lock_(commit.mutex_) {}
-    ~NotifyingLock() { release(); }
+    explicit NotifyingLock(Mutex& mutex) WHYCACHE_ACQUIRE(mutex);
+    ~NotifyingLock() WHYCACHE_RELEASE();
     NotifyingLock(const NotifyingLock&) = delete;
     NotifyingLock& operator=(const NotifyingLock&) = delete;
 
+    // Notifies the caller of the batch, if one waits. `first`: before all others.
     void notify_on_release(const QueuedBatch& batch, bool first = false) noexcept;
-    void wait(std::condition_variable& turn) {
-      notify_pending();
-      turn.wait(lock_);
-    }
-    void wait(std::condition_variable& turn, std::chrono::nanoseconds at_most) {
-      notify_pending();
-      turn.wait_for(lock_, at_most);
-    }
-    void release() noexcept {
-      if (lock_.owns_lock()) lock_.unlock();
-      notify_pending();
-    }
-    void reacquire() { lock_.lock(); }
+    // Releases the mutex while it waits, as std::condition_variable does.
+    void wait(std::condition_variable& condition);
+    void wait(std::condition_variable& condition, std::chrono::nanoseconds timeout);
+    void release() noexcept WHYCACHE_RELEASE();
+    void reacquire() WHYCACHE_ACQUIRE();
 
    private:
     void notify_pending() noexcept;
 
-    std::unique_lock<std::mutex> lock_;
+    MutexLock lock_;
     std::vector<std::shared_ptr<std::condition_variable>> pending_notifications_;
   };
 
   void enforce_guards(std::span<const Change> changes) const;
   std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes,
                                               const WriteOptions& options);
-  void reserve_async_bytes(std::size_t bytes);
-  std::future<UpdateId> enqueue_async(std::list<AsyncWrite>& one_write);
-  void enqueue_and_wait(QueuedBatch& batch);
-  void commit_as_leader(QueuedBatch& batch);
-  std::vector<QueuedBatch*> build_group(const QueuedBatch& leader);
-  void remove_from_queue(QueuedBatch& batch) { std::erase(queue_, &batch); }
-  void finish(NotifyingLock& locked, QueuedBatch& batch, UpdateId id,
-              const std::exception_ptr& failure);
-  void finish_async(QueuedBatch& batch);
-  void wake_next_leader(NotifyingLock& locked) noexcept;
-  void run_async_writer();
+  void reserve_async_bytes(std::size_t bytes) WHYCACHE_EXCLUDES(mutex_);
+  std::future<UpdateId> enqueue_async(std::list<AsyncWrite>& one_write) WHYCACHE_EXCLUDES(mutex_);
+  void run_async_writer() WHYCACHE_EXCLUDES(mutex_);
+  void fail_unwritten(NotifyingLock& lock, QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_);
+  void remove_finished_async_writes() WHYCACHE_REQUIRES(mutex_);
 
-  UpdateId append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& others);
+  void enqueue_and_wait(QueuedBatch& batch) WHYCACHE_EXCLUDES(mutex_);
+  void commit_as_leader(QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
+  std::vector<QueuedBatch*> build_group(const QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
+  UpdateId append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& followers)
+      WHYCACHE_EXCLUDES(mutex_);
+  void finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
+              const std::exception_ptr& failure) WHYCACHE_REQUIRES(mutex_);
+  void finish_async(QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_);
+  void remove_from_queue(QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_) {
+    std::erase(queue_, &batch);
+  }
+  void wake_next_leader(NotifyingLock& lock) noexcept WHYCACHE_REQUIRES(mutex_);
 
   Session& session_;
   Appender& appender_;
-  std::mutex mutex_;  // of what follows
-  std::deque<QueuedBatch*> queue_;
-  bool has_leader_ = false;
-  bool previous_group_had_followers_ =
-      false;  // who led last; used by who leads, without the mutex, which lies between two of them
-  bool stopping_ = false;
-  std::list<AsyncWrite> async_writes_;  // one that has ended is removed by the thread, nobody else
-  std::size_t async_bytes_ = 0;
-  std::thread async_thread_;
-  std::condition_variable
-      async_ready_;  // one of its writes has ended, or is in front, or it is to stop
+
+  // Whether the previous leader had followers. Only the present leader uses it, without the mutex:
+  // between two leaders, the mutex is released by one and acquired by the other.
+  bool previous_group_had_followers_ = false;
+
+  Mutex mutex_;
+  std::deque<QueuedBatch*> queue_ WHYCACHE_GUARDED_BY(mutex_);
+  bool has_leader_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  bool stopping_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  // Only the thread removes a write from the list, after the write has finished.
+  std::list<AsyncWrite> async_writes_ WHYCACHE_GUARDED_BY(mutex_);
+  std::size_t async_bytes_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  std::thread async_thread_ WHYCACHE_GUARDED_BY(mutex_);
+  // Wakes the thread: an asynchronous write has finished, one of its batches is at the head, or the
+  // queue is stopping.
+  std::condition_variable async_ready_;
 };
 
 }  // namespace whycache
