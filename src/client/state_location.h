@@ -2,7 +2,7 @@
 // /tmp.
 #pragma once
 
-#include <whycache/cache.h>
+#include <whycache/options.h>
 
 #include <string>
 
