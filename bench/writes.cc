@@ -50,6 +50,7 @@
 #include "bench/program.h"
 #include "bench/report.h"
 #include "bench/temporary_directory.h"
+#include "client/cache_internal.h"
 #include "log/sqlite_log.h"
 
 namespace bench {
@@ -290,10 +291,11 @@ class MeasuredLog {
   }
   static std::string last_update(Cache& cache) {
     std::string bytes;
-    cache.log().read(cache.applied_id(), cache.applied_id(), [&](UpdateId, std::string_view found) {
-      bytes = found;
-      return true;
-    });
+    whycache::CacheInternal::log(cache).read(cache.applied_id(), cache.applied_id(),
+                                             [&](UpdateId, std::string_view found) {
+                                               bytes = found;
+                                               return true;
+                                             });
     return bytes;
   }
 

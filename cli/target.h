@@ -11,6 +11,7 @@
 #include <whycache/cache.h>
 
 #include "cli/options.h"
+#include "client/cache_internal.h"
 #include "state/state.h"
 
 namespace CLI {
@@ -65,7 +66,7 @@ class StateSource {
   // A state file by itself, whatever log is named.
   StateSource(const std::string& state_path, const Target& target);
 
-  const State& state() const { return cache_ ? cache_->state() : *state_; }
+  const State& state() const { return cache_ ? CacheInternal::state(*cache_) : *state_; }
   View view() const { return View(state().pin()); }
 
  private:

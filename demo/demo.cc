@@ -19,6 +19,7 @@
 #include <whycache/cache.h>
 
 #include "base/clock.h"
+#include "client/cache_internal.h"
 #include "packages.h"
 #include "scoreboard.h"
 #include "state/state.h"
@@ -161,7 +162,7 @@ class Demo {
                     "readable by every process",
                     records_.size(), format_megabytes(bytes), took,
                     static_cast<double>(records_.size()) / took));
-    const StateInspection insides = cache.state().inspect();
+    const StateInspection insides = CacheInternal::state(cache).inspect();
     screen_.line(fmt::format("log {}, {} updates; state {} for {} of keys and values",
                              format_megabytes(file_bytes(log_path_)), cache.applied_id(),
                              format_megabytes(insides.file_bytes),
@@ -273,7 +274,7 @@ class Demo {
       const Clock::time_point begin = Clock::now();
       while (seconds_since(begin) < 0.05) {
       }
-      while (!observer.state().inspect().writer_active && seconds_since(begin) < 2) {
+      while (!CacheInternal::state(observer).inspect().writer_active && seconds_since(begin) < 2) {
       }
       victim.kill();
       // Whoever writes or follows next on this machine takes over.
@@ -305,13 +306,13 @@ class Demo {
     screen_.heading("5. Rewrite the history");
     Cache cache = open(machines_[0]);
     cache.update();
-    const Extent before = cache.log().extent();
+    const Extent before = CacheInternal::log(cache).extent();
     screen_.line(fmt::format("before: {} updates behind a base of {}, {} on disk",
                              before.head - before.base, before.base,
                              format_megabytes(file_bytes(log_path_))));
     const Clock::time_point begin = Clock::now();
     cache.rewrite_history();
-    const Extent after = cache.log().extent();
+    const Extent after = CacheInternal::log(cache).extent();
     screen_.line(fmt::format("after:  {} updates behind a base of {}, {} on disk, {:.1f} s",
                              after.head - after.base, after.base,
                              format_megabytes(file_bytes(log_path_)), seconds_since(begin)));
@@ -341,12 +342,12 @@ class Demo {
                              to_string(b.digest())));
     check(a.applied_id() == b.applied_id() && a.digest() == b.digest(), "equal");
     for (const Cache* cache : {&a, &b}) {
-      const std::vector<std::string> faults = cache->state().check(Deadline(60s), {});
+      const std::vector<std::string> faults = CacheInternal::state(*cache).check(Deadline(60s), {});
       check(faults.empty(), "every structure of " + cache->state_path() +
                                 (faults.empty() ? " verifies" : ": " + faults.front()));
     }
     applied_id_ = a.applied_id();
-    state_bytes_ = a.state().inspect().file_bytes;
+    state_bytes_ = CacheInternal::state(a).inspect().file_bytes;
   }
 
   void print_summary() {

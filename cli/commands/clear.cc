@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/target.h"
+#include "client/cache_internal.h"
 
 namespace whycache::cli {
 namespace {
@@ -24,7 +25,7 @@ ExitCode clear(const ClearArguments& arguments, Output& output) {
     throw Failure(ExitCode::refused,
                   fmt::format("all {} keys will be erased on every machine, and the whole history "
                               "with them, for good: log={}",
-                              format_with_commas(cache->size()), cache->log().name()),
+                              format_with_commas(cache->size()), CacheInternal::log(*cache).name()),
                   "add --yes to do it");
   }
   const UpdateId base = cache->delete_all_history();

@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/target.h"
+#include "client/cache_internal.h"
 
 namespace whycache::cli {
 namespace {
@@ -55,7 +56,7 @@ std::string describe_losses(const RewriteArguments& arguments, const Cache& cach
 
 ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
-  const Extent extent = cache->log().extent();
+  const Extent extent = CacheInternal::log(*cache).extent();
   const UpdateId limit = resolve_limit(arguments, extent);
   const auto conflict = [&](UpdateId base) {
     return Failure(ExitCode::conflict,

@@ -57,8 +57,6 @@ struct Counters {
   std::uint64_t recoveries = 0;         // taken over from a writer that died midway
 };
 
-class State;  // the mapped file, src/state/state.h
-
 namespace detail {
 
 // A range of strings that is not one of std::string_view already.
@@ -250,12 +248,8 @@ class WHYCACHE_API Cache {
   // new one at their next update().
   void delete_shared_state();
 
-  // The log, for tools. Extent needs a round trip.
-  Log& log() const;
-  // The state, for tools of this repository (src/state/state.h).
-  State& state() const;
-
  private:
+  friend class CacheInternal;  // src/client/cache_internal.h
   class Impl;
   std::unique_ptr<Impl> impl_;
 };

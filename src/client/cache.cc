@@ -10,6 +10,7 @@
 #include "base/fork_handlers.h"
 #include "client/appender.h"
 #include "client/bulk_load.h"
+#include "client/cache_internal.h"
 #include "client/follow.h"
 #include "client/rebuild.h"
 #include "client/rewrite.h"
@@ -494,8 +495,8 @@ void Cache::close_shared_state() { impl_->close(/*remove=*/false); }
 
 void Cache::delete_shared_state() { impl_->close(/*remove=*/true); }
 
-Log& Cache::log() const { return impl_->session().log; }
+Log& CacheInternal::log(const Cache& cache) { return cache.impl_->session().log; }
 
-State& Cache::state() const { return impl_->state(); }
+State& CacheInternal::state(const Cache& cache) { return cache.impl_->state(); }
 
 }  // namespace whycache

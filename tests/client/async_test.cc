@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "update/update.h"
 
@@ -160,7 +161,7 @@ TEST(Async, changes_at_fault_are_refused_at_once) {
   expect_error(
       ErrorKind::limit, [&] { cache.set_async("a", std::string(2U << 20, 'v')); },
       "update_bytes_max");
-  EXPECT_EQ(cache.log().extent().head, 0U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }
 
 TEST(Async, a_log_that_is_away_is_told_when_the_deadline_has_passed) {
@@ -202,7 +203,7 @@ TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_m
   expect_error(
       ErrorKind::uncertain, [&] { await_id(future); }, "changes_written=3", "of=9", "last_id=1");
   EXPECT_EQ(cache.size(), 3U);
-  EXPECT_EQ(cache.log().extent().head, 1U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
 }
 
 TEST(Async, closing_ends_what_waits) {

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "support/thrown_error.h"
 
@@ -416,8 +417,8 @@ TEST(CacheClosing, everything_throws_afterwards_but_what_says_where_it_was) {
   closed([&] { cache.applied_id(); });
   closed([&] { cache.staleness(); });
   closed([&] { cache.digest(); });
-  closed([&] { cache.log(); });
-  closed([&] { cache.state(); });
+  closed([&] { CacheInternal::log(cache); });
+  closed([&] { CacheInternal::state(cache); });
   EXPECT_EQ(fleet.open("berlin").get("a"), "1");
 }
 

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "support/mappings.h"
 #include "update/update.h"
@@ -152,7 +153,7 @@ TEST_F(Faults, two_writers_never_see_values_go_back) {
   threads.emplace_back([&] { write(tokyo, "tokyo"); });
   for (std::thread& thread : threads) thread.join();
 
-  const std::vector<std::string> order = values_in_log(berlin.log(), "key");
+  const std::vector<std::string> order = values_in_log(CacheInternal::log(berlin), "key");
   EXPECT_EQ(order.size(), 600U);
   for (const auto* seen : {&seen_in_berlin, &seen_in_tokyo}) {
     auto at = order.begin();
@@ -252,7 +253,7 @@ TEST_F(Faults, after_a_rewrite_up_to_the_head_ids_go_on) {
   reader.update();
   EXPECT_EQ(writer.rewrite_history(), 20U);
   EXPECT_EQ(reader.update(), 20U);
-  EXPECT_EQ(writer.log().extent().head, 20U);
+  EXPECT_EQ(CacheInternal::log(writer).extent().head, 20U);
   EXPECT_EQ(fleet.open("new").set("a", "20"), 21U);
   EXPECT_EQ(reader.update(), 21U);
   EXPECT_EQ(reader.get("a"), "20");
@@ -302,7 +303,7 @@ TEST_F(Faults, no_value_stops_a_machine) {
   for (int i = 0; i < 256; ++i) all_bytes += static_cast<char>(i);
   std::string row;
   writer.set("looks like an update", "x");
-  writer.log().read(1, 1, [&](UpdateId, std::string_view bytes) {
+  CacheInternal::log(writer).read(1, 1, [&](UpdateId, std::string_view bytes) {
     row = bytes;
     return true;
   });
@@ -364,7 +365,7 @@ TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowe
   options.deadline = milliseconds(1000);
   Cache cache = fleet.open("berlin", script, options);
   for (int i = 0; i < 10; ++i) cache.set("key", std::to_string(i));
-  EXPECT_EQ(values_in_log(cache.log(), "key").size(), 10U);
+  EXPECT_EQ(values_in_log(CacheInternal::log(cache), "key").size(), 10U);
 
   script->before_append = [](UpdateId) { throw unavailable_error(); };
   const auto began = std::chrono::steady_clock::now();
@@ -401,7 +402,7 @@ TEST_F(Faults, empty_batches_write_nothing_and_erasing_happens_here_too) {
   Cache cache = fleet.open("berlin");
   cache.set_multi({{"a", "1"}, {"b", "2"}});
   EXPECT_EQ(cache.set_multi(std::vector<Item>{}), 1U);
-  EXPECT_EQ(cache.log().extent().head, 1U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
   const std::vector<std::string> some{"a", "absent"};
   cache.erase_multi(some);
   EXPECT_EQ(contents(cache), (Contents{{"b", "2"}}));

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "update/update.h"
 
@@ -376,7 +377,7 @@ TEST_F(FollowDamagedLog, an_update_that_is_empty) {
 }
 
 TEST_F(FollowDamagedLog, an_update_of_another_place) {
-  const std::vector<std::string> rows = rows_of(berlin.log());
+  const std::vector<std::string> rows = rows_of(CacheInternal::log(berlin));
   expect_damage_reported([&](std::string_view) { return rows[4]; }, "another id");
 }
 
@@ -393,7 +394,7 @@ TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
 // It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is
 // applied.
 TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
-  const std::vector<std::string> rows = rows_of(berlin.log());
+  const std::vector<std::string> rows = rows_of(CacheInternal::log(berlin));
   const std::uint64_t chain = peek_header(rows[2])->chain;
   Draft draft(Authorship{});
   ASSERT_TRUE(draft.add(Change::set("key", "an update that will be cut"), 1 << 20));

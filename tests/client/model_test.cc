@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/hash.h"
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "support/seed.h"
 #include "update/update.h"
@@ -422,7 +423,8 @@ class Model {
     const Contents expected = history_.at(head_);
     const Digest digest = digest_of(expected);
     log_fails_ = false;  // here the test reads it, which has no patience
-    ASSERT_EQ(replay(machines_[0]->log()), expected) << "the log itself, operation " << operations_;
+    ASSERT_EQ(replay(CacheInternal::log(*machines_[0])), expected)
+        << "the log itself, operation " << operations_;
     log_fails_ = true;
     for (const auto& machine : machines_) {
       ASSERT_EQ(machine->update(), head_);

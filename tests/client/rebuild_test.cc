@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "update/update.h"
 
@@ -91,7 +92,7 @@ TEST(Rebuild, a_state_that_a_writer_brings_beyond_the_base_while_the_log_is_aske
   EXPECT_EQ(follower.update(), 3U);
 
   EXPECT_FALSE(once);
-  EXPECT_EQ(writer.log().extent().base, 3U);
+  EXPECT_EQ(CacheInternal::log(writer).extent().base, 3U);
   EXPECT_EQ(follower.counters().rebuilds_behind_base, 0U);
   EXPECT_EQ(follower.get("a"), "3");
 }
@@ -132,7 +133,7 @@ TEST(Rebuild, a_state_that_a_writer_brings_beyond_what_is_built_is_kept) {
     writer.set("a", "3");
     written = true;
   });
-  while (tokyo.log().extent().base != 2) std::this_thread::sleep_for(milliseconds(1));
+  while (CacheInternal::log(tokyo).extent().base != 2) std::this_thread::sleep_for(milliseconds(1));
 
   EXPECT_GE(follower.update(), 2U);
   const UpdateId seen = follower.applied_id();
@@ -200,7 +201,7 @@ TEST(Rebuild, a_base_of_many_parts_is_loaded_whole) {
   }
   berlin.rewrite_history();
   int parts = 0;
-  berlin.log().read_base([&](std::string_view) { return ++parts > 0; });
+  CacheInternal::log(berlin).read_base([&](std::string_view) { return ++parts > 0; });
   EXPECT_GE(parts, 3);
 
   const Cache tokyo = fleet.open("tokyo");
@@ -274,7 +275,7 @@ class DamagedBase : public ::testing::Test {
       berlin.set("key" + std::to_string(i),
                  incompressible_bytes(700'000, static_cast<std::uint64_t>(i)));
     berlin.rewrite_history();
-    berlin.log().read_base([&](std::string_view part) {
+    CacheInternal::log(berlin).read_base([&](std::string_view part) {
       parts.emplace_back(part);
       return true;
     });

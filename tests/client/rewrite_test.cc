@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "support/forwarding_log.h"
 
@@ -42,8 +43,8 @@ TEST(Rewrite, puts_the_entries_in_place_of_the_updates) {
 
   EXPECT_EQ(cache.rewrite_history(), 11U);
 
-  EXPECT_TRUE(ids_in(cache.log()).empty());
-  const Extent extent = cache.log().extent();
+  EXPECT_TRUE(ids_in(CacheInternal::log(cache)).empty());
+  const Extent extent = CacheInternal::log(cache).extent();
   EXPECT_EQ(extent.base, 11U);
   EXPECT_EQ(extent.head, 11U);
   const Contents expected{{"key1", "7"}, {"key2", "8"}};
@@ -59,7 +60,7 @@ TEST(Rewrite, up_to_an_earlier_id_keeps_the_updates_beyond) {
 
   EXPECT_EQ(cache.rewrite_history(up_to(6)), 6U);
 
-  EXPECT_EQ(ids_in(cache.log()), (std::vector<UpdateId>{7, 8, 9, 10}));
+  EXPECT_EQ(ids_in(CacheInternal::log(cache)), (std::vector<UpdateId>{7, 8, 9, 10}));
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
   EXPECT_EQ(cache.rewrite_history(up_to(9)), 9U) << "from a base";
   EXPECT_EQ(fleet.open("rome").digest(), cache.digest());
@@ -122,14 +123,14 @@ TEST(Rewrite, cleaning_up_does_nothing_to_a_log_that_was_replaced_meanwhile) {
   const Cache fresh = fleet.open("paris");
   EXPECT_EQ(fresh.get("b"), "9");
   EXPECT_EQ(fresh.get("a"), std::nullopt);
-  EXPECT_EQ(fresh.log().extent().base, 0U);
+  EXPECT_EQ(CacheInternal::log(fresh).extent().base, 0U);
 }
 
 TEST(Rewrite, of_an_empty_log_does_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   EXPECT_EQ(cache.rewrite_history(), 0U);
-  EXPECT_EQ(cache.log().extent().base, 0U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().base, 0U);
 }
 
 TEST(Rewrite, beyond_the_head_is_refused) {
@@ -223,7 +224,7 @@ TEST(Rewrite, an_exception_from_keep_ends_it_and_changes_nothing) {
                                         throw std::runtime_error("no");
                                       }}),
                std::runtime_error);
-  EXPECT_EQ(cache.log().extent().base, 0U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().base, 0U);
   EXPECT_EQ(cache.set("b", "1"), 2U);
 }
 
@@ -249,7 +250,7 @@ TEST(Rewrite, whose_answer_is_lost_has_happened_all_the_same) {
   Cache cache = fleet.open("berlin", script);
   cache.set("a", "1");
   EXPECT_EQ(cache.rewrite_history(), 1U);
-  EXPECT_EQ(cache.log().extent().base, 1U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().base, 1U);
 }
 
 TEST(Rewrite, two_at_once_agree) {
@@ -330,7 +331,7 @@ TEST(Rewrite, is_refused_from_a_state_whose_entries_are_not_what_they_should_be)
   expect_error(
       ErrorKind::corrupt, [&] { cache.rewrite_history(); }, "state is damaged", "digest=");
 
-  EXPECT_EQ(cache.log().extent().base, 0U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().base, 0U);
   const Cache tokyo = fleet.open("tokyo");
   EXPECT_EQ(tokyo.get("key7"), value) << "the truth is unharmed";
 }
@@ -408,8 +409,8 @@ TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_mea
   expect_error(
       ErrorKind::unavailable, [&] { berlin.rewrite_history(fails_over); }, "another update");
   EXPECT_TRUE(switched);
-  EXPECT_EQ(ids_in(rome.log()), (std::vector<UpdateId>{1, 2, 3}));
-  EXPECT_EQ(rome.log().extent().base, 0U);
+  EXPECT_EQ(ids_in(CacheInternal::log(rome)), (std::vector<UpdateId>{1, 2, 3}));
+  EXPECT_EQ(CacheInternal::log(rome).extent().base, 0U);
 
   EXPECT_EQ(berlin.update(), 3U);
   EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}, {"c", "3"}}));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "client/appender.h"
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "client/follow.h"
 #include "client/session.h"
@@ -51,7 +52,7 @@ TEST(Transact, one_that_writes_nothing_appends_nothing) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   EXPECT_EQ(cache.transact([](Transaction& transaction) { transaction.get("a"); }), 1U);
-  EXPECT_EQ(cache.log().extent().head, 1U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
 }
 
 TEST(Transact, what_the_function_throws_comes_out_and_nothing_is_written) {
@@ -71,7 +72,7 @@ TEST(Transact, what_the_function_throws_comes_out_and_nothing_is_written) {
         cache.transact([](Transaction& transaction) { transaction.erase(std::string(1025, 'k')); });
       },
       "1025");
-  EXPECT_EQ(cache.log().extent().head, 0U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }
 
 TEST(Transact, one_too_large_for_an_update_is_refused_whole) {
@@ -88,7 +89,7 @@ TEST(Transact, one_too_large_for_an_update_is_refused_whole) {
         });
       },
       "update_bytes_max");
-  EXPECT_EQ(cache.log().extent().head, 0U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }
 
 // Runs a transaction that reads with `read` and sets "out", while another machine writes
@@ -179,7 +180,7 @@ TEST(Transact, one_whose_answer_is_lost_is_in_the_log_once) {
             1U);
   EXPECT_EQ(runs, 1);
   EXPECT_EQ(cache.get("n"), "1");
-  EXPECT_EQ(cache.log().extent().head, 1U);
+  EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
 }
 
 // Each of two transactions reads both keys and writes one: one of them has to see what the other
@@ -273,7 +274,7 @@ TEST(Add, counts_exactly_on_many_threads_and_machines) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(berlin.add("n", 0), 2 * each * 3 - 2 * each);
-  EXPECT_EQ(berlin.log().extent().head, static_cast<UpdateId>(4 * each + 1));
+  EXPECT_EQ(CacheInternal::log(berlin).extent().head, static_cast<UpdateId>(4 * each + 1));
 }
 
 TEST(Add, says_what_it_cannot_add_to) {
@@ -351,7 +352,7 @@ TEST(Guards, refuse_to_erase_too_much) {
       ErrorKind::refused, [&] { guarded.rewrite_history(rewrite); }, "38%");
   expect_error(
       ErrorKind::refused, [&] { guarded.delete_all_history(); }, "100%");
-  EXPECT_EQ(guarded.log().extent().head, before);
+  EXPECT_EQ(CacheInternal::log(guarded).extent().head, before);
 
   const std::vector<std::string> few(keys.begin(), keys.begin() + 10);
   EXPECT_EQ(guarded.erase_multi(few), before + 1);

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "support/forwarding_log.h"
 #include "update/update.h"
@@ -57,7 +58,7 @@ TEST(Commit, a_write_whose_answer_is_lost_is_in_the_log_once) {
   EXPECT_EQ(cache.set("a", "1"), 1U);
 
   EXPECT_EQ(cache.get("a"), "1");
-  EXPECT_EQ(set_counts_by_key(cache.log())["a"], 1);
+  EXPECT_EQ(set_counts_by_key(CacheInternal::log(cache))["a"], 1);
   EXPECT_EQ(cache.counters().updates_written, 1U);
   EXPECT_EQ(cache.counters().append_conflicts, 0U);
 }
@@ -71,7 +72,7 @@ TEST(Commit, a_write_that_did_not_get_there_is_tried_again) {
 
   EXPECT_EQ(cache.set("a", "1"), 1U);
 
-  EXPECT_EQ(set_counts_by_key(cache.log())["a"], 1);
+  EXPECT_EQ(set_counts_by_key(CacheInternal::log(cache))["a"], 1);
   EXPECT_EQ(cache.counters().log_retries, 3U);
 }
 
@@ -89,7 +90,7 @@ TEST(Commit, a_lost_answer_while_somebody_else_was_first_is_resolved) {
 
   EXPECT_EQ(berlin.set("berlin", "second"), 2U);
 
-  EXPECT_EQ(set_counts_by_key(berlin.log()),
+  EXPECT_EQ(set_counts_by_key(CacheInternal::log(berlin)),
             (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
   EXPECT_EQ(berlin.counters().append_conflicts, 1U);
   EXPECT_EQ(contents(berlin), (Contents{{"berlin", "second"}, {"tokyo", "first"}}));
@@ -109,7 +110,7 @@ TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
 
   EXPECT_EQ(berlin.set("berlin", "first"), 1U);
 
-  EXPECT_EQ(set_counts_by_key(berlin.log()),
+  EXPECT_EQ(set_counts_by_key(CacheInternal::log(berlin)),
             (std::map<std::string, int>{{"tokyo", 1}, {"berlin", 1}}));
   berlin.update();
   EXPECT_EQ(berlin.digest(), tokyo.digest());
@@ -138,7 +139,7 @@ TEST(Commit, an_append_that_arrives_late_does_no_harm) {
 
   EXPECT_EQ(berlin.set("a", "1"), 1U);
 
-  EXPECT_EQ(set_counts_by_key(berlin.log())["a"], 1);
+  EXPECT_EQ(set_counts_by_key(CacheInternal::log(berlin))["a"], 1);
   EXPECT_EQ(fleet.log()->extent().head, 1U);
 }
 
@@ -450,7 +451,7 @@ TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
   release();
   EXPECT_EQ(script->append_count, 4);
   EXPECT_EQ(cache.size(), 7U);
-  cache.log().read(1, 100, [](UpdateId, std::string_view bytes) {
+  CacheInternal::log(cache).read(1, 100, [](UpdateId, std::string_view bytes) {
     EXPECT_LE(bytes.size(), 4096U);
     return true;
   });

@@ -18,6 +18,7 @@
 
 #include <whycache/cache.h>
 
+#include "client/cache_internal.h"
 #include "histories/history.h"
 #include "log/flaky_log.h"
 
@@ -280,7 +281,7 @@ class Worker {
     cache_->update();
     const UpdateId most = std::min(progress_.archived.load(), cache_->applied_id());
     if (most == 0) return;
-    const UpdateId base = cache_->log().extent().base;
+    const UpdateId base = CacheInternal::log(*cache_).extent().base;
     const UpdateId limit = chance(50) ? most : most - random_below(std::min<UpdateId>(most, 50));
     if (limit == 0 || limit <= base) return;
     if (cache_->rewrite_history({.limit = limit, .keep = {}}) == limit) ++progress_.rewrites;
