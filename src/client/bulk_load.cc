@@ -53,12 +53,12 @@ UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t
                    const std::function<UpdateId(std::span<const Item>)>& write) {
   const std::size_t room =
       update_bytes_max > update_overhead_bytes ? update_bytes_max - update_overhead_bytes : 0;
-  ItemBatch gathered;
+  ItemBatch batch;
   std::uint64_t written = 0;
   UpdateId last_id = 0;
-  const auto write_gathered = [&] {
+  const auto write_batch = [&] {
     try {
-      last_id = write(gathered.items());
+      last_id = write(batch.items());
     } catch (const Error& error) {
       if (written == 0) throw;
       const bool says_nothing_was_written =
@@ -68,15 +68,15 @@ UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t
                       " last_id=" + std::to_string(last_id) + ": " + error.what(),
                   error.system_error());
     }
-    written += gathered.count();
-    gathered.clear();
+    written += batch.count();
+    batch.clear();
   };
   while (const std::optional<Item> item = next()) {
     const std::size_t bytes = item->key.size() + item->value.size() + item_overhead_bytes;
-    if (!gathered.empty() && gathered.bytes() + bytes > room) write_gathered();
-    gathered.add(*item);
+    if (!batch.empty() && batch.bytes() + bytes > room) write_batch();
+    batch.add(*item);
   }
-  if (!gathered.empty()) write_gathered();
+  if (!batch.empty()) write_batch();
   return last_id;
 }
 

@@ -62,8 +62,8 @@ StateOptions state_options(const Options& options, const std::string& path) {
 // identity of a writer.
 struct ProcessContext {
   ProcessContext(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options,
-                 AtomicCounters& tally)
-      : session(state, log, std::move(owned_log), options, tally) {}
+                 AtomicCounters& cache_counters)
+      : session(state, log, std::move(owned_log), options, cache_counters) {}
 
   const std::uint64_t owner_fork_count = fork_count();
   Session session;
@@ -74,38 +74,39 @@ struct ProcessContext {
 
 // In a child, what its parent was using is never touched again: its mutexes may be locked for good,
 // its connections are the parent's. It stays where it is, on a list, where leak checkers find it.
-void abandon_parent_context(ProcessContext* life) {
+void abandon_parent_context(ProcessContext* context) {
   static std::atomic<ProcessContext*> left{nullptr};
-  life->next_abandoned = left.load(std::memory_order_relaxed);
-  while (!left.compare_exchange_weak(life->next_abandoned, life, std::memory_order_relaxed)) {
+  context->next_abandoned = left.load(std::memory_order_relaxed);
+  while (!left.compare_exchange_weak(context->next_abandoned, context, std::memory_order_relaxed)) {
   }
 }
 
 // Meets the log for the first time. A state that is there and was not brought from elsewhere serves
 // reads although the log is away.
-void connect(Session& link) {
-  Backoff patience(link.options.deadline);
-  if (!link.state.usable()) {
-    follow(link, patience);
+void connect(Session& session) {
+  Backoff backoff(session.options.deadline);
+  if (!session.state.usable()) {
+    follow(session, backoff);
     return;
   }
-  const StateInfo info = link.state.info();
+  const StateInfo info = session.state.info();
   try {
-    const Extent extent = link.call_log([](Log& log) { return log.extent(); });
-    if (extent.uuid == info.log_uuid && !link.state.adopted())
-      return link.note_seen_log(extent.uuid);
-    follow(link, patience);
+    const Extent extent = session.call_log([](Log& log) { return log.extent(); });
+    if (extent.uuid == info.log_uuid && !session.state.adopted())
+      return session.note_seen_log(extent.uuid);
+    follow(session, backoff);
   } catch (const LogError& error) {
     if (!error.is_retryable() && !error.gave_up()) throw;
-    if (link.state.adopted() && info.log_name != link.log.name()) {
+    if (session.state.adopted() && info.log_name != session.log.name()) {
       throw Error(error.kind(),
                   "state was brought here from elsewhere, and whether it is of this log cannot be "
                   "found out: path=" +
-                      link.state.path() + " state_log=" + info.log_name + ": " + error.what());
+                      session.state.path() + " state_log=" + info.log_name + ": " + error.what());
     }
-    link.report(Event::Kind::retried,
-                std::string("log is away, opened with the state as it is: log=") + link.log.name() +
-                    " applied_id=" + std::to_string(info.applied_id) + ": " + error.what());
+    session.report(Event::Kind::retried,
+                   std::string("log is away, opened with the state as it is: log=") +
+                       session.log.name() + " applied_id=" + std::to_string(info.applied_id) +
+                       ": " + error.what());
   }
 }
 
@@ -141,8 +142,8 @@ class Cache::Impl {
   // Of this process.
   ProcessContext& context() {
     state();
-    ProcessContext* life = context_.load(std::memory_order_acquire);
-    return life->owner_fork_count == fork_count() ? *life : create_child_context(life);
+    ProcessContext* context = context_.load(std::memory_order_acquire);
+    return context->owner_fork_count == fork_count() ? *context : create_child_context(context);
   }
   Session& session() { return context().session; }
 
@@ -162,10 +163,10 @@ class Cache::Impl {
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
     if (state == nullptr) return;
     // In a child that never used it, the life is its parent's.
-    if (ProcessContext* const life = context_.load(std::memory_order_acquire);
-        life->owner_fork_count == fork_count()) {
-      life->session.close();
-      life->write_queue.stop();
+    if (ProcessContext* const context = context_.load(std::memory_order_acquire);
+        context->owner_fork_count == fork_count()) {
+      context->session.close();
+      context->write_queue.stop();
     }
     state->disable_mapping_cache();
     const Deadline deadline = Backoff(options_.deadline).deadline();
@@ -221,12 +222,12 @@ class Cache::Impl {
 
   void shut_down() noexcept {
     state_if_open_.store(nullptr, std::memory_order_release);
-    ProcessContext* const life = context_.exchange(nullptr);
-    if (life != nullptr && life->owner_fork_count == fork_count()) {
-      life->session.close();
-      delete life;
-    } else if (life != nullptr) {
-      abandon_parent_context(life);
+    ProcessContext* const context = context_.exchange(nullptr);
+    if (context != nullptr && context->owner_fork_count == fork_count()) {
+      context->session.close();
+      delete context;
+    } else if (context != nullptr) {
+      abandon_parent_context(context);
     }
     state_.reset();
     remove_temporary_directory_if_owner();
@@ -384,16 +385,16 @@ std::future<UpdateId> Cache::write_async(std::span<const Change> changes,
 
 UpdateId Cache::transact(const std::function<void(Transaction&)>& function,
                          const TransactOptions& options) {
-  ProcessContext& life = impl_->context();
-  return whycache::transact(life.session, life.appender, function, options);
+  ProcessContext& context = impl_->context();
+  return whycache::transact(context.session, context.appender, function, options);
 }
 
 std::optional<UpdateId> Cache::set_if(std::string_view key,
                                       std::optional<std::string_view> expected,
                                       std::string_view value, const WriteOptions& options) {
-  ProcessContext& life = impl_->context();
+  ProcessContext& context = impl_->context();
   return read_modify_write(
-      life.session, life.appender, key,
+      context.session, context.appender, key,
       [&](std::optional<std::string_view> now) {
         return now == expected ? std::optional(Change::set(key, value)) : std::nullopt;
       },
@@ -402,9 +403,9 @@ std::optional<UpdateId> Cache::set_if(std::string_view key,
 
 std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view expected,
                                         const WriteOptions& options) {
-  ProcessContext& life = impl_->context();
+  ProcessContext& context = impl_->context();
   return read_modify_write(
-      life.session, life.appender, key,
+      context.session, context.appender, key,
       [&](std::optional<std::string_view> now) {
         return now == expected ? std::optional(Change::erase(key)) : std::nullopt;
       },
@@ -412,11 +413,11 @@ std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view e
 }
 
 std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOptions& options) {
-  ProcessContext& life = impl_->context();
+  ProcessContext& context = impl_->context();
   std::int64_t sum = 0;
   std::string digits;
   read_modify_write(
-      life.session, life.appender, key,
+      context.session, context.appender, key,
       [&](std::optional<std::string_view> now) {
         std::int64_t number = 0;
         if (now) {
@@ -448,25 +449,25 @@ UpdateId Cache::update(const UpdateOptions& options) {
   state.unmap_if_idle();
   const std::chrono::nanoseconds bound = options.staleness_max.value_or(zero_staleness);
   if (bound.count() > 0 && log_asked_since(state, boot_time_ns() - bound.count())) {
-    Session& link = impl_->session();
-    if (link.has_seen_any_log() && !link.has_damage()) {
+    Session& session = impl_->session();
+    if (session.has_seen_any_log() && !session.has_damage()) {
       const UpdateId applied = state.applied_id();
       if (applied >= options.at_least) return applied;
     }
   }
-  Session& link = impl_->session();
-  Backoff patience(options.deadline.value_or(link.options.deadline));
-  return follow(link, patience, options.at_least, options.staleness_max);
+  Session& session = impl_->session();
+  Backoff backoff(options.deadline.value_or(session.options.deadline));
+  return follow(session, backoff, options.at_least, options.staleness_max);
 }
 
 UpdateId Cache::rewrite_history(const RewriteOptions& options) {
-  ProcessContext& life = impl_->context();
-  return whycache::rewrite_history(life.session, life.appender, options);
+  ProcessContext& context = impl_->context();
+  return whycache::rewrite_history(context.session, context.appender, options);
 }
 
 UpdateId Cache::delete_all_history() {
-  ProcessContext& life = impl_->context();
-  return whycache::delete_all_history(life.session, life.appender);
+  ProcessContext& context = impl_->context();
+  return whycache::delete_all_history(context.session, context.appender);
 }
 
 // --- Where things stand ---
@@ -476,9 +477,9 @@ UpdateId Cache::applied_id() const {
 }
 
 std::chrono::nanoseconds Cache::staleness() const {
-  const std::optional<std::int64_t> asked_at_ns = impl_->state().last_poll_time_ns();
-  if (!asked_at_ns) return std::chrono::nanoseconds::max();
-  return std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - *asked_at_ns, 0));
+  const std::optional<std::int64_t> poll_time_ns = impl_->state().last_poll_time_ns();
+  if (!poll_time_ns) return std::chrono::nanoseconds::max();
+  return std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - *poll_time_ns, 0));
 }
 
 Digest Cache::digest() const {

@@ -29,8 +29,8 @@ namespace whycache {
 // `age_max`: what the log had that long before this began will do, or, with nullopt, what stands in
 // front of its store answers (Log::look). Who is about to write, or to rewrite, has to ask the
 // store.
-UpdateId follow(Session& link, Backoff& patience, UpdateId at_least = 0,
-                StalenessMax age_max = zero_staleness);
+UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least = 0,
+                StalenessMax staleness_max = zero_staleness);
 
 // Whether a process of this machine asked the log at or after `since_ns`, and applied all it
 // answered.

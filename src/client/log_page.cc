@@ -18,13 +18,13 @@ LogError damaged_update(UpdateId id, const std::string& why) {
 }
 
 // Whether what did not come from the store fits, all of it: else none of it may be applied.
-bool continues_history(const LogPage& page, LogPosition place) {
+bool continues_history(const LogPage& page, LogPosition position) {
   std::string why;
-  if (!page.is_complete() || compare_history(page, place, why) != HistoryMatch::matches)
+  if (!page.is_complete() || compare_history(page, position, why) != HistoryMatch::matches)
     return false;
   try {
-    apply_updates(page, place, [](const Update&) {});
-    return page.extent().head <= place.id;
+    apply_updates(page, position, [](const Update&) {});
+    return page.extent().head <= position.id;
   } catch (const LogError&) {
     return false;
   }
@@ -32,11 +32,11 @@ bool continues_history(const LogPage& page, LogPosition place) {
 
 }  // namespace
 
-bool LogPage::agrees_with(const LogPosition& place) const {
+bool LogPage::agrees_with(const LogPosition& position) const {
   for (std::size_t i = 0; i < row_count(); ++i) {
-    if (row(i).id != place.id) continue;
+    if (row(i).id != position.id) continue;
     const std::optional<UpdateHeader> found = peek_header(row(i).bytes);
-    return found && found->id == place.id && found->chain == place.chain;
+    return found && found->id == position.id && found->chain == position.chain;
   }
   return true;
 }
@@ -58,67 +58,69 @@ LogPage read_page(Log& log, UpdateId first, UpdateId last) {
   return page;
 }
 
-HistoryMatch compare_history(const LogPage& page, const LogPosition& place, std::string& why) {
+HistoryMatch compare_history(const LogPage& page, const LogPosition& position, std::string& why) {
   const Extent& extent = page.extent();
-  why = "applied_id=" + std::to_string(place.id) + " base=" + std::to_string(extent.base) +
+  why = "applied_id=" + std::to_string(position.id) + " base=" + std::to_string(extent.base) +
         " head=" + std::to_string(extent.head);
-  if (extent.uuid != place.log_uuid) {
-    why += " state_uuid=" + to_string(place.log_uuid) + " log_uuid=" + to_string(extent.uuid);
+  if (extent.uuid != position.log_uuid) {
+    why += " state_uuid=" + to_string(position.log_uuid) + " log_uuid=" + to_string(extent.uuid);
     return HistoryMatch::replaced;
   }
-  if (place.id < extent.base) return HistoryMatch::behind_base;
-  if (place.id == 0) return HistoryMatch::matches;
-  why += " chain=" + std::to_string(place.chain);
-  if (place.id == extent.base) {
+  if (position.id < extent.base) return HistoryMatch::behind_base;
+  if (position.id == 0) return HistoryMatch::matches;
+  why += " chain=" + std::to_string(position.chain);
+  if (position.id == extent.base) {
     why += " base_chain=" + std::to_string(extent.base_chain);
-    return place.chain == extent.base_chain ? HistoryMatch::matches : HistoryMatch::diverged;
+    return position.chain == extent.base_chain ? HistoryMatch::matches : HistoryMatch::diverged;
   }
-  const bool there = page.row_count() > 0 && page.row(0).id == place.id;
+  const bool there = page.row_count() > 0 && page.row(0).id == position.id;
   why += there ? " and the log has another update there" : " and the log has no such update";
-  return there && page.agrees_with(place) ? HistoryMatch::matches : HistoryMatch::diverged;
+  return there && page.agrees_with(position) ? HistoryMatch::matches : HistoryMatch::diverged;
 }
 
-void check_head_reached(const Log& log, UpdateId id, UpdateId promised) {
-  if (id >= promised) return;
-  throw LogError(ErrorKind::corrupt, "log does not have the updates it says it has: last_id=" +
-                                         std::to_string(id) + " head=" + std::to_string(promised) +
-                                         " log=" + log.name() + " (repair or restore the log)");
+void check_head_reached(const Log& log, UpdateId id, UpdateId promised_head) {
+  if (id >= promised_head) return;
+  throw LogError(ErrorKind::corrupt,
+                 "log does not have the updates it says it has: last_id=" + std::to_string(id) +
+                     " head=" + std::to_string(promised_head) + " log=" + log.name() +
+                     " (repair or restore the log)");
 }
 
-void apply_updates(const LogPage& page, LogPosition& place,
+void apply_updates(const LogPage& page, LogPosition& position,
                    const std::function<void(const Update&)>& apply) {
   Update update;
   for (std::size_t i = 0; i < page.row_count(); ++i) {
     const LogPage::LogRow row = page.row(i);
-    if (row.id <= place.id) continue;
-    if (row.id != place.id + 1) {
-      throw damaged_update(place.id + 1, "update is missing: next_found=" + std::to_string(row.id));
+    if (row.id <= position.id) continue;
+    if (row.id != position.id + 1) {
+      throw damaged_update(position.id + 1,
+                           "update is missing: next_found=" + std::to_string(row.id));
     }
     std::uint64_t chain;
     try {
-      chain = verify_chain(row.bytes, row.id, place.chain);
+      chain = verify_chain(row.bytes, row.id, position.chain);
       decode_update(row.bytes, update);
     } catch (const Error& error) {
       throw damaged_update(row.id, error.what());
     }
     apply(update);
-    place.id = row.id;
-    place.chain = chain;
+    position.id = row.id;
+    position.chain = chain;
   }
 }
 
-LogPage poll_page(Log& log, const LogPosition& place, StalenessMax age_max) {
+LogPage poll_page(Log& log, const LogPosition& position, StalenessMax staleness_max) {
   for (;;) {
     LogPage page;
-    const PollResult looked =
-        log.poll(first_id_to_read(place.id), age_max,
+    const PollResult result =
+        log.poll(first_id_to_read(position.id), staleness_max,
                  [&](UpdateId id, std::string_view bytes) { return page.add(id, bytes); });
-    page.extent_ = looked.extent;
-    page.staleness_ = looked.staleness;
-    if (looked.staleness.count() == 0 || age_max == zero_staleness ||
-        continues_history(page, place))
+    page.extent_ = result.extent;
+    page.staleness_ = result.staleness;
+    if (result.staleness.count() == 0 || staleness_max == zero_staleness ||
+        continues_history(page, position))
       return page;
-    age_max = zero_staleness;
+    staleness_max = zero_staleness;
   }
 }
 

@@ -56,7 +56,7 @@ class LogPage {
   // As of after the rows were read: rows at or below its base must not be believed.
   const Extent& extent() const { return extent_; }
   // Whether the row at the place's id, if it is among these, is the update that stands there.
-  bool agrees_with(const LogPosition& place) const;
+  bool agrees_with(const LogPosition& position) const;
   // Whether there is nothing beyond these rows.
   bool is_complete() const { return complete_; }
   // How long ago the log was as this page says, at most. 0: the store itself was asked.
@@ -64,7 +64,7 @@ class LogPage {
 
  private:
   friend LogPage read_page(Log& log, UpdateId first, UpdateId last);
-  friend LogPage poll_page(Log& log, const LogPosition& place, StalenessMax age_max);
+  friend LogPage poll_page(Log& log, const LogPosition& position, StalenessMax staleness_max);
   bool add(UpdateId id, std::string_view bytes);
   struct LogRowBounds {
     UpdateId id;
@@ -84,7 +84,7 @@ LogPage read_page(Log& log, UpdateId first, UpdateId last);
 inline UpdateId first_id_to_read(UpdateId id) { return id == 0 ? 1 : id; }
 // What the log has from `place` on. What does not come from its store has to continue `place`, all
 // of it; else the store is asked, for only that is believed when it says that something is wrong.
-LogPage poll_page(Log& log, const LogPosition& place, StalenessMax age_max);
+LogPage poll_page(Log& log, const LogPosition& position, StalenessMax staleness_max);
 
 enum class HistoryMatch {
   matches,
@@ -94,17 +94,17 @@ enum class HistoryMatch {
                 // update
 };
 // `why` gets the values that show it, for messages.
-HistoryMatch compare_history(const LogPage& page, const LogPosition& place, std::string& why);
+HistoryMatch compare_history(const LogPage& page, const LogPosition& position, std::string& why);
 
 // Throws LogError corrupt unless `id`, at which the rows ended, is at or beyond `promised`: the
 // head that the log named before it was asked for them.
-void check_head_reached(const Log& log, UpdateId id, UpdateId promised);
+void check_head_reached(const Log& log, UpdateId id, UpdateId promised_head);
 
 // Carries the rows after `place` into whoever `apply`s them, one at a time, each verified and
 // decoded as a whole before. `place` moves along, so that it is right also when this throws:
 // LogError corrupt at a row that cannot be believed, and whatever `apply` throws. Rows at or below
 // place.id are passed over.
-void apply_updates(const LogPage& page, LogPosition& place,
+void apply_updates(const LogPage& page, LogPosition& position,
                    const std::function<void(const Update&)>& apply);
 
 }  // namespace whycache

@@ -83,7 +83,7 @@ class BaseLoader {
 // make base after base, is.
 class BaseProgress {
  public:
-  explicit BaseProgress(Backoff& patience) : backoff_(patience) {}
+  explicit BaseProgress(Backoff& backoff) : backoff_(backoff) {}
 
   void begin_attempt() { part_count_ = 0; }
   void record_part() {
@@ -99,9 +99,9 @@ class BaseProgress {
 };
 
 // What we throw in a visit does not pass through the log's own code.
-void read_base(Session& link, BaseLoader& loader, BaseProgress& progress) {
+void read_base(Session& session, BaseLoader& loader, BaseProgress& progress) {
   std::exception_ptr failure;
-  link.call_log([&](Log& log) {
+  session.call_log([&](Log& log) {
     log.read_base([&](std::string_view bytes) {
       if (failure) return false;
       try {
@@ -121,72 +121,72 @@ struct Build {
   std::unique_ptr<StateBuilder> builder;
   Extent extent;  // of the log it is made from
   LogPosition position;
-  std::int64_t asked_at_ns = 0;  // of the last question
+  std::int64_t poll_time_ns = 0;  // of the last question
   UpdateId head = 0;
 };
 
 // Applies what the log has beyond what is built, up to `last`. False: the log was rewritten or
 // replaced meanwhile.
-bool apply_log_up_to(Session& link, Build& build, UpdateId last, Backoff& patience) {
-  LogPosition& place = build.position;
+bool apply_log_up_to(Session& session, Build& build, UpdateId last, Backoff& backoff) {
+  LogPosition& position = build.position;
   const Extent& extent = build.extent;
   for (bool complete = false; !complete;) {
-    build.asked_at_ns = boot_time_ns();
-    const LogPage page = link.call_log_with_retries(
-        patience, [&](Log& log) { return read_page(log, first_id_to_read(place.id), last); });
+    build.poll_time_ns = boot_time_ns();
+    const LogPage page = session.call_log_with_retries(
+        backoff, [&](Log& log) { return read_page(log, first_id_to_read(position.id), last); });
     std::string why;
-    if (compare_history(page, place, why) != HistoryMatch::matches) {
+    if (compare_history(page, position, why) != HistoryMatch::matches) {
       const bool moved = page.extent().uuid != extent.uuid || page.extent().base != extent.base;
-      if (!moved && place.id == extent.base)
+      if (!moved && position.id == extent.base)
         throw damaged_base(extent.base, "its chain is not the one it was made with: " + why);
       return false;
     }
-    const UpdateId before = place.id;
-    apply_updates(page, place, [&](const Update& update) { build.builder->apply(update); });
-    if (place.id > before) patience.reset();
+    const UpdateId before = position.id;
+    apply_updates(page, position, [&](const Update& update) { build.builder->apply(update); });
+    if (position.id > before) backoff.reset();
     build.head = page.extent().head;
-    complete = page.is_complete() || place.id >= last;
-    if (complete) check_head_reached(link.log, place.id, std::min(extent.head, last));
+    complete = page.is_complete() || position.id >= last;
+    if (complete) check_head_reached(session.log, position.id, std::min(extent.head, last));
   }
   return true;
 }
 
 // One attempt. nullopt: the log was rewritten or replaced meanwhile.
-std::optional<Build> try_build(Session& link, const Extent& extent, UpdateId last,
-                               Backoff& patience, BaseProgress& progress) {
+std::optional<Build> try_build(Session& session, const Extent& extent, UpdateId last,
+                               Backoff& backoff, BaseProgress& progress) {
   Build build;
-  build.builder = link.state.begin_build(extent.uuid, link.log.name());
+  build.builder = session.state.begin_build(extent.uuid, session.log.name());
   build.extent = extent;
   build.position = {extent.uuid, 0, chain_start(extent.uuid)};
   if (extent.base > 0) {
     BaseLoader loader(*build.builder);
     progress.begin_attempt();
-    read_base(link, loader, progress);
+    read_base(session, loader, progress);
     build.position = loader.finish(extent);
   } else {
     build.builder->finish_load(0, build.position.chain);
   }
-  if (build.position.id < last && !apply_log_up_to(link, build, last, patience))
+  if (build.position.id < last && !apply_log_up_to(session, build, last, backoff))
     return std::nullopt;
   return build;
 }
 
 // nullopt: the base is beyond `last`.
-std::optional<Build> build_up_to(Session& link, UpdateId last, Backoff& patience) {
-  BaseProgress progress(patience);
+std::optional<Build> build_up_to(Session& session, UpdateId last, Backoff& backoff) {
+  BaseProgress progress(backoff);
   for (;;) {
     const Extent extent =
-        link.call_log_with_retries(patience, [](Log& log) { return log.extent(); });
+        session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); });
     if (extent.base > last) return std::nullopt;
     std::optional<LogError> failure;
     try {
-      if (std::optional<Build> build = try_build(link, extent, last, patience, progress))
+      if (std::optional<Build> build = try_build(session, extent, last, backoff, progress))
         return build;
       failure.emplace(ErrorKind::unavailable, "the log was rewritten or replaced meanwhile");
     } catch (const LogError& error) {
       failure = error;
     }
-    link.back_off_after(*failure, patience);
+    session.back_off_after(*failure, backoff);
   }
 }
 
@@ -215,14 +215,14 @@ const char* describe(RebuildReason reason) {
 }
 
 // Puts the new state in its place. False: that is not to be done, or it has to be built anew.
-bool install(Session& link, Build& build, RebuildReason reason, Backoff& patience) {
+bool install(Session& session, Build& build, RebuildReason reason, Backoff& backoff) {
   switch (reason) {
     // What the old state has, the log has not.
     case RebuildReason::diverged:
-    case RebuildReason::replaced: return link.state.install(*build.builder, InstallPolicy::always);
+    case RebuildReason::replaced: return session.state.install(*build.builder, InstallPolicy::always);
     // A writer of this machine brought it to where nothing has to be built.
     case RebuildReason::behind_base:
-      return link.state.install(*build.builder, InstallPolicy::unless_behind);
+      return session.state.install(*build.builder, InstallPolicy::unless_behind);
     case RebuildReason::no_state:
     case RebuildReason::removed:
     case RebuildReason::damaged: break;
@@ -231,15 +231,15 @@ bool install(Session& link, Build& build, RebuildReason reason, Backoff& patienc
   // must not be gone.
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
-    if (link.state.install(*build.builder, InstallPolicy::unless_behind)) return true;
-    if (!apply_log_up_to(link, build, no_limit, patience)) return false;
+    if (session.state.install(*build.builder, InstallPolicy::unless_behind)) return true;
+    if (!apply_log_up_to(session, build, no_limit, backoff)) return false;
   }
   // He is faster. So he has to wait while the log is asked, once; and if it does not answer now,
   // for the next update().
-  return link.state.install(*build.builder, InstallPolicy::always, [&] {
+  return session.state.install(*build.builder, InstallPolicy::always, [&] {
     try {
       Backoff none(std::chrono::milliseconds(0));
-      apply_log_up_to(link, build, no_limit, none);
+      apply_log_up_to(session, build, no_limit, none);
     } catch (const LogError&) {
     }
   });
@@ -247,45 +247,46 @@ bool install(Session& link, Build& build, RebuildReason reason, Backoff& patienc
 
 }  // namespace
 
-RebuildCause diagnose_unusable_state(Session& link) {
-  if (::access(link.state.path().c_str(), F_OK) != 0) {
-    return {link.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state,
+RebuildCause diagnose_unusable_state(Session& session) {
+  if (::access(session.state.path().c_str(), F_OK) != 0) {
+    return {session.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state,
             "nothing is in its place"};
   }
-  link.report(Event::Kind::stray_state,
-              "state cannot be used, building a new one: path=" + link.state.path() + ": " +
-                  link.state.unusable_reason());
-  return {RebuildReason::damaged, link.state.unusable_reason()};
+  session.report(Event::Kind::stray_state,
+                 "state cannot be used, building a new one: path=" + session.state.path() + ": " +
+                     session.state.unusable_reason());
+  return {RebuildReason::damaged, session.state.unusable_reason()};
 }
 
-bool rebuild(Session& link, const RebuildCause& rebuilding, Backoff& patience) {
-  std::optional<Build> build = build_up_to(link, no_limit, patience);
-  if (!install(link, *build, rebuilding.reason, patience)) return false;
-  link.state.switch_if_replaced();
-  const StateInfo info = link.state.info();
-  link.note_seen_log(info.log_uuid);
-  link.state.record_poll(build->asked_at_ns, build->head);
+bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff) {
+  std::optional<Build> build = build_up_to(session, no_limit, backoff);
+  if (!install(session, *build, rebuilding.reason, backoff)) return false;
+  session.state.switch_if_replaced();
+  const StateInfo info = session.state.info();
+  session.note_seen_log(info.log_uuid);
+  session.state.record_poll(build->poll_time_ns, build->head);
   if (rebuilding.reason == RebuildReason::no_state) return true;
   if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason))
-    link.counters.add(counter);
-  link.report(Event::Kind::rebuilt, std::string("state built anew, as ") +
-                                        describe(rebuilding.reason) + ": " + rebuilding.details +
-                                        " path=" + link.state.path() +
-                                        " now_applied_id=" + std::to_string(info.applied_id));
+    session.counters.add(counter);
+  session.report(Event::Kind::rebuilt, std::string("state built anew, as ") +
+                                           describe(rebuilding.reason) + ": " + rebuilding.details +
+                                           " path=" + session.state.path() +
+                                           " now_applied_id=" + std::to_string(info.applied_id));
   return true;
 }
 
-std::unique_ptr<StateBuilder> build_as_of(Session& link, UpdateId last, Backoff& patience) {
-  std::optional<Build> build = build_up_to(link, last, patience);
+std::unique_ptr<StateBuilder> build_as_of(Session& session, UpdateId last, Backoff& backoff) {
+  std::optional<Build> build = build_up_to(session, last, backoff);
   return build ? std::move(build->builder) : nullptr;
 }
 
-void report_recovery(Session& link, const StateWriter& writer) {
+void report_recovery(Session& session, const StateWriter& writer) {
   if (!writer.recovered()) return;
-  link.counters.add(&Counters::recoveries);
-  link.report(Event::Kind::recovered,
-              "a writer died in the midst of an update, which was taken back: path=" +
-                  link.state.path() + " applied_id=" + std::to_string(writer.info().applied_id));
+  session.counters.add(&Counters::recoveries);
+  session.report(Event::Kind::recovered,
+                 "a writer died in the midst of an update, which was taken back: path=" +
+                     session.state.path() +
+                     " applied_id=" + std::to_string(writer.info().applied_id));
 }
 
 }  // namespace whycache

@@ -32,19 +32,19 @@ struct RebuildCause {
 };
 
 // The reason when there is no state that can be used. Reports a stray one that is in the way.
-RebuildCause diagnose_unusable_state(Session& link);
+RebuildCause diagnose_unusable_state(Session& session);
 
 // Builds a state up to the head of the log and puts it in place. The caller holds
 // StateLock::follow. Throws Error; the old state, if there is one, stays then. False: it stays
 // since it was behind the base only for a moment, and a writer has brought it farther than what was
 // built.
-bool rebuild(Session& link, const RebuildCause& rebuilding, Backoff& patience);
+bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff);
 
 // A state as of update `last`, or of the head if the log ends before, which is never put in place:
 // the stuff for a base. nullptr: the base is beyond `last`.
-std::unique_ptr<StateBuilder> build_as_of(Session& link, UpdateId last, Backoff& patience);
+std::unique_ptr<StateBuilder> build_as_of(Session& session, UpdateId last, Backoff& backoff);
 
 // Counts and reports that the writer before us died midway, if it did.
-void report_recovery(Session& link, const StateWriter& writer);
+void report_recovery(Session& session, const StateWriter& writer);
 
 }  // namespace whycache

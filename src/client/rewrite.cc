@@ -84,11 +84,11 @@ class EmptyBasePartSource {
 // The update that the base ends with has to be the log's own: the log may have been restored, or
 // lost its tail in a failover, since this machine read it. What others wrote there since must not
 // be replaced by what is no more.
-void check_log_contains(Log& log, const LogPosition& place) {
-  const LogPage page = read_page(log, place.id, place.id);
+void check_log_contains(Log& log, const LogPosition& position) {
+  const LogPage page = read_page(log, position.id, position.id);
   std::string why;
-  const HistoryMatch fit = compare_history(page, place, why);
-  if (fit == HistoryMatch::matches || fit == HistoryMatch::behind_base) return;
+  const HistoryMatch match = compare_history(page, position, why);
+  if (match == HistoryMatch::matches || match == HistoryMatch::behind_base) return;
   throw LogError(
       ErrorKind::unavailable,
       "log is not the one any more that this state was made from, history is not rewritten: log=" +
@@ -99,24 +99,24 @@ void check_log_contains(Log& log, const LogPosition& place) {
 // Makes it the log's base. `begin_parts` is called for each attempt. Returns the base the log has
 // then: this one, or one beyond it that somebody else made.
 template <typename BeginParts>
-UpdateId write_base(Session& link, const LogPosition& place, Backoff& patience,
+UpdateId write_base(Session& session, const LogPosition& position, Backoff& backoff,
                     const BeginParts& begin_parts) {
   bool in_doubt = false;
-  std::uint64_t most_parts = 0;  // that the log took in one attempt
+  std::uint64_t part_count_max = 0;  // that the log took in one attempt
   const auto attempt = [&](Log& log) {
-    check_log_contains(log, place);
+    check_log_contains(log, position);
     auto parts = begin_parts();
-    std::uint64_t parts_asked_for = 0;
+    std::uint64_t part_count = 0;
     const auto next_part = [&] {
-      if (parts_asked_for > most_parts) {
-        most_parts = parts_asked_for;
-        patience.reset();
+      if (part_count > part_count_max) {
+        part_count_max = part_count;
+        backoff.reset();
       }
-      ++parts_asked_for;
+      ++part_count;
       return parts.next();
     };
     try {
-      return log.rewrite(place.id, place.chain, next_part);
+      return log.rewrite(position.id, position.chain, next_part);
     } catch (const Error& error) {
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       throw;
@@ -126,21 +126,21 @@ UpdateId write_base(Session& link, const LogPosition& place, Backoff& patience,
     }
   };
   try {
-    if (link.call_log_with_retries(patience, attempt)) return place.id;
-    return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
+    if (session.call_log_with_retries(backoff, attempt)) return position.id;
+    return session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
   } catch (const Error& error) {
     if (!in_doubt || error.kind() == ErrorKind::uncertain) throw;
     throw Error(ErrorKind::uncertain,
-                "history may or may not have been rewritten: base=" + std::to_string(place.id) +
+                "history may or may not have been rewritten: base=" + std::to_string(position.id) +
                     ": " + to_string(error.kind()) + ": " + error.what(),
                 error.system_error());
   }
 }
 
-UpdateId write_entries(Session& link, const SharedPin& pin, Backoff& patience) {
+UpdateId write_entries(Session& session, const SharedPin& pin, Backoff& backoff) {
   const BaseInfo info = base_info(*pin);
-  const LogPosition place{pin->mapping().header().fixed.log_uuid, info.base, info.chain};
-  return write_base(link, place, patience, [&] { return BasePartSource(pin, info); });
+  const LogPosition position{pin->mapping().header().fixed.log_uuid, info.base, info.chain};
+  return write_base(session, position, backoff, [&] { return BasePartSource(pin, info); });
 }
 
 // Of a rewrite whose erasing is in the log already.
@@ -158,30 +158,30 @@ Error error_after_erasing(const Error& error, UpdateId id) {
 // Deletes what rewrites that did not come to their end left behind. `limit` is at or below the
 // base, so that nothing else is done; if it no longer is, the log was replaced just now, and
 // nothing at all.
-UpdateId remove_rewrite_leftovers(Session& link, UpdateId limit, Backoff& patience) {
-  link.call_log_with_retries(patience, [&](Log& log) {
+UpdateId remove_rewrite_leftovers(Session& session, UpdateId limit, Backoff& backoff) {
+  session.call_log_with_retries(backoff, [&](Log& log) {
     return log.rewrite(limit, 0, []() -> std::optional<std::string_view> {
       throw Error(ErrorKind::invalid,
                   "log was replaced while its history was rewritten, nothing was changed (update, "
                   "then retry)");
     });
   });
-  return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
+  return session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
 }
 
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
 // Keys that `keep` refuses, as many as surely fit into one update, from `begin` on. `begin` moves
 // to where to go on.
-std::vector<std::string> collect_refused_keys(const Session& link, const Keep& keep,
+std::vector<std::string> collect_refused_keys(const Session& session, const Keep& keep,
                                               std::string& begin) {
   std::vector<std::string> refused;
   std::size_t bytes = 0;
-  const View view(link.state.pin());
+  const View view(session.state.pin());
   for (const auto& [key, value] : view.items(KeyRange::from(begin))) {
     begin = key;
     if (keep(key, value)) continue;
-    if (bytes + key.size() > link.options.update_bytes_max / 4) return refused;
+    if (bytes + key.size() > session.options.update_bytes_max / 4) return refused;
     bytes += key.size() + 16;
     refused.emplace_back(key);
   }
@@ -190,22 +190,22 @@ std::vector<std::string> collect_refused_keys(const Session& link, const Keep& k
 }
 
 // Counts what `keep` would erase, before any of it is.
-void check_keep_guards(const Session& link, const Keep& keep) {
-  if (!has_erase_limit(link.options.guards)) return;
-  const View view(link.state.pin());
+void check_keep_guards(const Session& session, const Keep& keep) {
+  if (!has_erase_limit(session.options.guards)) return;
+  const View view(session.state.pin());
   std::uint64_t erased = 0;
   for (const auto& [key, value] : view) erased += keep(key, value) ? 0 : 1;
-  check_erase_limits(link.options.guards, erased, view.size());
+  check_erase_limits(session.options.guards, erased, view.size());
 }
 
 // Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at
 // again. `erased_by` becomes the last of these updates.
-void erase_refused_keys(Session& link, Appender& appender, const Keep& keep, Backoff& patience,
+void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, Backoff& backoff,
                         UpdateId& erased_by) {
   std::string begin;
   do {
-    std::vector<std::string> keys = collect_refused_keys(link, keep, begin);
-    patience.reset();
+    std::vector<std::string> keys = collect_refused_keys(session, keep, begin);
+    backoff.reset();
     const std::optional<LogPosition> erased = appender.append_prepared(
         [&](const SharedPin& pin) -> std::optional<Draft> {
           const View view(pin);
@@ -214,67 +214,69 @@ void erase_refused_keys(Session& link, Appender& appender, const Keep& keep, Bac
             return !value || keep(key, *value);
           });
           if (keys.empty()) return std::nullopt;
-          Draft draft(link.authorship("rewrite_history"));
+          Draft draft(session.authorship("rewrite_history"));
           for (const std::string& key : keys)
-            draft.add(Change::erase(key), link.options.update_bytes_max);
+            draft.add(Change::erase(key), session.options.update_bytes_max);
           return draft;
         },
-        patience);
+        backoff);
     if (erased) erased_by = erased->id;
   } while (!begin.empty());
 }
 
-UpdateId rewrite(Session& link, Appender& appender, const RewriteOptions& options,
+UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& options,
                  UpdateId& erased_by) {
-  Backoff patience(link.options.deadline);
-  const UpdateId head = follow(link, patience);
+  Backoff backoff(session.options.deadline);
+  const UpdateId head = follow(session, backoff);
   if (options.limit > head) {
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
                                         std::to_string(options.limit) +
                                         " head=" + std::to_string(head));
   }
-  if (options.keep) check_keep_guards(link, options.keep);
-  if (options.keep) erase_refused_keys(link, appender, options.keep, patience, erased_by);
-  patience.reset();
+  if (options.keep) check_keep_guards(session, options.keep);
+  if (options.keep) erase_refused_keys(session, appender, options.keep, backoff, erased_by);
+  backoff.reset();
 
-  const SharedPin pin = link.state.pin();
+  const SharedPin pin = session.state.pin();
   const UpdateId limit = options.limit == 0 ? pin->id() : options.limit;
   const UpdateId base =
-      link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
-  if (limit <= base) return base == 0 ? base : remove_rewrite_leftovers(link, limit, patience);
-  if (limit == pin->id()) return write_entries(link, pin, patience);
+      session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
+  if (limit <= base) return base == 0 ? base : remove_rewrite_leftovers(session, limit, backoff);
+  if (limit == pin->id()) return write_entries(session, pin, backoff);
 
-  const std::unique_ptr<StateBuilder> builder = build_as_of(link, limit, patience);
-  if (builder) return write_entries(link, builder->pin(), patience);
-  return link.call_log_with_retries(patience, [](Log& log) { return log.extent(); }).base;
+  const std::unique_ptr<StateBuilder> builder = build_as_of(session, limit, backoff);
+  if (builder) return write_entries(session, builder->pin(), backoff);
+  return session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
 }
 
 }  // namespace
 
-UpdateId rewrite_history(Session& link, Appender& appender, const RewriteOptions& options) {
+UpdateId rewrite_history(Session& session, Appender& appender, const RewriteOptions& options) {
   UpdateId erased_by = 0;
   try {
-    return rewrite(link, appender, options, erased_by);
+    return rewrite(session, appender, options, erased_by);
   } catch (const Error& error) {
     if (erased_by == 0) throw;
     throw error_after_erasing(error, erased_by);
   }
 }
 
-UpdateId delete_all_history(Session& link, Appender& appender) {
-  Backoff patience(link.options.deadline);
-  const std::optional<LogPosition> place = appender.append_prepared(
+UpdateId delete_all_history(Session& session, Appender& appender) {
+  Backoff backoff(session.options.deadline);
+  const std::optional<LogPosition> position = appender.append_prepared(
       [&](const SharedPin& pin) {
-        check_erase_limits(link.options.guards, pin->block().item_count, pin->block().item_count);
-        return std::optional(Draft(link.authorship("delete_all_history"), /*erases_all=*/true));
+        check_erase_limits(session.options.guards, pin->block().item_count,
+                           pin->block().item_count);
+        return std::optional(Draft(session.authorship("delete_all_history"), /*erases_all=*/true));
       },
-      patience);
-  const BaseInfo nothing{.base = place->id, .chain = place->chain, .item_count = 0, .digest = {}};
-  patience.reset();
+      backoff);
+  const BaseInfo nothing{
+      .base = position->id, .chain = position->chain, .item_count = 0, .digest = {}};
+  backoff.reset();
   try {
-    return write_base(link, *place, patience, [&] { return EmptyBasePartSource(nothing); });
+    return write_base(session, *position, backoff, [&] { return EmptyBasePartSource(nothing); });
   } catch (const Error& error) {
-    throw error_after_erasing(error, place->id);
+    throw error_after_erasing(error, position->id);
   }
 }
 

@@ -14,9 +14,9 @@
 namespace whycache {
 
 // Returns the base after it.
-UpdateId rewrite_history(Session& link, Appender& appender, const RewriteOptions& options);
+UpdateId rewrite_history(Session& session, Appender& appender, const RewriteOptions& options);
 
 // Appends an update that erases everything, and makes it the base.
-UpdateId delete_all_history(Session& link, Appender& appender);
+UpdateId delete_all_history(Session& session, Appender& appender);
 
 }  // namespace whycache

@@ -31,11 +31,11 @@ Counters AtomicCounters::read() {
 }
 
 Session::Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
-                 const Options& cache_options, AtomicCounters& counters)
+                 const Options& cache_options, AtomicCounters& cache_counters)
     : state(joined_state),
       log(joined_log),
       options(cache_options),
-      counters(counters),
+      counters(cache_counters),
       owned_log_(std::move(owned_log)),
       writer_id_(random_uuid()),
       writer_name_(options.writer_name.empty() ? default_writer_name() : options.writer_name) {}
@@ -57,13 +57,13 @@ void Session::report(Event::Kind kind, const std::string& message) noexcept {
   }
 }
 
-void Session::back_off_after(const LogError& error, Backoff& patience) {
+void Session::back_off_after(const LogError& error, Backoff& backoff) {
   if (!error.is_retryable()) throw error;
-  if (patience.deadline().passed()) {
+  if (backoff.deadline().passed()) {
     throw LogError(ErrorKind::unavailable,
                    std::string("log did not answer in time: log=") + log.name() +
-                       " deadline_ms=" + std::to_string(patience.timeout().count()) + " attempts=" +
-                       std::to_string(patience.pause_count() + 1) + ": " + error.what(),
+                       " deadline_ms=" + std::to_string(backoff.timeout().count()) + " attempts=" +
+                       std::to_string(backoff.pause_count() + 1) + ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
   if (closing_.load(std::memory_order_acquire)) {
@@ -74,9 +74,9 @@ void Session::back_off_after(const LogError& error, Backoff& patience) {
   }
   counters.add(&Counters::log_retries);
   report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +
-                                   " attempt=" + std::to_string(patience.pause_count() + 2) + ": " +
+                                   " attempt=" + std::to_string(backoff.pause_count() + 2) + ": " +
                                    error.what());
-  patience.pause();
+  backoff.pause();
 }
 
 void Session::note_seen_log(const Uuid& uuid) {

@@ -55,7 +55,7 @@ class Session {
  public:
   // `owned_log`: null if somebody else keeps the log alive.
   Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
-          const Options& cache_options, AtomicCounters& counters);
+          const Options& cache_options, AtomicCounters& cache_counters);
 
   State& state;
   Log& log;
@@ -84,19 +84,19 @@ class Session {
 
   // Asks again while the log does not answer, until the patience is at its end.
   template <typename Question>
-  auto call_log_with_retries(Backoff& patience, const Question& question) {
+  auto call_log_with_retries(Backoff& backoff, const Question& question) {
     for (;;) {
       try {
         return call_log(question);
       } catch (const LogError& error) {
-        back_off_after(error, patience);
+        back_off_after(error, backoff);
       }
     }
   }
 
   // Counts and reports that the log failed, and waits. Throws the error instead if waiting cannot
   // help, or, as unavailable, if the patience is at its end.
-  void back_off_after(const LogError& error, Backoff& patience);
+  void back_off_after(const LogError& error, Backoff& backoff);
 
   // This process has seen that its log is the one with this uuid. Until then it does not rely on
   // what other processes found out about theirs; and a log that is replaced later can be told from

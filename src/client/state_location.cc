@@ -76,18 +76,19 @@ std::string home_directory() {
   return home;
 }
 
-bool is_below(std::string_view path, std::string_view folder) {
-  return path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/');
+bool is_below(std::string_view path, std::string_view directory) {
+  return path.starts_with(directory) &&
+         (path.size() == directory.size() || path[directory.size()] == '/');
 }
 
 // Makes a folder and those above it that are not there.
-void create_private_directory(const std::string& folder) {
-  if (::mkdir(folder.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
-  if (errno == ENOENT && folder != "/" && folder != ".") {
-    create_private_directory(parent_directory(folder));
-    if (::mkdir(folder.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
+void create_private_directory(const std::string& directory) {
+  if (::mkdir(directory.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
+  if (errno == ENOENT && directory != "/" && directory != ".") {
+    create_private_directory(parent_directory(directory));
+    if (::mkdir(directory.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
   }
-  throw system_error("cannot make folder for the state", folder, errno);
+  throw system_error("cannot make folder for the state", directory, errno);
 }
 
 std::string default_directory() {
@@ -96,30 +97,32 @@ std::string default_directory() {
     return given.substr(0, given.find(':'));
   if (::geteuid() == 0) return "/var/lib/whycache";
   // A relative one is to be ignored, says the XDG base directory specification.
-  std::string folder = environment_variable("XDG_STATE_HOME");
-  if (folder.empty() || folder.front() != '/') folder = home_directory() + "/.local/state";
-  const std::string normal = std::filesystem::path(folder).lexically_normal().native();
+  std::string directory = environment_variable("XDG_STATE_HOME");
+  if (directory.empty() || directory.front() != '/') directory = home_directory() + "/.local/state";
+  const std::string normal = std::filesystem::path(directory).lexically_normal().native();
   if (is_below(normal, "/tmp") || is_below(normal, "/var/tmp")) {
     throw Error(ErrorKind::invalid,
                 "the state's default folder would be one that is shared with everybody and cleaned "
                 "up: path=" +
                     normal + " (set state_path, or the environment variable WHYCACHE_STATE)");
   }
-  return folder + "/whycache";
+  return directory + "/whycache";
 }
 
 StateLocation create_temporary_location(const std::string& name) {
-  const auto state_in = [&](const std::string& folder) { return folder + "/" + name + ".state"; };
+  const auto state_in = [&](const std::string& directory) {
+    return directory + "/" + name + ".state";
+  };
   for (const char* const parent : {"/dev/shm", "/var/lib", "/run"}) {
-    std::string folder = std::string(parent) + "/whycache-XXXXXX";
-    if (::mkdtemp(folder.data()) != nullptr) return {state_in(folder), folder};
+    std::string directory = std::string(parent) + "/whycache-XXXXXX";
+    if (::mkdtemp(directory.data()) != nullptr) return {state_in(directory), directory};
   }
-  std::string folder = default_directory();
-  create_private_directory(folder);
-  folder += "/memory-XXXXXX";
-  if (::mkdtemp(folder.data()) == nullptr)
-    throw system_error("cannot make folder for the state", folder, errno);
-  return {state_in(folder), folder};
+  std::string directory = default_directory();
+  create_private_directory(directory);
+  directory += "/memory-XXXXXX";
+  if (::mkdtemp(directory.data()) == nullptr)
+    throw system_error("cannot make folder for the state", directory, errno);
+  return {state_in(directory), directory};
 }
 
 }  // namespace
@@ -132,15 +135,15 @@ StateLocation find_state_location(const Options& options, const std::string& log
   if (const std::string given = environment_variable("WHYCACHE_STATE"); !given.empty())
     return {state_file_path(given, name), {}};
 
-  const std::string folder = default_directory();
-  create_private_directory(folder);
-  return {folder + "/" + name + ".state", {}};
+  const std::string directory = default_directory();
+  create_private_directory(directory);
+  return {directory + "/" + name + ".state", {}};
 }
 
-void remove_temporary_directory(const StateLocation& place) noexcept {
-  if (place.temporary_directory.empty()) return;
+void remove_temporary_directory(const StateLocation& position) noexcept {
+  if (position.temporary_directory.empty()) return;
   std::error_code ignored;
-  std::filesystem::remove_all(place.temporary_directory, ignored);
+  std::filesystem::remove_all(position.temporary_directory, ignored);
 }
 
 }  // namespace whycache

@@ -19,6 +19,6 @@ struct StateLocation {
 StateLocation find_state_location(const Options& options, const std::string& log_name);
 
 // Removes what was made for one cache alone; what cannot be removed stays.
-void remove_temporary_directory(const StateLocation& place) noexcept;
+void remove_temporary_directory(const StateLocation& position) noexcept;
 
 }  // namespace whycache

@@ -93,13 +93,13 @@ std::vector<Change> Transaction::Record::changes() const {
 
 namespace {
 
-Draft draft_of(Session& link, const std::vector<Change>& changes, const std::string& note) {
-  Draft draft(link.authorship(note));
+Draft draft_of(Session& session, const std::vector<Change>& changes, const std::string& note) {
+  Draft draft(session.authorship(note));
   for (const Change& change : changes) {
-    if (draft.add(change, link.options.update_bytes_max)) continue;
+    if (draft.add(change, session.options.update_bytes_max)) continue;
     throw Error(ErrorKind::limit,
                 "transaction too large for one update: changes=" + std::to_string(changes.size()) +
-                    " update_bytes_max=" + std::to_string(link.options.update_bytes_max) +
+                    " update_bytes_max=" + std::to_string(session.options.update_bytes_max) +
                     " (raise update_bytes_max)");
   }
   return draft;
@@ -107,61 +107,62 @@ Draft draft_of(Session& link, const std::vector<Change>& changes, const std::str
 
 }  // namespace
 
-UpdateId transact(Session& link, Appender& appender,
+UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options) {
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
-  Backoff patience(options.deadline.value_or(link.options.deadline));
+  Backoff backoff(options.deadline.value_or(session.options.deadline));
   for (int attempt = 1;; ++attempt) {
-    const std::shared_ptr<const detail::Pin> pin = link.state.pin();
+    const std::shared_ptr<const detail::Pin> pin = session.state.pin();
     Transaction::Record record{View(pin)};
     Transaction transaction(record);
     function(transaction);
     const std::vector<Change> changes = record.changes();
     if (changes.empty()) return pin->id();
 
-    const std::optional<LogPosition> place = appender.append_prepared(
+    const std::optional<LogPosition> position = appender.append_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
           const bool unmoved = now->id() == pin->id() && now->block().chain == pin->block().chain;
           if (!unmoved && !record.reads_are_valid_at(view)) return std::nullopt;
-          check_guards(link.options.guards, changes, view);
-          return draft_of(link, changes, options.note);
+          check_guards(session.options.guards, changes, view);
+          return draft_of(session, changes, options.note);
         },
-        patience);
-    if (place) return place->id;
-    if (attempt == options.attempts_max || patience.deadline().passed()) {
+        backoff);
+    if (position) return position->id;
+    if (attempt == options.attempts_max || backoff.deadline().passed()) {
       throw Error(ErrorKind::conflict,
                   "what the transaction read was changed by others each time it ran, nothing was "
                   "written: attempts=" +
                       std::to_string(attempt) +
-                      " deadline_ms=" + std::to_string(patience.timeout().count()));
+                      " deadline_ms=" + std::to_string(backoff.timeout().count()));
     }
   }
 }
 
-std::optional<UpdateId> read_modify_write(Session& link, Appender& appender, std::string_view key,
-                                          const Decide& decide, const WriteOptions& options) {
-  Backoff patience(options.deadline.value_or(link.options.deadline));
+std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
+                                          std::string_view key, const Decide& decide,
+                                          const WriteOptions& options) {
+  Backoff backoff(options.deadline.value_or(session.options.deadline));
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
     // Asked before the state is looked at: whoever follows beside us may apply, and say so, right
     // after that.
     bool is_of_this_call = false;
-    const std::optional<LogPosition> place = appender.append_prepared(
+    const std::optional<LogPosition> position = appender.append_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
           const std::optional<Change> change = decide(view.get(key));
           if (!change) return std::nullopt;
           const std::vector<Change> changes{*change};
-          check_guards(link.options.guards, changes, view);
-          return draft_of(link, changes, options.note);
+          check_guards(session.options.guards, changes, view);
+          return draft_of(session, changes, options.note);
         },
-        patience, [&] { is_of_this_call = store_asked_since(link.state, began_ns); });
-    if (place) return place->id;
+        backoff, [&] { is_of_this_call = store_asked_since(session.state, began_ns); });
+    if (position) return position->id;
     // A state that is a moment old must not be the reason for a no.
     if (is_of_this_call) return std::nullopt;
-    follow(link, patience);
+    follow(session, backoff);
   }
 }
 

@@ -52,7 +52,7 @@ class Transaction::Record {
   std::map<std::string, std::optional<std::string>, std::less<>> written_;  // nullopt: erased
 };
 
-UpdateId transact(Session& link, Appender& appender,
+UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options);
 
@@ -60,7 +60,8 @@ UpdateId transact(Session& link, Appender& appender,
 // nullopt: nothing. It is called again when somebody else was first. nullopt: it decided to do
 // nothing, given what the log held at some moment during the call.
 using Decide = std::function<std::optional<Change>(std::optional<std::string_view> value)>;
-std::optional<UpdateId> read_modify_write(Session& link, Appender& appender, std::string_view key,
-                                          const Decide& decide, const WriteOptions& options);
+std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
+                                          std::string_view key, const Decide& decide,
+                                          const WriteOptions& options);
 
 }  // namespace whycache
