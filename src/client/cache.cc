@@ -310,7 +310,7 @@ View Cache::view() const {
 
 UpdateId Cache::set(std::string_view key, std::string_view value, const WriteOptions& options) {
   const Change change = Change::set(key, value);
-  return write(std::span(&change, 1), options);
+  return impl_->context().write_queue.write(std::span(&change, 1), options);
 }
 
 namespace {
@@ -346,7 +346,7 @@ UpdateId Cache::fill(const std::function<std::optional<Item>()>& next,
 
 UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
   const Change change = Change::erase(key);
-  return write(std::span(&change, 1), options);
+  return impl_->context().write_queue.write(std::span(&change, 1), options);
 }
 
 UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteOptions& options) {
@@ -447,15 +447,12 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
 UpdateId Cache::update(const UpdateOptions& options) {
   State& state = impl_->state();
   state.unmap_if_idle();
-  const std::chrono::nanoseconds bound = options.staleness_max.value_or(zero_staleness);
-  if (bound.count() > 0 && log_asked_since(state, boot_time_ns() - bound.count())) {
-    Session& session = impl_->session();
-    if (session.has_seen_any_log() && !session.has_damage()) {
-      const UpdateId applied = state.applied_id();
-      if (applied >= options.at_least) return applied;
-    }
-  }
   Session& session = impl_->session();
+  if (options.staleness_max > zero_staleness &&
+      is_fresh(session, boot_time_ns(), options.staleness_max)) {
+    const UpdateId applied = state.applied_id();
+    if (applied >= options.at_least) return applied;
+  }
   Backoff backoff(options.deadline.value_or(session.options.deadline));
   return follow(session, backoff, options.at_least, options.staleness_max);
 }

@@ -24,6 +24,16 @@ void reject_state_of_another_log(const Session& session, const StateInfo& info,
           " (choose another name or state_path; or delete the state if it is no longer needed)");
 }
 
+bool log_asked_since(const State& state, std::int64_t since_ns) {
+  const std::optional<std::int64_t> asked = state.last_poll_time_ns();
+  return asked && *asked >= since_ns;
+}
+
+// Whether the state can be used and belongs to the log that this process has seen.
+bool has_state_of_seen_log(const Session& session) {
+  return session.state.usable() && session.has_seen_log(session.state.info().log_uuid);
+}
+
 RebuildReason reason_of(HistoryMatch match) {
   switch (match) {
     case HistoryMatch::replaced: return RebuildReason::replaced;
@@ -35,7 +45,14 @@ RebuildReason reason_of(HistoryMatch match) {
 // Why the state has to be built anew before anything can be applied to it, if so.
 std::optional<RebuildCause> find_rebuild_cause(Session& session) {
   session.state.switch_if_replaced();
-  if (!session.state.usable()) return diagnose_unusable_state(session);
+  if (!session.state.usable()) {
+    RebuildCause cause = unusable_state_cause(session);
+    if (cause.reason == RebuildReason::damaged) {
+      session.report(Event::Kind::stray_state, "state cannot be used, building a new one: path=" +
+                                                   session.state.path() + ": " + cause.details);
+    }
+    return cause;
+  }
   if (session.is_damaged(session.state.info()))
     return RebuildCause{RebuildReason::damaged, "a read found it so"};
   return std::nullopt;
@@ -123,17 +140,6 @@ std::optional<RebuildCause> try_catch_up(Session& session, Backoff& backoff,
   }
 }
 
-// Whether another thread or process did, since `began_ns`, what we were about to do.
-bool is_fresh(Session& session, std::int64_t began_ns, StalenessMax staleness_max) {
-  const bool asked =
-      staleness_max && *staleness_max == zero_staleness
-          ? store_asked_since(session.state, began_ns)
-          : log_asked_since(session.state,
-                            began_ns - staleness_max.value_or(zero_staleness).count());
-  return asked && !session.has_damage() && session.state.usable() &&
-         session.has_seen_log(session.state.info().log_uuid);
-}
-
 }  // namespace
 
 UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, StalenessMax staleness_max) {
@@ -142,7 +148,7 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
     std::optional<LogError> failure;
     try {
       const HeldLock following = session.state.lock(StateLock::follow, backoff.deadline());
-      if (!is_fresh(session, began_ns, staleness_max)) {
+      if (!is_fresh(session, began_ns, staleness_max) || !has_state_of_seen_log(session)) {
         while (const std::optional<RebuildCause> needed =
                    try_catch_up(session, backoff, staleness_max)) {
           if (rebuild(session, *needed, backoff)) break;
@@ -170,9 +176,13 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
   }
 }
 
-bool log_asked_since(const State& state, std::int64_t since_ns) {
-  const std::optional<std::int64_t> asked = state.last_poll_time_ns();
-  return asked && *asked >= since_ns;
+bool is_fresh(const Session& session, std::int64_t since_ns, StalenessMax staleness_max) {
+  const bool asked =
+      staleness_max == zero_staleness
+          ? store_asked_since(session.state, since_ns)
+          : log_asked_since(session.state,
+                            since_ns - staleness_max.value_or(zero_staleness).count());
+  return asked && session.has_seen_any_log() && !session.has_damage();
 }
 
 bool store_asked_since(const State& state, std::int64_t since_ns) {

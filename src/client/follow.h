@@ -32,11 +32,14 @@ namespace whycache {
 UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least = 0,
                 StalenessMax staleness_max = zero_staleness);
 
-// Whether a process of this machine asked the log at or after `since_ns`, and applied all it
-// answered.
-bool log_asked_since(const State& state, std::int64_t since_ns);
-// The same, but what stands in front of the log's store does not count as the log: for who is about
-// to write.
+// Whether some process of this machine read the log no more than `staleness_max` before `since_ns`
+// and applied all it got, and nothing contradicts that in this process: it knows its log, and no
+// read found the state damaged. With a staleness_max of 0, only a read from the log's store counts;
+// nullopt means 0, but whatever stands in front of the store counts too. Costs nanoseconds.
+bool is_fresh(const Session& session, std::int64_t since_ns, StalenessMax staleness_max);
+
+// Whether some process of this machine read the log's store at or after `since_ns` and applied all
+// it got. An answer from a tier in front of the store does not count.
 bool store_asked_since(const State& state, std::int64_t since_ns);
 
 }  // namespace whycache

@@ -247,15 +247,11 @@ bool install(Session& session, Build& build, RebuildReason reason, Backoff& back
 
 }  // namespace
 
-RebuildCause diagnose_unusable_state(Session& session) {
-  if (::access(session.state.path().c_str(), F_OK) != 0) {
-    return {session.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state,
-            "nothing is in its place"};
-  }
-  session.report(Event::Kind::stray_state,
-                 "state cannot be used, building a new one: path=" + session.state.path() + ": " +
-                     session.state.unusable_reason());
-  return {RebuildReason::damaged, session.state.unusable_reason()};
+RebuildCause unusable_state_cause(const Session& session) {
+  if (::access(session.state.path().c_str(), F_OK) == 0)
+    return {RebuildReason::damaged, session.state.unusable_reason()};
+  return {session.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state,
+          "nothing is in its place"};
 }
 
 bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff) {

@@ -31,8 +31,8 @@ struct RebuildCause {
   std::string details;  // values that show it, for messages
 };
 
-// The reason when there is no state that can be used. Reports a stray one that is in the way.
-RebuildCause diagnose_unusable_state(Session& session);
+// Why a state that is not usable() has to be rebuilt: no_state, removed or damaged.
+RebuildCause unusable_state_cause(const Session& session);
 
 // Builds a state up to the head of the log and puts it in place. The caller holds
 // StateLock::follow. Throws Error; the old state, if there is one, stays then. False: it stays
