@@ -51,7 +51,7 @@ Authorship Session::authorship(std::string note) {
 void Session::report(Event::Kind kind, const std::string& message) noexcept {
   if (!options.on_event) return;
   try {
-    const std::lock_guard guard(events_mutex_);
+    const MutexLock lock(events_mutex_);
     options.on_event({kind, message});
   } catch (...) {  // promised in Options::on_event
   }
@@ -80,13 +80,13 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
 }
 
 void Session::note_seen_log(const Uuid& uuid) {
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   seen_log_uuid_ = uuid;
   has_seen_any_log_.store(true, std::memory_order_release);
 }
 
 bool Session::has_seen_log(const Uuid& uuid) const {
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   return seen_log_uuid_ == uuid;
 }
 

@@ -11,12 +11,12 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "base/backoff.h"
+#include "base/mutex.h"
 #include "state/state.h"
 #include "update/update.h"
 
@@ -124,13 +124,13 @@ class Session {
   const Uuid writer_id_;
   const std::string writer_name_;
   std::atomic<std::uint64_t> writer_sequence_{0};
-  mutable std::mutex mutex_;  // of what follows
-  std::optional<Uuid> seen_log_uuid_;
+  mutable Mutex mutex_;
+  std::optional<Uuid> seen_log_uuid_ WHYCACHE_GUARDED_BY(mutex_);
   std::atomic<bool> has_seen_any_log_{false};
   std::atomic<bool> has_followed_{false};
   std::atomic<std::uint64_t> damaged_state_id_{0};
   std::atomic<bool> closing_{false};
-  std::mutex events_mutex_;
+  Mutex events_mutex_;  // held while the application's callback runs
 };
 
 }  // namespace whycache
