@@ -97,7 +97,7 @@ def sentences(path: str, text: str) -> Iterator[tuple[int, str]]:
     paragraphs = (markdown_paragraphs(text) if path.endswith(".md")
                   else comment_paragraphs(cpp_comments(text)))
     for line, paragraph in paragraphs:
-        for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z`\"(\[*])", paragraph):
+        for sentence in re.split(r"(?<=[.?!])\*{0,2}\s+(?=[A-Z0-9`\"(\[*])", paragraph):
             yield line, sentence.lstrip("*")
 
 
