@@ -2,8 +2,8 @@
 """Checks the paths that ARCHITECTURE.md lists, call by call, against the source.
 
 A path is a numbered list under a heading `### ... (at most N files, M calls)`. Each item is
-`function` in `file`, or `function` in `file`, through `function`, where a one-line function of
-another file lies between. Each function has to be defined in that file, and to mention the next.
+`function` in `file`, or `function` in `file`, through `function`, where a function of one line is
+between them. Each function has to be defined in that file, and to mention the next.
 """
 
 import pathlib
