@@ -4,7 +4,8 @@
     scripts/check_text.py [--list] [--root DIRECTORY] [RULE...]
 
 Prints one line per rule: what was counted and the bar. --list prints every place as well. Exit
-status 1 if a bar is exceeded. Without RULE all rules run.
+status 1 if a bar is exceeded. Without RULE all rules run. Markdown tables, link definitions and
+fenced output may be wider than the others, because they cannot be broken.
 """
 
 import argparse
@@ -141,7 +142,7 @@ def check_functions(tree: Tree) -> Result:
 
 
 def check_columns(tree: Tree) -> Result:
-    """Long lines. Tables, link definitions and fenced output in Markdown cannot be broken."""
+    """Lines that are too long, except Markdown tables, link definitions and fenced output."""
     places = []
     for path in tree.cpp() + tree.markdown() + tree.hash_commented():
         output = False
@@ -176,8 +177,18 @@ RULES = {
 }
 
 
+def report(name: str, rule: Rule, found: Result) -> bool:
+    """Prints the line of a rule. Returns whether its bar is exceeded."""
+    exceeded = found.measure() > rule.bar
+    share = "" if found.total is None else f" of {found.total} ({found.measure():.1f}%)"
+    unit = "" if found.total is None else "%"
+    print(f"{'EXCEEDED' if exceeded else 'ok':8}  {name:9}  {rule.what}: "
+          f"{len(found.places)}{share}, at most {rule.bar}{unit}")
+    return exceeded
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(description="Checks the text of the tracked files.",
                                      epilog="rules: " + ", ".join(RULES))
     parser.add_argument("--list", action="store_true", help="print every place")
     parser.add_argument("--root", type=pathlib.Path, help="the tree to check",
@@ -186,21 +197,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.rules) - set(RULES):
         parser.error(f"no such rule: {', '.join(unknown)}")
-    tree, exceeded = Tree(arguments.root), False
+    tree = Tree(arguments.root)
+    exceeded = False
     for name in arguments.rules or RULES:
-        rule = RULES[name]
-        found = rule.check(tree)
+        found = RULES[name].check(tree)
         if arguments.list:
             for place in found.places:
                 print(f"{place.path}:{place.line}: {place.text}")
-        bad = found.measure() > rule.bar
-        exceeded |= bad
-        count = str(len(found.places))
-        if found.total is not None:
-            count += f" of {found.total} ({found.measure():.1f}%, at most {rule.bar}%)"
-        else:
-            count += f" (at most {rule.bar})"
-        print(f"{'EXCEEDED' if bad else 'ok':8}  {name:9}  {rule.what}: {count}")
+        exceeded |= report(name, RULES[name], found)
     return int(exceeded)
 
 
