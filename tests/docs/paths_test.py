@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Checks the paths that ARCHITECTURE.md lists, call by call, against the source.
+"""Checks what the documents say of the source: named files exist, and so do paths of calls.
+
+A file that is named in backticks or linked must exist. ARCHITECTURE.md lists paths call by call.
 
 A path is a numbered list under a heading `### ... (at most N files, M calls)`. Each item is
 `function` in `file`, or `function` in `file`, through `function`, where a function of one line is
@@ -15,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import source_text  # noqa: E402
 
-HEADING = re.compile(r"### (.*) \(at most (\d+) files, (\d+) calls\)\n(.*?)(?=\n##|\Z)", re.DOTALL)
+HEADING = re.compile(r"### ([^\n]*) \(at most (\d+) files, (\d+) calls\)\n(.*?)(?=\n##|\Z)", re.DOTALL)
 ITEM = re.compile(r"^\d+\. `([\w:]+)` in `([\w/.]+)`(?:,\s+through\s+`([\w:]+)`)?", re.MULTILINE)
 
 
@@ -49,9 +51,25 @@ def faults_of(items: list[tuple[str, str, str]]) -> list[str]:
     return faults
 
 
+NAMED = re.compile(r"`((?:src|include|cli|tests|docs|bench|scripts|examples|fuzz)/[\w/.*-]+)")
+PLACEHOLDER = re.compile(r"\b(NAME|FOLDER)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+
+
+def missing_files() -> list[str]:
+    faults = []
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")]:
+        text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for base, names in ((ROOT, NAMED.findall(text)), (document.parent, LINK.findall(text))):
+            faults += [f"{document.relative_to(ROOT)} names {name}, which does not exist"
+                       for name in names if not PLACEHOLDER.search(name)
+                       and not (base / name).exists() and not any(ROOT.glob(name))]
+    return faults
+
+
 def main() -> int:
     paths = HEADING.findall((ROOT / "ARCHITECTURE.md").read_text())
-    faults = [] if paths else ["ARCHITECTURE.md lists no path"]
+    faults = missing_files() if paths else ["ARCHITECTURE.md lists no path"]
     for title, files_max, calls_max, text in paths:
         items = ITEM.findall(text)
         files, calls = len({file for _, file, _ in items}), len(items)
@@ -59,7 +77,7 @@ def main() -> int:
         if files > int(files_max) or calls > int(calls_max):
             faults.append(f"{title}: more than {files_max} files or {calls_max} calls")
         faults += [f"{title}: {fault}" for fault in faults_of(items)]
-    print("\n".join(faults) or "every function is where ARCHITECTURE.md says, and calls the next")
+    print("\n".join(faults) or "every named file exists, and every function calls the next")
     return int(bool(faults))
 
 
