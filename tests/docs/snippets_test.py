@@ -63,12 +63,13 @@ def program(prelude: str, blocks: list[Block]) -> str:
 
 
 def script(blocks: list[Block]) -> str:
-    return "set -e\n" + "".join(f"{block.code}echo '{END_OF_BLOCK}'\n" for block in blocks)
+    return "set -eo pipefail\n" + "".join(f"{block.code}echo '{END_OF_BLOCK}'\n"
+                                          for block in blocks)
 
 
-def run(command: list[str | pathlib.Path], environment: dict[str, str]) -> str:
-    done = subprocess.run(command, text=True, env=environment, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+def run(command: list[str], directory: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(command, text=True, cwd=directory, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         sys.exit(f"exit code {done.returncode}: {command}\n{done.stdout}")
     return done.stdout
@@ -83,6 +84,7 @@ def matches(shown: str, printed: str) -> bool:
 def check_output(document: str, blocks: list[Block], printed: str) -> int:
     faults = 0
     for block, output in zip(blocks, printed.split(END_OF_BLOCK + "\n"), strict=False):
+        output = output.removesuffix("\n") + "\n"  # `get` prints a value without a line feed
         if block.output is not None and not matches(block.output, output):
             faults += 1
             print(f"{document}:{block.line} shows\n{block.output}but this is printed:\n{output}")
@@ -110,11 +112,11 @@ def check(document: pathlib.Path, build: pathlib.Path, compiler: str) -> int:
                 pathlib.Path(file).write_text(source)
                 run([compiler, "-std=c++20", f"-I{ROOT / 'include'}", file, "-o", executable,
                      f"-L{build / 'lib'}", "-lwhycache", f"-Wl,-rpath,{build / 'lib'}",
-                     "-pthread"], environment)
-                command: list[str | pathlib.Path] = [executable]
+                     "-pthread"], directory, environment)
+                command = [executable]
             else:
                 command = ["bash", "-c", source]
-            faults += check_output(name, chosen, run(command, environment))
+            faults += check_output(name, chosen, run(command, directory, environment))
         print(f"{name}: {len(chosen)} blocks of {language}")
     return faults
 
