@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import source_text  # noqa: E402
 
-HEADING = re.compile(r"### ([^\n]*) \(at most (\d+) files, (\d+) calls\)\n(.*?)(?=\n##|\Z)", re.DOTALL)
+HEADING = re.compile(r"### ([^\n]*) \(at most (\d+) files, (\d+) calls\)\n(.*?)(?=\n##|\Z)",
+                     re.DOTALL)
 ITEM = re.compile(r"^\d+\. `([\w:]+)` in `([\w/.]+)`(?:,\s+through\s+`([\w:]+)`)?", re.MULTILINE)
 
 
