@@ -9,8 +9,8 @@
 namespace whycache {
 namespace {
 
-constexpr char message_subject[] = "base part";
-constexpr std::uint8_t known_flags = flag_zstd;
+constexpr char base_part_subject[] = "base part";
+constexpr std::uint8_t known_base_part_flags = flag_zstd;
 constexpr std::size_t checksum_bytes = 8;
 constexpr std::size_t last_field_bytes = 32;  // chain, item count, digest low, digest high
 constexpr std::size_t item_bytes_min = 4;
@@ -22,7 +22,7 @@ constexpr std::size_t part_overhead_bytes_max =
 
 std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
   std::optional<BaseInfo> last;
-  FieldReader fields(bytes, message_subject);
+  FieldReader fields(bytes, base_part_subject);
   while (const std::optional<Field> field = fields.next()) {
     if (field->tag != static_cast<std::uint64_t>(BasePartTag::last)) continue;
     const char* value = fields.fixed_size_bytes(*field, last_field_bytes);
@@ -50,7 +50,7 @@ std::string encode_fields(const std::optional<BaseInfo>& last) {
 // Puts the keys, which take `key_bytes` in full, one after another to `keys`.
 void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
                   std::vector<Item>& items) {
-  ByteReader reader(bytes, message_subject);
+  ByteReader reader(bytes, base_part_subject);
   char* key_at = keys;
   const char* const keys_end = keys + key_bytes;
   std::string_view previous_key;
@@ -79,8 +79,8 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
 }
 
 void decode(std::string_view bytes, BasePart& part) {
-  ByteReader reader(bytes, message_subject);
-  const CommonHeader fixed = take_common_header(reader, known_flags);
+  ByteReader reader(bytes, base_part_subject);
+  const CommonHeader fixed = take_common_header(reader, known_base_part_flags);
   const auto checksum =
       load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
   if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) {
@@ -96,7 +96,7 @@ void decode(std::string_view bytes, BasePart& part) {
 
   const bool compressed = (fixed.flags & flag_zstd) != 0;
   const std::size_t items_bytes =
-      compressed ? decompressed_bytes(items, message_subject) : items.size();
+      compressed ? decompressed_bytes(items, base_part_subject) : items.size();
   if (item_count > element_count_max || item_count > items_bytes / item_bytes_min) {
     reader.throw_corrupt("has more items than there can be", "items", item_count);
   }
@@ -106,7 +106,7 @@ void decode(std::string_view bytes, BasePart& part) {
   const std::size_t in_storage = compressed ? items_bytes : 0;
   part.storage.resize(in_storage + static_cast<std::size_t>(key_bytes));
   if (compressed) {
-    decompress(items, part.storage.data(), items_bytes, message_subject);
+    decompress(items, part.storage.data(), items_bytes, base_part_subject);
     items = {part.storage.data(), items_bytes};
   }
   part.items.resize(static_cast<std::size_t>(item_count));
