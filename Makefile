@@ -1,29 +1,31 @@
-# The commands one needs, thin over CMake presets (CMakePresets.json). Everything lands in build/<preset>/.
+# The usual commands, thin over CMake presets (CMakePresets.json), which build in build/<preset>/.
 #
-#   make demo     installs what is missing, builds release, shows the whole thing on real data in about a minute
-#   make test     installs what is missing, builds dev, runs every test
-#   make bench    the benchmarks, beside their rivals, in a quarter of an hour; a part of them: ONLY=get_uniform,
-#                 ITEMS=1000000, SUBJECTS=whycache,absl; JSON=file for the figures; or BENCH=name for one program,
-#                 ARGS=... for its arguments
+#   make demo      installs what is missing, builds release, shows the library on real data
+#   make test      installs what is missing, builds dev, runs every test
+#   make test-all  make test, then the short tests under sanitizers, then every test of the
+#                  release build; in parts: make test-asan, make test-tsan, make test-release
+#   make check     format, spelling, shell scripts, the text of comments and documents, layers,
+#                  a clang build whose warnings are errors, clang-tidy
+#   make format    formats every source file
+#   make bench     the benchmarks beside their rivals, in a quarter of an hour. A part of them:
+#                  ONLY=get_uniform, ITEMS=1000000, SUBJECTS=whycache,absl; BENCH=name for one
+#                  program, ARGS=... for its arguments; JSON=file for the figures
 #   make histories LOG=sqlite MINUTES=10
-#                 writers, transactions, readers and rewriters that are killed, on a log that fails (file, sqlite, mysql,
-#                 memcached: which stands in front of mysql), and whether what they were told can be true; KEEP=folder for
-#                 their histories if not, SEED=number
-#   make check    format, spelling, shell scripts, the text of comments and documents, layers, a clang build whose
-#                 warnings are errors, clang-tidy
-#   make format   formats every source file
-#   make test-all make test, then the short tests under sanitizers, then every test of the release build
-#   make test-asan, make test-tsan, make test-release, make fuzz (FUZZ_SECONDS=60 each)
+#                  writers, transactions, readers and rewriters that are killed, on a log that
+#                  fails (file, sqlite, mysql, or memcached in front of mysql), and a check that
+#                  what they were told can be true; KEEP=directory keeps their histories if not
+#   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
-FOLDERS := $(wildcard include src cli demo examples bench tests fuzz)
-SOURCES = $(shell find $(FOLDERS) -name '*.h' -o -name '*.cc')
+DIRECTORIES := $(wildcard include src cli demo examples bench tests fuzz)
+SOURCES = $(shell find $(DIRECTORIES) -name '*.h' -o -name '*.cc')
 
 LOG ?= sqlite
 MINUTES ?= 1
 
-.PHONY: build demo test test-all test-asan test-tsan test-release histories bench fuzz format check clean
+.PHONY: build demo test test-all test-asan test-tsan test-release histories bench fuzz format \
+  check clean
 
 build:
 	scripts/install_packages.sh build test
@@ -58,17 +60,18 @@ histories:
 	scripts/install_packages.sh build test
 	cmake --preset dev
 	cmake --build --preset dev --parallel $(JOBS) --target histories_main
-	build/dev/bin/histories_main --log $(LOG) --seconds $$(($(MINUTES) * 60)) $(if $(KEEP),--keep $(KEEP)) \
-	  $(if $(SEED),--seed $(SEED))
+	build/dev/bin/histories_main --log $(LOG) --seconds $$(($(MINUTES) * 60)) \
+	  $(if $(KEEP),--keep $(KEEP)) $(if $(SEED),--seed $(SEED))
 
 bench:
 	scripts/install_packages.sh bench
 	cmake --preset release
 	cmake --build --preset release --parallel $(JOBS)
-	bench/run.py $(if $(BENCH),--program $(BENCH)) $(if $(ONLY),--only $(ONLY)) $(if $(ITEMS),--items $(ITEMS)) \
-	  $(if $(SUBJECTS),--subjects $(SUBJECTS)) $(if $(JSON),--json $(JSON)) $(if $(ARGS),-- $(ARGS))
+	bench/run.py $(if $(BENCH),--program $(BENCH)) $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(ITEMS),--items $(ITEMS)) $(if $(SUBJECTS),--subjects $(SUBJECTS)) \
+	  $(if $(JSON),--json $(JSON)) $(if $(ARGS),-- $(ARGS))
 
-# Inputs that were worth keeping are in fuzz/corpus/<program>; new ones go to build/fuzz/corpus/<program>.
+# Inputs worth keeping are in fuzz/corpus/<program>; new ones go to build/fuzz/corpus/<program>.
 fuzz:
 	scripts/install_packages.sh fuzz
 	cmake --preset fuzz
@@ -76,7 +79,8 @@ fuzz:
 	set -e; for program in build/fuzz/bin/*_fuzz; do \
 	  name=$${program##*/}; new=build/fuzz/corpus/$$name; kept=fuzz/corpus/$$name; mkdir -p $$new; \
 	  [ -d $$kept ] || kept=; echo "== $$name"; \
-	  $$program -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 -artifact_prefix=$$new- $$new $$kept; done
+	  $$program -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \
+	    -artifact_prefix=$$new- $$new $$kept; done
 
 format:
 	scripts/install_packages.sh check
@@ -91,7 +95,8 @@ check:
 	python3 tests/layers_test.py
 	cmake --preset clang
 	cmake --build --preset clang --parallel $(JOBS)
-	run-clang-tidy -quiet -p build/clang -j $(JOBS) '/build/clang/.*/Unity/' '(src|cli|demo|examples)/.*\.cc$$'
+	run-clang-tidy -quiet -p build/clang -j $(JOBS) \
+	  '/build/clang/.*/Unity/' '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
 
 clean:
 	rm -rf build

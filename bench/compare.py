@@ -2,12 +2,13 @@
 """Compares two builds of bench_reads in one alternating run.
 
     bench/compare.py OLD NEW [--rounds 7] [arguments of bench_reads ...]
-    bench/compare.py /tmp/before/bench_reads build/release/bin/bench_reads --only get_uniform,get_miss
+    bench/compare.py before/bench_reads build/release/bin/bench_reads --only get_uniform,get_miss
 
-Each round runs both programs once, now the one and now the other first. The ratio is the median of the rounds'
-ratios new / old (below 1: the new one is better), with the least and the greatest. Rivals, if there are any, are the same in both: how far
-their ratio is from 1 says what the machine's noise was.
+Each round runs both programs once, in alternating order. The ratio is the median of the rounds'
+ratios new / old (below 1: the new build is faster), with the least and the greatest. A rival is the
+same in both builds, so the distance of its ratio from 1 shows the noise of the machine.
 """
+
 import argparse
 import json
 import statistics
@@ -18,13 +19,20 @@ import tempfile
 
 def run(program, arguments):
     with tempfile.NamedTemporaryFile() as figures:
-        subprocess.run([program, *arguments, "--json", figures.name], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [program, *arguments, "--json", figures.name], check=True, stdout=subprocess.DEVNULL
+        )
         lines = [json.loads(line) for line in open(figures.name, encoding="utf-8")]
-    return {(line["workload"], line["items"], line["subject"], line["unit"]): line["median"] for line in lines}
+    return {
+        (line["workload"], line["items"], line["subject"], line["unit"]): line["median"]
+        for line in lines
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--rounds", type=int, default=7)
@@ -51,9 +59,13 @@ def main():
             continue
         workload, items, subject, unit = case
         ratios = [new / old for old, new in pairs]
-        print(f"{workload:<28}{items:>10}  {subject:<14}{statistics.median(old for old, _ in pairs):>9.1f}"
-              f"{statistics.median(new for _, new in pairs):>9.1f}  {unit:<5}  {statistics.median(ratios):.3f}"
-              f"  ({min(ratios):.3f} .. {max(ratios):.3f})")
+        print(
+            f"{workload:<28}{items:>10}  {subject:<14}"
+            f"{statistics.median(old for old, _ in pairs):>9.1f}"
+            f"{statistics.median(new for _, new in pairs):>9.1f}  {unit:<5}  "
+            f"{statistics.median(ratios):.3f}"
+            f"  ({min(ratios):.3f} .. {max(ratios):.3f})"
+        )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@
     latency.svg   how long single gets take beside a writer, and without one
     bytes.svg     bytes per item, after loading and after overwriting
     items.svg     what a get costs, against the number of items
-    fleet.svg     statements a second that a fleet asks of its database, against the number of followers
+    fleet.svg     statements a second that a fleet sends to its database, by number of followers
 
 Only the standard library is needed. A plot whose figures are not there is left out.
 """
+
 import argparse
 import json
 import math
@@ -36,29 +37,39 @@ class Drawing:
         self.text(16, 46, subtitle, colour="#777777", size=12)
 
     def text(self, x, y, words, anchor="start", colour=TEXT, weight="normal", size=13):
-        self.pieces.append(f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{colour}' "
-                           f"font-weight='{weight}' style='font-size:{size}px'>{escape(str(words))}</text>")
+        self.pieces.append(
+            f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{colour}' "
+            f"font-weight='{weight}' style='font-size:{size}px'>{escape(str(words))}</text>"
+        )
 
     def line(self, x1, y1, x2, y2, colour=FAINT, width=1.0):
-        self.pieces.append(f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}' "
-                           f"stroke-width='{width}'/>")
+        self.pieces.append(
+            f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}' "
+            f"stroke-width='{width}'/>"
+        )
 
     def bar(self, x, y, width, height, colour):
-        self.pieces.append(f"<rect x='{x:.1f}' y='{y:.1f}' width='{max(width, 1):.1f}' height='{height:.1f}' "
-                           f"fill='{colour}' rx='2'/>")
+        self.pieces.append(
+            f"<rect x='{x:.1f}' y='{y:.1f}' width='{max(width, 1):.1f}' height='{height:.1f}' "
+            f"fill='{colour}' rx='2'/>"
+        )
 
     def curve(self, points, colour, dashed):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dashes = " stroke-dasharray='6 4'" if dashed else ""
-        self.pieces.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'{dashes}/>")
+        self.pieces.append(
+            f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'{dashes}/>"
+        )
         for x, y in points:
             self.pieces.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{colour}'/>")
 
     def save(self, path):
         with open(path, "w", encoding="utf-8") as file:
-            file.write(f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{self.height}' "
-                       f"viewBox='0 0 {WIDTH} {self.height}' {FONT}>\n"
-                       f"<rect width='{WIDTH}' height='{self.height}' fill='#ffffff'/>\n")
+            file.write(
+                f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{self.height}' "
+                f"viewBox='0 0 {WIDTH} {self.height}' {FONT}>\n"
+                f"<rect width='{WIDTH}' height='{self.height}' fill='#ffffff'/>\n"
+            )
             file.write("\n".join(self.pieces) + "\n</svg>\n")
         print(path)
 
@@ -81,7 +92,7 @@ class Scale:
 def decades(low, high):
     """The powers of ten that enclose the two."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [10.0 ** power for power in range(first, max(last, first + 1) + 1)]
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
 def time_label(ns):
@@ -107,7 +118,9 @@ class Figures:
         """Rows of a workload; of the number of items nearest to a million, or of `items`."""
         rows = [row for row in self.rows if row["workload"] == workload]
         if items is None and rows:
-            items = min((row["items"] for row in rows), key=lambda count: abs(math.log(count / 1e6)))
+            items = min(
+                (row["items"] for row in rows), key=lambda count: abs(math.log(count / 1e6))
+            )
         return [row for row in rows if row["items"] == items]
 
     def items_of(self, workload):
@@ -115,7 +128,10 @@ class Figures:
 
 
 def bars(rows, second, title, subtitle, label, logarithmic, names):
-    """A bar for each subject; a fainter one below it for the second workload, if there is one. Thin lines: least to greatest."""
+    """A bar for each subject, and a fainter one below it for the second workload, if there is one.
+
+    Thin lines reach from the least figure to the greatest.
+    """
     others = {row["subject"]: row for row in second}
     step = 44 if others else 30
     top, left, right = 66, 160, WIDTH - 110
@@ -132,18 +148,37 @@ def bars(rows, second, title, subtitle, label, logarithmic, names):
     bottom = top + step * len(rows)
     for tick in ticks:
         drawing.line(scale(tick), top - 6, scale(tick), bottom)
-        drawing.text(scale(tick), bottom + 18, label(tick), anchor="middle", colour="#777777", size=11)
+        drawing.text(
+            scale(tick), bottom + 18, label(tick), anchor="middle", colour="#777777", size=11
+        )
     for i, row in enumerate(rows):
         y = top + i * step
         colour = OURS if row["subject"] == "whycache" else THEIRS
-        drawing.text(left - 10, y + (24 if others else 16), row["subject"], anchor="end",
-                     weight="bold" if row["subject"] == "whycache" else "normal")
-        for figure, offset, shade in ((row, 2, colour), (others.get(row["subject"]), 21, colour + "88")):
+        drawing.text(
+            left - 10,
+            y + (24 if others else 16),
+            row["subject"],
+            anchor="end",
+            weight="bold" if row["subject"] == "whycache" else "normal",
+        )
+        for figure, offset, shade in (
+            (row, 2, colour),
+            (others.get(row["subject"]), 21, colour + "88"),
+        ):
             if figure is None:
                 continue
             drawing.bar(left, y + offset, scale(figure["median"]) - left, 17, shade)
-            drawing.line(scale(figure["min"]), y + offset + 8.5, scale(figure["max"]), y + offset + 8.5, "#222222", 1.5)
-            drawing.text(scale(figure["max"]) + 6, y + offset + 13, label(figure["median"]), size=12)
+            drawing.line(
+                scale(figure["min"]),
+                y + offset + 8.5,
+                scale(figure["max"]),
+                y + offset + 8.5,
+                "#222222",
+                1.5,
+            )
+            drawing.text(
+                scale(figure["max"]) + 6, y + offset + 13, label(figure["median"]), size=12
+            )
     if others:
         for name, x, shade in ((names[0], left, THEIRS), (names[1], left + 190, THEIRS + "88")):
             drawing.bar(x, bottom + 32, 14, 14, shade)
@@ -161,17 +196,27 @@ def curves(lines, x_of, x_ticks, title, subtitle, y_label):
     across = Scale(x_of(x_ticks[0][0]), x_of(x_ticks[-1][0]), left + 10, right - 10, False)
     for tick in ticks:
         drawing.line(left, scale(tick), right, scale(tick))
-        drawing.text(left - 8, scale(tick) + 4, y_label(tick), anchor="end", colour="#777777", size=11)
+        drawing.text(
+            left - 8, scale(tick) + 4, y_label(tick), anchor="end", colour="#777777", size=11
+        )
     for x, label in x_ticks:
         drawing.line(across(x_of(x)), top, across(x_of(x)), bottom)
-        drawing.text(across(x_of(x)), bottom + 20, label, anchor="middle", colour="#777777", size=11)
+        drawing.text(
+            across(x_of(x)), bottom + 20, label, anchor="middle", colour="#777777", size=11
+        )
     # Names stand beside the ends of their lines, as far as there is room.
     room = -math.inf
     for name, colour, dashed, points in sorted(lines, key=lambda line: -line[3][-1][1]):
         drawing.curve([(across(x_of(x)), scale(value)) for x, value in points], colour, dashed)
         room = max(scale(points[-1][1]), room + 17)
-        drawing.text(right + 6, room + 4, name, colour=colour, size=12,
-                     weight="bold" if name.startswith("whycache") else "normal")
+        drawing.text(
+            right + 6,
+            room + 4,
+            name,
+            colour=colour,
+            size=12,
+            weight="bold" if name.startswith("whycache") else "normal",
+        )
     return drawing
 
 
@@ -180,9 +225,21 @@ def plot_get(figures):
     if not rows:
         return None
     rows.sort(key=lambda row: row["median"])
-    zipf = [row for row in figures.of("get_zipf", rows[0]["items"]) if row["subject"] in {r["subject"] for r in rows}]
-    return bars(rows, zipf, "One get", f"copying get, {count_label(rows[0]['items'])} items, 15-byte keys, 100-byte values; "
-                "logarithmic; thin lines: least to greatest of the repetitions", time_label, True, ["keys drawn evenly", "zipf 0.99"])
+    zipf = [
+        row
+        for row in figures.of("get_zipf", rows[0]["items"])
+        if row["subject"] in {r["subject"] for r in rows}
+    ]
+    return bars(
+        rows,
+        zipf,
+        "One get",
+        f"copying get, {count_label(rows[0]['items'])} items, 15-byte keys, 100-byte values; "
+        "logarithmic; thin lines: least to greatest of the repetitions",
+        time_label,
+        True,
+        ["keys drawn evenly", "zipf 0.99"],
+    )
 
 
 def plot_bytes(figures):
@@ -190,40 +247,74 @@ def plot_bytes(figures):
     if not rows:
         return None
     rows.sort(key=lambda row: row["median"])
-    return bars(rows, figures.of("bytes_per_item_overwritten", rows[0]["items"]), "Bytes per item",
-                f"{count_label(rows[0]['items'])} items; 115 of the bytes are key and value", lambda value: f"{value:.0f}", False,
-                ["loaded", "overwritten five times"])
+    return bars(
+        rows,
+        figures.of("bytes_per_item_overwritten", rows[0]["items"]),
+        "Bytes per item",
+        f"{count_label(rows[0]['items'])} items; 115 of the bytes are key and value",
+        lambda value: f"{value:.0f}",
+        False,
+        ["loaded", "overwritten five times"],
+    )
 
 
 def plot_latency(figures):
     names = ["p10", "p50", "p90", "p99", "p99.9", "p99.99"]
     lines = []
-    for i, subject in enumerate(dict.fromkeys(row["subject"] for row in figures.of("get_beside_writer_p50"))):
-        for workload, dashed, words in (("get_beside_writer", False, "beside a writer"), ("get_without_writer", True, "no writer")):
-            points = [(names.index(name), row["median"]) for name in names
-                      for row in figures.of(f"{workload}_{name}") if row["subject"] == subject]
+    for i, subject in enumerate(
+        dict.fromkeys(row["subject"] for row in figures.of("get_beside_writer_p50"))
+    ):
+        for workload, dashed, words in (
+            ("get_beside_writer", False, "beside a writer"),
+            ("get_without_writer", True, "no writer"),
+        ):
+            points = [
+                (names.index(name), row["median"])
+                for name in names
+                for row in figures.of(f"{workload}_{name}")
+                if row["subject"] == subject
+            ]
             if points:
                 lines.append((f"{subject}, {words}", COLOURS[i % len(COLOURS)], dashed, points))
     if not lines:
         return None
     items = figures.of("get_beside_writer_p50")[0]["items"]
-    return curves(lines, lambda x: x, list(enumerate(names)), "Latency of single gets beside a writer at full speed",
-                  f"{count_label(items)} items, overwritten in updates of 1,000 by another process; with the time to read the clock; "
-                  "logarithmic", time_label)
+    return curves(
+        lines,
+        lambda x: x,
+        list(enumerate(names)),
+        "Latency of single gets beside a writer at full speed",
+        f"{count_label(items)} items, overwritten in updates of 1,000 by another process; "
+        "with the time to read the clock; "
+        "logarithmic",
+        time_label,
+    )
 
 
 def plot_items(figures):
     counts = figures.items_of("get_uniform")
     lines = []
-    for i, subject in enumerate(dict.fromkeys(row["subject"] for row in figures.rows if row["workload"] == "get_uniform")):
-        points = [(items, row["median"]) for items in counts for row in figures.of("get_uniform", items)
-                  if row["subject"] == subject]
+    for i, subject in enumerate(
+        dict.fromkeys(row["subject"] for row in figures.rows if row["workload"] == "get_uniform")
+    ):
+        points = [
+            (items, row["median"])
+            for items in counts
+            for row in figures.of("get_uniform", items)
+            if row["subject"] == subject
+        ]
         if len(points) == len(counts) > 1 and subject not in ("redis", "memcached"):
             lines.append((subject, COLOURS[i % len(COLOURS)], False, points))
     if not lines:
         return None
-    return curves(lines, math.log10, [(items, count_label(items)) for items in counts], "One get, against the number of items",
-                  "copying get, keys drawn evenly; both axes logarithmic", time_label)
+    return curves(
+        lines,
+        math.log10,
+        [(items, count_label(items)) for items in counts],
+        "One get, against the number of items",
+        "copying get, keys drawn evenly; both axes logarithmic",
+        time_label,
+    )
 
 
 def plot_fleet(figures):
@@ -231,25 +322,48 @@ def plot_fleet(figures):
     if len(counts) < 2:
         return None
     lines = []
-    for subject, colour, name in (("memcached+mysql", OURS, "memcached+mysql"), ("mysql", THEIRS, "mysql")):
-        for workload, dashed, words in (("fleet_statements", False, "statements/s"), ("fleet_connections", True, "connections")):
-            points = [(count, max(row["median"], 1)) for count in counts for row in figures.of(workload, count)
-                      if row["subject"] == subject]
+    for subject, colour, name in (
+        ("memcached+mysql", OURS, "memcached+mysql"),
+        ("mysql", THEIRS, "mysql"),
+    ):
+        for workload, dashed, words in (
+            ("fleet_statements", False, "statements/s"),
+            ("fleet_connections", True, "connections"),
+        ):
+            points = [
+                (count, max(row["median"], 1))
+                for count in counts
+                for row in figures.of(workload, count)
+                if row["subject"] == subject
+            ]
             if points:
                 lines.append((f"{name}, {words}", colour, dashed, points))
-    return curves(lines, math.log10, [(count, count_label(count)) for count in counts],
-                  "What a fleet asks of its database, against the number of followers",
-                  "each follower polls, one writer appends; both axes logarithmic", count_label)
+    return curves(
+        lines,
+        math.log10,
+        [(count, count_label(count)) for count in counts],
+        "What a fleet asks of its database, against the number of followers",
+        "each follower polls, one writer appends; both axes logarithmic",
+        count_label,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("figures")
     parser.add_argument("folder")
     options = parser.parse_args()
     figures = Figures(options.figures)
     os.makedirs(options.folder, exist_ok=True)
-    plots = {"get": plot_get, "latency": plot_latency, "bytes": plot_bytes, "items": plot_items, "fleet": plot_fleet}
+    plots = {
+        "get": plot_get,
+        "latency": plot_latency,
+        "bytes": plot_bytes,
+        "items": plot_items,
+        "fleet": plot_fleet,
+    }
     for name, plot in plots.items():
         drawing = plot(figures)
         if drawing is None:

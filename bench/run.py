@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Runs the benchmarks, what `make bench` does after building.
+"""Runs the benchmarks, as `make bench` does after building.
 
     bench/run.py                                    # everything
     bench/run.py --only get_uniform --items 1000000 # a part
-    bench/run.py --program keys -- 500000           # one program, with arguments of one's own
+    bench/run.py --program keys -- 500000           # one program, with its own arguments
 
-Each workload belongs to one program, which names its own (bench_<name> --list). Figures of all of them go into one
-file, one JSON object per line; bench/plot.py makes plots of it.
+Each workload belongs to one program, which lists it (bench_<name> --list). All figures go into one
+file, one JSON object per line; bench/plot.py draws plots of it.
 """
+
 import argparse
 import os
 import re
@@ -19,12 +20,43 @@ import time
 # Programs and their arguments. Two processors need about a quarter of an hour for all of it.
 EVERYTHING = [
     ("reads", ["--items", "1000000", "--reads", "500000"]),
-    ("reads", ["--items", "100000", "--reads", "500000", "--only",
-               "load,bytes_per_item,get_uniform,get_zipf,get_mixed,get_miss,open"]),
-    ("reads", ["--items", "10000000", "--reads", "500000", "--only", "bytes_per_item,get_uniform", "--subjects", "lmdb"]),
-    ("reads", ["--items", "10000000", "--reads", "500000", "--only",
-               "load,bytes_per_item,get_uniform,get_serial,get_zipf,get_miss,view_get_uniform,open",
-               "--subjects", "whycache,absl"]),
+    (
+        "reads",
+        [
+            "--items",
+            "100000",
+            "--reads",
+            "500000",
+            "--only",
+            "load,bytes_per_item,get_uniform,get_zipf,get_mixed,get_miss,open",
+        ],
+    ),
+    (
+        "reads",
+        [
+            "--items",
+            "10000000",
+            "--reads",
+            "500000",
+            "--only",
+            "bytes_per_item,get_uniform",
+            "--subjects",
+            "lmdb",
+        ],
+    ),
+    (
+        "reads",
+        [
+            "--items",
+            "10000000",
+            "--reads",
+            "500000",
+            "--only",
+            "load,bytes_per_item,get_uniform,get_serial,get_zipf,get_miss,view_get_uniform,open",
+            "--subjects",
+            "whycache,absl",
+        ],
+    ),
     ("processes", ["--reads", "500000"]),
     ("beside_writer", []),
     ("huge_pages", ["--reads", "500000", "--subjects", "whycache"]),
@@ -44,14 +76,25 @@ def available_bytes():
 
 
 def workloads_of(path):
-    return subprocess.run([path, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    return subprocess.run(
+        [path, "--list"], check=True, capture_output=True, text=True
+    ).stdout.split()
 
 
 def choose(options, path_of):
     """The programs that have the workloads asked for, with what each is to be called with."""
-    there = [(program, arguments) for program, arguments in EVERYTHING if os.path.exists(path_of(program))]
-    for program in sorted({program for program, _ in EVERYTHING} - {program for program, _ in there}):
-        print(f"left out: bench_{program} (it was not built, since something it needs was not found)", flush=True)
+    there = [
+        (program, arguments)
+        for program, arguments in EVERYTHING
+        if os.path.exists(path_of(program))
+    ]
+    for program in sorted(
+        {program for program, _ in EVERYTHING} - {program for program, _ in there}
+    ):
+        print(
+            f"left out: bench_{program} (it was not built, since something it needs was not found)",
+            flush=True,
+        )
     if not (options.only or options.items or options.subjects):
         for program, arguments in there:
             if "10000000" in arguments and available_bytes() < TEN_MILLION_BYTES:
@@ -61,7 +104,11 @@ def choose(options, path_of):
         return
     unknown = set(options.only)
     for program in dict.fromkeys(program for program, _ in there):
-        chosen = [name for name in workloads_of(path_of(program)) if not options.only or name in options.only]
+        chosen = [
+            name
+            for name in workloads_of(path_of(program))
+            if not options.only or name in options.only
+        ]
         unknown -= set(chosen)
         if not chosen:
             continue
@@ -78,7 +125,9 @@ def choose(options, path_of):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bin", default="build/release/bin", help="folder of the programs")
     parser.add_argument("--program", help="this one alone, without the bench_ before its name")
     parser.add_argument("--only", default="", help="workloads, separated by commas")
@@ -93,7 +142,9 @@ def main():
         return os.path.join(options.bin, "bench_" + program)
 
     if options.program:
-        sys.exit(subprocess.run([path_of(options.program), *options.arguments], check=False).returncode)
+        sys.exit(
+            subprocess.run([path_of(options.program), *options.arguments], check=False).returncode
+        )
 
     lines = []
     begin = time.monotonic()

@@ -1,7 +1,8 @@
 # What `cmake --install` puts in place, and the .deb that `cpack` makes of it.
 include(CMakePackageConfigHelpers)
 
-install(DIRECTORY include/whycache DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(DIRECTORY include/whycache DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+  FILES_MATCHING PATTERN "*.h")
 install(TARGETS whycache_shared whycache_static EXPORT whycache_targets
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
@@ -12,10 +13,13 @@ endif()
 
 # find_package(whycache CONFIG)
 set(config_folder ${CMAKE_INSTALL_LIBDIR}/cmake/whycache)
-install(EXPORT whycache_targets NAMESPACE whycache:: FILE whycacheTargets.cmake DESTINATION ${config_folder})
-configure_package_config_file(cmake/whycacheConfig.cmake.in whycacheConfig.cmake INSTALL_DESTINATION ${config_folder})
+install(EXPORT whycache_targets NAMESPACE whycache:: FILE whycacheTargets.cmake
+  DESTINATION ${config_folder})
+configure_package_config_file(cmake/whycacheConfig.cmake.in whycacheConfig.cmake
+  INSTALL_DESTINATION ${config_folder})
 write_basic_package_version_file(whycacheConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${PROJECT_BINARY_DIR}/whycacheConfig.cmake ${PROJECT_BINARY_DIR}/whycacheConfigVersion.cmake
+install(FILES ${PROJECT_BINARY_DIR}/whycacheConfig.cmake
+  ${PROJECT_BINARY_DIR}/whycacheConfigVersion.cmake
   DESTINATION ${config_folder})
 
 # pkg-config. The prefix is found from where the file lies, so that the whole may be moved.

@@ -1,5 +1,5 @@
-# Optimisation across files, for g++ only: its objects keep ordinary code beside the intermediate one, so that
-# libwhycache.a can be linked by programs built without it, and by other compilers.
+# Optimisation across files, for g++ only: its objects keep ordinary code beside the intermediate
+# one, so that libwhycache.a can be linked by programs built without it, and by other compilers.
 include(CheckIPOSupported)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   check_ipo_supported(RESULT lto_works LANGUAGES CXX OUTPUT lto_output)
@@ -11,8 +11,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   endif()
 endif()
 
-# When it optimises across files, g++ 12 takes sizes for unknown that are not, and warns of them out of libstdc++. The
-# same code is compiled file by file without a word.
+# When it optimises across files, g++ 12 takes sizes for unknown that are not, and warns of them out
+# of libstdc++. The same code is compiled file by file without a word.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_link_options(-Wno-stringop-overflow -Wno-stringop-overread)
 endif()

@@ -1,16 +1,17 @@
 #!/bin/sh
-# Installs the Debian packages that building, testing, the demo, the benchmarks, checking or fuzzing need, and only
-# those that are missing. Says nothing when nothing is, asks nothing ever. The demo shows its work on apt's package
-# index, and one of the benchmarks reads it, so for `demo` and `bench` that is fetched if there is none.
+# Installs the Debian packages that building, testing, the demo, the benchmarks, checking or fuzzing
+# need, and only those that are missing. Says nothing when nothing is, asks nothing ever. The demo
+# shows its work on apt's package index, and one of the benchmarks reads it, so for `demo` and
+# `bench` that is fetched if there is none.
 #
 #   scripts/install_packages.sh [build|test|demo|bench|check|fuzz]...
 set -eu
 
-build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev libxxhash-dev libzstd-dev
-       libfmt-dev libcli11-dev nlohmann-json3-dev"
+build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev
+       libxxhash-dev libzstd-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev python3 sqlite3 mariadb-server memcached openssl"
-bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server libmemcached-dev memcached
-       mariadb-server python3"
+bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server
+       libmemcached-dev memcached mariadb-server python3"
 check="clang clang-format clang-tidy codespell shellcheck python3"
 fuzz="clang libclang-rt-dev"
 
@@ -24,7 +25,10 @@ for group in "$@"; do
     bench) needs_index=yes; packages="$packages $bench" ;;
     check) packages="$packages $check" ;;
     fuzz) packages="$packages $fuzz" ;;
-    *) echo "unknown group of packages: $group (build, test, demo, bench, check, fuzz)" >&2; exit 2 ;;
+    *)
+      echo "unknown group of packages: $group (build, test, demo, bench, check, fuzz)" >&2
+      exit 2
+      ;;
   esac
 done
 
@@ -36,7 +40,8 @@ fi
 
 missing=""
 for package in $packages; do
-  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
+  status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) || true
+  [ "$status" = installed ] || missing="$missing $package"
 done
 [ $needs_index = no ] || ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 || needs_index=no
 [ "$missing$needs_index" != no ] || exit 0
@@ -48,17 +53,18 @@ elif sudo -n true 2>/dev/null; then
 elif [ -z "$missing" ]; then
   exit 0
 else
-  echo "packages are missing, and neither root nor sudo without a password is at hand. Please run:" >&2
+  echo "packages are missing, and installing them takes root or sudo without a password; run:" >&2
   echo "  sudo apt-get install --no-install-recommends$missing" >&2
   exit 1
 fi
 
 apt() {
-  $as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
+  $as_root DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
 }
 
-# Some packages bring a server along, which we start ourselves when we need it: Debian is not to start it now
-# (policy-rc.d(8)), nor at the next boot.
+# Some packages bring a server along, which we start ourselves when we need it: Debian is not to
+# start it now (policy-rc.d(8)), nor at the next boot.
 no_services=/usr/sbin/policy-rc.d
 install_missing() {
   if [ ! -e $no_services ]; then
@@ -78,6 +84,7 @@ if [ $needs_index = yes ]; then
 fi
 if [ -n "$missing" ]; then
   echo "installing:$missing" >&2
-  # The index may be absent or out of date: then the first attempt fails, and the second is made with a new one.
+  # The index may be absent or out of date: then the first attempt fails, and the second is made
+  # with a new one.
   install_missing 2>/dev/null || { apt update >/dev/null && install_missing; }
 fi
