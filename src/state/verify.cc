@@ -63,9 +63,7 @@ class StateVerifier {
   bool verify_index() {
     const std::uint64_t word = mapping_.header().index_directory.load(std::memory_order_acquire);
     const unsigned depth = global_depth(word);
-    if (depth > global_depth_max || index_directory_offset(word) < header_page_bytes ||
-        index_directory_offset(word) % 8 != 0 ||
-        !bytes_.contains(index_directory_offset(word), sizeof(IndexWord) << depth)) {
+    if (!is_index_directory_within(word, mapping_.usable_bytes())) {
       report("index directory out of bounds: word=" + std::to_string(word));
       return false;
     }

@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <bit>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -141,14 +142,26 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 // alone.
 class EntryWord {
  public:
-  static constexpr std::uint64_t narrow_key_bytes_max = 254;
-  static constexpr std::uint64_t narrow_value_bytes_max = 0xffff;
-  static constexpr unsigned value_bytes_shift = 8;
+  // Narrow, from the top: 39 bits id, 1 bit for a previous version, 16 bits value bytes, 8 bits key
+  // bytes. Wide: 39 bits id, 1 bit for erased, 16 bits key bytes, 8 ones.
+  static constexpr unsigned key_bytes_bits = 8;
+  static constexpr unsigned value_bytes_shift = key_bytes_bits;
+  static constexpr unsigned value_bytes_bits = 16;
+  static constexpr unsigned flag_shift = value_bytes_shift + value_bytes_bits;
+  static constexpr unsigned id_shift = flag_shift + 1;
+  static constexpr unsigned id_bits = 64 - id_shift;
+
+  static constexpr std::uint64_t wide_mark = (std::uint64_t{1} << key_bytes_bits) - 1;
+  static constexpr std::uint64_t narrow_key_bytes_max = wide_mark - 1;
+  static constexpr std::uint64_t narrow_value_bytes_max =
+      (std::uint64_t{1} << value_bytes_bits) - 1;
 
   EntryWord() = default;
   constexpr explicit EntryWord(std::uint64_t word) : word_(word) {}
   static constexpr EntryWord narrow(UpdateId id, std::uint64_t key_bytes, std::uint64_t value_bytes,
                                     bool has_previous) {
+    assert(id < UpdateId{1} << id_bits && key_bytes <= wide_mark &&
+           value_bytes <= narrow_value_bytes_max);
     return EntryWord(id << id_shift | std::uint64_t{has_previous} << flag_shift |
                      value_bytes << value_bytes_shift | key_bytes);
   }
@@ -158,9 +171,9 @@ class EntryWord {
 
   constexpr std::uint64_t word() const { return word_; }
   UpdateId id() const { return word_ >> id_shift; }
-  bool is_wide() const { return (word_ & 0xff) == wide_mark; }
+  bool is_wide() const { return narrow_key_bytes() == wide_mark; }
 
-  std::uint64_t narrow_key_bytes() const { return word_ & 0xff; }
+  std::uint64_t narrow_key_bytes() const { return word_ & wide_mark; }
   std::uint64_t narrow_value_bytes() const {
     return word_ >> value_bytes_shift & narrow_value_bytes_max;
   }
@@ -179,35 +192,39 @@ class EntryWord {
   }
 
  private:
-  // 39 bits id; narrow: 1 a version before, 16 value bytes, 8 key bytes; wide: 1 erased, 16 key
-  // bytes, 8 ones.
-  static constexpr unsigned id_shift = 25;
-  static constexpr unsigned flag_shift = 24;
-  static constexpr std::uint64_t wide_mark = 255;
-
   bool flag() const { return (word_ >> flag_shift & 1) != 0; }
 
   std::uint64_t word_ = 0;
 };
 static_assert(sizeof(EntryWord) == 8);
+static_assert(EntryWord::id_bits == 39);
 static_assert(key_bytes_max <= EntryWord::narrow_value_bytes_max);
+
+// Entries are at multiples of eight bytes; words hold offset >> offset_unit_shift.
+inline constexpr unsigned offset_unit_shift = 3;
 
 // offset / 8 of the version before (0: none) << 24 | value bytes
 class WideWord {
  public:
+  static constexpr unsigned value_bytes_bits = 24;
+  static constexpr unsigned previous_shift = value_bytes_bits;
+  static constexpr std::uint64_t wide_value_bytes_max = (std::uint64_t{1} << value_bytes_bits) - 1;
+
   explicit WideWord(std::uint64_t word) : word_(word) {}
   WideWord(std::uint64_t previous, std::uint64_t value_bytes)
-      : word_(previous >> 3 << 24 | value_bytes) {}
+      : word_(previous >> offset_unit_shift << previous_shift | value_bytes) {
+    assert(value_bytes <= wide_value_bytes_max);
+  }
   std::uint64_t word() const { return word_; }
-  std::uint64_t previous_offset() const { return word_ >> 24 << 3; }
-  std::uint64_t value_bytes() const { return word_ & 0xffffff; }
+  std::uint64_t previous_offset() const { return word_ >> previous_shift << offset_unit_shift; }
+  std::uint64_t value_bytes() const { return word_ & wide_value_bytes_max; }
 
  private:
   std::uint64_t word_;
 };
-static_assert(value_bytes_max <= 0xffffff);
+static_assert(value_bytes_max <= WideWord::wide_value_bytes_max);
 
-inline constexpr UpdateId state_update_id_max = (UpdateId{1} << 39) - 1;
+inline constexpr UpdateId state_update_id_max = (UpdateId{1} << EntryWord::id_bits) - 1;
 inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
 // An erased one is wide, too.
@@ -249,7 +266,13 @@ static_assert(index_page_words * sizeof(IndexWord) == segment_bytes);
 
 // 24 bits tag, 3 bits displacement from the home bucket, 37 bits offset / 8.
 inline constexpr unsigned word_offset_bits = 37;
-inline constexpr unsigned tag_shift = 40;
+inline constexpr unsigned displacement_shift = word_offset_bits;
+inline constexpr unsigned displacement_bits = 3;
+inline constexpr unsigned tag_shift = displacement_shift + displacement_bits;
+inline constexpr unsigned tag_bits = 64 - tag_shift;
+static_assert(tag_bits == 24 && displacement_max < 1U << displacement_bits);
+static_assert(state_bytes_limit >> offset_unit_shift <= std::uint64_t{1} << word_offset_bits);
+
 inline constexpr std::uint64_t tag_of(std::uint64_t hash) { return hash >> tag_shift; }
 inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
 // Where its home bucket begins within a part.
@@ -263,14 +286,15 @@ inline constexpr std::uint64_t home_bucket(std::uint64_t hash) {
 }
 inline constexpr std::uint64_t make_index_word(std::uint64_t tag, std::uint64_t displacement,
                                                std::uint64_t offset) {
-  return tag << 40 | displacement << word_offset_bits | offset >> 3;
+  assert(tag < std::uint64_t{1} << tag_bits && displacement <= displacement_max);
+  return tag << tag_shift | displacement << displacement_shift | offset >> offset_unit_shift;
 }
 inline constexpr std::uint64_t word_offset(std::uint64_t word) {
-  return word << (64 - word_offset_bits) >> (64 - word_offset_bits - 3);
+  return word << (64 - word_offset_bits) >> (64 - word_offset_bits - offset_unit_shift);
 }
-inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> 40; }
+inline constexpr std::uint64_t word_tag(std::uint64_t word) { return word >> tag_shift; }
 inline constexpr std::uint64_t word_displacement(std::uint64_t word) {
-  return word >> word_offset_bits & 7;
+  return word >> displacement_shift & ((1U << displacement_bits) - 1);
 }
 inline constexpr bool holds_entry(std::uint64_t word) { return word > tombstone_word; }
 
@@ -294,24 +318,47 @@ inline constexpr std::uint32_t filter_bits(std::uint64_t tag) {
 }
 
 // A word of the directory: 27 bits offset of the filter / 16 KiB, 5 bits local depth, 32 bits
-// offset of the part / 256 KiB. Header::directory: offset of the directory << 8 | depth.
-inline constexpr std::uint64_t make_directory_word(std::uint64_t part, unsigned depth,
+// offset of the part / 256 KiB.
+inline constexpr unsigned local_depth_shift = 32;
+inline constexpr unsigned local_depth_bits = 5;
+inline constexpr unsigned filter_shift = local_depth_shift + local_depth_bits;
+static_assert(state_bytes_limit / filter_bytes <= std::uint64_t{1} << (64 - filter_shift));
+static_assert(global_depth_max < 1U << local_depth_bits);
+
+inline constexpr std::uint64_t make_directory_word(std::uint64_t page, unsigned local_depth,
                                                    std::uint64_t filter) {
-  return filter / filter_bytes << 37 | std::uint64_t{depth} << 32 | part / segment_bytes;
+  assert(local_depth < 1U << local_depth_bits);
+  return filter / filter_bytes << filter_shift | std::uint64_t{local_depth} << local_depth_shift |
+         page / segment_bytes;
 }
 inline constexpr std::uint64_t index_page_offset(std::uint64_t slot) {
   return std::uint64_t{static_cast<std::uint32_t>(slot)} * segment_bytes;
 }
 inline constexpr unsigned local_depth(std::uint64_t slot) {
-  return static_cast<unsigned>(slot >> 32 & 31);
+  return static_cast<unsigned>(slot >> local_depth_shift & ((1U << local_depth_bits) - 1));
 }
 inline constexpr std::uint64_t index_page_filter_offset(std::uint64_t slot) {
-  return (slot >> 37) * filter_bytes;
+  return (slot >> filter_shift) * filter_bytes;
 }
-static_assert(state_bytes_limit / filter_bytes <= std::uint64_t{1} << 27 && global_depth_max < 32);
-inline constexpr std::uint64_t index_directory_offset(std::uint64_t word) { return word >> 8; }
+
+// Header::index_directory: offset of the directory << 8 | global depth.
+inline constexpr unsigned global_depth_bits = 8;
+inline constexpr std::uint64_t make_index_directory(std::uint64_t offset, unsigned global_depth) {
+  assert(offset < state_bytes_limit && global_depth <= global_depth_max);
+  return offset << global_depth_bits | global_depth;
+}
+inline constexpr std::uint64_t index_directory_offset(std::uint64_t word) {
+  return word >> global_depth_bits;
+}
 inline constexpr unsigned global_depth(std::uint64_t word) {
-  return static_cast<unsigned>(word & 0xff);
+  return static_cast<unsigned>(word & ((1U << global_depth_bits) - 1));
+}
+// Whether a directory that `word` may describe lies within the first `usable_bytes` of the file.
+inline constexpr bool is_index_directory_within(std::uint64_t word, std::uint64_t usable_bytes) {
+  const std::uint64_t offset = index_directory_offset(word);
+  return global_depth(word) <= global_depth_max && offset >= header_page_bytes &&
+         offset % sizeof(IndexWord) == 0 && offset <= usable_bytes &&
+         sizeof(IndexWord) << global_depth(word) <= usable_bytes - offset;
 }
 inline constexpr std::uint64_t index_directory_slot(std::uint64_t hash, unsigned depth) {
   return hash >> 1 >> (63 - depth);  // in two steps: depth may be 0

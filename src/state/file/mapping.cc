@@ -100,13 +100,8 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
 }
 
 const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t directory) const {
-  const std::uint64_t offset = index_directory_offset(directory);
   const std::uint64_t usable = usable_bytes();
-  if (global_depth(directory) > global_depth_max || offset < header_page_bytes ||
-      offset % sizeof(IndexWord) != 0)
-    return nullptr;
-  const std::uint64_t bytes = sizeof(IndexWord) << global_depth(directory);
-  if (offset > usable || bytes > usable - offset) return nullptr;
+  if (!is_index_directory_within(directory, usable)) return nullptr;
   const DirectoryCache* first = directory_caches_.load(std::memory_order_acquire);
   const DirectoryCache* of_smaller_file = nullptr;
   std::size_t count = 0;

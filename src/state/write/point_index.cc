@@ -24,18 +24,15 @@ void PointIndex::create() {
   const IndexPage first = allocate_page();
   auto* slot = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + place_of_first);
   slot->store(make_directory_word(first.offset, 0, first.filter_offset), std::memory_order_relaxed);
-  allocator_.header().index_directory.store(place_of_first << 8, std::memory_order_release);
+  allocator_.header().index_directory.store(make_index_directory(place_of_first, 0),
+                                            std::memory_order_release);
 }
 
 IndexWord* PointIndex::directory(unsigned& depth) const {
   const std::uint64_t word = allocator_.header().index_directory.load(std::memory_order_relaxed);
   depth = global_depth(word);
-  const MappedBytes bytes(allocator_.mapping());
-  if (depth > global_depth_max || index_directory_offset(word) < header_page_bytes ||
-      index_directory_offset(word) % 8 != 0 ||
-      !bytes.contains(index_directory_offset(word), sizeof(IndexWord) << depth)) {
+  if (!is_index_directory_within(word, allocator_.mapping().usable_bytes()))
     throw corrupt_state("index directory", word);
-  }
   return reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() +
                                       index_directory_offset(word));
 }
@@ -97,7 +94,8 @@ IndexWord* probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
       const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
       any_empty |= word == empty_word;
-      if (holds_entry(word) && word >> word_offset_bits == (tag << 3 | displacement) &&
+      if (holds_entry(word) &&
+          word >> word_offset_bits == (tag << displacement_bits | displacement) &&
           visit(word_offset(word)))
         return &bucket[i];
     }
@@ -234,7 +232,7 @@ void PointIndex::split(std::uint64_t hash) {
     if (!holds_entry(word)) continue;
     const std::uint64_t home =
         (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
-    const std::size_t half = word_tag(word) >> (23 - local) & 1;
+    const std::size_t half = word_tag(word) >> (tag_bits - 1 - local) & 1;
     if (!add_word(halves[half], home, word_tag(word), word_offset(word))) {
       throw Error(ErrorKind::limit,
                   "too many keys hash alike: index_depth=" + std::to_string(local));
@@ -302,7 +300,7 @@ void PointIndex::double_directory() {
     slots[2 * slot].store(word, std::memory_order_relaxed);
     slots[2 * slot + 1].store(word, std::memory_order_relaxed);
   }
-  allocator_.header().index_directory.store(place_of_new << 8 | (depth + 1),
+  allocator_.header().index_directory.store(make_index_directory(place_of_new, depth + 1),
                                             std::memory_order_release);
   // The places of small directories stay; only one that had segments of its own gives them back.
   if (depth >= small_index_directory_depth_max) {
