@@ -51,7 +51,7 @@ IndexWord* PointIndex::page_words(std::uint64_t slot) const {
                                       index_page_offset(slot));
 }
 
-PointIndex::IndexPage PointIndex::page(std::uint64_t slot) const {
+PointIndex::IndexPage PointIndex::page_of(std::uint64_t slot) const {
   page_words(slot);
   const SegmentDescriptor& filters =
       allocator_.descriptor(index_page_filter_offset(slot) / segment_bytes);
@@ -82,14 +82,31 @@ Entry PointIndex::entry(std::uint64_t offset) const {
 
 namespace {
 
+IndexWord* bucket_at(IndexWord* words, std::uint64_t number) {
+  return words + (number & (index_page_buckets - 1)) * bucket_words;
+}
+
+// Calls `visit` with the home bucket and the word of each entry of a page, until it returns false.
+// Returns whether it never did.
+template <typename Visit>
+bool visit_entry_words(const IndexWord* words, const Visit& visit) {
+  for (std::uint64_t i = 0; i < index_page_words; ++i) {
+    const std::uint64_t word = words[i].load(std::memory_order_relaxed);
+    if (!holds_entry(word)) continue;
+    const std::uint64_t home =
+        (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
+    if (!visit(home, word)) return false;
+  }
+  return true;
+}
+
 // The words a key with this hash may be in, in probing order, until `visit` returns true or there
 // can be no more.
 template <typename Visit>
 IndexWord* probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
   const std::uint64_t tag = tag_of(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    IndexWord* const bucket =
-        words + ((home_bucket(hash) + displacement) & (index_page_buckets - 1)) * bucket_words;
+    IndexWord* const bucket = bucket_at(words, home_bucket(hash) + displacement);
     bool any_empty = false;
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
       const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
@@ -134,49 +151,39 @@ void PointIndex::add_to_filter(const IndexPage& part, std::uint64_t home, std::u
   if (bits != before) word.store(bits, std::memory_order_release);
 }
 
-bool PointIndex::add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag,
-                          std::uint64_t offset) {
+std::optional<std::uint64_t> PointIndex::add_word(const IndexPage& page, std::uint64_t home,
+                                                  std::uint64_t tag, std::uint64_t offset) {
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    IndexWord* const bucket =
-        part.words + ((home + displacement) & (index_page_buckets - 1)) * bucket_words;
+    IndexWord* const bucket = bucket_at(page.words, home + displacement);
     for (std::uint64_t i = 0; i < bucket_words; ++i) {
-      const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
-      if (holds_entry(word)) continue;
-      add_to_filter(part, home, tag);
+      const std::uint64_t replaced = bucket[i].load(std::memory_order_relaxed);
+      if (holds_entry(replaced)) continue;
+      add_to_filter(page, home, tag);
       bucket[i].store(make_index_word(tag, displacement, offset), std::memory_order_release);
-      return true;
+      return replaced;
     }
   }
-  return false;
+  return std::nullopt;
 }
 
 void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
   for (;;) {
-    const IndexPage part = this->page(directory_word(hash));
-    SegmentDescriptor& book = page_descriptor(part.words);
-    if (book.page.live >= index_page_live_max) {
+    const IndexPage page = page_of(directory_word(hash));
+    SegmentDescriptor::PageCounts& counts = page_descriptor(page.words).page;
+    if (counts.live >= index_page_live_max) {
       split(hash);
       continue;
     }
-    if (book.page.live + book.page.tombstones >= index_page_occupied_max) {
+    if (counts.live + counts.tombstones >= index_page_occupied_max) {
       drop_tombstones(hash);
       continue;
     }
-    // The first free place near home; a filler there is used up.
-    const std::uint64_t tag = tag_of(hash);
-    for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-      IndexWord* const bucket =
-          part.words +
-          ((home_bucket(hash) + displacement) & (index_page_buckets - 1)) * bucket_words;
-      for (std::uint64_t i = 0; i < bucket_words; ++i) {
-        const std::uint64_t word = bucket[i].load(std::memory_order_relaxed);
-        if (holds_entry(word)) continue;
-        add_to_filter(part, home_bucket(hash), tag);
-        if (word == tombstone_word && book.page.tombstones > 0) --book.page.tombstones;
-        ++book.page.live;
-        bucket[i].store(make_index_word(tag, displacement, offset), std::memory_order_release);
-        return;
-      }
+    const std::optional<std::uint64_t> replaced =
+        add_word(page, home_bucket(hash), tag_of(hash), offset);
+    if (replaced) {
+      if (*replaced == tombstone_word && counts.tombstones > 0) --counts.tombstones;
+      ++counts.live;
+      return;
     }
     split(hash);
   }
@@ -212,68 +219,61 @@ void PointIndex::publish_page(std::uint64_t from_slot, std::uint64_t slots, cons
   }
 }
 
-void PointIndex::split(std::uint64_t hash) {
+PointIndex::PageSlots PointIndex::slots_of_page(std::uint64_t hash) const {
   unsigned depth;
-  IndexWord* slots = directory(depth);
-  const std::uint64_t old_word =
-      slots[index_directory_slot(hash, depth)].load(std::memory_order_relaxed);
-  const unsigned local = local_depth(old_word);
-  if (local > depth) throw corrupt_state("depth of index part", local);
-  if (local == depth) {
+  const IndexWord* const slots = directory(depth);
+  const std::uint64_t slot = index_directory_slot(hash, depth);
+  const std::uint64_t word = slots[slot].load(std::memory_order_relaxed);
+  const unsigned local = local_depth(word);
+  if (local > depth) throw corrupt_state("depth of index page", local);
+  const std::uint64_t count = std::uint64_t{1} << (depth - local);
+  return {slot & ~(count - 1), count, local, word};
+}
+
+void PointIndex::split(std::uint64_t hash) {
+  PageSlots slots = slots_of_page(hash);
+  if (slots.count == 1) {
     double_directory();
-    slots = directory(depth);
+    slots = slots_of_page(hash);
   }
-  const IndexPage old_part = page(old_word);
+  const IndexPage old_page = page_of(slots.word);
   const IndexPage first_half = allocate_page();
   const IndexPage halves[2] = {first_half, allocate_page()};
   std::uint32_t counts[2] = {0, 0};
-  for (std::uint64_t i = 0; i < index_page_words; ++i) {
-    const std::uint64_t word = old_part.words[i].load(std::memory_order_relaxed);
-    if (!holds_entry(word)) continue;
-    const std::uint64_t home =
-        (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
-    const std::size_t half = word_tag(word) >> (tag_bits - 1 - local) & 1;
-    if (!add_word(halves[half], home, word_tag(word), word_offset(word))) {
-      throw Error(ErrorKind::limit,
-                  "too many keys hash alike: index_depth=" + std::to_string(local));
-    }
+  const bool fits = visit_entry_words(old_page.words, [&](std::uint64_t home, std::uint64_t word) {
+    const std::size_t half = word_tag(word) >> (tag_bits - 1 - slots.local_depth) & 1;
     ++counts[half];
+    return add_word(halves[half], home, word_tag(word), word_offset(word)).has_value();
+  });
+  if (!fits) {
+    throw Error(ErrorKind::limit,
+                "too many keys hash alike: index_depth=" + std::to_string(slots.local_depth));
   }
-  const std::uint64_t group = std::uint64_t{1} << (depth - local);
-  const std::uint64_t first = index_directory_slot(hash, depth) & ~(group - 1);
   for (std::size_t half = 0; half < 2; ++half) {
     page_descriptor(halves[half].words).page.live = counts[half];
-    publish_page(first + half * group / 2, group / 2, halves[half], local + 1);
+    publish_page(slots.first + half * slots.count / 2, slots.count / 2, halves[half],
+                 slots.local_depth + 1);
   }
-  retire_page(old_part);
+  retire_page(old_page);
 }
 
 void PointIndex::drop_tombstones(std::uint64_t hash) {
-  unsigned depth;
-  IndexWord* const slots = directory(depth);
-  const std::uint64_t old_word =
-      slots[index_directory_slot(hash, depth)].load(std::memory_order_relaxed);
-  const unsigned local = local_depth(old_word);
-  if (local > depth) throw corrupt_state("depth of index part", local);
-  const IndexPage old_part = page(old_word);
-  const IndexPage new_one = allocate_page();
+  const PageSlots slots = slots_of_page(hash);
+  const IndexPage old_page = page_of(slots.word);
+  const IndexPage new_page = allocate_page();
   std::uint32_t count = 0;
-  for (std::uint64_t i = 0; i < index_page_words; ++i) {
-    const std::uint64_t word = old_part.words[i].load(std::memory_order_relaxed);
-    if (!holds_entry(word)) continue;
-    const std::uint64_t home =
-        (i / bucket_words - word_displacement(word)) & (index_page_buckets - 1);
-    if (!add_word(new_one, home, word_tag(word), word_offset(word))) {
-      retire_page(new_one);
-      split(hash);  // which gives them more room
-      return;
-    }
+  const bool fits = visit_entry_words(old_page.words, [&](std::uint64_t home, std::uint64_t word) {
     ++count;
+    return add_word(new_page, home, word_tag(word), word_offset(word)).has_value();
+  });
+  if (!fits) {
+    retire_page(new_page);
+    split(hash);  // which gives them more room
+    return;
   }
-  page_descriptor(new_one.words).page.live = count;
-  const std::uint64_t group = std::uint64_t{1} << (depth - local);
-  publish_page(index_directory_slot(hash, depth) & ~(group - 1), group, new_one, local);
-  retire_page(old_part);
+  page_descriptor(new_page.words).page.live = count;
+  publish_page(slots.first, slots.count, new_page, slots.local_depth);
+  retire_page(old_page);
 }
 
 void PointIndex::double_directory() {

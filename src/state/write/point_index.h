@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "state/file/layout.h"
@@ -57,13 +58,23 @@ class PointIndex {
   // The word of the directory for keys with this hash.
   std::uint64_t directory_word(std::uint64_t hash) const;
   // The part that such a word names, or its words alone. Throw Error corrupt.
-  IndexPage page(std::uint64_t slot) const;
+  IndexPage page_of(std::uint64_t slot) const;
   IndexWord* page_words(std::uint64_t slot) const;
   IndexPage page_at(std::uint64_t offset, std::uint64_t filter_offset) const;
   SegmentDescriptor& page_descriptor(const IndexWord* word) const;
-  // Puts a word into a part nobody reads yet. False: no room near its home.
-  static bool add_word(const IndexPage& part, std::uint64_t home, std::uint64_t tag,
-                       std::uint64_t offset);
+  // Stores a word in the first free place near its home bucket. Returns what was there, empty_word
+  // or tombstone_word; nullopt if there is no room.
+  static std::optional<std::uint64_t> add_word(const IndexPage& page, std::uint64_t home,
+                                               std::uint64_t tag, std::uint64_t offset);
+  // The slots of the directory that name one page.
+  struct PageSlots {
+    std::uint64_t first;
+    std::uint64_t count;
+    unsigned local_depth;
+    std::uint64_t word;  // what each of them holds
+  };
+  // Of the page for keys with this hash. Throws Error(corrupt).
+  PageSlots slots_of_page(std::uint64_t hash) const;
   // Before the word of a key is stored.
   static void add_to_filter(const IndexPage& part, std::uint64_t home, std::uint64_t tag);
   void split(std::uint64_t hash);
