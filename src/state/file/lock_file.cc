@@ -5,10 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cassert>
 #include <cerrno>
 #include <cstring>
 #include <map>
 #include <new>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/process_lock.h"
@@ -17,9 +20,13 @@ namespace whycache {
 namespace {
 
 constexpr std::size_t page_bytes = 4096;
-constexpr std::uint64_t row_lock_offset = 4096;  // of the OFD byte of row 0
-constexpr std::size_t spare_slots_max =
-    4;  // kept for the next view while there are plenty; more are given back
+// The byte whose OFD lock stands for row 0.
+constexpr std::uint64_t row_lock_offset = 4096;
+constexpr std::uint32_t slot_count_max = 65536;
+// Slots kept for the next view while no more than half of all were ever used.
+constexpr std::size_t spare_slots_max = 4;
+// ReaderSlot::owner holds 1 + row above this bit.
+constexpr unsigned owner_row_shift = 32;
 
 static_assert(sizeof(LockFileHeader) <= page_bytes);
 static_assert(offsetof(LockFileHeader, waiters) == 192);  // docs/formats/state.md
@@ -33,12 +40,12 @@ Error not_a_lock_file(const std::string& path) {
                                        " (if no process uses the state, delete it)");
 }
 
-bool is_same_file(const struct stat& one, const struct stat& other) {
-  return one.st_ino == other.st_ino && one.st_dev == other.st_dev;
+bool is_same_file(const struct stat& a, const struct stat& b) {
+  return a.st_ino == b.st_ino && a.st_dev == b.st_dev;
 }
 
-// Makes the file whole under another name and links it into place, so that nobody ever sees half of
-// one.
+// Writes the whole file under another name and links it into place, so that no process sees a
+// partial one. If another process was faster, its file stays.
 void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t slots) {
   const std::string temporary =
       path + ".new-" + std::to_string(::getpid()) + "-" + std::to_string(boot_time_ns());
@@ -53,7 +60,7 @@ void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t
     write_all(file.number(), {lock_file_magic, sizeof lock_file_magic}, temporary);
     write_all(file.number(), {reinterpret_cast<const char*>(counts), sizeof counts}, temporary);
     if (::link(temporary.c_str(), path.c_str()) != 0 && errno != EEXIST) {
-      throw system_error("cannot make lock file", path, errno);
+      throw system_error("cannot create lock file", path, errno);
     }
   } catch (...) {
     ::unlink(temporary.c_str());
@@ -66,9 +73,10 @@ void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t
 
 LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count)
     : path_(std::move(path)) {
-  if (slot_count < 1 || slot_count > 65536) {
-    throw Error(ErrorKind::invalid, "reader_slots out of range: reader_slots=" +
-                                        std::to_string(slot_count) + " range=1..65536");
+  if (slot_count < 1 || slot_count > slot_count_max) {
+    throw Error(ErrorKind::invalid,
+                "reader_slots out of range: reader_slots=" + std::to_string(slot_count) +
+                    " range=1.." + std::to_string(slot_count_max));
   }
   if (!open_file_if_exists(path_, O_RDWR)) create_lock_file(path_, mode, slot_count);
   register_fork_handler(this, [this] { file_ = open_file(path_, O_RDWR); });
@@ -86,7 +94,7 @@ void LockFile::map(std::uint32_t mode) {
     throw system_error("cannot stat lock file", path_, errno);
   mapped_bytes_ = static_cast<std::size_t>(status.st_size);
   if (!S_ISREG(status.st_mode) || mapped_bytes_ < page_bytes) throw not_a_lock_file(path_);
-  // Who can cut it short can end all who have it mapped.
+  // The owner of the file could truncate it, which kills every process that has it mapped.
   if (status.st_uid != ::geteuid() && status.st_uid != 0 && (mode & 0077) == 0) {
     throw Error(ErrorKind::invalid,
                 "lock file belongs to another user: path=" + path_ +
@@ -94,8 +102,8 @@ void LockFile::map(std::uint32_t mode) {
                     " (choose another place, or give state_mode a group)",
                 EPERM);
   }
-  // Through an open file of its own: a mapping keeps the open file it came from alive, and with it
-  // its locks, in forked children too.
+  // Mapped through a second open file: a mapping keeps the open file that it came from alive, and
+  // with it the locks, even in forked children.
   const FileDescriptor mappable = open_file(path_, O_RDWR);
   struct stat mappable_status;
   if (::fstat(mappable.number(), &mappable_status) != 0)
@@ -110,11 +118,16 @@ void LockFile::map(std::uint32_t mode) {
   header_ = reinterpret_cast<LockFileHeader*>(mapped_);
   slot_count_ = header_->slot_count;
   if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 ||
-      slot_count_ < 1 || slot_count_ > 65536 || mapped_bytes_ < file_bytes_for(slot_count_)) {
+      slot_count_ < 1 || slot_count_ > slot_count_max ||
+      mapped_bytes_ < file_bytes_for(slot_count_)) {
     throw not_a_lock_file(path_);
   }
   rows_ = reinterpret_cast<ProcessRow*>(mapped_ + page_bytes);
   slots_ = reinterpret_cast<ReaderSlot*>(mapped_ + page_bytes + slot_count_ * sizeof(ProcessRow));
+  clear_times_of_other_boot();
+}
+
+void LockFile::clear_times_of_other_boot() {
   std::uint64_t boot;
   const Uuid id = boot_id();
   std::memcpy(&boot, id.data(), sizeof boot);
@@ -132,9 +145,10 @@ LockFile::~LockFile() {
 
 void LockFile::release() noexcept {
   {
-    const std::lock_guard guard(mutex_);
-    spare_slots_.clear();  // a child forked meanwhile
-    file_.close();  // before we are forgotten: a child would keep it open, and our locks with it
+    const MutexLock lock(mutex_);
+    // A child forked from here on must neither use the slots nor keep the file and its locks open.
+    spare_slots_.clear();
+    file_.close();
   }
   unregister_fork_handler(this);
   if (mapped_ != nullptr) ::munmap(mapped_, mapped_bytes_);
@@ -142,127 +156,128 @@ void LockFile::release() noexcept {
 
 void LockFile::check_in_place() const {
   struct stat ours;
-  struct stat there;
-  if (::fstat(file_.number(), &ours) == 0 && ::stat(path_.c_str(), &there) == 0 &&
-      is_same_file(ours, there)) {
+  struct stat present;
+  if (::fstat(file_.number(), &ours) == 0 && ::stat(path_.c_str(), &present) == 0 &&
+      is_same_file(ours, present)) {
     return;
   }
   throw Error(ErrorKind::corrupt, "lock file was removed or replaced while in use: path=" + path_ +
                                       " (close every cache on this state and open it again)");
 }
 
+void LockFile::free_slots_of(std::uint32_t row) {
+  for (std::uint32_t i = 0; i < slot_count_; ++i) {
+    if (slots_[i].owner.load(std::memory_order_acquire) >> owner_row_shift != row + 1) continue;
+    slots_[i].pinned_id.store(0, std::memory_order_relaxed);
+    slots_[i].owner.store(0, std::memory_order_release);
+  }
+}
+
 void LockFile::claim_row() {
   for (int attempt = 0; attempt < 2; ++attempt) {
     for (std::uint32_t number = 0; number < slot_count_; ++number) {
       if (!try_lock_byte(file_.number(), row_lock_offset + number)) continue;
-      // Whoever had the row is gone, and what it held with it.
-      for (std::uint32_t i = 0; i < slot_count_; ++i) {
-        if (slots_[i].owner.load(std::memory_order_acquire) >> 32 == number + 1) {
-          slots_[i].pinned_id.store(0, std::memory_order_relaxed);
-          slots_[i].owner.store(0, std::memory_order_release);
-        }
-      }
-      ProcessRow& mine = row(number);
-      const std::uint64_t times = mine.claim_count.fetch_add(1, std::memory_order_relaxed) + 1;
-      mine.process_id = static_cast<std::uint64_t>(::getpid());
-      std::memset(mine.process_name, 0, sizeof mine.process_name);
+      free_slots_of(number);  // of the process that had this row before, which is dead
+      ProcessRow& row = rows_[number];
+      const std::uint64_t claims = row.claim_count.fetch_add(1, std::memory_order_relaxed) + 1;
+      row.process_id = static_cast<std::uint64_t>(::getpid());
+      std::memset(row.process_name, 0, sizeof row.process_name);
       const FileDescriptor name(::open("/proc/self/comm", O_RDONLY | O_CLOEXEC));
       if (name) {
-        const ssize_t size = ::read(name.number(), mine.process_name, sizeof mine.process_name - 1);
-        if (size > 0 && mine.process_name[size - 1] == '\n') mine.process_name[size - 1] = '\0';
+        const ssize_t size = ::read(name.number(), row.process_name, sizeof row.process_name - 1);
+        if (size > 0 && row.process_name[size - 1] == '\n') row.process_name[size - 1] = '\0';
       }
       own_row_ = number;
-      owner_word_ = std::uint64_t{number + 1} << 32 | (times & 0xffffffff);
+      owner_word_ = std::uint64_t{number + 1} << owner_row_shift | (claims & 0xffffffff);
       return;
     }
   }
   throw Error(ErrorKind::limit,
               "too many processes hold views: reader_slots=" + std::to_string(slot_count_) +
-                  " path=" + path_ + " (raise reader_slots, and remake the lock file)");
+                  " path=" + path_ + " (raise reader_slots, and recreate the lock file)");
 }
 
 ReaderSlot* LockFile::claim_slot() {
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   if (!spare_slots_.empty()) {
     ReaderSlot* const slot = spare_slots_.back();
     spare_slots_.pop_back();
     return slot;
   }
   if (!own_row_) claim_row();
+  assert(own_row_ && owner_word_ != 0);
   for (int attempt = 0; attempt < 2; ++attempt) {
     for (std::uint32_t i = 0; i < slot_count_; ++i) {
-      std::uint64_t nobody = 0;
+      std::uint64_t no_owner = 0;
       if (slots_[i].owner.load(std::memory_order_relaxed) != 0 ||
-          !slots_[i].owner.compare_exchange_strong(nobody, owner_word_,
+          !slots_[i].owner.compare_exchange_strong(no_owner, owner_word_,
                                                    std::memory_order_acq_rel)) {
         continue;
       }
       slots_[i].pinned_id.store(0, std::memory_order_relaxed);
       std::uint32_t end = header_->slots_end.load(std::memory_order_relaxed);
       while (end < i + 1 &&
-             !header_->slots_end.compare_exchange_weak(end, i + 1, std::memory_order_seq_cst)) {
+             !header_->slots_end.compare_exchange_weak(end, i + 1, std::memory_order_relaxed)) {
       }
       return &slots_[i];
     }
-    // All taken: by the dead, perhaps.
-    for (std::uint32_t number = 0; number < slot_count_; ++number) reclaim_dead_row(number);
+    // All are taken. Some may belong to dead processes.
+    for (std::uint32_t row = 0; row < slot_count_; ++row) reclaim_dead_row(row);
   }
   throw Error(ErrorKind::limit, "all reader slots are taken: reader_slots=" +
                                     std::to_string(slot_count_) + " holders=" + describe_holders());
 }
 
 void LockFile::release_slot(ReaderSlot* slot) noexcept {
+  assert(slot >= slots_ && slot < slots_ + slot_count_);
+  // Release: the writer that acquires the 0 may reuse what this process read under the pin.
   slot->pinned_id.store(0, std::memory_order_release);
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   const bool plenty = header_->slots_end.load(std::memory_order_relaxed) <= slot_count_ / 2;
   if (spare_slots_.size() < spare_slots_max && plenty) {
     try {
       spare_slots_.push_back(slot);
       return;
-    } catch (const std::bad_alloc&) {  // then it is given back
+    } catch (const std::bad_alloc&) {
+      // No memory to keep the slot. Free it.
     }
   }
   slot->owner.store(0, std::memory_order_release);
 }
 
-bool LockFile::is_row_alive(std::uint32_t number) {
-  return (own_row_ && *own_row_ == number) ||
-         is_byte_locked(file_.number(), row_lock_offset + number);
+bool LockFile::is_row_alive(std::uint32_t row) const {
+  return own_row_ == row || is_byte_locked(file_.number(), row_lock_offset + row);
 }
 
-bool LockFile::reclaim_dead_row(std::uint32_t number) {
-  if (own_row_ && *own_row_ == number) return false;
-  if (!try_lock_byte(file_.number(), row_lock_offset + number)) return false;
-  for (std::uint32_t i = 0; i < slot_count_; ++i) {
-    if (slots_[i].owner.load(std::memory_order_acquire) >> 32 != number + 1) continue;
-    slots_[i].pinned_id.store(0, std::memory_order_relaxed);
-    slots_[i].owner.store(0, std::memory_order_release);
-  }
-  unlock_byte(file_.number(), row_lock_offset + number);
+bool LockFile::reclaim_dead_row(std::uint32_t row) {
+  if (own_row_ == row || !try_lock_byte(file_.number(), row_lock_offset + row)) return false;
+  free_slots_of(row);
+  unlock_byte(file_.number(), row_lock_offset + row);
   return true;
 }
 
 UpdateId LockFile::find_oldest_pinned_id(std::uint64_t state_id, UpdateId below) {
-  UpdateId least = below;
+  UpdateId oldest = below;
   const std::uint32_t end =
-      std::min(header_->slots_end.load(std::memory_order_seq_cst), slot_count_);
+      std::min(header_->slots_end.load(std::memory_order_relaxed), slot_count_);
   for (std::uint32_t i = 0; i < end; ++i) {
     const std::uint64_t pinned = slots_[i].pinned_id.load(std::memory_order_acquire);
-    if (pinned == 0 || pinned - 1 >= least) continue;
+    if (pinned == 0 || pinned - 1 >= oldest) continue;
     if (slots_[i].state_id.load(std::memory_order_acquire) != state_id) continue;
     const std::uint64_t owner = slots_[i].owner.load(std::memory_order_acquire);
-    if (owner != 0 && owner >> 32 <= slot_count_) {
-      const std::lock_guard guard(mutex_);
-      const auto number = static_cast<std::uint32_t>((owner >> 32) - 1);
-      if (!is_row_alive(number) && reclaim_dead_row(number)) continue;
+    if (owner != 0 && owner >> owner_row_shift <= slot_count_) {
+      const MutexLock lock(mutex_);
+      const auto row = static_cast<std::uint32_t>((owner >> owner_row_shift) - 1);
+      if (!is_row_alive(row) && reclaim_dead_row(row)) continue;
     }
-    least = pinned - 1;
+    oldest = pinned - 1;
   }
-  return least;
+  assert(oldest <= below);
+  return oldest;
 }
 
 std::vector<ReaderSlotInfo> LockFile::slots_taken() {
-  const std::lock_guard guard(mutex_);
+  const MutexLock lock(mutex_);
   std::vector<ReaderSlotInfo> taken;
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
     const std::uint64_t owner = slots_[i].owner.load(std::memory_order_acquire);
@@ -271,13 +286,11 @@ std::vector<ReaderSlotInfo> LockFile::slots_taken() {
     ReaderSlotInfo info;
     info.slot = i;
     info.pinned_id = pinned - 1;
-    const std::uint64_t number = (owner >> 32) - 1;
-    if (number < slot_count_) {
-      info.process_id = row(static_cast<std::uint32_t>(number)).process_id;
-      info.process_name =
-          std::string(rows_[number].process_name,
-                      ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
-      info.alive = is_row_alive(static_cast<std::uint32_t>(number));
+    const std::uint64_t row = (owner >> owner_row_shift) - 1;
+    if (row < slot_count_) {
+      info.process_id = rows_[row].process_id;
+      info.process_name = process_name(row);
+      info.alive = is_row_alive(static_cast<std::uint32_t>(row));
     }
     taken.push_back(info);
   }
@@ -285,33 +298,32 @@ std::vector<ReaderSlotInfo> LockFile::slots_taken() {
 }
 
 std::vector<ReaderSlotInfo> LockFile::processes() {
-  const std::lock_guard guard(mutex_);
-  std::vector<ReaderSlotInfo> found;
-  for (std::uint32_t number = 0; number < slot_count_; ++number) {
-    if (rows_[number].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(number))
-      continue;
+  const MutexLock lock(mutex_);
+  std::vector<ReaderSlotInfo> alive;
+  for (std::uint32_t row = 0; row < slot_count_; ++row) {
+    if (rows_[row].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(row)) continue;
     ReaderSlotInfo info;
-    info.slot = number;
-    info.process_id = rows_[number].process_id;
-    info.process_name =
-        std::string(rows_[number].process_name,
-                    ::strnlen(rows_[number].process_name, sizeof rows_[number].process_name));
+    info.slot = row;
+    info.process_id = rows_[row].process_id;
+    info.process_name = process_name(row);
     info.alive = true;
-    found.push_back(info);
+    alive.push_back(info);
   }
-  return found;
+  return alive;
 }
 
-std::string LockFile::describe_holders() {
+std::string LockFile::process_name(std::uint64_t row) const {
+  const char* const name = rows_[row].process_name;
+  return std::string(name, ::strnlen(name, sizeof rows_[row].process_name));
+}
+
+std::string LockFile::describe_holders() const {
   std::map<std::string, int> counts;
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
     const std::uint64_t owner = slots_[i].owner.load(std::memory_order_acquire);
-    const std::uint64_t number = (owner >> 32) - 1;
-    if (owner == 0 || number >= slot_count_) continue;
-    const ProcessRow& holder = rows_[number];
-    ++counts[std::string(holder.process_name,
-                         ::strnlen(holder.process_name, sizeof holder.process_name)) +
-             "[" + std::to_string(holder.process_id) + "]"];
+    const std::uint64_t row = (owner >> owner_row_shift) - 1;
+    if (owner == 0 || row >= slot_count_) continue;
+    ++counts[process_name(row) + "[" + std::to_string(rows_[row].process_id) + "]"];
   }
   std::string text;
   for (const auto& [name, count] : counts) {
@@ -322,12 +334,10 @@ std::string LockFile::describe_holders() {
 }
 
 void LockFile::after_fork_in_child() noexcept {
-  mutex_.unlock();
   own_row_.reset();
   owner_word_ = 0;
   spare_slots_.clear();
-  // The locks the parent's open file holds are the parent's: let go of that file without touching
-  // them.
+  // The locks on the inherited open file are the parent's: close it without unlocking them.
   int number;
   do {
     number = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
@@ -335,11 +345,12 @@ void LockFile::after_fork_in_child() noexcept {
   FileDescriptor own(number);
   struct stat ours;
   struct stat parents;
-  // Another file by now: its locks would have nothing to do with the slots that are mapped.
+  // The locks of another file at this path would have nothing to do with the slots mapped here.
   const bool same = own && file_ && ::fstat(own.number(), &ours) == 0 &&
                     ::fstat(file_.number(), &parents) == 0 && is_same_file(ours, parents);
   if (!same) own.close();
   file_ = std::move(own);
+  mutex_.unlock();
 }
 
 }  // namespace whycache

@@ -1,23 +1,23 @@
-// The lock file beside the state file: the only thing readers may write.
+// The lock file beside the state file: the only file that readers write.
 //
-//   page 0      header: magic, number of slots, how fresh the state is
-//   then        one row of 64 bytes per process that holds views
-//   then        one reader slot of 64 bytes per view
+//   page 0      LockFileHeader
+//   then        one ProcessRow of 64 bytes per process that holds views
+//   then        one ReaderSlot of 64 bytes per view
 //
-// Whose a slot is says its owner word: a process row and how often that row was taken. That the
-// owner is alive is said by an OFD lock on a byte of this file that stands for the row: the kernel
-// drops it when the process ends, in whatever way and PID namespace. Who finds a row unlocked may
-// take its lock, empty the slots it owned, and let go.
+// A slot's owner word names a process row, and how often that row had been claimed. A process holds
+// an OFD lock on the byte of this file that stands for its row. The kernel drops the lock however
+// the process ends, in any PID namespace. A process that finds a row unlocked may take its lock,
+// free the slots that the dead process owned, and release the lock
+// (docs/decisions/liveness-by-lock.md).
 //
-// Bytes 0..15 are the StateLocks, and the gate to one of them (lock_queue.h); they lie in the same
-// file, but the locks have nothing to do with its contents.
+// Bytes 0 to 15 are the StateLocks and the gate to one of them (lock_queue.h). They share the file,
+// but protect none of its contents.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,6 +26,7 @@
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "base/mutex.h"
 
 namespace whycache {
 
@@ -34,7 +35,7 @@ enum class StateLock : std::uint8_t {
   writer = 0,  // may change the state file
   follow = 1,  // asks the log what is new
   append = 2,  // appends to the log
-  install = 3  // makes or replaces the state file
+  install = 3  // creates or replaces the state file
 };
 
 inline constexpr std::size_t lock_byte_count = 16;
@@ -43,60 +44,72 @@ struct LockFileHeader {
   char magic[8];             // "whylock1"
   std::uint32_t slot_count;  // as many process rows
   std::uint32_t reserved;
-  // The log was asked at asked_at_ns for the state with state_id; 0: not in this boot. Written
-  // under StateLock::follow: 0 first, then the rest, asked_at_ns last (release; acquired by
-  // readers).
+  // When the log was last polled for the state with the id polled_state_id; 0: not in this boot.
+  // Written by the holder of StateLock::follow: 0 first, then the fields below, then the new time
+  // (release). Readers acquire it before they load the others, which are relaxed.
   alignas(64) std::atomic<std::int64_t> last_poll_time_ns;
   std::atomic<std::uint64_t> polled_state_id;
   std::atomic<std::uint64_t> known_head;
-  std::atomic<std::uint64_t> boot;  // of the kernel in which asked_at_ns was read
-  // The same of the log's store itself: asked_at_ns may be the word of what stands in front of it.
-  // Written and read like it, after the others and just before it: who dies between has asked all
-  // the same.
+  // The boot in which the times were read. Stored last when another boot's are cleared (release);
+  // acquired by each process that opens the file.
+  std::atomic<std::uint64_t> boot;
+  // When the log's own store last answered. last_poll_time_ns may be the answer of a cache in front
+  // of it. Written just before last_poll_time_ns (release, acquired by readers): if the process
+  // dies in between, the store was polled anyway.
   std::atomic<std::int64_t> last_store_poll_time_ns;
-  // Slots from here on were never used. Raised by who claims one (before it pins); the writer looks
-  // no further.
+  // No slot from this number on was ever used, so the writer scans no further. Raised by each
+  // reader that claims a slot, before it pins. Relaxed: the fences between a pin and the horizon
+  // (ReaderSlot::pinned_id) order it too.
   alignas(64) std::atomic<std::uint32_t> slots_end;
-  // For each of the bytes 0..15: 1 if somebody may sleep until it is unlocked (futex,
-  // lock_queue.h). A hint: 1 is stored by who waits (seq_cst), who then tries the lock once more
-  // before he sleeps; 0 is put there by who has unlocked the byte (behind a seq_cst fence), who
-  // then wakes one: either he sees the 1, or the other gets the lock. Who dies before he wakes
-  // anybody leaves those who sleep to wake up by themselves, within a millisecond; who dies asleep
-  // costs others one wake-up for nobody.
+  // For each of the bytes 0 to 15: 1 if a process may be asleep until it is unlocked (a futex,
+  // lock_queue.h). A waiter stores 1 (seq_cst), tries the lock once more, and sleeps. The process
+  // that unlocks the byte stores 0 behind a seq_cst fence, and wakes one waiter if it replaced a 1.
+  // Either it sees the 1, or the waiter gets the lock. If it dies before it wakes anybody, waiters
+  // time out within a millisecond. If a waiter dies asleep, the only cost is one wasted wake-up.
   alignas(64) std::atomic<std::uint32_t> waiters[lock_byte_count];
 };
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '1'};
 
+// Written by the process that holds the row's lock.
 struct ProcessRow {
-  std::atomic<std::uint64_t> claim_count;  // by who holds the row's lock
-  std::uint64_t process_id;                // for display
+  // Relaxed: only the holder of the row's lock changes it; others compare it with 0.
+  std::atomic<std::uint64_t> claim_count;
+  // For display only.
+  std::uint64_t process_id;
   char process_name[48];
 };
 static_assert(sizeof(ProcessRow) == 64);
 
 struct alignas(64) ReaderSlot {
-  std::atomic<std::uint64_t>
-      owner;  // (row + 1) << 32 | low bits of times_taken; 0: free. Claimed by compare-and-swap.
-  std::atomic<std::uint64_t> state_id;  // of the file the pin is on; owner only, before pinned_id
-  std::atomic<std::uint64_t>
-      pinned_id;  // 1 + update id; 0: nothing. Owner only: stored, seq_cst fence, then the horizon
-                  // is looked at; the writer stores the horizon, fences, then looks here.
+  // (row + 1) << 32 | low bits of the row's claim_count; 0: free. A process claims the slot by
+  // compare-and-swap (acq_rel) and frees it by storing 0 (release): the next owner sees that
+  // nothing is pinned.
+  std::atomic<std::uint64_t> owner;
+  // The file that is pinned. Stored by the owner before pinned_id (release), acquired by the
+  // writer after it.
+  std::atomic<std::uint64_t> state_id;
+  // 1 + update id; 0: nothing is pinned. The owner stores it (release), executes a seq_cst fence,
+  // and loads the reclaim horizon. The writer stores the horizon, executes a seq_cst fence, and
+  // loads this (acquire). Either the writer sees the pin, or the owner sees the horizon.
+  std::atomic<std::uint64_t> pinned_id;
 };
 static_assert(sizeof(ReaderSlot) == 64);
 
+// A slot or a process row, for tools.
 struct ReaderSlotInfo {
   std::uint32_t slot = 0;
-  std::uint64_t process_id = 0;  // as seen in its own PID namespace; for display only
+  std::uint64_t process_id = 0;  // in its own PID namespace, for display only
   std::string process_name;
   bool alive = false;
   UpdateId pinned_id = 0;
 };
 
-// One process's opening of the lock file (one per State). Safe from any number of threads.
+// One process's opening of the lock file, one per State. Safe to use from any number of threads.
 class LockFile final : public ForkHandler {
  public:
-  // Opens or makes the file at `path`. The caller makes sure that one process at a time makes it
-  // (it is put in place whole).
+  // Opens the file at `path`, and creates it first if it is missing. Throws Error(invalid) if
+  // slot_count is out of range or the file belongs to another user, Error(corrupt) if it is not a
+  // lock file.
   LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count);
   ~LockFile();
   LockFile(const LockFile&) = delete;
@@ -107,17 +120,18 @@ class LockFile final : public ForkHandler {
   LockFileHeader& header() const { return *header_; }
   std::uint32_t slot_count() const { return slot_count_; }
 
-  // Throws Error corrupt if the file at the path is no longer this one: its locks would be between
-  // us alone.
+  // Throws Error(corrupt) if another file is at the path: processes that open that one would not
+  // see the locks of this one.
   void check_in_place() const;
 
-  // A slot of this process's, nothing pinned. Throws Error limit, naming who holds them, when there
-  // is none.
+  // Returns a slot owned by this process, with nothing pinned. Throws Error(limit) if all slots are
+  // taken, naming their holders.
   ReaderSlot* claim_slot();
   void release_slot(ReaderSlot* slot) noexcept;
 
-  // The least id pinned on file `state_id`, below `below`; `below` if none. Sweeps dead owners of
-  // what stands in the way.
+  // Returns the oldest id pinned on the file `state_id`, or `below` if none is older. Frees the
+  // slots of dead processes that pin such an id. The caller has executed a seq_cst fence after its
+  // last store of the reclaim horizon.
   UpdateId find_oldest_pinned_id(std::uint64_t state_id, UpdateId below);
 
   // For tools.
@@ -125,21 +139,23 @@ class LockFile final : public ForkHandler {
   std::vector<ReaderSlotInfo> processes();
 
  private:
-  // See ForkListener; a LockFile lives as long as any view, so it may outlive its State. In a
-  // child: a file of its own, and none of the parent's slots. If it cannot be opened again, every
-  // lock is an Error.
-  void before_fork() noexcept override { mutex_.lock(); }
-  void after_fork_in_parent() noexcept override { mutex_.unlock(); }
-  void after_fork_in_child() noexcept override;
+  // A LockFile lives as long as any view, so it may outlive its State. A child opens the file
+  // again, and owns none of the parent's slots. If it cannot be opened, every lock is an Error.
+  void before_fork() noexcept WHYCACHE_ACQUIRE(mutex_) override { mutex_.lock(); }
+  void after_fork_in_parent() noexcept WHYCACHE_RELEASE(mutex_) override { mutex_.unlock(); }
+  void after_fork_in_child() noexcept WHYCACHE_RELEASE(mutex_) override;
 
   void map(std::uint32_t mode);
+  void clear_times_of_other_boot();
   void release() noexcept;
-  void claim_row();
-  bool is_row_alive(std::uint32_t number);
-  // Frees the slots of the row's dead owner. False if it lives.
-  bool reclaim_dead_row(std::uint32_t number);
-  ProcessRow& row(std::uint32_t number) const { return rows_[number]; }
-  std::string describe_holders();
+  void claim_row() WHYCACHE_REQUIRES(mutex_);
+  // The caller holds the lock of the row, whose owner is dead.
+  void free_slots_of(std::uint32_t row);
+  bool is_row_alive(std::uint32_t row) const WHYCACHE_REQUIRES(mutex_);
+  // Frees the slots of the row's dead owner. Returns false if the owner is alive.
+  bool reclaim_dead_row(std::uint32_t row) WHYCACHE_REQUIRES(mutex_);
+  std::string process_name(std::uint64_t row) const;
+  std::string describe_holders() const;
 
   std::string path_;
   FileDescriptor file_;
@@ -150,10 +166,13 @@ class LockFile final : public ForkHandler {
   ReaderSlot* slots_ = nullptr;
   std::uint32_t slot_count_ = 0;
 
-  std::mutex mutex_;  // of all below, and of sweeping
-  std::optional<std::uint32_t> own_row_;
-  std::uint64_t owner_word_ = 0;
-  std::vector<ReaderSlot*> spare_slots_;  // owned, nothing pinned
+  // Held while rows are claimed and reclaimed, too: to the threads of one process, its own OFD
+  // locks look free.
+  Mutex mutex_;
+  std::optional<std::uint32_t> own_row_ WHYCACHE_GUARDED_BY(mutex_);
+  std::uint64_t owner_word_ WHYCACHE_GUARDED_BY(mutex_) = 0;
+  // Owned by this process, with nothing pinned.
+  std::vector<ReaderSlot*> spare_slots_ WHYCACHE_GUARDED_BY(mutex_);
 };
 
 }  // namespace whycache
