@@ -1,4 +1,4 @@
-// What is in a state file, for tools: its header, its segments and the sizes of its indexes.
+// What a state file holds, for tools: its header, its segments, the sizes of its indexes.
 #pragma once
 
 #include <cstdint>
@@ -12,38 +12,37 @@ namespace whycache {
 
 class Mapping;
 
-// What a segment of the file is used for.
+// All segments of one kind.
 struct SegmentKindUsage {
   std::string kind;
   std::uint64_t segment_count = 0;
-  std::uint64_t bytes = 0;       // of the file
-  std::uint64_t live_bytes = 0;  // of these, in use
+  std::uint64_t bytes = 0;
+  std::uint64_t live_bytes = 0;  // in use
 };
 
-// The insides of a state file, for tools.
 struct StateInspection {
   StateInfo info;
   std::uint64_t file_bytes = 0;
   std::uint64_t segment_bytes = 0;
   std::uint64_t reclaim_generation = 0;
   std::uint64_t reclaim_horizon = 0;
-  bool writer_active = false;  // somebody is writing, or died while writing
+  bool writer_active = false;  // a process is writing, or died while writing
   bool created_in_this_boot = false;
   std::int64_t created_us = 0;
   std::vector<SegmentKindUsage> segments_by_kind;
   std::uint64_t index_pages = 0;
   std::uint64_t index_global_depth = 0;
-  std::uint64_t index_words = 0;       // room for entries
-  std::uint64_t index_used = 0;        // words that hold one
-  std::uint64_t index_tombstones = 0;  // words of removed entries
+  std::uint64_t index_words = 0;  // of all pages
+  std::uint64_t index_used = 0;   // words that hold an entry
+  std::uint64_t index_tombstones = 0;
   std::uint64_t tree_height = 0;
   std::uint32_t reader_slots = 0;
   std::vector<ReaderSlotInfo> slots_taken;
   std::vector<ReaderSlotInfo> processes;  // slot = process row
 };
 
-// Counts what one mapped file holds. `reader_slots`, `slots_taken` and `processes` are left empty:
-// they are in the lock file.
+// Counts what the mapped file holds. Leaves reader_slots, slots_taken and processes, which are in
+// the lock file, to the caller. Throws Error(corrupt).
 StateInspection inspect_state_file(const Mapping& mapping);
 
 }  // namespace whycache

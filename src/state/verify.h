@@ -1,4 +1,4 @@
-// Verifying every structure of a state file, believing none of it.
+// Verifying every structure of a state file, trusting none of it.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,11 @@
 
 namespace whycache {
 
-// What is wrong with the file, empty if nothing is; gives up after the first few faults. Nobody may
-// be writing. With `books`, the allocator's descriptors are compared as well (a file that came from
-// elsewhere has them made anew instead).
-std::vector<std::string> verify(const Mapping& mapping, bool books,
+// Returns the faults of the file, up to a limit; none if the file is whole. No process may write to
+// it meanwhile. With `with_allocator_state`, also compares the segment descriptors with what the
+// indexes reach; adopting a file rebuilds them instead. Calls `progress(done, total)` now and then;
+// it may be empty.
+std::vector<std::string> verify(const Mapping& mapping, bool with_allocator_state,
                                 const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 
 }  // namespace whycache

@@ -249,7 +249,7 @@ TEST_P(FilterTest, check_finds_a_key_that_its_filter_does_not_know) {
   write_at(first_filter(), std::string(filter_bytes, '\0'));
   const std::vector<std::string> faults = here.check();
   ASSERT_EQ(faults.size(), 1U);
-  EXPECT_TRUE(faults[0].starts_with("key that its filter does not know")) << faults[0];
+  EXPECT_TRUE(faults[0].starts_with("key missing from its filter")) << faults[0];
 }
 
 // Else it would be given to another part as well.
@@ -264,7 +264,7 @@ TEST_P(FilterTest, filter_that_is_not_booked_is_noticed) {
   write_at(used, std::string("\2\0\0\0", 4));
   const std::vector<std::string> faults = here.check();
   ASSERT_EQ(faults.size(), 1U);
-  EXPECT_TRUE(faults[0].starts_with("index filter not booked")) << faults[0];
+  EXPECT_TRUE(faults[0].starts_with("index filter not recorded")) << faults[0];
   testing::expect_error(
       ErrorKind::corrupt,
       [&] {
