@@ -1,15 +1,15 @@
-// The bytes of the state file. docs/formats/state.md tells the same in prose.
+// The bytes of the state file. docs/formats/state.md says the same in prose.
 //
 //   segment 0                 header page, descriptors of segments 0..8063
-//   segment 1 ..              directory, index parts, their filters, key nodes, entries, free ...
+//   segment 1 ..              directory, index pages, their filters, tree nodes, entries, free ...
 //   segment 8064              (header page unused), descriptors of segments 8064..16127
 //   ...
 //
 // Everything is addressed by its offset from the start of the file. Integers are little-endian.
 //
-// Who writes what. Only the holder of the writer lock writes the file; readers have it mapped
-// read-only. What readers look at while the writer works is published by single stores, marked
-// below: "release, acquired by".
+// Only the holder of the writer lock writes the file. Readers map it read-only. The writer
+// publishes what readers load meanwhile by single stores. A comment at each such word names the
+// order of the store and of the loads that it pairs with.
 #pragma once
 
 #include <atomic>
@@ -39,10 +39,10 @@ enum class SegmentKind : std::uint8_t {
   index_directory = 2,  // of the point index
   index_page = 3,       // of the point index
   nodes = 4,            // of the key index, all of one size class
-  entries = 5,          // entries, one after the other
-  large = 6,            // first segment of an entry too large for one
-  continuation = 7,     // the others
-  retired = 8,          // nobody new comes here; free once every view from before `stamp` is gone
+  entries = 5,          // one after the other
+  large = 6,            // the first segment of an entry that needs several
+  continuation = 7,     // its other segments
+  retired = 8,          // unreachable for new readers; free once no view is older than `stamp`
   filters = 9           // of the point index, sixteen
 };
 
@@ -129,17 +129,17 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 
 // --- Entries ---
 
-// One version of one key's value, written before the index points to it, then never changed. Most
-// are narrow:
+// An entry is one version of one key's value. The writer completes it before the index points to
+// it, and never changes it afterwards. Most entries are narrow:
 //
-//   narrow   EntryWord, key, value, up to a multiple of 8 bytes; offset of the version before, if there is one
+//   narrow   EntryWord, key, value, up to a multiple of 8 bytes;
+//            offset of the previous version, if there is one
 //   wide     EntryWord, WideWord, key, value, up to a multiple of 8 bytes
 //
-// A reader waits for memory: the fewer bytes, the fewer cache lines. What is seldom looked at is
-// behind the value, where it is in no one's way.
+// A read waits for memory, so an entry spans as few cache lines as possible. The offset of the
+// previous version is rarely used, so a narrow entry keeps it behind the value.
 
-// What an entry begins with. Most of what a read has to know of it can be told from this word
-// alone.
+// The first word of an entry. A read of the newest version needs no other.
 class EntryWord {
  public:
   // Narrow, from the top: 39 bits id, 1 bit for a previous version, 16 bits value bytes, 8 bits key
@@ -182,11 +182,12 @@ class EntryWord {
   std::uint64_t wide_key_bytes() const { return narrow_value_bytes(); }
   bool erased() const { return is_wide() && flag(); }
 
-  // The greatest word of an entry of update `id`, or one before it.
+  // The greatest word that an entry of update `id`, or of an earlier update, can have.
   static constexpr std::uint64_t max_at(UpdateId id) {
     return id << id_shift | ((std::uint64_t{1} << id_shift) - 1);
   }
-  // Narrow, and so not erased, with a key of this size, up to narrow_key_bytes_max.
+  // Whether the entry is narrow, hence not erased, with a key of this size. The size is at most
+  // narrow_key_bytes_max.
   bool is_narrow_with(std::uint64_t key_bytes) const {
     return static_cast<std::uint8_t>(word_) == static_cast<std::uint8_t>(key_bytes);
   }
@@ -203,7 +204,7 @@ static_assert(key_bytes_max <= EntryWord::narrow_value_bytes_max);
 // Entries are at multiples of eight bytes; words hold offset >> offset_unit_shift.
 inline constexpr unsigned offset_unit_shift = 3;
 
-// offset / 8 of the version before (0: none) << 24 | value bytes
+// offset / 8 of the previous version (0: none) << 24 | value bytes
 class WideWord {
  public:
   static constexpr unsigned value_bytes_bits = 24;
@@ -227,12 +228,12 @@ static_assert(value_bytes_max <= WideWord::wide_value_bytes_max);
 inline constexpr UpdateId state_update_id_max = (UpdateId{1} << EntryWord::id_bits) - 1;
 inline constexpr std::uint64_t state_bytes_limit = std::uint64_t{1} << 40;
 
-// An erased one is wide, too.
+// An entry that erases its key is wide, too.
 inline constexpr bool is_wide_entry(std::uint64_t key_bytes, std::uint64_t value_bytes) {
   return key_bytes > EntryWord::narrow_key_bytes_max ||
          value_bytes > EntryWord::narrow_value_bytes_max;
 }
-// All of it. `wide_or_previous`: it is wide or has a version before.
+// The whole size. `wide_or_previous`: the entry is wide, or has a previous version.
 inline constexpr std::uint64_t entry_bytes(std::uint64_t key_bytes, std::uint64_t value_bytes,
                                            bool wide_or_previous) {
   const std::uint64_t words = wide_or_previous ? 2 : 1;
@@ -245,15 +246,17 @@ inline constexpr std::uint64_t segments_for(std::uint64_t bytes) {
 
 // --- Point index ---
 
-// directory[hash >> (64 - depth)] names a part; a part is 4,096 buckets of eight words, a cache
-// line each. A key's home bucket is at byte hash & 0x3ffc0 of the part. A full bucket overflows
-// into the next one, at most 7 further; a reader goes on while a bucket has no empty word. A word
-// never becomes empty again (a removed one becomes a filler), so that stopping there is right.
+// An extendible hash table (Fagin et al., 1979). directory[hash >> (64 - global depth)] names an
+// index page of 4,096 buckets. A bucket has eight words and is one cache line. The home bucket of a
+// key begins at byte hash & 0x3ffc0 of the page. A full bucket overflows into the next ones, up to
+// 7 further. A lookup goes on while a bucket has no empty word. A word never becomes empty again
+// (the word of a removed key becomes a tombstone), so stopping there is right.
 //
-// The tag is the top of the hash, which holds the bits the directory is indexed by: a part is split
-// by looking at its words alone.
-using IndexWord =
-    std::atomic<std::uint64_t>;  // release, acquired by readers: the entry is complete before
+// The tag is the top of the hash. It holds the bits that index the directory, so a page is split by
+// its words alone.
+
+// Stored by the writer once the entry is complete (release), acquired by readers.
+using IndexWord = std::atomic<std::uint64_t>;
 
 inline constexpr std::uint64_t bucket_words = 8;
 inline constexpr std::uint64_t index_page_buckets = 4096;
@@ -275,7 +278,7 @@ static_assert(state_bytes_limit >> offset_unit_shift <= std::uint64_t{1} << word
 
 inline constexpr std::uint64_t tag_of(std::uint64_t hash) { return hash >> tag_shift; }
 inline constexpr std::uint64_t bucket_bytes = bucket_words * sizeof(IndexWord);
-// Where its home bucket begins within a part.
+// Where the home bucket begins within its page.
 inline constexpr unsigned home_shift = 6;
 static_assert(bucket_bytes == std::uint64_t{1} << home_shift);
 inline constexpr std::uint64_t home_offset(std::uint64_t hash) {
@@ -298,27 +301,28 @@ inline constexpr std::uint64_t word_displacement(std::uint64_t word) {
 }
 inline constexpr bool holds_entry(std::uint64_t word) { return word > tombstone_word; }
 
-// A filter says of most keys that are not in the index that they are not: for each home bucket 32
-// bits, a Bloom filter (Burton H. Bloom, 1970) of the keys whose home it is, three bits of each. A
-// key's bits are set before its word is stored, and stay when it is removed. Each part has one,
-// which is made and goes with it. Stored by the writer (release) before the applied id that makes
-// the key visible; acquired by readers.
+// Each index page has a filter, which excludes most keys that are not in the page: for each home
+// bucket a Bloom filter (Burton H. Bloom, 1970) of 32 bits, three of them per key. The writer sets
+// a key's bits before it stores the key's word, and never clears them. A split makes new filters.
+// The writer stores filter words (release) before the applied id that makes the key visible;
+// readers acquire them.
 using FilterWord = std::atomic<std::uint32_t>;
 inline constexpr std::uint64_t filter_bytes = index_page_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
 static_assert(filters_per_segment == 16);
-// Which bit of SegmentDescriptor::FilterCounts::in_use_bits is that of the filter at `offset`.
+// The bit of FilterCounts::in_use_bits for the filter at `offset`.
 inline constexpr std::uint32_t filter_bit(std::uint64_t offset) {
   return std::uint32_t{1} << offset % segment_bytes / filter_bytes;
 }
-// Which bits: the lowest of the tag say it, for a part is split without looking at its keys.
+// The three bits of a key. They derive from the lowest bits of the tag, because a split does not
+// read keys.
 inline constexpr std::uint32_t filter_bits(std::uint64_t tag) {
   constexpr std::uint32_t top = 0x80000000;
   return top >> (tag & 31) | top >> (tag >> 5 & 31) | top >> (tag >> 10 & 31);
 }
 
 // A word of the directory: 27 bits offset of the filter / 16 KiB, 5 bits local depth, 32 bits
-// offset of the part / 256 KiB.
+// offset of the index page / 256 KiB.
 inline constexpr unsigned local_depth_shift = 32;
 inline constexpr unsigned local_depth_bits = 5;
 inline constexpr unsigned filter_shift = local_depth_shift + local_depth_bits;
@@ -363,8 +367,8 @@ inline constexpr bool is_index_directory_within(std::uint64_t word, std::uint64_
 inline constexpr std::uint64_t index_directory_slot(std::uint64_t hash, unsigned depth) {
   return hash >> 1 >> (63 - depth);  // in two steps: depth may be 0
 }
-// Directories of depth 0..14 have a place each in one segment, so that doubling never writes over
-// what readers use.
+// Directories of depth 0 to 14 share one segment, each at its own offset, so that doubling never
+// overwrites what readers use.
 inline constexpr unsigned small_index_directory_depth_max = 14;
 inline constexpr std::uint64_t small_index_directory_offset(unsigned depth) {
   return std::uint64_t{8} << depth;
@@ -372,10 +376,10 @@ inline constexpr std::uint64_t small_index_directory_offset(unsigned depth) {
 
 // --- Header page ---
 
-// Written when the file is made, and again when it is adopted after a copy or a reboot.
+// Written when the file is created, and again when it is adopted after a copy or a reboot.
 struct HeaderFixed {
   char magic[8];               // "whycache"
-  std::uint16_t format_major;  // another major: not for us
+  std::uint16_t format_major;  // a file of another major is refused
   std::uint16_t format_minor;
   std::uint32_t byte_order;    // 0x01020304 as this machine writes it
   std::uint32_t header_bytes;  // header_page_bytes
@@ -384,11 +388,12 @@ struct HeaderFixed {
   Uuid log_uuid;
   std::uint64_t hash_seed;  // random; of the point index
   std::int64_t created_us;
-  Uuid boot_id;         // of the boot in which it was made or adopted
-  std::uint64_t inode;  // of the file then: a copy has another one
+  Uuid boot_id;  // the boot in which the file was created or adopted
+  // What identified the file then. A copy has another inode; a later file that reuses the inode
+  // number has another birth time. The birth time is 0 if the file system does not keep it.
+  std::uint64_t inode;
   std::uint64_t device;
-  std::int64_t birth_time_ns;  // when the file system says the file was made, if it does: inode
-                               // numbers are used again
+  std::int64_t birth_time_ns;
   std::uint32_t log_name_bytes;
   char log_name[396];
   std::uint64_t checksum;  // hash64 of all before
@@ -399,8 +404,8 @@ inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
 inline constexpr std::uint16_t state_format_major = 3;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
-// What one update id comes with. Block (id & 7) is written before applied_id is stored, and not
-// again until seven more updates are published.
+// Facts about the state as of one update id. The writer writes block id % 8 before it stores
+// applied_id (release), and overwrites it only after seven more updates.
 struct PublishedBlock {
   UpdateId id;
   std::uint64_t chain;
@@ -421,7 +426,7 @@ inline constexpr std::size_t published_block_count = 8;
 inline constexpr std::size_t utilization_list_count = 16;
 inline constexpr std::size_t node_class_count = 4;
 
-// The allocator's books. Writer only; not to be trusted if the writer before died (writer_active).
+// Writer only. Not to be trusted if the previous writer died (writer_active): recovery rebuilds it.
 struct AllocatorState {
   std::uint32_t segment_count;
   std::uint32_t free_head;
@@ -429,23 +434,23 @@ struct AllocatorState {
   std::uint32_t retired_head;  // in the order of their stamps
   std::uint32_t retired_tail;
   std::uint32_t retired_count;
-  std::uint32_t active_segment;                           // the segment new entries go to; 0: none
-  std::uint32_t cleaning_segment;                         // the segment copied entries go to
-  std::uint32_t partial_node_segments[node_class_count];  // segments with free nodes
-  std::uint32_t partial_filter_segments;                  // segments with free filters
-  std::uint32_t utilization_lists[utilization_list_count];  // sealed entry segments, by how much of
-                                                            // them is live
-  std::uint64_t retired_nodes_head;                         // in the order of their stamps
+  std::uint32_t active_segment;    // takes new entries; 0: none
+  std::uint32_t cleaning_segment;  // takes entries that the cleaner copies; 0: none
+  std::uint32_t partial_node_segments[node_class_count];  // with free nodes
+  std::uint32_t partial_filter_segments;                  // with free filters
+  // Sealed segments of entries, by how much of them is live.
+  std::uint32_t utilization_lists[utilization_list_count];
+  std::uint64_t retired_nodes_head;  // in the order of their stamps
   std::uint64_t retired_nodes_tail;
-  std::uint64_t entry_segment_count;  // of kind entries
+  std::uint64_t entry_segment_count;  // segments of kind `entries`
   std::uint64_t entry_live_bytes;     // in them
 };
 
-// reclaim_generation: the top bit says that another file took this one's place.
+// The top bit of reclaim_generation: another file has replaced this one.
 inline constexpr std::uint64_t superseded_bit = std::uint64_t{1} << 63;
 
-// The applied id, kept as EntryWord::greatest(): a reader compares an entry's word with it as it
-// is.
+// The applied id, stored as EntryWord::max_at() of it: a reader compares the word of an entry with
+// it without unpacking either.
 class AppliedId {
  public:
   UpdateId load(std::memory_order order) const {
@@ -466,20 +471,29 @@ static_assert(sizeof(AppliedId) == 8);
 struct Header {
   HeaderFixed fixed;
 
-  // The line every point read loads.
-  alignas(64)
-      std::atomic<std::uint64_t> reclaim_generation;  // raised, then release fence, before retired
-                                                      // space is written over; readers acquire it
-                                                      // before and fence-and-load it after
-  AppliedId
-      applied_id;  // release, last store of an update; acquired by readers before all else of it
-  std::atomic<std::uint64_t> index_directory;  // release, acquired by readers
+  // --- The cache line that every point read loads ---
 
-  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;  // stored, then seq_cst fence, before the
-                                                           // slots are looked at; readers pin,
-                                                           // fence, and look here
-  std::atomic<std::uint64_t> file_bytes;                   // allocated and usable; release
-  std::atomic<std::uint64_t> writer_active;  // not 0: a writer is at work, or died at it
+  // The writer raises it (release), executes a release fence, and overwrites retired space. Readers
+  // acquire it before a read, and load it again behind an acquire fence after it. A process that
+  // replaces the file sets superseded_bit (release).
+  alignas(64) std::atomic<std::uint64_t> reclaim_generation;
+  // The last store of an update (release). Readers acquire it before they load anything else of it.
+  AppliedId applied_id;
+  // The writer stores it once the directory is complete (release); readers acquire it.
+  std::atomic<std::uint64_t> index_directory;
+
+  // --- The cache line that views load ---
+
+  // No view starts below this id. The writer stores it (release), executes a seq_cst fence, and
+  // loads the reader slots. A reader stores its pin, executes a seq_cst fence, and loads this
+  // (acquire). Either the writer sees the pin, or the reader sees the horizon.
+  alignas(64) std::atomic<std::uint64_t> reclaim_horizon;
+  // Allocated and usable. Stored by the writer once the file has grown (release); readers acquire
+  // it.
+  std::atomic<std::uint64_t> file_bytes;
+  // 1 while a writer is at work, or after one died at work. Stored under the writer lock (release);
+  // the next writer acquires it.
+  std::atomic<std::uint64_t> writer_active;
 
   alignas(64) PublishedBlock published[published_block_count];
   alignas(64) AllocatorState allocator_state;
