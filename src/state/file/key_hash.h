@@ -1,11 +1,10 @@
-// The hash of a key in the point index. Part of the file's format (docs/formats/state.md); every
-// file has seeds of its own.
+// The hash of a key in the point index. Part of the file's format (docs/formats/state.md). Each
+// file has its own seeds.
 //
-// Keys of up to 16 bytes: two overlapping words, each XORed with a seed, multiplied to 128 bits,
-// the halves XORed: what wyhash (Wang Yi) and the hash of Abseil do with the last bytes of a
-// string. A look-up waits for memory, and how many of them the processor has under way at once
-// depends on how few instructions one has; this hash has a third of XXH3's, which hashes longer
-// keys.
+// A key of up to 16 bytes is two overlapping words. Each is XORed with a seed, they are multiplied
+// to 128 bits, and the halves are XORed. wyhash (Wang Yi) and Abseil's hash do the same with the
+// last bytes of a string. Longer keys take XXH3, which has three times the instructions. A lookup
+// waits for memory, and the fewer instructions it has, the more lookups the processor overlaps.
 #pragma once
 
 #include <bit>
@@ -17,7 +16,7 @@
 
 namespace whycache {
 
-// Keys of 8 to 16 bytes, for which reads have a way of their own.
+// Keys of 8 to 16 bytes have a fast path of their own.
 inline constexpr std::uint64_t two_words_size_count = 9;  // 8, 9 ... 16 bytes
 inline constexpr bool fits_two_words(std::size_t key_bytes) {
   return key_bytes - 8 < two_words_size_count;
@@ -67,7 +66,7 @@ class KeyHash {
         static_cast<Product>(words.first ^ seeds_.first) * (words.last ^ seeds_.last);
     return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
   }
-  // What the words of a key are XORed with.
+  // The two words of a key are XORed with these.
   const TwoWords& seeds() const { return seeds_; }
 
  private:
@@ -79,7 +78,6 @@ class KeyHash {
   std::uint64_t long_seed_ = 0;
 };
 
-static_assert(std::endian::native == std::endian::little,
-              "the words of a key are read as they lie in memory");
+static_assert(std::endian::native == std::endian::little, "the words of a key are little-endian");
 
 }  // namespace whycache

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cassert>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
@@ -21,13 +22,13 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::nanoseconds;
 
-constexpr std::uint64_t append_gate_byte =
-    15;  // its byte; those from 0 on are the StateLocks themselves
+// The bytes from 0 on are the StateLocks themselves.
+constexpr std::uint64_t append_gate_byte = 15;
 static_assert(append_gate_byte < lock_byte_count);
 constexpr Backoff::Pauses lock_pauses{microseconds(100), microseconds(1000)};
-// Who was woken before the lock is free stays awake for it for so long.
+// A waiter that is woken before the lock is free spins for this long.
 constexpr microseconds spin_time_max{40};
-// Longer than many processes that write to a slow disk need to pass it.
+// Longer than many processes that write to a slow disk need to pass the gate.
 constexpr std::chrono::milliseconds gate_timeout{100};
 
 constexpr std::uint32_t no_waiters = 0;
@@ -35,28 +36,32 @@ constexpr std::uint32_t may_have_waiters = 1;
 
 std::uint64_t byte_of(StateLock lock) { return static_cast<std::uint64_t>(lock); }
 
-// A byte of the lock file, and the word on which those sleep who want it.
+// A byte of the lock file, and the word on which its waiters sleep.
 class LockByte {
  public:
   LockByte(const LockFile& file, std::uint64_t number)
-      : file_(file.descriptor()), number_(number), waiters_(file.header().waiters[number]) {}
+      : file_(file.descriptor()), number_(number), waiters_(file.header().waiters[number]) {
+    assert(number < lock_byte_count);
+  }
 
   bool try_acquire() const { return try_lock_byte(file_, number_); }
 
-  // Calls `take` until it returns true. False: not before the deadline.
-  template <typename Take>
-  bool acquire_until(const Deadline& deadline, const Take& take) const {
-    if (take()) return true;
+  // Calls `try_take` until it returns true. Returns false if the deadline passes first.
+  template <typename TryTake>
+  bool acquire_until(const Deadline& deadline, const TryTake& try_take) const {
+    if (try_take()) return true;
     Backoff backoff(deadline, lock_pauses);
     while (const std::optional<nanoseconds> pause = backoff.next_pause()) {
-      // Either who lets go sees this, or we see that he has let go.
+      // Pairs with the fence in wake_one(): either the releasing process sees this store, or we see
+      // that the byte is unlocked.
       waiters_.store(may_have_waiters, std::memory_order_seq_cst);
-      if (take()) return true;
+      if (try_take()) return true;
       const SleepResult slept = sleep(*pause);
       const std::int64_t until = boot_time_ns() + std::chrono::nanoseconds(spin_time_max).count();
-      for (bool taken = take();; taken = take()) {
+      for (bool taken = try_take();; taken = try_take()) {
         if (taken) {
-          // Of several one was woken: another has to be when he lets go.
+          // Only one waiter was woken, and the word is 0 now. Have the next release wake another.
+          // Relaxed: this thread loads it, in release().
           waiters_.store(may_have_waiters, std::memory_order_relaxed);
           return true;
         }
@@ -74,6 +79,7 @@ class LockByte {
   }
 
   void wake_one() const noexcept {
+    // Between the unlock and the load: see acquire_until().
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (waiters_.load(std::memory_order_relaxed) != no_waiters &&
         waiters_.exchange(no_waiters, std::memory_order_seq_cst) != no_waiters) {
@@ -82,11 +88,11 @@ class LockByte {
   }
 
  private:
-  // not_at_all: the word was changed just now, or this system lets nobody sleep on words.
+  // not_slept: the word has just changed, or this system does not allow futexes.
   enum class SleepResult : std::uint8_t { woken, timed_out, not_slept };
   SleepResult sleep(nanoseconds at_most) const noexcept {
-    const timespec patience{0, at_most.count()};
-    if (::syscall(SYS_futex, &waiters_, FUTEX_WAIT, may_have_waiters, &patience, nullptr, 0) == 0)
+    const timespec timeout{0, at_most.count()};
+    if (::syscall(SYS_futex, &waiters_, FUTEX_WAIT, may_have_waiters, &timeout, nullptr, 0) == 0)
       return SleepResult::woken;
     return errno == ETIMEDOUT || errno == EINTR ? SleepResult::timed_out : SleepResult::not_slept;
   }
@@ -96,6 +102,7 @@ class LockByte {
   std::atomic<std::uint32_t>& waiters_;
 };
 
+// Holds the byte of the gate from try_pass() on.
 class Gate {
  public:
   explicit Gate(const LockByte& byte) : byte_(byte) {}
@@ -115,10 +122,10 @@ class Gate {
 bool acquire_through_gate(const LockFile& file, const LockByte& lock, const Deadline& deadline) {
   const LockByte gate_byte(file, append_gate_byte);
   Gate gate(gate_byte);
-  const Deadline patience(gate_timeout);
+  const Deadline gate_deadline(gate_timeout);
   bool taken = false;
   const bool passed = gate_byte.acquire_until(deadline, [&] {
-    taken = patience.passed() && lock.try_acquire();
+    taken = gate_deadline.passed() && lock.try_acquire();
     return taken || gate.try_pass();
   });
   if (!passed || taken) return taken;

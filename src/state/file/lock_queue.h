@@ -1,17 +1,16 @@
-// Waiting for a StateLock that another process holds. The kernel has no waiting for such a lock
-// with a time limit. So who wants it sleeps on a word of the lock file (a futex), and is woken by
-// whoever lets go of it. The word is a hint: what counts is the lock, for which everybody asks
-// again every millisecond; who is killed while he holds it wakes nobody, and whatever stands in the
-// word, nobody sleeps for longer.
+// Waiting for a StateLock that another process holds. The kernel offers no timed wait for an OFD
+// lock. A waiter therefore sleeps on a word of the lock file (a futex), and the process that
+// releases the lock wakes it. The word is only a hint: a waiter tries the lock itself at least
+// every millisecond, whatever the word says. If the holder is killed, waiters time out.
 //
-// That alone is unjust: who holds the lock most of the time, as writers do that write again and
-// again, has it again before anybody else wakes up, and they get hardly anything. So those who want
-// StateLock::append pass a gate, a byte of its own: who holds it is next, and opens the gate when
-// he has the lock. Who has just let go of the lock stands at the gate with all others.
+// This alone would starve waiters: a process that writes in a loop reacquires the lock before a
+// waiter has woken up. A process that wants StateLock::append therefore passes a gate (turnstile),
+// a byte of its own. The process that holds the gate gets the lock next, and then opens the gate. A
+// process that has just released the lock queues at the gate like the others.
 //
-// The gate is a courtesy and protects nothing. It opens when its holder dies, as all such locks do;
-// should he be stopped there, the others ask for the lock itself after a while, as they would
-// without it.
+// The gate provides fairness and protects nothing. It opens when its holder dies, as all OFD locks
+// do. If its holder is stopped, the others try the lock itself after a while, as they would without
+// a gate.
 #pragma once
 
 #include "base/clock.h"
@@ -19,13 +18,13 @@
 
 namespace whycache {
 
-// Takes the lock's byte of this lock file. False: not before the deadline. Throws Error if the file
-// cannot be locked.
+// Takes the lock's byte of the lock file. Returns false if the deadline passes first. Throws Error
+// if the file cannot be locked.
 bool wait_for_lock(const LockFile& file, StateLock which, const Deadline& deadline);
-// Its holder lets go of it in a moment: whoever is next may wake up meanwhile, which takes about as
-// long.
+// Wakes one waiter shortly before the caller releases the lock: waking up takes about as long as
+// what the caller has left to do.
 void wake_next_waiter(const LockFile& file, StateLock which) noexcept;
-// Lets go of it, and wakes one who waits.
+// Releases the lock, and wakes one waiter.
 void release_lock(const LockFile& file, StateLock which) noexcept;
 
 }  // namespace whycache

@@ -14,11 +14,10 @@
 namespace whycache {
 namespace {
 
-// A file grows by a 128th, or 64 MiB if that is less: 840 times up to 8 GiB, 17,000 times up to a
-// TiB.
+// One per growth of the file. It grows by a 128th, or 64 MiB if that is less: 840 times up to
+// 8 GiB, 17,000 times up to a TiB.
 constexpr std::size_t directory_caches_max = 20'000;
-// And so many more for directories; only in a file that somebody damages can there be more than
-// twenty.
+// One more per directory. A sound file has at most twenty.
 constexpr std::size_t extra_directories_max = 1000;
 
 }  // namespace
@@ -40,7 +39,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   inode_ = status.st_ino;
   device_ = status.st_dev;
   const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
-  // Somebody else may have let it grow beyond what we would; then room is left for it to go on.
+  // Another process with a larger bytes_max may have grown the file. Leave room for more.
   reserved_bytes_ = file_bytes > bytes_max
                         ? 2 * file_bytes
                         : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
@@ -50,7 +49,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
       base_ = static_cast<std::byte*>(mapped);
       break;
     }
-    // Address space may be limited (RLIMIT_AS): then room to grow is what is given up.
+    // Address space may be limited (RLIMIT_AS). Give up room to grow first.
     if (errno != ENOMEM || reserved_bytes_ == file_bytes) {
       const int error = errno;
       throw Error(ErrorKind::limit,
@@ -61,7 +60,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
     }
     reserved_bytes_ = std::max(reserved_bytes_ / 2, file_bytes);
   }
-  // A hint, taken where the file system has huge pages to give (tmpfs).
+  // A hint, effective where the file system has huge pages (tmpfs).
   ::madvise(base_, reserved_bytes_, MADV_HUGEPAGE);
   if (access == Access::write) ::madvise(base_, reserved_bytes_, MADV_DONTFORK);
   usable_bytes_.store(file_bytes / segment_bytes * segment_bytes, std::memory_order_relaxed);
@@ -72,15 +71,15 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
 }
 
 Mapping::~Mapping() {
-  for (const DirectoryCache* one = directory_caches_; one != nullptr;)
-    delete std::exchange(one, one->next);
-  // What a child did not inherit may be something else's address by now.
+  for (const DirectoryCache* cache = directory_caches_; cache != nullptr;)
+    delete std::exchange(cache, cache->next);
+  // In a child that did not inherit the mapping, something else may have its address.
   if (base_ != nullptr && belongs_to_this_process()) ::munmap(base_, reserved_bytes_);
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {
-  std::uint64_t known =
-      usable_bytes();  // before the kernel is asked: another thread may hear of more meanwhile
+  // Loaded before the kernel is asked: another thread may learn a larger size meanwhile.
+  std::uint64_t known = usable_bytes();
   struct stat status;
   if (::fstat(file_.number(), &status) != 0)
     throw system_error("cannot stat state file", path_, errno);
@@ -112,37 +111,39 @@ const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t dire
     }
     if (of_smaller_file == nullptr && found->directory == directory) of_smaller_file = found;
   }
-  // Who comes here has bounds of his own. What lies beyond those of the plan is read the long way.
+  // Callers have bounds of their own, so a cache for a smaller file will do: entries beyond its
+  // bounds take the slow path.
   if (count >= directory_caches_max && of_smaller_file != nullptr) return of_smaller_file;
   if (count >= directory_caches_max + extra_directories_max) return nullptr;
-  // No lock: a child may be forked at any moment.
-  auto* const made =
+  // Without a mutex: a fork at any moment leaves nothing locked in the child.
+  auto* const created =
       new DirectoryCache(DirectoryCache::create(directory, base_, usable, key_hash_));
-  made->next = first;
-  while (!directory_caches_.compare_exchange_weak(made->next, made, std::memory_order_acq_rel,
+  created->next = first;
+  while (!directory_caches_.compare_exchange_weak(created->next, created, std::memory_order_acq_rel,
                                                   std::memory_order_acquire)) {
-    // Others came at the same time, most likely for the same.
-    if (const DirectoryCache* const newest = made->next;
+    // Another reader pushed one meanwhile, most likely the same.
+    if (const DirectoryCache* const newest = created->next;
         newest != nullptr && newest->matches(directory, usable)) {
-      delete made;
+      delete created;
       last_directory_cache_.store(newest, std::memory_order_release);
       return newest;
     }
   }
-  last_directory_cache_.store(made, std::memory_order_release);
-  return made;
+  last_directory_cache_.store(created, std::memory_order_release);
+  return created;
 }
 
 std::string header_fault(const HeaderFixed& header) {
   if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0)
-    return "it does not begin with the mark of a whycache state";
-  if (header.byte_order != byte_order_mark) return "it was made on a machine of another byte order";
+    return "it does not begin with the magic of a whycache state";
+  if (header.byte_order != byte_order_mark)
+    return "it was created on a machine of another byte order";
   if (header.format_major != state_format_major) {
-    return "its format is another: found=" + std::to_string(header.format_major) +
+    return "its format is unknown: found=" + std::to_string(header.format_major) +
            " known=" + std::to_string(state_format_major);
   }
   if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes)
-    return "its header gives sizes that cannot be";
+    return "its header has impossible sizes";
   const std::uint64_t checksum =
       hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
   if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name)
@@ -155,7 +156,8 @@ PublishedBlock read_published(const Header& header) {
     const UpdateId id = header.applied_id.load(std::memory_order_acquire);
     PublishedBlock block;
     std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
-    // The block is written again only after seven more updates were published.
+    // The copy is consistent unless seven more updates were published meanwhile: only then does
+    // the writer overwrite the block. Pairs with the release fence in Applier before that write.
     std::atomic_thread_fence(std::memory_order_acquire);
     if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1)
       continue;

@@ -19,7 +19,7 @@
 namespace whycache {
 namespace {
 
-// Local file systems on which all processes that map a file see the same memory.
+// Whether all processes that map a file on this file system see the same memory.
 bool shares_memory(std::int64_t type) {
   constexpr std::int64_t known[] = {TMPFS_MAGIC,       EXT4_SUPER_MAGIC,      XFS_SUPER_MAGIC,
                                     BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,      RAMFS_MAGIC,
@@ -34,10 +34,10 @@ bool is_shared_with_others(const StateOptions& options) { return (options.mode &
 Error not_a_state(const std::string& path, const std::string& fault) {
   return Error(ErrorKind::corrupt,
                "not a usable whycache state: path=" + path + " reason=\"" + fault +
-                   "\" (delete it, it can be built anew from the log; or choose another place)");
+                   "\" (delete it, it is rebuilt from the log; or choose another path)");
 }
 
-// Tells a file from its copies.
+// Distinguishes a file from its copies.
 struct FileIdentity {
   std::uint64_t inode = 0;
   std::uint64_t device = 0;
@@ -46,8 +46,8 @@ struct FileIdentity {
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
-// The boot this is. Not to know it would mean to take a file that others are using for one from
-// another boot.
+// Returns the kernel's boot id. Throws Error(invalid) if it is unknown: without it, a file that
+// other processes use would look like one from another boot.
 Uuid require_boot_id() {
   const Uuid id = boot_id();
   if (id == Uuid{})
@@ -74,33 +74,33 @@ void check_owner(const struct stat& status, const StateOptions& options) {
   throw Error(ErrorKind::invalid,
               "state file belongs to another user: path=" + options.path +
                   " owner=" + std::to_string(status.st_uid) +
-                  " (choose another place, or give state_mode a group)",
+                  " (choose another path, or give state_mode a group)",
               EPERM);
 }
 
 }  // namespace
 
 void check_state_location(const StateOptions& options) {
-  const std::string folder = parent_directory(options.path);
-  check_directory_is_safe(folder, is_shared_with_others(options));
+  const std::string directory = parent_directory(options.path);
+  check_directory_is_safe(directory, is_shared_with_others(options));
   struct statfs system;
-  if (::statfs(folder.c_str(), &system) != 0)
-    throw system_error("cannot use folder", folder, errno);
+  if (::statfs(directory.c_str(), &system) != 0)
+    throw system_error("cannot use directory", directory, errno);
   if (!options.any_file_system &&
       !shares_memory(static_cast<std::int64_t>(static_cast<std::uint32_t>(system.f_type)))) {
     char type[32];
     std::snprintf(type, sizeof type, "0x%lx", static_cast<unsigned long>(system.f_type));
     throw Error(ErrorKind::invalid,
-                "file system not known to share memory between processes: path=" + folder +
+                "file system not known to share memory between processes: path=" + directory +
                     " type=" + type + " (choose a local disk or /dev/shm, or set any_file_system)");
   }
 }
 
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks) {
-  // Opened for writing first: on an overlay that brings the file to the layer where later writers
-  // will change it. Who may only read goes on without.
+  // Opened for writing first: on an overlay that copies the file up to the layer where writers will
+  // change it. A process that may only read goes on without.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
-  // Not blocking, lest it be a pipe.
+  // Nonblocking: the file may be a pipe.
   FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
   if (!file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
   struct stat status;
@@ -109,10 +109,10 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
   if (!S_ISREG(status.st_mode)) throw not_a_state(options.path, "it is not a regular file");
   check_owner(status, options);
   if (status.st_nlink > 1) {
-    throw Error(ErrorKind::invalid,
-                "state file has a second name, under which other locks would guard it: path=" +
-                    options.path + " links=" + std::to_string(status.st_nlink) +
-                    " (remove the other hard links)");
+    throw Error(
+        ErrorKind::invalid,
+        "state file has a second name, which other locks would protect: path=" + options.path +
+            " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
   }
   HeaderFixed fixed;
   const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
@@ -121,7 +121,7 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
   if (static_cast<std::size_t>(got) < sizeof fixed)
     throw not_a_state(options.path, "it is too short to be one");
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
-    // Without the locks we may have met one that is just being made ours.
+    // Without the locks, another process may be adopting the file.
     if (!holds_install_locks) return {nullptr, fault + ": path=" + options.path, false, nullptr};
     throw not_a_state(options.path, fault);
   }
@@ -130,7 +130,7 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
 
   auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max,
                                            Mapping::Access::read);
-  // It may have grown since it was mapped.
+  // The file may have grown since it was mapped.
   if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
       bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false, nullptr};
@@ -179,7 +179,7 @@ void check_may_be_replaced(const FileDescriptor& file, const std::string& path) 
   if (::pread(file.number(), magic, sizeof magic, 0) < 0)
     throw system_error("cannot read state file", path, errno);
   if (std::memcmp(magic, state_magic, sizeof magic) != 0)
-    throw not_a_state(path, "it does not begin with the mark of a whycache state");
+    throw not_a_state(path, "it does not begin with the magic of a whycache state");
 }
 
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded) {
@@ -206,7 +206,7 @@ void supersede(const FileDescriptor& file, const std::string& path) {
 }
 
 void supersede(const Mapping& mapping) {
-  // The mapping's own descriptor is for reading; this opens the same file even if its name is gone.
+  // The mapping's own descriptor is read-only. This opens the same file even if it was unlinked.
   const std::string path = "/proc/self/fd/" + std::to_string(mapping.descriptor());
   const FileDescriptor file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (!file) throw system_error("cannot open state file", mapping.path(), errno);

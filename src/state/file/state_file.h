@@ -1,4 +1,4 @@
-// Making, finding and believing state files: everything between a path and a Mapping.
+// Finding, checking and marking state files: everything between a path and a Mapping.
 #pragma once
 
 #include <memory>
@@ -13,42 +13,44 @@
 
 namespace whycache {
 
-// Throws Error invalid unless a state may live at the path: the folder is safe, the file system
-// shares memory between processes.
+// Throws Error(invalid) if a state must not be at the path: the directory is not safe, or the file
+// system does not share memory between processes.
 void check_state_location(const StateOptions& options);
 
-// What is at the path of a state.
+// The file at the path of a state.
 struct StateFileResult {
-  std::shared_ptr<Mapping> mapping;  // null: nothing that can be used
-  std::string unusable_reason;       // then
-  bool adopted = false;              // it came from another place or boot, and was verified
-  std::shared_ptr<Mapping> foreign;  // then, as long as it was not verified
+  // Null if there is no file that can be used; unusable_reason says why.
+  std::shared_ptr<Mapping> mapping;
+  std::string unusable_reason;
+  // The file came from another place or boot, and was verified (write/adopt.h).
+  bool adopted = false;
+  // The file came from another place or boot, and was not verified yet. Null otherwise.
+  std::shared_ptr<Mapping> foreign;
 };
 
-// Opens the file at options.path for reading. One that came from elsewhere (another inode, another
-// boot) is used only with `may_adopt`: it is verified as a whole and made ours. The caller then
-// holds StateLock::install and StateLock::writer. Throws Error invalid or corrupt for what must not
-// be touched, see State::open.
+// Opens the file at options.path for reading. Returns a file that came from elsewhere (another
+// inode, another boot) as `foreign`. Throws Error(invalid) or Error(corrupt) if the file must not
+// be touched, see State::open(). A bad header is such a reason only if the caller holds
+// StateLock::install and StateLock::writer: without them, another process may be adopting the file.
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks = false);
 
-// Whether the file at the path is the one that is mapped.
+// Whether the mapped file is still the one at its path.
 bool is_in_place(const Mapping& mapping);
 
-// Writes the fixed header of a new file (or of one that is made ours).
+// Writes the fixed header of a new file, or of one that is adopted.
 void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name,
                         int descriptor, const std::string& path);
 
-// Says in a state file that another takes its place, or that it is gone; readers notice. A file
-// that is not a state is left alone.
+// Marks a state file as replaced or removed, which its readers notice. Leaves a file that is not a
+// state alone.
 void supersede(const FileDescriptor& file, const std::string& path);
 void supersede(const Mapping& mapping);
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded);
 
-// Throws Error corrupt if what is at the path, if anything, is not a state: it must not be put out
-// of the way.
+// Throws Error(corrupt) if the file is not a state: it must not be overwritten.
 void check_may_be_replaced(const FileDescriptor& file, const std::string& path);
 
-// What one mapped file says of itself.
+// Facts about the newest update of one mapped file. Throws Error(corrupt).
 StateInfo state_info(const Mapping& mapping);
 
 }  // namespace whycache

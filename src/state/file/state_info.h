@@ -1,4 +1,4 @@
-// How a state is opened, and what its header says of it.
+// How a state is opened, and facts about its contents.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct StateOptions {
   bool any_file_system = false;
 };
 
-// What one published update id comes with; always of one moment.
+// Facts about the state as of one update id, consistent with each other.
 struct StateInfo {
   UpdateId applied_id = 0;
   std::uint64_t chain = 0;
@@ -24,9 +24,9 @@ struct StateInfo {
   std::uint64_t item_count = 0;
   std::uint64_t item_bytes = 0;  // keys and values of all live items
   Uuid log_uuid{};
-  std::string log_name;        // redacted URL of the log this state was made from
+  std::string log_name;        // redacted URL of the log that the state was built from
   std::uint64_t state_id = 0;  // random, of this file
-  bool superseded = false;     // another file took its place
+  bool superseded = false;     // another file has replaced it
 };
 
 }  // namespace whycache

@@ -13,19 +13,19 @@
 namespace whycache {
 namespace {
 
-// Verifies a file from elsewhere and makes it ours. Empty if it is now, else why it cannot be
-// believed.
-std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& found) {
-  if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
+// Verifies the file and rewrites its header. Returns why it cannot be trusted; empty if it is
+// adopted.
+std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& foreign) {
+  if (foreign.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
   }
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
                   Mapping::Access::write);
-  // A copy may have holes. On a full disk, touching one would end the process.
+  // A copy may have holes. On a full disk, touching one would kill the process.
   if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
     throw system_error("cannot allocate the state file's blocks", options.path, error);
   }
-  const std::vector<std::string> faults = verify(found, false, {});
+  const std::vector<std::string> faults = verify(foreign, false, {});
   if (!faults.empty()) return "it does not verify: " + faults.front();
 
   Header& header = mapping.writable_header();
@@ -49,7 +49,7 @@ StateFileResult open_or_adopt_state_file(const StateOptions& options, LockFile& 
   if (!found.foreign) return found;
   const std::string fault = adopt(options, locks, *found.foreign);
   if (!fault.empty()) return {nullptr, fault + ": path=" + options.path, true, nullptr};
-  // The header is another now.
+  // Mapped again: the header has changed.
   auto mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path,
                                            options.bytes_max, Mapping::Access::read);
   return {std::move(mapping), {}, true, nullptr};
