@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 #include <cerrno>
 #include <string>
 
@@ -12,14 +13,14 @@
 namespace whycache {
 namespace {
 
-// Garbage among the entries is left alone up to this share of their segments.
-constexpr std::uint64_t garbage_divisor = 5;  // one in five
+// Cleaning starts when more than one byte in `garbage_divisor` of the entry segments is garbage.
+constexpr std::uint64_t garbage_divisor = 5;
 constexpr std::uint64_t garbage_segments_min = 6;
 constexpr std::uint64_t growth_segments_max = 256;
 
-std::uint8_t utilization_list_of(std::uint32_t live) {
-  return static_cast<std::uint8_t>(std::min<std::uint64_t>(
-      live * utilization_list_count / segment_bytes, utilization_list_count - 1));
+std::size_t utilization_list_number(std::uint32_t live_bytes) {
+  return std::min<std::uint64_t>(live_bytes * utilization_list_count / segment_bytes,
+                                 utilization_list_count - 1);
 }
 
 }  // namespace
@@ -40,56 +41,60 @@ NodeHeader& Allocator::node_header(NodeOffset offset) const {
 }
 
 UpdateId Allocator::advance_horizon() {
+  // Relaxed: only the holder of the writer lock stores the applied id.
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
   if (readers_ == nullptr) return applied;
+  // Release: pairs with the acquire load of the horizon in Pin (read/pin.cc).
   header().reclaim_horizon.store(applied, std::memory_order_release);
-  // Pairs with the fence of a view between its pin and its look at the horizon: one of us sees the
-  // other.
+  // Pairs with the seq_cst fence of Pin between storing its id and loading the horizon: either we
+  // see the pinned id, or Pin sees the new horizon.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return readers_->find_oldest_pinned_id(mapping_.state_id(), applied);
 }
 
 bool Allocator::has_views() {
   if (readers_ == nullptr) return false;
-  // As in visible_from(): either we see the pin, or its owner sees all we stored before.
+  // Pairs with the seq_cst fence of Pin, as in advance_horizon(): either we see the pinned id, or
+  // its owner sees everything stored before this fence.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return readers_->find_oldest_pinned_id(mapping_.state_id(), UINT64_MAX) != UINT64_MAX;
 }
 
 void Allocator::increment_generation() {
-  // Release: who acquires the raised number sees the updates published before, and looks for
-  // nothing older. One step, since whoever supersedes the file may do so meanwhile.
+  // Release: pairs with the acquire load of the generation at the start of a point read, which then
+  // sees the updates published before. An atomic add, because a process that replaces the file may
+  // set superseded_bit at the same time.
   header().reclaim_generation.fetch_add(1, std::memory_order_release);
-  // Pairs with the acquire fence of a point read: who sees what is written from here on sees the
-  // raised number.
+  // Pairs with the acquire fence of OptimisticRead::validate(): a point read that saw any of the
+  // following stores sees the new generation.
   std::atomic_thread_fence(std::memory_order_release);
 }
 
 // --- Lists of segments ---
 
 void Allocator::link(std::uint32_t& head, std::uint64_t segment) {
-  SegmentDescriptor& one = descriptor(segment);
-  one.previous = 0;
-  one.next = head;
+  SegmentDescriptor& added = descriptor(segment);
+  added.previous = 0;
+  added.next = head;
   if (head != 0) descriptor(head).previous = static_cast<std::uint32_t>(segment);
   head = static_cast<std::uint32_t>(segment);
 }
 
 void Allocator::unlink(std::uint32_t& head, std::uint64_t segment) {
-  SegmentDescriptor& one = descriptor(segment);
-  if (one.previous != 0) {
-    descriptor(one.previous).next = one.next;
+  SegmentDescriptor& removed = descriptor(segment);
+  if (removed.previous != 0) {
+    descriptor(removed.previous).next = removed.next;
   } else {
-    head = one.next;
+    head = removed.next;
   }
-  if (one.next != 0) descriptor(one.next).previous = one.previous;
-  one.next = one.previous = 0;
+  if (removed.next != 0) descriptor(removed.next).previous = removed.previous;
+  removed.next = removed.previous = 0;
 }
 
 void Allocator::link_free_segment(std::uint64_t segment) {
-  SegmentDescriptor& one = descriptor(segment);
-  one = SegmentDescriptor{};
-  one.kind = SegmentKind::free;
+  SegmentDescriptor& freed = descriptor(segment);
+  freed = SegmentDescriptor{};
+  freed.kind = SegmentKind::free;
   link(allocator_state().free_head, segment);
   ++allocator_state().free_count;
 }
@@ -104,22 +109,48 @@ std::uint64_t Allocator::take_free_segment() {
   return segment;
 }
 
+// The list is in the order of stamps, so that reclaim_segments() can stop at the first segment that
+// a reader may reach.
 void Allocator::link_retired_segment(std::uint64_t segment, UpdateId stamp) {
-  SegmentDescriptor& one = descriptor(segment);
-  one = SegmentDescriptor{};
-  one.kind = SegmentKind::retired;
-  one.stamp = stamp;
-  AllocatorState& all = allocator_state();
-  if (all.retired_tail != 0) {
-    descriptor(all.retired_tail).next = static_cast<std::uint32_t>(segment);
+  SegmentDescriptor& retired = descriptor(segment);
+  retired = SegmentDescriptor{};
+  retired.kind = SegmentKind::retired;
+  retired.stamp = stamp;
+  AllocatorState& state = allocator_state();
+  if (state.retired_tail != 0) {
+    descriptor(state.retired_tail).next = static_cast<std::uint32_t>(segment);
   } else {
-    all.retired_head = static_cast<std::uint32_t>(segment);
+    state.retired_head = static_cast<std::uint32_t>(segment);
   }
-  all.retired_tail = static_cast<std::uint32_t>(segment);
-  ++all.retired_count;
+  state.retired_tail = static_cast<std::uint32_t>(segment);
+  ++state.retired_count;
 }
 
 void Allocator::retire_segment(std::uint64_t segment) { link_retired_segment(segment, update_id_); }
+
+void Allocator::reclaim_segments() {
+  AllocatorState& state = allocator_state();
+  const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
+  if (state.retired_head == 0 || descriptor(state.retired_head).stamp > applied) return;
+  const UpdateId oldest_visible = advance_horizon();
+  bool incremented = false;
+  while (state.retired_head != 0) {
+    const std::uint32_t segment = state.retired_head;
+    const SegmentDescriptor& retired = descriptor(segment);
+    if (retired.kind != SegmentKind::retired)
+      throw corrupt_state("segment on the retired list in use", segment);
+    if (retired.stamp > oldest_visible) break;
+    if (!incremented) increment_generation();
+    incremented = true;
+    state.retired_head = retired.next;
+    if (state.retired_head == 0) state.retired_tail = 0;
+    --state.retired_count;
+    if (retired.retired_filter != 0) free_filter(retired.retired_filter * filter_bytes);
+    link_free_segment(segment);
+  }
+}
+
+// --- Filters of the point index ---
 
 void Allocator::retire_index_page(std::uint64_t segment, std::uint64_t filter) {
   retire_segment(segment);
@@ -135,88 +166,77 @@ std::uint64_t Allocator::allocate_filter() {
   std::uint32_t& partial = allocator_state().partial_filter_segments;
   if (partial == 0) link_filter_segment(allocate_segment(SegmentKind::filters));
   const std::uint64_t segment = partial;
-  SegmentDescriptor& one = descriptor(segment);
-  const auto number = static_cast<unsigned>(std::countr_one(one.filters.in_use_bits));
-  if (one.kind != SegmentKind::filters || number >= filters_per_segment)
+  SegmentDescriptor& holder = descriptor(segment);
+  const auto number = static_cast<unsigned>(std::countr_one(holder.filters.in_use_bits));
+  if (holder.kind != SegmentKind::filters || number >= filters_per_segment)
     throw corrupt_state("free filter", segment);
-  one.filters.in_use_bits |= 1U << number;
-  if (++one.filters.live == filters_per_segment) {
+  holder.filters.in_use_bits |= 1U << number;
+  if (++holder.filters.live == filters_per_segment) {
     unlink(partial, segment);
-    one.on_partial_list = 0;
+    holder.on_partial_list = 0;
   }
   return segment * segment_bytes + number * filter_bytes;
 }
 
 void Allocator::free_filter(std::uint64_t offset) {
   const std::uint64_t segment = offset / segment_bytes;
-  SegmentDescriptor& one = descriptor(segment);
+  SegmentDescriptor& holder = descriptor(segment);
   const std::uint32_t bit = filter_bit(offset);
-  if (one.kind != SegmentKind::filters || (one.filters.in_use_bits & bit) == 0 ||
-      one.filters.live == 0)
+  if (holder.kind != SegmentKind::filters || (holder.filters.in_use_bits & bit) == 0 ||
+      holder.filters.live == 0)
     throw corrupt_state("no filter at offset", offset);
-  one.filters.in_use_bits &= ~bit;
-  --one.filters.live;
-  if (one.on_partial_list == 0) link_filter_segment(segment);
-  if (one.filters.live > 0) return;
+  holder.filters.in_use_bits &= ~bit;
+  --holder.filters.live;
+  if (holder.on_partial_list == 0) link_filter_segment(segment);
+  if (holder.filters.live > 0) return;
   unlink(allocator_state().partial_filter_segments, segment);
   link_free_segment(segment);
 }
 
-void Allocator::reclaim_segments() {
-  AllocatorState& all = allocator_state();
-  const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
-  const bool any_segments = all.retired_head != 0 && descriptor(all.retired_head).stamp <= applied;
-  if (!any_segments) return;
-  const UpdateId visible = advance_horizon();
-  bool raised = false;
-  while (all.retired_head != 0) {
-    const std::uint32_t segment = all.retired_head;
-    const SegmentDescriptor& one = descriptor(segment);
-    if (one.kind != SegmentKind::retired)
-      throw corrupt_state("segment on the retired list in use", segment);
-    if (one.stamp > visible) break;
-    if (!raised) increment_generation();
-    raised = true;
-    all.retired_head = one.next;
-    if (all.retired_head == 0) all.retired_tail = 0;
-    --all.retired_count;
-    if (one.retired_filter != 0) free_filter(one.retired_filter * filter_bytes);
-    link_free_segment(segment);
-  }
-}
+// --- Segments ---
 
-void Allocator::grow(std::uint64_t segments_wanted) {
-  AllocatorState& all = allocator_state();
-  const std::uint64_t count = all.segment_count;
+std::uint64_t Allocator::segments_to_add(std::uint64_t segments_wanted) const {
+  const std::uint64_t count = allocator_state().segment_count;
   const std::uint64_t count_max = std::min(bytes_max_, mapping_.reserved_bytes()) / segment_bytes;
-  std::uint64_t more = std::max(segments_wanted, std::min(count / 128, growth_segments_max));
-  more = std::min(more, count_max > count ? count_max - count : 0);
-  // A limit on the size of files would end the process with a signal; say it instead.
+  std::uint64_t added = std::max(segments_wanted, std::min(count / 128, growth_segments_max));
+  added = std::min(added, count_max > count ? count_max - count : 0);
+  // Growing the file beyond RLIMIT_FSIZE would kill the process by a signal. Throw instead.
   struct rlimit file_limit;
   if (::getrlimit(RLIMIT_FSIZE, &file_limit) == 0 && file_limit.rlim_cur != RLIM_INFINITY) {
     const std::uint64_t allowed = file_limit.rlim_cur / segment_bytes;
-    more = std::min(more, allowed > count ? allowed - count : 0);
+    added = std::min(added, allowed > count ? allowed - count : 0);
   }
-  if (more < segments_wanted) {
+  if (added < segments_wanted) {
     throw Error(ErrorKind::limit,
                 "state is full: state_bytes=" + std::to_string(count * segment_bytes) +
                     " state_bytes_max=" + std::to_string(bytes_max_) + " path=" + mapping_.path() +
                     " (raise Options::state_bytes_max, or the limits of the process on file size "
                     "and address space)");
   }
+  return added;
+}
+
+// A writer that dies in here leaves a file that is longer than file_bytes, or free segments on no
+// list. Recovery finds both.
+void Allocator::grow(std::uint64_t segments_wanted) {
+  AllocatorState& state = allocator_state();
+  const std::uint64_t count = state.segment_count;
+  std::uint64_t added = segments_to_add(segments_wanted);
   for (;;) {
     const int error =
-        allocate_in_file(mapping_.descriptor(), count * segment_bytes, more * segment_bytes);
+        allocate_in_file(mapping_.descriptor(), count * segment_bytes, added * segment_bytes);
     if (error == 0) break;
-    if (more == segments_wanted)
+    if (added == segments_wanted)
       throw system_error("cannot grow state file", mapping_.path(), error);
-    more = segments_wanted;  // there may still be room for what is needed right now
+    added = segments_wanted;  // the disk may have room for what is needed now
   }
-  mapping_.set_usable_bytes((count + more) * segment_bytes);
-  header().file_bytes.store((count + more) * segment_bytes, std::memory_order_release);
-  all.segment_count = static_cast<std::uint32_t>(count + more);
-  // From the end, so that the list hands them out in ascending order.
-  for (std::uint64_t segment = count + more; segment-- > count;) {
+  mapping_.set_usable_bytes((count + added) * segment_bytes);
+  // Release: pairs with the acquire loads of readers that found an offset beyond what they know.
+  // The blocks are allocated by then.
+  header().file_bytes.store((count + added) * segment_bytes, std::memory_order_release);
+  state.segment_count = static_cast<std::uint32_t>(count + added);
+  // From the end, so that the free list starts with the lowest number.
+  for (std::uint64_t segment = count + added; segment-- > count;) {
     if (segment % segments_per_table == 0) {
       descriptor(segment) = SegmentDescriptor{};
       descriptor(segment).kind = SegmentKind::table;
@@ -233,17 +253,18 @@ std::uint64_t Allocator::allocate_segment(SegmentKind kind) {
     segment = take_free_segment();
   }
   if (segment == 0) {
-    grow(allocator_state().segment_count % segments_per_table == 0
-             ? 2
-             : 1);  // the first may become a table
+    const bool next_is_table = allocator_state().segment_count % segments_per_table == 0;
+    grow(next_is_table ? 2 : 1);
     segment = take_free_segment();
   }
-  SegmentDescriptor& one = descriptor(segment);
-  one = SegmentDescriptor{};
-  one.kind = kind;
+  assert(segment != 0);
+  SegmentDescriptor& allocated = descriptor(segment);
+  allocated = SegmentDescriptor{};
+  allocated.kind = kind;
   return segment;
 }
 
+// Returns the first of `count` adjacent free segments, or 0.
 std::uint64_t Allocator::find_free_run(std::uint64_t count) const {
   std::uint64_t run = 0;
   for (std::uint64_t segment = 1; segment < allocator_state().segment_count; ++segment) {
@@ -254,13 +275,14 @@ std::uint64_t Allocator::find_free_run(std::uint64_t count) const {
 }
 
 std::uint64_t Allocator::allocate_span(SegmentKind first_kind, std::uint64_t count) {
+  assert(count > 0);
   std::uint64_t first = find_free_run(count);
   if (first == 0) {
     reclaim_segments();
     first = find_free_run(count);
   }
   if (first == 0) {
-    // A table may come to lie among the new ones and cut the run in two.
+    // A table among the new segments may cut the run in two.
     const std::uint64_t end = allocator_state().segment_count;
     const bool table_between =
         (end + count - 1) / segments_per_table != (end == 0 ? 0 : (end - 1) / segments_per_table);
@@ -280,17 +302,25 @@ std::uint64_t Allocator::allocate_span(SegmentKind first_kind, std::uint64_t cou
 
 // --- Entries ---
 
-void Allocator::link_sealed_segment(std::uint64_t segment) {
-  SegmentDescriptor& one = descriptor(segment);
-  const std::uint8_t list = utilization_list_of(one.entries.live_bytes);
-  one.utilization_list = static_cast<std::uint8_t>(list + 1);
-  link(allocator_state().utilization_lists[list], segment);
+std::uint32_t& Allocator::utilization_list_of(std::uint64_t segment) const {
+  const SegmentDescriptor& sealed = descriptor(segment);
+  if (sealed.kind != SegmentKind::entries || sealed.utilization_list == 0 ||
+      sealed.utilization_list > utilization_list_count)
+    throw corrupt_state("segment on an impossible utilization list", segment);
+  return allocator_state().utilization_lists[sealed.utilization_list - 1];
 }
 
-void Allocator::seal_segment(std::uint32_t& open) {
-  if (open == 0) return;
-  const std::uint32_t segment = open;
-  open = 0;
+void Allocator::link_sealed_segment(std::uint64_t segment) {
+  SegmentDescriptor& sealed = descriptor(segment);
+  const std::size_t number = utilization_list_number(sealed.entries.live_bytes);
+  sealed.utilization_list = static_cast<std::uint8_t>(number + 1);
+  link(allocator_state().utilization_lists[number], segment);
+}
+
+void Allocator::seal_segment(std::uint32_t& active) {
+  if (active == 0) return;
+  const std::uint32_t segment = active;
+  active = 0;
   if (descriptor(segment).entries.live_bytes == 0) {
     --allocator_state().entry_segment_count;
     retire_segment(segment);
@@ -300,102 +330,97 @@ void Allocator::seal_segment(std::uint32_t& open) {
 }
 
 bool Allocator::needs_segment(std::uint64_t bytes) const {
-  return is_large_entry(bytes) || allocator_state().active_segment == 0 ||
-         descriptor(allocator_state().active_segment).entries.used_bytes + bytes > segment_bytes;
+  const std::uint32_t active = allocator_state().active_segment;
+  return is_large_entry(bytes) || active == 0 ||
+         descriptor(active).entries.used_bytes + bytes > segment_bytes;
 }
 
-std::uint64_t Allocator::allocate_entry(std::uint64_t bytes, bool copy) {
-  AllocatorState& all = allocator_state();
+std::uint64_t Allocator::allocate_entry(std::uint64_t bytes, EntryOrigin origin) {
+  assert(bytes > 0 && bytes % sizeof(EntryWord) == 0);
+  AllocatorState& state = allocator_state();
   if (is_large_entry(bytes)) {
     const std::uint64_t first = allocate_span(SegmentKind::large, segments_for(bytes));
     descriptor(first).span.live = 1;
     return first * segment_bytes;
   }
-  std::uint32_t& open = copy ? all.cleaning_segment : all.active_segment;
-  if (open == 0 || descriptor(open).entries.used_bytes + bytes > segment_bytes) {
-    seal_segment(open);
+  std::uint32_t& active =
+      origin == EntryOrigin::cleaned ? state.cleaning_segment : state.active_segment;
+  if (active == 0 || descriptor(active).entries.used_bytes + bytes > segment_bytes) {
+    seal_segment(active);
     const std::uint64_t segment = allocate_segment(SegmentKind::entries);
-    ++all.entry_segment_count;
-    open = static_cast<std::uint32_t>(segment);
+    ++state.entry_segment_count;
+    active = static_cast<std::uint32_t>(segment);
   }
-  SegmentDescriptor& one = descriptor(open);
-  const std::uint64_t offset = open * segment_bytes + one.entries.used_bytes;
-  one.entries.used_bytes += static_cast<std::uint32_t>(bytes);
-  one.entries.live_bytes += static_cast<std::uint32_t>(bytes);
-  all.entry_live_bytes += bytes;
+  SegmentDescriptor& holder = descriptor(active);
+  const std::uint64_t offset = active * segment_bytes + holder.entries.used_bytes;
+  holder.entries.used_bytes += static_cast<std::uint32_t>(bytes);
+  holder.entries.live_bytes += static_cast<std::uint32_t>(bytes);
+  state.entry_live_bytes += bytes;
   return offset;
 }
 
 void Allocator::retire_entry(std::uint64_t offset, std::uint64_t bytes) {
   const std::uint64_t segment = offset / segment_bytes;
-  SegmentDescriptor& one = descriptor(segment);
-  if (one.kind == SegmentKind::large) {
-    const std::uint64_t count = one.span.segment_count;
+  SegmentDescriptor& holder = descriptor(segment);
+  if (holder.kind == SegmentKind::large) {
+    const std::uint64_t count = holder.span.segment_count;
     for (std::uint64_t i = 0; i < count; ++i) retire_segment(segment + i);
     return;
   }
-  if (one.kind != SegmentKind::entries || one.entries.live_bytes < bytes)
+  if (holder.kind != SegmentKind::entries || holder.entries.live_bytes < bytes)
     throw corrupt_state("entry in a segment of another kind", segment);
-  one.entries.live_bytes -= static_cast<std::uint32_t>(bytes);
+  holder.entries.live_bytes -= static_cast<std::uint32_t>(bytes);
   allocator_state().entry_live_bytes -= bytes;
-  if (one.utilization_list == 0) return;  // open, or being cleared
-  const std::uint8_t list = static_cast<std::uint8_t>(one.utilization_list - 1);
-  if (list >= utilization_list_count)
-    throw corrupt_state("segment on a list that cannot be", segment);
-  if (one.entries.live_bytes == 0) {
-    unlink(allocator_state().utilization_lists[list], segment);
+  if (holder.utilization_list == 0) return;  // not sealed, or being cleaned
+  std::uint32_t& list = utilization_list_of(segment);
+  if (holder.entries.live_bytes == 0) {
+    unlink(list, segment);
     --allocator_state().entry_segment_count;
     retire_segment(segment);
-  } else if (utilization_list_of(one.entries.live_bytes) != list) {
-    unlink(allocator_state().utilization_lists[list], segment);
+  } else if (utilization_list_number(holder.entries.live_bytes) + 1 != holder.utilization_list) {
+    unlink(list, segment);
     link_sealed_segment(segment);
   }
 }
 
 std::uint64_t Allocator::cleaning_candidate() const {
-  const AllocatorState& all = allocator_state();
-  const std::uint64_t bytes = all.entry_segment_count * segment_bytes;
-  if (all.entry_segment_count < garbage_segments_min ||
-      (bytes - all.entry_live_bytes) * garbage_divisor <= bytes)
+  const AllocatorState& state = allocator_state();
+  const std::uint64_t bytes = state.entry_segment_count * segment_bytes;
+  if (state.entry_segment_count < garbage_segments_min ||
+      (bytes - state.entry_live_bytes) * garbage_divisor <= bytes)
     return 0;
-  // When views keep what was retired from being reused, moving entries about only makes more of it.
-  if (all.retired_count > all.entry_segment_count / 2 + garbage_segments_min) return 0;
+  // While views prevent the reuse of retired segments, moving entries only adds to these.
+  if (state.retired_count > state.entry_segment_count / 2 + garbage_segments_min) return 0;
   for (std::size_t list = 0; list < utilization_list_count - 2; ++list) {
-    if (all.utilization_lists[list] != 0) return all.utilization_lists[list];
+    if (state.utilization_lists[list] != 0) return state.utilization_lists[list];
   }
   return 0;
 }
 
 void Allocator::begin_cleaning(std::uint64_t segment) {
-  SegmentDescriptor& one = descriptor(segment);
-  if (one.kind != SegmentKind::entries || one.utilization_list == 0 ||
-      one.utilization_list > utilization_list_count) {
-    throw corrupt_state("segment on a list that cannot be", segment);
-  }
-  unlink(allocator_state().utilization_lists[one.utilization_list - 1], segment);
-  one.utilization_list = 0;
+  unlink(utilization_list_of(segment), segment);
+  descriptor(segment).utilization_list = 0;
   --allocator_state().entry_segment_count;
 }
 
 // --- Nodes ---
 
 const std::byte* Allocator::node(NodeOffset offset, std::size_t& bytes) const {
-  const std::uint64_t segment = offset / segment_bytes;
-  const SegmentDescriptor& one = descriptor(segment);
-  const std::uint64_t within = offset % segment_bytes;
-  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count ||
-      within % node_bytes_of(one.size_class) != 0) {
+  const SegmentDescriptor& holder = descriptor(offset / segment_bytes);
+  if (holder.kind != SegmentKind::nodes || holder.size_class >= node_class_count ||
+      offset % segment_bytes % node_bytes_of(holder.size_class) != 0) {
     throw corrupt_state("no node at offset", offset);
   }
-  bytes = node_bytes_of(one.size_class);
+  bytes = node_bytes_of(holder.size_class);
   return mapping_.base() + offset;
 }
 
 NodeOffset Allocator::allocate_node(std::size_t size_class) {
-  AllocatorState& all = allocator_state();
-  std::uint32_t& partial = all.partial_node_segments[size_class];
-  if (partial == 0 && all.retired_nodes_head != 0 &&
-      node_header(all.retired_nodes_head).stamp <=
+  assert(size_class < node_class_count);
+  AllocatorState& state = allocator_state();
+  std::uint32_t& partial = state.partial_node_segments[size_class];
+  if (partial == 0 && state.retired_nodes_head != 0 &&
+      node_header(state.retired_nodes_head).stamp <=
           header().applied_id.load(std::memory_order_relaxed)) {
     reclaim_nodes(advance_horizon());
   }
@@ -406,35 +431,14 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
     link(partial, segment);
   }
   const std::uint64_t segment = partial;
-  SegmentDescriptor& one = descriptor(segment);
   const std::size_t bytes = node_bytes_of(size_class);
-  const std::uint64_t count = segment_bytes / bytes;
-  std::uint64_t number;
-  if (one.free_node != 0) {
-    number = one.free_node - 1;
-    if (one.kind != SegmentKind::nodes || one.size_class != size_class || number >= count)
-      throw corrupt_state("free node", segment);
-    one.free_node =
-        static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
-    // The one after this will be wanted soon, and nobody had to do with it for long.
-    if (one.free_node != 0 && one.free_node <= count) {
-      const std::byte* const next =
-          mapping_.base() + segment * segment_bytes + (one.free_node - 1) * bytes;
-      for (std::size_t line = 0; line < node_bytes_of(0); line += 64)
-        __builtin_prefetch(next + line, 1);
-    }
-  } else {
-    number = one.nodes.handed_out;
-    if (one.kind != SegmentKind::nodes || number >= count)
-      throw corrupt_state("nodes handed out", segment);
-    ++one.nodes.handed_out;
-  }
-  ++one.nodes.live;
-  if (one.free_node == 0 && one.nodes.handed_out == count) {
+  const NodeOffset offset = segment * segment_bytes + take_node(segment, size_class) * bytes;
+  SegmentDescriptor& holder = descriptor(segment);
+  ++holder.nodes.live;
+  if (holder.free_node == 0 && holder.nodes.handed_out == segment_bytes / bytes) {
     unlink(partial, segment);
-    one.on_partial_list = 0;
+    holder.on_partial_list = 0;
   }
-  const NodeOffset offset = segment * segment_bytes + number * bytes;
   NodeHeader& node = node_header(offset);
   node = NodeHeader{};
   node.stamp = update_id_;
@@ -442,23 +446,49 @@ NodeOffset Allocator::allocate_node(std::size_t size_class) {
   return offset;
 }
 
+// Returns the number of a free node within the segment, and takes it off the list.
+std::uint64_t Allocator::take_node(std::uint64_t segment, std::size_t size_class) {
+  SegmentDescriptor& holder = descriptor(segment);
+  const std::size_t bytes = node_bytes_of(size_class);
+  const std::uint64_t count = segment_bytes / bytes;
+  if (holder.free_node == 0) {
+    if (holder.kind != SegmentKind::nodes || holder.nodes.handed_out >= count)
+      throw corrupt_state("nodes handed out", segment);
+    return holder.nodes.handed_out++;
+  }
+  const std::uint64_t number = holder.free_node - 1;
+  if (holder.kind != SegmentKind::nodes || holder.size_class != size_class || number >= count)
+    throw corrupt_state("free node", segment);
+  holder.free_node =
+      static_cast<std::uint32_t>(node_header(segment * segment_bytes + number * bytes).next);
+  // The next free node will be allocated soon, and is most likely in no cache.
+  if (holder.free_node != 0 && holder.free_node <= count) {
+    const std::byte* const next =
+        mapping_.base() + segment * segment_bytes + (holder.free_node - 1) * bytes;
+    for (std::size_t line = 0; line < node_bytes_of(0); line += 64)
+      __builtin_prefetch(next + line, 1);
+  }
+  return number;
+}
+
 void Allocator::free_node(NodeOffset offset) {
   const std::uint64_t segment = offset / segment_bytes;
-  SegmentDescriptor& one = descriptor(segment);
-  if (one.kind != SegmentKind::nodes || one.size_class >= node_class_count || one.nodes.live == 0)
+  SegmentDescriptor& holder = descriptor(segment);
+  if (holder.kind != SegmentKind::nodes || holder.size_class >= node_class_count ||
+      holder.nodes.live == 0)
     throw corrupt_state("no node at offset", offset);
-  const std::size_t bytes = node_bytes_of(one.size_class);
-  std::uint32_t& partial = allocator_state().partial_node_segments[one.size_class];
-  node_header(offset).next = one.free_node;
+  const std::size_t bytes = node_bytes_of(holder.size_class);
+  std::uint32_t& partial = allocator_state().partial_node_segments[holder.size_class];
+  node_header(offset).next = holder.free_node;
   node_header(offset).stamp = 0;
-  one.free_node = static_cast<std::uint32_t>(offset % segment_bytes / bytes + 1);
-  --one.nodes.live;
-  if (one.on_partial_list == 0) {
-    one.on_partial_list = 1;
+  holder.free_node = static_cast<std::uint32_t>(offset % segment_bytes / bytes + 1);
+  --holder.nodes.live;
+  if (holder.on_partial_list == 0) {
+    holder.on_partial_list = 1;
     link(partial, segment);
   }
-  const bool only_one = partial == segment && one.next == 0;
-  if (one.nodes.live == 0 && !only_one) {
+  const bool is_only_partial = partial == segment && holder.next == 0;
+  if (holder.nodes.live == 0 && !is_only_partial) {
     unlink(partial, segment);
     retire_segment(segment);
   }
@@ -468,13 +498,13 @@ void Allocator::link_retired_node(NodeOffset offset, UpdateId stamp) {
   NodeHeader& node = node_header(offset);
   node.next = 0;
   node.stamp = stamp;
-  AllocatorState& all = allocator_state();
-  if (all.retired_nodes_tail != 0) {
-    node_header(all.retired_nodes_tail).next = offset;
+  AllocatorState& state = allocator_state();
+  if (state.retired_nodes_tail != 0) {
+    node_header(state.retired_nodes_tail).next = offset;
   } else {
-    all.retired_nodes_head = offset;
+    state.retired_nodes_head = offset;
   }
-  all.retired_nodes_tail = offset;
+  state.retired_nodes_tail = offset;
 }
 
 void Allocator::retire_node(NodeOffset offset) {
@@ -485,18 +515,20 @@ void Allocator::retire_node(NodeOffset offset) {
   }
 }
 
-void Allocator::reclaim_nodes(UpdateId visible) {
-  AllocatorState& all = allocator_state();
-  while (all.retired_nodes_head != 0) {
-    const NodeOffset offset = all.retired_nodes_head;
+// Frees the retired nodes that no view can hold. Point reads do not visit nodes, so the reclaim
+// generation stays.
+void Allocator::reclaim_nodes(UpdateId oldest_visible) {
+  AllocatorState& state = allocator_state();
+  while (state.retired_nodes_head != 0) {
+    const NodeOffset offset = state.retired_nodes_head;
     std::size_t bytes;
     node(offset, bytes);  // checks the offset
-    const NodeHeader& one = node_header(offset);
-    if (one.stamp > visible) return;
-    all.retired_nodes_head = one.next;
-    if (one.next != 0 && one.next < mapping_.usable_bytes())
-      __builtin_prefetch(mapping_.base() + one.next, 1);
-    if (all.retired_nodes_head == 0) all.retired_nodes_tail = 0;
+    const NodeHeader& retired = node_header(offset);
+    if (retired.stamp > oldest_visible) return;
+    state.retired_nodes_head = retired.next;
+    if (retired.next != 0 && retired.next < mapping_.usable_bytes())
+      __builtin_prefetch(mapping_.base() + retired.next, 1);
+    if (state.retired_nodes_head == 0) state.retired_nodes_tail = 0;
     free_node(offset);
   }
 }

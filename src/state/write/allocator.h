@@ -1,15 +1,22 @@
-// The space of the state file: segments, and what is carved out of them. Writer only.
+// Allocates the space of the state file: segments, and entries, nodes and filters inside them.
+// Writer only.
 //
-// Space goes round: free -> in use -> retired with a stamp -> free again, when no reader can hold
-// anything from before the stamp. The stamp is the id of the update under way: once that one is
-// published, nobody new comes to what was retired. Two kinds of reader have to be waited for or
-// warned off:
-//   views        say in a reader slot which id they hold; visible_from() looks at the slots
-//   point reads  say nothing; the reclaim generation is raised before the space is written over, and they start again
+// Space goes through a cycle: free, in use, retired with a stamp, free again once no reader can
+// reach anything from before the stamp. The stamp is the id of the update in progress. After that
+// update is published, no new reader can reach what it retired. Two kinds of readers remain:
 //
-// The books (WriterBooks and the descriptors) are exact while writers leave cleanly. A writer that
-// died leaves them in any state: the next one rebuilds them from what the index and the tree reach
-// (recovery.h) and believes nothing else.
+//   views         store their id in a reader slot; advance_horizon() reads the slots
+//   point reads   store nothing; the allocator increments the reclaim generation before it writes
+//                 over retired space, and a point read starts again if the generation has changed
+//
+// Entries are a log-structured storage: the writer appends to the active segment. When a segment is
+// full, it is sealed and put on a list by its utilization, the share of its bytes that is live. The
+// segment cleaner (Applier::clean_segment) copies live entries out of little used segments.
+// (Rosenblum and Ousterhout, The Design and Implementation of a Log-Structured File System, 1992)
+//
+// AllocatorState and the descriptors are exact as long as writers finish. A writer that dies leaves
+// them in any state. The next writer then rebuilds both from what the point index and the key index
+// refer to (recovery.h), and ignores their old contents.
 #pragma once
 
 #include <cstddef>
@@ -22,49 +29,50 @@
 
 namespace whycache {
 
+// Every function throws Error(corrupt) if it finds AllocatorState, a descriptor or a node header
+// damaged. Those that allocate throw Error(limit) if the state may not grow or the disk is full.
 class Allocator final : public NodeStore {
  public:
-  // `readers` is null for a file that nobody else can open yet.
+  // `readers` is null for a file that no other process can open yet.
   Allocator(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
       : mapping_(mapping), readers_(readers), bytes_max_(bytes_max) {}
 
   Mapping& mapping() const { return mapping_; }
   Header& header() const { return mapping_.writable_header(); }
   AllocatorState& allocator_state() const { return header().allocator_state; }
-  // Throws Error corrupt for a number that cannot be.
   SegmentDescriptor& descriptor(std::uint64_t segment) const;
 
-  // The update under way: what is retired gets its stamp.
+  // Starts update `id`, the stamp of everything that is retired from now on.
   void begin_update(UpdateId id) { update_id_ = id; }
   UpdateId update_id() const { return update_id_; }
 
-  // The least id a reader may be at: raises the horizon to the applied id, so that no view starts
-  // below, and looks at the slots.
+  // Stores the applied id as the reclaim horizon, so that no view starts below it, and frees the
+  // slots of dead processes. Returns the lowest id that a view may hold.
   UpdateId advance_horizon();
-  // Whether there is any view at all. Who pins after this was answered with no finds what is stored
-  // by now.
+  // Whether there is any view. After it returns false, every new view sees all earlier stores.
   bool has_views();
-  // From here on, point reads that began before start again. Before anything a reader may be
-  // looking at is written over.
+  // Makes point reads that are in progress start again. Call this before writing over anything that
+  // a reader may be reading.
   void increment_generation();
 
   // --- Segments ---
 
-  // A segment of `kind`, contents undefined. Throws Error limit: the state may not grow, or the
-  // disk is full.
+  // Returns a segment of `kind` with undefined contents.
   std::uint64_t allocate_segment(SegmentKind kind);
-  // `count` segments in a row: the first of kind `first`, the others large_rest.
-  std::uint64_t allocate_span(SegmentKind first, std::uint64_t count);
+  // Returns the first of `count` adjacent segments. The first has kind `first_kind`, the others are
+  // continuations.
+  std::uint64_t allocate_span(SegmentKind first_kind, std::uint64_t count);
   void retire_segment(std::uint64_t segment);
-  // Room for the filter of a part, contents undefined. Throws Error limit.
+  // Returns the offset of a filter for an index page, with undefined contents.
   std::uint64_t allocate_filter();
-  // Both at once: they are free again at the same time.
+  // Retires an index page and its filter together. Both become free at the same time.
   void retire_index_page(std::uint64_t segment, std::uint64_t filter);
-  // Makes retired space free as far as readers allow.
+  // Frees the retired segments that no reader can reach.
   void reclaim_segments();
-  // Adds segments to an empty or growing file.
+  // Adds at least `segments_wanted` segments to the end of the file. They may include tables.
   void grow(std::uint64_t segments_wanted);
-  // For rebuilding the books: forgets all lists; every segment's descriptor is then set by hand.
+
+  // For recovery, which fills in the descriptor first: put a segment on the list of its kind.
   void link_free_segment(std::uint64_t segment);
   void link_retired_segment(std::uint64_t segment, UpdateId stamp);
   void link_sealed_segment(std::uint64_t segment);
@@ -72,17 +80,19 @@ class Allocator final : public NodeStore {
 
   // --- Entries ---
 
-  // Room for an entry of entry_bytes() `bytes`, counted as live. `copy`: it is moved, not new; kept
-  // apart from new ones.
-  std::uint64_t allocate_entry(std::uint64_t bytes, bool copy);
-  // Whether allocate_entry needs a segment: the moment to win space back first.
+  // Whether a new entry goes to the active segment, or is copied from a segment being cleaned.
+  // Copies go to the cleaning segment, apart from new entries.
+  enum class EntryOrigin { written, cleaned };
+  // Returns the offset of `bytes` bytes for an entry, and counts them as live.
+  std::uint64_t allocate_entry(std::uint64_t bytes, EntryOrigin origin);
+  // Whether writing an entry of this size needs another segment. Clean before that.
   bool needs_segment(std::uint64_t bytes) const;
-  // The index no longer points to this entry.
+  // Retires an entry that the point index no longer refers to.
   void retire_entry(std::uint64_t offset, std::uint64_t bytes);
-  // The sealed segment of entries with least live in it, if winning space back pays; 0: it does
-  // not.
+  // Returns the sealed segment to clean next, one of the least used, or 0 if cleaning does not pay.
   std::uint64_t cleaning_candidate() const;
-  // Takes it off its list, for moving its live entries away; retire it afterwards.
+  // Takes a sealed segment off its utilization list. The caller copies its live entries, then
+  // retires the segment.
   void begin_cleaning(std::uint64_t segment);
 
   // --- Nodes of the key index ---
@@ -94,20 +104,22 @@ class Allocator final : public NodeStore {
   bool is_private(NodeOffset offset) const override {
     return node_header(offset).stamp == update_id_;
   }
-  // Puts a node on the list of retired ones; for rebuilding the books.
+  // For recovery: puts a node on the list of retired nodes.
   void link_retired_node(NodeOffset offset, UpdateId stamp);
 
  private:
-  // Throws Error corrupt for an offset that cannot be a node's.
   NodeHeader& node_header(NodeOffset offset) const;
   void unlink(std::uint32_t& head, std::uint64_t segment);
   void link(std::uint32_t& head, std::uint64_t segment);
+  std::uint32_t& utilization_list_of(std::uint64_t segment) const;
   std::uint64_t take_free_segment();
   std::uint64_t find_free_run(std::uint64_t count) const;
-  void seal_segment(std::uint32_t& open);
+  std::uint64_t segments_to_add(std::uint64_t segments_wanted) const;
+  void seal_segment(std::uint32_t& active);
+  std::uint64_t take_node(std::uint64_t segment, std::size_t size_class);
   void free_node(NodeOffset offset);
   void free_filter(std::uint64_t offset);
-  void reclaim_nodes(UpdateId visible_from);
+  void reclaim_nodes(UpdateId oldest_visible);
 
   Mapping& mapping_;
   LockFile* readers_;

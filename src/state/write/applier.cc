@@ -195,8 +195,8 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
     }
   }
   const bool wide_or_previous = is_wide_entry(key.size(), value.size()) || previous != 0;
-  const std::uint64_t offset =
-      allocator_.allocate_entry(entry_bytes(key.size(), value.size(), wide_or_previous), false);
+  const std::uint64_t offset = allocator_.allocate_entry(
+      entry_bytes(key.size(), value.size(), wide_or_previous), Allocator::EntryOrigin::written);
   write_entry(mapping_.writable_base() + offset, pending_block_.id, false, key, value, previous);
   if (word != nullptr) {
     PointIndex::replace(*word, offset);
@@ -229,7 +229,8 @@ void Applier::erase(std::string_view key, std::uint64_t hash) {
   key_changes_.push_back({key, false});
 
   const std::uint64_t previous = old.id() == pending_block_.id ? old.previous_offset() : old_offset;
-  const std::uint64_t offset = allocator_.allocate_entry(entry_bytes(key.size(), 0, true), false);
+  const std::uint64_t offset =
+      allocator_.allocate_entry(entry_bytes(key.size(), 0, true), Allocator::EntryOrigin::written);
   write_entry(mapping_.writable_base() + offset, pending_block_.id, true, key, {}, previous);
   PointIndex::replace(*word, offset);
   allocator_.retire_entry(old_offset, old.bytes());
@@ -322,7 +323,8 @@ void Applier::clean_segment(std::uint64_t segment) {
         raised = true;
         point_index_.remove(*word);
       } else {
-        const std::uint64_t copy = allocator_.allocate_entry(bytes, true);
+        const std::uint64_t copy =
+            allocator_.allocate_entry(bytes, Allocator::EntryOrigin::cleaned);
         std::memcpy(mapping_.writable_base() + copy, mapping_.base() + places[i].offset, bytes);
         PointIndex::replace(*word, copy);
       }
