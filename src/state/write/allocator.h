@@ -30,7 +30,7 @@
 namespace whycache {
 
 // Every function throws Error(corrupt) if it finds AllocatorState, a descriptor or a node header
-// damaged. Those that allocate throw Error(limit) if the state may not grow or the disk is full.
+// damaged. Allocation throws Error(limit) if the state may not grow or the disk is full.
 class Allocator final : public NodeStore {
  public:
   // `readers` is null for a file that no other process can open yet.

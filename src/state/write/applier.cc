@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 #include <cstring>
 
 #include "state/btree/check.h"
@@ -12,7 +13,7 @@
 namespace whycache {
 namespace {
 
-// How far ahead of the change being applied the memory it will touch is asked for.
+// Changes are prefetched this far ahead of the one being applied.
 constexpr std::size_t prefetch_distance = 12;
 constexpr int cleaned_segments_max = 8;
 
@@ -23,7 +24,7 @@ void set_digest(PublishedBlock& block, const Digest& digest) {
   block.digest_high = digest.high;
 }
 
-// `previous`: offset of the version before, 0 if there is none.
+// `previous`: offset of the previous version, 0 if there is none.
 void write_entry(std::byte* to, UpdateId id, bool erased, std::string_view key,
                  std::string_view value, std::uint64_t previous) {
   const auto put = [&to](const void* from, std::size_t bytes) {
@@ -87,14 +88,17 @@ void Applier::create(std::uint64_t chain) {
   publish();
 }
 
+// If the writer dies before the last store, the update stays invisible and recovery rolls it back.
+// After it, the update is complete.
 void Applier::publish() {
   Header& header = mapping_.writable_header();
   pending_block_.checksum = pending_block_.expected_checksum();
-  // Pairs with the acquire fence of read_published(): who sees the block written over sees that the
-  // updates since were published.
+  // Pairs with the acquire fence of read_published(). A reader that sees any byte of the new block
+  // also sees the applied ids stored before. From these it knows that its block is overwritten.
   std::atomic_thread_fence(std::memory_order_release);
   header.published[pending_block_.id % published_block_count] = pending_block_;
-  // Everything of the update is written; from here on it is what readers see.
+  // Release: pairs with the acquire loads of the applied id by readers, which then see the block,
+  // the entries, the index words and the nodes of the update.
   header.applied_id.store(pending_block_.id, std::memory_order_release);
 }
 
@@ -112,6 +116,8 @@ void Applier::apply(const Update& update) {
   key_changes_.clear();
   if (update.erases_all) {
     erase_all();
+    // erase() has recorded every key as removed. The key index has none of them any more:
+    // erase_all() has dropped the entire tree.
     key_changes_.clear();
   }
   const std::size_t count = update.changes.size();
@@ -134,24 +140,28 @@ void Applier::apply(const Update& update) {
   publish();
 }
 
-// Of several changes of one key the last one counts, and only that is made: a reader that found
-// what the first made just before it was replaced would take it for a value that was published.
+// If an update changes a key more than once, only the last change is applied. Otherwise a reader
+// could find the entry of an earlier change, then load the new applied id, and return a value that
+// was never published.
 void Applier::mark_last_change_per_key(std::span<const Change> changes) {
   const std::size_t count = changes.size();
   is_last_.assign(count, true);
   if (count < 2) return;
-  const std::size_t places = std::bit_ceil(count * 2);
-  last_slots_.assign(places, 0);  // by hash: 1 + which change, or 0
+  // An open-addressing hash table of the keys seen so far, from the back: 1 + index of the change,
+  // or 0. At most half full, so that probing ends.
+  const std::size_t slots = std::bit_ceil(count * 2);
+  last_slots_.assign(slots, 0);
   for (std::size_t i = count; i-- > 0;) {
-    std::size_t place = hashes_[i] & (places - 1);
-    for (; last_slots_[place] != 0; place = (place + 1) & (places - 1)) {
-      const std::size_t other = last_slots_[place] - 1;
-      if (hashes_[other] != hashes_[i] || changes[other].key != changes[i].key) continue;
+    std::size_t slot = hashes_[i] & (slots - 1);
+    for (; last_slots_[slot] != 0; slot = (slot + 1) & (slots - 1)) {
+      const std::size_t later = last_slots_[slot] - 1;
+      if (hashes_[later] != hashes_[i] || changes[later].key != changes[i].key) continue;
       is_last_[i] = false;
       break;
     }
-    if (is_last_[i]) last_slots_[place] = i + 1;
+    if (is_last_[i]) last_slots_[slot] = i + 1;
   }
+  assert(is_last_.back());
 }
 
 void Applier::load(std::span<const Item> items, UpdateId id) {
@@ -162,7 +172,7 @@ void Applier::load(std::span<const Item> items, UpdateId id) {
   keys.reserve(items.size());
   for (const Item& item : items) keys.push_back(item.key);
   pending_block_.key_index_root = key_index_.insert_sorted(pending_block_.key_index_root, keys);
-  key_changes_.clear();
+  key_changes_.clear();  // filled by set(); the keys are in the tree already
 }
 
 void Applier::finish_load(UpdateId id, std::uint64_t chain) {
@@ -173,6 +183,7 @@ void Applier::finish_load(UpdateId id, std::uint64_t chain) {
 }
 
 void Applier::set(std::string_view key, std::string_view value, std::uint64_t hash) {
+  assert(allocator_.update_id() == pending_block_.id);
   clean_if_needed(entry_bytes(key.size(), value.size(), true));
   IndexWord* const word = point_index_.find(hash, key);
   std::uint64_t previous = 0;
@@ -182,8 +193,8 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
   if (word != nullptr) {
     old_offset = word_offset(word->load(std::memory_order_relaxed));
     const Entry old = point_index_.entry(old_offset);
-    // A version of this very update was made by one that erases everything, and is nothing anybody
-    // will ever see.
+    // No reader will ever see an entry of this update, which is the mark of erase_all(). Refer to
+    // the one before.
     previous = old.id() == pending_block_.id ? old.previous_offset() : old_offset;
     old_bytes = old.bytes();
     was_there = !old.erased();
@@ -215,6 +226,7 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
 }
 
 void Applier::erase(std::string_view key, std::uint64_t hash) {
+  assert(allocator_.update_id() == pending_block_.id);
   clean_if_needed(entry_bytes(key.size(), 0, true));
   IndexWord* const word = point_index_.find(hash, key);
   if (word == nullptr) return;
@@ -237,19 +249,20 @@ void Applier::erase(std::string_view key, std::uint64_t hash) {
 }
 
 void Applier::erase_all() {
-  // The keys are taken from the tree as it was published; it stands still while the entries go.
+  // Iterates over the published tree, which erase() does not change.
   BTreeCursor cursor(allocator_);
   for (cursor.seek(pending_block_.key_index_root, {}); !cursor.at_end(); cursor.next())
     erase(cursor.key(), mapping_.hash_of(cursor.key()));
+  // Retiring a node writes to its header, so collect the nodes first.
+  std::vector<NodeOffset> nodes_to_retire;
   visit_nodes(allocator_, pending_block_.key_index_root,
-              [this](NodeOffset offset, std::size_t) { nodes_to_retire_.push_back(offset); });
-  for (const NodeOffset offset : nodes_to_retire_) allocator_.retire_node(offset);
-  nodes_to_retire_.clear();
+              [&](NodeOffset offset, std::size_t) { nodes_to_retire.push_back(offset); });
+  for (const NodeOffset offset : nodes_to_retire) allocator_.retire_node(offset);
   pending_block_.key_index_root = 0;
 }
 
 void Applier::update_key_index() {
-  if (key_changes_.empty()) return;
+  if (key_changes_.empty()) return;  // most updates only replace values
   if (key_changes_.size() == 1) {
     pending_block_.key_index_root =
         key_changes_[0].is_insertion
@@ -257,27 +270,29 @@ void Applier::update_key_index() {
             : key_index_.erase(pending_block_.key_index_root, key_changes_[0].key);
     return;
   }
-  // A key appears and disappears by turns, so what it does first and last says what it did in all.
-  std::stable_sort(key_changes_.begin(), key_changes_.end(),
-                   [](const KeyChange& a, const KeyChange& b) { return a.key < b.key; });
-  std::vector<std::string_view> appeared;
-  for (auto begin = key_changes_.begin(); begin != key_changes_.end();) {
-    const auto end = std::find_if(begin, key_changes_.end(),
-                                  [&](const KeyChange& move) { return move.key != begin->key; });
-    const bool net = begin->is_insertion == (end - 1)->is_insertion;
-    if (net && begin->is_insertion) appeared.push_back(begin->key);
-    if (net && !begin->is_insertion)
-      pending_block_.key_index_root = key_index_.erase(pending_block_.key_index_root, begin->key);
-    begin = end;
+  std::sort(key_changes_.begin(), key_changes_.end(),
+            [](const KeyChange& a, const KeyChange& b) { return a.key < b.key; });
+  // mark_last_change_per_key() has left one change per key.
+  assert(std::adjacent_find(key_changes_.begin(), key_changes_.end(),
+                            [](const KeyChange& a, const KeyChange& b) {
+                              return a.key == b.key;
+                            }) == key_changes_.end());
+  std::vector<std::string_view> inserted;
+  for (const KeyChange& change : key_changes_) {
+    if (change.is_insertion) {
+      inserted.push_back(change.key);
+    } else {
+      pending_block_.key_index_root = key_index_.erase(pending_block_.key_index_root, change.key);
+    }
   }
-  if (!appeared.empty())
+  if (!inserted.empty())
     pending_block_.key_index_root =
-        key_index_.insert_sorted(pending_block_.key_index_root, appeared);
+        key_index_.insert_sorted(pending_block_.key_index_root, inserted);
 }
 
 void Applier::clean_if_needed(std::uint64_t bytes) {
   if (!allocator_.needs_segment(bytes)) return;
-  for (int cleared = 0; cleared < cleaned_segments_max; ++cleared) {
+  for (int cleaned = 0; cleaned < cleaned_segments_max; ++cleaned) {
     const std::uint64_t segment = allocator_.cleaning_candidate();
     if (segment == 0) return;
     clean_segment(segment);
@@ -285,19 +300,19 @@ void Applier::clean_if_needed(std::uint64_t bytes) {
 }
 
 void Applier::clean_segment(std::uint64_t segment) {
-  const UpdateId visible = allocator_.advance_horizon();
+  const UpdateId oldest_visible = allocator_.advance_horizon();
   const std::uint64_t end =
       std::min<std::uint64_t>(allocator_.descriptor(segment).entries.used_bytes, segment_bytes);
   allocator_.begin_cleaning(segment);
   const std::uint64_t first = segment * segment_bytes;
-  bool raised = false;
+  bool generation_incremented = false;
 
-  // A few entries at a time: their buckets are asked for together, then looked at.
+  // A batch of entries at a time: prefetches all their buckets before it uses the first.
   struct EntryLocation {
     std::uint64_t offset;
     std::uint64_t hash;
   };
-  EntryLocation places[prefetch_distance];
+  EntryLocation batch[prefetch_distance];
   std::uint64_t within = 0;
   while (within < end) {
     std::size_t count = 0;
@@ -307,28 +322,28 @@ void Applier::clean_segment(std::uint64_t segment) {
       if (entry.key_bytes == 0 || bytes > end - within) {
         throw corrupt_state("entry at offset", first + within);
       }
-      places[count] = {first + within, mapping_.hash_of(entry.key())};
-      point_index_.prefetch(places[count].hash);
+      batch[count] = {first + within, mapping_.hash_of(entry.key())};
+      point_index_.prefetch(batch[count].hash);
       within += bytes;
     }
     for (std::size_t i = 0; i < count; ++i) {
-      IndexWord* const word = point_index_.find_offset(places[i].hash, places[i].offset);
-      if (word == nullptr) continue;
-      const Entry entry = point_index_.entry(places[i].offset);
+      IndexWord* const word = point_index_.find_offset(batch[i].hash, batch[i].offset);
+      if (word == nullptr) continue;  // garbage
+      const Entry entry = point_index_.entry(batch[i].offset);
       const std::uint64_t bytes = entry.bytes();
-      if (entry.erased() && entry.id() <= visible) {
-        // Everybody sees the key gone already, so that its last trace may go. A point read that
-        // began earlier has to begin again: it might look for the version before.
-        if (!raised) allocator_.increment_generation();
-        raised = true;
+      if (entry.erased() && entry.id() <= oldest_visible) {
+        // No view can see a value of this key any more, so drop the mark too. A point read that
+        // began earlier must start again: it might look for the previous version.
+        if (!generation_incremented) allocator_.increment_generation();
+        generation_incremented = true;
         point_index_.remove(*word);
       } else {
         const std::uint64_t copy =
             allocator_.allocate_entry(bytes, Allocator::EntryOrigin::cleaned);
-        std::memcpy(mapping_.writable_base() + copy, mapping_.base() + places[i].offset, bytes);
+        std::memcpy(mapping_.writable_base() + copy, mapping_.base() + batch[i].offset, bytes);
         PointIndex::replace(*word, copy);
       }
-      allocator_.retire_entry(places[i].offset, bytes);
+      allocator_.retire_entry(batch[i].offset, bytes);
     }
   }
   allocator_.retire_segment(segment);

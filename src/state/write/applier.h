@@ -1,5 +1,5 @@
-// Carries updates into a writable mapping: entries, point index, key index, digest, and the one
-// store that makes it visible.
+// Applies updates to a writable mapping: entries, point index, key index and digest, and then the
+// one store that makes the update visible.
 #pragma once
 
 #include <cstdint>
@@ -18,33 +18,41 @@ namespace whycache {
 
 class Applier {
  public:
-  // `readers` is null for a file that nobody else can open yet.
+  // `readers` is null for a file that no other process can open yet.
   Applier(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max);
 
-  // Lays out an empty state at update 0 in a file whose fixed header is written.
+  // Creates an empty state at update 0 in a file whose fixed header is written.
   void create(std::uint64_t chain);
 
-  // Applies update applied_id + 1 and publishes it. If an exception leaves it, nothing of the
-  // update is visible, and the file has to be recovered before the next one (recovery.h): leave
-  // Header::writer_active set.
+  // Applies update applied_id + 1 and publishes it. Throws Error(invalid) for another id,
+  // Error(limit) if the state may not grow, Error(corrupt) if the file is damaged. After an
+  // exception nothing of the update is visible, but the file needs recovery (recovery.h) before the
+  // next one. The caller therefore leaves Header::writer_active set.
   void apply(const Update& update);
 
-  // For a file that nobody else can open yet: items in ascending key order, published by loaded().
+  // For a file that no other process can open yet. load() adds items in ascending key order, as
+  // entries of update `id`. finish_load() publishes them as the state at its `id`, the same or
+  // later.
   void load(std::span<const Item> items, UpdateId id);
   void finish_load(UpdateId id, std::uint64_t chain);
 
   Allocator& allocator() { return allocator_; }
   PointIndex& point_index() { return point_index_; }
+  // Throws Error(corrupt) if the block of the applied id is damaged.
   const PublishedBlock& published() const;
 
  private:
+  // set() and erase() change the point index, and record in key_changes_ whether the key was
+  // inserted or removed.
   void set(std::string_view key, std::string_view value, std::uint64_t hash);
   void erase(std::string_view key, std::uint64_t hash);
+  // Calls erase() for every key, so it fills key_changes_ too. Then drops the entire key index.
   void erase_all();
   void mark_last_change_per_key(std::span<const Change> changes);
+  // Applies key_changes_ to the key index.
   void update_key_index();
-  // Wins space back before new entries are written, so that entries do not move under the hands of
-  // the caller.
+  // The segment cleaner. Runs before the caller looks for the entry of a key, because cleaning
+  // moves entries.
   void clean_if_needed(std::uint64_t bytes);
   void clean_segment(std::uint64_t segment);
   void publish();
@@ -58,12 +66,14 @@ class Applier {
   Allocator allocator_;
   PointIndex point_index_;
   BTreeWriter key_index_;
-  PublishedBlock pending_block_{};      // of the update under way
-  std::vector<KeyChange> key_changes_;  // keys that appear or disappear, in order
-  std::vector<std::uint64_t> hashes_;
-  std::vector<bool> is_last_;  // of each change of an update, whether it is the last one of its key
-  std::vector<std::size_t> last_slots_;
-  std::vector<NodeOffset> nodes_to_retire_;
+  PublishedBlock pending_block_{};  // of the update in progress
+  // Keys that the update in progress inserts or removes, at most one change per key. Filled by
+  // set() and erase(), used by update_key_index(). The keys point into the update.
+  std::vector<KeyChange> key_changes_;
+  // Kept between updates to reuse their memory.
+  std::vector<std::uint64_t> hashes_;    // of the key of each change
+  std::vector<bool> is_last_;            // whether each change is the last one of its key
+  std::vector<std::size_t> last_slots_;  // of mark_last_change_per_key()
 };
 
 }  // namespace whycache
