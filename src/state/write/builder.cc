@@ -44,7 +44,7 @@ OwnedTemporaryFile create_state_file(const StateOptions& options, const Uuid& lo
   if (::fchmod(file.descriptor(), options.mode) != 0)
     throw system_error("cannot set mode of file", file.path(), errno);
   const int error = allocate_in_file(file.descriptor(), 0, segment_bytes);
-  if (error != 0) throw system_error("cannot make state file", file.path(), error);
+  if (error != 0) throw system_error("cannot create state file", file.path(), error);
   const Mapping mapping(file.duplicate_descriptor(), file.path(), segment_bytes,
                         Mapping::Access::write);
   write_fixed_header(mapping.writable_header(), log_uuid, log_name, file.descriptor(), file.path());
@@ -71,8 +71,7 @@ StateBuilder::StateBuilder(const StateOptions& options, OwnedTemporaryFile file,
   applier_.create(chain_start(log_uuid));
 }
 
-// Any id up to that of the base will do for the entries: nobody sees the state as of an earlier
-// one.
+// The entries may have any id up to that of the base, because no reader sees an earlier state.
 void StateBuilder::load(std::span<const Item> items) {
   check_not_forked();
   applier_.load(items, 1);
@@ -98,10 +97,11 @@ std::shared_ptr<const detail::Pin> StateBuilder::pin() const {
       open_file(path(), O_RDONLY), path(), bytes_max_, Mapping::Access::read));
 }
 
-// The file and its mapping are the parent's.
+// The file is the parent's, and a child does not inherit the mapping (MADV_DONTFORK).
 void StateBuilder::check_not_forked() const {
   if (fork_count_ != fork_count())
-    throw Error(ErrorKind::invalid, "building began before fork: begin anew in the child");
+    throw Error(ErrorKind::invalid,
+                "builder was created before fork: create another one in the child");
 }
 
 }  // namespace whycache
