@@ -13,15 +13,16 @@
 namespace whycache {
 namespace {
 
-// Verifies the file and rewrites its header. Returns why it cannot be trusted; empty if it is
-// adopted.
-std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& foreign) {
-  if (foreign.header().writer_active.load(std::memory_order_acquire) != 0) {
+// Verifies a file from elsewhere, and makes it a file of this boot. Returns the reason if it cannot
+// be trusted, or an empty string.
+std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& found) {
+  // Acquire: pairs with the release store of clear_writer_active().
+  if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
   }
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
                   Mapping::Access::write);
-  // A copy may have holes. On a full disk, touching one would kill the process.
+  // A copy may have holes. On a full disk, writing to one would kill the process by SIGBUS.
   if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
     throw system_error("cannot allocate the state file's blocks", options.path, error);
   }
@@ -29,7 +30,7 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
   if (!faults.empty()) return "it does not verify: " + faults.front();
 
   Header& header = mapping.writable_header();
-  header.writer_active.store(1, std::memory_order_release);
+  mark_writer_active(header);
   Applier applier(mapping, &locks, options.bytes_max);
   try {
     recover(applier.allocator(), applier.point_index());
@@ -38,7 +39,7 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
   }
   const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
   write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
-  header.writer_active.store(0, std::memory_order_release);
+  clear_writer_active(header);
   return {};
 }
 
@@ -49,7 +50,7 @@ StateFileResult open_or_adopt_state_file(const StateOptions& options, LockFile& 
   if (!found.foreign) return found;
   const std::string fault = adopt(options, locks, *found.foreign);
   if (!fault.empty()) return {nullptr, fault + ": path=" + options.path, true, nullptr};
-  // Mapped again: the header has changed.
+  // adopt() has rewritten the header, so map the file again.
   auto mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path,
                                            options.bytes_max, Mapping::Access::read);
   return {std::move(mapping), {}, true, nullptr};

@@ -1,7 +1,8 @@
 #include "state/write/recovery.h"
 
 #include <algorithm>
-#include <cstring>
+#include <atomic>
+#include <cassert>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -15,10 +16,10 @@ namespace {
 
 class Recovery {
  public:
-  Recovery(Allocator& arena, PointIndex& index)
-      : allocator_(arena),
+  Recovery(Allocator& allocator, PointIndex& index)
+      : allocator_(allocator),
         index_(index),
-        applied_id_(arena.header().applied_id.load(std::memory_order_relaxed)) {}
+        applied_id_(allocator.header().applied_id.load(std::memory_order_relaxed)) {}
 
   std::uint64_t run() {
     Header& header = allocator_.header();
@@ -28,7 +29,8 @@ class Recovery {
     if (count == 0) throw corrupt_state("file bytes", bytes);
     header.allocator_state = AllocatorState{};
     header.allocator_state.segment_count = static_cast<std::uint32_t>(count);
-    usage_.assign(count, SegmentDescriptor{});
+    descriptors_.assign(count, SegmentDescriptor{});
+    // Release: pairs with the acquire load of the horizon in Pin (read/pin.cc).
     header.reclaim_horizon.store(applied_id_, std::memory_order_release);
     allocator_.begin_update(applied_id_ + 1);
 
@@ -42,50 +44,52 @@ class Recovery {
   }
 
  private:
-  SegmentDescriptor& claim_segment(std::uint64_t segment, SegmentKind kind) {
-    if (segment == 0 || segment >= usage_.size())
+  // Marks a segment. Throws Error(corrupt) if it is in use as another kind.
+  SegmentDescriptor& mark_segment(std::uint64_t segment, SegmentKind kind) {
+    if (segment == 0 || segment >= descriptors_.size())
       throw corrupt_state("segment beyond the end", segment);
-    SegmentDescriptor& one = usage_[segment];
-    if (one.kind != SegmentKind::free && one.kind != kind)
+    SegmentDescriptor& marked = descriptors_[segment];
+    if (marked.kind != SegmentKind::free && marked.kind != kind)
       throw corrupt_state("segment used in two ways", segment);
-    one.kind = kind;
-    return one;
+    marked.kind = kind;
+    return marked;
   }
 
   void mark_tables() {
-    for (std::uint64_t segment = 0; segment < usage_.size(); segment += segments_per_table)
-      usage_[segment].kind = SegmentKind::table;
+    for (std::uint64_t segment = 0; segment < descriptors_.size(); segment += segments_per_table)
+      descriptors_[segment].kind = SegmentKind::table;
   }
 
   void mark_directory() {
     unsigned depth;
     index_.directory(depth);
-    const std::uint64_t place =
-        index_directory_offset(allocator_.header().index_directory.load(std::memory_order_relaxed));
-    const std::uint64_t segments =
+    const std::uint64_t first = index_directory_offset(allocator_.header().index_directory.load(
+                                    std::memory_order_relaxed)) /
+                                segment_bytes;
+    const std::uint64_t count =
         depth <= small_index_directory_depth_max ? 1 : segments_for(sizeof(IndexWord) << depth);
-    claim_segment(place / segment_bytes, SegmentKind::index_directory).span.segment_count =
-        static_cast<std::uint32_t>(segments);
-    for (std::uint64_t i = 1; i < segments; ++i)
-      claim_segment(place / segment_bytes + i, SegmentKind::continuation);
+    mark_segment(first, SegmentKind::index_directory).span.segment_count =
+        static_cast<std::uint32_t>(count);
+    for (std::uint64_t i = 1; i < count; ++i) mark_segment(first + i, SegmentKind::continuation);
   }
 
-  // The slots a part stands in are a block of 2^(depth - its depth). A part that was being replaced
-  // when the writer died still stands in the last slot of its block, as it was; it takes the whole
-  // block back.
+  // The slots of an index page are a block of 2^(global depth - local depth). PointIndex replaces a
+  // page slot by slot, front to back. If the writer died meanwhile, the last slot of the block
+  // still names the old page, which is unchanged. Give it the whole block back.
   void repair_directory() {
     unsigned depth;
     IndexWord* const slots = index_.directory(depth);
     const std::uint64_t count = std::uint64_t{1} << depth;
     for (std::uint64_t slot = count; slot-- > 0;) {
       const std::uint64_t word = slots[slot].load(std::memory_order_relaxed);
-      if (local_depth(word) > depth) throw corrupt_state("depth of index part", local_depth(word));
+      if (local_depth(word) > depth)
+        throw corrupt_state("local depth of index page", local_depth(word));
       const std::uint64_t block = std::uint64_t{1} << (depth - local_depth(word));
       const std::uint64_t first = slot & ~(block - 1);
       if ((slot & (block - 1)) != block - 1) throw corrupt_state("index directory at slot", slot);
       for (std::uint64_t i = first; i < slot; ++i) {
         if (slots[i].load(std::memory_order_relaxed) != word)
-          slots[i].store(word, std::memory_order_release);
+          slots[i].store(word, std::memory_order_release);  // acquired by readers
       }
       slot = first;
     }
@@ -97,61 +101,73 @@ class Recovery {
     const std::uint64_t count = std::uint64_t{1} << depth;
     for (std::uint64_t slot = 0; slot < count;) {
       const std::uint64_t word = slots[slot].load(std::memory_order_relaxed);
-      SegmentDescriptor& one =
-          claim_segment(index_page_offset(word) / segment_bytes, SegmentKind::index_page);
-      if (one.page.live + one.page.tombstones > 0)
-        throw corrupt_state("index part in two places at slot", slot);
-      mark_entries(index_page_offset(word), one);
+      SegmentDescriptor::PageCounts& counts =
+          mark_segment(index_page_offset(word) / segment_bytes, SegmentKind::index_page).page;
+      if (counts.live + counts.tombstones > 0)
+        throw corrupt_state("index page in two blocks of the directory, at slot", slot);
+      mark_entries(index_page_offset(word), counts);
       mark_filter(index_page_filter_offset(word));
       slot += std::uint64_t{1} << (depth - local_depth(word));
     }
   }
 
-  void mark_entries(std::uint64_t offset, SegmentDescriptor& book) {
-    auto* const words = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + offset);
-    constexpr std::uint64_t ahead = 64;
+  void mark_entries(std::uint64_t page_offset, SegmentDescriptor::PageCounts& counts) {
+    auto* const words =
+        reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + page_offset);
+    constexpr std::uint64_t prefetch_distance = 64;
     for (std::uint64_t i = 0; i < index_page_words; ++i) {
-      if (i + ahead < index_page_words)
-        __builtin_prefetch(allocator_.mapping().base() +
-                           safe_offset(words[i + ahead].load(std::memory_order_relaxed)));
+      if (i + prefetch_distance < index_page_words)
+        __builtin_prefetch(
+            allocator_.mapping().base() +
+            clamped_offset(words[i + prefetch_distance].load(std::memory_order_relaxed)));
+      // Relaxed: only the writer stores index words.
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
       if (word == empty_word) continue;
-      if (word == tombstone_word) {
-        ++book.page.tombstones;
+      std::uint64_t offset = 0;
+      if (holds_entry(word)) {
+        offset = word_offset(word);
+        const Entry entry = roll_back(offset);
+        if (offset != 0) mark_entry(offset, entry.bytes());
+      }
+      if (offset == 0) {
+        // Release: readers acquire index words.
+        if (word != tombstone_word) words[i].store(tombstone_word, std::memory_order_release);
+        ++counts.tombstones;
         continue;
       }
-      std::uint64_t at = word_offset(word);
-      Entry entry = index_.entry(at);
-      while (entry.id() > applied_id_) {
-        ++undone_entry_count_;
-        const UpdateId newer = entry.id();
-        at = entry.previous_offset();
-        if (at == 0) break;
-        entry = index_.entry(at);
-        if (entry.id() >= newer)
-          throw corrupt_state("version older than the one before, at offset", at);
-      }
-      if (at == 0) {
-        words[i].store(tombstone_word, std::memory_order_release);
-        ++book.page.tombstones;
-        continue;
-      }
-      if (at != word_offset(word)) PointIndex::replace(words[i], at);
-      ++book.page.live;
-      mark_entry(at, entry.bytes());
+      if (offset != word_offset(word)) PointIndex::replace(words[i], offset);
+      ++counts.live;
     }
   }
 
-  void mark_filter(std::uint64_t offset) {
-    SegmentDescriptor& one = claim_segment(offset / segment_bytes, SegmentKind::filters);
-    const std::uint32_t bit = filter_bit(offset);
-    if ((one.filters.in_use_bits & bit) != 0)
-      throw corrupt_state("index filter reached twice, at offset", offset);
-    one.filters.in_use_bits |= bit;
-    ++one.filters.live;
+  // Moves `offset` from an entry to its newest published version, and returns that. Sets `offset`
+  // to 0 if there is none.
+  Entry roll_back(std::uint64_t& offset) {
+    Entry entry = index_.entry(offset);
+    while (entry.id() > applied_id_) {
+      ++undone_entry_count_;
+      const UpdateId newer = entry.id();
+      offset = entry.previous_offset();
+      if (offset == 0) break;
+      entry = index_.entry(offset);
+      if (entry.id() >= newer)
+        throw corrupt_state("previous version that is not older, at offset", offset);
+    }
+    return entry;
   }
 
-  std::uint64_t safe_offset(std::uint64_t word) const {
+  void mark_filter(std::uint64_t offset) {
+    SegmentDescriptor::FilterCounts& filters =
+        mark_segment(offset / segment_bytes, SegmentKind::filters).filters;
+    const std::uint32_t bit = filter_bit(offset);
+    if ((filters.in_use_bits & bit) != 0)
+      throw corrupt_state("index filter of two pages, at offset", offset);
+    filters.in_use_bits |= bit;
+    ++filters.live;
+  }
+
+  // For prefetching: the word is not validated yet.
+  std::uint64_t clamped_offset(std::uint64_t word) const {
     const std::uint64_t offset = word_offset(word);
     return offset < allocator_.mapping().usable_bytes() ? offset : 0;
   }
@@ -161,112 +177,144 @@ class Recovery {
     if (is_large_entry(bytes)) {
       if (offset % segment_bytes != 0)
         throw corrupt_state("large entry within a segment, at offset", offset);
-      SegmentDescriptor& first = claim_segment(segment, SegmentKind::large);
-      first.span.live = 1;
-      first.span.segment_count = static_cast<std::uint32_t>(segments_for(bytes));
-      for (std::uint64_t i = 1; i < first.span.segment_count; ++i)
-        claim_segment(segment + i, SegmentKind::continuation);
+      SegmentDescriptor::SpanCounts& span = mark_segment(segment, SegmentKind::large).span;
+      span.live = 1;
+      span.segment_count = static_cast<std::uint32_t>(segments_for(bytes));
+      for (std::uint64_t i = 1; i < span.segment_count; ++i)
+        mark_segment(segment + i, SegmentKind::continuation);
       return;
     }
     if (offset % segment_bytes + bytes > segment_bytes)
       throw corrupt_state("entry beyond the end of its segment, at offset", offset);
-    SegmentDescriptor& one = claim_segment(segment, SegmentKind::entries);
-    one.entries.live_bytes += static_cast<std::uint32_t>(bytes);
-    one.entries.used_bytes = std::max(one.entries.used_bytes,
-                                      static_cast<std::uint32_t>(offset % segment_bytes + bytes));
+    SegmentDescriptor::EntryCounts& entries = mark_segment(segment, SegmentKind::entries).entries;
+    entries.live_bytes += static_cast<std::uint32_t>(bytes);
+    entries.used_bytes =
+        std::max(entries.used_bytes, static_cast<std::uint32_t>(offset % segment_bytes + bytes));
   }
 
   void mark_nodes() {
-    const UpdateId applied = applied_id_;
     const NodeOffset root =
-        allocator_.header().published[applied % published_block_count].key_index_root;
+        allocator_.header().published[applied_id_ % published_block_count].key_index_root;
     const MappedNodes nodes(allocator_.mapping());
     visit_nodes(nodes, root, [this](NodeOffset offset, std::size_t size_class) {
-      const std::uint64_t segment = offset / segment_bytes;
-      const std::uint64_t bytes = node_bytes_of(size_class);
-      if (size_class >= node_class_count || offset % bytes != 0)
-        throw corrupt_state("node at offset", offset);
-      SegmentDescriptor& one = claim_segment(segment, SegmentKind::nodes);
-      if (one.nodes.live > 0 && one.size_class != size_class)
-        throw corrupt_state("nodes of two sizes in segment", segment);
-      one.size_class = static_cast<std::uint8_t>(size_class);
-      ++one.nodes.live;
-      // The dead writer may have retired the node, with the stamp that the next one gives to nodes
-      // of its own: it would take a node that readers are in for a private one.
-      NodeHeader& header = *reinterpret_cast<NodeHeader*>(allocator_.writable_node(offset));
-      if (header.stamp > applied_id_) header.stamp = 0;
-      std::vector<bool>& reached = marked_nodes_[segment];
-      reached.resize(segment_bytes / bytes);
-      if (reached[offset % segment_bytes / bytes])
-        throw corrupt_state("node reached twice, at offset", offset);
-      reached[offset % segment_bytes / bytes] = true;
+      mark_node(offset, size_class);
     });
   }
 
-  // The segment of entries with the longest unused end; 0: there is none.
-  std::uint64_t emptiest_entry_segment() const {
-    std::uint64_t found = 0;
-    for (std::uint64_t segment = 0; segment < usage_.size(); ++segment) {
-      const SegmentDescriptor& one = usage_[segment];
-      if (one.kind == SegmentKind::entries &&
-          (found == 0 || one.entries.used_bytes < usage_[found].entries.used_bytes))
-        found = segment;
-    }
-    return found;
+  void mark_node(NodeOffset offset, std::size_t size_class) {
+    const std::uint64_t segment = offset / segment_bytes;
+    const std::uint64_t bytes = node_bytes_of(size_class);
+    if (size_class >= node_class_count || offset % bytes != 0)
+      throw corrupt_state("node at offset", offset);
+    SegmentDescriptor& holder = mark_segment(segment, SegmentKind::nodes);
+    if (holder.nodes.live > 0 && holder.size_class != size_class)
+      throw corrupt_state("nodes of two sizes in segment", segment);
+    holder.size_class = static_cast<std::uint8_t>(size_class);
+    ++holder.nodes.live;
+    // The dead writer may have retired the node with the stamp of its update. The next writer gives
+    // the same stamp to its own nodes, and would take this one, which readers use, for private.
+    NodeHeader& header = *reinterpret_cast<NodeHeader*>(allocator_.writable_node(offset));
+    if (header.stamp > applied_id_) header.stamp = 0;
+    std::vector<bool>& marked = marked_nodes_[segment];
+    marked.resize(segment_bytes / bytes);
+    if (marked[offset % segment_bytes / bytes])
+      throw corrupt_state("node reached twice, at offset", offset);
+    marked[offset % segment_bytes / bytes] = true;
   }
 
+  // Returns the entry segment with the most space at its end, or 0 if there is no entry segment.
+  std::uint64_t emptiest_entry_segment() const {
+    std::uint64_t emptiest = 0;
+    for (std::uint64_t segment = 0; segment < descriptors_.size(); ++segment) {
+      const SegmentDescriptor& marked = descriptors_[segment];
+      if (marked.kind == SegmentKind::entries &&
+          (emptiest == 0 || marked.entries.used_bytes < descriptors_[emptiest].entries.used_bytes))
+        emptiest = segment;
+    }
+    return emptiest;
+  }
+
+  // An existing view may hold unmarked memory; a later one cannot reach it. If there is no view,
+  // all unmarked memory is free at once, even the end of an entry segment, which becomes the active
+  // segment. Point reads may be in such memory too: the new generation makes them start again.
   void write_allocator_state() {
-    AllocatorState& books = allocator_.allocator_state();
-    // A view that is there by now may hold what nothing reaches any more; one that comes later
-    // cannot get there. Without a view, the entry segment with most room is written on. Point reads
-    // that may be in there, or in a filter that nothing reaches any more, begin again.
+    AllocatorState& state = allocator_.allocator_state();
     const bool any_views = allocator_.has_views();
     const UpdateId stamp = any_views ? applied_id_ + 1 : applied_id_;
-    const std::uint64_t open = any_views ? 0 : emptiest_entry_segment();
+    const std::uint64_t active = any_views ? 0 : emptiest_entry_segment();
+    std::uint32_t unmarked_count = 0;
     allocator_.increment_generation();
-    for (std::uint64_t segment = 0; segment < usage_.size(); ++segment) {
-      const SegmentDescriptor& one = usage_[segment];
-      if (one.kind == SegmentKind::free) {
+    for (std::uint64_t segment = 0; segment < descriptors_.size(); ++segment) {
+      const SegmentDescriptor& marked = descriptors_[segment];
+      if (marked.kind == SegmentKind::free) {
         allocator_.link_retired_segment(segment, stamp);
+        ++unmarked_count;
         continue;
       }
-      SegmentDescriptor& book = allocator_.descriptor(segment);
-      book = one;
-      if (one.kind == SegmentKind::entries) {
-        ++books.entry_segment_count;
-        books.entry_live_bytes += one.entries.live_bytes;
-        if (segment == open) {
-          books.active_segment = static_cast<std::uint32_t>(segment);
+      allocator_.descriptor(segment) = marked;
+      if (marked.kind == SegmentKind::entries) {
+        ++state.entry_segment_count;
+        state.entry_live_bytes += marked.entries.live_bytes;
+        if (segment == active) {
+          state.active_segment = static_cast<std::uint32_t>(segment);
         } else {
           allocator_.link_sealed_segment(segment);
         }
-      } else if (one.kind == SegmentKind::filters) {
-        if (one.filters.live < filters_per_segment) allocator_.link_filter_segment(segment);
-      } else if (one.kind == SegmentKind::nodes) {
-        const std::vector<bool>& reached = marked_nodes_[segment];
-        book.nodes.handed_out = static_cast<std::uint32_t>(reached.size());
-        // Unreached nodes are freed one by one, when no view can hold them.
-        book.nodes.live = book.nodes.handed_out;
-        for (std::uint64_t number = 0; number < reached.size(); ++number) {
-          if (!reached[number])
-            allocator_.link_retired_node(
-                segment * segment_bytes + number * node_bytes_of(one.size_class), stamp);
-        }
+      } else if (marked.kind == SegmentKind::filters) {
+        if (marked.filters.live < filters_per_segment) allocator_.link_filter_segment(segment);
+      } else if (marked.kind == SegmentKind::nodes) {
+        retire_unmarked_nodes(segment, stamp);
       }
+    }
+    assert(state.retired_count == unmarked_count);
+  }
+
+  // The allocator frees unmarked nodes one by one, when no view can hold them. Until then they
+  // count as live.
+  void retire_unmarked_nodes(std::uint64_t segment, UpdateId stamp) {
+    const std::vector<bool>& marked = marked_nodes_[segment];
+    SegmentDescriptor& holder = allocator_.descriptor(segment);
+    holder.nodes.handed_out = static_cast<std::uint32_t>(marked.size());
+    holder.nodes.live = holder.nodes.handed_out;
+    for (std::uint64_t number = 0; number < marked.size(); ++number) {
+      if (marked[number]) continue;
+      allocator_.link_retired_node(
+          segment * segment_bytes + number * node_bytes_of(holder.size_class), stamp);
     }
   }
 
   Allocator& allocator_;
   PointIndex& index_;
   UpdateId applied_id_;
-  // What the descriptor of each segment must contain; of kind free if nothing reaches it.
-  std::vector<SegmentDescriptor> usage_;
+  // The new descriptor of each segment. Kind free: the segment is unmarked.
+  std::vector<SegmentDescriptor> descriptors_;
   std::unordered_map<std::uint64_t, std::vector<bool>> marked_nodes_;
   std::uint64_t undone_entry_count_ = 0;
 };
 
 }  // namespace
 
-std::uint64_t recover(Allocator& arena, PointIndex& index) { return Recovery(arena, index).run(); }
+bool mark_writer_active(Header& header) {
+  // Acquire: pairs with the release store of clear_writer_active().
+  const bool was_marked = header.writer_active.load(std::memory_order_acquire) != 0;
+  // The next writer must find the mark if this one is killed after any of its changes. The kernel
+  // kills a thread between two instructions: earlier stores become visible to other processes,
+  // later ones do not happen. Only the order of the instructions counts, which the signal fence
+  // keeps. A release store would not: it lets the compiler move later stores in front of it. No
+  // machine fence is needed, because the next writer takes the writer lock, which the kernel
+  // releases after all stores of the dead process.
+  header.writer_active.store(1, std::memory_order_relaxed);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  return was_marked;
+}
+
+void clear_writer_active(Header& header) {
+  // Release: no change moves behind this store. Pairs with the load of mark_writer_active().
+  header.writer_active.store(0, std::memory_order_release);
+}
+
+std::uint64_t recover(Allocator& allocator, PointIndex& index) {
+  return Recovery(allocator, index).run();
+}
 
 }  // namespace whycache

@@ -1,24 +1,36 @@
-// Making the allocator's books anew from what the index and the key tree reach, and taking back an
-// update that a dead writer left half applied.
+// Recovery after a writer that died, or whose update failed: rolls back the unfinished update, and
+// rebuilds the allocator state.
 //
-// A writer that died leaves behind: a published update n with everything it needs (entries, parts,
-// tree, untouched); index words that point to complete entries of update n + 1; a directory in
-// which a part was half replaced; books in any state; and memory nobody reaches. So: set the
-// directory right, point the words back to the versions before, and count what is reached. What is
-// not reached may still be in a view's hands, and is retired; if there is no view, it can be used
-// again at once, so that an update that failed for want of space does not keep what it took. All of
-// it can be done again if this writer dies too.
+// Such a writer leaves behind:
+// - update n, published, with everything it needs: entries, index pages and key index, unchanged
+// - index words that refer to complete entries of update n + 1
+// - a directory in which the slots of one index page may be half replaced
+// - an allocator state in any condition, and segments that nothing refers to
+//
+// Recovery is the mark phase of a mark and sweep collector. It repairs the directory, points index
+// words back to the previous versions, and marks every segment that is still referred to. A view
+// may hold an unmarked segment, so recovery retires it. Without any view it is reusable at once, so
+// that an update that failed for lack of space does not keep what it allocated.
+//
+// A writer that dies during recovery leaves the same situation to the next one.
 #pragma once
 
 #include <cstdint>
 
+#include "state/file/layout.h"
 #include "state/write/allocator.h"
 #include "state/write/point_index.h"
 
 namespace whycache {
 
-// Throws Error corrupt if the file is damaged. Returns how many entries of a half-applied update
-// were taken back.
-std::uint64_t recover(Allocator& arena, PointIndex& index);
+// Marks the file as being written (Header::writer_active), before the first change. Returns whether
+// it was marked already: the previous writer died or failed, and the file needs recovery.
+bool mark_writer_active(Header& header);
+// Removes the mark, after the last change.
+void clear_writer_active(Header& header);
+
+// Returns the number of entries of the unfinished update that were rolled back. Throws
+// Error(corrupt) if the file is damaged.
+std::uint64_t recover(Allocator& allocator, PointIndex& index);
 
 }  // namespace whycache

@@ -1,7 +1,5 @@
 #include "state/write/writer.h"
 
-#include <atomic>
-#include <cassert>
 #include <utility>
 
 #include "base/fork_handlers.h"
@@ -16,22 +14,6 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
                                              WritableMappingCache& cache) {
   if (std::unique_ptr<WritableMapping> cached = cache.take(current)) return cached;
   return std::make_unique<WritableMapping>(options.path, options.bytes_max);
-}
-
-// Stores that a writer is at work, and returns whether the previous one died at work.
-//
-// The next writer must find the mark set if this one is killed after any of its changes. The kernel
-// kills a thread between two instructions: earlier stores become visible to other processes, later
-// ones do not happen. So only the order of the instructions counts, which the signal fence keeps. A
-// release store would not: it lets the compiler move later stores in front of it. No machine fence
-// is needed, for the next writer takes the writer lock, which the kernel releases after all stores
-// of the dead process.
-bool mark_active(std::atomic<std::uint64_t>& writer_active) {
-  // Acquire: pairs with the release store of ~StateWriter().
-  const bool previous_died = writer_active.load(std::memory_order_acquire) != 0;
-  writer_active.store(1, std::memory_order_relaxed);
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-  return previous_died;
 }
 
 }  // namespace
@@ -53,7 +35,7 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, Lock
   // every store of the generation; readers load it with acquire.
   mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit,
                                                           std::memory_order_release);
-  recovered_ = mark_active(mapping_.writable_header().writer_active);
+  recovered_ = mark_writer_active(mapping_.writable_header());
   if (recovered_) recover(applier_.allocator(), applier_.point_index());
 }
 
@@ -61,8 +43,7 @@ StateWriter::~StateWriter() {
   // After a failure the allocator state is as inexact as that of a dead writer. In a forked child
   // the lock and the mapping are the parent's.
   if (failed_ || fork_count_ != fork_count()) return;
-  // Release: pairs with the acquire load in mark_active(), and no change moves behind it.
-  mapping_.writable_header().writer_active.store(0, std::memory_order_release);
+  clear_writer_active(mapping_.writable_header());
   lease_.return_to_cache = applied_ && mapping_policy_ == MappingPolicy::cache;
 }
 
