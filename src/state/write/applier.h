@@ -31,7 +31,7 @@ class Applier {
   void apply(const Update& update);
 
   // For a file that no other process can open yet. load() adds items in ascending key order, as
-  // entries of update `id`. finish_load() publishes them as the state at its `id`, the same or
+  // entries of update `id`. finish_load() publishes them as the state at its id, which may be
   // later.
   void load(std::span<const Item> items, UpdateId id);
   void finish_load(UpdateId id, std::uint64_t chain);

@@ -17,7 +17,8 @@ namespace {
 
 constexpr const char* building_suffix = ".building-";
 
-// Removes the files of builders that died. Files that cannot be opened are somebody else's.
+// Removes the files of builders that died. Skips files that cannot be opened: they belong to
+// another user.
 void remove_orphaned_files(const std::string& path) {
   const std::string directory = parent_directory(path) + "/";
   const std::size_t slash = path.rfind('/');
@@ -48,8 +49,8 @@ OwnedTemporaryFile create_state_file(const StateOptions& options, const Uuid& lo
   const Mapping mapping(file.duplicate_descriptor(), file.path(), segment_bytes,
                         Mapping::Access::write);
   write_fixed_header(mapping.writable_header(), log_uuid, log_name, file.descriptor(), file.path());
-  // After a power cut the file can at least be recognized as a state of this log. Whoever finds it
-  // then verifies the rest, or builds another one.
+  // After a power cut the file can at least be recognized as a state of this log. The process that
+  // opens it then verifies the rest, or builds another file.
   sync_file(file.descriptor(), file.path());
   return file;
 }

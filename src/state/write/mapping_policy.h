@@ -5,8 +5,8 @@
 
 namespace whycache {
 
-// What happens to a writer's mapping when the writer is destroyed. `cache`: if this process also
-// wrote shortly before, the mapping is kept for the next write (writable_mapping_cache.h).
+// unmap: the destructor of the writer unmaps the file. cache: it keeps the mapping for the next
+// write if this process also wrote shortly before (writable_mapping_cache.h).
 enum class MappingPolicy : std::uint8_t { unmap, cache };
 
 }  // namespace whycache

@@ -2,6 +2,8 @@
 
 #include <sys/resource.h>
 
+#include <cassert>
+
 #include "base/clock.h"
 
 namespace whycache {
@@ -10,7 +12,7 @@ namespace {
 constexpr std::int64_t idle_timeout_ns = 10'000'000;
 constexpr std::size_t touched_pages_max = 2000;
 
-// Then a large mapping that stays may take from the application what it needs itself.
+// If so, a cached mapping could take address space that the application needs.
 bool is_address_space_limited() {
   struct rlimit limit;
   return ::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY;
@@ -18,18 +20,19 @@ bool is_address_space_limited() {
 
 }  // namespace
 
-std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& present) {
+std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& current) {
+  // Acquire: pairs with the release of the exchange in put().
   std::unique_ptr<WritableMapping> taken(cached_.exchange(nullptr, std::memory_order_acq_rel));
   if (!taken) return nullptr;
   const Mapping& mapping = taken->mapping;
-  if (!mapping.belongs_to_this_process()) {  // a parent kept it, and it is not there
+  if (!mapping.belongs_to_this_process()) {  // cached by the parent; not mapped in this child
     last_write_time_ns_.store(0, std::memory_order_relaxed);
     return nullptr;
   }
-  // The inode of a file that is held open is no other file's.
-  if (mapping.inode() != present.inode() || mapping.device() != present.device()) return nullptr;
+  // The mapping holds its file open, so no other file can have the same inode number.
+  if (mapping.inode() != current.inode() || mapping.device() != current.device()) return nullptr;
   mapping.refresh_usable_bytes();
-  // Another state may have been copied over it, with another hash seed.
+  // Another state, with another hash seed, may have been copied over the file.
   if (mapping.header().fixed.state_id != mapping.state_id() || !mapping.holds_whole_file())
     return nullptr;
   return taken;
@@ -37,12 +40,14 @@ std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& prese
 
 void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexcept {
   const std::int64_t now = boot_time_ns();
-  const std::int64_t before = last_write_time_ns_.exchange(now, std::memory_order_relaxed);
-  if (before == 0 || now - before >= idle_timeout_ns ||
+  const std::int64_t previous = last_write_time_ns_.exchange(now, std::memory_order_relaxed);
+  assert(writable != nullptr);
+  if (previous == 0 || now - previous >= idle_timeout_ns ||
       writable->touched_pages >= touched_pages_max || is_address_space_limited())
     return;
-  std::unique_ptr<WritableMapping>(cached_.exchange(writable.release(), std::memory_order_seq_cst))
-      .reset();
+  const std::unique_ptr<WritableMapping> other(
+      cached_.exchange(writable.release(), std::memory_order_seq_cst));
+  assert(!other);  // take() has emptied the cache, under the same writer lock
   if (disabled_.load(std::memory_order_seq_cst)) unmap();
 }
 

@@ -1,10 +1,12 @@
-// The writable mapping that a process which writes again and again keeps between two updates:
-// mapping a file, touching its pages and unmapping it takes longer than applying a small update
+// Caches the writable mapping of a process that writes again and again. To map the file, touch its
+// pages and unmap it takes longer than to apply a small update
 // (docs/decisions/keep-the-mapping.md).
 //
-// It is kept if the process wrote twice within 10 ms, and until the next update(), view or write
-// that comes later than that, until many pages were touched through it, the file is replaced, or
-// the cache is closed. Nobody writes to it without the writer lock.
+// The cache keeps the mapping if the process wrote twice within 10 ms. It unmaps it when
+// - update(), a view or a write finds that the last write was 10 ms ago or earlier,
+// - the process has touched many pages through it,
+// - the file is replaced, or the cache is closed.
+// No process writes through it without the writer lock.
 #pragma once
 
 #include <fcntl.h>
@@ -20,13 +22,13 @@
 
 namespace whycache {
 
-// Written to by whoever holds the writer lock.
+// Used only by the holder of the writer lock.
 struct WritableMapping {
   WritableMapping(const std::string& path, std::uint64_t bytes_max)
       : mapping(open_file(path, O_RDWR), path, bytes_max, Mapping::Access::write) {}
 
   Mapping mapping;
-  std::size_t touched_pages = 0;  // touched so far, about: unmapping has to go through them
+  std::size_t touched_pages = 0;  // estimate; munmap() visits each of them
 };
 
 class WritableMappingCache {
@@ -36,19 +38,26 @@ class WritableMappingCache {
   WritableMappingCache& operator=(const WritableMappingCache&) = delete;
   ~WritableMappingCache() { unmap(); }
 
-  // The one that is kept, if it can be used to write to the file that `present` maps. The caller
-  // holds the writer lock. Throws Error corrupt if the file became shorter.
-  std::unique_ptr<WritableMapping> take(const Mapping& present);
-  // Keeps it if there is reason to; else unmaps it. The caller still holds the writer lock.
+  // Removes the mapping from the cache and returns it, if it is one of the file that `current`
+  // maps. Returns null otherwise. The caller holds the writer lock. Throws Error(corrupt) if the
+  // file has become shorter.
+  std::unique_ptr<WritableMapping> take(const Mapping& current);
+  // Caches the mapping, or unmaps it if another write soon is unlikely. The caller still holds the
+  // writer lock.
   void put(std::unique_ptr<WritableMapping> writable) noexcept;
+
   // Any thread may call these at any time.
+
+  // Unmaps the cached mapping, and makes put() unmap from now on.
   void disable() noexcept {
     disabled_.store(true, std::memory_order_seq_cst);
     unmap();
   }
+  // seq_cst: acquires what put() released with the pointer; for the order with disabled_ see there.
   void unmap() noexcept {
     std::unique_ptr<WritableMapping>(cached_.exchange(nullptr, std::memory_order_seq_cst)).reset();
   }
+  // Relaxed: only a hint; unmap() takes the pointer.
   void unmap_if_idle() noexcept {
     if (cached_.load(std::memory_order_relaxed) != nullptr && is_idle()) [[unlikely]]
       unmap();
@@ -57,16 +66,17 @@ class WritableMappingCache {
  private:
   bool is_idle() const noexcept;
 
-  // All of this is in private memory, and gone with the process.
-  // Put in by keep(), taken out by take() and drop(), always by exchange: whoever gets the pointer
-  // owns what it points to, and acquires what was released with it.
+  // Private memory: nothing remains when the process dies.
+
+  // Stored by put(), removed by take() and unmap(), always by exchange. The thread that gets the
+  // pointer owns the mapping. Its acquire pairs with the release of the exchange in put().
   std::atomic<WritableMapping*> cached_{nullptr};
-  // CLOCK_BOOTTIME, when somebody wrote last; 0: nobody did. Stored by keep() and take(), under the
-  // writer lock; loaded by whoever looks whether it is idle. Relaxed: a value of before unmaps too
-  // early or too late, and no more.
+  // CLOCK_BOOTTIME of the last write; 0: none. Stored by put() and take(), under the writer lock;
+  // loaded by is_idle(). Relaxed: with an outdated value the mapping is unmapped too early or too
+  // late, and nothing else depends on it.
   std::atomic<std::int64_t> last_write_time_ns_{0};
-  // Stored by keep_nothing(), which then takes the pointer out; loaded by keep() after it has put
-  // one in. All four are seq_cst: one of the two sees the other.
+  // disable() stores it, then removes the pointer. put() stores the pointer, then loads it. All
+  // four are seq_cst, so at least one of the two sees the store of the other.
   std::atomic<bool> disabled_{false};
 };
 

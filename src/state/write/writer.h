@@ -15,9 +15,9 @@
 
 namespace whycache {
 
-// Applies updates to the state. Holds the writer lock while it exists; nobody writes to the file
-// without that lock. If an exception leaves apply(), the unfinished update stays invisible, and
-// the next writer rolls it back.
+// Applies updates to the state. Holds the writer lock while it exists; no process writes to the
+// file without that lock. If an exception leaves apply(), the unfinished update stays invisible,
+// and the next writer rolls it back.
 class StateWriter {
  public:
   // Takes over the writer lock. The file at options.path is the state, and `current` maps it.
