@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "state/file/lock_file.h"
 #include "state/file/mapping.h"
