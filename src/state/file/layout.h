@@ -78,11 +78,11 @@ struct SegmentDescriptor {
   };
   std::uint8_t reserved;
   union {
-    PageCounts page;       // index_page
-    NodeCounts nodes;      // nodes
-    EntryCounts entries;   // entries
-    SpanCounts span;       // index_directory, large
-    FilterCounts filters;  // filters
+    PageCounts page;  // index_page
+    NodeCounts nodes;
+    EntryCounts entries;
+    SpanCounts span;  // index_directory, large
+    FilterCounts filters;
   };
   std::uint32_t next;
   std::uint32_t previous;
