@@ -15,9 +15,9 @@ namespace {
 
 // Verifies a file from elsewhere, and makes it a file of this boot. Returns the reason if it cannot
 // be trusted, or an empty string.
-std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& found) {
+std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& foreign) {
   // Acquire: pairs with the release store of clear_writer_active().
-  if (found.header().writer_active.load(std::memory_order_acquire) != 0) {
+  if (foreign.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
   }
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
