@@ -1,4 +1,4 @@
-// The one exception whycache throws. Absence is never an error.
+// The one exception that whycache throws. An absent key is not an error.
 #pragma once
 
 #include <stdexcept>
@@ -8,27 +8,34 @@
 
 namespace whycache {
 
-// What the caller can do about it.
+// Says what the caller can do about the failure.
 enum class ErrorKind {
-  invalid,  // the call or an option is wrong; retrying cannot help
-  limit,  // a limit, named in the message with the option that raises it, was reached; nothing was
-          // written
-  unavailable,  // the log did not answer; nothing was written; retry later
-  uncertain,    // the log failed midway and stayed away: the write may or may not be in it
-  conflict,     // what the write depended on was changed by others again and again; nothing was
-                // written
-  refused,      // a guard of this application forbids it (Options::guards); nothing was written
-  corrupt,      // stored bytes are not what was written; the message says what to do next
+  // The call or an option is wrong. Retrying cannot help.
+  invalid,
+  // A limit was reached, and nothing was written. The message names the limit and the option that
+  // raises it.
+  limit,
+  // The log did not answer, and nothing was written. Retry later.
+  unavailable,
+  // The log failed midway and stayed unreachable. The write may or may not be in it.
+  uncertain,
+  // Other writers changed what this write depended on until attempts or deadline ran out. Nothing
+  // was written.
+  conflict,
+  // A guard or a safety check forbids the write (Options::guards). Nothing was written.
+  refused,
+  // Stored bytes are not what was written. The message gives the next step.
+  corrupt,
 };
 
-// "invalid", "limit" ...
+// Returns the name of the kind: "invalid", "limit" and so on.
 WHYCACHE_API const char* to_string(ErrorKind kind) noexcept;
 
-// The message is in lower case: what failed, then the values: `update cut short: id=7
-// bytes_left=3`.
+// The message is in lower case: what failed, then the values, as in
+// `update cut short: id=7 bytes_left=3`.
 class WHYCACHE_API Error : public std::runtime_error {
  public:
-  // `system_error` is the errno that led here, or 0.
+  // `system_error` is the errno that caused the failure, or 0.
   explicit Error(ErrorKind kind, const std::string& message, int system_error = 0)
       : std::runtime_error(message), kind_(kind), system_error_(system_error) {}
 

@@ -1,5 +1,5 @@
-// What can be set: when a cache is opened, and with each call. Every struct is an aggregate, to be
-// filled with designated initializers: `{.name = "flags", .deadline = 2s}`.
+// Options of a cache and of single calls. Every struct is an aggregate, to be filled with
+// designated initializers: `{.name = "flags", .deadline = 2s}`.
 #pragma once
 
 #include <chrono>
@@ -14,86 +14,91 @@
 
 namespace whycache {
 
-// Something the application's operator may want to know. The library itself never prints.
+// An event that the operator of the application may want to know. The library itself never prints.
 struct Event {
   enum class Kind {
-    rebuilt,     // the state was built anew from the log; `message` says why
-    recovered,   // a writer died midway; its half-applied update was taken back
+    rebuilt,     // the state was rebuilt from the log; `message` says why
+    recovered,   // a writer died while it applied an update; the update was rolled back
     retried,     // the log failed and is asked again
-    stray_state  // a state file that cannot be used is about to be replaced; `message` says why
+    stray_state  // a state file cannot be used and will be replaced; `message` says why
   };
   Kind kind;
   std::string message;
 };
 
-// What an application forbids itself, checked before anything is written: a slip should not empty
-// the cache of every machine. Erased keys are counted by this machine's state at the time. Off
-// unless set.
+// Limits that an application sets to its own writes, so that a mistake does not empty the cache of
+// every machine. Checked before anything is written; a write that violates one throws
+// Error(refused). Erased keys are counted by this machine's state at the time. Off unless set.
 struct Guards {
-  // The most keys, and the largest share of all keys (0 to 1), that one call or one `keep` rewrite
-  // may erase.
+  // The most keys that one call or one rewrite with `keep` may erase, as a number and as a share of
+  // all keys (0 to 1).
   std::optional<std::uint64_t> erased_keys_max{};
   std::optional<double> erased_share_max{};
-  // Says why a change must not be written; nullopt: it may. Called by any thread that writes,
-  // before the log is asked; must not call back into the cache.
+  // Returns the reason why a change must not be written, or nullopt if it may. Runs on any thread
+  // that writes, before the log is asked. Must not call back into the cache.
   std::function<std::optional<std::string>(const Change&)> validate{};
 };
 
 struct Options {
-  // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and not first a dot.
-  // Default: made from the log's name, different for every log.
+  // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and no dot at the start.
+  // Default: derived from the log's name, different for every log.
   std::string name{};
-  // The state file itself, or a folder for it (with a trailing '/'); the folder has to be there.
-  // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, /var/lib/whycache/NAME.state for
-  // root, else $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state; these
-  // folders are made, mode 0700. /dev/shm/... keeps it off the disk. The state of a `memory:` log,
-  // which ends with its process, is by default a file of its own that goes when the cache is
-  // closed.
+  // The path of the state file or, with a trailing '/', of an existing directory for it.
+  //
+  // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, then /var/lib/whycache/NAME.state
+  // for root, else $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state. The
+  // cache creates these directories with mode 0700. A path below /dev/shm keeps the state off the
+  // disk. A `memory:` log ends with its process, so by default its state is a temporary file that
+  // is removed when the cache is closed.
   std::string state_path{};
-  // Permission bits of the state file and its lock file. Others may read it exactly if this says
-  // so.
+  // Permission bits of the state file and its lock file. Other users can read the cache only if
+  // these bits allow it.
   std::uint32_t state_mode = 0600;
-  // Refuse to grow the state beyond this. Reserves address space, not memory.
+  // The largest size of the state, in bytes. Reserves address space, not memory. An update that
+  // does not fit throws Error(limit).
   std::uint64_t state_bytes_max = std::uint64_t{64} << 30;
-  // Accept a state on a file system that is not known to share memory between processes (NFS, FUSE
-  // ...).
+  // Accepts a state on a file system that is not known to share memory between processes (NFS, FUSE
+  // and others).
   bool any_file_system = false;
-  // How many views all processes of this machine may hold at once; fixed when the state is made.
+  // The most views that all processes of this machine can hold at once. Fixed when the state is
+  // created.
   std::uint32_t reader_slots = 1024;
 
-  // Longest encoded update, 4 KiB to 64 MiB. set_multi beyond it becomes several updates, in order,
-  // each atomic; with split_updates off it is refused instead.
+  // The longest encoded update in bytes, 4 KiB to 64 MiB. A batch that needs more becomes several
+  // updates, in order, each atomic. With split_updates off, it throws Error(limit) instead.
   std::uint32_t update_bytes_max = 1U << 20;
   bool split_updates = true;
 
-  // How long one update of a write, or an update() may take before it gives up, waiting included.
-  // Building a state and rewriting history take as long as they take: there it is how long the log
-  // may stay silent. A log that is named by a URL waits no longer than this for a lock or an
-  // answer, but for one given with a call: that is looked at between the log's own waits
-  // (docs/logs.md, deadline_ms).
+  // How long update(), or one update of a write, may take before it fails, waiting included. While
+  // a state is built or history is rewritten, the deadline limits only how long the log may stay
+  // silent. A log named by a URL waits no longer than this for a lock or an answer. A deadline
+  // given with a call is checked between the waits of the log (docs/logs.md, deadline_ms).
   std::chrono::milliseconds deadline{10'000};
 
-  // What set_async() and the like may keep in memory until it is written; beyond it they throw
-  // Error limit.
+  // The most bytes of keys and values that set_async() and the like keep in memory until they are
+  // written. Beyond it they throw Error(limit).
   std::size_t queue_bytes_max = std::size_t{64} << 20;
   Guards guards{};
   // Stored with every update for people to read, at most 255 bytes. Default: host name and process
   // id.
   std::string writer_name{};
 
-  // Called on the thread that noticed, never concurrently with itself. Must return soon, as others
-  // may wait for what this thread is doing, and must not call back into the cache. What it throws
-  // is dropped: a write that is in the log does not fail because nobody could be told of it.
+  // Runs on the thread that noticed the event, never concurrently with itself. Must return soon,
+  // since other threads and processes may wait for that thread. Must not call back into the cache.
+  // An exception it throws is dropped: a write that is in the log does not fail because of it.
   std::function<void(const Event&)> on_event{};
 };
 
 struct UpdateOptions {
-  // Do nothing if some process of this machine asked the log at most this long ago: that costs
-  // nanoseconds. Else apply all that the log had that long ago, or more. 0: all that it has when
-  // this is called. Without a bound a log that has memcached in front of it answers from there, as
-  // of a few seconds ago at most (docs/logs.md); other logs are asked.
+  // Accepts what the machine knew at most this long ago. If one of its processes asked the log
+  // within this time, update() does nothing and costs nanoseconds. Else it applies at least
+  // everything that the log had that long ago. 0: everything that the log has when update() is
+  // called.
+  //
+  // nullopt: a log with memcached in front of it answers from there, a few seconds late at most
+  // (docs/logs.md). Any other log is asked itself.
   std::optional<std::chrono::nanoseconds> staleness_max{};
-  // Ask until at least this id is applied, or the deadline has passed (Error unavailable).
+  // Polls the log until this id is applied. Throws Error(unavailable) if the deadline passes first.
   UpdateId at_least = 0;
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
@@ -111,27 +116,27 @@ struct TransactOptions {
   std::string note{};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
-  // How often the function is run at most.
+  // How many times the function runs at most.
   int attempts_max = 100;
 };
 
 struct FreshOptions {
   // How old the data may be, as in UpdateOptions.
   std::chrono::nanoseconds staleness_max{0};
-  // When the log does not answer in time: throw Error unavailable, or give what there is and say
-  // that it is stale.
+  // If the log does not answer in time: true returns the value at hand, marked as stale; false
+  // throws Error(unavailable).
   bool serve_stale = false;
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
 };
 
 struct RewriteOptions {
-  // Updates up to and including this id are replaced by the entries as of it. 0: the head at the
-  // time.
+  // The base to make: the items as of this id replace the updates up to and including it. 0: the
+  // head at the time of the call.
   UpdateId limit = 0;
-  // Keys it refuses are first erased by a real update, so that all machines stay equal. Asked again
-  // for a key that somebody set meanwhile; so nothing newer than what it saw is erased. Must not
-  // call back into the cache.
+  // Returns whether to keep a key. The others are first erased by ordinary updates, so that all
+  // machines stay equal. If another writer has set such a key meanwhile, `keep` is asked again with
+  // the new value, and nothing newer than it saw is erased. Must not call back into the cache.
   std::function<bool(std::string_view key, std::string_view value)> keep{};
 };
 

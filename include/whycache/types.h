@@ -1,4 +1,4 @@
-// The small words every other header uses.
+// Types that every other header uses.
 #pragma once
 
 #include <array>
@@ -14,13 +14,13 @@
 
 namespace whycache {
 
-// Position of an update in the log: dense, from 1. 0 is "before the first".
+// Position of an update in the log: dense, from 1. 0 means "before the first update".
 using UpdateId = std::uint64_t;
 
-// The random name a log gets when it is made. A log that is emptied or replaced has another one.
+// The random name that a log gets when it is created. A log that replaces another has a new one.
 using Uuid = std::array<std::uint8_t, 16>;
 
-// A key with its value, as handed to the user. Both are opaque bytes.
+// A key with its value, as the user sees them. Both are opaque bytes.
 struct Item {
   std::string_view key;
   std::string_view value;
@@ -28,7 +28,7 @@ struct Item {
   friend bool operator==(const Item&, const Item&) = default;
 };
 
-// One change to one key. `erase` leaves no value behind; erasing an absent key is fine.
+// One change to one key. Erasing an absent key is allowed.
 struct Change {
   enum class Kind : std::uint8_t { set, erase };
 
@@ -44,7 +44,8 @@ struct Change {
   friend bool operator==(const Change&, const Change&) = default;
 };
 
-// Order-free hash of a set of items: equal on equal sets. Updated in O(1) per change.
+// Hash of a set of items, independent of their order: equal sets have equal digests. Each change
+// updates it in O(1).
 struct Digest {
   std::uint64_t low = 0;
   std::uint64_t high = 0;
@@ -52,12 +53,11 @@ struct Digest {
   friend bool operator==(const Digest&, const Digest&) = default;
 };
 
-// Bounds of keys and values. A value also has to fit into one update, see
-// Options::update_bytes_max.
+// The largest key and value. A value must also fit into one update (Options::update_bytes_max).
 inline constexpr std::uint32_t key_bytes_max = 1024;
 inline constexpr std::uint32_t value_bytes_max = (1U << 24) - 1;
 
-// 32 lower-case hexadecimal digits, as used for uuids and digests in messages.
+// 32 lower-case hexadecimal digits, as messages show uuids and digests.
 WHYCACHE_API std::string to_string(const Uuid& uuid);
 WHYCACHE_API std::string to_string(const Digest& digest);
 

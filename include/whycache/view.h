@@ -1,9 +1,8 @@
-// A view: a reader's hold on one update id.
+// A view: the dataset as of one update id.
 //
-// While a view lives, everything it shows stands still, and every byte it hands out stays where it
-// is, in shared memory, without a copy. It costs a reader slot (see Options::reader_slots) and
-// keeps the space of what was overwritten since from being reused: hold it for a request, not for a
-// day.
+// While a view exists, its contents do not change, and the bytes it returns stay where they are in
+// shared memory, without a copy. A view occupies a reader slot (Options::reader_slots) and keeps
+// the space of overwritten values from being reused. Hold it for a request, not for a day.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +17,8 @@
 
 namespace whycache {
 
-// Which keys to visit, in lexicographic order of their bytes: `begin` inclusive, `end` exclusive.
+// A range of keys, in lexicographic order of their bytes: `begin` inclusive, `end` exclusive.
+// Without an `end`, it extends to the last key.
 struct KeyRange {
   std::string begin;
   std::optional<std::string> end;
@@ -34,11 +34,11 @@ struct KeyRange {
 
 namespace detail {
 
-class Pin;     // what a view and everything made from it share: the reader slot and the mapping
-class Cursor;  // a place in the key order
+class Pin;     // the reader slot and the mapping that a view and its ranges share
+class Cursor;  // a position in the key order
 
-// Moves a cursor and reads what it stands on; the one bridge from the iterators below into the
-// library.
+// Moves a cursor and reads the item at its position. The iterators below call into the library only
+// through this struct.
 struct WHYCACHE_API CursorAccess {
   static std::shared_ptr<Cursor> open(std::shared_ptr<const Pin> pin, const KeyRange& range,
                                       bool with_values);
@@ -65,9 +65,9 @@ struct TakeValue {
 
 }  // namespace detail
 
-// Something to walk with a range-for: keys, values or items in key order. Holds the view it came
-// from. A key that keys() hands out is valid until the next step; keys and values of items() and
-// values() as long as any view or range of the same origin lives.
+// Keys, values or items in key order, for a range-for loop. It keeps its view alive. A key from
+// keys() is valid until the iterator advances. Keys and values from items() and values() are valid
+// while any copy of the view or any range made from it exists.
 template <typename Take>
 class Range {
  public:
@@ -99,7 +99,7 @@ class Range {
   Range(std::shared_ptr<const detail::Pin> pin, KeyRange range)
       : pin_(std::move(pin)), range_(std::move(range)) {}
 
-  // Throws Error: corrupt.
+  // Throws Error(corrupt) if the state is damaged.
   Iterator begin() const {
     return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values));
   }
@@ -114,18 +114,19 @@ using Items = Range<detail::TakeItem>;
 using Keys = Range<detail::TakeKey>;
 using Values = Range<detail::TakeValue>;
 
-// Copies share one hold. Safe to read from any number of threads. Not usable in a forked child:
-// open a new one there (using it throws Error invalid).
+// Copies share one reader slot. Any number of threads can read a view at once. In a forked child, a
+// view of the parent throws Error(invalid); open a new one there.
 class WHYCACHE_API View {
  public:
   explicit View(std::shared_ptr<const detail::Pin> pin) : pin_(std::move(pin)) {}
 
   UpdateId id() const noexcept;
-  // Number of keys.
+  // The number of keys.
   std::size_t size() const noexcept;
   Digest digest() const noexcept;
 
-  // No copy: the value lies in shared memory until the view is gone. Throws Error: corrupt.
+  // Returns nullopt if the key is absent. The value is not copied: it stays in shared memory as
+  // long as the view exists. Throws Error(corrupt) if the state is damaged.
   std::optional<std::string_view> get(std::string_view key) const {
     const std::string_view value = find(key);
     if (value.data() == nullptr) return std::nullopt;
@@ -141,7 +142,8 @@ class WHYCACHE_API View {
   std::default_sentinel_t end() const { return {}; }
 
  private:
-  // With no address: it is not there. Two words, which come back in registers.
+  // Returns a null data pointer if the key is absent. Unlike an optional, two words are returned in
+  // registers.
   std::string_view find(std::string_view key) const;
 
   std::shared_ptr<const detail::Pin> pin_;
