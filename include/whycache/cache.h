@@ -1,11 +1,11 @@
-// The cache: reads at memory speed from a state all processes of this machine share, writes that
-// are guaranteed by a log all machines share.
+// The cache. Reads take place at memory speed in a state that all processes of this machine share.
+// Writes are durable in a log that all machines share.
 //
 //   whycache::Cache cache("sqlite:///var/lib/flags.db", {.name = "flags"});
 //   cache.set("checkout.enabled", "yes");                // durable, applied here; returns the update id
 //   if (cache.get("checkout.enabled") == "yes") ...      // no lock, no system call
-//   cache.update();                                      // what others wrote
-//   for (auto [key, value] : cache.view()) ...           // held still at one update id, in key order
+//   cache.update();                                      // applies what other machines wrote
+//   for (auto [key, value] : cache.view()) ...           // as of one update id, in key order
 //
 // The one rule: the state is the log, applied in order, up to and including the applied id.
 #pragma once
@@ -37,29 +37,29 @@ namespace whycache {
 
 struct FreshValue {
   std::optional<std::string> value;
-  UpdateId id = 0;  // as of which
-  // How long ago the log was last asked, when this was returned.
+  UpdateId id = 0;  // the update id as of which the value was read
+  // How long ago the log was last asked, at the time of return.
   std::chrono::nanoseconds staleness{0};
-  // The log did not answer: older than was asked for.
+  // The log did not answer in time, and the value is older than FreshOptions::staleness_max.
   bool stale = false;
 };
 
-// What this Cache object has seen and done since it was opened.
+// Counts since this Cache object was opened.
 struct Counters {
-  std::uint64_t updates_applied = 0;  // by this process; others of this machine apply too
+  std::uint64_t updates_applied = 0;  // by this object; other processes of this machine apply too
   std::uint64_t updates_written = 0;
-  std::uint64_t append_conflicts = 0;  // somebody else was first, and we tried the next id
+  std::uint64_t append_conflicts = 0;  // another writer took the id first; the next one was tried
   std::uint64_t log_retries = 0;
-  std::uint64_t rebuilds_behind_base = 0;
-  std::uint64_t rebuilds_diverged = 0;  // the log was restored, forked or lost its tail
-  std::uint64_t rebuilds_replaced = 0;  // the log has another uuid
-  std::uint64_t rebuilds_damaged = 0;   // the state could not be used
-  std::uint64_t recoveries = 0;         // taken over from a writer that died midway
+  std::uint64_t rebuilds_behind_base = 0;  // the log was rewritten beyond the state
+  std::uint64_t rebuilds_diverged = 0;     // the log was restored, forked or lost its tail
+  std::uint64_t rebuilds_replaced = 0;     // the log has another uuid
+  std::uint64_t rebuilds_damaged = 0;      // the state could not be used
+  std::uint64_t recoveries = 0;            // rollbacks of an update whose writer had died
 };
 
 namespace detail {
 
-// A range of strings that is not one of std::string_view already.
+// A range of strings that does not convert to a span of std::string_view.
 template <typename T>
 concept Strings = std::ranges::input_range<const T> &&
                   !std::convertible_to<const T&, std::span<const std::string_view>> &&
@@ -80,27 +80,34 @@ std::vector<std::string_view> string_views(const Keys& keys) {
 
 }  // namespace detail
 
-// Safe from any number of threads. Several objects on one state in one process are fine. In a
-// forked child every method works; views taken before the fork do not.
+// A cache on one log and one state of this machine.
+//
+// Threads: any number of threads can use one object. Processes: any number of processes, and
+// several objects in one process, can share a state. After fork(), every method works in the child;
+// a view that the parent took does not. Once closed, an object throws Error(invalid) from every
+// method but valid(), state_path(), counters() and the two that close it.
 class WHYCACHE_API Cache {
  public:
-  // Opens the log and this machine's state, making and filling the state if it is not there. With a
-  // usable state, opening succeeds although the log is away. Throws Error of every kind.
+  // Opens the log and the state of this machine. If there is no state that can be used, builds one
+  // from the log. If there is one, opening succeeds even while the log is unreachable. Throws Error
+  // of any kind.
   explicit Cache(std::string_view log_url, Options options = {});
   explicit Cache(std::unique_ptr<Log> log, Options options = {});
   ~Cache();
   Cache(Cache&&) noexcept;
   Cache& operator=(Cache&&) noexcept;
 
-  // Reads. They see one whole update or none of it, never go backwards, and make no system call.
-  // They throw Error corrupt if the state is damaged (the next update() then builds a new one),
-  // invalid if it was closed.
+  // Reads. Each sees an update as a whole or not at all, and reads never go back to an older update
+  // id. They take no lock and make no system call. They throw Error(corrupt) if the state is
+  // damaged; the next update() then rebuilds it.
+
+  // Returns a copy of the value, or nullopt if the key is absent.
   std::optional<std::string> get(std::string_view key) const;
-  // Into a string you keep, which spares the allocation. False: not there; `value` holds nothing in
-  // particular then. `key` must not lie in `value`.
+  // Copies the value into `value`, whose memory it reuses. Returns false if the key is absent; then
+  // the content of `value` is unspecified. `key` must not point into `value`.
   bool get(std::string_view key, std::string& value) const;
   bool contains(std::string_view key) const;
-  // All as of one update id, in the order of `keys`.
+  // Returns the values in the order of `keys`, all as of one update id; nullopt for absent keys.
   std::vector<std::optional<std::string>> get_multi(std::span<const std::string_view> keys) const;
   std::vector<std::optional<std::string>> get_multi(
       std::initializer_list<std::string_view> keys) const {
@@ -110,30 +117,34 @@ class WHYCACHE_API Cache {
   std::vector<std::optional<std::string>> get_multi(const Keys& keys) const {
     return get_multi(std::span<const std::string_view>(detail::string_views(keys)));
   }
-  // Not older than asked for, or it says so: update() with that bound, then a get.
+  // Calls update() with the bound of the options, then reads. If the log does not answer in time,
+  // throws Error(unavailable), or returns the value marked as stale (FreshOptions::serve_stale).
   FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
-  // Number of keys.
+  // Returns the number of keys.
   std::size_t size() const;
 
-  // Held still at one update id, zero-copy, in key order. Throws Error limit when all reader slots
-  // are taken.
+  // Returns the dataset as of one update id, without a copy, in key order. Throws Error(limit) if
+  // all reader slots are in use (Options::reader_slots).
   View view() const;
   Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
   Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
   Items items(KeyRange range = {}) const { return view().items(std::move(range)); }
 
-  // Writes. When one returns an id, the update is durable in the log and visible to every process
-  // of this machine; every other machine will apply it. Of several changes to one key the last one
-  // counts. An empty batch appends nothing and returns the applied id. Errors: invalid and limit
-  // before anything is written; unavailable: nothing was written; uncertain: the message says what
-  // is known, update() and get() find out the rest. Concurrent writes of one process share an
-  // append.
+  // Writes. When a write returns an id, the update is durable in the log and visible to every
+  // process of this machine. Every other machine applies it at its next update(). If a batch
+  // changes a key more than once, only the last change counts. An empty batch appends nothing and
+  // returns the applied id. Concurrent writes of one process share an append.
+  //
+  // They throw Error(invalid), Error(limit) or Error(refused) before anything is written, and
+  // Error(unavailable) if nothing was written. They throw Error(uncertain) if the write may be in
+  // the log, in full or in part; the message says what is known, and update() and get() show the
+  // rest.
   UpdateId set(std::string_view key, std::string_view value, const WriteOptions& options = {});
   UpdateId set_multi(std::span<const Item> items, const WriteOptions& options = {});
   UpdateId set_multi(std::initializer_list<Item> items, const WriteOptions& options = {}) {
     return set_multi(std::span(items.begin(), items.size()), options);
   }
-  // From a std::map, a vector of pairs ...
+  // Takes a std::map, a vector of pairs, and so on.
   template <detail::PairsOfStrings Pairs>
   UpdateId set_multi(const Pairs& pairs, const WriteOptions& options = {}) {
     std::vector<Item> items;
@@ -150,25 +161,26 @@ class WHYCACHE_API Cache {
   UpdateId erase_multi(const Keys& keys, const WriteOptions& options = {}) {
     return erase_multi(std::span<const std::string_view>(detail::string_views(keys)), options);
   }
-  // Sets all that `next` hands out until it has no more, in as many updates as that takes, in
-  // order, each atomic, with memory for two of them however many they are. An item has to stay
-  // where it is until the next call. Returns the id of the last update; the deadline is that of
-  // each. After an error the updates before it stay: the message says how many items those had.
-  // What `next` throws passes unchanged, and what it handed out since the last update is not
-  // written.
+  // Sets every item that `next` returns, until it returns nullopt. Writes as many updates as that
+  // takes, in order, each atomic, with memory for two of them. The bytes of an item must stay valid
+  // until the next call of `next`. The deadline applies to each update. Returns the id of the last.
+  //
+  // If an update fails, the earlier ones stay, and the message says how many items they had. An
+  // exception of `next` passes through unchanged; the items since the last update are not written.
   UpdateId fill(const std::function<std::optional<Item>()>& next, const WriteOptions& options = {});
-  // Sets and erases in one batch. The id returned is that of the last update if it had to be split.
+  // Sets and erases in one batch. If it has to be split, returns the id of the last update.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options = {});
   UpdateId write(std::initializer_list<Change> changes, const WriteOptions& options = {}) {
     return write(std::span(changes.begin(), changes.size()), options);
   }
 
-  // The same, without waiting: the data is copied, and a thread of this cache writes it; the future
-  // has the id, or throws what the blocking form would. They are in the log in the order of the
-  // calls, and many of them share an append. Throw Error at once if the changes are at fault, or
-  // limit if too much is waiting (Options::queue_bytes_max). What has not been written when the
-  // cache is closed is not written any more (Error unavailable). In a forked child the parent's
-  // futures never end.
+  // Asynchronous writes. Each copies its data and returns; a thread of this cache does the write.
+  // The future has the id, or throws what the blocking form would throw. The writes enter the log
+  // in the order of the calls, and many of them share an append.
+  //
+  // They throw invalid, limit and refused at once, and Error(limit) if too much is waiting
+  // (Options::queue_bytes_max). Writes still waiting when the cache is closed fail with
+  // Error(unavailable). In a forked child, a future of the parent never becomes ready.
   std::future<UpdateId> set_async(std::string_view key, std::string_view value,
                                   const WriteOptions& options = {});
   std::future<UpdateId> set_multi_async(std::span<const Item> items,
@@ -191,61 +203,69 @@ class WHYCACHE_API Cache {
     return write_async(std::span(changes.begin(), changes.size()), options);
   }
 
-  // Runs the function; what it writes through the transaction becomes one update, if nothing it
-  // read has changed meanwhile, on whichever machine; else it is run again. So it must do nothing
-  // that cannot be done twice, and must not write to a cache otherwise. Transactions are
-  // serializable. Returns the id of the update, or, if nothing was written, the id at which it
-  // read: that is this machine's, and may be old. What the function throws comes out, and nothing
-  // is written. Throws Error: conflict when the attempts or the deadline are used up; and as set()
-  // does.
+  // Runs the function and appends what it writes through the transaction as one update. If any
+  // machine has changed what the function read, runs it again instead. The function must therefore
+  // be safe to repeat, and must not write to a cache in another way. Transactions are serializable.
+  //
+  // Returns the id of the update. If the function wrote nothing, returns the id at which it read,
+  // which is this machine's and may be old. An exception of the function passes through, and
+  // nothing is written. Throws Error(conflict) if the attempts or the deadline run out; otherwise
+  // as set().
   UpdateId transact(const std::function<void(Transaction&)>& function,
                     const TransactOptions& options = {});
 
-  // Writes if the key has the expected value (nullopt: is absent); nullopt: it has not, by what the
-  // log held during the call.
+  // Writes if the current value of the key equals `expected` (nullopt: the key is absent). Returns
+  // the id of the update, or nullopt if the value differed at some point in the log during the
+  // call. Throws as set().
   std::optional<UpdateId> set_if(std::string_view key, std::optional<std::string_view> expected,
                                  std::string_view value, const WriteOptions& options = {});
   std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected,
                                    const WriteOptions& options = {});
-  // Adds to an integer written in decimal digits; an absent key counts as 0. Returns the sum.
-  // Throws Error: invalid if the value is no integer, limit if the sum has more than 64 bits; and
-  // as set() does.
+  // Adds `delta` to an integer stored as decimal digits; an absent key counts as 0. Returns the
+  // sum. Throws Error(invalid) if the value is not an integer, Error(limit) if the sum exceeds 64
+  // bits; otherwise as set().
   std::int64_t add(std::string_view key, std::int64_t delta, const WriteOptions& options = {});
 
-  // Applies what the log has beyond the applied id; returns the applied id. Concurrent calls of all
-  // processes of this machine become one. Throws Error: unavailable, corrupt (an update cannot be
-  // believed: the machine stays at the id before it, loudly), limit (it does not fit into the
-  // state).
+  // Applies the updates that the log has beyond the applied id. Returns the applied id. Concurrent
+  // calls on this machine share one read of the log. A call within its staleness bound costs
+  // nanoseconds.
+  //
+  // Throws Error(unavailable) if the log does not answer. Throws Error(corrupt) if an update is
+  // damaged or missing; the state then stays at the previous id. Throws Error(limit) if an update
+  // does not fit into the state.
   UpdateId update(const UpdateOptions& options = {});
 
-  // Puts the entries as of an id in place of the updates up to it. Returns the base. Throws Error:
-  // unavailable (the log does not answer, or it was restored or failed over meanwhile; the history
-  // is as it was), uncertain (it may have been rewritten; or what `keep` refuses is erased, and the
-  // rest was not done); as set() does.
+  // Replaces the updates up to an id by the items as of it, the new base. Returns the base. Takes
+  // time in proportion to the dataset; reads and writes continue meanwhile.
+  //
+  // Throws Error(unavailable) if the log does not answer, or was restored or failed over meanwhile;
+  // the history is then unchanged. Throws Error(uncertain) if history may have been rewritten, or
+  // if the keys that `keep` refuses are erased and the rest was not done. Otherwise as set().
   UpdateId rewrite_history(const RewriteOptions& options = {});
-  // Empties the dataset on every machine: one update that erases everything, then a rewrite. Throws
-  // Error uncertain if the first of these was done and the second was not, or may not have been.
+  // Empties the dataset on every machine: appends one update that erases everything, then rewrites
+  // history. Throws Error(uncertain) if the update was appended and the rewrite was not, or may not
+  // have been, done. Otherwise as set().
   UpdateId delete_all_history();
 
+  // Returns the id of the last update in the state.
   UpdateId applied_id() const;
-  // How long ago the log was last asked by a process of this machine (CLOCK_BOOTTIME).
-  // nanoseconds::max(): not since the machine was started.
+  // Returns how long ago a process of this machine last asked the log (CLOCK_BOOTTIME), or
+  // nanoseconds::max() if none has since the machine started.
   std::chrono::nanoseconds staleness() const;
+  // Returns the digest of the items. Two machines at the same update id have equal digests.
   Digest digest() const;
-  // False once the state was closed or deleted through this object.
+  // Returns false once the state was closed or deleted through this object.
   bool valid() const noexcept;
-  // This one and counters() answer after closing, too.
   std::string state_path() const;
   Counters counters() const;
 
-  // Brings the state to the disk and lets go of it; afterwards the file may be copied to another
-  // machine and opened there. Other processes may go on using it. Everything else on this object
-  // then throws Error invalid. What other threads are in the midst of, and views, come to their
-  // end; only who waits for a log that does not answer gives up. Closing again does nothing. Throws
-  // Error if the disk fails; the state is let go of all the same.
+  // Writes the state to disk and closes this object. The file can then be copied to another machine
+  // and opened there. Other processes can continue to use it. Calls of other threads finish, but
+  // calls that wait for an unresponsive log give up; views stay valid. A second call does nothing.
+  // Throws Error if the disk fails; the object is closed anyway.
   void close_shared_state();
-  // Removes this machine's state, and closes. Other processes of the machine notice, and build a
-  // new one at their next update().
+  // Removes the state of this machine and closes this object. Other processes of the machine
+  // notice, and build a new state at their next update().
   void delete_shared_state();
 
  private:

@@ -1,21 +1,23 @@
-// The log: the external, durable, ordered sequence of updates that is the truth.
+// The log: an external, durable, ordered sequence of updates. It is the truth; every state is a
+// copy.
 //
-// Implement this to keep the truth in a store of your own; `examples/own_log.cc` does it in under a
-// hundred lines, and `tests/log/log_contract.h` is the suite your log has to pass.
+// Implement this interface to keep the log in a store of your own. `examples/own_log.h` does so in
+// about a hundred lines. `tests/log/log_contract.h` is the suite that your log has to pass.
 //
-// A log stores opaque bytes under dense ids. It need not look inside them: what an update says, how
-// it is chained to the one before and whether it is to be believed is the business of the layer
-// above.
+// A log stores opaque bytes under dense ids and need not decode them. The layer above encodes
+// updates, chains each to the previous one, and verifies both.
 //
 //   id        1   2   3   4   5   6   7
-//             |--- gone ---|   u   u   u      base = 4, head = 7
-//             `-- base parts stand for 1..4
+//             |-- deleted -|   u   u   u      base = 4, head = 7
+//             `-- the base parts replace 1..4
 //
-// Thread rules: calls may come from several threads at once. Process rules: any number of processes
-// and machines use one store at once; nothing but the store itself coordinates them. Errors: Error
-// of kind unavailable when the store did not answer and surely did nothing; uncertain when an
-// append or rewrite may or may not have happened; corrupt when the store's own structure is broken;
-// limit or invalid when the store can never take this. Never a partial answer without an error.
+// Threads: any number of threads may call at once. Processes: any number of processes and machines
+// use one store at once, and only the store coordinates them.
+//
+// Errors: throw Error(unavailable) if the store did not answer and did nothing. Throw
+// Error(uncertain) if an append or a rewrite may or may not have happened. Throw Error(corrupt) if
+// the store's own structure is broken. Throw Error(limit) or Error(invalid) if the store can never
+// accept the call. Never return a partial answer without an error.
 #pragma once
 
 #include <chrono>
@@ -32,99 +34,110 @@
 
 namespace whycache {
 
-// Where a log begins and ends.
+// The range of updates that a log has.
 struct Extent {
-  Uuid uuid{};        // random, made with the log
-  UpdateId base = 0;  // updates 1..base are gone, the base stands for them; 0: never rewritten
-  std::uint64_t base_chain = 0;  // what rewrite() was given with the base; 0 while base is 0
-  UpdateId head = 0;             // greatest update id in the log; at least base
+  // Random, drawn when the log is created.
+  Uuid uuid{};
+  // The base replaces the updates 1..base, which are deleted. 0: history was never rewritten.
+  UpdateId base = 0;
+  // The value that rewrite() got with the base. 0 while base is 0.
+  std::uint64_t base_chain = 0;
+  // The greatest update id in the log; at least `base`.
+  UpdateId head = 0;
 };
 
-// What look() answers.
+// The answer of poll().
 struct PollResult {
   Extent extent;
-  // How long before the call, at most, the log was as this says. 0: the store itself was asked, as
-  // by read().
+  // The answer describes the log as it was at most this long before the call. 0: it came from the
+  // store itself, as with read().
   std::chrono::nanoseconds staleness{0};
 };
 
 class WHYCACHE_API Log {
  public:
-  // Returns whether to go on.
+  // Returns false to stop.
   using VisitUpdate = std::function<bool(UpdateId id, std::string_view bytes)>;
   using VisitPart = std::function<bool(std::string_view bytes)>;
-  // The next part of a new base, valid until the next call; nullopt at the end.
+  // Returns the next part of a new base, valid until the next call, or nullopt at the end.
   using NextPart = std::function<std::optional<std::string_view>()>;
 
   enum class Appended {
-    yes,         // durable, and visible to everybody who reads from now on
+    yes,         // durable, and visible to every later read
     taken,       // another update has this id
-    below_base,  // the base has passed this id: the writer slept through a rewrite
+    below_base,  // the base is at or beyond this id: the writer missed a rewrite
   };
 
   virtual ~Log() = default;
 
-  // For messages, without secrets: "sqlite:///var/lib/flags.db?instance=default".
+  // Returns a name for messages, without secrets: "sqlite:///var/lib/flags.db?instance=default".
   virtual std::string name() const = 0;
 
-  // One cheap round trip.
+  // Returns uuid, base and head, in one cheap round trip.
   virtual Extent extent() = 0;
 
-  // Puts `bytes` at `id` if nothing is there and base < id holds *after* the insert. Atomic and
-  // durable when it returns `yes`. The caller has seen id - 1, so ids stay dense. One round trip.
-  // Where a lost connection may be followed by one to a store with other updates (a failover), the
-  // first append over the new one must be `unavailable` until id - 1 was read over it: the caller
-  // then looks, and finds out.
+  // Inserts `bytes` at `id` if no update has that id and base < id holds *after* the insert. If it
+  // returns `yes`, the insert was atomic and is durable. The caller has read id - 1, so ids stay
+  // dense. One round trip.
+  //
+  // After a failover, a new connection may lead to a store with other updates. There an append must
+  // throw Error(unavailable) until id - 1 was read over that connection. The caller then reads back
+  // and compares.
   virtual Appended append(UpdateId id, std::string_view bytes) = 0;
 
   // Visits the updates that exist in `first`..`last`, in id order, until `visit` returns false. The
-  // bytes are valid during the call. Returns the extent as it is *after* the rows were read: rows
-  // at or below its base must not be believed by the caller. Pages by rows and bytes, never by id
-  // space.
+  // bytes are valid during the visit. Returns the extent as it is *after* the rows were read; the
+  // caller must not trust rows at or below its base. Fetches pages by number of rows and bytes,
+  // never by ranges of ids.
   virtual Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) = 0;
 
-  // The updates from `first` on, for who follows and verifies. A log that has something cheaper in
-  // front of its store may answer from there, and says how old the answer is: at most `age_max`,
-  // or, with nullopt, what the log's options allow. An answer whose age is not 0 is a claim: its
-  // rows, 4 MiB at most, stand and fall together, and its extent promises no update beyond them.
-  // Who finds that it does not continue what he has looks again with age_max 0 before he believes
-  // that anything is wrong. Errors and all else as read().
-  virtual PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+  // Visits the updates from `first` on, for a follower that verifies them. A log with a cheaper
+  // tier in front of its store may answer from that tier, and says how old the answer is. The limit
+  // is `staleness_max`, or with nullopt what the log's options allow.
+  //
+  // An answer with a staleness above 0 is only a claim. It has at most 4 MiB of rows, and the
+  // caller accepts all of them or none. Its extent names no update beyond these rows. If the answer
+  // does not continue the caller's history, the caller polls again with a staleness_max of 0 before
+  // it reports that anything is wrong. Otherwise as read().
+  virtual PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> staleness_max,
                           const VisitUpdate& visit) {
-    static_cast<void>(age_max);
+    static_cast<void>(staleness_max);
     return {read(first, std::numeric_limits<UpdateId>::max(), visit), {}};
   }
 
-  // Visits the parts of the current base in order. Visits nothing while base is 0. A base that is
-  // replaced midway gives Error unavailable; the caller begins again.
+  // Visits the parts of the current base in order, until `visit` returns false. Visits nothing
+  // while base is 0. Throws Error(unavailable) if the base is replaced midway; the caller then
+  // restarts.
   virtual void read_base(const VisitPart& visit) = 0;
 
-  // Writes a new base beside the log, switches to it in one atomic step if `base` is greater than
-  // the present one and not beyond the head, then deletes the updates up to it, older bases, and
-  // stray rows below. May be interrupted anywhere and run by several at once; never touches an
-  // update above `base`. The cache has read, just before, that the update at `base` is the one the
-  // base stands for. A store that may be another one by the time of the switch (a failover) should
-  // look again then, as the logs of this library do: their updates say their chain, which
-  // `base_chain` has to be. Returns false if the present base is already at or beyond `base`:
-  // nothing is written then, but what rewrites that were interrupted left behind is deleted.
+  // Writes a new base beside the log and switches to it in one atomic step, if `base` is greater
+  // than the current base and not beyond the head. Then deletes the updates up to `base`, older
+  // bases, and stray rows below. Never touches an update above `base`. Returns false if the current
+  // base is already at or beyond `base`; it then writes nothing, and only deletes what interrupted
+  // rewrites left behind.
+  //
+  // A rewrite may be interrupted anywhere, and several may run at once. Immediately before the
+  // call, the cache has verified the update at `base`. A failover may still put another store in
+  // place before the switch. Verify once more at the switch, as the logs of this library do: the
+  // update at `base` names its chain, which must equal `base_chain`.
   virtual bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) = 0;
 
-  // Lets go of connections to the store that are not in use just now; the next call opens them
-  // anew. For who asks seldom, and would else keep a server's connections from others. Does not
-  // wait, and does not throw.
+  // Closes connections to the store that are idle; the next call opens them again. A process that
+  // asks seldom should not occupy a server's connections. Does not block.
   virtual void release_idle_connections() noexcept {}
 
-  // A fresh log on the same store, for the child after fork(), which must not share connections
-  // with its parent. nullptr: this log needs or knows no such thing, and the child goes on with
-  // this object.
+  // Returns a new log on the same store for a child after fork(), which must not share connections
+  // with its parent. Returns nullptr if the child can continue to use this object.
   virtual std::unique_ptr<Log> reopen() { return nullptr; }
 };
 
-// Opens the log a URL names: `memory:`, `memory:name`, `file:///dir`, `sqlite:///file.db`,
-// `mysql://user@host/database`, each with `?instance=NAME` (default "default"; 1 to 48 of A-Z a-z
-// 0-9 _) and options of its own (docs/logs.md). Makes it if it is not there, but not the folder or
-// database it lies in. Throws Error: invalid (scheme, option, path, permission), unavailable,
-// corrupt.
+// Opens the log that a URL names: `memory:`, `memory:name`, `file:///dir`, `sqlite:///file.db` or
+// `mysql://user@host/database`. Each takes `?instance=NAME` (default "default"; 1 to 48 of A-Z a-z
+// 0-9 _) and options of its own (docs/logs.md). Creates the log if it is missing, but not the
+// directory or database that contains it.
+//
+// Throws Error(invalid) for a wrong scheme, option or path, or a missing permission. Throws
+// Error(unavailable) or Error(corrupt) as the calls above do.
 WHYCACHE_API std::unique_ptr<Log> open_log(std::string_view url);
 
 }  // namespace whycache
