@@ -1,10 +1,10 @@
-// Rebuilding: a new state is made from the log's base and the updates after it, beside the present
-// one, which goes on serving reads, and is then put in its place. It is always right to do so: the
-// state is a cache of the log.
+// Rebuilding: builds a new state from the log's base and the updates after it, beside the current
+// one, which continues to serve reads, and then installs it. This is always correct, since the
+// state is a copy of the log.
 //
-// The base comes in parts, whose items are loaded; what was loaded must have the count and the
-// digest that the last part names. A base that is replaced midway, or a log that no longer
-// continues what was built, means to begin again.
+// The base comes in parts, whose items are loaded. Their count and digest must match those that the
+// last part names. If the base is replaced midway, or the log no longer continues what was built,
+// the build restarts.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ namespace whycache {
 
 enum class RebuildReason {
   no_state,     // there was no state
-  removed,      // somebody removed it while we had it open
-  damaged,      // it cannot be used
+  removed,      // the state was removed while this process had it open
+  damaged,      // the state cannot be used
   behind_base,  // the log was rewritten beyond it
   diverged,     // the log was restored, forked or lost its tail
   replaced      // the log has another uuid
@@ -28,23 +28,25 @@ enum class RebuildReason {
 
 struct RebuildCause {
   RebuildReason reason;
-  std::string details;  // values that show it, for messages
+  std::string details;  // the values that show it, for messages
 };
 
-// Why a state that is not usable() has to be rebuilt: no_state, removed or damaged.
+// Returns why a state that is not usable() needs to be rebuilt: no_state, removed or damaged.
 RebuildCause unusable_state_cause(const Session& session);
 
-// Builds a state up to the head of the log and puts it in place. The caller holds
-// StateLock::follow. Throws Error; the old state, if there is one, stays then. False: it stays
-// since it was behind the base only for a moment, and a writer has brought it farther than what was
-// built.
+// Builds a state up to the head of the log and installs it. The caller holds StateLock::follow.
+// Throws Error; the old state, if there is one, then stays.
+//
+// Returns false if the caller has to look for the cause again. This happens if a writer brought the
+// old state beyond the log's base, and beyond what was built; or if the log was rewritten or
+// replaced meanwhile.
 bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff);
 
-// A state as of update `last`, or of the head if the log ends before, which is never put in place:
-// the stuff for a base. nullptr: the base is beyond `last`.
+// Builds a state as of update `last`, or as of the head if the log ends before it. The state is
+// never installed; its items become a base. Returns nullptr if the log's base is beyond `last`.
 std::unique_ptr<StateBuilder> build_as_of(Session& session, UpdateId last, Backoff& backoff);
 
-// Counts and reports that the writer before us died midway, if it did.
+// Counts and reports a recovery if the previous writer died while it applied an update.
 void report_recovery(Session& session, const StateWriter& writer);
 
 }  // namespace whycache

@@ -1,8 +1,9 @@
-// What a process needs to join its machine's state and the log: both ends, the options, and a place
-// to say what happened. The protocols (follow, rebuild, commit, rewrite) are functions over a link.
+// What a process needs to join its machine's state and the log: both of them, the options, and a
+// way to report events. The protocols (follow, append, rebuild, rewrite, transact) work on a
+// session.
 //
-// A link belongs to one process: a forked child makes a link of its own, with connections, mutexes
-// and a writer's identity that its parent does not share (cache.cc).
+// A session belongs to one process. A forked child creates its own (cache.cc), with its own
+// connections, mutexes and writer id.
 #pragma once
 
 #include <whycache/cache.h>
@@ -22,15 +23,16 @@
 
 namespace whycache {
 
-// The log failed, or holds what cannot be believed; as opposed to errors of the state.
+// The log failed, or what it returned is damaged; as opposed to errors of the state.
 class LogError : public Error {
  public:
   explicit LogError(ErrorKind kind, const std::string& message, int system_error = 0,
                     bool gave_up = false)
       : Error(kind, message, system_error), gave_up_(gave_up) {}
 
-  // Whether it was asked again until the patience was at its end.
+  // Whether the call was retried until the backoff ran out.
   bool gave_up() const { return gave_up_; }
+  // Whether another attempt may succeed.
   bool is_retryable() const {
     return !gave_up_ && (kind() == ErrorKind::unavailable || kind() == ErrorKind::uncertain);
   }
@@ -39,7 +41,7 @@ class LogError : public Error {
   bool gave_up_;
 };
 
-// Counters that any thread may raise.
+// Counters that any thread can increase.
 class AtomicCounters {
  public:
   void add(std::uint64_t Counters::*counter, std::uint64_t count = 1) {
@@ -53,7 +55,7 @@ class AtomicCounters {
 
 class Session {
  public:
-  // `owned_log`: null if somebody else keeps the log alive.
+  // `owned_log`: the log, if the session is to own it; null if the caller keeps it alive.
   Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
           const Options& cache_options, AtomicCounters& cache_counters);
 
@@ -62,13 +64,13 @@ class Session {
   const Options& options;
   AtomicCounters& counters;
 
-  // Of the next update.
+  // Returns the authorship of the next update: the time, the writer, and its next sequence number.
   Authorship authorship(std::string note);
 
-  // Tells the application, whose callback is never run twice at once.
+  // Calls Options::on_event, never twice at once. Drops what the callback throws.
   void report(Event::Kind kind, const std::string& message) noexcept;
 
-  // Puts a question to the log. Throws LogError, whatever the log threw.
+  // Calls the log once. Throws every failure as LogError.
   template <typename Question>
   auto call_log(const Question& question) {
     try {
@@ -82,7 +84,7 @@ class Session {
     }
   }
 
-  // Asks again while the log does not answer, until the patience is at its end.
+  // Calls the log until it answers. Throws LogError if a retry cannot help or the backoff runs out.
   template <typename Question>
   auto call_log_with_retries(Backoff& backoff, const Question& question) {
     for (;;) {
@@ -94,24 +96,25 @@ class Session {
     }
   }
 
-  // Counts and reports that the log failed, and waits. Throws the error instead if waiting cannot
-  // help, or, as unavailable, if the patience is at its end.
+  // Counts and reports a failure of the log, and pauses before the next attempt. If a retry cannot
+  // help, rethrows the error. If the backoff has run out or the cache is being closed, throws
+  // LogError(unavailable) with gave_up() set.
   void back_off_after(const LogError& error, Backoff& backoff);
 
-  // This process has seen that its log is the one with this uuid. Until then it does not rely on
-  // what other processes found out about theirs; and a log that is replaced later can be told from
-  // a state that was never this log's.
+  // Records that this process has read its log and found this uuid. Until then, it does not rely on
+  // what other processes recorded about theirs. Later it can tell a log that was replaced from a
+  // state that never belonged to this log.
   void note_seen_log(const Uuid& uuid);
   bool has_seen_log(const Uuid& uuid) const;
   bool has_seen_any_log() const { return has_seen_any_log_.load(std::memory_order_acquire); }
-  // It has also seen that the state is a beginning of that log: the chains were compared.
+  // Records that this process has also compared the chains: the state is a prefix of that log.
   void note_followed() { has_followed_.store(true, std::memory_order_release); }
   bool has_followed() const { return has_followed_.load(std::memory_order_acquire); }
 
-  // The cache is being closed: who waits for a log that does not answer gives up.
+  // Makes calls that wait for an unresponsive log give up, since the cache is being closed.
   void close() { closing_.store(true, std::memory_order_release); }
 
-  // A read found the state file damaged: the next follow() builds a new one.
+  // Records that a read found the current state file damaged. The next follow() rebuilds it.
   void note_damage() noexcept;
   bool is_damaged(const StateInfo& info) const {
     return info.state_id == damaged_state_id_.load(std::memory_order_acquire);

@@ -1,7 +1,11 @@
-// Group commit. Callers queue; the one in front leads: it takes those behind it along into its
-// update as far as they fit, appends for all, and tells each the id. Whoever waits meanwhile leads
-// next. Each caller's batch stays atomic. Writes whose caller did not wait stand in the same queue;
-// a thread leads when one of these is in front.
+// The queue of the writers of one process, with group commit.
+//
+// Writers queue. The writer at the head becomes the leader: it packs as many queued batches as fit
+// into one update, appends it, and gives each writer in the group the id. The next writer in the
+// queue then leads. Each caller's batch stays atomic. (docs/decisions/group-commit.md)
+//
+// Asynchronous writes wait in the same queue. One thread, started with the first of them, leads
+// whenever one of their batches is at the head.
 #pragma once
 
 #include <whycache/cache.h>
@@ -33,33 +37,43 @@ class WriteQueue {
   WriteQueue(const WriteQueue&) = delete;
   WriteQueue& operator=(const WriteQueue&) = delete;
 
-  // Appends and applies the changes, in several updates if one does not hold them. Returns the id
-  // of the last.
+  // Appends and applies the changes, as several updates if one cannot hold them. Returns the id of
+  // the last. If a key is changed more than once, only the last change counts. Without changes,
+  // returns the applied id.
+  //
+  // Throws Error(invalid), Error(limit) or Error(refused) before anything is written. Throws
+  // Error(unavailable) if nothing was written. Throws Error(uncertain) if the changes may be
+  // written in full or in part; the message says what is known.
   UpdateId write(std::span<const Change> changes, const WriteOptions& options);
 
-  // The same by a thread of its own. Throws Error at once for what is wrong with the changes, or
-  // limit.
+  // Copies the changes and returns; a thread of the queue writes them. The future has what write()
+  // would return or throw. Throws invalid, limit and refused at once, as write() does, and
+  // Error(limit) if more than Options::queue_bytes_max would be waiting.
   std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
-  // Ends that thread; what it has not begun to write fails.
+  // Stops and joins the thread. Asynchronous writes that it has not begun fail with
+  // Error(unavailable), and write_async() throws Error(invalid) from now on.
   void stop() WHYCACHE_EXCLUDES(mutex_);
 
  private:
   struct AsyncWrite;
-  // What one caller wants to have in one update.
+  // The changes of one caller that go into one update. The leader reads the first four members of
+  // the batches in its group without the mutex; their callers leave these alone meanwhile. The
+  // mutex guards the others while the batch is queued.
   struct QueuedBatch {
     Draft draft;
     std::span<const Change> changes;
     std::string_view note;
     Backoff backoff;
-    bool in_group = false;
+    bool in_group = false;  // of the current leader
     bool done = false;
     UpdateId id = 0;
     std::exception_ptr failure;
-    AsyncWrite* async_write = nullptr;  // whom it belongs to, if nobody waits for it here
-    // Its caller's, to wait on: shared, as whoever wakes him may come to it when he has gone.
+    AsyncWrite* async_write = nullptr;  // the write it is part of; null if its caller waits
+    // Its caller waits on it; null for an asynchronous write. Shared, since the thread that
+    // notifies it may do so after the caller has returned.
     std::shared_ptr<std::condition_variable> condition;
   };
-  // A write that nobody waits for.
+  // A write whose caller does not wait for it. It stays at one address while it is queued.
   struct AsyncWrite {
     // Copies keys and values. If a key is changed more than once, keeps the last change.
     static AsyncWrite copy_of(std::span<const Change> changes, const WriteOptions& options);
