@@ -1,5 +1,5 @@
-// Many items from somewhere, gathered into batches, so that the memory needed does not depend on
-// how many they are.
+// Bulk loading: collects items from a source into batches, with memory for one batch, however many
+// items there are.
 #pragma once
 
 #include <cstddef>
@@ -11,10 +11,12 @@
 
 namespace whycache {
 
-// Hands what comes from `next` to `write`, in order, in batches that have room in an update of
-// `update_bytes_max`; an item that is too large for any has a batch to itself. Returns what the
-// last write returned, 0 if there was none. An Error leaves it with what was written before in its
-// message; one that says nothing was written becomes `uncertain` then.
+// Passes the items that `next` returns to `write`, in order, in batches that fit into an update of
+// `update_bytes_max`. An item that is too large for any update gets a batch to itself. Returns what
+// the last `write` returned, or 0 if there was no item.
+//
+// If a `write` after the first throws Error, adds to the message how many items are written. A kind
+// that means that nothing was written becomes `uncertain`.
 UpdateId bulk_load(const std::function<std::optional<Item>()>& next, std::size_t update_bytes_max,
                    const std::function<UpdateId(std::span<const Item>)>& write);
 

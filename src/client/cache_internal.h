@@ -1,5 +1,4 @@
-// What tools, tests and benchmarks of this repository may ask a Cache for, beyond its public
-// interface.
+// Access to the insides of a Cache, for the tools, tests and benchmarks of this repository.
 #pragma once
 
 #include <whycache/cache.h>

@@ -1,4 +1,4 @@
-// Guards: what an application forbids its own writes.
+// Guards: limits that an application sets to its own writes (Options::guards).
 #pragma once
 
 #include <span>
@@ -8,11 +8,10 @@
 
 namespace whycache {
 
-// Throws Error refused if the changes, made to what `view` shows, pass a guard. Nothing is written
-// then.
+// Throws Error(refused) if the changes, applied to the items of `view`, violate a guard.
 void check_guards(const Guards& guards, std::span<const Change> changes, const View& view);
 
-// The same for `erased` keys of `all`.
+// Throws Error(refused) if erasing `erased` of `all` keys violates a guard.
 void check_erase_limits(const Guards& guards, std::uint64_t erased, std::uint64_t all);
 
 inline bool has_erase_limit(const Guards& guards) {

@@ -1,11 +1,11 @@
-// A page: consecutive updates read from the log in one go, with what the log said of itself after
-// the rows were read; and whether that is the continuation of where we stand.
+// A page: consecutive updates read from the log at once, with the extent of the log after the read.
+// It shows whether the log continues the history of a state.
 //
-//   we stand at n           rows we ask for: n, n+1, n+2 ...    (from our own id on: overlapping by one)
+// state at update n rows to read: n, n+1, n+2 ... (from its own id on: they overlap by one)
 //
-// The row n proves that the log we read is the log we have: the same id with the same chain means
-// that all before it is the same, too. Where row n is gone by a rewrite (n is the base) the chain
-// of the base proves it.
+// Row n proves that the log continues the state: if the same id has the same chain, all updates
+// before it are the same too. If a rewrite deleted row n (n is the base), the chain of the base
+// proves it.
 #pragma once
 
 #include <whycache/log.h>
@@ -24,7 +24,7 @@
 
 namespace whycache {
 
-// Where a state, or one being built, stands in its log.
+// The position of a state, or of one being built, in its log.
 struct LogPosition {
   Uuid log_uuid{};
   UpdateId id = 0;
@@ -37,8 +37,8 @@ inline LogPosition position_of(const StateInfo& info) {
   return {info.log_uuid, info.applied_id, info.chain};
 }
 
-// How old what the log says may be. nullopt: as old as the log's options allow. 0: its store has to
-// be asked.
+// How old an answer of the log may be. nullopt: as old as the options of the log allow. 0: the
+// store itself has to answer.
 using StalenessMax = std::optional<std::chrono::nanoseconds>;
 inline constexpr std::chrono::nanoseconds zero_staleness{0};
 
@@ -53,13 +53,13 @@ class LogPage {
   LogRow row(std::size_t i) const {
     return {rows_[i].id, std::string_view(bytes_).substr(rows_[i].offset, rows_[i].size)};
   }
-  // As of after the rows were read: rows at or below its base must not be believed.
+  // The extent after the rows were read. Rows at or below its base must not be trusted.
   const Extent& extent() const { return extent_; }
-  // Whether the row at the place's id, if it is among these, is the update that stands there.
+  // Returns false if the page has a row with the id of this position and another chain.
   bool agrees_with(const LogPosition& position) const;
-  // Whether there is nothing beyond these rows.
+  // Whether the log had nothing beyond these rows.
   bool is_complete() const { return complete_; }
-  // How long ago the log was as this page says, at most. 0: the store itself was asked.
+  // How long ago the log was as this page says, at most. 0: the store itself answered.
   std::chrono::nanoseconds staleness() const { return staleness_; }
 
  private:
@@ -78,32 +78,33 @@ class LogPage {
   std::chrono::nanoseconds staleness_{0};
 };
 
-// The rows from `first` on, up to `last`, to about 8 MiB. Throws what the log throws.
+// Reads the rows `first`..`last`, up to about 8 MiB of them. Throws what the log throws.
 LogPage read_page(Log& log, UpdateId first, UpdateId last);
-// The id to read from when standing at `id`.
+// The first row to read for a state at update `id`.
 inline UpdateId first_id_to_read(UpdateId id) { return id == 0 ? 1 : id; }
-// What the log has from `place` on. What does not come from its store has to continue `place`, all
-// of it; else the store is asked, for only that is believed when it says that something is wrong.
+// Reads what the log has from `position` on. An answer that is not from the store has to continue
+// the history of `position` in full; otherwise the store is asked. Only the store can show that
+// something is wrong. Throws what the log throws.
 LogPage poll_page(Log& log, const LogPosition& position, StalenessMax staleness_max);
 
 enum class HistoryMatch {
   matches,
-  replaced,     // another log: it has another uuid
-  behind_base,  // what comes next was deleted by a rewrite
-  diverged      // the log was restored, forked or lost its tail: our id is not in it, or is another
-                // update
+  replaced,     // the log has another uuid
+  behind_base,  // a rewrite deleted the next update
+  diverged      // the log has no update with this id, or another one: it was restored, forked or
+                // lost its tail
 };
-// `why` gets the values that show it, for messages.
+// Compares the page with the history of a state at `position`. Sets `why` to the values that show
+// the result, for messages.
 HistoryMatch compare_history(const LogPage& page, const LogPosition& position, std::string& why);
 
-// Throws LogError corrupt unless `id`, at which the rows ended, is at or beyond `promised`: the
-// head that the log named before it was asked for them.
+// Throws LogError(corrupt) if the rows ended at an `id` below `promised_head`, which the log had
+// named as its head before the read.
 void check_head_reached(const Log& log, UpdateId id, UpdateId promised_head);
 
-// Carries the rows after `place` into whoever `apply`s them, one at a time, each verified and
-// decoded as a whole before. `place` moves along, so that it is right also when this throws:
-// LogError corrupt at a row that cannot be believed, and whatever `apply` throws. Rows at or below
-// place.id are passed over.
+// Calls `apply` for each row after `position`, once the row is verified and decoded as a whole.
+// Skips rows at or below position.id. Advances `position` after each call, so it is correct even if
+// this throws. Throws LogError(corrupt) at a missing or damaged row, and whatever `apply` throws.
 void apply_updates(const LogPage& page, LogPosition& position,
                    const std::function<void(const Update&)>& apply);
 

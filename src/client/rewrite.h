@@ -1,9 +1,9 @@
-// Rewriting history: the entries as of one update id are put in place of the updates up to it.
+// Rewriting history: the items as of one update id, the new base, replace the updates up to it.
 //
-// The entries come from a view of the state if it stands at that id, else from a state that is
-// built for the purpose from the log alone and never put in place. While they are written they are
-// counted and hashed once more: what does not amount to what the state says of itself must not
-// become the truth.
+// If the state is at that id, the items come from a view of it. Otherwise they come from a state
+// that is built from the log for this purpose and never installed. The items are counted and hashed
+// again while they are written. If count or digest differ from those of the state, the rewrite
+// fails, since its result would become the truth.
 #pragma once
 
 #include <whycache/cache.h>
@@ -13,10 +13,11 @@
 
 namespace whycache {
 
-// Returns the base after it.
+// Rewrites history as Cache::rewrite_history() says. Returns the base of the log afterwards.
 UpdateId rewrite_history(Session& session, Appender& appender, const RewriteOptions& options);
 
-// Appends an update that erases everything, and makes it the base.
+// Appends an update that erases everything, then makes it the base. Returns the base of the log
+// afterwards.
 UpdateId delete_all_history(Session& session, Appender& appender);
 
 }  // namespace whycache

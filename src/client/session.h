@@ -1,9 +1,8 @@
-// What a process needs to join its machine's state and the log: both of them, the options, and a
-// way to report events. The protocols (follow, append, rebuild, rewrite, transact) work on a
-// session.
+// A session: the state of this machine, the log and the options, joined for one process. The
+// protocols (follow, append, rebuild, rewrite, transact) work on a session.
 //
-// A session belongs to one process. A forked child creates its own (cache.cc), with its own
-// connections, mutexes and writer id.
+// A forked child creates its own session (cache.cc), with its own connections, mutexes and writer
+// id.
 #pragma once
 
 #include <whycache/cache.h>

@@ -1,5 +1,5 @@
-// Where a machine's state lies when nobody says so. Private to the user, and never guessable in
-// /tmp.
+// Finds the path of a machine's state. The default directories are private to the user and never at
+// a guessable path in /tmp.
 #pragma once
 
 #include <whycache/options.h>
@@ -10,15 +10,17 @@ namespace whycache {
 
 struct StateLocation {
   std::string path;
-  // A folder made for this one cache, to be removed with it; empty: none.
+  // A directory that was created for this cache alone and is removed with it; empty if there is
+  // none.
   std::string temporary_directory;
 };
 
-// Follows Options::state_path, Options::name and the environment as cache.h tells. Makes the
-// default folders, mode 0700. Throws Error invalid: a name or folder that cannot be.
+// Finds the path from Options::state_path, Options::name and the environment (options.h says how).
+// Creates missing default directories with mode 0700. Throws Error(invalid) if the name or the
+// directory cannot be used.
 StateLocation find_state_location(const Options& options, const std::string& log_name);
 
-// Removes what was made for one cache alone; what cannot be removed stays.
+// Removes the temporary directory, if there is one. Ignores errors.
 void remove_temporary_directory(const StateLocation& position) noexcept;
 
 }  // namespace whycache

@@ -1,16 +1,18 @@
-// Transactions: optimistic, validated by value, appended as the very next update after the one they
-// were validated at.
+// Transactions: optimistic, validated by value, appended as the very next update after the state at
+// which they were validated.
 //
-//   pin the state at r; run the function: it reads at r, what it reads and writes is recorded
-//   take StateLock::append, see that the state is as new as the log was a moment ago
-//     does all that was read say the same at the applied id n?   no: follow, run the function again
+//   pin the state at r; run the function: it reads at r; record what it reads and writes
+//   take StateLock::append, follow the log if this machine has not read it just now
+//     at the applied id n, does everything that was read have the same value?   no: follow, run the function again
 //     log: insert n+1 if absent                                  taken: follow, compare again with n+1
 //
-// Since the log takes update n+1 only if nobody else has it, the transaction stands in the log
-// right behind the state it was validated at: all that committed are serializable, in the order of
-// their ids, across machines. Comparing what was read, not whether it was written, lets a
-// transaction pass whose keys were set to what they had been: it would have done the same again.
-// (Kung, Robinson: On Optimistic Methods for Concurrency Control, 1981; backward validation.)
+// The log accepts update n+1 only if no other writer has that id. A transaction thus directly
+// follows the state at which it was validated. All that commit are serializable in the order of
+// their ids, across machines.
+//
+// Validation compares values, not whether a key was written. A transaction passes if a key was set
+// to the value that it had: it would have done the same again. (Kung, Robinson: On Optimistic
+// Methods for Concurrency Control, 1981; backward validation.)
 #pragma once
 
 #include <functional>
@@ -30,7 +32,7 @@
 
 namespace whycache {
 
-// What a transaction has read and written.
+// The reads and writes of one transaction.
 class Transaction::Record {
  public:
   explicit Record(View view) : view_(std::move(view)) {}
@@ -40,9 +42,9 @@ class Transaction::Record {
   std::vector<Item> items(const KeyRange& range);
   void write(const Change& change);
 
-  // Whether all that was read says the same at `now`.
+  // Whether every key and range that was read has the same contents at `now`.
   bool reads_are_valid_at(const View& now) const;
-  // What was written, each key once; the views point into this.
+  // Returns the writes, one change for each key. The views in it point into this record.
   std::vector<Change> changes() const;
 
  private:
@@ -52,13 +54,15 @@ class Transaction::Record {
   std::map<std::string, std::optional<std::string>, std::less<>> written_;  // nullopt: erased
 };
 
+// Runs a transaction as Cache::transact() says.
 UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options);
 
-// One key, looked at and written in one. `decide(value)` says what to do given the value it has;
-// nullopt: nothing. It is called again when somebody else was first. nullopt: it decided to do
-// nothing, given what the log held at some moment during the call.
+// Reads one key and writes it in one atomic step. `decide(value)` returns the change to make, given
+// the current value (nullopt: the key is absent), or nullopt to write nothing. If another writer
+// was first, it is called again. Returns the id of the update. Returns nullopt if `decide` wrote
+// nothing, given the value at some point in the log during the call.
 using Decide = std::function<std::optional<Change>(std::optional<std::string_view> value)>;
 std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
                                           std::string_view key, const Decide& decide,
