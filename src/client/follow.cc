@@ -9,8 +9,8 @@
 namespace whycache {
 namespace {
 
-// A log of another uuid: was ours replaced, or is this state another log's? Only what was ours is
-// built anew.
+// The log has another uuid. Rebuild only a state that was of this log; a state of another log must
+// not be replaced.
 void reject_state_of_another_log(const Session& session, const StateInfo& info,
                                  const Extent& extent) {
   if (session.has_seen_log(info.log_uuid) || info.log_name == session.log.name() ||
@@ -42,7 +42,7 @@ RebuildReason reason_of(HistoryMatch match) {
   }
 }
 
-// Why the state has to be built anew before anything can be applied to it, if so.
+// Returns why the state must be rebuilt before anything can be applied to it, or nullopt.
 std::optional<RebuildCause> find_rebuild_cause(Session& session) {
   session.state.switch_if_replaced();
   if (!session.state.usable()) {
@@ -54,19 +54,19 @@ std::optional<RebuildCause> find_rebuild_cause(Session& session) {
     return cause;
   }
   if (session.is_damaged(session.state.info()))
-    return RebuildCause{RebuildReason::damaged, "a read found it so"};
+    return RebuildCause{RebuildReason::damaged, "a read found it damaged"};
   return std::nullopt;
 }
 
-// Applies the rows of a page that nobody applied since we looked.
+// Applies the rows of a page, except those that were applied since the page was read.
 void apply_page(Session& session, const LogPage& page, const LogPosition& position,
                 const Deadline& deadline) {
   if (page.row_count() == 0 || page.row(page.row_count() - 1).id <= position.id) return;
   const std::unique_ptr<StateWriter> writer = session.state.begin_write(deadline);
   report_recovery(session, *writer);
   LogPosition now = position_of(writer->info());
-  // Who appends applies, too, without asking the log. If that is not the update we read, the next
-  // page tells why.
+  // A writer applies what it appends, without asking the log. If its update is not the one on the
+  // page, the next page shows why.
   if (!page.agrees_with(now)) return;
   apply_updates(page, now, [&](const Update& update) {
     writer->apply(update);
@@ -74,7 +74,7 @@ void apply_page(Session& session, const LogPage& page, const LogPosition& positi
   });
 }
 
-// What an older answer says does not take the place of what is known already.
+// Records when the log was asked, unless a newer answer is recorded already.
 void note_asked(const Session& session, std::int64_t poll_time_ns, const LogPage& page) {
   poll_time_ns -= page.staleness().count();
   const bool by_store = page.staleness() == zero_staleness;
@@ -82,11 +82,11 @@ void note_asked(const Session& session, std::int64_t poll_time_ns, const LogPage
     session.state.record_poll(poll_time_ns, page.extent().head, by_store);
 }
 
-// Reads the log to its end, applying. Returns why that needs a new state, if it does. The caller
-// holds StateLock::follow.
+// Reads the log to its end and applies it. Returns the cause if the state has to be rebuilt first.
+// The caller holds StateLock::follow.
 std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
                                      StalenessMax staleness_max) {
-  UpdateId promised_head = 0;  // the head that the last answer named, if its rows did not reach it
+  UpdateId promised_head = 0;  // the head of the last answer, if its rows ended before it
   for (;;) {
     const std::int64_t poll_time_ns = boot_time_ns();
     const StateInfo info = session.state.info();
@@ -97,8 +97,8 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
     std::string why;
     const HistoryMatch match = compare_history(page, position, why);
     if (match != HistoryMatch::matches) {
-      // Who appends applies, too: while the log was asked, a writer may have brought the state to
-      // where the page fits. One built anew without need could lack what is applied meanwhile.
+      // While the log was asked, a writer may have applied updates that make the page fit. Read
+      // again: a state rebuilt without need could lack what is applied meanwhile.
       if (position_of(session.state.info()) != position && !backoff.deadline().passed()) continue;
       if (match == HistoryMatch::replaced)
         reject_state_of_another_log(session, info, page.extent());
@@ -110,7 +110,8 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
     const UpdateId applied = session.state.applied_id();
     if (page.is_complete()) {
       check_head_reached(session.log, applied, promised_head);
-      // A head beyond the rows came after them, or its rows are missing: the next answer tells.
+      // A head beyond the rows was appended after they were read, or its rows are missing. The next
+      // answer shows which.
       if (promised_head != 0 || page.extent().head <= applied) {
         note_asked(session, poll_time_ns, page);
         return std::nullopt;
@@ -118,15 +119,17 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
       promised_head = page.extent().head;
     }
     if (backoff.deadline().passed()) {
-      throw Error(ErrorKind::unavailable,
-                  "log not read to its end before the deadline, go on with update(): applied_id=" +
-                      std::to_string(applied) + " head=" + std::to_string(page.extent().head) +
-                      " deadline_ms=" + std::to_string(backoff.timeout().count()));
+      throw Error(
+          ErrorKind::unavailable,
+          "log not read to its end before the deadline, continue with update(): applied_id=" +
+              std::to_string(applied) + " head=" + std::to_string(page.extent().head) +
+              " deadline_ms=" + std::to_string(backoff.timeout().count()));
     }
   }
 }
 
-// The same, but a state that proves damaged is one more reason to build a new one.
+// Calls catch_up() if the state can be used. A state that turns out to be damaged is one more cause
+// for a rebuild.
 std::optional<RebuildCause> try_catch_up(Session& session, Backoff& backoff,
                                          StalenessMax staleness_max) {
   try {
@@ -159,7 +162,7 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
     } catch (const LogError& error) {
       failure = error;
     }
-    if (failure) {  // without the lock: others may try meanwhile
+    if (failure) {  // without the lock, so that others can try meanwhile
       session.back_off_after(*failure, backoff);
       continue;
     }
@@ -172,7 +175,7 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
                       " deadline_ms=" + std::to_string(backoff.timeout().count()));
     }
     began_ns = boot_time_ns();
-    staleness_max = zero_staleness;  // what stands in front of it need not have heard of the update
+    staleness_max = zero_staleness;  // a tier in front of the store may not have the update yet
   }
 }
 

@@ -23,8 +23,8 @@ LogError damaged_base(UpdateId base, const std::string& why) {
                                           "id applied can rewrite history)");
 }
 
-// Takes the parts of a base in order into a builder, and keeps the books that the last part is
-// compared with.
+// Loads the parts of a base, in order, into a builder. Verifies that they are complete, in key
+// order, and have the count and digest that the last part names.
 class BaseLoader {
  public:
   explicit BaseLoader(StateBuilder& builder) : builder_(builder) {}
@@ -53,7 +53,8 @@ class BaseLoader {
     ++part_count_;
   }
 
-  // The state as of the base is whole now.
+  // Finishes the base: the builder then has the state as of it. Throws LogError(corrupt) if the
+  // base is incomplete or differs from its last part.
   LogPosition finish(const Extent& extent) {
     if (!info_ || info_->base != base_) {
       throw damaged_base(extent.base, "cut short: parts=" + std::to_string(part_count_));
@@ -78,9 +79,9 @@ class BaseLoader {
   std::optional<BaseInfo> info_;
 };
 
-// How far attempts have come with a base. One that comes farther than all before it may go on for
-// as long again: so who gets on is not stopped, and who has to begin again and again, as others
-// make base after base, is.
+// Measures how far attempts get with a base. An attempt that gets further than all before it gets
+// the full deadline again. Thus a slow load is not stopped, but one that restarts again and again
+// is, as when other machines write base after base.
 class BaseProgress {
  public:
   explicit BaseProgress(Backoff& backoff) : backoff_(backoff) {}
@@ -98,7 +99,8 @@ class BaseProgress {
   std::uint64_t part_count_max_ = 0;
 };
 
-// What we throw in a visit does not pass through the log's own code.
+// Reads the base into the loader. Keeps an exception of the loader from passing through the log's
+// code.
 void read_base(Session& session, BaseLoader& loader, BaseProgress& progress) {
   std::exception_ptr failure;
   session.call_log([&](Log& log) {
@@ -119,14 +121,14 @@ void read_base(Session& session, BaseLoader& loader, BaseProgress& progress) {
 
 struct Build {
   std::unique_ptr<StateBuilder> builder;
-  Extent extent;  // of the log it is made from
+  Extent extent;  // of the log when the build began
   LogPosition position;
-  std::int64_t poll_time_ns = 0;  // of the last question
+  std::int64_t poll_time_ns = 0;  // when the log was last asked
   UpdateId head = 0;
 };
 
-// Applies what the log has beyond what is built, up to `last`. False: the log was rewritten or
-// replaced meanwhile.
+// Applies the updates after the build's position, up to `last`. Returns false if the log was
+// rewritten or replaced meanwhile.
 bool apply_log_up_to(Session& session, Build& build, UpdateId last, Backoff& backoff) {
   LogPosition& position = build.position;
   const Extent& extent = build.extent;
@@ -151,7 +153,7 @@ bool apply_log_up_to(Session& session, Build& build, UpdateId last, Backoff& bac
   return true;
 }
 
-// One attempt. nullopt: the log was rewritten or replaced meanwhile.
+// Makes one attempt. Returns nullopt if the log was rewritten or replaced meanwhile.
 std::optional<Build> try_build(Session& session, const Extent& extent, UpdateId last,
                                Backoff& backoff, BaseProgress& progress) {
   Build build;
@@ -171,7 +173,7 @@ std::optional<Build> try_build(Session& session, const Extent& extent, UpdateId 
   return build;
 }
 
-// nullopt: the base is beyond `last`.
+// Builds until an attempt succeeds. Returns nullopt if the base is beyond `last`.
 std::optional<Build> build_up_to(Session& session, UpdateId last, Backoff& backoff) {
   BaseProgress progress(backoff);
   for (;;) {
@@ -214,28 +216,30 @@ const char* describe(RebuildReason reason) {
   return "";
 }
 
-// Puts the new state in its place. False: that is not to be done, or it has to be built anew.
+// Installs the new state. Returns false if the caller must look for the cause again.
 bool install(Session& session, Build& build, RebuildReason reason, Backoff& backoff) {
   switch (reason) {
-    // What the old state has, the log has not.
+    // The log does not have the updates of the old state.
     case RebuildReason::diverged:
-    case RebuildReason::replaced: return session.state.install(*build.builder, InstallPolicy::always);
-    // A writer of this machine brought it to where nothing has to be built.
+    case RebuildReason::replaced:
+      return session.state.install(*build.builder, InstallPolicy::always);
+    // If a writer of this machine brought the old state beyond the new one, nothing has to be
+    // rebuilt.
     case RebuildReason::behind_base:
       return session.state.install(*build.builder, InstallPolicy::unless_behind);
     case RebuildReason::no_state:
     case RebuildReason::removed:
     case RebuildReason::damaged: break;
   }
-  // Meanwhile somebody may have written to the old one, as damaged as it is. What was seen there
-  // must not be gone.
+  // A process may have written to the old state meanwhile, damaged as it is. The new state must not
+  // lack an update that a reader saw there.
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
     if (session.state.install(*build.builder, InstallPolicy::unless_behind)) return true;
     if (!apply_log_up_to(session, build, no_limit, backoff)) return false;
   }
-  // He is faster. So he has to wait while the log is asked, once; and if it does not answer now,
-  // for the next update().
+  // The writer is faster. Block it once, under the writer lock, while the rest of the log is read.
+  // If the log does not answer immediately, install anyway; the next update() catches up.
   return session.state.install(*build.builder, InstallPolicy::always, [&] {
     try {
       Backoff none(std::chrono::milliseconds(0));
@@ -264,7 +268,7 @@ bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff)
   if (rebuilding.reason == RebuildReason::no_state) return true;
   if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason))
     session.counters.add(counter);
-  session.report(Event::Kind::rebuilt, std::string("state built anew, as ") +
+  session.report(Event::Kind::rebuilt, std::string("state rebuilt, since ") +
                                            describe(rebuilding.reason) + ": " + rebuilding.details +
                                            " path=" + session.state.path() +
                                            " now_applied_id=" + std::to_string(info.applied_id));
@@ -280,7 +284,7 @@ void report_recovery(Session& session, const StateWriter& writer) {
   if (!writer.recovered()) return;
   session.counters.add(&Counters::recoveries);
   session.report(Event::Kind::recovered,
-                 "a writer died in the midst of an update, which was taken back: path=" +
+                 "a writer died while it applied an update, which was rolled back: path=" +
                      session.state.path() +
                      " applied_id=" + std::to_string(writer.info().applied_id));
 }

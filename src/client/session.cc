@@ -53,7 +53,7 @@ void Session::report(Event::Kind kind, const std::string& message) noexcept {
   try {
     const MutexLock lock(events_mutex_);
     options.on_event({kind, message});
-  } catch (...) {  // promised in Options::on_event
+  } catch (...) {  // as Options::on_event promises
   }
 }
 
@@ -73,7 +73,7 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
                    error.system_error(), /*gave_up=*/true);
   }
   counters.add(&Counters::log_retries);
-  report(Event::Kind::retried, std::string("log did not answer, asking again: log=") + log.name() +
+  report(Event::Kind::retried, std::string("log did not answer, retrying: log=") + log.name() +
                                    " attempt=" + std::to_string(backoff.pause_count() + 2) + ": " +
                                    error.what());
   backoff.pause();
@@ -93,7 +93,7 @@ bool Session::has_seen_log(const Uuid& uuid) const {
 void Session::note_damage() noexcept {
   try {
     damaged_state_id_.store(state.info().state_id, std::memory_order_release);
-  } catch (const std::exception&) {  // then follow() meets the damage itself
+  } catch (const std::exception&) {  // follow() then finds the damage itself
   }
 }
 

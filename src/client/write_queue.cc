@@ -12,7 +12,7 @@
 namespace whycache {
 namespace {
 
-// Of several changes to one key the last one counts; it keeps its place.
+// Drops all but the last change of each key. The others keep their order.
 std::vector<Change> last_change_per_key(std::span<const Change> changes) {
   std::vector<Change> kept;
   kept.reserve(changes.size());
@@ -30,7 +30,7 @@ std::size_t byte_count(std::span<const Change> changes) {
   return bytes;
 }
 
-// The rest of a split batch failed: what was written before must not be lost from sight.
+// The error of a split batch whose first updates are written. The caller must learn how far it got.
 Error partial_write_error(const Error& error, std::size_t written, std::size_t all,
                           UpdateId last_id) {
   return Error(ErrorKind::uncertain,
@@ -71,7 +71,8 @@ void WriteQueue::enforce_guards(std::span<const Change> changes) const {
     check_guards(guards, changes, View(session_.state.pin()));
 }
 
-// Everything that can be wrong with the changes is found here, before anything is written.
+// Finds everything that can be wrong with the changes before any of them is written. Throws
+// Error(limit) or Error(invalid).
 std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<const Change> changes,
                                                                     const WriteOptions& options) {
   const std::size_t bytes_max = session_.options.update_bytes_max;
@@ -162,8 +163,8 @@ void WriteQueue::reserve_async_bytes(std::size_t bytes) {
   const MutexLock lock(mutex_);
   if (bytes > bytes_max - std::min(async_bytes_, bytes_max)) {
     throw Error(ErrorKind::limit,
-                "too much is waiting to be written, nothing of this was taken: bytes=" +
-                    std::to_string(bytes) + " waiting=" + std::to_string(async_bytes_) +
+                "write queue is full, nothing was queued: bytes=" + std::to_string(bytes) +
+                    " waiting=" + std::to_string(async_bytes_) +
                     " queue_bytes_max=" + std::to_string(bytes_max) +
                     " (wait for some of the futures, or raise queue_bytes_max)");
   }
@@ -291,8 +292,8 @@ void WriteQueue::NotifyingLock::notify_pending() noexcept {
 
 // --- The queue ---
 
-// Who is in front leads, unless somebody leads already. He can begin while the others are being
-// woken.
+// If there is no leader, wakes the writer at the head, before the others: it can begin while they
+// are woken.
 void WriteQueue::wake_next_leader(NotifyingLock& lock) noexcept {
   if (has_leader_ || queue_.empty()) return;
   lock.notify_on_release(*queue_.front(), /*first=*/true);
@@ -311,23 +312,24 @@ void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
       commit_as_leader(batch);
       lock.reacquire();
     } else if (batch.in_group) {
-      lock.wait(*condition);  // the leader's patience ends before ours
+      lock.wait(*condition);  // the leader's deadline is not after ours
     } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().remaining();
                left.count() > 0) {
       lock.wait(*condition, left);
     } else {
       remove_from_queue(batch);
-      throw Error(ErrorKind::unavailable,
-                  "others of this process were writing until the deadline, nothing was written: "
-                  "deadline_ms=" +
-                      std::to_string(batch.backoff.timeout().count()));
+      throw Error(
+          ErrorKind::unavailable,
+          "other writers of this process were first until the deadline, nothing was written: "
+          "deadline_ms=" +
+              std::to_string(batch.backoff.timeout().count()));
     }
   }
   if (batch.failure) std::rethrow_exception(batch.failure);
 }
 
-// Appends for the batch, which is in front, and for those behind it that fit, and tells each what
-// became of it.
+// Appends the leader's batch, which is at the head, with those behind it that fit. Gives each of
+// them the id or the failure.
 void WriteQueue::commit_as_leader(QueuedBatch& leader) {
   std::vector<QueuedBatch*> followers;
   UpdateId id = 0;
@@ -335,8 +337,8 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
   bool nothing_written = false;
   try {
     const HeldLock appending = appender_.lock_and_follow(leader.backoff);
-    // Those who were told their id just now, and are ready to run, mostly come back with the next
-    // write.
+    // The writers of the previous group are ready to run, and most return with their next write.
+    // Let them queue before the group is built.
     if (previous_group_had_followers_) std::this_thread::yield();
     followers = build_group(leader);
     previous_group_had_followers_ = !followers.empty();
@@ -354,7 +356,7 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
   finish(lock, leader, id, failure);
   for (QueuedBatch* follower : followers) {
     follower->in_group = false;
-    // Who has patience left when the leader's is at its end stays in the queue, and leads next.
+    // A follower whose deadline is later than the leader's stays in the queue, and leads next.
     if (!follower->done && (!nothing_written || follower->backoff.deadline().passed())) {
       finish(lock, *follower, id, failure);
     } else {
@@ -384,8 +386,8 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
     if (write.batches_finished == write.batches.size()) write.promise.set_value(batch.id);
     return;
   }
-  // It is in front of the others of its write, so none of these is written, and none must be
-  // without it.
+  // The later batches of this write are behind it in the queue, so none is written yet. None may be
+  // written without it.
   for (QueuedBatch& after : write.batches) {
     if (after.done) continue;
     remove_from_queue(after);
@@ -403,8 +405,8 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
   }
 }
 
-// Those behind the leader that go into one update with it: they have the same note, and patience
-// for as long as the leader's, who cannot let go of one before he is done.
+// Returns the batches behind the leader that go into its update. They have the same note, and a
+// deadline that is not before the leader's: a batch in a group cannot give up.
 std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch& leader) {
   const MutexLock lock(mutex_);
   std::vector<QueuedBatch*> followers;
@@ -425,11 +427,11 @@ std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch&
   return followers;
 }
 
-// Appends the batches as one update. If the log refuses what they make together, releases the
-// others and appends the leader's batch alone. The caller holds StateLock::append.
+// Appends the batches as one update. If the log refuses that update, releases the followers and
+// appends the leader's batch alone. The caller holds StateLock::append.
 UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& followers) {
   Draft together(session_.authorship(std::string(leader.note)));
-  bool fits = true;  // build_group() saw to it
+  bool fits = true;  // build_group() made sure of it
   const auto add = [&](const QueuedBatch& batch) {
     for (const Change& change : batch.changes)
       fits = fits && together.add(change, session_.options.update_bytes_max);
@@ -441,7 +443,7 @@ UpdateId WriteQueue::append_group(QueuedBatch& leader, std::vector<QueuedBatch*>
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::limit && error.kind() != ErrorKind::invalid) throw;
   }
-  // Each goes alone now, and finds out whether it was the one.
+  // Each batch is now appended alone. Only the batch that the log refuses then fails.
   {
     NotifyingLock lock(mutex_);
     for (QueuedBatch* follower : followers) {
