@@ -12,10 +12,10 @@
 namespace whycache {
 namespace {
 
-// A log that was restored or replaced must not get an update that continues another history. So a
-// writer follows before it appends, unless some process of this machine did so within this time.
-// Two later checks cover the time itself: the log takes an update only if it has the previous one,
-// and after any failure the writer reads back. (docs/decisions/look-before-append.md)
+// A log that was restored or replaced must not get an update that continues another history. A
+// writer therefore follows before it appends, unless some process of this machine did so within
+// this time. Two later checks cover the time itself: the log takes an update only if it has the
+// previous one, and after any failure the writer reads back. (docs/decisions/look-before-append.md)
 constexpr std::int64_t append_staleness_max_ns = 100'000'000;
 
 }  // namespace

@@ -9,11 +9,12 @@
 namespace whycache {
 namespace {
 
-// Upper bounds: what an update has besides its items, and an item besides key and value.
+// Upper bounds of the bytes that an update has besides its items, and an item besides key and
+// value.
 constexpr std::size_t update_overhead_bytes = 1024;
 constexpr std::size_t item_overhead_bytes = 16;
 
-// Items, copied.
+// Copies of items.
 class ItemBatch {
  public:
   bool empty() const { return sizes_.empty(); }

@@ -1,4 +1,5 @@
-// The cache object: reads go to the state, all else to the protocols that join state and log.
+// The cache object: reads go to the state, everything else to the protocols that join state and
+// log.
 #include <whycache/cache.h>
 
 #include <algorithm>
@@ -40,7 +41,7 @@ Options checked(Options options) {
   if (options.deadline.count() < 0)
     refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
   if ((options.state_mode & ~0666U) != 0 || (options.state_mode & 0600U) != 0600U) {
-    refuse("state_mode must let its owner read and write, and nobody execute: state_mode=" +
+    refuse("state_mode must allow its owner to read and write, and nobody to execute: state_mode=" +
            std::to_string(options.state_mode));
   }
   if (options.writer_name.size() > writer_name_bytes_max) {
@@ -58,8 +59,8 @@ StateOptions state_options(const Options& options, const std::string& path) {
           .any_file_system = options.any_file_system};
 }
 
-// What a forked child must not share with its parent, and makes anew: connections, mutexes, the
-// identity of a writer.
+// The members that a forked child must not share with its parent, and creates again: connections,
+// mutexes, and the identity of the writer.
 struct ProcessContext {
   ProcessContext(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options,
                  AtomicCounters& cache_counters)
@@ -72,8 +73,9 @@ struct ProcessContext {
   ProcessContext* next_abandoned = nullptr;
 };
 
-// In a child, what its parent was using is never touched again: its mutexes may be locked for good,
-// its connections are the parent's. It stays where it is, on a list, where leak checkers find it.
+// Leaks the context of the parent, in a child. The child must not touch it: its mutexes may be
+// locked forever, and its connections are the parent's. A list keeps it reachable for leak
+// checkers.
 void abandon_parent_context(ProcessContext* context) {
   static std::atomic<ProcessContext*> left{nullptr};
   context->next_abandoned = left.load(std::memory_order_relaxed);
@@ -81,8 +83,8 @@ void abandon_parent_context(ProcessContext* context) {
   }
 }
 
-// Meets the log for the first time. A state that is there and was not brought from elsewhere serves
-// reads although the log is away.
+// Connects to the log for the first time. If it is unreachable, a state that was made on this
+// machine still serves reads.
 void connect(Session& session) {
   Backoff backoff(session.options.deadline);
   if (!session.state.usable()) {
@@ -98,13 +100,14 @@ void connect(Session& session) {
   } catch (const LogError& error) {
     if (!error.is_retryable() && !error.gave_up()) throw;
     if (session.state.adopted() && info.log_name != session.log.name()) {
-      throw Error(error.kind(),
-                  "state was brought here from elsewhere, and whether it is of this log cannot be "
-                  "found out: path=" +
-                      session.state.path() + " state_log=" + info.log_name + ": " + error.what());
+      throw Error(
+          error.kind(),
+          "state was brought here from elsewhere, and the log cannot confirm that it is its "
+          "own: path=" +
+              session.state.path() + " state_log=" + info.log_name + ": " + error.what());
     }
     session.report(Event::Kind::retried,
-                   std::string("log is away, opened with the state as it is: log=") +
+                   std::string("log is unreachable, opened with the state as it is: log=") +
                        session.log.name() + " applied_id=" + std::to_string(info.applied_id) +
                        ": " + error.what());
   }
@@ -132,14 +135,14 @@ class Cache::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
-  // Null when closed.
+  // Returns null if closed.
   State* state_if_open() const { return state_if_open_.load(std::memory_order_acquire); }
   State& state() const {
     State* const state = state_if_open();
     if (state == nullptr) throw_closed();
     return *state;
   }
-  // Of this process.
+  // Returns the context of this process; creates it in a forked child.
   ProcessContext& context() {
     state();
     ProcessContext* context = context_.load(std::memory_order_acquire);
@@ -147,7 +150,7 @@ class Cache::Impl {
   }
   Session& session() { return context().session; }
 
-  // Runs a read. If that finds the state damaged, the next update() builds a new one.
+  // Runs a read. If it finds the state damaged, the next update() rebuilds it.
   template <typename Read>
   auto read(const Read& read) {
     State& from = state();
@@ -162,7 +165,7 @@ class Cache::Impl {
   void close(bool remove) {
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
     if (state == nullptr) return;
-    // In a child that never used it, the life is its parent's.
+    // In a child that never used this object, the context is still the parent's.
     if (ProcessContext* const context = context_.load(std::memory_order_acquire);
         context->owner_fork_count == fork_count()) {
       context->session.close();
@@ -190,7 +193,7 @@ class Cache::Impl {
   void note_damage() noexcept {
     try {
       session().note_damage();
-    } catch (const std::exception&) {  // the damage is what the reader has to hear of
+    } catch (const std::exception&) {  // the reader must get the first error, about the damage
     }
   }
 
@@ -209,7 +212,7 @@ class Cache::Impl {
     auto mine =
         std::make_unique<ProcessContext>(*state_, log, std::move(reopened), options_, counters_);
     ProcessContext* present = of_parent;
-    // Of several threads one makes it.
+    // One thread wins if several create it.
     if (!context_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel))
       return *present;
     abandon_parent_context(of_parent);
@@ -238,8 +241,8 @@ class Cache::Impl {
   const StateLocation location_;
   const std::uint64_t owner_fork_count_ = fork_count();
   AtomicCounters counters_;
-  std::unique_ptr<State>
-      state_;  // stays mapped when closed, until the end: another thread may be reading
+  // Stays mapped after close() until this object is destroyed: another thread may be reading.
+  std::unique_ptr<State> state_;
   std::atomic<ProcessContext*> context_{nullptr};
 };
 
@@ -467,7 +470,7 @@ UpdateId Cache::delete_all_history() {
   return whycache::delete_all_history(context.session, context.appender);
 }
 
-// --- Where things stand ---
+// --- Status ---
 
 UpdateId Cache::applied_id() const {
   return impl_->read([](const State& state) { return state.applied_id(); });

@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::size_t page_bytes = std::size_t{8} << 20;
 
-// Of one row that is ahead of where we stand.
+// The error for a damaged or missing update beyond the applied id.
 LogError damaged_update(UpdateId id, const std::string& why) {
   return LogError(
       ErrorKind::corrupt,
@@ -17,7 +17,8 @@ LogError damaged_update(UpdateId id, const std::string& why) {
           "this update, rewrite history there: this one then starts from the new base)");
 }
 
-// Whether what did not come from the store fits, all of it: else none of it may be applied.
+// Whether an answer that is not from the store continues the history in full. Otherwise none of it
+// may be applied.
 bool continues_history(const LogPage& page, LogPosition position) {
   std::string why;
   if (!page.is_complete() || compare_history(page, position, why) != HistoryMatch::matches)
@@ -45,8 +46,8 @@ bool LogPage::add(UpdateId id, std::string_view bytes) {
   if (!complete_) return false;
   rows_.push_back({id, bytes_.size(), bytes.size()});
   bytes_ += bytes;
-  // However large the first is, which may be one that is known already: the next one has to get its
-  // turn.
+  // A page has at least two rows, however large the first is: the first may be applied already, and
+  // the follower must advance.
   complete_ = bytes_.size() < page_bytes || rows_.size() < 2;
   return complete_;
 }

@@ -1,7 +1,7 @@
 // A page: consecutive updates read from the log at once, with the extent of the log after the read.
 // It shows whether the log continues the history of a state.
 //
-// state at update n rows to read: n, n+1, n+2 ... (from its own id on: they overlap by one)
+//   state at update n        rows to read: n, n+1, n+2 ...    (from its own id on: overlap by one)
 //
 // Row n proves that the log continues the state: if the same id has the same chain, all updates
 // before it are the same too. If a rewrite deleted row n (n is the base), the chain of the base

@@ -30,7 +30,7 @@ BaseInfo base_info(const detail::Pin& pin) {
   return {block.id, block.chain, block.item_count, {block.digest_low, block.digest_high}};
 }
 
-// Turns the entries that a pin holds into the parts of a base, one after the other.
+// Encodes the items of a pin as the parts of a base, one after the other.
 class BasePartSource {
  public:
   BasePartSource(const SharedPin& pin, const BaseInfo& info)
@@ -50,7 +50,7 @@ class BasePartSource {
                                           " expected=" + std::to_string(info_.item_count) +
                                           " digest=" + to_string(digest_) +
                                           " expected=" + to_string(info_.digest) +
-                                          " (delete the state: it is then built anew)");
+                                          " (delete the state: it is then rebuilt)");
     }
     ended_ = true;
     return encoder_.finish(info_);
@@ -65,7 +65,7 @@ class BasePartSource {
   bool ended_ = false;
 };
 
-// The one part of a base without entries.
+// The single part of a base without items.
 class EmptyBasePartSource {
  public:
   explicit EmptyBasePartSource(const BaseInfo& info) : info_(info), encoder_(info.base) {}
@@ -81,9 +81,9 @@ class EmptyBasePartSource {
   bool ended_ = false;
 };
 
-// The update that the base ends with has to be the log's own: the log may have been restored, or
-// lost its tail in a failover, since this machine read it. What others wrote there since must not
-// be replaced by what is no more.
+// The base has to end with an update that the log has. The log may have been restored, or may have
+// lost its tail in a failover, since this machine read it. Rewriting from a history that the log
+// has lost would overwrite updates written since.
 void check_log_contains(Log& log, const LogPosition& position) {
   const LogPage page = read_page(log, position.id, position.id);
   std::string why;
@@ -91,13 +91,13 @@ void check_log_contains(Log& log, const LogPosition& position) {
   if (match == HistoryMatch::matches || match == HistoryMatch::behind_base) return;
   throw LogError(
       ErrorKind::unavailable,
-      "log is not the one any more that this state was made from, history is not rewritten: log=" +
+      "log is no longer the one that this state was built from, history is not rewritten: log=" +
           log.name() + ' ' + why + " (update, then retry)",
       0, /*gave_up=*/true);
 }
 
-// Makes it the log's base. `begin_parts` is called for each attempt. Returns the base the log has
-// then: this one, or one beyond it that somebody else made.
+// Makes `position` the log's base. Calls `begin_parts` for each attempt. Returns the base that the
+// log then has: this one, or a later one of another writer.
 template <typename BeginParts>
 UpdateId write_base(Session& session, const LogPosition& position, Backoff& backoff,
                     const BeginParts& begin_parts) {
@@ -143,7 +143,7 @@ UpdateId write_entries(Session& session, const SharedPin& pin, Backoff& backoff)
   return write_base(session, position, backoff, [&] { return BasePartSource(pin, info); });
 }
 
-// Of a rewrite whose erasing is in the log already.
+// The error of a rewrite whose keys are erased in the log already.
 Error error_after_erasing(const Error& error, UpdateId id) {
   const bool is_in_doubt = error.kind() == ErrorKind::uncertain;
   return Error(
@@ -155,9 +155,8 @@ Error error_after_erasing(const Error& error, UpdateId id) {
       error.system_error());
 }
 
-// Deletes what rewrites that did not come to their end left behind. `limit` is at or below the
-// base, so that nothing else is done; if it no longer is, the log was replaced just now, and
-// nothing at all.
+// Deletes what interrupted rewrites left behind. `limit` is at or below the base, so the log does
+// nothing else. If it no longer is, the log was just replaced; then throws and changes nothing.
 UpdateId remove_rewrite_leftovers(Session& session, UpdateId limit, Backoff& backoff) {
   session.call_log_with_retries(backoff, [&](Log& log) {
     return log.rewrite(limit, 0, []() -> std::optional<std::string_view> {
@@ -171,8 +170,8 @@ UpdateId remove_rewrite_leftovers(Session& session, UpdateId limit, Backoff& bac
 
 using Keep = std::function<bool(std::string_view, std::string_view)>;
 
-// Keys that `keep` refuses, as many as surely fit into one update, from `begin` on. `begin` moves
-// to where to go on.
+// Returns keys that `keep` refuses, from `begin` on, as many as surely fit into one update.
+// Advances `begin` to the next key to visit, or clears it at the end.
 std::vector<std::string> collect_refused_keys(const Session& session, const Keep& keep,
                                               std::string& begin) {
   std::vector<std::string> refused;
@@ -189,7 +188,7 @@ std::vector<std::string> collect_refused_keys(const Session& session, const Keep
   return refused;
 }
 
-// Counts what `keep` would erase, before any of it is.
+// Checks the guards against the number of keys that `keep` would erase, before any is erased.
 void check_keep_guards(const Session& session, const Keep& keep) {
   if (!has_erase_limit(session.options.guards)) return;
   const View view(session.state.pin());
@@ -198,8 +197,8 @@ void check_keep_guards(const Session& session, const Keep& keep) {
   check_erase_limits(session.options.guards, erased, view.size());
 }
 
-// Erases what `keep` refuses by updates like any others. What somebody set meanwhile is looked at
-// again. `erased_by` becomes the last of these updates.
+// Erases the keys that `keep` refuses, by ordinary updates. Asks `keep` again about a key that
+// another writer has set meanwhile. Sets `erased_by` to the last of these updates.
 void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, Backoff& backoff,
                         UpdateId& erased_by) {
   std::string begin;

@@ -35,12 +35,14 @@ void check_name(std::string_view name) {
   bool safe = !name.empty() && name.size() <= state_name_bytes_max && name.front() != '.';
   for (const char c : name) safe = safe && is_name_character(c);
   if (!safe) {
-    throw Error(ErrorKind::invalid, "name cannot be that of a file: name=\"" + std::string(name) +
-                                        "\" (1 to 100 of A-Z a-z 0-9 _ - . and not first a dot)");
+    throw Error(ErrorKind::invalid,
+                "name cannot be a file name: name=\"" + std::string(name) +
+                    "\" (1 to 100 of A-Z a-z 0-9 _ - . and no dot at the start)");
   }
 }
 
-// The log's instance for people, a hash of all of its name so that no two logs share a state.
+// The instance of the log, for people, and a hash of its full name, so that no two logs share a
+// state.
 std::string default_name(const std::string& log_name) {
   std::string instance = "state";
   if (const std::size_t at = log_name.rfind("instance="); at != std::string::npos) {
@@ -53,7 +55,7 @@ std::string default_name(const std::string& log_name) {
   return instance + "-" + hash.data();
 }
 
-// A path that ends with '/' is a folder.
+// A path that ends with '/' is a directory.
 std::string state_file_path(const std::string& path, const std::string& name) {
   return path.back() == '/' ? path + name + ".state" : path;
 }
@@ -69,9 +71,10 @@ std::string home_directory() {
       home = found->pw_dir;
   }
   if (home.empty() || home.front() != '/') {
-    throw Error(ErrorKind::invalid,
-                "no home folder to keep the state in (set state_path, or the environment variable "
-                "WHYCACHE_STATE)");
+    throw Error(
+        ErrorKind::invalid,
+        "no home directory to keep the state in (set state_path, or the environment variable "
+        "WHYCACHE_STATE)");
   }
   return home;
 }
@@ -81,30 +84,31 @@ bool is_below(std::string_view path, std::string_view directory) {
          (path.size() == directory.size() || path[directory.size()] == '/');
 }
 
-// Makes a folder and those above it that are not there.
+// Creates a directory and its missing parents.
 void create_private_directory(const std::string& directory) {
   if (::mkdir(directory.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
   if (errno == ENOENT && directory != "/" && directory != ".") {
     create_private_directory(parent_directory(directory));
     if (::mkdir(directory.c_str(), private_directory_mode) == 0 || errno == EEXIST) return;
   }
-  throw system_error("cannot make folder for the state", directory, errno);
+  throw system_error("cannot create directory for the state", directory, errno);
 }
 
 std::string default_directory() {
-  // systemd gives a service several folders, if it asks for them, separated by colons.
+  // systemd separates the state directories of a service by colons.
   if (const std::string given = environment_variable("STATE_DIRECTORY"); !given.empty())
     return given.substr(0, given.find(':'));
   if (::geteuid() == 0) return "/var/lib/whycache";
-  // A relative one is to be ignored, says the XDG base directory specification.
+  // The XDG base directory specification says to ignore a relative path.
   std::string directory = environment_variable("XDG_STATE_HOME");
   if (directory.empty() || directory.front() != '/') directory = home_directory() + "/.local/state";
   const std::string normal = std::filesystem::path(directory).lexically_normal().native();
   if (is_below(normal, "/tmp") || is_below(normal, "/var/tmp")) {
-    throw Error(ErrorKind::invalid,
-                "the state's default folder would be one that is shared with everybody and cleaned "
-                "up: path=" +
-                    normal + " (set state_path, or the environment variable WHYCACHE_STATE)");
+    throw Error(
+        ErrorKind::invalid,
+        "the state's default directory would be one that all users share and that is cleaned "
+        "up: path=" +
+            normal + " (set state_path, or the environment variable WHYCACHE_STATE)");
   }
   return directory + "/whycache";
 }
@@ -121,7 +125,7 @@ StateLocation create_temporary_location(const std::string& name) {
   create_private_directory(directory);
   directory += "/memory-XXXXXX";
   if (::mkdtemp(directory.data()) == nullptr)
-    throw system_error("cannot make folder for the state", directory, errno);
+    throw system_error("cannot create directory for the state", directory, errno);
   return {state_in(directory), directory};
 }
 

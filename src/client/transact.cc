@@ -61,7 +61,8 @@ void Transaction::Record::write(const Change& change) {
   if (change.kind == Change::Kind::erase) {
     written.reset();
   } else {
-    written = std::string(change.value);  // first copied: it may be what this key has now
+    written =
+        std::string(change.value);  // copied first: it may point into the old value of this key
   }
 }
 
@@ -146,8 +147,8 @@ std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
   Backoff backoff(options.deadline.value_or(session.options.deadline));
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
-    // Asked before the state is looked at: whoever follows beside us may apply, and say so, right
-    // after that.
+    // Checked before the state is pinned. A process that follows at the same time may apply an
+    // update, and record the poll, immediately after.
     bool is_of_this_call = false;
     const std::optional<LogPosition> position = appender.append_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
@@ -160,7 +161,7 @@ std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
         },
         backoff, [&] { is_of_this_call = store_asked_since(session.state, began_ns); });
     if (position) return position->id;
-    // A state that is a moment old must not be the reason for a no.
+    // The answer "no" must not come from a state older than this call.
     if (is_of_this_call) return std::nullopt;
     follow(session, backoff);
   }

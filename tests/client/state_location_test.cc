@@ -138,7 +138,7 @@ TEST_F(StateLocationTest, root_has_var_lib_and_others_their_home) {
     ASSERT_EQ(::chmod(home.c_str(), 0), 0);
     environment.set("XDG_STATE_HOME", home + "/denied");
     expect_error(
-        ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "cannot make folder");
+        ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "cannot create directory");
   });
   fs::remove_all(home);
 }
@@ -154,7 +154,7 @@ TEST_F(StateLocationTest, is_never_in_tmp_by_default) {
     }
     environment.set("HOME", "/nonexistent");
     expect_error(
-        ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "cannot make folder");
+        ErrorKind::invalid, [&] { path_for(options_named("flags")); }, "cannot create directory");
   });
 }
 
