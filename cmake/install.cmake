@@ -1,4 +1,5 @@
-# What `cmake --install` puts in place, and the .deb that `cpack` makes of it.
+# The files that `cmake --install` installs and `cpack` packs into a .deb. Every header in
+# include/whycache is installed: cache.h, options.h, transaction.h, view.h, log.h, error.h, types.h.
 include(CMakePackageConfigHelpers)
 
 install(DIRECTORY include/whycache DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
@@ -12,17 +13,18 @@ if(TARGET whycache)
 endif()
 
 # find_package(whycache CONFIG)
-set(config_folder ${CMAKE_INSTALL_LIBDIR}/cmake/whycache)
+set(config_directory ${CMAKE_INSTALL_LIBDIR}/cmake/whycache)
 install(EXPORT whycache_targets NAMESPACE whycache:: FILE whycacheTargets.cmake
-  DESTINATION ${config_folder})
+  DESTINATION ${config_directory})
 configure_package_config_file(cmake/whycacheConfig.cmake.in whycacheConfig.cmake
-  INSTALL_DESTINATION ${config_folder})
+  INSTALL_DESTINATION ${config_directory})
 write_basic_package_version_file(whycacheConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${PROJECT_BINARY_DIR}/whycacheConfig.cmake
+install(FILES
+  ${PROJECT_BINARY_DIR}/whycacheConfig.cmake
   ${PROJECT_BINARY_DIR}/whycacheConfigVersion.cmake
-  DESTINATION ${config_folder})
+  DESTINATION ${config_directory})
 
-# pkg-config. The prefix is found from where the file lies, so that the whole may be moved.
+# pkg-config derives the prefix from the path of the .pc file, so an installation can be moved.
 set(pc_requires_private "libzstd")
 if(WHYCACHE_WITH_SQLITE)
   string(APPEND pc_requires_private ", sqlite3")
