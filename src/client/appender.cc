@@ -1,5 +1,6 @@
 #include "client/appender.h"
 
+#include <cassert>
 #include <exception>
 #include <utility>
 
@@ -175,6 +176,7 @@ void Appender::apply_appended(const LogPosition& position, const Update& update)
 // state now, applied here or by a follower; false if the log has to be followed.
 bool Appender::apply_if_next(const LogPosition& position, const Update& update,
                              const Deadline& deadline) {
+  assert(update.id == position.id + 1);
   const std::unique_ptr<StateWriter> writer =
       session_.state.begin_write(deadline, MappingPolicy::cache);
   report_recovery(session_, *writer);

@@ -1,6 +1,7 @@
 #include "client/write_queue.h"
 
 #include <algorithm>
+#include <cassert>
 #include <chrono>
 #include <memory>
 #include <unordered_set>
@@ -228,6 +229,7 @@ void WriteQueue::remove_finished_async_writes() {
       ++write;
       continue;
     }
+    assert(async_bytes_ >= write->bytes.size());
     async_bytes_ -= write->bytes.size();
     write = async_writes_.erase(write);
   }
@@ -352,6 +354,7 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
   }
 
   NotifyingLock lock(mutex_);
+  assert(has_leader_);
   has_leader_ = false;
   finish(lock, leader, id, failure);
   for (QueuedBatch* follower : followers) {
@@ -368,6 +371,7 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
 
 void WriteQueue::finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
                         const std::exception_ptr& failure) {
+  assert(!batch.done);
   remove_from_queue(batch);
   lock.notify_on_release(batch);
   batch.done = true;
