@@ -2,10 +2,10 @@
 // Writes are durable in a log that all machines share.
 //
 //   whycache::Cache cache("sqlite:///var/lib/flags.db", {.name = "flags"});
-//   cache.set("checkout.enabled", "yes");                // durable, applied here; returns the update id
-//   if (cache.get("checkout.enabled") == "yes") ...      // no lock, no system call
-//   cache.update();                                      // applies what other machines wrote
-//   for (auto [key, value] : cache.view()) ...           // as of one update id, in key order
+//   cache.set("checkout.enabled", "yes");             // durable, applied here; returns the id
+//   if (cache.get("checkout.enabled") == "yes") ...   // no lock, no system call
+//   cache.update();                                   // applies what other machines wrote
+//   for (auto [key, value] : cache.view()) ...        // as of one update id, in key order
 //
 // The one rule: the state is the log, applied in order, up to and including the applied id.
 #pragma once

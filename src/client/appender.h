@@ -1,8 +1,8 @@
 // Appends updates to the log, and then makes them visible on this machine by applying them.
 //
-//   take StateLock::append                  processes of one machine do not race each other to the log
+//   take StateLock::append        so that processes of one machine do not race to the log
 //     follow the log if this machine has not read it within the last 100 ms
-//     seal the draft for id n+1             n: the applied id; the chain ties the update to all before it
+//     seal the draft for id n+1   n: the applied id; the chain ties the update to all before it
 //     log: insert n+1 if absent
 //       appended   apply it (unless a follower already did), and return n+1
 //       taken      follow the log, and try the next id

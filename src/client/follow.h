@@ -1,6 +1,6 @@
 // Following: the state applies what the log has beyond the applied id. Users call it update().
 //
-//   take StateLock::follow             one process of a machine asks; those that waited use its result
+//   take StateLock::follow      one process of a machine asks; those that waited use its result
 //     read a page from the applied id on
 //     does it continue the history of the state?     no: build a new state (rebuild.h)
 //     take the writer lock, apply, release it        (not held while the log is asked)

@@ -3,8 +3,9 @@
 //
 //   pin the state at r; run the function: it reads at r; record what it reads and writes
 //   take StateLock::append, follow the log if this machine has not read it just now
-//     at the applied id n, does everything that was read have the same value?   no: follow, run the function again
-//     log: insert n+1 if absent                                  taken: follow, compare again with n+1
+//     does everything that was read have the same value at the applied id n?
+//                                   no: follow, run the function again
+//     log: insert n+1 if absent     taken: follow, compare again with n+1
 //
 // The log accepts update n+1 only if no other writer has that id. A transaction thus directly
 // follows the state at which it was validated. All that commit are serializable in the order of
