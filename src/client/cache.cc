@@ -77,9 +77,10 @@ struct ProcessContext {
 // locked forever, and its connections are the parent's. A list keeps it reachable for leak
 // checkers.
 void abandon_parent_context(ProcessContext* context) {
-  static std::atomic<ProcessContext*> left{nullptr};
-  context->next_abandoned = left.load(std::memory_order_relaxed);
-  while (!left.compare_exchange_weak(context->next_abandoned, context, std::memory_order_relaxed)) {
+  static std::atomic<ProcessContext*> abandoned{nullptr};
+  context->next_abandoned = abandoned.load(std::memory_order_relaxed);
+  while (!abandoned.compare_exchange_weak(context->next_abandoned, context,
+                                          std::memory_order_relaxed)) {
   }
 }
 

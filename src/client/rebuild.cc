@@ -258,18 +258,18 @@ RebuildCause unusable_state_cause(const Session& session) {
           "nothing is in its place"};
 }
 
-bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff) {
+bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
   std::optional<Build> build = build_up_to(session, no_limit, backoff);
-  if (!install(session, *build, rebuilding.reason, backoff)) return false;
+  if (!install(session, *build, cause.reason, backoff)) return false;
   session.state.switch_if_replaced();
   const StateInfo info = session.state.info();
   session.note_seen_log(info.log_uuid);
   session.state.record_poll(build->poll_time_ns, build->head);
-  if (rebuilding.reason == RebuildReason::no_state) return true;
-  if (std::uint64_t Counters::*const counter = counter_of(rebuilding.reason))
+  if (cause.reason == RebuildReason::no_state) return true;
+  if (std::uint64_t Counters::*const counter = counter_of(cause.reason))
     session.counters.add(counter);
   session.report(Event::Kind::rebuilt, std::string("state rebuilt, since ") +
-                                           describe(rebuilding.reason) + ": " + rebuilding.details +
+                                           describe(cause.reason) + ": " + cause.details +
                                            " path=" + session.state.path() +
                                            " now_applied_id=" + std::to_string(info.applied_id));
   return true;

@@ -40,7 +40,7 @@ RebuildCause unusable_state_cause(const Session& session);
 // Returns false if the caller has to look for the cause again. This happens if a writer brought the
 // old state beyond the log's base, and beyond what was built; or if the log was rewritten or
 // replaced meanwhile.
-bool rebuild(Session& session, const RebuildCause& rebuilding, Backoff& backoff);
+bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff);
 
 // Builds a state as of update `last`, or as of the head if the log ends before it. The state is
 // never installed; its items become a base. Returns nullptr if the log's base is beyond `last`.
