@@ -85,7 +85,8 @@ constexpr char select_columns_sql[] = R"(
   FROM information_schema.TABLES AS t
   LEFT JOIN information_schema.COLUMNS AS c
     ON c.TABLE_SCHEMA = t.TABLE_SCHEMA AND c.TABLE_NAME = t.TABLE_NAME AND c.COLUMN_NAME = 'bytes'
-  WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_NAME IN ('whycache_logs', 'whycache_updates', 'whycache_parts'))";
+  WHERE t.TABLE_SCHEMA = DATABASE()
+    AND t.TABLE_NAME IN ('whycache_logs', 'whycache_updates', 'whycache_parts'))";
 
 // --- Statements. The name of an instance has no character that needs to be escaped. ---
 
