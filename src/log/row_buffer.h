@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstddef>
 #include <limits>
 #include <string>
@@ -38,8 +39,12 @@ class RowBuffer {
   std::size_t row_count() const { return rows_.size(); }
   std::size_t largest_row_bytes() const { return largest_row_bytes_; }
   // The buffer must not be empty.
-  UpdateId last_id() const { return rows_.back().id; }
+  UpdateId last_id() const {
+    assert(!rows_.empty());
+    return rows_.back().id;
+  }
   std::string_view last_update() const {
+    assert(!rows_.empty());
     return std::string_view(bytes_).substr(rows_.back().offset);
   }
 
