@@ -9,20 +9,21 @@
 namespace whycache {
 namespace {
 
-constexpr char base_part_subject[] = "base part";
-constexpr std::uint8_t known_base_part_flags = flag_zstd;
+constexpr char message_subject[] = "base part";
+constexpr std::uint8_t known_flags = flag_zstd;
 constexpr std::size_t checksum_bytes = 8;
 constexpr std::size_t last_field_bytes = 32;  // chain, item count, digest low, digest high
 constexpr std::size_t item_bytes_min = 4;
-// Keys share prefixes, so a few bytes may stand for many: what all keys of a part may take in full.
+// The most bytes that all keys of a part may take in full. Keys share prefixes, so few encoded
+// bytes may expand to many.
 constexpr std::size_t part_keys_bytes_max = decompressed_bytes_max;
-// All that is not items: fixed places, fields with `last`, item count, key bytes, checksum.
+// Everything but the items: common header, fields with `last`, item count, key bytes, checksum.
 constexpr std::size_t part_overhead_bytes_max =
     common_header_bytes + 3 + last_field_bytes + 2 * varint_bytes_max + checksum_bytes;
 
 std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
   std::optional<BaseInfo> last;
-  FieldReader fields(bytes, base_part_subject);
+  FieldReader fields(bytes, message_subject);
   while (const std::optional<Field> field = fields.next()) {
     if (field->tag != static_cast<std::uint64_t>(BasePartTag::last)) continue;
     const char* value = fields.fixed_size_bytes(*field, last_field_bytes);
@@ -47,17 +48,18 @@ std::string encode_fields(const std::optional<BaseInfo>& last) {
   return with_size_prefix(fields);
 }
 
-// Puts the keys, which take `key_bytes` in full, one after another to `keys`.
+// Decodes the items. Writes their keys one after another to `keys`, which has room for `key_bytes`.
 void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
                   std::vector<Item>& items) {
-  ByteReader reader(bytes, base_part_subject);
+  ByteReader reader(bytes, message_subject);
   char* key_at = keys;
   const char* const keys_end = keys + key_bytes;
   std::string_view previous_key;
   for (Item& item : items) {
     const std::uint64_t shared = reader.take_varint();
     if (shared > previous_key.size())
-      reader.throw_corrupt("has a key that shares more than there is", "shared_bytes", shared);
+      reader.throw_corrupt("has a key that shares more bytes than the previous key has",
+                           "shared_bytes", shared);
     const std::string_view tail = reader.take_sized_bytes();
     check_key_size(shared + tail.size(), reader);
     if (shared + tail.size() > static_cast<std::size_t>(keys_end - key_at)) {
@@ -79,38 +81,38 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
 }
 
 void decode(std::string_view bytes, BasePart& part) {
-  ByteReader reader(bytes, base_part_subject);
-  const CommonHeader fixed = take_common_header(reader, known_base_part_flags);
+  ByteReader reader(bytes, message_subject);
+  const CommonHeader header = take_common_header(reader, known_flags);
   const auto checksum =
       load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
   if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) {
     reader.throw_corrupt("was changed or cut short", "checksum", checksum);
   }
 
-  part.base = fixed.id;
-  part.number = fixed.chain_or_number;
+  part.base = header.id;
+  part.number = header.chain_or_number;
   part.last = decode_fields(reader.take_sized_bytes(), part.base);
   const std::uint64_t item_count = reader.take_varint();
   const std::uint64_t key_bytes = reader.take_varint();
   std::string_view items = reader.take_rest();
 
-  const bool compressed = (fixed.flags & flag_zstd) != 0;
+  const bool compressed = (header.flags & flag_zstd) != 0;
   const std::size_t items_bytes =
-      compressed ? decompressed_bytes(items, base_part_subject) : items.size();
+      compressed ? decompressed_bytes(items, message_subject) : items.size();
   if (item_count > element_count_max || item_count > items_bytes / item_bytes_min) {
     reader.throw_corrupt("has more items than there can be", "items", item_count);
   }
   if (key_bytes > std::min<std::uint64_t>(item_count * key_bytes_max, part_keys_bytes_max)) {
     reader.throw_corrupt("has longer keys than there can be", "key_bytes", key_bytes);
   }
-  const std::size_t in_storage = compressed ? items_bytes : 0;
-  part.storage.resize(in_storage + static_cast<std::size_t>(key_bytes));
+  const std::size_t keys_offset = compressed ? items_bytes : 0;
+  part.storage.resize(keys_offset + static_cast<std::size_t>(key_bytes));
   if (compressed) {
-    decompress(items, part.storage.data(), items_bytes, base_part_subject);
+    decompress(items, part.storage.data(), items_bytes, message_subject);
     items = {part.storage.data(), items_bytes};
   }
   part.items.resize(static_cast<std::size_t>(item_count));
-  decode_items(items, part.storage.data() + in_storage, key_bytes, part.items);
+  decode_items(items, part.storage.data() + keys_offset, key_bytes, part.items);
 }
 
 }  // namespace
@@ -144,7 +146,7 @@ bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
                     " items_before=" + std::to_string(item_count_));
   }
 
-  // Each part can be read alone, so its first key is whole.
+  // A part can be read without the others, so its first key shares no bytes.
   const std::size_t shared_max = empty() ? 0 : std::min(previous_key_.size(), item.key.size());
   const auto differs =
       std::mismatch(item.key.begin(), item.key.begin() + static_cast<std::ptrdiff_t>(shared_max),

@@ -12,7 +12,7 @@ namespace whycache {
 namespace {
 
 constexpr std::uint32_t zstd_magic = 0xFD2FB528;
-constexpr std::size_t compressed_bytes_min = 256;  // below that, a frame hardly ever pays
+constexpr std::size_t compressed_bytes_min = 256;  // below, a frame hardly ever saves an eighth
 constexpr int compression_level = 1;
 
 struct FreeContext {
@@ -20,7 +20,7 @@ struct FreeContext {
   void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
 };
 
-// A context is hundreds of kilobytes, so each thread keeps its own.
+// A context takes hundreds of kilobytes, so each thread keeps one.
 ZSTD_CCtx* compression_context() {
   thread_local const std::unique_ptr<ZSTD_CCtx, FreeContext> context(ZSTD_createCCtx());
   if (!context) throw std::bad_alloc();
@@ -44,7 +44,7 @@ bool append_compressed(std::string& to, std::string_view bytes) {
   const std::size_t begin = to.size();
   const std::size_t frame_bytes_max = bytes.size() - bytes.size() / 8;
   to.resize(begin + frame_bytes_max);
-  // Room for less than the worst case: what does not fit does not pay.
+  // Too little room for the worst case, on purpose: a frame that does not fit does not pay.
   const std::size_t size =
       ZSTD_compressCCtx(compression_context(), to.data() + begin, frame_bytes_max, bytes.data(),
                         bytes.size(), compression_level);
@@ -56,13 +56,13 @@ std::size_t decompressed_bytes(std::string_view frame, const char* what) {
   const bool is_frame = frame.size() >= sizeof zstd_magic &&
                         load_little_endian<std::uint32_t>(frame.data()) == zstd_magic;
   if (!is_frame || ZSTD_findFrameCompressedSize(frame.data(), frame.size()) != frame.size()) {
-    throw corrupt(what, " is not one whole zstd frame where it says so: bytes=" +
+    throw corrupt(what, " is not one whole zstd frame, although its flag says so: bytes=" +
                             std::to_string(frame.size()));
   }
   const unsigned long long size = ZSTD_getFrameContentSize(frame.data(), frame.size());
   if (size == ZSTD_CONTENTSIZE_UNKNOWN || size == ZSTD_CONTENTSIZE_ERROR) {
-    throw corrupt(
-        what, " does not say how long it is decompressed: bytes=" + std::to_string(frame.size()));
+    throw corrupt(what,
+                  " does not state its decompressed size: bytes=" + std::to_string(frame.size()));
   }
   if (size > decompressed_bytes_max) {
     throw corrupt(what,
@@ -72,7 +72,7 @@ std::size_t decompressed_bytes(std::string_view frame, const char* what) {
   return static_cast<std::size_t>(size);
 }
 
-// In one call, and so without a window of zstd's own: the memory is `to` and the context.
+// Decompresses in one call, so zstd needs no window: it uses only `to` and the context.
 void decompress(std::string_view frame, char* to, std::size_t size, const char* what) {
   const std::size_t got =
       ZSTD_decompressDCtx(decompression_context(), to, size, frame.data(), frame.size());
@@ -81,7 +81,7 @@ void decompress(std::string_view frame, char* to, std::size_t size, const char* 
                   std::string(" cannot be decompressed: reason=\"") + ZSTD_getErrorName(got) + '"');
   }
   if (got != size) {
-    throw corrupt(what, " has another length than it says: bytes=" + std::to_string(got) +
+    throw corrupt(what, " has another length than it states: bytes=" + std::to_string(got) +
                             " stated=" + std::to_string(size));
   }
 }

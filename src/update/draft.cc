@@ -1,5 +1,5 @@
-// How an update comes to be: the changes are written one after another as they will lie in the log,
-// and what depends on its place there (id and chain) is filled in last, again for each attempt.
+// Encodes an update. add() appends each change in its final encoding. seal() adds id and chain,
+// which depend on the position in the log, again for each attempt to append.
 #include <algorithm>
 #include <utility>
 
@@ -30,7 +30,7 @@ void append_text(std::string& fields, UpdateTag tag, std::string_view text, cons
   if (!text.empty()) append_tagged(fields, tag, text);
 }
 
-// Fields that say nothing are left out.
+// Leaves out fields with the value zero or empty.
 std::string encode_fields(const Authorship& authorship) {
   std::string fields;
   append_number(fields, UpdateTag::time_us, static_cast<std::uint64_t>(authorship.time_us));

@@ -10,18 +10,18 @@ CommonHeader take_common_header(ByteReader& reader, std::uint8_t known_flags) {
         "machine)",
         "version", version);
   }
-  CommonHeader fixed;
-  fixed.flags = reader.take_byte();
-  if ((fixed.flags & ~known_flags) != 0) {
+  CommonHeader header;
+  header.flags = reader.take_byte();
+  if ((header.flags & ~known_flags) != 0) {
     reader.throw_corrupt(
         "has a flag this program does not know (if a newer whycache wrote it, upgrade this "
         "machine)",
-        "flags", fixed.flags);
+        "flags", header.flags);
   }
-  fixed.id = reader.take_little_endian<std::uint64_t>();
-  if (fixed.id == 0) reader.throw_corrupt("has no id", "id", 0);
-  fixed.chain_or_number = reader.take_little_endian<std::uint64_t>();
-  return fixed;
+  header.id = reader.take_little_endian<std::uint64_t>();
+  if (header.id == 0) reader.throw_corrupt("has no id", "id", 0);
+  header.chain_or_number = reader.take_little_endian<std::uint64_t>();
+  return header;
 }
 
 }  // namespace whycache

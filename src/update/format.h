@@ -1,7 +1,11 @@
-// What updates and base parts have in common: 18 bytes of fixed places, then optional fields.
+// The format that updates and base parts share: a common header of 18 bytes, then optional fields.
 // Format, byte by byte: docs/formats/update.md.
 //
-//   0  version   1  flags   2  id   10  chain (update) or part number (base part)   18  size of fields, fields ...
+//    0  version
+//    1  flags
+//    2  id
+//   10  chain of an update, number of a base part
+//   18  size of the fields, fields ...
 #pragma once
 
 #include <cstddef>
@@ -41,36 +45,37 @@ enum class UpdateTag : std::uint64_t {
 enum class BasePartTag : std::uint64_t { last = 1 };
 inline constexpr std::size_t name_bytes_max = 255;  // of writer_name and note
 
-// Of changes in an update and of items in a part: bounds the memory that decoding a small frame can
-// take.
+// The most changes in an update, and items in a part. It bounds the memory that decoding a small
+// frame can take.
 inline constexpr std::size_t element_count_max = std::size_t{1} << 20;
 
-// The chain of an update after one with chain `previous_chain`: the hash, seeded with that, of the
-// fixed places with the hash of all that follows them in the place of the chain. So a draft that
-// has to try the next id hashes 18 bytes and not all of them.
+// Returns the chain of an update that follows one with chain `previous_chain`. It is the hash,
+// seeded with `previous_chain`, of the common header with content_hash() in the place of the chain.
+// A draft that tries the next id therefore hashes only 18 bytes.
 inline std::uint64_t content_hash(std::string_view bytes) {
   return hash64(bytes.substr(common_header_bytes));
 }
-inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* fixed,
-                                 std::uint64_t hash_of_content) {
+inline std::uint64_t chain_after(std::uint64_t previous_chain, const char* header,
+                                 std::uint64_t content) {
   char hashed[common_header_bytes];
-  std::memcpy(hashed, fixed, common_header_bytes);
-  store_little_endian(hashed + chain_offset, hash_of_content);
+  std::memcpy(hashed, header, common_header_bytes);
+  store_little_endian(hashed + chain_offset, content);
   return hash64({hashed, common_header_bytes}, previous_chain);
 }
 
-// One optional field: tag, size, bytes. Tags begin at 1 and ascend, so that none comes twice.
+// One optional field: tag, size, bytes. Tags start at 1 and strictly ascend, so each occurs at most
+// once.
 struct Field {
   std::uint64_t tag;
   std::string_view bytes;
 };
 
-// Reads fields, front to back. The caller skips the tags it does not know.
+// Reads fields, front to back. The caller skips tags that it does not know.
 class FieldReader {
  public:
   FieldReader(std::string_view bytes, const char* what) : reader_(bytes, what) {}
 
-  // nullopt at the end. Throws Error corrupt.
+  // Returns the next field, or nullopt at the end. Throws Error(corrupt).
   std::optional<Field> next() {
     if (reader_.at_end()) return std::nullopt;
     const std::uint64_t tag = reader_.take_varint();
@@ -78,12 +83,12 @@ class FieldReader {
     last_tag_ = tag;
     return Field{tag, reader_.take_sized_bytes()};
   }
-  // The bytes of a field that has to have `size` of them.
+  // Returns the bytes of a field. Throws Error(corrupt) unless there are exactly `size`.
   const char* fixed_size_bytes(const Field& field, std::size_t size) const {
     if (field.bytes.size() != size) throw_wrong_size(field);
     return field.bytes.data();
   }
-  // The bytes of a field that has at most `size_max` of them.
+  // Returns the bytes of a field. Throws Error(corrupt) if there are more than `size_max`.
   std::string_view text(const Field& field, std::size_t size_max) const {
     if (field.bytes.size() > size_max) throw_wrong_size(field);
     return field.bytes;
@@ -117,7 +122,7 @@ inline void check_key_size(std::uint64_t size, const ByteReader& reader) {
     reader.throw_corrupt("has a key that is empty or too long", "key_bytes", size);
 }
 
-// Takes a value with its size.
+// Takes a value, which its size precedes.
 inline std::string_view take_value(ByteReader& reader) {
   const std::uint64_t size = reader.take_varint();
   if (size > value_bytes_max)
@@ -125,13 +130,12 @@ inline std::string_view take_value(ByteReader& reader) {
   return reader.take_bytes(size);
 }
 
-// The fixed places.
 struct CommonHeader {
   std::uint8_t flags;
   std::uint64_t id;
   std::uint64_t chain_or_number;  // the chain of an update, the number of a part
 };
-// Throws Error corrupt for an unknown version or flag, or if the id is 0.
+// Throws Error(corrupt) if the version or a flag is unknown, or the id is 0.
 CommonHeader take_common_header(ByteReader& reader, std::uint8_t known_flags);
 
 }  // namespace whycache

@@ -1,5 +1,5 @@
-// The bytes of one update, and of one part of a base. Pure functions; they believe nothing they
-// read. Format, byte by byte, with test vectors: docs/formats/update.md.
+// The encodings of an update and of a part of a base. Pure functions; all input is untrusted.
+// Format, byte by byte, with test vectors: docs/formats/update.md.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@
 
 namespace whycache {
 
-// Ties each update to all before it: chain(0) comes from the log's uuid, chain(n) from chain(n-1)
-// and every other byte of update n.
+// Returns chain(0), which depends on the log's uuid. chain(n) depends on chain(n-1) and on every
+// other byte of update n, so it ties each update to all before it.
 std::uint64_t chain_start(const Uuid& log_uuid);
 
-// Who wrote an update, and when: for people, and for finding out whether a lost answer meant a lost
-// update.
+// The author and time of an update: for people, and to find out whether an append whose answer was
+// lost is in the log.
 struct Authorship {
   std::int64_t time_us = 0;           // wall clock
   Uuid writer_id{};                   // random, per Cache object
@@ -27,68 +27,69 @@ struct Authorship {
   std::string note;                   // at most 255 bytes
 };
 
-// One decoded update. Keys and values of `changes` lie in the decoded bytes or in `storage`.
+// One decoded update. Keys and values of `changes` point into the decoded bytes or into `storage`.
 struct Update {
   UpdateId id = 0;
   std::uint64_t chain = 0;
-  bool erases_all = false;  // before the changes, everything there was is erased
+  bool erases_all = false;  // erases all keys before the changes are applied
   Authorship authorship;
-  std::vector<Change> changes;  // in the order written; a key may come twice: the last one counts
+  std::vector<Change> changes;  // in order; of several changes of one key, the last one counts
   std::string storage;          // the decompressed changes, if they were compressed
 };
 
-// Decodes `bytes` into `update` (reused, so that its memory is), all of it before anything is
-// believed. The keys and values point into `bytes` or into update.storage. Throws Error corrupt:
-// cut short, lengths beyond the end, key or value out of bounds, more bytes than there can be when
-// decompressed, unknown version or flag; `update` has no changes then.
+// Decodes all of `bytes` into `update`, whose memory it reuses. The keys and values point into
+// `bytes` or into update.storage. Throws Error(corrupt) if the bytes are truncated, a length
+// exceeds them, a key, a value or the decompressed size is out of bounds, or a version or flag is
+// unknown. `update` then has no changes.
 void decode_update(std::string_view bytes, Update& update);
 
-// Throws Error corrupt unless `bytes` is update `id` and follows an update with chain
-// `previous_chain`. Checks version, id and chain only; decode_update() may still refuse it. Returns
-// its chain.
+// Returns the chain of `bytes`. Throws Error(corrupt) unless it is update `id` and follows an
+// update with chain `previous_chain`. Checks only version, id and chain; decode_update() may still
+// reject it.
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain);
 
-// Id and chain as they stand in the bytes; nullopt if these cannot be an update.
 struct UpdateHeader {
   UpdateId id;
   std::uint64_t chain;
 };
+// Returns id and chain as the bytes state them, or nullopt if the bytes cannot be an update.
 std::optional<UpdateHeader> peek_header(std::string_view bytes);
 
-// An update before it has a place in the log: the changes are encoded (and compressed) once, and
-// sealed with an id and the chain each time an append is tried.
+// An update that has no id yet. It encodes and compresses the changes once. seal() adds id and
+// chain, for each attempt to append.
 class Draft {
  public:
-  // Throws Error invalid if writer name or note are too long.
+  // Throws Error(invalid) if writer name or note is too long.
   explicit Draft(const Authorship& authorship, bool erases_all = false);
 
-  // Adds a change if the sealed update then has at most `bytes_max` bytes before compression; else
-  // returns false and is unchanged. Throws Error invalid for an empty or too long key, limit for a
-  // value too large. An update also has room for no more than 2^20 changes.
+  // Adds a change. Returns false, and adds nothing, if the sealed update would then exceed
+  // `bytes_max` bytes before compression, or 2^20 changes. Throws Error(invalid) if the key is
+  // empty or too long, Error(limit) if the value is too large.
   bool add(const Change& change, std::size_t bytes_max);
   std::size_t change_count() const { return change_count_; }
-  // How long the sealed update would be now, before compression.
+  // Returns the current size of the sealed update before compression.
   std::size_t uncompressed_bytes() const;
-  // Compresses what was added if it pays. No more changes may be added.
+  // Compresses the changes if it pays. No changes may be added after that.
   void finish();
-  // The bytes for the log; finishes first. Valid until the next seal(). Costs nanoseconds once
-  // finished.
+  // Returns the bytes for the log, valid until the next seal(). Calls finish() first; after that it
+  // takes nanoseconds.
   std::string_view seal(UpdateId id, std::uint64_t previous_chain);
-  // The chain seal() put in last.
+  // Returns the chain that the last seal() stored.
   std::uint64_t chain() const { return chain_; }
 
  private:
   bool erases_all_;
   bool is_finished_ = false;
-  std::string fields_;   // with its size
+  std::string fields_;   // after their size
   std::string changes_;  // while adding
   std::size_t change_count_ = 0;
-  std::string sealed_;  // once finished; seal() fills in id and chain
+  std::string sealed_;  // once finished; seal() stores id and chain
   std::uint64_t content_hash_ = 0;
   std::uint64_t chain_ = 0;
 };
 
-// A base is a sequence of parts: sorted items, cut so that each part stays within a size.
+// A base is a sequence of parts of sorted items; each part stays within a size. This is the summary
+// of all parts.
 struct BaseInfo {
   UpdateId base = 0;
   std::uint64_t chain = 0;  // of update `base`
@@ -101,37 +102,38 @@ struct BaseInfo {
 struct BasePart {
   UpdateId base = 0;
   std::uint64_t number = 0;      // from 0
-  std::optional<BaseInfo> last;  // in the last part only: what all parts together must amount to
+  std::optional<BaseInfo> last;  // in the last part only: the summary of all parts
   std::vector<Item> items;       // strictly ascending keys, across parts too
   std::string storage;           // the keys in full, and the values if they were compressed
 };
 
-// Decodes and verifies one part (each carries a checksum) into `part` (reused, so that its memory
-// is). The items point into `bytes` or into part.storage. Throws Error corrupt; `part` has no items
-// then. That part follows part, and that the keys ascend from one to the next, is for the caller to
-// check.
+// Decodes one part into `part`, whose memory it reuses, and verifies its checksum. The items point
+// into `bytes` or into part.storage. Throws Error(corrupt); `part` then has no items. The caller
+// must check that parts follow each other and that keys ascend from one part to the next.
 void decode_base_part(std::string_view bytes, BasePart& part);
 
-// Collects items, in ascending key order, into one part after another.
+// Encodes items, in ascending order of their keys, into one part after another.
 class BasePartEncoder {
  public:
   explicit BasePartEncoder(UpdateId base) : base_(base) {}
-  // False: this part is full (it would pass `bytes_max` before compression), nothing added; take
-  // finish() and go on with the next. The first item of a part always fits. Throws Error corrupt
-  // for a key or value out of bounds or a key that does not come after the one before: such a base
-  // could not be read again.
+  // Adds an item. Returns false, and adds nothing, if the part would exceed `bytes_max` bytes
+  // before compression: call finish(), then add the item to the next part. The first item of a part
+  // always fits. Throws Error(corrupt) if a key or value is out of bounds, or the key does not
+  // ascend: such a base could not be read.
   bool add(const Item& item, std::size_t bytes_max);
   bool empty() const { return item_count_ == 0; }
-  // The bytes of this part, valid until the next call; the encoder is ready for the next part then.
+  // Returns the bytes of this part, valid until the next call, and starts the next part.
   std::string_view finish(const std::optional<BaseInfo>& last);
 
  private:
   UpdateId base_;
   std::uint64_t number_ = 0;
-  std::uint64_t item_count_ = 0;  // of this part, like the next two
-  std::uint64_t key_bytes_ = 0;   // in full
+  // The part that is being encoded:
+  std::uint64_t item_count_ = 0;
+  std::uint64_t key_bytes_ = 0;  // in full
   std::string items_;
-  std::string previous_key_;  // of this part or the one before
+
+  std::string previous_key_;  // of this part or the previous one
   std::string encoded_part_;
 };
 

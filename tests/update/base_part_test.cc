@@ -287,10 +287,12 @@ TEST(HostileBasePart, with_keys_out_of_order_is_refused) {
 }
 
 TEST(HostileBasePart, with_a_key_that_shares_more_than_there_is_is_refused) {
-  expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s), "shares more than there is");
-  expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s), "shares more than there is");
+  expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s),
+                 "shares more bytes than the previous key has");
+  expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s),
+                 "shares more bytes than the previous key has");
   expect_refused(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s),
-                 "shares more than there is");
+                 "shares more bytes than the previous key has");
 }
 
 TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {

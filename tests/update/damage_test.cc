@@ -247,8 +247,7 @@ TEST(HostileUpdate, that_is_not_exactly_one_zstd_frame_is_refused) {
   }
   std::string of_unknown_size =
       "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were
-  expect_refused(framed(flag_zstd, "", 1, of_unknown_size),
-                 "does not say how long it is decompressed");
+  expect_refused(framed(flag_zstd, "", 1, of_unknown_size), "does not state its decompressed size");
 }
 
 TEST(HostileUpdate, with_a_frame_that_wants_a_dictionary_is_refused) {
