@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <chrono>
 #include <optional>
 #include <thread>
@@ -29,11 +30,15 @@ class Backoff {
   explicit Backoff(std::chrono::milliseconds timeout, const Pauses& pauses = log_pauses)
       : pauses_(pauses),
         timeout_(std::clamp(timeout, std::chrono::milliseconds(0), timeout_max)),
-        deadline_(timeout_) {}
+        deadline_(timeout_) {
+    check_pauses();
+  }
   Backoff(const Deadline& deadline, const Pauses& pauses)
       : pauses_(pauses),
         timeout_(std::chrono::duration_cast<std::chrono::milliseconds>(deadline.remaining())),
-        deadline_(deadline) {}
+        deadline_(deadline) {
+    check_pauses();
+  }
 
   const Deadline& deadline() const { return deadline_; }
   // The time from the constructor or reset() to the deadline.
@@ -68,6 +73,10 @@ class Backoff {
  private:
   static constexpr std::chrono::milliseconds timeout_max = std::chrono::hours(24 * 365);
 
+  void check_pauses() const {
+    assert(pauses_.first.count() > 0 && pauses_.first <= pauses_.longest);
+    assert(pauses_.jitter >= 0 && pauses_.jitter <= 1);
+  }
   std::chrono::nanoseconds with_jitter(std::chrono::nanoseconds pause) const {
     if (pauses_.jitter == 0) return pause;
     const double random = static_cast<double>(random_u64() >> 11) * 0x1p-53;  // in [0, 1)

@@ -43,7 +43,8 @@ extern constinit std::atomic<std::uint64_t> fork_counter;
 }
 
 // Returns how many forks led to this process since the library was loaded. If the number differs
-// from an earlier one, this is another process.
+// from an earlier one, this is another process. Relaxed: only a child's first thread changes the
+// counter, before fork() returns there.
 inline std::uint64_t fork_count() noexcept {
   return detail::fork_counter.load(std::memory_order_relaxed);
 }

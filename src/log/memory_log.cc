@@ -1,6 +1,6 @@
 #include "log/memory_log.h"
 
-#include <algorithm>
+#include <cassert>
 #include <map>
 #include <optional>
 #include <utility>
@@ -22,8 +22,9 @@ class MemoryLog::Store final : ForkHandler {
 
   bool is_forked_copy() const { return is_forked_copy_; }
   Extent extent() const WHYCACHE_REQUIRES(mutex) {
-    const UpdateId last = updates.empty() ? 0 : updates.rbegin()->first;
-    return {uuid, base, base_chain, std::max(base, last)};
+    const UpdateId head = updates.empty() ? base : updates.rbegin()->first;
+    assert(head - base == updates.size());  // ids are dense above the base
+    return {uuid, base, base_chain, head};
   }
 
   const Uuid uuid = random_uuid();

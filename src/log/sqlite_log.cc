@@ -515,19 +515,19 @@ bool SqliteLog::has_log(Connection& connection) const noexcept {
 }
 
 LogMetadata SqliteLog::read_log_row(Connection& connection) const {
-  Statement found = connection.prepare(select_log_sql);
-  if (!found.step("cannot read whycache_logs")) throw log_deleted_error(name());
-  const std::int64_t format = found.number(1);
-  const std::optional<Uuid> uuid = found.uuid(2);
-  const std::int64_t base = found.number(3);
-  const std::optional<Uuid> token = found.uuid(5);
+  Statement row = connection.prepare(select_log_sql);
+  if (!row.step("cannot read whycache_logs")) throw log_deleted_error(name());
+  const std::int64_t format = row.number(1);
+  const std::optional<Uuid> uuid = row.uuid(2);
+  const std::int64_t base = row.number(3);
+  const std::optional<Uuid> token = row.uuid(5);
   if (format != schema_version || !uuid || base < 0 || !token) {
     throw Error(ErrorKind::corrupt, "row of whycache_logs is not one this version can read: log=" +
                                         name() + " format=" + std::to_string(format) +
                                         " format_known=" + std::to_string(schema_version));
   }
-  return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(found.number(4)), *token,
-          static_cast<std::uint64_t>(std::max<std::int64_t>(found.number(6), 0))};
+  return {*uuid, static_cast<UpdateId>(base), static_cast<std::uint64_t>(row.number(4)), *token,
+          static_cast<std::uint64_t>(std::max<std::int64_t>(row.number(6), 0))};
 }
 
 Extent SqliteLog::read_extent(Connection& connection) {
@@ -540,9 +540,9 @@ Extent SqliteLog::read_extent(Connection& connection) {
 
 Extent SqliteLog::extent() {
   return with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
-    SqliteTransaction view(connection, "BEGIN");
+    SqliteTransaction transaction(connection, "BEGIN");
     const Extent extent = read_extent(connection);
-    view.commit();
+    transaction.commit();
     return extent;
   });
 }
@@ -565,32 +565,32 @@ Log::Appended SqliteLog::append(UpdateId id, std::string_view bytes) {
 }
 
 Extent SqliteLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
-  RowBuffer page(buffer_bytes_max, buffer_rows_max);
-  for (bool first_page = true;; first_page = false) {
-    page.clear();
+  RowBuffer buffer(buffer_bytes_max, buffer_rows_max);
+  for (bool is_first = true;; is_first = false) {
+    buffer.clear();
     const Extent extent = with_connection([&](Connection& connection) WHYCACHE_REQUIRES(mutex_) {
-      SqliteTransaction view(connection, "BEGIN");
+      SqliteTransaction transaction(connection, "BEGIN");
       const Extent now = read_extent(connection);
       // A rewrite has deleted the rows that come next: the caller sees it in the extent.
-      const bool overtaken = !first_page && now.base >= first;
+      const bool overtaken = !is_first && now.base >= first;
       UpdateId expected = std::max(first, now.base + 1);
       const UpdateId end = std::min(last, now.head);
       if (!overtaken && expected <= end) {
         Statement rows = connection.prepare(select_updates_sql);
         rows.bind(1, expected).bind(2, end);
-        while (!page.is_full() && rows.step("cannot read updates")) {
+        while (!buffer.is_full() && rows.step("cannot read updates")) {
           const auto id = static_cast<UpdateId>(rows.number(0));
           if (id != expected) throw missing_update_error(name(), expected, now.head);
-          page.add(id, rows.bytes(1));
+          buffer.add(id, rows.bytes(1));
           ++expected;
         }
       }
-      view.commit();
+      transaction.commit();
       return now;
     });
-    const bool continues = page.visit_all(visit);
-    if (!continues || !page.is_full()) return extent;
-    first = page.last_id() + 1;
+    const bool continues = buffer.visit_all(visit);
+    if (!continues || !buffer.is_full()) return extent;
+    first = buffer.last_id() + 1;
   }
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cassert>
 
 #include "base/bytes.h"
 #include "base/hash.h"
@@ -166,7 +167,8 @@ bool BasePartEncoder::add(const Item& item, std::size_t bytes_max) {
   to = store_varint(to, tail.size());
   to = std::copy(tail.begin(), tail.end(), to);
   to = store_varint(to, item.value.size());
-  std::copy(item.value.begin(), item.value.end(), to);
+  to = std::copy(item.value.begin(), item.value.end(), to);
+  assert(to == items_.data() + items_.size());
   previous_key_.replace(shared, std::string::npos, tail);
   key_bytes_ += item.key.size();
   ++item_count_;

@@ -1,6 +1,7 @@
 // Encodes an update. add() appends each change in its final encoding. seal() adds id and chain,
 // which depend on the position in the log, again for each attempt to append.
 #include <algorithm>
+#include <cassert>
 #include <utility>
 
 #include "base/bytes.h"
@@ -87,8 +88,9 @@ bool Draft::add(const Change& change, std::size_t bytes_max) {
   to = std::copy(change.key.begin(), change.key.end(), to);
   if (!erases) {
     to = store_varint(to, change.value.size());
-    std::copy(change.value.begin(), change.value.end(), to);
+    to = std::copy(change.value.begin(), change.value.end(), to);
   }
+  assert(to == changes_.data() + changes_.size());
   ++change_count_;
   return true;
 }
