@@ -6,8 +6,6 @@
 // - A forked child opens a log of its own, which it does not share with its parent.
 #pragma once
 
-#include <whycache/log.h>
-
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -15,6 +13,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include <whycache/log.h>
 
 #include "base/mutex.h"
 
@@ -38,9 +38,9 @@ class LazyLog final : public Log {
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     return log().read(first, last, visit);
   }
-  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> age_max,
+  PollResult poll(UpdateId first, std::optional<std::chrono::nanoseconds> staleness_max,
                   const VisitUpdate& visit) override {
-    return log().poll(first, age_max, visit);
+    return log().poll(first, staleness_max, visit);
   }
   void read_base(const VisitPart& visit) override { log().read_base(visit); }
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
