@@ -21,9 +21,9 @@
 //   See docs/decisions/file-log-lock.md.
 // - A rewrite deletes updates after the switch is on the disk. A reader reads the meta again after
 //   the updates.
-// - The kernel drops the locks of a dead process. A file in tmp/ is orphaned if nobody holds its
-//   lock; a base directory if it is not the current one and its file in tmp/ is orphaned. The next
-//   rewrite deletes both. The first append of each FileLog deletes orphaned files in tmp/.
+// - The kernel drops the locks of a dead process. A file in tmp/ is orphaned if its lock is free. A
+//   base directory is orphaned if it is not the current one and its file in tmp/ is orphaned. The
+//   next rewrite deletes both. The first append of each FileLog deletes orphaned files in tmp/.
 //
 // For local file systems. The head is found by probing for updates, from the last head seen, in
 // steps that double. Ids are never enumerated, and a directory is listed only to delete from it.
