@@ -28,12 +28,12 @@
 namespace whycache {
 namespace {
 
-constexpr char restore_hint[] =
+constexpr char file_restore_hint[] =
     " (restore it from a backup of the log, or delete the log's directory to begin an empty one)";
 
 Error corrupt_file_error(const std::string& what, const std::string& path,
                          const std::string& values = "") {
-  return Error(ErrorKind::corrupt, what + ": path=" + path + values + restore_hint);
+  return Error(ErrorKind::corrupt, what + ": path=" + path + values + file_restore_hint);
 }
 
 // --- Files of the log: a header, then the payload. ---

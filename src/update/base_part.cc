@@ -10,8 +10,8 @@
 namespace whycache {
 namespace {
 
-constexpr char message_subject[] = "base part";
-constexpr std::uint8_t known_flags = flag_zstd;
+constexpr char part_subject[] = "base part";
+constexpr std::uint8_t known_part_flags = flag_zstd;
 constexpr std::size_t checksum_bytes = 8;
 constexpr std::size_t last_field_bytes = 32;  // chain, item count, digest low, digest high
 constexpr std::size_t item_bytes_min = 4;
@@ -24,7 +24,7 @@ constexpr std::size_t part_overhead_bytes_max =
 
 std::optional<BaseInfo> decode_fields(std::string_view bytes, UpdateId base) {
   std::optional<BaseInfo> last;
-  FieldReader fields(bytes, message_subject);
+  FieldReader fields(bytes, part_subject);
   while (const std::optional<Field> field = fields.next()) {
     if (field->tag != static_cast<std::uint64_t>(BasePartTag::last)) continue;
     const char* value = fields.fixed_size_bytes(*field, last_field_bytes);
@@ -52,7 +52,7 @@ std::string encode_fields(const std::optional<BaseInfo>& last) {
 // Decodes the items. Writes their keys one after another to `keys`, which has room for `key_bytes`.
 void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
                   std::vector<Item>& items) {
-  ByteReader reader(bytes, message_subject);
+  ByteReader reader(bytes, part_subject);
   char* key_at = keys;
   const char* const keys_end = keys + key_bytes;
   std::string_view previous_key;
@@ -82,8 +82,8 @@ void decode_items(std::string_view bytes, char* keys, std::uint64_t key_bytes,
 }
 
 void decode(std::string_view bytes, BasePart& part) {
-  ByteReader reader(bytes, message_subject);
-  const CommonHeader header = take_common_header(reader, known_flags);
+  ByteReader reader(bytes, part_subject);
+  const CommonHeader header = take_common_header(reader, known_part_flags);
   const auto checksum =
       load_little_endian<std::uint64_t>(reader.take_last_bytes(checksum_bytes).data());
   if (checksum != hash64(bytes.substr(0, bytes.size() - checksum_bytes))) {
@@ -99,7 +99,7 @@ void decode(std::string_view bytes, BasePart& part) {
 
   const bool compressed = (header.flags & flag_zstd) != 0;
   const std::size_t items_bytes =
-      compressed ? decompressed_bytes(items, message_subject) : items.size();
+      compressed ? decompressed_bytes(items, part_subject) : items.size();
   if (item_count > element_count_max || item_count > items_bytes / item_bytes_min) {
     reader.throw_corrupt("has more items than there can be", "items", item_count);
   }
@@ -109,7 +109,7 @@ void decode(std::string_view bytes, BasePart& part) {
   const std::size_t keys_offset = compressed ? items_bytes : 0;
   part.storage.resize(keys_offset + static_cast<std::size_t>(key_bytes));
   if (compressed) {
-    decompress(items, part.storage.data(), items_bytes, message_subject);
+    decompress(items, part.storage.data(), items_bytes, part_subject);
     items = {part.storage.data(), items_bytes};
   }
   part.items.resize(static_cast<std::size_t>(item_count));

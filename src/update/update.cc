@@ -10,8 +10,8 @@
 namespace whycache {
 namespace {
 
-constexpr char message_subject[] = "update";
-constexpr std::uint8_t known_flags = flag_zstd | flag_erases_all;
+constexpr char update_subject[] = "update";
+constexpr std::uint8_t known_update_flags = flag_zstd | flag_erases_all;
 constexpr std::uint64_t chain_start_seed = 0x6568636163796877;     // "whycache"
 constexpr std::size_t update_bytes_min = common_header_bytes + 2;  // no fields, no changes
 constexpr std::size_t change_bytes_min = 2;                        // erases a key of one byte
@@ -22,7 +22,7 @@ void decode_fields(std::string_view bytes, Authorship& authorship) {
   authorship.writer_sequence = 0;
   authorship.writer_name.clear();
   authorship.note.clear();
-  FieldReader fields(bytes, message_subject);
+  FieldReader fields(bytes, update_subject);
   while (const std::optional<Field> field = fields.next()) {
     switch (static_cast<UpdateTag>(field->tag)) {
       case UpdateTag::time_us:
@@ -44,7 +44,7 @@ void decode_fields(std::string_view bytes, Authorship& authorship) {
 }
 
 void decode_changes(std::string_view bytes, std::uint64_t count, std::vector<Change>& changes) {
-  ByteReader reader(bytes, message_subject);
+  ByteReader reader(bytes, update_subject);
   if (count > element_count_max || count > bytes.size() / change_bytes_min) {
     reader.throw_corrupt("has more changes than there can be", "changes", count);
   }
@@ -61,8 +61,8 @@ void decode_changes(std::string_view bytes, std::uint64_t count, std::vector<Cha
 }
 
 void decode(std::string_view bytes, Update& update) {
-  ByteReader reader(bytes, message_subject);
-  const CommonHeader header = take_common_header(reader, known_flags);
+  ByteReader reader(bytes, update_subject);
+  const CommonHeader header = take_common_header(reader, known_update_flags);
   update.id = header.id;
   update.chain = header.chain_or_number;
   update.erases_all = (header.flags & flag_erases_all) != 0;
@@ -71,8 +71,8 @@ void decode(std::string_view bytes, Update& update) {
   const std::uint64_t count = reader.take_varint();
   std::string_view changes = reader.take_rest();
   if ((header.flags & flag_zstd) != 0) {
-    update.storage.resize(decompressed_bytes(changes, message_subject));
-    decompress(changes, update.storage.data(), update.storage.size(), message_subject);
+    update.storage.resize(decompressed_bytes(changes, update_subject));
+    decompress(changes, update.storage.data(), update.storage.size(), update_subject);
     changes = update.storage;
   }
   decode_changes(changes, count, update.changes);
@@ -97,8 +97,8 @@ void decode_update(std::string_view bytes, Update& update) {
 }
 
 std::uint64_t verify_chain(std::string_view bytes, UpdateId id, std::uint64_t previous_chain) {
-  ByteReader reader(bytes, message_subject);
-  const CommonHeader header = take_common_header(reader, known_flags);
+  ByteReader reader(bytes, update_subject);
+  const CommonHeader header = take_common_header(reader, known_update_flags);
   if (header.id != id) {
     throw Error(ErrorKind::corrupt,
                 "update has another id than its place in the log: id=" + std::to_string(header.id) +
