@@ -15,10 +15,9 @@
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
 #include "state/file/state_file.h"
-#include "state/index/copy_short.h"
-#include "state/index/fast_lookup_avx2.h"
 #include "state/index/lookup.h"
 #include "state/read/pin.h"
+#include "state/read/point_read.h"
 #include "state/read/rcu.h"
 #include "state/verify.h"
 #include "state/write/adopt.h"
@@ -286,19 +285,8 @@ void copy_into(std::string& value, std::string_view found) {
   }
 }
 
-// Asked when an entry was found, not before, so that it need not be kept. If by then the entry's
-// update is published, there was a moment in between when the entry was its key's newest and
-// visible: when it was found, or when its update was published.
-auto max_entry_word_loader(const Header& header) {
-  return [&header] { return header.applied_id.max_entry_word(std::memory_order_acquire); };
-}
-
-}  // namespace
-
-namespace {
-
-// What a get began with: left here by this thread for what is done seldom, or with values of other
-// sizes, so that it need not be kept at hand.
+// Passes finish_get() its arguments without spilling registers on the fast path. Set immediately
+// before the call; read once, first thing in finish_get(). Not re-entrant.
 struct PendingGet {
   const State* state;
   const Header* header;
@@ -307,7 +295,57 @@ struct PendingGet {
 constinit thread_local PendingGet pending_get
     __attribute__((tls_model("initial-exec"))) = {nullptr, nullptr, OptimisticRead()};
 
+static_assert(copy_short_bytes_max <= fast_value_bytes_max);
+
 }  // namespace
+
+// Copies the value into a string that most often has the value's size already.
+struct State::CopyValue {
+  using Answer = bool;
+
+  // The bytes that are copied must not depend on the size in the entry. The compiler knows that
+  // the sizes are equal, hence hide_from_optimizer().
+  template <typename Vectors>
+  [[gnu::always_inline]] bool take(const UnpinnedRead&, std::string_view value) const {
+    const std::size_t bytes = hide_from_optimizer(target.size());
+    if (value.size() != bytes || bytes > copy_short_bytes_max) [[unlikely]]
+      return false;
+    Vectors::copy(target.data(), value.data(), hide_from_optimizer(bytes));
+    return true;
+  }
+  [[gnu::always_inline]] static bool found(std::string_view) { return true; }
+  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead& read,
+                                          std::string_view key, std::string_view value) const {
+    pending_get = {&state, &read.header(), read.optimistic()};
+    return finish_get(key, target, value);
+  }
+  [[gnu::always_inline]] bool read_slowly(const State& state, std::string_view key) const {
+    return state.slow_read(key, *this);
+  }
+  void take_any(std::string_view value) const { copy_into(target, value); }
+
+  std::string& target;
+};
+
+struct State::TestPresence {
+  using Answer = bool;
+
+  template <typename Vectors>
+  [[gnu::always_inline]] static bool take(const UnpinnedRead&, std::string_view) {
+    return true;
+  }
+  [[gnu::always_inline]] static bool found(std::string_view) { return true; }
+  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  [[gnu::always_inline]] static bool take_slowly(const State& state, const UnpinnedRead&,
+                                                 std::string_view key, std::string_view) {
+    return read_slowly(state, key);
+  }
+  [[gnu::always_inline]] static bool read_slowly(const State& state, std::string_view key) {
+    return state.slow_read(key, TestPresence());
+  }
+  static void take_any(std::string_view) {}
+};
 
 bool State::finish_get(std::string_view key, std::string& value, std::string_view found) {
   const PendingGet get = pending_get;
@@ -325,134 +363,77 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
       holds = get.read.validate(*get.header);
     }
   }
-  return holds || get.state->slow_get(key, value);
-}
-
-// No call lies on the way of a get, for what has to be kept across one would have to be stored;
-// what is seldom is called at its end.
-static_assert(copy_short_bytes_max <= fast_value_bytes_max);
-
-template <bool two_words>
-[[gnu::always_inline]] inline bool State::fast_get(ReaderThread& thread, std::string_view key,
-                                                   std::string& value) const {
-  thread.enter();
-  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
-  const Header& header = plan.header();
-  const OptimisticRead read(header);
-  FastValue found;
-  const FastResult quick =
-      fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
-  if (quick == FastResult::found && !read.superseded()) [[likely]] {
-    // Which bytes are copied must not depend on the size in the entry. The compiler knows that it
-    // is the same.
-    const std::size_t bytes = hide_from_optimizer(value.size());
-    if (found.bytes != bytes || bytes > copy_short_bytes_max) [[unlikely]] {
-      pending_get = {this, &header, read};
-      return finish_get(key, value, {found.key + key.size(), found.bytes});
-    }
-    copy_short(value.data(), found.key + key.size(), hide_from_optimizer(bytes));
-    if (read.validate(header)) [[likely]] {
-      thread.leave();
-      return true;
-    }
-  } else if (quick == FastResult::not_found && !read.superseded() && read.validate(header)) {
-    thread.leave();
-    return record_miss();
-  }
-  thread.leave();
-  return slow_get(key, value);
-}
-
-bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
-  thread.enter();
-  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
-  const Header& header = plan.header();
-  const OptimisticRead read(header);
-  const bool filtered_out = whycache::filter_excludes(plan, header, plan.key_hash(key)) &&
-                            !read.superseded() && read.validate(header);
-  thread.leave();
-  if (filtered_out) this_reader.record_filter_exclusion();
-  return filtered_out;
+  return holds || get.state->slow_read(key, CopyValue{value});
 }
 
 #if WHYCACHE_AVX2
-[[WHYCACHE_FOR_AVX2]] bool State::get_filter_first_avx2(std::string_view key,
-                                                        std::string& value) const {
-  ReaderThread* const thread = this_reader.thread;
-  if (thread == nullptr) [[unlikely]]
-    return slow_get(key, value);
-  thread->enter();
-  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
-  const Header& header = plan.header();
-  const OptimisticRead read(header);
-  if (!avx2::filter_excludes(plan, header, key) || read.superseded() || !read.validate(header))
-      [[unlikely]]
-    return get_past_filter(key, value);  // which enters again, and leaves
-  thread->leave();
-  this_reader.record_filter_exclusion();
-  return false;
-}
-
-// What get_anywhere() does.
 [[WHYCACHE_FOR_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
                                            std::string& value) {
   ReaderThread* const thread = this_reader.fast_thread;
   if (!fits_two_words(key.size())) [[unlikely]]
-    return state.get_any_size(key, value);
+    return state.read_any(key, CopyValue{value});
   if (thread == nullptr) [[unlikely]]
-    return state.get_filter_first_avx2(key, value);
-  thread->enter();
-  const DirectoryCache& plan = *state.directory_cache_.load(std::memory_order_acquire);
-  const Header& header = plan.header();
-  const OptimisticRead read(header);
-  FastValue found;
-  const FastResult quick =
-      avx2::fast_look_up(plan, header, key, max_entry_word_loader(header), found);
-  if (quick == FastResult::found && !read.superseded()) [[likely]] {
-    const std::size_t bytes = hide_from_optimizer(value.size());
-    if (found.bytes != bytes || bytes > copy_short_bytes_max) [[unlikely]] {
-      avx2::zero_upper_vectors();
-      pending_get = {&state, &header, read};
-      return finish_get(key, value, {found.key + key.size(), found.bytes});
-    }
-    avx2::copy(value.data(), found.key + key.size(), hide_from_optimizer(bytes));
-    avx2::zero_upper_vectors();
-    if (read.validate(header)) [[likely]] {
-      thread->leave();
-      return true;
-    }
-  } else if (quick == FastResult::not_found && !read.superseded() && read.validate(header)) {
-    avx2::zero_upper_vectors();
-    thread->leave();
-    return record_miss();
-  }
-  avx2::zero_upper_vectors();
-  thread->leave();
-  return state.slow_get(key, value);
+    return get_filter_first_avx2(state, key, value);
+  return point_read_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key,
+                         CopyValue{value});
+}
+
+[[WHYCACHE_FOR_AVX2]] bool State::get_filter_first_avx2(const State& state, std::string_view key,
+                                                        std::string& value) {
+  ReaderThread* const thread = this_reader.thread;
+  if (thread == nullptr) [[unlikely]]
+    return state.slow_read(key, CopyValue{value});
+  const UnpinnedRead read(*thread, state.directory_cache_);
+  if (!avx2::filter_excludes(read.directory_cache(), read.header(), key) || read.superseded() ||
+      !read.validate()) [[unlikely]]
+    return state.read_past_filter(key, CopyValue{value});  // which enters again, and leaves
+  read.leave();
+  this_reader.record_filter_exclusion();
+  return false;
 }
 #endif
 
-template <bool two_words>
-[[gnu::always_inline]] inline bool State::fast_contains(ReaderThread& thread,
-                                                        std::string_view key) const {
-  thread.enter();
-  const DirectoryCache& plan = *directory_cache_.load(std::memory_order_acquire);
-  const Header& header = plan.header();
-  const OptimisticRead read(header);
-  FastValue found;
-  const FastResult quick =
-      fast_look_up<two_words>(plan, header, key, max_entry_word_loader(header), found);
-  const bool known = quick != FastResult::undecided && !read.superseded() && read.validate(header);
-  thread.leave();
-  if (known && quick == FastResult::not_found) return record_miss();
-  return known ? quick == FastResult::found : slow_contains(key);
+bool State::get_portable(const State& state, std::string_view key, std::string& value) {
+  return state.read(key, CopyValue{value});
 }
 
-bool State::get_portable(const State& state, std::string_view key, std::string& value) {
+bool State::contains(std::string_view key) const { return read(key, TestPresence()); }
+
+template <typename Sink>
+[[gnu::always_inline]] inline bool State::read(std::string_view key, Sink sink) const {
   const ThisReader& reader = this_reader;
   if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
-    return state.fast_get<true>(*reader.fast_thread, key, value);
-  return state.get_any_size(key, value);
+    return point_read<true>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
+  return read_any(key, sink);
+}
+
+template <typename Sink>
+bool State::read_any(std::string_view key, Sink sink) const {
+  const ThisReader& reader = this_reader;
+  if (reader.fast_thread != nullptr)
+    return point_read<false>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
+  if (reader.thread == nullptr) [[unlikely]]
+    return slow_read(key, sink);
+  return !filter_excludes(*reader.thread, key) && read_past_filter(key, sink);
+}
+
+template <typename Sink>
+bool State::read_past_filter(std::string_view key, Sink sink) const {
+  const UnpinnedRead read(*this_reader.thread, directory_cache_);
+  const bool found = fits_two_words(key.size()) ? point_read<true>(read, *this, key, sink)
+                                                : point_read<false>(read, *this, key, sink);
+  if (found) this_reader.record_hit();
+  return found;
+}
+
+bool State::filter_excludes(ReaderThread& thread, std::string_view key) const {
+  const UnpinnedRead read(thread, directory_cache_);
+  const DirectoryCache& cache = read.directory_cache();
+  const bool excludes = whycache::filter_excludes(cache, read.header(), cache.key_hash(key)) &&
+                        !read.superseded() && read.validate();
+  read.leave();
+  if (excludes) this_reader.record_filter_exclusion();
+  return excludes;
 }
 
 State::GetFunction* State::select_get() {
@@ -462,63 +443,14 @@ State::GetFunction* State::select_get() {
   return get_portable;
 }
 
-bool State::get_any_size(std::string_view key, std::string& value) const {
-  ReaderThread* const thread = this_reader.fast_thread;
-  return thread != nullptr ? fast_get<false>(*thread, key, value) : get_filter_first(key, value);
-}
-
-bool State::contains(std::string_view key) const {
-  const ThisReader& reader = this_reader;
-  if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
-    return fast_contains<true>(*reader.fast_thread, key);
-  return contains_any_size(key);
-}
-
-bool State::contains_any_size(std::string_view key) const {
-  ReaderThread* const thread = this_reader.fast_thread;
-  return thread != nullptr ? fast_contains<false>(*thread, key) : contains_filter_first(key);
-}
-
-bool State::get_filter_first(std::string_view key, std::string& value) const {
-  ReaderThread* const thread = this_reader.thread;
-  if (thread == nullptr) [[unlikely]]
-    return slow_get(key, value);
-  return !filter_excludes(*thread, key) && get_past_filter(key, value);
-}
-
-bool State::get_past_filter(std::string_view key, std::string& value) const {
-  ReaderThread& thread = *this_reader.thread;
-  const bool found = fits_two_words(key.size()) ? fast_get<true>(thread, key, value)
-                                                : fast_get<false>(thread, key, value);
-  if (found) this_reader.record_hit();
-  return found;
-}
-
-bool State::contains_filter_first(std::string_view key) const {
-  ReaderThread* const thread = this_reader.thread;
-  if (thread == nullptr) return slow_contains(key);
-  if (filter_excludes(*thread, key)) return false;
-  const bool found = fits_two_words(key.size()) ? fast_contains<true>(*thread, key)
-                                                : fast_contains<false>(*thread, key);
-  if (found) this_reader.record_hit();
-  return found;
-}
-
-bool State::slow_get(std::string_view key, std::string& value) const {
-  return slow_read(key, [&](std::string_view found) { copy_into(value, found); });
-}
-
-bool State::slow_contains(std::string_view key) const {
-  return slow_read(key, [](std::string_view) {});
-}
-
-template <typename Use>
-bool State::slow_read(std::string_view key, const Use& use) const {
+template <typename Sink>
+bool State::slow_read(std::string_view key, Sink sink) const {
   {
     const ReadSection reading;
     const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
     for (int tries = 0; mapping != nullptr && tries < point_read_attempts_max; ++tries) {
-      const ReadOutcome outcome = try_point_read(*mapping, key, use);
+      const ReadOutcome outcome =
+          try_point_read(*mapping, key, [&](std::string_view value) { sink.take_any(value); });
       if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
         impl_->refresh_directory_cache(*mapping);
       if (outcome == ReadOutcome::found) return true;
@@ -528,9 +460,9 @@ bool State::slow_read(std::string_view key, const Use& use) const {
     }
   }
   const std::shared_ptr<const detail::Pin> held = pin();  // until the value is copied
-  const LookupResult result = held->get(key);
-  if (result.status != LookupStatus::found) return record_miss();
-  use(result.value);
+  const std::string_view value = held->find(key);
+  if (value.data() == nullptr) return record_miss();
+  sink.take_any(value);
   return true;
 }
 

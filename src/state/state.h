@@ -136,30 +136,30 @@ class State {
   void clear_stale_superseded_bit() const noexcept;
   // The file to read from: another one if that took the place of ours. Null: there is none.
   std::shared_ptr<Mapping> newest_mapping() const;
-  // Reads, the quick way; on every processor, or on those that have AVX2.
+  // --- Point reads (read/point_read.h) ---
+  struct CopyValue;
+  struct TestPresence;
+  // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
   static GetFunction get_portable;
   static GetFunction get_avx2;
   static GetFunction* select_get();
-  template <bool two_words>
-  bool fast_get(ReaderThread& thread, std::string_view key, std::string& value) const;
-  template <bool two_words>
-  bool fast_contains(ReaderThread& thread, std::string_view key) const;
-  // Where most keys are not there: by the filter of the index first.
+  template <typename Sink>
+  bool read(std::string_view key, Sink sink) const;
+  // Keys of any size. Also reads of threads whose keys are mostly absent: these ask the filter of
+  // the index first.
+  template <typename Sink>
+  [[gnu::noinline]] bool read_any(std::string_view key, Sink sink) const;
+  [[gnu::noinline]] static GetFunction get_filter_first_avx2;
   bool filter_excludes(ReaderThread& thread, std::string_view key) const;
-  [[gnu::noinline]] bool get_filter_first(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool get_filter_first_avx2(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool get_past_filter(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool contains_filter_first(std::string_view key) const;
-  [[gnu::noinline]] bool get_any_size(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool contains_any_size(std::string_view key) const;
+  template <typename Sink>
+  [[gnu::noinline]] bool read_past_filter(std::string_view key, Sink sink) const;
+  // Copies a value that is long, or that has another size than the string.
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
                                            std::string_view found);
-  // Those that the quick way did not get to an end: by all ways there are, and at last with a pin.
-  [[gnu::noinline]] bool slow_get(std::string_view key, std::string& value) const;
-  [[gnu::noinline]] bool slow_contains(std::string_view key) const;
-  template <typename Use>
-  bool slow_read(std::string_view key, const Use& use) const;
+  // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
+  template <typename Sink>
+  [[gnu::noinline]] bool slow_read(std::string_view key, Sink sink) const;
   std::optional<std::int64_t> poll_time(std::atomic<std::int64_t> LockFileHeader::*which) const;
 
   struct Impl;

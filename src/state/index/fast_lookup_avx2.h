@@ -59,8 +59,8 @@ WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint6
 
 // Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put
 // there. So it does not see that their upper halves are in use either: leave_wide_vectors() before
-// other code runs.
-WHYCACHE_INLINE_AVX2 void zero_upper_vectors() { _mm256_zeroupper(); }
+// other code runs. Not a function for AVX2, so that point_read.h can call it from any.
+[[gnu::always_inline]] inline void zero_upper_vectors() { asm volatile("vzeroupper"); }
 
 // The words of a bucket that have this tag, zeros where others are: in each half of the result four
 // words, one OR the other. `marks` has a bit for each that has it, in any order.
@@ -188,7 +188,7 @@ WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& plan, const Head
 static_assert(offsetof(DirectoryCache, base) == offsetof(DirectoryCache, slot_shift) + 8);
 
 // Copies up to copy_few_max bytes, as copy_few() does. Leaves wide vectors in use.
-WHYCACHE_INLINE_AVX2 void copy(char* to, const char* from, std::size_t bytes) {
+[[gnu::always_inline]] inline void copy(char* to, const char* from, std::size_t bytes) {
   if (bytes > 64) [[likely]] {
     asm volatile(
         "vmovdqu (%[from]), %%ymm0\n\t"

@@ -5,7 +5,7 @@
 
 #include "base/fork_handlers.h"
 #include "state/errors.h"
-#include "state/index/fast_lookup_avx2.h"
+#include "state/read/point_read.h"
 
 namespace whycache::detail {
 
@@ -57,87 +57,71 @@ void Pin::check_not_forked() const {
   }
 }
 
-template <bool two_words>
-[[gnu::always_inline]] inline std::string_view Pin::fast_find(std::string_view key) const {
-  if (fork_count_ == fork_count()) [[likely]] {
-    const DirectoryCache& plan = *mapping_->last_directory_cache();
-    FastValue found;
-    const FastResult quick = fast_look_up<two_words>(
-        plan, plan.header(), key, [this] { return max_entry_word_; }, found);
-    if (quick == FastResult::found) [[likely]] {
-      const std::string_view value(found.key + key.size(), found.bytes);
-      if (is_value_mapped(plan, value)) [[likely]]
-        return value;
-    }
-    if (quick == FastResult::not_found) return {};
+// Hands out the value where it is.
+struct Pin::ViewValue {
+  using Answer = std::string_view;
+
+  template <typename Vectors>
+  [[gnu::always_inline]] static bool take(const PinnedRead& read, std::string_view value) {
+    return is_value_mapped(read.directory_cache(), value);
   }
-  return slow_find(*this, key);
+  [[gnu::always_inline]] static std::string_view found(std::string_view value) { return value; }
+  [[gnu::always_inline]] static std::string_view not_found() { return {}; }
+  [[gnu::always_inline]] std::string_view take_slowly(const Pin& pin, const PinnedRead&,
+                                                      std::string_view key,
+                                                      std::string_view) const {
+    return read_slowly(pin, key);
+  }
+  static std::string_view read_slowly(const Pin& pin, std::string_view key) {
+    return pin.slow_find(key);
+  }
+};
+
+[[gnu::always_inline]] inline PinnedRead Pin::begin_read() const {
+  return {*mapping_->last_directory_cache(), max_entry_word_};
 }
 
 #if WHYCACHE_AVX2
-// What find_anywhere() does.
 [[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
   if (!fits_two_words(key.size())) [[unlikely]]
-    return find_any_size(pin, key);
-  if (pin.fork_count_ == fork_count()) [[likely]] {
-    const DirectoryCache& plan = *pin.mapping_->last_directory_cache();
-    FastValue found;
-    const FastResult quick = avx2::fast_look_up(
-        plan, plan.header(), key, [&pin] { return pin.max_entry_word_; }, found);
-    avx2::zero_upper_vectors();
-    if (quick == FastResult::found) [[likely]] {
-      const std::string_view value(found.key + key.size(), found.bytes);
-      if (is_value_mapped(plan, value)) [[likely]]
-        return value;
-    }
-    if (quick == FastResult::not_found) return {};
-  }
-  return slow_find(pin, key);
+    return find_portable<false>(pin, key);
+  if (pin.fork_count_ != fork_count()) [[unlikely]]
+    return pin.slow_find(key);
+  return point_read_avx2(pin.begin_read(), pin, key, ViewValue());
 }
 #endif
 
-[[gnu::noinline]] std::string_view Pin::slow_find(const Pin& pin, std::string_view key) {
-  const LookupResult result = pin.get(key);
-  return result.status == LookupStatus::found ? result.value : std::string_view();
-}
-
-[[gnu::noinline]] std::string_view Pin::find_any_size(const Pin& pin, std::string_view key) {
-  return pin.fast_find<false>(key);
-}
-
-std::string_view Pin::find_portable(const Pin& pin, std::string_view key) {
-  return fits_two_words(key.size()) ? pin.fast_find<true>(key) : find_any_size(pin, key);
+template <bool two_words>
+[[gnu::noinline]] std::string_view Pin::find_portable(const Pin& pin, std::string_view key) {
+  if (two_words && !fits_two_words(key.size())) return find_portable<false>(pin, key);
+  if (pin.fork_count_ != fork_count()) [[unlikely]]
+    return pin.slow_find(key);
+  return point_read<two_words>(pin.begin_read(), pin, key, ViewValue());
 }
 
 Pin::FindFunction* Pin::select_find() {
 #if WHYCACHE_AVX2
   if (has_avx2()) return find_avx2;
 #endif
-  return find_portable;
+  return find_portable<true>;
 }
 
-LookupResult Pin::get(std::string_view key) const {
+std::string_view Pin::slow_find(std::string_view key) const {
   check_not_forked();
-  const std::uint64_t hash = mapping_->hash_of(key);
-  const MappedBytes bytes(*mapping_);
-  const IndexWord* part = find_index_page(
-      bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
-  LookupResult result{LookupStatus::torn, {}};
-  if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
-  return result.status == LookupStatus::torn ? look_up_with_refresh(key, hash) : result;
+  return look_up(key, mapping_->hash_of(key)).value;
 }
 
-LookupResult Pin::look_up_with_refresh(std::string_view key, std::uint64_t hash) const {
+LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
   // Most likely the file has grown since this process looked at its size, and may do so again
   // before it has looked at the key: what it comes upon is the newest version, wherever that is,
   // and goes back from there.
   LookupResult result{LookupStatus::torn, {}};
-  std::uint64_t usable = mapping_->refresh_usable_bytes();
+  std::uint64_t usable = 0;
   for (;;) {
     const MappedBytes bytes(*mapping_);
     const IndexWord* part = find_index_page(
         bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
-    if (part != nullptr) result = look_up(bytes, part, hash, key, block_.id);
+    if (part != nullptr) result = whycache::look_up(bytes, part, hash, key, block_.id);
     if (result.status != LookupStatus::torn) return result;
     if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
   }

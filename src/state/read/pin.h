@@ -14,6 +14,10 @@
 #include "state/file/mapping.h"
 #include "state/index/lookup.h"
 
+namespace whycache {
+class PinnedRead;
+}
+
 namespace whycache::detail {
 
 class Pin {
@@ -33,7 +37,6 @@ class Pin {
   // Throw Error corrupt if the file is damaged, invalid in a forked child.
   // The value; without data if there is none.
   std::string_view find(std::string_view key) const { return find_(*this, key); }
-  LookupResult get(std::string_view key) const;
   // The entries of many keys; `found(i, item)` for each that is there, in order. Several look-ups
   // are under way at once.
   template <typename OnFound>
@@ -42,17 +45,18 @@ class Pin {
 
  private:
   static constexpr std::size_t lookup_batch_size = 32;
-  // find(), the quick way; on every processor, or on those that have AVX2.
+  // find() with the bucket search that this processor is best at. Keys of any size, but those of 8
+  // to 16 bytes (`two_words`) are expected.
   using FindFunction = std::string_view(const Pin& pin, std::string_view key);
+  template <bool two_words>
   static FindFunction find_portable;
   static FindFunction find_avx2;
-  static FindFunction find_any_size;
-  static FindFunction slow_find;
   static FindFunction* select_find();
-  template <bool two_words>
-  std::string_view fast_find(std::string_view key) const;
-  [[gnu::noinline]] LookupResult look_up_with_refresh(std::string_view key,
-                                                      std::uint64_t hash) const;
+  struct ViewValue;
+  [[gnu::noinline]] std::string_view slow_find(std::string_view key) const;
+  PinnedRead begin_read() const;
+  // The entry, wherever it is and however the file has grown.
+  [[gnu::noinline]] LookupResult look_up(std::string_view key, std::uint64_t hash) const;
   void pin_newest();
 
   std::shared_ptr<const Mapping> mapping_;
@@ -85,9 +89,8 @@ void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_fou
     for (std::size_t i = 0; i < count; ++i) {
       LookupResult result{LookupStatus::torn, {}};
       if (parts[i] != nullptr)
-        result = look_up(bytes, parts[i], hashes[i], keys[first + i], block_.id);
-      if (result.status == LookupStatus::torn)
-        result = look_up_with_refresh(keys[first + i], hashes[i]);
+        result = whycache::look_up(bytes, parts[i], hashes[i], keys[first + i], block_.id);
+      if (result.status == LookupStatus::torn) result = look_up(keys[first + i], hashes[i]);
       if (result.status == LookupStatus::found) on_found(first + i, result);
     }
   }
