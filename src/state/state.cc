@@ -301,19 +301,17 @@ static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
 // Copies the value into a string that most often has the value's size already.
 struct State::CopyValue {
-  using Answer = bool;
-
   // The bytes that are copied must not depend on the size in the entry. The compiler knows that
   // the sizes are equal, hence hide_from_optimizer().
   template <typename Vectors>
-  [[gnu::always_inline]] bool take(const UnpinnedRead&, std::string_view value) const {
+  [[gnu::always_inline]] bool take(const UnpinnedRead&, const FastValue&, std::size_t,
+                                   std::string_view value) const {
     const std::size_t bytes = hide_from_optimizer(target.size());
     if (value.size() != bytes || bytes > copy_short_bytes_max) [[unlikely]]
       return false;
     Vectors::copy(target.data(), value.data(), hide_from_optimizer(bytes));
     return true;
   }
-  [[gnu::always_inline]] static bool found(std::string_view) { return true; }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
   [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead& read,
                                           std::string_view key, std::string_view value) const {
@@ -329,13 +327,11 @@ struct State::CopyValue {
 };
 
 struct State::TestPresence {
-  using Answer = bool;
-
   template <typename Vectors>
-  [[gnu::always_inline]] static bool take(const UnpinnedRead&, std::string_view) {
+  [[gnu::always_inline]] static bool take(const UnpinnedRead&, const FastValue&, std::size_t,
+                                          std::string_view) {
     return true;
   }
-  [[gnu::always_inline]] static bool found(std::string_view) { return true; }
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
   [[gnu::always_inline]] static bool take_slowly(const State& state, const UnpinnedRead&,
                                                  std::string_view key, std::string_view) {
@@ -364,6 +360,14 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
     }
   }
   return holds || get.state->slow_read(key, CopyValue{value});
+}
+
+template <typename Sink>
+[[gnu::always_inline]] inline bool State::read(std::string_view key, Sink sink) const {
+  const ThisReader& reader = this_reader;
+  if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
+    return point_read<true>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
+  return read_any(key, sink);
 }
 
 #if WHYCACHE_AVX2
@@ -398,14 +402,6 @@ bool State::get_portable(const State& state, std::string_view key, std::string& 
 }
 
 bool State::contains(std::string_view key) const { return read(key, TestPresence()); }
-
-template <typename Sink>
-[[gnu::always_inline]] inline bool State::read(std::string_view key, Sink sink) const {
-  const ThisReader& reader = this_reader;
-  if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
-    return point_read<true>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
-  return read_any(key, sink);
-}
 
 template <typename Sink>
 bool State::read_any(std::string_view key, Sink sink) const {

@@ -155,7 +155,7 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const H
   // Loaded by itself, which is one instruction.
   std::uint16_t value_bytes;
   std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
-  value = {key_in_entry, value_bytes};
+  value = {entry, key_in_entry, value_bytes};
   return FastResult::found;
 }
 // is_filtered_out() for a key of 8 to 16 bytes.

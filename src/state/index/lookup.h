@@ -326,9 +326,20 @@ enum class FastResult : std::uint8_t {
 inline constexpr std::uint64_t fast_value_bytes_max =
     fast_read_bytes - sizeof(EntryWord) - EntryWord::narrow_key_bytes_max;
 
+// The entry that a fast look-up found.
 struct FastValue {
-  const char* key = nullptr;  // in the entry; the value follows
-  std::uint64_t bytes = 0;
+  const std::byte* entry = nullptr;
+  const char* key = nullptr;  // in the entry
+  std::uint64_t bytes = 0;    // of the value, which follows the key
+
+  [[gnu::always_inline]] std::string_view value(std::size_t key_bytes) const {
+    return {key + key_bytes, bytes};
+  }
+  // The same, but defined also if no entry was found.
+  [[gnu::always_inline]] const char* value_address(std::size_t key_bytes) const {
+    return reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(entry) +
+                                         sizeof(EntryWord) + key_bytes);
+  }
 };
 
 // Whether `key` has a value, if its home bucket, the first word there that matches and the newest
@@ -391,7 +402,7 @@ template <bool two_words, typename Greatest>
     if (!equal_keys(key_in_entry, key.data(), key.size())) [[unlikely]]
       return FastResult::undecided;
   }
-  value = {key_in_entry, word.narrow_value_bytes()};
+  value = {entry, key_in_entry, word.narrow_value_bytes()};
   return FastResult::found;
 }
 

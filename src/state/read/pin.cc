@@ -57,29 +57,26 @@ void Pin::check_not_forked() const {
   }
 }
 
-// Hands out the value where it is.
+// Hands out the value where it is; without data if there is none. False: not known yet.
 struct Pin::ViewValue {
-  using Answer = std::string_view;
-
   template <typename Vectors>
-  [[gnu::always_inline]] static bool take(const PinnedRead& read, std::string_view value) {
-    return is_value_mapped(read.directory_cache(), value);
+  [[gnu::always_inline]] bool take(const PinnedRead& read, const FastValue& entry,
+                                   std::size_t key_bytes, std::string_view) const {
+    target = entry.value(key_bytes);
+    return is_value_mapped(read.directory_cache(), target);
   }
-  [[gnu::always_inline]] static std::string_view found(std::string_view value) { return value; }
-  [[gnu::always_inline]] static std::string_view not_found() { return {}; }
-  [[gnu::always_inline]] std::string_view take_slowly(const Pin& pin, const PinnedRead&,
-                                                      std::string_view key,
-                                                      std::string_view) const {
-    return read_slowly(pin, key);
+  [[gnu::always_inline]] static bool take_slowly(const Pin&, const PinnedRead&, std::string_view,
+                                                 std::string_view) {
+    return false;
   }
-  static std::string_view read_slowly(const Pin& pin, std::string_view key) {
-    return pin.slow_find(key);
+  [[gnu::always_inline]] bool not_found() const {
+    target = {};
+    return true;
   }
-};
+  [[gnu::always_inline]] static bool read_slowly(const Pin&, std::string_view) { return false; }
 
-[[gnu::always_inline]] inline PinnedRead Pin::begin_read() const {
-  return {*mapping_->last_directory_cache(), max_entry_word_};
-}
+  std::string_view& target;
+};
 
 #if WHYCACHE_AVX2
 [[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
@@ -87,7 +84,11 @@ struct Pin::ViewValue {
     return find_portable<false>(pin, key);
   if (pin.fork_count_ != fork_count()) [[unlikely]]
     return pin.slow_find(key);
-  return point_read_avx2(pin.begin_read(), pin, key, ViewValue());
+  const PinnedRead read(*pin.mapping_->last_directory_cache(), pin.max_entry_word_);
+  std::string_view value;
+  if (point_read_avx2(read, pin, key, ViewValue{value})) [[likely]]
+    return value;
+  return pin.slow_find(key);
 }
 #endif
 
@@ -96,7 +97,11 @@ template <bool two_words>
   if (two_words && !fits_two_words(key.size())) return find_portable<false>(pin, key);
   if (pin.fork_count_ != fork_count()) [[unlikely]]
     return pin.slow_find(key);
-  return point_read<two_words>(pin.begin_read(), pin, key, ViewValue());
+  const PinnedRead read(*pin.mapping_->last_directory_cache(), pin.max_entry_word_);
+  std::string_view value;
+  if (point_read<two_words>(read, pin, key, ViewValue{value})) [[likely]]
+    return value;
+  return pin.slow_find(key);
 }
 
 Pin::FindFunction* Pin::select_find() {

@@ -14,10 +14,6 @@
 #include "state/file/mapping.h"
 #include "state/index/lookup.h"
 
-namespace whycache {
-class PinnedRead;
-}
-
 namespace whycache::detail {
 
 class Pin {
@@ -54,7 +50,6 @@ class Pin {
   static FindFunction* select_find();
   struct ViewValue;
   [[gnu::noinline]] std::string_view slow_find(std::string_view key) const;
-  PinnedRead begin_read() const;
   // The entry, wherever it is and however the file has grown.
   [[gnu::noinline]] LookupResult look_up(std::string_view key, std::uint64_t hash) const;
   void pin_newest();

@@ -125,28 +125,27 @@ struct Avx2Vectors {
 };
 #endif
 
-// Ends a read after the look-up. A sink has
-//   Answer                               what the read returns
-//   bool take<Vectors>(read, value)      takes the value, which may yet prove torn; false: did not
-//   Answer found(value)                  the answer once the bytes are valid
-//   Answer not_found()
-//   Answer take_slowly(owner, read, key, value)   another value; leaves the read section
-//   Answer read_slowly(owner, key)
-// Every return but those of Sink::found() is a tail call.
+// Ends a read after the bucket search. Returns true if the sink has taken a valid value, else what
+// the sink returns:
+//   bool take<Vectors>(read, value)       takes bytes that may yet prove torn; false: did not
+//   bool take_slowly(owner, read, key, value)    after false; leaves the read section
+//   bool not_found()
+//   bool read_slowly(owner, key)
+// Each is called last and once, so that it can be a tail call.
 template <typename Vectors, typename Read, typename Owner, typename Sink>
-[[gnu::always_inline]] inline typename Sink::Answer finish_point_read(
-    const Read& read, FastResult result, const FastValue& entry, const Owner& owner,
-    std::string_view key, Sink sink) {
+[[gnu::always_inline]] inline bool finish_point_read(const Read& read, FastResult result,
+                                                     const FastValue& entry, const Owner& owner,
+                                                     std::string_view key, Sink sink) {
+  const std::string_view value(entry.value_address(key.size()), entry.bytes);
   if (result == FastResult::found && !read.superseded()) [[likely]] {
-    const std::string_view value(entry.key + key.size(), entry.bytes);
-    if (!sink.template take<Vectors>(read, value)) [[unlikely]] {
+    if (!sink.template take<Vectors>(read, entry, key.size(), value)) [[unlikely]] {
       Vectors::release();
       return sink.take_slowly(owner, read, key, value);
     }
     Vectors::release();
     if (read.validate()) [[likely]] {
       read.leave();
-      return sink.found(value);
+      return true;
     }
   } else if (result == FastResult::not_found && !read.superseded() && read.validate()) {
     Vectors::release();
@@ -160,8 +159,8 @@ template <typename Vectors, typename Read, typename Owner, typename Sink>
 
 // Keys of 8 to 16 bytes if `two_words`, else of any size.
 template <bool two_words, typename Read, typename Owner, typename Sink>
-[[gnu::always_inline]] inline typename Sink::Answer point_read(const Read& read, const Owner& owner,
-                                                               std::string_view key, Sink sink) {
+[[gnu::always_inline]] inline bool point_read(const Read& read, const Owner& owner,
+                                              std::string_view key, Sink sink) {
   FastValue entry;
   const FastResult result = fast_look_up<two_words>(
       read.directory_cache(), read.header(), key, [&read] { return read.max_entry_word(); }, entry);
@@ -172,8 +171,8 @@ template <bool two_words, typename Read, typename Owner, typename Sink>
 // Keys of 8 to 16 bytes. The caller is compiled for AVX2, as is what calls avx2:: functions:
 // compilers inline into a function only what needs no more of the processor than it does itself.
 template <typename Read, typename Owner, typename Sink>
-WHYCACHE_INLINE_AVX2 typename Sink::Answer point_read_avx2(const Read& read, const Owner& owner,
-                                                           std::string_view key, Sink sink) {
+WHYCACHE_INLINE_AVX2 bool point_read_avx2(const Read& read, const Owner& owner,
+                                          std::string_view key, Sink sink) {
   FastValue entry;
   const FastResult result = avx2::fast_look_up(
       read.directory_cache(), read.header(), key, [&read] { return read.max_entry_word(); }, entry);
