@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cstring>
 #include <iterator>
 #include <string>
@@ -15,7 +16,7 @@ namespace whycache {
 
 namespace {
 
-// Bytes that stay where they are until clear().
+// Stores keys, whose bytes stay in place until clear().
 class KeyArena {
  public:
   std::string_view store(std::string_view front, std::string_view back = {}) {
@@ -50,10 +51,9 @@ class KeyArena {
   std::size_t bytes_left_ = 0;
 };
 
-// A node that has less is merged with a neighbour, or given some of its keys.
+// A node with less is merged with a neighbour, or shares its keys.
 constexpr std::size_t btree_node_bytes_min = node_bytes_of(0) * 2 / 5;
-// What is left free in a node that is filled in one go, so that the first key that comes late does
-// not split it.
+// How far to fill a node at once: the rest is left free, so that the next key does not split it.
 constexpr std::size_t fill_target_bytes(std::size_t bytes) { return bytes / 16 * 15; }
 
 }  // namespace
@@ -67,7 +67,7 @@ class BTreeWriter::TreeEdit {
   enum class Operation : std::uint8_t { insert, erase };
   using Keys = std::span<const std::string_view>;
 
-  NodeOffset apply(NodeOffset root, Keys keys, Operation what) {
+  NodeOffset apply(NodeOffset root, Keys keys, Operation operation) {
     retired_.clear();
     separators_.clear();
     gathered_keys_.clear();
@@ -75,44 +75,44 @@ class BTreeWriter::TreeEdit {
     for (std::size_t i = 0; i < keys.size(); ++i) {
       if (keys[i].empty() || keys[i].size() > key_bytes_max) {
         throw Error(ErrorKind::invalid,
-                    "key of a wrong size: bytes=" + std::to_string(keys[i].size()) +
+                    "key has a wrong size: bytes=" + std::to_string(keys[i].size()) +
                         " bytes_max=" + std::to_string(key_bytes_max));
       }
       if (i > 0 && keys[i - 1] >= keys[i]) {
         throw Error(ErrorKind::invalid, "keys not in ascending order: index=" + std::to_string(i));
       }
     }
-    operation_ = what;
-    std::vector<Replacement>& top = levels_.back().replacements;
-    top.clear();
+    operation_ = operation;
+    std::vector<Replacement>& roots = levels_.back().replacements;
+    roots.clear();
     unsigned level = 0;
     if (root != 0) {
       level = BTreeNode::root(nodes_, root).level();
-      if (!change_node(root, level, keys, top)) return root;
-    } else if (what == Operation::insert) {
-      build_nodes(0, keys, {}, {keys.size() - 1, keys.size() - 1}, top);
+      if (!change_node(root, level, keys, roots)) return root;
+    } else if (operation == Operation::insert) {
+      build_nodes(0, keys, {}, {keys.size() - 1, keys.size() - 1}, roots);
     } else {
       return root;
     }
-    const NodeOffset new_root = collapse_root(grow_root(top, level));
+    const NodeOffset new_root = collapse_root(grow_root(roots, level));
     for (const NodeOffset node : retired_) nodes_.retire_node(node);
     return new_root;
   }
 
  private:
-  // What became of a child that was changed: the nodes that take its place. None if it became
-  // empty.
+  // One of the nodes that replace a changed child. A child that became empty has none.
   struct Replacement {
     NodeOffset node;
-    std::size_t bytes;  // how many it has; unchanged_bytes: was not looked at
-    std::string_view
-        separator;  // between the node before and this one; meaningless in the first of a list
+    std::size_t bytes;  // of the node, or unmeasured_bytes
+    // Between the previous node and this one. Meaningless in the first of several.
+    std::string_view separator;
   };
   static constexpr std::size_t unmeasured_bytes = SIZE_MAX;
 
+  // A changed child, and which of LevelBuffers::replacements replace it.
   struct ChildEdit {
     unsigned child;
-    std::size_t first_replacement;  // of its pieces
+    std::size_t first_replacement;
     std::size_t count;
   };
 
@@ -128,7 +128,7 @@ class BTreeWriter::TreeEdit {
     std::vector<Replacement> replacements;
   };
 
-  // Adds to `out` what takes the place of the node. False, and nothing added, if nothing changed.
+  // Adds the replacements of the node to `out`. Returns false, and adds none, if nothing changed.
   bool change_node(NodeOffset offset, unsigned level, Keys keys, std::vector<Replacement>& out) {
     return level == 0 ? change_leaf(offset, keys, out) : change_inner(offset, level, keys, out);
   }
@@ -146,12 +146,12 @@ class BTreeWriter::TreeEdit {
     std::size_t bytes = leaf.bytes();
     bool fits = true;
     for (const std::string_view key : keys) {
-      const NodePosition place = leaf.find(key);
-      if (place.is_equal) continue;
-      if (!new_keys_.empty() && place.index < new_keys_.back().index)
+      const NodePosition position = leaf.find(key);
+      if (position.is_equal) continue;
+      if (!new_keys_.empty() && position.index < new_keys_.back().index)
         leaf.throw_corrupt("keys out of order");
-      new_keys_.push_back({place.index, key, 0});
-      fits &= place.has_prefix;
+      new_keys_.push_back({position.index, key, 0});
+      fits &= position.has_prefix;
       bytes += sizeof(SuffixEnd) + key.size() - leaf.prefix().size();
     }
     if (new_keys_.empty()) return false;
@@ -159,13 +159,13 @@ class BTreeWriter::TreeEdit {
       rebuild_leaf(leaf, out);
       return true;
     }
-    const WritableNode own = copy_on_write(leaf, bytes);
-    write_with_keys(leaf, own.data, new_keys_);
-    out.push_back({own.node, bytes, {}});
+    const WritableNode target = copy_on_write(leaf, bytes);
+    write_with_keys(leaf, target.data, new_keys_);
+    out.push_back({target.node, bytes, {}});
     return true;
   }
 
-  // Puts `new_keys_` between those of the leaf, in one new leaf or several.
+  // Merges `new_keys_` with the keys of the leaf, into one new leaf or several.
   void rebuild_leaf(const BTreeNode& leaf, std::vector<Replacement>& out) {
     old_keys_.clear();
     gather(leaf, old_keys_);
@@ -193,11 +193,11 @@ class BTreeWriter::TreeEdit {
     erased_indexes_.clear();
     std::size_t bytes = leaf.bytes();
     for (const std::string_view key : keys) {
-      const NodePosition place = leaf.find(key);
-      if (!place.is_equal) continue;
-      if (!erased_indexes_.empty() && place.index <= erased_indexes_.back())
+      const NodePosition position = leaf.find(key);
+      if (!position.is_equal) continue;
+      if (!erased_indexes_.empty() && position.index <= erased_indexes_.back())
         leaf.throw_corrupt("keys out of order");
-      erased_indexes_.push_back(place.index);
+      erased_indexes_.push_back(position.index);
       bytes -= sizeof(SuffixEnd) + key.size() - leaf.prefix().size();
     }
     if (erased_indexes_.empty()) return false;
@@ -205,9 +205,9 @@ class BTreeWriter::TreeEdit {
       retired_.push_back(leaf.offset());
       return true;
     }
-    const WritableNode own = copy_on_write(leaf, bytes);
-    write_without_keys(leaf, own.data, erased_indexes_);
-    out.push_back({own.node, bytes, {}});
+    const WritableNode target = copy_on_write(leaf, bytes);
+    write_without_keys(leaf, target.data, erased_indexes_);
+    out.push_back({target.node, bytes, {}});
     return true;
   }
 
@@ -215,62 +215,63 @@ class BTreeWriter::TreeEdit {
 
   bool change_inner(NodeOffset offset, unsigned level, Keys keys, std::vector<Replacement>& out) {
     const BTreeNode node = BTreeNode::child_at_level(nodes_, offset, level);
-    LevelBuffers& mine = levels_[level - 1];
-    mine.edits.clear();
-    mine.replacements.clear();
-    mine.slices.clear();
-    for (Keys rest = keys; !rest.empty(); rest = rest.subspan(mine.slices.back().count)) {
+    LevelBuffers& buffers = levels_[level - 1];
+    buffers.edits.clear();
+    buffers.replacements.clear();
+    buffers.slices.clear();
+    for (Keys rest = keys; !rest.empty(); rest = rest.subspan(buffers.slices.back().count)) {
       const unsigned child = node.child_index_of(rest[0]);
-      if (!mine.slices.empty() && child <= mine.slices.back().child)
+      if (!buffers.slices.empty() && child <= buffers.slices.back().child)
         node.throw_corrupt("keys out of order");
-      mine.slices.push_back({child, count_below(node, child, rest)});
+      buffers.slices.push_back({child, count_below(node, child, rest)});
     }
     bool changed = false;
-    for (std::size_t i = 0; i < mine.slices.size(); ++i) {
-      prefetch(node, level, mine.slices, keys, i);
-      const unsigned child = mine.slices[i].child;
-      const Keys below = keys.first(mine.slices[i].count);
+    for (std::size_t i = 0; i < buffers.slices.size(); ++i) {
+      prefetch(node, level, buffers.slices, keys, i);
+      const unsigned child = buffers.slices[i].child;
+      const Keys below = keys.first(buffers.slices[i].count);
       keys = keys.subspan(below.size());
-      const std::size_t first = mine.replacements.size();
-      if (!change_node(node.child(child), level - 1, below, mine.replacements)) continue;
+      const std::size_t first = buffers.replacements.size();
+      if (!change_node(node.child(child), level - 1, below, buffers.replacements)) continue;
       changed = true;
-      const std::size_t count = mine.replacements.size() - first;
-      if (count == 1 && mine.replacements[first].node == node.child(child) &&
-          !is_underfull(mine.replacements[first])) {
-        mine.replacements.pop_back();  // changed in place: nothing to do here
+      const std::size_t count = buffers.replacements.size() - first;
+      if (count == 1 && buffers.replacements[first].node == node.child(child) &&
+          !is_underfull(buffers.replacements[first])) {
+        buffers.replacements.pop_back();  // changed in place, so this node does not change
       } else {
-        mine.edits.push_back({child, first, count});
+        buffers.edits.push_back({child, first, count});
       }
     }
     if (!changed) return false;
-    if (mine.edits.empty()) {
+    if (buffers.edits.empty()) {
       out.push_back({offset, node.bytes(), {}});
-    } else if (!try_edit_in_place(node, mine, out)) {
-      rebuild_node(node, mine, out);
+    } else if (!try_edit_in_place(node, buffers, out)) {
+      rebuild_node(node, buffers, out);
     }
     return true;
   }
 
-  // Asks for memory that will be wanted soon: children, and of each the first below it that will be
-  // changed. If there are many nodes and each gets few of the keys, nearly all of the time goes by
-  // waiting for these. `keys`: of the parts from `part` on.
-  void prefetch(const BTreeNode& node, unsigned level, const std::vector<KeySlice>& parts,
-                Keys keys, std::size_t part) {
+  // Prefetches the children that change next, and for each the first node below it that changes. If
+  // many nodes get a few keys each, nearly all time is spent waiting for them. `keys`: of the
+  // slices from `slice` on.
+  void prefetch(const BTreeNode& node, unsigned level, const std::vector<KeySlice>& slices,
+                Keys keys, std::size_t slice) {
     constexpr std::size_t ahead = 3;
-    for (std::size_t i = part == 0 ? 1 : part + ahead; i <= part + ahead && i < parts.size(); ++i)
-      prefetch_node(nodes_, node.child(parts[i].child));
+    for (std::size_t i = slice == 0 ? 1 : slice + ahead; i <= slice + ahead && i < slices.size();
+         ++i)
+      prefetch_node(nodes_, node.child(slices[i].child));
     if (level < 2) return;
-    std::size_t first_key = parts[part].count;
-    for (std::size_t i = part + 1; i < part + ahead && i < parts.size();
-         first_key += parts[i++].count) {
-      if (part > 0 && i + 1 < part + ahead) continue;
+    std::size_t first_key = slices[slice].count;
+    for (std::size_t i = slice + 1; i < slice + ahead && i < slices.size();
+         first_key += slices[i++].count) {
+      if (slice > 0 && i + 1 < slice + ahead) continue;
       const BTreeNode child =
-          BTreeNode::child_at_level(nodes_, node.child(parts[i].child), level - 1);
+          BTreeNode::child_at_level(nodes_, node.child(slices[i].child), level - 1);
       prefetch_node(nodes_, child.child(child.child_index_of(keys[first_key])));
     }
   }
 
-  // How many of the keys, the first of which belongs under `child`, belong there.
+  // Counts the keys that belong under `child`, as the first of them does.
   std::size_t count_below(const BTreeNode& node, unsigned child, Keys keys) {
     if (keys.size() == 1 || child == node.count()) return keys.size();
     const std::string_view prefix = node.prefix();
@@ -289,93 +290,99 @@ class BTreeWriter::TreeEdit {
     return count;
   }
 
-  // Carries the edits out if no child vanished or wants merging and what comes to it fits.
-  bool try_edit_in_place(const BTreeNode& node, const LevelBuffers& level,
+  // Applies the edits to a copy of the node, or to the node itself if it is private. Returns false
+  // if a child disappeared or is underfull, or the result does not fit one node.
+  bool try_edit_in_place(const BTreeNode& node, const LevelBuffers& buffers,
                          std::vector<Replacement>& out) {
     const std::string_view prefix = node.prefix();
     std::size_t bytes = node.bytes();
     new_keys_.clear();
-    for (const ChildEdit& edit : level.edits) {
-      if (edit.count == 0 || is_underfull(level.replacements[edit.first_replacement])) return false;
+    for (const ChildEdit& edit : buffers.edits) {
+      if (edit.count == 0 || is_underfull(buffers.replacements[edit.first_replacement]))
+        return false;
       for (std::size_t i = 1; i < edit.count; ++i) {
-        const Replacement& piece = level.replacements[edit.first_replacement + i];
-        if (!piece.separator.starts_with(prefix)) return false;
-        new_keys_.push_back({edit.child, piece.separator, piece.node});
-        bytes += sizeof(SuffixEnd) + sizeof(ChildNumber) + piece.separator.size() - prefix.size();
+        const Replacement& replacement = buffers.replacements[edit.first_replacement + i];
+        if (!replacement.separator.starts_with(prefix)) return false;
+        new_keys_.push_back({edit.child, replacement.separator, replacement.node});
+        bytes +=
+            sizeof(SuffixEnd) + sizeof(ChildNumber) + replacement.separator.size() - prefix.size();
       }
     }
     const std::size_t count = node.count() + new_keys_.size();
     if (!btree_node_fits(count, bytes)) return false;
-    const WritableNode own = copy_on_write(node, bytes);
+    const WritableNode target = copy_on_write(node, bytes);
     if (!new_keys_.empty()) {
-      write_with_keys(node, own.data, new_keys_);
-    } else if (own.node != node.offset()) {
-      std::memcpy(own.data + sizeof(NodeHeader), node.data() + sizeof(NodeHeader),
+      write_with_keys(node, target.data, new_keys_);
+    } else if (target.node != node.offset()) {
+      std::memcpy(target.data + sizeof(NodeHeader), node.data() + sizeof(NodeHeader),
                   bytes - sizeof(NodeHeader));
     }
     std::size_t added = 0;
-    for (const ChildEdit& edit : level.edits) {
-      write_child(own.data, count, edit.child + added,
-                  level.replacements[edit.first_replacement].node);
+    for (const ChildEdit& edit : buffers.edits) {
+      write_child(target.data, count, edit.child + added,
+                  buffers.replacements[edit.first_replacement].node);
       added += edit.count - 1;
     }
-    out.push_back({own.node, bytes, {}});
+    out.push_back({target.node, bytes, {}});
     return true;
   }
 
-  // Makes the node anew from its old children and the pieces, in one new node or several; in none
-  // if no child is left.
-  void rebuild_node(const BTreeNode& node, const LevelBuffers& level,
+  // Builds one new node or several from the unchanged children and the replacements of the others;
+  // none if no child is left.
+  void rebuild_node(const BTreeNode& node, const LevelBuffers& buffers,
                     std::vector<Replacement>& out) {
     std::vector<Replacement> old;
-    std::vector<Replacement> list;
+    std::vector<Replacement> siblings;
     gather(node, {}, old);
-    auto edit = level.edits.begin();
+    auto edit = buffers.edits.begin();
     for (unsigned i = 0; i <= node.count(); ++i) {
-      if (edit == level.edits.end() || edit->child != i) {
-        list.push_back(old[i]);
+      if (edit == buffers.edits.end() || edit->child != i) {
+        siblings.push_back(old[i]);
         continue;
       }
-      for (std::size_t piece = 0; piece < edit->count; ++piece) {
-        list.push_back(level.replacements[edit->first_replacement + piece]);
-        if (piece == 0) list.back().separator = old[i].separator;
+      for (std::size_t replacement = 0; replacement < edit->count; ++replacement) {
+        siblings.push_back(buffers.replacements[edit->first_replacement + replacement]);
+        if (replacement == 0) siblings.back().separator = old[i].separator;
       }
       ++edit;
     }
     retired_.push_back(node.offset());
-    if (operation_ == Operation::erase) rebalance(node.level() - 1, list);
+    if (operation_ == Operation::erase) rebalance(node.level() - 1, siblings);
 
     InsertRun run;
-    if (level.edits.size() == 1 && level.edits[0].count > 1) {
-      run = insert_run_at(level.edits[0].child, level.edits[0].count - 1, list.size() - 1,
+    if (buffers.edits.size() == 1 && buffers.edits[0].count > 1) {
+      run = insert_run_at(buffers.edits[0].child, buffers.edits[0].count - 1, siblings.size() - 1,
                           node.last_inserted());
     }
-    if (!list.empty()) build_nodes(node.level(), list, run, out);
+    if (!siblings.empty()) build_nodes(node.level(), siblings, run, out);
     gathered_keys_.clear();
   }
 
-  // Merges what is underfull with a neighbour.
-  void rebalance(unsigned level, std::vector<Replacement>& list) {
-    for (std::size_t i = 0; i < list.size() && list.size() > 1;) {
-      if (!is_underfull(list[i])) {
+  // Merges each underfull node with a neighbour.
+  void rebalance(unsigned level, std::vector<Replacement>& siblings) {
+    for (std::size_t i = 0; i < siblings.size() && siblings.size() > 1;) {
+      if (!is_underfull(siblings[i])) {
         ++i;
         continue;
       }
       const std::size_t left = i > 0 ? i - 1 : 0;
       std::vector<Replacement> merged;
-      merge(level, list[left], list[left + 1], merged);
-      merged[0].separator = list[left].separator;
+      merge(level, siblings[left], siblings[left + 1], merged);
+      assert(!merged.empty());
+      merged[0].separator = siblings[left].separator;
       if (merged.size() > 1) {
-        for (Replacement& piece : merged) piece.bytes = unmeasured_bytes;  // it cannot get better
+        // Evenly filled: no further merge can improve them.
+        for (Replacement& replacement : merged) replacement.bytes = unmeasured_bytes;
       }
-      list.erase(list.begin() + static_cast<std::ptrdiff_t>(left),
-                 list.begin() + static_cast<std::ptrdiff_t>(left + 2));
-      list.insert(list.begin() + static_cast<std::ptrdiff_t>(left), merged.begin(), merged.end());
+      siblings.erase(siblings.begin() + static_cast<std::ptrdiff_t>(left),
+                     siblings.begin() + static_cast<std::ptrdiff_t>(left + 2));
+      siblings.insert(siblings.begin() + static_cast<std::ptrdiff_t>(left), merged.begin(),
+                      merged.end());
       i = left;
     }
   }
 
-  // One node of the content of two neighbours, or several that are evenly filled.
+  // Builds one node from the contents of two neighbours, or several that are evenly filled.
   void merge(unsigned level, const Replacement& left, const Replacement& right,
              std::vector<Replacement>& out) {
     retired_.push_back(left.node);
@@ -386,31 +393,31 @@ class BTreeWriter::TreeEdit {
       gather(BTreeNode::child_at_level(nodes_, right.node, 0), keys);
       build_nodes(0, keys, {}, InsertRun(), out);
     } else {
-      std::vector<Replacement> list;
-      gather(BTreeNode::child_at_level(nodes_, left.node, level), {}, list);
-      gather(BTreeNode::child_at_level(nodes_, right.node, level), right.separator, list);
-      rebalance(level - 1, list);
-      build_nodes(level, list, InsertRun(), out);
+      std::vector<Replacement> siblings;
+      gather(BTreeNode::child_at_level(nodes_, left.node, level), {}, siblings);
+      gather(BTreeNode::child_at_level(nodes_, right.node, level), right.separator, siblings);
+      rebalance(level - 1, siblings);
+      build_nodes(level, siblings, InsertRun(), out);
     }
   }
 
   // --- Roots ---
 
-  // Puts inner nodes on top until there is one root.
-  NodeOffset grow_root(std::vector<Replacement>& top, unsigned level) {
-    while (top.size() > 1) {
+  // Adds levels of inner nodes until there is one root.
+  NodeOffset grow_root(std::vector<Replacement>& roots, unsigned level) {
+    while (roots.size() > 1) {
       if (++level > btree_level_max) {
         throw Error(ErrorKind::limit,
-                    "key index too high: keys_level_max=" + std::to_string(btree_level_max));
+                    "key index is too high: level_max=" + std::to_string(btree_level_max));
       }
-      const std::vector<Replacement> list = std::move(top);
-      top.clear();
-      build_nodes(level, list, {list.size() - 2, list.size() - 2}, top);
+      const std::vector<Replacement> siblings = std::move(roots);
+      roots.clear();
+      build_nodes(level, siblings, {siblings.size() - 2, siblings.size() - 2}, roots);
     }
-    return top.empty() ? 0 : top[0].node;
+    return roots.empty() ? 0 : roots[0].node;
   }
 
-  // Takes roots with one child away.
+  // Removes roots that have one child.
   NodeOffset collapse_root(NodeOffset root) {
     if (root == 0) return 0;
     BTreeNode node = BTreeNode::root(nodes_, root);
@@ -421,29 +428,29 @@ class BTreeWriter::TreeEdit {
     return node.offset();
   }
 
-  // --- Making nodes ---
+  // --- Building nodes ---
 
   struct WritableNode {
     NodeOffset node;
     char* data;
   };
-  // A private node for `bytes` in place of `node`: the same, if it is private and of the right
-  // size.
+  // Returns a private node of `bytes` to replace `node`: the same node if it is private and has the
+  // right size class.
   WritableNode copy_on_write(const BTreeNode& node, std::size_t bytes) {
     const std::size_t size_class = btree_node_size_class(bytes);
-    NodeOffset own = node.offset();
-    if (node.size_class() != size_class || !nodes_.is_private(own)) {
-      own = nodes_.allocate_node(size_class);
+    NodeOffset target = node.offset();
+    if (node.size_class() != size_class || !nodes_.is_private(target)) {
+      target = nodes_.allocate_node(size_class);
       retired_.push_back(node.offset());
     }
-    return {own, reinterpret_cast<char*>(nodes_.writable_node(own))};
+    return {target, reinterpret_cast<char*>(nodes_.writable_node(target))};
   }
 
-  bool is_underfull(const Replacement& piece) const {
-    return operation_ == Operation::erase && piece.bytes < btree_node_bytes_min;
+  bool is_underfull(const Replacement& replacement) const {
+    return operation_ == Operation::erase && replacement.bytes < btree_node_bytes_min;
   }
 
-  // Adds all keys of a node, whole.
+  // Adds all keys of a node, each with its prefix.
   void gather(const BTreeNode& node, std::vector<std::string_view>& keys) {
     const std::string_view prefix = node.prefix();
     for (unsigned i = 0; i < node.count(); ++i) {
@@ -453,25 +460,26 @@ class BTreeWriter::TreeEdit {
       keys.push_back(gathered_keys_.store(prefix, suffix));
     }
   }
-  // Adds all children of an inner node, the first with `separator`. One that had no neighbour could
-  // not be merged before.
-  void gather(const BTreeNode& node, std::string_view separator, std::vector<Replacement>& list) {
+  // Adds all children of an inner node, the first with `separator`. An only child is measured: it
+  // could not be merged before.
+  void gather(const BTreeNode& node, std::string_view separator,
+              std::vector<Replacement>& siblings) {
     old_keys_.clear();
     gather(node, old_keys_);
     for (unsigned i = 0; i <= node.count(); ++i) {
-      list.push_back({node.child(i), unmeasured_bytes, i == 0 ? separator : old_keys_[i - 1]});
+      siblings.push_back({node.child(i), unmeasured_bytes, i == 0 ? separator : old_keys_[i - 1]});
     }
     if (node.count() == 0)
-      list.back().bytes =
+      siblings.back().bytes =
           BTreeNode::child_at_level(nodes_, node.child(0), node.level() - 1).bytes();
   }
 
-  // Keys that were put side by side into what is being laid out. If keys come in ascending or
-  // descending order, here or all over the tree, it is divided next to them: what they have filled
-  // stays full, and what comes next has room.
+  // New keys that are adjacent in the node being built. If keys arrive in ascending or descending
+  // order, the node is split next to the run: the nodes that the run has filled stay full, and the
+  // next keys have room.
   struct InsertRun {
     std::size_t cut = 0;          // where to end a node; 0: wherever is best
-    std::size_t last = SIZE_MAX;  // the last of them
+    std::size_t last = SIZE_MAX;  // the last key of the run
   };
   static InsertRun insert_run_at(std::size_t index, std::size_t count, std::size_t key_count,
                                  unsigned last_inserted) {
@@ -481,18 +489,18 @@ class BTreeWriter::TreeEdit {
     return {0, end - 1};
   }
 
-  void build_nodes(unsigned level, const std::vector<Replacement>& list, const InsertRun& run,
+  void build_nodes(unsigned level, const std::vector<Replacement>& siblings, const InsertRun& run,
                    std::vector<Replacement>& out) {
     keys_.clear();
     children_.clear();
-    for (const Replacement& piece : list) {
-      if (!children_.empty()) keys_.push_back(piece.separator);
-      children_.push_back(piece.node);
+    for (const Replacement& replacement : siblings) {
+      if (!children_.empty()) keys_.push_back(replacement.separator);
+      children_.push_back(replacement.node);
     }
     build_nodes(level, keys_, children_, run, out);
   }
 
-  // Makes nodes of these keys and children, as many as it takes.
+  // Builds as many nodes as these keys and children need.
   void build_nodes(unsigned level, Keys keys, std::span<const NodeOffset> children,
                    const InsertRun& run, std::vector<Replacement>& out) {
     shared_prefix_bytes_.assign(1, 0);
@@ -505,9 +513,11 @@ class BTreeWriter::TreeEdit {
       }
       shared_prefix_bytes_.push_back(static_cast<std::uint16_t>(shared));
     }
+    assert(level == 0 ? children.empty() : children.size() == keys.size() + 1);
     std::string_view separator;
     for (std::size_t first = 0;;) {
       const std::size_t count = next_node_key_count(level, keys, first, run.cut);
+      assert(count <= keys.size() - first && (level > 0 || count > 0));
       const std::size_t bytes =
           count == 0 ? btree_node_bytes(level, 0, 0, 0) : sizes_[count - 1].bytes;
       const std::size_t prefix_bytes = count == 0 ? 0 : sizes_[count - 1].prefix_bytes;
@@ -527,7 +537,7 @@ class BTreeWriter::TreeEdit {
     }
   }
 
-  // How many of the keys from `first` on go into the next node; `sizes_` tells its size.
+  // Returns how many keys from `first` on the next node takes; `sizes_` has its size.
   std::size_t next_node_key_count(unsigned level, Keys keys, std::size_t first, std::size_t cut) {
     const std::size_t left = keys.size() - first;
     measure_sizes(level, keys, first);
@@ -539,7 +549,7 @@ class BTreeWriter::TreeEdit {
         btree_node_fits(cut - first, sizes_[cut - first - 1].bytes)) {
       return std::min(cut - first, most);
     }
-    // What one key takes, most of which is the header and the prefix, is in both halves.
+    // Both halves have a header and a prefix, which are most of the size of a node of one key.
     const std::size_t halves = sizes_.back().bytes + sizes_.front().bytes;
     const bool two = seen == left && (left < keys_per_large_node ||
                                       halves <= 2 * fill_target_bytes(node_bytes_of(0)));
@@ -555,8 +565,8 @@ class BTreeWriter::TreeEdit {
     return count_with_short_separator(level, keys, first, count, count);
   }
 
-  // About `wanted`, `high` at most, but so that the separator behind it is short: that makes inner
-  // nodes small, and prefixes long.
+  // Returns a count near `wanted`, at most `high`, whose separator is short: short separators keep
+  // inner nodes small and prefixes long.
   std::size_t count_with_short_separator(unsigned level, Keys keys, std::size_t first,
                                          std::size_t wanted, std::size_t high) const {
     high = std::max<std::size_t>(high, 1);
@@ -566,7 +576,7 @@ class BTreeWriter::TreeEdit {
       return level == 0 ? std::size_t{shared_prefix_bytes_[first + count]}
                         : keys[first + count].size();
     };
-    // From the wanted one outwards, so that of equals the nearest is taken.
+    // From `wanted` outwards: among equals, the nearest wins.
     std::size_t best = wanted;
     for (std::size_t step = 1; step <= wanted / 8; ++step) {
       if (wanted + step <= high && separator_bytes(wanted + step) < separator_bytes(best))
@@ -576,7 +586,7 @@ class BTreeWriter::TreeEdit {
     return best;
   }
 
-  // How many keys go into a node that is filled in one go.
+  // Returns how many keys go into a node that is filled at once.
   std::size_t filled_node_key_count() const {
     for (std::size_t size_class = 0;; ++size_class) {
       const bool last = size_class + 1 == node_size_class_count;
@@ -591,8 +601,8 @@ class BTreeWriter::TreeEdit {
     }
   }
 
-  // The sizes of nodes of the first, the first two, three ... keys from `first` on, somewhat
-  // further than fits.
+  // Measures nodes of the first key, the first two, three ... from `first` on, up to somewhat more
+  // keys than fit.
   void measure_sizes(unsigned level, Keys keys, std::size_t first) {
     sizes_.clear();
     std::size_t key_bytes = 0;
@@ -617,18 +627,18 @@ class BTreeWriter::TreeEdit {
 
   NodeStore& nodes_;
   Operation operation_ = Operation::insert;
-  std::vector<NodeOffset> retired_;  // told to the store when everything went well
-  std::array<LevelBuffers, btree_level_max + 1>
-      levels_;           // [level - 1]; the last one is for what becomes of the root
-  KeyArena separators_;  // of pieces
-  // What a node is being made of. Not in use while one of its children is being changed.
+  std::vector<NodeOffset> retired_;  // passed to the store once the edit has succeeded
+  // [level - 1]. The last one holds the replacements of the root.
+  std::array<LevelBuffers, btree_level_max + 1> levels_;
+  KeyArena separators_;  // of replacements
+  // The contents of the node being built. Not in use while one of its children changes.
   KeyArena gathered_keys_;
   std::vector<std::string_view> old_keys_;
   std::vector<std::string_view> keys_;
   std::vector<NodeOffset> children_;
   std::vector<NewKey> new_keys_;
   std::vector<std::size_t> erased_indexes_;
-  std::vector<std::uint16_t> shared_prefix_bytes_;  // with the key before
+  std::vector<std::uint16_t> shared_prefix_bytes_;  // of each key with the previous one
   std::vector<NodeSize> sizes_;
 };
 
