@@ -15,8 +15,7 @@ class BTreeWalk {
 
   BTreeShape shape;
 
-  // All keys below have to be at or above `low` and less than `high`; nullptr: there is no such
-  // bound.
+  // All keys below `node` must be at or above `low` and less than `high`; nullptr: no such bound.
   void walk(const BTreeNode& node, const std::string* low, const std::string* high) {
     if (node.bytes() > node_bytes_of(node.size_class()))
       node.throw_corrupt("suffixes beyond its end");

@@ -6,10 +6,10 @@
 namespace whycache {
 namespace {
 
-// Copies a few bytes, mostly less than 16. There has to be room for 16 more behind `to`;
-// `readable`: how many bytes there are from `from` on.
 constexpr std::size_t copy_slack_bytes = 16;
 
+// Copies a few bytes, usually fewer than 16. `to` has room for copy_slack_bytes more; `readable`
+// bytes may be read from `from` on.
 inline void copy_with_slack(char* to, const char* from, std::size_t bytes, std::size_t readable) {
   if (bytes <= copy_slack_bytes && readable >= copy_slack_bytes) {
     std::memcpy(to, from, copy_slack_bytes);
@@ -22,10 +22,10 @@ inline void copy_with_slack(char* to, const char* from, std::size_t bytes, std::
 
 void BTreeCursor::seek(NodeOffset root, std::string_view key) {
   at_end_ = true;
-  height_ = 0;
+  root_level_ = 0;
   if (root == 0) return;
   BTreeNode node = BTreeNode::root(nodes_, root);
-  height_ = node.level();
+  root_level_ = node.level();
   while (!node.is_leaf()) {
     const unsigned child = node.child_index_of(key);
     path_[node.level() - 1] = {node.data() + node.children_offset(), child, node.count()};
@@ -62,12 +62,13 @@ void BTreeCursor::advance(std::string_view last) {
 void BTreeCursor::next_leaf(std::string_view last) {
   at_end_ = true;
   unsigned level = 1;
-  while (level <= height_ && path_[level - 1].child == path_[level - 1].count) ++level;
-  if (level > height_) return;
-  PathNode& fork = path_[level - 1];
-  ++fork.child;
-  const NodeOffset child = child_unit_bytes * load_little_endian<ChildNumber>(
-                                                  fork.children + fork.child * sizeof(ChildNumber));
+  while (level <= root_level_ && path_[level - 1].child == path_[level - 1].count) ++level;
+  if (level > root_level_) return;
+  PathNode& branch = path_[level - 1];
+  ++branch.child;
+  const NodeOffset child =
+      child_unit_bytes *
+      load_little_endian<ChildNumber>(branch.children + branch.child * sizeof(ChildNumber));
   BTreeNode node = BTreeNode::child_at_level(nodes_, child, level - 1);
   while (!node.is_leaf()) {
     path_[node.level() - 1] = {node.data() + node.children_offset(), 0, node.count()};

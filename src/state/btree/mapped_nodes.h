@@ -1,4 +1,4 @@
-// The nodes of the key index as a reader of the mapped file sees them.
+// Reads the nodes of the key index from a mapped file.
 #pragma once
 
 #include "state/btree/node_store.h"
@@ -14,7 +14,7 @@ class MappedNodes final : public NodeReader {
   const std::byte* node(NodeOffset offset, std::size_t& bytes) const override {
     const std::uint64_t usable = mapping_.usable_bytes();
     if (offset < header_page_bytes || offset % node_bytes_of(0) != 0 || offset >= usable) {
-      // The file may have grown since this process looked last.
+      // The file may have grown since this process asked for its size.
       if (offset < header_page_bytes || offset % node_bytes_of(0) != 0 ||
           offset >= mapping_.refresh_usable_bytes()) {
         throw corrupt_state("no node at offset=" + std::to_string(offset) +

@@ -10,7 +10,7 @@ namespace {
 
 ChildNumber child_number(NodeOffset child) {
   if (child % child_unit_bytes != 0 || child / child_unit_bytes > UINT32_MAX)
-    throw_corrupt_node(child, "a child out of place");
+    throw_corrupt_node(child, "a child at a wrong offset");
   return static_cast<ChildNumber>(child / child_unit_bytes);
 }
 
@@ -18,10 +18,10 @@ void write_header(char* to, const BTreeNodeHeader& header) {
   std::memcpy(to + sizeof(NodeHeader), &header, sizeof header);
 }
 
-// Copies a node part by part: stretches of old keys, and new ones between them.
+// Copies a node: runs of old keys, with new keys between them.
 class NodeCopy {
  public:
-  // The copy will have `count` keys.
+  // `count`: the number of keys that the copy will have.
   NodeCopy(const BTreeNode& from, char* to, std::size_t count) : from_(from) {
     const std::size_t prefix_at = btree_node_bytes(from.level(), count, 0, 0);
     std::memcpy(to + prefix_at, from.prefix().data(), from.prefix().size());
@@ -31,7 +31,7 @@ class NodeCopy {
     if (!from.is_leaf()) add_children(0, 1);
   }
 
-  // The old keys from where the last stretch ended up to number `end`.
+  // Copies the old keys from the end of the last run up to number `end`.
   void copy_keys_up_to(std::size_t end) {
     if (end == next_) return;
     const std::size_t count = end - next_;
@@ -76,7 +76,7 @@ class NodeCopy {
   }
 
   const BTreeNode& from_;
-  std::size_t next_ = 0;        // of the old keys
+  std::size_t next_ = 0;        // number of the next old key
   std::size_t next_bytes_ = 0;  // where its suffix begins
   char* ends_;
   char* children_;
@@ -84,11 +84,11 @@ class NodeCopy {
   std::size_t bytes_ = 0;  // of suffixes written
 };
 
-// A node, moved aside if its bytes are about to be written over.
+// A node, copied first if its bytes are about to be overwritten.
 class UnaliasedNode {
  public:
-  UnaliasedNode(const BTreeNode& node, const char* written) : node_(node) {
-    if (node.data() != written) return;
+  UnaliasedNode(const BTreeNode& node, const char* target) : node_(node) {
+    if (node.data() != target) return;
     const std::size_t bytes = node.bytes();
     std::memcpy(copy_, node.data(), bytes);
     node_ = BTreeNode(copy_, node.offset(), bytes);
@@ -103,7 +103,7 @@ class UnaliasedNode {
 }  // namespace
 
 void throw_corrupt_node(NodeOffset node, const char* what) {
-  throw corrupt_state("key node with " + std::string(what) + ": offset=" + std::to_string(node));
+  throw corrupt_state("tree node with " + std::string(what) + ": offset=" + std::to_string(node));
 }
 
 void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,
@@ -146,11 +146,11 @@ void write_with_keys(const BTreeNode& from, char* to, std::span<const NewKey> ad
            .last_inserted = static_cast<std::uint16_t>(added.back().index + added.size() - 1)});
 }
 
-void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> gone) {
+void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> erased) {
   const UnaliasedNode source(from, to);
-  const std::size_t count = from.count() - gone.size();
+  const std::size_t count = from.count() - erased.size();
   NodeCopy copy(source.node(), to, count);
-  for (const std::size_t index : gone) {
+  for (const std::size_t index : erased) {
     copy.copy_keys_up_to(index);
     copy.skip_key();
   }

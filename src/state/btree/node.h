@@ -1,13 +1,13 @@
-// One node of the ordered key index: its bytes, read and edited.
+// One node of the key index: its layout, reading it, and writing it.
 //
-// Nodes, all numbers little-endian:
+// All numbers are little-endian:
 //
 //    0  24  NodeHeader, the store's
-//   24   1  level: 0 for a leaf, else one more than that of the children; at most keys_level_max
+//   24   1  level: 0 for a leaf, else one more than that of the children; at most btree_level_max
 //   25   1  0
-//   26   2  count: how many keys; at least 1 in a leaf
-//   28   2  prefix bytes: how many bytes all keys of the node begin with
-//   30   2  the key inserted last, for choosing where to split; 65535: none. Any value will do.
+//   26   2  count: number of keys; at least 1 in a leaf
+//   28   2  prefix bytes: how many first bytes all keys of the node share
+//   30   2  number of the key inserted last, a hint for splitting; 65535: none
 //   32      u16 ends[count]: where each suffix ends, counted from the start of the first
 //           u32 children[count + 1], not in a leaf: offset of the child / 1024
 //           the prefix
@@ -16,10 +16,10 @@
 // A key is the prefix and its suffix, 1 to key_bytes_max bytes. In a leaf these are the keys of the
 // tree. In an inner node they separate the children: all keys under children[i] are less than key
 // i, all under children[i + 1] at or above it. A separator is as short as its neighbours allow, and
-// need not be a key of the tree. All leaves have level 0.
+// need not be a key of the tree.
 //
-// Nodes are of the smallest size class that holds them, and all stand at multiples of 1024. A node
-// over 1 KiB has less than keys_per_large_node keys: larger classes are for long keys only.
+// A node has the smallest size class that holds it, and begins at a multiple of 1024. A node over
+// 1 KiB has fewer than keys_per_large_node keys: the larger classes are for long keys only.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +41,7 @@ inline constexpr std::size_t btree_node_header_bytes = 32;
 inline constexpr std::size_t btree_node_bytes_max = node_bytes_of(node_size_class_count - 1);
 inline constexpr std::uint16_t no_key_inserted = 0xffff;
 
-// What lies at offset 24, after the store's header.
+// The header of the tree, at offset 24, behind that of the store.
 struct BTreeNodeHeader {
   std::uint8_t level;
   std::uint8_t reserved;
@@ -58,7 +58,7 @@ using ChildNumber = std::uint32_t;
 inline constexpr NodeOffset child_unit_bytes = 1024;
 static_assert(btree_node_bytes_max <= UINT16_MAX);  // what an end has to hold
 
-// How many bytes a node has.
+// The size of a node.
 inline constexpr std::size_t btree_node_bytes(unsigned level, std::size_t count,
                                               std::size_t prefix_bytes, std::size_t suffix_bytes) {
   const std::size_t child_bytes = level == 0 ? 0 : (count + 1) * sizeof(ChildNumber);
@@ -66,8 +66,8 @@ inline constexpr std::size_t btree_node_bytes(unsigned level, std::size_t count,
          suffix_bytes;
 }
 
-// Whether a node of that many keys and bytes may be. A single key of any length may: every node can
-// be split.
+// Whether a node may have that many keys and bytes. A single key of any length fits, so every node
+// can be split.
 inline constexpr bool btree_node_fits(std::size_t count, std::size_t bytes) {
   return bytes <= (count < keys_per_large_node ? btree_node_bytes_max : node_bytes_of(0));
 }
@@ -82,15 +82,16 @@ static_assert(btree_node_size_class(1024) == 0 && btree_node_size_class(1025) ==
               btree_node_size_class(2048) == 1 && btree_node_size_class(2049) == 2 &&
               btree_node_size_class(8192) == 3);
 
-// A key's head: its first eight bytes as a number that compares as they do. Of two keys with the
-// same head, at least one of which has at most eight bytes, the shorter is less.
+// A key's head: its first eight bytes as a number that compares as they do, padded with zeros. If
+// two keys have the same head and one has at most eight bytes, the shorter key is less.
 inline constexpr std::size_t key_head_bytes = 8;
 
 inline std::uint64_t load_big_endian(const char* from) {
   return __builtin_bswap64(load_little_endian<std::uint64_t>(from));
 }
 
-// Of bytes that have at least eight readable ones before them, as all suffixes of a node do.
+// The head of a suffix in a node. At least eight bytes before it must be readable, as they are for
+// every suffix of a node.
 inline std::uint64_t head_in_node(const char* begin, std::size_t bytes) {
   const std::size_t missing = bytes < key_head_bytes ? key_head_bytes - bytes : 0;
   return load_big_endian(begin - missing)
@@ -106,7 +107,7 @@ inline std::uint64_t head_of(std::string_view key) {
   return head;
 }
 
-// Less than 0, 0, more than 0; for keys of the same head.
+// Compares two keys with the same head: less than 0, 0, more than 0.
 inline int compare_behind_heads(std::string_view a, std::string_view b) {
   if (a.size() > key_head_bytes && b.size() > key_head_bytes) {
     return a.substr(key_head_bytes).compare(b.substr(key_head_bytes));
@@ -114,7 +115,7 @@ inline int compare_behind_heads(std::string_view a, std::string_view b) {
   return a.size() < b.size() ? -1 : a.size() > b.size();
 }
 
-// How many bytes two keys have in common from the front.
+// The length of the longest common prefix.
 inline std::size_t shared_prefix_bytes(std::string_view a, std::string_view b) {
   const std::size_t most = std::min(a.size(), b.size());
   std::size_t i = 0;
@@ -129,11 +130,11 @@ inline std::size_t shared_prefix_bytes(std::string_view a, std::string_view b) {
 
 [[noreturn, gnu::cold, gnu::noinline]] void throw_corrupt_node(NodeOffset node, const char* what);
 
-// Where a key belongs among those of a node.
+// Where a key belongs among the keys of a node.
 struct NodePosition {
-  unsigned index;   // how many keys are less
+  unsigned index;   // the number of keys that are less
   bool is_equal;    // the key at `index` is equal
-  bool has_prefix;  // it begins with the prefix of the node
+  bool has_prefix;  // the key begins with the prefix of the node
 };
 
 inline void prefetch_node(const char* node) {
@@ -144,8 +145,8 @@ inline void prefetch_node(const NodeReader& nodes, NodeOffset offset) {
   prefetch_node(reinterpret_cast<const char*>(nodes.node(offset, readable)));
 }
 
-// A node as it lies in memory, its header checked; what else it says is checked when it is read.
-// Everything throws Error corrupt. Views into it are good until the node is changed.
+// A node in memory, which may be damaged. The constructor checks the header, and each accessor what
+// it reads. All of them throw Error(corrupt). Returned views are valid until the node is changed.
 class BTreeNode {
  public:
   // The root of a tree, at any level up to btree_level_max.
@@ -161,7 +162,7 @@ class BTreeNode {
     return node;
   }
 
-  // For the writer: a node it is editing, of which it knows that it is sound.
+  // For the writer: a node whose bytes it has written itself.
   BTreeNode(const char* data, NodeOffset offset, std::size_t readable)
       : offset_(offset), data_(data) {
     parse(readable);
@@ -175,7 +176,7 @@ class BTreeNode {
   unsigned last_inserted() const { return header_.last_inserted; }
   std::string_view prefix() const { return {data_ + prefix_offset(), header_.prefix_bytes}; }
 
-  // Where suffix i begins and ends, counted from the first.
+  // Offsets of a suffix, counted from the start of the first.
   struct SuffixRange {
     std::size_t begin;
     std::size_t end;
@@ -203,11 +204,11 @@ class BTreeNode {
            load_little_endian<ChildNumber>(data_ + children_offset() + i * sizeof(ChildNumber));
   }
 
-  // All of its bytes.
+  // The size of the node's contents.
   std::size_t bytes() const {
     return btree_node_bytes(level(), count(), header_.prefix_bytes, suffix_bytes());
   }
-  // What the store made of it.
+  // The size class that the store allocated.
   std::size_t size_class() const {
     const auto size_class = static_cast<std::uint8_t>(data_[offsetof(NodeHeader, size_class)]);
     if (size_class >= node_size_class_count || node_bytes_of(size_class) > readable_bytes_)
@@ -231,10 +232,10 @@ class BTreeNode {
     if (left == 1 && is_less(index, rest, head)) ++index;
     return {index, index < count() && suffix(index) == rest, true};
   }
-  // Which child a key is under.
+  // The number of the child that a key belongs under.
   unsigned child_index_of(std::string_view key) const {
-    const NodePosition place = find(key);
-    return place.index + (place.is_equal ? 1 : 0);
+    const NodePosition position = find(key);
+    return position.index + (position.is_equal ? 1 : 0);
   }
 
   std::size_t children_offset() const {
@@ -288,27 +289,26 @@ class BTreeNode {
 
 // --- Writing nodes. `to` has room for the result; the store's header in it stays as it is. ---
 
-// Writes a node of these keys, which all begin with the first `prefix_bytes` of the first; in a
-// leaf `children` is empty.
+// Writes a node of these keys, which all share the first `prefix_bytes`. `children` is empty in a
+// leaf.
 void write_btree_node(char* to, unsigned level, std::span<const std::string_view> keys,
                       std::span<const NodeOffset> children, std::size_t prefix_bytes,
                       std::uint16_t last_inserted);
 
-// A key that comes to a node: before its key number `index`, and in an inner node with the child
-// behind it.
+// A key to insert before key number `index` of a node. In an inner node, `child` follows it.
 struct NewKey {
   std::size_t index;
   std::string_view key;
   NodeOffset child;
 };
 
-// Writes `from` with these keys, in ascending order, all with its prefix. `to` may be where `from`
-// lies.
+// Writes `from` with these keys added. They ascend, and begin with the prefix of `from`. `to` may
+// be the address of `from`.
 void write_with_keys(const BTreeNode& from, char* to, std::span<const NewKey> added);
 
-// Writes the leaf `from` without its keys of these numbers, ascending, and not all. `to` may be
-// where `from` lies.
-void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> gone);
+// Writes the leaf `from` without the keys at these indexes, which ascend and are not all. `to` may
+// be the address of `from`.
+void write_without_keys(const BTreeNode& from, char* to, std::span<const std::size_t> erased);
 
 void write_child(char* to, std::size_t count, std::size_t index, NodeOffset child);
 

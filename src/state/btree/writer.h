@@ -1,11 +1,12 @@
-// The ordered index of the keys: a copy-on-write B+tree, prefix-compressed, that holds the keys
-// themselves and nothing else. It is touched only when a key appears or disappears; values are
-// found by the point index.
+// The ordered index of the keys: a copy-on-write B+tree, prefix-compressed, that holds the keys and
+// nothing else. It changes only when a key appears or disappears. Values are found by the point
+// index.
 //
-// A tree is its root's offset, 0 for the empty tree. A change copies the path from leaf to root
-// (nodes made since the last publish are changed in place) and gives a new root; the old root goes
-// on showing the old keys until its nodes are reused. So a reader that pinned an update id walks a
-// tree that stands still, and a writer that dies midway leaves nothing but unreachable nodes.
+// A tree is the offset of its root, 0 for the empty tree. A change copies the path from leaf to
+// root and returns a new root; nodes allocated since the last publish are changed in place. The old
+// root shows the old keys until its nodes are reused. A reader that pinned an update id therefore
+// walks a tree that does not change, and a writer that dies midway leaves only unreachable nodes.
+// The layout of a node is in btree/node.h.
 #pragma once
 
 #include <cstddef>
@@ -18,13 +19,14 @@
 
 namespace whycache {
 
-// Changes trees. Each function returns the new root, which may be the old one: inserting a key that
-// is there, or erasing one that is not, changes nothing. Throws Error invalid for a key that is not
-// 1 to key_bytes_max bytes long, corrupt for a damaged tree, limit from the store.
+// Changes trees. Each function returns the new root. It is the old one if nothing changes:
+// inserting a present key and erasing an absent one have no effect. Throws Error(invalid) if a key
+// is not 1 to key_bytes_max bytes long, Error(corrupt) if the tree is damaged, Error(limit) if the
+// store is full.
 //
-// After an Error every tree that was published still stands, with nothing of it retired, but the
-// tree that was being changed is lost, and what was made for it since the last publish leaks until
-// the store's books are rebuilt.
+// After an Error, every published tree is intact, with none of its nodes retired. The tree being
+// changed is lost. Nodes allocated for it since the last publish leak until the allocator state is
+// rebuilt.
 class BTreeWriter {
  public:
   explicit BTreeWriter(NodeStore& nodes);
@@ -33,9 +35,8 @@ class BTreeWriter {
   NodeOffset insert(NodeOffset root, std::string_view key);
   NodeOffset erase(NodeOffset root, std::string_view key);
 
-  // Many keys, strictly ascending (else Error invalid), each node on the way copied once. Leaves
-  // come out well filled when the keys follow one another, in an empty tree or in any one place of
-  // another.
+  // Change many keys, and copy each node on the way once. Throw Error(invalid) if the keys are not
+  // strictly ascending. Adjacent keys leave well-filled leaves.
   NodeOffset insert_sorted(NodeOffset root, std::span<const std::string_view> keys);
   NodeOffset erase_sorted(NodeOffset root, std::span<const std::string_view> keys);
 
