@@ -1,11 +1,11 @@
-// The ordered key index alone, in private memory: nanoseconds per operation and bytes of nodes per
+// Measures the key index alone, in private memory: nanoseconds per operation and bytes of nodes per
 // key.
 //
 //   build/release/bin/bench_keys [keys] [rounds]
 //
-// Every figure is processor time, the least of the rounds, since others may be using the machine.
-// "Published every n" means that all nodes are copied again that are touched after n keys, as the
-// state does after an update of n changes.
+// Each figure is processor time, the least of all rounds, because the machine may be busy.
+// "Published every n": after n keys every node is copied before it is changed again, as the state
+// does after an update of n changes.
 #include <sys/mman.h>
 #include <time.h>
 
@@ -32,8 +32,8 @@ using whycache::node_bytes_of;
 using whycache::NodeHeader;
 using whycache::NodeOffset;
 
-// Nodes in one piece of memory. No view ever holds an old one, so what was retired is free after
-// the next publish.
+// Nodes in one block of memory. There are no views, so a retired node is free after the next
+// publish.
 class BenchmarkNodes : public whycache::NodeStore {
  public:
   BenchmarkNodes()
@@ -104,7 +104,7 @@ class BenchmarkNodes : public whycache::NodeStore {
 
 using Keys = std::vector<std::string>;
 
-// So that nothing is optimised away.
+// Keeps the compiler from removing the measured code.
 void do_not_optimize(std::string_view key) {
   asm volatile("" : : "r"(key.data()), "r"(key.size()));
 }
@@ -285,7 +285,7 @@ class Workload {
     if (!name.empty()) record(name, took / static_cast<double>(count));
   }
 
-  // Bytes per key stand below what they belong to; the name alone would not tell them apart.
+  // Bytes per key are printed below the figure they belong to, because their names are alike.
   void record(const std::string& name, double value) {
     const std::string unique = name[0] == ' ' ? name + ": " + last_heading_ : name;
     if (name[0] != ' ') last_heading_ = name.substr(0, name.find(','));

@@ -9,9 +9,9 @@
 namespace whycache {
 namespace {
 
-// A part is split when this many of its words hold entries, and purged when this many are taken,
-// fillers included.
+// A page is split when this many of its words hold entries.
 constexpr std::uint64_t index_page_live_max = index_page_words * 8 / 10;
+// Its tombstones are dropped when this many words hold an entry or are tombstones.
 constexpr std::uint64_t index_page_occupied_max = index_page_words * 9 / 10;
 
 }  // namespace
@@ -19,12 +19,11 @@ constexpr std::uint64_t index_page_occupied_max = index_page_words * 9 / 10;
 void PointIndex::create() {
   const std::uint64_t directories = allocator_.allocate_segment(SegmentKind::index_directory);
   allocator_.descriptor(directories).span.segment_count = 1;
-  const std::uint64_t place_of_first =
-      directories * segment_bytes + small_index_directory_offset(0);
+  const std::uint64_t offset = directories * segment_bytes + small_index_directory_offset(0);
   const IndexPage first = allocate_page();
-  auto* slot = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + place_of_first);
+  auto* slot = reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + offset);
   slot->store(make_directory_word(first.offset, 0, first.filter_offset), std::memory_order_relaxed);
-  allocator_.header().index_directory.store(make_index_directory(place_of_first, 0),
+  allocator_.header().index_directory.store(make_index_directory(offset, 0),
                                             std::memory_order_release);
 }
 
@@ -46,7 +45,7 @@ PointIndex::IndexPage PointIndex::page_at(std::uint64_t offset, std::uint64_t fi
 IndexWord* PointIndex::page_words(std::uint64_t slot) const {
   const std::uint64_t segment = index_page_offset(slot) / segment_bytes;
   if (allocator_.descriptor(segment).kind != SegmentKind::index_page)
-    throw corrupt_state("no index part at segment", segment);
+    throw corrupt_state("no index page at segment", segment);
   return reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() +
                                       index_page_offset(slot));
 }
@@ -86,8 +85,8 @@ IndexWord* bucket_at(IndexWord* words, std::uint64_t number) {
   return words + (number & (index_page_buckets - 1)) * bucket_words;
 }
 
-// Calls `visit` with the home bucket and the word of each entry of a page, until it returns false.
-// Returns whether it never did.
+// Calls `visit` with the home bucket and the word of each entry of a page. Stops and returns false
+// if `visit` does.
 template <typename Visit>
 bool visit_entry_words(const IndexWord* words, const Visit& visit) {
   for (std::uint64_t i = 0; i < index_page_words; ++i) {
@@ -100,8 +99,8 @@ bool visit_entry_words(const IndexWord* words, const Visit& visit) {
   return true;
 }
 
-// The words a key with this hash may be in, in probing order, until `visit` returns true or there
-// can be no more.
+// Calls `visit` with the offset of each entry that may have this hash, in probing order. Returns
+// the word of the first for which it returns true, or nullptr.
 template <typename Visit>
 IndexWord* probe(IndexWord* words, std::uint64_t hash, const Visit& visit) {
   const std::uint64_t tag = tag_of(hash);
@@ -135,7 +134,7 @@ IndexWord* PointIndex::find_offset(std::uint64_t hash, std::uint64_t offset) con
 
 void PointIndex::prefetch(std::uint64_t hash) const {
   const std::uint64_t slot = directory_word(hash);
-  // What a damaged directory says is found out by who looks there.
+  // Damage is reported by the functions that read the page.
   if (index_page_offset(slot) > allocator_.mapping().usable_bytes() - segment_bytes) return;
   __builtin_prefetch(allocator_.mapping().base() + index_page_offset(slot) + home_offset(hash), 1);
   if (index_page_filter_offset(slot) > allocator_.mapping().usable_bytes() - filter_bytes) return;
@@ -144,8 +143,8 @@ void PointIndex::prefetch(std::uint64_t hash) const {
                      1);
 }
 
-void PointIndex::add_to_filter(const IndexPage& part, std::uint64_t home, std::uint64_t tag) {
-  FilterWord& word = part.filter[home];
+void PointIndex::add_to_filter(const IndexPage& page, std::uint64_t home, std::uint64_t tag) {
+  FilterWord& word = page.filter[home];
   const std::uint32_t before = word.load(std::memory_order_relaxed);
   const std::uint32_t bits = before | filter_bits(tag);
   if (bits != before) word.store(bits, std::memory_order_release);
@@ -190,32 +189,32 @@ void PointIndex::insert(std::uint64_t hash, std::uint64_t offset) {
 }
 
 void PointIndex::remove(IndexWord& word) {
-  SegmentDescriptor& book = page_descriptor(&word);
-  if (book.page.live > 0) --book.page.live;
-  ++book.page.tombstones;
+  SegmentDescriptor::PageCounts& counts = page_descriptor(&word).page;
+  if (counts.live > 0) --counts.live;
+  ++counts.tombstones;
   word.store(tombstone_word, std::memory_order_release);
 }
 
 PointIndex::IndexPage PointIndex::allocate_page() {
   const std::uint64_t filter_offset = allocator_.allocate_filter();
-  const IndexPage part =
+  const IndexPage page =
       page_at(allocator_.allocate_segment(SegmentKind::index_page) * segment_bytes, filter_offset);
-  std::memset(static_cast<void*>(part.words), 0, segment_bytes);
-  std::memset(static_cast<void*>(part.filter), 0, filter_bytes);
-  return part;
+  std::memset(static_cast<void*>(page.words), 0, segment_bytes);
+  std::memset(static_cast<void*>(page.filter), 0, filter_bytes);
+  return page;
 }
 
-void PointIndex::retire_page(const IndexPage& part) {
-  allocator_.retire_index_page(part.offset / segment_bytes, part.filter_offset);
+void PointIndex::retire_page(const IndexPage& page) {
+  allocator_.retire_index_page(page.offset / segment_bytes, page.filter_offset);
 }
 
-void PointIndex::publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& part,
+void PointIndex::publish_page(std::uint64_t from_slot, std::uint64_t slots, const IndexPage& page,
                               unsigned depth) {
-  unsigned directory_depth_now;
-  IndexWord* const all = directory(directory_depth_now);
+  unsigned global_depth_now;
+  IndexWord* const directory_slots = directory(global_depth_now);
   for (std::uint64_t slot = from_slot; slot < from_slot + slots; ++slot) {
-    all[slot].store(make_directory_word(part.offset, depth, part.filter_offset),
-                    std::memory_order_release);
+    directory_slots[slot].store(make_directory_word(page.offset, depth, page.filter_offset),
+                                std::memory_order_release);
   }
 }
 
@@ -268,7 +267,7 @@ void PointIndex::drop_tombstones(std::uint64_t hash) {
   });
   if (!fits) {
     retire_page(new_page);
-    split(hash);  // which gives them more room
+    split(hash);  // two pages have room
     return;
   }
   page_descriptor(new_page.words).page.live = count;
@@ -282,29 +281,29 @@ void PointIndex::double_directory() {
   if (depth == global_depth_max)
     throw Error(ErrorKind::limit,
                 "index cannot grow further: index_depth=" + std::to_string(depth));
-  const std::uint64_t old_place =
+  const std::uint64_t old_offset =
       index_directory_offset(allocator_.header().index_directory.load(std::memory_order_relaxed));
-  std::uint64_t place_of_new;
+  std::uint64_t new_offset;
   if (depth + 1 <= small_index_directory_depth_max) {
-    place_of_new =
-        old_place / segment_bytes * segment_bytes + small_index_directory_offset(depth + 1);
+    new_offset =
+        old_offset / segment_bytes * segment_bytes + small_index_directory_offset(depth + 1);
   } else {
-    place_of_new = allocator_.allocate_span(SegmentKind::index_directory,
-                                            segments_for(sizeof(IndexWord) << (depth + 1))) *
-                   segment_bytes;
+    new_offset = allocator_.allocate_span(SegmentKind::index_directory,
+                                          segments_for(sizeof(IndexWord) << (depth + 1))) *
+                 segment_bytes;
   }
   auto* const slots =
-      reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + place_of_new);
+      reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + new_offset);
   for (std::uint64_t slot = 0; slot < std::uint64_t{1} << depth; ++slot) {
     const std::uint64_t word = old_slots[slot].load(std::memory_order_relaxed);
     slots[2 * slot].store(word, std::memory_order_relaxed);
     slots[2 * slot + 1].store(word, std::memory_order_relaxed);
   }
-  allocator_.header().index_directory.store(make_index_directory(place_of_new, depth + 1),
+  allocator_.header().index_directory.store(make_index_directory(new_offset, depth + 1),
                                             std::memory_order_release);
-  // The places of small directories stay; only one that had segments of its own gives them back.
+  // Small directories share one segment, which stays. A larger one had segments of its own.
   if (depth >= small_index_directory_depth_max) {
-    const std::uint64_t first = old_place / segment_bytes;
+    const std::uint64_t first = old_offset / segment_bytes;
     const std::uint64_t count = allocator_.descriptor(first).span.segment_count;
     for (std::uint64_t i = 0; i < count; ++i) allocator_.retire_segment(first + i);
   }
