@@ -16,6 +16,7 @@
 #include "state/file/lock_queue.h"
 #include "state/file/state_file.h"
 #include "state/index/lookup.h"
+#include "state/read/current_file.h"
 #include "state/read/pin.h"
 #include "state/read/point_read.h"
 #include "state/read/rcu.h"
@@ -29,13 +30,7 @@ namespace whycache {
 namespace {
 
 constexpr int point_read_attempts_max = 4;
-constexpr std::int64_t successor_search_interval_ns = 10'000'000;
 constexpr std::chrono::milliseconds install_timeout{10'000};
-
-bool is_superseded(const Mapping& mapping) {
-  return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) !=
-         0;
-}
 
 // Who may read the state may also say, in the lock file, what it holds: read permission brings
 // write permission there.
@@ -73,105 +68,28 @@ const char* lock_name(StateLock lock) {
 }  // namespace
 
 struct State::Impl final : ForkHandler {
-  explicit Impl(State& owner) : directory_cache(owner.directory_cache_) {}
+  explicit Impl(State& owner)
+      : current_file(owner.options_, owner.directory_cache_, [this] {
+          mapping_cache.unmap();  // it is the old file's
+        }) {}
   ~Impl() = default;
 
-  void before_fork() noexcept override { switch_mutex.lock(); }
-  void after_fork_in_parent() noexcept override { switch_mutex.unlock(); }
   void after_fork_in_child() noexcept override {
-    switch_mutex.unlock();
-    // Some other thread of the parent may have held these, and what they stood for is the parent's.
+    // Another thread of the parent may have held them. The locks they stand for are the parent's.
     for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
-    new (&successor_mutex) std::mutex;
   }
-
-  std::shared_ptr<Mapping> current_mapping() const {
-    const std::lock_guard guard(switch_mutex);
-    return owned_mapping;
-  }
-
-  // Unmaps what was replaced, as far as no thread can still be reading it. The caller holds
-  // switch_mutex.
-  void unmap_retired() noexcept {
-    std::erase_if(retired, [](RetiredMapping& one) { return one.poll_grace_period(); });
-  }
-
-  // Under find_mutex, and it was found under that, too, or under StateLock::install, without which
-  // no other comes to stand there. (Or nobody else knows this State yet.)
-  void switch_to(std::shared_ptr<Mapping> mapping) {
-    {
-      const std::lock_guard guard(switch_mutex);
-      unmap_retired();
-      retired.emplace_back();  // what needs memory comes first: the old mapping must not go before
-                               // its time
-      retired.back().mapping = std::move(owned_mapping);
-      owned_mapping = std::move(mapping);
-      current.store(owned_mapping.get(), std::memory_order_release);
-      directory_cache.store(owned_mapping->last_directory_cache(), std::memory_order_release);
-      retired.back().start_grace_period();
-    }
-    mapping_cache.unmap();  // it is the old file's
-  }
-
-  // A read of `mapping` found that it needs another plan. Whoever holds the mutex may just be
-  // switching to another file; then that comes first, and the next read of this kind tries again.
-  void refresh_directory_cache(const Mapping& mapping) {
-    const std::unique_lock lock(switch_mutex, std::try_to_lock);
-    if (lock && owned_mapping.get() == &mapping)
-      directory_cache.store(mapping.last_directory_cache(), std::memory_order_release);
-  }
-
-  struct RetiredMapping {
-    std::shared_ptr<Mapping> mapping;
-    std::optional<GracePeriod>
-        grace_period;  // nullopt: there was no memory for it, and it begins when there is
-
-    void start_grace_period() noexcept {
-      try {
-        grace_period.emplace();
-      } catch (const std::bad_alloc&) {
-      }
-    }
-    bool poll_grace_period() noexcept {
-      if (!grace_period) start_grace_period();
-      return grace_period && grace_period->elapsed();
-    }
-  };
 
   std::shared_ptr<LockFile> lock_file;
   mutable std::array<std::timed_mutex, 4> lock_mutexes;
-  // Point reads load it inside a Reading; stored under switch_mutex.
-  std::atomic<const Mapping*> current{nullptr};
-  std::atomic<const DirectoryCache*>& directory_cache;  // of the same, for the quick ones
-  mutable std::mutex switch_mutex;
-  // From looking for the file that is in place until it has been switched to: else who was slow
-  // would switch back to one that is not there any more. Taken before switch_mutex, and never while
-  // a StateLock is waited for.
-  std::mutex successor_mutex;
-  std::shared_ptr<Mapping> owned_mapping;  // the same, for who keeps it
-  std::vector<RetiredMapping> retired;
   WritableMappingCache mapping_cache;
-  std::string unusable_reason;  // under switch_mutex
-  std::int64_t last_failed_search_ns =
-      0;  // under find_mutex: when there was no successor that could be used; 0: never
+  CurrentFile current_file;
 };
 
 // --- Opening ---
 
-namespace {
-
-// What a read finds where there is no state: a plan that fits no file.
-const DirectoryCache& empty_directory_cache() {
-  alignas(Header) static constexpr std::byte no_file[sizeof(Header)]{};
-  static const DirectoryCache plan = DirectoryCache::empty(no_file, KeyHash());
-  return plan;
-}
-
-}  // namespace
-
 State::State(StateOptions options)
     : options_(std::move(options)),
-      directory_cache_(&empty_directory_cache()),
+      directory_cache_(&CurrentFile::no_directory_cache()),
       get_(select_get()),
       impl_(std::make_unique<Impl>(*this)) {}
 
@@ -199,13 +117,13 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
     found = open_or_adopt_state_file(absolute, *inner.lock_file);
   }
   state->adopted_ = found.adopted;
-  inner.unusable_reason = found.unusable_reason;
-  if (found.mapping) inner.switch_to(std::move(found.mapping));
+  inner.current_file.set_unusable_reason(found.unusable_reason);
+  if (found.mapping) inner.current_file.switch_to(std::move(found.mapping));
   return state;
 }
 
 bool State::usable() const {
-  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   // One that is superseded and still in its place: whoever was about to replace it is at it, or has
   // died.
   return mapping &&
@@ -213,37 +131,28 @@ bool State::usable() const {
 }
 
 std::string State::unusable_reason() const {
-  const std::lock_guard guard(impl_->switch_mutex);
-  return impl_->unusable_reason.empty() ? "it was removed: path=" + options_.path
-                                        : impl_->unusable_reason;
+  const std::string reason = impl_->current_file.unusable_reason();
+  return reason.empty() ? "it was removed: path=" + options_.path : reason;
 }
 
 void State::switch_if_replaced() const {
-  Impl& inner = *impl_;
-  const std::shared_ptr<Mapping> mapping = inner.current_mapping();
+  CurrentFile& current_file = impl_->current_file;
+  const std::shared_ptr<Mapping> mapping = current_file.mapping();
   if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
     if (is_superseded(*mapping)) clear_stale_superseded_bit();
-    const std::lock_guard guard(inner.switch_mutex);
-    inner.unmap_retired();
+    current_file.unmap_retired();
     return;
   }
-  {
-    const std::lock_guard finding(inner.successor_mutex);
-    if (std::shared_ptr<Mapping> found = open_state_file(options_).mapping) {
-      inner.switch_to(std::move(found));
-      return;
-    }
-  }
+  if (current_file.switch_to_file_at_path()) return;
   std::string why_not;
   {
     // Perhaps one from elsewhere was put there, which has to be verified and made ours.
     const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    StateFileResult found = open_or_adopt_state_file(options_, *inner.lock_file);
+    StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
     if (found.mapping) {
-      const std::lock_guard finding(inner.successor_mutex);
-      inner.switch_to(std::move(found.mapping));
+      current_file.switch_to(std::move(found.mapping));
       return;
     }
     why_not = std::move(found.unusable_reason);
@@ -251,8 +160,7 @@ void State::switch_if_replaced() const {
   // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one
   // has to be made.
   if (mapping) supersede(*mapping);
-  const std::lock_guard guard(inner.switch_mutex);
-  inner.unusable_reason = why_not;
+  current_file.set_unusable_reason(std::move(why_not));
 }
 
 // Who meant to replace the file may have died after he had said so, and before he did it: reads
@@ -443,12 +351,12 @@ template <typename Sink>
 bool State::slow_read(std::string_view key, Sink sink) const {
   {
     const ReadSection reading;
-    const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
+    const Mapping* const mapping = impl_->current_file.unowned_mapping();
     for (int tries = 0; mapping != nullptr && tries < point_read_attempts_max; ++tries) {
       const ReadOutcome outcome =
           try_point_read(*mapping, key, [&](std::string_view value) { sink.take_any(value); });
       if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
-        impl_->refresh_directory_cache(*mapping);
+        impl_->current_file.refresh_directory_cache(*mapping);
       if (outcome == ReadOutcome::found) return true;
       if (outcome == ReadOutcome::not_found) return record_miss();
       if (outcome == ReadOutcome::superseded) break;
@@ -462,47 +370,9 @@ bool State::slow_read(std::string_view key, Sink sink) const {
   return true;
 }
 
-std::shared_ptr<Mapping> State::open_successor() const {
-  try {
-    return open_state_file(options_).mapping;
-  } catch (const Error&) {
-    // Something that is no state was put there, or one that is just being made ours. A read is not
-    // the place to say so: it has the old file to read from, and the next update() finds out.
-    return nullptr;
-  }
-}
-
-std::shared_ptr<Mapping> State::newest_mapping() const {
-  Impl& inner = *impl_;
-  const auto has_successor = [this](const Mapping& mapping) {
-    return is_superseded(mapping) && !is_in_place(mapping) &&
-           ::access(options_.path.c_str(), F_OK) == 0;
-  };
-  for (;;) {
-    std::shared_ptr<Mapping> mapping = inner.current_mapping();
-    // Until there is another file in its place, reads go on from the old one.
-    if (!mapping || (mapping->holds_whole_file() && !has_successor(*mapping))) return mapping;
-    // Whoever reads meanwhile waits until it is found: what was written to it before he began he
-    // has to see.
-    const std::lock_guard finding(inner.successor_mutex);
-    if (inner.current_mapping() != mapping) continue;
-    // One that cannot be used is tried now and then only.
-    const std::int64_t now = boot_time_ns();
-    if (inner.last_failed_search_ns != 0 &&
-        now - inner.last_failed_search_ns < successor_search_interval_ns)
-      return mapping;
-    std::shared_ptr<Mapping> successor = open_successor();
-    const bool is_whole = successor && successor->holds_whole_file();
-    inner.last_failed_search_ns = is_whole ? 0 : now;
-    if (!successor) return mapping;
-    inner.switch_to(successor);
-    if (!is_whole) return successor;
-  }
-}
-
 std::shared_ptr<const detail::Pin> State::pin() const {
   unmap_if_idle();
-  std::shared_ptr<Mapping> mapping = newest_mapping();
+  std::shared_ptr<Mapping> mapping = impl_->current_file.newest_mapping();
   if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
   return std::make_shared<const detail::Pin>(std::move(mapping), impl_->lock_file);
 }
@@ -515,7 +385,7 @@ UpdateId State::get_multi(std::span<const std::string_view> keys,
 }
 
 StateInfo State::info() const {
-  const std::shared_ptr<Mapping> mapping = newest_mapping();
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.newest_mapping();
   if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
   return state_info(*mapping);
 }
@@ -523,7 +393,7 @@ StateInfo State::info() const {
 UpdateId State::applied_id() const {
   {
     const ReadSection reading;
-    const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
+    const Mapping* const mapping = impl_->current_file.unowned_mapping();
     if (mapping != nullptr) {
       const UpdateId id = mapping->header().applied_id.load(std::memory_order_acquire);
       if (!is_superseded(*mapping))
@@ -546,7 +416,7 @@ std::optional<std::int64_t> State::last_store_poll_time_ns() const {
 std::optional<std::int64_t> State::poll_time(
     std::atomic<std::int64_t> LockFileHeader::*which) const {
   const ReadSection reading;
-  const Mapping* const mapping = impl_->current.load(std::memory_order_acquire);
+  const Mapping* const mapping = impl_->current_file.unowned_mapping();
   const LockFileHeader& shared = impl_->lock_file->header();
   const std::int64_t at = (shared.*which).load(std::memory_order_acquire);
   if (mapping == nullptr || at == 0 ||
@@ -560,7 +430,7 @@ UpdateId State::known_head() const {
 }
 
 void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const {
-  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (!mapping) return;
   LockFileHeader& shared = impl_->lock_file->header();
   if (shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id()) {
@@ -602,7 +472,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
                                                 MappingPolicy after) const {
   for (int tries = 0;; ++tries) {
     HeldLock writer = lock(StateLock::writer, deadline);
-    const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+    const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
     if (mapping && is_in_place(*mapping))
       return std::make_unique<StateWriter>(std::move(writer), options_, *impl_->lock_file, *mapping,
                                            impl_->mapping_cache, after);
@@ -632,7 +502,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   // Superseded first: else, should this process die in between, who only reads would never hear
   // of the new one. Until the new one is in its place, readers find the old one there and go on
   // from it.
-  const std::shared_ptr<Mapping> old = impl_->current_mapping();
+  const std::shared_ptr<Mapping> old = impl_->current_file.mapping();
   if (old && is_in_place(*old) && is_ahead_of(*old, built)) {
     if (policy == InstallPolicy::unless_behind) return false;
     if (catch_up) catch_up();
@@ -652,10 +522,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
-  {
-    const std::lock_guard finding(impl_->successor_mutex);
-    impl_->switch_to(std::move(found.mapping));
-  }
+  impl_->current_file.switch_to(std::move(found.mapping));
   if (old) supersede(*old);  // if it had been moved away from the path
   return true;
 }
@@ -664,7 +531,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
 
 void State::sync(const Deadline& deadline) const {
   const HeldLock writer = lock(StateLock::writer, deadline);
-  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (mapping) sync_file(mapping->descriptor(), options_.path);
 }
 
@@ -682,13 +549,13 @@ std::vector<std::string> State::check(
     const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
   const std::unique_ptr<StateWriter> writer =
       begin_write(deadline);  // mends what a dead writer left
-  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   mapping->refresh_usable_bytes();
   return verify(*mapping, true, progress);
 }
 
 StateInspection State::inspect() const {
-  const std::shared_ptr<Mapping> mapping = impl_->current_mapping();
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
   mapping->refresh_usable_bytes();
   StateInspection insides = inspect_state_file(*mapping);

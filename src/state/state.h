@@ -131,11 +131,7 @@ class State {
 
  private:
   explicit State(StateOptions options);
-  // The file at our path, if it is another one that can be used right away.
-  std::shared_ptr<Mapping> open_successor() const;
   void clear_stale_superseded_bit() const noexcept;
-  // The file to read from: another one if that took the place of ours. Null: there is none.
-  std::shared_ptr<Mapping> newest_mapping() const;
   // --- Point reads (read/point_read.h) ---
   struct CopyValue;
   struct TestPresence;
@@ -165,8 +161,8 @@ class State {
   struct Impl;
   StateOptions options_;
   bool adopted_ = false;
-  // Of the mapping that reads use now; for no file while there is none. Stored under
-  // Inner::switch_mutex (release), acquired by reads, inside a Reading.
+  // Of the mapping that reads use now. CurrentFile stores it (release); point reads acquire it in a
+  // read section. Here rather than in CurrentFile, so that a read finds it with one load.
   std::atomic<const DirectoryCache*> directory_cache_;
   bool (*const get_)(const State&, std::string_view, std::string&);
   std::unique_ptr<Impl> impl_;

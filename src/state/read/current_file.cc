@@ -1,0 +1,159 @@
+#include "state/read/current_file.h"
+
+#include <unistd.h>
+
+#include <new>
+#include <utility>
+
+#include <whycache/error.h>
+
+#include "base/clock.h"
+#include "state/file/state_file.h"
+
+namespace whycache {
+namespace {
+
+constexpr std::int64_t successor_search_interval_ns = 10'000'000;
+
+}  // namespace
+
+CurrentFile::CurrentFile(const StateOptions& options,
+                         std::atomic<const DirectoryCache*>& directory_cache,
+                         std::function<void()> on_switch)
+    : options_(options), on_switch_(std::move(on_switch)), directory_cache_(directory_cache) {
+  register_fork_handler(this);
+}
+
+CurrentFile::~CurrentFile() { unregister_fork_handler(this); }
+
+// The analysis does not see that the mutex stays locked across the fork.
+void CurrentFile::before_fork() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+  switch_mutex_.lock();
+}
+
+void CurrentFile::after_fork_in_parent() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+  switch_mutex_.unlock();
+}
+
+void CurrentFile::after_fork_in_child() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+  switch_mutex_.unlock();
+  // Another thread of the parent may have held it.
+  new (&successor_mutex_) Mutex;
+}
+
+std::shared_ptr<Mapping> CurrentFile::mapping() const {
+  const MutexLock lock(switch_mutex_);
+  return mapping_;
+}
+
+std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
+  for (;;) {
+    std::shared_ptr<Mapping> current = mapping();
+    // Until a successor is in place, reads continue with the old file.
+    if (!current || (current->holds_whole_file() && !has_successor(*current))) return current;
+    // Other readers wait here until the successor is found: each must see what was written to it
+    // before its read began.
+    const MutexLock lock(successor_mutex_);
+    if (mapping() != current) continue;
+    // A successor that cannot be used is tried again after a while.
+    const std::int64_t now = boot_time_ns();
+    if (last_failed_search_ns_ != 0 && now - last_failed_search_ns_ < successor_search_interval_ns)
+      return current;
+    std::shared_ptr<Mapping> successor = open_successor();
+    const bool is_whole = successor && successor->holds_whole_file();
+    last_failed_search_ns_ = is_whole ? 0 : now;
+    if (!successor) return current;
+    switch_locked(successor);
+    if (!is_whole) return successor;
+  }
+}
+
+bool CurrentFile::has_successor(const Mapping& mapping) const {
+  return is_superseded(mapping) && !is_in_place(mapping) &&
+         ::access(options_.path.c_str(), F_OK) == 0;
+}
+
+std::shared_ptr<Mapping> CurrentFile::open_successor() const {
+  try {
+    return open_state_file(options_).mapping;
+  } catch (const Error&) {
+    // The file is no state, or another process is adopting it. The read has the old file; the next
+    // update() reports the error.
+    return nullptr;
+  }
+}
+
+void CurrentFile::switch_to(std::shared_ptr<Mapping> mapping) {
+  const MutexLock lock(successor_mutex_);
+  switch_locked(std::move(mapping));
+}
+
+bool CurrentFile::switch_to_file_at_path() {
+  const MutexLock lock(successor_mutex_);
+  std::shared_ptr<Mapping> found = open_state_file(options_).mapping;
+  if (!found) return false;
+  switch_locked(std::move(found));
+  return true;
+}
+
+void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
+  {
+    const MutexLock lock(switch_mutex_);
+    unmap_retired_locked();
+    // First, because it may throw bad_alloc: the old mapping must not be lost then.
+    RetiredMapping& retired = retired_.emplace_back();
+    retired.mapping = std::move(mapping_);
+    mapping_ = std::move(mapping);
+    unowned_mapping_.store(mapping_.get(), std::memory_order_release);
+    directory_cache_.store(mapping_->last_directory_cache(), std::memory_order_release);
+    // After both stores: the grace period covers every read that loaded an old pointer.
+    retired.start_grace_period();
+  }
+  on_switch_();
+}
+
+void CurrentFile::unmap_retired() {
+  const MutexLock lock(switch_mutex_);
+  unmap_retired_locked();
+}
+
+void CurrentFile::unmap_retired_locked() noexcept {
+  std::erase_if(retired_, [](RetiredMapping& retired) { return retired.poll_grace_period(); });
+}
+
+void CurrentFile::refresh_directory_cache(const Mapping& mapping) {
+  if (!switch_mutex_.try_lock()) return;
+  if (mapping_.get() == &mapping)
+    directory_cache_.store(mapping.last_directory_cache(), std::memory_order_release);
+  switch_mutex_.unlock();
+}
+
+std::string CurrentFile::unusable_reason() const {
+  const MutexLock lock(switch_mutex_);
+  return unusable_reason_;
+}
+
+void CurrentFile::set_unusable_reason(std::string reason) {
+  const MutexLock lock(switch_mutex_);
+  unusable_reason_ = std::move(reason);
+}
+
+const DirectoryCache& CurrentFile::no_directory_cache() {
+  alignas(Header) static constexpr std::byte no_file[sizeof(Header)]{};
+  static const DirectoryCache cache = DirectoryCache::empty(no_file, KeyHash());
+  return cache;
+}
+
+void CurrentFile::RetiredMapping::start_grace_period() noexcept {
+  try {
+    grace_period.emplace();
+  } catch (const std::bad_alloc&) {  // poll_grace_period() tries again
+  }
+}
+
+bool CurrentFile::RetiredMapping::poll_grace_period() noexcept {
+  if (!grace_period) start_grace_period();
+  return grace_period && grace_period->elapsed();
+}
+
+}  // namespace whycache

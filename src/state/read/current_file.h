@@ -1,0 +1,107 @@
+// The state file that the reads of one State use, and the switch to the file that replaces it.
+//
+// A replaced file keeps its mapping until no thread of this process can be reading it (rcu.h), and
+// until the last pin releases it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/fork_handlers.h"
+#include "base/mutex.h"
+#include "state/file/mapping.h"
+#include "state/file/state_info.h"
+#include "state/read/rcu.h"
+
+namespace whycache {
+
+// Whether another process is about to replace the file, or has done so.
+inline bool is_superseded(const Mapping& mapping) {
+  // Acquire: pairs with the setting of the bit, before the successor is renamed into place.
+  return (mapping.header().reclaim_generation.load(std::memory_order_acquire) & superseded_bit) !=
+         0;
+}
+
+class CurrentFile final : public ForkHandler {
+ public:
+  // `directory_cache` is what point reads load: that of the current mapping, or one that fits no
+  // file while there is none. Its owner keeps it where a read finds it with one load. `on_switch`
+  // runs after each switch.
+  CurrentFile(const StateOptions& options, std::atomic<const DirectoryCache*>& directory_cache,
+              std::function<void()> on_switch);
+  ~CurrentFile();
+
+  void before_fork() noexcept override;
+  void after_fork_in_parent() noexcept override;
+  void after_fork_in_child() noexcept override;
+
+  // Returns the current mapping, or null if there is none.
+  std::shared_ptr<Mapping> mapping() const;
+  // The same for a caller in a ReadSection, which the mapping outlives.
+  const Mapping* unowned_mapping() const {
+    return unowned_mapping_.load(std::memory_order_acquire);
+  }
+  // Returns the current mapping. If its file was replaced, switches to the successor first. Returns
+  // null if there is no mapping.
+  std::shared_ptr<Mapping> newest_mapping();
+
+  // Switches to a mapping that was opened under StateLock::install, or before other threads know
+  // this State: no other file can take its place meanwhile.
+  void switch_to(std::shared_ptr<Mapping> mapping);
+  // Opens the file at the path and switches to it. Returns false if it cannot be used. Throws Error
+  // as open_state_file().
+  bool switch_to_file_at_path();
+  // Unmaps replaced mappings that no thread can be reading any more.
+  void unmap_retired();
+  // A read of `mapping` needed another directory cache. Makes that the one of later reads, unless
+  // another thread holds the mutex: it may be switching to another file.
+  void refresh_directory_cache(const Mapping& mapping);
+
+  // Why there is no usable file; empty if it was removed.
+  std::string unusable_reason() const;
+  void set_unusable_reason(std::string reason);
+
+  // The directory cache of no file.
+  static const DirectoryCache& no_directory_cache();
+
+ private:
+  // A replaced mapping.
+  struct RetiredMapping {
+    std::shared_ptr<Mapping> mapping;
+    // Nullopt: there was no memory for it yet.
+    std::optional<GracePeriod> grace_period;
+
+    void start_grace_period() noexcept;
+    bool poll_grace_period() noexcept;
+  };
+
+  bool has_successor(const Mapping& mapping) const;
+  std::shared_ptr<Mapping> open_successor() const;
+  void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
+  void unmap_retired_locked() noexcept WHYCACHE_REQUIRES(switch_mutex_);
+
+  const StateOptions& options_;
+  const std::function<void()> on_switch_;
+  // Held from opening the file at the path until the switch to it: otherwise a slow thread would
+  // switch back to a file that has been replaced since. Taken before switch_mutex_, and never while
+  // waiting for a StateLock.
+  Mutex successor_mutex_;
+  // When the last successor that was found could not be used; 0: it could.
+  std::int64_t last_failed_search_ns_ WHYCACHE_GUARDED_BY(successor_mutex_) = 0;
+
+  mutable Mutex switch_mutex_;
+  std::shared_ptr<Mapping> mapping_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  std::vector<RetiredMapping> retired_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  std::string unusable_reason_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  // mapping_.get(). Stored under switch_mutex_ (release); point reads in a ReadSection acquire it.
+  std::atomic<const Mapping*> unowned_mapping_{nullptr};
+  // Of the same mapping, stored and acquired in the same way.
+  std::atomic<const DirectoryCache*>& directory_cache_;
+};
+
+}  // namespace whycache
