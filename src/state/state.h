@@ -31,8 +31,6 @@ namespace whycache {
 namespace detail {
 class Pin;
 }
-class Mapping;
-class ReaderProcess;
 struct DirectoryCache;
 struct ReaderThread;
 class StateBuilder;
