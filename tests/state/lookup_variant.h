@@ -14,7 +14,7 @@ class LookupVariant {
   explicit LookupVariant(bool quickest) { avx2_allowed = quickest; }
   ~LookupVariant() { avx2_allowed = true; }
 #else
-  explicit WayOfReading(bool) {}
+  explicit LookupVariant(bool) {}
 #endif
   LookupVariant(const LookupVariant&) = delete;
   LookupVariant& operator=(const LookupVariant&) = delete;
