@@ -61,7 +61,7 @@ TEST(Backoff, last_pause_ends_at_the_deadline) {
   EXPECT_EQ(backoff.pause_count(), 1);
 }
 
-TEST(Backoff, takes_the_deadline_of_its_caller) {
+TEST(Backoff, deadline_of_the_caller_ends_pauses) {
   Backoff backoff(Deadline(milliseconds(0)), {milliseconds(1), milliseconds(1)});
 
   EXPECT_FALSE(backoff.pause());

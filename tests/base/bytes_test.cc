@@ -23,7 +23,7 @@ std::string encoded(std::uint64_t number) {
   return bytes;
 }
 
-TEST(Varint, has_one_byte_for_each_seven_bits) {
+TEST(Varint, varint_has_one_byte_per_seven_bits) {
   EXPECT_EQ(encoded(0), "\x00"s);
   EXPECT_EQ(encoded(1), "\x01"s);
   EXPECT_EQ(encoded(127), "\x7f"s);
@@ -33,7 +33,7 @@ TEST(Varint, has_one_byte_for_each_seven_bits) {
             "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"s);
 }
 
-TEST(Varint, comes_back_as_it_went_at_every_power_of_two) {
+TEST(Varint, numbers_around_powers_of_two_round_trip) {
   for (unsigned bit = 0; bit < 64; ++bit) {
     for (const std::uint64_t offset : {-1, 0, 1}) {
       const std::uint64_t number = (std::uint64_t{1} << bit) + offset;
@@ -46,7 +46,7 @@ TEST(Varint, comes_back_as_it_went_at_every_power_of_two) {
   }
 }
 
-TEST(Varint, comes_back_as_it_went_for_random_numbers) {
+TEST(Varint, random_numbers_round_trip) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int i = 0; i < 100'000; ++i) {
@@ -58,7 +58,7 @@ TEST(Varint, comes_back_as_it_went_for_random_numbers) {
   }
 }
 
-TEST(Varint, with_a_needless_byte_is_refused) {
+TEST(Varint, varint_with_a_needless_byte_is_rejected) {
   for (const std::string& bytes :
        {"\x80\x00"s, "\xff\x00"s, "\x80\x80\x00"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"s}) {
     ByteReader reader(bytes, "update");
@@ -68,7 +68,7 @@ TEST(Varint, with_a_needless_byte_is_refused) {
   }
 }
 
-TEST(Varint, beyond_64_bits_is_refused) {
+TEST(Varint, varint_beyond_64_bits_is_rejected) {
   for (const std::string& bytes :
        {"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"s, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"s,
         "\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"s}) {
@@ -78,7 +78,7 @@ TEST(Varint, beyond_64_bits_is_refused) {
   }
 }
 
-TEST(Varint, cut_short_is_refused_at_every_length) {
+TEST(Varint, varint_truncated_at_any_byte_is_rejected) {
   const std::string whole = encoded(std::numeric_limits<std::uint64_t>::max());
   for (std::size_t size = 0; size < whole.size(); ++size) {
     ByteReader reader(std::string_view(whole).substr(0, size), "update");
@@ -87,7 +87,7 @@ TEST(Varint, cut_short_is_refused_at_every_length) {
   }
 }
 
-TEST(LittleEndian, puts_the_least_significant_byte_first) {
+TEST(LittleEndian, least_significant_byte_comes_first) {
   std::string bytes;
   append_little_endian<std::uint32_t>(bytes, 0x01020304);
   EXPECT_EQ(bytes, "\x04\x03\x02\x01"s);
@@ -98,7 +98,7 @@ TEST(LittleEndian, puts_the_least_significant_byte_first) {
   EXPECT_EQ(load_little_endian<std::int64_t>(bytes.data() + 4), -2);
 }
 
-TEST(ByteReader, takes_bytes_apart_in_order) {
+TEST(ByteReader, fields_are_taken_in_order) {
   const std::string bytes = "\x07\x02\x00\x03"s + "abc" + "de" + "end";
   ByteReader reader(bytes);
 
@@ -113,7 +113,7 @@ TEST(ByteReader, takes_bytes_apart_in_order) {
   reader.expect_end();
 }
 
-TEST(ByteReader, believes_no_length_beyond_the_end) {
+TEST(ByteReader, length_beyond_the_end_is_rejected) {
   const std::string bytes = "abc";
   for (const std::uint64_t size :
        {std::uint64_t{4}, std::uint64_t{1} << 60, std::numeric_limits<std::uint64_t>::max()}) {
@@ -131,7 +131,7 @@ TEST(ByteReader, believes_no_length_beyond_the_end) {
       ErrorKind::corrupt, [&] { claims.take_sized_bytes(); }, "update cut short");
 }
 
-TEST(ByteReader, has_nothing_to_give_when_there_is_nothing) {
+TEST(ByteReader, empty_input_has_no_bytes_to_take) {
   ByteReader reader(std::string_view{}, "update");
   EXPECT_TRUE(reader.at_end());
   EXPECT_EQ(reader.take_bytes(0), "");
@@ -142,7 +142,7 @@ TEST(ByteReader, has_nothing_to_give_when_there_is_nothing) {
       ErrorKind::corrupt, [&] { reader.take_little_endian<std::uint64_t>(); }, "bytes_needed=8");
 }
 
-TEST(ByteReader, says_how_much_is_left_over) {
+TEST(ByteReader, expect_end_reports_the_bytes_left) {
   ByteReader reader("abc", "update");
   reader.take_byte();
   expect_error(

@@ -37,7 +37,7 @@ class File : public ::testing::Test {
 
 bool is_open(int descriptor) { return ::fcntl(descriptor, F_GETFD) >= 0; }
 
-TEST_F(File, what_is_written_is_read_back) {
+TEST_F(File, written_bytes_are_read_back) {
   std::string bytes(200'000, 'x');
   bytes[100'000] = '\0';
   write_file("file", bytes);
@@ -47,14 +47,14 @@ TEST_F(File, what_is_written_is_read_back) {
   EXPECT_EQ(read_whole_file(path("empty"), 0), "");
 }
 
-TEST_F(File, that_is_longer_than_it_can_be_is_corrupt) {
+TEST_F(File, file_longer_than_bytes_max_is_corrupt) {
   write_file("file", "0123456789");
   expect_error(
       ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be",
       path("file"), "bytes_max=9");
 }
 
-TEST_F(File, that_is_absent_is_an_error_or_an_empty_descriptor) {
+TEST_F(File, absent_file_gives_error_or_empty_descriptor) {
   expect_error(
       ErrorKind::invalid, [&] { open_file(path("absent"), O_RDONLY); },
       "cannot open file: path=" + path("absent"));
@@ -63,7 +63,7 @@ TEST_F(File, that_is_absent_is_an_error_or_an_empty_descriptor) {
             ENOENT);
 }
 
-TEST_F(File, symbolic_links_are_not_followed) {
+TEST_F(File, symbolic_link_is_not_followed) {
   write_file("target", "secret");
   ASSERT_EQ(::symlink(path("target").c_str(), path("link").c_str()), 0);
   ASSERT_EQ(::symlink(path("absent").c_str(), path("dangling").c_str()), 0);
@@ -79,13 +79,13 @@ TEST_F(File, symbolic_links_are_not_followed) {
   EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY)) << "the link's target was made";
 }
 
-TEST_F(File, is_closed_on_exec) {
+TEST_F(File, descriptor_is_closed_on_exec) {
   write_file("file", "");
   const FileDescriptor file = open_file(path("file"), O_RDONLY);
   EXPECT_NE(::fcntl(file.number(), F_GETFD) & FD_CLOEXEC, 0);
 }
 
-TEST_F(File, a_descriptor_is_closed_by_its_last_owner) {
+TEST_F(File, descriptor_is_closed_by_its_last_owner) {
   write_file("file", "");
   FileDescriptor first = open_file(path("file"), O_RDONLY);
   const int number = first.number();
@@ -104,13 +104,13 @@ TEST_F(File, a_descriptor_is_closed_by_its_last_owner) {
   ::close(released);
 }
 
-TEST_F(File, a_descriptor_that_is_not_open_cannot_be_written_or_brought_to_the_disk) {
+TEST_F(File, closed_descriptor_cannot_be_written_or_synced) {
   EXPECT_TRUE(testing::thrown_error([] { write_all(-1, "x", "/nowhere"); }).has_value());
   EXPECT_TRUE(testing::thrown_error([] { sync_file(-1, "/nowhere"); }).has_value());
   write_all(-1, "", "/nowhere");  // nothing to write
 }
 
-TEST_F(File, a_full_disk_is_a_limit) {
+TEST_F(File, full_disk_gives_error_limit) {
   const FileDescriptor full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
   if (!full) GTEST_SKIP() << "no /dev/full";
   expect_error(
@@ -118,7 +118,7 @@ TEST_F(File, a_full_disk_is_a_limit) {
       "cannot write file: path=/dev/full");
 }
 
-TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
+TEST_F(File, file_and_directory_are_synced) {
   const FileDescriptor file = open_file(path("file"), O_WRONLY | O_CREAT, 0600);
   sync_file(file.number(), path("file"));
   sync_directory(directory_.path());
@@ -126,7 +126,7 @@ TEST_F(File, a_file_and_its_folder_are_brought_to_the_disk) {
       ErrorKind::invalid, [&] { sync_directory(path("file")); }, "cannot open file");
 }
 
-TEST_F(File, blocks_that_were_allocated_are_on_the_disk_and_what_was_written_stays) {
+TEST_F(File, allocation_reserves_blocks_and_keeps_contents) {
   write_file("file", "written");
   const FileDescriptor file = open_file(path("file"), O_RDWR);
 
@@ -143,14 +143,14 @@ TEST_F(File, blocks_that_were_allocated_are_on_the_disk_and_what_was_written_sta
   EXPECT_EQ(status.st_size, 201'000);
 }
 
-TEST_F(File, blocks_that_cannot_be_allocated_give_an_errno) {
+TEST_F(File, failed_allocation_returns_an_errno) {
   write_file("file", "");
   EXPECT_EQ(allocate_in_file(-1, 0, 1000), EBADF);
   EXPECT_EQ(allocate_in_file(open_file(path("file"), O_RDONLY).number(), 0, 1000), EBADF);
   EXPECT_EQ(allocate_in_file(open_file(path("file"), O_RDWR).number(), 0, 0), EINVAL);
 }
 
-TEST_F(File, a_file_longer_than_the_process_may_have_gives_an_errno_and_no_signal) {
+TEST_F(File, allocation_beyond_file_size_limit_raises_no_signal) {
   write_file("file", std::string(3000, 'x'));
   const FileDescriptor file = open_file(path("file"), O_RDWR);
   struct rlimit before;
@@ -168,14 +168,14 @@ TEST_F(File, a_file_longer_than_the_process_may_have_gives_an_errno_and_no_signa
   EXPECT_EQ(within, 0);
 }
 
-TEST_F(File, the_folder_of_a_path_is_what_stands_before_the_last_slash) {
+TEST_F(File, parent_directory_ends_before_the_last_slash) {
   EXPECT_EQ(parent_directory("/var/lib/x.state"), "/var/lib");
   EXPECT_EQ(parent_directory("/x.state"), "/");
   EXPECT_EQ(parent_directory("x.state"), ".");
   EXPECT_EQ(parent_directory("a/b"), "a");
 }
 
-TEST_F(File, errno_tells_what_the_caller_can_do) {
+TEST_F(File, errno_decides_the_error_kind) {
   EXPECT_EQ(system_error("cannot do it", "/x", EACCES).kind(), ErrorKind::invalid);
   EXPECT_EQ(system_error("cannot do it", "/x", EROFS).kind(), ErrorKind::invalid);
   EXPECT_EQ(system_error("cannot do it", "/x", ENOSPC).kind(), ErrorKind::limit);
@@ -189,12 +189,12 @@ TEST_F(File, errno_tells_what_the_caller_can_do) {
 
 using Directory = File;
 
-TEST_F(Directory, that_only_its_owner_can_write_is_safe) {
+TEST_F(Directory, directory_writable_only_for_its_owner_is_safe) {
   check_directory_is_safe(make_directory("mine", 0700));
   check_directory_is_safe(make_directory("readable", 0755));
 }
 
-TEST_F(Directory, that_others_can_write_is_safe_only_if_it_is_sticky) {
+TEST_F(Directory, directory_writable_for_others_is_unsafe_unless_sticky) {
   expect_error(
       ErrorKind::invalid, [&] { check_directory_is_safe(make_directory("group", 0770)); },
       "writable for others", path("group"), "chmod go-w");
@@ -207,7 +207,7 @@ TEST_F(Directory, that_others_can_write_is_safe_only_if_it_is_sticky) {
   check_directory_is_safe(make_directory("sticky", 01777));
 }
 
-TEST_F(Directory, that_belongs_to_another_user_is_not_safe) {
+TEST_F(Directory, directory_of_another_user_is_unsafe) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root, to give a folder away";
   const std::string theirs = make_directory("theirs", 0755);
   ASSERT_EQ(::chown(theirs.c_str(), 12345, 12345), 0);
@@ -216,7 +216,7 @@ TEST_F(Directory, that_belongs_to_another_user_is_not_safe) {
       "owner=12345");
 }
 
-TEST_F(Directory, that_is_not_there_or_no_folder_is_not_safe) {
+TEST_F(Directory, absent_path_or_regular_file_is_unsafe) {
   expect_error(
       ErrorKind::invalid, [&] { check_directory_is_safe(path("absent")); },
       "cannot use directory: path=" + path("absent"));

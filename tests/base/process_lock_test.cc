@@ -73,7 +73,7 @@ TEST_F(ProcessLock, shared_locks_exclude_only_exclusive_ones) {
   EXPECT_FALSE(try_lock_byte_shared(first.number(), 3));
 }
 
-TEST_F(ProcessLock, of_two_opens_in_one_process_one_gets_the_byte) {
+TEST_F(ProcessLock, lock_excludes_a_second_open_in_one_process) {
   const FileDescriptor first = open();
   const FileDescriptor second = open();
 
@@ -88,7 +88,7 @@ TEST_F(ProcessLock, of_two_opens_in_one_process_one_gets_the_byte) {
   EXPECT_TRUE(try_lock_byte(second.number(), 7));
 }
 
-TEST_F(ProcessLock, bytes_are_locked_one_by_one_also_beyond_the_end_of_the_file) {
+TEST_F(ProcessLock, single_bytes_are_locked_beyond_the_file_end) {
   const FileDescriptor first = open();
   const FileDescriptor second = open();
   const std::uint64_t far = std::uint64_t{1} << 40;
@@ -99,7 +99,7 @@ TEST_F(ProcessLock, bytes_are_locked_one_by_one_also_beyond_the_end_of_the_file)
   EXPECT_FALSE(try_lock_byte(second.number(), far));
 }
 
-TEST_F(ProcessLock, is_dropped_when_its_open_file_is_closed_and_not_before) {
+TEST_F(ProcessLock, lock_is_dropped_only_with_its_open_file) {
   FileDescriptor first = open();
   const FileDescriptor second = open();
   ASSERT_TRUE(try_lock_byte(first.number(), 0));
@@ -113,7 +113,7 @@ TEST_F(ProcessLock, is_dropped_when_its_open_file_is_closed_and_not_before) {
   EXPECT_TRUE(try_lock_byte(second.number(), 0));
 }
 
-TEST_F(ProcessLock, is_dropped_at_once_when_its_holder_is_killed) {
+TEST_F(ProcessLock, lock_is_dropped_when_its_holder_is_killed) {
   const FileDescriptor file = open();
   Holder holder(directory_.file("lock"), 3);
   EXPECT_TRUE(is_byte_locked(file.number(), 3));
@@ -125,7 +125,7 @@ TEST_F(ProcessLock, is_dropped_at_once_when_its_holder_is_killed) {
   EXPECT_TRUE(try_lock_byte(file.number(), 3));
 }
 
-TEST_F(ProcessLock, on_something_that_is_no_open_file_is_an_error) {
+TEST_F(ProcessLock, locking_a_closed_descriptor_is_an_error) {
   EXPECT_TRUE(testing::thrown_error([] { try_lock_byte(-1, 0); }).has_value());
   EXPECT_TRUE(testing::thrown_error([] { is_byte_locked(-1, 0); }).has_value());
   unlock_byte(-1, 0);

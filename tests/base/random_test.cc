@@ -10,7 +10,7 @@
 namespace whycache {
 namespace {
 
-TEST(Random, gives_another_uuid_each_time) {
+TEST(Random, each_uuid_is_different) {
   std::set<Uuid> seen;
   for (int i = 0; i < 1000; ++i) {
     const Uuid uuid = random_uuid();
@@ -20,7 +20,7 @@ TEST(Random, gives_another_uuid_each_time) {
   }
 }
 
-TEST(Random, sets_every_bit_of_a_number_at_times) {
+TEST(Random, each_bit_of_a_number_varies) {
   std::uint64_t ever_set = 0;
   std::uint64_t always_set = ~std::uint64_t{0};
   for (int i = 0; i < 1000; ++i) {
@@ -32,7 +32,7 @@ TEST(Random, sets_every_bit_of_a_number_at_times) {
   EXPECT_EQ(always_set, 0U);
 }
 
-TEST(Random, differs_between_a_parent_and_its_forked_child) {
+TEST(Random, forked_child_draws_different_numbers) {
   int ends[2];
   ASSERT_EQ(::pipe(ends), 0);
   const pid_t child = ::fork();

@@ -7,21 +7,21 @@
 namespace whycache {
 namespace {
 
-TEST(Types, a_uuid_is_32_digits) {
+TEST(Types, uuid_prints_as_32_digits) {
   Uuid uuid{};
   EXPECT_EQ(to_string(uuid), "00000000000000000000000000000000");
   for (std::uint8_t i = 0; i < 16; ++i) uuid[i] = static_cast<std::uint8_t>(i * 16 + 15 - i);
   EXPECT_EQ(to_string(uuid), "0f1e2d3c4b5a69788796a5b4c3d2e1f0");
 }
 
-TEST(Types, a_digest_is_32_digits_high_first) {
+TEST(Types, digest_prints_as_32_digits_high_first) {
   EXPECT_EQ(to_string(Digest{}), "00000000000000000000000000000000");
   EXPECT_EQ(to_string(Digest{.low = 0x0123456789abcdef, .high = 0xfedcba9876543210}),
             "fedcba98765432100123456789abcdef");
   EXPECT_EQ(to_string(Digest{.low = 1, .high = 0}), "00000000000000000000000000000001");
 }
 
-TEST(Types, every_kind_of_error_has_its_name) {
+TEST(Types, each_error_kind_has_a_name) {
   EXPECT_STREQ(to_string(ErrorKind::invalid), "invalid");
   EXPECT_STREQ(to_string(ErrorKind::limit), "limit");
   EXPECT_STREQ(to_string(ErrorKind::unavailable), "unavailable");

@@ -21,7 +21,7 @@ void expect_refused(std::string_view text, const std::string& words) {
       ErrorKind::invalid, [&] { Url url(text); }, words);
 }
 
-TEST(Url, names_a_log_in_the_file_system) {
+TEST(Url, file_url_has_a_file_path) {
   const Url folder("file:///var/lib/flags");
   EXPECT_EQ(folder.scheme(), "file");
   EXPECT_EQ(folder.file_path(), "/var/lib/flags");
@@ -32,13 +32,13 @@ TEST(Url, names_a_log_in_the_file_system) {
   EXPECT_EQ(Url("sqlite:/var/lib/flags.db").file_path(), "/var/lib/flags.db");
 }
 
-TEST(Url, names_a_log_in_memory) {
+TEST(Url, memory_url_has_a_name_as_path) {
   EXPECT_EQ(Url("memory:").path(), "");
   EXPECT_EQ(Url("memory:name").path(), "name");
   EXPECT_EQ(Url("memory:?instance=x").path(), "");
 }
 
-TEST(Url, names_a_log_on_a_server) {
+TEST(Url, server_url_has_user_host_port_and_options) {
   Url url("mysql://user:pass%40word@db.example.com:3306/flags?tls=verify&instance=blue");
   EXPECT_EQ(url.scheme(), "mysql");
   EXPECT_EQ(url.user(), "user");
@@ -63,7 +63,7 @@ TEST(Url, names_a_log_on_a_server) {
   EXPECT_EQ(Url("mysql://[::1]/db").port(), std::nullopt);
 }
 
-TEST(Url, is_percent_decoded_part_by_part) {
+TEST(Url, each_part_is_percent_decoded) {
   EXPECT_EQ(Url("file:///a%20b%2Fc%25%3f%23").path(), "/a b/c%?#");
   EXPECT_EQ(Url("file:///m\xc3\xbcll/%C3%BC").path(), "/m\xc3\xbcll/\xc3\xbc");
   EXPECT_EQ(Url("memory:a+b").path(), "a+b") << "a plus is a plus";
@@ -78,7 +78,7 @@ TEST(Url, is_percent_decoded_part_by_part) {
   expect_refused("file:///etc/passwd%00.db", "zero byte");
 }
 
-TEST(Url, without_a_scheme_is_refused) {
+TEST(Url, url_without_a_scheme_is_rejected) {
   for (const char* text : {"", ":", "/var/lib/flags.db", "flags.db", "://x",
                            "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
     expect_refused(text, "does not begin with a scheme (write ");
@@ -86,7 +86,7 @@ TEST(Url, without_a_scheme_is_refused) {
   expect_refused(std::string(33, 'x') + ":", "does not begin with a scheme");
 }
 
-TEST(Url, with_a_wrong_character_is_refused) {
+TEST(Url, url_with_an_invalid_character_is_rejected) {
   expect_refused("file:///a\nb", "control character");
   expect_refused(std::string_view("file:///a\0b", 11), "control character");
   expect_refused("file:///a#b", "'#'");
@@ -98,7 +98,7 @@ TEST(Url, with_a_wrong_character_is_refused) {
   expect_refused("x://[::1]x", "after its host");
 }
 
-TEST(Url, with_a_port_that_is_none_is_refused) {
+TEST(Url, url_with_an_invalid_port_is_rejected) {
   for (const char* text : {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999",
                            "x://h:-1", "x://h:1x", "x://[::1]:"}) {
     expect_refused(text, "port");
@@ -106,12 +106,12 @@ TEST(Url, with_a_port_that_is_none_is_refused) {
   EXPECT_EQ(Url("x://h:65535").port(), 65535);
 }
 
-TEST(Url, that_is_too_long_is_refused) {
+TEST(Url, overlong_url_is_rejected) {
   EXPECT_EQ(Url("memory:" + std::string(8185, 'x')).path().size(), 8185U);
   expect_refused("memory:" + std::string(8186, 'x'), "too long: bytes=8193 bytes_max=8192");
 }
 
-TEST(Url, of_a_file_is_refused_by_the_log_if_it_is_not_an_absolute_path) {
+TEST(Url, relative_file_path_is_rejected) {
   expect_error(
       ErrorKind::invalid, [] { (void)Url("sqlite:flags.db").file_path(); },
       "no absolute path: url=sqlite:flags.db", "write sqlite:///path");
@@ -124,7 +124,7 @@ TEST(Url, of_a_file_is_refused_by_the_log_if_it_is_not_an_absolute_path) {
       ErrorKind::invalid, [] { (void)Url("file://u:secret@/x").file_path(); }, "has a host");
 }
 
-TEST(UrlOptions, that_nobody_takes_are_named) {
+TEST(UrlOptions, error_names_unknown_options) {
   Url url("sqlite:///x.db?wal=on&instance=blue&sync=off");
   EXPECT_EQ(url.take_instance(), "blue");
   expect_error(
@@ -136,7 +136,7 @@ TEST(UrlOptions, that_nobody_takes_are_named) {
       ErrorKind::invalid, [&] { url.reject_unknown_options(); }, "options=sync");
 }
 
-TEST(UrlOptions, may_be_empty_but_not_without_a_key_or_a_value) {
+TEST(UrlOptions, option_without_key_or_equals_sign_is_rejected) {
   EXPECT_EQ(Url("x:?key=").take_option("key"), "");
   EXPECT_NO_THROW(Url("x:?").reject_unknown_options());
   for (const char* text :
@@ -146,14 +146,16 @@ TEST(UrlOptions, may_be_empty_but_not_without_a_key_or_a_value) {
   expect_refused("x:?a=1&nonsense", "number=2");
 }
 
-TEST(UrlOptions, given_twice_are_refused) {
+TEST(UrlOptions, repeated_option_is_rejected) {
   expect_refused("file:///x?instance=a&instance=b", "option twice: option=instance");
   expect_refused("file:///x?instance=a&instance=a", "option twice");
 }
 
-TEST(UrlInstance, is_default_if_not_given) { EXPECT_EQ(Url("memory:").take_instance(), "default"); }
+TEST(UrlInstance, instance_defaults_to_default) {
+  EXPECT_EQ(Url("memory:").take_instance(), "default");
+}
 
-TEST(UrlInstance, has_1_to_48_letters_digits_and_underscores) {
+TEST(UrlInstance, instance_has_1_to_48_letters_digits_underscores) {
   EXPECT_TRUE(is_instance_name("default"));
   EXPECT_TRUE(is_instance_name("A_z09"));
   EXPECT_TRUE(is_instance_name(std::string(48, 'x')));
@@ -172,7 +174,7 @@ TEST(UrlInstance, has_1_to_48_letters_digits_and_underscores) {
   }
 }
 
-TEST(UrlRedacted, shows_where_the_log_is) {
+TEST(UrlRedacted, redacted_url_shows_where_the_log_is) {
   for (const char* text :
        {"memory:", "memory:name", "file:///var/lib/flags",
         "sqlite:///var/lib/flags.db?instance=default", "mysql://user@host:3306/db",
@@ -181,7 +183,7 @@ TEST(UrlRedacted, shows_where_the_log_is) {
   }
 }
 
-TEST(UrlRedacted, shows_no_password_and_no_option_that_may_be_one) {
+TEST(UrlRedacted, redacted_url_hides_passwords_and_unknown_options) {
   const Url url(
       "mysql://user:hunter2@host/db?password_file=/run/hunter2&instance=blue&token=hunter2");
   EXPECT_EQ(url.redacted(), "mysql://user:***@host/db?password_file=***&instance=blue&token=***");
@@ -189,7 +191,7 @@ TEST(UrlRedacted, shows_no_password_and_no_option_that_may_be_one) {
   EXPECT_EQ(Url("x://u:@host").redacted(), "x://u:***@host");
 }
 
-TEST(UrlRedacted, is_the_same_before_and_after_options_are_taken) {
+TEST(UrlRedacted, redacted_url_is_unchanged_by_taking_options) {
   Url url("x://u:p@h/d?tls=off&instance=a");
   const std::string before = url.redacted();
   url.take_option("tls");
@@ -198,14 +200,14 @@ TEST(UrlRedacted, is_the_same_before_and_after_options_are_taken) {
 }
 
 // What a message needs no quoting for.
-TEST(UrlRedacted, has_no_character_that_could_fool_who_reads_it) {
+TEST(UrlRedacted, redacted_url_encodes_control_characters_and_quotes) {
   const std::string text = Url("file:///a%0Ab%1b[2J%22?instance=%0a").redacted();
   EXPECT_EQ(text, "file:///a%0Ab%1B%5B2J%22?instance=%0A");
 }
 
 // A password with the characters that end an authority, as somebody writes it who does not know
 // percent-encoding: whatever becomes of it, no piece of it is shown.
-TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
+TEST(UrlSecrets, misplaced_password_is_never_shown) {
   for (const char* text : {
            "mysql://user:hunter2/secret@host/db",
            "mysql://user:1234/secret@host/db",
@@ -242,13 +244,13 @@ TEST(UrlSecrets, are_not_shown_wherever_they_are_put) {
 }
 
 // Given any bytes, a URL is refused or understood; and what it shows is understood alike.
-TEST(Url, a_slash_in_a_user_is_shown_encoded) {
+TEST(Url, slash_in_a_user_is_shown_encoded) {
   const Url url("mysql://a%2Fb@host/db");
   EXPECT_EQ(url.redacted(), "mysql://a%2Fb@host/db");
   EXPECT_EQ(Url(url.redacted()).user(), "a/b");
 }
 
-TEST(Url, of_random_bytes_is_refused_or_shows_itself) {
+TEST(Url, random_text_is_rejected_or_round_trips) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   constexpr std::string_view alphabet = "ax1:/?&=%@[]#.+-_ %41%00%2f\n\xc3instance=file://";

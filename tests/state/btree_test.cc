@@ -141,14 +141,14 @@ std::vector<std::string> shuffled_numbers(std::size_t count, std::mt19937_64& ra
 
 // --- What a tree is ---
 
-TEST(Keys, an_empty_tree_has_no_root_and_no_keys) {
+TEST(BTree, empty_tree_has_no_root_and_no_keys) {
   Tree tree;
   EXPECT_EQ(tree.root, 0u);
   EXPECT_EQ(scan(tree.nodes, 0), std::vector<std::string>());
   EXPECT_EQ(tree.shape().height, 0u);
 }
 
-TEST(Keys, come_back_in_the_order_of_their_bytes) {
+TEST(BTree, scan_returns_keys_in_byte_order) {
   Tree tree;
   for (const std::string& key : {"b"s, "a"s, "\xff"s, "\x00"s, "a\x00"s, "ab"s, "\x7f"s, "\x80"s})
     tree.insert(key);
@@ -157,7 +157,7 @@ TEST(Keys, come_back_in_the_order_of_their_bytes) {
             (std::vector<std::string>{"\x00"s, "a", "a\x00"s, "ab", "b", "\x7f", "\x80", "\xff"}));
 }
 
-TEST(Keys, of_all_lengths_from_1_to_the_maximum_are_kept) {
+TEST(BTree, keys_of_every_valid_length_are_stored) {
   Tree tree;
   for (std::size_t bytes = 1; bytes <= key_bytes_max; ++bytes) tree.insert(std::string(bytes, 'x'));
   tree.expect_sound();
@@ -166,7 +166,7 @@ TEST(Keys, of_all_lengths_from_1_to_the_maximum_are_kept) {
   tree.expect_sound();
 }
 
-TEST(Keys, without_a_byte_or_with_too_many_are_refused) {
+TEST(BTree, empty_or_overlong_key_is_rejected) {
   Tree tree;
   tree.insert("a");
   expect_error(
@@ -178,7 +178,7 @@ TEST(Keys, without_a_byte_or_with_too_many_are_refused) {
   tree.expect_sound();
 }
 
-TEST(Keys, that_are_not_in_ascending_order_are_refused) {
+TEST(BTree, sorted_insert_of_unsorted_keys_is_rejected) {
   MemoryNodes nodes;
   BTreeWriter writer(nodes);
   expect_error(
@@ -196,7 +196,7 @@ TEST(Keys, that_are_not_in_ascending_order_are_refused) {
   EXPECT_EQ(nodes.allocation_count(), 0u);
 }
 
-TEST(Keys, that_are_all_erased_leave_no_node_behind) {
+TEST(BTree, erasing_all_keys_frees_all_nodes) {
   Tree tree;
   std::mt19937_64 random(1);
   for (const std::string& key : shuffled_numbers(5000, random)) tree.insert(key);
@@ -207,7 +207,7 @@ TEST(Keys, that_are_all_erased_leave_no_node_behind) {
 
 // --- Cursor ---
 
-TEST(KeysCursor, seeks_the_first_key_at_or_after_the_one_given) {
+TEST(BTreeCursorTest, seek_finds_first_key_at_or_after_target) {
   Tree tree;
   Keys keys;
   for (std::uint64_t i = 0; i < 20'000; i += 2) keys.insert(number_key(i));
@@ -231,7 +231,7 @@ TEST(KeysCursor, seeks_the_first_key_at_or_after_the_one_given) {
   EXPECT_TRUE(cursor.at_end());
 }
 
-TEST(KeysCursor, gives_as_many_keys_at_a_time_as_are_asked_for_and_left_in_the_leaf) {
+TEST(BTreeCursorTest, next_batch_ends_at_count_max_or_leaf_end) {
   Tree tree;
   Keys keys;
   for (std::uint64_t i = 0; i < 1000; ++i) keys.insert(number_key(i));
@@ -255,7 +255,7 @@ TEST(KeysCursor, gives_as_many_keys_at_a_time_as_are_asked_for_and_left_in_the_l
   EXPECT_EQ(batch[0], number_key(8));
 }
 
-TEST(KeysCursor, at_the_end_stays_there) {
+TEST(BTreeCursorTest, next_at_the_end_stays_at_the_end) {
   Tree tree;
   tree.insert("a");
   BTreeCursor cursor(tree.nodes);
@@ -310,7 +310,7 @@ class KeyMaker {
   std::mt19937_64& random_;
 };
 
-class KeysModel : public ::testing::TestWithParam<Shape> {
+class BTreeModel : public ::testing::TestWithParam<Shape> {
  protected:
   std::string some_key(const Tree& tree) {
     const auto at = tree.keys.lower_bound(make_key_());
@@ -348,7 +348,7 @@ class KeysModel : public ::testing::TestWithParam<Shape> {
   KeyMaker make_key_{GetParam(), random_};
 };
 
-TEST_P(KeysModel, a_tree_holds_what_a_set_holds_and_pinned_roots_stand_still) {
+TEST_P(BTreeModel, tree_matches_std_set_and_pinned_roots_never_change) {
   SCOPED_TRACE(testing::seed_note());
   Tree tree;
   std::vector<Tree::Pinned> pinned;
@@ -400,7 +400,7 @@ std::string name_of(const ::testing::TestParamInfo<Shape>& shape) {
   return shapes[static_cast<std::size_t>(shape.param)];
 }
 
-INSTANTIATE_TEST_SUITE_P(, KeysModel,
+INSTANTIATE_TEST_SUITE_P(, BTreeModel,
                          ::testing::Values(Shape::tiny, Shape::numbers, Shape::long_random,
                                            Shape::long_prefix, Shape::two_bytes, Shape::nested,
                                            Shape::mixed),
@@ -419,7 +419,7 @@ class PublishedTree : public Tree {
   }
 };
 
-TEST(KeysCopyOnWrite, a_change_copies_the_path_and_nothing_else) {
+TEST(BTreeCopyOnWrite, change_copies_only_the_path_to_its_leaf) {
   PublishedTree tree;
   const std::size_t height = tree.shape().height;
   ASSERT_EQ(height, 3u);
@@ -431,7 +431,7 @@ TEST(KeysCopyOnWrite, a_change_copies_the_path_and_nothing_else) {
   EXPECT_EQ(tree.nodes.retired_count(), height);
 }
 
-TEST(KeysCopyOnWrite, what_was_copied_since_the_last_publish_is_changed_in_place) {
+TEST(BTreeCopyOnWrite, node_copied_since_last_publish_changes_in_place) {
   PublishedTree tree;
   tree.insert(number_key(10'001));
   const NodeOffset root = tree.root;
@@ -445,7 +445,7 @@ TEST(KeysCopyOnWrite, what_was_copied_since_the_last_publish_is_changed_in_place
   tree.expect_sound();
 }
 
-TEST(KeysCopyOnWrite, many_sorted_keys_copy_each_node_once) {
+TEST(BTreeCopyOnWrite, sorted_insert_and_erase_copy_each_node_once) {
   PublishedTree tree;
   const std::size_t nodes = tree.nodes.live().size();
   const std::size_t before = tree.nodes.allocation_count();
@@ -463,7 +463,7 @@ TEST(KeysCopyOnWrite, many_sorted_keys_copy_each_node_once) {
   tree.expect_sound();
 }
 
-TEST(KeysCopyOnWrite, a_change_that_changes_nothing_allocates_nothing) {
+TEST(BTreeCopyOnWrite, change_without_effect_allocates_nothing) {
   PublishedTree tree;
   const std::size_t before = tree.nodes.allocation_count();
 
@@ -475,7 +475,7 @@ TEST(KeysCopyOnWrite, a_change_that_changes_nothing_allocates_nothing) {
   EXPECT_EQ(tree.nodes.allocation_count(), before);
 }
 
-TEST(KeysCopyOnWrite, a_store_that_is_full_leaves_the_published_tree_as_it_is) {
+TEST(BTreeCopyOnWrite, full_store_leaves_published_tree_unchanged) {
   PublishedTree tree(5'000);
   const auto live = tree.nodes.live();
   Keys many;
@@ -502,7 +502,7 @@ TEST(KeysCopyOnWrite, a_store_that_is_full_leaves_the_published_tree_as_it_is) {
   }
 }
 
-TEST(KeysCopyOnWrite, a_call_that_fails_retires_nothing) {
+TEST(BTreeCopyOnWrite, failed_insert_retires_nothing) {
   PublishedTree tree;
   tree.nodes.allow_allocations(2);
   expect_error(ErrorKind::limit, [&] { tree.insert(number_key(10'001)); });
@@ -514,7 +514,7 @@ TEST(KeysCopyOnWrite, a_call_that_fails_retires_nothing) {
 
 constexpr std::size_t million = 1'000'000;
 
-TEST(KeysSpace, a_million_numbers_in_random_order_take_at_most_9_bytes_each) {
+TEST(BTreeSpace, random_numbers_take_at_most_9_bytes_each) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   MemoryNodes nodes;
@@ -526,7 +526,7 @@ TEST(KeysSpace, a_million_numbers_in_random_order_take_at_most_9_bytes_each) {
   EXPECT_LE(visit_nodes(nodes, root, [](NodeOffset, std::size_t) {}).height, 4u);
 }
 
-TEST(KeysSpace, a_million_sorted_numbers_take_at_most_7_bytes_each_at_once_or_bit_by_bit) {
+TEST(BTreeSpace, sorted_numbers_take_at_most_7_bytes_at_any_batch_size) {
   std::vector<std::string> keys;
   for (std::size_t i = 0; i < million; ++i) keys.push_back(number_key(i));
   const std::vector<std::string_view> views(keys.begin(), keys.end());
@@ -542,14 +542,14 @@ TEST(KeysSpace, a_million_sorted_numbers_take_at_most_7_bytes_each_at_once_or_bi
   }
 }
 
-TEST(KeysSpace, descending_keys_fill_their_leaves_too) {
+TEST(BTreeSpace, descending_inserts_fill_leaves) {
   Tree tree;
   for (std::uint64_t i = 100'000; i-- > 0;) tree.insert(number_key(i));
   EXPECT_LE(tree.bytes_per_key(), 7);
   tree.expect_sound();
 }
 
-TEST(KeysSpace, keys_that_ascend_in_many_places_at_once_fill_their_leaves_too) {
+TEST(BTreeSpace, interleaved_ascending_inserts_fill_leaves) {
   Tree tree;
   for (std::uint64_t i = 0; i < 5'000; ++i) {
     for (std::uint64_t place = 0; place < 20; ++place)
@@ -559,7 +559,7 @@ TEST(KeysSpace, keys_that_ascend_in_many_places_at_once_fill_their_leaves_too) {
   tree.expect_sound();
 }
 
-TEST(KeysSpace, is_given_back_when_keys_are_erased_at_random) {
+TEST(BTreeSpace, erasing_keys_at_random_frees_nodes) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (const bool in_batches : {false, true}) {
@@ -590,7 +590,7 @@ TEST(KeysSpace, is_given_back_when_keys_are_erased_at_random) {
   }
 }
 
-TEST(KeysSpace, is_given_back_when_nearly_all_keys_are_erased_at_once) {
+TEST(BTreeSpace, erasing_nearly_all_keys_at_once_frees_nodes) {
   PublishedTree tree(100'000);
   Keys gone = tree.keys;
   for (std::uint64_t i = 0; i < 10; ++i) gone.erase(number_key(i * 20'000));
@@ -602,7 +602,7 @@ TEST(KeysSpace, is_given_back_when_nearly_all_keys_are_erased_at_once) {
   tree.expect_sound();
 }
 
-TEST(KeysSpace, of_long_keys_is_not_much_more_than_their_bytes) {
+TEST(BTreeSpace, long_keys_take_at_most_twice_their_bytes) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (const std::size_t bytes : {50u, 100u, 200u, 500u, 1024u}) {
@@ -624,7 +624,7 @@ std::string bytes_of(const NodeReader& nodes, NodeOffset offset) {
   return {node.data() + sizeof(NodeHeader), node.bytes() - sizeof(NodeHeader)};
 }
 
-TEST(KeysFormat, of_a_leaf_is_as_documented) {
+TEST(BTreeFormat, leaf_bytes_match_the_document) {
   Tree tree;
   tree.insert_sorted({"user:1", "user:12", "user:3"});
 
@@ -638,7 +638,7 @@ TEST(KeysFormat, of_a_leaf_is_as_documented) {
             "3"s);
 }
 
-TEST(KeysFormat, of_an_inner_node_is_as_documented) {
+TEST(BTreeFormat, inner_node_bytes_match_the_document) {
   MemoryNodes nodes;
   const NodeOffset offset = nodes.allocate_node(0);
   const std::vector<std::string_view> keys{"aa", "ab"};
@@ -723,11 +723,11 @@ void change_everything(MemoryNodes& nodes, NodeOffset root,
   });
 }
 
-class KeysDamage : public ::testing::Test {
+class BTreeDamage : public ::testing::Test {
  protected:
   // A tree of three levels that is much smaller than any that grows by itself, so that every byte
   // of it can be tried.
-  KeysDamage() {
+  BTreeDamage() {
     std::vector<NodeOffset> inner;
     for (int i = 0; i < 3; ++i) {
       std::vector<NodeOffset> leaves;
@@ -820,7 +820,7 @@ class KeysDamage : public ::testing::Test {
   std::vector<NodeOffset> nodes_;
 };
 
-TEST_F(KeysDamage, of_any_one_byte_gives_an_error_or_keys_in_ascending_order) {
+TEST_F(BTreeDamage, one_damaged_byte_gives_error_or_ascending_keys) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (const NodeOffset node : nodes_) {
@@ -842,7 +842,7 @@ TEST_F(KeysDamage, of_any_one_byte_gives_an_error_or_keys_in_ascending_order) {
   tree_.expect_sound();
 }
 
-TEST_F(KeysDamage, of_many_bytes_gives_an_error_or_keys_in_ascending_order) {
+TEST_F(BTreeDamage, many_damaged_bytes_give_error_or_ascending_keys) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int round = 0; round < 5000; ++round) {
@@ -852,7 +852,7 @@ TEST_F(KeysDamage, of_many_bytes_gives_an_error_or_keys_in_ascending_order) {
   tree_.expect_sound();
 }
 
-TEST_F(KeysDamage, of_a_tree_that_grew_gives_an_error_or_keys_in_ascending_order) {
+TEST_F(BTreeDamage, damaged_grown_tree_gives_error_or_ascending_keys) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   KeyMaker make_key(Shape::mixed, random);
@@ -871,7 +871,7 @@ TEST_F(KeysDamage, of_a_tree_that_grew_gives_an_error_or_keys_in_ascending_order
   tree_.expect_sound();
 }
 
-TEST_F(KeysDamage, of_a_childs_offset_gives_an_error) {
+TEST_F(BTreeDamage, wrong_child_offset_gives_error_corrupt) {
   for (const NodeOffset node : nodes_) {
     const BTreeNode inner = BTreeNode::root(tree_.nodes, node);
     if (inner.is_leaf()) continue;
@@ -899,7 +899,7 @@ TEST_F(KeysDamage, of_a_childs_offset_gives_an_error) {
 
 // A tree that is thirty levels high, in which every node has the same child forty times: nobody
 // lives to see its end.
-TEST(KeysDamaged, a_maze_is_left_at_once) {
+TEST(DamagedBTree, exponential_walk_is_abandoned_immediately) {
   MemoryNodes nodes;
   std::vector<std::string> separators;
   for (int i = 0; i < 40; ++i) separators.push_back(number_key(static_cast<std::uint64_t>(i)));
@@ -925,7 +925,7 @@ TEST(KeysDamaged, a_maze_is_left_at_once) {
 }
 
 // A root above itself, with one child.
-TEST(KeysDamaged, a_root_that_is_its_own_child_is_found_out) {
+TEST(DamagedBTree, root_that_is_its_own_child_gives_error_corrupt) {
   MemoryNodes nodes;
   const NodeOffset node = nodes.allocate_node(0);
   write_btree_node(reinterpret_cast<char*>(nodes.writable_node(node)), 1, {}, std::vector{node}, 0,

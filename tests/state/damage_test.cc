@@ -424,35 +424,35 @@ class DamageTest : public ::testing::Test {
 
 using DamageLong = DamageTest;
 
-TEST_F(DamageLong, file_from_elsewhere_is_right_or_refused) {
+TEST_F(DamageLong, damaged_foreign_file_is_read_correctly_or_rejected) {
   run(damages(),
       [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
   run(big_damages(),
       [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
 }
 
-TEST_F(DamageLong, file_in_use_may_be_damaged_without_harm_to_its_users) {
+TEST_F(DamageLong, damage_to_mapped_file_never_crashes_its_users) {
   run(damages(),
       [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
   run(big_damages(),
       [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
 }
 
-TEST_F(DamageTest, file_that_was_cut_short_is_refused) {
+TEST_F(DamageTest, truncated_foreign_file_is_rejected) {
   run(cuts(), [this](const Damage& damage, bool& refused) {
     const std::string fault = open_from_elsewhere(damage, refused);
     return !fault.empty() || refused ? fault : "a file cut short was believed";
   });
 }
 
-TEST_F(DamageTest, some_files_from_elsewhere) {
+TEST_F(DamageTest, sampled_damage_to_foreign_file_is_harmless) {
   run(sample(damages(), 700),
       [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
   run(sample(big_damages(), 200),
       [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
 }
 
-TEST_F(DamageTest, some_damages_to_a_file_in_use) {
+TEST_F(DamageTest, sampled_damage_to_mapped_file_is_harmless) {
   run(sample(damages(), 700),
       [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
   run(sample(big_damages(), 200),
@@ -460,7 +460,7 @@ TEST_F(DamageTest, some_damages_to_a_file_in_use) {
 }
 
 // Bytes that change all the time, under a reader.
-TEST_F(DamageTest, file_that_changes_while_it_is_read) {
+TEST_F(DamageTest, file_that_changes_constantly_never_crashes_its_reader) {
   SCOPED_TRACE(testing::seed_note());
   EXPECT_EQ(
       testing::run_in_child([&]() -> std::string {

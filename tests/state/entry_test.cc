@@ -15,7 +15,7 @@ namespace {
 
 using testing::TestState;
 
-TEST(EntryWord, keeps_what_it_was_made_of) {
+TEST(EntryWord, fields_equal_those_it_was_made_from) {
   for (const UpdateId id : {UpdateId{1}, state_update_id_max}) {
     for (const bool flag : {false, true}) {
       for (const std::uint64_t key_bytes : {1, 15, 254}) {
@@ -73,9 +73,9 @@ class Entries : public ::testing::TestWithParam<bool> {
   TestState state_{directory_.file("entries.state")};
 };
 
-INSTANTIATE_TEST_SUITE_P(Ways, Entries, ::testing::Bool(), testing::variant_name);
+INSTANTIATE_TEST_SUITE_P(Variants, Entries, ::testing::Bool(), testing::variant_name);
 
-TEST_P(Entries, of_all_sizes_are_read_in_every_way) {
+TEST_P(Entries, entries_of_every_size_are_read_by_every_call) {
   for (const std::size_t bytes : value_sizes) {
     const std::string value = patterned_text(bytes, 'A');
     std::vector<testing::TestChange> changes;
@@ -96,7 +96,7 @@ TEST_P(Entries, of_all_sizes_are_read_in_every_way) {
   EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-TEST_P(Entries, that_were_erased_or_never_there_are_not_found) {
+TEST_P(Entries, erased_and_absent_keys_are_not_found) {
   std::vector<testing::TestChange> changes;
   for (const std::string& key : keys()) changes.push_back({key, "value"});
   state_.apply(changes);
@@ -115,7 +115,7 @@ TEST_P(Entries, that_were_erased_or_never_there_are_not_found) {
   }
 }
 
-TEST_P(Entries, are_read_into_strings_of_every_size) {
+TEST_P(Entries, get_replaces_a_string_of_any_size) {
   const std::string key = "fifteen bytes..";
   std::string kept;
   for (const std::size_t bytes :
@@ -132,7 +132,7 @@ TEST_P(Entries, are_read_into_strings_of_every_size) {
 
 // The offsets of their entries, one OR the other, are that of bytes in a value that look like an
 // entry.
-TEST_P(Entries, of_keys_that_hash_alike_are_told_apart) {
+TEST_P(Entries, keys_with_equal_hashes_are_distinguished) {
   const std::string key(8, '\x08');
   const std::string twin(9, '\x08');
   const std::string looks_like_an_entry = std::string("\5\0\0\0\0\0\0", 7) + key + "WRONG";
@@ -147,7 +147,7 @@ TEST_P(Entries, of_keys_that_hash_alike_are_told_apart) {
 }
 
 // Versions of both, again and again in the same places.
-TEST_P(Entries, of_keys_that_hash_alike_are_told_apart_in_space_that_is_used_again) {
+TEST_P(Entries, keys_with_equal_hashes_are_distinguished_in_reused_space) {
   const std::string key(8, '0');
   const std::string twin(9, '0');
   const std::unique_ptr<StateWriter> writer = state_->begin_write(TestState::deadline());
@@ -160,7 +160,7 @@ TEST_P(Entries, of_keys_that_hash_alike_are_told_apart_in_space_that_is_used_aga
   EXPECT_EQ(wrong, 0);
 }
 
-TEST_P(Entries, of_a_key_that_comes_twice_in_an_update_are_those_of_the_last_change) {
+TEST_P(Entries, last_change_of_a_key_in_an_update_wins) {
   state_.apply({{"old", "1"}, {"gone", "1"}});
   std::vector<testing::TestChange> changes = {
       {"old", "2"}, {"new", "1"}, {"gone", std::nullopt}, {"back", "1"}};
@@ -173,7 +173,7 @@ TEST_P(Entries, of_a_key_that_comes_twice_in_an_update_are_those_of_the_last_cha
   EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-TEST_P(Entries, of_an_index_of_many_parts_are_found) {
+TEST_P(Entries, entries_in_an_index_of_many_pages_are_found) {
   constexpr int count = 100'000;
   std::vector<testing::TestChange> changes;
   for (int i = 0; i < count; ++i)
@@ -189,7 +189,7 @@ TEST_P(Entries, of_an_index_of_many_parts_are_found) {
   EXPECT_EQ(wrong, 0);
 }
 
-TEST_P(Entries, of_all_sizes_have_a_past) {
+TEST_P(Entries, views_read_previous_versions_of_every_size) {
   std::vector<std::pair<View, std::optional<std::string>>> past;
   past.emplace_back(state_.view(), std::nullopt);
   char first = 'A';

@@ -76,7 +76,7 @@ class FileTest : public ::testing::Test {
 
 // --- What is at the path ---
 
-TEST_F(FileTest, what_is_no_state_is_refused_and_left_as_it_is) {
+TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
   { TestState state(path("whole.state")); }
   const std::string whole = bytes_of(path("whole.state"));
   const auto with = [&](std::size_t offset, std::string_view bytes, bool seal) {
@@ -108,7 +108,7 @@ TEST_F(FileTest, what_is_no_state_is_refused_and_left_as_it_is) {
   }
 }
 
-TEST_F(FileTest, minor_format_may_be_newer) {
+TEST_F(FileTest, newer_minor_format_is_accepted) {
   { TestState(path()).apply({{"a", "1"}}); }
   std::string bytes = bytes_of(path());
   bytes[offsetof(HeaderFixed, format_minor)] = 7;
@@ -120,7 +120,7 @@ TEST_F(FileTest, minor_format_may_be_newer) {
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
-TEST_F(FileTest, things_that_are_no_files_are_refused) {
+TEST_F(FileTest, path_to_a_non_regular_file_is_rejected) {
   ASSERT_EQ(::mkdir(path("folder").c_str(), 0700), 0);
   ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
   { TestState(path()).apply({{"a", "1"}}); }
@@ -152,7 +152,7 @@ TEST_F(FileTest, things_that_are_no_files_are_refused) {
       ErrorKind::invalid, [&] { State::open(options_at(path() + "/a.state")); }, "ot a directory");
 }
 
-TEST_F(FileTest, lock_file_that_is_none_is_refused) {
+TEST_F(FileTest, invalid_lock_file_is_rejected) {
   { TestState(path()).apply({{"a", "1"}}); }
   const std::string lock = path() + ".lock";
   const std::string whole = bytes_of(lock);
@@ -170,7 +170,7 @@ TEST_F(FileTest, lock_file_that_is_none_is_refused) {
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
-TEST_F(FileTest, file_with_a_second_name_is_refused) {
+TEST_F(FileTest, file_with_a_second_hard_link_is_rejected) {
   // Its locks lie beside the name: two names would mean two writers.
   { TestState(path()).apply({{"a", "1"}}); }
   ASSERT_EQ(::link(path().c_str(), path("second.state").c_str()), 0);
@@ -184,7 +184,7 @@ TEST_F(FileTest, file_with_a_second_name_is_refused) {
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
-TEST_F(FileTest, path_means_the_same_after_the_process_changed_its_folder) {
+TEST_F(FileTest, relative_path_survives_a_change_of_working_directory) {
   EXPECT_EQ(run_in_child([&]() -> std::string {
               if (::chdir(directory_.path().c_str()) != 0) return "cannot change folder";
               TestState state("relative.state");
@@ -218,7 +218,7 @@ class OwnerTest : public FileTest {
   }
 };
 
-TEST_F(OwnerTest, folder_where_others_could_replace_files_is_refused) {
+TEST_F(OwnerTest, directory_writable_for_others_is_rejected_unless_sticky) {
   ASSERT_EQ(::chmod(directory_.path().c_str(), 0777), 0);
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path())); }, "writable for others");
@@ -226,7 +226,7 @@ TEST_F(OwnerTest, folder_where_others_could_replace_files_is_refused) {
   EXPECT_FALSE(State::open(options_at(path()))->usable());
 }
 
-TEST_F(OwnerTest, state_of_another_user_is_refused) {
+TEST_F(OwnerTest, state_or_lock_file_of_another_user_is_rejected) {
   ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
   { TestState(path()).apply({{"a", "1"}}); }
   // No permission.
@@ -250,7 +250,7 @@ TEST_F(OwnerTest, state_of_another_user_is_refused) {
       ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
 }
 
-TEST_F(OwnerTest, folder_that_may_not_be_written_is_an_error) {
+TEST_F(OwnerTest, unwritable_directory_gives_error_invalid) {
   EXPECT_EQ(run_as_other_user([&] {
               return describe(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); }));
             }).substr(0, 7),
@@ -285,7 +285,7 @@ class FullDiskTest : public OwnerTest {
   }
 };
 
-TEST_F(FullDiskTest, full_disk_is_an_error_and_the_state_goes_on) {
+TEST_F(FullDiskTest, full_disk_gives_error_and_state_stays_usable) {
   EXPECT_EQ(run_with_small_disk(
                 "6m",
                 [&]() -> std::string {
@@ -317,7 +317,7 @@ TEST_F(FullDiskTest, full_disk_is_an_error_and_the_state_goes_on) {
             "");
 }
 
-TEST_F(FullDiskTest, no_room_for_a_first_state_is_an_error) {
+TEST_F(FullDiskTest, first_state_on_a_full_disk_gives_error_limit) {
   for (const char* size : {"4k", "64k", "200k", "600k", "1m"}) {
     EXPECT_EQ(run_with_small_disk(size,
                                   [&]() -> std::string {
@@ -337,7 +337,7 @@ TEST_F(FullDiskTest, no_room_for_a_first_state_is_an_error) {
   }
 }
 
-TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
+TEST_F(FullDiskTest, sparse_copy_is_allocated_before_use) {
   TemporaryDirectory other("/dev/shm");
   {
     TestState state(other.file("a.state"));
@@ -383,7 +383,7 @@ TEST_F(FullDiskTest, copy_with_holes_is_filled_before_it_is_used) {
             "");
 }
 
-TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
+TEST_F(FileTest, file_size_limit_gives_error_and_no_signal) {
   for (const rlim_t limit : {10'000UL, 200'000UL, 300'000UL, 1'000'000UL, 3'000'000UL}) {
     EXPECT_EQ(run_in_child([&]() -> std::string {
                 const struct rlimit file_limit = {limit, limit};
@@ -406,7 +406,7 @@ TEST_F(FileTest, limit_on_file_size_is_an_error_and_no_signal) {
   }
 }
 
-TEST_F(FileTest, state_that_reached_its_greatest_size_stays_readable) {
+TEST_F(FileTest, state_at_its_maximum_size_stays_readable) {
   TestState state(path(), options_at(path(), 4 << 20));
   UpdateId id = 0;
   std::optional<Error> error;
@@ -437,7 +437,7 @@ TEST_F(FileTest, state_that_reached_its_greatest_size_stays_readable) {
 }
 
 // What an update that failed had taken must not be lost for the one that comes in its place.
-TEST_F(FileTest, failed_update_gives_back_its_space) {
+TEST_F(FileTest, failed_update_returns_its_space) {
   TestState state(path(), options_at(path(), 6 << 20));
   state.apply({{"a", "1"}});
   for (int i = 0; i < 10; ++i) {
@@ -455,7 +455,7 @@ TEST_F(FileTest, failed_update_gives_back_its_space) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_file_is_damaged) {
+TEST_F(FileTest, reader_with_little_address_space_gets_limit_not_corrupt) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need address space";
 #endif
@@ -493,7 +493,7 @@ TEST_F(FileTest, reader_with_little_address_space_is_told_so_and_never_that_the_
 
 // Two processes with different limits: the smaller one maps the file anew when it outgrew its
 // place.
-TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_place) {
+TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_mapping) {
   TestState large(path());
   large.apply({{"a", "1"}});
   const TestState small(path(), options_at(path(), 2 << 20));
@@ -508,7 +508,7 @@ TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_place) {
   EXPECT_EQ(before.id(), 1U);
 }
 
-TEST_F(FileTest, growth_is_seen_by_plain_reads_when_no_reader_slot_is_left) {
+TEST_F(FileTest, plain_reads_see_growth_without_a_free_slot) {
   StateOptions options = options_at(path());
   options.reader_slots = 2;
   TestState state(path(), options);
@@ -525,7 +525,7 @@ TEST_F(FileTest, growth_is_seen_by_plain_reads_when_no_reader_slot_is_left) {
 
 // --- Removed, replaced, copied ---
 
-TEST_F(FileTest, lock_file_that_was_removed_or_replaced_stops_writing) {
+TEST_F(FileTest, removed_or_replaced_lock_file_stops_writing) {
   TestState state(path());
   state.apply({{"a", "1"}});
   const std::string lock = path() + ".lock";
@@ -553,7 +553,7 @@ TEST_F(FileTest, lock_file_that_was_removed_or_replaced_stops_writing) {
   EXPECT_EQ(state.get("a"), "3");
 }
 
-TEST_F(FileTest, state_that_was_removed_is_read_on_and_can_be_built_anew) {
+TEST_F(FileTest, removed_state_stays_readable_and_can_be_rebuilt) {
   const TestState state(path());
   TestState(path()).apply({{"a", "1"}});
   const View before = state.view();
@@ -572,7 +572,7 @@ TEST_F(FileTest, state_that_was_removed_is_read_on_and_can_be_built_anew) {
   EXPECT_EQ(before.get("a"), "1");
 }
 
-TEST_F(FileTest, where_things_stand_is_told_of_the_new_file_as_soon_as_it_is_in_place) {
+TEST_F(FileTest, info_describes_a_new_file_once_installed) {
   const TestState told(path());
   const TestState id(path());
   TestState(path()).apply({{"a", "1"}});
@@ -589,7 +589,7 @@ TEST_F(FileTest, where_things_stand_is_told_of_the_new_file_as_soon_as_it_is_in_
 }
 
 // Who puts a new file in place says so in the old one first, and may die before he does it.
-TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_before) {
+TEST_F(FileTest, superseded_bit_of_a_dead_installer_is_cleared) {
   TestState state(path());
   state.apply({{"a", "1"}});
   const auto is_superseded = [&] {
@@ -619,7 +619,7 @@ TEST_F(FileTest, state_whose_replacement_died_with_its_maker_is_as_good_as_befor
 
 // One in its place whose header says more than there is cannot be used, whether it is to be
 // replaced or not.
-TEST_F(FileTest, state_that_says_it_is_larger_than_it_can_be_has_to_be_built_anew) {
+TEST_F(FileTest, state_with_impossible_file_size_is_unusable) {
   TestState state(path());
   state.apply({{"a", "1"}});
   const FileDescriptor file = open_file(path(), O_RDWR);
@@ -631,7 +631,7 @@ TEST_F(FileTest, state_that_says_it_is_larger_than_it_can_be_has_to_be_built_ane
       << state->unusable_reason();
 }
 
-TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_meanwhile) {
+TEST_F(FileTest, new_file_catches_up_before_it_is_installed) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
   int calls = 0;
@@ -656,7 +656,7 @@ TEST_F(FileTest, a_new_file_catches_up_with_what_was_written_to_the_old_one_mean
   EXPECT_EQ(calls, 1) << "there was nothing to catch up with";
 }
 
-TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wanted) {
+TEST_F(FileTest, file_that_is_behind_is_installed_only_by_always) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
   for (const auto how : {InstallPolicy::unless_behind, InstallPolicy::always}) {
@@ -672,7 +672,7 @@ TEST_F(FileTest, a_new_file_that_is_behind_is_put_in_place_only_if_that_is_wante
   EXPECT_EQ(state->applied_id(), 4U);
 }
 
-TEST_F(FileTest, state_that_was_moved_away_and_back_goes_on) {
+TEST_F(FileTest, state_moved_away_and_back_stays_usable) {
   TestState state(path());
   state.apply({{"a", "1"}});
   ASSERT_EQ(::rename(path().c_str(), path("away").c_str()), 0);
@@ -686,7 +686,7 @@ TEST_F(FileTest, state_that_was_moved_away_and_back_goes_on) {
   EXPECT_EQ(state.get("a"), "2");
 }
 
-TEST_F(FileTest, state_replaced_by_another_is_followed) {
+TEST_F(FileTest, replaced_state_is_followed) {
   TestState state(path());
   state.apply({{"a", "1"}});
   const TestState reader(path());
@@ -702,7 +702,7 @@ TEST_F(FileTest, state_replaced_by_another_is_followed) {
   EXPECT_EQ(TestState::contents(before), (Contents{{"a", "1"}}));
 }
 
-TEST_F(FileTest, file_of_somebody_else_is_not_put_out_of_the_way) {
+TEST_F(FileTest, install_does_not_replace_a_file_that_is_no_state) {
   const std::unique_ptr<State> state = State::open(options_at(path()));
   ASSERT_FALSE(state->usable());
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
@@ -740,7 +740,7 @@ TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(FileTest, copies_made_while_it_is_written_are_right_or_refused) {
+TEST_F(FileTest, copy_made_during_writes_is_correct_or_rejected) {
   TestState state(path());
   std::atomic<bool> stop{false};
   std::thread writer([&] {
@@ -777,7 +777,7 @@ TEST_F(FileTest, copies_made_while_it_is_written_are_right_or_refused) {
 }
 
 // A damaged copy that happens to get the inode of the original, as file systems like to do.
-TEST_F(FileTest, copy_in_the_place_of_the_original_is_known_for_one) {
+TEST_F(FileTest, copy_with_the_inode_of_the_original_is_detected) {
   { TestState(path()).apply({{"a", "the right value"}}); }
   std::string damaged = bytes_of(path());
   damaged.replace(damaged.find("the right value"), 3, "no!");
@@ -805,7 +805,7 @@ TEST_F(FileTest, copy_in_the_place_of_the_original_is_known_for_one) {
       << state->unusable_reason();
 }
 
-TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
+TEST_F(FileTest, temporary_files_of_dead_builders_are_removed) {
   TestState state(path());
   ASSERT_EQ(run_in_child([&]() -> std::string {
               const TestState mine(path());
@@ -828,7 +828,7 @@ TEST_F(FileTest, leftovers_of_dead_builders_are_removed) {
   EXPECT_EQ(count(), 2);
 }
 
-TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
+TEST_F(FileTest, replaced_file_is_unmapped_after_its_last_view) {
   TestState state(path());
   state.apply({{"a", "1"}});
   const TestState reader(path());
@@ -858,7 +858,7 @@ TEST_F(FileTest, old_file_serves_its_views_and_is_unmapped_behind_them) {
 
 // Whoever installs may die at any point: who only reads must come to the new file, or stay on one
 // that is still in its place.
-TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
+TEST_F(FileTest, reader_finds_current_file_after_its_installer_died) {
   for (int i = 0; i < 60; ++i) {
     const std::string mine = path("died" + std::to_string(i));
     TestState state(mine);
@@ -890,7 +890,7 @@ TEST_F(FileTest, readers_do_not_miss_a_file_whose_installer_died) {
   }
 }
 
-TEST_F(FileTest, removed_state_is_noticed_by_all) {
+TEST_F(FileTest, removed_state_is_unusable_for_every_reader) {
   TestState state(path());
   state.apply({{"a", "1"}});
   const TestState reader(path());
@@ -908,7 +908,7 @@ TEST_F(FileTest, removed_state_is_noticed_by_all) {
   state->remove(TestState::deadline());
 }
 
-TEST_F(FileTest, without_a_boot_id_nothing_is_believed) {
+TEST_F(FileTest, missing_boot_id_gives_error_invalid) {
   if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
   TestState state(path());
   state.apply({{"a", "1"}});

@@ -89,9 +89,9 @@ class FilterTest : public ::testing::TestWithParam<bool> {
   TestState state_{path_};
 };
 
-INSTANTIATE_TEST_SUITE_P(Ways, FilterTest, ::testing::Bool(), testing::variant_name);
+INSTANTIATE_TEST_SUITE_P(Variants, FilterTest, ::testing::Bool(), testing::variant_name);
 
-TEST_P(FilterTest, is_used_while_most_keys_are_not_there) {
+TEST_P(FilterTest, filter_is_probed_first_while_most_reads_miss) {
   TestState& here = state();
   here.apply({{"there", "yes"}, {"there, and longer", "yes"}});
   EXPECT_TRUE(here.get("there"));
@@ -112,7 +112,7 @@ TEST_P(FilterTest, is_used_while_most_keys_are_not_there) {
   EXPECT_FALSE(probes_filter_first());
 }
 
-TEST_P(FilterTest, every_thread_has_its_own_expectation) {
+TEST_P(FilterTest, each_thread_decides_by_its_own_misses) {
   TestState& here = state();
   start_probing_filter(here);
   std::thread([&] {
@@ -122,7 +122,7 @@ TEST_P(FilterTest, every_thread_has_its_own_expectation) {
   EXPECT_TRUE(probes_filter_first());
 }
 
-TEST_P(FilterTest, key_that_is_written_is_found_at_once) {
+TEST_P(FilterTest, written_key_is_found_immediately) {
   TestState& here = state();
   for (std::size_t number = 0; number < 200; ++number) {
     start_probing_filter(here);
@@ -140,7 +140,7 @@ TEST_P(FilterTest, key_that_is_written_is_found_at_once) {
 }
 
 // The index grows from one part to some, its directory doubles, and the file grows.
-TEST_P(FilterTest, keys_are_found_after_parts_were_split) {
+TEST_P(FilterTest, keys_are_found_after_index_pages_split) {
   TestState& here = state();
   constexpr std::size_t count = 120'000;
   const std::string value(40, 'v');
@@ -164,7 +164,7 @@ TEST_P(FilterTest, keys_are_found_after_parts_were_split) {
 
 // Parts are split, and filters are used again, while threads that expect nothing look for what was
 // just written.
-TEST_P(FilterTest, nothing_written_is_missed_by_those_who_expect_nothing) {
+TEST_P(FilterTest, probing_threads_miss_no_key_during_page_splits) {
   TestState& here = state();
   const TestState other(path_);
   SCOPED_TRACE(testing::seed_note());
@@ -204,7 +204,7 @@ TEST_P(FilterTest, nothing_written_is_missed_by_those_who_expect_nothing) {
 }
 
 // A part is made anew when too many of its words are those of removed keys.
-TEST_P(FilterTest, keys_are_found_after_a_part_was_made_anew) {
+TEST_P(FilterTest, keys_are_found_after_an_index_page_was_rebuilt) {
   TestState& here = state();
   constexpr std::size_t each = 5000;
   for (std::size_t round = 0; round < 40; ++round) {
@@ -225,7 +225,7 @@ TEST_P(FilterTest, keys_are_found_after_a_part_was_made_anew) {
 }
 
 // The filters of the file that was replaced do not know it.
-TEST_P(FilterTest, key_is_found_in_the_file_that_took_the_place_of_another) {
+TEST_P(FilterTest, probing_thread_finds_key_of_an_installed_file) {
   TestState& here = state();
   const TestState other(path_);
   for (int round = 1; round <= 3; ++round) {
@@ -242,7 +242,7 @@ TEST_P(FilterTest, key_is_found_in_the_file_that_took_the_place_of_another) {
   }
 }
 
-TEST_P(FilterTest, check_finds_a_key_that_its_filter_does_not_know) {
+TEST_P(FilterTest, check_reports_a_key_that_its_filter_excludes) {
   TestState& here = state();
   here.apply({{"key", "value"}});
   EXPECT_EQ(here.check(), std::vector<std::string>());
@@ -253,7 +253,7 @@ TEST_P(FilterTest, check_finds_a_key_that_its_filter_does_not_know) {
 }
 
 // Else it would be given to another part as well.
-TEST_P(FilterTest, filter_that_is_not_booked_is_noticed) {
+TEST_P(FilterTest, filter_missing_from_allocator_state_is_reported) {
   TestState& here = state();
   here.apply({{"key", "value"}});
   const std::uint64_t filter = first_filter();

@@ -142,7 +142,7 @@ bool stop(const ChildProcess& child) {
   return ::waitpid(child.id(), &status, WUNTRACED) == child.id() && WIFSTOPPED(status);
 }
 
-TEST(FlatReadsLong, no_get_waits_for_the_writer_whatever_it_is_at) {
+TEST(FlatReadsLong, get_never_waits_for_the_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (const Phase& phase : phases) {

@@ -50,7 +50,7 @@ class StateFormat : public ::testing::Test {
   std::string file_;
 };
 
-TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
+TEST_F(StateFormat, keys_of_every_length_are_found_by_the_document) {
   const std::string path = directory_.path() + "/sizes.state";
   std::vector<testing::TestChange> changes;
   for (const std::size_t bytes : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1024}) {
@@ -81,7 +81,7 @@ TEST_F(StateFormat, keys_of_all_sizes_are_where_the_document_says) {
   }
 }
 
-TEST_F(StateFormat, entry_is_found_by_the_document) {
+TEST_F(StateFormat, bytes_of_an_entry_match_the_document) {
   const std::string path = directory_.path() + "/a.state";
   testing::TestState(path).apply({{"a", "1"}});
   read(path);

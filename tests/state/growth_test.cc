@@ -53,7 +53,7 @@ class GrowthTest : public ::testing::Test {
   int written_ = 0;
 };
 
-TEST_F(GrowthTest, view_finds_its_version_however_often_the_file_grows_while_it_looks) {
+TEST_F(GrowthTest, view_reads_its_version_while_the_file_keeps_growing) {
   writing_.apply({{"key", "first"}, {"other", "here"}});
   const View view = reading_.view();
   for (int i = 0; i < 3; ++i) write_beyond_the_end();
@@ -71,7 +71,7 @@ TEST_F(GrowthTest, view_finds_its_version_however_often_the_file_grows_while_it_
   EXPECT_GT(written_, 5);
 }
 
-TEST_F(GrowthTest, plain_get_finds_a_value_however_often_the_file_grows_while_it_looks) {
+TEST_F(GrowthTest, plain_get_succeeds_while_the_file_keeps_growing) {
   writing_.apply({{"key", "first"}});
   const View held = reading_.view();
   for (int i = 0; i < 3; ++i) write_beyond_the_end();
@@ -81,8 +81,7 @@ TEST_F(GrowthTest, plain_get_finds_a_value_however_often_the_file_grows_while_it
 }
 
 // Two threads ask, and the one that was told less is slower.
-TEST_F(GrowthTest,
-       who_is_told_of_more_by_another_thread_meanwhile_does_not_take_the_file_for_cut_short) {
+TEST_F(GrowthTest, thread_with_stale_file_size_reports_no_truncation) {
   writing_.apply({{"key", "first"}});
   const View held = reading_.view();
   for (int i = 0; i < 3; ++i) write_beyond_the_end();
@@ -96,7 +95,7 @@ TEST_F(GrowthTest,
 }
 
 // One that writes right away to a state just put in its place lets it grow while readers open it.
-TEST_F(GrowthTest, file_that_grows_while_it_is_opened_is_opened) {
+TEST_F(GrowthTest, file_that_grows_during_open_is_opened) {
   writing_.apply({{"key", "first"}});
   const View held = reading_.view();
   int fstats = 0;
@@ -117,7 +116,7 @@ TEST_F(GrowthTest, file_that_grows_while_it_is_opened_is_opened) {
 
 // A child that is forked while another thread opens the lock file must not keep the parent's locks
 // when that has died.
-TEST_F(GrowthTest, child_forked_while_the_lock_file_is_opened_holds_none_of_its_parents_locks) {
+TEST_F(GrowthTest, child_forked_during_open_holds_no_parent_lock) {
   const testing::SharedWithChildren<std::atomic<pid_t>> grandchild;
   testing::ChildProcess parent([&]() -> std::string {
     after_next_fstat = [&] {

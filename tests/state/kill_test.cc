@@ -103,7 +103,7 @@ double percentile(std::vector<double>& all, double share) {
 }
 
 // Each round begins with an empty state, so that it grows while its writers die.
-TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
+TEST(KillLong, next_writer_recovers_after_each_killed_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const std::uint64_t kills = testing::number_from_environment("WHYCACHE_KILLS", 500);
@@ -166,7 +166,7 @@ TEST(KillLong, whoever_takes_over_from_a_killed_writer_goes_on_where_it_was) {
 
 // Readers come and go by SIGKILL, with views held; the writer must neither wait for them nor keep
 // their space.
-TEST(KillLong, killed_readers_are_forgotten) {
+TEST(KillLong, killed_readers_keep_neither_slots_nor_space) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const TemporaryDirectory folder("/dev/shm");

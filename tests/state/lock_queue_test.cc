@@ -48,7 +48,7 @@ StateOptions small_options() {
   return options;
 }
 
-class LockWait : public ::testing::Test {
+class LockQueueTest : public ::testing::Test {
  protected:
   // Each process takes the lock, holds it for half a millisecond, and wants it again at once.
   void start_processes() {
@@ -83,7 +83,7 @@ class LockWait : public ::testing::Test {
   std::vector<std::unique_ptr<ChildProcess>> processes_;
 };
 
-TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
+TEST_F(LockQueueTest, each_contending_process_gets_its_share) {
   start_processes();
   while (turns() < 1500) ::usleep(1000);
   stop_processes();
@@ -93,7 +93,7 @@ TEST_F(LockWait, each_of_those_who_append_all_the_time_gets_its_share) {
 }
 
 // Every reader can write to the lock file, and an older version of the library wakes nobody.
-TEST_F(LockWait, what_stands_in_the_words_to_sleep_on_keeps_nobody_out) {
+TEST_F(LockQueueTest, random_waiter_words_do_not_block_the_lock) {
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped =
       ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
@@ -111,7 +111,7 @@ TEST_F(LockWait, what_stands_in_the_words_to_sleep_on_keeps_nobody_out) {
   ::munmap(mapped, sizeof(LockFileHeader));
 }
 
-TEST_F(LockWait, who_dies_with_the_lock_leaves_it_to_those_who_wait) {
+TEST_F(LockQueueTest, lock_of_a_dead_holder_passes_to_a_waiter) {
   for (int round = 0; round < 10; ++round) {
     const SharedWithChildren<std::atomic<bool>> has_it;
     ChildProcess holder([&]() -> std::string {
@@ -136,7 +136,7 @@ TEST_F(LockWait, who_dies_with_the_lock_leaves_it_to_those_who_wait) {
 }
 
 // Asking every millisecond alone would take half of one.
-TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
+TEST_F(LockQueueTest, release_wakes_the_next_waiter) {
   const SharedWithChildren<std::atomic<std::int64_t>> taken_at_ns;
   std::vector<std::int64_t> waits_ns;
   for (int round = 0; round < 51; ++round) {
@@ -159,7 +159,7 @@ TEST_F(LockWait, who_lets_go_wakes_whoever_is_next) {
 }
 
 // Where the word never stays what it was when one went to sleep on it.
-TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor) {
+TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
   const HeldLock held = state_->lock(StateLock::follow, Deadline(milliseconds(20'000)));
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped =
@@ -187,7 +187,7 @@ TEST_F(LockWait, who_cannot_sleep_on_the_word_waits_without_using_the_processor)
   ::munmap(mapped, sizeof(LockFileHeader));
 }
 
-TEST_F(LockWait, who_stands_still_at_the_gate_does_not_keep_others_out) {
+TEST_F(LockQueueTest, process_stopped_at_the_gate_does_not_block_others) {
   // Given a process that is to be next, and does nothing about it,
   const std::string lock_path = path_ + ".lock";
   const SharedWithChildren<std::atomic<bool>> at_gate;

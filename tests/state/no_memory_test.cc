@@ -42,7 +42,7 @@ class LongRead {
   }};
 };
 
-TEST(NoMemory, mapping_that_is_replaced_stays_while_somebody_reads_it) {
+TEST(NoMemory, failed_allocation_keeps_a_replaced_mapping_for_its_reader) {
   const TemporaryDirectory folder("/dev/shm");
   int failed = 0;
   bool was_reached = true;  // the allocation that was to fail

@@ -64,7 +64,7 @@ class PointIndexTest : public ::testing::Test {
   std::uint64_t entry_ = 0;
 };
 
-TEST_F(PointIndexTest, directory_grows_beyond_a_segment_and_is_recovered) {
+TEST_F(PointIndexTest, directory_larger_than_a_segment_is_recovered) {
   std::vector<std::uint64_t> all;
   for (const unsigned bits : {0U, 5U, 13U, 14U, 15U, 16U, 18U}) {
     for (const std::uint64_t hash :
@@ -84,7 +84,7 @@ TEST_F(PointIndexTest, directory_grows_beyond_a_segment_and_is_recovered) {
   }
 }
 
-TEST_F(PointIndexTest, hashes_that_cannot_be_told_apart_are_a_limit) {
+TEST_F(PointIndexTest, too_many_equal_hashes_give_error_limit) {
   const auto flood = [&] {
     for (std::uint64_t i = 0; i < 100; ++i)
       index().insert(std::uint64_t{0xabcdef} << 40 | i << 20 | 7, entry_);
@@ -97,7 +97,7 @@ TEST_F(PointIndexTest, hashes_that_cannot_be_told_apart_are_a_limit) {
 
 // A part is found again from each of its slots, whichever of them a dead writer had already
 // changed.
-TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
+TEST_F(PointIndexTest, interrupted_split_is_rolled_back_or_completed) {
   for (const std::uint64_t hash : colliding_hashes(6, 3)) index().insert(hash, entry_);  // depth 7
   std::vector<std::uint64_t> others;
   for (std::uint64_t i = 0; i < 64; ++i) others.push_back(std::uint64_t{1} << 63 | i << 30 | 99);
@@ -124,7 +124,7 @@ TEST_F(PointIndexTest, split_that_stopped_midway_is_taken_back) {
   }
 }
 
-TEST_F(PointIndexTest, word_that_was_removed_hides_nobody_behind_it) {
+TEST_F(PointIndexTest, removed_word_does_not_hide_words_after_it) {
   std::vector<std::uint64_t> hashes;
   for (std::uint64_t i = 0; i < 40; ++i)
     hashes.push_back(i << 42 | 4094);  // runs over the end of the part
@@ -138,7 +138,7 @@ TEST_F(PointIndexTest, word_that_was_removed_hides_nobody_behind_it) {
 }
 
 // Beyond segment 8064 the descriptors lie in a second table.
-TEST(PointIndexLong, file_with_a_second_table_of_descriptors_is_like_any_other) {
+TEST(PointIndexLong, file_with_two_descriptor_tables_is_written_and_recovered) {
   const TemporaryDirectory folder("/dev/shm");
   const std::string path = folder.file("large.state");
   StateOptions options;

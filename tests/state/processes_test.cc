@@ -76,7 +76,7 @@ class ProcessesTest : public ::testing::Test {
   TemporaryDirectory directory_{"/dev/shm"};
 };
 
-TEST_F(ProcessesTest, slots_of_the_dead_are_swept) {
+TEST_F(ProcessesTest, reader_slots_of_dead_processes_are_reused) {
   TestState state(path(), with_slots(4));
   state.apply({{"a", "1"}});
   for (int i = 0; i < 5; ++i) {
@@ -94,7 +94,7 @@ TEST_F(ProcessesTest, slots_of_the_dead_are_swept) {
   }
 }
 
-TEST_F(ProcessesTest, without_a_free_slot_the_error_names_who_has_them) {
+TEST_F(ProcessesTest, error_without_a_free_slot_names_the_holders) {
   TestState state(path(), with_slots(3));
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
@@ -125,7 +125,7 @@ TEST_F(ProcessesTest, without_a_free_slot_the_error_names_who_has_them) {
   EXPECT_EQ(state.view().get("a"), "2");
 }
 
-TEST_F(ProcessesTest, more_processes_than_rows_is_an_error) {
+TEST_F(ProcessesTest, more_processes_than_slots_give_error_limit) {
   TestState state(path(), with_slots(2));
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
@@ -148,7 +148,7 @@ TEST_F(ProcessesTest, more_processes_than_rows_is_an_error) {
   EXPECT_EQ(state.view().get("a"), "1");
 }
 
-TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
+TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
   const View before = state.view();
@@ -175,7 +175,7 @@ TEST_F(ProcessesTest, view_from_before_a_fork_is_the_parents) {
 
 // A view outlives its state object; the process forks and dies; the child lives on. It must not
 // keep the parent's view alive.
-TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
+TEST_F(ProcessesTest, child_does_not_keep_slots_of_its_dead_parent) {
   TestState state(path(), with_slots(8));
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
@@ -205,7 +205,7 @@ TEST_F(ProcessesTest, child_does_not_keep_the_slots_of_its_dead_parent) {
   }
 }
 
-TEST_F(ProcessesTest, child_of_a_process_that_is_writing_can_write_after_it) {
+TEST_F(ProcessesTest, child_forked_during_a_write_writes_after_its_parent) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
   std::mutex mutex;
@@ -246,7 +246,7 @@ TEST_F(ProcessesTest, child_of_a_process_that_is_writing_can_write_after_it) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(ProcessesTest, child_does_not_hold_the_locks_of_its_dead_parent) {
+TEST_F(ProcessesTest, child_does_not_hold_locks_of_its_dead_parent) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
@@ -279,7 +279,7 @@ TEST_F(ProcessesTest, child_does_not_hold_the_locks_of_its_dead_parent) {
 }
 
 // fork in the midst of it, by the very thread that writes or builds.
-TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
+TEST_F(ProcessesTest, inherited_writer_and_builder_are_invalid_in_the_child) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
   std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
@@ -318,7 +318,7 @@ TEST_F(ProcessesTest, writer_and_builder_in_a_child_are_the_parents) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(ProcessesTest, view_in_another_pid_namespace_is_respected) {
+TEST_F(ProcessesTest, view_in_another_pid_namespace_keeps_its_version) {
   if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}, {"churn1", "old"}});
@@ -342,7 +342,7 @@ TEST_F(ProcessesTest, view_in_another_pid_namespace_is_respected) {
   EXPECT_EQ(outer.wait(), "");
 }
 
-TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_stops_nobody) {
+TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_blocks_no_writer) {
   TestState state(path(), with_slots(16));
   churn(state, 5);
   state.apply({{"a", "1"}});
@@ -372,7 +372,7 @@ TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_stops_nobody) {
 
 // A plain read that is stopped midway comes back to memory that has long been used again, and has
 // to notice.
-TEST_F(ProcessesTest, plain_reader_that_is_stopped_at_any_time_reads_right) {
+TEST_F(ProcessesTest, plain_reader_stopped_midway_reads_no_torn_value) {
   TestState state(path(), with_slots(16));
   churn(state, 5);
   const SharedWithChildren<Signals> signals;
@@ -401,7 +401,7 @@ TEST_F(ProcessesTest, plain_reader_that_is_stopped_at_any_time_reads_right) {
   EXPECT_EQ(reader.wait(), "");
 }
 
-TEST_F(ProcessesTest, many_threads_use_one_state) {
+TEST_F(ProcessesTest, many_threads_share_one_state) {
   const TestState state(path(), with_slots(64));
   std::vector<std::thread> threads;
   std::atomic<int> failures{0};
@@ -431,7 +431,7 @@ TEST_F(ProcessesTest, many_threads_use_one_state) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(ProcessesTest, forks_beside_busy_threads_do_no_harm) {
+TEST_F(ProcessesTest, child_forked_beside_busy_threads_reads_and_writes) {
   TestState state(path(), with_slots(64));
   state.apply({{"a", "1"}});
   std::atomic<bool> stop{false};
@@ -464,7 +464,7 @@ TEST_F(ProcessesTest, forks_beside_busy_threads_do_no_harm) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
+TEST_F(ProcessesTest, lock_timeout_error_names_the_lock) {
   const TestState state(path(), with_slots(16));
   const TestState other(path(), with_slots(16));
   const std::pair<StateLock, const char*> all[] = {{StateLock::writer, "writer lock"},
@@ -492,7 +492,7 @@ TEST_F(ProcessesTest, locks_time_out_and_name_themselves) {
 }
 
 // The first read of a process in one thread, while another one forks.
-TEST_F(ProcessesTest, child_forked_during_the_first_read_of_its_parent_reads) {
+TEST_F(ProcessesTest, child_forked_during_first_read_can_read) {
   const std::string said = run_in_child([this]() -> std::string {
     const TestState state(path(), with_slots(16));
     { TestState::apply(*state->begin_write(TestState::deadline()), {{"key", "value"}}); }

@@ -17,7 +17,7 @@ namespace {
 
 using testing::TestState;
 
-TEST(ReadingThreads, a_get_for_whose_value_there_is_no_memory_ends_its_read) {
+TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need address space of their own";
 #endif
@@ -47,7 +47,7 @@ TEST(ReadingThreads, a_get_for_whose_value_there_is_no_memory_ends_its_read) {
             "");
 }
 
-TEST(ReadingThreads, one_that_does_nothing_but_read_is_seen_between_two_reads) {
+TEST(ReaderThreads, grace_periods_elapse_beside_a_busy_reader) {
   const testing::TemporaryDirectory folder("/dev/shm");
   TestState state(folder.file("busy.state"));
   state.apply({{"some key", std::string(100, 'x')}});

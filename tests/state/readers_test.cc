@@ -52,7 +52,7 @@ UpdateId write_for(const TestState& state, const MarkedUpdates& updates,
   return id;
 }
 
-TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
+TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const auto seconds = testing::number_from_environment("WHYCACHE_SECONDS", 20);
@@ -92,7 +92,7 @@ TEST(ReadersLong, processes_read_whole_updates_only_while_a_writer_churns) {
   }
 }
 
-TEST(Readers, threads_read_whole_updates_only_while_a_writer_churns) {
+TEST(Readers, threads_read_only_whole_updates_beside_a_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const TemporaryDirectory folder("/dev/shm");
@@ -120,7 +120,7 @@ TEST(Readers, threads_read_whole_updates_only_while_a_writer_churns) {
 }
 
 // The file is replaced under the readers again and again.
-TEST(Readers, threads_follow_one_file_after_another) {
+TEST(Readers, threads_follow_repeated_file_replacement) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const TemporaryDirectory folder("/dev/shm");
@@ -165,7 +165,7 @@ TEST(Readers, threads_follow_one_file_after_another) {
 
 // What a write that has returned put there is seen by every get that begins after it, in whichever
 // file it is by then.
-TEST(Readers, threads_see_what_was_written_before_they_began_while_files_are_replaced) {
+TEST(Readers, gets_see_completed_writes_across_file_replacement) {
   const TemporaryDirectory folder("/dev/shm");
   const TestState writing(folder.file("read.state"));
   const TestState reading(folder.file("read.state"));

@@ -33,7 +33,7 @@ TEST_F(StateTest, new_state_is_empty_at_update_0) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(StateTest, what_was_applied_is_read) {
+TEST_F(StateTest, applied_values_are_read) {
   TestState state(path());
 
   EXPECT_EQ(
@@ -48,7 +48,7 @@ TEST_F(StateTest, what_was_applied_is_read) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(StateTest, erased_key_is_gone_and_may_come_back) {
+TEST_F(StateTest, erased_key_is_absent_and_can_be_set_again) {
   TestState state(path());
   state.apply({{"a", "1"}});
   state.apply({{"a", std::nullopt}, {"never there", std::nullopt}});
@@ -62,7 +62,7 @@ TEST_F(StateTest, erased_key_is_gone_and_may_come_back) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(StateTest, last_change_of_a_key_in_an_update_counts) {
+TEST_F(StateTest, last_change_of_a_key_in_an_update_wins) {
   TestState state(path());
   state.apply({{"a", "old"}});
   const View before = state.view();
@@ -80,7 +80,7 @@ TEST_F(StateTest, last_change_of_a_key_in_an_update_counts) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(StateTest, view_stands_still_while_updates_are_applied) {
+TEST_F(StateTest, view_does_not_change_while_updates_are_applied) {
   TestState state(path());
   state.apply({{"a", "1"}, {"b", "1"}});
   const View before = state.view();
@@ -96,7 +96,7 @@ TEST_F(StateTest, view_stands_still_while_updates_are_applied) {
   EXPECT_EQ(state.contents(), (std::map<std::string, std::string>{{"a", "2"}, {"c", "2"}}));
 }
 
-TEST_F(StateTest, erasing_everything_is_one_update) {
+TEST_F(StateTest, update_that_erases_all_keeps_its_own_changes) {
   TestState state(path());
   for (int i = 0; i < 1000; ++i) state.apply({{"key" + std::to_string(i), std::to_string(i)}});
   const View before = state.view();
@@ -110,7 +110,7 @@ TEST_F(StateTest, erasing_everything_is_one_update) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-TEST_F(StateTest, is_there_when_opened_again) {
+TEST_F(StateTest, reopened_state_keeps_its_contents) {
   { TestState(path()).apply({{"a", "1"}}); }
 
   const TestState state(path());
@@ -119,7 +119,7 @@ TEST_F(StateTest, is_there_when_opened_again) {
   EXPECT_EQ(state->applied_id(), 1U);
 }
 
-TEST_F(StateTest, two_openings_in_one_process_see_each_other) {
+TEST_F(StateTest, two_states_of_one_file_see_each_others_updates) {
   TestState one(path());
   TestState other(path());
 
@@ -130,7 +130,7 @@ TEST_F(StateTest, two_openings_in_one_process_see_each_other) {
   EXPECT_EQ(other.get("a"), "1");
 }
 
-TEST_F(StateTest, values_larger_than_a_segment_come_and_go) {
+TEST_F(StateTest, space_of_values_larger_than_a_segment_is_reused) {
   TestState state(path());
   for (int round = 0; round < 20; ++round) {
     state.apply({{"large", std::string(3'000'000 + round, static_cast<char>('a' + round))},
@@ -141,7 +141,7 @@ TEST_F(StateTest, values_larger_than_a_segment_come_and_go) {
   EXPECT_LT(state->inspect().file_bytes, 20'000'000U);
 }
 
-TEST_F(StateTest, space_of_what_was_overwritten_is_used_again) {
+TEST_F(StateTest, space_of_overwritten_values_is_reused) {
   TestState state(path());
   std::mt19937_64 random(testing::test_seed());
   SCOPED_TRACE(testing::seed_note());
@@ -162,7 +162,7 @@ TEST_F(StateTest, space_of_what_was_overwritten_is_used_again) {
 }
 
 // Random updates against std::map, with views held, reopened now and then, checked throughout.
-TEST_F(StateTest, holds_what_a_map_holds) {
+TEST_F(StateTest, random_updates_match_a_std_map) {
   std::mt19937_64 random(testing::test_seed());
   SCOPED_TRACE(testing::seed_note());
   auto state = std::make_unique<TestState>(path());

@@ -380,7 +380,7 @@ Scenario update_scenario(const std::string& name, const Changes& changes, bool e
           [=](const std::string&) { return changes; }, erases_all};
 }
 
-TEST_F(StepLong, small_updates) {
+TEST_F(StepLong, each_death_in_a_small_update_is_recovered) {
   walk(update_scenario("a new key", {{"new", "1"}}));
   walk(update_scenario("a key overwritten", {{"key/1007", "2"}}));
   walk(update_scenario("a key erased", {{"key/1007", std::nullopt}}));
@@ -410,7 +410,7 @@ TEST_F(StepLong, small_updates) {
         }});
 }
 
-TEST_F(StepLong, updates_that_change_the_key_index) {
+TEST_F(StepLong, each_death_while_key_index_changes_is_recovered) {
   Changes many;
   for (int i = 0; i < 60; ++i) many.push_back({"key/1050/" + std::to_string(i), "v"});
   walk(update_scenario("leaves split", many));
@@ -420,7 +420,7 @@ TEST_F(StepLong, updates_that_change_the_key_index) {
   walk(update_scenario("everything erased", {{"key/1003", "again"}, {"new", "1"}}, true));
 }
 
-TEST_F(StepLong, updates_that_split_the_point_index) {
+TEST_F(StepLong, each_death_while_point_index_splits_is_recovered) {
   const auto crowd = [](TestState& state, const std::string& path, std::uint64_t top, unsigned bits,
                         const std::string& name) {
     Changes changes = colliding_changes(path, 64, top, bits, name);
@@ -473,7 +473,7 @@ TEST_F(StepLong, updates_that_split_the_point_index) {
         }});
 }
 
-TEST_F(StepLong, updates_that_move_space_about) {
+TEST_F(StepLong, each_death_while_segments_change_is_recovered) {
   walk(update_scenario("large entry", {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
   walk({"large entry goes",
         [](TestState& state, const std::string&) {
@@ -517,7 +517,7 @@ TEST_F(StepLong, updates_that_move_space_about) {
         }});
 }
 
-TEST_F(StepLong, taking_back_what_a_dead_writer_left) {
+TEST_F(StepLong, each_death_during_recovery_is_recovered) {
   for (const std::uint64_t permille : {500, 900, 985}) {
     walk(update_scenario("leaves split", {{"key/1007", "2"},
                                           {"key/1050/1", std::string(500, 'x')},

@@ -150,7 +150,9 @@ WalkedWriter::WalkedWriter(const WalkPlan& walk_plan, std::uint64_t bytes, const
 
 #else
 
-const char* WalkedWriter::unsupported_reason() { return "needs an x86-64 processor, and no sanitizer"; }
+const char* WalkedWriter::unsupported_reason() {
+  return "needs an x86-64 processor, and no sanitizer";
+}
 
 WalkedWriter::WalkedWriter(const WalkPlan&, std::uint64_t, const Work&) : child_(0) {
   throw std::logic_error(unsupported_reason());

@@ -48,7 +48,7 @@ class WritableMappingCacheTest : public ::testing::Test {
   TemporaryDirectory directory_;
 };
 
-TEST_F(WritableMappingCacheTest, a_single_write_keeps_nothing) {
+TEST_F(WritableMappingCacheTest, single_write_caches_no_mapping) {
   TestState state(path());
   state.apply({{"a", "1"}});
   EXPECT_EQ(writable_mappings(), 0);
@@ -57,7 +57,7 @@ TEST_F(WritableMappingCacheTest, a_single_write_keeps_nothing) {
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-TEST_F(WritableMappingCacheTest, it_is_kept_between_writes_and_gone_with_them) {
+TEST_F(WritableMappingCacheTest, mapping_is_cached_between_writes_and_dropped_afterwards) {
   TestState state(path());
   write_until_cached(state);
   EXPECT_EQ(writable_mappings(), 1);
@@ -84,7 +84,7 @@ TEST_F(WritableMappingCacheTest, it_is_kept_between_writes_and_gone_with_them) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(WritableMappingCacheTest, it_is_kept_only_by_who_says_so_and_writes) {
+TEST_F(WritableMappingCacheTest, only_a_write_with_policy_cache_caches_the_mapping) {
   TestState state(path());
   for (int i = 0; i < 20; ++i) {
     const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
@@ -95,7 +95,7 @@ TEST_F(WritableMappingCacheTest, it_is_kept_only_by_who_says_so_and_writes) {
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-TEST_F(WritableMappingCacheTest, who_writes_much_does_not_keep_it) {
+TEST_F(WritableMappingCacheTest, large_updates_do_not_keep_the_mapping_cached) {
   TestState state(path());
   std::vector<TestChange> changes;
   for (int i = 0; i < 2000; ++i) changes.push_back({"key" + std::to_string(i), "value"});
@@ -118,7 +118,7 @@ TEST_F(WritableMappingCacheTest, who_writes_much_does_not_keep_it) {
 }
 
 // Without what else would drop it, a switch of files: what is taken has to fit by itself.
-TEST_F(WritableMappingCacheTest, what_is_taken_is_of_the_same_state_and_holds_all_of_it) {
+TEST_F(WritableMappingCacheTest, take_returns_only_a_mapping_of_the_same_whole_file) {
   const std::string other_path = directory_.file("other.state");
   constexpr std::uint64_t bytes_max = std::uint64_t{64} << 20;
   TestState state(path());
@@ -152,7 +152,7 @@ TEST_F(WritableMappingCacheTest, what_is_taken_is_of_the_same_state_and_holds_al
 }
 
 // A backup put back into the same file: whoever opens it makes it ours, with its own hash seed.
-TEST_F(WritableMappingCacheTest, a_state_that_was_copied_over_ours_is_written_to_as_what_it_is) {
+TEST_F(WritableMappingCacheTest, state_copied_over_ours_is_written_by_its_own_seed) {
   const auto key = [](int i) { return "a key that is longer than two words " + std::to_string(i); };
   const std::string other_path = directory_.file("other.state");
   {
@@ -171,7 +171,7 @@ TEST_F(WritableMappingCacheTest, a_state_that_was_copied_over_ours_is_written_to
 }
 
 // Each of them made it grow, and writes to where the others have grown it.
-TEST_F(WritableMappingCacheTest, writers_of_several_processes_take_turns) {
+TEST_F(WritableMappingCacheTest, writers_in_two_processes_alternate_while_the_file_grows) {
   TestState state(path());
   write_until_cached(state);
   const std::uint64_t items_before = state->info().item_count;
@@ -202,7 +202,7 @@ TEST_F(WritableMappingCacheTest, writers_of_several_processes_take_turns) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(WritableMappingCacheTest, one_of_a_file_that_was_replaced_is_not_written_to) {
+TEST_F(WritableMappingCacheTest, cached_mapping_of_a_replaced_file_is_not_written) {
   TestState state(path());
   write_until_cached(state);
   {
@@ -229,7 +229,7 @@ TEST_F(WritableMappingCacheTest, one_of_a_file_that_was_replaced_is_not_written_
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-TEST_F(WritableMappingCacheTest, a_forked_child_has_one_of_its_own) {
+TEST_F(WritableMappingCacheTest, forked_child_caches_a_mapping_of_its_own) {
   TestState state(path());
   write_until_cached(state);
   const UpdateId before = state->info().applied_id;
@@ -249,7 +249,7 @@ TEST_F(WritableMappingCacheTest, a_forked_child_has_one_of_its_own) {
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(WritableMappingCacheTest, after_a_failure_the_state_is_taken_over_again) {
+TEST_F(WritableMappingCacheTest, failed_update_drops_the_mapping_and_forces_recovery) {
   TestState state(path());
   write_until_cached(state);
   {
@@ -268,7 +268,7 @@ TEST_F(WritableMappingCacheTest, after_a_failure_the_state_is_taken_over_again) 
   EXPECT_THAT(state.check(), IsEmpty());
 }
 
-TEST_F(WritableMappingCacheTest, address_space_that_is_limited_is_not_kept) {
+TEST_F(WritableMappingCacheTest, limited_address_space_disables_the_cache) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "a sanitizer takes more address space than there is to limit";
 #endif

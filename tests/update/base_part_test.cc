@@ -50,7 +50,7 @@ std::map<std::string, std::string> random_items(std::mt19937_64& random, std::si
   return items;
 }
 
-TEST(BasePart, comes_back_as_it_went) {
+TEST(BasePart, decoded_part_equals_encoded_items) {
   BasePartEncoder encoder(base);
   EXPECT_TRUE(encoder.empty());
   ASSERT_TRUE(encoder.add({"flag.checkout", "on"}, no_bytes_max));
@@ -71,7 +71,7 @@ TEST(BasePart, comes_back_as_it_went) {
   EXPECT_EQ(part.last, info);
 }
 
-TEST(BasePart, of_random_items_comes_back_as_it_went) {
+TEST(BasePart, random_items_round_trip) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   BasePart part;  // reused for all
@@ -94,7 +94,7 @@ TEST(BasePart, of_random_items_comes_back_as_it_went) {
   }
 }
 
-TEST(BasePart, of_an_empty_base_says_so) {
+TEST(BasePart, part_of_an_empty_base_round_trips) {
   BasePartEncoder encoder(base);
   BasePart part;
   decode_base_part(encoder.finish(BaseInfo{.base = base, .chain = 1}), part);
@@ -102,7 +102,7 @@ TEST(BasePart, of_an_empty_base_says_so) {
   EXPECT_EQ(part.last, (BaseInfo{.base = base, .chain = 1}));
 }
 
-TEST(BasePart, stays_within_its_size_unless_a_single_item_is_longer) {
+TEST(BasePart, part_exceeds_bytes_max_only_with_a_single_item) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (const std::size_t bytes_max : {200, 1000, 20'000}) {
@@ -114,7 +114,7 @@ TEST(BasePart, stays_within_its_size_unless_a_single_item_is_longer) {
   }
 }
 
-TEST(BasePart, takes_the_longest_key_and_value) {
+TEST(BasePart, longest_key_and_value_fit_in_a_part) {
   const std::string key(key_bytes_max, 'k');
   const std::string value(value_bytes_max, 'v');
   BasePartEncoder encoder(base);
@@ -125,7 +125,7 @@ TEST(BasePart, takes_the_longest_key_and_value) {
   EXPECT_EQ(part.items, (std::vector<Item>{{key, value}}));
 }
 
-TEST(BasePart, stores_what_keys_have_in_common_once) {
+TEST(BasePart, shared_key_prefix_is_stored_once) {
   std::map<std::string, std::string> items;
   const std::string prefix(1000, 'p');
   for (int i = 1000; i < 2000; ++i) items[prefix + std::to_string(i)] = "";
@@ -134,7 +134,7 @@ TEST(BasePart, stores_what_keys_have_in_common_once) {
     ASSERT_TRUE(encoder.add({key, value}, 10'000)) << "1,000 keys of 1,004 bytes";
 }
 
-TEST(BasePart, keys_that_share_much_do_not_ask_for_endless_memory) {
+TEST(BasePart, part_ends_before_its_decoded_keys_exceed_64_mib) {
   // In a few bytes each, keys of 1,020 bytes; a part has to end before they take more than 64 MiB
   // in full.
   BasePartEncoder encoder(base);
@@ -151,7 +151,7 @@ TEST(BasePart, keys_that_share_much_do_not_ask_for_endless_memory) {
   EXPECT_EQ(part.items.back().key, prefix + std::to_string(1'000'000'000 + count - 1));
 }
 
-TEST(BasePart, takes_so_many_items_and_no_more) {
+TEST(BasePart, part_ends_at_the_maximum_item_count) {
   BasePartEncoder encoder(base);
   char key[4] = {};
   std::size_t count = 0;
@@ -162,7 +162,7 @@ TEST(BasePart, takes_so_many_items_and_no_more) {
   EXPECT_EQ(count, element_count_max);
 }
 
-TEST(BasePartEncoder, refuses_what_could_not_be_read_again) {
+TEST(BasePartEncoder, items_that_could_not_be_decoded_are_rejected) {
   BasePartEncoder encoder(base);
   ASSERT_TRUE(encoder.add({"b", "1"}, no_bytes_max));
   expect_error(
@@ -225,7 +225,7 @@ std::vector<std::string> sample_parts() {
   return samples;
 }
 
-TEST(DamagedBasePart, cut_short_or_too_long_is_refused) {
+TEST(DamagedBasePart, truncated_or_extended_part_is_rejected) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_parts()) {
     ASSERT_EQ(decode_error(whole), "decoded");
@@ -235,7 +235,7 @@ TEST(DamagedBasePart, cut_short_or_too_long_is_refused) {
   }
 }
 
-TEST(DamagedBasePart, with_one_bit_flipped_is_refused) {
+TEST(DamagedBasePart, part_with_one_flipped_bit_is_rejected) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_parts()) {
     for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
@@ -246,14 +246,14 @@ TEST(DamagedBasePart, with_one_bit_flipped_is_refused) {
   }
 }
 
-TEST(DamagedBasePart, says_which_it_is) {
+TEST(DamagedBasePart, error_names_the_base_and_the_part) {
   std::string bytes = encode({{"a", "1"}}, 1000)[0];
   bytes.back() = static_cast<char>(bytes.back() ^ 1);
   expect_refused(bytes, "base part was changed or cut short");
   expect_refused(bytes, "base=40 part=0");
 }
 
-TEST(HostileBasePart, of_an_unknown_version_or_flag_says_so) {
+TEST(HostileBasePart, unknown_version_or_flag_is_named_in_the_error) {
   std::string bytes = framed_part(0, "", 0, 0, "");
   ASSERT_EQ(decode_error(bytes), "decoded");
   bytes[0] = 2;
@@ -263,19 +263,19 @@ TEST(HostileBasePart, of_an_unknown_version_or_flag_says_so) {
                    "a flag this program does not know");
 }
 
-TEST(HostileBasePart, has_room_for_fields_that_later_versions_write) {
+TEST(HostileBasePart, unknown_field_is_skipped) {
   std::string fields;
   append_field(fields, 2, "something new");
   EXPECT_EQ(decode_error(framed_part(0, fields, 0, 0, "")), "decoded");
 }
 
-TEST(HostileBasePart, with_its_totals_cut_short_is_refused) {
+TEST(HostileBasePart, truncated_totals_are_rejected) {
   std::string fields;
   append_field(fields, 1, std::string(31, 'x'));
   expect_refused(framed_part(0, fields, 0, 0, ""), "a field of a wrong size");
 }
 
-TEST(HostileBasePart, with_keys_out_of_order_is_refused) {
+TEST(HostileBasePart, unsorted_keys_are_rejected) {
   const std::string a = "\0\1a\0"s;
   const std::string b = "\0\1b\0"s;
   ASSERT_EQ(decode_error(framed_part(0, "", 2, 2, a + b)), "decoded");
@@ -286,16 +286,14 @@ TEST(HostileBasePart, with_keys_out_of_order_is_refused) {
   expect_refused(framed_part(0, "", 2, 3, "\0\2ab\0\1\0\0"s), "keys out of order");
 }
 
-TEST(HostileBasePart, with_a_key_that_shares_more_than_there_is_is_refused) {
-  expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s),
-                 "shares more bytes than the previous key has");
-  expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s),
-                 "shares more bytes than the previous key has");
+TEST(HostileBasePart, shared_prefix_longer_than_previous_key_is_rejected) {
+  expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s), "shares more than there is");
+  expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s), "shares more than there is");
   expect_refused(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s),
                  "shares more bytes than the previous key has");
 }
 
-TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {
+TEST(HostileBasePart, key_or_value_out_of_bounds_is_rejected) {
   expect_refused(framed_part(0, "", 1, 0, "\0\0\0\0"s), "a key that is empty or too long");
   expect_refused(framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s),
                  "longer keys than there can be");
@@ -309,13 +307,13 @@ TEST(HostileBasePart, with_keys_or_values_out_of_bounds_is_refused) {
                  "a value that is too long");
 }
 
-TEST(HostileBasePart, that_lies_about_its_keys_is_refused) {
+TEST(HostileBasePart, wrong_total_of_key_bytes_is_rejected) {
   const std::string item = "\0\1a\0"s;
   expect_refused(framed_part(0, "", 1, 0, item), "longer keys than it says");
   expect_refused(framed_part(0, "", 1, 2, item), "shorter keys than it says");
 }
 
-TEST(HostileBasePart, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
+TEST(HostileBasePart, excessive_claim_is_rejected_before_memory_is_allocated) {
   const std::string item = "\0\1a\0"s;
   for (const std::uint64_t claim :
        {std::uint64_t{2}, std::uint64_t{1} << 21, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
@@ -334,7 +332,7 @@ TEST(HostileBasePart, claiming_more_than_there_is_is_refused_before_memory_is_as
       "more items than there can be");
 }
 
-TEST(HostileBasePart, of_random_bytes_does_no_harm) {
+TEST(HostileBasePart, random_bytes_do_no_harm) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int i = 0; i < 50'000; ++i) {

@@ -61,7 +61,7 @@ void expect_refused(std::string_view bytes, const std::string& words) {
       << "message: " << message << "\nlacks: " << words;
 }
 
-TEST(DamagedUpdate, cut_short_anywhere_is_refused) {
+TEST(DamagedUpdate, update_truncated_at_any_byte_is_rejected) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
     ASSERT_EQ(decode_error(whole), "decoded");
@@ -74,7 +74,7 @@ TEST(DamagedUpdate, cut_short_anywhere_is_refused) {
   }
 }
 
-TEST(DamagedUpdate, with_more_bytes_than_belong_to_it_is_refused) {
+TEST(DamagedUpdate, update_with_trailing_bytes_is_rejected) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
     for (const std::string& more : {"\0"s, "\x01"s, "garbage"s, whole}) {
@@ -86,7 +86,7 @@ TEST(DamagedUpdate, with_more_bytes_than_belong_to_it_is_refused) {
 }
 
 // Decoding alone cannot know that a value was another one; the chain does.
-TEST(DamagedUpdate, with_one_bit_flipped_breaks_the_chain_and_does_no_harm) {
+TEST(DamagedUpdate, flipped_bit_breaks_the_chain) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
     ASSERT_EQ(verify_chain(whole, id, previous_chain), peek_header(whole)->chain);
@@ -102,7 +102,7 @@ TEST(DamagedUpdate, with_one_bit_flipped_breaks_the_chain_and_does_no_harm) {
   }
 }
 
-TEST(DamagedUpdate, of_random_bytes_does_no_harm) {
+TEST(DamagedUpdate, random_bytes_do_no_harm) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int i = 0; i < 100'000; ++i) {
@@ -113,7 +113,7 @@ TEST(DamagedUpdate, of_random_bytes_does_no_harm) {
   }
 }
 
-TEST(HostileUpdate, of_an_unknown_version_says_so) {
+TEST(HostileUpdate, unknown_version_is_named_in_the_error) {
   std::string bytes = framed(0, "", 0, "");
   ASSERT_EQ(decode_error(bytes), "decoded");
   for (const int version : {0, 2, 255}) {
@@ -125,25 +125,25 @@ TEST(HostileUpdate, of_an_unknown_version_says_so) {
   }
 }
 
-TEST(HostileUpdate, with_an_unknown_flag_says_so) {
+TEST(HostileUpdate, unknown_flag_is_rejected) {
   for (const int flags : {4, 8, 16, 32, 64, 128, 252}) {
     expect_refused(framed(static_cast<std::uint8_t>(flags), "", 0, ""),
                    "a flag this program does not know");
   }
 }
 
-TEST(HostileUpdate, without_an_id_is_refused) {
+TEST(HostileUpdate, update_without_an_id_is_rejected) {
   std::string bytes = framed(0, "", 0, "");
   store_little_endian<std::uint64_t>(bytes.data() + id_offset, 0);
   expect_refused(bytes, "update has no id");
   EXPECT_FALSE(peek_header(bytes));
 }
 
-TEST(HostileUpdate, names_its_id_in_the_message) {
+TEST(HostileUpdate, error_names_the_update_id) {
   expect_refused(framed(0, "", 3, "\x02"s + "k"), "id=7");
 }
 
-TEST(HostileUpdate, claiming_more_than_there_is_is_refused_before_memory_is_asked_for) {
+TEST(HostileUpdate, excessive_claim_is_rejected_before_memory_is_allocated) {
   const std::string change = "\x02k\x01v";  // key of one byte, value of one byte
   ASSERT_EQ(decode_error(framed(0, "", 1, change)), "decoded");
   for (const std::uint64_t claim :
@@ -163,7 +163,7 @@ TEST(HostileUpdate, claiming_more_than_there_is_is_refused_before_memory_is_aske
   }
 }
 
-TEST(HostileUpdate, with_keys_or_values_out_of_bounds_is_refused) {
+TEST(HostileUpdate, key_or_value_out_of_bounds_is_rejected) {
   const std::string long_key(key_bytes_max + 1, 'k');
   const std::string long_value(value_bytes_max + std::size_t{1}, 'v');
   expect_refused(framed(0, "", 1, "\x00\x00"s), "a key that is empty or too long");
@@ -174,12 +174,12 @@ TEST(HostileUpdate, with_keys_or_values_out_of_bounds_is_refused) {
                  "a value that is too long");
 }
 
-TEST(HostileUpdate, with_numbers_in_a_longer_form_than_needed_is_refused) {
+TEST(HostileUpdate, overlong_varint_is_rejected) {
   expect_refused(framed(0, "", 1, "\x82\x00k\x01v"s), "needless byte");
   expect_refused(framed(0, "", 1, "\x02k\x81\x00v"s), "needless byte");
 }
 
-TEST(HostileUpdate, with_fields_of_a_wrong_size_twice_or_out_of_order_is_refused) {
+TEST(HostileUpdate, missized_repeated_or_unsorted_field_is_rejected) {
   const auto field = [](std::uint64_t tag, std::string_view bytes) {
     std::string fields;
     append_field(fields, tag, bytes);
@@ -206,7 +206,7 @@ std::string compressed_changes(std::string_view changes, std::uint64_t count) {
   return framed(flag_zstd, "", count, testing::zstd_frame(changes));
 }
 
-TEST(HostileUpdate, that_is_a_zstd_bomb_is_refused_before_memory_is_asked_for) {
+TEST(HostileUpdate, zstd_bomb_is_rejected_before_memory_is_allocated) {
   const std::string bomb = compressed_changes(std::string(decompressed_bytes_max + 1, '\0'), 1);
   EXPECT_LT(bomb.size(), 10'000U);
   Update update;
@@ -216,7 +216,7 @@ TEST(HostileUpdate, that_is_a_zstd_bomb_is_refused_before_memory_is_asked_for) {
   EXPECT_EQ(update.storage.capacity(), std::string().capacity());
 }
 
-TEST(HostileUpdate, that_claims_2_to_the_60_bytes_decompressed_is_refused) {
+TEST(HostileUpdate, claim_of_2_to_the_60_decompressed_bytes_is_rejected) {
   std::string frame = "\x28\xb5\x2f\xfd"s;  // magic
   frame += '\xe0';                          // one segment, size in eight bytes
   append_little_endian(frame, std::uint64_t{1} << 60);
@@ -225,7 +225,7 @@ TEST(HostileUpdate, that_claims_2_to_the_60_bytes_decompressed_is_refused) {
                  "longer than it can be when decompressed: bytes=1152921504606846976");
 }
 
-TEST(HostileUpdate, with_another_size_than_its_frame_states_is_refused) {
+TEST(HostileUpdate, frame_with_a_wrong_decompressed_size_is_rejected) {
   const std::string changes = "\x02k\x80\x02"s + std::string(256, 'x');
   std::string frame = testing::zstd_frame(changes);
   ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
@@ -237,7 +237,7 @@ TEST(HostileUpdate, with_another_size_than_its_frame_states_is_refused) {
   }
 }
 
-TEST(HostileUpdate, that_is_not_exactly_one_zstd_frame_is_refused) {
+TEST(HostileUpdate, anything_but_one_zstd_frame_is_rejected) {
   const std::string frame = testing::zstd_frame("\x02k\x01v");
   ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
   const std::string skippable = "\x50\x2a\x4d\x18\x04\x00\x00\x00skip"s;
@@ -250,20 +250,20 @@ TEST(HostileUpdate, that_is_not_exactly_one_zstd_frame_is_refused) {
   expect_refused(framed(flag_zstd, "", 1, of_unknown_size), "does not state its decompressed size");
 }
 
-TEST(HostileUpdate, with_a_frame_that_wants_a_dictionary_is_refused) {
+TEST(HostileUpdate, frame_that_needs_a_dictionary_is_rejected) {
   std::string frame =
       "\x28\xb5\x2f\xfd\x21\x07\x04"s + "\x21\x00\x00\x02k\x01v"s;  // dictionary 7, four bytes
   expect_refused(framed(flag_zstd, "", 1, frame), "cannot be decompressed");
 }
 
-TEST(HostileUpdate, with_damage_inside_its_frame_is_refused) {
+TEST(HostileUpdate, damaged_changes_in_a_valid_frame_are_rejected) {
   expect_refused(compressed_changes("\x02k\x01", 1), "update cut short");
   expect_refused(compressed_changes("\x02k\x01v!", 1), "update too long");
   expect_refused(compressed_changes("", 1), "more changes than there can be");
   EXPECT_EQ(decode_error(compressed_changes("", 0)), "decoded");
 }
 
-TEST(HostileUpdate, of_more_changes_than_there_may_be_is_refused) {
+TEST(HostileUpdate, too_many_changes_are_rejected) {
   std::string changes;
   for (std::size_t i = 0; i <= element_count_max; ++i) changes += "\x03k";
   expect_refused(compressed_changes(changes, element_count_max + 1),

@@ -26,7 +26,7 @@ void expect_changes(const Update& update, const std::vector<OwnedChange>& expect
     ASSERT_EQ(update.changes[i], expected[i].change()) << "change " << i;
 }
 
-TEST(Update, comes_back_as_it_was_drafted) {
+TEST(Update, decoded_update_equals_its_draft) {
   Draft draft(testing::full_authorship());
   EXPECT_TRUE(draft.add(Change::set("checkout.enabled", "yes"), no_bytes_max));
   EXPECT_TRUE(draft.add(Change::erase("checkout.old"), no_bytes_max));
@@ -49,7 +49,7 @@ TEST(Update, comes_back_as_it_was_drafted) {
   EXPECT_EQ(update.authorship.note, expected.note);
 }
 
-TEST(Update, of_random_changes_comes_back_as_it_was_drafted) {
+TEST(Update, random_changes_round_trip) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   Update update;  // reused for all, so that nothing of one may show in the next
@@ -80,7 +80,7 @@ TEST(Update, of_random_changes_comes_back_as_it_was_drafted) {
   }
 }
 
-TEST(Update, may_have_no_changes_and_erase_everything) {
+TEST(Update, update_without_changes_can_erase_everything) {
   Draft draft({}, true);
   Update update;
   update.changes.resize(3);
@@ -90,7 +90,7 @@ TEST(Update, may_have_no_changes_and_erase_everything) {
   EXPECT_TRUE(update.changes.empty());
 }
 
-TEST(Update, tells_an_empty_value_from_an_erased_key) {
+TEST(Update, empty_value_differs_from_an_erased_key) {
   Update update;
   const std::string bytes =
       sealed({{Change::Kind::set, "a", ""}, {Change::Kind::erase, "a", ""}}, 1, 0);
@@ -98,7 +98,7 @@ TEST(Update, tells_an_empty_value_from_an_erased_key) {
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", ""), Change::erase("a")}));
 }
 
-TEST(Update, keeps_changes_in_order_even_of_one_key) {
+TEST(Update, changes_keep_their_order_even_for_one_key) {
   const std::vector<OwnedChange> changes = {
       {Change::Kind::set, "a", "1"}, {Change::Kind::erase, "a", ""}, {Change::Kind::set, "a", "2"}};
   Update update;
@@ -107,7 +107,7 @@ TEST(Update, keeps_changes_in_order_even_of_one_key) {
   expect_changes(update, changes);
 }
 
-TEST(Update, takes_keys_and_values_of_any_bytes) {
+TEST(Update, keys_and_values_may_contain_any_byte) {
   std::string all_bytes;
   for (int byte = 0; byte < 256; ++byte) all_bytes += static_cast<char>(byte);
   const std::vector<OwnedChange> changes = {{Change::Kind::set, all_bytes, all_bytes},
@@ -118,7 +118,7 @@ TEST(Update, takes_keys_and_values_of_any_bytes) {
   expect_changes(update, changes);
 }
 
-TEST(Update, takes_keys_and_values_of_the_greatest_size_and_nothing_beyond) {
+TEST(Update, longest_key_and_value_are_accepted_longer_rejected) {
   const std::string longest_key(key_bytes_max, 'k');
   const std::string longest_value(value_bytes_max, 'v');
   Draft draft({});
@@ -140,7 +140,7 @@ TEST(Update, takes_keys_and_values_of_the_greatest_size_and_nothing_beyond) {
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set(longest_key, longest_value)}));
 }
 
-TEST(Update, is_compressed_when_that_pays_and_only_then) {
+TEST(Update, update_is_compressed_only_if_that_saves_bytes) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const std::string plain(100'000, 'x');
@@ -160,7 +160,7 @@ TEST(Update, is_compressed_when_that_pays_and_only_then) {
   EXPECT_EQ(update.changes[0].value, noise);
 }
 
-TEST(Update, decoded_into_the_same_object_asks_for_no_more_memory) {
+TEST(Update, decoding_into_a_used_object_allocates_nothing) {
   const std::string large = sealed(
       {{Change::Kind::set, "a", std::string(50'000, 'x')}, {Change::Kind::set, "b", "2"}}, 1, 0);
   const std::string small = sealed({{Change::Kind::set, "a", std::string(40'000, 'x')}}, 1, 0);
@@ -176,7 +176,7 @@ TEST(Update, decoded_into_the_same_object_asks_for_no_more_memory) {
   EXPECT_EQ(update.storage.data(), storage);
 }
 
-TEST(Update, has_room_for_fields_that_later_versions_write) {
+TEST(Update, unknown_fields_are_skipped) {
   std::string fields;
   append_field(fields, static_cast<std::uint64_t>(UpdateTag::note), "known");
   append_field(fields, 6, "something new");
@@ -190,7 +190,7 @@ TEST(Update, has_room_for_fields_that_later_versions_write) {
 
 // The greatest update that is allowed has exactly as many bytes as allowed, whatever the sizes
 // within it.
-TEST(Draft, fills_an_update_to_the_last_byte) {
+TEST(Draft, draft_fills_an_update_to_the_last_byte) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int round = 0; round < 2000; ++round) {
@@ -219,7 +219,7 @@ TEST(Draft, fills_an_update_to_the_last_byte) {
   }
 }
 
-TEST(Draft, that_refused_a_change_seals_what_it_took) {
+TEST(Draft, draft_that_rejected_a_change_seals_the_others) {
   Draft draft({});
   ASSERT_TRUE(draft.add(Change::set("a", "1"), 100));
   ASSERT_FALSE(draft.add(Change::set("b", std::string(100, 'x')), 100));
@@ -230,13 +230,13 @@ TEST(Draft, that_refused_a_change_seals_what_it_took) {
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("a", "1"), Change::set("c", "3")}));
 }
 
-TEST(Draft, has_no_room_where_not_even_its_fields_fit) {
+TEST(Draft, draft_without_room_for_its_fields_rejects_changes) {
   Draft draft(testing::full_authorship());
   EXPECT_FALSE(draft.add(Change::erase("a"), 20));
   EXPECT_EQ(draft.change_count(), 0U);
 }
 
-TEST(Draft, takes_so_many_changes_and_no_more) {
+TEST(Draft, draft_rejects_changes_beyond_the_maximum_count) {
   Draft draft({});
   for (std::size_t i = 0; i < element_count_max; ++i)
     ASSERT_TRUE(draft.add(Change::erase("k"), no_bytes_max));
@@ -247,7 +247,7 @@ TEST(Draft, takes_so_many_changes_and_no_more) {
   EXPECT_EQ(update.changes.size(), element_count_max);
 }
 
-TEST(Draft, is_sealed_anew_for_each_attempt) {
+TEST(Draft, draft_can_be_sealed_again_for_each_attempt) {
   Draft draft(testing::full_authorship());
   draft.add(Change::set("k", std::string(1000, 'x')), no_bytes_max);
 
@@ -260,7 +260,7 @@ TEST(Draft, is_sealed_anew_for_each_attempt) {
   EXPECT_EQ(draft.seal(5, 50), first);
 }
 
-TEST(Draft, that_is_finished_takes_no_more) {
+TEST(Draft, finished_draft_rejects_changes) {
   Draft draft({});
   draft.add(Change::set("k", "v"), no_bytes_max);
   draft.finish();
@@ -272,7 +272,7 @@ TEST(Draft, that_is_finished_takes_no_more) {
   EXPECT_EQ(update.changes, (std::vector<Change>{Change::set("k", "v")}));
 }
 
-TEST(Draft, refuses_a_writer_name_or_note_that_is_too_long) {
+TEST(Draft, overlong_writer_name_or_note_is_rejected) {
   Authorship authorship;
   authorship.writer_name = std::string(255, 'n');
   authorship.note = std::string(255, 'n');
@@ -287,7 +287,7 @@ TEST(Draft, refuses_a_writer_name_or_note_that_is_too_long) {
 
 // --- Chain ---
 
-TEST(Chain, begins_elsewhere_for_every_log) {
+TEST(Chain, chain_starts_differently_for_every_log) {
   Uuid one{};
   Uuid other{};
   other[15] = 1;
@@ -295,7 +295,7 @@ TEST(Chain, begins_elsewhere_for_every_log) {
   EXPECT_EQ(chain_start(one), chain_start(Uuid{}));
 }
 
-TEST(Chain, ties_each_update_to_all_before_it) {
+TEST(Chain, each_update_depends_on_all_previous_ones) {
   std::uint64_t chain = chain_start(Uuid{});
   std::vector<std::string> log;
   for (UpdateId id = 1; id <= 10; ++id) {
@@ -316,7 +316,7 @@ TEST(Chain, ties_each_update_to_all_before_it) {
       "does not follow the one before it", "id=4");
 }
 
-TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place) {
+TEST(Chain, skipped_repeated_or_misplaced_update_breaks_the_chain) {
   const std::uint64_t start = chain_start(Uuid{});
   const std::string first = sealed({{Change::Kind::set, "k", "v"}}, 1, start);
   const std::uint64_t chain = verify_chain(first, 1, start);
@@ -331,7 +331,7 @@ TEST(Chain, is_broken_by_an_update_that_is_skipped_repeated_or_in_another_place)
       ErrorKind::corrupt, [&] { verify_chain(first, 2, chain); }, "another id than its place");
 }
 
-TEST(Place, is_read_without_decoding) {
+TEST(UpdateHeaderTest, header_is_read_without_decoding) {
   const std::string bytes = sealed({{Change::Kind::set, "k", "v"}}, 77, 5);
   const std::optional<UpdateHeader> place = peek_header(bytes);
   ASSERT_TRUE(place);
@@ -339,7 +339,7 @@ TEST(Place, is_read_without_decoding) {
   EXPECT_EQ(place->chain, verify_chain(bytes, 77, 5));
 }
 
-TEST(Place, is_not_found_in_what_cannot_be_an_update) {
+TEST(UpdateHeaderTest, bytes_that_cannot_be_an_update_have_no_header) {
   std::string bytes = sealed({}, 77, 5, {});
   ASSERT_EQ(bytes.size(), 20U);
   EXPECT_TRUE(peek_header(bytes));

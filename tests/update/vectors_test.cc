@@ -64,7 +64,7 @@ std::vector<testing::OwnedChange> changes_of(const json& vector) {
   return changes;
 }
 
-TEST(UpdateVectors, chains_start_as_they_say) {
+TEST(UpdateVectors, chain_starts_match_the_vectors) {
   const json vectors = load_vectors("update.json");
   for (const json& vector : vectors["chain_start"]) {
     EXPECT_EQ(chain_start(uuid_from_hex(vector["uuid"])), number_from_hex(vector["chain"]))
@@ -72,7 +72,7 @@ TEST(UpdateVectors, chains_start_as_they_say) {
   }
 }
 
-TEST(UpdateVectors, decode_to_what_they_say) {
+TEST(UpdateVectors, decoded_updates_match_the_vectors) {
   const json vectors = load_vectors("update.json");
   EXPECT_GE(vectors["updates"].size(), 10U);
   Update update;
@@ -98,7 +98,7 @@ TEST(UpdateVectors, decode_to_what_they_say) {
   }
 }
 
-TEST(UpdateVectors, are_what_encoding_gives) {
+TEST(UpdateVectors, encoded_updates_match_the_vectors) {
   const json vectors = load_vectors("update.json");
   for (const json& vector : vectors["updates"]) {
     if (!vector["encode"]) continue;
@@ -110,7 +110,7 @@ TEST(UpdateVectors, are_what_encoding_gives) {
   }
 }
 
-TEST(UpdateVectors, are_refused_where_they_say) {
+TEST(UpdateVectors, invalid_vectors_are_rejected) {
   const json vectors = load_vectors("update.json");
   EXPECT_GE(vectors["refused"].size(), 15U);
   for (const json& vector : vectors["refused"]) {
@@ -138,7 +138,7 @@ std::optional<BaseInfo> last_of(const json& vector) {
                              .high = number_from_hex(digest.substr(0, 16))}};
 }
 
-TEST(BasePartVectors, decode_to_what_they_say) {
+TEST(BasePartVectors, decoded_parts_match_the_vectors) {
   const json vectors = load_vectors("base_part.json");
   EXPECT_GE(vectors["parts"].size(), 6U);
   BasePart part;
@@ -157,7 +157,7 @@ TEST(BasePartVectors, decode_to_what_they_say) {
 }
 
 // A part says its number, so the encoder first has to write those before it.
-TEST(BasePartVectors, are_what_encoding_gives) {
+TEST(BasePartVectors, encoded_parts_match_the_vectors) {
   const json vectors = load_vectors("base_part.json");
   for (const json& vector : vectors["parts"]) {
     if (!vector["encode"]) continue;
@@ -171,7 +171,7 @@ TEST(BasePartVectors, are_what_encoding_gives) {
   }
 }
 
-TEST(BasePartVectors, are_refused_where_they_say) {
+TEST(BasePartVectors, invalid_vectors_are_rejected) {
   const json vectors = load_vectors("base_part.json");
   EXPECT_GE(vectors["refused"].size(), 15U);
   for (const json& vector : vectors["refused"]) {
@@ -183,7 +183,7 @@ TEST(BasePartVectors, are_refused_where_they_say) {
 }
 
 // The digests in the last parts are those of the items in the vectors.
-TEST(BasePartVectors, amount_to_the_digest_they_say) {
+TEST(BasePartVectors, items_amount_to_the_digest_of_the_last_part) {
   Digest digest;
   const json vectors = load_vectors("base_part.json");
   for (const json& vector : vectors["parts"]) {
