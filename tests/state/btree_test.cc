@@ -29,7 +29,7 @@ using namespace std::string_literals;
 using testing::expect_error;
 using testing::MemoryNodes;
 
-using Keys = std::set<std::string>;
+using KeySet = std::set<std::string>;
 
 std::vector<std::string> scan(const NodeReader& nodes, NodeOffset root) {
   std::vector<std::string> keys;
@@ -55,7 +55,7 @@ class Tree {
  public:
   MemoryNodes nodes;
   NodeOffset root = 0;
-  Keys keys;
+  KeySet keys;
 
   void insert(const std::string& key) {
     const NodeOffset before = root;
@@ -69,11 +69,11 @@ class Tree {
     const bool was_there = keys.erase(key) > 0;
     EXPECT_TRUE(was_there || root == before) << "erasing a key that is not there changed the tree";
   }
-  void insert_sorted(const Keys& more) {
+  void insert_sorted(const KeySet& more) {
     root = writer_.insert_sorted(root, std::vector<std::string_view>(more.begin(), more.end()));
     keys.insert(more.begin(), more.end());
   }
-  void erase_sorted(Keys gone) {  // by value: it may be our own
+  void erase_sorted(KeySet gone) {  // by value: it may be our own
     root = writer_.erase_sorted(root, std::vector<std::string_view>(gone.begin(), gone.end()));
     for (const std::string& key : gone) keys.erase(key);
   }
@@ -82,7 +82,7 @@ class Tree {
   struct Pinned {
     std::uint64_t version;
     NodeOffset root;
-    Keys keys;
+    KeySet keys;
   };
   Pinned pin() { return {nodes.pin(), root, keys}; }
 
@@ -91,7 +91,7 @@ class Tree {
   }
 
   // The tree shows exactly the keys, whichever way it is read.
-  static void expect_keys(const NodeReader& nodes, NodeOffset root, const Keys& keys) {
+  static void expect_keys(const NodeReader& nodes, NodeOffset root, const KeySet& keys) {
     ASSERT_TRUE(std::ranges::equal(scan(nodes, root), keys));
     ASSERT_TRUE(std::ranges::equal(scan_in_batches(nodes, root, SIZE_MAX), keys));
   }
@@ -209,7 +209,7 @@ TEST(BTree, erasing_all_keys_frees_all_nodes) {
 
 TEST(BTreeCursorTest, seek_finds_first_key_at_or_after_target) {
   Tree tree;
-  Keys keys;
+  KeySet keys;
   for (std::uint64_t i = 0; i < 20'000; i += 2) keys.insert(number_key(i));
   tree.insert_sorted(keys);
 
@@ -233,7 +233,7 @@ TEST(BTreeCursorTest, seek_finds_first_key_at_or_after_target) {
 
 TEST(BTreeCursorTest, next_batch_ends_at_count_max_or_leaf_end) {
   Tree tree;
-  Keys keys;
+  KeySet keys;
   for (std::uint64_t i = 0; i < 1000; ++i) keys.insert(number_key(i));
   tree.insert_sorted(keys);
 
@@ -316,8 +316,8 @@ class BTreeModel : public ::testing::TestWithParam<Shape> {
     const auto at = tree.keys.lower_bound(make_key_());
     return at == tree.keys.end() ? make_key_() : *at;
   }
-  Keys some_keys(const Tree& tree, bool there) {
-    Keys keys;
+  KeySet some_keys(const Tree& tree, bool there) {
+    KeySet keys;
     for (std::size_t count = 1 + random_() % (random_() % 8 == 0 ? 400 : 20); count > 0; --count) {
       keys.insert(there && random_() % 4 != 0 ? some_key(tree) : make_key_());
     }
@@ -412,7 +412,7 @@ INSTANTIATE_TEST_SUITE_P(, BTreeModel,
 class PublishedTree : public Tree {
  public:
   explicit PublishedTree(std::size_t key_count = 20'000) {
-    Keys all;
+    KeySet all;
     for (std::uint64_t i = 0; i < key_count; ++i) all.insert(number_key(2 * i));
     insert_sorted(all);
     nodes.publish();
@@ -450,7 +450,7 @@ TEST(BTreeCopyOnWrite, sorted_insert_and_erase_copy_each_node_once) {
   const std::size_t nodes = tree.nodes.live().size();
   const std::size_t before = tree.nodes.allocation_count();
 
-  Keys keys;
+  KeySet keys;
   for (std::uint64_t i = 1; i < 40'000; i += 500) keys.insert(number_key(i));
   tree.insert_sorted(keys);
   EXPECT_LE(tree.nodes.allocation_count() - before, nodes);
@@ -478,8 +478,8 @@ TEST(BTreeCopyOnWrite, change_without_effect_allocates_nothing) {
 TEST(BTreeCopyOnWrite, full_store_leaves_published_tree_unchanged) {
   PublishedTree tree(5'000);
   const auto live = tree.nodes.live();
-  Keys many;
-  Keys gone;
+  KeySet many;
+  KeySet gone;
   for (std::uint64_t i = 1; i < 10'000; i += 40) many.insert(number_key(i));
   for (std::uint64_t i = 2'000; i < 8'000; i += 2) gone.insert(number_key(i));
   const std::vector<std::string_view> many_views(many.begin(), many.end());
@@ -569,8 +569,8 @@ TEST(BTreeSpace, erasing_keys_at_random_frees_nodes) {
     const std::size_t full_height = tree.shape().height;
 
     for (std::size_t i = 0; i < 90'000; i += 1000) {
-      const Keys gone(keys.begin() + static_cast<std::ptrdiff_t>(i),
-                      keys.begin() + static_cast<std::ptrdiff_t>(i + 1000));
+      const KeySet gone(keys.begin() + static_cast<std::ptrdiff_t>(i),
+                        keys.begin() + static_cast<std::ptrdiff_t>(i + 1000));
       if (in_batches) {
         tree.erase_sorted(gone);
       } else {
@@ -592,7 +592,7 @@ TEST(BTreeSpace, erasing_keys_at_random_frees_nodes) {
 
 TEST(BTreeSpace, erasing_nearly_all_keys_at_once_frees_nodes) {
   PublishedTree tree(100'000);
-  Keys gone = tree.keys;
+  KeySet gone = tree.keys;
   for (std::uint64_t i = 0; i < 10; ++i) gone.erase(number_key(i * 20'000));
 
   tree.erase_sorted(gone);

@@ -31,12 +31,12 @@ using testing::TestChange;
 using testing::TestState;
 using Contents = std::map<std::string, std::string>;
 
-constexpr std::uint64_t bytes_max = std::uint64_t{16} << 20;
+constexpr std::uint64_t damaged_bytes_max = std::uint64_t{16} << 20;
 
 StateOptions small_options(const std::string& path) {
   StateOptions options;
   options.path = path;
-  options.bytes_max = bytes_max;
+  options.bytes_max = damaged_bytes_max;
   return options;
 }
 

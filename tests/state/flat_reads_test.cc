@@ -85,9 +85,9 @@ struct Percentiles {
   }
 };
 
-class Reader {
+class TimedReader {
  public:
-  Reader(const State& state, std::uint64_t seed) : state_(state), random_(seed) {}
+  TimedReader(const State& state, std::uint64_t seed) : state_(state), random_(seed) {}
 
   // Nanoseconds of one get.
   double get() {
@@ -130,13 +130,13 @@ constexpr Phase phases[] = {
      [](const StateInspection& insides) { return insides.info.state_id; }},
 };
 
-void print(const char* phase, const Percentiles& one) {
+void print_percentiles(const char* phase, const Percentiles& one) {
   std::printf("%-20s p50 %7.0f ns   p99 %7.0f   p99.9 %7.0f   longest %9.0f\n", phase, one.p50,
               one.p99, one.p999, one.p100);
 }
 
 // Stops the child wherever it is; true when it has stopped.
-bool stop(const ChildProcess& child) {
+bool stop_process(const ChildProcess& child) {
   child.kill(SIGSTOP);
   int status = 0;
   return ::waitpid(child.id(), &status, WUNTRACED) == child.id() && WIFSTOPPED(status);
@@ -152,7 +152,7 @@ TEST(FlatReadsLong, get_never_waits_for_the_writer) {
     TestState state(path);
     state.apply(all_stable());
     overwrite(state, 0);
-    Reader reader(*state, random());
+    TimedReader reader(*state, random());
     reader.get_for(std::chrono::milliseconds(100));
     const Percentiles rest = reader.get_for(time_measured);
 
@@ -166,7 +166,7 @@ TEST(FlatReadsLong, get_never_waits_for_the_writer) {
     const Percentiles beside = reader.get_for(time_measured);
     double longest_while_stopped = 0;
     for (unsigned i = 0; i < times_stopped; ++i) {
-      ASSERT_TRUE(stop(writer));
+      ASSERT_TRUE(stop_process(writer));
       for (unsigned gets = 0; gets < gets_while_stopped; ++gets) {
         longest_while_stopped = std::max(longest_while_stopped, reader.get());
       }
@@ -176,8 +176,8 @@ TEST(FlatReadsLong, get_never_waits_for_the_writer) {
     state->switch_if_replaced();
     EXPECT_NE(phase.moved(state->inspect()), before) << "the phase did not happen";
     EXPECT_EQ(reader.wrong_count(), 0U);
-    print("at rest", rest);
-    print(phase.name, beside);
+    print_percentiles("at rest", rest);
+    print_percentiles(phase.name, beside);
     std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", times_stopped,
                 longest_while_stopped);
     // A wait for the writer would be one of milliseconds. Other processes of the machine may take

@@ -16,6 +16,7 @@ namespace {
 
 using testing::ChildProcess;
 using testing::MarkedReader;
+using testing::MarkedRun;
 using testing::MarkedUpdates;
 using testing::SharedWithChildren;
 using testing::TemporaryDirectory;
@@ -61,36 +62,20 @@ class Replay {
   Digest digest_;
 };
 
-struct Shared {
-  std::atomic<bool> stop{false};
-  std::atomic<std::uint64_t> reads{0};
-  std::atomic<std::uint64_t> updates{0};
-};
-
-// Reads until told to stop.
-std::string read_until_stopped(const std::string& path, const MarkedUpdates& updates,
-                               std::uint64_t seed, Shared& shared) {
+std::string read_in_child(const std::string& path, const MarkedUpdates& updates, std::uint64_t seed,
+                          MarkedRun& run) {
   const TestState state(path);
-  MarkedReader reader(*state, updates, seed);
-  std::uint64_t told = 0;
-  while (!shared.stop.load(std::memory_order_relaxed)) {
-    for (int i = 0; i < 50; ++i) {
-      if (std::string fault = reader.check_once(); !fault.empty()) return fault;
-    }
-    shared.reads += reader.checked_count() - told;
-    told = reader.checked_count();
-  }
-  return "";
+  return read_until_stopped(*state, updates, seed, run);
 }
 
 std::string write_until_killed(const std::string& path, const MarkedUpdates& updates,
-                               Shared& shared) {
+                               MarkedRun& run) {
   const TestState state(path);
   for (;;) {
     const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     for (int i = 0; i < 20; ++i) {
       updates.apply_next(*writer);
-      ++shared.updates;
+      ++run.updates;
     }
   }
 }
@@ -119,18 +104,18 @@ TEST(KillLong, next_writer_recovers_after_each_killed_writer) {
     const std::string path = folder.file("killed.state");
     const MarkedUpdates updates(random(), 2000, 40'000);
     const TestState state(path);
-    const SharedWithChildren<Shared> shared;
+    const SharedWithChildren<MarkedRun> run;
     const std::uint64_t reader_seeds[] = {random(), random()};
     std::vector<std::unique_ptr<ChildProcess>> readers;
     for (const std::uint64_t seed : reader_seeds) {
       readers.push_back(std::make_unique<ChildProcess>(
-          [&] { return read_until_stopped(path, updates, seed, *shared); }, 890));
+          [&] { return read_in_child(path, updates, seed, *run); }, 890));
     }
     Replay replay(updates);
     UpdateId before = 0;
     for (std::uint64_t round = 0; round < kills_per_round && killed < kills; ++round, ++killed) {
       {
-        ChildProcess writer([&] { return write_until_killed(path, updates, *shared); }, 890);
+        ChildProcess writer([&] { return write_until_killed(path, updates, *run); }, 890);
         std::this_thread::sleep_for(
             std::chrono::microseconds(random() % 4 == 0 ? random() % 2000 : random() % 40'000));
         writer.kill(SIGKILL);
@@ -151,10 +136,10 @@ TEST(KillLong, next_writer_recovers_after_each_killed_writer) {
       }
       ASSERT_EQ(state.check(), std::vector<std::string>{}) << "after " << killed << " kills";
     }
-    shared->stop = true;
+    run->stop = true;
     for (const auto& reader : readers) EXPECT_EQ(reader->wait(), "");
-    reads += shared->reads;
-    updates_applied += shared->updates;
+    reads += run->reads;
+    updates_applied += run->updates;
   }
   std::printf(
       "kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f "
@@ -173,7 +158,7 @@ TEST(KillLong, killed_readers_keep_neither_slots_nor_space) {
   const std::string path = folder.file("killed.state");
   const MarkedUpdates updates(random(), 500, 400);
   const TestState state(path);
-  const SharedWithChildren<Shared> shared;
+  const SharedWithChildren<MarkedRun> run;
   UpdateId id = 0;
   for (int kill = 0; kill < 100; ++kill) {
     ChildProcess reader([&]() -> std::string {

@@ -16,15 +16,15 @@ namespace {
 using testing::TemporaryDirectory;
 using testing::TestState;
 
-constexpr std::uint64_t items = 20'000'000;
-constexpr std::uint64_t items_per_update = 20'000;
-constexpr std::uint64_t bytes_least = std::uint64_t{5} << 30;
+constexpr std::uint64_t large_item_count = 20'000'000;
+constexpr std::uint64_t large_items_per_update = 20'000;
+constexpr std::uint64_t large_bytes_min = std::uint64_t{5} << 30;
 
 // Item i, of sizes that vary: keys of 3 to 13 bytes, values of 100 to 355.
-std::string key_of(std::uint64_t i) {
+std::string large_key(std::uint64_t i) {
   return std::to_string(i * 7919 % 9973) + ":" + std::to_string(i);
 }
-std::string value_of(std::uint64_t i) {
+std::string large_value(std::uint64_t i) {
   std::string value(100 + i % 256, static_cast<char>('a' + i % 26));
   std::memcpy(value.data(), &i, sizeof i);
   return value;
@@ -33,7 +33,7 @@ std::string value_of(std::uint64_t i) {
 TEST(LargeLong, twenty_million_items_are_reopened_read_and_verified) {
   struct statvfs space;
   ASSERT_EQ(::statvfs("/dev/shm", &space), 0);
-  if (space.f_bavail * space.f_frsize < bytes_least * 13 / 10)
+  if (space.f_bavail * space.f_frsize < large_bytes_min * 13 / 10)
     GTEST_SKIP() << "NOT TESTED: /dev/shm has less than 6.5 GiB left";
   const TemporaryDirectory folder("/dev/shm");
   const std::string path = folder.file("large.state");
@@ -44,11 +44,11 @@ TEST(LargeLong, twenty_million_items_are_reopened_read_and_verified) {
     const TestState state(path, options);
     const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
     std::vector<std::string> texts;
-    for (std::uint64_t first = 0; first < items; first += items_per_update) {
+    for (std::uint64_t first = 0; first < large_item_count; first += large_items_per_update) {
       texts.clear();
-      for (std::uint64_t i = first; i < first + items_per_update; ++i) {
-        texts.push_back(key_of(i));
-        texts.push_back(value_of(i));
+      for (std::uint64_t i = first; i < first + large_items_per_update; ++i) {
+        texts.push_back(large_key(i));
+        texts.push_back(large_value(i));
         add(digest, item_digest(texts[texts.size() - 2], texts.back()));
       }
       Update update;
@@ -61,19 +61,19 @@ TEST(LargeLong, twenty_million_items_are_reopened_read_and_verified) {
   }
   struct stat status;
   ASSERT_EQ(::stat(path.c_str(), &status), 0);
-  EXPECT_GE(static_cast<std::uint64_t>(status.st_blocks) * 512, bytes_least);
+  EXPECT_GE(static_cast<std::uint64_t>(status.st_blocks) * 512, large_bytes_min);
 
   const TestState state(path, options);
-  EXPECT_EQ(state->info().item_count, items);
+  EXPECT_EQ(state->info().item_count, large_item_count);
   EXPECT_EQ(state->info().digest, digest);
   std::mt19937_64 random(1);
   std::string value;
   for (int read = 0; read < 500'000; ++read) {
-    const std::uint64_t i = random() % (items + items / 10);
-    const bool is_there = state->get(key_of(i), value);
-    ASSERT_EQ(is_there, i < items) << i;
+    const std::uint64_t i = random() % (large_item_count + large_item_count / 10);
+    const bool is_there = state->get(large_key(i), value);
+    ASSERT_EQ(is_there, i < large_item_count) << i;
     if (is_there) {
-      ASSERT_EQ(value, value_of(i)) << i;
+      ASSERT_EQ(value, large_value(i)) << i;
     }
   }
   std::uint64_t walked = 0;
@@ -83,9 +83,9 @@ TEST(LargeLong, twenty_million_items_are_reopened_read_and_verified) {
     last = key;
     ++walked;
   }
-  EXPECT_EQ(walked, items);
+  EXPECT_EQ(walked, large_item_count);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
-  std::printf("items=%llu bytes=%llu\n", static_cast<unsigned long long>(items),
+  std::printf("items=%llu bytes=%llu\n", static_cast<unsigned long long>(large_item_count),
               static_cast<unsigned long long>(status.st_blocks) * 512);
 }
 

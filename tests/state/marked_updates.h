@@ -2,6 +2,7 @@
 // is whole, belongs to the key, and is not older than what it read before.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -258,5 +259,27 @@ class MarkedReader {
   UpdateId applied_id_ = 0;
   std::uint64_t checked_count_ = 0;
 };
+
+// What a writer and its readers, threads or processes, share while they run.
+struct MarkedRun {
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> reads{0};
+  std::atomic<std::uint64_t> updates{0};
+};
+
+// Reads until `run.stop` is set. Returns the first fault, or "".
+inline std::string read_until_stopped(const State& state, const MarkedUpdates& updates,
+                                      std::uint64_t seed, MarkedRun& run) {
+  MarkedReader reader(state, updates, seed);
+  std::uint64_t counted = 0;
+  while (!run.stop.load(std::memory_order_relaxed)) {
+    for (int i = 0; i < 50; ++i) {
+      if (std::string fault = reader.check_once(); !fault.empty()) return fault;
+    }
+    run.reads += reader.checked_count() - counted;
+    counted = reader.checked_count();
+  }
+  return "";
+}
 
 }  // namespace whycache::testing

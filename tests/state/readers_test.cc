@@ -15,31 +15,12 @@ namespace whycache {
 namespace {
 
 using testing::ChildProcess;
-using testing::MarkedReader;
+using testing::MarkedRun;
 using testing::MarkedUpdates;
 using testing::SharedWithChildren;
 using testing::TemporaryDirectory;
 using testing::TestState;
 using Clock = std::chrono::steady_clock;
-
-struct Shared {
-  std::atomic<bool> stop{false};
-  std::atomic<std::uint64_t> reads{0};
-};
-
-std::string read_until_stopped(const State& state, const MarkedUpdates& updates, std::uint64_t seed,
-                               Shared& shared) {
-  MarkedReader reader(state, updates, seed);
-  std::uint64_t told = 0;
-  while (!shared.stop.load(std::memory_order_relaxed)) {
-    for (int i = 0; i < 50; ++i) {
-      if (std::string fault = reader.check_once(); !fault.empty()) return fault;
-    }
-    shared.reads += reader.checked_count() - told;
-    told = reader.checked_count();
-  }
-  return "";
-}
 
 UpdateId write_for(const TestState& state, const MarkedUpdates& updates,
                    std::chrono::milliseconds time) {
@@ -62,19 +43,19 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
     const std::string path = folder.file("read.state");
     const MarkedUpdates updates(random(), growth == 400 ? 60 : 3000, growth);
     const TestState state(path);
-    const SharedWithChildren<Shared> shared;
+    const SharedWithChildren<MarkedRun> run;
     std::vector<std::unique_ptr<ChildProcess>> readers;
     for (int i = 0; i < 4; ++i) {
       const std::uint64_t seed = random();
       readers.push_back(std::make_unique<ChildProcess>(
           [&]() -> std::string {
             const TestState mine(path);
-            return read_until_stopped(*mine, updates, seed, *shared);
+            return read_until_stopped(*mine, updates, seed, *run);
           },
           890));
     }
     const UpdateId id = write_for(state, updates, std::chrono::milliseconds(seconds * 500));
-    shared->stop = true;
+    run->stop = true;
     std::uint64_t bad = 0;
     for (const auto& reader : readers) {
       const std::string said = reader->wait();
@@ -86,7 +67,7 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
         "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu "
         "file_bytes=%lu "
         "index_parts=%lu\n",
-        growth, id, shared->reads.load(), bad, insides.reclaim_generation, insides.file_bytes,
+        growth, id, run->reads.load(), bad, insides.reclaim_generation, insides.file_bytes,
         insides.index_pages);
     EXPECT_EQ(state.check(), std::vector<std::string>{});
   }
@@ -98,24 +79,24 @@ TEST(Readers, threads_read_only_whole_updates_beside_a_writer) {
   const TemporaryDirectory folder("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
   const TestState state(folder.file("read.state"));
-  Shared shared;
+  MarkedRun run;
   std::string said[3];
   std::vector<std::thread> readers;
   for (std::string& mine : said) {
     readers.emplace_back([&, seed = random()] {
       try {
-        mine = read_until_stopped(*state, updates, seed, shared);
+        mine = read_until_stopped(*state, updates, seed, run);
       } catch (const std::exception& error) {
         mine = error.what();
       }
     });
   }
   const UpdateId id = write_for(state, updates, std::chrono::milliseconds(2000));
-  shared.stop = true;
+  run.stop = true;
   for (std::thread& reader : readers) reader.join();
   for (const std::string& one : said) EXPECT_EQ(one, "");
-  EXPECT_GT(shared.reads, 100U);
-  std::printf("reader threads=3 updates=%lu checked_reads=%lu\n", id, shared.reads.load());
+  EXPECT_GT(run.reads, 100U);
+  std::printf("reader threads=3 updates=%lu checked_reads=%lu\n", id, run.reads.load());
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
@@ -126,13 +107,13 @@ TEST(Readers, threads_follow_repeated_file_replacement) {
   const TemporaryDirectory folder("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
   const TestState state(folder.file("read.state"));
-  Shared shared;
+  MarkedRun run;
   std::string said[3];
   std::vector<std::thread> readers;
   for (std::string& mine : said) {
     readers.emplace_back([&, seed = random()] {
       try {
-        mine = read_until_stopped(*state, updates, seed, shared);
+        mine = read_until_stopped(*state, updates, seed, run);
       } catch (const std::exception& error) {
         mine = error.what();
       }
@@ -155,11 +136,11 @@ TEST(Readers, threads_follow_repeated_file_replacement) {
     state->install(*builder);
     ++installs;
   }
-  shared.stop = true;
+  run.stop = true;
   for (std::thread& reader : readers) reader.join();
   for (const std::string& one : said) EXPECT_EQ(one, "");
   std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id,
-              shared.reads.load());
+              run.reads.load());
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 

@@ -37,11 +37,11 @@ using testing::WalkPlan;
 using Contents = std::map<std::string, std::string>;
 using Changes = std::vector<TestChange>;
 
-constexpr std::uint64_t state_bytes_max = std::uint64_t{16} << 20;
+constexpr std::uint64_t walked_bytes_max = std::uint64_t{16} << 20;
 
 StateOptions small_state_options() {
   StateOptions options;
-  options.bytes_max = state_bytes_max;
+  options.bytes_max = walked_bytes_max;
   return options;
 }
 
@@ -50,10 +50,10 @@ class WholeFile {
  public:
   explicit WholeFile(const std::string& path) : file_(open_file(path, O_RDWR)) {
     memory_ =
-        ::mmap(nullptr, state_bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
+        ::mmap(nullptr, walked_bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED, file_.number(), 0);
     if (memory_ == MAP_FAILED) throw system_error("cannot map", path, errno);
   }
-  ~WholeFile() { ::munmap(memory_, state_bytes_max); }
+  ~WholeFile() { ::munmap(memory_, walked_bytes_max); }
   WholeFile(const WholeFile&) = delete;
   WholeFile& operator=(const WholeFile&) = delete;
 
@@ -269,7 +269,7 @@ class StepLong : public ::testing::Test {
           stores_on_copy(path, folder.file("dying.state"), changes, scenario.erases_all);
       WalkedWriter first(
           {.stop_at_store = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)},
-          state_bytes_max, work);
+          walked_bytes_max, work);
       ASSERT_TRUE(first.walk());
     }
 
@@ -279,7 +279,7 @@ class StepLong : public ::testing::Test {
     StateCopy image(source, folder.file("image.state"));
     RecoveryCounts figures;
     const auto began = std::chrono::steady_clock::now();
-    WalkedWriter writer(walk_plan(source, changes, stores), state_bytes_max, work);
+    WalkedWriter writer(walk_plan(source, changes, stores), walked_bytes_max, work);
     const auto look = [&] {
       image.copy();
       const std::string fault = recover_and_check(image.state(), id, before, afterwards, changes,
@@ -314,7 +314,7 @@ class StepLong : public ::testing::Test {
                                       const Changes& changes, bool erases_all) {
     const WholeFile source(path);
     const StateCopy copy(source, copy_path);
-    WalkedWriter writer({}, state_bytes_max, writer_work(copy_path, changes, erases_all));
+    WalkedWriter writer({}, walked_bytes_max, writer_work(copy_path, changes, erases_all));
     while (writer.walk()) {
     }
     return writer.stores();

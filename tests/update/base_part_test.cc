@@ -22,21 +22,23 @@ using testing::framed_part;
 using testing::no_bytes_max;
 using testing::varint;
 
-constexpr UpdateId base = 40;
-const BaseInfo info = {
-    .base = base, .chain = 0x1122334455667788, .item_count = 3, .digest = {.low = 5, .high = 6}};
+constexpr UpdateId sample_base = 40;
+const BaseInfo sample_info = {.base = sample_base,
+                              .chain = 0x1122334455667788,
+                              .item_count = 3,
+                              .digest = {.low = 5, .high = 6}};
 
 // The parts of a base with these items.
 std::vector<std::string> encode(const std::map<std::string, std::string>& items,
                                 std::size_t bytes_max) {
   std::vector<std::string> parts;
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   for (const auto& [key, value] : items) {
     if (encoder.add({key, value}, bytes_max)) continue;
     parts.emplace_back(encoder.finish(std::nullopt));
     EXPECT_TRUE(encoder.add({key, value}, bytes_max)) << "the first item of a part always fits";
   }
-  parts.emplace_back(encoder.finish(info));
+  parts.emplace_back(encoder.finish(sample_info));
   return parts;
 }
 
@@ -51,24 +53,24 @@ std::map<std::string, std::string> random_items(std::mt19937_64& random, std::si
 }
 
 TEST(BasePart, decoded_part_equals_encoded_items) {
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   EXPECT_TRUE(encoder.empty());
   ASSERT_TRUE(encoder.add({"flag.checkout", "on"}, no_bytes_max));
   ASSERT_TRUE(encoder.add({"flag.checkout.colour", ""}, no_bytes_max));
   ASSERT_TRUE(encoder.add({"flag.search", "\0off"s}, no_bytes_max));
   EXPECT_FALSE(encoder.empty());
-  const std::string bytes(encoder.finish(info));
+  const std::string bytes(encoder.finish(sample_info));
   EXPECT_TRUE(encoder.empty());
 
   BasePart part;
   decode_base_part(bytes, part);
 
-  EXPECT_EQ(part.base, base);
+  EXPECT_EQ(part.base, sample_base);
   EXPECT_EQ(part.number, 0U);
   EXPECT_EQ(part.items,
             (std::vector<Item>{
                 {"flag.checkout", "on"}, {"flag.checkout.colour", ""}, {"flag.search", "\0off"s}}));
-  EXPECT_EQ(part.last, info);
+  EXPECT_EQ(part.last, sample_info);
 }
 
 TEST(BasePart, random_items_round_trip) {
@@ -81,7 +83,7 @@ TEST(BasePart, random_items_round_trip) {
     auto expected = items.begin();
     for (std::size_t number = 0; number < parts.size(); ++number) {
       decode_base_part(parts[number], part);
-      ASSERT_EQ(part.base, base);
+      ASSERT_EQ(part.base, sample_base);
       ASSERT_EQ(part.number, number);
       ASSERT_EQ(part.last.has_value(), number + 1 == parts.size());
       for (const Item& item : part.items) {
@@ -95,11 +97,11 @@ TEST(BasePart, random_items_round_trip) {
 }
 
 TEST(BasePart, part_of_an_empty_base_round_trips) {
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   BasePart part;
-  decode_base_part(encoder.finish(BaseInfo{.base = base, .chain = 1}), part);
+  decode_base_part(encoder.finish(BaseInfo{.base = sample_base, .chain = 1}), part);
   EXPECT_TRUE(part.items.empty());
-  EXPECT_EQ(part.last, (BaseInfo{.base = base, .chain = 1}));
+  EXPECT_EQ(part.last, (BaseInfo{.base = sample_base, .chain = 1}));
 }
 
 TEST(BasePart, part_exceeds_bytes_max_only_with_a_single_item) {
@@ -117,7 +119,7 @@ TEST(BasePart, part_exceeds_bytes_max_only_with_a_single_item) {
 TEST(BasePart, longest_key_and_value_fit_in_a_part) {
   const std::string key(key_bytes_max, 'k');
   const std::string value(value_bytes_max, 'v');
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   ASSERT_TRUE(encoder.add({key, value}, 1000));
   EXPECT_FALSE(encoder.add({"l", ""}, 1000));
   BasePart part;
@@ -129,7 +131,7 @@ TEST(BasePart, shared_key_prefix_is_stored_once) {
   std::map<std::string, std::string> items;
   const std::string prefix(1000, 'p');
   for (int i = 1000; i < 2000; ++i) items[prefix + std::to_string(i)] = "";
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   for (const auto& [key, value] : items)
     ASSERT_TRUE(encoder.add({key, value}, 10'000)) << "1,000 keys of 1,004 bytes";
 }
@@ -137,7 +139,7 @@ TEST(BasePart, shared_key_prefix_is_stored_once) {
 TEST(BasePart, part_ends_before_its_decoded_keys_exceed_64_mib) {
   // In a few bytes each, keys of 1,020 bytes; a part has to end before they take more than 64 MiB
   // in full.
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   const std::string prefix(1010, 'p');
   std::size_t count = 0;
   for (;; ++count) {
@@ -152,7 +154,7 @@ TEST(BasePart, part_ends_before_its_decoded_keys_exceed_64_mib) {
 }
 
 TEST(BasePart, part_ends_at_the_maximum_item_count) {
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   char key[4] = {};
   std::size_t count = 0;
   for (;; ++count) {
@@ -163,7 +165,7 @@ TEST(BasePart, part_ends_at_the_maximum_item_count) {
 }
 
 TEST(BasePartEncoder, items_that_could_not_be_decoded_are_rejected) {
-  BasePartEncoder encoder(base);
+  BasePartEncoder encoder(sample_base);
   ASSERT_TRUE(encoder.add({"b", "1"}, no_bytes_max));
   expect_error(
       ErrorKind::corrupt,
@@ -201,7 +203,7 @@ TEST(BasePartEncoder, items_that_could_not_be_decoded_are_rejected) {
 
 // --- Damage ---
 
-std::string decode_error(std::string_view bytes) {
+std::string part_decode_error(std::string_view bytes) {
   BasePart part;
   part.items.resize(1);
   const std::optional<Error> error = testing::thrown_error([&] { decode_base_part(bytes, part); });
@@ -211,8 +213,8 @@ std::string decode_error(std::string_view bytes) {
   return error->what();
 }
 
-void expect_refused(std::string_view bytes, const std::string& words) {
-  const std::string message = decode_error(bytes);
+void expect_part_rejected(std::string_view bytes, const std::string& words) {
+  const std::string message = part_decode_error(bytes);
   EXPECT_NE(message.find(words), std::string::npos)
       << "message: " << message << "\nlacks: " << words;
 }
@@ -228,10 +230,10 @@ std::vector<std::string> sample_parts() {
 TEST(DamagedBasePart, truncated_or_extended_part_is_rejected) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_parts()) {
-    ASSERT_EQ(decode_error(whole), "decoded");
+    ASSERT_EQ(part_decode_error(whole), "decoded");
     for (std::size_t size = 0; size < whole.size(); ++size)
-      ASSERT_NE(decode_error(whole.substr(0, size)), "decoded") << size;
-    ASSERT_NE(decode_error(whole + "\0"s), "decoded");
+      ASSERT_NE(part_decode_error(whole.substr(0, size)), "decoded") << size;
+    ASSERT_NE(part_decode_error(whole + "\0"s), "decoded");
   }
 }
 
@@ -241,7 +243,7 @@ TEST(DamagedBasePart, part_with_one_flipped_bit_is_rejected) {
     for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
       std::string bytes = whole;
       bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
-      ASSERT_NE(decode_error(bytes), "decoded") << "bit " << bit;
+      ASSERT_NE(part_decode_error(bytes), "decoded") << "bit " << bit;
     }
   }
 }
@@ -249,85 +251,89 @@ TEST(DamagedBasePart, part_with_one_flipped_bit_is_rejected) {
 TEST(DamagedBasePart, error_names_the_base_and_the_part) {
   std::string bytes = encode({{"a", "1"}}, 1000)[0];
   bytes.back() = static_cast<char>(bytes.back() ^ 1);
-  expect_refused(bytes, "base part was changed or cut short");
-  expect_refused(bytes, "base=40 part=0");
+  expect_part_rejected(bytes, "base part was changed or cut short");
+  expect_part_rejected(bytes, "base=40 part=0");
 }
 
 TEST(HostileBasePart, unknown_version_or_flag_is_named_in_the_error) {
   std::string bytes = framed_part(0, "", 0, 0, "");
-  ASSERT_EQ(decode_error(bytes), "decoded");
+  ASSERT_EQ(part_decode_error(bytes), "decoded");
   bytes[0] = 2;
-  expect_refused(bytes, "a version this program does not know");
+  expect_part_rejected(bytes, "a version this program does not know");
   for (const int flags : {2, 4, 128})
-    expect_refused(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""),
-                   "a flag this program does not know");
+    expect_part_rejected(framed_part(static_cast<std::uint8_t>(flags), "", 0, 0, ""),
+                         "a flag this program does not know");
 }
 
 TEST(HostileBasePart, unknown_field_is_skipped) {
   std::string fields;
   append_field(fields, 2, "something new");
-  EXPECT_EQ(decode_error(framed_part(0, fields, 0, 0, "")), "decoded");
+  EXPECT_EQ(part_decode_error(framed_part(0, fields, 0, 0, "")), "decoded");
 }
 
 TEST(HostileBasePart, truncated_totals_are_rejected) {
   std::string fields;
   append_field(fields, 1, std::string(31, 'x'));
-  expect_refused(framed_part(0, fields, 0, 0, ""), "a field of a wrong size");
+  expect_part_rejected(framed_part(0, fields, 0, 0, ""), "a field of a wrong size");
 }
 
 TEST(HostileBasePart, unsorted_keys_are_rejected) {
   const std::string a = "\0\1a\0"s;
   const std::string b = "\0\1b\0"s;
-  ASSERT_EQ(decode_error(framed_part(0, "", 2, 2, a + b)), "decoded");
-  expect_refused(framed_part(0, "", 2, 2, b + a), "keys out of order");
-  expect_refused(framed_part(0, "", 2, 2, a + a), "keys out of order");
+  ASSERT_EQ(part_decode_error(framed_part(0, "", 2, 2, a + b)), "decoded");
+  expect_part_rejected(framed_part(0, "", 2, 2, b + a), "keys out of order");
+  expect_part_rejected(framed_part(0, "", 2, 2, a + a), "keys out of order");
   // "ab", then "a" and "b" again by way of a shared prefix
-  expect_refused(framed_part(0, "", 2, 4, "\0\2ab\0\1\1b\0"s), "keys out of order");
-  expect_refused(framed_part(0, "", 2, 3, "\0\2ab\0\1\0\0"s), "keys out of order");
+  expect_part_rejected(framed_part(0, "", 2, 4, "\0\2ab\0\1\1b\0"s), "keys out of order");
+  expect_part_rejected(framed_part(0, "", 2, 3, "\0\2ab\0\1\0\0"s), "keys out of order");
 }
 
 TEST(HostileBasePart, shared_prefix_longer_than_previous_key_is_rejected) {
-  expect_refused(framed_part(0, "", 1, 2, "\1\1a\0"s), "shares more than there is");
-  expect_refused(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s), "shares more than there is");
-  expect_refused(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s),
-                 "shares more bytes than the previous key has");
+  expect_part_rejected(framed_part(0, "", 1, 2, "\1\1a\0"s),
+                       "shares more bytes than the previous key has");
+  expect_part_rejected(framed_part(0, "", 2, 4, "\0\1a\0\2\1b\0"s),
+                       "shares more bytes than the previous key has");
+  expect_part_rejected(framed_part(0, "", 1, 2, varint(~std::uint64_t{0}) + "\1a\0"s),
+                       "shares more bytes than the previous key has");
 }
 
 TEST(HostileBasePart, key_or_value_out_of_bounds_is_rejected) {
-  expect_refused(framed_part(0, "", 1, 0, "\0\0\0\0"s), "a key that is empty or too long");
-  expect_refused(framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s),
-                 "longer keys than there can be");
+  expect_part_rejected(framed_part(0, "", 1, 0, "\0\0\0\0"s), "a key that is empty or too long");
+  expect_part_rejected(
+      framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s),
+      "longer keys than there can be");
   // 1,000 bytes shared and 25 more
   const std::string key = "\0"s + varint(1000) + std::string(1000, 'k') + "\0"s;
-  expect_refused(
+  expect_part_rejected(
       framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s),
       "a key that is empty or too long");
   const std::string value(value_bytes_max + std::size_t{1}, 'v');
-  expect_refused(framed_part(0, "", 1, 1, "\0\1a"s + varint(value.size()) + value),
-                 "a value that is too long");
+  expect_part_rejected(framed_part(0, "", 1, 1, "\0\1a"s + varint(value.size()) + value),
+                       "a value that is too long");
 }
 
 TEST(HostileBasePart, wrong_total_of_key_bytes_is_rejected) {
   const std::string item = "\0\1a\0"s;
-  expect_refused(framed_part(0, "", 1, 0, item), "longer keys than it says");
-  expect_refused(framed_part(0, "", 1, 2, item), "shorter keys than it says");
+  expect_part_rejected(framed_part(0, "", 1, 0, item), "longer keys than it says");
+  expect_part_rejected(framed_part(0, "", 1, 2, item), "shorter keys than it says");
 }
 
 TEST(HostileBasePart, excessive_claim_is_rejected_before_memory_is_allocated) {
   const std::string item = "\0\1a\0"s;
   for (const std::uint64_t claim :
        {std::uint64_t{2}, std::uint64_t{1} << 21, std::uint64_t{1} << 60, ~std::uint64_t{0}}) {
-    expect_refused(framed_part(0, "", claim, 1, item), "more items than there can be");
-    expect_refused(framed_part(0, "", 1, claim < 2000 ? claim + 2000 : claim, item),
-                   "longer keys than there can be");
+    expect_part_rejected(framed_part(0, "", claim, 1, item), "more items than there can be");
+    expect_part_rejected(framed_part(0, "", 1, claim < 2000 ? claim + 2000 : claim, item),
+                         "longer keys than there can be");
   }
-  expect_refused(framed_part(flag_zstd, "", 1, 1,
-                             testing::zstd_frame(std::string(decompressed_bytes_max + 1, '\0'))),
-                 "longer than it can be when decompressed");
+  expect_part_rejected(
+      framed_part(flag_zstd, "", 1, 1,
+                  testing::zstd_frame(std::string(decompressed_bytes_max + 1, '\0'))),
+      "longer than it can be when decompressed");
   // A million keys of 1,024 bytes by three bytes each.
   std::string many = "\0"s + varint(1023) + std::string(1023, 'k') + "\0"s;
   for (int i = 1; i < 250; ++i) many += varint(1022) + "\1"s + static_cast<char>(i) + "\0"s;
-  expect_refused(
+  expect_part_rejected(
       framed_part(0, "", element_count_max, element_count_max * 1023, testing::zstd_frame(many)),
       "more items than there can be");
 }
@@ -336,9 +342,9 @@ TEST(HostileBasePart, random_bytes_do_no_harm) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (int i = 0; i < 50'000; ++i) {
-    decode_error(framed_part(static_cast<std::uint8_t>(random() % 2),
-                             testing::random_bytes(random, random() % 4), random() % 4,
-                             random() % 20, testing::random_bytes(random, random() % 30)));
+    part_decode_error(framed_part(static_cast<std::uint8_t>(random() % 2),
+                                  testing::random_bytes(random, random() % 4), random() % 4,
+                                  random() % 20, testing::random_bytes(random, random() % 30)));
   }
 }
 

@@ -21,8 +21,8 @@ using testing::framed;
 using testing::OwnedChange;
 using testing::varint;
 
-constexpr UpdateId id = 7;
-constexpr std::uint64_t previous_chain = 1234;
+constexpr UpdateId sample_id = 7;
+constexpr std::uint64_t sample_previous_chain = 1234;
 
 // Small ones of all shapes: with and without fields, compressed and not.
 std::vector<std::string> sample_updates() {
@@ -33,19 +33,19 @@ std::vector<std::string> sample_updates() {
   const std::vector<OwnedChange> compressible = {{Change::Kind::set, "k", std::string(2000, 'x')},
                                                  {Change::Kind::set, "l", std::string(2000, 'y')}};
   return {
-      testing::sealed({}, id, previous_chain, {}),
-      testing::sealed({}, id, previous_chain, {}, true),
-      testing::sealed(few, id, previous_chain, {}),
-      testing::sealed(few, id, previous_chain),
-      testing::sealed(compressible, id, previous_chain),
-      testing::sealed(testing::random_changes(random, 5), id, previous_chain),
+      testing::sealed({}, sample_id, sample_previous_chain, {}),
+      testing::sealed({}, sample_id, sample_previous_chain, {}, true),
+      testing::sealed(few, sample_id, sample_previous_chain, {}),
+      testing::sealed(few, sample_id, sample_previous_chain),
+      testing::sealed(compressible, sample_id, sample_previous_chain),
+      testing::sealed(testing::random_changes(random, 5), sample_id, sample_previous_chain),
       testing::sealed({{Change::Kind::set, std::string(key_bytes_max, 'k'),
                         testing::random_bytes(random, 300)}},
-                      id, previous_chain),
+                      sample_id, sample_previous_chain),
   };
 }
 
-std::string decode_error(std::string_view bytes) {
+std::string update_decode_error(std::string_view bytes) {
   Update update;
   update.changes.resize(1);
   const std::optional<Error> error = testing::thrown_error([&] { decode_update(bytes, update); });
@@ -55,8 +55,8 @@ std::string decode_error(std::string_view bytes) {
   return error->what();
 }
 
-void expect_refused(std::string_view bytes, const std::string& words) {
-  const std::string message = decode_error(bytes);
+void expect_update_rejected(std::string_view bytes, const std::string& words) {
+  const std::string message = update_decode_error(bytes);
   EXPECT_NE(message.find(words), std::string::npos)
       << "message: " << message << "\nlacks: " << words;
 }
@@ -64,11 +64,14 @@ void expect_refused(std::string_view bytes, const std::string& words) {
 TEST(DamagedUpdate, update_truncated_at_any_byte_is_rejected) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
-    ASSERT_EQ(decode_error(whole), "decoded");
+    ASSERT_EQ(update_decode_error(whole), "decoded");
     for (std::size_t size = 0; size < whole.size(); ++size) {
       const std::string bytes = whole.substr(0, size);  // a copy, so that a read beyond it is found
-      ASSERT_NE(decode_error(bytes), "decoded") << "bytes " << size << " of " << whole.size();
-      ASSERT_TRUE(testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); })) << size;
+      ASSERT_NE(update_decode_error(bytes), "decoded")
+          << "bytes " << size << " of " << whole.size();
+      ASSERT_TRUE(testing::thrown_error([&] {
+        verify_chain(bytes, sample_id, sample_previous_chain);
+      })) << size;
       peek_header(bytes);
     }
   }
@@ -79,8 +82,9 @@ TEST(DamagedUpdate, update_with_trailing_bytes_is_rejected) {
   for (const std::string& whole : sample_updates()) {
     for (const std::string& more : {"\0"s, "\x01"s, "garbage"s, whole}) {
       const std::string bytes = whole + more;
-      EXPECT_NE(decode_error(bytes), "decoded");
-      EXPECT_TRUE(testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); }));
+      EXPECT_NE(update_decode_error(bytes), "decoded");
+      EXPECT_TRUE(
+          testing::thrown_error([&] { verify_chain(bytes, sample_id, sample_previous_chain); }));
     }
   }
 }
@@ -89,15 +93,15 @@ TEST(DamagedUpdate, update_with_trailing_bytes_is_rejected) {
 TEST(DamagedUpdate, flipped_bit_breaks_the_chain) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
-    ASSERT_EQ(verify_chain(whole, id, previous_chain), peek_header(whole)->chain);
+    ASSERT_EQ(verify_chain(whole, sample_id, sample_previous_chain), peek_header(whole)->chain);
     for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
       std::string bytes = whole;
       bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
       const std::optional<Error> error =
-          testing::thrown_error([&] { verify_chain(bytes, id, previous_chain); });
+          testing::thrown_error([&] { verify_chain(bytes, sample_id, sample_previous_chain); });
       ASSERT_TRUE(error) << "bit " << bit;
       ASSERT_EQ(error->kind(), ErrorKind::corrupt);
-      decode_error(bytes);
+      update_decode_error(bytes);
     }
   }
 }
@@ -109,16 +113,16 @@ TEST(DamagedUpdate, random_bytes_do_no_harm) {
     std::string bytes = testing::random_bytes(random, random() % 60);
     if (!bytes.empty()) bytes[0] = static_cast<char>(format_version);
     if (bytes.size() > 1) bytes[1] = static_cast<char>(bytes[1] & 3);
-    decode_error(bytes);
+    update_decode_error(bytes);
   }
 }
 
 TEST(HostileUpdate, unknown_version_is_named_in_the_error) {
   std::string bytes = framed(0, "", 0, "");
-  ASSERT_EQ(decode_error(bytes), "decoded");
+  ASSERT_EQ(update_decode_error(bytes), "decoded");
   for (const int version : {0, 2, 255}) {
     bytes[version_offset] = static_cast<char>(version);
-    expect_refused(bytes, "a version this program does not know");
+    expect_update_rejected(bytes, "a version this program does not know");
     expect_error(
         ErrorKind::corrupt, [&] { verify_chain(bytes, 7, 0); }, "upgrade this machine",
         "version=" + std::to_string(version));
@@ -127,56 +131,56 @@ TEST(HostileUpdate, unknown_version_is_named_in_the_error) {
 
 TEST(HostileUpdate, unknown_flag_is_rejected) {
   for (const int flags : {4, 8, 16, 32, 64, 128, 252}) {
-    expect_refused(framed(static_cast<std::uint8_t>(flags), "", 0, ""),
-                   "a flag this program does not know");
+    expect_update_rejected(framed(static_cast<std::uint8_t>(flags), "", 0, ""),
+                           "a flag this program does not know");
   }
 }
 
 TEST(HostileUpdate, update_without_an_id_is_rejected) {
   std::string bytes = framed(0, "", 0, "");
   store_little_endian<std::uint64_t>(bytes.data() + id_offset, 0);
-  expect_refused(bytes, "update has no id");
+  expect_update_rejected(bytes, "update has no id");
   EXPECT_FALSE(peek_header(bytes));
 }
 
 TEST(HostileUpdate, error_names_the_update_id) {
-  expect_refused(framed(0, "", 3, "\x02"s + "k"), "id=7");
+  expect_update_rejected(framed(0, "", 3, "\x02"s + "k"), "id=7");
 }
 
 TEST(HostileUpdate, excessive_claim_is_rejected_before_memory_is_allocated) {
   const std::string change = "\x02k\x01v";  // key of one byte, value of one byte
-  ASSERT_EQ(decode_error(framed(0, "", 1, change)), "decoded");
+  ASSERT_EQ(update_decode_error(framed(0, "", 1, change)), "decoded");
   for (const std::uint64_t claim :
        {std::uint64_t{3}, std::uint64_t{1} << 20, std::uint64_t{1} << 32, std::uint64_t{1} << 60,
         ~std::uint64_t{0}}) {
     SCOPED_TRACE(claim);
-    expect_refused(framed(0, "", claim, change), "more changes than there can be");
-    expect_refused(framed(0, "", 1, varint(claim) + "k\x01v"), "update ");
-    expect_refused(framed(0, "", 1, "\x02k" + varint(claim) + "v"), "update ");
+    expect_update_rejected(framed(0, "", claim, change), "more changes than there can be");
+    expect_update_rejected(framed(0, "", 1, varint(claim) + "k\x01v"), "update ");
+    expect_update_rejected(framed(0, "", 1, "\x02k" + varint(claim) + "v"), "update ");
     std::string fields_too_long = framed(0, "", 1, change).substr(0, common_header_bytes) +
                                   varint(claim + (claim == 3 ? 100 : 0)) + "x";
-    expect_refused(fields_too_long, "update cut short");
+    expect_update_rejected(fields_too_long, "update cut short");
     std::string field;
     append_varint(field, 5);
     append_varint(field, claim);
-    expect_refused(framed(0, field, 1, change), "update cut short");
+    expect_update_rejected(framed(0, field, 1, change), "update cut short");
   }
 }
 
 TEST(HostileUpdate, key_or_value_out_of_bounds_is_rejected) {
   const std::string long_key(key_bytes_max + 1, 'k');
   const std::string long_value(value_bytes_max + std::size_t{1}, 'v');
-  expect_refused(framed(0, "", 1, "\x00\x00"s), "a key that is empty or too long");
-  expect_refused(framed(0, "", 1, "\x01\x00"s), "a key that is empty or too long");
-  expect_refused(framed(0, "", 1, varint(long_key.size() << 1) + long_key + "\x00"s),
-                 "a key that is empty or too long: offset=2 key_bytes=1025");
-  expect_refused(framed(0, "", 1, "\x02k" + varint(long_value.size()) + long_value),
-                 "a value that is too long");
+  expect_update_rejected(framed(0, "", 1, "\x00\x00"s), "a key that is empty or too long");
+  expect_update_rejected(framed(0, "", 1, "\x01\x00"s), "a key that is empty or too long");
+  expect_update_rejected(framed(0, "", 1, varint(long_key.size() << 1) + long_key + "\x00"s),
+                         "a key that is empty or too long: offset=2 key_bytes=1025");
+  expect_update_rejected(framed(0, "", 1, "\x02k" + varint(long_value.size()) + long_value),
+                         "a value that is too long");
 }
 
 TEST(HostileUpdate, overlong_varint_is_rejected) {
-  expect_refused(framed(0, "", 1, "\x82\x00k\x01v"s), "needless byte");
-  expect_refused(framed(0, "", 1, "\x02k\x81\x00v"s), "needless byte");
+  expect_update_rejected(framed(0, "", 1, "\x82\x00k\x01v"s), "needless byte");
+  expect_update_rejected(framed(0, "", 1, "\x02k\x81\x00v"s), "needless byte");
 }
 
 TEST(HostileUpdate, missized_repeated_or_unsorted_field_is_rejected) {
@@ -186,18 +190,21 @@ TEST(HostileUpdate, missized_repeated_or_unsorted_field_is_rejected) {
     return fields;
   };
   for (const std::uint64_t tag : {1, 2, 3}) {
-    expect_refused(framed(0, field(tag, ""), 0, ""),
-                   "a field of a wrong size: offset=2 tag=" + std::to_string(tag) + " bytes=0");
-    expect_refused(framed(0, field(tag, std::string(17, 'x')), 0, ""), "a field of a wrong size");
+    expect_update_rejected(
+        framed(0, field(tag, ""), 0, ""),
+        "a field of a wrong size: offset=2 tag=" + std::to_string(tag) + " bytes=0");
+    expect_update_rejected(framed(0, field(tag, std::string(17, 'x')), 0, ""),
+                           "a field of a wrong size");
   }
   for (const std::uint64_t tag : {4, 5}) {
-    EXPECT_EQ(decode_error(framed(0, field(tag, std::string(255, 'x')), 0, "")), "decoded");
-    expect_refused(framed(0, field(tag, std::string(256, 'x')), 0, ""), "a field of a wrong size");
+    EXPECT_EQ(update_decode_error(framed(0, field(tag, std::string(255, 'x')), 0, "")), "decoded");
+    expect_update_rejected(framed(0, field(tag, std::string(256, 'x')), 0, ""),
+                           "a field of a wrong size");
   }
-  expect_refused(framed(0, field(0, ""), 0, ""), "fields out of order");
-  expect_refused(framed(0, field(4, "a") + field(4, "b"), 0, ""), "fields out of order");
-  expect_refused(framed(0, field(5, "a") + field(4, "b"), 0, ""), "fields out of order");
-  expect_refused(framed(0, "\x04", 0, ""), "cut short");
+  expect_update_rejected(framed(0, field(0, ""), 0, ""), "fields out of order");
+  expect_update_rejected(framed(0, field(4, "a") + field(4, "b"), 0, ""), "fields out of order");
+  expect_update_rejected(framed(0, field(5, "a") + field(4, "b"), 0, ""), "fields out of order");
+  expect_update_rejected(framed(0, "\x04", 0, ""), "cut short");
 }
 
 // --- Compressed ---
@@ -221,53 +228,54 @@ TEST(HostileUpdate, claim_of_2_to_the_60_decompressed_bytes_is_rejected) {
   frame += '\xe0';                          // one segment, size in eight bytes
   append_little_endian(frame, std::uint64_t{1} << 60);
   frame += "\x01\x00\x00"s;  // last block, raw, empty
-  expect_refused(framed(flag_zstd, "", 1, frame),
-                 "longer than it can be when decompressed: bytes=1152921504606846976");
+  expect_update_rejected(framed(flag_zstd, "", 1, frame),
+                         "longer than it can be when decompressed: bytes=1152921504606846976");
 }
 
 TEST(HostileUpdate, frame_with_a_wrong_decompressed_size_is_rejected) {
   const std::string changes = "\x02k\x80\x02"s + std::string(256, 'x');
   std::string frame = testing::zstd_frame(changes);
-  ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
+  ASSERT_EQ(update_decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
   ASSERT_EQ(frame[4], '\x60');  // one segment, size in two bytes, less 256
   for (const int size : {0, 3, 5, 200, 255}) {
     std::string lying = frame;
     lying[5] = static_cast<char>(size);
-    expect_refused(framed(flag_zstd, "", 1, lying), "cannot be decompressed");
+    expect_update_rejected(framed(flag_zstd, "", 1, lying), "cannot be decompressed");
   }
 }
 
 TEST(HostileUpdate, anything_but_one_zstd_frame_is_rejected) {
   const std::string frame = testing::zstd_frame("\x02k\x01v");
-  ASSERT_EQ(decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
+  ASSERT_EQ(update_decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
   const std::string skippable = "\x50\x2a\x4d\x18\x04\x00\x00\x00skip"s;
   for (const std::string& wrong : {""s, "\x02k\x01v"s, frame + frame, frame + skippable, skippable,
                                    skippable + frame, frame + "x"}) {
-    expect_refused(framed(flag_zstd, "", 1, wrong), "not one whole zstd frame");
+    expect_update_rejected(framed(flag_zstd, "", 1, wrong), "not one whole zstd frame");
   }
   std::string of_unknown_size =
       "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were
-  expect_refused(framed(flag_zstd, "", 1, of_unknown_size), "does not state its decompressed size");
+  expect_update_rejected(framed(flag_zstd, "", 1, of_unknown_size),
+                         "does not state its decompressed size");
 }
 
 TEST(HostileUpdate, frame_that_needs_a_dictionary_is_rejected) {
   std::string frame =
       "\x28\xb5\x2f\xfd\x21\x07\x04"s + "\x21\x00\x00\x02k\x01v"s;  // dictionary 7, four bytes
-  expect_refused(framed(flag_zstd, "", 1, frame), "cannot be decompressed");
+  expect_update_rejected(framed(flag_zstd, "", 1, frame), "cannot be decompressed");
 }
 
 TEST(HostileUpdate, damaged_changes_in_a_valid_frame_are_rejected) {
-  expect_refused(compressed_changes("\x02k\x01", 1), "update cut short");
-  expect_refused(compressed_changes("\x02k\x01v!", 1), "update too long");
-  expect_refused(compressed_changes("", 1), "more changes than there can be");
-  EXPECT_EQ(decode_error(compressed_changes("", 0)), "decoded");
+  expect_update_rejected(compressed_changes("\x02k\x01", 1), "update cut short");
+  expect_update_rejected(compressed_changes("\x02k\x01v!", 1), "update too long");
+  expect_update_rejected(compressed_changes("", 1), "more changes than there can be");
+  EXPECT_EQ(update_decode_error(compressed_changes("", 0)), "decoded");
 }
 
 TEST(HostileUpdate, too_many_changes_are_rejected) {
   std::string changes;
   for (std::size_t i = 0; i <= element_count_max; ++i) changes += "\x03k";
-  expect_refused(compressed_changes(changes, element_count_max + 1),
-                 "more changes than there can be");
+  expect_update_rejected(compressed_changes(changes, element_count_max + 1),
+                         "more changes than there can be");
 }
 
 }  // namespace
