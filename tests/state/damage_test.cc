@@ -1,4 +1,4 @@
-// Every damaged file is refused or read correctly; nothing in it may crash or hang a process.
+// Every damaged file is rejected or read correctly. Nothing in a file may crash or hang a process.
 //
 // WHYCACHE_DAMAGE_STEP=1 damages every word of the file instead of a sample.
 #include <fcntl.h>
@@ -40,18 +40,27 @@ StateOptions small_options(const std::string& path) {
   return options;
 }
 
-// What is done to the file: bytes put at a place, or its end cut off.
+// A change to the file: bytes written at an offset, or truncation to a length.
 struct Damage {
   std::string name;
   std::uint64_t offset = 0;
   std::string bytes;
-  std::optional<std::uint64_t> cut_to;
+  std::optional<std::uint64_t> truncate_to;
 };
+
+// WHYCACHE_DAMAGE_STEP=1: damage every word of the file, not a sample.
+bool damages_every_word() {
+  return testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0) != 0;
+}
+
+std::string word_bytes(std::uint64_t word) {
+  return {reinterpret_cast<const char*>(&word), sizeof word};
+}
 
 class DamageTest : public ::testing::Test {
  protected:
   // A small state with a bit of everything: several leaves, versions, an erased key, a large entry,
-  // a split index part.
+  // a split index page.
   void SetUp() override {
     TestState state(path_, small_options(path_));
     std::vector<TestChange> changes;
@@ -66,190 +75,225 @@ class DamageTest : public ::testing::Test {
     ASSERT_EQ(state.check(), std::vector<std::string>{});
     std::ifstream file(path_, std::ios::binary);
     pristine_.assign(std::istreambuf_iterator<char>(file), {});
-    const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
-    ASSERT_EQ(pristine_.size(), header.file_bytes.load());
+    ASSERT_EQ(pristine_.size(), header().file_bytes.load());
   }
 
+  // --- The undamaged file ---
+
+  const Header& header() const { return *reinterpret_cast<const Header*>(pristine_.data()); }
   const SegmentDescriptor& descriptor(std::uint64_t segment) const {
     return *reinterpret_cast<const SegmentDescriptor*>(pristine_.data() +
                                                        descriptor_offset(segment));
   }
   std::uint64_t segment_count() const { return pristine_.size() / segment_bytes; }
+  std::uint64_t directory_offset() const {
+    return index_directory_offset(header().index_directory.load());
+  }
   std::string bytes_at(std::uint64_t offset, std::size_t count) const {
     return pristine_.substr(offset, count);
   }
+  std::uint64_t word_at(std::uint64_t offset) const {
+    std::uint64_t word;
+    std::memcpy(&word, pristine_.data() + offset, sizeof word);
+    return word;
+  }
 
-  void flip(std::vector<Damage>& all, const std::string& what, std::uint64_t offset) const {
-    const std::string one = bytes_at(offset, 1);
-    for (const unsigned pattern : {0x01U, 0x80U, 0xffU}) {
-      all.push_back(
-          {what,
-           offset,
-           std::string(1, static_cast<char>(static_cast<unsigned char>(one[0]) ^ pattern)),
-           {}});
+  // The bytes of a segment that its kind gives a meaning.
+  static std::uint64_t meaningful_bytes(const SegmentDescriptor& segment) {
+    switch (segment.kind) {
+      case SegmentKind::index_page: return segment_bytes;
+      case SegmentKind::filters: return filter_bytes * std::bit_width(segment.filters.in_use_bits);
+      case SegmentKind::nodes: return segment.nodes.handed_out * std::uint64_t{1024};
+      case SegmentKind::entries: return segment.entries.used_bytes;
+      case SegmentKind::large: return 64;
+      default: return 0;
+    }
+  }
+  // One word in so many is damaged when the words are sampled.
+  static std::uint64_t sampling_interval(SegmentKind kind) {
+    switch (kind) {
+      case SegmentKind::nodes: return 3;
+      case SegmentKind::entries: return 2;
+      default: return 1;
     }
   }
 
-  void put_word(std::vector<Damage>& all, const std::string& what, std::uint64_t offset,
-                std::uint64_t value) const {
-    const std::string bytes(reinterpret_cast<const char*>(&value), sizeof value);
-    if (bytes != bytes_at(offset, sizeof value)) all.push_back({what, offset, bytes, {}});
+  // Offsets of 64-bit words of index pages, filters, nodes and entries.
+  std::vector<std::uint64_t> words_to_damage() const {
+    std::vector<std::uint64_t> words;
+    for (std::uint64_t segment = 1; segment < segment_count(); ++segment) {
+      const SegmentKind kind = descriptor(segment).kind;
+      const bool is_index = kind == SegmentKind::index_page || kind == SegmentKind::filters;
+      const std::uint64_t begin = segment * segment_bytes;
+      const std::uint64_t end = begin + meaningful_bytes(descriptor(segment));
+      std::uint64_t seen = 0;
+      for (std::uint64_t offset = begin; offset < end; offset += 8) {
+        const bool is_empty = is_index && word_at(offset) == 0;
+        if (!damages_every_word() &&
+            (is_empty ? offset % 4096 != 0 : seen++ % sampling_interval(kind) != 0))
+          continue;
+        words.push_back(offset);
+      }
+    }
+    return words;
   }
 
-  // Bytes that mean something, changed one at a time; and words that are set to what could do most
-  // harm.
+  // --- Damage of single bytes and words ---
+
+  // First flips bytes that have a meaning, one at a time. Then sets words to the values that could
+  // do most harm.
   std::vector<Damage> damages() const {
-    const std::uint64_t step = testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0);
+    const std::vector<std::uint64_t> words = words_to_damage();
     std::vector<Damage> all;
-    const std::uint64_t header_end = offsetof(Header, allocator_state) + sizeof(AllocatorState);
-    for (std::uint64_t at = 0; at < header_end; ++at) {
-      // The log's name is but text under the checksum.
-      if (at > offsetof(HeaderFixed, log_name) + 8 && at < offsetof(HeaderFixed, checksum) &&
-          at % 16 != 0)
-        continue;
-      flip(all, "header", at);
-    }
+    flip_header(all);
     for (std::uint64_t segment = 0; segment < segment_count(); ++segment) {
       for (std::uint64_t i = 0; i < sizeof(SegmentDescriptor); ++i)
         flip(all, "descriptor", descriptor_offset(segment) + i);
     }
-    const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
-    const std::uint64_t directory = index_directory_offset(header.index_directory.load());
-    for (std::uint64_t i = 0; i < 8; ++i) flip(all, "directory", directory + i);
+    for (std::uint64_t i = 0; i < 8; ++i) flip(all, "directory", directory_offset() + i);
+    for (const std::uint64_t offset : words) {
+      for (std::uint64_t i = 0; i < 8; i += damages_every_word() ? 1 : 3)
+        flip(all, "word", offset + i);
+    }
+    for (const std::uint64_t offset : malice_offsets(words)) put_malicious_words(all, offset);
+    return all;
+  }
 
-    std::vector<std::uint64_t> words;  // that are looked at: 64-bit words of parts, nodes, entries
-    for (std::uint64_t segment = 1; segment < segment_count(); ++segment) {
-      const std::uint64_t first = segment * segment_bytes;
-      const SegmentDescriptor& book = descriptor(segment);
-      std::uint64_t end = 0;
-      std::uint64_t sparse = 1;
-      switch (book.kind) {
-        case SegmentKind::index_page: end = segment_bytes; break;
-        case SegmentKind::filters:
-          end = filter_bytes * std::bit_width(book.filters.in_use_bits);
-          break;
-        case SegmentKind::nodes: end = book.nodes.handed_out * std::uint64_t{1024}; break;
-        case SegmentKind::entries: end = book.entries.used_bytes; break;
-        case SegmentKind::large: end = 64; break;
-        default: continue;
-      }
-      if (book.kind == SegmentKind::nodes) sparse = 3;
-      if (book.kind == SegmentKind::entries) sparse = 2;
-      std::uint64_t seen = 0;
-      for (std::uint64_t at = first; at < first + end; at += 8) {
-        std::uint64_t word;
-        std::memcpy(&word, pristine_.data() + at, sizeof word);
-        const bool index =
-            book.kind == SegmentKind::index_page || book.kind == SegmentKind::filters;
-        const bool empty = index && word == 0;
-        if (step == 0 && (empty ? at % 4096 != 0 : seen++ % sparse != 0)) continue;
-        words.push_back(at);
-      }
+  void flip_header(std::vector<Damage>& all) const {
+    for (std::uint64_t offset = 0; offset < header_end; ++offset) {
+      // The log's name is only text under the checksum: a sample of it is enough.
+      if (offset > offsetof(HeaderFixed, log_name) + 8 &&
+          offset < offsetof(HeaderFixed, checksum) && offset % 16 != 0)
+        continue;
+      flip(all, "header", offset);
     }
-    for (const std::uint64_t at : words) {
-      for (std::uint64_t i = 0; i < 8; i += step == 0 ? 3 : 1) flip(all, "word", at + i);
-    }
-    // Values chosen with malice.
-    std::vector<std::uint64_t> places;
-    for (std::uint64_t at = offsetof(Header, reclaim_generation); at < header_end; at += 8)
-      places.push_back(at);
-    for (std::uint64_t i = 0; i < 4; ++i) places.push_back(directory + 8 * i);
+  }
+
+  void flip(std::vector<Damage>& all, const std::string& name, std::uint64_t offset) const {
+    const auto byte = static_cast<unsigned char>(pristine_[offset]);
+    for (const unsigned pattern : {0x01U, 0x80U, 0xffU})
+      all.push_back({name, offset, std::string(1, static_cast<char>(byte ^ pattern)), {}});
+  }
+
+  // Offsets at which put_malicious_words() is applied.
+  std::vector<std::uint64_t> malice_offsets(const std::vector<std::uint64_t>& words) const {
+    std::vector<std::uint64_t> offsets;
+    for (std::uint64_t offset = offsetof(Header, reclaim_generation); offset < header_end;
+         offset += 8)
+      offsets.push_back(offset);
+    for (std::uint64_t i = 0; i < 4; ++i) offsets.push_back(directory_offset() + 8 * i);
     for (std::uint64_t segment = 0; segment < segment_count(); ++segment) {
       for (std::uint64_t i = 0; i < sizeof(SegmentDescriptor); i += 8)
-        places.push_back(descriptor_offset(segment) + i);
+        offsets.push_back(descriptor_offset(segment) + i);
     }
-    for (std::size_t i = 0; i < words.size(); i += step == 0 ? 10 : 1) places.push_back(words[i]);
-    for (const std::uint64_t at : places) {
-      std::uint64_t word;
-      std::memcpy(&word, pristine_.data() + at, sizeof word);
-      for (const std::uint64_t value :
-           {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX, UINT64_MAX >> 1, word + 1, word - 1,
-            word << 8, word + 8, word + segment_bytes, pristine_.size() - 8, std::uint64_t{at},
-            at << 8}) {
-        put_word(all, "malice", at, value);
-      }
-    }
-    return all;
+    for (std::size_t i = 0; i < words.size(); i += damages_every_word() ? 1 : 10)
+      offsets.push_back(words[i]);
+    return offsets;
   }
 
-  // Coarser things.
+  void put_malicious_words(std::vector<Damage>& all, std::uint64_t offset) const {
+    const std::uint64_t word = word_at(offset);
+    for (const std::uint64_t value :
+         {std::uint64_t{0}, std::uint64_t{1}, UINT64_MAX, UINT64_MAX >> 1, word + 1, word - 1,
+          word << 8, word + 8, word + segment_bytes, pristine_.size() - 8, std::uint64_t{offset},
+          offset << 8}) {
+      if (value != word) all.push_back({"malice", offset, word_bytes(value), {}});
+    }
+  }
+
+  // --- Damage of pages, segments and version chains ---
+
   std::vector<Damage> big_damages() const {
     std::vector<Damage> all;
-    for (std::uint64_t at = 0; at < pristine_.size(); at += 4096) {
+    for (std::uint64_t offset = 0; offset < pristine_.size(); offset += 4096) {
       for (const char fill : {'\0', '\xff', 'x'}) {
         std::string page(4096, fill);
-        if (page != bytes_at(at, 4096)) all.push_back({"page", at, page, {}});
+        if (page != bytes_at(offset, 4096)) all.push_back({"page", offset, page, {}});
       }
     }
-    for (std::uint64_t one = 0; one < segment_count(); ++one) {
-      all.push_back({"zeroed segment", one * segment_bytes, std::string(segment_bytes, '\0'), {}});
-      for (std::uint64_t other = 0; other < segment_count(); ++other) {
-        if (one != other)
-          all.push_back({"segment put over another",
-                         one * segment_bytes,
-                         bytes_at(other * segment_bytes, segment_bytes),
-                         {}});
-      }
-    }
-    // Entries that are their own past, and each other's.
-    const Header& header = *reinterpret_cast<const Header*>(pristine_.data());
-    std::uint64_t slot;
-    std::memcpy(&slot, pristine_.data() + index_directory_offset(header.index_directory.load()),
-                sizeof slot);
-    for (std::uint64_t i = 0, found = 0; i < index_page_words && found < 40; ++i) {
-      std::uint64_t word;
-      std::memcpy(&word, pristine_.data() + index_page_offset(slot) + i * 8, sizeof word);
-      if (!holds_entry(word)) continue;
-      ++found;
-      const std::uint64_t offset = word_offset(word);
-      std::uint64_t first;
-      std::memcpy(&first, pristine_.data() + offset, sizeof first);
-      const EntryWord entry(first);
-      const std::uint64_t key_bytes =
-          entry.is_wide() ? entry.wide_key_bytes() : entry.narrow_key_bytes();
-      const std::uint64_t value_bytes = entry.is_wide() ? 0 : entry.narrow_value_bytes();
-      for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
-        for (const std::uint64_t previous : {offset, offset + 8, offset + 1, std::uint64_t{8},
-                                             std::uint64_t{pristine_.size() - 16}, ~offset}) {
-          const EntryWord narrow = EntryWord::narrow(id, key_bytes & 0x7f, value_bytes, true);
-          const std::string past = bytes_of(previous);
-          std::string whole =
-              bytes_of(narrow.word()) + bytes_at(offset + 8, (key_bytes + value_bytes + 7) / 8 * 8);
-          all.push_back({"cyclic past", offset, whole + past, {}});
-          all.push_back({"cyclic past of a wide one",
-                         offset,
-                         bytes_of(EntryWord::wide(id, entry.erased(), key_bytes).word()) +
-                             bytes_of(WideWord(previous, value_bytes).word()),
-                         {}});
-        }
-      }
-    }
+    replace_segments(all);
+    add_cyclic_versions(all);
     return all;
   }
 
-  static std::string bytes_of(std::uint64_t word) {
-    return {reinterpret_cast<const char*>(&word), sizeof word};
+  void replace_segments(std::vector<Damage>& all) const {
+    for (std::uint64_t target = 0; target < segment_count(); ++target) {
+      const std::uint64_t offset = target * segment_bytes;
+      all.push_back({"zeroed segment", offset, std::string(segment_bytes, '\0'), {}});
+      for (std::uint64_t source = 0; source < segment_count(); ++source) {
+        if (source == target) continue;
+        all.push_back({"segment copied over another",
+                       offset,
+                       bytes_at(source * segment_bytes, segment_bytes),
+                       {}});
+      }
+    }
   }
 
-  std::vector<Damage> cuts() const {
+  // Entries whose previous version is the entry itself, another entry, or no entry.
+  void add_cyclic_versions(std::vector<Damage>& all) const {
+    const std::uint64_t slot = word_at(directory_offset());
+    for (std::uint64_t i = 0, found = 0; i < index_page_words && found < 40; ++i) {
+      const std::uint64_t word = word_at(index_page_offset(slot) + i * 8);
+      if (!holds_entry(word)) continue;
+      ++found;
+      add_cyclic_versions(all, word_offset(word));
+    }
+  }
+
+  void add_cyclic_versions(std::vector<Damage>& all, std::uint64_t offset) const {
+    const EntryWord entry(word_at(offset));
+    const std::uint64_t key_bytes =
+        entry.is_wide() ? entry.wide_key_bytes() : entry.narrow_key_bytes();
+    const std::uint64_t value_bytes = entry.is_wide() ? 0 : entry.narrow_value_bytes();
+    const std::string key_and_value = bytes_at(offset + 8, (key_bytes + value_bytes + 7) / 8 * 8);
+    for (const std::uint64_t id : {entry.id(), UpdateId{9}, state_update_id_max}) {
+      for (const std::uint64_t previous : {offset, offset + 8, offset + 1, std::uint64_t{8},
+                                           std::uint64_t{pristine_.size() - 16}, ~offset}) {
+        const EntryWord narrow = EntryWord::narrow(id, key_bytes & 0x7f, value_bytes, true);
+        all.push_back({"cyclic narrow version",
+                       offset,
+                       word_bytes(narrow.word()) + key_and_value + word_bytes(previous),
+                       {}});
+        const EntryWord wide = EntryWord::wide(id, entry.erased(), key_bytes);
+        all.push_back({"cyclic wide version",
+                       offset,
+                       word_bytes(wide.word()) + word_bytes(WideWord(previous, value_bytes).word()),
+                       {}});
+      }
+    }
+  }
+
+  std::vector<Damage> truncations() const {
     std::vector<Damage> all;
     for (std::uint64_t bytes = 0; bytes < pristine_.size(); bytes += bytes < 2048 ? 16 : 4096) {
-      for (const std::uint64_t to : {bytes, bytes + 1}) all.push_back({"cut", 0, "", to});
+      for (const std::uint64_t length : {bytes, bytes + 1})
+        all.push_back({"truncation", 0, "", length});
     }
     for (const std::uint64_t segment : {1UL, 2UL, 3UL}) {
       for (const std::uint64_t more : {0UL, 1UL, 4095UL})
-        all.push_back({"cut", 0, "", segment * segment_bytes + more});
+        all.push_back({"truncation", 0, "", segment * segment_bytes + more});
     }
     return all;
   }
 
-  // Runs `one` for each case in a child, and in another child from the next on where one died; so a
-  // death is a failure with a name.
-  template <typename One>
-  void run(const std::vector<Damage>& cases, const One& one) {
+  // A few of the cases, for the short tests. All of them with WHYCACHE_DAMAGE_STEP.
+  static std::vector<Damage> sample(std::vector<Damage> all, std::size_t count) {
+    if (damages_every_word() || all.size() <= count) return all;
+    std::vector<Damage> some;
+    for (std::size_t i = 0; i < count; ++i) some.push_back(std::move(all[i * all.size() / count]));
+    return some;
+  }
+
+  // --- Running cases ---
+
+  // Calls `check` for each case, in a child. If the child dies, that is a failure that names the
+  // case, and another child continues with the next case.
+  template <typename Check>
+  void run(const std::vector<Damage>& cases, const Check& check) {
     struct Progress {
       std::atomic<std::uint64_t> next{0};
-      std::atomic<std::uint64_t> refused{0};
+      std::atomic<std::uint64_t> rejected{0};
       std::atomic<std::uint64_t> bad{0};
     };
     const SharedWithChildren<Progress> progress;
@@ -262,9 +306,9 @@ class DamageTest : public ::testing::Test {
             while (progress->next < cases.size()) {
               const Damage& damage = cases[progress->next];
               ::alarm(20);
-              bool refused = false;
-              const std::string fault = one(damage, refused);
-              progress->refused += refused;
+              bool rejected = false;
+              const std::string fault = check(damage, rejected);
+              progress->rejected += rejected;
               ++progress->next;
               if (fault.empty()) continue;
               if (++progress->bad <= 5) faults += describe(damage) + ": " + fault + "\n";
@@ -272,16 +316,15 @@ class DamageTest : public ::testing::Test {
             return faults;
           },
           600);
-      const std::string said = child.wait();
-      EXPECT_EQ(said, "");
+      EXPECT_EQ(child.wait(), "");
       if (progress->next < cases.size()) {
         ++deaths;
         ADD_FAILURE() << "killed by case " << describe(cases[progress->next]);
         ++progress->next;
       }
     }
-    std::printf("cases=%zu refused=%lu bad=%lu deaths=%d seconds=%.1f\n", cases.size(),
-                progress->refused.load(), progress->bad.load(), deaths,
+    std::printf("cases=%zu rejected=%lu bad=%lu deaths=%d seconds=%.1f\n", cases.size(),
+                progress->rejected.load(), progress->bad.load(), deaths,
                 std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
   }
 
@@ -292,27 +335,28 @@ class DamageTest : public ::testing::Test {
       for (const char byte : damage.bytes)
         text += " " + std::to_string(static_cast<unsigned char>(byte));
     }
-    if (damage.cut_to) text += " cut_to=" + std::to_string(*damage.cut_to);
+    if (damage.truncate_to) text += " truncate_to=" + std::to_string(*damage.truncate_to);
     return text;
   }
 
   static void put(int file, std::string_view bytes, std::uint64_t offset) {
     if (::pwrite(file, bytes.data(), bytes.size(), static_cast<off_t>(offset)) !=
         static_cast<ssize_t>(bytes.size())) {
-      throw std::runtime_error("cannot write a file of a test");
+      throw std::runtime_error("cannot write the test file");
     }
   }
 
-  // As a file that came from elsewhere: it is believed only if it is right.
-  std::string open_from_elsewhere(const Damage& damage, bool& refused) const {
+  // Opens the damaged file as a foreign one, which is accepted only if it is correct. Returns the
+  // fault, or "".
+  std::string open_foreign_file(const Damage& damage, bool& rejected) const {
     const std::string path = directory_.file("copy.state");
     ::unlink(path.c_str());
     {
       const FileDescriptor file = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
       put(file.number(), pristine_, 0);
-      if (damage.cut_to) {
-        if (::ftruncate(file.number(), static_cast<off_t>(*damage.cut_to)) != 0)
-          return "cannot cut";
+      if (damage.truncate_to) {
+        if (::ftruncate(file.number(), static_cast<off_t>(*damage.truncate_to)) != 0)
+          return "cannot truncate";
       } else {
         put(file.number(), damage.bytes, damage.offset);
       }
@@ -320,24 +364,24 @@ class DamageTest : public ::testing::Test {
     try {
       const std::unique_ptr<State> state = State::open(small_options(path));
       if (!state->usable()) {
-        refused = true;
-        return state->unusable_reason().empty() ? "not usable, for no reason" : "";
+        rejected = true;
+        return state->unusable_reason().empty() ? "not usable, without a reason" : "";
       }
       if (state->info().digest != digest_ || TestState::contents(View(state->pin())) != contents_)
-        return "other contents believed";
+        return "opened with other contents";
       std::string value;
       for (const auto& [key, expected] : contents_) {
         if (!state->get(key, value) || value != expected) return "another value of " + key;
       }
-      if (state->contains("key/1004")) return "an erased key is there";
+      if (state->contains("key/1004")) return "an erased key was found";
       {
         const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
         TestState::apply(*writer, {{"key/1003", "later"}, {"later", "1"}});
       }
       const std::vector<std::string> faults = state->check(TestState::deadline(), {});
-      if (!faults.empty()) return "check afterwards: " + faults.front();
+      if (!faults.empty()) return "check after writing: " + faults.front();
     } catch (const Error& error) {
-      refused = true;
+      rejected = true;
       if (error.kind() != ErrorKind::corrupt && error.kind() != ErrorKind::invalid)
         return std::string("threw: ") + error.what();
     } catch (const std::exception& error) {
@@ -346,19 +390,21 @@ class DamageTest : public ::testing::Test {
     return "";
   }
 
-  // Under the mapping of a process that has it open: each call gives something or an Error.
-  std::string use_while_damaged(const Damage& damage, bool& refused) const {
+  // Damages the file while this process has it mapped. Each call has to return or to throw Error.
+  // Returns the fault, or "".
+  std::string use_while_damaged(const Damage& damage, bool& rejected) const {
     const FileDescriptor file = open_file(path_, O_RDWR);
-    if (::ftruncate(file.number(), static_cast<off_t>(pristine_.size())) != 0) return "cannot cut";
+    if (::ftruncate(file.number(), static_cast<off_t>(pristine_.size())) != 0)
+      return "cannot truncate";
     put(file.number(), pristine_, 0);
     const std::unique_ptr<State> state = State::open(small_options(path_));
-    if (!state->usable()) return "not usable before";
+    if (!state->usable()) return "not usable before the damage";
     std::string fault;
     const auto attempt = [&](const char* what, const auto& call) {
       try {
         call();
       } catch (const Error& error) {
-        refused = true;
+        rejected = true;
         if (error.kind() != ErrorKind::corrupt && error.kind() != ErrorKind::invalid &&
             error.kind() != ErrorKind::limit) {
           fault += std::string(what) + " threw: " + error.what() + "; ";
@@ -375,7 +421,7 @@ class DamageTest : public ::testing::Test {
     std::vector<std::string_view> keys;
     for (const auto& [key, unused] : contents_) keys.push_back(key);
     keys.push_back("key/1004");
-    keys.push_back("never there");
+    keys.push_back("never set");
     for (const std::string_view key : keys) {
       attempt("get", [&] { state->get(key, value); });
       attempt("view.get", [&] { static_cast<void>(before->get(key)); });
@@ -389,7 +435,7 @@ class DamageTest : public ::testing::Test {
     attempt("get_multi", [&] {
       state->get_multi(keys, [&](std::size_t, std::string_view found) { value.assign(found); });
     });
-    attempt("insides", [&] { static_cast<void>(state->inspect()); });
+    attempt("inspect", [&] { static_cast<void>(state->inspect()); });
     attempt("info", [&] { static_cast<void>(state->info()); });
     for (int i = 0; i < 2; ++i) {
       attempt("apply", [&] {
@@ -406,14 +452,20 @@ class DamageTest : public ::testing::Test {
     return fault;
   }
 
-  // A few cases only where everything is slow.
-  static std::vector<Damage> sample(std::vector<Damage> all, std::size_t count) {
-    if (testing::number_from_environment("WHYCACHE_DAMAGE_STEP", 0) != 0 || all.size() <= count)
-      return all;
-    std::vector<Damage> some;
-    for (std::size_t i = 0; i < count; ++i) some.push_back(std::move(all[i * all.size() / count]));
-    return some;
+  void run_on_foreign_file(const std::vector<Damage>& cases) {
+    run(cases, [this](const Damage& damage, bool& rejected) {
+      return open_foreign_file(damage, rejected);
+    });
   }
+  void run_on_mapped_file(const std::vector<Damage>& cases) {
+    run(cases, [this](const Damage& damage, bool& rejected) {
+      return use_while_damaged(damage, rejected);
+    });
+  }
+
+  // End of the header fields that have a meaning.
+  static constexpr std::uint64_t header_end =
+      offsetof(Header, allocator_state) + sizeof(AllocatorState);
 
   TemporaryDirectory directory_{"/dev/shm"};
   std::string path_ = directory_.file("whole.state");
@@ -425,48 +477,40 @@ class DamageTest : public ::testing::Test {
 using DamageLong = DamageTest;
 
 TEST_F(DamageLong, damaged_foreign_file_is_read_correctly_or_rejected) {
-  run(damages(),
-      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
-  run(big_damages(),
-      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
+  run_on_foreign_file(damages());
+  run_on_foreign_file(big_damages());
 }
 
 TEST_F(DamageLong, damage_to_mapped_file_never_crashes_its_users) {
-  run(damages(),
-      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
-  run(big_damages(),
-      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
+  run_on_mapped_file(damages());
+  run_on_mapped_file(big_damages());
 }
 
 TEST_F(DamageTest, truncated_foreign_file_is_rejected) {
-  run(cuts(), [this](const Damage& damage, bool& refused) {
-    const std::string fault = open_from_elsewhere(damage, refused);
-    return !fault.empty() || refused ? fault : "a file cut short was believed";
+  run(truncations(), [this](const Damage& damage, bool& rejected) {
+    const std::string fault = open_foreign_file(damage, rejected);
+    return !fault.empty() || rejected ? fault : "a truncated file was accepted";
   });
 }
 
 TEST_F(DamageTest, sampled_damage_to_foreign_file_is_harmless) {
-  run(sample(damages(), 700),
-      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
-  run(sample(big_damages(), 200),
-      [this](const Damage& damage, bool& refused) { return open_from_elsewhere(damage, refused); });
+  run_on_foreign_file(sample(damages(), 700));
+  run_on_foreign_file(sample(big_damages(), 200));
 }
 
 TEST_F(DamageTest, sampled_damage_to_mapped_file_is_harmless) {
-  run(sample(damages(), 700),
-      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
-  run(sample(big_damages(), 200),
-      [this](const Damage& damage, bool& refused) { return use_while_damaged(damage, refused); });
+  run_on_mapped_file(sample(damages(), 700));
+  run_on_mapped_file(sample(big_damages(), 200));
 }
 
-// Bytes that change all the time, under a reader.
+// Another thread overwrites the file all the time.
 TEST_F(DamageTest, file_that_changes_constantly_never_crashes_its_reader) {
   SCOPED_TRACE(testing::seed_note());
   EXPECT_EQ(
       testing::run_in_child([&]() -> std::string {
         const std::unique_ptr<State> state = State::open(small_options(path_));
         std::atomic<bool> stop{false};
-        std::thread vandal([&] {
+        std::thread damager([&] {
           std::mt19937_64 random(testing::test_seed());
           const FileDescriptor file = open_file(path_, O_RDWR);
           while (!stop) {
@@ -496,8 +540,8 @@ TEST_F(DamageTest, file_that_changes_constantly_never_crashes_its_reader) {
           }
         }
         stop = true;
-        vandal.join();
-        std::printf("rounds read=%lu errors=%lu\n", reads, errors);
+        damager.join();
+        std::printf("rounds_read=%lu errors=%lu\n", reads, errors);
         std::fflush(stdout);
         return "";
       }),
