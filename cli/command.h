@@ -21,7 +21,7 @@ struct Command {
   const char* summary;  // a line in `whycache --help`
   const char* help;     // what it does; above the options
   const char* footer;   // examples and exit codes; below the options
-  // Adds the options to the parser; they live in the Run.
+  // Adds the options to the parser; the action owns them.
   CommandAction (*prepare)(CLI::App& parser);
 };
 

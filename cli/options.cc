@@ -1,9 +1,8 @@
 #include "cli/options.h"
+#include "cli/format.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-
-#include "cli/escape.h"
 
 namespace whycache::cli {
 

@@ -1,4 +1,5 @@
 #include "cli/progress.h"
+#include "cli/format.h"
 
 #include <fmt/format.h>
 #include <sys/ioctl.h>
@@ -9,8 +10,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <utility>
-
-#include "cli/escape.h"
 
 namespace whycache::cli {
 namespace {

@@ -25,7 +25,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/process_lock.h"
-#include "cli/escape.h"
+#include "cli/format.h"
 #include "state/file/layout.h"
 
 namespace whycache::cli {

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
-#include "cli/escape.h"
+#include "cli/format.h"
 #include "cli/target.h"
 #include "client/cache_internal.h"
 

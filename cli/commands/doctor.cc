@@ -14,6 +14,7 @@
 #include "base/url.h"
 #include "cli/command.h"
 #include "cli/escape.h"
+#include "cli/format.h"
 #include "cli/system_checks.h"
 #include "cli/target.h"
 

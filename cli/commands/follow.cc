@@ -9,7 +9,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
-#include "cli/escape.h"
 #include "cli/target.h"
 
 namespace whycache::cli {

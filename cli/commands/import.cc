@@ -7,7 +7,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
-#include "cli/escape.h"
 #include "cli/item_format.h"
 #include "cli/progress.h"
 #include "cli/target.h"

@@ -7,6 +7,7 @@
 
 #include "cli/command.h"
 #include "cli/escape.h"
+#include "cli/format.h"
 #include "cli/target.h"
 
 namespace whycache::cli {

@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/escape.h"
+#include "cli/format.h"
 #include "cli/target.h"
 #include "update/update.h"
 

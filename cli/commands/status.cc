@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "cli/command.h"
 #include "cli/escape.h"
+#include "cli/format.h"
 #include "cli/target.h"
 
 namespace whycache::cli {
