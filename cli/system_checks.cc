@@ -10,12 +10,9 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <charconv>
 #include <cstring>
 #include <fstream>
@@ -24,6 +21,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/file_system.h"
 #include "base/process_lock.h"
 #include "cli/format.h"
 #include "state/file/layout.h"
@@ -200,48 +198,22 @@ Finding check_shared_memory() {
   return Finding::ok("/dev/shm", found);
 }
 
-struct KnownFileSystem {
-  std::int64_t type;
-  const char* name;
-  bool shares_memory;
-};
-
-constexpr std::array known_file_systems = {
-    KnownFileSystem{TMPFS_MAGIC, "tmpfs", true},
-    KnownFileSystem{EXT4_SUPER_MAGIC, "ext4", true},
-    KnownFileSystem{XFS_SUPER_MAGIC, "xfs", true},
-    KnownFileSystem{BTRFS_SUPER_MAGIC, "btrfs", true},
-    KnownFileSystem{F2FS_SUPER_MAGIC, "f2fs", true},
-    KnownFileSystem{0x2fc12fc1, "zfs", true},
-    KnownFileSystem{RAMFS_MAGIC, "ramfs", true},
-    KnownFileSystem{OVERLAYFS_SUPER_MAGIC, "overlay", true},
-    KnownFileSystem{NFS_SUPER_MAGIC, "nfs", false},
-    KnownFileSystem{0xff534d42, "cifs", false},
-    KnownFileSystem{0xfe534d42, "smb2", false},
-    KnownFileSystem{V9FS_MAGIC, "9p", false},
-    KnownFileSystem{FUSE_SUPER_MAGIC, "fuse or virtiofs", false},
-    KnownFileSystem{CEPH_SUPER_MAGIC, "ceph", false},
-    KnownFileSystem{HUGETLBFS_MAGIC, "hugetlbfs", true},
-    KnownFileSystem{0xca451a4e, "bcachefs", true},
-};
-
 Finding check_file_system(const std::string& folder) {
-  struct statfs status;
-  if (::statfs(folder.c_str(), &status) != 0) {
+  const std::optional<std::int64_t> type = file_system_type(folder);
+  if (!type) {
     return Finding::bad("file system", "cannot be looked at: " + error_message(errno),
                         "correct the path", ExitCode::usage);
   }
-  const auto type = static_cast<std::int64_t>(static_cast<std::uint32_t>(status.f_type));
-  const auto known = std::ranges::find(known_file_systems, type, &KnownFileSystem::type);
+  const FileSystem* const known = find_file_system(*type);
   const std::string name =
-      known == known_file_systems.end() ? fmt::format("unknown, type {:#x}", type) : known->name;
-  if (known == known_file_systems.end() || !known->shares_memory) {
+      known == nullptr ? fmt::format("unknown, type {:#x}", *type) : known->name;
+  if (known == nullptr || !known->shares_memory) {
     return Finding::bad(
         "file system", name + ": not known to share memory between processes",
         "choose a local disk or /dev/shm with --state; --any-file-system takes it all the same",
         ExitCode::usage);
   }
-  if (type == OVERLAYFS_SUPER_MAGIC) {
+  if (*type == OVERLAYFS_SUPER_MAGIC) {
     return Finding::warn("file system", name + ": the state goes with the container",
                          "mount a volume or a tmpfs there, or use /dev/shm");
   }

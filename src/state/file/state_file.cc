@@ -1,32 +1,22 @@
 #include "state/file/state_file.h"
 
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <iterator>
+#include <optional>
 
+#include "base/file_system.h"
 #include "base/random.h"
 
 namespace whycache {
 namespace {
-
-// Whether all processes that map a file on this file system see the same memory.
-bool shares_memory(std::int64_t type) {
-  constexpr std::int64_t known[] = {TMPFS_MAGIC,       EXT4_SUPER_MAGIC,      XFS_SUPER_MAGIC,
-                                    BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,      RAMFS_MAGIC,
-                                    HUGETLBFS_MAGIC,   OVERLAYFS_SUPER_MAGIC, 0x2fc12fc1 /* ZFS */,
-                                    0xca451a4e /* bcachefs */};
-  return std::find(std::begin(known), std::end(known), type) != std::end(known);
-}
 
 // Whether the state is meant to be shared with other users.
 bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
@@ -83,16 +73,15 @@ void check_owner(const struct stat& status, const StateOptions& options) {
 void check_state_location(const StateOptions& options) {
   const std::string directory = parent_directory(options.path);
   check_directory_is_safe(directory, is_shared_with_others(options));
-  struct statfs system;
-  if (::statfs(directory.c_str(), &system) != 0)
-    throw system_error("cannot use directory", directory, errno);
-  if (!options.any_file_system &&
-      !shares_memory(static_cast<std::int64_t>(static_cast<std::uint32_t>(system.f_type)))) {
-    char type[32];
-    std::snprintf(type, sizeof type, "0x%lx", static_cast<unsigned long>(system.f_type));
+  const std::optional<std::int64_t> type = file_system_type(directory);
+  if (!type) throw system_error("cannot use directory", directory, errno);
+  const FileSystem* const file_system = find_file_system(*type);
+  if (!options.any_file_system && (file_system == nullptr || !file_system->shares_memory)) {
+    char hex[32];
+    std::snprintf(hex, sizeof hex, "0x%lx", static_cast<unsigned long>(*type));
     throw Error(ErrorKind::invalid,
                 "file system not known to share memory between processes: path=" + directory +
-                    " type=" + type + " (choose a local disk or /dev/shm, or set any_file_system)");
+                    " type=" + hex + " (choose a local disk or /dev/shm, or set any_file_system)");
   }
 }
 
