@@ -38,7 +38,6 @@ void LogVerifier::reset() {
   part_count_ = 0;
   last_key_.clear();
   base_info_.reset();
-  update_count_ = 0;
   summary_ = {};
   wanted_summary_.reset();
   item_digests_.clear();
@@ -143,7 +142,6 @@ void LogVerifier::apply(UpdateId id, std::string_view bytes) {
       erase(change.key);
     }
   }
-  ++update_count_;
   advance_to(id, chain);
 }
 

@@ -34,7 +34,6 @@ class LogVerifier {
   void verify(const ProgressCallback& progress);
 
   const Extent& extent() const { return extent_; }
-  std::uint64_t update_count() const { return update_count_; }
   const LogSummary& summary() const { return summary_; }
   // nullopt: before the base, or beyond the head.
   const std::optional<LogSummary>& wanted_summary() const { return wanted_summary_; }
@@ -67,7 +66,6 @@ class LogVerifier {
   std::string last_key_;
   std::optional<BaseInfo> base_info_;
   Update update_;
-  std::uint64_t update_count_ = 0;
   LogSummary summary_;
   std::optional<LogSummary> wanted_summary_;
   std::unordered_map<KeyFingerprint, Digest, KeyFingerprintHash> item_digests_;
