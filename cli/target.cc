@@ -13,6 +13,7 @@
 #include "cli/exit_code.h"
 #include "cli/output.h"
 #include "client/state_location.h"
+#include "log/log_name.h"
 
 namespace whycache::cli {
 namespace {
@@ -34,16 +35,16 @@ bool names_a_file(const std::string& state_path) {
                 "give --log URL or set WHYCACHE_LOG, for example to sqlite:///var/lib/flags.db");
 }
 
-bool is_in_memory(const Target& target) { return log_url(target).starts_with("memory:"); }
+bool is_in_memory(const Target& target) {
+  const std::string url = log_url(target);
+  return url.starts_with("memory:") || url.starts_with("memcached+memory:");
+}
 
-// By which the log is known in states and messages, without opening it; see open_log.cc. Empty when
-// none is named.
-std::string log_name(const Target& target) {
-  if (!names_a_log(target)) return {};
-  Url url(log_url(target));
-  const std::string instance = url.take_instance();
-  const std::string text = url.redacted();
-  return text.substr(0, text.find('?')) + "?instance=" + instance;
+// The name of the log in states and messages, found without opening the log. Empty if no log is
+// named.
+std::string target_log_name(const Target& target) {
+  const std::string url = log_url(target);
+  return url.empty() ? std::string() : log_name(Url(url));
 }
 
 std::uint32_t parse_mode(const std::string& text) {
@@ -156,7 +157,7 @@ std::unique_ptr<Cache> open_cache(const Target& target) {
 std::string state_path(const Target& target) {
   const Options options = target.options();
   if (names_a_file(options.state_path)) return options.state_path;
-  const StateLocation place = find_state_location(options, log_name(target));
+  const StateLocation place = find_state_location(options, target_log_name(target));
   remove_temporary_directory(place);  // of a log in memory, which nobody could have written to
   return place.path;
 }
@@ -168,15 +169,53 @@ std::unique_ptr<State> open_state(const Target& target) {
   return State::open(options);
 }
 
+namespace {
+
+std::unique_ptr<State> open_usable_state(const Target& target, const std::string& next_step) {
+  // Opening would leave a lock file beside what is not there.
+  const std::string path = state_path(target);
+  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) {
+    throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
+  }
+  std::unique_ptr<State> state = open_state(target);
+  if (!state->usable()) {
+    throw Failure(ExitCode::corrupt,
+                  fmt::format("no state that can be used: path={} reason=\"{}\"", path,
+                              state->unusable_reason()),
+                  next_step);
+  }
+  return state;
+}
+
+// Returns a cache that has just asked the log, unless its state is as fresh as the options demand.
+std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions& freshness) {
+  UpdateOptions options;
+  if (!freshness.update) options.staleness_max = *freshness.staleness_max;
+  try {
+    auto cache = open_cache(target);
+    cache->update(options);
+    return cache;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::unavailable) throw;
+    throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
+                  std::string("cannot read as fresh as asked: ") + error.what(),
+                  "read what there is by leaving out --update and --staleness-max, or mend the "
+                  "log; `whycache doctor` tries it");
+  }
+}
+
+}  // namespace
+
 StateSource::StateSource(const Target& target) {
   if (!names_a_log(target)) {
     if (!names_a_file(target.options().state_path)) refuse_no_log();
-    open_state_file(target, "name another file, or give --log URL so that it can be made");
+    state_ =
+        open_usable_state(target, "name another file, or give --log URL so that it can be made");
     return;
   }
   if (!is_in_memory(target)) {
     auto state = open_state(target);
-    if (state->usable() && !state->adopted() && state->info().log_name == log_name(target)) {
+    if (state->usable() && !state->adopted() && state->info().log_name == target_log_name(target)) {
       state_ = std::move(state);
       return;
     }
@@ -187,45 +226,16 @@ StateSource::StateSource(const Target& target) {
   cache_->update();
 }
 
-StateSource::StateSource(const Target& target, const FreshnessOptions& freshness) {
-  if (!freshness.update && !freshness.staleness_max) {
-    *this = StateSource(target);
-    return;
-  }
-  UpdateOptions options;
-  if (!freshness.update) options.staleness_max = *freshness.staleness_max;
-  try {
-    cache_ = open_cache(target);
-    cache_->update(options);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::unavailable) throw;
-    throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
-                  std::string("cannot read as fresh as asked: ") + error.what(),
-                  "read what there is by leaving out --update and --staleness-max, or mend the "
-                  "log; `whycache doctor` tries it");
-  }
+StateSource StateSource::open(const Target& target, const FreshnessOptions& freshness) {
+  if (!freshness.update && !freshness.staleness_max) return StateSource(target);
+  return StateSource(update_cache(target, freshness));
 }
 
-StateSource::StateSource(const std::string& state_path, const Target& target) {
-  Target alone = target;
-  alone.state = state_path;
-  open_state_file(alone, "name another file, or none to look at the state of --log URL");
-}
-
-void StateSource::open_state_file(const Target& target, const std::string& next) {
-  // Opening would leave a lock file beside what is not there.
-  const std::string path = state_path(target);
-  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) {
-    throw Failure(ExitCode::usage, "there is no state file: path=" + path, next);
-  }
-  std::unique_ptr<State> state = open_state(target);
-  if (!state->usable()) {
-    throw Failure(ExitCode::corrupt,
-                  fmt::format("no state that can be used: path={} reason=\"{}\"", path,
-                              state->unusable_reason()),
-                  next);
-  }
-  state_ = std::move(state);
+StateSource StateSource::open_file(const std::string& path, const Target& target) {
+  Target file_target = target;
+  file_target.state = path;
+  return StateSource(open_usable_state(
+      file_target, "name another file, or none to look at the state of --log URL"));
 }
 
 }  // namespace whycache::cli

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include <whycache/cache.h>
 
@@ -54,23 +55,24 @@ std::string state_path(const Target& target);
 // The state as it is, without a cache that would mend it. The log is not asked.
 std::unique_ptr<State> open_state(const Target& target);
 
-// Something to read from: the state of this machine as it is, if it is this log's (so that the log
-// need not be asked, nor be there); else that of a cache, which makes or mends it; or, when no log
-// is named, a state file by itself.
+// A state to read from. This is the machine's state as it is, if the log that made it is the one
+// that the target names: then reading neither needs nor contacts the log. Otherwise it is the state
+// of a cache, which creates or repairs it. If the target names no log, it is the state file alone.
 class StateSource {
  public:
   explicit StateSource(const Target& target);
-  // Asks the log first if the options say so. Throws Failure stale when it had to and the log did
-  // not answer.
-  StateSource(const Target& target, const FreshnessOptions& freshness);
-  // A state file by itself, whatever log is named.
-  StateSource(const std::string& state_path, const Target& target);
+  // Contacts the log first if the options say so. Throws Failure stale or unreachable if that was
+  // necessary and the log did not answer.
+  static StateSource open(const Target& target, const FreshnessOptions& freshness);
+  // Reads the state file at `path` alone, whatever log the target names.
+  static StateSource open_file(const std::string& path, const Target& target);
 
   const State& state() const { return cache_ ? CacheInternal::state(*cache_) : *state_; }
   View view() const { return View(state().pin()); }
 
  private:
-  void open_state_file(const Target& target, const std::string& next);
+  explicit StateSource(std::unique_ptr<Cache> cache) : cache_(std::move(cache)) {}
+  explicit StateSource(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<State> state_;

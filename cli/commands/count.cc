@@ -28,7 +28,7 @@ std::uint64_t count_keys(const View& view, const RangeOptions& range) {
 }
 
 ExitCode count(const CountArguments& arguments, Output& output) {
-  const StateSource source(arguments.target, arguments.freshness);
+  const StateSource source = StateSource::open(arguments.target, arguments.freshness);
   const View view = source.view();
   const std::uint64_t key_count = count_keys(view, arguments.range);
   if (arguments.json) {

@@ -40,7 +40,7 @@ Finding check_state_file(const Target& target, const std::string& path) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   }
   try {
-    const StateSource source(path, target);
+    const StateSource source = StateSource::open_file(path, target);
     const StateInfo info = source.state().info();
     return Finding::ok("state",
                        fmt::format("{} items at update {}, {}, mode {:04o}: {}",

@@ -18,7 +18,7 @@ struct GetArguments {
 };
 
 ExitCode get(const GetArguments& arguments, Output& output) {
-  const StateSource source(arguments.target, arguments.freshness);
+  const StateSource source = StateSource::open(arguments.target, arguments.freshness);
   std::string value;
   if (!source.state().get(arguments.key, value)) {
     print_message("not found: key=" + escape(arguments.key));

@@ -137,8 +137,9 @@ void print(const std::string& path, const StateInspection& insides, Output& outp
 
 ExitCode inspect(const InspectArguments& arguments, Output& output) {
   // A file that is named is looked at by itself, whatever log the environment names.
-  const StateSource source = arguments.file.empty() ? StateSource(arguments.target)
-                                                    : StateSource(arguments.file, arguments.target);
+  const StateSource source = arguments.file.empty()
+                                 ? StateSource(arguments.target)
+                                 : StateSource::open_file(arguments.file, arguments.target);
   const State& state = source.state();
   const StateInspection insides = state.inspect();
   if (arguments.json) {

@@ -23,7 +23,7 @@ struct MgetArguments {
 
 ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& output) {
   KeyList keys(arguments.keys, keys_of(parser));
-  const StateSource source(arguments.target, arguments.freshness);
+  const StateSource source = StateSource::open(arguments.target, arguments.freshness);
   const View view = source.view();
   const ItemPrinter printer(
       output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated));

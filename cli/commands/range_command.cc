@@ -28,7 +28,7 @@ CommandAction prepare_range_command(CLI::App& parser, const char* null_help, Pri
   return [arguments, print](Output& output) {
     const ItemPrinter printer(
         output, ItemPrinter::select_format(arguments->json, arguments->null_separated));
-    const StateSource source(arguments->target, arguments->freshness);
+    const StateSource source = StateSource::open(arguments->target, arguments->freshness);
     print(source.view(), arguments->range, printer);
     return ExitCode::done;
   };
