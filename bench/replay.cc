@@ -6,6 +6,7 @@
 // Figures are milliseconds on the wall, from opening a cache without a state until all that is in
 // its SQLite log is applied; its items are counted, and its digest is compared with that of the
 // cache that wrote them. `items` in the figures is how many are replayed.
+#include <fmt/format.h>
 #include <whycache/cache.h>
 
 #include <string>

@@ -1,79 +1,32 @@
-// Figures: collected over the repetitions, shown as a table, written as JSON, one object per line:
+// Collects measurements over the repetitions, prints them as a table, and writes them as JSON, one
+// object per line:
 //
-//   {"workload": "get_uniform", "items": 1000000, "subject": "absl", "unit": "ns", "median": 171.2, "min": 168.9,
-//   "max": 180.3}
+//   {"workload": "get_uniform", "items": 1000000, "subject": "absl", "unit": "ns",
+//    "median": 171.2, "min": 168.9, "max": 180.3}
 #pragma once
 
-#include <fmt/format.h>
-
-#include <algorithm>
 #include <cstdint>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <optional>
-#include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace bench {
 
 class Report {
  public:
-  // One figure of one repetition.
+  // Adds the figure of one repetition.
   void add(const std::string& workload, std::uint64_t items, const std::string& subject,
-           const std::string& unit, double figure) {
-    for (Measurement& row : measurements_) {
-      if (row.workload == workload && row.items == items && row.subject == subject) {
-        row.figures.push_back(figure);
-        return;
-      }
-    }
-    measurements_.push_back({workload, items, subject, unit, {figure}});
-  }
+           const std::string& unit, double figure);
 
-  // Everything about one workload, with ratios to the first subject there is a figure of.
-  void print(const std::string& workload, std::uint64_t items) const {
-    double first = 0;
-    for (const Measurement& row : measurements_) {
-      if (row.workload != workload || row.items != items) continue;
-      const Summary summary = summarize(row.figures);
-      if (first == 0) {
-        first = summary.median;
-        fmt::print("\n{}, {} items, {}\n", workload, items, row.unit);
-      }
-      fmt::print("  {:<19}{:>9}   {:>10} .. {:<10} {:>6.2f} x\n", row.subject,
-                 format_figure(summary.median), format_figure(summary.min),
-                 format_figure(summary.max), summary.median / first);
-    }
-    std::fflush(stdout);
-  }
+  // Prints the table of one workload, with ratios to the first subject that has a figure.
+  void print(const std::string& workload, std::uint64_t items) const;
 
+  // Returns nullopt if there is no figure.
   std::optional<double> median(const std::string& workload, std::uint64_t items,
-                               const std::string& subject) const {
-    for (const Measurement& row : measurements_) {
-      if (row.workload == workload && row.items == items && row.subject == subject)
-        return summarize(row.figures).median;
-    }
-    return std::nullopt;
-  }
+                               const std::string& subject) const;
 
-  void write_json(const std::string& path) const {
-    std::ofstream file(path);
-    for (const Measurement& row : measurements_) {
-      const Summary summary = summarize(row.figures);
-      nlohmann::ordered_json line;
-      line["workload"] = row.workload;
-      line["items"] = row.items;
-      line["subject"] = row.subject;
-      line["unit"] = row.unit;
-      line["median"] = summary.median;
-      line["min"] = summary.min;
-      line["max"] = summary.max;
-      file << line << '\n';
-    }
-    if (!file.flush()) throw std::runtime_error("cannot write: path=" + path);
-  }
+  // Throws std::runtime_error if the file cannot be written.
+  void write_json(const std::string& path) const;
 
  private:
   struct Measurement {
@@ -83,22 +36,6 @@ class Report {
     std::string unit;
     std::vector<double> figures;  // one per repetition
   };
-  struct Summary {
-    double median;
-    double min;
-    double max;
-  };
-
-  static Summary summarize(std::vector<double> figures) {
-    std::sort(figures.begin(), figures.end());
-    const std::size_t half = figures.size() / 2;
-    const double median =
-        figures.size() % 2 == 1 ? figures[half] : (figures[half - 1] + figures[half]) / 2;
-    return {median, figures.front(), figures.back()};
-  }
-  static std::string format_figure(double value) {
-    return fmt::format("{:.{}f}", value, value < 1000 ? 1 : 0);
-  }
 
   std::vector<Measurement> measurements_;
 };

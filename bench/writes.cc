@@ -410,10 +410,8 @@ Program program = {
     .workloads = {"write_single", "write_threads_64", "write_processes_8", "write_machines_8"},
     .options = {.items = {1'000}, .directory = std::filesystem::temp_directory_path().string()},
     .measure = measure,
-    .add_options = [](CLI::App& app) {
-      app.add_option("--seconds", seconds_per_measurement, "how long each is measured")
-          ->check(CLI::Range(0.01, 60.0));
-    }};
+    .own_options = {
+        {"--seconds", &seconds_per_measurement, "how long to measure each workload", 0.01, 60}}};
 
 }  // namespace
 }  // namespace bench
