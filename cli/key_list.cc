@@ -14,7 +14,7 @@ namespace whycache::cli {
 namespace {
 
 // Escaped, a byte takes four characters at most.
-constexpr std::size_t line_bytes_max = std::size_t{4} * key_bytes_max;
+constexpr std::size_t key_line_bytes_max = std::size_t{4} * key_bytes_max;
 
 }  // namespace
 
@@ -47,7 +47,7 @@ void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
   };
   std::uint64_t line = 0;
   for (std::string_view piece;
-       input.read_record(options_.null_separated ? '\0' : '\n', line_bytes_max, piece);) {
+       input.read_record(options_.null_separated ? '\0' : '\n', key_line_bytes_max, piece);) {
     ++line;
     std::optional<std::string> key;
     if (options_.null_separated || options_.raw) {

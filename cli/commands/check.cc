@@ -164,7 +164,7 @@ ExitCode check(const CheckArguments& arguments, Output& output) {
   return findings.code();
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_check(CLI::App& parser) {
   const auto arguments = std::make_shared<CheckArguments>();
   add_json_option(parser, arguments->json);
   add_quiet_option(parser, arguments->quiet);
@@ -189,6 +189,6 @@ JSON: check, result (ok, BAD, skipped), found
 
 Exit codes: 0 all is well, 3 the log did not answer, 4 the state is behind the base, so that it cannot be compared,
   5 something is damaged or differs, 7 permission)",
-    prepare};
+    prepare_check};
 
 }  // namespace whycache::cli

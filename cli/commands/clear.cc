@@ -37,7 +37,7 @@ ExitCode clear(const ClearArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_clear(CLI::App& parser) {
   const auto arguments = std::make_shared<ClearArguments>();
   add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
   add_json_option(parser, arguments->json);
@@ -56,6 +56,6 @@ next update and follow. Prints the base. There is no way back, therefore it want
   whycache clear --yes
 
 Exit codes: 0 done, 3 the log did not answer, 5 log or state are damaged, 7 permission, 8 --yes is missing)",
-    prepare};
+    prepare_clear};
 
 }  // namespace whycache::cli

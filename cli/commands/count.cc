@@ -39,7 +39,7 @@ ExitCode count(const CountArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_count(CLI::App& parser) {
   const auto arguments = std::make_shared<CountArguments>();
   add_range_options(parser, arguments->range);
   add_freshness_options(parser, arguments->freshness);
@@ -59,6 +59,6 @@ const Command count_command{
   whycache count --json                              {"keys":63440,"applied_id":51}
 
 Exit codes: 0 done, 3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission)",
-    prepare};
+    prepare_count};
 
 }  // namespace whycache::cli

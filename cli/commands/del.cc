@@ -12,7 +12,7 @@ namespace {
 
 // So many keys go into one call, each at most key_bytes_max long: memory is bounded however many
 // there are.
-constexpr std::size_t batch_keys = 4096;
+constexpr std::size_t del_batch_keys = 4096;
 
 struct DelArguments {
   Target target;
@@ -26,7 +26,7 @@ ExitCode del(const DelArguments& arguments, const CLI::App& parser, Output& outp
   const auto cache = open_cache(arguments.target);
   std::uint64_t key_count = 0;
   UpdateId id = cache->applied_id();
-  keys.visit_batches(batch_keys, [&](std::span<const std::string_view> batch) {
+  keys.visit_batches(del_batch_keys, [&](std::span<const std::string_view> batch) {
     id = cache->erase_multi(batch, {.note = arguments.note});
     key_count += batch.size();
   });
@@ -38,7 +38,7 @@ ExitCode del(const DelArguments& arguments, const CLI::App& parser, Output& outp
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_del(CLI::App& parser) {
   const auto arguments = std::make_shared<DelArguments>();
   allow_keys(parser);
   add_key_list_options(parser, arguments->keys);
@@ -64,6 +64,6 @@ into one update go in one update, which is seen whole or not at all.)",
 
 Exit codes: 0 done, 2 a key is empty or too long, 3 the log did not answer, 5 log or state are damaged,
   7 permission, 9 a limit was reached)",
-    prepare};
+    prepare_del};
 
 }  // namespace whycache::cli

@@ -164,7 +164,7 @@ ExitCode doctor(const DoctorArguments& arguments, Output& output) {
   return code;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_doctor(CLI::App& parser) {
   const auto arguments = std::make_shared<DoctorArguments>();
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
@@ -187,6 +187,6 @@ latter two with what to do about it.)",
 JSON: check, level (ok, warn, bad), found, next
 
 Exit codes: 0 nothing is bad, else what using the first bad thing would exit with: 2, 3, 5, 7 or 9)",
-    prepare};
+    prepare_doctor};
 
 }  // namespace whycache::cli

@@ -119,7 +119,7 @@ ExitCode follow(const FollowArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_follow(CLI::App& parser) {
   const auto arguments = std::make_shared<FollowArguments>();
   add_duration_option(parser, "--interval", arguments->interval, "how often to ask the log (1s)");
   add_json_option(parser, arguments->json);
@@ -141,6 +141,6 @@ When the log does not answer it says so once, and goes on asking.)",
 
 Exit codes: 0 ended by a signal, 3 there is no state yet and the log did not answer, 5 the log is damaged,
   7 permission, 9 the disk is full)",
-    prepare};
+    prepare_follow};
 
 }  // namespace whycache::cli

@@ -36,7 +36,7 @@ ExitCode get(const GetArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_get(CLI::App& parser) {
   const auto arguments = std::make_shared<GetArguments>();
   parser.add_option("KEY", arguments->key, "the key, byte for byte")->type_name("")->required();
   add_freshness_options(parser, arguments->freshness);
@@ -63,6 +63,6 @@ Reads this machine's state. The log is not asked, and need not be reachable, unl
 
 Exit codes: 0 found, 1 not found, 3 --update and the log did not answer, 4 staler than --staleness-max,
   5 the state is damaged, 7 permission)",
-    prepare};
+    prepare_get};
 
 }  // namespace whycache::cli

@@ -202,7 +202,7 @@ ExitCode import_items(const ImportArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_import(CLI::App& parser) {
   const auto arguments = std::make_shared<ImportArguments>();
   parser.add_option("FILE", arguments->file, "what to read; - is standard input")
       ->type_name("")
@@ -247,6 +247,6 @@ Formats:
 
 Exit codes: 0 all imported, 2 bad input, 3 the log did not answer, 5 log or state are damaged, 7 permission,
   9 an item does not fit into an update, or the disk is full)",
-    prepare};
+    prepare_import};
 
 }  // namespace whycache::cli

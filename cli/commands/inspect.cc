@@ -150,7 +150,7 @@ ExitCode inspect(const InspectArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_inspect(CLI::App& parser) {
   const auto arguments = std::make_shared<InspectArguments>();
   parser.add_option("FILE", arguments->file, "a state file; no log is needed then")->type_name("");
   add_json_option(parser, arguments->json);
@@ -173,6 +173,6 @@ verified first and made this machine's own, as by everything that opens a state.
   whycache inspect --json | jq '.segments'
 
 Exit codes: 0 done, 2 there is no such file, 5 it is damaged or no state file, 7 permission)",
-    prepare};
+    prepare_inspect};
 
 }  // namespace whycache::cli

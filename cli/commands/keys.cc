@@ -14,7 +14,7 @@ void print_keys(const View& view, const RangeOptions& range, const ItemPrinter& 
   }
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_keys(CLI::App& parser) {
   return prepare_range_command(parser, "keys end in a zero byte and are not escaped", print_keys);
 }
 
@@ -33,6 +33,6 @@ Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes 
 
 Exit codes: 0 done (also when there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,
   7 permission, 9 all reader slots are taken, or the output could not be written)",
-    prepare};
+    prepare_keys};
 
 }  // namespace whycache::cli

@@ -177,7 +177,7 @@ ExitCode log(const LogArguments& arguments, Output& output) {
                 "`whycache check` says whether this machine's state has what is missing");
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_log(CLI::App& parser) {
   const auto arguments = std::make_shared<LogArguments>();
   parser.add_option("--from", arguments->from, "first update")->type_name("ID");
   parser.add_option("--to", arguments->to, "last update")->type_name("ID");
@@ -207,6 +207,6 @@ JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_a
 
 Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing (the others
   are printed), 7 permission)",
-    prepare};
+    prepare_log};
 
 }  // namespace whycache::cli

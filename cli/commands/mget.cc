@@ -12,7 +12,7 @@
 namespace whycache::cli {
 namespace {
 
-constexpr std::size_t batch_keys = 1024;
+constexpr std::size_t mget_batch_keys = 1024;
 
 struct MgetArguments {
   Target target;
@@ -29,7 +29,7 @@ ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& ou
       output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated));
   std::uint64_t key_count = 0;
   std::uint64_t missing_count = 0;
-  keys.visit_batches(batch_keys, [&](std::span<const std::string_view> batch) {
+  keys.visit_batches(mget_batch_keys, [&](std::span<const std::string_view> batch) {
     for (const std::string_view key : batch) {
       ++key_count;
       if (const auto value = view.get(key)) {
@@ -46,7 +46,7 @@ ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& ou
   return ExitCode::not_found;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_mget(CLI::App& parser) {
   const auto arguments = std::make_shared<MgetArguments>();
   allow_keys(parser);
   add_key_list_options(parser, arguments->keys);
@@ -71,6 +71,6 @@ Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes 
 
 Exit codes: 0 all found, 1 some were not found (the others are printed), 2 a line is not a key,
   3 and 4 as for `whycache get`, 5 the state is damaged, 7 permission)",
-    prepare};
+    prepare_mget};
 
 }  // namespace whycache::cli

@@ -92,7 +92,7 @@ ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_rewrite(CLI::App& parser) {
   const auto arguments = std::make_shared<RewriteArguments>();
   parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")
       ->type_name("ID");
@@ -126,6 +126,6 @@ What is lost is history: times, writers, notes, earlier values. Therefore it wan
 
 Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer, 5 log or state are damaged,
   6 somebody has rewritten beyond --limit already, 7 permission, 8 --yes is missing, 9 the disk is full)",
-    prepare};
+    prepare_rewrite};
 
 }  // namespace whycache::cli

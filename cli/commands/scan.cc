@@ -14,7 +14,7 @@ void print_items(const View& view, const RangeOptions& range, const ItemPrinter&
   }
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_scan(CLI::App& parser) {
   return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped",
                                print_items);
 }
@@ -37,6 +37,6 @@ Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes 
 
 Exit codes: 0 done (also when there is nothing to print), 3 and 4 as for `whycache get`,
   5 the state is damaged, 7 permission, 9 all reader slots are taken, or the output could not be written)",
-    prepare};
+    prepare_scan};
 
 }  // namespace whycache::cli

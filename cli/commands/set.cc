@@ -42,7 +42,7 @@ ExitCode set(const SetArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_set(CLI::App& parser) {
   const auto arguments = std::make_shared<SetArguments>();
   parser.add_option("KEY", arguments->key, "1 to 1024 bytes")->type_name("")->required();
   parser
@@ -74,6 +74,6 @@ of this machine sees it, and every other machine will apply it.)",
 Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says whether
   anything may have been written), 5 log or state are damaged, 7 permission, 9 the value is too large or
   the disk is full)",
-    prepare};
+    prepare_set};
 
 }  // namespace whycache::cli

@@ -161,7 +161,7 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_status(CLI::App& parser) {
   const auto arguments = std::make_shared<StatusArguments>();
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
                       "exit 4 if the log was last asked longer ago");
@@ -189,6 +189,6 @@ machines with the same applied id. Changes nothing, and does without a log that 
 
 Exit codes: 0 done, 4 staler or further behind than asked, 5 the state is damaged, of another log, or ahead of a
   log that lost updates, 7 permission)",
-    prepare};
+    prepare_status};
 
 }  // namespace whycache::cli

@@ -39,7 +39,7 @@ ExitCode update(const UpdateArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_update(CLI::App& parser) {
   const auto arguments = std::make_shared<UpdateArguments>();
   parser
       .add_option("--at-least", arguments->at_least,
@@ -64,6 +64,6 @@ const Command update_command{
 
 Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time, 5 the log is damaged (the
   state stays where it is), 7 permission, 9 the disk is full)",
-    prepare};
+    prepare_update};
 
 }  // namespace whycache::cli

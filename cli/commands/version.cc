@@ -80,7 +80,7 @@ ExitCode version(const VersionArguments& arguments, Output& output) {
   return ExitCode::done;
 }
 
-CommandAction prepare(CLI::App& parser) {
+CommandAction prepare_version(CLI::App& parser) {
   const auto arguments = std::make_shared<VersionArguments>();
   add_json_option(parser, arguments->json);
   return [arguments](Output& output) { return version(*arguments, output); };
@@ -97,6 +97,6 @@ in use. Please put it into a bug report.)",
   whycache version --json | jq -r .version
 
 Exit codes: 0 done)",
-    prepare};
+    prepare_version};
 
 }  // namespace whycache::cli
