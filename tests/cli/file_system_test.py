@@ -1,0 +1,108 @@
+"""Permissions, read-only file systems and full disks."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+
+from support import EXIT, NOBODY, Machine, CliTest, main
+
+
+class FileSystemTest(CliTest):
+    def test_closed_directories_are_permission_errors(self):
+        self.require_root()
+        os.chmod(self.directory, 0o755)
+        os.mkdir(f"{self.directory}/closed", 0o700)
+        os.mkdir(f"{self.directory}/theirs", 0o700)
+        os.chown(f"{self.directory}/theirs", NOBODY, NOBODY)
+        theirs = {
+            "WHYCACHE_STATE": f"{self.directory}/theirs/x.state",
+            "WHYCACHE_LOG": f"sqlite://{self.directory}/theirs/x.db",
+        }
+        self.machine.ok("set", "a", "1", user=NOBODY, env=theirs)
+        for change in (
+            {"WHYCACHE_STATE": f"{self.directory}/closed/x.state"},
+            {"WHYCACHE_LOG": f"sqlite://{self.directory}/closed/x.db"},
+            {"WHYCACHE_LOG": f"file://{self.directory}/closed/log"},
+        ):
+            self.machine.fails(
+                "permission",
+                "set",
+                "a",
+                "2",
+                user=NOBODY,
+                env={**theirs, **change},
+                expect=["closed", "next: "],
+            )
+        self.assertEqual(self.machine.ok("get", "a", user=NOBODY, env=theirs).out, b"1")
+
+    def test_read_only_file_system_is_permission_error(self):
+        directory = self.mount()
+        machine = Machine(self, directory, f"sqlite://{directory}/flags.db")
+        machine.ok("set", "a", "1")
+        subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+        machine.fails("permission", "set", "a", "2", expect=[directory, "next: "])
+        machine.fails(
+            "permission", "set", "a", "2", "--state", f"{directory}/new.state", expect=directory
+        )
+        self.machine.fails(
+            "permission", "set", "a", "2", "--log", f"sqlite://{directory}/new.db", expect=directory
+        )
+        self.machine.fails(
+            "permission", "set", "a", "2", "--log", f"file://{directory}/new", expect=directory
+        )
+        self.assertEqual(machine.run("doctor").code, EXIT["permission"])
+        subprocess.run(["mount", "-o", "remount,rw", directory], check=True)
+        self.assertEqual(machine.ok("get", "a", "--update").out, b"1")
+
+    def test_full_disk_under_state_keeps_old_values_readable(self):
+        directory = self.mount("size=4m")
+        log = f"sqlite://{self.directory}/flags.db"
+        machine = Machine(self, directory, log)
+        machine.ok("set", "a", "1")
+        lines = b"".join(
+            b"key%05d\t%s\n" % (i, os.urandom(500).hex().encode()) for i in range(8_000)
+        )
+        machine.fails("limit", "import", "-", stdin=lines, expect=["flags.state", "next: "])
+        self.assertEqual(machine.ok("get", "a").out, b"1", "reads continue")
+        other = self.another_machine()
+        other.ok("update")
+        subprocess.run(["mount", "-o", "remount,size=64m", directory], check=True)
+        machine.ok("update")
+        machine.ok("check")
+        self.assertEqual(
+            machine.ok("status", "--json").json["digest"],
+            other.ok("status", "--json").json["digest"],
+        )
+
+    def test_full_disk_under_log_writes_nothing(self):
+        directory = self.mount("size=2m")
+        for scheme, name in (("sqlite", "flags.db"), ("file", "flags")):
+            machine = Machine(self, self.directory, f"{scheme}://{directory}/{name}", name=scheme)
+            machine.ok("set", "a", "1")
+            filler = pathlib.Path(directory) / "filler"
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+            result = machine.run("set", "b", "-", stdin=os.urandom(200_000))
+            self.assertEqual(result.code, EXIT["limit"], result.err)
+            self.assertIn(name, result.err)
+            filler.unlink()
+            self.assertEqual(machine.ok("keys", "--update").lines, ["a"], "nothing was written")
+            machine.ok("set", "b", "2")
+            machine.ok("check")
+
+    def test_directories_writable_by_others_are_refused(self):
+        for mode in (0o777, 0o770):
+            directory = f"{self.directory}/{mode:o}"
+            os.mkdir(directory)
+            os.chmod(directory, mode)
+            self.machine.fails(
+                "permission", "set", "a", "1", "--state", f"{directory}/x.state", expect=directory
+            )
+        os.chmod(directory, 0o1777)
+        self.machine.ok("set", "a", "1", "--state", f"{directory}/x.state")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Logs that cannot be opened, and the default state that belongs to a URL."""
+
+import os
+import time
+
+import servers
+from support import EXIT, CliTest, main
+
+
+class LogUrlTest(CliTest):
+    def test_wrong_urls_are_usage_errors(self):
+        for url, word in (
+            ("nosuch://x", "nosuch"),
+            ("flags.db", "scheme"),
+            ("sqlite:flags.db", "path"),
+            ("sqlite://host/x.db", "host"),
+            ("sqlite:///x.db?nosuch=1", "nosuch"),
+            (f"{self.log}?instance=a-b", "instance"),
+            ("file:relative", "path"),
+        ):
+            for command in (("set", "a", "1"), ("log",)):
+                self.machine.fails("usage", *command, "--log", url, expect=word)
+        self.assertFalse(os.path.exists(self.machine.state))
+
+    def test_missing_directories_are_usage_errors(self):
+        for url in (
+            f"sqlite://{self.directory}/absent/flags.db",
+            f"file://{self.directory}/absent/flags",
+        ):
+            self.machine.fails("usage", "set", "a", "1", "--log", url, expect=["absent", "next: "])
+        self.machine.fails(
+            "usage",
+            "set",
+            "a",
+            "1",
+            "--state",
+            f"{self.directory}/absent/x.state",
+            expect=["absent", "next: "],
+        )
+        self.assertEqual(self.machine.ok("set", "a", "1").text, "1", "nothing was written before")
+
+    def test_file_that_is_no_log_is_corrupt(self):
+        self.file("text.db", b"hello\n" * 1000)
+        self.machine.fails(
+            "corrupt",
+            "set",
+            "a",
+            "1",
+            "--log",
+            f"sqlite://{self.directory}/text.db",
+            expect="text.db",
+        )
+        self.file("plain", b"hello\n")
+        result = self.machine.run("set", "a", "1", "--log", f"file://{self.directory}/plain")
+        self.assertIn(result.code, (EXIT["usage"], EXIT["corrupt"]), result.err)
+
+    def default_state(self):
+        """An environment in which the state has its default path."""
+        self.state_directory = f"{self.directory}/default"
+        return {"WHYCACHE_STATE": None, "STATE_DIRECTORY": self.state_directory}
+
+    def assert_reads_without_log(self, url, environment):
+        """The state that the library wrote answers reads, and no second one is created."""
+        began = time.monotonic()
+        for command, output in (
+            (("get", "a"), b"1"),
+            (("count",), b"1\n"),
+            (("scan",), b"a\t1\n"),
+        ):
+            result = self.machine.ok(*command, "--log", url, "--deadline", "5s", env=environment)
+            self.assertEqual(result.out, output)
+            self.assertEqual(result.err, "")
+        self.assertLess(time.monotonic() - began, 5, "the log was contacted")
+        names = sorted(os.listdir(self.state_directory))
+        states = [name for name in names if name.endswith(".state")]
+        self.assertEqual(len(states), 1, names)
+        self.assertEqual(
+            [name for name in names if name.endswith(".lock")], [f"{states[0]}.lock"], names
+        )
+
+    def test_memcached_url_reads_default_state_without_log(self):
+        memcached = servers.Memcached(self)
+        url = f"memcached+{self.log}?memcached={memcached.socket}"
+        environment = self.default_state()
+        self.machine.ok("set", "a", "1", "--log", url, env=environment)
+        memcached.stop()
+        os.rename(self.database, self.database + ".away")
+        os.mkdir(self.database)  # no database can be opened or created here
+        self.assert_reads_without_log(url, environment)
+        self.assert_reads_without_log(self.log, environment)
+
+    def test_mysql_url_with_user_reads_default_state_without_log(self):
+        mariadb = servers.Mariadb(self)
+        url = f"mysql://flags:secret@127.0.0.1:{mariadb.port}/flags"
+        environment = self.default_state()
+        self.machine.ok("set", "a", "1", "--log", url, env=environment)
+        mariadb.stop()
+        self.assert_reads_without_log(url, environment)
+        self.assert_reads_without_log(url.replace("flags:secret@", "other@"), environment)
+
+    def test_mysql_url_with_socket_reads_default_state_without_log(self):
+        mariadb = servers.Mariadb(self)
+        url = f"mysql://flags:secret@/flags?socket={mariadb.socket}"
+        environment = self.default_state()
+        self.machine.ok("set", "a", "1", "--log", url, env=environment)
+        mariadb.stop()
+        self.assert_reads_without_log(url, environment)
+
+
+if __name__ == "__main__":
+    main()

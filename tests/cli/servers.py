@@ -1,0 +1,126 @@
+"""Real servers for the tests of the command line, each with a directory of its own."""
+
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+SETUP = """
+CREATE DATABASE flags;
+CREATE USER flags@'%' IDENTIFIED BY 'secret', flags@localhost IDENTIFIED BY 'secret';
+GRANT ALL ON flags.* TO flags@'%'; GRANT ALL ON flags.* TO flags@localhost;
+"""
+
+
+def find_program(test, name):
+    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if path is None:
+        test.skipTest(f"{name} is not installed")
+    return path
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    def __init__(self, test):
+        self.test = test
+        self.directory = tempfile.mkdtemp(prefix="server-", dir=test.directory)
+        self.socket = f"{self.directory}/socket"
+        self.process = None
+
+    def start(self, *command):
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.test.addCleanup(self.stop)
+        self.test.wait_until(self.accepts_connections, seconds=60)
+
+    def accepts_connections(self):
+        self.test.assertIsNone(self.process.poll(), "the server ended")
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(self.socket) == 0
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(timeout=60)
+
+
+class Memcached(Server):
+    def __init__(self, test):
+        super().__init__(test)
+        probe = test.machine.run("log", "--log", "memcached+memory:?memcached=127.0.0.1:1")
+        if "built without memcached" in probe.err:
+            test.skipTest("the program was built without memcached")
+        user = ["-u", "root"] if os.geteuid() == 0 else []
+        self.start(find_program(test, "memcached"), "-s", self.socket, *user)
+
+
+class Mariadb(Server):
+    def __init__(self, test):
+        super().__init__(test)
+        if "mysql" not in test.machine.ok("version", "--json").json["logs"]:
+            test.skipTest("the program was built without the mysql log")
+        self.port = free_port()
+        self.user = ["--user=root"] if os.geteuid() == 0 else []
+        shutil.copytree(self.data_template(), f"{self.directory}/data")
+        self.start(
+            find_program(test, "mariadbd"),
+            "--no-defaults",
+            f"--datadir={self.directory}/data",
+            f"--tmpdir={self.directory}",
+            f"--socket={self.socket}",
+            f"--pid-file={self.directory}/pid",
+            f"--log-error={self.directory}/error.log",
+            "--bind-address=127.0.0.1",
+            f"--port={self.port}",
+            "--skip-log-bin",
+            "--performance-schema=off",
+            "--innodb-buffer-pool-size=32M",
+            "--innodb-flush-method=fsync",
+            *self.user,
+        )
+        client = find_program(test, "mariadb")
+        subprocess.run(
+            [client, "--no-defaults", f"--socket={self.socket}", "--user=root"],
+            input=SETUP.encode(),
+            check=True,
+        )
+
+    def data_template(self):
+        """Returns a new server's data directory, which is created once per build and version."""
+        installer = find_program(self.test, "mariadb-install-db")
+        version = os.stat(find_program(self.test, "mariadbd")).st_mtime_ns
+        bin_directory = pathlib.Path(self.test.program).parent
+        template = bin_directory / f"mariadb_data_cli_{os.geteuid()}_{version}"
+        if template.exists():
+            return template
+        with tempfile.TemporaryDirectory(dir=bin_directory) as directory:
+            subprocess.run(
+                [
+                    installer,
+                    "--no-defaults",
+                    f"--datadir={directory}/data",
+                    f"--tmpdir={directory}",
+                    "--skip-test-db",
+                    "--auth-root-authentication-method=normal",
+                    "--innodb-log-file-size=8M",
+                    *self.user,
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
+            try:
+                os.rename(f"{directory}/data", template)
+            except OSError:  # another test process was faster
+                if not template.exists():
+                    raise
+        return template

@@ -1,0 +1,93 @@
+"""State files that are foreign, damaged, copied or owned by another user."""
+
+import os
+import pathlib
+import shutil
+
+from support import NOBODY, CliTest, main
+
+
+class StateFileTest(CliTest):
+    def test_state_of_another_user_is_refused(self):
+        self.require_root()
+        os.chmod(self.directory, 0o755)
+        self.machine.ok("set", "a", "1")
+        os.chmod(self.directory, 0o1777)
+        result = self.machine.fails(
+            "permission", "get", "a", user=NOBODY, env={"WHYCACHE_LOG": None}, expect="flags.state"
+        )
+        self.assertEqual(result.out, b"")
+
+    def test_files_that_are_no_state_are_never_overwritten(self):
+        self.machine.ok("set", "a", "1")
+        good = pathlib.Path(self.machine.state).read_bytes()
+        swapped = bytearray(good)
+        swapped[12:16] = swapped[12:16][::-1]
+        other_format = bytearray(good)
+        other_format[8:10] = b"\x63\x00"
+        cases = {
+            "empty": b"",
+            "short": good[:100],
+            "foreign": b"SQLite format 3\0" + bytes(4096),
+            "swapped": bytes(swapped),
+            "format": bytes(other_format),
+            "text": b"hello\n" * 1000,
+            "zeros": bytes(1 << 20),
+        }
+        for name, content in cases.items():
+            with self.subTest(name):
+                path = self.file(f"{name}.state", content)
+                os.chmod(path, 0o600)
+                for command in (("get", "a"), ("set", "a", "2"), ("inspect", path), ("status",)):
+                    self.machine.fails("corrupt", *command, "--state", path, expect=f"{name}.state")
+                self.assertEqual(
+                    pathlib.Path(path).read_bytes(), content, "the file is never overwritten"
+                )
+        self.assertEqual(self.machine.ok("update").text, "1", "nothing was written")
+
+    def test_truncated_state_is_rebuilt(self):
+        self.machine.ok(
+            "import", "-", stdin=b"".join(b"key%05d\t%s\n" % (i, b"x" * 100) for i in range(5_000))
+        )
+        before = self.machine.ok("scan").out
+        path = pathlib.Path(self.machine.state)
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[: len(content) // 2])
+        path.chmod(0o600)
+        self.machine.fails("corrupt", "inspect", str(path), expect="cut short")
+        self.assertEqual(self.machine.ok("scan").out, before)
+
+    def test_state_of_another_log_is_refused(self):
+        self.machine.ok("set", "mine", "1")
+        other = self.another_machine("theirs", f"sqlite://{self.directory}/theirs.db")
+        other.ok("set", "theirs", "1")
+        for command in (("keys",), ("get", "theirs"), ("set", "a", "1"), ("update",), ("status",)):
+            self.machine.fails(
+                "corrupt",
+                *command,
+                "--state",
+                other.state,
+                expect=["theirs.state", "flags.db", "another log"],
+            )
+        self.assertEqual(other.ok("keys").lines, ["theirs"])
+        self.assertEqual(self.machine.ok("keys", "--update").lines, ["mine"], "nothing was written")
+
+    def test_copied_state_is_verified_and_updated(self):
+        self.machine.ok("set", "a", "1")
+        copy = self.another_machine("copy")
+        shutil.copyfile(self.machine.state, copy.state)
+        os.chmod(copy.state, 0o600)
+        self.machine.ok("set", "a", "2")
+        self.assertEqual(copy.ok("get", "a").out, b"2")
+
+    def test_symbolic_link_at_state_path_is_refused(self):
+        target = self.file("precious", b"precious")
+        os.symlink(target, self.machine.state)
+        for command in (("set", "a", "1"), ("inspect", self.machine.state)):
+            self.machine.fails("usage", *command, expect=["flags.state", "symbolic link", "next: "])
+        self.assertEqual(pathlib.Path(target).read_bytes(), b"precious")
+
+
+if __name__ == "__main__":
+    main()

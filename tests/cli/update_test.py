@@ -1,0 +1,46 @@
+"""whycache update: the applied id, and waiting for one."""
+
+import time
+
+from support import CliTest, main
+
+
+class UpdateTest(CliTest):
+    def test_applied_id_is_printed(self):
+        self.machine.ok("set", "a", "1")
+        self.assertEqual(self.another_machine().ok("update").text, "1")
+        self.assertEqual(self.another_machine().ok("update", "--json").json, {"applied_id": 1})
+
+    def test_at_least_waits_for_id(self):
+        other = self.another_machine()
+        other.ok("update")
+        waiting = other.start("update", "--at-least", "1", "--deadline", "30s")
+        time.sleep(0.2)
+        self.assertIsNone(waiting.poll())
+        self.machine.ok("set", "a", "1")
+        self.assertEqual(waiting.communicate(timeout=30)[0], b"1\n")
+        self.assertEqual(waiting.returncode, 0)
+        other.fails("stale", "update", "--at-least", "2", "--deadline", "300ms", expect="2")
+
+    def test_truncated_or_oversized_update_is_corrupt(self):
+        self.machine.ok("set", "a", "1")
+        self.machine.ok("set", "b", "2")
+        (row,) = self.sql("SELECT bytes FROM whycache_updates_default WHERE id = 2")
+        for i, bad in enumerate(
+            (
+                row[0][:-1],
+                row[0][:10],
+                row[0] + b"x",
+                row[0][:20] + b"\xff\xff\xff\xff\xff\xff\xff\xff\x0f" + row[0][29:],
+            )
+        ):
+            self.sql("UPDATE whycache_updates_default SET bytes = ? WHERE id = 2", bad)
+            new = self.another_machine(f"new{i}")
+            new.fails("corrupt", "update", expect="id=2")
+            self.machine.fails("corrupt", "log", expect="id=2")
+        self.sql("UPDATE whycache_updates_default SET bytes = ? WHERE id = 2", row[0])
+        self.assertEqual(self.another_machine("good").ok("update").text, "2")
+
+
+if __name__ == "__main__":
+    main()
