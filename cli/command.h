@@ -1,5 +1,5 @@
-// A command of the program: its name, what its --help says, and how to build it. One file each,
-// named after the command.
+// A command of the program: its name, its help, and how to prepare it. Each command has one file in
+// commands/, named after it.
 #pragma once
 
 #include <functional>
@@ -13,13 +13,13 @@ class App;
 
 namespace whycache::cli {
 
-// Does the work, once the command line has been read.
+// Runs the command after the command line has been parsed.
 using CommandAction = std::function<ExitCode(Output&)>;
 
 struct Command {
   const char* name;
   const char* summary;  // a line in `whycache --help`
-  const char* help;     // what it does; above the options
+  const char* help;     // description, above the options
   const char* footer;   // examples and exit codes; below the options
   // Adds the options to the parser; the action owns them.
   CommandAction (*prepare)(CLI::App& parser);

@@ -8,8 +8,8 @@
 namespace whycache::cli {
 namespace {
 
-// How many bytes the UTF-8 sequence at the front of `bytes` has; 0 if that is none (or one for
-// which there is no character: overlong, a surrogate, beyond U+10FFFF).
+// Returns the length of the UTF-8 sequence at the front of `bytes`; 0 if there is none. Overlong
+// sequences, surrogates and code points beyond U+10FFFF are not valid.
 std::size_t utf8_sequence_bytes(std::string_view bytes) noexcept {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(bytes[i]); };
   const unsigned char first = byte(0);
@@ -60,7 +60,7 @@ std::string escape(std::string_view bytes) {
   while (!bytes.empty()) {
     const std::size_t size = utf8_sequence_bytes(bytes);
     const char byte = bytes[0];
-    // U+0080 to U+009F are control characters too, and terminals obey them.
+    // U+0080 to U+009F are control characters too, and terminals interpret them.
     const bool second_control_block =
         size == 2 && byte == '\xc2' && static_cast<unsigned char>(bytes[1]) < 0xa0;
     if (second_control_block) {

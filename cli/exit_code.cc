@@ -10,7 +10,7 @@ ExitCode exit_code_of(const Error& error) noexcept {
     case EACCES:
     case EPERM:
     case EROFS: return ExitCode::permission;
-    // Also when the write is in the log, and only this machine has no room for it.
+    // Applies even if the write is in the log and only this machine has no space for it.
     case ENOSPC:
     case EDQUOT:
     case EFBIG:
@@ -36,15 +36,15 @@ std::string next_step(const Error& error) {
   switch (error.system_error()) {
     case EACCES:
     case EPERM:
-      return "run as the user it belongs to, mend the permissions, or choose another place with "
-             "--state or --log";
+      return "run as its owner, correct the permissions, or choose another path with --state or "
+             "--log";
     case EROFS:
-      return "the file system is mounted read-only: choose another place with --state or --log";
-    case ENOENT: return "make the folder first, or correct the path in --state or --log";
+      return "the file system is mounted read-only: choose another path with --state or --log";
+    case ENOENT: return "create the directory first, or correct the path in --state or --log";
     case ELOOP: return "remove the symbolic link, or give the path it leads to";
     case ENOSPC:
     case EDQUOT:
-      return "make room on that file system, or choose another place with --state or --log";
+      return "free space on that file system, or choose another path with --state or --log";
     case EMFILE:
     case ENFILE: return "raise the number of open files (ulimit -n)";
     case EFBIG: return "raise the file size limit (ulimit -f)";
@@ -52,18 +52,18 @@ std::string next_step(const Error& error) {
     default: break;
   }
   if (message.find("update_bytes_max") != std::string_view::npos)
-    return "--update-bytes-max is that limit";
-  // Many messages of the library end with what to do: "... (delete it, it can be built anew from
-  // the log)".
+    return "raise the limit with --update-bytes-max";
+  // Many messages of the library end with a next step in parentheses.
   if (message.ends_with(')')) return {};
   switch (error.kind()) {
     case ErrorKind::unavailable:
       return "try again later, or wait longer with --deadline; `whycache doctor` tries the log";
     case ErrorKind::uncertain:
-      return "it may be in the log or not: look with `whycache get KEY --update`, then do it again "
-             "if need be";
-    case ErrorKind::corrupt: return "`whycache check` says what is damaged";
-    case ErrorKind::conflict: return "run it again";
+      return "it may be in the log or not: check with `whycache get KEY --update`, then repeat it "
+             "if "
+             "necessary";
+    case ErrorKind::corrupt: return "run `whycache check` to see what is damaged";
+    case ErrorKind::conflict: return "repeat the command";
     case ErrorKind::refused:
     case ErrorKind::limit:
     case ErrorKind::invalid: break;

@@ -1,5 +1,5 @@
-// What the program's exit code says, and the failures that lead to each. This is the one place: the
-// help texts, docs/cli.md and the tests follow it.
+// The exit codes of the program, and the failures that lead to each. The help texts, docs/cli.md
+// and the tests follow this table.
 #pragma once
 
 #include <stdexcept>
@@ -11,23 +11,30 @@ namespace whycache::cli {
 
 enum class ExitCode : int {
   done = 0,
-  not_found = 1,  // a key that was asked for is not there
-  usage = 2,      // the command line, an option or the input is wrong          Error invalid
-  unreachable =
-      3,  // the log did not answer                                     Error unavailable, uncertain
-  stale = 4,     // the state is staler, or further behind, than was asked for
-  corrupt = 5,   // stored bytes are damaged, or belong to another log         Error corrupt
-  conflict = 6,  // somebody else was there first
-  permission =
-      7,  // the system does not allow it                               any Error from EACCES, EPERM, EROFS
-  refused = 8,  // safe only with --yes
-  limit =
-      9,  // a limit was reached, or the output could not be written    Error limit, any from ENOSPC and its like
-  bug = 70,  // this should not happen
+  // A requested key does not exist.
+  not_found = 1,
+  // The command line, an option or the input is wrong; Error invalid.
+  usage = 2,
+  // The log did not answer; Error unavailable or uncertain.
+  unreachable = 3,
+  // The state is staler or further behind than requested.
+  stale = 4,
+  // Stored bytes are damaged or belong to another log; Error corrupt.
+  corrupt = 5,
+  // Another writer was first.
+  conflict = 6,
+  // The system denies access; any Error from EACCES, EPERM or EROFS.
+  permission = 7,
+  // Safe only with --yes.
+  refused = 8,
+  // A limit was reached, or output could not be written; Error limit, or any from ENOSPC and
+  // similar.
+  limit = 9,
+  // An unexpected exception.
+  bug = 70,
 };
 
-// A command that cannot go on for a reason of its own. `next` says what to do about it; it may be
-// empty.
+// A failure of a command, with its exit code and the next step for the user, which may be empty.
 class Failure : public std::runtime_error {
  public:
   Failure(ExitCode code, const std::string& message, std::string next = {})
@@ -42,7 +49,7 @@ class Failure : public std::runtime_error {
 };
 
 ExitCode exit_code_of(const Error& error) noexcept;
-// What somebody at a terminal can do about it; empty if the message says it already.
+// Returns the next step for the user; empty if the message already contains one.
 std::string next_step(const Error& error);
 
 }  // namespace whycache::cli

@@ -51,7 +51,7 @@ std::string format_time(std::int64_t wall_time_us) {
     --seconds;
   }
   std::tm parts{};
-  // A time from outside may lie beyond what a calendar holds.
+  // The calendar cannot represent every time that an update may contain.
   if (::gmtime_r(&seconds, &parts) == nullptr) return fmt::format("{} us since 1970", wall_time_us);
   return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
                      std::int64_t{parts.tm_year} + 1900, parts.tm_mon + 1, parts.tm_mday,
@@ -76,7 +76,7 @@ std::optional<std::chrono::nanoseconds> parse_duration(std::string_view text) {
   const std::string_view suffix(end, static_cast<std::size_t>(text.data() + text.size() - end));
   for (const auto& [unit, ns] : units) {
     if (suffix != unit) continue;
-    // A hundred years is as good as for ever, and leaves room for sums.
+    // About a hundred years: long enough, and sums of two do not overflow.
     return std::chrono::nanoseconds(static_cast<std::int64_t>(std::min(amount * ns, 3.15e18)));
   }
   return std::nullopt;

@@ -15,13 +15,13 @@ namespace {
 
 constexpr std::size_t read_chunk_bytes = 256 << 10;
 
-[[noreturn]] void refuse_input(const char* what, const std::string& name, int error) {
+[[noreturn]] void refuse_input(const char* problem, const std::string& name, int error) {
   const bool forbidden = error == EACCES || error == EPERM;
-  throw Failure(
-      forbidden ? ExitCode::permission : ExitCode::usage,
-      fmt::format("{}: path={} reason=\"{}\"", what, name, std::system_category().message(error)),
-      forbidden ? "mend the permissions of the file"
-                : "name a file that can be read, or - for standard input");
+  throw Failure(forbidden ? ExitCode::permission : ExitCode::usage,
+                fmt::format("{}: path={} reason=\"{}\"", problem, name,
+                            std::system_category().message(error)),
+                forbidden ? "correct the permissions of the file"
+                          : "name a readable file, or - for standard input");
 }
 
 }  // namespace
@@ -53,33 +53,32 @@ bool Input::fill_buffer() {
   begin_ = 0;
   const std::size_t size = buffer_.size();
   buffer_.resize(size + read_chunk_bytes);
-  ssize_t got;
+  ssize_t read_bytes;
   do {
-    got = ::read(descriptor_, buffer_.data() + size, read_chunk_bytes);
-  } while (got < 0 && errno == EINTR);
+    read_bytes = ::read(descriptor_, buffer_.data() + size, read_chunk_bytes);
+  } while (read_bytes < 0 && errno == EINTR);
   const int error = errno;
-  buffer_.resize(size + static_cast<std::size_t>(got > 0 ? got : 0));
-  if (got < 0) refuse_input("cannot read input", name_, error);
-  at_end_ = got == 0;
+  buffer_.resize(size + static_cast<std::size_t>(read_bytes > 0 ? read_bytes : 0));
+  if (read_bytes < 0) refuse_input("cannot read input", name_, error);
+  at_end_ = read_bytes == 0;
   return !at_end_;
 }
 
-bool Input::read_record(char separator, std::size_t bytes_max, std::string_view& piece) {
+bool Input::read_record(char separator, std::size_t bytes_max, std::string_view& record) {
   std::size_t searched = 0;
   for (;;) {
     const std::string_view unread = std::string_view(buffer_).substr(begin_);
     const std::size_t at = unread.find(separator, searched);
     const bool complete = at != std::string_view::npos;
     if ((complete ? at : unread.size()) > bytes_max) {
-      throw Failure(
-          ExitCode::usage,
-          fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_,
-                      records_read_ + 1, bytes_max),
-          separator == '\n' ? "correct it" : "correct it; lines are counted by their zero bytes");
+      throw Failure(ExitCode::usage,
+                    fmt::format("bad input: path={} line={} reason=\"longer than {} bytes\"", name_,
+                                records_read_ + 1, bytes_max),
+                    separator == '\n' ? "correct it" : "correct it; each zero byte ends a line");
     }
     if (complete || (at_end_ && !unread.empty())) {
-      piece = unread.substr(0, at);
-      const std::size_t taken = piece.size() + (complete ? 1 : 0);
+      record = unread.substr(0, at);
+      const std::size_t taken = record.size() + (complete ? 1 : 0);
       begin_ += taken;
       bytes_read_ += taken;
       ++records_read_;
@@ -98,7 +97,7 @@ std::string Input::read_rest(std::size_t bytes_max) {
     throw Failure(
         ExitCode::limit,
         fmt::format("input is longer than a value can be: path={} bytes_max={}", name_, bytes_max),
-        "cut it into several values");
+        "split it into several values");
   }
   std::string bytes = buffer_.substr(begin_);
   bytes_read_ += bytes.size();

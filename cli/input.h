@@ -1,4 +1,4 @@
-// What a command reads: a file, or standard input when the name is "-".
+// The input of a command: a file, or standard input if the name is "-".
 #pragma once
 
 #include <cstdint>
@@ -9,23 +9,23 @@ namespace whycache::cli {
 
 class Input {
  public:
-  // Throws Failure.
+  // Throws Failure if the file cannot be opened.
   explicit Input(const std::string& name);
   ~Input();
   Input(const Input&) = delete;
   Input& operator=(const Input&) = delete;
 
-  // The next piece up to `separator`, which is not part of it; the last one needs none. False at
-  // the end. The piece is valid until the next call. Throws Failure for a piece of more than
-  // `bytes_max`.
-  bool read_record(char separator, std::size_t bytes_max, std::string_view& piece);
-  // All that is left. Throws Failure for more than `bytes_max`.
+  // Reads the next record, without the `separator` that ends it; the last one needs none. Returns
+  // false at the end. The record is valid until the next call. Throws Failure if the record is
+  // longer than `bytes_max` or cannot be read.
+  bool read_record(char separator, std::size_t bytes_max, std::string_view& record);
+  // Reads the rest of the input. Throws Failure if it is longer than `bytes_max`.
   std::string read_rest(std::size_t bytes_max);
 
-  // "standard input", or the file's name: for messages.
+  // Returns "standard input" or the name of the file, for messages.
   const std::string& name() const { return name_; }
   std::uint64_t bytes_read() const { return bytes_read_; }
-  // Size of the file; 0 if nobody can know.
+  // Returns the size of the file; 0 if it is unknown.
   std::uint64_t bytes_total() const { return bytes_total_; }
 
  private:
@@ -34,7 +34,7 @@ class Input {
   std::string name_;
   int descriptor_;
   std::string buffer_;
-  std::size_t begin_ = 0;  // of what was not handed out
+  std::size_t begin_ = 0;  // of the unread bytes in buffer_
   bool at_end_ = false;
   std::uint64_t records_read_ = 0;
   std::uint64_t bytes_read_ = 0;

@@ -10,7 +10,7 @@
 namespace whycache::cli {
 namespace {
 
-// Escaped, a byte takes at most six characters (JSON's \u00NN).
+// An escaped byte takes at most six characters (JSON's \u00NN).
 constexpr std::size_t line_bytes_max = (std::size_t{key_bytes_max} + value_bytes_max) * 6 + 1024;
 
 bool is_blank(std::string_view line) {
@@ -75,22 +75,21 @@ std::optional<ItemReader::InputFormat> ItemReader::parse_format(std::string_view
 }
 
 bool ItemReader::next(Item& item) {
-  std::string_view piece;
+  std::string_view record;
   if (format_ == InputFormat::null) {
-    if (!input_.read_record('\0', key_bytes_max, piece)) return false;
+    if (!input_.read_record('\0', key_bytes_max, record)) return false;
     ++line_number_;
-    key_ = piece;
-    if (!input_.read_record('\0', value_bytes_max, piece))
-      refuse("a key without a value at the end");
-    item = {key_, piece};
+    key_ = record;
+    if (!input_.read_record('\0', value_bytes_max, record)) refuse("the last key has no value");
+    item = {key_, record};
   } else {
     do {
-      if (!input_.read_record('\n', line_bytes_max, piece)) return false;
+      if (!input_.read_record('\n', line_bytes_max, record)) return false;
       ++line_number_;
-    } while (format_ != InputFormat::text && format_ != InputFormat::raw_text && is_blank(piece));
+    } while (format_ != InputFormat::text && format_ != InputFormat::raw_text && is_blank(record));
     if (format_ == InputFormat::detect)
-      format_ = piece.starts_with('{') ? InputFormat::json : InputFormat::text;
-    item = format_ == InputFormat::json ? parse_json(piece) : parse_text(piece);
+      format_ = record.starts_with('{') ? InputFormat::json : InputFormat::text;
+    item = format_ == InputFormat::json ? parse_json(record) : parse_text(record);
   }
   if (item.key.empty()) refuse("the key is empty");
   if (item.key.size() > key_bytes_max)
@@ -135,17 +134,17 @@ Item ItemReader::parse_text(std::string_view line) {
   auto key = unescape(line.substr(0, tab));
   auto value = unescape(line.substr(tab + 1));
   if (!key || !value)
-    refuse("a backslash that escapes nothing (--format raw-tsv takes it as it is)");
+    refuse("invalid backslash escape (--format raw-tsv reads backslashes as they are)");
   key_ = std::move(*key);
   value_ = std::move(*value);
   return {key_, value_};
 }
 
-void ItemReader::refuse(const std::string& why) const {
+void ItemReader::refuse(const std::string& reason) const {
   throw Failure(ExitCode::usage,
                 fmt::format("bad input: path={} {}={} reason=\"{}\"", input_.name(),
-                            format_ == InputFormat::null ? "item" : "line", line_number_, why),
-                "correct it; `whycache import --dry-run` looks at all of it without writing");
+                            format_ == InputFormat::null ? "item" : "line", line_number_, reason),
+                "correct it; `whycache import --dry-run` checks all of it without writing");
 }
 
 }  // namespace whycache::cli

@@ -1,8 +1,8 @@
-// Items as `scan` and `mget` print them and `import` reads them, in three forms:
+// The formats of items that `scan` and `mget` print and `import` reads:
 //
 //   text   key, tab, value, line feed; both escaped (escape.h)
 //   json   {"key":"...","value":"..."}; key_base64 and value_base64 for bytes that are not UTF-8
-//   null   key, zero byte, value, zero byte; nothing is escaped, so these are right only without zero bytes inside
+//   null   key, zero byte, value, zero byte; unescaped, so they must not contain zero bytes
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ class ItemPrinter {
 
   void print_item(const Item& item) const;
   void print_key(std::string_view key) const;
-  // A key that was asked for and is not there: said in JSON only.
+  // Reports a requested key that does not exist; only JSON has a form for it.
   void print_missing(std::string_view key) const;
 
  private:
@@ -38,21 +38,21 @@ class ItemPrinter {
 class ItemReader {
  public:
   enum class InputFormat { detect, json, text, raw_text, null };
-  // "auto", "jsonl", "tsv", "raw-tsv", "null". nullopt: none of these.
+  // Parses "auto", "jsonl", "tsv", "raw-tsv" or "null". Returns nullopt for any other name.
   static std::optional<InputFormat> parse_format(std::string_view name);
 
   ItemReader(Input& input, InputFormat form) : input_(input), format_(form) {}
 
-  // The next item, valid until the next call; false at the end. Throws Failure that names the line
-  // of bad input.
+  // Reads the next item, which is valid until the next call. Returns false at the end. Throws
+  // Failure, which names the line, if the input is malformed.
   bool next(Item& item);
-  // Of the item read last, from 1; with form null, the number of the item.
+  // Returns the line of the last item, counted from 1; in the null format, its number.
   std::uint64_t line_number() const { return line_number_; }
 
  private:
   Item parse_json(std::string_view line);
   Item parse_text(std::string_view line);
-  [[noreturn]] void refuse(const std::string& why) const;
+  [[noreturn]] void refuse(const std::string& reason) const;
 
   Input& input_;
   InputFormat format_;

@@ -13,15 +13,15 @@
 namespace whycache::cli {
 namespace {
 
-// Escaped, a byte takes four characters at most.
+// An escaped byte takes at most four characters.
 constexpr std::size_t key_line_bytes_max = std::size_t{4} * key_bytes_max;
 
 }  // namespace
 
 void add_key_list_options(CLI::App& parser, KeyListOptions& options) {
   add_null_option(parser, options.null_separated,
-                  "keys read and items printed end in a zero byte and are not escaped");
-  parser.add_flag("--raw", options.raw, "lines read are not escaped: a backslash is a backslash");
+                  "input keys and printed items end with zero bytes, unescaped");
+  parser.add_flag("--raw", options.raw, "input lines are not escaped: a backslash is a backslash");
 }
 
 KeyList::KeyList(const KeyListOptions& options, std::vector<std::string> arguments)
@@ -40,36 +40,36 @@ void KeyList::visit_batches(std::size_t batch_keys, const VisitBatch& visit) {
 void KeyList::visit_input(std::size_t batch_keys, const VisitBatch& visit) {
   Input input("-");
   std::vector<std::string> batch;
-  const auto hand_over = [&] {
+  const auto visit_batch = [&] {
     const std::vector<std::string_view> keys(batch.begin(), batch.end());
     if (!keys.empty()) visit(keys);
     batch.clear();
   };
   std::uint64_t line = 0;
-  for (std::string_view piece;
-       input.read_record(options_.null_separated ? '\0' : '\n', key_line_bytes_max, piece);) {
+  for (std::string_view record;
+       input.read_record(options_.null_separated ? '\0' : '\n', key_line_bytes_max, record);) {
     ++line;
     std::optional<std::string> key;
     if (options_.null_separated || options_.raw) {
-      key = std::string(piece);
+      key = std::string(record);
     } else {
-      key = unescape(piece);
+      key = unescape(record);
     }
     if (!key || key->empty() || key->size() > key_bytes_max) {
-      hand_over();
+      visit_batch();
       throw Failure(
           ExitCode::usage,
           fmt::format("not a key: path={} line={} reason=\"{}\"", input.name(), line,
-                      !key           ? "a backslash that escapes nothing"
+                      !key           ? "invalid backslash escape"
                       : key->empty() ? "it is empty"
                                      : fmt::format("longer than {} bytes", key_bytes_max)),
-          key ? "correct the line; those before it are done"
+          key ? "correct the line; the lines before it are done"
               : "correct the line or use --raw; the lines before it are done");
     }
     batch.push_back(std::move(*key));
-    if (batch.size() == batch_keys) hand_over();
+    if (batch.size() == batch_keys) visit_batch();
   }
-  hand_over();
+  visit_batch();
 }
 
 }  // namespace whycache::cli

@@ -1,4 +1,4 @@
-// The keys a command is given: as arguments, or one after the other on standard input.
+// The keys that a command works on: its arguments, or the records of standard input.
 #pragma once
 
 #include <functional>
@@ -24,11 +24,11 @@ class KeyList {
  public:
   using VisitBatch = std::function<void(std::span<const std::string_view>)>;
 
-  // No arguments, or "-" alone: standard input.
+  // Reads standard input if there are no arguments or only "-".
   KeyList(const KeyListOptions& options, std::vector<std::string> arguments);
 
-  // At most `batch_keys` at a time, in the order given. Throws Failure for a line that is not a
-  // key.
+  // Visits the keys in order, in batches of at most `batch_keys`. Throws Failure if a line is not a
+  // key; the keys before it have been visited.
   void visit_batches(std::size_t batch_keys, const VisitBatch& visit);
 
  private:

@@ -22,8 +22,8 @@ void LogVerifier::verify(const ProgressCallback& progress) {
       load_base();
       if (read_updates(progress)) return;
     } catch (const Error& error) {
-      // A base that was replaced while it was read; whatever else did not answer will not then
-      // either.
+      // A rewrite may have replaced the base while it was read. Any other cause of unavailability
+      // fails again.
       if (error.kind() != ErrorKind::unavailable || attempt >= attempts_max) throw;
     }
     if (attempt >= attempts_max) {
@@ -45,7 +45,7 @@ void LogVerifier::reset() {
 
 void LogVerifier::load_base() {
   if (extent_.base == 0) return advance_to(0, chain_start(extent_.uuid));
-  // A log is not asked to pass our exceptions through.
+  // Log does not promise to propagate exceptions of the callback.
   std::exception_ptr failure;
   log_.read_base([&](std::string_view bytes) {
     try {
@@ -61,15 +61,15 @@ void LogVerifier::load_base() {
         fmt::format("base is cut short: base={} parts={}", extent_.base, part_count_));
   if (base_info_->base != extent_.base) {
     throw Error(ErrorKind::unavailable,
-                fmt::format("base was replaced: base={} now={}", extent_.base, base_info_->base));
+                fmt::format("base was replaced while it was read: base={} new_base={}",
+                            extent_.base, base_info_->base));
   }
   if (base_info_->chain != extent_.base_chain) {
-    throw corrupt_log(
-        fmt::format("base has another chain than the log says: base={}", extent_.base));
+    throw corrupt_log(fmt::format("base and log have different chains: base={}", extent_.base));
   }
   if (base_info_->item_count != summary_.item_count || base_info_->digest != summary_.digest) {
     throw corrupt_log(fmt::format(
-        "base does not hold what it should: base={} items={} expected={} digest={} expected={}",
+        "base differs from its own summary: base={} items={} expected={} digest={} expected={}",
         extent_.base, summary_.item_count, base_info_->item_count, to_string(summary_.digest),
         to_string(base_info_->digest)));
   }
@@ -128,7 +128,7 @@ void LogVerifier::apply(UpdateId id, std::string_view bytes) {
     decode_update(bytes, update_);
   } catch (const Error& error) {
     throw corrupt_log(
-        fmt::format("update does not follow the one before: id={} ({})", id, error.what()));
+        fmt::format("update does not follow the previous one: id={} ({})", id, error.what()));
   }
   if (update_.erases_all) {
     item_digests_.clear();
@@ -148,10 +148,10 @@ void LogVerifier::apply(UpdateId id, std::string_view bytes) {
 void LogVerifier::set(std::string_view key, std::string_view value) {
   const XXH128_hash_t hash = XXH3_128bits(key.data(), key.size());
   const Digest digest = item_digest(key, value);
-  const auto [place, is_new] =
+  const auto [entry, is_new] =
       item_digests_.try_emplace(KeyFingerprint{hash.low64, hash.high64}, digest);
-  if (!is_new) subtract(summary_.digest, place->second);
-  place->second = digest;
+  if (!is_new) subtract(summary_.digest, entry->second);
+  entry->second = digest;
   add(summary_.digest, digest);
   summary_.item_count = item_digests_.size();
 }

@@ -1,6 +1,6 @@
-// The log, read from base to head and believed in nothing: does every update follow the one before
-// it, and what do they all amount to? Keeps a hash per key instead of the items, about 80 bytes
-// each.
+// Reads the log from base to head, verifies that every update follows the previous one, and
+// computes the digest of the resulting items. Keeps a hash per key instead of the items, about 80
+// bytes each.
 #pragma once
 
 #include <whycache/log.h>
@@ -15,7 +15,7 @@
 
 namespace whycache::cli {
 
-// What the log amounts to at one update id.
+// The result of replaying the log up to one update id.
 struct LogSummary {
   UpdateId id = 0;
   std::uint64_t chain = 0;
@@ -27,15 +27,16 @@ class LogVerifier {
  public:
   using ProgressCallback = std::function<void(UpdateId id, UpdateId head)>;
 
-  // Notes what the log amounts to at `wanted_id` on the way.
+  // Also records the summary at `wanted_id`.
   LogVerifier(Log& log, UpdateId wanted_id) : log_(log), wanted_id_(wanted_id) {}
 
-  // Reads all of it. Throws Error: corrupt with what is wrong at which update, unavailable.
+  // Verifies the whole log. Throws Error(corrupt), which names the update and the fault, or
+  // Error(unavailable).
   void verify(const ProgressCallback& progress);
 
   const Extent& extent() const { return extent_; }
   const LogSummary& summary() const { return summary_; }
-  // nullopt: before the base, or beyond the head.
+  // Returns nullopt if the wanted id is before the base or beyond the head.
   const std::optional<LogSummary>& wanted_summary() const { return wanted_summary_; }
 
  private:
@@ -51,7 +52,8 @@ class LogVerifier {
   void reset();
   void load_base();
   void load_part(std::string_view bytes);
-  // Goes on from where it stands; false if a rewrite has passed by meanwhile and all begins anew.
+  // Continues after the current id. Returns false if a rewrite has replaced those updates
+  // meanwhile, so that verification must start again.
   bool read_updates(const ProgressCallback& progress);
   void apply(UpdateId id, std::string_view bytes);
   void set(std::string_view key, std::string_view value);

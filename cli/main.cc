@@ -1,5 +1,5 @@
-// whycache, the command line: finds the command, reads its options, runs it, and turns what it
-// throws into a message and an exit code.
+// The command line of whycache: finds the command, parses its options, runs it, and turns an
+// exception into a message and an exit code.
 #include <CLI/CLI.hpp>
 
 #include <fcntl.h>
@@ -44,30 +44,32 @@ const Command* find_command(const std::string& name) {
 }
 
 constexpr const char* overview_begin =
-    R"(whycache - a cache that all processes of a machine share in memory, and all machines share through a log
+    R"(whycache - a cache that processes share in memory, and machines share through a log
 
-Usage: whycache COMMAND [OPTIONS] ...          whycache COMMAND --help says what it does, with examples
+Usage: whycache COMMAND [OPTIONS] ...
+       whycache COMMAND --help                 describes a command, with examples
 )";
 
 constexpr const char* overview_end = R"(
 Which cache:
-  --log URL      or WHYCACHE_LOG    the log, where writes go: sqlite:///var/lib/flags.db, file:///var/lib/flags,
-                                    mysql://user@host/database
-  --state PATH   or WHYCACHE_STATE  this machine's state, where reads come from; has a default
-  --name NAME    or WHYCACHE_NAME   names the state file in its folder
+  --log URL      or WHYCACHE_LOG    the log, which stores writes: sqlite:///var/lib/flags.db,
+                                    file:///var/lib/flags, mysql://user@host/database
+  --state PATH   or WHYCACHE_STATE  this machine's state, which serves reads; has a default
+  --name NAME    or WHYCACHE_NAME   the name of the state file in its directory
 
-Begin:
+First steps:
   export WHYCACHE_LOG=sqlite:///$HOME/try.db
   whycache set greeting hello
   whycache get greeting
 
-Data goes to standard output, everything else to standard error. - is standard input. Options come after the
-command; -- ends them, for keys and values that begin with a dash.
+Data goes to standard output, messages to standard error. - is standard input. Options come after
+the command; -- ends them, for keys and values that begin with a dash.
 
 Exit codes:
-  0 done              3 log unreachable           6 conflict               9 limit reached, output not written
-  1 not found         4 staler than asked         7 permission            70 bug
-  2 usage             5 corrupt, or another log   8 refused without --yes
+  0 done              4 staler than requested     8 refused without --yes
+  1 not found         5 corrupt, or another log   9 limit reached, or output not written
+  2 usage             6 conflict                 70 bug
+  3 log unreachable   7 permission
 )";
 
 std::string overview() {
@@ -80,7 +82,7 @@ std::string overview() {
   return text + overview_end;
 }
 
-// Help as CLI11 lays it out, with what it cannot know: that what is left over are keys.
+// Adds KEY... to the usage line of CLI11: it does not know that extra arguments are keys.
 class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_usage(const CLI::App* app, std::string) const override {
@@ -93,7 +95,7 @@ class HelpFormatter : public CLI::Formatter {
   }
 };
 
-// "--note=" and "--note" "" are the same, but CLI11 takes the first for an option without its
+// Splits "--note=" into "--note" and "", because CLI11 takes the former for an option without a
 // value.
 std::vector<std::string> split_empty_values(std::vector<std::string> arguments) {
   std::vector<std::string> split;
@@ -126,7 +128,7 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
     try {
       code = run(output);
     } catch (...) {
-      output.flush();  // what was found before comes first
+      output.flush();  // data printed so far precedes the message
       throw;
     }
   } catch (const CLI::CallForHelp&) {
@@ -169,12 +171,12 @@ ExitCode run_program(const std::vector<std::string>& arguments) {
                 "`whycache --help` lists them");
 }
 
-// A file opened by the library must not become standard output because that was closed when we
-// began.
+// Opens standard descriptors that are closed. Otherwise a file that the library opens could become
+// standard output.
 void occupy_standard_descriptors() {
   for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
     if (::fcntl(descriptor, F_GETFD) >= 0) continue;
-    // The wrong way round, so that using it is an error and not silence.
+    // In the wrong direction, so that using it is an error.
     const int opened = ::open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
     if (opened >= 0 && opened != descriptor) ::close(opened);
   }
@@ -206,8 +208,8 @@ ExitCode run_and_report_errors(const std::vector<std::string>& arguments) {
 int main(int argument_count, char** arguments) {
   using namespace whycache::cli;
   occupy_standard_descriptors();
-  // A log's connection that breaks is an error to handle; a reader of our output that left is
-  // handled in output.cc.
+  // A broken connection to a log must be an error, not a signal. Output raises SIGPIPE itself if
+  // standard output is a closed pipe.
   ::signal(SIGPIPE, SIG_IGN);
   return static_cast<int>(run_and_report_errors({arguments + 1, arguments + argument_count}));
 }

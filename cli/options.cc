@@ -23,23 +23,23 @@ void add_quiet_option(CLI::App& parser, bool& quiet) {
 }
 
 void add_note_option(CLI::App& parser, std::string& note) {
-  parser.add_option("--note", note, "stored with the update for people to read, at most 255 bytes")
+  parser.add_option("--note", note, "a remark stored with the update, at most 255 bytes")
       ->type_name("TEXT");
 }
 
 CLI::Option* add_duration_option(CLI::App& parser, const char* name,
                                  std::optional<std::chrono::nanoseconds>& duration,
                                  const char* help) {
-  const auto read = [&duration, name](const std::string& text) {
+  const auto parse = [&duration, name](const std::string& text) {
     duration = parse_duration(text);
     if (!duration)
       throw CLI::ValidationError(name, "not a duration like 250ms, 5s, 2m or 1h: " + text);
   };
-  return parser.add_option_function<std::string>(name, read, help)->type_name("DURATION");
+  return parser.add_option_function<std::string>(name, parse, help)->type_name("DURATION");
 }
 
-// A positional vector would do, but CLI11 takes "[a,b]" for two arguments there; what is left over
-// it leaves alone.
+// Not a positional vector, because there CLI11 takes "[a,b]" for two arguments. It leaves extra
+// arguments as they are.
 void allow_keys(CLI::App& parser) { parser.allow_extras(); }
 
 std::vector<std::string> keys_of(const CLI::App& parser) {
@@ -50,7 +50,7 @@ std::vector<std::string> keys_of(const CLI::App& parser) {
       options_ended = true;
       continue;
     }
-    // A number below zero is not an option, here as in CLI11.
+    // A negative number is not an option, as in CLI11.
     const bool is_option =
         argument.size() > 1 && argument[0] == '-' && (argument[1] < '0' || argument[1] > '9');
     if (is_option && !options_ended) throw CLI::ExtrasError({argument});
@@ -70,15 +70,15 @@ void add_range_options(CLI::App& parser, RangeOptions& range) {
   parser.add_option("PREFIX", range.prefix, "only keys that begin with this")->type_name("");
   parser.add_option("--from", range.from, "first key, inclusive")->type_name("KEY");
   parser.add_option("--to", range.to, "last key, exclusive")->type_name("KEY");
-  parser.add_option("--limit", range.limit, "at most so many")
+  parser.add_option("--limit", range.limit, "maximum number of keys")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
 }
 
 void add_freshness_options(CLI::App& parser, FreshnessOptions& freshness) {
-  parser.add_flag("--update", freshness.update, "ask the log first, and apply what is new");
+  parser.add_flag("--update", freshness.update, "contact the log first and apply new updates");
   add_duration_option(parser, "--staleness-max", freshness.staleness_max,
-                      "ask the log first unless somebody here did within it");
+                      "contact the log first unless this machine did so within DURATION");
 }
 
 }  // namespace whycache::cli

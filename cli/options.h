@@ -1,4 +1,4 @@
-// Options that several commands have, and how their text is read.
+// Options that several commands share, and the parsing of their text.
 #pragma once
 
 #include <chrono>
@@ -27,29 +27,28 @@ void add_quiet_option(CLI::App& parser, bool& quiet);
 // --note
 void add_note_option(CLI::App& parser, std::string& note);
 
-// A duration: "250ms", "5s", "2m", "1h"; a number alone is seconds.
+// Adds a duration: "250ms", "5s", "2m", "1h"; a number without a unit is seconds.
 CLI::Option* add_duration_option(CLI::App& parser, const char* name,
                                  std::optional<std::chrono::nanoseconds>& duration,
                                  const char* help);
 
-// Any number of keys as arguments, byte for byte. keys_of() gives them once the command line has
-// been read.
+// Accepts any number of keys as arguments, byte for byte. After parsing, keys_of() returns them.
 void allow_keys(CLI::App& parser);
 std::vector<std::string> keys_of(const CLI::App& parser);
 
-// Which keys: [PREFIX], --from, --to, --limit.
+// A range of keys: [PREFIX], --from, --to, --limit.
 struct RangeOptions {
   std::string prefix;
   std::optional<std::string> from;
   std::optional<std::string> to;
-  std::uint64_t limit = 0;  // 0: all
+  std::uint64_t limit = 0;  // 0 means no limit
 
-  // What prefix, from and to have in common.
+  // Returns the intersection of prefix, from and to.
   KeyRange key_range() const;
 };
 void add_range_options(CLI::App& parser, RangeOptions& range);
 
-// What to read before anything is looked up: --update, --staleness-max.
+// How fresh a read must be: --update, --staleness-max.
 struct FreshnessOptions {
   bool update = false;
   std::optional<std::chrono::nanoseconds> staleness_max;

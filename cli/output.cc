@@ -23,7 +23,7 @@ constexpr std::size_t flush_threshold_bytes = 64 << 10;
   throw Failure(
       ExitCode::limit,
       "cannot write output: reason=\"" + std::system_category().message(error) + '"',
-      "what was printed is incomplete; give the output a place with room and do it again");
+      "the output is incomplete; repeat the command with output to a file system with free space");
 }
 
 }  // namespace
@@ -70,11 +70,11 @@ void put_bytes(Json& object, const std::string& field, std::string_view bytes) {
   }
 }
 
-void print_message(std::string_view message, std::string_view next) {
+void print_message(std::string_view message, std::string_view next_step) {
   std::string text = "whycache: ";
   text.append(message).append("\n");
-  if (!next.empty()) text.append("  next: ").append(next).append("\n");
-  // Nobody can be told that telling failed.
+  if (!next_step.empty()) text.append("  next: ").append(next_step).append("\n");
+  // There is no way left to report a failure of this write.
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
 }
 

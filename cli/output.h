@@ -7,12 +7,12 @@
 
 namespace whycache::cli {
 
-// Fields come out in the order they were put in.
+// Preserves the insertion order of fields.
 using Json = nlohmann::ordered_json;
 
-// Collects what is written and passes it on in large pieces. A write that fails (full disk, closed
-// descriptor) throws Failure; a reader that has gone away (`whycache scan | head`) ends the process
-// by SIGPIPE, as a pipeline expects.
+// Buffers output and writes it in large chunks. A failed write (full disk, closed descriptor)
+// throws Failure. If the reader has closed the pipe (`whycache scan | head`), SIGPIPE ends the
+// process, as a pipeline expects.
 class Output {
  public:
   Output() = default;
@@ -20,28 +20,26 @@ class Output {
   Output& operator=(const Output&) = delete;
 
   void write(std::string_view bytes);
-  // Adds the line feed.
+  // Appends a line feed.
   void write_line(std::string_view text);
-  // One object on a line. Strings in it have to be valid UTF-8, see put_bytes().
+  // Writes one object on a line. Its strings must be valid UTF-8; see put_bytes().
   void write_json(const Json& object);
 
-  // Passes on what was collected; for somebody who is looking.
+  // Writes the buffered output, for readers that wait for it.
   void flush();
-  // The last flush. Closes standard output, because some file systems tell of a failed write only
-  // then.
+  // Flushes and closes standard output: some file systems report a failed write only then.
   void close();
 
-  // Whether a person is looking.
   static bool is_terminal();
 
  private:
   std::string buffer_;
 };
 
-// Sets `field` if `bytes` are valid UTF-8, else `field`_base64.
+// Sets `field` if `bytes` is valid UTF-8, else `field`_base64.
 void put_bytes(Json& object, const std::string& field, std::string_view bytes);
 
-// A line on standard error: "whycache: ..." and, indented on the next line, what to do about it.
-void print_message(std::string_view message, std::string_view next = {});
+// Prints "whycache: MESSAGE" on standard error and, indented on the next line, the next step.
+void print_message(std::string_view message, std::string_view next_step = {});
 
 }  // namespace whycache::cli

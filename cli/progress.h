@@ -1,5 +1,5 @@
-// How far long work has come, on standard error: a bar that is redrawn when that is a terminal,
-// else a plain line every ten seconds.
+// The progress of long work, on standard error: a bar that is redrawn if that is a terminal, else a
+// plain line every ten seconds.
 //
 //   importing [=========>          ] 45%  28.1 MiB of 62.0 MiB  61,002 items/s  0:03 left
 #pragma once
@@ -14,18 +14,18 @@ class Progress {
  public:
   enum class Unit { bytes, count };
 
-  // `total` may be 0: nobody knows. `quiet`: show nothing at all.
+  // A `total` of 0 means unknown. If `quiet`, nothing is shown.
   Progress(std::string work, std::uint64_t total, Unit unit, bool quiet);
-  // Takes the bar away.
+  // Removes the bar.
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // Cheap enough to call for every item. `items` is what the rate counts; by default `done`.
+  // Cheap enough to call for every item. The rate counts `items`, by default `done`.
   void update(std::uint64_t done, std::uint64_t items);
   void update(std::uint64_t done) { update(done, done); }
   void set_total(std::uint64_t total) { total_ = total; }
-  // Other words on standard error: removes the bar first; the next at() draws it again.
+  // Removes the bar before other output to standard error; the next update() redraws it.
   void hide();
 
  private:

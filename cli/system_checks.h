@@ -1,5 +1,4 @@
-// What in this environment helps or hurts, one finding for each thing looked at. The looking is
-// here, the printing in doctor.cc.
+// Checks of the environment of a cache, with one finding per check. commands/doctor.cc prints them.
 #pragma once
 
 #include <cstdint>
@@ -16,23 +15,25 @@ struct Finding {
   Severity severity = Severity::ok;
   std::string check;
   std::string found;
-  std::string next_step;            // what to do about it; empty when ok
-  ExitCode code = ExitCode::limit;  // what a failure of this would exit with; for bad ones
+  // Empty if ok.
+  std::string next_step;
+  // The exit code that this problem causes; only for bad findings.
+  ExitCode code = ExitCode::limit;
 
-  static Finding ok(std::string what, std::string found) {
-    return {Severity::ok, std::move(what), std::move(found), {}};
+  static Finding ok(std::string check, std::string found) {
+    return {Severity::ok, std::move(check), std::move(found), {}};
   }
-  static Finding warn(std::string what, std::string found, std::string next) {
-    return {Severity::warn, std::move(what), std::move(found), std::move(next)};
+  static Finding warn(std::string check, std::string found, std::string next) {
+    return {Severity::warn, std::move(check), std::move(found), std::move(next)};
   }
-  static Finding bad(std::string what, std::string found, std::string next, ExitCode code) {
-    return {Severity::bad, std::move(what), std::move(found), std::move(next), code};
+  static Finding bad(std::string check, std::string found, std::string next, ExitCode code) {
+    return {Severity::bad, std::move(check), std::move(found), std::move(next), code};
   }
 };
 
-// The system: kernel, limits, clocks, memory.
+// Checks the system: kernel, limits, clocks, memory.
 std::vector<Finding> check_system(std::uint64_t state_bytes_max);
-// The folder a state is to live in.
-std::vector<Finding> check_directory(const std::string& folder);
+// Checks the directory of a state.
+std::vector<Finding> check_directory(const std::string& directory);
 
 }  // namespace whycache::cli

@@ -20,8 +20,8 @@ namespace {
 
 constexpr const char* target_group = "Which cache";
 
-std::string value_or_environment(const std::string& given, const char* variable) {
-  if (!given.empty()) return given;
+std::string value_or_environment(const std::string& value_of_flag, const char* variable) {
+  if (!value_of_flag.empty()) return value_of_flag;
   const char* value = std::getenv(variable);
   return value == nullptr ? std::string() : std::string(value);
 }
@@ -62,9 +62,9 @@ void report_event(const Event& event) {
     case Event::Kind::rebuilt: return print_message("the state was rebuilt: " + event.message);
     case Event::Kind::recovered:
       return print_message("took over from a writer that died: " + event.message);
-    case Event::Kind::retried: return print_message("asking the log again: " + event.message);
+    case Event::Kind::retried: return print_message("retrying the log: " + event.message);
     case Event::Kind::stray_state:
-      return print_message("an unusable state file was put aside: " + event.message);
+      return print_message("an unusable state file was moved aside: " + event.message);
   }
 }
 
@@ -78,7 +78,7 @@ std::chrono::milliseconds Target::deadline() const {
 Options Target::options() const {
   Options options;
   options.name = value_or_environment(name, "WHYCACHE_NAME");
-  // A log in memory has a state of its own, which only a flag can put elsewhere.
+  // A log in memory has a temporary state, unless the flag names another path.
   options.state_path = is_in_memory(*this) ? state : value_or_environment(state, "WHYCACHE_STATE");
   if (state_mode) options.state_mode = parse_mode(*state_mode);
   options.any_file_system = any_file_system;
@@ -90,13 +90,13 @@ Options Target::options() const {
 
 void add_log_options(CLI::App& parser, Target& target) {
   parser
-      .add_option(
-          "--log", target.log,
-          "its log: sqlite:///file.db, file:///folder, mysql://user@host/database (WHYCACHE_LOG)")
+      .add_option("--log", target.log,
+                  "its log: sqlite:///file.db, file:///directory, mysql://user@host/database "
+                  "(WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
   add_duration_option(parser, "--deadline", target.requested_deadline,
-                      "how long to wait for log and processes (10s)")
+                      "how long to wait for the log and for other processes (10s)")
       ->group(target_group);
 }
 
@@ -104,10 +104,11 @@ void add_target_options(CLI::App& parser, Target& target) {
   add_log_options(parser, target);
   parser
       .add_option("--state", target.state,
-                  "this machine's state file, or a folder/ for it (WHYCACHE_STATE)")
+                  "this machine's state file, or a directory/ for it (WHYCACHE_STATE)")
       ->type_name("PATH")
       ->group(target_group);
-  parser.add_option("--name", target.name, "names the state file in its folder (WHYCACHE_NAME)")
+  parser
+      .add_option("--name", target.name, "name of the state file in its directory (WHYCACHE_NAME)")
       ->type_name("NAME")
       ->group(target_group);
   parser
@@ -116,21 +117,21 @@ void add_target_options(CLI::App& parser, Target& target) {
       ->group(target_group);
   parser
       .add_flag("--any-file-system", target.any_file_system,
-                "accept one not known to share memory between processes")
+                "accept a file system not known to share memory between processes")
       ->group(target_group);
 }
 
 void add_update_bytes_max_option(CLI::App& parser, Target& target) {
   parser
       .add_option("--update-bytes-max", target.update_bytes_max,
-                  "longest update; every machine must accept it (1048576)")
+                  "longest update; must be accepted by every machine (1048576)")
       ->type_name("BYTES");
 }
 
 std::string log_url(const Target& target) {
   std::string url = value_or_environment(target.log, "WHYCACHE_LOG");
-  // What the user is willing to wait is for the log's own locks, and its server, too, unless its
-  // URL says otherwise.
+  // The deadline also limits waits for the log's own locks and for its server, unless the URL sets
+  // one.
   const bool waits_for_locks =
       url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
   if (target.requested_deadline && waits_for_locks &&
@@ -157,9 +158,10 @@ std::unique_ptr<Cache> open_cache(const Target& target) {
 std::string state_path(const Target& target) {
   const Options options = target.options();
   if (names_a_file(options.state_path)) return options.state_path;
-  const StateLocation place = find_state_location(options, target_log_name(target));
-  remove_temporary_directory(place);  // of a log in memory, which nobody could have written to
-  return place.path;
+  const StateLocation location = find_state_location(options, target_log_name(target));
+  // A log in memory has a new directory for each cache, so there is no state to read.
+  remove_temporary_directory(location);
+  return location.path;
 }
 
 std::unique_ptr<State> open_state(const Target& target) {
@@ -172,7 +174,7 @@ std::unique_ptr<State> open_state(const Target& target) {
 namespace {
 
 std::unique_ptr<State> open_usable_state(const Target& target, const std::string& next_step) {
-  // Opening would leave a lock file beside what is not there.
+  // Opening an absent state would leave a lock file.
   const std::string path = state_path(target);
   if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) {
     throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
@@ -180,7 +182,7 @@ std::unique_ptr<State> open_usable_state(const Target& target, const std::string
   std::unique_ptr<State> state = open_state(target);
   if (!state->usable()) {
     throw Failure(ExitCode::corrupt,
-                  fmt::format("no state that can be used: path={} reason=\"{}\"", path,
+                  fmt::format("the state cannot be used: path={} reason=\"{}\"", path,
                               state->unusable_reason()),
                   next_step);
   }
@@ -198,9 +200,9 @@ std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
     throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
-                  std::string("cannot read as fresh as asked: ") + error.what(),
-                  "read what there is by leaving out --update and --staleness-max, or mend the "
-                  "log; `whycache doctor` tries it");
+                  std::string("cannot read as fresh as requested: ") + error.what(),
+                  "omit --update and --staleness-max to read the state as it is; `whycache "
+                  "doctor` tests the log");
   }
 }
 
@@ -209,8 +211,7 @@ std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions
 StateSource::StateSource(const Target& target) {
   if (!names_a_log(target)) {
     if (!names_a_file(target.options().state_path)) refuse_no_log();
-    state_ =
-        open_usable_state(target, "name another file, or give --log URL so that it can be made");
+    state_ = open_usable_state(target, "name another file, or give --log URL to create it");
     return;
   }
   if (!is_in_memory(target)) {
@@ -221,7 +222,7 @@ StateSource::StateSource(const Target& target) {
     }
   }
   cache_ = open_cache(target);
-  // A state that was brought here from elsewhere may be of another log, or older than this one's
+  // A state that was copied from another machine may belong to another log, or be older than the
   // base.
   cache_->update();
 }
@@ -234,8 +235,8 @@ StateSource StateSource::open(const Target& target, const FreshnessOptions& fres
 StateSource StateSource::open_file(const std::string& path, const Target& target) {
   Target file_target = target;
   file_target.state = path;
-  return StateSource(open_usable_state(
-      file_target, "name another file, or none to look at the state of --log URL"));
+  return StateSource(
+      open_usable_state(file_target, "name another file, or none to read the state of --log URL"));
 }
 
 }  // namespace whycache::cli

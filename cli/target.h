@@ -1,5 +1,5 @@
-// Which cache a command works on: the URL of its log, the state of this machine, and how they are
-// opened. Every value comes from its flag, else from the environment, else from the library.
+// The cache that a command works on: the URL of its log, the state of this machine, and how to open
+// them. Each value comes from its flag, else from the environment, else from the library's default.
 #pragma once
 
 #include <chrono>
@@ -31,7 +31,7 @@ struct Target {
   bool any_file_system = false;
 
   std::chrono::milliseconds deadline() const;
-  // What the library is given.
+  // Returns the options for the library.
   Options options() const;
 };
 
@@ -42,17 +42,17 @@ void add_target_options(CLI::App& parser, Target& target);
 // --update-bytes-max, for commands that write
 void add_update_bytes_max_option(CLI::App& parser, Target& target);
 
-// Empty when none is named.
+// Returns an empty string if no log is named.
 std::string log_url(const Target& target);
 inline bool names_a_log(const Target& target) { return !log_url(target).empty(); }
-// Throws Failure when no log is named, Error when it cannot be opened.
+// Throws Failure if no log is named, and Error if it cannot be opened.
 std::unique_ptr<Log> open_log(const Target& target);
-// What the cache notices (rebuilds and the like) is said on standard error.
+// Prints events of the cache, such as rebuilds, on standard error.
 std::unique_ptr<Cache> open_cache(const Target& target);
 
-// Where this machine's state is, or would be. Does not touch it.
+// Returns the path of this machine's state, which may not exist. Does not open it.
 std::string state_path(const Target& target);
-// The state as it is, without a cache that would mend it. The log is not asked.
+// Opens the state as it is, without a cache that would repair it, and without the log.
 std::unique_ptr<State> open_state(const Target& target);
 
 // A state to read from. This is the machine's state as it is, if the log that made it is the one

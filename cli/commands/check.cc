@@ -21,40 +21,40 @@ struct CheckArguments {
   bool quiet = false;
 };
 
-// Prints what was looked at and what came of it, and keeps the worst for the end.
+// Prints the result of each check, and keeps the worst one for the exit code.
 class CheckReport {
  public:
   CheckReport(Output& output, bool json) : output_(output), json_(json) {}
 
-  void pass(const char* what, const std::string& found) { print("ok", what, found); }
-  // Could not be looked at, or not compared, which is no fault of the data.
-  void skip(ExitCode code, const char* what, const std::string& why) {
-    print("skipped", what, why);
+  void pass(const char* check, const std::string& found) { print("ok", check, found); }
+  // Reports a check that could not be made, which is no fault of the data.
+  void skip(ExitCode code, const char* check, const std::string& reason) {
+    print("skipped", check, reason);
     if (code_ == ExitCode::done) code_ = code;
   }
-  void fail(const char* what, const std::string& found) {
-    print("BAD", what, found);
+  void fail(const char* check, const std::string& found) {
+    print("BAD", check, found);
     code_ = ExitCode::corrupt;
   }
-  void compare(const char* what, const std::string& of_state, const std::string& of_log,
+  void compare(const char* check, const std::string& state_value, const std::string& log_value,
                UpdateId id) {
-    if (of_state == of_log) {
-      pass(what, fmt::format("of state and log are equal at update {}: {}", id, of_state));
+    if (state_value == log_value) {
+      pass(check, fmt::format("of state and log are equal at update {}: {}", id, state_value));
     } else {
-      fail(what, fmt::format("of state and log differ at update {}: state={} log={}", id, of_state,
-                             of_log));
+      fail(check, fmt::format("of state and log differ at update {}: state={} log={}", id,
+                              state_value, log_value));
     }
   }
   ExitCode code() const { return code_; }
 
  private:
-  void print(const char* result, const char* what, const std::string& found) {
+  void print(const char* result, const char* check, const std::string& found) {
     if (json_) {
-      Json object{{"check", what}, {"result", result}};
+      Json object{{"check", check}, {"result", result}};
       put_bytes(object, "found", found);
       output_.write_json(object);
     } else {
-      output_.write_line(fmt::format("{:<9}{:<11}{}", result, what, escape(found)));
+      output_.write_line(fmt::format("{:<9}{:<11}{}", result, check, escape(found)));
     }
     output_.flush();
   }
@@ -64,7 +64,7 @@ class CheckReport {
   ExitCode code_ = ExitCode::done;
 };
 
-// What the state says of itself, if there is one.
+// Returns the info of the state, or nullopt if it cannot be used.
 std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckReport& findings) {
   try {
     const auto state = open_state(arguments.target);
@@ -98,27 +98,27 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
 void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& info,
                CheckReport& findings) {
   const auto log = open_log(arguments.target);
-  LogVerifier replay(*log, info ? info->applied_id : 0);
+  LogVerifier verifier(*log, info ? info->applied_id : 0);
   Progress progress("replaying the log", 0, Progress::Unit::count, arguments.quiet);
   try {
-    replay.verify([&](UpdateId id, UpdateId head) {
-      const UpdateId base = replay.extent().base;
+    verifier.verify([&](UpdateId id, UpdateId head) {
+      const UpdateId base = verifier.extent().base;
       progress.set_total(head - base);
       progress.update(id - base);
     });
   } catch (const Error& error) {
     progress.hide();
     if (error.kind() != ErrorKind::corrupt) throw;
-    return findings.fail("log", fmt::format("{} (nothing beyond it was looked at): log={}",
+    return findings.fail("log", fmt::format("{} (later updates were not checked): log={}",
                                             error.what(), log->name()));
   }
   progress.hide();
-  const Extent& extent = replay.extent();
+  const Extent& extent = verifier.extent();
   if (extent.base > 0)
-    findings.pass("base", fmt::format("is what it says: items as of update {}", extent.base));
+    findings.pass("base", fmt::format("matches its summary: items as of update {}", extent.base));
   findings.pass("log", extent.head == extent.base
                            ? fmt::format("no update since the base: {}", log->name())
-                           : fmt::format("updates {}..{} follow one another without a gap: {}",
+                           : fmt::format("updates {}..{} form one chain without a gap: {}",
                                          extent.base + 1, extent.head, log->name()));
   if (!info) return;
   if (info->log_uuid != extent.uuid) {
@@ -132,17 +132,17 @@ void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& 
         fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
                     info->applied_id, extent.head));
   }
-  if (!replay.wanted_summary()) {
+  if (!verifier.wanted_summary()) {
     return findings.skip(ExitCode::stale, "digest",
                          fmt::format("cannot be compared: the state is behind the base; `whycache "
                                      "update` first: applied_id={} base={}",
                                      info->applied_id, extent.base));
   }
-  findings.compare("chain", format_hash(info->chain), format_hash(replay.wanted_summary()->chain),
+  findings.compare("chain", format_hash(info->chain), format_hash(verifier.wanted_summary()->chain),
                    info->applied_id);
   findings.compare("items", std::to_string(info->item_count),
-                   std::to_string(replay.wanted_summary()->item_count), info->applied_id);
-  findings.compare("digest", to_string(info->digest), to_string(replay.wanted_summary()->digest),
+                   std::to_string(verifier.wanted_summary()->item_count), info->applied_id);
+  findings.compare("digest", to_string(info->digest), to_string(verifier.wanted_summary()->digest),
                    info->applied_id);
 }
 
@@ -152,14 +152,12 @@ ExitCode check(const CheckArguments& arguments, Output& output) {
   if (names_a_log(arguments.target)) {
     check_log(arguments, info, findings);
   } else {
-    findings.skip(ExitCode::done, "log", "none is named: the state was checked by itself");
+    findings.skip(ExitCode::done, "log", "none is named: only the state was checked");
   }
   if (findings.code() == ExitCode::corrupt) {
-    throw Failure(ExitCode::corrupt, "the check has found damage",
-                  "state: remove the file, it is built anew from the log. log: restore it, or "
-                  "rewrite history on a "
-                  "machine whose state "
-                  "is beyond the damage");
+    throw Failure(ExitCode::corrupt, "the check found damage",
+                  "state: remove the file, and it is rebuilt from the log. log: restore it, or "
+                  "rewrite history on a machine whose applied id is beyond the damage");
   }
   return findings.code();
 }
@@ -175,20 +173,21 @@ CommandAction prepare_check(CLI::App& parser) {
 }  // namespace
 
 const Command check_command{
-    "check", "verify the state, the whole log, and that they are equal",
-    R"(Verifies every structure of this machine's state; then reads the whole log from base to head, verifies that each
-update follows the one before, and replays them in memory (about 80 bytes per key) up to the state's applied id:
-chain, number of items and digest of state and log have to be equal there. Says of each what it found. Changes
-nothing. Writers of this machine wait while the state is looked at; readers do not.)",
+    "check", "verify the state and the whole log, and compare them",
+    R"(Verifies every structure of this machine's state. Then reads the whole log from base to head,
+verifies that each update follows the previous one, and replays them in memory (about 80 bytes per
+key) up to the state's applied id. There, chain, number of items and digest of state and log must be
+equal. Reports the result of each check. Changes nothing. Writers of this machine wait while the
+state is checked; readers do not.)",
     R"(Examples:
   whycache check
   whycache check --json | jq -c 'select(.result != "ok")'
-  whycache check --state /mnt/copy/flags.state       a state file by itself
+  whycache check --state /mnt/copy/flags.state       a state file alone
 
 JSON: check, result (ok, BAD, skipped), found
 
-Exit codes: 0 all is well, 3 the log did not answer, 4 the state is behind the base, so that it cannot be compared,
-  5 something is damaged or differs, 7 permission)",
+Exit codes: 0 everything is correct, 3 the log did not answer, 4 the state is behind the base and
+  cannot be compared, 5 something is damaged or differs, 7 permission)",
     prepare_check};
 
 }  // namespace whycache::cli

@@ -23,10 +23,10 @@ ExitCode clear(const ClearArguments& arguments, Output& output) {
   const auto cache = open_cache(arguments.target);
   if (!arguments.yes) {
     throw Failure(ExitCode::refused,
-                  fmt::format("all {} keys will be erased on every machine, and the whole history "
-                              "with them, for good: log={}",
+                  fmt::format("all {} keys and the whole history will be erased on every machine, "
+                              "irrevocably: log={}",
                               format_with_commas(cache->size()), CacheInternal::log(*cache).name()),
-                  "add --yes to do it");
+                  "add --yes to proceed");
   }
   const UpdateId base = cache->delete_all_history();
   if (arguments.json) {
@@ -39,7 +39,7 @@ ExitCode clear(const ClearArguments& arguments, Output& output) {
 
 CommandAction prepare_clear(CLI::App& parser) {
   const auto arguments = std::make_shared<ClearArguments>();
-  add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
+  add_yes_option(parser, arguments->yes, "proceed; without it, only print what would be lost");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return clear(*arguments, output); };
@@ -49,13 +49,15 @@ CommandAction prepare_clear(CLI::App& parser) {
 
 const Command clear_command{
     "clear", "erase every key on every machine, and the history",
-    R"(Erases everything: one update that erases all keys, then a rewrite of all history. Other machines notice at their
-next update and follow. Prints the base. There is no way back, therefore it wants --yes.)",
+    R"(Erases everything: appends one update that erases all keys, then rewrites all history. Other
+machines apply this at their next update. Prints the base. This cannot be undone, so it requires
+--yes.)",
     R"(Examples:
-  whycache clear                                     says what would be lost, exit code 8
+  whycache clear                                     prints what would be lost, exit code 8
   whycache clear --yes
 
-Exit codes: 0 done, 3 the log did not answer, 5 log or state are damaged, 7 permission, 8 --yes is missing)",
+Exit codes: 0 done, 3 the log did not answer, 5 log or state are damaged, 7 permission,
+  8 --yes is missing)",
     prepare_clear};
 
 }  // namespace whycache::cli

@@ -52,7 +52,8 @@ CommandAction prepare_count(CLI::App& parser) {
 
 const Command count_command{
     "count", "print how many keys there are",
-    R"(Prints the number of keys. All keys are counted already; those of a prefix or range are walked.)",
+    R"(Prints the number of keys. The state stores the total; a prefix or range is counted key by
+key.)",
     R"(Examples:
   whycache count
   whycache count user.

@@ -10,8 +10,7 @@
 namespace whycache::cli {
 namespace {
 
-// So many keys go into one call, each at most key_bytes_max long: memory is bounded however many
-// there are.
+// Bounds the memory for keys from standard input; each is at most key_bytes_max long.
 constexpr std::size_t del_batch_keys = 4096;
 
 struct DelArguments {
@@ -52,18 +51,19 @@ CommandAction prepare_del(CLI::App& parser) {
 
 const Command del_command{
     "del", "erase keys",
-    R"(Erases keys, on every machine, and prints the id of the (last) update. A key that is not there is fine.
+    R"(Erases keys on every machine and prints the id of the (last) update. Absent keys are not an
+error.
 
-Keys are arguments, or lines of standard input when the only argument is - or there is none. The keys that fit
-into one update go in one update, which is seen whole or not at all.)",
+The keys are the arguments. If there are none, or only -, the keys are the lines of standard input.
+Keys that fit into one update are erased by one update, which other machines apply atomically.)",
     R"(Examples:
   whycache del checkout.enabled checkout.limit
-  whycache keys session. | whycache del -            lines are escaped the way `keys` prints them
+  whycache keys session. | whycache del -            lines are escaped as `keys` prints them
   whycache keys --null session. | whycache del --null -
   whycache del -- -dash                              a key that begins with a dash
 
-Exit codes: 0 done, 2 a key is empty or too long, 3 the log did not answer, 5 log or state are damaged,
-  7 permission, 9 a limit was reached)",
+Exit codes: 0 done, 2 a key is empty or too long, 3 the log did not answer,
+  5 log or state are damaged, 7 permission, 9 a limit was reached)",
     prepare_del};
 
 }  // namespace whycache::cli

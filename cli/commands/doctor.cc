@@ -35,8 +35,9 @@ struct DoctorArguments {
 Finding check_state_file(const Target& target, const std::string& path) {
   struct stat status;
   if (::lstat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT) return Finding::ok("state", "not there yet, will be made: " + path);
-    const Error error = system_error("cannot look at state file", path, errno);
+    if (errno == ENOENT)
+      return Finding::ok("state", "does not exist yet, will be created: " + path);
+    const Error error = system_error("cannot examine state file", path, errno);
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   }
   try {
@@ -50,11 +51,11 @@ Finding check_state_file(const Target& target, const std::string& path) {
   } catch (const Error& error) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   } catch (const Failure& failure) {
-    return Finding::warn("state", failure.what(), "it will be built anew from the log");
+    return Finding::warn("state", failure.what(), "none needed: it will be rebuilt from the log");
   }
 }
 
-// Says in its header: 1 is a rollback journal, 2 a write-ahead log.
+// Byte 18 of the header is 1 for a rollback journal and 2 for a write-ahead log.
 bool is_in_wal_mode(const std::string& sqlite_file) {
   std::ifstream file(sqlite_file, std::ios::binary);
   char header[20] = {};
@@ -71,31 +72,31 @@ Finding check_sqlite([[maybe_unused]] const std::string& log_url) {
     const Url url(log_url);
     if (url.scheme() == "sqlite") file = url.file_path();
   } catch (const Error&) {
-    // No URL, or a wrong one: look_at_log() says so.
+    // There is no URL, or a wrong one, which check_log_answers() reports.
   }
   if (!file.empty() && is_in_wal_mode(file)) {
     return Finding::bad(
         "sqlite",
-        fmt::format("{} can damage files in WAL mode, and this one is: {}", version, file),
-        "with everything stopped: sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or SQLite 3.51.3 or "
-        "later",
+        fmt::format("{} can damage files in WAL mode, and this file uses it: {}", version, file),
+        "stop all users, then run sqlite3 FILE 'PRAGMA journal_mode=PERSIST', or use SQLite 3.51.3 "
+        "or later",
         ExitCode::corrupt);
   }
   return Finding::ok(
       "sqlite",
-      version + ": can damage files in WAL mode; whycache uses a rollback journal with it");
+      version + ": can damage files in WAL mode; whycache uses a rollback journal instead");
 #else
   return Finding::ok("sqlite", "not compiled in: no sqlite: logs");
 #endif
 }
 
 Finding check_log_answers(const Target& target) {
-  const auto began = std::chrono::steady_clock::now();
+  const auto begin = std::chrono::steady_clock::now();
   try {
     const auto log = open_log(target);
     const Extent extent = log->extent();
     return Finding::ok("log", fmt::format("answers in {}: base {}, head {}: {}",
-                                          format_duration(std::chrono::steady_clock::now() - began),
+                                          format_duration(std::chrono::steady_clock::now() - begin),
                                           extent.base, extent.head, log->name()));
   } catch (const Error& error) {
     return Finding::bad("log", error.what(), next_step(error), exit_code_of(error));
@@ -111,8 +112,8 @@ std::string find_state_path(const Target& target, std::vector<Finding>& findings
   }
 }
 
-const char* severity_name(Finding::Severity level) {
-  switch (level) {
+const char* severity_name(Finding::Severity severity) {
+  switch (severity) {
     case Finding::Severity::ok: return "ok";
     case Finding::Severity::warn: return "warn";
     case Finding::Severity::bad: return "bad";
@@ -120,14 +121,14 @@ const char* severity_name(Finding::Severity level) {
   return "";
 }
 
-// Green, yellow, red, for a terminal of somebody who did not set NO_COLOR.
-std::string colored_severity_name(Finding::Severity level) {
+// Green, yellow or red, if standard output is a terminal and NO_COLOR is not set.
+std::string colored_severity_name(Finding::Severity severity) {
   const char* const no_color = std::getenv("NO_COLOR");
-  std::string padded = fmt::format("{:<5}", severity_name(level));
+  std::string padded = fmt::format("{:<5}", severity_name(severity));
   if (!Output::is_terminal() || (no_color != nullptr && *no_color != '\0')) return padded;
-  const char* const color = level == Finding::Severity::ok     ? "32"
-                            : level == Finding::Severity::warn ? "33"
-                                                               : "31";
+  const char* const color = severity == Finding::Severity::ok     ? "32"
+                            : severity == Finding::Severity::warn ? "33"
+                                                                  : "31";
   return fmt::format("\x1b[{}m{}\x1b[0m", color, padded);
 }
 
@@ -149,8 +150,8 @@ ExitCode doctor(const DoctorArguments& arguments, Output& output) {
   std::vector<Finding> findings = check_system(Options{}.state_bytes_max);
   const std::string path = find_state_path(arguments.target, findings);
   if (!path.empty()) {
-    const std::vector<Finding> of_folder = check_directory(parent_directory(path));
-    findings.insert(findings.end(), of_folder.begin(), of_folder.end());
+    const std::vector<Finding> directory_findings = check_directory(parent_directory(path));
+    findings.insert(findings.end(), directory_findings.begin(), directory_findings.end());
     findings.push_back(check_state_file(arguments.target, path));
   }
   findings.push_back(check_sqlite(log_url(arguments.target)));
@@ -174,11 +175,11 @@ CommandAction prepare_doctor(CLI::App& parser) {
 }  // namespace
 
 const Command doctor_command{
-    "doctor", "what in this environment will hurt",
-    R"(Looks at everything a cache depends on, where it would depend on it: kernel, limits, clocks and memory; the folder
-of the state, with its file system, room, permissions, and a trial file for mappings and locks; the state; the
-versions of libraries with known faults; and the log, if one is named. Each comes out as ok, warn or bad, the
-latter two with what to do about it.)",
+    "doctor", "problems in the environment of a cache",
+    R"(Checks everything that a cache depends on: kernel, limits, clocks and memory; the directory
+of the state, with its file system, free space and permissions, and a probe file for mappings and
+locks; the state; the versions of libraries with known faults; and the log, if one is named. Each
+finding is ok, warn or bad; warn and bad come with a next step.)",
     R"(Examples:
   whycache doctor                                    before anything is set up
   whycache doctor --state /mnt/data/flags.state --log sqlite:///mnt/data/flags.db
@@ -186,7 +187,8 @@ latter two with what to do about it.)",
 
 JSON: check, level (ok, warn, bad), found, next
 
-Exit codes: 0 nothing is bad, else what using the first bad thing would exit with: 2, 3, 5, 7 or 9)",
+Exit codes: 0 nothing is bad, else the exit code that the first bad finding would cause: 2, 3, 5, 7
+  or 9)",
     prepare_doctor};
 
 }  // namespace whycache::cli

@@ -23,9 +23,9 @@ struct FollowArguments {
 std::atomic<bool> stop_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
-// SIGINT and SIGTERM end the loop; a second one ends the process, which is harmless to state and
-// log. They are let in while the log is asked, so that the second one need not wait for it, and in
-// the midst of waiting, which they end.
+// SIGINT and SIGTERM end the loop; a second signal ends the process, which does no harm to state or
+// log. Both are unblocked while the log is polled, so that the second need not wait for it, and
+// during wait(), which they end.
 class StopSignals {
  public:
   StopSignals() {
@@ -40,8 +40,8 @@ class StopSignals {
     ::sigprocmask(SIG_SETMASK, nullptr, &original_mask_);
   }
 
-  // Until the time is over or a signal has come; one that comes between the question and the wait
-  // is not missed.
+  // Waits until the duration has passed or a signal arrives. ppoll() unblocks the signals
+  // atomically, so a signal between the check and the wait is not missed.
   void wait(std::chrono::nanoseconds duration) const {
     const struct timespec time = {static_cast<std::time_t>(duration.count() / 1'000'000'000),
                                   static_cast<long>(duration.count() % 1'000'000'000)};
@@ -81,16 +81,17 @@ class Follower {
       if (error.kind() != ErrorKind::unavailable) throw;
       print_up_to(cache_->applied_id());
       if (!is_unreachable_)
-        print_message(error.what(), "nothing: reads go on, and so do we; Ctrl-C ends this");
+        print_message(error.what(),
+                      "none needed: reads continue, and so does polling; Ctrl-C ends it");
       is_unreachable_ = true;
     }
   }
 
-  // Updates that other processes of this machine applied are among them. The id goes back when the
-  // log was replaced or restored and the state was rebuilt.
+  // Includes updates that other processes of this machine applied. The id decreases if the log was
+  // replaced or restored and the state was rebuilt from it.
   void print_up_to(UpdateId id) {
     if (id < last_printed_id_) {
-      print_message(fmt::format("the state was rebuilt: applied id went from {} to {}",
+      print_message(fmt::format("the state was rebuilt: applied id changed from {} to {}",
                                 last_printed_id_, id));
       last_printed_id_ = id;
       return;
@@ -108,7 +109,7 @@ class Follower {
 
   const FollowArguments& arguments_;
   Output& output_;
-  const StopSignals signals_;  // before the cache is opened, which can take long
+  const StopSignals signals_;  // installed before the cache is opened, which can take long
   std::unique_ptr<Cache> cache_;
   UpdateId last_printed_id_;
   bool is_unreachable_ = false;
@@ -121,7 +122,7 @@ ExitCode follow(const FollowArguments& arguments, Output& output) {
 
 CommandAction prepare_follow(CLI::App& parser) {
   const auto arguments = std::make_shared<FollowArguments>();
-  add_duration_option(parser, "--interval", arguments->interval, "how often to ask the log (1s)");
+  add_duration_option(parser, "--interval", arguments->interval, "how often to poll the log (1s)");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return follow(*arguments, output); };
@@ -131,16 +132,16 @@ CommandAction prepare_follow(CLI::App& parser) {
 
 const Command follow_command{
     "follow", "keep this machine's state up to date",
-    R"(Asks the log again and again, applies what is new, and prints the id of each update that was applied since it
-began. With it running, no other process of this machine needs to call update(). Ends cleanly on SIGINT and SIGTERM.
-When the log does not answer it says so once, and goes on asking.)",
+    R"(Polls the log, applies new updates, and prints the id of each update that was applied since
+the command began. While it runs, no other process of this machine needs to call update(). SIGINT
+and SIGTERM end it cleanly. If the log does not answer, it reports that once and keeps polling.)",
     R"(Examples:
   whycache follow
   whycache follow --interval 100ms --json
   whycache follow | while read id; do whycache log --from $id --to $id; done
 
-Exit codes: 0 ended by a signal, 3 there is no state yet and the log did not answer, 5 the log is damaged,
-  7 permission, 9 the disk is full)",
+Exit codes: 0 ended by a signal, 3 there is no state yet and the log did not answer,
+  5 the log is damaged, 7 permission, 9 the disk is full)",
     prepare_follow};
 
 }  // namespace whycache::cli

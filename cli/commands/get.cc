@@ -49,20 +49,20 @@ CommandAction prepare_get(CLI::App& parser) {
 
 const Command get_command{
     "get", "print the value of a key",
-    R"(Prints the value of a key: its bytes and nothing else (at a terminal, a line feed after them).
+    R"(Prints the value of a key: its bytes and nothing else. At a terminal a line feed follows.
 
-Reads this machine's state. The log is not asked, and need not be reachable, unless --update or
---staleness-max says so, or there is no state yet. Without --log, --state alone names a state file to read.)",
+Reads this machine's state. The log is contacted only if --update or --staleness-max requires it,
+or if there is no state yet. Without --log, --state alone names a state file to read.)",
     R"(Examples:
   whycache get checkout.enabled
-  whycache get --update checkout.enabled             what the log says now
-  whycache get --staleness-max 5s checkout.enabled   asks the log only if nobody did for 5 seconds
+  whycache get --update checkout.enabled             the newest value in the log
+  whycache get --staleness-max 5s checkout.enabled   contacts the log at most every 5 seconds
   whycache get logo.png > logo.png                   any bytes
   whycache get --json checkout.enabled               {"key":"checkout.enabled","value":"yes"}
   whycache get -- -dash                              a key that begins with a dash
 
-Exit codes: 0 found, 1 not found, 3 --update and the log did not answer, 4 staler than --staleness-max,
-  5 the state is damaged, 7 permission)",
+Exit codes: 0 found, 1 not found, 3 the log did not answer after --update,
+  4 staler than --staleness-max, 5 the state is damaged, 7 permission)",
     prepare_get};
 
 }  // namespace whycache::cli

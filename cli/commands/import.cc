@@ -28,18 +28,18 @@ struct ImportArguments {
 
   ItemReader::InputFormat input_format() const {
     if (null_separated) return ItemReader::InputFormat::null;
-    const auto form = ItemReader::parse_format(format);
-    if (!form)
+    const auto parsed = ItemReader::parse_format(format);
+    if (!parsed)
       throw Failure(ExitCode::usage, "no such format: name=" + format,
                     "choose auto, jsonl, tsv, raw-tsv or null");
-    return *form;
+    return *parsed;
   }
 };
 
 // The items of one update, copied out of the input.
 class ImportBatch {
  public:
-  // What an update has besides keys and values, and what one item adds to these: upper bounds.
+  // Upper bounds for the overhead of an update and of each of its items.
   static constexpr std::size_t update_overhead_bytes = 1024;
   static constexpr std::size_t item_overhead_bytes = 16;
 
@@ -48,7 +48,7 @@ class ImportBatch {
                        ? update_bytes_max - update_overhead_bytes
                        : 0) {}
 
-  // An item too large for any update has a batch to itself, so that the library's refusal is about
+  // An item that is too large for any update gets a batch of its own, so that the library refuses
   // it alone.
   bool has_room_for(const Item& item) const {
     return items_.empty() || bytes_ + item_bytes_max(item) <= bytes_max_;
@@ -130,8 +130,7 @@ class Importer {
   }
 
  private:
-  // What was read before bad input is written before the complaint, so that "the lines before" is
-  // true.
+  // Writes the items before bad input first, because the message says that those lines are done.
   bool next_item(Item& item) {
     try {
       return reader_.next(item);
@@ -164,7 +163,7 @@ class Importer {
     batch_.clear();
   }
 
-  // As the library does before it writes.
+  // Makes the same check as the library before a write.
   void check_item_fits(const std::vector<Item>& items) const {
     Draft draft(Authorship{.note = arguments_.note});
     if (items.size() > 1 ||
@@ -175,12 +174,12 @@ class Importer {
         fmt::format("bad input: path={} line={} reason=\"the item does not fit into one update\" "
                     "bytes_max={}",
                     input_.name(), batch_.first_line(), arguments_.target.update_bytes_max),
-        "cut the value into several, or raise --update-bytes-max for every machine");
+        "split the value, or raise --update-bytes-max on every machine");
   }
 
   std::string completed_message() const {
     if (last_line_ == 0) return "nothing was imported";
-    return fmt::format("lines up to {} are in the log, up to update {}; go on with --from-line {}",
+    return fmt::format("lines up to {} are in the log, up to update {}; resume with --from-line {}",
                        last_line_, last_id_, last_line_ + 1);
   }
 
@@ -196,27 +195,27 @@ class Importer {
 };
 
 ExitCode import_items(const ImportArguments& arguments, Output& output) {
-  Importer import(arguments);
-  import.run();
-  import.report(output);
+  Importer importer(arguments);
+  importer.run();
+  importer.report(output);
   return ExitCode::done;
 }
 
 CommandAction prepare_import(CLI::App& parser) {
   const auto arguments = std::make_shared<ImportArguments>();
-  parser.add_option("FILE", arguments->file, "what to read; - is standard input")
+  parser.add_option("FILE", arguments->file, "the input; - is standard input")
       ->type_name("")
       ->required();
   parser
       .add_option("--format", arguments->format,
-                  "auto, jsonl, tsv, raw-tsv, null (auto: JSON if it begins with {, else tsv)")
+                  "auto, jsonl, tsv, raw-tsv, null (auto: jsonl if it begins with {, else tsv)")
       ->type_name("NAME");
   add_null_option(parser, arguments->null_separated, "the same as --format null");
   parser.add_flag("--dry-run", arguments->dry_run,
-                  "read and check all of it, write nothing; needs no log");
+                  "check the whole input without writing; needs no log");
   parser
       .add_option("--from-line", arguments->from_line,
-                  "begin here, to go on where an import stopped")
+                  "first line to import, to resume an import that stopped")
       ->type_name("N");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);
@@ -230,12 +229,13 @@ CommandAction prepare_import(CLI::App& parser) {
 
 const Command import_command{
     "import", "set many keys from a file",
-    R"(Sets every key in a file, as many as fit at a time into one update. Reads as it goes, so that a file may be larger
-than memory. If it stops, the message says up to which line all is done and how to go on. Doing it again is harmless.
+    R"(Sets every key in a file, in updates of as many items as fit. The file is read in pieces, so
+it may be larger than memory. If the import stops, the message says how many lines are done and how
+to resume. Importing the same lines again is harmless.
 
 Formats:
-  jsonl     a line each: {"key":"a","value":"b"}; "key_base64" and "value_base64" for any bytes;
-            other fields and empty lines are passed over
+  jsonl     one line per item: {"key":"a","value":"b"}; "key_base64" and "value_base64" for any
+            bytes; other fields and empty lines are ignored
   tsv       key, tab, value; \\ \t \n \r \xNN stand for bytes, as `whycache scan` prints them
   raw-tsv   key, tab, value; a backslash is a backslash
   null      key, zero byte, value, zero byte)",
@@ -245,8 +245,8 @@ Formats:
   whycache import --dry-run flags.jsonl              names the first bad line
   whycache scan --json --log sqlite:///old.db | whycache import --log sqlite:///new.db -
 
-Exit codes: 0 all imported, 2 bad input, 3 the log did not answer, 5 log or state are damaged, 7 permission,
-  9 an item does not fit into an update, or the disk is full)",
+Exit codes: 0 all imported, 2 bad input, 3 the log did not answer, 5 log or state are damaged,
+  7 permission, 9 an item does not fit into an update, or the disk is full)",
     prepare_import};
 
 }  // namespace whycache::cli

@@ -33,126 +33,126 @@ Json as_json(const ReaderSlotInfo& slot) {
   return object;
 }
 
-Json as_json(const std::string& path, const StateInspection& insides) {
+Json as_json(const std::string& path, const StateInspection& inspection) {
   Json object;
   put_bytes(object, "state", path);
-  object["state_id"] = format_hash(insides.info.state_id);
-  put_bytes(object, "log", insides.info.log_name);
-  object["log_uuid"] = to_string(insides.info.log_uuid);
-  object["created"] = format_time(insides.created_us);
-  object["made_in_this_boot"] = insides.created_in_this_boot;
-  object["superseded"] = insides.info.superseded;
-  object["writer_active"] = insides.writer_active;
-  object["applied_id"] = insides.info.applied_id;
-  object["chain"] = format_hash(insides.info.chain);
-  object["digest"] = to_string(insides.info.digest);
-  object["items"] = insides.info.item_count;
-  object["item_bytes"] = insides.info.item_bytes;
-  object["file_bytes"] = insides.file_bytes;
-  object["segment_bytes"] = insides.segment_bytes;
-  object["reclaim_generation"] = insides.reclaim_generation;
-  object["reclaim_horizon"] = insides.reclaim_horizon;
+  object["state_id"] = format_hash(inspection.info.state_id);
+  put_bytes(object, "log", inspection.info.log_name);
+  object["log_uuid"] = to_string(inspection.info.log_uuid);
+  object["created"] = format_time(inspection.created_us);
+  object["made_in_this_boot"] = inspection.created_in_this_boot;
+  object["superseded"] = inspection.info.superseded;
+  object["writer_active"] = inspection.writer_active;
+  object["applied_id"] = inspection.info.applied_id;
+  object["chain"] = format_hash(inspection.info.chain);
+  object["digest"] = to_string(inspection.info.digest);
+  object["items"] = inspection.info.item_count;
+  object["item_bytes"] = inspection.info.item_bytes;
+  object["file_bytes"] = inspection.file_bytes;
+  object["segment_bytes"] = inspection.segment_bytes;
+  object["reclaim_generation"] = inspection.reclaim_generation;
+  object["reclaim_horizon"] = inspection.reclaim_horizon;
   Json segments = Json::array();
-  for (const SegmentKindUsage& use : insides.segments_by_kind) {
+  for (const SegmentKindUsage& use : inspection.segments_by_kind) {
     segments.push_back({{"kind", use.kind},
                         {"segments", use.segment_count},
                         {"bytes", use.bytes},
                         {"live_bytes", use.live_bytes}});
   }
   object["segments"] = std::move(segments);
-  object["index"] = {{"parts", insides.index_pages},
-                     {"depth", insides.index_global_depth},
-                     {"words", insides.index_words},
-                     {"used", insides.index_used},
-                     {"fillers", insides.index_tombstones},
-                     {"load", ratio(insides.index_used, insides.index_words)}};
-  object["tree_height"] = insides.tree_height;
-  object["reader_slots"] = insides.reader_slots;
+  object["index"] = {{"parts", inspection.index_pages},
+                     {"depth", inspection.index_global_depth},
+                     {"words", inspection.index_words},
+                     {"used", inspection.index_used},
+                     {"fillers", inspection.index_tombstones},
+                     {"load", ratio(inspection.index_used, inspection.index_words)}};
+  object["tree_height"] = inspection.tree_height;
+  object["reader_slots"] = inspection.reader_slots;
   Json slots = Json::array();
-  for (const ReaderSlotInfo& slot : insides.slots_taken) slots.push_back(as_json(slot));
+  for (const ReaderSlotInfo& slot : inspection.slots_taken) slots.push_back(as_json(slot));
   object["slots_taken"] = std::move(slots);
   Json processes = Json::array();
-  for (const ReaderSlotInfo& process : insides.processes) processes.push_back(as_json(process));
+  for (const ReaderSlotInfo& process : inspection.processes) processes.push_back(as_json(process));
   object["processes"] = std::move(processes);
   return object;
 }
 
-void print(const std::string& path, const StateInspection& insides, Output& output) {
+void print(const std::string& path, const StateInspection& inspection, Output& output) {
   const auto row = [&](std::string_view name, const std::string& value) {
     output.write_line(fmt::format("  {:<20}{}", name, value));
   };
   output.write_line("state " + escape(path));
   row("made",
       fmt::format(
-          "{}{}", format_time(insides.created_us),
-          insides.created_in_this_boot ? "" : "  (in another boot, or on another machine)"));
-  row("state id", format_hash(insides.info.state_id));
-  row("log", escape(insides.info.log_name));
-  row("log uuid", to_string(insides.info.log_uuid));
-  row("applied id", std::to_string(insides.info.applied_id));
-  row("chain", format_hash(insides.info.chain));
-  row("digest", to_string(insides.info.digest));
+          "{}{}", format_time(inspection.created_us),
+          inspection.created_in_this_boot ? "" : "  (in another boot, or on another machine)"));
+  row("state id", format_hash(inspection.info.state_id));
+  row("log", escape(inspection.info.log_name));
+  row("log uuid", to_string(inspection.info.log_uuid));
+  row("applied id", std::to_string(inspection.info.applied_id));
+  row("chain", format_hash(inspection.info.chain));
+  row("digest", to_string(inspection.info.digest));
   row("items",
-      fmt::format("{}  ({} of keys and values)", format_with_commas(insides.info.item_count),
-                  format_bytes(insides.info.item_bytes)));
-  row("writer", insides.writer_active ? "at work, or died at it" : "none");
-  if (insides.info.superseded) row("superseded", "yes: another file took its place");
+      fmt::format("{}  ({} of keys and values)", format_with_commas(inspection.info.item_count),
+                  format_bytes(inspection.info.item_bytes)));
+  row("writer", inspection.writer_active ? "active, or died while active" : "none");
+  if (inspection.info.superseded) row("superseded", "yes: another file replaced it");
 
-  output.write_line("segments of " + format_bytes(insides.segment_bytes) + ", " +
-                    format_bytes(insides.file_bytes) + " in all");
-  for (const SegmentKindUsage& use : insides.segments_by_kind) {
+  output.write_line("segments of " + format_bytes(inspection.segment_bytes) + ", " +
+                    format_bytes(inspection.file_bytes) + " in all");
+  for (const SegmentKindUsage& use : inspection.segments_by_kind) {
     row(use.kind,
         fmt::format("{:>8}  {:>10}  {:>10} live  {:>3.0f}%", format_with_commas(use.segment_count),
                     format_bytes(use.bytes), format_bytes(use.live_bytes),
                     100 * ratio(use.live_bytes, use.bytes)));
   }
-  row("reclaim generation", std::to_string(insides.reclaim_generation));
-  row("reclaim horizon", std::to_string(insides.reclaim_horizon));
+  row("reclaim generation", std::to_string(inspection.reclaim_generation));
+  row("reclaim horizon", std::to_string(inspection.reclaim_horizon));
 
   output.write_line("point index");
-  row("parts", fmt::format("{}  (depth {})", format_with_commas(insides.index_pages),
-                           insides.index_global_depth));
-  row("load",
-      fmt::format("{:.0f}%  ({} of {} words, {} fillers)",
-                  100 * ratio(insides.index_used, insides.index_words),
-                  format_with_commas(insides.index_used), format_with_commas(insides.index_words),
-                  format_with_commas(insides.index_tombstones)));
+  row("pages", fmt::format("{}  (global depth {})", format_with_commas(inspection.index_pages),
+                           inspection.index_global_depth));
+  row("load", fmt::format("{:.0f}%  ({} of {} words, {} tombstones)",
+                          100 * ratio(inspection.index_used, inspection.index_words),
+                          format_with_commas(inspection.index_used),
+                          format_with_commas(inspection.index_words),
+                          format_with_commas(inspection.index_tombstones)));
   output.write_line("key index");
-  row("height", std::to_string(insides.tree_height));
+  row("height", std::to_string(inspection.tree_height));
 
-  output.write_line(fmt::format("reader slots: {} of {} taken", insides.slots_taken.size(),
-                                insides.reader_slots));
-  for (const ReaderSlotInfo& slot : insides.slots_taken) {
+  output.write_line(fmt::format("reader slots: {} of {} taken", inspection.slots_taken.size(),
+                                inspection.reader_slots));
+  for (const ReaderSlotInfo& slot : inspection.slots_taken) {
     row(fmt::format("slot {}", slot.slot),
         fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id,
-                    escape(slot.process_name), slot.alive ? "" : "  (dead: will be swept)"));
+                    escape(slot.process_name), slot.alive ? "" : "  (dead: will be removed)"));
   }
-  output.write_line(fmt::format("processes: {}", insides.processes.size()));
-  for (const ReaderSlotInfo& process : insides.processes) {
+  output.write_line(fmt::format("processes: {}", inspection.processes.size()));
+  for (const ReaderSlotInfo& process : inspection.processes) {
     row(fmt::format("row {}", process.slot),
         fmt::format("process {} {}{}", process.process_id, escape(process.process_name),
-                    process.alive ? "" : "  (dead: will be swept)"));
+                    process.alive ? "" : "  (dead: will be removed)"));
   }
 }
 
 ExitCode inspect(const InspectArguments& arguments, Output& output) {
-  // A file that is named is looked at by itself, whatever log the environment names.
+  // A named file is inspected alone, whatever log the environment names.
   const StateSource source = arguments.file.empty()
                                  ? StateSource(arguments.target)
                                  : StateSource::open_file(arguments.file, arguments.target);
   const State& state = source.state();
-  const StateInspection insides = state.inspect();
+  const StateInspection inspection = state.inspect();
   if (arguments.json) {
-    output.write_json(as_json(state.path(), insides));
+    output.write_json(as_json(state.path(), inspection));
   } else {
-    print(state.path(), insides, output);
+    print(state.path(), inspection, output);
   }
   return ExitCode::done;
 }
 
 CommandAction prepare_inspect(CLI::App& parser) {
   const auto arguments = std::make_shared<InspectArguments>();
-  parser.add_option("FILE", arguments->file, "a state file; no log is needed then")->type_name("");
+  parser.add_option("FILE", arguments->file, "a state file, which needs no log")->type_name("");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return inspect(*arguments, output); };
@@ -161,18 +161,21 @@ CommandAction prepare_inspect(CLI::App& parser) {
 }  // namespace
 
 const Command inspect_command{
-    "inspect", "the insides of a state file",
-    R"(Prints what a state file is made of: where it comes from, what its segments are used for, how full the point index
-is, how high the key index; which reader slots are taken, by which process, and what they hold: an old held
-update keeps the space of everything overwritten since. A file that is named needs no log. If it is a copy, it is
-verified first and made this machine's own, as by everything that opens a state.)",
+    "inspect", "the structure of a state file",
+    R"(Prints the structure of a state file: its origin, the use of its segments, the load of the
+point index and the height of the key index. Also lists the reader slots that are taken, with the
+process and the update that each one pins. An old pinned update keeps the space of everything that
+was overwritten since.
+
+A FILE needs no log. If it is a copy, it is first verified and adopted by this machine, as by every
+command that opens a state.)",
     R"(Examples:
   whycache inspect
   whycache inspect /var/lib/whycache/flags.state
-  whycache inspect --json | jq '.slots_taken[] | .process'     who holds views
+  whycache inspect --json | jq '.slots_taken[] | .process'     the processes that hold views
   whycache inspect --json | jq '.segments'
 
-Exit codes: 0 done, 2 there is no such file, 5 it is damaged or no state file, 7 permission)",
+Exit codes: 0 done, 2 the file does not exist, 5 it is damaged or not a state file, 7 permission)",
     prepare_inspect};
 
 }  // namespace whycache::cli

@@ -22,16 +22,16 @@ CommandAction prepare_keys(CLI::App& parser) {
 
 const Command keys_command{
     "keys", "print keys, in order",
-    R"(Prints the keys, a line each, in the order of their bytes, as of one update id. Values are not touched.
+    R"(Prints the keys, one per line, in byte order, as of one update id. Values are not read.
 
-Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8;
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8.
 `whycache mget -` and `whycache del -` read them back.)",
     R"(Examples:
   whycache keys user. | head
   whycache keys --from a --to b --limit 100
   whycache keys --null tmp. | whycache del --null -
 
-Exit codes: 0 done (also when there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,
+Exit codes: 0 done (also if there are none), 3 and 4 as for `whycache get`, 5 the state is damaged,
   7 permission, 9 all reader slots are taken, or the output could not be written)",
     prepare_keys};
 

@@ -25,7 +25,7 @@ struct LogArguments {
   bool json = false;
 };
 
-// Keys on the line of an update, unless all are asked for.
+// The number of keys on the line of an update without --all-keys.
 constexpr std::size_t keys_shown_max = 5;
 
 const char* change_kind_name(const Change& change) {
@@ -75,15 +75,15 @@ void print(const Update& update, const LogArguments& arguments, Output& output) 
   output.write_line(line);
   if (!arguments.values) return;
   for (const Change& change : update.changes) {
-    const bool set = change.kind == Change::Kind::set;
+    const bool is_set = change.kind == Change::Kind::set;
     output.write_line(fmt::format("          {} {}{}{}", change_kind_name(change),
-                                  escape(change.key), set ? "\t" : "",
-                                  set ? escape(change.value) : ""));
+                                  escape(change.key), is_set ? "\t" : "",
+                                  is_set ? escape(change.value) : ""));
   }
 }
 
-// Prints what is there and counts what is not. Damage does not end it: what comes after may be what
-// somebody looks for.
+// Prints the updates, and counts damaged and missing ones. Damage does not end the listing, because
+// the user may be looking for a later update.
 class UpdatePrinter {
  public:
   UpdatePrinter(Log& log, const LogArguments& arguments, Output& output)
@@ -95,7 +95,7 @@ class UpdatePrinter {
       print_range(first, last);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::corrupt) throw;
-      // The log will not read across a fault: so one by one.
+      // The log does not read past damage, so read each update on its own.
       while (next_id_ <= last) print_single(next_id_);
     }
   }
@@ -110,7 +110,7 @@ class UpdatePrinter {
       print_update(id, bytes);
       return true;
     });
-    // What a rewrite has deleted while we read is not missing.
+    // Updates that a rewrite deleted meanwhile are not missing.
     next_id_ = std::max(next_id_, extent.base + 1);
     report_missing_before(std::min(last, extent.head) + 1);
   }
@@ -166,15 +166,15 @@ ExitCode log(const LogArguments& arguments, Output& output) {
   if (arguments.last)
     first = std::max(first, extent.head - std::min(extent.head, *arguments.last) + 1);
   if (extent.base > 0 && arguments.from <= extent.base && !arguments.last) {
-    print_message(
-        fmt::format("history up to update {} was rewritten: these updates are gone", extent.base));
+    print_message(fmt::format(
+        "history was rewritten up to update {}: those updates are not in the log", extent.base));
   }
-  UpdatePrinter listing(*log, arguments, output);
-  listing.print_all(first, std::min(arguments.to, extent.head));
-  if (listing.damaged_count() == 0) return ExitCode::done;
+  UpdatePrinter printer(*log, arguments, output);
+  printer.print_all(first, std::min(arguments.to, extent.head));
+  if (printer.damaged_count() == 0) return ExitCode::done;
   output.flush();
   throw Failure(ExitCode::corrupt, fmt::format("the log is damaged: log={}", log->name()),
-                "`whycache check` says whether this machine's state has what is missing");
+                "`whycache check` shows whether this machine's state is beyond the damage");
 }
 
 CommandAction prepare_log(CLI::App& parser) {
@@ -183,9 +183,8 @@ CommandAction prepare_log(CLI::App& parser) {
   parser.add_option("--to", arguments->to, "last update")->type_name("ID");
   parser.add_option("--last", arguments->last, "only the last N updates")->type_name("N");
   parser.add_flag("--values", arguments->values,
-                  "each change on a line of its own, with its value");
-  parser.add_flag("--all-keys", arguments->all_keys,
-                  "all keys on the line, not just the first five");
+                  "print each change on its own line, with its value");
+  parser.add_flag("--all-keys", arguments->all_keys, "print all keys, not only the first five");
   add_json_option(parser, arguments->json);
   add_log_options(parser, arguments->target);
   return [arguments](Output& output) { return log(*arguments, output); };
@@ -194,19 +193,20 @@ CommandAction prepare_log(CLI::App& parser) {
 }  // namespace
 
 const Command log_command{
-    "log", "print the updates: when, who, which keys",
-    R"(Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys. Asks the log itself;
-the state is not touched. What a rewrite has replaced is gone.)",
+    "log", "print the updates: time, writer, keys",
+    R"(Prints the updates in the log, oldest first: id, time, writer, number of changes, note, keys.
+Reads the log alone and never the state. Updates that a rewrite has replaced are no longer in the
+log.)",
     R"(Examples:
   whycache log --last 10
-  whycache log --from 120 --to 125 --values          what exactly these changed
-  whycache log --json | jq -c 'select(.changes[].key == "checkout.enabled") | [.id, .time, .writer]'
+  whycache log --from 120 --to 125 --values          every change of these updates
+  whycache log --json | jq -c 'select(.changes[].key == "flag") | [.id, .time, .writer]'
 
 JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_all,
   changes: [{kind, key, value_bytes, value}]
 
-Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing (the others
-  are printed), 7 permission)",
+Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing
+  (the others are printed), 7 permission)",
     prepare_log};
 
 }  // namespace whycache::cli

@@ -60,10 +60,12 @@ CommandAction prepare_mget(CLI::App& parser) {
 
 const Command mget_command{
     "mget", "print the values of many keys, as of one update",
-    R"(Prints key, tab, value for each key that is there, in the order asked for, all as of one update id: no update is
-seen in part. Keys are arguments, or lines of standard input when the only argument is - or there is none.
+    R"(Prints key, tab, value for each key that exists, in the order of the arguments. All values
+are as of one update id, so no update is seen in part. The keys are the arguments. If there are
+none, or only -, the keys are the lines of standard input.
 
-Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8.)",
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not
+UTF-8.)",
     R"(Examples:
   whycache mget checkout.enabled checkout.limit
   whycache mget --json - < keys.txt                  absent keys have "value":null

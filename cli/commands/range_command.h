@@ -1,4 +1,4 @@
-// What `keys` and `scan` share: they print what lies in a range, as of one update id.
+// The common part of `keys` and `scan`, which print a range as of one update id.
 #pragma once
 
 #include "cli/command.h"
@@ -10,7 +10,7 @@ namespace whycache::cli {
 using PrintRange = void (*)(const View& view, const RangeOptions& range,
                             const ItemPrinter& printer);
 
-// Adds the options, of which `null_help` says what --null makes of what is printed.
+// Adds the options; `null_help` describes --null.
 CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print);
 
 }  // namespace whycache::cli

@@ -39,12 +39,12 @@ UpdateId resolve_limit(const RewriteArguments& arguments, const Extent& extent) 
   return arguments.limit == 0 ? extent.head : arguments.limit;
 }
 
-// What the rewrite will take away, in words.
+// Describes what the rewrite will delete.
 std::string describe_losses(const RewriteArguments& arguments, const Cache& cache,
                             const Extent& extent, UpdateId limit) {
   std::string text = fmt::format(
-      "updates {}..{} will be replaced by the items as of {}: when, by whom, and what the values "
-      "were before will be gone; a machine that has not applied {} will rebuild its state",
+      "updates {}..{} will be replaced by the items as of {}: times, writers and earlier values "
+      "will be lost; a machine that has not applied {} will rebuild its state",
       extent.base + 1, limit, limit, limit);
   if (arguments.keep_prefixes.empty()) return text;
   std::uint64_t erased_count = 0;
@@ -59,25 +59,25 @@ ExitCode rewrite(const RewriteArguments& arguments, Output& output) {
   const Extent extent = CacheInternal::log(*cache).extent();
   const UpdateId limit = resolve_limit(arguments, extent);
   const auto conflict = [&](UpdateId base) {
-    return Failure(ExitCode::conflict,
-                   fmt::format("history was rewritten further than asked already: limit={} base={}",
-                               limit, base),
-                   "nothing needs doing; `whycache log` shows what is left");
+    return Failure(
+        ExitCode::conflict,
+        fmt::format("history is already rewritten beyond the limit: limit={} base={}", limit, base),
+        "nothing remains to be done; `whycache log` shows the remaining updates");
   };
   if (limit > extent.head) {
     throw Failure(
         ExitCode::usage,
         fmt::format("--limit is beyond the head of the log: limit={} head={}", limit, extent.head),
-        "leave it out to rewrite everything there is");
+        "omit it to rewrite everything");
   }
   if (limit < extent.base) throw conflict(extent.base);
   const bool loses_something = limit > extent.base || !arguments.keep_prefixes.empty();
   if (loses_something && !arguments.yes)
     throw Failure(ExitCode::refused, describe_losses(arguments, *cache, extent, limit),
-                  "add --yes to do it");
+                  "add --yes to proceed");
   RewriteOptions options;
-  // The erasing updates come at the end: they would be left behind by a limit from before. And
-  // without --yes nothing goes that came meanwhile.
+  // --keep-prefix appends erasing updates at the head, which a limit computed before would not
+  // include. Without --yes, updates appended meanwhile must stay.
   options.limit = arguments.limit == 0 && !arguments.keep_last && loses_something ? 0 : limit;
   if (!arguments.keep_prefixes.empty()) {
     options.keep = [&](std::string_view key, std::string_view) { return arguments.keeps(key); };
@@ -96,14 +96,13 @@ CommandAction prepare_rewrite(CLI::App& parser) {
   const auto arguments = std::make_shared<RewriteArguments>();
   parser.add_option("--limit", arguments->limit, "rewrite up to and including this update (all)")
       ->type_name("ID");
-  parser.add_option("--keep-last", arguments->keep_last, "leave the last N updates as they are")
-      ->type_name("N");
+  parser.add_option("--keep-last", arguments->keep_last, "keep the last N updates")->type_name("N");
   parser
       .add_option("--keep-prefix", arguments->keep_prefixes,
-                  "erase all keys but those that begin with this; may be repeated")
+                  "erase all keys that do not begin with PREFIX; may be repeated")
       ->type_name("PREFIX")
       ->allow_extra_args(false);
-  add_yes_option(parser, arguments->yes, "do it; without it, say what will be lost");
+  add_yes_option(parser, arguments->yes, "proceed; without it, only print what would be lost");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return rewrite(*arguments, output); };
@@ -112,20 +111,22 @@ CommandAction prepare_rewrite(CLI::App& parser) {
 }  // namespace
 
 const Command rewrite_command{
-    "rewrite", "put the items as of an update in place of the updates up to it",
-    R"(Rewrites history: the updates up to a limit are replaced by the items as of it, and the log becomes as small as
-what it holds. Prints the base, the id up to which history is rewritten now. No item changes (but see --keep-prefix),
-all machines go on. May be interrupted anywhere and done again; several may do it at once.
+    "rewrite", "replace old updates by the items as of a later one",
+    R"(Rewrites history: replaces the updates up to a limit by the items as of that limit. The log
+then is about as large as its items. Prints the base, which is the id up to which history is now
+rewritten. Without --keep-prefix no item changes, and all machines continue. The rewrite can be
+interrupted at any point and repeated, and several may run at once.
 
-What is lost is history: times, writers, notes, earlier values. Therefore it wants --yes.)",
+History is lost: times, writers, notes, earlier values. Therefore the command requires --yes.)",
     R"(Examples:
-  whycache rewrite                                   says what would be lost, exit code 8
+  whycache rewrite                                   prints what would be lost, exit code 8
   whycache rewrite --yes
   whycache rewrite --keep-last 1000 --yes
   whycache rewrite --keep-prefix user. --keep-prefix flag. --yes    erases all other keys
 
-Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer, 5 log or state are damaged,
-  6 somebody has rewritten beyond --limit already, 7 permission, 8 --yes is missing, 9 the disk is full)",
+Exit codes: 0 done, 2 the limit is beyond the head, 3 the log did not answer,
+  5 log or state are damaged, 6 history is already rewritten beyond --limit, 7 permission,
+  8 --yes is missing, 9 the disk is full)",
     prepare_rewrite};
 
 }  // namespace whycache::cli

@@ -23,11 +23,11 @@ CommandAction prepare_scan(CLI::App& parser) {
 
 const Command scan_command{
     "scan", "print keys with their values, in key order",
-    R"(Prints key, tab, value for each key, in the order of the keys' bytes, all as of one update id, however long it
-takes and whatever is written meanwhile.
+    R"(Prints key, tab, value for each key, in the byte order of the keys. All items are as of one
+update id, however long the scan takes and whatever is written meanwhile.
 
-Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8;
-`whycache import` reads them back as they were, and so it does with --json.)",
+Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8.
+`whycache import` reads them back unchanged, and the output of --json too.)",
     R"(Examples:
   whycache scan                                      everything
   whycache scan user. --limit 10
@@ -35,8 +35,9 @@ Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes 
   whycache scan --json | jq -r .key
   whycache scan --json | whycache import --log sqlite:///other.db -
 
-Exit codes: 0 done (also when there is nothing to print), 3 and 4 as for `whycache get`,
-  5 the state is damaged, 7 permission, 9 all reader slots are taken, or the output could not be written)",
+Exit codes: 0 done (also if there is nothing to print), 3 and 4 as for `whycache get`,
+  5 the state is damaged, 7 permission,
+  9 all reader slots are taken, or the output could not be written)",
     prepare_scan};
 
 }  // namespace whycache::cli

@@ -49,8 +49,7 @@ CommandAction prepare_set(CLI::App& parser) {
       .add_option("VALUE", arguments->value,
                   "the value, byte for byte; - reads standard input to its end")
       ->type_name("");
-  parser.add_option("--file", arguments->file, "the value is what this file holds")
-      ->type_name("PATH");
+  parser.add_option("--file", arguments->file, "read the value from this file")->type_name("PATH");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);
   add_update_bytes_max_option(parser, arguments->target);
@@ -62,18 +61,18 @@ CommandAction prepare_set(CLI::App& parser) {
 
 const Command set_command{
     "set", "set a key to a value",
-    R"(Sets a key and prints the id of the update. When it returns, the update is durable in the log, every process
-of this machine sees it, and every other machine will apply it.)",
+    R"(Sets a key and prints the id of the update. When the command returns, the update is durable
+in the log, every process of this machine sees it, and every other machine will apply it.)",
     R"(Examples:
   whycache set checkout.enabled yes
   whycache set --file logo.png logo.png              any bytes
-  printf 'a\0b' | whycache set bytes -               nothing is added or taken away
-  whycache set --note 'ticket 4711' checkout.enabled no    seen by `whycache log`
-  whycache set -- temperature -5                     -- before what begins with a dash
+  printf 'a\0b' | whycache set bytes -               input is stored unchanged
+  whycache set --note 'ticket 4711' checkout.enabled no    shown by `whycache log`
+  whycache set -- temperature -5                     -- precedes arguments that begin with a dash
 
-Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says whether
-  anything may have been written), 5 log or state are damaged, 7 permission, 9 the value is too large or
-  the disk is full)",
+Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says
+  whether anything may have been written), 5 log or state are damaged, 7 permission,
+  9 the value is too large or the disk is full)",
     prepare_set};
 
 }  // namespace whycache::cli

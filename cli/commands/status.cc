@@ -22,10 +22,10 @@ struct StatusArguments {
   bool json = false;
 };
 
-// What is known of the log: from itself if it answers, else from when it was last asked.
+// The state of the log, if it answers.
 struct LogStatus {
   std::optional<Extent> extent;
-  std::string error;  // why it did not answer; empty if it was not asked
+  std::string error;  // empty unless the log failed to answer
 };
 
 LogStatus read_log_status(const Target& target) {
@@ -45,18 +45,18 @@ struct MachineStatus {
   UpdateId head = 0;
   LogStatus log;
 
-  MachineStatus(const State& state, LogStatus of_log) : log(std::move(of_log)) {
+  MachineStatus(const State& state, LogStatus log_status) : log(std::move(log_status)) {
     info = state.info();
     path = state.path();
     struct stat status;
     if (::stat(path.c_str(), &status) == 0) file_bytes = static_cast<std::uint64_t>(status.st_size);
-    if (const auto asked = state.last_poll_time_ns()) {
-      staleness = std::chrono::nanoseconds(std::max<std::int64_t>(0, boot_time_ns() - *asked));
+    if (const auto polled_ns = state.last_poll_time_ns()) {
+      staleness = std::chrono::nanoseconds(std::max<std::int64_t>(0, boot_time_ns() - *polled_ns));
     }
     head = log.extent ? log.extent->head : state.known_head();
   }
 
-  // Another log's state, or one of a log that has lost its tail, counts as damaged; the next
+  // A state of another log, or of a log that has lost its tail, counts as damaged. The next
   // update() rebuilds it.
   bool is_of_same_log() const { return !log.extent || log.extent->uuid == info.log_uuid; }
   bool is_ahead_of_log() const { return log.extent && info.applied_id > log.extent->head; }
@@ -98,10 +98,10 @@ void print(const MachineStatus& status, Output& output) {
   };
   const std::string staleness = status.staleness
                                     ? format_duration(*status.staleness)
-                                    : "the log was not asked since this machine was started";
+                                    : "the log was not contacted since this machine started";
   row("applied id", std::to_string(status.info.applied_id));
-  row("head",
-      fmt::format("{}{}", status.head, status.log.extent ? "" : "  (when the log was last asked)"));
+  row("head", fmt::format("{}{}", status.head,
+                          status.log.extent ? "" : "  (when the log was last contacted)"));
   row("lag", fmt::format("{} update{}", status.lag(), status.lag() == 1 ? "" : "s"));
   row("staleness", staleness);
   row("items",
@@ -138,25 +138,25 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
   if (status.is_ahead_of_log()) {
     throw Failure(
         ExitCode::corrupt,
-        fmt::format("the log has lost updates this machine has applied: applied_id={} head={}",
+        fmt::format("the log has lost updates that this machine has applied: applied_id={} head={}",
                     status.info.applied_id, status.head),
-        "it was restored from an older copy, or is another one: mend it, or let `whycache update` "
-        "build a "
-        "new state from it");
+        "restore the log from a newer copy, or run `whycache update` to rebuild the state from "
+        "this "
+        "one");
   }
   if (arguments.staleness_max &&
       (!status.staleness || *status.staleness > *arguments.staleness_max)) {
     throw Failure(ExitCode::stale,
-                  fmt::format("staler than asked: staleness={} staleness_max={}",
+                  fmt::format("staler than requested: staleness={} staleness_max={}",
                               status.staleness ? format_duration(*status.staleness) : "unknown",
                               format_duration(*arguments.staleness_max)),
-                  "`whycache update` asks the log; `whycache follow` goes on asking");
+                  "run `whycache update`, or keep `whycache follow` running");
   }
   if (arguments.lag_max && status.lag() > *arguments.lag_max) {
     throw Failure(ExitCode::stale,
-                  fmt::format("further behind than asked: lag={} lag_max={}", status.lag(),
+                  fmt::format("further behind than requested: lag={} lag_max={}", status.lag(),
                               *arguments.lag_max),
-                  "`whycache update` catches up; `whycache follow` goes on doing so");
+                  "run `whycache update`, or keep `whycache follow` running");
   }
   return ExitCode::done;
 }
@@ -164,10 +164,9 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
 CommandAction prepare_status(CLI::App& parser) {
   const auto arguments = std::make_shared<StatusArguments>();
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
-                      "exit 4 if the log was last asked longer ago");
+                      "exit 4 if the log was last contacted longer ago");
   parser
-      .add_option("--lag-max", arguments->lag_max,
-                  "exit 4 if more updates than this are not applied")
+      .add_option("--lag-max", arguments->lag_max, "exit 4 if more than N updates are not applied")
       ->type_name("N");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
@@ -177,18 +176,19 @@ CommandAction prepare_status(CLI::App& parser) {
 }  // namespace
 
 const Command status_command{
-    "status", "how far this machine is, and how fresh",
-    R"(Prints where this machine's state stands: applied id, head of the log and the lag between them; staleness, which
-is how long ago a process of this machine asked the log; number of items; digest and chain, which are equal on all
-machines with the same applied id. Changes nothing, and does without a log that does not answer.)",
+    "status", "this machine's position in the log, and its staleness",
+    R"(Prints the position of this machine's state: applied id, head of the log and the lag between
+them; staleness, which is the time since a process of this machine last contacted the log; number of
+items; digest and chain, which are equal on all machines with the same applied id. Changes nothing,
+and succeeds if the log does not answer.)",
     R"(Examples:
   whycache status
   whycache status --staleness-max 30s --lag-max 100 > /dev/null || echo 'this machine is behind'
   whycache status --json | jq .lag
-  whycache status --state /var/lib/whycache/flags.state    without asking the log
+  whycache status --state /var/lib/whycache/flags.state    without contacting the log
 
-Exit codes: 0 done, 4 staler or further behind than asked, 5 the state is damaged, of another log, or ahead of a
-  log that lost updates, 7 permission)",
+Exit codes: 0 done, 4 staler or further behind than the given bound, 5 the state is damaged, of
+  another log, or ahead of a log that lost updates, 7 permission)",
     prepare_status};
 
 }  // namespace whycache::cli

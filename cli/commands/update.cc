@@ -25,7 +25,7 @@ ExitCode update(const UpdateArguments& arguments, Output& output) {
   try {
     id = cache->update(options);
   } catch (const Error& error) {
-    // The log may well have answered, that there is no such update yet.
+    // The log may have answered that the update does not exist yet.
     if (error.kind() != ErrorKind::unavailable || arguments.at_least == 0) throw;
     throw Failure(ExitCode::stale, error.what(),
                   "update " + std::to_string(arguments.at_least) +
@@ -43,10 +43,10 @@ CommandAction prepare_update(CLI::App& parser) {
   const auto arguments = std::make_shared<UpdateArguments>();
   parser
       .add_option("--at-least", arguments->at_least,
-                  "ask until this update is applied, or the deadline has passed; exit 4 then")
+                  "poll until this update is applied; exit 4 at the deadline")
       ->type_name("ID");
   add_duration_option(parser, "--staleness-max", arguments->staleness_max,
-                      "do nothing if a process of this machine asked the log within DURATION");
+                      "do nothing if this machine contacted the log within DURATION");
   add_json_option(parser, arguments->json);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return update(*arguments, output); };
@@ -55,15 +55,16 @@ CommandAction prepare_update(CLI::App& parser) {
 }  // namespace
 
 const Command update_command{
-    "update", "apply what the log has to this machine's state",
-    R"(Applies what the log has beyond the applied id and prints the applied id. All processes of this machine see it.)",
+    "update", "apply new updates from the log to this machine's state",
+    R"(Applies the updates in the log that follow the applied id, and prints the new applied id. All
+processes of this machine see them.)",
     R"(Examples:
   whycache update
   id=$(whycache set a 1)                             on one machine
-  whycache update --at-least $id --deadline 30s      on another: returns when it has it
+  whycache update --at-least $id --deadline 30s      on another: returns once it has that update
 
-Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time, 5 the log is damaged (the
-  state stays where it is), 7 permission, 9 the disk is full)",
+Exit codes: 0 done, 3 the log did not answer, 4 --at-least was not reached in time,
+  5 the log is damaged (the state keeps its applied id), 7 permission, 9 the disk is full)",
     prepare_update};
 
 }  // namespace whycache::cli

@@ -90,8 +90,8 @@ CommandAction prepare_version(CLI::App& parser) {
 
 const Command version_command{
     "version", "versions of the program, its formats and libraries",
-    R"(Prints the version of whycache, of the formats it reads and writes, the logs that are compiled in, and the libraries
-in use. Please put it into a bug report.)",
+    R"(Prints the version of whycache and of the formats that it reads and writes, the logs that are
+compiled in, and the libraries in use. Please include the output in a bug report.)",
     R"(Examples:
   whycache version
   whycache version --json | jq -r .version
