@@ -189,7 +189,7 @@ std::unique_ptr<State> open_usable_state(const Target& target, const std::string
   return state;
 }
 
-// Returns a cache that has just asked the log, unless its state is as fresh as the options demand.
+// Returns a cache that has contacted the log, unless its state is as fresh as the options require.
 std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions& freshness) {
   UpdateOptions options;
   if (!freshness.update) options.staleness_max = *freshness.staleness_max;
