@@ -1,5 +1,5 @@
-// Any bytes, with a checksum put after them that is right, are refused as corrupt or are a part of
-// a base; and a part that is encoded anew says the same.
+// The decoder refuses arbitrary bytes with a correct checksum as corrupt, or returns a part of a
+// base, which survives a round trip through BasePartEncoder.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -33,17 +33,17 @@ void require_round_trip(const BasePart& part) {
   for (const Item& item : part.items) require(encoder.add(item, SIZE_MAX));
   const std::string bytes(encoder.finish(part.last));
 
-  BasePart again;
-  require(try_decode(bytes, again));
-  require(again.base == part.base && again.number == 0 && again.last == part.last &&
-          again.items == part.items);
+  BasePart decoded;
+  require(try_decode(bytes, decoded));
+  require(decoded.base == part.base && decoded.number == 0 && decoded.last == part.last &&
+          decoded.items == part.items);
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   std::string bytes(reinterpret_cast<const char*>(data), size);
-  static BasePart part;  // reused, as a rebuild does it
+  static BasePart part;  // reused, as a rebuild reuses it
   try_decode(bytes, part);
   append_little_endian(bytes, hash64(bytes));
   if (try_decode(bytes, part)) require_round_trip(part);

@@ -1,5 +1,5 @@
-// Any bytes are refused as corrupt or are an update; and an update that is drafted anew says the
-// same.
+// The decoder refuses arbitrary bytes as corrupt or returns an update, which survives a round trip
+// through Draft.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -42,27 +42,27 @@ void require_round_trip(const Update& update) {
   const std::string bytes(draft.seal(update.id, 5));
   require(try_verify_chain(bytes, update.id, 5));
 
-  Update again;
-  require(try_decode(bytes, again));
-  require(again.id == update.id && again.erases_all == update.erases_all &&
-          again.changes == update.changes);
-  require(again.authorship.time_us == update.authorship.time_us &&
-          again.authorship.writer_id == update.authorship.writer_id);
-  require(again.authorship.writer_sequence == update.authorship.writer_sequence);
-  require(again.authorship.writer_name == update.authorship.writer_name &&
-          again.authorship.note == update.authorship.note);
+  Update decoded;
+  require(try_decode(bytes, decoded));
+  require(decoded.id == update.id && decoded.erases_all == update.erases_all &&
+          decoded.changes == update.changes);
+  require(decoded.authorship.time_us == update.authorship.time_us &&
+          decoded.authorship.writer_id == update.authorship.writer_id);
+  require(decoded.authorship.writer_sequence == update.authorship.writer_sequence);
+  require(decoded.authorship.writer_name == update.authorship.writer_name &&
+          decoded.authorship.note == update.authorship.note);
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
-  const std::optional<UpdatePlace> place = peek_place(bytes);
-  try_verify_chain(bytes, place ? place->id : 1, 5);
+  const std::optional<UpdateHeader> header = peek_header(bytes);
+  try_verify_chain(bytes, header ? header->id : 1, 5);
 
-  static Update update;  // reused, as a follower does it
+  static Update update;  // reused, as a follower reuses it
   if (!try_decode(bytes, update)) return 0;
-  require(place && place->id == update.id && place->chain == update.chain);
+  require(header && header->id == update.id && header->chain == update.chain);
   require_round_trip(update);
   return 0;
 }
