@@ -1,9 +1,9 @@
-// What whycache does, on real data, in about a minute: two machines over one SQLite log, readers
-// that check every value, writers, a process killed in the middle of applying, a rewrite of the
-// history, and the two machines' digests at the end.
+// A tour of whycache on real data, in about a minute. Two machines share one SQLite log. Readers
+// check every value while writers write, a process is killed while it applies updates, and history
+// is rewritten. At the end the digests of both machines are compared.
 //
-// Two machines are two state files; what makes them two is that they share nothing but the log.
-// Ends with status 1 if any check fails.
+// Each "machine" is a state file; the two share nothing but the log. The exit status is 1 if any
+// check fails.
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -55,8 +55,7 @@ std::uint64_t file_bytes(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
 }
 
-// Text that grows on one line where there is a terminal, and plain lines now and then where there
-// is none.
+// Progress on one line that is redrawn at a terminal; elsewhere a plain line every five seconds.
 class Screen {
  public:
   void heading(const std::string& text) {
@@ -96,19 +95,19 @@ class Screen {
 
 class Demo {
  public:
-  Demo(std::string folder, double seconds, std::vector<Record> records)
+  Demo(std::string directory, double seconds, std::vector<Record> records)
       : seconds_(seconds), records_(std::move(records)), board_(Scoreboard::create()) {
-    log_path_ = folder + "/packages.db";
+    log_path_ = directory + "/packages.db";
     for (const char* name : {"a", "b"}) {
-      const std::string machine_folder = folder + "/machine-" + name;
-      std::filesystem::create_directories(machine_folder);
-      std::filesystem::permissions(machine_folder, std::filesystem::perms::owner_all);
+      const std::string machine_directory = directory + "/machine-" + name;
+      std::filesystem::create_directories(machine_directory);
+      std::filesystem::permissions(machine_directory, std::filesystem::perms::owner_all);
       machines_.push_back({std::string("machine ") + name, "sqlite://" + log_path_,
-                           machine_folder + "/packages.state"});
+                           machine_directory + "/packages.state"});
     }
   }
 
-  // True if every check held.
+  // Returns whether every check passed.
   bool run() {
     import();
     join_second_machine();
@@ -129,9 +128,9 @@ class Demo {
     return Cache(machine.log_url, options);
   }
 
-  void check(bool holds, const std::string& what) {
-    if (!holds) ++failed_check_count_;
-    screen_.line(fmt::format("{} {}", holds ? "ok    " : "FAILED", what));
+  void check(bool passed, const std::string& description) {
+    if (!passed) ++failed_check_count_;
+    screen_.line(fmt::format("{} {}", passed ? "ok    " : "FAILED", description));
   }
 
   void import() {
@@ -156,58 +155,58 @@ class Demo {
       screen_.update_line(fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {} items", "", done, "",
                                       width - done, 100 * share, end));
     }
-    const double took = seconds_since(begin);
+    const double seconds = seconds_since(begin);
     screen_.line(
         fmt::format("{} items, {} in {:.1f} s: {:.0f} items/s, each durable in the log and "
                     "readable by every process",
-                    records_.size(), format_megabytes(bytes), took,
-                    static_cast<double>(records_.size()) / took));
-    const StateInspection insides = CacheInternal::state(cache).inspect();
+                    records_.size(), format_megabytes(bytes), seconds,
+                    static_cast<double>(records_.size()) / seconds));
+    const StateInspection inspection = CacheInternal::state(cache).inspect();
     screen_.line(fmt::format("log {}, {} updates; state {} for {} of keys and values",
                              format_megabytes(file_bytes(log_path_)), cache.applied_id(),
-                             format_megabytes(insides.file_bytes),
-                             format_megabytes(insides.info.item_bytes)));
+                             format_megabytes(inspection.file_bytes),
+                             format_megabytes(inspection.info.item_bytes)));
     check(cache.size() == records_.size(), "every item is in the state");
   }
 
   void join_second_machine() {
-    screen_.heading("2. A second machine joins, with nothing but the log's address");
+    screen_.heading("2. A second machine joins, given only the log's URL");
     const Clock::time_point begin = Clock::now();
     const Cache joined = open(machines_[1]);
     screen_.line(fmt::format("{} items after {:.2f} s", joined.size(), seconds_since(begin)));
-    check(joined.size() == records_.size(), "it has every item");
+    check(joined.size() == records_.size(), "the second machine has every item");
   }
 
   void measure_visibility() {
-    screen_.heading("3. How soon after set() has returned do others see the value?");
-    Worker same(board_, [&] {
+    screen_.heading("3. How soon after set() returns do other processes see the value?");
+    Worker same_machine(board_, [&] {
       run_probe_reader(machines_[0], probe_count, board_.probe_seen_by_same_machine,
                        board_.same_machine_delays, board_);
     });
-    Worker other(board_, [&] {
+    Worker other_machine(board_, [&] {
       run_probe_reader(machines_[1], probe_count, board_.probe_seen_by_other_machine,
                        board_.other_machine_delays, board_);
     });
     Worker follower(board_, [&] { run_follower(machines_[1], board_); });
     Worker writer(board_, [&] { run_probe_writer(machines_[0], probe_count, board_); });
     writer.join();
-    same.join();
-    other.join();
+    same_machine.join();
+    other_machine.join();
     follower.kill();
-    screen_.line(fmt::format(
-        "a process of the same machine: median {} (0: before set() had returned), p99 {}",
-        format_duration(board_.same_machine_delays.quantile(0.5)),
-        format_duration(board_.same_machine_delays.quantile(0.99))));
-    screen_.line(fmt::format("the other machine, which asks the log every 5 ms: median {}, p99 {}",
+    screen_.line(
+        fmt::format("a process of the same machine: median {} (0: before set() returned), p99 {}",
+                    format_duration(board_.same_machine_delays.quantile(0.5)),
+                    format_duration(board_.same_machine_delays.quantile(0.99))));
+    screen_.line(fmt::format("the other machine, which polls the log every 5 ms: median {}, p99 {}",
                              format_duration(board_.other_machine_delays.quantile(0.5)),
                              format_duration(board_.other_machine_delays.quantile(0.99))));
     check(board_.failures.load() == 0, "all probes arrived");
   }
 
   void run_load() {
-    screen_.heading(fmt::format(
-        "4. {} readers check every value they read, while each machine writes: {:.0f} s",
-        2 * readers_per_machine, seconds_));
+    screen_.heading(
+        fmt::format("4. {} readers check every value while each machine writes: {:.0f} s",
+                    2 * readers_per_machine, seconds_));
     std::vector<Worker> readers;
     for (const Machine& machine : machines_) {
       for (int i = 0; i < readers_per_machine; ++i)
@@ -236,21 +235,21 @@ class Demo {
           fmt::format("{} reads, {} of them torn or missing", board_.reads.load(),
                       board_.invalid_reads.load() + board_.missing_reads.load()));
     check(board_.non_monotonic_reads.load() == 0,
-          fmt::format("{} reads saw an older version than their process had seen before",
+          fmt::format("{} reads returned an older version than an earlier read of the process",
                       board_.non_monotonic_reads.load()));
     check(board_.failures.load() == 0,
           fmt::format("{} processes ended with an error", board_.failures.load()));
   }
 
   std::string progress_line(Clock::time_point begin) const {
-    const double took = seconds_since(begin);
+    const double seconds = seconds_since(begin);
     return fmt::format(
-        "{:4.0f} s  {:5.2f} M reads/s  get p50 {} p99 {} p99.9 {}  {:.0f} updates/s  {} bad", took,
-        static_cast<double>(board_.reads.load()) / took / 1e6,
+        "{:4.0f} s  {:5.2f} M reads/s  get p50 {} p99 {} p99.9 {}  {:.0f} updates/s  {} bad",
+        seconds, static_cast<double>(board_.reads.load()) / seconds / 1e6,
         format_duration(board_.get_latencies.quantile(0.5)),
         format_duration(board_.get_latencies.quantile(0.99)),
         format_duration(board_.get_latencies.quantile(0.999)),
-        static_cast<double>(board_.writes.load()) / took,
+        static_cast<double>(board_.writes.load()) / seconds,
         board_.invalid_reads.load() + board_.non_monotonic_reads.load() +
             board_.missing_reads.load());
   }
@@ -262,8 +261,8 @@ class Demo {
     }
   }
 
-  // A process applies updates to machine b's state; it is killed when the state says that somebody
-  // is in the middle of it.
+  // Kills a process of machine b while the state says that a writer is applying an update. Repeats
+  // this until a later writer reports a recovery.
   void kill_while_applying() {
     const Cache observer = open(machines_[1]);
     const std::uint64_t recovered_before = board_.recoveries.load();
@@ -277,7 +276,7 @@ class Demo {
       while (!CacheInternal::state(observer).inspect().writer_active && seconds_since(begin) < 2) {
       }
       victim.kill();
-      // Whoever writes or follows next on this machine takes over.
+      // The next writer or follower on this machine takes over.
       std::this_thread::sleep_for(30ms);
     }
     const UpdateId id = observer.applied_id();
@@ -285,12 +284,12 @@ class Demo {
     while (observer.applied_id() == id && seconds_since(begin) < 5)
       std::this_thread::sleep_for(100us);
     check(board_.recoveries.load() > recovered_before,
-          fmt::format("SIGKILL in the middle of applying an update (try {}): the next writer took "
-                      "it back and went on",
+          fmt::format("SIGKILL while applying an update (attempt {}): the next writer undid it "
+                      "and continued",
                       kills));
     check(observer.applied_id() > id,
-          fmt::format("machine b moved on to update {}", observer.applied_id()));
-    check(board_.reads.load() > reads_before, "its readers never stopped");
+          fmt::format("machine b advanced to update {}", observer.applied_id()));
+    check(board_.reads.load() > reads_before, "the readers of machine b never stopped");
   }
 
   void kill_reader(std::vector<Worker>& readers) {
@@ -299,7 +298,7 @@ class Demo {
     const std::uint64_t writes_before = board_.writes.load();
     std::this_thread::sleep_for(500ms);
     check(board_.reads.load() > before && board_.writes.load() > writes_before,
-          "SIGKILL of a reader: the other readers and the writers went on");
+          "SIGKILL of a reader: the other readers and the writers continued");
   }
 
   void rewrite() {
@@ -307,27 +306,27 @@ class Demo {
     Cache cache = open(machines_[0]);
     cache.update();
     const Extent before = CacheInternal::log(cache).extent();
-    screen_.line(fmt::format("before: {} updates behind a base of {}, {} on disk",
+    screen_.line(fmt::format("before: {} updates after base {}, {} on disk",
                              before.head - before.base, before.base,
                              format_megabytes(file_bytes(log_path_))));
     const Clock::time_point begin = Clock::now();
     cache.rewrite_history();
     const Extent after = CacheInternal::log(cache).extent();
-    screen_.line(fmt::format("after:  {} updates behind a base of {}, {} on disk, {:.1f} s",
+    screen_.line(fmt::format("after:  {} updates after base {}, {} on disk, {:.1f} s",
                              after.head - after.base, after.base,
                              format_megabytes(file_bytes(log_path_)), seconds_since(begin)));
     check(after.base == before.head && after.head == before.head,
-          "the base stands for everything up to the head");
-    const std::string third = machines_[1].state_path + ".third";
+          "the base replaces all updates up to the head");
+    const std::string third_state_path = machines_[1].state_path + ".third";
     {
       const Clock::time_point joining = Clock::now();
-      Cache joined = open({"a third machine", machines_[0].log_url, third});
+      Cache joined = open({"a third machine", machines_[0].log_url, third_state_path});
       screen_.line(fmt::format("a third machine starts from the base: {} items after {:.2f} s",
                                joined.size(), seconds_since(joining)));
-      check(joined.digest() == cache.digest(), "it is equal to the first");
+      check(joined.digest() == cache.digest(), "its digest equals that of the first");
       joined.delete_shared_state();
     }
-    std::filesystem::remove(third + ".lock");
+    std::filesystem::remove(third_state_path + ".lock");
   }
 
   void compare_machines() {
@@ -372,15 +371,15 @@ class Demo {
                              format_megabytes(file_bytes(log_path_)),
                              format_megabytes(state_bytes_), applied_id_));
     screen_.line(failed_check_count_ == 0
-                     ? "checks       all held"
+                     ? "checks       all passed"
                      : fmt::format("checks       {} FAILED", failed_check_count_));
-    screen_.heading("Yours to play with");
-    const std::string tool = fmt::format("build/release/bin/whycache --log '{}' --state '{}'",
-                                         machines_[0].log_url, machines_[0].state_path);
-    screen_.line(fmt::format("{} get '{}'", tool, records_[records_.size() / 2].key));
-    screen_.line(fmt::format("{} scan '{}' --limit 5", tool,
+    screen_.heading("Try it yourself");
+    const std::string command = fmt::format("build/release/bin/whycache --log '{}' --state '{}'",
+                                            machines_[0].log_url, machines_[0].state_path);
+    screen_.line(fmt::format("{} get '{}'", command, records_[records_.size() / 2].key));
+    screen_.line(fmt::format("{} scan '{}' --limit 5", command,
                              records_[records_.size() / 2].key.substr(0, 4)));
-    screen_.line(fmt::format("{} status", tool));
+    screen_.line(fmt::format("{} status", command));
   }
 
   double seconds_;
@@ -402,11 +401,11 @@ int main(int argc, char** argv) {
   CLI::App app("whycache on real data: two machines, readers, writers, kills, a rewrite",
                "whycache-demo");
   std::string data;
-  std::string folder = "build/demo";
+  std::string directory = "build/demo";
   double seconds = 25;
   app.add_option("--data", data,
-                 "JSON lines with key and value, in place of Debian's package index");
-  app.add_option("--folder", folder, "where the log and the states are made; emptied first")
+                 "file of JSON lines with key and value, instead of Debian's package index");
+  app.add_option("--folder", directory, "directory for the log and the states; emptied first")
       ->capture_default_str();
   app.add_option("--seconds", seconds, "how long readers and writers run")
       ->capture_default_str()
@@ -415,15 +414,16 @@ int main(int argc, char** argv) {
   try {
     std::vector<whycache::demo::Record> records =
         data.empty() ? whycache::demo::read_package_index() : whycache::demo::read_json_lines(data);
-    if (std::filesystem::exists(folder) && !std::filesystem::exists(folder + "/packages.db") &&
-        !std::filesystem::is_empty(folder)) {
-      fmt::print(stderr, "folder holds something that is not the demo's: {}\n", folder);
+    if (std::filesystem::exists(directory) &&
+        !std::filesystem::exists(directory + "/packages.db") &&
+        !std::filesystem::is_empty(directory)) {
+      fmt::print(stderr, "directory contains files that are not the demo's: path={}\n", directory);
       return 2;
     }
-    std::filesystem::remove_all(folder);
-    std::filesystem::create_directories(folder);
-    folder = std::filesystem::canonical(folder).string();
-    return whycache::demo::Demo(folder, seconds, std::move(records)).run() ? 0 : 1;
+    std::filesystem::remove_all(directory);
+    std::filesystem::create_directories(directory);
+    directory = std::filesystem::canonical(directory).string();
+    return whycache::demo::Demo(directory, seconds, std::move(records)).run() ? 0 : 1;
   } catch (const std::exception& error) {
     fmt::print(stderr, "demo failed: {}\n", error.what());
     return 1;

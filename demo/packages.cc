@@ -19,15 +19,15 @@ namespace {
 
 constexpr const char* lists_directory = "/var/lib/apt/lists";
 
-// apt's own helper reads its lists however they are compressed.
+// apt's helper reads the lists with any compression.
 std::string read_list(const std::string& path) {
   const std::string command = "/usr/lib/apt/apt-helper cat-file '" + path + "'";
   FILE* const pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) throw std::runtime_error("cannot run apt-helper");
   std::string text;
   std::array<char, 65536> buffer;
-  while (const std::size_t got = std::fread(buffer.data(), 1, buffer.size(), pipe))
-    text.append(buffer.data(), got);
+  while (const std::size_t bytes = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    text.append(buffer.data(), bytes);
   if (const int status = ::pclose(pipe); !WIFEXITED(status) || WEXITSTATUS(status) != 0) {
     throw std::runtime_error("cannot read package list: path=" + path);
   }
@@ -66,7 +66,7 @@ std::vector<Record> read_package_index() {
   }
   if (packages.empty()) {
     throw std::runtime_error(
-        "no package index found: run `apt-get update`, or give a file: make demo DATA=file.jsonl");
+        "no package index found: run `apt-get update`, or name a file: make demo DATA=file.jsonl");
   }
   std::vector<Record> records;
   records.reserve(packages.size());

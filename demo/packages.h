@@ -1,4 +1,4 @@
-// The demo's data: real items from Debian's package index, or from a file of one's own.
+// The demo's data: items from Debian's package index, or from a file that the user names.
 #pragma once
 
 #include <string>
@@ -11,11 +11,11 @@ struct Record {
   std::string body;
 };
 
-// Every package of the lists apt has fetched, by name; a later list (security) overrides an earlier
-// one. Throws std::runtime_error that says what to do when there are none.
+// Returns every package of the lists that apt has fetched, by name; a later list (security)
+// overrides an earlier one. Throws std::runtime_error if there are none.
 std::vector<Record> read_package_index();
 
-// JSON lines {"key": "...", "value": "..."}.
+// Reads JSON lines {"key": "...", "value": "..."}. Throws std::runtime_error for other input.
 std::vector<Record> read_json_lines(const std::string& path);
 
 }  // namespace whycache::demo

@@ -1,5 +1,5 @@
-// What the demo's processes tell each other: counters in memory they share by fork. Nothing here is
-// whycache's.
+// Counters that the demo's processes share, in memory inherited by fork. whycache does not use
+// them.
 #pragma once
 
 #include <sys/mman.h>
@@ -13,22 +13,22 @@
 
 namespace whycache::demo {
 
-// Counts nanoseconds in buckets a sixteenth of a power of two wide.
+// Counts durations in buckets; each power of two has sixteen of equal width.
 class LatencyHistogram {
  public:
   void record(std::uint64_t nanoseconds) {
     counts_[bucket_of(nanoseconds)].fetch_add(1, std::memory_order_relaxed);
   }
 
-  // The upper end of the bucket in which the share `share` of all lies.
-  std::uint64_t quantile(double share) const {
+  // Returns the upper bound of the bucket that contains the quantile.
+  std::uint64_t quantile(double fraction) const {
     std::uint64_t total = 0;
     for (const auto& count : counts_) total += count.load(std::memory_order_relaxed);
-    auto left = static_cast<std::uint64_t>(static_cast<double>(total) * share);
+    auto remaining = static_cast<std::uint64_t>(static_cast<double>(total) * fraction);
     for (std::size_t i = 0; i < counts_.size(); ++i) {
       const std::uint64_t count = counts_[i].load(std::memory_order_relaxed);
-      if (count > left) return upper_end(i);
-      left -= count;
+      if (count > remaining) return upper_end(i);
+      remaining -= count;
     }
     return 0;
   }
@@ -48,21 +48,23 @@ class LatencyHistogram {
 };
 
 struct Scoreboard {
-  // Each process adds to its own line's worth of these; they are summed by all.
+  // Every process adds to these counters.
   std::atomic<std::uint64_t> reads{0};
-  std::atomic<std::uint64_t> invalid_reads{0};  // the value's check did not fit
-  std::atomic<std::uint64_t> non_monotonic_reads{
-      0};  // an older version than this process saw before
+  // Reads of a value whose checksum is wrong.
+  std::atomic<std::uint64_t> invalid_reads{0};
+  // Reads of an older version than the process had read before.
+  std::atomic<std::uint64_t> non_monotonic_reads{0};
   std::atomic<std::uint64_t> missing_reads{0};
   std::atomic<std::uint64_t> writes{0};
   std::atomic<std::uint64_t> changes{0};
   std::atomic<std::uint64_t> write_errors{0};
   std::atomic<std::uint64_t> recoveries{0};
-  std::atomic<std::uint64_t> failures{0};  // a process ended with an exception
+  // Processes that ended with an exception.
+  std::atomic<std::uint64_t> failures{0};
   std::atomic<bool> stop{false};
   LatencyHistogram get_latencies;
 
-  // Of the visibility test: when set() returned for probe number `probe`.
+  // The visibility test: the number of the current probe, and when its set() returned (0: not yet).
   std::atomic<std::uint64_t> probe_number{0};
   std::atomic<std::int64_t> set_returned_ns{0};
   std::atomic<std::uint64_t> probe_seen_by_same_machine{0};

@@ -33,7 +33,7 @@ std::uint64_t value_checksum(std::string_view key, std::uint32_t version, std::s
   return hash64(body, hash64(key) + version);
 }
 
-// The version of a value that make_value() made for this key; false if it is not one.
+// Sets `version` to that of a value made by make_value(). Returns false if the value is not valid.
 bool verify_value(std::string_view key, std::string_view value, std::uint32_t& version) {
   if (value.size() < checksum_bytes) return false;
   const std::string_view body = value.substr(0, value.size() - checksum_bytes);
@@ -103,11 +103,11 @@ void run_reader(const Machine& machine, const std::vector<Record>& records, Scor
   std::minstd_rand random(static_cast<unsigned>(::getpid()));
   std::vector<std::uint32_t> seen(records.size(), 0);
   std::string value;
-  constexpr std::uint64_t at_once = 256;
+  constexpr std::uint64_t batch_reads = 256;
   while (!board.stop.load(std::memory_order_relaxed)) {
-    for (std::uint64_t i = 0; i < at_once; ++i) {
-      const std::size_t which = random() % records.size();
-      const Record& record = records[which];
+    for (std::uint64_t i = 0; i < batch_reads; ++i) {
+      const std::size_t index = random() % records.size();
+      const Record& record = records[index];
       bool found;
       if (i % 16 == 0) {
         const auto begin = std::chrono::steady_clock::now();
@@ -122,13 +122,13 @@ void run_reader(const Machine& machine, const std::vector<Record>& records, Scor
         board.missing_reads.fetch_add(1, std::memory_order_relaxed);
       } else if (!verify_value(record.key, value, version)) {
         board.invalid_reads.fetch_add(1, std::memory_order_relaxed);
-      } else if (version < seen[which]) {
+      } else if (version < seen[index]) {
         board.non_monotonic_reads.fetch_add(1, std::memory_order_relaxed);
       } else {
-        seen[which] = version;
+        seen[index] = version;
       }
     }
-    board.reads.fetch_add(at_once, std::memory_order_relaxed);
+    board.reads.fetch_add(batch_reads, std::memory_order_relaxed);
   }
 }
 
@@ -138,15 +138,15 @@ void run_writer(const Machine& machine, const std::vector<Record>& records, std:
   std::minstd_rand random(static_cast<unsigned>(::getpid()));
   std::vector<std::uint32_t> versions(records.size(), 0);
   while (!board.stop.load(std::memory_order_relaxed)) {
-    // Mostly a few keys; now and then many at once.
+    // Mostly a few keys, sometimes many.
     const std::size_t count = random() % 8 == 0 ? 400 : 1 + random() % 4;
     std::vector<std::string> values;
     std::vector<Item> items;
     values.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t which = (random() % (records.size() / 2)) * 2 + first;
-      values.push_back(make_value(records[which], ++versions[which]));
-      items.push_back({records[which].key, values.back()});
+      const std::size_t index = (random() % (records.size() / 2)) * 2 + first;
+      values.push_back(make_value(records[index], ++versions[index]));
+      items.push_back({records[index].key, values.back()});
     }
     cache.set_multi(items);
     board.writes.fetch_add(1, std::memory_order_relaxed);
@@ -189,7 +189,7 @@ void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint6
     while ((returned_ns = board.set_returned_ns.load()) == 0) std::this_thread::sleep_for(20us);
     latencies.record(static_cast<std::uint64_t>(std::max<std::int64_t>(seen_ns - returned_ns, 0)));
     seen.store(static_cast<std::uint64_t>(probe));
-    // The writer clears the time when both have seen it.
+    // The writer clears the time once both readers have seen the probe.
     while (board.set_returned_ns.load() == returned_ns && probe < probes)
       std::this_thread::sleep_for(20us);
   }

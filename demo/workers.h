@@ -13,18 +13,17 @@
 
 namespace whycache::demo {
 
-// One "machine": a state file of its own over the common log.
+// A simulated machine: a state file of its own and the common log.
 struct Machine {
   std::string name;
   std::string log_url;
   std::string state_path;
 };
 
-// A value that can be checked: the record's body, then its version and a hash over key, version and
-// body.
+// Returns the record's body, followed by its version and a checksum of key, version and body.
 std::string make_value(const Record& record, std::uint32_t version);
 
-// A process that runs `work` and ends. An exception in it counts as a failure.
+// A process that runs `work` and ends. An exception counts as a failure.
 class Worker {
  public:
   Worker(Scoreboard& board, const std::function<void()>& work);
@@ -33,9 +32,9 @@ class Worker {
   ~Worker();
 
   pid_t process_id() const { return process_id_; }
-  // SIGKILL, and waits until it is gone.
+  // Sends SIGKILL and waits until the process has ended.
   void kill();
-  // Waits until it ends by itself.
+  // Waits until the process ends by itself.
   void join();
 
  private:
@@ -44,13 +43,13 @@ class Worker {
 
 // Reads random keys, checks every value, and times one read in sixteen.
 void run_reader(const Machine& machine, const std::vector<Record>& records, Scoreboard& board);
-// Writes new versions of its share of the records: every second one, from `first` on.
+// Writes new versions of every second record, from `first` on.
 void run_writer(const Machine& machine, const std::vector<Record>& records, std::size_t first,
                 Scoreboard& board);
 // Keeps the machine up to date.
 void run_follower(const Machine& machine, Scoreboard& board);
 
-// How long after set() returned do other processes see the value?
+// Measure how long after set() returns other processes see the value.
 void run_probe_writer(const Machine& machine, int probes, Scoreboard& board);
 void run_probe_reader(const Machine& machine, int probes, std::atomic<std::uint64_t>& seen,
                       LatencyHistogram& latencies, Scoreboard& board);

@@ -1,9 +1,8 @@
-// A log in a store of your own: here a map that several programs' worth of objects share, in place
-// of the database you have. It lives through the whole of tests/log/log_contract.h
-// (tests/log/log_contract_test.cc).
+// A log in a store of your own. A map that several OwnLog objects share takes the place of your
+// database. It passes all of tests/log/log_contract.h (see tests/log/log_contract_test.cc).
 //
-// What a store has to offer is one thing: to do something only if something else still holds. Here
-// that is a mutex; in a database it is a transaction, or one statement with a condition.
+// A store needs one operation: an atomic write that depends on a condition. Here a mutex provides
+// it; in a database it is a transaction, or one conditional statement.
 #pragma once
 
 #include <map>
@@ -33,16 +32,16 @@ struct SharedStore {
 
 class OwnLog final : public whycache::Log {
  public:
-  explicit OwnLog(std::shared_ptr<SharedStore> shelf) : store_(std::move(shelf)) {}
+  explicit OwnLog(std::shared_ptr<SharedStore> store) : store_(std::move(store)) {}
 
-  std::string name() const override { return "shelf"; }
+  std::string name() const override { return "shared store"; }
 
   whycache::Extent extent() override {
     const std::lock_guard guard(store_->mutex);
     return store_->extent;
   }
 
-  // The place after the head, and no other: ids are dense.
+  // Accepts only the id after the head, because ids are dense.
   Appended append(whycache::UpdateId id, std::string_view bytes) override {
     const std::lock_guard guard(store_->mutex);
     if (id <= store_->extent.base) return Appended::below_base;
@@ -52,18 +51,17 @@ class OwnLog final : public whycache::Log {
     return Appended::yes;
   }
 
-  // One update at a time, and none of them visited under the mutex: `visit` may take long, and use
-  // the log.
+  // Visits each update without holding the mutex, because `visit` may take long or use the log.
   whycache::Extent read(whycache::UpdateId first, whycache::UpdateId last,
                         const VisitUpdate& visit) override {
     std::optional<whycache::UpdateId> expected;
     for (auto update = first_update_from(first); update && update->first <= last;
          update = first_update_from(update->first + 1)) {
-      if (expected && update->first != *expected) break;  // history was rewritten meanwhile
+      if (expected && update->first != *expected) break;  // a rewrite deleted updates
       if (!visit(update->first, update->second)) break;
       expected = update->first + 1;
     }
-    return extent();  // after the updates: its base says which of them may be believed
+    return extent();  // read last: updates up to its base may be incomplete
   }
 
   void read_base(const VisitPart& visit) override {
@@ -75,14 +73,14 @@ class OwnLog final : public whycache::Log {
     }
   }
 
-  // First the parts, beside the log, however long that takes; then one step that switches if that
-  // still makes sense.
+  // First stores the parts outside the log, which may take long. Then switches to them in one step,
+  // unless another rewrite has already reached `base`.
   bool rewrite(whycache::UpdateId base, std::uint64_t base_chain,
                const NextPart& next_part) override {
     const whycache::Extent before = extent();
     if (base <= before.base) return false;
     if (base > before.head)
-      throw whycache::Error(whycache::ErrorKind::invalid, "rewrite beyond the head of the shelf");
+      throw whycache::Error(whycache::ErrorKind::invalid, "rewrite beyond the head of the log");
     auto parts = std::make_shared<std::vector<std::string>>();
     while (const auto part = next_part()) parts->emplace_back(*part);
 

@@ -1,5 +1,8 @@
-"""Installs a build into a folder of its own, builds user.cc against it and runs it: found with find_package (shared and
-static) and with pkg-config (through CMake, and by hand)."""
+"""Installs a build into a temporary directory, builds user.cc against it, and runs the result.
+
+The program finds the library with find_package (shared and static) and with pkg-config (through
+CMake, and directly).
+"""
 
 import argparse
 import os
@@ -19,7 +22,9 @@ def run(*command, **options):
 
 
 def output(*command, **options):
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout.split()
+    return subprocess.run(
+        command, check=True, text=True, stdout=subprocess.PIPE, **options
+    ).stdout.split()
 
 
 parser = argparse.ArgumentParser()
@@ -27,8 +32,8 @@ parser.add_argument("--build", required=True, help="the build to install")
 parser.add_argument("--compiler", required=True)
 arguments = parser.parse_args()
 
-with tempfile.TemporaryDirectory(prefix="whycache-install-") as folder:
-    prefix, build = f"{folder}/prefix", f"{folder}/build"
+with tempfile.TemporaryDirectory(prefix="whycache-install-") as directory:
+    prefix, build = f"{directory}/prefix", f"{directory}/build"
     run("cmake", "--install", arguments.build, "--prefix", prefix)
 
     found = list(pathlib.Path(prefix).rglob("whycache.pc"))
@@ -36,20 +41,43 @@ with tempfile.TemporaryDirectory(prefix="whycache-install-") as folder:
         sys.exit(f"one whycache.pc expected, found {found}")
     libraries = found[0].parent.parent
     environment = dict(os.environ, PKG_CONFIG_PATH=str(found[0].parent))
-    header_folders = {path.parent for path in pathlib.Path(prefix).rglob("*.h")}
-    if header_folders != {pathlib.Path(prefix) / "include/whycache"}:
-        sys.exit(f"headers in unexpected places: {header_folders}")
+    header_directories = {path.parent for path in pathlib.Path(prefix).rglob("*.h")}
+    if header_directories != {pathlib.Path(prefix) / "include/whycache"}:
+        sys.exit(f"headers in unexpected places: {header_directories}")
 
-    run("cmake", "-S", HERE, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}",
-        f"-DCMAKE_CXX_COMPILER={arguments.compiler}", env=environment)
+    run(
+        "cmake",
+        "-S",
+        HERE,
+        "-B",
+        build,
+        "-G",
+        "Ninja",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+        f"-DCMAKE_CXX_COMPILER={arguments.compiler}",
+        env=environment,
+    )
     run("cmake", "--build", build)
 
-    by_hand = output("pkg-config", "--cflags", "--libs", "whycache", env=environment)
-    run(arguments.compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", HERE / "user.cc", "-o", f"{build}/user_by_hand",
-        *by_hand, f"-Wl,-rpath,{libraries}")
+    pkg_config_flags = output("pkg-config", "--cflags", "--libs", "whycache", env=environment)
+    run(
+        arguments.compiler,
+        "-std=c++20",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        HERE / "user.cc",
+        "-o",
+        f"{build}/user_direct",
+        *pkg_config_flags,
+        f"-Wl,-rpath,{libraries}",
+    )
 
-    for number, program in enumerate(["user_shared", "user_static", "user_pkg_config", "user_by_hand"]):
-        os.mkdir(f"{folder}/log{number}")
-        run(f"{build}/{program}", f"file://{folder}/log{number}", f"{folder}/{program}.state")
+    for number, program in enumerate(
+        ["user_shared", "user_static", "user_pkg_config", "user_direct"]
+    ):
+        os.mkdir(f"{directory}/log{number}")
+        run(f"{build}/{program}", f"file://{directory}/log{number}", f"{directory}/{program}.state")
     if os.path.exists(f"{prefix}/bin/whycache"):
         run(f"{prefix}/bin/whycache", "version")

@@ -1,4 +1,4 @@
-// What a user's first program does, with nothing but the installed headers and library.
+// A user's first program, which uses only the installed headers and library.
 #include <whycache/cache.h>
 
 #include <cstdio>
