@@ -1,17 +1,16 @@
-// How long a single get takes while another process writes at full speed. Workloads:
+// The latency of single gets while another process writes at full speed. Workloads:
 //
-//   get_beside_writer   copying get, keys drawn evenly, beside a process that overwrites all keys in random order, over
-//   and over, in
-//                       updates of 1,000
-//   get_without_writer  the same with no writer there
-//   set_beside_reader   what the writer needs for one item meanwhile
+//   get_beside_writer   copying get, keys drawn uniformly, while a process overwrites all keys in
+//                       random order, again and again, in updates of 1,000
+//   get_without_writer  the same without a writer
+//   set_beside_reader   time of the writer per item meanwhile
 //
-// All are measured, in turn, if one is asked for. Figures are nanoseconds on the wall. Those of the
-// gets are percentiles, whose names end the workload's (get_beside_writer_p99.9); every get is
-// timed by itself, and what it takes to read the clock, which is measured as well and said, is in
-// it. A repetition ends after some seconds even if not all was read. Every value is compared with
-// what the writer may have written by then. By default it measures whycache and LMDB; --subjects
-// names others that processes can share.
+// Each run measures all three in turn, even if only one is selected. Figures are nanoseconds of
+// wall time. The figures of gets are percentiles, which end the name of the workload
+// (get_beside_writer_p99.9). Each get is timed on its own and includes the time to read the clock,
+// which is also measured and printed. A repetition ends after some seconds even if keys are left.
+// Every value is compared with what the writer may have written by then. By default the program
+// measures whycache and LMDB; --subjects selects others that processes can share.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -33,25 +32,27 @@ namespace {
 constexpr std::array percentiles = {"p10", "p50", "p90", "p99", "p99.9", "p99.99", "p100"};
 constexpr double repetition_ns_max = 4e9;
 
-// Where the writer is. Item order[i] was written `times` times if i < place, else once less;
-// `place` lags behind within an update.
+// The progress of the writer: item order[i] has been written `rounds` times if i < `position`, else
+// once less. `position` lags behind within an update.
 struct WriterProgress {
-  std::atomic<std::uint64_t> rounds = 2;    // written by the writer, read by the reader
-  std::atomic<std::uint64_t> position = 0;  // the same
-  std::atomic<bool> stop = false;           // written by the reader
+  // The writer stores both, the reader loads them.
+  std::atomic<std::uint64_t> rounds = 2;
+  std::atomic<std::uint64_t> position = 0;
+  // The reader stores it, the writer loads it.
+  std::atomic<bool> stop = false;
 };
 
 void write_until_stopped(Subject& subject, const RandomOrder& order, WriterProgress& progress,
                          std::string_view any_key) {
   std::string value;
-  if (!subject.open_and_get(any_key, value)) throw std::runtime_error("a key is not there");
+  if (!subject.open_and_get(any_key, value)) throw std::runtime_error("a key is missing");
   WriteBatch batch;
   while (!progress.stop) {
     batch.fill(order, progress.position, items_per_update, progress.rounds);
     subject.set(batch.items());
     progress.position += batch.items().size();
     if (progress.position < order.size()) continue;
-    progress.position = 0;  // in this order: who reads `times` late only allows for one value more
+    progress.position = 0;  // in this order: a late load of `rounds` only allows one more value
     ++progress.rounds;
   }
   subject.finish_writing();
@@ -136,7 +137,7 @@ class BesideWriterBenchmark {
     std::unique_ptr<SharedWithChildren<WriterProgress>> progress;
   };
 
-  // What of a latency is the clock's.
+  // The share of the clock in a latency.
   void measure_clock() {
     constexpr int times = 100'000;
     const double begin = monotonic_time_ns();
@@ -144,13 +145,13 @@ class BesideWriterBenchmark {
     for (int i = 0; i < times; ++i) sum += monotonic_time_ns() - begin;
     const double took = monotonic_time_ns() - begin;
     if (sum > took * times) throw std::runtime_error("the clock goes backwards");
-    fmt::print("in every latency there are {:.0f} ns for reading the clock\n", took / times);
+    fmt::print("every latency includes {:.0f} ns for reading the clock\n", took / times);
   }
 
   void measure_without_writer(const MeasuredSubject& measured) {
     Subject& subject = measured.runner->subject();
     open(subject);
-    time_single_gets(subject, reads_, **measured.progress);  // so that all of it is mapped
+    time_single_gets(subject, reads_, **measured.progress);  // maps the whole file
     add("get_without_writer", measured, time_single_gets(subject, reads_, **measured.progress));
     subject.close();
   }
@@ -169,7 +170,7 @@ class BesideWriterBenchmark {
     std::vector<float> latencies;
     std::uint64_t written = 0;
     double took = 0;
-    while (written == 0) {  // with few reads the writer may not get to the end of an update
+    while (written == 0) {  // with few reads the writer may not finish an update
       writer.throw_if_failed();
       const std::uint64_t written_before = items_written(progress, order_);
       const double begin = monotonic_time_ns();
@@ -188,7 +189,7 @@ class BesideWriterBenchmark {
   void open(Subject& subject) {
     std::string value;
     if (!subject.open_and_get(reads_.keys().front(), value))
-      throw std::runtime_error("a key is not there");
+      throw std::runtime_error("a key is missing");
   }
   void add(const std::string& workload, const MeasuredSubject& measured,
            const std::vector<float>& latencies) {

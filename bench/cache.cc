@@ -1,11 +1,11 @@
-// whycache::Cache itself, which asks more of itself than the state: is it closed, is this a forked
-// child. Workloads:
+// whycache::Cache itself, which also checks that it is not closed and that the process is not a
+// forked child. Workloads:
 //
-//   cache_get_uniform  Cache::get into a string that is kept, keys drawn evenly
-//   update_fresh       Cache::update() when the log was asked within staleness_max, as one calls it before every read
+//   cache_get_uniform  Cache::get into a reused string, keys drawn uniformly
+//   update_fresh       Cache::update() within staleness_max, as a program calls it before each read
 //
-// Figures are nanoseconds of processor time per call. The log is in memory: neither of the two asks
-// it.
+// Figures are nanoseconds of processor time per call. The log is in memory; neither workload
+// contacts it.
 #include <whycache/cache.h>
 
 #include <chrono>
@@ -57,11 +57,11 @@ double update_fresh_ns(whycache::Cache& cache, std::size_t times) {
 }
 
 void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
-  const TemporaryDirectory folder(options.directory);
-  whycache::Cache cache("memory:", {.state_path = folder.path() + "/state"});
+  const TemporaryDirectory directory(options.directory);
+  whycache::Cache cache("memory:", {.state_path = directory.path() + "/state"});
   fill(cache, RandomOrder(items, 1));
   const ReadSequence reads = ReadSequence::uniform(items, options.reads);
-  // The first round warms up.
+  // The first round is a warm-up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     stop_if_interrupted();
     const double get_ns = cache_get_ns(cache, reads);

@@ -1,4 +1,4 @@
-// What is measured in processes of their own: forked children, and the memory we share with them.
+// Child processes of a benchmark, and the memory that they share with it.
 #pragma once
 
 #include <fmt/format.h>
@@ -16,7 +16,7 @@
 
 namespace bench {
 
-// Lies at the same place in all children forked after it was made.
+// An object in shared memory, at the same address in all children forked after its construction.
 template <typename T>
 class SharedWithChildren {
  public:
@@ -37,7 +37,7 @@ class SharedWithChildren {
   T* shared_;
 };
 
-// Runs `work` in a child. Killed when it goes out of scope, and when we die.
+// Runs `work` in a child process, which is killed by the destructor and when the parent dies.
 class Child {
  public:
   template <typename Work>
@@ -63,9 +63,9 @@ class Child {
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
-  // Waits for its end.
+  // Waits until the child ends. Throws std::runtime_error if it failed.
   void wait() { record_exit(::waitpid(process_id_, &status_, 0)); }
-  // Throws if it has failed.
+  // Throws std::runtime_error if the child has failed. Does not wait.
   void throw_if_failed() { record_exit(::waitpid(process_id_, &status_, WNOHANG)); }
 
  private:

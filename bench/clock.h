@@ -1,4 +1,4 @@
-// The two clocks there are. Which one a figure is taken with stands at the top of each program.
+// The two clocks of the benchmarks. The comment at the top of each program says which one it uses.
 #pragma once
 
 #include <time.h>
@@ -11,9 +11,9 @@ inline double clock_ns(clockid_t clock) {
   return static_cast<double>(time.tv_sec) * 1e9 + static_cast<double>(time.tv_nsec);
 }
 
-// Processor time of this thread: what other programs take of the machine is not counted.
+// Processor time of this thread, which excludes the time of other programs.
 inline double thread_cpu_time_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
-// Time on the wall, for what waits for others.
+// Wall time, for work that waits for other processes.
 inline double monotonic_time_ns() { return clock_ns(CLOCK_MONOTONIC); }
 
 }  // namespace bench

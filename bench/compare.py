@@ -2,11 +2,11 @@
 """Compares two builds of bench_reads in one alternating run.
 
     bench/compare.py OLD NEW [--rounds 7] [arguments of bench_reads ...]
-    bench/compare.py before/bench_reads build/release/bin/bench_reads --only get_uniform,get_miss
+    bench/compare.py /tmp/before/bench_reads build/release/bin/bench_reads --only get_uniform
 
 Each round runs both programs once, in alternating order. The ratio is the median of the rounds'
-ratios new / old (below 1: the new build is faster), with the least and the greatest. A rival is the
-same in both builds, so the distance of its ratio from 1 shows the noise of the machine.
+ratios new / old (below 1: the new build is better), with their minimum and maximum. Rivals are the
+same in both builds, so the distance of their ratio from 1 is the noise of the machine.
 """
 
 import argparse
@@ -63,8 +63,7 @@ def main():
             f"{workload:<28}{items:>10}  {subject:<14}"
             f"{statistics.median(old for old, _ in pairs):>9.1f}"
             f"{statistics.median(new for _, new in pairs):>9.1f}  {unit:<5}  "
-            f"{statistics.median(ratios):.3f}"
-            f"  ({min(ratios):.3f} .. {max(ratios):.3f})"
+            f"{statistics.median(ratios):.3f}  ({min(ratios):.3f} .. {max(ratios):.3f})"
         )
 
 

@@ -1,6 +1,6 @@
-// A MariaDB of the benchmark's own, on a unix socket in its folder, gone with it. It keeps what it
-// acknowledges: it syncs at every commit (innodb_flush_log_at_trx_commit is 1, its default), and
-// writes no binary log.
+// A MariaDB server for the benchmark, on a unix socket in its directory; both end with the object.
+// Acknowledged commits are durable: it syncs at every commit (innodb_flush_log_at_trx_commit is 1,
+// the default). It writes no binary log.
 #pragma once
 
 #include <fcntl.h>
@@ -42,9 +42,9 @@ inline void run_command(std::vector<std::string> command) {
 
 class Database {
  public:
-  explicit Database(const std::string& folder, std::size_t connections_max)
-      : socket_(folder + "/mysql.sock") {
-    const std::string data = "--datadir=" + folder + "/data";
+  explicit Database(const std::string& directory, std::size_t connections_max)
+      : socket_(directory + "/mysql.sock") {
+    const std::string data = "--datadir=" + directory + "/data";
     const std::vector<std::string> as_root = {"--user=root"};
     std::vector<std::string> install = {
         "mariadb-install-db",
@@ -53,13 +53,13 @@ class Database {
         "--skip-test-db",
         "--auth-root-authentication-method=normal",
         "--innodb-log-file-size=8M",
-        "--tmpdir=" + folder};  // a server that starts clears the folder it shares with others
+        "--tmpdir=" + directory};  // a starting server clears its directory for temporary files
     std::vector<std::string> serve = {"mariadbd",
                                       "--no-defaults",
                                       data,
                                       "--socket=" + socket_,
-                                      "--pid-file=" + folder + "/pid",
-                                      "--tmpdir=" + folder,
+                                      "--pid-file=" + directory + "/pid",
+                                      "--tmpdir=" + directory,
                                       "--skip-networking",
                                       "--skip-log-bin",
                                       "--performance-schema=off",
@@ -85,12 +85,12 @@ class Database {
     monitor_connection_ = connect();
   }
 
-  // A log in it; every name is another one.
+  // Returns the URL of a log in it; each instance is another log.
   std::string url(const std::string& instance) const {
     return "mysql://root@/bench?socket=" + socket_ + "&instance=" + instance;
   }
 
-  // One like those that a log makes.
+  // Returns a connection with the settings of a log's own.
   std::unique_ptr<whycache::MysqlConnection> connect() const {
     return std::make_unique<whycache::MysqlConnection>(server_for("bench"),
                                                        std::chrono::seconds(60));
@@ -109,7 +109,7 @@ class Database {
     }
     return numbers;
   }
-  // Begins to count Max_used_connections anew.
+  // Resets Max_used_connections.
   void reset_counters() { monitor_connection_->run("FLUSH STATUS"); }
 
  private:

@@ -1,20 +1,22 @@
-// What a fleet that follows one log asks of its database, and how soon it sees what is written,
-// with memcached in front of the log and without. Workloads, each against the number of followers:
+// The load of a fleet of followers on the database of their log, and the delay until they see a
+// write, with and without memcached in front of the log. Workloads, each by number of followers:
 //
-//   fleet_statements   statements the database server got in a second (its own counter, Questions), the writer's among
-//                      them
-//   fleet_connections  connections it had at once, at most (Max_used_connections); max_connections has to allow for
-//   that fleet_connects     connections it got in a second fleet_visible_p50  from the beginning of a write until a
-//   follower has it, on the wall, in milliseconds fleet_visible_p99 fleet_polls        polls in a second; fewer than
-//   followers / --poll-ms is more than this machine can do
+//   fleet_statements   statements per second at the database server (its counter Questions),
+//                      including those of the writer
+//   fleet_connections  most simultaneous connections (Max_used_connections); max_connections must
+//                      allow them
+//   fleet_connects     new connections per second
+//   fleet_visible_p50  milliseconds of wall time from the begin of a write until a follower has it
+//   fleet_visible_p99
+//   fleet_polls        polls per second; if fewer than followers / --poll-ms, the machine is too
+//                      slow
 //
-// A follower is a log opened by its URL and the place where it stands, as a process of a machine of
-// its own would have them; it polls with the code that Cache::update() runs, and verifies and
-// decodes what it gets, but has no state to apply it to. Some threads poll for all, each follower
-// at its own moment of the interval. One writer appends at a steady rate. Servers are real, started
-// by this program, on the same machine, and reached by unix sockets: so the figures are those of
-// the protocol, not of a network. At the end every follower has to stand at the writer's last
-// update, with the same chain.
+// A follower is a log opened by its URL, and its position in it, as each process of another machine
+// has them. It polls with the code of Cache::update(), and verifies and decodes the updates, but
+// has no state to apply them to. Some threads poll for all followers, each follower at its own
+// point of the interval. One writer appends at a steady rate. The program starts real servers on
+// the same machine and reaches them by unix sockets, so the figures show the protocol, not a
+// network. At the end every follower must be at the writer's last update, with the same chain.
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <whycache/log.h>
@@ -27,12 +29,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "base/mutex.h"
 #include "bench/database.h"
 #include "bench/fleet_memcached.h"
 #include "bench/report.h"
@@ -71,7 +73,7 @@ double seconds_since(Clock::time_point began) {
   return std::chrono::duration<double>(Clock::now() - began).count();
 }
 
-// Appends updates, and knows when each was begun.
+// Appends updates, and records when each append began.
 class Writer {
  public:
   explicit Writer(const std::string& url)
@@ -88,7 +90,7 @@ class Writer {
     const UpdateId id = position_.id + 1;
     append_begin_ns_.at(id) = now_ns();
     if (log_->append(id, draft.seal(id, position_.chain)) != whycache::Log::Appended::yes) {
-      throw std::runtime_error("somebody else writes");
+      throw std::runtime_error("another process writes to the log");
     }
     position_.id = id;
     position_.chain = draft.chain();
@@ -105,8 +107,8 @@ class Writer {
     return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count();
   }
 
-  std::vector<std::atomic<std::int64_t>>
-      append_begin_ns_;  // written before the append; read by who has got the update
+  // Stored before the append; loaded by followers that have the update.
+  std::vector<std::atomic<std::int64_t>> append_begin_ns_;
 };
 
 class Follower {
@@ -116,7 +118,7 @@ class Follower {
     position_.chain = whycache::chain_start(position_.log_uuid);
   }
 
-  // Calls `visible` with the id of each update that was new.
+  // Calls `visible` with the id of each new update.
   template <typename Visible>
   void poll(const Visible& visible) {
     const whycache::LogPage page = whycache::poll_page(*log_, position_, std::nullopt);
@@ -133,7 +135,7 @@ class Follower {
   whycache::LogPosition position_;
 };
 
-// Followers and the threads that poll for them, until the writer's last update is everywhere.
+// Followers, and the threads that poll for them until all have the writer's last update.
 class Fleet {
  public:
   Fleet(const std::string& url, std::uint64_t count, const FleetOptions& options,
@@ -143,7 +145,7 @@ class Fleet {
       stop_if_interrupted();
       followers_.emplace_back(url);
       followers_.back().poll([](UpdateId) {});
-      followers_.back().poll([](UpdateId) {});  // what it had to open for the first is closed
+      followers_.back().poll([](UpdateId) {});  // closes what the first poll opened
     }
     const auto threads = std::min<std::size_t>(static_cast<std::size_t>(options.threads), count);
     for (std::size_t thread = 0; thread < threads; ++thread) {
@@ -160,15 +162,15 @@ class Fleet {
     threads_.clear();
   }
 
-  // From now on.
+  // Discards the counts and delays so far.
   void reset_counts() {
-    const std::lock_guard lock(mutex_);
+    const whycache::MutexLock lock(mutex_);
     delays_ms_.clear();
     polls_ = 0;
   }
   std::uint64_t polls() const { return polls_; }
 
-  // Throws unless, after a while, all followers have all.
+  // Throws std::runtime_error if some follower does not reach the last update in time.
   void verify_caught_up() {
     stop();
     const auto end = Clock::now() + std::chrono::seconds(20);
@@ -180,17 +182,19 @@ class Fleet {
       }
       if (follower.position().id != writer_.position().id ||
           follower.position().chain != writer_.position().chain) {
-        throw std::runtime_error("a follower has not what was written");
+        throw std::runtime_error("a follower does not have the last update");
       }
     }
+    const whycache::MutexLock lock(mutex_);
     if (!failure_.empty()) throw std::runtime_error("a follower failed: " + failure_);
   }
-  // What this share of the updates took to become visible, in milliseconds.
-  double delay_ms(double share) {
-    const std::lock_guard lock(mutex_);
+  // Returns the given quantile of the delays until updates were visible, in milliseconds.
+  double delay_ms(double quantile) {
+    const whycache::MutexLock lock(mutex_);
     if (delays_ms_.empty()) throw std::runtime_error("nothing became visible");
     std::sort(delays_ms_.begin(), delays_ms_.end());
-    return delays_ms_[static_cast<std::size_t>(share * static_cast<double>(delays_ms_.size() - 1))];
+    return delays_ms_[static_cast<std::size_t>(quantile *
+                                               static_cast<double>(delays_ms_.size() - 1))];
   }
 
  private:
@@ -199,7 +203,7 @@ class Fleet {
     try {
       for (auto round = Clock::now(); !stopping_; round += interval_) {
         if (round + interval_ < Clock::now())
-          round = Clock::now();  // too slow: what was missed is not made up for
+          round = Clock::now();  // too slow: missed polls are skipped
         for (std::size_t i = thread; i < followers_.size() && !stopping_; i += threads) {
           std::this_thread::sleep_until(round + interval_ * i / followers_.size());
           followers_[i].poll(
@@ -207,7 +211,7 @@ class Fleet {
           ++polls_;
         }
         {
-          const std::lock_guard lock(mutex_);
+          const whycache::MutexLock lock(mutex_);
           delays_ms_.insert(delays_ms_.end(), delays_ms.begin(), delays_ms.end());
         }
         delays_ms.clear();
@@ -217,7 +221,7 @@ class Fleet {
         }
       }
     } catch (const std::exception& error) {
-      const std::lock_guard lock(mutex_);
+      const whycache::MutexLock lock(mutex_);
       failure_ = error.what();
     }
   }
@@ -228,9 +232,9 @@ class Fleet {
   std::vector<std::thread> threads_;
   std::atomic<bool> stopping_{false};
   std::atomic<std::uint64_t> polls_{0};
-  std::mutex mutex_;  // of what follows
-  std::vector<double> delays_ms_;
-  std::string failure_;
+  whycache::Mutex mutex_;
+  std::vector<double> delays_ms_ WHYCACHE_GUARDED_BY(mutex_);
+  std::string failure_ WHYCACHE_GUARDED_BY(mutex_);
 };
 
 void measure(const std::string& subject, std::uint64_t count, const FleetOptions& options,
@@ -245,13 +249,13 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   Writer writer(url);
   database.reset_counters();
   Fleet fleet(url, count, options, writer);
-  // Those who open one after the other want a connection each; what counts is what they hold later.
+  // Opening needs a connection for each follower; measure only what followers hold afterwards.
   const auto write_for = [&](double seconds) {
-    const auto began = Clock::now();
-    for (int i = 0; seconds_since(began) < seconds; ++i) {
+    const auto begin = Clock::now();
+    for (int i = 0; seconds_since(begin) < seconds; ++i) {
       stop_if_interrupted();
       std::this_thread::sleep_until(
-          began +
+          begin +
           std::chrono::nanoseconds(std::int64_t{1'000'000'000} * i / options.writes_per_second));
       writer.write();
     }
@@ -260,9 +264,9 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   database.reset_counters();
   const auto before = database.status();
   fleet.reset_counts();
-  const auto began = Clock::now();
+  const auto begin = Clock::now();
   write_for(options.seconds);
-  const double seconds = seconds_since(began);
+  const double seconds = seconds_since(begin);
   const auto after = database.status();
   const double polls = static_cast<double>(fleet.polls());
   fleet.verify_caught_up();
@@ -272,7 +276,7 @@ void measure(const std::string& subject, std::uint64_t count, const FleetOptions
   };
   report.add("fleet_statements", count, subject, "1/s", rate("Questions"));
   report.add("fleet_connections", count, subject, "connections",
-             after.at("Max_used_connections") - 1);  // ours
+             after.at("Max_used_connections") - 1);  // that of this program
   report.add("fleet_connects", count, subject, "1/s", rate("Connections"));
   report.add("fleet_visible_p50", count, subject, "ms", fleet.delay_ms(0.5));
   report.add("fleet_visible_p99", count, subject, "ms", fleet.delay_ms(0.99));
@@ -304,7 +308,7 @@ int run(int argument_count, char** arguments) {
       ->check(CLI::Range(1, 3'600));
   app.add_option("--ask-s", options.ask_s, "option ask_s of the log")->check(CLI::Range(1, 86'400));
   app.add_option("--threads", options.threads, "how many poll for all")->check(CLI::Range(1, 256));
-  app.add_option("--folder", options.directory, "where the database lies")
+  app.add_option("--folder", options.directory, "directory of the database")
       ->check(CLI::ExistingDirectory);
   app.add_option("--json", options.json, "file for the figures, one JSON object per line");
   CLI11_PARSE(app, argument_count, arguments);
@@ -314,8 +318,7 @@ int run(int argument_count, char** arguments) {
   try {
     const std::uint64_t most =
         *std::max_element(options.followers.begin(), options.followers.end());
-    // Two descriptors for each follower, here, and some for the servers, who have these limits from
-    // us.
+    // Two descriptors for each follower, and some for the servers, which inherit the limit.
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
@@ -324,9 +327,9 @@ int run(int argument_count, char** arguments) {
       throw std::runtime_error(fmt::format("too few open files allowed: allowed={} needed={}",
                                            files.rlim_cur, 2 * most + 200));
     }
-    const TemporaryDirectory folder(options.directory);
-    Database database(folder.path(), most + 50);
-    const FleetMemcached memcached(folder.path(), most + 50);
+    const TemporaryDirectory directory(options.directory);
+    Database database(directory.path(), most + 50);
+    const FleetMemcached memcached(directory.path(), most + 50);
     fmt::print("polling every {} ms, {} updates a second, each measured for {} s\n",
                options.poll_ms, options.writes_per_second, options.seconds);
     fmt::print("  {:>9}  {:<16}{:>12}{:>13}{:>12}{:>12}{:>12}{:>12}\n", "followers", "log",

@@ -1,4 +1,4 @@
-// The memcached a fleet needs: the benchmark's own, on a unix socket in its folder, gone with it.
+// A memcached server for the fleet, on a unix socket in its directory; both end with the object.
 #pragma once
 
 #include <unistd.h>
@@ -12,8 +12,8 @@ namespace bench {
 
 class FleetMemcached {
  public:
-  FleetMemcached(const std::string& folder, std::size_t connections_max)
-      : socket_(folder + "/memcached.sock"),
+  FleetMemcached(const std::string& directory, std::size_t connections_max)
+      : socket_(directory + "/memcached.sock"),
         server_({"memcached", "--unix-socket=" + socket_,
                  "--user=" + std::string(::geteuid() == 0 ? "root" : ""), "--threads=1",
                  "--conn-limit=" + std::to_string(connections_max)}) {

@@ -1,10 +1,11 @@
-// The same reads with the files in pages of 2 MiB. Workloads:
+// The same reads with and without pages of 2 MiB. Workloads:
 //
 //   get_uniform_huge   get_uniform with the files on a tmpfs that is mounted with huge=always
-//   get_uniform_small  the same on one mounted with huge=never, measured in turn with it
+//   get_uniform_small  the same with huge=never, measured in turn
 //
-// Figures are nanoseconds of processor time. Both are mounted in a mount namespace of this
-// program's own, for which one has to be root; otherwise it says so and measures nothing. Only
+// Figures are nanoseconds of processor time. The program mounts both in a mount namespace of its
+// own.
+// Without root, which that requires, the program prints a message and measures nothing. Only
 // subjects that have files are measured.
 #include <sched.h>
 #include <sys/mount.h>
@@ -27,7 +28,7 @@
 namespace bench {
 namespace {
 
-// A folder with a file system of its own.
+// A directory with a tmpfs mounted on it.
 class TmpfsMount {
  public:
   TmpfsMount(const std::string& parent, const std::string& mount_options) : directory_(parent) {
@@ -45,7 +46,7 @@ class TmpfsMount {
   bool mounted_ = false;
 };
 
-// What this program sees of mounts is its own from here on. Returns what is against it.
+// Moves this process into a mount namespace of its own. Returns the reason if that is impossible.
 std::optional<std::string> enter_mount_namespace() {
   if (::geteuid() != 0) return "not root";
   if (::unshare(CLONE_NEWNS) != 0 ||
@@ -97,7 +98,7 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
     }
   }
   fmt::print("in huge pages: {}\n", read_huge_page_bytes());
-  // The first round warms up.
+  // The first round is a warm-up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     for (const PageSizeRun& pages : all) {
       for (const std::unique_ptr<Runner>& runner : pages.runners) {

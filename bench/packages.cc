@@ -1,11 +1,11 @@
-// Real items of real sizes: Debian's package index, as apt has fetched it. Workloads:
+// Real items of real sizes: Debian's package index, as fetched by apt. Workloads:
 //
-//   get_packages             copying get of a package's description by its name, names drawn evenly
-//   bytes_per_item_packages  what the subject takes for them: its files and what it has on the heap
+//   get_packages             copying get of the description of a package, names drawn uniformly
+//   bytes_per_item_packages  bytes that the subject needs, in its files and on the heap
 //
-// Figures are nanoseconds of processor time, but on the wall for those that talk to a server, or
-// bytes. How many items there are depends on the machine, not on --items. If apt has no index, this
-// says so and measures nothing.
+// Figures are nanoseconds of processor time (wall time for subjects that use a server), or bytes.
+// The number of items depends on the machine, not on --items. If apt has no index, the program
+// prints a message and measures nothing.
 #include "demo/packages.h"
 
 #include <algorithm>
@@ -23,7 +23,7 @@
 namespace bench {
 namespace {
 
-// Which names to read, in the order they are read, and what is seen then.
+// The names to read, in order, and the expected checksum.
 struct NameReads {
   NameReads(const std::vector<Item>& items, std::size_t count, std::size_t first_count) {
     std::mt19937_64 random(2);
@@ -45,7 +45,7 @@ struct NameReads {
   std::string bytes;
   std::vector<std::string_view> keys;
   ReadChecksum expected_all;
-  ReadChecksum expected_first;  // of the first of them alone
+  ReadChecksum expected_first;  // of a prefix, for subjects that use a server
 };
 
 void write(Runner& runner, std::span<const Item> items) {
@@ -81,7 +81,7 @@ void measure(const BenchmarkOptions& options, std::uint64_t /*items*/, Report& r
                  runner.bytes_per_item(items.size()));
     }
   }
-  // The first round warms up.
+  // The first round is a warm-up.
   for (int repetition = -1; repetition < options.repetitions && options.wants("get_packages");
        ++repetition) {
     for (const std::unique_ptr<Runner>& runner : runners) {

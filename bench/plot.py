@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Makes plots (SVG) of the figures that the benchmarks wrote with --json.
+"""Makes SVG plots of the results that the benchmarks wrote with --json.
 
     bench/plot.py build/bench/figures.json build/bench
 
     get.svg       a get by whycache and by its rivals
-    latency.svg   how long single gets take beside a writer, and without one
+    latency.svg   latency of single gets with and without a concurrent writer
     bytes.svg     bytes per item, after loading and after overwriting
-    items.svg     what a get costs, against the number of items
-    fleet.svg     statements a second that a fleet sends to its database, by number of followers
+    items.svg     time of a get, by number of items
+    fleet.svg     statements per second that a fleet sends to its database, by followers
 
-Only the standard library is needed. A plot whose figures are not there is left out.
+Needs only the standard library. A plot without results is left out.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COLOURS = ["#d1495b", "#30638e", "#edae49", "#4f9d69", "#7d5ba6", "#8d6e63", "#3
 
 
 class Drawing:
-    """An SVG that is drawn piece by piece."""
+    """An SVG file under construction."""
 
     def __init__(self, height, title, subtitle):
         self.height = height
@@ -128,9 +128,9 @@ class Figures:
 
 
 def bars(rows, second, title, subtitle, label, logarithmic, names):
-    """A bar for each subject, and a fainter one below it for the second workload, if there is one.
+    """Draws a bar per subject, and a fainter one below for the second workload.
 
-    Thin lines reach from the least figure to the greatest.
+    Thin lines reach from minimum to maximum.
     """
     others = {row["subject"]: row for row in second}
     step = 44 if others else 30

@@ -1,12 +1,12 @@
-// Several processes reading at once. Workloads:
+// Reads by several processes at once. Workloads:
 //
-//   get_uniform_2        copying gets, keys drawn evenly, by two processes at once: what each of them needs for one
-//   get_uniform_2_alone  the same by one of them alone
+//   get_uniform_2        copying gets, keys drawn uniformly, by two processes: time of each per get
+//   get_uniform_2_alone  the same by one process
 //
-// Both are measured, in turn, if one is asked for.
-// Figures are nanoseconds on the wall, since who waits for another's lock uses no processor. Every
-// process opens the subject by itself and reads everything once before it is timed; what lies in
-// private memory it has from its parent.
+// Each run measures both in turn, even if only one is selected. Figures are nanoseconds of wall
+// time, because waiting for a lock uses no processor. Every process opens the subject on its own,
+// and reads everything once before it is timed. Subjects in private memory are inherited from the
+// parent.
 #include <sched.h>
 
 #include <array>
@@ -28,13 +28,13 @@ namespace {
 
 constexpr std::size_t processes_max = 2;
 
-// Where the processes wait for each other, and leave what they measured.
+// A barrier for the processes, and their results.
 struct StartBarrier {
   std::atomic<std::size_t> ready = 0;
   std::array<double, processes_max> ns_per_read = {};
 };
 
-// Nanoseconds per read, of each process.
+// Returns the nanoseconds per read of each process.
 std::vector<double> read_concurrently(std::size_t count, Runner& runner, const ReadSequence& reads,
                                       const std::string& workload) {
   const std::span<const std::string_view> keys = runner.keys_to_read(reads.keys());
@@ -46,7 +46,7 @@ std::vector<double> read_concurrently(std::size_t count, Runner& runner, const R
     children[i].emplace([&] {
       std::string value;
       if (!runner.subject().open_and_get(keys.front(), value))
-        throw std::runtime_error("a key is not there");
+        throw std::runtime_error("a key is missing");
       runner.read(ReadLoop::get, keys, expected, workload);
       for (++start->ready; start->ready < count;) ::sched_yield();
       const double begin = monotonic_time_ns();

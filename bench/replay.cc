@@ -1,11 +1,11 @@
-// How long a machine that has nothing takes until it has everything. Workloads:
+// The time until a machine without a state has all items. Workloads:
 //
 //   replay_large   all items, in updates of 1 MiB
 //   replay_single  a tenth as many items, each in an update of its own
 //
-// Figures are milliseconds on the wall, from opening a cache without a state until all that is in
-// its SQLite log is applied; its items are counted, and its digest is compared with that of the
-// cache that wrote them. `items` in the figures is how many are replayed.
+// Figures are milliseconds of wall time, from opening a cache without a state until it has applied
+// the whole SQLite log. The number of items and the digest are compared with those of the cache
+// that wrote them. `items` in the results is the number of replayed items.
 #include <fmt/format.h>
 #include <whycache/cache.h>
 
@@ -20,15 +20,17 @@
 namespace bench {
 namespace {
 
-// A log that was written, and what a cache has to look like that has applied it.
+// A log, and the number of items and the digest of a cache that has applied it.
 class WrittenLog {
  public:
-  WrittenLog(const std::string& folder, std::uint64_t items, bool singly)
-      : items_(items), url_("sqlite://" + folder + "/log.db"), state_path_(folder + "/state") {
+  WrittenLog(const std::string& directory, std::uint64_t items, bool singly)
+      : items_(items),
+        url_("sqlite://" + directory + "/log.db"),
+        state_path_(directory + "/state") {
     const RandomOrder order(items, 1);
     whycache::Cache cache(url_, {.state_path = state_path_});
     const std::size_t together =
-        singly ? 1 : 100'000;  // the cache makes updates of update_bytes_max of them, 1 MiB
+        singly ? 1 : 100'000;  // the cache splits them into updates of update_bytes_max, 1 MiB
     WriteBatch batch;
     for (std::size_t first = 0; first < order.size(); first += together) {
       if (first % 10'000 == 0) stop_if_interrupted();
@@ -42,7 +44,7 @@ class WrittenLog {
 
   whycache::UpdateId head() const { return head_; }
 
-  // Replays all of it; returns milliseconds.
+  // Replays the whole log and returns the milliseconds it takes.
   double replay() const {
     const double begin = monotonic_time_ns();
     whycache::Cache cache(url_, {.state_path = state_path_});
@@ -67,8 +69,8 @@ void measure(const BenchmarkOptions& options, std::uint64_t items, Report& repor
 #if WHYCACHE_WITH_SQLITE
   const auto replay = [&](const std::string& workload, std::uint64_t count, bool singly) {
     if (!options.wants(workload)) return;
-    const TemporaryDirectory folder(options.directory);
-    const WrittenLog log(folder.path(), count, singly);
+    const TemporaryDirectory directory(options.directory);
+    const WrittenLog log(directory.path(), count, singly);
     fmt::print("{}: {} updates\n", workload, log.head());
     for (int repetition = 0; repetition < options.repetitions; ++repetition) {
       stop_if_interrupted();

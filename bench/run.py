@@ -3,10 +3,10 @@
 
     bench/run.py                                    # everything
     bench/run.py --only get_uniform --items 1000000 # a part
-    bench/run.py --program keys -- 500000           # one program, with its own arguments
+    bench/run.py --program keys -- 500000           # one program with the given arguments
 
-Each workload belongs to one program, which lists it (bench_<name> --list). All figures go into one
-file, one JSON object per line; bench/plot.py draws plots of it.
+Each workload belongs to one program (bench_<name> --list). The results of all programs are written
+to one file, one JSON object per line, from which bench/plot.py makes plots.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-# Programs and their arguments. Two processors need about a quarter of an hour for all of it.
+# Programs and their arguments. All of them take about a quarter of an hour on two processors.
 EVERYTHING = [
     ("reads", ["--items", "1000000", "--reads", "500000"]),
     (
@@ -65,7 +65,7 @@ EVERYTHING = [
     ("writes", ["--seconds", "0.6"]),
     ("packages", ["--reads", "500000"]),
 ]
-TEN_MILLION_BYTES = 10 << 30  # what the subjects measured with ten million items take together
+TEN_MILLION_BYTES = 10 << 30  # memory of all subjects that are measured with ten million items
 
 
 def available_bytes():
@@ -82,28 +82,27 @@ def workloads_of(path):
 
 
 def choose(options, path_of):
-    """The programs that have the workloads asked for, with what each is to be called with."""
-    there = [
+    """Yields the programs with the requested workloads, and the arguments of each."""
+    built = [
         (program, arguments)
         for program, arguments in EVERYTHING
         if os.path.exists(path_of(program))
     ]
     for program in sorted(
-        {program for program, _ in EVERYTHING} - {program for program, _ in there}
+        {program for program, _ in EVERYTHING} - {program for program, _ in built}
     ):
         print(
-            f"left out: bench_{program} (it was not built, since something it needs was not found)",
-            flush=True,
+            f"left out: bench_{program} (not built, because a dependency was not found)", flush=True
         )
     if not (options.only or options.items or options.subjects):
-        for program, arguments in there:
+        for program, arguments in built:
             if "10000000" in arguments and available_bytes() < TEN_MILLION_BYTES:
                 print("left out: ten million items (too little memory)", flush=True)
                 continue
             yield program, arguments
         return
     unknown = set(options.only)
-    for program in dict.fromkeys(program for program, _ in there):
+    for program in dict.fromkeys(program for program, _ in built):
         chosen = [
             name
             for name in workloads_of(path_of(program))
@@ -128,10 +127,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bin", default="build/release/bin", help="folder of the programs")
-    parser.add_argument("--program", help="this one alone, without the bench_ before its name")
+    parser.add_argument("--bin", default="build/release/bin", help="directory of the programs")
+    parser.add_argument("--program", help="run only this program, named without bench_")
     parser.add_argument("--only", default="", help="workloads, separated by commas")
-    parser.add_argument("--items", help="how many items; several numbers separated by commas")
+    parser.add_argument("--items", help="number of items; several numbers separated by commas")
     parser.add_argument("--subjects", help="subjects, separated by commas")
     parser.add_argument("--json", default="build/bench/figures.json", help="file for the figures")
     parser.add_argument("arguments", nargs="*", help="for the programs, after --")

@@ -1,5 +1,4 @@
-// A rival that is a server: started by its subject, listening on a unix socket in the subject's
-// folder, and ended with it.
+// The server of a subject, on a unix socket in the subject's directory. It ends with the subject.
 #pragma once
 
 #include <fcntl.h>
@@ -28,15 +27,16 @@ class Server {
     process_ = ::fork();
     if (process_ < 0) throw std::runtime_error("cannot fork");
     if (process_ > 0) return;
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive us, whatever becomes of us
-    const int nothing = ::open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(nothing, stream);
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // it ends even if this process is killed
+    const int null_device = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+      ::dup2(null_device, stream);
     ::execvp(arguments.front(), arguments.data());
     ::_exit(127);
   }
   ~Server() {
     if (exited_) return;
-    ::kill(process_, SIGKILL);  // nothing of it is to be kept
+    ::kill(process_, SIGKILL);  // its data is not needed any more
     ::waitpid(process_, nullptr, 0);
   }
   Server(const Server&) = delete;
@@ -55,7 +55,7 @@ class Server {
     initial_resident_bytes_ = resident_bytes();
   }
 
-  // What it takes of the memory beyond what it took when it first answered.
+  // Returns how much its memory has grown since it first answered.
   std::uint64_t resident_growth_bytes() const {
     return resident_bytes() - std::min(initial_resident_bytes_, resident_bytes());
   }

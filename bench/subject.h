@@ -1,10 +1,10 @@
-// What is measured: whycache, or a rival, each in a file of its own, subject_<name>.cc. See
-// README.md for how to add one.
+// A subject of the benchmarks: whycache or a rival, each in a file subject_<name>.cc. README.md
+// says how to add one.
 //
-// Such a file holds a class (a store) with the functions named in StoreSubject below; what it
-// cannot do it leaves out, and the table then has no figure there. The loops of workload.h are
-// compiled into each of these files around the store's functions, so that nothing lies between a
-// loop and the rival that its users would not have.
+// The file contains a class (a store) with the functions that StoreSubject below calls. The store
+// leaves out what it cannot do, and the table then has no figure there. Each file compiles the
+// loops of workload.h around the functions of its store, so that a
+// loop calls the rival as directly as a user's program does.
 #pragma once
 
 #include <cstdint>
@@ -24,37 +24,39 @@ class Subject {
 
   virtual bool supports(ReadLoop loop) const = 0;
   virtual ReadChecksum run(ReadLoop loop, std::span<const std::string_view> keys) = 0;
-  // One copying get, for who times them singly.
+  // Makes one copying get, for programs that time single gets.
   virtual bool get(std::string_view key, std::string& value) = 0;
 
-  // Sets items, as one atomic batch if there is such a thing. False: it is there for reading only.
+  // Whether writes are measured; if not, the subject is only for reading.
   virtual bool measures_writes() const = 0;
+  // Sets items, as one atomic batch if the subject has batches.
   virtual void set(std::span<const Item> items) = 0;
-  // After the last set(): from here on it is read.
+  // Called after the last set() and before the first read.
   virtual void finish_writing() = 0;
 
-  // Bytes of its files, or of its server's memory. What lies on our heap is counted by who asks.
+  // Returns the bytes of its files or of its server's memory. The caller counts its heap.
   virtual std::uint64_t external_bytes() const = 0;
-  // Whether it has files that another process can open, or a server: not so in private memory.
+  // Whether other processes can read it, through files or a server.
   virtual bool is_shared() const = 0;
-  // The same, while yet another process writes.
+  // Whether other processes can read it while one writes.
   virtual bool allows_concurrent_writer() const = 0;
-  // Whether a server answers: then it is the time on the wall that counts, and it reads fewer keys.
+  // Whether it uses a server: then figures are wall time, and fewer keys are read.
   virtual bool uses_server() const = 0;
 
-  // Lets go of its files, and opens them again so far that `key` is read.
+  // close() closes its files; open_and_get() opens them again and reads `key`.
   virtual bool can_reopen() const = 0;
   virtual void close() = 0;
   virtual bool open_and_get(std::string_view key, std::string& value) = 0;
 };
 
-using MakeSubject = std::unique_ptr<Subject>(const std::string& folder, std::uint64_t items_max);
+using MakeSubject = std::unique_ptr<Subject>(const std::string& directory, std::uint64_t items_max);
 
 template <typename Store>
 class StoreSubject final : public Subject {
  public:
-  // A store may put its files into `folder`, which it finds empty, and is removed afterwards.
-  StoreSubject(const std::string& folder, std::uint64_t items_max) : store_(folder, items_max) {}
+  // A store may put its files into `directory`, which is empty at first and removed afterwards.
+  StoreSubject(const std::string& directory, std::uint64_t items_max)
+      : store_(directory, items_max) {}
 
   bool supports(ReadLoop loop) const override {
     switch (loop) {

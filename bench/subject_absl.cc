@@ -1,4 +1,4 @@
-// absl::flat_hash_map in private memory: what a single process would use without us.
+// absl::flat_hash_map in private memory: the choice for a single process without whycache.
 #include <absl/container/flat_hash_map.h>
 #include <absl/strings/string_view.h>
 
@@ -8,7 +8,7 @@
 namespace bench {
 namespace {
 
-// Distributions build Abseil with a string_view of its own.
+// Distributions build Abseil with its own string_view.
 absl::string_view to_absl(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
 class Absl {
@@ -42,8 +42,8 @@ class Absl {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_absl(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<Absl>>(folder, items_max);
+std::unique_ptr<Subject> make_absl(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<Absl>>(directory, items_max);
 }
 
 }  // namespace bench

@@ -1,7 +1,7 @@
-// Boost.Interprocess: an unordered_map in a managed segment of shared memory, under a sharable
-// mutex that lies in it too; what one builds who wants a map that processes share. The segment is a
-// mapped file, so that it lies and goes where those of the others do; in /dev/shm, that is what
-// managed_shared_memory maps.
+// Boost.Interprocess: an unordered_map in a managed segment of shared memory, with a sharable mutex
+// in the same segment. This is the usual way to build a map that processes share. The segment is a
+// mapped file, so that it is in the same directory as the files of the other subjects; in /dev/shm
+// it equals managed_shared_memory.
 #include <sys/stat.h>
 
 #include <boost/interprocess/allocators/allocator.hpp>
@@ -31,7 +31,7 @@ using String = interprocess::basic_string<char, std::char_traits<char>, Allocato
 std::string_view bytes_of(const String& string) { return {string.data(), string.size()}; }
 std::string_view bytes_of(std::string_view bytes) { return bytes; }
 
-// Keys are looked up without making a String of them.
+// Allows lookups without constructing a String.
 struct Hash {
   template <typename Bytes>
   std::size_t operator()(const Bytes& bytes) const {
@@ -56,9 +56,9 @@ struct SharedMap {
 
 class BoostInterprocess {
  public:
-  BoostInterprocess(const std::string& folder, std::uint64_t items_max)
-      : path_(folder + "/segment") {
-    // The file has holes where nothing was written yet.
+  BoostInterprocess(const std::string& directory, std::uint64_t items_max)
+      : path_(directory + "/segment") {
+    // The file has holes where nothing has been written.
     const std::uint64_t bytes_max = items_max * 4096 + (64 << 20);
     segment_ = Segment(interprocess::create_only, path_.c_str(), bytes_max);
     shared_ = segment_.construct<SharedMap>("shared")(segment_.get_segment_manager());
@@ -67,7 +67,7 @@ class BoostInterprocess {
   void open() {
     segment_ = Segment(interprocess::open_only, path_.c_str());
     shared_ = segment_.find<SharedMap>("shared").first;
-    if (shared_ == nullptr) throw std::runtime_error("boost_interprocess: the map is not there");
+    if (shared_ == nullptr) throw std::runtime_error("boost_interprocess: the map is missing");
   }
   void close() {
     shared_ = nullptr;
@@ -121,9 +121,9 @@ class BoostInterprocess {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_boost_interprocess(const std::string& folder,
+std::unique_ptr<Subject> make_boost_interprocess(const std::string& directory,
                                                  std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<BoostInterprocess>>(folder, items_max);
+  return std::make_unique<StoreSubject<BoostInterprocess>>(directory, items_max);
 }
 
 }  // namespace bench

@@ -1,4 +1,4 @@
-// All subjects there are. The one file to change, besides CMakeLists.txt, when a rival is added.
+// The list of all subjects. A new rival is added here and in CMakeLists.txt.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace bench {
 
-// Weak: the address of a rival's is nullptr when its library was not there and its file was not
+// Weak symbols: the address is nullptr if the library of a rival was not found and its file was not
 // compiled.
 [[gnu::weak]] MakeSubject make_whycache;
 [[gnu::weak]] MakeSubject make_absl;
@@ -23,7 +23,7 @@ namespace bench {
 
 struct SubjectKind {
   std::string name;
-  MakeSubject* make;  // nullptr: its library was not there when this was built
+  MakeSubject* make;  // nullptr if its library was not found
 };
 
 inline const std::vector<SubjectKind> subject_kinds = {

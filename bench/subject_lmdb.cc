@@ -1,8 +1,7 @@
-// LMDB, the other store that many processes read from one mapped file. `lmdb` renews its read
-// transaction for every read, as one that wants the newest data does; `lmdb_long` reads everything
-// in one.
+// LMDB, which many processes read from one mapped file, too. `lmdb` renews its read transaction for
+// every read, as a program does that needs the newest data; `lmdb_long` uses one for all reads.
 //
-// It syncs nothing, as the state of whycache, which can be had again from the log, does not either.
+// It never syncs. Neither does the state of whycache, which can be rebuilt from the log.
 #include <lmdb.h>
 #include <sys/stat.h>
 
@@ -27,8 +26,8 @@ std::string_view bytes_of(const MDB_val& value) {
 template <bool renewed>
 class Lmdb {
  public:
-  Lmdb(const std::string& folder, std::uint64_t items_max)
-      : path_(folder + "/lmdb"), map_bytes_(items_max * 2048 + (64 << 20)) {
+  Lmdb(const std::string& directory, std::uint64_t items_max)
+      : path_(directory + "/lmdb"), map_bytes_(items_max * 2048 + (64 << 20)) {
     open();
   }
   Lmdb(const Lmdb&) = delete;
@@ -143,7 +142,7 @@ class Lmdb {
   MDB_txn* read_transaction_ = nullptr;
 };
 
-// Writes as the other does, and is as large.
+// Its writes and its size equal those of lmdb, so they are not measured.
 class LmdbLong : public Lmdb<false> {
  public:
   using Lmdb::Lmdb;
@@ -152,12 +151,12 @@ class LmdbLong : public Lmdb<false> {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_lmdb(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<Lmdb<true>>>(folder, items_max);
+std::unique_ptr<Subject> make_lmdb(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<Lmdb<true>>>(directory, items_max);
 }
 
-std::unique_ptr<Subject> make_lmdb_long(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<LmdbLong>>(folder, items_max);
+std::unique_ptr<Subject> make_lmdb_long(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<LmdbLong>>(directory, items_max);
 }
 
 }  // namespace bench

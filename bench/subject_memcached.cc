@@ -1,6 +1,6 @@
-// memcached, a server on the same machine, over a unix socket. It has as much memory as it needs to
-// forget nothing, and one thread, since one client asks. Items are written without waiting for
-// answers; several keys are read with one request.
+// memcached, a server on the same machine, reached by a unix socket. It has enough memory to keep
+// all items, and one thread for the one client. Writes do not wait for replies; one request reads
+// several keys.
 #include <libmemcached/memcached.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,8 +20,8 @@ class Memcached {
  public:
   static constexpr const char* server_name = "memcached";
 
-  Memcached(const std::string& folder, std::uint64_t items_max)
-      : socket_(folder + "/socket"),
+  Memcached(const std::string& directory, std::uint64_t items_max)
+      : socket_(directory + "/socket"),
         server_({server_name, "--unix-socket=" + socket_,
                  "--user=" + std::string(::geteuid() == 0 ? "root" : ""), "--threads=1",
                  "--disable-evictions",
@@ -50,8 +50,8 @@ class Memcached {
                                                       item.value.data(), item.value.size(), 0, 0);
       if (result != MEMCACHED_SUCCESS && result != MEMCACHED_BUFFERED) fail(result);
     }
-    // A connection's requests are done one after the other: when this is answered, all before it
-    // are done.
+    // The server processes the requests of a connection in order, so the reply to this one means
+    // that all earlier ones are done.
     std::string value;
     if (!get_from(writer_, items.back().key, value))
       throw std::runtime_error("memcached: an item was not kept");
@@ -67,7 +67,7 @@ class Memcached {
     }
     memcached_return_t result = memcached_mget(client_, words.data(), sizes.data(), keys.size());
     if (result != MEMCACHED_SUCCESS) fail(result);
-    // Answers come in the order of the keys; those that are not there have none.
+    // Replies come in the order of the keys; absent keys have none.
     std::size_t found = 0;
     std::size_t i = 0;
     while (memcached_fetch_result(client_, &result_, &result) != nullptr) {
@@ -118,14 +118,14 @@ class Memcached {
   Server server_;
   memcached_st* client_ = nullptr;
   memcached_st* writer_ =
-      nullptr;  // does not wait for answers; changing that on a connection would close it
+      nullptr;  // does not wait for replies; switching that on a connection would close it
   memcached_result_st result_;
 };
 
 }  // namespace
 
-std::unique_ptr<Subject> make_memcached(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<Memcached>>(folder, items_max);
+std::unique_ptr<Subject> make_memcached(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<Memcached>>(directory, items_max);
 }
 
 }  // namespace bench

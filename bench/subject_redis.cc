@@ -1,6 +1,6 @@
-// Redis, a server on the same machine: every read is a question and an answer over a unix socket,
-// the fastest way there is to it. It is told to keep nothing on disk. Items are written in one
-// pipeline per update; several keys are read with MGET.
+// Redis, a server on the same machine, reached by a unix socket, the fastest way to connect. Every
+// read is a request and a reply. Persistence is off. Each update is one pipeline; MGET reads
+// several keys.
 #include <hiredis/hiredis.h>
 
 #include <array>
@@ -22,10 +22,10 @@ class Redis {
  public:
   static constexpr const char* server_name = "redis-server";
 
-  Redis(const std::string& folder, std::uint64_t)
-      : socket_(folder + "/socket"),
-        server_({server_name, "--port", "0", "--unixsocket", socket_, "--dir", folder, "--save", "",
-                 "--appendonly", "no", "--daemonize", "no"}) {
+  Redis(const std::string& directory, std::uint64_t)
+      : socket_(directory + "/socket"),
+        server_({server_name, "--port", "0", "--unixsocket", socket_, "--dir", directory, "--save",
+                 "", "--appendonly", "no", "--daemonize", "no"}) {
     server_.wait_until([&] { return connect(); });
   }
   Redis(const Redis&) = delete;
@@ -110,8 +110,8 @@ class Redis {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_redis(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<Redis>>(folder, items_max);
+std::unique_ptr<Subject> make_redis(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<Redis>>(directory, items_max);
 }
 
 }  // namespace bench

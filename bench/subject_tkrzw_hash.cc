@@ -1,4 +1,5 @@
-// Tkrzw's hash database, a mapped file. As its makers recommend it has more buckets than records.
+// Tkrzw's hash database, a mapped file. As its documentation recommends, it has more buckets than
+// records.
 #include <tkrzw_dbm_hash.h>
 
 #include "bench/subject.h"
@@ -10,22 +11,22 @@ namespace {
 
 class TkrzwHash : public Tkrzw<tkrzw::HashDBM> {
  public:
-  TkrzwHash(const std::string& folder, std::uint64_t items_max)
-      : Tkrzw(folder + "/hash.tkh", tuned(items_max)) {}
+  TkrzwHash(const std::string& directory, std::uint64_t items_max)
+      : Tkrzw(directory + "/hash.tkh", tuned(items_max)) {}
 
  private:
   static Tuning tuned(std::uint64_t items_max) {
     Tuning tuning;
     tuning.num_buckets = static_cast<std::int64_t>(items_max * 2);
-    tuning.offset_width = 5;  // 8 TiB: room for ten million items and more
+    tuning.offset_width = 5;  // 8 TiB: enough for more than ten million items
     return tuning;
   }
 };
 
 }  // namespace
 
-std::unique_ptr<Subject> make_tkrzw_hash(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<TkrzwHash>>(folder, items_max);
+std::unique_ptr<Subject> make_tkrzw_hash(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<TkrzwHash>>(directory, items_max);
 }
 
 }  // namespace bench

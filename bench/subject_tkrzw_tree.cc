@@ -1,6 +1,5 @@
-// Tkrzw's tree database, in key order, in a mapped file. It keeps pages it has read on the heap of
-// the process, by default ten thousand; it may keep all of them here, so that it does not read
-// pages over and over.
+// Tkrzw's tree database, in key order, in a mapped file. It caches pages on the heap, by default
+// ten thousand. Here it may cache all of them, so that it reads no page twice.
 #include <tkrzw_dbm_tree.h>
 
 #include "bench/subject.h"
@@ -12,8 +11,8 @@ namespace {
 
 class TkrzwTree : public Tkrzw<tkrzw::TreeDBM> {
  public:
-  TkrzwTree(const std::string& folder, std::uint64_t items_max)
-      : Tkrzw(folder + "/tree.tkt", tuned(items_max)) {}
+  TkrzwTree(const std::string& directory, std::uint64_t items_max)
+      : Tkrzw(directory + "/tree.tkt", tuned(items_max)) {}
 
   template <typename Visit>
   void scan_items(const Visit& visit) {
@@ -45,8 +44,8 @@ class TkrzwTree : public Tkrzw<tkrzw::TreeDBM> {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_tkrzw_tree(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<TkrzwTree>>(folder, items_max);
+std::unique_ptr<Subject> make_tkrzw_tree(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<TkrzwTree>>(directory, items_max);
 }
 
 }  // namespace bench

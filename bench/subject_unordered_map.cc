@@ -1,4 +1,4 @@
-// std::unordered_map in private memory, looked up without making a string of the key.
+// std::unordered_map in private memory, with lookups that do not copy the key.
 #include <unordered_map>
 
 #include "bench/subject.h"
@@ -41,8 +41,8 @@ class UnorderedMap {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_unordered_map(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<UnorderedMap>>(folder, items_max);
+std::unique_ptr<Subject> make_unordered_map(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<UnorderedMap>>(directory, items_max);
 }
 
 }  // namespace bench

@@ -1,5 +1,5 @@
-// whycache's state by itself: reads as a process of the machine does them, updates applied as they
-// come out of a log.
+// The state of whycache alone: reads as in any process of the machine, and updates applied as if
+// they came from a log.
 #include <sys/stat.h>
 
 #include <whycache/view.h>
@@ -18,8 +18,8 @@ using namespace whycache;
 
 class Whycache {
  public:
-  Whycache(const std::string& folder, std::uint64_t items_max) {
-    options_.path = folder + "/whycache";
+  Whycache(const std::string& directory, std::uint64_t items_max) {
+    options_.path = directory + "/whycache";
     options_.bytes_max = items_max * 4096 + (std::uint64_t{1} << 30);
     open();
     state_->install(*state_->begin_build(Uuid{1}, "bench:"));
@@ -90,8 +90,8 @@ class Whycache {
 
 }  // namespace
 
-std::unique_ptr<Subject> make_whycache(const std::string& folder, std::uint64_t items_max) {
-  return std::make_unique<StoreSubject<Whycache>>(folder, items_max);
+std::unique_ptr<Subject> make_whycache(const std::string& directory, std::uint64_t items_max) {
+  return std::make_unique<StoreSubject<Whycache>>(directory, items_max);
 }
 
 }  // namespace bench

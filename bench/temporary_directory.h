@@ -1,4 +1,4 @@
-// A folder that goes when we do.
+// A directory that is removed with the object.
 #pragma once
 
 #include <stdlib.h>
@@ -16,7 +16,7 @@ class TemporaryDirectory {
   explicit TemporaryDirectory(const std::string& parent)
       : path_(parent + "/whycache_bench_XXXXXX") {
     if (::mkdtemp(path_.data()) == nullptr)
-      throw std::runtime_error("cannot make a folder: parent=" + parent);
+      throw std::runtime_error("cannot create a directory: parent=" + parent);
   }
   ~TemporaryDirectory() {
     std::error_code ignored;

@@ -1,5 +1,5 @@
-// What the two subjects made with Tkrzw have in common: a database file that is opened for writing
-// until it is closed, and after that for reading alone, so that several processes can have it open.
+// The common part of the two Tkrzw subjects: a database file that is open for writing until
+// close(). Then it is opened only for reading, so that several processes can have it open.
 #pragma once
 
 #include <sys/stat.h>

@@ -1,11 +1,11 @@
-// The bytes of updates and base parts alone: nanoseconds per change to draft and seal, to verify
-// the chain, to decode.
+// The encoding of updates and base parts alone: nanoseconds per change to draft and seal, to verify
+// the chain, and to decode.
 //
 //   build/release/bin/bench_update [changes] [rounds]
 //
-// A million changes in updates of 1 MiB, for values that do not compress, that compress like JSON,
-// and that are all alike. Every figure is processor time, the least of the rounds, since others may
-// be using the machine.
+// Encodes a million changes in updates of 1 MiB, with values that do not compress, that compress
+// like JSON, and that are all equal. Every figure is processor time, the minimum of the rounds,
+// because other programs may use the machine.
 #include <fmt/format.h>
 #include <time.h>
 
@@ -52,7 +52,7 @@ void fill_alike(std::string& value, std::mt19937_64& /*random*/) {
       R"({"name":"x","age":17,"city":"Berlin","flags":[1,0,1],"token":")";
   for (std::size_t i = 0; i < value.size(); ++i) value[i] = text[i % text.size()];
 }
-// An eighth of the characters is random.
+// One character in eight is random.
 void fill_json(std::string& value, std::mt19937_64& random) {
   fill_alike(value, random);
   for (std::size_t i = 0; i < value.size() / 8; ++i)
@@ -65,7 +65,7 @@ double process_cpu_time_ns() {
   return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
 }
 
-// The least of what `work` takes, per item.
+// Returns the minimum time of `work` per item.
 double measure(std::size_t rounds, std::size_t items, const std::function<void()>& work) {
   double least = std::numeric_limits<double>::max();
   for (std::size_t round = 0; round < rounds; ++round) {

@@ -1,26 +1,25 @@
-// How fast writes are, in a log that keeps what it acknowledges. Workloads, each for `mysql` (a
-// MariaDB that this program starts, reached by its unix socket, which syncs at every commit) and
-// `sqlite`:
+// The speed of writes to a durable log. Workloads, each for `mysql` (a MariaDB server that this
+// program starts, reached by its unix socket, which syncs at every commit) and for `sqlite`:
 //
-//   write_single        one writer calls Cache::set again and again; beside it, as `mysql_bare` and `sqlite_bare`, what
-//                       the database does without us: INSERT of one row of the same bytes, a transaction of its own,
-//                       prepared once, over the same kind of connection, with the same settings
-//   write_threads_64    64 threads of one process call set on one Cache, which puts those that wait into one update
-//   write_processes_8   8 processes of one machine: they share a state, and queue for the log
-//   write_machines_8    8 processes with a state each, as if each was a machine: they race for the next update id; only
-//                       mysql
+//   write_single        one writer calls Cache::set repeatedly; for comparison, `mysql_bare` and
+//                       `sqlite_bare` insert one row of the same bytes in a transaction of its own,
+//                       with a prepared statement, and the same kind of connection and settings
+//   write_threads_64    64 threads of one process call set on one Cache, which groups waiting
+//                       writes into one update
+//   write_processes_8   8 processes of one machine, which share a state and queue for the log
+//   write_machines_8    8 processes with a state each, like separate machines, which race for the
+//                       next update id; only mysql
 //
-// Figures are writes a second on the wall, of all who write together. For several processes there
-// is also what the slowest did, in shares of the mean (write_processes_8_slowest,
-// write_machines_8_slowest). Ratios are the medians of those within each repetition, so that a slow
-// minute of the machine is slow for both sides: ..._to_bare,
-// ..._to_single. write_single_statements and write_single_syncs are the server's own counts for
-// each write.
+// Figures are writes per second of wall time, of all writers together. For several processes,
+// write_processes_8_slowest and write_machines_8_slowest are the rate of the slowest writer as a
+// share of the mean. Ratios (..._to_bare, ..._to_single) are medians of the ratios within each
+// repetition, so that a slow minute of the machine affects both sides. write_single_statements and
+// write_single_syncs are the server's own counters per write.
 //
-// The databases lie on the disk of --folder, by default that of temporary files, as syncing costs
-// nothing in /dev/shm; the states lie in /dev/shm. Who measures several writers needs the one to
-// compare with: it is always measured. After every measurement the log has to have as many updates
-// as were written, and the state what was written last.
+// The databases are on the disk of --folder, by default that of temporary files, because syncing
+// costs nothing in /dev/shm; the states are in /dev/shm. The single writer is always measured,
+// because the other workloads are compared with it. After every measurement the log must contain as
+// many updates as were written, and the state the last value.
 #include <sqlite3.h>
 #include <unistd.h>
 #include <whycache/cache.h>
@@ -66,7 +65,7 @@ constexpr double turn_ns = 5e7;
 
 double seconds_per_measurement = 1;
 
-// Writes one row in a transaction of its own.
+// Inserts one row in a transaction of its own.
 using InsertRow = std::function<void(std::uint64_t id, std::string_view bytes)>;
 using ReadCounters = std::function<std::map<std::string, double>()>;
 
@@ -110,7 +109,7 @@ InsertRow prepare_sqlite_insert(const std::string& path) {
   };
 }
 
-// Sets one key after the other, of some that are its own, until the time is over.
+// Sets keys of its own, one after the other, until the time is over.
 class Writer {
  public:
   Writer(Cache& cache, std::uint64_t items, std::uint64_t first_item = 0)
@@ -127,10 +126,10 @@ class Writer {
   }
 
   std::uint64_t count() const { return count_; }
-  // Throws if the cache has not what was written last.
+  // Throws std::runtime_error if the cache does not have the last value written.
   void check() const {
     if (count_ > 0 && cache_.get(key()) != value())
-      throw std::runtime_error("what was written is not there");
+      throw std::runtime_error("the last value written is missing");
   }
 
  private:
@@ -145,13 +144,13 @@ class Writer {
   std::array<char, value_bytes> value_{};
 };
 
-// Writes that took so long.
+// The number of writes, and how long they took.
 struct Rate {
   std::uint64_t writes = 0;
   double ns = 0;
   std::uint64_t updates = 0;
   double slowest_share = 1;                         // of the mean
-  std::map<std::string, double> server_counters{};  // by the server
+  std::map<std::string, double> server_counters{};  // their increase
 
   double per_write(const char* counter) const {
     return server_counters.at(counter) / static_cast<double>(writes);
@@ -159,7 +158,7 @@ struct Rate {
   double per_second() const { return static_cast<double>(writes) / ns * 1e9; }
 };
 
-// A log, and what is measured on it.
+// A log, and the measurements on it.
 class MeasuredLog {
  public:
   MeasuredLog(std::string name, std::string url, const std::string& states, std::uint64_t items,
@@ -173,8 +172,8 @@ class MeasuredLog {
 
   const std::string& name() const { return name_; }
 
-  // The bare database and one writer in short turns, so that both have the same disk: it may be
-  // several times slower a second later.
+  // Measures the bare database and one writer in short turns, because the speed of the disk may
+  // change by a factor within a second.
   std::pair<Rate, Rate> write_by_turns(double seconds) {
     Cache cache = open("machine");
     Writer writer(cache, items_);
@@ -235,7 +234,7 @@ class MeasuredLog {
     return rate;
   }
 
-  // With a state for all of them, or one for each.
+  // Measures writers with one shared state, or with a state each.
   Rate write_with_processes(double seconds, bool one_state) {
     struct Start {
       std::atomic<std::size_t> ready = 0;
@@ -299,7 +298,7 @@ class MeasuredLog {
     return bytes;
   }
 
-  // What the server counts is added up, too, if there is one.
+  // Also adds up the counters of the server, if there is one.
   template <typename Write>
   void run_turn(Rate& rate, const Write& write) const {
     const auto before = read_counters_();
@@ -320,11 +319,11 @@ class MeasuredLog {
   std::uint64_t bare_row_count_ = 0;
 };
 
-// What there is to reach, or to stay above.
+// Targets for the ratios.
 struct Goal {
   const char* workload;
   const char* description;
-  double target;  // 0: none is set
+  double target;  // 0 means none
 };
 constexpr std::array<Goal, 6> goals = {{
     {"write_single_to_bare", "one writer, of the bare database", 0.8},
@@ -336,16 +335,16 @@ constexpr std::array<Goal, 6> goals = {{
 }};
 
 void measure(const BenchmarkOptions& options, std::uint64_t items, Report& report) {
-  const TemporaryDirectory folder(options.directory);
+  const TemporaryDirectory directory(options.directory);
   const TemporaryDirectory states("/dev/shm");
-  Database database(folder.path(), 2 * thread_count);
+  Database database(directory.path(), 2 * thread_count);
   std::vector<MeasuredLog> stores;
   stores.emplace_back("mysql", database.url("default"), states.path(), items,
                       prepare_mysql_insert(database), [&] { return database.status(); });
-  stores.emplace_back("sqlite", "sqlite://" + folder.path() + "/log.db", states.path(), items,
-                      prepare_sqlite_insert(folder.path() + "/bare.db"),
+  stores.emplace_back("sqlite", "sqlite://" + directory.path() + "/log.db", states.path(), items,
+                      prepare_sqlite_insert(directory.path() + "/bare.db"),
                       [] { return std::map<std::string, double>(); });
-  // The first round warms up.
+  // The first round is a warm-up.
   for (int repetition = -1; repetition < options.repetitions; ++repetition) {
     const double seconds = repetition < 0 ? seconds_per_measurement / 5 : seconds_per_measurement;
     for (MeasuredLog& store : stores) {
