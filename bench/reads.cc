@@ -13,6 +13,9 @@
 // - get_multi_zipf: the same, keys drawn by zipf 0.99
 // - scan_items: all keys and values, in key order
 // - scan_keys: all keys, in key order
+// - get_value_10, get_value_1000, get_value_100000: get_uniform with values of that many bytes, of
+// as many items as fit into 2 GB
+// - get_key_7, get_key_40, get_key_200: get_uniform with keys of that many bytes
 // - open: from nothing open until a first get has answered
 // - overwrite: every key once, in random order, in updates of 1,000
 // - bytes_per_item_overwritten: what the subject takes after five times of that
@@ -21,11 +24,15 @@
 // time, but on the wall for those that talk to a server, which read fewer keys as well. The
 // subjects take turns within every repetition, so that what slows the machine down for a while
 // slows all of them down. README.md says more.
+#include <algorithm>
+#include <iterator>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "bench/data.h"
+#include "bench/item_shapes.h"
 #include "bench/program.h"
 #include "bench/report.h"
 #include "bench/runner.h"
@@ -45,6 +52,8 @@ class Benchmark {
         kinds_(options.kinds_to_measure()) {}
 
   void run() {
+    for (const ItemShape& shape : item_shapes) measure_shape(shape);
+    if (only_shapes()) return;
     measure_load();
     measure_reads("get_uniform", ReadLoop::get,
                   [&] { return ReadSequence::uniform(items_, options_.reads); });
@@ -94,6 +103,59 @@ class Benchmark {
     runners_ = std::move(filled);
     report_.print("load", items_);
     report_.print("bytes_per_item", items_);
+  }
+
+  // Whether no workload reads the items of data.h.
+  bool only_shapes() const {
+    const auto is_shape = [](const std::string& workload) {
+      return std::any_of(std::begin(item_shapes), std::end(item_shapes),
+                         [&](const ItemShape& shape) { return workload == shape.workload; });
+    };
+    return !options_.only.empty() &&
+           std::all_of(options_.only.begin(), options_.only.end(), is_shape);
+  }
+
+  void measure_shape(const ItemShape& shape) {
+    if (!wanted(shape.workload)) return;
+    const std::uint64_t items = shape.item_count(items_);
+    std::vector<std::unique_ptr<Runner>> runners;
+    for (const SubjectKind& kind : kinds_) {
+      runners.push_back(
+          std::make_unique<Runner>(kind, options_.directory, shape.items_to_reserve(items)));
+      if (!runners.back()->subject().measures_writes()) {
+        runners.pop_back();
+        continue;
+      }
+      fill_shape(*runners.back(), shape, items);
+    }
+    const ShapedReads reads(shape, items, shape.read_count(options_.reads));
+    // The first round warms up.
+    for (int repetition = -1; repetition < options_.repetitions; ++repetition) {
+      for (const std::unique_ptr<Runner>& runner : runners) {
+        const std::span<const std::string_view> keys = runner->keys_to_read(reads.keys());
+        const double figure =
+            runner->read(ReadLoop::get, keys, reads.expected(keys.size()), shape.workload);
+        if (repetition >= 0) report_.add(shape.workload, items, runner->name(), "ns", figure);
+      }
+    }
+    report_.print(shape.workload, items);
+  }
+
+  static void fill_shape(Runner& runner, const ItemShape& shape, std::uint64_t items) {
+    const RandomOrder order(items, 1);
+    for (std::size_t first = 0; first < items; first += shape.items_per_update()) {
+      stop_if_interrupted();
+      std::vector<std::string> bytes;  // key, value, key, value ...
+      for (std::size_t i = first;
+           i < std::min<std::size_t>(items, first + shape.items_per_update()); ++i) {
+        bytes.push_back(shape.key(order[i]));
+        bytes.push_back(shape.value(order[i]));
+      }
+      std::vector<Item> batch;
+      for (std::size_t i = 0; i < bytes.size(); i += 2) batch.push_back({bytes[i], bytes[i + 1]});
+      runner.set(batch);
+    }
+    runner.finish_writing();
   }
 
   template <typename MakeReads>
@@ -163,9 +225,13 @@ Program program = {
     .description =
         "Measures the state beside its rivals; the workloads are described at the top of "
         "bench/reads.cc",
-    .workloads = {"load", "bytes_per_item", "get_uniform", "get_serial", "get_zipf", "get_mixed",
-                  "get_miss", "view_get_uniform", "get_multi_uniform", "get_multi_zipf",
-                  "scan_items", "scan_keys", "open", "overwrite", "bytes_per_item_overwritten"},
+    .workloads = {"load",           "bytes_per_item",   "get_uniform",
+                  "get_serial",     "get_zipf",         "get_mixed",
+                  "get_miss",       "view_get_uniform", "get_multi_uniform",
+                  "get_multi_zipf", "scan_items",       "scan_keys",
+                  "get_value_10",   "get_value_1000",   "get_value_100000",
+                  "get_key_7",      "get_key_40",       "get_key_200",
+                  "open",           "overwrite",        "bytes_per_item_overwritten"},
     .measure = [](const BenchmarkOptions& options, std::uint64_t items, Report& report) {
       Benchmark(options, items, report).run();
     }};
