@@ -75,7 +75,7 @@ class Machine:
             for key, value in os.environ.items()
             if not key.startswith("WHYCACHE_") and key not in ("STATE_DIRECTORY", "XDG_STATE_HOME")
         }
-        # The program itself never exits with the code that reports a sanitizer finding.
+        # Sanitizers exit with a code that the program itself never uses.
         clean.setdefault("ASAN_OPTIONS", "exitcode=99")
         clean.update(
             WHYCACHE_LOG=self.log, WHYCACHE_STATE=self.state, NO_COLOR="1", HOME=str(self.directory)
@@ -89,7 +89,7 @@ class Machine:
     def run(self, *arguments, stdin=b"", env=None, timeout=120, user=None, **options):
         command = [_program, *arguments]
         if user is not None:
-            # The directory of the build may be closed to others.
+            # Other users may not be able to enter the build directory.
             command[0] = shutil.copy(_program, f"{self.directory}/program")
             os.chmod(command[0], 0o755)
             options.update(user=user, group=user, extra_groups=[])
