@@ -2,7 +2,7 @@
 """Compares two builds of bench_reads in one alternating run.
 
     bench/compare.py OLD NEW [--rounds 7] [arguments of bench_reads ...]
-    bench/compare.py /tmp/before/bench_reads build/release/bin/bench_reads --only get_uniform
+    bench/compare.py before/bench_reads build/release/bin/bench_reads --only get_uniform
 
 Each round runs both programs once, in alternating order. The ratio is the median of the rounds'
 ratios new / old (below 1: the new build is better), with their minimum and maximum. Rivals are the
