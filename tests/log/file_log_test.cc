@@ -680,9 +680,9 @@ TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_not_shown_to_its_wr
     const SyncListener fail([&](int) { return ++syncs >= 2 ? EIO : 0; });
     expect_error(ErrorKind::uncertain, [&] { log->append(2, "x"); });
     expect_error(
-        ErrorKind::unavailable, [&] { updates_of(*log); }, "cannot be synced");
+        ErrorKind::unavailable, [&] { updates_of(*log); }, "cannot sync directory");
     expect_error(
-        ErrorKind::unavailable, [&] { log->append(3, "y"); }, "cannot be synced");
+        ErrorKind::unavailable, [&] { log->append(3, "y"); }, "cannot sync directory");
     EXPECT_EQ(updates_of(*store.open()).size(), 2U);
   }
   int syncs = 0;
@@ -710,7 +710,7 @@ TEST(FileLogDisk, a_write_whose_folder_cannot_be_synced_is_in_doubt_until_it_can
                : 0;
   });
   expect_error(
-      ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "synced");
+      ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "cannot sync directory");
   std::thread mends([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     broken = false;

@@ -114,12 +114,11 @@ class Recovery {
   void mark_entries(std::uint64_t page_offset, SegmentDescriptor::PageCounts& counts) {
     auto* const words =
         reinterpret_cast<IndexWord*>(allocator_.mapping().writable_base() + page_offset);
-    constexpr std::uint64_t prefetch_distance = 64;
+    constexpr std::uint64_t words_ahead = 64;
     for (std::uint64_t i = 0; i < index_page_words; ++i) {
-      if (i + prefetch_distance < index_page_words)
-        __builtin_prefetch(
-            allocator_.mapping().base() +
-            clamped_offset(words[i + prefetch_distance].load(std::memory_order_relaxed)));
+      if (i + words_ahead < index_page_words)
+        __builtin_prefetch(allocator_.mapping().base() +
+                           clamped_offset(words[i + words_ahead].load(std::memory_order_relaxed)));
       // Relaxed: only the writer stores index words.
       const std::uint64_t word = words[i].load(std::memory_order_relaxed);
       if (word == empty_word) continue;
