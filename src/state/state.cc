@@ -261,8 +261,8 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
       ~LeaveOnExit() { thread.leave(); }
     } const leaving{*this_reader.thread};
     // Perhaps that of another file by now, in which what was found does not lie.
-    const DirectoryCache& plan = *get.state->directory_cache_.load(std::memory_order_acquire);
-    if (is_value_mapped(plan, found)) [[likely]] {
+    const DirectoryCache& cache = *get.state->directory_cache_.load(std::memory_order_acquire);
+    if (is_value_mapped(cache, found)) [[likely]] {
       copy_into(value, found);
       holds = get.read.validate(*get.header);
     }
@@ -279,8 +279,8 @@ template <typename Sink>
 }
 
 #if WHYCACHE_AVX2
-[[WHYCACHE_FOR_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
-                                           std::string& value) {
+[[WHYCACHE_TARGET_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
+                                              std::string& value) {
   ReaderThread* const thread = this_reader.fast_thread;
   if (!fits_two_words(key.size())) [[unlikely]]
     return state.read_any(key, CopyValue{value});
@@ -290,8 +290,8 @@ template <typename Sink>
                          CopyValue{value});
 }
 
-[[WHYCACHE_FOR_AVX2]] bool State::get_filter_first_avx2(const State& state, std::string_view key,
-                                                        std::string& value) {
+[[WHYCACHE_TARGET_AVX2]] bool State::get_filter_first_avx2(const State& state, std::string_view key,
+                                                           std::string& value) {
   ReaderThread* const thread = this_reader.thread;
   if (thread == nullptr) [[unlikely]]
     return state.slow_read(key, CopyValue{value});

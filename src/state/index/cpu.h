@@ -17,7 +17,7 @@ namespace whycache {
 #if defined(__x86_64__) && !defined(WHYCACHE_THREAD_SANITIZER)
 #define WHYCACHE_AVX2 1
 // Of functions that use these instructions, and of all that are inlined into them and do.
-#define WHYCACHE_FOR_AVX2 gnu::target("avx2,bmi,bmi2")
+#define WHYCACHE_TARGET_AVX2 gnu::target("avx2,bmi,bmi2")
 // Tests read the other way, too.
 inline constinit bool avx2_allowed = true;
 inline bool has_avx2() {

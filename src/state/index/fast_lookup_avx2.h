@@ -29,7 +29,7 @@
 
 namespace whycache::avx2 {
 
-#define WHYCACHE_INLINE_AVX2 [[gnu::always_inline, WHYCACHE_FOR_AVX2]] inline
+#define WHYCACHE_INLINE_AVX2 [[gnu::always_inline, WHYCACHE_TARGET_AVX2]] inline
 
 // One word of eight bytes, in the lower half.
 WHYCACHE_INLINE_AVX2 __m128i load_word(const void* from) {
@@ -97,36 +97,36 @@ struct HashedKey {
   __m128i vector;  // the hash
   std::uint64_t slot;
 
-  WHYCACHE_INLINE_AVX2 HashedKey(const DirectoryCache& plan, __m128i key) {
-    const auto* const seeds = reinterpret_cast<const __m128i*>(&plan.key_hash.seeds());
+  WHYCACHE_INLINE_AVX2 HashedKey(const DirectoryCache& cache, __m128i key) {
+    const auto* const seeds = reinterpret_cast<const __m128i*>(&cache.key_hash.seeds());
     const __m128i seeded = _mm_xor_si128(key, _mm_loadu_si128(seeds));
     hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
                              static_cast<std::uint64_t>(_mm_extract_epi64(seeded, 1)));
     vector = _mm_cvtsi64_si128(static_cast<std::int64_t>(hash));
     // The count of a shift is the lower half of what is loaded.
-    const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&plan.slot_shift));
+    const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&cache.slot_shift));
     slot = static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_srl_epi64(vector, slot_shift)));
   }
 };
 
 // quick_look_up(). Leaves wide vectors in use.
-template <typename Greatest>
-WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const Header& file,
-                                             std::string_view key, const Greatest& greatest,
-                                             FastValue& value) {
+template <typename MaxEntryWord>
+WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& cache, const Header& file,
+                                             std::string_view key,
+                                             const MaxEntryWord& max_entry_word, FastValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
   const std::uint64_t directory = file.index_directory.load(std::memory_order_acquire);
-  if (directory != plan.directory) [[unlikely]]
+  if (directory != cache.directory) [[unlikely]]
     return FastResult::undecided;
   const __m128i wanted = two_words(key.data(), key.size());
-  const HashedKey hashed(plan, wanted);
+  const HashedKey hashed(cache, wanted);
   // Half of a slot is enough.
-  const auto* const half = reinterpret_cast<const std::uint32_t*>(plan.slots + hashed.slot);
-  const std::uint64_t part = index_page_offset(__atomic_load_n(half, __ATOMIC_ACQUIRE));
-  if (part > plan.page_offset_max) [[unlikely]]
+  const auto* const half = reinterpret_cast<const std::uint32_t*>(cache.slots + hashed.slot);
+  const std::uint64_t page = index_page_offset(__atomic_load_n(half, __ATOMIC_ACQUIRE));
+  if (page > cache.page_offset_max) [[unlikely]]
     return FastResult::undecided;
 
-  const auto* const bucket = base + part + home_offset(hashed.hash);
+  const auto* const bucket = base + page + home_offset(hashed.hash);
   std::uint32_t marks;
   const __m128i two = words_with_tag(bucket, _mm_srli_epi64(hashed.vector, tag_shift), marks);
   if (marks == 0) [[unlikely]]
@@ -139,7 +139,7 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const H
       _mm_slli_epi64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two)), 64 - word_offset_bits);
   const __m128i offsets = _mm_srli_epi64(word_left, 64 - word_offset_bits - 3);
   const auto offset = static_cast<std::uint64_t>(_mm_cvtsi128_si64(offsets));
-  if (offset > plan.entry_offset_max) [[unlikely]]
+  if (offset > cache.entry_offset_max) [[unlikely]]
     return FastResult::undecided;
 
   const std::byte* const entry = base + offset;
@@ -147,7 +147,7 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const H
       __atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
   if (!word.is_narrow_with(key.size())) [[unlikely]]
     return FastResult::undecided;
-  if (word.word() > greatest()) [[unlikely]]
+  if (word.word() > max_entry_word()) [[unlikely]]
     return FastResult::undecided;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if (differ(two_words(key_in_entry, key.size()), wanted)) [[unlikely]]
@@ -159,20 +159,20 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& plan, const H
   return FastResult::found;
 }
 // is_filtered_out() for a key of 8 to 16 bytes.
-WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& plan, const Header& file,
+WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& cache, const Header& file,
                                           std::string_view key) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
-  if (file.index_directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
+  if (file.index_directory.load(std::memory_order_acquire) != cache.directory) [[unlikely]]
     return false;
-  const HashedKey hashed(plan, two_words(key.data(), key.size()));
+  const HashedKey hashed(cache, two_words(key.data(), key.size()));
   const std::uint64_t filter =
-      index_page_filter_offset(plan.slots[hashed.slot].load(std::memory_order_acquire));
+      index_page_filter_offset(cache.slots[hashed.slot].load(std::memory_order_acquire));
   const __m128i home_mask =
       _mm_cvtsi32_si128(static_cast<int>((index_page_buckets - 1) * sizeof(FilterWord)));
   const __m128i home = _mm_and_si128(
       _mm_srli_epi64(hashed.vector, home_shift - std::countr_zero(sizeof(FilterWord))), home_mask);
   const std::uint64_t offset = filter + static_cast<std::uint64_t>(_mm_cvtsi128_si64(home));
-  if (offset > plan.entry_offset_max) [[unlikely]]
+  if (offset > cache.entry_offset_max) [[unlikely]]
     return false;
   const __m128 word = _mm_broadcast_ss(reinterpret_cast<const float*>(base + offset));
   // The tag is the upper half but its lowest byte. Three lanes take five bits of it each, the
@@ -181,8 +181,8 @@ WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& plan, const Head
   constexpr int left = 64 - tag_shift - 5;
   const __m128i counts =
       _mm_srli_epi32(_mm_sllv_epi32(upper, _mm_set_epi32(left, left - 10, left - 5, left)), 27);
-  const __m128i looked_at = _mm_sllv_epi32(_mm_castps_si128(word), counts);
-  return _mm_movemask_ps(_mm_castsi128_ps(looked_at)) != 0b1111;
+  const __m128i probed = _mm_sllv_epi32(_mm_castps_si128(word), counts);
+  return _mm_movemask_ps(_mm_castsi128_ps(probed)) != 0b1111;
 }
 
 static_assert(offsetof(DirectoryCache, base) == offsetof(DirectoryCache, slot_shift) + 8);

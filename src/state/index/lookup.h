@@ -117,17 +117,17 @@ class MappedBytes {
 [[gnu::always_inline]] inline const IndexWord* find_index_page(const MappedBytes& bytes,
                                                                std::uint64_t directory,
                                                                std::uint64_t hash) {
-  const DirectoryCache* const plan = bytes.directory_cache(directory);
-  if (plan == nullptr) [[unlikely]]
+  const DirectoryCache* const cache = bytes.directory_cache(directory);
+  if (cache == nullptr) [[unlikely]]
     return nullptr;
-  const std::uint64_t part = index_page_offset(plan->slot(hash).load(std::memory_order_acquire));
-  if (!bytes.contains_index_page(part)) [[unlikely]]
+  const std::uint64_t page = index_page_offset(cache->slot(hash).load(std::memory_order_acquire));
+  if (!bytes.contains_index_page(page)) [[unlikely]]
     return nullptr;
-  return bytes.at<IndexWord>(part);
+  return bytes.at<IndexWord>(page);
 }
 
-inline const IndexWord* home_bucket_in(const IndexWord* part, std::uint64_t hash) {
-  return reinterpret_cast<const IndexWord*>(reinterpret_cast<const char*>(part) +
+inline const IndexWord* home_bucket_in(const IndexWord* page, std::uint64_t hash) {
+  return reinterpret_cast<const IndexWord*>(reinterpret_cast<const char*>(page) +
                                             home_offset(hash));
 }
 
@@ -216,7 +216,7 @@ class Bucket {
     std::uint32_t marks = 0;
     for (unsigned i = 0; i < bucket_words; ++i) {
       const bool match = words_[i].load(std::memory_order_acquire) >> shift == bits;
-      marks |= static_cast<std::uint32_t>(match) << (i * marks_per_word);
+      marks |= static_cast<std::uint32_t>(match) << (i * mask_bits_per_word);
     }
     return marks;
 #endif
@@ -233,20 +233,20 @@ class Bucket {
     return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_packs_epi32(first, second)));
   }
 #else
-  static constexpr unsigned marks_per_word = 1;
+  static constexpr unsigned mask_bits_per_word = 1;
 #endif
 
   const IndexWord* words_;
 };
 
 // The value `key` had at update `id`, wherever its word is and whatever has happened to it.
-[[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* part,
+[[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* page,
                                                    std::uint64_t hash, std::string_view key,
                                                    UpdateId id) {
   const std::uint64_t tag = tag_of(hash);
   std::uint64_t bucket_number = home_bucket(hash);
   for (std::uint64_t displacement = 0; displacement <= displacement_max; ++displacement) {
-    const Bucket bucket(part + bucket_number * bucket_words);
+    const Bucket bucket(page + bucket_number * bucket_words);
     const std::uint64_t wanted = tag << 3 | displacement;
     for (std::uint32_t matches = bucket.matches(wanted); matches != 0;
          matches = Bucket::without_first_match(matches)) {
@@ -277,10 +277,10 @@ class Bucket {
 
 // The value `key` had at update `id`. Nearly always it has it still, and its word is the first that
 // matches, in its home bucket.
-[[gnu::always_inline]] inline LookupResult look_up(const MappedBytes& bytes, const IndexWord* part,
+[[gnu::always_inline]] inline LookupResult look_up(const MappedBytes& bytes, const IndexWord* page,
                                                    std::uint64_t hash, std::string_view key,
                                                    UpdateId id) {
-  const Bucket home(home_bucket_in(part, hash));
+  const Bucket home(home_bucket_in(page, hash));
   const std::uint64_t wanted = tag_of(hash) << 3;
   if (const std::uint32_t matches = home.matches(wanted); matches != 0) [[likely]] {
     const std::uint64_t word = home.first_match(matches);
@@ -295,13 +295,13 @@ class Bucket {
   } else if (home.has_empty()) {
     return {LookupStatus::not_found, {}};
   }
-  return slow_look_up(bytes, part, hash, key, id);
+  return slow_look_up(bytes, page, hash, key, id);
 }
 
 // Asks for the memory of the entry that look_up() will most likely want.
-[[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* part,
+[[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* page,
                                                   std::uint64_t hash) {
-  const Bucket home(home_bucket_in(part, hash));
+  const Bucket home(home_bucket_in(page, hash));
   const std::uint32_t matches = home.matches(tag_of(hash) << 3);
   if (matches == 0) return;
   const char* const entry = bytes.at<char>(word_offset(home.first_match(matches)));
@@ -343,47 +343,48 @@ struct FastValue {
 };
 
 // Whether `key` has a value, if its home bucket, the first word there that matches and the newest
-// version suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `greatest()`,
-// EntryWord::greatest() of the id that is read at, is asked when an entry is there. Believes no
-// number before it compared it with the mapping's size, like all reads: quick_bytes of the entry
+// version suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `max_entry_word()`,
+// EntryWord::max_entry_word() of the id that is read at, is asked when an entry is there. Believes
+// no number before it compared it with the mapping's size, like all reads: quick_bytes of the entry
 // lie within it then; whether all of the value does, is_within() tells.
-template <bool two_words, typename Greatest>
-[[gnu::always_inline]] inline FastResult fast_look_up(const DirectoryCache& plan,
+template <bool two_words, typename MaxEntryWord>
+[[gnu::always_inline]] inline FastResult fast_look_up(const DirectoryCache& cache,
                                                       const Header& file, std::string_view key,
-                                                      const Greatest& greatest, FastValue& value) {
+                                                      const MaxEntryWord& max_entry_word,
+                                                      FastValue& value) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
   const std::uint64_t directory = file.index_directory.load(std::memory_order_acquire);
-  if (directory != plan.directory) [[unlikely]]
+  if (directory != cache.directory) [[unlikely]]
     return FastResult::undecided;
   std::uint64_t hash;
   if constexpr (two_words) {
-    hash = plan.key_hash.hash(TwoWords::load(key.data(), key.size()));
+    hash = cache.key_hash.hash(TwoWords::load(key.data(), key.size()));
   } else {
     if (key.size() > EntryWord::narrow_key_bytes_max) [[unlikely]]
       return FastResult::undecided;
-    hash = plan.key_hash(key);
+    hash = cache.key_hash(key);
   }
-  const std::uint64_t part = index_page_offset(plan.slot(hash).load(std::memory_order_acquire));
-  if (part > plan.page_offset_max) [[unlikely]]
+  const std::uint64_t page = index_page_offset(cache.slot(hash).load(std::memory_order_acquire));
+  if (page > cache.page_offset_max) [[unlikely]]
     return FastResult::undecided;
-  const Bucket bucket(reinterpret_cast<const IndexWord*>(base + part + home_offset(hash)));
+  const Bucket bucket(reinterpret_cast<const IndexWord*>(base + page + home_offset(hash)));
   // Without the displacement: a word that was displaced from before and has the same tag is another
   // key's, as will be seen.
   const std::uint32_t matches = bucket.tag_matches(tag_of(hash));
-  // One in a hundred had to go to the next bucket, or one in ten where parts are about to be split.
+  // One in a hundred had to go to the next bucket, or one in ten where pages are about to be split.
   if (matches == 0) [[unlikely]]
     return bucket.has_empty() ? FastResult::not_found : FastResult::undecided;
   // The word may have become another one since, and one whose tag is 0 may hold no entry: then this
   // is the offset of the header page. What is there cannot be an entry of a key of 8 to 16 bytes.
   const std::uint64_t offset = word_offset(bucket.first_match(matches));
-  if (offset > plan.entry_offset_max || (!two_words && offset < header_page_bytes)) [[unlikely]]
+  if (offset > cache.entry_offset_max || (!two_words && offset < header_page_bytes)) [[unlikely]]
     return FastResult::undecided;
   const std::byte* const entry = base + offset;
   const EntryWord word(
       __atomic_load_n(reinterpret_cast<const std::uint64_t*>(entry), __ATOMIC_RELAXED));
   if (!word.is_narrow_with(key.size())) [[unlikely]]
     return FastResult::undecided;
-  if (word.word() > greatest()) [[unlikely]]
+  if (word.word() > max_entry_word()) [[unlikely]]
     return FastResult::undecided;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if constexpr (two_words) {
@@ -408,30 +409,30 @@ template <bool two_words, typename Greatest>
 
 // Whether the filter says that no key with this hash has a value. False: look for it. Costs one
 // cache line, of which there are a sixteenth as many as of buckets.
-[[gnu::always_inline]] inline bool filter_excludes(const DirectoryCache& plan, const Header& file,
+[[gnu::always_inline]] inline bool filter_excludes(const DirectoryCache& cache, const Header& file,
                                                    std::uint64_t hash) {
-  if (file.index_directory.load(std::memory_order_acquire) != plan.directory) [[unlikely]]
+  if (file.index_directory.load(std::memory_order_acquire) != cache.directory) [[unlikely]]
     return false;
   const std::uint64_t filter =
-      index_page_filter_offset(plan.slot(hash).load(std::memory_order_acquire));
+      index_page_filter_offset(cache.slot(hash).load(std::memory_order_acquire));
   const std::uint64_t offset = filter + home_bucket(hash) * sizeof(FilterWord);
-  if (offset > plan.entry_offset_max)
+  if (offset > cache.entry_offset_max)
       [[unlikely]]  // of a filter at the very end of the file not all is looked at
     return false;
-  const auto& word = *reinterpret_cast<const FilterWord*>(plan.base + offset);
+  const auto& word = *reinterpret_cast<const FilterWord*>(cache.base + offset);
   const std::uint32_t bits = filter_bits(tag_of(hash));
   return (word.load(std::memory_order_acquire) & bits) != bits;
 }
 
 // Whether the whole of the value that was found lies within the mapping. If it is short, that is
 // known already.
-[[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& plan,
+[[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& cache,
                                                    std::string_view found) {
   if (found.size() <= fast_value_bytes_max) [[likely]]
     return true;
   const auto offset =
-      static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - plan.base);
-  return offset + found.size() <= plan.entry_offset_max + fast_read_bytes;
+      static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - cache.base);
+  return offset + found.size() <= cache.entry_offset_max + fast_read_bytes;
 }
 
 // --- Reads that pin nothing. ---
@@ -478,10 +479,10 @@ ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const U
   const UpdateId id = header.applied_id.load(std::memory_order_acquire);
   const MappedBytes bytes(mapping);
   const std::uint64_t hash = mapping.hash_of(key);
-  const IndexWord* part =
+  const IndexWord* page =
       find_index_page(bytes, header.index_directory.load(std::memory_order_acquire), hash);
-  if (part == nullptr) return ReadOutcome::retry;
-  const LookupResult result = slow_look_up(bytes, part, hash, key, id);
+  if (page == nullptr) return ReadOutcome::retry;
+  const LookupResult result = slow_look_up(bytes, page, hash, key, id);
   if (result.status == LookupStatus::torn) return ReadOutcome::retry;
   if (result.status == LookupStatus::found) use(result.value);
   if (!read.validate(header)) return ReadOutcome::retry;

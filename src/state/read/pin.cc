@@ -79,7 +79,7 @@ struct Pin::ViewValue {
 };
 
 #if WHYCACHE_AVX2
-[[WHYCACHE_FOR_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
+[[WHYCACHE_TARGET_AVX2]] std::string_view Pin::find_avx2(const Pin& pin, std::string_view key) {
   if (!fits_two_words(key.size())) [[unlikely]]
     return find_portable<false>(pin, key);
   if (pin.fork_count_ != fork_count()) [[unlikely]]
@@ -124,9 +124,9 @@ LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
   std::uint64_t usable = 0;
   for (;;) {
     const MappedBytes bytes(*mapping_);
-    const IndexWord* part = find_index_page(
+    const IndexWord* page = find_index_page(
         bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
-    if (part != nullptr) result = whycache::look_up(bytes, part, hash, key, block_.id);
+    if (page != nullptr) result = whycache::look_up(bytes, page, hash, key, block_.id);
     if (result.status != LookupStatus::torn) return result;
     if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
   }

@@ -60,7 +60,7 @@ class Pin {
   FindFunction* const find_ = select_find();
   std::uint64_t fork_count_;
   PublishedBlock block_{};
-  std::uint64_t max_entry_word_ = 0;  // EntryWord::greatest() of its id
+  std::uint64_t max_entry_word_ = 0;  // EntryWord::max_entry_word() of its id
 };
 
 template <typename OnFound>
@@ -69,22 +69,22 @@ void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_fou
   const Mapping& mapping = *mapping_;
   const std::uint64_t directory = mapping.header().index_directory.load(std::memory_order_acquire);
   std::uint64_t hashes[lookup_batch_size];
-  const IndexWord* parts[lookup_batch_size];
+  const IndexWord* pages[lookup_batch_size];
   for (std::size_t first = 0; first < keys.size(); first += lookup_batch_size) {
     const std::size_t count = std::min(lookup_batch_size, keys.size() - first);
     const MappedBytes bytes(mapping);
     for (std::size_t i = 0; i < count; ++i) {
       hashes[i] = mapping.hash_of(keys[first + i]);
-      parts[i] = find_index_page(bytes, directory, hashes[i]);
-      if (parts[i] != nullptr) __builtin_prefetch(home_bucket_in(parts[i], hashes[i]));
+      pages[i] = find_index_page(bytes, directory, hashes[i]);
+      if (pages[i] != nullptr) __builtin_prefetch(home_bucket_in(pages[i], hashes[i]));
     }
     for (std::size_t i = 0; i < count; ++i) {
-      if (parts[i] != nullptr) prefetch_entry(bytes, parts[i], hashes[i]);
+      if (pages[i] != nullptr) prefetch_entry(bytes, pages[i], hashes[i]);
     }
     for (std::size_t i = 0; i < count; ++i) {
       LookupResult result{LookupStatus::torn, {}};
-      if (parts[i] != nullptr)
-        result = whycache::look_up(bytes, parts[i], hashes[i], keys[first + i], block_.id);
+      if (pages[i] != nullptr)
+        result = whycache::look_up(bytes, pages[i], hashes[i], keys[first + i], block_.id);
       if (result.status == LookupStatus::torn) result = look_up(keys[first + i], hashes[i]);
       if (result.status == LookupStatus::found) on_found(first + i, result);
     }
