@@ -32,20 +32,20 @@ namespace {
 constexpr int point_read_attempts_max = 4;
 constexpr std::chrono::milliseconds install_timeout{10'000};
 
-// Who may read the state may also say, in the lock file, what it holds: read permission brings
-// write permission there.
+// Returns the mode of the lock file. Every process that may read the state may also write there,
+// for example the pins it holds.
 std::uint32_t lock_file_mode(std::uint32_t state_mode) {
   return state_mode | (state_mode & 0444) >> 1;
 }
 
-// Perhaps what a read stumbled over lies where the file has grown to since this process asked how
-// long it is.
+// Extends the usable bytes if the file has grown since this process asked for its size: a read may
+// have met an offset in the new part.
 void refresh_if_grown(const Mapping& mapping) {
   if (mapping.header().file_bytes.load(std::memory_order_acquire) > mapping.usable_bytes())
     mapping.refresh_usable_bytes();
 }
 
-// Whether the state goes on where the other one, of the same log, ends. A damaged one does not.
+// Returns whether the mapped state has applied more of the same log. A damaged one has not.
 bool is_ahead_of(const Mapping& mapping, const StateInfo& than) {
   try {
     const StateInfo info = state_info(mapping);
@@ -100,7 +100,8 @@ State::~State() {
 std::unique_ptr<State> State::open(const StateOptions& options) {
   if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
   check_state_location(options);
-  StateOptions absolute = options;  // the process may change its folder later
+  // The process may change its working directory later.
+  StateOptions absolute = options;
   if (options.path.front() != '/')
     absolute.path = std::filesystem::current_path().string() + "/" + options.path;
   std::unique_ptr<State> state(new State(absolute));
@@ -108,7 +109,7 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
   inner.lock_file = std::make_shared<LockFile>(
       absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_handler(&inner);
-  // One in its place is opened without waiting for anybody.
+  // A usable file at the path is opened without waiting for a lock.
   StateFileResult found = open_state_file(absolute);
   if (!found.mapping) {
     const Deadline deadline(install_timeout);
@@ -124,8 +125,8 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
 
 bool State::usable() const {
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
-  // One that is superseded and still in its place: whoever was about to replace it is at it, or has
-  // died.
+  // A superseded file that is still in place is usable: the process that was about to replace it
+  // has not finished yet, or has died.
   return mapping &&
          (!is_superseded(*mapping) || (is_in_place(*mapping) && mapping->holds_whole_file()));
 }
@@ -146,7 +147,7 @@ void State::switch_if_replaced() const {
   if (current_file.switch_to_file_at_path()) return;
   std::string why_not;
   {
-    // Perhaps one from elsewhere was put there, which has to be verified and made ours.
+    // The file at the path may come from elsewhere: verify and adopt it.
     const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
@@ -157,15 +158,15 @@ void State::switch_if_replaced() const {
     }
     why_not = std::move(found.unusable_reason);
   }
-  // Nothing took its place (yet): reads go on from what there was, and usable() says that a new one
-  // has to be made.
+  // There is no successor yet. Reads continue with the old file, and usable() reports that a new
+  // one has to be built.
   if (mapping) supersede(*mapping);
   current_file.set_unusable_reason(std::move(why_not));
 }
 
-// Who meant to replace the file may have died after he had said so, and before he did it: reads
-// would take the long way from then on, to see whether there is another one. As whoever writes
-// does.
+// A process may die after setting the superseded bit but before renaming its new file into place.
+// While the bit is set, every read takes the slow path to look for a successor, so clear it. Taking
+// the writer lock clears it too.
 void State::clear_stale_superseded_bit() const noexcept {
   try {
     const Deadline at_once(std::chrono::milliseconds(0));
@@ -173,7 +174,7 @@ void State::clear_stale_superseded_bit() const noexcept {
     const HeldLock writer = lock(StateLock::writer, at_once);
     if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR))
       set_superseded_bit(file, options_.path, false);
-  } catch (const Error&) {  // somebody is at it, or we may not write to it
+  } catch (const Error&) {
   }
 }
 
@@ -181,9 +182,10 @@ void State::clear_stale_superseded_bit() const noexcept {
 
 namespace {
 
-// Which bytes are copied to where, the processor must know before the entry's size is there, or
-// else it can begin neither with the entry's later cache lines nor with whoever reads the copy: so
-// a value as long as the one before is copied by the old one's size, which is the same.
+// Copies a value of any size. If the string already has the value's size, the copy uses the
+// string's size instead of the one in the entry: the processor then knows all addresses before the
+// entry arrives from memory, and can start on the entry's later cache lines and on code that reads
+// the copy.
 void copy_into(std::string& value, std::string_view found) {
   const std::size_t bytes_before = value.size();
   if (bytes_before == found.size()) {
@@ -209,8 +211,8 @@ static_assert(copy_short_bytes_max <= fast_value_bytes_max);
 
 // Copies the value into a string that most often has the value's size already.
 struct State::CopyValue {
-  // The bytes that are copied must not depend on the size in the entry. The compiler knows that
-  // the sizes are equal, hence hide_from_optimizer().
+  // The addresses of the copy must not depend on the size in the entry, which comes from memory.
+  // hide_from_optimizer() keeps the compiler from using that size, since it is equal.
   template <typename Vectors>
   [[gnu::always_inline]] bool take(const UnpinnedRead&, const FastValue&, std::size_t,
                                    std::string_view value) const {
@@ -255,12 +257,13 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
   const PendingGet get = pending_get;
   bool holds = false;
   {
-    // There may be no memory for the value.
+    // copy_into() may throw bad_alloc.
     struct LeaveOnExit {
       ReaderThread& thread;
       ~LeaveOnExit() { thread.leave(); }
     } const leaving{*this_reader.thread};
-    // Perhaps that of another file by now, in which what was found does not lie.
+    // This may be the cache of another file by now. Then the value does not lie within its mapping,
+    // and the slow path decides.
     const DirectoryCache& cache = *get.state->directory_cache_.load(std::memory_order_acquire);
     if (is_value_mapped(cache, found)) [[likely]] {
       copy_into(value, found);
@@ -298,7 +301,7 @@ template <typename Sink>
   const UnpinnedRead read(*thread, state.directory_cache_);
   if (!avx2::filter_excludes(read.directory_cache(), read.header(), key) || read.superseded() ||
       !read.validate()) [[unlikely]]
-    return state.read_past_filter(key, CopyValue{value});  // which enters again, and leaves
+    return state.read_past_filter(key, CopyValue{value});
   read.leave();
   this_reader.record_filter_exclusion();
   return false;
@@ -363,7 +366,8 @@ bool State::slow_read(std::string_view key, Sink sink) const {
       refresh_if_grown(*mapping);
     }
   }
-  const std::shared_ptr<const detail::Pin> held = pin();  // until the value is copied
+  // Keeps the value mapped until it is copied.
+  const std::shared_ptr<const detail::Pin> held = pin();
   const std::string_view value = held->find(key);
   if (value.data() == nullptr) return record_miss();
   sink.take_any(value);
@@ -397,7 +401,8 @@ UpdateId State::applied_id() const {
     if (mapping != nullptr) {
       const UpdateId id = mapping->header().applied_id.load(std::memory_order_acquire);
       if (!is_superseded(*mapping))
-        return id;  // asked last: nothing was applied elsewhere before it was
+        // Loaded last: until then, no other file had a newer update.
+        return id;
     }
   }
   return info().applied_id;
@@ -523,7 +528,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
   impl_->current_file.switch_to(std::move(found.mapping));
-  if (old) supersede(*old);  // if it had been moved away from the path
+  if (old) supersede(*old);
   return true;
 }
 
@@ -548,7 +553,8 @@ std::vector<std::string> State::check(
     const Deadline& deadline,
     const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
   const std::unique_ptr<StateWriter> writer =
-      begin_write(deadline);  // mends what a dead writer left
+      // Taking the writer lock repairs what a writer left that died.
+      begin_write(deadline);
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   mapping->refresh_usable_bytes();
   return verify(*mapping, true, progress);

@@ -1,8 +1,8 @@
-// The state: the dataset on one machine, one mapped file shared by its processes.
+// The state: the dataset of one machine, one mapped file shared by its processes.
 //
-// Readers map it read-only and take no lock. Whoever holds the writer lock maps it writable and
-// carries updates into it, one at a time. The file is a cache of the log: to drop and rebuild it is
-// always right. Layout: layout.h and docs/formats/state.md.
+// Readers map it read-only and take no lock. The process that holds the writer lock maps it
+// writable and applies updates to it, one at a time. The file is a cache of the log: deleting and
+// rebuilding it is always safe. Layout: file/layout.h and docs/formats/state.md.
 #pragma once
 
 #include <atomic>
@@ -42,29 +42,30 @@ enum class InstallPolicy : std::uint8_t { always, unless_behind };
 
 class State {
  public:
-  // Opens the state at options.path, or finds that there is none that can be used: then usable() is
-  // false, why_unusable() says why, and a StateBuilder has to make one. A state from another boot
-  // or a copied file is verified as a whole before it is believed. Throws Error invalid (path,
-  // permission, file system; the file belongs to another user) and corrupt for a file that is there
-  // but is not a whycache state of this format: it is never overwritten.
+  // Opens the state at options.path. If there is no usable state, usable() returns false and
+  // unusable_reason() says why; a StateBuilder then makes one. A state from another boot, or a
+  // copied file, is verified completely before it is trusted. Throws Error(invalid) for a bad path,
+  // missing permission, an unsuitable file system, or a file of another user. Throws Error(corrupt)
+  // if the file is not a whycache state of this format; such a file is never overwritten.
   static std::unique_ptr<State> open(const StateOptions& options);
   ~State();
 
   const std::string& path() const { return options_.path; }
-  // Whether there is a state to read.
+  // Returns whether there is a state to read.
   bool usable() const;
   std::string unusable_reason() const;
-  // Whether the file was brought here from elsewhere (another inode or boot) and passed
-  // verification just now.
+  // Returns whether open() found a file from elsewhere (another inode or boot), verified and
+  // adopted it.
   bool adopted() const { return adopted_; }
 
-  // --- Reads. Throw Error corrupt if the file is damaged, invalid if not usable. ---
+  // --- Reads. They throw Error(corrupt) if the file is damaged, Error(invalid) if not usable().
+  // ---
 
-  // Copies the value into `value` if the key is there.
+  // Copies the value into `value` and returns true, or returns false if the key is absent.
   bool get(std::string_view key, std::string& value) const { return get_(*this, key, value); }
   bool contains(std::string_view key) const;
-  // All as of one update id. `found(i, value)` is called once for each key that is there, in any
-  // order.
+  // Reads all keys as of one update id, and returns it. Calls `found(i, value)` once for each key
+  // that is present, in any order.
   UpdateId get_multi(std::span<const std::string_view> keys,
                      const std::function<void(std::size_t, std::string_view)>& found) const;
   std::shared_ptr<const detail::Pin> pin() const;
@@ -73,32 +74,33 @@ class State {
 
   // --- Freshness, shared by the processes of this machine. ---
 
-  // CLOCK_BOOTTIME nanoseconds at which the log was last asked, counted from before the question
-  // was sent, all it answered being applied; nullopt: not in this boot. Tens of nanoseconds, no
-  // system call.
+  // Returns the time of the last poll of the log whose answer has been applied: CLOCK_BOOTTIME
+  // nanoseconds, taken before the question was sent. Returns nullopt if there was none in this
+  // boot. Takes tens of nanoseconds and no system call.
   std::optional<std::int64_t> last_poll_time_ns() const;
-  // The head the log had then.
+  // Returns the head that the log had at that time.
   UpdateId known_head() const;
-  // The same, but only what the log's store itself answered counts, not what stands in front of it
-  // (Log::look).
+  // The same, but counts only polls that the log's store itself answered, not a tier in front of it
+  // (Log::poll).
   std::optional<std::int64_t> last_store_poll_time_ns() const;
   void record_poll(std::int64_t at_ns, UpdateId head, bool by_store = true) const;
 
   // --- Writing. ---
 
-  // Waits for the lock until the deadline. Throws Error unavailable, naming the lock, when it has
-  // passed.
+  // Waits for the lock. Throws Error(unavailable), with the name of the lock, if the deadline
+  // passes.
   HeldLock lock(StateLock which, const Deadline& deadline) const;
-  // Called by who holds the lock when he is nearly done, as far as he knows: waking takes whoever
-  // is next some tens of microseconds. If it takes longer, he goes to sleep again.
+  // Wakes the next waiter early: the holder calls it when it expects to release the lock within
+  // some tens of microseconds, which is what waking takes. If the release takes longer, the waiter
+  // sleeps again.
   void announce_release(StateLock which) const noexcept;
-  // Takes the writer lock. Mends what a dead writer left. Follows a switch of files first.
+  // Takes the writer lock, after following a switch of files. Repairs what a writer left that died.
   std::unique_ptr<StateWriter> begin_write(const Deadline& deadline,
                                            MappingPolicy after = MappingPolicy::unmap) const;
-  // Unmaps what was kept since a write, if nobody wrote for 10 ms. Some nanoseconds if there is
+  // Unmaps the writable mapping if it has been unused for 10 ms. Takes some nanoseconds if there is
   // nothing to do.
   void unmap_if_idle() const noexcept;
-  // The same at once, and from now on nothing is kept.
+  // Unmaps the writable mapping now, and keeps none after later writes.
   void disable_mapping_cache() const noexcept;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid,
                                             const std::string& log_name) const;
@@ -110,19 +112,19 @@ class State {
   // would disappear for a while.
   bool install(StateBuilder& builder, InstallPolicy policy = InstallPolicy::always,
                const std::function<void()>& catch_up = {}) const;
-  // Opens the file that took the place of ours, if one did. Reads do this by themselves.
+  // Switches to the file that replaced ours, if there is one. Reads do this by themselves.
   void switch_if_replaced() const;
 
   // --- Care. ---
 
-  // Brings the file to the disk, with its clean mark. Waits for a writer.
+  // Writes the file to the disk, with its clean mark. Waits for a writer.
   void sync(const Deadline& deadline) const;
-  // Removes the file; others notice.
+  // Removes the file. Other processes notice.
   void remove(const Deadline& deadline) const;
   StateInspection inspect() const;
-  // Verifies every structure: header, directory, every index word and entry, order and content of
-  // the key index against the entries, segment accounting, digest. Returns what is wrong, empty if
-  // nothing is. Holds the writer lock while it looks. `progress(done, total)` may be empty.
+  // Verifies every structure: header, directory, every index word and entry, the order and content
+  // of the key index against the entries, segment accounting, digest. Returns what is wrong; empty
+  // if nothing is. Holds the writer lock meanwhile. `progress(done, total)` may be empty.
   std::vector<std::string> check(
       const Deadline& deadline,
       const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
@@ -159,8 +161,9 @@ class State {
   struct Impl;
   StateOptions options_;
   bool adopted_ = false;
-  // Of the mapping that reads use now. CurrentFile stores it (release); point reads acquire it in a
-  // read section. Here rather than in CurrentFile, so that a read finds it with one load.
+  // The directory cache of the current mapping. CurrentFile stores it (release); point reads
+  // acquire it in a read section. It is a member here rather than of CurrentFile, so that a read
+  // finds it with one load.
   std::atomic<const DirectoryCache*> directory_cache_;
   bool (*const get_)(const State&, std::string_view, std::string&);
   std::unique_ptr<Impl> impl_;

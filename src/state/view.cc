@@ -1,4 +1,4 @@
-// Views, and walking them in key order: include/whycache/view.h over a Pin.
+// Views and their iteration in key order: include/whycache/view.h, implemented on a Pin.
 #include <whycache/view.h>
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace whycache {
 
 KeyRange KeyRange::prefix(std::string_view prefix) {
-  // The end is the least string above all that start with the prefix: its last byte that can be
-  // raised, raised.
+  // The end is the least string above all strings that start with the prefix: drop trailing 0xff
+  // bytes, then increment the last byte.
   std::string end(prefix);
   while (!end.empty() && end.back() == '\xff') end.pop_back();
   if (end.empty()) return {std::string(prefix), std::nullopt};
@@ -42,7 +42,7 @@ class Cursor {
   }
 
  private:
-  // A few keys first, for who wants only a few; whole leaves later.
+  // Fetches a few keys at first, for callers that want only a few; whole leaves later.
   void fill() {
     pin_->check_not_forked();
     index_ = 0;

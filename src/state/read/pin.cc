@@ -28,7 +28,7 @@ Pin::Pin(std::shared_ptr<const Mapping> mapping)
       max_entry_word_(EntryWord::max_at(block_.id)) {}
 
 Pin::~Pin() {
-  // In a child the slot is the parent's.
+  // In a forked child the slot belongs to the parent.
   if (slot_ != nullptr && fork_count_ == fork_count()) readers_->release_slot(slot_);
 }
 
@@ -38,12 +38,12 @@ void Pin::pin_newest() {
   for (;;) {
     block_ = read_published(header);
     slot_->pinned_id.store(block_.id + 1, std::memory_order_release);
-    // Pairs with the writer's fence between raising the horizon and looking at the slots: it sees
-    // our pin, or we see its horizon.
+    // Pairs with the seq_cst fence of the writer between raising the horizon and reading the slots:
+    // either it sees this pin, or we see its horizon.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     const UpdateId horizon = header.reclaim_horizon.load(std::memory_order_acquire);
     if (horizon <= block_.id) return;
-    // It is never raised beyond the applied id.
+    // The writer never raises the horizon beyond the applied id.
     if (horizon > header.applied_id.load(std::memory_order_acquire)) {
       throw corrupt_state("reclaim_horizon=" + std::to_string(horizon) +
                           " path=" + mapping_->path());
@@ -57,7 +57,8 @@ void Pin::check_not_forked() const {
   }
 }
 
-// Hands out the value where it is; without data if there is none. False: not known yet.
+// Returns a view of the mapped value, without data if the key is absent. A result of false means
+// undecided.
 struct Pin::ViewValue {
   template <typename Vectors>
   [[gnu::always_inline]] bool take(const PinnedRead& read, const FastValue& entry,
@@ -117,9 +118,9 @@ std::string_view Pin::slow_find(std::string_view key) const {
 }
 
 LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
-  // Most likely the file has grown since this process looked at its size, and may do so again
-  // before it has looked at the key: what it comes upon is the newest version, wherever that is,
-  // and goes back from there.
+  // A torn result mostly means that the file has grown since this process asked for its size. It
+  // may grow again during the next attempt: a look-up starts at the newest version, wherever that
+  // is, and follows the chain back from there. So repeat until the size no longer changes.
   LookupResult result{LookupStatus::torn, {}};
   std::uint64_t usable = 0;
   for (;;) {

@@ -1,5 +1,5 @@
-// What a view and everything made from it share: a reader slot that says which update id is held,
-// and the mapping it is held on.
+// A pinned update: the reader slot that announces the update id to writers, and the mapping that
+// the view reads. A view and all iterators made from it share one Pin.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ namespace whycache::detail {
 
 class Pin {
  public:
-  // Pins the newest update of `mapping`. Throws Error limit when there is no slot.
+  // Pins the newest update of `mapping`. Throws Error(limit) if no reader slot is free.
   Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> readers);
-  // Of a file that only its builder changes, which does not while the pin lives.
+  // Reads a file that only its builder changes, and not while the pin lives.
   explicit Pin(std::shared_ptr<const Mapping> mapping);
   ~Pin();
   Pin(const Pin&) = delete;
@@ -30,11 +30,12 @@ class Pin {
   UpdateId id() const { return block_.id; }
   const PublishedBlock& block() const { return block_; }
 
-  // Throw Error corrupt if the file is damaged, invalid in a forked child.
-  // The value; without data if there is none.
+  // find() and get_many() throw Error(corrupt) if the file is damaged, Error(invalid) in a forked
+  // child.
+  // find() returns the value, or a view without data if the key is absent.
   std::string_view find(std::string_view key) const { return find_(*this, key); }
-  // The entries of many keys; `found(i, item)` for each that is there, in order. Several look-ups
-  // are under way at once.
+  // Calls `on_found(i, item)` for each key that is present, in order. Overlaps the cache misses of
+  // several look-ups.
   template <typename OnFound>
   void get_many(std::span<const std::string_view> keys, const OnFound& on_found) const;
   void check_not_forked() const;
