@@ -1,11 +1,10 @@
-// The quick ways of reading are there twice: for every processor, and for those that have AVX2 and
-// BMI2 (from Haswell or Zen on), as most servers do. Which one fits is found out when a program
-// runs.
+// The fast path of reading exists twice: for every processor, and for those with AVX2 and BMI2
+// (since Haswell and Zen), as most servers have. The choice is made at run time.
 #pragma once
 
 namespace whycache {
 
-// Thread sanitizer has to see every load for what it is.
+// Thread sanitizer has to see every load as such.
 #if defined(__SANITIZE_THREAD__)
 #define WHYCACHE_THREAD_SANITIZER 1
 #elif defined(__has_feature)
@@ -16,9 +15,10 @@ namespace whycache {
 
 #if defined(__x86_64__) && !defined(WHYCACHE_THREAD_SANITIZER)
 #define WHYCACHE_AVX2 1
-// Of functions that use these instructions, and of all that are inlined into them and do.
+// The attribute of functions that use these instructions, and of all that are inlined into them and
+// do.
 #define WHYCACHE_TARGET_AVX2 gnu::target("avx2,bmi,bmi2")
-// Tests read the other way, too.
+// Tests clear it to read with the portable search, too.
 inline constinit bool avx2_allowed = true;
 inline bool has_avx2() {
   return avx2_allowed && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&

@@ -1,13 +1,12 @@
-// The quick way of lookup.h once more, for processors that have AVX2 and BMI2, and keys of 8 to 16
-// bytes.
+// The fast path of lookup.h for processors with AVX2 and BMI2, for keys of 8 to 16 bytes.
 //
-// While a read waits for memory, the processor begins with the next ones, until it has no register
-// left for another result. Of general registers there are fewest, so what can be done in vectors is
-// done there, also where that takes more instructions. docs/decisions/short-reads.md has the
+// While a read waits for memory, the processor starts the next ones, until it has no physical
+// register left for another result. General registers run out first, so this code uses vectors
+// where it can, even where that takes more instructions. docs/decisions/short-reads.md has the
 // measurements.
 //
 // Vectors are loaded from words that the writer may change meanwhile. These processors load each
-// aligned word of a vector whole.
+// aligned word of a vector atomically.
 #pragma once
 
 #include "state/index/cpu.h"
@@ -31,7 +30,7 @@ namespace whycache::avx2 {
 
 #define WHYCACHE_INLINE_AVX2 [[gnu::always_inline, WHYCACHE_TARGET_AVX2]] inline
 
-// One word of eight bytes, in the lower half.
+// Loads one word of eight bytes into the lower half.
 WHYCACHE_INLINE_AVX2 __m128i load_word(const void* from) {
   return _mm_loadl_epi64(static_cast<const __m128i*>(from));
 }
@@ -41,14 +40,14 @@ WHYCACHE_INLINE_AVX2 bool differ(__m128i a, __m128i b) {
   return _mm_testz_si128(difference, difference) == 0;
 }
 
-// The first and last eight bytes of a key: TwoWords.
+// Loads the first and last eight bytes of a key: TwoWords.
 WHYCACHE_INLINE_AVX2 __m128i two_words(const char* key, std::size_t bytes) {
   const __m128 first = _mm_castsi128_ps(load_word(key));
   return _mm_castps_si128(
       _mm_loadh_pi(first, reinterpret_cast<const __m64*>(key + bytes - sizeof(std::uint64_t))));
 }
 
-// Both halves of the product, one XOR the other. Assembler, for a compiler takes a pair of
+// Returns the XOR of both halves of the product. Assembly, because compilers choose a pair of
 // registers that would have to be saved first.
 WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint64_t b) {
   std::uint64_t low;
@@ -57,13 +56,13 @@ WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint6
   return low ^ high;
 }
 
-// Assembler, because for wide vectors a compiler prepares a frame on the stack, even if none is put
-// there. So it does not see that their upper halves are in use either: leave_wide_vectors() before
-// other code runs. Not a function for AVX2, so that point_read.h can call it from any.
+// Wide vectors are used in assembly only: for intrinsics, a compiler prepares a stack frame even if
+// it spills nothing. It therefore does not know that upper halves are in use, so call this before
+// other code runs. Has no target attribute, so that point_read.h can call it in any function.
 [[gnu::always_inline]] inline void zero_upper_vectors() { asm volatile("vzeroupper"); }
 
-// The words of a bucket that have this tag, zeros where others are: in each half of the result four
-// words, one OR the other. `marks` has a bit for each that has it, in any order.
+// Returns the words of a bucket that have this tag, and zeros for the others: each half of the
+// result is the OR of four words. `marks` gets a bit for each match, in any order.
 WHYCACHE_INLINE_AVX2 __m128i words_with_tag(const std::byte* bucket, __m128i tag,
                                             std::uint32_t& marks) {
   __m128i found;
@@ -103,13 +102,13 @@ struct HashedKey {
     hash = multiply_and_fold(static_cast<std::uint64_t>(_mm_cvtsi128_si64(seeded)),
                              static_cast<std::uint64_t>(_mm_extract_epi64(seeded, 1)));
     vector = _mm_cvtsi64_si128(static_cast<std::int64_t>(hash));
-    // The count of a shift is the lower half of what is loaded.
+    // A shift takes its count from the lower half of what is loaded.
     const __m128i slot_shift = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&cache.slot_shift));
     slot = static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_srl_epi64(vector, slot_shift)));
   }
 };
 
-// quick_look_up(). Leaves wide vectors in use.
+// The same as fast_look_up() of lookup.h. Leaves wide vectors in use.
 template <typename MaxEntryWord>
 WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& cache, const Header& file,
                                              std::string_view key,
@@ -132,7 +131,7 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& cache, const 
   if (marks == 0) [[unlikely]]
     return Bucket(reinterpret_cast<const IndexWord*>(bucket)).has_empty() ? FastResult::not_found
                                                                           : FastResult::undecided;
-  // More than one: what would come out below is none of them.
+  // With several matches, the OR below would be none of them.
   if (_blsr_u32(marks) != 0) [[unlikely]]
     return FastResult::undecided;
   const __m128i word_left =
@@ -152,13 +151,13 @@ WHYCACHE_INLINE_AVX2 FastResult fast_look_up(const DirectoryCache& cache, const 
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if (differ(two_words(key_in_entry, key.size()), wanted)) [[unlikely]]
     return FastResult::undecided;
-  // Loaded by itself, which is one instruction.
+  // Loaded again, which takes one instruction.
   std::uint16_t value_bytes;
   std::memcpy(&value_bytes, entry + EntryWord::value_bytes_shift / 8, sizeof value_bytes);
   value = {entry, key_in_entry, value_bytes};
   return FastResult::found;
 }
-// is_filtered_out() for a key of 8 to 16 bytes.
+// The same as filter_excludes() of lookup.h, for a key of 8 to 16 bytes.
 WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& cache, const Header& file,
                                           std::string_view key) {
   const auto* const base = reinterpret_cast<const std::byte*>(&file);
@@ -175,8 +174,8 @@ WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& cache, const Hea
   if (offset > cache.entry_offset_max) [[unlikely]]
     return false;
   const __m128 word = _mm_broadcast_ss(reinterpret_cast<const float*>(base + offset));
-  // The tag is the upper half but its lowest byte. Three lanes take five bits of it each, the
-  // fourth what one has.
+  // The tag is the upper half without its lowest byte. Three lanes take five bits of it each, the
+  // fourth takes the remaining bits.
   const __m128i upper = _mm_shuffle_epi32(hashed.vector, _MM_SHUFFLE(1, 1, 1, 1));
   constexpr int left = 64 - tag_shift - 5;
   const __m128i counts =
@@ -187,7 +186,8 @@ WHYCACHE_INLINE_AVX2 bool filter_excludes(const DirectoryCache& cache, const Hea
 
 static_assert(offsetof(DirectoryCache, base) == offsetof(DirectoryCache, slot_shift) + 8);
 
-// Copies up to copy_few_max bytes, as copy_few() does. Leaves wide vectors in use.
+// Copies up to copy_short_bytes_max bytes, as copy_short() does. Leaves wide vectors in use. Has no
+// target attribute, see zero_upper_vectors().
 [[gnu::always_inline]] inline void copy(char* to, const char* from, std::size_t bytes) {
   if (bytes > 64) [[likely]] {
     asm volatile(

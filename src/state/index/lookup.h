@@ -1,9 +1,9 @@
-// Finding a key's value in the mapped file, as of an update id. What a reader runs; a hit touches
-// two cache lines that are not warm already: the bucket and the entry.
+// Finds a key's value in the mapped file, as of an update id. A hit touches two cache lines that
+// are not warm already: the bucket and the entry.
 //
-// A reader that pinned nothing may meet memory that is being used again. So it believes no number
-// before it compared it with the size of the mapping, and no result before it found the reclaim
-// generation unmoved (point_read below).
+// An unpinned reader may be looking at memory that the writer is reusing. It bounds-checks every
+// offset and length before use, and discards the result if the reclaim generation has changed
+// (OptimisticRead below, read/point_read.h).
 #pragma once
 
 #include <bit>
@@ -29,41 +29,44 @@ namespace whycache {
 enum class LookupStatus : std::uint8_t {
   not_found,
   found,
-  torn  // bytes that cannot be: memory used again meanwhile, a file that grew, or a damaged file
+  // Impossible bytes: memory reused meanwhile, a file that grew, or a damaged file.
+  torn
 };
 
 struct LookupResult {
   LookupStatus status = LookupStatus::not_found;
   std::string_view value;
-  const char* key = nullptr;  // the key's bytes in the entry
+  // The key's bytes in the entry.
+  const char* key = nullptr;
 };
 
-// An entry's sizes, loaded once: memory that is used again may change between two looks, so that
-// what was checked is what is used.
+// An entry's sizes, loaded once: reused memory may change between two loads, and the values that
+// were checked must be those that are used.
 struct Entry {
   EntryWord word;
   std::uint64_t key_bytes = 0;
   std::uint64_t value_bytes = 0;
-  const char* data = nullptr;                    // key, then value
-  const std::uint64_t* previous_word = nullptr;  // nullptr: no version before
+  const char* data = nullptr;  // key, then value
+  // Null: there is no previous version.
+  const std::uint64_t* previous_word = nullptr;
 
   UpdateId id() const { return word.id(); }
   bool erased() const { return word.erased(); }
   std::string_view key() const { return {data, key_bytes}; }
   std::string_view value() const { return {data + key_bytes, value_bytes}; }
-  // Offset of the version before; 0: there is none.
+  // Returns the offset of the previous version, or 0 if there is none.
   std::uint64_t previous_offset() const {
     if (previous_word == nullptr) return 0;
     const std::uint64_t loaded = __atomic_load_n(previous_word, __ATOMIC_RELAXED);
     return word.is_wide() ? WideWord(loaded).previous_offset() : loaded;
   }
-  // All of it.
+  // Returns the size of the whole entry.
   std::uint64_t bytes() const {
     return entry_bytes(key_bytes, value_bytes, previous_word != nullptr);
   }
 };
 
-// The file's bytes as one reader sees them during one read.
+// The file's bytes, with one bound for the whole of one read.
 class MappedBytes {
  public:
   explicit MappedBytes(const Mapping& mapping)
@@ -82,7 +85,8 @@ class MappedBytes {
   bool contains_index_page(std::uint64_t offset) const {
     return offset <= usable_bytes_ - segment_bytes;
   }  // a file has at least one segment
-  // False if there can be no entry. All of it lies within the mapping otherwise.
+  // Returns false if there can be no entry at this offset. Otherwise all of it lies within the
+  // mapping.
   [[gnu::always_inline]] bool load_entry(std::uint64_t offset, Entry& entry) const {
     if (offset - header_page_bytes > usable_bytes_ - header_page_bytes - 2 * sizeof(std::uint64_t))
       return false;
@@ -111,9 +115,9 @@ class MappedBytes {
   std::uint64_t usable_bytes_;
 };
 
-// Where a key's home bucket is; nullptr if the directory cannot be right. First of the three steps
-// of a look-up, so that several look-ups can be under way at once, each waiting for its own cache
-// misses.
+// Returns the index page of a hash, or null if the directory cannot be right. This is the first of
+// three steps of a look-up: a caller with several keys does each step for all of them, so that
+// their cache misses overlap.
 [[gnu::always_inline]] inline const IndexWord* find_index_page(const MappedBytes& bytes,
                                                                std::uint64_t directory,
                                                                std::uint64_t hash) {
@@ -131,7 +135,8 @@ inline const IndexWord* home_bucket_in(const IndexWord* page, std::uint64_t hash
                                             home_offset(hash));
 }
 
-// Goes from `entry` of `key` back to the version that was current at `id`. `no`: there was none.
+// Follows the chain from `entry` of `key` back to the version that was current at `id`. Returns
+// not_found if there was none.
 inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std::string_view key,
                                     UpdateId id) {
   while (entry.id() > id) {
@@ -145,8 +150,8 @@ inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std:
   return entry.erased() ? LookupStatus::not_found : LookupStatus::found;
 }
 
-// Whether two keys of the same size are equal. Most are short; then a call would cost more than
-// this.
+// Returns whether two keys of the same size are equal. Most are short; then a call would cost more
+// than this.
 [[gnu::always_inline]] inline bool equal_keys(const char* a, const char* b, std::size_t bytes) {
   const auto differ = [&]<typename Word>(Word, std::size_t at) {
     Word x;
@@ -166,31 +171,32 @@ inline LookupStatus find_version_at(const MappedBytes& bytes, Entry& entry, std:
   return std::memcmp(a, b, bytes) == 0;
 }
 
-// The same value, of which the compiler must not know that it is.
+// Returns the same value, but the compiler no longer knows anything about it.
 template <typename Value>
 [[gnu::always_inline]] inline Value hide_from_optimizer(Value value) {
   asm("" : "+r"(value));
   return value;
 }
 
-// A bucket's words, looked at all at once. In which of them a key is is chance: a branch for each
-// would be guessed wrong in every look-up, and nothing of the next one be under way meanwhile. What
-// is seen here says which word to load, no more.
+// A bucket, whose words are compared all at once. Which of them holds a key is random: a branch per
+// word would be mispredicted in every look-up, and would stall the look-ups behind it. The
+// comparison only says which word to load with acquire.
 class Bucket {
  public:
   explicit Bucket(const IndexWord* words) : words_(words) {}
 
-  // The words with this tag and displacement, for first() and without_first(); 0: none.
+  // Returns a mask of the words with this tag and displacement, for first_match() and
+  // without_first_match(); 0: none.
   [[gnu::always_inline]] std::uint32_t matches(std::uint64_t tag_and_displacement) const {
     return matches_above<word_offset_bits>(tag_and_displacement);
   }
-  // The words with this tag.
+  // Returns a mask of the words with this tag.
   [[gnu::always_inline]] std::uint32_t tag_matches(std::uint64_t tag) const {
     return matches_above<tag_shift>(tag);
   }
-  // The words of a bucket are taken in their order, and never become empty again. So if matches()
-  // had none and this is true, then nothing that belongs here lies in a later bucket: at the moment
-  // when the first of the two looked, the key was not there. Whichever that was.
+  // Words of a bucket are filled in order and never become empty again. If matches() returned none
+  // and this returns true, no later bucket holds the key either: it was absent when the earlier of
+  // the two loads took place.
   [[gnu::always_inline]] bool has_empty() const {
     return words_[bucket_words - 1].load(std::memory_order_acquire) == empty_word;
   }
@@ -205,7 +211,7 @@ class Bucket {
   }
 
  private:
-  // The words whose bits from `shift` on are these.
+  // Returns a mask of the words whose bits from `shift` on equal `bits`.
   template <unsigned shift>
   [[gnu::always_inline]] std::uint32_t matches_above(std::uint64_t bits) const {
 #if WHYCACHE_SSE2
@@ -239,7 +245,7 @@ class Bucket {
   const IndexWord* words_;
 };
 
-// The value `key` had at update `id`, wherever its word is and whatever has happened to it.
+// Returns the value of `key` at update `id`, wherever its word is and whatever has happened to it.
 [[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* page,
                                                    std::uint64_t hash, std::string_view key,
                                                    UpdateId id) {
@@ -251,7 +257,7 @@ class Bucket {
     for (std::uint32_t matches = bucket.matches(wanted); matches != 0;
          matches = Bucket::without_first_match(matches)) {
       const std::uint64_t word = bucket.first_match(matches);
-      // A word that is empty, or was removed just now, looks like one whose tag is 0.
+      // A word that is empty, or has just been removed, looks like a word with tag 0.
       if (word >> word_offset_bits != wanted || !holds_entry(word)) continue;
       Entry entry;
       if (!bytes.load_entry(word_offset(word), entry)) return {LookupStatus::torn, {}};
@@ -267,16 +273,15 @@ class Bucket {
   return {LookupStatus::not_found, {}};
 }
 
-// Asks for an entry's cache lines behind the first, of which it is most often not known yet that
-// they will be wanted. (Always inlined: g++ takes a function that only prefetches for one that does
-// nothing.)
+// Prefetches an entry's cache lines after the first, before it is known whether they are needed.
+// Always inlined: g++ treats a function that only prefetches as one without effect.
 [[gnu::always_inline]] inline void prefetch_entry_tail(const char* entry) {
   __builtin_prefetch(entry + 64);
   __builtin_prefetch(entry + 128);
 }
 
-// The value `key` had at update `id`. Nearly always it has it still, and its word is the first that
-// matches, in its home bucket.
+// Returns the value of `key` at update `id`. Nearly always that is the newest one, and its word is
+// the first that matches in the home bucket.
 [[gnu::always_inline]] inline LookupResult look_up(const MappedBytes& bytes, const IndexWord* page,
                                                    std::uint64_t hash, std::string_view key,
                                                    UpdateId id) {
@@ -298,7 +303,7 @@ class Bucket {
   return slow_look_up(bytes, page, hash, key, id);
 }
 
-// Asks for the memory of the entry that look_up() will most likely want.
+// Prefetches the entry that look_up() will most likely need.
 [[gnu::always_inline]] inline void prefetch_entry(const MappedBytes& bytes, const IndexWord* page,
                                                   std::uint64_t hash) {
   const Bucket home(home_bucket_in(page, hash));
@@ -309,20 +314,21 @@ class Bucket {
   prefetch_entry_tail(entry);
 }
 
-// --- The quick way: what nearly every read of a key does, in as few instructions as it takes. ---
+// --- The fast path: what nearly every read of a key does, in as few instructions as possible. ---
 //
-// It waits for memory, twice. While it does, the processor goes on with what comes after it, the
-// next read among it, until some two hundred instructions lie in between; so each one that is left
-// out here makes all reads faster. And nothing that comes out of such memory may be put aside on
-// the stack: what follows would wait for it there. docs/decisions/short-reads.md.
+// A look-up waits for memory twice. Meanwhile the processor executes what follows, including the
+// next reads, up to some two hundred instructions ahead. Each instruction saved here therefore
+// speeds up all reads. No value that comes from such memory may be spilled to the stack: later
+// instructions would wait for it there. docs/decisions/short-reads.md.
 
 enum class FastResult : std::uint8_t {
   not_found,
   found,
   undecided
-};  // unsure: look again, the long way
+  // Take the slow path.
+};
 
-// Values up to here are within the quick_bytes of their entries.
+// Values up to this size lie within the fast_read_bytes of their entries.
 inline constexpr std::uint64_t fast_value_bytes_max =
     fast_read_bytes - sizeof(EntryWord) - EntryWord::narrow_key_bytes_max;
 
@@ -330,23 +336,24 @@ inline constexpr std::uint64_t fast_value_bytes_max =
 struct FastValue {
   const std::byte* entry = nullptr;
   const char* key = nullptr;  // in the entry
-  std::uint64_t bytes = 0;    // of the value, which follows the key
+  // Of the value, which follows the key.
+  std::uint64_t bytes = 0;
 
   [[gnu::always_inline]] std::string_view value(std::size_t key_bytes) const {
     return {key + key_bytes, bytes};
   }
-  // The same, but defined also if no entry was found.
+  // The same address, also defined if no entry was found.
   [[gnu::always_inline]] const char* value_address(std::size_t key_bytes) const {
     return reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(entry) +
                                          sizeof(EntryWord) + key_bytes);
   }
 };
 
-// Whether `key` has a value, if its home bucket, the first word there that matches and the newest
-// version suffice to know. For keys of 8 to 16 bytes (`two_words`), or for all. `max_entry_word()`,
-// EntryWord::max_entry_word() of the id that is read at, is asked when an entry is there. Believes
-// no number before it compared it with the mapping's size, like all reads: quick_bytes of the entry
-// lie within it then; whether all of the value does, is_within() tells.
+// Returns whether `key` has a value if its home bucket, the first matching word there and the
+// newest version suffice to decide it, else undecided. Takes keys of 8 to 16 bytes (`two_words`),
+// or of any size. Calls `max_entry_word()`, EntryWord::max_at() of the id that is read, once an
+// entry is found. Compares every offset with the mapping's size: fast_read_bytes of the entry lie
+// within it then. Whether the whole value does, is_value_mapped() says.
 template <bool two_words, typename MaxEntryWord>
 [[gnu::always_inline]] inline FastResult fast_look_up(const DirectoryCache& cache,
                                                       const Header& file, std::string_view key,
@@ -368,14 +375,16 @@ template <bool two_words, typename MaxEntryWord>
   if (page > cache.page_offset_max) [[unlikely]]
     return FastResult::undecided;
   const Bucket bucket(reinterpret_cast<const IndexWord*>(base + page + home_offset(hash)));
-  // Without the displacement: a word that was displaced from before and has the same tag is another
-  // key's, as will be seen.
+  // Compares the tag only: a word displaced from an earlier bucket with the same tag belongs to
+  // another key, which the key comparison finds out.
   const std::uint32_t matches = bucket.tag_matches(tag_of(hash));
-  // One in a hundred had to go to the next bucket, or one in ten where pages are about to be split.
+  // One word in a hundred is displaced to the next bucket; one in ten in pages that are about to be
+  // split.
   if (matches == 0) [[unlikely]]
     return bucket.has_empty() ? FastResult::not_found : FastResult::undecided;
-  // The word may have become another one since, and one whose tag is 0 may hold no entry: then this
-  // is the offset of the header page. What is there cannot be an entry of a key of 8 to 16 bytes.
+  // The word may have changed since the comparison, and a word with tag 0 may hold no entry. The
+  // offset is then that of the header page, where nothing looks like an entry of a key of 8 to 16
+  // bytes.
   const std::uint64_t offset = word_offset(bucket.first_match(matches));
   if (offset > cache.entry_offset_max || (!two_words && offset < header_page_bytes)) [[unlikely]]
     return FastResult::undecided;
@@ -388,8 +397,8 @@ template <bool two_words, typename MaxEntryWord>
     return FastResult::undecided;
   const char* const key_in_entry = reinterpret_cast<const char*>(entry) + sizeof(EntryWord);
   if constexpr (two_words) {
-    // One after the other: joined, they would have to be kept apart first, and registers are few.
-    // So the key is loaded again, too.
+    // Compared one after the other: a joined comparison would keep both words in registers, which
+    // are few. The fences make the compiler load the key again for the same reason.
     std::atomic_signal_fence(std::memory_order_acq_rel);
     if (TwoWords::load(key_in_entry, key.size()).last !=
         TwoWords::load(key.data(), key.size()).last) [[unlikely]]
@@ -407,8 +416,8 @@ template <bool two_words, typename MaxEntryWord>
   return FastResult::found;
 }
 
-// Whether the filter says that no key with this hash has a value. False: look for it. Costs one
-// cache line, of which there are a sixteenth as many as of buckets.
+// Returns true if the filter says that no key with this hash has a value; false: look it up. Costs
+// one cache line, of which there are a sixteenth as many as of buckets.
 [[gnu::always_inline]] inline bool filter_excludes(const DirectoryCache& cache, const Header& file,
                                                    std::uint64_t hash) {
   if (file.index_directory.load(std::memory_order_acquire) != cache.directory) [[unlikely]]
@@ -417,15 +426,16 @@ template <bool two_words, typename MaxEntryWord>
       index_page_filter_offset(cache.slot(hash).load(std::memory_order_acquire));
   const std::uint64_t offset = filter + home_bucket(hash) * sizeof(FilterWord);
   if (offset > cache.entry_offset_max)
-      [[unlikely]]  // of a filter at the very end of the file not all is looked at
+      // A filter at the very end of the file is used only in part.
+      [[unlikely]]
     return false;
   const auto& word = *reinterpret_cast<const FilterWord*>(cache.base + offset);
   const std::uint32_t bits = filter_bits(tag_of(hash));
   return (word.load(std::memory_order_acquire) & bits) != bits;
 }
 
-// Whether the whole of the value that was found lies within the mapping. If it is short, that is
-// known already.
+// Returns whether the whole value lies within the mapping. For a short one the look-up has checked
+// that already.
 [[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& cache,
                                                    std::string_view found) {
   if (found.size() <= fast_value_bytes_max) [[likely]]
@@ -435,19 +445,19 @@ template <bool two_words, typename MaxEntryWord>
   return offset + found.size() <= cache.entry_offset_max + fast_read_bytes;
 }
 
-// --- Reads that pin nothing. ---
+// --- Unpinned reads. ---
 
 enum class ReadOutcome : std::uint8_t { not_found, found, retry, superseded };
 
-// What a read that pins nothing begins and ends with.
+// An unpinned read, as far as the reclaim generation protects it.
 class OptimisticRead {
  public:
   constexpr OptimisticRead() = default;
-  // Acquire: whatever was retired before this generation is out of the index for us, and the
-  // applied id is at least its stamp.
+  // Acquire: pairs with the release add of the writer. Entries retired before this generation are
+  // out of the index for us, and the applied id is at least its stamp.
   [[gnu::always_inline]] explicit OptimisticRead(const Header& header)
       : generation_(header.reclaim_generation.load(std::memory_order_acquire)) {}
-  // One that began at this generation.
+  // Continues a read that began at this generation.
   static OptimisticRead resume(std::uint64_t generation) {
     OptimisticRead read;
     read.generation_ = generation;
@@ -456,9 +466,9 @@ class OptimisticRead {
 
   std::uint64_t generation() const { return generation_; }
   bool superseded() const { return static_cast<std::int64_t>(generation_) < 0; }
-  // Whether what was read, after this was made and before this is asked, can be believed. Pairs
-  // with the writer's release fence after raising the generation: if anything read was written
-  // over, this load sees the raised number.
+  // Returns whether the bytes loaded since construction are valid. The acquire fence pairs with the
+  // writer's release fence after it raises the generation: if a load saw reused memory, the load
+  // here sees the raised generation.
   [[gnu::always_inline]] bool validate(const Header& header) const {
     std::atomic_thread_fence(std::memory_order_acquire);
     return header.reclaim_generation.load(std::memory_order_relaxed) == generation_;
@@ -469,8 +479,8 @@ class OptimisticRead {
 };
 static_assert(superseded_bit == std::uint64_t{1} << 63);
 
-// One try, the long way. Calls `use(value)` while the value may still prove worthless: it may copy,
-// but must not act on what it sees until `yes` is returned.
+// Attempts one read on the slow path. Calls `use(value)` while the value may still prove torn: it
+// may copy the value, but must not act on it until this returns found.
 template <typename Use>
 ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const Use& use) {
   const Header& header = mapping.header();

@@ -100,7 +100,7 @@ class CurrentFile final : public ForkHandler {
   std::string unusable_reason_ WHYCACHE_GUARDED_BY(switch_mutex_);
   // mapping_.get(). Stored under switch_mutex_ (release); point reads in a ReadSection acquire it.
   std::atomic<const Mapping*> unowned_mapping_{nullptr};
-  // Of the same mapping, stored and acquired in the same way.
+  // The directory cache of the same mapping, stored and acquired in the same way.
   std::atomic<const DirectoryCache*>& directory_cache_;
 };
 

@@ -120,7 +120,7 @@ std::string_view Pin::slow_find(std::string_view key) const {
 LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
   // A torn result mostly means that the file has grown since this process asked for its size. It
   // may grow again during the next attempt: a look-up starts at the newest version, wherever that
-  // is, and follows the chain back from there. So repeat until the size no longer changes.
+  // is, and follows the chain back from there. The loop ends once the size no longer changes.
   LookupResult result{LookupStatus::torn, {}};
   std::uint64_t usable = 0;
   for (;;) {

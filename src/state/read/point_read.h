@@ -1,42 +1,44 @@
 // The fast path of reading one key: one body for every combination of bucket search (portable,
 // AVX2), protection (unpinned, pinned) and sink (copy, presence, view).
 //
-// An unpinned read writes nothing that other processes see. The writer may therefore reuse memory
-// while the read looks at it, and another file may replace the mapped one:
+// An unpinned read stores nothing that other processes load. The writer may therefore reuse memory
+// under the read, and another file may replace the mapped one:
 //
 //   reader                                     writer
-//   reading = 1        (own record, rcu.h)
-//   c = directory_cache       acquire          directory_cache = new, then a grace period, then unmap
-//   g = reclaim_generation    acquire    <--   publish an update: applied_id = id        release
-//   d = index_directory       acquire          retire entries and index pages
-//   d == c.directory?                          reclaim_generation += 1                   relaxed
-//   slot of d                 acquire          release fence
-//   bucket                                     write over retired space
-//   entry word                relaxed
-//   w = word of applied_id    acquire    <--   stored last, after the entries it publishes
-//   entry word <= w?  entry's key == key?
-//   copy the value                       <--   (may be torn)
-//   acquire fence
-//   reclaim_generation == g?  relaxed          the fences pair: a read that met reused memory sees
-//   reading = 0        (own record)            the raised generation, and discards its result
+//   1  reading = 1       (own record, rcu.h)
+//   2  c = directory_cache       acquire
+//   3  g = reclaim_generation    acquire       store entries, index words, then
+//   4  index_directory == c.directory? acquire applied_id = id               release
+//   5  slot of the directory     acquire       ...
+//   6  bucket                                  take retired entries and pages off the index
+//   7  entry word                relaxed       reclaim_generation += 1       release
+//   8  entry word <= applied id? acquire       release fence
+//   9  entry's key == key?                     overwrite the retired space
+//   10 copy the value
+//   11 acquire fence
+//   12 reclaim_generation == g?  relaxed
+//   13 reading = 0       (own record)
 //
 // Why this is sound:
-// - Addresses: the directory cache of a mapping is checked against the usable bytes of the file.
-//   Each offset is compared with its bounds before use, so garbage leads to a wrong value at worst.
-//   The mapping stays until the grace period has elapsed, which waits for `reading = 0`.
-// - Values: a torn value is discarded by the last comparison. A miss is compared in the same way.
-// - Order: the applied id is loaded after the entry. If the entry is visible at that id, there was
-//   a moment during the read when it was its key's newest visible entry: when the bucket was loaded
-//   or when its update was published. The read takes effect at that moment.
-// - A miss takes effect when the bucket is loaded (Bucket::has_empty()).
-// - Replaced files: the superseded bit is part of `g`. While it is set, reads take the slow path,
-//   which looks for the successor.
+// - Addresses. The directory cache was checked against the size of the file, and every offset is
+//   compared with its bounds before use: reused memory can yield wrong bytes, but no wild access.
+//   The mapping stays until a grace period has elapsed, that is, until 13.
+// - Values. The fence in 11 pairs with the writer's. If any load in 4 to 10 saw an overwritten
+// byte,
+//   12 sees the raised generation, and the read discards its result. This holds for misses, too.
+// - Order. The applied id is loaded after the entry. An entry whose id is not above it was its
+// key's
+//   newest visible entry at a moment during the read: when its word was loaded in 6, or when its
+//   update was published, whichever came later. The read takes effect then.
+// - A miss takes effect at a load of the bucket (Bucket::has_empty()).
+// - Replaced files. The superseded bit is part of `g`. While it is set, every read takes the slow
+//   path, which looks for the successor.
 //
-// A pinned read (Pin) needs neither generation nor ReaderThread: the writer keeps what a pinned
-// update can reach, and the pin keeps the mapping.
+// A pinned read (Pin) needs steps 4 to 9 only: the writer keeps what a pinned update can reach, and
+// the pin keeps the mapping.
 //
-// Any doubt ends in `sink.read_slowly(owner, key)`, called last so that the fast path needs no
-// stack frame. docs/decisions/short-reads.md has the measurements.
+// A read that cannot decide ends in `sink.read_slowly(owner, key)`. Rare cases are tail calls, so
+// that the fast path keeps nothing across a call. docs/decisions/short-reads.md.
 #pragma once
 
 #include <atomic>
@@ -109,7 +111,7 @@ class PinnedRead {
   const std::uint64_t& max_entry_word_;
 };
 
-// How a sink copies, and what has to be done before code runs that uses other vectors.
+// How a sink copies a value, and what the read does before other code may use vectors.
 struct PortableVectors {
   [[gnu::always_inline]] static void copy(char* to, const char* from, std::size_t bytes) {
     copy_short(to, from, bytes);
@@ -125,13 +127,14 @@ struct Avx2Vectors {
 };
 #endif
 
-// Ends a read after the bucket search. Returns true if the sink has taken a valid value, else what
-// the sink returns:
-//   bool take<Vectors>(read, value)       takes bytes that may yet prove torn; false: did not
-//   bool take_slowly(owner, read, key, value)    after false; leaves the read section
+// Ends a read after the bucket search. Returns true if the sink has taken a valid value. Otherwise
+// returns what the sink returns, called last and once, so that it can be a tail call. A sink has:
+//   bool take<Vectors>(read, entry, key_bytes, value)   takes the bytes, which may still prove torn
+//   bool take_slowly(owner, read, key, value)           if take() returned false; leaves the read
 //   bool not_found()
-//   bool read_slowly(owner, key)
-// Each is called last and once, so that it can be a tail call.
+//   bool read_slowly(owner, key)                        if the fast path is undecided
+// `value` is computed before the branch: g++ 12 then needs one callee-saved register less in a get.
+// A view computes it from `entry`, for the same reason.
 template <typename Vectors, typename Read, typename Owner, typename Sink>
 [[gnu::always_inline]] inline bool finish_point_read(const Read& read, FastResult result,
                                                      const FastValue& entry, const Owner& owner,
@@ -157,7 +160,7 @@ template <typename Vectors, typename Read, typename Owner, typename Sink>
   return sink.read_slowly(owner, key);
 }
 
-// Keys of 8 to 16 bytes if `two_words`, else of any size.
+// The portable search, for keys of 8 to 16 bytes if `two_words`, else of any size.
 template <bool two_words, typename Read, typename Owner, typename Sink>
 [[gnu::always_inline]] inline bool point_read(const Read& read, const Owner& owner,
                                               std::string_view key, Sink sink) {
@@ -168,8 +171,9 @@ template <bool two_words, typename Read, typename Owner, typename Sink>
 }
 
 #if WHYCACHE_AVX2
-// Keys of 8 to 16 bytes. The caller is compiled for AVX2, as is what calls avx2:: functions:
-// compilers inline into a function only what needs no more of the processor than it does itself.
+// The AVX2 search, for keys of 8 to 16 bytes. Compilers inline a function with a target attribute
+// only into functions that have it, too. So the search is called here, and finish_point_read(),
+// which has none, gets its result.
 template <typename Read, typename Owner, typename Sink>
 WHYCACHE_INLINE_AVX2 bool point_read_avx2(const Read& read, const Owner& owner,
                                           std::string_view key, Sink sink) {

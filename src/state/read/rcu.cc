@@ -37,7 +37,8 @@ std::atomic<ReaderThread*> all_reader_threads{nullptr};
 
 bool membarrier(int command) { return ::syscall(SYS_membarrier, command, 0, 0) == 0; }
 
-// Gives the record back when the thread ends.
+// Releases the record when the thread ends. Release: pairs with the acquire of the thread that
+// takes it next.
 struct ThreadRecordOwner {
   ReaderThread* record = nullptr;
   ~ThreadRecordOwner() {
@@ -46,7 +47,7 @@ struct ThreadRecordOwner {
   }
 };
 
-// The threads of a parent do not exist in its child, and will never leave the reads they were in.
+// The parent's threads do not exist in the child, and never leave the reads they were in.
 class ReaderThreadsForkHandler final : public ForkHandler {
  public:
   void after_fork_in_child() noexcept override {
@@ -59,7 +60,7 @@ class ReaderThreadsForkHandler final : public ForkHandler {
   }
 };
 
-// Before there are threads, see register_fork_listener().
+// Registered before there are threads, see register_fork_handler().
 constinit ReaderThreadsForkHandler reader_threads_fork_handler;
 [[maybe_unused]] const bool fork_handler_registered = [] {
   register_fork_handler(&reader_threads_fork_handler);
@@ -98,8 +99,7 @@ ReaderThread& register_reader_thread() {
 
 namespace {
 
-// Looked at several times, with time in between for the thread to go on: between two reads there is
-// little.
+// Loads several times and yields in between, because a busy thread is outside a read only briefly.
 bool is_reading(const ReaderThread& thread) {
   constexpr int looks = 16;
   for (int i = 0; i < looks; ++i) {
@@ -112,7 +112,7 @@ bool is_reading(const ReaderThread& thread) {
 }  // namespace
 
 GracePeriod::GracePeriod() {
-  // A process has to register before its first.
+  // A process has to register before its first membarrier.
   if (!membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
       !(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) &&
         membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))) {

@@ -1,15 +1,15 @@
-// When a mapping that was replaced may be unmapped: when no thread can still be in a read that
-// began on it.
+// Decides when a replaced mapping may be unmapped: when no thread can still be in a read that began
+// on it.
 //
-// A thread says that it is reading with plain stores to a record of its own; who wants to unmap
-// makes them visible to itself with membarrier(2), which is dear but rare.
+// A reading thread announces itself with plain stores to its own record. The switching thread makes
+// these stores visible to itself with membarrier(2), which is expensive but rare.
 //
 //   reader                                 switcher
 //   reading = 1         (relaxed)          mapping = new     (release)
 //   m = mapping         (acquire)          membarrier        every thread's earlier stores are visible,
 //                                                            later loads see new
-//   ... reads m ...                        reading?      ->  wait until it was seen not to be, once
-//   reading = 0         (release)
+//   ... reads m ...                        reading?      ->  wait until it was 0 once
+//   reading = 0         (release)                            (acquire)
 #pragma once
 
 #include <atomic>
@@ -19,11 +19,15 @@
 namespace whycache {
 
 struct alignas(64) ReaderThread {
-  std::atomic<std::uint64_t> reading{0};  // owner thread writes, switchers read
+  // The owner stores, switchers load (acquire; pairs with leave()).
+  std::atomic<std::uint64_t> reading{0};
   std::atomic<bool> taken{false};
-  ReaderThread* next = nullptr;  // list of all there ever were; records are used again, never freed
+  // The list of all records ever made; they are reused, never freed.
+  ReaderThread* next = nullptr;
 
-  // Around one read. By the owner. The compiler must not move what is read to before or behind.
+  // enter() and leave() bracket one read of the owner. The signal fences keep the compiler from
+  // moving its loads out. The release store of leave() pairs with the acquire load of a switcher,
+  // which then unmaps.
   [[gnu::always_inline]] void enter() {
     reading.store(1, std::memory_order_relaxed);
     std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -34,29 +38,31 @@ struct alignas(64) ReaderThread {
   }
 };
 
-// Makes a record for this thread, once.
+// Registers this thread: takes a free record or makes one.
 [[gnu::noinline]] ReaderThread& register_reader_thread();
 
-// What this thread begins a read with.
+// The first data that a read of this thread needs.
 struct ThisReader {
-  // A key may be read the quickest way if its bytes less 8 are below this: two_words_sizes, or 0
-  // while `quick` is not there. So one comparison tells both.
+  // The fast path takes a key if its size less 8 is below this: two_words_size_count, or 0 while
+  // `fast_thread` is null. One comparison checks both.
   std::uint64_t fast_key_size_count = 0;
-  // `thread`, unless it looks into the index's filter first: begun after some misses, as reads that
-  // find their keys do not count, and ended by a few keys in a row that were there.
+  // Equals `thread`, or null while reads of this thread probe the filter first. They start to after
+  // some misses, and stop after a few hits in a row. Reads that hit are not counted, so that they
+  // cost nothing.
   ReaderThread* fast_thread = nullptr;
-  ReaderThread* thread = nullptr;  // nullptr: the thread has no record yet
+  // Null: the thread has no record yet.
+  ReaderThread* thread = nullptr;
 
-  // A read that looked into the filter first did not find a key there.
+  // Records that the filter excluded a key.
   void record_filter_exclusion() { hits_ = 0; }
-  // It did find a key.
+  // Records that a read which probed the filter first found its key.
   void record_hit() {
     if (++hits_ == hits_max) stop_probing_filter();
   }
 
  private:
   friend bool record_miss();
-  // Every so many misses the filter is tried, until as many keys in a row were there as hits_max.
+  // After misses_max misses the filter is probed, until hits_max hits in a row.
   static constexpr unsigned misses_max = 16;
   static constexpr unsigned hits_max = 4;
 
@@ -67,11 +73,11 @@ struct ThisReader {
   unsigned hits_ = 0;
 };
 
-// Says that a key was not found: false, so that a read can end with it.
+// Counts a miss. Returns false, so that a read can end with a tail call.
 [[gnu::noinline]] bool record_miss();
 
-// A few bytes that the dynamic linker can always place and that nothing has to be run for, so that
-// reading them costs one instruction.
+// Initial-exec and constinit: the dynamic linker can always place these few bytes, and no code runs
+// to initialize them, so that a load costs one instruction.
 extern constinit thread_local ThisReader this_reader __attribute__((tls_model("initial-exec")));
 
 // Brackets one read.
@@ -89,9 +95,9 @@ class ReadSection {
   ReaderThread& thread_;
 };
 
-// The threads that were reading when it was made. over() is true once each of them was seen not to
-// be reading; a thread that does nothing else may be seen between two reads only when it was asked
-// for several times.
+// The threads that were reading at construction. elapsed() returns true once each of them has been
+// seen outside a read. A thread that reads all the time is between two reads only briefly: it may
+// take several calls.
 class GracePeriod {
  public:
   GracePeriod();
@@ -99,7 +105,8 @@ class GracePeriod {
 
  private:
   std::vector<const ReaderThread*> pending_threads_;
-  bool never_elapses_ = false;  // the kernel has no membarrier: nothing can be known
+  // The kernel has no membarrier: nothing is known.
+  bool never_elapses_ = false;
 };
 
 }  // namespace whycache
