@@ -23,13 +23,11 @@
 // - Addresses. The directory cache was checked against the size of the file, and every offset is
 //   compared with its bounds before use: reused memory can yield wrong bytes, but no wild access.
 //   The mapping stays until a grace period has elapsed, that is, until 13.
-// - Values. The fence in 11 pairs with the writer's. If any load in 4 to 10 saw an overwritten
-// byte,
+// - Values. The fence in 11 pairs with the writer's. If a load in 4 to 10 saw an overwritten byte,
 //   12 sees the raised generation, and the read discards its result. This holds for misses, too.
-// - Order. The applied id is loaded after the entry. An entry whose id is not above it was its
-// key's
-//   newest visible entry at a moment during the read: when its word was loaded in 6, or when its
-//   update was published, whichever came later. The read takes effect then.
+// - Order. The applied id is loaded after the entry. If the entry's id is not above it, there was a
+//   moment during the read when the entry was the newest visible one of its key: when its word was
+//   loaded in 6, or when its update was published, whichever came later. The read takes effect then.
 // - A miss takes effect at a load of the bucket (Bucket::has_empty()).
 // - Replaced files. The superseded bit is part of `g`. While it is set, every read takes the slow
 //   path, which looks for the successor.

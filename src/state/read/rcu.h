@@ -6,9 +6,9 @@
 //
 //   reader                                 switcher
 //   reading = 1         (relaxed)          mapping = new     (release)
-//   m = mapping         (acquire)          membarrier        every thread's earlier stores are visible,
-//                                                            later loads see new
-//   ... reads m ...                        reading?      ->  wait until it was 0 once
+//   m = mapping         (acquire)          membarrier        earlier stores of every thread are
+//                                                            visible, later loads see new
+//   ... reads m ...                        reading?   ->     wait until it was 0 once
 //   reading = 0         (release)                            (acquire)
 #pragma once
 
