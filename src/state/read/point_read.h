@@ -27,7 +27,7 @@
 //   12 sees the raised generation, and the read discards its result. This holds for misses, too.
 // - Order. The applied id is loaded after the entry. If the entry's id is not above it, there was a
 //   moment during the read when the entry was the newest visible one of its key: when its word was
-//   loaded in 6, or when its update was published, whichever came later. The read takes effect then.
+//   loaded in 6, or when its update was published, whichever was later. The read takes effect then.
 // - A miss takes effect at a load of the bucket (Bucket::has_empty()).
 // - Replaced files. The superseded bit is part of `g`. While it is set, every read takes the slow
 //   path, which looks for the successor.
