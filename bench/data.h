@@ -1,9 +1,9 @@
 // The items every subject is filled with, and the orders in which they are written and read. All of
 // it is made before a clock runs, and is the same in every run.
 //
-// Item i has the key `user:` and i in ten digits, and a value of 100 bytes: eight that tell the
-// item and how often it was written, filling, and eight zeros at the end (get_serial adds them to
-// where it goes next).
+// Item i has the key `user:` and i in ten digits, and a value of 100 bytes. The value begins with
+// eight bytes that identify the item and how often it was written, and ends with eight zeros.
+// get_serial adds the zeros to its position, so that the next key depends on the value.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ using whycache::Item;
 inline constexpr std::size_t key_bytes = 15;
 inline constexpr std::size_t value_bytes = 100;
 
-// What a loop saw, to be compared with what it should have seen.
+// A checksum of the values that a loop saw, compared with the expected one.
 struct ReadChecksum {
   std::uint64_t count = 0;
   std::uint64_t sum = 0;
@@ -40,7 +40,8 @@ inline std::uint64_t load_number(const char* from) {
   return number;
 }
 
-// One value, from its first and last bytes; the same whether the last ones are looked at or not.
+// Adds one value by its first bytes. add_whole_to_checksum() gives the same sum, since the last
+// bytes are zeros.
 inline void add_to_checksum(ReadChecksum& seen, std::string_view value) {
   ++seen.count;
   seen.sum += load_number(value.data()) + value.size();
@@ -89,10 +90,10 @@ class RandomOrder {
   std::vector<std::uint32_t> numbers_;
 };
 
-// The items that are written together.
+// The items of one update.
 class WriteBatch {
  public:
-  // Those at `first` and after it in `order`, at most `count_max`.
+  // Takes the items from `first` on in `order`, at most `count_max`.
   void fill(const RandomOrder& order, std::size_t first, std::size_t count_max,
             std::uint64_t times_written) {
     const std::size_t count = std::min(count_max, order.size() - first);
@@ -113,29 +114,29 @@ class WriteBatch {
   std::vector<Item> items_;
 };
 
-// Which keys to read, in the order they are read, and what is seen then.
+// The keys to read, in order, and what a loop sees then.
 class ReadSequence {
  public:
-  // Drawn evenly from all `items`.
+  // Drawn uniformly from all `items`.
   static ReadSequence uniform(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(2);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
     return {count, [&] { return PlannedRead{draw(random), true}; }};
   }
-  // Keys that are not there, but look like those that are and lie between them.
+  // Absent keys that look like present ones and lie between them.
   static ReadSequence missing(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(3);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
     return {count, [&] { return PlannedRead{draw(random), false}; }};
   }
-  // One in ten is not there.
+  // One key in ten is absent.
   static ReadSequence mixed(std::uint64_t items, std::size_t count) {
     std::mt19937_64 random(5);
     std::uniform_int_distribution<std::uint64_t> draw(0, items - 1);
     return {count, [&] { return PlannedRead{draw(random), random() % 10 != 0}; }};
   }
-  // Zipf: the k-th most wanted item is wanted k^-0.99 times as often as the first. Which ones these
-  // are is random.
+  // Zipf: the k-th most frequent item is drawn k^-0.99 times as often as the first. The ranks are
+  // random.
   static ReadSequence zipf(const RandomOrder& order, std::size_t count) {
     constexpr double theta = 0.99;
     const auto items = static_cast<double>(order.size());
@@ -163,9 +164,9 @@ class ReadSequence {
   }
 
   std::span<const std::string_view> keys() const { return keys_; }
-  // The item that the i-th read is of.
+  // The number of the item that the i-th read is of.
   std::uint64_t item_number(std::size_t i) const { return numbers_[i]; }
-  // What is seen when the first `count` of them are read, every item having been written
+  // Returns what a loop sees that reads the first `count` keys, after every item was written
   // `times_written` times.
   ReadChecksum expected(std::uint64_t times_written, std::size_t count) const {
     ReadChecksum seen;

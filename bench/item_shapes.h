@@ -84,7 +84,7 @@ class ShapedReads {
 
   std::span<const std::string_view> keys() const { return keys_; }
   ReadChecksum expected(std::size_t count) const {
-    // Of a longer value, the loop sees only the first eight bytes and the zeros at the end.
+    // The loop sees only the first eight bytes of a longer value and the zeros at the end.
     const ItemShape seen{shape_.workload, shape_.key_size,
                          std::min<std::size_t>(shape_.value_size, 16)};
     ReadChecksum checksum;

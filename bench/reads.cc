@@ -1,13 +1,13 @@
 // The state beside its rivals, on one thread. Workloads:
 //
 // - load: new keys in random order, in updates of 1,000
-// - bytes_per_item: what the subject takes after that, its files and what it has on the heap; 115
-// of it are payload
-// - get_uniform: copying get into a string that is kept, keys drawn evenly
-// - get_serial: the same, but which key is next depends on the value before
+// - bytes_per_item: what the subject takes after that, in files and on the heap, of which 115 are
+// payload
+// - get_uniform: copying get into a kept string, keys drawn uniformly
+// - get_serial: the same, but the next key depends on the previous value
 // - get_zipf: the same as get_uniform, keys drawn by zipf 0.99
-// - get_mixed: the same as get_uniform, but one key in ten is not there
-// - get_miss: get of keys that are not there
+// - get_mixed: the same as get_uniform, but one key in ten is absent
+// - get_miss: get of absent keys
 // - view_get_uniform: get without copying, the first 8 bytes read
 // - get_multi_uniform: copying get of 32 keys at once
 // - get_multi_zipf: the same, keys drawn by zipf 0.99
@@ -16,14 +16,14 @@
 // - get_value_10, get_value_1000, get_value_100000: get_uniform with values of that many bytes, of
 // as many items as fit into 2 GB
 // - get_key_7, get_key_40, get_key_200: get_uniform with keys of that many bytes
-// - open: from nothing open until a first get has answered
+// - open: from nothing open until the first get has returned
 // - overwrite: every key once, in random order, in updates of 1,000
-// - bytes_per_item_overwritten: what the subject takes after five times of that
+// - bytes_per_item_overwritten: what the subject takes after five rounds of overwrite
 //
-// Figures are nanoseconds (microseconds for open) per item, key or call, or bytes: of processor
-// time, but on the wall for those that talk to a server, which read fewer keys as well. The
-// subjects take turns within every repetition, so that what slows the machine down for a while
-// slows all of them down. README.md says more.
+// Figures are nanoseconds (microseconds for open) per item, key or call, or bytes. Time is
+// processor time, but wall time for subjects that talk to a server, which also read fewer keys. The
+// subjects take turns within every repetition, so that a disturbance of the machine slows all of
+// them down. README.md says more.
 #include <algorithm>
 #include <iterator>
 #include <memory>
@@ -84,7 +84,7 @@ class Benchmark {
     report_.add(workload, items_, runner.name(), unit, figure);
   }
 
-  // Fills every subject; the last ones filled are those that are read.
+  // Fills every subject. The runners filled last are those that are read.
   void measure_load() {
     const bool measured = wanted("load");
     std::vector<std::unique_ptr<Runner>> filled(kinds_.size());
@@ -204,7 +204,7 @@ class Benchmark {
         }
       }
     }
-    // It was the newest that was kept.
+    // Checks that each subject kept the newest values.
     const ReadSequence reads = ReadSequence::uniform(items_, options_.reads);
     for (const std::unique_ptr<Runner>& runner : runners_) {
       if (runner->subject().measures_writes()) runner->read(ReadLoop::get, reads, "overwrite");

@@ -1,5 +1,4 @@
-// A subject while it is measured: filled, read, opened, weighed. What it reads has to be right,
-// else an exception ends the program.
+// Fills, reads, opens and weighs one subject. Throws if the subject reads something wrong.
 #pragma once
 
 #include <fmt/format.h>
@@ -23,8 +22,8 @@
 namespace bench {
 
 inline constexpr std::size_t items_per_update = 1000;
-// A subject that talks to a server reads no more than this in one repetition: it takes a hundred
-// times as long for each.
+// A subject that talks to a server reads no more than this in one repetition, because each read
+// takes a hundred times as long.
 inline constexpr std::size_t server_reads_max = 20'000;
 
 inline std::int64_t heap_bytes() {
@@ -44,14 +43,14 @@ class Runner {
   const std::string& name() const { return name_; }
   Subject& subject() { return *subject_; }
 
-  // Sets items, as one update; returns nanoseconds.
+  // Sets items as one update. Returns nanoseconds.
   double set(std::span<const Item> items) {
     return measure_ns([&] { subject_->set(items); });
   }
   double finish_writing() {
     return measure_ns([&] { subject_->finish_writing(); });
   }
-  // Writes every item; returns nanoseconds per item.
+  // Writes every item. Returns nanoseconds per item.
   double write(const RandomOrder& order, std::uint64_t times_written) {
     WriteBatch batch;
     double took = 0;
@@ -65,7 +64,7 @@ class Runner {
     return took / static_cast<double>(order.size());
   }
 
-  // Runs a loop; returns nanoseconds per read.
+  // Runs a loop. Returns nanoseconds per read.
   double read(ReadLoop loop, const ReadSequence& reads, const std::string& workload) {
     const std::span<const std::string_view> keys = keys_to_read(reads.keys());
     return read(loop, keys,
@@ -105,7 +104,8 @@ class Runner {
   }
 
  private:
-  // Nanoseconds that `work` takes. What it leaves on the heap is the subject's.
+  // Returns the nanoseconds that `work` takes. Heap memory that remains allocated counts as the
+  // subject's.
   template <typename Work>
   double measure_ns(const Work& work) {
     const std::int64_t heap_before = heap_bytes();
@@ -115,7 +115,7 @@ class Runner {
     heap_bytes_ += heap_bytes() - heap_before;
     return took;
   }
-  // While a server works for it, this thread only waits.
+  // While a server works, this thread only waits, so wall time counts.
   double now_ns() const {
     return subject_->uses_server() ? monotonic_time_ns() : thread_cpu_time_ns();
   }

@@ -1,5 +1,5 @@
-// The loops that are timed. Each takes what it reads into account, so that no compiler and no store
-// can leave any of it out.
+// The loops that are timed. Each accounts for what it reads, so that neither compiler nor store can
+// leave any of it out.
 #pragma once
 
 #include <array>
@@ -14,13 +14,20 @@
 namespace bench {
 
 enum class ReadLoop {
-  get,         // copying get into a string that is kept
-  get_serial,  // the same; which key comes next depends on the value before
-  get_miss,    // get of keys that are not there
-  view_get,    // get without copying; the first eight bytes are read
-  get_multi,   // copying get of 32 keys at once
-  scan_items,  // all items in key order; first and last bytes of key and value are read
-  scan_keys    // all keys in key order
+  // Copying get into a kept string.
+  get,
+  // The same; the next key depends on the previous value.
+  get_serial,
+  // Get of absent keys.
+  get_miss,
+  // Get without copying; the first eight bytes are read.
+  view_get,
+  // Copying get of 32 keys at once.
+  get_multi,
+  // All items in key order; the first and last bytes of key and value are read.
+  scan_items,
+  // All keys in key order.
+  scan_keys
 };
 
 inline constexpr std::size_t keys_per_multi_get = 32;
@@ -30,12 +37,12 @@ template <typename Store>
 concept CanGet = requires(Store& store, std::string_view key, std::string& value) {
   { store.get(key, value) } -> std::same_as<bool>;
 };
-// What it returns stays where it is until the next call.
+// The result stays valid until the next call.
 template <typename Store>
 concept CanView = requires(Store& store, std::string_view key) {
   { store.view(key) } -> std::same_as<std::optional<std::string_view>>;
 };
-// Copies into the string of each key that is there; returns how many are.
+// Copies into the string of each key that is present, and returns their number.
 template <typename Store>
 concept CanGetMulti = requires(Store& store, std::span<const std::string_view> keys,
                                std::span<std::string> values) {
@@ -48,7 +55,7 @@ concept CanScan = requires(Store& store) {
   store.scan_keys([](std::string_view) {});
 };
 
-// A store that has nothing better for several keys at once gets them one by one.
+// For stores without a function for several keys: gets them one by one.
 template <typename Store>
 std::size_t get_each(Store& store, std::span<const std::string_view> keys,
                      std::span<std::string> values) {
@@ -75,7 +82,8 @@ ReadChecksum run(ReadLoop loop, Store& store, std::span<const std::string_view> 
         for (std::size_t i = 0; i < keys.size(); ++i) {
           if (!store.get(keys[i], value)) continue;
           add_to_checksum(seen, value);
-          i += last_number(value);  // 0, but only we know
+          // 0, which the compiler does not know.
+          i += last_number(value);
         }
       }
       break;
@@ -117,7 +125,7 @@ ReadChecksum run(ReadLoop loop, Store& store, std::span<const std::string_view> 
   return seen;
 }
 
-// What scan_keys sees.
+// Returns what scan_keys sees.
 inline ReadChecksum expected_scan_keys(std::span<const std::string_view> keys) {
   ReadChecksum seen;
   for (const std::string_view key : keys) {
