@@ -129,58 +129,81 @@ class Workload {
   }
 
   void run() {
-    {
-      std::set<std::string, std::less<>> set;
-      measure("std::set, insert, random", shuffled_.size(), [&] {
-        for (const std::string& key : shuffled_) set.insert(key);
-      });
-      measure("std::set, lower_bound, random", shuffled_.size(), [&] {
-        for (const std::string& key : shuffled_) do_not_optimize(*set.lower_bound(key));
-      });
+    measure_set();
+    measure_changes();
+    measure_publishing_each();
+    measure_sorted_batches();
+    measure_one_batch();
+    measure_ordered_inserts();
+  }
+
+  void print() const {
+    std::printf("%s, %zu keys\n", shape_.c_str(), shuffled_.size());
+    for (const std::string& name : names_) {
+      std::printf("  %-52s %9.2f%s\n", name.c_str(), values_.at(name), name[0] == ' ' ? "" : " ns");
     }
-    {
-      Tree tree;
-      change_each_key("insert, random, published every 1000", shuffled_, tree,
-                      [&](std::string_view key) { tree.insert(key); });
-      record("  bytes per key", tree.bytes_per_key());
-      measure_reads(tree, "");
-      const Keys most(shuffled_.begin(),
-                      shuffled_.begin() + static_cast<std::ptrdiff_t>(shuffled_.size() / 10 * 9));
-      change_each_key("erase 90 %, random, published every 1000", most, tree,
-                      [&](std::string_view key) { tree.erase(key); });
-      tree.key_count = shuffled_.size() - most.size();
-      record("  bytes per key", tree.bytes_per_key());
-      Tree fresh;
-      change_each_key(
-          "", Keys(shuffled_.begin() + static_cast<std::ptrdiff_t>(most.size()), shuffled_.end()),
-          fresh, [&](std::string_view key) { fresh.insert(key); });
-      record("  bytes per key of a tree of the rest", fresh.bytes_per_key());
-    }
-    {
-      Tree tree;
-      change_each_key("insert, random, published every 1", shuffled_, tree,
-                      [&](std::string_view key) {
-                        tree.insert(key);
-                        tree.nodes.publish();
-                      });
-    }
-    {
-      Tree tree;
-      change_in_batches("insert_sorted, 1000 random keys at a time", sorted_batches_,
-                        keys_per_batch, tree,
-                        [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
-      record("  bytes per key", tree.bytes_per_key());
-      change_in_batches("erase_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch,
-                        tree,
-                        [&](std::span<const std::string_view> keys) { tree.erase_sorted(keys); });
-    }
-    {
-      Tree tree;
-      change_in_batches("insert_sorted, everything at once", sorted_, sorted_.size(), tree,
-                        [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
-      record("  bytes per key", tree.bytes_per_key());
-      measure_reads(tree, ", dense");
-    }
+    std::fflush(stdout);
+  }
+
+ private:
+  void measure_set() {
+    std::set<std::string, std::less<>> set;
+    measure("std::set, insert, random", shuffled_.size(), [&] {
+      for (const std::string& key : shuffled_) set.insert(key);
+    });
+    measure("std::set, lower_bound, random", shuffled_.size(), [&] {
+      for (const std::string& key : shuffled_) do_not_optimize(*set.lower_bound(key));
+    });
+  }
+
+  void measure_changes() {
+    Tree tree;
+    change_each_key("insert, random, published every 1000", shuffled_, tree,
+                    [&](std::string_view key) { tree.insert(key); });
+    record("  bytes per key", tree.bytes_per_key());
+    measure_reads(tree, "");
+    const Keys most(shuffled_.begin(),
+                    shuffled_.begin() + static_cast<std::ptrdiff_t>(shuffled_.size() / 10 * 9));
+    change_each_key("erase 90 %, random, published every 1000", most, tree,
+                    [&](std::string_view key) { tree.erase(key); });
+    tree.key_count = shuffled_.size() - most.size();
+    record("  bytes per key", tree.bytes_per_key());
+    Tree fresh;
+    change_each_key(
+        "", Keys(shuffled_.begin() + static_cast<std::ptrdiff_t>(most.size()), shuffled_.end()),
+        fresh, [&](std::string_view key) { fresh.insert(key); });
+    record("  bytes per key of a tree of the rest", fresh.bytes_per_key());
+  }
+
+  void measure_publishing_each() {
+    Tree tree;
+    change_each_key("insert, random, published every 1", shuffled_, tree,
+                    [&](std::string_view key) {
+                      tree.insert(key);
+                      tree.nodes.publish();
+                    });
+  }
+
+  void measure_sorted_batches() {
+    Tree tree;
+    change_in_batches("insert_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch,
+                      tree,
+                      [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+    record("  bytes per key", tree.bytes_per_key());
+    change_in_batches("erase_sorted, 1000 random keys at a time", sorted_batches_, keys_per_batch,
+                      tree,
+                      [&](std::span<const std::string_view> keys) { tree.erase_sorted(keys); });
+  }
+
+  void measure_one_batch() {
+    Tree tree;
+    change_in_batches("insert_sorted, everything at once", sorted_, sorted_.size(), tree,
+                      [&](std::span<const std::string_view> keys) { tree.insert_sorted(keys); });
+    record("  bytes per key", tree.bytes_per_key());
+    measure_reads(tree, ", dense");
+  }
+
+  void measure_ordered_inserts() {
     {
       Tree tree;
       change_in_batches("insert_sorted, 1000 ascending keys at a time", sorted_, keys_per_batch,
@@ -203,15 +226,6 @@ class Workload {
     }
   }
 
-  void print() const {
-    std::printf("%s, %zu keys\n", shape_.c_str(), shuffled_.size());
-    for (const std::string& name : names_) {
-      std::printf("  %-52s %9.2f%s\n", name.c_str(), values_.at(name), name[0] == ' ' ? "" : " ns");
-    }
-    std::fflush(stdout);
-  }
-
- private:
   static constexpr std::size_t keys_per_batch = 1000;
 
   struct Tree {
