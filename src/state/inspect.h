@@ -1,4 +1,4 @@
-// What a state file holds, for tools: its header, its segments, the sizes of its indexes.
+// Inspection of a state file, for tools: its header, its segments, the sizes of its indexes.
 #pragma once
 
 #include <cstdint>

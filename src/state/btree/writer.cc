@@ -474,9 +474,8 @@ class BTreeWriter::TreeEdit {
           BTreeNode::child_at_level(nodes_, node.child(0), node.level() - 1).bytes();
   }
 
-  // New keys that are adjacent in the node being built. If keys arrive in ascending or descending
-  // order, the node is split next to the run: the nodes that the run has filled stay full, and the
-  // next keys have room.
+  // New keys that are adjacent in the node being built. If keys arrive in order, the node is split
+  // next to the run. The nodes that the run has filled then stay full, and the next keys have room.
   struct InsertRun {
     std::size_t cut = 0;          // where to end a node; 0: wherever is best
     std::size_t last = SIZE_MAX;  // the last key of the run

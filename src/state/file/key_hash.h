@@ -1,9 +1,9 @@
 // The hash of a key in the point index. Part of the file's format (docs/formats/state.md). Each
 // file has its own seeds.
 //
-// A key of up to 16 bytes is two overlapping words. Each is XORed with a seed, they are multiplied
-// to 128 bits, and the halves are XORed. wyhash (Wang Yi) and Abseil's hash do the same with the
-// last bytes of a string. Longer keys take XXH3, which has three times the instructions. A lookup
+// A key of up to 16 bytes is two overlapping words. Each is XORed with a seed. Their 128-bit
+// product gives two halves, which are XORed. wyhash (Wang Yi) and Abseil's hash treat the last
+// bytes of a string alike. Longer keys take XXH3, which has three times the instructions. A lookup
 // waits for memory, and the fewer instructions it has, the more lookups the processor overlaps.
 #pragma once
 
