@@ -65,6 +65,7 @@ StateInspection inspect_state_file(const Mapping& mapping) {
   inspection.info = state_info(mapping);
   inspection.file_bytes = mapping.usable_bytes();
   inspection.segment_bytes = segment_bytes;
+  // Relaxed: each number is for display, and used alone.
   inspection.reclaim_generation =
       header.reclaim_generation.load(std::memory_order_relaxed) & ~superseded_bit;
   inspection.reclaim_horizon = header.reclaim_horizon.load(std::memory_order_relaxed);

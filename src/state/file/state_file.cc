@@ -119,7 +119,8 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
 
   auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max,
                                            Mapping::Access::read);
-  // The file may have grown since it was mapped.
+  // The file may have grown since it was mapped. Acquire: pairs with the writer's store after
+  // growing.
   if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
       bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
     return {nullptr, "it is cut short: path=" + options.path, false, nullptr};
@@ -181,6 +182,7 @@ void set_superseded_bit(const FileDescriptor& file, const std::string& path, boo
   if (mapped == MAP_FAILED) throw system_error("cannot map state file", path, errno);
   auto* const header = static_cast<Header*>(mapped);
   if (header_fault(header->fixed).empty()) {
+    // Acquired by reads, with the reclaim generation in the same word.
     if (superseded) {
       header->reclaim_generation.fetch_or(superseded_bit, std::memory_order_release);
     } else {

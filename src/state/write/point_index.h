@@ -4,6 +4,7 @@
 // word of the directory, or Header::index_directory. The writer never changes a page that it splits
 // or cleans of tombstones. It fills new pages, puts them in the directory, and retires the old
 // page.
+// Its own loads are relaxed: no other process stores these words.
 #pragma once
 
 #include <cstdint>
