@@ -488,8 +488,8 @@ void FileLog::sync_unsynced_updates() {
   if (failed == repaired_sync_count_.load(std::memory_order_acquire)) return;
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
   if (::fsync(updates.number()) != 0) {
-    const Error error = system_error("cannot sync directory with updates not yet durable",
-                                     root_ + "/updates", errno);
+    const Error error =
+        system_error("updates exist whose directory cannot be synced", root_ + "/updates", errno);
     throw Error(ErrorKind::unavailable, error.what(), error.system_error());
   }
   repaired_sync_count_.store(failed, std::memory_order_release);

@@ -50,7 +50,7 @@ TEST_F(File, written_bytes_are_read_back) {
 TEST_F(File, file_longer_than_bytes_max_is_corrupt) {
   write_file("file", "0123456789");
   expect_error(
-      ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file longer than it can be",
+      ErrorKind::corrupt, [&] { read_whole_file(path("file"), 9); }, "file is too long",
       path("file"), "bytes_max=9");
 }
 
