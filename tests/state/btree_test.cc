@@ -50,7 +50,7 @@ std::vector<std::string> scan_in_batches(const NodeReader& nodes, NodeOffset roo
   return keys;
 }
 
-// A tree, and beside it the set of keys it should hold.
+// A tree, and the set of keys that it should contain.
 class Tree {
  public:
   MemoryNodes nodes;
@@ -61,24 +61,24 @@ class Tree {
     const NodeOffset before = root;
     root = writer_.insert(root, key);
     const bool is_new = keys.insert(key).second;
-    EXPECT_TRUE(is_new || root == before) << "inserting a key that is there changed the tree";
+    EXPECT_TRUE(is_new || root == before) << "inserting a present key changed the tree";
   }
   void erase(const std::string& key) {
     const NodeOffset before = root;
     root = writer_.erase(root, key);
-    const bool was_there = keys.erase(key) > 0;
-    EXPECT_TRUE(was_there || root == before) << "erasing a key that is not there changed the tree";
+    const bool was_present = keys.erase(key) > 0;
+    EXPECT_TRUE(was_present || root == before) << "erasing an absent key changed the tree";
   }
   void insert_sorted(const KeySet& more) {
     root = writer_.insert_sorted(root, std::vector<std::string_view>(more.begin(), more.end()));
     keys.insert(more.begin(), more.end());
   }
-  void erase_sorted(KeySet gone) {  // by value: it may be our own
-    root = writer_.erase_sorted(root, std::vector<std::string_view>(gone.begin(), gone.end()));
-    for (const std::string& key : gone) keys.erase(key);
+  void erase_sorted(KeySet erased) {  // by value: the argument may be `keys`
+    root = writer_.erase_sorted(root, std::vector<std::string_view>(erased.begin(), erased.end()));
+    for (const std::string& key : erased) keys.erase(key);
   }
 
-  // A root that others look at while the writer goes on.
+  // A root that readers may use while the writer continues.
   struct Pinned {
     std::uint64_t version;
     NodeOffset root;
@@ -90,14 +90,14 @@ class Tree {
     return visit_nodes(nodes, root, [](NodeOffset, std::size_t) {});
   }
 
-  // The tree shows exactly the keys, whichever way it is read.
+  // Expects every kind of scan to return exactly `keys`.
   static void expect_keys(const NodeReader& nodes, NodeOffset root, const KeySet& keys) {
     ASSERT_TRUE(std::ranges::equal(scan(nodes, root), keys));
     ASSERT_TRUE(std::ranges::equal(scan_in_batches(nodes, root, SIZE_MAX), keys));
   }
 
-  // It consists of exactly the nodes that are neither retired nor free, and each is as large as
-  // need be.
+  // Expects the tree to contain `keys`, and to consist of exactly the live nodes, each of the
+  // smallest sufficient size class.
   void expect_sound() {
     expect_keys(nodes, root, keys);
     std::map<NodeOffset, std::size_t> reached;
@@ -139,7 +139,7 @@ std::vector<std::string> shuffled_numbers(std::size_t count, std::mt19937_64& ra
   return keys;
 }
 
-// --- What a tree is ---
+// --- Keys ---
 
 TEST(BTree, empty_tree_has_no_root_and_no_keys) {
   Tree tree;
@@ -248,7 +248,7 @@ TEST(BTreeCursorTest, next_batch_ends_at_count_max_or_leaf_end) {
   EXPECT_EQ(cursor.next_batch(batch, 2), 2u);
   EXPECT_EQ(batch[0], number_key(5));
   EXPECT_EQ(batch[1], number_key(6));
-  EXPECT_EQ(cursor.key(), number_key(7)) << "the cursor stands behind the batch";
+  EXPECT_EQ(cursor.key(), number_key(7)) << "the cursor is after the batch";
   cursor.next();
   EXPECT_EQ(cursor.key(), number_key(8));
   EXPECT_GT(cursor.next_batch(batch), 100u);
@@ -312,23 +312,24 @@ class KeyMaker {
 
 class BTreeModel : public ::testing::TestWithParam<Shape> {
  protected:
-  std::string some_key(const Tree& tree) {
-    const auto at = tree.keys.lower_bound(make_key_());
-    return at == tree.keys.end() ? make_key_() : *at;
+  // Returns a key of the tree, most of the time.
+  std::string present_key(const Tree& tree) {
+    const auto found = tree.keys.lower_bound(make_key_());
+    return found == tree.keys.end() ? make_key_() : *found;
   }
-  KeySet some_keys(const Tree& tree, bool there) {
+  KeySet random_keys(const Tree& tree, bool mostly_present) {
     KeySet keys;
     for (std::size_t count = 1 + random_() % (random_() % 8 == 0 ? 400 : 20); count > 0; --count) {
-      keys.insert(there && random_() % 4 != 0 ? some_key(tree) : make_key_());
+      keys.insert(mostly_present && random_() % 4 != 0 ? present_key(tree) : make_key_());
     }
-    if (random_() % 4 == 0 && !keys.empty()) {  // a stretch of neighbours
-      auto at = tree.keys.lower_bound(*keys.begin());
-      for (std::size_t count = random_() % 300; count > 0 && at != tree.keys.end(); --count)
-        keys.insert(*at++);
+    if (random_() % 4 == 0 && !keys.empty()) {  // a run of adjacent keys
+      auto next = tree.keys.lower_bound(*keys.begin());
+      for (std::size_t count = random_() % 300; count > 0 && next != tree.keys.end(); --count)
+        keys.insert(*next++);
     }
     return keys;
   }
-  void expect_seeks_right(const Tree& tree) {
+  void expect_seeks_match(const Tree& tree) {
     BTreeCursor cursor(tree.nodes);
     for (int i = 0; i < 20; ++i) {
       const std::string key = make_key_();
@@ -353,23 +354,23 @@ TEST_P(BTreeModel, tree_matches_std_set_and_pinned_roots_never_change) {
   Tree tree;
   std::vector<Tree::Pinned> pinned;
   for (int round = 0; round < 12; ++round) {
-    // The tree grows and shrinks in turns.
+    // The tree grows for two rounds, then shrinks for two.
     const bool grows = round % 4 < 2;
     for (int step = 0; step < 600; ++step) {
-      const std::uint64_t what = random_() % 100;
-      if (what < 40) {
-        grows ? tree.insert(make_key_()) : tree.erase(some_key(tree));
-      } else if (what < 60) {
-        grows ? tree.erase(some_key(tree)) : tree.insert(make_key_());
-      } else if (what < 75) {
-        grows ? tree.insert_sorted(some_keys(tree, false))
-              : tree.erase_sorted(some_keys(tree, true));
-      } else if (what < 80) {
-        grows ? tree.erase_sorted(some_keys(tree, true))
-              : tree.insert_sorted(some_keys(tree, false));
-      } else if (what < 95) {
+      const std::uint64_t choice = random_() % 100;
+      if (choice < 40) {
+        grows ? tree.insert(make_key_()) : tree.erase(present_key(tree));
+      } else if (choice < 60) {
+        grows ? tree.erase(present_key(tree)) : tree.insert(make_key_());
+      } else if (choice < 75) {
+        grows ? tree.insert_sorted(random_keys(tree, false))
+              : tree.erase_sorted(random_keys(tree, true));
+      } else if (choice < 80) {
+        grows ? tree.erase_sorted(random_keys(tree, true))
+              : tree.insert_sorted(random_keys(tree, false));
+      } else if (choice < 95) {
         tree.nodes.publish();
-      } else if (what < 97) {
+      } else if (choice < 97) {
         pinned.push_back(tree.pin());
       } else if (!pinned.empty()) {
         std::swap(pinned[random_() % pinned.size()], pinned.back());
@@ -379,7 +380,7 @@ TEST_P(BTreeModel, tree_matches_std_set_and_pinned_roots_never_change) {
       }
       if (HasFatalFailure()) return;
     }
-    expect_seeks_right(tree);
+    expect_seeks_match(tree);
     tree.expect_sound();
     if (HasFatalFailure()) return;
   }
@@ -394,7 +395,7 @@ TEST_P(BTreeModel, tree_matches_std_set_and_pinned_roots_never_change) {
   EXPECT_EQ(tree.nodes.retired_count(), 0u);
 }
 
-std::string name_of(const ::testing::TestParamInfo<Shape>& shape) {
+std::string shape_name(const ::testing::TestParamInfo<Shape>& shape) {
   static constexpr const char* shapes[] = {"tiny",      "numbers", "long_random", "long_prefix",
                                            "two_bytes", "nested",  "mixed"};
   return shapes[static_cast<std::size_t>(shape.param)];
@@ -404,7 +405,7 @@ INSTANTIATE_TEST_SUITE_P(, BTreeModel,
                          ::testing::Values(Shape::tiny, Shape::numbers, Shape::long_random,
                                            Shape::long_prefix, Shape::two_bytes, Shape::nested,
                                            Shape::mixed),
-                         name_of);
+                         shape_name);
 
 // --- Copy on write ---
 
@@ -479,18 +480,18 @@ TEST(BTreeCopyOnWrite, full_store_leaves_published_tree_unchanged) {
   PublishedTree tree(5'000);
   const auto live = tree.nodes.live();
   KeySet many;
-  KeySet gone;
+  KeySet erased;
   for (std::uint64_t i = 1; i < 10'000; i += 40) many.insert(number_key(i));
-  for (std::uint64_t i = 2'000; i < 8'000; i += 2) gone.insert(number_key(i));
+  for (std::uint64_t i = 2'000; i < 8'000; i += 2) erased.insert(number_key(i));
   const std::vector<std::string_view> many_views(many.begin(), many.end());
-  const std::vector<std::string_view> gone_views(gone.begin(), gone.end());
+  const std::vector<std::string_view> erased_views(erased.begin(), erased.end());
 
   BTreeWriter writer(tree.nodes);
   for (std::size_t allocations = 0;; ++allocations) {
     tree.nodes.allow_allocations(allocations);
     const auto error = testing::thrown_error([&] {
       NodeOffset root = writer.insert_sorted(tree.root, many_views);
-      root = writer.erase_sorted(root, gone_views);
+      root = writer.erase_sorted(root, erased_views);
       root = writer.insert(root, "z");
       writer.erase(root, number_key(0));
     });
@@ -552,8 +553,7 @@ TEST(BTreeSpace, descending_inserts_fill_leaves) {
 TEST(BTreeSpace, interleaved_ascending_inserts_fill_leaves) {
   Tree tree;
   for (std::uint64_t i = 0; i < 5'000; ++i) {
-    for (std::uint64_t place = 0; place < 20; ++place)
-      tree.insert(number_key(place * 1'000'000 + i));
+    for (std::uint64_t run = 0; run < 20; ++run) tree.insert(number_key(run * 1'000'000 + i));
   }
   EXPECT_LE(tree.bytes_per_key(), 7);
   tree.expect_sound();
@@ -569,12 +569,12 @@ TEST(BTreeSpace, erasing_keys_at_random_frees_nodes) {
     const std::size_t full_height = tree.shape().height;
 
     for (std::size_t i = 0; i < 90'000; i += 1000) {
-      const KeySet gone(keys.begin() + static_cast<std::ptrdiff_t>(i),
-                        keys.begin() + static_cast<std::ptrdiff_t>(i + 1000));
+      const KeySet erased(keys.begin() + static_cast<std::ptrdiff_t>(i),
+                          keys.begin() + static_cast<std::ptrdiff_t>(i + 1000));
       if (in_batches) {
-        tree.erase_sorted(gone);
+        tree.erase_sorted(erased);
       } else {
-        for (const std::string& key : gone) tree.erase(key);
+        for (const std::string& key : erased) tree.erase(key);
       }
     }
     Tree fresh;
@@ -592,10 +592,10 @@ TEST(BTreeSpace, erasing_keys_at_random_frees_nodes) {
 
 TEST(BTreeSpace, erasing_nearly_all_keys_at_once_frees_nodes) {
   PublishedTree tree(100'000);
-  KeySet gone = tree.keys;
-  for (std::uint64_t i = 0; i < 10; ++i) gone.erase(number_key(i * 20'000));
+  KeySet erased = tree.keys;
+  for (std::uint64_t i = 0; i < 10; ++i) erased.erase(number_key(i * 20'000));
 
-  tree.erase_sorted(gone);
+  tree.erase_sorted(erased);
 
   EXPECT_EQ(tree.keys.size(), 10u);
   EXPECT_EQ(tree.nodes.live_bytes(), node_bytes_of(0)) << "one leaf is enough";
@@ -619,7 +619,7 @@ TEST(BTreeSpace, long_keys_take_at_most_twice_their_bytes) {
 
 // --- Bytes ---
 
-std::string bytes_of(const NodeReader& nodes, NodeOffset offset) {
+std::string node_contents(const NodeReader& nodes, NodeOffset offset) {
   const BTreeNode node = BTreeNode::root(nodes, offset);
   return {node.data() + sizeof(NodeHeader), node.bytes() - sizeof(NodeHeader)};
 }
@@ -628,9 +628,8 @@ TEST(BTreeFormat, leaf_bytes_match_the_document) {
   Tree tree;
   tree.insert_sorted({"user:1", "user:12", "user:3"});
 
-  EXPECT_EQ(bytes_of(tree.nodes, tree.root),
-            "\x00\x00\x03\x00\x05\x00\x02\x00"  // level, -, 3 keys, 5 bytes of prefix, the last one
-                                                // inserted was number 2
+  EXPECT_EQ(node_contents(tree.nodes, tree.root),
+            "\x00\x00\x03\x00\x05\x00\x02\x00"  // level, -, 3 keys, 5 prefix bytes, last insert
             "\x01\x00\x03\x00\x04\x00"          // ends
             "user:"
             "1"
@@ -646,7 +645,7 @@ TEST(BTreeFormat, inner_node_bytes_match_the_document) {
   write_btree_node(reinterpret_cast<char*>(nodes.writable_node(offset)), 1, keys, children, 1,
                    no_key_inserted);
 
-  EXPECT_EQ(bytes_of(nodes, offset),
+  EXPECT_EQ(node_contents(nodes, offset),
             "\x01\x00\x02\x00\x01\x00\xff\xff"  // level, -, 2 keys, 1 byte of prefix, -
             "\x01\x00\x02\x00"                  // ends
             "\x01\x00\x00\x00\x02\x00\x00\x00\x45\x23\x01\x00"  // children
@@ -657,8 +656,8 @@ TEST(BTreeFormat, inner_node_bytes_match_the_document) {
 
 // --- Damage ---
 
-// Reads a tree in every way there is. Whatever its bytes are, what comes back is ascending keys or
-// Error corrupt.
+// Reads a tree by every call. Whatever its bytes are, a call returns ascending keys or throws
+// Error(corrupt).
 void read_everything(const NodeReader& nodes, NodeOffset root,
                      const std::vector<std::string>& sought) {
   const auto only_corrupt = [](const auto& read) {
@@ -699,7 +698,7 @@ void read_everything(const NodeReader& nodes, NodeOffset root,
   only_corrupt([&] { visit_nodes(nodes, root, [](NodeOffset, std::size_t) {}); });
 }
 
-// Changes it in every way there is, and undoes that.
+// Changes a tree by every call, and rolls each change back. A call may throw Error(corrupt).
 void change_everything(MemoryNodes& nodes, NodeOffset root,
                        const std::vector<std::string>& sought) {
   const std::vector<std::string_view> views(sought.begin(), sought.end());
@@ -725,8 +724,8 @@ void change_everything(MemoryNodes& nodes, NodeOffset root,
 
 class BTreeDamage : public ::testing::Test {
  protected:
-  // A tree of three levels that is much smaller than any that grows by itself, so that every byte
-  // of it can be tried.
+  // A tree of three levels, much smaller than the writer would build it, so that each of its bytes
+  // can be damaged.
   BTreeDamage() {
     std::vector<NodeOffset> inner;
     for (int i = 0; i < 3; ++i) {
@@ -777,7 +776,7 @@ class BTreeDamage : public ::testing::Test {
     tree_.nodes.node(offset, bytes);
     return bytes;
   }
-  // How much of a node says something.
+  // The bytes of a node that have a meaning.
   std::size_t used_bytes_of_node(NodeOffset offset) const {
     return BTreeNode::root(tree_.nodes, offset).bytes();
   }
@@ -788,21 +787,21 @@ class BTreeDamage : public ::testing::Test {
   }
 
   void damage_use_and_repair(std::mt19937_64& random) {
-    std::vector<std::vector<std::byte>> right;
+    std::vector<std::vector<std::byte>> pristine;
     for (const NodeOffset node : nodes_) {
       const std::byte* bytes = tree_.nodes.bytes_of(node);
-      right.emplace_back(bytes, bytes + bytes_of_node(node));
+      pristine.emplace_back(bytes, bytes + bytes_of_node(node));
     }
     for (std::uint64_t count = 1 + random() % 8; count > 0; --count) {
       const std::size_t which = random() % nodes_.size();
       std::byte* const bytes = tree_.nodes.bytes_of(nodes_[which]);
       const std::size_t first =
-          sizeof(NodeHeader) + random() % (right[which].size() - sizeof(NodeHeader));
+          sizeof(NodeHeader) + random() % (pristine[which].size() - sizeof(NodeHeader));
       std::size_t size = 1 + random() % (random() % 4 == 0 ? 300 : 4);
-      size = std::min(size, right[which].size() - first);
+      size = std::min(size, pristine[which].size() - first);
       if (random() % 3 == 0) {
-        // Bytes of another node: they make sense, but not here.
-        const std::vector<std::byte>& other = right[random() % right.size()];
+        // Bytes of another node: well formed, but wrong here.
+        const std::vector<std::byte>& other = pristine[random() % pristine.size()];
         std::memcpy(bytes + first, other.data() + std::min(first, other.size() - size), size);
       } else {
         for (std::size_t i = first; i < first + size; ++i)
@@ -811,7 +810,7 @@ class BTreeDamage : public ::testing::Test {
     }
     use();
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      std::copy(right[i].begin(), right[i].end(), tree_.nodes.bytes_of(nodes_[i]));
+      std::copy(pristine[i].begin(), pristine[i].end(), tree_.nodes.bytes_of(nodes_[i]));
     }
   }
 
@@ -827,15 +826,16 @@ TEST_F(BTreeDamage, one_damaged_byte_gives_error_or_ascending_keys) {
     const std::size_t bytes = used_bytes_of_node(node);
     for (std::size_t i = offsetof(NodeHeader, size_class); i < bytes; ++i) {
       std::byte& byte = tree_.nodes.bytes_of(node)[i];
-      const std::byte right = byte;
-      for (int way = 0; way < 4; ++way) {
-        byte = right ^ static_cast<std::byte>(way == 0   ? 1 + random() % 255
-                                              : way == 1 ? 0xff
-                                              : way == 2 ? 0x01
-                                                         : 0x80);
+      const std::byte pristine = byte;
+      for (int pattern = 0; pattern < 4; ++pattern) {
+        byte = pristine ^ static_cast<std::byte>(pattern == 0   ? 1 + random() % 255
+                                                 : pattern == 1 ? 0xff
+                                                 : pattern == 2 ? 0x01
+                                                                : 0x80);
         use();
-        byte = right;
-        ASSERT_FALSE(HasFatalFailure()) << "node " << node << " byte " << i << " way " << way;
+        byte = pristine;
+        ASSERT_FALSE(HasFatalFailure())
+            << "node " << node << " byte " << i << " pattern " << pattern;
       }
     }
   }
@@ -876,29 +876,29 @@ TEST_F(BTreeDamage, wrong_child_offset_gives_error_corrupt) {
     const BTreeNode inner = BTreeNode::root(tree_.nodes, node);
     if (inner.is_leaf()) continue;
     for (unsigned i = 0; i <= inner.count(); ++i) {
-      char* const at = reinterpret_cast<char*>(tree_.nodes.bytes_of(node)) +
-                       inner.children_offset() + i * sizeof(ChildNumber);
-      const auto right = load_little_endian<ChildNumber>(at);
+      char* const field = reinterpret_cast<char*>(tree_.nodes.bytes_of(node)) +
+                          inner.children_offset() + i * sizeof(ChildNumber);
+      const auto pristine = load_little_endian<ChildNumber>(field);
       // No node, the node itself, its parent, another child, another level.
       std::vector<NodeOffset> wrong{0, child_unit_bytes * 1'000'000, UINT32_MAX * child_unit_bytes};
       wrong.insert(wrong.end(), nodes_.begin(), nodes_.end());
       for (const NodeOffset child : wrong) {
-        if (child / child_unit_bytes == right) continue;
-        store_little_endian(at, static_cast<ChildNumber>(child / child_unit_bytes));
+        if (child / child_unit_bytes == pristine) continue;
+        store_little_endian(field, static_cast<ChildNumber>(child / child_unit_bytes));
         expect_error(ErrorKind::corrupt,
                      [&] { visit_nodes(tree_.nodes, tree_.root, [](NodeOffset, std::size_t) {}); });
         expect_error(ErrorKind::corrupt, [&] { scan(tree_.nodes, tree_.root); });
         use();
         ASSERT_FALSE(HasFatalFailure()) << "node " << node << " child " << i << " offset " << child;
       }
-      store_little_endian(at, right);
+      store_little_endian(field, pristine);
     }
   }
   tree_.expect_sound();
 }
 
-// A tree that is thirty levels high, in which every node has the same child forty times: nobody
-// lives to see its end.
+// A tree of the maximum height in which every node has the same child forty times. A walk to its
+// end would take forever.
 TEST(DamagedBTree, exponential_walk_is_abandoned_immediately) {
   MemoryNodes nodes;
   std::vector<std::string> separators;
@@ -924,7 +924,7 @@ TEST(DamagedBTree, exponential_walk_is_abandoned_immediately) {
   change_everything(nodes, node, separators);
 }
 
-// A root above itself, with one child.
+// A root whose only child is the root itself.
 TEST(DamagedBTree, root_that_is_its_own_child_gives_error_corrupt) {
   MemoryNodes nodes;
   const NodeOffset node = nodes.allocate_node(0);

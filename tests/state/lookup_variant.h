@@ -1,5 +1,6 @@
-// The quick ways of reading are there twice (state/processor.h). A test with a parameter reads in
-// both: true is the one of this processor, false that of every other. Before a state is opened.
+// Fast lookups exist in two variants: for AVX2 and portable (state/index/cpu.h). A parameterized
+// test runs with both: true selects AVX2 if this CPU has it, false the portable variant. Create the
+// LookupVariant before the state is opened.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,7 +12,7 @@ namespace whycache::testing {
 class LookupVariant {
  public:
 #if WHYCACHE_AVX2
-  explicit LookupVariant(bool quickest) { avx2_allowed = quickest; }
+  explicit LookupVariant(bool avx2) { avx2_allowed = avx2; }
   ~LookupVariant() { avx2_allowed = true; }
 #else
   explicit LookupVariant(bool) {}
@@ -20,8 +21,8 @@ class LookupVariant {
   LookupVariant& operator=(const LookupVariant&) = delete;
 };
 
-inline constexpr auto variant_name = [](const ::testing::TestParamInfo<bool>& way) {
-  return way.param ? "quickest" : "anywhere";
+inline constexpr auto variant_name = [](const ::testing::TestParamInfo<bool>& variant) {
+  return variant.param ? "avx2" : "portable";
 };
 
 }  // namespace whycache::testing

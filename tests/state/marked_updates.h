@@ -1,5 +1,5 @@
-// Updates whose values say what they are, so that a reader can tell by itself whether what it read
-// is whole, belongs to the key, and is not older than what it read before.
+// Updates whose values describe themselves. A reader can check without further knowledge that a
+// value is whole, belongs to its key, and is not older than the value it read before.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@
 
 namespace whycache::testing {
 
-// hash of the key | update id | hash of all that follows | filling
+// Hash of the key, update id, hash of the filling: 8 bytes each. Then the filling.
 inline std::string marked_value(std::string_view key, UpdateId id, std::size_t filling_bytes) {
   std::string value(24 + filling_bytes, static_cast<char>('a' + (id + filling_bytes) % 26));
   store_little_endian(value.data(), hash64(key));
@@ -29,7 +29,7 @@ inline std::string marked_value(std::string_view key, UpdateId id, std::size_t f
   return value;
 }
 
-// The id in a value of `key`; nullopt if the value is not one that was ever written.
+// Returns the id in a value of `key`, or nullopt if no update ever wrote that value.
 inline std::optional<UpdateId> marked_id(std::string_view key, std::string_view value) {
   if (value.size() < 24 || load_little_endian<std::uint64_t>(value.data()) != hash64(key))
     return std::nullopt;
@@ -39,9 +39,9 @@ inline std::optional<UpdateId> marked_id(std::string_view key, std::string_view 
   return id;
 }
 
-// What a log of a certain seed holds: update `id` is always the same, so that whoever takes over
-// can go on. Each update sets the two keys of one pair; the rest is churn, large values now and
-// then, erasing of everything, and times of growth.
+// The updates of a log, as a function of a seed. Update `id` is always the same, so a writer that
+// takes over can continue. Each update sets the two keys of one pair. The rest is churn, an
+// occasional large value or erasure of everything, and phases of growth.
 class MarkedUpdates {
  public:
   static constexpr unsigned pair_count = 16;
@@ -59,7 +59,7 @@ class MarkedUpdates {
   }
   static std::string large_key(unsigned number) { return "large/" + std::to_string(number); }
 
-  // One of the keys there may be.
+  // Returns one of the keys that updates may set.
   std::string random_key(std::mt19937_64& random) const {
     const auto number = static_cast<unsigned>(random() >> 32);
     switch (random() % 8) {
@@ -103,16 +103,16 @@ class MarkedUpdates {
         set(std::move(key), random() % 600'000);
       }
     }
-    // Every now and then many keys come, and later go.
-    const UpdateId season = id % 200;
-    if (season < 40) {
+    // Many keys are added in one phase, and most are erased in a later one.
+    const UpdateId phase = id % 200;
+    if (phase < 40) {
       for (unsigned i = 0; i < growth_count_ / 40; ++i)
-        set(growth_key(static_cast<unsigned>(season) * (growth_count_ / 40) + i), random() % 16);
-    } else if (season >= 120 && season < 160) {
+        set(growth_key(static_cast<unsigned>(phase) * (growth_count_ / 40) + i), random() % 16);
+    } else if (phase >= 120 && phase < 160) {
       for (unsigned i = 0; i < growth_count_ / 40; ++i) {
         if (random() % 8 != 0)
           made.changes.push_back(
-              {growth_key(static_cast<unsigned>(season - 120) * (growth_count_ / 40) + i),
+              {growth_key(static_cast<unsigned>(phase - 120) * (growth_count_ / 40) + i),
                std::nullopt});
       }
     }
@@ -131,13 +131,13 @@ class MarkedUpdates {
   unsigned growth_count_;
 };
 
-// Reads in every way there is, and tells what was wrong. One per reader.
+// Reads by every kind of call and reports faults. Each reader has one of its own.
 class MarkedReader {
  public:
   MarkedReader(const State& state, const MarkedUpdates& updates, std::uint64_t seed)
       : state_(state), updates_(updates), random_(seed) {}
 
-  // One read of some kind. Empty if it was right.
+  // Does one read of a random kind. Returns its fault, or "".
   std::string check_once() {
     const std::uint64_t kind = random_() % 1000;
     if (kind < 900) return check_get();
@@ -148,7 +148,7 @@ class MarkedReader {
   }
 
   std::uint64_t checked_count() const { return checked_count_; }
-  // The state was begun anew.
+  // To be called when the state was rebuilt from update 0.
   void reset() {
     newest_ids_.clear();
     applied_id_ = 0;
@@ -158,18 +158,18 @@ class MarkedReader {
   std::string check_get() {
     std::string key = updates_.random_key(random_);
     const UpdateId applied = state_.applied_id();
-    const bool there = state_.get(key, value_);
+    const bool found = state_.get(key, value_);
     if (applied < applied_id_)
       return "applied id went back from " + std::to_string(applied_id_) + " to " +
              std::to_string(applied);
     applied_id_ = applied;
-    return there ? check_value(key, value_, UINT64_MAX) : "";
+    return found ? check_value(key, value_, UINT64_MAX) : "";
   }
 
   std::string check_contains() {
     const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
     static_cast<void>(state_.contains(MarkedUpdates::pair_key(pair, random_() % 2)));
-    if (state_.contains("never there")) return "a key is there that never was";
+    if (state_.contains("never set")) return "found a key that was never set";
     ++checked_count_;
     return "";
   }
@@ -180,14 +180,16 @@ class MarkedReader {
       const auto pair = static_cast<unsigned>(random_() % MarkedUpdates::pair_count);
       const std::string first = MarkedUpdates::pair_key(pair, false);
       const std::string second = MarkedUpdates::pair_key(pair, true);
-      const auto one = view.get(first);
-      const auto other = view.get(second);
-      if (one.has_value() != other.has_value())
+      const auto first_value = view.get(first);
+      const auto second_value = view.get(second);
+      if (first_value.has_value() != second_value.has_value())
         return "half of a pair in view of " + std::to_string(view.id());
-      if (!one) continue;
-      if (std::string fault = check_value(first, *one, view.id()); !fault.empty()) return fault;
-      if (std::string fault = check_value(second, *other, view.id()); !fault.empty()) return fault;
-      if (marked_id(first, *one) != marked_id(second, *other))
+      if (!first_value) continue;
+      if (std::string fault = check_value(first, *first_value, view.id()); !fault.empty())
+        return fault;
+      if (std::string fault = check_value(second, *second_value, view.id()); !fault.empty())
+        return fault;
+      if (marked_id(first, *first_value) != marked_id(second, *second_value))
         return "pair of two updates in view of " + std::to_string(view.id());
     }
     return "";
@@ -231,7 +233,7 @@ class MarkedReader {
     if (all && count != view.size())
       return "scan found " + std::to_string(count) + " of " + std::to_string(view.size());
     if (all && digest != view.digest())
-      return "scan does not fit the digest in view of " + std::to_string(view.id());
+      return "scan does not match the digest in view of " + std::to_string(view.id());
     return "";
   }
 

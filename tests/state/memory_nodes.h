@@ -1,7 +1,6 @@
-// A NodeStore in private memory that keeps strict books. Each node has a piece of memory of its
-// own, exactly as large as the node, which is given back when nobody may read it any more:
-// AddressSanitizer sees every step beyond a node and every look at one that is gone; without it,
-// what is gone is overwritten first.
+// A NodeStore in private memory with strict accounting. Each node has an allocation of exactly its
+// size, which is freed once no pinned version can reach it. So AddressSanitizer reports every
+// access beyond a node and every use of a freed one. Without it, freed nodes are overwritten first.
 #pragma once
 
 #include <array>
@@ -24,12 +23,12 @@ namespace whycache::testing {
 
 class MemoryNodes final : public NodeStore {
  public:
-  // --- The store ---
+  // --- NodeStore ---
 
   const std::byte* node(NodeOffset offset, std::size_t& bytes) const override {
-    const Slot& place = this->slot(offset);
-    bytes = node_bytes_of(place.size_class);
-    return place.bytes.get();
+    const Slot& found = slot_at(offset);
+    bytes = node_bytes_of(found.size_class);
+    return found.bytes.get();
   }
   NodeOffset allocate_node(std::size_t size_class) override {
     if (allocations_left_ == 0) throw Error(ErrorKind::limit, "no room for a node");
@@ -44,22 +43,22 @@ class MemoryNodes final : public NodeStore {
       offset = free.back();
       free.pop_back();
     }
-    Slot& place = slots_[offset / unit];
-    place = {std::make_unique<std::byte[]>(node_bytes_of(size_class)), size_class, version_, false,
-             0};
-    std::memset(place.bytes.get(), poison, node_bytes_of(size_class));
+    Slot& slot = slots_[offset / unit];
+    slot = {std::make_unique<std::byte[]>(node_bytes_of(size_class)), size_class, version_, false,
+            0};
+    std::memset(slot.bytes.get(), poison, node_bytes_of(size_class));
     const NodeHeader header{poison, poison, static_cast<std::uint8_t>(size_class), {}};
-    std::memcpy(place.bytes.get(), &header, sizeof header);
+    std::memcpy(slot.bytes.get(), &header, sizeof header);
     return offset;
   }
   void retire_node(NodeOffset offset) override {
-    Slot& place = slots_[index_of(offset)];
-    // A damaged tree may lead the writer to this; a sound one never does.
-    if (place.retired)
+    Slot& slot = slots_[index_of(offset)];
+    // Only a damaged tree leads the writer to this.
+    if (slot.retired)
       throw Error(ErrorKind::corrupt, "node retired twice: offset=" + std::to_string(offset));
-    place.retired = true;
-    place.retired_version = version_;
-    if (place.created_version == version_) {
+    slot.retired = true;
+    slot.retired_version = version_;
+    if (slot.created_version == version_) {
       release(offset);
     } else {
       retired_.push_back(offset);
@@ -71,31 +70,31 @@ class MemoryNodes final : public NodeStore {
     return slots_[offset / unit].bytes.get();
   }
   bool is_private(NodeOffset offset) const override {
-    return slot(offset).created_version == version_;
+    return slot_at(offset).created_version == version_;
   }
 
-  // --- Versions: what is published, and who holds it ---
+  // --- Versions: published and pinned ---
 
   std::uint64_t version() const { return version_; }
   void publish() {
     ++version_;
     release_unpinned();
   }
-  // Undoes everything since the last publish, as after a writer's death.
+  // Undoes all changes since the last publish, as recovery does after a writer's death.
   void roll_back() {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      Slot& place = slots_[i];
-      if (!place.bytes) continue;
-      if (place.created_version == version_) {
+      Slot& slot = slots_[i];
+      if (!slot.bytes) continue;
+      if (slot.created_version == version_) {
         release(i * unit);
-      } else if (place.retired && place.retired_version == version_) {
-        place.retired = false;
+      } else if (slot.retired && slot.retired_version == version_) {
+        slot.retired = false;
       }
     }
     std::erase_if(retired_, [&](NodeOffset offset) { return !slots_[offset / unit].retired; });
     allocations_left_ = SIZE_MAX;
   }
-  // Everything reachable as of now stays.
+  // Publishes, and keeps all nodes that are reachable now until unpin().
   std::uint64_t pin() {
     publish();
     pins_.insert(version_);
@@ -106,10 +105,10 @@ class MemoryNodes final : public NodeStore {
     release_unpinned();
   }
 
-  // --- Books ---
+  // --- Accounting ---
 
-  // Nodes that are neither retired nor free, with their size classes: what the current tree has to
-  // consist of.
+  // Nodes that are neither retired nor free, with their size classes. The current tree has to
+  // consist of exactly these.
   std::map<NodeOffset, std::size_t> live() const {
     std::map<NodeOffset, std::size_t> nodes;
     for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -126,7 +125,7 @@ class MemoryNodes final : public NodeStore {
   std::size_t allocation_count() const { return allocation_count_; }
   void allow_allocations(std::size_t count) { allocations_left_ = count; }
 
-  // Damages the tree.
+  // For tests that damage the tree.
   std::byte* bytes_of(NodeOffset offset) { return slots_.at(offset / unit).bytes.get(); }
 
  private:
@@ -134,14 +133,14 @@ class MemoryNodes final : public NodeStore {
   static constexpr unsigned char poison = 0xdd;
 
   struct Slot {
-    std::unique_ptr<std::byte[]> bytes;  // none: not a node, or free
+    std::unique_ptr<std::byte[]> bytes;  // null: free, or not the start of a node
     std::size_t size_class = 0;
     std::uint64_t created_version = 0;
     bool retired = false;
     std::uint64_t retired_version = 0;
   };
 
-  const Slot& slot(NodeOffset offset) const { return slots_[index_of(offset)]; }
+  const Slot& slot_at(NodeOffset offset) const { return slots_[index_of(offset)]; }
   std::size_t index_of(NodeOffset offset) const {
     if (offset % unit != 0 || offset / unit >= slots_.size() || !slots_[offset / unit].bytes) {
       throw Error(ErrorKind::corrupt, "no node at offset=" + std::to_string(offset));
@@ -149,24 +148,24 @@ class MemoryNodes final : public NodeStore {
     return offset / unit;
   }
   void release(NodeOffset offset) {
-    Slot& place = slots_[offset / unit];
-    std::memset(place.bytes.get(), poison, node_bytes_of(place.size_class));
-    place.bytes.reset();
-    free_[place.size_class].push_back(offset);
+    Slot& slot = slots_[offset / unit];
+    std::memset(slot.bytes.get(), poison, node_bytes_of(slot.size_class));
+    slot.bytes.reset();
+    free_[slot.size_class].push_back(offset);
   }
   void release_unpinned() {
     const std::uint64_t oldest = pins_.empty() ? version_ : *pins_.begin();
     std::erase_if(retired_, [&](NodeOffset offset) {
-      const bool gone = slots_[offset / unit].retired_version < oldest;
-      if (gone) release(offset);
-      return gone;
+      const bool unreachable = slots_[offset / unit].retired_version < oldest;
+      if (unreachable) release(offset);
+      return unreachable;
     });
   }
 
   std::uint64_t version_ = 1;
   std::vector<Slot> slots_ = std::vector<Slot>(1);  // offset 0 is no node
   std::array<std::vector<NodeOffset>, node_size_class_count> free_;
-  std::vector<NodeOffset> retired_;  // and still readable
+  std::vector<NodeOffset> retired_;  // nodes that a pinned version may still reach
   std::multiset<std::uint64_t> pins_;
   std::size_t allocations_left_ = SIZE_MAX;
   std::size_t allocation_count_ = 0;

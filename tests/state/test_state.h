@@ -1,4 +1,4 @@
-// A state of its own for a test, fed with updates as a log would bring them.
+// A state for one test, which applies updates as if they came from a log.
 #pragma once
 
 #include <map>

@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string>
 
-// The signals and mmap belong to the sanitizers there; and the trap flag is of this processor.
+// Sanitizers take over the signals and mmap, and the trap flag is specific to x86-64.
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define WHYCACHE_CAN_WALK 1
 #endif
@@ -25,35 +25,35 @@ namespace {
 constexpr std::uintptr_t page_bytes = 4096;
 constexpr greg_t trap_flag = 0x100;
 
-// All of this is the child's.
+// State of the child only.
 const WalkPlan* plan = nullptr;
 WalkedWriter::Progress* progress = nullptr;
 std::uint64_t mapped_bytes = 0;
 bool watching = false;
-char* file_begin = nullptr;  // as it is mapped
+char* file_begin = nullptr;  // of the read-only mapping
 std::array<char*, 2> open_pages;
 std::size_t open_page_count = 0;
 
-// How often each instruction stored.
+// The number of stores of each instruction.
 struct Instruction {
   greg_t address = 0;
   std::uint64_t stores = 0;
 };
 std::array<Instruction, 8192> instructions;
 
-std::uint64_t count_store(greg_t place) {
-  for (auto i = static_cast<std::size_t>(place) % instructions.size();;
+std::uint64_t count_store(greg_t address) {
+  for (auto i = static_cast<std::size_t>(address) % instructions.size();;
        i = (i + 1) % instructions.size()) {
-    Instruction& one = instructions[i];
-    if (one.address == 0) one.address = place;
-    if (one.address == place) return ++one.stores;
+    Instruction& instruction = instructions[i];
+    if (instruction.address == 0) instruction.address = address;
+    if (instruction.address == address) return ++instruction.stores;
   }
 }
 
 std::uint64_t next_random() {
-  static std::uint64_t at = plan->seed;
-  at += 0x9e3779b97f4a7c15;  // SplitMix64
-  std::uint64_t mixed = (at ^ at >> 30) * 0xbf58476d1ce4e5b9;
+  static std::uint64_t counter = plan->seed;
+  counter += 0x9e3779b97f4a7c15;  // SplitMix64
+  std::uint64_t mixed = (counter ^ counter >> 30) * 0xbf58476d1ce4e5b9;
   mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111eb;
   return mixed ^ mixed >> 31;
 }
@@ -69,8 +69,8 @@ bool take_sample(std::uint64_t number) {
 }
 
 bool is_watched(std::uint64_t offset) {
-  for (const WalkPlan::FileRange& place : plan->watched_ranges) {
-    if (offset >= place.offset && offset - place.offset < place.bytes) return true;
+  for (const WalkPlan::FileRange& range : plan->watched_ranges) {
+    if (offset >= range.offset && offset - range.offset < range.bytes) return true;
   }
   return false;
 }
@@ -78,28 +78,28 @@ bool is_watched(std::uint64_t offset) {
 bool record_store(std::uint64_t offset, greg_t instruction) {
   static bool was_watched = false;
   const std::uint64_t number = ++progress->stores;
-  const bool behind_watched = was_watched;
+  const bool follows_watched = was_watched;
   was_watched = is_watched(offset);
   const bool sampled = take_sample(number);
   const bool rare = count_store(instruction) <= plan->stores_per_instruction;
   return plan->every_store || number == plan->stop_at_store || sampled || rare || was_watched ||
-         behind_watched;
+         follows_watched;
 }
 
 void before_store(int, siginfo_t* info, void* context) {
   greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  auto* const place = static_cast<char*>(info->si_addr);
+  auto* const address = static_cast<char*>(info->si_addr);
   const bool is_ours =
-      file_begin != nullptr && place >= file_begin && place < file_begin + mapped_bytes;
+      file_begin != nullptr && address >= file_begin && address < file_begin + mapped_bytes;
   if (!is_ours || open_page_count == open_pages.size()) {
-    ::signal(SIGSEGV, SIG_DFL);  // the fault comes again, and is one
+    ::signal(SIGSEGV, SIG_DFL);  // the instruction faults again, and the child dies
     return;
   }
   // A store across the end of a page faults twice.
   if (open_page_count == 0 &&
-      record_store(static_cast<std::uint64_t>(place - file_begin), registers[REG_RIP]))
+      record_store(static_cast<std::uint64_t>(address - file_begin), registers[REG_RIP]))
     ::raise(SIGSTOP);
-  char* const page = place - reinterpret_cast<std::uintptr_t>(place) % page_bytes;
+  char* const page = address - reinterpret_cast<std::uintptr_t>(address) % page_bytes;
   ::mprotect(page, page_bytes, PROT_READ | PROT_WRITE);
   open_pages[open_page_count++] = page;
   registers[REG_EFL] |= trap_flag;
@@ -161,7 +161,7 @@ WalkedWriter::WalkedWriter(const WalkPlan&, std::uint64_t, const Work&) : child_
 #endif
 
 WalkedWriter::~WalkedWriter() {
-  if (child_ <= 0) return;  // it ended
+  if (child_ <= 0) return;  // the child has ended
   ::kill(child_, SIGKILL);
   int status;
   ::waitpid(child_, &status, 0);
@@ -184,15 +184,15 @@ void WalkedWriter::wait_for_stop() {
 }  // namespace whycache::testing
 
 #ifdef WHYCACHE_CAN_WALK
-// Stands before the C library's: it is how the walked child gets the file mapped for reading.
-extern "C" void* mmap(void* place, std::size_t bytes, int protection, int flags, int descriptor,
+// Replaces the C library's function, so that the walked child maps the file read-only.
+extern "C" void* mmap(void* address, std::size_t bytes, int protection, int flags, int descriptor,
                       off_t offset) noexcept {
   using namespace whycache::testing;
   const bool is_watched = watching && bytes == mapped_bytes && (protection & PROT_WRITE) != 0 &&
                           (flags & MAP_SHARED) != 0;
   if (is_watched) protection &= ~PROT_WRITE;
   void* const mapped = reinterpret_cast<void*>(
-      ::syscall(SYS_mmap, place, bytes, protection, flags, descriptor, offset));
+      ::syscall(SYS_mmap, address, bytes, protection, flags, descriptor, offset));
   if (is_watched && mapped != MAP_FAILED) file_begin = static_cast<char*>(mapped);
   return mapped;
 }
