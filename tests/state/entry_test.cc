@@ -1,4 +1,4 @@
-// Entries of every shape: narrow and wide, with and without a version before.
+// Entries of every shape: narrow and wide, with and without a previous version.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -27,9 +27,9 @@ TEST(EntryWord, fields_equal_those_it_was_made_from) {
           EXPECT_EQ(word.narrow_has_previous(), flag);
           EXPECT_EQ(word.narrow_key_bytes(), key_bytes);
           EXPECT_EQ(word.narrow_value_bytes(), value_bytes);
-          for (const std::uint64_t asked : {1, 14, 15, 16, 253, 254}) {
-            EXPECT_EQ(word.is_narrow_with(asked), asked == key_bytes)
-                << asked << " of " << key_bytes;
+          for (const std::uint64_t other_bytes : {1, 14, 15, 16, 253, 254}) {
+            EXPECT_EQ(word.is_narrow_with(other_bytes), other_bytes == key_bytes)
+                << other_bytes << " and " << key_bytes;
           }
           EXPECT_LE(word.word(), EntryWord::max_at(id));
           EXPECT_GT(word.word(), EntryWord::max_at(id - 1));
@@ -41,8 +41,8 @@ TEST(EntryWord, fields_equal_those_it_was_made_from) {
         EXPECT_EQ(word.id(), id);
         EXPECT_EQ(word.erased(), flag);
         EXPECT_EQ(word.wide_key_bytes(), key_bytes);
-        for (std::uint64_t asked = 0; asked <= 254; ++asked)
-          EXPECT_FALSE(word.is_narrow_with(asked));
+        for (std::uint64_t other_bytes = 0; other_bytes <= 254; ++other_bytes)
+          EXPECT_FALSE(word.is_narrow_with(other_bytes));
         EXPECT_LE(word.word(), EntryWord::max_at(id));
         EXPECT_GT(word.word(), EntryWord::max_at(id - 1));
       }
@@ -50,7 +50,7 @@ TEST(EntryWord, fields_equal_those_it_was_made_from) {
   }
 }
 
-// With the quick ways of this processor, and those of every other.
+// With both variants of the fast lookups.
 class Entries : public ::testing::TestWithParam<bool> {
  protected:
   static std::string patterned_text(std::size_t bytes, char first) {
@@ -58,7 +58,7 @@ class Entries : public ::testing::TestWithParam<bool> {
     for (std::size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(first + i % 23);
     return text;
   }
-  // Sizes on both sides of every edge: of words, of narrow entries, of segments.
+  // Sizes on both sides of each boundary: words, narrow entries, segments.
   static std::vector<std::string> keys() {
     std::vector<std::string> all;
     for (const std::size_t bytes : {1, 7, 8, 9, 15, 16, 17, 253, 254, 255, 256, 1023, 1024})
@@ -85,7 +85,7 @@ TEST_P(Entries, entries_of_every_size_are_read_by_every_call) {
     std::vector<std::string> all = keys();
     std::vector<std::string_view> wanted(all.begin(), all.end());
     std::size_t found = 0;
-    state_->get_multi(wanted, [&](std::size_t, std::string_view one) { found += one == value; });
+    state_->get_multi(wanted, [&](std::size_t, std::string_view read) { found += read == value; });
     EXPECT_EQ(found, all.size()) << bytes;
     for (const std::string& key : all) {
       EXPECT_EQ(state_.get(key), value) << key.size() << ' ' << bytes;
@@ -104,34 +104,34 @@ TEST_P(Entries, erased_and_absent_keys_are_not_found) {
   state_.apply(changes);
   const View view = state_.view();
   for (const std::string& key : keys()) {
-    for (const std::string& asked :
+    for (const std::string& absent :
          {key, key + "x", "x" + key.substr(1), key.substr(0, key.size() - 1) + "y"}) {
-      if (asked.size() > key_bytes_max) continue;
-      EXPECT_EQ(state_.get(asked), std::nullopt) << asked.size();
-      EXPECT_FALSE(state_->contains(asked));
-      EXPECT_EQ(view.get(asked), std::nullopt);
-      EXPECT_FALSE(view.contains(asked));
+      if (absent.size() > key_bytes_max) continue;
+      EXPECT_EQ(state_.get(absent), std::nullopt) << absent.size();
+      EXPECT_FALSE(state_->contains(absent));
+      EXPECT_EQ(view.get(absent), std::nullopt);
+      EXPECT_FALSE(view.contains(absent));
     }
   }
 }
 
 TEST_P(Entries, get_replaces_a_string_of_any_size) {
   const std::string key = "fifteen bytes..";
-  std::string kept;
+  std::string target;
   for (const std::size_t bytes :
        {0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200}) {
     const std::string value = patterned_text(bytes, 'A');
     state_.apply({{key, value}});
     for (const std::size_t before : {bytes, std::size_t{0}, bytes + 1, std::size_t{128}, bytes}) {
-      kept.assign(before, '-');
-      ASSERT_TRUE(state_->get(key, kept));
-      EXPECT_EQ(kept, value) << before;
+      target.assign(before, '-');
+      ASSERT_TRUE(state_->get(key, target));
+      EXPECT_EQ(target, value) << before;
     }
   }
 }
 
-// The offsets of their entries, one OR the other, are that of bytes in a value that look like an
-// entry.
+// The bitwise OR of the offsets of their two entries is the offset of bytes in a value that look
+// like an entry.
 TEST_P(Entries, keys_with_equal_hashes_are_distinguished) {
   const std::string key(8, '\x08');
   const std::string twin(9, '\x08');
@@ -146,7 +146,7 @@ TEST_P(Entries, keys_with_equal_hashes_are_distinguished) {
   }
 }
 
-// Versions of both, again and again in the same places.
+// Both keys get new versions repeatedly, in the same reused space.
 TEST_P(Entries, keys_with_equal_hashes_are_distinguished_in_reused_space) {
   const std::string key(8, '0');
   const std::string twin(9, '0');
@@ -161,15 +161,15 @@ TEST_P(Entries, keys_with_equal_hashes_are_distinguished_in_reused_space) {
 }
 
 TEST_P(Entries, last_change_of_a_key_in_an_update_wins) {
-  state_.apply({{"old", "1"}, {"gone", "1"}});
+  state_.apply({{"old", "1"}, {"removed", "1"}});
   std::vector<testing::TestChange> changes = {
-      {"old", "2"}, {"new", "1"}, {"gone", std::nullopt}, {"back", "1"}};
+      {"old", "2"}, {"new", "1"}, {"removed", std::nullopt}, {"back", "1"}};
   changes.insert(changes.end(),
-                 {{"old", "3"}, {"new", std::nullopt}, {"gone", "2"}, {"back", std::nullopt}});
+                 {{"old", "3"}, {"new", std::nullopt}, {"removed", "2"}, {"back", std::nullopt}});
   changes.push_back({"back", "2"});
   state_.apply(changes);
   EXPECT_EQ(state_.contents(),
-            (std::map<std::string, std::string>{{"old", "3"}, {"gone", "2"}, {"back", "2"}}));
+            (std::map<std::string, std::string>{{"old", "3"}, {"removed", "2"}, {"back", "2"}}));
   EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
@@ -190,21 +190,21 @@ TEST_P(Entries, entries_in_an_index_of_many_pages_are_found) {
 }
 
 TEST_P(Entries, views_read_previous_versions_of_every_size) {
-  std::vector<std::pair<View, std::optional<std::string>>> past;
-  past.emplace_back(state_.view(), std::nullopt);
+  std::vector<std::pair<View, std::optional<std::string>>> versions;
+  versions.emplace_back(state_.view(), std::nullopt);
   char first = 'A';
   for (const std::size_t bytes : value_sizes) {
     const std::string value = patterned_text(bytes, first++);
     std::vector<testing::TestChange> changes;
     for (const std::string& key : keys()) changes.push_back({key, value});
     state_.apply(changes);
-    past.emplace_back(state_.view(), value);
+    versions.emplace_back(state_.view(), value);
     if (bytes != 100 && bytes != 65'536) continue;
     for (testing::TestChange& change : changes) change.value.reset();
     state_.apply(changes);
-    past.emplace_back(state_.view(), std::nullopt);
+    versions.emplace_back(state_.view(), std::nullopt);
   }
-  for (const auto& [view, value] : past) {
+  for (const auto& [view, value] : versions) {
     for (const std::string& key : keys())
       EXPECT_EQ(view.get(key), value) << key.size() << " at " << view.id();
   }

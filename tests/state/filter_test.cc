@@ -1,5 +1,5 @@
-// Reads of keys that are not there: after some of them a thread looks into the filter of the index
-// first, and no read may miss by it what is there.
+// Reads of absent keys. After some misses, a thread probes the filter of an index page first. No
+// read may miss a present key because of that.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -25,9 +25,7 @@ using testing::TestState;
 
 class FilterTest : public ::testing::TestWithParam<bool> {
  protected:
-  ~FilterTest() override { stop_probing_filter(state()); }
-
-  TestState& state() { return state_; }
+  ~FilterTest() override { stop_probing_filter(state_); }
 
   static bool probes_filter_first() {
     return this_reader.thread != nullptr && this_reader.fast_thread == nullptr;
@@ -37,13 +35,12 @@ class FilterTest : public ::testing::TestWithParam<bool> {
     EXPECT_TRUE(probes_filter_first());
   }
   static void stop_probing_filter(TestState& state) {
-    state.apply({{"one that is there", "yes"}});
-    for (int i = 0; i < 1000 && probes_filter_first(); ++i)
-      EXPECT_TRUE(state.get("one that is there"));
+    state.apply({{"present key", "yes"}});
+    for (int i = 0; i < 1000 && probes_filter_first(); ++i) EXPECT_TRUE(state.get("present key"));
     EXPECT_FALSE(probes_filter_first());
   }
 
-  // Of all sizes that reads treat differently.
+  // Keys of all sizes that reads treat differently.
   static std::string key(std::size_t number) {
     const std::string digits = std::to_string(number);
     switch (number % 5) {
@@ -55,15 +52,15 @@ class FilterTest : public ::testing::TestWithParam<bool> {
     }
   }
 
-  // But for a few parts that were replaced just now.
+  // Expects one filter per index page, except for a few pages that were replaced recently.
   void expect_filters_of_pages_only() {
-    const StateInspection insides = state()->inspect();
+    const StateInspection inspection = state_->inspect();
     std::uint64_t filters = 0;
-    for (const SegmentKindUsage& use : insides.segments_by_kind) {
+    for (const SegmentKindUsage& use : inspection.segments_by_kind) {
       if (use.kind == "filters") filters = use.live_bytes / filter_bytes;
     }
-    EXPECT_GE(filters, insides.index_pages);
-    EXPECT_LE(filters, insides.index_pages + 2);
+    EXPECT_GE(filters, inspection.index_pages);
+    EXPECT_LE(filters, inspection.index_pages + 2);
   }
 
   std::uint64_t word_at(std::uint64_t offset) const {
@@ -92,183 +89,176 @@ class FilterTest : public ::testing::TestWithParam<bool> {
 INSTANTIATE_TEST_SUITE_P(Variants, FilterTest, ::testing::Bool(), testing::variant_name);
 
 TEST_P(FilterTest, filter_is_probed_first_while_most_reads_miss) {
-  TestState& here = state();
-  here.apply({{"there", "yes"}, {"there, and longer", "yes"}});
-  EXPECT_TRUE(here.get("there"));
+  state_.apply({{"present", "yes"}, {"present, and longer", "yes"}});
+  EXPECT_TRUE(state_.get("present"));
   EXPECT_FALSE(probes_filter_first());
-  start_probing_filter(here);
-  // A few that are there in between change nothing.
+  start_probing_filter(state_);
+  // A few hits in between change nothing.
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < 3; ++i) EXPECT_TRUE(here.get("there"));
-    EXPECT_FALSE(here.get("not there"));
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(state_.get("present"));
+    EXPECT_FALSE(state_.get("absent"));
     EXPECT_TRUE(probes_filter_first());
   }
-  stop_probing_filter(here);
+  stop_probing_filter(state_);
   for (int i = 0; i < 1000 && !probes_filter_first(); ++i)
-    EXPECT_FALSE(here->contains("no such key"));
+    EXPECT_FALSE(state_->contains("no such key"));
   EXPECT_TRUE(probes_filter_first());
   for (int i = 0; i < 1000 && probes_filter_first(); ++i)
-    EXPECT_TRUE(here->contains("there, and longer"));
+    EXPECT_TRUE(state_->contains("present, and longer"));
   EXPECT_FALSE(probes_filter_first());
 }
 
 TEST_P(FilterTest, each_thread_decides_by_its_own_misses) {
-  TestState& here = state();
-  start_probing_filter(here);
+  start_probing_filter(state_);
   std::thread([&] {
-    EXPECT_FALSE(here.get("no such key"));
+    EXPECT_FALSE(state_.get("no such key"));
     EXPECT_FALSE(probes_filter_first());
   }).join();
   EXPECT_TRUE(probes_filter_first());
 }
 
 TEST_P(FilterTest, written_key_is_found_immediately) {
-  TestState& here = state();
   for (std::size_t number = 0; number < 200; ++number) {
-    start_probing_filter(here);
-    EXPECT_FALSE(here.get(key(number)));
-    EXPECT_FALSE(here->contains(key(number)));
-    here.apply({{key(number), "value " + std::to_string(number)}});
+    start_probing_filter(state_);
+    EXPECT_FALSE(state_.get(key(number)));
+    EXPECT_FALSE(state_->contains(key(number)));
+    state_.apply({{key(number), "value " + std::to_string(number)}});
     EXPECT_TRUE(probes_filter_first());
-    EXPECT_EQ(here.get(key(number)), "value " + std::to_string(number));
-    EXPECT_TRUE(here->contains(key(number)));
-    here.apply({{key(number), std::nullopt}});
-    start_probing_filter(here);
-    EXPECT_FALSE(here.get(key(number)));
+    EXPECT_EQ(state_.get(key(number)), "value " + std::to_string(number));
+    EXPECT_TRUE(state_->contains(key(number)));
+    state_.apply({{key(number), std::nullopt}});
+    start_probing_filter(state_);
+    EXPECT_FALSE(state_.get(key(number)));
   }
-  EXPECT_EQ(here.check(), std::vector<std::string>());
+  EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-// The index grows from one part to some, its directory doubles, and the file grows.
+// The index grows from one page to several, its directory doubles, and the file grows.
 TEST_P(FilterTest, keys_are_found_after_index_pages_split) {
-  TestState& here = state();
   constexpr std::size_t count = 120'000;
   const std::string value(40, 'v');
   for (std::size_t first = 0; first < count; first += 1000) {
     std::vector<TestChange> changes;
     for (std::size_t number = first; number < first + 1000; ++number)
       changes.push_back({key(number), value});
-    here.apply(changes);
+    state_.apply(changes);
   }
-  EXPECT_GE(here->inspect().index_pages, 4U);
+  EXPECT_GE(state_->inspect().index_pages, 4U);
   expect_filters_of_pages_only();
   for (std::size_t number = 0; number < count; ++number) {
-    for (int i = 0; i < 2; ++i) ASSERT_FALSE(here.get("not " + key(number)));
-    ASSERT_TRUE(here.get(key(number))) << number;
-    ASSERT_TRUE(here->contains(key(number))) << number;
-    ASSERT_FALSE(here->contains("not " + key(number)));
+    for (int i = 0; i < 2; ++i) ASSERT_FALSE(state_.get("absent " + key(number)));
+    ASSERT_TRUE(state_.get(key(number))) << number;
+    ASSERT_TRUE(state_->contains(key(number))) << number;
+    ASSERT_FALSE(state_->contains("absent " + key(number)));
   }
   EXPECT_TRUE(probes_filter_first());
-  EXPECT_EQ(here.check(), std::vector<std::string>());
+  EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-// Parts are split, and filters are used again, while threads that expect nothing look for what was
+// Pages split and filters are reused while threads that probe filters first read the keys that were
 // just written.
 TEST_P(FilterTest, probing_threads_miss_no_key_during_page_splits) {
-  TestState& here = state();
   const TestState other(path_);
   SCOPED_TRACE(testing::seed_note());
   constexpr std::size_t rounds = 1000;
-  constexpr std::size_t each = 250;
+  constexpr std::size_t keys_per_round = 250;
   std::atomic<std::size_t> written{0};
   std::atomic<std::size_t> not_found{0};
-  std::atomic<std::size_t> looked{0};
-  const auto look = [&](const TestState& state) {
+  std::atomic<std::size_t> reads{0};
+  const auto read_until_end = [&](const TestState& state) {
     std::size_t random = testing::test_seed();
     std::string value;
     for (;;) {
       const std::size_t round = written.load(std::memory_order_acquire);
       if (round == rounds) return;
       random = random * 6364136223846793005U + 1442695040888963407U;
-      for (int i = 0; i < 8; ++i) state.get("not " + key(random >> 40));
+      for (int i = 0; i < 8; ++i) state.get("absent " + key(random >> 40));
       if (round == 0) continue;
-      if (!state->get(key(round * each - 1 - (random >> 33) % each), value)) ++not_found;
-      if (!state->contains(key((random >> 20) % (round * each)))) ++not_found;
-      ++looked;
+      if (!state->get(key(round * keys_per_round - 1 - (random >> 33) % keys_per_round), value))
+        ++not_found;
+      if (!state->contains(key((random >> 20) % (round * keys_per_round)))) ++not_found;
+      ++reads;
     }
   };
-  std::thread one([&] { look(here); });
-  std::thread two([&] { look(other); });
+  std::thread local_reader([&] { read_until_end(state_); });
+  std::thread other_reader([&] { read_until_end(other); });
   for (std::size_t round = 0; round < rounds; ++round) {
     std::vector<TestChange> changes;
-    for (std::size_t i = 0; i < each; ++i) changes.push_back({key(round * each + i), "v"});
-    here.apply(changes);
+    for (std::size_t i = 0; i < keys_per_round; ++i)
+      changes.push_back({key(round * keys_per_round + i), "v"});
+    state_.apply(changes);
     written.store(round + 1, std::memory_order_release);
-    while (looked.load() < round) std::this_thread::yield();
+    while (reads.load() < round) std::this_thread::yield();
   }
-  one.join();
-  two.join();
+  local_reader.join();
+  other_reader.join();
   EXPECT_EQ(not_found, 0U);
   expect_filters_of_pages_only();
-  EXPECT_EQ(here.check(), std::vector<std::string>());
+  EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-// A part is made anew when too many of its words are those of removed keys.
+// A page is rebuilt when too many of its words are tombstones.
 TEST_P(FilterTest, keys_are_found_after_an_index_page_was_rebuilt) {
-  TestState& here = state();
-  constexpr std::size_t each = 5000;
+  constexpr std::size_t keys_per_round = 5000;
   for (std::size_t round = 0; round < 40; ++round) {
     std::vector<TestChange> changes;
-    for (std::size_t i = 0; i < each; ++i) {
-      changes.push_back({key(round * each + i), "v"});
-      if (round > 0) changes.push_back({key((round - 1) * each + i), std::nullopt});
+    for (std::size_t i = 0; i < keys_per_round; ++i) {
+      changes.push_back({key(round * keys_per_round + i), "v"});
+      if (round > 0) changes.push_back({key((round - 1) * keys_per_round + i), std::nullopt});
     }
-    here.apply(changes);
-    for (std::size_t i = 0; i < each; i += 7) {
-      ASSERT_TRUE(here.get(key(round * each + i)));
+    state_.apply(changes);
+    for (std::size_t i = 0; i < keys_per_round; i += 7) {
+      ASSERT_TRUE(state_.get(key(round * keys_per_round + i)));
       for (int miss = 0; miss < 2 && round > 0; ++miss)
-        ASSERT_FALSE(here.get(key((round - 1) * each + i)));
+        ASSERT_FALSE(state_.get(key((round - 1) * keys_per_round + i)));
     }
   }
   expect_filters_of_pages_only();
-  EXPECT_EQ(here.check(), std::vector<std::string>());
+  EXPECT_EQ(state_.check(), std::vector<std::string>());
 }
 
-// The filters of the file that was replaced do not know it.
+// The filters of the replaced file do not contain the key.
 TEST_P(FilterTest, probing_thread_finds_key_of_an_installed_file) {
-  TestState& here = state();
   const TestState other(path_);
   for (int round = 1; round <= 3; ++round) {
     const std::string added = key(static_cast<std::size_t>(round));
-    start_probing_filter(here);
-    EXPECT_FALSE(here.get(added));
+    start_probing_filter(state_);
+    EXPECT_FALSE(state_.get(added));
     const std::unique_ptr<StateBuilder> builder = other->begin_build(testing::test_uuid, "test:");
     const std::vector<Item> items{{added, "value"}};
     builder->load(items);
     builder->finish_load(static_cast<UpdateId>(round), 1);
     other->install(*builder);
     EXPECT_TRUE(probes_filter_first());
-    EXPECT_TRUE(round % 2 == 0 ? here->contains(added) : here.get(added).has_value()) << added;
+    EXPECT_TRUE(round % 2 == 0 ? state_->contains(added) : state_.get(added).has_value()) << added;
   }
 }
 
 TEST_P(FilterTest, check_reports_a_key_that_its_filter_excludes) {
-  TestState& here = state();
-  here.apply({{"key", "value"}});
-  EXPECT_EQ(here.check(), std::vector<std::string>());
+  state_.apply({{"key", "value"}});
+  EXPECT_EQ(state_.check(), std::vector<std::string>());
   write_at(first_filter(), std::string(filter_bytes, '\0'));
-  const std::vector<std::string> faults = here.check();
+  const std::vector<std::string> faults = state_.check();
   ASSERT_EQ(faults.size(), 1U);
   EXPECT_TRUE(faults[0].starts_with("key missing from its filter")) << faults[0];
 }
 
-// Else it would be given to another part as well.
+// Otherwise the allocator would give the filter to another page as well.
 TEST_P(FilterTest, filter_missing_from_allocator_state_is_reported) {
-  TestState& here = state();
-  here.apply({{"key", "value"}});
+  state_.apply({{"key", "value"}});
   const std::uint64_t filter = first_filter();
   const std::uint64_t used = descriptor_offset(filter / segment_bytes) +
                              offsetof(SegmentDescriptor, filters) +
                              offsetof(SegmentDescriptor::FilterCounts, in_use_bits);
   EXPECT_EQ(word_at(used) & 0xffffffff, std::uint64_t{1} << filter % segment_bytes / filter_bytes);
   write_at(used, std::string("\2\0\0\0", 4));
-  const std::vector<std::string> faults = here.check();
+  const std::vector<std::string> faults = state_.check();
   ASSERT_EQ(faults.size(), 1U);
   EXPECT_TRUE(faults[0].starts_with("index filter not recorded")) << faults[0];
   testing::expect_error(
       ErrorKind::corrupt,
       [&] {
-        here.apply({{"another key", "value"}});
+        state_.apply({{"another key", "value"}});
       },
       "index filter");
 }

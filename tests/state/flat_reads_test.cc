@@ -1,7 +1,7 @@
-// Reads stay flat whatever the writer is at: while it wins space back, splits the index, grows the
-// file, puts another file in its place. Shown in two ways: how long single gets take meanwhile,
-// against the same machine at rest; and that every get comes back while the writer is stopped in
-// the middle of that, so that it cannot have waited for the writer.
+// The latency of reads does not depend on the writer, even while it reclaims space, splits the
+// index, grows the file, or installs another file. The test shows this in two ways. First, it
+// measures single gets beside the writer and on the same machine at rest. Second, it stops the
+// writer midway: every get returns meanwhile, so none waits for the writer.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
@@ -23,10 +23,10 @@ using testing::TemporaryDirectory;
 using testing::TestState;
 using Clock = std::chrono::steady_clock;
 
-constexpr unsigned stable_keys = 20'000;
-constexpr unsigned times_stopped = 150;
+constexpr unsigned stable_key_count = 20'000;
+constexpr unsigned stop_count = 150;
 constexpr unsigned gets_while_stopped = 300;
-constexpr std::chrono::milliseconds time_measured{1'500};
+constexpr std::chrono::milliseconds measured_time{1'500};
 
 std::string stable_key(unsigned i) {
   char key[16];
@@ -37,11 +37,12 @@ std::string stable_value(unsigned i) { return std::string(100, static_cast<char>
 
 std::vector<testing::TestChange> all_stable() {
   std::vector<testing::TestChange> changes;
-  for (unsigned i = 0; i < stable_keys; ++i) changes.push_back({stable_key(i), stable_value(i)});
+  for (unsigned i = 0; i < stable_key_count; ++i)
+    changes.push_back({stable_key(i), stable_value(i)});
   return changes;
 }
 
-// What a writer does, again and again.
+// The phases' work: a writer calls one of these in a loop.
 void overwrite(TestState& state, unsigned round) {
   std::vector<testing::TestChange> changes;
   for (unsigned i = 0; i < 100; ++i) {
@@ -75,8 +76,8 @@ struct Percentiles {
 
   explicit Percentiles(std::vector<double> all) {
     std::sort(all.begin(), all.end());
-    const auto at = [&](double part) {
-      return all[static_cast<std::size_t>(part * static_cast<double>(all.size() - 1))];
+    const auto at = [&](double share) {
+      return all[static_cast<std::size_t>(share * static_cast<double>(all.size() - 1))];
     };
     p50 = at(0.5);
     p99 = at(0.99);
@@ -89,9 +90,9 @@ class TimedReader {
  public:
   TimedReader(const State& state, std::uint64_t seed) : state_(state), random_(seed) {}
 
-  // Nanoseconds of one get.
+  // Returns the nanoseconds that one get took.
   double get() {
-    const auto i = static_cast<unsigned>(random_() % stable_keys);
+    const auto i = static_cast<unsigned>(random_() % stable_key_count);
     const std::string key = stable_key(i);
     const Clock::time_point begin = Clock::now();
     const bool found = state_.get(key, value_);
@@ -116,26 +117,27 @@ class TimedReader {
 struct Phase {
   const char* name;
   void (*write)(TestState& state, unsigned round);
-  // What has to have moved for the phase to have happened.
-  std::uint64_t (*moved)(const StateInspection& insides);
+  // A number that changes when the phase does its work.
+  std::uint64_t (*progress)(const StateInspection& inspection);
 };
 
 constexpr Phase phases[] = {
     {"segments reclaimed", overwrite,
-     [](const StateInspection& insides) { return insides.reclaim_generation; }},
-    {"index parts split", insert_small,
-     [](const StateInspection& insides) { return insides.index_pages; }},
-    {"file grows", insert_large, [](const StateInspection& insides) { return insides.file_bytes; }},
+     [](const StateInspection& inspection) { return inspection.reclaim_generation; }},
+    {"index pages split", insert_small,
+     [](const StateInspection& inspection) { return inspection.index_pages; }},
+    {"file grows", insert_large,
+     [](const StateInspection& inspection) { return inspection.file_bytes; }},
     {"files switched", rebuild,
-     [](const StateInspection& insides) { return insides.info.state_id; }},
+     [](const StateInspection& inspection) { return inspection.info.state_id; }},
 };
 
-void print_percentiles(const char* phase, const Percentiles& one) {
-  std::printf("%-20s p50 %7.0f ns   p99 %7.0f   p99.9 %7.0f   longest %9.0f\n", phase, one.p50,
-              one.p99, one.p999, one.p100);
+void print_percentiles(const char* phase, const Percentiles& percentiles) {
+  std::printf("%-20s p50 %7.0f ns   p99 %7.0f   p99.9 %7.0f   longest %9.0f\n", phase,
+              percentiles.p50, percentiles.p99, percentiles.p999, percentiles.p100);
 }
 
-// Stops the child wherever it is; true when it has stopped.
+// Stops the child wherever it is. Returns false if it has ended instead.
 bool stop_process(const ChildProcess& child) {
   child.kill(SIGSTOP);
   int status = 0;
@@ -147,25 +149,25 @@ TEST(FlatReadsLong, get_never_waits_for_the_writer) {
   std::mt19937_64 random(testing::test_seed());
   for (const Phase& phase : phases) {
     SCOPED_TRACE(phase.name);
-    const TemporaryDirectory folder("/dev/shm");
-    const std::string path = folder.file("flat.state");
+    const TemporaryDirectory directory("/dev/shm");
+    const std::string path = directory.file("flat.state");
     TestState state(path);
     state.apply(all_stable());
     overwrite(state, 0);
     TimedReader reader(*state, random());
     reader.get_for(std::chrono::milliseconds(100));
-    const Percentiles rest = reader.get_for(time_measured);
+    const Percentiles rest = reader.get_for(measured_time);
 
-    const std::uint64_t before = phase.moved(state->inspect());
+    const std::uint64_t before = phase.progress(state->inspect());
     const ChildProcess writer(
         [&]() -> std::string {
           TestState mine(path);
           for (unsigned round = 1;; ++round) phase.write(mine, round);
         },
         300);
-    const Percentiles beside = reader.get_for(time_measured);
+    const Percentiles beside = reader.get_for(measured_time);
     double longest_while_stopped = 0;
-    for (unsigned i = 0; i < times_stopped; ++i) {
+    for (unsigned i = 0; i < stop_count; ++i) {
       ASSERT_TRUE(stop_process(writer));
       for (unsigned gets = 0; gets < gets_while_stopped; ++gets) {
         longest_while_stopped = std::max(longest_while_stopped, reader.get());
@@ -174,14 +176,14 @@ TEST(FlatReadsLong, get_never_waits_for_the_writer) {
       std::this_thread::sleep_for(std::chrono::microseconds(random() % 5000));
     }
     state->switch_if_replaced();
-    EXPECT_NE(phase.moved(state->inspect()), before) << "the phase did not happen";
+    EXPECT_NE(phase.progress(state->inspect()), before) << "the phase did not happen";
     EXPECT_EQ(reader.wrong_count(), 0U);
     print_percentiles("at rest", rest);
     print_percentiles(phase.name, beside);
-    std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", times_stopped,
+    std::printf("%-20s %u times, longest get %.0f ns\n", "  writer stopped", stop_count,
                 longest_while_stopped);
-    // A wait for the writer would be one of milliseconds. Other processes of the machine may take
-    // the processor from one get in a thousand.
+    // A get that waits for the writer would take milliseconds. Other processes of the machine may
+    // preempt one get in a thousand.
     EXPECT_LT(beside.p99, 20 * rest.p99 + 20'000);
     EXPECT_LT(longest_while_stopped, 1e9);
   }

@@ -1,4 +1,5 @@
-// Reads a state file by docs/formats/state.md alone: numbers, no names of the library.
+// Reads a state file according to docs/formats/state.md, with literal numbers instead of the
+// library's constants.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -27,19 +28,19 @@ class StateFormat : public ::testing::Test {
     file_.assign(std::istreambuf_iterator<char>(stream), {});
   }
 
-  // As the document says it.
+  // The hash of a key, as documented.
   static std::uint64_t hash_of(const std::string& key, std::uint64_t seed) {
     const std::size_t bytes = key.size();
     if (bytes > 16) return XXH3_64bits_withSeed(key.data(), bytes, seed);
-    const auto word = [&](std::size_t from, std::size_t count) {
+    const auto load = [&](std::size_t from, std::size_t count) {
       std::uint64_t number = 0;
       for (std::size_t i = count; i-- > 0;)
         number = number << 8 | static_cast<unsigned char>(key[from + i]);
       return number;
     };
-    const std::size_t each = bytes >= 8 ? 8 : bytes >= 4 ? 4 : 0;
-    const std::uint64_t first = each > 0 ? word(0, each) : word(0, bytes);
-    const std::uint64_t last = each > 0 ? word(bytes - each, each) : 0;
+    const std::size_t part_bytes = bytes >= 8 ? 8 : bytes >= 4 ? 4 : 0;
+    const std::uint64_t first = part_bytes > 0 ? load(0, part_bytes) : load(0, bytes);
+    const std::uint64_t last = part_bytes > 0 ? load(bytes - part_bytes, part_bytes) : 0;
     __extension__ using Product = unsigned __int128;
     const Product product = Product{first ^ XXH3_64bits_withSeed("first", 5, seed)} *
                             (last ^ XXH3_64bits_withSeed("last", 4, seed));
@@ -62,13 +63,13 @@ TEST_F(StateFormat, keys_of_every_length_are_found_by_the_document) {
   testing::TestState(path).apply(changes);
   read(path);
   const std::uint64_t slot = at<std::uint64_t>(at<std::uint64_t>(528) >> 8);
-  const std::uint64_t part = (slot & 0xffffffff) * 262144;
+  const std::uint64_t page = (slot & 0xffffffff) * 262144;
   const std::uint64_t filter = (slot >> 37) * 16384;
   for (const auto& [key, value] : changes) {
     const std::uint64_t hash = hash_of(key, at<std::uint64_t>(48));
     bool found = false;
     for (std::uint64_t i = 0; i < 8; ++i) {
-      const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0) + i * 8);
+      const std::uint64_t word = at<std::uint64_t>(page + (hash & 0x3ffc0) + i * 8);
       found |=
           word >> 40 == hash >> 40 &&
           file_.substr((word & ((std::uint64_t{1} << 37) - 1)) * 8 + (key.size() > 254 ? 16 : 8),
@@ -95,7 +96,7 @@ TEST_F(StateFormat, bytes_of_an_entry_match_the_document) {
   EXPECT_EQ(at<std::uint64_t>(520), 0x3ffffffU);
   EXPECT_EQ(at<std::uint64_t>(592), 0U);
 
-  // Block 1 is that of update 1.
+  // Update 1 uses publication block 1.
   const std::uint64_t block = 640 + 64;
   EXPECT_EQ(at<std::uint64_t>(block), 1U);
   EXPECT_EQ(at<std::uint64_t>(block + 32), 1U);
@@ -108,8 +109,8 @@ TEST_F(StateFormat, bytes_of_an_entry_match_the_document) {
   ASSERT_EQ(depth, 0U);
   const std::uint64_t slot = at<std::uint64_t>(directory);
   EXPECT_EQ(slot >> 32 & 31, 0U);
-  const std::uint64_t part = (slot & 0xffffffff) * 262144;
-  const std::uint64_t word = at<std::uint64_t>(part + (hash & 0x3ffc0));
+  const std::uint64_t page = (slot & 0xffffffff) * 262144;
+  const std::uint64_t word = at<std::uint64_t>(page + (hash & 0x3ffc0));
   EXPECT_EQ(word >> 40, hash >> 40);
   EXPECT_EQ(word >> 37 & 7, 0U);
 

@@ -1,5 +1,5 @@
-// The file grows while somebody reads it. Each process asks the kernel by itself how long the file
-// is, with fstat(2): what happens right after it was told is what it does not know.
+// The file grows while processes read it. Each process asks the kernel for the file's size with
+// fstat(2). These tests let the file grow right after that call, when the result is already stale.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -18,7 +18,7 @@ namespace {
 thread_local std::function<void()> after_next_fstat;
 }
 
-// Ours instead of the C library's.
+// Replaces the C library's function.
 extern "C" int fstat(int descriptor, struct stat* status) noexcept {
   const auto result = static_cast<int>(::syscall(SYS_fstat, descriptor, status));
   if (after_next_fstat) std::exchange(after_next_fstat, nullptr)();
@@ -35,9 +35,9 @@ class GrowthTest : public ::testing::Test {
  protected:
   ~GrowthTest() override { after_next_fstat = nullptr; }
 
-  // The next update takes the file to its new end: nothing is used again while a view is held.
+  // Applies an update that extends the file. No space is reused while a view is pinned.
   void write_beyond_the_end() { writing_.apply({{"key", std::string(200'000, 'b')}}); }
-  // So often, each time right after a reader was told how long the file is.
+  // Does so after each of the next `times` calls of fstat().
   void write_after_each_fstat(int times) {
     if (times == 0) return;
     after_next_fstat = [this, times] {
@@ -80,7 +80,7 @@ TEST_F(GrowthTest, plain_get_succeeds_while_the_file_keeps_growing) {
   EXPECT_GT(written_, 1);
 }
 
-// Two threads ask, and the one that was told less is slower.
+// Two threads call fstat(), and the one with the smaller result is slower.
 TEST_F(GrowthTest, thread_with_stale_file_size_reports_no_truncation) {
   writing_.apply({{"key", "first"}});
   const View held = reading_.view();
@@ -94,7 +94,7 @@ TEST_F(GrowthTest, thread_with_stale_file_size_reports_no_truncation) {
   EXPECT_EQ(written_, 1);
 }
 
-// One that writes right away to a state just put in its place lets it grow while readers open it.
+// A process that writes immediately after installing a state lets it grow while readers open it.
 TEST_F(GrowthTest, file_that_grows_during_open_is_opened) {
   writing_.apply({{"key", "first"}});
   const View held = reading_.view();
@@ -115,7 +115,7 @@ TEST_F(GrowthTest, file_that_grows_during_open_is_opened) {
 }
 
 // A child that is forked while another thread opens the lock file must not keep the parent's locks
-// when that has died.
+// after the parent's death.
 TEST_F(GrowthTest, child_forked_during_open_holds_no_parent_lock) {
   const testing::SharedWithChildren<std::atomic<pid_t>> grandchild;
   testing::ChildProcess parent([&]() -> std::string {
@@ -130,7 +130,7 @@ TEST_F(GrowthTest, child_forked_during_open_holds_no_parent_lock) {
     const TestState mine(directory_.file("grown.state"));
     const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::deadline());
     ::raise(SIGKILL);
-    return "still there";
+    return "survived SIGKILL";
   });
   EXPECT_EQ(parent.wait(), "died of signal 9");
   ASSERT_GT(*grandchild, 0);

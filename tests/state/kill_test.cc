@@ -1,4 +1,4 @@
-// Writers that are killed again and again while others read. WHYCACHE_KILLS=10000 for a long run.
+// Writers are killed repeatedly while others read. WHYCACHE_KILLS=10000 for a long run.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ double milliseconds_since(Clock::time_point then) {
   return std::chrono::duration<double, std::milli>(Clock::now() - then).count();
 }
 
-// What the log holds up to an id, kept beside the state.
+// The items and the digest as of an update id, computed without a state.
 class Replay {
  public:
   explicit Replay(const MarkedUpdates& updates) : updates_(updates) {}
@@ -87,7 +87,7 @@ double percentile(std::vector<double>& all, double share) {
                       static_cast<std::size_t>(static_cast<double>(all.size()) * share))];
 }
 
-// Each round begins with an empty state, so that it grows while its writers die.
+// Each round starts with an empty state, so that the state grows while its writers die.
 TEST(KillLong, next_writer_recovers_after_each_killed_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
@@ -99,9 +99,9 @@ TEST(KillLong, next_writer_recovers_after_each_killed_writer) {
   std::uint64_t recovered = 0;
   std::uint64_t killed = 0;
   while (killed < kills) {
-    const TemporaryDirectory folder(random() % 2 == 0 ? "/dev/shm"
-                                                      : std::filesystem::temp_directory_path());
-    const std::string path = folder.file("killed.state");
+    const TemporaryDirectory directory(random() % 2 == 0 ? "/dev/shm"
+                                                         : std::filesystem::temp_directory_path());
+    const std::string path = directory.file("killed.state");
     const MarkedUpdates updates(random(), 2000, 40'000);
     const TestState state(path);
     const SharedWithChildren<MarkedRun> run;
@@ -142,20 +142,20 @@ TEST(KillLong, next_writer_recovers_after_each_killed_writer) {
     updates_applied += run->updates;
   }
   std::printf(
-      "kills=%lu taken_over_midway=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f "
+      "kills=%lu recovered=%lu updates=%lu checked_reads=%lu bad=0 take_over_ms p50=%.2f "
       "p99=%.2f max=%.2f\n",
       killed, recovered, updates_applied, reads, percentile(take_over_ms, 0.5),
       percentile(take_over_ms, 0.99), percentile(take_over_ms, 1));
   EXPECT_GT(recovered, kills / 4);
 }
 
-// Readers come and go by SIGKILL, with views held; the writer must neither wait for them nor keep
-// their space.
+// Readers are killed while they hold views. The writer must neither wait for them nor keep their
+// space.
 TEST(KillLong, killed_readers_keep_neither_slots_nor_space) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const TemporaryDirectory folder("/dev/shm");
-  const std::string path = folder.file("killed.state");
+  const TemporaryDirectory directory("/dev/shm");
+  const std::string path = directory.file("killed.state");
   const MarkedUpdates updates(random(), 500, 400);
   const TestState state(path);
   const SharedWithChildren<MarkedRun> run;
@@ -179,10 +179,10 @@ TEST(KillLong, killed_readers_keep_neither_slots_nor_space) {
     ASSERT_EQ(reader.wait(), "died of signal 9");
   }
   for (int i = 0; i < 100; ++i) id = updates.apply_next(*state->begin_write(TestState::deadline()));
-  const StateInspection insides = state->inspect();
-  EXPECT_TRUE(insides.slots_taken.empty() || !insides.slots_taken.front().alive);
+  const StateInspection inspection = state->inspect();
+  EXPECT_TRUE(inspection.slots_taken.empty() || !inspection.slots_taken.front().alive);
   std::printf("readers killed=100 updates=%lu file_bytes=%lu live_bytes=%lu\n", id,
-              insides.file_bytes, insides.info.item_bytes);
+              inspection.file_bytes, inspection.info.item_bytes);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 

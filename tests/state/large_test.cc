@@ -20,7 +20,7 @@ constexpr std::uint64_t large_item_count = 20'000'000;
 constexpr std::uint64_t large_items_per_update = 20'000;
 constexpr std::uint64_t large_bytes_min = std::uint64_t{5} << 30;
 
-// Item i, of sizes that vary: keys of 3 to 13 bytes, values of 100 to 355.
+// Item i. Sizes vary: keys of 3 to 13 bytes, values of 100 to 355.
 std::string large_key(std::uint64_t i) {
   return std::to_string(i * 7919 % 9973) + ":" + std::to_string(i);
 }
@@ -35,8 +35,8 @@ TEST(LargeLong, twenty_million_items_are_reopened_read_and_verified) {
   ASSERT_EQ(::statvfs("/dev/shm", &space), 0);
   if (space.f_bavail * space.f_frsize < large_bytes_min * 13 / 10)
     GTEST_SKIP() << "NOT TESTED: /dev/shm has less than 6.5 GiB left";
-  const TemporaryDirectory folder("/dev/shm");
-  const std::string path = folder.file("large.state");
+  const TemporaryDirectory directory("/dev/shm");
+  const std::string path = directory.file("large.state");
   StateOptions options;
   options.bytes_max = std::uint64_t{16} << 30;
   Digest digest;
@@ -70,20 +70,20 @@ TEST(LargeLong, twenty_million_items_are_reopened_read_and_verified) {
   std::string value;
   for (int read = 0; read < 500'000; ++read) {
     const std::uint64_t i = random() % (large_item_count + large_item_count / 10);
-    const bool is_there = state->get(large_key(i), value);
-    ASSERT_EQ(is_there, i < large_item_count) << i;
-    if (is_there) {
+    const bool found = state->get(large_key(i), value);
+    ASSERT_EQ(found, i < large_item_count) << i;
+    if (found) {
       ASSERT_EQ(value, large_value(i)) << i;
     }
   }
-  std::uint64_t walked = 0;
+  std::uint64_t scanned = 0;
   std::string last;
   for (const std::string_view key : state.view().keys()) {
     ASSERT_LT(last, key);
     last = key;
-    ++walked;
+    ++scanned;
   }
-  EXPECT_EQ(walked, large_item_count);
+  EXPECT_EQ(scanned, large_item_count);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
   std::printf("items=%llu bytes=%llu\n", static_cast<unsigned long long>(large_item_count),
               static_cast<unsigned long long>(status.st_blocks) * 512);

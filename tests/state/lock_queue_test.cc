@@ -1,4 +1,4 @@
-// Processes that want a lock all the time: each gets its share, whoever dies or stands still.
+// Processes contend for a lock. Each gets its share, even if others die or are stopped.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -50,7 +50,7 @@ StateOptions small_options() {
 
 class LockQueueTest : public ::testing::Test {
  protected:
-  // Each process takes the lock, holds it for half a millisecond, and wants it again at once.
+  // Each process takes the lock, holds it for half a millisecond, and takes it again immediately.
   void start_processes() {
     for (std::size_t i = 0; i < process_count; ++i) {
       processes_.push_back(std::make_unique<ChildProcess>([this, i]() -> std::string {
@@ -92,7 +92,8 @@ TEST_F(LockQueueTest, each_contending_process_gets_its_share) {
   EXPECT_GE(least, turns() / process_count / 4);
 }
 
-// Every reader can write to the lock file, and an older version of the library wakes nobody.
+// Every reader can write to the lock file, and an older version of the library wakes no waiter. So
+// the words are hints, and any value in them must be harmless.
 TEST_F(LockQueueTest, random_waiter_words_do_not_block_the_lock) {
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped =
@@ -113,14 +114,14 @@ TEST_F(LockQueueTest, random_waiter_words_do_not_block_the_lock) {
 
 TEST_F(LockQueueTest, lock_of_a_dead_holder_passes_to_a_waiter) {
   for (int round = 0; round < 10; ++round) {
-    const SharedWithChildren<std::atomic<bool>> has_it;
+    const SharedWithChildren<std::atomic<bool>> is_held;
     ChildProcess holder([&]() -> std::string {
       const TestState state(path_, small_options());
       const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
-      *has_it = true;
+      *is_held = true;
       for (;;) ::pause();
     });
-    while (!*has_it) ::usleep(100);
+    while (!*is_held) ::usleep(100);
     ChildProcess next([&]() -> std::string {
       const TestState state(path_, small_options());
       const HeldLock held = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
@@ -135,7 +136,8 @@ TEST_F(LockQueueTest, lock_of_a_dead_holder_passes_to_a_waiter) {
   }
 }
 
-// Asking every millisecond alone would take half of one.
+// A waiter that only polled, once per millisecond, would get the lock after half a millisecond on
+// average.
 TEST_F(LockQueueTest, release_wakes_the_next_waiter) {
   const SharedWithChildren<std::atomic<std::int64_t>> taken_at_ns;
   std::vector<std::int64_t> waits_ns;
@@ -148,17 +150,17 @@ TEST_F(LockQueueTest, release_wakes_the_next_waiter) {
       *taken_at_ns = boot_time_ns();
       return "";
     });
-    ::usleep(static_cast<unsigned>(8000 + round * 37));  // by then it asks every millisecond
-    const std::int64_t let_go_ns = boot_time_ns();
+    ::usleep(static_cast<unsigned>(8000 + round * 37));  // the waiter polls every millisecond now
+    const std::int64_t released_ns = boot_time_ns();
     held.reset();
     EXPECT_EQ(next.wait(), "");
-    waits_ns.push_back(*taken_at_ns - let_go_ns);
+    waits_ns.push_back(*taken_at_ns - released_ns);
   }
   std::sort(waits_ns.begin(), waits_ns.end());
   EXPECT_LT(waits_ns[waits_ns.size() / 2], 350'000);
 }
 
-// Where the word never stays what it was when one went to sleep on it.
+// The word changes all the time, so the futex call returns immediately each time.
 TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
   const HeldLock held = state_->lock(StateLock::follow, Deadline(milliseconds(20'000)));
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
@@ -166,7 +168,7 @@ TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
       ::mmap(nullptr, sizeof(LockFileHeader), PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
   auto& words = static_cast<LockFileHeader*>(mapped)->waiters;
-  const SharedWithChildren<std::atomic<bool>> over;
+  const SharedWithChildren<std::atomic<bool>> done;
   ChildProcess waiter([&]() -> std::string {
     const TestState state(path_, small_options());
     timespec before{};
@@ -177,36 +179,36 @@ TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
     } catch (const Error&) {
     }
     ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
-    *over = true;
+    *done = true;
     const std::int64_t used_ns =
         (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
-    return used_ns < 50'000'000 ? "" : "it used the processor for ns=" + std::to_string(used_ns);
+    return used_ns < 50'000'000 ? "" : "the waiter used the CPU: ns=" + std::to_string(used_ns);
   });
-  while (!*over) words[1] = 2;
+  while (!*done) words[1] = 2;
   EXPECT_EQ(waiter.wait(), "");
   ::munmap(mapped, sizeof(LockFileHeader));
 }
 
 TEST_F(LockQueueTest, process_stopped_at_the_gate_does_not_block_others) {
-  // Given a process that is to be next, and does nothing about it,
+  // Given a process that holds the gate and does nothing,
   const std::string lock_path = path_ + ".lock";
   const SharedWithChildren<std::atomic<bool>> at_gate;
   ChildProcess stopped([&]() -> std::string {
     const FileDescriptor file = open_file(lock_path, O_RDWR);
-    if (!try_lock_byte(file.number(), append_gate)) return "the gate was not open";
+    if (!try_lock_byte(file.number(), append_gate)) return "the gate was held";
     *at_gate = true;
     for (;;) ::pause();
   });
   while (!*at_gate) ::usleep(1000);
 
-  // then the others get the lock, only later;
+  // the others get the lock anyway, only later,
   start_processes();
   while (turns() < 200) ::usleep(1000);
   stop_processes();
   const FileDescriptor file = open_file(lock_path, O_RDWR);
   EXPECT_FALSE(try_lock_byte(file.number(), append_gate));
 
-  // and when it dies, the gate is open again.
+  // and the gate is free again when that process dies.
   stopped.kill(SIGKILL);
   stopped.wait();
   EXPECT_TRUE(try_lock_byte(file.number(), append_gate));

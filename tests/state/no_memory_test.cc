@@ -1,4 +1,4 @@
-// Allocations that fail while a state is replaced: who reads the old one must be able to go on.
+// Allocations fail while a state is replaced. Readers of the old file must be able to continue.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -19,7 +19,7 @@ namespace {
 using testing::TemporaryDirectory;
 using testing::TestState;
 
-// A thread that is in a read for as long as it lives.
+// A thread that is in a read section for its whole life.
 class LongRead {
  public:
   LongRead() {
@@ -43,11 +43,11 @@ class LongRead {
 };
 
 TEST(NoMemory, failed_allocation_keeps_a_replaced_mapping_for_its_reader) {
-  const TemporaryDirectory folder("/dev/shm");
+  const TemporaryDirectory directory("/dev/shm");
   int failed = 0;
-  bool was_reached = true;  // the allocation that was to fail
+  bool was_reached = true;  // the allocation that has to fail
   for (long number = 1; was_reached; ++number) {
-    const std::string path = folder.file(std::to_string(number) + ".state");
+    const std::string path = directory.file(std::to_string(number) + ".state");
     TestState state(path);
     state.apply({{"key", "old"}});
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");

@@ -1,5 +1,5 @@
-// The point index with hashes made for the purpose: directories so deep, and files so large, that
-// keys alone would take hours to get there.
+// The point index with artificial hashes. With real keys, directories this deep and files this
+// large would take hours to build.
 #include "state/write/point_index.h"
 
 #include <fcntl.h>
@@ -39,16 +39,16 @@ class PointIndexTest : public ::testing::Test {
     return whycache::global_depth(mapping_->header().index_directory.load());
   }
 
-  // As a reader would look.
+  // Looks `hash` up as a reader does.
   bool reader_finds(std::uint64_t hash) const {
     const MappedBytes bytes(*mapping_);
-    const IndexWord* const part =
+    const IndexWord* const page =
         find_index_page(bytes, mapping_->header().index_directory.load(), hash);
-    return part != nullptr && look_up(bytes, part, hash, "x", 1).status == LookupStatus::found;
+    return page != nullptr && look_up(bytes, page, hash, "x", 1).status == LookupStatus::found;
   }
 
-  // Hashes of one home bucket that begin alike, so that parts split until the `bits`-th bit tells
-  // them apart.
+  // Hashes with one home bucket and equal first `bits` bits. Pages split until the next bit
+  // separates them.
   static std::vector<std::uint64_t> colliding_hashes(unsigned bits, std::uint64_t top) {
     std::vector<std::uint64_t> hashes;
     const std::uint64_t begin = bits == 0 ? 0 : top << (64 - bits);
@@ -95,20 +95,20 @@ TEST_F(PointIndexTest, too_many_equal_hashes_give_error_limit) {
     EXPECT_TRUE(reader_finds(std::uint64_t{0xabcdef} << 40 | i << 20 | 7));
 }
 
-// A part is found again from each of its slots, whichever of them a dead writer had already
-// changed.
+// Recovery finds a page from each of its directory slots, whichever of them a dead writer had
+// already changed.
 TEST_F(PointIndexTest, interrupted_split_is_rolled_back_or_completed) {
   for (const std::uint64_t hash : colliding_hashes(6, 3)) index().insert(hash, entry_);  // depth 7
   std::vector<std::uint64_t> others;
   for (std::uint64_t i = 0; i < 64; ++i) others.push_back(std::uint64_t{1} << 63 | i << 30 | 99);
   for (const std::uint64_t hash : others) index().insert(hash, entry_);
-  const std::uint64_t place = index_directory_offset(mapping_->header().index_directory.load());
-  auto* const slots = reinterpret_cast<IndexWord*>(mapping_->writable_base() + place);
+  const std::uint64_t directory = index_directory_offset(mapping_->header().index_directory.load());
+  auto* const slots = reinterpret_cast<IndexWord*>(mapping_->writable_base() + directory);
   const std::uint64_t count = std::uint64_t{1} << global_depth();
   const std::vector<std::uint64_t> before(reinterpret_cast<std::uint64_t*>(slots),
                                           reinterpret_cast<std::uint64_t*>(slots) + count);
   index().insert(std::uint64_t{1} << 63 | std::uint64_t{1} << 62 | 99,
-                 entry_);  // splits a part of 64 slots
+                 entry_);  // splits a page of 64 slots
   const std::vector<std::uint64_t> after(reinterpret_cast<std::uint64_t*>(slots),
                                          reinterpret_cast<std::uint64_t*>(slots) + count);
   ASSERT_NE(before, after);
@@ -117,9 +117,9 @@ TEST_F(PointIndexTest, interrupted_split_is_rolled_back_or_completed) {
     for (std::uint64_t slot = 0; slot < count; ++slot)
       slots[slot].store(slot < done ? after[slot] : before[slot]);
     ASSERT_EQ(recover(allocator(), index()), 0U) << done;
-    const std::vector<std::uint64_t> now(reinterpret_cast<std::uint64_t*>(slots),
-                                         reinterpret_cast<std::uint64_t*>(slots) + count);
-    ASSERT_TRUE(now == before || now == after) << done;
+    const std::vector<std::uint64_t> recovered(reinterpret_cast<std::uint64_t*>(slots),
+                                               reinterpret_cast<std::uint64_t*>(slots) + count);
+    ASSERT_TRUE(recovered == before || recovered == after) << done;
     for (const std::uint64_t hash : others) ASSERT_TRUE(reader_finds(hash)) << done;
   }
 }
@@ -127,7 +127,7 @@ TEST_F(PointIndexTest, interrupted_split_is_rolled_back_or_completed) {
 TEST_F(PointIndexTest, removed_word_does_not_hide_words_after_it) {
   std::vector<std::uint64_t> hashes;
   for (std::uint64_t i = 0; i < 40; ++i)
-    hashes.push_back(i << 42 | 4094);  // runs over the end of the part
+    hashes.push_back(i << 42 | 4094);  // overflows the end of the page
   for (const std::uint64_t hash : hashes) index().insert(hash, entry_);
   for (std::size_t i = 0; i < hashes.size(); i += 2)
     index().remove(*index().find_offset(hashes[i], entry_));
@@ -137,10 +137,10 @@ TEST_F(PointIndexTest, removed_word_does_not_hide_words_after_it) {
   for (const std::uint64_t hash : hashes) EXPECT_TRUE(reader_finds(hash));
 }
 
-// Beyond segment 8064 the descriptors lie in a second table.
+// The descriptors of segments from 8064 on are in a second table.
 TEST(PointIndexLong, file_with_two_descriptor_tables_is_written_and_recovered) {
-  const TemporaryDirectory folder("/dev/shm");
-  const std::string path = folder.file("large.state");
+  const TemporaryDirectory directory("/dev/shm");
+  const std::string path = directory.file("large.state");
   StateOptions options;
   options.bytes_max = std::uint64_t{3} << 30;
   TestState state(path, options);
@@ -148,7 +148,7 @@ TEST(PointIndexLong, file_with_two_descriptor_tables_is_written_and_recovered) {
   int count = 0;
   for (; state->inspect().file_bytes <= segments_per_table * segment_bytes; ++count)
     state.apply({{"large" + std::to_string(count), large}});
-  // All that is small comes to lie behind the second table, too.
+  // All small entries are behind the second table, too.
   for (int i = 0; i < 200; ++i) {
     std::vector<testing::TestChange> changes;
     for (int k = 0; k < 200; ++k)
@@ -159,7 +159,7 @@ TEST(PointIndexLong, file_with_two_descriptor_tables_is_written_and_recovered) {
   for (int i = 0; i < count; ++i)
     ASSERT_EQ(state.get("large" + std::to_string(i))->size(), large.size());
 
-  // A writer that dies, and one that finds no room.
+  // An update that exceeds the maximum size is rolled back.
   testing::expect_error(ErrorKind::limit, [&] {
     std::vector<testing::TestChange> changes{{"small7", "other"}, {"large0", std::nullopt}};
     for (int k = 0; k < 80; ++k) changes.push_back({"too much" + std::to_string(k), large});
