@@ -1,4 +1,4 @@
-// What a thread says of its reads, on which it hangs when a file that was replaced is unmapped.
+// Read sections of threads, on which the unmapping of a replaced file depends.
 #include "state/read/rcu.h"
 
 #include <gtest/gtest.h>
@@ -21,35 +21,38 @@ TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need address space of their own";
 #endif
-  const testing::TemporaryDirectory folder("/dev/shm");
-  const TestState state(folder.file("large.state"));
+  const testing::TemporaryDirectory directory("/dev/shm");
+  const TestState state(directory.file("large.state"));
   const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
   TestState::apply(*writer, {{"large key", std::string(8 << 20, 'x')}, {"small key", "small"}});
   EXPECT_EQ(testing::run_in_child([&]() -> std::string {
               std::string value;
-              if (!state->get("small key", value)) return "small key is not there";
+              if (!state->get("small key", value)) return "small key not found";
               struct rlimit limit;
               ::getrlimit(RLIMIT_AS, &limit);
-              limit.rlim_cur = 1 << 20;  // less than there is: no more memory
+              limit.rlim_cur =
+                  1 << 20;  // less than is in use: no allocation of address space succeeds
               ::setrlimit(RLIMIT_AS, &limit);
-              void* volatile taken;  // what was given back before, too
+              void* volatile taken;  // use up what the allocator has cached
               do {
                 taken = std::malloc(1 << 20);
               } while (taken != nullptr);
               try {
                 state->get("large key", value);
-                return "there was memory";
+                return "the allocation succeeded";
               } catch (const std::bad_alloc&) {
               }
-              if (this_reader.thread->reading != 0) return "still reading";
-              return state->get("small key", value) && value == "small" ? "" : "small key is gone";
+              if (this_reader.thread->reading != 0) return "the read section has not ended";
+              return state->get("small key", value) && value == "small"
+                         ? ""
+                         : "small key not found afterwards";
             }),
             "");
 }
 
 TEST(ReaderThreads, grace_periods_elapse_beside_a_busy_reader) {
-  const testing::TemporaryDirectory folder("/dev/shm");
-  TestState state(folder.file("busy.state"));
+  const testing::TemporaryDirectory directory("/dev/shm");
+  TestState state(directory.file("busy.state"));
   state.apply({{"some key", std::string(100, 'x')}});
   std::atomic<bool> stop = false;
   std::atomic<std::uint64_t> reads = 0;

@@ -1,5 +1,5 @@
-// Readers beside a writer at full speed: nothing torn, nothing halved, nothing that goes back.
-// WHYCACHE_SECONDS for a longer run.
+// Readers beside a writer at full speed. They see no torn value, no half of an update, and never an
+// older update id than before. WHYCACHE_SECONDS for a longer run.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -39,8 +39,8 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
   const auto seconds = testing::number_from_environment("WHYCACHE_SECONDS", 20);
   // Few keys, so that space is reused all the time; then many, so that the index grows and shrinks.
   for (const unsigned growth : {400U, 40'000U}) {
-    const TemporaryDirectory folder("/dev/shm");
-    const std::string path = folder.file("read.state");
+    const TemporaryDirectory directory("/dev/shm");
+    const std::string path = directory.file("read.state");
     const MarkedUpdates updates(random(), growth == 400 ? 60 : 3000, growth);
     const TestState state(path);
     const SharedWithChildren<MarkedRun> run;
@@ -58,17 +58,16 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
     run->stop = true;
     std::uint64_t bad = 0;
     for (const auto& reader : readers) {
-      const std::string said = reader->wait();
-      EXPECT_EQ(said, "");
-      bad += !said.empty();
+      const std::string fault = reader->wait();
+      EXPECT_EQ(fault, "");
+      bad += !fault.empty();
     }
-    const StateInspection insides = state->inspect();
+    const StateInspection inspection = state->inspect();
     std::printf(
         "readers=4 growth_keys=%u updates=%lu checked_reads=%lu bad=%lu reclaim_generation=%lu "
-        "file_bytes=%lu "
-        "index_parts=%lu\n",
-        growth, id, run->reads.load(), bad, insides.reclaim_generation, insides.file_bytes,
-        insides.index_pages);
+        "file_bytes=%lu index_pages=%lu\n",
+        growth, id, run->reads.load(), bad, inspection.reclaim_generation, inspection.file_bytes,
+        inspection.index_pages);
     EXPECT_EQ(state.check(), std::vector<std::string>{});
   }
 }
@@ -76,46 +75,46 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
 TEST(Readers, threads_read_only_whole_updates_beside_a_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const TemporaryDirectory folder("/dev/shm");
+  const TemporaryDirectory directory("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
-  const TestState state(folder.file("read.state"));
+  const TestState state(directory.file("read.state"));
   MarkedRun run;
-  std::string said[3];
+  std::string faults[3];
   std::vector<std::thread> readers;
-  for (std::string& mine : said) {
+  for (std::string& fault : faults) {
     readers.emplace_back([&, seed = random()] {
       try {
-        mine = read_until_stopped(*state, updates, seed, run);
+        fault = read_until_stopped(*state, updates, seed, run);
       } catch (const std::exception& error) {
-        mine = error.what();
+        fault = error.what();
       }
     });
   }
   const UpdateId id = write_for(state, updates, std::chrono::milliseconds(2000));
   run.stop = true;
   for (std::thread& reader : readers) reader.join();
-  for (const std::string& one : said) EXPECT_EQ(one, "");
+  for (const std::string& fault : faults) EXPECT_EQ(fault, "");
   EXPECT_GT(run.reads, 100U);
   std::printf("reader threads=3 updates=%lu checked_reads=%lu\n", id, run.reads.load());
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// The file is replaced under the readers again and again.
+// The file is replaced repeatedly while threads read it.
 TEST(Readers, threads_follow_repeated_file_replacement) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  const TemporaryDirectory folder("/dev/shm");
+  const TemporaryDirectory directory("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
-  const TestState state(folder.file("read.state"));
+  const TestState state(directory.file("read.state"));
   MarkedRun run;
-  std::string said[3];
+  std::string faults[3];
   std::vector<std::thread> readers;
-  for (std::string& mine : said) {
+  for (std::string& fault : faults) {
     readers.emplace_back([&, seed = random()] {
       try {
-        mine = read_until_stopped(*state, updates, seed, run);
+        fault = read_until_stopped(*state, updates, seed, run);
       } catch (const std::exception& error) {
-        mine = error.what();
+        fault = error.what();
       }
     });
   }
@@ -138,38 +137,37 @@ TEST(Readers, threads_follow_repeated_file_replacement) {
   }
   run.stop = true;
   for (std::thread& reader : readers) reader.join();
-  for (const std::string& one : said) EXPECT_EQ(one, "");
+  for (const std::string& fault : faults) EXPECT_EQ(fault, "");
   std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id,
               run.reads.load());
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// What a write that has returned put there is seen by every get that begins after it, in whichever
-// file it is by then.
+// A get that begins after a write has returned sees that write, whichever file is current.
 TEST(Readers, gets_see_completed_writes_across_file_replacement) {
-  const TemporaryDirectory folder("/dev/shm");
-  const TestState writing(folder.file("read.state"));
-  const TestState reading(folder.file("read.state"));
+  const TemporaryDirectory directory("/dev/shm");
+  const TestState write_state(directory.file("read.state"));
+  const TestState read_state(directory.file("read.state"));
   std::atomic<std::uint64_t> written{0};
   std::atomic<bool> stop{false};
-  std::string said[4];
+  std::string faults[4];
   std::vector<std::thread> readers;
-  for (std::string& mine : said) {
+  for (std::string& fault : faults) {
     readers.emplace_back([&] {
       std::string value;
       std::uint64_t last = 0;
-      while (!stop && mine.empty()) {
+      while (!stop && fault.empty()) {
         const std::uint64_t before = written;
         if (before == 0) continue;
         try {
-          const std::uint64_t got = reading->get("counter", value) ? std::stoull(value) : 0;
-          if (got < before)
-            mine = "wrote " + std::to_string(before) + ", then read " + std::to_string(got);
-          if (got < last)
-            mine = "went back from " + std::to_string(last) + " to " + std::to_string(got);
-          last = got;
+          const std::uint64_t read = read_state->get("counter", value) ? std::stoull(value) : 0;
+          if (read < before)
+            fault = "wrote " + std::to_string(before) + ", then read " + std::to_string(read);
+          if (read < last)
+            fault = "went back from " + std::to_string(last) + " to " + std::to_string(read);
+          last = read;
         } catch (const std::exception& error) {
-          mine = error.what();
+          fault = error.what();
         }
       }
     });
@@ -178,18 +176,18 @@ TEST(Readers, gets_see_completed_writes_across_file_replacement) {
   const auto end = Clock::now() + std::chrono::milliseconds(2000);
   for (UpdateId id = 0; Clock::now() < end; ++installs) {
     {
-      const HeldLock following = writing->lock(StateLock::follow, TestState::deadline());
+      const HeldLock following = write_state->lock(StateLock::follow, TestState::deadline());
       const std::unique_ptr<StateBuilder> builder =
-          writing->begin_build(testing::test_uuid, "test:");
+          write_state->begin_build(testing::test_uuid, "test:");
       const std::string value = std::to_string(written);
       const std::vector<Item> items{{"counter", value}};
       builder->load(items);
       builder->finish_load(id + 1, 1);
-      writing->install(*builder);
+      write_state->install(*builder);
     }
-    // Some of these let the file grow at once.
+    // Some of these let the new file grow immediately.
     for (int i = 0; i < 5; ++i) {
-      const std::unique_ptr<StateWriter> writer = writing->begin_write(TestState::deadline());
+      const std::unique_ptr<StateWriter> writer = write_state->begin_write(TestState::deadline());
       id = TestState::apply(*writer, {{"counter", std::to_string(written + 1)},
                                       {"large", std::string(300'000, 'x')}});
       ++written;
@@ -197,7 +195,7 @@ TEST(Readers, gets_see_completed_writes_across_file_replacement) {
   }
   stop = true;
   for (std::thread& reader : readers) reader.join();
-  for (const std::string& one : said) EXPECT_EQ(one, "");
+  for (const std::string& fault : faults) EXPECT_EQ(fault, "");
   EXPECT_GT(installs, 2);
   std::printf("installs=%d writes=%lu\n", installs, written.load());
 }

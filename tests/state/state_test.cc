@@ -51,7 +51,7 @@ TEST_F(StateTest, applied_values_are_read) {
 TEST_F(StateTest, erased_key_is_absent_and_can_be_set_again) {
   TestState state(path());
   state.apply({{"a", "1"}});
-  state.apply({{"a", std::nullopt}, {"never there", std::nullopt}});
+  state.apply({{"a", std::nullopt}, {"never set", std::nullopt}});
   EXPECT_EQ(state.get("a"), std::nullopt);
   EXPECT_EQ(state->info().item_count, 0U);
 
@@ -120,14 +120,14 @@ TEST_F(StateTest, reopened_state_keeps_its_contents) {
 }
 
 TEST_F(StateTest, two_states_of_one_file_see_each_others_updates) {
-  TestState one(path());
-  TestState other(path());
+  TestState first(path());
+  TestState second(path());
 
-  one.apply({{"a", "1"}});
-  other.apply({{"b", "2"}});
+  first.apply({{"a", "1"}});
+  second.apply({{"b", "2"}});
 
-  EXPECT_EQ(one.get("b"), "2");
-  EXPECT_EQ(other.get("a"), "1");
+  EXPECT_EQ(first.get("b"), "2");
+  EXPECT_EQ(second.get("a"), "1");
 }
 
 TEST_F(StateTest, space_of_values_larger_than_a_segment_is_reused) {
@@ -161,7 +161,8 @@ TEST_F(StateTest, space_of_overwritten_values_is_reused) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// Random updates against std::map, with views held, reopened now and then, checked throughout.
+// Random updates are compared with a std::map, while views are held and the state is reopened at
+// intervals.
 TEST_F(StateTest, random_updates_match_a_std_map) {
   std::mt19937_64 random(testing::test_seed());
   SCOPED_TRACE(testing::seed_note());
@@ -208,7 +209,7 @@ TEST_F(StateTest, random_updates_match_a_std_map) {
     }
     if (step % 100 == 0) {
       ASSERT_EQ(state->contents(), model);
-      for (const Held& one : held) ASSERT_EQ(TestState::contents(one.view), one.model);
+      for (const Held& old : held) ASSERT_EQ(TestState::contents(old.view), old.model);
       Digest digest;
       for (const auto& [key, value] : model) add(digest, item_digest(key, value));
       ASSERT_EQ((*state)->info().digest, digest);

@@ -1,5 +1,5 @@
-// Who writes again and again keeps the state mapped writable in between: how long, and that nothing
-// else changes by it.
+// A process that writes repeatedly caches the writable mapping of the state between writes. These
+// tests show for how long, and that writes have the same results with a cached mapping.
 #include "state/write/writable_mapping_cache.h"
 
 #include <fcntl.h>
@@ -33,14 +33,14 @@ constexpr milliseconds longer_than_cached{30};
 
 class WritableMappingCacheTest : public ::testing::Test {
  protected:
-  // Writes until the mapping is kept: on a busy machine one write may come too long after the
-  // other.
+  // Writes until the mapping is cached. On a busy machine, the pause between two writes may be too
+  // long for that.
   void write_until_cached(TestState& state) {
     for (int i = 0; i < 1000; ++i) {
       state.apply({{"key" + std::to_string(i % 10), std::to_string(i)}});
       if (writable_mappings() > 0) return;
     }
-    FAIL() << "it is never kept";
+    FAIL() << "the mapping is never cached";
   }
   int writable_mappings() const { return writable_mappings_of(path()); }
   std::string path() const { return directory_.file("a.state"); }
@@ -72,7 +72,7 @@ TEST_F(WritableMappingCacheTest, mapping_is_cached_between_writes_and_dropped_af
 
   write_until_cached(state);
   std::this_thread::sleep_for(longer_than_cached);
-  state.apply({{"a", "2"}});  // the first for a while, and not in a row
+  state.apply({{"a", "2"}});  // the first write after a pause
   EXPECT_EQ(writable_mappings(), 0);
 
   write_until_cached(state);
@@ -105,53 +105,53 @@ TEST_F(WritableMappingCacheTest, large_updates_do_not_keep_the_mapping_cached) {
   state.apply({}, /*erases_all=*/true);
   EXPECT_EQ(writable_mappings(), 0);
 
-  // However it is touched, not more than a few megabytes of it are.
+  // The mapping is dropped after a few megabytes of large values, too.
   const std::string large(std::size_t{1} << 20, 'v');
-  std::size_t most = 0;
-  std::size_t in_a_row = 0;
+  std::size_t longest_run = 0;
+  std::size_t run = 0;
   for (int i = 0; i < 100; ++i) {
     state.apply({{"large" + std::to_string(i), large}});
-    in_a_row = writable_mappings() > 0 ? in_a_row + 1 : 0;
-    most = std::max(most, in_a_row);
+    run = writable_mappings() > 0 ? run + 1 : 0;
+    longest_run = std::max(longest_run, run);
   }
-  EXPECT_LE(most, 16U);
+  EXPECT_LE(longest_run, 16U);
 }
 
-// Without what else would drop it, a switch of files: what is taken has to fit by itself.
+// Uses the cache directly: take() alone has to check the mapping, as no switch of files drops it.
 TEST_F(WritableMappingCacheTest, take_returns_only_a_mapping_of_the_same_whole_file) {
   const std::string other_path = directory_.file("other.state");
   constexpr std::uint64_t bytes_max = std::uint64_t{64} << 20;
   TestState state(path());
   const TestState other(other_path);
-  const Mapping present(open_file(path(), O_RDONLY), path(), bytes_max, Mapping::Access::read);
-  const Mapping present_other(open_file(other_path, O_RDONLY), other_path, bytes_max,
+  const Mapping current(open_file(path(), O_RDONLY), path(), bytes_max, Mapping::Access::read);
+  const Mapping other_current(open_file(other_path, O_RDONLY), other_path, bytes_max,
                               Mapping::Access::read);
-  WritableMappingCache kept;
-  const auto keep = [&](std::uint64_t bytes) {
+  WritableMappingCache cache;
+  const auto fill_cache = [&](std::uint64_t bytes) {
     for (int i = 0; i < 1000; ++i) {
-      kept.put(std::make_unique<WritableMapping>(path(), bytes));
+      cache.put(std::make_unique<WritableMapping>(path(), bytes));
       if (writable_mappings() > 0) return;
     }
   };
-  keep(bytes_max);
-  EXPECT_NE(kept.take(present), nullptr);
-  EXPECT_EQ(kept.take(present), nullptr) << "somebody has it";
-  keep(bytes_max);
-  EXPECT_EQ(kept.take(present_other), nullptr);
+  fill_cache(bytes_max);
+  EXPECT_NE(cache.take(current), nullptr);
+  EXPECT_EQ(cache.take(current), nullptr) << "the mapping is taken already";
+  fill_cache(bytes_max);
+  EXPECT_EQ(cache.take(other_current), nullptr);
   EXPECT_EQ(writable_mappings(), 0);
 
-  // One that reserved less than others, who were allowed more, have made of the file since.
-  keep(present.usable_bytes());
+  // Another state with a larger maximum has grown the file beyond what the cached mapping reserved.
+  fill_cache(current.usable_bytes());
   for (int i = 0; i < 40; ++i)
     state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
-  ASSERT_GT(state->inspect().file_bytes, present.usable_bytes());
+  ASSERT_GT(state->inspect().file_bytes, current.usable_bytes());
   state->disable_mapping_cache();
   ASSERT_EQ(writable_mappings(), 1);
-  EXPECT_EQ(kept.take(present), nullptr);
+  EXPECT_EQ(cache.take(current), nullptr);
   EXPECT_EQ(writable_mappings(), 0);
 }
 
-// A backup put back into the same file: whoever opens it makes it ours, with its own hash seed.
+// A backup is copied into the same file. The next open adopts it, with the hash seed of the backup.
 TEST_F(WritableMappingCacheTest, state_copied_over_ours_is_written_by_its_own_seed) {
   const auto key = [](int i) { return "a key that is longer than two words " + std::to_string(i); };
   const std::string other_path = directory_.file("other.state");
@@ -170,7 +170,7 @@ TEST_F(WritableMappingCacheTest, state_copied_over_ours_is_written_by_its_own_se
   EXPECT_THAT(opened.check(), IsEmpty());
 }
 
-// Each of them made it grow, and writes to where the others have grown it.
+// Each process grows the file, and writes to the space that the other one added.
 TEST_F(WritableMappingCacheTest, writers_in_two_processes_alternate_while_the_file_grows) {
   TestState state(path());
   write_until_cached(state);
@@ -180,24 +180,24 @@ TEST_F(WritableMappingCacheTest, writers_in_two_processes_alternate_while_the_fi
   };
   const SharedWithChildren<Turns> turns;
   constexpr int rounds = 40;
-  const auto take_part = [&](int number) {
+  const auto take_turns = [&](int number) {
     TestState mine(path());
     for (int round = number; round < rounds; round += 2) {
       while (turns->next != round) std::this_thread::yield();
       for (int i = 0; i < 20; ++i) {
         mine.apply({{"item" + std::to_string(round * 100 + i), std::string(20'000, 'v')}});
-        mine.apply({{"one", std::to_string(round)}});
+        mine.apply({{"round", std::to_string(round)}});
       }
       ++turns->next;
     }
     return std::string();
   };
-  ChildProcess first([&] { return take_part(0); });
-  ChildProcess second([&] { return take_part(1); });
+  ChildProcess first([&] { return take_turns(0); });
+  ChildProcess second([&] { return take_turns(1); });
   EXPECT_EQ(first.wait(), "");
   EXPECT_EQ(second.wait(), "");
   state.apply({{"last", "1"}});
-  EXPECT_EQ(state.get("one"), std::to_string(rounds - 1));
+  EXPECT_EQ(state.get("round"), std::to_string(rounds - 1));
   EXPECT_EQ(state->info().item_count, items_before + rounds * 20 + 2);
   EXPECT_THAT(state.check(), IsEmpty());
 }
@@ -225,7 +225,8 @@ TEST_F(WritableMappingCacheTest, cached_mapping_of_a_replaced_file_is_not_writte
     builder->finish_load(2000, 2000);
     other->install(*builder);
   }
-  EXPECT_EQ(state->info().applied_id, 2000U);  // who reads switches, and lets go of the old file
+  EXPECT_EQ(state->info().applied_id,
+            2000U);  // a reader switches files, and so drops the old mapping
   EXPECT_EQ(writable_mappings(), 0);
 }
 
@@ -234,11 +235,11 @@ TEST_F(WritableMappingCacheTest, forked_child_caches_a_mapping_of_its_own) {
   write_until_cached(state);
   const UpdateId before = state->info().applied_id;
   EXPECT_EQ(run_in_child([&]() -> std::string {
-              if (writable_mappings() != 0) return "the parent's is still there";
+              if (writable_mappings() != 0) return "the parent's mapping is still cached";
               state.apply({{"child", "first"}});
-              if (writable_mappings() != 0) return "it is kept after one write";
+              if (writable_mappings() != 0) return "the mapping is cached after one write";
               for (int i = 0; i < 20; ++i) state.apply({{"child", std::to_string(i)}});
-              if (state.get("child") != "19") return "what the child wrote is not there";
+              if (state.get("child") != "19") return "the child's write is lost";
               const std::vector<std::string> faults = state.check();
               return faults.empty() ? "" : faults.front();
             }),
@@ -270,9 +271,9 @@ TEST_F(WritableMappingCacheTest, failed_update_drops_the_mapping_and_forces_reco
 
 TEST_F(WritableMappingCacheTest, limited_address_space_disables_the_cache) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "a sanitizer takes more address space than there is to limit";
+  GTEST_SKIP() << "sanitizers need more address space than the limit";
 #endif
-  { TestState made(path()); }
+  { TestState created(path()); }
   EXPECT_EQ(run_in_child([&]() -> std::string {
               rlimit limit{};
               ::getrlimit(RLIMIT_AS, &limit);
@@ -281,9 +282,9 @@ TEST_F(WritableMappingCacheTest, limited_address_space_disables_the_cache) {
               TestState state(path());
               for (int i = 0; i < 50; ++i) {
                 state.apply({{"a", std::to_string(i)}});
-                if (writable_mappings() != 0) return "it is kept";
+                if (writable_mappings() != 0) return "the mapping is cached";
               }
-              return state.get("a") == "49" ? "" : "what was written is not there";
+              return state.get("a") == "49" ? "" : "the write is lost";
             }),
             "");
 }
