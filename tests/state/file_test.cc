@@ -1,5 +1,5 @@
-// Games with files, and bad input from the system: what is at the path, who may touch it, and where
-// space runs out.
+// Files and the system around them: what is at the path, permissions, exhausted space, and files
+// that are removed, replaced or copied.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -48,7 +48,7 @@ StateOptions options_at(const std::string& path,
   return options;
 }
 
-std::string bytes_of(const std::string& path) {
+std::string file_contents(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
@@ -78,11 +78,11 @@ class FileTest : public ::testing::Test {
 
 TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
   { TestState state(path("whole.state")); }
-  const std::string whole = bytes_of(path("whole.state"));
-  const auto with = [&](std::size_t offset, std::string_view bytes, bool seal) {
+  const std::string whole = file_contents(path("whole.state"));
+  const auto with = [&](std::size_t offset, std::string_view bytes, bool fix_checksum) {
     std::string copy = whole;
     copy.replace(offset, bytes.size(), bytes);
-    if (seal) {
+    if (fix_checksum) {
       const std::uint64_t checksum = hash64({copy.data(), offsetof(HeaderFixed, checksum)});
       std::memcpy(copy.data() + offsetof(HeaderFixed, checksum), &checksum, sizeof checksum);
     }
@@ -100,17 +100,17 @@ TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
        with(offsetof(HeaderFixed, segment_size), std::string("\x00\x00\x08\x00", 4), true)},
       {"damaged", with(offsetof(HeaderFixed, hash_seed), "X", false)},
   };
-  for (const auto& [word, bytes] : files) {
+  for (const auto& [reason, bytes] : files) {
     write_file(path(), bytes);
     expect_error(
-        ErrorKind::corrupt, [&] { State::open(options_at(path())); }, word, path());
-    EXPECT_EQ(bytes_of(path()), bytes) << word;
+        ErrorKind::corrupt, [&] { State::open(options_at(path())); }, reason, path());
+    EXPECT_EQ(file_contents(path()), bytes) << reason;
   }
 }
 
 TEST_F(FileTest, newer_minor_format_is_accepted) {
   { TestState(path()).apply({{"a", "1"}}); }
-  std::string bytes = bytes_of(path());
+  std::string bytes = file_contents(path());
   bytes[offsetof(HeaderFixed, format_minor)] = 7;
   const std::uint64_t checksum = hash64({bytes.data(), offsetof(HeaderFixed, checksum)});
   std::memcpy(bytes.data() + offsetof(HeaderFixed, checksum), &checksum, sizeof checksum);
@@ -121,19 +121,20 @@ TEST_F(FileTest, newer_minor_format_is_accepted) {
 }
 
 TEST_F(FileTest, path_to_a_non_regular_file_is_rejected) {
-  ASSERT_EQ(::mkdir(path("folder").c_str(), 0700), 0);
+  ASSERT_EQ(::mkdir(path("directory").c_str(), 0700), 0);
   ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
   { TestState(path()).apply({{"a", "1"}}); }
   ASSERT_EQ(::symlink(path().c_str(), path("link").c_str()), 0);
   ASSERT_EQ(::symlink("/dev/zero", path("device").c_str()), 0);
 
-  EXPECT_EQ(run_in_child(
-                [&]() -> std::string {
-                  return describe(thrown_error([&] { State::open(options_at(path("folder"))); }));
-                },
-                10)
-                .substr(0, 7),
-            "corrupt");
+  EXPECT_EQ(
+      run_in_child(
+          [&]() -> std::string {
+            return describe(thrown_error([&] { State::open(options_at(path("directory"))); }));
+          },
+          10)
+          .substr(0, 7),
+      "corrupt");
   EXPECT_EQ(run_in_child(
                 [&]() -> std::string {
                   return describe(thrown_error([&] { State::open(options_at(path("pipe"))); }));
@@ -147,7 +148,7 @@ TEST_F(FileTest, path_to_a_non_regular_file_is_rejected) {
       ErrorKind::invalid, [&] { State::open(options_at(path("device"))); }, "symbolic link");
   expect_error(ErrorKind::invalid, [&] { State::open(options_at("")); });
   expect_error(
-      ErrorKind::invalid, [&] { State::open(options_at(path("no folder/a.state"))); }, "no folder");
+      ErrorKind::invalid, [&] { State::open(options_at(path("absent/a.state"))); }, "absent");
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path() + "/a.state")); }, "ot a directory");
 }
@@ -155,7 +156,7 @@ TEST_F(FileTest, path_to_a_non_regular_file_is_rejected) {
 TEST_F(FileTest, invalid_lock_file_is_rejected) {
   { TestState(path()).apply({{"a", "1"}}); }
   const std::string lock = path() + ".lock";
-  const std::string whole = bytes_of(lock);
+  const std::string whole = file_contents(lock);
   for (const std::string& bytes :
        {std::string(), whole.substr(0, 100), std::string(100'000, 'x'), whole.substr(0, 5000)}) {
     write_file(lock, bytes);
@@ -171,7 +172,7 @@ TEST_F(FileTest, invalid_lock_file_is_rejected) {
 }
 
 TEST_F(FileTest, file_with_a_second_hard_link_is_rejected) {
-  // Its locks lie beside the name: two names would mean two writers.
+  // The lock file belongs to the name: two names would mean two writers.
   { TestState(path()).apply({{"a", "1"}}); }
   ASSERT_EQ(::link(path().c_str(), path("second.state").c_str()), 0);
 
@@ -186,10 +187,10 @@ TEST_F(FileTest, file_with_a_second_hard_link_is_rejected) {
 
 TEST_F(FileTest, relative_path_survives_a_change_of_working_directory) {
   EXPECT_EQ(run_in_child([&]() -> std::string {
-              if (::chdir(directory_.path().c_str()) != 0) return "cannot change folder";
+              if (::chdir(directory_.path().c_str()) != 0) return "cannot change directory";
               TestState state("relative.state");
               state.apply({{"a", "1"}});
-              if (::chdir("/") != 0) return "cannot change folder";
+              if (::chdir("/") != 0) return "cannot change directory";
               state.apply({{"b", "2"}});
               state->switch_if_replaced();
               return state->usable() && state.get("b") == "2" &&
@@ -200,20 +201,20 @@ TEST_F(FileTest, relative_path_survives_a_change_of_working_directory) {
             "");
 }
 
-// --- Who may ---
+// --- Permissions ---
 
 class OwnerTest : public FileTest {
  protected:
   void SetUp() override {
     if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
   }
-  // A story of another user.
-  template <typename Story>
-  static std::string run_as_other_user(const Story& story) {
+  // Runs `body` in a child with another user id.
+  template <typename Body>
+  static std::string run_as_other_user(const Body& body) {
     return run_in_child([&]() -> std::string {
       if (::setgid(other_user_id) != 0 || ::setuid(other_user_id) != 0)
-        return "cannot become somebody else";
-      return story();
+        return "cannot change the user";
+      return body();
     });
   }
 };
@@ -234,7 +235,7 @@ TEST_F(OwnerTest, state_or_lock_file_of_another_user_is_rejected) {
               return describe(thrown_error([&] { State::open(options_at(path())); }));
             }).substr(0, 7),
             "invalid");
-  // A trap: somebody else's file, open for all, where root will look.
+  // A trap: another user's file, writable for all, at the path that root opens.
   ASSERT_EQ(run_as_other_user([&]() -> std::string {
               StateOptions options = options_at(path("trap.state"));
               options.mode = 0666;
@@ -244,7 +245,7 @@ TEST_F(OwnerTest, state_or_lock_file_of_another_user_is_rejected) {
             "");
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
-  // Nor is a lock file that somebody else put there: he could cut it under our feet.
+  // A lock file of another user is rejected too: its owner could truncate it while it is mapped.
   ASSERT_EQ(::unlink(path("trap.state").c_str()), 0);
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
@@ -267,20 +268,20 @@ TEST_F(OwnerTest, unwritable_directory_gives_error_invalid) {
             "");
 }
 
-// --- Where space runs out ---
+// --- Exhausted space ---
 
-// A disk of its own for a story, in a mount namespace of its own.
+// Runs a test body with a small file system, in a mount namespace of its own.
 class FullDiskTest : public OwnerTest {
  protected:
-  template <typename Story>
-  std::string run_with_small_disk(const char* size, const Story& story) const {
+  template <typename Body>
+  std::string run_with_small_disk(const char* size, const Body& body) const {
     return run_in_child([&]() -> std::string {
       if (::unshare(CLONE_NEWNS) != 0) return "cannot unshare";
       ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
       if (::mount("none", directory_.path().c_str(), "tmpfs", 0,
                   (std::string("mode=0700,size=") + size).c_str()) != 0)
         return "cannot mount";
-      return story();
+      return body();
     });
   }
 };
@@ -291,12 +292,12 @@ TEST_F(FullDiskTest, full_disk_gives_error_and_state_stays_usable) {
                 [&]() -> std::string {
                   TestState state(path());
                   state.apply({{"a", "1"}});
-                  write_file(path("in the way"), std::string(3 << 20, 'x'));
+                  write_file(path("filler"), std::string(3 << 20, 'x'));
                   const View before = state.view();
                   int failures = 0;
                   UpdateId id = 1;
                   for (int i = 0; failures < 3; ++i) {
-                    if (i > 1000) return "the disk never was full";
+                    if (i > 1000) return "the disk never became full";
                     const std::optional<Error> error = thrown_error([&] {
                       id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
                     });
@@ -308,7 +309,7 @@ TEST_F(FullDiskTest, full_disk_gives_error_and_state_stays_usable) {
                     if (const auto faults = state.check(); !faults.empty()) return faults.front();
                   }
                   if (before.get("a") != "1") return "view not readable";
-                  ::unlink(path("in the way").c_str());
+                  ::unlink(path("filler").c_str());
                   state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
                   if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
                   if (const auto faults = state.check(); !faults.empty()) return faults.front();
@@ -343,15 +344,15 @@ TEST_F(FullDiskTest, sparse_copy_is_allocated_before_use) {
     TestState state(other.file("a.state"));
     state.apply({{"a", "1"}});
   }
-  const std::string bytes = bytes_of(other.file("a.state"));
-  // As `cp --sparse=always` writes it.
+  const std::string bytes = file_contents(other.file("a.state"));
+  // Writes the copy as `cp --sparse=always` does.
   const auto sparse_copy = [&] {
     const FileDescriptor file = open_file(path(), O_RDWR | O_CREAT | O_EXCL, 0600);
     if (::ftruncate(file.number(), static_cast<off_t>(bytes.size())) != 0)
-      throw std::runtime_error("cannot make a hole");
-    for (std::size_t at = 0; at < bytes.size(); at += 4096) {
-      if (bytes.find_first_not_of('\0', at) >= at + 4096) continue;
-      if (::pwrite(file.number(), bytes.data() + at, 4096, static_cast<off_t>(at)) != 4096)
+      throw std::runtime_error("cannot create a hole");
+    for (std::size_t offset = 0; offset < bytes.size(); offset += 4096) {
+      if (bytes.find_first_not_of('\0', offset) >= offset + 4096) continue;
+      if (::pwrite(file.number(), bytes.data() + offset, 4096, static_cast<off_t>(offset)) != 4096)
         throw std::runtime_error("cannot write");
     }
   };
@@ -374,7 +375,7 @@ TEST_F(FullDiskTest, sparse_copy_is_allocated_before_use) {
                                   state.apply({{"a", "1"}});
                                   struct statvfs disk;
                                   ::statvfs(directory_.path().c_str(), &disk);
-                                  write_file(path("in the way"),
+                                  write_file(path("filler"),
                                              std::string(disk.f_bavail * disk.f_bsize, 'x'));
                                   for (int i = 0; i < 100; ++i)
                                     state.apply({{"a", std::to_string(i)}});
@@ -422,7 +423,7 @@ TEST_F(FileTest, state_at_its_maximum_size_stays_readable) {
   EXPECT_EQ(state.get("key0"), std::string(40'000, 'v'));
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 
-  // An update that is too much, ever again; then the log has a smaller one in its place.
+  // An update that is too large fails on each attempt. Then the log has a smaller one in its place.
   for (int i = 0; i < 5; ++i) {
     expect_error(ErrorKind::limit, [&] {
       state.apply({{"large", std::string(5'000'000, 'l')}, {"key1", "x"}});
@@ -436,7 +437,7 @@ TEST_F(FileTest, state_at_its_maximum_size_stays_readable) {
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// What an update that failed had taken must not be lost for the one that comes in its place.
+// The space that a failed update took is available to the next one.
 TEST_F(FileTest, failed_update_returns_its_space) {
   TestState state(path(), options_at(path(), 6 << 20));
   state.apply({{"a", "1"}});
@@ -465,7 +466,7 @@ TEST_F(FileTest, reader_with_little_address_space_gets_limit_not_corrupt) {
     std::ifstream pages("/proc/self/statm");
     std::uint64_t used = 0;
     pages >> used;
-    // The parent's mapping is inherited; room for a few more MiB.
+    // The child inherits the parent's mapping. Allow a few MiB more.
     const rlim_t limit = used * 4096 + (24UL << 20);
     const struct rlimit address_limit = {limit, limit};
     ::setrlimit(RLIMIT_AS, &address_limit);
@@ -491,8 +492,8 @@ TEST_F(FileTest, reader_with_little_address_space_gets_limit_not_corrupt) {
   EXPECT_EQ(fault, "");
 }
 
-// Two processes with different limits: the smaller one maps the file anew when it outgrew its
-// place.
+// Two states of one file with different maximum sizes. The one with the smaller maximum maps the
+// file again when the file has outgrown its mapping.
 TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_mapping) {
   TestState large(path());
   large.apply({{"a", "1"}});
@@ -514,8 +515,8 @@ TEST_F(FileTest, plain_reads_see_growth_without_a_free_slot) {
   TestState state(path(), options);
   const TestState other(path(), options);
   state.apply({{"a", "1"}});
-  const View one = other.view();
-  const View two = other.view();
+  const View first = other.view();
+  const View second = other.view();
   for (int i = 0; i < 100; ++i) {
     state.apply(
         {{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
@@ -573,22 +574,23 @@ TEST_F(FileTest, removed_state_stays_readable_and_can_be_rebuilt) {
 }
 
 TEST_F(FileTest, info_describes_a_new_file_once_installed) {
-  const TestState told(path());
-  const TestState id(path());
+  const TestState asked_for_info(path());
+  const TestState asked_for_id(path());
   TestState(path()).apply({{"a", "1"}});
-  ASSERT_EQ(id->applied_id(), 1U);
-  ASSERT_EQ(told->info().item_count, 1U);
+  ASSERT_EQ(asked_for_id->applied_id(), 1U);
+  ASSERT_EQ(asked_for_info->info().item_count, 1U);
 
-  const TestState builds(path());
-  const std::unique_ptr<StateBuilder> builder = builds->begin_build(testing::test_uuid, "test:");
+  const TestState installer(path());
+  const std::unique_ptr<StateBuilder> builder = installer->begin_build(testing::test_uuid, "test:");
   builder->finish_load(5, 7);
-  ASSERT_TRUE(builds->install(*builder));
+  ASSERT_TRUE(installer->install(*builder));
 
-  EXPECT_EQ(id->applied_id(), 5U);
-  EXPECT_EQ(told->info().item_count, 0U);
+  EXPECT_EQ(asked_for_id->applied_id(), 5U);
+  EXPECT_EQ(asked_for_info->info().item_count, 0U);
 }
 
-// Who puts a new file in place says so in the old one first, and may die before he does it.
+// An installer sets the superseded bit of the old file first. It may die before it renames the new
+// file into place.
 TEST_F(FileTest, superseded_bit_of_a_dead_installer_is_cleared) {
   TestState state(path());
   state.apply({{"a", "1"}});
@@ -605,7 +607,7 @@ TEST_F(FileTest, superseded_bit_of_a_dead_installer_is_cleared) {
   EXPECT_TRUE(state->usable());
   EXPECT_EQ(state.get("a"), "1");
   {
-    // While somebody may be at it, nothing is done about it.
+    // The bit stays while another process holds the install lock, and so may be installing.
     const TestState other(path());
     const HeldLock installing = other->lock(StateLock::install, TestState::deadline());
     state->switch_if_replaced();
@@ -617,8 +619,7 @@ TEST_F(FileTest, superseded_bit_of_a_dead_installer_is_cleared) {
   EXPECT_EQ(state.get("a"), "1");
 }
 
-// One in its place whose header says more than there is cannot be used, whether it is to be
-// replaced or not.
+// A header that claims more bytes than the file has makes the state unusable.
 TEST_F(FileTest, state_with_impossible_file_size_is_unusable) {
   TestState state(path());
   state.apply({{"a", "1"}});
@@ -653,18 +654,18 @@ TEST_F(FileTest, new_file_catches_up_before_it_is_installed) {
   EXPECT_EQ(state->applied_id(), 3U);
   EXPECT_EQ(state.get("a"), "caught up");
   install(3);
-  EXPECT_EQ(calls, 1) << "there was nothing to catch up with";
+  EXPECT_EQ(calls, 1) << "the new file was already current";
 }
 
 TEST_F(FileTest, file_that_is_behind_is_installed_only_by_always) {
   TestState state(path());
   for (int i = 0; i < 3; ++i) state.apply({{"a", std::to_string(i)}});
-  for (const auto how : {InstallPolicy::unless_behind, InstallPolicy::always}) {
-    const bool wanted = how == InstallPolicy::always;
+  for (const auto policy : {InstallPolicy::unless_behind, InstallPolicy::always}) {
+    const bool is_installed = policy == InstallPolicy::always;
     const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
     builder->finish_load(2, 7);
-    EXPECT_EQ(state->install(*builder, how), wanted);
-    EXPECT_EQ(state->applied_id(), wanted ? 2U : 3U);
+    EXPECT_EQ(state->install(*builder, policy), is_installed);
+    EXPECT_EQ(state->applied_id(), is_installed ? 2U : 3U);
   }
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
   builder->finish_load(4, 7);
@@ -711,7 +712,7 @@ TEST_F(FileTest, install_does_not_replace_a_file_that_is_no_state) {
   expect_error(
       ErrorKind::corrupt, [&] { state->install(*builder); }, path());
 
-  EXPECT_EQ(bytes_of(path()), "a letter to my aunt");
+  EXPECT_EQ(file_contents(path()), "a letter to my aunt");
 }
 
 TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
@@ -725,7 +726,7 @@ TEST_F(FileTest, copy_of_a_clean_state_is_adopted) {
   TestState state(path());
   std::filesystem::copy_file(path(), path("copy.state"));
 
-  TestState copy(path("copy.state"));  // while the original is in use
+  TestState copy(path("copy.state"));  // the original is open meanwhile
 
   EXPECT_TRUE(copy->adopted());
   EXPECT_EQ(copy.contents(), state.contents());
@@ -747,40 +748,40 @@ TEST_F(FileTest, copy_made_during_writes_is_correct_or_rejected) {
     for (int i = 0; !stop; ++i) {
       const std::unique_ptr<StateWriter> held = state->begin_write(TestState::deadline());
       for (int k = 0; k < 3; ++k)
-        TestState::apply(*held, {{"one", std::to_string(i)},
+        TestState::apply(*held, {{"first", std::to_string(i)},
                                  {"key" + std::to_string(i % 500), std::string(2000, 'v')},
-                                 {"other", std::to_string(i)}});
+                                 {"last", std::to_string(i)}});
       held->info();
     }
   });
   int adopted = 0;
-  int refused = 0;
+  int rejected = 0;
   for (int i = 0; i < 60; ++i) {
     const std::string copy = path("copy" + std::to_string(i));
-    write_file(copy, bytes_of(path()));
+    write_file(copy, file_contents(path()));
     const std::unique_ptr<State> opened = State::open(options_at(copy));
     if (!opened->usable()) {
-      ++refused;
+      ++rejected;
       continue;
     }
     ++adopted;
-    std::string one;
-    std::string other;
-    EXPECT_EQ(opened->get("one", one), opened->get("other", other));
-    EXPECT_EQ(one, other);
+    std::string first;
+    std::string last;
+    EXPECT_EQ(opened->get("first", first), opened->get("last", last));
+    EXPECT_EQ(first, last);
     EXPECT_EQ(opened->check(TestState::deadline(), {}), std::vector<std::string>{});
     std::filesystem::remove(copy);
   }
   stop = true;
   writer.join();
-  std::printf("copies of a state being written: adopted=%d refused=%d\n", adopted, refused);
+  std::printf("copies of a state being written: adopted=%d rejected=%d\n", adopted, rejected);
 }
 
-// A damaged copy that happens to get the inode of the original, as file systems like to do.
+// A damaged copy that gets the inode of the removed original. File systems reuse inodes.
 TEST_F(FileTest, copy_with_the_inode_of_the_original_is_detected) {
-  { TestState(path()).apply({{"a", "the right value"}}); }
-  std::string damaged = bytes_of(path());
-  damaged.replace(damaged.find("the right value"), 3, "no!");
+  { TestState(path()).apply({{"a", "the correct value"}}); }
+  std::string damaged = file_contents(path());
+  damaged.replace(damaged.find("the correct value"), 3, "no!");
   const std::uint64_t inode = inode_of(path());
   ::unlink(path().c_str());
   std::vector<std::string> others;
@@ -795,7 +796,7 @@ TEST_F(FileTest, copy_with_the_inode_of_the_original_is_detected) {
     others.push_back(candidate);
   }
   if (inode_of(path()) != inode) {
-    std::printf("no file got the inode again\n");
+    std::printf("no file got the same inode\n");
     write_file(path(), damaged);
   }
   const std::unique_ptr<State> state = State::open(options_at(path()));
@@ -822,9 +823,9 @@ TEST_F(FileTest, temporary_files_of_dead_builders_are_removed) {
   };
   ASSERT_EQ(count(), 1);
 
-  const auto living = state->begin_build(testing::test_uuid, "test:");
+  const auto first = state->begin_build(testing::test_uuid, "test:");
   EXPECT_EQ(count(), 1);
-  const auto another = state->begin_build(testing::test_uuid, "test:");
+  const auto second = state->begin_build(testing::test_uuid, "test:");
   EXPECT_EQ(count(), 2);
 }
 
@@ -848,7 +849,7 @@ TEST_F(FileTest, replaced_file_is_unmapped_after_its_last_view) {
   EXPECT_EQ(TestState::contents(*before), (Contents{{"a", "1"}}));
   state->switch_if_replaced();
   reader->switch_if_replaced();
-  EXPECT_EQ(mappings_of(path() + " (deleted)").size(), 1U) << "the view's";
+  EXPECT_EQ(mappings_of(path() + " (deleted)").size(), 1U) << "the mapping of the view";
 
   before.reset();
   reader->switch_if_replaced();
@@ -856,16 +857,16 @@ TEST_F(FileTest, replaced_file_is_unmapped_after_its_last_view) {
   EXPECT_LE(mappings_of(path()).size(), 2U);
 }
 
-// Whoever installs may die at any point: who only reads must come to the new file, or stay on one
-// that is still in its place.
+// An installer may die at any point. A reader must find the new file, or stay on the old one if
+// that is still at the path.
 TEST_F(FileTest, reader_finds_current_file_after_its_installer_died) {
   for (int i = 0; i < 60; ++i) {
-    const std::string mine = path("died" + std::to_string(i));
-    TestState state(mine);
+    const std::string own_path = path("died" + std::to_string(i));
+    TestState state(own_path);
     state.apply({{"a", "1"}});
-    const TestState reader(mine);
+    const TestState reader(own_path);
     ASSERT_EQ(reader.get("a"), "1");
-    const std::uint64_t inode = inode_of(mine);
+    const std::uint64_t inode = inode_of(own_path);
     {
       testing::ChildProcess installer([&]() -> std::string {
         const auto builder = state->begin_build(testing::test_uuid, "test:");
@@ -879,14 +880,14 @@ TEST_F(FileTest, reader_finds_current_file_after_its_installer_died) {
       installer.kill(SIGKILL);
       installer.wait();
     }
-    const bool replaced = inode_of(mine) != inode;
+    const bool replaced = inode_of(own_path) != inode;
     ASSERT_EQ(reader.get("a"), replaced ? "2" : "1") << i;
     if (!replaced) {
       ASSERT_EQ(state.apply({{"a", "3"}}), 2U);
       ASSERT_TRUE(reader->usable());
       ASSERT_EQ(reader.get("a"), "3");
     }
-    std::filesystem::remove(mine);
+    std::filesystem::remove(own_path);
   }
 }
 
@@ -903,7 +904,7 @@ TEST_F(FileTest, removed_state_is_unusable_for_every_reader) {
   EXPECT_EQ(before.get("a"), "1");
   EXPECT_EQ(reader.get("a"), "1");
   TestState(path()).apply({{"a", "2"}});
-  EXPECT_EQ(reader.get("a"), "2") << "read your writes, whatever became of the file";
+  EXPECT_EQ(reader.get("a"), "2") << "a reader sees completed writes after a removal";
   state->remove(TestState::deadline());
   state->remove(TestState::deadline());
 }
