@@ -1,5 +1,4 @@
-// The world of processes: reader slots and their owners, fork, other PID namespaces, processes that
-// stand still.
+// Several processes: reader slots and their owners, fork, other PID namespaces, stopped processes.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -57,7 +56,7 @@ class ProcessesTest : public ::testing::Test {
  protected:
   std::string path() const { return directory_.file("a.state"); }
 
-  // Enough updates for all space that may be used again to be used again.
+  // Applies enough updates to reuse all space that may be reused.
   static void churn(TestState& state, int rounds = 60) {
     for (int round = 0; round < rounds; ++round) {
       const std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
@@ -66,8 +65,8 @@ class ProcessesTest : public ::testing::Test {
         for (int i = 0; i < 40; ++i)
           changes.push_back({"churn" + std::to_string((round * 7 + i) % 200),
                              std::string(2000, static_cast<char>('a' + round % 26))});
-        changes.push_back({"passing" + std::to_string(round),
-                           update % 2 == 0 ? std::optional<std::string>("here") : std::nullopt});
+        changes.push_back({"temporary" + std::to_string(round),
+                           update % 2 == 0 ? std::optional<std::string>("present") : std::nullopt});
         TestState::apply(*writer, changes);
       }
     }
@@ -111,14 +110,14 @@ TEST_F(ProcessesTest, error_without_a_free_slot_names_the_holders) {
   expect_error(
       ErrorKind::limit, [&] { state.view(); }, "reader slots", "reader_slots=3",
       "[" + std::to_string(holder.id()) + "]:3");
-  EXPECT_EQ(state.get("a"), "1") << "plain reads need none";
+  EXPECT_EQ(state.get("a"), "1") << "plain reads need no slot";
   state.apply({{"a", "2"}});
   EXPECT_EQ(state.get("a"), "2");
-  const StateInspection insides = state->inspect();
-  ASSERT_EQ(insides.slots_taken.size(), 3U);
-  EXPECT_TRUE(insides.slots_taken[0].alive);
-  EXPECT_EQ(insides.slots_taken[0].process_id, static_cast<std::uint64_t>(holder.id()));
-  EXPECT_EQ(insides.slots_taken[0].pinned_id, 1U);
+  const StateInspection inspection = state->inspect();
+  ASSERT_EQ(inspection.slots_taken.size(), 3U);
+  EXPECT_TRUE(inspection.slots_taken[0].alive);
+  EXPECT_EQ(inspection.slots_taken[0].process_id, static_cast<std::uint64_t>(holder.id()));
+  EXPECT_EQ(inspection.slots_taken[0].pinned_id, 1U);
 
   signals->go = true;
   EXPECT_EQ(holder.wait(), "");
@@ -158,9 +157,9 @@ TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
                     thrown_error([&] { static_cast<void>(before.get("a")); });
                 if (!error || error->kind() != ErrorKind::invalid) return "no error";
               }
-              const std::optional<Error> walking =
+              const std::optional<Error> scan_error =
                   thrown_error([&] { TestState::contents(before); });
-              if (!walking || walking->kind() != ErrorKind::invalid) return "no error";
+              if (!scan_error || scan_error->kind() != ErrorKind::invalid) return "no error";
               if (state.get("a") != "1") return "plain read";
               const View mine = state.view();
               if (mine.get("a") != "1") return "fresh view";
@@ -173,19 +172,19 @@ TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
   EXPECT_EQ(state->inspect().slots_taken.size(), 1U);
 }
 
-// A view outlives its state object; the process forks and dies; the child lives on. It must not
-// keep the parent's view alive.
+// A process holds a view, forks, and dies. The surviving child must not keep the parent's view
+// alive, whether or not the state object existed at the fork.
 TEST_F(ProcessesTest, child_does_not_keep_slots_of_its_dead_parent) {
   TestState state(path(), with_slots(8));
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   const SharedWithChildren<std::atomic<pid_t>> child_id;
-  for (const bool state_is_gone : {false, true}) {
+  for (const bool destroys_state : {false, true}) {
     signals->ready = 0;
     ChildProcess parent([&]() -> std::string {
       auto mine = std::make_unique<TestState>(path(), with_slots(8));
       const View held = mine->view();
-      if (state_is_gone) mine.reset();
+      if (destroys_state) mine.reset();
       const pid_t child = ::fork();
       if (child == 0) {
         *child_id = ::getpid();
@@ -200,7 +199,7 @@ TEST_F(ProcessesTest, child_does_not_keep_slots_of_its_dead_parent) {
     ASSERT_EQ(parent.wait(), "died of signal 9");
     const std::vector<ReaderSlotInfo> taken = state->inspect().slots_taken;
     for (const ReaderSlotInfo& slot : taken)
-      EXPECT_FALSE(slot.alive) << "state_is_gone=" << state_is_gone;
+      EXPECT_FALSE(slot.alive) << "destroys_state=" << destroys_state;
     ::kill(*child_id, SIGKILL);
   }
 }
@@ -278,22 +277,24 @@ TEST_F(ProcessesTest, child_does_not_hold_locks_of_its_dead_parent) {
   ::kill(*child_id, SIGKILL);
 }
 
-// fork in the midst of it, by the very thread that writes or builds.
+// The thread that writes or builds forks.
 TEST_F(ProcessesTest, inherited_writer_and_builder_are_invalid_in_the_child) {
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}});
   std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
   std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
   EXPECT_EQ(run_in_child([&]() -> std::string {
-              const std::optional<Error> applying = thrown_error([&] {
+              const std::optional<Error> apply_error = thrown_error([&] {
                 Update update;
                 update.id = 2;
                 writer->apply(update);
               });
-              if (!applying || applying->kind() != ErrorKind::invalid) return "apply in the child";
-              const std::optional<Error> asking = thrown_error([&] { builder->info(); });
-              if (!asking || asking->kind() != ErrorKind::invalid) return "builder in the child";
-              // Something else comes to lie where the parent's mapping was.
+              if (!apply_error || apply_error->kind() != ErrorKind::invalid)
+                return "apply in the child";
+              const std::optional<Error> info_error = thrown_error([&] { builder->info(); });
+              if (!info_error || info_error->kind() != ErrorKind::invalid)
+                return "builder in the child";
+              // Other mappings take the addresses of the parent's mapping.
               std::vector<void*> others;
               for (int i = 0; i < 8; ++i) {
                 void* const other = ::mmap(nullptr, std::size_t{8} << 30, PROT_READ | PROT_WRITE,
@@ -366,12 +367,13 @@ TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_blocks_no_writer) {
   signals->go = true;
   EXPECT_EQ(reader.wait(), "");
   churn(state);
-  EXPECT_LE(state->inspect().file_bytes, held_bytes * 5 / 4) << "what it kept is used again";
+  EXPECT_LE(state->inspect().file_bytes, held_bytes * 5 / 4)
+      << "the space that the view kept is reused";
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
-// A plain read that is stopped midway comes back to memory that has long been used again, and has
-// to notice.
+// A plain read that is stopped midway continues on memory that was reused meanwhile, and has to
+// detect that.
 TEST_F(ProcessesTest, plain_reader_stopped_midway_reads_no_torn_value) {
   TestState state(path(), with_slots(16));
   churn(state, 5);
@@ -467,11 +469,11 @@ TEST_F(ProcessesTest, child_forked_beside_busy_threads_reads_and_writes) {
 TEST_F(ProcessesTest, lock_timeout_error_names_the_lock) {
   const TestState state(path(), with_slots(16));
   const TestState other(path(), with_slots(16));
-  const std::pair<StateLock, const char*> all[] = {{StateLock::writer, "writer lock"},
-                                                   {StateLock::follow, "follow lock"},
-                                                   {StateLock::append, "append lock"},
-                                                   {StateLock::install, "install lock"}};
-  for (const auto& [lock, name] : all) {
+  const std::pair<StateLock, const char*> locks[] = {{StateLock::writer, "writer lock"},
+                                                     {StateLock::follow, "follow lock"},
+                                                     {StateLock::append, "append lock"},
+                                                     {StateLock::install, "install lock"}};
+  for (const auto& [lock, name] : locks) {
     const StateLock which = lock;  // a lambda cannot capture a structured binding in clang 14
     const HeldLock held = state->lock(which, TestState::deadline());
     expect_error(
@@ -491,19 +493,19 @@ TEST_F(ProcessesTest, lock_timeout_error_names_the_lock) {
   }
 }
 
-// The first read of a process in one thread, while another one forks.
+// One thread does the process's first read while another one forks.
 TEST_F(ProcessesTest, child_forked_during_first_read_can_read) {
-  const std::string said = run_in_child([this]() -> std::string {
+  const std::string fault = run_in_child([this]() -> std::string {
     const TestState state(path(), with_slots(16));
     { TestState::apply(*state->begin_write(TestState::deadline()), {{"key", "value"}}); }
-    // Called while the fork is being prepared: what the thread waits for then is in the child as it
-    // stands.
-    class ReadMeanwhile final : public ForkHandler {
+    // Reads in another thread while the fork is being prepared. Whatever that thread waits for at
+    // the time of the fork stays in that condition in the child.
+    class ReadDuringFork final : public ForkHandler {
      public:
-      explicit ReadMeanwhile(const TestState& state) : state_(state) {
+      explicit ReadDuringFork(const TestState& state) : state_(state) {
         register_fork_handler(this);
       }
-      ~ReadMeanwhile() {
+      ~ReadDuringFork() {
         unregister_fork_handler(this);
         wait_until([this] { return done_.load(); });
       }
@@ -519,12 +521,12 @@ TEST_F(ProcessesTest, child_forked_during_first_read_can_read) {
      private:
       const TestState& state_;
       std::atomic<bool> done_{false};
-    } meanwhile(state);
+    } read_during_fork(state);
     ChildProcess child(
         [&]() -> std::string { return state.get("key") == "value" ? "" : "wrong value"; }, 10);
     return child.wait();
   });
-  EXPECT_EQ(said, "");
+  EXPECT_EQ(fault, "");
 }
 
 }  // namespace

@@ -37,7 +37,8 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const auto seconds = testing::number_from_environment("WHYCACHE_SECONDS", 20);
-  // Few keys, so that space is reused all the time; then many, so that the index grows and shrinks.
+  // First few keys, so that space is reused all the time. Then many, so that the index grows and
+  // shrinks.
   for (const unsigned growth : {400U, 40'000U}) {
     const TemporaryDirectory directory("/dev/shm");
     const std::string path = directory.file("read.state");

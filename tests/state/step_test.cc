@@ -1,10 +1,10 @@
-// A writer may be killed between any two instructions. So one is walked through its work store by
-// store (walked_writer.h), the file is copied in between, and each copy has to be taken over by a
-// next writer.
+// A writer may be killed between any two instructions. These tests walk a writer through its work
+// store by store (walked_writer.h) and copy the file in between. The next writer has to recover
+// each copy.
 //
-// Looked at is the file before and behind each store that publishes something, before the first
-// stores of each instruction there is, and before a sample of all. WHYCACHE_STEPS says how large a
-// sample; WHYCACHE_STEPS=all looks before every single store.
+// The tests examine the file before and after each store that publishes something, before the first
+// stores of each instruction, and before a sample of all stores. WHYCACHE_STEPS is the size of the
+// sample. WHYCACHE_STEPS=all examines the file before every store.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -45,7 +45,7 @@ StateOptions small_state_options() {
   return options;
 }
 
-// All of a file, for looking at it (or writing into it) while others use it.
+// A mapping of a whole file, to read or change it while others use it.
 class WholeFile {
  public:
   explicit WholeFile(const std::string& path) : file_(open_file(path, O_RDWR)) {
@@ -60,7 +60,7 @@ class WholeFile {
   std::size_t bytes() const {
     struct stat status;
     if (::fstat(file_.number(), &status) != 0)
-      throw system_error("cannot stat", "file of a test", errno);
+      throw system_error("cannot stat", "test file", errno);
     return static_cast<std::size_t>(status.st_size);
   }
   int descriptor() const { return file_.number(); }
@@ -75,7 +75,7 @@ class WholeFile {
   void* memory_;
 };
 
-// Keys that all belong into one bucket of the index, under a directory that begins with `top` (of
+// Returns changes whose keys all have the same home bucket, and hashes that begin with `top` (of
 // `top_bits` bits).
 Changes colliding_changes(const std::string& path, std::size_t count, std::uint64_t top,
                           unsigned top_bits, const std::string& name) {
@@ -90,11 +90,11 @@ Changes colliding_changes(const std::string& path, std::size_t count, std::uint6
   return changes;
 }
 
-// What a writer does while it is watched.
+// An update that a writer is walked through, and the state before it.
 struct Scenario {
   std::string name;
   std::function<void(TestState&, const std::string&)> prepare;
-  std::function<Changes(const std::string& path)> changes;  // of the update
+  std::function<Changes(const std::string& path)> changes;
   bool erases_all = false;
 };
 
@@ -138,12 +138,12 @@ class StepLong : public ::testing::Test {
     return contents;
   }
 
-  // The file under test is copied here again and again.
+  // A copy of the file under test, which is updated repeatedly, and a state that is open on it.
   class StateCopy {
    public:
     StateCopy(const WholeFile& source, const std::string& path) : source_(source) {
-      FileDescriptor made = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-      if (::posix_fallocate(made.number(), 0, static_cast<off_t>(source.bytes())) != 0)
+      FileDescriptor created = open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+      if (::posix_fallocate(created.number(), 0, static_cast<off_t>(source.bytes())) != 0)
         throw std::runtime_error("no space for a test");
       file_.emplace(path);
       copy();
@@ -152,7 +152,7 @@ class StepLong : public ::testing::Test {
       state_ = State::open(options);
       if (!state_->usable())
         throw std::runtime_error("the copy cannot be used: " + state_->unusable_reason());
-      if (state_->adopted()) throw std::runtime_error("the copy was taken for one from elsewhere");
+      if (state_->adopted()) throw std::runtime_error("the copy was adopted as a foreign file");
     }
 
     State& state() const { return *state_; }
@@ -165,7 +165,7 @@ class StepLong : public ::testing::Test {
       }
       std::memcpy(file_->data() + sizeof(HeaderFixed), source_.data() + sizeof(HeaderFixed),
                   bytes - sizeof(HeaderFixed));
-      // The copy stands where it was made, as the original does.
+      // The header names the copy's own inode, as that of the original does.
       HeaderFixed fixed = source_.header().fixed;
       set_file_identity(fixed);
       std::memcpy(&file_->header().fixed, &fixed, sizeof fixed);
@@ -188,54 +188,54 @@ class StepLong : public ::testing::Test {
     std::unique_ptr<State> state_;
   };
 
-  // Takes the copy over as the next writer would. Empty if all was well.
+  // Takes the copy over as the next writer would. Returns the fault, or "".
   static std::string recover_and_check(const State& state, UpdateId id, const Contents& before,
-                                       const Contents& afterwards, const Changes& changes,
+                                       const Contents& after, const Changes& changes,
                                        bool erases_all, std::uint64_t number,
-                                       RecoveryCounts& figures) {
+                                       RecoveryCounts& counts) {
     try {
       const bool holds_view = number % 2 == 0;
       std::optional<View> view;
       if (holds_view) view.emplace(state.pin());
       const auto expected = [&](UpdateId at) -> const Contents& {
-        return at >= id ? afterwards : before;
+        return at >= id ? after : before;
       };
 
       const std::vector<std::string> faults = state.check(TestState::deadline(), {});
-      if (!faults.empty()) return "check after taking over: " + faults.front();
+      if (!faults.empty()) return "check after recovery: " + faults.front();
       const UpdateId found = state.applied_id();
       if (found != id && found != id - 1) return "applied id is " + std::to_string(found);
       if (TestState::contents(View(state.pin())) != expected(found))
-        return "contents after taking over, at " + std::to_string(found);
+        return "contents after recovery, at " + std::to_string(found);
       if (found == id - 1) {
-        ++figures.rolled_back;
+        ++counts.rolled_back;
         const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
         TestState::apply(*writer, changes, erases_all);
       }
       const View now(state.pin());
-      if (TestState::contents(now) != afterwards) return "contents after applying again";
+      if (TestState::contents(now) != after) return "contents after applying again";
       std::string value;
-      for (const auto& [key, expected_value] : afterwards) {
+      for (const auto& [key, expected_value] : after) {
         if (!state.get(key, value) || value != expected_value)
           return "key not found after applying again: " + key;
       }
       if (holds_view && TestState::contents(*view) != expected(view->id()))
-        return "view from before moved, at " + std::to_string(view->id());
+        return "previous view changed, at " + std::to_string(view->id());
       if (number % 4 < 2) {
-        // And on: the space that was taken back is used again.
+        // More updates reuse the space that recovery freed.
         for (int more = 0; more < 2; ++more) {
           const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
           Changes later = changes;
           for (TestChange& change : later) change.value = "later" + std::to_string(more);
-          later.push_back({"yet another", "1"});
+          later.push_back({"additional", "1"});
           TestState::apply(*writer, later);
         }
         if (holds_view && TestState::contents(*view) != expected(view->id()))
-          return "view from before moved later, at " + std::to_string(view->id());
-        if (TestState::contents(now) != afterwards)
-          return "view moved, at " + std::to_string(now.id());
+          return "previous view changed later, at " + std::to_string(view->id());
+        if (TestState::contents(now) != after)
+          return "view changed, at " + std::to_string(now.id());
         const std::vector<std::string> later = state.check(TestState::deadline(), {});
-        if (!later.empty()) return "check in the end: " + later.front();
+        if (!later.empty()) return "check at the end: " + later.front();
       }
     } catch (const std::exception& error) {
       return std::string("threw: ") + error.what();
@@ -243,10 +243,12 @@ class StepLong : public ::testing::Test {
     return "";
   }
 
-  // Walks a writer through one update and takes over from each of its deaths.
+  // Walks a writer through one update and recovers from its death at each stop. If
+  // `die_at_permille` is not 0, a first writer dies at that share of its stores, so that the walked
+  // writer begins with recovery.
   void walk(const Scenario& scenario, std::uint64_t die_at_permille = 0) {
-    const TemporaryDirectory folder("/dev/shm");
-    const std::string path = folder.file("walked.state");
+    const TemporaryDirectory directory("/dev/shm");
+    const std::string path = directory.file("walked.state");
     {
       TestState state(path, small_state_options());
       scenario.prepare(state, path);
@@ -260,13 +262,11 @@ class StepLong : public ::testing::Test {
       id = state->applied_id() + 1;
       ASSERT_EQ(state.check(), std::vector<std::string>{}) << scenario.name;
     }
-    const Contents afterwards = contents_after(before, changes, scenario.erases_all);
+    const Contents after = contents_after(before, changes, scenario.erases_all);
     const auto work = writer_work(path, changes, scenario.erases_all);
     if (die_at_permille != 0) {
-      // The writer whose work is to be taken back dies first, so that the taking back is what is
-      // walked through.
       const std::uint64_t stores =
-          stores_on_copy(path, folder.file("dying.state"), changes, scenario.erases_all);
+          stores_on_copy(path, directory.file("dying.state"), changes, scenario.erases_all);
       WalkedWriter first(
           {.stop_at_store = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)},
           walked_bytes_max, work);
@@ -274,42 +274,42 @@ class StepLong : public ::testing::Test {
     }
 
     const std::uint64_t stores =
-        stores_on_copy(path, folder.file("counted.state"), changes, scenario.erases_all);
+        stores_on_copy(path, directory.file("counted.state"), changes, scenario.erases_all);
     const WholeFile source(path);
-    StateCopy image(source, folder.file("image.state"));
-    RecoveryCounts figures;
+    StateCopy image(source, directory.file("image.state"));
+    RecoveryCounts counts;
     const auto began = std::chrono::steady_clock::now();
     WalkedWriter writer(walk_plan(source, changes, stores), walked_bytes_max, work);
-    const auto look = [&] {
+    const auto examine = [&] {
       image.copy();
-      const std::string fault = recover_and_check(image.state(), id, before, afterwards, changes,
-                                                  scenario.erases_all, random_(), figures);
-      ++figures.states;
+      const std::string fault = recover_and_check(image.state(), id, before, after, changes,
+                                                  scenario.erases_all, random_(), counts);
+      ++counts.states;
       if (fault.empty()) return;
-      ++figures.failures;
-      if (figures.failures <= 5) {
+      ++counts.failures;
+      if (counts.failures <= 5) {
         ADD_FAILURE() << scenario.name << " stores=" << writer.stores()
                       << " die_at=" << die_at_permille << ' ' << testing::seed_note() << ": "
                       << fault;
       }
     };
-    look();
-    while (writer.walk()) look();
-    look();
-    figures.stores = writer.stores();
+    examine();
+    while (writer.walk()) examine();
+    examine();
+    counts.stores = writer.stores();
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    std::printf("%-34s stores=%-8lu states=%-6lu taken_back=%-6lu bad=%lu seconds=%.1f\n",
+    std::printf("%-34s stores=%-8lu states=%-6lu rolled_back=%-6lu bad=%lu seconds=%.1f\n",
                 (scenario.name +
                  (die_at_permille != 0 ? " again at " + std::to_string(die_at_permille) : ""))
                     .c_str(),
-                figures.stores, figures.states, figures.rolled_back, figures.failures, seconds);
-    total_.stores += figures.stores;
-    total_.states += figures.states;
-    total_.failures += figures.failures;
+                counts.stores, counts.states, counts.rolled_back, counts.failures, seconds);
+    total_.stores += counts.stores;
+    total_.states += counts.states;
+    total_.failures += counts.failures;
   }
 
-  // How many stores the update takes, found on a copy.
+  // Returns the number of stores of the update, counted on a copy.
   static std::uint64_t stores_on_copy(const std::string& path, const std::string& copy_path,
                                       const Changes& changes, bool erases_all) {
     const WholeFile source(path);
@@ -320,11 +320,11 @@ class StepLong : public ::testing::Test {
     return writer.stores();
   }
 
-  // Where the file is looked at.
+  // The stores before which the file is examined.
   WalkPlan walk_plan(const WholeFile& source, const Changes& changes, std::uint64_t stores) {
     WalkPlan plan;
-    const char* const asked = std::getenv("WHYCACHE_STEPS");
-    plan.every_store = asked != nullptr && asked == std::string_view("all");
+    const char* const steps = std::getenv("WHYCACHE_STEPS");
+    plan.every_store = steps != nullptr && steps == std::string_view("all");
     const std::uint64_t sample =
         plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", 2000);
     plan.stride = sample == 0 ? 0 : stores / sample + 1;
@@ -334,7 +334,7 @@ class StepLong : public ::testing::Test {
     return plan;
   }
 
-  // Bytes by which something is published.
+  // The bytes whose change publishes something to readers.
   static std::vector<WalkPlan::FileRange> publication_ranges(const WholeFile& source,
                                                              const Changes& changes) {
     std::vector<WalkPlan::FileRange> all;
@@ -343,8 +343,7 @@ class StepLong : public ::testing::Test {
     const std::uint64_t word = source.header().index_directory.load();
     const std::uint64_t directory = index_directory_offset(word);
     const unsigned depth = global_depth(word);
-    all.push_back(
-        {directory, sizeof(IndexWord) << (depth + 1)});  // with the place of the doubled one
+    all.push_back({directory, sizeof(IndexWord) << (depth + 1)});  // twice its size: it may double
     for (std::size_t i = 0; i < std::min<std::size_t>(changes.size(), 8); ++i) {
       const std::uint64_t hash = source.hash_of(changes[i].key);
       std::uint64_t slot;
@@ -367,7 +366,7 @@ class StepLong : public ::testing::Test {
   RecoveryCounts total_;
 };
 
-// So many keys that the key index has a few leaves under a root.
+// Inserts keys. With the default count, the key index has a few leaves below its root.
 void insert_keys(TestState& state, int count = 150) {
   Changes changes;
   for (int i = 0; i < count; ++i)
@@ -384,12 +383,12 @@ TEST_F(StepLong, each_death_in_a_small_update_is_recovered) {
   walk(update_scenario("a new key", {{"new", "1"}}));
   walk(update_scenario("a key overwritten", {{"key/1007", "2"}}));
   walk(update_scenario("a key erased", {{"key/1007", std::nullopt}}));
-  walk(update_scenario("a key comes twice", {{"key/1007", "2"},
-                                             {"new", "1"},
-                                             {"new", std::nullopt},
-                                             {"key/1007", std::nullopt},
-                                             {"new", "2"}}));
-  walk({"an erased key comes back",
+  walk(update_scenario("a key changed twice", {{"key/1007", "2"},
+                                               {"new", "1"},
+                                               {"new", std::nullopt},
+                                               {"key/1007", std::nullopt},
+                                               {"new", "2"}}));
+  walk({"an erased key is set again",
         [](TestState& state, const std::string&) {
           insert_keys(state);
           state.apply({{"key/1007", std::nullopt}});
@@ -401,7 +400,7 @@ TEST_F(StepLong, each_death_in_a_small_update_is_recovered) {
         [](const std::string&) {
           return Changes{{"first", "1"}};
         }});
-  walk({"the last key goes",
+  walk({"the last key is erased",
         [](TestState& state, const std::string&) {
           state.apply({{"last", "1"}});
         },
@@ -414,9 +413,10 @@ TEST_F(StepLong, each_death_while_key_index_changes_is_recovered) {
   Changes many;
   for (int i = 0; i < 60; ++i) many.push_back({"key/1050/" + std::to_string(i), "v"});
   walk(update_scenario("leaves split", many));
-  Changes going;
-  for (int i = 20; i < 130; ++i) going.push_back({"key/" + std::to_string(1000 + i), std::nullopt});
-  walk(update_scenario("leaves merge", going));
+  Changes erased;
+  for (int i = 20; i < 130; ++i)
+    erased.push_back({"key/" + std::to_string(1000 + i), std::nullopt});
+  walk(update_scenario("leaves merge", erased));
   walk(update_scenario("everything erased", {{"key/1003", "again"}, {"new", "1"}}, true));
 }
 
@@ -431,13 +431,13 @@ TEST_F(StepLong, each_death_while_point_index_splits_is_recovered) {
       return Changes{colliding_changes(path, 65, top, bits, name).back(), {"key/1001", "2"}};
     };
   };
-  walk({"directory doubles, part splits",
+  walk({"directory doubles, page splits",
         [&](TestState& state, const std::string& path) {
           insert_keys(state, 20);
           crowd(state, path, 0, 0, "a");
         },
         one_more(0, 0, "a")});
-  walk({"part of four slots splits",
+  walk({"page of four slots splits",
         [&](TestState& state, const std::string& path) {
           insert_keys(state, 20);
           crowd(state, path, 7, 3, "a");
@@ -446,10 +446,10 @@ TEST_F(StepLong, each_death_while_point_index_splits_is_recovered) {
           crowd(state, path, 0, 1, "b");
         },
         one_more(0, 1, "b")});
-  walk({"part is purged of fillers",
+  walk({"page is purged of tombstones",
         [&](TestState& state, const std::string& path) {
           insert_keys(state, 20);
-          // As if many keys had come and gone.
+          // Fill the page with tombstones, as if many keys had been inserted and erased.
           const WholeFile file(path);
           std::uint64_t slot;
           std::memcpy(&slot,
@@ -457,16 +457,16 @@ TEST_F(StepLong, each_death_while_point_index_splits_is_recovered) {
                       sizeof slot);
           auto* const words =
               reinterpret_cast<std::uint64_t*>(file.data() + index_page_offset(slot));
-          std::uint32_t fillers = 0;
+          std::uint32_t tombstones = 0;
           for (std::uint64_t i = 0; i < index_page_words; ++i) {
             if (words[i] != empty_word || i % 16 == 15)
               continue;  // the empty words of a bucket are its last
             words[i] = tombstone_word;
-            ++fillers;
+            ++tombstones;
           }
           reinterpret_cast<SegmentDescriptor*>(
               file.data() + descriptor_offset(index_page_offset(slot) / segment_bytes))
-              ->page.tombstones = fillers;
+              ->page.tombstones = tombstones;
         },
         [](const std::string&) {
           return Changes{{"one more", "1"}, {"key/1001", "2"}};
@@ -475,7 +475,7 @@ TEST_F(StepLong, each_death_while_point_index_splits_is_recovered) {
 
 TEST_F(StepLong, each_death_while_segments_change_is_recovered) {
   walk(update_scenario("large entry", {{"large", std::string(300'000, 'l')}, {"key/1001", "2"}}));
-  walk({"large entry goes",
+  walk({"large entry is replaced",
         [](TestState& state, const std::string&) {
           insert_keys(state);
           state.apply({{"large", std::string(300'000, 'l')}});
@@ -486,7 +486,7 @@ TEST_F(StepLong, each_death_while_segments_change_is_recovered) {
   walk({"file grows",
         [](TestState& state, const std::string&) {
           insert_keys(state);
-          // The open segment is nearly full, and none is free.
+          // The active segment is nearly full, and no segment is free.
           const std::uint64_t before = state->inspect().file_bytes;
           for (int i = 0; state->inspect().file_bytes == before; ++i)
             state.apply({{"filling" + std::to_string(i), std::string(60'000, 'f')}});
@@ -496,7 +496,7 @@ TEST_F(StepLong, each_death_while_segments_change_is_recovered) {
         [](const std::string&) {
           return Changes{{"more", std::string(100'000, 'm')}, {"key/1001", "2"}};
         }});
-  walk({"sparse segment is cleared",
+  walk({"segment of low utilization is cleaned",
         [](TestState& state, const std::string&) {
           Changes changes;
           for (int i = 0; i < 36; ++i)
@@ -504,10 +504,10 @@ TEST_F(StepLong, each_death_while_segments_change_is_recovered) {
           for (int i = 0; i < 40; ++i) changes.push_back({"small" + std::to_string(i), "s"});
           state.apply(changes);
           state.apply({{"small3", std::nullopt}, {"small4", std::nullopt}});
-          Changes going;
+          Changes erased;
           for (int i = 0; i < 36; i += 2)
-            going.push_back({"filling" + std::to_string(i), std::nullopt});
-          state.apply(going);
+            erased.push_back({"filling" + std::to_string(i), std::nullopt});
+          state.apply(erased);
         },
         [](const std::string&) {
           return Changes{{"more", std::string(150'000, 'm')},
@@ -524,7 +524,7 @@ TEST_F(StepLong, each_death_during_recovery_is_recovered) {
                                           {"new", "1"},
                                           {"key/1009", std::nullopt}}),
          permille);
-    walk({"part of two slots splits",
+    walk({"page of two slots splits",
           [&](TestState& state, const std::string& path) {
             insert_keys(state, 20);
             state.apply(colliding_changes(path, 65, 3, 2, "a"));  // the directory doubles twice
