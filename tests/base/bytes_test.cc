@@ -123,7 +123,7 @@ TEST(ByteReader, length_beyond_the_end_is_rejected) {
         "update cut short: offset=0 bytes_left=3 bytes_needed=", std::to_string(size));
     expect_error(
         ErrorKind::corrupt, [&] { reader.take_last_bytes(size); }, "update cut short");
-    EXPECT_EQ(reader.take_bytes(3), "abc");  // and is where it was
+    EXPECT_EQ(reader.take_bytes(3), "abc");  // the position has not changed
   }
   const std::string claim = encoded(std::uint64_t{1} << 60);
   ByteReader claims(claim, "update");

@@ -21,7 +21,7 @@ using testing::expect_error;
 class File : public ::testing::Test {
  protected:
   std::string path(const std::string& name) const { return directory_.file(name); }
-  // A folder with these permission bits.
+  // Creates a directory with these permission bits.
   std::string make_directory(const std::string& name, mode_t mode) const {
     EXPECT_EQ(::mkdir(path(name).c_str(), 0700), 0);
     EXPECT_EQ(::chmod(path(name).c_str(), mode), 0);
@@ -76,7 +76,7 @@ TEST_F(File, symbolic_link_is_not_followed) {
         ErrorKind::invalid, [&] { open_file_if_exists(path(link), O_RDWR); },
         "a symbolic link is in its place");
   }
-  EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY)) << "the link's target was made";
+  EXPECT_FALSE(open_file_if_exists(path("absent"), O_RDONLY)) << "the link's target was created";
 }
 
 TEST_F(File, descriptor_is_closed_on_exec) {
@@ -161,7 +161,7 @@ TEST_F(File, allocation_beyond_file_size_limit_raises_no_signal) {
 
   const int beyond = allocate_in_file(file.number(), 0, 5000);
   const int within =
-      allocate_in_file(file.number(), 0, 3000);  // the file has that length: it does not grow
+      allocate_in_file(file.number(), 0, 3000);  // the length of the file: it does not grow
 
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
   EXPECT_EQ(beyond, EFBIG);
@@ -208,7 +208,7 @@ TEST_F(Directory, directory_writable_for_others_is_unsafe_unless_sticky) {
 }
 
 TEST_F(Directory, directory_of_another_user_is_unsafe) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to give a folder away";
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to change the owner of a directory";
   const std::string theirs = make_directory("theirs", 0755);
   ASSERT_EQ(::chown(theirs.c_str(), 12345, 12345), 0);
   expect_error(

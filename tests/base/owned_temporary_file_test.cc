@@ -24,7 +24,7 @@ class OwnedTemporaryFileTest : public ::testing::Test {
   testing::TemporaryDirectory directory_;
 };
 
-TEST_F(OwnedTemporaryFileTest, is_removed_by_its_destructor) {
+TEST_F(OwnedTemporaryFileTest, file_is_removed_by_its_destructor) {
   std::string path;
   {
     OwnedTemporaryFile file(prefix());
@@ -44,7 +44,7 @@ TEST_F(OwnedTemporaryFileTest, renamed_file_stays) {
   EXPECT_TRUE(std::filesystem::exists(directory_.file("kept")));
 }
 
-TEST_F(OwnedTemporaryFileTest, is_no_orphan_while_any_descriptor_is_open) {
+TEST_F(OwnedTemporaryFileTest, file_is_no_orphan_while_a_descriptor_is_open) {
   std::optional<OwnedTemporaryFile> file(std::in_place, prefix());
   const std::string path = file->path();
   EXPECT_FALSE(OrphanLock(path));

@@ -23,7 +23,7 @@ class ProcessLock : public ::testing::Test {
   testing::TemporaryDirectory directory_;
 };
 
-// A child that opens the file itself, locks a byte, and then only waits.
+// A child process that opens the file by itself, locks a byte, and then waits.
 class Holder {
  public:
   Holder(const std::string& path, std::uint64_t byte) {
@@ -80,7 +80,7 @@ TEST_F(ProcessLock, lock_excludes_a_second_open_in_one_process) {
   EXPECT_TRUE(try_lock_byte(first.number(), 7));
   EXPECT_FALSE(try_lock_byte(second.number(), 7));
   EXPECT_TRUE(is_byte_locked(second.number(), 7));
-  EXPECT_FALSE(is_byte_locked(first.number(), 7)) << "one's own lock is nobody else's";
+  EXPECT_FALSE(is_byte_locked(first.number(), 7)) << "the holder's own lock does not count";
 
   unlock_byte(first.number(), 7);
 
@@ -104,8 +104,8 @@ TEST_F(ProcessLock, lock_is_dropped_only_with_its_open_file) {
   const FileDescriptor second = open();
   ASSERT_TRUE(try_lock_byte(first.number(), 0));
 
-  // Unlike a POSIX lock, it does not care that the process closes another descriptor of the same
-  // file.
+  // A POSIX lock would be dropped when the process closes any descriptor of the file. This one is
+  // not.
   open().close();
   EXPECT_TRUE(is_byte_locked(second.number(), 0));
 

@@ -40,13 +40,14 @@ TEST(Random, forked_child_draws_different_numbers) {
     const std::uint64_t number = random_u64();
     ::_exit(::write(ends[1], &number, sizeof number) == sizeof number ? 0 : 1);
   }
-  std::uint64_t of_child = 0;
-  ASSERT_EQ(::read(ends[0], &of_child, sizeof of_child), static_cast<ssize_t>(sizeof of_child));
+  std::uint64_t child_number = 0;
+  ASSERT_EQ(::read(ends[0], &child_number, sizeof child_number),
+            static_cast<ssize_t>(sizeof child_number));
   ::waitpid(child, nullptr, 0);
   ::close(ends[0]);
   ::close(ends[1]);
 
-  EXPECT_NE(random_u64(), of_child);
+  EXPECT_NE(random_u64(), child_number);
 }
 
 }  // namespace

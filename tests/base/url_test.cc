@@ -15,17 +15,17 @@ namespace {
 
 using testing::expect_error;
 
-void expect_refused(std::string_view text, const std::string& words) {
+void expect_url_rejected(std::string_view text, const std::string& words) {
   SCOPED_TRACE(std::string(text));
   expect_error(
       ErrorKind::invalid, [&] { Url url(text); }, words);
 }
 
 TEST(Url, file_url_has_a_file_path) {
-  const Url folder("file:///var/lib/flags");
-  EXPECT_EQ(folder.scheme(), "file");
-  EXPECT_EQ(folder.file_path(), "/var/lib/flags");
-  EXPECT_EQ(folder.host(), "");
+  const Url file("file:///var/lib/flags");
+  EXPECT_EQ(file.scheme(), "file");
+  EXPECT_EQ(file.file_path(), "/var/lib/flags");
+  EXPECT_EQ(file.host(), "");
 
   EXPECT_EQ(Url("sqlite:///var/lib/flags.db?instance=blue").file_path(), "/var/lib/flags.db");
   EXPECT_EQ(Url("SQLite:/var/lib/flags.db").scheme(), "sqlite");
@@ -56,10 +56,10 @@ TEST(Url, server_url_has_user_host_port_and_options) {
   EXPECT_EQ(bare.port(), std::nullopt);
   EXPECT_EQ(bare.path(), "");
 
-  const Url six("memcached+mysql://[2001:db8::1]:11211/");
-  EXPECT_EQ(six.scheme(), "memcached+mysql");
-  EXPECT_EQ(six.host(), "2001:db8::1");
-  EXPECT_EQ(six.port(), 11211);
+  const Url ipv6("memcached+mysql://[2001:db8::1]:11211/");
+  EXPECT_EQ(ipv6.scheme(), "memcached+mysql");
+  EXPECT_EQ(ipv6.host(), "2001:db8::1");
+  EXPECT_EQ(ipv6.port(), 11211);
   EXPECT_EQ(Url("mysql://[::1]/db").port(), std::nullopt);
 }
 
@@ -73,42 +73,42 @@ TEST(Url, each_part_is_percent_decoded) {
 
   for (const char* text : {"file:///a%", "file:///a%2", "file:///%zz", "file:///%2", "x:?key=%",
                            "x://u%@h", "x://u:%1@h"}) {
-    expect_refused(text, "'%' without two hexadecimal digits");
+    expect_url_rejected(text, "'%' without two hexadecimal digits");
   }
-  expect_refused("file:///etc/passwd%00.db", "zero byte");
+  expect_url_rejected("file:///etc/passwd%00.db", "zero byte");
 }
 
 TEST(Url, url_without_a_scheme_is_rejected) {
   for (const char* text : {"", ":", "/var/lib/flags.db", "flags.db", "://x",
                            "1x:", "-x:", "a b:", "\xc3\xbc:", "//host/x"}) {
-    expect_refused(text, "does not begin with a scheme (write ");
+    expect_url_rejected(text, "does not begin with a scheme (write ");
   }
-  expect_refused(std::string(33, 'x') + ":", "does not begin with a scheme");
+  expect_url_rejected(std::string(33, 'x') + ":", "does not begin with a scheme");
 }
 
 TEST(Url, url_with_an_invalid_character_is_rejected) {
-  expect_refused("file:///a\nb", "control character");
-  expect_refused(std::string_view("file:///a\0b", 11), "control character");
-  expect_refused("file:///a#b", "'#'");
-  expect_refused("x://ho%41st", "host");
-  expect_refused("x://ho st", "host");
-  expect_refused("x://[::1", "']'");
-  expect_refused("x://[]", "host");
-  expect_refused("x://[::g]", "host");
-  expect_refused("x://[::1]x", "after its host");
+  expect_url_rejected("file:///a\nb", "control character");
+  expect_url_rejected(std::string_view("file:///a\0b", 11), "control character");
+  expect_url_rejected("file:///a#b", "'#'");
+  expect_url_rejected("x://ho%41st", "host");
+  expect_url_rejected("x://ho st", "host");
+  expect_url_rejected("x://[::1", "']'");
+  expect_url_rejected("x://[]", "host");
+  expect_url_rejected("x://[::g]", "host");
+  expect_url_rejected("x://[::1]x", "after its host");
 }
 
 TEST(Url, url_with_an_invalid_port_is_rejected) {
   for (const char* text : {"x://h:", "x://h:0", "x://h:65536", "x://h:99999999999999999999",
                            "x://h:-1", "x://h:1x", "x://[::1]:"}) {
-    expect_refused(text, "port");
+    expect_url_rejected(text, "port");
   }
   EXPECT_EQ(Url("x://h:65535").port(), 65535);
 }
 
 TEST(Url, overlong_url_is_rejected) {
   EXPECT_EQ(Url("memory:" + std::string(8185, 'x')).path().size(), 8185U);
-  expect_refused("memory:" + std::string(8186, 'x'), "too long: bytes=8193 bytes_max=8192");
+  expect_url_rejected("memory:" + std::string(8186, 'x'), "too long: bytes=8193 bytes_max=8192");
 }
 
 TEST(Url, relative_file_path_is_rejected) {
@@ -141,14 +141,14 @@ TEST(UrlOptions, option_without_key_or_equals_sign_is_rejected) {
   EXPECT_NO_THROW(Url("x:?").reject_unknown_options());
   for (const char* text :
        {"x:?key", "x:?=value", "x:?&", "x:?a=1&&b=2", "x:?Key=1", "x:?k%65y=1", "x:?a b=1"}) {
-    expect_refused(text, "not of the form key=value");
+    expect_url_rejected(text, "not of the form key=value");
   }
-  expect_refused("x:?a=1&nonsense", "number=2");
+  expect_url_rejected("x:?a=1&nonsense", "number=2");
 }
 
 TEST(UrlOptions, repeated_option_is_rejected) {
-  expect_refused("file:///x?instance=a&instance=b", "option twice: option=instance");
-  expect_refused("file:///x?instance=a&instance=a", "option twice");
+  expect_url_rejected("file:///x?instance=a&instance=b", "option twice: option=instance");
+  expect_url_rejected("file:///x?instance=a&instance=a", "option twice");
 }
 
 TEST(UrlInstance, instance_defaults_to_default) {
@@ -199,14 +199,14 @@ TEST(UrlRedacted, redacted_url_is_unchanged_by_taking_options) {
   EXPECT_EQ(url.redacted(), before);
 }
 
-// What a message needs no quoting for.
+// A redacted URL can be printed in a message without quoting.
 TEST(UrlRedacted, redacted_url_encodes_control_characters_and_quotes) {
   const std::string text = Url("file:///a%0Ab%1b[2J%22?instance=%0a").redacted();
   EXPECT_EQ(text, "file:///a%0Ab%1B%5B2J%22?instance=%0A");
 }
 
-// A password with the characters that end an authority, as somebody writes it who does not know
-// percent-encoding: whatever becomes of it, no piece of it is shown.
+// Passwords with characters that end an authority, written without percent-encoding. However the
+// URL is parsed, no piece of the password is shown.
 TEST(UrlSecrets, misplaced_password_is_never_shown) {
   for (const char* text : {
            "mysql://user:hunter2/secret@host/db",
@@ -243,18 +243,18 @@ TEST(UrlSecrets, misplaced_password_is_never_shown) {
   }
 }
 
-// Given any bytes, a URL is refused or understood; and what it shows is understood alike.
 TEST(Url, slash_in_a_user_is_shown_encoded) {
   const Url url("mysql://a%2Fb@host/db");
   EXPECT_EQ(url.redacted(), "mysql://a%2Fb@host/db");
   EXPECT_EQ(Url(url.redacted()).user(), "a/b");
 }
 
+// Any text is rejected or parsed. If it is parsed, its redacted form parses to the same parts.
 TEST(Url, random_text_is_rejected_or_round_trips) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   constexpr std::string_view alphabet = "ax1:/?&=%@[]#.+-_ %41%00%2f\n\xc3instance=file://";
-  int understood = 0;
+  int parsed = 0;
   for (int i = 0; i < 200'000; ++i) {
     std::string text = random() % 2 == 0 ? "x:" : "";
     for (std::size_t size = random() % 24; size > 0; --size)
@@ -265,13 +265,13 @@ TEST(Url, random_text_is_rejected_or_round_trips) {
       ASSERT_EQ(error->kind(), ErrorKind::invalid);
       continue;
     }
-    ++understood;
-    const Url again(url->redacted());
-    ASSERT_EQ(again.redacted(), url->redacted()) << text;
-    ASSERT_EQ(again.path(), url->path()) << text;
-    ASSERT_EQ(again.host(), url->host()) << text;
+    ++parsed;
+    const Url reparsed(url->redacted());
+    ASSERT_EQ(reparsed.redacted(), url->redacted()) << text;
+    ASSERT_EQ(reparsed.path(), url->path()) << text;
+    ASSERT_EQ(reparsed.host(), url->host()) << text;
   }
-  EXPECT_GT(understood, 1000);
+  EXPECT_GT(parsed, 1000);
 }
 
 }  // namespace

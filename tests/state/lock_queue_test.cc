@@ -92,8 +92,8 @@ TEST_F(LockQueueTest, each_contending_process_gets_its_share) {
   EXPECT_GE(least, turns() / process_count / 4);
 }
 
-// Every reader can write to the lock file, and an older version of the library wakes no waiter. So
-// the words are hints, and any value in them must be harmless.
+// Every reader can write to the lock file, and an older version of the library wakes no waiter. The
+// words are hints: any value in them must be harmless.
 TEST_F(LockQueueTest, random_waiter_words_do_not_block_the_lock) {
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped =

@@ -262,7 +262,7 @@ class MarkedReader {
   std::uint64_t checked_count_ = 0;
 };
 
-// What a writer and its readers, threads or processes, share while they run.
+// Shared by a writer and its readers, which are threads or processes.
 struct MarkedRun {
   std::atomic<bool> stop{false};
   std::atomic<std::uint64_t> reads{0};

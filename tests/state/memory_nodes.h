@@ -1,6 +1,7 @@
 // A NodeStore in private memory with strict accounting. Each node has an allocation of exactly its
-// size, which is freed once no pinned version can reach it. So AddressSanitizer reports every
-// access beyond a node and every use of a freed one. Without it, freed nodes are overwritten first.
+// size, which is freed once no pinned version can reach it. AddressSanitizer therefore reports
+// every access beyond a node and every use of a freed one. Without it, freed nodes are overwritten
+// first.
 #pragma once
 
 #include <array>

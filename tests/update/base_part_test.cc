@@ -1,4 +1,4 @@
-// Parts of a base: sorted items in, the same items out, and nothing else believed.
+// Parts of a base: sorted items round-trip, and everything else is rejected.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -28,7 +28,7 @@ const BaseInfo sample_info = {.base = sample_base,
                               .item_count = 3,
                               .digest = {.low = 5, .high = 6}};
 
-// The parts of a base with these items.
+// Encodes these items as the parts of a base.
 std::vector<std::string> encode(const std::map<std::string, std::string>& items,
                                 std::size_t bytes_max) {
   std::vector<std::string> parts;
@@ -76,7 +76,7 @@ TEST(BasePart, decoded_part_equals_encoded_items) {
 TEST(BasePart, random_items_round_trip) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  BasePart part;  // reused for all
+  BasePart part;  // one object for all rounds
   for (int round = 0; round < 200; ++round) {
     const std::map<std::string, std::string> items = random_items(random, random() % 400);
     const std::vector<std::string> parts = encode(items, 100 + random() % 10'000);
@@ -137,8 +137,8 @@ TEST(BasePart, shared_key_prefix_is_stored_once) {
 }
 
 TEST(BasePart, part_ends_before_its_decoded_keys_exceed_64_mib) {
-  // In a few bytes each, keys of 1,020 bytes; a part has to end before they take more than 64 MiB
-  // in full.
+  // Keys of 1,020 bytes that take a few bytes each when encoded. A part has to end before its keys
+  // take more than 64 MiB when decoded.
   BasePartEncoder encoder(sample_base);
   const std::string prefix(1010, 'p');
   std::size_t count = 0;
@@ -209,7 +209,7 @@ std::string part_decode_error(std::string_view bytes) {
   const std::optional<Error> error = testing::thrown_error([&] { decode_base_part(bytes, part); });
   if (!error) return "decoded";
   EXPECT_EQ(error->kind(), ErrorKind::corrupt) << error->what();
-  EXPECT_TRUE(part.items.empty()) << "items of a refused part are left: " << error->what();
+  EXPECT_TRUE(part.items.empty()) << "a rejected part has items: " << error->what();
   return error->what();
 }
 
@@ -283,7 +283,7 @@ TEST(HostileBasePart, unsorted_keys_are_rejected) {
   ASSERT_EQ(part_decode_error(framed_part(0, "", 2, 2, a + b)), "decoded");
   expect_part_rejected(framed_part(0, "", 2, 2, b + a), "keys out of order");
   expect_part_rejected(framed_part(0, "", 2, 2, a + a), "keys out of order");
-  // "ab", then "a" and "b" again by way of a shared prefix
+  // "ab", then "ab" and "a" by way of a shared prefix
   expect_part_rejected(framed_part(0, "", 2, 4, "\0\2ab\0\1\1b\0"s), "keys out of order");
   expect_part_rejected(framed_part(0, "", 2, 3, "\0\2ab\0\1\0\0"s), "keys out of order");
 }
@@ -302,7 +302,7 @@ TEST(HostileBasePart, key_or_value_out_of_bounds_is_rejected) {
   expect_part_rejected(
       framed_part(0, "", 1, 1025, "\0"s + varint(1025) + std::string(1025, 'k') + "\0"s),
       "longer keys than there can be");
-  // 1,000 bytes shared and 25 more
+  // 1,000 shared bytes and 25 more
   const std::string key = "\0"s + varint(1000) + std::string(1000, 'k') + "\0"s;
   expect_part_rejected(
       framed_part(0, "", 2, 2025, key + varint(1000) + "\x19"s + std::string(25, 'k') + "\0"s),
@@ -330,7 +330,7 @@ TEST(HostileBasePart, excessive_claim_is_rejected_before_memory_is_allocated) {
       framed_part(flag_zstd, "", 1, 1,
                   testing::zstd_frame(std::string(decompressed_bytes_max + 1, '\0'))),
       "longer than it can be when decompressed");
-  // A million keys of 1,024 bytes by three bytes each.
+  // A claim of a million keys of 1,023 bytes, of which the first 250 take a few bytes each.
   std::string many = "\0"s + varint(1023) + std::string(1023, 'k') + "\0"s;
   for (int i = 1; i < 250; ++i) many += varint(1022) + "\1"s + static_cast<char>(i) + "\0"s;
   expect_part_rejected(

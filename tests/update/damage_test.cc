@@ -1,5 +1,5 @@
-// Updates from outside: cut short, rotten, or made to hurt. Each is refused, with the memory of the
-// machine intact.
+// Foreign updates: truncated, damaged, or crafted to harm. Each is rejected, without excessive use
+// of memory.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -24,7 +24,7 @@ using testing::varint;
 constexpr UpdateId sample_id = 7;
 constexpr std::uint64_t sample_previous_chain = 1234;
 
-// Small ones of all shapes: with and without fields, compressed and not.
+// Small updates of all shapes: with and without fields, compressed and not.
 std::vector<std::string> sample_updates() {
   std::mt19937_64 random(testing::test_seed());
   const std::vector<OwnedChange> few = {{Change::Kind::set, "checkout.enabled", "yes"},
@@ -51,7 +51,7 @@ std::string update_decode_error(std::string_view bytes) {
   const std::optional<Error> error = testing::thrown_error([&] { decode_update(bytes, update); });
   if (!error) return "decoded";
   EXPECT_EQ(error->kind(), ErrorKind::corrupt) << error->what();
-  EXPECT_TRUE(update.changes.empty()) << "changes of a refused update are left: " << error->what();
+  EXPECT_TRUE(update.changes.empty()) << "a rejected update has changes: " << error->what();
   return error->what();
 }
 
@@ -66,7 +66,8 @@ TEST(DamagedUpdate, update_truncated_at_any_byte_is_rejected) {
   for (const std::string& whole : sample_updates()) {
     ASSERT_EQ(update_decode_error(whole), "decoded");
     for (std::size_t size = 0; size < whole.size(); ++size) {
-      const std::string bytes = whole.substr(0, size);  // a copy, so that a read beyond it is found
+      const std::string bytes =
+          whole.substr(0, size);  // a copy, so that sanitizers see reads beyond it
       ASSERT_NE(update_decode_error(bytes), "decoded")
           << "bytes " << size << " of " << whole.size();
       ASSERT_TRUE(testing::thrown_error([&] {
@@ -89,7 +90,7 @@ TEST(DamagedUpdate, update_with_trailing_bytes_is_rejected) {
   }
 }
 
-// Decoding alone cannot know that a value was another one; the chain does.
+// Decoding alone cannot detect a changed value. The chain does.
 TEST(DamagedUpdate, flipped_bit_breaks_the_chain) {
   SCOPED_TRACE(testing::seed_note());
   for (const std::string& whole : sample_updates()) {
@@ -238,9 +239,9 @@ TEST(HostileUpdate, frame_with_a_wrong_decompressed_size_is_rejected) {
   ASSERT_EQ(update_decode_error(framed(flag_zstd, "", 1, frame)), "decoded");
   ASSERT_EQ(frame[4], '\x60');  // one segment, size in two bytes, less 256
   for (const int size : {0, 3, 5, 200, 255}) {
-    std::string lying = frame;
-    lying[5] = static_cast<char>(size);
-    expect_update_rejected(framed(flag_zstd, "", 1, lying), "cannot be decompressed");
+    std::string wrong = frame;
+    wrong[5] = static_cast<char>(size);
+    expect_update_rejected(framed(flag_zstd, "", 1, wrong), "cannot be decompressed");
   }
 }
 
@@ -252,9 +253,9 @@ TEST(HostileUpdate, anything_but_one_zstd_frame_is_rejected) {
                                    skippable + frame, frame + "x"}) {
     expect_update_rejected(framed(flag_zstd, "", 1, wrong), "not one whole zstd frame");
   }
-  std::string of_unknown_size =
-      "\x28\xb5\x2f\xfd"s + "\x00\x58"s + "\x21\x00\x00\x02k\x01v"s;  // streamed, as it were
-  expect_update_rejected(framed(flag_zstd, "", 1, of_unknown_size),
+  std::string without_size = "\x28\xb5\x2f\xfd"s + "\x00\x58"s +
+                             "\x21\x00\x00\x02k\x01v"s;  // as a streaming compressor writes it
+  expect_update_rejected(framed(flag_zstd, "", 1, without_size),
                          "does not state its decompressed size");
 }
 

@@ -1,4 +1,5 @@
-// Updates to test with: sealed ones of random changes, and hostile ones put together by hand.
+// Sample updates and base parts: valid ones with random contents, and hostile ones assembled byte
+// by byte.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,7 @@ inline std::string random_bytes(std::mt19937_64& random, std::size_t size) {
   return bytes;
 }
 
-// Sizes as they come: most are small, some are empty, a few are the longest there can be.
+// Most sizes are small, some values are empty, and a few keys have the maximum length.
 inline std::string random_key(std::mt19937_64& random) {
   const std::size_t size = random() % 50 == 0 ? key_bytes_max : 1 + random() % 40;
   return random_bytes(random, size);
@@ -75,7 +76,7 @@ inline std::string sealed(const std::vector<OwnedChange>& changes, UpdateId id,
   return std::string(draft.seal(id, previous_chain));
 }
 
-// The outline of an update, to be filled with anything.
+// Returns an update with a valid header, and the given bytes as its contents.
 inline std::string framed(std::uint8_t flags, std::string_view fields, std::uint64_t count,
                           std::string_view rest) {
   std::string bytes;
@@ -90,7 +91,7 @@ inline std::string framed(std::uint8_t flags, std::string_view fields, std::uint
   return bytes;
 }
 
-// The outline of a base part, with a checksum that is right.
+// Returns a base part with a valid header and checksum, and the given bytes as its contents.
 inline std::string framed_part(std::uint8_t flags, std::string_view fields, std::uint64_t count,
                                std::uint64_t key_bytes, std::string_view rest) {
   std::string bytes;
@@ -113,7 +114,7 @@ inline std::string varint(std::uint64_t number) {
   return bytes;
 }
 
-// A frame by zstd itself, whatever that is good for.
+// Returns `bytes` compressed by zstd as one frame.
 std::string zstd_frame(std::string_view bytes);
 
 }  // namespace whycache::testing

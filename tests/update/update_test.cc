@@ -52,7 +52,7 @@ TEST(Update, decoded_update_equals_its_draft) {
 TEST(Update, random_changes_round_trip) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  Update update;  // reused for all, so that nothing of one may show in the next
+  Update update;  // one object for all rounds: nothing of a round may appear in the next
   for (int round = 0; round < 500; ++round) {
     const std::vector<OwnedChange> changes =
         testing::random_changes(random, random() % (round % 50 == 0 ? 2000 : 20));
@@ -188,8 +188,7 @@ TEST(Update, unknown_fields_are_skipped) {
 
 // --- Draft ---
 
-// The greatest update that is allowed has exactly as many bytes as allowed, whatever the sizes
-// within it.
+// A draft accepts changes up to exactly bytes_max, whatever their sizes.
 TEST(Draft, draft_fills_an_update_to_the_last_byte) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
@@ -288,11 +287,11 @@ TEST(Draft, overlong_writer_name_or_note_is_rejected) {
 // --- Chain ---
 
 TEST(Chain, chain_starts_differently_for_every_log) {
-  Uuid one{};
-  Uuid other{};
-  other[15] = 1;
-  EXPECT_NE(chain_start(one), chain_start(other));
-  EXPECT_EQ(chain_start(one), chain_start(Uuid{}));
+  Uuid first{};
+  Uuid second{};
+  second[15] = 1;
+  EXPECT_NE(chain_start(first), chain_start(second));
+  EXPECT_EQ(chain_start(first), chain_start(Uuid{}));
 }
 
 TEST(Chain, each_update_depends_on_all_previous_ones) {
@@ -302,12 +301,12 @@ TEST(Chain, each_update_depends_on_all_previous_ones) {
     log.push_back(sealed({{Change::Kind::set, "k", std::to_string(id)}}, id, chain));
     chain = verify_chain(log.back(), id, chain);
   }
-  // As long as nobody touched it, it can be followed from the start.
-  std::uint64_t followed = chain_start(Uuid{});
-  for (UpdateId id = 1; id <= 10; ++id) followed = verify_chain(log[id - 1], id, followed);
-  EXPECT_EQ(followed, chain);
+  // The unchanged log can be verified from its start.
+  std::uint64_t verified = chain_start(Uuid{});
+  for (UpdateId id = 1; id <= 10; ++id) verified = verify_chain(log[id - 1], id, verified);
+  EXPECT_EQ(verified, chain);
 
-  // Another update 3, though well formed, does not carry update 4.
+  // Update 4 does not follow another update 3, even a well-formed one.
   const std::uint64_t chain_of_2 = peek_header(log[1])->chain;
   const std::string forged = sealed({{Change::Kind::set, "k", "forged"}}, 3, chain_of_2);
   const std::uint64_t chain_of_forged = verify_chain(forged, 3, chain_of_2);
@@ -333,10 +332,10 @@ TEST(Chain, skipped_repeated_or_misplaced_update_breaks_the_chain) {
 
 TEST(UpdateHeaderTest, header_is_read_without_decoding) {
   const std::string bytes = sealed({{Change::Kind::set, "k", "v"}}, 77, 5);
-  const std::optional<UpdateHeader> place = peek_header(bytes);
-  ASSERT_TRUE(place);
-  EXPECT_EQ(place->id, 77U);
-  EXPECT_EQ(place->chain, verify_chain(bytes, 77, 5));
+  const std::optional<UpdateHeader> header = peek_header(bytes);
+  ASSERT_TRUE(header);
+  EXPECT_EQ(header->id, 77U);
+  EXPECT_EQ(header->chain, verify_chain(bytes, 77, 5));
 }
 
 TEST(UpdateHeaderTest, bytes_that_cannot_be_an_update_have_no_header) {

@@ -1,5 +1,5 @@
-// The test vectors of docs/formats: what they say is what the bytes mean, and the bytes are what we
-// write.
+// The test vectors of docs/formats: decoding their bytes gives what they state, and encoding that
+// gives the same bytes.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -156,7 +156,7 @@ TEST(BasePartVectors, decoded_parts_match_the_vectors) {
   }
 }
 
-// A part says its number, so the encoder first has to write those before it.
+// A part contains its number, so the encoder first has to write the parts before it.
 TEST(BasePartVectors, encoded_parts_match_the_vectors) {
   const json vectors = load_vectors("base_part.json");
   for (const json& vector : vectors["parts"]) {
@@ -182,7 +182,7 @@ TEST(BasePartVectors, invalid_vectors_are_rejected) {
   }
 }
 
-// The digests in the last parts are those of the items in the vectors.
+// The digest in the last part is that of the items of all parts of its base.
 TEST(BasePartVectors, items_amount_to_the_digest_of_the_last_part) {
   Digest digest;
   const json vectors = load_vectors("base_part.json");
