@@ -230,7 +230,7 @@ class DamageTest : public ::testing::Test {
     }
   }
 
-  // Entries whose previous version is the entry itself, another entry, or no entry.
+  // Entries whose previous version is the entry itself, a nearby offset, or outside the file.
   void add_cyclic_versions(std::vector<Damage>& all) const {
     const std::uint64_t slot = word_at(directory_offset());
     for (std::uint64_t i = 0, found = 0; i < index_page_words && found < 40; ++i) {

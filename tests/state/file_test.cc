@@ -127,21 +127,12 @@ TEST_F(FileTest, path_to_a_non_regular_file_is_rejected) {
   ASSERT_EQ(::symlink(path().c_str(), path("link").c_str()), 0);
   ASSERT_EQ(::symlink("/dev/zero", path("device").c_str()), 0);
 
-  EXPECT_EQ(
-      run_in_child(
-          [&]() -> std::string {
-            return describe(thrown_error([&] { State::open(options_at(path("directory"))); }));
-          },
-          10)
-          .substr(0, 7),
-      "corrupt");
-  EXPECT_EQ(run_in_child(
-                [&]() -> std::string {
-                  return describe(thrown_error([&] { State::open(options_at(path("pipe"))); }));
-                },
-                10)
-                .substr(0, 7),
-            "corrupt");
+  for (const char* name : {"directory", "pipe"}) {
+    const auto open_state = [&]() -> std::string {
+      return describe(thrown_error([&] { State::open(options_at(path(name))); }));
+    };
+    EXPECT_EQ(run_in_child(open_state, 10).substr(0, 7), "corrupt") << name;
+  }
   expect_error(
       ErrorKind::invalid, [&] { State::open(options_at(path("link"))); }, "symbolic link");
   expect_error(
@@ -206,7 +197,7 @@ TEST_F(FileTest, relative_path_survives_a_change_of_working_directory) {
 class OwnerTest : public FileTest {
  protected:
   void SetUp() override {
-    if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
+    if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
   }
   // Runs `body` in a child with another user id.
   template <typename Body>
@@ -287,55 +278,46 @@ class FullDiskTest : public OwnerTest {
 };
 
 TEST_F(FullDiskTest, full_disk_gives_error_and_state_stays_usable) {
-  EXPECT_EQ(run_with_small_disk(
-                "6m",
-                [&]() -> std::string {
-                  TestState state(path());
-                  state.apply({{"a", "1"}});
-                  write_file(path("filler"), std::string(3 << 20, 'x'));
-                  const View before = state.view();
-                  int failures = 0;
-                  UpdateId id = 1;
-                  for (int i = 0; failures < 3; ++i) {
-                    if (i > 1000) return "the disk never became full";
-                    const std::optional<Error> error = thrown_error([&] {
-                      id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
-                    });
-                    if (!error) continue;
-                    ++failures;
-                    if (error->kind() != ErrorKind::limit) return describe(error);
-                    if (state->applied_id() != id) return "applied id moved";
-                    if (state.get("a") != "1") return "not readable";
-                    if (const auto faults = state.check(); !faults.empty()) return faults.front();
-                  }
-                  if (before.get("a") != "1") return "view not readable";
-                  ::unlink(path("filler").c_str());
-                  state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
-                  if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
-                  if (const auto faults = state.check(); !faults.empty()) return faults.front();
-                  return "";
-                }),
-            "");
+  const auto fill_disk = [&]() -> std::string {
+    TestState state(path());
+    state.apply({{"a", "1"}});
+    write_file(path("filler"), std::string(3 << 20, 'x'));
+    const View before = state.view();
+    int failures = 0;
+    UpdateId id = 1;
+    for (int i = 0; failures < 3; ++i) {
+      if (i > 1000) return "the disk never became full";
+      const std::optional<Error> error = thrown_error([&] {
+        id = state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
+      });
+      if (!error) continue;
+      ++failures;
+      if (error->kind() != ErrorKind::limit) return describe(error);
+      if (state->applied_id() != id) return "applied id moved";
+      if (state.get("a") != "1") return "not readable";
+      if (const auto faults = state.check(); !faults.empty()) return faults.front();
+    }
+    if (before.get("a") != "1") return "view not readable";
+    ::unlink(path("filler").c_str());
+    state.apply({{"filling", std::string(50'000, 'f')}, {"a", "2"}});
+    if (state.get("a") != "2" || before.get("a") != "1") return "not applied";
+    if (const auto faults = state.check(); !faults.empty()) return faults.front();
+    return "";
+  };
+  EXPECT_EQ(run_with_small_disk("6m", fill_disk), "");
 }
 
 TEST_F(FullDiskTest, first_state_on_a_full_disk_gives_error_limit) {
-  for (const char* size : {"4k", "64k", "200k", "600k", "1m"}) {
-    EXPECT_EQ(run_with_small_disk(size,
-                                  [&]() -> std::string {
-                                    const std::optional<Error> error =
-                                        thrown_error([&] { TestState state(path()); });
-                                    if (!error || error->kind() != ErrorKind::limit)
-                                      return describe(error);
-                                    for (const auto& entry :
-                                         std::filesystem::directory_iterator(directory_.path())) {
-                                      if (entry.path().filename() != "a.state.lock")
-                                        return "left behind: " + entry.path().string();
-                                    }
-                                    return "";
-                                  }),
-              "")
-        << size;
-  }
+  const auto create_state = [&]() -> std::string {
+    const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
+    if (!error || error->kind() != ErrorKind::limit) return describe(error);
+    for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+      if (entry.path().filename() != "a.state.lock") return "left behind: " + entry.path().string();
+    }
+    return "";
+  };
+  for (const char* size : {"4k", "64k", "200k", "600k", "1m"})
+    EXPECT_EQ(run_with_small_disk(size, create_state), "") << size;
 }
 
 TEST_F(FullDiskTest, sparse_copy_is_allocated_before_use) {
@@ -356,32 +338,24 @@ TEST_F(FullDiskTest, sparse_copy_is_allocated_before_use) {
         throw std::runtime_error("cannot write");
     }
   };
-  EXPECT_EQ(run_with_small_disk("1m",
-                                [&]() -> std::string {
-                                  sparse_copy();
-                                  const std::optional<Error> error =
-                                      thrown_error([&] { State::open(options_at(path())); });
-                                  return error && error->kind() == ErrorKind::limit
-                                             ? ""
-                                             : describe(error);
-                                }),
-            "");
-  EXPECT_EQ(run_with_small_disk("3m",
-                                [&]() -> std::string {
-                                  sparse_copy();
-                                  TestState state(path());
-                                  if (!state->adopted() || state.get("a") != "1")
-                                    return "not adopted";
-                                  state.apply({{"a", "1"}});
-                                  struct statvfs disk;
-                                  ::statvfs(directory_.path().c_str(), &disk);
-                                  write_file(path("filler"),
-                                             std::string(disk.f_bavail * disk.f_bsize, 'x'));
-                                  for (int i = 0; i < 100; ++i)
-                                    state.apply({{"a", std::to_string(i)}});
-                                  return state.get("a") == "99" ? "" : "not applied";
-                                }),
-            "");
+  const auto open_without_space = [&]() -> std::string {
+    sparse_copy();
+    const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+    return error && error->kind() == ErrorKind::limit ? "" : describe(error);
+  };
+  const auto write_without_further_space = [&]() -> std::string {
+    sparse_copy();
+    TestState state(path());
+    if (!state->adopted() || state.get("a") != "1") return "not adopted";
+    state.apply({{"a", "1"}});
+    struct statvfs disk;
+    ::statvfs(directory_.path().c_str(), &disk);
+    write_file(path("filler"), std::string(disk.f_bavail * disk.f_bsize, 'x'));
+    for (int i = 0; i < 100; ++i) state.apply({{"a", std::to_string(i)}});
+    return state.get("a") == "99" ? "" : "not applied";
+  };
+  EXPECT_EQ(run_with_small_disk("1m", open_without_space), "");
+  EXPECT_EQ(run_with_small_disk("3m", write_without_further_space), "");
 }
 
 TEST_F(FileTest, file_size_limit_gives_error_and_no_signal) {
@@ -458,7 +432,7 @@ TEST_F(FileTest, failed_update_returns_its_space) {
 
 TEST_F(FileTest, reader_with_little_address_space_gets_limit_not_corrupt) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "sanitizers need address space";
+  GTEST_SKIP() << "sanitizers need more address space than the limit";
 #endif
   TestState state(path());
   state.apply({{"a", "1"}});
@@ -910,7 +884,7 @@ TEST_F(FileTest, removed_state_is_unusable_for_every_reader) {
 }
 
 TEST_F(FileTest, missing_boot_id_gives_error_invalid) {
-  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
   TestState state(path());
   state.apply({{"a", "1"}});
   EXPECT_EQ(run_in_child([&]() -> std::string {

@@ -320,7 +320,7 @@ TEST_F(ProcessesTest, inherited_writer_and_builder_are_invalid_in_the_child) {
 }
 
 TEST_F(ProcessesTest, view_in_another_pid_namespace_keeps_its_version) {
-  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: takes root";
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
   TestState state(path(), with_slots(16));
   state.apply({{"a", "1"}, {"churn1", "old"}});
   const SharedWithChildren<Signals> signals;

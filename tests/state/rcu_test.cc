@@ -19,7 +19,7 @@ using testing::TestState;
 
 TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "sanitizers need address space of their own";
+  GTEST_SKIP() << "sanitizers need more address space than the limit";
 #endif
   const testing::TemporaryDirectory directory("/dev/shm");
   const TestState state(directory.file("large.state"));
