@@ -98,6 +98,19 @@ struct Scenario {
   bool erases_all = false;
 };
 
+// The update that a writer is walked through, and the contents of the state before and after it.
+struct WalkedUpdate {
+  UpdateId id = 0;
+  Changes changes;
+  bool erases_all = false;
+  Contents before;
+  Contents after;
+
+  const Contents& contents_at(UpdateId applied_id) const {
+    return applied_id >= id ? after : before;
+  }
+};
+
 struct RecoveryCounts {
   std::uint64_t stores = 0;
   std::uint64_t states = 0;
@@ -113,8 +126,8 @@ class StepLong : public ::testing::Test {
     std::printf("%s\n", testing::seed_note().c_str());
   }
 
-  static auto writer_work(const std::string& path, const Changes& changes, bool erases_all) {
-    return [=](const auto& ready) {
+  static auto writer_work(const std::string& path, const WalkedUpdate& update) {
+    return [path, changes = update.changes, erases_all = update.erases_all](const auto& ready) {
       const std::unique_ptr<State> state = [&] {
         StateOptions options = small_state_options();
         options.path = path;
@@ -146,7 +159,7 @@ class StepLong : public ::testing::Test {
       if (::posix_fallocate(created.number(), 0, static_cast<off_t>(source.bytes())) != 0)
         throw std::runtime_error("no space for a test");
       file_.emplace(path);
-      copy();
+      refresh();
       StateOptions options = small_state_options();
       options.path = path;
       state_ = State::open(options);
@@ -157,7 +170,8 @@ class StepLong : public ::testing::Test {
 
     State& state() const { return *state_; }
 
-    void copy() {
+    // Copies the file again.
+    void refresh() {
       const std::size_t bytes = source_.bytes();
       if (file_->bytes() < bytes &&
           ::posix_fallocate(file_->descriptor(), 0, static_cast<off_t>(bytes)) != 0) {
@@ -188,59 +202,77 @@ class StepLong : public ::testing::Test {
     std::unique_ptr<State> state_;
   };
 
-  // Takes the copy over as the next writer would. Returns the fault, or "".
-  static std::string recover_and_check(const State& state, UpdateId id, const Contents& before,
-                                       const Contents& after, const Changes& changes,
-                                       bool erases_all, std::uint64_t number,
-                                       RecoveryCounts& counts) {
+  // Recovers the copy as the next writer would, and applies the update if it was rolled back.
+  // `number` selects which further checks are made. Returns the fault, or "".
+  static std::string recover_and_check(const State& state, const WalkedUpdate& update,
+                                       std::uint64_t number, RecoveryCounts& counts) {
     try {
-      const bool holds_view = number % 2 == 0;
-      std::optional<View> view;
-      if (holds_view) view.emplace(state.pin());
-      const auto expected = [&](UpdateId at) -> const Contents& {
-        return at >= id ? after : before;
+      std::optional<View> before;
+      if (number % 2 == 0) before.emplace(state.pin());
+      const auto before_changed = [&] {
+        return before && TestState::contents(*before) != update.contents_at(before->id());
       };
 
       const std::vector<std::string> faults = state.check(TestState::deadline(), {});
       if (!faults.empty()) return "check after recovery: " + faults.front();
       const UpdateId found = state.applied_id();
-      if (found != id && found != id - 1) return "applied id is " + std::to_string(found);
-      if (TestState::contents(View(state.pin())) != expected(found))
+      if (found != update.id && found != update.id - 1)
+        return "applied id is " + std::to_string(found);
+      if (TestState::contents(View(state.pin())) != update.contents_at(found))
         return "contents after recovery, at " + std::to_string(found);
-      if (found == id - 1) {
+      if (found == update.id - 1) {
         ++counts.rolled_back;
         const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
-        TestState::apply(*writer, changes, erases_all);
+        TestState::apply(*writer, update.changes, update.erases_all);
       }
-      const View now(state.pin());
-      if (TestState::contents(now) != after) return "contents after applying again";
+      const View after(state.pin());
+      if (TestState::contents(after) != update.after) return "contents after applying again";
       std::string value;
-      for (const auto& [key, expected_value] : after) {
-        if (!state.get(key, value) || value != expected_value)
+      for (const auto& [key, expected] : update.after) {
+        if (!state.get(key, value) || value != expected)
           return "key not found after applying again: " + key;
       }
-      if (holds_view && TestState::contents(*view) != expected(view->id()))
-        return "previous view changed, at " + std::to_string(view->id());
-      if (number % 4 < 2) {
-        // More updates reuse the space that recovery freed.
-        for (int more = 0; more < 2; ++more) {
-          const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
-          Changes later = changes;
-          for (TestChange& change : later) change.value = "later" + std::to_string(more);
-          later.push_back({"additional", "1"});
-          TestState::apply(*writer, later);
-        }
-        if (holds_view && TestState::contents(*view) != expected(view->id()))
-          return "previous view changed later, at " + std::to_string(view->id());
-        if (TestState::contents(now) != after)
-          return "view changed, at " + std::to_string(now.id());
-        const std::vector<std::string> later = state.check(TestState::deadline(), {});
-        if (!later.empty()) return "check at the end: " + later.front();
-      }
+      if (before_changed()) return "previous view changed, at " + std::to_string(before->id());
+      if (number % 4 >= 2) return "";
+
+      reuse_space(state, update.changes);
+      if (before_changed())
+        return "previous view changed later, at " + std::to_string(before->id());
+      if (TestState::contents(after) != update.after)
+        return "view changed, at " + std::to_string(after.id());
+      const std::vector<std::string> later_faults = state.check(TestState::deadline(), {});
+      if (!later_faults.empty()) return "check at the end: " + later_faults.front();
     } catch (const std::exception& error) {
       return std::string("threw: ") + error.what();
     }
     return "";
+  }
+
+  // Applies two more updates, which reuse the space that recovery freed.
+  static void reuse_space(const State& state, const Changes& changes) {
+    for (int round = 0; round < 2; ++round) {
+      const std::unique_ptr<StateWriter> writer = state.begin_write(TestState::deadline());
+      Changes later = changes;
+      for (TestChange& change : later) change.value = "later" + std::to_string(round);
+      later.push_back({"additional", "1"});
+      TestState::apply(*writer, later);
+    }
+  }
+
+  // Creates the state of the scenario.
+  static WalkedUpdate prepare(const Scenario& scenario, const std::string& path) {
+    {
+      TestState state(path, small_state_options());
+      scenario.prepare(state, path);
+    }
+    WalkedUpdate update;
+    update.changes = scenario.changes(path);
+    update.erases_all = scenario.erases_all;
+    const TestState state(path, small_state_options());
+    update.id = state->applied_id() + 1;
+    update.before = state.contents();
+    update.after = contents_after(update.before, update.changes, update.erases_all);
+    return update;
   }
 
   // Walks a writer through one update and recovers from its death at each stop. If
@@ -249,41 +281,27 @@ class StepLong : public ::testing::Test {
   void walk(const Scenario& scenario, std::uint64_t die_at_permille = 0) {
     const TemporaryDirectory directory("/dev/shm");
     const std::string path = directory.file("walked.state");
-    {
-      TestState state(path, small_state_options());
-      scenario.prepare(state, path);
-    }
-    const Changes changes = scenario.changes(path);
-    Contents before;
-    UpdateId id;
-    {
-      const TestState state(path, small_state_options());
-      before = state.contents();
-      id = state->applied_id() + 1;
-      ASSERT_EQ(state.check(), std::vector<std::string>{}) << scenario.name;
-    }
-    const Contents after = contents_after(before, changes, scenario.erases_all);
-    const auto work = writer_work(path, changes, scenario.erases_all);
+    const WalkedUpdate update = prepare(scenario, path);
+    ASSERT_EQ(TestState(path, small_state_options()).check(), std::vector<std::string>{})
+        << scenario.name;
+    const auto work = writer_work(path, update);
     if (die_at_permille != 0) {
-      const std::uint64_t stores =
-          stores_on_copy(path, directory.file("dying.state"), changes, scenario.erases_all);
+      const std::uint64_t stores = stores_on_copy(path, directory.file("dying.state"), update);
       WalkedWriter first(
           {.stop_at_store = std::max<std::uint64_t>(stores * die_at_permille / 1000, 1)},
           walked_bytes_max, work);
       ASSERT_TRUE(first.walk());
     }
 
-    const std::uint64_t stores =
-        stores_on_copy(path, directory.file("counted.state"), changes, scenario.erases_all);
+    const std::uint64_t stores = stores_on_copy(path, directory.file("counted.state"), update);
     const WholeFile source(path);
-    StateCopy image(source, directory.file("image.state"));
+    StateCopy copy(source, directory.file("copy.state"));
     RecoveryCounts counts;
     const auto began = std::chrono::steady_clock::now();
-    WalkedWriter writer(walk_plan(source, changes, stores), walked_bytes_max, work);
+    WalkedWriter writer(walk_plan(source, update.changes, stores), walked_bytes_max, work);
     const auto examine = [&] {
-      image.copy();
-      const std::string fault = recover_and_check(image.state(), id, before, after, changes,
-                                                  scenario.erases_all, random_(), counts);
+      copy.refresh();
+      const std::string fault = recover_and_check(copy.state(), update, random_(), counts);
       ++counts.states;
       if (fault.empty()) return;
       ++counts.failures;
@@ -311,10 +329,10 @@ class StepLong : public ::testing::Test {
 
   // Returns the number of stores of the update, counted on a copy.
   static std::uint64_t stores_on_copy(const std::string& path, const std::string& copy_path,
-                                      const Changes& changes, bool erases_all) {
+                                      const WalkedUpdate& update) {
     const WholeFile source(path);
     const StateCopy copy(source, copy_path);
-    WalkedWriter writer({}, walked_bytes_max, writer_work(copy_path, changes, erases_all));
+    WalkedWriter writer({}, walked_bytes_max, writer_work(copy_path, update));
     while (writer.walk()) {
     }
     return writer.stores();
