@@ -2,6 +2,7 @@
 // older update id than before. WHYCACHE_SECONDS for a longer run.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -73,30 +74,54 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
   }
 }
 
+// Three threads that read until they are stopped.
+class MarkedReaderThreads {
+ public:
+  MarkedReaderThreads(const State& state, const MarkedUpdates& updates, std::mt19937_64& random) {
+    for (std::string& fault : faults_) {
+      threads_.emplace_back([this, &state, &updates, &fault, seed = random()] {
+        try {
+          fault = read_until_stopped(state, updates, seed, run_);
+        } catch (const std::exception& error) {
+          fault = error.what();
+        }
+      });
+    }
+  }
+  ~MarkedReaderThreads() { join(); }
+  MarkedReaderThreads(const MarkedReaderThreads&) = delete;
+  MarkedReaderThreads& operator=(const MarkedReaderThreads&) = delete;
+
+  // Expects that no thread found a fault. Returns the number of checked reads.
+  std::uint64_t stop() {
+    join();
+    for (const std::string& fault : faults_) EXPECT_EQ(fault, "");
+    return run_.reads;
+  }
+
+ private:
+  void join() {
+    run_.stop = true;
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  MarkedRun run_;
+  std::array<std::string, 3> faults_;
+  std::vector<std::thread> threads_;
+};
+
 TEST(Readers, threads_read_only_whole_updates_beside_a_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   const TemporaryDirectory directory("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
   const TestState state(directory.file("read.state"));
-  MarkedRun run;
-  std::string faults[3];
-  std::vector<std::thread> readers;
-  for (std::string& fault : faults) {
-    readers.emplace_back([&, seed = random()] {
-      try {
-        fault = read_until_stopped(*state, updates, seed, run);
-      } catch (const std::exception& error) {
-        fault = error.what();
-      }
-    });
-  }
+  MarkedReaderThreads readers(*state, updates, random);
   const UpdateId id = write_for(state, updates, std::chrono::milliseconds(2000));
-  run.stop = true;
-  for (std::thread& reader : readers) reader.join();
-  for (const std::string& fault : faults) EXPECT_EQ(fault, "");
-  EXPECT_GT(run.reads, 100U);
-  std::printf("reader threads=3 updates=%lu checked_reads=%lu\n", id, run.reads.load());
+  const std::uint64_t reads = readers.stop();
+  EXPECT_GT(reads, 100U);
+  std::printf("reader threads=3 updates=%lu checked_reads=%lu\n", id, reads);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
@@ -107,18 +132,7 @@ TEST(Readers, threads_follow_repeated_file_replacement) {
   const TemporaryDirectory directory("/dev/shm");
   const MarkedUpdates updates(random(), 100, 400);
   const TestState state(directory.file("read.state"));
-  MarkedRun run;
-  std::string faults[3];
-  std::vector<std::thread> readers;
-  for (std::string& fault : faults) {
-    readers.emplace_back([&, seed = random()] {
-      try {
-        fault = read_until_stopped(*state, updates, seed, run);
-      } catch (const std::exception& error) {
-        fault = error.what();
-      }
-    });
-  }
+  MarkedReaderThreads readers(*state, updates, random);
   int installs = 0;
   const auto end = Clock::now() + std::chrono::milliseconds(2000);
   UpdateId id = 0;
@@ -136,11 +150,8 @@ TEST(Readers, threads_follow_repeated_file_replacement) {
     state->install(*builder);
     ++installs;
   }
-  run.stop = true;
-  for (std::thread& reader : readers) reader.join();
-  for (const std::string& fault : faults) EXPECT_EQ(fault, "");
-  std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id,
-              run.reads.load());
+  const std::uint64_t reads = readers.stop();
+  std::printf("reader threads=3 installs=%d updates=%lu checked_reads=%lu\n", installs, id, reads);
   EXPECT_EQ(state.check(), std::vector<std::string>{});
 }
 
