@@ -363,15 +363,15 @@ TEST_F(FileTest, file_size_limit_gives_error_and_no_signal) {
     EXPECT_EQ(run_in_child([&]() -> std::string {
                 const struct rlimit file_limit = {limit, limit};
                 ::setrlimit(RLIMIT_FSIZE, &file_limit);
-                const std::string mine = path("limited" + std::to_string(limit));
+                const std::string limited_path = path("limited" + std::to_string(limit));
                 const std::optional<Error> error = thrown_error([&] {
-                  TestState state(mine);
+                  TestState state(limited_path);
                   for (int i = 0; i < 1000; ++i)
                     state.apply({{"filling" + std::to_string(i), std::string(50'000, 'f')}});
                 });
                 if (!error || error->kind() != ErrorKind::limit) return describe(error);
                 if (limit < 2'000'000) return "";
-                TestState state(mine);
+                TestState state(limited_path);
                 return state.get("filling0") == std::string(50'000, 'f') && state.check().empty()
                            ? ""
                            : "not readable";
@@ -444,8 +444,8 @@ TEST_F(FileTest, reader_with_little_address_space_gets_limit_not_corrupt) {
     const rlim_t limit = used * 4096 + (24UL << 20);
     const struct rlimit address_limit = {limit, limit};
     ::setrlimit(RLIMIT_AS, &address_limit);
-    const TestState mine(path());
-    if (mine.get("a") != "1") return "not readable";
+    const TestState child_state(path());
+    if (child_state.get("a") != "1") return "not readable";
     const ::pid_t writer = ::fork();
     if (writer == 0) ::_exit(0);
     for (int i = 0; i < 100; ++i) {
@@ -456,8 +456,8 @@ TEST_F(FileTest, reader_with_little_address_space_gets_limit_not_corrupt) {
       if (error && error->kind() != ErrorKind::limit) return "apply: " + describe(error);
       const std::optional<Error> reading = thrown_error([&] {
         std::string value;
-        mine->get("b" + std::to_string(i), value);
-        mine->get("a", value);
+        child_state->get("b" + std::to_string(i), value);
+        child_state->get("a", value);
       });
       if (reading && reading->kind() != ErrorKind::limit) return "get: " + describe(reading);
     }
@@ -783,8 +783,8 @@ TEST_F(FileTest, copy_with_the_inode_of_the_original_is_detected) {
 TEST_F(FileTest, temporary_files_of_dead_builders_are_removed) {
   TestState state(path());
   ASSERT_EQ(run_in_child([&]() -> std::string {
-              const TestState mine(path());
-              const auto builder = mine->begin_build(testing::test_uuid, "test:");
+              const TestState child_state(path());
+              const auto builder = child_state->begin_build(testing::test_uuid, "test:");
               ::raise(SIGKILL);
               return "";
             }),

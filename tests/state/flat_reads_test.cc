@@ -161,8 +161,8 @@ TEST(FlatReadsLong, get_never_waits_for_the_writer) {
     const std::uint64_t before = phase.progress(state->inspect());
     const ChildProcess writer(
         [&]() -> std::string {
-          TestState mine(path);
-          for (unsigned round = 1;; ++round) phase.write(mine, round);
+          TestState child_state(path);
+          for (unsigned round = 1;; ++round) phase.write(child_state, round);
         },
         300);
     const Percentiles beside = reader.get_for(measured_time);

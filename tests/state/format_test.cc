@@ -96,7 +96,7 @@ TEST_F(StateFormat, bytes_of_an_entry_match_the_document) {
   EXPECT_EQ(at<std::uint64_t>(520), 0x3ffffffU);
   EXPECT_EQ(at<std::uint64_t>(592), 0U);
 
-  // Update 1 uses publication block 1.
+  // Update 1 is in published block 1.
   const std::uint64_t block = 640 + 64;
   EXPECT_EQ(at<std::uint64_t>(block), 1U);
   EXPECT_EQ(at<std::uint64_t>(block + 32), 1U);

@@ -127,8 +127,8 @@ TEST_F(GrowthTest, child_forked_during_open_holds_no_parent_lock) {
       }
       *grandchild = forked;
     };
-    const TestState mine(directory_.file("grown.state"));
-    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::deadline());
+    const TestState child_state(directory_.file("grown.state"));
+    const std::unique_ptr<StateWriter> writer = child_state->begin_write(TestState::deadline());
     ::raise(SIGKILL);
     return "survived SIGKILL";
   });

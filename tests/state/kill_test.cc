@@ -162,11 +162,11 @@ TEST(KillLong, killed_readers_keep_neither_slots_nor_space) {
   UpdateId id = 0;
   for (int kill = 0; kill < 100; ++kill) {
     ChildProcess reader([&]() -> std::string {
-      const TestState mine(path);
+      const TestState child_state(path);
       std::vector<View> held;
-      MarkedReader checked(*mine, updates, 1);
+      MarkedReader checked(*child_state, updates, 1);
       for (;;) {
-        if (held.size() < 50) held.push_back(mine.view());
+        if (held.size() < 50) held.push_back(child_state.view());
         if (std::string fault = checked.check_once(); !fault.empty()) return fault;
       }
     });

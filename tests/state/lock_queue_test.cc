@@ -146,7 +146,7 @@ TEST_F(LockQueueTest, release_wakes_the_next_waiter) {
         std::make_unique<HeldLock>(state_->lock(StateLock::append, Deadline(milliseconds(20'000))));
     ChildProcess next([&]() -> std::string {
       const TestState state(path_, small_options());
-      const HeldLock mine = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
+      const HeldLock taken = state->lock(StateLock::append, Deadline(milliseconds(20'000)));
       *taken_at_ns = boot_time_ns();
       return "";
     });
@@ -175,7 +175,7 @@ TEST_F(LockQueueTest, waiter_that_cannot_sleep_on_word_uses_no_cpu) {
     timespec after{};
     ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
     try {
-      const HeldLock mine = state->lock(StateLock::follow, Deadline(milliseconds(500)));
+      const HeldLock taken = state->lock(StateLock::follow, Deadline(milliseconds(500)));
     } catch (const Error&) {
     }
     ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);

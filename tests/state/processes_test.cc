@@ -80,15 +80,15 @@ TEST_F(ProcessesTest, reader_slots_of_dead_processes_are_reused) {
   state.apply({{"a", "1"}});
   for (int i = 0; i < 5; ++i) {
     ASSERT_EQ(run_in_child([&]() -> std::string {
-                const TestState mine(path(), with_slots(4));
+                const TestState child_state(path(), with_slots(4));
                 std::vector<View> held;
-                for (int k = 0; k < 4; ++k) held.push_back(mine.view());
+                for (int k = 0; k < 4; ++k) held.push_back(child_state.view());
                 ::raise(SIGKILL);
                 return "";
               }),
               "died of signal 9");
-    std::vector<View> mine;
-    for (int k = 0; k < 4; ++k) mine.push_back(state.view());
+    std::vector<View> views;
+    for (int k = 0; k < 4; ++k) views.push_back(state.view());
     ASSERT_EQ(state->inspect().slots_taken.size(), 4U);
   }
 }
@@ -98,9 +98,9 @@ TEST_F(ProcessesTest, error_without_a_free_slot_names_the_holders) {
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   ChildProcess holder([&]() -> std::string {
-    const TestState mine(path(), with_slots(3));
+    const TestState child_state(path(), with_slots(3));
     std::vector<View> held;
-    for (int k = 0; k < 3; ++k) held.push_back(mine.view());
+    for (int k = 0; k < 3; ++k) held.push_back(child_state.view());
     ++signals->ready;
     while (!signals->go) ::usleep(1000);
     return "";
@@ -131,8 +131,8 @@ TEST_F(ProcessesTest, more_processes_than_slots_give_error_limit) {
   std::vector<std::unique_ptr<ChildProcess>> holders;
   for (int i = 0; i < 2; ++i) {
     holders.push_back(std::make_unique<ChildProcess>([&]() -> std::string {
-      const TestState mine(path(), with_slots(2));
-      const View held = mine.view();
+      const TestState child_state(path(), with_slots(2));
+      const View held = child_state.view();
       ++signals->ready;
       while (!signals->go) ::usleep(1000);
       return held.get("a") == "1" ? "" : "view moved";
@@ -161,10 +161,10 @@ TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
                   thrown_error([&] { TestState::contents(before); });
               if (!scan_error || scan_error->kind() != ErrorKind::invalid) return "no error";
               if (state.get("a") != "1") return "plain read";
-              const View mine = state.view();
-              if (mine.get("a") != "1") return "fresh view";
+              const View child_view = state.view();
+              if (child_view.get("a") != "1") return "fresh view";
               state.apply({{"a", "2"}});
-              return mine.get("a") == "1" && state.get("a") == "2" ? "" : "after writing";
+              return child_view.get("a") == "1" && state.get("a") == "2" ? "" : "after writing";
             }),
             "");
   EXPECT_EQ(before.get("a"), "1");
@@ -182,9 +182,9 @@ TEST_F(ProcessesTest, child_does_not_keep_slots_of_its_dead_parent) {
   for (const bool destroys_state : {false, true}) {
     signals->ready = 0;
     ChildProcess parent([&]() -> std::string {
-      auto mine = std::make_unique<TestState>(path(), with_slots(8));
-      const View held = mine->view();
-      if (destroys_state) mine.reset();
+      auto child_state = std::make_unique<TestState>(path(), with_slots(8));
+      const View held = child_state->view();
+      if (destroys_state) child_state.reset();
       const pid_t child = ::fork();
       if (child == 0) {
         *child_id = ::getpid();
@@ -251,9 +251,9 @@ TEST_F(ProcessesTest, child_does_not_hold_locks_of_its_dead_parent) {
   const SharedWithChildren<Signals> signals;
   const SharedWithChildren<std::atomic<pid_t>> child_id;
   ChildProcess parent([&]() -> std::string {
-    TestState mine(path(), with_slots(16));
-    const std::unique_ptr<StateWriter> writer = mine->begin_write(TestState::deadline());
-    const HeldLock follow = mine->lock(StateLock::follow, TestState::deadline());
+    TestState child_state(path(), with_slots(16));
+    const std::unique_ptr<StateWriter> writer = child_state->begin_write(TestState::deadline());
+    const HeldLock follow = child_state->lock(StateLock::follow, TestState::deadline());
     if (::fork() == 0) {
       *child_id = ::getpid();
       ++signals->ready;
@@ -327,8 +327,8 @@ TEST_F(ProcessesTest, view_in_another_pid_namespace_keeps_its_version) {
   ChildProcess outer([&]() -> std::string {
     if (::unshare(CLONE_NEWPID) != 0) return "cannot unshare";
     return run_in_child([&]() -> std::string {
-      const TestState mine(path(), with_slots(16));
-      const View held = mine.view();
+      const TestState child_state(path(), with_slots(16));
+      const View held = child_state.view();
       const Contents before = TestState::contents(held);
       ++signals->ready;
       while (!signals->go) ::usleep(1000);
@@ -349,8 +349,8 @@ TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_blocks_no_writer) {
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   ChildProcess reader([&]() -> std::string {
-    const TestState mine(path(), with_slots(16));
-    const View held = mine.view();
+    const TestState child_state(path(), with_slots(16));
+    const View held = child_state.view();
     const Contents before = TestState::contents(held);
     while (!signals->go) {
       if (TestState::contents(held) != before) return "view moved";
@@ -379,12 +379,12 @@ TEST_F(ProcessesTest, plain_reader_stopped_midway_reads_no_torn_value) {
   churn(state, 5);
   const SharedWithChildren<Signals> signals;
   ChildProcess reader([&]() -> std::string {
-    const TestState mine(path(), with_slots(16));
+    const TestState child_state(path(), with_slots(16));
     std::string value;
     while (!signals->go) {
       for (int i = 0; i < 200; ++i) {
         const std::string key = "churn" + std::to_string(i);
-        if (!mine->get(key, value)) continue;
+        if (!child_state->get(key, value)) continue;
         if (value.size() != 2000 || value.find_first_not_of(value[0]) != std::string::npos)
           return "torn value";
       }

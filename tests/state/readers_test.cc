@@ -51,8 +51,8 @@ TEST(ReadersLong, processes_read_only_whole_updates_beside_a_writer) {
       const std::uint64_t seed = random();
       readers.push_back(std::make_unique<ChildProcess>(
           [&]() -> std::string {
-            const TestState mine(path);
-            return read_until_stopped(*mine, updates, seed, *run);
+            const TestState child_state(path);
+            return read_until_stopped(*child_state, updates, seed, *run);
           },
           890));
     }

@@ -66,7 +66,6 @@ class TestState {
 
   static std::map<std::string, std::string> contents(const View& view) {
     std::map<std::string, std::string> all;
-    std::string last;
     for (const auto& [key, value] : view) all.emplace(key, value);
     return all;
   }

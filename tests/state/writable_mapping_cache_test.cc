@@ -181,12 +181,12 @@ TEST_F(WritableMappingCacheTest, writers_in_two_processes_alternate_while_the_fi
   const SharedWithChildren<Turns> turns;
   constexpr int rounds = 40;
   const auto take_turns = [&](int number) {
-    TestState mine(path());
+    TestState child_state(path());
     for (int round = number; round < rounds; round += 2) {
       while (turns->next != round) std::this_thread::yield();
       for (int i = 0; i < 20; ++i) {
-        mine.apply({{"item" + std::to_string(round * 100 + i), std::string(20'000, 'v')}});
-        mine.apply({{"round", std::to_string(round)}});
+        child_state.apply({{"item" + std::to_string(round * 100 + i), std::string(20'000, 'v')}});
+        child_state.apply({{"round", std::to_string(round)}});
       }
       ++turns->next;
     }
