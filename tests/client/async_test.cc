@@ -49,7 +49,7 @@ UpdateId await_id(std::future<UpdateId>& future) {
   return future.get();
 }
 
-TEST(Async, a_write_tells_its_id) {
+TEST(Async, async_write_completes_future_with_update_id) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   std::future<UpdateId> set = cache.set_async("a", "1");
@@ -64,7 +64,7 @@ TEST(Async, a_write_tells_its_id) {
   EXPECT_EQ(await_id(nothing), cache.applied_id());
 }
 
-TEST(Async, the_data_is_copied) {
+TEST(Async, async_write_copies_key_and_value) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   std::future<UpdateId> future;
@@ -79,7 +79,7 @@ TEST(Async, the_data_is_copied) {
   EXPECT_EQ(cache.get("a key that goes away"), std::string(1000, 'v'));
 }
 
-TEST(Async, many_share_few_appends_and_keep_their_order) {
+TEST(Async, queued_async_writes_share_appends_in_order) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Gate gate;
@@ -102,7 +102,7 @@ TEST(Async, many_share_few_appends_and_keep_their_order) {
   EXPECT_LE(script->append_count, 5);
 }
 
-TEST(Async, writes_of_one_thread_keep_their_order_whether_it_waits_or_not) {
+TEST(Async, sync_and_async_writes_of_thread_keep_order) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   std::vector<std::thread> threads;
@@ -123,7 +123,7 @@ TEST(Async, writes_of_one_thread_keep_their_order_whether_it_waits_or_not) {
   for (std::thread& thread : threads) thread.join();
 }
 
-TEST(Async, what_may_wait_is_bounded) {
+TEST(Async, async_write_beyond_queue_limit_throws_limit) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Gate gate;
@@ -154,7 +154,7 @@ TEST(Async, what_may_wait_is_bounded) {
   }
 }
 
-TEST(Async, changes_at_fault_are_refused_at_once) {
+TEST(Async, invalid_async_write_throws_before_queueing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   expect_error(ErrorKind::invalid, [&] { cache.set_async("", "1"); });
@@ -164,7 +164,7 @@ TEST(Async, changes_at_fault_are_refused_at_once) {
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }
 
-TEST(Async, a_log_that_is_away_is_told_when_the_deadline_has_passed) {
+TEST(Async, async_write_to_unavailable_log_fails_at_deadline) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<bool> away{true};
@@ -180,7 +180,7 @@ TEST(Async, a_log_that_is_away_is_told_when_the_deadline_has_passed) {
   EXPECT_EQ(await_id(future), 1U);
 }
 
-TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_more) {
+TEST(Async, split_async_batch_failing_midway_reports_written_changes_and_stops) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   script->before_append = [&](UpdateId id) {
@@ -206,7 +206,7 @@ TEST(Async, a_split_batch_that_fails_midway_says_what_is_written_and_writes_no_m
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
 }
 
-TEST(Async, closing_ends_what_waits) {
+TEST(Async, close_fails_queued_async_writes) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> tries{0};
@@ -230,7 +230,7 @@ TEST(Async, closing_ends_what_waits) {
       ErrorKind::invalid, [&] { cache.set_async("b", "1"); }, "closed");
 }
 
-TEST(Async, a_cache_that_goes_away_ends_what_waits) {
+TEST(Async, cache_destructor_fails_queued_async_writes) {
   Fleet fleet;
   std::future<UpdateId> future;
   {
@@ -242,7 +242,7 @@ TEST(Async, a_cache_that_goes_away_ends_what_waits) {
   expect_error(ErrorKind::unavailable, [&] { await_id(future); });
 }
 
-TEST(Async, a_forked_child_writes_with_a_thread_of_its_own) {
+TEST(Async, forked_child_starts_own_async_writer_thread) {
   Fleet fleet("sqlite");
   Cache cache = fleet.open("berlin");
   std::future<UpdateId> before = cache.set_async("parent", "1");

@@ -18,7 +18,7 @@ std::string written_before_main() {
 
 const std::string read_before_main = written_before_main();
 
-TEST(BeforeMain, a_cache_can_be_used) { EXPECT_EQ(read_before_main, "value"); }
+TEST(BeforeMain, static_initializer_can_use_cache) { EXPECT_EQ(read_before_main, "value"); }
 
 }  // namespace
 }  // namespace whycache::testing

@@ -42,7 +42,7 @@ std::uint64_t private_bytes() {
   return 0;
 }
 
-TEST(Fill, all_of_it_is_there_in_several_updates) {
+TEST(Fill, fill_splits_items_into_several_updates) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 4096;
@@ -59,7 +59,7 @@ TEST(Fill, all_of_it_is_there_in_several_updates) {
   EXPECT_EQ(fleet.open("tokyo").get("key299"), cache.get("key299"));
 }
 
-TEST(Fill, nothing_appends_nothing) {
+TEST(Fill, fill_without_items_appends_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -67,7 +67,7 @@ TEST(Fill, nothing_appends_nothing) {
   EXPECT_EQ(cache.applied_id(), 1U);
 }
 
-TEST(Fill, what_was_written_before_an_error_stays_and_is_told) {
+TEST(Fill, fill_stopped_by_error_keeps_and_reports_written_items) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 4096;
@@ -90,7 +90,7 @@ TEST(Fill, what_was_written_before_an_error_stays_and_is_told) {
   EXPECT_EQ(cache.applied_id(), 2U);
 }
 
-TEST(Fill, memory_does_not_grow_with_the_source) {
+TEST(Fill, fill_memory_is_independent_of_source_size) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "a sanitizer keeps what was freed";
 #endif

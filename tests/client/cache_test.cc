@@ -26,7 +26,7 @@ std::vector<std::string> strings(const auto& range) {
   return all;
 }
 
-TEST(Cache, returns_what_was_set) {
+TEST(Cache, get_returns_value_that_was_set) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
 
@@ -38,7 +38,7 @@ TEST(Cache, returns_what_was_set) {
   EXPECT_EQ(cache.applied_id(), 1U);
 }
 
-TEST(Cache, an_absent_key_is_no_error) {
+TEST(Cache, get_of_absent_key_returns_nullopt) {
   Fleet fleet;
   const Cache cache = fleet.open("berlin");
 
@@ -49,7 +49,7 @@ TEST(Cache, an_absent_key_is_no_error) {
   EXPECT_EQ(value, "unchanged");
 }
 
-TEST(Cache, gets_into_a_string_one_keeps) {
+TEST(Cache, get_into_existing_string_stores_value) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("key", "value");
@@ -59,7 +59,7 @@ TEST(Cache, gets_into_a_string_one_keeps) {
   EXPECT_EQ(value, "value");
 }
 
-TEST(Cache, overwrites_and_erases) {
+TEST(Cache, set_overwrites_and_erase_removes_value) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -72,7 +72,7 @@ TEST(Cache, overwrites_and_erases) {
   EXPECT_EQ(cache.size(), 0U);
 }
 
-TEST(Cache, keys_and_values_are_opaque_bytes) {
+TEST(Cache, keys_and_values_preserve_arbitrary_bytes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   const std::string key("\0k\xff\n", 4);
@@ -85,7 +85,7 @@ TEST(Cache, keys_and_values_are_opaque_bytes) {
   EXPECT_EQ(fleet.open("tokyo").get(key), value);
 }
 
-TEST(Cache, many_changes_make_one_update) {
+TEST(Cache, multi_key_write_appends_one_update) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
 
@@ -96,7 +96,7 @@ TEST(Cache, many_changes_make_one_update) {
   EXPECT_EQ(contents(cache), (Contents{{"d", "4"}}));
 }
 
-TEST(Cache, takes_maps_and_strings_of_all_kinds) {
+TEST(Cache, multi_key_calls_accept_maps_vectors_and_string_types) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
 
@@ -113,7 +113,7 @@ TEST(Cache, takes_maps_and_strings_of_all_kinds) {
   EXPECT_TRUE(cache.get_multi(std::vector<std::string_view>{}).empty());
 }
 
-TEST(Cache, of_two_changes_to_one_key_in_a_batch_the_last_one_counts) {
+TEST(Cache, last_change_of_key_in_batch_wins) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("b", "old");
@@ -125,7 +125,7 @@ TEST(Cache, of_two_changes_to_one_key_in_a_batch_the_last_one_counts) {
   EXPECT_EQ(contents(cache), (Contents{{"a", "2"}, {"b", "new"}}));
 }
 
-TEST(Cache, an_empty_batch_appends_nothing) {
+TEST(Cache, empty_batch_appends_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -137,7 +137,7 @@ TEST(Cache, an_empty_batch_appends_nothing) {
   EXPECT_EQ(fleet.log()->extent().head, 1U);
 }
 
-TEST(Cache, walks_keys_values_and_items_in_order) {
+TEST(Cache, keys_values_and_items_iterate_in_key_order) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set_multi({{"b", "2"}, {"ab", "1b"}, {"a", "1"}, {"c", "3"}});
@@ -154,7 +154,7 @@ TEST(Cache, walks_keys_values_and_items_in_order) {
   EXPECT_EQ(items.front(), (Item{"a", "1"}));
 }
 
-TEST(Cache, a_view_stands_still_while_updates_are_applied) {
+TEST(Cache, view_stays_unchanged_while_updates_are_applied) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -168,7 +168,7 @@ TEST(Cache, a_view_stands_still_while_updates_are_applied) {
   EXPECT_EQ(contents(cache), (Contents{{"a", "2"}, {"b", "3"}}));
 }
 
-TEST(Cache, another_machine_follows_with_update) {
+TEST(Cache, update_applies_writes_of_other_machine) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -181,7 +181,7 @@ TEST(Cache, another_machine_follows_with_update) {
   EXPECT_EQ(tokyo.digest(), berlin.digest());
 }
 
-TEST(Cache, a_new_machine_starts_with_everything) {
+TEST(Cache, new_machine_opens_with_complete_state) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 100; ++i) berlin.set("key" + std::to_string(i), std::to_string(i));
@@ -193,7 +193,7 @@ TEST(Cache, a_new_machine_starts_with_everything) {
   EXPECT_EQ(tokyo.counters().rebuilds_damaged, 0U);
 }
 
-TEST(Cache, a_state_is_found_again) {
+TEST(Cache, reopened_state_needs_no_log_read) {
   Fleet fleet;
   {
     Cache cache = fleet.open("berlin");
@@ -207,7 +207,7 @@ TEST(Cache, a_state_is_found_again) {
   EXPECT_EQ(script->read_count, 0) << "nothing was to be read again";
 }
 
-TEST(Cache, two_caches_on_one_state_see_each_others_writes_at_once) {
+TEST(Cache, caches_sharing_state_see_writes_immediately) {
   Fleet fleet;
   Cache one = fleet.open("berlin");
   Cache two = fleet.open("berlin");
@@ -219,7 +219,7 @@ TEST(Cache, two_caches_on_one_state_see_each_others_writes_at_once) {
   EXPECT_EQ(one.set("b", "3"), 3U);
 }
 
-TEST(Cache, can_be_moved) {
+TEST(Cache, moved_cache_stays_usable) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -231,7 +231,7 @@ TEST(Cache, can_be_moved) {
   EXPECT_EQ(moved.get("a"), "1");
 }
 
-TEST(Cache, counts_what_it_did) {
+TEST(Cache, counters_report_written_and_applied_updates) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -244,7 +244,7 @@ TEST(Cache, counts_what_it_did) {
   EXPECT_EQ(tokyo.counters().updates_applied, 2U);
 }
 
-TEST(Cache, stores_who_wrote_an_update) {
+TEST(Cache, update_stores_writer_name_and_note) {
   Fleet fleet;
   Options options;
   options.writer_name = "importer";
@@ -263,7 +263,7 @@ TEST(Cache, stores_who_wrote_an_update) {
 
 // --- Limits ---
 
-TEST(CacheLimits, refuses_keys_that_are_empty_or_too_long) {
+TEST(CacheLimits, empty_or_oversized_key_throws_invalid) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
 
@@ -280,7 +280,7 @@ TEST(CacheLimits, refuses_keys_that_are_empty_or_too_long) {
   EXPECT_EQ(fleet.log()->extent().head, 1U);
 }
 
-TEST(CacheLimits, refuses_a_value_that_fits_into_no_update_before_anything_is_written) {
+TEST(CacheLimits, oversized_value_throws_limit_before_any_append) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   const std::string too_large((1U << 20) + 1, 'v');
@@ -296,7 +296,7 @@ TEST(CacheLimits, refuses_a_value_that_fits_into_no_update_before_anything_is_wr
   EXPECT_EQ(fleet.log()->extent().head, 0U);
 }
 
-TEST(CacheLimits, a_larger_update_bytes_max_takes_larger_values) {
+TEST(CacheLimits, larger_update_bytes_max_accepts_larger_values) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 32U << 20;
@@ -310,7 +310,7 @@ TEST(CacheLimits, a_larger_update_bytes_max_takes_larger_values) {
   EXPECT_EQ(fleet.open("tokyo").get("largest"), largest);
 }
 
-TEST(CacheLimits, a_batch_too_large_for_one_update_becomes_several_in_order) {
+TEST(CacheLimits, oversized_batch_is_split_into_ordered_updates) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 4096;
@@ -329,7 +329,7 @@ TEST(CacheLimits, a_batch_too_large_for_one_update_becomes_several_in_order) {
   });
 }
 
-TEST(CacheLimits, with_split_updates_off_such_a_batch_is_refused) {
+TEST(CacheLimits, oversized_batch_throws_limit_without_split_updates) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 4096;
@@ -347,7 +347,7 @@ TEST(CacheLimits, with_split_updates_off_such_a_batch_is_refused) {
   EXPECT_EQ(fleet.log()->extent().head, 0U);
 }
 
-TEST(CacheLimits, refuses_options_that_cannot_be) {
+TEST(CacheLimits, invalid_options_throw_invalid) {
   Fleet fleet;
   const auto refused = [&](auto&& change, const char* word) {
     Options options = fleet.options("berlin");
@@ -369,7 +369,7 @@ TEST(CacheLimits, refuses_options_that_cannot_be) {
   expect_error(ErrorKind::invalid, [&] { Cache("gopher://host/", fleet.options("berlin")); });
 }
 
-TEST(CacheLimits, a_note_is_at_most_255_bytes) {
+TEST(CacheLimits, note_over_255_bytes_throws_invalid) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   expect_error(
@@ -380,7 +380,7 @@ TEST(CacheLimits, a_note_is_at_most_255_bytes) {
 
 // --- Closing ---
 
-TEST(CacheClosing, everything_throws_afterwards_but_what_says_where_it_was) {
+TEST(CacheClosing, closed_cache_throws_except_for_path_and_counters) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -422,7 +422,7 @@ TEST(CacheClosing, everything_throws_afterwards_but_what_says_where_it_was) {
   EXPECT_EQ(fleet.open("berlin").get("a"), "1");
 }
 
-TEST(CacheClosing, a_view_outlives_it) {
+TEST(CacheClosing, view_stays_readable_after_close) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -433,7 +433,7 @@ TEST(CacheClosing, a_view_outlives_it) {
   EXPECT_EQ(view.get("a"), "1");
 }
 
-TEST(CacheClosing, does_not_disturb_threads_in_the_midst_of_reading) {
+TEST(CacheClosing, close_during_reads_fails_only_later_reads) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -455,7 +455,7 @@ TEST(CacheClosing, does_not_disturb_threads_in_the_midst_of_reading) {
   reader.join();
 }
 
-TEST(CacheClosing, deleting_removes_the_state_and_others_build_a_new_one) {
+TEST(CacheClosing, delete_shared_state_makes_other_cache_rebuild) {
   Fleet fleet;
   Events events;
   Options options;
@@ -478,7 +478,7 @@ TEST(CacheClosing, deleting_removes_the_state_and_others_build_a_new_one) {
   EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("removed"));
 }
 
-TEST(CacheClosing, a_write_after_the_state_was_deleted_by_others_makes_a_new_one) {
+TEST(CacheClosing, write_after_state_deletion_rebuilds_state) {
   Fleet fleet;
   Cache one = fleet.open("berlin");
   Cache two = fleet.open("berlin");

@@ -45,7 +45,7 @@ class Faults : public ::testing::Test {
 };
 
 // Ids that commit out of order: a reader passes 11, then 10 commits, and 10 is never read.
-TEST_F(Faults, a_reader_never_passes_an_update_that_is_committed_later) {
+TEST_F(Faults, reader_never_skips_update_committed_later) {
   std::vector<std::thread> writers;
   for (int i = 0; i < 3; ++i) {
     writers.emplace_back([this, i] {
@@ -68,7 +68,7 @@ TEST_F(Faults, a_reader_never_passes_an_update_that_is_committed_later) {
 }
 
 // A rewrite deletes a row that was committed after it read and before it deleted.
-TEST_F(Faults, a_rewrite_never_loses_what_is_written_while_it_runs) {
+TEST_F(Faults, rewrite_keeps_concurrent_writes) {
   Cache rewriter = fleet.open("rewriter");
   std::atomic<bool> end{false};
   std::map<std::string, std::string> written;
@@ -88,7 +88,7 @@ TEST_F(Faults, a_rewrite_never_loses_what_is_written_while_it_runs) {
 
 // A machine behind a rewrite: keys deleted in between live on for ever, updates between are lost;
 // silently.
-TEST_F(Faults, a_machine_behind_a_rewrite_has_no_ghosts_and_no_holes) {
+TEST_F(Faults, machine_behind_rewrite_drops_erased_and_gains_missed_keys) {
   Cache writer = fleet.open("writer");
   Cache behind = fleet.open("behind");
   writer.set_multi({{"ghost", "1"}, {"a", "1"}});
@@ -105,7 +105,7 @@ TEST_F(Faults, a_machine_behind_a_rewrite_has_no_ghosts_and_no_holes) {
 }
 
 // A bootstrap copy older than the last rewrite: the same, and nothing checks.
-TEST_F(Faults, a_bootstrap_copy_older_than_the_last_rewrite_is_not_believed) {
+TEST_F(Faults, bootstrap_copy_older_than_rewrite_is_rebuilt) {
   Cache writer = fleet.open("writer");
   writer.set_multi({{"ghost", "1"}, {"a", "1"}});
   writer.close_shared_state();
@@ -119,7 +119,7 @@ TEST_F(Faults, a_bootstrap_copy_older_than_the_last_rewrite_is_not_believed) {
 
 // Deleting a key that is absent makes the rest of that batch be skipped, and the next update steps
 // over it.
-TEST_F(Faults, erasing_an_absent_key_spoils_nothing_of_its_batch) {
+TEST_F(Faults, erase_of_absent_key_keeps_rest_of_batch) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
   writer.write({Change::set("a", "1"), Change::erase("absent"), Change::set("b", "2")});
@@ -130,7 +130,7 @@ TEST_F(Faults, erasing_an_absent_key_spoils_nothing_of_its_batch) {
 }
 
 // A write changes the local state outside the log order: readers on that machine see 2, 1, 2.
-TEST_F(Faults, two_writers_never_see_values_go_back) {
+TEST_F(Faults, concurrent_writers_read_values_in_log_order) {
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
   std::atomic<int> writing{2};
@@ -165,7 +165,7 @@ TEST_F(Faults, two_writers_never_see_values_go_back) {
 }
 
 // One lock per key: others see half of an update.
-TEST_F(Faults, nobody_sees_half_of_an_update) {
+TEST_F(Faults, multi_key_update_is_never_seen_partially) {
   Cache cache = fleet.open("berlin");
   Cache follower = fleet.open("tokyo");
   cache.set_multi({{"a", "0"}, {"b", "0"}, {"c", "0"}});
@@ -197,7 +197,7 @@ TEST_F(Faults, nobody_sees_half_of_an_update) {
 }
 
 // A large multi-set fails in the middle: part is written and nothing says which.
-TEST_F(Faults, a_large_set_multi_that_fails_midway_says_what_is_written) {
+TEST_F(Faults, set_multi_failing_midway_reports_written_changes) {
   auto script = std::make_shared<Script>();
   Options options;
   options.update_bytes_max = 4096;
@@ -218,7 +218,7 @@ TEST_F(Faults, a_large_set_multi_that_fails_midway_says_what_is_written) {
 }
 
 // Keys longer than the column: truncated, so that two keys replace each other.
-TEST_F(Faults, long_keys_do_not_replace_each_other) {
+TEST_F(Faults, long_keys_with_common_prefix_stay_distinct) {
   Cache cache = fleet.open("berlin");
   const std::string stem(1023, 'k');
   cache.set_multi({{stem + "a", "1"}, {stem + "b", "2"}});
@@ -230,7 +230,7 @@ TEST_F(Faults, long_keys_do_not_replace_each_other) {
 }
 
 // A delete is encoded as an empty value: setting an empty value deletes the key elsewhere.
-TEST_F(Faults, an_empty_value_is_a_value) {
+TEST_F(Faults, empty_value_differs_from_absent_key) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
   writer.set("a", "");
@@ -246,7 +246,7 @@ TEST_F(Faults, an_empty_value_is_a_value) {
 
 // After a rewrite up to the newest id the head goes down (20 -> 1): every machine fails, old ids
 // are handed out again.
-TEST_F(Faults, after_a_rewrite_up_to_the_head_ids_go_on) {
+TEST_F(Faults, ids_continue_after_rewrite_up_to_head) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
   for (int i = 0; i < 20; ++i) writer.set("a", std::to_string(i));
@@ -260,7 +260,7 @@ TEST_F(Faults, after_a_rewrite_up_to_the_head_ids_go_on) {
 }
 
 // The file store: two processes take one id, and one update overwrites another.
-TEST(FaultsOfFiles, two_processes_never_take_one_id) {
+TEST(FaultsOfFiles, concurrent_processes_never_append_same_id) {
   Fleet fleet("file");
   std::vector<std::unique_ptr<TestProcess>> writers;
   for (int process = 0; process < 3; ++process) {
@@ -277,7 +277,7 @@ TEST(FaultsOfFiles, two_processes_never_take_one_id) {
 }
 
 // Deleting the whole history leaves every other machine with old data and no signal.
-TEST_F(Faults, deleting_the_history_reaches_every_machine) {
+TEST_F(Faults, delete_all_history_empties_every_machine) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
   Cache behind = fleet.open("behind");
@@ -294,7 +294,7 @@ TEST_F(Faults, deleting_the_history_reaches_every_machine) {
 
 // A value one codec can write and the other cannot store is committed and then stops every machine
 // at that id for ever.
-TEST_F(Faults, no_value_stops_a_machine) {
+TEST_F(Faults, every_accepted_value_is_applied_by_reader) {
   Options options;
   options.update_bytes_max = 20U << 20;
   Cache writer = fleet.open("writer", options);
@@ -327,7 +327,7 @@ TEST_F(Faults, no_value_stops_a_machine) {
 
 // rewrite fails as soon as a key was set and then deleted singly; needs gaps in the ids; a
 // multi-key load can never be rewritten.
-TEST_F(Faults, any_history_can_be_rewritten) {
+TEST_F(Faults, history_with_sets_erases_and_batches_is_rewritten) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   cache.erase("a");
@@ -342,7 +342,7 @@ TEST_F(Faults, any_history_can_be_rewritten) {
 }
 
 // Deleting an absent key at the tail: fetched again on every update, the id never moves.
-TEST_F(Faults, erasing_an_absent_key_moves_the_id_and_is_applied_once) {
+TEST_F(Faults, erase_of_absent_key_advances_id_and_is_applied_once) {
   Cache writer = fleet.open("writer");
   auto script = std::make_shared<Script>();
   Cache reader = fleet.open("reader", script);
@@ -355,7 +355,7 @@ TEST_F(Faults, erasing_an_absent_key_moves_the_id_and_is_applied_once) {
 }
 
 // No retry on a lost connection; the outcome of a commit stays unknown; no timeout.
-TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowed) {
+TEST_F(Faults, lost_connection_is_retried_until_deadline) {
   auto script = std::make_shared<Script>();
   std::atomic<int> lost{0};
   script->after_append = [&](UpdateId) {
@@ -374,7 +374,7 @@ TEST_F(Faults, a_lost_connection_leaves_no_doubt_and_waits_no_longer_than_allowe
 }
 
 // Two rewrites at once; a rewrite that reads pages without one view of the rows.
-TEST_F(Faults, two_rewrites_at_once_leave_one_whole_history) {
+TEST_F(Faults, concurrent_rewrites_leave_complete_history) {
   Cache berlin = fleet.open("berlin");
   std::map<std::string, std::string> batch;
   for (int i = 0; i < 3000; ++i)
@@ -398,7 +398,7 @@ TEST_F(Faults, two_rewrites_at_once_leave_one_whole_history) {
 
 // set_multi({}) writes an empty row. delete_multi commits but never deletes locally. delete of an
 // absent key commits, then raises.
-TEST_F(Faults, empty_batches_write_nothing_and_erasing_happens_here_too) {
+TEST_F(Faults, empty_batch_appends_nothing_and_erase_applies_locally) {
   Cache cache = fleet.open("berlin");
   cache.set_multi({{"a", "1"}, {"b", "2"}});
   EXPECT_EQ(cache.set_multi(std::vector<Item>{}), 1U);
@@ -410,7 +410,7 @@ TEST_F(Faults, empty_batches_write_nothing_and_erasing_happens_here_too) {
 }
 
 // The empty key is secretly the applied id.
-TEST_F(Faults, no_key_is_special) {
+TEST_F(Faults, no_key_is_reserved) {
   Cache cache = fleet.open("berlin");
   expect_error(ErrorKind::invalid, [&] { cache.set("", "17"); });
   EXPECT_EQ(cache.get(""), std::nullopt);
@@ -424,7 +424,7 @@ TEST_F(Faults, no_key_is_special) {
 }
 
 // get has no idea how old its data is; nothing bounds it.
-TEST_F(Faults, how_old_the_data_is_can_be_asked_and_bounded) {
+TEST_F(Faults, staleness_is_reported_and_bounded_by_update) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
   reader.update();
@@ -437,7 +437,7 @@ TEST_F(Faults, how_old_the_data_is_can_be_asked_and_bounded) {
 }
 
 // A predictable name in /tmp, followed through symlinks, mode 0666.
-TEST_F(Faults, the_state_is_private_to_its_user) {
+TEST_F(Faults, state_files_are_private_to_user) {
   Cache cache = fleet.open("berlin");
   struct stat status;
   ASSERT_EQ(::stat(cache.state_path().c_str(), &status), 0);
@@ -449,7 +449,7 @@ TEST_F(Faults, the_state_is_private_to_its_user) {
 }
 
 // Every reader maps the file writable.
-TEST_F(Faults, who_is_not_writing_has_the_state_mapped_read_only) {
+TEST_F(Faults, idle_writer_and_follower_map_state_read_only) {
   Cache cache = fleet.open("berlin");
   const auto all_read_only = [](const Cache& who) {
     const std::vector<std::string> mappings = mappings_of(who.state_path());
@@ -489,7 +489,7 @@ TEST_F(Faults, who_is_not_writing_has_the_state_mapped_read_only) {
 }
 
 // A writer that dies holding the lock stalls every reader a second, then the whole pool is walked.
-TEST(FaultsOfProcesses, a_dead_writer_stalls_nobody) {
+TEST(FaultsOfProcesses, killed_writer_does_not_block_other_processes) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
   cache.set("a", "0");
@@ -510,7 +510,7 @@ TEST(FaultsOfProcesses, a_dead_writer_stalls_nobody) {
 }
 
 // One row at a high id costs a SELECT per page of the id space.
-TEST_F(Faults, an_update_at_a_high_id_costs_one_question) {
+TEST_F(Faults, update_at_high_id_needs_at_most_two_reads) {
   Cache writer = fleet.open("writer");
   for (int i = 0; i < 3000; ++i) writer.set("a", std::to_string(i));
   writer.rewrite_history({.limit = 2999, .keep = {}});
@@ -521,7 +521,7 @@ TEST_F(Faults, an_update_at_a_high_id_costs_one_question) {
 }
 
 // Every process of a machine asks the primary for the newest id and decodes the same rows.
-TEST_F(Faults, one_process_of_a_machine_asks_for_all) {
+TEST_F(Faults, one_log_read_serves_all_processes_of_machine) {
   Cache writer = fleet.open("writer");
   auto script = std::make_shared<Script>();
   std::vector<Cache> caches;

@@ -35,7 +35,7 @@ std::vector<std::string> rows_of(Log& log) {
   return rows;
 }
 
-TEST(Follow, does_not_ask_the_log_when_somebody_of_this_machine_just_did) {
+TEST(Follow, update_within_staleness_max_skips_log_read) {
   Fleet fleet;
   Cache writer = fleet.open("berlin");
   auto script = std::make_shared<Script>();
@@ -55,7 +55,7 @@ TEST(Follow, does_not_ask_the_log_when_somebody_of_this_machine_just_did) {
   EXPECT_EQ(script->read_count, reads + 1);
 }
 
-TEST(Follow, an_update_larger_than_a_page_stops_nobody) {
+TEST(Follow, update_larger_than_page_is_followed) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 32U << 20;
@@ -71,7 +71,7 @@ TEST(Follow, an_update_larger_than_a_page_stops_nobody) {
   EXPECT_TRUE(tokyo.get("large") == large);
 }
 
-TEST(Follow, asks_when_what_is_applied_is_not_enough_however_fresh) {
+TEST(Follow, update_below_at_least_reads_log_despite_staleness_max) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -82,7 +82,7 @@ TEST(Follow, asks_when_what_is_applied_is_not_enough_however_fresh) {
             1U);
 }
 
-TEST(Follow, waits_for_an_update_that_is_still_to_come) {
+TEST(Follow, update_waits_for_future_at_least_id) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -97,7 +97,7 @@ TEST(Follow, waits_for_an_update_that_is_still_to_come) {
   later.join();
 }
 
-TEST(Follow, gives_up_waiting_at_the_deadline) {
+TEST(Follow, update_waiting_for_at_least_fails_at_deadline) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   const auto began = std::chrono::steady_clock::now();
@@ -112,7 +112,7 @@ TEST(Follow, gives_up_waiting_at_the_deadline) {
   EXPECT_LT(took, short_deadline + std::chrono::seconds(2));
 }
 
-TEST(Follow, updates_that_were_called_meanwhile_become_one) {
+TEST(Follow, concurrent_updates_share_log_reads) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<bool> hold{false};
@@ -142,7 +142,7 @@ TEST(Follow, updates_that_were_called_meanwhile_become_one) {
   EXPECT_LE(script->read_count, 4);
 }
 
-TEST(Follow, an_update_sees_what_was_in_the_log_when_it_was_called) {
+TEST(Follow, update_applies_everything_in_log_at_call) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -161,7 +161,7 @@ TEST(Follow, an_update_sees_what_was_in_the_log_when_it_was_called) {
   other.join();
 }
 
-TEST(Follow, reads_a_long_log_page_by_page) {
+TEST(Follow, update_reads_long_log_in_pages) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -175,7 +175,7 @@ TEST(Follow, reads_a_long_log_page_by_page) {
   EXPECT_EQ(tokyo.digest(), berlin.digest());
 }
 
-TEST(Follow, stops_at_its_deadline_between_pages_and_goes_on_next_time) {
+TEST(Follow, update_stopped_at_deadline_between_pages_resumes_later) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   auto script = std::make_shared<Script>();
@@ -194,7 +194,7 @@ TEST(Follow, stops_at_its_deadline_between_pages_and_goes_on_next_time) {
   EXPECT_EQ(tokyo.update(), 30U);
 }
 
-TEST(Follow, keeps_asking_a_log_that_does_not_answer) {
+TEST(Follow, update_retries_unavailable_log) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   auto script = std::make_shared<Script>();
@@ -215,7 +215,7 @@ TEST(Follow, keeps_asking_a_log_that_does_not_answer) {
   EXPECT_THAT(events.messages(Event::Kind::retried), HasSubstr("the test's log is away"));
 }
 
-TEST(Follow, gives_up_at_the_deadline_and_reads_go_on) {
+TEST(Follow, update_fails_at_deadline_while_reads_continue) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -230,7 +230,7 @@ TEST(Follow, gives_up_at_the_deadline_and_reads_go_on) {
   EXPECT_GT(cache.staleness(), short_deadline);
 }
 
-TEST(Follow, waits_at_most_until_the_deadline_for_another_process_that_asks) {
+TEST(Follow, update_waits_for_follow_lock_until_deadline) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<bool> hold{false};
@@ -253,7 +253,7 @@ TEST(Follow, waits_at_most_until_the_deadline_for_another_process_that_asks) {
   slow.join();
 }
 
-TEST(Follow, a_log_that_throws_something_else_is_a_log_that_did_not_answer) {
+TEST(Follow, foreign_exception_from_log_becomes_unavailable) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -262,7 +262,7 @@ TEST(Follow, a_log_that_throws_something_else_is_a_log_that_did_not_answer) {
       ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); }, "no such host");
 }
 
-TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
+TEST(Follow, cache_with_state_opens_while_log_is_unavailable) {
   Fleet fleet;
   fleet.open("berlin").set("a", "1");
   auto script = std::make_shared<Script>();
@@ -289,7 +289,7 @@ TEST(Follow, with_a_state_a_cache_opens_although_its_log_is_away) {
   EXPECT_EQ(cache.set("a", "2"), 2U);
 }
 
-TEST(Follow, what_other_processes_found_out_about_their_log_says_nothing_about_ours) {
+TEST(Follow, cache_with_other_log_rejects_fresh_shared_state) {
   Fleet ours;
   Fleet theirs;
   Cache right = ours.open("berlin");
@@ -353,11 +353,11 @@ class FollowDamagedLog : public ::testing::Test {
   Cache berlin = fleet.open("berlin");
 };
 
-TEST_F(FollowDamagedLog, an_update_that_is_missing) {
+TEST_F(FollowDamagedLog, missing_update_throws_corrupt) {
   expect_damage_reported([](std::string_view) { return std::nullopt; }, "missing: next_found=5");
 }
 
-TEST_F(FollowDamagedLog, an_update_with_a_changed_byte) {
+TEST_F(FollowDamagedLog, changed_byte_throws_corrupt) {
   expect_damage_reported(
       [](std::string_view row) {
         std::string changed(row);
@@ -367,21 +367,21 @@ TEST_F(FollowDamagedLog, an_update_with_a_changed_byte) {
       "does not follow the one before it");
 }
 
-TEST_F(FollowDamagedLog, an_update_that_is_cut_short) {
+TEST_F(FollowDamagedLog, truncated_update_throws_corrupt) {
   expect_damage_reported(
       [](std::string_view row) { return std::string(row.substr(0, row.size() / 2)); }, "4");
 }
 
-TEST_F(FollowDamagedLog, an_update_that_is_empty) {
+TEST_F(FollowDamagedLog, empty_update_throws_corrupt) {
   expect_damage_reported([](std::string_view) { return std::string(); }, "cut short");
 }
 
-TEST_F(FollowDamagedLog, an_update_of_another_place) {
+TEST_F(FollowDamagedLog, update_with_other_id_throws_corrupt) {
   const std::vector<std::string> rows = rows_of(CacheInternal::log(berlin));
   expect_damage_reported([&](std::string_view) { return rows[4]; }, "another id");
 }
 
-TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
+TEST_F(FollowDamagedLog, unknown_version_throws_corrupt) {
   expect_damage_reported(
       [](std::string_view row) {
         std::string changed(row);
@@ -393,7 +393,7 @@ TEST_F(FollowDamagedLog, an_update_of_an_unknown_version) {
 
 // It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is
 // applied.
-TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
+TEST_F(FollowDamagedLog, truncated_body_with_valid_chain_throws_corrupt) {
   const std::vector<std::string> rows = rows_of(CacheInternal::log(berlin));
   const std::uint64_t chain = peek_header(rows[2])->chain;
   Draft draft(Authorship{});
@@ -402,7 +402,7 @@ TEST_F(FollowDamagedLog, an_update_that_claims_more_than_it_has) {
   expect_damage_reported([&](std::string_view) { return cut.substr(0, cut.size() - 3); }, "4");
 }
 
-TEST_F(FollowDamagedLog, a_head_without_its_updates) {
+TEST_F(FollowDamagedLog, head_beyond_last_update_throws_corrupt) {
   auto script = std::make_shared<Script>();
   script->transform_row = [](UpdateId id, std::string_view row) {
     return id <= 3 ? std::optional<std::string>(row) : std::nullopt;

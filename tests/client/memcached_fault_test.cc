@@ -88,25 +88,25 @@ class MemcachedFaults : public ::testing::Test {
 };
 
 // Nobody asks the log unless something is wrong.
-class MemcachedLies : public MemcachedFaults {
+class MemcachedWrongData : public MemcachedFaults {
  protected:
-  MemcachedLies() : MemcachedFaults(never) {}
+  MemcachedWrongData() : MemcachedFaults(never) {}
 };
 
-class MemcachedStopped : public MemcachedFaults {
+class MemcachedPaused : public MemcachedFaults {
  protected:
-  MemcachedStopped() : MemcachedFaults(seconds(1), milliseconds(100)) {}
+  MemcachedPaused() : MemcachedFaults(seconds(1), milliseconds(100)) {}
 };
 
 // The same, and one that is stopped delays nobody for long.
-class MemcachedAway : public MemcachedFaults {
+class MemcachedUnreachable : public MemcachedFaults {
  protected:
-  MemcachedAway() : MemcachedFaults(never, milliseconds(100)) {}
+  MemcachedUnreachable() : MemcachedFaults(never, milliseconds(100)) {}
 };
 
 // --- Dead, empty, forgetful, stopped. ---
 
-TEST_F(MemcachedFaults, dead_when_everything_is_opened) {
+TEST_F(MemcachedFaults, caches_work_with_memcached_dead_at_open) {
   fleet.server().kill();
   TieredMachine paris = fleet.open("paris");
   EXPECT_EQ(paris->update(), 3U);
@@ -116,7 +116,7 @@ TEST_F(MemcachedFaults, dead_when_everything_is_opened) {
   expect_applied_id_soon(5);
 }
 
-TEST_F(MemcachedFaults, killed_in_the_middle_and_started_again_empty) {
+TEST_F(MemcachedFaults, follower_catches_up_after_memcached_restarts_empty) {
   for (int round = 0; round < 3; ++round) {
     fleet.server().kill();
     for (int i = 0; i < 5; ++i) write();
@@ -134,7 +134,7 @@ TEST_F(MemcachedFaults, killed_in_the_middle_and_started_again_empty) {
   EXPECT_GT(fleet.memcached().statistic("curr_items"), 0U);  // it is used again
 }
 
-TEST_F(MemcachedFaults, emptied_again_and_again) {
+TEST_F(MemcachedFaults, follower_catches_up_despite_repeated_flushes) {
   for (int i = 0; i < 30; ++i) {
     if (i % 3 == 0) write();
     fleet.memcached().flush_all();
@@ -147,7 +147,7 @@ TEST_F(MemcachedFaults, emptied_again_and_again) {
                          [&] { return tokyo->applied_id() == berlin->applied_id(); }));
 }
 
-TEST_F(MemcachedFaults, what_was_evicted_is_read_from_the_log) {
+TEST_F(MemcachedFaults, evicted_updates_are_read_from_log) {
   fleet.replace_servers({"-m", "2"});
   TieredMachine paris = fleet.open("paris");
   TieredMachine rome = fleet.open("rome");
@@ -163,7 +163,7 @@ TEST_F(MemcachedFaults, what_was_evicted_is_read_from_the_log) {
   EXPECT_EQ(rome->digest(), paris->digest());
 }
 
-TEST_F(MemcachedStopped, it_delays_nothing_for_long) {
+TEST_F(MemcachedPaused, paused_memcached_delays_calls_only_briefly) {
   fleet.server().pause();
   EXPECT_LT(measure_duration([&] { write(); }), milliseconds(900));
   EXPECT_LT(measure_duration([&] { tokyo->update(); }), milliseconds(900));
@@ -182,7 +182,7 @@ TEST_F(MemcachedStopped, it_delays_nothing_for_long) {
   expect_right_value();
 }
 
-TEST_F(MemcachedFaults, of_two_servers_one_dies) {
+TEST_F(MemcachedFaults, follower_catches_up_while_one_of_two_servers_is_dead) {
   fleet.add_server();
   TieredMachine paris = fleet.open("paris");
   TieredMachine rome = fleet.open("rome");
@@ -205,7 +205,7 @@ TEST_F(MemcachedFaults, of_two_servers_one_dies) {
 
 // --- Lies. ---
 
-TEST_F(MemcachedLies, random_bytes_in_place_of_an_update) {
+TEST_F(MemcachedWrongData, random_update_bytes_are_replaced_from_log) {
   const UpdateId id = write();
   fleet.memcached().set(fleet.memcached_key("u:" + std::to_string(id)),
                         incompressible_bytes(100, id));
@@ -215,7 +215,7 @@ TEST_F(MemcachedLies, random_bytes_in_place_of_an_update) {
             bytes_in_log(id));
 }
 
-TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
+TEST_F(MemcachedWrongData, corrupted_updates_are_read_from_log) {
   std::mt19937_64 random(test_seed());
   SCOPED_TRACE(seed_note());
   for (int i = 0; i < 60; ++i) {
@@ -228,7 +228,7 @@ TEST_F(MemcachedLies, any_byte_of_an_update_changed) {
   }
 }
 
-TEST_F(MemcachedLies, another_update_that_would_continue_the_history) {
+TEST_F(MemcachedWrongData, forged_update_before_real_one_is_rejected) {
   // Given an update that is valid in every way, but not the one in the log, and one after it that
   // is in the log,
   const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
@@ -240,14 +240,14 @@ TEST_F(MemcachedLies, another_update_that_would_continue_the_history) {
   expect_applied_id(last);
 }
 
-TEST_F(MemcachedLies, another_update_as_the_last_one) {
+TEST_F(MemcachedWrongData, forged_last_update_is_rejected) {
   const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
   write();
   fleet.memcached().set(fleet.memcached_key("u:4"), forged_update(4, chain, "forged"));
   expect_applied_id(4);
 }
 
-TEST_F(MemcachedLies, updates_in_each_others_places) {
+TEST_F(MemcachedWrongData, swapped_updates_are_rejected) {
   write();
   write();
   fleet.memcached().set(fleet.memcached_key("u:4"), bytes_in_log(5));
@@ -255,7 +255,7 @@ TEST_F(MemcachedLies, updates_in_each_others_places) {
   expect_applied_id(5);
 }
 
-TEST_F(MemcachedLies, a_head_that_is_too_low) {
+TEST_F(MemcachedWrongData, low_head_record_is_ignored_by_caught_up_follower) {
   const std::string before = *fleet.memcached().get(fleet.memcached_key("head"));
   expect_applied_id(write());
   expect_applied_id(write());
@@ -264,7 +264,7 @@ TEST_F(MemcachedLies, a_head_that_is_too_low) {
   expect_applied_id(write());
 }
 
-TEST_F(MemcachedLies, a_head_that_is_too_low_for_who_has_seen_less_is_found_out_by_who_asks) {
+TEST_F(MemcachedWrongData, low_head_record_is_corrected_by_zero_staleness_update) {
   const std::string before = *fleet.memcached().get(fleet.memcached_key("head"));
   const UpdateId id = write();
   fleet.memcached().set(fleet.memcached_key("head"), before);
@@ -274,7 +274,7 @@ TEST_F(MemcachedLies, a_head_that_is_too_low_for_who_has_seen_less_is_found_out_
   expect_applied_id(id);
 }
 
-TEST_F(MemcachedLies, a_head_of_another_log_or_none_at_all) {
+TEST_F(MemcachedWrongData, foreign_or_malformed_head_record_is_ignored) {
   TieredFleet other(never);
   TieredMachine elsewhere = other.open("elsewhere");
   for (int i = 0; i < 10; ++i) elsewhere->set("key", "of another log");
@@ -288,7 +288,7 @@ TEST_F(MemcachedLies, a_head_of_another_log_or_none_at_all) {
   }
 }
 
-TEST_F(MemcachedLies, a_head_that_is_too_high) {
+TEST_F(MemcachedWrongData, high_head_record_is_corrected_from_log) {
   // Given a head record as a writer puts it, of an update that is not in the log,
   const std::string head = *fleet.memcached().get(fleet.memcached_key("head"));
   const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
@@ -309,7 +309,7 @@ TEST_F(MemcachedLies, a_head_that_is_too_high) {
   expect_applied_id(write());
 }
 
-TEST_F(MemcachedLies, one_that_swears_that_nothing_is_new_is_believed_for_ask_s_and_no_longer) {
+TEST_F(MemcachedWrongData, unchanged_head_record_is_trusted_at_most_ask_s) {
   TieredFleet short_sighted(never, seconds(2));
   TieredMachine paris = short_sighted.open("paris");
   TieredMachine stranger = short_sighted.open("stranger", false);
@@ -318,7 +318,7 @@ TEST_F(MemcachedLies, one_that_swears_that_nothing_is_new_is_believed_for_ask_s_
   EXPECT_TRUE(poll_until(paris, milliseconds(2'500), [&] { return paris->get("key") == "new"; }));
 }
 
-TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
+TEST_F(MemcachedFaults, random_wrong_data_never_yields_wrong_value) {
   std::mt19937_64 random(test_seed());
   SCOPED_TRACE(seed_note());
   MemcachedClient liar = fleet.memcached();
@@ -348,7 +348,7 @@ TEST_F(MemcachedFaults, all_lies_at_once_while_everybody_works) {
 
 // --- Logs that are restored, replaced, away. ---
 
-TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
+TEST_F(MemcachedFaults, follower_rebuilds_after_log_restore) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
 
   // When a backup is put back, as of update 4, and another machine goes on from there,
@@ -370,7 +370,7 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_is_noticed_by_who_follows) {
   EXPECT_EQ(paris->counters().rebuilds_diverged, 0U);
 }
 
-TEST_F(MemcachedFaults, a_log_that_was_restored_and_grew_beyond_where_it_was) {
+TEST_F(MemcachedFaults, follower_rebuilds_after_restored_log_outgrows_lost_tail) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   TieredMachine paris = fleet.open("paris", false);  // who does not tell memcached
@@ -380,7 +380,7 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_and_grew_beyond_where_it_was) {
   EXPECT_EQ(tokyo->digest(), paris->digest());
 }
 
-TEST_F(MemcachedFaults, a_log_that_was_restored_and_is_quiet) {
+TEST_F(MemcachedFaults, follower_of_quiet_restored_log_stays_at_restored_head) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == 4; }));
@@ -394,7 +394,7 @@ TEST_F(MemcachedFaults, a_log_that_was_restored_and_is_quiet) {
   }
 }
 
-TEST_F(MemcachedAway, a_restore_that_it_missed_is_not_undone_when_it_is_back) {
+TEST_F(MemcachedUnreachable, resumed_memcached_does_not_undo_missed_restore) {
   // Given updates 4 and 5, and a head record that says so, which the follower has not met,
   write();
   write();
@@ -418,7 +418,7 @@ TEST_F(MemcachedAway, a_restore_that_it_missed_is_not_undone_when_it_is_back) {
   EXPECT_EQ(*tokyo.log_calls, before);
 }
 
-TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) {
+TEST_F(MemcachedFaults, writer_after_restore_appends_to_restored_history) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   TieredMachine paris = fleet.open("paris", false);
@@ -436,7 +436,7 @@ TEST_F(MemcachedFaults, a_writer_does_not_go_on_with_a_history_that_is_no_more) 
   EXPECT_EQ(berlin->get("key"), "after the restore");
 }
 
-TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_from_asking_it) {
+TEST_F(MemcachedWrongData, writer_reads_log_despite_fresh_head_record) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
   berlin->update();
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
@@ -462,7 +462,7 @@ TEST_F(MemcachedLies, that_the_log_was_asked_just_now_does_not_keep_a_writer_fro
   EXPECT_EQ(fleet.open("late")->digest(), berlin->digest());
 }
 
-TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
+TEST_F(MemcachedFaults, follower_rebuilds_after_log_is_replaced) {
   const std::string file = fleet.fleet().directory().file("log.db");
   for (const char* suffix : {"", "-journal", "-wal", "-shm"})
     std::filesystem::remove(file + suffix);
@@ -478,7 +478,7 @@ TEST_F(MemcachedFaults, a_log_that_was_replaced_is_noticed_by_who_follows) {
   EXPECT_EQ(tokyo->counters().rebuilds_replaced, 1U);
 }
 
-TEST_F(MemcachedFaults, what_memcached_has_does_not_hide_for_long_that_the_log_is_away) {
+TEST_F(MemcachedFaults, unavailable_log_is_reported_despite_memcached) {
   fleet.database().run("ALTER TABLE whycache_updates_default RENAME TO away");
   const auto end = std::chrono::steady_clock::now() + fleet.staleness_max() + milliseconds(500);
   std::optional<Error> error;

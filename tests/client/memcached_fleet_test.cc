@@ -24,7 +24,7 @@ std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
   return calls;
 }
 
-TEST(MemcachedFleet, who_follows_does_not_touch_the_log_for_what_memcached_has) {
+TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
   TieredFleet fleet(never);
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "first");
@@ -43,7 +43,7 @@ TEST(MemcachedFleet, who_follows_does_not_touch_the_log_for_what_memcached_has) 
   EXPECT_EQ(log_calls_of(followers), before);
 }
 
-TEST(MemcachedFleet, several_updates_at_once_come_from_memcached_too) {
+TEST(MemcachedFleet, many_updates_are_read_from_memcached_only) {
   TieredFleet fleet(never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -57,7 +57,7 @@ TEST(MemcachedFleet, several_updates_at_once_come_from_memcached_too) {
   EXPECT_EQ(*tokyo.log_calls, before);
 }
 
-TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
+TEST(MemcachedFleet, one_follower_confirms_with_log_for_all) {
   TieredFleet fleet(seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "value");
@@ -84,7 +84,7 @@ TEST(MemcachedFleet, the_log_is_asked_by_one_for_all) {
   EXPECT_LT(stalest, milliseconds(3500));
 }
 
-TEST(MemcachedFleet, a_bound_on_staleness_is_kept_against_the_log_itself) {
+TEST(MemcachedFleet, staleness_bound_reads_update_unknown_to_memcached) {
   TieredFleet fleet(never);
   TieredMachine stranger = fleet.open("stranger", false);
   TieredMachine tokyo = fleet.open("tokyo");
@@ -108,7 +108,7 @@ TEST(MemcachedFleet, a_bound_on_staleness_is_kept_against_the_log_itself) {
   EXPECT_EQ(tokyo->get("key"), "newest");
 }
 
-TEST(MemcachedFleet, what_memcached_was_not_told_is_seen_at_the_next_confirmation) {
+TEST(MemcachedFleet, update_unknown_to_memcached_is_seen_at_confirmation) {
   TieredFleet fleet(seconds(1));
   TieredMachine stranger = fleet.open("stranger", false);
   stranger->set("key", "old");
@@ -122,7 +122,7 @@ TEST(MemcachedFleet, what_memcached_was_not_told_is_seen_at_the_next_confirmatio
   }
 }
 
-TEST(MemcachedFleet, who_polls_seldom_relies_on_those_who_poll_often) {
+TEST(MemcachedFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
   TieredFleet fleet(seconds(2));
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "old");
@@ -147,7 +147,7 @@ TEST(MemcachedFleet, who_polls_seldom_relies_on_those_who_poll_often) {
   EXPECT_LT(seldom->staleness(), milliseconds(3'500));
 }
 
-TEST(MemcachedFleet, writers_on_all_machines_agree) {
+TEST(MemcachedFleet, writers_on_all_machines_agree_on_sum) {
   TieredFleet fleet(seconds(1));
   const std::vector<TieredMachine> machines = fleet.open_many(4);
   std::vector<std::thread> threads;
@@ -164,7 +164,7 @@ TEST(MemcachedFleet, writers_on_all_machines_agree) {
   }
 }
 
-TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) {
+TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
   TieredFleet fleet(never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -176,7 +176,7 @@ TEST(MemcachedFleet, an_update_too_large_for_memcached_is_fetched_from_the_log) 
   EXPECT_TRUE(tokyo->get("large") == large);
 }
 
-TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log) {
+TEST(MemcachedFleet, update_above_server_item_limit_is_read_from_log) {
   TieredFleet fleet(never);
   fleet.replace_servers({"-I", "512k"});
   TieredMachine berlin = fleet.open("berlin");
@@ -190,7 +190,7 @@ TEST(MemcachedFleet, a_server_that_takes_less_than_usual_costs_reads_of_the_log)
   }
 }
 
-TEST(MemcachedFleet, a_rewrite_does_not_bother_who_follows) {
+TEST(MemcachedFleet, follower_continues_without_rebuild_after_rewrite) {
   TieredFleet fleet(seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -208,7 +208,7 @@ TEST(MemcachedFleet, a_rewrite_does_not_bother_who_follows) {
   EXPECT_EQ(tokyo->counters().rebuilds_behind_base + tokyo->counters().rebuilds_diverged, 0U);
 }
 
-TEST(MemcachedFleet, who_slept_through_a_rewrite_builds_a_new_state) {
+TEST(MemcachedFleet, follower_behind_base_rebuilds_state) {
   TieredFleet fleet(seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -242,7 +242,7 @@ TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
   }
 }
 
-TEST(MemcachedFleet, by_unix_socket) {
+TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
   TieredFleet fleet(never);
   fleet.replace_servers({}, true);
   TieredMachine berlin = fleet.open("berlin");
@@ -254,7 +254,7 @@ TEST(MemcachedFleet, by_unix_socket) {
   EXPECT_EQ(*tokyo.log_calls, before);
 }
 
-TEST(MemcachedFleet, parent_and_child_go_on_after_a_fork) {
+TEST(MemcachedFleet, parent_and_child_write_after_fork) {
   TieredFleet fleet(never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");

@@ -15,7 +15,7 @@
 namespace whycache::testing {
 namespace {
 
-TEST(MemcachedMysql, a_writer_whose_connection_was_lost_is_not_kept_waiting_by_what_memcached_has) {
+TEST(MemcachedMysql, writer_with_lost_connection_succeeds_within_one_retry) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: memcached is not installed";
   MariadbServer& server = MariadbServer::shared();

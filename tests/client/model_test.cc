@@ -464,13 +464,13 @@ class Model {
   std::uint64_t uncertain_and_written_ = 0;
 };
 
-TEST(Model, a_fleet_is_what_its_log_says) {
+TEST(Model, random_operations_match_model_and_log_replay) {
   SCOPED_TRACE(seed_note());
   std::printf("%s\n", seed_note().c_str());
   Model(test_seed()).run(20'000);
 }
 
-TEST(ModelLong, a_fleet_is_what_its_log_says_through_a_million_operations) {
+TEST(ModelLong, million_random_operations_match_model_and_log_replay) {
   SCOPED_TRACE(seed_note());
   std::printf("%s\n", seed_note().c_str());
   std::uint64_t uncertain_and_written = 0;

@@ -39,7 +39,7 @@ WriteOutcome with_failing_allocation(long number, const Write& write) {
   return told;
 }
 
-TEST(NoMemory, what_is_told_of_a_write_is_true) {
+TEST(OutOfMemory, failed_allocation_in_set_reports_true_outcome) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
   cache.set("first", "1");
@@ -60,8 +60,7 @@ TEST(NoMemory, what_is_told_of_a_write_is_true) {
   std::printf("failed=%d in_doubt=%d\n", failed, in_doubt);
 }
 
-TEST(NoMemory,
-     a_write_that_is_not_taken_for_later_is_not_written_and_closing_does_not_wait_for_it) {
+TEST(OutOfMemory, failed_allocation_in_async_write_queues_nothing) {
   // Many updates, for which the queue has to grow.
   std::vector<std::pair<std::string, std::string>> texts;
   for (int i = 0; i < 200; ++i)

@@ -39,7 +39,7 @@ class Processes : public ::testing::TestWithParam<const char*> {
 INSTANTIATE_TEST_SUITE_P(Logs, Processes, ::testing::Values("sqlite", "file"),
                          [](const auto& log) { return std::string(log.param); });
 
-TEST_P(Processes, what_one_process_wrote_another_sees_when_set_returned) {
+TEST_P(Processes, completed_set_is_visible_to_other_process) {
   Cache here = fleet.open("berlin");
   for (int i = 0; i < 5; ++i) {
     expect_success_in_child([&] {
@@ -50,7 +50,7 @@ TEST_P(Processes, what_one_process_wrote_another_sees_when_set_returned) {
   }
 }
 
-TEST_P(Processes, read_their_writes_and_nothing_goes_backwards) {
+TEST_P(Processes, processes_read_completed_writes_monotonically) {
   struct Board {
     std::atomic<std::uint64_t> written{0};  // of key "n": the last value whose set() returned
     std::atomic<bool> end{false};
@@ -90,7 +90,7 @@ TEST_P(Processes, read_their_writes_and_nothing_goes_backwards) {
   EXPECT_GT(board->reads, 100U);
 }
 
-TEST_P(Processes, writers_in_many_processes_lose_nothing) {
+TEST_P(Processes, concurrent_writer_processes_lose_no_write) {
   {
     std::vector<std::unique_ptr<TestProcess>> writers;
     for (int process = 0; process < 4; ++process) {
@@ -113,7 +113,7 @@ TEST_P(Processes, writers_in_many_processes_lose_nothing) {
   EXPECT_EQ(berlin.digest(), tokyo.digest());
 }
 
-TEST_P(Processes, a_writer_that_is_killed_blocks_nobody_and_tears_nothing) {
+TEST_P(Processes, killed_writer_leaves_complete_updates_and_free_lock) {
   { fleet.open("berlin").set("n", "0"); }
   Cache watcher = fleet.open("berlin");
   std::mt19937 random(11);
@@ -139,7 +139,7 @@ TEST_P(Processes, a_writer_that_is_killed_blocks_nobody_and_tears_nothing) {
   EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
 }
 
-TEST(ProcessesKilled, a_half_applied_update_is_taken_back_and_that_is_told) {
+TEST(ProcessesKilled, half_applied_update_is_rolled_back_and_reported) {
   Fleet fleet("file");
   Events events;
   Options options;
@@ -174,7 +174,7 @@ TEST(ProcessesKilled, a_half_applied_update_is_taken_back_and_that_is_told) {
 
 // --- fork() ---
 
-TEST_P(Processes, a_cache_opened_before_a_fork_works_in_parent_and_child) {
+TEST_P(Processes, cache_opened_before_fork_works_in_both_processes) {
   Cache cache = fleet.open("berlin");
   cache.set("before", "1");
 
@@ -194,7 +194,7 @@ TEST_P(Processes, a_cache_opened_before_a_fork_works_in_parent_and_child) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-TEST_P(Processes, a_fork_while_threads_write_leaves_the_child_free) {
+TEST_P(Processes, fork_during_writes_leaves_child_unblocked) {
   Cache cache = fleet.open("berlin");
   std::atomic<bool> end{false};
   std::vector<std::thread> threads;
@@ -226,7 +226,7 @@ TEST_P(Processes, a_fork_while_threads_write_leaves_the_child_free) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-TEST_P(Processes, threads_of_a_child_and_grandchildren_work) {
+TEST_P(Processes, threads_of_child_and_grandchild_write) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   expect_success_in_child([&] {
@@ -243,7 +243,7 @@ TEST_P(Processes, threads_of_a_child_and_grandchildren_work) {
   EXPECT_EQ(cache.size(), 6U);
 }
 
-TEST_P(Processes, a_view_from_before_a_fork_stays_with_the_parent) {
+TEST_P(Processes, view_from_before_fork_is_invalid_in_child) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   const View view = cache.view();
@@ -254,7 +254,7 @@ TEST_P(Processes, a_view_from_before_a_fork_stays_with_the_parent) {
   EXPECT_EQ(view.get("a"), "1");
 }
 
-TEST_P(Processes, a_child_that_closes_does_not_close_its_parents_cache) {
+TEST_P(Processes, close_in_child_leaves_parent_cache_open) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   expect_success_in_child([&] {
@@ -265,7 +265,7 @@ TEST_P(Processes, a_child_that_closes_does_not_close_its_parents_cache) {
   EXPECT_EQ(cache.set("a", "2"), 2U);
 }
 
-TEST_P(Processes, many_openers_at_once_make_one_state) {
+TEST_P(Processes, concurrent_openers_create_one_state) {
   { fleet.open("berlin").set("a", "1"); }
   std::vector<std::unique_ptr<TestProcess>> openers;
   for (int i = 0; i < 8; ++i) {
@@ -280,7 +280,7 @@ TEST_P(Processes, many_openers_at_once_make_one_state) {
 }
 
 // A memory log lives in the process that made it.
-TEST(MemoryLogProcesses, a_child_reads_on_and_is_told_that_it_cannot_write) {
+TEST(MemoryLogProcesses, child_reads_memory_log_state_but_write_throws) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");

@@ -31,7 +31,7 @@ void copy_file(const std::string& from, const std::string& to) {
 
 // --- Behind the base ---
 
-TEST(Rebuild, a_machine_behind_the_base_starts_from_the_base) {
+TEST(Rebuild, machine_behind_base_rebuilds_from_base) {
   Fleet fleet;
   Events events;
   Options options;
@@ -54,7 +54,7 @@ TEST(Rebuild, a_machine_behind_the_base_starts_from_the_base) {
               AllOf(HasSubstr("behind"), HasSubstr("applied_id=1"), HasSubstr("base=3")));
 }
 
-TEST(Rebuild, a_machine_exactly_at_the_base_needs_none) {
+TEST(Rebuild, machine_exactly_at_base_needs_no_rebuild) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -72,7 +72,7 @@ TEST(Rebuild, a_machine_exactly_at_the_base_needs_none) {
 }
 
 // Or else the new state could lack what the writer applied to the old one meanwhile.
-TEST(Rebuild, a_state_that_a_writer_brings_beyond_the_base_while_the_log_is_asked_is_kept) {
+TEST(Rebuild, state_advanced_past_base_during_log_read_is_kept) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   Cache writer = fleet.open("berlin");
@@ -99,7 +99,7 @@ TEST(Rebuild, a_state_that_a_writer_brings_beyond_the_base_while_the_log_is_aske
 
 // A writer's update is in the log and not applied yet when the history is rewritten up to it: the
 // machine is behind the base, but only until the writer goes on.
-TEST(Rebuild, a_state_that_a_writer_brings_beyond_what_is_built_is_kept) {
+TEST(Rebuild, state_advanced_past_rebuilt_state_is_kept) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto writers = std::make_shared<Script>();
@@ -145,7 +145,7 @@ TEST(Rebuild, a_state_that_a_writer_brings_beyond_what_is_built_is_kept) {
   EXPECT_EQ(contents(follower), (Contents{{"a", "3"}}));
 }
 
-TEST(Rebuild, a_writer_behind_the_base_builds_anew_and_then_writes) {
+TEST(Rebuild, writer_behind_base_rebuilds_then_writes) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -159,7 +159,7 @@ TEST(Rebuild, a_writer_behind_the_base_builds_anew_and_then_writes) {
   EXPECT_EQ(berlin.digest(), tokyo.digest());
 }
 
-TEST(Rebuild, reads_go_on_from_the_old_state_meanwhile) {
+TEST(Rebuild, reads_use_old_state_during_rebuild) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   auto script = std::make_shared<Script>();
@@ -189,7 +189,7 @@ TEST(Rebuild, reads_go_on_from_the_old_state_meanwhile) {
   EXPECT_EQ(view.get("a"), "1") << "a view from before stands still";
 }
 
-TEST(Rebuild, a_base_of_many_parts_is_loaded_whole) {
+TEST(Rebuild, base_of_many_parts_is_loaded_completely) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 30; ++i) {
@@ -210,7 +210,7 @@ TEST(Rebuild, a_base_of_many_parts_is_loaded_whole) {
   EXPECT_EQ(contents(tokyo), contents(berlin));
 }
 
-TEST(Rebuild, begins_again_when_the_base_is_replaced_midway) {
+TEST(Rebuild, rebuild_restarts_if_base_is_replaced_midway) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 4; ++i)
@@ -230,7 +230,7 @@ TEST(Rebuild, begins_again_when_the_base_is_replaced_midway) {
   EXPECT_EQ(tokyo.digest(), berlin.digest());
 }
 
-TEST(Rebuild, begins_again_when_the_log_is_rewritten_while_its_updates_are_read) {
+TEST(Rebuild, rebuild_restarts_if_log_is_rewritten_midway) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 30; ++i)
@@ -247,7 +247,7 @@ TEST(Rebuild, begins_again_when_the_log_is_rewritten_while_its_updates_are_read)
   EXPECT_EQ(tokyo.digest(), berlin.digest());
 }
 
-TEST(Rebuild, is_patient_with_a_log_that_fails_now_and_then) {
+TEST(Rebuild, rebuild_retries_intermittent_log_failures) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 30; ++i)
@@ -299,7 +299,7 @@ class DamagedBase : public ::testing::Test {
   std::vector<std::string> parts;
 };
 
-TEST_F(DamagedBase, a_changed_byte) {
+TEST_F(DamagedBase, changed_byte_throws_corrupt) {
   expect_refused(
       [](std::uint64_t part, std::string_view bytes) {
         std::string changed(bytes);
@@ -310,17 +310,17 @@ TEST_F(DamagedBase, a_changed_byte) {
       "part=1");
 }
 
-TEST_F(DamagedBase, a_part_that_is_cut_short) {
+TEST_F(DamagedBase, truncated_part_throws_corrupt) {
   expect_refused(
       [](std::uint64_t, std::string_view bytes) { return std::string(bytes.substr(0, 100)); },
       "part=0");
 }
 
-TEST_F(DamagedBase, a_part_that_comes_twice) {
+TEST_F(DamagedBase, repeated_part_throws_corrupt) {
   expect_refused([&](std::uint64_t, std::string_view) { return parts[0]; }, "part=0 expected=1");
 }
 
-TEST_F(DamagedBase, a_part_that_is_left_out) {
+TEST_F(DamagedBase, missing_part_throws_corrupt) {
   expect_refused(
       [&](std::uint64_t part, std::string_view) {
         return parts[std::min<std::size_t>(part == 0 ? 0 : part + 1, parts.size() - 1)];
@@ -328,7 +328,7 @@ TEST_F(DamagedBase, a_part_that_is_left_out) {
       "expected=1");
 }
 
-TEST_F(DamagedBase, a_last_part_that_names_other_entries) {
+TEST_F(DamagedBase, wrong_item_count_in_last_part_throws_corrupt) {
   berlin.erase_multi({"key0", "key1", "key2", "key3"});
   berlin.set("key", "value");
   berlin.rewrite_history();
@@ -339,7 +339,7 @@ TEST_F(DamagedBase, a_last_part_that_names_other_entries) {
   expect_refused([&](std::uint64_t, std::string_view) { return forged; }, "items=1 expected=2");
 }
 
-TEST_F(DamagedBase, a_base_with_a_chain_that_is_not_its_own) {
+TEST_F(DamagedBase, wrong_base_chain_throws_corrupt) {
   std::vector<Item> items;
   BasePartEncoder encoder(4);
   const View view = berlin.view();
@@ -380,7 +380,7 @@ class OtherLog : public ::testing::Test {
   Events events;
 };
 
-TEST_F(OtherLog, a_log_that_lost_its_tail_is_noticed_at_the_next_update) {
+TEST_F(OtherLog, log_with_lost_tail_causes_rebuild_at_update) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup");
   {
@@ -400,7 +400,7 @@ TEST_F(OtherLog, a_log_that_lost_its_tail_is_noticed_at_the_next_update) {
   EXPECT_EQ(berlin.set("c", "3"), 2U);
 }
 
-TEST_F(OtherLog, a_restored_log_that_went_on_differently_is_noticed) {
+TEST_F(OtherLog, restored_log_with_other_updates_causes_rebuild) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup");
   {
@@ -423,7 +423,7 @@ TEST_F(OtherLog, a_restored_log_that_went_on_differently_is_noticed) {
   EXPECT_EQ(berlin.counters().rebuilds_diverged, 1U);
 }
 
-TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_is_not_the_one_it_knows) {
+TEST_F(OtherLog, writer_rebuilds_before_appending_to_diverged_log) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup");
   {
@@ -442,7 +442,7 @@ TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_is_not_the_one_it_knows)
 }
 
 // It was opened, and wrote, before the log became another one.
-TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_became_another_some_time_ago) {
+TEST_F(OtherLog, open_writer_rebuilds_before_appending_to_diverged_log) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup.db");
   const std::string backup = "sqlite://" + fleet.directory().file("backup.db");
@@ -460,7 +460,7 @@ TEST_F(OtherLog, a_writer_does_not_append_to_a_log_that_became_another_some_time
   EXPECT_EQ(Cache(backup, fleet.options("rome")).digest(), berlin.digest());
 }
 
-TEST_F(OtherLog, a_writer_never_appends_beyond_a_tail_that_was_lost) {
+TEST_F(OtherLog, writer_never_appends_past_lost_tail) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup.db");
   const std::string backup = "sqlite://" + fleet.directory().file("backup.db");
@@ -477,7 +477,7 @@ TEST_F(OtherLog, a_writer_never_appends_beyond_a_tail_that_was_lost) {
   EXPECT_EQ(Cache(backup, fleet.options("rome")).digest(), berlin.digest());
 }
 
-TEST_F(OtherLog, a_replaced_log_is_noticed_and_followed) {
+TEST_F(OtherLog, replaced_log_causes_rebuild_at_open) {
   {
     Cache berlin = fleet.open("berlin");
     berlin.set("a", "1");
@@ -494,7 +494,7 @@ TEST_F(OtherLog, a_replaced_log_is_noticed_and_followed) {
   EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("replaced"));
 }
 
-TEST(Rebuild, a_log_that_is_replaced_while_it_is_open_is_noticed_at_the_next_update) {
+TEST(Rebuild, log_replaced_while_open_causes_rebuild_at_update) {
   Fleet before;
   Fleet after;
   after.open("elsewhere").set("new", "1");
@@ -510,7 +510,7 @@ TEST(Rebuild, a_log_that_is_replaced_while_it_is_open_is_noticed_at_the_next_upd
   EXPECT_EQ(cache.counters().rebuilds_replaced, 1U);
 }
 
-TEST(Rebuild, a_state_of_another_log_is_never_overwritten) {
+TEST(Rebuild, state_of_other_log_is_rejected_and_kept) {
   Fleet ours;
   Fleet theirs;
   ours.open("berlin").set("a", "1");
@@ -535,7 +535,7 @@ class Bootstrap : public ::testing::Test {
   Fleet fleet;
 };
 
-TEST_F(Bootstrap, a_copied_state_is_used_and_only_what_is_newer_is_read) {
+TEST_F(Bootstrap, copied_state_is_reused_and_reads_only_newer_updates) {
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 50; ++i) berlin.set("key" + std::to_string(i), "value");
   berlin.close_shared_state();
@@ -557,7 +557,7 @@ TEST_F(Bootstrap, a_copied_state_is_used_and_only_what_is_newer_is_read) {
   EXPECT_EQ(tokyo.counters().rebuilds_damaged + tokyo.counters().rebuilds_behind_base, 0U);
 }
 
-TEST_F(Bootstrap, a_copy_older_than_the_base_is_noticed_and_rebuilt) {
+TEST_F(Bootstrap, copy_older_than_base_is_rebuilt) {
   Cache berlin = fleet.open("berlin");
   berlin.set_multi({{"a", "1"}, {"gone", "1"}});
   berlin.close_shared_state();
@@ -573,7 +573,7 @@ TEST_F(Bootstrap, a_copy_older_than_the_base_is_noticed_and_rebuilt) {
   EXPECT_EQ(tokyo.counters().rebuilds_behind_base, 1U);
 }
 
-TEST_F(Bootstrap, a_copy_of_another_logs_state_is_noticed_and_rebuilt) {
+TEST_F(Bootstrap, copy_of_other_log_state_is_rebuilt) {
   Fleet other;
   Cache foreign = other.open("foreign");
   foreign.set("foreign", "yes");
@@ -587,7 +587,7 @@ TEST_F(Bootstrap, a_copy_of_another_logs_state_is_noticed_and_rebuilt) {
   EXPECT_EQ(tokyo.counters().rebuilds_replaced, 1U);
 }
 
-TEST_F(Bootstrap, a_copy_of_another_logs_state_is_not_believed_while_the_log_is_away) {
+TEST_F(Bootstrap, copy_of_other_log_state_is_rejected_without_log) {
   Fleet other;
   Cache foreign = other.open("foreign");
   foreign.set("foreign", "yes");
@@ -600,7 +600,7 @@ TEST_F(Bootstrap, a_copy_of_another_logs_state_is_not_believed_while_the_log_is_
       ErrorKind::unavailable, [&] { fleet.open("tokyo", script); }, "brought here from elsewhere");
 }
 
-TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_whole) {
+TEST_F(Bootstrap, copy_taken_during_writes_opens_consistent_or_rebuilt) {
   Cache berlin = fleet.open("berlin");
   std::atomic<bool> end{false};
   // Else, where reading the log is as slow as writing it, each machine would double the history for
@@ -648,7 +648,7 @@ TEST_F(Bootstrap, a_copy_taken_while_it_was_written_is_believed_only_if_it_is_wh
   std::printf("copies=20 rebuilt=%d\n", rebuilt);
 }
 
-TEST_F(Bootstrap, a_copy_cut_short_or_changed_is_never_believed) {
+TEST_F(Bootstrap, truncated_or_changed_copy_is_rebuilt_or_rejected) {
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 200; ++i)
     berlin.set("key" + std::to_string(i), incompressible_bytes(100, static_cast<std::uint64_t>(i)));
@@ -696,7 +696,7 @@ TEST_F(Bootstrap, a_copy_cut_short_or_changed_is_never_believed) {
 
 // --- A state that proves damaged ---
 
-TEST(Rebuild, a_state_that_cannot_be_used_is_replaced_and_that_is_reported) {
+TEST(Rebuild, unusable_state_is_rebuilt_and_reported) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   for (int i = 0; i < 100; ++i) berlin.set("key" + std::to_string(i), "value");
@@ -728,7 +728,7 @@ TEST(Rebuild, a_state_that_cannot_be_used_is_replaced_and_that_is_reported) {
   EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("could not be used"));
 }
 
-TEST(Rebuild, a_state_that_a_read_finds_damaged_is_built_anew_by_the_next_update) {
+TEST(Rebuild, state_found_damaged_by_read_is_rebuilt_by_update) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   for (int i = 0; i < 2000; ++i) cache.set("key" + std::to_string(i), std::string(100, 'v'));
@@ -754,7 +754,7 @@ TEST(Rebuild, a_state_that_a_read_finds_damaged_is_built_anew_by_the_next_update
 
 // While one thread builds a new state, another one writes to the old one, which is good enough for
 // that: its write must not be gone again when the new state takes the old one's place.
-TEST(Rebuild, a_write_meanwhile_is_in_the_state_that_is_built_anew) {
+TEST(Rebuild, write_during_rebuild_is_in_new_state) {
   Fleet fleet;
   const auto builds = std::make_shared<Script>();
   const auto writes = std::make_shared<Script>();
@@ -807,7 +807,7 @@ TEST(Rebuild, a_write_meanwhile_is_in_the_state_that_is_built_anew) {
 }
 
 // Each time a machine has read the base there is another one: it must not go on like that for ever.
-TEST(Rebuild, gives_up_at_the_deadline_when_others_rewrite_faster_than_it_reads) {
+TEST(Rebuild, rebuild_fails_at_deadline_if_log_is_rewritten_faster) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   const auto rewrite = [&] {
@@ -827,7 +827,7 @@ TEST(Rebuild, gives_up_at_the_deadline_when_others_rewrite_faster_than_it_reads)
 }
 
 // What the old state has the log has not any more, so there is nothing to catch up with.
-TEST(Rebuild, of_a_log_that_lost_its_tail_does_not_ask_it_while_others_wait) {
+TEST(Rebuild, rebuild_after_lost_tail_reads_log_twice_only) {
   Fleet fleet("file");
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);

@@ -35,7 +35,7 @@ std::vector<UpdateId> ids_in(Log& log) {
 
 RewriteOptions up_to(UpdateId limit) { return {.limit = limit, .keep = {}}; }
 
-TEST(Rewrite, puts_the_entries_in_place_of_the_updates) {
+TEST(Rewrite, rewrite_replaces_updates_with_entries) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   for (int i = 0; i < 10; ++i) cache.set("key" + std::to_string(i % 3), std::to_string(i));
@@ -53,7 +53,7 @@ TEST(Rewrite, puts_the_entries_in_place_of_the_updates) {
   EXPECT_EQ(cache.set("key3", "10"), 12U);
 }
 
-TEST(Rewrite, up_to_an_earlier_id_keeps_the_updates_beyond) {
+TEST(Rewrite, rewrite_up_to_earlier_id_keeps_later_updates) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   for (int i = 1; i <= 10; ++i) cache.set("key" + std::to_string(i % 4), std::to_string(i));
@@ -66,7 +66,7 @@ TEST(Rewrite, up_to_an_earlier_id_keeps_the_updates_beyond) {
   EXPECT_EQ(fleet.open("rome").digest(), cache.digest());
 }
 
-TEST(Rewrite, at_or_below_the_base_there_is_nothing_to_do) {
+TEST(Rewrite, rewrite_at_or_below_base_does_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   for (int i = 1; i <= 5; ++i) cache.set("a", std::to_string(i));
@@ -80,7 +80,7 @@ TEST(Rewrite, at_or_below_the_base_there_is_nothing_to_do) {
 
 // A rewriter that was killed once it had switched leaves updates behind the base. Whoever rewrites
 // again need not wait for a new update to get rid of them.
-TEST(Rewrite, what_an_interrupted_one_left_behind_is_deleted_by_the_next) {
+TEST(Rewrite, rewrite_deletes_leftovers_of_interrupted_rewrite) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
   for (int i = 1; i <= 5; ++i) cache.set("a", std::to_string(i));
@@ -102,7 +102,7 @@ TEST(Rewrite, what_an_interrupted_one_left_behind_is_deleted_by_the_next) {
 
 // Then what is at or below the base that was seen is beyond that of the new log, and must not
 // become its base.
-TEST(Rewrite, cleaning_up_does_nothing_to_a_log_that_was_replaced_meanwhile) {
+TEST(Rewrite, cleanup_leaves_log_replaced_meanwhile_unchanged) {
   Fleet fleet("file");
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -126,14 +126,14 @@ TEST(Rewrite, cleaning_up_does_nothing_to_a_log_that_was_replaced_meanwhile) {
   EXPECT_EQ(CacheInternal::log(fresh).extent().base, 0U);
 }
 
-TEST(Rewrite, of_an_empty_log_does_nothing) {
+TEST(Rewrite, rewrite_of_empty_log_does_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   EXPECT_EQ(cache.rewrite_history(), 0U);
   EXPECT_EQ(CacheInternal::log(cache).extent().base, 0U);
 }
 
-TEST(Rewrite, beyond_the_head_is_refused) {
+TEST(Rewrite, rewrite_beyond_head_throws_invalid) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -141,7 +141,7 @@ TEST(Rewrite, beyond_the_head_is_refused) {
       ErrorKind::invalid, [&] { cache.rewrite_history(up_to(2)); }, "limit=2", "head=1");
 }
 
-TEST(Rewrite, follows_the_log_first) {
+TEST(Rewrite, rewrite_follows_log_first) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -150,7 +150,7 @@ TEST(Rewrite, follows_the_log_first) {
   EXPECT_EQ(fleet.open("rome").get("a"), "1");
 }
 
-TEST(Rewrite, keys_that_are_not_kept_are_erased_on_every_machine) {
+TEST(Rewrite, keys_rejected_by_keep_are_erased_on_every_machine) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -172,7 +172,7 @@ TEST(Rewrite, keys_that_are_not_kept_are_erased_on_every_machine) {
   EXPECT_EQ(tokyo.digest(), berlin.digest());
 }
 
-TEST(Rewrite, keys_that_are_not_kept_may_need_several_updates) {
+TEST(Rewrite, keys_rejected_by_keep_are_erased_in_several_updates) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 4096;
@@ -187,7 +187,7 @@ TEST(Rewrite, keys_that_are_not_kept_may_need_several_updates) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-TEST(Rewrite, keeping_everything_writes_no_update) {
+TEST(Rewrite, rewrite_keeping_everything_appends_no_update) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -196,7 +196,7 @@ TEST(Rewrite, keeping_everything_writes_no_update) {
             1U);
 }
 
-TEST(Rewrite, what_was_set_while_keep_decided_is_not_erased) {
+TEST(Rewrite, key_set_while_keep_runs_is_not_erased) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -215,7 +215,7 @@ TEST(Rewrite, what_was_set_while_keep_decided_is_not_erased) {
   EXPECT_EQ(fleet.open("rome").digest(), berlin.digest());
 }
 
-TEST(Rewrite, an_exception_from_keep_ends_it_and_changes_nothing) {
+TEST(Rewrite, exception_from_keep_aborts_rewrite_without_changes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -228,7 +228,7 @@ TEST(Rewrite, an_exception_from_keep_ends_it_and_changes_nothing) {
   EXPECT_EQ(cache.set("b", "1"), 2U);
 }
 
-TEST(Rewrite, is_tried_again_when_the_log_fails) {
+TEST(Rewrite, rewrite_retries_log_failures) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> failures{2};
@@ -240,7 +240,7 @@ TEST(Rewrite, is_tried_again_when_the_log_fails) {
   EXPECT_EQ(cache.rewrite_history(), 1U);
 }
 
-TEST(Rewrite, whose_answer_is_lost_has_happened_all_the_same) {
+TEST(Rewrite, rewrite_with_lost_answer_succeeds) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<bool> once{true};
@@ -253,7 +253,7 @@ TEST(Rewrite, whose_answer_is_lost_has_happened_all_the_same) {
   EXPECT_EQ(CacheInternal::log(cache).extent().base, 1U);
 }
 
-TEST(Rewrite, two_at_once_agree) {
+TEST(Rewrite, concurrent_rewrites_leave_machines_consistent) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   berlin.set("first", "1");
@@ -286,7 +286,7 @@ TEST(Rewrite, two_at_once_agree) {
   EXPECT_EQ(contents(fleet.open("paris")), contents(berlin));
 }
 
-TEST(Rewrite, goes_on_while_others_write_and_read) {
+TEST(Rewrite, rewrite_keeps_write_made_meanwhile) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   std::map<std::string, std::string> batch;
@@ -310,7 +310,7 @@ TEST(Rewrite, goes_on_while_others_write_and_read) {
   EXPECT_EQ(fleet.open("rome").digest(), berlin.digest());
 }
 
-TEST(Rewrite, is_refused_from_a_state_whose_entries_are_not_what_they_should_be) {
+TEST(Rewrite, rewrite_from_damaged_state_throws_corrupt) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   const std::string value(2000, 'v');
@@ -338,7 +338,7 @@ TEST(Rewrite, is_refused_from_a_state_whose_entries_are_not_what_they_should_be)
 
 // --- Deleting everything ---
 
-TEST(DeleteAllHistory, empties_the_dataset_on_every_machine) {
+TEST(DeleteAllHistory, delete_empties_dataset_on_every_machine) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -355,7 +355,7 @@ TEST(DeleteAllHistory, empties_the_dataset_on_every_machine) {
   EXPECT_EQ(contents(fleet.open("rome")), (Contents{{"a", "1"}}));
 }
 
-TEST(DeleteAllHistory, of_an_empty_log_is_fine) {
+TEST(DeleteAllHistory, delete_of_empty_log_appends_update) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   EXPECT_EQ(cache.delete_all_history(), 1U);
@@ -363,7 +363,7 @@ TEST(DeleteAllHistory, of_an_empty_log_is_fine) {
   EXPECT_EQ(cache.size(), 0U);
 }
 
-TEST(DeleteAllHistory, what_others_write_meanwhile_stays) {
+TEST(DeleteAllHistory, delete_keeps_concurrent_writes) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -386,7 +386,7 @@ RewriteOptions keeping(std::function<bool(std::string_view, std::string_view)> k
 
 // A failover, or a restore, between following the log and rewriting it: what others have written
 // there since is theirs.
-TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_meanwhile) {
+TEST(Rewrite, rewrite_never_replaces_updates_of_failed_over_log) {
   Fleet fleet("file");
   auto opened = std::make_unique<SwitchedLog>(fleet.log());
   SwitchedLog& log = *opened;
@@ -419,7 +419,7 @@ TEST(Rewrite, does_not_replace_what_others_wrote_to_a_log_that_lost_its_tail_mea
   EXPECT_EQ(rome.digest(), berlin.digest());
 }
 
-TEST(Rewrite, one_that_fails_after_it_has_erased_says_so) {
+TEST(Rewrite, rewrite_failing_after_erase_throws_uncertain) {
   Fleet fleet;
   const auto script = std::make_shared<Script>();
   Options options;
@@ -441,7 +441,7 @@ TEST(Rewrite, one_that_fails_after_it_has_erased_says_so) {
   EXPECT_EQ(contents(cache), Contents{});
 }
 
-TEST(Rewrite, one_whose_answer_never_came_is_uncertain) {
+TEST(Rewrite, rewrite_without_answer_throws_uncertain) {
   Fleet fleet;
   const auto script = std::make_shared<Script>();
   Options options;
@@ -487,7 +487,7 @@ class SlowBaseLog final : public ForwardingLog {
   int parts_written_ = 0;
 };
 
-TEST(Rewrite, may_take_longer_than_the_deadline_as_long_as_the_log_goes_on) {
+TEST(Rewrite, rewrite_making_progress_may_exceed_deadline) {
   Fleet fleet;
   Options options = fleet.options("berlin");
   options.deadline = milliseconds(300);

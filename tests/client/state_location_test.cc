@@ -64,7 +64,7 @@ class StateLocationTest : public ::testing::Test {
   TemporaryDirectory directory;
 };
 
-TEST_F(StateLocationTest, a_path_is_taken_as_it_is) {
+TEST_F(StateLocationTest, state_path_option_is_used_unchanged) {
   Options options = options_named("flags");
   options.state_path = directory.file("mine.state");
   EXPECT_EQ(path_for(options), directory.file("mine.state"));
@@ -72,19 +72,19 @@ TEST_F(StateLocationTest, a_path_is_taken_as_it_is) {
   EXPECT_EQ(path_for(options), directory.file("flags.state"));
 }
 
-TEST_F(StateLocationTest, then_comes_the_environment) {
+TEST_F(StateLocationTest, environment_variable_overrides_default_location) {
   environment.set("WHYCACHE_STATE", directory.path() + "/");
   EXPECT_EQ(path_for(options_named("flags")), directory.file("flags.state"));
   environment.set("WHYCACHE_STATE", directory.file("other.state"));
   EXPECT_EQ(path_for(options_named("flags")), directory.file("other.state"));
 }
 
-TEST_F(StateLocationTest, then_the_folder_systemd_gives) {
+TEST_F(StateLocationTest, systemd_state_directory_is_used) {
   environment.set("STATE_DIRECTORY", directory.path() + ":/elsewhere");
   EXPECT_EQ(path_for(options_named("flags")), directory.file("flags.state"));
 }
 
-TEST_F(StateLocationTest, a_default_name_tells_logs_apart) {
+TEST_F(StateLocationTest, default_name_differs_for_each_log) {
   environment.set("STATE_DIRECTORY", directory.path());
   const std::string blue = path_for({}, "sqlite:///var/lib/flags.db?instance=blue");
   const std::string green = path_for({}, "sqlite:///var/lib/flags.db?instance=green");
@@ -96,7 +96,7 @@ TEST_F(StateLocationTest, a_default_name_tells_logs_apart) {
   EXPECT_THAT(path_for({}, "my own log: ../../../etc"), Not(HasSubstr("..")));
 }
 
-TEST_F(StateLocationTest, refuses_names_that_are_no_file_names) {
+TEST_F(StateLocationTest, unsafe_state_name_throws_invalid) {
   environment.set("STATE_DIRECTORY", directory.path());
   for (const std::string name :
        {"..", ".", ".hidden", "a/b", "/etc/passwd", "a b", "a\nb", "naïve"}) {
@@ -110,7 +110,7 @@ TEST_F(StateLocationTest, refuses_names_that_are_no_file_names) {
   EXPECT_EQ(path_for(options_named("A-z_0.9")), directory.file("A-z_0.9.state"));
 }
 
-TEST_F(StateLocationTest, root_has_var_lib_and_others_their_home) {
+TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   EXPECT_EQ(path_for(options_named("place_test")), "/var/lib/whycache/place_test.state");
   struct stat status;
@@ -143,7 +143,7 @@ TEST_F(StateLocationTest, root_has_var_lib_and_others_their_home) {
   fs::remove_all(home);
 }
 
-TEST_F(StateLocationTest, is_never_in_tmp_by_default) {
+TEST_F(StateLocationTest, default_location_is_never_in_tmp) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   expect_success_in_child([&] {
     ASSERT_EQ(::setuid(65534), 0);
@@ -158,7 +158,7 @@ TEST_F(StateLocationTest, is_never_in_tmp_by_default) {
   });
 }
 
-TEST_F(StateLocationTest, a_memory_log_has_a_place_of_its_own_that_goes_with_the_cache) {
+TEST_F(StateLocationTest, memory_log_state_is_removed_with_cache) {
   std::string path;
   std::string closed_path;
   {
@@ -178,7 +178,7 @@ TEST_F(StateLocationTest, a_memory_log_has_a_place_of_its_own_that_goes_with_the
   EXPECT_FALSE(fs::exists(fs::path(path).parent_path()));
 }
 
-TEST_F(StateLocationTest, a_forked_child_leaves_its_parents_place_alone) {
+TEST_F(StateLocationTest, forked_child_keeps_memory_log_state_of_parent) {
   auto cache = std::make_unique<Cache>("memory:");
   cache->set("a", "1");
   expect_success_in_child([&] { cache.reset(); });
@@ -201,11 +201,11 @@ class RefusedStateLocation : public ::testing::Test {
   TemporaryDirectory directory;
 };
 
-TEST_F(RefusedStateLocation, a_folder_that_is_not_there) {
+TEST_F(RefusedStateLocation, missing_directory_throws_invalid) {
   expect_refused(directory.file("nowhere/flags.state"), "nowhere");
 }
 
-TEST_F(RefusedStateLocation, a_folder_in_its_place) {
+TEST_F(RefusedStateLocation, directory_at_state_path_throws_corrupt) {
   Options options;
   options.state_path = directory.file("flags.state");
   fs::create_directory(options.state_path);
@@ -214,7 +214,7 @@ TEST_F(RefusedStateLocation, a_folder_in_its_place) {
       options.state_path);
 }
 
-TEST_F(RefusedStateLocation, a_symbolic_link_in_its_place) {
+TEST_F(RefusedStateLocation, symbolic_link_at_state_path_throws_invalid) {
   const std::string precious = directory.file("precious");
   std::ofstream(precious) << "precious";
   fs::create_symlink(precious, directory.file("flags.state"));
@@ -225,14 +225,14 @@ TEST_F(RefusedStateLocation, a_symbolic_link_in_its_place) {
   EXPECT_EQ(content, "precious");
 }
 
-TEST_F(RefusedStateLocation, a_folder_that_others_may_write_to) {
+TEST_F(RefusedStateLocation, directory_writable_by_others_throws_invalid) {
   const std::string open_folder = directory.file("open");
   fs::create_directory(open_folder);
   ASSERT_EQ(::chmod(open_folder.c_str(), 0777), 0);
   expect_refused(open_folder + "/flags.state", "writable for others");
 }
 
-TEST_F(RefusedStateLocation, a_file_that_is_no_state) {
+TEST_F(RefusedStateLocation, foreign_file_throws_corrupt_and_is_kept) {
   const std::string path = directory.file("flags.state");
   std::ofstream(path) << std::string(1 << 20, 'x');
   Options options;

@@ -23,7 +23,7 @@ std::int64_t number_of(std::optional<std::string_view> value) {
   return value ? std::stoll(std::string(*value)) : 0;
 }
 
-TEST(Transact, reads_one_update_and_writes_one) {
+TEST(Transact, transaction_reads_snapshot_and_writes_one_update) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set_multi({{"a", "1"}, {"b", "2"}, {"c", "3"}});
@@ -47,7 +47,7 @@ TEST(Transact, reads_one_update_and_writes_one) {
   EXPECT_EQ(contents(cache), (Contents{{"a", "10"}, {"bb", "new"}, {"c", "3"}}));
 }
 
-TEST(Transact, one_that_writes_nothing_appends_nothing) {
+TEST(Transact, read_only_transaction_appends_nothing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
@@ -55,7 +55,7 @@ TEST(Transact, one_that_writes_nothing_appends_nothing) {
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
 }
 
-TEST(Transact, what_the_function_throws_comes_out_and_nothing_is_written) {
+TEST(Transact, exception_from_function_propagates_without_write) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   const auto fails = [](Transaction& transaction) {
@@ -75,7 +75,7 @@ TEST(Transact, what_the_function_throws_comes_out_and_nothing_is_written) {
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }
 
-TEST(Transact, one_too_large_for_an_update_is_refused_whole) {
+TEST(Transact, transaction_exceeding_update_bytes_max_throws_limit) {
   Fleet fleet;
   Options options;
   options.update_bytes_max = 4096;
@@ -110,7 +110,7 @@ int runs_when(const std::function<void(Transaction&)>& read,
   return runs;
 }
 
-TEST(Transact, is_run_again_when_what_it_read_was_changed_by_another_machine) {
+TEST(Transact, transaction_reruns_if_its_reads_were_changed) {
   const auto read_a = [](Transaction& transaction) { transaction.get("a"); };
   const auto read_absent = [](Transaction& transaction) { transaction.get("absent"); };
   const auto scan = [](Transaction& transaction) {
@@ -125,7 +125,7 @@ TEST(Transact, is_run_again_when_what_it_read_was_changed_by_another_machine) {
   EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.delete_all_history(); }), 2);
 }
 
-TEST(Transact, is_not_run_again_for_what_it_did_not_read) {
+TEST(Transact, transaction_does_not_rerun_for_unread_changes) {
   const auto read_a = [](Transaction& transaction) { transaction.get("a"); };
   const auto scan = [](Transaction& transaction) {
     transaction.items(KeyRange::between("a", "c"));
@@ -146,7 +146,7 @@ TEST(Transact, is_not_run_again_for_what_it_did_not_read) {
             1);
 }
 
-TEST(Transact, gives_up_when_others_are_always_first) {
+TEST(Transact, transaction_throws_conflict_after_attempts_max) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   Cache berlin = fleet.open("berlin");
@@ -164,7 +164,7 @@ TEST(Transact, gives_up_when_others_are_always_first) {
   EXPECT_FALSE(berlin.contains("b"));
 }
 
-TEST(Transact, one_whose_answer_is_lost_is_in_the_log_once) {
+TEST(Transact, transaction_with_lost_answer_is_appended_once) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> lost{1};
@@ -185,7 +185,7 @@ TEST(Transact, one_whose_answer_is_lost_is_in_the_log_once) {
 
 // Each of two transactions reads both keys and writes one: one of them has to see what the other
 // wrote.
-TEST(Transact, has_no_write_skew) {
+TEST(Transact, concurrent_transactions_show_no_write_skew) {
   for (int round = 0; round < 20; ++round) {
     Fleet fleet;
     Cache berlin = fleet.open("berlin");
@@ -208,7 +208,7 @@ TEST(Transact, has_no_write_skew) {
   }
 }
 
-TEST(Transact, money_moved_by_many_on_two_machines_is_neither_made_nor_lost) {
+TEST(Transact, concurrent_transfers_preserve_total) {
   constexpr int accounts = 5;
   constexpr int threads_each = 2;
   constexpr int moves = 60;
@@ -245,7 +245,7 @@ TEST(Transact, money_moved_by_many_on_two_machines_is_neither_made_nor_lost) {
   EXPECT_EQ(berlin.applied_id(), static_cast<UpdateId>(accounts + moved));
 }
 
-TEST(WriteIf, writes_only_over_what_is_expected) {
+TEST(WriteIf, set_if_and_erase_if_write_only_over_expected_value) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   Cache berlin = fleet.open("berlin");
@@ -260,7 +260,7 @@ TEST(WriteIf, writes_only_over_what_is_expected) {
   EXPECT_EQ(tokyo.set_if("lock", "tokyo", "still tokyo"), 4U);
 }
 
-TEST(Add, counts_exactly_on_many_threads_and_machines) {
+TEST(Add, concurrent_adds_lose_no_increment) {
   constexpr int each = 40;
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
@@ -277,7 +277,7 @@ TEST(Add, counts_exactly_on_many_threads_and_machines) {
   EXPECT_EQ(CacheInternal::log(berlin).extent().head, static_cast<UpdateId>(4 * each + 1));
 }
 
-TEST(Add, says_what_it_cannot_add_to) {
+TEST(Add, add_to_non_integer_or_overflow_throws) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   cache.set_multi({{"word", "seven"}, {"trailing", "7 "}, {"large", "9223372036854775807"}});
@@ -291,7 +291,7 @@ TEST(Add, says_what_it_cannot_add_to) {
   EXPECT_EQ(cache.add("new", 5), 5);
 }
 
-TEST(GetFresh, enforces_its_bound_or_says_that_it_cannot) {
+TEST(GetFresh, get_fresh_enforces_bound_or_reports_stale) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -323,7 +323,7 @@ TEST(GetFresh, enforces_its_bound_or_says_that_it_cannot) {
   EXPECT_FALSE(fresh.stale);
 }
 
-TEST(Guards, refuse_to_erase_too_much) {
+TEST(Guards, erase_beyond_guard_throws_refused) {
   Fleet fleet;
   Cache plain = fleet.open("tokyo");
   std::vector<std::string> keys;
@@ -363,7 +363,7 @@ TEST(Guards, refuse_to_erase_too_much) {
   EXPECT_EQ(guarded.size(), 84U);
 }
 
-TEST(Guards, refuse_what_the_validator_refuses) {
+TEST(Guards, change_rejected_by_validator_throws_refused) {
   Fleet fleet;
   Options options;
   options.guards.erased_keys_max = 1;
@@ -395,7 +395,7 @@ TEST(Guards, refuse_what_the_validator_refuses) {
 
 // Another process of the machine follows the log right after we looked at the state: what it has
 // brought there is not what we saw, although the log was asked after we began.
-TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
+TEST(ReadModifyWrite, negative_decision_uses_state_from_after_call) {
   Fleet fleet;
   Cache rome = fleet.open("rome");
   rome.set("key", "old");
@@ -421,7 +421,7 @@ TEST(WriteDecided, does_not_say_no_by_a_state_from_before_the_call) {
   EXPECT_EQ(seen.back(), "new");
 }
 
-TEST(WriteDecided, asks_the_log_once_for_a_no) {
+TEST(ReadModifyWrite, negative_decision_needs_one_log_read) {
   Fleet fleet;
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);

@@ -47,7 +47,7 @@ auto throw_while_positive(std::atomic<int>& failures, Error error) {
   };
 }
 
-TEST(Commit, a_write_whose_answer_is_lost_is_in_the_log_once) {
+TEST(WriteQueue, write_with_lost_answer_is_appended_once) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> failures{0};
@@ -63,7 +63,7 @@ TEST(Commit, a_write_whose_answer_is_lost_is_in_the_log_once) {
   EXPECT_EQ(cache.counters().append_conflicts, 0U);
 }
 
-TEST(Commit, a_write_that_did_not_get_there_is_tried_again) {
+TEST(WriteQueue, write_is_retried_after_unavailable_log) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   std::atomic<int> failures{3};
@@ -76,7 +76,7 @@ TEST(Commit, a_write_that_did_not_get_there_is_tried_again) {
   EXPECT_EQ(cache.counters().log_retries, 3U);
 }
 
-TEST(Commit, a_lost_answer_while_somebody_else_was_first_is_resolved) {
+TEST(WriteQueue, lost_answer_behind_other_update_is_resolved) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -96,7 +96,7 @@ TEST(Commit, a_lost_answer_while_somebody_else_was_first_is_resolved) {
   EXPECT_EQ(contents(berlin), (Contents{{"berlin", "second"}, {"tokyo", "first"}}));
 }
 
-TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
+TEST(WriteQueue, lost_answer_below_other_update_is_resolved) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -117,7 +117,7 @@ TEST(Commit, others_write_on_top_of_an_update_whose_answer_was_lost) {
 }
 
 // The statement is still under way when we look, and arrives later.
-TEST(Commit, an_append_that_arrives_late_does_no_harm) {
+TEST(WriteQueue, late_append_does_not_duplicate_write) {
   Fleet fleet;
   struct LateArrival : testing::ForwardingLog {
     using ForwardingLog::ForwardingLog;
@@ -143,7 +143,7 @@ TEST(Commit, an_append_that_arrives_late_does_no_harm) {
   EXPECT_EQ(fleet.log()->extent().head, 1U);
 }
 
-TEST(Commit, when_the_log_stays_away_nothing_was_written) {
+TEST(WriteQueue, write_to_unavailable_log_throws_unavailable_without_write) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -158,7 +158,7 @@ TEST(Commit, when_the_log_stays_away_nothing_was_written) {
   EXPECT_EQ(fleet.log()->extent().head, 1U);
 }
 
-TEST(Commit, when_an_append_is_in_doubt_and_the_log_stays_away_that_is_said) {
+TEST(WriteQueue, unresolved_append_throws_uncertain) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -182,7 +182,7 @@ TEST(Commit, when_an_append_is_in_doubt_and_the_log_stays_away_that_is_said) {
   EXPECT_EQ(cache.get("a"), "2");
 }
 
-TEST(Commit, an_append_in_doubt_that_was_rewritten_meanwhile_stays_in_doubt) {
+TEST(WriteQueue, unresolved_append_below_new_base_throws_uncertain) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -202,7 +202,7 @@ TEST(Commit, an_append_in_doubt_that_was_rewritten_meanwhile_stays_in_doubt) {
   EXPECT_EQ(berlin.get("berlin"), "1");
 }
 
-TEST(Commit, an_append_that_surely_did_nothing_and_fell_behind_the_base_goes_on) {
+TEST(WriteQueue, failed_append_behind_base_is_retried) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -221,7 +221,7 @@ TEST(Commit, an_append_that_surely_did_nothing_and_fell_behind_the_base_goes_on)
   EXPECT_EQ(contents(berlin), (Contents{{"berlin", "1"}, {"tokyo", "2"}}));
 }
 
-TEST(Commit, a_writer_that_slept_through_a_rewrite_starts_over_from_the_head) {
+TEST(WriteQueue, writer_behind_base_retries_from_head) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
   auto script = std::make_shared<Script>();
@@ -240,7 +240,7 @@ TEST(Commit, a_writer_that_slept_through_a_rewrite_starts_over_from_the_head) {
   EXPECT_EQ(berlin.counters().rebuilds_behind_base, 1U);
 }
 
-TEST(Commit, an_error_for_good_is_passed_on_at_once) {
+TEST(WriteQueue, permanent_error_is_not_retried) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
@@ -251,7 +251,7 @@ TEST(Commit, an_error_for_good_is_passed_on_at_once) {
   EXPECT_EQ(script->append_count, 1);
 }
 
-TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
+TEST(WriteQueue, log_always_answering_taken_fails_at_deadline) {
   Fleet fleet;
   struct Liar : testing::ForwardingLog {
     using ForwardingLog::ForwardingLog;
@@ -265,7 +265,7 @@ TEST(Commit, a_log_that_says_taken_and_shows_nothing_is_not_asked_for_ever) {
       "nothing was written");
 }
 
-TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
+TEST(WriteQueue, appended_write_that_cannot_be_applied_throws_uncertain) {
   Fleet fleet;
   Options options;
   options.state_bytes_max = 4U << 20;
@@ -294,7 +294,7 @@ TEST(Commit, a_write_that_cannot_be_applied_here_says_that_it_is_in_the_log) {
   EXPECT_EQ(fleet.open("large").applied_id(), written + 1);
 }
 
-TEST(Commit, a_batch_that_stops_midway_says_how_far_it_got) {
+TEST(WriteQueue, batch_failing_midway_reports_written_changes) {
   Fleet fleet;
   auto script = std::make_shared<Script>();
   Options options;
@@ -320,7 +320,7 @@ TEST(Commit, a_batch_that_stops_midway_says_how_far_it_got) {
 
 // --- Machines against each other ---
 
-TEST(Commit, writers_on_several_machines_lose_nothing_and_agree) {
+TEST(WriteQueue, writers_on_several_machines_lose_no_write) {
   Fleet fleet;
   std::vector<Cache> machines;
   for (int i = 0; i < 3; ++i) machines.push_back(fleet.open("machine" + std::to_string(i)));
@@ -402,7 +402,7 @@ class GroupCommit : public ::testing::Test {
   std::vector<std::thread> threads;
 };
 
-TEST_F(GroupCommit, writes_that_wait_share_an_append_and_each_is_told_its_id) {
+TEST_F(GroupCommit, queued_writes_share_append_and_return_their_id) {
   Cache cache = fleet.open("berlin", script);
   std::vector<UpdateId> ids(20);
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -419,7 +419,7 @@ TEST_F(GroupCommit, writes_that_wait_share_an_append_and_each_is_told_its_id) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-TEST_F(GroupCommit, later_writes_of_a_key_win_over_earlier_ones) {
+TEST_F(GroupCommit, later_write_of_key_in_group_wins) {
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   for (int i = 0; i < 5; ++i) start_write([&, i] { cache.set("key", std::to_string(i)); });
@@ -428,7 +428,7 @@ TEST_F(GroupCommit, later_writes_of_a_key_win_over_earlier_ones) {
   EXPECT_EQ(fleet.open("tokyo").get("key"), "4");
 }
 
-TEST_F(GroupCommit, batches_with_different_notes_go_separately) {
+TEST_F(GroupCommit, batches_with_different_notes_are_appended_separately) {
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   start_write([&] { cache.set("a", "1", {.note = "one", .deadline = {}}); });
@@ -438,7 +438,7 @@ TEST_F(GroupCommit, batches_with_different_notes_go_separately) {
   EXPECT_EQ(script->append_count, 3);
 }
 
-TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
+TEST_F(GroupCommit, group_never_exceeds_update_bytes_max) {
   Options options;
   options.update_bytes_max = 4096;
   Cache cache = fleet.open("berlin", script, options);
@@ -457,7 +457,7 @@ TEST_F(GroupCommit, an_update_takes_no_more_batches_than_fit) {
   });
 }
 
-TEST_F(GroupCommit, one_that_waits_gives_up_at_its_own_deadline) {
+TEST_F(GroupCommit, queued_write_fails_at_own_deadline) {
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   start_write([&] {
@@ -472,7 +472,7 @@ TEST_F(GroupCommit, one_that_waits_gives_up_at_its_own_deadline) {
   EXPECT_TRUE(cache.contains("patient"));
 }
 
-TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
+TEST_F(GroupCommit, followers_continue_after_leader_reaches_deadline) {
   std::atomic<bool> away{true};
   fail_second_append_while(away);
   Cache cache = fleet.open("berlin", script);
@@ -492,7 +492,7 @@ TEST_F(GroupCommit, those_with_patience_left_go_on_when_their_leader_gives_up) {
 }
 
 // Its leader had taken it along, and so it was not to give up; now it stands in the queue again.
-TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
+TEST_F(GroupCommit, follower_of_failed_leader_fails_at_own_deadline) {
   std::atomic<bool> away{true};
   fail_second_append_while(away);
   Cache cache = fleet.open("berlin", script);
@@ -518,7 +518,7 @@ TEST_F(GroupCommit, one_whose_leader_gave_up_gives_up_at_its_own_deadline) {
 
 // The thread for writes that nobody waits for ends those in the queue; who stands between them
 // leads meanwhile.
-TEST_F(GroupCommit, closing_forgets_nobody_who_stands_between_writes_that_nobody_waits_for) {
+TEST_F(GroupCommit, close_completes_sync_write_queued_between_async_writes) {
   Cache cache = fleet.open("berlin", script);
   const auto noted = [](const char* note) {
     return WriteOptions{.note = note, .deadline = milliseconds(60'000)};
@@ -541,7 +541,7 @@ TEST_F(GroupCommit, closing_forgets_nobody_who_stands_between_writes_that_nobody
   EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(30'000));
 }
 
-TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_it) {
+TEST_F(GroupCommit, invalid_write_does_not_fail_writes_of_same_group) {
   Cache cache = fleet.open("berlin", script);
   start_write([&] { cache.set("first", "1"); });
   start_write([&] { expect_error(ErrorKind::invalid, [&] { cache.set("", "1"); }); });
@@ -554,7 +554,7 @@ TEST_F(GroupCommit, what_cannot_be_written_does_not_spoil_what_is_written_with_i
 }
 
 // The store takes less than update_bytes_max says.
-TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
+TEST_F(GroupCommit, batches_refused_as_group_are_appended_one_by_one) {
   struct Small final : testing::ForwardingLog {
     using ForwardingLog::ForwardingLog;
     std::shared_ptr<Script> script;
@@ -586,7 +586,7 @@ TEST_F(GroupCommit, batches_that_the_log_refuses_together_go_alone) {
 // Groups are cut short by notes and by impatience, led by threads and by the one for writes nobody
 // waits for, and fail. Whoever is not woken when it is his turn, or when his write has ended, is
 // still there when his deadline has passed.
-TEST(Commit, nobody_who_waits_is_forgotten) {
+TEST(WriteQueue, every_waiting_write_completes_before_deadline) {
   Fleet fleet;
   const auto script = std::make_shared<Script>();
   std::atomic<std::uint64_t> appends{0};
@@ -641,7 +641,7 @@ TEST(Commit, nobody_who_waits_is_forgotten) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-TEST(Commit, many_threads_write_and_read_their_writes) {
+TEST(WriteQueue, concurrent_threads_read_their_own_writes) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
   std::vector<std::thread> threads;

@@ -76,7 +76,7 @@ Violations violations_of(const std::string& what, const std::string& with,
       {history(what.empty() ? writer : replace_all(writer, what, with)), history(reader, "two")});
 }
 
-TEST(HistoryChecker, finds_nothing_wrong_with_a_good_history) {
+TEST(HistoryChecker, valid_history_has_no_violation) {
   const std::string all = text_of(digest_of({{"a", "w2."}, {"c", "w4"}}));
   const std::string two = text_of(digest_of({{"a", "w2."}, {"b", "w1."}}));
   const Verdict verdict =
@@ -99,7 +99,7 @@ TEST(HistoryChecker, finds_nothing_wrong_with_a_good_history) {
   EXPECT_EQ(verdict.digests, 2U);
 }
 
-TEST(HistoryChecker, what_nobody_was_told_of_may_be_in_the_log_or_not) {
+TEST(HistoryChecker, unacknowledged_write_may_be_in_log_or_not) {
   EXPECT_EQ(violations_of("done 2 250 2\n", "failed 2 250 uncertain\n"), Violations{});
   EXPECT_EQ(violations_of("done 2 250 2\n", ""), Violations{});
   EXPECT_EQ(
@@ -110,34 +110,34 @@ TEST(HistoryChecker, what_nobody_was_told_of_may_be_in_the_log_or_not) {
             Violations{});
 }
 
-TEST(HistoryChecker, a_log_with_a_gap) {
+TEST(HistoryChecker, log_with_gap_is_reported) {
   std::vector<ArchivedUpdate> log = archive();
   log[3].id = 5;
   EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::log_gap, 1}}));
 }
 
-TEST(HistoryChecker, an_update_written_by_nobody) {
+TEST(HistoryChecker, update_without_writer_is_reported) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"z", "stranger"}}});
   EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::phantom_write, 1}}));
 }
 
-TEST(HistoryChecker, an_acknowledged_write_that_is_lost) {
+TEST(HistoryChecker, lost_acknowledged_write_is_reported) {
   EXPECT_EQ(violations_of("", "", "call 1 500\ntry 1 x - a=x\ndone 1 510 5\n"),
             (Violations{{Violation::lost, 1}}));
 }
 
-TEST(HistoryChecker, an_acknowledged_write_at_another_id) {
+TEST(HistoryChecker, acknowledged_write_at_wrong_id_is_reported) {
   EXPECT_EQ(violations_of("done 4 450 4", "done 4 450 5"), (Violations{{Violation::lost, 1}}));
 }
 
-TEST(HistoryChecker, a_transaction_acknowledged_for_a_try_that_was_not_the_last) {
+TEST(HistoryChecker, transaction_acknowledged_for_earlier_attempt_is_reported) {
   EXPECT_EQ(violations_of("done 4 450 4", "try 4 w4b c=w3.. c=w4b\ndone 4 450 4"),
             (Violations{{Violation::lost, 1}}));
   EXPECT_EQ(violations_of("try 4 w4 ", "try 4 w4a c=w2 c=w4a\ntry 4 w4 "), Violations{});
 }
 
-TEST(HistoryChecker, a_write_that_is_there_twice) {
+TEST(HistoryChecker, duplicated_write_is_reported) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"c", "w4"}}});
   EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::duplicated, 1}}));
@@ -146,7 +146,7 @@ TEST(HistoryChecker, a_write_that_is_there_twice) {
       << "an unanswered one, too";
 }
 
-TEST(HistoryChecker, a_transaction_two_tries_of_which_are_there) {
+TEST(HistoryChecker, transaction_with_two_attempts_in_log_is_reported) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"c", "w5"}}});
   EXPECT_EQ(
@@ -155,7 +155,7 @@ TEST(HistoryChecker, a_transaction_two_tries_of_which_are_there) {
       (Violations{{Violation::duplicated, 1}}));
 }
 
-TEST(HistoryChecker, a_write_that_was_refused_and_is_there_all_the_same) {
+TEST(HistoryChecker, failed_write_found_in_log_is_reported) {
   for (const char* kind : {"unavailable", "limit", "invalid", "conflict", "refused", "corrupt"}) {
     EXPECT_EQ(violations_of("done 2 250 2", std::string("failed 2 250 ") + kind),
               (Violations{{Violation::written_despite_failure, 1}}))
@@ -163,14 +163,14 @@ TEST(HistoryChecker, a_write_that_was_refused_and_is_there_all_the_same) {
   }
 }
 
-TEST(HistoryChecker, an_update_that_has_a_part_of_a_write_only) {
+TEST(HistoryChecker, torn_write_is_reported) {
   EXPECT_EQ(violations_of("a=w2.\n", "a=w2.,d=w2.\n"), (Violations{{Violation::torn, 1}}));
   EXPECT_EQ(violations_of("try 3 w3 - b,c", "try 3 w3 - a,c"), (Violations{{Violation::torn, 1}}));
   EXPECT_EQ(violations_of("try 2 w2 - a=w2.", "try 2 w2 - a=w2.."),
             (Violations{{Violation::torn, 1}}));
 }
 
-TEST(HistoryChecker, a_transaction_what_it_read_was_changed) {
+TEST(HistoryChecker, transaction_with_changed_reads_is_reported) {
   EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w1.,b c=w4"),
             (Violations{{Violation::not_serializable, 1}}));
   EXPECT_EQ(violations_of("a=w2.,b c=w4", "a=w2.,b=w1. c=w4"),
@@ -182,13 +182,13 @@ TEST(HistoryChecker, a_transaction_what_it_read_was_changed) {
       << "one of which nobody knew, too";
 }
 
-TEST(HistoryChecker, a_write_with_an_id_before_what_was_seen_when_it_began) {
+TEST(HistoryChecker, write_with_id_below_earlier_read_is_reported) {
   // Another machine saw update 4 before write 4 had begun.
   EXPECT_EQ(violations_of({history(writer), history("saw 380 390 4 4 - 0 -\n", "two", "tokyo")}),
             (Violations{{Violation::out_of_order, 1}}));
 }
 
-TEST(HistoryChecker, a_process_that_went_back) {
+TEST(HistoryChecker, process_going_backwards_is_reported) {
   EXPECT_EQ(
       violations_of({history(writer),
                      history("saw 510 520 4 4 - 0 -\nsaw 515 530 3 3 - 0 -\n", "two", "tokyo")}),
@@ -197,7 +197,7 @@ TEST(HistoryChecker, a_process_that_went_back) {
             (Violations{{Violation::process_went_backwards, 1}}));
 }
 
-TEST(HistoryChecker, a_machine_that_went_back) {
+TEST(HistoryChecker, machine_going_backwards_is_reported) {
   const History early = history("saw 510 520 4 4 - 0 -\n", "two", "tokyo");
   EXPECT_EQ(
       violations_of({history(writer), early, history("saw 530 540 3 3 - 0 -\n", "three", "tokyo")}),
@@ -212,17 +212,17 @@ TEST(HistoryChecker, a_machine_that_went_back) {
       << "who began before may have seen less";
 }
 
-TEST(HistoryChecker, a_write_that_other_processes_of_the_machine_did_not_see) {
+TEST(HistoryChecker, write_unseen_by_other_process_of_machine_is_reported) {
   EXPECT_EQ(violations_of({history(writer), history("saw 460 470 3 3 - 0 -\n", "two")}),
             (Violations{{Violation::machine_went_backwards, 1}}));
 }
 
-TEST(HistoryChecker, a_read_after_a_token_that_saw_less) {
+TEST(HistoryChecker, read_below_its_token_is_reported) {
   EXPECT_EQ(violations_of({history(writer), history("saw 460 470 3 3 - 4 -\n", "two", "tokyo")}),
             (Violations{{Violation::token_not_seen, 1}}));
 }
 
-TEST(HistoryChecker, a_value_that_was_not_there) {
+TEST(HistoryChecker, value_absent_at_read_ids_is_reported) {
   const auto of = [](const std::string& seen) {
     return violations_of({history(writer), history(seen, "two", "tokyo")});
   };
@@ -237,7 +237,7 @@ TEST(HistoryChecker, a_value_that_was_not_there) {
   EXPECT_EQ(of("saw 460 470 1 1 - 0 z=w1.\n"), wrong) << "a key nobody wrote";
 }
 
-TEST(HistoryChecker, of_several_changes_to_a_key_in_one_update_only_the_last_is_seen) {
+TEST(HistoryChecker, overwritten_change_within_update_is_reported_if_read) {
   const std::vector<ArchivedUpdate> log{{1, {{"a", "x"}, {"a", "y"}}}};
   const std::string writes =
       "call 1 1\ntry 1 x - a=x\ndone 1 9 1\ncall 2 2\ntry 2 y - a=y\ndone 2 9 1\n";
@@ -247,12 +247,12 @@ TEST(HistoryChecker, of_several_changes_to_a_key_in_one_update_only_the_last_is_
             (Violations{{Violation::wrong_value, 1}}));
 }
 
-TEST(HistoryChecker, an_id_beyond_the_log) {
+TEST(HistoryChecker, id_beyond_log_is_reported) {
   EXPECT_EQ(violations_of({history(writer), history("saw 460 470 5 5 - 0 -\n", "two")}),
             (Violations{{Violation::wrong_value, 1}}));
 }
 
-TEST(HistoryChecker, a_digest_of_something_else) {
+TEST(HistoryChecker, wrong_digest_is_reported) {
   const std::string three = text_of(digest_of({{"a", "w2."}, {"c", "w3.."}}));
   EXPECT_EQ(violations_of({history(writer), history("saw 360 370 3 3 " + three + " 0 -\n", "two")}),
             Violations{});
@@ -260,12 +260,12 @@ TEST(HistoryChecker, a_digest_of_something_else) {
             (Violations{{Violation::wrong_digest, 1}}));
 }
 
-TEST(HistoryChecker, what_a_process_found_strange) {
+TEST(HistoryChecker, unexpected_event_is_reported) {
   EXPECT_EQ(violations_of({history(writer), history("strange state is damaged\n", "two")}),
             (Violations{{Violation::unexpected, 1}}));
 }
 
-TEST(HistoryChecker, counts_and_names_what_it_found) {
+TEST(HistoryChecker, verdict_counts_and_names_violations) {
   const Verdict verdict =
       check(archive(), {history(replace_all(writer, "done 2 250 2", "failed 2 250 unavailable"))});
   EXPECT_EQ(verdict.violation_count(), 1U);
@@ -275,7 +275,7 @@ TEST(HistoryChecker, counts_and_names_what_it_found) {
 
 // --- The files. ---
 
-TEST(HistoryFile, is_read_as_it_was_written) {
+TEST(HistoryFile, file_round_trips_history) {
   const TemporaryDirectory folder;
   {
     HistoryWriter writes(folder.file("one"));
@@ -309,12 +309,12 @@ TEST(HistoryFile, is_read_as_it_was_written) {
   EXPECT_EQ(read.unexpected, (std::vector<std::string>{"a b"}));
 }
 
-TEST(HistoryFile, a_last_line_that_was_cut_short_was_not_written) {
+TEST(HistoryFile, truncated_last_line_is_ignored) {
   EXPECT_EQ(history("call 1 100\ntry 1 w1 - a=w1.\ndone 1 15").writes[0].answer,
             Write::Answer::none);
 }
 
-TEST(HistoryFile, anything_else_is_refused) {
+TEST(HistoryFile, malformed_line_throws_runtime_error) {
   for (const char* line :
        {"what 1 2\n", "call 2 100\n", "call x\n", "try 1 t - a=t\n", "done 1 2 3\n", "saw 1 2 3\n",
         "saw 1 2 3 4 x 0 -\n", "call 1 1\nfailed 1 2 nonsense\n", "\n"}) {

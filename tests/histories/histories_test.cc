@@ -24,20 +24,20 @@ void expect_nothing_violated(const std::string& log) {
   EXPECT_EQ(std::system(command.c_str()), 0) << command;
 }
 
-TEST(HistoriesLongBeside, on_file) { expect_nothing_violated("file"); }
+TEST(HistoriesLongBeside, histories_on_file_keep_promises) { expect_nothing_violated("file"); }
 
 #if WHYCACHE_WITH_SQLITE
-TEST(HistoriesLongBeside, on_sqlite) { expect_nothing_violated("sqlite"); }
+TEST(HistoriesLongBeside, histories_on_sqlite_keep_promises) { expect_nothing_violated("sqlite"); }
 #endif
 
 #if WHYCACHE_WITH_MYSQL
-TEST(HistoriesLongBeside, on_mysql) {
+TEST(HistoriesLongBeside, histories_on_mysql_keep_promises) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   expect_nothing_violated("mysql");
 }
 
 #if WHYCACHE_WITH_MEMCACHED
-TEST(HistoriesLongBeside, on_memcached_in_front_of_mysql) {
+TEST(HistoriesLongBeside, histories_on_memcached_over_mysql_keep_promises) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: memcached is not installed";
   expect_nothing_violated("memcached");

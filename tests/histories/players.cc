@@ -318,7 +318,7 @@ SharedProgress& SharedProgress::open(const std::string& folder) {
   return *static_cast<SharedProgress*>(memory);  // zeroes are what it begins with
 }
 
-void play(const WorkerSettings& part) {
+void run_worker(const WorkerSettings& part) {
   const std::vector<std::string> known = worker_roles();
   if (std::find(known.begin(), known.end(), part.role) == known.end()) {
     throw std::runtime_error("no such role: " + part.role);
