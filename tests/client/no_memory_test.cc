@@ -39,7 +39,7 @@ WriteOutcome with_failing_allocation(long number, const Write& write) {
   return told;
 }
 
-TEST(OutOfMemory, failed_allocation_in_set_reports_true_outcome) {
+TEST(NoMemory, failed_allocation_in_set_reports_true_outcome) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
   cache.set("first", "1");
@@ -60,7 +60,7 @@ TEST(OutOfMemory, failed_allocation_in_set_reports_true_outcome) {
   std::printf("failed=%d in_doubt=%d\n", failed, in_doubt);
 }
 
-TEST(OutOfMemory, failed_allocation_in_async_write_queues_nothing) {
+TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
   // Many updates, for which the queue has to grow.
   std::vector<std::pair<std::string, std::string>> texts;
   for (int i = 0; i < 200; ++i)
