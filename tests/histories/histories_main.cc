@@ -28,11 +28,11 @@
 
 #include <whycache/cache.h>
 
-#include "histories/archivist.h"
 #include "histories/checker.h"
+#include "histories/faulty_store.h"
 #include "histories/history.h"
-#include "histories/players.h"
-#include "histories/stage.h"
+#include "histories/log_archive.h"
+#include "histories/worker.h"
 #include "support/temporary_directory.h"
 
 namespace whycache::testing {

@@ -1,4 +1,4 @@
-#include "histories/archivist.h"
+#include "histories/log_archive.h"
 
 #include <stdexcept>
 #include <string>

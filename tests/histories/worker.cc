@@ -1,4 +1,4 @@
-#include "histories/players.h"
+#include "histories/worker.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

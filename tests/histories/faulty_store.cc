@@ -1,4 +1,4 @@
-#include "histories/stage.h"
+#include "histories/faulty_store.h"
 
 #include <chrono>
 #include <cmath>
