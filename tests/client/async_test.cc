@@ -1,4 +1,4 @@
-// Writes that nobody waits for: in order, once, bounded, and each caller is told.
+// Asynchronous writes: appended once and in order, bounded in memory, each with a result.
 #include <gtest/gtest.h>
 
 #include <condition_variable>
@@ -17,7 +17,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// Holds appends back until it is opened.
+// Blocks appends until it is opened.
 class Gate {
  public:
   void pass() {
@@ -69,14 +69,14 @@ TEST(Async, async_write_copies_key_and_value) {
   Cache cache = fleet.open("berlin");
   std::future<UpdateId> future;
   {
-    std::string key = "a key that goes away";
+    std::string key = "a temporary key";
     std::string value(1000, 'v');
     future = cache.set_async(key, value);
     key.assign(key.size(), 'x');
     value.assign(value.size(), 'x');
   }
   await_id(future);
-  EXPECT_EQ(cache.get("a key that goes away"), std::string(1000, 'v'));
+  EXPECT_EQ(cache.get("a temporary key"), std::string(1000, 'v'));
 }
 
 TEST(Async, queued_async_writes_share_appends_in_order) {
@@ -140,7 +140,7 @@ TEST(Async, async_write_beyond_queue_limit_throws_limit) {
   gate.open();
   for (std::future<UpdateId>& future : futures) await_id(future);
   EXPECT_FALSE(cache.contains("one more"));
-  // There is room again, soon.
+  // The queue soon has room again.
   for (int tries = 0;; ++tries) {
     try {
       std::future<UpdateId> future = cache.set_async("one more", std::string(1000, 'v'));

@@ -1,4 +1,4 @@
-// Filling a cache from a source that need not fit into memory.
+// fill() loads a cache from a source that need not fit into memory.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -9,16 +9,16 @@
 namespace whycache::testing {
 namespace {
 
-// `count` items, made one by one in the same place.
+// Generates `count` items, one at a time, in the same buffers.
 class Source {
  public:
   Source(std::uint64_t count, std::uint64_t keys, std::size_t value_bytes)
       : count_(count), keys_(keys), value_(value_bytes, '.') {}
 
   std::optional<Item> operator()() {
-    if (made_ == count_) return std::nullopt;
-    key_ = "key" + std::to_string(made_ % keys_);
-    value_.replace(0, 8, number(made_++));
+    if (generated_ == count_) return std::nullopt;
+    key_ = "key" + std::to_string(generated_ % keys_);
+    value_.replace(0, 8, number(generated_++));
     return Item{key_, value_};
   }
   static std::string number(std::uint64_t i) { return std::to_string(10'000'000 + i); }
@@ -26,12 +26,12 @@ class Source {
  private:
   std::uint64_t count_;
   std::uint64_t keys_;
-  std::uint64_t made_ = 0;
+  std::uint64_t generated_ = 0;
   std::string key_;
   std::string value_;
 };
 
-// Bytes of memory of this process that are no file's.
+// Returns the bytes of anonymous memory of this process.
 std::uint64_t private_bytes() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
@@ -92,23 +92,23 @@ TEST(Fill, fill_stopped_by_error_keeps_and_reports_written_items) {
 
 TEST(Fill, fill_memory_is_independent_of_source_size) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "a sanitizer keeps what was freed";
+  GTEST_SKIP() << "a sanitizer keeps freed memory";
 #endif
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
-  Source little(2000, 1000, 10'000);
-  cache.fill([&] { return little(); });
+  Source small_source(2000, 1000, 10'000);
+  cache.fill([&] { return small_source(); });
   const std::uint64_t before = private_bytes();
-  Source much(20'000, 1000, 10'000);
-  std::uint64_t most = 0;
+  Source large_source(20'000, 1000, 10'000);
+  std::uint64_t peak = 0;
 
   cache.fill([&] {
-    most = std::max(most, private_bytes());
-    return much();
+    peak = std::max(peak, private_bytes());
+    return large_source();
   });
 
   EXPECT_EQ(cache.get("key999")->substr(0, 8), Source::number(19'999));
-  EXPECT_LT(most, before + (16U << 20)) << "of 200 MB";
+  EXPECT_LT(peak, before + (16U << 20)) << "the source has 200 MB";
 }
 
 }  // namespace

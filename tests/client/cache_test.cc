@@ -1,4 +1,4 @@
-// The cache as its user sees it, on one machine and on two.
+// The public interface of the cache, on one machine and on two.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -22,7 +22,7 @@ using ::testing::Optional;
 
 std::vector<std::string> strings(const auto& range) {
   std::vector<std::string> all;
-  for (const std::string_view one : range) all.emplace_back(one);
+  for (const std::string_view text : range) all.emplace_back(text);
   return all;
 }
 
@@ -204,19 +204,19 @@ TEST(Cache, reopened_state_needs_no_log_read) {
   const Cache cache = fleet.open("berlin", script);
 
   EXPECT_EQ(cache.get("a"), "1");
-  EXPECT_EQ(script->read_count, 0) << "nothing was to be read again";
+  EXPECT_EQ(script->read_count, 0) << "the state was complete";
 }
 
 TEST(Cache, caches_sharing_state_see_writes_immediately) {
   Fleet fleet;
-  Cache one = fleet.open("berlin");
-  Cache two = fleet.open("berlin");
+  Cache first = fleet.open("berlin");
+  Cache second = fleet.open("berlin");
 
-  one.set("a", "1");
-  EXPECT_EQ(two.get("a"), "1");
-  two.set("a", "2");
-  EXPECT_EQ(one.get("a"), "2");
-  EXPECT_EQ(one.set("b", "3"), 3U);
+  first.set("a", "1");
+  EXPECT_EQ(second.get("a"), "1");
+  second.set("a", "2");
+  EXPECT_EQ(first.get("a"), "2");
+  EXPECT_EQ(first.set("b", "3"), 3U);
 }
 
 TEST(Cache, moved_cache_stays_usable) {
@@ -225,7 +225,7 @@ TEST(Cache, moved_cache_stays_usable) {
   cache.set("a", "1");
 
   Cache moved = std::move(cache);
-  EXPECT_FALSE(cache.valid());  // NOLINT: that is the question
+  EXPECT_FALSE(cache.valid());  // NOLINT: tests the moved-from object
   EXPECT_EQ(moved.get("a"), "1");
   moved = fleet.open("tokyo");
   EXPECT_EQ(moved.get("a"), "1");
@@ -467,7 +467,7 @@ TEST(CacheClosing, delete_shared_state_makes_other_cache_rebuild) {
   one.delete_shared_state();
   EXPECT_FALSE(std::filesystem::exists(fleet.state_path("berlin")));
   EXPECT_FALSE(one.valid());
-  EXPECT_EQ(two.get("a"), "1") << "reads go on";
+  EXPECT_EQ(two.get("a"), "1") << "reads continue";
 
   EXPECT_EQ(two.update(), 1U);
   EXPECT_TRUE(std::filesystem::exists(fleet.state_path("berlin")));

@@ -1,5 +1,5 @@
-// Faults of the program whycache is the successor of, each shown not to be here. One test per
-// fault, named after what it prevents.
+// Faults of the predecessor of whycache. One test per fault shows that whycache does not have it;
+// the comment above the test describes the fault.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,7 +25,7 @@ using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-// The values a key had, in the order of the log.
+// Returns the values that updates set for `key`, in log order.
 std::vector<std::string> values_in_log(Log& log, std::string_view key) {
   std::vector<std::string> values;
   Update update;
@@ -44,7 +44,7 @@ class Faults : public ::testing::Test {
   Fleet fleet;
 };
 
-// Ids that commit out of order: a reader passes 11, then 10 commits, and 10 is never read.
+// Ids commit out of order: a reader passes 11, then 10 commits, and 10 is never read.
 TEST_F(Faults, reader_never_skips_update_committed_later) {
   std::vector<std::thread> writers;
   for (int i = 0; i < 3; ++i) {
@@ -67,7 +67,7 @@ TEST_F(Faults, reader_never_skips_update_committed_later) {
   EXPECT_EQ(reader.counters().updates_applied, 450 - before) << "each once, none skipped";
 }
 
-// A rewrite deletes a row that was committed after it read and before it deleted.
+// A rewrite deletes a row that was committed between its read and its delete.
 TEST_F(Faults, rewrite_keeps_concurrent_writes) {
   Cache rewriter = fleet.open("rewriter");
   std::atomic<bool> end{false};
@@ -86,8 +86,8 @@ TEST_F(Faults, rewrite_keeps_concurrent_writes) {
   EXPECT_EQ(contents(fleet.open("new")), written);
 }
 
-// A machine behind a rewrite: keys deleted in between live on for ever, updates between are lost;
-// silently.
+// A machine behind a rewrite silently keeps keys that were deleted in between, and loses the
+// updates in between.
 TEST_F(Faults, machine_behind_rewrite_drops_erased_and_gains_missed_keys) {
   Cache writer = fleet.open("writer");
   Cache behind = fleet.open("behind");
@@ -101,10 +101,10 @@ TEST_F(Faults, machine_behind_rewrite_drops_erased_and_gains_missed_keys) {
   behind.update();
 
   EXPECT_EQ(contents(behind), (Contents{{"a", "1"}, {"after", "1"}, {"hole", "1"}}));
-  EXPECT_EQ(behind.counters().rebuilds_behind_base, 1U) << "and it says so";
+  EXPECT_EQ(behind.counters().rebuilds_behind_base, 1U) << "and it is counted";
 }
 
-// A bootstrap copy older than the last rewrite: the same, and nothing checks.
+// A bootstrap copy older than the last rewrite has the same faults, and nothing checks for them.
 TEST_F(Faults, bootstrap_copy_older_than_rewrite_is_rebuilt) {
   Cache writer = fleet.open("writer");
   writer.set_multi({{"ghost", "1"}, {"a", "1"}});
@@ -117,8 +117,7 @@ TEST_F(Faults, bootstrap_copy_older_than_rewrite_is_rebuilt) {
   EXPECT_EQ(contents(fleet.open("copy")), (Contents{{"a", "1"}}));
 }
 
-// Deleting a key that is absent makes the rest of that batch be skipped, and the next update steps
-// over it.
+// Deleting an absent key skips the rest of the batch, and the next update never returns to it.
 TEST_F(Faults, erase_of_absent_key_keeps_rest_of_batch) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -129,7 +128,7 @@ TEST_F(Faults, erase_of_absent_key_keeps_rest_of_batch) {
   EXPECT_EQ(contents(writer), contents(reader));
 }
 
-// A write changes the local state outside the log order: readers on that machine see 2, 1, 2.
+// A write changes the local state out of log order: readers on that machine see 2, 1, 2.
 TEST_F(Faults, concurrent_writers_read_values_in_log_order) {
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -159,29 +158,29 @@ TEST_F(Faults, concurrent_writers_read_values_in_log_order) {
     auto at = order.begin();
     for (const std::string& value : *seen) {
       at = std::find(at, order.end(), value);
-      ASSERT_NE(at, order.end()) << value << " was seen after something newer";
+      ASSERT_NE(at, order.end()) << value << " was seen after a newer value";
     }
   }
 }
 
-// One lock per key: others see half of an update.
+// There is one lock per key: readers see half of an update.
 TEST_F(Faults, multi_key_update_is_never_seen_partially) {
   Cache cache = fleet.open("berlin");
   Cache follower = fleet.open("tokyo");
   cache.set_multi({{"a", "0"}, {"b", "0"}, {"c", "0"}});
   follower.update();
   std::atomic<bool> end{false};
-  std::atomic<int> halves{0};
-  std::atomic<int> looks{0};
+  std::atomic<int> torn_reads{0};
+  std::atomic<int> read_count{0};
   std::vector<std::thread> readers;
   for (const Cache* reader : {&cache, &follower}) {
     readers.emplace_back([&, reader] {
       while (!end) {
         const auto values = reader->get_multi({"a", "b", "c"});
-        if (values[0] != values[1] || values[1] != values[2]) ++halves;
+        if (values[0] != values[1] || values[1] != values[2]) ++torn_reads;
         const View view = reader->view();
-        if (view.get("a") != view.get("c")) ++halves;
-        ++looks;
+        if (view.get("a") != view.get("c")) ++torn_reads;
+        ++read_count;
       }
     });
   }
@@ -192,11 +191,11 @@ TEST_F(Faults, multi_key_update_is_never_seen_partially) {
   }
   end = true;
   for (std::thread& reader : readers) reader.join();
-  EXPECT_EQ(halves, 0);
-  EXPECT_GT(looks, 0);
+  EXPECT_EQ(torn_reads, 0);
+  EXPECT_GT(read_count, 0);
 }
 
-// A large multi-set fails in the middle: part is written and nothing says which.
+// A large multi-set fails midway: part of it is written, and no error says which part.
 TEST_F(Faults, set_multi_failing_midway_reports_written_changes) {
   auto script = std::make_shared<Script>();
   Options options;
@@ -217,7 +216,7 @@ TEST_F(Faults, set_multi_failing_midway_reports_written_changes) {
   EXPECT_FALSE(cache.contains("c"));
 }
 
-// Keys longer than the column: truncated, so that two keys replace each other.
+// Keys longer than the column are truncated, so two keys replace each other.
 TEST_F(Faults, long_keys_with_common_prefix_stay_distinct) {
   Cache cache = fleet.open("berlin");
   const std::string stem(1023, 'k');
@@ -229,7 +228,7 @@ TEST_F(Faults, long_keys_with_common_prefix_stay_distinct) {
   EXPECT_EQ(cache.size(), 2U);
 }
 
-// A delete is encoded as an empty value: setting an empty value deletes the key elsewhere.
+// A delete is encoded as an empty value: setting an empty value deletes the key on other machines.
 TEST_F(Faults, empty_value_differs_from_absent_key) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -244,8 +243,8 @@ TEST_F(Faults, empty_value_differs_from_absent_key) {
   EXPECT_FALSE(reader.contains("a"));
 }
 
-// After a rewrite up to the newest id the head goes down (20 -> 1): every machine fails, old ids
-// are handed out again.
+// A rewrite up to the newest id lowers the head (20 -> 1): every machine fails, and old ids are
+// assigned again.
 TEST_F(Faults, ids_continue_after_rewrite_up_to_head) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -259,7 +258,7 @@ TEST_F(Faults, ids_continue_after_rewrite_up_to_head) {
   EXPECT_EQ(reader.get("a"), "20");
 }
 
-// The file store: two processes take one id, and one update overwrites another.
+// In the file store two processes append the same id, and one update overwrites the other.
 TEST(FaultsOfFiles, concurrent_processes_never_append_same_id) {
   Fleet fleet("file");
   std::vector<std::unique_ptr<TestProcess>> writers;
@@ -276,7 +275,7 @@ TEST(FaultsOfFiles, concurrent_processes_never_append_same_id) {
   EXPECT_EQ(cache.size(), 90U);
 }
 
-// Deleting the whole history leaves every other machine with old data and no signal.
+// Deleting the whole history leaves every other machine with old data and without notice.
 TEST_F(Faults, delete_all_history_empties_every_machine) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -292,8 +291,8 @@ TEST_F(Faults, delete_all_history_empties_every_machine) {
   EXPECT_EQ(reader.digest(), writer.digest());
 }
 
-// A value one codec can write and the other cannot store is committed and then stops every machine
-// at that id for ever.
+// A value that one codec can encode and another cannot store is committed. It then stops every
+// machine at that id forever.
 TEST_F(Faults, every_accepted_value_is_applied_by_reader) {
   Options options;
   options.update_bytes_max = 20U << 20;
@@ -325,13 +324,13 @@ TEST_F(Faults, every_accepted_value_is_applied_by_reader) {
     EXPECT_EQ(reader.get("key" + std::to_string(i)), values[i]) << i;
 }
 
-// rewrite fails as soon as a key was set and then deleted singly; needs gaps in the ids; a
+// A rewrite needs gaps in the ids, and fails if a key was set and later deleted on its own. A
 // multi-key load can never be rewritten.
 TEST_F(Faults, history_with_sets_erases_and_batches_is_rewritten) {
   Cache cache = fleet.open("berlin");
   cache.set("a", "1");
   cache.erase("a");
-  cache.erase("never there");
+  cache.erase("never set");
   std::map<std::string, std::string> batch;
   for (int i = 0; i < 1000; ++i) batch["key" + std::to_string(i)] = std::to_string(i);
   cache.set_multi(batch);
@@ -341,7 +340,7 @@ TEST_F(Faults, history_with_sets_erases_and_batches_is_rewritten) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-// Deleting an absent key at the tail: fetched again on every update, the id never moves.
+// An erase of an absent key at the tail is fetched again on every update: the id never advances.
 TEST_F(Faults, erase_of_absent_key_advances_id_and_is_applied_once) {
   Cache writer = fleet.open("writer");
   auto script = std::make_shared<Script>();
@@ -354,7 +353,7 @@ TEST_F(Faults, erase_of_absent_key_advances_id_and_is_applied_once) {
   EXPECT_EQ(reader.counters().updates_applied, 2U);
 }
 
-// No retry on a lost connection; the outcome of a commit stays unknown; no timeout.
+// A lost connection is not retried, the outcome of a commit stays unknown, and there is no timeout.
 TEST_F(Faults, lost_connection_is_retried_until_deadline) {
   auto script = std::make_shared<Script>();
   std::atomic<int> lost{0};
@@ -373,7 +372,7 @@ TEST_F(Faults, lost_connection_is_retried_until_deadline) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
 }
 
-// Two rewrites at once; a rewrite that reads pages without one view of the rows.
+// Two rewrites run at once, and each reads pages without a consistent snapshot of the rows.
 TEST_F(Faults, concurrent_rewrites_leave_complete_history) {
   Cache berlin = fleet.open("berlin");
   std::map<std::string, std::string> batch;
@@ -396,7 +395,7 @@ TEST_F(Faults, concurrent_rewrites_leave_complete_history) {
   EXPECT_EQ(fleet.open("new").digest(), berlin.digest());
 }
 
-// set_multi({}) writes an empty row. delete_multi commits but never deletes locally. delete of an
+// set_multi({}) writes an empty row. delete_multi commits but never deletes locally. A delete of an
 // absent key commits, then raises.
 TEST_F(Faults, empty_batch_appends_nothing_and_erase_applies_locally) {
   Cache cache = fleet.open("berlin");
@@ -409,7 +408,7 @@ TEST_F(Faults, empty_batch_appends_nothing_and_erase_applies_locally) {
   EXPECT_EQ(cache.erase("absent"), 3U);
 }
 
-// The empty key is secretly the applied id.
+// The empty key secretly holds the applied id.
 TEST_F(Faults, no_key_is_reserved) {
   Cache cache = fleet.open("berlin");
   expect_error(ErrorKind::invalid, [&] { cache.set("", "17"); });
@@ -423,7 +422,7 @@ TEST_F(Faults, no_key_is_reserved) {
   EXPECT_EQ(cache.size(), 4U);
 }
 
-// get has no idea how old its data is; nothing bounds it.
+// get() cannot say how old its data is, and nothing bounds the age.
 TEST_F(Faults, staleness_is_reported_and_bounded_by_update) {
   Cache writer = fleet.open("writer");
   Cache reader = fleet.open("reader");
@@ -436,7 +435,7 @@ TEST_F(Faults, staleness_is_reported_and_bounded_by_update) {
   EXPECT_EQ(reader.get("a"), "1");
 }
 
-// A predictable name in /tmp, followed through symlinks, mode 0666.
+// The state has a predictable name in /tmp, is opened through symlinks, and has mode 0666.
 TEST_F(Faults, state_files_are_private_to_user) {
   Cache cache = fleet.open("berlin");
   struct stat status;
@@ -451,35 +450,35 @@ TEST_F(Faults, state_files_are_private_to_user) {
 // Every reader maps the file writable.
 TEST_F(Faults, idle_writer_and_follower_map_state_read_only) {
   Cache cache = fleet.open("berlin");
-  const auto all_read_only = [](const Cache& who) {
-    const std::vector<std::string> mappings = mappings_of(who.state_path());
-    return !mappings.empty() && writable_mappings_of(who.state_path()) == 0;
+  const auto all_read_only = [](const Cache& reader) {
+    const std::vector<std::string> mappings = mappings_of(reader.state_path());
+    return !mappings.empty() && writable_mappings_of(reader.state_path()) == 0;
   };
   cache.set("a", "1");
   const View view = cache.view();
   EXPECT_TRUE(all_read_only(cache));
-  // Who writes again and again is writing; until he is not.
-  const auto write_until_it_is_kept = [&] {
+  // A frequent writer keeps its writable mapping until it stops writing.
+  const auto write_until_mapping_is_kept = [&] {
     for (int i = 0; i < 1000 && all_read_only(cache); ++i) cache.set("a", std::to_string(i));
     EXPECT_EQ(writable_mappings_of(cache.state_path()), 1);
   };
-  write_until_it_is_kept();
+  write_until_mapping_is_kept();
   std::this_thread::sleep_for(milliseconds(30));
   cache.update({.staleness_max = std::chrono::minutes(1)});
   EXPECT_TRUE(all_read_only(cache));
-  // Who follows never is.
+  // A follower never maps the state writable.
   Cache tokyo = fleet.open("tokyo");
   for (int i = 0; i < 20; ++i) {
     cache.set("a", std::to_string(i));
     tokyo.update();
     EXPECT_TRUE(all_read_only(tokyo));
   }
-  // And who closes it while others are writing, is not from then on.
-  write_until_it_is_kept();
+  // Closing the cache while another thread writes removes the writable mapping.
+  write_until_mapping_is_kept();
   std::thread other([&] {
     try {
       for (int i = 0;; ++i) cache.set("b", std::to_string(i));
-    } catch (const Error&) {  // it is closed
+    } catch (const Error&) {  // the cache is closed
     }
   });
   std::this_thread::sleep_for(milliseconds(20));
@@ -488,7 +487,8 @@ TEST_F(Faults, idle_writer_and_follower_map_state_read_only) {
   EXPECT_TRUE(all_read_only(cache));
 }
 
-// A writer that dies holding the lock stalls every reader a second, then the whole pool is walked.
+// A writer that dies with the lock held stalls every reader for a second; then the whole pool is
+// scanned.
 TEST(FaultsOfProcesses, killed_writer_does_not_block_other_processes) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");

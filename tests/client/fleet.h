@@ -1,8 +1,9 @@
 // A fleet: one log, and machines that follow it, each with a state file of its own.
 //
-//   Fleet fleet;                          log and states in memory; Fleet("sqlite") and Fleet("file") lie on the disk,
-//   and
-//                                         can be shared by processes
+// The log and the states are in memory; Fleet("sqlite") and Fleet("file") are on disk, and
+// processes can share them.
+//
+//   Fleet fleet;
 //   Cache berlin = fleet.open("berlin");
 //   Cache tokyo = fleet.open("tokyo");
 #pragma once
@@ -38,7 +39,7 @@
 
 namespace whycache::testing {
 
-// What a cache reported.
+// Collects the events that a cache reports.
 class Events {
  public:
   std::function<void(const Event&)> listener() {
@@ -53,7 +54,7 @@ class Events {
     for (const Event& event : events_) count += event.kind == kind;
     return count;
   }
-  // The messages of a kind, one a line.
+  // Returns the messages of a kind, one per line.
   std::string messages(Event::Kind kind) const {
     const std::lock_guard guard(mutex_);
     std::string text;
@@ -68,7 +69,7 @@ class Events {
   std::vector<Event> events_;
 };
 
-// Folders for state files that never touch a disk, gone when the test is.
+// A directory for state files in memory; its destructor removes it.
 class MemoryDirectory {
  public:
   MemoryDirectory() {
@@ -81,7 +82,7 @@ class MemoryDirectory {
     std::error_code ignored;
     if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
   }
-  // Empty if there can be none here.
+  // Empty if /dev/shm cannot be used.
   const std::string& path() const { return path_; }
 
  private:
@@ -144,7 +145,7 @@ inline Contents contents(const View& view) {
 }
 inline Contents contents(const Cache& cache) { return contents(cache.view()); }
 
-// Bytes that no compression makes smaller.
+// Returns random bytes, which no compression makes smaller.
 inline std::string incompressible_bytes(std::size_t bytes, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   std::string text(bytes, '\0');
@@ -152,18 +153,18 @@ inline std::string incompressible_bytes(std::size_t bytes, std::uint64_t seed) {
   return text;
 }
 
-// A process that runs `story` and ends. Its exit status says whether the story came to its end and
-// expected nothing in vain.
+// A forked process that runs `body` and exits. Its exit status is 0 if `body` returned and no
+// expectation failed.
 class TestProcess {
  public:
-  explicit TestProcess(const std::function<void()>& story) {
+  explicit TestProcess(const std::function<void()>& body) {
     std::fflush(nullptr);
     pid_ = ::fork();
     if (pid_ < 0) throw std::runtime_error("cannot fork");
     if (pid_ > 0) return;
     int status = 0;
     try {
-      story();
+      body();
     } catch (const std::exception& error) {
       std::fprintf(stderr, "child: %s\n", error.what());
       status = 2;
@@ -179,14 +180,14 @@ class TestProcess {
   }
 
   pid_t pid() const { return pid_; }
-  // 0: all was well.
+  // Waits for the process to exit and returns its exit status.
   int wait() {
     int status = 0;
     ::waitpid(std::exchange(pid_, 0), &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
   void kill_and_wait() {
-    if (pid_ <= 0) return;  // kill(2) would take these for more than one process
+    if (pid_ <= 0) return;  // kill(2) addresses several processes by these
     ::kill(pid_, SIGKILL);
     wait();
   }
@@ -195,9 +196,9 @@ class TestProcess {
   pid_t pid_ = 0;
 };
 
-// Runs a story in a process of its own and expects it to end well.
-inline void expect_success_in_child(const std::function<void()>& story) {
-  EXPECT_EQ(TestProcess(story).wait(), 0);
+// Runs `body` in a forked process and expects it to succeed.
+inline void expect_success_in_child(const std::function<void()>& body) {
+  EXPECT_EQ(TestProcess(body).wait(), 0);
 }
 
 }  // namespace whycache::testing

@@ -1,4 +1,4 @@
-// Following the log: update(), its bounds, and a log that is late, away or wrong.
+// Following the log: update(), its bounds, and a log that is slow, unavailable or damaged.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -17,12 +17,12 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 
-constexpr milliseconds short_deadline{60};
+constexpr milliseconds follow_deadline{60};
 
-UpdateOptions with_deadline(milliseconds deadline) {
+UpdateOptions update_within(milliseconds deadline) {
   return {.staleness_max = {}, .at_least = 0, .deadline = deadline};
 }
-UpdateOptions with_staleness_max(std::chrono::nanoseconds staleness) {
+UpdateOptions update_with_staleness(std::chrono::nanoseconds staleness) {
   return {.staleness_max = staleness, .at_least = 0, .deadline = {}};
 }
 
@@ -39,19 +39,19 @@ TEST(Follow, update_within_staleness_max_skips_log_read) {
   Fleet fleet;
   Cache writer = fleet.open("berlin");
   auto script = std::make_shared<Script>();
-  Cache one = fleet.open("tokyo", script);
+  Cache counted = fleet.open("tokyo", script);
   Cache other = fleet.open("tokyo");
   writer.set("a", "1");
   other.update();
   const int reads = script->read_count;
 
-  EXPECT_EQ(one.update(with_staleness_max(std::chrono::hours(1))), 1U);
+  EXPECT_EQ(counted.update(update_with_staleness(std::chrono::hours(1))), 1U);
   EXPECT_EQ(script->read_count, reads);
-  EXPECT_LT(one.staleness(), std::chrono::hours(1));
+  EXPECT_LT(counted.staleness(), std::chrono::hours(1));
 
   std::this_thread::sleep_for(milliseconds(2));
   writer.set("a", "2");
-  EXPECT_EQ(one.update(with_staleness_max(milliseconds(1))), 2U);
+  EXPECT_EQ(counted.update(update_with_staleness(milliseconds(1))), 2U);
   EXPECT_EQ(script->read_count, reads + 1);
 }
 
@@ -104,12 +104,12 @@ TEST(Follow, update_waiting_for_at_least_fails_at_deadline) {
 
   expect_error(
       ErrorKind::unavailable,
-      [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = short_deadline}); },
+      [&] { cache.update({.staleness_max = {}, .at_least = 7, .deadline = follow_deadline}); },
       "at_least=7", "applied_id=0");
 
   const auto took = std::chrono::steady_clock::now() - began;
-  EXPECT_GE(took, short_deadline);
-  EXPECT_LT(took, short_deadline + std::chrono::seconds(2));
+  EXPECT_GE(took, follow_deadline);
+  EXPECT_LT(took, follow_deadline + std::chrono::seconds(2));
 }
 
 TEST(Follow, concurrent_updates_share_log_reads) {
@@ -138,7 +138,8 @@ TEST(Follow, concurrent_updates_share_log_reads) {
   hold = false;
   for (std::thread& thread : threads) thread.join();
 
-  // The first one asked before most of the others had called; one more asks for all of these.
+  // The first update() reads before most of the others are called; one more read serves all of
+  // them.
   EXPECT_LE(script->read_count, 4);
 }
 
@@ -184,10 +185,10 @@ TEST(Follow, update_stopped_at_deadline_between_pages_resumes_later) {
     berlin.set("key" + std::to_string(i),
                incompressible_bytes(1'000'000, static_cast<std::uint64_t>(i)));
   }
-  script->before_read = [] { std::this_thread::sleep_for(short_deadline); };
+  script->before_read = [] { std::this_thread::sleep_for(follow_deadline); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { tokyo.update(with_deadline(short_deadline)); }, "head=30");
+      ErrorKind::unavailable, [&] { tokyo.update(update_within(follow_deadline)); }, "head=30");
   const UpdateId applied = tokyo.applied_id();
   EXPECT_GT(applied, 0U);
   EXPECT_LT(applied, 30U);
@@ -223,11 +224,11 @@ TEST(Follow, update_fails_at_deadline_while_reads_continue) {
   script->before_read = [] { throw unavailable_error(); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); },
+      ErrorKind::unavailable, [&] { cache.update(update_within(follow_deadline)); },
       "the test's log is away", "deadline_ms=60", fleet.url());
 
   EXPECT_EQ(cache.get("a"), "1");
-  EXPECT_GT(cache.staleness(), short_deadline);
+  EXPECT_GT(cache.staleness(), follow_deadline);
 }
 
 TEST(Follow, update_waits_for_follow_lock_until_deadline) {
@@ -235,19 +236,20 @@ TEST(Follow, update_waits_for_follow_lock_until_deadline) {
   auto script = std::make_shared<Script>();
   std::atomic<bool> hold{false};
   std::atomic<bool> held{false};
-  Cache one = fleet.open("berlin", script);
-  Cache two = fleet.open("berlin");
+  Cache blocked = fleet.open("berlin", script);
+  Cache waiter = fleet.open("berlin");
   script->before_read = [&] {
     held = true;
     while (hold) std::this_thread::sleep_for(milliseconds(1));
   };
   hold = true;
-  std::thread slow([&] { one.update(); });
+  std::thread slow([&] { blocked.update(); });
   while (!held) std::this_thread::yield();
 
   expect_error(
-      ErrorKind::unavailable, [&] { two.update(with_deadline(short_deadline)); }, "follow lock");
-  EXPECT_EQ(two.get("a"), std::nullopt) << "reads go on";
+      ErrorKind::unavailable, [&] { waiter.update(update_within(follow_deadline)); },
+      "follow lock");
+  EXPECT_EQ(waiter.get("a"), std::nullopt) << "reads continue";
 
   hold = false;
   slow.join();
@@ -259,7 +261,8 @@ TEST(Follow, foreign_exception_from_log_becomes_unavailable) {
   Cache cache = fleet.open("berlin", script);
   script->before_read = [] { throw std::runtime_error("no such host"); };
   expect_error(
-      ErrorKind::unavailable, [&] { cache.update(with_deadline(short_deadline)); }, "no such host");
+      ErrorKind::unavailable, [&] { cache.update(update_within(follow_deadline)); },
+      "no such host");
 }
 
 TEST(Follow, cache_with_state_opens_while_log_is_unavailable) {
@@ -273,7 +276,7 @@ TEST(Follow, cache_with_state_opens_while_log_is_unavailable) {
   script->before_read = script->before_extent = fail;
   Events events;
   Options options;
-  options.deadline = short_deadline;
+  options.deadline = follow_deadline;
   options.on_event = events.listener();
 
   Cache cache = fleet.open("berlin", script, options);
@@ -301,7 +304,7 @@ TEST(Follow, cache_with_other_log_rejects_fresh_shared_state) {
 
   right.update();
   expect_error(
-      ErrorKind::corrupt, [&] { wrong.update(with_staleness_max(std::chrono::hours(1))); },
+      ErrorKind::corrupt, [&] { wrong.update(update_with_staleness(std::chrono::hours(1))); },
       "another log");
   right.update();
   expect_error(
@@ -310,7 +313,7 @@ TEST(Follow, cache_with_other_log_rejects_fresh_shared_state) {
   EXPECT_EQ(theirs.log()->extent().head, 0U);
 }
 
-// --- What cannot be believed ---
+// --- A damaged log ---
 
 class FollowDamagedLog : public ::testing::Test {
  protected:
@@ -318,7 +321,7 @@ class FollowDamagedLog : public ::testing::Test {
     for (int i = 1; i <= 5; ++i) berlin.set("key", std::to_string(i));
   }
 
-  // Tokyo has update 2, and meets a log in which update 4 is as `show` says.
+  // Tokyo has applied update 2, and then reads a log whose update 4 is replaced by show(row).
   void expect_damage_reported(std::function<std::optional<std::string>(std::string_view)> show,
                               const std::string& message) {
     {
@@ -340,7 +343,7 @@ class FollowDamagedLog : public ::testing::Test {
     expect_error(
         ErrorKind::corrupt, [&] { tokyo.update(); }, message, "id=4", "rewrite history");
 
-    EXPECT_EQ(tokyo.applied_id(), 3U) << "what comes before is applied";
+    EXPECT_EQ(tokyo.applied_id(), 3U) << "earlier updates are applied";
     EXPECT_EQ(tokyo.get("key"), "3");
     expect_error(
         ErrorKind::corrupt, [&] { tokyo.update(); }, "id=4");
@@ -391,15 +394,16 @@ TEST_F(FollowDamagedLog, unknown_version_throws_corrupt) {
       "version");
 }
 
-// It fits the chain, and yet cannot be decoded: a fault of whoever wrote it. Nothing of it is
+// The update continues the chain but cannot be decoded: its writer was at fault. No part of it is
 // applied.
 TEST_F(FollowDamagedLog, truncated_body_with_valid_chain_throws_corrupt) {
   const std::vector<std::string> rows = rows_of(CacheInternal::log(berlin));
   const std::uint64_t chain = peek_header(rows[2])->chain;
   Draft draft(Authorship{});
-  ASSERT_TRUE(draft.add(Change::set("key", "an update that will be cut"), 1 << 20));
-  std::string cut(draft.seal(4, chain));
-  expect_damage_reported([&](std::string_view) { return cut.substr(0, cut.size() - 3); }, "4");
+  ASSERT_TRUE(draft.add(Change::set("key", "an update that will be truncated"), 1 << 20));
+  std::string truncated(draft.seal(4, chain));
+  expect_damage_reported(
+      [&](std::string_view) { return truncated.substr(0, truncated.size() - 3); }, "4");
 }
 
 TEST_F(FollowDamagedLog, head_beyond_last_update_throws_corrupt) {
