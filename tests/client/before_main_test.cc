@@ -1,5 +1,4 @@
-// A cache that is an object of the program's, made before main() runs, and before this library's
-// own objects, perhaps.
+// A cache that a static initializer creates, possibly before the static objects of this library.
 #include <gtest/gtest.h>
 
 #include <string>

@@ -1,6 +1,6 @@
-// A memcached that is dead, empty, forgetful, stopped or lying, and logs that are restored or
-// replaced beneath it: that costs reads of the log and some seconds, and never a wrong value, a
-// missed update or a write that fails.
+// A memcached that is dead, empty, evicting, paused or returning wrong data, and logs that are
+// restored or replaced beneath it. Each of these costs log reads and some seconds, but never causes
+// a wrong value, a missed update or a failed write.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -24,7 +24,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds never{3600};
+// Longer than any test: no machine confirms with the log by itself.
+constexpr seconds confirm_never{3600};
 
 std::chrono::milliseconds measure_duration(const std::function<void()>& work) {
   const auto began = std::chrono::steady_clock::now();
@@ -32,18 +33,17 @@ std::chrono::milliseconds measure_duration(const std::function<void()>& work) {
   return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began);
 }
 
-// Given a writer and a follower, at update 3 both, of which memcached knows.
+// A writer and a follower, both at update 3, which memcached holds.
 class MemcachedFaults : public ::testing::Test {
  protected:
-  explicit MemcachedFaults(seconds confirm = seconds(1),
-                           milliseconds patience = milliseconds(2'000))
-      : fleet(confirm, seconds(600), patience) {
+  explicit MemcachedFaults(seconds confirm = seconds(1), milliseconds timeout = milliseconds(2'000))
+      : fleet(confirm, seconds(600), timeout) {
     for (int i = 1; i <= 3; ++i) write();
     tokyo->update();
     tokyo->update();
   }
 
-  // What the key is set to by update `id` is `id`: so any other value is a wrong one.
+  // Update `id` sets the key to `id`, so any other value is wrong.
   UpdateId write() {
     const UpdateId id = berlin->applied_id() + 1;
     EXPECT_EQ(berlin->set("key", std::to_string(id)), id);
@@ -53,20 +53,19 @@ class MemcachedFaults : public ::testing::Test {
     const UpdateId id = tokyo->applied_id();
     EXPECT_EQ(tokyo->get("key"), std::to_string(id));
   }
-  // The follower sees update `id` now, by asking the log if it must, and sees nothing wrong.
+  // Expects one update() of the follower to reach update `id`, with the right value.
   void expect_applied_id(UpdateId id) {
     EXPECT_EQ(tokyo->update(), id);
     expect_right_value();
   }
-  // The follower sees it within the time in which each asks the log itself, and nothing wrong until
-  // then.
+  // Expects the follower to reach update `id` within staleness_max(), and no wrong value before.
   void expect_applied_id_soon(UpdateId id) {
     EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] {
       expect_right_value();
       return tokyo->applied_id() == id;
     }));
   }
-  // The bytes of an update as another history would have them.
+  // Returns the bytes of a valid update of another history.
   static std::string forged_update(UpdateId id, std::uint64_t previous_chain,
                                    const std::string& value) {
     Draft draft(Authorship{});
@@ -87,10 +86,10 @@ class MemcachedFaults : public ::testing::Test {
   TieredMachine tokyo = fleet.open("tokyo");
 };
 
-// Nobody asks the log unless something is wrong.
+// Machines read the log only if memcached returns wrong data.
 class MemcachedWrongData : public MemcachedFaults {
  protected:
-  MemcachedWrongData() : MemcachedFaults(never) {}
+  MemcachedWrongData() : MemcachedFaults(confirm_never) {}
 };
 
 class MemcachedPaused : public MemcachedFaults {
@@ -98,13 +97,13 @@ class MemcachedPaused : public MemcachedFaults {
   MemcachedPaused() : MemcachedFaults(seconds(1), milliseconds(100)) {}
 };
 
-// The same, and one that is stopped delays nobody for long.
+// As MemcachedWrongData, with a short timeout, so that a paused memcached delays no call for long.
 class MemcachedUnreachable : public MemcachedFaults {
  protected:
-  MemcachedUnreachable() : MemcachedFaults(never, milliseconds(100)) {}
+  MemcachedUnreachable() : MemcachedFaults(confirm_never, milliseconds(100)) {}
 };
 
-// --- Dead, empty, forgetful, stopped. ---
+// --- Dead, empty, evicting, paused. ---
 
 TEST_F(MemcachedFaults, caches_work_with_memcached_dead_at_open) {
   fleet.server().kill();
@@ -131,7 +130,7 @@ TEST_F(MemcachedFaults, follower_catches_up_after_memcached_restarts_empty) {
     EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(),
                            [&] { return tokyo->applied_id() == berlin->applied_id(); }));
   }
-  EXPECT_GT(fleet.memcached().statistic("curr_items"), 0U);  // it is used again
+  EXPECT_GT(fleet.memcached().statistic("curr_items"), 0U);  // memcached is used again
 }
 
 TEST_F(MemcachedFaults, follower_catches_up_despite_repeated_flushes) {
@@ -169,7 +168,7 @@ TEST_F(MemcachedPaused, paused_memcached_delays_calls_only_briefly) {
   EXPECT_LT(measure_duration([&] { tokyo->update(); }), milliseconds(900));
   EXPECT_LT(measure_duration([&] { EXPECT_EQ(tokyo->get_fresh("key").value, "4"); }),
             milliseconds(900));
-  // For a while it is left alone.
+  // After a timeout the tier skips memcached for a while.
   EXPECT_LT(measure_duration([&] {
               for (int i = 0; i < 5; ++i) write();
             }),
@@ -203,14 +202,14 @@ TEST_F(MemcachedFaults, follower_catches_up_while_one_of_two_servers_is_dead) {
   }
 }
 
-// --- Lies. ---
+// --- Wrong data. ---
 
 TEST_F(MemcachedWrongData, random_update_bytes_are_replaced_from_log) {
   const UpdateId id = write();
   fleet.memcached().set(fleet.memcached_key("u:" + std::to_string(id)),
                         incompressible_bytes(100, id));
   expect_applied_id(id);
-  // What was wrong is right again.
+  // The follower has replaced the wrong bytes.
   EXPECT_EQ(fleet.memcached().get(fleet.memcached_key("u:" + std::to_string(id))),
             bytes_in_log(id));
 }
@@ -229,14 +228,13 @@ TEST_F(MemcachedWrongData, corrupted_updates_are_read_from_log) {
 }
 
 TEST_F(MemcachedWrongData, forged_update_before_real_one_is_rejected) {
-  // Given an update that is valid in every way, but not the one in the log, and one after it that
-  // is in the log,
+  // Given a valid update that is not the one in the log, followed by one that is,
   const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
   write();
   const UpdateId last = write();
   fleet.memcached().set(fleet.memcached_key("u:4"), forged_update(4, chain, "forged"));
 
-  // then nobody takes it for true, not even for a moment.
+  // then the follower never applies the forged update, not even briefly.
   expect_applied_id(last);
 }
 
@@ -275,44 +273,43 @@ TEST_F(MemcachedWrongData, low_head_record_is_corrected_by_zero_staleness_update
 }
 
 TEST_F(MemcachedWrongData, foreign_or_malformed_head_record_is_ignored) {
-  TieredFleet other(never);
+  TieredFleet other(confirm_never);
   TieredMachine elsewhere = other.open("elsewhere");
   for (int i = 0; i < 10; ++i) elsewhere->set("key", "of another log");
-  for (const std::string& lie :
+  for (const std::string& wrong_head :
        {*other.memcached().get(other.memcached_key("head")), std::string(), std::string("head"),
         incompressible_bytes(48, 1), incompressible_bytes(5'000, 2)}) {
-    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    fleet.memcached().set(fleet.memcached_key("head"), wrong_head);
     expect_applied_id(berlin->applied_id());
-    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    fleet.memcached().set(fleet.memcached_key("head"), wrong_head);
     expect_applied_id(write());
   }
 }
 
 TEST_F(MemcachedWrongData, high_head_record_is_corrected_from_log) {
-  // Given a head record as a writer puts it, of an update that is not in the log,
+  // Given a well-formed head record of an update that is not in the log,
   const std::string head = *fleet.memcached().get(fleet.memcached_key("head"));
   const std::uint64_t chain = peek_header(bytes_in_log(3))->chain;
-  std::string lie;
+  std::string record;
   for (UpdateId id : {UpdateId{4}, UpdateId{5}, UpdateId{1} << 40, ~UpdateId{0}}) {
-    lie = head;
-    lie.replace(8, 8, std::string(reinterpret_cast<const char*>(&id), 8));
-    lie.replace(16, 8, std::string(reinterpret_cast<const char*>(&chain), 8));
-    const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 40));
-    lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
-    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    record = head;
+    record.replace(8, 8, std::string(reinterpret_cast<const char*>(&id), 8));
+    record.replace(16, 8, std::string(reinterpret_cast<const char*>(&chain), 8));
+    const std::uint64_t hash = hash64(std::string_view(record).substr(0, 40));
+    record.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
+    fleet.memcached().set(fleet.memcached_key("head"), record);
     fleet.memcached().remove(fleet.memcached_key("fill:4"));
-    // then it is found that memcached has no such update, the log is asked, and the head is right
-    // again.
+    // then the follower finds no such update in memcached, reads the log, and replaces the record.
     expect_applied_id(3);
-    EXPECT_NE(fleet.memcached().get(fleet.memcached_key("head")), lie);
+    EXPECT_NE(fleet.memcached().get(fleet.memcached_key("head")), record);
   }
   expect_applied_id(write());
 }
 
 TEST_F(MemcachedWrongData, unchanged_head_record_is_trusted_at_most_ask_s) {
-  TieredFleet short_sighted(never, seconds(2));
-  TieredMachine paris = short_sighted.open("paris");
-  TieredMachine stranger = short_sighted.open("stranger", false);
+  TieredFleet low_ask(confirm_never, seconds(2));
+  TieredMachine paris = low_ask.open("paris");
+  TieredMachine stranger = low_ask.open("stranger", false);
   paris->update();
   stranger->set("key", "new");
   EXPECT_TRUE(poll_until(paris, milliseconds(2'500), [&] { return paris->get("key") == "new"; }));
@@ -321,20 +318,20 @@ TEST_F(MemcachedWrongData, unchanged_head_record_is_trusted_at_most_ask_s) {
 TEST_F(MemcachedFaults, random_wrong_data_never_yields_wrong_value) {
   std::mt19937_64 random(test_seed());
   SCOPED_TRACE(seed_note());
-  MemcachedClient liar = fleet.memcached();
+  MemcachedClient client = fleet.memcached();
   const std::string head_key = fleet.memcached_key("head");
   std::vector<std::string> heads;
   for (int i = 0; i < 400; ++i) {
     const UpdateId id = write();
-    heads.push_back(liar.get(head_key).value_or(""));
+    heads.push_back(client.get(head_key).value_or(""));
     const std::string body_key = fleet.memcached_key("u:" + std::to_string(id - random() % 3));
     switch (random() % 8) {
-      case 0: liar.set(body_key, incompressible_bytes(random() % 200, id)); break;
-      case 1: liar.set(body_key, bytes_in_log(1 + random() % id)); break;
-      case 2: liar.remove(body_key); break;
-      case 3: liar.set(head_key, heads[random() % heads.size()]); break;
-      case 4: liar.remove(head_key); break;
-      case 5: liar.flush_all(); break;
+      case 0: client.set(body_key, incompressible_bytes(random() % 200, id)); break;
+      case 1: client.set(body_key, bytes_in_log(1 + random() % id)); break;
+      case 2: client.remove(body_key); break;
+      case 3: client.set(head_key, heads[random() % heads.size()]); break;
+      case 4: client.remove(head_key); break;
+      case 5: client.flush_all(); break;
       default: break;
     }
     if (random() % 2 == 0) tokyo->update();
@@ -351,12 +348,12 @@ TEST_F(MemcachedFaults, random_wrong_data_never_yields_wrong_value) {
 TEST_F(MemcachedFaults, follower_rebuilds_after_log_restore) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
 
-  // When a backup is put back, as of update 4, and another machine goes on from there,
+  // When a backup as of update 4 is restored, and another machine appends to it,
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   TieredMachine paris = fleet.open("paris");
   EXPECT_EQ(paris->set("key", "after the restore"), 5U);
 
-  // then the follower, who has update 8 of what is no more, finds out, and stays with the new
+  // then the follower, which has update 8 of the lost tail, rebuilds once and keeps the new
   // history.
   EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(),
                          [&] { return tokyo->get("key") == "after the restore"; }));
@@ -373,7 +370,7 @@ TEST_F(MemcachedFaults, follower_rebuilds_after_log_restore) {
 TEST_F(MemcachedFaults, follower_rebuilds_after_restored_log_outgrows_lost_tail) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
-  TieredMachine paris = fleet.open("paris", false);  // who does not tell memcached
+  TieredMachine paris = fleet.open("paris", false);  // writes past memcached
   for (int i = 0; i < 20; ++i) paris->set("key", "after the restore");
 
   EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == 24; }));
@@ -385,7 +382,7 @@ TEST_F(MemcachedFaults, follower_of_quiet_restored_log_stays_at_restored_head) {
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 4");
   EXPECT_TRUE(poll_until(tokyo, fleet.staleness_max(), [&] { return tokyo->applied_id() == 4; }));
   EXPECT_EQ(tokyo->get("key"), "4");
-  // Nobody comes back to what is no more, though memcached still has it.
+  // No machine applies the lost updates again, though memcached still holds them.
   TieredMachine paris = fleet.open("paris");
   for (int i = 0; i < 10; ++i) {
     EXPECT_EQ(tokyo->update(), 4U);
@@ -395,21 +392,21 @@ TEST_F(MemcachedFaults, follower_of_quiet_restored_log_stays_at_restored_head) {
 }
 
 TEST_F(MemcachedUnreachable, resumed_memcached_does_not_undo_missed_restore) {
-  // Given updates 4 and 5, and a head record that says so, which the follower has not met,
+  // Given updates 4 and 5 and their head record, none of which the follower has read,
   write();
   write();
 
-  // when the log loses them, and the follower asks it while memcached is stopped,
+  // when the log loses them, and the follower reads it while memcached is paused,
   fleet.database().run("DELETE FROM whycache_updates_default WHERE id > 3");
   fleet.server().pause();
   EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), 3U);
   fleet.server().resume();
   std::this_thread::sleep_for(milliseconds(2'200));
 
-  // then what memcached still has does not bring them back,
+  // then the updates left in memcached are not applied,
   for (int i = 0; i < 3; ++i) expect_applied_id(3);
 
-  // and what is written from then on comes by it as before.
+  // and later updates come from memcached as before.
   EXPECT_EQ(tokyo->update({.staleness_max = milliseconds(0)}), 3U);
   TieredMachine paris = fleet.open("paris");
   EXPECT_EQ(paris->set("key", "4"), 4U);
@@ -425,7 +422,7 @@ TEST_F(MemcachedFaults, writer_after_restore_appends_to_restored_history) {
   for (int i = 0; i < 4; ++i) paris->set("key", "after the restore");
   std::this_thread::sleep_for(milliseconds(150));
 
-  // Given that the log has another update 8 than the writer, whom memcached tells that all is well.
+  // Given that update 8 of the log differs from the writer's, and memcached reports no change.
   berlin->set("other", "written");
   const std::unique_ptr<Log> log = fleet.fleet().log();
   std::uint64_t chain = chain_start(log->extent().uuid);
@@ -444,19 +441,18 @@ TEST_F(MemcachedWrongData, writer_reads_log_despite_fresh_head_record) {
   for (int i = 0; i < 4; ++i) paris->set("key", "after the restore");
   std::this_thread::sleep_for(milliseconds(150));
 
-  // Given a record that looks as if somebody had asked the log a moment ago, and found the update 8
-  // that was lost,
+  // Given a head record that claims a confirmation just now, with the lost update 8,
   for (std::uint64_t number : {1U, 2U}) {
-    std::string lie = *fleet.memcached().get(fleet.memcached_key("head"));
-    lie.replace(0, 8, std::string(reinterpret_cast<const char*>(&number), 8));
-    const std::uint64_t hash = hash64(std::string_view(lie).substr(0, 40));
-    lie.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
-    fleet.memcached().set(fleet.memcached_key("head"), lie);
+    std::string record = *fleet.memcached().get(fleet.memcached_key("head"));
+    record.replace(0, 8, std::string(reinterpret_cast<const char*>(&number), 8));
+    const std::uint64_t hash = hash64(std::string_view(record).substr(0, 40));
+    record.replace(40, 8, std::string(reinterpret_cast<const char*>(&hash), 8));
+    fleet.memcached().set(fleet.memcached_key("head"), record);
     berlin->update();
   }
   ASSERT_EQ(berlin->get("key"), "8");
 
-  // then the writer asks all the same, and what he writes follows what the log has.
+  // then the writer reads the log anyway, and its update continues the history of the log.
   EXPECT_EQ(berlin->set("other", "written"), 9U);
   EXPECT_EQ(berlin->get("key"), "after the restore");
   EXPECT_EQ(fleet.open("late")->digest(), berlin->digest());

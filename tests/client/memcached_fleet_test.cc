@@ -1,5 +1,5 @@
-// Machines that find what is new in memcached: what they see, how old it may be, and how seldom
-// they ask the log.
+// Machines that read updates from memcached: what they see, how stale it may be, and how rarely
+// they read the log.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -15,8 +15,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// So long that nobody asks within a story.
-constexpr seconds never{3600};
+// Longer than any test: no machine confirms with the log by itself.
+constexpr seconds never_confirm{3600};
 
 std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
   std::uint64_t calls = 0;
@@ -25,7 +25,7 @@ std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
 }
 
 TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "first");
   const std::vector<TieredMachine> followers = fleet.open_many(10);
@@ -44,7 +44,7 @@ TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
 }
 
 TEST(MemcachedFleet, many_updates_are_read_from_memcached_only) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
@@ -67,37 +67,36 @@ TEST(MemcachedFleet, one_follower_confirms_with_log_for_all) {
 
   // When all of them poll for five seconds,
   const auto end = std::chrono::steady_clock::now() + seconds(5);
-  std::chrono::nanoseconds stalest{0};
+  std::chrono::nanoseconds staleness_seen{0};
   while (std::chrono::steady_clock::now() < end) {
     for (const TieredMachine& follower : followers) {
       follower->update();
-      stalest = std::max(stalest, follower->staleness());
+      staleness_seen = std::max(staleness_seen, follower->staleness());
     }
     std::this_thread::sleep_for(milliseconds(50));
   }
 
-  // then the log was asked about once a second, not by each of them, and what they say of their
-  // staleness is as true.
+  // then the log was read about once a second in total, and every reported staleness was small.
   const std::uint64_t calls = log_calls_of(followers) - before;
   EXPECT_GE(calls, 2U);
   EXPECT_LE(calls, 10U);
-  EXPECT_LT(stalest, milliseconds(3500));
+  EXPECT_LT(staleness_seen, milliseconds(3500));
 }
 
 TEST(MemcachedFleet, staleness_bound_reads_update_unknown_to_memcached) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   TieredMachine stranger = fleet.open("stranger", false);
   TieredMachine tokyo = fleet.open("tokyo");
   stranger->set("key", "old");
   warm_up({});
   tokyo->update();
 
-  // Given an update of which memcached does not know,
+  // Given an update that memcached does not hold,
   stranger->set("key", "new");
   tokyo->update();
   EXPECT_EQ(tokyo->get("key"), "old");
 
-  // then who asks for what the log has gets it.
+  // then a bounded read returns it from the log.
   EXPECT_EQ(tokyo->get_fresh("key").value, "new");
   stranger->set("key", "newer");
   std::this_thread::sleep_for(milliseconds(20));
@@ -128,23 +127,24 @@ TEST(MemcachedFleet, infrequent_poller_uses_confirmation_of_frequent_poller) {
   berlin->set("key", "old");
   const std::vector<TieredMachine> followers = fleet.open_many(2);
   warm_up(followers);
-  const TieredMachine& often = followers[0];
-  const TieredMachine& seldom = followers[1];
-  const std::uint64_t before = *seldom.log_calls;
+  const TieredMachine& frequent = followers[0];
+  const TieredMachine& rare = followers[1];
+  const std::uint64_t before = *rare.log_calls;
 
-  // Given one who does not look for longer than anything is believed, while another does,
+  // Given a follower that does not poll for longer than staleness_max(), while another polls,
   const auto end = std::chrono::steady_clock::now() + fleet.staleness_max() + milliseconds(500);
   while (std::chrono::steady_clock::now() < end) {
-    often->update();
+    frequent->update();
     std::this_thread::sleep_for(milliseconds(50));
   }
   berlin->set("key", "new");
-  for (const std::uint64_t asked = *often.log_calls; *often.log_calls == asked;) often->update();
+  for (const std::uint64_t calls = *frequent.log_calls; *frequent.log_calls == calls;)
+    frequent->update();
 
-  // then he sees what is new, and how fresh it is, without asking the log himself.
-  EXPECT_EQ(seldom->update(), 2U);
-  EXPECT_EQ(*seldom.log_calls, before);
-  EXPECT_LT(seldom->staleness(), milliseconds(3'500));
+  // then the first sees the new value and its age without reading the log itself.
+  EXPECT_EQ(rare->update(), 2U);
+  EXPECT_EQ(*rare.log_calls, before);
+  EXPECT_LT(rare->staleness(), milliseconds(3'500));
 }
 
 TEST(MemcachedFleet, writers_on_all_machines_agree_on_sum) {
@@ -165,7 +165,7 @@ TEST(MemcachedFleet, writers_on_all_machines_agree_on_sum) {
 }
 
 TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
@@ -177,7 +177,7 @@ TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
 }
 
 TEST(MemcachedFleet, update_above_server_item_limit_is_read_from_log) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   fleet.replace_servers({"-I", "512k"});
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -212,9 +212,9 @@ TEST(MemcachedFleet, follower_behind_base_rebuilds_state) {
   TieredFleet fleet(seconds(1));
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
-  berlin->set("gone", "1");
+  berlin->set("erased", "1");
   tokyo->update();
-  berlin->erase("gone");
+  berlin->erase("erased");
   for (int i = 0; i < 5000; ++i) berlin->set_async("key", std::to_string(i));
   berlin->set("key", "last");
   berlin->rewrite_history();
@@ -243,7 +243,7 @@ TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
 }
 
 TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   fleet.replace_servers({}, true);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -255,7 +255,7 @@ TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
 }
 
 TEST(MemcachedFleet, parent_and_child_write_after_fork) {
-  TieredFleet fleet(never);
+  TieredFleet fleet(never_confirm);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();

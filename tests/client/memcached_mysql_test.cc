@@ -1,5 +1,5 @@
-// Who writes with memcached in front of MariaDB: after a connection was lost the log is read before
-// it is written, even if what stands there has just been had from memcached.
+// A writer with memcached in front of MariaDB: after it loses its connection it reads the log
+// before it appends, even if memcached has just delivered the latest update.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -21,7 +21,7 @@ TEST(MemcachedMysql, writer_with_lost_connection_succeeds_within_one_retry) {
   MariadbServer& server = MariadbServer::shared();
   TcpProxy proxy(server.port());
   const std::string database = server.make_database();
-  // So that nobody asks the log in between.
+  // With this confirm_s no machine reads the log in between.
   const std::string options = "?memcached=" + MemcachedServer::shared().address() +
                               "&memcached_timeout_ms=2000&confirm_s=3600";
   Fleet fleet;
@@ -34,7 +34,7 @@ TEST(MemcachedMysql, writer_with_lost_connection_succeeds_within_one_retry) {
   tokyo.update();
 
   for (int round = 1; round <= 20; ++round) {
-    // Given a machine that has no connection to the log any more, and its last update from
+    // Given a machine that has lost its connection to the log and has the last update from
     // memcached,
     const UpdateId id = berlin.set("key", "berlin");
     proxy.cut_all();
@@ -43,7 +43,7 @@ TEST(MemcachedMysql, writer_with_lost_connection_succeeds_within_one_retry) {
     ASSERT_EQ(proxy.connections(), connections);
     const std::uint64_t retries = tokyo.counters().log_retries;
 
-    // when it writes, then the second attempt at the latest succeeds.
+    // when it writes, then at most one retry is needed.
     EXPECT_EQ(tokyo.set("key", "tokyo", {.note = {}, .deadline = std::chrono::seconds(10)}),
               id + 1);
     EXPECT_LE(tokyo.counters().log_retries, retries + 1);

@@ -1,5 +1,4 @@
-// Allocations that fail: what is told of a write has to be true all the same, and nobody is left
-// waiting.
+// Failing allocations: the reported outcome of a write is still true, and no caller waits forever.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,24 +18,24 @@
 namespace whycache::testing {
 namespace {
 
-constexpr long allocation_count_max = 150;  // more than there are
+constexpr long allocation_count_max = 150;  // more than a write makes
 
 enum class WriteOutcome { written, nothing_written, uncertain };
 
 template <typename Write>
 WriteOutcome with_failing_allocation(long number, const Write& write) {
-  WriteOutcome told = WriteOutcome::written;
+  WriteOutcome outcome = WriteOutcome::written;
   allocations_until_failure = number;
   try {
     write();
   } catch (const Error& error) {
-    told = error.kind() == ErrorKind::uncertain ? WriteOutcome::uncertain
-                                                : WriteOutcome::nothing_written;
+    outcome = error.kind() == ErrorKind::uncertain ? WriteOutcome::uncertain
+                                                   : WriteOutcome::nothing_written;
   } catch (const std::bad_alloc&) {
-    told = WriteOutcome::nothing_written;
+    outcome = WriteOutcome::nothing_written;
   }
   allocations_until_failure = 0;
-  return told;
+  return outcome;
 }
 
 TEST(NoMemory, failed_allocation_in_set_reports_true_outcome) {
@@ -47,13 +46,14 @@ TEST(NoMemory, failed_allocation_in_set_reports_true_outcome) {
   int in_doubt = 0;
   for (long number = 1; number <= allocation_count_max; ++number) {
     const std::string key = "a key that is longer than a small string " + std::to_string(number);
-    const WriteOutcome told = with_failing_allocation(number, [&] { cache.set(key, "value"); });
+    const WriteOutcome outcome = with_failing_allocation(number, [&] { cache.set(key, "value"); });
     cache.update();
-    const bool is_there = cache.contains(key);
-    EXPECT_TRUE(told == WriteOutcome::uncertain || is_there == (told == WriteOutcome::written))
+    const bool in_cache = cache.contains(key);
+    EXPECT_TRUE(outcome == WriteOutcome::uncertain ||
+                in_cache == (outcome == WriteOutcome::written))
         << number;
-    failed += told != WriteOutcome::written;
-    in_doubt += told == WriteOutcome::uncertain;
+    failed += outcome != WriteOutcome::written;
+    in_doubt += outcome == WriteOutcome::uncertain;
   }
   EXPECT_GE(failed, 5);
   EXPECT_EQ(cache.digest(), fleet.open("rome").digest());
@@ -61,21 +61,21 @@ TEST(NoMemory, failed_allocation_in_set_reports_true_outcome) {
 }
 
 TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
-  // Many updates, for which the queue has to grow.
+  // Many updates, so that the queue has to grow.
   std::vector<std::pair<std::string, std::string>> texts;
   for (int i = 0; i < 200; ++i)
     texts.emplace_back("key" + std::to_string(i),
                        incompressible_bytes(3000, static_cast<unsigned>(i)));
   std::vector<Item> items;
   for (const auto& [key, value] : texts) items.push_back({key, value});
-  const auto try_one = [&](long number) {
+  const auto write_with_failure = [&](long number) {
     Fleet fleet;
     Options options;
     options.update_bytes_max = 4096;
     Cache cache = fleet.open("berlin", options);
     std::optional<std::future<UpdateId>> future;
     const long before = allocation_count;
-    const WriteOutcome told =
+    const WriteOutcome outcome =
         with_failing_allocation(number, [&] { future = cache.set_multi_async(items); });
     const long needed = allocation_count - before;
     if (future) {
@@ -83,16 +83,17 @@ TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
     } else {
       EXPECT_EQ(told, WriteOutcome::nothing_written) << number;
       std::this_thread::sleep_for(
-          std::chrono::milliseconds(20));  // for the thread to write what it was given
+          std::chrono::milliseconds(20));  // for the writer thread to append
     }
     cache.close_shared_state();
-    EXPECT_EQ(fleet.log()->extent().head > 0, told == WriteOutcome::written) << number;
+    EXPECT_EQ(fleet.log()->extent().head > 0, outcome == WriteOutcome::written) << number;
     return needed;
   };
-  const long needed = try_one(0);
+  const long needed = write_with_failure(0);
   std::printf("allocations=%ld\n", needed);
-  for (long number = 1; number < needed; number += 97) try_one(number);
-  for (long number = std::max(needed - 30, 1L); number <= needed; ++number) try_one(number);
+  for (long number = 1; number < needed; number += 97) write_with_failure(number);
+  for (long number = std::max(needed - 30, 1L); number <= needed; ++number)
+    write_with_failure(number);
 }
 
 }  // namespace

@@ -1,36 +1,19 @@
-// Several processes on one machine, and fork(): what one writes all see, and nobody is blocked by
-// the dead.
+// Several processes on one machine, and fork(): every process sees each write, and a dead process
+// blocks no other.
 #include <gtest/gtest.h>
-
-#include <sys/mman.h>
 
 #include <atomic>
 #include <thread>
 #include <vector>
 
 #include "client/fleet.h"
+#include "support/child_process.h"
 #include "support/seed.h"
 
 namespace whycache::testing {
 namespace {
 
 using std::chrono::milliseconds;
-
-// Memory that a child shares with its parent.
-template <typename T>
-class Shared {
- public:
-  Shared()
-      : at_(::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
-    new (at_) T{};
-  }
-  ~Shared() { ::munmap(at_, sizeof(T)); }
-  T* operator->() { return static_cast<T*>(at_); }
-  T& operator*() { return *static_cast<T*>(at_); }
-
- private:
-  void* at_;
-};
 
 class Processes : public ::testing::TestWithParam<const char*> {
  protected:
@@ -51,27 +34,27 @@ TEST_P(Processes, completed_set_is_visible_to_other_process) {
 }
 
 TEST_P(Processes, processes_read_completed_writes_monotonically) {
-  struct Board {
+  struct Progress {
     std::atomic<std::uint64_t> written{0};  // of key "n": the last value whose set() returned
     std::atomic<bool> end{false};
-    std::atomic<std::uint64_t> bad{0};
+    std::atomic<std::uint64_t> violations{0};
     std::atomic<std::uint64_t> reads{0};
   };
-  Shared<Board> board;
+  SharedWithChildren<Progress> progress;
   { fleet.open("berlin").set_multi({{"n", "0"}, {"m", "0"}}); }
   const auto read = [&] {
     Cache cache = fleet.open("berlin");
     std::uint64_t last = 0;
     std::string value;
-    while (!board->end) {
-      const std::uint64_t at_least = board->written;
+    while (!progress->end) {
+      const std::uint64_t at_least = progress->written;
       cache.get("n", value);
       const std::uint64_t seen = std::stoull(value);
-      if (seen < at_least || seen < last) ++board->bad;
+      if (seen < at_least || seen < last) ++progress->violations;
       last = seen;
       const auto both = cache.get_multi({"n", "m"});
-      if (both[0] != both[1]) ++board->bad;
-      ++board->reads;
+      if (both[0] != both[1]) ++progress->violations;
+      ++progress->reads;
     }
   };
   TestProcess reader_1(read);
@@ -80,14 +63,14 @@ TEST_P(Processes, processes_read_completed_writes_monotonically) {
     Cache cache = fleet.open("berlin");
     for (std::uint64_t i = 1; i <= 300; ++i) {
       cache.set_multi({{"n", std::to_string(i)}, {"m", std::to_string(i)}});
-      board->written = i;
+      progress->written = i;
     }
   });
-  board->end = true;
+  progress->end = true;
   EXPECT_EQ(reader_1.wait(), 0);
   EXPECT_EQ(reader_2.wait(), 0);
-  EXPECT_EQ(board->bad, 0U);
-  EXPECT_GT(board->reads, 100U);
+  EXPECT_EQ(progress->violations, 0U);
+  EXPECT_GT(progress->reads, 100U);
 }
 
 TEST_P(Processes, concurrent_writer_processes_lose_no_write) {
@@ -115,7 +98,7 @@ TEST_P(Processes, concurrent_writer_processes_lose_no_write) {
 
 TEST_P(Processes, killed_writer_leaves_complete_updates_and_free_lock) {
   { fleet.open("berlin").set("n", "0"); }
-  Cache watcher = fleet.open("berlin");
+  Cache observer = fleet.open("berlin");
   std::mt19937 random(11);
   for (int round = 0; round < 15; ++round) {
     TestProcess writer([&] {
@@ -130,13 +113,13 @@ TEST_P(Processes, killed_writer_leaves_complete_updates_and_free_lock) {
     });
     std::this_thread::sleep_for(milliseconds(20 + random() % 60));
     writer.kill_and_wait();
-    const View view = watcher.view();
+    const View view = observer.view();
     ASSERT_EQ(view.get("n").value_or(""), view.get("m").value_or(view.get("n").value_or("")));
-    const UpdateId id = watcher.set("survivor", std::to_string(round));
-    ASSERT_GE(watcher.applied_id(), id);
+    const UpdateId id = observer.set("survivor", std::to_string(round));
+    ASSERT_GE(observer.applied_id(), id);
   }
-  watcher.update();
-  EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
+  observer.update();
+  EXPECT_EQ(fleet.open("tokyo").digest(), observer.digest());
 }
 
 TEST(ProcessesKilled, half_applied_update_is_rolled_back_and_reported) {
@@ -145,12 +128,12 @@ TEST(ProcessesKilled, half_applied_update_is_rolled_back_and_reported) {
   Options options;
   options.on_event = events.listener();
   options.update_bytes_max = 8U << 20;
-  Cache watcher = fleet.open("berlin", options);
-  watcher.set("n", "0");
+  Cache observer = fleet.open("berlin", options);
+  observer.set("n", "0");
   std::mt19937 random(static_cast<unsigned>(test_seed()));
   SCOPED_TRACE(seed_note());
   int rounds = 0;
-  while (watcher.counters().recoveries == 0 && rounds < 150) {
+  while (observer.counters().recoveries == 0 && rounds < 150) {
     ++rounds;
     TestProcess follower([&] {
       Cache cache = fleet.open("berlin", options);
@@ -160,16 +143,16 @@ TEST(ProcessesKilled, half_applied_update_is_rolled_back_and_reported) {
     });
     std::this_thread::sleep_for(std::chrono::microseconds(5000 + random() % 50000));
     follower.kill_and_wait();
-    const View view = watcher.view();
+    const View view = observer.view();
     const auto first = view.get("key0");
     for (int i = 0; i < 20000; i += 97)
-      ASSERT_EQ(view.get("key" + std::to_string(i)), first) << "half an update";
-    watcher.set("n", std::to_string(rounds));
+      ASSERT_EQ(view.get("key" + std::to_string(i)), first) << "half of an update is visible";
+    observer.set("n", std::to_string(rounds));
   }
   std::printf("rounds=%d recoveries=%llu\n", rounds,
-              static_cast<unsigned long long>(watcher.counters().recoveries));
-  EXPECT_EQ(events.count(Event::Kind::recovered), static_cast<int>(watcher.counters().recoveries));
-  EXPECT_EQ(fleet.open("tokyo").digest(), watcher.digest());
+              static_cast<unsigned long long>(observer.counters().recoveries));
+  EXPECT_EQ(events.count(Event::Kind::recovered), static_cast<int>(observer.counters().recoveries));
+  EXPECT_EQ(fleet.open("tokyo").digest(), observer.digest());
 }
 
 // --- fork() ---
@@ -180,7 +163,7 @@ TEST_P(Processes, cache_opened_before_fork_works_in_both_processes) {
 
   TestProcess child([&] {
     EXPECT_EQ(cache.get("before"), "1");
-    EXPECT_GE(cache.size(), 1U);  // the parent goes on writing
+    EXPECT_GE(cache.size(), 1U);  // the parent keeps writing
     for (int i = 0; i < 20; ++i) cache.set("child" + std::to_string(i), "1");
     cache.update();
     EXPECT_TRUE(cache.contains("child19"));
@@ -279,7 +262,7 @@ TEST_P(Processes, concurrent_openers_create_one_state) {
   EXPECT_EQ(fleet.open("tokyo").get("a"), "1");
 }
 
-// A memory log lives in the process that made it.
+// A memory log lives in the process that created it.
 TEST(MemoryLogProcesses, child_reads_memory_log_state_but_write_throws) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
