@@ -163,7 +163,7 @@ std::string from_hex(const std::string& digits) {
   return bytes;
 }
 
-TEST(FileLogFormat, the_folder_of_the_vectors_holds_the_log_they_tell_of) {
+TEST(FileLogFormat, files_of_vectors_open_as_documented_log) {
   const json vectors = load_vectors();
   StoreDirectory folder;
   for (const auto& [path, bytes] : vectors["files"].items())
@@ -187,7 +187,7 @@ TEST(FileLogFormat, the_folder_of_the_vectors_holds_the_log_they_tell_of) {
   EXPECT_EQ(parts_of(log), parts);
 }
 
-TEST(FileLogFormat, we_write_what_the_vectors_say) {
+TEST(FileLogFormat, written_files_equal_vectors) {
   const json vectors = load_vectors();
   const json& tells = vectors["log"];
   FileStore store;
@@ -220,7 +220,7 @@ TEST(FileLogFormat, we_write_what_the_vectors_say) {
 }
 
 // The listings: an offset, then bytes in hexadecimal, then what they are.
-TEST(FileLogFormat, the_worked_examples_are_two_of_the_vectors) {
+TEST(FileLogFormat, worked_examples_equal_two_vectors) {
   std::ifstream document(WHYCACHE_SOURCE_FOLDER "/docs/formats/file_log.md");
   std::vector<std::string> examples;
   for (std::string line; std::getline(document, line);) {
@@ -241,7 +241,7 @@ TEST(FileLogFormat, the_worked_examples_are_two_of_the_vectors) {
                           from_hex(vectors["files"]["default/updates/00000000000000000003"])}));
 }
 
-TEST(FileLogFormat, the_head_of_a_long_log_is_found_without_walking) {
+TEST(FileLogFormat, head_far_beyond_id_one_is_found_without_scan) {
   // Given a log whose base is far out.
   FileStore store;
   store.open();
@@ -260,7 +260,7 @@ TEST(FileLogFormat, the_head_of_a_long_log_is_found_without_walking) {
 
 // --- Damage. ---
 
-TEST(FileLogDamage, no_damaged_byte_and_no_cut_of_a_meta_or_an_update_is_believed) {
+TEST(FileLogDamage, flipped_or_truncated_bytes_of_meta_or_update_are_corrupt) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 2);
@@ -285,7 +285,7 @@ TEST(FileLogDamage, no_damaged_byte_and_no_cut_of_a_meta_or_an_update_is_believe
   }
 }
 
-TEST(FileLogDamage, a_file_that_says_it_is_huge_is_not_believed) {
+TEST(FileLogDamage, update_file_of_huge_size_is_corrupt) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -294,7 +294,7 @@ TEST(FileLogDamage, a_file_that_says_it_is_huge_is_not_believed) {
       ErrorKind::corrupt, [&] { updates_of(*log); }, store.update_path(1));
 }
 
-TEST(FileLogDamage, what_is_no_file_of_ours_is_not_believed) {
+TEST(FileLogDamage, foreign_file_at_update_path_is_refused) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -315,7 +315,7 @@ TEST(FileLogDamage, what_is_no_file_of_ours_is_not_believed) {
   expect_refused(ErrorKind::invalid);
 }
 
-TEST(FileLogDamage, updates_that_changed_places_are_not_believed) {
+TEST(FileLogDamage, swapped_update_files_are_corrupt) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -326,7 +326,7 @@ TEST(FileLogDamage, updates_that_changed_places_are_not_believed) {
       ErrorKind::corrupt, [&] { updates_of(*log); }, store.update_path(2), "expected=2", "found=3");
 }
 
-TEST(FileLogDamage, a_lost_update_is_noticed_wherever_it_was) {
+TEST(FileLogDamage, missing_update_at_any_position_is_corrupt) {
   constexpr UpdateId head = 40;
   for (UpdateId lost = 1; lost < head; ++lost) {
     FileStore store;
@@ -341,7 +341,7 @@ TEST(FileLogDamage, a_lost_update_is_noticed_wherever_it_was) {
   }
 }
 
-TEST(FileLogDamage, losing_the_meta_does_not_make_an_empty_log_of_a_full_one) {
+TEST(FileLogDamage, missing_meta_is_corrupt_and_keeps_updates) {
   FileStore store;
   auto log = store.open();
   append_up_to(*log, 3);
@@ -353,7 +353,7 @@ TEST(FileLogDamage, losing_the_meta_does_not_make_an_empty_log_of_a_full_one) {
   EXPECT_EQ(names_in(store.root() + "/updates").size(), 3U);
 }
 
-TEST(FileLogDamage, a_lost_part_of_the_base_is_noticed) {
+TEST(FileLogDamage, missing_part_of_base_is_corrupt) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -367,7 +367,7 @@ TEST(FileLogDamage, a_lost_part_of_the_base_is_noticed) {
 
 // --- Writers that see another log than there is. ---
 
-TEST(FileLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+TEST(FileLog, append_beyond_next_id_returns_taken) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -376,7 +376,7 @@ TEST(FileLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
   EXPECT_EQ(log->extent().head, 5);
 }
 
-TEST(FileLog, refuses_what_can_be_no_update) {
+TEST(FileLog, append_of_reserved_id_or_empty_update_is_invalid) {
   FileStore store;
   const auto log = store.open();
   expect_error(
@@ -390,7 +390,7 @@ TEST(FileLog, refuses_what_can_be_no_update) {
 
 // --- Leftovers of the dead. ---
 
-TEST(FileLog, what_the_dead_left_is_deleted_and_what_the_living_write_is_not) {
+TEST(FileLog, rewrite_deletes_leftovers_of_dead_processes_only) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -424,7 +424,7 @@ TEST(FileLog, what_the_dead_left_is_deleted_and_what_the_living_write_is_not) {
   EXPECT_EQ(std::count(names.begin(), names.end(), "notes.txt"), 1);
 }
 
-TEST(FileLog, the_first_append_deletes_what_dead_writers_left) {
+TEST(FileLog, first_append_deletes_leftovers_of_dead_writers) {
   FileStore store;
   store.open();
   for (int i = 0; i < 5; ++i) write_file(store.root() + "/tmp/leftover" + std::to_string(i), "x");
@@ -433,7 +433,7 @@ TEST(FileLog, the_first_append_deletes_what_dead_writers_left) {
   EXPECT_TRUE(names_in(store.root() + "/tmp").empty());
 }
 
-TEST(FileLog, a_switch_that_never_ends_is_an_error_and_one_whose_owner_died_is_none) {
+TEST(FileLog, switch_lock_times_out_while_held_and_is_free_after_death) {
   FileStore store;
   store.open();
   FileLog impatient({.directory = store.directory(),
@@ -560,7 +560,7 @@ class PowerLossModel {
   std::vector<FileDescriptor> held_;
 };
 
-TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) {
+TEST(FileLogPower, every_image_after_power_loss_holds_acknowledged_updates) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   StoreDirectory folder;
@@ -622,8 +622,7 @@ TEST(FileLogPower, whatever_a_power_cut_leaves_holds_all_that_was_acknowledged) 
   EXPECT_GT(images, 700);
 }
 
-TEST(FileLogPower,
-     an_update_is_synced_before_it_is_linked_and_its_folder_before_it_is_acknowledged) {
+TEST(FileLogPower, append_syncs_file_before_link_and_directory_before_return) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -641,7 +640,7 @@ TEST(FileLogPower,
 
 // --- Disks that fail, fill up, or are not ours. ---
 
-TEST(FileLogDisk, an_update_that_cannot_be_synced_is_not_in_the_log) {
+TEST(FileLogDisk, failed_file_sync_leaves_update_out_of_log) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -658,7 +657,7 @@ TEST(FileLogDisk, an_update_that_cannot_be_synced_is_not_in_the_log) {
   }
 }
 
-TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_uncertain) {
+TEST(FileLogDisk, failed_directory_sync_makes_append_uncertain) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -671,7 +670,7 @@ TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_uncertain) {
 
 // It is there for all to see; but who asks whether it was written must not take it for that before
 // it is on the disk.
-TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_not_shown_to_its_writer_before_it_is) {
+TEST(FileLogDisk, writer_reads_own_update_only_after_directory_sync) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -694,7 +693,7 @@ TEST(FileLogDisk, an_update_whose_folder_cannot_be_synced_is_not_shown_to_its_wr
 }
 
 // With a cache: the write is not told to be done.
-TEST(FileLogDisk, a_write_whose_folder_cannot_be_synced_is_in_doubt_until_it_can) {
+TEST(FileLogDisk, cache_write_is_uncertain_until_directory_sync_succeeds) {
   FileStore store;
   const TemporaryDirectory folder;
   Options options;
@@ -720,7 +719,7 @@ TEST(FileLogDisk, a_write_whose_folder_cannot_be_synced_is_in_doubt_until_it_can
   EXPECT_EQ(cache.get("key"), "3");
 }
 
-TEST(FileLogDisk, a_rewrite_survives_a_failure_of_any_sync) {
+TEST(FileLogDisk, rewrite_leaves_consistent_log_after_any_failed_sync) {
   for (int failing = 1; failing < 100; ++failing) {
     FileStore store;
     const auto log = store.open();
@@ -744,7 +743,7 @@ TEST(FileLogDisk, a_rewrite_survives_a_failure_of_any_sync) {
   }
 }
 
-TEST(FileLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
+TEST(FileLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
   StoreDirectory folder;
   const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
@@ -778,7 +777,7 @@ TEST(FileLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
   if (!played) GTEST_SKIP() << "needs root";
 }
 
-TEST(FileLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) {
+TEST(FileLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
   StoreDirectory folder;
   const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
@@ -803,7 +802,7 @@ TEST(FileLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) 
   if (!played) GTEST_SKIP() << "needs root";
 }
 
-TEST(FileLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
+TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
   StoreDirectory folder;
   fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
   const std::string path = folder.file("log");
@@ -840,7 +839,7 @@ TEST(FileLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
   if (!played) GTEST_SKIP() << "needs root";
 }
 
-TEST(FileLogDisk, a_symbolic_link_in_the_place_of_the_folder_is_refused) {
+TEST(FileLogDisk, symbolic_link_as_log_directory_is_refused) {
   StoreDirectory folder;
   fs::create_directory(folder.file("elsewhere"));
   fs::create_directory_symlink(folder.file("elsewhere"), folder.file("log"));
@@ -850,7 +849,7 @@ TEST(FileLogDisk, a_symbolic_link_in_the_place_of_the_folder_is_refused) {
   EXPECT_TRUE(fs::is_empty(folder.file("elsewhere")));
 }
 
-TEST(FileLogDisk, only_the_last_component_of_the_path_is_made_and_for_its_owner_alone) {
+TEST(FileLogDisk, only_last_path_component_is_created_with_owner_permissions) {
   StoreDirectory folder;
   expect_error(
       ErrorKind::invalid, [&] { FileLog({.directory = folder.file("a/b"), .name = "log"}); },

@@ -44,7 +44,7 @@ HeadRecord record_of(std::uint64_t record_id, UpdateId head) {
   return {.record_id = record_id, .head = head, .head_chain = 5, .lease_id = 9};
 }
 
-TEST(HeadTracker, log_is_polled_until_it_was_polled_once) {
+TEST(HeadTracker, log_must_be_polled_before_first_own_poll) {
   HeadTracker tracker(extent_to(3), seconds(2), seconds(3600), 0);
   EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at));
 
@@ -53,20 +53,20 @@ TEST(HeadTracker, log_is_polled_until_it_was_polled_once) {
   EXPECT_TRUE(tracker.must_poll_log(3, seconds(0), own_poll_at + 1));
 }
 
-TEST(HeadTracker, log_is_polled_when_the_own_poll_interval_has_passed) {
+TEST(HeadTracker, log_must_be_polled_after_own_poll_interval) {
   const PolledTracker tracker(3);
   EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 3600 * second - 1));
   EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at + 3600 * second));
 }
 
-TEST(HeadTracker, random_part_shortens_the_own_poll_interval_by_less_than_a_quarter) {
+TEST(HeadTracker, jitter_shortens_own_poll_interval_by_under_a_quarter) {
   HeadTracker tracker(extent_to(3), seconds(2), seconds(3600), 0);
   tracker.record_own_poll(PolledTracker::own_poll(own_poll_at), 3, 900 * second - 1);
   EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 2700 * second));
   EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at + 2700 * second + 1));
 }
 
-TEST(HeadTracker, log_is_polled_after_a_rewrite_and_below_the_base) {
+TEST(HeadTracker, log_must_be_polled_after_rewrite_and_below_base) {
   PolledTracker tracker(3);
   tracker.record_extent({.uuid = {1}, .base = 2, .base_chain = 5, .head = 3});
   EXPECT_TRUE(tracker.must_poll_log(1, seconds(5), own_poll_at + 1));
@@ -75,7 +75,7 @@ TEST(HeadTracker, log_is_polled_after_a_rewrite_and_below_the_base) {
   EXPECT_TRUE(tracker.must_poll_log(2, seconds(5), own_poll_at + 1));
 }
 
-TEST(HeadTracker, failed_append_invalidates_until_the_log_returns_its_id) {
+TEST(HeadTracker, failed_append_invalidates_head_until_log_returns_its_id) {
   PolledTracker tracker(3);
   tracker.invalidate_from(4, own_poll_at);
   tracker.record_extent(extent_to(3));
@@ -84,7 +84,7 @@ TEST(HeadTracker, failed_append_invalidates_until_the_log_returns_its_id) {
   EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 1));
 }
 
-TEST(HeadTracker, failed_append_invalidates_no_longer_than_answers_live) {
+TEST(HeadTracker, failed_append_invalidates_head_no_longer_than_served_staleness) {
   PolledTracker tracker(3);
   tracker.invalidate_from(4, own_poll_at);
   const std::int64_t end_ns = own_poll_at + nanoseconds(tracker.served_staleness_max()).count();
@@ -92,32 +92,32 @@ TEST(HeadTracker, failed_append_invalidates_no_longer_than_answers_live) {
   EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), end_ns));
 }
 
-TEST(HeadTracker, poll_that_began_earlier_changes_nothing) {
+TEST(HeadTracker, own_poll_that_began_earlier_changes_nothing) {
   PolledTracker tracker(3);
   EXPECT_FALSE(tracker.record_own_poll(PolledTracker::own_poll(own_poll_at - 1), 9, 0));
   EXPECT_EQ(tracker.first_unproven_id(), 4U);
 }
 
-TEST(HeadTracker, known_record_beyond_the_own_poll_is_unproven) {
+TEST(HeadTracker, known_record_beyond_own_poll_is_unproven) {
   const PolledTracker tracker(3);
   EXPECT_EQ(tracker.judge(record_of(1, 4), 3, 0), HeadVerdict::unproven);
   EXPECT_EQ(tracker.judge(record_of(1, 3), 3, 0), HeadVerdict::needs_updates);
 }
 
-TEST(HeadTracker, record_beyond_the_own_poll_is_proven_by_its_time) {
+TEST(HeadTracker, later_record_beyond_own_poll_is_proven) {
   const PolledTracker tracker(3);
   EXPECT_EQ(tracker.judge(record_of(1, 4), 3, own_poll_at), HeadVerdict::unproven);
   EXPECT_EQ(tracker.judge(record_of(1, 4), 3, own_poll_at + 1), HeadVerdict::needs_updates);
 }
 
-TEST(HeadTracker, record_beyond_the_own_poll_is_proven_by_the_lease_of_that_poll) {
+TEST(HeadTracker, record_with_lease_of_own_poll_is_proven) {
   const PolledTracker tracker(3);
   HeadRecord record = record_of(1, 4);
   record.lease_id = 7;
   EXPECT_EQ(tracker.judge(record, 3, 0), HeadVerdict::needs_updates);
 }
 
-TEST(HeadTracker, new_record_beyond_the_own_poll_has_to_be_published_promptly) {
+TEST(HeadTracker, new_record_published_late_is_unproven) {
   const PolledTracker tracker(3);
   HeadRecord record = record_of(2, 4);
   record.publish_delay_ns = second;
@@ -126,7 +126,7 @@ TEST(HeadTracker, new_record_beyond_the_own_poll_has_to_be_published_promptly) {
   EXPECT_EQ(tracker.judge(record, 3, 0), HeadVerdict::unproven);
 }
 
-TEST(HeadTracker, own_append_raises_the_head_that_is_proven) {
+TEST(HeadTracker, own_append_raises_proven_head) {
   PolledTracker tracker(3);
   tracker.record_append(4);
   EXPECT_EQ(tracker.known_extent().head, 4U);
@@ -134,7 +134,7 @@ TEST(HeadTracker, own_append_raises_the_head_that_is_proven) {
   EXPECT_EQ(tracker.judge(record_of(2, 3), 3, own_poll_at + 1), HeadVerdict::poll_log);
 }
 
-TEST(HeadTracker, record_below_the_caller_polls_the_log_once) {
+TEST(HeadTracker, record_below_caller_polls_log_once) {
   PolledTracker tracker(3);
   const HeadRecord record = record_of(2, 3);
   EXPECT_EQ(tracker.judge(record, 5, own_poll_at + 1), HeadVerdict::poll_log);
@@ -142,7 +142,7 @@ TEST(HeadTracker, record_below_the_caller_polls_the_log_once) {
   EXPECT_EQ(tracker.judge(record, 5, own_poll_at + 1), HeadVerdict::unusable);
 }
 
-TEST(HeadTracker, record_at_the_base_needs_no_updates_but_the_chain_of_the_base) {
+TEST(HeadTracker, record_at_base_is_usable_only_with_chain_of_base) {
   PolledTracker tracker(3);
   tracker.record_extent({.uuid = {1}, .base = 3, .base_chain = 5, .head = 3});
   EXPECT_EQ(tracker.judge(record_of(2, 3), 3, 0), HeadVerdict::usable);
@@ -150,14 +150,14 @@ TEST(HeadTracker, record_at_the_base_needs_no_updates_but_the_chain_of_the_base)
   EXPECT_EQ(tracker.judge(record_of(2, 3), 3, 0), HeadVerdict::poll_log);
 }
 
-TEST(HeadTracker, empty_log_is_usable) {
+TEST(HeadTracker, record_of_empty_log_is_usable) {
   const PolledTracker tracker(0);
   HeadRecord record = record_of(2, 0);
   record.head_chain = 0;
   EXPECT_EQ(tracker.judge(record, 1, 0), HeadVerdict::usable);
 }
 
-TEST(HeadTracker, new_record_is_dated_by_the_record_before_it) {
+TEST(HeadTracker, new_record_is_dated_by_previous_record) {
   PolledTracker tracker(3);
   tracker.record_seen(record_of(2, 3), own_poll_at + 50 * second);
   HeadRecord record = record_of(3, 3);
@@ -168,7 +168,7 @@ TEST(HeadTracker, new_record_is_dated_by_the_record_before_it) {
             0);
 }
 
-TEST(HeadTracker, record_is_dated_by_its_lease_while_memcached_has_it) {
+TEST(HeadTracker, record_is_dated_by_its_lease_in_memcached) {
   const PolledTracker tracker(3);
   const std::int64_t now_ns = own_poll_at + 60 * second;
   EXPECT_EQ(tracker.earliest_poll_at_ns(record_of(1, 3), PollLease{9, 2}, now_ns),
@@ -176,7 +176,7 @@ TEST(HeadTracker, record_is_dated_by_its_lease_while_memcached_has_it) {
   EXPECT_EQ(tracker.earliest_poll_at_ns(record_of(1, 3), PollLease{8, 2}, now_ns), 0);
 }
 
-TEST(HeadTracker, staleness_counts_from_the_last_confirmation_and_is_limited) {
+TEST(HeadTracker, staleness_counts_from_last_confirmation_up_to_limit) {
   PolledTracker tracker(3);
   const std::int64_t now_ns = own_poll_at + 2 * second;
   EXPECT_EQ(tracker.staleness(seconds(2), now_ns), seconds(2));
@@ -188,13 +188,13 @@ TEST(HeadTracker, staleness_counts_from_the_last_confirmation_and_is_limited) {
   EXPECT_EQ(tracker.known_extent().head, 4U);
 }
 
-TEST(HeadTracker, nothing_is_new_only_at_the_confirmed_head) {
+TEST(HeadTracker, nothing_is_new_only_at_confirmed_head) {
   EXPECT_FALSE(PolledTracker(3).has_nothing_new_after(2));
   EXPECT_TRUE(PolledTracker(3).has_nothing_new_after(3));
   EXPECT_FALSE(PolledTracker(0).has_nothing_new_after(1));
 }
 
-TEST(HeadTracker, replaced_log_makes_the_tracker_forget) {
+TEST(HeadTracker, replaced_log_resets_tracker) {
   PolledTracker tracker(3);
   tracker.invalidate_from(4, own_poll_at);
   tracker.record_extent({.uuid = {2}, .base = 0, .base_chain = 0, .head = 0});
@@ -205,7 +205,7 @@ TEST(HeadTracker, replaced_log_makes_the_tracker_forget) {
   EXPECT_FALSE(tracker.must_poll_log(1, seconds(5), own_poll_at + 1));
 }
 
-TEST(HeadRecord, decodes_to_what_was_encoded) {
+TEST(HeadRecord, encoded_record_decodes_to_same_values) {
   const HeadRecord record{
       .record_id = 1, .head = 2, .head_chain = 3, .lease_id = 4, .publish_delay_ns = 5};
   const std::string bytes = encode_head_record(record);
@@ -229,7 +229,7 @@ TEST(HeadRecord, damaged_bytes_have_record_id_zero) {
   EXPECT_EQ(decode_head_record(bytes + ' ').record_id, 0U);
 }
 
-TEST(HeadRecord, publish_delay_is_limited_to_an_hour) {
+TEST(HeadRecord, publish_delay_is_clamped_to_one_hour) {
   const auto decoded_delay = [](std::int64_t delay_ns) {
     return decode_head_record(encode_head_record({.record_id = 1, .publish_delay_ns = delay_ns}))
         .publish_delay_ns;
@@ -238,7 +238,7 @@ TEST(HeadRecord, publish_delay_is_limited_to_an_hour) {
   EXPECT_EQ(decoded_delay(3601 * second), 3600 * second);
 }
 
-TEST(PollLease, decodes_to_what_was_encoded_unless_it_lasts_over_an_hour) {
+TEST(PollLease, encoded_lease_decodes_unless_longer_than_one_hour) {
   const std::optional<PollLease> lease = decode_poll_lease(encode_poll_lease({1, 3600}));
   ASSERT_TRUE(lease.has_value());
   EXPECT_EQ(lease->lease_id, 1U);

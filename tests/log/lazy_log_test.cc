@@ -18,7 +18,7 @@
 namespace whycache::testing {
 namespace {
 
-TEST(LateLog, is_opened_when_it_is_there) {
+TEST(LazyLog, log_opens_after_its_directory_appears) {
   TemporaryDirectory folder;
   const std::string url = "file://" + folder.file("mounted_later/log");
   LazyLog log(log_name(Url(url)), [&] { return open_log(url); });
@@ -33,13 +33,13 @@ TEST(LateLog, is_opened_when_it_is_there) {
   EXPECT_EQ(open_log_or_defer(url, default_log_deadline)->extent().head, 1U);
 }
 
-TEST(LateLog, is_only_for_logs_that_are_away) {
+TEST(LazyLog, invalid_url_is_refused_and_not_deferred) {
   expect_error(ErrorKind::invalid,
                [] { open_log_or_defer("gopher://host/", default_log_deadline); });
 }
 
 // A child has a connection of its own, which it makes when it needs one, and waits for.
-TEST(LateLog, child_of_a_process_whose_log_is_away_reads_and_writes_when_it_is_back) {
+TEST(LazyLog, forked_child_writes_after_unavailable_log_returns) {
   Fleet fleet("sqlite");
   Cache cache = fleet.open("berlin");
   cache.set("key", "value");
@@ -60,7 +60,7 @@ TEST(LateLog, child_of_a_process_whose_log_is_away_reads_and_writes_when_it_is_b
 }
 
 // What the cache's own deadline is, the log's is, too: it waits by itself for what others hold.
-TEST(LateLog, waits_no_longer_for_others_than_the_cache_would) {
+TEST(LazyLog, lock_wait_is_limited_by_deadline_of_cache) {
   Fleet fleet("file");
   Options options;
   options.deadline = std::chrono::milliseconds(100);

@@ -363,7 +363,7 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
 
 // --- Updates. ---
 
-TEST_P(LogContract, a_new_log_is_empty) {
+TEST_P(LogContract, new_log_is_empty) {
   const Extent extent = log->extent();
 
   EXPECT_NE(extent.uuid, Uuid{});
@@ -375,7 +375,7 @@ TEST_P(LogContract, a_new_log_is_empty) {
   EXPECT_FALSE(log->name().empty());
 }
 
-TEST_P(LogContract, ids_are_dense_from_one_and_readers_see_them_in_order) {
+TEST_P(LogContract, ids_are_dense_from_one_and_read_in_order) {
   for (UpdateId id = 1; id <= 50; ++id) {
     ASSERT_EQ(log->append(id, log_contract::bytes_of(id)), Appended::yes);
     ASSERT_EQ(log->extent().head, id);
@@ -383,7 +383,7 @@ TEST_P(LogContract, ids_are_dense_from_one_and_readers_see_them_in_order) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 50));
 }
 
-TEST_P(LogContract, of_two_appends_at_one_id_the_first_wins) {
+TEST_P(LogContract, first_of_two_appends_at_same_id_wins) {
   const auto other = store->open();
   ASSERT_EQ(log->append(1, "first"), Appended::yes);
 
@@ -394,7 +394,7 @@ TEST_P(LogContract, of_two_appends_at_one_id_the_first_wins) {
             (std::vector<log_contract::StoredUpdate>{{1, "first"}}));
 }
 
-TEST_P(LogContract, of_many_appends_at_one_id_exactly_one_wins) {
+TEST_P(LogContract, exactly_one_of_concurrent_appends_at_same_id_wins) {
   constexpr unsigned writers = 8;
   constexpr UpdateId ids = 25;
   std::atomic<unsigned> winners{0};
@@ -413,7 +413,7 @@ TEST_P(LogContract, of_many_appends_at_one_id_exactly_one_wins) {
   EXPECT_EQ(log->extent().head, ids);
 }
 
-TEST_P(LogContract, one_log_object_serves_many_threads) {
+TEST_P(LogContract, log_object_serves_concurrent_threads) {
   constexpr unsigned writers = 4;
   constexpr std::uint64_t appends_each = 30;
   std::atomic<bool> done{false};
@@ -452,7 +452,7 @@ TEST_P(LogContract, one_log_object_serves_many_threads) {
   EXPECT_EQ(log->extent().head, writers * appends_each);
 }
 
-TEST_P(LogContract, an_update_is_visible_to_everybody_when_append_returns) {
+TEST_P(LogContract, update_is_visible_to_all_when_append_returns) {
   const auto other = store->open();
   for (UpdateId id = 1; id <= 20; ++id) {
     ASSERT_EQ((id % 2 ? log : other)->append(id, log_contract::bytes_of(id)), Appended::yes);
@@ -463,7 +463,7 @@ TEST_P(LogContract, an_update_is_visible_to_everybody_when_append_returns) {
   }
 }
 
-TEST_P(LogContract, read_keeps_to_first_and_last_and_stops_when_told) {
+TEST_P(LogContract, read_visits_given_range_and_stops_on_false) {
   log_contract::append_up_to(*log, 30);
   EXPECT_EQ(log_contract::updates_of(*log, 11, 20), log_contract::expected_updates(11, 20));
   EXPECT_EQ(log_contract::updates_of(*log, 30, 30), log_contract::expected_updates(30, 30));
@@ -481,7 +481,7 @@ TEST_P(LogContract, read_keeps_to_first_and_last_and_stops_when_told) {
   EXPECT_EQ(extent.head, 30);
 }
 
-TEST_P(LogContract, an_exception_out_of_visit_comes_through) {
+TEST_P(LogContract, exception_of_visit_propagates_from_read) {
   log_contract::append_up_to(*log, 5);
   const auto refuse = [](UpdateId id, std::string_view) -> bool {
     if (id == 3) throw std::runtime_error("enough");
@@ -491,7 +491,7 @@ TEST_P(LogContract, an_exception_out_of_visit_comes_through) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 5));
 }
 
-TEST_P(LogContract, the_log_can_be_used_while_it_is_read) {
+TEST_P(LogContract, append_during_read_succeeds) {
   log_contract::append_up_to(*log, 5);
   log->read(1, 5, [&](UpdateId id, std::string_view) {
     EXPECT_EQ(log->append(5 + id, log_contract::bytes_of(5 + id)), Appended::yes);
@@ -500,7 +500,7 @@ TEST_P(LogContract, the_log_can_be_used_while_it_is_read) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 10));
 }
 
-TEST_P(LogContract, bytes_come_back_as_they_were) {
+TEST_P(LogContract, arbitrary_bytes_round_trip) {
   std::string every_byte;
   for (int byte = 0; byte < 256; ++byte) every_byte += static_cast<char>(byte);
   std::vector<std::string> samples{std::string(1, '\0'), "x", every_byte, std::string("\0\0\0", 3),
@@ -519,7 +519,7 @@ TEST_P(LogContract, bytes_come_back_as_they_were) {
     EXPECT_TRUE(updates[i].bytes == samples[i]) << "update " << i + 1;
 }
 
-TEST_P(LogContract, many_updates_come_in_one_read) {
+TEST_P(LogContract, one_read_visits_many_updates) {
   constexpr UpdateId count = 300;
   const auto bytes = [](UpdateId id) {
     return std::to_string(id) + std::string(id % 7 * 5'000, 'x');
@@ -532,7 +532,7 @@ TEST_P(LogContract, many_updates_come_in_one_read) {
     ASSERT_TRUE(updates[id - 1].id == id && updates[id - 1].bytes == bytes(id)) << id;
 }
 
-TEST_P(LogContract, closing_and_opening_changes_nothing) {
+TEST_P(LogContract, reopened_log_is_unchanged) {
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 4, {"a", "b"}));
   const Extent before = log->extent();
@@ -549,12 +549,12 @@ TEST_P(LogContract, closing_and_opening_changes_nothing) {
   EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"a", "b"}));
 }
 
-TEST_P(LogContract, two_logs_have_two_uuids) {
+TEST_P(LogContract, two_logs_have_different_uuids) {
   const auto other_store = GetParam().make_store();
   EXPECT_NE(other_store->open()->extent().uuid, log->extent().uuid);
 }
 
-TEST_P(LogContract, instances_do_not_see_each_other) {
+TEST_P(LogContract, instances_are_isolated) {
   const auto other = store->open_other_instance();
   if (!other) GTEST_SKIP() << "this store holds one log";
   log_contract::append_up_to(*log, 10);
@@ -569,7 +569,7 @@ TEST_P(LogContract, instances_do_not_see_each_other) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(9, 10));
 }
 
-TEST_P(LogContract, several_open_a_new_log_at_once) {
+TEST_P(LogContract, concurrent_opens_of_new_log_agree_on_uuid) {
   for (int round = 0; round < 5; ++round) {
     store = GetParam().make_store();
     std::vector<Uuid> uuids(4);
@@ -580,7 +580,7 @@ TEST_P(LogContract, several_open_a_new_log_at_once) {
   }
 }
 
-TEST_P(LogContract, a_log_deleted_by_hand_is_noticed) {
+TEST_P(LogContract, externally_deleted_log_is_unavailable_until_created_again) {
   log_contract::append_up_to(*log, 10);
   const Uuid before = log->extent().uuid;
   if (!store->delete_externally()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
@@ -602,7 +602,7 @@ TEST_P(LogContract, a_log_deleted_by_hand_is_noticed) {
 
 // --- Base. ---
 
-TEST_P(LogContract, a_base_stands_for_the_updates_up_to_it) {
+TEST_P(LogContract, base_replaces_updates_up_to_its_id) {
   log_contract::append_up_to(*log, 10);
 
   EXPECT_TRUE(log_contract::rewrite(*log, 7, {"part 0", std::string("part\0 1", 7), "part 2"}));
@@ -622,7 +622,7 @@ TEST_P(LogContract, a_base_stands_for_the_updates_up_to_it) {
   EXPECT_EQ(log->append(11, log_contract::bytes_of(11)), Appended::yes);
 }
 
-TEST_P(LogContract, read_base_stops_when_told) {
+TEST_P(LogContract, read_base_stops_on_false) {
   log_contract::append_up_to(*log, 3);
   log_contract::rewrite(*log, 3, {"a", "b", "c"});
   std::vector<std::string> parts;
@@ -633,7 +633,7 @@ TEST_P(LogContract, read_base_stops_when_told) {
   EXPECT_EQ(parts, (std::vector<std::string>{"a", "b"}));
 }
 
-TEST_P(LogContract, ids_go_on_after_a_rewrite_up_to_the_head) {
+TEST_P(LogContract, ids_continue_after_rewrite_up_to_head) {
   log_contract::append_up_to(*log, 20);
   ASSERT_TRUE(log_contract::rewrite(*log, 20, {"all"}));
   EXPECT_EQ(log->extent().head, 20);
@@ -645,7 +645,7 @@ TEST_P(LogContract, ids_go_on_after_a_rewrite_up_to_the_head) {
   EXPECT_EQ(log_contract::updates_of(*store->open()), log_contract::expected_updates(21, 21));
 }
 
-TEST_P(LogContract, the_base_only_grows) {
+TEST_P(LogContract, rewrite_to_same_or_lower_base_changes_nothing) {
   log_contract::append_up_to(*log, 10);
   EXPECT_FALSE(log_contract::rewrite(*log, 0, {"nothing"}));
   EXPECT_EQ(log->extent().base, 0);
@@ -661,7 +661,7 @@ TEST_P(LogContract, the_base_only_grows) {
   EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"six"}));
 }
 
-TEST_P(LogContract, a_rewrite_beyond_the_head_is_refused) {
+TEST_P(LogContract, rewrite_beyond_head_is_invalid) {
   log_contract::append_up_to(*log, 5);
   EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::rewrite(*log, 6, {"six"}); }),
             ErrorKind::invalid);
@@ -669,7 +669,7 @@ TEST_P(LogContract, a_rewrite_beyond_the_head_is_refused) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(1, 5));
 }
 
-TEST_P(LogContract, a_base_has_many_and_large_parts) {
+TEST_P(LogContract, base_of_many_and_large_parts_round_trips) {
   log_contract::append_up_to(*log, 3);
   std::vector<std::string> parts;
   for (int i = 0; i < 100; ++i) parts.push_back("part " + std::to_string(i));
@@ -679,7 +679,7 @@ TEST_P(LogContract, a_base_has_many_and_large_parts) {
   EXPECT_TRUE(log_contract::parts_of(*store->open()) == parts);
 }
 
-TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_cannot_append_below_the_base) {
+TEST_P(LogContract, stale_append_below_base_is_refused) {
   // Given a writer that has applied update 5 and falls asleep.
   const auto sleeper = store->open();
   log_contract::append_up_to(*log, 5);
@@ -705,7 +705,7 @@ TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_cannot_append_below_th
   expect_stored_updates(0);
 }
 
-TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_up_to_the_head_cannot_either) {
+TEST_P(LogContract, stale_append_at_base_equal_to_head_is_refused) {
   const auto sleeper = store->open();
   log_contract::append_up_to(*log, 5);
   ASSERT_EQ(sleeper->extent().head, 5);
@@ -718,7 +718,7 @@ TEST_P(LogContract, a_writer_that_slept_through_a_rewrite_up_to_the_head_cannot_
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(7, 7));
 }
 
-TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_the_next_rewrite) {
+TEST_P(LogContract, stray_update_below_base_is_hidden_and_deleted_by_rewrite) {
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
   if (!store->put_stray(6, "stray") || !store->put_stray(10, "stray"))
@@ -736,7 +736,7 @@ TEST_P(LogContract, a_stray_update_below_the_base_is_never_served_and_goes_with_
   expect_stored_updates(0);
 }
 
-TEST_P(LogContract, a_follower_that_slept_through_a_rewrite_is_told) {
+TEST_P(LogContract, stale_follower_reads_base_and_no_replaced_update) {
   // Given a follower that has applied update 3.
   const auto sleeper = store->open();
   log_contract::append_up_to(*log, 10);
@@ -754,7 +754,7 @@ TEST_P(LogContract, a_follower_that_slept_through_a_rewrite_is_told) {
   for (const UpdateId id : visited) EXPECT_GT(id, 7);
 }
 
-TEST_P(LogContract, a_follower_overtaken_by_a_rewrite_while_it_reads_sees_no_gap) {
+TEST_P(LogContract, rewrite_during_read_leaves_no_gap) {
   log_contract::append_up_to(*log, 40);
   const auto other = store->open();
   for (const UpdateId overtaken_at : {1, 10, 20}) {
@@ -774,7 +774,7 @@ TEST_P(LogContract, a_follower_overtaken_by_a_rewrite_while_it_reads_sees_no_gap
   }
 }
 
-TEST_P(LogContract, a_base_replaced_while_it_is_read_is_never_served_in_part) {
+TEST_P(LogContract, base_replaced_during_read_base_is_not_mixed) {
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 5, {"old 0", "old 1", "old 2"}));
   const auto other = store->open();
@@ -798,7 +798,7 @@ TEST_P(LogContract, a_base_replaced_while_it_is_read_is_never_served_in_part) {
 
 // --- Several rewriters, and rewriters that die. ---
 
-TEST_P(LogContract, a_rewrite_that_a_greater_one_overtakes_changes_nothing) {
+TEST_P(LogContract, rewrite_overtaken_by_higher_base_changes_nothing) {
   log_contract::append_up_to(*log, 10);
   const auto other = store->open();
   log_contract::PartList slow({"slow 0", "slow 1"});
@@ -816,7 +816,7 @@ TEST_P(LogContract, a_rewrite_that_a_greater_one_overtakes_changes_nothing) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(8, 10));
 }
 
-TEST_P(LogContract, a_rewrite_overtakes_a_smaller_one) {
+TEST_P(LogContract, rewrite_replaces_lower_base_switched_meanwhile) {
   log_contract::append_up_to(*log, 10);
   const auto other = store->open();
   log_contract::PartList slow({"slow 0", "slow 1"});
@@ -834,7 +834,7 @@ TEST_P(LogContract, a_rewrite_overtakes_a_smaller_one) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(10, 10));
 }
 
-TEST_P(LogContract, two_rewrites_at_one_base_make_one) {
+TEST_P(LogContract, second_of_concurrent_rewrites_at_same_base_changes_nothing) {
   log_contract::append_up_to(*log, 10);
   const auto other = store->open();
   log_contract::PartList slow({"slow 0", "slow 1", "slow 2"});
@@ -851,7 +851,7 @@ TEST_P(LogContract, two_rewrites_at_one_base_make_one) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(7, 10));
 }
 
-TEST_P(LogContract, many_rewriters_at_once_are_safe) {
+TEST_P(LogContract, concurrent_rewriters_leave_highest_base_intact) {
   log_contract::append_up_to(*log, 40);
   std::vector<std::thread> threads;
   std::atomic<int> switches{0};
@@ -878,7 +878,7 @@ TEST_P(LogContract, many_rewriters_at_once_are_safe) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(37, 40));
 }
 
-TEST_P(LogContract, a_rewrite_that_fails_midway_changes_nothing_and_another_one_works) {
+TEST_P(LogContract, failed_rewrite_changes_nothing_and_next_one_succeeds) {
   log_contract::append_up_to(*log, 10);
   for (int failing = 0; failing < 4; ++failing) {
     log_contract::PartList list({"a", "b", "c", "d"});
@@ -896,7 +896,7 @@ TEST_P(LogContract, a_rewrite_that_fails_midway_changes_nothing_and_another_one_
   EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"good"}));
 }
 
-TEST_P(LogContract, a_rewriter_killed_at_any_part_leaves_nothing_that_hurts) {
+TEST_P(LogContract, rewriter_killed_at_any_part_leaves_log_unchanged) {
   if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
   log_contract::append_up_to(*log, 10);
   constexpr int parts = 5;
@@ -920,7 +920,7 @@ TEST_P(LogContract, a_rewriter_killed_at_any_part_leaves_nothing_that_hurts) {
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(9, 10));
 }
 
-TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_new) {
+TEST_P(LogContract, rewriter_killed_at_random_time_leaves_old_or_new_base) {
   if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
   const std::uint64_t seed = log_contract::new_seed();
   SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
@@ -968,14 +968,14 @@ TEST_P(LogContract, a_rewriter_killed_at_any_moment_leaves_the_old_base_or_the_n
 
 // --- Crowds. ---
 
-TEST_P(LogContract, a_crowd_of_writers_rewriters_and_readers_loses_and_doubles_nothing) {
+TEST_P(LogContract, concurrent_writers_rewriters_and_readers_lose_and_duplicate_nothing) {
   constexpr unsigned writers = 8;
   log.reset();
   run_concurrently(writers, GetParam().concurrent_append_count / writers, 2, 2,
                    [this] { return store->open(); });
 }
 
-TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
+TEST_P(LogContract, concurrent_writers_resolve_uncertain_appends_of_flaky_log) {
   const std::uint64_t seed = log_contract::new_seed();
   SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
   constexpr unsigned writers = 4;
@@ -991,7 +991,7 @@ TEST_P(LogContract, a_crowd_resolves_what_a_failing_log_left_uncertain) {
   run_concurrently(writers, GetParam().concurrent_append_count / 4 / writers, 1, 1, open);
 }
 
-TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
+TEST_P(LogContract, acknowledged_updates_survive_killed_writer) {
   if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
   const std::uint64_t seed = log_contract::new_seed();
   SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
@@ -1030,7 +1030,7 @@ TEST_P(LogContract, what_was_acknowledged_survives_the_death_of_its_writer) {
   }
 }
 
-TEST_P(LogContract, parent_and_child_go_on_after_a_fork) {
+TEST_P(LogContract, parent_and_child_append_after_fork) {
   if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
   log_contract::append_up_to(*log, 3);
   const Uuid uuid = log->extent().uuid;

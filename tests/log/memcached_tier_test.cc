@@ -25,7 +25,7 @@ namespace {
 using std::chrono::milliseconds;
 using testing::expect_error;
 
-TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
+TEST(MemcachedTier, tier_has_name_uuid_and_updates_of_its_log) {
   StoreDirectory folder;
   const std::string url = "file://" + folder.file("log");
   const auto log = open_log(url);
@@ -38,7 +38,7 @@ TEST(MemcachedTier, it_is_the_log_it_stands_in_front_of) {
   EXPECT_EQ(log->extent().head, 1U);
 }
 
-TEST(MemcachedTier, options_of_both_are_taken_and_others_refused) {
+TEST(MemcachedTier, options_of_tier_and_log_are_accepted_and_others_refused) {
   StoreDirectory folder;
   const std::string url = "memcached+file://" + folder.file("log") +
                           "?memcached=" + testing::MemcachedServer::shared().address();
@@ -65,7 +65,7 @@ TEST(MemcachedTier, options_of_both_are_taken_and_others_refused) {
       "scheme=mongodb");
 }
 
-TEST(MemcachedTier, servers_are_addresses_or_sockets) {
+TEST(MemcachedTier, servers_are_parsed_as_addresses_or_sockets) {
   const auto servers =
       parse_memcached_servers("cache.example.org,10.0.0.5:22122,[::1]:33133,[fe80::1],/run/m.sock");
   ASSERT_EQ(servers.size(), 5U);
@@ -97,7 +97,7 @@ class InterceptedReadLog final : public testing::ForwardingLog {
   }
 };
 
-TEST(MemcachedTier, who_slept_while_he_asked_does_not_put_an_old_head_over_a_newer_one) {
+TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
   MemcachedTier writer(store.open(), tier_options(server));
@@ -124,7 +124,7 @@ TEST(MemcachedTier, who_slept_while_he_asked_does_not_put_an_old_head_over_a_new
   EXPECT_EQ(seen, (std::vector<UpdateId>{1, 2}));
 }
 
-TEST(MemcachedTier, a_head_that_was_lost_while_he_asked_is_not_made_lower_either) {
+TEST(MemcachedTier, evicted_head_record_is_not_lowered) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
   MemcachedTier writer(store.open(), tier_options(server));
@@ -142,7 +142,7 @@ TEST(MemcachedTier, a_head_that_was_lost_while_he_asked_is_not_made_lower_either
   EXPECT_EQ(other.poll(1, std::nullopt, pass).extent.head, 2U);
 }
 
-TEST(MemcachedTier, what_is_no_head_record_confirms_nothing_not_even_that_a_log_is_empty) {
+TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
   FileStore store;
   auto& server = testing::MemcachedServer::shared();
   MemcachedTierOptions options = tier_options(server);
@@ -159,7 +159,7 @@ TEST(MemcachedTier, what_is_no_head_record_confirms_nothing_not_even_that_a_log_
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 1U);
 }
 
-TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
+TEST(Memcached, compare_and_swap_replaces_only_seen_version) {
   testing::MemcachedServer server;
   Memcached memcached(parse_memcached_servers(server.address()), milliseconds(1000));
   const std::string every_byte = [] {
@@ -191,7 +191,7 @@ TEST(Memcached, keeps_items_apart_and_replaces_only_what_was_seen) {
             Memcached::StoreResult::not_stored);
 }
 
-TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
+TEST(Memcached, unresponsive_server_is_skipped_for_a_while) {
   testing::MemcachedServer server;
   Memcached memcached(parse_memcached_servers(server.address()), milliseconds(100));
   ASSERT_TRUE(memcached.get({"a"}).has_value());
@@ -215,7 +215,7 @@ TEST(Memcached, one_that_does_not_answer_is_left_alone_for_a_while) {
 }
 
 // Else they would come back with the server, as of before it went.
-TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
+TEST(Memcached, keys_of_unavailable_server_stay_on_it) {
   testing::MemcachedServer stays;
   testing::MemcachedServer dies;
   Memcached memcached(parse_memcached_servers(stays.address() + ',' + dies.address()),
@@ -242,7 +242,7 @@ TEST(Memcached, the_keys_of_a_server_that_is_away_do_not_move_to_another) {
   EXPECT_EQ(memcached.set(key, "after", 0, std::chrono::hours(1)), Memcached::StoreResult::stored);
 }
 
-TEST(Memcached, one_that_was_never_there_is_no_error) {
+TEST(Memcached, missing_server_fails_requests_without_error) {
   Memcached memcached({{.host = "127.0.0.1", .port = testing::free_port(), .socket = ""}},
                       milliseconds(100));
   EXPECT_FALSE(memcached.get({"a"}).has_value());

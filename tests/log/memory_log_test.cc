@@ -14,7 +14,7 @@ using testing::expect_error;
 using testing::thrown_error;
 using Appended = Log::Appended;
 
-TEST(MemoryLog, without_a_name_each_is_its_own) {
+TEST(MemoryLog, unnamed_logs_are_independent) {
   MemoryLog first;
   MemoryLog second;
   EXPECT_EQ(first.append(1, "x"), Appended::yes);
@@ -22,7 +22,7 @@ TEST(MemoryLog, without_a_name_each_is_its_own) {
   EXPECT_NE(first.extent().uuid, second.extent().uuid);
 }
 
-TEST(MemoryLog, with_a_name_it_is_shared_and_outlives_those_who_opened_it) {
+TEST(MemoryLog, named_log_is_shared_and_outlives_its_handles) {
   const auto first = MemoryLog::shared("a_name");
   ASSERT_EQ(first->append(1, "x"), Appended::yes);
   const Uuid uuid = MemoryLog::shared("a_name")->extent().uuid;
@@ -31,13 +31,13 @@ TEST(MemoryLog, with_a_name_it_is_shared_and_outlives_those_who_opened_it) {
   EXPECT_EQ(MemoryLog::shared("another_name")->extent().head, 0U);
 }
 
-TEST(MemoryLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+TEST(MemoryLog, append_beyond_next_id_returns_taken) {
   MemoryLog log;
   EXPECT_EQ(log.append(2, "x"), Appended::taken);
   EXPECT_EQ(log.extent().head, 0U);
 }
 
-TEST(MemoryLog, refuses_what_can_be_no_update) {
+TEST(MemoryLog, append_of_reserved_id_or_empty_update_is_invalid) {
   MemoryLog log;
   expect_error(
       ErrorKind::invalid, [&] { log.append(0, "x"); }, "id=0");
@@ -46,7 +46,7 @@ TEST(MemoryLog, refuses_what_can_be_no_update) {
 }
 
 // What it wrote to its copy, nobody would ever read.
-TEST(MemoryLog, a_forked_child_is_told_that_the_log_is_its_parents) {
+TEST(MemoryLog, append_in_forked_child_is_invalid) {
   const auto log = MemoryLog::shared("a_parent");
   ASSERT_EQ(log->append(1, "x"), Appended::yes);
   Child child([&] {

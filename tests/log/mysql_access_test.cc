@@ -64,7 +64,7 @@ void expect_forbidden(const std::function<void()>& call) {
   EXPECT_EQ(error->system_error(), EACCES) << error->what();
 }
 
-TEST_F(MysqlLogPrivileges, the_documented_ones_are_enough_and_needed) {
+TEST_F(MysqlLogPrivileges, documented_grants_allow_exactly_each_role) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -93,7 +93,7 @@ TEST_F(MysqlLogPrivileges, the_documented_ones_are_enough_and_needed) {
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "3");
 }
 
-TEST_F(MysqlLogPrivileges, who_may_not_make_the_log_is_told_what_to_run) {
+TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to_run) {
   MysqlStore store;
   const DatabaseUsers people(store);
   MariadbClient root(store.server());
@@ -120,7 +120,7 @@ TEST_F(MysqlLogPrivileges, who_may_not_make_the_log_is_told_what_to_run) {
       "INSERT INTO whycache_logs SELECT 'other'");
 }
 
-TEST_F(MysqlLogPrivileges, strangers_are_told_so) {
+TEST_F(MysqlLogPrivileges, user_without_privileges_is_refused) {
   MysqlStore store;
   store.open();
   const DatabaseUsers people(store);
@@ -130,7 +130,7 @@ TEST_F(MysqlLogPrivileges, strangers_are_told_so) {
   expect_forbidden([&] { MysqlLog log(options); });
 }
 
-TEST_F(MysqlLogPrivileges, a_database_that_is_not_there_is_not_made) {
+TEST_F(MysqlLogPrivileges, missing_database_is_refused_and_not_created) {
   MysqlStore store;
   MysqlLogOptions options = store.options();
   options.server.database = "nowhere";
@@ -140,7 +140,7 @@ TEST_F(MysqlLogPrivileges, a_database_that_is_not_there_is_not_made) {
 
 // --- Opening by URL, and secrets. ---
 
-TEST_F(MysqlLogOpen, by_url) {
+TEST_F(MysqlLogOpen, url_opens_log_by_tcp_and_by_socket) {
   MysqlStore store;
   const std::string url = store.server().url(store.database());
   const auto log = open_log(url);
@@ -163,7 +163,7 @@ TEST_F(MysqlLogOpen, by_url) {
   }
 }
 
-TEST_F(MysqlLogOpen, a_server_that_is_not_there_is_unavailable) {
+TEST_F(MysqlLogOpen, missing_server_is_unavailable) {
   std::string url;
   {
     MariadbServer server;
@@ -176,7 +176,7 @@ TEST_F(MysqlLogOpen, a_server_that_is_not_there_is_unavailable) {
       "/nowhere/socket");
 }
 
-TEST_F(MysqlLogSecrets, are_in_no_message_and_no_name) {
+TEST_F(MysqlLogSecrets, password_never_appears_in_messages_or_names) {
   MysqlStore store;
   const std::string secret = "geheim4711";
   MariadbClient root(store.server());
@@ -220,7 +220,7 @@ TEST_F(MysqlLogSecrets, are_in_no_message_and_no_name) {
   root.run("DROP USER 'ada'@'%'");
 }
 
-TEST_F(MysqlLogSecrets, a_changed_password_is_found_in_its_file) {
+TEST_F(MysqlLogSecrets, changed_password_file_is_read_on_reconnect) {
   MysqlStore store;
   MariadbClient root(store.server());
   root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY 'old'; GRANT ALL ON " +
@@ -238,7 +238,7 @@ TEST_F(MysqlLogSecrets, a_changed_password_is_found_in_its_file) {
 
 // --- TLS. ---
 
-TEST_F(MysqlLogTls, only_a_certificate_of_a_trusted_authority_for_this_host_will_do) {
+TEST_F(MysqlLogTls, certificate_of_other_authority_or_host_is_refused) {
   const CertificateAuthority authority("IP:127.0.0.1");
   const CertificateAuthority stranger("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
@@ -258,7 +258,7 @@ TEST_F(MysqlLogTls, only_a_certificate_of_a_trusted_authority_for_this_host_will
   expect_error(ErrorKind::invalid, [&] { open_log(other_host + "?tls_ca=" + authority.ca()); });
 }
 
-TEST_F(MysqlLogTls, a_server_without_tls_is_refused_where_it_is_wanted) {
+TEST_F(MysqlLogTls, server_without_tls_is_refused_if_tls_is_required) {
   MariadbServer server({"--skip-ssl"});
   MysqlStore store(server);
   expect_error(ErrorKind::invalid, [&] { open_log(server.url(store.database()) + "?tls=verify"); });
@@ -282,7 +282,7 @@ std::string outer_address() {
   return found;
 }
 
-TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
+TEST_F(MysqlLogTls, tls_is_required_off_loopback) {
   const std::string address = outer_address();
   if (address.empty()) GTEST_SKIP() << "NOT TESTED: this machine has no address but loopback";
   const CertificateAuthority authority("IP:" + address);
@@ -299,7 +299,7 @@ TEST_F(MysqlLogTls, off_loopback_it_goes_without_saying) {
   EXPECT_EQ(open_log(url + "?tls=off")->extent().head, 0U);
 }
 
-TEST_F(MysqlLogTls, signals_are_left_alone) {
+TEST_F(MysqlLogTls, lost_connection_leaves_sigpipe_handler_unchanged) {
   const CertificateAuthority authority("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
   MysqlStore store(server);

@@ -46,7 +46,7 @@ std::string incompressible_bytes(std::size_t bytes) {
 
 // --- Servers that die, stall, or close connections. ---
 
-TEST_F(MysqlLogAway, a_connection_that_was_closed_is_opened_anew_without_a_word) {
+TEST_F(MysqlLogAway, closed_connection_is_reopened_transparently) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -70,7 +70,7 @@ TEST_F(MysqlLogAway, a_connection_that_was_closed_is_opened_anew_without_a_word)
 }
 
 // The same address may lead to another server now, which has as many updates, but others.
-TEST_F(MysqlLogAway, a_new_connection_takes_no_update_before_those_it_follows_were_read) {
+TEST_F(MysqlLogAway, append_over_new_connection_requires_reading_previous_update) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -96,7 +96,7 @@ TEST_F(MysqlLogAway, a_new_connection_takes_no_update_before_those_it_follows_we
 }
 
 // That another thread has read what the log has by now does not mean that this writer knows.
-TEST_F(MysqlLogAway, an_update_does_not_follow_another_than_it_continues_whoever_has_read_that) {
+TEST_F(MysqlLogAway, append_that_continues_another_update_is_refused) {
   MysqlStore store;
   const auto log = store.open();
   const auto update = [](UpdateId id, std::uint64_t previous_chain, const std::string& value) {
@@ -121,7 +121,7 @@ TEST_F(MysqlLogAway, an_update_does_not_follow_another_than_it_continues_whoever
   EXPECT_EQ(log->append(3, update(3, peek_header(other)->chain, "3")), Appended::yes);
 }
 
-TEST_F(MysqlLogAway, a_statement_that_is_killed_does_nothing) {
+TEST_F(MysqlLogAway, killed_statement_writes_nothing) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -140,7 +140,7 @@ TEST_F(MysqlLogAway, a_statement_that_is_killed_does_nothing) {
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
 }
 
-TEST_F(MysqlLogAway, a_server_that_does_not_answer_is_given_up_at_the_deadline) {
+TEST_F(MysqlLogAway, unresponsive_server_times_out_at_deadline) {
   MariadbServer server;
   MysqlStore store(server);
   const auto log = store.open("default", milliseconds(1000));
@@ -180,7 +180,7 @@ class DatabaseUser {
   MariadbClient root_;
 };
 
-TEST_F(MysqlLogAway, a_server_that_became_read_only_is_unavailable_until_it_is_not) {
+TEST_F(MysqlLogAway, read_only_server_is_unavailable_for_appends) {
   MariadbServer server;
   MysqlStore store(server);
   store.open();
@@ -197,7 +197,7 @@ TEST_F(MysqlLogAway, a_server_that_became_read_only_is_unavailable_until_it_is_n
   EXPECT_EQ(log.append(1, "x"), Appended::yes);
 }
 
-TEST_F(MysqlLogAway, machines_read_on_while_the_server_is_read_only_and_writers_are_told) {
+TEST_F(MysqlLogAway, caches_keep_reading_while_server_refuses_writes) {
   MariadbServer server;
   MysqlStore store(server);
   const TemporaryDirectory folder;
@@ -229,7 +229,7 @@ TEST_F(MysqlLogAway, machines_read_on_while_the_server_is_read_only_and_writers_
   EXPECT_EQ(other.digest(), writer.digest());
 }
 
-TEST_F(MysqlLogAway, a_disk_that_is_full_is_a_limit_and_nothing_is_half_done) {
+TEST_F(MysqlLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
   const TemporaryDirectory folder;
   const bool played = run_as_root([&] {
     std::filesystem::create_directory(folder.file("disk"));
@@ -272,7 +272,7 @@ TEST_F(MysqlLogAway, a_disk_that_is_full_is_a_limit_and_nothing_is_half_done) {
   if (!played) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
-TEST_F(MysqlLogAway, a_server_killed_in_mid_load_loses_and_doubles_nothing) {
+TEST_F(MysqlLogAway, killed_server_loses_and_duplicates_no_acknowledged_update) {
   MariadbServer server;
   MysqlStore store(server);
   const auto log = store.open();

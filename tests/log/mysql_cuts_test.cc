@@ -136,7 +136,7 @@ std::uint64_t cut_count_min() {
   return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2;
 }
 
-TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
+TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
@@ -180,7 +180,7 @@ TEST_F(MysqlLogCutsLongBeside, what_the_log_says_of_an_append_is_true) {
   told.expect_consistent_with(found);
 }
 
-TEST_F(MysqlLogCutsLongBeside, what_a_cache_says_of_a_write_is_true) {
+TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();

@@ -50,7 +50,7 @@ void set_some(Cache& cache, std::uint64_t count, const std::string& value) {
     cache.set("key " + std::to_string(i), value + ' ' + std::to_string(i));
 }
 
-TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
+TEST_F(MysqlLogFailover, writer_detects_failover_before_append) {
   ReplicatedPair pair;
   FailoverAddress address(pair, pair.primary.make_database());
   const TemporaryDirectory folder;
@@ -69,7 +69,7 @@ TEST_F(MysqlLogFailover, is_noticed_by_a_writer_before_it_writes) {
 
 // The old primary has still answered a moment ago, while others wrote to the new one just as many
 // updates as were lost: nothing but their chain tells these from those that the writer knows.
-TEST_F(MysqlLogFailover, is_noticed_by_a_writer_who_has_looked_at_the_old_primary_just_now) {
+TEST_F(MysqlLogFailover, writer_that_just_polled_old_primary_detects_failover) {
   ReplicatedPair pair;
   FailoverAddress address(pair, pair.primary.make_database());
   const TemporaryDirectory folder;
@@ -91,7 +91,7 @@ TEST_F(MysqlLogFailover, is_noticed_by_a_writer_who_has_looked_at_the_old_primar
 }
 
 // Whatever was lost, whatever came instead, and wherever a machine was: none is ever wrong.
-TEST_F(MysqlLogFailoverLongBeside, is_noticed_by_every_machine_at_its_next_update) {
+TEST_F(MysqlLogFailoverLongBeside, every_machine_detects_failover_at_next_update) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   ReplicatedPair pair;

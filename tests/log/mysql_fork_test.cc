@@ -21,7 +21,7 @@ using MysqlLogFork = MysqlTest;
 
 // --- fork(). ---
 
-TEST_F(MysqlLogFork, a_child_must_open_the_log_anew) {
+TEST_F(MysqlLogFork, forked_child_must_reopen_log) {
   MysqlStore store;
   std::unique_ptr<Log> log = store.open();
   append_up_to(*log, 1);
@@ -43,7 +43,7 @@ TEST_F(MysqlLogFork, a_child_must_open_the_log_anew) {
   EXPECT_EQ(updates_of(*log).size(), 4U);
 }
 
-TEST_F(MysqlLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
+TEST_F(MysqlLogFork, forks_during_appends_lose_nothing) {
   const CertificateAuthority authority("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
   MysqlStore store(server);

@@ -21,7 +21,7 @@ using MysqlLogLimits = MysqlTest;
 
 // --- The schema. ---
 
-TEST_F(MysqlLogFormat, the_tables_are_those_of_the_document) {
+TEST_F(MysqlLogFormat, created_tables_equal_documented_schema) {
   MysqlStore made;
   made.open();
   MysqlStore documented;
@@ -31,7 +31,7 @@ TEST_F(MysqlLogFormat, the_tables_are_those_of_the_document) {
     EXPECT_EQ(made.run("SHOW CREATE TABLE " + table), documented.run("SHOW CREATE TABLE " + table));
 }
 
-TEST_F(MysqlLogFormat, the_worked_example_is_the_log_of_the_vectors) {
+TEST_F(MysqlLogFormat, worked_example_opens_as_log_of_vectors) {
   MysqlStore store;
   for (const std::string& block : documented_sql("formats/sql.md")) store.run(block);
   const auto log = store.open();
@@ -57,7 +57,7 @@ TEST_F(MysqlLogFormat, the_worked_example_is_the_log_of_the_vectors) {
   EXPECT_EQ(parts_of(*log), parts);
 }
 
-TEST_F(MysqlLogFormat, a_chain_keeps_all_its_bits) {
+TEST_F(MysqlLogFormat, base_chain_keeps_all_64_bits) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -65,7 +65,7 @@ TEST_F(MysqlLogFormat, a_chain_keeps_all_its_bits) {
   EXPECT_EQ(store.open()->extent().base_chain, 0xfedcba9876543210);
 }
 
-TEST_F(MysqlLogFormat, a_log_of_another_format_is_left_alone) {
+TEST_F(MysqlLogFormat, log_of_other_format_is_refused_and_unchanged) {
   MysqlStore store;
   const auto log = store.open();
   store.run("UPDATE whycache_logs SET format = 2");
@@ -78,7 +78,7 @@ TEST_F(MysqlLogFormat, a_log_of_another_format_is_left_alone) {
       ErrorKind::corrupt, [&] { store.open(); }, "format=2");
 }
 
-TEST_F(MysqlLogFormat, instances_share_the_tables_and_nothing_else) {
+TEST_F(MysqlLogFormat, instances_share_tables_and_stay_isolated) {
   MysqlStore store;
   const auto upper = store.open("Flags");
   const auto lower = store.open("flags");
@@ -98,7 +98,7 @@ TEST_F(MysqlLogFormat, instances_share_the_tables_and_nothing_else) {
   EXPECT_EQ(store.open("flags")->extent().base, 5U);
 }
 
-TEST_F(MysqlLogFormat, updates_whose_row_is_gone_are_not_taken_over) {
+TEST_F(MysqlLogFormat, updates_without_row_of_log_are_corrupt) {
   MysqlStore store;
   append_up_to(*store.open(), 3);
   store.run("DELETE FROM whycache_logs");
@@ -107,7 +107,7 @@ TEST_F(MysqlLogFormat, updates_whose_row_is_gone_are_not_taken_over) {
   store.open("another");
 }
 
-TEST_F(MysqlLogFormat, a_missing_table_or_update_or_part_is_corrupt) {
+TEST_F(MysqlLogFormat, missing_table_update_or_part_is_corrupt) {
   const auto expect_corrupt = [](const std::string& sql, const std::string& word) {
     MysqlStore store;
     const auto log = store.open();
@@ -129,7 +129,7 @@ TEST_F(MysqlLogFormat, a_missing_table_or_update_or_part_is_corrupt) {
   expect_corrupt("DELETE FROM whycache_parts WHERE number = 1", "number=1");
 }
 
-TEST_F(MysqlLogFormat, one_update_after_a_million_costs_one_statement) {
+TEST_F(MysqlLogFormat, reading_last_of_million_ids_takes_one_statement) {
   MysqlStore store;
   const auto log = store.open();
   store.run(
@@ -143,7 +143,7 @@ TEST_F(MysqlLogFormat, one_update_after_a_million_costs_one_statement) {
   }
 }
 
-TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) {
+TEST_F(MysqlLogFormat, reading_many_small_and_large_rows_takes_few_statements) {
   MysqlStore store;
   const auto log = store.open();
   store.run(
@@ -165,7 +165,7 @@ TEST_F(MysqlLogFormat, many_rows_come_in_few_statements_however_large_they_are) 
 
 // --- What a server can be set to. ---
 
-TEST_F(MysqlLogFormat, a_log_does_not_depend_on_the_servers_defaults) {
+TEST_F(MysqlLogFormat, log_works_with_unusual_server_defaults) {
   MariadbServer server({"--sql-mode=ANSI,PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES",
                         "--character-set-server=utf16", "--transaction-isolation=READ-UNCOMMITTED",
                         "--autocommit=0", "--default-storage-engine=MyISAM",
@@ -186,7 +186,7 @@ TEST_F(MysqlLogFormat, a_log_does_not_depend_on_the_servers_defaults) {
       "InnoDB");
 }
 
-TEST_F(MysqlLogLimits, tables_without_transactions_are_refused) {
+TEST_F(MysqlLogLimits, tables_of_nontransactional_engine_are_refused) {
   MysqlStore store;
   append_up_to(*store.open(), 1);
   for (const std::string table : {"whycache_logs", "whycache_updates", "whycache_parts"}) {
@@ -200,7 +200,7 @@ TEST_F(MysqlLogLimits, tables_without_transactions_are_refused) {
   append_up_to(*store.open(), 2);
 }
 
-TEST_F(MysqlLogLimits, columns_that_are_too_small_are_named) {
+TEST_F(MysqlLogLimits, too_small_column_is_refused_by_name) {
   MysqlStore store;
   store.open();
   for (const std::string type : {"BLOB", "VARBINARY(1000)", "LONGTEXT"}) {
@@ -217,7 +217,7 @@ TEST_F(MysqlLogLimits, columns_that_are_too_small_are_named) {
   EXPECT_EQ(log->append(1, std::string((std::size_t{1} << 24) - 1, 'x')), Appended::yes);
 }
 
-TEST_F(MysqlLogLimits, a_server_that_takes_too_little_at_once_is_named) {
+TEST_F(MysqlLogLimits, too_small_max_allowed_packet_is_refused_by_name) {
   MariadbServer server;
   MysqlStore store(server);
   MariadbClient(server).run("SET GLOBAL max_allowed_packet = 1048576");
@@ -240,7 +240,7 @@ TEST_F(MysqlLogLimits, a_server_that_takes_too_little_at_once_is_named) {
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "0");
 }
 
-TEST_F(MysqlLogLimits, a_server_that_may_forget_is_refused_unless_that_is_known) {
+TEST_F(MysqlLogLimits, server_without_durable_commits_is_refused_unless_durable_is_off) {
   const auto expect_refused = [](MariadbServer& server, const std::string& variable) {
     MysqlStore store(server);
     expect_error(

@@ -77,7 +77,7 @@ class Cluster {
   std::unique_ptr<MariadbServer> second_;
 };
 
-TEST_F(MysqlLogGaleraLong, writers_at_two_nodes_make_one_log) {
+TEST_F(MysqlLogGaleraLong, writers_on_two_nodes_share_one_log) {
   if (::access(galera_library, R_OK) != 0) GTEST_SKIP() << "NOT TESTED: Galera is not installed";
   Cluster cluster;
   MysqlStore store(*cluster.nodes()[0]);

@@ -35,7 +35,7 @@ PollOutcome poll_log(Log& log, UpdateId first,
   return seen;
 }
 
-TEST_F(MysqlLogReplica, who_follows_has_updates_from_it_if_they_end_with_the_newest_one) {
+TEST_F(MysqlLogReplica, follower_reads_from_replica_that_is_up_to_date) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const auto writer = store.open();
@@ -69,7 +69,7 @@ TEST_F(MysqlLogReplica, who_follows_has_updates_from_it_if_they_end_with_the_new
 }
 
 // A replica that did not follow a failover, or was restored: as long as the log, and another.
-TEST_F(MysqlLogReplica, one_with_another_history_is_not_believed) {
+TEST_F(MysqlLogReplica, replica_with_other_history_is_ignored) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const auto writer = store.open();
@@ -87,7 +87,7 @@ TEST_F(MysqlLogReplica, one_with_another_history_is_not_believed) {
   EXPECT_EQ(poll_log(follower, 5).updates, updates_of(*writer, 5));
 }
 
-TEST_F(MysqlLogReplica, freshness_is_that_of_the_primary) {
+TEST_F(MysqlLogReplica, fresh_reads_use_primary) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const TemporaryDirectory folder;
@@ -106,7 +106,7 @@ TEST_F(MysqlLogReplica, freshness_is_that_of_the_primary) {
   EXPECT_TRUE(reader.set_if("lock", "mine", "yours"));
 }
 
-TEST_F(MysqlLogReplica, one_that_lags_behind_a_rewrite_or_is_another_log_does_no_harm) {
+TEST_F(MysqlLogReplica, lagging_or_foreign_replica_is_ignored) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const auto writer = store.open();
@@ -143,7 +143,7 @@ TEST_F(MysqlLogReplica, one_that_lags_behind_a_rewrite_or_is_another_log_does_no
   EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
 }
 
-TEST_F(MysqlLogReplica, one_that_is_away_is_done_without) {
+TEST_F(MysqlLogReplica, unavailable_replica_is_bypassed) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
   MysqlLog log(with_replica(store, pair.replica));
@@ -157,7 +157,7 @@ TEST_F(MysqlLogReplica, one_that_is_away_is_done_without) {
             milliseconds(1000));
 }
 
-TEST_F(MysqlLogReplica, machines_that_read_from_it_agree_with_all_others) {
+TEST_F(MysqlLogReplica, cache_with_lagging_replica_agrees_with_writer) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
   const TemporaryDirectory folder;

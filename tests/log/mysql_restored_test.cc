@@ -14,7 +14,7 @@ using MysqlLogRestored = MysqlTest;
 
 // --- Logs that were restored. ---
 
-TEST_F(MysqlLogRestored, a_truncated_table_is_noticed_by_all_machines) {
+TEST_F(MysqlLogRestored, all_machines_detect_truncated_updates_table) {
   MysqlStore store;
   const TemporaryDirectory folder;
   const std::string url = store.server().url(store.database());
@@ -34,7 +34,7 @@ TEST_F(MysqlLogRestored, a_truncated_table_is_noticed_by_all_machines) {
   EXPECT_EQ(other.get("new"), "value");
 }
 
-TEST_F(MysqlLogRestored, an_old_dump_put_back_is_noticed_by_all_machines) {
+TEST_F(MysqlLogRestored, all_machines_detect_restored_old_dump) {
   MysqlStore store;
   const TemporaryDirectory folder;
   const std::string url = store.server().url(store.database());

@@ -30,7 +30,7 @@ std::string write_file(const TemporaryDirectory& folder, const std::string& name
   return folder.file(name);
 }
 
-TEST(MysqlServer, is_found_in_the_url) {
+TEST(MysqlServer, url_is_parsed_into_address_and_login) {
   const MysqlServer server = server_of("mysql://ada@db.example.org:3307/flags");
   EXPECT_EQ(server.host, "db.example.org");
   EXPECT_EQ(server.port, 3307);
@@ -42,7 +42,7 @@ TEST(MysqlServer, is_found_in_the_url) {
   EXPECT_EQ(server_of("mysql:///d?socket=/run/s.sock").address(), "/run/s.sock/d");
 }
 
-TEST(MysqlServer, what_is_no_server_is_refused) {
+TEST(MysqlServer, invalid_server_url_is_refused) {
   for (const char* url : {"mysql://host", "mysql://host/", "mysql://host/a/b"}) {
     expect_error(
         ErrorKind::invalid, [&] { server_of(url); }, "no database");
@@ -60,7 +60,7 @@ TEST(MysqlServer, what_is_no_server_is_refused) {
   }
 }
 
-TEST(MysqlServer, tls_is_verified_wherever_packets_leave_the_machine) {
+TEST(MysqlServer, tls_is_verified_off_loopback_by_default) {
   for (const char* url :
        {"mysql://localhost/d", "mysql://127.0.0.1/d", "mysql://127.1.2.3/d", "mysql://[::1]/d",
         "mysql:///d?socket=/s", "mysql://db.example.org/d?tls=off"}) {
@@ -78,7 +78,7 @@ TEST(MysqlServer, tls_is_verified_wherever_packets_leave_the_machine) {
       ErrorKind::invalid, [] { server_of("mysql://h/d?tls=off&tls_ca=/ca.pem"); }, "tls=off");
 }
 
-TEST(MysqlServer, a_replica_is_another_host_with_the_same_database_and_user) {
+TEST(MysqlServer, replica_is_other_host_with_same_database_and_user) {
   const MysqlServers servers =
       servers_of("mysql://ada@localhost:1/flags?replica=db2.example.org:3310");
   ASSERT_TRUE(servers.replica);
@@ -89,7 +89,7 @@ TEST(MysqlServer, a_replica_is_another_host_with_the_same_database_and_user) {
   EXPECT_EQ(servers_of("mysql://h/flags?replica=[::1]").replica->address(), "[::1]:3306/flags");
 }
 
-TEST(MysqlServer, the_password_is_the_first_there_is) {
+TEST(MysqlServer, password_comes_from_first_available_source) {
   const TemporaryDirectory folder;
   const std::string password_file = write_file(folder, "password", "of the file\n");
   const std::string option_file =
@@ -116,7 +116,7 @@ TEST(MysqlServer, the_password_is_the_first_there_is) {
       "/nowhere/to/be/found");
 }
 
-TEST(MysqlServer, a_password_file_that_changed_is_read_again) {
+TEST(MysqlServer, changed_password_file_is_read_again) {
   const TemporaryDirectory folder;
   const std::string path = write_file(folder, "password", "old\r\n");
   const MysqlServer server = server_of("mysql://a@h/d?password_file=" + path);
@@ -125,7 +125,7 @@ TEST(MysqlServer, a_password_file_that_changed_is_read_again) {
   EXPECT_EQ(server.login().password, "new");
 }
 
-TEST(MysqlServer, of_an_option_file_only_user_and_password_of_our_groups_count) {
+TEST(MysqlServer, option_file_yields_only_login_of_known_groups) {
   const MysqlOptionFile file = parse_mysql_option_file(
       "password=before any group\n"
       "# password=comment\n"

@@ -23,7 +23,7 @@ using MysqlLogOrderLongBeside = MysqlTest;
 
 // --- Transactions of others. ---
 
-TEST_F(MysqlLogTransactions, an_update_that_is_not_committed_yet_is_waited_for) {
+TEST_F(MysqlLogTransactions, append_waits_for_uncommitted_update) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 3);
@@ -52,7 +52,7 @@ TEST_F(MysqlLogTransactions, an_update_that_is_not_committed_yet_is_waited_for) 
   }
 }
 
-TEST_F(MysqlLogTransactions, a_rewrite_cannot_switch_while_an_append_is_under_way) {
+TEST_F(MysqlLogTransactions, rewrite_switch_and_append_wait_for_each_other) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -83,7 +83,7 @@ TEST_F(MysqlLogTransactions, a_rewrite_cannot_switch_while_an_append_is_under_wa
   EXPECT_EQ(updates_of(*log), (Updates{{7, "held"}}));
 }
 
-TEST_F(MysqlLogTransactions, a_lock_held_for_too_long_is_unavailable) {
+TEST_F(MysqlLogTransactions, row_lock_held_beyond_deadline_makes_append_unavailable) {
   MysqlStore store;
   const auto log = store.open("default", milliseconds(1000));
   append_up_to(*log, 3);
@@ -100,7 +100,7 @@ TEST_F(MysqlLogTransactions, a_lock_held_for_too_long_is_unavailable) {
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
 }
 
-TEST_F(MysqlLogTransactions, a_deadlock_is_tried_again) {
+TEST_F(MysqlLogTransactions, deadlocked_append_is_retried) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -225,16 +225,16 @@ void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each,
               committed, static_cast<double>(took.count()) / 1000);
 }
 
-TEST_F(MysqlLogTransactions, ids_never_become_visible_out_of_order) {
+TEST_F(MysqlLogTransactions, ids_become_visible_in_order) {
   expect_visible_in_order(3, 60, milliseconds(0));
 }
 
-TEST_F(MysqlLogOrderLongBeside, ids_never_become_visible_out_of_order) {
+TEST_F(MysqlLogOrderLongBeside, ids_become_visible_in_order) {
   const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 100'000);
   expect_visible_in_order(8, updates / 8, milliseconds(100));
 }
 
-TEST_F(MysqlLogTransactions, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+TEST_F(MysqlLogTransactions, append_beyond_next_id_returns_taken) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -249,7 +249,7 @@ TEST_F(MysqlLogTransactions, an_append_whose_predecessor_is_not_there_has_to_loo
       ErrorKind::invalid, [&] { log->append(1, ""); }, "empty");
 }
 
-TEST_F(MysqlLogTransactions, parts_that_may_become_a_base_yet_are_left_alone) {
+TEST_F(MysqlLogTransactions, rewrite_keeps_parts_of_later_base_only) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 10);
@@ -269,7 +269,7 @@ TEST_F(MysqlLogTransactions, parts_that_may_become_a_base_yet_are_left_alone) {
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts WHERE instance = 'other'"), "3");
 }
 
-TEST_F(MysqlLogTransactions, a_rewrite_whose_parts_disappear_does_not_switch) {
+TEST_F(MysqlLogTransactions, rewrite_whose_parts_disappear_does_not_switch) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 10);

@@ -13,7 +13,7 @@ namespace {
 using testing::expect_error;
 using Appended = Log::Appended;
 
-TEST(OpenLog, makes_each_log_and_finds_it_again) {
+TEST(OpenLog, url_creates_log_and_opens_it_again) {
   StoreDirectory folder;
   for (const std::string& url :
        {std::string("memory:open_log_test"), "file://" + folder.file("files"),
@@ -28,17 +28,17 @@ TEST(OpenLog, makes_each_log_and_finds_it_again) {
   }
 }
 
-TEST(OpenLog, a_name_does_not_depend_on_how_the_log_is_talked_to) {
+TEST(OpenLog, deadline_option_is_not_part_of_name) {
   StoreDirectory folder;
   const std::string url = "sqlite://" + folder.file("log.db");
   EXPECT_EQ(open_log(url + "?deadline_ms=5")->name(), open_log(url)->name());
 }
 
-TEST(OpenLog, memory_without_a_name_is_private) {
+TEST(OpenLog, unnamed_memory_logs_are_private) {
   EXPECT_NE(open_log("memory:")->extent().uuid, open_log("memory:")->extent().uuid);
 }
 
-TEST(OpenLog, an_unknown_scheme_names_the_known_ones) {
+TEST(OpenLog, unknown_scheme_error_lists_known_schemes) {
   expect_error(
       ErrorKind::invalid, [] { open_log("mongodb://host/db"); }, "scheme=mongodb", "memory:name",
       "file:///dir", "sqlite:///file.db");
@@ -46,7 +46,7 @@ TEST(OpenLog, an_unknown_scheme_names_the_known_ones) {
       ErrorKind::invalid, [] { open_log("/var/lib/flags.db"); }, "scheme");
 }
 
-TEST(OpenLog, unknown_options_are_refused_before_anything_is_made) {
+TEST(OpenLog, unknown_option_is_refused_before_log_is_created) {
   StoreDirectory folder;
   for (const std::string& url : {std::string("memory:x"), "file://" + folder.file("log"),
                                  "sqlite://" + folder.file("log")}) {
@@ -58,7 +58,7 @@ TEST(OpenLog, unknown_options_are_refused_before_anything_is_made) {
   EXPECT_FALSE(std::filesystem::exists(folder.file("log")));
 }
 
-TEST(OpenLog, what_an_option_cannot_be_is_refused) {
+TEST(OpenLog, invalid_option_value_is_refused) {
   StoreDirectory folder;
   for (const char* value : {"", "0", "-1", "ten", "5s", "99999999999999999999"}) {
     expect_error(
@@ -74,7 +74,7 @@ TEST(OpenLog, what_an_option_cannot_be_is_refused) {
   EXPECT_FALSE(std::filesystem::exists(folder.file("log")));
 }
 
-TEST(OpenLog, a_path_must_be_absolute_and_its_folder_there) {
+TEST(OpenLog, relative_path_or_missing_parent_directory_is_refused) {
   StoreDirectory folder;
   expect_error(
       ErrorKind::invalid, [] { open_log("sqlite:flags.db"); }, "sqlite:///path");

@@ -27,7 +27,7 @@ struct StoreKind {
 
 class RewriteCheck : public ::testing::TestWithParam<StoreKind> {};
 
-TEST_P(RewriteCheck, base_that_ends_with_another_update_is_refused_and_changes_nothing) {
+TEST_P(RewriteCheck, base_ending_with_other_update_is_refused) {
   const std::unique_ptr<LogStore> store = GetParam().make_store();
   const std::unique_ptr<Log> log = store->open();
   append_chained(*log, 3);

@@ -110,7 +110,7 @@ std::string without_spaces(std::string text) {
   return text;
 }
 
-TEST(SqliteLogFormat, the_tables_are_those_of_the_document) {
+TEST(SqliteLogFormat, created_tables_equal_documented_schema) {
   SqliteStore store;
   store.open();
   const std::string made = Database(store.path())
@@ -121,7 +121,7 @@ TEST(SqliteLogFormat, the_tables_are_those_of_the_document) {
   EXPECT_EQ(without_spaces(made), without_spaces(documented_sql()[0]));
 }
 
-TEST(SqliteLogFormat, the_worked_example_is_the_log_of_the_vectors) {
+TEST(SqliteLogFormat, worked_example_opens_as_log_of_vectors) {
   SqliteStore store;
   for (const std::string& block : documented_sql()) Database(store.path()).run(block);
   const auto log = store.open();
@@ -147,7 +147,7 @@ TEST(SqliteLogFormat, the_worked_example_is_the_log_of_the_vectors) {
   EXPECT_EQ(parts_of(*log), parts);
 }
 
-TEST(SqliteLogFormat, a_chain_keeps_all_its_bits) {
+TEST(SqliteLogFormat, base_chain_keeps_all_64_bits) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -155,7 +155,7 @@ TEST(SqliteLogFormat, a_chain_keeps_all_its_bits) {
   EXPECT_EQ(store.open()->extent().base_chain, 0xfedcba9876543210);
 }
 
-TEST(SqliteLogFormat, other_tables_and_numbers_in_the_file_are_left_alone) {
+TEST(SqliteLogFormat, other_tables_and_pragmas_in_file_are_unchanged) {
   SqliteStore store;
   Database application(store.path());
   application.run(
@@ -171,7 +171,7 @@ TEST(SqliteLogFormat, other_tables_and_numbers_in_the_file_are_left_alone) {
   EXPECT_EQ(application.run("PRAGMA integrity_check"), "ok");
 }
 
-TEST(SqliteLogFormat, instances_that_differ_in_capital_letters_only_are_refused) {
+TEST(SqliteLogFormat, instance_names_that_differ_only_in_case_are_refused) {
   SqliteStore store;
   store.open("Flags");
   expect_error(
@@ -179,7 +179,7 @@ TEST(SqliteLogFormat, instances_that_differ_in_capital_letters_only_are_refused)
   store.open("flags2");
 }
 
-TEST(SqliteLogFormat, a_log_of_another_format_is_left_alone) {
+TEST(SqliteLogFormat, log_of_other_format_is_refused_and_unchanged) {
   SqliteStore store;
   store.open();
   Database(store.path()).run("UPDATE whycache_logs SET format = 2");
@@ -191,7 +191,7 @@ TEST(SqliteLogFormat, a_log_of_another_format_is_left_alone) {
 
 // --- Journal modes. ---
 
-TEST(SqliteLogJournal, the_versions_with_the_wal_reset_bug_are_known) {
+TEST(SqliteLogJournal, versions_with_wal_reset_bug_are_recognized) {
   for (const int bad : {3'007'000, 3'008'011, 3'040'001, 3'044'005, 3'045'000, 3'046'001, 3'050'006,
                         3'051'000, 3'051'002}) {
     EXPECT_TRUE(has_wal_reset_bug(bad)) << bad;
@@ -201,7 +201,7 @@ TEST(SqliteLogJournal, the_versions_with_the_wal_reset_bug_are_known) {
     EXPECT_FALSE(has_wal_reset_bug(good)) << good;
 }
 
-TEST(SqliteLogJournal, wal_mode_is_for_versions_without_the_bug_only) {
+TEST(SqliteLogJournal, wal_mode_is_used_only_without_wal_reset_bug) {
   SqliteStore with_bug(3'040'001);
   append_up_to(*with_bug.open(), 3);
   EXPECT_EQ(Database(with_bug.path()).run("PRAGMA journal_mode"),
@@ -213,14 +213,14 @@ TEST(SqliteLogJournal, wal_mode_is_for_versions_without_the_bug_only) {
   EXPECT_EQ(Database(without.path()).run("PRAGMA journal_mode"), "wal");
 }
 
-TEST(SqliteLogJournal, a_database_that_has_a_rollback_journal_keeps_it) {
+TEST(SqliteLogJournal, existing_database_keeps_its_rollback_journal) {
   SqliteStore store(wal_bug_fixed_version);
   Database(store.path()).run("CREATE TABLE people (name TEXT)");
   append_up_to(*store.open(), 3);
   EXPECT_EQ(Database(store.path()).run("PRAGMA journal_mode"), "delete");
 }
 
-TEST(SqliteLogJournal, a_database_in_wal_mode_is_switched_back) {
+TEST(SqliteLogJournal, database_in_wal_mode_is_switched_to_rollback_journal) {
   SqliteStore store(3'040'001);
   append_up_to(*store.open(), 3);
   ASSERT_EQ(
@@ -233,7 +233,7 @@ TEST(SqliteLogJournal, a_database_in_wal_mode_is_switched_back) {
   EXPECT_EQ(updates_of(*log).size(), 5U);
 }
 
-TEST(SqliteLogJournal, a_database_that_others_use_in_wal_mode_is_refused) {
+TEST(SqliteLogJournal, database_in_wal_mode_in_use_is_unavailable) {
   SqliteStore store(3'040'001);
   append_up_to(*store.open(), 3);
   {
@@ -249,7 +249,7 @@ TEST(SqliteLogJournal, a_database_that_others_use_in_wal_mode_is_refused) {
   append_up_to(*store.open(), 4);
 }
 
-TEST(SqliteLogJournal, a_switch_to_wal_mode_behind_our_back_is_noticed) {
+TEST(SqliteLogJournal, later_switch_to_wal_mode_is_detected) {
   SqliteStore store(3'040'001);
   const auto log = store.open("default", milliseconds(100));
   append_up_to(*log, 3);
@@ -268,7 +268,7 @@ TEST(SqliteLogJournal, a_switch_to_wal_mode_behind_our_back_is_noticed) {
 
 // --- Others use the database, too. ---
 
-TEST(SqliteLog, a_database_locked_for_too_long_is_unavailable) {
+TEST(SqliteLog, database_locked_beyond_deadline_is_unavailable) {
   SqliteStore store;
   const auto log = store.open("default", milliseconds(150));
   append_up_to(*log, 3);
@@ -286,7 +286,7 @@ TEST(SqliteLog, a_database_locked_for_too_long_is_unavailable) {
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
 }
 
-TEST(SqliteLog, a_lock_that_is_let_go_in_time_is_waited_for) {
+TEST(SqliteLog, append_waits_for_lock_released_in_time) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
@@ -300,7 +300,7 @@ TEST(SqliteLog, a_lock_that_is_let_go_in_time_is_waited_for) {
   later.join();
 }
 
-TEST(SqliteLog, a_slow_reader_keeps_no_writer_waiting) {
+TEST(SqliteLog, slow_reader_does_not_block_writer) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 10);
@@ -312,7 +312,7 @@ TEST(SqliteLog, a_slow_reader_keeps_no_writer_waiting) {
   EXPECT_EQ(next, 21U);
 }
 
-TEST(SqliteLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
+TEST(SqliteLog, append_beyond_next_id_returns_taken) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -321,7 +321,7 @@ TEST(SqliteLog, an_append_whose_predecessor_is_not_there_has_to_look_again) {
   EXPECT_EQ(log->extent().head, 5U);
 }
 
-TEST(SqliteLog, refuses_what_can_be_no_update) {
+TEST(SqliteLog, append_of_reserved_id_or_empty_update_is_invalid) {
   SqliteStore store;
   const auto log = store.open();
   expect_error(
@@ -333,7 +333,7 @@ TEST(SqliteLog, refuses_what_can_be_no_update) {
   EXPECT_EQ(log->extent().head, 0U);
 }
 
-TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
+TEST(SqliteLog, log_deleted_by_sql_is_unavailable_until_created_again) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
@@ -356,7 +356,7 @@ TEST(SqliteLog, a_log_deleted_with_sql_is_noticed) {
   EXPECT_EQ(log->append(6, "x"), Appended::yes);
 }
 
-TEST(SqliteLog, the_file_gets_smaller_when_the_history_is_rewritten) {
+TEST(SqliteLog, rewrite_shrinks_database_file) {
   for (const int version : {0, wal_bug_fixed_version}) {
     SqliteStore store;
     SqliteLogOptions options = options_for(store.path());
@@ -381,7 +381,7 @@ TEST(SqliteLog, the_file_gets_smaller_when_the_history_is_rewritten) {
   }
 }
 
-TEST(SqliteLog, a_database_that_was_made_without_auto_vacuum_is_rewritten_all_the_same) {
+TEST(SqliteLog, rewrite_without_auto_vacuum_keeps_file_size) {
   SqliteStore store;
   Database(store.path()).run("PRAGMA auto_vacuum = NONE; CREATE TABLE people (name TEXT)");
   const auto log = store.open();
@@ -397,7 +397,7 @@ TEST(SqliteLog, a_database_that_was_made_without_auto_vacuum_is_rewritten_all_th
   EXPECT_EQ(log->append(31, "and on"), Appended::yes);
 }
 
-TEST(SqliteLog, parts_that_may_become_a_base_yet_are_left_alone) {
+TEST(SqliteLog, rewrite_keeps_parts_of_later_base_only) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 10);
@@ -415,7 +415,7 @@ TEST(SqliteLog, parts_that_may_become_a_base_yet_are_left_alone) {
             "8:0");
 }
 
-TEST(SqliteLog, a_rewrite_whose_parts_disappear_does_not_switch) {
+TEST(SqliteLog, rewrite_whose_parts_disappear_does_not_switch) {
   SqliteStore store;
   const auto log = store.open();
   append_up_to(*log, 10);
@@ -437,7 +437,7 @@ TEST(SqliteLog, a_rewrite_whose_parts_disappear_does_not_switch) {
 
 // --- Damage. ---
 
-TEST(SqliteLogDamage, a_file_that_is_no_database_is_not_touched) {
+TEST(SqliteLogDamage, file_that_is_no_database_is_unchanged) {
   StoreDirectory folder;
   const std::string path = folder.file("log.db");
   const std::string bytes = "To whom it may concern: " + std::string(5000, '.');
@@ -448,7 +448,7 @@ TEST(SqliteLogDamage, a_file_that_is_no_database_is_not_touched) {
   EXPECT_EQ(read_file(path), bytes);
 }
 
-TEST(SqliteLogDamage, an_empty_file_becomes_a_log) {
+TEST(SqliteLogDamage, empty_file_becomes_log) {
   StoreDirectory folder;
   write_file(folder.file("log.db"), "");
   SqliteLog log(options_for(folder.file("log.db")));
@@ -456,7 +456,7 @@ TEST(SqliteLogDamage, an_empty_file_becomes_a_log) {
   EXPECT_EQ(updates_of(log).size(), 2U);
 }
 
-TEST(SqliteLogDamage, what_is_no_file_is_refused) {
+TEST(SqliteLogDamage, path_that_is_no_regular_file_is_refused) {
   StoreDirectory folder;
   fs::create_directory(folder.file("folder"));
   expect_error(
@@ -476,7 +476,7 @@ TEST(SqliteLogDamage, what_is_no_file_is_refused) {
   EXPECT_FALSE(fs::exists(folder.file("a")));
 }
 
-TEST(SqliteLogDamage, a_missing_table_or_update_or_part_is_corrupt) {
+TEST(SqliteLogDamage, missing_table_update_or_part_is_corrupt) {
   const auto expect_corrupt = [](const std::string& sql, const std::string& word) {
     SqliteStore store;
     const auto log = store.open();
@@ -501,7 +501,7 @@ TEST(SqliteLogDamage, a_missing_table_or_update_or_part_is_corrupt) {
   expect_corrupt("DELETE FROM whycache_parts_default WHERE number = 1", "number=1");
 }
 
-TEST(SqliteLogDamage, tables_whose_row_is_gone_are_not_taken_over) {
+TEST(SqliteLogDamage, tables_without_row_of_log_are_corrupt) {
   SqliteStore store;
   append_up_to(*store.open(), 3);
   Database(store.path()).run("DELETE FROM whycache_logs");
@@ -509,7 +509,7 @@ TEST(SqliteLogDamage, tables_whose_row_is_gone_are_not_taken_over) {
       ErrorKind::corrupt, [&] { store.open(); }, "already exists");
 }
 
-TEST(SqliteLogDamage, whatever_is_damaged_is_an_error_and_never_a_crash) {
+TEST(SqliteLogDamage, damaged_database_throws_error_and_never_crashes) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   SqliteStore original;
@@ -541,7 +541,7 @@ TEST(SqliteLogDamage, whatever_is_damaged_is_an_error_and_never_a_crash) {
 
 // --- fork(). ---
 
-TEST(SqliteLogFork, a_child_must_open_the_log_anew) {
+TEST(SqliteLogFork, forked_child_must_reopen_log) {
   SqliteStore store;
   auto log = store.open();
   append_up_to(*log, 1);
@@ -563,7 +563,7 @@ TEST(SqliteLogFork, a_child_must_open_the_log_anew) {
   EXPECT_EQ(updates_of(*log).size(), 4U);
 }
 
-TEST(SqliteLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
+TEST(SqliteLogFork, forks_during_appends_lose_nothing) {
   SqliteStore store;
   const auto log = store.open();
   const auto append_somewhere = [](Log& own, const std::string& bytes) {
@@ -603,13 +603,13 @@ TEST(SqliteLogFork, forks_in_the_midst_of_appends_hurt_nobody) {
 
 // --- Disks that fill up, or are not ours. ---
 
-TEST(SqliteLogDisk, the_database_is_its_owners_alone) {
+TEST(SqliteLogDisk, new_database_has_owner_only_permissions) {
   SqliteStore store;
   append_up_to(*store.open(), 1);
   EXPECT_EQ(fs::status(store.path()).permissions(), fs::perms(0600));
 }
 
-TEST(SqliteLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
+TEST(SqliteLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
   StoreDirectory folder;
   const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
@@ -641,7 +641,7 @@ TEST(SqliteLogDisk, a_full_disk_is_a_limit_and_nothing_is_half_done) {
   if (!played) GTEST_SKIP() << "needs root";
 }
 
-TEST(SqliteLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written) {
+TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
   StoreDirectory folder;
   const bool played = run_as_root([&] {
     fs::create_directory(folder.file("disk"));
@@ -664,7 +664,7 @@ TEST(SqliteLogDisk, a_read_only_file_system_can_be_read_and_says_so_when_written
   if (!played) GTEST_SKIP() << "needs root";
 }
 
-TEST(SqliteLogDisk, who_may_only_read_can_follow_and_who_may_not_is_told) {
+TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
   StoreDirectory folder;
   fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
   const std::string path = folder.file("log.db");

@@ -116,9 +116,7 @@ class TcpProxyTest : public ::testing::Test {
   TcpProxy proxy{server.port()};
 };
 
-using TcpProxyStories = TcpProxyTest;
-
-TEST_F(TcpProxyStories, passes_on_what_comes_and_its_end) {
+TEST_F(TcpProxyTest, bytes_and_end_of_stream_are_forwarded_both_ways) {
   auto [client, server_end] = connected();
   const std::string large(3'000'000, 'x');
   std::thread sender([&client = client, &large] {
@@ -135,7 +133,7 @@ TEST_F(TcpProxyStories, passes_on_what_comes_and_its_end) {
   EXPECT_EQ(proxy.cuts(), 0U);
 }
 
-TEST_F(TcpProxyStories, cuts_at_the_byte_it_is_told) {
+TEST_F(TcpProxyTest, cut_after_ends_both_sides_at_that_byte) {
   for (const std::uint64_t bytes : {0U, 1U, 4U}) {
     TcpProxy::ConnectionFaults treatment;
     treatment.to_server.cut_after = bytes;
@@ -152,7 +150,7 @@ TEST_F(TcpProxyStories, cuts_at_the_byte_it_is_told) {
   EXPECT_EQ(proxy.cuts(), 4U);
 }
 
-TEST_F(TcpProxyStories, cuts_by_a_reset) {
+TEST_F(TcpProxyTest, cut_by_reset_resets_client) {
   TcpProxy::ConnectionFaults treatment;
   treatment.to_client.cut_after = 0;
   treatment.cut_by_reset = true;
@@ -161,7 +159,7 @@ TEST_F(TcpProxyStories, cuts_by_a_reset) {
   EXPECT_EQ(client.receive_all(), " reset");
 }
 
-TEST_F(TcpProxyStories, half_closes_and_lets_the_other_direction_go_on) {
+TEST_F(TcpProxyTest, half_close_ends_one_direction_and_keeps_the_other) {
   TcpProxy::ConnectionFaults treatment;
   treatment.to_server.half_close_after = 5;
   auto [client, server_end] = connected(treatment);
@@ -171,7 +169,7 @@ TEST_F(TcpProxyStories, half_closes_and_lets_the_other_direction_go_on) {
   EXPECT_EQ(client.receive(6), "answer");
 }
 
-TEST_F(TcpProxyStories, drops_what_comes_after) {
+TEST_F(TcpProxyTest, drop_after_discards_later_bytes) {
   TcpProxy::ConnectionFaults treatment;
   treatment.to_server.drop_after = 5;
   auto [client, server_end] = connected(treatment);
@@ -181,7 +179,7 @@ TEST_F(TcpProxyStories, drops_what_comes_after) {
   EXPECT_EQ(server_end.receive_all(), "quest end");
 }
 
-TEST_F(TcpProxyStories, delays_and_drips) {
+TEST_F(TcpProxyTest, delay_applies_to_each_forwarded_chunk) {
   TcpProxy::ConnectionFaults treatment;
   treatment.to_client.delay = milliseconds(20);
   treatment.to_client.chunk_bytes_max = 1;
@@ -192,7 +190,7 @@ TEST_F(TcpProxyStories, delays_and_drips) {
   EXPECT_GE(steady_clock::now() - began, milliseconds(6 * 20));
 }
 
-TEST_F(TcpProxyStories, obeys_while_it_runs) {
+TEST_F(TcpProxyTest, new_faults_apply_to_open_connections) {
   auto [client, server_end] = connected();
   client.send("one");
   EXPECT_EQ(server_end.receive(3), "one");
@@ -210,7 +208,7 @@ TEST_F(TcpProxyStories, obeys_while_it_runs) {
   EXPECT_EQ(idle_end.receive_all(), " end");
 }
 
-TEST_F(TcpProxyStories, points_to_another_server) {
+TEST_F(TcpProxyTest, point_to_ends_connections_and_redirects_new_ones) {
   auto [client, server_end] = connected();
   const Listener other;
   proxy.point_to(other.port());
