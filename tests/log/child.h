@@ -17,14 +17,14 @@ namespace whycache {
 // A child process that lives through a story of its own. It ends with 0 if that did not throw.
 class Child {
  public:
-  explicit Child(const std::function<void()>& story) {
+  explicit Child(const std::function<void()>& body) {
     std::fflush(nullptr);
     pid_ = ::fork();
     if (pid_ < 0) throw std::runtime_error("cannot fork");
     if (pid_ > 0) return;
     int code = 1;
     try {
-      story();
+      body();
       code = 0;
     } catch (const std::exception& error) {
       std::fprintf(stderr, "child %d: %s\n", static_cast<int>(::getpid()), error.what());

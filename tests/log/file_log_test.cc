@@ -56,7 +56,7 @@ int sync_unless_failing(long call, int descriptor) {
 // Hears of every sync, and may make it fail, for as long as it lives.
 class SyncListener {
  public:
-  explicit SyncListener(std::function<int(int descriptor)> heard) : hook_(std::move(heard)) {
+  explicit SyncListener(std::function<int(int descriptor)> hook) : hook_(std::move(hook)) {
     sync_hook = &hook_;
   }
   SyncListener(const SyncListener&) = delete;
@@ -123,9 +123,10 @@ void write_file(const std::string& path, std::string_view bytes) {
       .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
-std::vector<std::string> names_in(const std::string& folder) {
+std::vector<std::string> names_in(const std::string& directory) {
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(directory))
+    names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -165,38 +166,40 @@ std::string from_hex(const std::string& digits) {
 
 TEST(FileLogFormat, files_of_vectors_open_as_documented_log) {
   const json vectors = load_vectors();
-  StoreDirectory folder;
+  StoreDirectory directory;
   for (const auto& [path, bytes] : vectors["files"].items())
-    write_file(folder.file("log/" + path), from_hex(bytes));
+    write_file(directory.file("log/" + path), from_hex(bytes));
   for (const char* name : {"lock", "tmp/none"})
-    write_file(folder.file("log/default/" + std::string(name)), "");
+    write_file(directory.file("log/default/" + std::string(name)), "");
 
-  FileLog log({.directory = folder.file("log"), .name = "vectors"});
+  FileLog log({.directory = directory.file("log"), .name = "vectors"});
 
-  const json& tells = vectors["log"];
+  const json& documented = vectors["log"];
   const Extent extent = log.extent();
-  EXPECT_EQ(to_string(extent.uuid), tells["uuid"]);
-  EXPECT_EQ(extent.base, tells["base"]);
-  EXPECT_EQ(extent.base_chain, tells["base_chain"]);
-  EXPECT_EQ(extent.head, tells["head"]);
+  EXPECT_EQ(to_string(extent.uuid), documented["uuid"]);
+  EXPECT_EQ(extent.base, documented["base"]);
+  EXPECT_EQ(extent.base_chain, documented["base_chain"]);
+  EXPECT_EQ(extent.head, documented["head"]);
   Updates expected;
-  for (const json& update : tells["updates"]) expected[update["id"]] = from_hex(update["bytes"]);
+  for (const json& update : documented["updates"])
+    expected[update["id"]] = from_hex(update["bytes"]);
   EXPECT_EQ(updates_of(log), expected);
   std::vector<std::string> parts;
-  for (const json& part : tells["parts"]) parts.push_back(from_hex(part));
+  for (const json& part : documented["parts"]) parts.push_back(from_hex(part));
   EXPECT_EQ(parts_of(log), parts);
 }
 
 TEST(FileLogFormat, written_files_equal_vectors) {
   const json vectors = load_vectors();
-  const json& tells = vectors["log"];
+  const json& documented = vectors["log"];
   FileStore store;
   const auto log = store.open();
-  append_up_to(*log, tells["base"]);
-  for (const json& update : tells["updates"]) log->append(update["id"], from_hex(update["bytes"]));
+  append_up_to(*log, documented["base"]);
+  for (const json& update : documented["updates"])
+    log->append(update["id"], from_hex(update["bytes"]));
   std::vector<std::string> parts;
-  for (const json& part : tells["parts"]) parts.push_back(from_hex(part));
-  rewrite(*log, tells["base"], parts);
+  for (const json& part : documented["parts"]) parts.push_back(from_hex(part));
+  rewrite(*log, documented["base"], parts);
 
   std::vector<std::string> written;
   std::vector<std::string> expected;
@@ -212,11 +215,11 @@ TEST(FileLogFormat, written_files_equal_vectors) {
   EXPECT_EQ(written, expected);
 
   const std::string meta = from_hex(vectors["files"]["default/meta"]);
-  EXPECT_EQ(meta, meta_file(from_hex(tells["uuid"]), from_hex(tells["token"]), tells["base"],
-                            tells["base_chain"], parts.size()));
+  EXPECT_EQ(meta, meta_file(from_hex(documented["uuid"]), from_hex(documented["token"]),
+                            documented["base"], documented["base_chain"], parts.size()));
   const std::string own = read_file(store.root() + "/meta");
-  EXPECT_EQ(own, meta_file(own.substr(40, 16), own.substr(56, 16), tells["base"],
-                           tells["base"].get<std::uint64_t>() * 1000, parts.size()));
+  EXPECT_EQ(own, meta_file(own.substr(40, 16), own.substr(56, 16), documented["base"],
+                           documented["base"].get<std::uint64_t>() * 1000, parts.size()));
 }
 
 // The listings: an offset, then bytes in hexadecimal, then what they are.
@@ -436,10 +439,9 @@ TEST(FileLog, first_append_deletes_leftovers_of_dead_writers) {
 TEST(FileLog, switch_lock_times_out_while_held_and_is_free_after_death) {
   FileStore store;
   store.open();
-  FileLog impatient({.directory = store.directory(),
-                     .name = "impatient",
-                     .deadline = std::chrono::milliseconds(50)});
-  append_up_to(impatient, 3);
+  FileLog log(
+      {.directory = store.directory(), .name = "log", .deadline = std::chrono::milliseconds(50)});
+  append_up_to(log, 3);
   int pipe_ends[2];
   ASSERT_EQ(::pipe(pipe_ends), 0);
   Child holder([&] {
@@ -451,16 +453,15 @@ TEST(FileLog, switch_lock_times_out_while_held_and_is_free_after_death) {
   char locked;
   ASSERT_EQ(::read(pipe_ends[0], &locked, 1), 1);
   expect_error(
-      ErrorKind::unavailable, [&] { impatient.append(4, "x"); }, store.root() + "/lock",
-      "waited_ms=50");
+      ErrorKind::unavailable, [&] { log.append(4, "x"); }, store.root() + "/lock", "waited_ms=50");
   expect_error(
-      ErrorKind::unavailable, [&] { rewrite(impatient, 2, {"part"}); }, store.root() + "/lock");
-  EXPECT_EQ(updates_of(impatient).size(), 3U);
+      ErrorKind::unavailable, [&] { rewrite(log, 2, {"part"}); }, store.root() + "/lock");
+  EXPECT_EQ(updates_of(log).size(), 3U);
 
   holder.kill();
   holder.wait();
-  EXPECT_EQ(impatient.append(4, "x"), Appended::yes);
-  EXPECT_TRUE(rewrite(impatient, 2, {"part"}));
+  EXPECT_EQ(log.append(4, "x"), Appended::yes);
+  EXPECT_TRUE(rewrite(log, 2, {"part"}));
   for (const int end : pipe_ends) ::close(end);
 }
 
@@ -507,10 +508,10 @@ class PowerLossModel {
     return bytes;
   }
 
-  static Entries entries_of(const std::string& folder) {
+  static Entries entries_of(const std::string& directory) {
     Entries entries;
-    if (!fs::exists(folder)) return entries;
-    for (const auto& entry : fs::directory_iterator(folder)) {
+    if (!fs::exists(directory)) return entries;
+    for (const auto& entry : fs::directory_iterator(directory)) {
       struct stat status;
       if (::lstat(entry.path().c_str(), &status) == 0)
         entries[entry.path().filename()] = {status.st_ino, S_ISDIR(status.st_mode)};
@@ -563,8 +564,8 @@ class PowerLossModel {
 TEST(FileLogPower, every_image_after_power_loss_holds_acknowledged_updates) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
-  StoreDirectory folder;
-  const std::string disk = folder.file("disk");
+  StoreDirectory directory;
+  const std::string disk = directory.file("disk");
   fs::create_directory(disk);
   PowerLossModel model(disk);
   Updates acknowledged;
@@ -574,7 +575,7 @@ TEST(FileLogPower, every_image_after_power_loss_holds_acknowledged_updates) {
 
   const auto check_image = [&] {
     checking = true;
-    const std::string image = folder.file("image");
+    const std::string image = directory.file("image");
     fs::remove_all(image);
     model.make_image(image, random);
     ++images;
@@ -695,9 +696,9 @@ TEST(FileLogDisk, writer_reads_own_update_only_after_directory_sync) {
 // With a cache: the write is not told to be done.
 TEST(FileLogDisk, cache_write_is_uncertain_until_directory_sync_succeeds) {
   FileStore store;
-  const TemporaryDirectory folder;
+  const TemporaryDirectory directory;
   Options options;
-  options.state_path = folder.file("state");
+  options.state_path = directory.file("state");
   options.deadline = std::chrono::milliseconds(200);
   Cache cache(store.open(), options);
   cache.set("key", "1");
@@ -710,12 +711,12 @@ TEST(FileLogDisk, cache_write_is_uncertain_until_directory_sync_succeeds) {
   });
   expect_error(
       ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "cannot sync directory");
-  std::thread mends([&] {
+  std::thread repair([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     broken = false;
   });
   EXPECT_EQ(cache.set("key", "3"), 3U);
-  mends.join();
+  repair.join();
   EXPECT_EQ(cache.get("key"), "3");
 }
 
@@ -744,12 +745,12 @@ TEST(FileLogDisk, rewrite_leaves_consistent_log_after_any_failed_sync) {
 }
 
 TEST(FileLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
-  StoreDirectory folder;
-  const bool played = run_as_root([&] {
-    fs::create_directory(folder.file("disk"));
-    mount_small_disk(folder.file("disk"), "512k");
-    FileLog log({.directory = folder.file("disk/log"), .name = "full"});
-    write_file(folder.file("disk/filler"), std::string(100'000, 'x'));
+  StoreDirectory directory;
+  const bool ran_as_root = run_as_root([&] {
+    fs::create_directory(directory.file("disk"));
+    mount_small_disk(directory.file("disk"), "512k");
+    FileLog log({.directory = directory.file("disk/log"), .name = "full"});
+    write_file(directory.file("disk/filler"), std::string(100'000, 'x'));
     UpdateId head = 0;
     std::optional<Error> error;
     while (!error) {
@@ -761,60 +762,60 @@ TEST(FileLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
     require(error->kind() == ErrorKind::limit && error->system_error() == ENOSPC, error->what());
     require(head > 5 && log.extent().head == head && updates_of(log).size() == head,
             "updates after a full disk");
-    require(names_in(folder.file("disk/log/default/tmp")).empty(), "tmp is empty");
+    require(names_in(directory.file("disk/log/default/tmp")).empty(), "tmp is empty");
 
     error = thrown_error([&] { rewrite(log, head, {std::string(100'000, 'p')}); });
     require(error && error->kind() == ErrorKind::limit, "rewrite on a full disk");
     require(log.extent().base == 0 && updates_of(log).size() == head,
             "updates after a rewrite on a full disk");
 
-    fs::remove(folder.file("disk/filler"));
+    fs::remove(directory.file("disk/filler"));
     require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes,
             "append when there is room");
     require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(),
             "rewrite when there is room");
   });
-  if (!played) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(FileLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
-  StoreDirectory folder;
-  const bool played = run_as_root([&] {
-    fs::create_directory(folder.file("disk"));
-    mount_small_disk(folder.file("disk"), "1m");
-    require(FileLog({.directory = folder.file("disk/log"), .name = "log"}).append(1, "x") ==
+  StoreDirectory directory;
+  const bool ran_as_root = run_as_root([&] {
+    fs::create_directory(directory.file("disk"));
+    mount_small_disk(directory.file("disk"), "1m");
+    require(FileLog({.directory = directory.file("disk/log"), .name = "log"}).append(1, "x") ==
                 Appended::yes,
             "append");
-    make_disk_read_only(folder.file("disk"));
+    make_disk_read_only(directory.file("disk"));
 
-    FileLog log({.directory = folder.file("disk/log"), .name = "read-only"});
+    FileLog log({.directory = directory.file("disk/log"), .name = "read-only"});
     require(updates_of(log).size() == 1, "read");
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
     require(append_error && append_error->kind() == ErrorKind::invalid &&
                 append_error->system_error() == EROFS,
             "append");
-    const auto open_error =
-        thrown_error([&] { FileLog({.directory = folder.file("disk/other"), .name = "other"}); });
+    const auto open_error = thrown_error(
+        [&] { FileLog({.directory = directory.file("disk/other"), .name = "other"}); });
     require(open_error && open_error->kind() == ErrorKind::invalid &&
                 open_error->system_error() == EROFS,
             "make");
   });
-  if (!played) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
-  StoreDirectory folder;
-  fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
-  const std::string path = folder.file("log");
-  const bool played = run_as_root([&] {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log");
+  const bool ran_as_root = run_as_root([&] {
     require(FileLog({.directory = path, .name = "log"}).append(1, "x") == Appended::yes, "append");
-    Child stranger([&] {
+    Child other_user([&] {
       drop_privileges();
-      const auto error = thrown_error([&] { FileLog({.directory = path, .name = "stranger"}); });
+      const auto error = thrown_error([&] { FileLog({.directory = path, .name = "other_user"}); });
       require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
-              "a stranger is refused");
+              "a other_user is refused");
     });
-    require(stranger.wait() == 0, "stranger");
+    require(other_user.wait() == 0, "other_user");
 
     // Given a folder whose owner lets everybody read: new files follow it.
     for (const char* each : {"", "/default", "/default/updates"})
@@ -836,41 +837,42 @@ TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
     });
     require(reader.wait() == 0, "reader");
   });
-  if (!played) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(FileLogDisk, symbolic_link_as_log_directory_is_refused) {
-  StoreDirectory folder;
-  fs::create_directory(folder.file("elsewhere"));
-  fs::create_directory_symlink(folder.file("elsewhere"), folder.file("log"));
+  StoreDirectory directory;
+  fs::create_directory(directory.file("elsewhere"));
+  fs::create_directory_symlink(directory.file("elsewhere"), directory.file("log"));
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("log"), .name = "log"}); },
-      folder.file("log"), "symbolic link");
-  EXPECT_TRUE(fs::is_empty(folder.file("elsewhere")));
+      ErrorKind::invalid, [&] { FileLog({.directory = directory.file("log"), .name = "log"}); },
+      directory.file("log"), "symbolic link");
+  EXPECT_TRUE(fs::is_empty(directory.file("elsewhere")));
 }
 
 TEST(FileLogDisk, only_last_path_component_is_created_with_owner_permissions) {
-  StoreDirectory folder;
+  StoreDirectory directory;
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("a/b"), .name = "log"}); },
+      ErrorKind::invalid, [&] { FileLog({.directory = directory.file("a/b"), .name = "log"}); },
       "does not exist", "a/b");
-  EXPECT_FALSE(fs::exists(folder.file("a")));
-  write_file(folder.file("file"), "x");
+  EXPECT_FALSE(fs::exists(directory.file("a")));
+  write_file(directory.file("file"), "x");
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file"), .name = "log"}); },
-      folder.file("file"));
+      ErrorKind::invalid, [&] { FileLog({.directory = directory.file("file"), .name = "log"}); },
+      directory.file("file"));
   expect_error(
-      ErrorKind::invalid, [&] { FileLog({.directory = folder.file("file/log"), .name = "log"}); },
-      folder.file("file"));
+      ErrorKind::invalid,
+      [&] { FileLog({.directory = directory.file("file/log"), .name = "log"}); },
+      directory.file("file"));
 
-  FileLog log({.directory = folder.file("log/"), .name = "log"});
+  FileLog log({.directory = directory.file("log/"), .name = "log"});
   ASSERT_EQ(log.append(1, "x"), Appended::yes);
-  for (const auto& entry : fs::recursive_directory_iterator(folder.file("log"))) {
+  for (const auto& entry : fs::recursive_directory_iterator(directory.file("log"))) {
     EXPECT_EQ(entry.status().permissions(),
               entry.is_directory() ? fs::perms(0700) : fs::perms(0600))
         << entry.path();
   }
-  EXPECT_EQ(fs::status(folder.file("log")).permissions(), fs::perms(0700));
+  EXPECT_EQ(fs::status(directory.file("log")).permissions(), fs::perms(0700));
 }
 
 }  // namespace

@@ -19,13 +19,13 @@ namespace whycache::testing {
 namespace {
 
 TEST(LazyLog, log_opens_after_its_directory_appears) {
-  TemporaryDirectory folder;
-  const std::string url = "file://" + folder.file("mounted_later/log");
+  TemporaryDirectory directory;
+  const std::string url = "file://" + directory.file("mounted_later/log");
   LazyLog log(log_name(Url(url)), [&] { return open_log(url); });
   expect_error(ErrorKind::invalid, [&] { log.extent(); });
   EXPECT_NE(log.reopen(), nullptr);
 
-  std::filesystem::create_directory(folder.file("mounted_later"));
+  std::filesystem::create_directory(directory.file("mounted_later"));
 
   EXPECT_EQ(log.extent().head, 0U);
   EXPECT_EQ(log.append(1, "update"), Log::Appended::yes);

@@ -141,14 +141,14 @@ class WorkerGroup {
   explicit WorkerGroup(bool of_processes) : uses_processes_(of_processes) {}
   ~WorkerGroup() { wait(); }
 
-  void add(std::function<void()> story) {
+  void add(std::function<void()> body) {
     if (uses_processes_) {
-      children_.emplace_back(std::move(story));
+      children_.emplace_back(std::move(body));
       return;
     }
-    threads_.emplace_back([story = std::move(story)] {
+    threads_.emplace_back([body = std::move(body)] {
       try {
-        story();
+        body();
       } catch (const std::exception& error) {
         ADD_FAILURE() << error.what();
       }
@@ -323,16 +323,16 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
                         unsigned readers, const Open& open) {
     using log_contract::Machine;
     const std::uint64_t all = writers * appends_each;
-    log_contract::WorkerGroup crowd(store->is_shared_by_processes());
+    log_contract::WorkerGroup workers(store->is_shared_by_processes());
     for (unsigned writer = 0; writer < writers; ++writer) {
-      crowd.add([=] {
+      workers.add([=] {
         Machine machine(open());
         for (std::uint64_t sequence = 1; sequence <= appends_each; ++sequence)
           machine.write(writer, sequence);
       });
     }
     for (unsigned rewriter = 0; rewriter < rewriters; ++rewriter) {
-      crowd.add([=] {
+      workers.add([=] {
         Machine machine(open());
         while (machine.sum() < all) {
           machine.rewrite();
@@ -341,12 +341,12 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
       });
     }
     for (unsigned reader = 0; reader < readers; ++reader) {
-      crowd.add([=] {
+      workers.add([=] {
         Machine machine(open());
         while (machine.sum() < all) machine.follow();
       });
     }
-    crowd.wait();
+    workers.wait();
 
     Machine machine(store->open());
     machine.settle();
@@ -586,18 +586,17 @@ TEST_P(LogContract, externally_deleted_log_is_unavailable_until_created_again) {
   if (!store->delete_externally()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
 
   EXPECT_EQ(log_contract::error_kind_of([&] { log->extent(); }), ErrorKind::unavailable);
-  EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "to nobody"); }),
-            ErrorKind::unavailable);
+  EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "lost"); }), ErrorKind::unavailable);
   EXPECT_EQ(log_contract::error_kind_of([&] { log_contract::updates_of(*log); }),
             ErrorKind::unavailable);
 
-  const auto made_anew = store->open();
-  ASSERT_EQ(made_anew->append(1, "new"), Appended::yes);
-  EXPECT_EQ(log->append(2, "by one who has seen the old log"), Appended::taken);
+  const auto recreated = store->open();
+  ASSERT_EQ(recreated->append(1, "new"), Appended::yes);
+  EXPECT_EQ(log->append(2, "by a writer of the old log"), Appended::taken);
   EXPECT_NE(log->extent().uuid, before);
-  EXPECT_EQ(log->extent().uuid, made_anew->extent().uuid);
+  EXPECT_EQ(log->extent().uuid, recreated->extent().uuid);
   EXPECT_EQ(log_contract::updates_of(*log), (std::vector<log_contract::StoredUpdate>{{1, "new"}}));
-  EXPECT_EQ(log->append(2, "by one who has looked again"), Appended::yes);
+  EXPECT_EQ(log->append(2, "by a writer that has read again"), Appended::yes);
 }
 
 // --- Base. ---
@@ -681,9 +680,9 @@ TEST_P(LogContract, base_of_many_and_large_parts_round_trips) {
 
 TEST_P(LogContract, stale_append_below_base_is_refused) {
   // Given a writer that has applied update 5 and falls asleep.
-  const auto sleeper = store->open();
+  const auto stale = store->open();
   log_contract::append_up_to(*log, 5);
-  ASSERT_EQ(sleeper->extent().head, 5);
+  ASSERT_EQ(stale->extent().head, 5);
 
   // When history is rewritten beyond, so that the places up to 8 are empty again,
   log_contract::append_up_to(*log, 10);
@@ -691,30 +690,30 @@ TEST_P(LogContract, stale_append_below_base_is_refused) {
 
   // then what it appends does not hold, wherever below the base,
   for (const UpdateId id : {6, 7, 8, 1})
-    EXPECT_EQ(sleeper->append(id, "stray"), Appended::below_base) << id;
+    EXPECT_EQ(stale->append(id, "stray"), Appended::below_base) << id;
 
   // and nobody ever sees it.
   const auto newcomer = store->open();
-  for (Log* each : {log.get(), sleeper.get(), newcomer.get()}) {
+  for (Log* each : {log.get(), stale.get(), newcomer.get()}) {
     EXPECT_EQ(log_contract::updates_of(*each), log_contract::expected_updates(9, 10));
     EXPECT_EQ(each->extent().head, 10);
   }
-  EXPECT_EQ(sleeper->append(10, "late"), Appended::taken);
+  EXPECT_EQ(stale->append(10, "late"), Appended::taken);
   ASSERT_TRUE(log_contract::rewrite(*log, 10, {"base"}));
   EXPECT_EQ(log->extent().head, 10);
   expect_stored_updates(0);
 }
 
 TEST_P(LogContract, stale_append_at_base_equal_to_head_is_refused) {
-  const auto sleeper = store->open();
+  const auto stale = store->open();
   log_contract::append_up_to(*log, 5);
-  ASSERT_EQ(sleeper->extent().head, 5);
+  ASSERT_EQ(stale->extent().head, 5);
   log_contract::append_up_to(*log, 6);
   ASSERT_TRUE(log_contract::rewrite(*log, 6, {"base"}));
 
-  EXPECT_EQ(sleeper->append(6, "stray"), Appended::below_base);
+  EXPECT_EQ(stale->append(6, "stray"), Appended::below_base);
   EXPECT_EQ(log->extent().head, 6);
-  EXPECT_EQ(sleeper->append(7, log_contract::bytes_of(7)), Appended::yes);
+  EXPECT_EQ(stale->append(7, log_contract::bytes_of(7)), Appended::yes);
   EXPECT_EQ(log_contract::updates_of(*log), log_contract::expected_updates(7, 7));
 }
 
@@ -738,14 +737,14 @@ TEST_P(LogContract, stray_update_below_base_is_hidden_and_deleted_by_rewrite) {
 
 TEST_P(LogContract, stale_follower_reads_base_and_no_replaced_update) {
   // Given a follower that has applied update 3.
-  const auto sleeper = store->open();
+  const auto stale = store->open();
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 7, {"base"}));
 
   // When it reads on, overlapping by one, it learns of the base, and sees no update that the base
   // stands for.
   std::vector<UpdateId> visited;
-  const Extent extent = sleeper->read(3, log_contract::no_end, [&](UpdateId id, std::string_view) {
+  const Extent extent = stale->read(3, log_contract::no_end, [&](UpdateId id, std::string_view) {
     visited.push_back(id);
     return true;
   });
@@ -900,13 +899,13 @@ TEST_P(LogContract, rewriter_killed_at_any_part_leaves_log_unchanged) {
   if (!store->is_shared_by_processes()) GTEST_SKIP() << "this log lives in one process";
   log_contract::append_up_to(*log, 10);
   constexpr int parts = 5;
-  for (int deadly = 0; deadly <= parts; ++deadly) {
+  for (int killed_at = 0; killed_at <= parts; ++killed_at) {
     Child rewriter([&] {
       int part = 0;
       store->open()->rewrite(
           8, log_contract::chain_of(8), [&]() -> std::optional<std::string_view> {
-            if (part == deadly) ::raise(SIGKILL);
-            return part++ < parts ? std::optional<std::string_view>("dead man's part")
+            if (part == killed_at) ::raise(SIGKILL);
+            return part++ < parts ? std::optional<std::string_view>("part of a killed rewriter")
                                   : std::nullopt;
           });
     });
@@ -928,7 +927,7 @@ TEST_P(LogContract, rewriter_killed_at_random_time_leaves_old_or_new_base) {
   const auto part_of = [](UpdateId base, int part) {
     return "as of " + std::to_string(base) + " part " + std::to_string(part);
   };
-  std::uint64_t patience_us = 2'000;  // follows how long a rewrite takes here
+  std::uint64_t delay_us_max = 2'000;  // follows how long a rewrite takes here
   int killed = 0;
   for (int round = 0; round < 200 && killed < 20; ++round) {
     log_contract::append_up_to(*log, log->extent().head + 10);
@@ -938,12 +937,12 @@ TEST_P(LogContract, rewriter_killed_at_random_time_leaves_old_or_new_base) {
       log_contract::rewrite(*store->open(), base,
                             {part_of(base, 0), part_of(base, 1), part_of(base, 2)});
     });
-    std::this_thread::sleep_for(std::chrono::microseconds(random() % patience_us));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % delay_us_max));
     rewriter.kill();
     if (rewriter.wait() == 0) {
-      patience_us = std::max<std::uint64_t>(patience_us * 3 / 4, 50);
+      delay_us_max = std::max<std::uint64_t>(delay_us_max * 3 / 4, 50);
     } else {
-      patience_us = std::min<std::uint64_t>(patience_us * 5 / 4, 200'000);
+      delay_us_max = std::min<std::uint64_t>(delay_us_max * 5 / 4, 200'000);
       ++killed;
     }
 

@@ -18,10 +18,10 @@ namespace {
 
 class OwnStore final : public LogStore {
  public:
-  std::unique_ptr<Log> open() override { return std::make_unique<OwnLog>(shelf_); }
+  std::unique_ptr<Log> open() override { return std::make_unique<OwnLog>(store_); }
 
  private:
-  std::shared_ptr<SharedStore> shelf_ = std::make_shared<SharedStore>();
+  std::shared_ptr<SharedStore> store_ = std::make_shared<SharedStore>();
 };
 
 }  // namespace
@@ -75,11 +75,11 @@ INSTANTIATE_TEST_SUITE_P(Mysql, LogContract, ::testing::ValuesIn(mysql_logs()),
 namespace {
 
 template <typename Store>
-void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsigned crowd_appends) {
+void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsigned append_count) {
   for (const auto& [how, read_by] :
-       {std::pair("_read", ReadMethod::reading), std::pair("_looked_at", ReadMethod::polling)}) {
+       {std::pair("_read", ReadMethod::reading), std::pair("_poll", ReadMethod::polling)}) {
     logs.push_back({name + how, [by = read_by] { return std::make_unique<TieredStore<Store>>(by); },
-                    crowd_appends});
+                    append_count});
   }
 }
 

@@ -26,8 +26,8 @@ using std::chrono::milliseconds;
 using testing::expect_error;
 
 TEST(MemcachedTier, tier_has_name_uuid_and_updates_of_its_log) {
-  StoreDirectory folder;
-  const std::string url = "file://" + folder.file("log");
+  StoreDirectory directory;
+  const std::string url = "file://" + directory.file("log");
   const auto log = open_log(url);
   const auto tier =
       open_log("memcached+" + url + "?memcached=" + testing::MemcachedServer::shared().address());
@@ -39,8 +39,8 @@ TEST(MemcachedTier, tier_has_name_uuid_and_updates_of_its_log) {
 }
 
 TEST(MemcachedTier, options_of_tier_and_log_are_accepted_and_others_refused) {
-  StoreDirectory folder;
-  const std::string url = "memcached+file://" + folder.file("log") +
+  StoreDirectory directory;
+  const std::string url = "memcached+file://" + directory.file("log") +
                           "?memcached=" + testing::MemcachedServer::shared().address();
   EXPECT_NE(
       open_log(url +
@@ -55,7 +55,7 @@ TEST(MemcachedTier, options_of_tier_and_log_are_accepted_and_others_refused) {
         std::string(option).substr(0, std::string(option).find('=')));
   }
   expect_error(
-      ErrorKind::invalid, [&] { open_log("memcached+file://" + folder.file("log")); },
+      ErrorKind::invalid, [&] { open_log("memcached+file://" + directory.file("log")); },
       "memcached=host:port");
   expect_error(
       ErrorKind::invalid, [&] { open_log("memcached+memcached+memory:?memcached=127.0.0.1"); },
@@ -102,7 +102,7 @@ TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
   auto& server = testing::MemcachedServer::shared();
   MemcachedTier writer(store.open(), tier_options(server));
   auto slow = std::make_shared<InterceptedReadLog>(store.open());
-  MemcachedTier sleeper(slow, tier_options(server));
+  MemcachedTier stale(slow, tier_options(server));
   const std::string head = "whycache1:" + to_string(writer.extent().uuid) + ":head";
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
 
@@ -116,11 +116,11 @@ TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
     seen.push_back(id);
     return true;
   };
-  EXPECT_EQ(sleeper.poll(1, std::chrono::nanoseconds(0), see).extent.head, 1U);
+  EXPECT_EQ(stale.poll(1, std::chrono::nanoseconds(0), see).extent.head, 1U);
   EXPECT_EQ(testing::MemcachedClient(server).get(head), newer);
   // And he sees, by memcached, what came meanwhile.
   seen.clear();
-  EXPECT_EQ(sleeper.poll(1, std::nullopt, see).extent.head, 2U);
+  EXPECT_EQ(stale.poll(1, std::nullopt, see).extent.head, 2U);
   EXPECT_EQ(seen, (std::vector<UpdateId>{1, 2}));
 }
 
@@ -129,14 +129,14 @@ TEST(MemcachedTier, evicted_head_record_is_not_lowered) {
   auto& server = testing::MemcachedServer::shared();
   MemcachedTier writer(store.open(), tier_options(server));
   auto slow = std::make_shared<InterceptedReadLog>(store.open());
-  MemcachedTier sleeper(slow, tier_options(server));
+  MemcachedTier stale(slow, tier_options(server));
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
   slow->after_read = [&] {
     testing::MemcachedClient(server).flush_all();
     ASSERT_EQ(writer.append(2, "two"), Log::Appended::yes);
   };
   const auto pass = [](UpdateId, std::string_view) { return true; };
-  sleeper.poll(1, std::chrono::nanoseconds(0), pass);
+  stale.poll(1, std::chrono::nanoseconds(0), pass);
   MemcachedTier other(store.open(), tier_options(server));
   other.poll(1, std::nullopt, pass);
   EXPECT_EQ(other.poll(1, std::nullopt, pass).extent.head, 2U);

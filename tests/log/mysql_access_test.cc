@@ -69,23 +69,23 @@ TEST_F(MysqlLogPrivileges, documented_grants_allow_exactly_each_role) {
   const auto log = store.open();
   append_up_to(*log, 5);
   rewrite(*log, 2, {"a", "b"});
-  const DatabaseUsers people(store);
-  people.grant();
+  const DatabaseUsers users(store);
+  users.grant();
 
-  const auto follower = people.open("follower");
+  const auto follower = users.open("follower");
   EXPECT_EQ(follower->extent().head, 5U);
   EXPECT_EQ(updates_of(*follower).size(), 3U);
   EXPECT_EQ(parts_of(*follower).size(), 2U);
   expect_forbidden([&] { follower->append(6, "x"); });
   expect_forbidden([&] { rewrite(*follower, 4, {"c"}); });
 
-  const auto writer = people.open("writer");
+  const auto writer = users.open("writer");
   EXPECT_EQ(writer->append(6, "x"), Appended::yes);
   EXPECT_EQ(writer->append(6, "y"), Appended::taken);
   EXPECT_EQ(updates_of(*writer).size(), 4U);
   expect_forbidden([&] { rewrite(*writer, 4, {"c"}); });
 
-  const auto rewriter = people.open("rewriter");
+  const auto rewriter = users.open("rewriter");
   EXPECT_EQ(rewriter->append(7, "x"), Appended::yes);
   EXPECT_TRUE(rewrite(*rewriter, 6, {"c", "d", "e"}));
   EXPECT_EQ(parts_of(*follower).size(), 3U);
@@ -95,10 +95,10 @@ TEST_F(MysqlLogPrivileges, documented_grants_allow_exactly_each_role) {
 
 TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to_run) {
   MysqlStore store;
-  const DatabaseUsers people(store);
+  const DatabaseUsers users(store);
   MariadbClient root(store.server());
   root.run("GRANT SELECT ON " + store.database() + ".* TO 'follower'@'%'");
-  const auto without_tables = thrown_error([&] { people.open("follower"); });
+  const auto without_tables = thrown_error([&] { users.open("follower"); });
   ASSERT_TRUE(without_tables);
   EXPECT_EQ(without_tables->kind(), ErrorKind::invalid);
   EXPECT_EQ(without_tables->system_error(), EACCES);
@@ -110,7 +110,7 @@ TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to
 
   // What it says works.
   store.run(message.substr(begin, message.rfind(')') - begin));
-  EXPECT_EQ(people.open("follower")->extent().head, 0U);
+  EXPECT_EQ(users.open("follower")->extent().head, 0U);
 
   MysqlLogOptions options = store.options();
   options.server.user = "follower";
@@ -123,10 +123,10 @@ TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to
 TEST_F(MysqlLogPrivileges, user_without_privileges_is_refused) {
   MysqlStore store;
   store.open();
-  const DatabaseUsers people(store);
-  expect_forbidden([&] { people.open("follower"); });
+  const DatabaseUsers users(store);
+  expect_forbidden([&] { users.open("follower"); });
   MysqlLogOptions options = store.options();
-  options.server.user = "nobody_of_that_name";
+  options.server.user = "no_such_user";
   expect_forbidden([&] { MysqlLog log(options); });
 }
 
@@ -182,16 +182,16 @@ TEST_F(MysqlLogSecrets, password_never_appears_in_messages_or_names) {
   MariadbClient root(store.server());
   root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY '" + secret + "'; GRANT ALL ON " +
            store.database() + ".* TO 'ada'@'%'");
-  const TemporaryDirectory folder;
-  std::ofstream(folder.file("password")) << secret << '\n';
-  std::ofstream(folder.file("options")) << "[client]\nuser=ada\npassword=\"" << secret << "\"\n";
+  const TemporaryDirectory directory;
+  std::ofstream(directory.file("password")) << secret << '\n';
+  std::ofstream(directory.file("options")) << "[client]\nuser=ada\npassword=\"" << secret << "\"\n";
   const std::string url = store.server().url(store.database(), "ada");
   const std::string with_secret = replace_all(url, "ada@", "ada:" + secret + "@");
 
   const std::string no_user = replace_all(url, "ada@", "");
-  std::vector<std::string> good{with_secret, url + "?password_file=" + folder.file("password"),
-                                url + "?option_file=" + folder.file("options"),
-                                no_user + "?option_file=" + folder.file("options")};
+  std::vector<std::string> good{with_secret, url + "?password_file=" + directory.file("password"),
+                                url + "?option_file=" + directory.file("options"),
+                                no_user + "?option_file=" + directory.file("options")};
   for (const std::string& each : good) {
     const auto log = open_log(each);
     EXPECT_EQ(log->name(), no_user + "?instance=default") << each;
@@ -225,12 +225,12 @@ TEST_F(MysqlLogSecrets, changed_password_file_is_read_on_reconnect) {
   MariadbClient root(store.server());
   root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY 'old'; GRANT ALL ON " +
            store.database() + ".* TO 'ada'@'%'");
-  const TemporaryDirectory folder;
-  std::ofstream(folder.file("password")) << "old";
+  const TemporaryDirectory directory;
+  std::ofstream(directory.file("password")) << "old";
   const auto log = open_log(store.server().url(store.database(), "ada") +
-                            "?password_file=" + folder.file("password"));
+                            "?password_file=" + directory.file("password"));
   root.run("ALTER USER 'ada'@'%' IDENTIFIED BY 'new'; KILL USER ada");
-  std::ofstream(folder.file("password")) << "new";
+  std::ofstream(directory.file("password")) << "new";
   EXPECT_TRUE(updates_of(*log).empty());
   EXPECT_EQ(log->append(1, "x"), Appended::yes);
   root.run("DROP USER 'ada'@'%'");
@@ -240,7 +240,7 @@ TEST_F(MysqlLogSecrets, changed_password_file_is_read_on_reconnect) {
 
 TEST_F(MysqlLogTls, certificate_of_other_authority_or_host_is_refused) {
   const CertificateAuthority authority("IP:127.0.0.1");
-  const CertificateAuthority stranger("IP:127.0.0.1");
+  const CertificateAuthority other_user("IP:127.0.0.1");
   MariadbServer server(authority.server_options());
   MysqlStore store(server);
   MariadbClient(server).run("CREATE USER 'ada'@'%' REQUIRE SSL; GRANT ALL ON *.* TO 'ada'@'%'");
@@ -249,7 +249,7 @@ TEST_F(MysqlLogTls, certificate_of_other_authority_or_host_is_refused) {
   const auto log = open_log(url + "?tls_ca=" + authority.ca());
   EXPECT_EQ(log->append(1, "x"), Appended::yes);
   expect_error(
-      ErrorKind::invalid, [&] { open_log(url + "?tls_ca=" + stranger.ca()); }, "certificate");
+      ErrorKind::invalid, [&] { open_log(url + "?tls_ca=" + other_user.ca()); }, "certificate");
   expect_error(
       ErrorKind::invalid, [&] { open_log(url + "?tls=verify"); }, "certificate", "tls_ca");
   expect_error(ErrorKind::invalid, [&] { open_log(url + "?tls_ca=/nowhere/ca.pem"); });

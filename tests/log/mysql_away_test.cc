@@ -26,8 +26,8 @@ using MysqlLogAway = MysqlTest;
 
 // Leaves so much room on the disk that the file lies on.
 void fill_disk(const std::string& filler, std::size_t bytes_left) {
-  const std::filesystem::path folder = std::filesystem::path(filler).parent_path();
-  const std::size_t available = std::filesystem::space(folder).available;
+  const std::filesystem::path directory = std::filesystem::path(filler).parent_path();
+  const std::size_t available = std::filesystem::space(directory).available;
   require(available > bytes_left, "there is room to fill");
   const std::string bytes(std::size_t{1} << 20, 'x');
   std::ofstream file(filler, std::ios::binary);
@@ -200,10 +200,10 @@ TEST_F(MysqlLogAway, read_only_server_is_unavailable_for_appends) {
 TEST_F(MysqlLogAway, caches_keep_reading_while_server_refuses_writes) {
   MariadbServer server;
   MysqlStore store(server);
-  const TemporaryDirectory folder;
-  Cache other(server.url(store.database()), options_for(folder, "other"));
+  const TemporaryDirectory directory;
+  Cache other(server.url(store.database()), options_for(directory, "other"));
   DatabaseUser ada(store);
-  Cache writer(server.url(store.database(), "ada"), options_for(folder, "writer"));
+  Cache writer(server.url(store.database(), "ada"), options_for(directory, "writer"));
   ASSERT_EQ(writer.set("key", "before"), 1U);
   for (int round = 0; round < 3; ++round) {
     ada.make_read_only(true);
@@ -230,16 +230,16 @@ TEST_F(MysqlLogAway, caches_keep_reading_while_server_refuses_writes) {
 }
 
 TEST_F(MysqlLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
-  const TemporaryDirectory folder;
-  const bool played = run_as_root([&] {
-    std::filesystem::create_directory(folder.file("disk"));
-    mount_small_disk(folder.file("disk"), "120m");
-    MariadbServer server({}, "", folder.file("disk"));
+  const TemporaryDirectory directory;
+  const bool ran_as_root = run_as_root([&] {
+    std::filesystem::create_directory(directory.file("disk"));
+    mount_small_disk(directory.file("disk"), "120m");
+    MariadbServer server({}, "", directory.file("disk"));
     MysqlStore store(server);
     const std::string url = server.url(store.database());
-    Cache writer(url, options_for(folder, "writer"));
-    Cache other(url, options_for(folder, "other"));
-    const std::string filler = folder.file("disk/filler");
+    Cache writer(url, options_for(directory, "writer"));
+    Cache other(url, options_for(directory, "other"));
+    const std::string filler = directory.file("disk/filler");
     std::map<std::string, std::string> expected;
     for (int round = 0; round < 3; ++round) {
       // Given a disk with little room left, a writer writes until it is told that there is none
@@ -269,7 +269,7 @@ TEST_F(MysqlLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
     }
     require(other.update() == writer.applied_id() && other.digest() == writer.digest(), "digests");
   });
-  if (!played) GTEST_SKIP() << "NOT TESTED: needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST_F(MysqlLogAway, killed_server_loses_and_duplicates_no_acknowledged_update) {

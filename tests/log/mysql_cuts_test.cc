@@ -89,13 +89,12 @@ class FaultyNetwork {
   explicit FaultyNetwork(const MysqlStore& store)
       : store_(store), proxy_(store.server().port()), random_(testing::test_seed()) {
     proxy_.set_fault_chooser([this](std::uint64_t) {
-      TcpProxy::ConnectionFaults treatment;
+      TcpProxy::ConnectionFaults faults;
       const std::uint64_t bytes_max = random_() % 4 == 0 ? 20'000 : 2'500;
-      (random_() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after =
-          random_() % bytes_max;
-      treatment.cut_by_reset = random_() % 2 == 0;
-      if (random_() % 16 == 0) treatment.to_client.chunk_bytes_max = 1 + random_() % 7;
-      return treatment;
+      (random_() % 2 == 0 ? faults.to_server : faults.to_client).cut_after = random_() % bytes_max;
+      faults.cut_by_reset = random_() % 2 == 0;
+      if (random_() % 16 == 0) faults.to_client.chunk_bytes_max = 1 + random_() % 7;
+      return faults;
     });
   }
 
@@ -141,7 +140,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
   MysqlStore store;
   store.open();
   FaultyNetwork network(store);
-  WriteOutcomes told;
+  WriteOutcomes outcomes;
   std::atomic<bool> done{false};
   std::vector<std::thread> writers;
   for (int writer = 0; writer < 4; ++writer) {
@@ -158,12 +157,12 @@ TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
                             1;
         try {
           if (log->append(id, text) == Appended::yes) {
-            told.record_acknowledged(text, id);
+            outcomes.record_acknowledged(text, id);
           } else {
-            told.record_refused(text);
+            outcomes.record_refused(text);
           }
         } catch (const Error& error) {
-          told.record_failure(text, error);
+          outcomes.record_failure(text, error);
         }
       }
     });
@@ -177,7 +176,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
   std::map<std::string, std::vector<UpdateId>> found;
   for (const auto& [id, text] : updates_of(*store.open())) found[text].push_back(id);
   std::printf("cuts=%llu ", static_cast<unsigned long long>(network.cuts()));
-  told.expect_consistent_with(found);
+  outcomes.expect_consistent_with(found);
 }
 
 TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
@@ -185,8 +184,8 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
   MysqlStore store;
   store.open();
   FaultyNetwork network(store);
-  const TemporaryDirectory folder;
-  WriteOutcomes told;
+  const TemporaryDirectory directory;
+  WriteOutcomes outcomes;
   std::atomic<bool> done{false};
   std::vector<Digest> digests(4);
   std::vector<std::thread> writers;
@@ -194,7 +193,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
     writers.emplace_back([&, writer] {
       const std::string name = std::to_string(writer);
       Cache cache = retry_until_success(
-          [&] { return Cache(network.url("?deadline_ms=2000"), options_for(folder, name)); });
+          [&] { return Cache(network.url("?deadline_ms=2000"), options_for(directory, name)); });
       std::mt19937_64 random(testing::test_seed() + writer);
       UpdateId last = 0;
       for (int i = 0; !done; ++i) {
@@ -204,11 +203,11 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
         const std::string text = name + ' ' + std::to_string(i);
         try {
           const UpdateId id = cache.set("key " + std::to_string(random() % 50), text, options);
-          told.record_acknowledged(text, id);
+          outcomes.record_acknowledged(text, id);
           EXPECT_GT(id, last);
           last = id;
         } catch (const Error& error) {
-          told.record_failure(text, error);
+          outcomes.record_failure(text, error);
         }
         EXPECT_GE(cache.applied_id(), last);
       }
@@ -224,7 +223,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
   // All machines come to the same, which is what the log says.
   Digest expected;
   for (std::size_t writer = 0; writer < digests.size(); ++writer) {
-    Cache cache(network.url(""), options_for(folder, std::to_string(writer)));
+    Cache cache(network.url(""), options_for(directory, std::to_string(writer)));
     cache.update();
     if (writer == 0) expected = cache.digest();
     EXPECT_EQ(cache.digest(), expected) << writer;
@@ -237,7 +236,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
     for (const Change& change : update.changes) found[std::string(change.value)].push_back(id);
   }
   std::printf("cuts=%llu ", static_cast<unsigned long long>(network.cuts()));
-  told.expect_consistent_with(found);
+  outcomes.expect_consistent_with(found);
 }
 
 }  // namespace

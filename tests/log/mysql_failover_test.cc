@@ -53,8 +53,8 @@ void set_some(Cache& cache, std::uint64_t count, const std::string& value) {
 TEST_F(MysqlLogFailover, writer_detects_failover_before_append) {
   ReplicatedPair pair;
   FailoverAddress address(pair, pair.primary.make_database());
-  const TemporaryDirectory folder;
-  Cache writer(address.url(), options_for(folder, "writer"));
+  const TemporaryDirectory directory;
+  Cache writer(address.url(), options_for(directory, "writer"));
   set_some(writer, 10, "kept");
   address.lose_later_writes();
   set_some(writer, 5, "lost");
@@ -63,7 +63,7 @@ TEST_F(MysqlLogFailover, writer_detects_failover_before_append) {
   EXPECT_EQ(writer.set("new", "value"), 11U);
   EXPECT_EQ(writer.get("key 0"), "kept 0");
   EXPECT_EQ(writer.counters().rebuilds_diverged, 1U);
-  Cache other(address.replica_url(), options_for(folder, "other"));
+  Cache other(address.replica_url(), options_for(directory, "other"));
   EXPECT_EQ(other.digest(), writer.digest());
 }
 
@@ -72,12 +72,12 @@ TEST_F(MysqlLogFailover, writer_detects_failover_before_append) {
 TEST_F(MysqlLogFailover, writer_that_just_polled_old_primary_detects_failover) {
   ReplicatedPair pair;
   FailoverAddress address(pair, pair.primary.make_database());
-  const TemporaryDirectory folder;
-  Cache writer(address.url(), options_for(folder, "writer"));
+  const TemporaryDirectory directory;
+  Cache writer(address.url(), options_for(directory, "writer"));
   set_some(writer, 10, "kept");
   address.lose_later_writes();
   set_some(writer, 5, "lost");
-  Cache other(address.replica_url(), options_for(folder, "other"));
+  Cache other(address.replica_url(), options_for(directory, "other"));
   set_some(other, 5, "new");
   writer.update();
   address.fail_over();
@@ -87,7 +87,7 @@ TEST_F(MysqlLogFailover, writer_that_just_polled_old_primary_detects_failover) {
   EXPECT_EQ(other.update(), 16U);
   EXPECT_EQ(other.get("mine"), "value");
   EXPECT_EQ(other.digest(), writer.digest());
-  EXPECT_EQ(Cache(address.replica_url(), options_for(folder, "late")).digest(), writer.digest());
+  EXPECT_EQ(Cache(address.replica_url(), options_for(directory, "late")).digest(), writer.digest());
 }
 
 // Whatever was lost, whatever came instead, and wherever a machine was: none is ever wrong.
@@ -100,11 +100,11 @@ TEST_F(MysqlLogFailoverLongBeside, every_machine_detects_failover_at_next_update
   std::uint64_t rebuilt = 0;
   for (std::uint64_t round = 0; round < rounds; ++round) {
     FailoverAddress address(pair, pair.primary.make_database());
-    const TemporaryDirectory folder;
+    const TemporaryDirectory directory;
     std::vector<std::unique_ptr<Cache>> machines;
     for (int machine = 0; machine < 4; ++machine) {
       machines.push_back(
-          std::make_unique<Cache>(address.url(), options_for(folder, std::to_string(machine))));
+          std::make_unique<Cache>(address.url(), options_for(directory, std::to_string(machine))));
     }
     Cache& writer = *machines[0];
     set_some(writer, 1 + random() % 10, "kept");
@@ -124,7 +124,7 @@ TEST_F(MysqlLogFailoverLongBeside, every_machine_detects_failover_at_next_update
                                                 "new " + std::to_string(left));
     }
 
-    const Cache expected(address.replica_url(), options_for(folder, "expected"));
+    const Cache expected(address.replica_url(), options_for(directory, "expected"));
     for (auto& machine : machines) {
       machine->update();
       EXPECT_EQ(machine->applied_id(), expected.applied_id());

@@ -37,7 +37,7 @@ TEST_F(MysqlLogFormat, worked_example_opens_as_log_of_vectors) {
   const auto log = store.open();
 
   std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
-  const json tells = json::parse(file)["log"];
+  const json documented = json::parse(file)["log"];
   const auto to_text = [](const std::string& digits) {
     std::string bytes;
     for (std::size_t i = 0; i < digits.size(); i += 2)
@@ -45,15 +45,15 @@ TEST_F(MysqlLogFormat, worked_example_opens_as_log_of_vectors) {
     return bytes;
   };
   const Extent extent = log->extent();
-  EXPECT_EQ(to_string(extent.uuid), tells["uuid"]);
-  EXPECT_EQ(extent.base, tells["base"]);
-  EXPECT_EQ(extent.base_chain, tells["base_chain"]);
-  EXPECT_EQ(extent.head, tells["head"]);
+  EXPECT_EQ(to_string(extent.uuid), documented["uuid"]);
+  EXPECT_EQ(extent.base, documented["base"]);
+  EXPECT_EQ(extent.base_chain, documented["base_chain"]);
+  EXPECT_EQ(extent.head, documented["head"]);
   Updates updates;
-  for (const json& update : tells["updates"]) updates[update["id"]] = to_text(update["bytes"]);
+  for (const json& update : documented["updates"]) updates[update["id"]] = to_text(update["bytes"]);
   EXPECT_EQ(updates_of(*log), updates);
   std::vector<std::string> parts;
-  for (const json& part : tells["parts"]) parts.push_back(to_text(part));
+  for (const json& part : documented["parts"]) parts.push_back(to_text(part));
   EXPECT_EQ(parts_of(*log), parts);
 }
 

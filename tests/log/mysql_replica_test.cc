@@ -90,11 +90,11 @@ TEST_F(MysqlLogReplica, replica_with_other_history_is_ignored) {
 TEST_F(MysqlLogReplica, fresh_reads_use_primary) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
-  const TemporaryDirectory folder;
+  const TemporaryDirectory directory;
   const std::string url = pair.primary.url(store.database());
-  Cache writer(url, options_for(folder, "writer"));
+  Cache writer(url, options_for(directory, "writer"));
   Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()),
-               options_for(folder, "reader"));
+               options_for(directory, "reader"));
   writer.set("key", "old");
   pair.catch_up();
   reader.update();
@@ -160,11 +160,11 @@ TEST_F(MysqlLogReplica, unavailable_replica_is_bypassed) {
 TEST_F(MysqlLogReplica, cache_with_lagging_replica_agrees_with_writer) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
-  const TemporaryDirectory folder;
+  const TemporaryDirectory directory;
   const std::string url = pair.primary.url(store.database());
-  Cache writer(url, options_for(folder, "writer"));
+  Cache writer(url, options_for(directory, "writer"));
   Cache reader(url + "?replica=127.0.0.1:" + std::to_string(pair.replica.port()),
-               options_for(folder, "reader"));
+               options_for(directory, "reader"));
   for (int i = 0; i < 100; ++i) {
     const UpdateId id = writer.set("key", std::to_string(i));
     if (i % 10 == 3) pair.stop_replication();

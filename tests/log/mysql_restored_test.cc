@@ -16,10 +16,10 @@ using MysqlLogRestored = MysqlTest;
 
 TEST_F(MysqlLogRestored, all_machines_detect_truncated_updates_table) {
   MysqlStore store;
-  const TemporaryDirectory folder;
+  const TemporaryDirectory directory;
   const std::string url = store.server().url(store.database());
-  Cache writer(url, options_for(folder, "writer"));
-  Cache other(url, options_for(folder, "other"));
+  Cache writer(url, options_for(directory, "writer"));
+  Cache other(url, options_for(directory, "other"));
   for (int i = 0; i < 10; ++i) writer.set("key" + std::to_string(i), "value");
   other.update();
   ASSERT_TRUE(other.get("key9"));
@@ -36,11 +36,11 @@ TEST_F(MysqlLogRestored, all_machines_detect_truncated_updates_table) {
 
 TEST_F(MysqlLogRestored, all_machines_detect_restored_old_dump) {
   MysqlStore store;
-  const TemporaryDirectory folder;
+  const TemporaryDirectory directory;
   const std::string url = store.server().url(store.database());
-  Cache writer(url, options_for(folder, "writer"));
-  Cache other(url, options_for(folder, "other"));
-  Cache late(url, options_for(folder, "late"));
+  Cache writer(url, options_for(directory, "writer"));
+  Cache other(url, options_for(directory, "other"));
+  Cache late(url, options_for(directory, "late"));
   for (int i = 0; i < 5; ++i) writer.set("key", std::to_string(i));
   store.run("CREATE TABLE dump AS SELECT * FROM whycache_updates");
   for (int i = 5; i < 10; ++i) writer.set("key", std::to_string(i));

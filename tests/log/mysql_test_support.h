@@ -97,8 +97,8 @@ inline milliseconds measure_duration(const std::function<void()>& call) {
   return std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
 }
 
-inline bool becomes_true_within(milliseconds patience, const std::function<bool()>& what) {
-  const auto end = steady_clock::now() + patience;
+inline bool becomes_true_within(milliseconds timeout, const std::function<bool()>& what) {
+  const auto end = steady_clock::now() + timeout;
   while (!what()) {
     if (steady_clock::now() > end) return false;
     std::this_thread::sleep_for(milliseconds(5));
@@ -189,9 +189,9 @@ class CertificateAuthority {
 };
 
 // Of a machine of its own.
-inline Options options_for(const TemporaryDirectory& folder, const std::string& name) {
+inline Options options_for(const TemporaryDirectory& directory, const std::string& name) {
   Options options;
-  options.state_path = folder.file(name);
+  options.state_path = directory.file(name);
   options.any_file_system = true;
   return options;
 }

@@ -14,10 +14,10 @@ using testing::expect_error;
 using Appended = Log::Appended;
 
 TEST(OpenLog, url_creates_log_and_opens_it_again) {
-  StoreDirectory folder;
+  StoreDirectory directory;
   for (const std::string& url :
-       {std::string("memory:open_log_test"), "file://" + folder.file("files"),
-        "sqlite://" + folder.file("log.db")}) {
+       {std::string("memory:open_log_test"), "file://" + directory.file("files"),
+        "sqlite://" + directory.file("log.db")}) {
     SCOPED_TRACE(url);
     const auto log = open_log(url);
     EXPECT_EQ(log->name(), url + "?instance=default");
@@ -29,8 +29,8 @@ TEST(OpenLog, url_creates_log_and_opens_it_again) {
 }
 
 TEST(OpenLog, deadline_option_is_not_part_of_name) {
-  StoreDirectory folder;
-  const std::string url = "sqlite://" + folder.file("log.db");
+  StoreDirectory directory;
+  const std::string url = "sqlite://" + directory.file("log.db");
   EXPECT_EQ(open_log(url + "?deadline_ms=5")->name(), open_log(url)->name());
 }
 
@@ -47,35 +47,35 @@ TEST(OpenLog, unknown_scheme_error_lists_known_schemes) {
 }
 
 TEST(OpenLog, unknown_option_is_refused_before_log_is_created) {
-  StoreDirectory folder;
-  for (const std::string& url : {std::string("memory:x"), "file://" + folder.file("log"),
-                                 "sqlite://" + folder.file("log")}) {
+  StoreDirectory directory;
+  for (const std::string& url : {std::string("memory:x"), "file://" + directory.file("log"),
+                                 "sqlite://" + directory.file("log")}) {
     expect_error(
         ErrorKind::invalid, [&] { open_log(url + "?durable=yes"); }, "durable");
   }
   expect_error(
       ErrorKind::invalid, [] { open_log("memory:x?deadline_ms=5"); }, "deadline_ms");
-  EXPECT_FALSE(std::filesystem::exists(folder.file("log")));
+  EXPECT_FALSE(std::filesystem::exists(directory.file("log")));
 }
 
 TEST(OpenLog, invalid_option_value_is_refused) {
-  StoreDirectory folder;
+  StoreDirectory directory;
   for (const char* value : {"", "0", "-1", "ten", "5s", "99999999999999999999"}) {
     expect_error(
         ErrorKind::invalid,
-        [&] { open_log("sqlite://" + folder.file("log") + "?deadline_ms=" + value); },
+        [&] { open_log("sqlite://" + directory.file("log") + "?deadline_ms=" + value); },
         "deadline_ms");
   }
   for (const char* instance :
        {"", "a-b", "a/b", "a.b", "%00", "0123456789012345678901234567890123456789012345678"}) {
     expect_error(ErrorKind::invalid,
-                 [&] { open_log("file://" + folder.file("log") + "?instance=" + instance); });
+                 [&] { open_log("file://" + directory.file("log") + "?instance=" + instance); });
   }
-  EXPECT_FALSE(std::filesystem::exists(folder.file("log")));
+  EXPECT_FALSE(std::filesystem::exists(directory.file("log")));
 }
 
 TEST(OpenLog, relative_path_or_missing_parent_directory_is_refused) {
-  StoreDirectory folder;
+  StoreDirectory directory;
   expect_error(
       ErrorKind::invalid, [] { open_log("sqlite:flags.db"); }, "sqlite:///path");
   expect_error(
@@ -83,10 +83,11 @@ TEST(OpenLog, relative_path_or_missing_parent_directory_is_refused) {
   expect_error(
       ErrorKind::invalid, [] { open_log("file:dir"); }, "file:///path");
   expect_error(
-      ErrorKind::invalid, [&] { open_log("sqlite://" + folder.file("none/log.db")); },
+      ErrorKind::invalid, [&] { open_log("sqlite://" + directory.file("none/log.db")); },
       "does not exist");
   expect_error(
-      ErrorKind::invalid, [&] { open_log("file://" + folder.file("none/log")); }, "does not exist");
+      ErrorKind::invalid, [&] { open_log("file://" + directory.file("none/log")); },
+      "does not exist");
   expect_error(
       ErrorKind::invalid, [] { open_log("memory://name"); }, "memory:name");
 }

@@ -26,32 +26,32 @@ inline void require(bool holds, const std::string& what) {
 }
 
 // Puts an empty file system in memory over `folder`, for this process and its children.
-inline void mount_small_disk(const std::string& folder, const std::string& size) {
+inline void mount_small_disk(const std::string& directory, const std::string& size) {
   require(::unshare(CLONE_NEWNS) == 0, "unshare");
   require(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "make mounts private");
-  require(::mount("tmpfs", folder.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0,
+  require(::mount("tmpfs", directory.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0,
           "mount tmpfs");
 }
 
-inline void make_disk_read_only(const std::string& folder) {
-  require(::mount("tmpfs", folder.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0,
+inline void make_disk_read_only(const std::string& directory) {
+  require(::mount("tmpfs", directory.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0,
           "remount read-only");
 }
 
 inline void drop_privileges() {
-  constexpr int nobody = 65534;
-  require(::setegid(nobody) == 0 && ::seteuid(nobody) == 0, "become nobody");
+  constexpr int nobody_id = 65534;
+  require(::setegid(nobody_id) == 0 && ::seteuid(nobody_id) == 0, "switch to user nobody");
 }
 
 // Plays `story` in a child. Returns false, loudly, where nobody may do such things.
-inline bool run_as_root(const std::function<void()>& story) {
+inline bool run_as_root(const std::function<void()>& body) {
   if (::geteuid() != 0) {
     std::fprintf(stderr,
                  "\n*** SKIPPED: this test needs root, to mount a file system and to become "
                  "another user ***\n\n");
     return false;
   }
-  Child child(story);
+  Child child(body);
   EXPECT_EQ(child.wait(), 0);
   return true;
 }

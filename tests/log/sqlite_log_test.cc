@@ -127,7 +127,7 @@ TEST(SqliteLogFormat, worked_example_opens_as_log_of_vectors) {
   const auto log = store.open();
 
   std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
-  const json tells = json::parse(file)["log"];
+  const json documented = json::parse(file)["log"];
   const auto to_text = [](const std::string& digits) {
     std::string bytes;
     for (std::size_t i = 0; i < digits.size(); i += 2)
@@ -135,15 +135,15 @@ TEST(SqliteLogFormat, worked_example_opens_as_log_of_vectors) {
     return bytes;
   };
   const Extent extent = log->extent();
-  EXPECT_EQ(to_string(extent.uuid), tells["uuid"]);
-  EXPECT_EQ(extent.base, tells["base"]);
-  EXPECT_EQ(extent.base_chain, tells["base_chain"]);
-  EXPECT_EQ(extent.head, tells["head"]);
+  EXPECT_EQ(to_string(extent.uuid), documented["uuid"]);
+  EXPECT_EQ(extent.base, documented["base"]);
+  EXPECT_EQ(extent.base_chain, documented["base_chain"]);
+  EXPECT_EQ(extent.head, documented["head"]);
   Updates updates;
-  for (const json& update : tells["updates"]) updates[update["id"]] = to_text(update["bytes"]);
+  for (const json& update : documented["updates"]) updates[update["id"]] = to_text(update["bytes"]);
   EXPECT_EQ(updates_of(*log), updates);
   std::vector<std::string> parts;
-  for (const json& part : tells["parts"]) parts.push_back(to_text(part));
+  for (const json& part : documented["parts"]) parts.push_back(to_text(part));
   EXPECT_EQ(parts_of(*log), parts);
 }
 
@@ -349,9 +349,9 @@ TEST(SqliteLog, log_deleted_by_sql_is_unavailable_until_created_again) {
   expect_error(
       ErrorKind::unavailable, [&] { updates_of(*log); }, "log was deleted");
 
-  const auto anew = store.open();
-  append_up_to(*anew, 5);
-  EXPECT_EQ(log->append(6, "by one who has seen the old log"), Appended::taken);
+  const auto recreated = store.open();
+  append_up_to(*recreated, 5);
+  EXPECT_EQ(log->append(6, "by a writer of the old log"), Appended::taken);
   EXPECT_NE(log->extent().uuid, uuid);
   EXPECT_EQ(log->append(6, "x"), Appended::yes);
 }
@@ -438,8 +438,8 @@ TEST(SqliteLog, rewrite_whose_parts_disappear_does_not_switch) {
 // --- Damage. ---
 
 TEST(SqliteLogDamage, file_that_is_no_database_is_unchanged) {
-  StoreDirectory folder;
-  const std::string path = folder.file("log.db");
+  StoreDirectory directory;
+  const std::string path = directory.file("log.db");
   const std::string bytes = "To whom it may concern: " + std::string(5000, '.');
   write_file(path, bytes);
   expect_error(
@@ -449,31 +449,31 @@ TEST(SqliteLogDamage, file_that_is_no_database_is_unchanged) {
 }
 
 TEST(SqliteLogDamage, empty_file_becomes_log) {
-  StoreDirectory folder;
-  write_file(folder.file("log.db"), "");
-  SqliteLog log(options_for(folder.file("log.db")));
+  StoreDirectory directory;
+  write_file(directory.file("log.db"), "");
+  SqliteLog log(options_for(directory.file("log.db")));
   append_up_to(log, 2);
   EXPECT_EQ(updates_of(log).size(), 2U);
 }
 
 TEST(SqliteLogDamage, path_that_is_no_regular_file_is_refused) {
-  StoreDirectory folder;
-  fs::create_directory(folder.file("folder"));
+  StoreDirectory directory;
+  fs::create_directory(directory.file("directory"));
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("folder"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("directory"))); },
       "not a regular file");
-  ASSERT_EQ(::mkfifo(folder.file("pipe").c_str(), 0600), 0);
+  ASSERT_EQ(::mkfifo(directory.file("pipe").c_str(), 0600), 0);
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("pipe"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("pipe"))); },
       "not a regular file");
-  fs::create_symlink(folder.file("elsewhere"), folder.file("link"));
+  fs::create_symlink(directory.file("elsewhere"), directory.file("link"));
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("link"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("link"))); },
       "symbolic link");
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(folder.file("a/log.db"))); },
-      "does not exist", folder.file("a"));
-  EXPECT_FALSE(fs::exists(folder.file("a")));
+      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("a/log.db"))); },
+      "does not exist", directory.file("a"));
+  EXPECT_FALSE(fs::exists(directory.file("a")));
 }
 
 TEST(SqliteLogDamage, missing_table_update_or_part_is_corrupt) {
@@ -521,14 +521,14 @@ TEST(SqliteLogDamage, damaged_database_throws_error_and_never_crashes) {
   const std::string whole = read_file(original.path());
   int refused = 0;
   for (int round = 0; round < 300; ++round) {
-    StoreDirectory folder;
+    StoreDirectory directory;
     std::string damaged = whole;
     if (round % 5 == 0) damaged.resize(random() % damaged.size());
     for (std::uint64_t flips = random() % 30; flips > 0 && !damaged.empty(); --flips)
       damaged[random() % damaged.size()] = static_cast<char>(random());
-    write_file(folder.file("log.db"), damaged);
+    write_file(directory.file("log.db"), damaged);
     const auto error = thrown_error([&] {
-      SqliteLog log(options_for(folder.file("log.db")));
+      SqliteLog log(options_for(directory.file("log.db")));
       updates_of(log);
       parts_of(log);
       log.append(log.extent().head + 1, "x");
@@ -610,12 +610,12 @@ TEST(SqliteLogDisk, new_database_has_owner_only_permissions) {
 }
 
 TEST(SqliteLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
-  StoreDirectory folder;
-  const bool played = run_as_root([&] {
-    fs::create_directory(folder.file("disk"));
-    mount_small_disk(folder.file("disk"), "1m");
-    SqliteLog log(options_for(folder.file("disk/log.db")));
-    write_file(folder.file("disk/filler"), std::string(200'000, 'x'));
+  StoreDirectory directory;
+  const bool ran_as_root = run_as_root([&] {
+    fs::create_directory(directory.file("disk"));
+    mount_small_disk(directory.file("disk"), "1m");
+    SqliteLog log(options_for(directory.file("disk/log.db")));
+    write_file(directory.file("disk/filler"), std::string(200'000, 'x'));
     UpdateId head = 0;
     std::optional<Error> error;
     while (!error) {
@@ -632,51 +632,51 @@ TEST(SqliteLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
     require(log.extent().base == 0 && updates_of(log).size() == head,
             "updates after a rewrite on a full disk");
 
-    fs::remove(folder.file("disk/filler"));
+    fs::remove(directory.file("disk/filler"));
     require(log.append(head + 1, std::string(20'000, 'u')) == Appended::yes,
             "append when there is room");
     require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(),
             "rewrite when there is room");
   });
-  if (!played) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
-  StoreDirectory folder;
-  const bool played = run_as_root([&] {
-    fs::create_directory(folder.file("disk"));
-    mount_small_disk(folder.file("disk"), "1m");
-    require(SqliteLog(options_for(folder.file("disk/log.db"))).append(1, "x") == Appended::yes,
+  StoreDirectory directory;
+  const bool ran_as_root = run_as_root([&] {
+    fs::create_directory(directory.file("disk"));
+    mount_small_disk(directory.file("disk"), "1m");
+    require(SqliteLog(options_for(directory.file("disk/log.db"))).append(1, "x") == Appended::yes,
             "append");
-    make_disk_read_only(folder.file("disk"));
+    make_disk_read_only(directory.file("disk"));
 
-    SqliteLog log(options_for(folder.file("disk/log.db")));
+    SqliteLog log(options_for(directory.file("disk/log.db")));
     require(updates_of(log).size() == 1, "read");
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
     require(append_error && append_error->kind() == ErrorKind::invalid, "append");
     require(updates_of(log).size() == 1, "read again");
     const auto open_error =
-        thrown_error([&] { SqliteLog other(options_for(folder.file("disk/other.db"))); });
+        thrown_error([&] { SqliteLog other(options_for(directory.file("disk/other.db"))); });
     require(open_error && open_error->kind() == ErrorKind::invalid &&
                 open_error->system_error() == EROFS,
             "make");
   });
-  if (!played) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
-  StoreDirectory folder;
-  fs::permissions(fs::path(folder.file("x")).parent_path(), fs::perms(0755));
-  const std::string path = folder.file("log.db");
-  const bool played = run_as_root([&] {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log.db");
+  const bool ran_as_root = run_as_root([&] {
     require(SqliteLog(options_for(path)).append(1, "x") == Appended::yes, "append");
-    Child stranger([&] {
+    Child other_user([&] {
       drop_privileges();
       const auto error = thrown_error([&] { SqliteLog log(options_for(path)); });
       require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
-              "a stranger is refused");
+              "a other_user is refused");
     });
-    require(stranger.wait() == 0, "stranger");
+    require(other_user.wait() == 0, "other_user");
     for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));
     Child reader([&] {
       drop_privileges();
@@ -687,7 +687,7 @@ TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
     });
     require(reader.wait() == 0, "reader");
   });
-  if (!played) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ class StoreDirectory {
                                                 : std::filesystem::temp_directory_path().string()) +
         "/whycache_log_XXXXXX";
     if (::mkdtemp(path.data()) == nullptr)
-      throw std::runtime_error("cannot make a folder for a test");
+      throw std::runtime_error("cannot make a directory for a test");
     path_ = path;
   }
   StoreDirectory(const StoreDirectory&) = delete;

@@ -27,8 +27,8 @@ using std::chrono::steady_clock;
 class Socket {
  public:
   explicit Socket(int descriptor) : descriptor_(descriptor) {
-    const timeval patience{10, 0};
-    ::setsockopt(descriptor_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    const timeval timeout{10, 0};
+    ::setsockopt(descriptor_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
   }
   Socket(Socket&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
   Socket& operator=(Socket&&) = delete;
@@ -106,8 +106,8 @@ Socket connect(std::uint16_t port) {
 class TcpProxyTest : public ::testing::Test {
  protected:
   // A connection through the proxy, treated like this.
-  std::pair<Socket, Socket> connected(const TcpProxy::ConnectionFaults& treatment = {}) {
-    proxy.set_fault_chooser([treatment](std::uint64_t) { return treatment; });
+  std::pair<Socket, Socket> connected(const TcpProxy::ConnectionFaults& faults = {}) {
+    proxy.set_fault_chooser([faults](std::uint64_t) { return faults; });
     Socket client = connect(proxy.port());
     return {std::move(client), server.accept()};
   }
@@ -135,34 +135,34 @@ TEST_F(TcpProxyTest, bytes_and_end_of_stream_are_forwarded_both_ways) {
 
 TEST_F(TcpProxyTest, cut_after_ends_both_sides_at_that_byte) {
   for (const std::uint64_t bytes : {0U, 1U, 4U}) {
-    TcpProxy::ConnectionFaults treatment;
-    treatment.to_server.cut_after = bytes;
-    auto [client, server_end] = connected(treatment);
+    TcpProxy::ConnectionFaults faults;
+    faults.to_server.cut_after = bytes;
+    auto [client, server_end] = connected(faults);
     client.send("question");
     EXPECT_EQ(server_end.receive_all(), std::string("question").substr(0, bytes) + " end");
     EXPECT_EQ(client.receive_all(), " end");
   }
-  TcpProxy::ConnectionFaults treatment;
-  treatment.to_client.cut_after = 3;
-  auto [client, server_end] = connected(treatment);
+  TcpProxy::ConnectionFaults faults;
+  faults.to_client.cut_after = 3;
+  auto [client, server_end] = connected(faults);
   server_end.send("ans");
   EXPECT_EQ(client.receive_all(), "ans end");
   EXPECT_EQ(proxy.cuts(), 4U);
 }
 
 TEST_F(TcpProxyTest, cut_by_reset_resets_client) {
-  TcpProxy::ConnectionFaults treatment;
-  treatment.to_client.cut_after = 0;
-  treatment.cut_by_reset = true;
-  auto [client, server_end] = connected(treatment);
+  TcpProxy::ConnectionFaults faults;
+  faults.to_client.cut_after = 0;
+  faults.cut_by_reset = true;
+  auto [client, server_end] = connected(faults);
   server_end.send("answer");
   EXPECT_EQ(client.receive_all(), " reset");
 }
 
 TEST_F(TcpProxyTest, half_close_ends_one_direction_and_keeps_the_other) {
-  TcpProxy::ConnectionFaults treatment;
-  treatment.to_server.half_close_after = 5;
-  auto [client, server_end] = connected(treatment);
+  TcpProxy::ConnectionFaults faults;
+  faults.to_server.half_close_after = 5;
+  auto [client, server_end] = connected(faults);
   client.send("question");
   EXPECT_EQ(server_end.receive_all(), "quest end");
   server_end.send("answer");
@@ -170,9 +170,9 @@ TEST_F(TcpProxyTest, half_close_ends_one_direction_and_keeps_the_other) {
 }
 
 TEST_F(TcpProxyTest, drop_after_discards_later_bytes) {
-  TcpProxy::ConnectionFaults treatment;
-  treatment.to_server.drop_after = 5;
-  auto [client, server_end] = connected(treatment);
+  TcpProxy::ConnectionFaults faults;
+  faults.to_server.drop_after = 5;
+  auto [client, server_end] = connected(faults);
   client.send("question");
   client.send("again");
   client.end();
@@ -180,10 +180,10 @@ TEST_F(TcpProxyTest, drop_after_discards_later_bytes) {
 }
 
 TEST_F(TcpProxyTest, delay_applies_to_each_forwarded_chunk) {
-  TcpProxy::ConnectionFaults treatment;
-  treatment.to_client.delay = milliseconds(20);
-  treatment.to_client.chunk_bytes_max = 1;
-  auto [client, server_end] = connected(treatment);
+  TcpProxy::ConnectionFaults faults;
+  faults.to_client.delay = milliseconds(20);
+  faults.to_client.chunk_bytes_max = 1;
+  auto [client, server_end] = connected(faults);
   const auto began = steady_clock::now();
   server_end.send("answer");
   EXPECT_EQ(client.receive(6), "answer");
@@ -194,9 +194,9 @@ TEST_F(TcpProxyTest, new_faults_apply_to_open_connections) {
   auto [client, server_end] = connected();
   client.send("one");
   EXPECT_EQ(server_end.receive(3), "one");
-  TcpProxy::ConnectionFaults treatment;
-  treatment.to_server.cut_after = 5;
-  proxy.set_faults(treatment);
+  TcpProxy::ConnectionFaults faults;
+  faults.to_server.cut_after = 5;
+  proxy.set_faults(faults);
   client.send("two");
   EXPECT_EQ(server_end.receive_all(), "tw end");
 

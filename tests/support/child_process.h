@@ -49,19 +49,19 @@ class SharedWithChildren {
 // by returning "". Killed when it goes out of scope.
 class ChildProcess {
  public:
-  template <typename Story>
-  explicit ChildProcess(Story&& story, unsigned seconds_max = 100) : id_(::fork()) {
+  template <typename Body>
+  explicit ChildProcess(Body&& body, unsigned seconds_max = 100) : id_(::fork()) {
     if (id_ < 0) throw std::runtime_error("cannot fork");
     if (id_ > 0) return;
     ::alarm(seconds_max);
-    std::string said;
+    std::string message;
     try {
-      said = story();
+      message = body();
     } catch (const std::exception& error) {
-      said = std::string("threw: ") + error.what();
+      message = std::string("threw: ") + error.what();
     }
-    std::strncpy(report_->text, said.c_str(), sizeof report_->text - 1);
-    ::_exit(said.empty() ? 0 : 1);
+    std::strncpy(report_->text, message.c_str(), sizeof report_->text - 1);
+    ::_exit(message.empty() ? 0 : 1);
   }
   ~ChildProcess() {
     if (!ended_) {
@@ -99,9 +99,9 @@ class ChildProcess {
   bool ended_ = false;
 };
 
-template <typename Story>
-std::string run_in_child(Story&& story, unsigned seconds_max = 100) {
-  return ChildProcess(std::forward<Story>(story), seconds_max).wait();
+template <typename Body>
+std::string run_in_child(Body&& body, unsigned seconds_max = 100) {
+  return ChildProcess(std::forward<Body>(body), seconds_max).wait();
 }
 
 }  // namespace whycache::testing

@@ -43,18 +43,18 @@ fs::path data_template() {
       ("mariadb_data_" + std::to_string(::geteuid()) + '_' +
        std::to_string(fs::last_write_time(find_program("mariadbd")).time_since_epoch().count()));
   if (fs::exists(made)) return made;
-  const TemporaryDirectory folder(fs::path(WHYCACHE_TEST_BIN));
+  const TemporaryDirectory directory(fs::path(WHYCACHE_TEST_BIN));
   const pid_t pid =
-      run_program(with_user({installer, "--no-defaults", "--datadir=" + folder.file("data"),
+      run_program(with_user({installer, "--no-defaults", "--datadir=" + directory.file("data"),
                              "--skip-test-db", "--auth-root-authentication-method=normal",
                              "--innodb-log-file-size=8M", "--innodb-undo-tablespaces=0",
                              // A server that starts clears the folder it shares with others.
-                             "--tmpdir=" + folder.path()}),
-                  folder.file("output"));
+                             "--tmpdir=" + directory.path()}),
+                  directory.file("output"));
   if (wait_for(pid) != 0)
-    throw std::runtime_error("mariadb-install-db failed: " + read_file(folder.file("output")));
+    throw std::runtime_error("mariadb-install-db failed: " + read_file(directory.file("output")));
   std::error_code made_by_another;
-  fs::rename(folder.file("data"), made, made_by_another);
+  fs::rename(directory.file("data"), made, made_by_another);
   return made;
 }
 

@@ -17,9 +17,9 @@
 namespace whycache::testing {
 
 std::string find_program(const std::string& name) {
-  for (const char* folder : {"/usr/sbin/", "/usr/bin/", "/usr/local/sbin/", "/usr/local/bin/",
-                             "/usr/local/mysql/bin/"}) {
-    const std::string path = folder + name;
+  for (const char* directory : {"/usr/sbin/", "/usr/bin/", "/usr/local/sbin/", "/usr/local/bin/",
+                                "/usr/local/mysql/bin/"}) {
+    const std::string path = directory + name;
     if (::access(path.c_str(), X_OK) == 0) return path;
   }
   return "";

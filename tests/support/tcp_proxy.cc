@@ -121,13 +121,13 @@ void TcpProxy::set_fault_chooser(ChooseFaults choose) {
   choose_faults_ = std::move(choose);
 }
 
-void TcpProxy::set_faults(const ConnectionFaults& treatment) {
+void TcpProxy::set_faults(const ConnectionFaults& faults) {
   const std::lock_guard guard(mutex_);
-  choose_faults_ = [treatment](std::uint64_t) { return treatment; };
+  choose_faults_ = [faults](std::uint64_t) { return faults; };
   for (const auto& connection : open_connections_) {
-    connection->to_server.faults = treatment.to_server;
-    connection->to_client.faults = treatment.to_client;
-    connection->cut_by_reset = treatment.cut_by_reset;
+    connection->to_server.faults = faults.to_server;
+    connection->to_client.faults = faults.to_client;
+    connection->cut_by_reset = faults.cut_by_reset;
     for (Pipe* pipe : {&connection->to_server, &connection->to_client}) pipe->ready_at = {};
   }
   wake();
@@ -184,8 +184,8 @@ void TcpProxy::run() {
       }
     }
     lock.unlock();
-    const std::chrono::nanoseconds patience = wake_at - now;
-    const timespec wait{patience.count() / 1'000'000'000, patience.count() % 1'000'000'000};
+    const std::chrono::nanoseconds timeout = wake_at - now;
+    const timespec wait{timeout.count() / 1'000'000'000, timeout.count() % 1'000'000'000};
     ::ppoll(polled.data(), polled.size(), &wait, nullptr);
     lock.lock();
 
@@ -204,15 +204,15 @@ void TcpProxy::accept_connection(int client) {
   if (server < 0) return close_socket(client, true);
   prepare_socket(client);
   prepare_socket(server);
-  const ConnectionFaults treatment =
+  const ConnectionFaults faults =
       choose_faults_ ? choose_faults_(connections_ + 1) : ConnectionFaults{};
   ++connections_;
   open_connections_.push_back(std::make_unique<Connection>(Connection{
       .client = client,
       .server = server,
-      .to_server = {.from = client, .to = server, .faults = treatment.to_server},
-      .to_client = {.from = server, .to = client, .faults = treatment.to_client},
-      .cut_by_reset = treatment.cut_by_reset,
+      .to_server = {.from = client, .to = server, .faults = faults.to_server},
+      .to_client = {.from = server, .to = client, .faults = faults.to_client},
+      .cut_by_reset = faults.cut_by_reset,
   }));
 }
 
@@ -238,33 +238,33 @@ void TcpProxy::receive(Pipe& pipe) {
 }
 
 void TcpProxy::forward_bytes(Connection& connection, Pipe& pipe) {
-  const Direction& treatment = pipe.faults;
+  const Direction& faults = pipe.faults;
   const auto left_until = [&](const std::optional<std::uint64_t>& bytes) {
     return bytes ? *bytes - std::min(*bytes, pipe.forwarded_bytes) : ~std::uint64_t{0};
   };
   while (pipe.has_bytes() && pipe.ready_at <= Clock::now()) {
-    if (left_until(treatment.half_close_after) == 0) {
+    if (left_until(faults.half_close_after) == 0) {
       pipe.pending.clear();
       pipe.ended = true;
-    } else if (left_until(treatment.drop_after) == 0) {
+    } else if (left_until(faults.drop_after) == 0) {
       pipe.pending.clear();
     } else {
       const std::uint64_t size = std::min<std::uint64_t>(
-          {pipe.pending.size(), treatment.chunk_bytes_max, left_until(treatment.cut_after),
-           left_until(treatment.half_close_after), left_until(treatment.drop_after)});
+          {pipe.pending.size(), faults.chunk_bytes_max, left_until(faults.cut_after),
+           left_until(faults.half_close_after), left_until(faults.drop_after)});
       const ssize_t sent = ::send(pipe.to, pipe.pending.data(), size, MSG_NOSIGNAL);
       if (sent < 0 && (errno == EAGAIN || errno == EINTR)) break;
       if (sent < 0) return close_connection(connection, true);  // the receiver is gone
       pipe.forwarded_bytes += static_cast<std::uint64_t>(sent);
       pipe.pending.erase(0, static_cast<std::size_t>(sent));
-      pipe.ready_at = Clock::now() + treatment.delay;
-      if (left_until(treatment.cut_after) == 0) {
+      pipe.ready_at = Clock::now() + faults.delay;
+      if (left_until(faults.cut_after) == 0) {
         ++cuts_;
         return close_connection(connection, connection.cut_by_reset);
       }
     }
   }
-  if (left_until(treatment.half_close_after) == 0) pipe.ended = true;
+  if (left_until(faults.half_close_after) == 0) pipe.ended = true;
   if (pipe.ended && !pipe.has_bytes() && !pipe.end_forwarded) {
     ::shutdown(pipe.to, SHUT_WR);
     pipe.end_forwarded = true;

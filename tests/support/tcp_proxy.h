@@ -64,7 +64,7 @@ class TcpProxy {
   // thread, with numbers from 1.
   void set_fault_chooser(ChooseFaults choose);
   // From now on all connections are treated like this, those there are and new ones.
-  void set_faults(const ConnectionFaults& treatment);
+  void set_faults(const ConnectionFaults& faults);
   // New connections lead to another server; those there are end.
   void point_to(std::uint16_t server_port);
   // Ends all connections there are.

@@ -15,7 +15,7 @@ class TemporaryDirectory {
       const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
     std::string path = (parent / "whycache_test_XXXXXX").string();
     if (::mkdtemp(path.data()) == nullptr)
-      throw std::runtime_error("cannot make a folder for a test");
+      throw std::runtime_error("cannot make a directory for a test");
     path_ = path;
   }
   TemporaryDirectory(const TemporaryDirectory&) = delete;
