@@ -1,4 +1,4 @@
-// Updates as a cache writes them, in a log that is used without one.
+// Updates in the format of a cache, for tests that use a log without one.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -26,7 +26,7 @@ inline LastUpdate last_update(Log& log) {
   return last;
 }
 
-// Appends up to update `id`, each continuing the one before it. They set a key to `value`.
+// Appends updates up to `id`, each of which continues the previous one and sets a key to `value`.
 inline void append_chained(Log& log, UpdateId id, std::string_view value = "value") {
   for (LastUpdate last = last_update(log); last.id < id;) {
     Draft draft(Authorship{});

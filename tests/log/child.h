@@ -14,7 +14,7 @@
 
 namespace whycache {
 
-// A child process that lives through a story of its own. It ends with 0 if that did not throw.
+// A child process that runs `body`. It exits with 0 unless `body` throws.
 class Child {
  public:
   explicit Child(const std::function<void()>& body) {
@@ -42,9 +42,9 @@ class Child {
   }
 
   void kill() {
-    if (pid_ > 0) ::kill(pid_, SIGKILL);  // -1 would be everybody
+    if (pid_ > 0) ::kill(pid_, SIGKILL);  // -1 would signal all processes
   }
-  // The exit code, or the signal it died of, negative.
+  // Returns the exit code, or the negative number of the signal that killed the process.
   int wait() {
     int status = 0;
     while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {

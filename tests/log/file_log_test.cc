@@ -1,5 +1,4 @@
-// What is special about the log in a folder: its files, its leftovers, power cuts, and disks that
-// fail.
+// The log in a directory: its files, leftovers, power loss, and failing disks.
 #include "log/file_log.h"
 
 #include <fcntl.h>
@@ -39,7 +38,7 @@
 
 namespace {
 
-// Called before each fsync and fdatasync of this program while it is set; returns an errno to fail
+// Called before each fsync and fdatasync of this program while it is set. Returns an errno to fail
 // with, or 0.
 std::function<int(int descriptor)>* sync_hook = nullptr;
 
@@ -53,7 +52,7 @@ int sync_unless_failing(long call, int descriptor) {
   return static_cast<int>(::syscall(call, descriptor));
 }
 
-// Hears of every sync, and may make it fail, for as long as it lives.
+// Calls a hook before every sync while this object lives. The hook may make the sync fail.
 class SyncListener {
  public:
   explicit SyncListener(std::function<int(int descriptor)> hook) : hook_(std::move(hook)) {
@@ -69,7 +68,7 @@ class SyncListener {
 
 }  // namespace
 
-// Ours instead of the C library's.
+// Replace the functions of the C library.
 extern "C" int fsync(int descriptor) { return sync_unless_failing(SYS_fsync, descriptor); }
 extern "C" int fdatasync(int descriptor) { return sync_unless_failing(SYS_fdatasync, descriptor); }
 
@@ -131,7 +130,7 @@ std::vector<std::string> names_in(const std::string& directory) {
   return names;
 }
 
-// A file of a log, made from docs/formats/file_log.md and nothing else.
+// Returns a file of a log, built only from docs/formats/file_log.md.
 std::string file_of_kind(char kind, std::uint64_t number, const std::string& payload) {
   std::string bytes = std::string("whycache\x01") + kind + std::string(6, '\0');
   append_little_endian(bytes, number);
@@ -222,7 +221,7 @@ TEST(FileLogFormat, written_files_equal_vectors) {
                            documented["base"].get<std::uint64_t>() * 1000, parts.size()));
 }
 
-// The listings: an offset, then bytes in hexadecimal, then what they are.
+// In the document a line has an offset, bytes in hexadecimal, and their meaning.
 TEST(FileLogFormat, worked_examples_equal_two_vectors) {
   std::ifstream document(WHYCACHE_SOURCE_FOLDER "/docs/formats/file_log.md");
   std::vector<std::string> examples;
@@ -245,7 +244,7 @@ TEST(FileLogFormat, worked_examples_equal_two_vectors) {
 }
 
 TEST(FileLogFormat, head_far_beyond_id_one_is_found_without_scan) {
-  // Given a log whose base is far out.
+  // Given a log with a high base id.
   FileStore store;
   store.open();
   constexpr UpdateId base = 3'000'000'000'000;
@@ -292,7 +291,7 @@ TEST(FileLogDamage, update_file_of_huge_size_is_corrupt) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 1);
-  fs::resize_file(store.update_path(1), std::uintmax_t{1} << 40);  // a hole
+  fs::resize_file(store.update_path(1), std::uintmax_t{1} << 40);  // a sparse file
   expect_error(
       ErrorKind::corrupt, [&] { updates_of(*log); }, store.update_path(1));
 }
@@ -308,7 +307,7 @@ TEST(FileLogDamage, foreign_file_at_update_path_is_refused) {
     fs::remove_all(path);
   };
   fs::remove(path);
-  write_file(path, "#!/bin/sh\necho this is something else altogether\n");
+  write_file(path, "#!/bin/sh\necho not an update\n");
   expect_refused(ErrorKind::corrupt);
   fs::create_directory(path);
   expect_refused(ErrorKind::corrupt);
@@ -368,7 +367,7 @@ TEST(FileLogDamage, missing_part_of_base_is_corrupt) {
       ErrorKind::corrupt, [&] { parts_of(*log); }, "part of the base is missing", store.root());
 }
 
-// --- Writers that see another log than there is. ---
+// --- Appends that do not fit the log. ---
 
 TEST(FileLog, append_beyond_next_id_returns_taken) {
   FileStore store;
@@ -391,14 +390,14 @@ TEST(FileLog, append_of_reserved_id_or_empty_update_is_invalid) {
   EXPECT_EQ(log->extent().head, 0);
 }
 
-// --- Leftovers of the dead. ---
+// --- Leftovers of dead processes. ---
 
 TEST(FileLog, rewrite_deletes_leftovers_of_dead_processes_only) {
   FileStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
 
-  // Given a rewriter in the midst of its parts, and what two dead ones left;
+  // Given a rewriter that is writing its parts, and leftovers of two dead rewriters,
   const std::string dead_token = "00112233445566778899aabbccddeeff";
   write_file(store.root() + "/tmp/" + dead_token, "half an upd");
   write_file(store.root() + "/base-00000000000000000004-" + dead_token + "/00000000000000000000",
@@ -406,17 +405,17 @@ TEST(FileLog, rewrite_deletes_leftovers_of_dead_processes_only) {
   const std::string other_token = "ff112233445566778899aabbccddeeff";
   write_file(store.root() + "/base-00000000000000000999-" + other_token + "/00000000000000000000",
              "");
-  write_file(store.root() + "/notes.txt", "a person's");
+  write_file(store.root() + "/notes.txt", "notes of an administrator");
   int part = 0;
   const bool switched = log->rewrite(5, 7, [&]() -> std::optional<std::string_view> {
-    // when another rewrite is through,
+    // when another rewrite completes,
     if (++part == 2) {
       EXPECT_TRUE(rewrite(*store.open(), 3, {"other"}));
     }
     return part <= 3 ? std::optional<std::string_view>("part") : std::nullopt;
   });
 
-  // then the living one was not disturbed, and nothing is left but the base.
+  // then the running rewrite is unaffected, and only the base remains.
   EXPECT_TRUE(switched);
   EXPECT_EQ(parts_of(*log), (std::vector<std::string>{"part", "part", "part"}));
   EXPECT_TRUE(names_in(store.root() + "/tmp").empty());
@@ -465,16 +464,16 @@ TEST(FileLog, switch_lock_times_out_while_held_and_is_free_after_death) {
   for (const int end : pipe_ends) ::close(end);
 }
 
-// --- Power cuts. ---
+// --- Power loss. ---
 
-// What is surely on the disk under a folder, and what may be: a model of the worst a file system
-// may do. What was written since the last sync of a file, and each name that changed since the last
-// sync of a folder, may be there or may not.
+// A model of the worst state in which a file system may leave a directory after power loss. It may
+// lose bytes written since the last sync of a file, and names changed since the last sync of their
+// directory.
 class PowerLossModel {
  public:
   explicit PowerLossModel(std::string root) : root_(std::move(root)) {}
 
-  // To be called when everything before it has been synced.
+  // Call it when everything before it has been synced.
   void record_sync(int descriptor) {
     struct stat status;
     require(::fstat(descriptor, &status) == 0, "fstat");
@@ -483,11 +482,11 @@ class PowerLossModel {
       directories_[path] = entries_of(path);
     } else {
       files_[status.st_ino] = read_file("/proc/self/fd/" + std::to_string(descriptor), status);
-      held_.emplace_back(::dup(descriptor));  // so that its number is not given to another file
+      held_.emplace_back(::dup(descriptor));  // so that no other file gets its inode number
     }
   }
 
-  // One of the ways the disk may look after a power cut now.
+  // Writes one possible state of the disk after a power loss at this moment.
   void make_image(const std::string& to, std::mt19937_64& random) const {
     copy_directory(root_, to, random);
   }
@@ -551,7 +550,7 @@ class PowerLossModel {
     if (::lstat(path.c_str(), &status) != 0 || status.st_ino != entry.number) return "";
     std::string bytes = read_file(path, status);
     if (random() % 3 == 0)
-      return std::string(bytes.size(), '\0');  // the size came to the disk before the bytes
+      return std::string(bytes.size(), '\0');  // the size reached the disk before the bytes
     return bytes.substr(0, random() % (bytes.size() + 1));
   }
 
@@ -592,7 +591,7 @@ TEST(FileLogPower, every_image_after_power_loss_holds_acknowledged_updates) {
     const auto parts = parts_of(log);
     ASSERT_EQ(parts.size(), extent.base == 0 ? 0U : 3U);
     for (const std::string& part : parts) ASSERT_EQ(part, "as of " + std::to_string(extent.base));
-    // And the log goes on.
+    // The log accepts new updates.
     ASSERT_EQ(log.append(extent.head + 1, "update"), Appended::yes);
     ASSERT_TRUE(rewrite(log, extent.head + 1, {"part"}));
     ASSERT_EQ(log.extent().head, extent.head + 1);
@@ -600,7 +599,7 @@ TEST(FileLogPower, every_image_after_power_loss_holds_acknowledged_updates) {
   };
   const SyncListener cut_power([&](int descriptor) {
     if (checking) return 0;
-    // There is more to go wrong while the log is made.
+    // More can go wrong while the log is being created.
     for (int i = images < 500 ? 50 : 2; i > 0 && !::testing::Test::HasFatalFailure(); --i)
       check_image();
     model.record_sync(descriptor);
@@ -639,7 +638,7 @@ TEST(FileLogPower, append_syncs_file_before_link_and_directory_before_return) {
   EXPECT_EQ(synced[1], store.root() + "/updates");
 }
 
-// --- Disks that fail, fill up, or are not ours. ---
+// --- Disks that fail or fill up, and permissions. ---
 
 TEST(FileLogDisk, failed_file_sync_leaves_update_out_of_log) {
   FileStore store;
@@ -669,8 +668,7 @@ TEST(FileLogDisk, failed_directory_sync_makes_append_uncertain) {
   EXPECT_EQ(log->extent().head, 2);
 }
 
-// It is there for all to see; but who asks whether it was written must not take it for that before
-// it is on the disk.
+// Other processes see the update. Its writer must not take it for written before it is on the disk.
 TEST(FileLogDisk, writer_reads_own_update_only_after_directory_sync) {
   FileStore store;
   const auto log = store.open();
@@ -693,7 +691,7 @@ TEST(FileLogDisk, writer_reads_own_update_only_after_directory_sync) {
   EXPECT_EQ(syncs, 1);
 }
 
-// With a cache: the write is not told to be done.
+// A cache reports such a write as uncertain.
 TEST(FileLogDisk, cache_write_is_uncertain_until_directory_sync_succeeds) {
   FileStore store;
   const TemporaryDirectory directory;
@@ -738,7 +736,7 @@ TEST(FileLogDisk, rewrite_leaves_consistent_log_after_any_failed_sync) {
     EXPECT_EQ(rewrite(*log, 4, {"c"}), true);
     EXPECT_EQ(updates_of(*log).size(), 1U);
     if (!error) {
-      EXPECT_GE(failing, 6);  // that many syncs there are
+      EXPECT_GE(failing, 6);  // a rewrite syncs at least five times
       return;
     }
   }
@@ -817,7 +815,7 @@ TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
     });
     require(other_user.wait() == 0, "other_user");
 
-    // Given a folder whose owner lets everybody read: new files follow it.
+    // Given a directory that its owner makes readable for all users: new files inherit that.
     for (const char* each : {"", "/default", "/default/updates"})
       fs::permissions(path + each, fs::perms(0755));
     for (const char* each : {"/default/meta", "/default/updates/00000000000000000001"})

@@ -1,5 +1,5 @@
-// A log in front of another one that fails, delays and forgets answers, as networks do; from a
-// seed.
+// A log that forwards to another one and injects failures, delays and lost answers, as a network
+// does. A seed determines the faults.
 #pragma once
 
 #include <chrono>
@@ -18,12 +18,12 @@
 
 namespace whycache {
 
-// How often, in a hundred calls, what goes wrong.
+// Percentage of calls with each fault.
 struct FaultRates {
-  unsigned lost_append = 10;   // not done: Error unavailable
-  unsigned lost_answer = 10;   // done, but nobody learns it: Error uncertain
-  unsigned lost_read = 5;      // Error unavailable, maybe after some of the rows
-  unsigned lost_rewrite = 30;  // not done, or done in part, or done: Error unavailable or uncertain
+  unsigned lost_append = 10;   // not executed: Error(unavailable)
+  unsigned lost_answer = 10;   // executed: Error(uncertain)
+  unsigned lost_read = 5;      // Error(unavailable), maybe after some rows
+  unsigned lost_rewrite = 30;  // not, partly or fully executed: Error(unavailable or uncertain)
   std::chrono::microseconds delay_max{300};
 };
 
@@ -93,7 +93,7 @@ class FlakyLog final : public testing::ForwardingLog {
 
  private:
   static Error injected_error() {
-    return Error(ErrorKind::unavailable, "flaky log: nothing was done");
+    return Error(ErrorKind::unavailable, "flaky log: nothing was executed");
   }
 
   void fail_if(unsigned percent) {

@@ -1,5 +1,5 @@
-// What a process may trust of the head records in memcached, and the bytes of these records. The
-// protocol against real servers: log/memcached_tier_test.cc and client/memcached_fleet_test.cc.
+// Which head records in memcached a process may trust, and their encoding. The protocol is tested
+// against real servers in log/memcached_tier_test.cc and client/memcached_fleet_test.cc.
 #include "log/head_tracker.h"
 
 #include <gtest/gtest.h>
@@ -23,8 +23,8 @@ constexpr std::int64_t own_poll_at = 100 * second;
 
 Extent extent_to(UpdateId head) { return {.uuid = {1}, .base = 0, .base_chain = 0, .head = head}; }
 
-// A process that polled the log at second 100, and found `head` there. It had read memcached a
-// millisecond before, where record 1 was.
+// A process that polled the log at second 100 and found `head`. A millisecond earlier it had read
+// record 1 from memcached.
 class PolledTracker : public HeadTracker {
  public:
   explicit PolledTracker(UpdateId head)

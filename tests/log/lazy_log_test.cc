@@ -1,4 +1,4 @@
-// A log that is away when it is to be opened.
+// A log that is unavailable when it is opened.
 #include "log/lazy_log.h"
 
 #include <fcntl.h>
@@ -38,7 +38,7 @@ TEST(LazyLog, invalid_url_is_refused_and_not_deferred) {
                [] { open_log_or_defer("gopher://host/", default_log_deadline); });
 }
 
-// A child has a connection of its own, which it makes when it needs one, and waits for.
+// A forked child opens its own connection on first use, and waits for it.
 TEST(LazyLog, forked_child_writes_after_unavailable_log_returns) {
   Fleet fleet("sqlite");
   Cache cache = fleet.open("berlin");
@@ -59,21 +59,22 @@ TEST(LazyLog, forked_child_writes_after_unavailable_log_returns) {
   EXPECT_EQ(cache.update(), 3U);
 }
 
-// What the cache's own deadline is, the log's is, too: it waits by itself for what others hold.
+// The log inherits the deadline of the cache, because the log itself waits for locks of other
+// processes.
 TEST(LazyLog, lock_wait_is_limited_by_deadline_of_cache) {
   Fleet fleet("file");
   Options options;
   options.deadline = std::chrono::milliseconds(100);
   Cache cache = fleet.open("berlin", options);
   cache.set("key", "1");
-  // All there is to lock.
+  // Hold every lock byte of the log.
   const FileDescriptor lock = open_file(fleet.directory().file("log") + "/default/lock", O_RDWR);
   for (std::uint64_t byte = 0; byte < 16; ++byte) ASSERT_TRUE(try_lock_byte(lock.number(), byte));
   const auto began = std::chrono::steady_clock::now();
   expect_error(
       ErrorKind::unavailable, [&] { cache.set("key", "2"); }, "deadline_ms=100");
   EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
-  // Unless it was told otherwise.
+  // A deadline in the URL takes precedence.
   options.state_path = fleet.state_path("rome");
   Cache patient(fleet.url() + "?deadline_ms=300", options);
   expect_error(

@@ -1,15 +1,15 @@
-// The contract of whycache/log.h, as stories that every log has to live through.
+// The contract of whycache/log.h as tests that every log has to pass.
 //
-// For a log of your own: derive from LogStore (log_store.h), and in exactly one source file of a
-// test program that links GoogleTest write
+// To test your own log, derive a store from LogStore (log_store.h). Write in exactly one source
+// file of a test program that links GoogleTest:
 //
 //   #include "log_contract.h"
 //   const whycache::LogUnderTest mine{"mine", [] { return std::make_unique<MyStore>(); }};
-//   INSTANTIATE_TEST_SUITE_P(Mine, whycache::LogContract, testing::Values(mine), whycache::LogUnderTest::name_of);
+//   INSTANTIATE_TEST_SUITE_P(Mine, whycache::LogContract, testing::Values(mine),
+//                            whycache::LogUnderTest::name_of);
 //
-// It needs nothing but whycache's public headers, the headers beside it, GoogleTest and POSIX.
-// Random stories print their seed when they fail; WHYCACHE_TEST_SEED runs them with that seed
-// again.
+// This header needs only whycache's public headers, the headers beside it, GoogleTest and POSIX.
+// Random tests print their seed when they fail. WHYCACHE_TEST_SEED repeats a run.
 #pragma once
 
 #include <signal.h>
@@ -45,7 +45,7 @@
 
 namespace whycache {
 
-// --- The small language the stories are told in. ---
+// --- Helpers. ---
 
 namespace log_contract {
 
@@ -60,7 +60,7 @@ struct StoredUpdate {
   }
 };
 
-// All updates in first..last, as a follower would believe them.
+// Returns the updates in first..last that a follower would apply.
 inline std::vector<StoredUpdate> updates_of(Log& log, UpdateId first = 1, UpdateId last = no_end) {
   std::vector<StoredUpdate> updates;
   const Extent extent = log.read(first, last, [&](UpdateId id, std::string_view bytes) {
@@ -80,7 +80,8 @@ inline std::vector<std::string> parts_of(Log& log) {
   return parts;
 }
 
-// Hands out parts one by one; the bytes of the one before are overwritten, as the contract allows.
+// Returns parts one after another. Each call overwrites the bytes of the previous part, as the
+// contract allows.
 class PartList {
  public:
   explicit PartList(std::vector<std::string> parts) : parts_(std::move(parts)) {}
@@ -105,7 +106,7 @@ inline bool rewrite(Log& log, UpdateId base, std::vector<std::string> parts) {
   return log.rewrite(base, chain_of(base), list.next());
 }
 
-// What update `id` says in stories that are not about what it says.
+// Returns the content of update `id`, for tests that do not depend on it.
 inline std::string bytes_of(UpdateId id) { return "update " + std::to_string(id); }
 
 inline void append_up_to(Log& log, UpdateId last) {
@@ -134,8 +135,7 @@ inline std::uint64_t new_seed() {
   return std::random_device{}();
 }
 
-// Some who live through stories of their own at once: processes if the log can be shared by them,
-// else threads.
+// Runs bodies concurrently: in processes if processes can share the log, else in threads.
 class WorkerGroup {
  public:
   explicit WorkerGroup(bool of_processes) : uses_processes_(of_processes) {}
@@ -166,9 +166,9 @@ class WorkerGroup {
   std::vector<std::thread> threads_;
 };
 
-// A machine in small: follows a log in which each update says "writer sequence", and checks that
-// each writer's sequence goes 1, 2, 3 ... Its base is how far each writer has come, a part for
-// each. Any story it cannot believe is thrown.
+// A minimal replica. It follows a log in which each update says "writer sequence", and checks that
+// each writer's sequence counts 1, 2, 3 ... Its base has one part per writer: the last sequence of
+// that writer. It throws std::runtime_error on any inconsistency.
 class Machine {
  public:
   explicit Machine(std::unique_ptr<Log> log) : log_(std::move(log)) {}
@@ -190,7 +190,7 @@ class Machine {
            std::string((sequence * 37 + writer) % 300, '.');
   }
 
-  // Applies what is new. What the log refuses to tell this time is asked for next time.
+  // Applies new updates. If the log is unavailable, the next call asks again.
   void follow() {
     try {
       std::vector<StoredUpdate> updates;
@@ -199,7 +199,7 @@ class Machine {
             updates.push_back({id, std::string(bytes)});
             return updates.size() < 100;
           });
-      if (uuid_ && *uuid_ != extent.uuid) throw std::runtime_error("the log became another");
+      if (uuid_ && *uuid_ != extent.uuid) throw std::runtime_error("the log was replaced");
       uuid_ = extent.uuid;
       if (extent.base > applied_id_) return rebuild();
       for (const StoredUpdate& update : updates) apply(update);
@@ -208,7 +208,7 @@ class Machine {
     }
   }
 
-  // Writes until it is in the log, surely and once.
+  // Appends until the update is in the log, exactly once.
   void write(unsigned writer, std::uint64_t sequence) {
     while (sequence_of(writer) < sequence) {
       follow();
@@ -219,12 +219,12 @@ class Machine {
       } catch (const Error& error) {
         if (error.kind() == ErrorKind::unavailable) continue;
         if (error.kind() != ErrorKind::uncertain) throw;
-        settle();  // and see whether it is there
+        settle();  // the next iteration checks whether the update is there
       }
     }
   }
 
-  // Puts everything up to the applied id into a base.
+  // Rewrites everything up to the applied id into a base.
   void rewrite() {
     follow();
     std::vector<std::string> parts{std::to_string(applied_id_)};
@@ -237,7 +237,7 @@ class Machine {
     }
   }
 
-  // Follows until the log has answered that there is nothing more.
+  // Follows until the log answers that there are no more updates.
   void settle() {
     for (;;) {
       follow();
@@ -292,7 +292,8 @@ class Machine {
     }
     sequences_ = std::move(sequences);
     applied_id_ = *base;
-    if (sum() != applied_id_) throw std::runtime_error("the base does not stand for its id");
+    if (sum() != applied_id_)
+      throw std::runtime_error("the base does not contain all updates up to its id");
   }
 
   std::unique_ptr<Log> log_;
@@ -312,12 +313,12 @@ class LogContract : public ::testing::TestWithParam<LogUnderTest> {
     log = store->open();
   }
 
-  // How many updates lie in the store, if it can say that.
+  // Checks the number of updates in the store, if the store can report it.
   void expect_stored_updates(std::uint64_t count) {
     EXPECT_EQ(store->stored_updates().value_or(count), count);
   }
 
-  // Writers, rewriters and readers, all at once, each with a log of its own from `open`.
+  // Runs writers, rewriters and readers concurrently, each with its own log from `open`.
   template <typename Open>
   void run_concurrently(unsigned writers, std::uint64_t appends_each, unsigned rewriters,
                         unsigned readers, const Open& open) {
@@ -422,8 +423,8 @@ TEST_P(LogContract, log_object_serves_concurrent_threads) {
     try {
       return log->append(log->extent().head + 1, bytes) == Appended::yes;
     } catch (const Error& error) {
-      // A log may let go of its connection between two calls: over a new one it is read before it
-      // is written.
+      // A log may drop its connection between two calls, and then requires a read before the next
+      // append.
       EXPECT_EQ(error.kind(), ErrorKind::unavailable) << error.what();
       log_contract::updates_of(*log, 1);
       return false;
@@ -583,7 +584,7 @@ TEST_P(LogContract, concurrent_opens_of_new_log_agree_on_uuid) {
 TEST_P(LogContract, externally_deleted_log_is_unavailable_until_created_again) {
   log_contract::append_up_to(*log, 10);
   const Uuid before = log->extent().uuid;
-  if (!store->delete_externally()) GTEST_SKIP() << "this store's logs cannot be deleted by hand";
+  if (!store->delete_externally()) GTEST_SKIP() << "this store cannot delete its log";
 
   EXPECT_EQ(log_contract::error_kind_of([&] { log->extent(); }), ErrorKind::unavailable);
   EXPECT_EQ(log_contract::error_kind_of([&] { log->append(11, "lost"); }), ErrorKind::unavailable);
@@ -679,20 +680,20 @@ TEST_P(LogContract, base_of_many_and_large_parts_round_trips) {
 }
 
 TEST_P(LogContract, stale_append_below_base_is_refused) {
-  // Given a writer that has applied update 5 and falls asleep.
+  // Given a writer that has applied update 5 and then pauses.
   const auto stale = store->open();
   log_contract::append_up_to(*log, 5);
   ASSERT_EQ(stale->extent().head, 5);
 
-  // When history is rewritten beyond, so that the places up to 8 are empty again,
+  // When a rewrite passes it, so that the slots up to 8 are empty again,
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 8, {"base"}));
 
-  // then what it appends does not hold, wherever below the base,
+  // then its append is refused at every id below the base,
   for (const UpdateId id : {6, 7, 8, 1})
     EXPECT_EQ(stale->append(id, "stray"), Appended::below_base) << id;
 
-  // and nobody ever sees it.
+  // and no process ever sees the update.
   const auto newcomer = store->open();
   for (Log* each : {log.get(), stale.get(), newcomer.get()}) {
     EXPECT_EQ(log_contract::updates_of(*each), log_contract::expected_updates(9, 10));
@@ -741,8 +742,8 @@ TEST_P(LogContract, stale_follower_reads_base_and_no_replaced_update) {
   log_contract::append_up_to(*log, 10);
   ASSERT_TRUE(log_contract::rewrite(*log, 7, {"base"}));
 
-  // When it reads on, overlapping by one, it learns of the base, and sees no update that the base
-  // stands for.
+  // When it reads on from its last update, it gets the new base and no update that the base
+  // replaced.
   std::vector<UpdateId> visited;
   const Extent extent = stale->read(3, log_contract::no_end, [&](UpdateId id, std::string_view) {
     visited.push_back(id);
@@ -769,7 +770,7 @@ TEST_P(LogContract, rewrite_during_read_leaves_no_gap) {
         });
     for (std::size_t i = 0; i < visited.size(); ++i) EXPECT_EQ(visited[i], first + i);
     EXPECT_TRUE(extent.base > first || visited.size() == extent.head - first + 1)
-        << "neither all of it nor a warning";
+        << "a gap that the extent does not report";
   }
 }
 
@@ -795,7 +796,7 @@ TEST_P(LogContract, base_replaced_during_read_base_is_not_mixed) {
   EXPECT_EQ(log_contract::parts_of(*log), (std::vector<std::string>{"new 0", "new 1"}));
 }
 
-// --- Several rewriters, and rewriters that die. ---
+// --- Concurrent and killed rewriters. ---
 
 TEST_P(LogContract, rewrite_overtaken_by_higher_base_changes_nothing) {
   log_contract::append_up_to(*log, 10);
@@ -927,7 +928,7 @@ TEST_P(LogContract, rewriter_killed_at_random_time_leaves_old_or_new_base) {
   const auto part_of = [](UpdateId base, int part) {
     return "as of " + std::to_string(base) + " part " + std::to_string(part);
   };
-  std::uint64_t delay_us_max = 2'000;  // follows how long a rewrite takes here
+  std::uint64_t delay_us_max = 2'000;  // adapts to the duration of a rewrite
   int killed = 0;
   for (int round = 0; round < 200 && killed < 20; ++round) {
     log_contract::append_up_to(*log, log->extent().head + 10);
@@ -946,7 +947,7 @@ TEST_P(LogContract, rewriter_killed_at_random_time_leaves_old_or_new_base) {
       ++killed;
     }
 
-    // A server may still be busy with the switch that the dead asked for last.
+    // A server may still be running the switch that the killed process requested.
     std::this_thread::sleep_for(
         std::chrono::milliseconds(store->outlives_killed_clients() ? 50 : 0));
     const Extent after = log->extent();
@@ -965,7 +966,7 @@ TEST_P(LogContract, rewriter_killed_at_random_time_leaves_old_or_new_base) {
   expect_stored_updates(0);
 }
 
-// --- Crowds. ---
+// --- Concurrent processes. ---
 
 TEST_P(LogContract, concurrent_writers_rewriters_and_readers_lose_and_duplicate_nothing) {
   constexpr unsigned writers = 8;
@@ -980,7 +981,7 @@ TEST_P(LogContract, concurrent_writers_resolve_uncertain_appends_of_flaky_log) {
   constexpr unsigned writers = 4;
   log.reset();
   std::atomic<std::uint64_t> opened{0};
-  // Each child counts from where its parent was: mix in which process it is.
+  // A child inherits the counter of its parent, so the seed includes the process id.
   const auto open = [&]() -> std::unique_ptr<Log> {
     const std::uint64_t own =
         seed + ++opened +
@@ -996,7 +997,7 @@ TEST_P(LogContract, acknowledged_updates_survive_killed_writer) {
   SCOPED_TRACE("WHYCACHE_TEST_SEED=" + std::to_string(seed));
   std::mt19937_64 random(seed);
   for (int round = 0; round < 30; ++round) {
-    // Given two writers that say which of their updates were acknowledged,
+    // Given two writers that report each acknowledged update,
     int pipe_ends[2];
     ASSERT_EQ(::pipe(pipe_ends), 0);
     std::vector<Child> writers;
@@ -1017,14 +1018,15 @@ TEST_P(LogContract, acknowledged_updates_survive_killed_writer) {
     for (Child& writer : writers) EXPECT_EQ(writer.wait(), -SIGKILL);
     ::close(pipe_ends[1]);
 
-    // then these are there, whole, and so is everything before them.
+    // then every acknowledged update and all before it are intact.
     UpdateId acknowledged = 0;
     for (UpdateId id; ::read(pipe_ends[0], &id, sizeof id) == sizeof id;)
       acknowledged = std::max(acknowledged, id);
     ::close(pipe_ends[0]);
     const UpdateId head = log->extent().head;
     EXPECT_GE(head, acknowledged);
-    // A server may still be busy with what the dead asked for last: that comes after the head.
+    // A server may still be running the last request of a killed process, which comes after the
+    // head.
     ASSERT_EQ(log_contract::updates_of(*log, 1, head), log_contract::expected_updates(1, head));
   }
 }
@@ -1042,7 +1044,7 @@ TEST_P(LogContract, parent_and_child_append_after_fork) {
       const UpdateId id = extent.head + 1;
       if (own.append(id, log_contract::bytes_of(id)) != Appended::yes)
         throw std::runtime_error("the child cannot append");
-      log.reset();  // as at the child's end
+      log.reset();  // as when the child exits
     });
     ASSERT_EQ(child.wait(), 0);
     log_contract::append_up_to(*log, log->extent().head + 1);

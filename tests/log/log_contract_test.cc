@@ -1,4 +1,4 @@
-// Every log there is lives through the stories of log_contract.h.
+// Runs the tests of log_contract.h with every log of the project.
 #include "log/log_contract.h"
 
 #include <cstdio>
@@ -42,8 +42,8 @@ INSTANTIATE_TEST_SUITE_P(File, LogContract,
                          LogUnderTest::name_of);
 
 #if WHYCACHE_WITH_SQLITE
-// Once with the journal this library's version calls for, and once as if it were free of the
-// WAL-reset bug.
+// Once with the journal mode for this version of the library, and once as if it had no WAL-reset
+// bug.
 INSTANTIATE_TEST_SUITE_P(
     Sqlite, LogContract,
     ::testing::Values(LogUnderTest{"sqlite", [] { return std::make_unique<SqliteStore>(); }},
@@ -83,7 +83,8 @@ void add_tiered(std::vector<LogUnderTest>& logs, const std::string& name, unsign
   }
 }
 
-// Each log with memcached in front of it, once read as by tools, and once as by those who follow.
+// Each log behind memcached: once with read(), as tools use, and once with poll(), as followers
+// use.
 std::vector<LogUnderTest> tiered_logs() {
   std::vector<LogUnderTest> logs;
   if (!testing::MemcachedServer::is_installed()) {

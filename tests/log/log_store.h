@@ -1,4 +1,4 @@
-// What the contract suite (log_contract.h) has to know about a log to play its stories with it.
+// The access of the contract suite (log_contract.h) to a log under test.
 #pragma once
 
 #include <cstdint>
@@ -14,38 +14,38 @@
 
 namespace whycache {
 
-// How the suite gets at the log under test. Every story has a store of its own, empty to begin
-// with.
+// Gives the suite access to the log under test. Every test has its own store, which is empty at
+// first.
 class LogStore {
  public:
   virtual ~LogStore() = default;
 
-  // The log in this store. Opened again, it is the same log through an object that shares nothing
-  // with the first but the store.
+  // Opens the log in this store. A second call opens the same log through an object that shares
+  // only the store with the first.
   virtual std::unique_ptr<Log> open() = 0;
 
-  // What not every store can do; stories that need it are skipped.
+  // Optional capabilities. Tests that need a missing one are skipped.
 
   // Whether open() in a forked child opens the parent's log.
   virtual bool is_shared_by_processes() const { return false; }
-  // Whether the store may go on for a moment with what a process asked for that was killed: a
-  // server does.
+  // Whether the store may still run a request of a killed process for a moment, as a server does.
   virtual bool outlives_killed_clients() const { return false; }
-  // Another log in the same store.
+  // Opens another log in the same store. Returns nullptr if the store holds only one log.
   virtual std::unique_ptr<Log> open_other_instance() { return nullptr; }
-  // Deletes the log as a person would; the next open() makes another. False: cannot.
+  // Deletes the log without using it, as an administrator would. The next open() creates a new one.
+  // Returns false if unsupported.
   virtual bool delete_externally() { return false; }
-  // Puts an update where append() never would. False: cannot.
+  // Stores an update where append() never would. Returns false if unsupported.
   virtual bool put_stray(UpdateId, std::string_view) { return false; }
-  // How many updates lie in the store, strays and all.
+  // Returns the number of stored updates, including strays. Returns nullopt if unsupported.
   virtual std::optional<std::uint64_t> stored_updates() { return std::nullopt; }
 };
 
 struct LogUnderTest {
   std::string name;
   std::function<std::unique_ptr<LogStore>()> make_store;
-  // How many appends the crowds make together. A thousand is plenty; a log behind a slow network
-  // may want fewer.
+  // How many appends the concurrent writers of a test make in total. A thousand is enough; a log
+  // behind a slow network may need fewer.
   unsigned concurrent_append_count = 4000;
 
   static std::string name_of(const ::testing::TestParamInfo<LogUnderTest>& info) {

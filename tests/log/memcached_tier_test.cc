@@ -1,5 +1,5 @@
-// The URL of a log with memcached in front of it, and how long memcached may take. What the tier is
-// for is told in client/memcached_fleet_test.cc.
+// The URL of a log with memcached in front of it, races of head records, and timeouts of memcached.
+// The purpose of the tier is tested in client/memcached_fleet_test.cc.
 #include <gtest/gtest.h>
 #include <whycache/log.h>
 
@@ -83,12 +83,12 @@ TEST(MemcachedTier, servers_are_parsed_as_addresses_or_sockets) {
   }
 }
 
-// A log whose answer to a read takes its time: something happens before it arrives.
+// A log that calls a hook after a read and before the read returns.
 class InterceptedReadLog final : public testing::ForwardingLog {
  public:
   using ForwardingLog::ForwardingLog;
 
-  std::function<void()> after_read = [] {};  // once
+  std::function<void()> after_read = [] {};  // called once
 
   Extent read(UpdateId first, UpdateId last, const VisitUpdate& visit) override {
     const Extent extent = target().read(first, last, visit);
@@ -118,7 +118,7 @@ TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
   };
   EXPECT_EQ(stale.poll(1, std::chrono::nanoseconds(0), see).extent.head, 1U);
   EXPECT_EQ(testing::MemcachedClient(server).get(head), newer);
-  // And he sees, by memcached, what came meanwhile.
+  // The slow process finds the new update through memcached.
   seen.clear();
   EXPECT_EQ(stale.poll(1, std::nullopt, see).extent.head, 2U);
   EXPECT_EQ(seen, (std::vector<UpdateId>{1, 2}));
@@ -152,7 +152,7 @@ TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 0U);
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 0U);
 
-  const auto log = store.open();  // of one who does not tell memcached
+  const auto log = store.open();  // without memcached
   ASSERT_EQ(log->append(1, "one"), Log::Appended::yes);
   testing::MemcachedClient(server).set("whycache1:" + to_string(log->extent().uuid) + ":head",
                                        "no head record");
@@ -204,7 +204,7 @@ TEST(Memcached, unresponsive_server_is_skipped_for_a_while) {
   server.pause();
   EXPECT_LT(time_of_get(), milliseconds(400));
   EXPECT_FALSE(memcached.is_available());
-  EXPECT_LT(time_of_get(), milliseconds(50));  // is not even asked
+  EXPECT_LT(time_of_get(), milliseconds(50));  // sends no request
 
   server.resume();
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -214,7 +214,7 @@ TEST(Memcached, unresponsive_server_is_skipped_for_a_while) {
   EXPECT_TRUE(memcached.is_available());
 }
 
-// Else they would come back with the server, as of before it went.
+// Otherwise the old values would return with the server.
 TEST(Memcached, keys_of_unavailable_server_stay_on_it) {
   testing::MemcachedServer stays;
   testing::MemcachedServer dies;

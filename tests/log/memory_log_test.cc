@@ -1,4 +1,4 @@
-// What is special about the log in memory: whose memory it is.
+// The log in memory: sharing within a process, and fork().
 #include "log/memory_log.h"
 
 #include <gtest/gtest.h>
@@ -45,7 +45,7 @@ TEST(MemoryLog, append_of_reserved_id_or_empty_update_is_invalid) {
       ErrorKind::invalid, [&] { log.append(1, ""); }, "empty");
 }
 
-// What it wrote to its copy, nobody would ever read.
+// The child has a copy of the log: no other process would read its append.
 TEST(MemoryLog, append_in_forked_child_is_invalid) {
   const auto log = MemoryLog::shared("a_parent");
   ASSERT_EQ(log->append(1, "x"), Appended::yes);

@@ -1,4 +1,4 @@
-// The log in MySQL: who may do what, how it is opened, secrets, TLS.
+// The log in MySQL: privileges, opening, secrets, TLS.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -27,7 +27,7 @@ using MysqlLogOpen = MysqlTest;
 using MysqlLogSecrets = MysqlTest;
 using MysqlLogTls = MysqlTest;
 
-// --- Who may do what. ---
+// --- Privileges. ---
 
 class DatabaseUsers {
  public:
@@ -40,11 +40,11 @@ class DatabaseUsers {
     MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'");
   }
 
-  // As docs/logs.md says.
+  // Runs the grants of docs/logs.md.
   void grant() const {
     const std::vector<std::string> grants = documented_sql("logs.md");
     if (grants.size() != 1)
-      throw std::runtime_error("one block of grants expected in docs/logs.md");
+      throw std::runtime_error("docs/logs.md has not exactly one block of grants");
     MariadbClient(store_.server()).run(replace_all(grants[0], "flags.", store_.database() + "."));
   }
   std::unique_ptr<MysqlLog> open(const std::string& name) const {
@@ -108,7 +108,7 @@ TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to
   for (const char* table : {"whycache_logs", "whycache_updates", "whycache_parts"})
     EXPECT_NE(message.find(table), std::string::npos);
 
-  // What it says works.
+  // The statements in the message work.
   store.run(message.substr(begin, message.rfind(')') - begin));
   EXPECT_EQ(users.open("follower")->extent().head, 0U);
 
@@ -201,7 +201,7 @@ TEST_F(MysqlLogSecrets, password_never_appears_in_messages_or_names) {
   EXPECT_EQ(open_log(url)->extent().head, 4U);
   ::unsetenv("WHYCACHE_MYSQL_PASSWORD");
 
-  // A password that does not fit, any more.
+  // The password is no longer valid.
   const auto open = open_log(with_secret);
   root.run("ALTER USER 'ada'@'%' IDENTIFIED BY 'another'");
   std::vector<std::function<void()>> calls;
@@ -253,7 +253,7 @@ TEST_F(MysqlLogTls, certificate_of_other_authority_or_host_is_refused) {
   expect_error(
       ErrorKind::invalid, [&] { open_log(url + "?tls=verify"); }, "certificate", "tls_ca");
   expect_error(ErrorKind::invalid, [&] { open_log(url + "?tls_ca=/nowhere/ca.pem"); });
-  expect_error(ErrorKind::invalid, [&] { open_log(url); });  // without TLS: the server refuses ada
+  expect_error(ErrorKind::invalid, [&] { open_log(url); });  // the server refuses ada without TLS
   const std::string other_host = replace_all(url, "127.0.0.1", "localhost");
   expect_error(ErrorKind::invalid, [&] { open_log(other_host + "?tls_ca=" + authority.ca()); });
 }
@@ -265,7 +265,7 @@ TEST_F(MysqlLogTls, server_without_tls_is_refused_if_tls_is_required) {
   EXPECT_EQ(open_log(server.url(store.database()))->extent().head, 0U);
 }
 
-// An address of this machine that is not loopback.
+// Returns an address of this machine that is not loopback, or "" if there is none.
 std::string outer_address() {
   ifaddrs* all = nullptr;
   if (::getifaddrs(&all) != 0) return "";
@@ -310,7 +310,7 @@ TEST_F(MysqlLogTls, lost_connection_leaves_sigpipe_handler_unchanged) {
         open_log(server.url(store.database()) + "?deadline_ms=1000&tls_ca=" + authority.ca());
     struct sigaction pipe;
     ::sigaction(SIGPIPE, nullptr, &pipe);
-    require(pipe.sa_handler == SIG_DFL, "SIGPIPE is what it was");
+    require(pipe.sa_handler == SIG_DFL, "SIGPIPE has its default handler");
     server.kill();
     const std::string large(std::size_t{8} << 20, 'x');
     for (Log* log : {plain.get(), secure.get()}) {

@@ -24,7 +24,7 @@ namespace {
 
 using MysqlLogAway = MysqlTest;
 
-// Leaves so much room on the disk that the file lies on.
+// Fills the disk that contains the file up to `bytes_left`.
 void fill_disk(const std::string& filler, std::size_t bytes_left) {
   const std::filesystem::path directory = std::filesystem::path(filler).parent_path();
   const std::size_t available = std::filesystem::space(directory).available;
@@ -36,7 +36,7 @@ void fill_disk(const std::string& filler, std::size_t bytes_left) {
   require(static_cast<bool>(file.flush()), "fill the disk");
 }
 
-// Bytes that no compression makes smaller.
+// Returns random bytes, which no compression makes smaller.
 std::string incompressible_bytes(std::size_t bytes) {
   static std::mt19937_64 random(testing::test_seed());
   std::string text(bytes, '\0');
@@ -69,7 +69,7 @@ TEST_F(MysqlLogAway, closed_connection_is_reopened_transparently) {
   EXPECT_TRUE(rewrite(*log, 4, {"part"}));
 }
 
-// The same address may lead to another server now, which has as many updates, but others.
+// The address may now lead to another server, with as many updates but different ones.
 TEST_F(MysqlLogAway, append_over_new_connection_requires_reading_previous_update) {
   MysqlStore store;
   const auto log = store.open();
@@ -95,7 +95,7 @@ TEST_F(MysqlLogAway, append_over_new_connection_requires_reading_previous_update
   EXPECT_EQ(behind_proxy->append(8, "z"), Appended::yes);
 }
 
-// That another thread has read what the log has by now does not mean that this writer knows.
+// Another thread may have read the new update of the log, but this writer continues the lost one.
 TEST_F(MysqlLogAway, append_that_continues_another_update_is_refused) {
   MysqlStore store;
   const auto log = store.open();
@@ -156,7 +156,7 @@ TEST_F(MysqlLogAway, unresponsive_server_times_out_at_deadline) {
   ASSERT_TRUE(append_error && read_error);
   EXPECT_EQ(append_error->kind(), ErrorKind::uncertain) << append_error->what();
   EXPECT_EQ(read_error->kind(), ErrorKind::unavailable) << read_error->what();
-  // What was in doubt may be there; whoever looks learns it.
+  // The uncertain update may be in the log; the next read tells.
   append_until_acknowledged(*log, "y");
   const Updates updates = updates_of(*log);
   EXPECT_TRUE(updates.at(4) == "x" || updates.at(4) == "y");
@@ -165,7 +165,7 @@ TEST_F(MysqlLogAway, unresponsive_server_times_out_at_deadline) {
             1);
 }
 
-// As a user whom read_only binds.
+// A user without the privilege to bypass read_only.
 class DatabaseUser {
  public:
   explicit DatabaseUser(const MysqlStore& store) : root_(store.server()) {
@@ -216,12 +216,12 @@ TEST_F(MysqlLogAway, caches_keep_reading_while_server_refuses_writes) {
     EXPECT_EQ(other.update(), head);
     EXPECT_NE(other.get("key"), "refused");
 
-    // Who has patience enough gets its write done.
+    // A write with a longer deadline succeeds.
     std::optional<UpdateId> id;
-    std::thread patient([&] { id = writer.set("key", "round " + std::to_string(round)); });
+    std::thread waiting([&] { id = writer.set("key", "round " + std::to_string(round)); });
     std::this_thread::sleep_for(milliseconds(50));
     ada.make_read_only(false);
-    patient.join();
+    waiting.join();
     EXPECT_EQ(id, head + 1);
     EXPECT_EQ(other.update(), head + 1);
     EXPECT_EQ(other.get("key"), "round " + std::to_string(round));
@@ -242,8 +242,8 @@ TEST_F(MysqlLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
     const std::string filler = directory.file("disk/filler");
     std::map<std::string, std::string> expected;
     for (int round = 0; round < 3; ++round) {
-      // Given a disk with little room left, a writer writes until it is told that there is none
-      // (values are small: some versions of InnoDB abort when there is no room for a large one),
+      // Given a disk with little room left, a writer writes until the log reports a full disk. The
+      // values are small, because some versions of InnoDB abort if a large value does not fit.
       fill_disk(filler, std::size_t{6} << 20);
       std::optional<Error> error;
       for (int i = 0; i < 10'000 && !error; ++i) {
@@ -253,16 +253,16 @@ TEST_F(MysqlLogAway, full_disk_throws_limit_and_leaves_log_consistent) {
             [&] { writer.set(key, value, {.note = {}, .deadline = milliseconds(500)}); });
         if (!error) expected[key] = value;
       }
-      require(error.has_value(), "a disk that is full takes no more");
+      require(error.has_value(), "a full disk refuses a write");
       require(error->kind() == ErrorKind::limit, error->what());
       require(std::string(error->what()).find("full") != std::string::npos, error->what());
       require(error->system_error() == ENOSPC, "ENOSPC");
-      // and what it was told is true, on every machine,
+      // Every machine has exactly the acknowledged writes.
       require(other.update() == expected.size() && writer.applied_id() == expected.size(),
               "ids on a full disk");
       for (const auto& [key, value] : expected) require(other.get(key) == value, key);
-      require(other.size() == expected.size(), "nothing else is there");
-      // and goes on when there is room.
+      require(other.size() == expected.size(), "no other keys");
+      // Writes succeed again when there is room.
       std::filesystem::remove(filler);
       writer.set("room " + std::to_string(round), "room");
       expected["room " + std::to_string(round)] = "room";
@@ -282,7 +282,7 @@ TEST_F(MysqlLogAway, killed_server_loses_and_duplicates_no_acknowledged_update) 
   for (int writer = 0; writer < writers; ++writer) {
     children.emplace_back([&, writer] {
       std::unique_ptr<Log> own;
-      while (!own) {  // the server may be killed before a child gets to open it
+      while (!own) {  // the server may be killed before a child opens the log
         try {
           own = store.open("default", milliseconds(2000));
         } catch (const Error& error) {
@@ -304,7 +304,7 @@ TEST_F(MysqlLogAway, killed_server_loses_and_duplicates_no_acknowledged_update) 
   }
   for (Child& child : children) EXPECT_EQ(child.wait(), 0);
 
-  // Each writer's updates are there, each once, in its order.
+  // The log has each writer's updates once and in order.
   std::vector<int> next(writers, 0);
   const Updates updates = updates_of(*log);
   EXPECT_EQ(updates.size(), static_cast<std::size_t>(writers * appends_each));

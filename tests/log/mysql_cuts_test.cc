@@ -1,6 +1,5 @@
-// The log in MySQL over connections that break, at any byte, in either direction, all the time:
-// what a writer is told of its write is true. WHYCACHE_CUTS says how many connections are cut at
-// least.
+// The log in MySQL over connections that are cut at random bytes, in either direction: the outcome
+// that a writer gets for its write is true. WHYCACHE_CUTS sets the minimum number of cuts.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -24,7 +23,7 @@ namespace {
 using MysqlLogCutsLongBeside = MysqlTest;
 using testing::TcpProxy;
 
-// What the writers were told about their writes, each of which is told apart by its text.
+// The outcomes that writers got for their writes. Each write has a unique text.
 class WriteOutcomes {
  public:
   void record_acknowledged(const std::string& text, UpdateId id) {
@@ -35,7 +34,7 @@ class WriteOutcomes {
     const std::lock_guard guard(mutex_);
     refused_.push_back(text);
   }
-  // Unavailable says that nothing was written; uncertain says nothing.
+  // `unavailable` guarantees that nothing was written; `uncertain` guarantees nothing.
   void record_failure(const std::string& text, const Error& error) {
     if (error.kind() == ErrorKind::unavailable) {
       record_refused(text);
@@ -51,27 +50,27 @@ class WriteOutcomes {
   void expect_consistent_with(const std::map<std::string, std::vector<UpdateId>>& found) const {
     std::uint64_t lost = 0;
     std::uint64_t doubled = 0;
-    std::uint64_t unwanted = 0;
+    std::uint64_t unexpected = 0;
     for (const auto& [text, ids] : found) doubled += ids.size() > 1;
     for (const auto& [text, id] : acknowledged_) {
       const auto place = found.find(text);
       const bool is_there = place != found.end() && place->second.front() == id;
       if (!is_there && ++lost <= 3)
-        ADD_FAILURE() << "acknowledged, and not in the log: " << text << " id=" << id;
+        ADD_FAILURE() << "acknowledged, but not in the log: " << text << " id=" << id;
     }
     for (const std::string& text : refused_) {
-      if (found.contains(text) && ++unwanted <= 3)
-        ADD_FAILURE() << "refused, and in the log: " << text;
+      if (found.contains(text) && ++unexpected <= 3)
+        ADD_FAILURE() << "refused, but in the log: " << text;
     }
     EXPECT_EQ(doubled, 0U);
     EXPECT_GT(acknowledged_.size(), 0U);
     EXPECT_GT(unavailable_count.load(), 0U);
     EXPECT_GT(uncertain_count.load(), 0U);
     std::printf(
-        "acknowledged=%zu unavailable=%u uncertain=%u lost=%llu doubled=%llu unwanted=%llu\n",
+        "acknowledged=%zu unavailable=%u uncertain=%u lost=%llu doubled=%llu unexpected=%llu\n",
         acknowledged_.size(), unavailable_count.load(), uncertain_count.load(),
         static_cast<unsigned long long>(lost), static_cast<unsigned long long>(doubled),
-        static_cast<unsigned long long>(unwanted));
+        static_cast<unsigned long long>(unexpected));
   }
 
   std::atomic<unsigned> unavailable_count{0};
@@ -83,7 +82,7 @@ class WriteOutcomes {
   std::vector<std::string> refused_;
 };
 
-// A server behind a proxy that cuts every connection somewhere in its first bytes, some later.
+// A server behind a proxy that cuts every connection after a random number of bytes.
 class FaultyNetwork {
  public:
   explicit FaultyNetwork(const MysqlStore& store)
@@ -103,7 +102,8 @@ class FaultyNetwork {
            options;
   }
   std::uint64_t cuts() const { return proxy_.cuts(); }
-  // From now on it is a good network; and the server is done with all that came over the bad one.
+  // Stops injecting faults, and waits until the server has finished all requests of the cut
+  // connections.
   void repair() {
     proxy_.set_faults({});
     proxy_.cut_all();
@@ -119,7 +119,7 @@ class FaultyNetwork {
   std::mt19937_64 random_;
 };
 
-// Tries until it succeeds; a network that breaks is no reason to give up, anything else is.
+// Retries while the log is unavailable or the outcome is uncertain. Rethrows any other error.
 template <typename Call>
 auto retry_until_success(const Call& call) {
   for (;;) {
@@ -151,7 +151,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
         const std::string text = std::to_string(writer) + ' ' + std::to_string(i);
         const UpdateId id = retry_until_success([&] {
                               const UpdateId head = log->extent().head;
-                              updates_of(*log, head);  // as one has to over a new connection
+                              updates_of(*log, head);  // required after a new connection
                               return head;
                             }) +
                             1;
@@ -197,7 +197,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
       std::mt19937_64 random(testing::test_seed() + writer);
       UpdateId last = 0;
       for (int i = 0; !done; ++i) {
-        // Some have no patience, and learn that nothing was written, or that nobody knows.
+        // Some writes have a deadline of a few milliseconds, and end as unavailable or uncertain.
         const WriteOptions options{
             .note = {}, .deadline = milliseconds(random() % 3 == 0 ? random() % 4 : 5000)};
         const std::string text = name + ' ' + std::to_string(i);
@@ -220,7 +220,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
   for (std::thread& writer : writers) writer.join();
   network.repair();
 
-  // All machines come to the same, which is what the log says.
+  // All machines reach the state that the log describes.
   Digest expected;
   for (std::size_t writer = 0; writer < digests.size(); ++writer) {
     Cache cache(network.url(""), options_for(directory, std::to_string(writer)));

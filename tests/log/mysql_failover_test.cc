@@ -1,6 +1,6 @@
-// The log in MySQL when its address comes to lead to a replica that lacks the last updates: real
-// replication, and a proxy that stands for the address. Every machine notices at its next update(),
-// and comes to what the replica has. WHYCACHE_FAILOVERS says how often.
+// The log in MySQL when its address changes to a replica that lacks the last updates. Replication
+// is real, and a proxy is the address. Every machine detects the failover at its next update(), and
+// reaches the state of the replica. WHYCACHE_FAILOVERS sets the number of failovers.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -22,7 +22,7 @@ using MysqlLogFailover = MysqlTest;
 using MysqlLogFailoverLongBeside = MysqlTest;
 using testing::TcpProxy;
 
-// An address that leads to the primary, until it fails over; then the replica is what there is.
+// An address that leads to the primary until it fails over to the replica.
 class FailoverAddress {
  public:
   FailoverAddress(ReplicatedPair& pair, std::string database)
@@ -32,7 +32,7 @@ class FailoverAddress {
     return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_;
   }
   std::string replica_url() const { return pair_.replica.url(database_); }
-  // What comes to the primary from now on does not come to the replica.
+  // The replica does not get any later write of the primary.
   void lose_later_writes() const {
     pair_.catch_up();
     pair_.stop_replication();
@@ -67,8 +67,8 @@ TEST_F(MysqlLogFailover, writer_detects_failover_before_append) {
   EXPECT_EQ(other.digest(), writer.digest());
 }
 
-// The old primary has still answered a moment ago, while others wrote to the new one just as many
-// updates as were lost: nothing but their chain tells these from those that the writer knows.
+// The old primary answered a moment ago, while other machines wrote as many updates to the new one
+// as were lost. Only the chain distinguishes them from the updates that the writer knows.
 TEST_F(MysqlLogFailover, writer_that_just_polled_old_primary_detects_failover) {
   ReplicatedPair pair;
   FailoverAddress address(pair, pair.primary.make_database());
@@ -90,7 +90,7 @@ TEST_F(MysqlLogFailover, writer_that_just_polled_old_primary_detects_failover) {
   EXPECT_EQ(Cache(address.replica_url(), options_for(directory, "late")).digest(), writer.digest());
 }
 
-// Whatever was lost, whatever came instead, and wherever a machine was: none is ever wrong.
+// No machine is ever wrong, whatever was lost or written instead, and whatever it had applied.
 TEST_F(MysqlLogFailoverLongBeside, every_machine_detects_failover_at_next_update) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
@@ -132,7 +132,7 @@ TEST_F(MysqlLogFailoverLongBeside, every_machine_detects_failover_at_next_update
       rebuilt += machine->counters().rebuilds_diverged > 0;
       right += machine->digest() == expected.digest();
     }
-    // The replica forgets what it lacks, and follows the primary again.
+    // Reset the position of the replica so that it follows the primary again.
     testing::MariadbClient(pair.replica)
         .run("SET GLOBAL gtid_slave_pos = '" +
              testing::MariadbClient(pair.primary).run("SELECT @@gtid_binlog_pos") + "'");

@@ -36,7 +36,7 @@ TEST_F(MysqlLogFork, forked_child_must_reopen_log) {
     require(own->append(2, "by the child") == Appended::yes, "append");
     log.reset();
     require(own->append(3, "by the child") == Appended::yes,
-            "append after letting go of the parent's");
+            "append after the parent's log was closed");
   });
   ASSERT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
@@ -65,7 +65,7 @@ TEST_F(MysqlLogFork, forks_during_appends_lose_nothing) {
       }
     });
     threads.emplace_back([&] {
-      while (!done) {  // connects all the time
+      while (!done) {  // a new connection for each append
         append_somewhere(*open_log(url), "by a thread");
         ++appended;
       }

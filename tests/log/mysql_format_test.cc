@@ -1,4 +1,4 @@
-// The log in MySQL: its schema, what a server may be set to, and its limits.
+// The log in MySQL: its schema, server settings, and limits.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -163,7 +163,7 @@ TEST_F(MysqlLogFormat, reading_many_small_and_large_rows_takes_few_statements) {
   EXPECT_LT(status_variable(store.server(), "Com_select") - before, 45U);
 }
 
-// --- What a server can be set to. ---
+// --- Server settings. ---
 
 TEST_F(MysqlLogFormat, log_works_with_unusual_server_defaults) {
   MariadbServer server({"--sql-mode=ANSI,PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES",

@@ -23,11 +23,11 @@ using MysqlLogGaleraLong = MysqlTest;
 
 constexpr char galera_library[] = "/usr/lib/galera/libgalera_smm.so";
 
-// Two nodes of a cluster; both take writes. It takes some seconds to come up.
+// Two nodes of a cluster. Both accept writes. The cluster takes several seconds to start.
 class Cluster {
  public:
   Cluster() : first_(options({"--wsrep-new-cluster"})) {
-    // The second begins with the data of the first, so that not all of it has to be sent.
+    // The second node starts with a copy of the first one's data, so that little has to be sent.
     first_.stop();
     const TemporaryDirectory copy;
     std::filesystem::copy(first_.file("data"), copy.file("data"),
@@ -37,7 +37,7 @@ class Cluster {
     second_ = std::make_unique<MariadbServer>(options({}), copy.file("data"));
     for (MariadbServer* node : nodes()) {
       if (!becomes_true_within(milliseconds(60'000), [&] { return is_ready(*node); }))
-        throw std::runtime_error("nodes do not come together");
+        throw std::runtime_error("the nodes do not form a cluster");
     }
   }
   std::vector<MariadbServer*> nodes() { return {&first_, second_.get()}; }
@@ -47,7 +47,7 @@ class Cluster {
     try {
       return MariadbClient(node).run("SHOW STATUS LIKE 'wsrep_local_state_comment'") == "Synced" &&
              MariadbClient(node).run("SHOW STATUS LIKE 'wsrep_cluster_size'") == "2";
-    } catch (const std::runtime_error&) {  // while it joins it takes no connections
+    } catch (const std::runtime_error&) {  // a joining node refuses connections
       return false;
     }
   }
@@ -89,7 +89,7 @@ TEST_F(MysqlLogGaleraLong, writers_on_two_nodes_share_one_log) {
   ASSERT_TRUE(becomes_true_within(milliseconds(20'000),
                                   [&] { return !thrown_error([&] { open_at(1); }); }));
 
-  // What one node has acknowledged the other shows at once.
+  // The other node shows an acknowledged update immediately.
   const auto here = open_at(0);
   const auto there = open_at(1);
   for (UpdateId id = 1; id <= 50; ++id) {
@@ -98,7 +98,7 @@ TEST_F(MysqlLogGaleraLong, writers_on_two_nodes_share_one_log) {
   }
   ASSERT_EQ(here->append(50, "again"), Appended::taken);
 
-  // Writers at both, at once: nothing is lost, and nothing doubled.
+  // Concurrent writers on both nodes lose and duplicate nothing.
   constexpr std::size_t writers = 4;
   constexpr int appends_each = 100;
   std::vector<Child> children;
@@ -134,7 +134,7 @@ TEST_F(MysqlLogGaleraLong, writers_on_two_nodes_share_one_log) {
         << id;
   }
 
-  // Who slept through a rewrite at the other node cannot append below the base.
+  // A process that missed a rewrite on the other node cannot append below the base.
   const UpdateId head = here->extent().head;
   ASSERT_TRUE(rewrite(*here, head, {"part"}));
   EXPECT_EQ(there->append(7, "stray"), Appended::below_base);

@@ -50,14 +50,14 @@ TEST_F(MysqlLogReplica, follower_reads_from_replica_that_is_up_to_date) {
   EXPECT_LT(all.result.staleness, std::chrono::seconds(2));
   EXPECT_GT(status_variable(pair.replica, "Com_select"), sent);
 
-  // What has not come to the replica yet comes from the primary.
+  // Updates that the replica lacks come from the primary.
   pair.stop_replication();
   append_chained(*writer, 10);
   EXPECT_EQ(poll_log(follower, 5).updates, updates_of(*writer, 5));
   EXPECT_EQ(poll_log(follower, 5).result.staleness.count(), 0);
   EXPECT_EQ(updates_of(follower), updates_of(*writer));
 
-  // Who wants to know what the log has asks the primary, whatever the replica has.
+  // A poll that requires the current head asks the primary, whatever the replica has.
   pair.start_replication();
   pair.catch_up();
   const std::uint64_t sent_then = status_variable(pair.replica, "Com_select");
@@ -68,7 +68,7 @@ TEST_F(MysqlLogReplica, follower_reads_from_replica_that_is_up_to_date) {
   EXPECT_GT(status_variable(pair.replica, "Com_select"), sent_then);
 }
 
-// A replica that did not follow a failover, or was restored: as long as the log, and another.
+// A replica that missed a failover or was restored has as many updates as the log, but others.
 TEST_F(MysqlLogReplica, replica_with_other_history_is_ignored) {
   ReplicatedPair pair;
   MysqlStore store(pair.primary);
@@ -124,13 +124,13 @@ TEST_F(MysqlLogReplica, lagging_or_foreign_replica_is_ignored) {
   EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
   EXPECT_EQ(parts_of(follower), (std::vector<std::string>{"part"}));
 
-  // Another log on the replica, longer than ours.
+  // The replica has another, longer log.
   MariadbClient replica(pair.replica, store.database());
   replica.run(
       "UPDATE whycache_logs SET uuid = REPEAT('u', 16);"
       "INSERT INTO whycache_updates SELECT 'default', seq, 'wrong' FROM seq_11_to_50");
   EXPECT_EQ(poll_log(follower, 9).updates, updates_of(*writer, 9));
-  // Ours with a longer tail, and without an update.
+  // The replica has the same log with a longer tail, and then with a missing update.
   std::string digits;
   for (const std::uint8_t byte : writer->extent().uuid) {
     char two[3];

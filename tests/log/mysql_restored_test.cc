@@ -52,7 +52,7 @@ TEST_F(MysqlLogRestored, all_machines_detect_restored_old_dump) {
   other.update();
   EXPECT_EQ(other.get("key"), "4");
   EXPECT_EQ(other.counters().rebuilds_diverged, 1U);
-  // The log goes on, and comes to be as long as it was: who slept through it all notices by the
+  // The log grows to its former length. A machine that missed all of it detects the change by the
   // chain.
   for (int i = 0; i < 5; ++i) other.set("key", "again " + std::to_string(i));
   late.update();

@@ -1,4 +1,4 @@
-// From a mysql: URL to the server, and how its password is found.
+// From a mysql: URL to the address of the server and its login.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL

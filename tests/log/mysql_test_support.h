@@ -1,4 +1,4 @@
-// The small language in which the stories about the log in MySQL are told (mysql_*_test.cc).
+// Helpers of the tests of the log in MySQL (mysql_*_test.cc).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -67,23 +67,24 @@ inline void append_up_to(Log& log, UpdateId last) {
     ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
 }
 
-// Appends `bytes`, which nobody else writes, once, whatever the log answers meanwhile.
+// Appends `bytes`, which must be unique in the log, exactly once: retries while the log is
+// unavailable, and reads it after an uncertain append.
 inline void append_until_acknowledged(Log& log, const std::string& bytes) {
-  std::optional<UpdateId> in_doubt_from;
+  std::optional<UpdateId> uncertain_from;
   for (;;) {
     try {
-      if (in_doubt_from) {
-        const Updates since = updates_of(log, *in_doubt_from);
+      if (uncertain_from) {
+        const Updates since = updates_of(log, *uncertain_from);
         if (std::any_of(since.begin(), since.end(),
                         [&](const auto& update) { return update.second == bytes; }))
           return;
-        in_doubt_from.reset();
+        uncertain_from.reset();
       }
       const UpdateId head = log.extent().head;
-      in_doubt_from = head;  // and not the one after it: over a new connection the log wants to be
-                             // read from there
+      // Read from the head itself: a log with a new connection requires that before an append.
+      uncertain_from = head;
       if (log.append(head + 1, bytes) == Appended::yes) return;
-      in_doubt_from.reset();
+      uncertain_from.reset();
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
       std::this_thread::sleep_for(milliseconds(10));
@@ -110,8 +111,8 @@ inline std::uint64_t status_variable(const MariadbServer& server, const std::str
   return std::stoull(MariadbClient(server).run("SHOW GLOBAL STATUS LIKE '" + name + "'"));
 }
 
-// The connection that waits for a lock; "" if none comes to that. The server looks anew only when
-// it was not asked for 0.1 s.
+// Returns the id of the connection that waits for a lock, or "" if there is none. The server
+// refreshes this table only if it was not queried for 0.1 s.
 inline std::string waiting_connection(const MysqlStore& store) {
   std::string found;
   for (int i = 0; i < 50 && found.empty(); ++i) {
@@ -123,7 +124,7 @@ inline std::string waiting_connection(const MysqlStore& store) {
   return found;
 }
 
-// The blocks of a document that are marked as MySQL's.
+// Returns the blocks of a document that are marked as MySQL's.
 inline std::vector<std::string> documented_sql(const std::string& document) {
   std::ifstream file(std::string(WHYCACHE_SOURCE_FOLDER) + "/docs/" + document);
   std::vector<std::string> blocks;
@@ -155,7 +156,7 @@ class MysqlTest : public ::testing::Test {
   }
 };
 
-// An authority, and a certificate for `host` that it signed.
+// A certificate authority, and a certificate for `host` that it signed.
 class CertificateAuthority {
  public:
   explicit CertificateAuthority(const std::string& host) {
@@ -165,18 +166,15 @@ class CertificateAuthority {
       if (std::system(command.c_str()) != 0) throw std::runtime_error("openssl failed: " + words);
     };
     openssl(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj "
-        "/CN=authority"
-        " -keyout ca.key -out ca.pem");
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-subj /CN=authority -keyout ca.key -out ca.pem");
     openssl(
-        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server -keyout "
-        "server.key -out "
-        "server.csr");
+        "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server "
+        "-keyout server.key -out server.csr");
     std::ofstream(directory_.file("extensions")) << "subjectAltName=" << host << '\n';
     openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile "
-        "extensions -out "
-        "server.pem");
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 "
+        "-extfile extensions -out server.pem");
   }
   std::string ca() const { return directory_.file("ca.pem"); }
   std::vector<std::string> server_options() const {
@@ -188,7 +186,7 @@ class CertificateAuthority {
   TemporaryDirectory directory_;
 };
 
-// Of a machine of its own.
+// Options of a cache with its own state file.
 inline Options options_for(const TemporaryDirectory& directory, const std::string& name) {
   Options options;
   options.state_path = directory.file(name);

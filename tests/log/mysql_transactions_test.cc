@@ -1,5 +1,5 @@
-// The log in MySQL beside the transactions of others: order, locks, deadlocks, rewrites.
-// WHYCACHE_COMMITS says how many updates are put into one order.
+// The log in MySQL beside foreign transactions: order, locks, deadlocks, rewrites. WHYCACHE_COMMITS
+// sets the number of updates in the test of their order.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_MYSQL
@@ -21,7 +21,7 @@ namespace {
 using MysqlLogTransactions = MysqlTest;
 using MysqlLogOrderLongBeside = MysqlTest;
 
-// --- Transactions of others. ---
+// --- Foreign transactions. ---
 
 TEST_F(MysqlLogTransactions, append_waits_for_uncommitted_update) {
   MysqlStore store;
@@ -32,20 +32,20 @@ TEST_F(MysqlLogTransactions, append_waits_for_uncommitted_update) {
     MariadbClient other = store.client();
     other.run("BEGIN; INSERT INTO whycache_updates VALUES ('default', " + std::to_string(head + 1) +
               ", 'held')");
-    std::optional<Appended> at_the_place;
+    std::optional<Appended> at_next_id;
     std::optional<Appended> beyond;
-    std::thread same([&] { at_the_place = store.open()->append(head + 1, "mine"); });
+    std::thread same([&] { at_next_id = store.open()->append(head + 1, "mine"); });
     std::thread next([&] { beyond = store.open()->append(head + 2, "beyond"); });
     std::this_thread::sleep_for(milliseconds(150));
     EXPECT_EQ(log->extent().head, head);
     EXPECT_EQ(updates_of(*log).size(), head);
-    EXPECT_FALSE(at_the_place);
+    EXPECT_FALSE(at_next_id);
     EXPECT_FALSE(beyond);
 
     other.run(commits ? "COMMIT" : "ROLLBACK");
     same.join();
     next.join();
-    EXPECT_EQ(at_the_place, commits ? Appended::taken : Appended::yes);
+    EXPECT_EQ(at_next_id, commits ? Appended::taken : Appended::yes);
     const Updates updates = updates_of(*log);
     EXPECT_EQ(updates.at(head + 1), commits ? "held" : "mine");
     EXPECT_EQ(updates.size(), log->extent().head);
@@ -56,7 +56,7 @@ TEST_F(MysqlLogTransactions, rewrite_switch_and_append_wait_for_each_other) {
   MysqlStore store;
   const auto log = store.open();
   append_up_to(*log, 5);
-  // Given somebody who holds the row of the log, as a switch does,
+  // Given a transaction that holds the row of the log, as a switch does, an append waits.
   MariadbClient other = store.client();
   other.run("BEGIN; UPDATE whycache_logs SET base = 5");
   std::optional<Appended> appended;
@@ -67,12 +67,11 @@ TEST_F(MysqlLogTransactions, rewrite_switch_and_append_wait_for_each_other) {
   writer.join();
   EXPECT_EQ(appended, Appended::yes);
 
-  // and given an append that is not committed yet: the switch waits.
+  // Given an append that is not committed yet, the switch waits.
   other.run(
-      "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; BEGIN; INSERT INTO "
-      "whycache_updates SELECT instance, "
-      "7, "
-      "'held' FROM whycache_logs WHERE instance = 'default' AND base < 7");
+      "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; BEGIN; "
+      "INSERT INTO whycache_updates SELECT instance, 7, 'held' FROM whycache_logs "
+      "WHERE instance = 'default' AND base < 7");
   std::optional<bool> switched;
   std::thread rewriter([&] { switched = rewrite(*store.open(), 6, {"part"}); });
   std::this_thread::sleep_for(milliseconds(150));
@@ -95,7 +94,7 @@ TEST_F(MysqlLogTransactions, row_lock_held_beyond_deadline_makes_append_unavaila
   });
   EXPECT_GE(waited, milliseconds(500));
   EXPECT_LT(waited, milliseconds(4000));
-  EXPECT_EQ(updates_of(*log).size(), 3U);  // who reads waits for nobody
+  EXPECT_EQ(updates_of(*log).size(), 3U) << "a read waits for no lock";
   other.run("ROLLBACK");
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
 }
@@ -105,8 +104,8 @@ TEST_F(MysqlLogTransactions, deadlocked_append_is_retried) {
   const auto log = store.open();
   append_up_to(*log, 5);
   const std::uint64_t before = status_variable(store.server(), "Innodb_deadlocks");
-  // Given a transaction that has done more than an append, and so is not the one to be rolled back,
-  // with the row of the log locked, for which the append waits,
+  // Given a transaction that has written more than an append, so that the server rolls back the
+  // append. It holds the row of the log, for which the append waits.
   MariadbClient other = store.client();
   other.run("CREATE TABLE heavy (n INT PRIMARY KEY) ENGINE = InnoDB");
   other.run(
@@ -115,18 +114,18 @@ TEST_F(MysqlLogTransactions, deadlocked_append_is_retried) {
   std::optional<Appended> appended;
   std::thread writer([&] { appended = log->append(6, "x"); });
   EXPECT_NE(waiting_connection(store), "");
-  // when it wants what the append has locked before,
+  // When it needs a row that the append has locked,
   other.run("SELECT id FROM whycache_updates WHERE instance = 'default' AND id = 5 FOR UPDATE");
   other.run("COMMIT");
   writer.join();
-  // then the append loses, and comes again.
+  // then the append is rolled back and retried.
   EXPECT_EQ(appended, Appended::yes);
   EXPECT_EQ(status_variable(store.server(), "Innodb_deadlocks"), before + 1);
   EXPECT_EQ(updates_of(*log).size(), 6U);
 }
 
-// Appends as we do, but holds each transaction open for a while, and then commits it or not, until
-// it is told to end.
+// Appends as the log does, but holds each transaction open for a while, and then commits it or
+// rolls it back, until `done`. Returns the number of commits.
 int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done,
                       milliseconds pause_max) {
   std::mt19937_64 random(testing::test_seed());
@@ -142,12 +141,9 @@ int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done,
     sleep(pause_max);
     try {
       client.run(
-          "BEGIN; INSERT INTO whycache_updates SELECT l.instance, u.id + 1, 'held' FROM "
-          "whycache_logs AS l JOIN "
-          "whycache_updates AS u ON u.instance = l.instance WHERE l.instance = 'default' AND "
-          "l.base < u.id + 1 ORDER "
-          "BY "
-          "u.id DESC LIMIT 1");
+          "BEGIN; INSERT INTO whycache_updates SELECT l.instance, u.id + 1, 'held' "
+          "FROM whycache_logs AS l JOIN whycache_updates AS u ON u.instance = l.instance "
+          "WHERE l.instance = 'default' AND l.base < u.id + 1 ORDER BY u.id DESC LIMIT 1");
       const bool held = client.run("SELECT ROW_COUNT()") == "1";
       sleep(milliseconds(20));
       const bool commits = random() % 2 == 0;
@@ -160,9 +156,9 @@ int hold_transactions(const MysqlStore& store, const std::atomic<bool>& done,
   return committed;
 }
 
-// Writers in processes of their own, one who holds transactions open in between, and two who
-// follow: each reads from where it is, and believes what it saw for ever. All of them have all of
-// it in the end, in one order.
+// Runs writer processes, a thread that holds transactions open, and two followers. Each follower
+// reads on from its last update and never revises what it has read. All followers end with the
+// whole log in the same order.
 void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each,
                              milliseconds pause_max) {
   SCOPED_TRACE(testing::seed_note());

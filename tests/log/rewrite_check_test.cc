@@ -1,6 +1,6 @@
-// A base has to end with the update that the log has there: what others wrote must not go because
-// somebody rewrites a history that is no more, as after a failover or a restore. All the logs that
-// know what a cache's update looks like refuse it in the step that would make it the base.
+// A base has to end with the update that the log has at that id. A rewrite from a history that the
+// log has lost, as after a failover or a restore, would delete updates of others. Every log that
+// can decode a cache's updates refuses such a base when it switches.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -52,7 +52,7 @@ TEST_P(RewriteCheck, base_ending_with_other_update_is_refused) {
   EXPECT_TRUE(rewrite(chain));
   EXPECT_EQ(log->extent().base, 3U);
   EXPECT_EQ(log->extent().base_chain, chain);
-  // What is behind the base is known by the base's chain alone.
+  // Below the base the log knows only the chain of the base.
   EXPECT_FALSE(rewrite(chain + 1));
 }
 

@@ -1,6 +1,6 @@
-// What only root can do to a test: file systems of its own that fill up or cannot be written, and
-// other users. Everything happens in a child process with a mount namespace of its own, so that
-// nothing is left behind.
+// Test conditions that only root can create: file systems that fill up or are read-only, and other
+// users. Everything happens in a child process with its own mount namespace, so nothing remains
+// afterwards.
 #pragma once
 
 #include <sched.h>
@@ -25,7 +25,7 @@ inline void require(bool holds, const std::string& what) {
   if (!holds) throw std::runtime_error(what + " (errno: " + std::strerror(errno) + ")");
 }
 
-// Puts an empty file system in memory over `folder`, for this process and its children.
+// Mounts an empty file system in memory at `directory`, for this process and its children.
 inline void mount_small_disk(const std::string& directory, const std::string& size) {
   require(::unshare(CLONE_NEWNS) == 0, "unshare");
   require(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "make mounts private");
@@ -43,7 +43,7 @@ inline void drop_privileges() {
   require(::setegid(nobody_id) == 0 && ::seteuid(nobody_id) == 0, "switch to user nobody");
 }
 
-// Plays `story` in a child. Returns false, loudly, where nobody may do such things.
+// Runs `body` in a child process. Returns false and prints a notice if this process is not root.
 inline bool run_as_root(const std::function<void()>& body) {
   if (::geteuid() != 0) {
     std::fprintf(stderr,

@@ -1,5 +1,4 @@
-// What is special about the log in SQLite: its schema, journal modes, locks, damage, forks, and
-// disks that fail.
+// The log in SQLite: its schema, journal modes, locks, damage, forks, and failing disks.
 #include <gtest/gtest.h>
 
 #if WHYCACHE_WITH_SQLITE
@@ -87,7 +86,7 @@ SqliteLogOptions options_for(const std::string& path) {
 
 // --- The schema. ---
 
-// The statements in the blocks of docs/formats/sql.md that are marked as SQL, one string a block.
+// Returns the blocks of docs/formats/sql.md that are marked as SQL, one string per block.
 std::vector<std::string> documented_sql() {
   std::ifstream document(WHYCACHE_SOURCE_FOLDER "/docs/formats/sql.md");
   std::vector<std::string> blocks;
@@ -205,7 +204,7 @@ TEST(SqliteLogJournal, wal_mode_is_used_only_without_wal_reset_bug) {
   SqliteStore with_bug(3'040'001);
   append_up_to(*with_bug.open(), 3);
   EXPECT_EQ(Database(with_bug.path()).run("PRAGMA journal_mode"),
-            "delete");  // of that connection: a rollback journal
+            "delete");  // the default of a connection: a rollback journal
   EXPECT_TRUE(fs::exists(with_bug.path() + "-journal"));
 
   SqliteStore without(wal_bug_fixed_version);
@@ -257,7 +256,7 @@ TEST(SqliteLogJournal, later_switch_to_wal_mode_is_detected) {
   ASSERT_EQ(other->run("PRAGMA journal_mode = WAL"), "wal");
   other->run("SELECT count(*) FROM whycache_updates_default");
 
-  // The first call may find out only after it has asked; no other one writes.
+  // Only the first call may run before the log detects the switch. No later call writes.
   thrown_error([&] { log->extent(); });
   expect_error(
       ErrorKind::unavailable, [&] { log->append(4, "x"); }, "WAL mode");
@@ -266,7 +265,7 @@ TEST(SqliteLogJournal, later_switch_to_wal_mode_is_detected) {
   EXPECT_EQ(Database(store.path()).run("PRAGMA journal_mode"), "delete");
 }
 
-// --- Others use the database, too. ---
+// --- Other users of the database. ---
 
 TEST(SqliteLog, database_locked_beyond_deadline_is_unavailable) {
   SqliteStore store;
@@ -362,7 +361,7 @@ TEST(SqliteLog, rewrite_shrinks_database_file) {
     SqliteLogOptions options = options_for(store.path());
     options.sqlite_version = version;
     SqliteLog log(options);
-    SqliteLog other(options);  // a process that goes on using it
+    SqliteLog other(options);  // another user of the database
     for (UpdateId id = 1; id <= 300; ++id) {
       ASSERT_EQ(log.append(id, std::string(10'000, static_cast<char>('a' + id % 26))),
                 Appended::yes);
@@ -556,7 +555,7 @@ TEST(SqliteLogFork, forked_child_must_reopen_log) {
     require(own->append(2, "by the child") == Appended::yes, "append");
     log.reset();
     require(own->append(3, "by the child") == Appended::yes,
-            "append after letting go of the parent's");
+            "append after the parent's log was closed");
   });
   ASSERT_EQ(child.wait(), 0);
   EXPECT_EQ(log->append(4, "by the parent"), Appended::yes);
@@ -601,7 +600,7 @@ TEST(SqliteLogFork, forks_during_appends_lose_nothing) {
   EXPECT_EQ(Database(store.path()).run("PRAGMA integrity_check"), "ok");
 }
 
-// --- Disks that fill up, or are not ours. ---
+// --- Full disks and permissions. ---
 
 TEST(SqliteLogDisk, new_database_has_owner_only_permissions) {
   SqliteStore store;

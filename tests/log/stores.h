@@ -1,4 +1,4 @@
-// The stores our own logs are tested on, and what tests do to them behind the log's back.
+// The stores of the project's own logs, and changes that tests make to them from outside the log.
 #pragma once
 
 #include <unistd.h>
@@ -33,8 +33,8 @@
 
 namespace whycache {
 
-// A folder that is gone when the test is; in memory where that can be, for a disk takes
-// milliseconds to sync and the stories are about order, not about disks.
+// A directory that is removed with this object. It is in memory if possible: a disk takes
+// milliseconds to sync, and these tests check order, not disks.
 class StoreDirectory {
  public:
   StoreDirectory() {
@@ -110,7 +110,7 @@ class FileStore final : public LogStore {
 
 #if WHYCACHE_WITH_SQLITE
 
-// A connection of the test's own, as any other program would have it.
+// A separate connection, as any other program would open.
 class Database {
  public:
   explicit Database(const std::string& path) {
@@ -184,7 +184,7 @@ class SqliteStore final : public LogStore {
 
 #if WHYCACHE_WITH_MYSQL
 
-// A database of its own in a server that all stories of a process share.
+// A database in a server that all tests of a process share.
 class MysqlStore final : public LogStore {
  public:
   explicit MysqlStore(testing::MariadbServer& server = testing::MariadbServer::shared())
@@ -193,7 +193,7 @@ class MysqlStore final : public LogStore {
     if (::getpid() != owner_pid_) return;
     try {
       client().run("DROP DATABASE " + database_);
-    } catch (const std::runtime_error&) {  // the server is gone, and all with it
+    } catch (const std::runtime_error&) {  // the server and its data are already deleted
     }
   }
 

@@ -1,5 +1,5 @@
-// The proxy that tests put in front of servers (support/tcp_proxy.h) does what it is told, at the
-// byte it is told.
+// The proxy that tests put in front of servers (support/tcp_proxy.h) injects each fault at the
+// requested byte.
 #include "support/tcp_proxy.h"
 
 #include <arpa/inet.h>
@@ -23,7 +23,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// One end of a connection, with calls that wait.
+// One end of a connection, with blocking calls.
 class Socket {
  public:
   explicit Socket(int descriptor) : descriptor_(descriptor) {
@@ -52,7 +52,7 @@ class Socket {
     bytes.resize(have);
     return bytes;
   }
-  // All that comes before the end: "...", and then how it ended: "end", "reset".
+  // Returns all bytes before the end, and how the connection ended: " end" or " reset".
   std::string receive_all() const {
     std::string bytes;
     char some[1000];
@@ -105,7 +105,7 @@ Socket connect(std::uint16_t port) {
 
 class TcpProxyTest : public ::testing::Test {
  protected:
-  // A connection through the proxy, treated like this.
+  // Returns both ends of a connection through the proxy, with these faults.
   std::pair<Socket, Socket> connected(const TcpProxy::ConnectionFaults& faults = {}) {
     proxy.set_fault_chooser([faults](std::uint64_t) { return faults; });
     Socket client = connect(proxy.port());

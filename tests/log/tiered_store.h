@@ -1,4 +1,5 @@
-// Stores with memcached in front of them, and a log in between that counts what gets through.
+// Stores with memcached in front of them, and a log in between that counts the calls that reach the
+// store.
 #pragma once
 
 #include <atomic>
@@ -17,7 +18,7 @@
 
 namespace whycache {
 
-// Counts the calls that reach the log beneath.
+// Counts the calls that reach the target.
 class CountingLog final : public testing::ForwardingLog {
  public:
   CountingLog(std::unique_ptr<Log> log, std::atomic<std::uint64_t>& calls)
@@ -47,7 +48,7 @@ class CountingLog final : public testing::ForwardingLog {
   std::atomic<std::uint64_t>& calls_;
 };
 
-// Reads as one who follows: what stands in front of the log may answer.
+// Reads by poll(), as a follower does, so that memcached may answer.
 class PollingLog final : public testing::ForwardingLog {
  public:
   using ForwardingLog::ForwardingLog;
@@ -62,13 +63,13 @@ class PollingLog final : public testing::ForwardingLog {
 inline MemcachedTierOptions tier_options(const testing::MemcachedServer& server) {
   MemcachedTierOptions options;
   options.servers = parse_memcached_servers(server.address());
-  options.timeout = std::chrono::seconds(2);  // more than a busy machine needs
+  options.timeout = std::chrono::seconds(2);  // long enough on a busy machine
   return options;
 }
 
 enum class ReadMethod { reading, polling };
 
-// Any of our stores with the memcached of all stories in front of it.
+// A store of the project behind the memcached that all tests of a process share.
 template <typename Store>
 class TieredStore final : public LogStore {
  public:
@@ -81,8 +82,8 @@ class TieredStore final : public LogStore {
   bool is_shared_by_processes() const override { return store_.is_shared_by_processes(); }
   bool outlives_killed_clients() const override { return store_.outlives_killed_clients(); }
   bool delete_externally() override {
-    // Who looks may be told of a log that is gone for some seconds more, if memcached still has it:
-    // of that is told in client/memcached_fault_test.cc.
+    // While memcached still has the head of a deleted log, it may confirm that log for a few more
+    // seconds. client/memcached_fault_test.cc covers that case.
     testing::MemcachedClient(server_).flush_all();
     return store_.delete_externally();
   }

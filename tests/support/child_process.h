@@ -1,4 +1,4 @@
-// Part of a story that happens in another process.
+// Tests with several processes.
 #pragma once
 
 #include <sys/mman.h>
@@ -18,13 +18,13 @@
 
 namespace whycache::testing {
 
-// A number from the environment, for runs longer than those of `make test`.
+// Reads a number from the environment, for runs longer than those of `make test`.
 inline std::uint64_t number_from_environment(const char* name, std::uint64_t otherwise) {
   const char* const given = std::getenv(name);
   return given != nullptr ? std::strtoull(given, nullptr, 10) : otherwise;
 }
 
-// Memory that a process shares with those it forks.
+// Memory that a process shares with its forked children.
 template <typename T>
 class SharedWithChildren {
  public:
@@ -45,8 +45,8 @@ class SharedWithChildren {
   T* shared_;
 };
 
-// A forked child that runs `story` and ends; it says what went wrong by returning it, and nothing
-// by returning "". Killed when it goes out of scope.
+// A forked child that runs `body`. `body` returns what failed, or "" if nothing did. The destructor
+// kills the child.
 class ChildProcess {
  public:
   template <typename Body>
@@ -75,7 +75,8 @@ class ChildProcess {
   pid_t id() const { return id_; }
   void kill(int signal) const { ::kill(id_, signal); }
 
-  // Waits for its end. What it said; how it died if it did not come to that.
+  // Waits until the child exits. Returns the result of `body`, or how the child died before it
+  // returned.
   std::string wait() {
     if (!ended_) {
       while (::waitpid(id_, &status_, 0) < 0 && errno == EINTR) {
@@ -93,7 +94,7 @@ class ChildProcess {
   struct Report {
     char text[1000] = {};
   };
-  SharedWithChildren<Report> report_;  // before id_: made before the fork
+  SharedWithChildren<Report> report_;  // declared before id_, so that it exists before the fork
   pid_t id_;
   int status_ = 0;
   bool ended_ = false;

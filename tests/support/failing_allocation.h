@@ -1,5 +1,5 @@
-// Allocations that fail. Replaces the C++ library's operators for the whole program: included by
-// one file of it.
+// Allocations that fail. Replaces the operators of the C++ library for the whole program; only one
+// file of a program may include it.
 #pragma once
 
 #include <cstddef>
@@ -8,9 +8,9 @@
 
 namespace whycache::testing {
 
-// Of this thread: the allocation that fails, counted from now; 0: none.
+// The allocation of this thread that fails, counted from now; 0: none.
 inline thread_local long allocations_until_failure = 0;
-// How many there were.
+// Number of allocations of this thread.
 inline thread_local long allocation_count = 0;
 
 inline bool count_allocation() {
@@ -20,7 +20,7 @@ inline bool count_allocation() {
 
 }  // namespace whycache::testing
 
-// Inlined, g++ takes them for a pair that does not fit.
+// If these were inlined, g++ would report a mismatched pair.
 [[gnu::noinline]] void* operator new(std::size_t bytes) {
   void* const memory =
       whycache::testing::count_allocation() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);

@@ -1,4 +1,4 @@
-// The base of logs that change one thing of another log: every call goes to the target.
+// The base of logs that change one behaviour of another log: every call is forwarded to the target.
 #pragma once
 
 #include <whycache/log.h>
@@ -11,9 +11,9 @@
 
 namespace whycache::testing {
 
-// poll() keeps the default of Log, which calls read() of the derived class, so a derived class that
-// intercepts read() also intercepts followers. reopen() keeps its default, too: a log that was
-// reopened by the target would lack what the derived class changes. A derived class whose target
+// poll() keeps the default of Log, which calls read() of the derived class. A derived class that
+// intercepts read() therefore intercepts followers too. reopen() keeps its default, because a log
+// reopened by the target would lose the changes of the derived class. A derived class whose target
 // needs reopening overrides it and wraps the result.
 class ForwardingLog : public Log {
  public:

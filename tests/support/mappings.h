@@ -1,4 +1,4 @@
-// Which mappings of a file this process has.
+// The mappings of a file in this process.
 #pragma once
 
 #include <fstream>
@@ -7,7 +7,7 @@
 
 namespace whycache::testing {
 
-// As /proc/self/maps shows them: of this file, or of one that was at this path before.
+// Returns the lines of /proc/self/maps for this file, or for an earlier file at this path.
 inline std::vector<std::string> mappings_of(const std::string& path) {
   std::vector<std::string> found;
   std::ifstream maps("/proc/self/maps");

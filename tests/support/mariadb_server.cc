@@ -22,7 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// In memory where that can be: the stories are about order, not about disks.
+// In memory if possible: these tests check order, not disks.
 fs::path parent_directory() {
   return ::access("/dev/shm", W_OK) == 0 ? fs::path("/dev/shm") : fs::temp_directory_path();
 }
@@ -32,8 +32,8 @@ std::vector<std::string> with_user(std::vector<std::string> words) {
   return words;
 }
 
-// A data folder as mariadb-install-db makes it; made once on this machine for each version, since
-// that takes longer than to start a server.
+// Returns a data directory as mariadb-install-db creates it. It is created once per version and
+// kept, because that takes longer than starting a server.
 fs::path data_template() {
   const std::string installer = find_program("mariadb-install-db");
   if (installer.empty())
@@ -48,7 +48,7 @@ fs::path data_template() {
       run_program(with_user({installer, "--no-defaults", "--datadir=" + directory.file("data"),
                              "--skip-test-db", "--auth-root-authentication-method=normal",
                              "--innodb-log-file-size=8M", "--innodb-undo-tablespaces=0",
-                             // A server that starts clears the folder it shares with others.
+                             // A starting server clears the directory that it shares with others.
                              "--tmpdir=" + directory.path()}),
                   directory.file("output"));
   if (wait_for(pid) != 0)
@@ -122,8 +122,8 @@ bool MariadbServer::wait_until_ready() {
 }
 
 void MariadbServer::start() {
-  // The port of one that is started again is kept, or its logs would not find it. Of a new one,
-  // somebody may have been quicker.
+  // A restarted server keeps its port, so that its logs find it. Another process may have taken the
+  // port of a new server, so try others.
   const int attempts = port_ == 0 ? 3 : 1;
   for (int attempt = 0; attempt < attempts; ++attempt) {
     launch(attempts == 1 ? port_ : free_port());
@@ -151,7 +151,7 @@ void MariadbServer::kill() {
 
 void MariadbServer::pause() {
   ::kill(pid_, SIGSTOP);
-  ::waitpid(pid_, nullptr, WUNTRACED);  // until then it may still answer
+  ::waitpid(pid_, nullptr, WUNTRACED);  // before that it may still answer
 }
 void MariadbServer::resume() { ::kill(pid_, SIGCONT); }
 

@@ -1,5 +1,5 @@
-// A MariaDB server of the test's own: in a temporary folder, on a free port of loopback, gone with
-// the test.
+// A MariaDB server of a test: in a temporary directory and on a free port of loopback. Its
+// destructor kills it and deletes its data.
 #pragma once
 
 #include <mysql.h>
@@ -16,16 +16,16 @@ namespace whycache::testing {
 
 class MariadbServer {
  public:
-  // Whether there is a mariadbd on this machine.
+  // Whether mariadbd is installed.
   static bool is_installed();
-  // One for all stories of this process, with the default options.
+  // The server that all tests of this process share, with the default options.
   static MariadbServer& shared();
 
-  // `options` are added to those every server gets: "--max-allowed-packet=1M"; so are, before them,
-  // those of the environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all stories with
-  // another setting. Throws std::runtime_error with what the server's error log says if it does not
-  // start. `data` is the folder of another server, which was stopped: it is copied. `parent`: where
-  // its own folder is made, if not in memory.
+  // `options` are appended to the default options: "--max-allowed-packet=1M". Before them come
+  // those of the environment variable WHYCACHE_TEST_MARIADB_OPTIONS, to run all tests with another
+  // setting. `data` is the directory of another, stopped server; it is copied. `parent` is where
+  // the server's directory is created, if not in memory. Throws std::runtime_error with the
+  // server's error log if the server does not start.
   explicit MariadbServer(std::vector<std::string> options = {}, const std::string& data = "",
                          const std::string& parent = "");
   MariadbServer(const MariadbServer&) = delete;
@@ -34,18 +34,18 @@ class MariadbServer {
 
   std::uint16_t port() const { return port_; }
   std::string socket() const { return directory_.file("socket"); }
-  // A URL without options: "mysql://root@127.0.0.1:4711/database".
+  // Returns a URL without options: "mysql://root@127.0.0.1:4711/database".
   std::string url(const std::string& database, const std::string& user = "root") const;
   std::string file(const std::string& name) const { return directory_.file(name); }
 
   void start();
-  void stop();  // in good order
-  void kill();  // at once, as by kill -9
-  // Kept by the kernel from running, and let run again.
+  void stop();  // by SIGTERM
+  void kill();  // by SIGKILL
+  // Stops the process by SIGSTOP, and continues it.
   void pause();
   void resume();
 
-  // Makes a database, and returns its name, which no other has.
+  // Creates a database, and returns its unique name.
   std::string make_database();
 
  private:
@@ -61,10 +61,11 @@ class MariadbServer {
   int database_count_ = 0;
 };
 
-// A connection of the test's own, as any other program would have it.
+// A separate connection, as any other program would open. All functions throw std::runtime_error on
+// failure.
 class MariadbClient {
  public:
-  // By the server's socket. Throws std::runtime_error, as all do.
+  // Connects to the server's socket.
   explicit MariadbClient(const MariadbServer& server, const std::string& database = "",
                          const std::string& user = "root");
   MariadbClient(const MariadbClient&) = delete;
@@ -73,7 +74,7 @@ class MariadbClient {
 
   // Runs statements; returns the last value of the last row as text.
   std::string run(const std::string& sql);
-  // All rows of a query, as text, values with a tab in between.
+  // Returns all rows of a query as text, with tabs between values.
   std::vector<std::string> rows(const std::string& sql);
 
  private:

@@ -38,7 +38,8 @@ std::string MemcachedServer::address() const {
 }
 
 void MemcachedServer::start() {
-  // Somebody may be quicker with the port of a new one; that of one that is started again is kept.
+  // Another process may take the port of a new server, so try others. A restarted server keeps its
+  // port.
   const int attempts = port_ == 0 ? 3 : 1;
   for (int attempt = 0; attempt < attempts; ++attempt) {
     if (attempts > 1) port_ = free_port();
@@ -72,7 +73,7 @@ void MemcachedServer::kill() {
   pid_ = -1;
 }
 
-// Returns when it does not run any more.
+// Returns when the process has stopped.
 void MemcachedServer::pause() {
   ::kill(pid_, SIGSTOP);
   ::waitpid(pid_, nullptr, WUNTRACED);
@@ -80,13 +81,13 @@ void MemcachedServer::pause() {
 void MemcachedServer::resume() { ::kill(pid_, SIGCONT); }
 
 MemcachedClient::MemcachedClient(const MemcachedServer& server) {
-  const std::string place = server.address();
+  const std::string text = server.address();
   sockaddr_storage address{};
   socklen_t size = 0;
-  if (place.starts_with('/')) {
+  if (text.starts_with('/')) {
     auto& unix_address = reinterpret_cast<sockaddr_un&>(address);
     unix_address.sun_family = AF_UNIX;
-    std::strncpy(unix_address.sun_path, place.c_str(), sizeof unix_address.sun_path - 1);
+    std::strncpy(unix_address.sun_path, text.c_str(), sizeof unix_address.sun_path - 1);
     size = sizeof unix_address;
   } else {
     auto& internet_address = reinterpret_cast<sockaddr_in&>(address);
@@ -98,7 +99,7 @@ MemcachedClient::MemcachedClient(const MemcachedServer& server) {
   socket_ = ::socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (::connect(socket_, reinterpret_cast<const sockaddr*>(&address), size) != 0) {
     ::close(socket_);
-    throw std::runtime_error("cannot connect to memcached: place=" + place);
+    throw std::runtime_error("cannot connect to memcached: address=" + text);
   }
 }
 
@@ -107,7 +108,7 @@ MemcachedClient::~MemcachedClient() { ::close(socket_); }
 void MemcachedClient::send(const std::string& text) {
   for (std::size_t sent = 0; sent < text.size();) {
     const ssize_t more = ::send(socket_, text.data() + sent, text.size() - sent, MSG_NOSIGNAL);
-    if (more <= 0) throw std::runtime_error("memcached takes no more");
+    if (more <= 0) throw std::runtime_error("cannot send to memcached");
     sent += static_cast<std::size_t>(more);
   }
 }
@@ -116,7 +117,7 @@ std::string MemcachedClient::read_bytes(std::size_t size) {
   while (received_.size() < size) {
     char buffer[4096];
     const ssize_t more = ::recv(socket_, buffer, sizeof buffer, 0);
-    if (more <= 0) throw std::runtime_error("memcached says no more");
+    if (more <= 0) throw std::runtime_error("memcached closed the connection");
     received_.append(buffer, static_cast<std::size_t>(more));
   }
   std::string taken = received_.substr(0, size);

@@ -1,4 +1,4 @@
-// A memcached of the test's own: on a free port of loopback and on no other, gone with the test.
+// A memcached of a test, on a free port of loopback only. Its destructor kills it.
 #pragma once
 
 #include <sys/types.h>
@@ -14,25 +14,26 @@ namespace whycache::testing {
 
 class MemcachedServer {
  public:
-  // Whether there is a memcached on this machine.
+  // Whether memcached is installed.
   static bool is_installed();
-  // One for all stories of this process, with the default options.
+  // The server that all tests of this process share, with the default options.
   static MemcachedServer& shared();
 
-  // `options` are added to those every server gets: "-m", "1". With `by_socket` it listens on a
-  // unix socket instead. Throws std::runtime_error if it does not start.
+  // `options` are appended to the default options: "-m", "1". With `by_socket` the server listens
+  // on a unix socket instead. Throws std::runtime_error if it does not start.
   explicit MemcachedServer(std::vector<std::string> options = {}, bool by_socket = false);
   MemcachedServer(const MemcachedServer&) = delete;
   MemcachedServer& operator=(const MemcachedServer&) = delete;
   ~MemcachedServer();
 
   std::uint16_t port() const { return port_; }
-  // As the option `memcached` of a log's URL has it: "127.0.0.1:4711", "/tmp/.../socket".
+  // Returns the address in the form of the URL option `memcached`: "127.0.0.1:4711",
+  // "/tmp/.../socket".
   std::string address() const;
 
-  void start();  // empty, on the same port
-  void kill();   // at once, as by kill -9
-  // Kept by the kernel from running, and let run again.
+  void start();  // without items, on the same port
+  void kill();   // by SIGKILL
+  // Stops the process by SIGSTOP, and continues it.
   void pause();
   void resume();
 
@@ -45,8 +46,8 @@ class MemcachedServer {
   pid_t owner_pid_;
 };
 
-// A connection of the test's own, which speaks memcached's text protocol itself. All throw
-// std::runtime_error.
+// A separate connection, which implements memcached's text protocol itself. All functions throw
+// std::runtime_error on failure.
 class MemcachedClient {
  public:
   explicit MemcachedClient(const MemcachedServer& server);
@@ -58,7 +59,7 @@ class MemcachedClient {
   void set(const std::string& key, const std::string& bytes);
   void remove(const std::string& key);
   void flush_all();
-  // Of "stats": "curr_items".
+  // Returns a value of "stats": "curr_items".
   std::uint64_t statistic(const std::string& name);
 
  private:

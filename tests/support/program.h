@@ -1,4 +1,4 @@
-// Programs that tests start, servers for the most part.
+// Programs that tests start, mostly servers.
 #pragma once
 
 #include <sys/types.h>
@@ -9,16 +9,16 @@
 
 namespace whycache::testing {
 
-// Where a program is that not every user has in the path; empty: nowhere.
+// Returns the path of a program that may not be in PATH, or "" if it is not installed.
 std::string find_program(const std::string& name);
 
-// Runs a program with its output in a file. It dies with this process.
+// Runs a program with its output in a file. The kernel kills it when this process dies.
 pid_t run_program(const std::vector<std::string>& words, const std::string& output);
 
-// Waits for its end; what waitpid() says.
+// Waits until the process exits. Returns the status of waitpid().
 int wait_for(pid_t pid);
 
-// That nobody uses just now, on loopback.
+// Returns a port of loopback that is currently free.
 std::uint16_t free_port();
 
 std::string read_file(const std::string& path);

@@ -1,5 +1,5 @@
-// Random tests: each run has another seed, which is shown when a test fails; WHYCACHE_TEST_SEED
-// repeats it.
+// Random tests: each run has another seed, which a failing test prints. WHYCACHE_TEST_SEED repeats
+// a run.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -19,7 +19,7 @@ inline std::uint64_t test_seed() {
   return seed;
 }
 
-// What a failing test prints: SCOPED_TRACE(seed_note()).
+// Returns the text that a failing test prints: SCOPED_TRACE(seed_note()).
 inline std::string seed_note() { return "WHYCACHE_TEST_SEED=" + std::to_string(test_seed()); }
 
 }  // namespace whycache::testing

@@ -30,7 +30,7 @@ sockaddr_in loopback(std::uint16_t port) {
   return address;
 }
 
-// -1: nobody is there.
+// Returns -1 if no server listens.
 int connect_to(std::uint16_t port) {
   const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const sockaddr_in address = loopback(port);
@@ -47,7 +47,8 @@ void prepare_socket(int socket) {
   ::fcntl(socket, F_SETFL, O_NONBLOCK);
 }
 
-// Forked children may have copies of the descriptor: closing ours alone would end nothing.
+// Forked children may have copies of the descriptor, so closing this one would not end the
+// connection.
 void close_socket(int socket, bool by_reset) {
   if (by_reset) {
     sockaddr nowhere{};
@@ -69,10 +70,10 @@ struct TcpProxy::Pipe {
   int from;
   int to;
   Direction faults;
-  std::string pending{};  // bytes taken, and not passed on yet
+  std::string pending{};  // received, not forwarded yet
   std::uint64_t forwarded_bytes = 0;
   Clock::time_point ready_at{};
-  bool ended = false;  // the sender has closed it, or it was broken off
+  bool ended = false;  // the sender closed it, or it was cut
   bool end_forwarded = false;
 };
 
@@ -101,7 +102,7 @@ TcpProxy::TcpProxy(std::uint16_t server_port) : owner_pid_(::getpid()), server_p
 }
 
 TcpProxy::~TcpProxy() {
-  if (::getpid() != owner_pid_) {  // a forked child's copy: there is no such thread
+  if (::getpid() != owner_pid_) {  // a forked child's copy has no such thread
     thread_.detach();
     return;
   }
@@ -159,10 +160,10 @@ std::uint64_t TcpProxy::cuts() const {
 
 void TcpProxy::wake() const {
   constexpr std::uint64_t one = 1;
-  static_cast<void>(!::write(wake_descriptor_, &one, sizeof one));  // full: it wakes anyway
+  static_cast<void>(!::write(wake_descriptor_, &one, sizeof one));  // if full, it wakes anyway
 }
 
-// --- The thread. It holds the mutex but while it waits. ---
+// --- The thread. It holds the mutex except while it waits. ---
 
 void TcpProxy::run() {
   std::vector<pollfd> polled;
@@ -254,7 +255,7 @@ void TcpProxy::forward_bytes(Connection& connection, Pipe& pipe) {
            left_until(faults.half_close_after), left_until(faults.drop_after)});
       const ssize_t sent = ::send(pipe.to, pipe.pending.data(), size, MSG_NOSIGNAL);
       if (sent < 0 && (errno == EAGAIN || errno == EINTR)) break;
-      if (sent < 0) return close_connection(connection, true);  // the receiver is gone
+      if (sent < 0) return close_connection(connection, true);  // the receiver closed it
       pipe.forwarded_bytes += static_cast<std::uint64_t>(sent);
       pipe.pending.erase(0, static_cast<std::size_t>(sent));
       pipe.ready_at = Clock::now() + faults.delay;

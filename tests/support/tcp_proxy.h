@@ -1,16 +1,15 @@
-// A TCP proxy of the test's own, in front of a server: what networks do to connections it does on
-// demand, at the byte it is told. It listens on a free port of loopback and runs in a thread of its
-// own.
+// A TCP proxy of a test in front of a server. It injects faults of networks at chosen bytes. It
+// listens on a free port of loopback and has its own thread.
 //
 //   TcpProxy proxy(server.port());
-//   proxy.treat([&](std::uint64_t) {                     // asked for each connection
-//     TcpProxy::Treatment treatment;
-//     treatment.to_client.cut_after = 700;               // 700 bytes of answers, and then no more
-//     return treatment;
+//   proxy.set_fault_chooser([&](std::uint64_t) {         // called for each connection
+//     TcpProxy::ConnectionFaults faults;
+//     faults.to_client.cut_after = 700;                  // 700 bytes of answers, then the end
+//     return faults;
 //   });
 //
-// Threads: everything may be called from any thread, at any time. Processes: it lives in the
-// process that made it; a forked child may connect to it, and nothing else.
+// Threads: any thread may call any function at any time. Processes: the proxy runs in the process
+// that created it. A forked child may only connect to it.
 #pragma once
 
 #include <sys/types.h>
@@ -29,48 +28,47 @@ namespace whycache::testing {
 
 class TcpProxy {
  public:
-  // What becomes of the bytes that go one way. Bytes are counted from the beginning of the
-  // connection.
+  // Faults of one direction. Bytes are counted from the beginning of the connection.
   struct Direction {
-    // When so many have been passed on, the connection ends, on both sides and in both directions.
+    // After this many forwarded bytes the connection ends, on both sides and in both directions.
     std::optional<std::uint64_t> cut_after{};
-    // When so many have been passed on, this direction ends as if the sender had closed it; the
-    // other one goes on.
+    // After this many forwarded bytes this direction ends as if the sender had closed it. The other
+    // direction continues.
     std::optional<std::uint64_t> half_close_after{};
-    // When so many have been passed on, the rest is taken and thrown away.
+    // After this many forwarded bytes the rest is received and discarded.
     std::optional<std::uint64_t> drop_after{};
-    std::chrono::microseconds delay{0};                  // before each piece that is passed on
+    std::chrono::microseconds delay{0};                  // before each forwarded chunk
     std::size_t chunk_bytes_max = std::size_t{1} << 16;  // 1: byte by byte
   };
   struct ConnectionFaults {
     Direction to_server{};
     Direction to_client{};
-    // How cut_after ends a connection: both sides get a reset, which overtakes bytes they have not
-    // read yet; or both read to the end of what was passed on.
+    // How cut_after ends a connection. True: both sides get a reset, which overtakes unread bytes.
+    // False: both sides can read all forwarded bytes first.
     bool cut_by_reset = false;
   };
   using ChooseFaults = std::function<ConnectionFaults(std::uint64_t connection)>;
 
-  // Throws std::runtime_error when it cannot listen.
+  // Throws std::runtime_error if it cannot listen.
   explicit TcpProxy(std::uint16_t server_port);
   TcpProxy(const TcpProxy&) = delete;
   TcpProxy& operator=(const TcpProxy&) = delete;
   ~TcpProxy();
 
-  // Where it listens.
+  // The port on which the proxy listens.
   std::uint16_t port() const { return port_; }
 
-  // From now on each new connection is treated as `choose` says; it is called on the proxy's
-  // thread, with numbers from 1.
+  // Chooses the faults of each new connection. `choose` runs on the proxy's thread, with connection
+  // numbers from 1.
   void set_fault_chooser(ChooseFaults choose);
-  // From now on all connections are treated like this, those there are and new ones.
+  // Sets the faults of all open and new connections.
   void set_faults(const ConnectionFaults& faults);
-  // New connections lead to another server; those there are end.
+  // Ends all connections. New ones lead to the given server.
   void point_to(std::uint16_t server_port);
-  // Ends all connections there are.
+  // Ends all connections.
   void cut_all();
 
-  // How many connections there were, and how many were ended by cut_after.
+  // The number of accepted connections, and how many of them cut_after ended.
   std::uint64_t connections() const;
   std::uint64_t cuts() const;
 
@@ -90,7 +88,7 @@ class TcpProxy {
   int wake_descriptor_ = -1;
   std::uint16_t port_ = 0;
   pid_t owner_pid_;
-  mutable std::mutex mutex_;  // of what follows
+  mutable std::mutex mutex_;  // guards the members below
   std::uint16_t server_port_;
   ChooseFaults choose_faults_;
   std::list<std::unique_ptr<Connection>> open_connections_;

@@ -1,4 +1,4 @@
-// A folder that is gone when the test is.
+// A directory that is removed with this object.
 #pragma once
 
 #include <cstdlib>

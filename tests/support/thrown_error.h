@@ -1,4 +1,4 @@
-// The Error a call throws, to look at its kind and message.
+// The Error that a call throws, to check its kind and message.
 #pragma once
 
 #include <gtest/gtest.h>

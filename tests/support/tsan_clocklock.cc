@@ -1,6 +1,6 @@
-// What std::timed_mutex waits with, for gcc's ThreadSanitizer, which up to gcc 13 does not see
-// pthread_mutex_clocklock(): it takes the mutex for free while it is held, and reports its
-// unlocking. Here it is, in terms of what it does see.
+// std::timed_mutex waits by pthread_mutex_clocklock(), which ThreadSanitizer of gcc up to 13 does
+// not intercept. It takes the mutex for free while it is held, and reports its unlocking. This
+// replacement uses only functions that it intercepts.
 #if defined(__SANITIZE_THREAD__)
 
 #include <pthread.h>
