@@ -1,5 +1,5 @@
-// Rebuilding: machines that are behind the base, logs that were restored, forked, replaced or lost
-// their tail, copies of state files, and bases that are damaged. What must never happen is silence.
+// Rebuilding: machines behind the base, logs that were restored, forked, replaced or that lost
+// their tail, copies of state files, and damaged bases. No case may pass unreported.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -38,9 +38,9 @@ TEST(Rebuild, machine_behind_base_rebuilds_from_base) {
   options.on_event = events.listener();
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo", options);
-  berlin.set_multi({{"a", "1"}, {"gone", "1"}, {"b", "1"}});
+  berlin.set_multi({{"a", "1"}, {"erased", "1"}, {"b", "1"}});
   tokyo.update();
-  berlin.erase("gone");
+  berlin.erase("erased");
   berlin.set("a", "2");
   berlin.rewrite_history();
   berlin.set("c", "3");
@@ -71,7 +71,7 @@ TEST(Rebuild, machine_exactly_at_base_needs_no_rebuild) {
   EXPECT_EQ(tokyo.counters().rebuilds_behind_base, 0U);
 }
 
-// Or else the new state could lack what the writer applied to the old one meanwhile.
+// Otherwise the new state could lack updates that the writer applied to the old one meanwhile.
 TEST(Rebuild, state_advanced_past_base_during_log_read_is_kept) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
@@ -86,7 +86,7 @@ TEST(Rebuild, state_advanced_past_base_during_log_read_is_kept) {
   };
   Cache follower = fleet.open("berlin", script);
   writer.set("a", "1");
-  writer.update();  // it has just looked at the log, and need not do so before it appends
+  writer.update();  // it has just read the log, and need not read it before the append
   once = true;
 
   EXPECT_EQ(follower.update(), 3U);
@@ -97,8 +97,8 @@ TEST(Rebuild, state_advanced_past_base_during_log_read_is_kept) {
   EXPECT_EQ(follower.get("a"), "3");
 }
 
-// A writer's update is in the log and not applied yet when the history is rewritten up to it: the
-// machine is behind the base, but only until the writer goes on.
+// The history is rewritten up to an update that its writer has appended but not applied yet. The
+// machine is behind the base only until the writer applies it.
 TEST(Rebuild, state_advanced_past_rebuilt_state_is_kept) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
@@ -107,8 +107,8 @@ TEST(Rebuild, state_advanced_past_rebuilt_state_is_kept) {
   std::atomic<bool> once{false};
   std::atomic<bool> building{false};
   std::atomic<bool> written{false};
-  const auto wait_for = [](const std::atomic<bool>& what) {
-    while (!what) std::this_thread::sleep_for(milliseconds(1));
+  const auto wait_for = [](const std::atomic<bool>& flag) {
+    while (!flag) std::this_thread::sleep_for(milliseconds(1));
   };
   writers->after_append = [&](UpdateId) {
     if (!once.exchange(false)) return;
@@ -118,11 +118,12 @@ TEST(Rebuild, state_advanced_past_rebuilt_state_is_kept) {
   };
   std::atomic<bool> in_build{false};
   followers->before_read_base = [&] { in_build = true; };
-  followers->after_read = [&] {  // of the log's updates: the state is as good as built
-    if (!in_build.exchange(false)) return;
-    building = true;
-    wait_for(written);
-  };
+  followers->after_read =
+      [&] {  // the updates of the log are read: the new state is nearly complete
+        if (!in_build.exchange(false)) return;
+        building = true;
+        wait_for(written);
+      };
   Cache writer = fleet.open("berlin", writers);
   Cache follower = fleet.open("berlin", followers);
   writer.set("a", "1");
@@ -186,7 +187,7 @@ TEST(Rebuild, reads_use_old_state_during_rebuild) {
 
   EXPECT_EQ(tokyo.get("a"), "2");
   EXPECT_EQ(other.get("a"), "2") << "another object on the same state switches by itself";
-  EXPECT_EQ(view.get("a"), "1") << "a view from before stands still";
+  EXPECT_EQ(view.get("a"), "1") << "an earlier view stays unchanged";
 }
 
 TEST(Rebuild, base_of_many_parts_is_loaded_completely) {
@@ -360,7 +361,7 @@ TEST_F(DamagedBase, wrong_base_chain_throws_corrupt) {
   expect_refused([&](std::uint64_t part, std::string_view) { return forged_parts[part]; }, "chain");
 }
 
-// --- Logs that are not what they were ---
+// --- Diverged and replaced logs ---
 
 class OtherLog : public ::testing::Test {
  protected:
@@ -431,17 +432,17 @@ TEST_F(OtherLog, writer_rebuilds_before_appending_to_diverged_log) {
     berlin.set("a", "lost");
   }
   restore_log("backup");
-  { fleet.open("tokyo").set("b", "2"); }  // as many updates as berlin has, but others
+  { fleet.open("tokyo").set("b", "2"); }  // as many updates as berlin has, but different ones
   Cache berlin = fleet.open("berlin");
 
   EXPECT_EQ(berlin.set("c", "3"), 3U);
 
   EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}, {"c", "3"}}));
   Cache rome = fleet.open("rome");
-  EXPECT_EQ(rome.digest(), berlin.digest()) << "the chain of the log is whole";
+  EXPECT_EQ(rome.digest(), berlin.digest()) << "the chain of the log is intact";
 }
 
-// It was opened, and wrote, before the log became another one.
+// The writer was opened and wrote before the log was replaced by another one.
 TEST_F(OtherLog, open_writer_rebuilds_before_appending_to_diverged_log) {
   { fleet.open("berlin").set("a", "1"); }
   save_log("backup.db");
@@ -470,7 +471,7 @@ TEST_F(OtherLog, writer_never_appends_past_lost_tail) {
   for (int i = 0; i < 3; ++i) berlin.set("a", "lost");
   log.switch_to(open_log(backup));
 
-  EXPECT_EQ(berlin.set("b", "2"), 2U) << "at once: no time to look before";
+  EXPECT_EQ(berlin.set("b", "2"), 2U) << "immediately: the writer has not read the log before";
 
   EXPECT_EQ(contents(berlin), (Contents{{"a", "1"}, {"b", "2"}}));
   EXPECT_EQ(berlin.counters().rebuilds_diverged, 1U);
@@ -523,11 +524,11 @@ TEST(Rebuild, state_of_other_log_is_rejected_and_kept) {
   EXPECT_EQ(ours.open("berlin").get("a"), "1");
 }
 
-// --- Bootstrapping with a copy, as the original had it ---
+// --- Bootstrapping from a copy of a state ---
 
 class Bootstrap : public ::testing::Test {
  protected:
-  // Copies the state of a machine that was closed to another.
+  // Copies the state of a closed machine to another machine.
   void copy_state(const std::string& from, const std::string& to) {
     copy_file(fleet.state_path(from), fleet.state_path(to));
   }
@@ -553,17 +554,17 @@ TEST_F(Bootstrap, copied_state_is_reused_and_reads_only_newer_updates) {
 
   EXPECT_EQ(tokyo.update(), 51U);
   EXPECT_EQ(tokyo.digest(), writer.digest());
-  EXPECT_LE(rows, 4) << "the overlap and what is newer";
+  EXPECT_LE(rows, 4) << "the overlap and the newer updates";
   EXPECT_EQ(tokyo.counters().rebuilds_damaged + tokyo.counters().rebuilds_behind_base, 0U);
 }
 
 TEST_F(Bootstrap, copy_older_than_base_is_rebuilt) {
   Cache berlin = fleet.open("berlin");
-  berlin.set_multi({{"a", "1"}, {"gone", "1"}});
+  berlin.set_multi({{"a", "1"}, {"erased", "1"}});
   berlin.close_shared_state();
   copy_state("berlin", "tokyo");
   Cache writer = fleet.open("berlin");
-  writer.erase("gone");
+  writer.erase("erased");
   writer.set("b", "2");
   writer.rewrite_history();
 
@@ -603,8 +604,8 @@ TEST_F(Bootstrap, copy_of_other_log_state_is_rejected_without_log) {
 TEST_F(Bootstrap, copy_taken_during_writes_opens_consistent_or_rebuilt) {
   Cache berlin = fleet.open("berlin");
   std::atomic<bool> end{false};
-  // Else, where reading the log is as slow as writing it, each machine would double the history for
-  // the next.
+  // Bounds the writer. Where reading the log is as slow as writing it, each machine would otherwise
+  // double the history for the next.
   std::atomic<int> allowed{0};
   std::thread writer([&] {
     for (int i = 0; !end; ++i) {
@@ -621,14 +622,14 @@ TEST_F(Bootstrap, copy_taken_during_writes_opens_consistent_or_rebuilt) {
     const std::string machine = "copy" + std::to_string(i);
     allowed += 50;
     std::this_thread::sleep_for(milliseconds(5));
-    allowed += 50;  // while it is copied, and after
+    allowed += 50;  // during the copy and after it
     copy_state("berlin", machine);
     Cache copy = fleet.open(machine);
     const UpdateId id = copy.update();
     const Cache fresh = fleet.open("fresh" + std::to_string(i));
     rebuilt += copy.counters().rebuilds_damaged != 0;
     Cache again = fleet.open(machine);
-    // Compare at one id: whoever is behind follows.
+    // Compare at the same id: the cache that is behind follows.
     for (int tries = 0; tries < 50; ++tries) {
       const View a = again.view();
       const View b = fresh.view();
@@ -683,7 +684,7 @@ TEST_F(Bootstrap, truncated_or_changed_copy_is_rebuilt_or_rejected) {
       ASSERT_EQ(contents(tokyo), expected) << "variant " << i;
       rebuilt += tokyo.counters().rebuilds_damaged != 0;
       tokyo.delete_shared_state();
-    } catch (const Error& error) {  // no state of ours at all: never overwritten
+    } catch (const Error& error) {  // not recognized as a state of this library: never overwritten
       EXPECT_TRUE(error.kind() == ErrorKind::corrupt || error.kind() == ErrorKind::invalid)
           << error.what();
       ++refused;
@@ -694,7 +695,7 @@ TEST_F(Bootstrap, truncated_or_changed_copy_is_rebuilt_or_rejected) {
   EXPECT_GT(rebuilt, 0);
 }
 
-// --- A state that proves damaged ---
+// --- Damaged states ---
 
 TEST(Rebuild, unusable_state_is_rebuilt_and_reported) {
   Fleet fleet;
@@ -702,7 +703,7 @@ TEST(Rebuild, unusable_state_is_rebuilt_and_reported) {
   for (int i = 0; i < 100; ++i) berlin.set("key" + std::to_string(i), "value");
   berlin.close_shared_state();
   {
-    // A copy in its place, with a page lost.
+    // Replace the state by a copy that has lost every second page.
     const std::string copy = fleet.state_path("copy");
     copy_file(fleet.state_path("berlin"), copy);
     std::fstream file(copy, std::ios::binary | std::ios::in | std::ios::out);
@@ -733,13 +734,13 @@ TEST(Rebuild, state_found_damaged_by_read_is_rebuilt_by_update) {
   Cache cache = fleet.open("berlin");
   for (int i = 0; i < 2000; ++i) cache.set("key" + std::to_string(i), std::string(100, 'v'));
   {
-    // Stray writes, as by a broken disk.
+    // Overwrite pages, as a broken disk would.
     const int file = ::open(fleet.state_path("berlin").c_str(), O_RDWR);
     struct stat status;
     ASSERT_EQ(::fstat(file, &status), 0);
-    const std::string rubbish(4096, '\xff');
+    const std::string garbage(4096, '\xff');
     for (off_t at = 262144; at < status.st_size; at += 4096) {
-      ASSERT_EQ(::pwrite(file, rubbish.data(), rubbish.size(), at), 4096);
+      ASSERT_EQ(::pwrite(file, garbage.data(), garbage.size(), at), 4096);
     }
     ::close(file);
   }
@@ -752,8 +753,8 @@ TEST(Rebuild, state_found_damaged_by_read_is_rebuilt_by_update) {
   EXPECT_EQ(cache.counters().rebuilds_damaged, 1U);
 }
 
-// While one thread builds a new state, another one writes to the old one, which is good enough for
-// that: its write must not be gone again when the new state takes the old one's place.
+// One thread builds a new state while another writes to the old one, whose damage does not affect
+// the write. The write must still be there once the new state has replaced the old one.
 TEST(Rebuild, write_during_rebuild_is_in_new_state) {
   Fleet fleet;
   const auto builds = std::make_shared<Script>();
@@ -765,7 +766,7 @@ TEST(Rebuild, write_during_rebuild_is_in_new_state) {
   rebuilding.set("key", "old");
   writing.update();
   {
-    // The size of one entry, so that nothing else is damaged.
+    // Damage the size of one entry and nothing else.
     const int file = ::open(fleet.state_path("berlin").c_str(), O_RDWR);
     std::string all(static_cast<std::size_t>(::lseek(file, 0, SEEK_END)), '\0');
     ASSERT_EQ(::pread(file, all.data(), all.size(), 0), static_cast<ssize_t>(all.size()));
@@ -776,8 +777,8 @@ TEST(Rebuild, write_during_rebuild_is_in_new_state) {
   }
   expect_error(ErrorKind::corrupt, [&] { rebuilding.get("damaged"); });
 
-  // The write is about to be appended when the log is read for the new state, and has returned
-  // before that is in place.
+  // The writer is about to append when the log is read for the new state. The write returns before
+  // the new state is installed.
   std::atomic<int> step{0};
   const auto wait_for = [&](int wanted) {
     for (int i = 0; i < 10'000 && step < wanted; ++i) std::this_thread::sleep_for(milliseconds(1));
@@ -806,7 +807,8 @@ TEST(Rebuild, write_during_rebuild_is_in_new_state) {
   writer.join();
 }
 
-// Each time a machine has read the base there is another one: it must not go on like that for ever.
+// Each time the machine has read the base, another one has replaced it. The rebuild must not retry
+// forever.
 TEST(Rebuild, rebuild_fails_at_deadline_if_log_is_rewritten_faster) {
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
@@ -826,18 +828,18 @@ TEST(Rebuild, rebuild_fails_at_deadline_if_log_is_rewritten_faster) {
   EXPECT_EQ(fleet.open("tokyo", script, options).digest(), berlin.digest());
 }
 
-// What the old state has the log has not any more, so there is nothing to catch up with.
+// The log has lost updates that the old state has, so there is nothing to catch up with.
 TEST(Rebuild, rebuild_after_lost_tail_reads_log_twice_only) {
   Fleet fleet("file");
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
   for (int i = 1; i <= 3; ++i) cache.set("key", std::to_string(i));
   fs::remove(fleet.directory().file("log") + "/default/updates/" + std::string(19, '0') + "3");
-  if (fleet.log()->extent().head == 3) GTEST_FAIL() << "the update is there still";
+  if (fleet.log()->extent().head == 3) GTEST_FAIL() << "the update is still there";
   const int before = script->read_count;
   EXPECT_EQ(cache.update(), 2U);
   EXPECT_EQ(cache.get("key"), "2");
-  EXPECT_EQ(script->read_count - before, 2) << "once to find out, once to build";
+  EXPECT_EQ(script->read_count - before, 2) << "one read detects the loss, one rebuilds";
 }
 
 }  // namespace

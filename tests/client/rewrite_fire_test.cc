@@ -1,7 +1,7 @@
-// Rewriting under fire: in every round two rewriters at once, each killed at a step of its own, a
-// step being a system call; which of the two makes the next step is drawn. Machines that follow at
-// every lag, and new ones, are then what a full replay is. WHYCACHE_REWRITES says how many rounds
-// there are on all logs together.
+// Rewriting while rewriters are killed. In every round two rewriters run at once, and each is
+// killed at a step of its own; a step is a system call. A random generator chooses which of the two
+// makes the next step. Followers at several lags, and new machines, must then equal a full replay.
+// WHYCACHE_REWRITES sets the number of rounds on all logs together.
 #include <gtest/gtest.h>
 
 #include <signal.h>
@@ -34,13 +34,13 @@
 namespace whycache::testing {
 namespace {
 
-constexpr std::uint64_t never = ~std::uint64_t{0};
+constexpr std::uint64_t never_killed = ~std::uint64_t{0};
 
-// The log, who writes it, and what a full replay of it makes.
+// The log, its writer, and the digest of a full replay at each id.
 class ReferenceModel {
  public:
-  ReferenceModel(LogStore& store, const std::string& folder, std::mt19937_64& random)
-      : store_(store), directory_(folder), random_(random), writer_(open("writer")) {
+  ReferenceModel(LogStore& store, const std::string& directory, std::mt19937_64& random)
+      : store_(store), directory_(directory), random_(random), writer_(open("writer")) {
     digests_.push_back(Digest{});
   }
 
@@ -97,7 +97,7 @@ class ReferenceModel {
   Cache writer_;
   std::map<std::string, std::string> items_;
   Digest digest_;
-  std::vector<Digest> digests_;  // as of each id
+  std::vector<Digest> digests_;  // by id
 };
 
 // --- Rewriters. ---
@@ -110,12 +110,12 @@ void rewrite(Cache& cache, UpdateId limit) {
   }
 }
 
-// A process that rewrites, and makes a step when it is told to.
+// A traced process that rewrites, one step() at a time.
 class SteppedRewriter {
  public:
   SteppedRewriter(const ReferenceModel& truth, const std::string& machine, UpdateId limit,
-                  std::uint64_t deadly_step)
-      : kill_step_(deadly_step), pid_(::fork()) {
+                  std::uint64_t kill_step)
+      : kill_step_(kill_step), pid_(::fork()) {
     if (pid_ < 0) throw std::runtime_error("cannot fork");
     if (pid_ == 0) {
       ::alarm(100);
@@ -150,7 +150,8 @@ class SteppedRewriter {
   bool was_killed() const { return killed_; }
   std::uint64_t steps() const { return steps_; }
 
-  // One system call; it may go on with it when this returns, if it has to wait for the other one.
+  // Runs one system call. The call may still be in progress on return if it waits for the other
+  // rewriter.
   void step() {
     if (!in_system_call_) {
       if (steps_ == kill_step_) {
@@ -164,14 +165,14 @@ class SteppedRewriter {
       ::ptrace(PTRACE_SYSCALL, pid_, nullptr, nullptr);
       in_system_call_ = true;
     }
-    for (int patience = 0; patience < 20; ++patience) {
+    for (int attempt = 0; attempt < 20; ++attempt) {
       int status = 0;
       if (::waitpid(pid_, &status, WNOHANG) == pid_) {
         in_system_call_ = false;
         if (!WIFSTOPPED(status)) expect_exited(status);
         return;
       }
-      std::this_thread::sleep_for(std::chrono::microseconds(patience));
+      std::this_thread::sleep_for(std::chrono::microseconds(attempt));
     }
   }
 
@@ -188,18 +189,18 @@ class SteppedRewriter {
   bool killed_ = false;
 };
 
-// 0: the head.
+// Returns a limit for the rewrite; 0 stands for the head.
 UpdateId limit_of(const ReferenceModel& truth, std::mt19937_64& random) {
   return random() % 2 == 0 ? 0 : truth.head() - random() % std::min<UpdateId>(truth.head(), 4);
 }
 
-// Tells how it went with a log.
+// Results of the rounds on one log.
 struct RewriteCounts {
   std::uint64_t rounds = 0;
   std::uint64_t killed = 0;
   std::uint64_t finished = 0;
   std::set<std::uint64_t> kill_steps{};
-  std::uint64_t step_count_max = 0;  // steps of one that was alone
+  std::uint64_t step_count_max = 0;  // of a rewriter that runs alone
 };
 
 class ProcessRewriters {
@@ -208,15 +209,16 @@ class ProcessRewriters {
 
   void rewrite(const ReferenceModel& truth, std::uint64_t round) {
     if (round <= rounds_alone) return rewrite_alone(truth);
-    // The first is killed at each step in turn.
+    // Kill the first rewriter at each step in turn.
     SteppedRewriter first(truth, "first", limit_of(truth, random_),
                           round % (counts_.step_count_max + 1));
-    SteppedRewriter second(truth, "second", limit_of(truth, random_),
-                           random_() % 2 == 0 ? never : random_() % (counts_.step_count_max + 1));
+    SteppedRewriter second(
+        truth, "second", limit_of(truth, random_),
+        random_() % 2 == 0 ? never_killed : random_() % (counts_.step_count_max + 1));
     while (!first.has_finished() || !second.has_finished()) {
-      SteppedRewriter& one =
+      SteppedRewriter& next =
           second.has_finished() || (!first.has_finished() && random_() % 2 == 0) ? first : second;
-      one.step();
+      next.step();
     }
     count(first);
     count(second);
@@ -226,10 +228,10 @@ class ProcessRewriters {
  private:
   static constexpr std::uint64_t rounds_alone = 3;
 
-  // To learn how many steps there are.
+  // Measures the number of steps.
   void rewrite_alone(const ReferenceModel& truth) {
-    SteppedRewriter alone(truth, "first", 0, never);
-    while (!alone.has_finished()) alone.step();
+    SteppedRewriter alone(truth, "first", 0, never_killed);
+    while (!alone.has_finished()) alnext.step();
     counts_.step_count_max = std::max(counts_.step_count_max, alone.steps());
     count(alone);
   }
@@ -246,15 +248,14 @@ class ProcessRewriters {
   RewriteCounts counts_;
 };
 
-// --- The log in memory has no other processes: its rewriters are threads, who die at a call of
-// theirs. ---
+// --- The memory log belongs to one process, so its rewriters are threads that crash at a call. ---
 
 struct SimulatedCrash {};
 
 class CrashingLog final : public ForwardingLog {
  public:
-  CrashingLog(std::unique_ptr<Log> log, std::uint64_t deadly_step)
-      : ForwardingLog(std::move(log)), steps_left_(deadly_step) {}
+  CrashingLog(std::unique_ptr<Log> log, std::uint64_t kill_step)
+      : ForwardingLog(std::move(log)), steps_left_(kill_step) {}
 
   Extent extent() override {
     step();
@@ -300,34 +301,33 @@ class CrashingLog final : public ForwardingLog {
 
 class ThreadRewriters {
  public:
-  ThreadRewriters(std::mt19937_64& random, std::string folder)
-      : random_(random), directory_(std::move(folder)) {}
+  ThreadRewriters(std::mt19937_64& random, std::string directory)
+      : random_(random), directory_(std::move(directory)) {}
 
   void rewrite(const ReferenceModel& truth, std::uint64_t round) {
     constexpr std::uint64_t steps = 25;
     counts_.step_count_max = steps;
-    const std::uint64_t deadly_steps[] = {round % steps, random_() % (2 * steps)};
+    const std::uint64_t kill_steps[] = {round % steps, random_() % (2 * steps)};
     const UpdateId limits[] = {limit_of(truth, random_), limit_of(truth, random_)};
     std::vector<std::thread> threads;
-    bool died[2] = {};
+    bool crashed[2] = {};
     for (std::size_t i = 0; i < 2; ++i) {
       threads.emplace_back([&, i] {
         try {
           Options options;
           options.state_path = directory_ + "/rewriter " + std::to_string(i);
           options.any_file_system = true;
-          Cache cache(std::make_unique<CrashingLog>(truth.store().open(), deadly_steps[i]),
-                      options);
+          Cache cache(std::make_unique<CrashingLog>(truth.store().open(), kill_steps[i]), options);
           testing::rewrite(cache, limits[i]);
         } catch (const SimulatedCrash&) {
-          died[i] = true;
+          crashed[i] = true;
         }
       });
     }
     for (std::thread& thread : threads) thread.join();
     for (std::size_t i = 0; i < 2; ++i) {
-      ++(died[i] ? counts_.killed : counts_.finished);
-      if (died[i]) counts_.kill_steps.insert(deadly_steps[i]);
+      ++(crashed[i] ? counts_.killed : counts_.finished);
+      if (crashed[i]) counts_.kill_steps.insert(kill_steps[i]);
     }
   }
   const RewriteCounts& counts() const { return counts_; }
@@ -338,7 +338,7 @@ class ThreadRewriters {
   RewriteCounts counts_;
 };
 
-// --- The story. ---
+// --- The rounds. ---
 
 std::uint64_t round_count(std::uint64_t thousandths) {
   return number_from_environment("WHYCACHE_REWRITES", 1000) * thousandths / 1000;
@@ -346,7 +346,7 @@ std::uint64_t round_count(std::uint64_t thousandths) {
 
 template <typename Pair>
 void run_rounds(const char* log, std::uint64_t rounds, ReferenceModel& truth, Pair& pair) {
-  std::map<std::uint64_t, Cache> followers;  // by how many rounds they sleep
+  std::map<std::uint64_t, Cache> followers;  // by the number of rounds between updates
   for (const std::uint64_t lag : {1, 2, 3, 5, 8, 13, 21, 55}) {
     followers.emplace(lag, truth.open("follower " + std::to_string(lag)));
   }
@@ -375,20 +375,20 @@ void run_rounds(const char* log, std::uint64_t rounds, ReferenceModel& truth, Pa
     rebuilds += follower.counters().rebuilds_behind_base;
     EXPECT_EQ(follower.counters().rebuilds_diverged, 0U);
   }
-  // And the dead have left nothing that the next rewrite does not take away.
+  // The next rewrite deletes everything that killed rewriters have left.
   truth.write_random_updates();
   followers.at(1).rewrite_history();
   EXPECT_EQ(truth.store().stored_updates().value_or(0), 0U);
-  const RewriteCounts& tally = pair.counts();
+  const RewriteCounts& counts = pair.counts();
   std::printf(
-      "%s: rounds=%llu killed=%llu finished=%llu deadly_steps=%zu steps_of_a_rewrite=%llu "
+      "%s: rounds=%llu killed=%llu finished=%llu kill_steps=%zu steps_of_a_rewrite=%llu "
       "rebuilds=%llu\n",
-      log, static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(tally.killed),
-      static_cast<unsigned long long>(tally.finished), tally.kill_steps.size(),
-      static_cast<unsigned long long>(tally.step_count_max),
+      log, static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(counts.killed),
+      static_cast<unsigned long long>(counts.finished), counts.kill_steps.size(),
+      static_cast<unsigned long long>(counts.step_count_max),
       static_cast<unsigned long long>(rebuilds));
-  EXPECT_GT(tally.killed, 0U);
-  EXPECT_GT(tally.finished, 0U);
+  EXPECT_GT(counts.killed, 0U);
+  EXPECT_GT(counts.finished, 0U);
   EXPECT_GT(rebuilds, 0U);
 }
 
@@ -396,9 +396,9 @@ template <typename Store>
 void run_process_rounds(const char* log, std::uint64_t rounds) {
   SCOPED_TRACE(seed_note());
   std::mt19937_64 random(test_seed());
-  const TemporaryDirectory folder("/dev/shm");
+  const TemporaryDirectory directory("/dev/shm");
   Store store;
-  ReferenceModel truth(store, folder.path(), random);
+  ReferenceModel truth(store, directory.path(), random);
   ProcessRewriters pair(random);
   run_rounds(log, rounds, truth, pair);
 }
@@ -406,10 +406,10 @@ void run_process_rounds(const char* log, std::uint64_t rounds) {
 TEST(RewriteFireLongBeside, killed_rewriters_on_memory_leave_consistent_history) {
   SCOPED_TRACE(seed_note());
   std::mt19937_64 random(test_seed());
-  const TemporaryDirectory folder("/dev/shm");
+  const TemporaryDirectory directory("/dev/shm");
   MemoryStore store;
-  ReferenceModel truth(store, folder.path(), random);
-  ThreadRewriters pair(random, folder.path());
+  ReferenceModel truth(store, directory.path(), random);
+  ThreadRewriters pair(random, directory.path());
   run_rounds("memory", round_count(200), truth, pair);
 }
 

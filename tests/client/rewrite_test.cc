@@ -1,4 +1,4 @@
-// Rewriting history: the log becomes shorter, and no machine sees anything else than before.
+// Rewriting history shortens the log and changes no data that a machine sees.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -78,8 +78,8 @@ TEST(Rewrite, rewrite_at_or_below_base_does_nothing) {
   EXPECT_EQ(cache.rewrite_history(), 5U);
 }
 
-// A rewriter that was killed once it had switched leaves updates behind the base. Whoever rewrites
-// again need not wait for a new update to get rid of them.
+// A rewriter that is killed after switching leaves updates behind the base. The next rewrite
+// deletes them, even without a new update.
 TEST(Rewrite, rewrite_deletes_leftovers_of_interrupted_rewrite) {
   Fleet fleet("file");
   Cache cache = fleet.open("berlin");
@@ -100,8 +100,8 @@ TEST(Rewrite, rewrite_deletes_leftovers_of_interrupted_rewrite) {
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
-// Then what is at or below the base that was seen is beyond that of the new log, and must not
-// become its base.
+// The base that the rewriter saw in the old log is beyond the base of the new one, and must not
+// become the base of the new log.
 TEST(Rewrite, cleanup_leaves_log_replaced_meanwhile_unchanged) {
   Fleet fleet("file");
   const auto script = std::make_shared<Script>();
@@ -117,7 +117,7 @@ TEST(Rewrite, cleanup_leaves_log_replaced_meanwhile_unchanged) {
   };
   try {
     cache.rewrite_history();
-  } catch (const Error&) {  // it may say so, or find the new log and be content
+  } catch (const Error&) {  // it may report the new log, or follow it and succeed
   }
   EXPECT_TRUE(replaced);
   const Cache fresh = fleet.open("paris");
@@ -316,7 +316,7 @@ TEST(Rewrite, rewrite_from_damaged_state_throws_corrupt) {
   const std::string value(2000, 'v');
   for (int i = 0; i < 50; ++i) cache.set("key" + std::to_string(i), value);
   {
-    // A bit rots in a value, where nothing but the digest can notice.
+    // Change a byte of a value, which only the digest can detect.
     const int file = ::open(fleet.state_path("berlin").c_str(), O_RDWR);
     struct stat status;
     ASSERT_EQ(::fstat(file, &status), 0);
@@ -333,7 +333,7 @@ TEST(Rewrite, rewrite_from_damaged_state_throws_corrupt) {
 
   EXPECT_EQ(CacheInternal::log(cache).extent().base, 0U);
   const Cache tokyo = fleet.open("tokyo");
-  EXPECT_EQ(tokyo.get("key7"), value) << "the truth is unharmed";
+  EXPECT_EQ(tokyo.get("key7"), value) << "the log is unharmed";
 }
 
 // --- Deleting everything ---
@@ -351,7 +351,7 @@ TEST(DeleteAllHistory, delete_empties_dataset_on_every_machine) {
   EXPECT_EQ(berlin.digest(), Digest{});
   EXPECT_EQ(tokyo.update(), 11U);
   EXPECT_EQ(tokyo.size(), 0U);
-  EXPECT_EQ(tokyo.set("a", "1"), 12U) << "ids are never handed out again";
+  EXPECT_EQ(tokyo.set("a", "1"), 12U) << "ids are never reused";
   EXPECT_EQ(contents(fleet.open("rome")), (Contents{{"a", "1"}}));
 }
 
@@ -378,14 +378,14 @@ TEST(DeleteAllHistory, delete_keeps_concurrent_writes) {
   EXPECT_EQ(contents(fleet.open("rome")), (Contents{{"after", "1"}}));
 }
 
-// --- A log that is not what it was, or fails ---
+// --- A log that diverges or fails ---
 
 RewriteOptions keeping(std::function<bool(std::string_view, std::string_view)> keep) {
   return {.limit = 0, .keep = std::move(keep)};
 }
 
-// A failover, or a restore, between following the log and rewriting it: what others have written
-// there since is theirs.
+// A failover or a restore happens between following the log and rewriting it. Updates that other
+// machines have appended to the new log must be kept.
 TEST(Rewrite, rewrite_never_replaces_updates_of_failed_over_log) {
   Fleet fleet("file");
   auto opened = std::make_unique<SwitchedLog>(fleet.log());
@@ -457,7 +457,7 @@ TEST(Rewrite, rewrite_without_answer_throws_uncertain) {
   EXPECT_EQ(fleet.log()->extent().base, 2U);
 }
 
-// A log that takes its time for each part of a base.
+// A log that needs 100 ms for each part of a base.
 class SlowBaseLog final : public ForwardingLog {
  public:
   using ForwardingLog::ForwardingLog;
@@ -477,7 +477,7 @@ class SlowBaseLog final : public ForwardingLog {
   }
 
  private:
-  // The fifth time the connection is lost.
+  // The fifth call loses the connection.
   static void delay(int& times) {
     std::this_thread::sleep_for(milliseconds(100));
     if (++times == 5) throw unavailable_error();
@@ -495,7 +495,7 @@ TEST(Rewrite, rewrite_making_progress_may_exceed_deadline) {
   for (std::uint64_t i = 0; i < 7; ++i)
     berlin.set("key" + std::to_string(i), incompressible_bytes(900'000, i));
   EXPECT_EQ(berlin.rewrite_history(), 7U);
-  // And so may a machine that begins with such a base.
+  // A new machine may take as long to load such a base.
   options.state_path = fleet.state_path("rome");
   const Cache rome(std::make_unique<SlowBaseLog>(fleet.log()), options);
   EXPECT_EQ(rome.digest(), berlin.digest());

@@ -1,5 +1,5 @@
-// A log that does what a test tells it to: fails before it acts, acts and forgets to answer, waits,
-// or shows other rows than it has.
+// A log that follows a script: it fails before it acts, acts and loses the answer, waits, or
+// returns other rows than it holds.
 #pragma once
 
 #include <whycache/log.h>
@@ -15,18 +15,19 @@
 
 namespace whycache::testing {
 
-// Steps that may throw, wait, or do something else in between. Set before the log is used, or hold
-// atomics.
+// Hooks that may throw, wait, or call other caches. Set them before the log is used; change their
+// behaviour later through atomics.
 struct Script {
   std::function<void(UpdateId)> before_append;
-  std::function<void(UpdateId)> after_append;  // throwing here: done, but the answer is lost
+  std::function<void(UpdateId)>
+      after_append;  // throwing here loses the answer of a completed append
   std::function<void()> before_read;
-  std::function<void()> after_read;  // the rows were read; the extent was not
+  std::function<void()> after_read;  // after the rows are read and before the extent is
   std::function<void()> before_extent;
   std::function<void()> before_read_base;
   std::function<void()> before_rewrite;
   std::function<void()> after_rewrite;
-  // What to show instead of a row; nullopt: nothing.
+  // Returns the bytes to show instead of a row; nullopt hides the row.
   std::function<std::optional<std::string>(UpdateId, std::string_view)> transform_row;
   std::function<std::string(std::uint64_t part, std::string_view)> transform_part;
   std::function<void(Extent&)> transform_extent;
@@ -100,7 +101,8 @@ class ScriptedLog final : public ForwardingLog {
   std::shared_ptr<Script> script_;
 };
 
-// A log that becomes another one while it is open, as when a database is restored or fails over.
+// A log that is replaced by another one while it is open, as when a database is restored or fails
+// over.
 class SwitchedLog final : public ForwardingLog {
  public:
   explicit SwitchedLog(std::unique_ptr<Log> log)

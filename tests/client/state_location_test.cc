@@ -1,4 +1,4 @@
-// Where the state lies by default: private, different for every log, never guessable in /tmp.
+// The default location of the state: private, different for every log, never predictable in /tmp.
 #include "client/state_location.h"
 
 #include <gmock/gmock.h>
@@ -24,7 +24,7 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 
-// Sets environment variables until the test is over.
+// Sets environment variables and restores them at the end of the test.
 class ScopedEnvironment {
  public:
   void set(const std::string& name, const std::optional<std::string>& value) {
@@ -112,7 +112,7 @@ TEST_F(StateLocationTest, unsafe_state_name_throws_invalid) {
 
 TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-  EXPECT_EQ(path_for(options_named("place_test")), "/var/lib/whycache/place_test.state");
+  EXPECT_EQ(path_for(options_named("location_test")), "/var/lib/whycache/location_test.state");
   struct stat status;
   ASSERT_EQ(::stat("/var/lib/whycache", &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0700U);
@@ -129,9 +129,9 @@ TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
     EXPECT_EQ(path_for(options_named("flags")), home + "/xdg/whycache/flags.state");
     environment.set("XDG_STATE_HOME", "relative");
     EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/flags.state");
-    struct stat made;
-    ASSERT_EQ(::stat((home + "/.local/state/whycache").c_str(), &made), 0);
-    EXPECT_EQ(made.st_mode & 0777, 0700U);
+    struct stat created;
+    ASSERT_EQ(::stat((home + "/.local/state/whycache").c_str(), &created), 0);
+    EXPECT_EQ(created.st_mode & 0777, 0700U);
     Cache cache("memory:", {});
     cache.set("a", "1");
     EXPECT_EQ(cache.get("a"), "1");
@@ -188,7 +188,7 @@ TEST_F(StateLocationTest, forked_child_keeps_memory_log_state_of_parent) {
   EXPECT_EQ(cache->get("a"), "2");
 }
 
-// --- Bad places ---
+// --- Refused locations ---
 
 class RefusedStateLocation : public ::testing::Test {
  protected:
@@ -202,7 +202,7 @@ class RefusedStateLocation : public ::testing::Test {
 };
 
 TEST_F(RefusedStateLocation, missing_directory_throws_invalid) {
-  expect_refused(directory.file("nowhere/flags.state"), "nowhere");
+  expect_refused(directory.file("missing/flags.state"), "missing");
 }
 
 TEST_F(RefusedStateLocation, directory_at_state_path_throws_corrupt) {
@@ -226,10 +226,10 @@ TEST_F(RefusedStateLocation, symbolic_link_at_state_path_throws_invalid) {
 }
 
 TEST_F(RefusedStateLocation, directory_writable_by_others_throws_invalid) {
-  const std::string open_folder = directory.file("open");
-  fs::create_directory(open_folder);
-  ASSERT_EQ(::chmod(open_folder.c_str(), 0777), 0);
-  expect_refused(open_folder + "/flags.state", "writable for others");
+  const std::string open_directory = directory.file("open");
+  fs::create_directory(open_directory);
+  ASSERT_EQ(::chmod(open_directory.c_str(), 0777), 0);
+  expect_refused(open_directory + "/flags.state", "writable for others");
 }
 
 TEST_F(RefusedStateLocation, foreign_file_throws_corrupt_and_is_kept) {

@@ -1,5 +1,5 @@
-// A fleet whose machines find what is new in memcached, and how often each asks the log all the
-// same.
+// A fleet whose machines read updates from memcached. It counts the calls of each that still reach
+// the log.
 //
 //   TieredFleet fleet;
 //   TieredMachine berlin = fleet.open("berlin");
@@ -19,7 +19,7 @@
 namespace whycache::testing {
 
 struct TieredMachine {
-  std::unique_ptr<std::atomic<std::uint64_t>> log_calls;  // that reached the log
+  std::unique_ptr<std::atomic<std::uint64_t>> log_calls;  // calls that reached the log
   std::unique_ptr<Cache> cache;
 
   Cache* operator->() const { return cache.get(); }
@@ -27,18 +27,18 @@ struct TieredMachine {
 
 class TieredFleet {
  public:
-  // The log is asked by all together every `confirm`. `patience` with memcached: more than a busy
-  // machine needs.
+  // All machines together read the log once every `confirm`. `timeout` for memcached is longer than
+  // a busy machine needs.
   explicit TieredFleet(std::chrono::seconds confirm = std::chrono::seconds(1),
                        std::chrono::seconds ask = std::chrono::seconds(600),
-                       std::chrono::milliseconds patience = std::chrono::milliseconds(2'000))
-      : confirm_(confirm), ask_(ask), timeout_(patience) {
+                       std::chrono::milliseconds timeout = std::chrono::milliseconds(2'000))
+      : confirm_(confirm), ask_(ask), timeout_(timeout) {
     if (!MemcachedServer::is_installed())
       throw std::runtime_error("memcached is not installed (Debian: memcached)");
     servers_.push_back(std::make_unique<MemcachedServer>());
   }
 
-  // With the tier, or, if `tiered` is false, as a machine that knows nothing of memcached.
+  // Opens a machine with the memcached tier, or without it if `tiered` is false.
   TieredMachine open(const std::string& name, bool tiered = true) {
     TieredMachine machine;
     machine.log_calls = std::make_unique<std::atomic<std::uint64_t>>(0);
@@ -57,16 +57,17 @@ class TieredFleet {
   }
 
   MemcachedTierOptions options() const {
-    std::string places;
-    for (const auto& server : servers_) places += (places.empty() ? "" : ",") + server->address();
+    std::string addresses;
+    for (const auto& server : servers_)
+      addresses += (addresses.empty() ? "" : ",") + server->address();
     MemcachedTierOptions options;
-    options.servers = parse_memcached_servers(places);
+    options.servers = parse_memcached_servers(addresses);
     options.confirm_interval = confirm_;
     options.own_poll_interval = ask_;
     options.timeout = timeout_;
     return options;
   }
-  // No answer of the tier is older, unless memcached lies.
+  // No data of the tier is staler, unless memcached returns wrong data.
   std::chrono::milliseconds staleness_max() const { return 2 * confirm_ + std::chrono::seconds(3); }
 
   void add_server(std::vector<std::string> with = {}, bool by_socket = false) {
@@ -82,7 +83,7 @@ class TieredFleet {
     return "whycache1:" + to_string(fleet_.log()->extent().uuid) + ':' + what;
   }
 
-  // The log's database, as a person with SQL sees it.
+  // The database of the log, for direct SQL.
   Database database() const { return Database(fleet_.directory().file("log.db")); }
   const Fleet& fleet() const { return fleet_; }
   const Events& events() const { return events_; }
@@ -96,11 +97,10 @@ class TieredFleet {
   std::vector<std::unique_ptr<MemcachedServer>> servers_;
 };
 
-// Updates until `done`, as a program does that polls. False: not within `patience`.
+// Polls with update() until `done` returns true. Returns false if it does not within `timeout`.
 template <typename Done>
-bool poll_until(const TieredMachine& machine, std::chrono::milliseconds patience,
-                const Done& done) {
-  const auto end = std::chrono::steady_clock::now() + patience;
+bool poll_until(const TieredMachine& machine, std::chrono::milliseconds timeout, const Done& done) {
+  const auto end = std::chrono::steady_clock::now() + timeout;
   for (;;) {
     machine->update();
     if (done()) return true;
@@ -109,7 +109,7 @@ bool poll_until(const TieredMachine& machine, std::chrono::milliseconds patience
   }
 }
 
-// What the tier needs to know in order to answer: its first look asks the log.
+// Updates each machine twice: the first update of a tier reads the log.
 inline void warm_up(const std::vector<TieredMachine>& machines) {
   for (const TieredMachine& machine : machines) machine->update();
   for (const TieredMachine& machine : machines) machine->update();

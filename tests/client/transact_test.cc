@@ -1,5 +1,5 @@
-// Transactions, and the writes that are made of them: whatever others do meanwhile, those that
-// commit might have run one after the other.
+// Transactions, and the writes built on them: committed transactions are serializable, whatever
+// other machines write meanwhile.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -92,8 +92,8 @@ TEST(Transact, transaction_exceeding_update_bytes_max_throws_limit) {
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }
 
-// Runs a transaction that reads with `read` and sets "out", while another machine writes
-// `meanwhile` in its midst. Returns how often it ran.
+// Runs a transaction that calls `read` and sets "out"; between the two, another machine calls
+// `meanwhile`. Returns how often the transaction ran.
 int runs_when(const std::function<void(Transaction&)>& read,
               const std::function<void(Cache&)>& meanwhile) {
   Fleet fleet;
@@ -135,7 +135,7 @@ TEST(Transact, transaction_does_not_rerun_for_unread_changes) {
     transaction.get("a");
   };
   EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("b", "9"); }), 1);
-  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("a", "1"); }), 1);  // to what it was
+  EXPECT_EQ(runs_when(read_a, [](Cache& cache) { cache.set("a", "1"); }), 1);  // the same value
   EXPECT_EQ(runs_when(scan, [](Cache& cache) { cache.set("c", "9"); }), 1);
   EXPECT_EQ(runs_when(write_then_read, [](Cache& cache) { cache.set("a", "9"); }), 1);
   EXPECT_EQ(runs_when(read_a,
@@ -151,7 +151,7 @@ TEST(Transact, transaction_throws_conflict_after_attempts_max) {
   Cache tokyo = fleet.open("tokyo");
   Cache berlin = fleet.open("berlin");
   int runs = 0;
-  const auto unlucky = [&](Transaction& transaction) {
+  const auto conflicting = [&](Transaction& transaction) {
     transaction.get("a");
     tokyo.set("a", std::to_string(++runs));
     transaction.set("b", "1");
@@ -159,7 +159,7 @@ TEST(Transact, transaction_throws_conflict_after_attempts_max) {
   TransactOptions options;
   options.attempts_max = 3;
   expect_error(
-      ErrorKind::conflict, [&] { berlin.transact(unlucky, options); }, "attempts=3");
+      ErrorKind::conflict, [&] { berlin.transact(conflicting, options); }, "attempts=3");
   EXPECT_EQ(runs, 3);
   EXPECT_FALSE(berlin.contains("b"));
 }
@@ -183,8 +183,8 @@ TEST(Transact, transaction_with_lost_answer_is_appended_once) {
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
 }
 
-// Each of two transactions reads both keys and writes one: one of them has to see what the other
-// wrote.
+// Each of two transactions reads both keys and writes one of them. One transaction must see the
+// write of the other.
 TEST(Transact, concurrent_transactions_show_no_write_skew) {
   for (int round = 0; round < 20; ++round) {
     Fleet fleet;
@@ -251,9 +251,9 @@ TEST(WriteIf, set_if_and_erase_if_write_only_over_expected_value) {
   Cache berlin = fleet.open("berlin");
   EXPECT_EQ(berlin.set_if("lock", std::nullopt, "berlin"), 1U);
   EXPECT_EQ(tokyo.set_if("lock", std::nullopt, "tokyo"),
-            std::nullopt);  // though tokyo's own state has not heard of it
+            std::nullopt);  // tokyo's own state does not have the key yet
   EXPECT_EQ(tokyo.get("lock"), "berlin");
-  EXPECT_EQ(tokyo.set_if("lock", "somebody", "tokyo"), std::nullopt);
+  EXPECT_EQ(tokyo.set_if("lock", "paris", "tokyo"), std::nullopt);
   EXPECT_EQ(tokyo.erase_if("lock", "tokyo"), std::nullopt);
   EXPECT_EQ(berlin.erase_if("lock", "berlin"), 2U);
   EXPECT_EQ(tokyo.set_if("lock", std::nullopt, "tokyo"), 3U);
@@ -317,7 +317,7 @@ TEST(GetFresh, get_fresh_enforces_bound_or_reports_stale) {
   EXPECT_EQ(fresh.value, "1");
   EXPECT_TRUE(fresh.stale);
   EXPECT_GE(fresh.staleness, milliseconds(30));
-  options.staleness_max = std::chrono::hours(1);  // old enough for that
+  options.staleness_max = std::chrono::hours(1);  // the state is within this bound
   fresh = berlin.get_fresh("a", options);
   EXPECT_EQ(fresh.value, "1");
   EXPECT_FALSE(fresh.stale);
@@ -357,7 +357,7 @@ TEST(Guards, erase_beyond_guard_throws_refused) {
   const std::vector<std::string> few(keys.begin(), keys.begin() + 10);
   EXPECT_EQ(guarded.erase_multi(few), before + 1);
   EXPECT_EQ(guarded.erase_multi(std::vector<std::string>{"absent1", "absent2", keys[10]}),
-            before + 2);  // only what is there counts
+            before + 2);  // only present keys count
   rewrite.keep = [](std::string_view key, std::string_view) { return key < "key195"; };
   guarded.rewrite_history(rewrite);
   EXPECT_EQ(guarded.size(), 84U);
@@ -393,31 +393,31 @@ TEST(Guards, change_rejected_by_validator_throws_refused) {
   EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"b", "2"}}));
 }
 
-// Another process of the machine follows the log right after we looked at the state: what it has
-// brought there is not what we saw, although the log was asked after we began.
+// Another process of the machine follows the log right after this one has read the value. The value
+// read is then older than the state, although the log was read after the call began.
 TEST(ReadModifyWrite, negative_decision_uses_state_from_after_call) {
   Fleet fleet;
   Cache rome = fleet.open("rome");
   rome.set("key", "old");
-  Cache beside_us = fleet.open("berlin");
+  Cache neighbor = fleet.open("berlin");
   const std::unique_ptr<State> state = State::open({.path = fleet.state_path("berlin")});
   const std::unique_ptr<Log> log = fleet.log();
   const Options options;
-  AtomicCounters tally;
-  Session link(*state, *log, nullptr, options, tally);
-  Appender appender(link);
-  Backoff patience(options.deadline);
-  follow(link, patience);
+  AtomicCounters counters;
+  Session session(*state, *log, nullptr, options, counters);
+  Appender appender(session);
+  Backoff backoff(options.deadline);
+  follow(session, backoff);
   rome.update();
   rome.set("key", "new");
 
   std::vector<std::string> seen;
   const auto decide = [&](std::optional<std::string_view> value) -> std::optional<Change> {
     seen.emplace_back(value.value_or("nothing"));
-    if (seen.size() == 1) beside_us.update();
+    if (seen.size() == 1) neighbor.update();
     return value == "new" ? std::optional(Change::set("key", "ours")) : std::nullopt;
   };
-  EXPECT_EQ(read_modify_write(link, appender, "key", decide, {}), 3U);
+  EXPECT_EQ(read_modify_write(session, appender, "key", decide, {}), 3U);
   EXPECT_EQ(seen.back(), "new");
 }
 
@@ -426,7 +426,7 @@ TEST(ReadModifyWrite, negative_decision_needs_one_log_read) {
   const auto script = std::make_shared<Script>();
   Cache cache = fleet.open("berlin", script);
   cache.set("lock", "taken");
-  std::this_thread::sleep_for(milliseconds(150));  // so that nobody asked just now
+  std::this_thread::sleep_for(milliseconds(150));  // so that no recent confirmation exists
   const int before = script->read_count;
   EXPECT_EQ(cache.set_if("lock", std::nullopt, "ours"), std::nullopt);
   EXPECT_EQ(script->read_count, before + 1);

@@ -1,5 +1,5 @@
-// Committing: an update is in the log once or not at all, and whoever wrote it is told which; group
-// commit.
+// Committing: an update is in the log once or not at all, and its writer learns which. Group commit
+// shares an append among queued writes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,11 +24,11 @@ using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-constexpr milliseconds short_deadline{80};
+constexpr milliseconds append_deadline{80};
 
-WriteOptions with_deadline(milliseconds deadline) { return {.note = {}, .deadline = deadline}; }
+WriteOptions write_within(milliseconds deadline) { return {.note = {}, .deadline = deadline}; }
 
-// How often each key was set in the log.
+// Returns how often the log changes each key.
 std::map<std::string, int> set_counts_by_key(Log& log) {
   std::map<std::string, int> times;
   Update update;
@@ -40,7 +40,7 @@ std::map<std::string, int> set_counts_by_key(Log& log) {
   return times;
 }
 
-// Throws while `failures` last.
+// Returns a hook that throws `error` and decrements `failures` until that is 0.
 auto throw_while_positive(std::atomic<int>& failures, Error error) {
   return [&failures, error](UpdateId) {
     if (failures-- > 0) throw error;
@@ -84,7 +84,7 @@ TEST(WriteQueue, lost_answer_behind_other_update_is_resolved) {
   script->before_append = [&](UpdateId) {
     if (!once.exchange(false)) return;
     tokyo.set("tokyo", "first");
-    throw uncertain_error();  // ours was never sent
+    throw uncertain_error();  // this append was never sent
   };
   Cache berlin = fleet.open("berlin", script);
 
@@ -116,26 +116,26 @@ TEST(WriteQueue, lost_answer_below_other_update_is_resolved) {
   EXPECT_EQ(berlin.digest(), tokyo.digest());
 }
 
-// The statement is still under way when we look, and arrives later.
+// The statement is still in transit when the writer reads the log, and is executed later.
 TEST(WriteQueue, late_append_does_not_duplicate_write) {
   Fleet fleet;
-  struct LateArrival : testing::ForwardingLog {
+  struct DelayingLog : testing::ForwardingLog {
     using ForwardingLog::ForwardingLog;
-    std::string under_way;
+    std::string in_transit;
     int appends = 0;
     Appended append(UpdateId id, std::string_view bytes) override {
       if (++appends == 1) {
-        under_way = bytes;
+        in_transit = bytes;
         throw uncertain_error();
       }
       if (appends == 2) {
-        target().append(id, under_way);  // now it is there
+        target().append(id, in_transit);
       }
       return target().append(id, bytes);
     }
   };
-  auto late = std::make_unique<LateArrival>(fleet.log());
-  Cache berlin(std::move(late), fleet.options("berlin"));
+  auto delaying = std::make_unique<DelayingLog>(fleet.log());
+  Cache berlin(std::move(delaying), fleet.options("berlin"));
 
   EXPECT_EQ(berlin.set("a", "1"), 1U);
 
@@ -151,7 +151,7 @@ TEST(WriteQueue, write_to_unavailable_log_throws_unavailable_without_write) {
   script->before_append = [](UpdateId) { throw unavailable_error(); };
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.set("a", "2", with_deadline(short_deadline)); },
+      ErrorKind::unavailable, [&] { cache.set("a", "2", write_within(append_deadline)); },
       "the test's log is away");
 
   EXPECT_EQ(cache.get("a"), "1");
@@ -173,12 +173,12 @@ TEST(WriteQueue, unresolved_append_throws_uncertain) {
   };
 
   expect_error(
-      ErrorKind::uncertain, [&] { cache.set("a", "2", with_deadline(short_deadline)); },
+      ErrorKind::uncertain, [&] { cache.set("a", "2", write_within(append_deadline)); },
       "may or may not", "id=2");
 
   away = false;
   script->after_append = nullptr;
-  EXPECT_EQ(cache.update(), 2U) << "this time it was in it";
+  EXPECT_EQ(cache.update(), 2U) << "this time the append had succeeded";
   EXPECT_EQ(cache.get("a"), "2");
 }
 
@@ -253,15 +253,15 @@ TEST(WriteQueue, permanent_error_is_not_retried) {
 
 TEST(WriteQueue, log_always_answering_taken_fails_at_deadline) {
   Fleet fleet;
-  struct Liar : testing::ForwardingLog {
+  struct NeverAppendingLog : testing::ForwardingLog {
     using ForwardingLog::ForwardingLog;
     Appended append(UpdateId, std::string_view) override { return Appended::taken; }
   };
-  auto liar = std::make_unique<Liar>(fleet.log());
-  Cache cache(std::move(liar), fleet.options("berlin"));
+  auto never_appending = std::make_unique<NeverAppendingLog>(fleet.log());
+  Cache cache(std::move(never_appending), fleet.options("berlin"));
 
   expect_error(
-      ErrorKind::unavailable, [&] { cache.set("a", "1", with_deadline(short_deadline)); },
+      ErrorKind::unavailable, [&] { cache.set("a", "1", write_within(append_deadline)); },
       "nothing was written");
 }
 
@@ -286,9 +286,9 @@ TEST(WriteQueue, appended_write_that_cannot_be_applied_throws_uncertain) {
   EXPECT_THAT(message, AllOf(HasSubstr("is in the log, but could not be applied"),
                              HasSubstr("state_bytes_max")));
   EXPECT_EQ(fleet.log()->extent().head, written + 1);
-  EXPECT_EQ(small.applied_id(), written) << "nothing half applied";
+  EXPECT_EQ(small.applied_id(), written) << "no partial update";
   EXPECT_EQ(small.size(), written);
-  EXPECT_EQ(small.get("key0"), incompressible_bytes(100'000, 0)) << "reads go on";
+  EXPECT_EQ(small.get("key0"), incompressible_bytes(100'000, 0)) << "reads continue";
   expect_error(
       ErrorKind::limit, [&] { small.update(); }, "state_bytes_max");
   EXPECT_EQ(fleet.open("large").applied_id(), written + 1);
@@ -299,7 +299,7 @@ TEST(WriteQueue, batch_failing_midway_reports_written_changes) {
   auto script = std::make_shared<Script>();
   Options options;
   options.update_bytes_max = 4096;
-  options.deadline = short_deadline;
+  options.deadline = append_deadline;
   Cache cache = fleet.open("berlin", script, options);
   script->before_append = [](UpdateId id) {
     if (id > 2) throw unavailable_error();
@@ -318,7 +318,7 @@ TEST(WriteQueue, batch_failing_midway_reports_written_changes) {
   EXPECT_FALSE(cache.contains("e"));
 }
 
-// --- Machines against each other ---
+// --- Concurrent machines ---
 
 TEST(WriteQueue, writers_on_several_machines_lose_no_write) {
   Fleet fleet;
@@ -347,7 +347,7 @@ TEST(WriteQueue, writers_on_several_machines_lose_no_write) {
 
 // --- Group commit ---
 
-// Holds the first append until others have queued behind it.
+// Blocks the first append until other writes are queued behind it.
 class GroupCommit : public ::testing::Test {
  protected:
   GroupCommit() {
@@ -356,7 +356,7 @@ class GroupCommit : public ::testing::Test {
       while (blocked) std::this_thread::sleep_for(milliseconds(1));
     };
   }
-  // From then on the second append fails, as long as it is tried while the log is away.
+  // Makes every attempt at the second append fail while `away` is true.
   void fail_second_append_while(const std::atomic<bool>& away) {
     script->before_append = [this, &away](UpdateId id) {
       ++append_attempts;
@@ -364,7 +364,7 @@ class GroupCommit : public ::testing::Test {
       if (id == 2 && away) throw unavailable_error();
     };
   }
-  // Starts a write and waits until it is under way or queued.
+  // Starts a write on a thread and waits until it is appending or queued.
   template <typename Write>
   void start_write(Write write) {
     std::promise<pid_t> began;
@@ -377,7 +377,7 @@ class GroupCommit : public ::testing::Test {
     if (threads.size() == 1) {
       while (append_attempts == 0) std::this_thread::yield();
     } else {
-      // Whoever sleeps waits in the queue; seen twice, lest it was for something else on the way.
+      // A sleeping thread waits in the queue. Check twice, because it may sleep elsewhere before.
       for (int seen = 0; seen < 2; std::this_thread::sleep_for(milliseconds(2)))
         seen = is_sleeping(writer) ? seen + 1 : 0;
     }
@@ -386,7 +386,7 @@ class GroupCommit : public ::testing::Test {
     std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
     std::string stat;
     std::getline(file, stat);
-    return stat.empty() || stat.find(") S ") != std::string::npos;  // empty: it is done already
+    return stat.empty() || stat.find(") S ") != std::string::npos;  // empty: the thread has exited
   }
   void release() {
     blocked = false;
@@ -462,7 +462,7 @@ TEST_F(GroupCommit, queued_write_fails_at_own_deadline) {
   start_write([&] { cache.set("first", "1"); });
   start_write([&] {
     expect_error(
-        ErrorKind::unavailable, [&] { cache.set("hasty", "1", with_deadline(milliseconds(30))); },
+        ErrorKind::unavailable, [&] { cache.set("hasty", "1", write_within(milliseconds(30))); },
         "nothing was written");
   });
   start_write([&] { cache.set("patient", "1"); });
@@ -479,7 +479,7 @@ TEST_F(GroupCommit, followers_continue_after_leader_reaches_deadline) {
   start_write([&] { cache.set("first", "1"); });
   start_write([&] {
     expect_error(ErrorKind::unavailable,
-                 [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
+                 [&] { cache.set("hasty", "1", write_within(milliseconds(150))); });
   });
   start_write([&] { EXPECT_EQ(cache.set("patient", "1"), 2U); });
   blocked = false;
@@ -491,7 +491,7 @@ TEST_F(GroupCommit, followers_continue_after_leader_reaches_deadline) {
   EXPECT_TRUE(cache.contains("patient"));
 }
 
-// Its leader had taken it along, and so it was not to give up; now it stands in the queue again.
+// The leader had included it in its group, which suspends its deadline; now it is queued again.
 TEST_F(GroupCommit, follower_of_failed_leader_fails_at_own_deadline) {
   std::atomic<bool> away{true};
   fail_second_append_while(away);
@@ -499,25 +499,25 @@ TEST_F(GroupCommit, follower_of_failed_leader_fails_at_own_deadline) {
   start_write([&] { cache.set("first", "1"); });
   start_write([&] {
     expect_error(ErrorKind::unavailable,
-                 [&] { cache.set("hasty", "1", with_deadline(milliseconds(150))); });
+                 [&] { cache.set("hasty", "1", write_within(milliseconds(150))); });
   });
   start_write(
-      [&] { EXPECT_EQ(cache.set("patient", "1", with_deadline(milliseconds(60'000))), 2U); });
+      [&] { EXPECT_EQ(cache.set("patient", "1", write_within(milliseconds(60'000))), 2U); });
   start_write([&] {
     expect_error(ErrorKind::unavailable,
-                 [&] { cache.set("less so", "1", with_deadline(milliseconds(600))); });
+                 [&] { cache.set("less patient", "1", write_within(milliseconds(600))); });
   });
   blocked = false;
   threads[1].join();
-  threads[3].join();  // although the patient one, who leads now, would not be done for a minute
+  threads[3].join();  // although the new leader has a deadline of a minute
   away = false;
   threads[0].join();
   threads[2].join();
-  EXPECT_FALSE(cache.contains("less so"));
+  EXPECT_FALSE(cache.contains("less patient"));
 }
 
-// The thread for writes that nobody waits for ends those in the queue; who stands between them
-// leads meanwhile.
+// Closing makes the asynchronous writer fail its queued writes. A synchronous write queued between
+// them leads meanwhile.
 TEST_F(GroupCommit, close_completes_sync_write_queued_between_async_writes) {
   Cache cache = fleet.open("berlin", script);
   const auto noted = [](const char* note) {
@@ -553,9 +553,9 @@ TEST_F(GroupCommit, invalid_write_does_not_fail_writes_of_same_group) {
   EXPECT_TRUE(cache.contains("good"));
 }
 
-// The store takes less than update_bytes_max says.
+// The store accepts less than update_bytes_max.
 TEST_F(GroupCommit, batches_refused_as_group_are_appended_one_by_one) {
-  struct Small final : testing::ForwardingLog {
+  struct SmallPacketLog final : testing::ForwardingLog {
     using ForwardingLog::ForwardingLog;
     std::shared_ptr<Script> script;
     Appended append(UpdateId id, std::string_view bytes) override {
@@ -564,7 +564,7 @@ TEST_F(GroupCommit, batches_refused_as_group_are_appended_one_by_one) {
       return target().append(id, bytes);
     }
   };
-  auto log = std::make_unique<Small>(fleet.log());
+  auto log = std::make_unique<SmallPacketLog>(fleet.log());
   log->script = script;
   Cache cache(std::move(log), fleet.options("berlin"));
   start_write([&] { cache.set("first", "1"); });
@@ -583,9 +583,9 @@ TEST_F(GroupCommit, batches_refused_as_group_are_appended_one_by_one) {
   EXPECT_EQ(cache.size(), 5U);
 }
 
-// Groups are cut short by notes and by impatience, led by threads and by the one for writes nobody
-// waits for, and fail. Whoever is not woken when it is his turn, or when his write has ended, is
-// still there when his deadline has passed.
+// Notes and short deadlines cut groups short, calling threads and the asynchronous writer lead
+// them, and appends fail. A write that is not woken when it becomes leader, or when it completes,
+// would wait until its deadline.
 TEST(WriteQueue, every_waiting_write_completes_before_deadline) {
   Fleet fleet;
   const auto script = std::make_shared<Script>();
@@ -594,12 +594,12 @@ TEST(WriteQueue, every_waiting_write_completes_before_deadline) {
     const std::uint64_t number = ++appends;
     std::this_thread::sleep_for(std::chrono::microseconds(100));
     if (number % 97 == 0)
-      throw Error(ErrorKind::limit, "packet too large");  // a group then goes one by one
+      throw Error(ErrorKind::limit, "packet too large");  // the group is then appended one by one
     if (number % 89 == 0) throw Error(ErrorKind::unavailable, "the log is away");
     if (number % 83 == 0) throw Error(ErrorKind::corrupt, "the log is damaged");
   };
   Cache cache = fleet.open("berlin", script);
-  constexpr milliseconds patience{30'000};
+  constexpr milliseconds deadline{30'000};
   std::atomic<int> written{0};
   std::atomic<int> refused{0};
   std::atomic<std::int64_t> longest_ms{0};
@@ -608,7 +608,7 @@ TEST(WriteQueue, every_waiting_write_completes_before_deadline) {
     threads.emplace_back([&, i] {
       for (int j = 0; j < 150; ++j) {
         const std::string key = "key" + std::to_string(i);
-        const WriteOptions options{.note = (i + j) % 7 == 0 ? "release" : "", .deadline = patience};
+        const WriteOptions options{.note = (i + j) % 7 == 0 ? "release" : "", .deadline = deadline};
         const auto began = std::chrono::steady_clock::now();
         try {
           if (i % 4 == 0) {
@@ -627,8 +627,8 @@ TEST(WriteQueue, every_waiting_write_completes_before_deadline) {
         const std::int64_t took_ms =
             std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - began)
                 .count();
-        for (std::int64_t known = longest_ms;
-             took_ms > known && !longest_ms.compare_exchange_weak(known, took_ms);) {
+        for (std::int64_t seen = longest_ms;
+             took_ms > seen && !longest_ms.compare_exchange_weak(seen, took_ms);) {
         }
       }
     });
@@ -637,7 +637,7 @@ TEST(WriteQueue, every_waiting_write_completes_before_deadline) {
   EXPECT_EQ(written + refused, 16 * 150);
   EXPECT_GT(written, 16 * 100);
   EXPECT_GT(refused, 0);
-  EXPECT_LT(longest_ms, patience.count() / 3);
+  EXPECT_LT(longest_ms, deadline.count() / 3);
   EXPECT_EQ(fleet.open("tokyo").digest(), cache.digest());
 }
 
