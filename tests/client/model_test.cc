@@ -1,7 +1,7 @@
-// The model test: random operations on a fleet, compared with a std::map that remembers what every
-// key was at every id, and with a replay of the whole log. Whatever is read, on whichever machine,
-// must be what the log says as of that machine's applied id; a view must go on showing its id; and
-// whoever compares finds the same contents and the same digest everywhere.
+// The model test: random operations on a fleet, compared with a std::map that holds the value of
+// every key at every id, and with a replay of the whole log. Every read on every machine must
+// return the value as of the machine's applied id, and a view must keep showing its id. At every
+// comparison all machines have the same contents and the same digest.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -40,7 +40,7 @@ void apply_change(Contents& items, const Change& change) {
   }
 }
 
-// What the log says, from its base on.
+// Returns the contents that the log yields, from its base on.
 Contents replay(Log& log) {
   Contents items;
   UpdateId at = 0;
@@ -62,7 +62,7 @@ Contents replay(Log& log) {
   return items;
 }
 
-// What every key was at every id.
+// The value of every key at every id.
 class KeyVersions {
  public:
   void change(UpdateId id, const std::string& key, std::optional<std::string> value) {
@@ -89,7 +89,7 @@ class KeyVersions {
     }
     return items;
   }
-  // Nobody will ask for ids before `id` any more.
+  // Forgets ids before `id`; no later call may ask for them.
   void forget_before(UpdateId id) {
     for (auto& [key, versions] : keys_) {
       std::size_t first = 0;
@@ -109,9 +109,8 @@ class KeyVersions {
 class Model {
  public:
   explicit Model(std::uint64_t seed) : random_(seed) {
-    // Once in a while it fails before it does anything, or does it and loses the answer; and
-    // sometimes another machine rewrites the history before the writer could look whether its
-    // update is there.
+    // Now and then an append fails before it acts, or acts and loses the answer. Sometimes another
+    // machine then rewrites the history before the writer can check whether its update is there.
     script_->before_append = [this](UpdateId) {
       if (chance(1000)) throw chance(2) ? unavailable_error() : uncertain_error();
     };
@@ -182,9 +181,9 @@ class Model {
     ++reopened_;
   }
 
-  // Does what writes. If it cannot tell whether that is in the log, the log is asked: of what was
-  // to become `after`, all is there or nothing, or a part if it was split into several updates.
-  // False then.
+  // Calls `write` and returns true if its outcome is certain. Otherwise reads the log and returns
+  // false: of the changes that lead to after(contents), the log has all or none, or some of them if
+  // the write was split into several updates.
   template <typename Write>
   bool write_and_resolve(Cache& cache, const Write& write,
                          const std::function<Contents(Contents)>& after) {
@@ -245,8 +244,8 @@ class Model {
     if (changes.empty()) return;
     ASSERT_GT(id, before);
     head_ = id;
-    // Several updates if it was split; which change went into which one does not matter for what is
-    // compared at the last.
+    // A split write has several updates. The comparison is at the last one, so it does not matter
+    // which update has which change.
     for (const Change& change : changes) {
       history_.change(id, std::string(change.key),
                       change.kind == Change::Kind::set ? std::optional<std::string>(change.value)
@@ -258,35 +257,35 @@ class Model {
     const std::size_t machine = random_machine();
     active_machine_ = machine;
     Cache& cache = *machines_[machine];
-    const std::uint64_t what = random_() % 1000;
-    if (what < 400) {
+    const std::uint64_t draw = random_() % 1000;
+    if (draw < 400) {
       const std::string key = random_key();
       const UpdateId id = cache.applied_id();
       ASSERT_EQ(cache.get(key), history_.get(key, id))
           << "operation " << number << " key " << key << " id " << id;
-    } else if (what < 450) {
+    } else if (draw < 450) {
       const std::string key = random_key();
       ASSERT_EQ(cache.contains(key), history_.get(key, cache.applied_id()).has_value())
           << "operation " << number;
-    } else if (what < 480) {
+    } else if (draw < 480) {
       std::vector<std::string> keys(random_() % 10);
       for (std::string& key : keys) key = random_key();
       const auto values = cache.get_multi(keys);
       for (std::size_t i = 0; i < keys.size(); ++i)
         ASSERT_EQ(values[i], history_.get(keys[i], cache.applied_id())) << "operation " << number;
-    } else if (what < 700) {
+    } else if (draw < 700) {
       const std::string key = random_key();
       const std::string value = random_value();
       write(cache, {Change::set(key, value)});
-    } else if (what < 800) {
+    } else if (draw < 800) {
       const std::string key = random_key();
       write(cache, {Change::erase(key)});
-    } else if (what < 850) {
+    } else if (draw < 850) {
       write_many(cache);
-    } else if (what < 970) {
+    } else if (draw < 970) {
       const UpdateId id = cache.update();
       ASSERT_EQ(id, head_) << "operation " << number;
-    } else if (what < 990) {
+    } else if (draw < 990) {
       hold_or_check_view(cache, number);
     } else {
       rare_step(machine, number);
@@ -335,76 +334,80 @@ class Model {
     Cache& cache = *machines_[machine];
     switch (random_() % 40) {
       case 0:
-      case 1: {
-        const UpdateId limit = chance(2) || head_ == 0 ? 0 : 1 + random_() % head_;
-        const UpdateId base = cache.rewrite_history({.limit = limit, .keep = {}});
-        ASSERT_GE(base, limit) << "operation " << number;
-        ++rewrites_;
-        return;
-      }
-      case 2: {
-        // Keys of the last digits 7 go.
-        const auto keep = [](std::string_view key, std::string_view) { return key.back() != '7'; };
-        cache.update();
-        const Contents before = history_.at(head_);
-        const auto after = [](Contents items) {
-          std::erase_if(items, [](const auto& item) { return item.first.back() == '7'; });
-          return items;
-        };
-        UpdateId base = 0;
-        if (!write_and_resolve(
-                cache, [&] { base = cache.rewrite_history({.limit = 0, .keep = keep}); }, after))
-          return;
-        head_ = std::max(head_, base);
-        for (const auto& [key, value] : before) {
-          if (key.back() == '7') history_.change(head_, key, std::nullopt);
-        }
-        ++rewrites_;
-        return;
-      }
+      case 1: return rewrite_up_to_random_limit(cache, number);
+      case 2: return rewrite_without_sevens(cache);
       case 3:
-        if (!chance(5)) return;
-        {
-          UpdateId base = 0;
-          if (!write_and_resolve(
-                  cache, [&] { base = cache.delete_all_history(); },
-                  [](const Contents&) { return Contents(); }))
-            return;
-          head_ = base;
-          history_.erase_all(head_);
-        }
+        if (chance(5)) delete_all(cache);
         return;
       case 4:
       case 5:
       case 6: return reopen(machine);
       case 7: cache.delete_shared_state(); return reopen(machine);
       case 8: return bootstrap(machine);
-      case 9: {
-        const UpdateId id = cache.applied_id();
-        ASSERT_EQ(contents(cache), history_.at(id)) << "operation " << number;
-        ASSERT_EQ(cache.digest(), digest_of(history_.at(id))) << "operation " << number;
-        return;
-      }
-      default: {
-        // A range.
-        const UpdateId id = cache.applied_id();
-        const std::string begin = random_key();
-        const std::string end = random_key();
-        const Contents all = history_.at(id);
-        const View view = cache.view();
-        auto expected = all.lower_bound(begin);
-        for (const auto [key, value] : view.items(KeyRange::between(begin, end))) {
-          ASSERT_TRUE(expected != all.end() && expected->first == key && expected->second == value)
-              << "operation " << number;
-          ++expected;
-        }
-        ASSERT_TRUE(begin >= end || expected == all.lower_bound(end)) << "operation " << number;
-        return;
-      }
+      case 9: return compare_contents(cache, number);
+      default: return compare_range(cache, number);
     }
   }
 
-  // Another machine's closed state is copied to this machine.
+  void rewrite_up_to_random_limit(Cache& cache, std::uint64_t number) {
+    const UpdateId limit = chance(2) || head_ == 0 ? 0 : 1 + random_() % head_;
+    const UpdateId base = cache.rewrite_history({.limit = limit, .keep = {}});
+    ASSERT_GE(base, limit) << "operation " << number;
+    ++rewrites_;
+  }
+
+  // Erases the keys that end in 7.
+  void rewrite_without_sevens(Cache& cache) {
+    const auto keep = [](std::string_view key, std::string_view) { return key.back() != '7'; };
+    cache.update();
+    const Contents before = history_.at(head_);
+    const auto after = [](Contents items) {
+      std::erase_if(items, [](const auto& item) { return item.first.back() == '7'; });
+      return items;
+    };
+    UpdateId base = 0;
+    if (!write_and_resolve(
+            cache, [&] { base = cache.rewrite_history({.limit = 0, .keep = keep}); }, after))
+      return;
+    head_ = std::max(head_, base);
+    for (const auto& [key, value] : before) {
+      if (key.back() == '7') history_.change(head_, key, std::nullopt);
+    }
+    ++rewrites_;
+  }
+
+  void delete_all(Cache& cache) {
+    UpdateId base = 0;
+    if (!write_and_resolve(
+            cache, [&] { base = cache.delete_all_history(); },
+            [](const Contents&) { return Contents(); }))
+      return;
+    head_ = base;
+    history_.erase_all(head_);
+  }
+
+  void compare_contents(const Cache& cache, std::uint64_t number) {
+    const UpdateId id = cache.applied_id();
+    ASSERT_EQ(contents(cache), history_.at(id)) << "operation " << number;
+    ASSERT_EQ(cache.digest(), digest_of(history_.at(id))) << "operation " << number;
+  }
+
+  void compare_range(const Cache& cache, std::uint64_t number) {
+    const UpdateId id = cache.applied_id();
+    const std::string begin = random_key();
+    const std::string end = random_key();
+    const Contents all = history_.at(id);
+    const View view = cache.view();
+    auto expected = all.lower_bound(begin);
+    for (const auto [key, value] : view.items(KeyRange::between(begin, end))) {
+      ASSERT_TRUE(expected != all.end() && expected->first == key && expected->second == value)
+          << "operation " << number;
+      ++expected;
+    }
+    ASSERT_TRUE(begin >= end || expected == all.lower_bound(end)) << "operation " << number;
+  }
+
+  // Replaces the state of machine `to` by a copy of the closed state of another machine.
   void bootstrap(std::size_t to) {
     const std::size_t from = (to + 1) % machines_.size();
     machines_[from]->close_shared_state();
@@ -415,14 +418,14 @@ class Model {
     open(to);
     reopen(from);
     ASSERT_EQ(machines_[to]->counters().rebuilds_damaged, 0U)
-        << "a copy of a closed state is whole";
+        << "a copy of a closed state is complete";
     ++bootstrapped_;
   }
 
   void compare_all() {
     const Contents expected = history_.at(head_);
     const Digest digest = digest_of(expected);
-    log_fails_ = false;  // here the test reads it, which has no patience
+    log_fails_ = false;  // the test reads the log here, without retries
     ASSERT_EQ(replay(CacheInternal::log(*machines_[0])), expected)
         << "the log itself, operation " << operations_;
     log_fails_ = true;
@@ -444,10 +447,10 @@ class Model {
 
   std::mt19937_64 random_;
   std::shared_ptr<Script> script_ = std::make_shared<Script>();
-  bool log_fails_ = true;  // once in a while
-  bool in_concurrent_rewrite_ =
-      false;                        // a machine rewrites the history while another one is writing
-  std::size_t active_machine_ = 0;  // the machine whose turn it is
+  bool log_fails_ = true;  // now and then
+  // A machine rewrites the history while another one writes.
+  bool in_concurrent_rewrite_ = false;
+  std::size_t active_machine_ = 0;  // the machine that runs the current step
   Fleet fleet_;
   std::array<std::unique_ptr<Cache>, 3> machines_;
   KeyVersions history_;
@@ -459,8 +462,8 @@ class Model {
   std::uint64_t reopened_ = 0;
   std::uint64_t bootstrapped_ = 0;
   std::uint64_t rebuilt_ = 0;
-  std::uint64_t lost_answer_count_ = 0;  // answers
-  std::uint64_t uncertain_ = 0;          // writes, as far as the writer could tell
+  std::uint64_t lost_answer_count_ = 0;
+  std::uint64_t uncertain_ = 0;  // writes with an uncertain outcome
   std::uint64_t uncertain_and_written_ = 0;
 };
 
@@ -481,7 +484,7 @@ TEST(ModelLong, million_random_operations_match_model_and_log_replay) {
     uncertain_and_written += model.uncertain_and_written();
     uncertain_and_not_written += model.uncertain_and_not_written();
   }
-  EXPECT_GT(uncertain_and_written, 0U) << "both outcomes were to be met";
+  EXPECT_GT(uncertain_and_written, 0U) << "both outcomes must occur";
   EXPECT_GT(uncertain_and_not_written, 0U);
 }
 

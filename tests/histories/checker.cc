@@ -11,9 +11,9 @@ namespace {
 
 using Value = std::optional<std::string>;
 
-std::string shown(const Value& value) { return value ? *value : "(absent)"; }
+std::string display(const Value& value) { return value ? *value : "(absent)"; }
 
-// The log's updates, applied one after the other; every key as of every id.
+// The updates of the log, applied in order: every key at every id.
 class Replay {
  public:
   explicit Replay(const std::vector<ArchivedUpdate>& archive) {
@@ -62,7 +62,7 @@ class Replay {
     UpdateId id;
     Value value;
   };
-  // Of several changes to one key in one update only the last is ever seen.
+  // Readers see only the last of several changes to a key in one update.
   static bool is_overwritten_within_update(const std::vector<Version>& versions,
                                            std::vector<Version>::const_iterator version) {
     return std::next(version) != versions.end() && std::next(version)->id == version->id;
@@ -83,20 +83,20 @@ class Checker {
       if (archive_[i].id == i + 1) continue;
       report(Violation::log_gap,
              "id=" + std::to_string(archive_[i].id) + " expected=" + std::to_string(i + 1));
-      return verdict_;  // nothing else would mean anything
+      return verdict_;  // no other check makes sense
     }
     collect_tokens();
     const Replay replay(archive_);
     for (const History& history : histories_) {
       for (const Write& write : history.writes) check_write(history, write, replay);
       for (const Observation& seen : history.observations) check_observation(history, seen, replay);
-      for (const std::string& what : history.unexpected)
-        report(Violation::unexpected, history.process + ": " + what);
+      for (const std::string& message : history.unexpected)
+        report(Violation::unexpected, history.process + ": " + message);
       if (!std::is_sorted(history.ids.begin(), history.ids.end())) {
-        const auto fell = std::is_sorted_until(history.ids.begin(), history.ids.end());
-        report(Violation::process_went_backwards, history.process +
-                                                      ": from=" + std::to_string(*std::prev(fell)) +
-                                                      " to=" + std::to_string(*fell));
+        const auto backwards = std::is_sorted_until(history.ids.begin(), history.ids.end());
+        report(Violation::process_went_backwards,
+               history.process + ": from=" + std::to_string(*std::prev(backwards)) +
+                   " to=" + std::to_string(*backwards));
       }
     }
     for (const auto& [token, updates] : tokens_) {
@@ -124,12 +124,12 @@ class Checker {
     }
   }
 
-  // The ids at which a try is in the log.
+  // Returns the ids at which the attempt is in the log.
   const std::vector<UpdateId>& ids_of(const Attempt& attempt) {
-    static const std::vector<UpdateId> nowhere;
+    static const std::vector<UpdateId> no_ids;
     known_tokens_.emplace(attempt.token, true);
-    const auto place = tokens_.find(attempt.token);
-    return place == tokens_.end() ? nowhere : place->second;
+    const auto found = tokens_.find(attempt.token);
+    return found == tokens_.end() ? no_ids : found->second;
   }
 
   void check_write(const History& history, const Write& write, const Replay& replay) {
@@ -174,8 +174,8 @@ class Checker {
       const Value before = replay.value_at(key, id - 1);
       if (before == value) continue;
       report(Violation::not_serializable, name + ": id=" + std::to_string(id) + " key=" + key +
-                                              " read=" + shown(value) +
-                                              " before_the_update=" + shown(before));
+                                              " read=" + display(value) +
+                                              " before_the_update=" + display(before));
     }
   }
 
@@ -213,18 +213,18 @@ class Checker {
       ++verdict_.values;
       if (replay.had_within(key, value, seen.first, seen.last)) continue;
       report(Violation::wrong_value, name + ": first=" + std::to_string(seen.first) +
-                                         " key=" + key + " value=" + shown(value) +
-                                         " expected=" + shown(replay.value_at(key, seen.last)));
+                                         " key=" + key + " value=" + display(value) +
+                                         " expected=" + display(replay.value_at(key, seen.last)));
     }
   }
 
-  // --- What must hold between processes, by the clock they share. ---
+  // --- Order between processes, by their common clock. ---
 
   struct IdInterval {
     std::int64_t began_ns;
     std::int64_t ended_ns;
-    UpdateId least;     // what it was told first
-    UpdateId greatest;  // and what last
+    UpdateId least;     // the first reported id
+    UpdateId greatest;  // the last reported id
     bool is_write;
     const History* history;
   };
@@ -243,31 +243,31 @@ class Checker {
         of_machines[history.machine].push_back(all.back());
       }
     }
-    const auto nothing_smaller = [this](std::vector<IdInterval> told, const auto& is_broken,
-                                        Violation violation) {
-      std::vector<IdInterval> by_end = told;
-      std::sort(told.begin(), told.end(),
+    const auto check_order = [this](std::vector<IdInterval> by_begin, const auto& is_violated,
+                                    Violation violation) {
+      std::vector<IdInterval> by_end = by_begin;
+      std::sort(by_begin.begin(), by_begin.end(),
                 [](const IdInterval& a, const IdInterval& b) { return a.began_ns < b.began_ns; });
       std::sort(by_end.begin(), by_end.end(),
                 [](const IdInterval& a, const IdInterval& b) { return a.ended_ns < b.ended_ns; });
       auto ended = by_end.begin();
       UpdateId seen = 0;
-      for (const IdInterval& each : told) {
+      for (const IdInterval& each : by_begin) {
         for (; ended != by_end.end() && ended->ended_ns < each.began_ns; ++ended)
           seen = std::max(seen, ended->greatest);
-        if (is_broken(each, seen)) {
+        if (is_violated(each, seen)) {
           report(violation, each.history->process + ": id=" + std::to_string(each.least) +
                                 " seen_before=" + std::to_string(seen));
         }
       }
     };
-    nothing_smaller(
+    check_order(
         all,
         [](const IdInterval& each, UpdateId seen) { return each.is_write && each.least <= seen; },
         Violation::out_of_order);
-    for (const auto& [machine, told] : of_machines) {
-      nothing_smaller(
-          told,
+    for (const auto& [machine, intervals] : of_machines) {
+      check_order(
+          intervals,
           [](const IdInterval& each, UpdateId seen) { return !each.is_write && each.least < seen; },
           Violation::machine_went_backwards);
     }
@@ -284,20 +284,20 @@ class Checker {
 
 const char* to_string(Violation violation) {
   switch (violation) {
-    case Violation::log_gap: return "log_has_a_gap";
-    case Violation::phantom_write: return "written_by_nobody";
+    case Violation::log_gap: return "log_gap";
+    case Violation::phantom_write: return "phantom_write";
     case Violation::lost: return "lost";
-    case Violation::duplicated: return "doubled";
-    case Violation::written_despite_failure: return "written_all_the_same";
+    case Violation::duplicated: return "duplicated";
+    case Violation::written_despite_failure: return "written_despite_failure";
     case Violation::torn: return "torn";
     case Violation::not_serializable: return "not_serializable";
     case Violation::out_of_order: return "out_of_order";
-    case Violation::process_went_backwards: return "went_back";
-    case Violation::machine_went_backwards: return "machine_went_back";
+    case Violation::process_went_backwards: return "process_went_backwards";
+    case Violation::machine_went_backwards: return "machine_went_backwards";
     case Violation::token_not_seen: return "token_not_seen";
     case Violation::wrong_value: return "wrong_value";
     case Violation::wrong_digest: return "wrong_digest";
-    case Violation::unexpected: return "strange";
+    case Violation::unexpected: return "unexpected";
   }
   return "";
 }

@@ -1,5 +1,5 @@
-// Whether histories (history.h) can be told of a log: every promise of whycache/cache.h that
-// histories can break is looked at, with one look-up for each thing that was told.
+// Checks whether histories (history.h) are consistent with a log. It checks every guarantee of
+// whycache/cache.h that histories can violate, with one look-up per recorded fact.
 #pragma once
 
 #include <cstdint>
@@ -11,27 +11,26 @@
 
 namespace whycache::testing {
 
-// What every promise is called when it was broken.
+// The violation of each guarantee.
 enum class Violation {
   log_gap,                  // ids in the log are not 1, 2, 3 ...
-  phantom_write,            // an update nobody has tried to write
+  phantom_write,            // no process tried to write an update
   lost,                     // an acknowledged write is not in the log, or at another id
   duplicated,               // a write is in the log more than once
-  written_despite_failure,  // a write is in the log that had failed with nothing written
-  torn,                     // an update has a part of a write only
-  not_serializable,         // what a transaction had read was changed before its update
-  out_of_order,  // a write that began after an update was seen somewhere got an id before that
-  process_went_backwards,  // a process saw an id, and later a smaller one
-  machine_went_backwards,  // a process of a machine saw an id, and another of it, later, a smaller
-                           // one
-  token_not_seen,          // a read after a token saw less than that
-  wrong_value,             // a read saw what was not there at that id
-  wrong_digest,            // a digest differs from that of the log's updates up to that id
-  unexpected,              // anything a process could not make sense of
+  written_despite_failure,  // a write that failed with nothing written is in the log
+  torn,                     // an update has only a part of a write
+  not_serializable,         // a value read by a transaction was changed before its update
+  out_of_order,             // a write got an id below one that was seen before it began
+  process_went_backwards,   // a process saw an id and later a smaller one
+  machine_went_backwards,   // a machine's process saw an id, and later another saw a smaller one
+  token_not_seen,           // a read with a token saw a smaller id
+  wrong_value,              // a read returned a value that the key did not have at that id
+  wrong_digest,             // a digest differs from that of the log's updates up to that id
+  unexpected,               // an error that a process did not expect
 };
 const char* to_string(Violation violation);
 
-// One update, as it was found in the log.
+// One update of the log.
 struct ArchivedUpdate {
   UpdateId id = 0;
   KeyValues changes{};

@@ -1,5 +1,5 @@
-// The checker of histories finds what is wrong with them: for each promise, a history that breaks
-// it and nothing else.
+// The checker of histories reports violations. For each guarantee there is a history that violates
+// it and no other.
 #include "histories/checker.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +18,7 @@ namespace {
 
 using Violations = std::map<Violation, std::uint64_t>;
 
-// The log of these stories.
+// The log of these tests.
 std::vector<ArchivedUpdate> archive() {
   return {
       {1, {{"a", "w1."}, {"b", "w1."}}},
@@ -38,7 +38,7 @@ std::string text_of(const Digest& digest) {
   return std::to_string(digest.low) + ':' + std::to_string(digest.high);
 }
 
-// Who wrote what the log has.
+// The history of the process that wrote the log.
 const char* const writer =
     "call 1 100\n"
     "try 1 w1 - a=w1.,b=w1.\n"
@@ -53,10 +53,11 @@ const char* const writer =
     "try 4 w4 a=w2.,b c=w4\n"
     "done 4 450 4\n";
 
-std::string replace_all(std::string text, const std::string& what, const std::string& with) {
-  const std::size_t at = text.find(what);
-  if (at == std::string::npos) throw std::runtime_error("not in the history: " + what);
-  return text.replace(at, what.size(), with);
+std::string replace_first(std::string text, const std::string& old_text,
+                          const std::string& new_text) {
+  const std::size_t at = text.find(old_text);
+  if (at == std::string::npos) throw std::runtime_error("not in the history: " + old_text);
+  return text.replace(at, old_text.size(), new_text);
 }
 
 History history(const std::string& lines, const std::string& process = "one",
@@ -69,11 +70,12 @@ Violations violations_of(const std::vector<History>& histories,
                          const std::vector<ArchivedUpdate>& log = archive()) {
   return check(log, histories).violations;
 }
-// The writer's, with a line changed, and a reader's.
-Violations violations_of(const std::string& what, const std::string& with,
+// Checks the writer's history with `old_text` replaced, and the history of a reader.
+Violations violations_of(const std::string& old_text, const std::string& new_text,
                          const std::string& reader = "") {
   return violations_of(
-      {history(what.empty() ? writer : replace_all(writer, what, with)), history(reader, "two")});
+      {history(old_text.empty() ? writer : replace_first(writer, old_text, new_text)),
+       history(reader, "two")});
 }
 
 TEST(HistoryChecker, valid_history_has_no_violation) {
@@ -141,9 +143,9 @@ TEST(HistoryChecker, duplicated_write_is_reported) {
   std::vector<ArchivedUpdate> log = archive();
   log.push_back({5, {{"c", "w4"}}});
   EXPECT_EQ(violations_of({history(writer)}, log), (Violations{{Violation::duplicated, 1}}));
-  EXPECT_EQ(violations_of({history(replace_all(writer, "done 4 450 4\n", ""))}, log),
+  EXPECT_EQ(violations_of({history(replace_first(writer, "done 4 450 4\n", ""))}, log),
             (Violations{{Violation::duplicated, 1}}))
-      << "an unanswered one, too";
+      << "an unanswered write, too";
 }
 
 TEST(HistoryChecker, transaction_with_two_attempts_in_log_is_reported) {
@@ -151,7 +153,8 @@ TEST(HistoryChecker, transaction_with_two_attempts_in_log_is_reported) {
   log.push_back({5, {{"c", "w5"}}});
   EXPECT_EQ(
       violations_of(
-          {history(replace_all(writer, "done 4 450 4", "try 4 w5 c=w4 c=w5\ndone 4 450 5"))}, log),
+          {history(replace_first(writer, "done 4 450 4", "try 4 w5 c=w4 c=w5\ndone 4 450 5"))},
+          log),
       (Violations{{Violation::duplicated, 1}}));
 }
 
@@ -179,7 +182,7 @@ TEST(HistoryChecker, transaction_with_changed_reads_is_reported) {
             (Violations{{Violation::not_serializable, 1}}));
   EXPECT_EQ(violations_of("a=w2.,b c=w4\ndone 4 450 4", "a=w1.,b c=w4\nfailed 4 450 uncertain"),
             (Violations{{Violation::not_serializable, 1}}))
-      << "one of which nobody knew, too";
+      << "a write with an unknown outcome, too";
 }
 
 TEST(HistoryChecker, write_with_id_below_earlier_read_is_reported) {
@@ -209,7 +212,7 @@ TEST(HistoryChecker, machine_going_backwards_is_reported) {
   EXPECT_EQ(
       violations_of({history(writer), early, history("saw 515 540 3 3 - 0 -\n", "three", "tokyo")}),
       Violations{})
-      << "who began before may have seen less";
+      << "a read that began earlier may see less";
 }
 
 TEST(HistoryChecker, write_unseen_by_other_process_of_machine_is_reported) {
@@ -232,9 +235,9 @@ TEST(HistoryChecker, value_absent_at_read_ids_is_reported) {
   EXPECT_EQ(of("saw 460 470 2 2 - 0 a\n"), wrong) << "lost";
   EXPECT_EQ(of("saw 460 470 3 3 - 0 b=w1.\n"), wrong) << "erased";
   EXPECT_EQ(of("saw 460 470 1 1 - 0 c=w3..\n"), wrong) << "not there yet";
-  EXPECT_EQ(of("saw 460 470 2 2 - 0 a=w2\n"), wrong) << "cut";
+  EXPECT_EQ(of("saw 460 470 2 2 - 0 a=w2\n"), wrong) << "truncated";
   EXPECT_EQ(of("saw 460 470 3 4 - 0 c\n"), wrong) << "at neither id";
-  EXPECT_EQ(of("saw 460 470 1 1 - 0 z=w1.\n"), wrong) << "a key nobody wrote";
+  EXPECT_EQ(of("saw 460 470 1 1 - 0 z=w1.\n"), wrong) << "a key that was never written";
 }
 
 TEST(HistoryChecker, overwritten_change_within_update_is_reported_if_read) {
@@ -266,30 +269,30 @@ TEST(HistoryChecker, unexpected_event_is_reported) {
 }
 
 TEST(HistoryChecker, verdict_counts_and_names_violations) {
-  const Verdict verdict =
-      check(archive(), {history(replace_all(writer, "done 2 250 2", "failed 2 250 unavailable"))});
+  const Verdict verdict = check(
+      archive(), {history(replace_first(writer, "done 2 250 2", "failed 2 250 unavailable"))});
   EXPECT_EQ(verdict.violation_count(), 1U);
   ASSERT_EQ(verdict.examples.size(), 1U);
-  EXPECT_EQ(verdict.examples[0], "written_all_the_same: one write 2: id=2");
+  EXPECT_EQ(verdict.examples[0], "written_despite_failure: one write 2: id=2");
 }
 
 // --- The files. ---
 
 TEST(HistoryFile, file_round_trips_history) {
-  const TemporaryDirectory folder;
+  const TemporaryDirectory directory;
   {
-    HistoryWriter writes(folder.file("one"));
+    HistoryWriter writes(directory.file("one"));
     EXPECT_EQ(writes.begin_write(), 1U);
     writes.record_attempt(1, {"t1", {}, {{"a", "t1."}, {"b", std::nullopt}}});
     writes.record_attempt(1, {"t2", {{"a", std::nullopt}, {"b", "x"}}, {{"c", "t2"}}});
     writes.record_acknowledged(1, 17);
     EXPECT_EQ(writes.begin_write(), 2U);
-    writes.record_failure(2, Error(ErrorKind::uncertain, "who knows"));
+    writes.record_failure(2, Error(ErrorKind::uncertain, "no answer"));
     EXPECT_EQ(writes.begin_write(), 3U);
     writes.record_read({1, 2, 17, 18, Digest{3, 4}, 5, {{"a", ""}}});
     writes.record_unexpected("a\nb");
   }
-  std::ifstream lines(folder.file("one"));
+  std::ifstream lines(directory.file("one"));
   const History read = read_history(lines, "one", "berlin");
   ASSERT_EQ(read.writes.size(), 3U);
   const Write& first = read.writes[0];

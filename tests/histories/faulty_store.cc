@@ -30,22 +30,22 @@ class PlainStore final : public FaultyStore {
 #if WHYCACHE_WITH_MYSQL
 
 TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random) {
-  TcpProxy::ConnectionFaults treatment;
+  TcpProxy::ConnectionFaults faults;
   const double size =
       std::exp(std::uniform_real_distribution<double>(0, std::log(bytes_max))(random));
-  (random() % 2 == 0 ? treatment.to_server : treatment.to_client).cut_after =
+  (random() % 2 == 0 ? faults.to_server : faults.to_client).cut_after =
       static_cast<std::uint64_t>(size);
-  treatment.cut_by_reset = random() % 2 == 0;
-  return treatment;
+  faults.cut_by_reset = random() % 2 == 0;
+  return faults;
 }
 
-// A MariaDB server, which is killed and started again now and then, behind a proxy that cuts most
-// connections somewhere.
+// A MariaDB server that is killed and restarted now and then, behind a proxy that cuts most
+// connections.
 class FaultyMysql : public FaultyStore {
  public:
   explicit FaultyMysql(std::uint64_t seed)
       : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
-    // From the first byte to some hundred statements, as many of each size.
+    // Cut after one byte to some hundred statements; every order of magnitude is equally likely.
     proxy_.set_fault_chooser([this](std::uint64_t) { return cut_within(200'000, random_); });
   }
 
@@ -69,21 +69,21 @@ class FaultyMysql : public FaultyStore {
     for (const std::string& id : client.rows("SELECT ID" + others)) {
       try {
         client.run("KILL " + id);
-      } catch (const std::runtime_error&) {  // it has just ended
+      } catch (const std::runtime_error&) {  // the connection has just closed
       }
     }
     for (int i = 0; i < 2000; ++i) {
       if (client.run("SELECT count(*)" + others) == "0") return;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    throw std::runtime_error("the server does not come to the end of what it was asked for");
+    throw std::runtime_error("the server does not finish its earlier statements");
   }
   std::vector<std::pair<std::string, std::uint64_t>> fault_counts() override {
     return {{"cuts", proxy_.cuts()}, {"server_kills", kills_}};
   }
 
  private:
-  std::mt19937_64 random_;  // the proxy's, on its thread
+  std::mt19937_64 random_;  // used only by the thread of the proxy
   MariadbServer server_;
   std::string database_;
   TcpProxy proxy_;
@@ -92,16 +92,15 @@ class FaultyMysql : public FaultyStore {
 
 #if WHYCACHE_WITH_MEMCACHED
 
-// The same with a memcached in front of it, which is by turns killed and started again empty,
-// flushed, and paused for longer than anybody waits for it; and behind a proxy that cuts some
-// connections, too.
+// FaultyMysql with a memcached in front. The memcached is in turn killed and restarted empty,
+// flushed, and paused for longer than its timeout. Its proxy cuts some connections, too.
 class FaultyMemcached final : public FaultyMysql {
  public:
   explicit FaultyMemcached(std::uint64_t seed)
       : FaultyMysql(seed), random_(~seed), proxy_(server_.port()) {
     proxy_.set_fault_chooser([this](std::uint64_t) {
-      // After a failure memcached is left alone for a while; it has to be there most of the time to
-      // be of any use.
+      // After a failure the tier skips memcached for a while, so most connections must work for
+      // memcached to be used at all.
       return random_() % 4 == 0 ? cut_within(200'000, random_) : TcpProxy::ConnectionFaults{};
     });
   }
@@ -144,14 +143,14 @@ class FaultyMemcached final : public FaultyMysql {
   }
 
  private:
-  std::mt19937_64 random_;  // the proxy's, on its thread
+  std::mt19937_64 random_;  // used only by the thread of the proxy
   MemcachedServer server_;
   TcpProxy proxy_;
   std::uint64_t fault_count_ = 0;
   std::uint64_t kills_ = 0;
   std::uint64_t flushes_ = 0;
   std::uint64_t pauses_ = 0;
-  std::uint64_t hits_before_ = 0;  // of those that were killed
+  std::uint64_t hits_before_ = 0;  // of killed servers
 };
 
 #endif
@@ -159,15 +158,16 @@ class FaultyMemcached final : public FaultyMysql {
 
 }  // namespace
 
-std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& folder,
+std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& directory,
                                                std::uint64_t seed) {
-  const std::map<std::string, std::function<std::unique_ptr<FaultyStore>()>> stages {
+  const std::map<std::string, std::function<std::unique_ptr<FaultyStore>()>> makers {
     {"file",
      [&] {
-       std::filesystem::create_directory(folder + "/log");
-       return std::make_unique<PlainStore>("file://" + folder + "/log");
+       std::filesystem::create_directory(directory + "/log");
+       return std::make_unique<PlainStore>("file://" + directory + "/log");
      }},
-        {"sqlite", [&] { return std::make_unique<PlainStore>("sqlite://" + folder + "/log.db"); }},
+        {"sqlite",
+         [&] { return std::make_unique<PlainStore>("sqlite://" + directory + "/log.db"); }},
 #if WHYCACHE_WITH_MYSQL
         {"mysql", [&] { return std::make_unique<FaultyMysql>(seed); }},
 #if WHYCACHE_WITH_MEMCACHED
@@ -175,11 +175,11 @@ std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std
 #endif
 #endif
   };
-  const auto found = stages.find(log);
-  if (found != stages.end()) return found->second();
+  const auto found = makers.find(log);
+  if (found != makers.end()) return found->second();
   std::string known;
-  for (const auto& [name, make] : stages) known += ' ' + name;
-  throw std::runtime_error("there is no stage for this log: " + log + " (known:" + known + ")");
+  for (const auto& [name, make] : makers) known += ' ' + name;
+  throw std::runtime_error("unknown log: " + log + " (known:" + known + ")");
 }
 
 }  // namespace whycache::testing

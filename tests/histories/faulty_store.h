@@ -1,4 +1,4 @@
-// Where histories take place: a log in a store that fails every now and then, as stores do.
+// The store that holds the log of the histories, with injected faults.
 #pragma once
 
 #include <chrono>
@@ -13,26 +13,25 @@ namespace whycache::testing {
 class FaultyStore {
  public:
   virtual ~FaultyStore() = default;
-  // Straight to the log.
+  // Returns the URL without faults.
   virtual std::string url() const = 0;
-  // As those who play reach it.
+  // Returns the URL that the workers use.
   virtual std::string worker_url() const { return url(); }
-  // Whether failures have to be put between the players and the log (flaky_log.h), since nothing
-  // else brings them.
+  // Returns true if workers must wrap the log in a FlakyLog, because the store itself never fails.
   virtual bool needs_flaky_log() const { return true; }
-  // Now and then: something that hurts all at once. For as long as calm() nothing follows, and at
-  // most twice as long.
+  // Injects a fault that affects all workers. Calls are between one and two quiet_period_min()
+  // apart.
   virtual void inject_fault() {}
   virtual std::chrono::milliseconds quiet_period_min() const { return std::chrono::seconds(8); }
-  // Nothing fails any more, and the store is done with all that it was asked for before.
+  // Stops all faults, and returns once the store has completed all earlier requests.
   virtual void stop_faults() {}
-  // What was done to the store so far, by name: connections cut, servers killed.
+  // Returns the faults so far, by name: connections cut, servers killed.
   virtual std::vector<std::pair<std::string, std::uint64_t>> fault_counts() { return {}; }
 };
 
-// `log`: file, sqlite, mysql, memcached (in front of mysql). Throws std::runtime_error, with the
-// names there are, for any other.
-std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& folder,
+// `log` is file, sqlite, mysql or memcached (in front of mysql). Throws std::runtime_error, which
+// lists the known names, for any other.
+std::unique_ptr<FaultyStore> make_faulty_store(const std::string& log, const std::string& directory,
                                                std::uint64_t seed);
 
 }  // namespace whycache::testing

@@ -1,7 +1,7 @@
-// Plays histories on a log and checks them: writers, transactions, readers and rewriters in several
-// processes on two machines, and one who sleeps on a third, while processes are killed and
-// connections cut. Says what was counted, and in its last line the same as JSON; ends with 1 if any
-// promise was broken.
+// Records histories on a log and checks them. Writers, transactions, readers and rewriters run in
+// several processes on two machines, and a rare reader runs on a third, while processes are killed
+// and connections cut. Prints the counts, and the same as JSON in the last line. Exits with 1 if a
+// guarantee was violated.
 //
 //   histories_main --log sqlite --seconds 60
 #include <signal.h>
@@ -46,14 +46,14 @@ struct Settings {
   std::string log = "sqlite";
   double seconds = 60;
   std::uint64_t seed = 0;
-  std::string keep;  // folder for the histories if anything is wrong with them
+  std::string keep;  // directory for the histories if a guarantee was violated
 };
 
-// A process that plays a part, and is started again whenever it has died.
+// The process of a worker, which is restarted whenever it has died.
 class WorkerProcess {
  public:
-  explicit WorkerProcess(WorkerSettings part)
-      : worker_settings_(std::move(part)), name_(worker_settings_.process_name) {}
+  explicit WorkerProcess(WorkerSettings settings)
+      : worker_settings_(std::move(settings)), name_(worker_settings_.process_name) {}
   WorkerProcess(const WorkerProcess&) = delete;
   WorkerProcess& operator=(const WorkerProcess&) = delete;
   ~WorkerProcess() { kill(); }
@@ -67,13 +67,13 @@ class WorkerProcess {
     worker_settings_.process_name = name_ + '-' + std::to_string(processes_.size());
     processes_.push_back(worker_settings_.process_name);
     const std::vector<std::string> words{"histories_main",
-                                         "--play",
+                                         "--role",
                                          worker_settings_.role,
                                          "--machine",
                                          worker_settings_.machine,
                                          "--url",
                                          worker_settings_.url,
-                                         "--folder",
+                                         "--directory",
                                          worker_settings_.directory,
                                          "--process",
                                          worker_settings_.process_name,
@@ -101,13 +101,13 @@ class WorkerProcess {
     pid_ = 0;
   }
 
-  // How it died, if it did by itself, and not well.
+  // Returns how the process died, if it died by itself with an error.
   std::optional<std::string> reap() {
     int status = 0;
     if (pid_ == 0 || ::waitpid(pid_, &status, WNOHANG) != pid_) return std::nullopt;
     pid_ = 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return std::nullopt;
-    return worker_settings_.process_name + ": died by itself: status=" + std::to_string(status);
+    return worker_settings_.process_name + ": died unexpectedly: status=" + std::to_string(status);
   }
 
  private:
@@ -130,7 +130,7 @@ class HistoryRun {
 
   int run() {
     add_workers();
-    for (WorkerProcess& member : workers_) member.start(random_());
+    for (WorkerProcess& worker : workers_) worker.start(random_());
     run_workers();
     stop_workers();
     check_final_state();
@@ -160,25 +160,25 @@ class HistoryRun {
     const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(settings_.seconds));
     auto next_kill = Clock::now() + milliseconds(300);
-    auto next_disturbance = Clock::now() + store_->quiet_period_min();
+    auto next_fault = Clock::now() + store_->quiet_period_min();
     while (Clock::now() < end) {
       archive();
-      for (WorkerProcess& member : workers_) {
-        reap(member);
-        if (!member.is_running()) member.start(random_());
+      for (WorkerProcess& worker : workers_) {
+        reap(worker);
+        if (!worker.is_running()) worker.start(random_());
       }
       if (Clock::now() >= next_kill) {
-        WorkerProcess& member = workers_[random_() % workers_.size()];
-        member.kill();
-        member.start(random_());
+        WorkerProcess& worker = workers_[random_() % workers_.size()];
+        worker.kill();
+        worker.start(random_());
         ++kills_;
         next_kill = Clock::now() + milliseconds(20 + random_() % 100);
       }
-      if (Clock::now() >= next_disturbance) {
+      if (Clock::now() >= next_fault) {
         store_->inject_fault();
-        const milliseconds calm = store_->quiet_period_min();
-        next_disturbance = Clock::now() + calm +
-                           milliseconds(random_() % static_cast<std::uint64_t>(calm.count()));
+        const milliseconds quiet_period = store_->quiet_period_min();
+        next_fault = Clock::now() + quiet_period +
+                     milliseconds(random_() % static_cast<std::uint64_t>(quiet_period.count()));
       }
       std::this_thread::sleep_for(milliseconds(3));
     }
@@ -186,28 +186,27 @@ class HistoryRun {
 
   void archive() { progress_.archived = archive_.follow(); }
 
-  void reap(WorkerProcess& member) {
-    if (std::optional<std::string> death = member.reap()) unexpected_.push_back(*death);
+  void reap(WorkerProcess& worker) {
+    if (std::optional<std::string> death = worker.reap()) unexpected_.push_back(*death);
   }
 
   void stop_workers() {
     progress_.stop = true;
-    const auto patience_end = Clock::now() + seconds(30);
-    for (WorkerProcess& member : workers_) {
-      while (member.is_running() && Clock::now() < patience_end) {
-        reap(member);
+    const auto stop_deadline = Clock::now() + seconds(30);
+    for (WorkerProcess& worker : workers_) {
+      while (worker.is_running() && Clock::now() < stop_deadline) {
+        reap(worker);
         archive();
         std::this_thread::sleep_for(milliseconds(3));
       }
-      if (member.is_running())
-        unexpected_.push_back(member.processes().back() + ": does not come to its end");
-      member.kill();
+      if (worker.is_running()) unexpected_.push_back(worker.processes().back() + ": does not stop");
+      worker.kill();
     }
     store_->stop_faults();
     archive();
   }
 
-  // Every machine comes to the head of the log, and so does a new one.
+  // Checks that every machine, and a new one, reaches the head of the log.
   void check_final_state() {
     for (const char* machine : {"berlin", "tokyo", "rome", "paris"}) {
       const std::string process = std::string(machine) + "-end";
@@ -232,16 +231,16 @@ class HistoryRun {
   std::vector<History> collect() const {
     std::vector<History> histories;
     const auto read = [&](const std::string& process, const std::string& machine) {
-      std::ifstream lines(
-          history_path(directory_.path(), process));  // not there: killed before it began
+      // The file is missing if the process was killed before it started.
+      std::ifstream lines(history_path(directory_.path(), process));
       histories.push_back(read_history(lines, process, machine));
     };
-    for (const WorkerProcess& member : workers_) {
-      for (const std::string& process : member.processes()) read(process, member.machine());
+    for (const WorkerProcess& worker : workers_) {
+      for (const std::string& process : worker.processes()) read(process, worker.machine());
     }
     for (const auto& [process, machine] : final_histories_) read(process, machine);
     histories.push_back(
-        History{.process = "director", .machine = "none", .unexpected = unexpected_});
+        History{.process = "history_run", .machine = "none", .unexpected = unexpected_});
     return histories;
   }
 
@@ -259,7 +258,7 @@ class HistoryRun {
         {"unanswered", verdict.unanswered},
         {"uncertain_or_unanswered_in_log", verdict.uncertain_or_unanswered_in_log},
         {"transactions", verdict.transactions},
-        {"transactions_run_again", verdict.transactions_retried},
+        {"transactions_retried", verdict.transactions_retried},
         {"rewrites", progress_.rewrites.load()},
         {"rebuilds_behind_base", progress_.rebuilds.load()},
         {"reads", verdict.reads},
@@ -279,11 +278,11 @@ class HistoryRun {
       json["violated"][to_string(violation)] = times;
     for (const std::string& example : verdict.examples)
       std::printf("VIOLATED %s\n", example.c_str());
-    bool idle = false;  // who has not seen it has not shown it
+    bool idle = false;  // a run that lacks an event proves nothing about it
     for (const auto& [name, count] : counts) {
       const bool may_be_none = name == "violations" || settings_.seconds < 20;
       if (count > 0 || may_be_none) continue;
-      std::printf("NOT SHOWN %s\n", name.c_str());
+      std::printf("NOT EXERCISED %s\n", name.c_str());
       idle = true;
     }
     if (violations > 0 && !settings_.keep.empty()) {
@@ -294,7 +293,7 @@ class HistoryRun {
                                      std::filesystem::copy_options::overwrite_existing);
         }
       }
-      std::printf("the histories are kept in %s\n", settings_.keep.c_str());
+      std::printf("histories kept in %s\n", settings_.keep.c_str());
     }
     std::printf("%s\n", json.dump().c_str());
     return violations == 0 && !idle ? 0 : 1;
@@ -315,22 +314,23 @@ class HistoryRun {
 int run(int argc, char** argv) {
   Settings settings;
   settings.seed = std::random_device{}();
-  WorkerSettings part;
-  CLI::App app("Plays histories on a log and checks them.");
+  WorkerSettings worker;
+  CLI::App app("Records histories on a log and checks them.");
   app.add_option("--log", settings.log, "file, sqlite, mysql, memcached");
   app.add_option("--seconds", settings.seconds, "how long");
-  app.add_option("--keep", settings.keep, "folder for the histories, if a promise was broken");
-  app.add_option("--seed", settings.seed, "of all that is random");
-  app.add_option("--play", part.role, "for its own use, as are those below");
-  app.add_option("--machine", part.machine);
-  app.add_option("--url", part.url);
-  app.add_option("--folder", part.directory);
-  app.add_option("--process", part.process_name);
-  app.add_flag("--flaky,!--steady", part.flaky);
+  app.add_option("--keep", settings.keep,
+                 "directory for the histories if a guarantee was violated");
+  app.add_option("--seed", settings.seed, "seed of the random generators");
+  app.add_option("--role", worker.role, "for internal use, as are the options below");
+  app.add_option("--machine", worker.machine);
+  app.add_option("--url", worker.url);
+  app.add_option("--directory", part.directory);
+  app.add_option("--process", worker.process_name);
+  app.add_flag("--flaky,!--steady", worker.flaky);
   CLI11_PARSE(app, argc, argv);
-  if (part.role.empty()) return HistoryRun(settings).run();
-  part.seed = settings.seed;
-  run_worker(part);
+  if (worker.role.empty()) return HistoryRun(settings).run();
+  worker.seed = settings.seed;
+  run_worker(worker);
   return 0;
 }
 

@@ -1,5 +1,5 @@
-// Histories (histories_main.cc) on every log that can be shared by processes, for a minute each.
-// WHYCACHE_HISTORY_SECONDS says for how long.
+// Histories (histories_main.cc) on every log that processes can share, for a minute each or for
+// WHYCACHE_HISTORY_SECONDS.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -15,7 +15,7 @@
 namespace whycache::testing {
 namespace {
 
-void expect_nothing_violated(const std::string& log) {
+void expect_no_violation(const std::string& log) {
   const std::string command =
       std::string(WHYCACHE_TEST_BIN) + "/histories_main --log " + log + " --seconds " +
       std::to_string(number_from_environment("WHYCACHE_HISTORY_SECONDS", 60)) +
@@ -24,23 +24,23 @@ void expect_nothing_violated(const std::string& log) {
   EXPECT_EQ(std::system(command.c_str()), 0) << command;
 }
 
-TEST(HistoriesLongBeside, histories_on_file_keep_promises) { expect_nothing_violated("file"); }
+TEST(HistoriesLongBeside, histories_on_file_keep_promises) { expect_no_violation("file"); }
 
 #if WHYCACHE_WITH_SQLITE
-TEST(HistoriesLongBeside, histories_on_sqlite_keep_promises) { expect_nothing_violated("sqlite"); }
+TEST(HistoriesLongBeside, histories_on_sqlite_keep_promises) { expect_no_violation("sqlite"); }
 #endif
 
 #if WHYCACHE_WITH_MYSQL
 TEST(HistoriesLongBeside, histories_on_mysql_keep_promises) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
-  expect_nothing_violated("mysql");
+  expect_no_violation("mysql");
 }
 
 #if WHYCACHE_WITH_MEMCACHED
 TEST(HistoriesLongBeside, histories_on_memcached_over_mysql_keep_promises) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: memcached is not installed";
-  expect_nothing_violated("memcached");
+  expect_no_violation("memcached");
 }
 #endif
 #endif

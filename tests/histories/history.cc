@@ -11,10 +11,10 @@
 namespace whycache::testing {
 namespace {
 
-std::string to_text(const KeyValues& facts) {
-  if (facts.empty()) return "-";
+std::string to_text(const KeyValues& key_values) {
+  if (key_values.empty()) return "-";
   std::string text;
-  for (const auto& [key, value] : facts) {
+  for (const auto& [key, value] : key_values) {
     if (!text.empty()) text += ',';
     text += key;
     if (value) text += '=' + *value;
@@ -22,19 +22,19 @@ std::string to_text(const KeyValues& facts) {
   return text;
 }
 
-KeyValues to_facts(const std::string& text) {
-  KeyValues facts;
-  if (text == "-") return facts;
+KeyValues parse_key_values(const std::string& text) {
+  KeyValues key_values;
+  if (text == "-") return key_values;
   std::istringstream words(text);
   for (std::string word; std::getline(words, word, ',');) {
     const std::size_t at = word.find('=');
     if (at == std::string::npos) {
-      facts.emplace_back(word, std::nullopt);
+      key_values.emplace_back(word, std::nullopt);
     } else {
-      facts.emplace_back(word.substr(0, at), word.substr(at + 1));
+      key_values.emplace_back(word.substr(0, at), word.substr(at + 1));
     }
   }
-  return facts;
+  return key_values;
 }
 
 std::optional<Digest> to_digest(const std::string& text) {
@@ -43,7 +43,7 @@ std::optional<Digest> to_digest(const std::string& text) {
   Digest digest;
   char colon = 0;
   words >> digest.low >> colon >> digest.high;
-  if (!words || colon != ':') throw std::runtime_error("no digest: " + text);
+  if (!words || colon != ':') throw std::runtime_error("not a digest: " + text);
   return digest;
 }
 
@@ -53,7 +53,7 @@ Write::Answer answer_of(const std::string& kind) {
                                 ErrorKind::conflict, ErrorKind::refused, ErrorKind::corrupt}) {
     if (kind == to_string(known)) return Write::Answer::nothing_written;
   }
-  throw std::runtime_error("no kind of an error: " + kind);
+  throw std::runtime_error("not an error kind: " + kind);
 }
 
 }  // namespace
@@ -110,8 +110,8 @@ void HistoryWriter::record_read(const Observation& seen) {
              std::to_string(seen.at_least) + ' ' + to_text(seen.key_values) + '\n');
 }
 
-void HistoryWriter::record_unexpected(const std::string& what) {
-  std::string line = "strange " + what;
+void HistoryWriter::record_unexpected(const std::string& message) {
+  std::string line = "strange " + message;
   std::replace(line.begin(), line.end(), '\n', ' ');
   write_line(line + '\n');
 }
@@ -121,59 +121,59 @@ void HistoryWriter::record_unexpected(const std::string& what) {
 History read_history(std::istream& lines, const std::string& process, const std::string& machine) {
   History history{.process = process, .machine = machine};
   for (std::string line; std::getline(lines, line);) {
-    if (lines.eof()) break;  // cut short: it was not written
+    if (lines.eof()) break;  // truncated: the write(2) of the line was interrupted
     std::istringstream words(line);
-    std::string what;
-    words >> what;
-    const auto give_up = [&] {
+    std::string keyword;
+    words >> keyword;
+    const auto reject_line = [&] {
       throw std::runtime_error(process + ": not a line of a history: " + line);
     };
-    const auto write_told_of = [&]() -> Write& {
+    const auto find_write = [&]() -> Write& {
       std::uint64_t sequence = 0;
       words >> sequence;
-      if (!words || sequence == 0 || sequence > history.writes.size()) give_up();
+      if (!words || sequence == 0 || sequence > history.writes.size()) reject_line();
       return history.writes[sequence - 1];
     };
-    if (what == "call") {
+    if (keyword == "call") {
       Write write;
       words >> write.sequence >> write.began_ns;
-      if (write.sequence != history.writes.size() + 1) give_up();
+      if (write.sequence != history.writes.size() + 1) reject_line();
       history.writes.push_back(write);
-    } else if (what == "try") {
-      Write& write = write_told_of();
+    } else if (keyword == "try") {
+      Write& write = find_write();
       Attempt attempt;
       std::string reads;
       std::string changes;
       words >> attempt.token >> reads >> changes;
-      attempt.reads = to_facts(reads);
-      attempt.changes = to_facts(changes);
+      attempt.reads = parse_key_values(reads);
+      attempt.changes = parse_key_values(changes);
       write.attempts.push_back(std::move(attempt));
-    } else if (what == "done") {
-      Write& write = write_told_of();
+    } else if (keyword == "done") {
+      Write& write = find_write();
       words >> write.ended_ns >> write.id;
       write.answer = Write::Answer::acknowledged;
       history.ids.push_back(write.id);
-    } else if (what == "failed") {
-      Write& write = write_told_of();
+    } else if (keyword == "failed") {
+      Write& write = find_write();
       std::string kind;
       words >> write.ended_ns >> kind;
       write.answer = answer_of(kind);
-    } else if (what == "saw") {
+    } else if (keyword == "saw") {
       Observation seen;
       std::string digest;
-      std::string facts;
+      std::string key_values;
       words >> seen.began_ns >> seen.ended_ns >> seen.first >> seen.last >> digest >>
-          seen.at_least >> facts;
+          seen.at_least >> key_values;
       seen.digest = to_digest(digest);
-      seen.key_values = to_facts(facts);
+      seen.key_values = parse_key_values(key_values);
       history.ids.insert(history.ids.end(), {seen.first, seen.last});
       history.observations.push_back(std::move(seen));
-    } else if (what == "strange") {
-      history.unexpected.push_back(line.substr(what.size() + 1));
+    } else if (keyword == "strange") {
+      history.unexpected.push_back(line.substr(keyword.size() + 1));
     } else {
-      give_up();
+      reject_line();
     }
-    if (!words) give_up();
+    if (!words) reject_line();
   }
   return history;
 }

@@ -1,19 +1,19 @@
-// Histories: what each process did and was told, in its own words, in a file that outlives it.
+// Histories: the calls of a process and their results, in a file that outlives the process.
 //
-// A line is written by one write(2) to a file opened for appending before what it tells of begins,
-// or after it has ended; so when the process is killed at any moment, every line it wrote is there,
-// and at most the last is cut short.
+// One write(2) to a file opened for appending writes a line, before the recorded call begins or
+// after it has ended. If the process is killed at any moment, every line that it wrote is in the
+// file, and at most the last one is truncated.
 //
 //   call SEQUENCE NOW                            a write begins
-//   try SEQUENCE TOKEN READS CHANGES             and is tried (a transaction perhaps several times)
-//   done SEQUENCE NOW ID                         it was acknowledged
-//   failed SEQUENCE NOW KIND                     it was not: the kind of the Error
-//   saw BEGAN NOW FIRST LAST DIGEST ASKED FACTS  a read: as of an id in FIRST..LAST; ASKED: the id it had to be beyond,
-//   or 0 strange TEXT                                 what must not happen at all
+//   try SEQUENCE TOKEN READS CHANGES             one attempt; a transaction may have several
+//   done SEQUENCE NOW ID                         the write was acknowledged
+//   failed SEQUENCE NOW KIND                     the write threw an Error of this kind
+//   saw BEGAN NOW FIRST LAST DIGEST ASKED FACTS  a read as of an id in FIRST..LAST
+//   strange TEXT                                 an error that must never happen
 //
-// READS, CHANGES and FACTS are KEY=VALUE, or KEY alone for an absent or erased key, with commas in
-// between, or "-". A token is different for every try; the values that a try sets begin with it, up
-// to a '.'.
+// ASKED is the id that the read had to reach, or 0. READS, CHANGES and FACTS are lists of KEY=VALUE
+// separated by commas, or "-"; KEY alone is an absent or erased key. Every attempt has a token of
+// its own, and the values that it sets begin with the token, up to a '.'.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +29,10 @@
 
 namespace whycache::testing {
 
-// Keys with what was read there, or is written there; nullopt: absent, erased.
+// Keys with the values read or written; nullopt: absent or erased.
 using KeyValues = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
-// One time that a write was tried: what it had read, if that matters, and what it wrote.
+// One attempt of a write: its reads, if they matter, and its changes.
 struct Attempt {
   std::string token;
   KeyValues reads;
@@ -41,13 +41,13 @@ struct Attempt {
 
 struct Write {
   enum class Answer {
-    none,             // the process died first
-    acknowledged,     // it is in the log, at `id`
-    nothing_written,  // it is not
+    none,             // the process died before
+    acknowledged,     // the write is in the log at `id`
+    nothing_written,  // the write is not in the log
     uncertain,
   };
   std::uint64_t sequence = 0;
-  std::int64_t began_ns = 0;  // CLOCK_MONOTONIC, as all times here
+  std::int64_t began_ns = 0;  // CLOCK_MONOTONIC, as are all times here
   std::int64_t ended_ns = 0;
   std::vector<Attempt> attempts{};
   Answer answer = Answer::none;
@@ -64,23 +64,23 @@ struct Observation {
   KeyValues key_values{};
 };
 
-// Of one process, from its start to its end.
+// The history of one process, from its start to its exit.
 struct History {
   std::string process;
   std::string machine;
   std::vector<Write> writes{};
   std::vector<Observation> observations{};
-  // All ids it was told, in that order.
+  // All ids returned to the process, in that order.
   std::vector<UpdateId> ids{};
   std::vector<std::string> unexpected{};
 };
 
 std::int64_t now_ns();
 
-// The token that a value begins with.
+// Returns the token at the start of a value.
 std::string_view token_of(std::string_view value);
 
-// Writes the history of the process it is used in. Throws std::runtime_error if that fails.
+// Writes the history of this process. Throws std::runtime_error if a write fails.
 class HistoryWriter {
  public:
   explicit HistoryWriter(const std::string& path);
@@ -88,13 +88,13 @@ class HistoryWriter {
   HistoryWriter& operator=(const HistoryWriter&) = delete;
   ~HistoryWriter();
 
-  // Returns its sequence.
+  // Returns the sequence number of the write.
   std::uint64_t begin_write();
   void record_attempt(std::uint64_t sequence, const Attempt& attempt);
   void record_acknowledged(std::uint64_t sequence, UpdateId id);
   void record_failure(std::uint64_t sequence, const Error& error);
   void record_read(const Observation& observation);
-  void record_unexpected(const std::string& what);
+  void record_unexpected(const std::string& message);
 
  private:
   void write_line(const std::string& line);
@@ -103,7 +103,7 @@ class HistoryWriter {
   std::uint64_t sequence_ = 0;
 };
 
-// Reads what a HistoryWriter wrote. Throws std::runtime_error if it is anything else.
+// Reads the file of a HistoryWriter. Throws std::runtime_error if a line is malformed.
 History read_history(std::istream& lines, const std::string& process, const std::string& machine);
 
 }  // namespace whycache::testing

@@ -31,10 +31,10 @@ UpdateId LogArchive::follow() {
   }
   if (!uuid_) chain_ = chain_start(extent.uuid);
   if (uuid_.value_or(extent.uuid) != extent.uuid)
-    throw std::runtime_error("the log became another");
+    throw std::runtime_error("the log was replaced by another");
   uuid_ = extent.uuid;
   if (extent.base > updates_.size())
-    throw std::runtime_error("the log was rewritten beyond what is archived");
+    throw std::runtime_error("the log was rewritten beyond the archived updates");
   for (const Row& row : rows) {
     chain_ = verify_chain(row.bytes, row.id, chain_);
     Update update;
@@ -56,7 +56,7 @@ void LogArchive::verify_again() {
   UpdateId expected = extent.base + 1;
   log_->read(expected, no_end, [&](UpdateId id, std::string_view bytes) {
     if (id != expected || id > hashes_.size() || hash64(bytes) != hashes_[id - 1]) {
-      throw std::runtime_error("an update is not what it was: id=" + std::to_string(id));
+      throw std::runtime_error("an update differs from the archived one: id=" + std::to_string(id));
     }
     ++expected;
     return true;

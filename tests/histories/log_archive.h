@@ -1,5 +1,5 @@
-// Who keeps every update of a log, so that histories can be compared with it after the log was
-// rewritten. Rewriting may go as far as it has come, and not farther.
+// Keeps every update of a log, so that histories can be compared with the log after it was
+// rewritten. Rewriters must not go beyond the last archived update.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,11 @@ class LogArchive {
  public:
   explicit LogArchive(std::unique_ptr<Log> log) : log_(std::move(log)) {}
 
-  // Takes what is new; returns the id it has come to. A log that is away is asked again next time.
-  // Throws std::runtime_error if the log lost something, and Error corrupt if it cannot be
-  // believed.
+  // Archives the new updates and returns the id of the last archived one. Does nothing if the log
+  // is unavailable. Throws std::runtime_error if the log has lost updates, and Error(corrupt) if an
+  // update is damaged.
   UpdateId follow();
-  // Looks again at all updates that are still in the log: they are what they were. Throws as
-  // follow().
+  // Checks that the updates still in the log equal the archived ones. Throws as follow() does.
   void verify_again();
 
   const std::vector<ArchivedUpdate>& updates() const { return updates_; }

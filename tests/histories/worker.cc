@@ -35,11 +35,11 @@ bool is_expected_error(const Error& error) {
 
 class Worker {
  public:
-  explicit Worker(const WorkerSettings& part)
-      : settings_(part),
-        progress_(SharedProgress::open(part.directory)),
-        history_(history_path(part.directory, part.process_name)),
-        random_(part.seed) {}
+  explicit Worker(const WorkerSettings& settings)
+      : settings_(settings),
+        progress_(SharedProgress::open(settings.directory)),
+        history_(history_path(settings.directory, settings.process_name)),
+        random_(settings.seed) {}
 
   void run(const std::string& role) {
     const std::map<std::string, std::function<void()>> steps{
@@ -66,16 +66,16 @@ class Worker {
  private:
   std::uint64_t random_below(std::uint64_t below) { return random_() % below; }
   bool chance(unsigned percent) { return random_below(100) < percent; }
-  void pause(milliseconds most) {
-    std::this_thread::sleep_for(
-        std::chrono::microseconds(random_below(static_cast<std::uint64_t>(most.count()) * 1000)));
+  void pause(milliseconds pause_max) {
+    std::this_thread::sleep_for(std::chrono::microseconds(
+        random_below(static_cast<std::uint64_t>(pause_max.count()) * 1000)));
   }
   std::string random_key() { return 'k' + std::to_string(random_below(key_count)); }
   std::string new_token() { return settings_.process_name + '-' + std::to_string(++token_); }
   std::string value_of(const std::string& token) {
     return token + std::string(random_below(200), '.');
   }
-  // Some have no patience, and so learn that nothing was written, or that nobody knows.
+  // Some deadlines are so short that writes fail with nothing written or an uncertain outcome.
   milliseconds deadline() {
     return chance(20) ? milliseconds(random_below(6)) : milliseconds(5000);
   }
@@ -117,7 +117,7 @@ class Worker {
     return changes;
   }
 
-  // What was told of the write is told to the history.
+  // Calls `write` and records its result.
   void record_write(std::uint64_t sequence, const std::function<UpdateId()>& write) {
     try {
       const UpdateId id = write();
@@ -150,15 +150,15 @@ class Worker {
   }
 
   void write_concurrently() {
-    std::vector<std::pair<std::uint64_t, std::future<UpdateId>>> under_way;
+    std::vector<std::pair<std::uint64_t, std::future<UpdateId>>> in_flight;
     for (std::uint64_t left = 2 + random_below(6); left > 0; --left) {
       const std::uint64_t sequence = history_.begin_write();
       const Attempt attempt = new_attempt(1 + random_below(2));
       history_.record_attempt(sequence, attempt);
-      under_way.emplace_back(
+      in_flight.emplace_back(
           sequence, cache_->write_async(changes_of(attempt), {.note = {}, .deadline = deadline()}));
     }
-    for (auto& each : under_way) record_write(each.first, [&] { return each.second.get(); });
+    for (auto& each : in_flight) record_write(each.first, [&] { return each.second.get(); });
   }
 
   void set_if() {
@@ -184,25 +184,25 @@ class Worker {
       return cache_->transact(
           [&](Transaction& t) {
             Attempt attempt = new_attempt(1 + random_below(2));
-            const auto remember = [&](const std::string& key,
-                                      std::optional<std::string_view> value) {
+            const auto record_value = [&](const std::string& key,
+                                          std::optional<std::string_view> value) {
               attempt.reads.emplace_back(key,
                                          value ? std::optional<std::string>(*value) : std::nullopt);
             };
             for (std::uint64_t left = 1 + random_below(3); left > 0; --left) {
               const std::string key = random_key();
-              remember(key, t.get(key));
+              record_value(key, t.get(key));
             }
-            if (chance(20)) {  // the keys k2, k20 ... k29, those that are absent too
-              std::map<std::string, std::string> there;
+            if (chance(20)) {  // the keys k2, k20 ... k29, absent ones as well
+              std::map<std::string, std::string> present;
               for (const Item& item : t.items(KeyRange::prefix("k2")))
-                there.emplace(item.key, item.value);
+                present.emplace(item.key, item.value);
               for (const char* digit : {"", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}) {
                 const std::string key = std::string("k2") + digit;
-                const auto found = there.find(key);
-                remember(key, found == there.end()
-                                  ? std::nullopt
-                                  : std::optional<std::string_view>(found->second));
+                const auto found = present.find(key);
+                record_value(key, found == present.end()
+                                      ? std::nullopt
+                                      : std::optional<std::string_view>(found->second));
               }
             }
             history_.record_attempt(sequence, attempt);
@@ -216,9 +216,9 @@ class Worker {
 
   // --- Reading. ---
 
-  // What a view shows, with the digest.
-  void observe(UpdateId asked = 0) {
-    Observation seen{.began_ns = now_ns(), .at_least = asked};
+  // Reads some keys and the digest of a view.
+  void observe(UpdateId at_least = 0) {
+    Observation seen{.began_ns = now_ns(), .at_least = at_least};
     const View view = cache_->view();
     seen.first = seen.last = view.id();
     seen.digest = view.digest();
@@ -231,7 +231,7 @@ class Worker {
     history_.record_read(seen);
   }
 
-  // What get() gives, which may be as of any id in between.
+  // Calls get(), whose value may be as of any id between the two applied ids.
   void get() {
     Observation seen{.began_ns = now_ns()};
     seen.first = cache_->applied_id();
@@ -248,14 +248,13 @@ class Worker {
       cache_->update();
       observe();
     } else if (kind < 45) {
-      const UpdateId asked = progress_.token;
-      cache_->update({.staleness_max = {}, .at_least = asked, .deadline = {}});
-      observe(asked);
-    } else if (kind <
-               60) {  // who wants no staleness at all sees what was acknowledged to anybody before
-      const UpdateId asked = progress_.token;
+      const UpdateId token = progress_.token;
+      cache_->update({.staleness_max = {}, .at_least = token, .deadline = {}});
+      observe(token);
+    } else if (kind < 60) {  // zero staleness covers all writes acknowledged before
+      const UpdateId token = progress_.token;
       cache_->update({.staleness_max = std::chrono::nanoseconds(0), .at_least = 0, .deadline = {}});
-      observe(asked);
+      observe(token);
     } else if (kind < 75) {
       observe();
     } else {
@@ -279,10 +278,11 @@ class Worker {
   void rewrite() {
     pause(milliseconds(150));
     cache_->update();
-    const UpdateId most = std::min(progress_.archived.load(), cache_->applied_id());
-    if (most == 0) return;
+    const UpdateId limit_max = std::min(progress_.archived.load(), cache_->applied_id());
+    if (limit_max == 0) return;
     const UpdateId base = CacheInternal::log(*cache_).extent().base;
-    const UpdateId limit = chance(50) ? most : most - random_below(std::min<UpdateId>(most, 50));
+    const UpdateId limit =
+        chance(50) ? limit_max : limit_max - random_below(std::min<UpdateId>(limit_max, 50));
     if (limit == 0 || limit <= base) return;
     if (cache_->rewrite_history({.limit = limit, .keep = {}}) == limit) ++progress_.rewrites;
     if (chance(30)) observe();
@@ -303,31 +303,31 @@ std::vector<std::string> worker_roles() {
   return {"writer", "transactor", "reader", "sleeper", "rewriter"};
 }
 
-std::string history_path(const std::string& folder, const std::string& process) {
-  return folder + '/' + process + ".history";
+std::string history_path(const std::string& directory, const std::string& process) {
+  return directory + '/' + process + ".history";
 }
 
-SharedProgress& SharedProgress::open(const std::string& folder) {
-  const int file = ::open((folder + "/board").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+SharedProgress& SharedProgress::open(const std::string& directory) {
+  const int file = ::open((directory + "/progress").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (file < 0 || ::ftruncate(file, sizeof(SharedProgress)) != 0)
-    throw std::runtime_error("cannot make the board");
+    throw std::runtime_error("cannot create the progress file");
   void* const memory =
       ::mmap(nullptr, sizeof(SharedProgress), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   ::close(file);
-  if (memory == MAP_FAILED) throw std::runtime_error("cannot map the board");
-  return *static_cast<SharedProgress*>(memory);  // zeroes are what it begins with
+  if (memory == MAP_FAILED) throw std::runtime_error("cannot map the progress file");
+  return *static_cast<SharedProgress*>(memory);  // its initial value is all zeroes
 }
 
-void run_worker(const WorkerSettings& part) {
+void run_worker(const WorkerSettings& settings) {
   const std::vector<std::string> known = worker_roles();
-  if (std::find(known.begin(), known.end(), part.role) == known.end()) {
-    throw std::runtime_error("no such role: " + part.role);
+  if (std::find(known.begin(), known.end(), settings.role) == known.end()) {
+    throw std::runtime_error("no such role: " + settings.role);
   }
-  Worker player(part);
+  Worker worker(settings);
   try {
-    player.run(part.role);
+    worker.run(settings.role);
   } catch (const std::exception& error) {
-    player.history().record_unexpected(error.what());
+    worker.history().record_unexpected(error.what());
   }
 }
 

@@ -1,5 +1,5 @@
-// Those whose histories are told: processes that write, read and rewrite, each in its own way,
-// until they are killed or told that it is over.
+// Workers: processes that write, read or rewrite, and record their histories, until they are killed
+// or stopped.
 #pragma once
 
 #include <atomic>
@@ -11,34 +11,38 @@
 
 namespace whycache::testing {
 
-// Memory that all of them share, in a file.
+// Memory in a file that all workers share.
 struct SharedProgress {
-  std::atomic<UpdateId> archived{0};  // as far as history may be rewritten; written by the director
-  std::atomic<UpdateId> token{0};     // the greatest id that was acknowledged to anybody
-  std::atomic<std::uint64_t> rewrites{0};  // that have moved the base
-  std::atomic<std::uint64_t> rebuilds{0};  // of machines that were behind the base
+  // History may be rewritten up to this id; set by HistoryRun.
+  std::atomic<UpdateId> archived{0};
+  // The greatest id that was acknowledged to any worker.
+  std::atomic<UpdateId> token{0};
+  std::atomic<std::uint64_t> rewrites{0};  // that moved the base
+  std::atomic<std::uint64_t> rebuilds{0};  // of machines behind the base
   std::atomic<bool> stop{false};
 
-  // Maps the file, which is made if it is not there. For as long as the process lives.
-  static SharedProgress& open(const std::string& folder);
+  // Maps the file until the process exits, and creates it if it is missing.
+  static SharedProgress& open(const std::string& directory);
 };
 
 struct WorkerSettings {
-  std::string role;     // one of roles()
+  std::string role;     // one of worker_roles()
   std::string machine;  // each has a state file
   std::string url;
   bool flaky = false;
   std::string directory;
-  std::string process_name;  // its name, and that of its history: different each time it is started
+  // Names the process and its history; different for every start.
+  std::string process_name;
   std::uint64_t seed = 0;
 };
 
-// writer, transactor, reader, sleeper (reads so seldom that it falls behind the base), rewriter.
+// Returns writer, transactor, reader, sleeper (reads so rarely that it falls behind the base) and
+// rewriter.
 std::vector<std::string> worker_roles();
 
-std::string history_path(const std::string& folder, const std::string& process);
+std::string history_path(const std::string& directory, const std::string& process);
 
-// Plays until the board says that it is over. Throws std::runtime_error if the part makes no sense.
-void run_worker(const WorkerSettings& part);
+// Runs until SharedProgress::stop is set. Throws std::runtime_error if the role is unknown.
+void run_worker(const WorkerSettings& settings);
 
 }  // namespace whycache::testing
