@@ -15,9 +15,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// Longer than any test: no machine confirms with the log by itself.
-constexpr seconds never_confirm{3600};
-
 std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
   std::uint64_t calls = 0;
   for (const TieredMachine& machine : machines) calls += *machine.log_calls;
@@ -25,7 +22,7 @@ std::uint64_t log_calls_of(const std::vector<TieredMachine>& machines) {
 }
 
 TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   berlin->set("key", "first");
   const std::vector<TieredMachine> followers = fleet.open_many(10);
@@ -44,7 +41,7 @@ TEST(MemcachedFleet, followers_read_updates_from_memcached_only) {
 }
 
 TEST(MemcachedFleet, many_updates_are_read_from_memcached_only) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
@@ -84,7 +81,7 @@ TEST(MemcachedFleet, one_follower_confirms_with_log_for_all) {
 }
 
 TEST(MemcachedFleet, staleness_bound_reads_update_unknown_to_memcached) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   TieredMachine stranger = fleet.open("stranger", false);
   TieredMachine tokyo = fleet.open("tokyo");
   stranger->set("key", "old");
@@ -165,7 +162,7 @@ TEST(MemcachedFleet, writers_on_all_machines_agree_on_sum) {
 }
 
 TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();
@@ -177,7 +174,7 @@ TEST(MemcachedFleet, update_too_large_for_memcached_is_read_from_log) {
 }
 
 TEST(MemcachedFleet, update_above_server_item_limit_is_read_from_log) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   fleet.replace_servers({"-I", "512k"});
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -243,7 +240,7 @@ TEST(MemcachedFleet, delete_all_history_empties_every_machine) {
 }
 
 TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   fleet.replace_servers({}, true);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
@@ -255,7 +252,7 @@ TEST(MemcachedFleet, unix_socket_server_delivers_updates) {
 }
 
 TEST(MemcachedFleet, parent_and_child_write_after_fork) {
-  TieredFleet fleet(never_confirm);
+  TieredFleet fleet(confirm_never);
   TieredMachine berlin = fleet.open("berlin");
   TieredMachine tokyo = fleet.open("tokyo");
   tokyo->update();

@@ -18,6 +18,9 @@
 
 namespace whycache::testing {
 
+// Longer than any test: no machine confirms with the log by itself.
+inline constexpr std::chrono::seconds confirm_never{3600};
+
 struct TieredMachine {
   std::unique_ptr<std::atomic<std::uint64_t>> log_calls;  // calls that reached the log
   std::unique_ptr<Cache> cache;

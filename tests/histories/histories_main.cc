@@ -324,7 +324,7 @@ int run(int argc, char** argv) {
   app.add_option("--role", worker.role, "for internal use, as are the options below");
   app.add_option("--machine", worker.machine);
   app.add_option("--url", worker.url);
-  app.add_option("--directory", part.directory);
+  app.add_option("--directory", worker.directory);
   app.add_option("--process", worker.process_name);
   app.add_flag("--flaky,!--steady", worker.flaky);
   CLI11_PARSE(app, argc, argv);
