@@ -182,8 +182,8 @@ class Model {
   }
 
   // Calls `write` and returns true if its outcome is certain. Otherwise reads the log and returns
-  // false: of the changes that lead to after(contents), the log has all or none, or some of them if
-  // the write was split into several updates.
+  // false. The log then has all changes that lead to after(contents), or none of them; a write that
+  // was split into several updates may have some.
   template <typename Write>
   bool write_and_resolve(Cache& cache, const Write& write,
                          const std::function<Contents(Contents)>& after) {

@@ -13,20 +13,34 @@ namespace whycache::testing {
 
 // The violation of each guarantee.
 enum class Violation {
-  log_gap,                  // ids in the log are not 1, 2, 3 ...
-  phantom_write,            // no process tried to write an update
-  lost,                     // an acknowledged write is not in the log, or at another id
-  duplicated,               // a write is in the log more than once
-  written_despite_failure,  // a write that failed with nothing written is in the log
-  torn,                     // an update has only a part of a write
-  not_serializable,         // a value read by a transaction was changed before its update
-  out_of_order,             // a write got an id below one that was seen before it began
-  process_went_backwards,   // a process saw an id and later a smaller one
-  machine_went_backwards,   // a machine's process saw an id, and later another saw a smaller one
-  token_not_seen,           // a read with a token saw a smaller id
-  wrong_value,              // a read returned a value that the key did not have at that id
-  wrong_digest,             // a digest differs from that of the log's updates up to that id
-  unexpected,               // an error that a process did not expect
+  // Ids in the log are not 1, 2, 3 ...
+  log_gap,
+  // No process tried to write an update.
+  phantom_write,
+  // An acknowledged write is not in the log, or at another id.
+  lost,
+  // A write is in the log more than once.
+  duplicated,
+  // A write that failed with nothing written is in the log.
+  written_despite_failure,
+  // An update has only a part of a write.
+  torn,
+  // A value read by a transaction was changed before its update.
+  not_serializable,
+  // A write got an id below one that was seen before it began.
+  out_of_order,
+  // A process saw an id and later a smaller one.
+  process_went_backwards,
+  // A machine's process saw an id, and later another saw a smaller one.
+  machine_went_backwards,
+  // A read with a token saw a smaller id.
+  token_not_seen,
+  // A read returned a value that the key did not have at that id.
+  wrong_value,
+  // A digest differs from that of the log's updates up to that id.
+  wrong_digest,
+  // An error that a process did not expect.
+  unexpected,
 };
 const char* to_string(Violation violation);
 
