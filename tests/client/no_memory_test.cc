@@ -81,7 +81,7 @@ TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
     if (future) {
       EXPECT_EQ(future->get(), items.size()) << number;
     } else {
-      EXPECT_EQ(told, WriteOutcome::nothing_written) << number;
+      EXPECT_EQ(outcome, WriteOutcome::nothing_written) << number;
       std::this_thread::sleep_for(
           std::chrono::milliseconds(20));  // for the writer thread to append
     }

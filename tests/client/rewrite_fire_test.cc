@@ -231,7 +231,7 @@ class ProcessRewriters {
   // Measures the number of steps.
   void rewrite_alone(const ReferenceModel& truth) {
     SteppedRewriter alone(truth, "first", 0, never_killed);
-    while (!alone.has_finished()) alnext.step();
+    while (!alone.has_finished()) alone.step();
     counts_.step_count_max = std::max(counts_.step_count_max, alone.steps());
     count(alone);
   }
