@@ -55,9 +55,9 @@ TEST(Async, async_write_completes_future_with_update_id) {
   std::future<UpdateId> set = cache.set_async("a", "1");
   EXPECT_EQ(await_id(set), 1U);
   EXPECT_EQ(cache.get("a"), "1");
-  std::future<UpdateId> many = cache.set_multi_async({{"b", "2"}, {"c", "3"}});
+  std::future<UpdateId> batch = cache.set_multi_async({{"b", "2"}, {"c", "3"}});
   std::future<UpdateId> erased = cache.erase_async("a");
-  await_id(many);
+  await_id(batch);
   await_id(erased);
   EXPECT_EQ(contents(cache), (Contents{{"b", "2"}, {"c", "3"}}));
   std::future<UpdateId> nothing = cache.write_async({});

@@ -460,34 +460,34 @@ TEST(CacheClosing, delete_shared_state_makes_other_cache_rebuild) {
   Events events;
   Options options;
   options.on_event = events.listener();
-  Cache one = fleet.open("berlin");
-  Cache two = fleet.open("berlin", options);
-  one.set("a", "1");
+  Cache deleter = fleet.open("berlin");
+  Cache other = fleet.open("berlin", options);
+  deleter.set("a", "1");
 
-  one.delete_shared_state();
+  deleter.delete_shared_state();
   EXPECT_FALSE(std::filesystem::exists(fleet.state_path("berlin")));
-  EXPECT_FALSE(one.valid());
-  EXPECT_EQ(two.get("a"), "1") << "reads continue";
+  EXPECT_FALSE(deleter.valid());
+  EXPECT_EQ(other.get("a"), "1") << "reads continue";
 
-  EXPECT_EQ(two.update(), 1U);
+  EXPECT_EQ(other.update(), 1U);
   EXPECT_TRUE(std::filesystem::exists(fleet.state_path("berlin")));
-  EXPECT_EQ(two.get("a"), "1");
-  EXPECT_EQ(two.set("a", "2"), 2U);
-  EXPECT_EQ(two.get("a"), "2");
+  EXPECT_EQ(other.get("a"), "1");
+  EXPECT_EQ(other.set("a", "2"), 2U);
+  EXPECT_EQ(other.get("a"), "2");
   EXPECT_EQ(fleet.open("berlin").get("a"), "2");
   EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("removed"));
 }
 
 TEST(CacheClosing, write_after_state_deletion_rebuilds_state) {
   Fleet fleet;
-  Cache one = fleet.open("berlin");
-  Cache two = fleet.open("berlin");
-  one.set("a", "1");
-  one.delete_shared_state();
+  Cache deleter = fleet.open("berlin");
+  Cache other = fleet.open("berlin");
+  deleter.set("a", "1");
+  deleter.delete_shared_state();
 
-  EXPECT_EQ(two.set("b", "2"), 2U);
+  EXPECT_EQ(other.set("b", "2"), 2U);
 
-  EXPECT_EQ(contents(two), (Contents{{"a", "1"}, {"b", "2"}}));
+  EXPECT_EQ(contents(other), (Contents{{"a", "1"}, {"b", "2"}}));
 }
 
 }  // namespace

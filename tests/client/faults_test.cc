@@ -402,8 +402,8 @@ TEST_F(Faults, empty_batch_appends_nothing_and_erase_applies_locally) {
   cache.set_multi({{"a", "1"}, {"b", "2"}});
   EXPECT_EQ(cache.set_multi(std::vector<Item>{}), 1U);
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 1U);
-  const std::vector<std::string> some{"a", "absent"};
-  cache.erase_multi(some);
+  const std::vector<std::string> erased{"a", "absent"};
+  cache.erase_multi(erased);
   EXPECT_EQ(contents(cache), (Contents{{"b", "2"}}));
   EXPECT_EQ(cache.erase("absent"), 3U);
 }

@@ -18,7 +18,6 @@
 
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -29,7 +28,6 @@
 #include <random>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -69,31 +67,11 @@ class Events {
   std::vector<Event> events_;
 };
 
-// A directory for state files in memory; its destructor removes it.
-class MemoryDirectory {
- public:
-  MemoryDirectory() {
-    std::string path = "/dev/shm/whycache_test_XXXXXX";
-    if (::mkdtemp(path.data()) != nullptr) path_ = path;
-  }
-  MemoryDirectory(const MemoryDirectory&) = delete;
-  MemoryDirectory& operator=(const MemoryDirectory&) = delete;
-  ~MemoryDirectory() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  // Empty if /dev/shm cannot be used.
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 class Fleet {
  public:
   explicit Fleet(const std::string& kind = "memory") {
     static std::atomic<int> next{0};
-    if (kind == "memory") memory_directory_.emplace();
+    if (kind == "memory" && ::access("/dev/shm", W_OK) == 0) memory_directory_.emplace("/dev/shm");
     if (kind == "memory")
       url_ = "memory:fleet_" + std::to_string(::getpid()) + "_" + std::to_string(next++);
     if (kind == "sqlite") url_ = "sqlite://" + directory_.file("log.db");
@@ -106,8 +84,7 @@ class Fleet {
   const std::string& url() const { return url_; }
   const TemporaryDirectory& directory() const { return directory_; }
   std::string state_directory() const {
-    return memory_directory_ && !memory_directory_->path().empty() ? memory_directory_->path()
-                                                                   : directory_.path();
+    return memory_directory_ ? memory_directory_->path() : directory_.path();
   }
   std::string state_path(const std::string& machine) const {
     return state_directory() + "/" + machine + ".state";
@@ -132,7 +109,7 @@ class Fleet {
 
  private:
   TemporaryDirectory directory_;
-  std::optional<MemoryDirectory> memory_directory_;
+  std::optional<TemporaryDirectory> memory_directory_;
   std::string url_;
 };
 

@@ -102,7 +102,7 @@ class ReferenceModel {
 
 // --- Rewriters. ---
 
-void rewrite(Cache& cache, UpdateId limit) {
+void rewrite_despite_failures(Cache& cache, UpdateId limit) {
   try {
     cache.rewrite_history({.limit = limit, .keep = {}});
   } catch (const Error& error) {
@@ -123,7 +123,7 @@ class SteppedRewriter {
         Cache cache = truth.open(machine);
         ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
         ::raise(SIGSTOP);
-        rewrite(cache, limit);
+        rewrite_despite_failures(cache, limit);
         ::_exit(0);
       } catch (const std::exception& error) {
         std::fprintf(stderr, "rewriter: %s\n", error.what());
@@ -318,7 +318,7 @@ class ThreadRewriters {
           options.state_path = directory_ + "/rewriter " + std::to_string(i);
           options.any_file_system = true;
           Cache cache(std::make_unique<CrashingLog>(truth.store().open(), kill_steps[i]), options);
-          testing::rewrite(cache, limits[i]);
+          rewrite_despite_failures(cache, limits[i]);
         } catch (const SimulatedCrash&) {
           crashed[i] = true;
         }

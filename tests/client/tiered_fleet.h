@@ -82,8 +82,8 @@ class TieredFleet {
   }
   MemcachedServer& server(std::size_t number = 0) { return *servers_.at(number); }
   MemcachedClient memcached(std::size_t number = 0) { return MemcachedClient(server(number)); }
-  std::string memcached_key(const std::string& what) const {
-    return "whycache1:" + to_string(fleet_.log()->extent().uuid) + ':' + what;
+  std::string memcached_key(const std::string& suffix) const {
+    return "whycache1:" + to_string(fleet_.log()->extent().uuid) + ':' + suffix;
   }
 
   // The database of the log, for direct SQL.

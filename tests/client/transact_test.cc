@@ -261,7 +261,7 @@ TEST(WriteIf, set_if_and_erase_if_write_only_over_expected_value) {
 }
 
 TEST(Add, concurrent_adds_lose_no_increment) {
-  constexpr int each = 40;
+  constexpr int adds_per_thread = 40;
   Fleet fleet;
   Cache berlin = fleet.open("berlin");
   Cache tokyo = fleet.open("tokyo");
@@ -269,12 +269,13 @@ TEST(Add, concurrent_adds_lose_no_increment) {
   for (int thread = 0; thread < 4; ++thread) {
     threads.emplace_back([&, thread] {
       Cache& cache = thread % 2 == 0 ? berlin : tokyo;
-      for (int i = 0; i < each; ++i) cache.add("n", thread % 2 == 0 ? 3 : -1);
+      for (int i = 0; i < adds_per_thread; ++i) cache.add("n", thread % 2 == 0 ? 3 : -1);
     });
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(berlin.add("n", 0), 2 * each * 3 - 2 * each);
-  EXPECT_EQ(CacheInternal::log(berlin).extent().head, static_cast<UpdateId>(4 * each + 1));
+  EXPECT_EQ(berlin.add("n", 0), 2 * adds_per_thread * 3 - 2 * adds_per_thread);
+  EXPECT_EQ(CacheInternal::log(berlin).extent().head,
+            static_cast<UpdateId>(4 * adds_per_thread + 1));
 }
 
 TEST(Add, add_to_non_integer_or_overflow_throws) {
@@ -334,15 +335,15 @@ TEST(Guards, erase_beyond_guard_throws_refused) {
   Options options;
   options.guards.erased_share_max = 0.1;
   Cache guarded = fleet.open("berlin", std::move(options));
-  const std::vector<std::string> some(keys.begin(), keys.begin() + 38);
+  const std::vector<std::string> too_many(keys.begin(), keys.begin() + 38);
   expect_error(
-      ErrorKind::refused, [&] { guarded.erase_multi(some); }, "38% of the keys", "erased=38",
+      ErrorKind::refused, [&] { guarded.erase_multi(too_many); }, "38% of the keys", "erased=38",
       "keys=100");
   expect_error(
       ErrorKind::refused,
       [&] {
         guarded.transact([&](Transaction& transaction) {
-          for (const std::string& key : some) transaction.erase(key);
+          for (const std::string& key : too_many) transaction.erase(key);
         });
       },
       "38%");
@@ -354,8 +355,8 @@ TEST(Guards, erase_beyond_guard_throws_refused) {
       ErrorKind::refused, [&] { guarded.delete_all_history(); }, "100%");
   EXPECT_EQ(CacheInternal::log(guarded).extent().head, before);
 
-  const std::vector<std::string> few(keys.begin(), keys.begin() + 10);
-  EXPECT_EQ(guarded.erase_multi(few), before + 1);
+  const std::vector<std::string> allowed(keys.begin(), keys.begin() + 10);
+  EXPECT_EQ(guarded.erase_multi(allowed), before + 1);
   EXPECT_EQ(guarded.erase_multi(std::vector<std::string>{"absent1", "absent2", keys[10]}),
             before + 2);  // only present keys count
   rewrite.keep = [](std::string_view key, std::string_view) { return key < "key195"; };
