@@ -340,7 +340,7 @@ TEST_F(MemcachedFaults, random_wrong_data_never_yields_wrong_value) {
   EXPECT_EQ(tokyo->counters().rebuilds_diverged + tokyo->counters().rebuilds_replaced, 0U);
 }
 
-// --- Logs that are restored, replaced, away. ---
+// --- Logs that are restored, replaced, unavailable. ---
 
 TEST_F(MemcachedFaults, follower_rebuilds_after_log_restore) {
   for (int i = 0; i < 5; ++i) expect_applied_id(write());
