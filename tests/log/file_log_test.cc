@@ -30,8 +30,10 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/process_lock.h"
+#include "log/log_helpers.h"
 #include "log/root_tests.h"
 #include "log/stores.h"
+#include "support/program.h"
 #include "support/seed.h"
 #include "support/temporary_directory.h"
 #include "support/thrown_error.h"
@@ -78,49 +80,9 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::expect_error;
+using testing::read_file;
 using testing::TemporaryDirectory;
 using testing::thrown_error;
-using Appended = Log::Appended;
-using Updates = std::map<UpdateId, std::string>;
-
-constexpr UpdateId no_end = ~UpdateId{0};
-
-Updates updates_of(Log& log) {
-  Updates updates;
-  log.read(1, no_end,
-           [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
-  return updates;
-}
-
-std::vector<std::string> parts_of(Log& log) {
-  std::vector<std::string> parts;
-  log.read_base([&](std::string_view part) {
-    parts.emplace_back(part);
-    return true;
-  });
-  return parts;
-}
-
-bool rewrite(Log& log, UpdateId base, const std::vector<std::string>& parts) {
-  std::size_t next = 0;
-  return log.rewrite(base, base * 1000, [&]() -> std::optional<std::string_view> {
-    if (next == parts.size()) return std::nullopt;
-    return parts[next++];
-  });
-}
-
-void append_up_to(Log& log, UpdateId last) {
-  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
-    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
-}
-
-std::string read_file(const std::string& path) { return read_whole_file(path, 1 << 20); }
-
-void write_file(const std::string& path, std::string_view bytes) {
-  fs::create_directories(fs::path(path).parent_path());
-  std::ofstream(path, std::ios::binary | std::ios::trunc)
-      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-}
 
 std::vector<std::string> names_in(const std::string& directory) {
   std::vector<std::string> names;
@@ -150,19 +112,6 @@ std::string meta_file(const std::string& uuid, const std::string& token, UpdateI
 
 // --- The format. ---
 
-json load_vectors() {
-  std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
-  EXPECT_TRUE(file.is_open());
-  return json::parse(file);
-}
-
-std::string from_hex(const std::string& digits) {
-  std::string bytes;
-  for (std::size_t i = 0; i + 1 < digits.size(); i += 2)
-    bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
-  return bytes;
-}
-
 TEST(FileLogFormat, files_of_vectors_open_as_documented_log) {
   const json vectors = load_vectors();
   StoreDirectory directory;
@@ -173,19 +122,7 @@ TEST(FileLogFormat, files_of_vectors_open_as_documented_log) {
 
   FileLog log({.directory = directory.file("log"), .name = "vectors"});
 
-  const json& documented = vectors["log"];
-  const Extent extent = log.extent();
-  EXPECT_EQ(to_string(extent.uuid), documented["uuid"]);
-  EXPECT_EQ(extent.base, documented["base"]);
-  EXPECT_EQ(extent.base_chain, documented["base_chain"]);
-  EXPECT_EQ(extent.head, documented["head"]);
-  Updates expected;
-  for (const json& update : documented["updates"])
-    expected[update["id"]] = from_hex(update["bytes"]);
-  EXPECT_EQ(updates_of(log), expected);
-  std::vector<std::string> parts;
-  for (const json& part : documented["parts"]) parts.push_back(from_hex(part));
-  EXPECT_EQ(parts_of(log), parts);
+  expect_documented_log(log, vectors["log"]);
 }
 
 TEST(FileLogFormat, written_files_equal_vectors) {
@@ -495,7 +432,6 @@ class PowerLossModel {
   struct Entry {
     ino_t number;
     bool is_directory;
-    friend bool operator==(const Entry&, const Entry&) = default;
   };
   using Entries = std::map<std::string, Entry>;
 

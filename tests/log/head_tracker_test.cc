@@ -18,8 +18,8 @@ using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 using std::chrono::seconds;
 
-constexpr std::int64_t second = 1'000'000'000;
-constexpr std::int64_t own_poll_at = 100 * second;
+constexpr std::int64_t second_ns = 1'000'000'000;
+constexpr std::int64_t own_poll_at = 100 * second_ns;
 
 Extent extent_to(UpdateId head) { return {.uuid = {1}, .base = 0, .base_chain = 0, .head = head}; }
 
@@ -55,15 +55,15 @@ TEST(HeadTracker, log_must_be_polled_before_first_own_poll) {
 
 TEST(HeadTracker, log_must_be_polled_after_own_poll_interval) {
   const PolledTracker tracker(3);
-  EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 3600 * second - 1));
-  EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at + 3600 * second));
+  EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 3600 * second_ns - 1));
+  EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at + 3600 * second_ns));
 }
 
 TEST(HeadTracker, jitter_shortens_own_poll_interval_by_under_a_quarter) {
   HeadTracker tracker(extent_to(3), seconds(2), seconds(3600), 0);
-  tracker.record_own_poll(PolledTracker::own_poll(own_poll_at), 3, 900 * second - 1);
-  EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 2700 * second));
-  EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at + 2700 * second + 1));
+  tracker.record_own_poll(PolledTracker::own_poll(own_poll_at), 3, 900 * second_ns - 1);
+  EXPECT_FALSE(tracker.must_poll_log(3, seconds(5), own_poll_at + 2700 * second_ns));
+  EXPECT_TRUE(tracker.must_poll_log(3, seconds(5), own_poll_at + 2700 * second_ns + 1));
 }
 
 TEST(HeadTracker, log_must_be_polled_after_rewrite_and_below_base) {
@@ -120,9 +120,9 @@ TEST(HeadTracker, record_with_lease_of_own_poll_is_proven) {
 TEST(HeadTracker, new_record_published_late_is_unproven) {
   const PolledTracker tracker(3);
   HeadRecord record = record_of(2, 4);
-  record.publish_delay_ns = second;
+  record.publish_delay_ns = second_ns;
   EXPECT_EQ(tracker.judge(record, 3, 0), HeadVerdict::needs_updates);
-  record.publish_delay_ns = second + 1;
+  record.publish_delay_ns = second_ns + 1;
   EXPECT_EQ(tracker.judge(record, 3, 0), HeadVerdict::unproven);
 }
 
@@ -159,32 +159,32 @@ TEST(HeadTracker, record_of_empty_log_is_usable) {
 
 TEST(HeadTracker, new_record_is_dated_by_previous_record) {
   PolledTracker tracker(3);
-  tracker.record_seen(record_of(2, 3), own_poll_at + 50 * second);
+  tracker.record_seen(record_of(2, 3), own_poll_at + 50 * second_ns);
   HeadRecord record = record_of(3, 3);
   record.publish_delay_ns = 5;
-  EXPECT_EQ(tracker.earliest_poll_at_ns(record, std::nullopt, own_poll_at + 60 * second),
-            own_poll_at + 50 * second - 5);
-  EXPECT_EQ(tracker.earliest_poll_at_ns(record_of(2, 3), std::nullopt, own_poll_at + 60 * second),
-            0);
+  EXPECT_EQ(tracker.earliest_poll_at_ns(record, std::nullopt, own_poll_at + 60 * second_ns),
+            own_poll_at + 50 * second_ns - 5);
+  EXPECT_EQ(
+      tracker.earliest_poll_at_ns(record_of(2, 3), std::nullopt, own_poll_at + 60 * second_ns), 0);
 }
 
 TEST(HeadTracker, record_is_dated_by_its_lease_in_memcached) {
   const PolledTracker tracker(3);
-  const std::int64_t now_ns = own_poll_at + 60 * second;
+  const std::int64_t now_ns = own_poll_at + 60 * second_ns;
   EXPECT_EQ(tracker.earliest_poll_at_ns(record_of(1, 3), PollLease{9, 2}, now_ns),
-            now_ns - 3 * second);
+            now_ns - 3 * second_ns);
   EXPECT_EQ(tracker.earliest_poll_at_ns(record_of(1, 3), PollLease{8, 2}, now_ns), 0);
 }
 
 TEST(HeadTracker, staleness_counts_from_last_confirmation_up_to_limit) {
   PolledTracker tracker(3);
-  const std::int64_t now_ns = own_poll_at + 2 * second;
+  const std::int64_t now_ns = own_poll_at + 2 * second_ns;
   EXPECT_EQ(tracker.staleness(seconds(2), now_ns), seconds(2));
   EXPECT_EQ(tracker.staleness(milliseconds(1999), now_ns), std::nullopt);
-  EXPECT_EQ(tracker.staleness(seconds(60), own_poll_at + 8 * second), std::nullopt);
+  EXPECT_EQ(tracker.staleness(seconds(60), own_poll_at + 8 * second_ns), std::nullopt);
 
-  tracker.record_used(record_of(2, 4), own_poll_at + 7 * second, own_poll_at + 8 * second);
-  EXPECT_EQ(tracker.staleness(seconds(60), own_poll_at + 8 * second), seconds(1));
+  tracker.record_used(record_of(2, 4), own_poll_at + 7 * second_ns, own_poll_at + 8 * second_ns);
+  EXPECT_EQ(tracker.staleness(seconds(60), own_poll_at + 8 * second_ns), seconds(1));
   EXPECT_EQ(tracker.known_extent().head, 4U);
 }
 
@@ -235,7 +235,7 @@ TEST(HeadRecord, publish_delay_is_clamped_to_one_hour) {
         .publish_delay_ns;
   };
   EXPECT_EQ(decoded_delay(-1), 0);
-  EXPECT_EQ(decoded_delay(3601 * second), 3600 * second);
+  EXPECT_EQ(decoded_delay(3601 * second_ns), 3600 * second_ns);
 }
 
 TEST(PollLease, encoded_lease_decodes_unless_longer_than_one_hour) {

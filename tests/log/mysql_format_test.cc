@@ -3,9 +3,6 @@
 
 #if WHYCACHE_WITH_MYSQL
 
-#include <nlohmann/json.hpp>
-
-#include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
@@ -15,7 +12,6 @@
 namespace whycache {
 namespace {
 
-using nlohmann::json;
 using MysqlLogFormat = MysqlTest;
 using MysqlLogLimits = MysqlTest;
 
@@ -35,26 +31,7 @@ TEST_F(MysqlLogFormat, worked_example_opens_as_log_of_vectors) {
   MysqlStore store;
   for (const std::string& block : documented_sql("formats/sql.md")) store.run(block);
   const auto log = store.open();
-
-  std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
-  const json documented = json::parse(file)["log"];
-  const auto to_text = [](const std::string& digits) {
-    std::string bytes;
-    for (std::size_t i = 0; i < digits.size(); i += 2)
-      bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
-    return bytes;
-  };
-  const Extent extent = log->extent();
-  EXPECT_EQ(to_string(extent.uuid), documented["uuid"]);
-  EXPECT_EQ(extent.base, documented["base"]);
-  EXPECT_EQ(extent.base_chain, documented["base_chain"]);
-  EXPECT_EQ(extent.head, documented["head"]);
-  Updates updates;
-  for (const json& update : documented["updates"]) updates[update["id"]] = to_text(update["bytes"]);
-  EXPECT_EQ(updates_of(*log), updates);
-  std::vector<std::string> parts;
-  for (const json& part : documented["parts"]) parts.push_back(to_text(part));
-  EXPECT_EQ(parts_of(*log), parts);
+  expect_documented_log(*log, load_vectors()["log"]);
 }
 
 TEST_F(MysqlLogFormat, base_chain_keeps_all_64_bits) {

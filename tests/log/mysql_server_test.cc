@@ -24,8 +24,8 @@ MysqlServers servers_of(const std::string& text) {
 
 MysqlServer server_of(const std::string& text) { return servers_of(text).primary; }
 
-std::string write_file(const TemporaryDirectory& directory, const std::string& name,
-                       const std::string& text) {
+std::string write_file_in(const TemporaryDirectory& directory, const std::string& name,
+                          const std::string& text) {
   std::ofstream(directory.file(name), std::ios::binary) << text;
   return directory.file(name);
 }
@@ -91,9 +91,9 @@ TEST(MysqlServer, replica_is_other_host_with_same_database_and_user) {
 
 TEST(MysqlServer, password_comes_from_first_available_source) {
   const TemporaryDirectory directory;
-  const std::string password_file = write_file(directory, "password", "of the file\n");
+  const std::string password_file = write_file_in(directory, "password", "of the file\n");
   const std::string option_file =
-      write_file(directory, "options", "[client]\npassword = 'of the options'\nuser = eve\n");
+      write_file_in(directory, "options", "[client]\npassword = 'of the options'\nuser = eve\n");
   ::setenv("WHYCACHE_MYSQL_PASSWORD", "of the environment", 1);
   const auto password_of = [](const std::string& url) { return server_of(url).login().password; };
   EXPECT_EQ(password_of("mysql://a:of%20the%20url@h/d?option_file=" + option_file), "of the url");
@@ -118,10 +118,10 @@ TEST(MysqlServer, password_comes_from_first_available_source) {
 
 TEST(MysqlServer, changed_password_file_is_read_again) {
   const TemporaryDirectory directory;
-  const std::string path = write_file(directory, "password", "old\r\n");
+  const std::string path = write_file_in(directory, "password", "old\r\n");
   const MysqlServer server = server_of("mysql://a@h/d?password_file=" + path);
   EXPECT_EQ(server.login().password, "old");
-  write_file(directory, "password", "new");
+  write_file_in(directory, "password", "new");
   EXPECT_EQ(server.login().password, "new");
 }
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "log/child.h"
+#include "log/log_helpers.h"
 #include "log/mysql_log.h"
 #include "log/stores.h"
 #include "support/mariadb_server.h"
@@ -26,46 +27,13 @@
 
 namespace whycache {
 
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 using testing::expect_error;
 using testing::MariadbClient;
 using testing::MariadbServer;
 using testing::TemporaryDirectory;
 using testing::thrown_error;
-using Appended = Log::Appended;
-using Updates = std::map<UpdateId, std::string>;
-using std::chrono::milliseconds;
-using std::chrono::steady_clock;
-
-inline constexpr UpdateId no_end = ~UpdateId{0};
-
-inline Updates updates_of(Log& log, UpdateId first = 1) {
-  Updates updates;
-  log.read(first, no_end,
-           [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
-  return updates;
-}
-
-inline std::vector<std::string> parts_of(Log& log) {
-  std::vector<std::string> parts;
-  log.read_base([&](std::string_view part) {
-    parts.emplace_back(part);
-    return true;
-  });
-  return parts;
-}
-
-inline bool rewrite(Log& log, UpdateId base, const std::vector<std::string>& parts) {
-  std::size_t next = 0;
-  return log.rewrite(base, base * 1000, [&]() -> std::optional<std::string_view> {
-    if (next == parts.size()) return std::nullopt;
-    return parts[next++];
-  });
-}
-
-inline void append_up_to(Log& log, UpdateId last) {
-  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
-    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
-}
 
 // Appends `bytes`, which must be unique in the log, exactly once: retries while the log is
 // unavailable, and reads it after an uncertain append.
@@ -124,22 +92,8 @@ inline std::string waiting_connection(const MysqlStore& store) {
   return found;
 }
 
-// Returns the blocks of a document that are marked as MySQL's.
 inline std::vector<std::string> documented_sql(const std::string& document) {
-  std::ifstream file(std::string(WHYCACHE_SOURCE_FOLDER) + "/docs/" + document);
-  std::vector<std::string> blocks;
-  bool inside = false;
-  for (std::string line; std::getline(file, line);) {
-    if (line == "```mysql") {
-      inside = true;
-      blocks.emplace_back();
-    } else if (line == "```") {
-      inside = false;
-    } else if (inside) {
-      blocks.back() += line + '\n';
-    }
-  }
-  return blocks;
+  return fenced_blocks(document, "mysql");
 }
 
 inline std::string replace_all(std::string text, const std::string& what, const std::string& with) {

@@ -14,16 +14,17 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "log/log_helpers.h"
 #include "log/root_tests.h"
 #include "log/sqlite_log.h"
 #include "log/stores.h"
+#include "support/program.h"
 #include "support/seed.h"
 #include "support/thrown_error.h"
 
@@ -31,78 +32,21 @@ namespace whycache {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
-using testing::expect_error;
-using testing::thrown_error;
-using Appended = Log::Appended;
-using Updates = std::map<UpdateId, std::string>;
 using std::chrono::milliseconds;
+using testing::expect_error;
+using testing::read_file;
+using testing::thrown_error;
 
-constexpr UpdateId no_end = ~UpdateId{0};
 constexpr int wal_bug_fixed_version = 3'051'003;
 
-Updates updates_of(Log& log) {
-  Updates updates;
-  log.read(1, no_end,
-           [&](UpdateId id, std::string_view bytes) { return updates.emplace(id, bytes).second; });
-  return updates;
-}
-
-std::vector<std::string> parts_of(Log& log) {
-  std::vector<std::string> parts;
-  log.read_base([&](std::string_view part) {
-    parts.emplace_back(part);
-    return true;
-  });
-  return parts;
-}
-
-bool rewrite(Log& log, UpdateId base, const std::vector<std::string>& parts) {
-  std::size_t next = 0;
-  return log.rewrite(base, base * 1000, [&]() -> std::optional<std::string_view> {
-    if (next == parts.size()) return std::nullopt;
-    return parts[next++];
-  });
-}
-
-void append_up_to(Log& log, UpdateId last) {
-  for (UpdateId id = log.extent().head + 1; id <= last; ++id)
-    ASSERT_EQ(log.append(id, "update " + std::to_string(id)), Appended::yes);
-}
-
-void write_file(const std::string& path, std::string_view bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc)
-      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-}
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-SqliteLogOptions options_for(const std::string& path) {
+SqliteLogOptions sqlite_options(const std::string& path) {
   return {.path = path, .name = "sqlite", .deadline = milliseconds(2000)};
 }
 
 // --- The schema. ---
 
-// Returns the blocks of docs/formats/sql.md that are marked as SQL, one string per block.
-std::vector<std::string> documented_sql() {
-  std::ifstream document(WHYCACHE_SOURCE_FOLDER "/docs/formats/sql.md");
-  std::vector<std::string> blocks;
-  bool inside = false;
-  for (std::string line; std::getline(document, line);) {
-    if (line == "```sql") {
-      inside = true;
-      blocks.emplace_back();
-    } else if (line == "```") {
-      inside = false;
-    } else if (inside) {
-      blocks.back() += line + '\n';
-    }
-  }
-  return blocks;
-}
+// Returns the SQL of docs/formats/sql.md: the schema and the worked example.
+std::vector<std::string> documented_sqlite_sql() { return fenced_blocks("formats/sql.md", "sql"); }
 
 std::string without_spaces(std::string text) {
   std::erase_if(text, [](unsigned char c) { return std::isspace(c) || c == ';'; });
@@ -116,34 +60,15 @@ TEST(SqliteLogFormat, created_tables_equal_documented_schema) {
                                .run(
                                    "SELECT group_concat(sql, '') FROM (SELECT sql FROM "
                                    "sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid)");
-  ASSERT_EQ(documented_sql().size(), 2U);
-  EXPECT_EQ(without_spaces(made), without_spaces(documented_sql()[0]));
+  ASSERT_EQ(documented_sqlite_sql().size(), 2U);
+  EXPECT_EQ(without_spaces(made), without_spaces(documented_sqlite_sql()[0]));
 }
 
 TEST(SqliteLogFormat, worked_example_opens_as_log_of_vectors) {
   SqliteStore store;
-  for (const std::string& block : documented_sql()) Database(store.path()).run(block);
+  for (const std::string& block : documented_sqlite_sql()) Database(store.path()).run(block);
   const auto log = store.open();
-
-  std::ifstream file(WHYCACHE_SOURCE_FOLDER "/docs/formats/vectors/file_log.json");
-  const json documented = json::parse(file)["log"];
-  const auto to_text = [](const std::string& digits) {
-    std::string bytes;
-    for (std::size_t i = 0; i < digits.size(); i += 2)
-      bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
-    return bytes;
-  };
-  const Extent extent = log->extent();
-  EXPECT_EQ(to_string(extent.uuid), documented["uuid"]);
-  EXPECT_EQ(extent.base, documented["base"]);
-  EXPECT_EQ(extent.base_chain, documented["base_chain"]);
-  EXPECT_EQ(extent.head, documented["head"]);
-  Updates updates;
-  for (const json& update : documented["updates"]) updates[update["id"]] = to_text(update["bytes"]);
-  EXPECT_EQ(updates_of(*log), updates);
-  std::vector<std::string> parts;
-  for (const json& part : documented["parts"]) parts.push_back(to_text(part));
-  EXPECT_EQ(parts_of(*log), parts);
+  expect_documented_log(*log, load_vectors()["log"]);
 }
 
 TEST(SqliteLogFormat, base_chain_keeps_all_64_bits) {
@@ -358,7 +283,7 @@ TEST(SqliteLog, log_deleted_by_sql_is_unavailable_until_created_again) {
 TEST(SqliteLog, rewrite_shrinks_database_file) {
   for (const int version : {0, wal_bug_fixed_version}) {
     SqliteStore store;
-    SqliteLogOptions options = options_for(store.path());
+    SqliteLogOptions options = sqlite_options(store.path());
     options.sqlite_version = version;
     SqliteLog log(options);
     SqliteLog other(options);  // another user of the database
@@ -442,7 +367,7 @@ TEST(SqliteLogDamage, file_that_is_no_database_is_unchanged) {
   const std::string bytes = "To whom it may concern: " + std::string(5000, '.');
   write_file(path, bytes);
   expect_error(
-      ErrorKind::corrupt, [&] { SqliteLog log(options_for(path)); }, "not an SQLite database",
+      ErrorKind::corrupt, [&] { SqliteLog log(sqlite_options(path)); }, "not an SQLite database",
       path);
   EXPECT_EQ(read_file(path), bytes);
 }
@@ -450,7 +375,7 @@ TEST(SqliteLogDamage, file_that_is_no_database_is_unchanged) {
 TEST(SqliteLogDamage, empty_file_becomes_log) {
   StoreDirectory directory;
   write_file(directory.file("log.db"), "");
-  SqliteLog log(options_for(directory.file("log.db")));
+  SqliteLog log(sqlite_options(directory.file("log.db")));
   append_up_to(log, 2);
   EXPECT_EQ(updates_of(log).size(), 2U);
 }
@@ -459,18 +384,18 @@ TEST(SqliteLogDamage, path_that_is_no_regular_file_is_refused) {
   StoreDirectory directory;
   fs::create_directory(directory.file("directory"));
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("directory"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(sqlite_options(directory.file("directory"))); },
       "not a regular file");
   ASSERT_EQ(::mkfifo(directory.file("pipe").c_str(), 0600), 0);
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("pipe"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(sqlite_options(directory.file("pipe"))); },
       "not a regular file");
   fs::create_symlink(directory.file("elsewhere"), directory.file("link"));
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("link"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(sqlite_options(directory.file("link"))); },
       "symbolic link");
   expect_error(
-      ErrorKind::invalid, [&] { SqliteLog log(options_for(directory.file("a/log.db"))); },
+      ErrorKind::invalid, [&] { SqliteLog log(sqlite_options(directory.file("a/log.db"))); },
       "does not exist", directory.file("a"));
   EXPECT_FALSE(fs::exists(directory.file("a")));
 }
@@ -527,7 +452,7 @@ TEST(SqliteLogDamage, damaged_database_throws_error_and_never_crashes) {
       damaged[random() % damaged.size()] = static_cast<char>(random());
     write_file(directory.file("log.db"), damaged);
     const auto error = thrown_error([&] {
-      SqliteLog log(options_for(directory.file("log.db")));
+      SqliteLog log(sqlite_options(directory.file("log.db")));
       updates_of(log);
       parts_of(log);
       log.append(log.extent().head + 1, "x");
@@ -613,7 +538,7 @@ TEST(SqliteLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
   const bool ran_as_root = run_as_root([&] {
     fs::create_directory(directory.file("disk"));
     mount_small_disk(directory.file("disk"), "1m");
-    SqliteLog log(options_for(directory.file("disk/log.db")));
+    SqliteLog log(sqlite_options(directory.file("disk/log.db")));
     write_file(directory.file("disk/filler"), std::string(200'000, 'x'));
     UpdateId head = 0;
     std::optional<Error> error;
@@ -645,17 +570,18 @@ TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
   const bool ran_as_root = run_as_root([&] {
     fs::create_directory(directory.file("disk"));
     mount_small_disk(directory.file("disk"), "1m");
-    require(SqliteLog(options_for(directory.file("disk/log.db"))).append(1, "x") == Appended::yes,
-            "append");
+    require(
+        SqliteLog(sqlite_options(directory.file("disk/log.db"))).append(1, "x") == Appended::yes,
+        "append");
     make_disk_read_only(directory.file("disk"));
 
-    SqliteLog log(options_for(directory.file("disk/log.db")));
+    SqliteLog log(sqlite_options(directory.file("disk/log.db")));
     require(updates_of(log).size() == 1, "read");
     const auto append_error = thrown_error([&] { log.append(2, "y"); });
     require(append_error && append_error->kind() == ErrorKind::invalid, "append");
     require(updates_of(log).size() == 1, "read again");
     const auto open_error =
-        thrown_error([&] { SqliteLog other(options_for(directory.file("disk/other.db"))); });
+        thrown_error([&] { SqliteLog other(sqlite_options(directory.file("disk/other.db"))); });
     require(open_error && open_error->kind() == ErrorKind::invalid &&
                 open_error->system_error() == EROFS,
             "make");
@@ -668,10 +594,10 @@ TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
   fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
   const std::string path = directory.file("log.db");
   const bool ran_as_root = run_as_root([&] {
-    require(SqliteLog(options_for(path)).append(1, "x") == Appended::yes, "append");
+    require(SqliteLog(sqlite_options(path)).append(1, "x") == Appended::yes, "append");
     Child other_user([&] {
       drop_privileges();
-      const auto error = thrown_error([&] { SqliteLog log(options_for(path)); });
+      const auto error = thrown_error([&] { SqliteLog log(sqlite_options(path)); });
       require(error && error->kind() == ErrorKind::invalid && error->system_error() == EACCES,
               "a other_user is refused");
     });
@@ -679,7 +605,7 @@ TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
     for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));
     Child reader([&] {
       drop_privileges();
-      SqliteLog log(options_for(path));
+      SqliteLog log(sqlite_options(path));
       require(updates_of(log).size() == 1, "read");
       const auto error = thrown_error([&] { log.append(2, "y"); });
       require(error && error->kind() == ErrorKind::invalid, "a reader cannot append");
