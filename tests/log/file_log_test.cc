@@ -410,7 +410,7 @@ class PowerLossModel {
  public:
   explicit PowerLossModel(std::string root) : root_(std::move(root)) {}
 
-  // Call it when everything before it has been synced.
+  // Marks the current content of `descriptor` as synced.
   void record_sync(int descriptor) {
     struct stat status;
     require(::fstat(descriptor, &status) == 0, "fstat");

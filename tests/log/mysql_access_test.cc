@@ -178,7 +178,7 @@ TEST_F(MysqlLogOpen, missing_server_is_unavailable) {
 
 TEST_F(MysqlLogSecrets, password_never_appears_in_messages_or_names) {
   MysqlStore store;
-  const std::string secret = "geheim4711";
+  const std::string secret = "secret4711";
   MariadbClient root(store.server());
   root.run("CREATE OR REPLACE USER 'ada'@'%' IDENTIFIED BY '" + secret + "'; GRANT ALL ON " +
            store.database() + ".* TO 'ada'@'%'");

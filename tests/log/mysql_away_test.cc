@@ -184,16 +184,16 @@ TEST_F(MysqlLogAway, read_only_server_is_unavailable_for_appends) {
   MariadbServer server;
   MysqlStore store(server);
   store.open();
-  DatabaseUser ada(store);
+  DatabaseUser user(store);
   MysqlLogOptions options = store.options();
   options.server.user = "ada";
   MysqlLog log(options);
-  ada.make_read_only(true);
+  user.make_read_only(true);
   expect_error(
       ErrorKind::unavailable, [&] { log.append(1, "x"); }, "read-only");
   EXPECT_EQ(log.extent().head, 0U);
   EXPECT_TRUE(updates_of(log).empty());
-  ada.make_read_only(false);
+  user.make_read_only(false);
   EXPECT_EQ(log.append(1, "x"), Appended::yes);
 }
 
@@ -202,11 +202,11 @@ TEST_F(MysqlLogAway, caches_keep_reading_while_server_refuses_writes) {
   MysqlStore store(server);
   const TemporaryDirectory directory;
   Cache other(server.url(store.database()), options_for(directory, "other"));
-  DatabaseUser ada(store);
+  DatabaseUser user(store);
   Cache writer(server.url(store.database(), "ada"), options_for(directory, "writer"));
   ASSERT_EQ(writer.set("key", "before"), 1U);
   for (int round = 0; round < 3; ++round) {
-    ada.make_read_only(true);
+    user.make_read_only(true);
     const UpdateId head = writer.applied_id();
     expect_error(
         ErrorKind::unavailable,
@@ -220,7 +220,7 @@ TEST_F(MysqlLogAway, caches_keep_reading_while_server_refuses_writes) {
     std::optional<UpdateId> id;
     std::thread waiting([&] { id = writer.set("key", "round " + std::to_string(round)); });
     std::this_thread::sleep_for(milliseconds(50));
-    ada.make_read_only(false);
+    user.make_read_only(false);
     waiting.join();
     EXPECT_EQ(id, head + 1);
     EXPECT_EQ(other.update(), head + 1);
