@@ -614,9 +614,9 @@ TEST(FileLogDisk, writer_reads_own_update_only_after_directory_sync) {
     const SyncListener fail([&](int) { return ++syncs >= 2 ? EIO : 0; });
     expect_error(ErrorKind::uncertain, [&] { log->append(2, "x"); });
     expect_error(
-        ErrorKind::unavailable, [&] { updates_of(*log); }, "cannot sync directory");
+        ErrorKind::unavailable, [&] { updates_of(*log); }, "cannot be synced");
     expect_error(
-        ErrorKind::unavailable, [&] { log->append(3, "y"); }, "cannot sync directory");
+        ErrorKind::unavailable, [&] { log->append(3, "y"); }, "cannot be synced");
     EXPECT_EQ(updates_of(*store.open()).size(), 2U);
   }
   int syncs = 0;
@@ -644,7 +644,7 @@ TEST(FileLogDisk, cache_write_is_uncertain_until_directory_sync_succeeds) {
                : 0;
   });
   expect_error(
-      ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "cannot sync directory");
+      ErrorKind::uncertain, [&] { cache.set("key", "2"); }, "synced");
   std::thread repair([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     broken = false;
