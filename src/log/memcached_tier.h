@@ -11,9 +11,9 @@
 // puts its update into memcached once the log has it, and then a head record.
 //
 // Publishing. A head record claims: the log was polled, and its head was this id, with this chain;
-// publish_delay_ns later the record was sent. It replaces the record that the process had found
-// before it polled the log, and no other (memcached's compare-and-swap): records follow each other
-// in the order in which the log was polled. If another record is there instead, the process tries
+// publish_delay_ns later the record was sent. It replaces only the record that the process found
+// before it polled the log (memcached's compare-and-swap). Records therefore follow each other in
+// the order in which the log was polled. If another record is there instead, the process tries
 // again for 5 seconds. Then it replaces a record whose head is lower than its own, but not one that
 // is lower than the record it had found: that may report a restored log. A process that was
 // suspended can thus replace a newer record only within 5 seconds, and its record says how old it

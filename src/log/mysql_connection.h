@@ -4,7 +4,7 @@
 // - It never reconnects by itself: the caller has to know that an answer was lost.
 // - It never sends a file of this machine because a server asks for it (LOAD DATA LOCAL).
 // - It waits for the server for a bounded time, and makes the server wait for locks for a shorter
-//   one: a statement that waits in vain gets an answer, instead of being abandoned.
+//   one. A statement that waits in vain thus gets an answer, instead of being abandoned.
 // - It does not change how the program handles SIGPIPE. The library would ignore that signal in the
 //   whole program, and raises it with TLS.
 //

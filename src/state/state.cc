@@ -183,8 +183,8 @@ void State::clear_stale_superseded_bit() const noexcept {
 namespace {
 
 // Copies a value of any size. If the string already has the value's size, the copy uses the
-// string's size instead of the one in the entry: the processor then knows all addresses before the
-// entry arrives from memory, and can start on the entry's later cache lines and on code that reads
+// string's size instead of the one in the entry. The processor then knows all addresses before the
+// entry arrives from memory. It can start on the entry's later cache lines, and on code that reads
 // the copy.
 void copy_into(std::string& value, std::string_view found) {
   const std::size_t bytes_before = value.size();
@@ -504,9 +504,9 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   const Deadline deadline(install_timeout);
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
-  // Superseded first: else, should this process die in between, who only reads would never hear
-  // of the new one. Until the new one is in its place, readers find the old one there and go on
-  // from it.
+  // Set the superseded bit before the rename. If this process died between the two in the other
+  // order, processes that only read would never notice the new file. Until the new file is in
+  // place, readers find the old one there and continue to use it.
   const std::shared_ptr<Mapping> old = impl_->current_file.mapping();
   if (old && is_in_place(*old) && is_ahead_of(*old, built)) {
     if (policy == InstallPolicy::unless_behind) return false;

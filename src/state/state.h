@@ -105,11 +105,11 @@ class State {
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid,
                                             const std::string& log_name) const;
   // Puts the file of `builder` in place of the current one. Processes that read the current one
-  // notice and switch. The caller holds StateLock::follow, so that nobody else installs. Returns
-  // false, without installing, if `policy` forbids it. With InstallPolicy::always, `catch_up` is
-  // called if the current state is ahead of the new one. It applies the rest of the log to
-  // `builder` while nobody can write to the current state; otherwise items that were visible there
-  // would disappear for a while.
+  // notice and switch. The caller holds StateLock::follow, so that no other process installs.
+  // Returns false, without installing, if `policy` forbids it. With InstallPolicy::always, calls
+  // `catch_up` under the writer lock if the current state is ahead of the new one. `catch_up`
+  // applies the rest of the log to `builder`. Otherwise items that were visible in the current
+  // state would disappear for a while.
   bool install(StateBuilder& builder, InstallPolicy policy = InstallPolicy::always,
                const std::function<void()>& catch_up = {}) const;
   // Switches to the file that replaced ours, if there is one. Reads do this by themselves.

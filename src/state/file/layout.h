@@ -389,8 +389,8 @@ struct HeaderFixed {
   std::uint64_t hash_seed;  // random; of the point index
   std::int64_t created_us;
   Uuid boot_id;  // the boot in which the file was created or adopted
-  // What identified the file then. A copy has another inode; a later file that reuses the inode
-  // number has another birth time. The birth time is 0 if the file system does not keep it.
+  // The file's identity then. A copy has another inode; a later file that reuses the inode number
+  // has another birth time. The birth time is 0 if the file system does not keep it.
   std::uint64_t inode;
   std::uint64_t device;
   std::int64_t birth_time_ns;

@@ -336,7 +336,7 @@ inline constexpr std::uint64_t fast_value_bytes_max =
 struct FastValue {
   const std::byte* entry = nullptr;
   const char* key = nullptr;  // in the entry
-  // Of the value, which follows the key.
+  // The size of the value, which follows the key.
   std::uint64_t bytes = 0;
 
   [[gnu::always_inline]] std::string_view value(std::size_t key_bytes) const {

@@ -21,13 +21,14 @@
 //
 // Why this is sound:
 // - Addresses. The directory cache was checked against the size of the file, and every offset is
-//   compared with its bounds before use: reused memory can yield wrong bytes, but no wild access.
+//   compared with its bounds before use. Reused memory can yield wrong bytes, but no wild access.
 //   The mapping stays until a grace period has elapsed, that is, until 13.
 // - Values. The fence in 11 pairs with the writer's. If a load in 4 to 10 saw an overwritten byte,
 //   12 sees the raised generation, and the read discards its result. This holds for misses, too.
-// - Order. The applied id is loaded after the entry. If the entry's id is not above it, there was a
-//   moment during the read when the entry was the newest visible one of its key: when its word was
-//   loaded in 6, or when its update was published, whichever was later. The read takes effect then.
+// - Order. The applied id is loaded after the entry. If the entry's id is not above it, the entry
+//   was the newest visible one of its key at a moment during the read. The later one of two events
+//   is that moment: its word was loaded in 6, or its update was published. The read takes effect
+//   then.
 // - A miss takes effect at a load of the bucket (Bucket::has_empty()).
 // - Replaced files. The superseded bit is part of `g`. While it is set, every read takes the slow
 //   path, which looks for the successor.
@@ -170,8 +171,8 @@ template <bool two_words, typename Read, typename Owner, typename Sink>
 
 #if WHYCACHE_AVX2
 // The AVX2 search, for keys of 8 to 16 bytes. Compilers inline a function with a target attribute
-// only into functions that have it, too. So the search is called here, and finish_point_read(),
-// which has none, gets its result.
+// only into functions that have it, too. This function therefore calls the search, and passes its
+// result to finish_point_read(), which has no such attribute.
 template <typename Read, typename Owner, typename Sink>
 WHYCACHE_INLINE_AVX2 bool point_read_avx2(const Read& read, const Owner& owner,
                                           std::string_view key, Sink sink) {

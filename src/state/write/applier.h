@@ -30,9 +30,9 @@ class Applier {
   // next one. The caller therefore leaves Header::writer_active set.
   void apply(const Update& update);
 
-  // For a file that no other process can open yet. load() adds items in ascending key order, as
-  // entries of update `id`. finish_load() publishes them as the state at its id, which may be
-  // later.
+  // Both calls are for a file that no other process can open yet. First, load() adds items in
+  // ascending key order, as entries of update `id`. Then finish_load() publishes them as the state
+  // at its own `id`, which may be a later one.
   void load(std::span<const Item> items, UpdateId id);
   void finish_load(UpdateId id, std::uint64_t chain);
 
