@@ -25,6 +25,10 @@ using testing::TestState;
 
 class FilterTest : public ::testing::TestWithParam<bool> {
  protected:
+  // Another test of this process may have left the thread probing the filter.
+  FilterTest() {
+    if (probes_filter_first()) stop_probing_filter(state_);
+  }
   ~FilterTest() override { stop_probing_filter(state_); }
 
   static bool probes_filter_first() {
