@@ -52,7 +52,7 @@ std::string next_step(const Error& error) {
     default: break;
   }
   if (message.find("update_bytes_max") != std::string_view::npos)
-    return "raise the limit with --update-bytes-max";
+    return "--update-bytes-max sets that limit";
   // Many messages of the library end with a next step in parentheses.
   if (message.ends_with(')')) return {};
   switch (error.kind()) {

@@ -130,8 +130,8 @@ void add_update_bytes_max_option(CLI::App& parser, Target& target) {
 
 std::string log_url(const Target& target) {
   std::string url = value_or_environment(target.log, "WHYCACHE_LOG");
-  // The deadline also limits waits for the log's own locks and for its server, unless the URL sets
-  // one.
+  // For these logs the deadline also limits waits for the log's own locks and for its server,
+  // unless the URL sets one.
   const bool waits_for_locks =
       url.starts_with("sqlite:") || url.starts_with("file:") || url.starts_with("mysql:");
   if (target.requested_deadline && waits_for_locks &&

@@ -22,7 +22,7 @@ enum class ErrorKind {
   // Other writers changed what this write depended on until attempts or deadline ran out. Nothing
   // was written.
   conflict,
-  // A guard or a safety check forbids the write (Options::guards). Nothing was written.
+  // A guard of this application forbids the write (Options::guards). Nothing was written.
   refused,
   // Stored bytes are not what was written. The message gives the next step.
   corrupt,

@@ -54,8 +54,8 @@ struct Options {
   // Permission bits of the state file and its lock file. Other users can read the cache only if
   // these bits allow it.
   std::uint32_t state_mode = 0600;
-  // The largest size of the state, in bytes. Reserves address space, not memory. An update that
-  // does not fit throws Error(limit).
+  // The largest size of the state, in bytes. Reserves address space, not memory. If an update does
+  // not fit, update() throws Error(limit), and the write that appended it Error(uncertain).
   std::uint64_t state_bytes_max = std::uint64_t{64} << 30;
   // Accepts a state on a file system that is not known to share memory between processes (NFS, FUSE
   // and others).

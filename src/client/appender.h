@@ -31,14 +31,16 @@ class Appender {
   explicit Appender(Session& session) : session_(session) {}
 
   // Takes StateLock::append. Then follows the log, unless some process of this machine read it just
-  // now. Throws Error(unavailable) if the deadline passes first.
+  // now. Throws Error(unavailable) if the deadline passes first. Otherwise throws as follow().
   HeldLock lock_and_follow(Backoff& backoff);
 
   // Appends the draft at the first free id and applies it. Returns the id. The caller holds the
   // lock of lock_and_follow().
   //
   // Throws Error(unavailable): nothing was written. Throws Error(uncertain): the update may or may
-  // not be in the log, or is there but could not be applied; the message says which.
+  // not be in the log, or is there but could not be applied; the message says which. Throws
+  // Error(limit) or Error(invalid) if the log refuses the update, Error(corrupt) if the log or its
+  // history is damaged; then nothing was written.
   UpdateId append(Draft& draft, Backoff& backoff);
 
   // Makes a draft from the state that the pin shows; returns nullopt if nothing is to be written.

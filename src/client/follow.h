@@ -36,7 +36,8 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least = 0,
 
 // Whether some process of this machine read the log at most `staleness_max` before `since_ns`, and
 // applied all it got. An answer from a tier counts, unless staleness_max is 0. Returns false if
-// this process has not seen its log yet, or has found the state damaged. Costs nanoseconds.
+// this process has not seen its log yet, or has found the state damaged. Does not check that the
+// state is usable and of the log that was seen: follow() does, under its lock. Costs nanoseconds.
 bool is_fresh(const Session& session, std::int64_t since_ns, StalenessMax staleness_max);
 
 // Whether some process of this machine read the log's store at or after `since_ns`, and applied all

@@ -144,10 +144,10 @@ StateLocation find_state_location(const Options& options, const std::string& log
   return {directory + "/" + name + ".state", {}};
 }
 
-void remove_temporary_directory(const StateLocation& position) noexcept {
-  if (position.temporary_directory.empty()) return;
+void remove_temporary_directory(const StateLocation& location) noexcept {
+  if (location.temporary_directory.empty()) return;
   std::error_code ignored;
-  std::filesystem::remove_all(position.temporary_directory, ignored);
+  std::filesystem::remove_all(location.temporary_directory, ignored);
 }
 
 }  // namespace whycache

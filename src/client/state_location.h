@@ -21,6 +21,6 @@ struct StateLocation {
 StateLocation find_state_location(const Options& options, const std::string& log_name);
 
 // Removes the temporary directory, if there is one. Ignores errors.
-void remove_temporary_directory(const StateLocation& position) noexcept;
+void remove_temporary_directory(const StateLocation& location) noexcept;
 
 }  // namespace whycache

@@ -88,7 +88,8 @@ class WriteQueue {
     std::promise<UpdateId> promise;
   };
 
-  // Holds the queue's mutex, and notifies waiting writers only after it has released it. A writer
+  // Holds the queue's mutex, and notifies waiting writers only after it has released it (or in
+  // wait(), or if memory to remember them is missing). A writer
   // that is woken earlier would block on the mutex; one that is woken without need takes a
   // processor from the writers at work.
   class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) NotifyingLock {

@@ -68,7 +68,8 @@ class HeadTracker {
 
   // --- What the log returned. ---
 
-  // If the log was replaced (another uuid), forgets all but invalidated appends beyond its head.
+  // If the log was replaced (another uuid), forgets the time of this process's own poll (so that
+  // the next poll asks the log), the last record, and invalidated appends.
   void record_extent(const Extent& extent);
   // Records that the log was read to `head`. Returns false, and does nothing, if a poll that began
   // later was recorded before. `random`: as for the constructor, another one each time.

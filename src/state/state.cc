@@ -165,8 +165,8 @@ void State::switch_if_replaced() const {
 }
 
 // A process may die after setting the superseded bit but before renaming its new file into place.
-// While the bit is set, every read takes the slow path to look for a successor, so clear it. Taking
-// the writer lock clears it too.
+// While the bit is set, every read takes the slow path to look for a successor, so clear it.
+// The constructor of StateWriter clears it too.
 void State::clear_stale_superseded_bit() const noexcept {
   try {
     const Deadline at_once(std::chrono::milliseconds(0));
@@ -175,6 +175,7 @@ void State::clear_stale_superseded_bit() const noexcept {
     if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR))
       set_superseded_bit(file, options_.path, false);
   } catch (const Error&) {
+    // Another process holds the locks, or this one may not write to the file.
   }
 }
 
@@ -245,7 +246,7 @@ struct State::TestPresence {
   [[gnu::always_inline]] static bool not_found() { return record_miss(); }
   [[gnu::always_inline]] static bool take_slowly(const State& state, const UnpinnedRead&,
                                                  std::string_view key, std::string_view) {
-    return read_slowly(state, key);
+    return read_slowly(state, key);  // never called: take() accepts every value
   }
   [[gnu::always_inline]] static bool read_slowly(const State& state, std::string_view key) {
     return state.slow_read(key, TestPresence());
@@ -301,7 +302,7 @@ template <typename Sink>
   const UnpinnedRead read(*thread, state.directory_cache_);
   if (!avx2::filter_excludes(read.directory_cache(), read.header(), key) || read.superseded() ||
       !read.validate()) [[unlikely]]
-    return state.read_past_filter(key, CopyValue{value});
+    return state.read_past_filter(key, CopyValue{value});  // enters again, and leaves
   read.leave();
   this_reader.record_filter_exclusion();
   return false;
@@ -528,7 +529,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
   impl_->current_file.switch_to(std::move(found.mapping));
-  if (old) supersede(*old);
+  if (old) supersede(*old);  // it may have been moved away from the path
   return true;
 }
 
@@ -552,9 +553,8 @@ void State::remove(const Deadline& deadline) const {
 std::vector<std::string> State::check(
     const Deadline& deadline,
     const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
-  const std::unique_ptr<StateWriter> writer =
-      // Taking the writer lock repairs what a writer left that died.
-      begin_write(deadline);
+  // begin_write() rolls back an unfinished update of a writer that died.
+  const std::unique_ptr<StateWriter> writer = begin_write(deadline);
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   mapping->refresh_usable_bytes();
   return verify(*mapping, true, progress);

@@ -188,7 +188,7 @@ TEST(HeadTracker, staleness_counts_from_last_confirmation_up_to_limit) {
   EXPECT_EQ(tracker.known_extent().head, 4U);
 }
 
-TEST(HeadTracker, nothing_is_new_only_at_confirmed_head) {
+TEST(HeadTracker, nothing_is_new_from_confirmed_head_on) {
   EXPECT_FALSE(PolledTracker(3).has_nothing_new_after(2));
   EXPECT_TRUE(PolledTracker(3).has_nothing_new_after(3));
   EXPECT_FALSE(PolledTracker(0).has_nothing_new_after(1));

@@ -91,8 +91,8 @@ TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
   const std::pair<const char*, std::string> files[] = {
       {"empty", ""},
       {"too short", whole.substr(0, 100)},
-      {"mark", "SQLite format 3" + std::string(5000, '\0')},
-      {"mark", std::string(500'000, '\0')},
+      {"magic", "SQLite format 3" + std::string(5000, '\0')},
+      {"magic", std::string(500'000, '\0')},
       {"byte order",
        with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
       {"format", with(offsetof(HeaderFixed, format_major), std::string("\x04\x00", 2), true)},

@@ -57,9 +57,10 @@ struct LockFileHeader {
   // of it. Written just before last_poll_time_ns (release, acquired by readers): if the process
   // dies in between, the store was polled anyway.
   std::atomic<std::int64_t> last_store_poll_time_ns;
-  // No slot from this number on was ever used, so the writer scans no further. Raised by each
-  // reader that claims a slot, before it pins. Relaxed: the fences between a pin and the horizon
-  // (ReaderSlot::pinned_id) order it too.
+  // No slot from this number on was ever pinned, so the writer scans no further. Relaxed: a thread
+  // that pins has raised it, has loaded a value that covers its slot, or got a spare slot from such
+  // a thread (LockFile::mutex_). Each happens before the fence between its pin and the horizon
+  // (ReaderSlot::pinned_id), which pairs with the writer's.
   alignas(64) std::atomic<std::uint32_t> slots_end;
   // For each of the bytes 0 to 15: 1 if a process may be asleep until it is unlocked (a futex,
   // lock_queue.h). A waiter stores 1 (seq_cst), tries the lock once more, and sleeps. The process

@@ -31,8 +31,8 @@ template <typename Unit>
 
 inline constexpr std::size_t copy_short_bytes_max = 128;
 
-// Copies up to copy_few_max bytes: from both ends towards the middle, where what is copied may
-// overlap. By way of registers; a std::memcpy through a struct leaves a copy on the stack, too.
+// Copies up to copy_short_bytes_max bytes: from both ends towards the middle, where what is copied
+// may overlap. By way of registers; a std::memcpy through a struct leaves a copy on the stack, too.
 [[gnu::always_inline]] inline void copy_short(char* to, const char* from, std::size_t bytes) {
   constexpr std::size_t unit = sizeof(SixteenBytes);
   if (bytes > 4 * unit) {

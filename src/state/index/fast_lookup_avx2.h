@@ -58,7 +58,8 @@ WHYCACHE_INLINE_AVX2 std::uint64_t multiply_and_fold(std::uint64_t a, std::uint6
 
 // Wide vectors are used in assembly only: for intrinsics, a compiler prepares a stack frame even if
 // it spills nothing. It therefore does not know that upper halves are in use, so call this before
-// other code runs. Has no target attribute, so that point_read.h can call it in any function.
+// other code runs. Nothing that the compiler itself keeps in a wide register may be live here. Has
+// no target attribute, so that point_read.h can call it in any function.
 [[gnu::always_inline]] inline void zero_upper_vectors() { asm volatile("vzeroupper"); }
 
 // Returns the words of a bucket that have this tag, and zeros for the others: each half of the

@@ -129,7 +129,8 @@ LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
         bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
     if (page != nullptr) result = whycache::look_up(bytes, page, hash, key, block_.id);
     if (result.status != LookupStatus::torn) return result;
-    if (std::exchange(usable, mapping_->refresh_usable_bytes()) == usable) break;
+    const std::uint64_t usable_before = std::exchange(usable, mapping_->refresh_usable_bytes());
+    if (usable == usable_before) break;
   }
   if (mapping_->header().file_bytes.load(std::memory_order_acquire) > mapping_->reserved_bytes()) {
     throw Error(ErrorKind::limit,

@@ -61,7 +61,7 @@ class Pin {
   FindFunction* const find_ = select_find();
   std::uint64_t fork_count_;
   PublishedBlock block_{};
-  std::uint64_t max_entry_word_ = 0;  // EntryWord::max_entry_word() of its id
+  std::uint64_t max_entry_word_ = 0;  // EntryWord::max_at() of its id
 };
 
 template <typename OnFound>
