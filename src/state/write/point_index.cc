@@ -246,7 +246,7 @@ void PointIndex::split(std::uint64_t hash) {
   });
   if (!fits) {
     throw Error(ErrorKind::limit,
-                "too many keys hash alike: index_depth=" + std::to_string(slots.local_depth));
+                "too many keys hash alike: local_depth=" + std::to_string(slots.local_depth));
   }
   for (std::size_t half = 0; half < 2; ++half) {
     page_descriptor(halves[half].words).page.live = counts[half];
@@ -280,7 +280,7 @@ void PointIndex::double_directory() {
   const IndexWord* const old_slots = directory(depth);
   if (depth == global_depth_max)
     throw Error(ErrorKind::limit,
-                "index cannot grow further: index_depth=" + std::to_string(depth));
+                "index cannot grow further: global_depth=" + std::to_string(depth));
   const std::uint64_t old_offset =
       index_directory_offset(allocator_.header().index_directory.load(std::memory_order_relaxed));
   std::uint64_t new_offset;
