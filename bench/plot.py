@@ -353,10 +353,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("figures")
-    parser.add_argument("folder")
+    parser.add_argument("directory")
     options = parser.parse_args()
     figures = Figures(options.figures)
-    os.makedirs(options.folder, exist_ok=True)
+    os.makedirs(options.directory, exist_ok=True)
     plots = {
         "get": plot_get,
         "latency": plot_latency,
@@ -369,7 +369,7 @@ def main():
         if drawing is None:
             print(f"left out: {name}.svg (its figures are not there)")
         else:
-            drawing.save(os.path.join(options.folder, name + ".svg"))
+            drawing.save(os.path.join(options.directory, name + ".svg"))
 
 
 if __name__ == "__main__":
