@@ -25,7 +25,7 @@ class Line:
     number: int
     text: str  # what follows the comment mark
     column: int = 0
-    trailing: bool = False  # code stands before it
+    trailing: bool = False  # code precedes it
 
 
 def cpp_comments(text: str) -> Iterator[Line]:

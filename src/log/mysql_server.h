@@ -21,7 +21,7 @@
 
 namespace whycache {
 
-// The account to log in with. An empty user is the one who runs this program.
+// The account to log in with. If the user is empty, it is the user that runs this program.
 struct MysqlLogin {
   std::string user;
   std::string password;

@@ -75,7 +75,7 @@ struct State::Impl final : ForkHandler {
   ~Impl() = default;
 
   void after_fork_in_child() noexcept override {
-    // Another thread of the parent may have held them. The locks they stand for are the parent's.
+    // Another thread of the parent may have held them. The locks they guard are the parent's.
     for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
   }
 

@@ -63,7 +63,7 @@ class StateVerifier {
       progress_(steps_done_, 2 * block_.item_count);
   }
 
-  // --- The point index. Each function returns false if it is pointless to go on. ---
+  // --- The point index. Each function returns false if continuing is pointless. ---
 
   bool verify_index() {
     const std::uint64_t word = mapping_.header().index_directory.load(std::memory_order_acquire);

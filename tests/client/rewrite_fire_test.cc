@@ -189,7 +189,7 @@ class SteppedRewriter {
   bool killed_ = false;
 };
 
-// Returns a limit for the rewrite; 0 stands for the head.
+// Returns a limit for the rewrite; 0 means the head.
 UpdateId limit_of(const ReferenceModel& truth, std::mt19937_64& random) {
   return random() % 2 == 0 ? 0 : truth.head() - random() % std::min<UpdateId>(truth.head(), 4);
 }

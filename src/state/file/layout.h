@@ -249,7 +249,7 @@ inline constexpr std::uint64_t segments_for(std::uint64_t bytes) {
 // An extendible hash table (Fagin et al., 1979). directory[hash >> (64 - global depth)] names an
 // index page of 4,096 buckets. A bucket has eight words and is one cache line. The home bucket of a
 // key begins at byte hash & 0x3ffc0 of the page. A full bucket overflows into the next ones, up to
-// 7 further. A lookup goes on while a bucket has no empty word. A word never becomes empty again
+// 7 further. A lookup continues while a bucket has no empty word. A word never becomes empty again
 // (the word of a removed key becomes a tombstone), so stopping there is right.
 //
 // The tag is the top of the hash. It holds the bits that index the directory, so a page is split by

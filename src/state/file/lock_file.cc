@@ -20,7 +20,7 @@ namespace whycache {
 namespace {
 
 constexpr std::size_t page_bytes = 4096;
-// The byte whose OFD lock stands for row 0.
+// The byte whose OFD lock represents row 0.
 constexpr std::uint64_t row_lock_offset = 4096;
 constexpr std::uint32_t slot_count_max = 65536;
 // Slots kept for the next view while no more than half of all were ever used.

@@ -5,7 +5,7 @@
 //   then        one ReaderSlot of 64 bytes per view
 //
 // A slot's owner word names a process row, and how often that row had been claimed. A process holds
-// an OFD lock on the byte of this file that stands for its row. The kernel drops the lock however
+// an OFD lock on the byte of this file that represents its row. The kernel drops the lock however
 // the process ends, in any PID namespace. A process that finds a row unlocked may take its lock,
 // free the slots that the dead process owned, and release the lock
 // (docs/decisions/liveness-by-lock.md).

@@ -86,8 +86,8 @@ void check_state_location(const StateOptions& options) {
 }
 
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks) {
-  // Opened for writing first: on an overlay that copies the file up to the layer where writers will
-  // change it. A process that may only read goes on without.
+  // Open the file for writing first. On an overlay file system this copies it up to the layer where
+  // writers will change it. A process that may only read continues without that.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
   // Nonblocking: the file may be a pipe.
   FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);

@@ -434,7 +434,7 @@ template <bool two_words, typename MaxEntryWord>
   return (word.load(std::memory_order_acquire) & bits) != bits;
 }
 
-// Returns whether the whole value lies within the mapping. For a short one the look-up has checked
+// Returns whether the whole value is within the mapping. For a short one the look-up has checked
 // that already.
 [[gnu::always_inline]] inline bool is_value_mapped(const DirectoryCache& cache,
                                                    std::string_view found) {

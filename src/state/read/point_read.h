@@ -47,10 +47,10 @@
 
 #include "state/file/layout.h"
 #include "state/file/mapping.h"
+#include "state/index/copy_short.h"
 #include "state/index/cpu.h"
 #include "state/index/fast_lookup_avx2.h"
 #include "state/index/lookup.h"
-#include "state/index/copy_short.h"
 #include "state/read/rcu.h"
 
 namespace whycache {
