@@ -41,7 +41,7 @@ Options checked(Options options) {
   if (options.deadline.count() < 0)
     refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
   if ((options.state_mode & ~0666U) != 0 || (options.state_mode & 0600U) != 0600U) {
-    refuse("state_mode must allow its owner to read and write, and nobody to execute: state_mode=" +
+    refuse("state_mode must let its owner read and write, and let no user execute: state_mode=" +
            std::to_string(options.state_mode));
   }
   if (options.writer_name.size() > writer_name_bytes_max) {
