@@ -144,7 +144,7 @@ class BesideWriterBenchmark {
     double sum = 0;
     for (int i = 0; i < times; ++i) sum += monotonic_time_ns() - begin;
     const double took = monotonic_time_ns() - begin;
-    if (sum > took * times) throw std::runtime_error("the clock goes backwards");
+    if (sum > took * times) throw std::runtime_error("the clock ran backwards");
     fmt::print("every latency includes {:.0f} ns for reading the clock\n", took / times);
   }
 

@@ -75,7 +75,7 @@ class Drawing:
 
 
 class Scale:
-    """Where a value lies between two ends of the paper."""
+    """Maps values to positions between two ends of the paper."""
 
     def __init__(self, low, high, begin, end, logarithmic):
         self.logarithmic = logarithmic
@@ -204,7 +204,7 @@ def curves(lines, x_of, x_ticks, title, subtitle, y_label):
         drawing.text(
             across(x_of(x)), bottom + 20, label, anchor="middle", colour="#777777", size=11
         )
-    # Names stand beside the ends of their lines, as far as there is room.
+    # Place names beside the ends of their lines, as far as there is room.
     room = -math.inf
     for name, colour, dashed, points in sorted(lines, key=lambda line: -line[3][-1][1]):
         drawing.curve([(across(x_of(x)), scale(value)) for x, value in points], colour, dashed)
