@@ -12,8 +12,8 @@
 #                  program, ARGS=... for its arguments; JSON=file for the figures
 #   make histories LOG=sqlite MINUTES=10
 #                  writers, transactions, readers and rewriters that are killed, on a log that
-#                  fails (file, sqlite, mysql, or memcached in front of mysql), and a check that
-#                  what they were told can be true; KEEP=directory keeps their histories if not
+#                  fails (file, sqlite, mysql, or memcached in front of mysql), and a check of
+#                  the answers that they got; KEEP=directory keeps their histories if it fails
 #   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
 JOBS ?= $(shell nproc)
@@ -38,7 +38,7 @@ demo:
 	cmake --build --preset release --parallel $(JOBS) --target whycache whycache-demo
 	build/release/bin/whycache-demo $(if $(DATA),--data $(DATA))
 
-# The last thing it prints is what ctest says at its end.
+# The last output is the summary of ctest.
 test: build
 	ctest --preset dev --parallel 2 --no-label-summary
 

@@ -11,8 +11,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   endif()
 endif()
 
-# When it optimises across files, g++ 12 takes sizes for unknown that are not, and warns of them out
-# of libstdc++. The same code is compiled file by file without a word.
+# When it optimises across files, g++ 12 takes known sizes for unknown ones, and warns of them in
+# libstdc++. It compiles the same code file by file without a warning.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_link_options(-Wno-stringop-overflow -Wno-stringop-overread)
 endif()

@@ -1,8 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that building, testing, the demo, the benchmarks, checking or fuzzing
-# need, and only those that are missing. Says nothing when nothing is, asks nothing ever. The demo
-# shows its work on apt's package index, and one of the benchmarks reads it, so for `demo` and
-# `bench` that is fetched if there is none.
+# need, and only those that are missing. Prints nothing if none is missing, and never asks. The demo
+# and one of the benchmarks read apt's package index, so `demo` and `bench` fetch it if needed.
 #
 #   scripts/install_packages.sh [build|test|demo|bench|check|fuzz]...
 set -eu
@@ -63,8 +62,8 @@ apt() {
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
 }
 
-# Some packages bring a server along, which we start ourselves when we need it: Debian is not to
-# start it now (policy-rc.d(8)), nor at the next boot.
+# Some packages contain a server, which we start ourselves when we need it. Debian must not start
+# it, neither now (policy-rc.d(8)) nor at the next boot.
 no_services=/usr/sbin/policy-rc.d
 install_missing() {
   if [ ! -e $no_services ]; then
@@ -80,11 +79,10 @@ install_missing() {
 }
 
 if [ $needs_index = yes ]; then
-  apt update >/dev/null || true  # the demo says what to do without
+  apt update >/dev/null || true  # without an index the demo says what to do
 fi
 if [ -n "$missing" ]; then
   echo "installing:$missing" >&2
-  # The index may be absent or out of date: then the first attempt fails, and the second is made
-  # with a new one.
+  # If the index is absent or out of date, the first attempt fails, and the second uses a new one.
   install_missing 2>/dev/null || { apt update >/dev/null && install_missing; }
 fi
