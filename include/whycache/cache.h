@@ -98,7 +98,7 @@ class WHYCACHE_API Cache {
   Cache& operator=(Cache&&) noexcept;
 
   // Reads. Each sees an update as a whole or not at all, and reads never go back to an older update
-  // id. get() and contains() normally take no lock and make no system call. All throw
+  // id. As a rule, get() and contains() take no lock and make no system call. All throw
   // Error(corrupt) if the state is damaged; the next update() then rebuilds it.
 
   // Returns a copy of the value, or nullopt if the key is absent.

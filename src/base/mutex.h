@@ -27,8 +27,8 @@
 namespace whycache {
 
 // A std::mutex with annotations. In a forked child it is still locked if another thread of the
-// parent held it: a fork handler (base/fork_handlers.h) locks it around the fork, or constructs it
-// again, or the child never uses it (abandon_parent_context() in client/cache.cc).
+// parent held it. Either a fork handler (base/fork_handlers.h) locks it around the fork or
+// constructs it again, or the child never uses it (abandon_parent_context() in client/cache.cc).
 class WHYCACHE_THREAD_ANNOTATION(capability("mutex")) Mutex {
  public:
   void lock() WHYCACHE_ACQUIRE() { mutex_.lock(); }

@@ -1,5 +1,5 @@
-// Which head records in memcached a process may trust, and their encoding. The protocol is tested
-// against real servers in log/memcached_tier_test.cc and client/memcached_fleet_test.cc.
+// The head records in memcached that a process may trust, and their encoding. The protocol is
+// tested against real servers in log/memcached_tier_test.cc and client/memcached_fleet_test.cc.
 #include "log/head_tracker.h"
 
 #include <gtest/gtest.h>
