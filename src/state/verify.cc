@@ -19,7 +19,7 @@ constexpr std::uint64_t progress_interval = 65536;
 // Entries are prefetched this many words ahead.
 constexpr std::uint64_t prefetch_words = 64;
 
-// Loads are relaxed unless readers acquire the same word: no process writes meanwhile.
+// Loads of index words are relaxed: no process writes meanwhile.
 class StateVerifier {
  public:
   StateVerifier(const Mapping& mapping,

@@ -192,11 +192,16 @@ class BTreeWriter::TreeEdit {
   bool erase_from(const BTreeNode& leaf, Keys keys, std::vector<Replacement>& out) {
     erased_indexes_.clear();
     std::size_t bytes = leaf.bytes();
+    std::size_t erased_end =
+        0;  // of the suffixes erased so far: they ascend, so `bytes` stays >= 0
     for (const std::string_view key : keys) {
       const NodePosition position = leaf.find(key);
       if (!position.is_equal) continue;
-      if (!erased_indexes_.empty() && position.index <= erased_indexes_.back())
+      const BTreeNode::SuffixRange suffix = leaf.suffix_range(position.index);
+      if ((!erased_indexes_.empty() && position.index <= erased_indexes_.back()) ||
+          suffix.begin < erased_end || suffix.end > leaf.suffix_bytes())
         leaf.throw_corrupt("keys out of order");
+      erased_end = suffix.end;
       erased_indexes_.push_back(position.index);
       bytes -= sizeof(SuffixEnd) + key.size() - leaf.prefix().size();
     }

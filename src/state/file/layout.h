@@ -139,7 +139,7 @@ inline constexpr std::uint64_t descriptor_offset(std::uint64_t segment) {
 // A read waits for memory, so an entry spans as few cache lines as possible. The offset of the
 // previous version is rarely used, so a narrow entry keeps it behind the value.
 
-// The first word of an entry. A read of the newest version needs no other.
+// The first word of an entry. A read of the newest version of a narrow entry needs no other.
 class EntryWord {
  public:
   // Narrow, from the top: 39 bits id, 1 bit for a previous version, 16 bits value bytes, 8 bits key
@@ -303,9 +303,9 @@ inline constexpr bool holds_entry(std::uint64_t word) { return word > tombstone_
 
 // Each index page has a filter, which excludes most keys that are not in the page: for each home
 // bucket a Bloom filter (Burton H. Bloom, 1970) of 32 bits, three of them per key. The writer sets
-// a key's bits before it stores the key's word, and never clears them. A split makes new filters.
-// The writer stores filter words (release) before the applied id that makes the key visible;
-// readers acquire them.
+// a key's bits before it stores the key's word, and never clears them. Each new page has a new
+// filter. The writer stores filter words (release) before the applied id that makes the key
+// visible; readers acquire them.
 using FilterWord = std::atomic<std::uint32_t>;
 inline constexpr std::uint64_t filter_bytes = index_page_buckets * sizeof(FilterWord);
 inline constexpr std::uint64_t filters_per_segment = segment_bytes / filter_bytes;
@@ -491,8 +491,9 @@ struct Header {
   // Allocated and usable. Stored by the writer once the file has grown (release); readers acquire
   // it.
   std::atomic<std::uint64_t> file_bytes;
-  // 1 while a writer is at work, or after one died at work. Stored under the writer lock (release);
-  // the next writer acquires it.
+  // 1 while a writer is at work, or after one died at work. Stored under the writer lock: 1
+  // relaxed, before a compiler fence (mark_writer_active()), and 0 with release. The next writer
+  // acquires it.
   std::atomic<std::uint64_t> writer_active;
 
   alignas(64) PublishedBlock published[published_block_count];

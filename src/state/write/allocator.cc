@@ -217,7 +217,7 @@ std::uint64_t Allocator::segments_to_add(std::uint64_t segments_wanted) const {
 }
 
 // A writer that dies in here leaves a file that is longer than file_bytes, or free segments on no
-// list. Recovery finds both.
+// list. Recovery retires such segments; the next grow() takes over the rest of the file.
 void Allocator::grow(std::uint64_t segments_wanted) {
   AllocatorState& state = allocator_state();
   const std::uint64_t count = state.segment_count;

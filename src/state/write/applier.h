@@ -68,7 +68,8 @@ class Applier {
   BTreeWriter key_index_;
   PublishedBlock pending_block_{};  // of the update in progress
   // Keys that the update in progress inserts or removes, at most one change per key. Filled by
-  // set() and erase(), used by update_key_index(). The keys point into the update.
+  // set() and erase(), used by update_key_index(). The keys point into the update
+  // (those that erase_all() records dangle, and are dropped at once).
   std::vector<KeyChange> key_changes_;
   // Kept between updates to reuse their memory.
   std::vector<std::uint64_t> hashes_;    // of the key of each change

@@ -17,8 +17,8 @@ namespace {
 
 constexpr const char* building_suffix = ".building-";
 
-// Removes the files of builders that died. Skips files that cannot be opened: they belong to
-// another user.
+// Removes the files of builders that died. Skips files that cannot be opened or locked: they
+// belong to another user.
 void remove_orphaned_files(const std::string& path) {
   const std::string directory = parent_directory(path) + "/";
   const std::size_t slash = path.rfind('/');

@@ -23,7 +23,8 @@
 
 namespace whycache {
 
-// Marks the file as being written (Header::writer_active), before the first change. Returns whether
+// Marks the file as being written (Header::writer_active), before the first change of its
+// contents. Returns whether
 // it was marked already: the previous writer died or failed, and the file needs recovery.
 bool mark_writer_active(Header& header);
 // Removes the mark, after the last change.
