@@ -96,7 +96,7 @@ check:
 	cmake --preset clang
 	cmake --build --preset clang --parallel $(JOBS)
 	run-clang-tidy -quiet -p build/clang -j $(JOBS) \
-	  '/build/clang/.*/Unity/' '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
+	  '/build/clang/(CMakeFiles|cli|demo)/' '$(CURDIR)/(src|cli|demo|examples)/.*\.cc$$'
 
 clean:
 	rm -rf build

@@ -95,7 +95,7 @@ class Screen {
 
 class Demo {
  public:
-  Demo(std::string directory, double seconds, std::vector<Record> records)
+  Demo(const std::string& directory, double seconds, std::vector<Record> records)
       : seconds_(seconds), records_(std::move(records)), board_(Scoreboard::create()) {
     log_path_ = directory + "/packages.db";
     for (const char* name : {"a", "b"}) {
@@ -394,10 +394,7 @@ class Demo {
   std::uint64_t state_bytes_ = 0;
 };
 
-}  // namespace
-}  // namespace whycache::demo
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app("whycache on real data: two machines, readers, writers, kills, a rewrite",
                "whycache-demo");
   std::string data;
@@ -411,21 +408,26 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(2.0, 3600.0));
   CLI11_PARSE(app, argc, argv);
+  std::vector<Record> records = data.empty() ? read_package_index() : read_json_lines(data);
+  if (std::filesystem::exists(directory) && !std::filesystem::exists(directory + "/packages.db") &&
+      !std::filesystem::is_empty(directory)) {
+    fmt::print(stderr, "directory contains files that are not the demo's: path={}\n", directory);
+    return 2;
+  }
+  std::filesystem::remove_all(directory);
+  std::filesystem::create_directories(directory);
+  directory = std::filesystem::canonical(directory).string();
+  return Demo(directory, seconds, std::move(records)).run() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace whycache::demo
+
+int main(int argc, char** argv) {
   try {
-    std::vector<whycache::demo::Record> records =
-        data.empty() ? whycache::demo::read_package_index() : whycache::demo::read_json_lines(data);
-    if (std::filesystem::exists(directory) &&
-        !std::filesystem::exists(directory + "/packages.db") &&
-        !std::filesystem::is_empty(directory)) {
-      fmt::print(stderr, "directory contains files that are not the demo's: path={}\n", directory);
-      return 2;
-    }
-    std::filesystem::remove_all(directory);
-    std::filesystem::create_directories(directory);
-    directory = std::filesystem::canonical(directory).string();
-    return whycache::demo::Demo(directory, seconds, std::move(records)).run() ? 0 : 1;
+    return whycache::demo::run(argc, argv);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "demo failed: {}\n", error.what());
+    std::fprintf(stderr, "demo failed: %s\n", error.what());
     return 1;
   }
 }
