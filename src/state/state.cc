@@ -274,60 +274,44 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
   return holds || get.state->slow_read(key, CopyValue{value});
 }
 
-template <typename Sink>
-[[gnu::always_inline]] inline bool State::read(std::string_view key, Sink sink) const {
-  const ThisReader& reader = this_reader;
-  if (key.size() - 8 < reader.fast_key_size_count) [[likely]]
-    return point_read<true>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
-  return read_any(key, sink);
-}
-
 #if WHYCACHE_AVX2
 [[WHYCACHE_TARGET_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
                                               std::string& value) {
   ReaderThread* const thread = this_reader.fast_thread;
   if (!fits_two_words(key.size())) [[unlikely]]
-    return state.read_any(key, CopyValue{value});
-  if (thread == nullptr) [[unlikely]]
-    return get_filter_first_avx2(state, key, value);
-  return point_read_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key,
-                         CopyValue{value});
-}
-
-[[WHYCACHE_TARGET_AVX2]] bool State::get_filter_first_avx2(const State& state, std::string_view key,
-                                                           std::string& value) {
-  ReaderThread* const thread = this_reader.thread;
-  if (thread == nullptr) [[unlikely]]
-    return state.slow_read(key, CopyValue{value});
-  const UnpinnedRead read(*thread, state.directory_cache_);
-  if (!avx2::filter_excludes(read.directory_cache(), read.header(), key) || read.superseded() ||
-      !read.validate()) [[unlikely]]
-    return state.read_past_filter(key, CopyValue{value});  // enters again, and leaves
-  read.leave();
+    return state.read(key, CopyValue{value}, false);
+  if (thread != nullptr) [[likely]]
+    return point_read_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key,
+                           CopyValue{value});
+  if (this_reader.thread == nullptr) [[unlikely]]
+    return state.read(key, CopyValue{value}, false);
+  const UnpinnedRead read(*this_reader.thread, state.directory_cache_);
+  const bool excluded = avx2::filter_excludes(read.directory_cache(), read.header(), key) &&
+                        !read.superseded() && read.validate();
+  // Not read.leave(): keeping the record's address would cost every get one more register.
+  this_reader.thread->leave();
+  if (!excluded) return state.read(key, CopyValue{value}, true);
   this_reader.record_filter_exclusion();
   return false;
 }
 #endif
 
-bool State::get_portable(const State& state, std::string_view key, std::string& value) {
-  return state.read(key, CopyValue{value});
+bool State::contains(std::string_view key) const {
+  if (key.size() - 8 < this_reader.fast_key_size_count) [[likely]]
+    return point_read<true>(UnpinnedRead(*this_reader.fast_thread, directory_cache_), *this, key,
+                            TestPresence());
+  return read(key, TestPresence(), false);
 }
 
-bool State::contains(std::string_view key) const { return read(key, TestPresence()); }
-
 template <typename Sink>
-bool State::read_any(std::string_view key, Sink sink) const {
+bool State::read(std::string_view key, Sink sink, bool passed_filter) const {
   const ThisReader& reader = this_reader;
   if (reader.fast_thread != nullptr)
     return point_read<false>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
   if (reader.thread == nullptr) [[unlikely]]
     return slow_read(key, sink);
-  return !filter_excludes(*reader.thread, key) && read_past_filter(key, sink);
-}
-
-template <typename Sink>
-bool State::read_past_filter(std::string_view key, Sink sink) const {
-  const UnpinnedRead read(*this_reader.thread, directory_cache_);
+  if (!passed_filter && filter_excludes(*reader.thread, key)) return false;
+  const UnpinnedRead read(*reader.thread, directory_cache_);
   const bool found = fits_two_words(key.size()) ? point_read<true>(read, *this, key, sink)
                                                 : point_read<false>(read, *this, key, sink);
   if (found) this_reader.record_hit();
@@ -348,7 +332,12 @@ State::GetFunction* State::select_get() {
 #if WHYCACHE_AVX2
   if (has_avx2()) return get_avx2;
 #endif
-  return get_portable;
+  return [](const State& state, std::string_view key, std::string& value) {
+    if (key.size() - 8 < this_reader.fast_key_size_count) [[likely]]
+      return point_read<true>(UnpinnedRead(*this_reader.fast_thread, state.directory_cache_), state,
+                              key, CopyValue{value});
+    return state.read(key, CopyValue{value}, false);
+  };
 }
 
 template <typename Sink>

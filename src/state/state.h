@@ -137,19 +137,13 @@ class State {
   struct TestPresence;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
-  static GetFunction get_portable;
   static GetFunction get_avx2;
   static GetFunction* select_get();
+  // Reads keys of any size. A thread whose keys are mostly absent probes the filter of the index
+  // first, unless the caller has done so (`passed_filter`).
   template <typename Sink>
-  bool read(std::string_view key, Sink sink) const;
-  // Keys of any size. Also reads of threads whose keys are mostly absent: these ask the filter of
-  // the index first.
-  template <typename Sink>
-  [[gnu::noinline]] bool read_any(std::string_view key, Sink sink) const;
-  [[gnu::noinline]] static GetFunction get_filter_first_avx2;
+  [[gnu::noinline]] bool read(std::string_view key, Sink sink, bool passed_filter) const;
   bool filter_excludes(ReaderThread& thread, std::string_view key) const;
-  template <typename Sink>
-  [[gnu::noinline]] bool read_past_filter(std::string_view key, Sink sink) const;
   // Copies a value that is long, or that has another size than the string.
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
                                            std::string_view found);

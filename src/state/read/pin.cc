@@ -112,12 +112,9 @@ Pin::FindFunction* Pin::select_find() {
   return find_portable<true>;
 }
 
-std::string_view Pin::slow_find(std::string_view key) const {
+std::string_view Pin::slow_find(std::string_view key, const char** key_in_entry) const {
   check_not_forked();
-  return look_up(key, mapping_->hash_of(key)).value;
-}
-
-LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
+  const std::uint64_t hash = mapping_->hash_of(key);
   // A torn result mostly means that the file has grown since this process asked for its size. It
   // may grow again during the next attempt: a look-up starts at the newest version, wherever that
   // is, and follows the chain back from there. The loop ends once the size no longer changes.
@@ -128,7 +125,10 @@ LookupResult Pin::look_up(std::string_view key, std::uint64_t hash) const {
     const IndexWord* page = find_index_page(
         bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
     if (page != nullptr) result = whycache::look_up(bytes, page, hash, key, block_.id);
-    if (result.status != LookupStatus::torn) return result;
+    if (result.status != LookupStatus::torn) {
+      if (key_in_entry != nullptr) *key_in_entry = result.key;
+      return result.value;
+    }
     const std::uint64_t usable_before = std::exchange(usable, mapping_->refresh_usable_bytes());
     if (usable == usable_before) break;
   }

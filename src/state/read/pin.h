@@ -50,9 +50,9 @@ class Pin {
   static FindFunction find_avx2;
   static FindFunction* select_find();
   struct ViewValue;
-  [[gnu::noinline]] std::string_view slow_find(std::string_view key) const;
-  // The entry, wherever it is and however the file has grown.
-  [[gnu::noinline]] LookupResult look_up(std::string_view key, std::uint64_t hash) const;
+  // Finds the entry wherever it is and however the file has grown, and the key within it.
+  [[gnu::noinline]] std::string_view slow_find(std::string_view key,
+                                               const char** key_in_entry = nullptr) const;
   void pin_newest();
 
   std::shared_ptr<const Mapping> mapping_;
@@ -85,8 +85,13 @@ void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_fou
     for (std::size_t i = 0; i < count; ++i) {
       LookupResult result{LookupStatus::torn, {}};
       if (pages[i] != nullptr)
-        result = whycache::look_up(bytes, pages[i], hashes[i], keys[first + i], block_.id);
-      if (result.status == LookupStatus::torn) result = look_up(keys[first + i], hashes[i]);
+        result = look_up(bytes, pages[i], hashes[i], keys[first + i], block_.id);
+      if (result.status == LookupStatus::torn) {
+        const char* key_in_entry = nullptr;
+        const std::string_view value = slow_find(keys[first + i], &key_in_entry);
+        result = {value.data() != nullptr ? LookupStatus::found : LookupStatus::not_found, value,
+                  key_in_entry};
+      }
       if (result.status == LookupStatus::found) on_found(first + i, result);
     }
   }
