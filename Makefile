@@ -17,6 +17,8 @@
 #   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
 JOBS ?= $(shell nproc)
+# Tests wait for servers and disks for much of their time.
+PARALLEL_TESTS ?= $(shell expr $$(nproc) + 1)
 FUZZ_SECONDS ?= 60
 DIRECTORIES := $(wildcard include src cli demo examples bench tests fuzz)
 SOURCES = $(shell find $(DIRECTORIES) -name '*.h' -o -name '*.cc')
@@ -40,19 +42,19 @@ demo:
 
 # The last output is the summary of ctest.
 test: build
-	ctest --preset dev --parallel 2 --no-label-summary
+	ctest --preset dev --parallel $(PARALLEL_TESTS) --no-label-summary
 
 test-asan test-tsan: test-%:
 	scripts/install_packages.sh build test
 	cmake --preset $*
 	cmake --build --preset $* --parallel $(JOBS)
-	ctest --preset $* --parallel 2 --no-label-summary
+	ctest --preset $* --parallel $(PARALLEL_TESTS) --no-label-summary
 
 test-release:
 	scripts/install_packages.sh build test
 	cmake --preset release-test
 	cmake --build --preset release-test --parallel $(JOBS)
-	ctest --preset release-test --parallel 2 --no-label-summary
+	ctest --preset release-test --parallel $(PARALLEL_TESTS) --no-label-summary
 
 test-all: test test-asan test-tsan test-release
 

@@ -403,7 +403,7 @@ void run_process_rounds(const char* log, std::uint64_t rounds) {
   run_rounds(log, rounds, truth, pair);
 }
 
-TEST(RewriteFireLongBeside, killed_rewriters_on_memory_leave_consistent_history) {
+TEST(RewriteFireLong, killed_rewriters_on_memory_leave_consistent_history) {
   SCOPED_TRACE(seed_note());
   std::mt19937_64 random(test_seed());
   const TemporaryDirectory directory("/dev/shm");
@@ -413,18 +413,18 @@ TEST(RewriteFireLongBeside, killed_rewriters_on_memory_leave_consistent_history)
   run_rounds("memory", round_count(200), truth, pair);
 }
 
-TEST(RewriteFireLongBeside, killed_rewriters_on_file_leave_consistent_history) {
+TEST(RewriteFireLong, killed_rewriters_on_file_leave_consistent_history) {
   run_process_rounds<FileStore>("file", round_count(350));
 }
 
 #if WHYCACHE_WITH_SQLITE
-TEST(RewriteFireLongBeside, killed_rewriters_on_sqlite_leave_consistent_history) {
+TEST(RewriteFireLong, killed_rewriters_on_sqlite_leave_consistent_history) {
   run_process_rounds<SqliteStore>("sqlite", round_count(350));
 }
 #endif
 
 #if WHYCACHE_WITH_MYSQL
-TEST(RewriteFireLongBeside, killed_rewriters_on_mysql_leave_consistent_history) {
+TEST(RewriteFireLong, killed_rewriters_on_mysql_leave_consistent_history) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   run_process_rounds<MysqlStore>("mysql", round_count(100));
 }

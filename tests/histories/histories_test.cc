@@ -24,20 +24,20 @@ void expect_no_violation(const std::string& log) {
   EXPECT_EQ(std::system(command.c_str()), 0) << command;
 }
 
-TEST(HistoriesLongBeside, histories_on_file_keep_promises) { expect_no_violation("file"); }
+TEST(HistoriesLong, histories_on_file_keep_promises) { expect_no_violation("file"); }
 
 #if WHYCACHE_WITH_SQLITE
-TEST(HistoriesLongBeside, histories_on_sqlite_keep_promises) { expect_no_violation("sqlite"); }
+TEST(HistoriesLong, histories_on_sqlite_keep_promises) { expect_no_violation("sqlite"); }
 #endif
 
 #if WHYCACHE_WITH_MYSQL
-TEST(HistoriesLongBeside, histories_on_mysql_keep_promises) {
+TEST(HistoriesLong, histories_on_mysql_keep_promises) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   expect_no_violation("mysql");
 }
 
 #if WHYCACHE_WITH_MEMCACHED
-TEST(HistoriesLongBeside, histories_on_memcached_over_mysql_keep_promises) {
+TEST(HistoriesLong, histories_on_memcached_over_mysql_keep_promises) {
   if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: mariadbd is not installed";
   if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: memcached is not installed";
   expect_no_violation("memcached");

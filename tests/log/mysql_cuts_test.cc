@@ -20,7 +20,7 @@
 namespace whycache {
 namespace {
 
-using MysqlLogCutsLongBeside = MysqlTest;
+using MysqlLogCutsLong = MysqlTest;
 using testing::TcpProxy;
 
 // The outcomes that writers got for their writes. Each write has a unique text.
@@ -135,7 +135,7 @@ std::uint64_t cut_count_min() {
   return testing::number_from_environment("WHYCACHE_CUTS", 6000) / 2;
 }
 
-TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
+TEST_F(MysqlLogCutsLong, reported_append_outcomes_match_log) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();
@@ -179,7 +179,7 @@ TEST_F(MysqlLogCutsLongBeside, reported_append_outcomes_match_log) {
   outcomes.expect_consistent_with(found);
 }
 
-TEST_F(MysqlLogCutsLongBeside, reported_cache_write_outcomes_match_log) {
+TEST_F(MysqlLogCutsLong, reported_cache_write_outcomes_match_log) {
   SCOPED_TRACE(testing::seed_note());
   MysqlStore store;
   store.open();

@@ -19,7 +19,7 @@ namespace whycache {
 namespace {
 
 using MysqlLogFailover = MysqlTest;
-using MysqlLogFailoverLongBeside = MysqlTest;
+using MysqlLogFailoverLong = MysqlTest;
 using testing::TcpProxy;
 
 // An address that leads to the primary until it fails over to the replica.
@@ -91,7 +91,7 @@ TEST_F(MysqlLogFailover, writer_that_just_polled_old_primary_detects_failover) {
 }
 
 // No machine is ever wrong, whatever was lost or written instead, and whatever it had applied.
-TEST_F(MysqlLogFailoverLongBeside, every_machine_detects_failover_at_next_update) {
+TEST_F(MysqlLogFailoverLong, every_machine_detects_failover_at_next_update) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   ReplicatedPair pair;

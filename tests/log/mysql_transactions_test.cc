@@ -19,7 +19,7 @@ namespace whycache {
 namespace {
 
 using MysqlLogTransactions = MysqlTest;
-using MysqlLogOrderLongBeside = MysqlTest;
+using MysqlLogOrderLong = MysqlTest;
 
 // --- Foreign transactions. ---
 
@@ -225,7 +225,7 @@ TEST_F(MysqlLogTransactions, ids_become_visible_in_order) {
   expect_visible_in_order(3, 60, milliseconds(0));
 }
 
-TEST_F(MysqlLogOrderLongBeside, ids_become_visible_in_order) {
+TEST_F(MysqlLogOrderLong, ids_become_visible_in_order) {
   const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 100'000);
   expect_visible_in_order(8, updates / 8, milliseconds(100));
 }

@@ -144,7 +144,7 @@ bool stop_process(const ChildProcess& child) {
   return ::waitpid(child.id(), &status, WUNTRACED) == child.id() && WIFSTOPPED(status);
 }
 
-TEST(FlatReadsLong, get_never_waits_for_the_writer) {
+TEST(FlatReadsLongAlone, get_never_waits_for_the_writer) {
   SCOPED_TRACE(testing::seed_note());
   std::mt19937_64 random(testing::test_seed());
   for (const Phase& phase : phases) {
