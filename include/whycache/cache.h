@@ -85,12 +85,14 @@ std::vector<std::string_view> string_views(const Keys& keys) {
 // Threads: any number of threads can use one object. Processes: any number of processes, and
 // several objects in one process, can share a state. After fork(), every method works in the child;
 // a view that the parent took does not. Once closed, an object throws Error(invalid) from every
-// method but valid(), state_path(), counters() and the two that close it.
+// method but valid(), state_path(), counters() and the two that close it. An object that was moved
+// from throws Error(invalid) from every method but valid().
 class WHYCACHE_API Cache {
  public:
-  // Opens the log and the state of this machine. If there is no state that can be used, builds one
-  // from the log. If there is one, opening succeeds even while the log is unreachable. Throws Error
-  // of any kind.
+  // Opens the state of this machine. If it can be used, opening does not wait for the log: the
+  // first update() or write connects. If there is none, builds one from the log (Options::open). A
+  // state that was copied from another machine, or is of a log of another name, is compared with
+  // the log first. Throws Error of any kind.
   explicit Cache(std::string_view log_url, Options options = {});
   explicit Cache(std::unique_ptr<Log> log, Options options = {});
   ~Cache();
@@ -254,8 +256,12 @@ class WHYCACHE_API Cache {
   std::chrono::nanoseconds staleness() const;
   // Returns the digest of the items. Two machines at the same update id have equal digests.
   Digest digest() const;
-  // Returns false once the state was closed or deleted through this object.
+  // Returns false once the state was closed or deleted through this object, or the object was moved
+  // from.
   bool valid() const noexcept;
+  // Returns whether this machine has a state that can be read. False only after OpenMode::now, or
+  // while another process has deleted the state.
+  bool ready() const;
   std::string state_path() const;
   Counters counters() const;
 
@@ -271,6 +277,8 @@ class WHYCACHE_API Cache {
  private:
   friend class CacheInternal;  // src/client/cache_internal.h
   class Impl;
+  // Throws Error(invalid) if the object was moved from.
+  Impl& impl() const;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -131,6 +131,11 @@ class WHYCACHE_API Log {
   virtual std::unique_ptr<Log> reopen() { return nullptr; }
 };
 
+// For a log of your own: returns how long its call on this thread may still wait. The cache's
+// deadlines and stop requests hold only if the log waits no longer. 0 once the deadline has passed
+// or a stop was requested; nanoseconds::max() outside such a call. Costs some tens of nanoseconds.
+WHYCACHE_API std::chrono::nanoseconds call_time_left() noexcept;
+
 // Opens the log that a URL names: `memory:`, `memory:name`, `file:///dir`, `sqlite:///file.db` or
 // `mysql://user@host/database`. Each takes `?instance=NAME` (default "default"; 1 to 48 of A-Z a-z
 // 0-9 _) and options of its own (docs/logs.md). Creates the log if it is missing, but not the

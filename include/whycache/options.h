@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 
@@ -39,6 +40,12 @@ struct Guards {
   std::function<std::optional<std::string>(const Change&)> validate{};
 };
 
+// What opening a cache does if this machine has no usable state.
+enum class OpenMode : std::uint8_t {
+  wait,  // builds one from the log, which may take long, or throws
+  now    // returns at once; reads throw Error(unavailable) until update() or a write has built one
+};
+
 struct Options {
   // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and no dot at the start.
   // Default: derived from the log's name, different for every log.
@@ -51,6 +58,7 @@ struct Options {
   // disk. A `memory:` log ends with its process, so by default its state is a temporary file that
   // is removed when the cache is closed.
   std::string state_path{};
+  OpenMode open = OpenMode::wait;
   // Permission bits of the state file and its lock file. Other users can read the cache only if
   // these bits allow it.
   std::uint32_t state_mode = 0600;
@@ -69,10 +77,10 @@ struct Options {
   std::uint32_t update_bytes_max = 1U << 20;
   bool split_updates = true;
 
-  // How long update(), or one update of a write, may take before it fails, waiting included. While
-  // a state is built or history is rewritten, the deadline limits only how long the log may stay
-  // silent. A log named by a URL waits no longer than this for a lock or an answer. A deadline
-  // given with a call is checked between the waits of the log (docs/logs.md, deadline_ms).
+  // How long update(), or one update of a write, may take before it fails, waiting included. The
+  // logs of this library return at most 50 ms later, whatever their store does, unless the disk of
+  // a file or SQLite log hangs. While a state is built or history is rewritten, the deadline limits
+  // only how long the log may stay silent.
   std::chrono::milliseconds deadline{10'000};
 
   // The most bytes of keys and values that set_async() and the like keep in memory until they are
@@ -102,6 +110,8 @@ struct UpdateOptions {
   UpdateId at_least = 0;
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request makes the call give up as if its deadline had passed.
+  std::stop_token stop{};
 };
 
 struct WriteOptions {
@@ -109,6 +119,8 @@ struct WriteOptions {
   std::string note{};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request makes the call give up as if its deadline had passed.
+  std::stop_token stop{};
 };
 
 struct TransactOptions {
@@ -116,6 +128,8 @@ struct TransactOptions {
   std::string note{};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request makes the call give up as if its deadline had passed.
+  std::stop_token stop{};
   // How many times the function runs at most.
   int attempts_max = 100;
 };
@@ -128,6 +142,8 @@ struct FreshOptions {
   bool serve_stale = false;
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request makes the call give up as if its deadline had passed.
+  std::stop_token stop{};
 };
 
 struct RewriteOptions {
@@ -138,6 +154,8 @@ struct RewriteOptions {
   // machines stay equal. If another writer has set such a key meanwhile, `keep` is asked again with
   // the new value, and nothing newer than it saw is erased. Must not call back into the cache.
   std::function<bool(std::string_view key, std::string_view value)> keep{};
+  // A stop request makes the call give up as if the log had not answered in time.
+  std::stop_token stop{};
 };
 
 }  // namespace whycache

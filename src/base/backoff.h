@@ -1,4 +1,5 @@
-// Exponential backoff: the pauses between attempts double up to a longest one, until a deadline.
+// Exponential backoff: the pauses between attempts double up to a longest one, until a deadline. A
+// request to stop ends a pause early.
 //
 // Jitter shortens each pause by a random part, so that machines that failed together do not all
 // retry at the same time.
@@ -8,7 +9,9 @@
 #include <cassert>
 #include <chrono>
 #include <optional>
-#include <thread>
+#include <stop_token>
+#include <string>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/random.h"
@@ -28,9 +31,12 @@ class Backoff {
                                      0.5};
 
   explicit Backoff(std::chrono::milliseconds timeout, const Pauses& pauses = log_pauses)
+      : Backoff(timeout, {}, pauses) {}
+  Backoff(std::chrono::milliseconds timeout, std::stop_token stop,
+          const Pauses& pauses = log_pauses)
       : pauses_(pauses),
         timeout_(std::clamp(timeout, std::chrono::milliseconds(0), timeout_max)),
-        deadline_(timeout_) {
+        deadline_(timeout_, std::move(stop)) {
     check_pauses();
   }
   Backoff(const Deadline& deadline, const Pauses& pauses)
@@ -43,13 +49,16 @@ class Backoff {
   const Deadline& deadline() const { return deadline_; }
   // The time from the constructor or reset() to the deadline.
   std::chrono::milliseconds timeout() const { return timeout_; }
+  // Why the last attempt failed, for a message if the deadline cuts the next one short.
+  const std::string& last_failure() const { return last_failure_; }
+  void note_failure(std::string why) { last_failure_ = std::move(why); }
   // Pauses since the constructor or reset().
   int pause_count() const { return pause_count_; }
 
   // Waits before the next attempt. Returns false, at once, if the deadline has passed.
   bool pause() {
     const std::optional<std::chrono::nanoseconds> pause = next_pause();
-    if (pause) std::this_thread::sleep_for(*pause);
+    if (pause) deadline_.sleep(*pause);
     return pause.has_value();
   }
   // Returns the next pause, for a caller that waits by other means; nullopt if the deadline has
@@ -65,9 +74,10 @@ class Backoff {
 
   // Restarts the timeout and the pauses, after an attempt that succeeded.
   void reset() {
-    deadline_ = Deadline(timeout_);
+    deadline_ = Deadline(timeout_, deadline_.stop());
     next_pause_ = pauses_.first;
     pause_count_ = 0;
+    last_failure_.clear();
   }
 
  private:
@@ -89,6 +99,7 @@ class Backoff {
   Deadline deadline_;
   std::chrono::nanoseconds next_pause_ = pauses_.first;
   int pause_count_ = 0;
+  std::string last_failure_;
 };
 
 }  // namespace whycache

@@ -4,6 +4,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "base/file.h"
 #include "base/hex.h"
 
@@ -19,6 +21,15 @@ std::int64_t read_clock_ns(clockid_t clock) noexcept {
 }  // namespace
 
 std::int64_t boot_time_ns() noexcept { return read_clock_ns(CLOCK_BOOTTIME); }
+
+void Deadline::sleep(std::chrono::nanoseconds time) const {
+  const std::int64_t until_ns = boot_time_ns() + std::min(time, remaining()).count();
+  for (;;) {
+    const std::chrono::nanoseconds left(until_ns - boot_time_ns());
+    if (left.count() <= 0 || stop_.stop_requested()) return;
+    std::this_thread::sleep_for(std::min(left, std::max(next_wait(), std::chrono::nanoseconds(1))));
+  }
+}
 
 std::int64_t wall_time_us() noexcept { return read_clock_ns(CLOCK_REALTIME) / 1000; }
 

@@ -51,6 +51,28 @@ class ForkExclusion final : ForkHandler {
     ExclusionState& state_;
   };
 
+  // Its thread, which is inside, is outside from the constructor to the destructor: for a wait
+  // within the library during which it holds no lock that a child needs. The destructor waits while
+  // another thread forks.
+  class ForkSection {
+   public:
+    explicit ForkSection(ForkExclusion& exclusion) : state_(*exclusion.state_) {
+      const MutexLock lock(state_.mutex);
+      --state_.inside_count;
+      state_.changed.notify_all();
+    }
+    ForkSection(const ForkSection&) = delete;
+    ForkSection& operator=(const ForkSection&) = delete;
+    ~ForkSection() {
+      MutexLock lock(state_.mutex);
+      while (state_.forking_count != 0) state_.changed.wait(lock.native());
+      ++state_.inside_count;
+    }
+
+   private:
+    ExclusionState& state_;
+  };
+
  private:
   // The mutex stays locked until another function unlocks it, after the fork. The analysis cannot
   // follow that.

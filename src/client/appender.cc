@@ -1,6 +1,8 @@
 #include "client/appender.h"
 
+#include <algorithm>
 #include <cassert>
+#include <chrono>
 #include <exception>
 #include <utility>
 
@@ -18,11 +20,13 @@ namespace {
 // this time. Two later checks cover the time itself: the log takes an update only if it has the
 // previous one, and after any failure the writer reads back. (docs/decisions/look-before-append.md)
 constexpr std::int64_t append_staleness_max_ns = 100'000'000;
+// How long applying an update that was appended at the last moment may take beyond the deadline.
+constexpr std::chrono::milliseconds apply_time_min{25};
 
 }  // namespace
 
 HeldLock Appender::lock_and_follow(Backoff& backoff) {
-  HeldLock lock = session_.state.lock(StateLock::append, backoff.deadline());
+  HeldLock lock = session_.lock_for_log(StateLock::append, backoff);
   session_.state.switch_if_replaced();
   if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
       !session_.state.usable() || !session_.has_followed() ||
@@ -64,7 +68,7 @@ bool Appender::try_append(const LogPosition& position, Draft& draft, Backoff& ba
   if (append_and_resolve(position, bytes, backoff)) {
     session_.counters.add(&Counters::updates_written);
     session_.state.announce_release(StateLock::append);
-    apply_appended(position, update);
+    apply_appended(position, update, backoff.deadline());
     return true;
   }
   session_.counters.add(&Counters::append_conflicts);
@@ -100,8 +104,9 @@ bool Appender::append_and_resolve(const LogPosition& position, std::string_view 
   };
   const auto append_once = [&] {
     try {
-      return session_.call_log([&](Log& log) { return log.append(id, bytes); }) ==
-             Log::Appended::yes;
+      return session_.call_log(backoff.deadline(), [&](Log& log) {
+        return log.append(id, bytes);
+      }) == Log::Appended::yes;
     } catch (const LogError& error) {
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       throw;
@@ -111,7 +116,7 @@ bool Appender::append_and_resolve(const LogPosition& position, std::string_view 
     try {
       if (failed) {
         std::string why;
-        const ReadBackResult found = read_back(position, bytes, why);
+        const ReadBackResult found = read_back(position, bytes, backoff.deadline(), why);
         if (found == ReadBackResult::ours) return true;
         if (found == ReadBackResult::other_update) return false;
         if (found == ReadBackResult::other_log && in_doubt) throw uncertain(why);
@@ -135,9 +140,10 @@ bool Appender::append_and_resolve(const LogPosition& position, std::string_view 
 
 // Reads which update the log now has after `position`. Sets `why` if it is another log.
 Appender::ReadBackResult Appender::read_back(const LogPosition& position, std::string_view bytes,
-                                             std::string& why) {
-  const LogPage page = session_.call_log(
-      [&](Log& log) { return read_page(log, first_id_to_read(position.id), position.id + 1); });
+                                             const Deadline& deadline, std::string& why) {
+  const LogPage page = session_.call_log(deadline, [&](Log& log) {
+    return read_page(log, first_id_to_read(position.id), position.id + 1);
+  });
   if (compare_history(page, position, why) != HistoryMatch::matches)
     return ReadBackResult::other_log;
   for (std::size_t i = 0; i < page.row_count(); ++i) {
@@ -148,10 +154,12 @@ Appender::ReadBackResult Appender::read_back(const LogPosition& position, std::s
 }
 
 // Makes the update that was appended after `position` visible to this machine.
-void Appender::apply_appended(const LogPosition& position, const Update& update) {
-  // A deadline of its own: the update is written and has to become visible, however long the
-  // append took.
-  Backoff backoff(session_.options.deadline);
+void Appender::apply_appended(const LogPosition& position, const Update& update,
+                              const Deadline& deadline) {
+  // The update is written and has to become visible, even if the append took all of the time, or a
+  // stop is requested.
+  Backoff backoff(std::max(
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left()), apply_time_min));
   try {
     if (apply_if_next(position, update, backoff.deadline())) return;
   } catch (const std::exception&) {  // follow() reports the fault, and repairs what it can

@@ -58,8 +58,9 @@ class Appender {
 
   bool try_append(const LogPosition& position, Draft& draft, Backoff& backoff);
   bool append_and_resolve(const LogPosition& position, std::string_view bytes, Backoff& backoff);
-  ReadBackResult read_back(const LogPosition& position, std::string_view bytes, std::string& why);
-  void apply_appended(const LogPosition& position, const Update& update);
+  ReadBackResult read_back(const LogPosition& position, std::string_view bytes,
+                           const Deadline& deadline, std::string& why);
+  void apply_appended(const LogPosition& position, const Update& update, const Deadline& deadline);
   bool apply_if_next(const LogPosition& position, const Update& update, const Deadline& deadline);
 
   Session& session_;

@@ -84,17 +84,20 @@ void abandon_parent_context(ProcessContext* context) {
   }
 }
 
-// Connects to the log for the first time. If it is unreachable, a state that was made on this
-// machine still serves reads.
-void connect(Session& session) {
+// Prepares the state for reading. Asks the log only if the state cannot serve reads without it: if
+// there is none, or if it may be of another log.
+void prepare_state(Session& session) {
   Backoff backoff(session.options.deadline);
   if (!session.state.usable()) {
-    follow(session, backoff);
+    if (session.options.open == OpenMode::wait) follow(session, backoff);
     return;
   }
+  session.note_usable_state();
   const StateInfo info = session.state.info();
+  if (info.log_name == session.log.name() && !session.state.adopted()) return;
   try {
-    const Extent extent = session.call_log([](Log& log) { return log.extent(); });
+    const Extent extent =
+        session.call_log(backoff.deadline(), [](Log& log) { return log.extent(); });
     if (extent.uuid == info.log_uuid && !session.state.adopted())
       return session.note_seen_log(extent.uuid);
     follow(session, backoff);
@@ -125,7 +128,7 @@ class Cache::Impl {
     try {
       Log& the_log = *log;
       context_.store(new ProcessContext(*state_, the_log, std::move(log), options_, counters_));
-      connect(context_.load()->session);
+      prepare_state(context_.load()->session);
     } catch (...) {
       shut_down();
       throw;
@@ -247,8 +250,16 @@ class Cache::Impl {
   std::atomic<ProcessContext*> context_{nullptr};
 };
 
+namespace {
+
+[[noreturn, gnu::cold, gnu::noinline]] void throw_moved_from() {
+  throw Error(ErrorKind::invalid, "cache was moved from");
+}
+
+}  // namespace
+
 Cache::Cache(std::string_view log_url, Options options)
-    : Cache(open_log_or_defer(log_url, std::min(options.deadline, default_log_deadline)),
+    : Cache(open_log_lazily(log_url, std::min(options.deadline, default_log_deadline)),
             std::move(options)) {}
 
 Cache::Cache(std::unique_ptr<Log> log, Options options) {
@@ -260,6 +271,12 @@ Cache::~Cache() = default;
 Cache::Cache(Cache&&) noexcept = default;
 Cache& Cache::operator=(Cache&&) noexcept = default;
 
+Cache::Impl& Cache::impl() const {
+  if (!impl_) [[unlikely]]
+    throw_moved_from();
+  return *impl_;
+}
+
 // --- Reads ---
 
 std::optional<std::string> Cache::get(std::string_view key) const {
@@ -269,17 +286,17 @@ std::optional<std::string> Cache::get(std::string_view key) const {
 }
 
 bool Cache::get(std::string_view key, std::string& value) const {
-  return impl_->read([&](const State& state) { return state.get(key, value); });
+  return impl().read([&](const State& state) { return state.get(key, value); });
 }
 
 bool Cache::contains(std::string_view key) const {
-  return impl_->read([&](const State& state) { return state.contains(key); });
+  return impl().read([&](const State& state) { return state.contains(key); });
 }
 
 std::vector<std::optional<std::string>> Cache::get_multi(
     std::span<const std::string_view> keys) const {
   std::vector<std::optional<std::string>> values(keys.size());
-  impl_->read([&](const State& state) {
+  impl().read([&](const State& state) {
     return state.get_multi(
         keys, [&](std::size_t i, std::string_view value) { values[i].emplace(value); });
   });
@@ -289,7 +306,10 @@ std::vector<std::optional<std::string>> Cache::get_multi(
 FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
   FreshValue fresh;
   try {
-    update({.staleness_max = options.staleness_max, .at_least = 0, .deadline = options.deadline});
+    update({.staleness_max = options.staleness_max,
+            .at_least = 0,
+            .deadline = options.deadline,
+            .stop = options.stop});
   } catch (const Error& error) {
     if (!options.serve_stale || error.kind() != ErrorKind::unavailable) throw;
     fresh.stale = true;
@@ -302,19 +322,19 @@ FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
 }
 
 std::size_t Cache::size() const {
-  return impl_->read(
+  return impl().read(
       [](const State& state) { return static_cast<std::size_t>(state.info().item_count); });
 }
 
 View Cache::view() const {
-  return impl_->read([](const State& state) { return View(state.pin()); });
+  return impl().read([](const State& state) { return View(state.pin()); });
 }
 
 // --- Writes ---
 
 UpdateId Cache::set(std::string_view key, std::string_view value, const WriteOptions& options) {
   const Change change = Change::set(key, value);
-  return impl_->context().write_queue.write(std::span(&change, 1), options);
+  return impl().context().write_queue.write(std::span(&change, 1), options);
 }
 
 namespace {
@@ -341,7 +361,7 @@ UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& optio
 
 UpdateId Cache::fill(const std::function<std::optional<Item>()>& next,
                      const WriteOptions& options) {
-  const std::size_t update_bytes_max = impl_->context().session.options.update_bytes_max;
+  const std::size_t update_bytes_max = impl().context().session.options.update_bytes_max;
   const UpdateId last_id =
       whycache::bulk_load(next, update_bytes_max,
                           [&](std::span<const Item> items) { return set_multi(items, options); });
@@ -350,7 +370,7 @@ UpdateId Cache::fill(const std::function<std::optional<Item>()>& next,
 
 UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
   const Change change = Change::erase(key);
-  return impl_->context().write_queue.write(std::span(&change, 1), options);
+  return impl().context().write_queue.write(std::span(&change, 1), options);
 }
 
 UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteOptions& options) {
@@ -358,7 +378,7 @@ UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteO
 }
 
 UpdateId Cache::write(std::span<const Change> changes, const WriteOptions& options) {
-  return impl_->context().write_queue.write(changes, options);
+  return impl().context().write_queue.write(changes, options);
 }
 
 std::future<UpdateId> Cache::set_async(std::string_view key, std::string_view value,
@@ -384,19 +404,19 @@ std::future<UpdateId> Cache::erase_multi_async(std::span<const std::string_view>
 
 std::future<UpdateId> Cache::write_async(std::span<const Change> changes,
                                          const WriteOptions& options) {
-  return impl_->context().write_queue.write_async(changes, options);
+  return impl().context().write_queue.write_async(changes, options);
 }
 
 UpdateId Cache::transact(const std::function<void(Transaction&)>& function,
                          const TransactOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return whycache::transact(context.session, context.appender, function, options);
 }
 
 std::optional<UpdateId> Cache::set_if(std::string_view key,
                                       std::optional<std::string_view> expected,
                                       std::string_view value, const WriteOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return read_modify_write(
       context.session, context.appender, key,
       [&](std::optional<std::string_view> now) {
@@ -407,7 +427,7 @@ std::optional<UpdateId> Cache::set_if(std::string_view key,
 
 std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view expected,
                                         const WriteOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return read_modify_write(
       context.session, context.appender, key,
       [&](std::optional<std::string_view> now) {
@@ -417,7 +437,7 @@ std::optional<UpdateId> Cache::erase_if(std::string_view key, std::string_view e
 }
 
 std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   std::int64_t sum = 0;
   std::string digits;
   read_modify_write(
@@ -449,56 +469,58 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
 // --- The log ---
 
 UpdateId Cache::update(const UpdateOptions& options) {
-  State& state = impl_->state();
+  State& state = impl().state();
   state.unmap_if_idle();
-  Session& session = impl_->session();
+  Session& session = impl().session();
   if (options.staleness_max > zero_staleness &&
       is_fresh(session, boot_time_ns(), options.staleness_max)) {
     const UpdateId applied = state.applied_id();
     if (applied >= options.at_least) return applied;
   }
-  Backoff backoff(options.deadline.value_or(session.options.deadline));
+  Backoff backoff = session.backoff_for(options);
   return follow(session, backoff, options.at_least, options.staleness_max);
 }
 
 UpdateId Cache::rewrite_history(const RewriteOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return whycache::rewrite_history(context.session, context.appender, options);
 }
 
 UpdateId Cache::delete_all_history() {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return whycache::delete_all_history(context.session, context.appender);
 }
 
 // --- Status ---
 
 UpdateId Cache::applied_id() const {
-  return impl_->read([](const State& state) { return state.applied_id(); });
+  return impl().read([](const State& state) { return state.applied_id(); });
 }
 
 std::chrono::nanoseconds Cache::staleness() const {
-  const std::optional<std::int64_t> poll_time_ns = impl_->state().last_poll_time_ns();
+  const std::optional<std::int64_t> poll_time_ns = impl().state().last_poll_time_ns();
   if (!poll_time_ns) return std::chrono::nanoseconds::max();
   return std::chrono::nanoseconds(std::max<std::int64_t>(boot_time_ns() - *poll_time_ns, 0));
 }
 
 Digest Cache::digest() const {
-  return impl_->read([](const State& state) { return state.info().digest; });
+  return impl().read([](const State& state) { return state.info().digest; });
 }
 
 bool Cache::valid() const noexcept { return impl_ && impl_->state_if_open() != nullptr; }
 
-std::string Cache::state_path() const { return impl_->path(); }
+bool Cache::ready() const { return impl().state().usable(); }
 
-Counters Cache::counters() const { return impl_->counters().read(); }
+std::string Cache::state_path() const { return impl().path(); }
 
-void Cache::close_shared_state() { impl_->close(/*remove=*/false); }
+Counters Cache::counters() const { return impl().counters().read(); }
 
-void Cache::delete_shared_state() { impl_->close(/*remove=*/true); }
+void Cache::close_shared_state() { impl().close(/*remove=*/false); }
 
-Log& CacheInternal::log(const Cache& cache) { return cache.impl_->session().log; }
+void Cache::delete_shared_state() { impl().close(/*remove=*/true); }
 
-State& CacheInternal::state(const Cache& cache) { return cache.impl_->state(); }
+Log& CacheInternal::log(const Cache& cache) { return cache.impl().session().log; }
+
+State& CacheInternal::state(const Cache& cache) { return cache.impl().state(); }
 
 }  // namespace whycache

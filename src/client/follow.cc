@@ -91,8 +91,8 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
     const std::int64_t poll_time_ns = boot_time_ns();
     const StateInfo info = session.state.info();
     const LogPosition position = position_of(info);
-    const LogPage page =
-        session.call_log([&](Log& log) { return poll_page(log, position, staleness_max); });
+    const LogPage page = session.call_log(
+        backoff.deadline(), [&](Log& log) { return poll_page(log, position, staleness_max); });
 
     std::string why;
     const HistoryMatch match = compare_history(page, position, why);
@@ -150,7 +150,7 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
   for (;;) {
     std::optional<LogError> failure;
     try {
-      const HeldLock following = session.state.lock(StateLock::follow, backoff.deadline());
+      const HeldLock following = session.lock_for_log(StateLock::follow, backoff);
       if (!is_fresh(session, began_ns, staleness_max) || !has_state_of_seen_log(session)) {
         while (const std::optional<RebuildCause> needed =
                    try_catch_up(session, backoff, staleness_max)) {

@@ -15,6 +15,8 @@
 namespace whycache {
 namespace {
 
+// How long an installation may block this machine's writers while the log is read.
+constexpr std::chrono::milliseconds blocked_writer_time_max{1'000};
 constexpr UpdateId no_limit = std::numeric_limits<UpdateId>::max();
 
 LogError damaged_base(UpdateId base, const std::string& why) {
@@ -86,6 +88,8 @@ class BaseProgress {
  public:
   explicit BaseProgress(Backoff& backoff) : backoff_(backoff) {}
 
+  // Moves forward with each part.
+  const Deadline& deadline() const { return backoff_.deadline(); }
   void begin_attempt() { part_count_ = 0; }
   void record_part() {
     if (++part_count_ <= part_count_max_) return;
@@ -103,7 +107,7 @@ class BaseProgress {
 // code.
 void read_base(Session& session, BaseLoader& loader, BaseProgress& progress) {
   std::exception_ptr failure;
-  session.call_log([&](Log& log) {
+  session.call_log(progress.deadline(), [&](Log& log) {
     log.read_base([&](std::string_view bytes) {
       if (failure) return false;
       try {
@@ -239,11 +243,11 @@ bool install(Session& session, Build& build, RebuildReason reason, Backoff& back
     if (!apply_log_up_to(session, build, no_limit, backoff)) return false;
   }
   // The writer is faster. Block it once, under the writer lock, while the rest of the log is read.
-  // If the log does not answer immediately, install anyway; the next update() catches up.
+  // If the log does not answer soon, install anyway; the next update() catches up.
   return session.state.install(*build.builder, InstallPolicy::always, [&] {
     try {
-      Backoff none(std::chrono::milliseconds(0));
-      apply_log_up_to(session, build, no_limit, none);
+      Backoff brief(blocked_writer_time_max, backoff.deadline().stop());
+      apply_log_up_to(session, build, no_limit, brief);
     } catch (const LogError&) {
     }
   });
@@ -254,7 +258,7 @@ bool install(Session& session, Build& build, RebuildReason reason, Backoff& back
 RebuildCause unusable_state_cause(const Session& session) {
   if (::access(session.state.path().c_str(), F_OK) == 0)
     return {RebuildReason::damaged, session.state.unusable_reason()};
-  return {session.has_seen_any_log() ? RebuildReason::removed : RebuildReason::no_state,
+  return {session.has_had_state() ? RebuildReason::removed : RebuildReason::no_state,
           "nothing is in its place"};
 }
 
@@ -264,6 +268,7 @@ bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
   session.state.switch_if_replaced();
   const StateInfo info = session.state.info();
   session.note_seen_log(info.log_uuid);
+  session.note_usable_state();
   session.state.record_poll(build->poll_time_ns, build->head);
   if (cause.reason == RebuildReason::no_state) return true;
   if (std::uint64_t Counters::*const counter = counter_of(cause.reason))

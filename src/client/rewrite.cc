@@ -225,7 +225,7 @@ void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, 
 
 UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& options,
                  UpdateId& erased_by) {
-  Backoff backoff(session.options.deadline);
+  Backoff backoff(session.options.deadline, options.stop);
   const UpdateId head = follow(session, backoff);
   if (options.limit > head) {
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +

@@ -9,6 +9,10 @@
 namespace whycache {
 namespace {
 
+// With less time left than this, another call of the log is not worth a try: its error, that the
+// time is up, would hide the cause.
+constexpr std::chrono::milliseconds shortest_log_call{5};
+
 std::string default_writer_name() {
   std::array<char, 200> host{};
   if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
@@ -57,21 +61,42 @@ void Session::report(Event::Kind kind, const std::string& message) noexcept {
   }
 }
 
-void Session::back_off_after(const LogError& error, Backoff& backoff) {
-  if (!error.is_retryable()) throw error;
-  if (backoff.deadline().passed()) {
+HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) const {
+  try {
+    return state.lock(which, backoff.deadline());
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::unavailable) throw;
     throw LogError(ErrorKind::unavailable,
                    std::string("log did not answer in time: log=") + log.name() +
-                       " deadline_ms=" + std::to_string(backoff.timeout().count()) + " attempts=" +
-                       std::to_string(backoff.pause_count() + 1) + ": " + error.what(),
+                       " deadline_ms=" + std::to_string(backoff.timeout().count()) + ": " +
+                       (which == StateLock::append
+                            ? "others of this machine were writing, nothing was written"
+                            : "another process or thread of this machine was reading it") +
+                       ": state=" + state.path(),
                    error.system_error(), /*gave_up=*/true);
   }
-  if (closing_.load(std::memory_order_acquire)) {
+}
+
+void Session::back_off_after(const LogError& error, Backoff& backoff) {
+  if (!error.is_retryable()) throw error;
+  const bool closing = closing_.load(std::memory_order_acquire);
+  if (closing || backoff.deadline().stop().stop_requested()) {
     throw LogError(ErrorKind::unavailable,
-                   std::string("cache was closed while the log did not answer: log=") + log.name() +
-                       ": " + error.what(),
+                   std::string(closing ? "cache was closed" : "call was stopped") +
+                       " while the log did not answer: log=" + log.name() + ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
+  if (backoff.deadline().remaining() < shortest_log_call) {
+    // If the deadline cut the last attempt short, the one before it shows the cause.
+    const bool was_cut = backoff.deadline().passed() && !backoff.last_failure().empty();
+    throw LogError(ErrorKind::unavailable,
+                   std::string("log did not answer in time: log=") + log.name() +
+                       " deadline_ms=" + std::to_string(backoff.timeout().count()) +
+                       " attempts=" + std::to_string(backoff.pause_count() + 1) + ": " +
+                       (was_cut ? backoff.last_failure() : std::string(error.what())),
+                   error.system_error(), /*gave_up=*/true);
+  }
+  backoff.note_failure(error.what());
   counters.add(&Counters::log_retries);
   report(Event::Kind::retried, std::string("log did not answer, retrying: log=") + log.name() +
                                    " attempt=" + std::to_string(backoff.pause_count() + 2) + ": " +

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "base/backoff.h"
+#include "base/call_limit.h"
 #include "base/mutex.h"
 #include "state/state.h"
 #include "update/update.h"
@@ -69,9 +70,16 @@ class Session {
   // Calls Options::on_event, never twice at once. Drops what the callback throws.
   void report(Event::Kind kind, const std::string& message) noexcept;
 
-  // Calls the log once. Throws every failure as LogError.
+  // Returns a backoff for a call with these options.
+  template <typename CallOptions>
+  Backoff backoff_for(const CallOptions& call_options) const {
+    return Backoff(call_options.deadline.value_or(options.deadline), call_options.stop);
+  }
+
+  // Calls the log once, until the deadline at most. Throws every failure as LogError.
   template <typename Question>
-  auto call_log(const Question& question) {
+  auto call_log(const Deadline& deadline, const Question& question) {
+    const CallLimit limit(deadline);
     try {
       return question(log);
     } catch (const LogError&) {
@@ -88,12 +96,16 @@ class Session {
   auto call_log_with_retries(Backoff& backoff, const Question& question) {
     for (;;) {
       try {
-        return call_log(question);
+        return call_log(backoff.deadline(), question);
       } catch (const LogError& error) {
         back_off_after(error, backoff);
       }
     }
   }
+
+  // Takes a lock that others hold while they wait for the log. Throws LogError(unavailable), which
+  // names the log, if the deadline passes.
+  HeldLock lock_for_log(StateLock which, const Backoff& backoff) const;
 
   // Counts and reports a failure of the log, and pauses before the next attempt. If a retry cannot
   // help, rethrows the error. If the backoff has run out or the cache is being closed, throws
@@ -105,6 +117,9 @@ class Session {
   // state that never belonged to this log.
   void note_seen_log(const Uuid& uuid);
   bool has_seen_log(const Uuid& uuid) const;
+  // Records that this process has had a state to read, so that a missing one was removed.
+  void note_usable_state() { has_had_state_.store(true, std::memory_order_relaxed); }
+  bool has_had_state() const { return has_had_state_.load(std::memory_order_relaxed); }
   bool has_seen_any_log() const { return has_seen_any_log_.load(std::memory_order_acquire); }
   // Records that this process has also compared the chains: the state is a prefix of that log.
   void note_followed() { has_followed_.store(true, std::memory_order_release); }
@@ -129,6 +144,7 @@ class Session {
   mutable Mutex mutex_;
   std::optional<Uuid> seen_log_uuid_ WHYCACHE_GUARDED_BY(mutex_);
   std::atomic<bool> has_seen_any_log_{false};
+  std::atomic<bool> has_had_state_{false};
   std::atomic<bool> has_followed_{false};
   std::atomic<std::uint64_t> damaged_state_id_{0};
   std::atomic<bool> closing_{false};

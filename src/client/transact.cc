@@ -112,7 +112,7 @@ UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options) {
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
-  Backoff backoff(options.deadline.value_or(session.options.deadline));
+  Backoff backoff = session.backoff_for(options);
   for (int attempt = 1;; ++attempt) {
     const std::shared_ptr<const detail::Pin> pin = session.state.pin();
     Transaction::Record record{View(pin)};
@@ -144,7 +144,7 @@ UpdateId transact(Session& session, Appender& appender,
 std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
                                           std::string_view key, const Decide& decide,
                                           const WriteOptions& options) {
-  Backoff backoff(options.deadline.value_or(session.options.deadline));
+  Backoff backoff = session.backoff_for(options);
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
     // Checked before the state is pinned. A process that follows at the same time may apply an

@@ -7,6 +7,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/signals.h"
 #include "client/guards.h"
 #include "update/format.h"
 
@@ -81,7 +82,7 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
     return QueuedBatch{.draft = Draft(session_.authorship(options.note)),
                        .changes = {},
                        .note = options.note,
-                       .backoff = Backoff(options.deadline.value_or(session_.options.deadline)),
+                       .backoff = session_.backoff_for(options),
                        .failure = nullptr};
   };
   std::vector<QueuedBatch> batches;
@@ -180,7 +181,10 @@ std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write
   if (stopping_)
     throw Error(ErrorKind::invalid,
                 "cache is closed: its state was closed or deleted through this object");
-  if (!async_thread_.joinable()) async_thread_ = std::thread([this] { run_async_writer(); });
+  if (!async_thread_.joinable()) {
+    const BlockedSignals blocked;
+    async_thread_ = std::thread([this] { run_async_writer(); });
+  }
   const std::size_t queued_before = queue_.size();
   try {
     for (QueuedBatch& batch : write.batches) queue_.push_back(&batch);
@@ -315,16 +319,16 @@ void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
       lock.reacquire();
     } else if (batch.in_group) {
       lock.wait(*condition);  // the leader's deadline is not after ours
-    } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().remaining();
+    } else if (const std::chrono::nanoseconds left = batch.backoff.deadline().next_wait();
                left.count() > 0) {
       lock.wait(*condition, left);
     } else {
       remove_from_queue(batch);
-      throw Error(
-          ErrorKind::unavailable,
-          "other writers of this process were first until the deadline, nothing was written: "
-          "deadline_ms=" +
-              std::to_string(batch.backoff.timeout().count()));
+      throw Error(ErrorKind::unavailable,
+                  "log did not answer in time, other writers of this process were first, nothing "
+                  "was written: log=" +
+                      session_.log.name() +
+                      " deadline_ms=" + std::to_string(batch.backoff.timeout().count()));
     }
   }
   if (batch.failure) std::rethrow_exception(batch.failure);
@@ -410,18 +414,23 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
 }
 
 // Returns the batches behind the leader that go into its update. They have the same note, and a
-// deadline that is not before the leader's: a batch in a group cannot give up.
+// deadline that is not before the leader's: a batch in a group cannot give up. Therefore a batch
+// whose caller may request a stop goes alone.
 std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch& leader) {
   const MutexLock lock(mutex_);
   std::vector<QueuedBatch*> followers;
   std::size_t bytes = leader.draft.uncompressed_bytes();
   std::size_t changes = leader.draft.change_count();
+  const auto can_be_stopped = [](const QueuedBatch& batch) {
+    return batch.backoff.deadline().stop().stop_possible();
+  };
+  if (can_be_stopped(leader)) return followers;
   for (QueuedBatch* batch : queue_) {
     if (batch == &leader) continue;
     bytes += batch->draft.uncompressed_bytes();
     changes += batch->draft.change_count();
     if (bytes > session_.options.update_bytes_max || changes > element_count_max ||
-        batch->note != leader.note ||
+        batch->note != leader.note || can_be_stopped(*batch) ||
         batch->backoff.deadline().remaining() < leader.backoff.deadline().remaining()) {
       break;
     }

@@ -16,6 +16,7 @@
 
 #include "base/backoff.h"
 #include "base/bytes.h"
+#include "base/call_limit.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/fork_handlers.h"
@@ -248,7 +249,7 @@ class FileLog::SwitchLock final : ForkHandler {
   SwitchLock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock") {
     register_fork_handler(this, [&] { file_ = open_file(path_, O_RDWR); });
     try {
-      const Deadline deadline(log.options_.deadline);
+      const Deadline deadline = CallLimit::deadline(log.options_.deadline);
       if (holder == Holder::appender ? lock_shared(deadline) : lock_exclusive(deadline)) return;
       throw Error(ErrorKind::unavailable,
                   "log is locked by another process for too long: path=" + path_ +

@@ -2,20 +2,19 @@
 
 #include <utility>
 
+#include "base/call_limit.h"
 #include "base/url.h"
+#include "log/log_checks.h"
 #include "log/log_name.h"
 #include "log/open_log.h"
 
 namespace whycache {
 
-std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline) {
-  try {
-    return open_log(url, deadline);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::unavailable) throw;
-    return std::make_unique<LazyLog>(
-        log_name(Url(url)), [url = std::string(url), deadline] { return open_log(url, deadline); });
-  }
+std::unique_ptr<Log> open_log_lazily(std::string_view url, std::chrono::milliseconds deadline) {
+  LogOpener open = parse_log_url(url, deadline);
+  const Url parsed(url);
+  if (parsed.scheme() == "memory") return open();
+  return std::make_unique<LazyLog>(log_name(parsed), std::move(open));
 }
 
 std::unique_ptr<Log> reopen_lazily(Log& parent_log) {
@@ -28,7 +27,7 @@ LazyLog::LazyLog(std::string name, Open open, Log* fallback)
 
 Log& LazyLog::log() {
   if (Log* const log = log_.load(std::memory_order_acquire)) return *log;
-  const MutexLock lock(mutex_);
+  const LogCallLock lock(mutex_, CallLimit::deadline(default_log_deadline), name_);
   if (Log* const log = log_.load(std::memory_order_relaxed)) return *log;
   opened_ = open_();
   Log* const log = opened_ ? opened_.get() : fallback_;

@@ -1,8 +1,8 @@
 // A log that is opened when it is first needed. While it cannot be opened, each call tries again
 // and throws the error of that attempt. There are two uses:
 //
-// - The log was unavailable when the cache was opened: a machine with a state can serve reads while
-//   its log is down.
+// - A machine with a state can serve reads while its log is down, so opening a cache does not wait
+//   for the log.
 // - A forked child opens a log of its own, which it does not share with its parent.
 #pragma once
 
@@ -20,9 +20,9 @@
 
 namespace whycache {
 
-// Returns the log that a URL names, or a LazyLog if that log is unavailable. Throws Error of every
-// other kind. `deadline` is the default of the URL's option deadline_ms.
-std::unique_ptr<Log> open_log_or_defer(std::string_view url, std::chrono::milliseconds deadline);
+// Returns a LazyLog for the log that a URL names; or that log, if it is in memory. Throws
+// Error(invalid) for a wrong URL. `deadline` is the default of the URL's option deadline_ms.
+std::unique_ptr<Log> open_log_lazily(std::string_view url, std::chrono::milliseconds deadline);
 // For a forked child: returns a LazyLog that reopens `parent_log`, which must outlive it.
 std::unique_ptr<Log> reopen_lazily(Log& parent_log);
 
@@ -57,7 +57,7 @@ class LazyLog final : public Log {
   const std::string name_;
   const Open open_;
   Log* const fallback_;
-  Mutex mutex_;
+  TimedMutex mutex_;
   std::unique_ptr<Log> opened_ WHYCACHE_GUARDED_BY(mutex_);
   // The log that calls are forwarded to; null while none is open. log() stores it once, under the
   // mutex, with a release that each load outside the mutex acquires.

@@ -8,9 +8,31 @@
 #include <whycache/error.h>
 #include <whycache/types.h>
 
+#include "base/mutex.h"
 #include "update/update.h"
 
 namespace whycache {
+
+// Holds the mutex of a log during a call. Throws Error(unavailable) if calls of other threads hold
+// it until the deadline.
+class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) LogCallLock {
+ public:
+  LogCallLock(TimedMutex& mutex, const Deadline& deadline, const std::string& log)
+      WHYCACHE_ACQUIRE(mutex)
+      : mutex_(mutex) {
+    if (mutex.try_lock_until(deadline)) return;
+    throw Error(ErrorKind::unavailable,
+                "log did not answer a call of another thread before the deadline of this one: "
+                "log=" +
+                    log);
+  }
+  LogCallLock(const LogCallLock&) = delete;
+  LogCallLock& operator=(const LogCallLock&) = delete;
+  ~LogCallLock() WHYCACHE_RELEASE() { mutex_.unlock(); }
+
+ private:
+  TimedMutex& mutex_;
+};
 
 // Whether to create a log that does not exist, or to fail.
 enum class IfMissing { create, fail };

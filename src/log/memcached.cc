@@ -6,9 +6,11 @@
 #include <charconv>
 #include <new>
 #include <unordered_map>
+#include <utility>
 
 #include <whycache/error.h>
 
+#include "base/call_limit.h"
 #include "base/fork_handlers.h"
 
 namespace whycache {
@@ -74,6 +76,31 @@ class GetResults {
   memcached_return_t code_ = MEMCACHED_SUCCESS;
 };
 
+// Returns the items of `keys`, in their order; nullopt if the request failed.
+std::optional<std::vector<std::optional<Memcached::CachedItem>>> fetch(
+    memcached_st* client, const std::vector<std::string>& keys) {
+  std::vector<const char*> names;
+  std::vector<std::size_t> sizes;
+  std::unordered_map<std::string_view, std::size_t> index_of_key;
+  for (const std::string& key : keys) {
+    index_of_key.emplace(key, names.size());
+    names.push_back(key.data());
+    sizes.push_back(key.size());
+  }
+  std::vector<std::optional<Memcached::CachedItem>> items(keys.size());
+  const memcached_return_t sent = memcached_mget(client, names.data(), sizes.data(), names.size());
+  GetResults answers(client);
+  if (sent == MEMCACHED_SUCCESS) {
+    while (answers.next()) {
+      // Ignores an item that was not requested.
+      if (const auto found = index_of_key.find(answers.key()); found != index_of_key.end())
+        items[found->second] = answers.item();
+    }
+  }
+  if (sent != MEMCACHED_SUCCESS || !answers.succeeded()) return std::nullopt;
+  return items;
+}
+
 }  // namespace
 
 std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
@@ -87,10 +114,14 @@ std::vector<MemcachedServer> parse_memcached_servers(std::string_view text) {
 }
 
 Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds timeout)
-    : client_(memcached_create(nullptr)), owner_fork_count_(fork_count()) {
+    : timeout_(timeout), owner_fork_count_(fork_count()) {
+  // A child leaks the client: freeing it would send quit over its parent's connections.
+  client_.reset(memcached_create(nullptr), [owner = owner_fork_count_](memcached_st* client) {
+    if (client != nullptr && fork_count() == owner) memcached_free(client);
+  });
   if (client_ == nullptr) throw std::bad_alloc();
   const auto behave = [&](memcached_behavior_t behavior, std::uint64_t value) {
-    memcached_behavior_set(client_, behavior, value);
+    memcached_behavior_set(client_.get(), behavior, value);
   };
   const auto timeout_ms = static_cast<std::uint64_t>(timeout.count());
   behave(MEMCACHED_BEHAVIOR_KETAMA, 1);
@@ -105,54 +136,45 @@ Memcached::Memcached(const std::vector<MemcachedServer>& servers, std::chrono::m
   behave(MEMCACHED_BEHAVIOR_RETRY_TIMEOUT, 1);
   for (const MemcachedServer& server : servers) {
     if (server.socket.empty()) {
-      memcached_server_add(client_, server.host.c_str(), server.port);
+      memcached_server_add(client_.get(), server.host.c_str(), server.port);
     } else {
-      memcached_server_add_unix_socket(client_, server.socket.c_str());
+      memcached_server_add_unix_socket(client_.get(), server.socket.c_str());
     }
   }
 }
 
-Memcached::~Memcached() {
-  // A child leaks the client: freeing it would send quit over its parent's connections.
-  if (fork_count() == owner_fork_count_) memcached_free(client_);
-}
-
 bool Memcached::is_available() const noexcept {
-  return fork_count() == owner_fork_count_ && (!unavailable_until_ || unavailable_until_->passed());
+  return fork_count() == owner_fork_count_ &&
+         (!unavailable_until_ || unavailable_until_->passed()) && !worker_.is_busy();
 }
 
 void Memcached::mark_unavailable() { unavailable_until_.emplace(retry_delay); }
 
-std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(
-    const std::vector<std::string>& keys) {
-  if (!is_available()) return std::nullopt;
-  std::vector<const char*> names;
-  std::vector<std::size_t> sizes;
-  std::unordered_map<std::string_view, std::size_t> index_of_key;
-  for (const std::string& key : keys) {
-    index_of_key.emplace(key, names.size());
-    names.push_back(key.data());
-    sizes.push_back(key.size());
-  }
-  std::vector<std::optional<CachedItem>> items(keys.size());
-  const memcached_return_t sent = memcached_mget(client_, names.data(), sizes.data(), names.size());
-  GetResults answers(client_);
-  if (sent == MEMCACHED_SUCCESS) {
-    while (answers.next()) {
-      // Ignores an item that was not requested.
-      if (const auto found = index_of_key.find(answers.key()); found != index_of_key.end())
-        items[found->second] = answers.item();
-    }
-  }
-  if (sent != MEMCACHED_SUCCESS || !answers.succeeded()) {
-    mark_unavailable();
-    return std::nullopt;
-  }
-  return items;
+template <typename Result>
+std::optional<Result> Memcached::request(std::function<Result(memcached_st*)> function) {
+  std::optional<Result> result = worker_.call<Result>(
+      [client = client_, function = std::move(function)] { return function(client.get()); },
+      CallLimit::deadline(timeout_));
+  if (!result) mark_unavailable();
+  return result;
 }
 
-Memcached::StoreResult Memcached::to_store_result(int result) {
-  switch (result) {
+std::optional<std::vector<std::optional<Memcached::CachedItem>>> Memcached::get(
+    const std::vector<std::string>& keys) {
+  using Items = std::vector<std::optional<CachedItem>>;
+  if (!is_available()) return std::nullopt;
+  const auto answer =
+      request<std::optional<Items>>([keys](memcached_st* client) { return fetch(client, keys); });
+  if (!answer) return std::nullopt;
+  if (!*answer) mark_unavailable();
+  return *answer;
+}
+
+Memcached::StoreResult Memcached::store(std::function<int(memcached_st*)> function) {
+  if (!is_available()) return StoreResult::failed;
+  const std::optional<int> result = request<int>(std::move(function));
+  if (!result) return StoreResult::failed;
+  switch (*result) {
     case MEMCACHED_SUCCESS: return StoreResult::stored;
     case MEMCACHED_NOTSTORED:
     case MEMCACHED_DATA_EXISTS:
@@ -166,24 +188,27 @@ Memcached::StoreResult Memcached::to_store_result(int result) {
 
 Memcached::StoreResult Memcached::set(const std::string& key, std::string_view bytes,
                                       std::uint32_t flags, std::chrono::seconds seconds) {
-  if (!is_available()) return StoreResult::failed;
-  return to_store_result(memcached_set(client_, key.data(), key.size(), bytes.data(), bytes.size(),
-                                       seconds.count(), flags));
+  return store([key, bytes = std::string(bytes), flags, seconds](memcached_st* client) {
+    return memcached_set(client, key.data(), key.size(), bytes.data(), bytes.size(),
+                         seconds.count(), flags);
+  });
 }
 
 Memcached::StoreResult Memcached::add(const std::string& key, std::string_view bytes,
                                       std::chrono::seconds seconds) {
-  if (!is_available()) return StoreResult::failed;
-  return to_store_result(memcached_add(client_, key.data(), key.size(), bytes.data(), bytes.size(),
-                                       seconds.count(), 0));
+  return store([key, bytes = std::string(bytes), seconds](memcached_st* client) {
+    return memcached_add(client, key.data(), key.size(), bytes.data(), bytes.size(),
+                         seconds.count(), 0);
+  });
 }
 
 Memcached::StoreResult Memcached::compare_and_swap(const std::string& key, std::string_view bytes,
                                                    std::uint64_t version,
                                                    std::chrono::seconds seconds) {
-  if (!is_available()) return StoreResult::failed;
-  return to_store_result(memcached_cas(client_, key.data(), key.size(), bytes.data(), bytes.size(),
-                                       seconds.count(), 0, version));
+  return store([key, bytes = std::string(bytes), version, seconds](memcached_st* client) {
+    return memcached_cas(client, key.data(), key.size(), bytes.data(), bytes.size(),
+                         seconds.count(), 0, version);
+  });
 }
 
 }  // namespace whycache

@@ -1,6 +1,7 @@
-// A client of memcached servers: libmemcached, wrapped so that it never throws, and pauses after a
-// failure. The timeout holds for each piece of an answer: a server that answers in many pieces may
-// take longer. No item of memcached is ever needed, so no failure is an error: the item is absent.
+// A client of memcached servers: libmemcached, wrapped so that it does not throw, and pauses after
+// a failure. The library's timeout holds for each piece of an answer. A thread of the client
+// therefore makes the requests, and the caller waits for it no longer than the timeout. No item of
+// memcached is ever needed, so no failure is an error: the item is absent.
 //
 // Consistent hashing (ketama) distributes the keys over the servers. A server that does not answer
 // keeps its keys: a request for one of them fails, and then all servers are unavailable for a
@@ -12,12 +13,15 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/worker.h"
 
 struct memcached_st;
 
@@ -48,11 +52,10 @@ class Memcached {
     failed,
   };
 
-  // `timeout`: how long to wait for a piece of an answer.
+  // `timeout`: how long a request may take.
   Memcached(const std::vector<MemcachedServer>& servers, std::chrono::milliseconds timeout);
   Memcached(const Memcached&) = delete;
   Memcached& operator=(const Memcached&) = delete;
-  ~Memcached();
 
   // Whether a request may succeed: not for a while after a failure, and not in a forked child.
   bool is_available() const noexcept;
@@ -70,10 +73,15 @@ class Memcached {
                                std::uint64_t version, std::chrono::seconds seconds);
 
  private:
-  StoreResult to_store_result(int result);
+  // Makes a request on the worker. Returns nullopt if it does not finish in time.
+  template <typename Result>
+  std::optional<Result> request(std::function<Result(memcached_st*)> function);
+  StoreResult store(std::function<int(memcached_st*)> function);
   void mark_unavailable();
 
-  memcached_st* client_ = nullptr;
+  const std::chrono::milliseconds timeout_;
+  Worker worker_;
+  std::shared_ptr<memcached_st> client_;
   // fork_count() of the process that opened the connections.
   std::uint64_t owner_fork_count_;
   std::optional<Deadline> unavailable_until_;

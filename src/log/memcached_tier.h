@@ -64,7 +64,7 @@ struct MemcachedTierOptions {
   std::chrono::seconds confirm_interval{2};
   // How long a process trusts memcached without polling the log itself.
   std::chrono::seconds own_poll_interval{3600};
-  // How long to wait for an answer from memcached.
+  // How long a request to memcached may take.
   std::chrono::milliseconds timeout{100};
 };
 
@@ -144,6 +144,7 @@ class MemcachedTier final : public Log {
   const std::shared_ptr<Log> log_;
   const MemcachedTierOptions options_;
 
+  // Held during requests to memcached, each of which takes options_.timeout at most.
   Mutex mutex_;
   Memcached memcached_ WHYCACHE_GUARDED_BY(mutex_);
   HeadTracker tracker_ WHYCACHE_GUARDED_BY(mutex_);

@@ -24,9 +24,9 @@ constexpr unsigned client_error_first = 2000;
 constexpr unsigned client_error_last = 2999;
 
 // Connecting holds mutexes of the library for moments, and waits for the network in between. fork()
-// waits for a connecting thread, but not longer than a second.
+// waits for a connecting thread, but not for long.
 ForkExclusion& fork_exclusion() {
-  static auto* const instance = new ForkExclusion(std::chrono::seconds(1));
+  static auto* const instance = new ForkExclusion(std::chrono::milliseconds(100));
   return *instance;
 }
 // Created before there are threads, see register_fork_handler(); or earlier, if a log is opened
@@ -80,6 +80,10 @@ class SigpipeBlocker {
 
 const char* null_if_empty(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
 
+std::chrono::seconds whole_seconds(std::chrono::milliseconds time) {
+  return std::max(std::chrono::ceil<std::chrono::seconds>(time), std::chrono::seconds(1));
+}
+
 MysqlFailure statement_failure(MYSQL_STMT* statement) {
   return {mysql_stmt_errno(statement), mysql_stmt_error(statement)};
 }
@@ -107,9 +111,7 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
   if (mysql_ == nullptr) throw MysqlFailure{CR_OUT_OF_MEMORY, "out of memory"};
   const SigpipeBlocker quietly;
   try {
-    const auto seconds =
-        std::max(std::chrono::ceil<std::chrono::seconds>(timeout), std::chrono::seconds(1));
-    set_options(server, seconds);
+    set_options(server, whole_seconds(timeout));
     const MysqlLogin login = server.login();
     {
       const ForkExclusion::NoForkSection inside(fork_exclusion());
@@ -120,12 +122,32 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
       }
     }
     ::fcntl(mysql_get_socket(mysql_), F_SETFD, FD_CLOEXEC);
-    set_session(seconds);
+    set_session(timeout);
     read_variables();
   } catch (...) {
     mysql_close(mysql_);
     throw;
   }
+}
+
+std::unique_ptr<MysqlConnection> connect_mysql(const MysqlServer& server,
+                                               std::chrono::milliseconds timeout,
+                                               const Deadline& deadline,
+                                               std::optional<MysqlConnectionAttempt>& attempt) {
+  if (!attempt) {
+    attempt.emplace(
+        [server, timeout] { return std::make_unique<MysqlConnection>(server, timeout); });
+  }
+  std::optional<std::unique_ptr<MysqlConnection>> connection;
+  try {
+    connection = attempt->wait(deadline);
+  } catch (...) {
+    attempt.reset();
+    throw;
+  }
+  if (!connection) throw MysqlFailure{CR_CONN_HOST_ERROR, "no answer before the deadline"};
+  attempt.reset();
+  return std::move(*connection);
 }
 
 MysqlConnection::~MysqlConnection() {
@@ -166,12 +188,17 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
 
 // The guarantees of the log must not depend on the server's configuration. At REPEATABLE READ,
 // INSERT ... SELECT locks what it reads.
-void MysqlConnection::set_session(std::chrono::seconds timeout) {
-  const std::string seconds = std::to_string(timeout.count());
+void MysqlConnection::set_session(std::chrono::milliseconds timeout) {
+  const std::string seconds = std::to_string(whole_seconds(timeout).count());
+  // MariaDB ends a statement that waits for a lock before SocketTimeout cuts the connection: its
+  // outcome is then known.
+  const std::string statement_seconds =
+      std::to_string(std::max(0.001, static_cast<double>(timeout.count()) * 0.0009));
   run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
   run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
       "innodb_lock_wait_timeout = " +
-      seconds + ", lock_wait_timeout = " + seconds);
+      seconds + ", lock_wait_timeout = " + seconds +
+      " /*M!100101 , max_statement_time = " + statement_seconds + " */");
 }
 
 void MysqlConnection::read_variables() {
@@ -197,15 +224,17 @@ void MysqlConnection::throw_failure() {
   throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)};
 }
 
+int MysqlConnection::socket() const noexcept { return static_cast<int>(mysql_get_socket(mysql_)); }
+
 bool MysqlConnection::is_alive() const noexcept {
   if (is_aborted_) return false;
   // To an idle connection the server sends nothing unless it closes it. With TLS it may send
   // records that the library handles later.
-  pollfd socket{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
-  if (::poll(&socket, 1, 0) <= 0) return true;
+  pollfd polled{socket(), POLLIN, 0};
+  if (::poll(&polled, 1, 0) <= 0) return true;
   if (mysql_get_ssl_cipher(mysql_) == nullptr) return false;
   char byte;
-  return ::recv(socket.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  return ::recv(polled.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 void MysqlConnection::abort_connection() noexcept {

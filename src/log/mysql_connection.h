@@ -25,6 +25,8 @@
 #include <variant>
 #include <vector>
 
+#include "base/background_call.h"
+#include "base/clock.h"
 #include "log/mysql_server.h"
 
 namespace whycache {
@@ -42,8 +44,9 @@ class MysqlRows;
 
 class MysqlConnection {
  public:
-  // Waits at most `timeout` for each answer. Throws MysqlFailure, or Error(invalid) if a file with
-  // the password cannot be used.
+  // Waits at most `timeout` for each piece of an answer, and for a lock on the server; both in
+  // whole seconds. connect_mysql() and SocketTimeout wait less. Throws MysqlFailure, or
+  // Error(invalid) if a file with the password cannot be used.
   MysqlConnection(const MysqlServer& server, std::chrono::milliseconds timeout);
   MysqlConnection(const MysqlConnection&) = delete;
   MysqlConnection& operator=(const MysqlConnection&) = delete;
@@ -52,6 +55,7 @@ class MysqlConnection {
   // Replaces the destructor in a forked child: leaves the parent's connection alone.
   static void abandon(std::unique_ptr<MysqlConnection> connection) noexcept;
 
+  int socket() const noexcept;
   // Whether the connection was not closed while it was idle. Takes no round trip.
   bool is_alive() const noexcept;
   // Closes it at once, without telling the server.
@@ -76,7 +80,7 @@ class MysqlConnection {
   friend class MysqlRows;
 
   void set_options(const MysqlServer& server, std::chrono::seconds timeout);
-  void set_session(std::chrono::seconds timeout);
+  void set_session(std::chrono::milliseconds timeout);
   void read_variables();
   [[noreturn]] void throw_failure();
 
@@ -86,6 +90,17 @@ class MysqlConnection {
   std::size_t packet_bytes_max_ = 0;
   bool is_aborted_ = false;
 };
+
+// An attempt to connect that goes on while its caller gives up, so that the next call can use it.
+using MysqlConnectionAttempt = BackgroundCall<std::unique_ptr<MysqlConnection>>;
+
+// Returns a new connection. Continues `attempt` if it is one, and stores there an attempt that has
+// not finished when the deadline passes; then throws MysqlFailure. Otherwise as the constructor of
+// MysqlConnection.
+std::unique_ptr<MysqlConnection> connect_mysql(const MysqlServer& server,
+                                               std::chrono::milliseconds timeout,
+                                               const Deadline& deadline,
+                                               std::optional<MysqlConnectionAttempt>& attempt);
 
 // The answer to a query, row by row.
 class MysqlRows {

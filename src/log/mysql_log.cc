@@ -10,10 +10,12 @@
 #include <utility>
 
 #include "base/backoff.h"
+#include "base/call_limit.h"
 #include "base/fork_handlers.h"
 #include "base/random.h"
 #include "log/mysql_connection.h"
 #include "log/rewrite_in_database.h"
+#include "log/socket_timeout.h"
 #include "update/update.h"
 
 namespace whycache {
@@ -250,10 +252,10 @@ struct MysqlLog::PrimaryHead {
 
 // --- Connection and failures. ---
 
-void MysqlLog::connect() {
+void MysqlLog::connect(const Deadline& deadline) {
   if (connection_ && !connection_->is_alive()) connection_.reset();
   if (connection_) return;
-  connection_ = std::make_unique<MysqlConnection>(options_.server, options_.deadline);
+  connection_ = connect_mysql(options_.server, options_.deadline, deadline, pending_connection_);
   earliest_read_id_ = is_open_ ? nothing_read : 0;
   newest_read_id_ = 0;
   newest_read_chain_.reset();
@@ -265,15 +267,17 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
     throw Error(ErrorKind::invalid,
                 "log was opened before a fork (use reopen() in the child): log=" + name());
   }
-  const MutexLock lock(mutex_);
-  Backoff backoff(options_.deadline, retry_pauses);
+  const Deadline deadline = CallLimit::deadline(options_.deadline);
+  const LogCallLock lock(mutex_, deadline, name());
+  Backoff backoff(deadline, retry_pauses);
   for (int attempt = 0;; ++attempt) {
     try {
-      connect();
+      connect(deadline);
     } catch (const MysqlFailure& failure) {
       throw connect_error(options_.server, failure);
     }
     try {
+      const SocketTimeout timeout(connection_->socket(), deadline);
       return work(*connection_);
     } catch (const MysqlFailure& failure) {
       const bool lost = is_connection_lost(failure);
@@ -337,11 +341,11 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case record_has_changed:
     case rolled_back_during_commit:
     case ER_LOCK_WAIT_TIMEOUT:
+    case statement_timed_out_in_mariadb:
+    case statement_timed_out_in_mysql:
       return Error(ErrorKind::unavailable,
                    message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
     case ER_QUERY_INTERRUPTED:
-    case statement_timed_out_in_mariadb:
-    case statement_timed_out_in_mysql:
     case ER_CON_COUNT_ERROR:
     case ER_MAX_PREPARED_STMT_COUNT_REACHED:
     case galera_not_ready: return Error(ErrorKind::unavailable, message);
@@ -599,7 +603,12 @@ Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, Updat
 // Reads the updates from `first` to the primary's head. Returns false if the replica does not
 // answer, does not have exactly these, or they do not fit into one buffer.
 bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer) {
-  const MutexLock lock(mutex_);
+  // Half of what is left at most, so that the primary can still be asked.
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+      CallLimit::deadline(options_.deadline).remaining() / 2);
+  const Deadline deadline =
+      CallLimit::deadline(std::min<std::chrono::milliseconds>(left, replica_timeout_max));
+  const LogCallLock lock(mutex_, deadline, name());
   if (first > primary.extent.head || primary.extent.head - first >= rows_per_query_) return false;
   if (replica_unavailable_until_ && !replica_unavailable_until_->passed()) return false;
   replica_unavailable_until_.reset();
@@ -608,8 +617,10 @@ bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& primary, RowBuffe
     if (!replica_connection_) {
       const auto timeout =
           std::min<std::chrono::milliseconds>(options_.deadline, replica_timeout_max);
-      replica_connection_ = std::make_unique<MysqlConnection>(*options_.replica, timeout);
+      replica_connection_ =
+          connect_mysql(*options_.replica, timeout, deadline, pending_replica_connection_);
     }
+    const SocketTimeout timeout(replica_connection_->socket(), deadline);
     const Extent& extent = primary.extent;
     const Extent replica = read_updates(*replica_connection_, first, extent.head, true, buffer);
     return replica.uuid == extent.uuid && replica.base == extent.base &&

@@ -39,6 +39,7 @@
 
 #include <whycache/log.h>
 
+#include "base/background_call.h"
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "log/log_checks.h"
@@ -58,7 +59,7 @@ struct MysqlLogOptions {
   std::string instance = "default";
   // For messages.
   std::string name;
-  // How long to wait for the server and for locks. The server counts whole seconds.
+  // How long to wait for the server and for locks, at most. The server counts whole seconds.
   std::chrono::milliseconds deadline{10'000};
   // Whether to refuse a server that may lose acknowledged writes when it, or its machine, crashes.
   bool durable = true;
@@ -98,7 +99,7 @@ class MysqlLog final : public Log {
 
   template <typename Work>
   auto with_connection(IfLost if_lost, const char* what, const Work& work);
-  void connect() WHYCACHE_REQUIRES(mutex_);
+  void connect(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
   bool is_log_deleted() const WHYCACHE_REQUIRES(mutex_);
   Error connect_error(const MysqlServer& server, const MysqlFailure& failure) const;
   Error error(const char* what, const MysqlFailure& failure, IfLost if_lost) const;
@@ -135,9 +136,14 @@ class MysqlLog final : public Log {
   std::uint64_t owner_fork_count_ = 0;
 
   // Held during a statement: one thread at a time uses a connection.
-  Mutex mutex_;
+  TimedMutex mutex_;
   std::unique_ptr<MysqlConnection> connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<MysqlConnection> replica_connection_ WHYCACHE_GUARDED_BY(mutex_);
+  // Attempts to connect that took longer than the call that began them.
+  std::optional<BackgroundCall<std::unique_ptr<MysqlConnection>>> pending_connection_
+      WHYCACHE_GUARDED_BY(mutex_);
+  std::optional<BackgroundCall<std::unique_ptr<MysqlConnection>>> pending_replica_connection_
+      WHYCACHE_GUARDED_BY(mutex_);
   std::optional<Deadline> replica_unavailable_until_ WHYCACHE_GUARDED_BY(mutex_);
   // The uuid of the log at the primary.
   Uuid uuid_seen_ WHYCACHE_GUARDED_BY(mutex_){};

@@ -9,6 +9,7 @@
 
 #include "log/open_log.h"
 
+#include "base/call_limit.h"
 #include "base/url.h"
 #include "log/file_log.h"
 #include "log/log_name.h"
@@ -50,28 +51,30 @@ std::chrono::milliseconds take_deadline(Url& url, std::chrono::milliseconds defa
                                                static_cast<int>(deadline_max.count())));
 }
 
-std::unique_ptr<Log> open_memory_log(Url& url, std::chrono::milliseconds /*deadline*/) {
+LogOpener parse_memory_log(Url& url, std::chrono::milliseconds /*deadline*/) {
   url.take_instance();
   url.reject_unknown_options();
   if (!url.host().empty() || !url.user().empty() || url.port()) {
     throw Error(ErrorKind::invalid, "memory log has no host (write memory: or memory:name)");
   }
-  if (url.path().empty()) return std::make_unique<MemoryLog>();
-  return MemoryLog::shared(log_name(url).substr(std::string_view("memory:").size()));
+  if (url.path().empty()) return [] { return std::make_unique<MemoryLog>(); };
+  return [name = log_name(url).substr(std::string_view("memory:").size())] {
+    return MemoryLog::shared(name);
+  };
 }
 
-std::unique_ptr<Log> open_file_log(Url& url, std::chrono::milliseconds deadline) {
+LogOpener parse_file_log(Url& url, std::chrono::milliseconds deadline) {
   FileLogOptions options;
   options.directory = url.file_path();
   options.instance = url.take_instance();
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
   url.reject_unknown_options();
-  return std::make_unique<FileLog>(std::move(options));
+  return [options = std::move(options)] { return std::make_unique<FileLog>(options); };
 }
 
-std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url,
-                                     [[maybe_unused]] std::chrono::milliseconds deadline) {
+LogOpener parse_sqlite_log([[maybe_unused]] Url& url,
+                           [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_SQLITE
   SqliteLogOptions options;
   options.path = url.file_path();
@@ -79,7 +82,7 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url,
   options.name = log_name(url);
   options.deadline = take_deadline(url, deadline);
   url.reject_unknown_options();
-  return std::make_unique<SqliteLog>(std::move(options));
+  return [options = std::move(options)] { return std::make_unique<SqliteLog>(options); };
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without the sqlite log (install SQLite's development files, "
@@ -87,8 +90,8 @@ std::unique_ptr<Log> open_sqlite_log([[maybe_unused]] Url& url,
 #endif
 }
 
-std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url,
-                                    [[maybe_unused]] std::chrono::milliseconds deadline) {
+LogOpener parse_mysql_log([[maybe_unused]] Url& url,
+                          [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MYSQL
   MysqlLogOptions options;
   MysqlServers servers = take_mysql_servers(url);
@@ -102,7 +105,7 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url,
     throw Error(ErrorKind::invalid, "option durable is neither on nor off");
   options.durable = durable == "on";
   url.reject_unknown_options();
-  return std::make_unique<MysqlLog>(std::move(options));
+  return [options = std::move(options)] { return std::make_unique<MysqlLog>(options); };
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without the mysql log (install MariaDB's client library with its "
@@ -110,11 +113,11 @@ std::unique_ptr<Log> open_mysql_log([[maybe_unused]] Url& url,
 #endif
 }
 
-std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds deadline);
+LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline);
 
 // `url` is that of the log behind memcached, with the options of both.
-std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
-                               [[maybe_unused]] std::chrono::milliseconds deadline) {
+LogOpener parse_tier([[maybe_unused]] Url& url,
+                     [[maybe_unused]] std::chrono::milliseconds deadline) {
 #if WHYCACHE_WITH_MEMCACHED
   MemcachedTierOptions options;
   const std::optional<std::string> servers = url.take_option("memcached");
@@ -128,7 +131,9 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
   options.own_poll_interval = std::chrono::seconds(take_number(url, "ask_s", 3'600, 86'400));
   options.timeout =
       std::chrono::milliseconds(take_number(url, "memcached_timeout_ms", 100, 10'000));
-  return std::make_unique<MemcachedTier>(open_underlying_log(url, deadline), std::move(options));
+  return [options = std::move(options), open = parse_underlying_log(url, deadline)] {
+    return std::make_unique<MemcachedTier>(open(), options);
+  };
 #else
   throw Error(ErrorKind::invalid,
               "whycache was built without memcached (install libmemcached with its development "
@@ -139,20 +144,20 @@ std::unique_ptr<Log> open_tier([[maybe_unused]] Url& url,
 struct Scheme {
   std::string_view name;
   std::string_view example;
-  std::unique_ptr<Log> (*open)(Url& url, std::chrono::milliseconds deadline);
+  LogOpener (*parse)(Url& url, std::chrono::milliseconds deadline);
 };
 
 constexpr Scheme schemes[] = {
-    {"memory", "memory:name", open_memory_log},
-    {"file", "file:///dir", open_file_log},
-    {"sqlite", "sqlite:///file.db", open_sqlite_log},
-    {"mysql", "mysql://user@host/database", open_mysql_log},
+    {"memory", "memory:name", parse_memory_log},
+    {"file", "file:///dir", parse_file_log},
+    {"sqlite", "sqlite:///file.db", parse_sqlite_log},
+    {"mysql", "mysql://user@host/database", parse_mysql_log},
 };
 
-std::unique_ptr<Log> open_underlying_log(Url& url, std::chrono::milliseconds deadline) {
+LogOpener parse_underlying_log(Url& url, std::chrono::milliseconds deadline) {
   std::string examples;
   for (const Scheme& scheme : schemes) {
-    if (scheme.name == url.scheme()) return scheme.open(url, deadline);
+    if (scheme.name == url.scheme()) return scheme.parse(url, deadline);
     examples += (examples.empty() ? "" : ", ") + std::string(scheme.example);
   }
   throw Error(ErrorKind::invalid, "log url has an unknown scheme: scheme=" + url.scheme() +
@@ -166,11 +171,17 @@ std::unique_ptr<Log> open_log(std::string_view text) {
 }
 
 std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline) {
+  return parse_log_url(text, deadline)();
+}
+
+LogOpener parse_log_url(std::string_view text, std::chrono::milliseconds deadline) {
   deadline = std::clamp(deadline, std::chrono::milliseconds(1), deadline_max);
   Url url(text);
-  if (!url.scheme().starts_with(tier_prefix)) return open_underlying_log(url, deadline);
+  if (!url.scheme().starts_with(tier_prefix)) return parse_underlying_log(url, deadline);
   Url underlying(text.substr(tier_prefix.size()));
-  return open_tier(underlying, deadline);
+  return parse_tier(underlying, deadline);
 }
+
+std::chrono::nanoseconds call_time_left() noexcept { return CallLimit::remaining(); }
 
 }  // namespace whycache

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -11,6 +12,11 @@ namespace whycache {
 
 inline constexpr std::chrono::milliseconds default_log_deadline{10'000};
 
+using LogOpener = std::function<std::unique_ptr<Log>()>;
+
+// Returns what opens the log that a URL names. Throws Error(invalid) for a wrong URL; asks no
+// store. `deadline` is the default of the URL's option deadline_ms.
+LogOpener parse_log_url(std::string_view text, std::chrono::milliseconds deadline);
 // Like open_log() in whycache/log.h. `deadline` is the default of the URL's option deadline_ms.
 std::unique_ptr<Log> open_log(std::string_view text, std::chrono::milliseconds deadline);
 

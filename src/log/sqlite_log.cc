@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/backoff.h"
+#include "base/call_limit.h"
 #include "base/file.h"
 #include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
@@ -177,7 +178,7 @@ class SqliteLog::Connection {
  public:
   explicit Connection(const SqliteLogOptions& options)
       : options_(options),
-        backoff_(options.deadline, lock_pauses),
+        backoff_(CallLimit::deadline(options.deadline), lock_pauses),
         version_(options.sqlite_version) {
     if (version_ == 0) version_ = sqlite3_libversion_number();
     if (sqlite3_libversion_number() < sqlite_version_min || sqlite3_threadsafe() == 0) {
@@ -210,8 +211,8 @@ class SqliteLog::Connection {
   Connection& operator=(const Connection&) = delete;
   ~Connection() { close(); }
 
-  // Starts a call, which may wait for the deadline from here.
-  void restart_deadline() { backoff_.reset(); }
+  // Starts a call, which may wait until the deadline.
+  void begin_call(const Deadline& deadline) { backoff_ = Backoff(deadline, lock_pauses); }
   // Whether the database file was moved, replaced or deleted since it was opened.
   bool has_moved() {
     int moved = 0;
@@ -291,7 +292,9 @@ class SqliteLog::Connection {
     sqlite3_close(database_);
   }
 
+  // SQLite holds no lock of the process here, so that another thread may fork.
   static int wait_before_retry(void* self, int) {
+    const ForkExclusion::ForkSection may_fork(fork_exclusion());
     return static_cast<Connection*>(self)->backoff_.pause() ? 1 : 0;
   }
 
@@ -484,9 +487,10 @@ auto SqliteLog::with_connection(const Work& work) {
     throw Error(ErrorKind::invalid,
                 "log was opened before a fork (use reopen() in the child): log=" + name());
   }
-  const MutexLock lock(mutex_);
+  const Deadline deadline = CallLimit::deadline(options_.deadline);
+  const LogCallLock lock(mutex_, deadline, name());
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());
-  if (connection_) connection_->restart_deadline();
+  if (connection_) connection_->begin_call(deadline);
   if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode()))
     connection_.reset();
   if (!connection_) connection_ = connect(IfMissing::fail);

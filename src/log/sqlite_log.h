@@ -103,7 +103,7 @@ class SqliteLog final : public Log {
   SqliteLogOptions options_;
   std::uint64_t owner_fork_count_ = 0;  // fork_count() of the process that opened it
 
-  Mutex mutex_;
+  TimedMutex mutex_;
   std::unique_ptr<Connection> connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::optional<Uuid> uuid_seen_ WHYCACHE_GUARDED_BY(mutex_);
 };

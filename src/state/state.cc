@@ -367,7 +367,7 @@ bool State::slow_read(std::string_view key, Sink sink) const {
 std::shared_ptr<const detail::Pin> State::pin() const {
   unmap_if_idle();
   std::shared_ptr<Mapping> mapping = impl_->current_file.newest_mapping();
-  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
+  if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
   return std::make_shared<const detail::Pin>(std::move(mapping), impl_->lock_file);
 }
 
@@ -380,7 +380,7 @@ UpdateId State::get_multi(std::span<const std::string_view> keys,
 
 StateInfo State::info() const {
   const std::shared_ptr<Mapping> mapping = impl_->current_file.newest_mapping();
-  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
+  if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
   return state_info(*mapping);
 }
 
@@ -450,7 +450,9 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
                      " lock: path=" + inner.lock_file->path() + " (retry, or raise the deadline)");
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
-  if (!threads.try_lock() && !threads.try_lock_for(deadline.remaining())) throw gave_up();
+  while (!threads.try_lock() && !threads.try_lock_for(deadline.next_wait())) {
+    if (deadline.passed()) throw gave_up();
+  }
   if (!wait_for_lock(*inner.lock_file, which, deadline)) throw gave_up();
   HeldLock held(*inner.lock_file, which, std::move(threads));
   inner.lock_file->check_in_place();
@@ -551,7 +553,7 @@ std::vector<std::string> State::check(
 
 StateInspection State::inspect() const {
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
-  if (!mapping) throw Error(ErrorKind::invalid, "no usable state: " + unusable_reason());
+  if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
   mapping->refresh_usable_bytes();
   StateInspection insides = inspect_state_file(*mapping);
   insides.reader_slots = impl_->lock_file->slot_count();

@@ -525,7 +525,10 @@ TEST_F(Faults, one_log_read_serves_all_processes_of_machine) {
   Cache writer = fleet.open("writer");
   auto script = std::make_shared<Script>();
   std::vector<Cache> caches;
-  for (int i = 0; i < 5; ++i) caches.push_back(fleet.open("berlin", script));
+  for (int i = 0; i < 5; ++i) {
+    caches.push_back(fleet.open("berlin", script));
+    caches.back().update();  // the first one of each verifies that the state is of its log
+  }
   writer.set("a", "1");
   script->read_count = 0;
   for (Cache& cache : caches)

@@ -478,7 +478,7 @@ TEST_F(OtherLog, writer_never_appends_past_lost_tail) {
   EXPECT_EQ(Cache(backup, fleet.options("rome")).digest(), berlin.digest());
 }
 
-TEST_F(OtherLog, replaced_log_causes_rebuild_at_open) {
+TEST_F(OtherLog, log_replaced_while_closed_causes_rebuild_at_first_update) {
   {
     Cache berlin = fleet.open("berlin");
     berlin.set("a", "1");
@@ -489,6 +489,8 @@ TEST_F(OtherLog, replaced_log_causes_rebuild_at_open) {
   { fleet.open("tokyo").set("new", "1"); }
 
   Cache berlin = fleet.open("berlin", with_events());
+  EXPECT_EQ(berlin.get("a"), "1") << "opening does not ask the log";
+  berlin.update();
 
   EXPECT_EQ(contents(berlin), (Contents{{"new", "1"}}));
   EXPECT_EQ(berlin.counters().rebuilds_replaced, 1U);

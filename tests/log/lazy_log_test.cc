@@ -30,12 +30,12 @@ TEST(LazyLog, log_opens_after_its_directory_appears) {
   EXPECT_EQ(log.extent().head, 0U);
   EXPECT_EQ(log.append(1, "update"), Log::Appended::yes);
   EXPECT_EQ(log.name(), open_log(url)->name()) << "its name is the same before and after";
-  EXPECT_EQ(open_log_or_defer(url, default_log_deadline)->extent().head, 1U);
+  EXPECT_EQ(open_log_lazily(url, default_log_deadline)->extent().head, 1U);
 }
 
 TEST(LazyLog, invalid_url_is_refused_and_not_deferred) {
   expect_error(ErrorKind::invalid,
-               [] { open_log_or_defer("gopher://host/", default_log_deadline); });
+               [] { open_log_lazily("gopher://host/", default_log_deadline); });
 }
 
 // A forked child opens its own connection on first use, and waits for it.

@@ -1,0 +1,76 @@
+// A call that is made on a thread of its own, for a function that may block longer than its caller
+// can wait and that nothing can interrupt: resolving a host name, a handshake, a library that waits
+// for each piece of an answer anew.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/signals.h"
+
+namespace whycache {
+
+// The thread blocks all signals. It owns what it needs: if the caller gives up, the thread finishes
+// alone, and then destroys the result. Costs the start of a thread, some 20 us.
+template <typename Result>
+class BackgroundCall {
+ public:
+  // Without a thread to spare, makes the call at once on this one.
+  explicit BackgroundCall(std::function<Result()> function)
+      : outcome_(std::make_shared<Outcome>()) {
+    const auto run = [outcome = outcome_, function = std::move(function)] {
+      std::optional<Result> result;
+      std::exception_ptr failure;
+      try {
+        result.emplace(function());
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      {
+        const std::lock_guard lock(outcome->mutex);
+        outcome->result = std::move(result);
+        outcome->failure = std::move(failure);
+        outcome->done = true;
+      }
+      outcome->changed.notify_all();
+    };
+    try {
+      const BlockedSignals blocked;
+      std::thread(run).detach();
+    } catch (const std::system_error&) {
+      run();
+    }
+  }
+
+  // Returns what the function returned, or throws what it threw. Returns nullopt if it has not
+  // finished when the deadline passes; the caller may wait again. To be called until it returns or
+  // throws once.
+  std::optional<Result> wait(const Deadline& deadline) {
+    std::unique_lock lock(outcome_->mutex);
+    if (!deadline.wait(lock, outcome_->changed, [&] { return outcome_->done; }))
+      return std::nullopt;
+    if (outcome_->failure) std::rethrow_exception(std::exchange(outcome_->failure, nullptr));
+    return std::move(outcome_->result);
+  }
+
+ private:
+  struct Outcome {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool done = false;
+    std::optional<Result> result;
+    std::exception_ptr failure;
+  };
+
+  std::shared_ptr<Outcome> outcome_;
+};
+
+}  // namespace whycache

@@ -1,0 +1,38 @@
+// The limit of the calls that a thread makes to a log. The cache sets it around each call; a log
+// waits no longer than it allows. A log has no parameter for it, since most waits are deep inside
+// (a busy handler, a lock, a socket).
+#pragma once
+
+#include <chrono>
+
+#include "base/clock.h"
+
+namespace whycache {
+
+class CallLimit {
+ public:
+  // Limits the calls of this thread until the end of the scope. `deadline` must outlive it, and may
+  // be moved forward meanwhile.
+  explicit CallLimit(const Deadline& deadline) : previous_(current) { current = &deadline; }
+  CallLimit(const CallLimit&) = delete;
+  CallLimit& operator=(const CallLimit&) = delete;
+  ~CallLimit() { current = previous_; }
+
+  // Returns the deadline of a wait that may take at most `timeout` by itself.
+  static Deadline deadline(std::chrono::milliseconds timeout) {
+    return current != nullptr ? current->at_most(timeout) : Deadline(timeout);
+  }
+  // Returns what is left to this thread; the greatest duration if its calls have no limit.
+  static std::chrono::nanoseconds remaining() noexcept {
+    return current != nullptr ? current->remaining() : std::chrono::nanoseconds::max();
+  }
+
+ private:
+  static constinit thread_local const Deadline* current;
+
+  const Deadline* previous_;
+};
+
+inline constinit thread_local const Deadline* CallLimit::current = nullptr;
+
+}  // namespace whycache

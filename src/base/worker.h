@@ -1,0 +1,106 @@
+// A thread that makes one call after another for an object, while the object waits for each no
+// longer than it can: for a library whose calls may block longer, and cannot be interrupted.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/signals.h"
+
+namespace whycache {
+
+// The thread starts with the first call and blocks all signals. It owns what its calls need: if the
+// object is destroyed while a call is under way, the thread finishes alone. One thread at a time
+// may use a Worker, and only the process that made it. A call costs two switches of threads, some
+// 10 us.
+class Worker {
+ public:
+  Worker() = default;
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+  ~Worker() {
+    {
+      const std::lock_guard lock(shared_->mutex);
+      shared_->ending = true;
+    }
+    shared_->changed.notify_all();
+  }
+
+  // Whether a call is under way that nobody waits for any more.
+  bool is_busy() const {
+    const std::lock_guard lock(shared_->mutex);
+    return static_cast<bool>(shared_->job);
+  }
+
+  // Returns what the function returns, or throws what it throws. Returns nullopt if the deadline
+  // passes first, or if the worker is busy. Without a thread to spare, makes the call on this one.
+  template <typename Result>
+  std::optional<Result> call(std::function<Result()> function, const Deadline& deadline) {
+    const auto outcome = std::make_shared<Outcome<Result>>();
+    std::unique_lock lock(shared_->mutex);
+    if (shared_->job) return std::nullopt;
+    if (!start()) return function();
+    shared_->job = [outcome, function = std::move(function)] {
+      try {
+        outcome->result.emplace(function());
+      } catch (...) {
+        outcome->failure = std::current_exception();
+      }
+    };
+    shared_->changed.notify_all();
+    if (!deadline.wait(lock, shared_->changed, [&] { return !shared_->job; })) return std::nullopt;
+    if (outcome->failure) std::rethrow_exception(outcome->failure);
+    return std::move(outcome->result);
+  }
+
+ private:
+  template <typename Result>
+  struct Outcome {
+    std::optional<Result> result;
+    std::exception_ptr failure;
+  };
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::function<void()> job;  // null: none is under way
+    bool ending = false;
+  };
+
+  bool start() {
+    if (has_thread_) return true;
+    try {
+      const BlockedSignals blocked;
+      std::thread([shared = shared_] { run(*shared); }).detach();
+      has_thread_ = true;
+    } catch (const std::system_error&) {
+    }
+    return has_thread_;
+  }
+
+  static void run(Shared& shared) {
+    std::unique_lock lock(shared.mutex);
+    for (;;) {
+      shared.changed.wait(lock, [&] { return shared.job || shared.ending; });
+      if (!shared.job) return;
+      const std::function<void()>& job = shared.job;  // stays as it is while it runs
+      lock.unlock();
+      job();
+      lock.lock();
+      shared.job = nullptr;
+      shared.changed.notify_all();
+    }
+  }
+
+  const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+  bool has_thread_ = false;
+};
+
+}  // namespace whycache

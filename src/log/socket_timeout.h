@@ -1,0 +1,42 @@
+// Ends what a thread waits for on a socket when a deadline passes: for client libraries that count
+// whole seconds, and begin anew with each piece of an answer.
+//
+// One thread per process watches all deadlines. It starts with the first of them, and again in a
+// forked child. It shuts the socket down, which makes the library's wait return as if the server
+// had closed the connection.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <stop_token>
+
+#include "base/clock.h"
+
+namespace whycache {
+
+class SocketTimeout {
+ public:
+  // From now until the end of the scope, the socket is shut down once `deadline` has passed or a
+  // stop is requested; but no earlier than `shortest_wait` from now. The descriptor must stay open
+  // for that long. Costs about 100 ns.
+  SocketTimeout(int socket, const Deadline& deadline);
+  ~SocketTimeout();
+  SocketTimeout(const SocketTimeout&) = delete;
+  SocketTimeout& operator=(const SocketTimeout&) = delete;
+
+  // A call that begins when its deadline has just passed gets this long: a server that is well
+  // answers in time.
+  static constexpr std::chrono::milliseconds shortest_wait{10};
+
+ private:
+  struct Stop {
+    std::uint64_t number;
+    void operator()() const noexcept;
+  };
+
+  std::uint64_t number_;
+  std::optional<std::stop_callback<Stop>> on_stop_;
+};
+
+}  // namespace whycache

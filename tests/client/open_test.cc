@@ -1,0 +1,118 @@
+// Opening a cache: what it waits for, and what an object is before and after.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "client/fleet.h"
+
+namespace whycache::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+// A log that a switch makes unavailable.
+std::shared_ptr<Script> script_of_log_away(const std::atomic<bool>& away) {
+  auto script = std::make_shared<Script>();
+  script->before_read = script->before_extent = [&away] {
+    if (away) throw Error(ErrorKind::unavailable, "the test's log is away");
+  };
+  return script;
+}
+
+TEST(Open, open_now_without_state_returns_and_first_update_builds) {
+  const Fleet fleet;
+  fleet.open("tokyo").set("a", "1");
+  std::atomic<bool> away{true};
+  Options options;
+  options.open = OpenMode::now;
+  options.deadline = milliseconds(50);
+
+  Cache cache = fleet.open("berlin", script_of_log_away(away), options);
+
+  EXPECT_TRUE(cache.valid());
+  EXPECT_FALSE(cache.ready());
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.get("a")); });
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.contains("a")); });
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.get_multi({"a"})); });
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.view()); });
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.size()); });
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.applied_id()); });
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.update(); }, "the test's log is away");
+  expect_error(
+      ErrorKind::unavailable, [&] { cache.set("b", "2"); }, "the test's log is away");
+  EXPECT_FALSE(cache.ready());
+
+  away = false;
+  EXPECT_EQ(cache.update(), 1U);
+  EXPECT_TRUE(cache.ready());
+  EXPECT_EQ(cache.get("a"), "1");
+}
+
+TEST(Open, open_now_without_state_lets_first_write_build) {
+  const Fleet fleet;
+  fleet.open("tokyo").set("a", "1");
+  Options options;
+  options.open = OpenMode::now;
+  Cache cache = fleet.open("berlin", options);
+  EXPECT_FALSE(cache.ready());
+  EXPECT_EQ(cache.set("b", "2"), 2U);
+  EXPECT_EQ(contents(cache), (Contents{{"a", "1"}, {"b", "2"}}));
+}
+
+// A process that opened without a state sees the one that another process builds.
+TEST(Open, state_built_by_another_process_makes_cache_ready) {
+  const Fleet fleet;
+  fleet.open("tokyo").set("a", "1");
+  std::atomic<bool> away{true};
+  Options options;
+  options.open = OpenMode::now;
+  options.deadline = milliseconds(50);
+  Cache cache = fleet.open("berlin", script_of_log_away(away), options);
+  const Cache other = fleet.open("berlin");
+  expect_error(ErrorKind::unavailable, [&] { cache.update(); });  // notices the state
+  EXPECT_TRUE(cache.ready());
+  EXPECT_EQ(cache.get("a"), "1");
+}
+
+TEST(Open, cache_that_was_moved_from_throws_invalid) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const Cache moved = std::move(cache);
+  EXPECT_TRUE(moved.valid());
+  // NOLINTBEGIN(bugprone-use-after-move): it is defined
+  EXPECT_FALSE(cache.valid());
+  expect_error(
+      ErrorKind::invalid, [&] { static_cast<void>(cache.get("a")); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { static_cast<void>(cache.view()); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.set("a", "2"); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.update(); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { static_cast<void>(cache.ready()); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { static_cast<void>(cache.state_path()); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { static_cast<void>(cache.counters()); }, "moved from");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.close_shared_state(); }, "moved from");
+  // NOLINTEND(bugprone-use-after-move)
+  EXPECT_EQ(moved.get("a"), "1");
+}
+
+TEST(Open, wrong_url_is_refused_although_state_can_be_used) {
+  const Fleet fleet("sqlite");
+  fleet.open("berlin").set("a", "1");
+  expect_error(
+      ErrorKind::invalid,
+      [&] { const Cache cache(fleet.url() + "?no_such=1", fleet.options("berlin")); }, "no_such");
+}
+
+}  // namespace
+}  // namespace whycache::testing
