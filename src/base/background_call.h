@@ -25,7 +25,7 @@ class BackgroundCall {
  public:
   // Without a thread to spare, makes the call at once on this one.
   explicit BackgroundCall(std::function<Result()> function)
-      : outcome_(std::make_shared<Outcome>()) {
+      : outcome_(std::make_shared<CallOutcome>()) {
     const auto run = [outcome = outcome_, function = std::move(function)] {
       std::optional<Result> result;
       std::exception_ptr failure;
@@ -62,7 +62,7 @@ class BackgroundCall {
   }
 
  private:
-  struct Outcome {
+  struct CallOutcome {
     std::mutex mutex;
     std::condition_variable changed;
     bool done = false;
@@ -70,7 +70,7 @@ class BackgroundCall {
     std::exception_ptr failure;
   };
 
-  std::shared_ptr<Outcome> outcome_;
+  std::shared_ptr<CallOutcome> outcome_;
 };
 
 }  // namespace whycache

@@ -34,7 +34,7 @@ class Worker {
     shared_->changed.notify_all();
   }
 
-  // Whether a call is under way that nobody waits for any more.
+  // Whether a call is under way whose caller has given up.
   bool is_busy() const {
     const std::lock_guard lock(shared_->mutex);
     return static_cast<bool>(shared_->job);
@@ -44,7 +44,7 @@ class Worker {
   // passes first, or if the worker is busy. Without a thread to spare, makes the call on this one.
   template <typename Result>
   std::optional<Result> call(std::function<Result()> function, const Deadline& deadline) {
-    const auto outcome = std::make_shared<Outcome<Result>>();
+    const auto outcome = std::make_shared<JobOutcome<Result>>();
     std::unique_lock lock(shared_->mutex);
     if (shared_->job) return std::nullopt;
     if (!start()) return function();
@@ -63,7 +63,7 @@ class Worker {
 
  private:
   template <typename Result>
-  struct Outcome {
+  struct JobOutcome {
     std::optional<Result> result;
     std::exception_ptr failure;
   };

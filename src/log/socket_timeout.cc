@@ -28,7 +28,7 @@ class SocketWatch final : ForkHandler {
 
   // Returns the number under which the socket is watched.
   std::uint64_t add(int socket, std::int64_t at_ns) {
-    State& state = *state_;
+    WatchState& state = *state_;
     const MutexLock lock(state.mutex);
     if (!state.has_thread) start_thread(state);
     const std::uint64_t number = ++state.last_number;
@@ -52,7 +52,7 @@ class SocketWatch final : ForkHandler {
     int socket;
     std::int64_t at_ns;
   };
-  struct State {
+  struct WatchState {
     Mutex mutex;
     std::condition_variable changed;
     std::map<std::uint64_t, WatchedSocket> sockets WHYCACHE_GUARDED_BY(mutex);
@@ -66,7 +66,7 @@ class SocketWatch final : ForkHandler {
   SocketWatch() { register_fork_handler(this); }
 
   // Without a thread to spare, the library's own timeouts remain.
-  static void start_thread(State& state) WHYCACHE_REQUIRES(state.mutex) {
+  static void start_thread(WatchState& state) WHYCACHE_REQUIRES(state.mutex) {
     try {
       const BlockedSignals blocked;
       std::thread([&state] { watch(state); }).detach();
@@ -75,7 +75,7 @@ class SocketWatch final : ForkHandler {
     }
   }
 
-  static void watch(State& state) {
+  static void watch(WatchState& state) {
     MutexLock lock(state.mutex);
     for (;;) {
       const std::int64_t now_ns = boot_time_ns();
@@ -103,10 +103,10 @@ class SocketWatch final : ForkHandler {
   // it: the copied condition variable counts the parent's thread.
   void after_fork_in_child() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
     state_->mutex.unlock();
-    new (state_) State;
+    new (state_) WatchState;
   }
 
-  State* const state_ = new State;
+  WatchState* const state_ = new WatchState;
 };
 
 // Created before there are threads, see register_fork_handler().
