@@ -84,9 +84,9 @@ std::vector<std::string_view> string_views(const Keys& keys) {
 //
 // Threads: any number of threads can use one object. Processes: any number of processes, and
 // several objects in one process, can share a state. After fork(), every method works in the child;
-// a view that the parent took does not. Once closed, an object throws Error(invalid) from every
-// method but valid(), state_path(), counters() and the two that close it. An object that was moved
-// from throws Error(invalid) from every method but valid().
+// a view that the parent took does not. Once its state was deleted through it, an object throws
+// Error(invalid) from every method but valid(), state_path(), counters() and the two that close it.
+// An object that was moved from throws Error(invalid) from every method but valid().
 class WHYCACHE_API Cache {
  public:
   // Opens the state of this machine. If it can be used, opening does not wait for the log: the
@@ -256,8 +256,7 @@ class WHYCACHE_API Cache {
   std::chrono::nanoseconds staleness() const;
   // Returns the digest of the items. Two machines at the same update id have equal digests.
   Digest digest() const;
-  // Returns false once the state was closed or deleted through this object, or the object was moved
-  // from.
+  // Returns false once the state was deleted through this object, or the object was moved from.
   bool valid() const noexcept;
   // Returns whether this machine has a state that can be read. False only after OpenMode::now, or
   // while another process has deleted the state.
@@ -268,9 +267,10 @@ class WHYCACHE_API Cache {
   // Writes the state to disk and closes this object. The file can then be copied to another machine
   // and opened there. Other processes can continue to use it. Calls of other threads finish, but
   // calls that wait for an unresponsive log give up; views stay valid. A second call does nothing.
-  // Throws Error if the disk fails; the object is closed anyway.
+  // The next call of any other method opens the state again, like the constructor. Throws Error if
+  // the disk fails; the object is closed anyway.
   void close_shared_state();
-  // Removes the state of this machine and closes this object. Other processes of the machine
+  // Removes the state of this machine and closes this object for good. Other processes of the machine
   // notice, and build a new state at their next update().
   void delete_shared_state();
 

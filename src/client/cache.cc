@@ -70,6 +70,7 @@ struct ProcessContext {
   Session session;
   Appender appender{session};
   WriteQueue write_queue{session, appender};
+  Mutex lifecycle_mutex;  // held while the cache is closed or opened again
   ProcessContext* next_abandoned = nullptr;
 };
 
@@ -139,20 +140,18 @@ class Cache::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
-  // Returns null if closed.
-  State* state_if_open() const { return state_if_open_.load(std::memory_order_acquire); }
+  // Returns the state; opens it again if it was closed.
   State& state() const {
-    State* const state = state_if_open();
-    if (state == nullptr) throw_closed();
-    return *state;
+    State* const state = state_if_open_.load(std::memory_order_acquire);
+    return state != nullptr ? *state : reopen();
   }
+  bool is_deleted() const { return is_deleted_.load(std::memory_order_acquire); }
   // Returns the context of this process; creates it in a forked child.
-  ProcessContext& context() {
+  ProcessContext& context() const {
     state();
-    ProcessContext* context = context_.load(std::memory_order_acquire);
-    return context->owner_fork_count == fork_count() ? *context : create_child_context(context);
+    return context_of_this_process();
   }
-  Session& session() { return context().session; }
+  Session& session() const { return context().session; }
 
   // Runs a read. If it finds the state damaged, the next update() rebuilds it.
   template <typename Read>
@@ -167,31 +166,46 @@ class Cache::Impl {
   }
 
   void close(bool remove) {
+    ProcessContext& context = context_of_this_process();
+    const MutexLock lock(context.lifecycle_mutex);
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
-    if (state == nullptr) return;
-    // In a child that never used this object, the context is still the parent's.
-    if (ProcessContext* const context = context_.load(std::memory_order_acquire);
-        context->owner_fork_count == fork_count()) {
-      context->session.close();
-      context->write_queue.stop();
-    }
-    state->disable_mapping_cache();
+    if (remove) is_deleted_.store(true, std::memory_order_release);
+    if (state == nullptr && !remove) return;
+    context.session.close();
+    context.write_queue.stop();
+    state_->disable_mapping_cache();
     const Deadline deadline = Backoff(options_.deadline).deadline();
     if (remove) {
-      state->remove(deadline);
+      state_->remove(deadline);
+      remove_temporary_directory_if_owner();
     } else if (location_.temporary_directory.empty()) {
-      state->sync(deadline);
+      state_->sync(deadline);
     }
-    remove_temporary_directory_if_owner();
   }
 
   const std::string& path() const { return location_.path; }
   AtomicCounters& counters() { return counters_; }
 
  private:
-  [[noreturn, gnu::cold, gnu::noinline]] static void throw_closed() {
-    throw Error(ErrorKind::invalid,
-                "cache is closed: its state was closed or deleted through this object");
+  [[gnu::cold, gnu::noinline]] State& reopen() const {
+    ProcessContext& context = context_of_this_process();
+    const MutexLock lock(context.lifecycle_mutex);
+    if (is_deleted()) {
+      throw Error(ErrorKind::invalid, "cache is closed: its state was deleted through this object");
+    }
+    if (State* const state = state_if_open_.load(std::memory_order_acquire)) return *state;
+    state_->switch_if_replaced();
+    context.session.reopen();
+    context.write_queue.restart();
+    prepare_state(context.session);
+    state_->enable_mapping_cache();
+    state_if_open_.store(state_.get(), std::memory_order_release);
+    return *state_;
+  }
+
+  ProcessContext& context_of_this_process() const {
+    ProcessContext* const context = context_.load(std::memory_order_acquire);
+    return context->owner_fork_count == fork_count() ? *context : create_child_context(context);
   }
 
   void note_damage() noexcept {
@@ -210,7 +224,8 @@ class Cache::Impl {
     }
   }
 
-  [[gnu::cold, gnu::noinline]] ProcessContext& create_child_context(ProcessContext* of_parent) {
+  [[gnu::cold, gnu::noinline]] ProcessContext& create_child_context(
+      ProcessContext* of_parent) const {
     std::unique_ptr<Log> reopened = reopen_lazily(of_parent->session.log);
     Log& log = *reopened;
     auto mine =
@@ -240,14 +255,16 @@ class Cache::Impl {
     remove_temporary_directory_if_owner();
   }
 
-  std::atomic<State*> state_if_open_{nullptr};
+  // Null while closed, so that a read needs to test only this.
+  mutable std::atomic<State*> state_if_open_{nullptr};
+  std::atomic<bool> is_deleted_{false};
   const Options options_;
   const StateLocation location_;
   const std::uint64_t owner_fork_count_ = fork_count();
-  AtomicCounters counters_;
+  mutable AtomicCounters counters_;
   // Stays mapped after close() until this object is destroyed: another thread may be reading.
   std::unique_ptr<State> state_;
-  std::atomic<ProcessContext*> context_{nullptr};
+  mutable std::atomic<ProcessContext*> context_{nullptr};
 };
 
 namespace {
@@ -507,7 +524,7 @@ Digest Cache::digest() const {
   return impl().read([](const State& state) { return state.info().digest; });
 }
 
-bool Cache::valid() const noexcept { return impl_ && impl_->state_if_open() != nullptr; }
+bool Cache::valid() const noexcept { return impl_ && !impl_->is_deleted(); }
 
 bool Cache::ready() const { return impl().state().usable(); }
 

@@ -127,6 +127,7 @@ class Session {
 
   // Makes calls that wait for an unresponsive log give up, since the cache is being closed.
   void close() { closing_.store(true, std::memory_order_release); }
+  void reopen() { closing_.store(false, std::memory_order_release); }
 
   // Records that a read found the current state file damaged. The next follow() rebuilds it.
   void note_damage() noexcept;

@@ -250,6 +250,11 @@ void WriteQueue::stop() {
   if (thread.joinable()) thread.join();
 }
 
+void WriteQueue::restart() {
+  const MutexLock lock(mutex_);
+  stopping_ = false;
+}
+
 // --- The lock ---
 
 // The analysis does not follow a lock that is a member of another.

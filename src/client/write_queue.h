@@ -53,6 +53,8 @@ class WriteQueue {
   // Stops and joins the thread. Asynchronous writes that it has not begun fail with
   // Error(unavailable), and write_async() throws Error(invalid) from now on.
   void stop() WHYCACHE_EXCLUDES(mutex_);
+  // Accepts asynchronous writes again.
+  void restart() WHYCACHE_EXCLUDES(mutex_);
 
  private:
   struct AsyncWrite;

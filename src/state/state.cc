@@ -485,6 +485,8 @@ void State::unmap_if_idle() const noexcept { impl_->mapping_cache.unmap_if_idle(
 
 void State::disable_mapping_cache() const noexcept { impl_->mapping_cache.disable(); }
 
+void State::enable_mapping_cache() const noexcept { impl_->mapping_cache.enable(); }
+
 std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid,
                                                  const std::string& log_name) const {
   return std::make_unique<StateBuilder>(options_, log_uuid, log_name);

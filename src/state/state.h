@@ -102,6 +102,7 @@ class State {
   void unmap_if_idle() const noexcept;
   // Unmaps the writable mapping now, and keeps none after later writes.
   void disable_mapping_cache() const noexcept;
+  void enable_mapping_cache() const noexcept;
   std::unique_ptr<StateBuilder> begin_build(const Uuid& log_uuid,
                                             const std::string& log_name) const;
   // Puts the file of `builder` in place of the current one. Processes that read the current one

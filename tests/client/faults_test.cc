@@ -482,7 +482,7 @@ TEST_F(Faults, idle_writer_and_follower_map_state_read_only) {
     }
   });
   std::this_thread::sleep_for(milliseconds(20));
-  cache.close_shared_state();
+  cache.delete_shared_state();
   other.join();
   EXPECT_TRUE(all_read_only(cache));
 }

@@ -169,7 +169,10 @@ TEST_F(StateLocationTest, memory_log_state_is_removed_with_cache) {
     EXPECT_NE(path, closed_path);
     cache.set("a", "1");
     EXPECT_TRUE(fs::exists(path));
+    closed.set("a", "1");
     closed.close_shared_state();
+    EXPECT_EQ(closed.get("a"), "1") << "the next call opens it again";
+    closed.delete_shared_state();
     EXPECT_FALSE(fs::exists(fs::path(closed_path).parent_path()));
     struct stat status;
     ASSERT_EQ(::stat(fs::path(path).parent_path().c_str(), &status), 0);

@@ -53,6 +53,8 @@ class WritableMappingCache {
     disabled_.store(true, std::memory_order_seq_cst);
     unmap();
   }
+  // Ends disable().
+  void enable() noexcept { disabled_.store(false, std::memory_order_seq_cst); }
   // seq_cst: acquires what put() released with the pointer; for the order with disabled_ see there.
   void unmap() noexcept {
     std::unique_ptr<WritableMapping>(cached_.exchange(nullptr, std::memory_order_seq_cst)).reset();
