@@ -27,6 +27,7 @@
 #include <vector>
 
 #include <whycache/error.h>
+#include <whycache/inspection.h>
 #include <whycache/log.h>
 #include <whycache/options.h>
 #include <whycache/transaction.h>
@@ -42,19 +43,6 @@ struct FreshValue {
   std::chrono::nanoseconds staleness{0};
   // The log did not answer in time, and the value is older than FreshOptions::staleness_max.
   bool stale = false;
-};
-
-// Counts since this Cache object was opened.
-struct Counters {
-  std::uint64_t updates_applied = 0;  // by this object; other processes of this machine apply too
-  std::uint64_t updates_written = 0;
-  std::uint64_t append_conflicts = 0;  // another writer took the id first; the next one was tried
-  std::uint64_t log_retries = 0;
-  std::uint64_t rebuilds_behind_base = 0;  // the log was rewritten beyond the state
-  std::uint64_t rebuilds_diverged = 0;     // the log was restored, forked or lost its tail
-  std::uint64_t rebuilds_replaced = 0;     // the log has another uuid
-  std::uint64_t rebuilds_damaged = 0;      // the state could not be used
-  std::uint64_t recoveries = 0;            // rollbacks of an update whose writer had died
 };
 
 namespace detail {
@@ -263,6 +251,10 @@ class WHYCACHE_API Cache {
   bool ready() const;
   std::string state_path() const;
   Counters counters() const;
+  // Returns the state of health, for checks and metrics. Costs microseconds and no round trip.
+  Stats stats() const;
+  // Returns what the state file holds in detail. Visits every segment: some milliseconds per GiB.
+  StateInspection inspect() const;
 
   // Writes the state to disk and closes this object. The file can then be copied to another machine
   // and opened there. Other processes can continue to use it. Calls of other threads finish, but
@@ -270,8 +262,8 @@ class WHYCACHE_API Cache {
   // The next call of any other method opens the state again, like the constructor. Throws Error if
   // the disk fails; the object is closed anyway.
   void close_shared_state();
-  // Removes the state of this machine and closes this object for good. Other processes of the machine
-  // notice, and build a new state at their next update().
+  // Removes the state of this machine and closes this object for good. Other processes of the
+  // machine notice, and build a new state at their next update().
   void delete_shared_state();
 
  private:

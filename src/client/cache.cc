@@ -532,6 +532,28 @@ std::string Cache::state_path() const { return impl().path(); }
 
 Counters Cache::counters() const { return impl().counters().read(); }
 
+Stats Cache::stats() const {
+  Impl& cache = impl();
+  const State& state = cache.state();
+  const Session& session = cache.session();
+  const StateInfo info = cache.read([](const State& from) { return from.info(); });
+  Stats stats;
+  stats.applied_id = info.applied_id;
+  stats.known_head = state.known_head();
+  stats.lag = stats.known_head > info.applied_id ? stats.known_head - info.applied_id : 0;
+  stats.staleness = staleness();
+  stats.item_count = info.item_count;
+  stats.item_bytes = info.item_bytes;
+  session.describe_log_health(stats);
+  state.describe_use(stats);
+  stats.counters = counters();
+  return stats;
+}
+
+StateInspection Cache::inspect() const {
+  return impl().read([](const State& state) { return state.inspect(); });
+}
+
 void Cache::close_shared_state() { impl().close(/*remove=*/false); }
 
 void Cache::delete_shared_state() { impl().close(/*remove=*/true); }

@@ -115,6 +115,30 @@ bool Session::has_seen_log(const Uuid& uuid) const {
   return seen_log_uuid_ == uuid;
 }
 
+void Session::note_log_success() noexcept {
+  if (!log_is_down_.load(std::memory_order_relaxed)) return;
+  const MutexLock lock(mutex_);
+  log_is_down_.store(false, std::memory_order_relaxed);
+}
+
+void Session::note_log_failure(const std::exception& error) noexcept {
+  try {
+    const MutexLock lock(mutex_);
+    if (!log_is_down_.exchange(true, std::memory_order_relaxed))
+      log_down_since_ = std::chrono::system_clock::now();
+    log_error_ = error.what();
+  } catch (const std::bad_alloc&) {  // the caller gets the error itself
+  }
+}
+
+void Session::describe_log_health(Stats& stats) const {
+  const MutexLock lock(mutex_);
+  stats.log_is_up = !log_is_down_.load(std::memory_order_relaxed);
+  if (stats.log_is_up) return;
+  stats.log_error = log_error_;
+  stats.log_down_since = log_down_since_;
+}
+
 void Session::note_damage() noexcept {
   try {
     damaged_state_id_.store(state.info().state_id, std::memory_order_release);

@@ -9,10 +9,12 @@
 #include <whycache/log.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "base/backoff.h"
@@ -81,12 +83,23 @@ class Session {
   auto call_log(const Deadline& deadline, const Question& question) {
     const CallLimit limit(deadline);
     try {
-      return question(log);
-    } catch (const LogError&) {
+      using Answer = decltype(question(log));
+      if constexpr (std::is_void_v<Answer>) {
+        question(log);
+        note_log_success();
+      } else {
+        Answer answer = question(log);
+        note_log_success();
+        return answer;
+      }
+    } catch (const LogError& error) {
+      note_log_failure(error);
       throw;
     } catch (const Error& error) {
+      note_log_failure(error);
       throw LogError(error.kind(), error.what(), error.system_error());
     } catch (const std::exception& error) {
+      note_log_failure(error);
       throw LogError(ErrorKind::uncertain, std::string("log failed: ") + error.what());
     }
   }
@@ -129,6 +142,9 @@ class Session {
   void close() { closing_.store(true, std::memory_order_release); }
   void reopen() { closing_.store(false, std::memory_order_release); }
 
+  // Sets the members of `stats` that tell of the log.
+  void describe_log_health(Stats& stats) const;
+
   // Records that a read found the current state file damaged. The next follow() rebuilds it.
   void note_damage() noexcept;
   bool is_damaged(const StateInfo& info) const {
@@ -138,12 +154,19 @@ class Session {
   void clear_damage() { damaged_state_id_.store(0, std::memory_order_release); }
 
  private:
+  void note_log_success() noexcept;
+  void note_log_failure(const std::exception& error) noexcept;
+
   std::unique_ptr<Log> owned_log_;
   const Uuid writer_id_;
   const std::string writer_name_;
   std::atomic<std::uint64_t> writer_sequence_{0};
   mutable Mutex mutex_;
   std::optional<Uuid> seen_log_uuid_ WHYCACHE_GUARDED_BY(mutex_);
+  std::string log_error_ WHYCACHE_GUARDED_BY(mutex_);
+  std::chrono::system_clock::time_point log_down_since_ WHYCACHE_GUARDED_BY(mutex_);
+  // Changed under the mutex; a success loads it without.
+  std::atomic<bool> log_is_down_{false};
   std::atomic<bool> has_seen_any_log_{false};
   std::atomic<bool> has_had_state_{false};
   std::atomic<bool> has_followed_{false};

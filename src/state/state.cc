@@ -553,6 +553,19 @@ std::vector<std::string> State::check(
   return verify(*mapping, true, progress);
 }
 
+void State::describe_use(Stats& stats) const {
+  if (const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping())
+    stats.file_bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
+  stats.reader_slots = impl_->lock_file->slot_count();
+  for (const ReaderSlotInfo& slot : impl_->lock_file->slots_taken()) {
+    ++stats.reader_slots_taken;
+    if (stats.oldest_pinned_id && *stats.oldest_pinned_id <= slot.pinned_id) continue;
+    stats.oldest_pinned_id = slot.pinned_id;
+    stats.oldest_pinned_process_id = slot.process_id;
+    stats.oldest_pinned_process_name = slot.process_name;
+  }
+}
+
 StateInspection State::inspect() const {
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());

@@ -123,6 +123,8 @@ class State {
   // Removes the file. Other processes notice.
   void remove(const Deadline& deadline) const;
   StateInspection inspect() const;
+  // Sets the members of `stats` that tell of the file and of reader slots.
+  void describe_use(Stats& stats) const;
   // Verifies every structure: header, directory, every index word and entry, the order and content
   // of the key index against the entries, segment accounting, digest. Returns what is wrong; empty
   // if nothing is. Holds the writer lock meanwhile. `progress(done, total)` may be empty.

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include <whycache/inspection.h>
 #include <whycache/types.h>
 
 #include "base/file.h"
@@ -95,15 +96,6 @@ struct alignas(64) ReaderSlot {
   std::atomic<std::uint64_t> pinned_id;
 };
 static_assert(sizeof(ReaderSlot) == 64);
-
-// A slot or a process row, for tools.
-struct ReaderSlotInfo {
-  std::uint32_t slot = 0;
-  std::uint64_t process_id = 0;  // in its own PID namespace, for display only
-  std::string process_name;
-  bool alive = false;
-  UpdateId pinned_id = 0;
-};
 
 // One process's opening of the lock file, one per State. Safe to use from any number of threads.
 class LockFile final : public ForkHandler {

@@ -49,8 +49,8 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
       base_ = static_cast<std::byte*>(mapped);
       break;
     }
-    // Address space may be limited: by RLIMIT_AS, by a tool such as valgrind (EINVAL), or because the
-    // process locks its memory (EAGAIN). Give up room to grow first.
+    // Address space may be limited: by RLIMIT_AS, by valgrind (EINVAL), or because the process locks
+    // its memory (EAGAIN). Give up room to grow first.
     const bool is_too_much = errno == ENOMEM || errno == EINVAL || errno == EAGAIN;
     if (!is_too_much || reserved_bytes_ == file_bytes) {
       const int error = errno;

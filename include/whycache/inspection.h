@@ -1,0 +1,108 @@
+// What a state holds and who uses it, as plain data: Cache::inspect() and Cache::stats().
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <whycache/types.h>
+
+namespace whycache {
+
+// Facts about the state as of one update id, consistent with each other.
+struct StateInfo {
+  UpdateId applied_id = 0;
+  std::uint64_t chain = 0;
+  Digest digest;
+  std::uint64_t item_count = 0;
+  std::uint64_t item_bytes = 0;  // keys and values of all live items
+  Uuid log_uuid{};
+  std::string log_name;        // redacted URL of the log that the state was built from
+  std::uint64_t state_id = 0;  // random, of this file
+  bool superseded = false;     // another file has replaced it
+};
+
+// A reader slot, or a process that has the state open.
+struct ReaderSlotInfo {
+  std::uint32_t slot = 0;
+  std::uint64_t process_id = 0;  // in its own PID namespace, for display only
+  std::string process_name;
+  bool alive = false;
+  UpdateId pinned_id = 0;
+};
+
+// All segments of one kind.
+struct SegmentKindUsage {
+  std::string kind;
+  std::uint64_t segment_count = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t live_bytes = 0;  // in use
+};
+
+struct StateInspection {
+  StateInfo info;
+  std::uint64_t file_bytes = 0;
+  std::uint64_t segment_bytes = 0;
+  std::uint64_t reclaim_generation = 0;
+  std::uint64_t reclaim_horizon = 0;
+  bool writer_active = false;  // a process is writing, or died while writing
+  bool created_in_this_boot = false;
+  std::int64_t created_us = 0;
+  std::vector<SegmentKindUsage> segments_by_kind;
+  std::uint64_t index_pages = 0;
+  std::uint64_t index_global_depth = 0;
+  std::uint64_t index_words = 0;  // of all pages
+  std::uint64_t index_used = 0;   // words that hold an entry
+  std::uint64_t index_tombstones = 0;
+  std::uint64_t tree_height = 0;
+  std::uint32_t reader_slots = 0;
+  std::vector<ReaderSlotInfo> slots_taken;
+  std::vector<ReaderSlotInfo> processes;  // slot = process row
+};
+
+// Counts since a Cache object was opened.
+struct Counters {
+  std::uint64_t updates_applied = 0;  // by this object; other processes of this machine apply too
+  std::uint64_t updates_written = 0;
+  std::uint64_t append_conflicts = 0;  // another writer took the id first; the next one was tried
+  std::uint64_t log_retries = 0;
+  std::uint64_t rebuilds_behind_base = 0;  // the log was rewritten beyond the state
+  std::uint64_t rebuilds_diverged = 0;     // the log was restored, forked or lost its tail
+  std::uint64_t rebuilds_replaced = 0;     // the log has another uuid
+  std::uint64_t rebuilds_damaged = 0;      // the state could not be used
+  std::uint64_t recoveries = 0;            // rollbacks of an update whose writer had died
+};
+
+// For health checks and metrics. Nothing in it needs a round trip to the log.
+struct Stats {
+  UpdateId applied_id = 0;
+  // The head that the log had when a process of this machine last asked it, and how many updates
+  // this machine was behind then; 0 if no process has asked since the machine started.
+  UpdateId known_head = 0;
+  std::uint64_t lag = 0;
+  // How long ago that was, as Cache::staleness().
+  std::chrono::nanoseconds staleness = std::chrono::nanoseconds::max();
+
+  // Whether the last call of this object to the log succeeded; true if there was none. If not: the
+  // error, and since when no call has succeeded.
+  bool log_is_up = true;
+  std::string log_error;
+  std::optional<std::chrono::system_clock::time_point> log_down_since;
+
+  std::uint64_t item_count = 0;
+  std::uint64_t item_bytes = 0;  // keys and values of all live items
+  std::uint64_t file_bytes = 0;  // the size of the state file, with what views still hold
+
+  std::uint32_t reader_slots = 0;
+  std::uint32_t reader_slots_taken = 0;
+  // The oldest update that a view of this machine holds, and the process of that view.
+  std::optional<UpdateId> oldest_pinned_id;
+  std::uint64_t oldest_pinned_process_id = 0;
+  std::string oldest_pinned_process_name;
+
+  Counters counters;
+};
+
+}  // namespace whycache

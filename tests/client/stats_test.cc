@@ -1,0 +1,90 @@
+// Stats and inspection of a cache.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+
+#include "client/fleet.h"
+
+namespace whycache::testing {
+namespace {
+
+TEST(Stats, stats_of_current_machine_show_no_lag) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"a", "1"}, {"b", "22"}});
+  cache.update();
+  const Stats stats = cache.stats();
+  EXPECT_EQ(stats.applied_id, 1U);
+  EXPECT_EQ(stats.known_head, 1U);
+  EXPECT_EQ(stats.lag, 0U);
+  EXPECT_LT(stats.staleness, std::chrono::minutes(1));
+  EXPECT_TRUE(stats.log_is_up);
+  EXPECT_EQ(stats.log_error, "");
+  EXPECT_FALSE(stats.log_down_since);
+  EXPECT_EQ(stats.item_count, 2U);
+  EXPECT_EQ(stats.item_bytes, 5U);
+  EXPECT_GT(stats.file_bytes, stats.item_bytes);
+  EXPECT_EQ(stats.reader_slots, Options{}.reader_slots);
+  EXPECT_EQ(stats.reader_slots_taken, 0U);
+  EXPECT_FALSE(stats.oldest_pinned_id);
+  EXPECT_EQ(stats.counters.updates_written, 1U);
+}
+
+TEST(Stats, stats_name_the_oldest_view_and_its_process) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const View old = cache.view();
+  cache.set("a", "2");
+  const View newer = cache.view();
+  const Stats stats = cache.stats();
+  EXPECT_EQ(stats.reader_slots_taken, 2U);
+  EXPECT_EQ(stats.oldest_pinned_id, 1U);
+  EXPECT_EQ(stats.oldest_pinned_process_id, static_cast<std::uint64_t>(::getpid()));
+  EXPECT_NE(stats.oldest_pinned_process_name, "");
+}
+
+TEST(Stats, stats_tell_since_when_log_is_down_and_why) {
+  const Fleet fleet;
+  std::atomic<bool> away{false};
+  auto script = std::make_shared<Script>();
+  script->before_read = script->before_extent = [&] {
+    if (away) throw Error(ErrorKind::unavailable, "the test's log is away");
+  };
+  Cache cache = fleet.open("berlin", script);
+  const auto began = std::chrono::system_clock::now();
+  away = true;
+  for (int i = 0; i < 2; ++i) {
+    expect_error(ErrorKind::unavailable, [&] {
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = std::chrono::milliseconds(20)});
+    });
+  }
+  const Stats down = cache.stats();
+  EXPECT_FALSE(down.log_is_up);
+  EXPECT_NE(down.log_error.find("the test's log is away"), std::string::npos);
+  ASSERT_TRUE(down.log_down_since);
+  EXPECT_GE(*down.log_down_since, began);
+  EXPECT_LE(*down.log_down_since, std::chrono::system_clock::now());
+  away = false;
+  cache.update();
+  EXPECT_TRUE(cache.stats().log_is_up);
+}
+
+TEST(Stats, inspection_shows_what_the_state_holds) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set("a", "1");
+  const View view = cache.view();  // a process is known once it took a view
+  const StateInspection inspection = cache.inspect();
+  EXPECT_EQ(inspection.info.applied_id, 1U);
+  EXPECT_EQ(inspection.info.item_count, 1U);
+  EXPECT_EQ(inspection.info.digest, cache.digest());
+  EXPECT_FALSE(inspection.segments_by_kind.empty());
+  EXPECT_EQ(inspection.processes.size(), 1U);
+}
+
+}  // namespace
+}  // namespace whycache::testing
