@@ -49,7 +49,7 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
       base_ = static_cast<std::byte*>(mapped);
       break;
     }
-    // Address space may be limited: by RLIMIT_AS, by valgrind (EINVAL), or because the process locks
+    // Address space may be limited: by RLIMIT_AS, by valgrind (EINVAL), or for a process that locks
     // its memory (EAGAIN). Give up room to grow first.
     const bool is_too_much = errno == ENOMEM || errno == EINVAL || errno == EAGAIN;
     if (!is_too_much || reserved_bytes_ == file_bytes) {
