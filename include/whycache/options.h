@@ -119,7 +119,8 @@ struct WriteOptions {
   std::string note{};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
-  // A stop request makes the call give up as if its deadline had passed.
+  // A stop request makes the call give up as if its deadline had passed. A write with a token does
+  // not share an append with others.
   std::stop_token stop{};
 };
 

@@ -3,7 +3,10 @@
 // for each piece of an answer anew.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -18,8 +21,32 @@
 
 namespace whycache {
 
-// The thread blocks all signals. It owns what it needs: if the caller gives up, the thread finishes
+// How many threads of background calls there are.
+class BackgroundThreads {
+ public:
+  struct Entry {
+    Entry() { count.fetch_add(1, std::memory_order_relaxed); }
+    Entry(const Entry&) = delete;
+    Entry& operator=(const Entry&) = delete;
+    ~Entry() { count.fetch_sub(1, std::memory_order_release); }
+  };
+  // Waits until there are none, or until `timeout`. For a handler of atexit() that runs before a
+  // library's own.
+  static void wait_for_none(std::chrono::milliseconds timeout) noexcept {
+    const Deadline deadline(timeout);
+    while (count.load(std::memory_order_acquire) != 0 && !deadline.passed())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+
+ private:
+  static inline constinit std::atomic<int> count{0};
+};
+
+// The thread blocks signals. It owns what it needs: if the caller gives up, the thread finishes
 // alone, and then destroys the result. Costs the start of a thread, some 20 us.
+//
+// exit() destroys what libraries need, while such a thread may be inside one. BackgroundThreads
+// delays it a little.
 template <typename Result>
 class BackgroundCall {
  public:
@@ -27,6 +54,7 @@ class BackgroundCall {
   explicit BackgroundCall(std::function<Result()> function)
       : outcome_(std::make_shared<CallOutcome>()) {
     const auto run = [outcome = outcome_, function = std::move(function)] {
+      const BackgroundThreads::Entry running;
       std::optional<Result> result;
       std::exception_ptr failure;
       try {
@@ -50,6 +78,11 @@ class BackgroundCall {
     }
   }
 
+  std::int64_t began_at_ns() const { return began_at_ns_; }
+  bool is_done() const {
+    const std::lock_guard lock(outcome_->mutex);
+    return outcome_->done;
+  }
   // Returns what the function returned, or throws what it threw. Returns nullopt if it has not
   // finished when the deadline passes; the caller may wait again. To be called until it returns or
   // throws once.
@@ -70,6 +103,7 @@ class BackgroundCall {
     std::exception_ptr failure;
   };
 
+  std::int64_t began_at_ns_ = boot_time_ns();
   std::shared_ptr<CallOutcome> outcome_;
 };
 

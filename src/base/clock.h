@@ -25,8 +25,7 @@ Uuid boot_id();
 class Deadline {
  public:
   explicit Deadline(std::chrono::milliseconds timeout, std::stop_token stop = {})
-      : at_ns_(boot_time_ns() +
-               std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count()),
+      : at_ns_(boot_time_ns() + std::chrono::nanoseconds(std::min(timeout, timeout_max)).count()),
         stop_(std::move(stop)) {}
 
   bool passed() const noexcept { return stop_.stop_requested() || boot_time_ns() >= at_ns_; }
@@ -67,6 +66,7 @@ class Deadline {
   }
 
  private:
+  static constexpr std::chrono::milliseconds timeout_max = std::chrono::hours(24 * 365);
   // A waiting thread notices a stop after this time at most.
   static constexpr std::chrono::milliseconds stop_check_interval{10};
 

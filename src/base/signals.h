@@ -6,12 +6,15 @@
 
 namespace whycache {
 
-// Blocks all signals of this thread, and of those that it starts, until the end of the scope.
+// Blocks the signals of this thread, and of those that it starts, until the end of the scope;
+// except those that report a fault of the thread itself, and the one of profilers.
 class BlockedSignals {
  public:
   BlockedSignals() {
     sigset_t all;
     ::sigfillset(&all);
+    for (const int of_thread : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPROF})
+      ::sigdelset(&all, of_thread);
     ::pthread_sigmask(SIG_SETMASK, &all, &previous_mask_);
   }
   BlockedSignals(const BlockedSignals&) = delete;

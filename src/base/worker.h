@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -13,11 +14,12 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/fork_handlers.h"
 #include "base/signals.h"
 
 namespace whycache {
 
-// The thread starts with the first call and blocks all signals. It owns what its calls need: if the
+// The thread starts with the first call and blocks signals. It owns what its calls need: if the
 // object is destroyed while a call is under way, the thread finishes alone. One thread at a time
 // may use a Worker, and only the process that made it. A call costs two switches of threads, some
 // 10 us.
@@ -27,6 +29,7 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
   ~Worker() {
+    if (fork_count() != owner_fork_count_) return;  // the thread may have held the mutex
     {
       const std::lock_guard lock(shared_->mutex);
       shared_->ending = true;
@@ -37,7 +40,7 @@ class Worker {
   // Whether a call is under way whose caller has given up.
   bool is_busy() const {
     const std::lock_guard lock(shared_->mutex);
-    return static_cast<bool>(shared_->job);
+    return shared_->is_busy;
   }
 
   // Returns what the function returns, or throws what it throws. Returns nullopt if the deadline
@@ -46,7 +49,7 @@ class Worker {
   std::optional<Result> call(std::function<Result()> function, const Deadline& deadline) {
     const auto outcome = std::make_shared<JobOutcome<Result>>();
     std::unique_lock lock(shared_->mutex);
-    if (shared_->job) return std::nullopt;
+    if (shared_->is_busy) return std::nullopt;
     if (!start()) return function();
     shared_->job = [outcome, function = std::move(function)] {
       try {
@@ -55,8 +58,10 @@ class Worker {
         outcome->failure = std::current_exception();
       }
     };
+    shared_->is_busy = true;
     shared_->changed.notify_all();
-    if (!deadline.wait(lock, shared_->changed, [&] { return !shared_->job; })) return std::nullopt;
+    if (!deadline.wait(lock, shared_->changed, [&] { return !shared_->is_busy; }))
+      return std::nullopt;
     if (outcome->failure) std::rethrow_exception(outcome->failure);
     return std::move(outcome->result);
   }
@@ -70,7 +75,8 @@ class Worker {
   struct Shared {
     std::mutex mutex;
     std::condition_variable changed;
-    std::function<void()> job;  // null: none is under way
+    std::function<void()> job;
+    bool is_busy = false;
     bool ending = false;
   };
 
@@ -88,18 +94,20 @@ class Worker {
   static void run(Shared& shared) {
     std::unique_lock lock(shared.mutex);
     for (;;) {
-      shared.changed.wait(lock, [&] { return shared.job || shared.ending; });
-      if (!shared.job) return;
-      const std::function<void()>& job = shared.job;  // stays as it is while it runs
+      shared.changed.wait(lock, [&] { return shared.is_busy || shared.ending; });
+      if (!shared.is_busy) return;
+      std::function<void()> job = std::exchange(shared.job, nullptr);
       lock.unlock();
       job();
+      job = nullptr;  // may be the last to own what the call needed
       lock.lock();
-      shared.job = nullptr;
+      shared.is_busy = false;
       shared.changed.notify_all();
     }
   }
 
   const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+  const std::uint64_t owner_fork_count_ = fork_count();
   bool has_thread_ = false;
 };
 

@@ -27,7 +27,7 @@ constexpr std::chrono::milliseconds apply_time_min{25};
 
 HeldLock Appender::lock_and_follow(Backoff& backoff) {
   HeldLock lock = session_.lock_for_log(StateLock::append, backoff);
-  session_.state.switch_if_replaced();
+  session_.state.switch_if_replaced(backoff.deadline());
   if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
       !session_.state.usable() || !session_.has_followed() ||
       !session_.has_seen_log(session_.state.info().log_uuid)) {

@@ -56,7 +56,8 @@ StateOptions state_options(const Options& options, const std::string& path) {
           .mode = options.state_mode,
           .bytes_max = options.state_bytes_max,
           .reader_slots = options.reader_slots,
-          .any_file_system = options.any_file_system};
+          .any_file_system = options.any_file_system,
+          .waits_for_others = options.open == OpenMode::wait};
 }
 
 // The members that a forked child must not share with its parent, and creates again: connections,
@@ -194,7 +195,7 @@ class Cache::Impl {
       throw Error(ErrorKind::invalid, "cache is closed: its state was deleted through this object");
     }
     if (State* const state = state_if_open_.load(std::memory_order_acquire)) return *state;
-    state_->switch_if_replaced();
+    state_->switch_if_replaced(Backoff(options_.deadline).deadline());
     context.session.reopen();
     context.write_queue.restart();
     prepare_state(context.session);
@@ -217,7 +218,9 @@ class Cache::Impl {
 
   std::unique_ptr<State> open_state() const {
     try {
-      return State::open(state_options(options_, location_.path));
+      const bool waits = options_.open == OpenMode::wait;
+      const Backoff backoff(waits ? options_.deadline : std::chrono::milliseconds(0));
+      return State::open(state_options(options_, location_.path), backoff.deadline());
     } catch (...) {
       remove_temporary_directory(location_);
       throw;

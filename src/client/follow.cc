@@ -43,8 +43,8 @@ RebuildReason reason_of(HistoryMatch match) {
 }
 
 // Returns why the state must be rebuilt before anything can be applied to it, or nullopt.
-std::optional<RebuildCause> find_rebuild_cause(Session& session) {
-  session.state.switch_if_replaced();
+std::optional<RebuildCause> find_rebuild_cause(Session& session, const Deadline& deadline) {
+  session.state.switch_if_replaced(deadline);
   if (!session.state.usable()) {
     RebuildCause cause = unusable_state_cause(session);
     if (cause.reason == RebuildReason::damaged) {
@@ -133,7 +133,8 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
 std::optional<RebuildCause> try_catch_up(Session& session, Backoff& backoff,
                                          StalenessMax staleness_max) {
   try {
-    if (std::optional<RebuildCause> needed = find_rebuild_cause(session)) return needed;
+    if (std::optional<RebuildCause> needed = find_rebuild_cause(session, backoff.deadline()))
+      return needed;
     return catch_up(session, backoff, staleness_max);
   } catch (const LogError&) {
     throw;
@@ -177,6 +178,10 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
     began_ns = boot_time_ns();
     staleness_max = zero_staleness;  // a tier in front of the store may not have the update yet
   }
+}
+
+void build_missing_state(Session& session, Backoff& backoff) {
+  if (!session.state.usable()) follow(session, backoff);
 }
 
 bool is_fresh(const Session& session, std::int64_t since_ns, StalenessMax staleness_max) {

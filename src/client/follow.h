@@ -34,6 +34,9 @@ namespace whycache {
 UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least = 0,
                 StalenessMax staleness_max = zero_staleness);
 
+// Builds the state if there is none to read, as after OpenMode::now. Throws as follow().
+void build_missing_state(Session& session, Backoff& backoff);
+
 // Whether some process of this machine read the log at most `staleness_max` before `since_ns`, and
 // applied all it got. An answer from a tier counts, unless staleness_max is 0. Returns false if
 // this process has not seen its log yet, or has found the state damaged. Does not check that the

@@ -90,6 +90,7 @@ class BaseProgress {
 
   // Moves forward with each part.
   const Deadline& deadline() const { return backoff_.deadline(); }
+  const Backoff& backoff() const { return backoff_; }
   void begin_attempt() { part_count_ = 0; }
   void record_part() {
     if (++part_count_ <= part_count_max_) return;
@@ -111,6 +112,7 @@ void read_base(Session& session, BaseLoader& loader, BaseProgress& progress) {
     log.read_base([&](std::string_view bytes) {
       if (failure) return false;
       try {
+        session.throw_if_stopped(progress.backoff());
         loader.load(bytes);
         progress.record_part();
       } catch (...) {
@@ -137,6 +139,7 @@ bool apply_log_up_to(Session& session, Build& build, UpdateId last, Backoff& bac
   LogPosition& position = build.position;
   const Extent& extent = build.extent;
   for (bool complete = false; !complete;) {
+    session.throw_if_stopped(backoff);
     build.poll_time_ns = boot_time_ns();
     const LogPage page = session.call_log_with_retries(
         backoff, [&](Log& log) { return read_page(log, first_id_to_read(position.id), last); });
@@ -226,11 +229,12 @@ bool install(Session& session, Build& build, RebuildReason reason, Backoff& back
     // The log does not have the updates of the old state.
     case RebuildReason::diverged:
     case RebuildReason::replaced:
-      return session.state.install(*build.builder, InstallPolicy::always);
+      return session.state.install(*build.builder, InstallPolicy::always, {}, backoff.deadline());
     // If a writer of this machine brought the old state beyond the new one, nothing has to be
     // rebuilt.
     case RebuildReason::behind_base:
-      return session.state.install(*build.builder, InstallPolicy::unless_behind);
+      return session.state.install(*build.builder, InstallPolicy::unless_behind, {},
+                                   backoff.deadline());
     case RebuildReason::no_state:
     case RebuildReason::removed:
     case RebuildReason::damaged: break;
@@ -239,18 +243,22 @@ bool install(Session& session, Build& build, RebuildReason reason, Backoff& back
   // lack an update that a reader saw there.
   constexpr int rounds_max = 3;
   for (int round = 0; round < rounds_max; ++round) {
-    if (session.state.install(*build.builder, InstallPolicy::unless_behind)) return true;
+    if (session.state.install(*build.builder, InstallPolicy::unless_behind, {}, backoff.deadline()))
+      return true;
     if (!apply_log_up_to(session, build, no_limit, backoff)) return false;
   }
   // The writer is faster. Block it once, under the writer lock, while the rest of the log is read.
   // If the log does not answer soon, install anyway; the next update() catches up.
-  return session.state.install(*build.builder, InstallPolicy::always, [&] {
-    try {
-      Backoff brief(blocked_writer_time_max, backoff.deadline().stop());
-      apply_log_up_to(session, build, no_limit, brief);
-    } catch (const LogError&) {
-    }
-  });
+  return session.state.install(
+      *build.builder, InstallPolicy::always,
+      [&] {
+        try {
+          Backoff brief(blocked_writer_time_max, backoff.deadline().stop());
+          apply_log_up_to(session, build, no_limit, brief);
+        } catch (const LogError&) {
+        }
+      },
+      backoff.deadline());
 }
 
 }  // namespace
@@ -265,7 +273,7 @@ RebuildCause unusable_state_cause(const Session& session) {
 bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
   std::optional<Build> build = build_up_to(session, no_limit, backoff);
   if (!install(session, *build, cause.reason, backoff)) return false;
-  session.state.switch_if_replaced();
+  session.state.switch_if_replaced(backoff.deadline());
   const StateInfo info = session.state.info();
   session.note_seen_log(info.log_uuid);
   session.note_usable_state();

@@ -96,6 +96,15 @@ void check_log_contains(Log& log, const LogPosition& position) {
       0, /*gave_up=*/true);
 }
 
+// A rewrite takes as long as it has parts to write and updates to delete: the deadline holds for
+// each of its statements, as the log's own, and not for all of them.
+bool rewrite_without_deadline(Log& log, const Backoff& backoff, UpdateId base,
+                              std::uint64_t base_chain, const Log::NextPart& next_part) {
+  const Deadline only_stops(std::chrono::milliseconds::max(), backoff.deadline().stop());
+  const CallLimit limit(only_stops);
+  return log.rewrite(base, base_chain, next_part);
+}
+
 // Makes `position` the log's base. Calls `begin_parts` for each attempt. Returns the base that the
 // log then has: this one, or a later one of another writer.
 template <typename BeginParts>
@@ -116,7 +125,7 @@ UpdateId write_base(Session& session, const LogPosition& position, Backoff& back
       return parts.next();
     };
     try {
-      return log.rewrite(position.id, position.chain, next_part);
+      return rewrite_without_deadline(log, backoff, position.id, position.chain, next_part);
     } catch (const Error& error) {
       in_doubt = in_doubt || error.kind() == ErrorKind::uncertain;
       throw;
@@ -159,11 +168,12 @@ Error error_after_erasing(const Error& error, UpdateId id) {
 // nothing else. If it no longer is, the log was just replaced; then throws and changes nothing.
 UpdateId remove_rewrite_leftovers(Session& session, UpdateId limit, Backoff& backoff) {
   session.call_log_with_retries(backoff, [&](Log& log) {
-    return log.rewrite(limit, 0, []() -> std::optional<std::string_view> {
-      throw Error(ErrorKind::invalid,
-                  "log was replaced while its history was rewritten, nothing was changed (update, "
-                  "then retry)");
-    });
+    return rewrite_without_deadline(
+        log, backoff, limit, 0, []() -> std::optional<std::string_view> {
+          throw Error(ErrorKind::invalid,
+                      "log was replaced while its history was rewritten, nothing was changed "
+                      "(update, then retry)");
+        });
   });
   return session.call_log_with_retries(backoff, [](Log& log) { return log.extent(); }).base;
 }
@@ -204,6 +214,7 @@ void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, 
   std::string begin;
   do {
     std::vector<std::string> keys = collect_refused_keys(session, keep, begin);
+    session.throw_if_stopped(backoff);
     backoff.reset();
     const std::optional<LogPosition> erased = appender.append_prepared(
         [&](const SharedPin& pin) -> std::optional<Draft> {

@@ -77,6 +77,12 @@ HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) const {
   }
 }
 
+void Session::throw_if_stopped(const Backoff& backoff) const {
+  if (!backoff.deadline().stop().stop_requested()) return;
+  throw LogError(ErrorKind::unavailable, std::string("call was stopped: log=") + log.name(), 0,
+                 /*gave_up=*/true);
+}
+
 void Session::back_off_after(const LogError& error, Backoff& backoff) {
   if (!error.is_retryable()) throw error;
   const bool closing = closing_.load(std::memory_order_acquire);

@@ -120,6 +120,9 @@ class Session {
   // names the log, if the deadline passes.
   HeldLock lock_for_log(StateLock which, const Backoff& backoff) const;
 
+  // Throws LogError(unavailable) if the caller has requested a stop, for loops that do not wait.
+  void throw_if_stopped(const Backoff& backoff) const;
+
   // Counts and reports a failure of the log, and pauses before the next attempt. If a retry cannot
   // help, rethrows the error. If the backoff has run out or the cache is being closed, throws
   // LogError(unavailable) with gave_up() set.

@@ -113,7 +113,9 @@ UpdateId transact(Session& session, Appender& appender,
                   const TransactOptions& options) {
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
   Backoff backoff = session.backoff_for(options);
+  build_missing_state(session, backoff);
   for (int attempt = 1;; ++attempt) {
+    session.throw_if_stopped(backoff);
     const std::shared_ptr<const detail::Pin> pin = session.state.pin();
     Transaction::Record record{View(pin)};
     Transaction transaction(record);

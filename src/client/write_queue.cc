@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/signals.h"
+#include "client/follow.h"
 #include "client/guards.h"
 #include "update/format.h"
 
@@ -48,7 +49,7 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
   if (changes.empty()) return session_.state.applied_id();
   std::vector<Change> kept;
   if (changes.size() > 1) changes = kept = last_change_per_key(changes);
-  enforce_guards(changes);
+  enforce_guards(changes, options);
 
   std::vector<QueuedBatch> batches = split_into_batches(changes, options);
   std::size_t written = 0;
@@ -56,6 +57,7 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
   for (QueuedBatch& batch : batches) {
     batch.backoff.reset();
     try {
+      session_.throw_if_stopped(batch.backoff);
       enqueue_and_wait(batch);
     } catch (const Error& error) {
       if (written == 0) throw;
@@ -67,10 +69,13 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
   return id;
 }
 
-void WriteQueue::enforce_guards(std::span<const Change> changes) const {
+void WriteQueue::enforce_guards(std::span<const Change> changes,
+                                const WriteOptions& options) const {
   const Guards& guards = session_.options.guards;
-  if (guards.validate || has_erase_limit(guards))
-    check_guards(guards, changes, View(session_.state.pin()));
+  if (!guards.validate && !has_erase_limit(guards)) return;
+  Backoff backoff = session_.backoff_for(options);
+  build_missing_state(session_, backoff);
+  check_guards(guards, changes, View(session_.state.pin()));
 }
 
 // Finds everything that can be wrong with the changes before any of them is written. Throws
@@ -148,7 +153,7 @@ std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
   try {
     std::list<AsyncWrite> one_write;  // a list, so that enqueue_async() need not move it
     AsyncWrite& write = one_write.emplace_back(AsyncWrite::copy_of(changes, options));
-    enforce_guards(write.changes);
+    enforce_guards(write.changes, options);
     write.batches = split_into_batches(write.changes, write.options);
     for (QueuedBatch& batch : write.batches) batch.async_write = &write;
     return enqueue_async(one_write);

@@ -116,7 +116,7 @@ class WriteQueue {
     std::vector<std::shared_ptr<std::condition_variable>> pending_notifications_;
   };
 
-  void enforce_guards(std::span<const Change> changes) const;
+  void enforce_guards(std::span<const Change> changes, const WriteOptions& options) const;
   std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes,
                                               const WriteOptions& options);
   void reserve_async_bytes(std::size_t bytes) WHYCACHE_EXCLUDES(mutex_);

@@ -1,5 +1,6 @@
 #include "log/lazy_log.h"
 
+#include <optional>
 #include <utility>
 
 #include "base/call_limit.h"
@@ -9,6 +10,13 @@
 #include "log/open_log.h"
 
 namespace whycache {
+
+namespace {
+
+// Every log gives up earlier by itself.
+constexpr std::chrono::milliseconds opening_time_max{3'600'000};
+
+}  // namespace
 
 std::unique_ptr<Log> open_log_lazily(std::string_view url, std::chrono::milliseconds deadline) {
   LogOpener open = parse_log_url(url, deadline);
@@ -27,13 +35,31 @@ LazyLog::LazyLog(std::string name, Open open, Log* fallback)
 
 Log& LazyLog::log() {
   if (Log* const log = log_.load(std::memory_order_acquire)) return *log;
-  const LogCallLock lock(mutex_, CallLimit::deadline(default_log_deadline), name_);
+  const Deadline deadline = CallLimit::deadline(opening_time_max);
+  const LogCallLock lock(mutex_, deadline, name_);
   if (Log* const log = log_.load(std::memory_order_relaxed)) return *log;
-  opened_ = open_();
+  opened_ = open_until(deadline);
   Log* const log = opened_ ? opened_.get() : fallback_;
   if (log == nullptr) throw Error(ErrorKind::unavailable, "log cannot be opened: log=" + name_);
   log_.store(log, std::memory_order_release);
   return *log;
+}
+
+std::unique_ptr<Log> LazyLog::open_until(const Deadline& deadline) {
+  if (!opening_) opening_.emplace(open_);
+  std::optional<std::unique_ptr<Log>> opened;
+  try {
+    opened = opening_->wait(deadline);
+  } catch (...) {
+    opening_.reset();
+    throw;
+  }
+  if (!opened) {
+    throw Error(ErrorKind::unavailable,
+                "log could not be opened before the deadline: log=" + name_);
+  }
+  opening_.reset();
+  return std::move(*opened);
 }
 
 // Does not lock the mutex: in a child, a thread of the parent may hold it.

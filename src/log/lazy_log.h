@@ -16,6 +16,7 @@
 
 #include <whycache/log.h>
 
+#include "base/background_call.h"
 #include "base/mutex.h"
 
 namespace whycache {
@@ -53,11 +54,14 @@ class LazyLog final : public Log {
 
  private:
   Log& log();
+  std::unique_ptr<Log> open_until(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
 
   const std::string name_;
   const Open open_;
   Log* const fallback_;
   TimedMutex mutex_;
+  // Opening goes on while a call gives up, so that a later call finds the log open.
+  std::optional<BackgroundCall<std::unique_ptr<Log>>> opening_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<Log> opened_ WHYCACHE_GUARDED_BY(mutex_);
   // The log that calls are forwarded to; null while none is open. log() stores it once, under the
   // mutex, with a release that each load outside the mutex acquires.

@@ -26,6 +26,8 @@ class WHYCACHE_THREAD_ANNOTATION(scoped_lockable) LogCallLock {
                 "log=" +
                     log);
   }
+  // Takes over a mutex that this thread has locked.
+  explicit LogCallLock(TimedMutex& mutex) WHYCACHE_REQUIRES(mutex) : mutex_(mutex) {}
   LogCallLock(const LogCallLock&) = delete;
   LogCallLock& operator=(const LogCallLock&) = delete;
   ~LogCallLock() WHYCACHE_RELEASE() { mutex_.unlock(); }

@@ -152,10 +152,14 @@ void Memcached::mark_unavailable() { unavailable_until_.emplace(retry_delay); }
 
 template <typename Result>
 std::optional<Result> Memcached::request(std::function<Result(memcached_st*)> function) {
+  const std::int64_t began_ns = boot_time_ns();
   std::optional<Result> result = worker_.call<Result>(
       [client = client_, function = std::move(function)] { return function(client.get()); },
       CallLimit::deadline(timeout_));
-  if (!result) mark_unavailable();
+  // A limit of the caller that is shorter tells nothing of the server. While the worker is busy, no
+  // further request is made.
+  if (!result && boot_time_ns() - began_ns >= std::chrono::nanoseconds(timeout_).count())
+    mark_unavailable();
   return result;
 }
 

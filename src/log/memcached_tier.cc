@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/call_limit.h"
 #include "base/clock.h"
 #include "base/random.h"
 
@@ -71,6 +72,11 @@ std::unique_ptr<Log> MemcachedTier::reopen() {
   return std::make_unique<MemcachedTier>(log ? log : log_, options_);
 }
 
+// Others hold the mutex while they ask memcached.
+Deadline MemcachedTier::call_deadline() const {
+  return CallLimit::deadline(std::max(options_.timeout * 10, std::chrono::milliseconds(10'000)));
+}
+
 std::string MemcachedTier::item_key(const std::string& what) const {
   return "whycache1:" + to_string(tracker_.known_extent().uuid) + ':' + what;
 }
@@ -100,14 +106,14 @@ void MemcachedTier::record_extent(const Extent& extent) {
 
 Extent MemcachedTier::extent() {
   const Extent extent = log_->extent();
-  const MutexLock lock(mutex_);
+  const LogCallLock lock(mutex_, call_deadline(), name());
   record_extent(extent);
   return extent;
 }
 
 Extent MemcachedTier::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   const Extent extent = log_->read(first, last, visit);
-  const MutexLock lock(mutex_);
+  const LogCallLock lock(mutex_, call_deadline(), name());
   record_extent(extent);
   return extent;
 }
@@ -116,7 +122,7 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool is_repeated, const Visit
   const std::int64_t prepared_at_ns = boot_time_ns();
   LogPoll poll;
   {
-    const MutexLock lock(mutex_);
+    const LogCallLock lock(mutex_, call_deadline(), name());
     poll = prepare_log_poll(is_repeated, prepared_at_ns);
   }
   poll.began_at_ns = boot_time_ns();
@@ -132,7 +138,7 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool is_repeated, const Visit
     return {extent};
 
   const std::optional<std::uint64_t> head_chain = find_head_chain(extent, tail);
-  const MutexLock lock(mutex_);
+  const LogCallLock lock(mutex_, call_deadline(), name());
   finish_log_poll(std::move(poll), is_repeated, extent, tail, head_chain);
   return {extent};
 }
@@ -208,7 +214,7 @@ void MemcachedTier::finish_log_poll(LogPoll poll, bool is_repeated, const Extent
 Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
   std::optional<FoundHeadRecord> found;
   {
-    const MutexLock lock(mutex_);
+    const LogCallLock lock(mutex_, call_deadline(), name());
     found = fetch_head_record();
   }
   const std::int64_t began_at_ns = boot_time_ns();
@@ -216,11 +222,14 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
   try {
     appended = log_->append(id, bytes);
   } catch (...) {
-    const MutexLock lock(mutex_);
+    mutex_.lock();
+    const LogCallLock lock(mutex_);
     tracker_.invalidate_from(id, boot_time_ns());
     throw;
   }
-  const MutexLock lock(mutex_);
+  // Whatever the deadline: the outcome is known, and has to be recorded.
+  mutex_.lock();
+  const LogCallLock lock(mutex_);
   last_append_at_ns_ = boot_time_ns();
   has_released_connections_ = false;
   if (appended != Appended::yes) {
@@ -240,7 +249,8 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
 
 bool MemcachedTier::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
   const bool switched = log_->rewrite(base, base_chain, next_part);
-  const MutexLock lock(mutex_);
+  mutex_.lock();
+  const LogCallLock lock(mutex_);
   tracker_.record_rewrite();
   has_released_connections_ = false;
   return switched;
@@ -254,7 +264,7 @@ PollResult MemcachedTier::poll(UpdateId first,
   first = std::max<UpdateId>(first, 1);
   std::optional<CachedAnswer> answer;
   {
-    const MutexLock lock(mutex_);
+    const LogCallLock lock(mutex_, call_deadline(), name());
     answer = poll_memcached(first, staleness_max.value_or(tracker_.served_staleness_max()));
     if (answer && !has_released_connections_ &&
         boot_time_ns() - last_append_at_ns_ > connection_release_delay_ns) {

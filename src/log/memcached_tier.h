@@ -109,6 +109,7 @@ class MemcachedTier final : public Log {
   };
   class UpdateTail;
 
+  Deadline call_deadline() const;
   std::string item_key(const std::string& what) const WHYCACHE_REQUIRES(mutex_);
   std::string update_key(UpdateId id) const WHYCACHE_REQUIRES(mutex_);
   PollLease poll_lease(std::uint64_t lease_id) const;
@@ -145,7 +146,7 @@ class MemcachedTier final : public Log {
   const MemcachedTierOptions options_;
 
   // Held during requests to memcached, each of which takes options_.timeout at most.
-  Mutex mutex_;
+  TimedMutex mutex_;
   Memcached memcached_ WHYCACHE_GUARDED_BY(mutex_);
   HeadTracker tracker_ WHYCACHE_GUARDED_BY(mutex_);
   // The poll lease that poll_memcached() got. The next poll of the log takes it.

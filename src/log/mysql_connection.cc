@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <ctime>
 #include <utility>
 
@@ -22,6 +23,9 @@ namespace {
 
 constexpr unsigned client_error_first = 2000;
 constexpr unsigned client_error_last = 2999;
+
+// How long exit() waits for threads that are connecting.
+constexpr std::chrono::milliseconds exit_delay_max{500};
 
 // Connecting holds mutexes of the library for moments, and waits for the network in between. fork()
 // waits for a connecting thread, but not for long.
@@ -40,6 +44,9 @@ MYSQL* create_handle() {
     struct sigaction before;
     ::sigaction(SIGPIPE, nullptr, &before);
     mysql_server_init(0, nullptr, nullptr);
+    // Runs before the handler of the TLS library, which that call registers: a thread that is still
+    // connecting would use what it destroys.
+    std::atexit([] { BackgroundThreads::wait_for_none(exit_delay_max); });
     ::sigaction(SIGPIPE, &before, nullptr);
     return true;
   }();
@@ -84,6 +91,20 @@ std::chrono::seconds whole_seconds(std::chrono::milliseconds time) {
   return std::max(std::chrono::ceil<std::chrono::seconds>(time), std::chrono::seconds(1));
 }
 
+// A statement that waits for a lock ends this long after it began, before SocketTimeout cuts the
+// connection: its outcome is then known, and it does not stay on the server.
+std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) {
+  return std::clamp<std::chrono::milliseconds>(
+      deadline - deadline / 10, std::chrono::milliseconds(1), std::chrono::hours(24));
+}
+
+// In integers, since the decimal point of floating-point numbers depends on the locale.
+std::string as_seconds(std::chrono::milliseconds time) {
+  const std::string milliseconds = std::to_string(time.count() % 1000);
+  return std::to_string(time.count() / 1000) + '.' + std::string(3 - milliseconds.size(), '0') +
+         milliseconds;
+}
+
 MysqlFailure statement_failure(MYSQL_STMT* statement) {
   return {mysql_stmt_errno(statement), mysql_stmt_error(statement)};
 }
@@ -122,6 +143,9 @@ MysqlConnection::MysqlConnection(const MysqlServer& server, std::chrono::millise
       }
     }
     ::fcntl(mysql_get_socket(mysql_), F_SETFD, FD_CLOEXEC);
+    socket_ = std::make_shared<const FileDescriptor>(
+        ::fcntl(static_cast<int>(mysql_get_socket(mysql_)), F_DUPFD_CLOEXEC, 0));
+    if (!*socket_) throw MysqlFailure{CR_OUT_OF_MEMORY, "no file descriptor is left"};
     set_session(timeout);
     read_variables();
   } catch (...) {
@@ -134,6 +158,10 @@ std::unique_ptr<MysqlConnection> connect_mysql(const MysqlServer& server,
                                                std::chrono::milliseconds timeout,
                                                const Deadline& deadline,
                                                std::optional<MysqlConnectionAttempt>& attempt) {
+  // An attempt to connect to a server that answers without end is given up.
+  const std::int64_t oldest_ns =
+      boot_time_ns() - std::chrono::nanoseconds(timeout + std::chrono::seconds(2)).count();
+  if (attempt && attempt->began_at_ns() < oldest_ns && !attempt->is_done()) attempt.reset();
   if (!attempt) {
     attempt.emplace(
         [server, timeout] { return std::make_unique<MysqlConnection>(server, timeout); });
@@ -190,15 +218,20 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
 // INSERT ... SELECT locks what it reads.
 void MysqlConnection::set_session(std::chrono::milliseconds timeout) {
   const std::string seconds = std::to_string(whole_seconds(timeout).count());
-  // MariaDB ends a statement that waits for a lock before SocketTimeout cuts the connection: its
-  // outcome is then known.
-  const std::string statement_seconds =
-      std::to_string(std::max(0.001, static_cast<double>(timeout.count()) * 0.0009));
   run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
   run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
       "innodb_lock_wait_timeout = " +
       seconds + ", lock_wait_timeout = " + seconds +
-      " /*M!100101 , max_statement_time = " + statement_seconds + " */");
+      " /*M!100101 , max_statement_time = " + as_seconds(statement_time(timeout)) + " */");
+  statement_time_max_ = statement_time(timeout);
+}
+
+void MysqlConnection::limit_statements(std::chrono::milliseconds time) {
+  time = statement_time(time);
+  if (time * 3 / 4 <= statement_time_max_ && statement_time_max_ <= time + time / 10) return;
+  if (variable("version").find("MariaDB") == std::string::npos) return;
+  run("SET SESSION max_statement_time = " + as_seconds(time));
+  statement_time_max_ = time;
 }
 
 void MysqlConnection::read_variables() {
@@ -224,13 +257,11 @@ void MysqlConnection::throw_failure() {
   throw MysqlFailure{mysql_errno(mysql_), mysql_error(mysql_)};
 }
 
-int MysqlConnection::socket() const noexcept { return static_cast<int>(mysql_get_socket(mysql_)); }
-
 bool MysqlConnection::is_alive() const noexcept {
   if (is_aborted_) return false;
   // To an idle connection the server sends nothing unless it closes it. With TLS it may send
   // records that the library handles later.
-  pollfd polled{socket(), POLLIN, 0};
+  pollfd polled{static_cast<int>(mysql_get_socket(mysql_)), POLLIN, 0};
   if (::poll(&polled, 1, 0) <= 0) return true;
   if (mysql_get_ssl_cipher(mysql_) == nullptr) return false;
   char byte;
@@ -239,6 +270,7 @@ bool MysqlConnection::is_alive() const noexcept {
 
 void MysqlConnection::abort_connection() noexcept {
   is_aborted_ = true;
+  socket_.reset();  // a SocketTimeout may own it, too, for the rest of its scope
   const int socket = static_cast<int>(mysql_get_socket(mysql_));
   // Close with a reset: a server with much to send would otherwise wait a minute for a reader. The
   // library still reads from its descriptor, so the descriptor stays open, on /dev/null.

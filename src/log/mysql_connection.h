@@ -27,6 +27,7 @@
 
 #include "base/background_call.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "log/mysql_server.h"
 
 namespace whycache {
@@ -55,7 +56,11 @@ class MysqlConnection {
   // Replaces the destructor in a forked child: leaves the parent's connection alone.
   static void abandon(std::unique_ptr<MysqlConnection> connection) noexcept;
 
-  int socket() const noexcept;
+  // A duplicate of the library's descriptor, which the library closes at any time.
+  const std::shared_ptr<const FileDescriptor>& socket() const { return socket_; }
+  // Ends statements that take longer than this, from now on, if the server can (MariaDB). Takes a
+  // round trip if the time differs much from the one before.
+  void limit_statements(std::chrono::milliseconds time);
   // Whether the connection was not closed while it was idle. Takes no round trip.
   bool is_alive() const noexcept;
   // Closes it at once, without telling the server.
@@ -85,6 +90,8 @@ class MysqlConnection {
   [[noreturn]] void throw_failure();
 
   MYSQL* mysql_;
+  std::shared_ptr<const FileDescriptor> socket_;
+  std::chrono::milliseconds statement_time_max_{0};
   std::map<std::string, MYSQL_STMT*> statements_;
   std::map<std::string, std::string> variables_;
   std::size_t packet_bytes_max_ = 0;

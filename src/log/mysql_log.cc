@@ -271,6 +271,9 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
   const LogCallLock lock(mutex_, deadline, name());
   Backoff backoff(deadline, retry_pauses);
   for (int attempt = 0;; ++attempt) {
+    // A stop that is requested later cuts the connection.
+    if (deadline.stop().stop_requested())
+      throw Error(ErrorKind::unavailable, "call was stopped: log=" + name());
     try {
       connect(deadline);
     } catch (const MysqlFailure& failure) {
@@ -278,6 +281,8 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
     }
     try {
       const SocketTimeout timeout(connection_->socket(), deadline);
+      connection_->limit_statements(
+          std::chrono::duration_cast<std::chrono::milliseconds>(deadline.time_left()));
       return work(*connection_);
     } catch (const MysqlFailure& failure) {
       const bool lost = is_connection_lost(failure);
@@ -287,15 +292,17 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
       const bool can_repeat =
           forgotten || (lost && if_lost == IfLost::retry && !backoff.deadline().passed());
       if (can_repeat && attempt < immediate_retries_max) continue;
-      if (failure.code == ER_NO_SUCH_TABLE && is_log_deleted()) throw log_deleted_error(name());
+      if (failure.code == ER_NO_SUCH_TABLE && is_log_deleted(deadline))
+        throw log_deleted_error(name());
       if (!is_retryable(failure.code) || !backoff.pause()) throw error(what, failure, if_lost);
     }
   }
 }
 
 // Whether tables are missing because an operator deleted the log.
-bool MysqlLog::is_log_deleted() const {
+bool MysqlLog::is_log_deleted(const Deadline& deadline) const {
   try {
+    const SocketTimeout timeout(connection_->socket(), deadline);
     return !has_log(*connection_);
   } catch (const MysqlFailure&) {
     return false;  // something else is wrong
@@ -410,6 +417,9 @@ MysqlLog::~MysqlLog() {
   if (fork_count() == owner_fork_count_) return;
   MysqlConnection::abandon(std::move(connection_));
   MysqlConnection::abandon(std::move(replica_connection_));
+  // Attempts that have finished would close connections of the parent.
+  for (auto* const attempt : {&pending_connection_, &pending_replica_connection_})
+    static_cast<void>(new std::optional<MysqlConnectionAttempt>(std::move(*attempt)));
 }
 
 void MysqlLog::release_idle_connections() noexcept {
@@ -608,7 +618,8 @@ bool MysqlLog::read_replica(UpdateId first, const PrimaryHead& primary, RowBuffe
       CallLimit::deadline(options_.deadline).remaining() / 2);
   const Deadline deadline =
       CallLimit::deadline(std::min<std::chrono::milliseconds>(left, replica_timeout_max));
-  const LogCallLock lock(mutex_, deadline, name());
+  if (!mutex_.try_lock_until(deadline)) return false;
+  const LogCallLock lock(mutex_);
   if (first > primary.extent.head || primary.extent.head - first >= rows_per_query_) return false;
   if (replica_unavailable_until_ && !replica_unavailable_until_->passed()) return false;
   replica_unavailable_until_.reset();

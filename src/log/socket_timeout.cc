@@ -9,6 +9,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "base/fork_handlers.h"
 #include "base/mutex.h"
@@ -102,8 +103,12 @@ class SocketWatch final : ForkHandler {
   // The child has neither the thread nor the calls. Constructs the state again rather than clearing
   // it: the copied condition variable counts the parent's thread.
   void after_fork_in_child() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
+    // A stop callback of the parent may still run with one of its numbers.
+    const std::uint64_t last_number = state_->last_number;
     state_->mutex.unlock();
+    state_->sockets.~map();
     new (state_) WatchState;
+    state_->last_number = last_number;
   }
 
   WatchState* const state_ = new WatchState;
@@ -114,11 +119,13 @@ class SocketWatch final : ForkHandler {
 
 }  // namespace
 
-SocketTimeout::SocketTimeout(int socket, const Deadline& deadline)
-    : number_(SocketWatch::instance().add(
-          socket, boot_time_ns() +
-                      std::max<std::int64_t>(deadline.time_left().count(),
-                                             std::chrono::nanoseconds(shortest_wait).count()))) {
+SocketTimeout::SocketTimeout(std::shared_ptr<const FileDescriptor> socket, const Deadline& deadline)
+    : socket_(std::move(socket)),
+      number_(SocketWatch::instance().add(
+          socket_->number(),
+          boot_time_ns() +
+              std::max<std::int64_t>(deadline.time_left().count(),
+                                     std::chrono::nanoseconds(shortest_wait).count()))) {
   if (deadline.stop().stop_possible()) on_stop_.emplace(deadline.stop(), Stop{number_});
 }
 

@@ -8,19 +8,21 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <stop_token>
 
 #include "base/clock.h"
+#include "base/file.h"
 
 namespace whycache {
 
 class SocketTimeout {
  public:
-  // From now until the end of the scope, the socket is shut down once `deadline` has passed or a
-  // stop is requested; but no earlier than `shortest_wait` from now. The descriptor must stay open
-  // for that long. Costs about 100 ns.
-  SocketTimeout(int socket, const Deadline& deadline);
+  // From now until the end of the scope, the socket is shut down once `deadline` has passed, but no
+  // earlier than `shortest_wait` from now, or as soon as a stop is requested. The descriptor must
+  // be one that nobody else closes: a duplicate of the library's. Costs about 100 ns.
+  SocketTimeout(std::shared_ptr<const FileDescriptor> socket, const Deadline& deadline);
   ~SocketTimeout();
   SocketTimeout(const SocketTimeout&) = delete;
   SocketTimeout& operator=(const SocketTimeout&) = delete;
@@ -35,6 +37,7 @@ class SocketTimeout {
     void operator()() const noexcept;
   };
 
+  const std::shared_ptr<const FileDescriptor> socket_;
   std::uint64_t number_;
   std::optional<std::stop_callback<Stop>> on_stop_;
 };

@@ -30,7 +30,6 @@ namespace whycache {
 namespace {
 
 constexpr int point_read_attempts_max = 4;
-constexpr std::chrono::milliseconds install_timeout{10'000};
 
 // Returns the mode of the lock file. Every process that may read the state may also write there,
 // for example the pins it holds.
@@ -97,7 +96,7 @@ State::~State() {
   if (impl_) unregister_fork_handler(impl_.get());
 }
 
-std::unique_ptr<State> State::open(const StateOptions& options) {
+std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& deadline) {
   if (options.path.empty()) throw Error(ErrorKind::invalid, "no path for the state");
   check_state_location(options);
   // The process may change its working directory later.
@@ -112,10 +111,14 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
   // A usable file at the path is opened without waiting for a lock.
   StateFileResult found = open_state_file(absolute);
   if (!found.mapping) {
-    const Deadline deadline(install_timeout);
-    const HeldLock install = state->lock(StateLock::install, deadline);
-    const HeldLock writer = state->lock(StateLock::writer, deadline);
-    found = open_or_adopt_state_file(absolute, *inner.lock_file);
+    try {
+      const HeldLock install = state->lock(StateLock::install, deadline);
+      const HeldLock writer = state->lock(StateLock::writer, deadline);
+      found = open_or_adopt_state_file(absolute, *inner.lock_file);
+    } catch (const Error& error) {
+      if (absolute.waits_for_others || error.kind() != ErrorKind::unavailable) throw;
+      found.unusable_reason = error.what();
+    }
   }
   state->adopted_ = found.adopted;
   inner.current_file.set_unusable_reason(found.unusable_reason);
@@ -124,7 +127,8 @@ std::unique_ptr<State> State::open(const StateOptions& options) {
 }
 
 bool State::usable() const {
-  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (!mapping) mapping = impl_->current_file.newest_mapping();
   // A superseded file that is still in place is usable: the process that was about to replace it
   // has not finished yet, or has died.
   return mapping &&
@@ -136,7 +140,7 @@ std::string State::unusable_reason() const {
   return reason.empty() ? "it was removed: path=" + options_.path : reason;
 }
 
-void State::switch_if_replaced() const {
+void State::switch_if_replaced(const Deadline& deadline) const {
   CurrentFile& current_file = impl_->current_file;
   const std::shared_ptr<Mapping> mapping = current_file.mapping();
   if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
@@ -148,7 +152,6 @@ void State::switch_if_replaced() const {
   std::string why_not;
   {
     // The file at the path may come from elsewhere: verify and adopt it.
-    const Deadline deadline(install_timeout);
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
     StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
@@ -477,7 +480,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
                                           options_.path + " (update, then retry)");
     writer.release();
-    switch_if_replaced();
+    switch_if_replaced(deadline);
   }
 }
 
@@ -493,9 +496,8 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid,
 }
 
 bool State::install(StateBuilder& builder, InstallPolicy policy,
-                    const std::function<void()>& catch_up) const {
+                    const std::function<void()>& catch_up, const Deadline& deadline) const {
   const StateInfo built = builder.info();
-  const Deadline deadline(install_timeout);
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
   // Set the superseded bit before the rename. If this process died between the two in the other

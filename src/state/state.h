@@ -47,7 +47,12 @@ class State {
   // copied file, is verified completely before it is trusted. Throws Error(invalid) for a bad path,
   // missing permission, an unsuitable file system, or a file of another user. Throws Error(corrupt)
   // if the file is not a whycache state of this format; such a file is never overwritten.
-  static std::unique_ptr<State> open(const StateOptions& options);
+  //
+  // Verifying and adopting needs locks. Throws Error(unavailable) if others hold them until the
+  // deadline.
+  static std::unique_ptr<State> open(const StateOptions& options,
+                                     const Deadline& deadline = default_deadline());
+  static Deadline default_deadline() { return Deadline(std::chrono::seconds(10)); }
   ~State();
 
   const std::string& path() const { return options_.path; }
@@ -112,9 +117,12 @@ class State {
   // applies the rest of the log to `builder`. Otherwise items that were visible in the current
   // state would disappear for a while.
   bool install(StateBuilder& builder, InstallPolicy policy = InstallPolicy::always,
-               const std::function<void()>& catch_up = {}) const;
+               const std::function<void()>& catch_up = {},
+               const Deadline& deadline = default_deadline()) const;
   // Switches to the file that replaced ours, if there is one. Reads do this by themselves.
-  void switch_if_replaced() const;
+  // Throws Error(unavailable) if it has to be verified and others hold the locks until the
+  // deadline.
+  void switch_if_replaced(const Deadline& deadline = default_deadline()) const;
 
   // --- Care. ---
 

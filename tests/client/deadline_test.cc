@@ -296,6 +296,53 @@ TEST_F(MysqlDeadline, stop_request_ends_a_call_that_waits) {
   }
 }
 
+TEST_F(MysqlDeadline, stop_requested_before_a_write_means_nothing_was_written) {
+  Cache cache = open_cache(server().url(database_), state_path());
+  cache.update();
+  std::stop_source source;
+  source.request_stop();
+  for (int i = 0; i < 3; ++i) {
+    expect_error(
+        ErrorKind::unavailable,
+        [&] { cache.set("z", "1", {.note = {}, .deadline = {}, .stop = source.get_token()}); },
+        "stopped");
+  }
+  EXPECT_EQ(cache.set("y", "1"), 2U) << "the connection is as it was";
+}
+
+// Calls that give up leave neither threads nor connections behind, one for each.
+TEST_F(MysqlDeadline, calls_on_silent_server_share_one_attempt_to_connect) {
+  TcpProxy proxy(server().port());
+  open_cache(url_by_way_of(proxy), state_path());
+  proxy.set_faults({.to_server = {.drop_after = 0}, .to_client = {.drop_after = 0}});
+  Cache cache = open_cache(url_by_way_of(proxy), state_path());
+  const std::uint64_t before = proxy.connections();
+  for (int i = 0; i < 30; ++i) {
+    expect_error(ErrorKind::unavailable, [&] {
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(20)});
+    });
+  }
+  EXPECT_LE(proxy.connections(), before + 2);
+}
+
+// Opening the log takes more round trips than fit into the deadline of one call.
+TEST_F(MysqlDeadline, slow_server_is_reached_by_repeated_short_calls) {
+  TcpProxy proxy(server().port());
+  open_cache(url_by_way_of(proxy), state_path());
+  proxy.set_faults({.to_server = {}, .to_client = {.delay = milliseconds(15)}});
+  Cache cache = open_cache(url_by_way_of(proxy), state_path());
+  int attempts = 0;
+  for (bool reached = false; !reached && attempts < 100; ++attempts) {
+    try {
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(60)});
+      reached = true;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::unavailable);
+    }
+  }
+  EXPECT_LT(attempts, 100);
+}
+
 // A server that answers again finds the cache as it was.
 TEST_F(MysqlDeadline, cache_works_after_server_answers_again) {
   TcpProxy proxy(server().port());

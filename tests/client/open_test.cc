@@ -3,10 +3,13 @@
 
 #include <atomic>
 #include <chrono>
+#include <filesystem>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "client/fleet.h"
+#include "state/state.h"
 
 namespace whycache::testing {
 namespace {
@@ -72,10 +75,57 @@ TEST(Open, state_built_by_another_process_makes_cache_ready) {
   options.open = OpenMode::now;
   options.deadline = milliseconds(50);
   Cache cache = fleet.open("berlin", script_of_log_away(away), options);
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(cache.get("a")); });
   const Cache other = fleet.open("berlin");
-  expect_error(ErrorKind::unavailable, [&] { cache.update(); });  // notices the state
+  EXPECT_EQ(cache.get("a"), "1") << "a process that only reads finds it";
   EXPECT_TRUE(cache.ready());
-  EXPECT_EQ(cache.get("a"), "1");
+}
+
+TEST(Open, open_now_without_state_lets_every_kind_of_write_build) {
+  const Fleet fleet;
+  fleet.open("tokyo").set("a", "1");
+  const auto open_now = [&](const std::string& machine) {
+    Options options;
+    options.open = OpenMode::now;
+    options.guards.erased_keys_max = 100;
+    return fleet.open(machine, options);
+  };
+  open_now("1").transact([](Transaction& transaction) {
+    EXPECT_EQ(transaction.get("a"), "1");
+    transaction.set("b", "2");
+  });
+  open_now("2").set("c", "3");
+  open_now("3").set_async("d", "4").get();
+  EXPECT_EQ(open_now("4").add("e", 5), 5);
+  EXPECT_TRUE(open_now("5").set_if("a", "1", "one"));
+  open_now("6").erase("d");
+  open_now("7").rewrite_history();
+  Cache last = open_now("8");
+  last.update();
+  EXPECT_EQ(contents(last), (Contents{{"a", "one"}, {"b", "2"}, {"c", "3"}, {"e", "5"}}));
+}
+
+// As while another process verifies a file that was copied, or is stopped.
+TEST(Open, lock_of_another_process_delays_neither_open_now_nor_deadlines) {
+  const Fleet fleet;
+  fleet.open("tokyo").set("a", "1");
+  fleet.open("berlin");
+  std::filesystem::remove(fleet.state_path("berlin"));
+  const auto holder = State::open({.path = fleet.state_path("berlin")});
+  const HeldLock held = holder->lock(StateLock::install, Deadline(milliseconds(1000)));
+  const auto began = std::chrono::steady_clock::now();
+
+  Options options;
+  options.open = OpenMode::now;
+  Cache cache = fleet.open("berlin", options);
+  EXPECT_FALSE(cache.ready());
+  expect_error(ErrorKind::unavailable, [&] {
+    cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(100)});
+  });
+  expect_error(ErrorKind::unavailable,
+               [&] { cache.set("b", "2", {.note = {}, .deadline = milliseconds(100)}); });
+
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(2000));
 }
 
 TEST(Open, cache_that_was_moved_from_throws_invalid) {

@@ -49,6 +49,16 @@ std::shared_ptr<Mapping> CurrentFile::mapping() const {
 std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
   for (;;) {
     std::shared_ptr<Mapping> current = mapping();
+    // Another process may have made the first file.
+    if (!current && ::access(options_.path.c_str(), F_OK) == 0) {
+      const MutexLock lock(successor_mutex_);
+      if (mapping()) continue;
+      if (std::shared_ptr<Mapping> first = open_successor()) {
+        switch_locked(first);
+        return first;
+      }
+      return nullptr;
+    }
     // Until a successor is in place, reads continue with the old file.
     if (!current || (current->holds_whole_file() && !has_successor(*current))) return current;
     // Other readers wait here until the successor is found: each must see what was written to it
