@@ -16,25 +16,14 @@ endif()
 set(config_directory ${CMAKE_INSTALL_LIBDIR}/cmake/whycache)
 install(EXPORT whycache_targets NAMESPACE whycache:: FILE whycacheTargets.cmake
   DESTINATION ${config_directory})
-configure_package_config_file(cmake/whycacheConfig.cmake.in whycacheConfig.cmake
-  INSTALL_DESTINATION ${config_directory})
 write_basic_package_version_file(whycacheConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES
-  ${PROJECT_BINARY_DIR}/whycacheConfig.cmake
+  cmake/whycacheConfig.cmake
   ${PROJECT_BINARY_DIR}/whycacheConfigVersion.cmake
   DESTINATION ${config_directory})
 
 # pkg-config derives the prefix from the path of the .pc file, so an installation can be moved.
-set(pc_requires_private "libzstd")
-if(WHYCACHE_WITH_SQLITE)
-  string(APPEND pc_requires_private ", sqlite3")
-endif()
-if(WHYCACHE_WITH_MYSQL)
-  string(APPEND pc_requires_private ", libmariadb")
-endif()
-if(WHYCACHE_WITH_MEMCACHED)
-  string(APPEND pc_requires_private ", libmemcached")
-endif()
+list(JOIN private_flags " " pc_libs_private)
 cmake_path(IS_ABSOLUTE CMAKE_INSTALL_LIBDIR libdir_is_absolute)
 if(libdir_is_absolute)
   set(pc_prefix ${CMAKE_INSTALL_PREFIX})
@@ -56,6 +45,9 @@ install(FILES ${PROJECT_BINARY_DIR}/whycache.pc DESTINATION ${CMAKE_INSTALL_LIBD
 
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
+if(NOT PROJECT_IS_TOP_LEVEL)
+  return()  # another project has packages of its own
+endif()
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_CONTACT "The whycache authors")
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY ${PROJECT_DESCRIPTION})

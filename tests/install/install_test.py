@@ -1,83 +1,170 @@
-"""Installs a build into a temporary directory, builds user.cc against it, and runs the result.
+#!/usr/bin/env python3
+"""Installs a release build and uses it in every way that README.md names.
 
-The program finds the library with find_package (shared and static) and with pkg-config (through
-CMake, and directly).
+    installed/    a project that finds the installed library
+    subproject/   a project that builds the library itself
+    user.cc       the program of both
+
+Without --release, builds the library as the preset `library` does, in --directory. That build stays
+there, so the next run only compiles what has changed.
 """
 
 import argparse
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
 
 def run(*command, **options):
-    print("$", shlex.join(map(str, command)), flush=True)
-    if subprocess.run(command, **options).returncode != 0:
-        sys.exit("failed: " + shlex.join(map(str, command)))
+    """Returns what the command prints. Ends the test if it fails."""
+    words = [str(word) for word in command]
+    print("$", shlex.join(words), flush=True)
+    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          **options)
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout}\nexit code {done.returncode}: {shlex.join(words)}")
+    return done.stdout
 
 
-def output(*command, **options):
-    return subprocess.run(
-        command, check=True, text=True, stdout=subprocess.PIPE, **options
-    ).stdout.split()
+def expect(holds, message):
+    if not holds:
+        sys.exit(f"FAILED: {message}")
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--build", required=True, help="the build to install")
-parser.add_argument("--compiler", required=True)
-arguments = parser.parse_args()
+class InstallTest:
+    def __init__(self, directory, temporary, compiler, launcher):
+        self.directory = pathlib.Path(directory).resolve()
+        self.temporary = pathlib.Path(temporary)
+        self.prefix = self.temporary / "prefix"
+        self.compiler = compiler
+        self.cmake_options = ["-G", "Ninja", f"-DCMAKE_CXX_COMPILER={compiler}"]
+        self.launcher = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []
+        self.programs = 0
 
-with tempfile.TemporaryDirectory(prefix="whycache-install-") as directory:
-    prefix, build = f"{directory}/prefix", f"{directory}/build"
-    run("cmake", "--install", arguments.build, "--prefix", prefix)
+    def build_release(self):
+        build = self.directory / "release"
+        run("cmake", "--preset", "library", "-B", build, *self.cmake_options, *self.launcher,
+            cwd=ROOT)
+        run("cmake", "--build", build, "--parallel", "2")
+        return build
 
-    found = list(pathlib.Path(prefix).rglob("whycache.pc"))
-    if len(found) != 1:
-        sys.exit(f"one whycache.pc expected, found {found}")
-    libraries = found[0].parent.parent
-    environment = dict(os.environ, PKG_CONFIG_PATH=str(found[0].parent))
-    header_directories = {path.parent for path in pathlib.Path(prefix).rglob("*.h")}
-    if header_directories != {pathlib.Path(prefix) / "include/whycache"}:
-        sys.exit(f"headers in unexpected places: {header_directories}")
+    def install(self, build):
+        run("cmake", "--install", build, "--prefix", self.prefix)
+        found = list(self.prefix.rglob("whycache.pc"))
+        expect(len(found) == 1, f"one whycache.pc expected: {found}")
+        self.pkg_config_directory = found[0].parent
+        self.libraries = found[0].parent.parent
+        self.include = self.prefix / "include"
+        headers = {path.relative_to(self.include) for path in self.prefix.rglob("*.h")}
+        public = {path.relative_to(ROOT / "include") for path in ROOT.glob("include/whycache/*.h")}
+        expect(headers == public, f"installed headers: {headers}")
+        if (self.prefix / "bin/whycache").exists():
+            run(self.prefix / "bin/whycache", "version")
 
-    run(
-        "cmake",
-        "-S",
-        HERE,
-        "-B",
-        build,
-        "-G",
-        "Ninja",
-        "-DCMAKE_BUILD_TYPE=Release",
-        f"-DCMAKE_PREFIX_PATH={prefix}",
-        f"-DCMAKE_CXX_COMPILER={arguments.compiler}",
-        env=environment,
-    )
-    run("cmake", "--build", build)
+    def run_user(self, program):
+        """Runs a build of user.cc, each with a log and a state of its own."""
+        self.programs += 1
+        log = self.temporary / f"log{self.programs}"
+        log.mkdir()
+        run(program, f"file://{log}", f"{log}.state")
 
-    pkg_config_flags = output("pkg-config", "--cflags", "--libs", "whycache", env=environment)
-    run(
-        arguments.compiler,
-        "-std=c++20",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        HERE / "user.cc",
-        "-o",
-        f"{build}/user_direct",
-        *pkg_config_flags,
-        f"-Wl,-rpath,{libraries}",
-    )
+    def uses_shared_library(self, program):
+        return "libwhycache.so" in run("readelf", "--dynamic", "--wide", program)
 
-    for number, program in enumerate(
-        ["user_shared", "user_static", "user_pkg_config", "user_direct"]
-    ):
-        os.mkdir(f"{directory}/log{number}")
-        run(f"{build}/{program}", f"file://{directory}/log{number}", f"{directory}/{program}.state")
-    if os.path.exists(f"{prefix}/bin/whycache"):
-        run(f"{prefix}/bin/whycache", "version")
+    def check_archive(self):
+        """A link of a program must not optimise the library again, which takes long and warns."""
+        sections = run("readelf", "--sections", "--wide", self.libraries / "libwhycache.a")
+        expect(".text" in sections, "libwhycache.a contains no machine code")
+        expect(".gnu.lto" not in sections, "libwhycache.a contains bytecode of the compiler")
+
+    def pkg_config(self, *options):
+        # No other package is installed as far as pkg-config can see.
+        environment = dict(os.environ, PKG_CONFIG_LIBDIR=str(self.pkg_config_directory))
+        environment.pop("PKG_CONFIG_PATH", None)
+        return run("pkg-config", *options, "whycache", env=environment).split()
+
+    def check_pkg_config(self, compiler):
+        flags = self.pkg_config("--cflags", "--libs")
+        paths = [os.path.normpath(flag[2:]) for flag in flags[:2]]
+        expect(paths == [str(self.include), str(self.libraries)] and flags[2:] == ["-lwhycache"],
+               f"flags for the shared library: {flags}")
+        static_flags = self.pkg_config("--static", "--cflags", "--libs")
+        expect([flag for flag in static_flags if flag.startswith("-I")] == [flags[0]],
+               f"include directories of others: {static_flags}")
+
+        program = self.temporary / "user_shared"
+        run(compiler, "-std=c++20", "-O2", *WARNINGS, HERE / "user.cc", "-o", program, *flags,
+            f"-Wl,-rpath,{self.libraries}")
+        expect(self.uses_shared_library(program), "not linked to the shared library")
+        self.run_user(program)
+
+        program = self.temporary / "user_static"
+        run(compiler, "-std=c++20", "-O2", *WARNINGS, HERE / "user.cc", "-o", program,
+            *(flag.replace("-lwhycache", "-l:libwhycache.a") for flag in static_flags))
+        expect(not self.uses_shared_library(program), "not linked to the static library")
+        self.run_user(program)
+
+    def check_find_package(self):
+        for name, options, expected in (
+                ("default", [], "SHARED_LIBRARY"),
+                ("shared", ["-DBUILD_SHARED_LIBS=ON"], "SHARED_LIBRARY"),
+                ("static", ["-DBUILD_SHARED_LIBS=OFF"], "STATIC_LIBRARY")):
+            build = self.temporary / f"find_package_{name}"
+            run("cmake", "-S", HERE / "installed", "-B", build, *self.cmake_options, *options,
+                f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DEXPECTED_TYPE={expected}")
+            if name != "shared":
+                run("cmake", "--build", build)
+                self.run_user(build / "user")
+
+    def check_subproject(self):
+        # Needs no package that only tests, tools and logs need.
+        fewer = [f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON"
+                 for name in ("GTest", "fmt", "CLI11", "nlohmann_json", "Python3")]
+        fewer += ["-DWHYCACHE_SQLITE=OFF", "-DWHYCACHE_MYSQL=OFF", "-DWHYCACHE_MEMCACHED=OFF"]
+        for method, shared, expected in (
+                ("FetchContent", "ON", "whycache_shared"),
+                ("add_subdirectory", "OFF", "whycache_static")):
+            build = self.directory / method
+            run("cmake", "-S", HERE / "subproject", "-B", build, *self.cmake_options,
+                *self.launcher, *fewer, f"-DWHYCACHE_SOURCE={ROOT}", f"-DMETHOD={method}",
+                f"-DBUILD_SHARED_LIBS={shared}", f"-DEXPECTED_TARGET={expected}")
+            if method == "FetchContent":
+                continue  # it differs only in how the folder is found, and compiling takes long
+            run("cmake", "--build", build, "--parallel", "2")
+            self.run_user(build / "user")
+            prefix = self.temporary / "subproject"
+            run("cmake", "--install", build, "--prefix", prefix)
+            installed = [str(path.relative_to(prefix)) for path in prefix.rglob("*")
+                         if path.is_file()]
+            expect(installed == ["bin/user"], f"installed by a project of its own: {installed}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--directory", required=True, help="where to build")
+    parser.add_argument("--compiler", required=True)
+    parser.add_argument("--launcher", help="as CMAKE_CXX_COMPILER_LAUNCHER")
+    parser.add_argument("--release", help="a release build to install")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(prefix="whycache-install-") as temporary:
+        test = InstallTest(arguments.directory, temporary, arguments.compiler, arguments.launcher)
+        test.install(arguments.release or test.build_release())
+        test.check_archive()
+        found = filter(None, map(shutil.which, (arguments.compiler, "g++", "clang++")))
+        for compiler in {run(path, "-dumpversion"): path for path in found}.values():
+            test.check_pkg_config(compiler)
+        test.check_find_package()
+        test.check_subproject()
+
+
+if __name__ == "__main__":
+    main()
