@@ -1,6 +1,11 @@
 // Types that every other header uses.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "whycache needs C++20: compile with -std=c++20"
+#include <stop_here>  // which does not exist, so that no other errors follow
+#endif
+
 #include <array>
 #include <cstdint>
 #include <string>

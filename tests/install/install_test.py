@@ -112,6 +112,18 @@ class InstallTest:
         expect(not self.uses_shared_library(program), "not linked to the static library")
         self.run_user(program)
 
+    def check_language_mode(self, compiler):
+        """A compiler that is not told to compile C++20 reports this, and no errors that follow."""
+        for header in sorted((self.include / "whycache").glob("*.h")):
+            done = subprocess.run(
+                [compiler, "-std=c++17", "-fsyntax-only", f"-I{self.include}", "-x", "c++", "-"],
+                input=f"#include <whycache/{header.name}>\nwhycache::UpdateId id = 1;\n",
+                text=True, stderr=subprocess.PIPE)
+            errors = [line for line in done.stderr.splitlines() if "error: " in line]
+            expect(done.returncode != 0 and "compile with -std=c++20" in errors[0]
+                   and all("fatal error: " in line for line in errors[1:]),
+                   f"{compiler} -std=c++17 says of {header.name}:\n{done.stderr}")
+
     def check_find_package(self):
         for name, options, expected in (
                 ("default", [], "SHARED_LIBRARY"),
@@ -162,6 +174,7 @@ def main():
         found = filter(None, map(shutil.which, (arguments.compiler, "g++", "clang++")))
         for compiler in {run(path, "-dumpversion"): path for path in found}.values():
             test.check_pkg_config(compiler)
+            test.check_language_mode(compiler)
         test.check_find_package()
         test.check_subproject()
 
