@@ -11,7 +11,6 @@
 #pragma once
 
 #include <chrono>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -19,13 +18,12 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
-#include <ranges>
 #include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <vector>
 
+#include <whycache/batch.h>
 #include <whycache/error.h>
 #include <whycache/inspection.h>
 #include <whycache/log.h>
@@ -44,29 +42,6 @@ struct FreshValue {
   // The log did not answer in time, and the value is older than FreshOptions::staleness_max.
   bool stale = false;
 };
-
-namespace detail {
-
-// A range of strings that does not convert to a span of std::string_view.
-template <typename T>
-concept Strings = std::ranges::input_range<const T> &&
-                  !std::convertible_to<const T&, std::span<const std::string_view>> &&
-                  std::convertible_to<std::ranges::range_reference_t<const T>, std::string_view> &&
-                  std::is_lvalue_reference_v<std::ranges::range_reference_t<const T>>;
-template <typename T>
-concept PairsOfStrings = std::ranges::input_range<const T> &&
-    requires(std::ranges::range_reference_t<const T> pair) {
-  { pair.first } -> std::convertible_to<std::string_view>;
-  { pair.second } -> std::convertible_to<std::string_view>;
-  requires std::is_lvalue_reference_v<decltype((pair))>;
-};
-
-template <Strings Keys>
-std::vector<std::string_view> string_views(const Keys& keys) {
-  return {std::ranges::begin(keys), std::ranges::end(keys)};
-}
-
-}  // namespace detail
 
 // A cache on one log and one state of this machine.
 //
@@ -103,10 +78,13 @@ class WHYCACHE_API Cache {
       std::initializer_list<std::string_view> keys) const {
     return get_multi(std::span(keys.begin(), keys.size()));
   }
-  template <detail::Strings Keys>
-  std::vector<std::optional<std::string>> get_multi(const Keys& keys) const {
-    return get_multi(std::span<const std::string_view>(detail::string_views(keys)));
+  // Takes any range of strings or views of them; batch.h says which.
+  template <detail::RangeOfKeys R>
+  std::vector<std::optional<std::string>> get_multi(R&& keys) const {
+    return get_multi(detail::CollectedKeys(keys).span());
   }
+  template <detail::RangeOfTemporariesOrNoKeys R>
+  detail::CollectTheStringsInAContainerFirst get_multi(R&& keys) const = delete;
   // Calls update() with the bound of the options, then reads. If the log does not answer in time,
   // throws Error(unavailable), or returns the value marked as stale (FreshOptions::serve_stale).
   FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
@@ -134,23 +112,27 @@ class WHYCACHE_API Cache {
   UpdateId set_multi(std::initializer_list<Item> items, const WriteOptions& options = {}) {
     return set_multi(std::span(items.begin(), items.size()), options);
   }
-  // Takes a std::map, a vector of pairs, and so on.
-  template <detail::PairsOfStrings Pairs>
-  UpdateId set_multi(const Pairs& pairs, const WriteOptions& options = {}) {
-    std::vector<Item> items;
-    for (const auto& [key, value] : pairs) items.push_back({key, value});
-    return set_multi(std::span<const Item>(items), options);
+  // Takes a std::map, a vector of pairs, the items of a view, and so on; batch.h says which.
+  template <detail::RangeOfItems R>
+  UpdateId set_multi(R&& items, const WriteOptions& options = {}) {
+    return set_multi(detail::CollectedItems(items).span(), options);
   }
+  template <detail::RangeOfTemporariesOrNoItems R>
+  detail::CollectTheStringsInAContainerFirst set_multi(R&& items,
+                                                       const WriteOptions& options = {}) = delete;
   UpdateId erase(std::string_view key, const WriteOptions& options = {});
   UpdateId erase_multi(std::span<const std::string_view> keys, const WriteOptions& options = {});
   UpdateId erase_multi(std::initializer_list<std::string_view> keys,
                        const WriteOptions& options = {}) {
     return erase_multi(std::span(keys.begin(), keys.size()), options);
   }
-  template <detail::Strings Keys>
-  UpdateId erase_multi(const Keys& keys, const WriteOptions& options = {}) {
-    return erase_multi(std::span<const std::string_view>(detail::string_views(keys)), options);
+  template <detail::RangeOfKeys R>
+  UpdateId erase_multi(R&& keys, const WriteOptions& options = {}) {
+    return erase_multi(detail::CollectedKeys(keys).span(), options);
   }
+  template <detail::RangeOfTemporariesOrNoKeys R>
+  detail::CollectTheStringsInAContainerFirst erase_multi(R&& keys,
+                                                         const WriteOptions& options = {}) = delete;
   // Sets every item that `next` returns, until it returns nullopt. Writes as many updates as that
   // takes, in order, each atomic, with memory for two of them. The bytes of an item must stay valid
   // until the next call of `next`. The deadline applies to each update. Returns the id of the last.
@@ -179,6 +161,13 @@ class WHYCACHE_API Cache {
                                         const WriteOptions& options = {}) {
     return set_multi_async(std::span(items.begin(), items.size()), options);
   }
+  template <detail::RangeOfItems R>
+  std::future<UpdateId> set_multi_async(R&& items, const WriteOptions& options = {}) {
+    return set_multi_async(detail::CollectedItems(items).span(), options);
+  }
+  template <detail::RangeOfTemporariesOrNoItems R>
+  detail::CollectTheStringsInAContainerFirst set_multi_async(
+      R&& items, const WriteOptions& options = {}) = delete;
   std::future<UpdateId> erase_async(std::string_view key, const WriteOptions& options = {});
   std::future<UpdateId> erase_multi_async(std::span<const std::string_view> keys,
                                           const WriteOptions& options = {});
@@ -186,6 +175,13 @@ class WHYCACHE_API Cache {
                                           const WriteOptions& options = {}) {
     return erase_multi_async(std::span(keys.begin(), keys.size()), options);
   }
+  template <detail::RangeOfKeys R>
+  std::future<UpdateId> erase_multi_async(R&& keys, const WriteOptions& options = {}) {
+    return erase_multi_async(detail::CollectedKeys(keys).span(), options);
+  }
+  template <detail::RangeOfTemporariesOrNoKeys R>
+  detail::CollectTheStringsInAContainerFirst erase_multi_async(
+      R&& keys, const WriteOptions& options = {}) = delete;
   std::future<UpdateId> write_async(std::span<const Change> changes,
                                     const WriteOptions& options = {});
   std::future<UpdateId> write_async(std::initializer_list<Change> changes,
