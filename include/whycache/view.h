@@ -1,8 +1,12 @@
 // A view: the dataset as of one update id.
 //
-// While a view exists, its contents do not change, and the bytes it returns stay where they are in
-// shared memory, without a copy. A view occupies a reader slot (Options::reader_slots) and keeps
-// the space of overwritten values from being reused. Hold it for a request, not for a day.
+// While a view exists, its contents do not change, and the bytes it returns stay where they are:
+// values, and the keys of items, in shared memory, without a copy. A view occupies a reader slot
+// (Options::reader_slots) and keeps the space of overwritten values from being reused. Hold it for
+// a request, not for a day.
+//
+// Everything that a view or a range returns is valid while the view, any copy of it, or any range
+// or iterator made from one of them exists.
 #pragma once
 
 #include <cstddef>
@@ -33,6 +37,9 @@ struct KeyRange {
 };
 
 namespace detail {
+
+// The result of deleted functions of temporaries: compilers show it with the error.
+struct KeepTheViewInAVariable;
 
 class Pin;     // the reader slot and the mapping that a view and its ranges share
 class Cursor;  // a position in the key order
@@ -65,9 +72,11 @@ struct TakeValue {
 
 }  // namespace detail
 
-// Keys, values or items in key order, for a range-for loop. It keeps its view alive. A key from
-// keys() is valid until the iterator advances. Keys and values from items() and values() are valid
-// while any copy of the view or any range made from it exists.
+// Keys, values or items in key order, for a range-for loop. It keeps its view alive.
+//
+// The key index stores keys in parts. Each key that a range of keys returns is therefore put
+// together in memory of this process, which is freed with the view. A view whose keys are read
+// again and again takes more of it each time; items() copies nothing.
 template <typename Take>
 class Range {
  public:
@@ -100,9 +109,11 @@ class Range {
       : pin_(std::move(pin)), range_(std::move(range)) {}
 
   // Throws Error(corrupt) if the state is damaged.
-  Iterator begin() const {
+  Iterator begin() const& {
     return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values));
   }
+  // A temporary range does not keep the bytes: keep the range or the view.
+  detail::KeepTheViewInAVariable begin() const&& = delete;
   std::default_sentinel_t end() const { return {}; }
 
  private:
@@ -127,18 +138,24 @@ class WHYCACHE_API View {
 
   // Returns nullopt if the key is absent. The value is not copied: it stays in shared memory as
   // long as the view exists. Throws Error(corrupt) if the state is damaged.
-  std::optional<std::string_view> get(std::string_view key) const {
+  std::optional<std::string_view> get(std::string_view key) const& {
     const std::string_view value = find(key);
     if (value.data() == nullptr) return std::nullopt;
     return value;
   }
+  // A temporary view does not keep the value: keep the view, or use Cache::get().
+  detail::KeepTheViewInAVariable get(std::string_view key) const&& = delete;
   bool contains(std::string_view key) const;
 
   Items items(KeyRange range = {}) const { return {pin_, std::move(range)}; }
   Keys keys(KeyRange range = {}) const { return {pin_, std::move(range)}; }
   Values values(KeyRange range = {}) const { return {pin_, std::move(range)}; }
 
-  Items::Iterator begin() const { return items().begin(); }
+  Items::Iterator begin() const& {
+    const Items all = items();
+    return all.begin();
+  }
+  detail::KeepTheViewInAVariable begin() const&& = delete;
   std::default_sentinel_t end() const { return {}; }
 
  private:

@@ -34,7 +34,7 @@ BaseInfo base_info(const detail::Pin& pin) {
 class BasePartSource {
  public:
   BasePartSource(const SharedPin& pin, const BaseInfo& info)
-      : info_(info), encoder_(info.base), item_(View(pin).items().begin()) {}
+      : info_(info), encoder_(info.base), items_(View(pin).items()), item_(items_.begin()) {}
 
   std::optional<std::string_view> next() {
     if (ended_) return std::nullopt;
@@ -59,6 +59,7 @@ class BasePartSource {
  private:
   BaseInfo info_;
   BasePartEncoder encoder_;
+  Items items_;
   Items::Iterator item_;
   std::uint64_t item_count_ = 0;
   Digest digest_;

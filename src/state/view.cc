@@ -27,7 +27,7 @@ class Cursor {
   Cursor(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values)
       : pin_(std::move(pin)),
         nodes_(pin_->mapping()),
-        key_cursor_(nodes_),
+        key_cursor_(nodes_, with_values ? nullptr : &pin_->key_arena()),
         end_(range.end),
         with_values_(with_values) {
     pin_->check_not_forked();

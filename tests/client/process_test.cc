@@ -196,7 +196,8 @@ TEST_P(Processes, fork_during_writes_leaves_child_unblocked) {
       const UpdateId id = cache.set(key, "1");
       EXPECT_EQ(cache.get(key), "1");
       EXPECT_GE(cache.update(), id);
-      EXPECT_EQ(cache.view().get(key), "1");
+      const View view = cache.view();
+      EXPECT_EQ(view.get(key), "1");
     });
     ASSERT_EQ(child.wait(), 0) << "round " << round;
   }
@@ -232,7 +233,8 @@ TEST_P(Processes, view_from_before_fork_is_invalid_in_child) {
   const View view = cache.view();
   expect_success_in_child([&] {
     expect_error(ErrorKind::invalid, [&] { view.get("a"); });
-    EXPECT_EQ(cache.view().get("a"), "1");
+    const View of_child = cache.view();
+    EXPECT_EQ(of_child.get("a"), "1");
   });
   EXPECT_EQ(view.get("a"), "1");
 }

@@ -478,7 +478,8 @@ TEST_F(FileTest, reader_follows_a_file_that_outgrew_its_mapping) {
     large.apply(
         {{"filling" + std::to_string(i), std::string(100'000, 'f')}, {"last", std::to_string(i)}});
     ASSERT_EQ(small.get("last"), std::to_string(i));
-    ASSERT_EQ(small.view().get("filling" + std::to_string(i)), std::string(100'000, 'f'));
+    const View view = small.view();
+    ASSERT_EQ(view.get("filling" + std::to_string(i)), std::string(100'000, 'f'));
   }
   EXPECT_EQ(before.id(), 1U);
 }
@@ -818,7 +819,8 @@ TEST_F(FileTest, replaced_file_is_unmapped_after_its_last_view) {
   }
   EXPECT_EQ(state->applied_id(), 7U);
   EXPECT_EQ(reader.get("a"), "2");
-  EXPECT_EQ(reader.view().get("b"), "2");
+  const View replaced = reader.view();
+  EXPECT_EQ(replaced.get("b"), "2");
   EXPECT_EQ(before->get("a"), "1");
   EXPECT_EQ(TestState::contents(*before), (Contents{{"a", "1"}}));
   state->switch_if_replaced();

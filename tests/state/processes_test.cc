@@ -121,7 +121,8 @@ TEST_F(ProcessesTest, error_without_a_free_slot_names_the_holders) {
 
   signals->go = true;
   EXPECT_EQ(holder.wait(), "");
-  EXPECT_EQ(state.view().get("a"), "2");
+  const View view = state.view();
+  EXPECT_EQ(view.get("a"), "2");
 }
 
 TEST_F(ProcessesTest, more_processes_than_slots_give_error_limit) {
@@ -144,7 +145,8 @@ TEST_F(ProcessesTest, more_processes_than_slots_give_error_limit) {
   EXPECT_EQ(state.get("a"), "1");
   signals->go = true;
   for (const auto& holder : holders) EXPECT_EQ(holder->wait(), "");
-  EXPECT_EQ(state.view().get("a"), "1");
+  const View view = state.view();
+  EXPECT_EQ(view.get("a"), "1");
 }
 
 TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {

@@ -132,9 +132,8 @@ std::size_t BTreeCursor::next_batch(std::vector<std::string_view>& keys, std::si
   if (end < suffix_end_ || end > suffix_bytes_max_)
     throw_corrupt_node(leaf_, "a suffix beyond its end");
   const std::size_t bytes = count * prefix_bytes_ + end - begin + copy_slack_bytes;
-  if (batch_.size() < bytes) batch_.resize(bytes);
   keys.resize(count);
-  char* to = batch_.data();
+  char* to = buffer_.reserve(bytes);
   for (std::size_t i = 0;;) {
     copy_with_slack(to, key_.data(), prefix_bytes_, key_.size());
     copy_with_slack(to + prefix_bytes_, suffix_.data(), suffix_.size(),
@@ -149,6 +148,7 @@ std::size_t BTreeCursor::next_batch(std::vector<std::string_view>& keys, std::si
     if (suffix_end_ > end) throw_corrupt_node(leaf_, "a suffix beyond its end");
     check_ascending(before, head);
   }
+  buffer_.keep(to);
   advance(keys.back());
   return count;
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "state/btree/key_buffer.h"
 #include "state/btree/node.h"
 #include "state/btree/node_store.h"
 
@@ -18,7 +19,9 @@ namespace whycache {
 // Error(corrupt) or returns wrong keys. After an Error it is at the end.
 class BTreeCursor {
  public:
-  explicit BTreeCursor(const NodeReader& nodes) : nodes_(nodes) {}
+  // With an arena, the keys of next_batch() stay valid as long as it.
+  explicit BTreeCursor(const NodeReader& nodes, ByteArena* arena = nullptr)
+      : nodes_(nodes), buffer_(arena) {}
 
   // Moves to the first key at or after `key`.
   void seek(NodeOffset root, std::string_view key);
@@ -28,8 +31,8 @@ class BTreeCursor {
   std::string_view key() const { return {key_.data(), key_bytes_}; }
 
   // Stores the current key and the following keys of the same leaf in `keys`, at most `count_max`,
-  // and moves past them. Returns their number, 0 only at the end. They are valid until the next
-  // seek() or next_batch().
+  // and moves past them. Returns their number, 0 only at the end. Without an arena, the keys are
+  // valid until the next call of next_batch().
   std::size_t next_batch(std::vector<std::string_view>& keys, std::size_t count_max = SIZE_MAX);
 
  private:
@@ -65,7 +68,7 @@ class BTreeCursor {
   std::uint32_t key_bytes_ = 0;
   // The prefix and the suffix, with room for copy_with_slack().
   std::array<char, key_bytes_max + 16> key_;
-  std::vector<char> batch_;
+  KeyBuffer buffer_;
 };
 
 }  // namespace whycache

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/byte_arena.h"
 #include "base/fork_handlers.h"
 #include "state/file/layout.h"
 #include "state/file/lock_file.h"
@@ -39,6 +40,8 @@ class Pin {
   template <typename OnFound>
   void get_many(std::span<const std::string_view> keys, const OnFound& on_found) const;
   void check_not_forked() const;
+  // Memory for the keys that cursors return. They live as long as the pin.
+  ByteArena& key_arena() const { return key_arena_; }
 
  private:
   static constexpr std::size_t lookup_batch_size = 32;
@@ -62,6 +65,7 @@ class Pin {
   std::uint64_t fork_count_;
   PublishedBlock block_{};
   std::uint64_t max_entry_word_ = 0;  // EntryWord::max_at() of its id
+  mutable ByteArena key_arena_;
 };
 
 template <typename OnFound>
