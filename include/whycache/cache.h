@@ -90,6 +90,8 @@ class WHYCACHE_API Cache {
   FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
   // Returns the number of keys.
   std::size_t size() const;
+  // Returns the number of keys in a range, as View::count(). Opens a view.
+  std::size_t count(const KeyRange& range) const;
 
   // Returns the dataset as of one update id, without a copy, in key order. Throws Error(limit) if
   // all reader slots are in use (Options::reader_slots).

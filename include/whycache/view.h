@@ -42,13 +42,13 @@ namespace detail {
 struct KeepTheViewInAVariable;
 
 class Pin;     // the reader slot and the mapping that a view and its ranges share
-class Cursor;  // a position in the key order
+class Cursor;  // a position in ascending or descending key order
 
 // Moves a cursor and reads the item at its position. The iterators below call into the library only
 // through this struct.
 struct WHYCACHE_API CursorAccess {
   static std::shared_ptr<Cursor> open(std::shared_ptr<const Pin> pin, const KeyRange& range,
-                                      bool with_values);
+                                      bool with_values, bool descending);
   static bool at_end(const Cursor& cursor) noexcept;
   static void next(Cursor& cursor);
   static const Item& item(const Cursor& cursor) noexcept;
@@ -73,6 +73,8 @@ struct TakeValue {
 }  // namespace detail
 
 // Keys, values or items in key order, for a range-for loop. It keeps its view alive.
+//
+//   for (auto [key, value] : view.items(KeyRange::prefix("log.")).reversed()) ...  // newest first
 //
 // The key index stores keys in parts. Each key that a range of keys returns is therefore put
 // together in memory of this process, which is freed with the view. A view whose keys are read
@@ -108,9 +110,16 @@ class Range {
   Range(std::shared_ptr<const detail::Pin> pin, KeyRange range)
       : pin_(std::move(pin)), range_(std::move(range)) {}
 
+  // The same keys in the opposite order.
+  Range reversed() const {
+    Range other(*this);
+    other.descending_ = !descending_;
+    return other;
+  }
+
   // Throws Error(corrupt) if the state is damaged.
   Iterator begin() const& {
-    return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values));
+    return Iterator(detail::CursorAccess::open(pin_, range_, Take::with_values, descending_));
   }
   // A temporary range does not keep the bytes: keep the range or the view.
   detail::KeepTheViewInAVariable begin() const&& = delete;
@@ -119,6 +128,7 @@ class Range {
  private:
   std::shared_ptr<const detail::Pin> pin_;
   KeyRange range_;
+  bool descending_ = false;
 };
 
 using Items = Range<detail::TakeItem>;
@@ -146,6 +156,14 @@ class WHYCACHE_API View {
   // A temporary view does not keep the value: keep the view, or use Cache::get().
   detail::KeepTheViewInAVariable get(std::string_view key) const&& = delete;
   bool contains(std::string_view key) const;
+  // Returns the first, the last item of a range, or nullopt if the range has none.
+  std::optional<Item> first(const KeyRange& range = {}) const&;
+  detail::KeepTheViewInAVariable first(const KeyRange& range = {}) const&& = delete;
+  std::optional<Item> last(const KeyRange& range = {}) const&;
+  detail::KeepTheViewInAVariable last(const KeyRange& range = {}) const&& = delete;
+  // Returns the number of keys in a range. Takes time in proportion to it, about a hundredth of
+  // what reading the keys takes.
+  std::size_t count(const KeyRange& range = {}) const;
 
   Items items(KeyRange range = {}) const { return {pin_, std::move(range)}; }
   Keys keys(KeyRange range = {}) const { return {pin_, std::move(range)}; }

@@ -341,6 +341,10 @@ FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
   return fresh;
 }
 
+std::size_t Cache::count(const KeyRange& range) const {
+  return impl_->read([&](const State& state) { return View(state.pin()).count(range); });
+}
+
 std::size_t Cache::size() const {
   return impl().read(
       [](const State& state) { return static_cast<std::size_t>(state.info().item_count); });

@@ -5,6 +5,7 @@
 
 #include "state/btree/cursor.h"
 #include "state/btree/mapped_nodes.h"
+#include "state/btree/reverse_cursor.h"
 #include "state/errors.h"
 #include "state/read/pin.h"
 
@@ -24,14 +25,20 @@ namespace detail {
 
 class Cursor {
  public:
-  Cursor(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values)
+  Cursor(std::shared_ptr<const Pin> pin, const KeyRange& range, bool with_values, bool descending)
       : pin_(std::move(pin)),
         nodes_(pin_->mapping()),
         key_cursor_(nodes_, with_values ? nullptr : &pin_->key_arena()),
-        end_(range.end),
+        range_(range),
         with_values_(with_values) {
     pin_->check_not_forked();
-    key_cursor_.seek(pin_->block().key_index_root, range.begin);
+    const NodeOffset root = pin_->block().key_index_root;
+    if (descending) {
+      reverse_key_cursor_.emplace(nodes_, with_values ? nullptr : &pin_->key_arena());
+      reverse_key_cursor_->seek_before(root, range.end);
+    } else {
+      key_cursor_.seek(root, range.begin);
+    }
     fill();
   }
 
@@ -47,13 +54,8 @@ class Cursor {
     pin_->check_not_forked();
     index_ = 0;
     items_.clear();
-    if (ended_ || key_cursor_.next_batch(batch_, batch_max_) == 0) return;
+    if (ended_ || !next_batch()) return;
     batch_max_ = std::min<std::size_t>(batch_max_ * 4, 1024);
-    if (end_) {
-      const auto beyond = std::lower_bound(batch_.begin(), batch_.end(), std::string_view(*end_));
-      ended_ = beyond != batch_.end();
-      batch_.erase(beyond, batch_.end());
-    }
     items_.resize(batch_.size());
     if (!with_values_) {
       for (std::size_t i = 0; i < batch_.size(); ++i) items_[i].key = batch_[i];
@@ -69,10 +71,30 @@ class Cursor {
     }
   }
 
+  // Fetches keys of the range. Returns false if there are none.
+  bool next_batch() {
+    if (reverse_key_cursor_) {
+      if (reverse_key_cursor_->next_batch(batch_, batch_max_) == 0) return false;
+      end_batch_at(std::partition_point(batch_.begin(), batch_.end(),
+                                        [&](std::string_view key) { return key >= range_.begin; }));
+    } else {
+      if (key_cursor_.next_batch(batch_, batch_max_) == 0) return false;
+      if (range_.end) {
+        end_batch_at(std::lower_bound(batch_.begin(), batch_.end(), std::string_view(*range_.end)));
+      }
+    }
+    return true;
+  }
+  void end_batch_at(std::vector<std::string_view>::iterator beyond) {
+    ended_ = beyond != batch_.end();
+    batch_.erase(beyond, batch_.end());
+  }
+
   std::shared_ptr<const Pin> pin_;
   MappedNodes nodes_;
   BTreeCursor key_cursor_;
-  std::optional<std::string> end_;
+  std::optional<ReverseBTreeCursor> reverse_key_cursor_;  // if the order is descending
+  KeyRange range_;
   bool with_values_;
   bool ended_ = false;
   std::size_t batch_max_ = 8;
@@ -82,8 +104,8 @@ class Cursor {
 };
 
 std::shared_ptr<Cursor> CursorAccess::open(std::shared_ptr<const Pin> pin, const KeyRange& range,
-                                           bool with_values) {
-  return std::make_shared<Cursor>(std::move(pin), range, with_values);
+                                           bool with_values, bool descending) {
+  return std::make_shared<Cursor>(std::move(pin), range, with_values, descending);
 }
 bool CursorAccess::at_end(const Cursor& cursor) noexcept { return cursor.at_end(); }
 void CursorAccess::next(Cursor& cursor) { cursor.next(); }
@@ -100,5 +122,30 @@ Digest View::digest() const noexcept {
 std::string_view View::find(std::string_view key) const { return pin_->find(key); }
 
 bool View::contains(std::string_view key) const { return find(key).data() != nullptr; }
+
+namespace {
+
+std::optional<Item> first_of(const Items& items) {
+  const auto item = items.begin();
+  if (item == std::default_sentinel) return std::nullopt;
+  return *item;
+}
+
+}  // namespace
+
+std::optional<Item> View::first(const KeyRange& range) const& { return first_of(items(range)); }
+
+std::optional<Item> View::last(const KeyRange& range) const& {
+  return first_of(items(range).reversed());
+}
+
+std::size_t View::count(const KeyRange& range) const {
+  pin_->check_not_forked();
+  if (range.begin.empty() && !range.end) return size();
+  const MappedNodes nodes(pin_->mapping());
+  BTreeCursor cursor(nodes);
+  cursor.seek(pin_->block().key_index_root, range.begin);
+  return cursor.count_before(range.end);
+}
 
 }  // namespace whycache

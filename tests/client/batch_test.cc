@@ -295,6 +295,7 @@ TEST_F(Batch, items_of_views_and_proxies_are_set) {
   Cache other = other_fleet_.open("tokyo");
   other.set_multi(numbered(3));
   expect_sets_three(other.view().items());
+  expect_sets_three(other.items().reversed());
 }
 
 TEST_F(Batch, keys_of_containers_and_views_are_taken) {

@@ -154,6 +154,17 @@ TEST(Cache, keys_values_and_items_iterate_in_key_order) {
   EXPECT_EQ(items.front(), (Item{"a", "1"}));
 }
 
+TEST(Cache, count_returns_number_of_keys_in_range) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"a", ""}, {"b1", ""}, {"b2", ""}, {"c", ""}});
+
+  EXPECT_EQ(cache.count(KeyRange::prefix("b")), 2U);
+  EXPECT_EQ(cache.count(KeyRange::from("b2")), 2U);
+  EXPECT_EQ(cache.count(KeyRange::all()), 4U);
+  EXPECT_THAT(strings(cache.keys(KeyRange::prefix("b")).reversed()), ElementsAre("b2", "b1"));
+}
+
 TEST(Cache, view_stays_unchanged_while_updates_are_applied) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");

@@ -18,6 +18,7 @@
 #include "state/btree/check.h"
 #include "state/btree/cursor.h"
 #include "state/btree/node.h"
+#include "state/btree/reverse_cursor.h"
 #include "state/memory_nodes.h"
 #include "support/seed.h"
 #include "support/thrown_error.h"
@@ -44,6 +45,19 @@ std::vector<std::string> scan_in_batches(const NodeReader& nodes, NodeOffset roo
   std::vector<std::string_view> batch;
   BTreeCursor cursor(nodes);
   cursor.seek(root, "");
+  while (cursor.next_batch(batch, count_max) > 0)
+    keys.insert(keys.end(), batch.begin(), batch.end());
+  EXPECT_TRUE(cursor.at_end());
+  return keys;
+}
+
+std::vector<std::string> scan_in_reverse(const NodeReader& nodes, NodeOffset root,
+                                         std::size_t count_max,
+                                         const std::optional<std::string>& end = std::nullopt) {
+  std::vector<std::string> keys;
+  std::vector<std::string_view> batch;
+  ReverseBTreeCursor cursor(nodes);
+  cursor.seek_before(root, end);
   while (cursor.next_batch(batch, count_max) > 0)
     keys.insert(keys.end(), batch.begin(), batch.end());
   EXPECT_TRUE(cursor.at_end());
@@ -269,6 +283,58 @@ TEST(BTreeCursorTest, next_at_the_end_stays_at_the_end) {
   EXPECT_TRUE(batch.empty());
 }
 
+TEST(BTreeCursorTest, reverse_cursor_returns_keys_in_descending_order) {
+  Tree tree;
+  EXPECT_TRUE(scan_in_reverse(tree.nodes, tree.root, 10).empty());
+  KeySet keys;
+  for (std::uint64_t i = 0; i < 20'000; i += 2) keys.insert(number_key(i));
+  tree.insert_sorted(keys);
+
+  for (const std::size_t count_max : {1u, 7u, 100'000u}) {
+    EXPECT_TRUE(std::ranges::equal(scan_in_reverse(tree.nodes, tree.root, count_max),
+                                   std::vector<std::string>(keys.rbegin(), keys.rend())))
+        << count_max;
+  }
+  ReverseBTreeCursor cursor(tree.nodes);
+  std::vector<std::string_view> batch;
+  for (std::uint64_t i = 1; i <= 20'000; ++i) {
+    cursor.seek_before(tree.root, number_key(i));
+    ASSERT_EQ(cursor.next_batch(batch, 1), 1u);
+    ASSERT_EQ(batch[0], number_key(i - 1 - (i - 1) % 2));
+  }
+  cursor.seek_before(tree.root, number_key(0));
+  EXPECT_TRUE(cursor.at_end());
+  cursor.seek_before(tree.root, "a");
+  EXPECT_EQ(cursor.next_batch(batch), 0u);
+  cursor.seek_before(tree.root, "z");
+  EXPECT_EQ(cursor.next_batch(batch, 0), 0u);
+  EXPECT_EQ(cursor.next_batch(batch, 1), 1u);
+  EXPECT_EQ(batch[0], number_key(19'998));
+}
+
+TEST(BTreeCursorTest, count_before_counts_from_the_current_key) {
+  Tree tree;
+  KeySet keys;
+  for (std::uint64_t i = 0; i < 5000; i += 2) keys.insert(number_key(i));
+  tree.insert_sorted(keys);
+  const auto count = [&](const std::string& begin, const std::optional<std::string>& end) {
+    BTreeCursor cursor(tree.nodes);
+    cursor.seek(tree.root, begin);
+    const std::uint64_t counted = cursor.count_before(end);
+    EXPECT_TRUE(cursor.at_end());
+    return counted;
+  };
+  EXPECT_EQ(count("", std::nullopt), 2500u);
+  EXPECT_EQ(count("", number_key(5000)), 2500u);
+  EXPECT_EQ(count("z", std::nullopt), 0u);
+  EXPECT_EQ(count(number_key(20), number_key(10)), 0u);
+  for (std::uint64_t i = 0; i < 5000; i += 37) {
+    EXPECT_EQ(count(number_key(i), std::nullopt), 2500u - (i + 1) / 2);
+    EXPECT_EQ(count("", number_key(i)), (i + 1) / 2);
+    EXPECT_EQ(count(number_key(i), number_key(i + 3)), i % 2 == 0 ? 2u : 1u) << i;
+  }
+}
+
 // --- Against a std::set ---
 
 enum class Shape { tiny, numbers, long_random, long_prefix, two_bytes, nested, mixed };
@@ -345,6 +411,27 @@ class BTreeModel : public ::testing::TestWithParam<Shape> {
     }
   }
 
+  void expect_reverse_seeks_match(const Tree& tree) {
+    ReverseBTreeCursor cursor(tree.nodes);
+    std::vector<std::string_view> batch;
+    for (int i = 0; i < 20; ++i) {
+      const std::string key = make_key_();
+      cursor.seek_before(tree.root, key);
+      auto expected = std::make_reverse_iterator(tree.keys.lower_bound(key));
+      for (int step = 0; step < 3; ++step) {
+        ASSERT_EQ(cursor.at_end(), expected == tree.keys.rend());
+        if (cursor.at_end()) break;
+        ASSERT_EQ(cursor.next_batch(batch, 1), 1u);
+        ASSERT_EQ(batch[0], *expected);
+        ++expected;
+      }
+      BTreeCursor counting(tree.nodes);
+      counting.seek(tree.root, "");
+      ASSERT_EQ(counting.count_before(key),
+                std::distance(tree.keys.begin(), tree.keys.lower_bound(key)));
+    }
+  }
+
   std::mt19937_64 random_{testing::test_seed()};
   KeyMaker make_key_{GetParam(), random_};
 };
@@ -381,6 +468,7 @@ TEST_P(BTreeModel, tree_matches_std_set_and_pinned_roots_never_change) {
       if (HasFatalFailure()) return;
     }
     expect_seeks_match(tree);
+    expect_reverse_seeks_match(tree);
     tree.expect_sound();
     if (HasFatalFailure()) return;
   }
@@ -688,11 +776,31 @@ void read_everything(const NodeReader& nodes, NodeOffset root,
     }
   });
   ASSERT_TRUE(cursor.at_end());
+  ReverseBTreeCursor reverse(nodes);
+  only_corrupt([&] {
+    last = std::string(key_bytes_max, '\xff') + "beyond all keys";
+    reverse.seek_before(root, std::nullopt);
+    while (reverse.next_batch(batch, 5) > 0) {
+      for (const std::string_view key : batch) {
+        ASSERT_LT(key, last);
+        last = key;
+      }
+    }
+  });
+  ASSERT_TRUE(reverse.at_end());
   for (const std::string& key : sought) {
     only_corrupt([&] {
       cursor.seek(root, key);
       cursor.next();
       cursor.next_batch(batch);
+    });
+    only_corrupt([&] {
+      cursor.seek(root, "");
+      cursor.count_before(key);
+    });
+    only_corrupt([&] {
+      reverse.seek_before(root, key);
+      reverse.next_batch(batch);
     });
   }
   only_corrupt([&] { visit_nodes(nodes, root, [](NodeOffset, std::size_t) {}); });
@@ -919,6 +1027,16 @@ TEST(DamagedBTree, exponential_walk_is_abandoned_immediately) {
       ErrorKind::corrupt, [&] { scan(nodes, node); }, "keys out of order");
   expect_error(
       ErrorKind::corrupt, [&] { scan_in_batches(nodes, node, 3); }, "keys out of order");
+  expect_error(
+      ErrorKind::corrupt, [&] { scan_in_reverse(nodes, node, 3); }, "keys out of order");
+  expect_error(
+      ErrorKind::corrupt,
+      [&] {
+        BTreeCursor cursor(nodes);
+        cursor.seek(node, "");
+        cursor.count_before(std::nullopt);
+      },
+      "keys out of order");
   expect_error(ErrorKind::corrupt,
                [&] { visit_nodes(nodes, node, [](NodeOffset, std::size_t) {}); });
   change_everything(nodes, node, separators);

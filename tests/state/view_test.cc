@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "state/test_state.h"
+#include "support/thrown_error.h"
 
 namespace whycache {
 namespace {
@@ -41,6 +43,13 @@ static_assert(HandsOutIterator<View&> && HandsOutIterator<const Items&>);
 static_assert(!HandsOutIterator<View> && !HandsOutIterator<Items> && !HandsOutIterator<const Keys>);
 // A range-for loop and the algorithms keep a temporary view or range as long as they need it.
 static_assert(std::ranges::input_range<View> && std::ranges::input_range<Values>);
+
+template <typename V>
+concept HandsOutItems = requires(V&& view) {
+  std::forward<V>(view).first();
+}
+|| requires(V&& view) { std::forward<V>(view).last(); };
+static_assert(HandsOutItems<const View&> && !HandsOutItems<View>);
 
 // --- How long keys, values and items are valid ---
 
@@ -129,6 +138,91 @@ TEST_F(ViewTest, threads_read_keys_of_one_view_at_once) {
 
   for (const std::vector<std::string_view>& read : keys)
     EXPECT_TRUE(std::ranges::equal(read, keys_of(items_)));
+}
+
+// --- Descending order, ends and counts ---
+
+std::vector<std::string> strings(const auto& range) {
+  std::vector<std::string> all;
+  for (const std::string_view text : range) all.emplace_back(text);
+  return all;
+}
+
+std::vector<KeyRange> some_ranges() {
+  return {KeyRange::all(),
+          KeyRange::prefix("user:"),
+          KeyRange::prefix("user:29"),
+          KeyRange::prefix("none"),
+          KeyRange::from("user:5"),
+          KeyRange::from("z"),
+          KeyRange::from("x"),
+          KeyRange::between("1", "2"),
+          KeyRange::between("2", "1"),
+          KeyRange::between("", "1"),
+          KeyRange::between("1", "1"),
+          KeyRange::between("user:1", "user:10"),
+          KeyRange::between("a", "user:0")};
+}
+
+TEST_F(ViewTest, reversed_ranges_have_the_same_items_in_descending_order) {
+  state_.apply(changes_of(items_));
+  const View view = state_.view();
+  state_.apply({}, true);
+  for (const KeyRange& range : some_ranges()) {
+    const std::string what = range.begin + " to " + range.end.value_or("the end");
+    std::vector<std::string> keys = strings(view.keys(range));
+    std::vector<std::string> values = strings(view.values(range));
+    std::ranges::reverse(keys);
+    std::ranges::reverse(values);
+
+    EXPECT_EQ(strings(view.keys(range).reversed()), keys) << what;
+    EXPECT_EQ(strings(view.values(range).reversed()), values) << what;
+    EXPECT_EQ(strings(view.keys(range).reversed().reversed()), strings(view.keys(range))) << what;
+    std::size_t i = 0;
+    for (const auto& [key, value] : view.items(range).reversed()) {
+      ASSERT_LT(i, keys.size()) << what;
+      EXPECT_EQ(key, keys[i]);
+      EXPECT_EQ(value, values[i++]);
+    }
+    EXPECT_EQ(i, keys.size()) << what;
+  }
+}
+
+TEST_F(ViewTest, keys_of_a_reversed_range_stay_valid_as_long_as_the_view) {
+  state_.apply(changes_of(items_));
+  const View view = state_.view();
+  std::vector<std::string_view> keys;
+  for (const std::string_view key : view.keys().reversed()) keys.push_back(key);
+  std::ranges::reverse(keys);
+
+  EXPECT_TRUE(std::ranges::equal(keys, keys_of(items_)));
+}
+
+TEST_F(ViewTest, first_last_and_count_agree_with_the_items_of_the_range) {
+  state_.apply(changes_of(items_));
+  const View view = state_.view();
+  for (const KeyRange& range : some_ranges()) {
+    const std::string what = range.begin + " to " + range.end.value_or("the end");
+    std::vector<Item> items;
+    for (const Item& item : view.items(range)) items.push_back(item);
+
+    EXPECT_EQ(view.count(range), items.size()) << what;
+    if (items.empty()) {
+      EXPECT_EQ(view.first(range), std::nullopt) << what;
+      EXPECT_EQ(view.last(range), std::nullopt) << what;
+    } else {
+      EXPECT_EQ(view.first(range), items.front()) << what;
+      EXPECT_EQ(view.last(range), items.back()) << what;
+    }
+  }
+}
+
+TEST_F(ViewTest, ranges_of_an_empty_state_are_empty) {
+  const View view = state_.view();
+  EXPECT_EQ(view.first(), std::nullopt);
+  EXPECT_EQ(view.last(), std::nullopt);
+  EXPECT_EQ(view.count(KeyRange::from("a")), 0U);
+  EXPECT_TRUE(strings(view.keys().reversed()).empty());
 }
 
 }  // namespace

@@ -153,4 +153,19 @@ std::size_t BTreeCursor::next_batch(std::vector<std::string_view>& keys, std::si
   return count;
 }
 
+std::uint64_t BTreeCursor::count_before(const std::optional<std::string>& end) {
+  std::uint64_t count = 0;
+  while (!at_end_) {
+    at_end_ = true;
+    const BTreeNode leaf = BTreeNode::child_at_level(nodes_, leaf_, 0);
+    const unsigned before = end ? leaf.find(*end).index : leaf.count();
+    if (before > index_) count += before - index_;
+    if (before < leaf.count()) break;
+    std::string last(leaf.prefix());
+    last += leaf.suffix(leaf.count() - 1);
+    next_leaf(last);
+  }
+  return count;
+}
+
 }  // namespace whycache

@@ -4,6 +4,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -34,6 +36,10 @@ class BTreeCursor {
   // and moves past them. Returns their number, 0 only at the end. Without an arena, the keys are
   // valid until the next call of next_batch().
   std::size_t next_batch(std::vector<std::string_view>& keys, std::size_t count_max = SIZE_MAX);
+
+  // Returns the number of keys from the current one to `end`, or to the last key, and moves to the
+  // end. Takes time in proportion to the number of leaves.
+  std::uint64_t count_before(const std::optional<std::string>& end);
 
  private:
   // An inner node on the way from the root, its header checked.
