@@ -28,6 +28,7 @@
 #include <whycache/inspection.h>
 #include <whycache/log.h>
 #include <whycache/options.h>
+#include <whycache/parse.h>
 #include <whycache/transaction.h>
 #include <whycache/types.h>
 #include <whycache/view.h>
@@ -88,6 +89,14 @@ class WHYCACHE_API Cache {
   // Calls update() with the bound of the options, then reads. If the log does not answer in time,
   // throws Error(unavailable), or returns the value marked as stale (FreshOptions::serve_stale).
   FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
+  // Returns the value as a number or truth value, as View::get_as() says; nullopt if the key is
+  // absent. Throws Error(invalid), which names the key, if the value is none.
+  template <ParsedValue T>
+  std::optional<T> get_as(std::string_view key) const {
+    std::string value;
+    if (!get(key, value)) return std::nullopt;
+    return detail::parse_value<T>(key, value);
+  }
   // Returns the number of keys.
   std::size_t size() const;
   // Returns the number of keys in a range, as View::count(). Opens a view.

@@ -17,6 +17,7 @@
 #include <string_view>
 
 #include <whycache/error.h>
+#include <whycache/parse.h>
 #include <whycache/types.h>
 
 namespace whycache {
@@ -156,6 +157,18 @@ class WHYCACHE_API View {
   // A temporary view does not keep the value: keep the view, or use Cache::get().
   detail::KeepTheViewInAVariable get(std::string_view key) const&& = delete;
   bool contains(std::string_view key) const;
+  // Returns the value as a number or truth value, or nullopt if the key is absent. Throws
+  // Error(invalid), which names the key, if all of the value is not one that fits into `T`:
+  //
+  //   bool             true, 1, yes, on; false, 0, no, off; in upper or lower case
+  //   integers         decimal digits, and '-' before them if `T` is signed
+  //   floating point   as std::from_chars: 1, -0.5, 1e9, inf, nan
+  template <ParsedValue T>
+  std::optional<T> get_as(std::string_view key) const {
+    const std::string_view value = find(key);
+    if (value.data() == nullptr) return std::nullopt;
+    return detail::parse_value<T>(key, value);
+  }
   // Returns the first, the last item of a range, or nullopt if the range has none.
   std::optional<Item> first(const KeyRange& range = {}) const&;
   detail::KeepTheViewInAVariable first(const KeyRange& range = {}) const&& = delete;

@@ -154,6 +154,21 @@ TEST(Cache, keys_values_and_items_iterate_in_key_order) {
   EXPECT_EQ(items.front(), (Item{"a", "1"}));
 }
 
+TEST(Cache, get_as_returns_numbers_and_truth_values) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"port", "8080"}, {"rate", "0.25"}, {"enabled", "on"}, {"name", "x"}});
+
+  EXPECT_EQ(cache.get_as<int>("port"), 8080);
+  EXPECT_EQ(cache.get_as<double>("rate"), 0.25);
+  EXPECT_EQ(cache.get_as<bool>("enabled"), true);
+  EXPECT_EQ(cache.get_as<bool>("absent").value_or(false), false);
+  expect_error(
+      ErrorKind::invalid, [&] { cache.get_as<int>("name"); }, "key=name");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.get_as<std::int8_t>("port"); }, "8 bits", "key=port");
+}
+
 TEST(Cache, count_returns_number_of_keys_in_range) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");

@@ -225,5 +225,75 @@ TEST_F(ViewTest, ranges_of_an_empty_state_are_empty) {
   EXPECT_TRUE(strings(view.keys().reversed()).empty());
 }
 
+// --- Values as numbers ---
+
+TEST_F(ViewTest, get_as_parses_whole_values) {
+  state_.apply({{"int", "-42"},
+                {"max", "18446744073709551615"},
+                {"real", "-0.5e3"},
+                {"yes", "Yes"},
+                {"off", "OFF"},
+                {"one", "1"}});
+  const View view = state_.view();
+  EXPECT_EQ(view.get_as<int>("int"), -42);
+  EXPECT_EQ(view.get_as<std::int8_t>("int"), std::int8_t{-42});
+  EXPECT_EQ(view.get_as<std::int64_t>("int"), -42);
+  EXPECT_EQ(view.get_as<double>("int"), -42.0);
+  EXPECT_EQ(view.get_as<std::uint64_t>("max"), UINT64_MAX);
+  EXPECT_EQ(view.get_as<double>("real"), -500.0);
+  EXPECT_EQ(view.get_as<float>("real"), -500.0F);
+  EXPECT_EQ(view.get_as<long double>("real"), -500.0L);
+  EXPECT_EQ(view.get_as<bool>("yes"), true);
+  EXPECT_EQ(view.get_as<bool>("off"), false);
+  EXPECT_EQ(view.get_as<bool>("one"), true);
+  EXPECT_EQ(view.get_as<unsigned>("one"), 1U);
+  EXPECT_EQ(view.get_as<int>("absent"), std::nullopt);
+  EXPECT_EQ(view.get_as<bool>("absent"), std::nullopt);
+}
+
+TEST_F(ViewTest, get_as_accepts_every_word_for_a_truth_value) {
+  for (const std::string word : {"true", "1", "yes", "on", "TRUE", "Yes", "oN"})
+    EXPECT_TRUE(detail::parse_value<bool>("key", word)) << word;
+  for (const std::string word : {"false", "0", "no", "off", "False", "NO", "oFF"})
+    EXPECT_FALSE(detail::parse_value<bool>("key", word)) << word;
+  for (const std::string word : {"", "2", "y", "t", "nope", "true ", " true", "falsehood", "01"})
+    testing::expect_error(
+        ErrorKind::invalid, [&] { detail::parse_value<bool>("key", word); }, "key=key");
+}
+
+TEST_F(ViewTest, get_as_of_another_value_throws_invalid_and_names_the_key) {
+  state_.apply({{"word", "seven"},
+                {"empty", ""},
+                {"plus", "+1"},
+                {"space", "1 "},
+                {"hex", "0x10"},
+                {"300", "300"},
+                {"minus", "-1"},
+                {"big", "99999999999999999999"},
+                {std::string("a\0b", 3), "x"}});
+  const View view = state_.view();
+  for (const std::string key : {"word", "empty", "plus", "space", "hex", "big"}) {
+    testing::expect_error(
+        ErrorKind::invalid, [&] { view.get_as<int>(key); }, "key=" + key);
+    if (key == "big") continue;
+    testing::expect_error(
+        ErrorKind::invalid, [&] { view.get_as<double>(key); }, "key=" + key);
+  }
+  testing::expect_error(
+      ErrorKind::invalid, [&] { view.get_as<std::uint8_t>("300"); }, "unsigned integer of 8 bits");
+  testing::expect_error(
+      ErrorKind::invalid, [&] { view.get_as<unsigned>("minus"); }, "unsigned integer of 32 bits");
+  testing::expect_error(
+      ErrorKind::invalid, [&] { view.get_as<int>(std::string_view("a\0b", 3)); }, "key=a\\x00b");
+}
+
+template <typename T>
+concept HasGetAs = requires(const View& view) {
+  view.get_as<T>("key");
+};
+static_assert(HasGetAs<bool> && HasGetAs<signed char> && HasGetAs<long long> && HasGetAs<float>);
+static_assert(!HasGetAs<char> && !HasGetAs<char8_t> && !HasGetAs<std::string> &&
+              !HasGetAs<const int> && !HasGetAs<int*>);
+
 }  // namespace
 }  // namespace whycache

@@ -1,0 +1,86 @@
+#include <whycache/error.h>
+#include <whycache/parse.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <limits>
+#include <string>
+#include <system_error>
+
+namespace whycache::detail {
+namespace {
+
+// Returns the key as a message shows it: at most 64 bytes, and what is not printable in
+// hexadecimal.
+std::string printable(std::string_view key) {
+  constexpr std::size_t shown_bytes_max = 64;
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (const char byte : key.substr(0, shown_bytes_max)) {
+    const auto number = static_cast<unsigned char>(byte);
+    if (number > ' ' && number < 0x7f && byte != '\\') {
+      text += byte;
+    } else {
+      text.append("\\x").append(1, digits[number >> 4]).append(1, digits[number & 15]);
+    }
+  }
+  return key.size() > shown_bytes_max ? text + "..." : text;
+}
+
+[[noreturn, gnu::cold]] void throw_not(const std::string& what, std::string_view key,
+                                       std::string_view value) {
+  throw Error(ErrorKind::invalid, "value is not " + what + ": key=" + printable(key) +
+                                      " value_bytes=" + std::to_string(value.size()));
+}
+
+bool parse_bool(std::string_view key, std::string_view value) {
+  constexpr std::array<std::string_view, 4> words_of_true{"true", "1", "yes", "on"};
+  constexpr std::array<std::string_view, 4> words_of_false{"false", "0", "no", "off"};
+  std::string word(value.substr(0, 6));
+  for (char& byte : word) {
+    if (byte >= 'A' && byte <= 'Z') byte = static_cast<char>(byte - 'A' + 'a');
+  }
+  if (std::ranges::find(words_of_true, word) != words_of_true.end()) return true;
+  if (std::ranges::find(words_of_false, word) != words_of_false.end()) return false;
+  throw_not("one of true, false, 1, 0, yes, no, on, off", key, value);
+}
+
+template <typename T>
+std::string name_of_type() {
+  if (std::is_floating_point_v<T>) return "a number";
+  return std::string(std::is_signed_v<T> ? "an integer" : "an unsigned integer") + " of " +
+         std::to_string(sizeof(T) * 8) + " bits in decimal digits";
+}
+
+}  // namespace
+
+template <typename T>
+T parse_value(std::string_view key, std::string_view value) {
+  if constexpr (std::same_as<T, bool>) {
+    return parse_bool(key, value);
+  } else {
+    T number{};
+    const char* const end = value.data() + value.size();
+    const auto [parsed_end, failure] = std::from_chars(value.data(), end, number);
+    if (failure != std::errc() || parsed_end != end) throw_not(name_of_type<T>(), key, value);
+    return number;
+  }
+}
+
+template WHYCACHE_API bool parse_value(std::string_view, std::string_view);
+template WHYCACHE_API signed char parse_value(std::string_view, std::string_view);
+template WHYCACHE_API unsigned char parse_value(std::string_view, std::string_view);
+template WHYCACHE_API short parse_value(std::string_view, std::string_view);
+template WHYCACHE_API unsigned short parse_value(std::string_view, std::string_view);
+template WHYCACHE_API int parse_value(std::string_view, std::string_view);
+template WHYCACHE_API unsigned parse_value(std::string_view, std::string_view);
+template WHYCACHE_API long parse_value(std::string_view, std::string_view);
+template WHYCACHE_API unsigned long parse_value(std::string_view, std::string_view);
+template WHYCACHE_API long long parse_value(std::string_view, std::string_view);
+template WHYCACHE_API unsigned long long parse_value(std::string_view, std::string_view);
+template WHYCACHE_API float parse_value(std::string_view, std::string_view);
+template WHYCACHE_API double parse_value(std::string_view, std::string_view);
+template WHYCACHE_API long double parse_value(std::string_view, std::string_view);
+
+}  // namespace whycache::detail
