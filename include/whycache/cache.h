@@ -44,6 +44,11 @@ struct FreshValue {
   bool stale = false;
 };
 
+struct VersionedValue {
+  std::string value;
+  UpdateId version = 0;  // as View::version() says
+};
+
 // A cache on one log and one state of this machine.
 //
 // Threads: any number of threads can use one object. Processes: any number of processes, and
@@ -97,6 +102,9 @@ class WHYCACHE_API Cache {
     if (!get(key, value)) return std::nullopt;
     return detail::parse_value<T>(key, value);
   }
+  // Returns a copy of the value and its version, for set_if_version(); nullopt if the key is
+  // absent. Opens a view.
+  std::optional<VersionedValue> get_versioned(std::string_view key) const;
   // Returns the number of keys.
   std::size_t size() const;
   // Returns the number of keys in a range, as View::count(). Opens a view.
@@ -218,6 +226,17 @@ class WHYCACHE_API Cache {
                                  std::string_view value, const WriteOptions& options = {});
   std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected,
                                    const WriteOptions& options = {});
+  // Writes if the current version of the key's value is `expected` (0: the key is absent). Returns
+  // the id of the update, which is the new version, or nullopt if the version differed at some
+  // point in the log during the call. A version matches only if the key has had the same value
+  // since it was read, and no update has set it. It may fail to match without that: after a
+  // rewrite of history, machines that build their states again give all keys newer versions. Read
+  // again then. Versions end with their history: discard them when the log is restored from a
+  // backup or replaced. Throws as set().
+  std::optional<UpdateId> set_if_version(std::string_view key, UpdateId expected,
+                                         std::string_view value, const WriteOptions& options = {});
+  std::optional<UpdateId> erase_if_version(std::string_view key, UpdateId expected,
+                                           const WriteOptions& options = {});
   // Adds `delta` to an integer stored as decimal digits; an absent key counts as 0. Returns the
   // sum. Throws Error(invalid) if the value is not an integer, Error(limit) if the sum exceeds 64
   // bits; otherwise as set().
@@ -274,6 +293,9 @@ class WHYCACHE_API Cache {
   void delete_shared_state();
 
  private:
+  std::optional<UpdateId> write_if_version(const Change& change, UpdateId expected,
+                                           const WriteOptions& options);
+
   friend class CacheInternal;  // src/client/cache_internal.h
   class Impl;
   // Throws Error(invalid) if the object was moved from.

@@ -169,6 +169,12 @@ class WHYCACHE_API View {
     if (value.data() == nullptr) return std::nullopt;
     return detail::parse_value<T>(key, value);
   }
+  // Returns the version of the key's value, or nullopt if the key is absent. The version is the id
+  // of the update that wrote the value. After history was rewritten, a machine that builds its
+  // state again no longer knows ids up to the base; there the version is the base. Either way the
+  // key had this value as of that id, and no update has changed it since. Costs more than get().
+  std::optional<UpdateId> version(std::string_view key) const;
+
   // Returns the first, the last item of a range, or nullopt if the range has none.
   std::optional<Item> first(const KeyRange& range = {}) const&;
   detail::KeepTheViewInAVariable first(const KeyRange& range = {}) const&& = delete;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cstddef>
 #include <utility>
 
@@ -341,6 +340,15 @@ FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
   return fresh;
 }
 
+std::optional<VersionedValue> Cache::get_versioned(std::string_view key) const {
+  return impl_->read([&](const State& state) -> std::optional<VersionedValue> {
+    const View view(state.pin());
+    const std::optional<UpdateId> version = view.version(key);
+    if (!version) return std::nullopt;
+    return VersionedValue{std::string(*view.get(key)), *version};
+  });
+}
+
 std::size_t Cache::count(const KeyRange& range) const {
   return impl_->read([&](const State& state) { return View(state.pin()).count(range); });
 }
@@ -467,27 +475,34 @@ std::int64_t Cache::add(std::string_view key, std::int64_t delta, const WriteOpt
   read_modify_write(
       context.session, context.appender, key,
       [&](std::optional<std::string_view> now) {
-        std::int64_t number = 0;
-        if (now) {
-          const auto [end, failure] =
-              std::from_chars(now->data(), now->data() + now->size(), number);
-          if (failure != std::errc() || end != now->data() + now->size()) {
-            throw Error(ErrorKind::invalid,
-                        "value is not an integer of 64 bits in decimal digits, nothing was "
-                        "written: value_bytes=" +
-                            std::to_string(now->size()));
-          }
-        }
-        if (__builtin_add_overflow(number, delta, &sum)) {
-          throw Error(ErrorKind::limit, "sum has more than 64 bits, nothing was written: number=" +
-                                            std::to_string(number) +
-                                            " delta=" + std::to_string(delta));
-        }
+        sum = sum_of(now, delta);
         digits = std::to_string(sum);
         return std::optional(Change::set(key, digits));
       },
       options);
   return sum;
+}
+
+std::optional<UpdateId> Cache::set_if_version(std::string_view key, UpdateId expected,
+                                              std::string_view value, const WriteOptions& options) {
+  return write_if_version(Change::set(key, value), expected, options);
+}
+
+std::optional<UpdateId> Cache::erase_if_version(std::string_view key, UpdateId expected,
+                                                const WriteOptions& options) {
+  return write_if_version(Change::erase(key), expected, options);
+}
+
+std::optional<UpdateId> Cache::write_if_version(const Change& change, UpdateId expected,
+                                                const WriteOptions& options) {
+  ProcessContext& context = impl_->context();
+  return write_decided(
+      context.session, context.appender,
+      [&](const View& view) {
+        const bool matches = view.version(change.key).value_or(0) == expected;
+        return matches ? std::vector<Change>{change} : std::vector<Change>{};
+      },
+      options);
 }
 
 // --- The log ---

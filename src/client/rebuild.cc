@@ -49,7 +49,7 @@ class BaseLoader {
         throw damaged_base(base_, "keys out of order: part=" + std::to_string(part_count_));
       }
       last_key_ = part_.items.back().key;
-      builder_.load(part_.items);
+      builder_.load(part_.items, base_);
     }
     info_ = part_.last;
     ++part_count_;

@@ -1,6 +1,8 @@
 #include "client/transact.h"
 
 #include <algorithm>
+#include <charconv>
+#include <system_error>
 #include <utility>
 
 #include "client/follow.h"
@@ -17,7 +19,6 @@ void Transaction::set(std::string_view key, std::string_view value) {
   record_->write(Change::set(key, value));
 }
 void Transaction::erase(std::string_view key) { record_->write(Change::erase(key)); }
-
 std::optional<std::string_view> Transaction::Record::get(std::string_view key) {
   if (const auto own = written_.find(key); own != written_.end()) {
     if (!own->second) return std::nullopt;
@@ -94,19 +95,43 @@ std::vector<Change> Transaction::Record::changes() const {
 
 namespace {
 
+[[noreturn]] void throw_too_large(const Session& session, std::size_t change_count) {
+  throw Error(ErrorKind::limit,
+              "transaction too large for one update: changes=" + std::to_string(change_count) +
+                  " update_bytes_max=" + std::to_string(session.options.update_bytes_max) +
+                  " (raise update_bytes_max)");
+}
+
 Draft draft_of(Session& session, const std::vector<Change>& changes, const std::string& note) {
   Draft draft(session.authorship(note));
   for (const Change& change : changes) {
-    if (draft.add(change, session.options.update_bytes_max)) continue;
-    throw Error(ErrorKind::limit,
-                "transaction too large for one update: changes=" + std::to_string(changes.size()) +
-                    " update_bytes_max=" + std::to_string(session.options.update_bytes_max) +
-                    " (raise update_bytes_max)");
+    if (!draft.add(change, session.options.update_bytes_max))
+      throw_too_large(session, changes.size());
   }
   return draft;
 }
 
 }  // namespace
+
+std::int64_t sum_of(std::optional<std::string_view> number, std::int64_t delta) {
+  std::int64_t parsed = 0;
+  if (number) {
+    const char* const end = number->data() + number->size();
+    const auto [parsed_end, failure] = std::from_chars(number->data(), end, parsed);
+    if (failure != std::errc() || parsed_end != end) {
+      throw Error(ErrorKind::invalid,
+                  "value is not an integer of 64 bits in decimal digits, nothing was "
+                  "written: value_bytes=" +
+                      std::to_string(number->size()));
+    }
+  }
+  std::int64_t sum = 0;
+  if (__builtin_add_overflow(parsed, delta, &sum)) {
+    throw Error(ErrorKind::limit, "sum has more than 64 bits, nothing was written: number=" +
+                                      std::to_string(parsed) + " delta=" + std::to_string(delta));
+  }
+  return sum;
+}
 
 UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
@@ -143,9 +168,8 @@ UpdateId transact(Session& session, Appender& appender,
   }
 }
 
-std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
-                                          std::string_view key, const Decide& decide,
-                                          const WriteOptions& options) {
+std::optional<UpdateId> write_decided(Session& session, Appender& appender,
+                                      const DecideOnView& decide, const WriteOptions& options) {
   Backoff backoff = session.backoff_for(options);
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
@@ -155,9 +179,8 @@ std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
     const std::optional<LogPosition> position = appender.append_prepared(
         [&](const std::shared_ptr<const detail::Pin>& now) -> std::optional<Draft> {
           const View view(now);
-          const std::optional<Change> change = decide(view.get(key));
-          if (!change) return std::nullopt;
-          const std::vector<Change> changes{*change};
+          const std::vector<Change> changes = decide(view);
+          if (changes.empty()) return std::nullopt;
           check_guards(session.options.guards, changes, view);
           return draft_of(session, changes, options.note);
         },
@@ -167,6 +190,18 @@ std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
     if (is_of_this_call) return std::nullopt;
     follow(session, backoff);
   }
+}
+
+std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
+                                          std::string_view key, const Decide& decide,
+                                          const WriteOptions& options) {
+  return write_decided(
+      session, appender,
+      [&](const View& view) {
+        const std::optional<Change> change = decide(view.get(key));
+        return change ? std::vector<Change>{*change} : std::vector<Change>{};
+      },
+      options);
 }
 
 }  // namespace whycache

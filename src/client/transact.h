@@ -60,6 +60,18 @@ UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options);
 
+// Returns the sum of an integer in decimal digits (nullopt: 0) and `delta`. Throws Error(invalid)
+// or Error(limit), as Cache::add() says.
+std::int64_t sum_of(std::optional<std::string_view> number, std::int64_t delta);
+
+// Reads the state and writes in one atomic step. `decide(view)` returns the changes to make, given
+// the newest state; they may point into the view. If another writer was first, it is called again.
+// Returns the id of the update. Returns nullopt if `decide` returned no changes, given the state as
+// of some point in the log during the call.
+using DecideOnView = std::function<std::vector<Change>(const View& view)>;
+std::optional<UpdateId> write_decided(Session& session, Appender& appender,
+                                      const DecideOnView& decide, const WriteOptions& options);
+
 // Reads one key and writes it in one atomic step. `decide(value)` returns the change to make, given
 // the current value (nullopt: the key is absent), or nullopt to write nothing. If another writer
 // was first, it is called again. Returns the id of the update. Returns nullopt if `decide` wrote

@@ -123,6 +123,8 @@ std::string_view View::find(std::string_view key) const { return pin_->find(key)
 
 bool View::contains(std::string_view key) const { return find(key).data() != nullptr; }
 
+std::optional<UpdateId> View::version(std::string_view key) const { return pin_->version_of(key); }
+
 namespace {
 
 std::optional<Item> first_of(const Items& items) {

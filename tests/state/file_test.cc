@@ -813,7 +813,7 @@ TEST_F(FileTest, replaced_file_is_unmapped_after_its_last_view) {
   {
     const auto builder = state->begin_build(testing::test_uuid, "test:");
     const Item items[] = {{"a", "2"}, {"b", "2"}};
-    builder->load(items);
+    builder->load(items, 7);
     builder->finish_load(7, 77);
     state->install(*builder);
   }
@@ -847,7 +847,7 @@ TEST_F(FileTest, reader_finds_current_file_after_its_installer_died) {
       testing::ChildProcess installer([&]() -> std::string {
         const auto builder = state->begin_build(testing::test_uuid, "test:");
         const Item items[] = {{"a", "2"}};
-        builder->load(items);
+        builder->load(items, 2);
         builder->finish_load(2, 2);
         state->install(*builder);
         return "";

@@ -230,7 +230,7 @@ TEST_P(FilterTest, probing_thread_finds_key_of_an_installed_file) {
     EXPECT_FALSE(state_.get(added));
     const std::unique_ptr<StateBuilder> builder = other->begin_build(testing::test_uuid, "test:");
     const std::vector<Item> items{{added, "value"}};
-    builder->load(items);
+    builder->load(items, static_cast<UpdateId>(round));
     builder->finish_load(static_cast<UpdateId>(round), 1);
     other->install(*builder);
     EXPECT_TRUE(probes_filter_first());

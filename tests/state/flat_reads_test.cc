@@ -66,7 +66,7 @@ void rebuild(TestState& state, unsigned) {
   for (const testing::TestChange& change : changes) items.push_back({change.key, *change.value});
   const HeldLock following = state->lock(StateLock::follow, TestState::deadline());
   const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
-  builder->load(items);
+  builder->load(items, 1);
   builder->finish_load(1, 1);
   state->install(*builder);
 }

@@ -143,7 +143,7 @@ TEST(Readers, threads_follow_repeated_file_replacement) {
       const View all = state.view();
       std::vector<Item> items;
       for (const auto& item : all) items.push_back(item);
-      builder->load(items);
+      builder->load(items, all.id());
       builder->finish_load(all.id(), state->info().chain);
       EXPECT_EQ(builder->info().digest, all.digest());
     }
@@ -193,7 +193,7 @@ TEST(Readers, gets_see_completed_writes_across_file_replacement) {
           write_state->begin_build(testing::test_uuid, "test:");
       const std::string value = std::to_string(written);
       const std::vector<Item> items{{"counter", value}};
-      builder->load(items);
+      builder->load(items, id + 1);
       builder->finish_load(id + 1, 1);
       write_state->install(*builder);
     }

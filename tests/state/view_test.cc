@@ -295,5 +295,55 @@ static_assert(HasGetAs<bool> && HasGetAs<signed char> && HasGetAs<long long> && 
 static_assert(!HasGetAs<char> && !HasGetAs<char8_t> && !HasGetAs<std::string> &&
               !HasGetAs<const int> && !HasGetAs<int*>);
 
+// --- Versions ---
+
+TEST_F(ViewTest, version_is_the_update_that_wrote_the_value) {
+  const std::string long_key(key_bytes_max, 'k');
+  const std::string long_value(100'000, 'v');
+  state_.apply({{"a", "1"}, {"b", "1"}, {long_key, "1"}, {"empty", ""}});
+  state_.apply({{"b", "2"}, {"long value", long_value}});
+  const View before = state_.view();
+  state_.apply({{"a", "3"}, {long_key, "3"}, {"empty", std::nullopt}, {"long value", long_value}});
+  state_.apply({{"b", "2"}});  // the same value again
+  const View after = state_.view();
+
+  EXPECT_EQ(before.version("a"), 1U);
+  EXPECT_EQ(before.version("b"), 2U);
+  EXPECT_EQ(before.version(long_key), 1U);
+  EXPECT_EQ(before.version("empty"), 1U);
+  EXPECT_EQ(before.version("long value"), 2U);
+  EXPECT_EQ(before.version("absent"), std::nullopt);
+  EXPECT_EQ(after.version("a"), 3U);
+  EXPECT_EQ(after.version("b"), 4U);
+  EXPECT_EQ(after.version(long_key), 3U);
+  EXPECT_EQ(after.version("empty"), std::nullopt);
+  EXPECT_EQ(after.version("long value"), 3U);
+}
+
+TEST_F(ViewTest, version_of_a_value_survives_segment_cleaning) {
+  state_.apply({{"kept", "1"}});
+  for (int i = 0; i < 200; ++i) {  // garbage around the entry, so that it is copied
+    std::vector<TestChange> changes;
+    for (int key = 0; key < 20; ++key)
+      changes.push_back({"filling" + std::to_string(key), std::string(2000, 'f')});
+    state_.apply(changes);
+  }
+  EXPECT_EQ(state_.view().version("kept"), 1U);
+}
+
+TEST_F(ViewTest, items_of_a_base_have_its_id_as_version) {
+  const auto builder = state_->begin_build(testing::test_uuid, "test:");
+  const Item items[] = {{"a", "1"}, {"b", "2"}};
+  builder->load(items, 70);
+  builder->finish_load(70, 77);
+  state_->install(*builder);
+  state_.apply({{"b", "3"}});
+  const View view = state_.view();
+
+  EXPECT_EQ(view.version("a"), 70U);
+  EXPECT_EQ(view.version("b"), 71U);
+  EXPECT_EQ(state_.check(), std::vector<std::string>{});
+}
+
 }  // namespace
 }  // namespace whycache

@@ -1,5 +1,6 @@
 #include "state/read/pin.h"
 
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -110,6 +111,17 @@ Pin::FindFunction* Pin::select_find() {
   if (has_avx2()) return find_avx2;
 #endif
   return find_portable<true>;
+}
+
+std::optional<UpdateId> Pin::version_of(std::string_view key) const {
+  const char* key_in_entry = nullptr;
+  const std::string_view value = slow_find(key, &key_in_entry);
+  if (value.data() == nullptr) return std::nullopt;
+  const std::size_t header_bytes =
+      sizeof(EntryWord) + (is_wide_entry(key.size(), value.size()) ? sizeof(WideWord) : 0);
+  std::uint64_t word;
+  std::memcpy(&word, key_in_entry - header_bytes, sizeof word);
+  return EntryWord(word).id();
 }
 
 std::string_view Pin::slow_find(std::string_view key, const char** key_in_entry) const {

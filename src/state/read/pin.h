@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -31,10 +32,11 @@ class Pin {
   UpdateId id() const { return block_.id; }
   const PublishedBlock& block() const { return block_; }
 
-  // find() and get_many() throw Error(corrupt) if the file is damaged, Error(invalid) in a forked
-  // child.
-  // find() returns the value, or a view without data if the key is absent.
+  // find(), version_of() and get_many() throw Error(corrupt) if the file is damaged, Error(invalid)
+  // in a forked child. find() returns the value, or a view without data if the key is absent.
   std::string_view find(std::string_view key) const { return find_(*this, key); }
+  // Returns the update id that the entry of the key's value has, or nullopt if the key is absent.
+  std::optional<UpdateId> version_of(std::string_view key) const;
   // Calls `on_found(i, item)` for each key that is present, in order. Overlaps the cache misses of
   // several look-ups.
   template <typename OnFound>

@@ -165,6 +165,7 @@ void Applier::mark_last_change_per_key(std::span<const Change> changes) {
 }
 
 void Applier::load(std::span<const Item> items, UpdateId id) {
+  check_id(id);
   allocator_.begin_update(id);
   pending_block_.id = id;
   for (const Item& item : items) set(item.key, item.value, mapping_.hash_of(item.key));

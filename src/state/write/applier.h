@@ -32,7 +32,7 @@ class Applier {
 
   // Both calls are for a file that no other process can open yet. First, load() adds items in
   // ascending key order, as entries of update `id`. Then finish_load() publishes them as the state
-  // at its own `id`, which may be a later one.
+  // at the same `id`.
   void load(std::span<const Item> items, UpdateId id);
   void finish_load(UpdateId id, std::uint64_t chain);
 

@@ -72,10 +72,9 @@ StateBuilder::StateBuilder(const StateOptions& options, OwnedTemporaryFile file,
   applier_.create(chain_start(log_uuid));
 }
 
-// The entries may have any id up to that of the base, because no reader sees an earlier state.
-void StateBuilder::load(std::span<const Item> items) {
+void StateBuilder::load(std::span<const Item> items, UpdateId base) {
   check_not_forked();
-  applier_.load(items, 1);
+  applier_.load(items, base);
 }
 
 void StateBuilder::finish_load(UpdateId id, std::uint64_t chain) {

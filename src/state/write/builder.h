@@ -27,8 +27,9 @@ class StateBuilder {
   StateBuilder(const StateBuilder&) = delete;
   StateBuilder& operator=(const StateBuilder&) = delete;
 
-  // Adds items of a base, in ascending key order. Must not be called after apply().
-  void load(std::span<const Item> items);
+  // Adds items of a base, in ascending key order. `base` is the id that finish_load() gets: it
+  // becomes the version of the items. Must not be called after apply(). Throws Error(limit).
+  void load(std::span<const Item> items, UpdateId base);
   // Ends loading: the items are the state as of update `id`.
   void finish_load(UpdateId id, std::uint64_t chain);
   // Applies update applied_id + 1, as StateWriter::apply().
