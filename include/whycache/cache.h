@@ -140,6 +140,14 @@ class WHYCACHE_API Cache {
   detail::CollectTheStringsInAContainerFirst set_multi(R&& items,
                                                        const WriteOptions& options = {}) = delete;
   UpdateId erase(std::string_view key, const WriteOptions& options = {});
+  // Erases all keys of a range, or all that start with a prefix, by one update: none of them is
+  // present as of it, whatever other machines wrote before. Returns the id of the update, or an id
+  // as of which the range was empty. Throws Error(limit) if the update exceeds update_bytes_max
+  // (delete_all_history() erases any number of keys).
+  UpdateId erase(const KeyRange& range, const WriteOptions& options = {});
+  UpdateId erase_prefix(std::string_view prefix, const WriteOptions& options = {}) {
+    return erase(KeyRange::prefix(prefix), options);
+  }
   UpdateId erase_multi(std::span<const std::string_view> keys, const WriteOptions& options = {});
   UpdateId erase_multi(std::initializer_list<std::string_view> keys,
                        const WriteOptions& options = {}) {

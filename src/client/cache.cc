@@ -405,6 +405,11 @@ UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
   return impl().context().write_queue.write(std::span(&change, 1), options);
 }
 
+UpdateId Cache::erase(const KeyRange& range, const WriteOptions& options) {
+  ProcessContext& context = impl_->context();
+  return erase_range(context.session, context.appender, range, options);
+}
+
 UpdateId Cache::erase_multi(std::span<const std::string_view> keys, const WriteOptions& options) {
   return write(changes_to_erase(keys), options);
 }

@@ -192,6 +192,25 @@ std::optional<UpdateId> write_decided(Session& session, Appender& appender,
   }
 }
 
+UpdateId erase_range(Session& session, Appender& appender, const KeyRange& range,
+                     const WriteOptions& options) {
+  UpdateId seen = 0;
+  const std::optional<UpdateId> erased = write_decided(
+      session, appender,
+      [&](const View& view) {
+        seen = view.id();
+        const std::size_t count = view.count(range);
+        // Each takes two bytes at least. Not worth reading if they cannot fit.
+        if (count > session.options.update_bytes_max / 2) throw_too_large(session, count);
+        std::vector<Change> changes;
+        changes.reserve(count);
+        for (const std::string_view key : view.keys(range)) changes.push_back(Change::erase(key));
+        return changes;
+      },
+      options);
+  return erased.value_or(seen);
+}
+
 std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
                                           std::string_view key, const Decide& decide,
                                           const WriteOptions& options) {

@@ -72,6 +72,10 @@ using DecideOnView = std::function<std::vector<Change>(const View& view)>;
 std::optional<UpdateId> write_decided(Session& session, Appender& appender,
                                       const DecideOnView& decide, const WriteOptions& options);
 
+// Erases all keys of a range, as Cache::erase() says.
+UpdateId erase_range(Session& session, Appender& appender, const KeyRange& range,
+                     const WriteOptions& options);
+
 // Reads one key and writes it in one atomic step. `decide(value)` returns the change to make, given
 // the current value (nullopt: the key is absent), or nullopt to write nothing. If another writer
 // was first, it is called again. Returns the id of the update. Returns nullopt if `decide` wrote
