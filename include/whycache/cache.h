@@ -21,6 +21,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <whycache/batch.h>
@@ -226,6 +228,23 @@ class WHYCACHE_API Cache {
   // as set().
   UpdateId transact(const std::function<void(Transaction&)>& function,
                     const TransactOptions& options = {});
+  // The same for a function that returns a value: returns it with the id. The value must not refer
+  // to bytes of the transaction, as std::string_view or Item do; return std::string instead.
+  //
+  //   auto [id, seats] = cache.transact([](Transaction& t) { return t.add("seats", -1); });
+  template <detail::ReturnsResult Function>
+  auto transact(Function&& function, const TransactOptions& options = {}) {
+    using Value = std::remove_cv_t<detail::ResultInTransaction<Function>>;
+    std::optional<Value> value;
+    const std::function<void(Transaction&)> run = [&](Transaction& transaction) {
+      value.emplace(std::invoke(function, transaction));
+    };
+    const UpdateId id = transact(run, options);
+    return TransactResult<Value>{id, std::move(*value)};
+  }
+  template <detail::ReturnsBytesOfTransaction Function>
+  detail::ReturnAStdStringInstead transact(Function&& function,
+                                           const TransactOptions& options = {}) = delete;
 
   // Writes if the current value of the key equals `expected` (nullopt: the key is absent). Returns
   // the id of the update, or nullopt if the value differed at some point in the log during the

@@ -19,6 +19,22 @@ void Transaction::set(std::string_view key, std::string_view value) {
   record_->write(Change::set(key, value));
 }
 void Transaction::erase(std::string_view key) { record_->write(Change::erase(key)); }
+void Transaction::erase(const KeyRange& range) { record_->erase(range); }
+
+std::vector<std::optional<std::string_view>> Transaction::get_multi(
+    std::span<const std::string_view> keys) {
+  std::vector<std::optional<std::string_view>> values;
+  values.reserve(keys.size());
+  for (const std::string_view key : keys) values.push_back(record_->get(key));
+  return values;
+}
+
+std::int64_t Transaction::add(std::string_view key, std::int64_t delta) {
+  const std::int64_t sum = sum_of(record_->get(key), delta);
+  record_->write(Change::set(key, std::to_string(sum)));
+  return sum;
+}
+
 std::optional<std::string_view> Transaction::Record::get(std::string_view key) {
   if (const auto own = written_.find(key); own != written_.end()) {
     if (!own->second) return std::nullopt;
@@ -65,6 +81,12 @@ void Transaction::Record::write(const Change& change) {
     written =
         std::string(change.value);  // copied first: it may point into the old value of this key
   }
+}
+
+void Transaction::Record::erase(const KeyRange& range) {
+  // The items point into the entries, or into written values that are erased only by their own
+  // change.
+  for (const Item& item : items(range)) write(Change::erase(item.key));
 }
 
 bool Transaction::Record::reads_are_valid_at(const View& now) const {

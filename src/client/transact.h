@@ -42,6 +42,7 @@ class Transaction::Record {
   std::optional<std::string_view> get(std::string_view key);
   std::vector<Item> items(const KeyRange& range);
   void write(const Change& change);
+  void erase(const KeyRange& range);
 
   // Whether every key and range that was read has the same contents at `now`.
   bool reads_are_valid_at(const View& now) const;

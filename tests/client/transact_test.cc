@@ -146,6 +146,102 @@ TEST(Transact, transaction_does_not_rerun_for_unread_changes) {
             1);
 }
 
+TEST(Transact, transaction_adds_reads_many_and_erases_ranges) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.set_multi({{"n", "40"}, {"p/1", "1"}, {"p/2", "2"}, {"q", "3"}});
+
+  cache.transact([](Transaction& transaction) {
+    EXPECT_EQ(transaction.add("n", 2), 42);
+    EXPECT_EQ(transaction.add("n", 1), 43) << "its own write";
+    EXPECT_EQ(transaction.add("new", -5), -5);
+    EXPECT_THAT(transaction.get_multi({"n", "absent", "q"}),
+                ::testing::ElementsAre("43", std::nullopt, "3"));
+    EXPECT_THAT(transaction.get_multi(std::vector<std::string>{"q"}), ::testing::ElementsAre("3"));
+    transaction.set("p/3", "own");
+    transaction.erase(KeyRange::prefix("p/"));
+    EXPECT_TRUE(transaction.items(KeyRange::prefix("p/")).empty());
+    transaction.set("p/4", "after");
+  });
+
+  EXPECT_EQ(contents(cache), (Contents{{"n", "43"}, {"new", "-5"}, {"p/4", "after"}, {"q", "3"}}));
+  expect_error(
+      ErrorKind::invalid,
+      [&] { cache.transact([](Transaction& transaction) { transaction.add("p/4", 1); }); },
+      "integer");
+}
+
+TEST(Transact, transaction_reruns_if_an_added_read_or_erased_key_was_changed) {
+  const auto add = [](Transaction& transaction) { transaction.add("b", 1); };
+  const auto read = [](Transaction& transaction) { transaction.get_multi({"a", "absent"}); };
+  const auto erase = [](Transaction& transaction) {
+    transaction.erase(KeyRange::between("b", "c"));
+  };
+  EXPECT_EQ(runs_when(add, [](Cache& cache) { cache.set("b", "9"); }), 2);
+  EXPECT_EQ(runs_when(read, [](Cache& cache) { cache.set("a", "9"); }), 2);
+  EXPECT_EQ(runs_when(read, [](Cache& cache) { cache.set("absent", ""); }), 2);
+  EXPECT_EQ(runs_when(read, [](Cache& cache) { cache.set("b", "9"); }), 1);
+  EXPECT_EQ(runs_when(erase, [](Cache& cache) { cache.set("bb", "new"); }), 2);
+  EXPECT_EQ(runs_when(erase, [](Cache& cache) { cache.set("c", "outside"); }), 1);
+}
+
+TEST(Transact, key_added_to_an_erased_range_is_erased_too) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  tokyo.set("p/1", "1");
+  Cache berlin = fleet.open("berlin");
+  int runs = 0;
+  berlin.transact([&](Transaction& transaction) {
+    transaction.erase(KeyRange::prefix("p/"));
+    if (++runs == 1) tokyo.set("p/2", "2");
+  });
+  EXPECT_EQ(runs, 2);
+  EXPECT_EQ(berlin.size(), 0U);
+}
+
+// --- Results ---
+
+TEST(Transact, result_of_the_committed_run_is_returned) {
+  Fleet fleet;
+  Cache tokyo = fleet.open("tokyo");
+  tokyo.set("n", "1");
+  Cache berlin = fleet.open("berlin");
+  int runs = 0;
+  const auto [id, sum] = berlin.transact([&](Transaction& transaction) {
+    const std::int64_t added = transaction.add("n", 1);
+    if (++runs == 1) tokyo.set("n", "10");
+    return added;
+  });
+  EXPECT_EQ(id, 3U);
+  EXPECT_EQ(sum, 11);
+  EXPECT_EQ(berlin.get("n"), "11");
+
+  const TransactResult<std::unique_ptr<std::string>> read =
+      berlin.transact([](Transaction& transaction) {
+        return std::make_unique<std::string>(transaction.get("n").value_or(""));
+      });
+  EXPECT_EQ(read.id, 3U);
+  EXPECT_EQ(*read.value, "11");
+  EXPECT_EQ(berlin.transact([](Transaction&) { return true; }, {.attempts_max = 1}).value, true);
+  EXPECT_THROW(berlin.transact([](Transaction&) -> int { throw std::logic_error("no"); }),
+               std::logic_error);
+}
+
+template <typename T>
+concept ReturnedByTransact = requires(Cache cache, T (*function)(Transaction&)) {
+  cache.transact(function);
+};
+static_assert(ReturnedByTransact<void> && ReturnedByTransact<int>);
+static_assert(ReturnedByTransact<std::string> && ReturnedByTransact<std::optional<std::string>>);
+static_assert(ReturnedByTransact<std::vector<std::pair<std::string, int>>>);
+// These would refer to bytes that are valid only while the function runs.
+static_assert(!ReturnedByTransact<std::string_view> && !ReturnedByTransact<const std::string&>);
+static_assert(!ReturnedByTransact<std::optional<std::string_view>> && !ReturnedByTransact<Item>);
+static_assert(!ReturnedByTransact<std::vector<Item>>);
+static_assert(!ReturnedByTransact<std::vector<std::optional<std::string_view>>>);
+static_assert(!ReturnedByTransact<std::pair<int, std::string_view>>);
+static_assert(!ReturnedByTransact<std::span<const char>>);
+
 TEST(Transact, transaction_throws_conflict_after_attempts_max) {
   Fleet fleet;
   Cache tokyo = fleet.open("tokyo");
