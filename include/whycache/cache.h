@@ -28,6 +28,7 @@
 #include <whycache/batch.h>
 #include <whycache/error.h>
 #include <whycache/inspection.h>
+#include <whycache/lease.h>
 #include <whycache/log.h>
 #include <whycache/options.h>
 #include <whycache/parse.h>
@@ -268,6 +269,20 @@ class WHYCACHE_API Cache {
   // sum. Throws Error(invalid) if the value is not an integer, Error(limit) if the sum exceeds 64
   // bits; otherwise as set().
   std::int64_t add(std::string_view key, std::int64_t delta, const WriteOptions& options = {});
+
+  // Acquires the lease of a key for the time `ttl`: no other call returns it again before it is
+  // released or has expired. Returns nullopt if another holder has it, or another call of this one.
+  // lease.h says what clocks this relies on, and what the token is for. Asks the log. Throws
+  // Error(invalid) if the key has a value that is not a lease, or ttl is not between 1 ms and a
+  // year. After Error(uncertain) the lease may be taken until it expires. Otherwise throws as
+  // set().
+  std::optional<Lease> acquire(std::string_view key, std::chrono::milliseconds ttl,
+                               const LeaseOptions& options = {});
+  // Begins the ttl of the lease again. Returns false, and changes nothing, if the lease was
+  // released or another holder has taken it after it had expired. Throws as set().
+  bool renew(Lease& lease, const LeaseOptions& options = {});
+  // Erases the key if it still has this lease. Returns false if it does not. Throws as set().
+  bool release(const Lease& lease, const LeaseOptions& options = {});
 
   // Applies the updates that the log has beyond the applied id. Returns the applied id. Concurrent
   // calls on this machine share one read of the log. A call within its staleness bound costs

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <whycache/batch.h>
+#include <whycache/lease.h>
 #include <whycache/types.h>
 #include <whycache/view.h>
 
@@ -56,6 +57,10 @@ class WHYCACHE_API Transaction {
   void erase(const KeyRange& range);
   // Adds `delta` to an integer stored as decimal digits, as Cache::add(). Returns the sum.
   std::int64_t add(std::string_view key, std::int64_t delta);
+
+  // Returns whether the lease is held, expired or not. The transaction then commits only if no
+  // other holder has taken it. Reads the lease's key.
+  bool holds(const Lease& lease);
 
   class Record;  // src/client/transact.h
   explicit Transaction(Record& record) : record_(&record) {}

@@ -1,4 +1,4 @@
-// Clocks. The wall clock is for people: no decision depends on it.
+// Clocks. The wall clock is for people, and for leases: no other decision depends on it.
 #pragma once
 
 #include <algorithm>

@@ -12,6 +12,7 @@
 #include "client/bulk_load.h"
 #include "client/cache_internal.h"
 #include "client/follow.h"
+#include "client/lease.h"
 #include "client/rebuild.h"
 #include "client/rewrite.h"
 #include "client/session.h"
@@ -508,6 +509,22 @@ std::optional<UpdateId> Cache::write_if_version(const Change& change, UpdateId e
         return matches ? std::vector<Change>{change} : std::vector<Change>{};
       },
       options);
+}
+
+std::optional<Lease> Cache::acquire(std::string_view key, std::chrono::milliseconds ttl,
+                                    const LeaseOptions& options) {
+  ProcessContext& context = impl_->context();
+  return acquire_lease(context.session, context.appender, key, ttl, options);
+}
+
+bool Cache::renew(Lease& lease, const LeaseOptions& options) {
+  ProcessContext& context = impl_->context();
+  return renew_lease(context.session, context.appender, lease, options);
+}
+
+bool Cache::release(const Lease& lease, const LeaseOptions& options) {
+  ProcessContext& context = impl_->context();
+  return release_lease(context.session, context.appender, lease, options);
 }
 
 // --- The log ---

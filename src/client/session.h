@@ -68,6 +68,7 @@ class Session {
 
   // Returns the authorship of the next update: the time, the writer, and its next sequence number.
   Authorship authorship(std::string note);
+  const std::string& writer_name() const { return writer_name_; }
 
   // Calls Options::on_event, never twice at once. Drops what the callback throws.
   void report(Event::Kind kind, const std::string& message) noexcept;

@@ -7,6 +7,7 @@
 
 #include "client/follow.h"
 #include "client/guards.h"
+#include "client/lease_record.h"
 #include "state/read/pin.h"
 #include "update/update.h"
 
@@ -33,6 +34,12 @@ std::int64_t Transaction::add(std::string_view key, std::int64_t delta) {
   const std::int64_t sum = sum_of(record_->get(key), delta);
   record_->write(Change::set(key, std::to_string(sum)));
   return sum;
+}
+
+bool Transaction::holds(const Lease& lease) {
+  const std::optional<std::string_view> value = record_->get(lease.key);
+  const std::optional<LeaseRecord> record = value ? decode_lease(*value) : std::nullopt;
+  return record && record->is_of(lease);
 }
 
 std::optional<std::string_view> Transaction::Record::get(std::string_view key) {
