@@ -24,11 +24,11 @@ namespace whycache {
 // How many threads of background calls there are.
 class BackgroundThreads {
  public:
-  struct Entry {
-    Entry() { count.fetch_add(1, std::memory_order_relaxed); }
-    Entry(const Entry&) = delete;
-    Entry& operator=(const Entry&) = delete;
-    ~Entry() { count.fetch_sub(1, std::memory_order_release); }
+  struct RunningCall {
+    RunningCall() { count.fetch_add(1, std::memory_order_relaxed); }
+    RunningCall(const RunningCall&) = delete;
+    RunningCall& operator=(const RunningCall&) = delete;
+    ~RunningCall() { count.fetch_sub(1, std::memory_order_release); }
   };
   // Waits until there are none, or until `timeout`. For a handler of atexit() that runs before a
   // library's own.
@@ -54,7 +54,7 @@ class BackgroundCall {
   explicit BackgroundCall(std::function<Result()> function)
       : outcome_(std::make_shared<CallOutcome>()) {
     const auto run = [outcome = outcome_, function = std::move(function)] {
-      const BackgroundThreads::Entry running;
+      const BackgroundThreads::RunningCall running;
       std::optional<Result> result;
       std::exception_ptr failure;
       try {

@@ -342,7 +342,7 @@ FreshValue Cache::get_fresh(std::string_view key, const FreshOptions& options) {
 }
 
 std::optional<VersionedValue> Cache::get_versioned(std::string_view key) const {
-  return impl_->read([&](const State& state) -> std::optional<VersionedValue> {
+  return impl().read([&](const State& state) -> std::optional<VersionedValue> {
     const View view(state.pin());
     const std::optional<UpdateId> version = view.version(key);
     if (!version) return std::nullopt;
@@ -351,7 +351,7 @@ std::optional<VersionedValue> Cache::get_versioned(std::string_view key) const {
 }
 
 std::size_t Cache::count(const KeyRange& range) const {
-  return impl_->read([&](const State& state) { return View(state.pin()).count(range); });
+  return impl().read([&](const State& state) { return View(state.pin()).count(range); });
 }
 
 std::size_t Cache::size() const {
@@ -407,7 +407,7 @@ UpdateId Cache::erase(std::string_view key, const WriteOptions& options) {
 }
 
 UpdateId Cache::erase(const KeyRange& range, const WriteOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return erase_range(context.session, context.appender, range, options);
 }
 
@@ -501,7 +501,7 @@ std::optional<UpdateId> Cache::erase_if_version(std::string_view key, UpdateId e
 
 std::optional<UpdateId> Cache::write_if_version(const Change& change, UpdateId expected,
                                                 const WriteOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return write_decided(
       context.session, context.appender,
       [&](const View& view) {
@@ -513,17 +513,17 @@ std::optional<UpdateId> Cache::write_if_version(const Change& change, UpdateId e
 
 std::optional<Lease> Cache::acquire(std::string_view key, std::chrono::milliseconds ttl,
                                     const LeaseOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return acquire_lease(context.session, context.appender, key, ttl, options);
 }
 
 bool Cache::renew(Lease& lease, const LeaseOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return renew_lease(context.session, context.appender, lease, options);
 }
 
 bool Cache::release(const Lease& lease, const LeaseOptions& options) {
-  ProcessContext& context = impl_->context();
+  ProcessContext& context = impl().context();
   return release_lease(context.session, context.appender, lease, options);
 }
 
