@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
+#include <filesystem>
 
 #include "base/url.h"
 #include "cli/exit_code.h"
@@ -164,6 +165,14 @@ std::string state_path(const Target& target) {
   return location.path;
 }
 
+std::string existing_state_path(const Target& target, const std::string& next_step) {
+  if (!names_a_log(target) && !names_a_file(target.options().state_path)) refuse_no_log();
+  const std::string path = std::filesystem::absolute(state_path(target));
+  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT)
+    throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
+  return path;
+}
+
 std::unique_ptr<State> open_state(const Target& target) {
   StateOptions options;
   options.path = state_path(target);
@@ -175,10 +184,7 @@ namespace {
 
 std::unique_ptr<State> open_usable_state(const Target& target, const std::string& next_step) {
   // Opening an absent state would leave a lock file.
-  const std::string path = state_path(target);
-  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) {
-    throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
-  }
+  const std::string path = existing_state_path(target, next_step);
   std::unique_ptr<State> state = open_state(target);
   if (!state->usable()) {
     throw Failure(ExitCode::corrupt,

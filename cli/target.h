@@ -52,6 +52,9 @@ std::unique_ptr<Cache> open_cache(const Target& target);
 
 // Returns the path of this machine's state, which may not exist. Does not open it.
 std::string state_path(const Target& target);
+// Returns the absolute path of this machine's state, which exists. Throws Failure if there is none,
+// with `next_step`, or if the target names neither a log nor a state file.
+std::string existing_state_path(const Target& target, const std::string& next_step);
 // Opens the state as it is, without a cache that would repair it, and without the log.
 std::unique_ptr<State> open_state(const Target& target);
 

@@ -67,6 +67,7 @@ Json as_json(const std::string& path, const StateInspection& inspection) {
                      {"fillers", inspection.index_tombstones},
                      {"load", ratio(inspection.index_used, inspection.index_words)}};
   object["tree_height"] = inspection.tree_height;
+  if (inspection.reader_slots == 0) return object;  // the lock file cannot be read
   object["reader_slots"] = inspection.reader_slots;
   Json slots = Json::array();
   for (const ReaderSlotInfo& slot : inspection.slots_taken) slots.push_back(as_json(slot));
@@ -120,6 +121,10 @@ void print(const std::string& path, const StateInspection& inspection, Output& o
   output.write_line("key index");
   row("height", std::to_string(inspection.tree_height));
 
+  if (inspection.reader_slots == 0) {
+    output.write_line("reader slots and processes: unknown, there is no lock file to read");
+    return;
+  }
   output.write_line(fmt::format("reader slots: {} of {} taken", inspection.slots_taken.size(),
                                 inspection.reader_slots));
   for (const ReaderSlotInfo& slot : inspection.slots_taken) {
@@ -137,15 +142,15 @@ void print(const std::string& path, const StateInspection& inspection, Output& o
 
 ExitCode inspect(const InspectArguments& arguments, Output& output) {
   // A named file is inspected alone, whatever log the environment names.
-  const StateSource source = arguments.file.empty()
-                                 ? StateSource(arguments.target)
-                                 : StateSource::open_file(arguments.file, arguments.target);
-  const State& state = source.state();
-  const StateInspection inspection = state.inspect();
+  Target target = arguments.target;
+  if (!arguments.file.empty()) target.state = arguments.file;
+  const std::string path =
+      existing_state_path(target, "name another file, or none to inspect the state of --log URL");
+  const StateInspection inspection = inspect_unchanged(path);
   if (arguments.json) {
-    output.write_json(as_json(state.path(), inspection));
+    output.write_json(as_json(path, inspection));
   } else {
-    print(state.path(), inspection, output);
+    print(path, inspection, output);
   }
   return ExitCode::done;
 }
@@ -167,8 +172,9 @@ point index and the height of the key index. Also lists the reader slots that ar
 process and the update that each one pins. An old pinned update keeps the space of everything that
 was overwritten since.
 
-A FILE needs no log. If it is a copy, it is first verified and adopted by this machine, as by every
-command that opens a state.)",
+Changes nothing: neither the file nor its directory, which may be read-only. A FILE needs no log. A
+copy is not verified; `whycache check --state FILE` does that. Slots and processes are in the lock
+file beside the state, and are left out if that cannot be read.)",
     R"(Examples:
   whycache inspect
   whycache inspect /var/lib/whycache/flags.state

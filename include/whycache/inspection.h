@@ -57,7 +57,7 @@ struct StateInspection {
   std::uint64_t index_used = 0;   // words that hold an entry
   std::uint64_t index_tombstones = 0;
   std::uint64_t tree_height = 0;
-  std::uint32_t reader_slots = 0;
+  std::uint32_t reader_slots = 0;  // 0: there is no lock file that can be read
   std::vector<ReaderSlotInfo> slots_taken;
   std::vector<ReaderSlotInfo> processes;  // slot = process row
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <memory>
+#include <optional>
 
 #include "base/clock.h"
 #include "state/btree/mapped_nodes.h"
@@ -83,6 +85,33 @@ StateInspection inspect_state_file(const Mapping& mapping) {
         reinterpret_cast<const BTreeNodeHeader*>(root + sizeof(NodeHeader))->level + 1U;
   }
   return inspection;
+}
+
+StateInspection inspect_unchanged(const std::string& path) {
+  constexpr int tries_max = 10;
+  for (int tries = 1;; ++tries) {
+    const StateFileResult found = open_state_file_read_only(path);
+    const std::shared_ptr<Mapping> mapping = found.mapping ? found.mapping : found.foreign;
+    if (!mapping) {
+      throw Error(ErrorKind::corrupt, "state file cannot be inspected: " + found.unusable_reason +
+                                          " (delete it, it is rebuilt from the log)");
+    }
+    const std::uint64_t applied_id = mapping->header().applied_id.load(std::memory_order_acquire);
+    try {
+      StateInspection inspection = inspect_state_file(*mapping);
+      if (const std::optional<LockFileInfo> locks = read_lock_file(path + ".lock")) {
+        inspection.reader_slots = locks->slot_count;
+        inspection.slots_taken = locks->slots_taken;
+        inspection.processes = locks->processes;
+      }
+      return inspection;
+    } catch (const Error& error) {
+      // This process pins nothing: a writer may have grown the file, or reused what was just read.
+      const bool unchanged =
+          mapping->header().applied_id.load(std::memory_order_acquire) == applied_id;
+      if (error.kind() != ErrorKind::corrupt || unchanged || tries == tries_max) throw;
+    }
+  }
 }
 
 }  // namespace whycache

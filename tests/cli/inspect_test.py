@@ -1,10 +1,14 @@
 """whycache inspect: the contents of a state file, and its readers."""
 
 import os
+import pathlib
 import shutil
+import subprocess
+import threading
 
-from support import CliTest, main
+from support import NOBODY, CliTest, main
 
+WRITER_ACTIVE_OFFSET = 592  # docs/formats/state.md
 
 class InspectTest(CliTest):
     def test_fields(self):
@@ -38,6 +42,79 @@ class InspectTest(CliTest):
         )
         self.assertEqual(self.machine.ok("inspect", copy, "--json").json["state"], copy)
         self.assertEqual(self.machine.ok("get", "a", "--state", copy, env=no_environment).out, b"1")
+
+    def contents(self, directory):
+        """All that an inspection must not change."""
+        return {
+            entry.name: (
+                pathlib.Path(entry.path).read_bytes(),
+                entry.stat().st_mtime_ns,
+                entry.stat().st_ctime_ns,
+                entry.stat().st_mode,
+            )
+            for entry in os.scandir(directory)
+        }
+
+    def backup(self):
+        """Copies the state, without its lock file, into a directory of its own."""
+        directory = f"{self.directory}/backup"
+        os.mkdir(directory)
+        return shutil.copy(self.machine.state, directory)
+
+    def test_copy_is_unchanged_and_stays_alone(self):
+        self.machine.ok("set", "a", "1")
+        copy = self.backup()
+        before = self.contents(os.path.dirname(copy))
+        insides = self.machine.ok("inspect", copy, "--json").json
+        self.assertEqual((insides["items"], insides["made_in_this_boot"]), (1, True))
+        for unknown in ("reader_slots", "slots_taken", "processes"):
+            self.assertNotIn(unknown, insides)
+        self.assertIn("processes: unknown", self.machine.ok("inspect", copy).out.decode())
+        self.assertEqual(self.contents(os.path.dirname(copy)), before)
+
+    def test_read_only_copy_in_read_only_directory_is_inspected(self):
+        self.require_root()
+        self.machine.ok("set", "a", "1")
+        os.chmod(self.directory, 0o755)
+        mounted = self.mount("size=64m")
+        copy = shutil.copy(self.machine.state, mounted)
+        os.chmod(copy, 0o444)
+        os.chmod(mounted, 0o555)
+        subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
+        self.assertEqual(self.machine.ok("inspect", copy, "--json").json["items"], 1)
+        self.assertEqual(self.machine.ok("inspect", copy, "--json", user=NOBODY).json["items"], 1)
+
+    def test_file_that_a_writer_left_in_an_update_is_unchanged(self):
+        self.machine.ok("set", "a", "1")
+        copy = self.backup()
+        at = WRITER_ACTIVE_OFFSET
+        content = bytearray(pathlib.Path(copy).read_bytes())
+        content[at : at + 8] = (1).to_bytes(8, "little")
+        pathlib.Path(copy).write_bytes(content)
+        before = self.contents(os.path.dirname(copy))
+        self.assertTrue(self.machine.ok("inspect", copy, "--json").json["writer_active"])
+        self.assertEqual(self.contents(os.path.dirname(copy)), before)
+
+    def test_state_in_use_by_writer_is_inspected(self):
+        self.machine.ok("set", "a", "1")
+        lines = b"".join(b"key%06d\t%s\n" % (i, b"x" * 500) for i in range(60_000))
+        writer = self.machine.start("import", "-", stdin=subprocess.PIPE)
+        feeder = threading.Thread(target=lambda: writer.communicate(lines))
+        feeder.start()
+        applied = []
+        while feeder.is_alive():
+            applied.append(self.machine.ok("inspect", "--json").json["applied_id"])
+        feeder.join()
+        self.assertEqual(writer.returncode, 0)
+        self.assertEqual(applied, sorted(applied))
+        self.assertEqual(self.machine.ok("inspect", "--json").json["items"], 60_001)
+
+    def test_absent_state_of_log_is_not_built(self):
+        self.machine.ok("set", "a", "1")
+        other = self.another_machine()
+        before = sorted(os.listdir(self.directory))
+        other.fails("usage", "inspect", expect="there is no state file")
+        self.assertEqual(sorted(os.listdir(self.directory)), before)
 
     def test_absent_file_is_reported_and_not_created(self):
         absent = f"{self.directory}/absent.state"

@@ -40,6 +40,59 @@ Error not_a_lock_file(const std::string& path) {
                                        " (if no process uses the state, delete it)");
 }
 
+std::string process_name(const ProcessRow& row) {
+  return std::string(row.process_name, ::strnlen(row.process_name, sizeof row.process_name));
+}
+
+// The rows and slots of a mapped lock file, for tools.
+struct LockFileView {
+  const ProcessRow* rows;
+  const ReaderSlot* slots;
+  std::uint32_t slot_count;
+  int descriptor;
+  // To this process, its own lock looks free.
+  std::optional<std::uint32_t> own_row{};
+
+  bool is_row_alive(std::uint32_t row) const {
+    return own_row == row || is_byte_locked(descriptor, row_lock_offset + row);
+  }
+
+  std::vector<ReaderSlotInfo> slots_taken() const {
+    std::vector<ReaderSlotInfo> taken;
+    for (std::uint32_t i = 0; i < slot_count; ++i) {
+      const std::uint64_t owner = slots[i].owner.load(std::memory_order_acquire);
+      const std::uint64_t pinned = slots[i].pinned_id.load(std::memory_order_acquire);
+      if (owner == 0 || pinned == 0) continue;
+      ReaderSlotInfo info;
+      info.slot = i;
+      info.pinned_id = pinned - 1;
+      const std::uint64_t row = (owner >> owner_row_shift) - 1;
+      if (row < slot_count) {
+        info.process_id = rows[row].process_id;
+        info.process_name = process_name(rows[row]);
+        info.alive = is_row_alive(static_cast<std::uint32_t>(row));
+      }
+      taken.push_back(info);
+    }
+    return taken;
+  }
+
+  std::vector<ReaderSlotInfo> processes() const {
+    std::vector<ReaderSlotInfo> alive;
+    for (std::uint32_t row = 0; row < slot_count; ++row) {
+      if (rows[row].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(row))
+        continue;
+      ReaderSlotInfo info;
+      info.slot = row;
+      info.process_id = rows[row].process_id;
+      info.process_name = process_name(rows[row]);
+      info.alive = true;
+      alive.push_back(info);
+    }
+    return alive;
+  }
+};
+
 bool is_same_file(const struct stat& a, const struct stat& b) {
   return a.st_ino == b.st_ino && a.st_dev == b.st_dev;
 }
@@ -70,6 +123,31 @@ void create_lock_file(const std::string& path, std::uint32_t mode, std::uint32_t
 }
 
 }  // namespace
+
+std::optional<LockFileInfo> read_lock_file(const std::string& path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat status;
+  if (!file || ::fstat(file.number(), &status) != 0) return std::nullopt;
+  const auto bytes = static_cast<std::size_t>(status.st_size);
+  if (!S_ISREG(status.st_mode) || bytes < page_bytes) return std::nullopt;
+  const auto unmap = [bytes](void* address) { ::munmap(address, bytes); };
+  void* const mapped = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.number(), 0);
+  if (mapped == MAP_FAILED) throw system_error("cannot map lock file", path, errno);
+  const std::unique_ptr<void, decltype(unmap)> mapping(mapped, unmap);
+
+  const auto* const header = static_cast<const LockFileHeader*>(mapped);
+  const std::uint32_t slot_count = header->slot_count;
+  if (std::memcmp(header->magic, lock_file_magic, sizeof lock_file_magic) != 0 || slot_count < 1 ||
+      slot_count > slot_count_max || bytes < file_bytes_for(slot_count)) {
+    return std::nullopt;
+  }
+  const auto* const rows = static_cast<const std::byte*>(mapped) + page_bytes;
+  const LockFileView view{
+      reinterpret_cast<const ProcessRow*>(rows),
+      reinterpret_cast<const ReaderSlot*>(rows + slot_count * sizeof(ProcessRow)), slot_count,
+      file.number()};
+  return LockFileInfo{slot_count, view.slots_taken(), view.processes()};
+}
 
 LockFile::LockFile(std::string path, std::uint32_t mode, std::uint32_t slot_count)
     : path_(std::move(path)) {
@@ -278,43 +356,12 @@ UpdateId LockFile::find_oldest_pinned_id(std::uint64_t state_id, UpdateId below)
 
 std::vector<ReaderSlotInfo> LockFile::slots_taken() {
   const MutexLock lock(mutex_);
-  std::vector<ReaderSlotInfo> taken;
-  for (std::uint32_t i = 0; i < slot_count_; ++i) {
-    const std::uint64_t owner = slots_[i].owner.load(std::memory_order_acquire);
-    const std::uint64_t pinned = slots_[i].pinned_id.load(std::memory_order_acquire);
-    if (owner == 0 || pinned == 0) continue;
-    ReaderSlotInfo info;
-    info.slot = i;
-    info.pinned_id = pinned - 1;
-    const std::uint64_t row = (owner >> owner_row_shift) - 1;
-    if (row < slot_count_) {
-      info.process_id = rows_[row].process_id;
-      info.process_name = process_name(row);
-      info.alive = is_row_alive(static_cast<std::uint32_t>(row));
-    }
-    taken.push_back(info);
-  }
-  return taken;
+  return LockFileView{rows_, slots_, slot_count_, file_.number(), own_row_}.slots_taken();
 }
 
 std::vector<ReaderSlotInfo> LockFile::processes() {
   const MutexLock lock(mutex_);
-  std::vector<ReaderSlotInfo> alive;
-  for (std::uint32_t row = 0; row < slot_count_; ++row) {
-    if (rows_[row].claim_count.load(std::memory_order_relaxed) == 0 || !is_row_alive(row)) continue;
-    ReaderSlotInfo info;
-    info.slot = row;
-    info.process_id = rows_[row].process_id;
-    info.process_name = process_name(row);
-    info.alive = true;
-    alive.push_back(info);
-  }
-  return alive;
-}
-
-std::string LockFile::process_name(std::uint64_t row) const {
-  const char* const name = rows_[row].process_name;
-  return std::string(name, ::strnlen(name, sizeof rows_[row].process_name));
+  return LockFileView{rows_, slots_, slot_count_, file_.number(), own_row_}.processes();
 }
 
 std::string LockFile::describe_holders() const {
@@ -323,7 +370,7 @@ std::string LockFile::describe_holders() const {
     const std::uint64_t owner = slots_[i].owner.load(std::memory_order_acquire);
     const std::uint64_t row = (owner >> owner_row_shift) - 1;
     if (owner == 0 || row >= slot_count_) continue;
-    ++counts[process_name(row) + "[" + std::to_string(rows_[row].process_id) + "]"];
+    ++counts[process_name(rows_[row]) + "[" + std::to_string(rows_[row].process_id) + "]"];
   }
   std::string text;
   for (const auto& [name, count] : counts) {

@@ -97,6 +97,17 @@ struct alignas(64) ReaderSlot {
 };
 static_assert(sizeof(ReaderSlot) == 64);
 
+// What a lock file shows to tools.
+struct LockFileInfo {
+  std::uint32_t slot_count = 0;
+  std::vector<ReaderSlotInfo> slots_taken;
+  std::vector<ReaderSlotInfo> processes;  // slot = process row
+};
+
+// Reads the lock file at `path` and changes nothing. Returns nullopt if there is none, if this
+// process must not read it, or if it is not a lock file.
+std::optional<LockFileInfo> read_lock_file(const std::string& path);
+
 // One process's opening of the lock file, one per State. Safe to use from any number of threads.
 class LockFile final : public ForkHandler {
  public:
@@ -147,7 +158,6 @@ class LockFile final : public ForkHandler {
   bool is_row_alive(std::uint32_t row) const WHYCACHE_REQUIRES(mutex_);
   // Frees the slots of the row's dead owner. Returns false if the owner is alive.
   bool reclaim_dead_row(std::uint32_t row) WHYCACHE_REQUIRES(mutex_);
-  std::string process_name(std::uint64_t row) const;
   std::string describe_holders() const;
 
   std::string path_;

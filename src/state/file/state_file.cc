@@ -8,9 +8,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <optional>
+#include <thread>
+#include <utility>
 
 #include "base/file_system.h"
 #include "base/random.h"
@@ -68,6 +71,54 @@ void check_owner(const struct stat& status, const StateOptions& options) {
               EPERM);
 }
 
+struct OpenedFile {
+  FileDescriptor file;  // empty if there is none
+  struct stat status;
+};
+
+OpenedFile open_regular_file(const std::string& path) {
+  OpenedFile opened;
+  // Nonblocking: the file may be a pipe.
+  opened.file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
+  if (!opened.file) return opened;
+  if (::fstat(opened.file.number(), &opened.status) != 0)
+    throw system_error("cannot stat state file", path, errno);
+  if (!S_ISREG(opened.status.st_mode)) throw not_a_state(path, "it is not a regular file");
+  return opened;
+}
+
+HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& path) {
+  HeaderFixed fixed;
+  const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
+  if (got < 0) throw system_error("cannot read state file", path, errno);
+  if (got == 0) throw not_a_state(path, "it is empty");
+  if (static_cast<std::size_t>(got) < sizeof fixed)
+    throw not_a_state(path, "it is too short to be one");
+  return fixed;
+}
+
+// `fixed` has no fault.
+StateFileResult map_state_file(OpenedFile opened, const HeaderFixed& fixed, const std::string& path,
+                               std::uint64_t bytes_max) {
+  if (static_cast<std::uint64_t>(opened.status.st_size) < segment_bytes)
+    return {nullptr, "it is cut short: path=" + path, false, nullptr};
+
+  auto mapping =
+      std::make_shared<Mapping>(std::move(opened.file), path, bytes_max, Mapping::Access::read);
+  // The file may have grown since it was mapped. Acquire: pairs with the writer's store after
+  // growing.
+  if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
+      bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
+    return {nullptr, "it is cut short: path=" + path, false, nullptr};
+  }
+  const bool ours = fixed.boot_id == require_boot_id() &&
+                    file_identity(mapping->descriptor(), path) ==
+                        FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
+  if (ours) return {std::move(mapping), {}, false, nullptr};
+  return {nullptr, "it came from elsewhere and was not verified yet: path=" + path, false,
+          std::move(mapping)};
+}
+
 }  // namespace
 
 void check_state_location(const StateOptions& options) {
@@ -89,48 +140,36 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
   // Open the file for writing first. On an overlay file system this copies it up to the layer where
   // writers will change it. A process that may only read continues without that.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
-  // Nonblocking: the file may be a pipe.
-  FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
-  if (!file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
-  struct stat status;
-  if (::fstat(file.number(), &status) != 0)
-    throw system_error("cannot stat state file", options.path, errno);
-  if (!S_ISREG(status.st_mode)) throw not_a_state(options.path, "it is not a regular file");
-  check_owner(status, options);
-  if (status.st_nlink > 1) {
+  OpenedFile opened = open_regular_file(options.path);
+  if (!opened.file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
+  check_owner(opened.status, options);
+  if (opened.status.st_nlink > 1) {
     throw Error(
         ErrorKind::invalid,
         "state file has a second name, which other locks would protect: path=" + options.path +
-            " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
+            " links=" + std::to_string(opened.status.st_nlink) + " (remove the other hard links)");
   }
-  HeaderFixed fixed;
-  const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
-  if (got < 0) throw system_error("cannot read state file", options.path, errno);
-  if (got == 0) throw not_a_state(options.path, "it is empty");
-  if (static_cast<std::size_t>(got) < sizeof fixed)
-    throw not_a_state(options.path, "it is too short to be one");
+  const HeaderFixed fixed = read_fixed_header(opened.file, options.path);
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks, another process may be adopting the file.
     if (!holds_install_locks) return {nullptr, fault + ": path=" + options.path, false, nullptr};
     throw not_a_state(options.path, fault);
   }
-  if (static_cast<std::uint64_t>(status.st_size) < segment_bytes)
-    return {nullptr, "it is cut short: path=" + options.path, false, nullptr};
+  return map_state_file(std::move(opened), fixed, options.path, options.bytes_max);
+}
 
-  auto mapping = std::make_shared<Mapping>(std::move(file), options.path, options.bytes_max,
-                                           Mapping::Access::read);
-  // The file may have grown since it was mapped. Acquire: pairs with the writer's store after
-  // growing.
-  if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
-      bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
-    return {nullptr, "it is cut short: path=" + options.path, false, nullptr};
+StateFileResult open_state_file_read_only(const std::string& path) {
+  for (int tries = 0;; ++tries) {
+    OpenedFile opened = open_regular_file(path);
+    if (!opened.file) throw system_error("cannot open state file", path, ENOENT);
+    const HeaderFixed fixed = read_fixed_header(opened.file, path);
+    const std::string fault = header_fault(fixed);
+    if (fault.empty()) return map_state_file(std::move(opened), fixed, path, 0);
+    // Another process may be adopting the file, which takes microseconds.
+    if (tries == 3 || std::memcmp(fixed.magic, state_magic, sizeof state_magic) != 0)
+      throw not_a_state(path, fault);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  const bool ours = fixed.boot_id == require_boot_id() &&
-                    file_identity(mapping->descriptor(), options.path) ==
-                        FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
-  if (ours) return {std::move(mapping), {}, false, nullptr};
-  return {nullptr, "it came from elsewhere and was not verified yet: path=" + options.path, false,
-          std::move(mapping)};
 }
 
 bool is_in_place(const Mapping& mapping) {

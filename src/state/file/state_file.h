@@ -34,6 +34,13 @@ struct StateFileResult {
 // StateLock::install and StateLock::writer: without them, another process may be adopting the file.
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks = false);
 
+// Opens the file at `path` for a tool that changes nothing: neither the file nor its directory, on
+// media that are read-only, too. Takes no lock, so another process may be writing to the file.
+// Accepts a file of any user, with any number of names. Returns a file that is not in use on this
+// machine as `foreign`. Throws Error(invalid) if there is no file or it must not be read,
+// Error(corrupt) if it is not a state of this format.
+StateFileResult open_state_file_read_only(const std::string& path);
+
 // Whether the mapped file is still the one at its path.
 bool is_in_place(const Mapping& mapping);
 
