@@ -173,6 +173,14 @@ std::string existing_state_path(const Target& target, const std::string& next_st
   return path;
 }
 
+void require_existing_log(const Target& target) {
+  const Url url(log_url(target));
+  if (!url.scheme().ends_with("sqlite") && !url.scheme().ends_with("file")) return;
+  if (::access(url.file_path().c_str(), F_OK) == 0 || errno != ENOENT) return;
+  throw Failure(ExitCode::usage, "there is no log: path=" + url.file_path(),
+                "correct the path in --log");
+}
+
 std::unique_ptr<State> open_state(const Target& target) {
   StateOptions options;
   options.path = state_path(target);

@@ -55,6 +55,8 @@ std::string state_path(const Target& target);
 // Returns the absolute path of this machine's state, which exists. Throws Failure if there is none,
 // with `next_step`, or if the target names neither a log nor a state file.
 std::string existing_state_path(const Target& target, const std::string& next_step);
+// Throws Failure if the log is a file or directory that does not exist: opening would create it.
+void require_existing_log(const Target& target);
 // Opens the state as it is, without a cache that would repair it, and without the log.
 std::unique_ptr<State> open_state(const Target& target);
 

@@ -1,7 +1,10 @@
 // whycache check
 #include <fmt/format.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <cerrno>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -11,6 +14,8 @@
 #include "cli/log_verifier.h"
 #include "cli/progress.h"
 #include "cli/target.h"
+#include "state/file/state_file.h"
+#include "state/verify.h"
 
 namespace whycache::cli {
 namespace {
@@ -64,30 +69,77 @@ class CheckReport {
   ExitCode code_ = ExitCode::done;
 };
 
-// Returns the info of the state, or nullopt if it cannot be used.
+struct StateResult {
+  StateInfo info;
+  std::vector<std::string> faults;
+};
+
+// Verifies a copy, or a state of another boot, which no process writes to, as it is. Returns
+// nullopt if another process has taken it into use meanwhile.
+std::optional<StateResult> check_foreign_state(const Mapping& mapping, const auto& progress) {
+  StateResult result;
+  // Acquire: pairs with the release store of clear_writer_active().
+  if (mapping.header().writer_active.load(std::memory_order_acquire) != 0) {
+    result.faults = {"it was being written when it was copied, or when the machine went down"};
+  } else {
+    result.faults = verify(mapping, false, progress);
+  }
+  // A process that adopts the file gives it another id.
+  if (!result.faults.empty() && mapping.header().fixed.state_id != mapping.state_id())
+    return std::nullopt;
+  if (result.faults.empty()) result.info = state_info(mapping);
+  return result;
+}
+
+StateResult check_state_at(const CheckArguments& arguments, const std::string& path,
+                           const auto& progress) {
+  // Opening the state would adopt a copy.
+  const StateFileResult found = open_state_file_read_only(path);
+  if (found.foreign) {
+    if (auto result = check_foreign_state(*found.foreign, progress)) return *std::move(result);
+  } else if (!found.mapping) {
+    return {{}, {"cannot be used: " + found.unusable_reason}};
+  }
+  const auto state = open_state(arguments.target);
+  if (!state->usable()) return {{}, {"cannot be used: " + state->unusable_reason()}};
+  StateResult result;
+  result.faults = state->check(Deadline(arguments.target.deadline()), progress);
+  result.info = state->info();
+  return result;
+}
+
+// Returns the path of the state; empty if there is none, but a log to check.
+std::string find_state(const Target& target) {
+  if (!names_a_log(target))
+    return existing_state_path(target, "name another file, or give --log URL to check a log");
+  const std::string path = std::filesystem::absolute(state_path(target));
+  return ::access(path.c_str(), F_OK) != 0 && errno == ENOENT ? std::string() : path;
+}
+
+// Returns the info of the state, or nullopt if there is none that can be used.
 std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckReport& findings) {
+  const std::string path = find_state(arguments.target);
+  if (path.empty()) {
+    findings.skip(ExitCode::done, "state",
+                  "there is none on this machine: path=" + state_path(arguments.target));
+    return std::nullopt;
+  }
   try {
-    const auto state = open_state(arguments.target);
-    if (!state->usable()) {
-      findings.fail("state", fmt::format("cannot be used: path={} reason=\"{}\"", state->path(),
-                                         state->unusable_reason()));
-      return std::nullopt;
-    }
     Progress progress("checking the state", 0, Progress::Unit::count, arguments.quiet);
-    const std::vector<std::string> faults = state->check(
-        Deadline(arguments.target.deadline()), [&](std::uint64_t done, std::uint64_t total) {
+    const auto [info, faults] =
+        check_state_at(arguments, path, [&](std::uint64_t done, std::uint64_t total) {
           progress.set_total(total);
           progress.update(done);
         });
     progress.hide();
-    const StateInfo info = state->info();
     for (const std::string& fault : faults) findings.fail("state", fault);
     if (faults.empty()) {
       findings.pass("state", fmt::format("header, index, entries, key order and segments fit "
                                          "together: {} items at update {}, {}",
-                                         info.item_count, info.applied_id, state->path()));
+                                         info.item_count, info.applied_id, path));
     }
-    return info;
+    // A state that cannot be read has no info.
+    return info.state_id == 0 ? std::nullopt : std::optional(info);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::corrupt) throw;
     findings.fail("state", error.what());
@@ -97,6 +149,7 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
 
 void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& info,
                CheckReport& findings) {
+  require_existing_log(arguments.target);
   const auto log = open_log(arguments.target);
   LogVerifier verifier(*log, info ? info->applied_id : 0);
   Progress progress("replaying the log", 0, Progress::Unit::count, arguments.quiet);
@@ -178,7 +231,10 @@ const Command check_command{
 verifies that each update follows the previous one, and replays them in memory (about 80 bytes per
 key) up to the state's applied id. There, chain, number of items and digest of state and log must be
 equal. Reports the result of each check. Changes nothing. Writers of this machine wait while the
-state is checked; readers do not.)",
+state is checked; readers do not.
+
+Without a state on this machine, checks the log alone: a backup of it, for example. Without a log,
+checks the state file alone, which may be a copy on read-only media.)",
     R"(Examples:
   whycache check
   whycache check --json | jq -c 'select(.result != "ok")'

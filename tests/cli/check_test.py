@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import shutil
 
 from support import EXIT, CliTest, main
 
@@ -112,6 +113,59 @@ class CheckTest(CliTest):
         self.assertEqual(
             self.results(env={"WHYCACHE_LOG": None}), (0, {"state": "ok", "log": "skipped"})
         )
+
+    def test_log_without_state_is_checked_alone(self):
+        self.filled().ok("rewrite", "--limit", "2", "--yes")
+        backup = f"{self.directory}/backup.db"
+        shutil.copy(self.database, backup)
+        for log in (f"sqlite://{backup}", self.log):
+            machine = self.another_machine("absent", log)
+            before = sorted(os.listdir(self.directory))
+            self.assertEqual(
+                self.results(machine), (0, {"state": "skipped", "base": "ok", "log": "ok"})
+            )
+            text = machine.ok("check").out.decode()
+            self.assertIn(f"there is none on this machine: path={machine.state}", text)
+            self.assertEqual(sorted(os.listdir(self.directory)), before)
+
+    def test_damaged_log_without_state_is_found(self):
+        self.filled()
+        self.sql("DELETE FROM whycache_updates_default WHERE id = 3")
+        machine = self.another_machine("absent")
+        machine.fails("corrupt", "check")
+        self.assertEqual(self.results(machine)[1], {"state": "skipped", "log": "BAD"})
+
+    def test_absent_log_is_reported_and_not_created(self):
+        before = os.listdir(self.directory)
+        for log in (f"sqlite://{self.directory}/no.db", f"file://{self.directory}/no"):
+            self.another_machine("absent", log).fails("usage", "check", expect="there is no log")
+        self.machine.fails(
+            "usage", "check", env={"WHYCACHE_LOG": None}, expect="there is no state file"
+        )
+        self.assertEqual(os.listdir(self.directory), before)
+
+    def test_copied_state_is_checked_and_unchanged(self):
+        self.filled()
+        copy = self.another_machine("copy")
+        shutil.copy(self.machine.state, copy.state)
+        os.chmod(copy.state, 0o400)
+        content = pathlib.Path(copy.state).read_bytes()
+        before = sorted(os.listdir(self.directory))
+        alone = {"WHYCACHE_LOG": None}
+        self.assertEqual(
+            self.results(copy, env=alone), (0, {"state": "ok", "log": "skipped"})
+        )
+        self.assertEqual(self.results(copy)[1]["digest"], "ok")
+        self.assertEqual(pathlib.Path(copy.state).read_bytes(), content)
+
+        at = content.rindex(b"key4")
+        damaged = content[:at] + b"kex4" + content[at + 4 :]
+        being_written = content[:592] + b"\1" + content[593:]  # docs/formats/state.md
+        for wrong in (damaged, being_written, content[: len(content) // 2]):
+            pathlib.Path(copy.state).write_bytes(wrong)
+            self.assertEqual(self.results(copy, env=alone)[1]["state"], "BAD")
+            self.assertEqual(pathlib.Path(copy.state).read_bytes(), wrong)
+        self.assertEqual(sorted(os.listdir(self.directory)), before)
 
     def test_missing_update_of_file_log_is_found(self):
         log = f"file://{self.directory}/log"
