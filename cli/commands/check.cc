@@ -26,6 +26,10 @@ struct CheckArguments {
   bool quiet = false;
 };
 
+constexpr const char* rebuild_state = "state: remove the file, and it is rebuilt from the log";
+constexpr const char* restore_log =
+    "log: restore it, or rewrite history on a machine whose applied id is beyond the damage";
+
 // Prints the result of each check, and keeps the worst one for the exit code.
 class CheckReport {
  public:
@@ -37,20 +41,26 @@ class CheckReport {
     print("skipped", check, reason);
     if (code_ == ExitCode::done) code_ = code;
   }
-  void fail(const char* check, const std::string& found) {
+  // `next` is what to do about it; empty if `found` says that.
+  void fail(const char* check, const std::string& found, const char* next) {
     print("BAD", check, found);
     code_ = ExitCode::corrupt;
+    if (next_step_.find(next) != std::string::npos) return;
+    next_step_ += (next_step_.empty() ? "" : ". ") + std::string(next);
   }
   void compare(const char* check, const std::string& state_value, const std::string& log_value,
                UpdateId id) {
     if (state_value == log_value) {
       pass(check, fmt::format("of state and log are equal at update {}: {}", id, state_value));
     } else {
-      fail(check, fmt::format("of state and log differ at update {}: state={} log={}", id,
-                              state_value, log_value));
+      fail(check,
+           fmt::format("of state and log differ at update {}: state={} log={}", id, state_value,
+                       log_value),
+           rebuild_state);
     }
   }
   ExitCode code() const { return code_; }
+  const std::string& next_step() const { return next_step_; }
 
  private:
   void print(const char* result, const char* check, const std::string& found) {
@@ -67,6 +77,7 @@ class CheckReport {
   Output& output_;
   bool json_;
   ExitCode code_ = ExitCode::done;
+  std::string next_step_;
 };
 
 struct StateResult {
@@ -132,7 +143,7 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
           progress.update(done);
         });
     progress.hide();
-    for (const std::string& fault : faults) findings.fail("state", fault);
+    for (const std::string& fault : faults) findings.fail("state", fault, rebuild_state);
     if (faults.empty()) {
       findings.pass("state", fmt::format("header, index, entries, key order and segments fit "
                                          "together: {} items at update {}, {}",
@@ -142,7 +153,7 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
     return info.state_id == 0 ? std::nullopt : std::optional(info);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::corrupt) throw;
-    findings.fail("state", error.what());
+    findings.fail("state", error.what(), "");
     return std::nullopt;
   }
 }
@@ -162,8 +173,10 @@ void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& 
   } catch (const Error& error) {
     progress.hide();
     if (error.kind() != ErrorKind::corrupt) throw;
-    return findings.fail("log", fmt::format("{} (later updates were not checked): log={}",
-                                            error.what(), log->name()));
+    return findings.fail(
+        "log",
+        fmt::format("{} (later updates were not checked): log={}", error.what(), log->name()),
+        restore_log);
   }
   progress.hide();
   const Extent& extent = verifier.extent();
@@ -175,15 +188,18 @@ void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& 
                                          extent.base + 1, extent.head, log->name()));
   if (!info) return;
   if (info->log_uuid != extent.uuid) {
-    return findings.fail("uuid", fmt::format("the state is of another log: state={} log={}",
-                                             to_string(info->log_uuid), to_string(extent.uuid)));
+    return findings.fail("uuid",
+                         fmt::format("the state is of another log: state={} log={}",
+                                     to_string(info->log_uuid), to_string(extent.uuid)),
+                         rebuild_state);
   }
   findings.pass("uuid", "of state and log are equal: " + to_string(extent.uuid));
   if (info->applied_id > extent.head) {
     return findings.fail(
         "applied id",
         fmt::format("the state is ahead of the log, which has lost updates: applied_id={} head={}",
-                    info->applied_id, extent.head));
+                    info->applied_id, extent.head),
+        restore_log);
   }
   if (!verifier.wanted_summary()) {
     return findings.skip(ExitCode::stale, "digest",
@@ -208,9 +224,7 @@ ExitCode check(const CheckArguments& arguments, Output& output) {
     findings.skip(ExitCode::done, "log", "none is named: only the state was checked");
   }
   if (findings.code() == ExitCode::corrupt) {
-    throw Failure(ExitCode::corrupt, "the check found damage",
-                  "state: remove the file, and it is rebuilt from the log. log: restore it, or "
-                  "rewrite history on a machine whose applied id is beyond the damage");
+    throw Failure(ExitCode::corrupt, "the check found damage", findings.next_step());
   }
   return findings.code();
 }

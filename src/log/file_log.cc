@@ -30,7 +30,7 @@ namespace whycache {
 namespace {
 
 constexpr char file_restore_hint[] =
-    " (restore it from a backup of the log, or delete the log's directory to begin an empty one)";
+    " (restore it from a backup, or move the log's directory away to begin an empty log)";
 
 Error corrupt_file_error(const std::string& what, const std::string& path,
                          const std::string& values = "") {

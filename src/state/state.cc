@@ -105,11 +105,12 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
     absolute.path = std::filesystem::current_path().string() + "/" + options.path;
   std::unique_ptr<State> state(new State(absolute));
   Impl& inner = *state->impl_;
+  // A usable file at the path is opened without waiting for a lock. Beside a file that is refused,
+  // no lock file is created.
+  StateFileResult found = open_state_file(absolute);
   inner.lock_file = std::make_shared<LockFile>(
       absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_handler(&inner);
-  // A usable file at the path is opened without waiting for a lock.
-  StateFileResult found = open_state_file(absolute);
   if (!found.mapping) {
     try {
       const HeldLock install = state->lock(StateLock::install, deadline);

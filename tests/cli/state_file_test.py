@@ -45,6 +45,26 @@ class StateFileTest(CliTest):
                 )
         self.assertEqual(self.machine.ok("update").text, "1", "nothing was written")
 
+    def test_state_path_that_names_another_file_is_refused_without_advice_to_delete(self):
+        self.machine.ok("set", "a", "1")
+        notes = self.file("notes.txt", "important notes\n" * 60_000)
+        for path in (self.database, notes):
+            content = pathlib.Path(path).read_bytes()
+            before = sorted(os.listdir(self.directory))
+            for command in ("get", "set", "update", "status", "inspect", "check"):
+                with self.subTest(f"{command} {path}"):
+                    arguments = {"get": ["a"], "set": ["a", "2"]}.get(command, [])
+                    result = self.machine.fails("corrupt", command, *arguments, "--state", path)
+                    text = result.err + result.out.decode()
+                    self.assertIn("not a whycache state: path=" + path, text)
+                    self.assertIn("WHYCACHE_STATE, must name another file", text)
+                    self.assertNotRegex(text, "delete|remove")
+                    self.assertEqual(pathlib.Path(path).read_bytes(), content)
+                    self.assertEqual(sorted(os.listdir(self.directory)), before)
+            found = self.machine.run("doctor", "--state", path).out.decode()
+            self.assertIn("not a whycache state: path=" + path, found)
+            self.assertEqual(sorted(os.listdir(self.directory)), before)
+
     def test_truncated_state_is_rebuilt(self):
         self.machine.ok(
             "import", "-", stdin=b"".join(b"key%05d\t%s\n" % (i, b"x" * 100) for i in range(5_000))

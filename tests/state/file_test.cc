@@ -1,6 +1,7 @@
 // Files and the system around them: what is at the path, permissions, exhausted space, and files
 // that are removed, replaced or copied.
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -21,6 +22,7 @@
 #include "base/hash.h"
 #include "base/process_lock.h"
 #include "state/file/layout.h"
+#include "state/file/lock_file.h"
 #include "state/file/state_file.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
@@ -30,8 +32,11 @@
 namespace whycache {
 namespace {
 
+namespace fs = std::filesystem;
 using testing::expect_error;
+using ::testing::HasSubstr;
 using testing::mappings_of;
+using ::testing::Not;
 using testing::run_in_child;
 using testing::TemporaryDirectory;
 using testing::TestState;
@@ -105,6 +110,54 @@ TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
     expect_error(
         ErrorKind::corrupt, [&] { State::open(options_at(path())); }, reason, path());
     EXPECT_EQ(file_contents(path()), bytes) << reason;
+  }
+}
+
+// Anybody who follows the advice of a message must not lose a file that is not whycache's.
+TEST_F(FileTest, message_advises_deleting_only_file_with_magic) {
+  const auto message_for = [&](const std::string& bytes) {
+    write_file(path(), bytes);
+    const auto error = thrown_error([&] { State::open(options_at(path())); });
+    return error ? std::string(error->what()) : std::string();
+  };
+  for (const std::string& foreign :
+       {std::string(), std::string("notes"), "SQLite format 3" + std::string(500'000, '\0')}) {
+    const std::string message = message_for(foreign);
+    EXPECT_THAT(message, HasSubstr("not a whycache state: path=" + path()));
+    EXPECT_THAT(message, HasSubstr("state_path, or WHYCACHE_STATE, must name another file"));
+    EXPECT_THAT(message, Not(HasSubstr("delete")));
+    EXPECT_FALSE(fs::exists(path() + ".lock"));
+  }
+  { TestState state(path("whole.state")); }
+  std::string damaged = file_contents(path("whole.state"));
+  damaged[offsetof(HeaderFixed, hash_seed)] ^= 1;
+  EXPECT_THAT(message_for(damaged), HasSubstr("delete it, it is rebuilt from the log"));
+  EXPECT_THAT(message_for(damaged.substr(0, 100)), HasSubstr("delete it"));
+}
+
+TEST_F(FileTest, refused_file_gets_no_lock_file_beside_it) {
+  ASSERT_EQ(::mkdir(path("directory").c_str(), 0700), 0);
+  write_file(path("linked"), "x");
+  ASSERT_EQ(::link(path("linked").c_str(), path("second").c_str()), 0);
+  for (const char* name : {"directory", "linked"}) {
+    EXPECT_TRUE(thrown_error([&] { State::open(options_at(path(name))); })) << name;
+    EXPECT_FALSE(fs::exists(path(name) + ".lock")) << name;
+  }
+}
+
+TEST_F(FileTest, message_about_foreign_lock_file_does_not_advise_deleting_it) {
+  const std::string lock = path() + ".lock";
+  for (const auto& [content, is_ours] :
+       {std::pair("dependencies:" + std::string(5000, 'x'), false),
+        std::pair(std::string("short"), false), std::pair(std::string(), true),
+        std::pair(std::string(4096, '\0'), true),
+        std::pair(std::string(lock_file_magic, sizeof lock_file_magic), true)}) {
+    write_file(lock, content);
+    const auto error = thrown_error([&] { State::open(options_at(path())); });
+    ASSERT_TRUE(error) << content;
+    EXPECT_EQ(std::string(error->what()).find("delete it") != std::string::npos, is_ours)
+        << error->what();
+    EXPECT_EQ(file_contents(lock), content);
   }
 }
 

@@ -35,9 +35,18 @@ std::size_t file_bytes_for(std::uint32_t slots) {
   return page_bytes + slots * (sizeof(ProcessRow) + sizeof(ReaderSlot));
 }
 
-Error not_a_lock_file(const std::string& path) {
-  return Error(ErrorKind::corrupt, "not a whycache lock file: path=" + path +
-                                       " (if no process uses the state, delete it)");
+// Advises deleting the file only if it is whycache's: it bears the magic, or a power cut came
+// before the magic was on the disk.
+Error not_a_lock_file(const FileDescriptor& file, const std::string& path) {
+  char magic[sizeof lock_file_magic] = {};
+  const bool is_readable = ::pread(file.number(), magic, sizeof magic, 0) >= 0;
+  constexpr char no_magic[sizeof magic] = {};
+  const bool is_ours = is_readable && (std::memcmp(magic, lock_file_magic, sizeof magic) == 0 ||
+                                       std::memcmp(magic, no_magic, sizeof magic) == 0);
+  return Error(ErrorKind::corrupt,
+               "not a whycache lock file: path=" + path +
+                   (is_ours ? " (if no process uses the state, delete it)"
+                            : " (choose a state_path that has no other file at PATH.lock)"));
 }
 
 std::string process_name(const ProcessRow& row) {
@@ -171,7 +180,7 @@ void LockFile::map(std::uint32_t mode) {
   if (::fstat(file_.number(), &status) != 0)
     throw system_error("cannot stat lock file", path_, errno);
   mapped_bytes_ = static_cast<std::size_t>(status.st_size);
-  if (!S_ISREG(status.st_mode) || mapped_bytes_ < page_bytes) throw not_a_lock_file(path_);
+  if (!S_ISREG(status.st_mode) || mapped_bytes_ < page_bytes) throw not_a_lock_file(file_, path_);
   // The owner of the file could truncate it, which kills every process that has it mapped.
   if (status.st_uid != ::geteuid() && status.st_uid != 0 && (mode & 0077) == 0) {
     throw Error(ErrorKind::invalid,
@@ -198,7 +207,7 @@ void LockFile::map(std::uint32_t mode) {
   if (std::memcmp(header_->magic, lock_file_magic, sizeof lock_file_magic) != 0 ||
       slot_count_ < 1 || slot_count_ > slot_count_max ||
       mapped_bytes_ < file_bytes_for(slot_count_)) {
-    throw not_a_lock_file(path_);
+    throw not_a_lock_file(file_, path_);
   }
   rows_ = reinterpret_cast<ProcessRow*>(mapped_ + page_bytes);
   slots_ = reinterpret_cast<ReaderSlot*>(mapped_ + page_bytes + slot_count_ * sizeof(ProcessRow));

@@ -20,6 +20,13 @@ constexpr std::size_t directory_caches_max = 20'000;
 // One more per directory. A sound file has at most twenty.
 constexpr std::size_t extra_directories_max = 1000;
 
+// Returns the next step for a state file that was cut short.
+std::string what_to_do_with(int descriptor) {
+  return bears_state_magic(descriptor)
+             ? " (close every cache on it and delete it, it is rebuilt from the log)"
+             : " (another program has replaced its contents: choose another state_path)";
+}
+
 }  // namespace
 
 Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access)
@@ -34,7 +41,8 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   const auto file_bytes = static_cast<std::uint64_t>(status.st_size);
   if (file_bytes < segment_bytes) {
     throw Error(ErrorKind::corrupt, "state file cut short: path=" + path_ +
-                                        " bytes=" + std::to_string(file_bytes) + " (delete it)");
+                                        " bytes=" + std::to_string(file_bytes) +
+                                        what_to_do_with(file_.number()));
   }
   inode_ = status.st_ino;
   device_ = status.st_dev;
@@ -92,7 +100,7 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
     throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
                                         " bytes=" + std::to_string(bytes) +
                                         " known=" + std::to_string(known) +
-                                        " (delete it and open the cache again)");
+                                        what_to_do_with(file_.number()));
   }
   while (known < bytes &&
          !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
@@ -133,6 +141,12 @@ const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t dire
   }
   last_directory_cache_.store(created, std::memory_order_release);
   return created;
+}
+
+bool bears_state_magic(int descriptor) {
+  char magic[sizeof state_magic];
+  return ::pread(descriptor, magic, sizeof magic, 0) == sizeof magic &&
+         std::memcmp(magic, state_magic, sizeof magic) == 0;
 }
 
 std::string header_fault(const HeaderFixed& header) {

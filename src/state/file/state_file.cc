@@ -24,10 +24,23 @@ namespace {
 // Whether the state is meant to be shared with other users.
 bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
 
-Error not_a_state(const std::string& path, const std::string& fault) {
+// The file bears the magic, or did when it was opened.
+Error unusable_state(const std::string& path, const std::string& fault) {
   return Error(ErrorKind::corrupt,
                "not a usable whycache state: path=" + path + " reason=\"" + fault +
                    "\" (delete it, it is rebuilt from the log; or choose another path)");
+}
+
+// Never advises deleting the file, which may be precious: the database of the log, for example.
+Error not_a_state(const std::string& path, const std::string& reason) {
+  return Error(ErrorKind::corrupt,
+               "not a whycache state: path=" + path + " reason=\"" + reason +
+                   "\" (state_path, or WHYCACHE_STATE, must name another file)");
+}
+
+void check_bears_magic(const FileDescriptor& file, const std::string& path) {
+  if (!bears_state_magic(file.number()))
+    throw not_a_state(path, "it does not begin with the magic of a whycache state");
 }
 
 // Distinguishes a file from its copies.
@@ -92,8 +105,9 @@ HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& pat
   const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
   if (got < 0) throw system_error("cannot read state file", path, errno);
   if (got == 0) throw not_a_state(path, "it is empty");
+  check_bears_magic(file, path);
   if (static_cast<std::size_t>(got) < sizeof fixed)
-    throw not_a_state(path, "it is too short to be one");
+    throw unusable_state(path, "it is too short to be one");
   return fixed;
 }
 
@@ -153,7 +167,7 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks, another process may be adopting the file.
     if (!holds_install_locks) return {nullptr, fault + ": path=" + options.path, false, nullptr};
-    throw not_a_state(options.path, fault);
+    throw unusable_state(options.path, fault);
   }
   return map_state_file(std::move(opened), fixed, options.path, options.bytes_max);
 }
@@ -166,8 +180,7 @@ StateFileResult open_state_file_read_only(const std::string& path) {
     const std::string fault = header_fault(fixed);
     if (fault.empty()) return map_state_file(std::move(opened), fixed, path, 0);
     // Another process may be adopting the file, which takes microseconds.
-    if (tries == 3 || std::memcmp(fixed.magic, state_magic, sizeof state_magic) != 0)
-      throw not_a_state(path, fault);
+    if (tries == 3) throw unusable_state(path, fault);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
@@ -204,11 +217,7 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
 }
 
 void check_may_be_replaced(const FileDescriptor& file, const std::string& path) {
-  char magic[sizeof state_magic] = {};
-  if (::pread(file.number(), magic, sizeof magic, 0) < 0)
-    throw system_error("cannot read state file", path, errno);
-  if (std::memcmp(magic, state_magic, sizeof magic) != 0)
-    throw not_a_state(path, "it does not begin with the magic of a whycache state");
+  check_bears_magic(file, path);
 }
 
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded) {

@@ -30,8 +30,9 @@ struct StateFileResult {
 
 // Opens the file at options.path for reading. Returns a file that came from elsewhere (another
 // inode, another boot) as `foreign`. Throws Error(invalid) or Error(corrupt) if the file must not
-// be touched, see State::open(). A bad header is such a reason only if the caller holds
-// StateLock::install and StateLock::writer: without them, another process may be adopting the file.
+// be touched, see State::open(). A bad header behind the magic is such a reason only if the caller
+// holds StateLock::install and StateLock::writer: without them, another process may be adopting the
+// file.
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks = false);
 
 // Opens the file at `path` for a tool that changes nothing: neither the file nor its directory, on
