@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <map>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/backoff.h"
 #include "base/call_limit.h"
@@ -471,29 +473,43 @@ bool MysqlLog::has_log(MysqlConnection& connection) const {
   }
 }
 
+// Returns the statements that create the tables that are missing. CREATE TABLE IF NOT EXISTS needs
+// the CREATE privilege even if the table exists, and a user that adds an instance has no such
+// privilege.
+std::vector<std::string> MysqlLog::statements_to_create_tables(MysqlConnection& connection) {
+  std::map<std::string, std::string> missing = {{"whycache_logs", create_logs_sql},
+                                                {"whycache_updates", create_updates_sql},
+                                                {"whycache_parts", create_parts_sql}};
+  MysqlRows rows = connection.query(select_columns_sql);
+  while (rows.next()) missing.erase(std::string(rows.at(0).value_or("")));
+  std::vector<std::string> statements;
+  for (auto& [table, statement] : missing) statements.push_back(std::move(statement));
+  return statements;
+}
+
 void MysqlLog::create_log(MysqlConnection& connection) const {
   const std::string insert_row_sql =
       "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " +
       std::to_string(schema_version) + ", " + quoted(random_uuid()) + ", 0, 0, " + quoted(Uuid{}) +
       ", 0 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM whycache_updates WHERE instance = " +
       quoted(options_.instance) + ")";
-  const char* const create_tables[] = {create_logs_sql, create_updates_sql, create_parts_sql};
-  std::size_t created = 0;
+  std::vector<std::string> statements = statements_to_create_tables(connection);
+  statements.push_back(insert_row_sql);
+  std::size_t done = 0;
   try {
-    for (; created < std::size(create_tables); ++created)
-      connection.run(std::string(create_tables[created]));
-    if (connection.run(insert_row_sql) == 1) return;
+    std::uint64_t inserted = 0;
+    for (; done < statements.size(); ++done) inserted = connection.run(statements[done]);
+    if (inserted == 1) return;
   } catch (const MysqlFailure& failure) {
     if (failure.code == ER_DUP_ENTRY) return;  // another process just created it
     if (!is_permission_failure(failure.code)) throw;
     // Names the statements that are left to run, for an operator who may.
     std::string left;
-    for (; created < std::size(create_tables); ++created)
-      left += std::string(create_tables[created]) + "; ";
+    for (; done < statements.size(); ++done) left += statements[done] + "; ";
+    left.pop_back();
     throw Error(ErrorKind::invalid,
-                "cannot create log: log=" + name() + " reason=\"" + failure.reason +
-                    "\" code=" + std::to_string(failure.code) +
-                    " (run as a privileged user: " + left + insert_row_sql + ";)",
+                "cannot create log: log=" + name() + " reason=\"" + failure.reason + "\" code=" +
+                    std::to_string(failure.code) + " (run as a privileged user: " + left + ")",
                 EACCES);
   }
   throw Error(ErrorKind::corrupt,

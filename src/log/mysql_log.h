@@ -36,6 +36,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <whycache/log.h>
 
@@ -105,6 +106,7 @@ class MysqlLog final : public Log {
   Error error(const char* what, const MysqlFailure& failure, IfLost if_lost) const;
 
   bool has_log(MysqlConnection& connection) const;
+  static std::vector<std::string> statements_to_create_tables(MysqlConnection& connection);
   void create_log(MysqlConnection& connection) const;
   void check_server(MysqlConnection& connection);
   void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);

@@ -120,6 +120,38 @@ TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to
       "INSERT INTO whycache_logs SELECT 'other'");
 }
 
+TEST_F(MysqlLogPrivileges, another_instance_needs_only_insert_on_logs_table) {
+  MysqlStore store;
+  store.open();
+  const DatabaseUsers users(store);
+  users.grant();
+  MysqlLogOptions options = store.options();
+  options.server.user = "writer";
+  options.instance = "other";
+  // The message names what is left to do, which is not creating tables.
+  const auto refused = thrown_error([&] { MysqlLog log(options); });
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(refused->system_error(), EACCES) << refused->what();
+  EXPECT_NE(std::string(refused->what()).find("INSERT INTO whycache_logs"), std::string::npos);
+  EXPECT_EQ(std::string(refused->what()).find("CREATE TABLE"), std::string::npos);
+
+  MariadbClient root(store.server());
+  root.run("GRANT INSERT ON " + store.database() + ".whycache_logs TO 'writer'@'%'");
+  EXPECT_EQ(MysqlLog(options).append(1, "x"), Appended::yes);
+  root.run("REVOKE INSERT ON " + store.database() + ".whycache_logs FROM 'writer'@'%'");
+  EXPECT_EQ(MysqlLog(options).append(2, "x"), Appended::yes) << "needed once only";
+}
+
+TEST_F(MysqlLogPrivileges, missing_table_is_created_beside_others) {
+  MysqlStore store;
+  store.open();
+  store.run("DROP TABLE whycache_parts");
+  MysqlLogOptions options = store.options();
+  options.instance = "other";
+  EXPECT_EQ(MysqlLog(options).extent().head, 0U);
+  EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "0");
+}
+
 TEST_F(MysqlLogPrivileges, user_without_privileges_is_refused) {
   MysqlStore store;
   store.open();
