@@ -25,9 +25,9 @@
 #include <whycache/cache.h>
 
 #include "base/hash.h"
+#include "log/forwarding_log.h"
 #include "log/stores.h"
 #include "support/child_process.h"
-#include "support/forwarding_log.h"
 #include "support/seed.h"
 #include "support/temporary_directory.h"
 

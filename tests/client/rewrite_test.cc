@@ -16,7 +16,7 @@
 
 #include "client/cache_internal.h"
 #include "client/fleet.h"
-#include "support/forwarding_log.h"
+#include "log/forwarding_log.h"
 
 namespace whycache::testing {
 namespace {

@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "support/forwarding_log.h"
+#include "log/forwarding_log.h"
 
 namespace whycache::testing {
 

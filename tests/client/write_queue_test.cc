@@ -14,7 +14,7 @@
 
 #include "client/cache_internal.h"
 #include "client/fleet.h"
-#include "support/forwarding_log.h"
+#include "log/forwarding_log.h"
 #include "update/update.h"
 
 namespace whycache::testing {

@@ -6,6 +6,8 @@
     ```text         right after one of these: what it prints; a line `...` is any lines
 
 /var/lib becomes a temporary directory, so that no block touches the machine.
+
+Also compiles the lines at the top of tests/log/log_contract.h that add a log to its suite.
 """
 
 import argparse
@@ -121,12 +123,45 @@ def check(document: pathlib.Path, build: pathlib.Path, compiler: str) -> int:
     return faults
 
 
+def contract_program() -> str:
+    """Returns the lines of log_contract.h for a user's log, at global scope and in a namespace."""
+    header = (ROOT / "tests/log/log_contract.h").read_text()
+    comment = header.partition("#pragma once")[0]
+    lines = re.findall(r"^//   (.*)", comment, re.MULTILINE)
+    includes = [line for line in lines if line.startswith("#include")]
+    shown = "\n".join(line for line in lines if line not in includes)
+    if not includes or "INSTANTIATE" not in shown:
+        sys.exit("log_contract.h does not begin with the lines for a log of one's own")
+    store = """
+        class MyStore final : public whycache::LogStore {
+         public:
+          std::unique_ptr<whycache::Log> open() override {
+            return std::make_unique<OwnLog>(store_);
+          }
+         private:
+          std::shared_ptr<SharedStore> store_ = std::make_shared<SharedStore>();
+        };"""
+    head = "\n".join([*includes, '#include "own_log.h"'])
+    return f"{head}\n{store}\n{shown}\nnamespace application {{\n{shown}\n}}\n"
+
+
+def check_contract(compiler: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="whycache-docs-") as directory:
+        file = f"{directory}/contract.cc"
+        pathlib.Path(file).write_text(contract_program())
+        includes = [f"-I{ROOT / folder}" for folder in ("tests/log", "examples", "include")]
+        run([compiler, "-std=c++20", "-fsyntax-only", *includes, file], directory,
+            dict(os.environ))
+    print("tests/log/log_contract.h: compiled")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", type=pathlib.Path, required=True)
     parser.add_argument("--compiler", default="c++")
     arguments = parser.parse_args()
     documents = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
+    check_contract(arguments.compiler)
     return min(1, sum(check(document, arguments.build, arguments.compiler)
                       for document in documents))
 

@@ -14,7 +14,7 @@
 
 #include <whycache/log.h>
 
-#include "support/forwarding_log.h"
+#include "forwarding_log.h"
 
 namespace whycache {
 

@@ -5,9 +5,9 @@
 //
 //   #include "log_contract.h"
 //   const whycache::LogUnderTest mine{"mine", [] { return std::make_unique<MyStore>(); }};
-//   INSTANTIATE_TEST_SUITE_P(Mine, whycache::LogContract, testing::Values(mine),
-//                            whycache::LogUnderTest::name_of);
+//   INSTANTIATE_TEST_SUITE_P(Mine, LogContract, testing::Values(mine));
 //
+// They compile in any namespace.
 // This header needs only whycache's public headers, the headers beside it, GoogleTest and POSIX.
 // Random tests print their seed when they fail. WHYCACHE_TEST_SEED repeats a run.
 #pragma once
@@ -1053,3 +1053,6 @@ TEST_P(LogContract, parent_and_child_append_after_fork) {
 }
 
 }  // namespace whycache
+
+// INSTANTIATE_TEST_SUITE_P takes no qualified name.
+using whycache::LogContract;

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "log/forwarding_log.h"
 #include "log/memcached.h"
 #include "log/tiered_store.h"
-#include "support/forwarding_log.h"
 #include "support/memcached_server.h"
 #include "support/program.h"
 #include "support/thrown_error.h"

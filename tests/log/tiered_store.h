@@ -11,9 +11,9 @@
 #include <string>
 #include <utility>
 
+#include "log/forwarding_log.h"
 #include "log/memcached_tier.h"
 #include "log/stores.h"
-#include "support/forwarding_log.h"
 #include "support/memcached_server.h"
 
 namespace whycache {
