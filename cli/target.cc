@@ -48,6 +48,17 @@ std::string target_log_name(const Target& target) {
   return url.empty() ? std::string() : log_name(Url(url));
 }
 
+// Whether `stored`, from a state, is the name of the log. An older version may have stored another
+// spelling of it.
+bool is_name_of_log(const std::string& stored, const std::string& name) {
+  if (stored == name) return true;
+  try {
+    return log_name(Url(stored)) == name;
+  } catch (const Error&) {
+    return false;  // the name of a log that has no URL
+  }
+}
+
 std::uint32_t parse_mode(const std::string& text) {
   std::uint32_t mode = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
@@ -230,7 +241,8 @@ StateSource::StateSource(const Target& target) {
   }
   if (!is_in_memory(target)) {
     auto state = open_state(target);
-    if (state->usable() && !state->adopted() && state->info().log_name == target_log_name(target)) {
+    if (state->usable() && !state->adopted() &&
+        is_name_of_log(state->info().log_name, target_log_name(target))) {
       state_ = std::move(state);
       return;
     }

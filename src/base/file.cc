@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cerrno>
+#include <filesystem>
 #include <system_error>
 
 namespace whycache {
@@ -140,6 +141,15 @@ std::string parent_directory(const std::string& path) {
   const std::size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+std::string canonical_path(const std::string& path) {
+  std::error_code failed;
+  std::filesystem::path canonical = std::filesystem::weakly_canonical(path, failed);
+  if (failed) canonical = std::filesystem::path(path).lexically_normal();
+  std::string text = canonical.native();
+  while (text.size() > 1 && text.back() == '/') text.pop_back();
+  return text;
 }
 
 void check_directory_is_safe(const std::string& directory, bool any_owner) {

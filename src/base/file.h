@@ -56,6 +56,10 @@ void sync_directory(const std::string& path);
 // Returns the directory part of a path; "." if it has none.
 std::string parent_directory(const std::string& path);
 
+// Returns an absolute path without symbolic links, `.`, `..`, `//` and trailing `/`. The part of it
+// that does not exist, or that this process must not see, is only normalized by its text.
+std::string canonical_path(const std::string& path);
+
 // Throws Error(invalid) unless the directory exists and only its owner can replace files in it: it
 // is not writable for group or others, or is sticky. The owner must be this user or root, unless
 // `any_owner` is set.

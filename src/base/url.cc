@@ -1,8 +1,11 @@
 #include "base/url.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <utility>
 
+#include "base/file.h"
 #include "base/hex.h"
 
 namespace whycache {
@@ -12,11 +15,15 @@ constexpr std::size_t url_bytes_max = 8192;
 constexpr std::size_t scheme_bytes_max = 32;
 constexpr std::size_t option_key_bytes_max = 48;
 constexpr std::size_t instance_bytes_max = 48;
+constexpr std::uint16_t mysql_port = 3306;
 
 constexpr bool is_between(char c, char first, char last) { return c >= first && c <= last; }
 constexpr bool is_digit(char c) { return is_between(c, '0', '9'); }
 constexpr bool is_lower(char c) { return is_between(c, 'a', 'z'); }
 constexpr bool is_letter(char c) { return is_lower(c) || is_between(c, 'A', 'Z'); }
+constexpr char to_lower(char c) {
+  return is_between(c, 'A', 'Z') ? static_cast<char>(c - 'A' + 'a') : c;
+}
 constexpr bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
 Error invalid(const std::string& message) { return Error(ErrorKind::invalid, message); }
@@ -92,9 +99,7 @@ std::uint16_t parse_port(std::string_view digits) {
 std::string parse_scheme(std::string_view text) {
   const std::size_t colon = text.find(':');
   std::string scheme(text.substr(0, std::min(colon, text.size())));
-  for (char& c : scheme) {
-    if (is_between(c, 'A', 'Z')) c = static_cast<char>(c - 'A' + 'a');
-  }
+  std::transform(scheme.begin(), scheme.end(), scheme.begin(), to_lower);
   const bool good = colon != std::string_view::npos && !scheme.empty() &&
                     scheme.size() <= scheme_bytes_max && is_lower(scheme[0]) &&
                     std::all_of(scheme.begin(), scheme.end(), [](char c) {
@@ -112,6 +117,22 @@ bool is_option_key(std::string_view key) {
   return !key.empty() && key.size() <= option_key_bytes_max &&
          std::all_of(key.begin(), key.end(),
                      [](char c) { return is_lower(c) || is_digit(c) || c == '_' || c == '-'; });
+}
+
+// Returns the address as inet_ntop(3) writes it.
+std::string canonical_ipv6_address(const std::string& address) {
+  in6_addr bytes{};
+  char text[INET6_ADDRSTRLEN];
+  if (::inet_pton(AF_INET6, address.c_str(), &bytes) != 1 ||
+      ::inet_ntop(AF_INET6, &bytes, text, sizeof text) == nullptr)
+    return address;
+  return text;
+}
+
+std::string canonical_host(std::string host) {
+  std::transform(host.begin(), host.end(), host.begin(), to_lower);
+  if (host.find(':') != std::string::npos) host = canonical_ipv6_address(host);
+  return host == "localhost" || host == "::1" ? "127.0.0.1" : host;
 }
 
 }  // namespace
@@ -259,6 +280,18 @@ void Url::reject_unknown_options() const {
     throw invalid("log url has options this log does not know: options=" + unknown +
                   " scheme=" + scheme_);
   }
+}
+
+Url Url::canonical() const {
+  Url url = *this;
+  const std::string_view scheme = std::string_view(scheme_).substr(scheme_.rfind('+') + 1);
+  if ((scheme == "file" || scheme == "sqlite") && path_.starts_with('/')) {
+    url.path_ = canonical_path(path_);
+    url.has_authority_ = true;
+  }
+  url.host_ = canonical_host(host_);
+  if (scheme == "mysql" && port_ == mysql_port) url.port_.reset();
+  return url;
 }
 
 std::string Url::redacted() const {

@@ -47,6 +47,15 @@ class Url {
   // Throws Error(invalid) if any option was not taken; the message names those options.
   void reject_unknown_options() const;
 
+  // Returns the URL in the one spelling that stands for all that lead to the same place:
+  // - a path in the file system (schemes file and sqlite) has no symbolic links, no `.`, `..`, `//`
+  //   or trailing `/`; what does not exist yet keeps its name
+  // - a host name is in lower case, an address of this machine is 127.0.0.1, and the default port
+  // of
+  //   mysql is left out
+  // Looks at the file system. Works for any scheme, also with a tier before it.
+  Url canonical() const;
+
   // Returns the URL for messages: without the password, and without the value of any option except
   // `instance`.
   std::string redacted() const;

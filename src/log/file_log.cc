@@ -326,7 +326,7 @@ void FileLog::prepare_to_write() {
   sync_directory(root_);
   sync_directory(options_.directory);
   try {
-    sync_directory(parent_directory(options_.directory));
+    sync_directory(parent_directory(canonical_path(options_.directory)));
   } catch (const Error& error) {
     if (error.system_error() != EACCES) throw;  // the user who created the directory may sync it
   }

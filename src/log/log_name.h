@@ -6,16 +6,17 @@
 #include <string>
 #include <string_view>
 
+#include "base/file.h"
 #include "base/url.h"
 
 namespace whycache {
 
 // Returns a name that identifies the log and has no secrets: with the instance, even the default
 // one; without user, password, and options of the connection. Readers and writers derive
-// the same name.
+// the same name, and so does each spelling of one place (Url::canonical()).
 inline std::string log_name(const Url& url, const std::string& instance,
                             const std::optional<std::string>& socket = std::nullopt) {
-  std::string text = url.redacted();
+  std::string text = url.canonical().redacted();
   constexpr std::string_view tier = "memcached+";  // the same log with and without a tier
   if (text.starts_with(tier)) text.erase(0, tier.size());
   text.resize(std::min(text.find('?'), text.size()));
@@ -24,7 +25,7 @@ inline std::string log_name(const Url& url, const std::string& instance,
     text.erase(authority, at + 1 - authority);
   }
   text += "?instance=" + instance;
-  if (socket) text += "&socket=" + *socket;
+  if (socket) text += "&socket=" + canonical_path(*socket);
   return text;
 }
 

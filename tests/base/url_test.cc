@@ -1,5 +1,8 @@
 #include "base/url.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <gtest/gtest.h>
 
 #include <optional>
@@ -7,7 +10,9 @@
 #include <string>
 #include <string_view>
 
+#include "base/file.h"
 #include "support/seed.h"
+#include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
@@ -197,6 +202,43 @@ TEST(UrlRedacted, redacted_url_is_unchanged_by_taking_options) {
   url.take_option("tls");
   url.take_instance();
   EXPECT_EQ(url.redacted(), before);
+}
+
+std::string canonical(std::string_view text) { return Url(text).canonical().redacted(); }
+
+TEST(UrlCanonical, spellings_of_one_file_are_one) {
+  const testing::TemporaryDirectory directory;
+  const std::string path = canonical_path(directory.file("log"));
+  const std::string parent = parent_directory(path);
+  ASSERT_EQ(::mkdir((parent + "/real").c_str(), 0700), 0);
+  ASSERT_EQ(::symlink("real", (parent + "/link").c_str()), 0);
+  for (const char* scheme : {"sqlite", "file", "memcached+sqlite"}) {
+    const std::string begin = std::string(scheme) + "://";
+    for (const std::string& spelling :
+         {path, "/" + path, "/" + parent + "//log", parent + "/./log", parent + "/real/../log",
+          parent + "/link/../log", path + "/", path + "/."}) {
+      EXPECT_EQ(canonical(begin + spelling), begin + path) << spelling;
+    }
+    EXPECT_EQ(canonical(scheme + (":" + path)), begin + path);
+    EXPECT_EQ(canonical(begin + parent + "/link/x"), begin + parent + "/real/x");
+    EXPECT_EQ(canonical(begin + parent + "/link/"), begin + parent + "/real");
+    EXPECT_EQ(canonical(begin + parent + "/no/a/../b/"), begin + parent + "/no/b");
+    EXPECT_NE(canonical(begin + path), canonical(begin + parent + "/LOG"));
+  }
+}
+
+TEST(UrlCanonical, spellings_of_one_server_are_one) {
+  for (const char* local : {"127.0.0.1", "localhost", "LocalHost", "[::1]", "[0:0::0:1]"}) {
+    const std::string host(local);
+    EXPECT_EQ(canonical("mysql://" + host + "/db"), "mysql://127.0.0.1/db") << host;
+    EXPECT_EQ(canonical("mysql://" + host + ":3306/db"), "mysql://127.0.0.1/db") << host;
+    EXPECT_EQ(canonical("mysql://" + host + ":3307/db"), "mysql://127.0.0.1:3307/db") << host;
+  }
+  EXPECT_EQ(canonical("mysql://DB.example.org:3306/Flags"), "mysql://db.example.org/Flags");
+  EXPECT_EQ(canonical("memcached+mysql://db:3306/Flags"), "memcached+mysql://db/Flags");
+  EXPECT_EQ(canonical("mysql://127.0.0.2/db"), "mysql://127.0.0.2/db");
+  EXPECT_EQ(canonical("mysql://[FE80::0:1]/db"), "mysql://[fe80::1]/db");
+  EXPECT_EQ(canonical("memory:a//b/./c"), "memory:a//b/./c");
 }
 
 // A redacted URL can be printed in a message without quoting.

@@ -54,9 +54,9 @@ class LogUrlTest(CliTest):
         result = self.machine.run("set", "a", "1", "--log", f"file://{self.directory}/plain")
         self.assertIn(result.code, (EXIT["usage"], EXIT["corrupt"]), result.err)
 
-    def default_state(self):
+    def default_state(self, name="default"):
         """An environment in which the state has its default path."""
-        self.state_directory = f"{self.directory}/default"
+        self.state_directory = f"{self.directory}/{name}"
         return {"WHYCACHE_STATE": None, "STATE_DIRECTORY": self.state_directory}
 
     def assert_reads_without_log(self, url, environment):
@@ -78,6 +78,35 @@ class LogUrlTest(CliTest):
             [name for name in names if name.endswith(".lock")], [f"{states[0]}.lock"], names
         )
 
+    def test_spellings_of_one_log_share_default_state(self):
+        os.mkdir(f"{self.directory}/real")
+        os.symlink("real", f"{self.directory}/link")
+        for scheme in ("sqlite", "file"):
+            with self.subTest(scheme):
+                environment = self.default_state(scheme)
+                first = f"{scheme}://{self.directory}/real/log"
+                self.machine.ok("set", "a", "0", "--log", first, env=environment)
+                for name in ("/real/log", "/./real/log", "//real//log", "/link/log"):
+                    for slashes in ("", "/"):
+                        other = f"{scheme}://{slashes}{self.directory}{name}"
+                        value = f"{slashes}{name}"
+                        self.machine.ok("set", "a", value, "--log", first, env=environment)
+                        got = self.machine.ok("get", "a", "--log", other, env=environment)
+                        self.assertEqual(got.text, value)
+                self.machine.ok("set", "a", "1", "--log", other, env=environment)
+                self.assert_reads_without_log(first, environment)
+                os.rename(f"{self.directory}/real/log", f"{self.directory}/{scheme}.away")
+
+    def test_state_that_stores_another_spelling_is_read_without_log(self):
+        os.mkdir(f"{self.directory}/old")
+        machine = self.another_machine("moved", f"sqlite://{self.directory}/old/flags.db")
+        machine.ok("set", "a", "1")
+        os.rename(f"{self.directory}/old", f"{self.directory}/new")
+        os.symlink("new", f"{self.directory}/old")
+        os.remove(f"{self.directory}/new/flags.db")
+        os.mkdir(f"{self.directory}/new/flags.db")  # no database can be opened or created here
+        self.assertEqual(machine.ok("get", "a").out, b"1")
+
     def test_memcached_url_reads_default_state_without_log(self):
         memcached = servers.Memcached(self)
         url = f"memcached+{self.log}?memcached={memcached.socket}"
@@ -97,6 +126,7 @@ class LogUrlTest(CliTest):
         mariadb.stop()
         self.assert_reads_without_log(url, environment)
         self.assert_reads_without_log(url.replace("flags:secret@", "other@"), environment)
+        self.assert_reads_without_log(url.replace("127.0.0.1", "localhost"), environment)
 
     def test_mysql_url_with_socket_reads_default_state_without_log(self):
         mariadb = servers.Mariadb(self)

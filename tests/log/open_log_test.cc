@@ -34,6 +34,21 @@ TEST(OpenLog, deadline_option_is_not_part_of_name) {
   EXPECT_EQ(open_log(url + "?deadline_ms=5")->name(), open_log(url)->name());
 }
 
+TEST(OpenLog, spellings_of_one_path_open_one_log_with_one_name) {
+  StoreDirectory directory;
+  std::filesystem::create_directory(directory.file("real"));
+  std::filesystem::create_directory_symlink("real", directory.file("link"));
+  for (const std::string scheme : {"file://", "sqlite://"}) {
+    const auto log = open_log(scheme + directory.file("real/log"));
+    for (const char* spelling : {"link/log", "real/./log", "real//log", "link/../real/log"}) {
+      const auto same = open_log(scheme + directory.file(spelling));
+      EXPECT_EQ(same->name(), log->name()) << spelling;
+      EXPECT_EQ(same->extent().uuid, log->extent().uuid) << spelling;
+    }
+    std::filesystem::remove_all(directory.file("real/log"));
+  }
+}
+
 TEST(OpenLog, unnamed_memory_logs_are_private) {
   EXPECT_NE(open_log("memory:")->extent().uuid, open_log("memory:")->extent().uuid);
 }
