@@ -21,7 +21,7 @@ class SocketTimeout {
  public:
   // From now until the end of the scope, the socket is shut down once `deadline` has passed, but no
   // earlier than `shortest_wait` from now, or as soon as a stop is requested. The descriptor must
-  // be one that nobody else closes: a duplicate of the library's. Costs about 100 ns.
+  // be a duplicate of the library's, which the library does not close. Costs about 100 ns.
   SocketTimeout(std::shared_ptr<const FileDescriptor> socket, const Deadline& deadline);
   ~SocketTimeout();
   SocketTimeout(const SocketTimeout&) = delete;
