@@ -55,7 +55,6 @@ Which cache:
   --log URL      or WHYCACHE_LOG    the log, which stores writes: sqlite:///var/lib/flags.db,
                                     file:///var/lib/flags, mysql://user@host/database
   --state PATH   or WHYCACHE_STATE  this machine's state, which serves reads; has a default
-  --name NAME    or WHYCACHE_NAME   the name of the state file in its directory
 
 First steps:
   export WHYCACHE_LOG=sqlite:///$HOME/try.db

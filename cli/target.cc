@@ -13,7 +13,6 @@
 #include "base/url.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
-#include "client/state_location.h"
 #include "log/log_name.h"
 
 namespace whycache::cli {
@@ -89,7 +88,6 @@ std::chrono::milliseconds Target::deadline() const {
 
 Options Target::options() const {
   Options options;
-  options.name = value_or_environment(name, "WHYCACHE_NAME");
   // A log in memory has a temporary state, unless the flag names another path.
   options.state_path = is_in_memory(*this) ? state : value_or_environment(state, "WHYCACHE_STATE");
   if (state_mode) options.state_mode = parse_mode(*state_mode);
@@ -118,10 +116,6 @@ void add_target_options(CLI::App& parser, Target& target) {
       .add_option("--state", target.state,
                   "this machine's state file, or a directory/ for it (WHYCACHE_STATE)")
       ->type_name("PATH")
-      ->group(target_group);
-  parser
-      .add_option("--name", target.name, "name of the state file in its directory (WHYCACHE_NAME)")
-      ->type_name("NAME")
       ->group(target_group);
   parser
       .add_option("--state-mode", target.state_mode, "permission bits of a new state file (0600)")
@@ -167,10 +161,10 @@ std::unique_ptr<Cache> open_cache(const Target& target) {
   return std::make_unique<Cache>(url, target.options());
 }
 
-std::string state_path(const Target& target) {
+std::string state_path(const Target& target, MissingDirectory missing) {
   const Options options = target.options();
   if (names_a_file(options.state_path)) return options.state_path;
-  const StateLocation location = find_state_location(options, target_log_name(target));
+  const StateLocation location = find_state_location(options, target_log_name(target), missing);
   // A log in memory has a new directory for each cache, so there is no state to read.
   remove_temporary_directory(location);
   return location.path;
@@ -178,7 +172,7 @@ std::string state_path(const Target& target) {
 
 std::string existing_state_path(const Target& target, const std::string& next_step) {
   if (!names_a_log(target) && !names_a_file(target.options().state_path)) refuse_no_log();
-  const std::string path = std::filesystem::absolute(state_path(target));
+  const std::string path = std::filesystem::absolute(state_path(target, MissingDirectory::leave));
   if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT)
     throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
   return path;

@@ -13,6 +13,7 @@
 
 #include "cli/options.h"
 #include "client/cache_internal.h"
+#include "client/state_location.h"
 #include "state/state.h"
 
 namespace CLI {
@@ -24,7 +25,6 @@ namespace whycache::cli {
 struct Target {
   std::string log;    // --log, WHYCACHE_LOG
   std::string state;  // --state, WHYCACHE_STATE
-  std::string name;   // --name, WHYCACHE_NAME
   std::optional<std::chrono::nanoseconds> requested_deadline;
   std::optional<std::string> state_mode;
   std::uint32_t update_bytes_max = Options{}.update_bytes_max;
@@ -37,7 +37,7 @@ struct Target {
 
 // --log, --deadline
 void add_log_options(CLI::App& parser, Target& target);
-// --log, --deadline, --state, --name, --state-mode, --any-file-system
+// --log, --deadline, --state, --state-mode, --any-file-system
 void add_target_options(CLI::App& parser, Target& target);
 // --update-bytes-max, for commands that write
 void add_update_bytes_max_option(CLI::App& parser, Target& target);
@@ -51,7 +51,7 @@ std::unique_ptr<Log> open_log(const Target& target);
 std::unique_ptr<Cache> open_cache(const Target& target);
 
 // Returns the path of this machine's state, which may not exist. Does not open it.
-std::string state_path(const Target& target);
+std::string state_path(const Target& target, MissingDirectory missing = MissingDirectory::create);
 // Returns the absolute path of this machine's state, which exists. Throws Failure if there is none,
 // with `next_step`, or if the target names neither a log nor a state file.
 std::string existing_state_path(const Target& target, const std::string& next_step);

@@ -123,7 +123,7 @@ StateResult check_state_at(const CheckArguments& arguments, const std::string& p
 std::string find_state(const Target& target) {
   if (!names_a_log(target))
     return existing_state_path(target, "name another file, or give --log URL to check a log");
-  const std::string path = std::filesystem::absolute(state_path(target));
+  const std::string path = std::filesystem::absolute(state_path(target, MissingDirectory::leave));
   return ::access(path.c_str(), F_OK) != 0 && errno == ENOENT ? std::string() : path;
 }
 
@@ -132,7 +132,8 @@ std::optional<StateInfo> check_state(const CheckArguments& arguments, CheckRepor
   const std::string path = find_state(arguments.target);
   if (path.empty()) {
     findings.skip(ExitCode::done, "state",
-                  "there is none on this machine: path=" + state_path(arguments.target));
+                  "there is none on this machine: path=" +
+                      state_path(arguments.target, MissingDirectory::leave));
     return std::nullopt;
   }
   try {

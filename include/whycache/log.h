@@ -70,7 +70,8 @@ class WHYCACHE_API Log {
 
   virtual ~Log() = default;
 
-  // Returns a name for messages, without secrets: "sqlite:///var/lib/flags.db?instance=default".
+  // Returns a name for messages, without secrets: "sqlite:///var/lib/flags.db?instance=default". No
+  // two logs may have the same: a machine's default state of the log is named after it.
   virtual std::string name() const = 0;
 
   // Returns uuid, base and head, in one cheap round trip.

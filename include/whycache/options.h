@@ -47,14 +47,17 @@ enum class OpenMode : std::uint8_t {
 };
 
 struct Options {
-  // Names the state file of this machine: 1 to 100 of A-Z a-z 0-9 _ - . and no dot at the start.
-  // Default: derived from the log's name, different for every log.
+  // A label for people: 1 to 100 of A-Z a-z 0-9 _ - . and no dot at the start. It does not choose
+  // the state: all caches of a machine on one log share one, whatever their names, and the command
+  // line finds it. Only the temporary state of a `memory:` log bears the name.
   std::string name{};
-  // The path of the state file or, with a trailing '/', of an existing directory for it.
+  // The path of the state file or, with a trailing '/', of an existing directory for it. In a
+  // directory, the file is LOG.state. LOG is derived from the log's name (Log::name) and different
+  // for every log.
   //
-  // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/NAME.state, then /var/lib/whycache/NAME.state
-  // for root, else $XDG_STATE_HOME/whycache/NAME.state or ~/.local/state/whycache/NAME.state. The
-  // cache creates these directories with mode 0700. A path below /dev/shm keeps the state off the
+  // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/LOG.state, then /var/lib/whycache/LOG.state for
+  // root, else $XDG_STATE_HOME/whycache/LOG.state or ~/.local/state/whycache/LOG.state. The cache
+  // creates these directories with mode 0700. A path below /dev/shm keeps the state off the
   // disk. A `memory:` log ends with its process, so by default its state is a temporary file that
   // is removed when the cache is closed.
   std::string state_path{};

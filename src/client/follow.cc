@@ -16,12 +16,11 @@ void reject_state_of_another_log(const Session& session, const StateInfo& info,
   if (session.has_seen_log(info.log_uuid) || info.log_name == session.log.name() ||
       session.state.adopted())
     return;
-  throw LogError(
-      ErrorKind::corrupt,
-      "state belongs to another log: path=" + session.state.path() + " state_log=" + info.log_name +
-          " state_uuid=" + to_string(info.log_uuid) + " log=" + session.log.name() +
-          " uuid=" + to_string(extent.uuid) +
-          " (choose another name or state_path; or delete the state if it is no longer needed)");
+  throw LogError(ErrorKind::corrupt,
+                 "state belongs to another log: path=" + session.state.path() +
+                     " state_log=" + info.log_name + " state_uuid=" + to_string(info.log_uuid) +
+                     " log=" + session.log.name() + " uuid=" + to_string(extent.uuid) +
+                     " (choose another state_path; or delete the state if it is no longer needed)");
 }
 
 bool log_asked_since(const State& state, std::int64_t since_ns) {

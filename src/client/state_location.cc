@@ -131,16 +131,21 @@ StateLocation create_temporary_location(const std::string& name) {
 
 }  // namespace
 
-StateLocation find_state_location(const Options& options, const std::string& log_name) {
-  const std::string name = options.name.empty() ? default_name(log_name) : options.name;
-  check_name(name);
+StateLocation find_state_location(const Options& options, const std::string& log_name,
+                                  MissingDirectory missing) {
+  if (!options.name.empty()) check_name(options.name);
+  // Whatever a program names its cache, all programs on a log find one state. Logs in memory are
+  // different logs even if they have one name.
+  const bool is_in_memory = log_name.starts_with("memory:");
+  const std::string name =
+      is_in_memory && !options.name.empty() ? options.name : default_name(log_name);
   if (!options.state_path.empty()) return {state_file_path(options.state_path, name), {}};
-  if (log_name.starts_with("memory:")) return create_temporary_location(name);
+  if (is_in_memory) return create_temporary_location(name);
   if (const std::string given = environment_variable("WHYCACHE_STATE"); !given.empty())
     return {state_file_path(given, name), {}};
 
   const std::string directory = default_directory();
-  create_private_directory(directory);
+  if (missing == MissingDirectory::create) create_private_directory(directory);
   return {directory + "/" + name + ".state", {}};
 }
 

@@ -15,10 +15,13 @@ struct StateLocation {
   std::string temporary_directory;
 };
 
-// Finds the path from Options::state_path, Options::name and the environment (options.h says how).
-// Creates missing default directories with mode 0700. Throws Error(invalid) if the name or the
-// directory cannot be used.
-StateLocation find_state_location(const Options& options, const std::string& log_name);
+// Whether missing default directories are created, with mode 0700.
+enum class MissingDirectory { create, leave };
+
+// Finds the path from Options::state_path, the log's name and the environment (options.h says how).
+// Throws Error(invalid) if the name or the directory cannot be used.
+StateLocation find_state_location(const Options& options, const std::string& log_name,
+                                  MissingDirectory missing = MissingDirectory::create);
 
 // Removes the temporary directory, if there is one. Ignores errors.
 void remove_temporary_directory(const StateLocation& location) noexcept;

@@ -128,6 +128,14 @@ class CheckTest(CliTest):
             self.assertIn(f"there is none on this machine: path={machine.state}", text)
             self.assertEqual(sorted(os.listdir(self.directory)), before)
 
+    def test_absent_default_directory_is_not_created(self):
+        self.filled()
+        directory = f"{self.directory}/default"
+        environment = {"WHYCACHE_STATE": None, "STATE_DIRECTORY": directory}
+        self.assertEqual(self.results(env=environment), (0, {"state": "skipped", "log": "ok"}))
+        self.machine.fails("usage", "inspect", env=environment, expect="there is no state file")
+        self.assertFalse(os.path.exists(directory))
+
     def test_damaged_log_without_state_is_found(self):
         self.filled()
         self.sql("DELETE FROM whycache_updates_default WHERE id = 3")
@@ -152,9 +160,7 @@ class CheckTest(CliTest):
         content = pathlib.Path(copy.state).read_bytes()
         before = sorted(os.listdir(self.directory))
         alone = {"WHYCACHE_LOG": None}
-        self.assertEqual(
-            self.results(copy, env=alone), (0, {"state": "ok", "log": "skipped"})
-        )
+        self.assertEqual(self.results(copy, env=alone), (0, {"state": "ok", "log": "skipped"}))
         self.assertEqual(self.results(copy)[1]["digest"], "ok")
         self.assertEqual(pathlib.Path(copy.state).read_bytes(), content)
 

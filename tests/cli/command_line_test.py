@@ -64,17 +64,6 @@ class CommandLineTest(CliTest):
         self.machine.fails(
             "usage", "set", "a", "b", "--update-bytes-max", "1", expect="update_bytes_max"
         )
-        self.machine.fails(
-            "usage",
-            "set",
-            "a",
-            "b",
-            "--name",
-            "../x",
-            "--state",
-            self.directory + "/",
-            expect="../x",
-        )
 
     def test_flag_overrides_environment_and_default(self):
         self.machine.ok("set", "a", "here")
@@ -89,11 +78,12 @@ class CommandLineTest(CliTest):
             ).out,
             b"there",
         )
-        environment = {"WHYCACHE_STATE": f"{self.directory}/", "WHYCACHE_NAME": "named"}
-        self.machine.ok("update", env=environment)
-        self.assertTrue(os.path.exists(f"{self.directory}/named.state"))
-        self.machine.ok("update", "--name", "flagged", env=environment)
-        self.assertTrue(os.path.exists(f"{self.directory}/flagged.state"))
+        directory = f"{self.directory}/states/"
+        os.mkdir(directory)
+        for log in (self.log, other):
+            self.machine.ok("update", "--log", log, env={"WHYCACHE_STATE": directory})
+        states = [name for name in os.listdir(directory) if name.endswith(".state")]
+        self.assertEqual(len(states), 2, "in a directory, each log has a state of its own")
 
     def test_output_never_contains_secrets(self):
         secret = "geheim4711"

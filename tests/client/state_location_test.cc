@@ -62,26 +62,47 @@ class StateLocationTest : public ::testing::Test {
 
   ScopedEnvironment environment;
   TemporaryDirectory directory;
+  // Of the log that path_for() uses by default.
+  const std::string file_name = fs::path(path_for({.state_path = "/"})).filename();
 };
 
 TEST_F(StateLocationTest, state_path_option_is_used_unchanged) {
   Options options = options_named("flags");
   options.state_path = directory.file("mine.state");
   EXPECT_EQ(path_for(options), directory.file("mine.state"));
+}
+
+TEST_F(StateLocationTest, state_path_to_directory_differs_for_each_log_and_not_for_each_name) {
+  Options options;
   options.state_path = directory.path() + "/";
-  EXPECT_EQ(path_for(options), directory.file("flags.state"));
+  const std::string path = path_for(options);
+  EXPECT_THAT(path, StartsWith(directory.path() + "/blue-"));
+  EXPECT_NE(path, path_for(options, "sqlite:///var/lib/other.db?instance=blue"));
+  options.name = "flags";
+  EXPECT_EQ(path, path_for(options));
+  EXPECT_EQ(path_for(options, "memory:?instance=default"), directory.file("flags.state"));
+}
+
+TEST_F(StateLocationTest, caches_with_and_without_name_share_default_state) {
+  environment.set("STATE_DIRECTORY", directory.path());
+  const std::string url = "sqlite://" + directory.file("flags.db");
+  Cache named(url, options_named("flags"));
+  Cache unnamed(url);
+  EXPECT_EQ(named.state_path(), unnamed.state_path());
+  named.set("checkout.enabled", "yes");
+  EXPECT_EQ(unnamed.get("checkout.enabled"), "yes");
 }
 
 TEST_F(StateLocationTest, environment_variable_overrides_default_location) {
   environment.set("WHYCACHE_STATE", directory.path() + "/");
-  EXPECT_EQ(path_for(options_named("flags")), directory.file("flags.state"));
+  EXPECT_EQ(path_for({}), directory.path() + "/" + file_name);
   environment.set("WHYCACHE_STATE", directory.file("other.state"));
   EXPECT_EQ(path_for(options_named("flags")), directory.file("other.state"));
 }
 
 TEST_F(StateLocationTest, systemd_state_directory_is_used) {
   environment.set("STATE_DIRECTORY", directory.path() + ":/elsewhere");
-  EXPECT_EQ(path_for(options_named("flags")), directory.file("flags.state"));
+  EXPECT_EQ(path_for({}), directory.path() + "/" + file_name);
 }
 
 TEST_F(StateLocationTest, default_name_differs_for_each_log) {
@@ -107,12 +128,12 @@ TEST_F(StateLocationTest, unsafe_state_name_throws_invalid) {
       ErrorKind::invalid, [&] { path_for(options_named(std::string("a\0b", 3))); }, "name");
   expect_error(
       ErrorKind::invalid, [&] { path_for(options_named(std::string(101, 'a'))); }, "name");
-  EXPECT_EQ(path_for(options_named("A-z_0.9")), directory.file("A-z_0.9.state"));
+  EXPECT_EQ(path_for(options_named("A-z_0.9")), path_for({}));
 }
 
 TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-  EXPECT_EQ(path_for(options_named("location_test")), "/var/lib/whycache/location_test.state");
+  EXPECT_EQ(path_for({}), "/var/lib/whycache/" + file_name);
   struct stat status;
   ASSERT_EQ(::stat("/var/lib/whycache", &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0700U);
@@ -124,11 +145,11 @@ TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
     ASSERT_EQ(::setgid(65534), 0);
     ASSERT_EQ(::setuid(65534), 0);
     environment.set("HOME", home);
-    EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/flags.state");
+    EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/" + file_name);
     environment.set("XDG_STATE_HOME", home + "/xdg");
-    EXPECT_EQ(path_for(options_named("flags")), home + "/xdg/whycache/flags.state");
+    EXPECT_EQ(path_for(options_named("flags")), home + "/xdg/whycache/" + file_name);
     environment.set("XDG_STATE_HOME", "relative");
-    EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/flags.state");
+    EXPECT_EQ(path_for(options_named("flags")), home + "/.local/state/whycache/" + file_name);
     struct stat created;
     ASSERT_EQ(::stat((home + "/.local/state/whycache").c_str(), &created), 0);
     EXPECT_EQ(created.st_mode & 0777, 0700U);

@@ -144,8 +144,8 @@ class Mapping {
   std::uint64_t device_ = 0;
 };
 
-// Returns whether a file begins with the magic of a state. No message may advise deleting a file that
-// does not: it is not whycache's.
+// Returns whether a file begins with the magic of a state. No message may advise deleting a file
+// that does not: it is not whycache's.
 bool bears_state_magic(int descriptor);
 
 // Returns why this library cannot read a state with this header; empty if it can.
