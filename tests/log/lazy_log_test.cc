@@ -34,8 +34,7 @@ TEST(LazyLog, log_opens_after_its_directory_appears) {
 }
 
 TEST(LazyLog, invalid_url_is_refused_and_not_deferred) {
-  expect_error(ErrorKind::invalid,
-               [] { open_log_lazily("gopher://host/", default_log_deadline); });
+  expect_error(ErrorKind::invalid, [] { open_log_lazily("gopher://host/", default_log_deadline); });
 }
 
 // A forked child opens its own connection on first use, and waits for it.

@@ -98,9 +98,8 @@ std::uint64_t Mapping::refresh_usable_bytes() const {
       segment_bytes;
   if (bytes < known) {
     throw Error(ErrorKind::corrupt, "state file became shorter while in use: path=" + path_ +
-                                        " bytes=" + std::to_string(bytes) +
-                                        " known=" + std::to_string(known) +
-                                        what_to_do_with(file_.number()));
+                                        " bytes=" + std::to_string(bytes) + " known=" +
+                                        std::to_string(known) + what_to_do_with(file_.number()));
   }
   while (known < bytes &&
          !usable_bytes_.compare_exchange_weak(known, bytes, std::memory_order_relaxed)) {
