@@ -172,7 +172,7 @@ std::string state_path(const Target& target, MissingDirectory missing) {
 
 std::string existing_state_path(const Target& target, const std::string& next_step) {
   if (!names_a_log(target) && !names_a_file(target.options().state_path)) refuse_no_log();
-  const std::string path = std::filesystem::absolute(state_path(target, MissingDirectory::leave));
+  std::string path = std::filesystem::absolute(state_path(target, MissingDirectory::leave));
   if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT)
     throw Failure(ExitCode::usage, "there is no state file: path=" + path, next_step);
   return path;

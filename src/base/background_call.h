@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -82,6 +83,10 @@ class BackgroundCall {
   bool is_done() const {
     const std::lock_guard lock(outcome_->mutex);
     return outcome_->done;
+  }
+  // For a forked child: the result is of the parent, and must never be destroyed.
+  void leak_result() noexcept {
+    static_cast<void>(new (std::nothrow) std::shared_ptr<CallOutcome>(outcome_));
   }
   // Returns what the function returned, or throws what it threw. Returns nullopt if it has not
   // finished when the deadline passes; the caller may wait again. To be called until it returns or

@@ -420,8 +420,8 @@ MysqlLog::~MysqlLog() {
   MysqlConnection::abandon(std::move(connection_));
   MysqlConnection::abandon(std::move(replica_connection_));
   // Attempts that have finished would close connections of the parent.
-  for (auto* const attempt : {&pending_connection_, &pending_replica_connection_})
-    static_cast<void>(new std::optional<MysqlConnectionAttempt>(std::move(*attempt)));
+  if (pending_connection_) pending_connection_->leak_result();
+  if (pending_replica_connection_) pending_replica_connection_->leak_result();
 }
 
 void MysqlLog::release_idle_connections() noexcept {
@@ -483,6 +483,7 @@ std::vector<std::string> MysqlLog::statements_to_create_tables(MysqlConnection& 
   MysqlRows rows = connection.query(select_columns_sql);
   while (rows.next()) missing.erase(std::string(rows.at(0).value_or("")));
   std::vector<std::string> statements;
+  statements.reserve(missing.size());
   for (auto& [table, statement] : missing) statements.push_back(std::move(statement));
   return statements;
 }
