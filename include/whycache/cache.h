@@ -1,7 +1,7 @@
 // The cache. Reads take place at memory speed in a state that all processes of this machine share.
 // Writes are durable in a log that all machines share.
 //
-//   whycache::Cache cache("sqlite:///var/lib/flags.db", {.name = "flags"});
+//   whycache::Cache cache("sqlite:///var/lib/flags.db");
 //   cache.set("checkout.enabled", "yes");             // durable, applied here; returns the id
 //   if (cache.get("checkout.enabled") == "yes") ...   // no lock, no system call
 //   cache.update();                                   // applies what other machines wrote
