@@ -1,5 +1,5 @@
 // Options of a cache and of single calls. Every struct is an aggregate, to be filled with
-// designated initializers: `{.name = "flags", .deadline = 2s}`.
+// designated initializers: `{.state_mode = 0640, .deadline = 2s}`.
 #pragma once
 
 #include <chrono>
