@@ -325,10 +325,10 @@ class WHYCACHE_API Cache {
   StateInspection inspect() const;
 
   // Writes the state to disk and closes this object. The file can then be copied to another machine
-  // and opened there. Other processes can continue to use it. Calls of other threads finish, but
-  // calls that wait for an unresponsive log give up; views stay valid. A second call does nothing.
-  // The next call of any other method opens the state again, like the constructor. Throws Error if
-  // the disk fails; the object is closed anyway.
+  // and opened there. Other processes can continue to use it. Calls of other threads finish. Those
+  // that an unresponsive log keeps waiting end at their deadline, and are not repeated. Views stay
+  // valid. A second call does nothing. The next call of any other method opens the state again,
+  // like the constructor. Throws Error if the disk fails; the object is closed anyway.
   void close_shared_state();
   // Removes the state of this machine and closes this object for good. Other processes of the
   // machine notice, and build a new state at their next update().

@@ -1,6 +1,5 @@
-// A call that is made on a thread of its own, for a function that may block longer than its caller
-// can wait and that nothing can interrupt: resolving a host name, a handshake, a library that waits
-// for each piece of an answer anew.
+// Makes a call on a thread of its own, so that its caller can give up. For functions that may block
+// for long and that nothing can interrupt: resolving a host name, a handshake with a server.
 #pragma once
 
 #include <atomic>
@@ -40,6 +39,8 @@ class BackgroundThreads {
   }
 
  private:
+  // Each thread adds itself (relaxed) and subtracts itself when it is done (release). The exiting
+  // thread loads it (acquire): at 0, all that those threads did is behind it.
   static inline constinit std::atomic<int> count{0};
 };
 

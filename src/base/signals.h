@@ -6,8 +6,8 @@
 
 namespace whycache {
 
-// Blocks the signals of this thread, and of those that it starts, until the end of the scope;
-// except those that report a fault of the thread itself, and the one of profilers.
+// Blocks the signals of this thread, and of those that it starts, until the end of the scope.
+// Leaves those that report a fault of the thread itself, and the one of profilers.
 class BlockedSignals {
  public:
   BlockedSignals() {

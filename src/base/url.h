@@ -50,9 +50,8 @@ class Url {
   // Returns the URL in the one spelling that stands for all that lead to the same place:
   // - a path in the file system (schemes file and sqlite) has no symbolic links, no `.`, `..`, `//`
   //   or trailing `/`; what does not exist yet keeps its name
-  // - a host name is in lower case, an address of this machine is 127.0.0.1, and the default port
-  // of
-  //   mysql is left out
+  // - a host name is in lower case, and an address of this machine is 127.0.0.1
+  // - the default port of mysql is left out
   // Looks at the file system. Works for any scheme, also with a tier before it.
   Url canonical() const;
 

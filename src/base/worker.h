@@ -1,5 +1,5 @@
-// A thread that makes one call after another for an object, while the object waits for each no
-// longer than it can: for a library whose calls may block longer, and cannot be interrupted.
+// A thread that makes calls for an object, one after another. The object waits for each until a
+// deadline. For libraries whose calls may block for longer, and that nothing can interrupt.
 #pragma once
 
 #include <condition_variable>
@@ -50,7 +50,10 @@ class Worker {
     const auto outcome = std::make_shared<JobOutcome<Result>>();
     std::unique_lock lock(shared_->mutex);
     if (shared_->is_busy) return std::nullopt;
-    if (!start()) return function();
+    if (!start()) {
+      lock.unlock();
+      return function();
+    }
     shared_->job = [outcome, function = std::move(function)] {
       try {
         outcome->result.emplace(function());

@@ -97,8 +97,8 @@ void check_log_contains(Log& log, const LogPosition& position) {
       0, /*gave_up=*/true);
 }
 
-// A rewrite takes as long as it has parts to write and updates to delete: the deadline holds for
-// each of its statements, as the log's own, and not for all of them.
+// A rewrite takes as long as it has parts to write and updates to delete. It therefore has no
+// deadline as a whole: each of its statements has the log's own.
 bool rewrite_without_deadline(Log& log, const Backoff& backoff, UpdateId base,
                               std::uint64_t base_chain, const Log::NextPart& next_part) {
   const Deadline only_stops(std::chrono::milliseconds::max(), backoff.deadline().stop());

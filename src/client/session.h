@@ -142,7 +142,8 @@ class Session {
   void note_followed() { has_followed_.store(true, std::memory_order_release); }
   bool has_followed() const { return has_followed_.load(std::memory_order_acquire); }
 
-  // Makes calls that wait for an unresponsive log give up, since the cache is being closed.
+  // Since the cache is being closed, calls give up instead of asking an unresponsive log again. A
+  // call that the log has not answered yet ends at its deadline.
   void close() { closing_.store(true, std::memory_order_release); }
   void reopen() { closing_.store(false, std::memory_order_release); }
 

@@ -91,8 +91,8 @@ std::chrono::seconds whole_seconds(std::chrono::milliseconds time) {
   return std::max(std::chrono::ceil<std::chrono::seconds>(time), std::chrono::seconds(1));
 }
 
-// A statement that waits for a lock ends this long after it began, before SocketTimeout cuts the
-// connection: its outcome is then known, and it does not stay on the server.
+// Returns after how long the server ends a statement. This is before SocketTimeout cuts the
+// connection, so the outcome is known, and the statement does not stay on the server.
 std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) {
   return std::clamp<std::chrono::milliseconds>(
       deadline - deadline / 10, std::chrono::milliseconds(1), std::chrono::hours(24));

@@ -1,5 +1,5 @@
-// Ends what a thread waits for on a socket when a deadline passes: for client libraries that count
-// whole seconds, and begin anew with each piece of an answer.
+// Ends a thread's wait on a socket when a deadline passes. For client libraries whose timeouts are
+// whole seconds, and start again with each piece of an answer.
 //
 // One thread per process watches all deadlines. It starts with the first of them, and again in a
 // forked child. It shuts the socket down, which makes the library's wait return as if the server
@@ -19,9 +19,10 @@ namespace whycache {
 
 class SocketTimeout {
  public:
-  // From now until the end of the scope, the socket is shut down once `deadline` has passed, but no
-  // earlier than `shortest_wait` from now, or as soon as a stop is requested. The descriptor must
-  // be a duplicate of the library's, which the library does not close. Costs about 100 ns.
+  // Until the end of the scope, shuts the socket down when `deadline` has passed, or when a stop is
+  // requested. A deadline that is about to pass is extended to `shortest_wait` from now. The
+  // descriptor must be a duplicate of the library's, which the library does not close. Costs about
+  // 100 ns.
   SocketTimeout(std::shared_ptr<const FileDescriptor> socket, const Deadline& deadline);
   ~SocketTimeout();
   SocketTimeout(const SocketTimeout&) = delete;
