@@ -303,6 +303,7 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
 
 // Whether tables are missing because an operator deleted the log.
 bool MysqlLog::is_log_deleted(const Deadline& deadline) const {
+  if (!connection_->is_alive()) return false;  // nor has it a socket if it was aborted
   try {
     const SocketTimeout timeout(connection_->socket(), deadline);
     return !has_log(*connection_);
