@@ -39,14 +39,24 @@ TcpProxy::ConnectionFaults cut_within(double bytes_max, std::mt19937_64& random)
   return faults;
 }
 
+// The server receives every request, but from some byte on no answer arrives: an append whose
+// deadline then passes is in doubt. The first answers are left alone, since they open the log.
+TcpProxy::ConnectionFaults lose_answers_within(std::uint64_t bytes_max, std::mt19937_64& random) {
+  TcpProxy::ConnectionFaults faults;
+  faults.to_client.drop_after = 1'000 + random() % bytes_max;
+  return faults;
+}
+
 // A MariaDB server that is killed and restarted now and then, behind a proxy that cuts most
-// connections.
+// connections and loses the answers of some.
 class FaultyMysql : public FaultyStore {
  public:
   explicit FaultyMysql(std::uint64_t seed)
       : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
-    // Cut after one byte to some hundred statements; every order of magnitude is equally likely.
-    proxy_.set_fault_chooser([this](std::uint64_t) { return cut_within(200'000, random_); });
+    proxy_.set_fault_chooser([this](std::uint64_t) {  // the bytes are up to some hundred statements
+      return random_() % 10 == 0 ? lose_answers_within(5'000, random_)
+                                : cut_within(200'000, random_);
+    });
   }
 
   std::string url() const override { return server_.url(database_); }

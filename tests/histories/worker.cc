@@ -42,12 +42,11 @@ class Worker {
         random_(settings.seed) {}
 
   void run(const std::string& role) {
+    is_hurried_ = role == "hurried";
     const std::map<std::string, std::function<void()>> steps{
-        {"writer", [this] { write_or_observe(); }},
-        {"transactor", [this] { transact(); }},
-        {"reader", [this] { read(); }},
-        {"sleeper", [this] { sleep_and_read(); }},
-        {"rewriter", [this] { rewrite(); }},
+        {"writer", [this] { write_or_observe(); }}, {"hurried", [this] { write_hurriedly(); }},
+        {"transactor", [this] { transact(); }},     {"reader", [this] { read(); }},
+        {"sleeper", [this] { sleep_and_read(); }},  {"rewriter", [this] { rewrite(); }},
     };
     const std::function<void()>& step = steps.at(role);
     while (!cache_ && !progress_.stop) open();
@@ -75,9 +74,12 @@ class Worker {
   std::string value_of(const std::string& token) {
     return token + std::string(random_below(200), '.');
   }
-  // Some deadlines are so short that writes fail with nothing written or an uncertain outcome.
+  // Some deadlines are so short that writes fail before their turn comes on this machine or before
+  // the log answers, with nothing written or an uncertain outcome. Every order of magnitude is
+  // equally likely.
   milliseconds deadline() {
-    return chance(20) ? milliseconds(random_below(6)) : milliseconds(5000);
+    return chance(is_hurried_ ? 100 : 20) ? milliseconds(random_below(1ULL << random_below(11)))
+                                          : milliseconds(5000);
   }
 
   void open() {
@@ -134,12 +136,7 @@ class Worker {
   void write_or_observe() {
     const std::uint64_t kind = random_below(100);
     if (kind < 60) {
-      const std::uint64_t sequence = history_.begin_write();
-      const Attempt attempt = new_attempt(1 + random_below(3));
-      history_.record_attempt(sequence, attempt);
-      record_write(sequence, [&] {
-        return cache_->write(changes_of(attempt), {.note = {}, .deadline = deadline()});
-      });
+      write();
     } else if (kind < 75) {
       write_concurrently();
     } else if (kind < 85) {
@@ -147,6 +144,20 @@ class Worker {
     } else {
       observe();
     }
+  }
+
+  void write() {
+    const std::uint64_t sequence = history_.begin_write();
+    const Attempt attempt = new_attempt(1 + random_below(3));
+    history_.record_attempt(sequence, attempt);
+    record_write(sequence, [&] {
+      return cache_->write(changes_of(attempt), {.note = {}, .deadline = deadline()});
+    });
+  }
+
+  void write_hurriedly() {
+    pause(milliseconds(40));  // without it, the processes of other machines are hardly ever first
+    write();
   }
 
   void write_concurrently() {
@@ -293,6 +304,7 @@ class Worker {
   HistoryWriter history_;
   std::mt19937_64 random_;
   std::optional<Cache> cache_;
+  bool is_hurried_ = false;
   std::uint64_t token_ = 0;
   std::uint64_t rebuilds_ = 0;
 };
@@ -300,7 +312,7 @@ class Worker {
 }  // namespace
 
 std::vector<std::string> worker_roles() {
-  return {"writer", "transactor", "reader", "sleeper", "rewriter"};
+  return {"writer", "hurried", "transactor", "reader", "sleeper", "rewriter"};
 }
 
 std::string history_path(const std::string& directory, const std::string& process) {
