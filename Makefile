@@ -3,7 +3,8 @@
 #   make demo      installs what is missing, builds release, shows the library on real data
 #   make test      installs what is missing, builds dev, runs every test
 #   make test-all  make test, then the short tests under sanitizers, then every test of the
-#                  release build; in parts: make test-asan, make test-tsan, make test-release
+#                  release build, with longer histories and more commits; in parts: make test-asan,
+#                  make test-tsan, make test-release
 #   make check     format, spelling, shell scripts, the text of comments and documents, layers,
 #                  a clang build whose warnings are errors, clang-tidy
 #   make format    formats every source file
@@ -54,7 +55,8 @@ test-release:
 	scripts/install_packages.sh build test
 	cmake --preset release-test
 	cmake --build --preset release-test --parallel $(JOBS)
-	ctest --preset release-test --parallel $(PARALLEL_TESTS) --no-label-summary
+	WHYCACHE_HISTORY_SECONDS=120 WHYCACHE_COMMITS=100000 \
+	  ctest --preset release-test --parallel $(PARALLEL_TESTS) --no-label-summary
 
 test-all: test test-asan test-tsan test-release
 

@@ -1,5 +1,5 @@
-// Histories (histories_main.cc) on every log that processes can share, for a minute each or for
-// WHYCACHE_HISTORY_SECONDS.
+// Histories (histories_main.cc) on every log that processes can share, for half a minute each or
+// for WHYCACHE_HISTORY_SECONDS.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -18,7 +18,7 @@ namespace {
 void expect_no_violation(const std::string& log) {
   const std::string command =
       std::string(WHYCACHE_TEST_BIN) + "/histories_main --log " + log + " --seconds " +
-      std::to_string(number_from_environment("WHYCACHE_HISTORY_SECONDS", 60)) +
+      std::to_string(number_from_environment("WHYCACHE_HISTORY_SECONDS", 30)) +
       " --keep " WHYCACHE_TEST_BIN "/histories_" + log;
   std::fflush(nullptr);
   EXPECT_EQ(std::system(command.c_str()), 0) << command;

@@ -196,7 +196,7 @@ void expect_visible_in_order(std::size_t writers, std::uint64_t appends_each,
           own.emplace_back(bytes);
           return true;
         });
-        std::this_thread::sleep_for(milliseconds(1));
+        std::this_thread::sleep_for(milliseconds(4));
       }
     });
   }
@@ -226,7 +226,7 @@ TEST_F(MysqlLogTransactions, ids_become_visible_in_order) {
 }
 
 TEST_F(MysqlLogOrderLong, ids_become_visible_in_order) {
-  const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 100'000);
+  const std::uint64_t updates = testing::number_from_environment("WHYCACHE_COMMITS", 40'000);
   expect_visible_in_order(8, updates / 8, milliseconds(100));
 }
 
