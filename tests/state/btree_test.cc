@@ -825,7 +825,7 @@ void change_everything(MemoryNodes& nodes, NodeOffset root,
     NodeOffset changed = root;
     for (const std::string& key : sought) {
       changed = writer.erase(changed, key);
-      changed = writer.insert(changed, key + "+");
+      if (key.size() < key_bytes_max) changed = writer.insert(changed, key + "+");
     }
   });
 }
