@@ -27,7 +27,7 @@ HeadTracker::HeadTracker(const Extent& extent, std::chrono::nanoseconds confirm_
 // --- What the log returned. ---
 
 void HeadTracker::record_extent(const Extent& extent) {
-  if (known_extent_.uuid != extent.uuid) {
+  if (!is_same_log(known_extent_, extent)) {
     invalidated_id_ = 0;
     last_record_id_ = 0;
     last_record_at_ns_ = 0;

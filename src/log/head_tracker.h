@@ -15,6 +15,12 @@
 
 namespace whycache {
 
+// Whether what is known of one log is true of the other: a copy on another server has the same
+// uuid.
+inline bool is_same_log(const Extent& a, const Extent& b) {
+  return a.uuid == b.uuid && a.store == b.store;
+}
+
 // How a caller may use a head record.
 enum class HeadVerdict {
   usable,         // The log ends where the base ends: there are no updates to hand out.

@@ -1,12 +1,14 @@
 #include "log/memcached_tier.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <deque>
 #include <limits>
 #include <utility>
 
 #include "base/call_limit.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/random.h"
 
 namespace whycache {
@@ -60,6 +62,13 @@ class MemcachedTier::UpdateTail {
   std::size_t bytes_ = 0;
 };
 
+std::string tiered_item_prefix(const Extent& extent, const std::string& log_name) {
+  const std::uint64_t store = extent.store != 0 ? extent.store : hash64(log_name);
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(store));
+  return "whycache2:" + to_string(extent.uuid) + ':' + text + ':';
+}
+
 MemcachedTier::MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options)
     : log_(std::move(log)),
       options_(std::move(options)),
@@ -78,7 +87,7 @@ Deadline MemcachedTier::call_deadline() const {
 }
 
 std::string MemcachedTier::item_key(const std::string& what) const {
-  return "whycache1:" + to_string(tracker_.known_extent().uuid) + ':' + what;
+  return tiered_item_prefix(tracker_.known_extent(), name()) + what;
 }
 
 std::string MemcachedTier::update_key(UpdateId id) const {
@@ -92,9 +101,9 @@ PollLease MemcachedTier::poll_lease(std::uint64_t lease_id) const {
 // --- The log. ---
 
 void MemcachedTier::record_extent(const Extent& extent) {
-  if (tracker_.known_extent().uuid != extent.uuid) {
-    // The log was replaced. Destroy the head record of the old one, so that every process that
-    // still follows it polls the log, and finds out.
+  if (!is_same_log(tracker_.known_extent(), extent)) {
+    // The log was replaced, or moved to another server. Destroy the head record of the old one, so
+    // that every process that still follows it polls the log, and finds out.
     const std::optional<FoundHeadRecord> found = fetch_head_record();
     if (found && found->record.record_id != 0)
       memcached_.compare_and_swap(item_key("head"), "", found->cas_version, item_lifetime);
@@ -148,7 +157,7 @@ MemcachedTier::LogPoll MemcachedTier::prepare_log_poll(bool is_repeated,
                                                        std::int64_t prepared_at_ns) {
   LogPoll poll;
   poll.prepared_at_ns = prepared_at_ns;
-  poll.uuid = tracker_.known_extent().uuid;
+  poll.known_extent = tracker_.known_extent();
   poll.found = fetch_head_record();
   poll.lease_id = std::exchange(pending_lease_id_, 0);
   if (poll.lease_id == 0 && is_repeated && poll.found &&
@@ -187,7 +196,7 @@ void MemcachedTier::finish_log_poll(LogPoll poll, bool is_repeated, const Extent
                                     const UpdateTail& tail,
                                     std::optional<std::uint64_t> head_chain) {
   record_extent(extent);
-  if (poll.uuid != extent.uuid) poll.found.reset();
+  if (!is_same_log(poll.known_extent, extent)) poll.found.reset();
   const std::optional<FoundHeadRecord>& found = poll.found;
   if (tail.reached(extent.head)) {
     OwnPoll own_poll{.prepared_at_ns = poll.prepared_at_ns, .began_at_ns = poll.began_at_ns};

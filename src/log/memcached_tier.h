@@ -2,10 +2,13 @@
 // them polls the log every few seconds for all. Reasons, and what was rejected:
 // docs/decisions/memcached-tier.md.
 //
-//   whycache1:UUID:u:ID      the bytes of update ID; with flag 1, empty: it is too large
-//   whycache1:UUID:head      the head record (log/head_record.h)
-//   whycache1:UUID:ask       the poll lease: the process that adds it polls the log, no other does
-//   whycache1:UUID:fill:ID   a lease: the process that adds it fetches update ID from the log
+//   PREFIX u:ID      the bytes of update ID; with flag 1, empty: it is too large
+//   PREFIX head      the head record (log/head_record.h)
+//   PREFIX ask       the poll lease: the process that adds it polls the log, no other does
+//   PREFIX fill:ID   a lease: the process that adds it fetches update ID from the log
+//
+// The prefix, whycache2:UUID:STORE: without spaces, differs for a copy of the log: the copy has the
+// same uuid, and its first own update continues the same history.
 //
 // Only poll() reads updates from memcached. All other calls use the log directly. append() also
 // puts its update into memcached once the log has it, and then a head record.
@@ -68,6 +71,9 @@ struct MemcachedTierOptions {
   std::chrono::milliseconds timeout{100};
 };
 
+// Returns what the keys of a log in memcached begin with.
+std::string tiered_item_prefix(const Extent& extent, const std::string& log_name);
+
 class MemcachedTier final : public Log {
  public:
   MemcachedTier(std::shared_ptr<Log> log, MemcachedTierOptions options);
@@ -100,7 +106,7 @@ class MemcachedTier final : public Log {
   };
   // A poll of the log under way.
   struct LogPoll {
-    Uuid uuid;  // of the log as it was known before
+    Extent known_extent;  // of the log as it was known before
     std::optional<FoundHeadRecord> found;
     std::uint64_t lease_id = 0;
     bool is_own_lease = true;

@@ -17,6 +17,7 @@
 
 #include "base/file.h"
 #include "base/fork_exclusion.h"
+#include "base/hash.h"
 
 namespace whycache {
 namespace {
@@ -238,13 +239,27 @@ void MysqlConnection::read_variables() {
   {
     MysqlRows rows = query(
         "SHOW SESSION VARIABLES WHERE Variable_name IN ('version', 'max_allowed_packet', "
-        "'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'read_only')");
+        "'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'read_only', "
+        "'hostname', 'port', 'datadir', 'server_uuid')");
     while (rows.next()) variables_[std::string(rows.at(0).value_or(""))] = rows.at(1).value_or("");
   }
   const std::string& packet = variable("max_allowed_packet");
   std::from_chars(packet.data(), packet.data() + packet.size(), packet_bytes_max_);
   // In a Galera cluster, reads on this node then see what another node has acknowledged.
   if (variable("wsrep_on") == "ON") run("SET SESSION wsrep_sync_wait = 1");
+  read_server_id();
+}
+
+void MysqlConnection::read_server_id() {
+  std::string place;
+  for (const char* const name : {"hostname", "port", "datadir", "server_uuid"})
+    place += variable(name) + '\n';
+  if (variable("wsrep_on") == "ON") {
+    // Machines may write to different nodes of one cluster.
+    MysqlRows rows = query("SHOW STATUS LIKE 'wsrep_cluster_state_uuid'");
+    while (rows.next()) place = rows.at(1).value_or(place);
+  }
+  server_id_ = hash64(place);
 }
 
 const std::string& MysqlConnection::variable(const std::string& name) const {

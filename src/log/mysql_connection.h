@@ -80,6 +80,9 @@ class MysqlConnection {
   // Returns a server variable as of connecting; empty if there is no such variable.
   const std::string& variable(const std::string& name) const;
   std::size_t packet_bytes_max() const { return packet_bytes_max_; }
+  // Tells the server from others, by whatever address it was reached: by its host's name, its port
+  // and its data directory, or by the cluster that it belongs to.
+  std::uint64_t server_id() const { return server_id_; }
 
  private:
   friend class MysqlRows;
@@ -87,6 +90,7 @@ class MysqlConnection {
   void set_options(const MysqlServer& server, std::chrono::seconds timeout);
   void set_session(std::chrono::milliseconds timeout);
   void read_variables();
+  void read_server_id();
   [[noreturn]] void throw_failure();
 
   MYSQL* mysql_;
@@ -95,6 +99,7 @@ class MysqlConnection {
   std::map<std::string, MYSQL_STMT*> statements_;
   std::map<std::string, std::string> variables_;
   std::size_t packet_bytes_max_ = 0;
+  std::uint64_t server_id_ = 0;
   bool is_aborted_ = false;
 };
 

@@ -14,6 +14,7 @@
 #include "base/backoff.h"
 #include "base/call_limit.h"
 #include "base/fork_handlers.h"
+#include "base/hash.h"
 #include "base/random.h"
 #include "log/mysql_connection.h"
 #include "log/rewrite_in_database.h"
@@ -242,8 +243,9 @@ bool is_tls_trust_failure(const MysqlFailure& failure) {
 // One row of whycache_logs, and the greatest id in the log.
 struct MysqlLog::MysqlLogRow : LogMetadata {
   UpdateId last = 0;
+  std::uint64_t store = 0;
 
-  Extent extent() const { return {uuid, base, base_chain, std::max(base, last)}; }
+  Extent extent() const { return {uuid, base, base_chain, std::max(base, last), store}; }
 };
 
 struct MysqlLog::PrimaryHead {
@@ -546,7 +548,8 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
 
 // --- Reading. ---
 
-MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows) const {
+MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows,
+                                           const MysqlConnection& connection) const {
   const std::uint64_t format = rows.number(format_column);
   const std::optional<Uuid> uuid = to_uuid(rows.at(uuid_column));
   const std::optional<Uuid> token = to_uuid(rows.at(token_column));
@@ -557,13 +560,14 @@ MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows) const {
   }
   return {{*uuid, rows.number(base_column), rows.number(base_chain_column), *token,
            rows.number(part_count_column)},
-          rows.number(head_column)};
+          rows.number(head_column),
+          hash64(options_.server.database + '/' + options_.instance, connection.server_id())};
 }
 
 MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const {
   MysqlRows rows = connection.query(select_log_sql(options_.instance));
   if (!rows.next()) throw log_deleted_error(name());
-  const MysqlLogRow row = to_log_row(rows);
+  const MysqlLogRow row = to_log_row(rows, connection);
   while (rows.next()) {
   }
   return row;
@@ -598,7 +602,7 @@ Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, Updat
   {
     MysqlRows rows = connection.query(select_updates_sql(options_.instance, first, last, rows_max));
     if (!rows.next() || rows.at(id_column)) throw log_deleted_error(name());
-    row = to_log_row(rows);
+    row = to_log_row(rows, connection);
     const bool overtaken = !is_first_read && row.base >= first;
     UpdateId expected = std::max(first, row.base + 1);
     while (!buffer.is_full() && rows.next()) {
@@ -673,7 +677,7 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
       [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
         MysqlRows rows = connection.query(select_newest_sql(options_.instance));
         if (!rows.next()) throw log_deleted_error(name());
-        const MysqlLogRow row = to_log_row(rows);
+        const MysqlLogRow row = to_log_row(rows, connection);
         const Extent extent = row.extent();
         const PrimaryHead found{extent, chain_of(extent.head, rows.at(bytes_column).value_or(""))};
         while (rows.next()) {

@@ -111,7 +111,7 @@ class MysqlLog final : public Log {
   void check_server(MysqlConnection& connection);
   void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);
 
-  MysqlLogRow to_log_row(const MysqlRows& rows) const;
+  MysqlLogRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
   MysqlLogRow read_log_row();
   MysqlLogRow read_log_row(MysqlConnection& connection) const;
   Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "client/fleet.h"
+#include "log/memcached_tier.h"
 #include "log/tiered_store.h"
 
 namespace whycache::testing {
@@ -83,7 +84,7 @@ class TieredFleet {
   MemcachedServer& server(std::size_t number = 0) { return *servers_.at(number); }
   MemcachedClient memcached(std::size_t number = 0) { return MemcachedClient(server(number)); }
   std::string memcached_key(const std::string& suffix) const {
-    return "whycache1:" + to_string(fleet_.log()->extent().uuid) + ':' + suffix;
+    return tiered_item_prefix(fleet_.log()->extent(), fleet_.log()->name()) + suffix;
   }
 
   // The database of the log, for direct SQL.

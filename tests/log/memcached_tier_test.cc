@@ -4,6 +4,7 @@
 #include <whycache/log.h>
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -36,6 +37,34 @@ TEST(MemcachedTier, tier_has_name_uuid_and_updates_of_its_log) {
   EXPECT_EQ(tier->extent().uuid, log->extent().uuid);
   ASSERT_EQ(tier->append(1, "x"), Log::Appended::yes);
   EXPECT_EQ(log->extent().head, 1U);
+}
+
+// Staging, made from a backup of production, has the same uuid and the same first update.
+TEST(MemcachedTier, copy_of_a_log_shares_no_updates_with_it) {
+  StoreDirectory directory;
+  const auto open = [&](const std::string& name) {
+    return open_log("memcached+file://" + directory.file(name) +
+                    "?confirm_s=1&memcached=" + testing::MemcachedServer::shared().address());
+  };
+  const auto production = open("production");
+  ASSERT_EQ(production->append(1, "price=10"), Log::Appended::yes);
+  std::filesystem::copy(directory.file("production"), directory.file("staging"),
+                        std::filesystem::copy_options::recursive);
+  const auto staging = open("staging");
+  ASSERT_EQ(staging->extent().uuid, production->extent().uuid);
+  ASSERT_EQ(staging->append(2, "price=0"), Log::Appended::yes);
+
+  const auto follower = open("production");
+  for (int i = 0; i < 5; ++i) {
+    const PollResult polled =
+        follower->poll(1, std::nullopt, [](UpdateId id, std::string_view bytes) {
+          EXPECT_EQ(id, 1U);
+          EXPECT_EQ(bytes, "price=10");
+          return true;
+        });
+    EXPECT_EQ(polled.extent.head, 1U);
+    std::this_thread::sleep_for(milliseconds(20));
+  }
 }
 
 TEST(MemcachedTier, options_of_tier_and_log_are_accepted_and_others_refused) {
@@ -103,7 +132,7 @@ TEST(MemcachedTier, slow_poll_does_not_overwrite_newer_head_record) {
   MemcachedTier writer(store.open(), tier_options(server));
   auto slow = std::make_shared<InterceptedReadLog>(store.open());
   MemcachedTier stale(slow, tier_options(server));
-  const std::string head = "whycache1:" + to_string(writer.extent().uuid) + ":head";
+  const std::string head = tiered_item_prefix(writer.extent(), writer.name()) + "head";
   ASSERT_EQ(writer.append(1, "one"), Log::Appended::yes);
 
   std::optional<std::string> newer;
@@ -154,7 +183,7 @@ TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
 
   const auto log = store.open();  // without memcached
   ASSERT_EQ(log->append(1, "one"), Log::Appended::yes);
-  testing::MemcachedClient(server).set("whycache1:" + to_string(log->extent().uuid) + ":head",
+  testing::MemcachedClient(server).set(tiered_item_prefix(log->extent(), log->name()) + "head",
                                        "no head record");
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 1U);
 }

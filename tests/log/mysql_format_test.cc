@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "log/mysql_test_support.h"
+#include "support/tcp_proxy.h"
 
 namespace whycache {
 namespace {
@@ -40,6 +41,22 @@ TEST_F(MysqlLogFormat, base_chain_keeps_all_64_bits) {
   append_up_to(*log, 1);
   log->rewrite(1, 0xfedcba9876543210, [] { return std::nullopt; });
   EXPECT_EQ(store.open()->extent().base_chain, 0xfedcba9876543210);
+}
+
+TEST_F(MysqlLogFormat, store_is_the_same_by_any_address_and_differs_for_each_copy) {
+  MysqlStore store;
+  const std::uint64_t here = store.open()->extent().store;
+  EXPECT_NE(here, 0U);
+  testing::TcpProxy proxy(MariadbServer::shared().port());
+  MysqlLogOptions by_proxy = store.options(milliseconds(5000));
+  by_proxy.server.port = proxy.port();
+  MysqlLog same(by_proxy);
+  EXPECT_EQ(same.extent().store, here);
+  EXPECT_EQ(
+      same.poll(1, std::nullopt, [](UpdateId, std::string_view) { return true; }).extent.store,
+      here);
+  EXPECT_NE(MysqlStore().open()->extent().store, here);  // another database of the server
+  EXPECT_NE(store.open("other")->extent().store, here);
 }
 
 TEST_F(MysqlLogFormat, log_of_other_format_is_refused_and_unchanged) {
