@@ -76,49 +76,50 @@ class WHYCACHE_API Cache {
   // Error(corrupt) if the state is damaged; the next update() then rebuilds it.
 
   // Returns a copy of the value, or nullopt if the key is absent.
-  std::optional<std::string> get(std::string_view key) const;
+  [[nodiscard]] std::optional<std::string> get(std::string_view key) const;
   // Copies the value into `value`, whose memory it reuses. Returns false if the key is absent; then
   // the content of `value` is unspecified. `key` must not point into `value`.
-  bool get(std::string_view key, std::string& value) const;
-  bool contains(std::string_view key) const;
+  [[nodiscard]] bool get(std::string_view key, std::string& value) const;
+  [[nodiscard]] bool contains(std::string_view key) const;
   // Returns the values in the order of `keys`, all as of one update id; nullopt for absent keys.
-  std::vector<std::optional<std::string>> get_multi(std::span<const std::string_view> keys) const;
-  std::vector<std::optional<std::string>> get_multi(
+  [[nodiscard]] std::vector<std::optional<std::string>> get_multi(
+      std::span<const std::string_view> keys) const;
+  [[nodiscard]] std::vector<std::optional<std::string>> get_multi(
       std::initializer_list<std::string_view> keys) const {
     return get_multi(std::span(keys.begin(), keys.size()));
   }
   // Takes any range of strings or views of them; batch.h says which.
   template <detail::RangeOfKeys R>
-  std::vector<std::optional<std::string>> get_multi(R&& keys) const {
+  [[nodiscard]] std::vector<std::optional<std::string>> get_multi(R&& keys) const {
     return get_multi(detail::CollectedKeys(keys).span());
   }
   template <detail::RangeOfTemporariesOrNoKeys R>
   detail::CollectTheStringsInAContainerFirst get_multi(R&& keys) const = delete;
   // Calls update() with the bound of the options, then reads. If the log does not answer in time,
   // throws Error(unavailable), or returns the value marked as stale (FreshOptions::serve_stale).
-  FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
+  [[nodiscard]] FreshValue get_fresh(std::string_view key, const FreshOptions& options = {});
   // Returns the value as a number or truth value, as View::get_as() says; nullopt if the key is
   // absent. Throws Error(invalid), which names the key, if the value is none.
   template <ParsedValue T>
-  std::optional<T> get_as(std::string_view key) const {
+  [[nodiscard]] std::optional<T> get_as(std::string_view key) const {
     std::string value;
     if (!get(key, value)) return std::nullopt;
     return detail::parse_value<T>(key, value);
   }
   // Returns a copy of the value and its version, for set_if_version(); nullopt if the key is
   // absent. Opens a view.
-  std::optional<VersionedValue> get_versioned(std::string_view key) const;
+  [[nodiscard]] std::optional<VersionedValue> get_versioned(std::string_view key) const;
   // Returns the number of keys.
-  std::size_t size() const;
+  [[nodiscard]] std::size_t size() const;
   // Returns the number of keys in a range, as View::count(). Opens a view.
-  std::size_t count(const KeyRange& range) const;
+  [[nodiscard]] std::size_t count(const KeyRange& range) const;
 
   // Returns the dataset as of one update id, without a copy, in key order. Throws Error(limit) if
   // all reader slots are in use (Options::reader_slots).
-  View view() const;
-  Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
-  Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
-  Items items(KeyRange range = {}) const { return view().items(std::move(range)); }
+  [[nodiscard]] View view() const;
+  [[nodiscard]] Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
+  [[nodiscard]] Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
+  [[nodiscard]] Items items(KeyRange range = {}) const { return view().items(std::move(range)); }
 
   // Writes. When a write returns an id, the update is durable in the log and visible to every
   // process of this machine. Every other machine applies it at its next update(). If a batch
@@ -183,39 +184,41 @@ class WHYCACHE_API Cache {
   // They throw invalid, limit and refused at once, and Error(limit) if too much is waiting
   // (Options::queue_bytes_max). Writes still waiting when the cache is closed fail with
   // Error(unavailable). In a forked child, a future of the parent never becomes ready.
-  std::future<UpdateId> set_async(std::string_view key, std::string_view value,
-                                  const WriteOptions& options = {});
-  std::future<UpdateId> set_multi_async(std::span<const Item> items,
-                                        const WriteOptions& options = {});
-  std::future<UpdateId> set_multi_async(std::initializer_list<Item> items,
-                                        const WriteOptions& options = {}) {
+  [[nodiscard]] std::future<UpdateId> set_async(std::string_view key, std::string_view value,
+                                                const WriteOptions& options = {});
+  [[nodiscard]] std::future<UpdateId> set_multi_async(std::span<const Item> items,
+                                                      const WriteOptions& options = {});
+  [[nodiscard]] std::future<UpdateId> set_multi_async(std::initializer_list<Item> items,
+                                                      const WriteOptions& options = {}) {
     return set_multi_async(std::span(items.begin(), items.size()), options);
   }
   template <detail::RangeOfItems R>
-  std::future<UpdateId> set_multi_async(R&& items, const WriteOptions& options = {}) {
+  [[nodiscard]] std::future<UpdateId> set_multi_async(R&& items, const WriteOptions& options = {}) {
     return set_multi_async(detail::CollectedItems(items).span(), options);
   }
   template <detail::RangeOfTemporariesOrNoItems R>
   detail::CollectTheStringsInAContainerFirst set_multi_async(
       R&& items, const WriteOptions& options = {}) = delete;
-  std::future<UpdateId> erase_async(std::string_view key, const WriteOptions& options = {});
-  std::future<UpdateId> erase_multi_async(std::span<const std::string_view> keys,
-                                          const WriteOptions& options = {});
-  std::future<UpdateId> erase_multi_async(std::initializer_list<std::string_view> keys,
-                                          const WriteOptions& options = {}) {
+  [[nodiscard]] std::future<UpdateId> erase_async(std::string_view key,
+                                                  const WriteOptions& options = {});
+  [[nodiscard]] std::future<UpdateId> erase_multi_async(std::span<const std::string_view> keys,
+                                                        const WriteOptions& options = {});
+  [[nodiscard]] std::future<UpdateId> erase_multi_async(
+      std::initializer_list<std::string_view> keys, const WriteOptions& options = {}) {
     return erase_multi_async(std::span(keys.begin(), keys.size()), options);
   }
   template <detail::RangeOfKeys R>
-  std::future<UpdateId> erase_multi_async(R&& keys, const WriteOptions& options = {}) {
+  [[nodiscard]] std::future<UpdateId> erase_multi_async(R&& keys,
+                                                        const WriteOptions& options = {}) {
     return erase_multi_async(detail::CollectedKeys(keys).span(), options);
   }
   template <detail::RangeOfTemporariesOrNoKeys R>
   detail::CollectTheStringsInAContainerFirst erase_multi_async(
       R&& keys, const WriteOptions& options = {}) = delete;
-  std::future<UpdateId> write_async(std::span<const Change> changes,
-                                    const WriteOptions& options = {});
-  std::future<UpdateId> write_async(std::initializer_list<Change> changes,
-                                    const WriteOptions& options = {}) {
+  [[nodiscard]] std::future<UpdateId> write_async(std::span<const Change> changes,
+                                                  const WriteOptions& options = {});
+  [[nodiscard]] std::future<UpdateId> write_async(std::initializer_list<Change> changes,
+                                                  const WriteOptions& options = {}) {
     return write_async(std::span(changes.begin(), changes.size()), options);
   }
 
@@ -250,10 +253,12 @@ class WHYCACHE_API Cache {
   // Writes if the current value of the key equals `expected` (nullopt: the key is absent). Returns
   // the id of the update, or nullopt if the value differed at some point in the log during the
   // call. Throws as set().
-  std::optional<UpdateId> set_if(std::string_view key, std::optional<std::string_view> expected,
-                                 std::string_view value, const WriteOptions& options = {});
-  std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected,
-                                   const WriteOptions& options = {});
+  [[nodiscard]] std::optional<UpdateId> set_if(std::string_view key,
+                                               std::optional<std::string_view> expected,
+                                               std::string_view value,
+                                               const WriteOptions& options = {});
+  [[nodiscard]] std::optional<UpdateId> erase_if(std::string_view key, std::string_view expected,
+                                                 const WriteOptions& options = {});
   // Writes if the current version of the key's value is `expected` (0: the key is absent). Returns
   // the id of the update, which is the new version, or nullopt if the version differed at some
   // point in the log during the call. A version matches only if the key has had the same value
@@ -261,10 +266,11 @@ class WHYCACHE_API Cache {
   // rewrite of history, machines that build their states again give all keys newer versions. Read
   // again then. Versions end with their history: discard them when the log is restored from a
   // backup or replaced. Throws as set().
-  std::optional<UpdateId> set_if_version(std::string_view key, UpdateId expected,
-                                         std::string_view value, const WriteOptions& options = {});
-  std::optional<UpdateId> erase_if_version(std::string_view key, UpdateId expected,
-                                           const WriteOptions& options = {});
+  [[nodiscard]] std::optional<UpdateId> set_if_version(std::string_view key, UpdateId expected,
+                                                       std::string_view value,
+                                                       const WriteOptions& options = {});
+  [[nodiscard]] std::optional<UpdateId> erase_if_version(std::string_view key, UpdateId expected,
+                                                         const WriteOptions& options = {});
   // Adds `delta` to an integer stored as decimal digits; an absent key counts as 0. Returns the
   // sum. Throws Error(invalid) if the value is not an integer, Error(limit) if the sum exceeds 64
   // bits; otherwise as set().
@@ -276,11 +282,11 @@ class WHYCACHE_API Cache {
   // Error(invalid) if the key has a value that is not a lease, or ttl is not between 1 ms and a
   // year. After Error(uncertain) the lease may be taken until it expires. Otherwise throws as
   // set().
-  std::optional<Lease> acquire(std::string_view key, std::chrono::milliseconds ttl,
-                               const LeaseOptions& options = {});
+  [[nodiscard]] std::optional<Lease> acquire(std::string_view key, std::chrono::milliseconds ttl,
+                                             const LeaseOptions& options = {});
   // Begins the ttl of the lease again. Returns false, and changes nothing, if the lease was
   // released or another holder has taken it after it had expired. Throws as set().
-  bool renew(Lease& lease, const LeaseOptions& options = {});
+  [[nodiscard]] bool renew(Lease& lease, const LeaseOptions& options = {});
   // Erases the key if it still has this lease. Returns false if it does not. Throws as set().
   bool release(const Lease& lease, const LeaseOptions& options = {});
 
@@ -306,23 +312,23 @@ class WHYCACHE_API Cache {
   UpdateId delete_all_history();
 
   // Returns the id of the last update in the state.
-  UpdateId applied_id() const;
+  [[nodiscard]] UpdateId applied_id() const;
   // Returns how long ago a process of this machine last asked the log (CLOCK_BOOTTIME), or
   // nanoseconds::max() if none has since the machine started.
-  std::chrono::nanoseconds staleness() const;
+  [[nodiscard]] std::chrono::nanoseconds staleness() const;
   // Returns the digest of the items. Two machines at the same update id have equal digests.
-  Digest digest() const;
+  [[nodiscard]] Digest digest() const;
   // Returns false once the state was deleted through this object, or the object was moved from.
-  bool valid() const noexcept;
+  [[nodiscard]] bool valid() const noexcept;
   // Returns whether this machine has a state that can be read. False only after OpenMode::now, or
   // while another process has deleted the state.
-  bool ready() const;
-  std::string state_path() const;
-  Counters counters() const;
+  [[nodiscard]] bool ready() const;
+  [[nodiscard]] std::string state_path() const;
+  [[nodiscard]] Counters counters() const;
   // Returns the state of health, for checks and metrics. Costs microseconds and no round trip.
-  Stats stats() const;
+  [[nodiscard]] Stats stats() const;
   // Returns what the state file holds in detail. Visits every segment: some milliseconds per GiB.
-  StateInspection inspect() const;
+  [[nodiscard]] StateInspection inspect() const;
 
   // Writes the state to disk and closes this object. The file can then be copied to another machine
   // and opened there. Other processes can continue to use it. Calls of other threads finish. Those

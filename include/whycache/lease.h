@@ -20,6 +20,7 @@
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <stop_token>
 #include <string>
 
 #include <whycache/types.h>
@@ -37,7 +38,7 @@ struct Lease {
   std::chrono::nanoseconds end{0};
 
   // Returns how long the holder may rely on the lease: 0 once the ttl is over. Renewing resets it.
-  WHYCACHE_API std::chrono::nanoseconds remaining() const noexcept;
+  [[nodiscard]] WHYCACHE_API std::chrono::nanoseconds remaining() const noexcept;
 };
 
 struct LeaseOptions {
@@ -48,6 +49,8 @@ struct LeaseOptions {
   std::chrono::milliseconds clock_skew_max{5'000};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
+  // A stop request makes the call give up as if its deadline had passed.
+  std::stop_token stop{};
 };
 
 }  // namespace whycache

@@ -23,7 +23,7 @@ namespace whycache {
 class WHYCACHE_API Transaction {
  public:
   // The update id as of which it reads.
-  UpdateId id() const noexcept;
+  [[nodiscard]] UpdateId id() const noexcept;
 
   // Reads as of id(), with this transaction's own writes on top. get() returns nullopt if the key
   // is absent. Values are not copied: they are valid while the function runs, or until this
@@ -60,7 +60,7 @@ class WHYCACHE_API Transaction {
 
   // Returns whether the lease is held, expired or not. The transaction then commits only if no
   // other holder has taken it. Reads the lease's key.
-  bool holds(const Lease& lease);
+  [[nodiscard]] bool holds(const Lease& lease);
 
   class Record;  // src/client/transact.h
   explicit Transaction(Record& record) : record_(&record) {}

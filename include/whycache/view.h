@@ -28,13 +28,15 @@ struct KeyRange {
   std::string begin;
   std::optional<std::string> end;
 
-  static KeyRange all() { return {}; }
-  static KeyRange from(std::string_view begin) { return {std::string(begin), std::nullopt}; }
-  static KeyRange between(std::string_view begin, std::string_view end) {
+  [[nodiscard]] static KeyRange all() { return {}; }
+  [[nodiscard]] static KeyRange from(std::string_view begin) {
+    return {std::string(begin), std::nullopt};
+  }
+  [[nodiscard]] static KeyRange between(std::string_view begin, std::string_view end) {
     return {std::string(begin), std::string(end)};
   }
   // All keys that start with `prefix`.
-  WHYCACHE_API static KeyRange prefix(std::string_view prefix);
+  [[nodiscard]] WHYCACHE_API static KeyRange prefix(std::string_view prefix);
 };
 
 namespace detail {
@@ -112,7 +114,7 @@ class Range {
       : pin_(std::move(pin)), range_(std::move(range)) {}
 
   // The same keys in the opposite order.
-  Range reversed() const {
+  [[nodiscard]] Range reversed() const {
     Range other(*this);
     other.descending_ = !descending_;
     return other;
@@ -142,21 +144,21 @@ class WHYCACHE_API View {
  public:
   explicit View(std::shared_ptr<const detail::Pin> pin) : pin_(std::move(pin)) {}
 
-  UpdateId id() const noexcept;
+  [[nodiscard]] UpdateId id() const noexcept;
   // The number of keys.
-  std::size_t size() const noexcept;
-  Digest digest() const noexcept;
+  [[nodiscard]] std::size_t size() const noexcept;
+  [[nodiscard]] Digest digest() const noexcept;
 
   // Returns nullopt if the key is absent. The value is not copied: it stays in shared memory as
   // long as the view exists. Throws Error(corrupt) if the state is damaged.
-  std::optional<std::string_view> get(std::string_view key) const& {
+  [[nodiscard]] std::optional<std::string_view> get(std::string_view key) const& {
     const std::string_view value = find(key);
     if (value.data() == nullptr) return std::nullopt;
     return value;
   }
   // A temporary view does not keep the value: keep the view, or use Cache::get().
   detail::KeepTheViewInAVariable get(std::string_view key) const&& = delete;
-  bool contains(std::string_view key) const;
+  [[nodiscard]] bool contains(std::string_view key) const;
   // Returns the value as a number or truth value, or nullopt if the key is absent. Throws
   // Error(invalid), which names the key, if all of the value is not one that fits into `T`:
   //
@@ -164,7 +166,7 @@ class WHYCACHE_API View {
   //   integers         decimal digits, and '-' before them if `T` is signed
   //   floating point   as std::from_chars: 1, -0.5, 1e9, inf, nan
   template <ParsedValue T>
-  std::optional<T> get_as(std::string_view key) const {
+  [[nodiscard]] std::optional<T> get_as(std::string_view key) const {
     const std::string_view value = find(key);
     if (value.data() == nullptr) return std::nullopt;
     return detail::parse_value<T>(key, value);
@@ -173,20 +175,20 @@ class WHYCACHE_API View {
   // of the update that wrote the value. After history was rewritten, a machine that builds its
   // state again no longer knows ids up to the base; there the version is the base. Either way the
   // key had this value as of that id, and no update has changed it since. Costs more than get().
-  std::optional<UpdateId> version(std::string_view key) const;
+  [[nodiscard]] std::optional<UpdateId> version(std::string_view key) const;
 
   // Returns the first, the last item of a range, or nullopt if the range has none.
-  std::optional<Item> first(const KeyRange& range = {}) const&;
+  [[nodiscard]] std::optional<Item> first(const KeyRange& range = {}) const&;
   detail::KeepTheViewInAVariable first(const KeyRange& range = {}) const&& = delete;
-  std::optional<Item> last(const KeyRange& range = {}) const&;
+  [[nodiscard]] std::optional<Item> last(const KeyRange& range = {}) const&;
   detail::KeepTheViewInAVariable last(const KeyRange& range = {}) const&& = delete;
   // Returns the number of keys in a range. Takes time in proportion to it, about a hundredth of
   // what reading the keys takes.
-  std::size_t count(const KeyRange& range = {}) const;
+  [[nodiscard]] std::size_t count(const KeyRange& range = {}) const;
 
-  Items items(KeyRange range = {}) const { return {pin_, std::move(range)}; }
-  Keys keys(KeyRange range = {}) const { return {pin_, std::move(range)}; }
-  Values values(KeyRange range = {}) const { return {pin_, std::move(range)}; }
+  [[nodiscard]] Items items(KeyRange range = {}) const { return {pin_, std::move(range)}; }
+  [[nodiscard]] Keys keys(KeyRange range = {}) const { return {pin_, std::move(range)}; }
+  [[nodiscard]] Values values(KeyRange range = {}) const { return {pin_, std::move(range)}; }
 
   Items::Iterator begin() const& {
     const Items all = items();

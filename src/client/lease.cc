@@ -53,7 +53,7 @@ std::optional<LeaseRecord> held_lease(const View& view, const Lease& lease) {
 }
 
 WriteOptions write_options(const LeaseOptions& options) {
-  return {.note = {}, .deadline = options.deadline};
+  return {.note = {}, .deadline = options.deadline, .stop = options.stop};
 }
 
 // Writes `record` with the present time, which is not before that of `previous`, and makes `lease`

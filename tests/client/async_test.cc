@@ -135,7 +135,8 @@ TEST(Async, async_write_beyond_queue_limit_throws_limit) {
   for (int i = 0; i < 9; ++i)
     futures.push_back(cache.set_async("key" + std::to_string(i), std::string(1000, 'v')));
   expect_error(
-      ErrorKind::limit, [&] { cache.set_async("one more", std::string(1000, 'v')); },
+      ErrorKind::limit,
+      [&] { static_cast<void>(cache.set_async("one more", std::string(1000, 'v'))); },
       "queue_bytes_max=10000");
   gate.open();
   for (std::future<UpdateId>& future : futures) await_id(future);
@@ -157,9 +158,10 @@ TEST(Async, async_write_beyond_queue_limit_throws_limit) {
 TEST(Async, invalid_async_write_throws_before_queueing) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");
-  expect_error(ErrorKind::invalid, [&] { cache.set_async("", "1"); });
+  expect_error(ErrorKind::invalid, [&] { static_cast<void>(cache.set_async("", "1")); });
   expect_error(
-      ErrorKind::limit, [&] { cache.set_async("a", std::string(2U << 20, 'v')); },
+      ErrorKind::limit,
+      [&] { static_cast<void>(cache.set_async("a", std::string(2U << 20, 'v'))); },
       "update_bytes_max");
   EXPECT_EQ(CacheInternal::log(cache).extent().head, 0U);
 }

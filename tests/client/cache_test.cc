@@ -164,9 +164,10 @@ TEST(Cache, get_as_returns_numbers_and_truth_values) {
   EXPECT_EQ(cache.get_as<bool>("enabled"), true);
   EXPECT_EQ(cache.get_as<bool>("absent").value_or(false), false);
   expect_error(
-      ErrorKind::invalid, [&] { cache.get_as<int>("name"); }, "key=name");
+      ErrorKind::invalid, [&] { static_cast<void>(cache.get_as<int>("name")); }, "key=name");
   expect_error(
-      ErrorKind::invalid, [&] { cache.get_as<std::int8_t>("port"); }, "8 bits", "key=port");
+      ErrorKind::invalid, [&] { static_cast<void>(cache.get_as<std::int8_t>("port")); }, "8 bits",
+      "key=port");
 }
 
 TEST(Cache, count_returns_number_of_keys_in_range) {
@@ -422,13 +423,13 @@ TEST(CacheClosing, deleted_cache_throws_except_for_path_and_counters) {
   EXPECT_EQ(cache.counters().updates_written, 1U);
   const auto closed = [](auto&& call) { expect_error(ErrorKind::invalid, call, "closed"); };
   std::string value;
-  closed([&] { cache.get("a"); });
-  closed([&] { cache.get("a", value); });
-  closed([&] { cache.contains("a"); });
-  closed([&] { cache.get_multi({"a"}); });
-  closed([&] { cache.size(); });
-  closed([&] { cache.view(); });
-  closed([&] { cache.keys(); });
+  closed([&] { static_cast<void>(cache.get("a")); });
+  closed([&] { static_cast<void>(cache.get("a", value)); });
+  closed([&] { static_cast<void>(cache.contains("a")); });
+  closed([&] { static_cast<void>(cache.get_multi({"a"})); });
+  closed([&] { static_cast<void>(cache.size()); });
+  closed([&] { static_cast<void>(cache.view()); });
+  closed([&] { static_cast<void>(cache.keys()); });
   closed([&] { cache.set("a", "2"); });
   closed([&] { cache.set_multi({{"a", "2"}}); });
   closed([&] { cache.set_multi(std::vector<Item>{}); });
@@ -441,9 +442,9 @@ TEST(CacheClosing, deleted_cache_throws_except_for_path_and_counters) {
   });
   closed([&] { cache.rewrite_history(); });
   closed([&] { cache.delete_all_history(); });
-  closed([&] { cache.applied_id(); });
-  closed([&] { cache.staleness(); });
-  closed([&] { cache.digest(); });
+  closed([&] { static_cast<void>(cache.applied_id()); });
+  closed([&] { static_cast<void>(cache.staleness()); });
+  closed([&] { static_cast<void>(cache.digest()); });
   closed([&] { CacheInternal::log(cache); });
   closed([&] { CacheInternal::state(cache); });
   EXPECT_EQ(fleet.open("berlin").get("a"), "1");

@@ -75,13 +75,18 @@ const std::vector<Call>& calls() {
        }},
       {"set_if",
        [](Cache& cache, const Limit& limit) {
-         cache.set_if("c", std::nullopt, "2",
-                      {.note = {}, .deadline = limit.deadline, .stop = limit.stop});
+         static_cast<void>(cache.set_if(
+             "c", std::nullopt, "2", {.note = {}, .deadline = limit.deadline, .stop = limit.stop}));
        }},
       {"transact",
        [](Cache& cache, const Limit& limit) {
          cache.transact([](Transaction& transaction) { transaction.set("b", "2"); },
                         {.note = {}, .deadline = limit.deadline, .stop = limit.stop});
+       }},
+      {"acquire",
+       [](Cache& cache, const Limit& limit) {
+         static_cast<void>(cache.acquire("lease", std::chrono::seconds(60),
+                                         {.deadline = limit.deadline, .stop = limit.stop}));
        }},
   };
   return all;

@@ -136,18 +136,26 @@ TEST(LeaseTest, invalid_calls_throw_and_write_nothing) {
   Cache cache = fleet.open("berlin");
   cache.set("data", "lease token=1");
   expect_error(
-      ErrorKind::invalid, [&] { cache.acquire("data", long_time); }, "not a lease");
+      ErrorKind::invalid, [&] { static_cast<void>(cache.acquire("data", long_time)); },
+      "not a lease");
   expect_error(
-      ErrorKind::invalid, [&] { cache.acquire("key", milliseconds(0)); }, "ttl_ms=0");
-  expect_error(ErrorKind::invalid, [&] { cache.acquire("key", std::chrono::hours(24 * 400)); });
+      ErrorKind::invalid, [&] { static_cast<void>(cache.acquire("key", milliseconds(0))); },
+      "ttl_ms=0");
+  expect_error(ErrorKind::invalid,
+               [&] { static_cast<void>(cache.acquire("key", std::chrono::hours(24 * 400))); });
   expect_error(
       ErrorKind::invalid,
-      [&] { cache.acquire("key", long_time, {.clock_skew_max = milliseconds(-1)}); },
+      [&] {
+        static_cast<void>(cache.acquire("key", long_time, {.clock_skew_max = milliseconds(-1)}));
+      },
       "clock_skew_ms=-1");
   expect_error(
       ErrorKind::invalid,
-      [&] { cache.acquire("key", long_time, {.holder = std::string(256, 'h')}); }, "holder");
-  expect_error(ErrorKind::invalid, [&] { cache.acquire("", long_time); });
+      [&] {
+        static_cast<void>(cache.acquire("key", long_time, {.holder = std::string(256, 'h')}));
+      },
+      "holder");
+  expect_error(ErrorKind::invalid, [&] { static_cast<void>(cache.acquire("", long_time)); });
   EXPECT_EQ(cache.applied_id(), 1U);
 }
 
@@ -160,7 +168,7 @@ TEST(LeaseTest, lease_names_its_holder) {
   EXPECT_EQ(decode_lease(*cache.get("a"))->holder, "berlin:1");
   EXPECT_TRUE(cache.renew(*lease));
   EXPECT_EQ(decode_lease(*cache.get("a"))->holder, "berlin:1");
-  cache.acquire("b", long_time, without_skew("import of\n today"));
+  static_cast<void>(cache.acquire("b", long_time, without_skew("import of\n today")));
   EXPECT_EQ(decode_lease(*cache.get("b"))->holder, "import of\n today");
 }
 

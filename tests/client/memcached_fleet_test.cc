@@ -212,7 +212,7 @@ TEST(MemcachedFleet, follower_behind_base_rebuilds_state) {
   berlin->set("erased", "1");
   tokyo->update();
   berlin->erase("erased");
-  for (int i = 0; i < 5000; ++i) berlin->set_async("key", std::to_string(i));
+  for (int i = 0; i < 5000; ++i) static_cast<void>(berlin->set_async("key", std::to_string(i)));
   berlin->set("key", "last");
   berlin->rewrite_history();
   fleet.memcached().flush_all();

@@ -746,7 +746,7 @@ TEST(Rebuild, state_found_damaged_by_read_is_rebuilt_by_update) {
     }
     ::close(file);
   }
-  expect_error(ErrorKind::corrupt, [&] { cache.get("key7"); });
+  expect_error(ErrorKind::corrupt, [&] { static_cast<void>(cache.get("key7")); });
 
   EXPECT_EQ(cache.update(), 2000U);
 
@@ -777,7 +777,7 @@ TEST(Rebuild, write_during_rebuild_is_in_new_state) {
     ASSERT_EQ(::pwrite(file, "\xff", 1, static_cast<off_t>(at) - 8), 1);
     ::close(file);
   }
-  expect_error(ErrorKind::corrupt, [&] { rebuilding.get("damaged"); });
+  expect_error(ErrorKind::corrupt, [&] { static_cast<void>(rebuilding.get("damaged")); });
 
   // The writer is about to append when the log is read for the new state. The write returns before
   // the new state is installed.

@@ -408,7 +408,7 @@ TEST(GetFresh, get_fresh_enforces_bound_or_reports_stale) {
   tokyo.set("a", "2");
   FreshOptions options;
   options.deadline = milliseconds(30);
-  expect_error(ErrorKind::unavailable, [&] { berlin.get_fresh("a", options); });
+  expect_error(ErrorKind::unavailable, [&] { static_cast<void>(berlin.get_fresh("a", options)); });
   options.serve_stale = true;
   fresh = berlin.get_fresh("a", options);
   EXPECT_EQ(fresh.value, "1");
@@ -474,7 +474,7 @@ TEST(Guards, change_rejected_by_validator_throws_refused) {
   expect_error(
       ErrorKind::refused, [&] { cache.set("a", ""); }, "not empty");
   expect_error(
-      ErrorKind::refused, [&] { cache.set_async("a", ""); }, "not empty");
+      ErrorKind::refused, [&] { static_cast<void>(cache.set_async("a", "")); }, "not empty");
   expect_error(
       ErrorKind::refused,
       [&] {

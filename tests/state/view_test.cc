@@ -274,17 +274,20 @@ TEST_F(ViewTest, get_as_of_another_value_throws_invalid_and_names_the_key) {
   const View view = state_.view();
   for (const std::string key : {"word", "empty", "plus", "space", "hex", "big"}) {
     testing::expect_error(
-        ErrorKind::invalid, [&] { view.get_as<int>(key); }, "key=" + key);
+        ErrorKind::invalid, [&] { static_cast<void>(view.get_as<int>(key)); }, "key=" + key);
     if (key == "big") continue;
     testing::expect_error(
-        ErrorKind::invalid, [&] { view.get_as<double>(key); }, "key=" + key);
+        ErrorKind::invalid, [&] { static_cast<void>(view.get_as<double>(key)); }, "key=" + key);
   }
   testing::expect_error(
-      ErrorKind::invalid, [&] { view.get_as<std::uint8_t>("300"); }, "unsigned integer of 8 bits");
+      ErrorKind::invalid, [&] { static_cast<void>(view.get_as<std::uint8_t>("300")); },
+      "unsigned integer of 8 bits");
   testing::expect_error(
-      ErrorKind::invalid, [&] { view.get_as<unsigned>("minus"); }, "unsigned integer of 32 bits");
+      ErrorKind::invalid, [&] { static_cast<void>(view.get_as<unsigned>("minus")); },
+      "unsigned integer of 32 bits");
   testing::expect_error(
-      ErrorKind::invalid, [&] { view.get_as<int>(std::string_view("a\0b", 3)); }, "key=a\\x00b");
+      ErrorKind::invalid, [&] { static_cast<void>(view.get_as<int>(std::string_view("a\0b", 3))); },
+      "key=a\\x00b");
 }
 
 template <typename T>
