@@ -19,6 +19,7 @@
 #include <optional>
 #include <system_error>
 
+#include "base/boot.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/file_system.h"

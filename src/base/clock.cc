@@ -1,13 +1,8 @@
 #include "base/clock.h"
 
-#include <fcntl.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <thread>
-
-#include "base/file.h"
-#include "base/hex.h"
 
 namespace whycache {
 namespace {
@@ -32,20 +27,5 @@ void Deadline::sleep(std::chrono::nanoseconds time) const {
 }
 
 std::int64_t wall_time_us() noexcept { return read_clock_ns(CLOCK_REALTIME) / 1000; }
-
-Uuid boot_id() {
-  Uuid id{};
-  const FileDescriptor file(::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
-  char text[64];
-  const ssize_t size = file ? ::read(file.number(), text, sizeof text) : 0;
-  std::size_t digits = 0;
-  for (ssize_t i = 0; i < size && digits < 32; ++i) {
-    const int digit = hex_value(text[i]);
-    if (digit < 0) continue;
-    id[digits / 2] = static_cast<std::uint8_t>(id[digits / 2] << 4 | digit);
-    ++digits;
-  }
-  return id;
-}
 
 }  // namespace whycache

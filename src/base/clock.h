@@ -9,8 +9,6 @@
 #include <stop_token>
 #include <utility>
 
-#include <whycache/types.h>
-
 namespace whycache {
 
 // Nanoseconds since boot, including suspend (CLOCK_BOOTTIME). Processes of one boot can compare
@@ -18,8 +16,6 @@ namespace whycache {
 std::int64_t boot_time_ns() noexcept;
 // Microseconds since 1970.
 std::int64_t wall_time_us() noexcept;
-// The kernel's random id of this boot; all zero if it cannot be read.
-Uuid boot_id();
 
 // The time at which to give up. Passes early if a stop is requested.
 class Deadline {

@@ -1,5 +1,6 @@
 #include "client/follow.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -23,8 +24,9 @@ void reject_state_of_another_log(const Session& session, const StateInfo& info,
                      " (choose another state_path; or delete the state if it is no longer needed)");
 }
 
-bool log_asked_since(const State& state, std::int64_t since_ns) {
-  const std::optional<std::int64_t> asked = state.last_poll_time_ns();
+// `now_ns` as State::last_poll_time_ns().
+bool log_asked_since(const State& state, std::int64_t since_ns, std::int64_t now_ns) {
+  const std::optional<std::int64_t> asked = state.last_poll_time_ns(now_ns);
   return asked && *asked >= since_ns;
 }
 
@@ -75,9 +77,10 @@ void apply_page(Session& session, const LogPage& page, const LogPosition& positi
 
 // Records when the log was asked, unless a newer answer is recorded already.
 void note_asked(const Session& session, std::int64_t poll_time_ns, const LogPage& page) {
-  poll_time_ns -= page.staleness().count();
+  // A tier may claim any staleness.
+  poll_time_ns -= std::clamp<std::int64_t>(page.staleness().count(), 0, poll_time_ns);
   const bool by_store = page.staleness() == zero_staleness;
-  if (!log_asked_since(session.state, poll_time_ns))
+  if (!log_asked_since(session.state, poll_time_ns, 0))
     session.state.record_poll(poll_time_ns, page.extent().head, by_store);
 }
 
@@ -184,16 +187,16 @@ void build_missing_state(Session& session, Backoff& backoff) {
 }
 
 bool is_fresh(const Session& session, std::int64_t since_ns, StalenessMax staleness_max) {
-  const bool asked =
-      staleness_max == zero_staleness
-          ? store_asked_since(session.state, since_ns)
-          : log_asked_since(session.state,
-                            since_ns - staleness_max.value_or(zero_staleness).count());
+  const std::int64_t accepted_ns =
+      std::clamp<std::int64_t>(staleness_max.value_or(zero_staleness).count(), 0, since_ns);
+  const bool asked = staleness_max == zero_staleness
+                         ? store_asked_since(session.state, since_ns)
+                         : log_asked_since(session.state, since_ns - accepted_ns, since_ns);
   return asked && session.has_seen_any_log() && !session.has_damage();
 }
 
 bool store_asked_since(const State& state, std::int64_t since_ns) {
-  const std::optional<std::int64_t> asked = state.last_store_poll_time_ns();
+  const std::optional<std::int64_t> asked = state.last_store_poll_time_ns(since_ns);
   return asked && *asked >= since_ns;
 }
 

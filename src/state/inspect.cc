@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "base/boot.h"
 #include "base/clock.h"
 #include "state/btree/mapped_nodes.h"
 #include "state/btree/node.h"

@@ -14,6 +14,7 @@
 #include "base/fork_handlers.h"
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
+#include "state/file/poll_record.h"
 #include "state/file/state_file.h"
 #include "state/index/lookup.h"
 #include "state/read/current_file.h"
@@ -23,6 +24,7 @@
 #include "state/verify.h"
 #include "state/write/adopt.h"
 #include "state/write/builder.h"
+#include "state/write/record_poll.h"
 #include "state/write/writable_mapping_cache.h"
 #include "state/write/writer.h"
 
@@ -404,43 +406,33 @@ UpdateId State::applied_id() const {
 
 // --- Freshness ---
 
-std::optional<std::int64_t> State::last_poll_time_ns() const {
-  return poll_time(&LockFileHeader::last_poll_time_ns);
+std::optional<std::int64_t> State::last_poll_time_ns(std::int64_t now_ns) const {
+  return poll_time(&PollRecord::last, now_ns);
 }
 
-std::optional<std::int64_t> State::last_store_poll_time_ns() const {
-  return poll_time(&LockFileHeader::last_store_poll_time_ns);
+std::optional<std::int64_t> State::last_store_poll_time_ns(std::int64_t now_ns) const {
+  return poll_time(&PollRecord::last_of_store, now_ns);
 }
 
-std::optional<std::int64_t> State::poll_time(
-    std::atomic<std::int64_t> LockFileHeader::*which) const {
+std::optional<std::int64_t> State::poll_time(PollTime PollRecord::*which,
+                                             std::int64_t now_ns) const {
   const ReadSection reading;
   const Mapping* const mapping = impl_->current_file.unowned_mapping();
-  const LockFileHeader& shared = impl_->lock_file->header();
-  const std::int64_t at = (shared.*which).load(std::memory_order_acquire);
-  if (mapping == nullptr || at == 0 ||
-      shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id())
-    return std::nullopt;
-  return at;
+  if (mapping == nullptr || is_superseded(*mapping)) return std::nullopt;
+  return read_poll_time(mapping->header().poll_record.*which, mapping->state_id(), now_ns);
 }
 
 UpdateId State::known_head() const {
-  return impl_->lock_file->header().known_head.load(std::memory_order_relaxed);
+  const ReadSection reading;
+  const Mapping* const mapping = impl_->current_file.unowned_mapping();
+  return mapping == nullptr
+             ? 0
+             : mapping->header().poll_record.known_head.load(std::memory_order_relaxed);
 }
 
-void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const {
-  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
-  if (!mapping) return;
-  LockFileHeader& shared = impl_->lock_file->header();
-  if (shared.polled_state_id.load(std::memory_order_relaxed) != mapping->state_id()) {
-    shared.last_poll_time_ns.store(0, std::memory_order_relaxed);
-    shared.last_store_poll_time_ns.store(0, std::memory_order_relaxed);
-    std::atomic_thread_fence(std::memory_order_release);
-    shared.polled_state_id.store(mapping->state_id(), std::memory_order_relaxed);
-  }
-  shared.known_head.store(head, std::memory_order_relaxed);
-  if (by_store) shared.last_store_poll_time_ns.store(at_ns, std::memory_order_release);
-  shared.last_poll_time_ns.store(at_ns, std::memory_order_release);
+void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const noexcept {
+  if (const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping())
+    whycache::record_poll(*mapping, at_ns, head, by_store);
 }
 
 // --- Locks ---
@@ -519,8 +511,6 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     if (old_file) set_superseded_bit(old_file, options_.path, false);
     throw system_error("cannot put state file in place", options_.path, error);
   }
-  impl_->lock_file->header().last_poll_time_ns.store(0, std::memory_order_release);
-  impl_->lock_file->header().last_store_poll_time_ns.store(0, std::memory_order_release);
   StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);

@@ -32,6 +32,8 @@ namespace detail {
 class Pin;
 }
 struct DirectoryCache;
+struct PollRecord;
+struct PollTime;
 struct ReaderThread;
 class StateBuilder;
 class StateWriter;
@@ -80,15 +82,18 @@ class State {
   // --- Freshness, shared by the processes of this machine. ---
 
   // Returns the time of the last poll of the log whose answer has been applied: CLOCK_BOOTTIME
-  // nanoseconds, taken before the question was sent. Returns nullopt if there was none in this
-  // boot. Takes tens of nanoseconds and no system call.
-  std::optional<std::int64_t> last_poll_time_ns() const;
+  // nanoseconds, taken before the question was sent. Returns nullopt if there was none by this
+  // process's clock (poll_record.h). Takes tens of nanoseconds and no system call; less if the
+  // caller has read the clock.
+  std::optional<std::int64_t> last_poll_time_ns(std::int64_t now_ns = 0) const;
   // Returns the head that the log had at that time.
   UpdateId known_head() const;
   // The same, but counts only polls that the log's store itself answered, not a tier in front of it
   // (Log::poll).
-  std::optional<std::int64_t> last_store_poll_time_ns() const;
-  void record_poll(std::int64_t at_ns, UpdateId head, bool by_store = true) const;
+  std::optional<std::int64_t> last_store_poll_time_ns(std::int64_t now_ns = 0) const;
+  // The caller holds StateLock::follow. Records nothing if this process may not write to the state
+  // file, or has no memory or descriptor for it: then each process polls the log for itself.
+  void record_poll(std::int64_t at_ns, UpdateId head, bool by_store = true) const noexcept;
 
   // --- Writing. ---
 
@@ -161,7 +166,7 @@ class State {
   // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
   template <typename Sink>
   [[gnu::noinline]] bool slow_read(std::string_view key, Sink sink) const;
-  std::optional<std::int64_t> poll_time(std::atomic<std::int64_t> LockFileHeader::*which) const;
+  std::optional<std::int64_t> poll_time(PollTime PollRecord::*which, std::int64_t now_ns) const;
 
   struct Impl;
   StateOptions options_;

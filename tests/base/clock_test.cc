@@ -1,4 +1,5 @@
 #include "base/clock.h"
+#include "base/boot.h"
 
 #include <gtest/gtest.h>
 

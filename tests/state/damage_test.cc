@@ -464,8 +464,7 @@ class DamageTest : public ::testing::Test {
   }
 
   // End of the header fields that have a meaning.
-  static constexpr std::uint64_t header_end =
-      offsetof(Header, allocator_state) + sizeof(AllocatorState);
+  static constexpr std::uint64_t header_end = offsetof(Header, poll_record) + sizeof(PollRecord);
 
   TemporaryDirectory directory_{"/dev/shm"};
   std::string path_ = directory_.file("whole.state");

@@ -7,9 +7,9 @@
 //
 // Everything is addressed by its offset from the start of the file. Integers are little-endian.
 //
-// Only the holder of the writer lock writes the file. Readers map it read-only. The writer
-// publishes what readers load meanwhile by single stores. A comment at each such word names the
-// order of the store and of the loads that it pairs with.
+// Only the holder of the writer lock writes the file, except for Header::poll_record. Readers map
+// it read-only. The writer publishes what readers load meanwhile by single stores. A comment at
+// each such word names the order of the store and of the loads that it pairs with.
 #pragma once
 
 #include <atomic>
@@ -402,6 +402,7 @@ static_assert(sizeof(HeaderFixed) == 512);
 
 inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
 inline constexpr std::uint16_t state_format_major = 3;
+inline constexpr std::uint16_t state_format_minor = 1;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
 // Facts about the state as of one update id. The writer writes block id % 8 before it stores
@@ -468,6 +469,23 @@ class AppliedId {
 };
 static_assert(sizeof(AppliedId) == 8);
 
+// A time of the log's last poll (poll_record.h). Written by the holder of StateLock::follow through
+// pwrite(2), behind a seq_cst fence. Readers acquire the time and compare the seal.
+struct PollTime {
+  std::atomic<std::int64_t> time_ns;  // CLOCK_BOOTTIME; 0: none
+  std::atomic<std::uint64_t> seal;
+};
+
+struct PollRecord {
+  PollTime last;
+  // When the log's own store last answered. `last` may be the answer of a cache in front of it.
+  // Written just before it: if the process dies in between, the store was polled anyway.
+  PollTime last_of_store;
+  // The head that the last answer named. Relaxed: for display only.
+  std::atomic<std::uint64_t> known_head;
+};
+static_assert(sizeof(PollRecord) == 40);
+
 struct Header {
   HeaderFixed fixed;
 
@@ -498,11 +516,15 @@ struct Header {
 
   alignas(64) PublishedBlock published[published_block_count];
   alignas(64) AllocatorState allocator_state;
+
+  // The only part that is written without the writer lock. All zero in files of minor 0.
+  alignas(64) PollRecord poll_record;
 };
 static_assert(sizeof(Header) <= header_page_bytes);
 static_assert(offsetof(Header, reclaim_generation) == 512);
 static_assert(offsetof(Header, reclaim_horizon) == 576);
 static_assert(offsetof(Header, published) == 640);
 static_assert(offsetof(Header, allocator_state) == 1152);
+static_assert(offsetof(Header, poll_record) == 1344);
 
 }  // namespace whycache

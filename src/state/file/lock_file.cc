@@ -211,18 +211,6 @@ void LockFile::map(std::uint32_t mode) {
   }
   rows_ = reinterpret_cast<ProcessRow*>(mapped_ + page_bytes);
   slots_ = reinterpret_cast<ReaderSlot*>(mapped_ + page_bytes + slot_count_ * sizeof(ProcessRow));
-  clear_times_of_other_boot();
-}
-
-void LockFile::clear_times_of_other_boot() {
-  std::uint64_t boot;
-  const Uuid id = boot_id();
-  std::memcpy(&boot, id.data(), sizeof boot);
-  if (header_->boot.load(std::memory_order_acquire) != boot) {
-    header_->last_poll_time_ns.store(0, std::memory_order_relaxed);
-    header_->last_store_poll_time_ns.store(0, std::memory_order_relaxed);
-    header_->boot.store(boot, std::memory_order_release);
-  }
 }
 
 LockFile::~LockFile() {

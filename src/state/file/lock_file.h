@@ -45,19 +45,8 @@ struct LockFileHeader {
   char magic[8];             // "whylock1"
   std::uint32_t slot_count;  // as many process rows
   std::uint32_t reserved;
-  // When the log was last polled for the state with the id polled_state_id; 0: not in this boot.
-  // Written by the holder of StateLock::follow: 0 first, then the fields below, then the new time
-  // (release). Readers acquire it before they load the others, which are relaxed.
-  alignas(64) std::atomic<std::int64_t> last_poll_time_ns;
-  std::atomic<std::uint64_t> polled_state_id;
-  std::atomic<std::uint64_t> known_head;
-  // The boot in which the times were read. Stored last when another boot's are cleared (release);
-  // acquired by each process that opens the file.
-  std::atomic<std::uint64_t> boot;
-  // When the log's own store last answered. last_poll_time_ns may be the answer of a cache in front
-  // of it. Written just before last_poll_time_ns (release, acquired by readers): if the process
-  // dies in between, the store was polled anyway.
-  std::atomic<std::int64_t> last_store_poll_time_ns;
+  // The times of polls in earlier versions (poll_record.h). Nothing reads or writes them.
+  alignas(64) std::uint64_t reserved_times[8];
   // No slot from this number on was ever pinned, so the writer scans no further. Relaxed: a thread
   // that pins has raised it, has loaded a value that covers its slot, or got a spare slot from such
   // a thread (LockFile::mutex_). Each happens before the fence between its pin and the horizon
@@ -150,7 +139,6 @@ class LockFile final : public ForkHandler {
   void after_fork_in_child() noexcept WHYCACHE_RELEASE(mutex_) override;
 
   void map(std::uint32_t mode);
-  void clear_times_of_other_boot();
   void release() noexcept;
   void claim_row() WHYCACHE_REQUIRES(mutex_);
   // The caller holds the lock of the row, whose owner is dead.

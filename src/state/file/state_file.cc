@@ -15,6 +15,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/boot.h"
 #include "base/file_system.h"
 #include "base/random.h"
 
@@ -89,15 +90,19 @@ struct OpenedFile {
   struct stat status;
 };
 
-OpenedFile open_regular_file(const std::string& path) {
+OpenedFile check_regular_file(FileDescriptor file, const std::string& path) {
   OpenedFile opened;
-  // Nonblocking: the file may be a pipe.
-  opened.file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
-  if (!opened.file) return opened;
+  opened.file = std::move(file);
   if (::fstat(opened.file.number(), &opened.status) != 0)
     throw system_error("cannot stat state file", path, errno);
   if (!S_ISREG(opened.status.st_mode)) throw not_a_state(path, "it is not a regular file");
   return opened;
+}
+
+OpenedFile open_regular_file(const std::string& path) {
+  // Nonblocking: the file may be a pipe.
+  FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
+  return file ? check_regular_file(std::move(file), path) : OpenedFile();
 }
 
 HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& path) {
@@ -154,8 +159,14 @@ StateFileResult open_state_file(const StateOptions& options, bool holds_install_
   // Open the file for writing first. On an overlay file system this copies it up to the layer where
   // writers will change it. A process that may only read continues without that.
   { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
-  OpenedFile opened = open_regular_file(options.path);
-  if (!opened.file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
+  FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
+  if (!file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
+  return use_state_file(std::move(file), options, holds_install_locks);
+}
+
+StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
+                               bool holds_install_locks) {
+  OpenedFile opened = check_regular_file(std::move(file), options.path);
   check_owner(opened.status, options);
   if (opened.status.st_nlink > 1) {
     throw Error(
@@ -198,6 +209,7 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   const bool is_new = header.fixed.format_major == 0;
   std::memcpy(fixed.magic, state_magic, sizeof state_magic);
   fixed.format_major = state_format_major;
+  fixed.format_minor = state_format_minor;
   fixed.byte_order = byte_order_mark;
   fixed.header_bytes = header_page_bytes;
   fixed.segment_size = segment_bytes;

@@ -35,6 +35,10 @@ struct StateFileResult {
 // file.
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks = false);
 
+// The same for a descriptor that was opened for reading, of the file at options.path.
+StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
+                               bool holds_install_locks = false);
+
 // Opens the file at `path` for a tool that changes nothing: neither the file nor its directory, on
 // media that are read-only, too. Takes no lock, so another process may be writing to the file.
 // Accepts a file of any user, with any number of names. Returns a file that is not in use on this

@@ -39,6 +39,8 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
   }
   const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
   write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
+  // The seals of the times are wrong now, since the state id is another.
+  header.poll_record.known_head.store(0, std::memory_order_relaxed);
   clear_writer_active(header);
   return {};
 }

@@ -1,0 +1,58 @@
+#include "state/write/record_poll.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstddef>
+
+#include "base/boot.h"
+#include "base/file.h"
+#include "state/file/poll_record.h"
+
+namespace whycache {
+namespace {
+
+// A PollTime, or all of a PollRecord, as plain bytes.
+struct PollTimeBytes {
+  std::int64_t time_ns;
+  std::uint64_t seal;
+};
+struct PollRecordBytes {
+  PollTimeBytes last;
+  PollTimeBytes last_of_store;
+  std::uint64_t known_head;
+};
+static_assert(sizeof(PollRecordBytes) == sizeof(PollRecord));
+static_assert(offsetof(PollRecordBytes, last_of_store) == offsetof(PollRecord, last_of_store));
+static_assert(offsetof(PollRecordBytes, known_head) == offsetof(PollRecord, known_head));
+
+}  // namespace
+
+void record_poll(const Mapping& mapping, std::int64_t at_ns, UpdateId head,
+                 bool by_store) noexcept {
+  const FileDescriptor file(
+      ::open(mapping.path().c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+  struct stat status;
+  if (!file || ::fstat(file.number(), &status) != 0 || status.st_ino != mapping.inode() ||
+      status.st_dev != mapping.device())
+    return;
+  const PollTimeBytes now{at_ns, poll_time_seal(at_ns, mapping.state_id(), boot_clock_id())};
+  const PollRecord& present = mapping.header().poll_record;
+  PollRecordBytes record{now, now, head};
+  if (!by_store) {
+    // Only holders of the lock store them.
+    record.last_of_store.time_ns = present.last_of_store.time_ns.load(std::memory_order_relaxed);
+    record.last_of_store.seal = present.last_of_store.seal.load(std::memory_order_relaxed);
+  }
+  // The kernel copies the bytes in some order, in which other processes see them: a time whose seal
+  // is not there yet counts for nothing. What was applied before is stored before (the fence pairs
+  // with the acquire of read_poll_time()).
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // A failure leaves the times as they were, or without their seals: then each process polls.
+  static_cast<void>(::pwrite(file.number(), &record, sizeof record,
+                             static_cast<off_t>(offsetof(Header, poll_record))));
+}
+
+}  // namespace whycache
