@@ -15,12 +15,22 @@ namespace {
 
 constexpr std::int64_t successor_search_interval_ns = 10'000'000;
 
+Error successor_error(const Error& error) {
+  return Error(
+      ErrorKind::unavailable,
+      std::string("state was replaced, and this process cannot use the new file: ") + error.what(),
+      error.system_error());
+}
+
 }  // namespace
 
 CurrentFile::CurrentFile(const StateOptions& options,
                          std::atomic<const DirectoryCache*>& directory_cache,
                          std::function<void()> on_switch)
-    : options_(options), on_switch_(std::move(on_switch)), directory_cache_(directory_cache) {
+    : options_(options),
+      on_switch_(std::move(on_switch)),
+      directory_(options.path),
+      directory_cache_(directory_cache) {
   register_fork_handler(this);
 }
 
@@ -53,11 +63,13 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
     if (!current && ::access(options_.path.c_str(), F_OK) == 0) {
       const MutexLock lock(successor_mutex_);
       if (mapping()) continue;
-      if (std::shared_ptr<Mapping> first = open_successor()) {
-        switch_locked(first);
-        return first;
+      std::shared_ptr<Mapping> first;
+      try {
+        first = open_state_file(options_).mapping;
+      } catch (const Error&) {  // the next update() reports it
       }
-      return nullptr;
+      if (first) switch_locked(first);
+      return first;
     }
     // Until a successor is in place, reads continue with the old file.
     if (!current || (current->holds_whole_file() && !has_successor(*current))) return current;
@@ -67,8 +79,13 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
     if (mapping() != current) continue;
     // A successor that cannot be used is tried again after a while.
     const std::int64_t now = boot_time_ns();
-    if (last_failed_search_ns_ != 0 && now - last_failed_search_ns_ < successor_search_interval_ns)
+    if (last_failed_search_ns_ != 0 &&
+        now - last_failed_search_ns_ < successor_search_interval_ns) {
+      if (search_failure_) throw Error(*search_failure_);
       return current;
+    }
+    last_failed_search_ns_ = now;
+    search_failure_.reset();
     std::shared_ptr<Mapping> successor = open_successor();
     const bool is_whole = successor && successor->holds_whole_file();
     last_failed_search_ns_ = is_whole ? 0 : now;
@@ -78,18 +95,30 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
   }
 }
 
+// Whether another file has taken the place of a superseded one. Throws Error(unavailable) if that
+// cannot be found out: the read must not go on with data that may be old.
 bool CurrentFile::has_successor(const Mapping& mapping) const {
-  return is_superseded(mapping) && !is_in_place(mapping) &&
-         ::access(options_.path.c_str(), F_OK) == 0;
+  if (!is_superseded(mapping)) return false;
+  try {
+    const std::optional<struct stat> status = directory_.find();
+    return status && (status->st_ino != mapping.inode() || status->st_dev != mapping.device());
+  } catch (const Error& error) {
+    throw successor_error(error);
+  }
 }
 
-std::shared_ptr<Mapping> CurrentFile::open_successor() const {
+// Returns null if the file at the path is no state, or if another process is adopting it: it is no
+// successor then, and the next update() reports or replaces it. Throws Error(unavailable) if this
+// process cannot open it.
+std::shared_ptr<Mapping> CurrentFile::open_successor() {
   try {
-    return open_state_file(options_).mapping;
-  } catch (const Error&) {
-    // The file is no state, or another process is adopting it. The read has the old file; the next
-    // update() reports the error.
-    return nullptr;
+    FileDescriptor file = directory_.open();
+    if (!file) return nullptr;
+    return use_state_file(std::move(file), options_).mapping;
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::corrupt) return nullptr;
+    search_failure_ = successor_error(error);
+    throw Error(*search_failure_);
   }
 }
 

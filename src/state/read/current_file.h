@@ -17,6 +17,7 @@
 #include "state/file/mapping.h"
 #include "state/file/state_info.h"
 #include "state/read/rcu.h"
+#include "state/read/state_directory.h"
 
 namespace whycache {
 
@@ -47,7 +48,8 @@ class CurrentFile final : public ForkHandler {
     return unowned_mapping_.load(std::memory_order_acquire);
   }
   // Returns the current mapping. If its file was replaced, switches to the successor first. Returns
-  // null if there is no mapping.
+  // null if there is no mapping. Throws Error(unavailable) if this process cannot open the
+  // successor.
   std::shared_ptr<Mapping> newest_mapping();
 
   // Switches to a mapping that was opened under StateLock::install, or before other threads know
@@ -81,18 +83,21 @@ class CurrentFile final : public ForkHandler {
   };
 
   bool has_successor(const Mapping& mapping) const;
-  std::shared_ptr<Mapping> open_successor() const;
+  std::shared_ptr<Mapping> open_successor() WHYCACHE_REQUIRES(successor_mutex_);
   void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
   void unmap_retired_locked() noexcept WHYCACHE_REQUIRES(switch_mutex_);
 
   const StateOptions& options_;
   const std::function<void()> on_switch_;
+  StateDirectory directory_;  // open() only under successor_mutex_
   // Held from opening the file at the path until the switch to it: otherwise a slow thread would
   // switch back to a file that has been replaced since. Taken before switch_mutex_, and never while
   // waiting for a StateLock.
   Mutex successor_mutex_;
   // When the last successor that was found could not be used; 0: it could.
   std::int64_t last_failed_search_ns_ WHYCACHE_GUARDED_BY(successor_mutex_) = 0;
+  // Why this process could not open it, if that was the reason.
+  std::optional<Error> search_failure_ WHYCACHE_GUARDED_BY(successor_mutex_);
 
   mutable Mutex switch_mutex_;
   std::shared_ptr<Mapping> mapping_ WHYCACHE_GUARDED_BY(switch_mutex_);

@@ -1,0 +1,183 @@
+// Processes that cannot simply open the file that replaces theirs: each read sees the new file, or
+// throws.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "state/test_state.h"
+#include "support/child_process.h"
+
+namespace whycache {
+namespace {
+
+using testing::ChildProcess;
+using testing::TemporaryDirectory;
+using testing::TestState;
+
+class SuccessorTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::permissions(directory_.path(), std::filesystem::perms(0755));
+    TestState(path_).apply({{"k", "old"}});
+  }
+
+  // Replaces the state, in a process of its own, by one in which "k" has the value.
+  std::string replace(const std::string& value) const {
+    ChildProcess replacer([&]() -> std::string {
+      TestState state(path_);
+      if (!state->install(*state->begin_build(testing::test_uuid, "test:"))) return "not installed";
+      state.apply({{"k", value}});
+      return "";
+    });
+    return replacer.wait();
+  }
+
+  // Runs `prepare` in a child that has opened the state, replaces the state, and returns what the
+  // child then reads: a value, or "threw: ...".
+  std::string value_after_replacement(const std::function<void()>& prepare, bool as_view) const {
+    EXPECT_EQ(replace("old"), "");
+    const testing::SharedWithChildren<std::atomic<int>> step;
+    ChildProcess reader([&]() -> std::string {
+      const TestState state(path_);
+      if (state.get("k") != "old") return "the old value cannot be read";
+      prepare();
+      *step = 1;
+      while (*step != 2) ::usleep(1000);
+      try {
+        if (as_view) {
+          const View view = state.view();
+          return "read " + std::string(view.get("k").value_or("nothing"));
+        }
+        return "read " + state.get("k").value_or("nothing");
+      } catch (const Error& error) {
+        return "threw " + std::string(to_string(error.kind())) + ": " + error.what();
+      }
+    });
+    while (*step != 1) ::usleep(1000);
+    EXPECT_EQ(replace("new"), "");
+    *step = 2;
+    return reader.wait();
+  }
+
+  TemporaryDirectory directory_;
+  std::string path_ = directory_.file("replaced.state");
+};
+
+void use_up_descriptors() {
+  struct rlimit limit {
+    64, 64
+  };
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  while (::open("/dev/null", O_RDONLY | O_CLOEXEC) >= 0) {
+  }
+}
+
+TEST_F(SuccessorTest, process_without_descriptors_reads_the_new_file) {
+  for (const bool as_view : {false, true})
+    EXPECT_EQ(value_after_replacement(use_up_descriptors, as_view), "read new");
+}
+
+TEST_F(SuccessorTest, process_whose_spare_descriptor_is_in_use_throws) {
+  const testing::SharedWithChildren<std::atomic<int>> step;
+  ChildProcess reader([&]() -> std::string {
+    const TestState state(path_);
+    const View first = state.view();  // keeps the first file, and its descriptor, open
+    use_up_descriptors();
+    *step = 1;
+    while (*step != 2) ::usleep(1000);
+    if (state.get("k") != "second") return "the second value cannot be read";
+    *step = 3;
+    while (*step != 4) ::usleep(1000);
+    for (int i = 0; i < 3; ++i) {
+      try {
+        return "read " + state.get("k").value_or("nothing");
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::unavailable) return "threw another error";
+        if (error.system_error() != EMFILE) return std::string("threw ") + error.what();
+      }
+      ::usleep(i * 8000);
+    }
+    ::close(63);
+    ::usleep(20'000);
+    return state.get("k") == "third" ? "" : "the third value is not read with a descriptor";
+  });
+  while (*step != 1) ::usleep(1000);
+  EXPECT_EQ(replace("second"), "");
+  *step = 2;
+  while (*step != 3) ::usleep(1000);
+  EXPECT_EQ(replace("third"), "");
+  *step = 4;
+  EXPECT_EQ(reader.wait(), "");
+}
+
+TEST_F(SuccessorTest, process_that_lost_its_rights_throws) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can become another user";
+  for (const bool as_view : {false, true}) {
+    const std::string result = value_after_replacement(
+        [] {
+          if (::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(99);
+        },
+        as_view);
+    EXPECT_NE(result.find("threw unavailable: state was replaced"), std::string::npos) << result;
+    EXPECT_NE(result.find("Permission denied"), std::string::npos) << result;
+  }
+}
+
+TEST_F(SuccessorTest, process_that_cannot_search_the_directory_any_more_throws) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can become another user";
+  std::filesystem::create_directory(directory_.file("private"));
+  std::filesystem::permissions(directory_.file("private"), std::filesystem::perms(0700));
+  path_ = directory_.file("private/replaced.state");
+  TestState(path_).apply({{"k", "old"}});
+  const std::string result = value_after_replacement(
+      [] {
+        if (::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(99);
+      },
+      false);
+  EXPECT_NE(result.find("threw unavailable: state was replaced"), std::string::npos) << result;
+}
+
+TEST_F(SuccessorTest, process_in_a_chroot_reads_the_new_file) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can call chroot()";
+  const std::string root = directory_.file("empty");
+  std::filesystem::create_directory(root);
+  for (const bool as_view : {false, true}) {
+    EXPECT_EQ(value_after_replacement(
+                  [&] {
+                    if (::chroot(root.c_str()) != 0 || ::chdir("/") != 0) ::_exit(99);
+                  },
+                  as_view),
+              "read new");
+  }
+}
+
+TEST_F(SuccessorTest, process_whose_host_closed_all_descriptors_does_not_read_the_old_file) {
+  const std::string result = value_after_replacement(
+      [&] {
+        ::close_range(3, ~0U, 0);
+        for (int i = 0; i < 20; ++i) ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+      },
+      false);
+  EXPECT_TRUE(result == "read new" || result.starts_with("threw unavailable")) << result;
+}
+
+TEST_F(SuccessorTest, removed_state_without_successor_is_read_on) {
+  const TestState state(path_);
+  ChildProcess remover([&]() -> std::string {
+    const TestState same(path_);
+    same->remove(TestState::deadline());
+    return "";
+  });
+  ASSERT_EQ(remover.wait(), "");
+  EXPECT_EQ(state.get("k"), "old");
+}
+
+}  // namespace
+}  // namespace whycache
