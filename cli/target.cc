@@ -65,6 +65,14 @@ std::uint32_t parse_mode(const std::string& text) {
     throw Failure(ExitCode::usage, "--state-mode is not permission bits: mode=" + text,
                   "give an octal number like 0640");
   }
+  // As the library requires of Options::state_mode. Commands that only read do not ask it.
+  if ((mode & ~0666U) != 0 || (mode & 0600U) != 0600U) {
+    throw Failure(ExitCode::usage,
+                  "--state-mode must let its owner read and write, and let no user execute: "
+                  "state_mode=" +
+                      text,
+                  "give an octal number like 0640");
+  }
   return mode;
 }
 
@@ -189,6 +197,7 @@ void require_existing_log(const Target& target) {
 std::unique_ptr<State> open_state(const Target& target) {
   StateOptions options;
   options.path = state_path(target);
+  options.mode = target.options().state_mode;
   options.any_file_system = target.any_file_system;
   return State::open(options);
 }

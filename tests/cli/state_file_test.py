@@ -18,6 +18,21 @@ class StateFileTest(CliTest):
         )
         self.assertEqual(result.out, b"")
 
+    def test_state_shared_with_group_is_readable_to_user_who_gives_its_mode(self):
+        self.require_root()
+        os.chmod(self.directory, 0o750)
+        os.chown(self.directory, 0, NOBODY)
+        os.chown(self.directory, NOBODY + 1, -1)
+        self.machine.ok("set", "a", "1", "--state-mode", "0644")
+        os.chown(self.machine.state, NOBODY + 1, NOBODY)
+        os.chown(f"{self.machine.state}.lock", NOBODY + 1, NOBODY)
+        alone = {"WHYCACHE_LOG": None}
+        for command in (("get", "a"), ("scan",), ("count",), ("status",)):
+            with self.subTest(command):
+                self.machine.fails("permission", *command, user=NOBODY, env=alone, expect="owner")
+                self.machine.ok(*command, "--state-mode", "0640", user=NOBODY, env=alone)
+                self.machine.fails("usage", *command, "--state-mode", "0", expect="state_mode")
+
     def test_files_that_are_no_state_are_never_overwritten(self):
         self.machine.ok("set", "a", "1")
         good = pathlib.Path(self.machine.state).read_bytes()
