@@ -76,6 +76,8 @@ std::uint32_t parse_mode(const std::string& text) {
   return mode;
 }
 
+}  // namespace
+
 void report_event(const Event& event) {
   switch (event.kind) {
     case Event::Kind::rebuilt: return print_message("the state was rebuilt: " + event.message);
@@ -86,8 +88,6 @@ void report_event(const Event& event) {
       return print_message("an unusable state file was moved aside: " + event.message);
   }
 }
-
-}  // namespace
 
 std::chrono::milliseconds Target::deadline() const {
   return requested_deadline ? std::chrono::ceil<std::chrono::milliseconds>(*requested_deadline)
@@ -102,7 +102,6 @@ Options Target::options() const {
   options.any_file_system = any_file_system;
   options.update_bytes_max = update_bytes_max;
   options.deadline = deadline();
-  options.on_event = report_event;
   return options;
 }
 
@@ -163,10 +162,13 @@ std::unique_ptr<Log> open_log(const Target& target) {
   return whycache::open_log(url);
 }
 
-std::unique_ptr<Cache> open_cache(const Target& target) {
+std::unique_ptr<Cache> open_cache(const Target& target,
+                                  std::function<void(const Event&)> on_event) {
   const std::string url = log_url(target);
   if (url.empty()) refuse_no_log();
-  return std::make_unique<Cache>(url, target.options());
+  Options options = target.options();
+  options.on_event = std::move(on_event);
+  return std::make_unique<Cache>(url, std::move(options));
 }
 
 std::string state_path(const Target& target, MissingDirectory missing) {

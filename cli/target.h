@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,8 +48,10 @@ std::string log_url(const Target& target);
 inline bool names_a_log(const Target& target) { return !log_url(target).empty(); }
 // Throws Failure if no log is named, and Error if it cannot be opened.
 std::unique_ptr<Log> open_log(const Target& target);
-// Prints events of the cache, such as rebuilds, on standard error.
-std::unique_ptr<Cache> open_cache(const Target& target);
+// Prints an event of a cache, such as a rebuild, on standard error.
+void report_event(const Event& event);
+std::unique_ptr<Cache> open_cache(const Target& target,
+                                  std::function<void(const Event&)> on_event = report_event);
 
 // Returns the path of this machine's state, which may not exist. Does not open it.
 std::string state_path(const Target& target, MissingDirectory missing = MissingDirectory::create);

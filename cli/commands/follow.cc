@@ -60,11 +60,12 @@ class Follower {
   Follower(const FollowArguments& arguments, Output& output)
       : arguments_(arguments),
         output_(output),
-        cache_(open_cache(arguments.target)),
+        cache_(open_cache(arguments.target, [this](const Event& event) { report(event); })),
         last_printed_id_(cache_->applied_id()) {}
 
   void run() {
     const auto interval = arguments_.interval.value_or(std::chrono::seconds(1));
+    is_polling_ = true;
     while (!stop_requested) {
       poll_log();
       signals_.wait(interval);
@@ -80,11 +81,21 @@ class Follower {
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable) throw;
       print_up_to(cache_->applied_id());
-      if (!is_unreachable_)
-        print_message(error.what(),
-                      "none needed: reads continue, and so does polling; Ctrl-C ends it");
-      is_unreachable_ = true;
+      report_unreachable(error.what());
     }
+  }
+
+  // Runs on this thread, also while the constructor opens the cache.
+  void report(const Event& event) {
+    if (event.kind != Event::Kind::retried || !is_polling_) return report_event(event);
+    report_unreachable(event.message);
+  }
+
+  // An outage has many failed attempts. The first one is reported.
+  void report_unreachable(const std::string& message) {
+    if (!is_unreachable_)
+      print_message(message, "none needed: reads continue, and so does polling; Ctrl-C ends it");
+    is_unreachable_ = true;
   }
 
   // Includes updates that other processes of this machine applied. The id decreases if the log was
@@ -110,9 +121,10 @@ class Follower {
   const FollowArguments& arguments_;
   Output& output_;
   const StopSignals signals_;  // installed before the cache is opened, which can take long
+  bool is_polling_ = false;    // before cache_, whose events read it
+  bool is_unreachable_ = false;
   std::unique_ptr<Cache> cache_;
   UpdateId last_printed_id_;
-  bool is_unreachable_ = false;
 };
 
 ExitCode follow(const FollowArguments& arguments, Output& output) {

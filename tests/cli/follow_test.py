@@ -57,6 +57,24 @@ class FollowTest(CliTest):
         self.assertIn(b"answers again", follower.communicate(timeout=10)[1])
         self.assertEqual(follower.returncode, 0)
 
+    def test_outage_of_several_polls_is_reported_once(self):
+        # The log gives up before the deadline, so that the cache asks it again and again.
+        impatient = self.another_machine("impatient", f"{self.log}?deadline_ms=10")
+        follower = self.follow(impatient, "--deadline", "300ms")
+        locker = sqlite3.connect(self.database, isolation_level=None)
+        self.addCleanup(locker.close)
+        locker.execute("BEGIN EXCLUSIVE")
+        time.sleep(1.5)
+        locker.execute("ROLLBACK")
+        last = int(self.machine.ok("set", "a", "2").text)
+        self.assertEqual(int(follower.stdout.readline()), last)
+        follower.terminate()
+        errors = follower.communicate(timeout=10)[1].decode().splitlines()
+        messages = [line for line in errors if not line.startswith("  next: ")]
+        self.assertEqual(len(messages), 2, errors)
+        self.assertIn("flags.db", messages[0])
+        self.assertIn("answers again", messages[1])
+
 
 if __name__ == "__main__":
     main()
