@@ -43,7 +43,7 @@ struct FreshValue {
   UpdateId id = 0;  // the update id as of which the value was read
   // How long ago the log was last asked, at the time of return.
   std::chrono::nanoseconds staleness{0};
-  // The log did not answer in time, and the value is older than FreshOptions::staleness_max.
+  // The log did not answer in time, so the value may be older than FreshOptions::staleness_max.
   bool stale = false;
 };
 

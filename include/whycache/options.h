@@ -71,8 +71,8 @@ struct Options {
   // Accepts a state on a file system that is not known to share memory between processes (NFS, FUSE
   // and others).
   bool any_file_system = false;
-  // The most views that all processes of this machine can hold at once. Fixed when the state is
-  // created.
+  // The most views that all processes of this machine can hold at once. Fixed when the lock file
+  // beside the state is created, which a new state does not replace.
   std::uint32_t reader_slots = 1024;
 
   // The longest encoded update in bytes, 4 KiB to 64 MiB. A batch that needs more becomes several
@@ -105,7 +105,8 @@ struct UpdateOptions {
   // Accepts what the machine knew at most this long ago. If one of its processes asked the log
   // within this time, update() does nothing and costs nanoseconds. Else it applies at least
   // everything that the log had that long ago. 0: everything that the log has when update() is
-  // called.
+  // called. The first call of each process, or forked child, asks the log whatever the bound: until
+  // then the process has not seen that the state is of its log.
   //
   // nullopt: a log with memcached in front of it answers from there, a few seconds late at most
   // (docs/logs.md). Any other log is asked itself.
