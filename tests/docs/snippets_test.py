@@ -29,6 +29,55 @@ PRELUDES = {
         void print(std::string_view, std::string_view) {}
         whycache::Cache other("sqlite:///var/lib/flags.db", {.state_path = "/var/lib/other/"});
     """,
+    "docs/guide/updating.md": """
+        #include <whycache/cache.h>
+        #include <chrono>
+        #include <condition_variable>
+        #include <mutex>
+        #include <stop_token>
+        #include <thread>
+        using namespace std::chrono_literals;
+        void report(const whycache::Error&) {}
+        void warn(std::chrono::nanoseconds) {}
+        void sleep_for(std::chrono::nanoseconds time, const std::stop_token& stop) {
+          std::mutex mutex;
+          std::unique_lock lock(mutex);
+          std::condition_variable_any().wait_for(lock, stop, time, [] { return false; });
+        }
+        whycache::Cache other("sqlite:///var/lib/flags.db", {.state_path = "/var/lib/other/"});
+    """,
+    "docs/guide/prefork.md": """
+        #include <whycache/cache.h>
+        #include <cassert>
+        #include <sys/wait.h>
+        #include <unistd.h>
+    """,
+    "docs/guide/errors.md": """
+        #include <whycache/cache.h>
+        #include <cassert>
+        #include <chrono>
+        using namespace std::chrono_literals;
+        void log_error(const char*) {}
+        void alert(const whycache::Error&) {}
+        whycache::Cache cache("sqlite:///var/lib/flags.db", {.update_bytes_max = 64U << 10});
+    """,
+    "docs/guide/sharing.md": """
+        #include <whycache/cache.h>
+        #include <filesystem>
+        const bool made = std::filesystem::create_directory("/var/lib/flags");
+    """,
+    "docs/guide/views.md": """
+        #include <whycache/cache.h>
+        #include <cassert>
+        #include <optional>
+        #include <random>
+        std::string random_bytes(std::size_t size) {
+          static std::mt19937 random(1);
+          std::string bytes(size, '\\0');
+          for (char& byte : bytes) byte = static_cast<char>(random());
+          return bytes;
+        }
+    """,
 }
 
 
