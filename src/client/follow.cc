@@ -172,8 +172,11 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
     const UpdateId applied = session.state.applied_id();
     if (applied >= at_least) return applied;
     if (!backoff.pause()) {
+      const bool was_stopped = backoff.deadline().stop().stop_requested();
       throw Error(ErrorKind::unavailable,
-                  "log does not have the update yet: at_least=" + std::to_string(at_least) +
+                  std::string(was_stopped ? "call was stopped before the log had the update"
+                                          : "log does not have the update yet") +
+                      ": at_least=" + std::to_string(at_least) +
                       " applied_id=" + std::to_string(applied) +
                       " deadline_ms=" + std::to_string(backoff.timeout().count()));
     }

@@ -301,6 +301,25 @@ TEST_F(MysqlDeadline, stop_request_ends_a_call_that_waits) {
   }
 }
 
+TEST_F(MysqlDeadline, stop_request_is_named_as_why_a_wait_for_an_update_ended) {
+  Cache cache = open_cache(server().url(server().make_database()), state_path());
+  std::stop_source source;
+  std::thread stopper([&] {
+    std::this_thread::sleep_for(milliseconds(100));
+    source.request_stop();
+  });
+  testing::expect_error(
+      ErrorKind::unavailable,
+      [&] {
+        cache.update({.staleness_max = {},
+                      .at_least = 1000,
+                      .deadline = milliseconds(10'000),
+                      .stop = source.get_token()});
+      },
+      "call was stopped");
+  stopper.join();
+}
+
 TEST_F(MysqlDeadline, stop_requested_before_a_write_means_nothing_was_written) {
   Cache cache = open_cache(server().url(database_), state_path());
   cache.update();
