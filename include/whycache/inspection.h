@@ -86,8 +86,9 @@ struct Stats {
   // How long ago that was, as Cache::staleness().
   std::chrono::nanoseconds staleness = std::chrono::nanoseconds::max();
 
-  // Whether the last call of this object to the log succeeded; true if there was none. If not: the
-  // error, and since when no call has succeeded.
+  // Whether the last call of this object to the log succeeded, or another process of this machine
+  // has asked the log since; true if there was no call. If not: the error, and since when that has
+  // been so.
   bool log_is_up = true;
   std::string log_error;
   std::optional<std::chrono::system_clock::time_point> log_down_since;

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "base/clock.h"
 #include "base/random.h"
 
 namespace whycache {
@@ -130,16 +131,25 @@ void Session::note_log_success() noexcept {
 void Session::note_log_failure(const std::exception& error) noexcept {
   try {
     const MutexLock lock(mutex_);
-    if (!log_is_down_.exchange(true, std::memory_order_relaxed))
-      log_down_since_ = std::chrono::system_clock::now();
+    if (!log_seems_down()) log_down_since_ = std::chrono::system_clock::now();
+    log_is_down_.store(true, std::memory_order_relaxed);
+    log_failed_ns_ = boot_time_ns();
     log_error_ = error.what();
   } catch (const std::bad_alloc&) {  // the caller gets the error itself
   }
 }
 
+bool Session::log_seems_down() const {
+  if (!log_is_down_.load(std::memory_order_relaxed)) return false;
+  // Within a bound on staleness, update() relies on what another process asked. This one may
+  // therefore not call the log again.
+  const std::optional<std::int64_t> asked_ns = state.last_poll_time_ns();
+  return !asked_ns || *asked_ns <= log_failed_ns_;
+}
+
 void Session::describe_log_health(Stats& stats) const {
   const MutexLock lock(mutex_);
-  stats.log_is_up = !log_is_down_.load(std::memory_order_relaxed);
+  stats.log_is_up = !log_seems_down();
   if (stats.log_is_up) return;
   stats.log_error = log_error_;
   stats.log_down_since = log_down_since_;

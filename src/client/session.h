@@ -161,6 +161,8 @@ class Session {
  private:
   void note_log_success() noexcept;
   void note_log_failure(const std::exception& error) noexcept;
+  // Whether the last call failed, and no process of this machine got an answer since.
+  bool log_seems_down() const WHYCACHE_REQUIRES(mutex_);
 
   std::unique_ptr<Log> owned_log_;
   const Uuid writer_id_;
@@ -170,6 +172,7 @@ class Session {
   std::optional<Uuid> seen_log_uuid_ WHYCACHE_GUARDED_BY(mutex_);
   std::string log_error_ WHYCACHE_GUARDED_BY(mutex_);
   std::chrono::system_clock::time_point log_down_since_ WHYCACHE_GUARDED_BY(mutex_);
+  std::int64_t log_failed_ns_ WHYCACHE_GUARDED_BY(mutex_) = 0;  // CLOCK_BOOTTIME
   // Changed under the mutex; a success loads it without.
   std::atomic<bool> log_is_down_{false};
   std::atomic<bool> has_seen_any_log_{false};

@@ -73,6 +73,40 @@ TEST(Stats, stats_tell_since_when_log_is_down_and_why) {
   EXPECT_TRUE(cache.stats().log_is_up);
 }
 
+TEST(Stats, log_is_up_again_once_another_process_has_asked_it) {
+  using std::chrono::hours;
+  using std::chrono::milliseconds;
+  const Fleet fleet;
+  std::atomic<bool> away{false};
+  auto script = std::make_shared<Script>();
+  script->before_read = script->before_extent = [&] {
+    if (away) throw Error(ErrorKind::unavailable, "the test's log is away");
+  };
+  Cache cache = fleet.open("berlin", script);
+  Cache same_machine = fleet.open("berlin");
+  const auto fail = [&] {
+    away = true;
+    expect_error(ErrorKind::unavailable, [&] {
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(20)});
+    });
+    away = false;
+    return cache.stats().log_down_since;
+  };
+  cache.update();
+  const auto first_failure = fail();
+  ASSERT_TRUE(first_failure);
+
+  same_machine.update();
+  const int reads = script->read_count;
+  cache.update({.staleness_max = hours(1)});  // within the bound: it does not ask the log
+  EXPECT_EQ(script->read_count, reads);
+  EXPECT_TRUE(cache.stats().log_is_up);
+
+  const auto second_failure = fail();
+  ASSERT_TRUE(second_failure);
+  EXPECT_GT(*second_failure, *first_failure) << "the log was up between the failures";
+}
+
 TEST(Stats, inspection_shows_what_the_state_holds) {
   const Fleet fleet;
   Cache cache = fleet.open("berlin");
