@@ -2,7 +2,10 @@
 #include "state/read/rcu.h"
 
 #include <gtest/gtest.h>
+#include <linux/membarrier.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -47,6 +50,16 @@ TEST(ReaderThreads, failed_value_allocation_ends_the_read_section) {
                          ? ""
                          : "small key not found afterwards";
             }),
+            "");
+}
+
+// Registering later would make every view that is opened meanwhile wait for the kernel.
+TEST(ReaderThreads, process_is_registered_for_membarrier_when_library_is_loaded) {
+  const auto is_registered = [] {
+    return ::syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
+  };
+  EXPECT_TRUE(is_registered());
+  EXPECT_EQ(testing::run_in_child([&]() -> std::string { return is_registered() ? "" : "not"; }),
             "");
 }
 

@@ -37,6 +37,12 @@ std::atomic<ReaderThread*> all_reader_threads{nullptr};
 
 bool membarrier(int command) { return ::syscall(SYS_membarrier, command, 0, 0) == 0; }
 
+// A process has to register before its first membarrier. While it has one thread, that takes
+// microseconds; later it waits for a grace period of the kernel, which takes 10 ms, or many times
+// that on a busy machine. So the library registers when it is loaded. Forked children inherit it.
+[[maybe_unused]] const bool registered_when_loaded =
+    membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
+
 // Releases the record when the thread ends. Release: pairs with the acquire of the thread that
 // takes it next.
 struct ThreadRecordOwner {
@@ -112,7 +118,6 @@ bool is_reading(const ReaderThread& thread) {
 }  // namespace
 
 GracePeriod::GracePeriod() {
-  // A process has to register before its first membarrier.
   if (!membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
       !(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) &&
         membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))) {
