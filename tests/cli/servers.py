@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -36,10 +37,15 @@ class Server:
         self.process = None
 
     def start(self, *command):
+        self.command = command
+        self.test.addCleanup(self.kill)
+        self.restart()
+
+    def restart(self):
+        """Starts the server again after it was stopped or killed."""
         self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self.test.addCleanup(self.stop)
         self.test.wait_until(self.accepts_connections, seconds=60)
 
     def accepts_connections(self):
@@ -51,6 +57,18 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         self.process.wait(timeout=60)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=60)
+
+    def pause(self):
+        """Stops the server as a debugger does: it accepts connections, and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
 
 
 class Memcached(Server):
