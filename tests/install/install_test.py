@@ -5,11 +5,14 @@
     subproject/   a project that builds the library itself
     user.cc       the program of both
 
-Without --release, builds the library as the preset `library` does, in --directory. That build stays
-there, so the next run only compiles what has changed.
+and ../../examples/service, which finds the installed library, too.
+
+Without --release, builds the library as the preset `library` does, in --directory. That build and
+the installation stay there, so the next run only compiles what has changed.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import shlex
@@ -17,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -43,7 +47,8 @@ class InstallTest:
     def __init__(self, directory, temporary, compiler, launcher):
         self.directory = pathlib.Path(directory).resolve()
         self.temporary = pathlib.Path(temporary)
-        self.prefix = self.temporary / "prefix"
+        # The path of a header is part of what the launcher compares, so it is the same in each run.
+        self.prefix = self.directory / "prefix"
         self.compiler = compiler
         self.cmake_options = ["-G", "Ninja", f"-DCMAKE_CXX_COMPILER={compiler}"]
         self.launcher = [f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []
@@ -57,6 +62,7 @@ class InstallTest:
         return build
 
     def install(self, build):
+        shutil.rmtree(self.prefix, ignore_errors=True)
         run("cmake", "--install", build, "--prefix", self.prefix)
         found = list(self.prefix.rglob("whycache.pc"))
         expect(len(found) == 1, f"one whycache.pc expected: {found}")
@@ -136,6 +142,30 @@ class InstallTest:
                 run("cmake", "--build", build)
                 self.run_user(build / "user")
 
+    def check_service(self):
+        """The service of examples/ is a user's project: builds it alone, and asks it once."""
+        if subprocess.run(["pkg-config", "--exists", "cpp-httplib", "nlohmann_json"]).returncode:
+            return print("NOT TESTED: the example service needs cpp-httplib and nlohmann-json")
+        build = self.directory / "service"
+        run("cmake", "--fresh", "-S", ROOT / "examples/service", "-B", build, *self.cmake_options,
+            *self.launcher, f"-DCMAKE_PREFIX_PATH={self.prefix}", "-DCMAKE_UNITY_BUILD=ON")
+        run("cmake", "--build", build)
+        log = self.temporary / "service_log"
+        log.mkdir()
+        command = [build / "example_service", "--log", f"file://{log}", "--port", "0", "--state",
+                   self.temporary / "service.state"]
+        print("$", shlex.join(map(str, command)), flush=True)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+            try:
+                address = service.stdout.readline().split()[-1]
+                write = urllib.request.Request(f"http://{address}/flags/a", b"on", method="PUT")
+                with urllib.request.urlopen(write, timeout=20) as answer:
+                    written = json.load(answer)
+            finally:
+                service.terminate()
+        expect(written == {"update": 1} and service.returncode == 0,
+               f"the service answered {written} and ended with {service.returncode}")
+
     def check_subproject(self):
         # Needs no package that only tests, tools and logs need.
         fewer = [f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON"
@@ -176,6 +206,7 @@ def main():
             test.check_pkg_config(compiler)
             test.check_language_mode(compiler)
         test.check_find_package()
+        test.check_service()
         test.check_subproject()
 
 
