@@ -47,7 +47,7 @@ struct Extent {
   // Where the log is stored, the same for every machine: a copy of a log has the same uuid. What
   // machines keep outside of the log, such as updates in memcached, is kept apart for each store.
   // 0: Log::name() says where.
-  std::uint64_t store = 0;
+  std::uint64_t store_id = 0;
 };
 
 // The answer of poll().
@@ -126,6 +126,10 @@ class WHYCACHE_API Log {
   // place before the switch. Verify once more at the switch, as the logs of this library do: the
   // update at `base` names its chain, which must equal `base_chain`.
   virtual bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) = 0;
+
+  // Returns Extent::store_id of the store that the last call reached, or 0 if it is not known. Any
+  // thread may call it at any time; it does not block.
+  virtual std::uint64_t store_id() const noexcept { return 0; }
 
   // Closes connections to the store that are idle; the next call opens them again. A process that
   // asks seldom should not occupy a server's connections. Does not block.

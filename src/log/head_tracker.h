@@ -18,7 +18,7 @@ namespace whycache {
 // Whether what is known of one log is true of the other: a copy on another server has the same
 // uuid.
 inline bool is_same_log(const Extent& a, const Extent& b) {
-  return a.uuid == b.uuid && a.store == b.store;
+  return a.uuid == b.uuid && a.store_id == b.store_id;
 }
 
 // How a caller may use a head record.

@@ -47,6 +47,10 @@ class LazyLog final : public Log {
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override {
     return log().rewrite(base, base_chain, next_part);
   }
+  std::uint64_t store_id() const noexcept override {
+    const Log* const log = log_.load(std::memory_order_acquire);
+    return log != nullptr ? log->store_id() : 0;
+  }
   void release_idle_connections() noexcept override {
     if (Log* const log = log_.load(std::memory_order_acquire)) log->release_idle_connections();
   }

@@ -63,7 +63,7 @@ class MemcachedTier::UpdateTail {
 };
 
 std::string tiered_item_prefix(const Extent& extent, const std::string& log_name) {
-  const std::uint64_t store = extent.store != 0 ? extent.store : hash64(log_name);
+  const std::uint64_t store = extent.store_id != 0 ? extent.store_id : hash64(log_name);
   char text[17];
   std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(store));
   return "whycache2:" + to_string(extent.uuid) + ':' + text + ':';
@@ -242,6 +242,13 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
   last_append_at_ns_ = boot_time_ns();
   has_released_connections_ = false;
   if (appended != Appended::yes) {
+    tracker_.invalidate_from(id, boot_time_ns());
+    return appended;
+  }
+  // Not if the log has meanwhile connected to another server, a replica that took over: the
+  // followers of the store that this process knew must not get it.
+  if (const std::uint64_t store = log_->store_id();
+      store != 0 && store != tracker_.known_extent().store_id) {
     tracker_.invalidate_from(id, boot_time_ns());
     return appended;
   }

@@ -240,7 +240,7 @@ void MysqlConnection::read_variables() {
     MysqlRows rows = query(
         "SHOW SESSION VARIABLES WHERE Variable_name IN ('version', 'max_allowed_packet', "
         "'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'read_only', "
-        "'hostname', 'port', 'datadir', 'server_uuid')");
+        "'hostname', 'port', 'datadir', 'server_uuid', 'server_uid')");
     while (rows.next()) variables_[std::string(rows.at(0).value_or(""))] = rows.at(1).value_or("");
   }
   const std::string& packet = variable("max_allowed_packet");
@@ -252,12 +252,15 @@ void MysqlConnection::read_variables() {
 
 void MysqlConnection::read_server_id() {
   std::string place;
-  for (const char* const name : {"hostname", "port", "datadir", "server_uuid"})
+  for (const char* const name : {"hostname", "port", "datadir", "server_uuid", "server_uid"})
     place += variable(name) + '\n';
   if (variable("wsrep_on") == "ON") {
     // Machines may write to different nodes of one cluster.
     MysqlRows rows = query("SHOW STATUS LIKE 'wsrep_cluster_state_uuid'");
-    while (rows.next()) place = rows.at(1).value_or(place);
+    while (rows.next()) {
+      const std::string_view cluster = rows.at(1).value_or("");
+      if (cluster.find_first_not_of("0-") != std::string_view::npos) place = cluster;
+    }
   }
   server_id_ = hash64(place);
 }

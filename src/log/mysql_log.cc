@@ -243,9 +243,9 @@ bool is_tls_trust_failure(const MysqlFailure& failure) {
 // One row of whycache_logs, and the greatest id in the log.
 struct MysqlLog::MysqlLogRow : LogMetadata {
   UpdateId last = 0;
-  std::uint64_t store = 0;
+  std::uint64_t store_id = 0;
 
-  Extent extent() const { return {uuid, base, base_chain, std::max(base, last), store}; }
+  Extent extent() const { return {uuid, base, base_chain, std::max(base, last), store_id}; }
 };
 
 struct MysqlLog::PrimaryHead {
@@ -260,6 +260,7 @@ void MysqlLog::connect(const Deadline& deadline) {
   if (connection_ && !connection_->is_alive()) connection_.reset();
   if (connection_) return;
   connection_ = connect_mysql(options_.server, options_.deadline, deadline, pending_connection_);
+  store_.store(store_at(*connection_), std::memory_order_relaxed);
   earliest_read_id_ = is_open_ ? nothing_read : 0;
   newest_read_id_ = 0;
   newest_read_chain_.reset();
@@ -548,6 +549,10 @@ void MysqlLog::check_tables(MysqlConnection& connection) {
 
 // --- Reading. ---
 
+std::uint64_t MysqlLog::store_at(const MysqlConnection& connection) const {
+  return hash64(options_.server.database + '/' + options_.instance, connection.server_id());
+}
+
 MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows,
                                            const MysqlConnection& connection) const {
   const std::uint64_t format = rows.number(format_column);
@@ -561,7 +566,7 @@ MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows,
   return {{*uuid, rows.number(base_column), rows.number(base_chain_column), *token,
            rows.number(part_count_column)},
           rows.number(head_column),
-          hash64(options_.server.database + '/' + options_.instance, connection.server_id())};
+          store_at(connection)};
 }
 
 MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const {

@@ -87,6 +87,9 @@ class MysqlLog final : public Log {
                   const VisitUpdate& visit) override;
   void read_base(const VisitPart& visit) override;
   bool rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) override;
+  std::uint64_t store_id() const noexcept override {
+    return store_.load(std::memory_order_relaxed);
+  }
   void release_idle_connections() noexcept override;
   std::unique_ptr<Log> reopen() override;
 
@@ -111,6 +114,7 @@ class MysqlLog final : public Log {
   void check_server(MysqlConnection& connection);
   void check_tables(MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_);
 
+  std::uint64_t store_at(const MysqlConnection& connection) const;
   MysqlLogRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
   MysqlLogRow read_log_row();
   MysqlLogRow read_log_row(MysqlConnection& connection) const;
@@ -138,6 +142,8 @@ class MysqlLog final : public Log {
   std::uint64_t owner_fork_count_ = 0;
 
   // Held during a statement: one thread at a time uses a connection.
+  // Stored after connecting. Relaxed: nothing is published with it.
+  std::atomic<std::uint64_t> store_{0};
   TimedMutex mutex_;
   std::unique_ptr<MysqlConnection> connection_ WHYCACHE_GUARDED_BY(mutex_);
   std::unique_ptr<MysqlConnection> replica_connection_ WHYCACHE_GUARDED_BY(mutex_);

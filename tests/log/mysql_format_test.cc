@@ -45,18 +45,18 @@ TEST_F(MysqlLogFormat, base_chain_keeps_all_64_bits) {
 
 TEST_F(MysqlLogFormat, store_is_the_same_by_any_address_and_differs_for_each_copy) {
   MysqlStore store;
-  const std::uint64_t here = store.open()->extent().store;
+  const std::uint64_t here = store.open()->extent().store_id;
   EXPECT_NE(here, 0U);
   testing::TcpProxy proxy(MariadbServer::shared().port());
   MysqlLogOptions by_proxy = store.options(milliseconds(5000));
   by_proxy.server.port = proxy.port();
   MysqlLog same(by_proxy);
-  EXPECT_EQ(same.extent().store, here);
+  EXPECT_EQ(same.extent().store_id, here);
   EXPECT_EQ(
-      same.poll(1, std::nullopt, [](UpdateId, std::string_view) { return true; }).extent.store,
+      same.poll(1, std::nullopt, [](UpdateId, std::string_view) { return true; }).extent.store_id,
       here);
-  EXPECT_NE(MysqlStore().open()->extent().store, here);  // another database of the server
-  EXPECT_NE(store.open("other")->extent().store, here);
+  EXPECT_NE(MysqlStore().open()->extent().store_id, here);  // another database of the server
+  EXPECT_NE(store.open("other")->extent().store_id, here);
 }
 
 TEST_F(MysqlLogFormat, log_of_other_format_is_refused_and_unchanged) {

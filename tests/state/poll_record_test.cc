@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -42,7 +43,7 @@ class PollRecordTest : public ::testing::Test {
     }
   }
   std::uint64_t right_seal(std::int64_t time_ns) const {
-    return poll_time_seal(time_ns, state_->info().state_id, boot_clock_id());
+    return poll_time_seal(time_ns, state_->info().state_id, *boot_clock_id());
   }
 
   TemporaryDirectory directory_;
@@ -157,6 +158,32 @@ TEST_F(PollRecordTest, process_that_may_not_write_records_nothing) {
   });
   EXPECT_EQ(child.wait(), "");
   EXPECT_EQ(state_->last_poll_time_ns(), std::nullopt);
+}
+
+TEST_F(PollRecordTest, file_size_limit_does_not_kill_the_process) {
+  ChildProcess child([&]() -> std::string {
+    const TestState same(path_);
+    struct rlimit limit {
+      0, 0
+    };
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    same->record_poll(boot_time_ns(), 1);
+    return same->last_poll_time_ns() ? "recorded" : "";
+  });
+  EXPECT_EQ(child.wait(), "");
+}
+
+TEST_F(PollRecordTest, child_in_a_chroot_knows_the_clock_of_its_parent) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can call chroot()";
+  const std::string root = directory_.file("empty");
+  std::filesystem::create_directory(root);
+  const std::int64_t now = boot_time_ns();
+  state_->record_poll(now, 1);
+  ChildProcess child([&]() -> std::string {
+    if (::chroot(root.c_str()) != 0) return "cannot chroot";
+    return state_->last_poll_time_ns() == now ? "" : "does not see the time";
+  });
+  EXPECT_EQ(child.wait(), "");
 }
 
 // A container that was checkpointed and restored has a clock of its own.

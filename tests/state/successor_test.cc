@@ -6,13 +6,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "state/file/layout.h"
 #include "state/test_state.h"
 #include "support/child_process.h"
+#include "support/thrown_error.h"
 
 namespace whycache {
 namespace {
@@ -144,18 +148,61 @@ TEST_F(SuccessorTest, process_that_cannot_search_the_directory_any_more_throws) 
   EXPECT_NE(result.find("threw unavailable: state was replaced"), std::string::npos) << result;
 }
 
-TEST_F(SuccessorTest, process_in_a_chroot_reads_the_new_file) {
+TEST_F(SuccessorTest, process_in_a_chroot_throws) {
   if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can call chroot()";
   const std::string root = directory_.file("empty");
   std::filesystem::create_directory(root);
   for (const bool as_view : {false, true}) {
-    EXPECT_EQ(value_after_replacement(
-                  [&] {
-                    if (::chroot(root.c_str()) != 0 || ::chdir("/") != 0) ::_exit(99);
-                  },
-                  as_view),
-              "read new");
+    const std::string result = value_after_replacement(
+        [&] {
+          if (::chroot(root.c_str()) != 0 || ::chdir("/") != 0) ::_exit(99);
+        },
+        as_view);
+    EXPECT_NE(result.find("threw unavailable: state was replaced"), std::string::npos) << result;
+    EXPECT_NE(result.find("changed its root directory"), std::string::npos) << result;
   }
+}
+
+// A prefork server opens the state in its master.
+TEST_F(SuccessorTest, forked_child_without_descriptors_reads_the_new_file) {
+  const testing::SharedWithChildren<std::atomic<int>> step;
+  const TestState of_master(path_);
+  ASSERT_EQ(of_master.get("k"), "old");
+  ChildProcess reader([&]() -> std::string {
+    use_up_descriptors();
+    *step = 1;
+    while (*step != 2) ::usleep(1000);
+    return of_master.get("k") == "new" ? "" : "does not read the new file";
+  });
+  while (*step != 1) ::usleep(1000);
+  EXPECT_EQ(replace("new"), "");
+  *step = 2;
+  EXPECT_EQ(reader.wait(), "");
+}
+
+TEST_F(SuccessorTest, file_that_is_no_state_does_not_delay_the_switch_to_one) {
+  const TestState state(path_);
+  state->remove(TestState::deadline());
+  std::ofstream(path_) << "no state";
+  EXPECT_EQ(state.get("k"), "old");
+  std::filesystem::remove(path_);
+  EXPECT_EQ(replace("new"), "");
+  EXPECT_EQ(state.get("k"), "new");
+}
+
+TEST_F(SuccessorTest, state_of_another_format_is_an_error) {
+  const TestState state(path_);
+  const std::string copy = directory_.file("newer.state");
+  std::filesystem::copy_file(path_, copy);
+  {
+    std::fstream file(copy, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(offsetof(HeaderFixed, format_major));
+    file.put(99);
+  }
+  state->remove(TestState::deadline());
+  std::filesystem::rename(copy, path_);
+  testing::expect_error(
+      ErrorKind::unavailable, [&] { state.get("k"); }, "state was replaced", "99");
 }
 
 TEST_F(SuccessorTest, process_whose_host_closed_all_descriptors_does_not_read_the_old_file) {

@@ -12,13 +12,15 @@
 
 #include "base/boot.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "state/file/layout.h"
 
 namespace whycache {
 
 inline std::uint64_t poll_time_seal(std::int64_t time_ns, std::uint64_t state_id,
                                     std::uint64_t clock) {
-  return static_cast<std::uint64_t>(time_ns) ^ state_id ^ clock;
+  const std::uint64_t words[3] = {static_cast<std::uint64_t>(time_ns), state_id, clock};
+  return hash64({reinterpret_cast<const char*>(words), sizeof words});
 }
 
 // Returns the time, or nullopt if none is recorded for this file and this process's clock. Costs
@@ -28,8 +30,9 @@ inline std::optional<std::int64_t> read_poll_time(const PollTime& recorded, std:
   // Acquire: pairs with the fence of record_poll(). Whatever the log's answer brought was applied
   // before. A seal that is stored meanwhile does not fit.
   const std::int64_t time_ns = recorded.time_ns.load(std::memory_order_acquire);
-  if (time_ns <= 0 || recorded.seal.load(std::memory_order_relaxed) !=
-                          poll_time_seal(time_ns, state_id, boot_clock_id()))
+  const std::optional<std::uint64_t> clock = boot_clock_id();
+  if (time_ns <= 0 || !clock ||
+      recorded.seal.load(std::memory_order_relaxed) != poll_time_seal(time_ns, state_id, *clock))
     return std::nullopt;
   if (time_ns > now_ns && time_ns > boot_time_ns()) return std::nullopt;
   return time_ns;

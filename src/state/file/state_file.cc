@@ -177,7 +177,9 @@ StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
   const HeaderFixed fixed = read_fixed_header(opened.file, options.path);
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks, another process may be adopting the file.
-    if (!holds_install_locks) return {nullptr, fault + ": path=" + options.path, false, nullptr};
+    if (!holds_install_locks)
+      return {nullptr, fault + ": path=" + options.path, false, nullptr,
+              fixed.format_major != state_format_major};
     throw unusable_state(options.path, fault);
   }
   return map_state_file(std::move(opened), fixed, options.path, options.bytes_max);

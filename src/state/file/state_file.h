@@ -26,6 +26,8 @@ struct StateFileResult {
   bool adopted = false;
   // The file came from another place or boot, and was not verified yet. Null otherwise.
   std::shared_ptr<Mapping> foreign;
+  // The file is a state of a format that this version does not know.
+  bool is_of_other_format = false;
 };
 
 // Opens the file at options.path for reading. Returns a file that came from elsewhere (another

@@ -29,7 +29,7 @@ CurrentFile::CurrentFile(const StateOptions& options,
                          std::function<void()> on_switch)
     : options_(options),
       on_switch_(std::move(on_switch)),
-      directory_(options.path),
+      place_(options.path),
       directory_cache_(directory_cache) {
   register_fork_handler(this);
 }
@@ -47,8 +47,9 @@ void CurrentFile::after_fork_in_parent() noexcept WHYCACHE_NO_THREAD_SAFETY_ANAL
 
 void CurrentFile::after_fork_in_child() noexcept WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
   switch_mutex_.unlock();
-  // Another thread of the parent may have held it.
+  // Another thread of the parent may have held it, and changed what it guards.
   new (&successor_mutex_) Mutex;
+  new (&failed_search_) std::optional<FailedSearch>;
 }
 
 std::shared_ptr<Mapping> CurrentFile::mapping() const {
@@ -72,53 +73,62 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
       return first;
     }
     // Until a successor is in place, reads continue with the old file.
-    if (!current || (current->holds_whole_file() && !has_successor(*current))) return current;
+    if (!current || (current->holds_whole_file() && !find_successor(*current))) return current;
     // Other readers wait here until the successor is found: each must see what was written to it
     // before its read began.
     const MutexLock lock(successor_mutex_);
     if (mapping() != current) continue;
-    // A successor that cannot be used is tried again after a while.
+    const std::optional<FileVersion> successor = find_successor(*current);
     const std::int64_t now = boot_time_ns();
-    if (last_failed_search_ns_ != 0 &&
-        now - last_failed_search_ns_ < successor_search_interval_ns) {
-      if (search_failure_) throw Error(*search_failure_);
+    if (failed_search_ && failed_search_->file == successor &&
+        now - failed_search_->at_ns < successor_search_interval_ns) {
+      if (failed_search_->error) throw Error(*failed_search_->error);
       return current;
     }
-    last_failed_search_ns_ = now;
-    search_failure_.reset();
-    std::shared_ptr<Mapping> successor = open_successor();
-    const bool is_whole = successor && successor->holds_whole_file();
-    last_failed_search_ns_ = is_whole ? 0 : now;
-    if (!successor) return current;
-    switch_locked(successor);
-    if (!is_whole) return successor;
+    failed_search_.reset();
+    std::optional<Error> error;
+    std::shared_ptr<Mapping> found = open_successor(error);
+    const bool is_whole = found && found->holds_whole_file();
+    // Without a successor, the present file is only read with less address space than it needs.
+    if (!successor) error.reset();
+    if (!is_whole) failed_search_ = FailedSearch{successor, now, error};
+    if (error) throw Error(*error);
+    if (!found) return current;
+    switch_locked(found);
+    if (!is_whole) return found;
   }
 }
 
-// Whether another file has taken the place of a superseded one. Throws Error(unavailable) if that
-// cannot be found out: the read must not go on with data that may be old.
-bool CurrentFile::has_successor(const Mapping& mapping) const {
-  if (!is_superseded(mapping)) return false;
+// Returns the file that has taken the place of a superseded one, or nullopt if none has. Throws
+// Error(unavailable) if that cannot be found out: the read must not go on with data that may be
+// old.
+std::optional<CurrentFile::FileVersion> CurrentFile::find_successor(const Mapping& mapping) const {
+  if (!is_superseded(mapping)) return std::nullopt;
   try {
-    const std::optional<struct stat> status = directory_.find();
-    return status && (status->st_ino != mapping.inode() || status->st_dev != mapping.device());
+    const std::optional<struct stat> status = place_.find();
+    if (!status || (status->st_ino == mapping.inode() && status->st_dev == mapping.device()))
+      return std::nullopt;
+    return FileVersion{status->st_dev, status->st_ino,
+                       status->st_ctim.tv_sec * 1'000'000'000 + status->st_ctim.tv_nsec};
   } catch (const Error& error) {
     throw successor_error(error);
   }
 }
 
 // Returns null if the file at the path is no state, or if another process is adopting it: it is no
-// successor then, and the next update() reports or replaces it. Throws Error(unavailable) if this
-// process cannot open it.
-std::shared_ptr<Mapping> CurrentFile::open_successor() {
+// successor then, and the next update() reports or replaces it. Sets `error` if the file may be one
+// that this process cannot use.
+std::shared_ptr<Mapping> CurrentFile::open_successor(std::optional<Error>& error) {
   try {
-    FileDescriptor file = directory_.open();
+    FileDescriptor file = place_.open();
     if (!file) return nullptr;
-    return use_state_file(std::move(file), options_).mapping;
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::corrupt) return nullptr;
-    search_failure_ = successor_error(error);
-    throw Error(*search_failure_);
+    StateFileResult result = use_state_file(std::move(file), options_);
+    if (result.is_of_other_format)
+      error = successor_error(Error(ErrorKind::corrupt, result.unusable_reason));
+    return std::move(result.mapping);
+  } catch (const Error& failure) {
+    if (failure.kind() != ErrorKind::corrupt) error = successor_error(failure);
+    return nullptr;
   }
 }
 
@@ -157,7 +167,9 @@ void CurrentFile::unmap_retired() {
 }
 
 void CurrentFile::unmap_retired_locked() noexcept {
-  std::erase_if(retired_, [](RetiredMapping& retired) { return retired.poll_grace_period(); });
+  const std::size_t unmapped =
+      std::erase_if(retired_, [](RetiredMapping& retired) { return retired.poll_grace_period(); });
+  if (unmapped > 0) place_.keep_spare();
 }
 
 void CurrentFile::refresh_directory_cache(const Mapping& mapping) {

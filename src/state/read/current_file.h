@@ -17,7 +17,7 @@
 #include "state/file/mapping.h"
 #include "state/file/state_info.h"
 #include "state/read/rcu.h"
-#include "state/read/state_directory.h"
+#include "state/read/state_place.h"
 
 namespace whycache {
 
@@ -82,22 +82,35 @@ class CurrentFile final : public ForkHandler {
     bool poll_grace_period() noexcept;
   };
 
-  bool has_successor(const Mapping& mapping) const;
-  std::shared_ptr<Mapping> open_successor() WHYCACHE_REQUIRES(successor_mutex_);
+  // Tells a file at the path from one that was there before.
+  struct FileVersion {
+    std::uint64_t device;
+    std::uint64_t inode;
+    std::int64_t changed_ns;
+
+    friend bool operator==(const FileVersion&, const FileVersion&) = default;
+  };
+  // A file that could not be used. It is tried again after a while; another one at once.
+  struct FailedSearch {
+    std::optional<FileVersion> file;  // nullopt: it was the present one
+    std::int64_t at_ns;
+    std::optional<Error> error;  // if reads must not go on without it
+  };
+
+  std::optional<FileVersion> find_successor(const Mapping& mapping) const;
+  std::shared_ptr<Mapping> open_successor(std::optional<Error>& error)
+      WHYCACHE_REQUIRES(successor_mutex_);
   void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
   void unmap_retired_locked() noexcept WHYCACHE_REQUIRES(switch_mutex_);
 
   const StateOptions& options_;
   const std::function<void()> on_switch_;
-  StateDirectory directory_;  // open() only under successor_mutex_
+  StatePlace place_;
   // Held from opening the file at the path until the switch to it: otherwise a slow thread would
   // switch back to a file that has been replaced since. Taken before switch_mutex_, and never while
   // waiting for a StateLock.
   Mutex successor_mutex_;
-  // When the last successor that was found could not be used; 0: it could.
-  std::int64_t last_failed_search_ns_ WHYCACHE_GUARDED_BY(successor_mutex_) = 0;
-  // Why this process could not open it, if that was the reason.
-  std::optional<Error> search_failure_ WHYCACHE_GUARDED_BY(successor_mutex_);
+  std::optional<FailedSearch> failed_search_ WHYCACHE_GUARDED_BY(successor_mutex_);
 
   mutable Mutex switch_mutex_;
   std::shared_ptr<Mapping> mapping_ WHYCACHE_GUARDED_BY(switch_mutex_);

@@ -1,11 +1,13 @@
 #include "state/write/record_poll.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstddef>
+#include <optional>
 
 #include "base/boot.h"
 #include "base/file.h"
@@ -28,17 +30,26 @@ static_assert(sizeof(PollRecordBytes) == sizeof(PollRecord));
 static_assert(offsetof(PollRecordBytes, last_of_store) == offsetof(PollRecord, last_of_store));
 static_assert(offsetof(PollRecordBytes, known_head) == offsetof(PollRecord, known_head));
 
+// Whether writing there would kill the process by SIGXFSZ.
+bool exceeds_file_size_limit(std::size_t end) {
+  struct rlimit limit;
+  return ::getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur < end;
+}
+
 }  // namespace
 
 void record_poll(const Mapping& mapping, std::int64_t at_ns, UpdateId head,
                  bool by_store) noexcept {
+  constexpr std::size_t end = offsetof(Header, poll_record) + sizeof(PollRecordBytes);
+  const std::optional<std::uint64_t> clock = boot_clock_id();
+  if (!clock || exceeds_file_size_limit(end)) return;
   const FileDescriptor file(
       ::open(mapping.path().c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
   struct stat status;
   if (!file || ::fstat(file.number(), &status) != 0 || status.st_ino != mapping.inode() ||
       status.st_dev != mapping.device())
     return;
-  const PollTimeBytes now{at_ns, poll_time_seal(at_ns, mapping.state_id(), boot_clock_id())};
+  const PollTimeBytes now{at_ns, poll_time_seal(at_ns, mapping.state_id(), *clock)};
   const PollRecord& present = mapping.header().poll_record;
   PollRecordBytes record{now, now, head};
   if (!by_store) {
