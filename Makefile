@@ -92,7 +92,8 @@ format:
 
 check:
 	scripts/install_packages.sh build test bench check
-	clang-format --dry-run --Werror $(SOURCES)
+	@echo "clang-format of $(words $(SOURCES)) files"
+	@clang-format --dry-run --Werror $(SOURCES)
 	codespell
 	shellcheck scripts/*.sh .ci/run
 	python3 scripts/check_text.py

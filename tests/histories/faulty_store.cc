@@ -55,7 +55,7 @@ class FaultyMysql : public FaultyStore {
       : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
     proxy_.set_fault_chooser([this](std::uint64_t) {  // the bytes are up to some hundred statements
       return random_() % 10 == 0 ? lose_answers_within(5'000, random_)
-                                : cut_within(200'000, random_);
+                                 : cut_within(200'000, random_);
     });
   }
 
