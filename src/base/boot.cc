@@ -77,7 +77,7 @@ std::optional<std::string> read_boot_time_offset() {
   std::string seconds;
   std::string nanoseconds;
   while (lines >> clock >> seconds >> nanoseconds) {
-    if (clock == "boottime" || clock == "7") return seconds + ' ' + nanoseconds;
+    if (clock == "boottime" || clock == "7") return seconds.append(" ").append(nanoseconds);
   }
   return std::nullopt;
 }
