@@ -97,7 +97,24 @@ void write_all(int descriptor, std::string_view bytes, std::string_view path) {
 }
 
 std::string read_whole_file(const std::string& path, std::size_t bytes_max) {
-  const FileDescriptor file = open_file(path, O_RDONLY);
+  return read_to_end(open_file(path, O_RDONLY), path, bytes_max);
+}
+
+std::string read_file_of_operator(const std::string& path, std::size_t bytes_max) {
+  int number;
+  do {
+    number = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  } while (number < 0 && errno == EINTR);
+  const FileDescriptor file(number);
+  if (!file) throw system_error("cannot open file", path, errno);
+  struct stat status;
+  if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat file", path, errno);
+  if (!S_ISREG(status.st_mode)) throw Error(ErrorKind::invalid, "not a regular file: path=" + path);
+  return read_to_end(file, path, bytes_max);
+}
+
+std::string read_to_end(const FileDescriptor& file, const std::string& path,
+                        std::size_t bytes_max) {
   std::string bytes;
   std::array<char, 65536> buffer;
   for (;;) {

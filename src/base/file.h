@@ -44,6 +44,12 @@ FileDescriptor open_file_if_exists(const std::string& path, int flags);
 void write_all(int descriptor, std::string_view bytes, std::string_view path);
 // Returns the bytes of a file. Throws Error, of kind corrupt if the file exceeds `bytes_max`.
 std::string read_whole_file(const std::string& path, std::size_t bytes_max);
+// The same for a file that an operator names, which may be a symbolic link, as every file of a
+// mounted Kubernetes secret is. Throws Error(invalid) if it is not a regular file: reading a pipe
+// would wait.
+std::string read_file_of_operator(const std::string& path, std::size_t bytes_max);
+// The same for a file that is open at its beginning; `path` is for messages.
+std::string read_to_end(const FileDescriptor& file, const std::string& path, std::size_t bytes_max);
 
 // Allocates disk blocks for `bytes` bytes at `offset`, so that writing them cannot fail on a full
 // disk, not even through a mapping. Returns 0 or the errno. Beyond RLIMIT_FSIZE it returns EFBIG

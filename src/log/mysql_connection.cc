@@ -220,7 +220,11 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
 void MysqlConnection::set_session(std::chrono::milliseconds timeout) {
   const std::string seconds = std::to_string(whole_seconds(timeout).count());
   run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+  run("SET SESSION TRANSACTION READ WRITE");
+  // Limits on rows and joins would make a healthy log look damaged.
   run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
+      "sql_select_limit = 18446744073709551615, sql_big_selects = 1, sql_safe_updates = 0, "
+      "completion_type = 'NO_CHAIN', "
       "innodb_lock_wait_timeout = " +
       seconds + ", lock_wait_timeout = " + seconds +
       " /*M!100101 , max_statement_time = " + as_seconds(statement_time(timeout)) + " */");

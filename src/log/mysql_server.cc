@@ -147,7 +147,7 @@ MysqlLogin MysqlServer::login() const {
   MysqlLogin login{user, password.value_or("")};
   bool has_password = password.has_value();
   if (!password_file.empty()) {
-    login.password = read_whole_file(password_file, secret_file_bytes_max);
+    login.password = read_file_of_operator(password_file, secret_file_bytes_max);
     while (!login.password.empty() &&
            (login.password.back() == '\n' || login.password.back() == '\r')) {
       login.password.pop_back();
@@ -156,7 +156,7 @@ MysqlLogin MysqlServer::login() const {
   }
   if (!option_file.empty()) {
     const MysqlOptionFile file =
-        parse_mysql_option_file(read_whole_file(option_file, secret_file_bytes_max));
+        parse_mysql_option_file(read_file_of_operator(option_file, secret_file_bytes_max));
     if (login.user.empty()) login.user = file.user.value_or("");
     if (!has_password && file.password) {
       login.password = *file.password;

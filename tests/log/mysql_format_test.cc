@@ -180,6 +180,22 @@ TEST_F(MysqlLogFormat, log_works_with_unusual_server_defaults) {
       "InnoDB");
 }
 
+TEST_F(MysqlLogFormat, log_works_with_limits_for_all_sessions_of_a_server) {
+  MariadbServer server;
+  MysqlStore store(server);
+  append_up_to(*store.open(), 3);
+  store.run(
+      "SET GLOBAL sql_select_limit = 1, max_join_size = 1, sql_big_selects = 0, "
+      "sql_safe_updates = 1, completion_type = 'CHAIN', tx_read_only = 1");
+  const auto log = store.open();
+  EXPECT_EQ(updates_of(*log).size(), 3U);
+  ASSERT_EQ(log->append(4, "four"), Appended::yes);
+  EXPECT_TRUE(rewrite(*log, 2, {"part one", "part two"}));
+  const auto other = store.open();
+  EXPECT_EQ(parts_of(*other).size(), 2U);
+  EXPECT_EQ(updates_of(*other), updates_of(*log));
+}
+
 TEST_F(MysqlLogLimits, tables_of_nontransactional_engine_are_refused) {
   MysqlStore store;
   append_up_to(*store.open(), 1);

@@ -3,7 +3,10 @@
 
 #if WHYCACHE_WITH_MYSQL
 
+#include <sys/stat.h>
+
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
@@ -114,6 +117,26 @@ TEST(MysqlServer, password_comes_from_first_available_source) {
       ErrorKind::invalid,
       [&] { server_of("mysql://a@h/d?password_file=/nowhere/to/be/found").login(); },
       "/nowhere/to/be/found");
+}
+
+// As Kubernetes mounts a secret.
+TEST(MysqlServer, secret_behind_symbolic_links_is_read) {
+  const testing::TemporaryDirectory directory;
+  write_file_in(directory, "version_1", "secret\n");
+  std::filesystem::create_symlink("version_1", directory.file("data"));
+  std::filesystem::create_symlink("data", directory.file("password"));
+  EXPECT_EQ(server_of("mysql://a@h/d?password_file=" + directory.file("password")).login().password,
+            "secret");
+}
+
+TEST(MysqlServer, secret_that_is_no_regular_file_is_refused_without_waiting) {
+  const testing::TemporaryDirectory directory;
+  ASSERT_EQ(::mkfifo(directory.file("pipe").c_str(), 0600), 0);
+  for (const std::string& path :
+       {directory.file("pipe"), directory.path(), std::string("/dev/null")})
+    testing::expect_error(
+        ErrorKind::invalid, [&] { server_of("mysql://a@h/d?password_file=" + path).login(); },
+        path);
 }
 
 TEST(MysqlServer, changed_password_file_is_read_again) {
