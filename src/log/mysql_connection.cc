@@ -219,8 +219,7 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
 // INSERT ... SELECT locks what it reads.
 void MysqlConnection::set_session(std::chrono::milliseconds timeout) {
   const std::string seconds = std::to_string(whole_seconds(timeout).count());
-  run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ");
-  run("SET SESSION TRANSACTION READ WRITE");
+  run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE");
   // Limits on rows and joins would make a healthy log look damaged.
   run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
       "sql_select_limit = 18446744073709551615, sql_big_selects = 1, sql_safe_updates = 0, "

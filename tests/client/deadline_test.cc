@@ -353,12 +353,12 @@ TEST_F(MysqlDeadline, calls_on_silent_server_share_one_attempt_to_connect) {
 TEST_F(MysqlDeadline, slow_server_is_reached_by_repeated_short_calls) {
   TcpProxy proxy(server().port());
   open_cache(url_by_way_of(proxy), state_path());
-  proxy.set_faults({.to_server = {}, .to_client = {.delay = milliseconds(15)}});
+  proxy.set_faults({.to_server = {}, .to_client = {.delay = milliseconds(40)}});
   Cache cache = open_cache(url_by_way_of(proxy), state_path());
   int attempts = 0;
   for (bool reached = false; !reached && attempts < 100; ++attempts) {
     try {
-      cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(60)});
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(160)});
       reached = true;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::unavailable);
