@@ -49,7 +49,7 @@ struct LeaseOptions {
   std::chrono::milliseconds clock_skew_max{5'000};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
-  // A stop request makes the call give up as if its deadline had passed.
+  // A stop request makes the call give up. To release a lease after that, call without the token.
   std::stop_token stop{};
 };
 

@@ -124,8 +124,8 @@ struct WriteOptions {
   std::string note{};
   // Default: Options::deadline.
   std::optional<std::chrono::milliseconds> deadline{};
-  // A stop request makes the call give up as if its deadline had passed. A write with a token does
-  // not share an append with others.
+  // A stop request makes the call give up: it no longer waits, and a write that has not begun is
+  // not made. A write with a token does not share an append with others.
   std::stop_token stop{};
 };
 

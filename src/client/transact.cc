@@ -202,6 +202,7 @@ std::optional<UpdateId> write_decided(Session& session, Appender& appender,
   Backoff backoff = session.backoff_for(options);
   const std::int64_t began_ns = boot_time_ns();
   for (;;) {
+    session.throw_if_stopped(backoff);
     // Checked before the state is pinned. A process that follows at the same time may apply an
     // update, and record the poll, immediately after.
     bool is_of_this_call = false;

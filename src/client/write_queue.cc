@@ -352,6 +352,7 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
   std::exception_ptr failure;
   bool nothing_written = false;
   try {
+    session_.throw_if_stopped(leader.backoff);
     const HeldLock appending = appender_.lock_and_follow(leader.backoff);
     // The writers of the previous group are ready to run, and most return with their next write.
     // Let them queue before the group is built.

@@ -331,6 +331,19 @@ TEST_F(MysqlDeadline, stop_requested_before_a_write_means_nothing_was_written) {
         [&] { cache.set("z", "1", {.note = {}, .deadline = {}, .stop = source.get_token()}); },
         "stopped");
   }
+  const WriteOptions stopped{.note = {}, .deadline = {}, .stop = source.get_token()};
+  const std::vector<std::function<void()>> writes{
+      [&] { cache.set_async("z", "1", stopped).get(); },
+      [&] { static_cast<void>(cache.set_if("z", std::nullopt, "1", stopped)); },
+      [&] { static_cast<void>(cache.set_if_version("z", 0, "1", stopped)); },
+      [&] { cache.erase_prefix("a", stopped); },
+      [&] { cache.add("z", 1, stopped); },
+      [&] {
+        static_cast<void>(cache.acquire("z", std::chrono::seconds(1), {.stop = stopped.stop}));
+      },
+  };
+  for (const std::function<void()>& write : writes)
+    expect_error(ErrorKind::unavailable, write, "call was stopped");
   EXPECT_EQ(cache.set("y", "1"), 2U) << "the connection is as it was";
 }
 
