@@ -73,7 +73,8 @@ class WHYCACHE_API Cache {
 
   // Reads. Each sees an update as a whole or not at all, and reads never go back to an older update
   // id. As a rule, get() and contains() take no lock and make no system call. All throw
-  // Error(corrupt) if the state is damaged; the next update() then rebuilds it.
+  // Error(corrupt) if the state is damaged; the next update() then rebuilds it. All throw
+  // Error(unavailable) if the state was replaced by a file that this process cannot open.
 
   // Returns a copy of the value, or nullopt if the key is absent.
   [[nodiscard]] std::optional<std::string> get(std::string_view key) const;
@@ -326,6 +327,7 @@ class WHYCACHE_API Cache {
   [[nodiscard]] std::string state_path() const;
   [[nodiscard]] Counters counters() const;
   // Returns the state of health, for checks and metrics. Costs microseconds and no round trip.
+  // Throws as the reads do.
   [[nodiscard]] Stats stats() const;
   // Returns what the state file holds in detail. Visits every segment: some milliseconds per GiB.
   [[nodiscard]] StateInspection inspect() const;

@@ -59,7 +59,7 @@ struct StateInspection {
   std::uint64_t tree_height = 0;
   std::uint32_t reader_slots = 0;  // 0: there is no lock file that can be read
   std::vector<ReaderSlotInfo> slots_taken;
-  // Those that have held a view since they opened the state; slot = process row.
+  // The processes that have held a view since they opened the state; slot = process row.
   std::vector<ReaderSlotInfo> processes;
 };
 

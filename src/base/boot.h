@@ -1,4 +1,4 @@
-// What tells this boot, and its clock, from others.
+// The identity of this boot and of its clock.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// When the log was last polled, in the header of the state file. What decides whether a call asks
-// the log again lies where only processes that may write the state can write.
+// When the log was last polled, in the header of the state file. The record decides whether a call
+// asks the log again, so it lies where only processes that may write the state can write.
 //
 // A time is valid only for the file and the clock it was recorded for: CLOCK_BOOTTIME of one boot
 // and one time namespace. A copy of the file has another state id; another boot, or a container

@@ -38,9 +38,10 @@ class StatePlace {
   bool release_spare() noexcept;
 
   std::string path_;
-  // Of the root directory when this object was made; all zero if it is not known.
+  // The root directory when this object was made; all zero if it is not known.
   struct stat root_ {};
-  // -1: none. Removed by exchange: the thread that gets the number closes it.
+  // -1: none. Any thread removes or replaces it by exchange (acq_rel), and the one that gets the
+  // number closes it. No data is published with it; keep_spare() loads it relaxed, as a hint.
   std::atomic<int> spare_{-1};
 };
 

@@ -58,8 +58,8 @@ void record_poll(const Mapping& mapping, std::int64_t at_ns, UpdateId head,
     record.last_of_store.seal = present.last_of_store.seal.load(std::memory_order_relaxed);
   }
   // The kernel copies the bytes in some order, in which other processes see them: a time whose seal
-  // is not there yet counts for nothing. What was applied before is stored before (the fence pairs
-  // with the acquire of read_poll_time()).
+  // is not there yet counts for nothing, also if this process dies here. The fence pairs with the
+  // acquire of read_poll_time(): a process that sees the time sees what was applied before.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   // A failure leaves the times as they were, or without their seals: then each process polls.
   static_cast<void>(::pwrite(file.number(), &record, sizeof record,
