@@ -52,18 +52,20 @@ TcpProxy::ConnectionFaults lose_answers_within(std::uint64_t bytes_max, std::mt1
 class FaultyMysql : public FaultyStore {
  public:
   explicit FaultyMysql(std::uint64_t seed)
-      : random_(seed), database_(server_.make_database()), proxy_(server_.port()) {
+      : random_(seed),
+        database_(server_.make_database()),
+        proxy_(server_.port()),
+        slow_proxy_(server_.port()) {
     proxy_.set_fault_chooser([this](std::uint64_t) {  // the bytes are up to some hundred statements
       return random_() % 10 == 0 ? lose_answers_within(5'000, random_)
                                  : cut_within(200'000, random_);
     });
+    slow_proxy_.set_faults({.to_client = {.delay = std::chrono::milliseconds(10)}});
   }
 
   std::string url() const override { return server_.url(database_); }
-  std::string worker_url() const override {
-    return "mysql://root@127.0.0.1:" + std::to_string(proxy_.port()) + '/' + database_ +
-           "?deadline_ms=3000";
-  }
+  std::string worker_url() const override { return url_by_way_of(proxy_); }
+  std::string hurried_url() const override { return url_by_way_of(slow_proxy_); }
   bool needs_flaky_log() const override { return false; }
   void inject_fault() override {
     server_.kill();
@@ -71,8 +73,10 @@ class FaultyMysql : public FaultyStore {
     ++kills_;
   }
   void stop_faults() override {
-    proxy_.set_faults({});
-    proxy_.cut_all();
+    for (TcpProxy* const proxy : {&proxy_, &slow_proxy_}) {
+      proxy->set_faults({});
+      proxy->cut_all();
+    }
     MariadbClient client(server_);
     const std::string others = " FROM information_schema.PROCESSLIST WHERE DB = '" + database_ +
                                "' AND ID <> CONNECTION_ID()";
@@ -93,10 +97,16 @@ class FaultyMysql : public FaultyStore {
   }
 
  private:
-  std::mt19937_64 random_;  // used only by the thread of the proxy
+  std::string url_by_way_of(const TcpProxy& proxy) const {
+    return "mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' + database_ +
+           "?deadline_ms=3000";
+  }
+
+  std::mt19937_64 random_;  // used only by the thread of proxy_
   MariadbServer server_;
   std::string database_;
   TcpProxy proxy_;
+  TcpProxy slow_proxy_;
   std::uint64_t kills_ = 0;
 };
 
@@ -115,10 +125,8 @@ class FaultyMemcached final : public FaultyMysql {
     });
   }
 
-  std::string worker_url() const override {
-    return "memcached+" + FaultyMysql::worker_url() +
-           "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
-  }
+  std::string worker_url() const override { return with_memcached(FaultyMysql::worker_url()); }
+  std::string hurried_url() const override { return with_memcached(FaultyMysql::hurried_url()); }
   void inject_fault() override {
     switch (fault_count_++ % 4) {
       case 0:
@@ -153,6 +161,10 @@ class FaultyMemcached final : public FaultyMysql {
   }
 
  private:
+  std::string with_memcached(const std::string& mysql_url) const {
+    return "memcached+" + mysql_url + "&memcached=127.0.0.1:" + std::to_string(proxy_.port());
+  }
+
   std::mt19937_64 random_;  // used only by the thread of the proxy
   MemcachedServer server_;
   TcpProxy proxy_;

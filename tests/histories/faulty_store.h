@@ -17,6 +17,8 @@ class FaultyStore {
   virtual std::string url() const = 0;
   // Returns the URL that the workers use.
   virtual std::string worker_url() const { return url(); }
+  // The same for the hurried writer: here each answer takes a part of its deadlines.
+  virtual std::string hurried_url() const { return worker_url(); }
   // Returns true if workers must wrap the log in a FlakyLog, because the store itself never fails.
   virtual bool needs_flaky_log() const { return true; }
   // Injects a fault that affects all workers. Calls are between one and two quiet_period_min()

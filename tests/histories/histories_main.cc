@@ -145,14 +145,15 @@ class HistoryRun {
         add_workers(role, machine);
     }
     add_workers("sleeper", "rome");
-    // Alone on its machine, so that its short deadlines pass in the log and not in a queue.
+    // Alone on its machine, so that its short deadlines pass in the log and not in a queue. It is
+    // never killed: it would be most often while it connects.
     add_workers("hurried", "oslo");
   }
   void add_workers(const std::string& role, const std::string& machine) {
     workers_.emplace_back(
         WorkerSettings{.role = role,
                        .machine = machine,
-                       .url = store_->worker_url(),
+                       .url = role == "hurried" ? store_->hurried_url() : store_->worker_url(),
                        .flaky = store_->needs_flaky_log(),
                        .directory = directory_.path(),
                        .process_name = machine + '-' + role + std::to_string(workers_.size())});
@@ -170,7 +171,7 @@ class HistoryRun {
         if (!worker.is_running()) worker.start(random_());
       }
       if (Clock::now() >= next_kill) {
-        WorkerProcess& worker = workers_[random_() % workers_.size()];
+        WorkerProcess& worker = workers_[random_() % (workers_.size() - 1)];  // not the hurried one
         worker.kill();
         worker.start(random_());
         ++kills_;

@@ -74,12 +74,12 @@ class Worker {
   std::string value_of(const std::string& token) {
     return token + std::string(random_below(200), '.');
   }
-  // Some deadlines are so short that writes fail before their turn comes on this machine or before
-  // the log answers, with nothing written or an uncertain outcome. Every order of magnitude is
-  // equally likely.
+  // Some deadlines are so short that writes fail before their turn comes on this machine, with
+  // nothing written or an uncertain outcome. Every order of magnitude is equally likely. Those of
+  // the hurried writer pass before the log is asked, while it answers, or just after, as often.
   milliseconds deadline() {
-    return chance(is_hurried_ ? 100 : 20) ? milliseconds(random_below(1ULL << random_below(11)))
-                                          : milliseconds(5000);
+    if (is_hurried_) return milliseconds(random_below(100));
+    return chance(20) ? milliseconds(random_below(1ULL << random_below(11))) : milliseconds(5000);
   }
 
   void open() {
