@@ -47,13 +47,19 @@ TEST(Stats, stats_name_the_oldest_view_and_its_process) {
   EXPECT_NE(stats.oldest_pinned_process_name, "");
 }
 
+// A log that does not answer while `away` is set.
+std::shared_ptr<Script> log_that_goes(const std::atomic<bool>& away) {
+  auto script = std::make_shared<Script>();
+  script->before_read = script->before_extent = [&away] {
+    if (away) throw Error(ErrorKind::unavailable, "the test's log is away");
+  };
+  return script;
+}
+
 TEST(Stats, stats_tell_since_when_log_is_down_and_why) {
   const Fleet fleet;
   std::atomic<bool> away{false};
-  auto script = std::make_shared<Script>();
-  script->before_read = script->before_extent = [&] {
-    if (away) throw Error(ErrorKind::unavailable, "the test's log is away");
-  };
+  const std::shared_ptr<Script> script = log_that_goes(away);
   Cache cache = fleet.open("berlin", script);
   const auto began = std::chrono::system_clock::now();
   away = true;
@@ -78,10 +84,7 @@ TEST(Stats, log_is_up_again_once_another_process_has_asked_it) {
   using std::chrono::milliseconds;
   const Fleet fleet;
   std::atomic<bool> away{false};
-  auto script = std::make_shared<Script>();
-  script->before_read = script->before_extent = [&] {
-    if (away) throw Error(ErrorKind::unavailable, "the test's log is away");
-  };
+  const std::shared_ptr<Script> script = log_that_goes(away);
   Cache cache = fleet.open("berlin", script);
   Cache same_machine = fleet.open("berlin");
   const auto fail = [&] {
