@@ -186,7 +186,7 @@ TEST(Readers, gets_see_completed_writes_across_file_replacement) {
   }
   int installs = 0;
   const auto end = Clock::now() + std::chrono::milliseconds(2000);
-  for (UpdateId id = 0; Clock::now() < end; ++installs) {
+  for (UpdateId id = 0; Clock::now() < end || installs < 3; ++installs) {
     {
       const HeldLock following = write_state->lock(StateLock::follow, TestState::deadline());
       const std::unique_ptr<StateBuilder> builder =
@@ -208,7 +208,6 @@ TEST(Readers, gets_see_completed_writes_across_file_replacement) {
   stop = true;
   for (std::thread& reader : readers) reader.join();
   for (const std::string& fault : faults) EXPECT_EQ(fault, "");
-  EXPECT_GT(installs, 2);
   std::printf("installs=%d writes=%lu\n", installs, written.load());
 }
 

@@ -57,7 +57,8 @@ struct ThreadRecordOwner {
 class ReaderThreadsForkHandler final : public ForkHandler {
  public:
   void after_fork_in_child() noexcept override {
-    for (ReaderThread* thread = all_reader_threads.load(std::memory_order_relaxed);
+    // Acquire: pairs with the release of register_reader_thread() in a thread of the parent.
+    for (ReaderThread* thread = all_reader_threads.load(std::memory_order_acquire);
          thread != nullptr; thread = thread->next) {
       if (thread == this_reader.thread) continue;
       thread->reading.store(0, std::memory_order_relaxed);
