@@ -23,13 +23,11 @@ double ratio(std::uint64_t part, std::uint64_t whole) {
   return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
 }
 
-Json as_json(const ReaderSlotInfo& slot) {
+Json as_json(const ProcessInfo& process) {
   Json object;
-  object["slot"] = slot.slot;
-  object["process_id"] = slot.process_id;
-  put_bytes(object, "process", slot.process_name);
-  object["alive"] = slot.alive;
-  if (slot.pinned_id != 0) object["pinned_id"] = slot.pinned_id;
+  object["process_id"] = process.process_id;
+  put_bytes(object, "process", process.process_name);
+  if (process.oldest_pinned_id) object["pinned_id"] = *process.oldest_pinned_id;
   return object;
 }
 
@@ -67,13 +65,8 @@ Json as_json(const std::string& path, const StateInspection& inspection) {
                      {"fillers", inspection.index_tombstones},
                      {"load", ratio(inspection.index_used, inspection.index_words)}};
   object["tree_height"] = inspection.tree_height;
-  if (inspection.reader_slots == 0) return object;  // the lock file cannot be read
-  object["reader_slots"] = inspection.reader_slots;
-  Json slots = Json::array();
-  for (const ReaderSlotInfo& slot : inspection.slots_taken) slots.push_back(as_json(slot));
-  object["slots_taken"] = std::move(slots);
   Json processes = Json::array();
-  for (const ReaderSlotInfo& process : inspection.processes) processes.push_back(as_json(process));
+  for (const ProcessInfo& process : inspection.processes) processes.push_back(as_json(process));
   object["processes"] = std::move(processes);
   return object;
 }
@@ -121,22 +114,13 @@ void print(const std::string& path, const StateInspection& inspection, Output& o
   output.write_line("key index");
   row("height", std::to_string(inspection.tree_height));
 
-  if (inspection.reader_slots == 0) {
-    output.write_line("reader slots and processes: unknown, there is no lock file to read");
-    return;
-  }
-  output.write_line(fmt::format("reader slots: {} of {} taken", inspection.slots_taken.size(),
-                                inspection.reader_slots));
-  for (const ReaderSlotInfo& slot : inspection.slots_taken) {
-    row(fmt::format("slot {}", slot.slot),
-        fmt::format("holds update {}: process {} {}{}", slot.pinned_id, slot.process_id,
-                    escape(slot.process_name), slot.alive ? "" : "  (dead: will be removed)"));
-  }
   output.write_line(fmt::format("processes: {}", inspection.processes.size()));
-  for (const ReaderSlotInfo& process : inspection.processes) {
-    row(fmt::format("row {}", process.slot),
-        fmt::format("process {} {}{}", process.process_id, escape(process.process_name),
-                    process.alive ? "" : "  (dead: will be removed)"));
+  for (const ProcessInfo& process : inspection.processes) {
+    const std::string holds = process.oldest_pinned_id ? fmt::format("  holds a view of update {}",
+                                                                     *process.oldest_pinned_id)
+                                                       : "";
+    row(fmt::format("process {}", process.process_id),
+        fmt::format("{}{}", escape(process.process_name), holds));
   }
 }
 
@@ -168,17 +152,17 @@ CommandAction prepare_inspect(CLI::App& parser) {
 const Command inspect_command{
     "inspect", "the structure of a state file",
     R"(Prints the structure of a state file: its origin, the use of its segments, the load of the
-point index and the height of the key index. Also lists the reader slots that are taken, with the
-process and the update that each one pins. An old pinned update keeps the space of everything that
-was overwritten since.
+point index and the height of the key index. Also lists the processes that use the file, and the
+oldest update that the views of each one hold: it keeps the space of everything that was overwritten
+since.
 
 Changes nothing: neither the file nor its directory, which may be read-only. A FILE needs no log. A
-copy is not verified; `whycache check --state FILE` does that. Slots and processes are in the lock
-file beside the state, and are left out if that cannot be read.)",
+copy is not verified; `whycache check --state FILE` does that. Process ids are those of the
+process's own PID namespace; the name is that of the process with this id here.)",
     R"(Examples:
   whycache inspect
   whycache inspect /var/lib/whycache/flags.state
-  whycache inspect --json | jq '.slots_taken[] | .process'     the processes that hold views
+  whycache inspect --json | jq '.processes[] | select(.pinned_id)'     those that hold views
   whycache inspect --json | jq '.segments'
 
 Exit codes: 0 done, 2 the file does not exist, 5 it is damaged or not a state file, 7 permission)",

@@ -37,7 +37,7 @@ Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes 
 
 Exit codes: 0 done (also if there is nothing to print), 3 and 4 as for `whycache get`,
   5 the state is damaged, 7 permission,
-  9 all reader slots are taken, or the output could not be written)",
+  9 the output could not be written)",
     prepare_scan};
 
 }  // namespace whycache::cli

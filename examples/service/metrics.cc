@@ -113,8 +113,6 @@ std::string gauges(const whycache::Stats& stats) {
   gauge("items", std::to_string(stats.item_count));
   gauge("item_bytes", std::to_string(stats.item_bytes));
   gauge("state_file_bytes", std::to_string(stats.file_bytes));
-  gauge("reader_slots", std::to_string(stats.reader_slots));
-  gauge("reader_slots_taken", std::to_string(stats.reader_slots_taken));
   return text;
 }
 

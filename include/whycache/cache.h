@@ -67,6 +67,18 @@ class WHYCACHE_API Cache {
   // the log first. Throws Error of any kind.
   explicit Cache(std::string_view log_url, Options options = {});
   explicit Cache(std::unique_ptr<Log> log, Options options = {});
+  // Opens the state at a path for reads alone, without a log or its credentials. The file and its
+  // directory may be read-only, and the file may belong to any user: to name the path is to trust
+  // its owner. Another process keeps the state up to date; stats() and staleness() say whether it
+  // does. A file that no process of this machine has in use, such as a copy, is verified first.
+  //
+  // update() with `at_least`, or with a staleness_max above 0, waits until others have brought the
+  // state there, and throws Error(unavailable) at its deadline. Without either, and when anything
+  // is written, the cache throws Error(invalid).
+  //
+  // Throws Error(unavailable) if there is no usable state (AttachOptions::open); otherwise as the
+  // constructors.
+  [[nodiscard]] static Cache attach(std::string_view state_path, const AttachOptions& options = {});
   ~Cache();
   Cache(Cache&&) noexcept;
   Cache& operator=(Cache&&) noexcept;
@@ -115,8 +127,8 @@ class WHYCACHE_API Cache {
   // Returns the number of keys in a range, as View::count(). Opens a view.
   [[nodiscard]] std::size_t count(const KeyRange& range) const;
 
-  // Returns the dataset as of one update id, without a copy, in key order. Throws Error(limit) if
-  // all reader slots are in use (Options::reader_slots).
+  // Returns the dataset as of one update id, without a copy, in key order. Holds one lock of the
+  // kernel for all views of the process; a process that seldom opens one pays some 3 us for it.
   [[nodiscard]] View view() const;
   [[nodiscard]] Keys keys(KeyRange range = {}) const { return view().keys(std::move(range)); }
   [[nodiscard]] Values values(KeyRange range = {}) const { return view().values(std::move(range)); }
@@ -348,6 +360,7 @@ class WHYCACHE_API Cache {
 
   friend class CacheInternal;  // src/client/cache_internal.h
   class Impl;
+  explicit Cache(std::unique_ptr<Impl> impl);
   // Throws Error(invalid) if the object was moved from.
   Impl& impl() const;
   std::unique_ptr<Impl> impl_;

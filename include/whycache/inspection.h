@@ -24,13 +24,15 @@ struct StateInfo {
   bool superseded = false;     // another file has replaced it
 };
 
-// A reader slot, or a process that has the state open.
-struct ReaderSlotInfo {
-  std::uint32_t slot = 0;
+// A process of this machine that uses the state.
+struct ProcessInfo {
   std::uint64_t process_id = 0;  // in its own PID namespace, for display only
-  std::string process_name;
-  bool alive = false;
-  UpdateId pinned_id = 0;
+  std::string process_name;      // of the process with this id here; empty if there is none
+  // The oldest update that its views hold. A process that opens views in quick succession may hold
+  // one for some milliseconds beyond its last view.
+  std::optional<UpdateId> oldest_pinned_id;
+
+  friend bool operator==(const ProcessInfo&, const ProcessInfo&) = default;
 };
 
 // All segments of one kind.
@@ -57,10 +59,9 @@ struct StateInspection {
   std::uint64_t index_used = 0;   // words that hold an entry
   std::uint64_t index_tombstones = 0;
   std::uint64_t tree_height = 0;
-  std::uint32_t reader_slots = 0;  // 0: there is no lock file that can be read
-  std::vector<ReaderSlotInfo> slots_taken;
-  // The processes that have held a view since they opened the state; slot = process row.
-  std::vector<ReaderSlotInfo> processes;
+  // Those that have the file open. A process forked from one of them appears on its own once it
+  // opens a view.
+  std::vector<ProcessInfo> processes;
 };
 
 // Counts since a Cache object was opened.
@@ -97,8 +98,6 @@ struct Stats {
   std::uint64_t item_bytes = 0;  // keys and values of all live items
   std::uint64_t file_bytes = 0;  // the size of the state file, with what views still hold
 
-  std::uint32_t reader_slots = 0;
-  std::uint32_t reader_slots_taken = 0;
   // The oldest update that a view of this machine holds, and the process of that view.
   std::optional<UpdateId> oldest_pinned_id;
   std::uint64_t oldest_pinned_process_id = 0;

@@ -62,8 +62,8 @@ struct Options {
   // is removed when the cache is closed.
   std::string state_path{};
   OpenMode open = OpenMode::wait;
-  // Permission bits of the state file and its lock file. Other users can read the cache only if
-  // these bits allow it.
+  // Permission bits of the state file. Other users can read the cache only if these bits allow it.
+  // The lock file beside it is only for those who may write to the state.
   std::uint32_t state_mode = 0600;
   // The largest size of the state, in bytes. Reserves address space, not memory. If an update does
   // not fit, update() throws Error(limit), and the write that appended it Error(uncertain).
@@ -71,9 +71,6 @@ struct Options {
   // Accepts a state on a file system that is not known to share memory between processes (NFS, FUSE
   // and others).
   bool any_file_system = false;
-  // The most views that all processes of this machine can hold at once. Fixed when the lock file
-  // beside the state is created, which a new state does not replace.
-  std::uint32_t reader_slots = 1024;
 
   // The longest encoded update in bytes, 4 KiB to 64 MiB. A batch that needs more becomes several
   // updates, in order, each atomic. With split_updates off, it throws Error(limit) instead.
@@ -98,6 +95,16 @@ struct Options {
   // Runs on the thread that noticed the event, never concurrently with itself. Must return soon,
   // since other threads and processes may wait for that thread. Must not call back into the cache.
   // An exception it throws is dropped: a write that is in the log does not fail because of it.
+  std::function<void(const Event&)> on_event{};
+};
+
+// How Cache::attach() opens a state.
+struct AttachOptions {
+  // wait: throws if there is no usable state. now: reads throw Error(unavailable) until there is.
+  OpenMode open = OpenMode::wait;
+  // As in Options.
+  std::uint64_t state_bytes_max = std::uint64_t{64} << 30;
+  bool any_file_system = false;
   std::function<void(const Event&)> on_event{};
 };
 

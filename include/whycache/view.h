@@ -1,9 +1,8 @@
 // A view: the dataset as of one update id.
 //
 // While a view exists, its contents do not change, and the bytes it returns stay where they are:
-// values, and the keys of items, in shared memory, without a copy. A view occupies a reader slot
-// (Options::reader_slots) and keeps the space of overwritten values from being reused. Hold it for
-// a request, not for a day.
+// values, and the keys of items, in shared memory, without a copy. A view keeps the space of what
+// is overwritten meanwhile from being reused. Hold it for a request, not for a day.
 //
 // Everything that a view or a range returns is valid while the view, any copy of it, or any range
 // or iterator made from one of them exists.
@@ -44,7 +43,7 @@ namespace detail {
 // The result of deleted functions of temporaries: compilers show it with the error.
 struct KeepTheViewInAVariable;
 
-class Pin;     // the reader slot and the mapping that a view and its ranges share
+class Pin;     // the pinned update and the mapping that a view and its ranges share
 class Cursor;  // a position in ascending or descending key order
 
 // Moves a cursor and reads the item at its position. The iterators below call into the library only
@@ -138,7 +137,7 @@ using Items = Range<detail::TakeItem>;
 using Keys = Range<detail::TakeKey>;
 using Values = Range<detail::TakeValue>;
 
-// Copies share one reader slot. Any number of threads can read a view at once. In a forked child, a
+// Copies share what they pin. Any number of threads can read a view at once. In a forked child, a
 // view of the parent throws Error(invalid); open a new one there.
 class WHYCACHE_API View {
  public:

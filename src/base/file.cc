@@ -64,6 +64,12 @@ FileDescriptor open_retrying(const std::string& path, int flags, mode_t mode) {
 
 }  // namespace
 
+bool is_open_file(int descriptor, std::uint64_t device, std::uint64_t inode) noexcept {
+  struct stat status;
+  return descriptor >= 0 && ::fstat(descriptor, &status) == 0 && status.st_dev == device &&
+         status.st_ino == inode;
+}
+
 Error system_error(std::string_view what, std::string_view path, int error) {
   std::string message(what);
   message += ": path=";

@@ -30,6 +30,9 @@ class FileDescriptor {
   int number_ = -1;
 };
 
+// Returns whether the descriptor is open and its file is this one.
+bool is_open_file(int descriptor, std::uint64_t device, std::uint64_t inode) noexcept;
+
 // Returns the Error for an errno: "cannot open file: path=/x reason="Permission denied"". The kind
 // is invalid if the user must act (ENOENT, EACCES, EROFS, ELOOP, ENOTDIR, ENAMETOOLONG ...), limit
 // for ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM and EFBIG, and unavailable otherwise.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/file.h"
@@ -9,13 +10,17 @@
 namespace whycache {
 namespace {
 
-struct flock flock_for_byte(short type, std::uint64_t offset) {
+struct flock flock_for(short type, const LockRange& range) {
   struct flock lock = {};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
-  lock.l_start = static_cast<off_t>(offset);
-  lock.l_len = 1;
+  lock.l_start = static_cast<off_t>(range.begin);
+  lock.l_len = static_cast<off_t>(range.end - range.begin);
   return lock;
+}
+
+struct flock flock_for_byte(short type, std::uint64_t offset) {
+  return flock_for(type, {offset, offset + 1});
 }
 
 bool try_lock(int descriptor, struct flock lock) {
@@ -25,6 +30,15 @@ bool try_lock(int descriptor, struct flock lock) {
     if (errno == EAGAIN || errno == EACCES) return false;
     throw system_error("cannot lock byte", "lock file", errno);
   }
+}
+
+bool try_unlock(int descriptor, const LockRange& range) noexcept {
+  struct flock lock = flock_for(F_UNLCK, range);
+  int result;
+  do {
+    result = ::fcntl(descriptor, F_OFD_SETLK, &lock);
+  } while (result != 0 && errno == EINTR);
+  return result == 0;
 }
 
 }  // namespace
@@ -38,16 +52,32 @@ bool try_lock_byte_shared(int descriptor, std::uint64_t offset) {
 }
 
 void unlock_byte(int descriptor, std::uint64_t offset) noexcept {
-  struct flock lock = flock_for_byte(F_UNLCK, offset);
-  while (::fcntl(descriptor, F_OFD_SETLK, &lock) != 0 && errno == EINTR) {
-  }
+  unlock_range(descriptor, {offset, offset + 1});
 }
 
 bool is_byte_locked(int descriptor, std::uint64_t offset) {
-  struct flock lock = flock_for_byte(F_WRLCK, offset);
+  return find_locked_byte(descriptor, {offset, offset + 1}).has_value();
+}
+
+bool try_lock_range(int descriptor, const LockRange& range) {
+  return try_lock(descriptor, flock_for(F_WRLCK, range));
+}
+
+bool try_unlock_byte(int descriptor, std::uint64_t offset) noexcept {
+  return try_unlock(descriptor, {offset, offset + 1});
+}
+
+void unlock_range(int descriptor, const LockRange& range) noexcept {
+  static_cast<void>(try_unlock(descriptor, range));
+}
+
+std::optional<std::uint64_t> find_locked_byte(int descriptor, const LockRange& range) {
+  struct flock lock = flock_for(F_WRLCK, range);
   if (::fcntl(descriptor, F_OFD_GETLK, &lock) != 0)
     throw system_error("cannot query lock", "lock file", errno);
-  return lock.l_type != F_UNLCK;
+  if (lock.l_type == F_UNLCK) return std::nullopt;
+  // A lock of another open file may begin before the range.
+  return std::max(static_cast<std::uint64_t>(lock.l_start), range.begin);
 }
 
 }  // namespace whycache

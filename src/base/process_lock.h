@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace whycache {
 
@@ -15,7 +16,22 @@ namespace whycache {
 bool try_lock_byte(int descriptor, std::uint64_t offset);
 bool try_lock_byte_shared(int descriptor, std::uint64_t offset);
 void unlock_byte(int descriptor, std::uint64_t offset) noexcept;
+// Returns false if the descriptor is not open.
+bool try_unlock_byte(int descriptor, std::uint64_t offset) noexcept;
 // Whether another open file holds a lock on byte `offset`, shared or exclusive.
 bool is_byte_locked(int descriptor, std::uint64_t offset);
+
+// The bytes from `begin` up to `end`, which is beyond the last. A file need not have that many.
+struct LockRange {
+  std::uint64_t begin;
+  std::uint64_t end;
+};
+
+// Takes an exclusive lock on all of them, as try_lock_byte().
+bool try_lock_range(int descriptor, const LockRange& range);
+void unlock_range(int descriptor, const LockRange& range) noexcept;
+// Returns a byte of the range on which another open file holds a lock, shared or exclusive, or
+// nullopt if there is none. One system call of some 0.3 us, more if many locks are held.
+std::optional<std::uint64_t> find_locked_byte(int descriptor, const LockRange& range);
 
 }  // namespace whycache

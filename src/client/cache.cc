@@ -13,6 +13,7 @@
 #include "client/cache_internal.h"
 #include "client/follow.h"
 #include "client/lease.h"
+#include "client/no_log.h"
 #include "client/rebuild.h"
 #include "client/rewrite.h"
 #include "client/session.h"
@@ -51,13 +52,26 @@ Options checked(Options options) {
   return options;
 }
 
-StateOptions state_options(const Options& options, const std::string& path) {
+// Whether a cache has a log, or was attached to a state.
+enum class Role : std::uint8_t { with_log, attached };
+
+StateOptions state_options(const Options& options, const std::string& path, Role role) {
   return {.path = path,
           .mode = options.state_mode,
           .bytes_max = options.state_bytes_max,
-          .reader_slots = options.reader_slots,
           .any_file_system = options.any_file_system,
+          .read_only = role == Role::attached,
           .waits_for_others = options.open == OpenMode::wait};
+}
+
+Options options_of(const AttachOptions& attach_options) {
+  Options options;
+  options.open = attach_options.open;
+  options.state_mode = 0644;  // accepts the file of another user
+  options.state_bytes_max = attach_options.state_bytes_max;
+  options.any_file_system = attach_options.any_file_system;
+  options.on_event = attach_options.on_event;
+  return options;
 }
 
 // The members that a forked child must not share with its parent, and creates again: connections,
@@ -83,6 +97,20 @@ void abandon_parent_context(ProcessContext* context) {
   context->next_abandoned = abandoned.load(std::memory_order_relaxed);
   while (!abandoned.compare_exchange_weak(context->next_abandoned, context,
                                           std::memory_order_relaxed)) {
+  }
+}
+
+// The same for a cache without a log. By attaching, the application says that it wants this state,
+// of whatever log it is.
+void prepare_attached_state(Session& session) {
+  if (session.state.usable()) {
+    session.note_usable_state();
+    session.note_seen_log(session.state.info().log_uuid);
+  } else if (session.options.open == OpenMode::wait) {
+    throw Error(ErrorKind::unavailable,
+                "no usable state to attach to: " + session.state.unusable_reason() +
+                    " (start a process that follows the log, such as whycache follow; or open with "
+                    "OpenMode::now)");
   }
 }
 
@@ -125,12 +153,23 @@ class Cache::Impl {
  public:
   Impl(std::unique_ptr<Log> log, Options given)
       : options_(checked(std::move(given))),
+        role_(Role::with_log),
         location_(find_state_location(options_, log->name())),
         state_(open_state()) {
+    open(std::move(log));
+  }
+  Impl(const std::string& state_path, const AttachOptions& given)
+      : options_(checked(options_of(given))),
+        role_(Role::attached),
+        location_{state_path, {}},
+        state_(open_state()) {
+    open(std::make_unique<NoLog>(state_->path()));
+  }
+  void open(std::unique_ptr<Log> log) {
     try {
       Log& the_log = *log;
       context_.store(new ProcessContext(*state_, the_log, std::move(log), options_, counters_));
-      prepare_state(context_.load()->session);
+      prepare();
     } catch (...) {
       shut_down();
       throw;
@@ -148,11 +187,16 @@ class Cache::Impl {
   }
   bool is_deleted() const { return is_deleted_.load(std::memory_order_acquire); }
   // Returns the context of this process; creates it in a forked child.
+  Session& session() const {
+    state();
+    return context_of_this_process().session;
+  }
+  // The same, for a call that needs the log.
   ProcessContext& context() const {
     state();
+    if (role_ == Role::attached) NoLog(location_.path).fail();
     return context_of_this_process();
   }
-  Session& session() const { return context().session; }
 
   // Runs a read. If it finds the state damaged, the next update() rebuilds it.
   template <typename Read>
@@ -169,6 +213,7 @@ class Cache::Impl {
   void close(bool remove) {
     ProcessContext& context = context_of_this_process();
     const MutexLock lock(context.lifecycle_mutex);
+    if (remove && role_ == Role::attached) NoLog(location_.path).fail();
     State* const state = state_if_open_.exchange(nullptr, std::memory_order_acq_rel);
     if (remove) is_deleted_.store(true, std::memory_order_release);
     if (state == nullptr && !remove) return;
@@ -179,15 +224,25 @@ class Cache::Impl {
     if (remove) {
       state_->remove(deadline);
       remove_temporary_directory_if_owner();
-    } else if (location_.temporary_directory.empty()) {
+    } else if (location_.temporary_directory.empty() && state_->can_lock()) {
       state_->sync(deadline);
     }
   }
 
+  bool is_attached() const { return role_ == Role::attached; }
   const std::string& path() const { return location_.path; }
   AtomicCounters& counters() { return counters_; }
 
  private:
+  void prepare() const {
+    Session& session = context_of_this_process().session;
+    if (role_ == Role::attached) {
+      prepare_attached_state(session);
+    } else {
+      prepare_state(session);
+    }
+  }
+
   [[gnu::cold, gnu::noinline]] State& reopen() const {
     ProcessContext& context = context_of_this_process();
     const MutexLock lock(context.lifecycle_mutex);
@@ -198,7 +253,7 @@ class Cache::Impl {
     state_->switch_if_replaced(Backoff(options_.deadline).deadline());
     context.session.reopen();
     context.write_queue.restart();
-    prepare_state(context.session);
+    prepare();
     state_->enable_mapping_cache();
     state_if_open_.store(state_.get(), std::memory_order_release);
     return *state_;
@@ -220,7 +275,7 @@ class Cache::Impl {
     try {
       const bool waits = options_.open == OpenMode::wait;
       const Backoff backoff(waits ? options_.deadline : std::chrono::milliseconds(0));
-      return State::open(state_options(options_, location_.path), backoff.deadline());
+      return State::open(state_options(options_, location_.path, role_), backoff.deadline());
     } catch (...) {
       remove_temporary_directory(location_);
       throw;
@@ -262,6 +317,7 @@ class Cache::Impl {
   mutable std::atomic<State*> state_if_open_{nullptr};
   std::atomic<bool> is_deleted_{false};
   const Options options_;
+  const Role role_;
   const StateLocation location_;
   const std::uint64_t owner_fork_count_ = fork_count();
   mutable AtomicCounters counters_;
@@ -285,6 +341,12 @@ Cache::Cache(std::string_view log_url, Options options)
 Cache::Cache(std::unique_ptr<Log> log, Options options) {
   if (!log) throw Error(ErrorKind::invalid, "no log given");
   impl_ = std::make_unique<Impl>(std::move(log), std::move(options));
+}
+
+Cache::Cache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Cache Cache::attach(std::string_view state_path, const AttachOptions& options) {
+  return Cache(std::make_unique<Impl>(std::string(state_path), options));
 }
 
 Cache::~Cache() = default;
@@ -529,10 +591,42 @@ bool Cache::release(const Lease& lease, const LeaseOptions& options) {
 
 // --- The log ---
 
+namespace {
+
+// Waits until other processes have brought an attached state to where `options` want it.
+UpdateId wait_for_others(Session& session, const UpdateOptions& options) {
+  const State& state = session.state;
+  Backoff backoff = session.backoff_for(options);
+  for (;;) {
+    if (!session.has_seen_any_log() && state.usable())
+      session.note_seen_log(state.info().log_uuid);  // it appeared after attach()
+    const bool is_new_enough =
+        !options.staleness_max || is_fresh(session, boot_time_ns(), options.staleness_max);
+    const UpdateId applied = state.applied_id();
+    if (is_new_enough && applied >= options.at_least) return applied;
+    if (!backoff.pause()) {
+      throw Error(ErrorKind::unavailable,
+                  "no process of this machine has brought the state up to date in time: path=" +
+                      state.path() + " applied_id=" + std::to_string(applied) +
+                      " at_least=" + std::to_string(options.at_least) +
+                      " deadline_ms=" + std::to_string(backoff.timeout().count()) +
+                      " (does a process follow the log, such as whycache follow?)");
+    }
+  }
+}
+
+}  // namespace
+
 UpdateId Cache::update(const UpdateOptions& options) {
   State& state = impl().state();
   state.unmap_if_idle();
   Session& session = impl().session();
+  if (impl().is_attached()) [[unlikely]] {
+    const bool asks_the_log =
+        options.staleness_max ? *options.staleness_max <= zero_staleness : options.at_least == 0;
+    if (asks_the_log) NoLog(state.path()).fail();
+    return wait_for_others(session, options);
+  }
   if (options.staleness_max > zero_staleness &&
       is_fresh(session, boot_time_ns(), options.staleness_max)) {
     const UpdateId applied = state.applied_id();

@@ -153,7 +153,10 @@ UpdateId follow(Session& session, Backoff& backoff, UpdateId at_least, Staleness
   for (;;) {
     std::optional<LogError> failure;
     try {
-      const HeldLock following = session.lock_for_log(StateLock::follow, backoff);
+      // A process that may only read asks for itself.
+      std::optional<HeldLock> following;
+      if (session.state.can_lock())
+        following.emplace(session.lock_for_log(StateLock::follow, backoff));
       if (!is_fresh(session, began_ns, staleness_max) || !has_state_of_seen_log(session)) {
         while (const std::optional<RebuildCause> needed =
                    try_catch_up(session, backoff, staleness_max)) {

@@ -11,6 +11,7 @@
 #include "state/btree/mapped_nodes.h"
 #include "state/btree/node.h"
 #include "state/file/state_file.h"
+#include "state/file/use_locks.h"
 
 namespace whycache {
 
@@ -78,6 +79,7 @@ StateInspection inspect_state_file(const Mapping& mapping) {
   count_segments(mapping, inspection);
   inspection.index_global_depth =
       global_depth(header.index_directory.load(std::memory_order_relaxed));
+  inspection.processes = find_processes(mapping.descriptor());
   const PublishedBlock block = read_published(header);
   if (block.key_index_root != 0) {
     std::size_t bytes;
@@ -99,13 +101,7 @@ StateInspection inspect_unchanged(const std::string& path) {
     }
     const std::uint64_t applied_id = mapping->header().applied_id.load(std::memory_order_acquire);
     try {
-      StateInspection inspection = inspect_state_file(*mapping);
-      if (const std::optional<LockFileInfo> locks = read_lock_file(path + ".lock")) {
-        inspection.reader_slots = locks->slot_count;
-        inspection.slots_taken = locks->slots_taken;
-        inspection.processes = locks->processes;
-      }
-      return inspection;
+      return inspect_state_file(*mapping);
     } catch (const Error& error) {
       // This process pins nothing: a writer may have grown the file, or reused what was just read.
       const bool unchanged =

@@ -7,14 +7,13 @@ namespace whycache {
 
 class Mapping;
 
-// Counts what the mapped file holds. Leaves reader_slots, slots_taken and processes, which are in
-// the lock file, to the caller. Throws Error(corrupt).
+// Counts what the mapped file holds, and finds the processes that use it. Throws Error(corrupt).
 StateInspection inspect_state_file(const Mapping& mapping);
 
-// Inspects the file at `path`, and the lock file beside it if there is one that can be read.
-// Changes nothing, not even a file that came from elsewhere, and needs no permission to write.
-// Other processes may write to the state meanwhile. Throws Error(invalid) if there is no file or it
-// must not be read, Error(corrupt) if it is not a state of this format or is damaged.
+// Inspects the file at `path`. Changes nothing, not even a file that came from elsewhere, and needs
+// no permission to write. Other processes may write to the state meanwhile. Throws Error(invalid)
+// if there is no file or it must not be read, Error(corrupt) if it is not a state of this format or
+// is damaged.
 StateInspection inspect_unchanged(const std::string& path);
 
 }  // namespace whycache

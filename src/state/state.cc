@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -10,12 +11,14 @@
 #include <new>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/fork_handlers.h"
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
 #include "state/file/poll_record.h"
 #include "state/file/state_file.h"
+#include "state/file/use_locks.h"
 #include "state/index/lookup.h"
 #include "state/read/current_file.h"
 #include "state/read/pin.h"
@@ -33,10 +36,17 @@ namespace {
 
 constexpr int point_read_attempts_max = 4;
 
-// Returns the mode of the lock file. Every process that may read the state may also write there,
-// for example the pins it holds.
+// Returns the mode of the lock file: only those who may write to the state can open it, for
+// reading, too. Who can open it can hold a lock that keeps others from writing.
 std::uint32_t lock_file_mode(std::uint32_t state_mode) {
-  return state_mode | (state_mode & 0444) >> 1;
+  const std::uint32_t writers = state_mode & 0222;
+  return writers | writers << 1;
+}
+
+// Whether an error of the lock file means that this process may only read the state.
+bool may_only_read(const Error& error) {
+  const int reason = error.system_error();
+  return reason == EACCES || reason == EROFS;
 }
 
 // Extends the usable bytes if the file has grown since this process asked for its size: a read may
@@ -54,6 +64,25 @@ bool is_ahead_of(const Mapping& mapping, const StateInfo& than) {
   } catch (const Error&) {
     return false;
   }
+}
+
+// Verifies a file from elsewhere for this process alone, which may not adopt it. No process can
+// adopt it meanwhile.
+StateFileResult verify_without_locks(StateFileResult found) {
+  if (!found.foreign) return found;
+  Mapping& mapping = *found.foreign;
+  // Acquire: pairs with the release store of clear_writer_active().
+  if (mapping.header().writer_active.load(std::memory_order_acquire) != 0) {
+    found.unusable_reason = "it was being written when it was copied: path=" + mapping.path();
+  } else if (!mark_in_use(mapping.descriptor())) {
+    found.unusable_reason = "another process is verifying it: path=" + mapping.path();
+  } else if (const std::vector<std::string> faults = verify(mapping, false, {}); !faults.empty()) {
+    found.unusable_reason = "it does not verify: " + faults.front() + " path=" + mapping.path();
+  } else {
+    found.mapping = std::move(found.foreign);
+    found.adopted = true;
+  }
+  return found;
 }
 
 const char* lock_name(StateLock lock) {
@@ -75,12 +104,30 @@ struct State::Impl final : ForkHandler {
         }) {}
   ~Impl() = default;
 
+  void open_lock_file(const StateOptions& options) {
+    const std::string path = options.path + ".lock";
+    try {
+      if (options.read_only)
+        throw Error(ErrorKind::invalid, "state is open for reads alone: path=" + options.path);
+      lock_file = std::make_unique<LockFile>(path, lock_file_mode(options.mode));
+    } catch (const Error& error) {
+      if (!options.read_only && !may_only_read(error)) throw;
+      lock_file_error = error;
+    }
+  }
+  LockFile& require_lock_file() const {
+    if (lock_file == nullptr) throw Error(*lock_file_error);
+    return *lock_file;
+  }
+
   void after_fork_in_child() noexcept override {
     // Another thread of the parent may have held them. The locks they guard are the parent's.
     for (std::timed_mutex& mutex : lock_mutexes) new (&mutex) std::timed_mutex;
   }
 
-  std::shared_ptr<LockFile> lock_file;
+  // Null if this process may only read; then the error that says so.
+  std::unique_ptr<LockFile> lock_file;
+  std::optional<Error> lock_file_error;
   mutable std::array<std::timed_mutex, 4> lock_mutexes;
   WritableMappingCache mapping_cache;
   CurrentFile current_file;
@@ -110,14 +157,17 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
   // A usable file at the path is opened without waiting for a lock. Beside a file that is refused,
   // no lock file is created.
   StateFileResult found = open_state_file(absolute);
-  inner.lock_file = std::make_shared<LockFile>(
-      absolute.path + ".lock", lock_file_mode(absolute.mode), absolute.reader_slots);
   register_fork_handler(&inner);
-  if (!found.mapping) {
+  inner.open_lock_file(absolute);
+  if (!found.mapping && inner.lock_file == nullptr) {
+    found = verify_without_locks(std::move(found));
+    if (!found.mapping && absolute.waits_for_others && !absolute.read_only)
+      throw Error(*inner.lock_file_error);
+  } else if (!found.mapping) {
     try {
       const HeldLock install = state->lock(StateLock::install, deadline);
       const HeldLock writer = state->lock(StateLock::writer, deadline);
-      found = open_or_adopt_state_file(absolute, *inner.lock_file);
+      found = open_or_adopt_state_file(absolute);
     } catch (const Error& error) {
       if (absolute.waits_for_others || error.kind() != ErrorKind::unavailable) throw;
       found.unusable_reason = error.what();
@@ -157,7 +207,7 @@ void State::switch_if_replaced(const Deadline& deadline) const {
     // The file at the path may come from elsewhere: verify and adopt it.
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
-    StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
+    StateFileResult found = open_or_adopt_state_file(options_);
     if (found.mapping) {
       current_file.switch_to(std::move(found.mapping));
       return;
@@ -348,20 +398,26 @@ State::GetFunction* State::select_get() {
 
 template <typename Sink>
 bool State::slow_read(std::string_view key, Sink sink) const {
-  {
+  ReadOutcome outcome = ReadOutcome::superseded;
+  const auto read_without_pin = [&] {
     const ReadSection reading;
     const Mapping* const mapping = impl_->current_file.unowned_mapping();
     for (int tries = 0; mapping != nullptr && tries < point_read_attempts_max; ++tries) {
-      const ReadOutcome outcome =
+      outcome =
           try_point_read(*mapping, key, [&](std::string_view value) { sink.take_any(value); });
       if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
         impl_->current_file.refresh_directory_cache(*mapping);
-      if (outcome == ReadOutcome::found) return true;
-      if (outcome == ReadOutcome::not_found) return record_miss();
-      if (outcome == ReadOutcome::superseded) break;
+      if (outcome == ReadOutcome::found || outcome == ReadOutcome::not_found ||
+          outcome == ReadOutcome::superseded)
+        return;
       refresh_if_grown(*mapping);
     }
-  }
+  };
+  read_without_pin();
+  if (outcome == ReadOutcome::superseded && impl_->current_file.newest_mapping() != nullptr)
+    read_without_pin();
+  if (outcome == ReadOutcome::found) return true;
+  if (outcome == ReadOutcome::not_found) return record_miss();
   // Keeps the value mapped until it is copied.
   const std::shared_ptr<const detail::Pin> held = pin();
   const std::string_view value = held->find(key);
@@ -374,7 +430,7 @@ std::shared_ptr<const detail::Pin> State::pin() const {
   unmap_if_idle();
   std::shared_ptr<Mapping> mapping = impl_->current_file.newest_mapping();
   if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
-  return std::make_shared<const detail::Pin>(std::move(mapping), impl_->lock_file);
+  return std::make_shared<const detail::Pin>(std::move(mapping));
 }
 
 UpdateId State::get_multi(std::span<const std::string_view> keys,
@@ -437,26 +493,29 @@ void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const 
 
 // --- Locks ---
 
+bool State::can_lock() const { return impl_->lock_file != nullptr; }
+
 HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   Impl& inner = *impl_;
+  LockFile& lock_file = inner.require_lock_file();
   const auto offset = static_cast<std::uint64_t>(which);
   const auto gave_up = [&] {
-    return Error(ErrorKind::unavailable,
-                 std::string("another process or thread holds the ") + lock_name(which) +
-                     " lock: path=" + inner.lock_file->path() + " (retry, or raise the deadline)");
+    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") +
+                                             lock_name(which) + " lock: path=" + lock_file.path() +
+                                             " (retry, or raise the deadline)");
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   while (!threads.try_lock() && !threads.try_lock_for(deadline.next_wait())) {
     if (deadline.passed()) throw gave_up();
   }
-  if (!wait_for_lock(*inner.lock_file, which, deadline)) throw gave_up();
-  HeldLock held(*inner.lock_file, which, std::move(threads));
-  inner.lock_file->check_in_place();
+  if (!wait_for_lock(lock_file, which, deadline)) throw gave_up();
+  HeldLock held(lock_file, which, std::move(threads));
+  lock_file.check_in_place();
   return held;
 }
 
 void State::announce_release(StateLock which) const noexcept {
-  wake_next_waiter(*impl_->lock_file, which);
+  if (impl_->lock_file != nullptr) wake_next_waiter(*impl_->lock_file, which);
 }
 
 // --- Writing ---
@@ -467,7 +526,7 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
     HeldLock writer = lock(StateLock::writer, deadline);
     const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
     if (mapping && is_in_place(*mapping))
-      return std::make_unique<StateWriter>(std::move(writer), options_, *impl_->lock_file, *mapping,
+      return std::make_unique<StateWriter>(std::move(writer), options_, *mapping,
                                            impl_->mapping_cache, after);
     if (tries == 2)
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
@@ -511,7 +570,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     if (old_file) set_superseded_bit(old_file, options_.path, false);
     throw system_error("cannot put state file in place", options_.path, error);
   }
-  StateFileResult found = open_or_adopt_state_file(options_, *impl_->lock_file);
+  StateFileResult found = open_or_adopt_state_file(options_);
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
   impl_->current_file.switch_to(std::move(found.mapping));
@@ -547,15 +606,13 @@ std::vector<std::string> State::check(
 }
 
 void State::describe_use(Stats& stats) const {
-  if (const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping())
-    stats.file_bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
-  stats.reader_slots = impl_->lock_file->slot_count();
-  for (const ReaderSlotInfo& slot : impl_->lock_file->slots_taken()) {
-    ++stats.reader_slots_taken;
-    if (stats.oldest_pinned_id && *stats.oldest_pinned_id <= slot.pinned_id) continue;
-    stats.oldest_pinned_id = slot.pinned_id;
-    stats.oldest_pinned_process_id = slot.process_id;
-    stats.oldest_pinned_process_name = slot.process_name;
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (!mapping) return;
+  stats.file_bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
+  if (const std::optional<ProcessInfo> holder = find_oldest_pin(mapping->descriptor())) {
+    stats.oldest_pinned_id = holder->oldest_pinned_id;
+    stats.oldest_pinned_process_id = holder->process_id;
+    stats.oldest_pinned_process_name = holder->process_name;
   }
 }
 
@@ -563,11 +620,13 @@ StateInspection State::inspect() const {
   const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (!mapping) throw Error(ErrorKind::unavailable, "no usable state: " + unusable_reason());
   mapping->refresh_usable_bytes();
-  StateInspection insides = inspect_state_file(*mapping);
-  insides.reader_slots = impl_->lock_file->slot_count();
-  insides.slots_taken = impl_->lock_file->slots_taken();
-  insides.processes = impl_->lock_file->processes();
-  return insides;
+  StateInspection inspection = inspect_state_file(*mapping);
+  // Its own marks are invisible to the open file that holds them.
+  const auto own_id = static_cast<std::uint64_t>(::getpid());
+  const auto is_own = [&](const ProcessInfo& process) { return process.process_id == own_id; };
+  if (std::none_of(inspection.processes.begin(), inspection.processes.end(), is_own))
+    inspection.processes.push_back({own_id, process_name(own_id), std::nullopt});
+  return inspection;
 }
 
 }  // namespace whycache

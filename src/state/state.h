@@ -51,7 +51,8 @@ class State {
   // if the file is not a whycache state of this format; such a file is never overwritten.
   //
   // Verifying and adopting needs locks. Throws Error(unavailable) if others hold them until the
-  // deadline.
+  // deadline. A process that may not use the lock file, or has asked for options.read_only, can
+  // read, and verify for itself; whatever needs the lock file throws Error(invalid) there.
   static std::unique_ptr<State> open(const StateOptions& options,
                                      const Deadline& deadline = default_deadline());
   static Deadline default_deadline() { return Deadline(std::chrono::seconds(10)); }
@@ -97,8 +98,10 @@ class State {
 
   // --- Writing. ---
 
+  // Whether this process may use the lock file. Without it, nothing can be written here.
+  bool can_lock() const;
   // Waits for the lock. Throws Error(unavailable), with the name of the lock, if the deadline
-  // passes.
+  // passes; Error(invalid) if the process may not use the lock file.
   HeldLock lock(StateLock which, const Deadline& deadline) const;
   // Wakes the next waiter early: the holder calls it when it expects to release the lock within
   // some tens of microseconds, which is what waking takes. If the release takes longer, the waiter
@@ -136,7 +139,7 @@ class State {
   // Removes the file. Other processes notice.
   void remove(const Deadline& deadline) const;
   StateInspection inspect() const;
-  // Sets the members of `stats` that tell of the file and of reader slots.
+  // Sets the members of `stats` that tell of the file and of its views.
   void describe_use(Stats& stats) const;
   // Verifies every structure: header, directory, every index word and entry, the order and content
   // of the key index against the entries, segment accounting, digest. Returns what is wrong; empty

@@ -388,7 +388,6 @@ TEST(CacheLimits, invalid_options_throw_invalid) {
   refused([](Options& options) { options.writer_name = std::string(256, 'w'); }, "writer_name");
   refused([](Options& options) { options.state_mode = 0777; }, "state_mode");
   refused([](Options& options) { options.state_mode = 0; }, "state_mode");
-  refused([](Options& options) { options.reader_slots = 0; }, "reader_slots");
   refused([](Options& options) { options.name = "../escape"; }, "name");
   expect_error(
       ErrorKind::invalid, [&] { Cache(std::unique_ptr<Log>(), fleet.options("berlin")); },

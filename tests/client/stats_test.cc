@@ -27,8 +27,6 @@ TEST(Stats, stats_of_current_machine_show_no_lag) {
   EXPECT_EQ(stats.item_count, 2U);
   EXPECT_EQ(stats.item_bytes, 5U);
   EXPECT_GT(stats.file_bytes, stats.item_bytes);
-  EXPECT_EQ(stats.reader_slots, Options{}.reader_slots);
-  EXPECT_EQ(stats.reader_slots_taken, 0U);
   EXPECT_FALSE(stats.oldest_pinned_id);
   EXPECT_EQ(stats.counters.updates_written, 1U);
 }
@@ -41,7 +39,6 @@ TEST(Stats, stats_name_the_oldest_view_and_its_process) {
   cache.set("a", "2");
   const View newer = cache.view();
   const Stats stats = cache.stats();
-  EXPECT_EQ(stats.reader_slots_taken, 2U);
   EXPECT_EQ(stats.oldest_pinned_id, 1U);
   EXPECT_EQ(stats.oldest_pinned_process_id, static_cast<std::uint64_t>(::getpid()));
   EXPECT_NE(stats.oldest_pinned_process_name, "");

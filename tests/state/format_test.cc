@@ -88,7 +88,7 @@ TEST_F(StateFormat, bytes_of_an_entry_match_the_document) {
   read(path);
 
   EXPECT_EQ(file_.substr(0, 8), "whycache");
-  EXPECT_EQ(at<std::uint16_t>(8), 3);
+  EXPECT_EQ(at<std::uint16_t>(8), 4);
   EXPECT_EQ(at<std::uint32_t>(12), 0x01020304U);
   EXPECT_EQ(at<std::uint32_t>(16), 4096U);
   EXPECT_EQ(at<std::uint32_t>(20), 262144U);

@@ -44,7 +44,6 @@ struct Turns {
 StateOptions small_options() {
   StateOptions options;
   options.bytes_max = std::uint64_t{64} << 20;
-  options.reader_slots = 64;
   return options;
 }
 
@@ -92,8 +91,7 @@ TEST_F(LockQueueTest, each_contending_process_gets_its_share) {
   EXPECT_GE(least, turns() / process_count / 4);
 }
 
-// Every reader can write to the lock file, and an older version of the library wakes no waiter. The
-// words are hints: any value in them must be harmless.
+// The words are hints: any value in them must be harmless.
 TEST_F(LockQueueTest, random_waiter_words_do_not_block_the_lock) {
   const FileDescriptor file = open_file(path_ + ".lock", O_RDWR);
   void* const mapped =

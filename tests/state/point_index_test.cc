@@ -28,7 +28,7 @@ class PointIndexTest : public ::testing::Test {
     }
     mapping_ = std::make_unique<Mapping>(open_file(path_, O_RDWR), path_, std::uint64_t{1} << 30,
                                          Mapping::Access::write);
-    applier_ = std::make_unique<Applier>(*mapping_, nullptr, std::uint64_t{1} << 30);
+    applier_ = std::make_unique<Applier>(*mapping_, Readers::none, std::uint64_t{1} << 30);
     applier_->allocator().begin_update(2);
     entry_ = word_offset(index().find(mapping_->hash_of("x"), "x")->load());
   }

@@ -147,7 +147,6 @@ TEST_F(PollRecordTest, process_that_may_not_write_records_nothing) {
   if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can become another user";
   std::filesystem::permissions(directory_.path(), std::filesystem::perms(0755));
   std::filesystem::permissions(path_, std::filesystem::perms(0644));
-  std::filesystem::permissions(path_ + ".lock", std::filesystem::perms(0666));
   StateOptions options;
   options.mode = 0644;
   ChildProcess child([&]() -> std::string {

@@ -1,4 +1,4 @@
-// Several processes: reader slots and their owners, fork, other PID namespaces, stopped processes.
+// Several processes: who holds views, fork, other PID namespaces, stopped processes.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -6,11 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
 #include <filesystem>
 #include <mutex>
+#include <numeric>
+#include <random>
 #include <thread>
 
 #include "base/fork_handlers.h"
@@ -31,11 +34,17 @@ using testing::TestState;
 using testing::thrown_error;
 using Contents = std::map<std::string, std::string>;
 
-StateOptions with_slots(std::uint32_t slots) {
+StateOptions small() {
   StateOptions options;
   options.bytes_max = std::uint64_t{64} << 20;
-  options.reader_slots = slots;
   return options;
+}
+
+// The processes that hold views of the state.
+std::vector<ProcessInfo> holders(const TestState& state) {
+  std::vector<ProcessInfo> found = state->inspect().processes;
+  std::erase_if(found, [](const ProcessInfo& process) { return !process.oldest_pinned_id; });
+  return found;
 }
 
 struct Signals {
@@ -75,82 +84,90 @@ class ProcessesTest : public ::testing::Test {
   TemporaryDirectory directory_{"/dev/shm"};
 };
 
-TEST_F(ProcessesTest, reader_slots_of_dead_processes_are_reused) {
-  TestState state(path(), with_slots(4));
+TEST_F(ProcessesTest, killed_process_holds_no_update) {
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
-  for (int i = 0; i < 5; ++i) {
-    ASSERT_EQ(run_in_child([&]() -> std::string {
-                const TestState child_state(path(), with_slots(4));
-                std::vector<View> held;
-                for (int k = 0; k < 4; ++k) held.push_back(child_state.view());
-                ::raise(SIGKILL);
-                return "";
-              }),
-              "died of signal 9");
-    std::vector<View> views;
-    for (int k = 0; k < 4; ++k) views.push_back(state.view());
-    ASSERT_EQ(state->inspect().slots_taken.size(), 4U);
-  }
+  ASSERT_EQ(run_in_child([&]() -> std::string {
+              const TestState child_state(path(), small());
+              const View held = child_state.view();
+              ::raise(SIGKILL);
+              return "";
+            }),
+            "died of signal 9");
+  EXPECT_EQ(holders(state), std::vector<ProcessInfo>{});
 }
 
-TEST_F(ProcessesTest, error_without_a_free_slot_names_the_holders) {
-  TestState state(path(), with_slots(3));
+TEST_F(ProcessesTest, inspection_names_the_process_that_holds_a_view) {
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   ChildProcess holder([&]() -> std::string {
-    const TestState child_state(path(), with_slots(3));
-    std::vector<View> held;
-    for (int k = 0; k < 3; ++k) held.push_back(child_state.view());
+    const TestState child_state(path(), small());
+    const View held = child_state.view();
     ++signals->ready;
     while (!signals->go) ::usleep(1000);
-    return "";
+    return held.get("a") == "1" ? "" : "view moved";
   });
   ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
-
-  expect_error(
-      ErrorKind::limit, [&] { state.view(); }, "reader slots", "reader_slots=3",
-      "[" + std::to_string(holder.id()) + "]:3");
-  EXPECT_EQ(state.get("a"), "1") << "plain reads need no slot";
   state.apply({{"a", "2"}});
-  EXPECT_EQ(state.get("a"), "2");
-  const StateInspection inspection = state->inspect();
-  ASSERT_EQ(inspection.slots_taken.size(), 3U);
-  EXPECT_TRUE(inspection.slots_taken[0].alive);
-  EXPECT_EQ(inspection.slots_taken[0].process_id, static_cast<std::uint64_t>(holder.id()));
-  EXPECT_EQ(inspection.slots_taken[0].pinned_id, 1U);
+
+  const std::vector<ProcessInfo> found = holders(state);
+  ASSERT_EQ(found.size(), 1U);
+  EXPECT_EQ(found[0].process_id, static_cast<std::uint64_t>(holder.id()));
+  EXPECT_EQ(found[0].oldest_pinned_id, 1U);
+  EXPECT_NE(found[0].process_name, "");
+  EXPECT_EQ(state->inspect().processes.size(), 2U);
 
   signals->go = true;
   EXPECT_EQ(holder.wait(), "");
-  const View view = state.view();
-  EXPECT_EQ(view.get("a"), "2");
+  EXPECT_EQ(holders(state), std::vector<ProcessInfo>{});
 }
 
-TEST_F(ProcessesTest, more_processes_than_slots_give_error_limit) {
-  TestState state(path(), with_slots(2));
-  state.apply({{"a", "1"}});
-  const SharedWithChildren<Signals> signals;
-  std::vector<std::unique_ptr<ChildProcess>> holders;
-  for (int i = 0; i < 2; ++i) {
-    holders.push_back(std::make_unique<ChildProcess>([&]() -> std::string {
-      const TestState child_state(path(), with_slots(2));
-      const View held = child_state.view();
-      ++signals->ready;
-      while (!signals->go) ::usleep(1000);
-      return held.get("a") == "1" ? "" : "view moved";
-    }));
+TEST_F(ProcessesTest, ten_thousand_views_need_no_limit) {
+  TestState state(path(), small());
+  std::vector<View> views;
+  for (int i = 0; i < 10'000; ++i) {
+    if (i % 100 == 0) state.apply({{"a", std::to_string(i)}});
+    views.push_back(state.view());
   }
-  ASSERT_TRUE(wait_until([&] { return signals->ready == 2; }));
-  expect_error(
-      ErrorKind::limit, [&] { state.view(); }, "reader_slots=2");
-  EXPECT_EQ(state.get("a"), "1");
-  signals->go = true;
-  for (const auto& holder : holders) EXPECT_EQ(holder->wait(), "");
-  const View view = state.view();
-  EXPECT_EQ(view.get("a"), "1");
+  for (int i = 0; i < 10'000; i += 37) {
+    EXPECT_EQ(views[static_cast<std::size_t>(i)].get("a"), std::to_string(i / 100 * 100));
+  }
+}
+
+// Views end in any order: what the oldest of them holds must stay, and nothing more.
+TEST_F(ProcessesTest, oldest_remaining_view_is_what_is_pinned) {
+  TestState state(path(), small());
+  std::vector<std::optional<View>> views;
+  for (int i = 1; i <= 20; ++i) {
+    state.apply({{"a", std::to_string(i)}});
+    views.push_back(state.view());
+  }
+  std::mt19937 random(7);  // NOLINT(bugprone-random-generator-seed): to be repeatable
+  std::vector<std::size_t> order(views.size());
+  std::iota(order.begin(), order.end(), 0U);
+  std::shuffle(order.begin(), order.end(), random);
+  for (const std::size_t gone : order) {
+    views[gone].reset();
+    const auto oldest =
+        std::find_if(views.begin(), views.end(), [](const auto& view) { return view.has_value(); });
+    const bool settled = wait_until([&] {
+      const std::vector<ProcessInfo> found = holders(state);
+      if (oldest == views.end()) return found.empty();
+      return found.size() == 1 && found[0].oldest_pinned_id == (*oldest)->id();
+    });
+    ASSERT_TRUE(settled);
+    churn(state, 2);
+    for (const std::optional<View>& view : views) {
+      if (view) {
+        ASSERT_EQ(view->get("a"), std::to_string(view->id()));
+      }
+    }
+  }
 }
 
 TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   const View before = state.view();
   EXPECT_EQ(run_in_child([&]() -> std::string {
@@ -171,20 +188,20 @@ TEST_F(ProcessesTest, view_pinned_before_fork_is_invalid_in_the_child) {
             "");
   EXPECT_EQ(before.get("a"), "1");
   EXPECT_EQ(state.get("a"), "2");
-  EXPECT_EQ(state->inspect().slots_taken.size(), 1U);
+  EXPECT_EQ(holders(state).size(), 1U);
 }
 
 // A process holds a view, forks, and dies. The surviving child must not keep the parent's view
 // alive, whether or not the state object existed at the fork.
-TEST_F(ProcessesTest, child_does_not_keep_slots_of_its_dead_parent) {
-  TestState state(path(), with_slots(8));
+TEST_F(ProcessesTest, child_does_not_keep_views_of_its_dead_parent) {
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   const SharedWithChildren<std::atomic<pid_t>> child_id;
   for (const bool destroys_state : {false, true}) {
     signals->ready = 0;
     ChildProcess parent([&]() -> std::string {
-      auto child_state = std::make_unique<TestState>(path(), with_slots(8));
+      auto child_state = std::make_unique<TestState>(path(), small());
       const View held = child_state->view();
       if (destroys_state) child_state.reset();
       const pid_t child = ::fork();
@@ -199,15 +216,13 @@ TEST_F(ProcessesTest, child_does_not_keep_slots_of_its_dead_parent) {
       return "";
     });
     ASSERT_EQ(parent.wait(), "died of signal 9");
-    const std::vector<ReaderSlotInfo> taken = state->inspect().slots_taken;
-    for (const ReaderSlotInfo& slot : taken)
-      EXPECT_FALSE(slot.alive) << "destroys_state=" << destroys_state;
+    EXPECT_EQ(holders(state), std::vector<ProcessInfo>{}) << "destroys_state=" << destroys_state;
     ::kill(*child_id, SIGKILL);
   }
 }
 
 TEST_F(ProcessesTest, child_forked_during_a_write_writes_after_its_parent) {
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   std::mutex mutex;
   std::condition_variable changed;
@@ -248,12 +263,12 @@ TEST_F(ProcessesTest, child_forked_during_a_write_writes_after_its_parent) {
 }
 
 TEST_F(ProcessesTest, child_does_not_hold_locks_of_its_dead_parent) {
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   const SharedWithChildren<std::atomic<pid_t>> child_id;
   ChildProcess parent([&]() -> std::string {
-    TestState child_state(path(), with_slots(16));
+    TestState child_state(path(), small());
     const std::unique_ptr<StateWriter> writer = child_state->begin_write(TestState::deadline());
     const HeldLock follow = child_state->lock(StateLock::follow, TestState::deadline());
     if (::fork() == 0) {
@@ -281,7 +296,7 @@ TEST_F(ProcessesTest, child_does_not_hold_locks_of_its_dead_parent) {
 
 // The thread that writes or builds forks.
 TEST_F(ProcessesTest, inherited_writer_and_builder_are_invalid_in_the_child) {
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   std::unique_ptr<StateWriter> writer = state->begin_write(TestState::deadline());
   std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
@@ -323,13 +338,13 @@ TEST_F(ProcessesTest, inherited_writer_and_builder_are_invalid_in_the_child) {
 
 TEST_F(ProcessesTest, view_in_another_pid_namespace_keeps_its_version) {
   if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   state.apply({{"a", "1"}, {"churn1", "old"}});
   const SharedWithChildren<Signals> signals;
   ChildProcess outer([&]() -> std::string {
     if (::unshare(CLONE_NEWPID) != 0) return "cannot unshare";
     return run_in_child([&]() -> std::string {
-      const TestState child_state(path(), with_slots(16));
+      const TestState child_state(path(), small());
       const View held = child_state.view();
       const Contents before = TestState::contents(held);
       ++signals->ready;
@@ -339,19 +354,18 @@ TEST_F(ProcessesTest, view_in_another_pid_namespace_keeps_its_version) {
   });
   ASSERT_TRUE(wait_until([&] { return signals->ready == 1; }));
   churn(state);
-  ASSERT_EQ(state->inspect().slots_taken.size(), 1U);
-  EXPECT_TRUE(state->inspect().slots_taken[0].alive);
+  ASSERT_EQ(holders(state).size(), 1U);
   signals->go = true;
   EXPECT_EQ(outer.wait(), "");
 }
 
 TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_blocks_no_writer) {
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   churn(state, 5);
   state.apply({{"a", "1"}});
   const SharedWithChildren<Signals> signals;
   ChildProcess reader([&]() -> std::string {
-    const TestState child_state(path(), with_slots(16));
+    const TestState child_state(path(), small());
     const View held = child_state.view();
     const Contents before = TestState::contents(held);
     while (!signals->go) {
@@ -377,11 +391,11 @@ TEST_F(ProcessesTest, stopped_reader_keeps_its_view_and_blocks_no_writer) {
 // A plain read that is stopped midway continues on memory that was reused meanwhile, and has to
 // detect that.
 TEST_F(ProcessesTest, plain_reader_stopped_midway_reads_no_torn_value) {
-  TestState state(path(), with_slots(16));
+  TestState state(path(), small());
   churn(state, 5);
   const SharedWithChildren<Signals> signals;
   ChildProcess reader([&]() -> std::string {
-    const TestState child_state(path(), with_slots(16));
+    const TestState child_state(path(), small());
     std::string value;
     while (!signals->go) {
       for (int i = 0; i < 200; ++i) {
@@ -406,7 +420,7 @@ TEST_F(ProcessesTest, plain_reader_stopped_midway_reads_no_torn_value) {
 }
 
 TEST_F(ProcessesTest, many_threads_share_one_state) {
-  const TestState state(path(), with_slots(64));
+  const TestState state(path(), small());
   std::vector<std::thread> threads;
   std::atomic<int> failures{0};
   for (int number = 0; number < 12; ++number) {
@@ -436,7 +450,7 @@ TEST_F(ProcessesTest, many_threads_share_one_state) {
 }
 
 TEST_F(ProcessesTest, child_forked_beside_busy_threads_reads_and_writes) {
-  TestState state(path(), with_slots(64));
+  TestState state(path(), small());
   state.apply({{"a", "1"}});
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
@@ -469,8 +483,8 @@ TEST_F(ProcessesTest, child_forked_beside_busy_threads_reads_and_writes) {
 }
 
 TEST_F(ProcessesTest, lock_timeout_error_names_the_lock) {
-  const TestState state(path(), with_slots(16));
-  const TestState other(path(), with_slots(16));
+  const TestState state(path(), small());
+  const TestState other(path(), small());
   const std::pair<StateLock, const char*> locks[] = {{StateLock::writer, "writer lock"},
                                                      {StateLock::follow, "follow lock"},
                                                      {StateLock::append, "append lock"},
@@ -498,7 +512,7 @@ TEST_F(ProcessesTest, lock_timeout_error_names_the_lock) {
 // One thread does the process's first read while another one forks.
 TEST_F(ProcessesTest, child_forked_during_first_read_can_read) {
   const std::string fault = run_in_child([this]() -> std::string {
-    const TestState state(path(), with_slots(16));
+    const TestState state(path(), small());
     { TestState::apply(*state->begin_write(TestState::deadline()), {{"key", "value"}}); }
     // Reads in another thread while the fork is being prepared. Whatever that thread waits for at
     // the time of the fork stays in that condition in the child.

@@ -159,12 +159,14 @@ TEST_F(WritableMappingCacheTest, state_copied_over_ours_is_written_by_its_own_se
     TestState other(other_path);
     for (int i = 0; i < 50; ++i) other.apply({{key(i), "other"}});
   }
-  TestState state(path());
-  for (int i = 0; i < 20; ++i) state.apply({{key(i), "old"}});
-  write_until_cached(state);
-  ASSERT_EQ(std::system(("cp " + other_path + " " + path()).c_str()), 0);
-  TestState opened(path());
-  for (int i = 0; i < 5; ++i) state.apply({{key(i), "new"}});
+  {
+    TestState state(path());
+    for (int i = 0; i < 20; ++i) state.apply({{key(i), "old"}});
+    write_until_cached(state);
+    ASSERT_EQ(std::system(("cp " + other_path + " " + path()).c_str()), 0);
+    for (int i = 0; i < 5; ++i) state.apply({{key(i), "new"}});
+  }
+  const TestState opened(path());
   for (int i = 0; i < 5; ++i) EXPECT_EQ(opened.get(key(i)), "new");
   EXPECT_EQ(opened->info().item_count, 50U);
   EXPECT_THAT(opened.check(), IsEmpty());

@@ -397,12 +397,16 @@ struct HeaderFixed {
   std::uint32_t log_name_bytes;
   char log_name[396];
   std::uint64_t checksum;  // hash64 of all before
+
+  std::uint64_t expected_checksum() const {
+    return hash64({reinterpret_cast<const char*>(this), offsetof(HeaderFixed, checksum)});
+  }
 };
 static_assert(sizeof(HeaderFixed) == 512);
 
 inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
-inline constexpr std::uint16_t state_format_major = 3;
-inline constexpr std::uint16_t state_format_minor = 1;
+inline constexpr std::uint16_t state_format_major = 4;
+inline constexpr std::uint16_t state_format_minor = 0;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
 // Facts about the state as of one update id. The writer writes block id % 8 before it stores
@@ -517,7 +521,7 @@ struct Header {
   alignas(64) PublishedBlock published[published_block_count];
   alignas(64) AllocatorState allocator_state;
 
-  // The only part that is written without the writer lock. All zero in files of minor 0.
+  // The only part that is written without the writer lock.
   alignas(64) PollRecord poll_record;
 };
 static_assert(sizeof(Header) <= header_page_bytes);

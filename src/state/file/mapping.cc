@@ -81,18 +81,39 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
 }
 
 Mapping::~Mapping() {
+  delete pins_.load(std::memory_order_acquire);
   for (const DirectoryCache* cache = directory_caches_; cache != nullptr;)
     delete std::exchange(cache, cache->next);
   // In a child that did not inherit the mapping, something else may have its address.
   if (base_ != nullptr && belongs_to_this_process()) ::munmap(base_, reserved_bytes_);
+  // The application may have closed the descriptor, and opened another file with its number.
+  if (!is_open_file(file_.number(), device_, inode_)) file_.release();
+}
+
+Pins& Mapping::pins() const {
+  if (Pins* const known = pins_.load(std::memory_order_acquire)) return *known;
+  auto created = std::make_unique<Pins>(Pins::MappedFile{header(), path_, descriptor()});
+  Pins* known = nullptr;
+  if (pins_.compare_exchange_strong(known, created.get(), std::memory_order_acq_rel))
+    return *created.release();
+  return *known;
+}
+
+void Mapping::release_surplus_pins() const noexcept {
+  if (Pins* const known = pins_.load(std::memory_order_acquire)) known->release_surplus_now();
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {
   // Loaded before the kernel is asked: another thread may learn a larger size meanwhile.
   std::uint64_t known = usable_bytes();
   struct stat status;
-  if (::fstat(file_.number(), &status) != 0)
-    throw system_error("cannot stat state file", path_, errno);
+  // The application may have closed the descriptor, and opened another file with its number.
+  const auto is_this_file = [&] { return status.st_dev == device_ && status.st_ino == inode_; };
+  if (::fstat(file_.number(), &status) != 0 || !is_this_file()) {
+    const int error = errno;
+    if (::lstat(path_.c_str(), &status) != 0 || !is_this_file())
+      throw system_error("cannot stat state file", path_, error);
+  }
   const std::uint64_t bytes =
       std::min(static_cast<std::uint64_t>(status.st_size), reserved_bytes_) / segment_bytes *
       segment_bytes;
@@ -140,47 +161,6 @@ const DirectoryCache* Mapping::find_or_create_directory_cache(std::uint64_t dire
   }
   last_directory_cache_.store(created, std::memory_order_release);
   return created;
-}
-
-bool bears_state_magic(int descriptor) {
-  char magic[sizeof state_magic];
-  return ::pread(descriptor, magic, sizeof magic, 0) == sizeof magic &&
-         std::memcmp(magic, state_magic, sizeof magic) == 0;
-}
-
-std::string header_fault(const HeaderFixed& header) {
-  if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0)
-    return "it does not begin with the magic of a whycache state";
-  if (header.byte_order != byte_order_mark)
-    return "it was created on a machine of another byte order";
-  if (header.format_major != state_format_major) {
-    return "its format is unknown: found=" + std::to_string(header.format_major) +
-           " known=" + std::to_string(state_format_major);
-  }
-  if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes)
-    return "its header has impossible sizes";
-  const std::uint64_t checksum =
-      hash64({reinterpret_cast<const char*>(&header), offsetof(HeaderFixed, checksum)});
-  if (checksum != header.checksum || header.log_name_bytes > sizeof header.log_name)
-    return "its header is damaged";
-  return {};
-}
-
-PublishedBlock read_published(const Header& header) {
-  for (;;) {
-    const UpdateId id = header.applied_id.load(std::memory_order_acquire);
-    PublishedBlock block;
-    std::memcpy(&block, &header.published[id % published_block_count], sizeof block);
-    // The copy is consistent unless seven more updates were published meanwhile: only then does
-    // the writer overwrite the block. Pairs with the release fence in Applier before that write.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (header.applied_id.load(std::memory_order_relaxed) - id >= published_block_count - 1)
-      continue;
-    if (block.id != id || block.checksum != block.expected_checksum()) {
-      throw corrupt_state("published block of update", id);
-    }
-    return block;
-  }
 }
 
 }  // namespace whycache

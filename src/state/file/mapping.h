@@ -14,8 +14,10 @@
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "state/file/header.h"
 #include "state/file/key_hash.h"
 #include "state/file/layout.h"
+#include "state/file/pins.h"
 
 namespace whycache {
 
@@ -87,6 +89,11 @@ class Mapping {
   bool holds_whole_file() const {
     return header().file_bytes.load(std::memory_order_acquire) <= reserved_bytes_;
   }
+  // The updates of this file that this process has pinned. Throws Error if the file cannot be
+  // opened for it.
+  Pins& pins() const;
+  // Pins::release_surplus_now(), if there are any.
+  void release_surplus_pins() const noexcept;
   // A forked child does not inherit a writable mapping.
   bool belongs_to_this_process() const { return inherited_ || fork_count_ == fork_count(); }
   // Copies of header fields that never change, in private memory.
@@ -133,6 +140,9 @@ class Mapping {
   mutable std::atomic<std::uint64_t> usable_bytes_{0};
   KeyHash key_hash_;
   DirectoryCache empty_directory_cache_{};
+  // Created when first needed: without a mutex, so that a fork at any moment leaves nothing locked.
+  // Stored by compare-and-swap (acq_rel), loaded by views (acquire).
+  mutable std::atomic<Pins*> pins_{nullptr};
   // Stored by the reader that finds or creates one (release), acquired by reads. The previous one
   // stays on the list.
   mutable std::atomic<const DirectoryCache*> last_directory_cache_;
@@ -143,15 +153,5 @@ class Mapping {
   std::uint64_t inode_ = 0;
   std::uint64_t device_ = 0;
 };
-
-// Returns whether a file begins with the magic of a state. No message may advise deleting a file
-// that does not: it is not whycache's.
-bool bears_state_magic(int descriptor);
-
-// Returns why this library cannot read a state with this header; empty if it can.
-std::string header_fault(const HeaderFixed& header);
-
-// Returns a consistent copy of the block of the newest update. Throws Error(corrupt).
-PublishedBlock read_published(const Header& header);
 
 }  // namespace whycache

@@ -18,6 +18,7 @@
 #include "base/boot.h"
 #include "base/file_system.h"
 #include "base/random.h"
+#include "state/file/use_locks.h"
 
 namespace whycache {
 namespace {
@@ -99,6 +100,17 @@ OpenedFile check_regular_file(FileDescriptor file, const std::string& path) {
   return opened;
 }
 
+// Processes of the version that knows format 3 look for the bit at the same place.
+bool has_superseded_bit(const HeaderFixed& header) {
+  constexpr std::uint16_t oldest_major_with_bit = 3;
+  HeaderFixed of_this_format = header;
+  of_this_format.format_major = state_format_major;
+  of_this_format.checksum = of_this_format.expected_checksum();
+  return header.format_major >= oldest_major_with_bit &&
+         header.format_major <= state_format_major &&
+         header.checksum == header.expected_checksum() && header_fault(of_this_format).empty();
+}
+
 OpenedFile open_regular_file(const std::string& path) {
   // Nonblocking: the file may be a pipe.
   FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
@@ -116,8 +128,8 @@ HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& pat
   return fixed;
 }
 
-// `fixed` has no fault.
-StateFileResult map_state_file(OpenedFile opened, const HeaderFixed& fixed, const std::string& path,
+// The header of the file had no fault.
+StateFileResult map_state_file(OpenedFile opened, const std::string& path,
                                std::uint64_t bytes_max) {
   if (static_cast<std::uint64_t>(opened.status.st_size) < segment_bytes)
     return {nullptr, "it is cut short: path=" + path, false, nullptr};
@@ -130,10 +142,15 @@ StateFileResult map_state_file(OpenedFile opened, const HeaderFixed& fixed, cons
       bytes > mapping->usable_bytes() && bytes > mapping->refresh_usable_bytes()) {
     return {nullptr, "it is cut short: path=" + path, false, nullptr};
   }
-  const bool ours = fixed.boot_id == require_boot_id() &&
+  // First, so that no process adopts the file once this one has looked at its header.
+  if (!mark_in_use(mapping->descriptor()))
+    return {nullptr, "another process is verifying it: path=" + path, false, nullptr};
+  const HeaderFixed& now = mapping->header().fixed;
+  const bool ours = now.boot_id == require_boot_id() && now.state_id == mapping->state_id() &&
                     file_identity(mapping->descriptor(), path) ==
-                        FileIdentity{fixed.inode, fixed.device, fixed.birth_time_ns};
+                        FileIdentity{now.inode, now.device, now.birth_time_ns};
   if (ours) return {std::move(mapping), {}, false, nullptr};
+  unmark_in_use(mapping->descriptor());
   return {nullptr, "it came from elsewhere and was not verified yet: path=" + path, false,
           std::move(mapping)};
 }
@@ -177,12 +194,12 @@ StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
   const HeaderFixed fixed = read_fixed_header(opened.file, options.path);
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks, another process may be adopting the file.
-    if (!holds_install_locks)
+    if (!holds_install_locks || fixed.format_major < state_format_major)
       return {nullptr, fault + ": path=" + options.path, false, nullptr,
               fixed.format_major != state_format_major};
     throw unusable_state(options.path, fault);
   }
-  return map_state_file(std::move(opened), fixed, options.path, options.bytes_max);
+  return map_state_file(std::move(opened), options.path, options.bytes_max);
 }
 
 StateFileResult open_state_file_read_only(const std::string& path) {
@@ -191,7 +208,7 @@ StateFileResult open_state_file_read_only(const std::string& path) {
     if (!opened.file) throw system_error("cannot open state file", path, ENOENT);
     const HeaderFixed fixed = read_fixed_header(opened.file, path);
     const std::string fault = header_fault(fixed);
-    if (fault.empty()) return map_state_file(std::move(opened), fixed, path, 0);
+    if (fault.empty()) return map_state_file(std::move(opened), path, 0);
     // Another process may be adopting the file, which takes microseconds.
     if (tries == 3) throw unusable_state(path, fault);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -226,7 +243,7 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   fixed.log_name_bytes =
       static_cast<std::uint32_t>(std::min(log_name.size(), sizeof fixed.log_name));
   std::memcpy(fixed.log_name, log_name.data(), fixed.log_name_bytes);
-  fixed.checksum = hash64({reinterpret_cast<const char*>(&fixed), offsetof(HeaderFixed, checksum)});
+  fixed.checksum = fixed.expected_checksum();
   std::memcpy(&header.fixed, &fixed, sizeof fixed);
 }
 
@@ -243,7 +260,7 @@ void set_superseded_bit(const FileDescriptor& file, const std::string& path, boo
       ::mmap(nullptr, header_page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map state file", path, errno);
   auto* const header = static_cast<Header*>(mapped);
-  if (header_fault(header->fixed).empty()) {
+  if (has_superseded_bit(header->fixed)) {
     // Acquired by reads, with the reclaim generation in the same word.
     if (superseded) {
       header->reclaim_generation.fetch_or(superseded_bit, std::memory_order_release);

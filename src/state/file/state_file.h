@@ -7,7 +7,6 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "state/file/layout.h"
-#include "state/file/lock_file.h"
 #include "state/file/mapping.h"
 #include "state/file/state_info.h"
 

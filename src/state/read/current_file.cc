@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cerrno>
 #include <new>
 #include <utility>
 
@@ -145,7 +146,21 @@ bool CurrentFile::switch_to_file_at_path() {
   return true;
 }
 
+// Opens what views of the file need while that is possible: later, the process may have other
+// rights or another root directory. If it is not possible, views try again.
+void CurrentFile::prepare_for_views(const Mapping& mapping) {
+  for (bool has_descriptor = true; has_descriptor; has_descriptor = place_.release_spare()) {
+    try {
+      mapping.pins();
+      return;
+    } catch (const Error& error) {
+      if (error.system_error() != EMFILE && error.system_error() != ENFILE) return;
+    }
+  }
+}
+
 void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
+  prepare_for_views(*mapping);
   {
     const MutexLock lock(switch_mutex_);
     unmap_retired_locked();
@@ -169,7 +184,7 @@ void CurrentFile::unmap_retired() {
 void CurrentFile::unmap_retired_locked() noexcept {
   const std::size_t unmapped =
       std::erase_if(retired_, [](RetiredMapping& retired) { return retired.poll_grace_period(); });
-  if (unmapped > 0) place_.keep_spare();
+  if (unmapped > 0) place_.keep_spares();
 }
 
 void CurrentFile::refresh_directory_cache(const Mapping& mapping) {

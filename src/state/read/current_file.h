@@ -100,6 +100,7 @@ class CurrentFile final : public ForkHandler {
   std::optional<FileVersion> find_successor(const Mapping& mapping) const;
   std::shared_ptr<Mapping> open_successor(std::optional<Error>& error)
       WHYCACHE_REQUIRES(successor_mutex_);
+  void prepare_for_views(const Mapping& mapping);
   void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
   void unmap_retired_locked() noexcept WHYCACHE_REQUIRES(switch_mutex_);
 

@@ -10,46 +10,21 @@
 
 namespace whycache::detail {
 
-Pin::Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> readers)
-    : mapping_(std::move(mapping)), readers_(std::move(readers)), fork_count_(fork_count()) {
-  slot_ = readers_->claim_slot();
-  try {
-    pin_newest();
-  } catch (...) {
-    readers_->release_slot(slot_);
-    throw;
+Pin::Pin(std::shared_ptr<const Mapping> mapping, Writers writers)
+    : mapping_(std::move(mapping)), fork_count_(fork_count()) {
+  if (writers == Writers::any) {
+    Pins& pins = mapping_->pins();
+    block_ = pins.add(node_);
+    pins_ = &pins;
+  } else {
+    block_ = read_published(mapping_->header());
   }
   max_entry_word_ = EntryWord::max_at(block_.id);
 }
 
-Pin::Pin(std::shared_ptr<const Mapping> mapping)
-    : mapping_(std::move(mapping)),
-      fork_count_(fork_count()),
-      block_(read_published(mapping_->header())),
-      max_entry_word_(EntryWord::max_at(block_.id)) {}
-
 Pin::~Pin() {
-  // In a forked child the slot belongs to the parent.
-  if (slot_ != nullptr && fork_count_ == fork_count()) readers_->release_slot(slot_);
-}
-
-void Pin::pin_newest() {
-  const Header& header = mapping_->header();
-  slot_->state_id.store(mapping_->state_id(), std::memory_order_release);
-  for (;;) {
-    block_ = read_published(header);
-    slot_->pinned_id.store(block_.id + 1, std::memory_order_release);
-    // Pairs with the seq_cst fence of the writer between raising the horizon and reading the slots:
-    // either it sees this pin, or we see its horizon.
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    const UpdateId horizon = header.reclaim_horizon.load(std::memory_order_acquire);
-    if (horizon <= block_.id) return;
-    // The writer never raises the horizon beyond the applied id.
-    if (horizon > header.applied_id.load(std::memory_order_acquire)) {
-      throw corrupt_state("reclaim_horizon=" + std::to_string(horizon) +
-                          " path=" + mapping_->path());
-    }
-  }
+  // A forked child has none of its parent's pins.
+  if (pins_ != nullptr && fork_count_ == fork_count()) pins_->remove(node_);
 }
 
 void Pin::check_not_forked() const {

@@ -1,5 +1,5 @@
-// A pinned update: the reader slot that announces the update id to writers, and the mapping that
-// the view reads. A view and all iterators made from it share one Pin.
+// A pinned update, and the mapping that the view reads. A view and all iterators made from it share
+// one Pin.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,6 @@
 #include "base/byte_arena.h"
 #include "base/fork_handlers.h"
 #include "state/file/layout.h"
-#include "state/file/lock_file.h"
 #include "state/file/mapping.h"
 #include "state/index/lookup.h"
 
@@ -20,10 +19,12 @@ namespace whycache::detail {
 
 class Pin {
  public:
-  // Pins the newest update of `mapping`. Throws Error(limit) if no reader slot is free.
-  Pin(std::shared_ptr<const Mapping> mapping, std::shared_ptr<LockFile> readers);
-  // Reads a file that only its builder changes, and not while the pin lives.
-  explicit Pin(std::shared_ptr<const Mapping> mapping);
+  enum class Writers : std::uint8_t {
+    any,  // the update is pinned
+    none  // no process changes the file while the Pin lives
+  };
+  // Pins the newest update of `mapping`. Throws what Pins::add() throws.
+  explicit Pin(std::shared_ptr<const Mapping> mapping, Writers writers = Writers::any);
   ~Pin();
   Pin(const Pin&) = delete;
   Pin& operator=(const Pin&) = delete;
@@ -58,11 +59,10 @@ class Pin {
   // Finds the entry wherever it is and however the file has grown, and the key within it.
   [[gnu::noinline]] std::string_view slow_find(std::string_view key,
                                                const char** key_in_entry = nullptr) const;
-  void pin_newest();
 
   std::shared_ptr<const Mapping> mapping_;
-  std::shared_ptr<LockFile> readers_;
-  ReaderSlot* slot_ = nullptr;
+  Pins* pins_ = nullptr;  // of the mapping; null if nothing is pinned
+  PinNode node_;
   FindFunction* const find_ = select_find();
   std::uint64_t fork_count_;
   PublishedBlock block_{};

@@ -24,7 +24,7 @@ bool is_spare(int descriptor) {
 
 StatePlace::StatePlace(std::string path) : path_(std::move(path)) {
   if (::stat("/", &root_) != 0) root_ = {};
-  keep_spare();
+  keep_spares();
 }
 
 std::optional<struct stat> StatePlace::find() const {
@@ -60,22 +60,28 @@ FileDescriptor StatePlace::open() {
     error = errno;
   }
   if (!file && error != ENOENT) throw system_error("cannot open state file", path_, error);
-  keep_spare();
+  keep_spares();
   return file;
 }
 
-void StatePlace::keep_spare() noexcept {
-  if (is_spare(spare_.load(std::memory_order_relaxed))) return;
-  FileDescriptor file(::memfd_create("whycache_spare_descriptor", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!file || ::fcntl(file.number(), F_ADD_SEALS, spare_seals) != 0) return;
-  // A number that is no longer ours is forgotten, not closed.
-  const int previous = spare_.exchange(file.release(), std::memory_order_acq_rel);
-  if (is_spare(previous)) ::close(previous);
+void StatePlace::keep_spares() noexcept {
+  for (std::atomic<int>& spare : spares_) {
+    if (is_spare(spare.load(std::memory_order_relaxed))) continue;
+    FileDescriptor file(
+        ::memfd_create("whycache_spare_descriptor", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (!file || ::fcntl(file.number(), F_ADD_SEALS, spare_seals) != 0) return;
+    // A number that is no longer ours is forgotten, not closed.
+    const int previous = spare.exchange(file.release(), std::memory_order_acq_rel);
+    if (is_spare(previous)) ::close(previous);
+  }
 }
 
 bool StatePlace::release_spare() noexcept {
-  const int number = spare_.exchange(-1, std::memory_order_acq_rel);
-  return is_spare(number) && ::close(number) == 0;
+  for (std::atomic<int>& spare : spares_) {
+    const int number = spare.exchange(-1, std::memory_order_acq_rel);
+    if (is_spare(number) && ::close(number) == 0) return true;
+  }
+  return false;
 }
 
 }  // namespace whycache

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "state/file/use_locks.h"
 #include "state/verify.h"
 #include "state/write/applier.h"
 #include "state/write/recovery.h"
@@ -15,13 +16,16 @@ namespace {
 
 // Verifies a file from elsewhere, and makes it a file of this boot. Returns the reason if it cannot
 // be trusted, or an empty string.
-std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& foreign) {
+std::string adopt(const StateOptions& options, const Mapping& foreign) {
   // Acquire: pairs with the release store of clear_writer_active().
   if (foreign.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
   }
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
                   Mapping::Access::write);
+  // Until the mapping is destroyed: after that the file is of this boot.
+  if (!exclude_users(mapping.descriptor()))
+    return "other processes use it, for which it is of another boot (a container's boot id?)";
   // A copy may have holes. On a full disk, writing to one would kill the process by SIGBUS.
   if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
     throw system_error("cannot allocate the state file's blocks", options.path, error);
@@ -31,7 +35,7 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
 
   Header& header = mapping.writable_header();
   mark_writer_active(header);
-  Applier applier(mapping, &locks, options.bytes_max);
+  Applier applier(mapping, Readers::none, options.bytes_max);
   try {
     recover(applier.allocator(), applier.point_index());
   } catch (const Error& error) {
@@ -47,15 +51,16 @@ std::string adopt(const StateOptions& options, LockFile& locks, const Mapping& f
 
 }  // namespace
 
-StateFileResult open_or_adopt_state_file(const StateOptions& options, LockFile& locks) {
+StateFileResult open_or_adopt_state_file(const StateOptions& options) {
   StateFileResult found = open_state_file(options, true);
   if (!found.foreign) return found;
-  const std::string fault = adopt(options, locks, *found.foreign);
+  const std::string fault = adopt(options, *found.foreign);
   if (!fault.empty()) return {nullptr, fault + ": path=" + options.path, true, nullptr};
   // adopt() has rewritten the header, so map the file again.
-  auto mapping = std::make_shared<Mapping>(open_file(options.path, O_RDONLY), options.path,
-                                           options.bytes_max, Mapping::Access::read);
-  return {std::move(mapping), {}, true, nullptr};
+  found.foreign.reset();
+  found = open_state_file(options, true);
+  found.adopted = true;
+  return found;
 }
 
 }  // namespace whycache

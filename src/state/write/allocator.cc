@@ -9,6 +9,7 @@
 #include <string>
 
 #include "state/errors.h"
+#include "state/file/use_locks.h"
 
 namespace whycache {
 namespace {
@@ -43,21 +44,21 @@ NodeHeader& Allocator::node_header(NodeOffset offset) const {
 UpdateId Allocator::advance_horizon() {
   // Relaxed: only the holder of the writer lock stores the applied id.
   const UpdateId applied = header().applied_id.load(std::memory_order_relaxed);
-  if (readers_ == nullptr) return applied;
-  // Release: pairs with the acquire load of the horizon in Pin (read/pin.cc).
+  if (readers_ == Readers::none) return applied;
+  // Release: pairs with the acquire load of the horizon in Pins (file/pins.cc).
   header().reclaim_horizon.store(applied, std::memory_order_release);
-  // Pairs with the seq_cst fence of Pin between storing its id and loading the horizon: either we
-  // see the pinned id, or Pin sees the new horizon.
+  // Pairs with the seq_cst fence of Pins between taking its lock and loading the horizon: either we
+  // find the lock, or Pins sees the new horizon.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return readers_->find_oldest_pinned_id(mapping_.state_id(), applied);
+  return find_oldest_pinned_id(mapping_.descriptor(), applied);
 }
 
 bool Allocator::has_views() {
-  if (readers_ == nullptr) return false;
-  // Pairs with the seq_cst fence of Pin, as in advance_horizon(): either we see the pinned id, or
-  // its owner sees everything stored before this fence.
+  if (readers_ == Readers::none) return false;
+  // Pairs with the seq_cst fence of Pins, as in advance_horizon(): either we find the lock, or its
+  // owner sees everything stored before this fence.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return readers_->find_oldest_pinned_id(mapping_.state_id(), UINT64_MAX) != UINT64_MAX;
+  return find_oldest_pinned_id(mapping_.descriptor(), UINT64_MAX) != UINT64_MAX;
 }
 
 void Allocator::increment_generation() {

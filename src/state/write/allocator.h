@@ -5,7 +5,7 @@
 // reach anything from before the stamp. The stamp is the id of the update in progress. After that
 // update is published, no new reader can reach what it retired. Two kinds of readers remain:
 //
-//   views         store their id in a reader slot; advance_horizon() reads the slots
+//   views         hold a lock whose offset is their id; advance_horizon() looks for the lowest
 //   point reads   store nothing; the allocator increments the reclaim generation before it writes
 //                 over retired space, and a point read starts again if the generation has changed
 //
@@ -24,17 +24,20 @@
 
 #include "state/btree/node_store.h"
 #include "state/file/layout.h"
-#include "state/file/lock_file.h"
 #include "state/file/mapping.h"
 
 namespace whycache {
+
+enum class Readers : std::uint8_t {
+  any,
+  none  // no other process can open the file yet
+};
 
 // Every function throws Error(corrupt) if it finds AllocatorState, a descriptor or a node header
 // damaged. Allocation throws Error(limit) if the state may not grow or the disk is full.
 class Allocator final : public NodeStore {
  public:
-  // `readers` is null for a file that no other process can open yet.
-  Allocator(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
+  Allocator(Mapping& mapping, Readers readers, std::uint64_t bytes_max)
       : mapping_(mapping), readers_(readers), bytes_max_(bytes_max) {}
 
   Mapping& mapping() const { return mapping_; }
@@ -46,8 +49,8 @@ class Allocator final : public NodeStore {
   void begin_update(UpdateId id) { update_id_ = id; }
   UpdateId update_id() const { return update_id_; }
 
-  // Stores the applied id as the reclaim horizon, so that no view starts below it, and frees the
-  // slots of dead processes. Returns the lowest id that a view may hold.
+  // Stores the applied id as the reclaim horizon, so that no view starts below it. Returns the
+  // lowest id that a view may hold.
   UpdateId advance_horizon();
   // Whether there is any view. After it returns false, every new view sees all earlier stores.
   bool has_views();
@@ -122,7 +125,7 @@ class Allocator final : public NodeStore {
   void reclaim_nodes(UpdateId oldest_visible);
 
   Mapping& mapping_;
-  LockFile* readers_;
+  Readers readers_;
   std::uint64_t bytes_max_;
   UpdateId update_id_ = 0;
 };

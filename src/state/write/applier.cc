@@ -58,7 +58,7 @@ void check_id(UpdateId id) {
 
 }  // namespace
 
-Applier::Applier(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max)
+Applier::Applier(Mapping& mapping, Readers readers, std::uint64_t bytes_max)
     : mapping_(mapping),
       allocator_(mapping, readers, bytes_max),
       point_index_(allocator_),

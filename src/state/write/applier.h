@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "state/btree/writer.h"
-#include "state/file/lock_file.h"
 #include "state/file/mapping.h"
 #include "state/write/allocator.h"
 #include "state/write/point_index.h"
@@ -18,8 +17,7 @@ namespace whycache {
 
 class Applier {
  public:
-  // `readers` is null for a file that no other process can open yet.
-  Applier(Mapping& mapping, LockFile* readers, std::uint64_t bytes_max);
+  Applier(Mapping& mapping, Readers readers, std::uint64_t bytes_max);
 
   // Creates an empty state at update 0 in a file whose fixed header is written.
   void create(std::uint64_t chain);

@@ -67,7 +67,7 @@ StateBuilder::StateBuilder(const StateOptions& options, OwnedTemporaryFile file,
       file_(std::move(file)),
       mapping_(file_.duplicate_descriptor(), file_.path(), options.bytes_max,
                Mapping::Access::write),
-      applier_(mapping_, nullptr, options.bytes_max),
+      applier_(mapping_, Readers::none, options.bytes_max),
       fork_count_(fork_count()) {
   applier_.create(chain_start(log_uuid));
 }
@@ -93,8 +93,10 @@ StateInfo StateBuilder::info() const {
 }
 
 std::shared_ptr<const detail::Pin> StateBuilder::pin() const {
-  return std::make_shared<const detail::Pin>(std::make_shared<const Mapping>(
-      open_file(path(), O_RDONLY), path(), bytes_max_, Mapping::Access::read));
+  return std::make_shared<const detail::Pin>(
+      std::make_shared<const Mapping>(open_file(path(), O_RDONLY), path(), bytes_max_,
+                                      Mapping::Access::read),
+      detail::Pin::Writers::none);
 }
 
 // The file is the parent's, and a child does not inherit the mapping (MADV_DONTFORK).

@@ -18,13 +18,12 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
 
 }  // namespace
 
-StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
-                         const Mapping& current, WritableMappingCache& cache,
-                         MappingPolicy mapping_policy)
+StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, const Mapping& current,
+                         WritableMappingCache& cache, MappingPolicy mapping_policy)
     : lock_(std::move(writer_lock)),
       lease_{cache, take_or_map(options, current, cache)},
       mapping_(lease_.writable->mapping),
-      applier_(mapping_, &locks, options.bytes_max),
+      applier_(mapping_, Readers::any, options.bytes_max),
       fork_count_(fork_count()),
       mapping_policy_(mapping_policy) {
   if (const std::string fault = header_fault(mapping_.header().fixed); !fault.empty()) {
@@ -36,7 +35,9 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, Lock
   mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit,
                                                           std::memory_order_release);
   recovered_ = mark_writer_active(mapping_.writable_header());
-  if (recovered_) recover(applier_.allocator(), applier_.point_index());
+  if (!recovered_) return;
+  current.release_surplus_pins();  // recovery frees more if there is no view
+  recover(applier_.allocator(), applier_.point_index());
 }
 
 StateWriter::~StateWriter() {

@@ -6,7 +6,6 @@
 #include <memory>
 #include <utility>
 
-#include "state/file/lock_file.h"
 #include "state/file/mapping.h"
 #include "state/file/state_info.h"
 #include "state/file/state_lock.h"
@@ -23,8 +22,8 @@ class StateWriter {
  public:
   // Takes over the writer lock. The file at options.path is the state, and `current` maps it.
   // Rolls back what a dead writer left. Throws Error(corrupt) if the file is damaged.
-  StateWriter(HeldLock writer_lock, const StateOptions& options, LockFile& locks,
-              const Mapping& current, WritableMappingCache& cache, MappingPolicy mapping_policy);
+  StateWriter(HeldLock writer_lock, const StateOptions& options, const Mapping& current,
+              WritableMappingCache& cache, MappingPolicy mapping_policy);
   StateWriter(const StateWriter&) = delete;
   StateWriter& operator=(const StateWriter&) = delete;
   ~StateWriter();

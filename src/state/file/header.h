@@ -1,0 +1,20 @@
+// Reading the header of a state file.
+#pragma once
+
+#include <string>
+
+#include "state/file/layout.h"
+
+namespace whycache {
+
+// Returns whether a file begins with the magic of a state. No message may advise deleting a file
+// that does not: it is not whycache's.
+bool bears_state_magic(int descriptor);
+
+// Returns why this library cannot read a state with this header; empty if it can.
+std::string header_fault(const HeaderFixed& header);
+
+// Returns a consistent copy of the block of the newest update. Throws Error(corrupt).
+PublishedBlock read_published(const Header& header);
+
+}  // namespace whycache

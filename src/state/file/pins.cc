@@ -1,0 +1,237 @@
+#include "state/file/pins.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cassert>
+#include <cerrno>
+#include <chrono>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/process_lock.h"
+#include "base/signals.h"
+#include "state/errors.h"
+#include "state/file/header.h"
+#include "state/file/use_locks.h"
+
+namespace whycache {
+namespace {
+
+// How long a lock that no view needs is kept for the next one, if the last one came this soon.
+constexpr std::chrono::milliseconds keep_time{4};
+
+}  // namespace
+
+Pins::Pins(MappedFile mapped) : mapped_(std::move(mapped)) {
+  if (::fstat(mapped_.descriptor, &identity_) != 0)
+    throw system_error("cannot stat state file", mapped_.path, errno);
+  process_id_ = static_cast<std::uint64_t>(::getpid());
+  register_fork_handler(this, [this] { reopen(); });
+}
+
+Pins::~Pins() {
+  unregister_fork_handler(this);
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  if (releaser_.joinable()) releaser_.join();
+  if (kept_alive_ != nullptr) ::munmap(kept_alive_, header_page_bytes);
+  if (!owns_descriptor()) file_.release();
+}
+
+bool Pins::owns_descriptor() const noexcept {
+  return is_open_file(file_.number(), identity_.st_dev, identity_.st_ino);
+}
+
+void Pins::reopen() {
+  // The application may have closed the descriptor, and opened another file with its number.
+  if (!owns_descriptor()) file_.release();
+  file_.close();
+  int error = ENOENT;
+  // By its path, which may name another file by now; or, through /proc, the very file.
+  const std::string link = "/proc/self/fd/" + std::to_string(mapped_.descriptor);
+  for (const std::string& path : {mapped_.path, link}) {
+    const int follow = path == link ? 0 : O_NOFOLLOW;
+    int number;
+    do {
+      number = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | follow);
+    } while (number < 0 && errno == EINTR);
+    if (number < 0) error = errno;
+    file_ = FileDescriptor(number);
+    if (owns_descriptor()) return keep_alive();
+    file_.close();
+  }
+  throw system_error("cannot open state file for a view", mapped_.path, error);
+}
+
+void Pins::keep_alive() noexcept {
+  void* const mapped = ::mmap(nullptr, header_page_bytes, PROT_NONE, MAP_SHARED, file_.number(), 0);
+  // Without it, the lock depends on the descriptor alone.
+  if (mapped == MAP_FAILED) return;
+  ::madvise(mapped, header_page_bytes, MADV_DONTFORK);
+  kept_alive_ = mapped;
+}
+
+bool Pins::try_lock(UpdateId id) const {
+  return file_ && try_lock_byte_shared(file_.number(), pin_byte(id, process_id_)) &&
+         owns_descriptor();  // afterwards: it was this file that was locked
+}
+
+void Pins::lock(UpdateId id) {
+  bool is_taken = false;
+  try {
+    is_taken = try_lock(id);
+  } catch (const Error&) {  // the application may have closed the descriptor
+  }
+  if (is_taken) {
+    if (locked_id_ && *locked_id_ != id)
+      unlock_byte(file_.number(), pin_byte(*locked_id_, process_id_));
+  } else {
+    // The open file of the present lock, if there is one, may be mapped only.
+    void* const before = std::exchange(kept_alive_, nullptr);
+    try {
+      reopen();
+      if (!try_lock(id)) {
+        throw Error(
+            ErrorKind::unavailable,
+            "state file is being adopted by another process: path=" + mapped_.path + " (retry)");
+      }
+    } catch (...) {
+      if (kept_alive_ != nullptr) ::munmap(kept_alive_, header_page_bytes);
+      kept_alive_ = before;
+      throw;
+    }
+    if (before != nullptr) ::munmap(before, header_page_bytes);
+  }
+  locked_id_ = id;
+  note_move();
+}
+
+void Pins::unlock() noexcept {
+  assert(locked_id_);
+  // If the application has closed the descriptor, only the mapping keeps the lock. If another file
+  // has its number now, the lock stays until this process takes another one or forgets the file.
+  if (!try_unlock_byte(file_.number(), pin_byte(*locked_id_, process_id_)) &&
+      kept_alive_ != nullptr)
+    ::munmap(std::exchange(kept_alive_, nullptr), header_page_bytes);
+  locked_id_.reset();
+  moved_at_ns_ = boot_time_ns();
+}
+
+void Pins::note_move() noexcept {
+  const std::int64_t now_ns = boot_time_ns();
+  in_quick_succession_ =
+      moved_at_ns_ != 0 && now_ns - moved_at_ns_ < std::chrono::nanoseconds(keep_time).count();
+  moved_at_ns_ = now_ns;
+}
+
+PublishedBlock Pins::lock_newest() {
+  const Header& header = mapped_.header;
+  for (;;) {
+    const PublishedBlock block = read_published(header);
+    lock(block.id);
+    // Pairs with the seq_cst fence of the writer between raising the horizon and looking for locks
+    // (Allocator::advance_horizon): either it finds this lock, or we see its horizon.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    const UpdateId horizon = header.reclaim_horizon.load(std::memory_order_acquire);
+    if (horizon <= block.id) return block;
+    // The writer never raises the horizon beyond the applied id.
+    if (horizon > header.applied_id.load(std::memory_order_acquire)) {
+      unlock();
+      throw corrupt_state("reclaim_horizon=" + std::to_string(horizon) + " path=" + mapped_.path);
+    }
+  }
+}
+
+PublishedBlock Pins::add(PinNode& pin) {
+  const std::lock_guard held(mutex_);
+  // A lock at this id or an older one protects the newest update, too.
+  const PublishedBlock block = locked_id_ ? read_published(mapped_.header) : lock_newest();
+  if (block.id < (newest_ != nullptr ? newest_->id : *locked_id_))
+    throw corrupt_state("applied id went back: path=" + mapped_.path + " update", block.id);
+  pin = {block.id, newest_, nullptr};
+  (newest_ != nullptr ? newest_->next : oldest_) = &pin;
+  newest_ = &pin;
+  return block;
+}
+
+void Pins::remove(PinNode& pin) noexcept {
+  std::unique_lock held(mutex_);
+  (pin.previous != nullptr ? pin.previous->next : oldest_) = pin.next;
+  (pin.next != nullptr ? pin.next->previous : newest_) = pin.previous;
+  if (has_surplus_ || (oldest_ != nullptr && oldest_->id == *locked_id_)) return;
+  if (in_quick_succession_) {
+    release_surplus_later(held);
+  } else {
+    release_surplus();
+  }
+}
+
+void Pins::release_surplus_now() noexcept {
+  const std::lock_guard held(mutex_);
+  release_surplus();
+}
+
+void Pins::release_surplus() noexcept {
+  if (oldest_ == nullptr) {
+    if (locked_id_) unlock();
+    return;
+  }
+  try {
+    if (oldest_->id != *locked_id_) lock(oldest_->id);
+  } catch (const Error&) {
+    // The lock stays where it is: it protects more than is needed.
+  }
+}
+
+void Pins::release_surplus_later(std::unique_lock<std::mutex>& held) noexcept {
+  if (!releaser_.joinable()) {
+    try {
+      const BlockedSignals blocked;
+      releaser_ = std::thread([this] { run_releaser(); });
+    } catch (const std::system_error&) {
+      return release_surplus();
+    }
+  }
+  has_surplus_ = true;
+  held.unlock();
+  changed_.notify_one();
+}
+
+void Pins::run_releaser() {
+  std::unique_lock held(mutex_);
+  for (;;) {
+    changed_.wait(held, [this] { return ending_ || has_surplus_; });
+    if (changed_.wait_for(held, keep_time, [this] { return ending_; })) return;
+    release_surplus();
+    has_surplus_ = false;
+  }
+}
+
+void Pins::after_fork_in_child() noexcept {
+  // The thread that may wait for it does not exist here.
+  new (&changed_) std::condition_variable;
+  new (&releaser_) std::thread;
+  has_surplus_ = false;
+  oldest_ = newest_ = nullptr;
+  locked_id_.reset();
+  kept_alive_ = nullptr;  // not mapped here
+  process_id_ = static_cast<std::uint64_t>(::getpid());
+  try {
+    reopen();
+  } catch (const Error&) {
+    // The next view tries again, and reports it.
+  } catch (const std::bad_alloc&) {
+  }
+  mutex_.unlock();
+}
+
+}  // namespace whycache

@@ -1,0 +1,97 @@
+// The updates of one state file that this process has pinned for its views.
+//
+// One lock of the kernel, on the byte of the oldest of them (use_locks.h), protects all: a writer
+// that finds it reuses nothing that a reader at that id or a later one can reach. Taking such a
+// lock and releasing it costs some 3 us. So a process that needs it again within milliseconds keeps
+// it next time, and most views cost no system call. A thread then releases it. It starts when it is
+// first needed.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "base/file.h"
+#include "base/fork_handlers.h"
+#include "state/file/layout.h"
+
+namespace whycache {
+
+// A member of the list of pins. Its owner keeps it in place.
+struct PinNode {
+  UpdateId id = 0;
+  PinNode* previous = nullptr;
+  PinNode* next = nullptr;
+};
+
+// Any number of threads may use it. A forked child has no pins, and locks of its own.
+class Pins final : public ForkHandler {
+ public:
+  // The file, as it is mapped: its header, its path, and an open file of it. Both outlive this.
+  struct MappedFile {
+    const Header& header;
+    std::string path;
+    int descriptor;
+  };
+  // Opens the file once more: the locks of an open file are shared with forked children that
+  // inherit it. Throws Error if that is not possible.
+  explicit Pins(MappedFile mapped);
+  ~Pins();
+  Pins(const Pins&) = delete;
+  Pins& operator=(const Pins&) = delete;
+
+  // Pins the newest update and returns its block. Throws Error(corrupt) if the file is damaged, and
+  // any Error if the file cannot be locked.
+  PublishedBlock add(PinNode& pin);
+  void remove(PinNode& pin) noexcept;
+  // Releases at once what is kept for the next view.
+  void release_surplus_now() noexcept;
+
+ private:
+  void before_fork() noexcept override { mutex_.lock(); }
+  void after_fork_in_parent() noexcept override { mutex_.unlock(); }
+  void after_fork_in_child() noexcept override;
+
+  // The following require the mutex.
+  void reopen();
+  bool owns_descriptor() const noexcept;
+  bool try_lock(UpdateId id) const;
+  void lock(UpdateId id);
+  void unlock() noexcept;
+  void note_move() noexcept;
+  PublishedBlock lock_newest();
+  // Moves the lock to the oldest pin, or releases it if there is none.
+  void release_surplus() noexcept;
+  void release_surplus_later(std::unique_lock<std::mutex>& held) noexcept;
+  void keep_alive() noexcept;
+  void run_releaser();
+
+  const MappedFile mapped_;
+  struct stat identity_ {};
+  std::uint64_t process_id_ = 0;
+  std::mutex mutex_;
+  FileDescriptor file_;
+  // A page of it, never accessed: the open file, and with it the lock, lives on even if the
+  // application closes all descriptors.
+  void* kept_alive_ = nullptr;
+  PinNode* oldest_ = nullptr;
+  PinNode* newest_ = nullptr;
+  std::optional<UpdateId> locked_id_;
+  // CLOCK_BOOTTIME, of the last time that the lock was moved or released; 0: never.
+  std::int64_t moved_at_ns_ = 0;
+  // Whether that had been a short time before it was taken or moved again.
+  bool in_quick_succession_ = false;
+
+  std::condition_variable changed_;
+  std::thread releaser_;
+  bool has_surplus_ = false;  // the releaser is to run
+  bool ending_ = false;
+};
+
+}  // namespace whycache

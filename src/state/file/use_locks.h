@@ -1,0 +1,55 @@
+// Who uses a state file: shared locks of the kernel on bytes of the file itself, far beyond its
+// end.
+//
+//   2^60 ..   in use   a byte for each process that maps the file: random number << 22 | process id
+//   2^61 ..   pinned   a byte for each process that holds views: update id << 22 | process id
+//
+// Only read access to the file is needed to hold them, and the kernel drops them however a process
+// ends. They are tied to the inode, so nothing that happens to a path can separate them from the
+// file. A process that may only read can hold no lock that keeps others from taking theirs: these
+// are shared, and the exclusive one of adoption needs write access. A lock says only what its own
+// holder claims (docs/decisions/pins-are-locks.md).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <whycache/inspection.h>
+#include <whycache/types.h>
+
+namespace whycache {
+
+// Returns the name of the process with this id, as this process sees it; empty if there is none.
+std::string process_name(std::uint64_t id);
+
+// Returns the byte that a process locks to pin an update. Update ids have 39 bits (EntryWord),
+// process ids 22 (the kernel's limit).
+std::uint64_t pin_byte(UpdateId id, std::uint64_t process_id) noexcept;
+
+// Marks the file as in use by this process, for as long as the open file of `descriptor` exists: a
+// mapping made from it counts, in forked children, too. Returns false if a process is adopting the
+// file. Throws Error if the file system has no such locks.
+bool mark_in_use(int descriptor);
+// Takes back what mark_in_use() did.
+void unmark_in_use(int descriptor) noexcept;
+// Whether another process than this one has marked the file as in use.
+bool is_in_use_by_others(int descriptor);
+// Keeps all others from marking or pinning the file, for as long as the open file exists. Needs
+// write access. Returns false if the file is in use, by this process or another.
+bool exclude_users(int descriptor);
+// Ends what exclude_users() did.
+void admit_users(int descriptor) noexcept;
+
+// Returns the oldest id that another open file has pinned, or `below` if none is older. The caller
+// has executed a seq_cst fence after its last store of the reclaim horizon. One system call if
+// there is none, a few more per process that holds one.
+UpdateId find_oldest_pinned_id(int descriptor, UpdateId below);
+// Returns the process that has pinned the oldest id, or nullopt if nothing is pinned.
+std::optional<ProcessInfo> find_oldest_pin(int descriptor);
+
+// Returns the processes that use the file, with what they have pinned, in no order.
+std::vector<ProcessInfo> find_processes(int descriptor);
+
+}  // namespace whycache
