@@ -72,6 +72,9 @@ struct Options {
   // and others).
   bool any_file_system = false;
 
+  // Deprecated, without effect: the number of views is not limited.
+  std::uint32_t reader_slots = 0;
+
   // The longest encoded update in bytes, 4 KiB to 64 MiB. A batch that needs more becomes several
   // updates, in order, each atomic. With split_updates off, it throws Error(limit) instead.
   std::uint32_t update_bytes_max = 1U << 20;

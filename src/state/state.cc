@@ -109,7 +109,8 @@ struct State::Impl final : ForkHandler {
     try {
       if (options.read_only)
         throw Error(ErrorKind::invalid, "state is open for reads alone: path=" + options.path);
-      lock_file = std::make_unique<LockFile>(path, lock_file_mode(options.mode));
+      const bool is_shared = (options.mode & 0077) != 0;
+      lock_file = std::make_unique<LockFile>(path, lock_file_mode(options.mode), is_shared);
     } catch (const Error& error) {
       if (!options.read_only && !may_only_read(error)) throw;
       lock_file_error = error;

@@ -95,14 +95,14 @@ class NewLockFile {
 
 }  // namespace
 
-LockFile::LockFile(std::string path, std::uint32_t mode) : path_(std::move(path)) {
+LockFile::LockFile(std::string path, std::uint32_t mode, bool any_owner) : path_(std::move(path)) {
   open_or_create(mode);
   register_fork_handler(this, [this] {
     // The descriptor so far may have been inherited by a child that no handler told to close it.
     file_ = open_file(path_, O_RDWR);
   });
   try {
-    map(mode);
+    map(mode, any_owner);
   } catch (...) {
     release();
     throw;
@@ -137,7 +137,7 @@ void LockFile::open_or_create(std::uint32_t mode) {
   throw Error(ErrorKind::unavailable, "lock file is being replaced again and again: path=" + path_);
 }
 
-void LockFile::map(std::uint32_t mode) {
+void LockFile::map(std::uint32_t mode, bool any_owner) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0)
     throw system_error("cannot stat lock file", path_, errno);
@@ -147,7 +147,7 @@ void LockFile::map(std::uint32_t mode) {
     throw Error(ErrorKind::unavailable,
                 "lock file was replaced while it was opened: path=" + path_ + " (retry)");
   // The owner of the file could truncate it, which kills every process that has it mapped.
-  if (status.st_uid != ::geteuid() && status.st_uid != 0 && (mode & 0077) == 0) {
+  if (status.st_uid != ::geteuid() && status.st_uid != 0 && !any_owner) {
     throw Error(ErrorKind::invalid,
                 "lock file belongs to another user: path=" + path_ +
                     " owner=" + std::to_string(status.st_uid) +
