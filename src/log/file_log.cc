@@ -2,6 +2,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -25,6 +27,7 @@
 #include "base/process_lock.h"
 #include "base/random.h"
 #include "log/log_checks.h"
+#include "log/thread_signal.h"
 
 namespace whycache {
 namespace {
@@ -118,6 +121,29 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind,
   }
   bytes.erase(0, header_bytes);
   return bytes;
+}
+
+// Calls `write`, which writes to a file. Throws Error(limit) if the file would exceed RLIMIT_FSIZE.
+// By default the kernel ends a process that tries.
+template <typename Write>
+void write_within_size_limit(const std::string& path, const Write& write) {
+  const ThreadSignalBlocker no_signal(SIGXFSZ);
+  try {
+    write();
+  } catch (const Error& error) {
+    if (error.system_error() != EFBIG) throw;
+    rlimit limit{};
+    ::getrlimit(RLIMIT_FSIZE, &limit);
+    throw Error(ErrorKind::limit,
+                "file of the log exceeds the limit of this process on the size of files: path=" +
+                    path + " bytes_max=" + std::to_string(limit.rlim_cur) +
+                    " (raise RLIMIT_FSIZE, which ulimit -f sets)",
+                EFBIG);
+  }
+}
+
+void write_durably(OwnedTemporaryFile& file, const std::string& bytes) {
+  write_within_size_limit(file.path(), [&] { file.write_durably(bytes); });
 }
 
 // --- Names. ---
@@ -306,7 +332,7 @@ void FileLog::create() {
                              root_ + "/meta");
   }
   OwnedTemporaryFile file = create_temporary_file();
-  file.write_durably(Meta{.uuid = random_uuid()}.encode());
+  write_durably(file, Meta{.uuid = random_uuid()}.encode());
   sync_directory(root_);  // if a meta exists, so does everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
     throw system_error("cannot link file (a file log needs a file system with hard links)",
@@ -470,7 +496,7 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
   prepare_to_write();
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
   OwnedTemporaryFile file = create_temporary_file();
-  file.write_durably(encode_file(FileKind::update, id, bytes));
+  write_durably(file, encode_file(FileKind::update, id, bytes));
   const Appended appended = link_update(id, file);
   if (appended != Appended::yes) return appended;
   if (::fsync(updates.number()) != 0) {
@@ -552,7 +578,8 @@ std::uint64_t FileLog::write_parts(const std::string& directory, const NextPart&
     const std::string path = directory + '/' + zero_padded(part_count, id_digits);
     const FileDescriptor file = open_file(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
     if (mode != 0600) ::fchmod(file.number(), mode);
-    write_all(file.number(), encode_file(FileKind::base_part, part_count, *part), path);
+    const std::string bytes = encode_file(FileKind::base_part, part_count, *part);
+    write_within_size_limit(path, [&] { write_all(file.number(), bytes, path); });
     sync_file(file.number(), path);
     ++part_count;
   }
@@ -564,7 +591,7 @@ std::uint64_t FileLog::write_parts(const std::string& directory, const NextPart&
 // once the directory is synced.
 bool FileLog::switch_base(const Meta& next) {
   OwnedTemporaryFile file = create_temporary_file();
-  file.write_durably(next.encode());
+  write_durably(file, next.encode());
   sync_directory(root_);  // has the entry of the base's directory
 
   const auto lock = std::make_unique<SwitchLock>(*this, SwitchLock::Holder::switcher);

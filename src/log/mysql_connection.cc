@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <mysqld_error.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -12,12 +11,12 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
-#include <ctime>
 #include <utility>
 
 #include "base/file.h"
 #include "base/fork_exclusion.h"
 #include "base/hash.h"
+#include "log/thread_signal.h"
 
 namespace whycache {
 namespace {
@@ -55,35 +54,10 @@ MYSQL* create_handle() {
   return mysql_init(nullptr);
 }
 
-// Keeps SIGPIPE from this thread while it writes to a connection that the server may have closed.
-class SigpipeBlocker {
+// For a thread that writes to a connection that the server may have closed.
+class SigpipeBlocker : ThreadSignalBlocker {
  public:
-  SigpipeBlocker() {
-    sigemptyset(&sigpipe_set_);
-    sigaddset(&sigpipe_set_, SIGPIPE);
-    sigset_t pending;
-    sigpending(&pending);
-    was_pending_ = sigismember(&pending, SIGPIPE) == 1;
-    if (!was_pending_) ::pthread_sigmask(SIG_BLOCK, &sigpipe_set_, &previous_mask_);
-  }
-  SigpipeBlocker(const SigpipeBlocker&) = delete;
-  SigpipeBlocker& operator=(const SigpipeBlocker&) = delete;
-  ~SigpipeBlocker() {
-    if (was_pending_) return;  // the program blocks it already
-    sigset_t pending;
-    sigpending(&pending);
-    if (sigismember(&pending, SIGPIPE) == 1) {
-      constexpr timespec at_once{0, 0};
-      while (::sigtimedwait(&sigpipe_set_, nullptr, &at_once) < 0 && errno == EINTR) {
-      }
-    }
-    ::pthread_sigmask(SIG_SETMASK, &previous_mask_, nullptr);
-  }
-
- private:
-  sigset_t sigpipe_set_;
-  sigset_t previous_mask_;
-  bool was_pending_;
+  SigpipeBlocker() : ThreadSignalBlocker(SIGPIPE) {}
 };
 
 const char* null_if_empty(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }

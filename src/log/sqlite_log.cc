@@ -1,7 +1,9 @@
 #include "log/sqlite_log.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sqlite3.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,6 +23,7 @@
 #include "base/random.h"
 #include "log/rewrite_in_database.h"
 #include "log/row_buffer.h"
+#include "log/thread_signal.h"
 
 namespace whycache {
 namespace {
@@ -98,6 +101,14 @@ constexpr char delete_parts_sql[] = R"(
 constexpr char delete_own_parts_sql[] = R"(
   DELETE FROM {parts} WHERE base = ?1 AND token = ?2
     AND token <> (SELECT token FROM whycache_logs WHERE {log}))";
+
+// SQLite writes to files, which may reach RLIMIT_FSIZE. By default that ends the process.
+class SigxfszBlocker : ThreadSignalBlocker {
+ public:
+  SigxfszBlocker() : ThreadSignalBlocker(SIGXFSZ) {}
+  // Whether SQLite has reached the limit within a scope of this class.
+  static bool has_reached_limit() noexcept { return is_pending(SIGXFSZ); }
+};
 
 // --- fork() and SQLite. ---
 
@@ -277,6 +288,7 @@ class SqliteLog::Connection {
         return Error(ErrorKind::corrupt,
                      message + " (a table is missing, or not as whycache creates it)");
       case SQLITE_IOERR:
+        if (system == EFBIG || SigxfszBlocker::has_reached_limit()) return file_size_error(message);
         if (uncertain_if_io) return Error(ErrorKind::uncertain, message, system);
         return Error(ErrorKind::unavailable, message, system);
       default: return Error(ErrorKind::unavailable, message, system);
@@ -296,6 +308,17 @@ class SqliteLog::Connection {
   static int wait_before_retry(void* self, int) {
     const ForkExclusion::ForkSection may_fork(fork_exclusion());
     return static_cast<Connection*>(self)->backoff_.pause() ? 1 : 0;
+  }
+
+  // SQLite commits after it has written all bytes, so nothing was committed.
+  static Error file_size_error(const std::string& message) {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_FSIZE, &limit);
+    return Error(ErrorKind::limit,
+                 message + " bytes_max=" + std::to_string(limit.rlim_cur) +
+                     " (a file exceeds the limit of this process on the size of files: raise "
+                     "RLIMIT_FSIZE, which ulimit -f sets)",
+                 EFBIG);
   }
 
   std::string replace_placeholders(std::string_view sql) const {
@@ -416,6 +439,7 @@ SqliteLog::SqliteLog(SqliteLogOptions options) : SqliteLog(std::move(options), I
 SqliteLog::SqliteLog(SqliteLogOptions options, IfMissing if_missing)
     : options_(std::move(options)) {
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());
+  const SigxfszBlocker no_signal;
   owner_fork_count_ = fork_count();
   connection_ = connect(if_missing);
 }
@@ -426,6 +450,7 @@ SqliteLog::~SqliteLog() {
     return;
   }
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());
+  const SigxfszBlocker no_signal;
   connection_.reset();
 }
 
@@ -490,6 +515,7 @@ auto SqliteLog::with_connection(const Work& work) {
   const Deadline deadline = CallLimit::deadline(options_.deadline);
   const LogCallLock lock(mutex_, deadline, name());
   const ForkExclusion::NoForkSection no_fork(fork_exclusion());
+  const SigxfszBlocker no_signal;
   if (connection_) connection_->begin_call(deadline);
   if (connection_ && (connection_->has_moved() || connection_->is_in_unsafe_wal_mode()))
     connection_.reset();
