@@ -223,6 +223,22 @@ void delete_directory(const std::string& path) {
     throw system_error("cannot delete directory", path, errno);
 }
 
+// Returns the permissions without those to read of groups and others that may not write. A user
+// that may open a file for reading can hold a shared lock on it, and so keep all others from
+// writing.
+mode_t without_readers(mode_t mode) noexcept {
+  const mode_t writers = mode & 0022;
+  return (mode & 0700) | writers | (mode & (writers << 1));
+}
+
+// Changes nothing if the file belongs to another user.
+void exclude_readers(int descriptor) noexcept {
+  struct stat status;
+  if (::fstat(descriptor, &status) != 0) return;
+  const mode_t mode = status.st_mode & 0777;
+  if (without_readers(mode) != mode) ::fchmod(descriptor, without_readers(mode));
+}
+
 bool is_directory_empty(const std::string& path) {
   bool empty = true;
   visit_directory(path, [&](int, std::string_view) { empty = false; });
@@ -247,6 +263,12 @@ bool retry_until(const std::function<bool()>& attempt, const Deadline& deadline)
 
 }  // namespace
 
+// Those of the directory DIR/INSTANCE, which new files and directories get.
+struct FileLog::Permissions {
+  mode_t mode = 0600;
+  gid_t group = 0;
+};
+
 struct FileLog::Meta {
   Uuid uuid{};
   Uuid token{};  // of the base's directory
@@ -266,6 +288,21 @@ struct FileLog::Meta {
   }
 };
 
+// Gives a new file or directory its permissions. If this process is not in the group of the log,
+// the file keeps the group of the process, which then gets no permissions.
+void FileLog::give_permissions(int descriptor, const std::string& path,
+                               const Permissions& permissions) {
+  struct stat status;
+  if (::fstat(descriptor, &status) != 0) throw system_error("cannot read file", path, errno);
+  mode_t mode = permissions.mode;
+  if ((mode & 0060) != 0 && status.st_gid != permissions.group &&
+      ::fchown(descriptor, static_cast<uid_t>(-1), permissions.group) != 0)
+    mode &= ~static_cast<mode_t>(0060);
+  if (S_ISDIR(status.st_mode)) mode |= (mode & 0444) >> 2;  // search permission to readers
+  if (mode != (status.st_mode & 0777) && ::fchmod(descriptor, mode) != 0)
+    throw system_error("cannot set permissions of file", path, errno);
+}
+
 // Prevents a switch of the base while an update is linked, or appends while the base is switched.
 // Allocated on the heap, because a child that is forked meanwhile keeps the object registered.
 class FileLog::SwitchLock final : ForkHandler {
@@ -274,12 +311,14 @@ class FileLog::SwitchLock final : ForkHandler {
 
   SwitchLock(const FileLog& log, Holder holder) : path_(log.root_ + "/lock") {
     register_fork_handler(this, [&] { file_ = open_file(path_, O_RDWR); });
+    exclude_readers(file_.number());
     try {
       const Deadline deadline = CallLimit::deadline(log.options_.deadline);
       if (holder == Holder::appender ? lock_shared(deadline) : lock_exclusive(deadline)) return;
       throw Error(ErrorKind::unavailable,
                   "log is locked by another process for too long: path=" + path_ +
-                      " waited_ms=" + std::to_string(log.options_.deadline.count()));
+                      " waited_ms=" + std::to_string(log.options_.deadline.count()) +
+                      " (fuser -v lists the processes that have this file open)");
     } catch (...) {
       release();
       throw;
@@ -331,8 +370,10 @@ void FileLog::create() {
     throw corrupt_file_error("file of the log is missing, though there are updates",
                              root_ + "/meta");
   }
-  OwnedTemporaryFile file = create_temporary_file();
+  const Permissions permissions = read_permissions();
+  OwnedTemporaryFile file = create_temporary_file(permissions);
   write_durably(file, Meta{.uuid = random_uuid()}.encode());
+  give_permissions(file.descriptor(), file.path(), permissions);
   sync_directory(root_);  // if a meta exists, so does everything else
   if (::link(file.path().c_str(), (root_ + "/meta").c_str()) != 0 && errno != EEXIST) {
     throw system_error("cannot link file (a file log needs a file system with hard links)",
@@ -345,10 +386,6 @@ void FileLog::create() {
 // it synced the directories.
 void FileLog::prepare_to_write() {
   if (is_prepared_to_write_.load(std::memory_order_relaxed)) return;
-  struct stat status;
-  if (::stat(root_.c_str(), &status) != 0) throw system_error("cannot use directory", root_, errno);
-  file_mode_.store(status.st_mode & 0666, std::memory_order_relaxed);
-
   sync_directory(root_);
   sync_directory(options_.directory);
   try {
@@ -495,8 +532,10 @@ Log::Appended FileLog::append(UpdateId id, std::string_view bytes) {
 
   prepare_to_write();
   const FileDescriptor updates = open_file(root_ + "/updates", O_RDONLY | O_DIRECTORY);
-  OwnedTemporaryFile file = create_temporary_file();
+  const Permissions permissions = read_permissions();
+  OwnedTemporaryFile file = create_temporary_file(permissions);
   write_durably(file, encode_file(FileKind::update, id, bytes));
+  give_permissions(file.descriptor(), file.path(), permissions);
   const Appended appended = link_update(id, file);
   if (appended != Appended::yes) return appended;
   if (::fsync(updates.number()) != 0) {
@@ -537,16 +576,17 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   const Extent previous = extent();
   if (base > previous.head) throw rewrite_beyond_head_error(base, previous.head);
   prepare_to_write();
+  const Permissions permissions = read_permissions();
 
   bool switched = false;
   if (base > previous.base) {
     try {
       const OwnedTemporaryFile owner =
-          create_temporary_file();  // its lock shows that the new base is not orphaned
+          create_temporary_file(permissions);  // its lock shows that the new base is not orphaned
       Meta next{
           .uuid = previous.uuid, .token = owner.token(), .base = base, .base_chain = base_chain};
-      next.part_count = write_parts(base_directory(base, next.token), next_part);
-      switched = switch_base(next);
+      next.part_count = write_parts(base_directory(base, next.token), permissions, next_part);
+      switched = switch_base(next, permissions);
     } catch (...) {
       try {
         delete_orphaned_bases();
@@ -567,17 +607,17 @@ bool FileLog::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& n
   return switched;
 }
 
-std::uint64_t FileLog::write_parts(const std::string& directory, const NextPart& next_part) const {
+std::uint64_t FileLog::write_parts(const std::string& directory, const Permissions& permissions,
+                                   const NextPart& next_part) const {
   create_directory_if_missing(directory);
-  const std::uint32_t mode = file_mode_.load(std::memory_order_relaxed);
-  ::chmod(directory.c_str(),
-          mode | ((mode & 0444) >> 2));  // search permission where it is readable
+  const FileDescriptor opened = open_file(directory, O_RDONLY | O_DIRECTORY);
+  give_permissions(opened.number(), directory, permissions);
 
   std::uint64_t part_count = 0;
   while (const std::optional<std::string_view> part = next_part()) {
     const std::string path = directory + '/' + zero_padded(part_count, id_digits);
     const FileDescriptor file = open_file(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-    if (mode != 0600) ::fchmod(file.number(), mode);
+    give_permissions(file.number(), path, permissions);
     const std::string bytes = encode_file(FileKind::base_part, part_count, *part);
     write_within_size_limit(path, [&] { write_all(file.number(), bytes, path); });
     sync_file(file.number(), path);
@@ -589,9 +629,10 @@ std::uint64_t FileLog::write_parts(const std::string& directory, const NextPart&
 
 // Returns false if another rewrite has reached the same base or a later one. The switch is durable
 // once the directory is synced.
-bool FileLog::switch_base(const Meta& next) {
-  OwnedTemporaryFile file = create_temporary_file();
+bool FileLog::switch_base(const Meta& next, const Permissions& permissions) {
+  OwnedTemporaryFile file = create_temporary_file(permissions);
   write_durably(file, next.encode());
+  give_permissions(file.descriptor(), file.path(), permissions);
   sync_directory(root_);  // has the entry of the base's directory
 
   const auto lock = std::make_unique<SwitchLock>(*this, SwitchLock::Holder::switcher);
@@ -645,10 +686,17 @@ void FileLog::delete_orphaned_temporary_files() const {
   });
 }
 
-OwnedTemporaryFile FileLog::create_temporary_file() const {
+// Permissions may change at any time, so each write reads them.
+FileLog::Permissions FileLog::read_permissions() const {
+  struct stat status;
+  if (::stat(root_.c_str(), &status) != 0) throw system_error("cannot use directory", root_, errno);
+  return {status.st_mode & 0666, status.st_gid};
+}
+
+OwnedTemporaryFile FileLog::create_temporary_file(const Permissions& permissions) const {
   OwnedTemporaryFile file(root_ + "/tmp/");
-  const std::uint32_t mode = file_mode_.load(std::memory_order_relaxed);
-  if (mode != 0600) ::fchmod(file.descriptor(), mode);
+  const Permissions of_writers{without_readers(permissions.mode), permissions.group};
+  give_permissions(file.descriptor(), file.path(), of_writers);
   return file;
 }
 

@@ -4,7 +4,8 @@
 //   DIR/INSTANCE/meta                  uuid, base with its chain and parts; replaced by rename(2)
 //                lock                  empty; byte 0: shared by appenders, exclusive for a rewrite
 //                                      that switches the base; byte 1: a rewrite is waiting for
-//                                      byte 0, new appenders wait
+//                                      byte 0, new appenders wait. Readable by those alone who may
+//                                      write: others could lock it
 //                updates/ID            one update each, ID in 20 decimal digits
 //                base-ID-TOKEN/NUMBER  the parts of a base
 //                tmp/TOKEN             files being written, each locked by its writer
@@ -68,6 +69,7 @@ class FileLog final : public Log {
 
  private:
   struct Meta;
+  struct Permissions;
   class SwitchLock;
 
   void create();
@@ -82,10 +84,14 @@ class FileLog final : public Log {
 
   void prepare_to_write();
   void sync_unsynced_updates();
-  OwnedTemporaryFile create_temporary_file() const;
+  Permissions read_permissions() const;
+  static void give_permissions(int descriptor, const std::string& path,
+                               const Permissions& permissions);
+  OwnedTemporaryFile create_temporary_file(const Permissions& permissions) const;
   Appended link_update(UpdateId id, const OwnedTemporaryFile& file);
-  std::uint64_t write_parts(const std::string& directory, const NextPart& next_part) const;
-  bool switch_base(const Meta& next);
+  std::uint64_t write_parts(const std::string& directory, const Permissions& permissions,
+                            const NextPart& next_part) const;
+  bool switch_base(const Meta& next, const Permissions& permissions);
   void delete_obsolete_files() const;
   void delete_updates_below_base() const;
   void delete_orphaned_bases() const;
@@ -101,7 +107,6 @@ class FileLog final : public Log {
   std::atomic<UpdateId> head_seen_{0};
   std::atomic<std::uint64_t> seen_uuid_prefix_{0};  // first eight bytes; 0: none seen
   std::atomic<bool> is_prepared_to_write_{false};
-  std::atomic<std::uint32_t> file_mode_{0600};
   // How often this object linked an update and then failed to sync its directory; and the value of
   // that counter before the last sync that succeeded. While they differ, read() and append() sync
   // the directory first. Stored with release, after the link and after the sync; loaded with

@@ -2,6 +2,7 @@
 #include "log/file_log.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -12,6 +13,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -770,6 +772,178 @@ TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
               "a reader cannot append");
     });
     require(reader.wait() == 0, "reader");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
+}
+
+// Becomes a user that is in one group alone.
+void become(uid_t user, gid_t group) {
+  require(::setgroups(0, nullptr) == 0 && ::setgid(group) == 0 && ::setuid(user) == 0,
+          "become another user");
+}
+
+constexpr uid_t writing_user = 23001;
+constexpr uid_t reading_user = 23002;
+constexpr gid_t writing_group = 23101;
+constexpr gid_t reading_group = 23102;
+
+bool can_open(const std::string& path, int flags) {
+  return FileDescriptor(::open(path.c_str(), flags | O_CLOEXEC)).number() >= 0;
+}
+
+TEST(FileLogDisk, reader_cannot_lock_what_writers_wait_for) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log");
+  const bool ran_as_root = run_as_root([&] {
+    FileLog log({.directory = path, .name = "log", .deadline = std::chrono::milliseconds(200)});
+    append_up_to(log, 3);
+    // Given a log that its owner makes readable with all its files,
+    for (const char* each : {"", "/default", "/default/updates", "/default/tmp"})
+      fs::permissions(path + each, fs::perms(0755));
+    for (const char* each : {"/default/meta", "/default/lock"})
+      fs::permissions(path + each, fs::perms(0644));
+    // when the owner writes next,
+    require(log.append(4, "x") == Appended::yes, "append");
+    // no reader can open any file that carries a lock, also while a rewrite runs.
+    int parts = 0;
+    const auto next_part = [&]() -> std::optional<std::string_view> {
+      if (parts++ > 0) return std::nullopt;
+      Child reader([&] {
+        become(reading_user, reading_group);
+        require(can_open(path + "/default/meta", O_RDONLY), "meta is readable");
+        require(!can_open(path + "/default/lock", O_RDONLY), "lock is not readable");
+        int temporary_files = 0;
+        for (const std::string& name : names_in(path + "/default/tmp")) {
+          require(!can_open(path + "/default/tmp/" + name, O_RDONLY), name);
+          ++temporary_files;
+        }
+        require(temporary_files > 0, "the rewrite has a file");
+      });
+      require(reader.wait() == 0, "reader");
+      return "part";
+    };
+    require(log.rewrite(2, 2000, next_part), "rewrite");
+    require(log.append(5, "x") == Appended::yes, "append");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
+}
+
+TEST(FileLogDisk, group_that_may_write_still_shares_the_lock) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log");
+  const bool ran_as_root = run_as_root([&] {
+    append_up_to(*std::make_unique<FileLog>(FileLogOptions{.directory = path, .name = "log"}), 3);
+    const std::string command =
+        "chgrp -R " + std::to_string(writing_group) + ' ' + path + " && chmod -R g+rwX " + path;
+    require(std::system(command.c_str()) == 0, command);
+    for (UpdateId id = 4; id <= 7; ++id) {
+      Child writer([&] {
+        // Users of different ids, and one with the group among its others.
+        const gid_t groups[] = {writing_group};
+        require(::setgroups(1, groups) == 0, "setgroups");
+        require(::setgid(id % 2 == 0 ? writing_group : reading_group) == 0, "setgid");
+        require(::setuid(writing_user + static_cast<uid_t>(id)) == 0, "setuid");
+        FileLog log({.directory = path, .name = "log"});
+        require(updates_of(log).size() == id - 1, "read");
+        require(log.append(id, "x") == Appended::yes, "append");
+      });
+      require(writer.wait() == 0, "writer");
+    }
+    FileLog log({.directory = path, .name = "log"});
+    require(rewrite(log, 6, {"part"}), "rewrite");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
+}
+
+TEST(FileLogDisk, documented_commands_let_a_group_follow_and_nobody_else) {
+  const std::vector<std::string> documented = fenced_blocks("logs.md", "sh file");
+  ASSERT_EQ(documented.size(), 1U);
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log");
+  const bool ran_as_root = run_as_root([&] {
+    std::string commands = documented[0];
+    const std::pair<std::string, std::string> words[] = {
+        {"DIR", path}, {"NAME", "default"}, {"readers", std::to_string(reading_group)}};
+    for (const auto& [word, value] : words) {
+      for (std::size_t at = commands.find(word); at != std::string::npos;
+           at = commands.find(word, at + value.size()))
+        commands.replace(at, word.size(), value);
+    }
+    fs::create_directory(path);
+    require(::chown(path.c_str(), writing_user, writing_group) == 0, "chown");
+    // Given a writer that is in the group of readers, too, and runs all the time,
+    int to_writer[2];
+    int from_writer[2];
+    require(::pipe(to_writer) == 0 && ::pipe(from_writer) == 0, "pipe");
+    Child writer([&] {
+      const gid_t groups[] = {reading_group};
+      require(::setgroups(1, groups) == 0 && ::setgid(writing_group) == 0 &&
+                  ::setuid(writing_user) == 0,
+              "become the writer");
+      FileLog log({.directory = path, .name = "log"});
+      append_up_to(log, 2);
+      char command = 'x';
+      while (::write(from_writer[1], "x", 1) == 1 && ::read(to_writer[0], &command, 1) == 1 &&
+             command != 'q') {
+        append_up_to(log, log.extent().head + 2);
+        require(rewrite(log, log.extent().head - 1, {"part"}), "rewrite");
+      }
+    });
+    char ready;
+    require(::read(from_writer[0], &ready, 1) == 1, "writer");
+    // when root runs the commands, and the writer goes on,
+    require(std::system(commands.c_str()) == 0, commands);
+    for (int round = 0; round < 2; ++round) {
+      const auto expect_reader = [&](gid_t group, bool follows) {
+        Child reader([&] {
+          become(reading_user, group);
+          const auto error = thrown_error([&] {
+            FileLog log({.directory = path, .name = "log"});
+            require(!updates_of(log).empty(), "updates");
+            require(round == 0 || parts_of(log).size() == 1, "base");
+          });
+          require(follows == !error, error ? error->what() : "reads");
+          require(!can_open(path + "/default/lock", O_RDONLY), "lock");
+        });
+        require(reader.wait() == 0, "reader");
+      };
+      // then the group follows, and others do not.
+      expect_reader(reading_group, true);
+      expect_reader(writing_group, false);
+      require(::write(to_writer[1], "x", 1) == 1 && ::read(from_writer[0], &ready, 1) == 1,
+              "writer");
+    }
+    require(::write(to_writer[1], "q", 1) == 1 && writer.wait() == 0, "writer");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
+}
+
+TEST(FileLogDisk, new_files_are_closed_to_groups_of_the_writer_that_may_not_follow) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log");
+  const bool ran_as_root = run_as_root([&] {
+    fs::create_directory(path);
+    require(::chown(path.c_str(), writing_user, writing_group) == 0, "chown");
+    Child writer([&] {
+      become(writing_user, writing_group);
+      append_up_to(*std::make_unique<FileLog>(FileLogOptions{.directory = path, .name = "log"}), 1);
+    });
+    require(writer.wait() == 0, "writer");
+    const std::string root = path + "/default";
+    require(::chown(root.c_str(), writing_user, reading_group) == 0, "chown");
+    fs::permissions(root, fs::perms(0750));
+    Child later([&] {
+      become(writing_user, writing_group);  // not in the group of readers
+      append_up_to(*std::make_unique<FileLog>(FileLogOptions{.directory = path, .name = "log"}), 2);
+    });
+    require(later.wait() == 0, "writer");
+    struct stat status;
+    require(::stat((root + "/updates/00000000000000000002").c_str(), &status) == 0, "stat");
+    require(status.st_gid == writing_group && (status.st_mode & 0777) == 0600, "permissions");
   });
   if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
