@@ -166,6 +166,13 @@ class SqliteLog::Statement {
                       ? 0
                       : static_cast<std::size_t>(sqlite3_column_bytes(statement_, column))};
   }
+  // In UTF-8, whatever the encoding of the database.
+  std::string_view text(int column) const {
+    const unsigned char* const data = sqlite3_column_text(statement_, column);
+    return {
+        reinterpret_cast<const char*>(data),
+        data == nullptr ? 0 : static_cast<std::size_t>(sqlite3_column_bytes(statement_, column))};
+  }
   std::optional<Uuid> uuid(int column) const {
     Uuid uuid;
     const std::string_view value = bytes(column);
@@ -211,6 +218,9 @@ class SqliteLog::Connection {
       if (is_new)
         run("PRAGMA auto_vacuum = INCREMENTAL");  // can be chosen for an empty database only
       choose_journal_mode(is_new);
+      // In WAL mode, a user that may only read needs the files that the last writer would delete.
+      int keep_wal = 1;
+      sqlite3_file_control(database_, "main", SQLITE_FCNTL_PERSIST_WAL, &keep_wal);
       run("PRAGMA synchronous = FULL");
       run("PRAGMA journal_size_limit = 8388608");
     } catch (...) {
@@ -270,6 +280,14 @@ class SqliteLog::Connection {
       case SQLITE_TOOBIG:
         return Error(ErrorKind::limit, message, (code & 0xff) == SQLITE_FULL ? ENOSPC : 0);
       case SQLITE_READONLY:
+        if (code == SQLITE_READONLY_ROLLBACK || code == SQLITE_READONLY_RECOVERY) {
+          return Error(ErrorKind::unavailable,
+                       message +
+                           " (a process died while it wrote: a user who may write must open "
+                           "the log, which repairs it)",
+                       EACCES);
+        }
+        [[fallthrough]];
       case SQLITE_PERM:
       case SQLITE_AUTH:
         return Error(ErrorKind::invalid,
@@ -280,9 +298,14 @@ class SqliteLog::Connection {
         return Error(ErrorKind::invalid, message);
       case SQLITE_NOTADB:
         return Error(ErrorKind::corrupt, "file is not an SQLite database: path=" + options_.path +
-                                             " (choose another file, or move it away)");
-      case SQLITE_CORRUPT: return Error(ErrorKind::corrupt, message + restore_hint);
+                                             " (choose another file, or move it away; or it is "
+                                             "encrypted, or of a newer SQLite)");
+      case SQLITE_CORRUPT:
+        if (reason.starts_with("malformed database schema")) return newer_sqlite_error(message);
+        return Error(ErrorKind::corrupt, message + restore_hint);
       case SQLITE_ERROR:
+        if (reason == "unsupported file format") return newer_sqlite_error(message);
+        [[fallthrough]];
       case SQLITE_CONSTRAINT:
       case SQLITE_MISMATCH:
         return Error(ErrorKind::corrupt,
@@ -321,6 +344,14 @@ class SqliteLog::Connection {
                  EFBIG);
   }
 
+  // SQLite reads the whole schema, also that of tables of the application.
+  static Error newer_sqlite_error(const std::string& message) {
+    return Error(ErrorKind::invalid,
+                 message + " sqlite=" + sqlite3_libversion() +
+                     " (this SQLite cannot read the schema of the database: use the newer one that "
+                     "wrote it, or a database of its own for the log)");
+  }
+
   std::string replace_placeholders(std::string_view sql) const {
     std::string text(sql);
     const std::pair<std::string_view, std::string> names[] = {
@@ -339,7 +370,7 @@ class SqliteLog::Connection {
   std::string journal_mode() {
     Statement statement = prepare("PRAGMA journal_mode");
     statement.step("cannot read journal mode");
-    return std::string(statement.bytes(0));
+    return std::string(statement.text(0));
   }
 
   bool is_empty() {
@@ -358,7 +389,7 @@ class SqliteLog::Connection {
       Statement change =
           prepare(to_wal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = PERSIST");
       const int code = change.try_step();
-      if (code == SQLITE_ROW && change.bytes(0) == (to_wal ? "wal" : "persist")) return;
+      if (code == SQLITE_ROW && change.text(0) == (to_wal ? "wal" : "persist")) return;
       const bool others_use_it = code == SQLITE_ROW || (code & 0xff) == SQLITE_BUSY;
       if (others_use_it && wait_before_retry(this, 0) != 0) continue;
       if (!in_wal) throw error("cannot set journal mode", others_use_it ? SQLITE_BUSY : code);
@@ -485,10 +516,10 @@ void SqliteLog::create_tables(Connection& connection) const {
       return false;
     Statement row = connection.prepare(select_log_sql);
     if (!row.step("cannot read whycache_logs")) return false;
-    if (row.bytes(0) == options_.instance) return true;
+    if (row.text(0) == options_.instance) return true;
     throw Error(ErrorKind::invalid,
                 "instance differs only in capital letters from an existing one: instance=" +
-                    options_.instance + " existing=" + std::string(row.bytes(0)));
+                    options_.instance + " existing=" + std::string(row.text(0)));
   };
   if (has_tables()) return;
   SqliteTransaction transaction(connection, "BEGIN IMMEDIATE");

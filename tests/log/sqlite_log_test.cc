@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <optional>
 #include <random>
 #include <string>
@@ -93,6 +94,70 @@ TEST(SqliteLogFormat, other_tables_and_pragmas_in_file_are_unchanged) {
   EXPECT_EQ(application.run("PRAGMA user_version"), "7");
   EXPECT_EQ(application.run("SELECT name FROM people"), "Ada");
   EXPECT_EQ(application.run("PRAGMA integrity_check"), "ok");
+}
+
+TEST(SqliteLogFormat, log_works_in_database_of_any_settings) {
+  for (const std::string settings :
+       {"encoding = 'UTF-16le'", "encoding = 'UTF-16be'", "page_size = 512", "page_size = 65536",
+        "auto_vacuum = FULL", "journal_mode = OFF", "journal_mode = MEMORY",
+        "journal_mode = TRUNCATE", "secure_delete = ON", "legacy_file_format = ON"}) {
+    SCOPED_TRACE(settings);
+    for (const int version : {3'040'001, wal_bug_fixed_version}) {
+      SqliteStore store(version);
+      Database application(store.path());
+      application.run("PRAGMA " + settings +
+                      "; CREATE TABLE people (name TEXT); INSERT INTO people VALUES ('Ada'); "
+                      "CREATE VIEW names AS SELECT no_such_function(name) FROM people");
+      const auto log = store.open("default", milliseconds(2000));
+      append_up_to(*log, 5);
+      ASSERT_TRUE(rewrite(*log, 2, {"part", std::string(5000, 'p')}));
+      const auto other = store.open("default", milliseconds(2000));
+      EXPECT_EQ(updates_of(*other).size(), 3U);
+      EXPECT_EQ(parts_of(*other).size(), 2U);
+      EXPECT_EQ(other->append(6, std::string(100'000, 'x')), Appended::yes);
+      EXPECT_EQ(application.run("SELECT name FROM people"), "Ada");
+      EXPECT_EQ(application.run("PRAGMA integrity_check"), "ok");
+    }
+  }
+}
+
+TEST(SqliteLogFormat, schema_that_this_library_cannot_read_is_invalid_not_corrupt) {
+  SqliteStore store(3'040'001);
+  append_up_to(*store.open(), 3);
+  // Given a view in the words of a later SQLite.
+  Database application(store.path());
+  application.run(
+      "PRAGMA writable_schema = ON; INSERT INTO sqlite_schema VALUES "
+      "('view', 'later', 'later', 0, 'CREATE VIEW later AS SELECT 1 FROBNICATE 2')");
+  expect_error(
+      ErrorKind::invalid, [&] { store.open(); }, "newer", sqlite3_libversion());
+  application.run("DELETE FROM sqlite_schema WHERE name = 'later'");
+  append_up_to(*store.open(), 4);
+
+  // Given a file of a later format, by its header.
+  std::string bytes = read_file(store.path());
+  bytes[47] = 9;
+  const std::string later = store.path() + "-later";
+  write_file(later, bytes);
+  expect_error(
+      ErrorKind::invalid, [&] { SqliteLog log(sqlite_options(later)); }, "newer");
+  EXPECT_EQ(read_file(later), bytes);
+}
+
+TEST(SqliteLogFormat, table_of_application_with_a_name_of_the_log_is_refused_and_unchanged) {
+  for (const std::string sql :
+       {"CREATE TABLE whycache_logs (name TEXT)", "CREATE VIEW whycache_logs AS SELECT 1",
+        "CREATE TABLE whycache_updates_default (name TEXT)",
+        "CREATE TABLE t (x); CREATE INDEX whycache_parts_default ON t (x)"}) {
+    SCOPED_TRACE(sql);
+    SqliteStore store;
+    Database(store.path()).run(sql);
+    const std::string schema =
+        Database(store.path()).run("SELECT group_concat(sql) FROM sqlite_schema");
+    expect_error(
+        ErrorKind::corrupt, [&] { store.open(); }, "not as whycache creates it");
+    EXPECT_EQ(Database(store.path()).run("SELECT group_concat(sql) FROM sqlite_schema"), schema);
+  }
 }
 
 TEST(SqliteLogFormat, instance_names_that_differ_only_in_case_are_refused) {
@@ -208,6 +273,41 @@ TEST(SqliteLog, database_locked_beyond_deadline_is_unavailable) {
   }
   other.run("COMMIT");
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
+TEST(SqliteLog, journal_of_dead_writer_is_unavailable_to_readers_until_a_writer_opens) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log.db");
+  const bool ran_as_root = run_as_root([&] {
+    SqliteLogOptions options = sqlite_options(path);
+    options.sqlite_version = 3'040'001;
+    require(SqliteLog(options).append(1, "x") == Appended::yes, "append");
+    // Given a writer that dies while it writes to the database.
+    Child writer([&] {
+      Database database(path);
+      database.run(
+          "PRAGMA journal_mode = PERSIST; PRAGMA cache_size = 1; BEGIN; INSERT INTO "
+          "whycache_updates_default VALUES (2, zeroblob(100000)), (3, zeroblob(100000))");
+      ::_exit(0);
+    });
+    require(writer.wait() == 0, "writer");
+    for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));
+    Child reader([&] {
+      drop_privileges();
+      const auto error = thrown_error([&] { updates_of(*std::make_unique<SqliteLog>(options)); });
+      require(error && error->kind() == ErrorKind::unavailable, error ? error->what() : "no error");
+      require(std::string(error->what()).find("may write") != std::string::npos, error->what());
+    });
+    require(reader.wait() == 0, "reader");
+    require(updates_of(*std::make_unique<SqliteLog>(options)).size() == 1, "a writer repairs");
+    Child later([&] {
+      drop_privileges();
+      require(updates_of(*std::make_unique<SqliteLog>(options)).size() == 1, "read");
+    });
+    require(later.wait() == 0, "reader after the repair");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(SqliteLog, append_waits_for_lock_released_in_time) {
@@ -585,6 +685,29 @@ TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
     require(open_error && open_error->kind() == ErrorKind::invalid &&
                 open_error->system_error() == EROFS,
             "make");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
+}
+
+TEST(SqliteLogDisk, read_only_user_can_follow_in_wal_mode_while_no_writer_is_connected) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  SqliteLogOptions options = sqlite_options(directory.file("log.db"));
+  options.sqlite_version = wal_bug_fixed_version;
+  const bool ran_as_root = run_as_root([&] {
+    append_up_to(*std::make_unique<SqliteLog>(options), 3);
+    require(fs::file_size(options.path + "-wal") == 0, "all is in the database");
+    for (const char* suffix : {"", "-wal", "-shm"})
+      fs::permissions(options.path + suffix, fs::perms(0644));
+    append_up_to(*std::make_unique<SqliteLog>(options), 5);
+    Child reader([&] {
+      drop_privileges();
+      SqliteLog log(options);
+      require(updates_of(log).size() == 5, "read");
+      const auto error = thrown_error([&] { log.append(6, "z"); });
+      require(error && error->kind() == ErrorKind::invalid, "a reader cannot append");
+    });
+    require(reader.wait() == 0, "reader");
   });
   if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
