@@ -21,6 +21,7 @@
 #include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
 #include "base/random.h"
+#include "log/lock_holders.h"
 #include "log/rewrite_in_database.h"
 #include "log/row_buffer.h"
 #include "log/thread_signal.h"
@@ -272,9 +273,7 @@ class SqliteLog::Connection {
     switch (code & 0xff) {
       case SQLITE_BUSY:
       case SQLITE_LOCKED:
-      case SQLITE_PROTOCOL:
-        return Error(ErrorKind::unavailable,
-                     message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
+      case SQLITE_PROTOCOL: return Error(ErrorKind::unavailable, message + holders());
       case SQLITE_FULL:
       case SQLITE_NOMEM:
       case SQLITE_TOOBIG:
@@ -350,6 +349,15 @@ class SqliteLog::Connection {
                  message + " sqlite=" + sqlite3_libversion() +
                      " (this SQLite cannot read the schema of the database: use the newer one that "
                      "wrote it, or a database of its own for the log)");
+  }
+
+  // For a call that has waited for locks of others until its deadline.
+  std::string holders() const {
+    std::string text = " waited_ms_max=" + std::to_string(options_.deadline.count());
+    std::string processes = lock_holders(options_.path);
+    if (processes.empty()) processes = lock_holders(options_.path + "-shm");
+    if (!processes.empty()) text += " lock_holders=" + processes;
+    return text + " (a process with an open transaction: docs/logs.md tells how to find it)";
   }
 
   std::string replace_placeholders(std::string_view sql) const {

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -273,6 +274,87 @@ TEST(SqliteLog, database_locked_beyond_deadline_is_unavailable) {
   }
   other.run("COMMIT");
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
+// Runs `hold` in another process, which then keeps what it holds until its object is destroyed.
+class LockHolder {
+ public:
+  explicit LockHolder(const std::function<void()>& hold) {
+    require(::pipe(ends_) == 0, "pipe");
+    child_.emplace([&] {
+      hold();
+      const pid_t own = ::getpid();
+      require(::write(ends_[1], &own, sizeof own) == sizeof own, "write");
+      ::pause();
+    });
+    require(::read(ends_[0], &id_, sizeof id_) == sizeof id_, "read");
+  }
+  LockHolder(const LockHolder&) = delete;
+  LockHolder& operator=(const LockHolder&) = delete;
+  ~LockHolder() {
+    child_.reset();
+    for (const int end : ends_) ::close(end);
+  }
+  std::string id() const { return std::to_string(id_); }
+
+ private:
+  int ends_[2] = {-1, -1};
+  pid_t id_ = 0;
+  std::optional<Child> child_;
+};
+
+TEST(SqliteLog, append_behind_lock_of_another_process_names_that_process) {
+  for (const std::string sql :
+       {"BEGIN; SELECT count(*) FROM whycache_updates_default",
+        "PRAGMA locking_mode = EXCLUSIVE; BEGIN IMMEDIATE; INSERT INTO whycache_updates_default "
+        "VALUES (100, x'00'); ROLLBACK"}) {
+    SqliteStore store(3'040'001);
+    append_up_to(*store.open(), 3);
+    std::optional<Database> database;
+    std::optional<LockHolder> holder;
+    holder.emplace([&] { database.emplace(store.path()).run(sql); });
+    const auto log =
+        thrown_error([&] { store.open("default", milliseconds(150))->append(4, "x"); });
+    ASSERT_TRUE(log);
+    EXPECT_EQ(log->kind(), ErrorKind::unavailable);
+    EXPECT_NE(std::string(log->what()).find("lock_holders=" + holder->id()), std::string::npos)
+        << log->what();
+    holder.reset();
+    EXPECT_EQ(store.open()->append(4, "x"), Appended::yes);
+  }
+}
+
+TEST(SqliteLog, reader_without_write_permission_delays_writer_to_its_deadline_only) {
+  StoreDirectory directory;
+  fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
+  const std::string path = directory.file("log.db");
+  const bool ran_as_root = run_as_root([&] {
+    SqliteLogOptions options = sqlite_options(path);
+    options.sqlite_version = 3'040'001;
+    options.deadline = milliseconds(150);
+    SqliteLog log(options);
+    require(log.append(1, "x") == Appended::yes, "append");
+    for (const char* suffix : {"", "-journal"}) fs::permissions(path + suffix, fs::perms(0644));
+    // The bytes that SQLite locks: pending, reserved, shared.
+    for (const off_t byte : {0x40000000, 0x40000001, 0x40000002}) {
+      const LockHolder holder([&] {
+        drop_privileges();
+        const int file = ::open(path.c_str(), O_RDONLY);
+        struct flock lock = {};
+        lock.l_type = F_RDLCK;
+        lock.l_start = byte;
+        lock.l_len = 1;
+        require(::fcntl(file, F_SETLK, &lock) == 0, "lock");
+      });
+      const auto error = thrown_error([&] { log.append(2, "x"); });
+      require(error && error->kind() == ErrorKind::unavailable, "append is unavailable");
+      require(std::string(error->what()).find("lock_holders=" + holder.id()) != std::string::npos,
+              error->what());
+      require(updates_of(log).size() == 1, "reads go on");
+    }
+    require(log.append(2, "x") == Appended::yes, "append once the reader has ended");
+  });
+  if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
 TEST(SqliteLog, journal_of_dead_writer_is_unavailable_to_readers_until_a_writer_opens) {
