@@ -189,18 +189,23 @@ void MysqlConnection::set_options(const MysqlServer& server, std::chrono::second
   mysql_options(mysql_, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, server.verifies_tls ? &yes : &no);
 }
 
-// The guarantees of the log must not depend on the server's configuration. At REPEATABLE READ,
-// INSERT ... SELECT locks what it reads.
+// The guarantees of the log must not depend on the server's configuration, nor on its init_connect,
+// which runs before. docs/logs.md has the list of variables. At REPEATABLE READ, INSERT ... SELECT
+// locks what it reads. MySQL skips comments that begin with M!, MariaDB those with !50708.
 void MysqlConnection::set_session(std::chrono::milliseconds timeout) {
   const std::string seconds = std::to_string(whole_seconds(timeout).count());
   run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE");
   // Limits on rows and joins would make a healthy log look damaged.
-  run("SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
+  run("SET NAMES utf8mb4, SESSION autocommit = 1, "
+      "sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
       "sql_select_limit = 18446744073709551615, sql_big_selects = 1, sql_safe_updates = 0, "
-      "completion_type = 'NO_CHAIN', "
+      "completion_type = 'NO_CHAIN', unique_checks = 1, foreign_key_checks = 1, "
       "innodb_lock_wait_timeout = " +
-      seconds + ", lock_wait_timeout = " + seconds +
-      " /*M!100101 , max_statement_time = " + as_seconds(statement_time(timeout)) + " */");
+      seconds + ", lock_wait_timeout = " + seconds + ", net_read_timeout = " + seconds +
+      ", net_write_timeout = " + seconds +
+      " /*M!100101 , max_statement_time = " + as_seconds(statement_time(timeout)) + " */" +
+      " /*!50708 , max_execution_time = " + std::to_string(statement_time(timeout).count()) +
+      " */");
   statement_time_max_ = statement_time(timeout);
 }
 

@@ -56,6 +56,7 @@ constexpr unsigned rolled_back_during_commit = 3101;       // MySQL group replic
 constexpr unsigned statement_timed_out_in_mariadb = 1969;  // ER_STATEMENT_TIMEOUT
 constexpr unsigned statement_timed_out_in_mysql = 3024;    // ER_QUERY_TIMEOUT
 constexpr unsigned read_only_mode = 1836;
+constexpr unsigned innodb_read_only = 1874;
 constexpr unsigned galera_not_ready = 1047;  // ER_UNKNOWN_COM_ERROR, which Galera uses for it
 constexpr unsigned account_is_locked = 4151;
 constexpr unsigned account_is_locked_in_mysql = 3118;
@@ -192,7 +193,8 @@ bool is_retryable(unsigned code) {
 // Whether the server is a former primary, or a node that lost its cluster: a new connection may
 // reach another one.
 bool is_wrong_server(unsigned code) {
-  return code == ER_OPTION_PREVENTS_STATEMENT || code == read_only_mode || code == galera_not_ready;
+  return code == ER_OPTION_PREVENTS_STATEMENT || code == ER_OPEN_AS_READONLY ||
+         code == innodb_read_only || code == read_only_mode || code == galera_not_ready;
 }
 
 bool is_permission_failure(unsigned code) {
@@ -360,9 +362,17 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
                    message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
     case ER_QUERY_INTERRUPTED:
     case ER_CON_COUNT_ERROR:
+    case ER_USER_LIMIT_REACHED:
+    case ER_TOO_MANY_USER_CONNECTIONS:
     case ER_MAX_PREPARED_STMT_COUNT_REACHED:
     case galera_not_ready: return Error(ErrorKind::unavailable, message);
     case ER_OPTION_PREVENTS_STATEMENT:
+      if (failure.reason.find("read-only") == std::string::npos &&
+          failure.reason.find("read_only") == std::string::npos)
+        return Error(ErrorKind::unavailable, message);
+      [[fallthrough]];
+    case ER_OPEN_AS_READONLY:
+    case innodb_read_only:
     case read_only_mode:
       return Error(ErrorKind::unavailable,
                    message + " (the server is read-only: the url must name the primary)");
@@ -373,6 +383,7 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case ER_RECORD_FILE_FULL: return Error(ErrorKind::limit, message, ENOSPC);
     case CR_NET_PACKET_TOO_LARGE:
     case ER_NET_PACKET_TOO_LARGE:
+    case ER_TRANS_CACHE_FULL:
     case ER_TOO_BIG_ROWSIZE:
     case ER_DATA_TOO_LONG: return Error(ErrorKind::limit, message);
     case ER_NO_SUCH_TABLE:

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "log/mysql_test_support.h"
@@ -194,6 +195,55 @@ TEST_F(MysqlLogFormat, log_works_with_limits_for_all_sessions_of_a_server) {
   const auto other = store.open();
   EXPECT_EQ(parts_of(*other).size(), 2U);
   EXPECT_EQ(updates_of(*other), updates_of(*log));
+}
+
+TEST_F(MysqlLogFormat, log_works_with_any_session_defaults_and_init_connect) {
+  const std::vector<std::vector<std::string>> settings = {
+      {"--character-set-server=latin1", "--skip-character-set-client-handshake",
+       "--sql-mode=ORACLE,EMPTY_STRING_IS_NULL", "--lock-wait-timeout=1",
+       "--innodb-lock-wait-timeout=0", "--net-read-timeout=1", "--net-write-timeout=1",
+       "--wait-timeout=1", "--group-concat-max-len=4", "--default-time-zone=-12:00",
+       "--div-precision-increment=0", "--updatable-views-with-limit=0"},
+      {"--init-connect=SET character_set_results = utf16, unique_checks = 0, "
+       "foreign_key_checks = 0, sql_select_limit = 0, autocommit = 0, tx_isolation = "
+       "'READ-UNCOMMITTED', max_statement_time = 0.001",
+       "--binlog-format=STATEMENT", "--log-bin=bin", "--sync-binlog=1", "--server-id=1",
+       "--tmp-memory-table-size=0", "--max-heap-table-size=16384", "--innodb-strict-mode=1",
+       "--enforce-storage-engine=InnoDB", "--low-priority-updates=1"}};
+  for (const std::vector<std::string>& each : settings) {
+    MariadbServer server(each);
+    MysqlStore store(server);
+    // init_connect does not run for root.
+    MariadbClient(server).run("CREATE USER 'ada'@'%'; GRANT ALL ON " + store.database() +
+                              ".* TO 'ada'@'%'");
+    MysqlLogOptions options = store.options();
+    options.server.user = "ada";
+    MysqlLog log(options);
+    append_up_to(log, 20);
+    std::string every_byte;
+    for (int byte = 0; byte < 256; ++byte) every_byte += static_cast<char>(byte);
+    ASSERT_EQ(log.append(21, every_byte), Appended::yes);
+    ASSERT_EQ(log.append(21, "another"), Appended::taken);
+    ASSERT_EQ(log.append(22, std::string(1'500'000, 'x')), Appended::yes);
+    std::this_thread::sleep_for(milliseconds(1500));  // longer than wait_timeout
+    EXPECT_EQ(updates_of(log).size(), 22U);
+    EXPECT_TRUE(rewrite(log, 15, {every_byte, std::string(5, '\0')}));
+    MysqlLog other(options);
+    EXPECT_EQ(updates_of(other)[21], every_byte);
+    EXPECT_EQ(parts_of(other), (std::vector<std::string>{every_byte, std::string(5, '\0')}));
+  }
+}
+
+TEST_F(MysqlLogLimits, setting_that_prevents_statements_is_named) {
+  MariadbServer server({"--log-bin=bin", "--sync-binlog=1", "--server-id=1",
+                        "--max-binlog-stmt-cache-size=4096", "--max-binlog-cache-size=4096",
+                        "--binlog-cache-size=4096", "--binlog-format=ROW"});
+  MysqlStore store(server);
+  const auto log = store.open();
+  expect_error(
+      ErrorKind::limit, [&] { log->append(1, std::string(100'000, 'x')); },
+      "max_binlog_cache_size");
+  EXPECT_EQ(log->append(1, "x"), Appended::yes);
 }
 
 TEST_F(MysqlLogLimits, tables_of_nontransactional_engine_are_refused) {
