@@ -288,6 +288,14 @@ MysqlRows MysqlConnection::query(const std::string& sql) {
   return MysqlRows(*this, result);
 }
 
+// After the rows of a procedure the server sends how the procedure ended.
+void MysqlConnection::skip_results() {
+  while (mysql_more_results(mysql_)) {
+    if (mysql_next_result(mysql_) > 0) throw_failure();
+    if (MYSQL_RES* const result = mysql_use_result(mysql_)) mysql_free_result(result);
+  }
+}
+
 std::uint64_t MysqlConnection::run(const std::string& sql) {
   const SigpipeBlocker quietly;
   if (mysql_real_query(mysql_, sql.data(), sql.size()) != 0) throw_failure();
@@ -341,6 +349,7 @@ bool MysqlRows::next() {
   row_ = mysql_fetch_row(result_);
   if (row_ == nullptr) {
     if (mysql_errno(connection_.mysql_) != 0) connection_.throw_failure();
+    connection_.skip_results();
     is_at_end_ = true;
     return false;
   }

@@ -91,6 +91,7 @@ class MysqlConnection {
   void set_session(std::chrono::milliseconds timeout);
   void read_variables();
   void read_server_id();
+  void skip_results();
   [[noreturn]] void throw_failure();
 
   MYSQL* mysql_;

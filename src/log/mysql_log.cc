@@ -164,6 +164,39 @@ std::string select_updates_sql(const std::string& instance, UpdateId first, Upda
          std::to_string(rows) + ")";
 }
 
+// Returns the row of select_newest_sql(), then the updates.
+std::string call_read_sql(const std::string& instance, UpdateId first, UpdateId last,
+                          std::uint64_t rows) {
+  return "CALL whycache_read(" + quoted(instance) + ", " + std::to_string(first) + ", " +
+         std::to_string(last) + ", " + std::to_string(rows) + ")";
+}
+
+std::string call_read_log_sql(const std::string& instance) {
+  return call_read_sql(instance, 1, 0, 0);
+}
+
+std::string select_part_sql(const std::string& instance, const LogMetadata& row,
+                            std::uint64_t number) {
+  return "SELECT bytes FROM whycache_parts WHERE instance = " + quoted(instance) +
+         " AND base = " + std::to_string(row.base) + " AND token = " + quoted(row.token) +
+         " AND number = " + std::to_string(number);
+}
+
+std::string call_read_part_sql(const std::string& instance, const LogMetadata& row,
+                               std::uint64_t number) {
+  return "CALL whycache_read_part(" + quoted(instance) + ", " + std::to_string(row.base) + ", " +
+         quoted(row.token) + ", " + std::to_string(number) + ")";
+}
+
+// The transactions that may have kept a statement waiting. Needs the privilege PROCESS.
+constexpr char select_lock_holders_sql[] = R"(
+  SELECT t.trx_mysql_thread_id, p.USER, p.HOST
+  FROM information_schema.INNODB_TRX AS t
+  JOIN information_schema.PROCESSLIST AS p ON p.ID = t.trx_mysql_thread_id
+  WHERE t.trx_lock_structs > 0 AND t.trx_state <> 'LOCK WAIT'
+    AND t.trx_mysql_thread_id <> CONNECTION_ID()
+  ORDER BY t.trx_started LIMIT 3)";
+
 // Values: id, bytes, uuid, id, id - 1, id - 1.
 std::string append_sql(const std::string& instance) {
   return "INSERT INTO whycache_updates (instance, id, bytes) SELECT instance, ?, ? FROM "
@@ -301,7 +334,13 @@ auto MysqlLog::with_connection(IfLost if_lost, const char* what, const Work& wor
       if (can_repeat && attempt < immediate_retries_max) continue;
       if (failure.code == ER_NO_SUCH_TABLE && is_log_deleted(deadline))
         throw log_deleted_error(name());
-      if (!is_retryable(failure.code) || !backoff.pause()) throw error(what, failure, if_lost);
+      if (failure.code == ER_TABLEACCESS_DENIED_ERROR && !uses_procedures_ &&
+          may_use_procedures(deadline)) {
+        uses_procedures_ = true;
+        continue;
+      }
+      if (!is_retryable(failure.code) || !backoff.pause())
+        throw error(what, failure, if_lost, deadline);
     }
   }
 }
@@ -315,6 +354,40 @@ bool MysqlLog::is_log_deleted(const Deadline& deadline) const {
   } catch (const MysqlFailure&) {
     return false;  // something else is wrong
   }
+}
+
+// Whether this user may read by the procedures.
+bool MysqlLog::may_use_procedures(const Deadline& deadline) const {
+  if (!connection_->is_alive()) return false;  // nor has it a socket if it was aborted
+  try {
+    const SocketTimeout timeout(connection_->socket(), deadline);
+    MysqlRows rows = connection_->query(call_read_log_sql(options_.instance));
+    while (rows.next()) {
+    }
+    return true;
+  } catch (const MysqlFailure&) {
+    return false;  // the caller reports that SELECT is denied
+  }
+}
+
+// Returns what to add to the message of a call that has waited in vain: the transactions that hold
+// locks, or how to find them. The server does not keep which of them the statement has waited for.
+std::string MysqlLog::lock_holders(const Deadline& deadline) const {
+  std::string holders;
+  if (!connection_->is_alive()) return holders;  // nor has it a socket if it was aborted
+  try {
+    const SocketTimeout timeout(connection_->socket(), deadline);
+    MysqlRows rows = connection_->query(select_lock_holders_sql);
+    while (rows.next()) {
+      holders += holders.empty() ? "" : ", ";
+      holders.append(rows.at(0).value_or("")).append(" of ").append(rows.at(1).value_or(""));
+      holders.append("@").append(rows.at(2).value_or(""));
+    }
+  } catch (const MysqlFailure&) {  // this user lacks PROCESS, or there is no time left
+    return " (a transaction may hold a lock: docs/logs.md tells how to find and end it)";
+  }
+  if (holders.empty()) return "";
+  return " connections_with_locks=\"" + holders + "\" (KILL ends a connection and its transaction)";
 }
 
 Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& failure) const {
@@ -341,7 +414,8 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
   return Error(ErrorKind::unavailable, message);
 }
 
-Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_lost) const {
+Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_lost,
+                      const Deadline& deadline) const {
   const std::string message = std::string(what) + ": log=" + name() + " reason=\"" +
                               failure.reason + "\" code=" + std::to_string(failure.code);
   const ErrorKind if_unanswered =
@@ -359,7 +433,8 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case statement_timed_out_in_mariadb:
     case statement_timed_out_in_mysql:
       return Error(ErrorKind::unavailable,
-                   message + " waited_ms_max=" + std::to_string(options_.deadline.count()));
+                   message + " waited_ms_max=" + std::to_string(options_.deadline.count()) +
+                       lock_holders(deadline));
     case ER_QUERY_INTERRUPTED:
     case ER_CON_COUNT_ERROR:
     case ER_USER_LIMIT_REACHED:
@@ -477,8 +552,10 @@ void MysqlLog::check_server(MysqlConnection& connection) {
 // Whether the log exists. Opening a log that exists must not need permission to write.
 bool MysqlLog::has_log(MysqlConnection& connection) const {
   try {
-    MysqlRows rows = connection.query("SELECT 1 FROM whycache_logs WHERE instance = " +
-                                      quoted(options_.instance));
+    MysqlRows rows =
+        connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
+                                          : "SELECT 1 FROM whycache_logs WHERE instance = " +
+                                                quoted(options_.instance));
     bool found = false;
     while (rows.next()) found = true;
     return found;
@@ -581,7 +658,8 @@ MysqlLog::MysqlLogRow MysqlLog::to_log_row(const MysqlRows& rows,
 }
 
 MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const {
-  MysqlRows rows = connection.query(select_log_sql(options_.instance));
+  MysqlRows rows = connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
+                                                     : select_log_sql(options_.instance));
   if (!rows.next()) throw log_deleted_error(name());
   const MysqlLogRow row = to_log_row(rows, connection);
   while (rows.next()) {
@@ -591,7 +669,8 @@ MysqlLog::MysqlLogRow MysqlLog::read_log_row(MysqlConnection& connection) const 
 
 MysqlLog::MysqlLogRow MysqlLog::read_log_row() {
   return with_connection(IfLost::retry, "cannot read whycache_logs",
-                         [&](MysqlConnection& connection) { return read_log_row(connection); });
+                         [&](MysqlConnection& connection)
+                             WHYCACHE_REQUIRES(mutex_) { return read_log_row(connection); });
 }
 
 // Records that the server of this connection has the update at `id`.
@@ -616,7 +695,8 @@ Extent MysqlLog::read_updates(MysqlConnection& connection, UpdateId first, Updat
   MysqlLogRow row;
   const std::uint64_t rows_max = rows_per_query_;
   {
-    MysqlRows rows = connection.query(select_updates_sql(options_.instance, first, last, rows_max));
+    const auto& sql = uses_procedures_ ? call_read_sql : select_updates_sql;
+    MysqlRows rows = connection.query(sql(options_.instance, first, last, rows_max));
     if (!rows.next() || rows.at(id_column)) throw log_deleted_error(name());
     row = to_log_row(rows, connection);
     const bool overtaken = !is_first_read && row.base >= first;
@@ -691,7 +771,8 @@ std::optional<PollResult> MysqlLog::poll_replica(UpdateId first, const VisitUpda
   const PrimaryHead primary = with_connection(
       IfLost::retry, "cannot read extent",
       [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
-        MysqlRows rows = connection.query(select_newest_sql(options_.instance));
+        MysqlRows rows = connection.query(uses_procedures_ ? call_read_log_sql(options_.instance)
+                                                           : select_newest_sql(options_.instance));
         if (!rows.next()) throw log_deleted_error(name());
         const MysqlLogRow row = to_log_row(rows, connection);
         const Extent extent = row.extent();
@@ -747,13 +828,12 @@ Extent MysqlLog::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
 void MysqlLog::read_base(const VisitPart& visit) {
   const MysqlLogRow row = read_log_row();
   for (std::uint64_t number = 0; number < row.part_count; ++number) {
-    const std::string part =
-        with_connection(IfLost::retry, "cannot read part of the base", [&](auto& connection) {
+    const std::string part = with_connection(
+        IfLost::retry, "cannot read part of the base",
+        [&](MysqlConnection& connection) WHYCACHE_REQUIRES(mutex_) {
           {
-            MysqlRows rows = connection.query(
-                "SELECT bytes FROM whycache_parts WHERE instance = " + quoted(options_.instance) +
-                " AND base = " + std::to_string(row.base) + " AND token = " + quoted(row.token) +
-                " AND number = " + std::to_string(number));
+            const auto& sql = uses_procedures_ ? call_read_part_sql : select_part_sql;
+            MysqlRows rows = connection.query(sql(options_.instance, row, number));
             std::optional<std::string> found;
             while (rows.next()) found = std::string(rows.at(0).value_or(""));
             if (found) return std::move(*found);

@@ -27,6 +27,10 @@
 // primary. The replica only saves the primary from sending updates. All other calls use the primary
 // alone.
 //
+// Privileges. A user that may SELECT can lock what it reads, and so keep writers from appending. A
+// user that may only EXECUTE the procedures of docs/formats/sql.md cannot: these end the
+// transaction of the caller, and lock nothing. The log uses them if SELECT is denied.
+//
 // fork(). A child must never touch a connection: every call in it throws, except for reopen() and
 // the destructor.
 #pragma once
@@ -106,9 +110,12 @@ class MysqlLog final : public Log {
   void connect(const Deadline& deadline) WHYCACHE_REQUIRES(mutex_);
   bool is_log_deleted(const Deadline& deadline) const WHYCACHE_REQUIRES(mutex_);
   Error connect_error(const MysqlServer& server, const MysqlFailure& failure) const;
-  Error error(const char* what, const MysqlFailure& failure, IfLost if_lost) const;
+  Error error(const char* what, const MysqlFailure& failure, IfLost if_lost,
+              const Deadline& deadline) const WHYCACHE_REQUIRES(mutex_);
+  std::string lock_holders(const Deadline& deadline) const WHYCACHE_REQUIRES(mutex_);
+  bool may_use_procedures(const Deadline& deadline) const WHYCACHE_REQUIRES(mutex_);
 
-  bool has_log(MysqlConnection& connection) const;
+  bool has_log(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
   static std::vector<std::string> statements_to_create_tables(MysqlConnection& connection);
   void create_log(MysqlConnection& connection) const;
   void check_server(MysqlConnection& connection);
@@ -117,7 +124,7 @@ class MysqlLog final : public Log {
   std::uint64_t store_at(const MysqlConnection& connection) const;
   MysqlLogRow to_log_row(const MysqlRows& rows, const MysqlConnection& connection) const;
   MysqlLogRow read_log_row();
-  MysqlLogRow read_log_row(MysqlConnection& connection) const;
+  MysqlLogRow read_log_row(MysqlConnection& connection) const WHYCACHE_REQUIRES(mutex_);
   Extent read_updates(MysqlConnection& connection, UpdateId first, UpdateId last,
                       bool is_first_read, RowBuffer& buffer) WHYCACHE_REQUIRES(mutex_);
   bool read_replica(UpdateId first, const PrimaryHead& primary, RowBuffer& buffer);
@@ -162,6 +169,8 @@ class MysqlLog final : public Log {
   UpdateId newest_read_id_ WHYCACHE_GUARDED_BY(mutex_) = 0;
   std::optional<std::uint64_t> newest_read_chain_ WHYCACHE_GUARDED_BY(mutex_);
   bool is_open_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  // Whether to read by the procedures, as SELECT was denied.
+  bool uses_procedures_ WHYCACHE_GUARDED_BY(mutex_) = false;
   // How many rows to ask for at once; adapts to how large they are.
   std::uint64_t rows_per_query_ WHYCACHE_GUARDED_BY(mutex_);
   std::size_t update_column_bytes_max_ WHYCACHE_GUARDED_BY(mutex_) = 0;

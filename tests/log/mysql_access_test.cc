@@ -40,12 +40,19 @@ class DatabaseUsers {
     MariadbClient(store_.server()).run("DROP USER 'follower'@'%', 'writer'@'%', 'rewriter'@'%'");
   }
 
-  // Runs the grants of docs/logs.md.
+  // Creates the procedures of docs/formats/sql.md, and runs the grants of docs/logs.md.
   void grant() const {
+    store_.run(documented_procedures());
     const std::vector<std::string> grants = documented_sql("logs.md");
     if (grants.size() != 1)
       throw std::runtime_error("docs/logs.md has not exactly one block of grants");
     MariadbClient(store_.server()).run(replace_all(grants[0], "flags.", store_.database() + "."));
+  }
+  void grant_select(const std::string& name) const {
+    for (const std::string table : {"whycache_logs", "whycache_updates", "whycache_parts"}) {
+      MariadbClient(store_.server())
+          .run("GRANT SELECT ON " + store_.database() + '.' + table + " TO '" + name + "'@'%'");
+    }
   }
   std::unique_ptr<MysqlLog> open(const std::string& name) const {
     MysqlLogOptions options = store_.options();
@@ -91,6 +98,120 @@ TEST_F(MysqlLogPrivileges, documented_grants_allow_exactly_each_role) {
   EXPECT_EQ(parts_of(*follower).size(), 3U);
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_updates"), "1");
   EXPECT_EQ(store.run("SELECT count(*) FROM whycache_parts"), "3");
+}
+
+TEST_F(MysqlLogPrivileges, select_on_tables_suffices_for_follower) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  rewrite(*log, 2, {"a", "b"});
+  const DatabaseUsers users(store);
+  users.grant_select("follower");
+  const auto follower = users.open("follower");
+  EXPECT_EQ(updates_of(*follower).size(), 3U);
+  EXPECT_EQ(parts_of(*follower).size(), 2U);
+  expect_forbidden([&] { follower->append(6, "x"); });
+}
+
+TEST_F(MysqlLogPrivileges, documented_follower_cannot_keep_writer_from_appending) {
+  MysqlStore store;
+  append_up_to(*store.open(), 3);
+  const DatabaseUsers users(store);
+  users.grant();
+  MysqlLogOptions options = store.options(milliseconds(2000));
+  options.server.user = "writer";
+  MysqlLog writer(options);
+  UpdateId id = 3;
+  const std::string call = "CALL whycache_read('default', 1, 9, 9)";
+  for (const std::string begin :
+       {"START TRANSACTION", "SET autocommit = 0",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE; SET autocommit = 0",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE; XA START 'x'"}) {
+    MariadbClient client = store.client("follower");
+    client.run(begin);
+    for (const std::string& sql : std::vector<std::string>{
+             call, "SET STATEMENT tx_isolation = 'SERIALIZABLE' FOR " + call,
+             "SELECT count(*) FROM whycache_updates FOR UPDATE",
+             "SELECT count(*) FROM whycache_logs LOCK IN SHARE MODE",
+             "LOCK TABLES whycache_updates READ", "HANDLER whycache_updates OPEN"}) {
+      try {
+        client.run(sql);
+      } catch (const std::runtime_error&) {  // denied, or not allowed in this transaction
+      }
+      const auto error = thrown_error([&] {
+        ASSERT_EQ(writer.append(id + 1, "x"), Appended::yes) << begin << "; " << sql;
+        ++id;
+      });
+      EXPECT_FALSE(error) << begin << "; " << sql << ": " << error->what();
+    }
+  }
+}
+
+TEST_F(MysqlLogPrivileges, open_log_goes_on_when_select_is_replaced_by_execute) {
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 5);
+  rewrite(*log, 2, {"a", "b"});
+  const DatabaseUsers users(store);
+  users.grant_select("follower");
+  const auto follower = users.open("follower");
+  EXPECT_EQ(updates_of(*follower).size(), 3U);
+
+  MariadbClient(store.server()).run("REVOKE ALL PRIVILEGES, GRANT OPTION FROM 'follower'@'%'");
+  users.grant();
+  append_up_to(*log, 100);
+  EXPECT_EQ(follower->extent().head, 100U);
+  EXPECT_EQ(updates_of(*follower).size(), 98U);
+  EXPECT_EQ(updates_of(*follower, 90).size(), 11U);
+  EXPECT_EQ(parts_of(*follower).size(), 2U);
+}
+
+TEST_F(MysqlLogPrivileges, follower_by_procedures_reads_many_buffers) {
+  MysqlStore store;
+  const auto log = store.open();
+  for (UpdateId id = 1; id <= 12; ++id)
+    ASSERT_EQ(log->append(id, std::string(1'000'000, static_cast<char>('a' + id))), Appended::yes);
+  const DatabaseUsers users(store);
+  users.grant();
+  const auto follower = users.open("follower");
+  EXPECT_EQ(updates_of(*follower), updates_of(*log));
+}
+
+TEST_F(MysqlLogPrivileges, blocked_append_names_connection_that_holds_lock) {
+  MysqlStore store;
+  append_up_to(*store.open(), 3);
+  const DatabaseUsers users(store);
+  users.grant();
+  users.grant_select("follower");
+  MariadbClient root(store.server());
+  MariadbClient client = store.client("follower");
+  client.run("START TRANSACTION; SELECT count(*) FROM whycache_updates WHERE id > 0 FOR UPDATE");
+  const std::string connection = client.run("SELECT CONNECTION_ID()");
+  MysqlLogOptions options = store.options(milliseconds(1000));
+  options.server.user = "writer";
+  MysqlLog writer(options);
+
+  // A writer without PROCESS learns where to look.
+  const milliseconds waited = measure_duration([&] {
+    expect_error(
+        ErrorKind::unavailable, [&] { writer.append(4, "x"); }, "waited_ms_max=1000",
+        "docs/logs.md");
+  });
+  EXPECT_LT(waited, milliseconds(1500));
+  root.run("GRANT PROCESS ON *.* TO 'writer'@'%'");
+  MysqlLog privileged(options);
+  expect_error(
+      ErrorKind::unavailable, [&] { privileged.append(4, "x"); }, connection + " of follower@",
+      "KILL");
+  // The query of docs/logs.md finds it, and KILL ends it.
+  const std::vector<std::string> documented = fenced_blocks("logs.md", "mysql holders");
+  ASSERT_EQ(documented.size(), 1U);
+  std::string found;
+  for (const std::string& row : root.rows(documented[0])) found += row + '\n';
+  EXPECT_NE(found.find(connection + "\tfollower"), std::string::npos) << found;
+  root.run("KILL " + connection);
+  EXPECT_EQ(privileged.append(4, "x"), Appended::yes);
 }
 
 TEST_F(MysqlLogPrivileges, missing_create_privilege_error_contains_statements_to_run) {

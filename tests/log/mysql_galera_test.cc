@@ -77,24 +77,34 @@ class Cluster {
   std::unique_ptr<MariadbServer> second_;
 };
 
+void create_follower(const MysqlStore& store) {
+  store.run(documented_procedures() + "CREATE USER 'follower'@'%'; GRANT EXECUTE ON " +
+            store.database() + ".* TO 'follower'@'%'");
+}
+
 TEST_F(MysqlLogGaleraLong, writers_on_two_nodes_share_one_log) {
   if (::access(galera_library, R_OK) != 0) GTEST_SKIP() << "NOT TESTED: Galera is not installed";
   Cluster cluster;
   MysqlStore store(*cluster.nodes()[0]);
-  const auto open_at = [&](std::size_t node) {
+  const auto open_at = [&](std::size_t node, const std::string& user = "root") {
     MysqlLogOptions options = store.options();
+    options.server.user = user;
     options.server.port = cluster.nodes()[node]->port();
     return std::make_unique<MysqlLog>(options);
   };
   ASSERT_TRUE(becomes_true_within(milliseconds(20'000),
                                   [&] { return !thrown_error([&] { open_at(1); }); }));
 
-  // The other node shows an acknowledged update immediately.
+  // The other node shows an acknowledged update immediately, also by the procedures.
   const auto here = open_at(0);
   const auto there = open_at(1);
+  create_follower(store);
+  const auto follower_here = open_at(0, "follower");
+  const auto follower_there = open_at(1, "follower");
   for (UpdateId id = 1; id <= 50; ++id) {
     ASSERT_EQ((id % 2 == 0 ? here : there)->append(id, "update"), Appended::yes) << id;
     ASSERT_EQ((id % 2 == 0 ? there : here)->extent().head, id);
+    ASSERT_EQ((id % 2 == 0 ? follower_there : follower_here)->extent().head, id);
   }
   ASSERT_EQ(here->append(50, "again"), Appended::taken);
 

@@ -68,6 +68,27 @@ TEST_F(MysqlLogReplica, follower_reads_from_replica_that_is_up_to_date) {
   EXPECT_GT(status_variable(pair.replica, "Com_select"), sent_then);
 }
 
+TEST_F(MysqlLogReplica, follower_by_procedures_reads_from_replica_that_is_up_to_date) {
+  ReplicatedPair pair;
+  MysqlStore store(pair.primary);
+  const auto writer = store.open();
+  store.run(documented_procedures() + "CREATE USER 'follower'@'%'; GRANT EXECUTE ON " +
+            store.database() + ".* TO 'follower'@'%'");
+  MysqlLogOptions options = with_replica(store, pair.replica);
+  options.server.user = options.replica->user = "follower";
+  MysqlLog follower(options);
+  append_chained(*writer, 5);
+  pair.catch_up();
+  const PollOutcome all = poll_log(follower, 1);
+  EXPECT_EQ(all.updates, updates_of(*writer));
+  EXPECT_EQ(all.result.extent.head, 5U);
+  EXPECT_GT(status_variable(pair.replica, "Com_call_procedure"), 0U);
+
+  pair.stop_replication();
+  append_chained(*writer, 10);
+  EXPECT_EQ(poll_log(follower, 5).updates, updates_of(*writer, 5));
+}
+
 // A replica that missed a failover or was restored has as many updates as the log, but others.
 TEST_F(MysqlLogReplica, replica_with_other_history_is_ignored) {
   ReplicatedPair pair;

@@ -103,6 +103,15 @@ inline std::string replace_all(std::string text, const std::string& what, const 
   return text;
 }
 
+// The statements of docs/formats/sql.md that create the procedures for followers, as a client of
+// its own sends them: without the delimiter of the command line.
+inline std::string documented_procedures() {
+  std::string sql = fenced_blocks("formats/sql.md", "mysql procedures").at(0);
+  sql = replace_all(sql, "DELIMITER //\n", "");
+  sql = replace_all(sql, "DELIMITER ;\n", "");
+  return replace_all(sql, "END //", "END;");
+}
+
 class MysqlTest : public ::testing::Test {
  protected:
   void SetUp() override {
