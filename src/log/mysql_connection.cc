@@ -66,13 +66,6 @@ std::chrono::seconds whole_seconds(std::chrono::milliseconds time) {
   return std::max(std::chrono::ceil<std::chrono::seconds>(time), std::chrono::seconds(1));
 }
 
-// Returns after how long the server ends a statement. This is before SocketTimeout cuts the
-// connection, so the outcome is known, and the statement does not stay on the server.
-std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) {
-  return std::clamp<std::chrono::milliseconds>(
-      deadline - deadline / 10, std::chrono::milliseconds(1), std::chrono::hours(24));
-}
-
 // In integers, since the decimal point of floating-point numbers depends on the locale.
 std::string as_seconds(std::chrono::milliseconds time) {
   const std::string milliseconds = std::to_string(time.count() % 1000);
@@ -85,6 +78,13 @@ MysqlFailure statement_failure(MYSQL_STMT* statement) {
 }
 
 }  // namespace
+
+std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) noexcept {
+  using std::chrono::milliseconds;
+  constexpr milliseconds answer_time{10};
+  const milliseconds reserved = std::max(deadline / 10, std::min(answer_time, deadline / 2));
+  return std::clamp<milliseconds>(deadline - reserved, milliseconds(1), std::chrono::hours(24));
+}
 
 bool is_connection_lost(const MysqlFailure& failure) noexcept {
   switch (failure.code) {
@@ -209,9 +209,10 @@ void MysqlConnection::set_session(std::chrono::milliseconds timeout) {
   statement_time_max_ = statement_time(timeout);
 }
 
-void MysqlConnection::limit_statements(std::chrono::milliseconds time) {
-  time = statement_time(time);
-  if (time * 3 / 4 <= statement_time_max_ && statement_time_max_ <= time + time / 10) return;
+void MysqlConnection::limit_statements(std::chrono::milliseconds deadline) {
+  const std::chrono::milliseconds time = statement_time(deadline);
+  const std::chrono::milliseconds longest = time + (deadline - time) / 2;
+  if (time * 3 / 4 <= statement_time_max_ && statement_time_max_ <= longest) return;
   if (variable("version").find("MariaDB") == std::string::npos) return;
   run("SET SESSION max_statement_time = " + as_seconds(time));
   statement_time_max_ = time;

@@ -38,6 +38,10 @@ struct MysqlFailure {
   std::string reason;
 };
 
+// Returns after how long the server must end a statement, so that its answer arrives before
+// SocketTimeout cuts the connection at `deadline`, which would leave the outcome unknown.
+std::chrono::milliseconds statement_time(std::chrono::milliseconds deadline) noexcept;
+
 // Whether the connection failed, so that it is unknown how far the statement was executed.
 bool is_connection_lost(const MysqlFailure& failure) noexcept;
 
@@ -58,9 +62,9 @@ class MysqlConnection {
 
   // A duplicate of the library's descriptor, which the library closes at any time.
   const std::shared_ptr<const FileDescriptor>& socket() const { return socket_; }
-  // Ends statements that take longer than this, from now on, if the server can (MariaDB). Takes a
-  // round trip if the time differs much from the one before.
-  void limit_statements(std::chrono::milliseconds time);
+  // Makes the server end statements in time for a deadline that is this far away, from now on, if
+  // it can (MariaDB). Takes a round trip if the deadline differs much from the one before.
+  void limit_statements(std::chrono::milliseconds deadline);
   // Whether the connection was not closed while it was idle. Takes no round trip.
   bool is_alive() const noexcept;
   // Closes it at once, without telling the server.

@@ -4,6 +4,7 @@
 
 #if WHYCACHE_WITH_MYSQL
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <optional>
@@ -12,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/call_limit.h"
+#include "log/mysql_connection.h"
 #include "log/mysql_test_support.h"
 #include "support/child_process.h"
 
@@ -95,6 +98,27 @@ TEST_F(MysqlLogTransactions, row_lock_held_beyond_deadline_makes_append_unavaila
   EXPECT_GE(waited, milliseconds(500));
   EXPECT_LT(waited, milliseconds(4000));
   EXPECT_EQ(updates_of(*log).size(), 3U) << "a read waits for no lock";
+  other.run("ROLLBACK");
+  EXPECT_EQ(log->append(4, "x"), Appended::yes);
+}
+
+TEST_F(MysqlLogTransactions, append_that_waits_in_vain_is_certain_whatever_its_deadline) {
+  for (int ms = 2; ms <= 20'000; ++ms) {
+    const milliseconds answer_time = milliseconds(ms) - statement_time(milliseconds(ms));
+    ASSERT_GE(answer_time, std::max(milliseconds(ms) / 10, milliseconds(std::min(10, ms / 2))));
+  }
+  MysqlStore store;
+  const auto log = store.open();
+  append_up_to(*log, 3);
+  MariadbClient other = store.client();
+  other.run("BEGIN; UPDATE whycache_logs SET part_count = 1 WHERE instance = 'default'");
+  // Each deadline is so close to the one before that the server might keep its limit.
+  for (const int ms : {1000, 911, 830, 757, 690, 630, 575}) {
+    const Deadline deadline{milliseconds(ms)};
+    const CallLimit limit(deadline);
+    expect_error(
+        ErrorKind::unavailable, [&] { log->append(4, "x"); }, "waited_ms_max");
+  }
   other.run("ROLLBACK");
   EXPECT_EQ(log->append(4, "x"), Appended::yes);
 }
