@@ -86,7 +86,8 @@ class WHYCACHE_API Cache {
   // Reads. Each sees an update as a whole or not at all, and reads never go back to an older update
   // id. As a rule, get() and contains() take no lock and make no system call. All throw
   // Error(corrupt) if the state is damaged; the next update() then rebuilds it. All throw
-  // Error(unavailable) if the state was replaced by a file that this process cannot open.
+  // Error(unavailable) if the state was replaced by a file that this process cannot open; or by the
+  // state of another log, until update() has asked this cache's log whether it was replaced.
 
   // Returns a copy of the value, or nullopt if the key is absent.
   [[nodiscard]] std::optional<std::string> get(std::string_view key) const;

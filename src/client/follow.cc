@@ -10,20 +10,6 @@
 namespace whycache {
 namespace {
 
-// The log has another uuid. Rebuild only a state that was of this log; a state of another log must
-// not be replaced.
-void reject_state_of_another_log(const Session& session, const StateInfo& info,
-                                 const Extent& extent) {
-  if (session.has_seen_log(info.log_uuid) || info.log_name == session.log.name() ||
-      session.state.adopted())
-    return;
-  throw LogError(ErrorKind::corrupt,
-                 "state belongs to another log: path=" + session.state.path() +
-                     " state_log=" + info.log_name + " state_uuid=" + to_string(info.log_uuid) +
-                     " log=" + session.log.name() + " uuid=" + to_string(extent.uuid) +
-                     " (choose another state_path; or delete the state if it is no longer needed)");
-}
-
 // `now_ns` as State::last_poll_time_ns().
 bool log_asked_since(const State& state, std::int64_t since_ns, std::int64_t now_ns) {
   const std::optional<std::int64_t> asked = state.last_poll_time_ns(now_ns);
@@ -32,7 +18,11 @@ bool log_asked_since(const State& state, std::int64_t since_ns, std::int64_t now
 
 // Whether the state can be used and belongs to the log that this process has seen.
 bool has_state_of_seen_log(const Session& session) {
-  return session.state.usable() && session.has_seen_log(session.state.info().log_uuid);
+  try {
+    return session.state.usable() && session.has_seen_log(session.state.info().log_uuid);
+  } catch (const Error&) {  // another file has taken its place
+    return false;
+  }
 }
 
 RebuildReason reason_of(HistoryMatch match) {
@@ -43,9 +33,40 @@ RebuildReason reason_of(HistoryMatch match) {
   }
 }
 
+// The file at the state's path is the state of another log than the one whose states this process
+// has read. Asks the log. If it was replaced, the file is its state, or is to be replaced. If it
+// was not, the path is in use for two logs; rebuilding the state for each of them in turn would
+// only hide that.
+std::optional<RebuildCause> resolve_other_log(Session& session, const LogIdentity& other,
+                                              const Deadline& deadline) {
+  const Extent extent = session.call_log(deadline, [](Log& log) { return log.extent(); });
+  const bool was_replaced = !session.state.expects_log(extent.uuid);
+  if (extent.uuid == other.uuid) {
+    session.state.expect_log(extent.uuid);
+    session.note_seen_log(extent.uuid);
+    return std::nullopt;
+  }
+  if (was_replaced) {
+    check_may_replace(session, other, extent.uuid);
+    return RebuildCause{
+        RebuildReason::replaced,
+        "state_uuid=" + to_string(other.uuid) + " log_uuid=" + to_string(extent.uuid), other.uuid};
+  }
+  throw LogError(ErrorKind::corrupt,
+                 "state belongs to another log: another process has replaced the state of this "
+                 "process's log: path=" +
+                     session.state.path() + " state_log=" + other.name +
+                     " state_uuid=" + to_string(other.uuid) + " log=" + session.log.name() +
+                     " uuid=" + to_string(extent.uuid) +
+                     " (give each of the logs a state_path of its own)");
+}
+
 // Returns why the state must be rebuilt before anything can be applied to it, or nullopt.
 std::optional<RebuildCause> find_rebuild_cause(Session& session, const Deadline& deadline) {
-  session.state.switch_if_replaced(deadline);
+  while (const std::optional<LogIdentity> other = session.state.switch_if_replaced(deadline)) {
+    if (std::optional<RebuildCause> cause = resolve_other_log(session, *other, deadline))
+      return cause;
+  }
   if (!session.state.usable()) {
     RebuildCause cause = unusable_state_cause(session);
     if (cause.reason == RebuildReason::damaged) {
@@ -103,7 +124,7 @@ std::optional<RebuildCause> catch_up(Session& session, Backoff& backoff,
       // again: a state rebuilt without need could lack what is applied meanwhile.
       if (position_of(session.state.info()) != position && !backoff.deadline().passed()) continue;
       if (match == HistoryMatch::replaced)
-        reject_state_of_another_log(session, info, page.extent());
+        check_may_replace(session, {info.log_uuid, info.log_name}, page.extent().uuid);
       return RebuildCause{reason_of(match), why};
     }
     session.note_seen_log(position.log_uuid);

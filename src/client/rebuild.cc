@@ -224,12 +224,13 @@ const char* describe(RebuildReason reason) {
 }
 
 // Installs the new state. Returns false if the caller must look for the cause again.
-bool install(Session& session, Build& build, RebuildReason reason, Backoff& backoff) {
-  switch (reason) {
+bool install(Session& session, Build& build, const RebuildCause& cause, Backoff& backoff) {
+  switch (cause.reason) {
     // The log does not have the updates of the old state.
     case RebuildReason::diverged:
     case RebuildReason::replaced:
-      return session.state.install(*build.builder, InstallPolicy::always, {}, backoff.deadline());
+      return session.state.install(*build.builder, InstallPolicy::always, {}, backoff.deadline(),
+                                   cause.other_log);
     // If a writer of this machine brought the old state beyond the new one, nothing has to be
     // rebuilt.
     case RebuildReason::behind_base:
@@ -263,6 +264,22 @@ bool install(Session& session, Build& build, RebuildReason reason, Backoff& back
 
 }  // namespace
 
+void check_may_replace(const Session& session, const LogIdentity& present, const Uuid& log_uuid) {
+  if (session.has_seen_log(present.uuid)) return;
+  const bool is_in_use = session.state.is_used_by_others();
+  const bool has_name = present.name == session.log.name();
+  if (!is_in_use && (has_name || session.state.adopted())) return;
+  throw LogError(ErrorKind::corrupt,
+                 "state belongs to another log" + std::string(has_name ? " of the same name" : "") +
+                     (is_in_use ? ", whose processes use it" : "") +
+                     ": path=" + session.state.path() + " state_log=" + present.name +
+                     " state_uuid=" + to_string(present.uuid) + " log=" + session.log.name() +
+                     " uuid=" + to_string(log_uuid) +
+                     (is_in_use ? " (choose another state_path)"
+                                : " (choose another state_path; or delete the state if it is no "
+                                  "longer needed)"));
+}
+
 RebuildCause unusable_state_cause(const Session& session) {
   if (::access(session.state.path().c_str(), F_OK) == 0)
     return {RebuildReason::damaged, session.state.unusable_reason()};
@@ -272,7 +289,13 @@ RebuildCause unusable_state_cause(const Session& session) {
 
 bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
   std::optional<Build> build = build_up_to(session, no_limit, backoff);
-  if (!install(session, *build, cause.reason, backoff)) return false;
+  // A damaged state may belong to another log, too.
+  if (session.state.usable()) {
+    const StateInfo present = session.state.info();
+    if (present.log_uuid != build->extent.uuid)
+      check_may_replace(session, {present.log_uuid, present.log_name}, build->extent.uuid);
+  }
+  if (!install(session, *build, cause, backoff)) return false;
   session.state.switch_if_replaced(backoff.deadline());
   const StateInfo info = session.state.info();
   session.note_seen_log(info.log_uuid);

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/backoff.h"
@@ -29,7 +30,16 @@ enum class RebuildReason {
 struct RebuildCause {
   RebuildReason reason;
   std::string details;  // the values that show it, for messages
+  // The log of a state that may be replaced although this process has not read it.
+  std::optional<Uuid> other_log{};
 };
+
+// The state at the path, which `present` describes, is of another log than the session's, which has
+// the uuid `log_uuid`. Throws LogError(corrupt) if it must not be replaced: processes that use that
+// log may need it. It may be replaced if this process itself has seen its log, and so has seen it
+// replaced. If it has the name of this log, or was brought here from elsewhere, it may be replaced
+// while no other process uses it.
+void check_may_replace(const Session& session, const LogIdentity& present, const Uuid& log_uuid);
 
 // Returns why a state that is not usable() needs to be rebuilt: no_state, removed or damaged.
 RebuildCause unusable_state_cause(const Session& session);

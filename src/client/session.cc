@@ -113,7 +113,9 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
 
 void Session::note_seen_log(const Uuid& uuid) {
   const MutexLock lock(mutex_);
+  if (seen_log_uuid_ == uuid) return;
   seen_log_uuid_ = uuid;
+  state.expect_log(uuid);
   has_seen_any_log_.store(true, std::memory_order_release);
 }
 

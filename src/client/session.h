@@ -131,7 +131,7 @@ class Session {
 
   // Records that this process has read its log and found this uuid. Until then, it does not rely on
   // what other processes recorded about theirs. Later it can tell a log that was replaced from a
-  // state that never belonged to this log.
+  // state that never belonged to this log. From now on, reads use states of this log only.
   void note_seen_log(const Uuid& uuid);
   bool has_seen_log(const Uuid& uuid) const;
   // Records that this process has had a state to read, so that a missing one was removed.

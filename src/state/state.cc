@@ -85,6 +85,16 @@ StateFileResult verify_without_locks(StateFileResult found) {
   return found;
 }
 
+// Returns the log of the state at the path; nullopt if there is none that can be used.
+std::optional<Uuid> find_log_of_usable_state(const StateOptions& options) {
+  try {
+    const StateFileResult found = open_state_file(options);
+    return found.mapping ? std::optional(log_uuid_of(*found.mapping)) : std::nullopt;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 const char* lock_name(StateLock lock) {
   switch (lock) {
     case StateLock::writer: return "writer";
@@ -194,15 +204,16 @@ std::string State::unusable_reason() const {
   return reason.empty() ? "it was removed: path=" + options_.path : reason;
 }
 
-void State::switch_if_replaced(const Deadline& deadline) const {
+std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) const {
   CurrentFile& current_file = impl_->current_file;
   const std::shared_ptr<Mapping> mapping = current_file.mapping();
   if (mapping && mapping->holds_whole_file() && is_in_place(*mapping)) {
     if (is_superseded(*mapping)) clear_stale_superseded_bit();
     current_file.unmap_retired();
-    return;
+    return std::nullopt;
   }
-  if (current_file.switch_to_file_at_path()) return;
+  if (const std::shared_ptr<Mapping> found = current_file.switch_to_file_at_path())
+    return of_other_log(*found);
   std::string why_not;
   {
     // The file at the path may come from elsewhere: verify and adopt it.
@@ -210,8 +221,9 @@ void State::switch_if_replaced(const Deadline& deadline) const {
     const HeldLock writer = lock(StateLock::writer, deadline);
     StateFileResult found = open_or_adopt_state_file(options_);
     if (found.mapping) {
+      if (const std::optional<LogIdentity> other = of_other_log(*found.mapping)) return other;
       current_file.switch_to(std::move(found.mapping));
-      return;
+      return std::nullopt;
     }
     why_not = std::move(found.unusable_reason);
   }
@@ -219,6 +231,42 @@ void State::switch_if_replaced(const Deadline& deadline) const {
   // one has to be built.
   if (mapping) supersede(*mapping);
   current_file.set_unusable_reason(std::move(why_not));
+  return std::nullopt;
+}
+
+// Returns what the file at the path is, if it is a state of another log than the expected one.
+// Marks the current file as superseded, so that reads notice, too.
+std::optional<LogIdentity> State::of_other_log(const Mapping& found) const {
+  CurrentFile& current_file = impl_->current_file;
+  if (current_file.is_expected(log_uuid_of(found))) return std::nullopt;
+  current_file.set_unusable_reason("the state of another log is in its place: path=" +
+                                   options_.path + " state_uuid=" + to_string(log_uuid_of(found)));
+  if (const std::shared_ptr<Mapping> mapping = current_file.mapping()) {
+    try {
+      supersede(*mapping);
+    } catch (const Error&) {  // this process may not write to the file
+    }
+  }
+  return log_of(found.header().fixed);
+}
+
+void State::expect_log(const Uuid& log_uuid) const { impl_->current_file.expect_log(log_uuid); }
+
+namespace {
+
+// Whether another process has the mapped file open.
+bool is_in_use_by_others(const Mapping&) { return false; }
+
+}  // namespace
+
+bool State::is_used_by_others() const {
+  std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (!mapping || !is_in_place(*mapping)) mapping = open_state_file(options_).mapping;
+  return mapping && is_in_use_by_others(*mapping);
+}
+
+bool State::expects_log(const Uuid& log_uuid) const {
+  return impl_->current_file.is_expected(log_uuid);
 }
 
 // A process may die after setting the superseded bit but before renaming its new file into place.
@@ -533,7 +581,11 @@ std::unique_ptr<StateWriter> State::begin_write(const Deadline& deadline,
       throw Error(ErrorKind::corrupt, "state file was removed or is being replaced: path=" +
                                           options_.path + " (update, then retry)");
     writer.release();
-    switch_if_replaced(deadline);
+    if (const std::optional<LogIdentity> other = switch_if_replaced(deadline)) {
+      throw Error(ErrorKind::unavailable,
+                  "state was replaced by the state of another log: path=" + options_.path +
+                      " state_uuid=" + to_string(other->uuid) + " (update, then retry)");
+    }
   }
 }
 
@@ -549,7 +601,8 @@ std::unique_ptr<StateBuilder> State::begin_build(const Uuid& log_uuid,
 }
 
 bool State::install(StateBuilder& builder, InstallPolicy policy,
-                    const std::function<void()>& catch_up, const Deadline& deadline) const {
+                    const std::function<void()>& catch_up, const Deadline& deadline,
+                    const std::optional<Uuid>& other_log) const {
   const StateInfo built = builder.info();
   const HeldLock install = lock(StateLock::install, deadline);
   const HeldLock writer = lock(StateLock::writer, deadline);
@@ -563,6 +616,10 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   }
   const FileDescriptor old_file = open_file_if_exists(options_.path, O_RDWR);
   if (old_file) {
+    const std::optional<Uuid> present = find_log_of_usable_state(options_);
+    if (present && present != built.log_uuid && present != other_log &&
+        !(old && present == log_uuid_of(*old)))
+      return false;
     check_may_be_replaced(old_file, options_.path);
     supersede(old_file, options_.path);
   }

@@ -32,6 +32,7 @@ namespace detail {
 class Pin;
 }
 struct DirectoryCache;
+class Mapping;
 struct PollRecord;
 struct PollTime;
 struct ReaderThread;
@@ -120,17 +121,30 @@ class State {
                                             const std::string& log_name) const;
   // Puts the file of `builder` in place of the current one. Processes that read the current one
   // notice and switch. The caller holds StateLock::follow, so that no other process installs.
-  // Returns false, without installing, if `policy` forbids it. With InstallPolicy::always, calls
+  // Returns false, without installing, if `policy` forbids it, or if a usable state of another log
+  // has come to the path: neither of the log of the current file or of `builder`, nor of
+  // `other_log`. With InstallPolicy::always, calls
   // `catch_up` under the writer lock if the current state is ahead of the new one. `catch_up`
   // applies the rest of the log to `builder`. Otherwise items that were visible in the current
   // state would disappear for a while.
   bool install(StateBuilder& builder, InstallPolicy policy = InstallPolicy::always,
                const std::function<void()>& catch_up = {},
-               const Deadline& deadline = default_deadline()) const;
+               const Deadline& deadline = default_deadline(),
+               const std::optional<Uuid>& other_log = std::nullopt) const;
   // Switches to the file that replaced ours, if there is one. Reads do this by themselves.
   // Throws Error(unavailable) if it has to be verified and others hold the locks until the
   // deadline.
-  void switch_if_replaced(const Deadline& deadline = default_deadline()) const;
+  //
+  // Does not switch to a state of another log than the one whose states were read here. Returns
+  // what that is; the caller asks its log, and calls expect_log() if it is the same.
+  std::optional<LogIdentity> switch_if_replaced(
+      const Deadline& deadline = default_deadline()) const;
+  // From now on, reads switch to states of this log only. Until the first call, it is the log of
+  // the first state that was read.
+  void expect_log(const Uuid& log_uuid) const;
+  bool expects_log(const Uuid& log_uuid) const;
+  // Whether other processes use the state at the path. Throws Error as open().
+  bool is_used_by_others() const;
 
   // --- Care. ---
 
@@ -151,6 +165,7 @@ class State {
  private:
   explicit State(StateOptions options);
   void clear_stale_superseded_bit() const noexcept;
+  std::optional<LogIdentity> of_other_log(const Mapping& found) const;
   // --- Point reads (read/point_read.h) ---
   struct CopyValue;
   struct TestPresence;

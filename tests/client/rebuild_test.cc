@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
@@ -14,6 +17,7 @@
 
 #include "client/cache_internal.h"
 #include "client/fleet.h"
+#include "support/child_process.h"
 #include "update/update.h"
 
 namespace whycache::testing {
@@ -524,6 +528,220 @@ TEST(Rebuild, state_of_other_log_is_rejected_and_kept) {
       ours.url(), theirs.url(), "delete");
 
   EXPECT_EQ(ours.open("berlin").get("a"), "1");
+}
+
+// --- Two logs of one name, and one state path ---
+
+// As in two containers that share a directory, each with a database of its own at one path. Each
+// cache is in the place of a process.
+class TwoLogsOfOneName : public ::testing::Test {
+ protected:
+  TwoLogsOfOneName() {
+    ours.open("elsewhere").set("whose", "ours");
+    theirs.open("elsewhere").set("whose", "theirs");
+  }
+
+  // A log with the name of ours and the updates of `fleet`. The test may switch it later.
+  static std::unique_ptr<SwitchedLog> named_like(const Fleet& named, const Fleet& fleet) {
+    auto log = std::make_unique<SwitchedLog>(named.log());
+    log->switch_to(fleet.log());
+    return log;
+  }
+  Cache open(std::unique_ptr<SwitchedLog> log) {
+    Options options = ours.options("berlin");
+    options.deadline = milliseconds(2000);
+    return Cache(std::move(log), std::move(options));
+  }
+  Cache open_ours() { return open(named_like(ours, ours)); }
+  Cache open_theirs() { return open(named_like(ours, theirs)); }
+  template <typename Call>
+  void expect_conflict(const Call& call) {
+    expect_error(ErrorKind::corrupt, call, "state belongs to another log",
+                 ours.state_path("berlin"), to_string(ours.log()->extent().uuid),
+                 to_string(theirs.log()->extent().uuid), "state_path of its own");
+  }
+
+  Fleet ours;
+  Fleet theirs;
+};
+
+TEST_F(TwoLogsOfOneName, process_never_reads_state_of_the_other_log) {
+  Cache mine = open_ours();
+  mine.update();
+  const View before = mine.view();
+  open_theirs().update();
+
+  for (int i = 0; i < 3; ++i) {
+    expect_error(
+        ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+    expect_error(
+        ErrorKind::unavailable, [&] { static_cast<void>(mine.view()); }, "another log");
+  }
+  for (int i = 0; i < 2; ++i) {
+    expect_conflict([&] { mine.update(); });
+    expect_conflict([&] { mine.set("whose", "mine"); });
+    expect_conflict([&] { mine.transact([](Transaction& t) { t.set("whose", "mine"); }); });
+    expect_conflict([&] {
+      mine.update({.staleness_max = std::chrono::hours(1), .at_least = 0, .deadline = {}});
+    });
+    expect_error(
+        ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+  }
+  EXPECT_EQ(before.get("whose"), "ours");
+  EXPECT_EQ(ours.log()->extent().head, 1U);
+  EXPECT_EQ(open_theirs().update(), 1U) << "their state was not replaced in turn";
+}
+
+TEST_F(TwoLogsOfOneName, process_that_has_only_read_the_state_does_not_read_the_other) {
+  { open_ours(); }
+  const Cache mine = open_ours();
+  EXPECT_EQ(mine.get("whose"), "ours");
+  open_theirs().update();
+  expect_error(
+      ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+}
+
+TEST_F(TwoLogsOfOneName, closed_cache_does_not_open_state_of_the_other_log) {
+  Cache mine = open_ours();
+  mine.update();
+  mine.close_shared_state();
+  open_theirs().update();
+  expect_conflict([&] { static_cast<void>(mine.get("whose")); });
+  expect_conflict([&] { static_cast<void>(mine.view()); });
+}
+
+TEST_F(TwoLogsOfOneName, forked_child_does_not_read_state_of_the_other_log) {
+  const Cache mine = open_ours();
+  open_theirs().update();
+  expect_success_in_child([&] {
+    expect_error(
+        ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+  });
+}
+
+// Two containers with the same URL: each process sees a database of its own there.
+TEST(TwoLogsOfOneUrl, process_never_reads_state_of_the_other_log) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: only root can mount";
+  for (const char* const scheme : {"sqlite", "file"}) {
+    const TemporaryDirectory directory;
+    for (const char* const name : {"ours", "theirs", "data"})
+      fs::create_directory(directory.file(name));
+    const std::string url = std::string(scheme) + "://" + directory.file("data") + "/log";
+    Options options;
+    options.state_path = directory.file("shared.state");
+    const auto enter = [&](const std::string& container) {
+      return ::unshare(CLONE_NEWNS) == 0 &&
+             ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+             ::mount(directory.file(container).c_str(), directory.file("data").c_str(), nullptr,
+                     MS_BIND, nullptr) == 0;
+    };
+    const SharedWithChildren<std::atomic<int>> step;
+    ChildProcess ours([&]() -> std::string {
+      if (!enter("ours")) return "cannot mount";
+      Cache cache(url, options);
+      cache.set("whose", "ours");
+      *step = 1;
+      while (*step != 2) std::this_thread::sleep_for(milliseconds(1));
+      const auto check = [&](const char* what, const auto& call) -> std::string {
+        try {
+          return call() == "ours" ? "" : std::string(what) + " returns another log's value";
+        } catch (const Error& error) {
+          const std::string message = error.what();
+          return message.find("another log") != std::string::npos ? "" : message;
+        }
+      };
+      for (int i = 0; i < 3; ++i) {
+        std::string fault = check("get", [&] { return cache.get("whose"); });
+        if (fault.empty())
+          fault = check("get after update", [&] {
+            cache.update();
+            return cache.get("whose");
+          });
+        if (!fault.empty()) return fault;
+      }
+      return "";
+    });
+    for (int i = 0; i < 20'000 && *step != 1; ++i) std::this_thread::sleep_for(milliseconds(1));
+    ChildProcess theirs([&]() -> std::string {
+      if (!enter("theirs")) return "cannot mount";
+      // The state may be refused. If it is not, it has to be of this log.
+      try {
+        Cache cache(url, options);
+        cache.set("whose", "theirs");
+        return cache.get("whose") == "theirs" ? "" : "reads another value";
+      } catch (const Error& error) {
+        return error.kind() == ErrorKind::corrupt ? "" : error.what();
+      }
+    });
+    const std::string result = theirs.wait();
+    *step = 2;
+    if (result == "cannot mount") GTEST_SKIP() << "NOT TESTED: " << result;
+    EXPECT_EQ(result, "") << scheme;
+    EXPECT_EQ(ours.wait(), "") << scheme;
+  }
+}
+
+TEST_F(TwoLogsOfOneName, process_whose_log_was_replaced_switches_after_it_asked) {
+  std::unique_ptr<SwitchedLog> made = named_like(ours, ours);
+  SwitchedLog& log = *made;
+  Cache mine = open(std::move(made));
+  mine.update();
+  open_theirs().update();
+  expect_error(
+      ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+  log.switch_to(theirs.log());
+  expect_error(
+      ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+
+  EXPECT_EQ(mine.update(), 1U);
+
+  EXPECT_EQ(mine.get("whose"), "theirs");
+  EXPECT_EQ(mine.counters().rebuilds_replaced, 0U) << "the other process has built the state";
+}
+
+TEST_F(TwoLogsOfOneName, write_to_a_log_that_was_replaced_asks_it) {
+  std::unique_ptr<SwitchedLog> made = named_like(ours, ours);
+  SwitchedLog& log = *made;
+  Cache mine = open(std::move(made));
+  mine.set("a", "1");
+  open_theirs().update();
+  log.switch_to(theirs.log());
+  EXPECT_EQ(mine.set("a", "2"), 2U);
+  EXPECT_EQ(contents(mine), (Contents{{"a", "2"}, {"whose", "theirs"}}));
+}
+
+TEST_F(TwoLogsOfOneName, unanswered_question_leaves_reads_refused) {
+  auto script = std::make_shared<Script>();
+  std::atomic<bool> away{false};
+  script->before_read = script->before_extent = [&] {
+    if (away) throw unavailable_error();
+  };
+  Options options = ours.options("berlin");
+  options.deadline = milliseconds(100);
+  Cache mine(std::make_unique<ScriptedLog>(named_like(ours, ours), script), options);
+  mine.update();
+  open_theirs().update();
+  away = true;
+  expect_error(
+      ErrorKind::unavailable, [&] { mine.update(); }, "the test's log is away");
+  expect_error(
+      ErrorKind::unavailable, [&] { static_cast<void>(mine.get("whose")); }, "another log");
+}
+
+TEST_F(TwoLogsOfOneName, state_of_a_log_that_was_replaced_twice_is_rebuilt) {
+  Fleet third;
+  third.open("elsewhere").set("whose", "third");
+  std::unique_ptr<SwitchedLog> made = named_like(ours, ours);
+  SwitchedLog& log = *made;
+  Cache mine = open(std::move(made));
+  mine.update();
+  open_theirs().update();
+  log.switch_to(third.log());
+
+  EXPECT_EQ(mine.update(), 1U);
+
+  EXPECT_EQ(mine.get("whose"), "third");
+  EXPECT_EQ(mine.counters().rebuilds_replaced, 1U);
 }
 
 // --- Bootstrapping from a copy of a state ---

@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -203,6 +205,119 @@ TEST_F(SuccessorTest, state_of_another_format_is_an_error) {
   std::filesystem::rename(copy, path_);
   testing::expect_error(
       ErrorKind::unavailable, [&] { state.get("k"); }, "state was replaced", "99");
+}
+
+// --- Successors of another log ---
+
+class OtherLogSuccessorTest : public SuccessorTest {
+ protected:
+  static constexpr Uuid other_uuid{9, 9, 9};
+
+  // Puts a state of another log in place, in a process of its own. Returns what failed.
+  std::string replace_by_other_log() const {
+    ChildProcess replacer([&]() -> std::string {
+      TestState state(path_);
+      if (!state->install(*state->begin_build(other_uuid, "test:"))) return "not installed";
+      state.apply({{"k", "other"}});
+      return "";
+    });
+    return replacer.wait();
+  }
+};
+
+TEST_F(OtherLogSuccessorTest, every_read_throws_and_names_both_logs) {
+  const TestState state(path_);
+  ASSERT_EQ(replace_by_other_log(), "");
+  const auto expect_refused = [&](const std::function<void()>& read) {
+    testing::expect_error(ErrorKind::unavailable, read, "another log", path_.c_str(),
+                          to_string(testing::test_uuid).c_str(), to_string(other_uuid).c_str(),
+                          "update()");
+  };
+  for (int i = 0; i < 3; ++i) {
+    expect_refused([&] { state.get("k"); });
+    expect_refused([&] { state->contains("absent"); });
+    expect_refused([&] { state->get_multi({}, {}); });
+    expect_refused([&] { state.view(); });
+    expect_refused([&] { state->applied_id(); });
+    expect_refused([&] { state->info(); });
+    ::usleep(6000);  // beyond the time for which a failed search is remembered
+  }
+  EXPECT_FALSE(state->usable());
+  EXPECT_EQ(state->last_poll_time_ns(), std::nullopt);
+}
+
+TEST_F(OtherLogSuccessorTest, view_from_before_stays_readable) {
+  const TestState state(path_);
+  const View before = state.view();
+  ASSERT_EQ(replace_by_other_log(), "");
+  EXPECT_EQ(before.get("k"), "old");
+}
+
+TEST_F(OtherLogSuccessorTest, switch_if_replaced_returns_other_log_and_does_not_switch) {
+  const TestState state(path_);
+  EXPECT_FALSE(state->switch_if_replaced());
+  ASSERT_EQ(replace_by_other_log(), "");
+  for (int i = 0; i < 2; ++i) {
+    const std::optional<LogIdentity> other = state->switch_if_replaced();
+    ASSERT_TRUE(other);
+    EXPECT_EQ(other->uuid, other_uuid);
+    EXPECT_EQ(other->name, "test:");
+  }
+  testing::expect_error(
+      ErrorKind::unavailable, [&] { state.get("k"); }, "another log");
+  testing::expect_error(
+      ErrorKind::unavailable, [&] { state->begin_write(TestState::deadline()); }, "another log");
+}
+
+TEST_F(OtherLogSuccessorTest, expected_log_is_switched_to_at_once) {
+  const TestState state(path_);
+  ASSERT_EQ(replace_by_other_log(), "");
+  testing::expect_error(
+      ErrorKind::unavailable, [&] { state.get("k"); }, "another log");
+  state->expect_log(other_uuid);
+  EXPECT_EQ(state.get("k"), "other");
+  EXPECT_FALSE(state->switch_if_replaced());
+  EXPECT_TRUE(state->usable());
+}
+
+// As with mv of a copy: nothing marks the old file.
+TEST_F(OtherLogSuccessorTest, state_of_other_log_that_was_moved_to_the_path_is_not_read) {
+  const TestState state(path_);
+  const std::string elsewhere = directory_.file("elsewhere.state");
+  {
+    const std::unique_ptr<State> other = State::open({.path = elsewhere});
+    other->install(*other->begin_build(other_uuid, "other:"));
+  }
+  ASSERT_EQ(::rename(elsewhere.c_str(), path_.c_str()), 0);
+  EXPECT_EQ(state.get("k"), "old") << "nothing was noticed yet";
+  ASSERT_TRUE(state->switch_if_replaced());
+  testing::expect_error(
+      ErrorKind::unavailable, [&] { state.get("k"); }, "another log");
+}
+
+TEST_F(OtherLogSuccessorTest, process_without_a_state_does_not_read_that_of_another_log) {
+  std::filesystem::remove(path_);
+  const std::unique_ptr<State> state = State::open({.path = path_});
+  state->expect_log(testing::test_uuid);
+  ASSERT_EQ(replace_by_other_log(), "");
+  EXPECT_FALSE(state->usable());
+  EXPECT_THROW(state->pin(), Error);
+  state->expect_log(other_uuid);
+  EXPECT_TRUE(state->usable());
+}
+
+TEST_F(OtherLogSuccessorTest, install_does_not_replace_it_unless_told_to) {
+  const TestState state(path_);
+  ASSERT_EQ(replace_by_other_log(), "");
+  const auto install = [&](const std::optional<Uuid>& other_log) {
+    return state->install(*state->begin_build(testing::test_uuid, "test:"), InstallPolicy::always,
+                          {}, TestState::deadline(), other_log);
+  };
+  EXPECT_FALSE(install(std::nullopt));
+  EXPECT_FALSE(install(Uuid{1}));
+  EXPECT_EQ(TestState(path_).get("k"), "other");
+  EXPECT_TRUE(install(other_uuid));
+  EXPECT_EQ(state.get("k"), std::nullopt);
 }
 
 TEST_F(SuccessorTest, process_whose_host_closed_all_descriptors_does_not_read_the_old_file) {

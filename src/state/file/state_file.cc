@@ -283,6 +283,11 @@ void supersede(const Mapping& mapping) {
   supersede(file, mapping.path());
 }
 
+LogIdentity log_of(const HeaderFixed& header) {
+  return {header.log_uuid,
+          {header.log_name, std::min<std::size_t>(header.log_name_bytes, sizeof header.log_name)}};
+}
+
 StateInfo state_info(const Mapping& mapping) {
   const Header& header = mapping.header();
   const PublishedBlock block = read_published(header);
@@ -292,10 +297,9 @@ StateInfo state_info(const Mapping& mapping) {
   info.digest = {block.digest_low, block.digest_high};
   info.item_count = block.item_count;
   info.item_bytes = block.item_bytes;
-  info.log_uuid = header.fixed.log_uuid;
-  info.log_name =
-      std::string(header.fixed.log_name,
-                  std::min<std::size_t>(header.fixed.log_name_bytes, sizeof header.fixed.log_name));
+  const LogIdentity log = log_of(header.fixed);
+  info.log_uuid = log.uuid;
+  info.log_name = log.name;
   info.state_id = mapping.state_id();
   info.superseded =
       (header.reclaim_generation.load(std::memory_order_acquire) & superseded_bit) != 0;

@@ -47,6 +47,11 @@ StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
 // Error(corrupt) if it is not a state of this format.
 StateFileResult open_state_file_read_only(const std::string& path);
 
+// The log that a file was built from.
+inline const Uuid& log_uuid_of(const Mapping& mapping) { return mapping.header().fixed.log_uuid; }
+// `header` has no fault.
+LogIdentity log_of(const HeaderFixed& header);
+
 // Whether the mapped file is still the one at its path.
 bool is_in_place(const Mapping& mapping);
 

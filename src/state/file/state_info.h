@@ -5,8 +5,15 @@
 #include <string>
 
 #include <whycache/inspection.h>
+#include <whycache/types.h>
 
 namespace whycache {
+
+// The log that a state was built from.
+struct LogIdentity {
+  Uuid uuid;
+  std::string name;
+};
 
 struct StateOptions {
   std::string path;

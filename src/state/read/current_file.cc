@@ -16,6 +16,14 @@ namespace {
 
 constexpr std::int64_t successor_search_interval_ns = 10'000'000;
 
+Error other_log_error(const Mapping& present, const Mapping& found) {
+  return Error(ErrorKind::unavailable,
+               "state was replaced by the state of another log: path=" + found.path() +
+                   " state_uuid=" + to_string(log_uuid_of(found)) +
+                   " uuid_read_before=" + to_string(log_uuid_of(present)) +
+                   " (call update(): it asks this process's log which of them it is)");
+}
+
 Error successor_error(const Error& error) {
   return Error(
       ErrorKind::unavailable,
@@ -70,7 +78,8 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
         first = open_state_file(options_).mapping;
       } catch (const Error&) {  // the next update() reports it
       }
-      if (first) switch_locked(first);
+      if (!first || !is_expected(log_uuid_of(*first))) return nullptr;
+      switch_locked(first);
       return first;
     }
     // Until a successor is in place, reads continue with the old file.
@@ -89,6 +98,10 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
     failed_search_.reset();
     std::optional<Error> error;
     std::shared_ptr<Mapping> found = open_successor(error);
+    if (found && !is_expected(log_uuid_of(*found))) {
+      error = other_log_error(*current, *found);
+      found = nullptr;
+    }
     const bool is_whole = found && found->holds_whole_file();
     // Without a successor, the present file is only read with less address space than it needs.
     if (!successor) error.reset();
@@ -138,12 +151,23 @@ void CurrentFile::switch_to(std::shared_ptr<Mapping> mapping) {
   switch_locked(std::move(mapping));
 }
 
-bool CurrentFile::switch_to_file_at_path() {
+std::shared_ptr<Mapping> CurrentFile::switch_to_file_at_path() {
   const MutexLock lock(successor_mutex_);
   std::shared_ptr<Mapping> found = open_state_file(options_).mapping;
-  if (!found) return false;
-  switch_locked(std::move(found));
-  return true;
+  if (found && is_expected(log_uuid_of(*found))) switch_locked(found);
+  return found;
+}
+
+void CurrentFile::expect_log(const Uuid& log_uuid) {
+  const MutexLock lock(successor_mutex_);
+  failed_search_.reset();
+  const MutexLock switch_lock(switch_mutex_);
+  expected_log_ = log_uuid;
+}
+
+bool CurrentFile::is_expected(const Uuid& log_uuid) const {
+  const MutexLock lock(switch_mutex_);
+  return !expected_log_ || *expected_log_ == log_uuid;
 }
 
 // Opens what views of the file need while that is possible: later, the process may have other
@@ -168,6 +192,7 @@ void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
     RetiredMapping& retired = retired_.emplace_back();
     retired.mapping = std::move(mapping_);
     mapping_ = std::move(mapping);
+    expected_log_ = log_uuid_of(*mapping_);
     unowned_mapping_.store(mapping_.get(), std::memory_order_release);
     directory_cache_.store(mapping_->last_directory_cache(), std::memory_order_release);
     // After both stores: the grace period covers every read that loaded an old pointer.

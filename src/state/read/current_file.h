@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include <whycache/types.h>
+
 #include "base/fork_handlers.h"
 #include "base/mutex.h"
 #include "state/file/mapping.h"
@@ -49,15 +51,20 @@ class CurrentFile final : public ForkHandler {
   }
   // Returns the current mapping. If its file was replaced, switches to the successor first. Returns
   // null if there is no mapping. Throws Error(unavailable) if this process cannot open the
-  // successor.
+  // successor, or if that is of another log than the expected one.
   std::shared_ptr<Mapping> newest_mapping();
 
+  // A file that comes to the path may belong to another log of the same name. Reads switch only to
+  // states of the expected log: that of the last call, or else of the first mapping.
+  void expect_log(const Uuid& log_uuid);
+  bool is_expected(const Uuid& log_uuid) const;
+
   // Switches to a mapping that was opened under StateLock::install, or before other threads know
-  // this State: no other file can take its place meanwhile.
+  // this State: no other file can take its place meanwhile. Expects its log from now on.
   void switch_to(std::shared_ptr<Mapping> mapping);
-  // Opens the file at the path and switches to it. Returns false if it cannot be used. Throws Error
-  // as open_state_file().
-  bool switch_to_file_at_path();
+  // Opens the file at the path and switches to it if it is of the expected log. Returns the mapping
+  // of that file; null if it cannot be used. Throws Error as open_state_file().
+  std::shared_ptr<Mapping> switch_to_file_at_path();
   // Unmaps replaced mappings that no thread can be reading any more.
   void unmap_retired();
   // A read of `mapping` needed another directory cache. Makes that the one of later reads, unless
@@ -117,6 +124,7 @@ class CurrentFile final : public ForkHandler {
   std::shared_ptr<Mapping> mapping_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::vector<RetiredMapping> retired_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::string unusable_reason_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  std::optional<Uuid> expected_log_ WHYCACHE_GUARDED_BY(switch_mutex_);
   // mapping_.get(). Stored under switch_mutex_ (release); point reads in a ReadSection acquire it.
   std::atomic<const Mapping*> unowned_mapping_{nullptr};
   // The directory cache of the same mapping, stored and acquired in the same way.
