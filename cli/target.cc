@@ -171,13 +171,17 @@ std::unique_ptr<Cache> open_cache(const Target& target,
   return std::make_unique<Cache>(url, std::move(options));
 }
 
-std::string state_path(const Target& target, MissingDirectory missing) {
+StateLocation state_location(const Target& target, MissingDirectory missing) {
   const Options options = target.options();
-  if (names_a_file(options.state_path)) return options.state_path;
+  if (names_a_file(options.state_path)) return {options.state_path, {}, {}};
   const StateLocation location = find_state_location(options, target_log_name(target), missing);
   // A log in memory has a new directory for each cache, so there is no state to read.
   remove_temporary_directory(location);
-  return location.path;
+  return location;
+}
+
+std::string state_path(const Target& target, MissingDirectory missing) {
+  return state_location(target, missing).path;
 }
 
 std::string existing_state_path(const Target& target, const std::string& next_step) {
@@ -205,6 +209,14 @@ std::unique_ptr<State> open_state(const Target& target) {
 }
 
 namespace {
+
+// Whether the log's name leads to no state. Opening it would leave a lock file, and the log may
+// have a state under another name.
+bool is_state_absent(const Target& target) {
+  const StateLocation location = state_location(target);
+  return location.is_named_after_log() && ::access(location.path.c_str(), F_OK) != 0 &&
+         errno == ENOENT;
+}
 
 std::unique_ptr<State> open_usable_state(const Target& target, const std::string& next_step) {
   // Opening an absent state would leave a lock file.
@@ -244,10 +256,11 @@ StateSource::StateSource(const Target& target) {
     state_ = open_usable_state(target, "name another file, or give --log URL to create it");
     return;
   }
-  if (!is_in_memory(target)) {
+  if (!is_in_memory(target) && !is_state_absent(target)) {
     auto state = open_state(target);
     if (state->usable() && !state->adopted() &&
-        is_name_of_log(state->info().log_name, target_log_name(target))) {
+        (state_location(target).is_alias() ||
+         is_name_of_log(state->info().log_name, target_log_name(target)))) {
       state_ = std::move(state);
       return;
     }

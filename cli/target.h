@@ -53,7 +53,11 @@ void report_event(const Event& event);
 std::unique_ptr<Cache> open_cache(const Target& target,
                                   std::function<void(const Event&)> on_event = report_event);
 
-// Returns the path of this machine's state, which may not exist. Does not open it.
+// Returns where this machine's state is or, as far as can be known without the log, will be. Does
+// not open it.
+StateLocation state_location(const Target& target,
+                             MissingDirectory missing = MissingDirectory::create);
+// Returns the path of that.
 std::string state_path(const Target& target, MissingDirectory missing = MissingDirectory::create);
 // Returns the absolute path of this machine's state, which exists. Throws Failure if there is none,
 // with `next_step`, or if the target names neither a log nor a state file.

@@ -43,7 +43,9 @@ struct Guards {
 // What opening a cache does if this machine has no usable state.
 enum class OpenMode : std::uint8_t {
   wait,  // builds one from the log, which may take long, or throws
-  now    // returns at once; reads throw Error(unavailable) until update() or a write has built one
+  // Returns at once; reads throw Error(unavailable) until update() or a write has built one. In a
+  // directory, waits up to 100 ms for the log: it may have a state under another name.
+  now
 };
 
 struct Options {
@@ -52,8 +54,11 @@ struct Options {
   // line finds it. Only the temporary state of a `memory:` log bears the name.
   std::string name{};
   // The path of the state file or, with a trailing '/', of an existing directory for it. In a
-  // directory, the file is LOG.state. LOG is derived from the log's name (Log::name) and different
-  // for every log.
+  // directory, the file is LOG.state. LOG is derived from the log's name (Log::name). If the log
+  // has a state there under another of its names (host name or address, socket, another mount),
+  // LOG.state is a symbolic link to that; the log's uuid decides
+  // (docs/decisions/one-state-per-log.md). Two logs of one name, as in two containers, need
+  // different paths.
   //
   // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/LOG.state, then /var/lib/whycache/LOG.state for
   // root, else $XDG_STATE_HOME/whycache/LOG.state or ~/.local/state/whycache/LOG.state. The cache

@@ -77,9 +77,10 @@ Options options_of(const AttachOptions& attach_options) {
 // The members that a forked child must not share with its parent, and creates again: connections,
 // mutexes, and the identity of the writer.
 struct ProcessContext {
-  ProcessContext(State& state, Log& log, std::unique_ptr<Log> owned_log, const Options& options,
+  ProcessContext(State& state, const StateLocation& location, Log& log,
+                 std::unique_ptr<Log> owned_log, const Options& options,
                  AtomicCounters& cache_counters)
-      : session(state, log, std::move(owned_log), options, cache_counters) {}
+      : session(state, location, log, std::move(owned_log), options, cache_counters) {}
 
   const std::uint64_t owner_fork_count = fork_count();
   Session session;
@@ -124,7 +125,9 @@ void prepare_state(Session& session) {
   }
   session.note_usable_state();
   const StateInfo info = session.state.info();
-  if (info.log_name == session.log.name() && !session.state.adopted()) return;
+  // An alias was created after the log had confirmed that the state is its own.
+  const bool is_of_log = info.log_name == session.log.name() || session.location.is_alias();
+  if (is_of_log && !session.state.adopted()) return;
   try {
     const Extent extent =
         session.call_log(backoff.deadline(), [](Log& log) { return log.extent(); });
@@ -154,7 +157,7 @@ class Cache::Impl {
   Impl(std::unique_ptr<Log> log, Options given)
       : options_(checked(std::move(given))),
         role_(Role::with_log),
-        location_(find_state_location(options_, log->name())),
+        location_(locate_state(options_, *log)),
         state_(open_state()) {
     open(std::move(log));
   }
@@ -168,7 +171,8 @@ class Cache::Impl {
   void open(std::unique_ptr<Log> log) {
     try {
       Log& the_log = *log;
-      context_.store(new ProcessContext(*state_, the_log, std::move(log), options_, counters_));
+      context_.store(
+          new ProcessContext(*state_, location_, the_log, std::move(log), options_, counters_));
       prepare();
     } catch (...) {
       shut_down();
@@ -286,8 +290,8 @@ class Cache::Impl {
       ProcessContext* of_parent) const {
     std::unique_ptr<Log> reopened = reopen_lazily(of_parent->session.log);
     Log& log = *reopened;
-    auto mine =
-        std::make_unique<ProcessContext>(*state_, log, std::move(reopened), options_, counters_);
+    auto mine = std::make_unique<ProcessContext>(*state_, location_, log, std::move(reopened),
+                                                 options_, counters_);
     ProcessContext* present = of_parent;
     // One thread wins if several create it.
     if (!context_.compare_exchange_strong(present, mine.get(), std::memory_order_acq_rel))

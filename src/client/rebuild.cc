@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "client/log_page.h"
+#include "client/state_links.h"
 #include "state/write/builder.h"
 #include "state/write/writer.h"
 
@@ -265,10 +266,22 @@ bool install(Session& session, Build& build, const RebuildCause& cause, Backoff&
 }  // namespace
 
 void check_may_replace(const Session& session, const LogIdentity& present, const Uuid& log_uuid) {
-  if (session.has_seen_log(present.uuid)) return;
+  const bool is_alias = session.location.is_alias();
+  const bool has_seen = session.has_seen_log(present.uuid);
+  if (has_seen && !is_alias) return;
   const bool is_in_use = session.state.is_used_by_others();
   const bool has_name = present.name == session.log.name();
-  if (!is_in_use && (has_name || session.state.adopted())) return;
+  if (!is_in_use && (has_seen || has_name || session.state.adopted())) return;
+  if (is_alias) {
+    remove_alias(session.location.name_path);
+    throw LogError(ErrorKind::corrupt,
+                   "state belongs to another log than the alias that led to it: path=" +
+                       session.state.path() + " alias=" + session.location.name_path +
+                       " state_log=" + present.name + " state_uuid=" + to_string(present.uuid) +
+                       " log=" + session.log.name() + " uuid=" + to_string(log_uuid) +
+                       " (open the cache again, which finds the log's own state; or choose "
+                       "another state_path)");
+  }
   throw LogError(ErrorKind::corrupt,
                  "state belongs to another log" + std::string(has_name ? " of the same name" : "") +
                      (is_in_use ? ", whose processes use it" : "") +
@@ -300,6 +313,7 @@ bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
   const StateInfo info = session.state.info();
   session.note_seen_log(info.log_uuid);
   session.note_usable_state();
+  if (session.location.is_named_after_log()) record_state(session.state.path(), info.log_uuid);
   session.state.record_poll(build->poll_time_ns, build->head);
   if (cause.reason == RebuildReason::no_state) return true;
   if (std::uint64_t Counters::*const counter = counter_of(cause.reason))

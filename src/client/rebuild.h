@@ -39,6 +39,7 @@ struct RebuildCause {
 // log may need it. It may be replaced if this process itself has seen its log, and so has seen it
 // replaced. If it has the name of this log, or was brought here from elsewhere, it may be replaced
 // while no other process uses it.
+// Removes an alias that leads to a state that must not be replaced.
 void check_may_replace(const Session& session, const LogIdentity& present, const Uuid& log_uuid);
 
 // Returns why a state that is not usable() needs to be rebuilt: no_state, removed or damaged.

@@ -35,9 +35,11 @@ Counters AtomicCounters::read() {
   return copy;
 }
 
-Session::Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
-                 const Options& cache_options, AtomicCounters& cache_counters)
+Session::Session(State& joined_state, const StateLocation& state_location, Log& joined_log,
+                 std::unique_ptr<Log> owned_log, const Options& cache_options,
+                 AtomicCounters& cache_counters)
     : state(joined_state),
+      location(state_location),
       log(joined_log),
       options(cache_options),
       counters(cache_counters),

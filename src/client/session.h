@@ -20,6 +20,7 @@
 #include "base/backoff.h"
 #include "base/call_limit.h"
 #include "base/mutex.h"
+#include "client/state_location.h"
 #include "state/state.h"
 #include "update/update.h"
 
@@ -58,10 +59,12 @@ class AtomicCounters {
 class Session {
  public:
   // `owned_log`: the log, if the session is to own it; null if the caller keeps it alive.
-  Session(State& joined_state, Log& joined_log, std::unique_ptr<Log> owned_log,
-          const Options& cache_options, AtomicCounters& cache_counters);
+  Session(State& joined_state, const StateLocation& state_location, Log& joined_log,
+          std::unique_ptr<Log> owned_log, const Options& cache_options,
+          AtomicCounters& cache_counters);
 
   State& state;
+  const StateLocation& location;
   Log& log;
   const Options& options;
   AtomicCounters& counters;

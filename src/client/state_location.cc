@@ -6,14 +6,21 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 #include <system_error>
 
+#include "base/backoff.h"
+#include "base/call_limit.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/url.h"
+#include "client/state_links.h"
+#include "state/file/state_file.h"
 
 namespace whycache {
 namespace {
@@ -55,9 +62,19 @@ std::string default_name(const std::string& log_name) {
   return instance + "-" + hash.data();
 }
 
+// The location of the state that has the name in the directory, or is linked to it.
+StateLocation location_in(const std::string& directory, const std::string& name) {
+  StateLocation location;
+  location.name_path = directory + (directory.ends_with('/') ? "" : "/") + name + ".state";
+  location.path = find_linked_state(location.name_path).value_or(location.name_path);
+  return location;
+}
+
 // A path that ends with '/' is a directory.
-std::string state_file_path(const std::string& path, const std::string& name) {
-  return path.back() == '/' ? path + name + ".state" : path;
+StateLocation location_at(const std::string& path, const std::string& name, bool is_in_memory) {
+  if (path.back() != '/') return {path, {}, {}};
+  if (is_in_memory) return {path + name + ".state", {}, {}};
+  return location_in(path, name);
 }
 
 std::string home_directory() {
@@ -119,14 +136,43 @@ StateLocation create_temporary_location(const std::string& name) {
   };
   for (const char* const parent : {"/dev/shm", "/var/lib", "/run"}) {
     std::string directory = std::string(parent) + "/whycache-XXXXXX";
-    if (::mkdtemp(directory.data()) != nullptr) return {state_in(directory), directory};
+    if (::mkdtemp(directory.data()) != nullptr) return {state_in(directory), directory, {}};
   }
   std::string directory = default_directory();
   create_private_directory(directory);
   directory += "/memory-XXXXXX";
   if (::mkdtemp(directory.data()) == nullptr)
     throw system_error("cannot create directory for the state", directory, errno);
-  return {state_in(directory), directory};
+  return {state_in(directory), directory, {}};
+}
+
+// How long to wait for a log without which the cache can be opened, too.
+constexpr std::chrono::milliseconds log_time_if_not_needed{100};
+
+// Calls the log until it answers. Throws Error.
+Uuid ask_for_uuid(Log& log, std::chrono::milliseconds timeout) {
+  Backoff backoff(timeout);
+  for (;;) {
+    std::string why;
+    int system_error = 0;
+    try {
+      const CallLimit limit(backoff.deadline());
+      return log.extent().uuid;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
+      why = error.what();
+      system_error = error.system_error();
+    } catch (const std::exception& error) {
+      why = std::string("log failed: ") + error.what();
+    }
+    if (!backoff.pause()) {
+      throw Error(ErrorKind::unavailable,
+                  "log did not answer in time: log=" + log.name() +
+                      " deadline_ms=" + std::to_string(timeout.count()) +
+                      " attempts=" + std::to_string(backoff.pause_count() + 1) + ": " + why,
+                  system_error);
+    }
+  }
 }
 
 }  // namespace
@@ -139,14 +185,37 @@ StateLocation find_state_location(const Options& options, const std::string& log
   const bool is_in_memory = log_name.starts_with("memory:");
   const std::string name =
       is_in_memory && !options.name.empty() ? options.name : default_name(log_name);
-  if (!options.state_path.empty()) return {state_file_path(options.state_path, name), {}};
+  if (!options.state_path.empty()) return location_at(options.state_path, name, is_in_memory);
   if (is_in_memory) return create_temporary_location(name);
   if (const std::string given = environment_variable("WHYCACHE_STATE"); !given.empty())
-    return {state_file_path(given, name), {}};
+    return location_at(given, name, is_in_memory);
 
   const std::string directory = default_directory();
   if (missing == MissingDirectory::create) create_private_directory(directory);
-  return {directory + "/" + name + ".state", {}};
+  return location_in(directory, name);
+}
+
+StateLocation locate_state(const Options& options, Log& log) {
+  StateLocation location = find_state_location(options, log.name());
+  if (!location.is_named_after_log()) return location;
+  const std::optional<LogIdentity> present = find_log_of_state(location.path);
+  if (present) record_state(location.path, present->uuid);
+  const bool exists = ::access(location.path.c_str(), F_OK) == 0;
+  if (exists && (!present || present->name == log.name() || location.is_alias())) return location;
+
+  StateOptions state;
+  state.path = location.path;
+  state.mode = options.state_mode;
+  state.any_file_system = options.any_file_system;
+  check_state_location(state);  // the log must not be created first
+  const bool is_needed = !exists && options.open == OpenMode::wait;
+  try {
+    const Uuid uuid = ask_for_uuid(log, is_needed ? options.deadline : log_time_if_not_needed);
+    location.path = reserve_state(location.name_path, uuid);
+  } catch (const Error&) {
+    if (is_needed) throw;
+  }
+  return location;
 }
 
 void remove_temporary_directory(const StateLocation& location) noexcept {

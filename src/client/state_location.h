@@ -1,7 +1,8 @@
 // Finds the path of a machine's state. The default directories are private to the user and never at
-// a guessable path in /tmp.
+// a guessable path in /tmp. In a directory, all names of one log lead to one state (state_links.h).
 #pragma once
 
+#include <whycache/log.h>
 #include <whycache/options.h>
 
 #include <string>
@@ -13,15 +14,28 @@ struct StateLocation {
   // A directory that was created for this cache alone and is removed with it; empty if there is
   // none.
   std::string temporary_directory;
+  // The path that the log's name has, if the library named the state after it: `path` itself, or an
+  // alias of it. Empty if the user named the file.
+  std::string name_path;
+
+  bool is_named_after_log() const { return !name_path.empty(); }
+  bool is_alias() const { return is_named_after_log() && path != name_path; }
 };
 
 // Whether missing default directories are created, with mode 0700.
 enum class MissingDirectory { create, leave };
 
 // Finds the path from Options::state_path, the log's name and the environment (options.h says how).
-// Throws Error(invalid) if the name or the directory cannot be used.
+// Follows an alias, and does not ask the log. Throws Error(invalid) if the name or the directory
+// cannot be used.
 StateLocation find_state_location(const Options& options, const std::string& log_name,
                                   MissingDirectory missing = MissingDirectory::create);
+
+// The same for a cache that is about to open the state. If the log's name leads to no state yet,
+// asks the log for its uuid, which may have a state under another name of the log; and reserves the
+// uuid. Waits for the log until Options::deadline, and throws Error if it does not answer. With
+// OpenMode::now it waits a moment only; a log that does not answer gets the state of its name.
+StateLocation locate_state(const Options& options, Log& log);
 
 // Removes the temporary directory, if there is one. Ignores errors.
 void remove_temporary_directory(const StateLocation& location) noexcept;

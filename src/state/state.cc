@@ -252,17 +252,10 @@ std::optional<LogIdentity> State::of_other_log(const Mapping& found) const {
 
 void State::expect_log(const Uuid& log_uuid) const { impl_->current_file.expect_log(log_uuid); }
 
-namespace {
-
-// Whether another process has the mapped file open.
-bool is_in_use_by_others(const Mapping&) { return false; }
-
-}  // namespace
-
 bool State::is_used_by_others() const {
   std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (!mapping || !is_in_place(*mapping)) mapping = open_state_file(options_).mapping;
-  return mapping && is_in_use_by_others(*mapping);
+  return mapping && is_in_use_by_others(mapping->descriptor());
 }
 
 bool State::expects_log(const Uuid& log_uuid) const {

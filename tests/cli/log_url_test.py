@@ -72,7 +72,11 @@ class LogUrlTest(CliTest):
             self.assertEqual(result.err, "")
         self.assertLess(time.monotonic() - began, 5, "the log was contacted")
         names = sorted(os.listdir(self.state_directory))
-        states = [name for name in names if name.endswith(".state")]
+        states = [
+            name
+            for name in names
+            if name.endswith(".state") and not os.path.islink(f"{self.state_directory}/{name}")
+        ]
         self.assertEqual(len(states), 1, names)
         self.assertEqual(
             [name for name in names if name.endswith(".lock")], [f"{states[0]}.lock"], names
@@ -135,6 +139,34 @@ class LogUrlTest(CliTest):
         self.machine.ok("set", "a", "1", "--log", url, env=environment)
         mariadb.stop()
         self.assert_reads_without_log(url, environment)
+
+    def test_names_of_one_database_share_default_state(self):
+        mariadb = servers.Mariadb(self)
+        by_address = f"mysql://flags:secret@127.0.0.1:{mariadb.port}/flags"
+        by_socket = f"mysql://flags:secret@/flags?socket={mariadb.socket}"
+        environment = self.default_state()
+        for value in ("2", "1"):
+            for writer, reader in ((by_address, by_socket), (by_socket, by_address)):
+                self.machine.ok("set", "a", f"{value}{value}", "--log", reader, env=environment)
+                self.machine.ok("set", "a", value, "--log", writer, env=environment)
+                result = self.machine.ok("get", "a", "--log", reader, env=environment)
+                self.assertEqual(result.text, value)
+        path = self.machine.ok("status", "--json", "--log", by_socket, env=environment).json["state"]
+        mariadb.stop()
+        for url in (by_address, by_socket):
+            self.assert_reads_without_log(url, environment)
+            self.machine.ok("inspect", "--log", url, env=environment)
+            status = self.machine.ok("status", "--json", "--log", url, env=environment).json
+            self.assertEqual(status["state"], path)
+        self.assertFalse(os.path.islink(path))
+
+    def test_new_name_of_a_log_that_is_away_leaves_nothing_behind(self):
+        environment = self.default_state()
+        url = "mysql://flags@127.0.0.1:1/flags"
+        self.machine.fails(
+            "unreachable", "get", "a", "--log", url, "--deadline", "200ms", env=environment
+        )
+        self.assertEqual(os.listdir(self.state_directory), [])
 
 
 if __name__ == "__main__":

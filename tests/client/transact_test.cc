@@ -501,7 +501,8 @@ TEST(ReadModifyWrite, negative_decision_uses_state_from_after_call) {
   const std::unique_ptr<Log> log = fleet.log();
   const Options options;
   AtomicCounters counters;
-  Session session(*state, *log, nullptr, options, counters);
+  const StateLocation location;
+  Session session(*state, location, *log, nullptr, options, counters);
   Appender appender(session);
   Backoff backoff(options.deadline);
   follow(session, backoff);
