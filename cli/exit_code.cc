@@ -41,7 +41,7 @@ std::string next_step(const Error& error) {
     case EROFS:
       return "the file system is mounted read-only: choose another path with --state or --log";
     case ENOENT: return "create the directory first, or correct the path in --state or --log";
-    case ELOOP: return "remove the symbolic link, or give the path it leads to";
+    case ELOOP: return "give the path that the symbolic link leads to, or another path";
     case ENOSPC:
     case EDQUOT:
       return "free space on that file system, or choose another path with --state or --log";

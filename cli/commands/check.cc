@@ -27,6 +27,9 @@ struct CheckArguments {
 };
 
 constexpr const char* rebuild_state = "state: remove the file, and it is rebuilt from the log";
+constexpr const char* choose_state =
+    "state: name another one with --state, or none; if its log was replaced, `whycache update` "
+    "builds a new one";
 constexpr const char* restore_log =
     "log: restore it, or rewrite history on a machine whose applied id is beyond the damage";
 
@@ -192,7 +195,7 @@ void check_log(const CheckArguments& arguments, const std::optional<StateInfo>& 
     return findings.fail("uuid",
                          fmt::format("the state is of another log: state={} log={}",
                                      to_string(info->log_uuid), to_string(extent.uuid)),
-                         rebuild_state);
+                         choose_state);
   }
   findings.pass("uuid", "of state and log are equal: " + to_string(extent.uuid));
   if (info->applied_id > extent.head) {
