@@ -79,6 +79,7 @@ class WHYCACHE_API Cache {
   // Throws Error(unavailable) if there is no usable state (AttachOptions::open); otherwise as the
   // constructors.
   [[nodiscard]] static Cache attach(std::string_view state_path, const AttachOptions& options = {});
+  // Asynchronous writes end as below. No other call of this object may be under way.
   ~Cache();
   Cache(Cache&&) noexcept;
   Cache& operator=(Cache&&) noexcept;
@@ -196,8 +197,10 @@ class WHYCACHE_API Cache {
   // in the order of the calls, and many of them share an append.
   //
   // They throw invalid, limit and refused at once, and Error(limit) if too much is waiting
-  // (Options::queue_bytes_max). Writes still waiting when the cache is closed fail with
-  // Error(unavailable). In a forked child, a future of the parent never becomes ready.
+  // (Options::queue_bytes_max). Writes still waiting when the cache is closed or destroyed fail
+  // with Error(unavailable). An append under way then has some 25 ms to finish; after that its
+  // writes fail with Error(uncertain) if they may be in the log, else with Error(unavailable). In a
+  // forked child, a future of the parent never becomes ready.
   [[nodiscard]] std::future<UpdateId> set_async(std::string_view key, std::string_view value,
                                                 const WriteOptions& options = {});
   [[nodiscard]] std::future<UpdateId> set_multi_async(std::span<const Item> items,
@@ -346,10 +349,12 @@ class WHYCACHE_API Cache {
   [[nodiscard]] StateInspection inspect() const;
 
   // Writes the state to disk and closes this object. The file can then be copied to another machine
-  // and opened there. Other processes can continue to use it. Calls of other threads finish. Those
-  // that an unresponsive log keeps waiting end at their deadline, and are not repeated. Views stay
-  // valid. A second call does nothing. The next call of any other method opens the state again,
-  // like the constructor. Throws Error if the disk fails; the object is closed anyway.
+  // and opened there. Other processes can continue to use it. Asynchronous writes end as said
+  // above, so closing waits for no log that does not answer. Calls of other threads finish. Those
+  // that an unresponsive log keeps waiting end at their deadline, or earlier if they share an
+  // append with an asynchronous write, and are not repeated. Views stay valid. A second call does
+  // nothing. The next call of any other method opens the state again, like the constructor. Throws
+  // Error if the disk fails; the object is closed anyway.
   void close_shared_state();
   // Removes the state of this machine and closes this object for good. Other processes of the
   // machine notice, and build a new state at their next update().

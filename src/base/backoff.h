@@ -47,6 +47,8 @@ class Backoff {
   }
 
   const Deadline& deadline() const { return deadline_; }
+  // From now on, the deadline also passes if this stop is requested, and no other.
+  void replace_stop(std::stop_token stop) { deadline_ = deadline_.with_stop(std::move(stop)); }
   // The time from the constructor or reset() to the deadline.
   std::chrono::milliseconds timeout() const { return timeout_; }
   // Why the last attempt failed, for a message if the deadline cuts the next one short.

@@ -40,6 +40,12 @@ class Deadline {
     earlier.at_ns_ = std::min(earlier.at_ns_, at_ns_);
     return earlier;
   }
+  // Returns a deadline at the same time, with another stop.
+  Deadline with_stop(std::stop_token stop) const {
+    Deadline other = *this;
+    other.stop_ = std::move(stop);
+    return other;
+  }
 
   // Sleeps for `time`, or until the deadline has passed.
   void sleep(std::chrono::nanoseconds time) const;

@@ -64,35 +64,44 @@ void Session::report(Event::Kind kind, const std::string& message) noexcept {
   }
 }
 
-HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) const {
+HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) {
   try {
     return state.lock(which, backoff.deadline());
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
-    throw LogError(ErrorKind::unavailable,
-                   std::string("log did not answer in time: log=") + log.name() +
-                       " deadline_ms=" + std::to_string(backoff.timeout().count()) + ": " +
-                       (which == StateLock::append
-                            ? "others of this machine were writing, nothing was written"
-                            : "another process or thread of this machine was reading it") +
-                       ": state=" + state.path(),
-                   error.system_error(), /*gave_up=*/true);
+    const LogError failure(ErrorKind::unavailable,
+                           why_gave_up(backoff) + ": log=" + log.name() +
+                               " deadline_ms=" + std::to_string(backoff.timeout().count()) + ": " +
+                               (which == StateLock::append
+                                    ? "others of this machine were writing, nothing was written"
+                                    : "another process or thread of this machine was reading it") +
+                               ": state=" + state.path(),
+                           error.system_error(), /*gave_up=*/true);
+    // Those that wait for the append lock may only be many.
+    if (which == StateLock::follow && !backoff.deadline().stop().stop_requested())
+      note_log_failure(failure);
+    throw LogError(failure);
   }
 }
 
 void Session::throw_if_stopped(const Backoff& backoff) const {
   if (!backoff.deadline().stop().stop_requested()) return;
-  throw LogError(ErrorKind::unavailable, std::string("call was stopped: log=") + log.name(), 0,
+  throw LogError(ErrorKind::unavailable, why_gave_up(backoff) + ": log=" + log.name(), 0,
                  /*gave_up=*/true);
+}
+
+std::string Session::why_gave_up(const Backoff& backoff) const {
+  if (closing_.load(std::memory_order_acquire)) return "cache was closed";
+  return backoff.deadline().stop().stop_requested() ? "call was stopped"
+                                                    : "log did not answer in time";
 }
 
 void Session::back_off_after(const LogError& error, Backoff& backoff) {
   if (!error.is_retryable()) throw error;
-  const bool closing = closing_.load(std::memory_order_acquire);
-  if (closing || backoff.deadline().stop().stop_requested()) {
+  if (closing_.load(std::memory_order_acquire) || backoff.deadline().stop().stop_requested()) {
     throw LogError(ErrorKind::unavailable,
-                   std::string(closing ? "cache was closed" : "call was stopped") +
-                       " while the log did not answer: log=" + log.name() + ": " + error.what(),
+                   why_gave_up(backoff) + " while the log did not answer: log=" + log.name() +
+                       ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
   if (backoff.deadline().remaining() < shortest_log_call) {

@@ -121,11 +121,16 @@ class Session {
   }
 
   // Takes a lock that others hold while they wait for the log. Throws LogError(unavailable), which
-  // names the log, if the deadline passes.
-  HeldLock lock_for_log(StateLock which, const Backoff& backoff) const;
+  // names the log, if the deadline passes. A log that another process has been reading for so long
+  // counts as one that does not answer.
+  HeldLock lock_for_log(StateLock which, const Backoff& backoff);
 
-  // Throws LogError(unavailable) if the caller has requested a stop, for loops that do not wait.
+  // Throws LogError(unavailable) if a stop was requested, for loops that do not wait.
   void throw_if_stopped(const Backoff& backoff) const;
+
+  // Returns how the message of a call begins that no longer waits: the cache was closed, a stop was
+  // requested, or the deadline has passed.
+  std::string why_gave_up(const Backoff& backoff) const;
 
   // Counts and reports a failure of the log, and pauses before the next attempt. If a retry cannot
   // help, rethrows the error. If the backoff has run out or the cache is being closed, throws
@@ -146,7 +151,8 @@ class Session {
   bool has_followed() const { return has_followed_.load(std::memory_order_acquire); }
 
   // Since the cache is being closed, calls give up instead of asking an unresponsive log again. A
-  // call that the log has not answered yet ends at its deadline.
+  // call that the log has not answered yet ends at its deadline, or when WriteQueue::stop() ends
+  // it.
   void close() { closing_.store(true, std::memory_order_release); }
   void reopen() { closing_.store(false, std::memory_order_release); }
 

@@ -15,6 +15,10 @@
 namespace whycache {
 namespace {
 
+// How long closing lets an append finish before it stops the call: an append that is cut is
+// uncertain. Stopping takes some milliseconds more (Deadline::next_wait).
+constexpr std::chrono::milliseconds closing_patience{25};
+
 // Drops all but the last change of each key. The others keep their order.
 std::vector<Change> last_change_per_key(std::span<const Change> changes) {
   std::vector<Change> kept;
@@ -88,6 +92,7 @@ std::vector<WriteQueue::QueuedBatch> WriteQueue::split_into_batches(std::span<co
                        .changes = {},
                        .note = options.note,
                        .backoff = session_.backoff_for(options),
+                       .can_be_stopped = options.stop.stop_possible(),
                        .failure = nullptr};
   };
   std::vector<QueuedBatch> batches;
@@ -205,14 +210,15 @@ std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write
 void WriteQueue::run_async_writer() {
   NotifyingLock lock(mutex_);
   for (;;) {
+    if (stopping_) fail_unwritten(lock);
     remove_finished_async_writes();
     if (!has_leader_ && !queue_.empty() && queue_.front()->async_write != nullptr) {
       QueuedBatch& batch = *queue_.front();
-      if (stopping_) {
-        fail_unwritten(lock, batch);
-        continue;
-      }
       has_leader_ = true;
+      const std::stop_token stop_of_caller = batch.backoff.deadline().stop();
+      let_stop_end_call_of(batch);
+      const std::stop_callback forward(stop_of_caller,
+                                       [to = *leader_stop_]() mutable { to.request_stop(); });
       lock.release();
       commit_as_leader(batch);
       lock.reacquire();
@@ -224,11 +230,19 @@ void WriteQueue::run_async_writer() {
   }
 }
 
-void WriteQueue::fail_unwritten(NotifyingLock& lock, QueuedBatch& batch) {
-  finish(lock, batch, 0,
-         std::make_exception_ptr(
-             Error(ErrorKind::unavailable,
-                   "cache was closed before this was written, nothing was written")));
+// Fails the asynchronous writes of which no batch is in a group.
+void WriteQueue::fail_unwritten(NotifyingLock& lock) {
+  for (AsyncWrite& write : async_writes_) {
+    const auto in_group = [](const QueuedBatch& batch) { return batch.in_group; };
+    if (std::any_of(write.batches.begin(), write.batches.end(), in_group)) continue;
+    const auto unfinished = [](const QueuedBatch& batch) { return !batch.done; };
+    const auto first = std::find_if(write.batches.begin(), write.batches.end(), unfinished);
+    if (first == write.batches.end()) continue;
+    finish(lock, *first, 0,
+           std::make_exception_ptr(
+               Error(ErrorKind::unavailable,
+                     "cache was closed before this was written, nothing was written")));
+  }
   wake_next_leader(lock);
 }
 
@@ -242,17 +256,27 @@ void WriteQueue::remove_finished_async_writes() {
     async_bytes_ -= write->bytes.size();
     write = async_writes_.erase(write);
   }
+  if (stopping_ && async_writes_.empty()) async_finished_.notify_all();
 }
 
 void WriteQueue::stop() {
   std::thread thread;
   {
-    const MutexLock lock(mutex_);
+    MutexLock lock(mutex_);
     stopping_ = true;  // write_async() starts no other thread after this
     thread.swap(async_thread_);
     async_ready_.notify_one();
+    const Deadline patience(closing_patience);
+    while (!async_writes_.empty() && !patience.passed())
+      async_finished_.wait_for(lock.native(), patience.remaining());
+    if (!async_writes_.empty() && leader_stop_) leader_stop_->request_stop();
   }
   if (thread.joinable()) thread.join();
+}
+
+// From now on, stop() can end the leader's call of the log.
+void WriteQueue::let_stop_end_call_of(QueuedBatch& leader) {
+  leader.backoff.replace_stop(leader_stop_.emplace().get_token());
 }
 
 void WriteQueue::restart() {
@@ -335,8 +359,8 @@ void WriteQueue::enqueue_and_wait(QueuedBatch& batch) {
     } else {
       remove_from_queue(batch);
       throw Error(ErrorKind::unavailable,
-                  "log did not answer in time, other writers of this process were first, nothing "
-                  "was written: log=" +
+                  session_.why_gave_up(batch.backoff) +
+                      ", other writers of this process were first, nothing was written: log=" +
                       session_.log.name() +
                       " deadline_ms=" + std::to_string(batch.backoff.timeout().count()));
     }
@@ -371,6 +395,7 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
   NotifyingLock lock(mutex_);
   assert(has_leader_);
   has_leader_ = false;
+  leader_stop_.reset();
   finish(lock, leader, id, failure);
   for (QueuedBatch* follower : followers) {
     follower->in_group = false;
@@ -381,6 +406,7 @@ void WriteQueue::commit_as_leader(QueuedBatch& leader) {
       lock.notify_on_release(*follower);
     }
   }
+  if (stopping_) async_ready_.notify_one();  // to fail those that stay
   wake_next_leader(lock);
 }
 
@@ -427,27 +453,30 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
 // Returns the batches behind the leader that go into its update. They have the same note, and a
 // deadline that is not before the leader's: a batch in a group cannot give up. Therefore a batch
 // whose caller may request a stop goes alone.
-std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(const QueuedBatch& leader) {
+std::vector<WriteQueue::QueuedBatch*> WriteQueue::build_group(QueuedBatch& leader) {
   const MutexLock lock(mutex_);
   std::vector<QueuedBatch*> followers;
   std::size_t bytes = leader.draft.uncompressed_bytes();
   std::size_t changes = leader.draft.change_count();
-  const auto can_be_stopped = [](const QueuedBatch& batch) {
-    return batch.backoff.deadline().stop().stop_possible();
-  };
-  if (can_be_stopped(leader)) return followers;
+  if (leader.can_be_stopped) return followers;
   for (QueuedBatch* batch : queue_) {
     if (batch == &leader) continue;
+    if (stopping_ && batch->async_write != nullptr) break;  // fails soon, as fail_unwritten() says
     bytes += batch->draft.uncompressed_bytes();
     changes += batch->draft.change_count();
     if (bytes > session_.options.update_bytes_max || changes > element_count_max ||
-        batch->note != leader.note || can_be_stopped(*batch) ||
+        batch->note != leader.note || batch->can_be_stopped ||
         batch->backoff.deadline().remaining() < leader.backoff.deadline().remaining()) {
       break;
     }
     followers.push_back(batch);
   }
-  for (QueuedBatch* batch : followers) batch->in_group = true;
+  bool has_async_write = false;
+  for (QueuedBatch* batch : followers) {
+    batch->in_group = true;
+    has_async_write = has_async_write || batch->async_write != nullptr;
+  }
+  if (has_async_write && !leader_stop_) let_stop_end_call_of(leader);
   return followers;
 }
 

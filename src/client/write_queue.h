@@ -18,7 +18,9 @@
 #include <future>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -51,14 +53,16 @@ class WriteQueue {
   // Error(limit) if more than Options::queue_bytes_max would be waiting.
   std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
   // Stops and joins the thread. Asynchronous writes that it has not begun fail with
-  // Error(unavailable), and write_async() throws Error(invalid) from now on.
+  // Error(unavailable), and write_async() throws Error(invalid) from now on. A write that is under
+  // way gets a moment to finish. Then its call of the log is stopped, and it fails as if its
+  // deadline had passed. That ends a blocking write, too, if its update has asynchronous writes.
   void stop() WHYCACHE_EXCLUDES(mutex_);
   // Accepts asynchronous writes again.
   void restart() WHYCACHE_EXCLUDES(mutex_);
 
  private:
   struct AsyncWrite;
-  // The changes of one caller that go into one update. The leader reads the first four members of
+  // The changes of one caller that go into one update. The leader reads the first five members of
   // the batches in its group without the mutex; their callers leave these alone meanwhile. The
   // mutex guards the others while the batch is queued.
   struct QueuedBatch {
@@ -66,7 +70,8 @@ class WriteQueue {
     std::span<const Change> changes;
     std::string_view note;
     Backoff backoff;
-    bool in_group = false;  // of the current leader
+    bool can_be_stopped = false;  // by its caller
+    bool in_group = false;        // of the current leader
     bool done = false;
     UpdateId id = 0;
     std::exception_ptr failure;
@@ -122,12 +127,13 @@ class WriteQueue {
   void reserve_async_bytes(std::size_t bytes) WHYCACHE_EXCLUDES(mutex_);
   std::future<UpdateId> enqueue_async(std::list<AsyncWrite>& one_write) WHYCACHE_EXCLUDES(mutex_);
   void run_async_writer() WHYCACHE_EXCLUDES(mutex_);
-  void fail_unwritten(NotifyingLock& lock, QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_);
+  void fail_unwritten(NotifyingLock& lock) WHYCACHE_REQUIRES(mutex_);
   void remove_finished_async_writes() WHYCACHE_REQUIRES(mutex_);
 
   void enqueue_and_wait(QueuedBatch& batch) WHYCACHE_EXCLUDES(mutex_);
   void commit_as_leader(QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
-  std::vector<QueuedBatch*> build_group(const QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
+  std::vector<QueuedBatch*> build_group(QueuedBatch& leader) WHYCACHE_EXCLUDES(mutex_);
+  void let_stop_end_call_of(QueuedBatch& leader) WHYCACHE_REQUIRES(mutex_);
   UpdateId append_group(QueuedBatch& leader, std::vector<QueuedBatch*>& followers)
       WHYCACHE_EXCLUDES(mutex_);
   void finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
@@ -149,6 +155,8 @@ class WriteQueue {
   std::deque<QueuedBatch*> queue_ WHYCACHE_GUARDED_BY(mutex_);
   bool has_leader_ WHYCACHE_GUARDED_BY(mutex_) = false;
   bool stopping_ WHYCACHE_GUARDED_BY(mutex_) = false;
+  // Ends the current leader's call of the log, if stop() has to wait for that leader.
+  std::optional<std::stop_source> leader_stop_ WHYCACHE_GUARDED_BY(mutex_);
   // Only the thread removes a write from the list, after the write has finished.
   std::list<AsyncWrite> async_writes_ WHYCACHE_GUARDED_BY(mutex_);
   std::size_t async_bytes_ WHYCACHE_GUARDED_BY(mutex_) = 0;
@@ -156,6 +164,8 @@ class WriteQueue {
   // Wakes the thread: an asynchronous write has finished, one of its batches is at the head, or the
   // queue is stopping.
   std::condition_variable async_ready_;
+  // Wakes stop(): no asynchronous write is left.
+  std::condition_variable async_finished_;
 };
 
 }  // namespace whycache
