@@ -86,10 +86,9 @@ struct Options {
   bool split_updates = true;
 
   // How long update(), or one update of a write, may take before it fails, waiting included. The
-  // logs of this library return at most 50 ms later, whatever their store does. Exceptions are a
-  // hanging disk of a file or SQLite log, and a memcached that delays a write (docs/logs.md).
-  // While a state is built or history is rewritten, the deadline limits only how long the log may
-  // stay silent.
+  // logs of this library return at most 50 ms later, whatever their store does. The exception is a
+  // hanging disk of a file or SQLite log. While a state is built or history is rewritten, the
+  // deadline limits only how long the log may stay silent.
   std::chrono::milliseconds deadline{10'000};
 
   // The most bytes of keys and values that set_async() and the like keep in memory until they are

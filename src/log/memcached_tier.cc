@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/random.h"
+#include "log/log_checks.h"
 
 namespace whycache {
 namespace {
@@ -113,9 +114,50 @@ void MemcachedTier::record_extent(const Extent& extent) {
   has_released_connections_ = false;
 }
 
+void MemcachedTier::note_append_failed(UpdateId id) {
+  const MutexLock lock(outcomes_mutex_);
+  outcomes_.failed_id = std::max(outcomes_.failed_id, id);
+  outcomes_.failed_at_ns = boot_time_ns();
+}
+
+void MemcachedTier::note_appended(UpdateId id) {
+  const MutexLock lock(outcomes_mutex_);
+  outcomes_.appended_id = std::max(outcomes_.appended_id, id);
+  if (outcomes_.failed_id <= id) outcomes_.failed_id = 0;
+  outcomes_.store_id = log_->store_id();
+  outcomes_.appended_at_ns = boot_time_ns();
+}
+
+// Every call does this first once it holds the mutex.
+void MemcachedTier::record_outcomes() {
+  Outcomes outcomes;
+  {
+    const MutexLock lock(outcomes_mutex_);
+    outcomes = std::exchange(outcomes_, {});
+  }
+  if (outcomes.has_rewrite) tracker_.record_rewrite();
+  if (outcomes.appended_id != 0) {
+    last_append_at_ns_ = outcomes.appended_at_ns;
+    // The log may meanwhile have connected to another server, a replica that took over: the
+    // followers of the store that this process knew must not get the update.
+    if (outcomes.store_id != 0 && outcomes.store_id != tracker_.known_extent().store_id) {
+      tracker_.invalidate_from(outcomes.appended_id, outcomes.appended_at_ns);
+    } else {
+      tracker_.record_append(outcomes.appended_id);
+    }
+  }
+  if (outcomes.failed_id != 0) {
+    last_append_at_ns_ = std::max(last_append_at_ns_, outcomes.failed_at_ns);
+    tracker_.invalidate_from(outcomes.failed_id, outcomes.failed_at_ns);
+  }
+  if (outcomes.has_rewrite || outcomes.appended_id != 0 || outcomes.failed_id != 0)
+    has_released_connections_ = false;
+}
+
 Extent MemcachedTier::extent() {
   const Extent extent = log_->extent();
   const LogCallLock lock(mutex_, call_deadline(), name());
+  record_outcomes();
   record_extent(extent);
   return extent;
 }
@@ -123,6 +165,7 @@ Extent MemcachedTier::extent() {
 Extent MemcachedTier::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   const Extent extent = log_->read(first, last, visit);
   const LogCallLock lock(mutex_, call_deadline(), name());
+  record_outcomes();
   record_extent(extent);
   return extent;
 }
@@ -132,6 +175,7 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool is_repeated, const Visit
   LogPoll poll;
   {
     const LogCallLock lock(mutex_, call_deadline(), name());
+    record_outcomes();
     poll = prepare_log_poll(is_repeated, prepared_at_ns);
   }
   poll.began_at_ns = boot_time_ns();
@@ -148,6 +192,7 @@ PollResult MemcachedTier::poll_log(UpdateId first, bool is_repeated, const Visit
 
   const std::optional<std::uint64_t> head_chain = find_head_chain(extent, tail);
   const LogCallLock lock(mutex_, call_deadline(), name());
+  record_outcomes();
   finish_log_poll(std::move(poll), is_repeated, extent, tail, head_chain);
   return {extent};
 }
@@ -220,40 +265,39 @@ void MemcachedTier::finish_log_poll(LogPoll poll, bool is_repeated, const Extent
                       poll.began_at_ns);
 }
 
+// Other threads may hold the mutex while memcached does not answer them. That must not fail the
+// append, nor keep a caller waiting whose update is in the log.
 Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
   std::optional<FoundHeadRecord> found;
-  {
-    const LogCallLock lock(mutex_, call_deadline(), name());
+  bool has_looked = false;
+  if (mutex_.try_lock_until(CallLimit::deadline(options_.timeout))) {
+    const LogCallLock lock(mutex_);
+    record_outcomes();
     found = fetch_head_record();
+    has_looked = true;
   }
   const std::int64_t began_at_ns = boot_time_ns();
   Appended appended;
   try {
     appended = log_->append(id, bytes);
   } catch (...) {
-    mutex_.lock();
-    const LogCallLock lock(mutex_);
-    tracker_.invalidate_from(id, boot_time_ns());
+    note_append_failed(id);
     throw;
   }
-  // Whatever the deadline: the outcome is known, and has to be recorded.
-  mutex_.lock();
-  const LogCallLock lock(mutex_);
-  last_append_at_ns_ = boot_time_ns();
-  has_released_connections_ = false;
   if (appended != Appended::yes) {
-    tracker_.invalidate_from(id, boot_time_ns());
+    note_append_failed(id);
     return appended;
   }
-  // Not if the log has meanwhile connected to another server, a replica that took over: the
-  // followers of the store that this process knew must not get it.
+  note_appended(id);
+  // Not published, the update becomes visible to followers when one of them confirms.
+  if (!mutex_.try_lock_until(CallLimit::deadline(options_.timeout))) return appended;
+  const LogCallLock lock(mutex_);
+  record_outcomes();
   if (const std::uint64_t store = log_->store_id();
-      store != 0 && store != tracker_.known_extent().store_id) {
-    tracker_.invalidate_from(id, boot_time_ns());
-    return appended;
-  }
-  tracker_.record_append(id);
+      store != 0 && store != tracker_.known_extent().store_id)
+    return appended;  // a replica took over, as record_outcomes() says
   publish_update(id, bytes);
+  if (!has_looked) return appended;  // a newer head record could not be told from an older one
   // An append also asks the log, and it began after the record that it found was put.
   publish_head_record(found,
                       {.head = id,
@@ -265,10 +309,8 @@ Log::Appended MemcachedTier::append(UpdateId id, std::string_view bytes) {
 
 bool MemcachedTier::rewrite(UpdateId base, std::uint64_t base_chain, const NextPart& next_part) {
   const bool switched = log_->rewrite(base, base_chain, next_part);
-  mutex_.lock();
-  const LogCallLock lock(mutex_);
-  tracker_.record_rewrite();
-  has_released_connections_ = false;
+  const MutexLock lock(outcomes_mutex_);
+  outcomes_.has_rewrite = true;
   return switched;
 }
 
@@ -281,6 +323,7 @@ PollResult MemcachedTier::poll(UpdateId first,
   std::optional<CachedAnswer> answer;
   {
     const LogCallLock lock(mutex_, call_deadline(), name());
+    record_outcomes();
     answer = poll_memcached(first, staleness_max.value_or(tracker_.served_staleness_max()));
     if (answer && !has_released_connections_ &&
         boot_time_ns() - last_append_at_ns_ > connection_release_delay_ns) {

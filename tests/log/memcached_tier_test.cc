@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/call_limit.h"
 #include "log/forwarding_log.h"
 #include "log/memcached.h"
 #include "log/tiered_store.h"
@@ -189,6 +190,34 @@ TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
   testing::MemcachedClient(server).set(tiered_item_prefix(log->extent(), log->name()) + "head",
                                        "no head record");
   EXPECT_EQ(follower.poll(1, std::nullopt, pass).extent.head, 1U);
+}
+
+// Another thread waits for a memcached that hangs. A writer whose update is in the log learns its
+// id before its deadline.
+TEST(MemcachedTier, append_does_not_wait_for_requests_of_other_threads) {
+  FileStore store;
+  testing::MemcachedServer server;
+  MemcachedTierOptions options = tier_options(server);
+  options.timeout = milliseconds(3000);
+  MemcachedTier tier(store.open(), options);
+  const auto pass = [](UpdateId, std::string_view) { return true; };
+  tier.poll(1, std::nullopt, pass);
+  server.pause();
+  std::thread polling([&] { tier.poll(1, std::nullopt, pass); });
+  std::this_thread::sleep_for(milliseconds(200));
+
+  const auto began = std::chrono::steady_clock::now();
+  {
+    const Deadline deadline(milliseconds(300));
+    const CallLimit limit(deadline);
+    EXPECT_EQ(tier.append(1, "one"), Log::Appended::yes);
+    EXPECT_EQ(tier.append(1, "other"), Log::Appended::taken);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(1500));
+
+  polling.join();
+  server.resume();
+  EXPECT_EQ(tier.poll(1, std::nullopt, pass).extent.head, 1U) << "it knows what it appended";
 }
 
 TEST(Memcached, compare_and_swap_replaces_only_seen_version) {
