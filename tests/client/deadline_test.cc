@@ -122,6 +122,32 @@ int make_all_calls(const std::function<Cache()>& open, milliseconds deadline = c
   return failures;
 }
 
+// The promise. No machine gives every call its processor in time, so the shortest of several
+// attempts is compared: a call that waits longer by itself does so in each of them.
+constexpr milliseconds promised_delay{50};
+constexpr int attempts_max = 12;
+
+// Expects every call to keep its deadline to within 50 ms.
+void expect_promise_is_kept(const std::function<Cache()>& open) {
+  for (const bool opens_anew : {false, true}) {
+    Cache cache = open();
+    for (const Call& call : calls()) {
+      milliseconds shortest = milliseconds::max();
+      for (int i = 0; i < attempts_max && shortest > call_deadline + promised_delay; ++i) {
+        if (opens_anew) cache = open();
+        const auto began = steady_clock::now();
+        try {
+          call.second(cache, {});
+        } catch (const Error&) {
+        }
+        shortest = std::min(shortest,
+                            std::chrono::duration_cast<milliseconds>(steady_clock::now() - began));
+      }
+      EXPECT_LE(shortest, call_deadline + promised_delay) << call.first;
+    }
+  }
+}
+
 Cache open_cache(const std::string& url, const std::string& state_path) {
   Options options;
   options.state_path = state_path;
@@ -152,6 +178,7 @@ TEST(Deadline, locked_file_log_delays_no_call_beyond_deadline) {
   const FileDescriptor lock = open_file(fleet.directory().file("log") + "/default/lock", O_RDWR);
   for (std::uint64_t byte = 0; byte < 16; ++byte) ASSERT_TRUE(try_lock_byte(lock.number(), byte));
   EXPECT_GT(make_all_calls([&] { return fleet.open("berlin"); }), 0);
+  expect_promise_is_kept([&] { return fleet.open("berlin"); });
 }
 
 #if WHYCACHE_WITH_SQLITE
@@ -163,6 +190,7 @@ TEST(Deadline, locked_sqlite_log_delays_no_call_beyond_deadline) {
   Database other(fleet.directory().file("log.db"));
   other.run("BEGIN EXCLUSIVE");
   EXPECT_GT(make_all_calls([&] { return fleet.open("berlin"); }), 0);
+  expect_promise_is_kept([&] { return fleet.open("berlin"); });
 }
 
 TEST(Deadline, fork_does_not_wait_for_lock_in_sqlite_database) {
@@ -222,6 +250,7 @@ TEST_F(MysqlDeadline, black_hole_delays_no_call_beyond_deadline) {
   before.update();
   proxy.set_faults({.to_server = {.drop_after = 0}, .to_client = {.drop_after = 0}});
   EXPECT_GT(make_all_calls([&] { return open_cache(url_by_way_of(proxy), state_path()); }), 0);
+  expect_promise_is_kept([&] { return open_cache(url_by_way_of(proxy), state_path()); });
 }
 
 // Each byte arrives before any timeout of the client library, which begins anew with it.
@@ -238,6 +267,7 @@ TEST_F(MysqlDeadline, held_row_lock_delays_no_call_beyond_deadline) {
   MariadbClient other(server(), database_);
   other.run("BEGIN; UPDATE whycache_logs SET part_count = 0 WHERE instance = 'default'");
   EXPECT_GT(make_all_calls([&] { return open_cache(server().url(database_), state_path()); }), 0);
+  expect_promise_is_kept([&] { return open_cache(server().url(database_), state_path()); });
   other.run("ROLLBACK");
 }
 
@@ -428,6 +458,7 @@ TEST_F(MysqlDeadline, stopped_memcached_fails_no_call) {
   open_cache(url, state_path()).update();
   memcached.pause();
   EXPECT_EQ(make_all_calls([&] { return open_cache(url, state_path()); }, ample_deadline), 0);
+  expect_promise_is_kept([&] { return open_cache(url, state_path()); });
   memcached.resume();
 }
 
