@@ -21,6 +21,8 @@
 namespace service {
 namespace {
 
+// How long the master asks the log before it starts the workers without it.
+constexpr std::chrono::milliseconds first_look{500};
 constexpr std::chrono::seconds grace{15};  // more than the longest deadline of a request
 constexpr std::size_t body_bytes_max = std::size_t{1} << 20;
 
@@ -70,6 +72,18 @@ class Listener {
   int socket_ = -1;
 };
 
+// Asks the log once. Throws if that cannot help however often it is repeated: for a log that does
+// not exist and cannot be created, a wrong password, a missing permission. If the log is only away,
+// the service starts with what this machine has.
+void look_at_log(whycache::Cache& cache) {
+  try {
+    cache.update({.deadline = first_look});
+  } catch (const whycache::Error& error) {
+    if (error.kind() == whycache::ErrorKind::invalid) throw;
+    std::fprintf(stderr, "service: starting without the log: %s\n", error.what());
+  }
+}
+
 // Answers requests until the listener is stopped, and finishes those that it has begun.
 void run_worker(int number, httplib::Server& server, whycache::Cache& cache, Metrics& metrics,
                 const Settings& settings) {
@@ -92,6 +106,7 @@ void run(const Settings& settings) {
   // Opened before the workers exist, so that a mistake in the settings ends the service, once, and
   // not each of its workers. After fork(), every method of a cache works in the child.
   whycache::Cache cache(settings.log_url, cache_options(settings));
+  look_at_log(cache);
   Listener listener(settings.host, settings.port);
   std::printf("listening on %s:%d\n", settings.host.c_str(), listener.port());
   std::fflush(stdout);
@@ -106,6 +121,10 @@ void run(const Settings& settings) {
 
 int main(int argc, char** argv) {
   try {
+    if (service::asks_for_help(argc, argv)) {
+      std::fputs(service::help_text, stdout);
+      return 0;
+    }
     service::run(service::parse_settings(argc, argv));
     return 0;
   } catch (const std::exception& error) {

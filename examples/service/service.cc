@@ -98,6 +98,23 @@ void answer_exception(const httplib::Request& request, httplib::Response& respon
   }
 }
 
+// Answers that httplib gives by itself, without a body: a path that is not known, a body that is
+// too large.
+void explain(const httplib::Request& request, httplib::Response& response) {
+  if (!response.body.empty()) return;
+  json body = {{"error", "http"}, {"message", "the request cannot be parsed, or is refused"}};
+  if (response.status == 404) body = {{"error", "not_found"}};
+  if (response.status == 413) {
+    body = {{"error", "limit"},
+            {"message",
+             "the body is too large: at most 1 MiB, and 8 KiB if its type is "
+             "application/x-www-form-urlencoded, which curl -d sends (give it another one: "
+             "-H 'Content-Type: text/plain')"}};
+  }
+  if (request.method == "PUT") body["written"] = "no";
+  answer(response, response.status, body);
+}
+
 template <typename Number>
 Number parse_number(std::string_view name, std::string_view text) {
   Number number{};
@@ -163,6 +180,7 @@ void Service::add_routes(httplib::Server& server) {
   server.Get("/health", [this](auto&, auto& response) { get_health(response); });
   server.Get("/metrics", [this](auto&, auto& response) { get_metrics(response); });
   server.set_exception_handler(answer_exception);
+  server.set_error_handler(explain);
   measure(server, metrics_);
 }
 

@@ -1,5 +1,6 @@
 #include "settings.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <stdexcept>
@@ -18,6 +19,33 @@ int parse_number(std::string_view option, std::string_view text, int min) {
 }
 
 }  // namespace
+
+const char* const help_text =
+    R"(usage: example_service [--OPTION VALUE]...
+
+An HTTP service with feature flags and a catalogue, kept in a log that all machines share.
+
+  --log URL                 the log; default: $WHYCACHE_LOG. memory:, file:///dir,
+                            sqlite:///file.db, mysql://user@host/database
+  --state PATH              the state of this machine; default: as the library says
+  --host ADDRESS            the address to listen on (127.0.0.1)
+  --port N                  the port; 0: any that is free (8080)
+  --workers N               processes that answer requests (4)
+  --threads N               threads of each worker (16)
+  --writes-max N            threads of a worker that may write at once (8)
+  --write-deadline-ms N     how long a write may take (1000)
+  --update-interval-ms N    how often the log is asked (200)
+  --stale-after-ms N        the age of the data at which /health says degraded (2000)
+
+The service ends with code 1 if a setting is wrong or the log can never be opened. If the log is
+only away, it starts, and answers 503 until it has been read once.
+)";
+
+bool asks_for_help(int argc, char** argv) {
+  return std::any_of(argv + 1, argv + argc, [](const std::string_view argument) {
+    return argument == "--help" || argument == "-h";
+  });
+}
 
 Settings parse_settings(int argc, char** argv) {
   Settings settings;
@@ -49,7 +77,7 @@ Settings parse_settings(int argc, char** argv) {
     } else if (option == "--stale-after-ms") {
       settings.stale_after = time();
     } else {
-      throw std::invalid_argument("unknown option: " + std::string(option));
+      throw std::invalid_argument("unknown option: " + std::string(option) + " (--help)");
     }
   }
   if (settings.log_url.empty()) throw std::invalid_argument("no log given (--log, WHYCACHE_LOG)");

@@ -22,6 +22,10 @@ struct Settings {
   std::chrono::milliseconds stale_after{2000};
 };
 
+extern const char* const help_text;
+// Whether one of the arguments is --help or -h.
+bool asks_for_help(int argc, char** argv);
+
 // Throws std::invalid_argument, which names the argument.
 Settings parse_settings(int argc, char** argv);
 

@@ -283,7 +283,16 @@ class ServiceTest(support.CliTest):
             self.assertEqual((answer.status, json.loads(answer.text)["error"]), (400, "invalid"))
         answer = service.put("/flags/" + 1025 * "k", "on")
         self.assertEqual(answer.status, 400, answer.text)
-        self.assertEqual(service.put("/flags/dark", 1_500_000 * "x").status, 413)
+        form = {"Content_Type": "application/x-www-form-urlencoded"}
+        for body, headers in ((1_500_000 * "x", {}), (9_000 * "x", form)):
+            answer = service.put("/flags/dark", body, **headers)
+            self.assertEqual(answer.status, 413)
+            self.assertEqual(json.loads(answer.text)["written"], "no")
+            self.assertIn("1 MiB, and 8 KiB", json.loads(answer.text)["message"])
+        self.assertEqual(service.put("/flags/dark", 9_000 * "x", Content_Type="text/plain").status,
+                         200)
+        answer = service.get("/nowhere")
+        self.assertEqual((answer.status, json.loads(answer.text)), (404, {"error": "not_found"}))
 
     def test_products_are_replaced_only_in_the_version_that_was_read(self):
         service = Service(self, self.log)
@@ -428,8 +437,11 @@ class ServiceTest(support.CliTest):
 
     def test_mistakes_in_settings_end_the_master(self):
         taken = Service(self, self.log).port
+        pathlib.Path(f"{self.directory}/a file").touch()
         for options, message in (
             (["--log", "nosuch://log"], "nosuch"),
+            (["--log", f"sqlite://{self.directory}/absent/log.db"], "absent"),
+            (["--log", f"file://{self.directory}/a file"], "a file"),
             (["--log", self.log, "--workers", "none"], "--workers takes a number"),
             (["--log", self.log, "--worker", "1"], "unknown option: --worker"),
             (["--log", self.log, "--port", str(taken)], f"cannot listen on 127.0.0.1:{taken}"),
@@ -441,6 +453,15 @@ class ServiceTest(support.CliTest):
                                   capture_output=True)
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertIn(message, done.stderr.decode())
+
+    def test_help_names_every_option(self):
+        source = pathlib.Path(__file__).resolve().parents[2] / "examples/service/settings.cc"
+        options = set(re.findall(r'option == "(--[a-z-]+)"', source.read_text()))
+        for help_option in ("--help", "-h"):
+            done = subprocess.run([_service, "--port", help_option], timeout=60,
+                                  capture_output=True, check=True)
+            self.assertEqual(set(re.findall(r"^  (--[a-z-]+) ", done.stdout.decode(), re.M)),
+                             options)
 
 
 class ServiceOutageTest(support.CliTest):
