@@ -311,9 +311,11 @@ class WHYCACHE_API Cache {
   // calls on this machine share one read of the log. A call within its staleness bound costs
   // nanoseconds.
   //
-  // Throws Error(unavailable) if the log does not answer. Throws Error(corrupt) if an update is
-  // damaged or missing; the state then stays at the previous id. Throws Error(limit) if an update
-  // does not fit into the state.
+  // Throws Error(unavailable) if the log does not answer, or if the state was replaced by a file
+  // that this process cannot open. Throws Error(corrupt) if an update is damaged or missing; the
+  // state then stays at the previous id. Throws Error(limit) if an update does not fit into the
+  // state, Error(invalid) if this process may not write to the state and there is something to
+  // apply.
   UpdateId update(const UpdateOptions& options = {});
 
   // Replaces the updates up to an id by the items as of it, the new base. Returns the base. Takes

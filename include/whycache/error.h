@@ -8,23 +8,29 @@
 
 namespace whycache {
 
-// Says what the caller can do about the failure.
+// Says what the caller can do about the failure. docs/guide/errors.md has a table of what each kind
+// means for a read and for a write.
 enum class ErrorKind {
-  // The call or an option is wrong. Retrying cannot help.
+  // The call, an option or a permission is wrong, or a value is not what get_as() was asked for.
+  // Retrying cannot help. Nothing was written.
   invalid,
-  // A limit was reached, and nothing was written. The message names the limit and the option that
-  // raises it.
+  // A limit was reached, of an option or of the system: disk space, memory, descriptors. Nothing
+  // was written. The message names the limit and what raises it.
   limit,
-  // The log did not answer, and nothing was written. Retry later.
+  // The log did not answer, a stop was requested, or the cache was closed, and nothing was written.
+  // Or there is no state to read: none is built yet, or it was replaced by a file that this process
+  // cannot open. Retry later.
   unavailable,
-  // The log failed midway and stayed unreachable. The write may or may not be in it.
+  // The log failed midway and stayed unreachable: the write may be in it, or a part of it. Or the
+  // write is in the log, but could not be applied here. The message says which.
   uncertain,
   // Other writers changed what this write depended on until attempts or deadline ran out. Nothing
   // was written.
   conflict,
   // A guard of this application forbids the write (Options::guards). Nothing was written.
   refused,
-  // Stored bytes are not what was written. The message gives the next step.
+  // Stored bytes, of the state or of the log, are not what was written. The message gives the next
+  // step.
   corrupt,
 };
 

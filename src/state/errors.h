@@ -21,4 +21,18 @@ inline Error corrupt_state(std::string_view what, std::uint64_t value) {
   return corrupt_state(std::string(what) + "=" + std::to_string(value));
 }
 
+// Another file has taken the place of the state, and `error` keeps this process from using it. The
+// kind is always the same: nothing is wrong with the call, and retrying helps once the file can be
+// used.
+inline Error unusable_successor(const Error& error) {
+  return Error(ErrorKind::unavailable,
+               std::string("state was replaced, and this process cannot use the new file: ") +
+                   error.what() +
+                   (error.kind() == ErrorKind::invalid
+                        ? " (give all processes that share it the same state_mode, and this one "
+                          "permission to read and write it: docs/guide/sharing.md)"
+                        : ""),
+               error.system_error());
+}
+
 }  // namespace whycache

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/fork_handlers.h"
+#include "state/errors.h"
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
 #include "state/file/poll_record.h"
@@ -212,10 +213,10 @@ std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) c
     current_file.unmap_retired();
     return std::nullopt;
   }
-  if (const std::shared_ptr<Mapping> found = current_file.switch_to_file_at_path())
-    return of_other_log(*found);
   std::string why_not;
-  {
+  try {
+    if (const std::shared_ptr<Mapping> found = current_file.switch_to_file_at_path())
+      return of_other_log(*found);
     // The file at the path may come from elsewhere: verify and adopt it.
     const HeldLock install = lock(StateLock::install, deadline);
     const HeldLock writer = lock(StateLock::writer, deadline);
@@ -226,6 +227,9 @@ std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) c
       return std::nullopt;
     }
     why_not = std::move(found.unusable_reason);
+  } catch (const Error& error) {  // the same kind as in a read
+    if (error.kind() == ErrorKind::corrupt || error.kind() == ErrorKind::unavailable) throw;
+    throw unusable_successor(error);
   }
   // There is no successor yet. Reads continue with the old file, and usable() reports that a new
   // one has to be built.

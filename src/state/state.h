@@ -132,8 +132,8 @@ class State {
                const Deadline& deadline = default_deadline(),
                const std::optional<Uuid>& other_log = std::nullopt) const;
   // Switches to the file that replaced ours, if there is one. Reads do this by themselves.
-  // Throws Error(unavailable) if it has to be verified and others hold the locks until the
-  // deadline.
+  // Throws Error(unavailable) if this process cannot use it, or if it has to be verified and others
+  // hold the locks until the deadline.
   //
   // Does not switch to a state of another log than the one whose states were read here. Returns
   // what that is; the caller asks its log, and calls expect_log() if it is the same.

@@ -4,6 +4,8 @@
 
 #include <array>
 #include <filesystem>
+#include <functional>
+#include <limits>
 #include <map>
 #include <string>
 #include <thread>
@@ -546,6 +548,32 @@ TEST(CacheClosing, delete_shared_state_makes_other_cache_rebuild) {
   EXPECT_EQ(other.get("a"), "2");
   EXPECT_EQ(fleet.open("berlin").get("a"), "2");
   EXPECT_THAT(events.messages(Event::Kind::rebuilt), HasSubstr("removed"));
+}
+
+// The file has another hard link, as root, whom no permission stops, refuses it as well.
+TEST(CacheClosing, reads_writes_and_updates_throw_unavailable_for_unusable_new_state) {
+  Fleet fleet;
+  Cache deleter = fleet.open("berlin");
+  Cache other = fleet.open("berlin");
+  deleter.set("a", "1");
+  deleter.delete_shared_state();
+  fleet.open("berlin").set("a", "2");
+  const std::string second_name = fleet.state_path("berlin") + ".link";
+  std::filesystem::create_hard_link(fleet.state_path("berlin"), second_name);
+
+  const std::string path = "path=" + fleet.state_path("berlin");
+  const std::vector<std::function<void()>> calls{[&] { static_cast<void>(other.get("a")); },
+                                                 [&] { static_cast<void>(other.view()); },
+                                                 [&] { other.update(); },
+                                                 [&] { other.set("b", "1"); },
+                                                 [&] { other.add("c", 1); },
+                                                 [&] { other.set_async("b", "1").get(); }};
+  for (const std::function<void()>& call : calls)
+    expect_error(ErrorKind::unavailable, call, "state was replaced", path, "(");
+
+  std::filesystem::remove(second_name);
+  EXPECT_EQ(other.get("a"), "2");
+  EXPECT_EQ(other.update(), 2U);
 }
 
 TEST(CacheClosing, write_after_state_deletion_rebuilds_state) {

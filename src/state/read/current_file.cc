@@ -9,6 +9,7 @@
 #include <whycache/error.h>
 
 #include "base/clock.h"
+#include "state/errors.h"
 #include "state/file/state_file.h"
 
 namespace whycache {
@@ -22,13 +23,6 @@ Error other_log_error(const Mapping& present, const Mapping& found) {
                    " state_uuid=" + to_string(log_uuid_of(found)) +
                    " uuid_read_before=" + to_string(log_uuid_of(present)) +
                    " (call update(): it asks this process's log which of them it is)");
-}
-
-Error successor_error(const Error& error) {
-  return Error(
-      ErrorKind::unavailable,
-      std::string("state was replaced, and this process cannot use the new file: ") + error.what(),
-      error.system_error());
 }
 
 }  // namespace
@@ -125,7 +119,7 @@ std::optional<CurrentFile::FileVersion> CurrentFile::find_successor(const Mappin
     return FileVersion{status->st_dev, status->st_ino,
                        status->st_ctim.tv_sec * 1'000'000'000 + status->st_ctim.tv_nsec};
   } catch (const Error& error) {
-    throw successor_error(error);
+    throw unusable_successor(error);
   }
 }
 
@@ -138,10 +132,10 @@ std::shared_ptr<Mapping> CurrentFile::open_successor(std::optional<Error>& error
     if (!file) return nullptr;
     StateFileResult result = use_state_file(std::move(file), options_);
     if (result.is_of_other_format)
-      error = successor_error(Error(ErrorKind::corrupt, result.unusable_reason));
+      error = unusable_successor(Error(ErrorKind::corrupt, result.unusable_reason));
     return std::move(result.mapping);
   } catch (const Error& failure) {
-    if (failure.kind() != ErrorKind::corrupt) error = successor_error(failure);
+    if (failure.kind() != ErrorKind::corrupt) error = unusable_successor(failure);
     return nullptr;
   }
 }
