@@ -28,9 +28,9 @@ std::string printable(std::string_view key) {
   return key.size() > shown_bytes_max ? text + "..." : text;
 }
 
-[[noreturn, gnu::cold]] void throw_not(const std::string& what, std::string_view key,
-                                       std::string_view value) {
-  throw Error(ErrorKind::invalid, "value is not " + what + ": key=" + printable(key) +
+[[noreturn, gnu::cold]] void throw_invalid(const std::string& what, std::string_view key,
+                                           std::string_view value) {
+  throw Error(ErrorKind::invalid, "value is " + what + ": key=" + printable(key) +
                                       " value_bytes=" + std::to_string(value.size()));
 }
 
@@ -43,7 +43,7 @@ bool parse_bool(std::string_view key, std::string_view value) {
   }
   if (std::ranges::find(words_of_true, word) != words_of_true.end()) return true;
   if (std::ranges::find(words_of_false, word) != words_of_false.end()) return false;
-  throw_not("one of true, false, 1, 0, yes, no, on, off", key, value);
+  throw_invalid("not one of true, false, 1, 0, yes, no, on, off", key, value);
 }
 
 template <typename T>
@@ -51,6 +51,16 @@ std::string name_of_type() {
   if (std::is_floating_point_v<T>) return "a number";
   return std::string(std::is_signed_v<T> ? "an integer" : "an unsigned integer") + " of " +
          std::to_string(sizeof(T) * 8) + " bits in decimal digits";
+}
+
+template <typename T>
+std::string range_of_type() {
+  if constexpr (std::is_floating_point_v<T>) {
+    return "the exponents of its type";
+  } else {
+    return std::to_string(std::numeric_limits<T>::min()) + ".." +
+           std::to_string(std::numeric_limits<T>::max());
+  }
 }
 
 }  // namespace
@@ -63,7 +73,10 @@ T parse_value(std::string_view key, std::string_view value) {
     T number{};
     const char* const end = value.data() + value.size();
     const auto [parsed_end, failure] = std::from_chars(value.data(), end, number);
-    if (failure != std::errc() || parsed_end != end) throw_not(name_of_type<T>(), key, value);
+    if (parsed_end != end || failure == std::errc::invalid_argument)
+      throw_invalid("not " + name_of_type<T>(), key, value);
+    if (failure != std::errc())
+      throw_invalid("a number out of range, beyond " + range_of_type<T>(), key, value);
     return number;
   }
 }
