@@ -64,7 +64,8 @@ struct StateInspection {
   std::vector<ProcessInfo> processes;
 };
 
-// Counts since a Cache object was opened.
+// Counts of one Cache object since it was opened. For those of a machine, add up what its processes
+// report, as a collector of metrics does.
 struct Counters {
   std::uint64_t updates_applied = 0;  // by this object; other processes of this machine apply too
   std::uint64_t updates_written = 0;
@@ -88,8 +89,9 @@ struct Stats {
   std::chrono::nanoseconds staleness = std::chrono::nanoseconds::max();
 
   // Whether the last call of this object to the log succeeded, or another process of this machine
-  // has asked the log since; true if there was no call. If not: the error, and since when that has
-  // been so.
+  // has asked the log since; true if there was no call. A call that waited in vain for another
+  // process of this machine to read the log has failed, too. A call that still waits does not
+  // count: watch `staleness`. If not: the error, and since when that has been so.
   bool log_is_up = true;
   std::string log_error;
   std::optional<std::chrono::system_clock::time_point> log_down_since;
@@ -102,6 +104,10 @@ struct Stats {
   std::optional<UpdateId> oldest_pinned_id;
   std::uint64_t oldest_pinned_process_id = 0;
   std::string oldest_pinned_process_name;
+  // Of the file, what no longer is in use and waits for that view to end, in whole segments of 256
+  // KiB. 0 if there is no view. Beside it, a view holds what was overwritten in segments that are
+  // still in use; inspect() counts those segments.
+  std::uint64_t pinned_bytes = 0;
 
   Counters counters;
 };

@@ -669,6 +669,14 @@ void State::describe_use(Stats& stats) const {
     stats.oldest_pinned_process_id = holder->process_id;
     stats.oldest_pinned_process_name = holder->process_name;
   }
+  if (!mapping || !stats.oldest_pinned_id) return;
+  // Without a view of an older update, the writer frees what is retired at its next update.
+  const Header& header = mapping->header();
+  if (*stats.oldest_pinned_id >= header.applied_id.load(std::memory_order_acquire)) return;
+  // A copy: a writer may be changing it.
+  std::uint32_t retired_count;
+  std::memcpy(&retired_count, &header.allocator_state.retired_count, sizeof retired_count);
+  stats.pinned_bytes = retired_count * segment_bytes;
 }
 
 StateInspection State::inspect() const {

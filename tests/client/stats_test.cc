@@ -5,8 +5,10 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 
 #include "client/fleet.h"
+#include "state/state.h"
 
 namespace whycache::testing {
 namespace {
@@ -105,6 +107,44 @@ TEST(Stats, log_is_up_again_once_another_process_has_asked_it) {
   const auto second_failure = fail();
   ASSERT_TRUE(second_failure);
   EXPECT_GT(*second_failure, *first_failure) << "the log was up between the failures";
+}
+
+// As while another process asks a log that hangs.
+TEST(Stats, log_is_down_if_another_process_waits_for_it_all_the_time) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  cache.update();
+  {
+    const auto other = State::open({.path = fleet.state_path("berlin")});
+    const HeldLock asking =
+        other->lock(StateLock::follow, Deadline(std::chrono::milliseconds(1000)));
+    expect_error(ErrorKind::unavailable, [&] {
+      cache.update({.staleness_max = {}, .at_least = 0, .deadline = std::chrono::milliseconds(20)});
+    });
+    const Stats stats = cache.stats();
+    EXPECT_FALSE(stats.log_is_up);
+    EXPECT_NE(stats.log_error.find("was reading it"), std::string::npos) << stats.log_error;
+  }
+  cache.update();
+  EXPECT_TRUE(cache.stats().log_is_up);
+}
+
+TEST(Stats, pinned_bytes_are_what_an_old_view_keeps_from_being_reused) {
+  const Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const auto overwrite = [&](int times) {
+    for (int i = 0; i < times; ++i) cache.set("logo", incompressible_bytes(100'000, 1));
+  };
+  overwrite(1);
+  EXPECT_EQ(cache.stats().pinned_bytes, 0U);
+  std::optional<View> held = cache.view();
+  EXPECT_EQ(cache.stats().pinned_bytes, 0U) << "nothing was overwritten yet";
+  overwrite(100);
+  const Stats stats = cache.stats();
+  EXPECT_GT(stats.pinned_bytes, 90U * 100'000);
+  EXPECT_LT(stats.pinned_bytes, stats.file_bytes);
+  held.reset();
+  EXPECT_EQ(cache.stats().pinned_bytes, 0U);
 }
 
 TEST(Stats, inspection_shows_what_the_state_holds) {
