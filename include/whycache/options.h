@@ -45,6 +45,11 @@ enum class OpenMode : std::uint8_t {
   wait,  // builds one from the log, which may take long, or throws
   // Returns at once; reads throw Error(unavailable) until update() or a write has built one. In a
   // directory, waits up to 100 ms for the log: it may have a state under another name.
+  // Opening throws only what no log can help: Error(invalid) for a wrong option, URL or state path,
+  // and for a state that this process may not open; Error(limit) if descriptors, memory or disk
+  // space are missing. A state that was copied from another machine, or is of a log of another
+  // name, is compared with the log all the same, up to the deadline; Error(corrupt) if it is of
+  // another log, and Error(unavailable) if it was copied and the log cannot tell.
   now
 };
 
