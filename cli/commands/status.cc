@@ -31,9 +31,12 @@ struct LogStatus {
 LogStatus read_log_status(const Target& target) {
   if (!names_a_log(target)) return {};
   try {
+    require_existing_log(target);  // or opening would create it
     return {open_log(target)->extent(), {}};
   } catch (const Error& error) {
     return {std::nullopt, error.what()};
+  } catch (const Failure& failure) {
+    return {std::nullopt, failure.what()};
   }
 }
 
@@ -42,6 +45,8 @@ struct MachineStatus {
   std::string path;
   std::uint64_t file_bytes = 0;
   std::optional<std::chrono::nanoseconds> staleness;
+  // The log was contacted, but by a process whose clock this one cannot compare with its own.
+  bool has_another_clock = false;
   UpdateId head = 0;
   LogStatus log;
 
@@ -52,8 +57,11 @@ struct MachineStatus {
     if (::stat(path.c_str(), &status) == 0) file_bytes = static_cast<std::uint64_t>(status.st_size);
     if (const auto polled_ns = state.last_poll_time_ns()) {
       staleness = std::chrono::nanoseconds(std::max<std::int64_t>(0, boot_time_ns() - *polled_ns));
+    } else {
+      has_another_clock = state.was_polled_by_another_clock();
     }
-    head = log.extent ? log.extent->head : state.known_head();
+    // The log had what is applied, even if it was not polled since.
+    head = log.extent ? log.extent->head : std::max(state.known_head(), info.applied_id);
   }
 
   // A state of another log, or of a log that has lost its tail, counts as damaged. The next
@@ -73,6 +81,7 @@ Json as_json(const MachineStatus& status) {
   } else {
     object["staleness_seconds"] = nullptr;
   }
+  object["another_clock"] = status.has_another_clock;
   object["items"] = status.info.item_count;
   object["item_bytes"] = status.info.item_bytes;
   object["digest"] = to_string(status.info.digest);
@@ -92,13 +101,19 @@ Json as_json(const MachineStatus& status) {
   return object;
 }
 
+// Why the staleness is unknown.
+std::string why_unknown(const MachineStatus& status) {
+  return status.has_another_clock
+             ? "unknown: a process in another time namespace contacted the log, by another clock"
+             : "the log was not contacted since this machine started";
+}
+
 void print(const MachineStatus& status, Output& output) {
   const auto row = [&](std::string_view name, const std::string& value) {
     output.write_line(fmt::format("{:<12}{}", name, value));
   };
-  const std::string staleness = status.staleness
-                                    ? format_duration(*status.staleness)
-                                    : "the log was not contacted since this machine started";
+  const std::string staleness =
+      status.staleness ? format_duration(*status.staleness) : why_unknown(status);
   row("applied id", std::to_string(status.info.applied_id));
   row("head", fmt::format("{}{}", status.head,
                           status.log.extent ? "" : "  (when the log was last contacted)"));
@@ -150,7 +165,10 @@ ExitCode status(const StatusArguments& arguments, Output& output) {
                   fmt::format("staler than requested: staleness={} staleness_max={}",
                               status.staleness ? format_duration(*status.staleness) : "unknown",
                               format_duration(*arguments.staleness_max)),
-                  "run `whycache update`, or keep `whycache follow` running");
+                  status.has_another_clock
+                      ? "a process in another time namespace follows the log, or did: ask there, "
+                        "or run `whycache update` here"
+                      : "run `whycache update`, or keep `whycache follow` running");
   }
   if (arguments.lag_max && status.lag() > *arguments.lag_max) {
     throw Failure(ExitCode::stale,

@@ -524,6 +524,15 @@ std::optional<std::int64_t> State::poll_time(PollTime PollRecord::*which,
   return read_poll_time(mapping->header().poll_record.*which, mapping->state_id(), now_ns);
 }
 
+bool State::was_polled_by_another_clock() const {
+  const ReadSection reading;
+  const Mapping* const mapping = impl_->current_file.unowned_mapping();
+  if (mapping == nullptr || is_superseded(*mapping)) return false;
+  const PollTime& last = mapping->header().poll_record.last;
+  return last.time_ns.load(std::memory_order_relaxed) != 0 &&
+         !read_poll_time(last, mapping->state_id(), 0);
+}
+
 UpdateId State::known_head() const {
   const ReadSection reading;
   const Mapping* const mapping = impl_->current_file.unowned_mapping();

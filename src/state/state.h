@@ -93,6 +93,9 @@ class State {
   // The same, but counts only polls that the log's store itself answered, not a tier in front of it
   // (Log::poll).
   std::optional<std::int64_t> last_store_poll_time_ns(std::int64_t now_ns = 0) const;
+  // Whether the log was polled, but by a process whose clock this one cannot compare with its own,
+  // in another time namespace.
+  bool was_polled_by_another_clock() const;
   // The caller holds StateLock::follow. Records nothing if this process may not write to the state
   // file, or has no memory or descriptor for it: then each process polls the log for itself.
   void record_poll(std::int64_t at_ns, UpdateId head, bool by_store = true) const noexcept;

@@ -1,6 +1,7 @@
 """whycache status: fields, bounds on lag and staleness, and damaged logs."""
 
 import os
+import subprocess
 import time
 
 from support import CliTest, main
@@ -65,6 +66,33 @@ class StatusTest(CliTest):
         time.sleep(0.05)
         other.fails("stale", "status", "--staleness-max", "10ms", expect="staleness=")
         other.fails("usage", "status", "--staleness-max", "soon", expect="soon")
+
+    def test_contact_by_another_clock_is_said_to_be_one(self):
+        self.machine.ok("set", "a", "1")
+        command = ["unshare", "--time", "--boottime", "100000", self.program]
+        environment = self.machine.environment()
+        tried = subprocess.run([*command[:-1], "true"], check=False, capture_output=True)
+        if tried.returncode != 0:
+            self.skipTest(f"needs time namespaces: {tried.stderr}")
+        done = subprocess.run([*command, "status", "--staleness-max", "1h"], env=environment,
+                              check=False, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 4, done.stderr)
+        self.assertIn("another time namespace", done.stdout)
+        self.assertIn("another time namespace", done.stderr)
+        self.assertNotIn("since this machine started", done.stdout)
+        self.assertFalse(self.machine.ok("status", "--json").json["another_clock"])
+        subprocess.run([*command, "update"], env=environment, check=True, capture_output=True)
+        status = self.machine.ok("status", "--json").json
+        self.assertEqual((status["another_clock"], status["staleness_seconds"]), (True, None))
+
+    def test_absent_log_is_not_created(self):
+        self.machine.ok("set", "a", "1")
+        os.remove(self.database)
+        status = self.machine.ok("status", "--json").json
+        self.assertEqual((status["log_answers"], status["applied_id"], status["head"]),
+                         (False, 1, 1))
+        self.assertIn("there is no log", status["log_trouble"])
+        self.assertFalse(os.path.exists(self.database))
 
     def test_machines_at_same_id_have_same_digest(self):
         for i in range(5):

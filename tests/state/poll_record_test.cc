@@ -115,6 +115,15 @@ TEST_F(PollRecordTest, time_without_its_seal_counts_for_nothing) {
   }
 }
 
+TEST_F(PollRecordTest, poll_by_another_clock_is_told_from_none) {
+  EXPECT_FALSE(state_->was_polled_by_another_clock());
+  const std::int64_t now = boot_time_ns();
+  state_->record_poll(now, 0);
+  EXPECT_FALSE(state_->was_polled_by_another_clock());
+  forge(now, poll_time_seal(now, state_->info().state_id, *boot_clock_id() + 1));
+  EXPECT_TRUE(state_->was_polled_by_another_clock());
+}
+
 TEST_F(PollRecordTest, lock_file_says_nothing_about_polls) {
   const std::int64_t now = boot_time_ns();
   state_->record_poll(now, 1);
@@ -133,6 +142,7 @@ TEST_F(PollRecordTest, adopted_copy_has_no_time) {
   const TestState adopted(copy);
   EXPECT_TRUE(adopted->adopted());
   EXPECT_EQ(adopted->last_poll_time_ns(), std::nullopt);
+  EXPECT_FALSE(adopted->was_polled_by_another_clock()) << "it was not polled at all";
   EXPECT_EQ(adopted->known_head(), 0U);
 }
 

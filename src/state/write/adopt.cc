@@ -43,7 +43,9 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
   }
   const std::string log_name(header.fixed.log_name, header.fixed.log_name_bytes);
   write_fixed_header(header, header.fixed.log_uuid, log_name, mapping.descriptor(), mapping.path());
-  // The seals of the times are wrong now, since the state id is another.
+  // No time counts from now on, since the state id is another: their seals are wrong.
+  header.poll_record.last.time_ns.store(0, std::memory_order_relaxed);
+  header.poll_record.last_of_store.time_ns.store(0, std::memory_order_relaxed);
   header.poll_record.known_head.store(0, std::memory_order_relaxed);
   clear_writer_active(header);
   return {};
