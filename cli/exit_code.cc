@@ -36,6 +36,8 @@ std::string next_step(const Error& error) {
   switch (error.system_error()) {
     case EACCES:
     case EPERM:
+      // A database that refuses a user says what to check.
+      if (message.ends_with(')')) return {};
       return "run as its owner, correct the permissions, or choose another path with --state or "
              "--log";
     case EROFS:

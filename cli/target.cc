@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
@@ -83,7 +84,12 @@ void report_event(const Event& event) {
     case Event::Kind::rebuilt: return print_message("the state was rebuilt: " + event.message);
     case Event::Kind::recovered:
       return print_message("took over from a writer that died: " + event.message);
-    case Event::Kind::retried: return print_message("retrying the log: " + event.message);
+    case Event::Kind::retried: {
+      // The command may retry many times before its deadline, and its last error says how often.
+      static std::atomic<bool> was_reported{false};
+      if (!was_reported.exchange(true)) print_message(event.message);
+      return;
+    }
     case Event::Kind::stray_state:
       return print_message("an unusable state file was moved aside: " + event.message);
   }

@@ -2,6 +2,7 @@
 
 import time
 
+import servers
 from support import CliTest, main
 
 
@@ -10,6 +11,18 @@ class UpdateTest(CliTest):
         self.machine.ok("set", "a", "1")
         self.assertEqual(self.another_machine().ok("update").text, "1")
         self.assertEqual(self.another_machine().ok("update", "--json").json, {"applied_id": 1})
+
+    def test_attempts_to_reach_the_log_are_reported_once(self):
+        if "mysql" not in self.machine.ok("version", "--json").json["logs"]:
+            self.skipTest("the program was built without the mysql log")
+        log = f"mysql://flags@127.0.0.1:{servers.free_port()}/flags"
+        machine = self.another_machine(log=log)
+        result = machine.run("update", "--deadline", "300ms")
+        self.assertEqual(result.code, 3, result.err)
+        lines = [line for line in result.err.splitlines() if line.startswith("whycache: ")]
+        self.assertEqual(len(lines), 2, result.err)
+        self.assertIn("retrying", lines[0])
+        self.assertIn("attempts=", lines[1])
 
     def test_at_least_waits_for_id(self):
         other = self.another_machine()
