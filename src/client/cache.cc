@@ -49,6 +49,14 @@ Options checked(Options options) {
     refuse("writer_name too long: bytes=" + std::to_string(options.writer_name.size()) +
            " bytes_max=" + std::to_string(writer_name_bytes_max));
   }
+  if (const std::optional<double> share = options.guards.erased_share_max;
+      share && !(*share >= 0 && *share <= 1)) {
+    refuse("erased_share_max out of range: erased_share_max=" + std::to_string(*share) +
+           " range=0..1");
+  }
+  // The system would take what is before it for the whole path.
+  if (options.state_path.find('\0') != std::string::npos)
+    refuse("state_path has a zero byte: bytes=" + std::to_string(options.state_path.size()));
   return options;
 }
 
@@ -460,6 +468,7 @@ UpdateId Cache::set_multi(std::span<const Item> items, const WriteOptions& optio
 
 UpdateId Cache::fill(const std::function<std::optional<Item>()>& next,
                      const WriteOptions& options) {
+  if (!next) throw Error(ErrorKind::invalid, "no function given");
   const std::size_t update_bytes_max = impl().context().session.options.update_bytes_max;
   const UpdateId last_id =
       whycache::bulk_load(next, update_bytes_max,
@@ -567,6 +576,7 @@ std::optional<UpdateId> Cache::erase_if_version(std::string_view key, UpdateId e
 
 std::optional<UpdateId> Cache::write_if_version(const Change& change, UpdateId expected,
                                                 const WriteOptions& options) {
+  check_key(change.key);
   ProcessContext& context = impl().context();
   return write_decided(
       context.session, context.appender,

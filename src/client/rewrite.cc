@@ -238,6 +238,7 @@ void erase_refused_keys(Session& session, Appender& appender, const Keep& keep, 
 UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& options,
                  UpdateId& erased_by) {
   Backoff backoff(session.options.deadline, options.stop);
+  session.throw_if_stopped(backoff);
   const UpdateId head = follow(session, backoff);
   if (options.limit > head) {
     throw Error(ErrorKind::invalid, "cannot rewrite history beyond the head of the log: limit=" +
@@ -247,6 +248,7 @@ UpdateId rewrite(Session& session, Appender& appender, const RewriteOptions& opt
   if (options.keep) check_keep_guards(session, options.keep);
   if (options.keep) erase_refused_keys(session, appender, options.keep, backoff, erased_by);
   backoff.reset();
+  session.throw_if_stopped(backoff);
 
   const SharedPin pin = session.state.pin();
   const UpdateId limit = options.limit == 0 ? pin->id() : options.limit;

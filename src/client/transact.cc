@@ -73,10 +73,7 @@ std::vector<Item> Transaction::Record::items(const KeyRange& range) {
 }
 
 void Transaction::Record::write(const Change& change) {
-  if (change.key.empty() || change.key.size() > key_bytes_max) {
-    throw Error(ErrorKind::invalid, "key must have 1 to " + std::to_string(key_bytes_max) +
-                                        " bytes: bytes=" + std::to_string(change.key.size()));
-  }
+  check_key(change.key);
   if (change.value.size() > value_bytes_max) {
     throw Error(ErrorKind::limit, "value too large: bytes=" + std::to_string(change.value.size()) +
                                       " bytes_max=" + std::to_string(value_bytes_max));
@@ -142,6 +139,12 @@ Draft draft_of(Session& session, const std::vector<Change>& changes, const std::
 
 }  // namespace
 
+void check_key(std::string_view key) {
+  if (!key.empty() && key.size() <= key_bytes_max) return;
+  throw Error(ErrorKind::invalid, "key must have 1 to " + std::to_string(key_bytes_max) +
+                                      " bytes: bytes=" + std::to_string(key.size()));
+}
+
 std::int64_t sum_of(std::optional<std::string_view> number, std::int64_t delta) {
   std::int64_t parsed = 0;
   if (number) {
@@ -165,6 +168,7 @@ std::int64_t sum_of(std::optional<std::string_view> number, std::int64_t delta) 
 UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options) {
+  if (!function) throw Error(ErrorKind::invalid, "no function given");
   if (options.attempts_max < 1) throw Error(ErrorKind::invalid, "attempts_max must be at least 1");
   Backoff backoff = session.backoff_for(options);
   build_missing_state(session, backoff);
@@ -244,6 +248,7 @@ UpdateId erase_range(Session& session, Appender& appender, const KeyRange& range
 std::optional<UpdateId> read_modify_write(Session& session, Appender& appender,
                                           std::string_view key, const Decide& decide,
                                           const WriteOptions& options) {
+  check_key(key);
   return write_decided(
       session, appender,
       [&](const View& view) {

@@ -61,6 +61,10 @@ UpdateId transact(Session& session, Appender& appender,
                   const std::function<void(Transaction&)>& function,
                   const TransactOptions& options);
 
+// Throws Error(invalid) if no key can be like this one. Reads need not call it: such a key is
+// absent.
+void check_key(std::string_view key);
+
 // Returns the sum of an integer in decimal digits (nullopt: 0) and `delta`. Throws Error(invalid)
 // or Error(limit), as Cache::add() says.
 std::int64_t sum_of(std::optional<std::string_view> number, std::int64_t delta);

@@ -183,6 +183,44 @@ TEST(Cache, count_returns_number_of_keys_in_range) {
   EXPECT_THAT(strings(cache.keys(KeyRange::prefix("b")).reversed()), ElementsAre("b2", "b1"));
 }
 
+TEST(Cache, calls_that_can_never_succeed_throw_invalid) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const std::string long_key(key_bytes_max + 1, 'k');
+  for (const std::string_view key : {std::string_view(), std::string_view(long_key)}) {
+    EXPECT_FALSE(cache.contains(key)) << "a read finds no such key";
+    const std::vector<std::function<void()>> writes{
+        [&] { cache.set(key, "1"); },
+        [&] { cache.erase(key); },
+        [&] { static_cast<void>(cache.set_async(key, "1")); },
+        [&] { static_cast<void>(cache.set_if(key, "1", "2")); },
+        [&] { static_cast<void>(cache.erase_if(key, "1")); },
+        [&] { static_cast<void>(cache.set_if_version(key, 7, "2")); },
+        [&] { static_cast<void>(cache.erase_if_version(key, 7)); },
+        [&] { cache.add(key, 1); },
+        [&] { static_cast<void>(cache.acquire(key, std::chrono::seconds(1))); },
+        [&] { cache.transact([&](Transaction& transaction) { transaction.erase(key); }); }};
+    for (const std::function<void()>& write : writes)
+      expect_error(ErrorKind::invalid, write, "key");
+  }
+  expect_error(
+      ErrorKind::invalid, [&] { cache.transact(std::function<void(Transaction&)>()); },
+      "no function");
+  expect_error(
+      ErrorKind::invalid, [&] { cache.fill({}); }, "no function");
+  for (const double share : {-0.1, 1.5, std::numeric_limits<double>::quiet_NaN()}) {
+    Options options;
+    options.guards.erased_share_max = share;
+    expect_error(
+        ErrorKind::invalid, [&] { fleet.open("berlin", options); }, "erased_share_max");
+  }
+  Options options;
+  options.state_path = fleet.state_path("berlin") + std::string("\0x", 2);
+  expect_error(
+      ErrorKind::invalid, [&] { Cache(fleet.url(), options); }, "zero byte");
+  EXPECT_EQ(cache.applied_id(), 0U);
+}
+
 TEST(Cache, view_stays_unchanged_while_updates_are_applied) {
   Fleet fleet;
   Cache cache = fleet.open("berlin");

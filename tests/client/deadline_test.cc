@@ -394,6 +394,7 @@ TEST_F(MysqlDeadline, stop_requested_before_a_write_means_nothing_was_written) {
       [&] { static_cast<void>(cache.set_if_version("z", 0, "1", stopped)); },
       [&] { cache.erase_prefix("a", stopped); },
       [&] { cache.add("z", 1, stopped); },
+      [&] { cache.rewrite_history({.stop = stopped.stop}); },
       [&] {
         static_cast<void>(cache.acquire("z", std::chrono::seconds(1), {.stop = stopped.stop}));
       },
