@@ -56,12 +56,18 @@ Authorship Session::authorship(std::string note) {
 }
 
 void Session::report(Event::Kind kind, const std::string& message) noexcept {
-  if (!options.on_event) return;
+  // The session whose callback this thread runs. The callback must not call the cache; if it does,
+  // the events of that call are dropped, rather than waited for by their own thread.
+  static thread_local const Session* reporting = nullptr;
+  if (!options.on_event || reporting == this) return;
+  const Session* const previous = reporting;
   try {
     const MutexLock lock(events_mutex_);
+    reporting = this;
     options.on_event({kind, message});
   } catch (...) {  // as Options::on_event promises
   }
+  reporting = previous;
 }
 
 HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) {

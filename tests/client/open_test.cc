@@ -128,6 +128,31 @@ TEST(Open, lock_of_another_process_delays_neither_open_now_nor_deadlines) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(2000));
 }
 
+// The callback must not do that; it gets an error then, and does not wait for itself.
+TEST(Open, event_callback_that_calls_the_cache_does_not_hang) {
+  const Fleet fleet;
+  std::atomic<bool> away{false};
+  Cache* called = nullptr;
+  int events = 0;
+  Options options;
+  options.on_event = [&](const Event&) {
+    ++events;
+    expect_error(ErrorKind::unavailable, [&] {
+      called->update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(30)});
+    });
+  };
+  Cache cache = fleet.open("berlin", script_of_log_away(away), options);
+  called = &cache;
+  cache.set("a", "1");
+  away = true;
+  expect_error(ErrorKind::unavailable, [&] {
+    cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(100)});
+  });
+  EXPECT_GE(events, 1);
+  away = false;
+  EXPECT_EQ(cache.update(), 1U);
+}
+
 TEST(Open, cache_that_was_moved_from_throws_invalid) {
   const Fleet fleet;
   Cache cache = fleet.open("berlin");
