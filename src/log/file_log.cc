@@ -289,7 +289,7 @@ struct FileLog::Meta {
 };
 
 // Gives a new file or directory its permissions. If this process is not in the group of the log,
-// the file keeps the group of the process, which then gets no permissions.
+// the file keeps the group of the process, which then gets the permissions of others.
 void FileLog::give_permissions(int descriptor, const std::string& path,
                                const Permissions& permissions) {
   struct stat status;
@@ -297,7 +297,7 @@ void FileLog::give_permissions(int descriptor, const std::string& path,
   mode_t mode = permissions.mode;
   if ((mode & 0060) != 0 && status.st_gid != permissions.group &&
       ::fchown(descriptor, static_cast<uid_t>(-1), permissions.group) != 0)
-    mode &= ~static_cast<mode_t>(0060);
+    mode = (mode & 0606) | ((mode & 0006) << 3);
   if (S_ISDIR(status.st_mode)) mode |= (mode & 0444) >> 2;  // search permission to readers
   if (mode != (status.st_mode & 0777) && ::fchmod(descriptor, mode) != 0)
     throw system_error("cannot set permissions of file", path, errno);

@@ -155,7 +155,8 @@ class LogUrlTest(CliTest):
                 self.machine.ok("set", "a", value, "--log", writer, env=environment)
                 result = self.machine.ok("get", "a", "--log", reader, env=environment)
                 self.assertEqual(result.text, value)
-        path = self.machine.ok("status", "--json", "--log", by_socket, env=environment).json["state"]
+        status = self.machine.ok("status", "--json", "--log", by_socket, env=environment)
+        path = status.json["state"]
         mariadb.stop()
         for url in (by_address, by_socket):
             self.assert_reads_without_log(url, environment)

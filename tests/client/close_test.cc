@@ -32,7 +32,7 @@ using std::chrono::steady_clock;
 // The promise, and what this test's own threads take.
 constexpr milliseconds promised{60};
 // The machine may be busy. One attempt in time shows that nothing waits for the log.
-constexpr int attempts_max = 8;
+constexpr int close_attempts_max = 8;
 
 struct HangingLog {
   std::function<Cache()> open;
@@ -82,7 +82,7 @@ milliseconds close_while_writes_wait(const HangingLog& log, bool destroys, int a
 void expect_prompt_close(const HangingLog& log) {
   for (const bool destroys : {false, true}) {
     milliseconds shortest = milliseconds::max();
-    for (int attempt = 0; attempt < attempts_max && shortest > promised; ++attempt)
+    for (int attempt = 0; attempt < close_attempts_max && shortest > promised; ++attempt)
       shortest = std::min(shortest, close_while_writes_wait(log, destroys, attempt));
     EXPECT_LE(shortest, promised) << (destroys ? "destructor" : "close_shared_state()");
   }

@@ -921,29 +921,34 @@ TEST(FileLogDisk, documented_commands_let_a_group_follow_and_nobody_else) {
   if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
 
-TEST(FileLogDisk, new_files_are_closed_to_groups_of_the_writer_that_may_not_follow) {
+TEST(FileLogDisk, new_files_give_other_groups_of_the_writer_the_permissions_of_others) {
   StoreDirectory directory;
   fs::permissions(fs::path(directory.file("x")).parent_path(), fs::perms(0755));
   const std::string path = directory.file("log");
+  const std::string root = path + "/default";
   const bool ran_as_root = run_as_root([&] {
     fs::create_directory(path);
     require(::chown(path.c_str(), writing_user, writing_group) == 0, "chown");
-    Child writer([&] {
-      become(writing_user, writing_group);
-      append_up_to(*std::make_unique<FileLog>(FileLogOptions{.directory = path, .name = "log"}), 1);
-    });
-    require(writer.wait() == 0, "writer");
-    const std::string root = path + "/default";
+    const auto append_as_writer = [&](UpdateId id) {
+      Child writer([&] {
+        become(writing_user, writing_group);  // not in the group of readers
+        append_up_to(*std::make_unique<FileLog>(FileLogOptions{.directory = path, .name = "log"}),
+                     id);
+      });
+      require(writer.wait() == 0, "writer");
+      struct stat status;
+      const std::string name = std::to_string(id);
+      const std::string digits = std::string(20 - name.size(), '0') + name;
+      require(::stat((root + "/updates/" + digits).c_str(), &status) == 0, "stat");
+      require(status.st_gid == writing_group, "group");
+      return status.st_mode & 0777;
+    };
+    require(append_as_writer(1) == 0600, "a new log is closed");
     require(::chown(root.c_str(), writing_user, reading_group) == 0, "chown");
     fs::permissions(root, fs::perms(0750));
-    Child later([&] {
-      become(writing_user, writing_group);  // not in the group of readers
-      append_up_to(*std::make_unique<FileLog>(FileLogOptions{.directory = path, .name = "log"}), 2);
-    });
-    require(later.wait() == 0, "writer");
-    struct stat status;
-    require(::stat((root + "/updates/00000000000000000002").c_str(), &status) == 0, "stat");
-    require(status.st_gid == writing_group && (status.st_mode & 0777) == 0600, "permissions");
+    require(append_as_writer(2) == 0600, "closed to the group of the writer");
+    fs::permissions(root, fs::perms(0755));
+    require(append_as_writer(3) == 0644, "open to all");
   });
   if (!ran_as_root) GTEST_SKIP() << "needs root";
 }
