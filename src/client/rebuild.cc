@@ -10,6 +10,7 @@
 
 #include "client/log_page.h"
 #include "client/state_links.h"
+#include "client/state_location.h"
 #include "state/write/builder.h"
 #include "state/write/writer.h"
 

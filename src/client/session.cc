@@ -22,6 +22,24 @@ std::string default_writer_name() {
 
 }  // namespace
 
+std::optional<LogError> out_of_time_error(const Log& log, const Backoff& backoff,
+                                          const Error& failure) {
+  if (backoff.deadline().remaining() >= shortest_log_call) return std::nullopt;
+  // If the deadline cut the last attempt short, the one before it shows the cause.
+  const bool was_cut = backoff.deadline().passed() && !backoff.last_failure().empty();
+  return LogError(ErrorKind::unavailable,
+                  std::string("log did not answer in time: log=") + log.name() +
+                      " deadline_ms=" + std::to_string(backoff.timeout().count()) +
+                      " attempts=" + std::to_string(backoff.pause_count() + 1) + ": " +
+                      (was_cut ? backoff.last_failure() : std::string(failure.what())),
+                  failure.system_error(), /*gave_up=*/true);
+}
+
+std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure) {
+  return std::string("log did not answer, retrying: log=") + log.name() +
+         " attempt=" + std::to_string(backoff.pause_count() + 2) + ": " + failure.what();
+}
+
 Counters AtomicCounters::read() {
   static constexpr std::uint64_t Counters::*all[] = {
       &Counters::updates_applied,   &Counters::updates_written,      &Counters::append_conflicts,
@@ -110,21 +128,11 @@ void Session::back_off_after(const LogError& error, Backoff& backoff) {
                        ": " + error.what(),
                    error.system_error(), /*gave_up=*/true);
   }
-  if (backoff.deadline().remaining() < shortest_log_call) {
-    // If the deadline cut the last attempt short, the one before it shows the cause.
-    const bool was_cut = backoff.deadline().passed() && !backoff.last_failure().empty();
-    throw LogError(ErrorKind::unavailable,
-                   std::string("log did not answer in time: log=") + log.name() +
-                       " deadline_ms=" + std::to_string(backoff.timeout().count()) +
-                       " attempts=" + std::to_string(backoff.pause_count() + 1) + ": " +
-                       (was_cut ? backoff.last_failure() : std::string(error.what())),
-                   error.system_error(), /*gave_up=*/true);
-  }
+  if (const std::optional<LogError> out_of_time = out_of_time_error(log, backoff, error))
+    throw LogError(*out_of_time);
   backoff.note_failure(error.what());
   counters.add(&Counters::log_retries);
-  report(Event::Kind::retried, std::string("log did not answer, retrying: log=") + log.name() +
-                                   " attempt=" + std::to_string(backoff.pause_count() + 2) + ": " +
-                                   error.what());
+  report(Event::Kind::retried, retry_message(log, backoff, error));
   backoff.pause();
 }
 

@@ -20,11 +20,12 @@
 #include "base/backoff.h"
 #include "base/call_limit.h"
 #include "base/mutex.h"
-#include "client/state_location.h"
 #include "state/state.h"
 #include "update/update.h"
 
 namespace whycache {
+
+struct StateLocation;
 
 // The log failed, or what it returned is damaged; as opposed to errors of the state.
 class LogError : public Error {
@@ -43,6 +44,13 @@ class LogError : public Error {
  private:
   bool gave_up_;
 };
+
+// Returns the error of a call that failed and cannot be repeated before the deadline; nullopt if
+// there is time.
+std::optional<LogError> out_of_time_error(const Log& log, const Backoff& backoff,
+                                          const Error& failure);
+// The message of Event::Kind::retried.
+std::string retry_message(const Log& log, const Backoff& backoff, const Error& failure);
 
 // Counters that any thread can increase.
 class AtomicCounters {

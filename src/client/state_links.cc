@@ -27,7 +27,7 @@ constexpr std::string_view state_suffix = ".state";
 constexpr std::size_t hash_digits = 16;
 constexpr int reservation_attempts_max = 10;
 
-enum class PathKind {
+enum class PathContent {
   absent,      // or a symbolic link: no state is created or found there
   state,       // its header names the log
   unreadable,  // not known: damaged, of another format, or this process must not read it
@@ -35,31 +35,32 @@ enum class PathKind {
 };
 
 struct FoundFile {
-  PathKind kind;
+  PathContent kind;
   LogIdentity log{};
 };
 
 FoundFile examine(const std::string& path) {
   const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
-  if (!file) return {errno == ENOENT || errno == ELOOP ? PathKind::absent : PathKind::unreadable};
+  if (!file)
+    return {errno == ENOENT || errno == ELOOP ? PathContent::absent : PathContent::unreadable};
   struct stat status;
-  if (::fstat(file.number(), &status) != 0) return {PathKind::unreadable};
-  if (!S_ISREG(status.st_mode) || !bears_state_magic(file.number())) return {PathKind::other};
+  if (::fstat(file.number(), &status) != 0) return {PathContent::unreadable};
+  if (!S_ISREG(status.st_mode) || !bears_state_magic(file.number())) return {PathContent::other};
   HeaderFixed fixed;
   if (::pread(file.number(), &fixed, sizeof fixed, 0) != ssize_t{sizeof fixed} ||
       !header_fault(fixed).empty())
-    return {PathKind::unreadable};
-  return {PathKind::state, log_of(fixed)};
+    return {PathContent::unreadable};
+  return {PathContent::state, log_of(fixed)};
 }
 
 bool is_state_of(const FoundFile& file, const Uuid& log_uuid) {
-  return file.kind == PathKind::state && file.log.uuid == log_uuid;
+  return file.kind == PathContent::state && file.log.uuid == log_uuid;
 }
 
 // Whether the state of a log may be at a path where this was found. An absent one may be under
 // construction.
 bool may_be_state_of(const FoundFile& file, const Uuid& log_uuid) {
-  return file.kind == PathKind::absent || file.kind == PathKind::unreadable ||
+  return file.kind == PathContent::absent || file.kind == PathContent::unreadable ||
          is_state_of(file, log_uuid);
 }
 
@@ -191,8 +192,8 @@ std::optional<std::string> find_linked_state(const std::string& name_path) {
     path = *target;
   }
   const FoundFile file = examine(path);
-  if (file.kind == PathKind::absent) return std::nullopt;
-  if (file.kind != PathKind::state) return path;  // opening it reports why it cannot be used
+  if (file.kind == PathContent::absent) return std::nullopt;
+  if (file.kind != PathContent::state) return path;  // opening it reports why it cannot be used
   const std::optional<std::string> reserved = read_link(reservation_path(path, file.log.uuid));
   if (reserved && *reserved != path && is_state_of(examine(*reserved), file.log.uuid) &&
       !is_behind(*reserved, path))
@@ -202,7 +203,7 @@ std::optional<std::string> find_linked_state(const std::string& name_path) {
 
 std::optional<LogIdentity> find_log_of_state(const std::string& path) {
   FoundFile file = examine(path);
-  return file.kind == PathKind::state ? std::optional(std::move(file.log)) : std::nullopt;
+  return file.kind == PathContent::state ? std::optional(std::move(file.log)) : std::nullopt;
 }
 
 std::string reserve_state(const std::string& name_path, const Uuid& log_uuid) {
@@ -222,7 +223,7 @@ void record_state(const std::string& state_path, const Uuid& log_uuid) noexcept 
     }
     if (*reserved == state_path) return;
     const FoundFile other = examine(*reserved);
-    const bool is_valid = other.kind == PathKind::unreadable ||
+    const bool is_valid = other.kind == PathContent::unreadable ||
                           (is_state_of(other, log_uuid) && !is_behind(*reserved, state_path));
     if (!is_valid) replace_link(state_path, reservation);
   } catch (const std::exception&) {

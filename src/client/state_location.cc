@@ -19,6 +19,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/url.h"
+#include "client/session.h"
 #include "client/state_links.h"
 #include "state/file/state_file.h"
 
@@ -149,29 +150,42 @@ StateLocation create_temporary_location(const std::string& name) {
 // How long to wait for a log without which the cache can be opened, too.
 constexpr std::chrono::milliseconds log_time_if_not_needed{100};
 
-// Calls the log until it answers. Throws Error.
-Uuid ask_for_uuid(Log& log, std::chrono::milliseconds timeout) {
+// Asks the log once. Throws Error.
+Uuid ask_once(Log& log, const Deadline& deadline) {
+  const CallLimit limit(deadline);
+  try {
+    return log.extent().uuid;
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Error(ErrorKind::unavailable, std::string("log failed: ") + error.what());
+  }
+}
+
+void report_retry(const Options& options, const std::string& message) noexcept {
+  if (!options.on_event) return;
+  try {
+    options.on_event({Event::Kind::retried, message});
+  } catch (...) {  // as Options::on_event promises
+  }
+}
+
+// Asks the log until it answers. Throws Error.
+Uuid ask_for_uuid(Log& log, const Options& options, std::chrono::milliseconds timeout) {
   Backoff backoff(timeout);
   for (;;) {
-    std::string why;
-    int system_error = 0;
+    std::optional<Error> failure;
     try {
-      const CallLimit limit(backoff.deadline());
-      return log.extent().uuid;
+      return ask_once(log, backoff.deadline());
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::unavailable && error.kind() != ErrorKind::uncertain) throw;
-      why = error.what();
-      system_error = error.system_error();
-    } catch (const std::exception& error) {
-      why = std::string("log failed: ") + error.what();
+      failure = error;
     }
-    if (!backoff.pause()) {
-      throw Error(ErrorKind::unavailable,
-                  "log did not answer in time: log=" + log.name() +
-                      " deadline_ms=" + std::to_string(timeout.count()) +
-                      " attempts=" + std::to_string(backoff.pause_count() + 1) + ": " + why,
-                  system_error);
-    }
+    if (const std::optional<LogError> out_of_time = out_of_time_error(log, backoff, *failure))
+      throw LogError(*out_of_time);
+    backoff.note_failure(failure->what());
+    report_retry(options, retry_message(log, backoff, *failure));
+    backoff.pause();
   }
 }
 
@@ -210,7 +224,8 @@ StateLocation locate_state(const Options& options, Log& log) {
   check_state_location(state);  // the log must not be created first
   const bool is_needed = !exists && options.open == OpenMode::wait;
   try {
-    const Uuid uuid = ask_for_uuid(log, is_needed ? options.deadline : log_time_if_not_needed);
+    const Uuid uuid = is_needed ? ask_for_uuid(log, options, options.deadline)
+                                : ask_once(log, Deadline(log_time_if_not_needed));
     location.path = reserve_state(location.name_path, uuid);
   } catch (const Error&) {
     if (is_needed) throw;

@@ -48,34 +48,27 @@ class Thread {
   std::thread thread_;
 };
 
-TEST(NetworkWait, threads_that_poll_or_receive_wait_for_network) {
-  if (::access("/proc/self/syscall", R_OK) != 0) GTEST_SKIP() << "needs /proc/PID/syscall";
+// Expects a thread that waits in `wait(socket)` to count as one.
+void expect_network_wait(const std::function<void(int socket)>& wait) {
   int sockets[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
-  const auto end = [&] { ::shutdown(sockets[1], SHUT_RDWR); };
   {
-    const Thread polling(
-        [&] {
-          pollfd polled{sockets[0], POLLIN, 0};
-          ::poll(&polled, 1, -1);
-        },
-        end);
-    EXPECT_TRUE(polling.comes_to_wait_for_network());
+    const Thread waiting([&] { wait(sockets[0]); }, [&] { ::shutdown(sockets[1], SHUT_RDWR); });
+    EXPECT_TRUE(waiting.comes_to_wait_for_network());
   }
   ::close(sockets[0]);
   ::close(sockets[1]);
-  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
-  {
-    const Thread receiving(
-        [&] {
-          char byte;
-          static_cast<void>(::recv(sockets[0], &byte, 1, 0));
-        },
-        end);
-    EXPECT_TRUE(receiving.comes_to_wait_for_network());
-  }
-  ::close(sockets[0]);
-  ::close(sockets[1]);
+}
+
+TEST(NetworkWait, threads_that_poll_or_receive_wait_for_network) {
+  if (::access("/proc/self/syscall", R_OK) != 0) GTEST_SKIP() << "needs /proc/PID/syscall";
+  expect_network_wait([](int socket) {
+    pollfd polled{socket, POLLIN, 0};
+    ::poll(&polled, 1, -1);
+  });
+  char byte;
+  expect_network_wait([&](int socket) { EXPECT_EQ(::recv(socket, &byte, 1, 0), 0); });
+  expect_network_wait([&](int socket) { EXPECT_EQ(::read(socket, &byte, 1), 0); });
 }
 
 TEST(NetworkWait, threads_that_run_sleep_or_wait_for_a_lock_do_not) {
@@ -86,10 +79,15 @@ TEST(NetworkWait, threads_that_run_sleep_or_wait_for_a_lock_do_not) {
         }
       },
       [&] { ends = true; });
+  int pipe[2];
+  ASSERT_EQ(::pipe(pipe), 0);
+  char byte;
+  const Thread reading([&] { EXPECT_EQ(::read(pipe[0], &byte, 1), 0); }, [&] { ::close(pipe[1]); });
   std::binary_semaphore released{0};
   const Thread waiting([&] { released.acquire(); }, [&] { released.release(); });
   EXPECT_FALSE(running.comes_to_wait_for_network());
   EXPECT_FALSE(waiting.comes_to_wait_for_network());
+  EXPECT_FALSE(reading.comes_to_wait_for_network()) << "a pipe is no socket";
   EXPECT_FALSE(waits_for_network(0x7fffffff)) << "there is no such thread";
 }
 

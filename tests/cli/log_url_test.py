@@ -127,10 +127,6 @@ class LogUrlTest(CliTest):
         url = f"mysql://flags:secret@127.0.0.1:{mariadb.port}/flags"
         environment = self.default_state()
         self.machine.ok("set", "a", "1", "--log", url, env=environment)
-        wrong = url.replace("secret", "wrong")
-        result = self.machine.fails("permission", "set", "a", "1", "--log", wrong, env=environment,
-                                    expect=["check user and password", "Access denied"])
-        self.assertNotIn("--state", result.err, "one next step, which is about the database")
         mariadb.stop()
         self.assert_reads_without_log(url, environment)
         self.assert_reads_without_log(url.replace("flags:secret@", "other@"), environment)
@@ -155,8 +151,8 @@ class LogUrlTest(CliTest):
                 self.machine.ok("set", "a", value, "--log", writer, env=environment)
                 result = self.machine.ok("get", "a", "--log", reader, env=environment)
                 self.assertEqual(result.text, value)
-        status = self.machine.ok("status", "--json", "--log", by_socket, env=environment)
-        path = status.json["state"]
+        status = self.machine.ok("status", "--json", "--log", by_socket, env=environment).json
+        path = status["state"]
         mariadb.stop()
         for url in (by_address, by_socket):
             self.assert_reads_without_log(url, environment)

@@ -23,6 +23,7 @@
 #include "client/fleet.h"
 #include "client/state_location.h"
 #include "log/forwarding_log.h"
+#include "support/child_process.h"
 
 namespace whycache::testing {
 namespace {
@@ -227,6 +228,44 @@ TEST_F(StateLinks, threads_that_open_by_many_names_at_once_share_one_state) {
     EXPECT_EQ(std::set(paths.begin(), paths.end()).size(), 1U);
     EXPECT_EQ(states().size(), 1U);
   }
+}
+
+TEST_F(StateLinks, processes_that_open_by_many_names_at_once_share_one_state) {
+  const Fleet log("sqlite");
+  log.open("elsewhere").set("k", "1");
+  for (int round = 0; round < 5; ++round) {
+    for (const auto& entry : fs::directory_iterator(directory.path())) fs::remove(entry.path());
+    const SharedWithChildren<std::atomic<bool>> begin;
+    std::vector<std::unique_ptr<ChildProcess>> processes;
+    for (int i = 0; i < 6; ++i) {
+      processes.push_back(std::make_unique<ChildProcess>([&, i]() -> std::string {
+        while (!*begin) std::this_thread::yield();
+        const std::string host = "host" + std::to_string(i);
+        Cache cache = open(host, log);
+        cache.add("opened", 1);
+        return open(host, log).state_path() == cache.state_path() ? "" : "has moved";
+      }));
+    }
+    *begin = true;
+    for (const auto& process : processes) EXPECT_EQ(process->wait(), "");
+    EXPECT_EQ(states().size(), 1U);
+    EXPECT_EQ(open("host0", log).get("opened"), std::to_string((round + 1) * 6));
+  }
+}
+
+TEST_F(StateLinks, log_that_answers_late_is_reported_and_waited_for) {
+  auto script = std::make_shared<Script>();
+  std::atomic<int> failures_left{3};
+  script->before_extent = [&] {
+    if (failures_left-- > 0) throw unavailable_error();
+  };
+  Options patient = options();
+  patient.on_event = events.listener();
+  const Cache cache(std::make_unique<NamedLog>(name_of("one"),
+                                               std::make_unique<ScriptedLog>(flags.log(), script)),
+                    patient);
+  EXPECT_EQ(events.count(Event::Kind::retried), 3);
+  EXPECT_TRUE(fs::is_symlink(reservation_of(flags)));
 }
 
 // --- Logs that are replaced, and names that lead to another log ---

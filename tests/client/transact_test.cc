@@ -12,6 +12,7 @@
 #include "client/fleet.h"
 #include "client/follow.h"
 #include "client/session.h"
+#include "client/state_location.h"
 #include "client/transact.h"
 
 namespace whycache::testing {
