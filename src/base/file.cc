@@ -12,6 +12,15 @@
 
 namespace whycache {
 
+FileDescriptor::FileDescriptor(int number) noexcept : number_(number) {
+  if (number < 0 || number > STDERR_FILENO) return;
+  number_ = ::fcntl(number, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  // EINVAL: the limit on descriptors allows none from 3 on.
+  const int error = errno == EINVAL ? EMFILE : errno;
+  ::close(number);
+  errno = error;
+}
+
 FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
   if (this != &other) {
     close();

@@ -12,11 +12,15 @@
 
 namespace whycache {
 
-// Owns a file descriptor.
+// Owns a file descriptor that the library has opened. Its number is never 0, 1 or 2: if the
+// application has closed one of its standard streams, that number is free, and what the application
+// prints later must not get into a file of the library.
 class FileDescriptor {
  public:
   FileDescriptor() = default;
-  explicit FileDescriptor(int number) : number_(number) {}
+  // Takes over the result of open(2) and the like. Moves a descriptor 0, 1 or 2 to another number.
+  // Is empty, with errno set, if `number` is negative or no other number is free.
+  explicit FileDescriptor(int number) noexcept;
   FileDescriptor(FileDescriptor&& other) noexcept : number_(other.release()) {}
   FileDescriptor& operator=(FileDescriptor&& other) noexcept;
   ~FileDescriptor() { close(); }

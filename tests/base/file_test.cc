@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <string>
 
+#include "support/child_process.h"
 #include "support/temporary_directory.h"
 #include "support/thrown_error.h"
 
@@ -185,6 +186,40 @@ TEST_F(File, errno_decides_the_error_kind) {
   const Error error = system_error("cannot do it", "/x", ENOSPC);
   EXPECT_STREQ(error.what(), "cannot do it: path=/x reason=\"No space left on device\"");
   EXPECT_EQ(error.system_error(), ENOSPC);
+}
+
+// If the application has closed its standard streams, what it prints later must not get into a file
+// of the library.
+TEST_F(File, descriptor_never_has_the_number_of_a_standard_stream) {
+  write_file("file", "x");
+  EXPECT_EQ(testing::run_in_child([&]() -> std::string {
+              for (int number = 0; number <= STDERR_FILENO; ++number) ::close(number);
+              const FileDescriptor opened = open_file(path("file"), O_RDWR);
+              const FileDescriptor if_exists = open_file_if_exists(path("file"), O_RDWR);
+              const FileDescriptor taken(::open(path("file").c_str(), O_RDWR | O_CLOEXEC));
+              for (const FileDescriptor* file : {&opened, &if_exists, &taken}) {
+                if (file->number() <= STDERR_FILENO) return "a standard stream";
+                if (::fcntl(file->number(), F_GETFD) != FD_CLOEXEC) return "not close-on-exec";
+              }
+              for (int number = 0; number <= STDERR_FILENO; ++number) {
+                if (is_open(number)) return "left open: " + std::to_string(number);
+              }
+              return read_to_end(opened, path("file"), 10) == "x" ? "" : "another file";
+            }),
+            "");
+}
+
+TEST_F(File, open_without_descriptor_besides_standard_streams_gives_limit) {
+  write_file("file", "x");
+  EXPECT_EQ(testing::run_in_child([&]() -> std::string {
+              ::close(STDIN_FILENO);
+              const struct rlimit standard_streams = {STDERR_FILENO + 1, STDERR_FILENO + 1};
+              ::setrlimit(RLIMIT_NOFILE, &standard_streams);
+              const auto error = testing::thrown_error([&] { open_file(path("file"), O_RDONLY); });
+              if (is_open(STDIN_FILENO)) return "left open";
+              return error && error->kind() == ErrorKind::limit ? "" : "no error of kind limit";
+            }),
+            "");
 }
 
 using Directory = File;

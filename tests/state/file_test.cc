@@ -294,6 +294,22 @@ TEST_F(FileTest, file_with_a_second_hard_link_is_rejected) {
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
+// The library's files get no number that a later open() of the application's standard streams, or
+// what it prints, could hit.
+TEST_F(FileTest, state_survives_what_a_process_without_standard_streams_prints) {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
+              for (int number = 0; number <= STDERR_FILENO; ++number) ::close(number);
+              TestState state(path());
+              state.apply({{"a", "1"}});
+              for (int number = 0; number <= STDERR_FILENO; ++number) {
+                if (::write(number, "printed", 7) >= 0) return "written to a file of the state";
+              }
+              return "";
+            }),
+            "");
+  EXPECT_EQ(TestState(path()).get("a"), "1");
+}
+
 TEST_F(FileTest, relative_path_survives_a_change_of_working_directory) {
   EXPECT_EQ(run_in_child([&]() -> std::string {
               if (::chdir(directory_.path().c_str()) != 0) return "cannot change directory";
