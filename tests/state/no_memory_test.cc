@@ -12,6 +12,7 @@
 #include "state/test_state.h"
 #include "support/failing_allocation.h"
 #include "support/mappings.h"
+#include "support/program.h"
 
 namespace whycache {
 namespace {
@@ -81,6 +82,16 @@ TEST(NoMemory, failed_allocation_keeps_a_replaced_mapping_for_its_reader) {
   }
   EXPECT_GE(failed, 2);
   std::printf("failed=%d\n", failed);
+}
+
+TEST(NoMemory, first_read_of_a_thread_throws_and_does_not_abort) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers have an allocator of their own";
+#endif
+  const TemporaryDirectory directory("/dev/shm");
+  const int status = testing::wait_for(testing::run_program(
+      {WHYCACHE_TEST_BIN "/first_read_main", directory.file("a.state")}, directory.file("output")));
+  EXPECT_EQ(status, 0) << testing::read_file(directory.file("output"));
 }
 
 }  // namespace

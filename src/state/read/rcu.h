@@ -38,7 +38,7 @@ struct alignas(64) ReaderThread {
   }
 };
 
-// Registers this thread: takes a free record or makes one.
+// Registers this thread: takes a free record or makes one. Throws std::bad_alloc without memory.
 [[gnu::noinline]] ReaderThread& register_reader_thread();
 
 // The first data that a read of this thread needs.
