@@ -67,9 +67,9 @@ struct Options {
   //
   // Default: $WHYCACHE_STATE, then $STATE_DIRECTORY/LOG.state, then /var/lib/whycache/LOG.state for
   // root, else $XDG_STATE_HOME/whycache/LOG.state or ~/.local/state/whycache/LOG.state. The cache
-  // creates these directories with mode 0700. A path below /dev/shm keeps the state off the
-  // disk. A `memory:` log ends with its process, so by default its state is a temporary file that
-  // is removed when the cache is closed.
+  // creates these directories with mode 0700. A setuid or setgid program ignores the environment.
+  // A path below /dev/shm keeps the state off the disk. A `memory:` log ends with its process, so
+  // by default its state is a temporary file that is removed when the cache is closed.
   std::string state_path{};
   OpenMode open = OpenMode::wait;
   // Permission bits of the state file. Other users can read the cache only if these bits allow it.

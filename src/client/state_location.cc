@@ -29,8 +29,10 @@ namespace {
 constexpr std::size_t state_name_bytes_max = 100;
 constexpr mode_t private_directory_mode = 0700;
 
+// The environment of a setuid program is that of its caller, who must not choose where the
+// program's user creates files.
 std::string environment_variable(const char* name) {
-  const char* const value = std::getenv(name);
+  const char* const value = ::secure_getenv(name);
   return value != nullptr ? value : "";
 }
 

@@ -106,7 +106,7 @@ void take_password(Url& url, MysqlServer& server) {
   server.password = url.password();
   server.password_file = url.take_option("password_file").value_or("");
   server.option_file = url.take_option("option_file").value_or("");
-  if (const char* const given = std::getenv("WHYCACHE_MYSQL_PASSWORD"))
+  if (const char* const given = ::secure_getenv("WHYCACHE_MYSQL_PASSWORD"))
     server.environment_password = given;
   if (server.password && !server.password_file.empty()) {
     throw invalid("log url has a password and a password_file (choose one)");

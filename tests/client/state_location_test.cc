@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <optional>
 
 #include "client/fleet.h"
+#include "support/program.h"
 
 namespace whycache::testing {
 namespace {
@@ -70,6 +72,31 @@ TEST_F(StateLocationTest, state_path_option_is_used_unchanged) {
   Options options = options_named("flags");
   options.state_path = directory.file("mine.state");
   EXPECT_EQ(path_for(options), directory.file("mine.state"));
+}
+
+// Otherwise the user that starts the program would choose where its owner creates files.
+TEST_F(StateLocationTest, setuid_program_ignores_paths_from_the_environment) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
+  struct statvfs mount;
+  ASSERT_EQ(::statvfs(directory.path().c_str(), &mount), 0);
+  if ((mount.f_flag & ST_NOSUID) != 0) GTEST_SKIP() << "NOT TESTED: mounted nosuid";
+  constexpr uid_t program_owner = 23456;  // has no home
+  const std::string program = directory.file("program");
+  fs::copy_file(WHYCACHE_TEST_BIN "/setuid_main", program);
+  ASSERT_EQ(::chmod(directory.path().c_str(), 0755), 0);
+  ASSERT_EQ(::chown(program.c_str(), program_owner, program_owner), 0);
+  for (const char* const variable : {"WHYCACHE_STATE", "STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"})
+    environment.set(variable, "/chosen");
+  for (const bool is_setuid : {false, true}) {
+    ASSERT_EQ(::chmod(program.c_str(), is_setuid ? 04755 : 0755), 0);
+    const std::string output = directory.file("output");
+    ASSERT_EQ(wait_for(run_program(
+                  {"/usr/bin/env", "setpriv", "--reuid=65534", "--clear-groups", program}, output)),
+              0)
+        << read_file(output);
+    EXPECT_EQ(read_file(output).find("/chosen") == std::string::npos, is_setuid)
+        << read_file(output);
+  }
 }
 
 TEST_F(StateLocationTest, state_path_to_directory_differs_for_each_log_and_not_for_each_name) {
