@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "state/file/layout.h"
+#include "state/index/lookup.h"
 #include "state/lookup_variant.h"
 #include "state/test_state.h"
 
@@ -14,6 +15,22 @@ namespace whycache {
 namespace {
 
 using testing::TestState;
+
+// A read may have found the value in the mapping of a file that was replaced meanwhile.
+TEST(ValueBounds, only_a_value_within_the_mapping_is_mapped) {
+  std::vector<std::byte> memory(3 * segment_bytes);
+  const std::byte* const base = memory.data() + segment_bytes;
+  const DirectoryCache cache = DirectoryCache::create(0, base, segment_bytes, KeyHash());
+  const auto is_mapped = [&](std::int64_t offset, std::size_t bytes) {
+    return is_value_mapped(cache, {reinterpret_cast<const char*>(base) + offset, bytes});
+  };
+  EXPECT_TRUE(is_mapped(0, segment_bytes));
+  EXPECT_TRUE(is_mapped(segment_bytes - 5000, 5000));
+  EXPECT_FALSE(is_mapped(segment_bytes - 5000, 5001));
+  EXPECT_FALSE(is_mapped(segment_bytes + 1, 5000));
+  EXPECT_FALSE(is_mapped(-5000, 5000));
+  EXPECT_FALSE(is_mapped(-100, 5000));
+}
 
 TEST(EntryWord, fields_equal_those_it_was_made_from) {
   for (const UpdateId id : {UpdateId{1}, state_update_id_max}) {

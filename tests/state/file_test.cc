@@ -310,6 +310,18 @@ TEST_F(FileTest, state_survives_what_a_process_without_standard_streams_prints) 
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
+TEST_F(FileTest, empty_key_without_data_is_absent) {
+  TestState state(path());
+  state.apply({{"a", ""}});
+  const std::string_view no_data;
+  std::string value;
+  EXPECT_FALSE(state->get(no_data, value));
+  EXPECT_FALSE(state->contains(no_data));
+  const View view = state.view();
+  EXPECT_EQ(view.get(no_data), std::nullopt);
+  EXPECT_EQ(view.get("a"), "");
+}
+
 TEST_F(FileTest, relative_path_survives_a_change_of_working_directory) {
   EXPECT_EQ(run_in_child([&]() -> std::string {
               if (::chdir(directory_.path().c_str()) != 0) return "cannot change directory";

@@ -55,7 +55,7 @@ class KeyHash {
       words.first = half;
       std::memcpy(&half, key.data() + bytes - sizeof half, sizeof half);
       words.last = half;
-    } else {
+    } else if (bytes > 0) {  // an empty key may have no data
       std::memcpy(&words.first, key.data(), bytes);
     }
     return hash(words);

@@ -444,7 +444,9 @@ template <bool two_words, typename MaxEntryWord>
     return true;
   const auto offset =
       static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(found.data()) - cache.base);
-  return offset + found.size() <= cache.entry_offset_max + fast_read_bytes;
+  const std::uint64_t usable_bytes = cache.entry_offset_max + fast_read_bytes;
+  // The value may be before the mapping, in one of another file. Then the offset is huge.
+  return offset <= usable_bytes && found.size() <= usable_bytes - offset;
 }
 
 // --- Unpinned reads. ---
