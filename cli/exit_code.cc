@@ -49,7 +49,9 @@ std::string next_step(const Error& error) {
       return "free space on that file system, or choose another path with --state or --log";
     case EMFILE:
     case ENFILE: return "raise the number of open files (ulimit -n)";
-    case EFBIG: return "raise the file size limit (ulimit -f)";
+    case EFBIG:
+      // A state that is full names the limit that it reached.
+      return message.ends_with(')') ? "" : "raise the file size limit (ulimit -f)";
     case ENOMEM: return "raise the address space limit (ulimit -v), or see `whycache doctor`";
     default: break;
   }

@@ -151,10 +151,12 @@ class Importer {
         last_id_ = cache_->set_multi(items, {.note = arguments_.note});
       } catch (const Error& error) {
         progress_.hide();
-        throw Error(error.kind(),
-                    fmt::format("{} (at lines {}..{}; {})", error.what(), batch_.first_line(),
-                                batch_.last_line(), completed_message()),
-                    error.system_error());
+        throw Error(
+            error.kind(),
+            fmt::format(
+                "{} (at lines {}..{}; {})", error.what(), batch_.first_line(), batch_.last_line(),
+                error.kind() == ErrorKind::uncertain ? uncertain_message() : completed_message()),
+            error.system_error());
       }
     } else {
       check_item_fits(items);
@@ -181,6 +183,12 @@ class Importer {
     if (last_line_ == 0) return "nothing was imported";
     return fmt::format("lines up to {} are in the log, up to update {}; resume with --from-line {}",
                        last_line_, last_id_, last_line_ + 1);
+  }
+
+  // The lines of the batch may be in the log, or are in it and could not be applied here.
+  std::string uncertain_message() const {
+    return fmt::format("importing them again is harmless; resume with --from-line {}",
+                       batch_.first_line());
   }
 
   const ImportArguments& arguments_;

@@ -1,7 +1,6 @@
 #include "base/file.h"
 
 #include <fcntl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,6 +8,8 @@
 #include <cerrno>
 #include <filesystem>
 #include <system_error>
+
+#include "base/signals.h"
 
 namespace whycache {
 
@@ -103,6 +104,7 @@ FileDescriptor open_file_if_exists(const std::string& path, int flags) {
 }
 
 void write_all(int descriptor, std::string_view bytes, std::string_view path) {
+  const BlockedFileSizeSignal no_signal;
   while (!bytes.empty()) {
     const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
@@ -146,13 +148,7 @@ std::string read_to_end(const FileDescriptor& file, const std::string& path,
 }
 
 int allocate_in_file(int descriptor, std::uint64_t offset, std::uint64_t bytes) noexcept {
-  struct stat status;
-  if (::fstat(descriptor, &status) != 0) return errno;
-  struct rlimit limit;
-  const bool grows = offset + bytes > static_cast<std::uint64_t>(status.st_size);
-  if (grows && ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
-      offset + bytes > limit.rlim_cur)
-    return EFBIG;
+  const BlockedFileSizeSignal no_signal;
   int error;
   do {
     error = ::posix_fallocate(descriptor, static_cast<off_t>(offset), static_cast<off_t>(bytes));

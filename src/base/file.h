@@ -47,7 +47,8 @@ FileDescriptor open_file(const std::string& path, int flags, mode_t mode = 0);
 // Like open_file(), but returns an empty descriptor if the file is absent.
 FileDescriptor open_file_if_exists(const std::string& path, int flags);
 
-// Writes all bytes; continues after EINTR and short writes. Throws Error.
+// Writes all bytes; continues after EINTR and short writes. Throws Error, also beyond
+// RLIMIT_FSIZE, where it raises no SIGXFSZ.
 void write_all(int descriptor, std::string_view bytes, std::string_view path);
 // Returns the bytes of a file. Throws Error, of kind corrupt if the file exceeds `bytes_max`.
 std::string read_whole_file(const std::string& path, std::size_t bytes_max);

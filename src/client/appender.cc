@@ -31,7 +31,15 @@ HeldLock Appender::lock_and_follow(Backoff& backoff) {
   if (!store_asked_since(session_.state, boot_time_ns() - append_staleness_max_ns) ||
       !session_.state.usable() || !session_.has_followed() ||
       !session_.has_seen_log(session_.state.info().log_uuid)) {
-    follow(session_, backoff);
+    try {
+      follow(session_, backoff);
+    } catch (const LogError&) {
+      throw;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::limit) throw;
+      throw Error(error.kind(), std::string("nothing was written: ") + error.what(),
+                  error.system_error());
+    }
   }
   return lock;
 }

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <csignal>
 #include <string>
 
 #include "support/child_process.h"
@@ -218,6 +219,22 @@ TEST_F(File, open_without_descriptor_besides_standard_streams_gives_limit) {
               const auto error = testing::thrown_error([&] { open_file(path("file"), O_RDONLY); });
               if (is_open(STDIN_FILENO)) return "left open";
               return error && error->kind() == ErrorKind::limit ? "" : "no error of kind limit";
+            }),
+            "");
+}
+
+TEST_F(File, write_beyond_file_size_limit_gives_error_and_no_signal) {
+  EXPECT_EQ(testing::run_in_child([&]() -> std::string {
+              const struct rlimit limit = {1000, 1000};
+              ::setrlimit(RLIMIT_FSIZE, &limit);
+              const auto error =
+                  testing::thrown_error([&] { write_file("file", std::string(2000, 'x')); });
+              if (!error || error->system_error() != EFBIG) return "no error for EFBIG";
+              const FileDescriptor file = open_file(path("other"), O_RDWR | O_CREAT, 0600);
+              if (allocate_in_file(file.number(), 0, 2000) != EFBIG) return "allocated";
+              sigset_t blocked;
+              ::pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+              return ::sigismember(&blocked, SIGXFSZ) == 0 ? "" : "the signal stays blocked";
             }),
             "");
 }

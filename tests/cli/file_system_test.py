@@ -3,6 +3,8 @@
 import contextlib
 import os
 import pathlib
+import resource
+import shutil
 import subprocess
 
 from support import EXIT, NOBODY, Machine, CliTest, main
@@ -102,6 +104,29 @@ class FileSystemTest(CliTest):
             )
         os.chmod(directory, 0o1777)
         self.machine.ok("set", "a", "1", "--state", f"{directory}/x.state")
+
+
+    def test_state_that_cannot_grow_is_a_limit_and_no_dead_writer(self):
+        self.machine.ok("set", "a", "1")
+        limited = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1740800,) * 2)}
+        result = self.machine.fails(
+            "limit", "set", "b", "-", stdin=os.urandom(900_000), expect="ulimit -f", **limited
+        )
+        self.assertNotIn("died", result.err)
+        result = self.machine.fails(
+            "limit", "set", "c", "1", expect="nothing was written", **limited
+        )
+        self.assertNotIn("died", result.err)
+        lines = b"".join(b"k%d\t%s\n" % (i, b"v" * 700) for i in range(3_000))
+        other = self.another_machine("other", f"sqlite://{self.directory}/other.db")
+        other.ok("set", "a", "1")
+        result = other.fails(
+            "limit", "import", "-", stdin=lines, expect="in the log", **limited
+        )
+        self.assertNotIn("nothing was imported", result.err)
+        self.assertGreater(len(other.ok("log").lines), 1)
+        self.machine.ok("update")
+        self.machine.ok("check")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,13 @@ namespace whycache {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::AllOf;
 using testing::expect_error;
 using ::testing::HasSubstr;
 using testing::mappings_of;
 using ::testing::Not;
 using testing::run_in_child;
+using ::testing::StartsWith;
 using testing::TemporaryDirectory;
 using testing::TestState;
 using testing::thrown_error;
@@ -453,6 +455,30 @@ TEST_F(FullDiskTest, full_disk_gives_error_and_state_stays_usable) {
   EXPECT_EQ(run_with_small_disk("6m", fill_disk), "");
 }
 
+// A writer that lives takes its unfinished update back. That is no death to report.
+TEST_F(FullDiskTest, update_without_room_is_no_dead_writer) {
+  EXPECT_EQ(
+      run_with_small_disk("3m",
+                          [&]() -> std::string {
+                            TestState state(path());
+                            state.apply({{"a", "1"}});
+                            for (int i = 0; i < 3; ++i) {
+                              const auto error = thrown_error([&] {
+                                state.apply({{"a", "2"}, {"large", std::string(5'000'000, 'x')}});
+                              });
+                              if (!error || error->kind() != ErrorKind::limit)
+                                return describe(error);
+                              if (state->begin_write(TestState::deadline())->recovered())
+                                return "a writer is said to have died";
+                            }
+                            state.apply({{"a", "3"}});
+                            if (const auto faults = state.check(); !faults.empty())
+                              return faults.front();
+                            return state.get("a") == "3" ? "" : "not applied";
+                          }),
+      "");
+}
+
 TEST_F(FullDiskTest, first_state_on_a_full_disk_gives_error_limit) {
   const auto create_state = [&]() -> std::string {
     const std::optional<Error> error = thrown_error([&] { TestState state(path()); });
@@ -525,6 +551,27 @@ TEST_F(FileTest, file_size_limit_gives_error_and_no_signal) {
               "")
         << limit;
   }
+}
+
+TEST_F(FileTest, full_state_names_the_limit_that_it_reached) {
+  const auto error_within = [&](const std::string& name, std::uint64_t bytes_max, int resource,
+                                rlim_t limit) {
+    return run_in_child([&, resource]() -> std::string {
+      TestState state(path(name), options_at(path(name), bytes_max));
+      const struct rlimit limits = {limit, limit};
+      if (limit != 0) ::setrlimit(static_cast<__rlimit_resource>(resource), &limits);
+      const auto error = thrown_error([&] {
+        for (int i = 0; i < 1000; ++i)
+          state.apply({{"key" + std::to_string(i), std::string(50'000, 'v')}});
+      });
+      return std::to_string(error ? error->system_error() : 0) + " " + describe(error);
+    });
+  };
+  const std::string too_large = std::to_string(EFBIG) + " limit: ";
+  EXPECT_THAT(error_within("a", 4 << 20, RLIMIT_FSIZE, 0),
+              AllOf(StartsWith(too_large), HasSubstr("raise Options::state_bytes_max")));
+  EXPECT_THAT(error_within("b", 1 << 30, RLIMIT_FSIZE, 4 << 20),
+              AllOf(StartsWith(too_large), HasSubstr("ulimit -f")));
 }
 
 TEST_F(FileTest, state_at_its_maximum_size_stays_readable) {

@@ -513,9 +513,9 @@ struct Header {
   // Allocated and usable. Stored by the writer once the file has grown (release); readers acquire
   // it.
   std::atomic<std::uint64_t> file_bytes;
-  // 1 while a writer is at work, or after one died at work. Stored under the writer lock: 1
-  // relaxed, before a compiler fence (mark_writer_active()), and 0 with release. The next writer
-  // acquires it.
+  // A WriterMark (write/recovery.h): 1 while a writer is at work, or after one died at work; 2
+  // after an update failed. Stored under the writer lock: 1 relaxed, before a compiler fence
+  // (mark_writer_active()), the others with release. The next writer acquires it.
   std::atomic<std::uint64_t> writer_active;
 
   alignas(64) PublishedBlock published[published_block_count];

@@ -198,21 +198,27 @@ void Allocator::free_filter(std::uint64_t offset) {
 
 std::uint64_t Allocator::segments_to_add(std::uint64_t segments_wanted) const {
   const std::uint64_t count = allocator_state().segment_count;
-  const std::uint64_t count_max = std::min(bytes_max_, mapping_.reserved_bytes()) / segment_bytes;
   std::uint64_t added = std::max(segments_wanted, std::min(count / 128, growth_segments_max));
-  added = std::min(added, count_max > count ? count_max - count : 0);
-  // Growing the file beyond RLIMIT_FSIZE would kill the process by a signal. Throw instead.
+  struct Limit {
+    std::uint64_t bytes;
+    int error;
+    const char* next_step;
+  };
+  Limit limit{bytes_max_, EFBIG, "raise Options::state_bytes_max"};
+  if (mapping_.reserved_bytes() < limit.bytes)
+    limit = {mapping_.reserved_bytes(), ENOMEM,
+             "raise the process's limit on address space, see ulimit -v"};
   struct rlimit file_limit;
-  if (::getrlimit(RLIMIT_FSIZE, &file_limit) == 0 && file_limit.rlim_cur != RLIM_INFINITY) {
-    const std::uint64_t allowed = file_limit.rlim_cur / segment_bytes;
-    added = std::min(added, allowed > count ? allowed - count : 0);
-  }
+  if (::getrlimit(RLIMIT_FSIZE, &file_limit) == 0 && file_limit.rlim_cur < limit.bytes)
+    limit = {file_limit.rlim_cur, EFBIG, "raise the process's limit on file size, see ulimit -f"};
+  const std::uint64_t count_max = limit.bytes / segment_bytes;
+  added = std::min(added, count_max > count ? count_max - count : 0);
   if (added < segments_wanted) {
     throw Error(ErrorKind::limit,
                 "state is full: state_bytes=" + std::to_string(count * segment_bytes) +
-                    " state_bytes_max=" + std::to_string(bytes_max_) + " path=" + mapping_.path() +
-                    " (raise Options::state_bytes_max, or the limits of the process on file size "
-                    "and address space)");
+                    " limit_bytes=" + std::to_string(limit.bytes) + " path=" + mapping_.path() +
+                    " (" + limit.next_step + ")",
+                limit.error);
   }
   return added;
 }

@@ -293,23 +293,37 @@ class Recovery {
 
 }  // namespace
 
-bool mark_writer_active(Header& header) {
+namespace {
+
+void store_mark(Header& header, WriterMark mark, std::memory_order order) {
+  header.writer_active.store(static_cast<std::uint64_t>(mark), order);
+}
+
+}  // namespace
+
+WriterMark mark_writer_active(Header& header) {
   // Acquire: pairs with the release store of clear_writer_active().
-  const bool was_marked = header.writer_active.load(std::memory_order_acquire) != 0;
+  const std::uint64_t previous = header.writer_active.load(std::memory_order_acquire);
   // The next writer must find the mark if this one is killed after any of its changes. The kernel
   // kills a thread between two instructions: earlier stores become visible to other processes,
   // later ones do not happen. Only the order of the instructions counts, which the signal fence
   // keeps. A release store would not: it lets the compiler move later stores in front of it. No
   // machine fence is needed, because the next writer takes the writer lock, which the kernel
   // releases after all stores of the dead process.
-  header.writer_active.store(1, std::memory_order_relaxed);
+  store_mark(header, WriterMark::active, std::memory_order_relaxed);
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  return was_marked;
+  return previous <= static_cast<std::uint64_t>(WriterMark::failed)
+             ? static_cast<WriterMark>(previous)
+             : WriterMark::active;
 }
 
 void clear_writer_active(Header& header) {
   // Release: no change moves behind this store. Pairs with the load of mark_writer_active().
-  header.writer_active.store(0, std::memory_order_release);
+  store_mark(header, WriterMark::none, std::memory_order_release);
+}
+
+void mark_writer_failed(Header& header) {
+  store_mark(header, WriterMark::failed, std::memory_order_release);
 }
 
 std::uint64_t recover(Allocator& allocator, PointIndex& index) {

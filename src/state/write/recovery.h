@@ -23,12 +23,20 @@
 
 namespace whycache {
 
-// Marks the file as being written (Header::writer_active), before the first change of its
-// contents. Returns whether
-// it was marked already: the previous writer died or failed, and the file needs recovery.
-bool mark_writer_active(Header& header);
+// The values of Header::writer_active, and so what the previous writer left behind.
+enum class WriterMark : std::uint64_t {
+  none = 0,    // it finished
+  active = 1,  // it died, or is at work
+  failed = 2   // its last update failed, for lack of room for example
+};
+
+// Marks the file as being written, before the first change of its contents. Returns the previous
+// mark: unless it is `none`, the file needs recovery.
+WriterMark mark_writer_active(Header& header);
 // Removes the mark, after the last change.
 void clear_writer_active(Header& header);
+// Leaves the mark of a writer that lives, but whose update has to be rolled back.
+void mark_writer_failed(Header& header);
 
 // Returns the number of entries of the unfinished update that were rolled back. Throws
 // Error(corrupt) if the file is damaged.

@@ -12,8 +12,9 @@ namespace {
 
 std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const Mapping& current,
                                              WritableMappingCache& cache) {
-  if (std::unique_ptr<WritableMapping> cached = cache.take(current)) return cached;
-  return std::make_unique<WritableMapping>(options.path, options.bytes_max);
+  std::unique_ptr<WritableMapping> writable = cache.take(current);
+  if (!writable) writable = std::make_unique<WritableMapping>(options.path, options.bytes_max);
+  return writable;
 }
 
 }  // namespace
@@ -34,16 +35,25 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, cons
   // every store of the generation; readers load it with acquire.
   mapping_.writable_header().reclaim_generation.fetch_and(~superseded_bit,
                                                           std::memory_order_release);
-  recovered_ = mark_writer_active(mapping_.writable_header());
-  if (!recovered_) return;
+  const WriterMark mark = mark_writer_active(mapping_.writable_header());
+  recovered_ = mark == WriterMark::active;
+  if (mark == WriterMark::none) return;
   current.release_surplus_pins();  // recovery frees more if there is no view
-  recover(applier_.allocator(), applier_.point_index());
+  try {
+    recover(applier_.allocator(), applier_.point_index());
+  } catch (...) {
+    if (!recovered_) mark_writer_failed(mapping_.writable_header());
+    throw;
+  }
 }
 
 StateWriter::~StateWriter() {
-  // After a failure the allocator state is as inexact as that of a dead writer. In a forked child
-  // the lock and the mapping are the parent's.
-  if (failed_ || fork_count_ != fork_count()) return;
+  // In a forked child the lock and the mapping are the parent's.
+  if (fork_count_ != fork_count()) return;
+  if (failed_) {
+    mark_writer_failed(mapping_.writable_header());
+    return;
+  }
   clear_writer_active(mapping_.writable_header());
   lease_.return_to_cache = applied_ && mapping_policy_ == MappingPolicy::cache;
 }
