@@ -1,10 +1,12 @@
 #include "base/owned_temporary_file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <memory>
 #include <utility>
 
 #include "base/fork_handlers.h"
@@ -60,6 +62,8 @@ void OwnedTemporaryFile::write_durably(std::string_view bytes) {
   sync_file(file_.number(), path_);
 }
 
+void OwnedTemporaryFile::unlock() const noexcept { unlock_byte(file_.number(), owner_byte); }
+
 // Returns false if another process has the lock, or has removed the file before we got it.
 bool OwnedTemporaryFile::try_lock() const {
   struct stat status;
@@ -74,6 +78,25 @@ OrphanLock::OrphanLock(const std::string& path) {
     is_orphan_ = !file_ || try_lock_byte(file_.number(), owner_byte);
   } catch (const Error& error) {
     if (error.system_error() != EACCES) throw;
+  }
+}
+
+void remove_orphans(const std::string& prefix) {
+  const std::string parent = parent_directory(prefix);
+  const std::string name_prefix = prefix.substr(prefix.rfind('/') + 1);
+  FileDescriptor directory(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) return;
+  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::fdopendir(directory.number()), ::closedir);
+  if (!entries) return;
+  directory.release();
+  while (const dirent* const entry = ::readdir(entries.get())) {
+    const std::string name = entry->d_name;
+    if (!name.starts_with(name_prefix)) continue;
+    try {
+      const OrphanLock orphan(parent + "/" + name);  // held until the file is removed
+      if (orphan) ::unlink((parent + "/" + name).c_str());
+    } catch (const Error&) {
+    }
   }
 }
 

@@ -33,6 +33,8 @@ class OwnedTemporaryFile {
   FileDescriptor duplicate_descriptor() const;
 
   void write_durably(std::string_view bytes);
+  // Gives up the lock. Any process may then remove the file as that of a dead owner.
+  void unlock() const noexcept;
 
  private:
   bool try_lock() const;
@@ -56,5 +58,9 @@ class OrphanLock {
   FileDescriptor file_;
   bool is_orphan_ = false;
 };
+
+// Removes the files whose paths begin with `prefix` and whose owners are dead. Skips those that
+// cannot be opened or locked, which belong to another user.
+void remove_orphans(const std::string& prefix);
 
 }  // namespace whycache

@@ -9,6 +9,7 @@
 
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -73,6 +74,32 @@ TEST_F(OwnedTemporaryFileTest, file_of_killed_process_is_an_orphan) {
     EXPECT_FALSE(OrphanLock(entry.path())) << "another process is removing it";
   }
   EXPECT_EQ(found, 1);
+}
+
+TEST_F(OwnedTemporaryFileTest, only_files_of_dead_owners_are_removed_as_orphans) {
+  const OwnedTemporaryFile living(prefix());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const OwnedTemporaryFile dead(prefix());
+    ::_exit(0);
+  }
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  const std::string other = directory_.file("of-others");
+  open_file(other, O_RDWR | O_CREAT, 0600);
+
+  remove_orphans(prefix());
+
+  std::set<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(directory_.path()))
+    left.insert(entry.path());
+  EXPECT_EQ(left, (std::set<std::string>{living.path(), other}));
+}
+
+TEST_F(OwnedTemporaryFileTest, file_without_its_lock_counts_as_an_orphan) {
+  const OwnedTemporaryFile file(prefix());
+  file.unlock();
+  remove_orphans(prefix());
+  EXPECT_FALSE(std::filesystem::exists(file.path()));
 }
 
 TEST_F(OwnedTemporaryFileTest, forked_child_does_not_remove_the_file) {

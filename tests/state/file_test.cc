@@ -312,6 +312,15 @@ TEST_F(FileTest, state_survives_what_a_process_without_standard_streams_prints) 
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
+TEST_F(FileTest, lock_file_of_a_killed_creator_is_removed_by_the_next_builder) {
+  const std::string left = path() + ".lock" + new_lock_file_suffix + "0123";
+  write_file(left, "");
+  const TestState state(path());
+  EXPECT_FALSE(fs::exists(left));
+  for (const auto& entry : fs::directory_iterator(directory_.path()))
+    EXPECT_THAT(entry.path().filename(), ::testing::AnyOf("a.state", "a.state.lock"));
+}
+
 TEST_F(FileTest, empty_key_without_data_is_absent) {
   TestState state(path());
   state.apply({{"a", ""}});

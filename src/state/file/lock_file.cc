@@ -10,7 +10,7 @@
 #include <string_view>
 #include <utility>
 
-#include "base/clock.h"
+#include "base/owned_temporary_file.h"
 #include "base/process_lock.h"
 
 namespace whycache {
@@ -60,38 +60,36 @@ bool is_same_file(const struct stat& a, const struct stat& b) {
   return a.st_ino == b.st_ino && a.st_dev == b.st_dev;
 }
 
-// A whole lock file under another name, which is removed unless it got its own.
-class NewLockFile {
- public:
-  NewLockFile(const std::string& path, std::uint32_t mode)
-      : path_(path + ".new-" + std::to_string(::getpid()) + "-" + std::to_string(boot_time_ns())),
-        file_(open_file(path_, O_RDWR | O_CREAT | O_EXCL, 0600)) {
-    if (::fchmod(file_.number(), mode) != 0)
-      throw system_error("cannot set mode of file", path_, errno);
-    if (const int error = allocate_in_file(file_.number(), 0, page_bytes))
-      throw system_error("cannot allocate lock file", path_, error);
-    write_all(file_.number(), {lock_file_magic, sizeof lock_file_magic}, path_);
-    // Before it has its name, so that no power cut leaves one without its content.
-    sync_file(file_.number(), path_);
-  }
-  NewLockFile(const NewLockFile&) = delete;
-  NewLockFile& operator=(const NewLockFile&) = delete;
-  ~NewLockFile() { ::unlink(path_.c_str()); }
+enum class Placement : std::uint8_t {
+  beside_others,  // if another process was faster, its file stays
+  in_place_of_present
+};
 
-  // If another process was faster, its file stays.
-  void link_as(const std::string& path) const {
-    if (::link(path_.c_str(), path.c_str()) != 0 && errno != EEXIST)
+// Writes the whole file under another name and then gives it its own, so that no process sees a
+// partial one.
+void create_lock_file(const std::string& path, std::uint32_t mode, Placement placement) {
+  constexpr int attempts_max = 100;
+  for (int attempt = 1;; ++attempt) {
+    const OwnedTemporaryFile file(path + new_lock_file_suffix);
+    const std::string& temporary = file.path();
+    if (::fchmod(file.descriptor(), mode) != 0)
+      throw system_error("cannot set mode of file", temporary, errno);
+    if (const int error = allocate_in_file(file.descriptor(), 0, page_bytes))
+      throw system_error("cannot allocate lock file", temporary, error);
+    write_all(file.descriptor(), {lock_file_magic, sizeof lock_file_magic}, temporary);
+    // Before it has its name, so that no power cut leaves one without its content.
+    sync_file(file.descriptor(), temporary);
+    // In the lock file, the byte that says that the owner lives is StateLock::writer: a child that
+    // is forked now must not hold it. Another process may now take the file for an orphan.
+    file.unlock();
+    const bool is_placed = placement == Placement::beside_others
+                               ? ::link(temporary.c_str(), path.c_str()) == 0 || errno == EEXIST
+                               : ::rename(temporary.c_str(), path.c_str()) == 0;
+    if (is_placed) return;
+    if (errno != ENOENT || attempt == attempts_max)
       throw system_error("cannot create lock file", path, errno);
   }
-  void replace(const std::string& path) const {
-    if (::rename(path_.c_str(), path.c_str()) != 0)
-      throw system_error("cannot replace lock file", path, errno);
-  }
-
- private:
-  std::string path_;
-  FileDescriptor file_;
-};
+}
 
 }  // namespace
 
@@ -115,7 +113,7 @@ void LockFile::open_or_create(std::uint32_t mode) {
   for (int attempt = 0; attempt < attempts_max; ++attempt) {
     const FileDescriptor file = open_file_if_exists(path_, O_RDWR | O_NONBLOCK);
     if (!file) {
-      NewLockFile(path_, mode).link_as(path_);
+      create_lock_file(path_, mode, Placement::beside_others);
       continue;
     }
     const Content content = content_of(file, path_);
@@ -132,7 +130,7 @@ void LockFile::open_or_create(std::uint32_t mode) {
     struct stat present;
     if (::fstat(file.number(), &locked) == 0 && ::stat(path_.c_str(), &present) == 0 &&
         is_same_file(locked, present))
-      NewLockFile(path_, mode).replace(path_);
+      create_lock_file(path_, mode, Placement::in_place_of_present);
   }
   throw Error(ErrorKind::unavailable, "lock file is being replaced again and again: path=" + path_);
 }

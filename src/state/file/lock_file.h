@@ -41,6 +41,8 @@ struct LockFileHeader {
 };
 static_assert(offsetof(LockFileHeader, waiters) == 192);  // docs/formats/state.md
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '2'};
+// A new lock file has this behind its name, and a random token, until it is complete.
+inline constexpr const char* new_lock_file_suffix = ".new-";
 
 // One process's opening of the lock file, one per State. Safe to use from any number of threads.
 class LockFile final : public ForkHandler {

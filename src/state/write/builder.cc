@@ -1,6 +1,5 @@
 #include "state/write/builder.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,6 +8,7 @@
 #include <utility>
 
 #include "base/fork_handlers.h"
+#include "state/file/lock_file.h"
 #include "state/file/state_file.h"
 #include "state/read/pin.h"
 
@@ -17,30 +17,11 @@ namespace {
 
 constexpr const char* building_suffix = ".building-";
 
-// Removes the files of builders that died. Skips files that cannot be opened or locked: they
-// belong to another user.
-void remove_orphaned_files(const std::string& path) {
-  const std::string directory = parent_directory(path) + "/";
-  const std::size_t slash = path.rfind('/');
-  const std::string prefix =
-      (slash == std::string::npos ? path : path.substr(slash + 1)) + building_suffix;
-  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(directory.c_str()), ::closedir);
-  if (!entries) return;
-  while (const dirent* const entry = ::readdir(entries.get())) {
-    const std::string name = entry->d_name;
-    if (name.rfind(prefix, 0) != 0) continue;
-    try {
-      const OrphanLock orphan(directory + name);  // held until the file is removed
-      if (orphan) ::unlink((directory + name).c_str());
-    } catch (const Error&) {
-    }
-  }
-}
-
 // Creates a file of one segment that contains nothing but the fixed header.
 OwnedTemporaryFile create_state_file(const StateOptions& options, const Uuid& log_uuid,
                                      const std::string& log_name) {
-  remove_orphaned_files(options.path);
+  remove_orphans(options.path + building_suffix);
+  remove_orphans(options.path + ".lock" + new_lock_file_suffix);
   OwnedTemporaryFile file(options.path + building_suffix);
   if (::fchmod(file.descriptor(), options.mode) != 0)
     throw system_error("cannot set mode of file", file.path(), errno);
