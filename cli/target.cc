@@ -131,7 +131,8 @@ void add_target_options(CLI::App& parser, Target& target) {
       ->type_name("PATH")
       ->group(target_group);
   parser
-      .add_option("--state-mode", target.state_mode, "permission bits of a new state file (0600)")
+      .add_option("--state-mode", target.state_mode,
+                  "permission bits of the state file (those it has; 0600 for the first one)")
       ->type_name("OCTAL")
       ->group(target_group);
   parser
@@ -209,7 +210,8 @@ void require_existing_log(const Target& target) {
 std::unique_ptr<State> open_state(const Target& target) {
   StateOptions options;
   options.path = state_path(target);
-  options.mode = target.options().state_mode;
+  options.keeps_mode = !target.state_mode;
+  if (target.state_mode) options.mode = parse_mode(*target.state_mode);
   options.any_file_system = target.any_file_system;
   return State::open(options);
 }

@@ -73,8 +73,11 @@ struct Options {
   std::string state_path{};
   OpenMode open = OpenMode::wait;
   // Permission bits of the state file. Other users can read the cache only if these bits allow it.
-  // The lock file beside it is only for those who may write to the state.
-  std::uint32_t state_mode = 0600;
+  // The lock file beside it is only for those who may write to the state. A state that exists loses
+  // the bits that are not given here; if it belongs to another user, opening it then throws
+  // Error(invalid). Unset: 0600 for the first state, and a state keeps its bits, owner and group
+  // when it is built again.
+  std::optional<std::uint32_t> state_mode{};
   // The largest size of the state, in bytes. Reserves address space, not memory. If an update does
   // not fit, update() throws Error(limit), and the write that appended it Error(uncertain).
   std::uint64_t state_bytes_max = std::uint64_t{64} << 30;

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <system_error>
 
@@ -178,6 +179,50 @@ std::string canonical_path(const std::string& path) {
   std::string text = canonical.native();
   while (text.size() > 1 && text.back() == '/') text.pop_back();
   return text;
+}
+
+bool is_trusted_owner(const struct stat& file, const std::string& path, FileOwner trusted) {
+  if (file.st_uid == ::geteuid() || file.st_uid == 0) return true;
+  if (trusted == FileOwner::self_or_root) return false;
+  const std::string directory = parent_directory(path);
+  struct stat status;
+  if (::stat(directory.c_str(), &status) != 0)
+    throw system_error("cannot use directory", directory, errno);
+  return file.st_uid == status.st_uid && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
+
+void check_owner_is_trusted(const struct stat& file, const std::string& path, FileOwner trusted,
+                            std::string_view what) {
+  if (is_trusted_owner(file, path, trusted)) return;
+  throw Error(ErrorKind::invalid,
+              std::string(what) + " belongs to another user: path=" + path +
+                  " owner=" + std::to_string(file.st_uid) +
+                  (trusted == FileOwner::owner_of_directory
+                       ? " (choose a path in a directory that belongs to this user, and that only "
+                         "its owner can write to)"
+                       : " (choose another path, or give state_mode a group)"),
+              EPERM);
+}
+
+void restrict_mode(const FileDescriptor& file, mode_t mode, const std::string& path,
+                   std::string_view what) {
+  struct stat status;
+  if (::fstat(file.number(), &status) != 0) throw system_error("cannot stat file", path, errno);
+  constexpr mode_t permissions = 0777;
+  if ((status.st_mode & permissions & ~mode) == 0) return;
+  if (::fchmod(file.number(), status.st_mode & mode) == 0) return;
+  const auto octal = [](mode_t bits) {
+    std::array<char, 16> text;
+    std::snprintf(text.data(), text.size(), "%04o", static_cast<unsigned>(bits));
+    return std::string(text.data());
+  };
+  const int error = errno;
+  throw Error(ErrorKind::invalid,
+              std::string(what) + " has more permissions than state_mode allows: path=" + path +
+                  " mode=" + octal(status.st_mode & permissions) + " state_mode=" + octal(mode) +
+                  " reason=\"" + std::system_category().message(error) +
+                  "\" (have its owner chmod it, or give the state_mode that the owner gives)",
+              error);
 }
 
 void check_directory_is_safe(const std::string& directory, bool any_owner) {

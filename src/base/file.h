@@ -1,6 +1,7 @@
 // Files by descriptor. A failed system call throws Error.
 #pragma once
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include <cstddef>
@@ -73,6 +74,25 @@ std::string parent_directory(const std::string& path);
 // Returns an absolute path without symbolic links, `.`, `..`, `//` and trailing `/`. The part of it
 // that does not exist, or that this process must not see, is only normalized by its text.
 std::string canonical_path(const std::string& path);
+
+// Who may own a file that this process is to trust. The owner can change it, and can truncate it,
+// which kills processes that have it mapped.
+enum class FileOwner : std::uint8_t {
+  self_or_root,
+  // Also the owner of the directory, unless that is writable for others. No other user can create
+  // files there, and the owner of the directory can replace them all anyway.
+  owner_of_directory
+};
+bool is_trusted_owner(const struct stat& file, const std::string& path, FileOwner trusted);
+// Throws Error(invalid) if the file, with this status, belongs to anybody else. `what` is for the
+// message: "state file".
+void check_owner_is_trusted(const struct stat& file, const std::string& path, FileOwner trusted,
+                            std::string_view what);
+
+// Removes the permission bits that the file has beyond `mode`. Throws Error(invalid) if this
+// process must not.
+void restrict_mode(const FileDescriptor& file, mode_t mode, const std::string& path,
+                   std::string_view what);
 
 // Throws Error(invalid) unless the directory exists and only its owner can replace files in it: it
 // is not writable for group or others, or is sticky. The owner must be this user or root, unless

@@ -41,9 +41,10 @@ Options checked(Options options) {
   }
   if (options.deadline.count() < 0)
     refuse("deadline is negative: deadline_ms=" + std::to_string(options.deadline.count()));
-  if ((options.state_mode & ~0666U) != 0 || (options.state_mode & 0600U) != 0600U) {
+  const std::uint32_t mode = options.state_mode.value_or(0600);
+  if ((mode & ~0666U) != 0 || (mode & 0600U) != 0600U) {
     refuse("state_mode must let its owner read and write, and let no user execute: state_mode=" +
-           std::to_string(options.state_mode));
+           std::to_string(mode));
   }
   if (options.writer_name.size() > writer_name_bytes_max) {
     refuse("writer_name too long: bytes=" + std::to_string(options.writer_name.size()) +
@@ -65,7 +66,8 @@ enum class Role : std::uint8_t { with_log, attached };
 
 StateOptions state_options(const Options& options, const std::string& path, Role role) {
   return {.path = path,
-          .mode = options.state_mode,
+          .mode = options.state_mode.value_or(0600),
+          .keeps_mode = !options.state_mode || role == Role::attached,
           .bytes_max = options.state_bytes_max,
           .any_file_system = options.any_file_system,
           .read_only = role == Role::attached,

@@ -120,8 +120,8 @@ struct State::Impl final : ForkHandler {
     try {
       if (options.read_only)
         throw Error(ErrorKind::invalid, "state is open for reads alone: path=" + options.path);
-      const bool is_shared = (options.mode & 0077) != 0;
-      lock_file = std::make_unique<LockFile>(path, lock_file_mode(options.mode), is_shared);
+      lock_file = std::make_unique<LockFile>(path, lock_file_mode(mode_of_state(options)),
+                                             trusted_owner(options));
     } catch (const Error& error) {
       if (!options.read_only && !may_only_read(error)) throw;
       lock_file_error = error;
@@ -626,7 +626,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     if (present && present != built.log_uuid && present != other_log &&
         !(old && present == log_uuid_of(*old)))
       return false;
-    check_may_be_replaced(old_file, options_.path);
+    check_may_be_replaced(old_file, options_);
     supersede(old_file, options_.path);
   }
   if (::rename(builder.path().c_str(), options_.path.c_str()) != 0) {

@@ -239,6 +239,41 @@ TEST_F(File, write_beyond_file_size_limit_gives_error_and_no_signal) {
             "");
 }
 
+TEST_F(File, permissions_beyond_mode_are_removed) {
+  write_file("file", "x");
+  const FileDescriptor file = open_file(path("file"), O_RDONLY);
+  const auto mode = [&] {
+    struct stat status;
+    return ::fstat(file.number(), &status) == 0 ? status.st_mode & 0777 : 0;
+  };
+  ASSERT_EQ(::fchmod(file.number(), 0664), 0);
+  restrict_mode(file, 0640, path("file"), "state file");
+  EXPECT_EQ(mode(), 0640U);
+  restrict_mode(file, 0666, path("file"), "state file");
+  EXPECT_EQ(mode(), 0640U);
+}
+
+TEST_F(File, owner_of_file_is_trusted_by_rule) {
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root, to change owners";
+  constexpr uid_t owner = 12345;
+  constexpr uid_t stranger = 23456;
+  for (const mode_t mode : {0755U, 01777U, 01775U}) {
+    const std::string directory = make_directory("owned" + std::to_string(mode), mode);
+    ASSERT_EQ(::chown(directory.c_str(), owner, owner), 0);
+    const auto is_trusted = [&](uid_t user, FileOwner trusted) {
+      struct stat file {};
+      file.st_uid = user;
+      return is_trusted_owner(file, directory + "/file", trusted);
+    };
+    for (const FileOwner trusted : {FileOwner::self_or_root, FileOwner::owner_of_directory}) {
+      EXPECT_TRUE(is_trusted(0, trusted)) << mode;
+      EXPECT_FALSE(is_trusted(stranger, trusted)) << mode;
+    }
+    EXPECT_FALSE(is_trusted(owner, FileOwner::self_or_root)) << mode;
+    EXPECT_EQ(is_trusted(owner, FileOwner::owner_of_directory), mode == 0755U) << mode;
+  }
+}
+
 using Directory = File;
 
 TEST_F(Directory, directory_writable_only_for_its_owner_is_safe) {

@@ -30,7 +30,11 @@ class StateFileTest(CliTest):
         for command in (("get", "a"), ("scan",), ("count",), ("status",)):
             with self.subTest(command):
                 self.machine.fails("permission", *command, user=NOBODY, env=alone, expect="owner")
-                self.machine.ok(*command, "--state-mode", "0640", user=NOBODY, env=alone)
+                self.machine.ok(*command, "--state-mode", "0644", user=NOBODY, env=alone)
+                self.machine.fails(
+                    "permission", *command, "--state-mode", "0640", user=NOBODY, env=alone,
+                    expect=["mode=0644", "state_mode=0640"],
+                )
                 self.machine.fails("usage", *command, "--state-mode", "0", expect="state_mode")
 
     def test_files_that_are_no_state_are_never_overwritten(self):
@@ -59,6 +63,15 @@ class StateFileTest(CliTest):
                     pathlib.Path(path).read_bytes(), content, "the file is never overwritten"
                 )
         self.assertEqual(self.machine.ok("update").text, "1", "nothing was written")
+
+    def test_rebuild_keeps_mode_unless_another_is_given(self):
+        self.machine.ok("set", "a", "1", "--state-mode", "0644")
+        shutil.copyfile(self.database, f"{self.database}.old")
+        for mode, expected in ((None, 0o644), ("0640", 0o640)):
+            self.machine.ok("set", "a", "2")
+            shutil.copyfile(f"{self.database}.old", self.database)  # the log is restored
+            self.machine.ok("update", *(("--state-mode", mode) if mode else ()))
+            self.assertEqual(os.stat(self.machine.state).st_mode & 0o777, expected)
 
     def test_state_path_that_names_another_file_is_refused_without_advice_to_delete(self):
         self.machine.ok("set", "a", "1")

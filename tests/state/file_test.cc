@@ -399,6 +399,124 @@ TEST_F(OwnerTest, state_or_lock_file_of_another_user_is_rejected) {
       ErrorKind::invalid, [&] { State::open(options_at(path("trap.state"))); }, "another user");
 }
 
+// A stranger can create a state for a log that it may read, with contents of its own.
+TEST_F(OwnerTest, shared_state_or_lock_file_of_a_stranger_in_sticky_directory_is_rejected) {
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
+  StateOptions options = options_at(path());
+  options.mode = 0644;
+  ASSERT_EQ(run_as_other_user([&]() -> std::string {
+              TestState(path(), options).apply({{"a", "forged"}});
+              return "";
+            }),
+            "");
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options); }, "state file belongs to another user",
+      path());
+  ASSERT_EQ(::unlink(path().c_str()), 0);
+  expect_error(
+      ErrorKind::invalid, [&] { State::open(options); }, "lock file belongs to another user");
+}
+
+TEST_F(OwnerTest, shared_state_of_the_directory_owner_is_accepted) {
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 0755), 0);
+  ASSERT_EQ(::chown(directory_.path().c_str(), other_user_id, other_user_id), 0);
+  StateOptions options = options_at(path());
+  options.mode = 0644;
+  ASSERT_EQ(run_as_other_user([&]() -> std::string {
+              TestState(path(), options).apply({{"a", "1"}});
+              return "";
+            }),
+            "");
+  EXPECT_EQ(TestState(path(), options).get("a"), "1");
+}
+
+// A file may appear after the path was found free.
+TEST_F(OwnerTest, install_does_not_replace_the_state_of_a_stranger) {
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
+  const std::unique_ptr<State> state = State::open(options_at(path()));
+  const std::unique_ptr<StateBuilder> builder = state->begin_build(testing::test_uuid, "test:");
+  { TestState forged(path("forged.state")); }
+  ASSERT_EQ(::chown(path("forged.state").c_str(), other_user_id, other_user_id), 0);
+  ASSERT_EQ(::rename(path("forged.state").c_str(), path().c_str()), 0);
+  expect_error(
+      ErrorKind::invalid, [&] { state->install(*builder); }, "belongs to another user");
+}
+
+mode_t mode_of(const std::string& path) {
+  struct stat status;
+  return ::stat(path.c_str(), &status) == 0 ? status.st_mode & 0777 : 0;
+}
+
+TEST_F(FileTest, stricter_mode_is_enforced_when_the_state_is_opened) {
+  StateOptions options = options_at(path());
+  options.mode = 0644;
+  { TestState(path(), options).apply({{"a", "1"}}); }
+  ASSERT_EQ(mode_of(path()), 0644U);
+  ASSERT_EQ(mode_of(path() + ".lock"), 0666U);
+  options.mode = 0640;
+  EXPECT_EQ(TestState(path(), options).get("a"), "1");
+  EXPECT_EQ(mode_of(path()), 0640U);
+  EXPECT_EQ(mode_of(path() + ".lock"), 0660U);
+  options.mode = 0644;  // a wider one changes nothing
+  EXPECT_EQ(TestState(path(), options).get("a"), "1");
+  EXPECT_EQ(mode_of(path()), 0640U);
+}
+
+TEST_F(FileTest, mode_of_a_file_that_is_no_state_is_unchanged) {
+  write_file(path(), "notes", 0600);
+  ASSERT_EQ(::chmod(path().c_str(), 0644), 0);
+  EXPECT_TRUE(thrown_error([&] { State::open(options_at(path())); }));
+  EXPECT_EQ(mode_of(path()), 0644U);
+}
+
+TEST_F(OwnerTest, stricter_mode_than_that_of_the_owner_is_an_error) {
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 0755), 0);
+  StateOptions options = options_at(path());
+  options.mode = 0666;
+  { TestState(path(), options).apply({{"a", "1"}}); }
+  EXPECT_EQ(run_as_other_user([&]() -> std::string {
+              if (TestState(path(), options).get("a") != "1") return "not readable";
+              options.mode = 0640;
+              const auto error = thrown_error([&] { State::open(options); });
+              return error && error->kind() == ErrorKind::invalid &&
+                             std::string(error->what()).find("mode=0666 state_mode=0640") !=
+                                 std::string::npos
+                         ? ""
+                         : describe(error);
+            }),
+            "");
+  EXPECT_EQ(mode_of(path()), 0666U);
+}
+
+TEST_F(OwnerTest, rebuilt_state_keeps_mode_owner_and_group_unless_mode_is_given) {
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 0755), 0);
+  ASSERT_EQ(::chown(directory_.path().c_str(), other_user_id, other_user_id), 0);
+  StateOptions options = options_at(path());
+  options.mode = 0640;
+  { TestState created(path(), options); }
+  ASSERT_EQ(::chown(path().c_str(), other_user_id, 500), 0);
+  const auto rebuild = [&] {
+    const TestState state(path(), options);
+    ASSERT_TRUE(state->install(*state->begin_build(testing::test_uuid, "test:")));
+  };
+  rebuild();
+  struct stat status;
+  ASSERT_EQ(::stat(path().c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, other_user_id);
+  EXPECT_EQ(status.st_gid, 500U);
+  EXPECT_EQ(status.st_mode & 0777, 0640U);
+
+  ASSERT_EQ(::chown(path().c_str(), 0, 500), 0);
+  ASSERT_EQ(::chown(directory_.path().c_str(), 0, 0), 0);
+  options.mode = 0600;
+  options.keeps_mode = true;
+  rebuild();
+  EXPECT_EQ(mode_of(path()), 0640U);
+  options.keeps_mode = false;
+  rebuild();
+  EXPECT_EQ(mode_of(path()), 0600U);
+}
+
 TEST_F(OwnerTest, unwritable_directory_gives_error_invalid) {
   EXPECT_EQ(run_as_other_user([&] {
               return describe(thrown_error([&] { State::open(options_at("/usr/lib/a.state")); }));

@@ -93,14 +93,15 @@ void create_lock_file(const std::string& path, std::uint32_t mode, Placement pla
 
 }  // namespace
 
-LockFile::LockFile(std::string path, std::uint32_t mode, bool any_owner) : path_(std::move(path)) {
+LockFile::LockFile(std::string path, std::uint32_t mode, FileOwner trusted)
+    : path_(std::move(path)) {
   open_or_create(mode);
   register_fork_handler(this, [this] {
     // The descriptor so far may have been inherited by a child that no handler told to close it.
     file_ = open_file(path_, O_RDWR);
   });
   try {
-    map(mode, any_owner);
+    map(mode, trusted);
   } catch (...) {
     release();
     throw;
@@ -135,7 +136,7 @@ void LockFile::open_or_create(std::uint32_t mode) {
   throw Error(ErrorKind::unavailable, "lock file is being replaced again and again: path=" + path_);
 }
 
-void LockFile::map(std::uint32_t mode, bool any_owner) {
+void LockFile::map(std::uint32_t mode, FileOwner trusted) {
   struct stat status;
   if (::fstat(file_.number(), &status) != 0)
     throw system_error("cannot stat lock file", path_, errno);
@@ -144,18 +145,8 @@ void LockFile::map(std::uint32_t mode, bool any_owner) {
   if (content_of(file_, path_) != Content::whole)
     throw Error(ErrorKind::unavailable,
                 "lock file was replaced while it was opened: path=" + path_ + " (retry)");
-  // The owner of the file could truncate it, which kills every process that has it mapped.
-  if (status.st_uid != ::geteuid() && status.st_uid != 0 && !any_owner) {
-    throw Error(ErrorKind::invalid,
-                "lock file belongs to another user: path=" + path_ +
-                    " owner=" + std::to_string(status.st_uid) +
-                    " (choose another place, or give state_mode a group)",
-                EPERM);
-  }
-  const mode_t present_mode = status.st_mode & 0777;
-  if (status.st_uid == ::geteuid() && (present_mode & ~mode) != 0 &&
-      ::fchmod(file_.number(), present_mode & mode) != 0)
-    throw system_error("cannot set mode of lock file", path_, errno);
+  check_owner_is_trusted(status, path_, trusted, "lock file");
+  restrict_mode(file_, mode, path_, "lock file");
   // Mapped through a second open file: a mapping keeps the open file that it came from alive, and
   // with it the locks, even in forked children.
   const FileDescriptor mappable = open_file(path_, O_RDWR);

@@ -52,8 +52,7 @@ class LockFile final : public ForkHandler {
   // cannot write any more. Gives the file the stricter of its own mode and `mode`, if this user
   // owns it. Throws Error(invalid) if the file belongs to another user or must not be opened,
   // Error(corrupt) if it is not a lock file, Error(unavailable) if an earlier version is writing.
-  // `any_owner`: accepts the file of another user, who could keep this process from writing.
-  LockFile(std::string path, std::uint32_t mode, bool any_owner);
+  LockFile(std::string path, std::uint32_t mode, FileOwner trusted);
   ~LockFile();
   LockFile(const LockFile&) = delete;
   LockFile& operator=(const LockFile&) = delete;
@@ -71,7 +70,7 @@ class LockFile final : public ForkHandler {
   void after_fork_in_child() noexcept override;
 
   void open_or_create(std::uint32_t mode);
-  void map(std::uint32_t mode, bool any_owner);
+  void map(std::uint32_t mode, FileOwner trusted);
   void release() noexcept;
 
   std::string path_;

@@ -23,9 +23,6 @@
 namespace whycache {
 namespace {
 
-// Whether the state is meant to be shared with other users.
-bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
-
 // The file bears the magic, or did when it was opened.
 Error unusable_state(const std::string& path, const std::string& fault) {
   return Error(ErrorKind::corrupt,
@@ -77,27 +74,12 @@ FileIdentity file_identity(int descriptor, const std::string& path) {
   return identity;
 }
 
-void check_owner(const struct stat& status, const StateOptions& options) {
-  if (status.st_uid == ::geteuid() || status.st_uid == 0 || is_shared_with_others(options)) return;
-  throw Error(ErrorKind::invalid,
-              "state file belongs to another user: path=" + options.path +
-                  " owner=" + std::to_string(status.st_uid) +
-                  " (choose another path, or give state_mode a group)",
-              EPERM);
-}
-
-struct OpenedFile {
-  FileDescriptor file;  // empty if there is none
+struct stat check_regular_file(const FileDescriptor& file, const std::string& path) {
   struct stat status;
-};
-
-OpenedFile check_regular_file(FileDescriptor file, const std::string& path) {
-  OpenedFile opened;
-  opened.file = std::move(file);
-  if (::fstat(opened.file.number(), &opened.status) != 0)
+  if (::fstat(file.number(), &status) != 0)
     throw system_error("cannot stat state file", path, errno);
-  if (!S_ISREG(opened.status.st_mode)) throw not_a_state(path, "it is not a regular file");
-  return opened;
+  if (!S_ISREG(status.st_mode)) throw not_a_state(path, "it is not a regular file");
+  return status;
 }
 
 // Processes of the version that knows format 3 look for the bit at the same place.
@@ -109,12 +91,6 @@ bool has_superseded_bit(const HeaderFixed& header) {
   return header.format_major >= oldest_major_with_bit &&
          header.format_major <= state_format_major &&
          header.checksum == header.expected_checksum() && header_fault(of_this_format).empty();
-}
-
-OpenedFile open_regular_file(const std::string& path) {
-  // Nonblocking: the file may be a pipe.
-  FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
-  return file ? check_regular_file(std::move(file), path) : OpenedFile();
 }
 
 HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& path) {
@@ -129,13 +105,12 @@ HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& pat
 }
 
 // The header of the file had no fault.
-StateFileResult map_state_file(OpenedFile opened, const std::string& path,
-                               std::uint64_t bytes_max) {
-  if (static_cast<std::uint64_t>(opened.status.st_size) < segment_bytes)
+StateFileResult map_state_file(FileDescriptor file, const struct stat& status,
+                               const std::string& path, std::uint64_t bytes_max) {
+  if (static_cast<std::uint64_t>(status.st_size) < segment_bytes)
     return {nullptr, "it is cut short: path=" + path, false, nullptr};
 
-  auto mapping =
-      std::make_shared<Mapping>(std::move(opened.file), path, bytes_max, Mapping::Access::read);
+  auto mapping = std::make_shared<Mapping>(std::move(file), path, bytes_max, Mapping::Access::read);
   // The file may have grown since it was mapped. Acquire: pairs with the writer's store after
   // growing.
   if (const std::uint64_t bytes = mapping->header().file_bytes.load(std::memory_order_acquire);
@@ -172,26 +147,50 @@ void check_state_location(const StateOptions& options) {
   }
 }
 
+bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
+
+std::uint32_t mode_of_state(const StateOptions& options) {
+  if (!options.keeps_mode) return options.mode;
+  const FileDescriptor file(
+      ::open(options.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+  struct stat status;
+  if (!file || ::fstat(file.number(), &status) != 0 || !S_ISREG(status.st_mode) ||
+      !bears_state_magic(file.number()))
+    return options.mode;
+  return (status.st_mode & 0666) | 0600;
+}
+
+FileOwner trusted_owner(const StateOptions& options) {
+  return is_shared_with_others(options) ? FileOwner::owner_of_directory : FileOwner::self_or_root;
+}
+
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks) {
   // Open the file for writing first. On an overlay file system this copies it up to the layer where
   // writers will change it. A process that may only read continues without that.
-  { const FileDescriptor copied_up(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)); }
+  if (!options.read_only)
+    FileDescriptor(::open(options.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)).close();
   FileDescriptor file = open_file_if_exists(options.path, O_RDONLY | O_NONBLOCK);
   if (!file) return {nullptr, "there is none: path=" + options.path, false, nullptr};
+  if (!options.keeps_mode && bears_state_magic(file.number())) {
+    check_owner_is_trusted(check_regular_file(file, options.path), options.path,
+                           trusted_owner(options), "state file");
+    restrict_mode(file, options.mode, options.path, "state file");
+  }
   return use_state_file(std::move(file), options, holds_install_locks);
 }
 
 StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
                                bool holds_install_locks) {
-  OpenedFile opened = check_regular_file(std::move(file), options.path);
-  check_owner(opened.status, options);
-  if (opened.status.st_nlink > 1) {
+  const struct stat status = check_regular_file(file, options.path);
+  if (!options.read_only)
+    check_owner_is_trusted(status, options.path, trusted_owner(options), "state file");
+  if (status.st_nlink > 1) {
     throw Error(
         ErrorKind::invalid,
         "state file has a second name, which other locks would protect: path=" + options.path +
-            " links=" + std::to_string(opened.status.st_nlink) + " (remove the other hard links)");
+            " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
   }
-  const HeaderFixed fixed = read_fixed_header(opened.file, options.path);
+  const HeaderFixed fixed = read_fixed_header(file, options.path);
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks, another process may be adopting the file.
     if (!holds_install_locks || fixed.format_major < state_format_major)
@@ -199,16 +198,18 @@ StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
               fixed.format_major != state_format_major};
     throw unusable_state(options.path, fault);
   }
-  return map_state_file(std::move(opened), options.path, options.bytes_max);
+  return map_state_file(std::move(file), status, options.path, options.bytes_max);
 }
 
 StateFileResult open_state_file_read_only(const std::string& path) {
   for (int tries = 0;; ++tries) {
-    OpenedFile opened = open_regular_file(path);
-    if (!opened.file) throw system_error("cannot open state file", path, ENOENT);
-    const HeaderFixed fixed = read_fixed_header(opened.file, path);
+    // Nonblocking: the file may be a pipe.
+    FileDescriptor file = open_file_if_exists(path, O_RDONLY | O_NONBLOCK);
+    if (!file) throw system_error("cannot open state file", path, ENOENT);
+    const struct stat status = check_regular_file(file, path);
+    const HeaderFixed fixed = read_fixed_header(file, path);
     const std::string fault = header_fault(fixed);
-    if (fault.empty()) return map_state_file(std::move(opened), path, 0);
+    if (fault.empty()) return map_state_file(std::move(file), status, path, 0);
     // Another process may be adopting the file, which takes microseconds.
     if (tries == 3) throw unusable_state(path, fault);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -247,8 +248,10 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   std::memcpy(&header.fixed, &fixed, sizeof fixed);
 }
 
-void check_may_be_replaced(const FileDescriptor& file, const std::string& path) {
-  check_bears_magic(file, path);
+void check_may_be_replaced(const FileDescriptor& file, const StateOptions& options) {
+  check_owner_is_trusted(check_regular_file(file, options.path), options.path,
+                         trusted_owner(options), "state file");
+  check_bears_magic(file, options.path);
 }
 
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded) {

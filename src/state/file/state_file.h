@@ -16,6 +16,12 @@ namespace whycache {
 // system does not share memory between processes.
 void check_state_location(const StateOptions& options);
 
+// Whether the state is meant to be shared with other users, and whose files are then trusted.
+bool is_shared_with_others(const StateOptions& options);
+// Returns options.mode, or the permission bits of the state at options.path if it keeps them.
+std::uint32_t mode_of_state(const StateOptions& options);
+FileOwner trusted_owner(const StateOptions& options);
+
 // The file at the path of a state.
 struct StateFileResult {
   // Null if there is no file that can be used; unusable_reason says why.
@@ -29,7 +35,8 @@ struct StateFileResult {
   bool is_of_other_format = false;
 };
 
-// Opens the file at options.path for reading. Returns a file that came from elsewhere (another
+// Opens the file at options.path for reading. Removes its permission bits beyond options.mode, and
+// throws Error(invalid) if this process must not. Returns a file that came from elsewhere (another
 // inode, another boot) as `foreign`. Throws Error(invalid) or Error(corrupt) if the file must not
 // be touched, see State::open(). A bad header behind the magic is such a reason only if the caller
 // holds StateLock::install and StateLock::writer: without them, another process may be adopting the
@@ -65,8 +72,9 @@ void supersede(const FileDescriptor& file, const std::string& path);
 void supersede(const Mapping& mapping);
 void set_superseded_bit(const FileDescriptor& file, const std::string& path, bool superseded);
 
-// Throws Error(corrupt) if the file is not a state: it must not be overwritten.
-void check_may_be_replaced(const FileDescriptor& file, const std::string& path);
+// Throws Error(corrupt) if the file at options.path is not a state and holds something, and
+// Error(invalid) if its owner is not to be trusted: it must not be overwritten.
+void check_may_be_replaced(const FileDescriptor& file, const StateOptions& options);
 
 // Facts about the newest update of one mapped file. Throws Error(corrupt).
 StateInfo state_info(const Mapping& mapping);

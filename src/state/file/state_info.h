@@ -18,6 +18,8 @@ struct LogIdentity {
 struct StateOptions {
   std::string path;
   std::uint32_t mode = 0600;
+  // Whether a state that exists keeps its mode. Otherwise it loses the bits that `mode` lacks.
+  bool keeps_mode = false;
   std::uint64_t bytes_max = std::uint64_t{64} << 30;
   bool any_file_system = false;
   // Opens the state for reads alone: without its lock file, and without write access to anything.

@@ -17,14 +17,36 @@ namespace {
 
 constexpr const char* building_suffix = ".building-";
 
+// Gives the new file the owner and group of the state that it will replace, where this process may,
+// and its mode if that is to be kept. Other users can then use the new state as they did the old.
+void set_permissions(const FileDescriptor& file, const std::string& path,
+                     const StateOptions& options) {
+  mode_t mode = mode_of_state(options);
+  struct stat status;
+  if (::lstat(options.path.c_str(), &status) == 0 && S_ISREG(status.st_mode) &&
+      is_trusted_owner(status, options.path, trusted_owner(options))) {
+    struct stat created;
+    if (::fstat(file.number(), &created) != 0)
+      throw system_error("cannot stat state file", path, errno);
+    if (created.st_uid != status.st_uid && ::fchown(file.number(), status.st_uid, -1) != 0 &&
+        errno != EPERM)
+      throw system_error("cannot set owner of file", path, errno);
+    const bool is_same_group =
+        created.st_gid == status.st_gid || ::fchown(file.number(), -1, status.st_gid) == 0;
+    // A mode that is kept gives rights to that group, not to another one.
+    if (options.keeps_mode && !is_same_group) mode &= ~mode_t{0070};
+  }
+  if (::fchmod(file.number(), mode) != 0)
+    throw system_error("cannot set mode of file", path, errno);
+}
+
 // Creates a file of one segment that contains nothing but the fixed header.
 OwnedTemporaryFile create_state_file(const StateOptions& options, const Uuid& log_uuid,
                                      const std::string& log_name) {
   remove_orphans(options.path + building_suffix);
   remove_orphans(options.path + ".lock" + new_lock_file_suffix);
   OwnedTemporaryFile file(options.path + building_suffix);
-  if (::fchmod(file.descriptor(), options.mode) != 0)
-    throw system_error("cannot set mode of file", file.path(), errno);
+  set_permissions(file.duplicate_descriptor(), file.path(), options);
   const int error = allocate_in_file(file.descriptor(), 0, segment_bytes);
   if (error != 0) throw system_error("cannot create state file", file.path(), error);
   const Mapping mapping(file.duplicate_descriptor(), file.path(), segment_bytes,
