@@ -45,13 +45,12 @@ class StateFileTest(CliTest):
         other_format = bytearray(good)
         other_format[8:10] = b"\x63\x00"
         cases = {
-            "empty": b"",
             "short": good[:100],
             "foreign": b"SQLite format 3\0" + bytes(4096),
             "swapped": bytes(swapped),
             "format": bytes(other_format),
             "text": b"hello\n" * 1000,
-            "zeros": bytes(1 << 20),
+            "zeros": bytes(1 << 20) + b"x",
         }
         for name, content in cases.items():
             with self.subTest(name):
@@ -63,6 +62,20 @@ class StateFileTest(CliTest):
                     pathlib.Path(path).read_bytes(), content, "the file is never overwritten"
                 )
         self.assertEqual(self.machine.ok("update").text, "1", "nothing was written")
+
+    def test_state_that_lost_its_header_or_all_bytes_is_rebuilt(self):
+        for name, tear in (
+            ("empty", lambda file: file.truncate(0)),
+            ("header", lambda file: file.write(bytes(4096))),
+            ("zeros", lambda file: file.write(bytes(os.path.getsize(file.name)))),
+        ):
+            with self.subTest(name):
+                machine = self.another_machine(name)
+                machine.ok("set", "a", "1")
+                with open(machine.state, "r+b") as file:
+                    tear(file)
+                self.assertEqual(machine.ok("get", "a", "--update").out, b"1")
+                machine.ok("check")
 
     def test_rebuild_keeps_mode_unless_another_is_given(self):
         self.machine.ok("set", "a", "1", "--state-mode", "0644")

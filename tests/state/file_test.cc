@@ -95,11 +95,13 @@ TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
     }
     return copy;
   };
+  const std::string zeros(sizeof(HeaderFixed), '\0');
   const std::pair<const char*, std::string> files[] = {
-      {"empty", ""},
       {"too short", whole.substr(0, 100)},
       {"magic", "SQLite format 3" + std::string(5000, '\0')},
-      {"magic", std::string(500'000, '\0')},
+      {"magic", std::string(500'000, '\0') + "x"},
+      {"magic", zeros + std::string(500'000, 'x')},
+      {"magic", with(4096, "\x05", false).replace(0, zeros.size(), zeros)},
       {"byte order",
        with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
       {"format", with(offsetof(HeaderFixed, format_major), std::string("\x05\x00", 2), true)},
@@ -144,8 +146,8 @@ TEST_F(FileTest, message_advises_deleting_only_file_with_magic) {
     const auto error = thrown_error([&] { State::open(options_at(path())); });
     return error ? std::string(error->what()) : std::string();
   };
-  for (const std::string& foreign :
-       {std::string(), std::string("notes"), "SQLite format 3" + std::string(500'000, '\0')}) {
+  for (const std::string& foreign : {std::string("\0notes", 6), std::string("notes"),
+                                     "SQLite format 3" + std::string(500'000, '\0')}) {
     const std::string message = message_for(foreign);
     EXPECT_THAT(message, HasSubstr("not a whycache state: path=" + path()));
     EXPECT_THAT(message, HasSubstr("state_path, or WHYCACHE_STATE, must name another file"));
@@ -157,6 +159,39 @@ TEST_F(FileTest, message_advises_deleting_only_file_with_magic) {
   damaged[offsetof(HeaderFixed, hash_seed)] ^= 1;
   EXPECT_THAT(message_for(damaged), HasSubstr("delete it, it is rebuilt from the log"));
   EXPECT_THAT(message_for(damaged.substr(0, 100)), HasSubstr("delete it"));
+}
+
+// A power cut can leave such files.
+TEST_F(FileTest, file_that_holds_nothing_is_unusable_and_replaced) {
+  { TestState(path("whole.state")).apply({{"a", "1"}}); }
+  const std::string whole = file_contents(path("whole.state"));
+  const auto without_first = [&](std::size_t bytes) {
+    return std::string(bytes, '\0') + whole.substr(bytes);
+  };
+  for (const std::string& bytes :
+       {std::string(), std::string(1, '\0'), std::string(5'000'000, '\0'), without_first(512),
+        without_first(4096)}) {
+    write_file(path(), bytes);
+    const std::unique_ptr<State> state = State::open(options_at(path()));
+    EXPECT_FALSE(state->usable());
+    EXPECT_THAT(state->unusable_reason(), HasSubstr("it is empty, or its header was lost"));
+    EXPECT_EQ(file_contents(path()), bytes);
+
+    state->install(*state->begin_build(testing::test_uuid, "test:"));
+
+    EXPECT_TRUE(state->usable());
+    ::unlink(path().c_str());
+  }
+}
+
+TEST_F(FileTest, hole_before_the_first_byte_is_not_taken_for_the_whole_file) {
+  write_file(path(), "");
+  ASSERT_EQ(::truncate(path().c_str(), 100'000'000), 0);
+  EXPECT_FALSE(State::open(options_at(path()))->usable());
+  const FileDescriptor file = open_file(path(), O_RDWR);
+  ASSERT_EQ(::pwrite(file.number(), "x", 1, 90'000'000), 1);
+  expect_error(
+      ErrorKind::corrupt, [&] { State::open(options_at(path())); }, "not a whycache state");
 }
 
 TEST_F(FileTest, refused_file_gets_no_lock_file_beside_it) {

@@ -93,6 +93,47 @@ bool has_superseded_bit(const HeaderFixed& header) {
          header.checksum == header.expected_checksum() && header_fault(of_this_format).empty();
 }
 
+bool is_zero(std::string_view bytes) { return bytes.find_first_not_of('\0') == bytes.npos; }
+
+// Whether segment 0 of a file begins with a lost header: zeros, then descriptors of segments.
+bool is_segment_without_header(std::string_view segment) {
+  if (segment.size() < segment_bytes || !is_zero(segment.substr(0, sizeof(HeaderFixed))))
+    return false;
+  std::size_t directories = 0;
+  std::size_t index_pages = 0;
+  for (std::uint64_t number = 0; number < segments_per_table; ++number) {
+    SegmentDescriptor descriptor;
+    std::memcpy(&descriptor, segment.data() + descriptor_offset(number), sizeof descriptor);
+    const bool is_known = descriptor.kind <= SegmentKind::filters &&
+                          descriptor.size_class < node_class_count && descriptor.reserved == 0 &&
+                          (descriptor.kind == SegmentKind::table) == (number == 0);
+    if (!is_known) return false;
+    directories += descriptor.kind == SegmentKind::index_directory;
+    index_pages += descriptor.kind == SegmentKind::index_page;
+  }
+  return directories == 1 && index_pages > 0;
+}
+
+// Whether nothing is lost if the file is replaced: it is empty, holds only zeros, or is a state
+// whose header was lost. A power cut can leave each of them.
+bool holds_nothing(const FileDescriptor& file, const std::string& path) {
+  std::string bytes(segment_bytes, '\0');
+  for (std::uint64_t offset = 0;;) {
+    const ssize_t got =
+        ::pread(file.number(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (got < 0) throw system_error("cannot read state file", path, errno);
+    if (got == 0) return true;
+    const std::string_view read(bytes.data(), static_cast<std::size_t>(got));
+    if (!is_zero(read)) return offset == 0 && is_segment_without_header(read);
+    offset += read.size();
+    // Skips a hole. Without one, or on an error, continues here.
+    if (const off_t data = ::lseek(file.number(), static_cast<off_t>(offset), SEEK_DATA); data > 0)
+      offset = static_cast<std::uint64_t>(data);
+    else if (errno == ENXIO)
+      return true;
+  }
+}
+
 HeaderFixed read_fixed_header(const FileDescriptor& file, const std::string& path) {
   HeaderFixed fixed;
   const ssize_t got = ::pread(file.number(), &fixed, sizeof fixed, 0);
@@ -190,6 +231,8 @@ StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
         "state file has a second name, which other locks would protect: path=" + options.path +
             " links=" + std::to_string(status.st_nlink) + " (remove the other hard links)");
   }
+  if (!bears_state_magic(file.number()) && holds_nothing(file, options.path))
+    return {nullptr, "it is empty, or its header was lost: path=" + options.path, false, nullptr};
   const HeaderFixed fixed = read_fixed_header(file, options.path);
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
     // Without the locks, another process may be adopting the file.
@@ -251,6 +294,7 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
 void check_may_be_replaced(const FileDescriptor& file, const StateOptions& options) {
   check_owner_is_trusted(check_regular_file(file, options.path), options.path,
                          trusted_owner(options), "state file");
+  if (!bears_state_magic(file.number()) && holds_nothing(file, options.path)) return;
   check_bears_magic(file, options.path);
 }
 
