@@ -214,6 +214,13 @@ Finding check_file_system(const std::string& directory) {
         "choose a local disk or /dev/shm with --state; --any-file-system accepts it anyway",
         ExitCode::usage);
   }
+  if (!known->rewrites_in_place) {
+    return Finding::bad(
+        "file system", name + ": a full disk would end writers by SIGBUS",
+        "choose /dev/shm, or a disk with ext4 or xfs, with --state; --any-file-system accepts it "
+        "anyway",
+        ExitCode::usage);
+  }
   if (*type == OVERLAYFS_SUPER_MAGIC) {
     return Finding::warn("file system", name + ": the state is deleted with the container",
                          "mount a volume or a tmpfs there, or use /dev/shm");

@@ -82,7 +82,8 @@ struct Options {
   // not fit, update() throws Error(limit), and the write that appended it Error(uncertain).
   std::uint64_t state_bytes_max = std::uint64_t{64} << 30;
   // Accepts a state on a file system that is not known to share memory between processes (NFS, FUSE
-  // and others).
+  // and others), or that writes changed blocks to a new place (btrfs, zfs, bcachefs): there a full
+  // disk ends the writing process by SIGBUS.
   bool any_file_system = false;
 
   // Deprecated, without effect: the number of views is not limited.

@@ -1,11 +1,13 @@
 """Permissions, read-only file systems and full disks."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
+import tempfile
 
 from support import EXIT, NOBODY, Machine, CliTest, main
 
@@ -105,6 +107,86 @@ class FileSystemTest(CliTest):
         os.chmod(directory, 0o1777)
         self.machine.ok("set", "a", "1", "--state", f"{directory}/x.state")
 
+
+    def mount_image(self, kind, megabytes=200):
+        """Mounts a file system of this kind on a file; skips the test if that is not possible."""
+        self.require_root()
+        if shutil.which(f"mkfs.{kind}") is None:
+            self.skipTest(f"NOT TESTED: mkfs.{kind} is not installed")
+        parent = tempfile.mkdtemp(prefix="whycache-image-")
+        self.addCleanup(shutil.rmtree, parent)
+        image, directory = f"{parent}/image", f"{parent}/mounted"
+        with open(image, "wb") as file:
+            file.truncate(megabytes << 20)
+        os.mkdir(directory)
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-o", "loop", image, directory], capture_output=True, check=False
+        )
+        if mounted.returncode != 0:
+            self.skipTest(f"NOT TESTED: cannot mount {kind}: {mounted.stderr.decode().strip()}")
+        self.addCleanup(subprocess.run, ["umount", directory], check=True)
+        os.chmod(directory, 0o700)
+        return directory
+
+    @staticmethod
+    def fill(directory):
+        """Fills the disk. The last blocks are taken in small pieces."""
+        for number, size in enumerate((1 << 20, 4096)):
+            with contextlib.suppress(OSError), open(f"{directory}/filler{number}", "ab") as file:
+                for offset in itertools.count(file.tell(), size):
+                    os.posix_fallocate(file.fileno(), offset, size)
+        with contextlib.suppress(OSError), open(f"{directory}/filler2", "wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def test_file_system_that_copies_on_write_is_refused(self):
+        directory = self.mount_image("btrfs")
+        machine = Machine(self, directory, self.log)
+        machine.fails("usage", "set", "a", "1", expect=["SIGBUS", "/dev/shm", directory])
+        self.assertEqual(os.listdir(directory), [])
+        found = machine.run("doctor").out.decode()
+        self.assertRegex(found, r"bad +file system +btrfs")
+        machine.ok("set", "a", "1", "--any-file-system")
+
+    def test_overlay_on_file_system_that_copies_on_write_is_refused(self):
+        below = self.mount_image("btrfs")
+        layers = [f"{below}/{name}" for name in ("lower", "upper", "work")]
+        for layer in layers:
+            os.mkdir(layer)
+        merged = tempfile.mkdtemp(prefix="merged-", dir=self.directory)
+        options = f"lowerdir={layers[0]},upperdir={layers[1]},workdir={layers[2]}"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", merged], check=True)
+        machine = Machine(self, merged, self.log)
+        machine.fails("usage", "set", "a", "1", expect=["SIGBUS", "overlay"])
+        machine.ok("set", "a", "1", "--any-file-system")
+
+    def test_state_that_shares_blocks_with_its_copy_gets_its_own(self):
+        directory = self.mount_image("xfs", 320)
+        machine = Machine(self, directory, self.log)
+        items = b"".join(
+            b"key%04d\t%s\n" % (i, os.urandom(500).hex().encode()) for i in range(3_000)
+        )
+        machine.ok("import", "-", stdin=items)
+        copy = ["cp", "--reflink=always", machine.state, f"{directory}/backup"]
+        subprocess.run(copy, check=True)
+        machine.ok("set", "a", "1")
+        self.fill(directory)
+        for i in range(20):
+            machine.ok("set", "a", str(i))
+
+        # Without room for blocks of its own, there is an error, and no signal.
+        for filler in pathlib.Path(directory).glob("filler[12]"):
+            filler.unlink()
+        subprocess.run(["cp", "--reflink=always", machine.state, f"{directory}/second"], check=True)
+        self.fill(directory)
+        machine.fails("limit", "set", "a", "x", expect=["flags.state", "No space left"])
+        self.assertEqual(machine.ok("get", "a").out, b"19")
+        for filler in pathlib.Path(directory).glob("filler?"):
+            filler.unlink()
+        machine.ok("set", "a", "20")
+        machine.ok("check")
 
     def test_state_that_cannot_grow_is_a_limit_and_no_dead_writer(self):
         self.machine.ok("set", "a", "1")

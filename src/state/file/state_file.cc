@@ -178,14 +178,16 @@ void check_state_location(const StateOptions& options) {
   check_directory_is_safe(directory, is_shared_with_others(options));
   const std::optional<std::int64_t> type = file_system_type(directory);
   if (!type) throw system_error("cannot use directory", directory, errno);
+  if (options.any_file_system) return;
   const FileSystem* const file_system = find_file_system(*type);
-  if (!options.any_file_system && (file_system == nullptr || !file_system->shares_memory)) {
+  if (file_system == nullptr || !file_system->shares_memory) {
     char hex[32];
     std::snprintf(hex, sizeof hex, "0x%lx", static_cast<unsigned long>(*type));
     throw Error(ErrorKind::invalid,
                 "file system not known to share memory between processes: path=" + directory +
                     " type=" + hex + " (choose a local disk or /dev/shm, or set any_file_system)");
   }
+  if (!file_system->rewrites_in_place) throw copies_on_write(directory, file_system->name);
 }
 
 bool is_shared_with_others(const StateOptions& options) { return (options.mode & 0077) != 0; }
@@ -203,6 +205,15 @@ std::uint32_t mode_of_state(const StateOptions& options) {
 
 FileOwner trusted_owner(const StateOptions& options) {
   return is_shared_with_others(options) ? FileOwner::owner_of_directory : FileOwner::self_or_root;
+}
+
+Error copies_on_write(const std::string& directory, const std::string& file_system) {
+  return Error(ErrorKind::invalid,
+               "file system writes changed blocks to a new place, so that a full disk would end "
+               "this process by SIGBUS: path=" +
+                   directory + " type=" + file_system +
+                   " (set state_path to a directory in /dev/shm, or on ext4 or xfs; or set "
+                   "any_file_system to accept that)");
 }
 
 StateFileResult open_state_file(const StateOptions& options, bool holds_install_locks) {

@@ -13,7 +13,7 @@
 namespace whycache {
 
 // Throws Error(invalid) if a state must not be at the path: the directory is not safe, or the file
-// system does not share memory between processes.
+// system does not share memory between processes, or does not write changed blocks in place.
 void check_state_location(const StateOptions& options);
 
 // Whether the state is meant to be shared with other users, and whose files are then trusted.
@@ -21,6 +21,9 @@ bool is_shared_with_others(const StateOptions& options);
 // Returns options.mode, or the permission bits of the state at options.path if it keeps them.
 std::uint32_t mode_of_state(const StateOptions& options);
 FileOwner trusted_owner(const StateOptions& options);
+
+// The error for a file system that does not write changed blocks in place.
+Error copies_on_write(const std::string& directory, const std::string& file_system);
 
 // The file at the path of a state.
 struct StateFileResult {

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/file_system.h"
 #include "state/file/use_locks.h"
 #include "state/verify.h"
 #include "state/write/applier.h"
@@ -26,7 +27,13 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
   // Until the mapping is destroyed: after that the file is of this boot.
   if (!exclude_users(mapping.descriptor()))
     return "other processes use it, for which it is of another boot (a container's boot id?)";
-  // A copy may have holes. On a full disk, writing to one would kill the process by SIGBUS.
+  if (turn_off_copy_on_write(mapping.descriptor()) && !options.any_file_system)
+    throw copies_on_write(parent_directory(options.path), "btrfs, or an overlay on it");
+  // A copy may have holes, or share blocks with the original. On a full disk, writing to one would
+  // kill the process by SIGBUS.
+  if (const int error = unshare_blocks(mapping.descriptor(), mapping.usable_bytes())) {
+    throw system_error("cannot give the state file blocks of its own", options.path, error);
+  }
   if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
     throw system_error("cannot allocate the state file's blocks", options.path, error);
   }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "base/file_system.h"
 #include "base/fork_handlers.h"
 #include "state/file/lock_file.h"
 #include "state/file/state_file.h"
@@ -47,6 +48,8 @@ OwnedTemporaryFile create_state_file(const StateOptions& options, const Uuid& lo
   remove_orphans(options.path + ".lock" + new_lock_file_suffix);
   OwnedTemporaryFile file(options.path + building_suffix);
   set_permissions(file.duplicate_descriptor(), file.path(), options);
+  if (turn_off_copy_on_write(file.descriptor()) && !options.any_file_system)
+    throw copies_on_write(parent_directory(options.path), "btrfs, or an overlay on it");
   const int error = allocate_in_file(file.descriptor(), 0, segment_bytes);
   if (error != 0) throw system_error("cannot create state file", file.path(), error);
   const Mapping mapping(file.duplicate_descriptor(), file.path(), segment_bytes,

@@ -18,6 +18,7 @@
 #include <string>
 
 #include "base/file.h"
+#include "base/file_system.h"
 #include "state/file/mapping.h"
 
 namespace whycache {
@@ -25,9 +26,11 @@ namespace whycache {
 // Used only by the holder of the writer lock.
 struct WritableMapping {
   WritableMapping(const std::string& path, std::uint64_t bytes_max)
-      : mapping(open_file(path, O_RDWR), path, bytes_max, Mapping::Access::write) {}
+      : mapping(open_file(path, O_RDWR), path, bytes_max, Mapping::Access::write),
+        can_share_blocks(whycache::can_share_blocks(mapping.descriptor())) {}
 
   Mapping mapping;
+  const bool can_share_blocks;
   std::size_t touched_pages = 0;  // estimate; munmap() visits each of them
 };
 

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/file_system.h"
 #include "base/fork_handlers.h"
 #include "state/errors.h"
 #include "state/file/state_file.h"
@@ -14,6 +15,13 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
                                              WritableMappingCache& cache) {
   std::unique_ptr<WritableMapping> writable = cache.take(current);
   if (!writable) writable = std::make_unique<WritableMapping>(options.path, options.bytes_max);
+  const Mapping& mapping = writable->mapping;
+  // Storing to a block that the file shares with a copy of it would end the process by SIGBUS on a
+  // full disk.
+  if (writable->can_share_blocks) {
+    if (const int error = unshare_blocks(mapping.descriptor(), mapping.usable_bytes()))
+      throw system_error("cannot give the state file blocks of its own", options.path, error);
+  }
   return writable;
 }
 
