@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 
 #include "base/file.h"
 
@@ -78,6 +79,18 @@ std::optional<std::uint64_t> find_locked_byte(int descriptor, const LockRange& r
   if (lock.l_type == F_UNLCK) return std::nullopt;
   // A lock of another open file may begin before the range.
   return std::max(static_cast<std::uint64_t>(lock.l_start), range.begin);
+}
+
+SoleUse::SoleUse(int descriptor) noexcept : descriptor_(descriptor) {
+  // A process that opens the file has a signal sent to this one. SIGIO would end it. SIGURG is
+  // ignored by default, and is not sent once the descriptor has no owner.
+  is_proven_ =
+      ::fcntl(descriptor, F_SETSIG, SIGURG) == 0 && ::fcntl(descriptor, F_SETLEASE, F_WRLCK) == 0;
+  if (is_proven_) ::fcntl(descriptor, F_SETOWN, 0);
+}
+
+SoleUse::~SoleUse() {
+  if (is_proven_) ::fcntl(descriptor_, F_SETLEASE, F_UNLCK);
 }
 
 }  // namespace whycache

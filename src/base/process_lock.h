@@ -34,4 +34,23 @@ void unlock_range(int descriptor, const LockRange& range) noexcept;
 // nullopt if there is none. One system call of some 0.3 us, more if many locks are held.
 std::optional<std::uint64_t> find_locked_byte(int descriptor, const LockRange& range);
 
+// Shows that no other process has a file open or mapped, by a write lease of the kernel. While this
+// object lives, processes that open the file wait, up to /proc/sys/fs/lease-break-time.
+class SoleUse {
+ public:
+  // `descriptor` is open for reading and writing. Does not wait.
+  explicit SoleUse(int descriptor) noexcept;
+  ~SoleUse();
+  SoleUse(const SoleUse&) = delete;
+  SoleUse& operator=(const SoleUse&) = delete;
+
+  // False if there is another use, be it in this process; or if the kernel does not say, because
+  // this user does not own the file, or the file system has no leases.
+  explicit operator bool() const noexcept { return is_proven_; }
+
+ private:
+  int descriptor_;
+  bool is_proven_;
+};
+
 }  // namespace whycache

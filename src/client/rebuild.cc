@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <exception>
 #include <limits>
@@ -301,8 +302,41 @@ RebuildCause unusable_state_cause(const Session& session) {
           "nothing is in its place"};
 }
 
+namespace {
+
+bool is_for_lack_of_room(const Error& error) {
+  return error.system_error() == ENOSPC || error.system_error() == EDQUOT;
+}
+
+// Builds a state up to the head. If there is no room for a second one, the current one gives way,
+// unless other processes or views have it open. Sets `gave_way` then.
+std::optional<Build> build_beside_or_instead(Session& session, Backoff& backoff, bool& gave_way) {
+  for (;;) {
+    try {
+      return build_up_to(session, no_limit, backoff);
+    } catch (const LogError&) {
+      throw;
+    } catch (const Error& error) {
+      if (gave_way || !is_for_lack_of_room(error) ||
+          ::access(session.state.path().c_str(), F_OK) != 0)
+        throw;
+      if (!session.state.remove_if_unused(backoff.deadline())) {
+        throw Error(error.kind(),
+                    std::string("no room to build a new state beside the old one, which other "
+                                "processes or views have open: ") +
+                        error.what() + " (free space, or close them)",
+                    error.system_error());
+      }
+      gave_way = true;
+    }
+  }
+}
+
+}  // namespace
+
 bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
-  std::optional<Build> build = build_up_to(session, no_limit, backoff);
+  bool gave_way = false;
+  std::optional<Build> build = build_beside_or_instead(session, backoff, gave_way);
   // A damaged state may belong to another log, too.
   if (session.state.usable()) {
     const StateInfo present = session.state.info();
@@ -321,6 +355,9 @@ bool rebuild(Session& session, const RebuildCause& cause, Backoff& backoff) {
     session.counters.add(counter);
   session.report(Event::Kind::rebuilt, std::string("state rebuilt, since ") +
                                            describe(cause.reason) + ": " + cause.details +
+                                           (gave_way ? " (for lack of room, the old one was "
+                                                       "removed first)"
+                                                     : "") +
                                            " path=" + session.state.path() +
                                            " now_applied_id=" + std::to_string(info.applied_id));
   return true;

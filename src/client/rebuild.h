@@ -46,7 +46,8 @@ void check_may_replace(const Session& session, const LogIdentity& present, const
 RebuildCause unusable_state_cause(const Session& session);
 
 // Builds a state up to the head of the log and installs it. The caller holds StateLock::follow.
-// Throws Error; the old state, if there is one, then stays.
+// Throws Error; the old state, if there is one, then stays. The exception is a disk without room
+// for a second state: the old one is removed first, unless another process or a view has it open.
 //
 // Returns false if the caller has to look for the cause again. This happens if a writer brought the
 // old state beyond the log's base, and beyond what was built; or if the log was rewritten or

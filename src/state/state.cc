@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/fork_handlers.h"
+#include "base/process_lock.h"
 #include "state/errors.h"
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
@@ -640,6 +641,27 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   impl_->current_file.switch_to(std::move(found.mapping));
   if (old) supersede(*old);  // it may have been moved away from the path
   return true;
+}
+
+bool State::remove_if_unused(const Deadline& deadline) const {
+  const HeldLock install = lock(StateLock::install, deadline);
+  const HeldLock writer = lock(StateLock::writer, deadline);
+  const bool removed = impl_->current_file.run_unmapped(
+      [&] {
+        const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR);
+        if (!file) return false;
+        check_may_be_replaced(file, options_);
+        const SoleUse sole_use(file.number());
+        if (!sole_use) return false;
+        // For a process that is opening the file right now.
+        supersede(file, options_.path);
+        return ::unlink(options_.path.c_str()) == 0;
+      },
+      deadline);
+  if (removed)
+    impl_->current_file.set_unusable_reason("it was removed to make room for a new one: path=" +
+                                            options_.path);
+  return removed;
 }
 
 // --- Care ---

@@ -134,6 +134,10 @@ class State {
                const std::function<void()>& catch_up = {},
                const Deadline& deadline = default_deadline(),
                const std::optional<Uuid>& other_log = std::nullopt) const;
+  // Removes the file, to make room for one that is being built, if no other process and no view of
+  // this one has it open. Returns whether it did. Reads throw Error(unavailable) from then on,
+  // until another file is installed.
+  bool remove_if_unused(const Deadline& deadline) const;
   // Switches to the file that replaced ours, if there is one. Reads do this by themselves.
   // Throws Error(unavailable) if this process cannot use it, or if it has to be verified and others
   // hold the locks until the deadline.

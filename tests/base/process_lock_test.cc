@@ -2,12 +2,17 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <optional>
 #include <string>
+#include <thread>
 
 #include "base/file.h"
 #include "support/temporary_directory.h"
@@ -123,6 +128,45 @@ TEST_F(ProcessLock, lock_is_dropped_when_its_holder_is_killed) {
 
   EXPECT_FALSE(is_byte_locked(file.number(), 3));
   EXPECT_TRUE(try_lock_byte(file.number(), 3));
+}
+
+TEST_F(ProcessLock, sole_use_is_proven_only_without_another_descriptor_or_mapping) {
+  const std::string path = directory_.file("lock");
+  const FileDescriptor file = open();
+  ASSERT_EQ(::ftruncate(file.number(), 4096), 0);
+  EXPECT_TRUE(SoleUse(file.number()));
+  {
+    const FileDescriptor other = open_file(path, O_RDONLY);
+    EXPECT_FALSE(SoleUse(file.number()));
+  }
+  EXPECT_TRUE(SoleUse(file.number()));
+  {
+    Holder holder(path, 3);
+    EXPECT_FALSE(SoleUse(file.number()));
+  }
+  void* const mapped =
+      ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, open_file(path, O_RDONLY).number(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  EXPECT_FALSE(SoleUse(file.number()));
+  ::munmap(mapped, 4096);
+  EXPECT_TRUE(SoleUse(file.number()));
+}
+
+// The kernel tells the holder of a lease by a signal.
+TEST_F(ProcessLock, open_during_sole_use_waits_and_raises_no_signal) {
+  const FileDescriptor file = open();
+  std::optional<SoleUse> sole_use(std::in_place, file.number());
+  ASSERT_TRUE(*sole_use);
+  std::atomic<bool> opened{false};
+  std::thread other([&] {
+    open_file(directory_.file("lock"), O_RDONLY);
+    opened = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_FALSE(opened);
+  sole_use.reset();
+  other.join();
+  EXPECT_TRUE(opened);
 }
 
 TEST_F(ProcessLock, locking_a_closed_descriptor_is_an_error) {

@@ -188,6 +188,30 @@ class FileSystemTest(CliTest):
         machine.ok("set", "a", "20")
         machine.ok("check")
 
+    def test_rebuild_without_room_for_two_states_removes_unused_one_first(self):
+        directory = self.mount("size=12m")
+        machine = Machine(self, directory, self.log)
+        items = b"".join(
+            b"key%05d\t%s\n" % (i, os.urandom(500).hex().encode()) for i in range(5_000)
+        )
+        machine.ok("import", "-", stdin=items)
+        shutil.copyfile(self.database, f"{self.database}.old")
+        machine.ok("set", "lost", "1")
+        shutil.copyfile(f"{self.database}.old", self.database)  # the log is restored
+
+        # Another process has the state open.
+        reader = machine.start("scan", "--null", stdout=subprocess.PIPE)
+        reader.stdout.read(1)
+        machine.fails("limit", "update", expect=["no room", "other processes", "flags.state"])
+        self.assertEqual(machine.ok("get", "lost").out, b"1", "the old state stays")
+        reader.kill()
+        reader.wait()
+
+        result = machine.ok("update")
+        self.assertIn("for lack of room, the old one was removed first", result.err)
+        self.assertEqual(machine.run("get", "lost").code, EXIT["not_found"])
+        machine.ok("check")
+
     def test_state_that_cannot_grow_is_a_limit_and_no_dead_writer(self):
         self.machine.ok("set", "a", "1")
         limited = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1740800,) * 2)}

@@ -1000,6 +1000,63 @@ TEST_F(FileTest, file_that_is_behind_is_installed_only_by_always) {
   EXPECT_EQ(state->applied_id(), 4U);
 }
 
+// To make room for a new one.
+TEST_F(FileTest, state_is_removed_only_if_nothing_else_has_it_open) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  {
+    const View view = state.view();
+    EXPECT_FALSE(state->remove_if_unused(TestState::deadline()));
+    EXPECT_EQ(view.get("a"), "1");
+  }
+  {
+    const testing::SharedWithChildren<std::atomic<bool>> is_open;
+    testing::ChildProcess other([&]() -> std::string {
+      const TestState same(path());
+      *is_open = true;
+      for (;;) ::pause();
+    });
+    while (!*is_open) std::this_thread::yield();
+    EXPECT_FALSE(state->remove_if_unused(TestState::deadline()));
+  }
+  EXPECT_TRUE(state->usable());
+  EXPECT_EQ(state.get("a"), "1");
+  state.apply({{"a", "2"}});
+
+  EXPECT_TRUE(state->remove_if_unused(TestState::deadline()));
+
+  EXPECT_FALSE(fs::exists(path()));
+  EXPECT_FALSE(state->usable());
+  EXPECT_THAT(mappings_of(path()), ::testing::IsEmpty());
+  expect_error(
+      ErrorKind::unavailable, [&] { state.get("a"); }, "removed to make room", path());
+  state->install(*state->begin_build(testing::test_uuid, "test:"));
+  EXPECT_EQ(state.get("a"), std::nullopt);
+}
+
+TEST_F(FileTest, reads_during_a_removal_wait_and_then_fail) {
+  TestState state(path());
+  state.apply({{"a", "1"}});
+  std::atomic<bool> stop{false};
+  std::atomic<int> reads{0};
+  std::thread reader([&] {
+    std::string value;
+    while (!stop) {
+      try {
+        EXPECT_TRUE(state->get("a", value));
+        EXPECT_EQ(value, "1");
+        ++reads;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::unavailable) << error.what();
+      }
+    }
+  });
+  while (reads < 100) std::this_thread::yield();
+  EXPECT_TRUE(state->remove_if_unused(TestState::deadline()));
+  stop = true;
+  reader.join();
+}
+
 TEST_F(FileTest, state_moved_away_and_back_stays_usable) {
   TestState state(path());
   state.apply({{"a", "1"}});

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <new>
+#include <thread>
 #include <utility>
 
 #include <whycache/error.h>
@@ -193,6 +195,37 @@ void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
     retired.start_grace_period();
   }
   on_switch_();
+}
+
+bool CurrentFile::run_unmapped(const std::function<bool()>& remove_file, const Deadline& deadline) {
+  const MutexLock lock(successor_mutex_);
+  {
+    const MutexLock switching(switch_mutex_);
+    if (mapping_) {
+      RetiredMapping& retired = retired_.emplace_back();
+      retired.mapping = std::move(mapping_);
+      unowned_mapping_.store(nullptr, std::memory_order_release);
+      directory_cache_.store(&no_directory_cache(), std::memory_order_release);
+      retired.start_grace_period();
+    }
+  }
+  on_switch_();
+  if (wait_until_unmapped(deadline) && remove_file()) return true;
+  if (std::shared_ptr<Mapping> found = open_state_file(options_).mapping)
+    switch_locked(std::move(found));
+  return false;
+}
+
+bool CurrentFile::wait_until_unmapped(const Deadline& deadline) {
+  for (;;) {
+    {
+      const MutexLock lock(switch_mutex_);
+      unmap_retired_locked();
+      if (retired_.empty()) return true;
+    }
+    if (deadline.passed()) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 void CurrentFile::unmap_retired() {

@@ -14,6 +14,7 @@
 
 #include <whycache/types.h>
 
+#include "base/clock.h"
 #include "base/fork_handlers.h"
 #include "base/mutex.h"
 #include "state/file/mapping.h"
@@ -65,6 +66,10 @@ class CurrentFile final : public ForkHandler {
   // Opens the file at the path and switches to it if it is of the expected log. Returns the mapping
   // of that file; null if it cannot be used. Throws Error as open_state_file().
   std::shared_ptr<Mapping> switch_to_file_at_path();
+  // Runs `remove_file` while no read of this process has a file mapped, except for pins. New reads
+  // wait meanwhile. Maps the file at the path again if `remove_file` returns false. Returns what
+  // that returned, or false if a read did not end before the deadline.
+  bool run_unmapped(const std::function<bool()>& remove_file, const Deadline& deadline);
   // Unmaps replaced mappings that no thread can be reading any more.
   void unmap_retired();
   // A read of `mapping` needed another directory cache. Makes that the one of later reads, unless
@@ -109,6 +114,7 @@ class CurrentFile final : public ForkHandler {
       WHYCACHE_REQUIRES(successor_mutex_);
   void prepare_for_views(const Mapping& mapping);
   void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
+  bool wait_until_unmapped(const Deadline& deadline) WHYCACHE_REQUIRES(successor_mutex_);
   void unmap_retired_locked() noexcept WHYCACHE_REQUIRES(switch_mutex_);
 
   const StateOptions& options_;
