@@ -715,6 +715,82 @@ TEST_F(FileTest, file_size_limit_gives_error_and_no_signal) {
   }
 }
 
+// Where address space is limited, a state may grow until its two mappings, those of readers and of
+// the writer, fill it.
+TEST_F(FileTest, more_address_space_means_more_state) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more address space than the limit";
+#endif
+  std::uintmax_t bytes_before = 0;
+  for (const std::uint64_t spare_mib : {64, 90, 128, 150}) {
+    const std::string limited_path = path("limited" + std::to_string(spare_mib));
+    EXPECT_EQ(run_in_child([&]() -> std::string {
+                std::ifstream pages("/proc/self/statm");
+                std::uint64_t used = 0;
+                pages >> used;
+                const rlim_t limit = used * 4096 + (spare_mib << 20);
+                const struct rlimit address_limit = {limit, limit};
+                ::setrlimit(RLIMIT_AS, &address_limit);
+                TestState state(limited_path);
+                const std::optional<Error> error = thrown_error([&] {
+                  for (int i = 0; i < 2000; ++i) {
+                    state.apply({{"key" + std::to_string(i), std::string(100'000, 'v')}});
+                    state->switch_if_replaced();
+                    if (state.get("key0") != std::string(100'000, 'v'))
+                      throw std::runtime_error("not readable");
+                  }
+                });
+                return error && error->kind() == ErrorKind::limit && error->system_error() == ENOMEM
+                           ? ""
+                           : describe(error);
+              }),
+              "")
+        << spare_mib;
+    const std::uintmax_t bytes = fs::file_size(limited_path);
+    EXPECT_GT(bytes, bytes_before) << spare_mib;
+    EXPECT_GT(bytes, (spare_mib << 20) / 3) << spare_mib;
+    bytes_before = bytes;
+  }
+}
+
+TEST_F(FileTest, opening_leaves_most_of_limited_address_space_to_the_application) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more address space than the limit";
+#endif
+  EXPECT_EQ(run_in_child([&]() -> std::string {
+              std::ifstream pages("/proc/self/statm");
+              std::uint64_t used = 0;
+              pages >> used;
+              const rlim_t limit = used * 4096 + (200UL << 20);
+              const struct rlimit address_limit = {limit, limit};
+              ::setrlimit(RLIMIT_AS, &address_limit);
+              const TestState state(path(), options_at(path(), std::uint64_t{64} << 30));
+              void* const half =
+                  ::mmap(nullptr, 100UL << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+              return half == MAP_FAILED ? "not even half is left" : "";
+            }),
+            "");
+}
+
+// Such a process may lock only so much: mmap() fails with EAGAIN.
+TEST_F(OwnerTest, process_that_locks_its_memory_gets_what_it_may_lock) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more memory than the limit";
+#endif
+  ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
+  EXPECT_EQ(run_as_other_user([&]() -> std::string {
+              const rlim_t limit = 48UL << 20;
+              const struct rlimit locked = {limit, limit};
+              ::setrlimit(RLIMIT_MEMLOCK, &locked);
+              if (::mlockall(MCL_FUTURE) != 0) return "cannot lock memory";
+              TestState state(path());
+              for (int i = 0; i < 50; ++i)
+                state.apply({{"key" + std::to_string(i), std::string(50'000, 'v')}});
+              return state.get("key49") == std::string(50'000, 'v') ? "" : "not readable";
+            }),
+            "");
+}
+
 TEST_F(FileTest, full_state_names_the_limit_that_it_reached) {
   const auto error_within = [&](const std::string& name, std::uint64_t bytes_max, int resource,
                                 rlim_t limit) {

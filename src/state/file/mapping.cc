@@ -1,12 +1,14 @@
 #include "state/file/mapping.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "state/errors.h"
@@ -19,6 +21,42 @@ namespace {
 constexpr std::size_t directory_caches_max = 20'000;
 // One more per directory. A sound file has at most twenty.
 constexpr std::size_t extra_directories_max = 1000;
+
+bool is_address_space_limited() {
+  struct rlimit limit;
+  return ::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY;
+}
+
+// Maps the file with `reserved_bytes` of address space. If the process may not have that much, maps
+// less and updates `reserved_bytes`. Returns nullptr, with errno set, if not even the file fits.
+//
+// Where address space is limited, a reader takes a quarter of what is left, or what the file needs:
+// the writer's mapping needs as much again, and a reader maps a file that has outgrown its mapping
+// again. The writer leaves an eighth for other threads.
+std::byte* map_with_room(int descriptor, Mapping::Access access, std::uint64_t file_bytes,
+                         std::uint64_t& reserved_bytes) {
+  const bool is_writer = access == Mapping::Access::write;
+  const int protection = is_writer ? PROT_READ | PROT_WRITE : PROT_READ;
+  bool is_limited = is_address_space_limited();
+  void* mapped;
+  while ((mapped = ::mmap(nullptr, reserved_bytes, protection, MAP_SHARED, descriptor, 0)) ==
+         MAP_FAILED) {
+    // Limited by RLIMIT_AS, by valgrind (EINVAL), or for a process that locks its memory (EAGAIN).
+    const bool is_too_much = errno == ENOMEM || errno == EINVAL || errno == EAGAIN;
+    if (!is_too_much || reserved_bytes == file_bytes) return nullptr;
+    is_limited = true;
+    reserved_bytes = std::max(reserved_bytes - reserved_bytes / 8, file_bytes);
+  }
+  auto* const base = static_cast<std::byte*>(mapped);
+  if (!is_limited) return base;
+  const std::uint64_t wanted =
+      std::max(is_writer ? reserved_bytes - reserved_bytes / 8 : reserved_bytes / 4, file_bytes);
+  const std::uint64_t kept = (wanted + segment_bytes - 1) / segment_bytes * segment_bytes;
+  if (kept >= reserved_bytes) return base;
+  ::munmap(base + kept, reserved_bytes - kept);
+  reserved_bytes = kept;
+  return base;
+}
 
 // Returns the next step for a state file that was cut short.
 std::string what_to_do_with(int descriptor) {
@@ -46,29 +84,19 @@ Mapping::Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max,
   }
   inode_ = status.st_ino;
   device_ = status.st_dev;
-  const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
   // Another process with a larger bytes_max may have grown the file. Leave room for more.
   reserved_bytes_ = file_bytes > bytes_max
                         ? 2 * file_bytes
                         : std::max(std::min(bytes_max, state_bytes_limit), file_bytes);
-  for (;;) {
-    void* mapped = ::mmap(nullptr, reserved_bytes_, protection, MAP_SHARED, file_.number(), 0);
-    if (mapped != MAP_FAILED) {
-      base_ = static_cast<std::byte*>(mapped);
-      break;
-    }
-    // Address space may be limited: by RLIMIT_AS, by valgrind (EINVAL), or for a process that locks
-    // its memory (EAGAIN). Give up room to grow first.
-    const bool is_too_much = errno == ENOMEM || errno == EINVAL || errno == EAGAIN;
-    if (!is_too_much || reserved_bytes_ == file_bytes) {
-      const int error = errno;
-      throw Error(ErrorKind::limit,
-                  "cannot map state file: path=" + path_ +
-                      " bytes=" + std::to_string(reserved_bytes_) +
-                      " (raise the limit on address space, see ulimit -v)",
-                  error);
-    }
-    reserved_bytes_ = std::max(reserved_bytes_ / 2, file_bytes);
+  base_ = map_with_room(file_.number(), access, file_bytes, reserved_bytes_);
+  if (base_ == nullptr) {
+    const int error = errno;
+    throw Error(ErrorKind::limit,
+                "cannot map state file: path=" + path_ + " bytes=" + std::to_string(file_bytes) +
+                    " reason=\"" + std::system_category().message(error) +
+                    "\" (raise the limit on address space, see ulimit -v; or on locked memory, see "
+                    "ulimit -l)",
+                error);
   }
   // A hint, effective where the file system has huge pages (tmpfs).
   ::madvise(base_, reserved_bytes_, MADV_HUGEPAGE);

@@ -71,8 +71,8 @@ class Mapping {
   enum class Access { read, write };
 
   // Maps `file`, whose header page the caller has checked. Reserves `bytes_max` of address space,
-  // or as much as the process may have. Throws Error(limit) if not even the file fits,
-  // Error(corrupt) if it has no whole segment.
+  // or less if the process may not have as much as it likes. Throws Error(limit) if not even the
+  // file fits, Error(corrupt) if it has no whole segment.
   Mapping(FileDescriptor file, std::string path, std::uint64_t bytes_max, Access access);
   ~Mapping();
   Mapping(const Mapping&) = delete;

@@ -92,6 +92,7 @@ std::shared_ptr<Mapping> CurrentFile::newest_mapping() {
       return current;
     }
     failed_search_.reset();
+    unmap_retired();  // address space may be limited
     std::optional<Error> error;
     std::shared_ptr<Mapping> found = open_successor(error);
     if (found && !is_expected(log_uuid_of(*found))) {

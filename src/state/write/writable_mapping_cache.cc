@@ -43,7 +43,8 @@ void WritableMappingCache::put(std::unique_ptr<WritableMapping> writable) noexce
   const std::int64_t previous = last_write_time_ns_.exchange(now, std::memory_order_relaxed);
   assert(writable != nullptr);
   if (previous == 0 || now - previous >= idle_timeout_ns ||
-      writable->touched_pages >= touched_pages_max || is_address_space_limited())
+      writable->touched_pages >= touched_pages_max || writable->is_space_limited ||
+      is_address_space_limited())
     return;
   const std::unique_ptr<WritableMapping> other(
       cached_.exchange(writable.release(), std::memory_order_seq_cst));

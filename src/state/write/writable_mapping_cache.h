@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -27,10 +28,13 @@ namespace whycache {
 struct WritableMapping {
   WritableMapping(const std::string& path, std::uint64_t bytes_max)
       : mapping(open_file(path, O_RDWR), path, bytes_max, Mapping::Access::write),
-        can_share_blocks(whycache::can_share_blocks(mapping.descriptor())) {}
+        can_share_blocks(whycache::can_share_blocks(mapping.descriptor())),
+        is_space_limited(mapping.reserved_bytes() < std::min(bytes_max, state_bytes_limit)) {}
 
   Mapping mapping;
   const bool can_share_blocks;
+  // The process may not have as much address space as the state, or as much locked memory.
+  const bool is_space_limited;
   std::size_t touched_pages = 0;  // estimate; munmap() visits each of them
 };
 
