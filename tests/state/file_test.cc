@@ -347,6 +347,36 @@ TEST_F(FileTest, state_survives_what_a_process_without_standard_streams_prints) 
   EXPECT_EQ(TestState(path()).get("a"), "1");
 }
 
+// Whatever cannot be opened any more, the message names the limit.
+TEST_F(FileTest, exhausted_descriptors_are_named_as_the_cause) {
+  ASSERT_EQ(run_in_child([&]() -> std::string {
+              TestState(path()).apply({{"a", "1"}});
+              return "";
+            }),
+            "");
+  bool was_opened = false;
+  int failures = 0;
+  for (rlim_t spare = 0; !was_opened; ++spare) {
+    ASSERT_LT(spare, 50U);
+    const std::string outcome = run_in_child([&]() -> std::string {
+      const FileDescriptor next = open_file("/dev/null", O_RDONLY);
+      const rlim_t limit = static_cast<rlim_t>(next.number()) + 1 + spare;
+      const struct rlimit descriptors = {limit, limit};
+      ::setrlimit(RLIMIT_NOFILE, &descriptors);
+      const std::optional<Error> error = thrown_error([&] { State::open(options_at(path())); });
+      if (!error) return "opened";
+      return error->system_error() == EMFILE && error->kind() == ErrorKind::limit ? ""
+                                                                                  : describe(error);
+    });
+    was_opened = outcome == "opened";
+    if (!was_opened) {
+      EXPECT_EQ(outcome, "") << spare;
+      ++failures;
+    }
+  }
+  EXPECT_GE(failures, 3);
+}
+
 TEST_F(FileTest, lock_file_of_a_killed_creator_is_removed_by_the_next_builder) {
   const std::string left = path() + ".lock" + new_lock_file_suffix + "0123";
   write_file(left, "");

@@ -8,7 +8,10 @@
 
 #include <atomic>
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <utility>
 
 #include "state/test_state.h"
@@ -112,6 +115,49 @@ TEST_F(GrowthTest, file_that_grows_during_open_is_opened) {
   EXPECT_GT(fstats, 1);
   std::string value;
   EXPECT_TRUE(opened->get("key", value));
+}
+
+// A copy is verified, then adopted under its name. Another file may get that name meanwhile.
+TEST_F(GrowthTest, file_that_is_swapped_while_it_is_adopted_is_not_trusted) {
+  const std::string path = directory_.file("adopted.state");
+  writing_.apply({{"key", "the correct value"}});
+  const auto copy_to = [&](const std::string& to, bool damaged) {
+    std::ifstream file(directory_.file("grown.state"), std::ios::binary);
+    std::string bytes{std::istreambuf_iterator<char>(file), {}};
+    if (damaged) bytes.replace(bytes.find("the correct value"), 17, "a damaged value..");
+    std::ofstream(to, std::ios::binary) << bytes;
+    std::filesystem::permissions(
+        to, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  };
+  int swaps = 0;
+  for (int number = 1; number <= 30; ++number) {
+    std::filesystem::remove(path);
+    copy_to(path, false);
+    copy_to(directory_.file("damaged"), true);
+    int fstats = 0;
+    std::function<void()> swap = [&] {
+      if (++fstats < number) {
+        after_next_fstat = swap;
+      } else {
+        ++swaps;
+        ::rename(directory_.file("damaged").c_str(), path.c_str());
+      }
+    };
+    after_next_fstat = swap;
+    StateOptions options;
+    options.path = path;
+    try {
+      const std::unique_ptr<State> opened = State::open(options);
+      after_next_fstat = nullptr;
+      std::string value;
+      if (opened->usable() && opened->get("key", value)) {
+        EXPECT_EQ(value, "the correct value") << number;
+      }
+    } catch (const Error&) {
+      after_next_fstat = nullptr;
+    }
+  }
+  EXPECT_GE(swaps, 8);
 }
 
 // A child that is forked while another thread opens the lock file must not keep the parent's locks

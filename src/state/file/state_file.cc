@@ -51,15 +51,16 @@ struct FileIdentity {
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
-// Returns the kernel's boot id. Throws Error(invalid) if it is unknown: without it, a file that
-// other processes use would look like one from another boot.
+// Returns the kernel's boot id. Throws Error if it is unknown: without it, a file that other
+// processes use would look like one from another boot.
 Uuid require_boot_id() {
   const Uuid id = boot_id();
-  if (id == Uuid{})
-    throw Error(
-        ErrorKind::invalid,
-        "cannot read the kernel's boot id: path=/proc/sys/kernel/random/boot_id (mount /proc)");
-  return id;
+  if (id != Uuid{}) return id;
+  const std::string path = "/proc/sys/kernel/random/boot_id";
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file && errno != ENOENT) throw system_error("cannot read the kernel's boot id", path, errno);
+  throw Error(ErrorKind::invalid,
+              "cannot read the kernel's boot id: path=" + path + " (mount /proc)", ENOENT);
 }
 
 FileIdentity file_identity(int descriptor, const std::string& path) {

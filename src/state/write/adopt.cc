@@ -15,6 +15,12 @@
 namespace whycache {
 namespace {
 
+constexpr const char* replaced_meanwhile = "it was replaced while it was verified";
+
+bool is_same_file(const Mapping& a, const Mapping& b) {
+  return a.inode() == b.inode() && a.device() == b.device();
+}
+
 // Verifies a file from elsewhere, and makes it a file of this boot. Returns the reason if it cannot
 // be trusted, or an empty string.
 std::string adopt(const StateOptions& options, const Mapping& foreign) {
@@ -24,6 +30,7 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
   }
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
                   Mapping::Access::write);
+  if (!is_same_file(mapping, foreign)) return replaced_meanwhile;
   // Until the mapping is destroyed: after that the file is of this boot.
   if (!exclude_users(mapping.descriptor()))
     return "other processes use it, for which it is of another boot (a container's boot id?)";

@@ -16,6 +16,9 @@ std::unique_ptr<WritableMapping> take_or_map(const StateOptions& options, const 
   std::unique_ptr<WritableMapping> writable = cache.take(current);
   if (!writable) writable = std::make_unique<WritableMapping>(options.path, options.bytes_max);
   const Mapping& mapping = writable->mapping;
+  if (mapping.inode() != current.inode() || mapping.device() != current.device())
+    throw Error(ErrorKind::corrupt, "state file was replaced while a writer opened it: path=" +
+                                        options.path + " (update, then retry)");
   // Storing to a block that the file shares with a copy of it would end the process by SIGBUS on a
   // full disk.
   if (writable->can_share_blocks) {
