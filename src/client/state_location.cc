@@ -221,7 +221,7 @@ StateLocation locate_state(const Options& options, Log& log) {
 
   StateOptions state;
   state.path = location.path;
-  state.mode = options.state_mode;
+  state.mode = options.state_mode.value_or(0600);
   state.any_file_system = options.any_file_system;
   check_state_location(state);  // the log must not be created first
   const bool is_needed = !exists && options.open == OpenMode::wait;

@@ -89,7 +89,7 @@ TEST_F(StateLocationTest, setuid_program_ignores_paths_from_the_environment) {
     environment.set(variable, "/chosen");
   for (const bool is_setuid : {false, true}) {
     ASSERT_EQ(::chmod(program.c_str(), is_setuid ? 04755 : 0755), 0);
-    const std::string output = directory.file("output");
+    const std::string output = directory.file(is_setuid ? "setuid" : "plain");
     ASSERT_EQ(wait_for(run_program(
                   {"/usr/bin/env", "setpriv", "--reuid=65534", "--clear-groups", program}, output)),
               0)

@@ -514,15 +514,15 @@ mode_t mode_of(const std::string& path) {
 
 TEST_F(FileTest, stricter_mode_is_enforced_when_the_state_is_opened) {
   StateOptions options = options_at(path());
-  options.mode = 0644;
+  options.mode = 0664;
   { TestState(path(), options).apply({{"a", "1"}}); }
-  ASSERT_EQ(mode_of(path()), 0644U);
-  ASSERT_EQ(mode_of(path() + ".lock"), 0666U);
+  ASSERT_EQ(mode_of(path()), 0664U);
+  ASSERT_EQ(mode_of(path() + ".lock"), 0660U);
   options.mode = 0640;
   EXPECT_EQ(TestState(path(), options).get("a"), "1");
   EXPECT_EQ(mode_of(path()), 0640U);
-  EXPECT_EQ(mode_of(path() + ".lock"), 0660U);
-  options.mode = 0644;  // a wider one changes nothing
+  EXPECT_EQ(mode_of(path() + ".lock"), 0600U);
+  options.mode = 0664;  // a wider one changes nothing
   EXPECT_EQ(TestState(path(), options).get("a"), "1");
   EXPECT_EQ(mode_of(path()), 0640U);
 }
