@@ -3,13 +3,14 @@
 # need, and only those that are missing. Prints nothing if none is missing, and never asks. The demo
 # and one of the benchmarks read apt's package index, so `demo` and `bench` fetch it if needed.
 #
-#   scripts/install_packages.sh [build|test|demo|bench|check|fuzz]...
+#   scripts/install_packages.sh [build|test|torture|demo|bench|check|fuzz]...
 set -eu
 
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev
        libxxhash-dev libzstd-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev libcpp-httplib-dev python3 sqlite3 mariadb-server memcached
-      openssl btrfs-progs xfsprogs"
+      openssl strace util-linux btrfs-progs xfsprogs"
+torture="spin gcc e2fsprogs"
 bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server
        libmemcached-dev memcached mariadb-server python3"
 check="clang clang-format clang-tidy codespell shellcheck python3"
@@ -22,11 +23,12 @@ for group in "$@"; do
     build) ;;
     demo) needs_index=yes ;;
     test) packages="$packages $test" ;;
+    torture) packages="$packages $test $torture" ;;
     bench) needs_index=yes; packages="$packages $bench" ;;
     check) packages="$packages $check" ;;
     fuzz) packages="$packages $fuzz" ;;
     *)
-      echo "unknown group of packages: $group (build, test, demo, bench, check, fuzz)" >&2
+      echo "unknown group of packages: $group (build, test, torture, demo, bench, check, fuzz)" >&2
       exit 2
       ;;
   esac
