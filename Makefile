@@ -15,6 +15,10 @@
 #                  writers, transactions, readers and rewriters that are killed, on a log that
 #                  fails (file, sqlite, mysql, or memcached in front of mysql), and a check of
 #                  the answers that they got; KEEP=directory keeps their histories if it fails
+#   make torture   each system call and allocation fails, or kills its process, in turn; hosts in
+#                  namespaces, on full, frozen and read-only disks, without resources; and a model
+#                  of the memory order. Takes TORTURE_MINUTES=20 of the cases, ALL=1 all of them
+#                  (a day); SEED repeats a run. docs/reliability.md has the figures
 #   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
 JOBS ?= $(shell nproc)
@@ -26,9 +30,10 @@ SOURCES = $(shell find $(DIRECTORIES) -name '*.h' -o -name '*.cc')
 
 LOG ?= sqlite
 MINUTES ?= 1
+TORTURE_MINUTES ?= 20
 
-.PHONY: build demo test test-all test-asan test-tsan test-release histories bench fuzz format \
-  check clean
+.PHONY: build demo test test-all test-asan test-tsan test-release histories torture bench fuzz \
+  format check clean
 
 build:
 	scripts/install_packages.sh build test
@@ -66,6 +71,14 @@ histories:
 	cmake --build --preset dev --parallel $(JOBS) --target histories_main
 	build/dev/bin/histories_main --log $(LOG) --seconds $$(($(MINUTES) * 60)) \
 	  $(if $(KEEP),--keep $(KEEP)) $(if $(SEED),--seed $(SEED))
+
+torture:
+	scripts/install_packages.sh build torture
+	cmake --preset dev
+	cmake --build --preset dev --parallel $(JOBS) \
+	  --target whycache environment_host environment_scenario
+	python3 tests/environment/torture.py --bin build/dev/bin --jobs $(JOBS) \
+	  $(if $(ALL),--all,--minutes $(TORTURE_MINUTES)) $(if $(SEED),--seed $(SEED))
 
 bench:
 	scripts/install_packages.sh bench
