@@ -4,6 +4,7 @@
 #include <cassert>
 #include <chrono>
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "client/follow.h"
@@ -73,11 +74,15 @@ bool Appender::try_append(const LogPosition& position, Draft& draft, Backoff& ba
   const std::string_view bytes = draft.seal(id, position.chain);
   Update update;
   decode_update(bytes, update);  // an update that cannot be decoded must not get into the log
-  if (append_and_resolve(position, bytes, backoff)) {
-    session_.counters.add(&Counters::updates_written);
-    session_.state.announce_release(StateLock::append);
-    apply_appended(position, update, backoff.deadline());
-    return true;
+  try {
+    if (append_and_resolve(position, bytes, backoff)) {
+      session_.counters.add(&Counters::updates_written);
+      session_.state.announce_release(StateLock::append);
+      apply_appended(position, update, backoff.deadline());
+      return true;
+    }
+  } catch (const std::bad_alloc&) {  // not even memory for a message
+    throw Error(memory_ran_out_);
   }
   session_.counters.add(&Counters::append_conflicts);
   if (backoff.deadline().passed()) {

@@ -13,11 +13,14 @@
 // update is in the log once. (docs/decisions/idempotent-append.md)
 #pragma once
 
+#include <cerrno>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include <whycache/error.h>
 
 #include "base/backoff.h"
 #include "client/log_page.h"
@@ -53,6 +56,10 @@ class Appender {
   std::optional<LogPosition> append_prepared(const Prepare& prepare, Backoff& backoff,
                                              const std::function<void()>& before_read = {});
 
+  // The outcome of a write that runs out of memory once it may be in the log. It is made in
+  // advance, because throwing a copy takes no memory.
+  const Error& memory_ran_out() const { return memory_ran_out_; }
+
  private:
   enum class ReadBackResult { absent, ours, other_update, other_log };
 
@@ -64,6 +71,10 @@ class Appender {
   bool apply_if_next(const LogPosition& position, const Update& update, const Deadline& deadline);
 
   Session& session_;
+  const Error memory_ran_out_{ErrorKind::uncertain,
+                              "memory ran out during a write, which may or may not be in the log, "
+                              "in full or in part (update(), then look)",
+                              ENOMEM};
 };
 
 }  // namespace whycache

@@ -4,6 +4,8 @@
 #include <cassert>
 #include <chrono>
 #include <memory>
+#include <new>
+#include <system_error>
 #include <unordered_set>
 #include <utility>
 
@@ -63,9 +65,10 @@ UpdateId WriteQueue::write(std::span<const Change> changes, const WriteOptions& 
     try {
       session_.throw_if_stopped(batch.backoff);
       enqueue_and_wait(batch);
-    } catch (const Error& error) {
+    } catch (...) {
       if (written == 0) throw;
-      throw partial_write_error(error, written, changes.size(), id);
+      std::rethrow_exception(
+          partial_failure(std::current_exception(), written, changes.size(), id));
     }
     id = batch.id;
     written += batch.changes.size();
@@ -191,10 +194,7 @@ std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write
   if (stopping_)
     throw Error(ErrorKind::invalid,
                 "cache is closed: its state was closed or deleted through this object");
-  if (!async_thread_.joinable()) {
-    const BlockedSignals blocked;
-    async_thread_ = std::thread([this] { run_async_writer(); });
-  }
+  if (!async_thread_.joinable()) start_async_thread();
   const std::size_t queued_before = queue_.size();
   try {
     for (QueuedBatch& batch : write.batches) queue_.push_back(&batch);
@@ -205,6 +205,20 @@ std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write
   async_writes_.splice(async_writes_.end(), one_write);
   async_ready_.notify_one();
   return future;
+}
+
+void WriteQueue::start_async_thread() {
+  try {
+    const BlockedSignals blocked;
+    async_thread_ = std::thread([this] { run_async_writer(); });
+  } catch (const std::system_error& error) {
+    throw Error(ErrorKind::limit,
+                std::string("cannot start the thread for asynchronous writes, nothing was queued: "
+                            "reason=\"") +
+                    error.code().message() +
+                    "\" (raise the limits on threads and memory, see ulimit -u and -v)",
+                error.code().value());
+  }
 }
 
 void WriteQueue::run_async_writer() {
@@ -439,14 +453,25 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
     after.done = true;
     ++write.batches_finished;
   }
+  write.promise.set_exception(write.changes_written == 0
+                                  ? batch.failure
+                                  : partial_failure(batch.failure, write.changes_written,
+                                                    write.changes.size(), write.last_id));
+}
+
+std::exception_ptr WriteQueue::partial_failure(const std::exception_ptr& failure,
+                                               std::size_t written, std::size_t all,
+                                               UpdateId last_id) const noexcept {
   try {
-    std::rethrow_exception(batch.failure);
+    std::rethrow_exception(failure);
   } catch (const Error& error) {
-    if (write.changes_written == 0) return write.promise.set_exception(batch.failure);
-    write.promise.set_exception(std::make_exception_ptr(
-        partial_write_error(error, write.changes_written, write.changes.size(), write.last_id)));
-  } catch (...) {
-    write.promise.set_exception(batch.failure);
+    try {
+      return std::make_exception_ptr(partial_write_error(error, written, all, last_id));
+    } catch (const std::bad_alloc&) {
+      return std::make_exception_ptr(appender_.memory_ran_out());
+    }
+  } catch (...) {  // std::bad_alloc
+    return std::make_exception_ptr(appender_.memory_ran_out());
   }
 }
 

@@ -126,6 +126,8 @@ class WriteQueue {
                                               const WriteOptions& options);
   void reserve_async_bytes(std::size_t bytes) WHYCACHE_EXCLUDES(mutex_);
   std::future<UpdateId> enqueue_async(std::list<AsyncWrite>& one_write) WHYCACHE_EXCLUDES(mutex_);
+  // Throws Error(limit) if the system cannot start a thread.
+  void start_async_thread() WHYCACHE_REQUIRES(mutex_);
   void run_async_writer() WHYCACHE_EXCLUDES(mutex_);
   void fail_unwritten(NotifyingLock& lock) WHYCACHE_REQUIRES(mutex_);
   void remove_finished_async_writes() WHYCACHE_REQUIRES(mutex_);
@@ -139,6 +141,9 @@ class WriteQueue {
   void finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
               const std::exception_ptr& failure) WHYCACHE_REQUIRES(mutex_);
   void finish_async(QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_);
+  // The failure of a split batch whose first updates are written.
+  std::exception_ptr partial_failure(const std::exception_ptr& failure, std::size_t written,
+                                     std::size_t all, UpdateId last_id) const noexcept;
   void remove_from_queue(QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_) {
     std::erase(queue_, &batch);
   }

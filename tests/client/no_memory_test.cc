@@ -60,6 +60,34 @@ TEST(NoMemory, failed_allocation_in_set_reports_true_outcome) {
   std::printf("failed=%d in_doubt=%d\n", failed, in_doubt);
 }
 
+TEST(NoMemory, lasting_lack_of_memory_in_set_reports_true_outcome) {
+  Fleet fleet("file");
+  Options options;
+  options.update_bytes_max = 4096;
+  Cache cache = fleet.open("berlin", options);
+  cache.set("first", "1");
+  int in_doubt = 0;
+  const std::string value = incompressible_bytes(3000, 1);
+  allocations_keep_failing = true;
+  for (long number = 1; number <= allocation_count_max; ++number) {
+    // Two updates, so that memory may run out between them.
+    const std::string first = "a key that is longer than a small string " + std::to_string(number);
+    const std::string second = first + " and another";
+    const Item items[] = {{first, value}, {second, value}};
+    const WriteOutcome outcome = with_failing_allocation(number, [&] { cache.set_multi(items); });
+    cache.update();
+    if (outcome == WriteOutcome::uncertain) {
+      ++in_doubt;
+      continue;
+    }
+    EXPECT_EQ(cache.contains(first), outcome == WriteOutcome::written) << number;
+    EXPECT_EQ(cache.contains(second), outcome == WriteOutcome::written) << number;
+  }
+  allocations_keep_failing = false;
+  EXPECT_GE(in_doubt, 1);
+  EXPECT_EQ(cache.digest(), fleet.open("rome").digest());
+}
+
 TEST(NoMemory, failed_allocation_in_async_write_queues_nothing) {
   // Many updates, so that the queue has to grow.
   std::vector<std::pair<std::string, std::string>> texts;

@@ -445,10 +445,13 @@ class ResourceTest(EnvironmentTest):
         os.chmod(self.directory, 0o777 | 0o1000)
         machine.begin(user=NOBODY, group=NOBODY, extra_groups=[])
         steps = machine.run("limit=NPROC:1", "open", "get=a", "set=c:3", "get=c", "update",
-                            "unlimit=NPROC", "set=d:4", "get=d", user=NOBODY, group=NOBODY,
+                            "set_async=e:5", "unlimit=NPROC", "set=d:4", "get=d", "set_async=f:6",
+                            user=NOBODY, group=NOBODY,
                             extra_groups=[])
         self.assertEqual(steps["get=a"].value, "1", steps)
+        self.assert_error(steps["set_async=e:5"], {"limit"}, "thread")
         self.assertEqual(steps["get=d"].value, "4", steps)
+        self.assertTrue(steps["set_async=f:6"].ok, steps)
         os.chmod(self.directory, 0o755)
         self.assertEqual(machine.command("check", "--quiet", user=NOBODY, group=NOBODY,
                                          extra_groups=[]).returncode, 0)

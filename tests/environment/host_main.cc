@@ -10,6 +10,7 @@
 //   view=KEY         reads from a new view
 //   hold             opens a view, and keeps it; held=KEY reads from it
 //   set=KEY:VALUE    writes; RESULT is the id. A VALUE of *N is N bytes
+//   set_async=KEY:VALUE
 //   update, rewrite, close
 //   fork             the rest runs in a child; RESULT is how the child ended
 //   daemonise        the rest runs in a grandchild without descriptors; this process waits for it
@@ -140,6 +141,8 @@ class Host {
       if (second.starts_with('*'))
         return std::to_string(cache().set(first, std::string(std::stoul(second.substr(1)), 'v')));
       return std::to_string(cache().set(first, second));
+    } else if (name == "set_async") {
+      return std::to_string(cache().set_async(first, second).get());
     } else if (name == "update") {
       return std::to_string(cache().update());
     } else if (name == "rewrite") {

@@ -51,8 +51,8 @@ def main():
     left = max(60.0, arguments.minutes * 60 - (time.monotonic() - begin))
     for mode, share in SHARES.items():
         extent = ["--all"] if arguments.all else ["--seconds", str(int(left * share))]
-        summary.append(run(mode, HERE / "fault_injection.py", mode, "--bin", arguments.bin, "--jobs",
-                           str(arguments.jobs), "--seed", str(arguments.seed), *extent))
+        summary.append(run(mode, HERE / "fault_injection.py", mode, "--bin", arguments.bin,
+                           "--jobs", str(arguments.jobs), "--seed", str(arguments.seed), *extent))
     print(f"== seed {arguments.seed}")
     print("\n".join(summary))
     return any(line.startswith("FAILED") for line in summary)

@@ -10,12 +10,16 @@ namespace whycache::testing {
 
 // The allocation of this thread that fails, counted from now; 0: none.
 inline thread_local long allocations_until_failure = 0;
+// Every later allocation of this thread fails, too, until the count is set again.
+inline thread_local bool allocations_keep_failing = false;
 // Number of allocations of this thread.
 inline thread_local long allocation_count = 0;
 
 inline bool count_allocation() {
   ++allocation_count;
-  return allocations_until_failure > 0 && --allocations_until_failure == 0;
+  if (allocations_until_failure == 0 || --allocations_until_failure > 0) return false;
+  if (allocations_keep_failing) allocations_until_failure = 1;
+  return true;
 }
 
 }  // namespace whycache::testing
