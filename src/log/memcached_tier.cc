@@ -114,6 +114,16 @@ void MemcachedTier::record_extent(const Extent& extent) {
   has_released_connections_ = false;
 }
 
+void MemcachedTier::note_extent(const Extent& extent) {
+  {
+    const MutexLock lock(outcomes_mutex_);
+    outcomes_.extent = extent;
+  }
+  if (!mutex_.try_lock_until(CallLimit::deadline(options_.timeout))) return;
+  const LogCallLock lock(mutex_);
+  record_outcomes();
+}
+
 void MemcachedTier::note_append_failed(UpdateId id) {
   const MutexLock lock(outcomes_mutex_);
   outcomes_.failed_id = std::max(outcomes_.failed_id, id);
@@ -135,6 +145,7 @@ void MemcachedTier::record_outcomes() {
     const MutexLock lock(outcomes_mutex_);
     outcomes = std::exchange(outcomes_, {});
   }
+  if (outcomes.extent) record_extent(*outcomes.extent);
   if (outcomes.has_rewrite) tracker_.record_rewrite();
   if (outcomes.appended_id != 0) {
     last_append_at_ns_ = outcomes.appended_at_ns;
@@ -156,17 +167,13 @@ void MemcachedTier::record_outcomes() {
 
 Extent MemcachedTier::extent() {
   const Extent extent = log_->extent();
-  const LogCallLock lock(mutex_, call_deadline(), name());
-  record_outcomes();
-  record_extent(extent);
+  note_extent(extent);
   return extent;
 }
 
 Extent MemcachedTier::read(UpdateId first, UpdateId last, const VisitUpdate& visit) {
   const Extent extent = log_->read(first, last, visit);
-  const LogCallLock lock(mutex_, call_deadline(), name());
-  record_outcomes();
-  record_extent(extent);
+  note_extent(extent);
   return extent;
 }
 

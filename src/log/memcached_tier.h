@@ -115,8 +115,9 @@ class MemcachedTier final : public Log {
     std::int64_t began_at_ns = 0;
   };
   class UpdateTail;
-  // What became of writes, until the tracker knows it.
+  // What the log answered, until the tracker knows it.
   struct Outcomes {
+    std::optional<Extent> extent;
     UpdateId appended_id = 0;  // the greatest
     UpdateId failed_id = 0;    // the greatest; 0 if a later append succeeded
     std::uint64_t store_id = 0;
@@ -138,6 +139,7 @@ class MemcachedTier final : public Log {
   void finish_log_poll(LogPoll poll, bool is_repeated, const Extent& extent, const UpdateTail& tail,
                        std::optional<std::uint64_t> head_chain) WHYCACHE_REQUIRES(mutex_);
   void record_extent(const Extent& extent) WHYCACHE_REQUIRES(mutex_);
+  void note_extent(const Extent& extent) WHYCACHE_EXCLUDES(mutex_, outcomes_mutex_);
   void note_append_failed(UpdateId id) WHYCACHE_EXCLUDES(outcomes_mutex_);
   void note_appended(UpdateId id) WHYCACHE_EXCLUDES(outcomes_mutex_);
   void record_outcomes() WHYCACHE_REQUIRES(mutex_) WHYCACHE_EXCLUDES(outcomes_mutex_);
@@ -176,7 +178,7 @@ class MemcachedTier final : public Log {
   // The last update that was handed out: followers ask for it again, to verify the next one.
   CachedUpdate last_served_update_ WHYCACHE_GUARDED_BY(mutex_);
 
-  // A write whose outcome is known must not wait for the requests of other threads. It leaves the
+  // A call that the log has answered must not wait for the requests of other threads. It leaves the
   // outcome here, and the next call that holds mutex_ records it first. Held for moments.
   Mutex outcomes_mutex_;
   Outcomes outcomes_ WHYCACHE_GUARDED_BY(outcomes_mutex_);

@@ -194,7 +194,7 @@ TEST(MemcachedTier, invalid_head_record_confirms_nothing) {
 
 // Another thread waits for a memcached that hangs. A writer whose update is in the log learns its
 // id before its deadline.
-TEST(MemcachedTier, append_does_not_wait_for_requests_of_other_threads) {
+TEST(MemcachedTier, calls_of_the_log_do_not_wait_for_requests_of_other_threads) {
   FileStore store;
   testing::MemcachedServer server;
   MemcachedTierOptions options = tier_options(server);
@@ -212,6 +212,14 @@ TEST(MemcachedTier, append_does_not_wait_for_requests_of_other_threads) {
     const CallLimit limit(deadline);
     EXPECT_EQ(tier.append(1, "one"), Log::Appended::yes);
     EXPECT_EQ(tier.append(1, "other"), Log::Appended::taken);
+    EXPECT_EQ(tier.extent().head, 1U);
+    std::string bytes;
+    const auto see = [&](UpdateId, std::string_view of_update) {
+      bytes = of_update;
+      return true;
+    };
+    EXPECT_EQ(tier.read(1, 1, see).head, 1U) << "as a writer reads back after a lost answer";
+    EXPECT_EQ(bytes, "one");
   }
   EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(1500));
 

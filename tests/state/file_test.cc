@@ -808,11 +808,13 @@ TEST_F(OwnerTest, process_that_locks_its_memory_gets_what_it_may_lock) {
   GTEST_SKIP() << "sanitizers need more memory than the limit";
 #endif
   ASSERT_EQ(::chmod(directory_.path().c_str(), 01777), 0);
-  EXPECT_EQ(run_as_other_user([&]() -> std::string {
+  EXPECT_EQ(run_in_child([&]() -> std::string {
               const rlim_t limit = 48UL << 20;
               const struct rlimit locked = {limit, limit};
               ::setrlimit(RLIMIT_MEMLOCK, &locked);
-              if (::mlockall(MCL_FUTURE) != 0) return "cannot lock memory";
+              if (::setgid(other_user_id) != 0 || ::setuid(other_user_id) != 0 ||
+                  ::mlockall(MCL_FUTURE) != 0)
+                return "cannot lock memory";
               TestState state(path());
               for (int i = 0; i < 50; ++i)
                 state.apply({{"key" + std::to_string(i), std::string(50'000, 'v')}});

@@ -32,7 +32,8 @@ bool is_address_space_limited() {
 //
 // Where address space is limited, a reader takes a quarter of what is left, or what the file needs:
 // the writer's mapping needs as much again, and a reader maps a file that has outgrown its mapping
-// again. The writer leaves a quarter for other threads.
+// again. A writer takes half of what is left, so that what a builder builds can be mapped for
+// reading; or twice the size of the file, but leaves an eighth for other threads.
 std::byte* map_with_room(int descriptor, Mapping::Access access, std::uint64_t file_bytes,
                          std::uint64_t& reserved_bytes) {
   const bool is_writer = access == Mapping::Access::write;
@@ -49,8 +50,9 @@ std::byte* map_with_room(int descriptor, Mapping::Access access, std::uint64_t f
   }
   auto* const base = static_cast<std::byte*>(mapped);
   if (!is_limited) return base;
-  const std::uint64_t wanted =
-      std::max(is_writer ? reserved_bytes - reserved_bytes / 4 : reserved_bytes / 4, file_bytes);
+  const std::uint64_t for_writer =
+      std::max(reserved_bytes / 2, std::min(reserved_bytes - reserved_bytes / 8, 2 * file_bytes));
+  const std::uint64_t wanted = std::max(is_writer ? for_writer : reserved_bytes / 4, file_bytes);
   const std::uint64_t kept = (wanted + segment_bytes - 1) / segment_bytes * segment_bytes;
   if (kept >= reserved_bytes) return base;
   ::munmap(base + kept, reserved_bytes - kept);
