@@ -28,6 +28,7 @@ STATE_LAYERS = [
     ["src/state/errors"],
     ["src/state/file"],
     ["src/state/index", "src/state/btree"],
+    ["src/state/overflow"],  # a tree that belongs to the point index
     ["src/state/read", "src/state/verify"],  # verify reads a mapping without a pin
     ["src/state/write"],  # above read: a builder gives pins on what it built, adopt calls verify
     ["src/state"],

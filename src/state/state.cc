@@ -454,9 +454,7 @@ bool State::slow_read(std::string_view key, Sink sink) const {
           try_point_read(*mapping, key, [&](std::string_view value) { sink.take_any(value); });
       if (mapping->last_directory_cache() != directory_cache_.load(std::memory_order_relaxed))
         impl_->current_file.refresh_directory_cache(*mapping);
-      if (outcome == ReadOutcome::found || outcome == ReadOutcome::not_found ||
-          outcome == ReadOutcome::superseded)
-        return;
+      if (outcome != ReadOutcome::retry) return;
       refresh_if_grown(*mapping);
     }
   };

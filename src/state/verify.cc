@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
@@ -10,6 +11,7 @@
 #include "state/btree/cursor.h"
 #include "state/btree/mapped_nodes.h"
 #include "state/index/lookup.h"
+#include "state/overflow.h"
 
 namespace whycache {
 namespace {
@@ -81,9 +83,76 @@ class StateVerifier {
         return false;
       slot += std::uint64_t{1} << (depth - local_depth(page_word));
     }
+    if (!verify_overflow()) return false;
     compare_totals();
     return true;
   }
+
+  // --- The overflow tree ---
+
+  bool verify_overflow() {
+    const MappedNodes nodes(mapping_);
+    const NodeOffset root = mapping_.header().overflow_root.load(std::memory_order_acquire);
+    try {
+      visit_nodes(nodes, root,
+                  [this](NodeOffset offset, std::size_t) { ++live_.at(offset / segment_bytes); });
+      BTreeCursor cursor(nodes);
+      for (cursor.seek(root, {}); !cursor.at_end(); cursor.next()) {
+        const std::optional<OverflowRecord> record = decode_overflow_record(cursor.key());
+        if (!record) {
+          if (!report("overflow record of a wrong form: bytes=" +
+                      std::to_string(cursor.key().size())))
+            return false;
+        } else if (!verify_record(*record)) {
+          return false;
+        }
+      }
+    } catch (const std::exception& error) {
+      report(error.what());
+      return false;
+    }
+    return true;
+  }
+
+  bool verify_record(const OverflowRecord& record) {
+    Entry entry;
+    if (!bytes_.load_entry(record.offset, entry) || entry.key() != record.key ||
+        mapping_.hash_of(record.key) != record.hash) {
+      return report("overflow record is not of its key: offset=" + std::to_string(record.offset));
+    }
+    const std::uint64_t directory =
+        mapping_.header().index_directory.load(std::memory_order_acquire);
+    const unsigned depth = global_depth(directory);
+    const std::uint64_t page_word = bytes_
+                                        .at<IndexWord>(index_directory_offset(
+                                            directory))[index_directory_slot(record.hash, depth)]
+                                        .load(std::memory_order_relaxed);
+    const std::uint64_t home = home_bucket(record.hash);
+    const auto* const filter = bytes_.at<FilterWord>(index_page_filter_offset(page_word));
+    const std::uint32_t bits = filter_bits(tag_of(record.hash));
+    if ((filter[home].load(std::memory_order_relaxed) & bits) != bits &&
+        !report("key missing from its filter: offset=" + std::to_string(record.offset))) {
+      return false;
+    }
+    const auto* const words = bytes_.at<IndexWord>(index_page_offset(page_word));
+    if (!verify_probe_path(words, home, (home + displacement_max + 1) & (index_page_buckets - 1),
+                           record.offset))
+      return false;
+    // Finds the key in the buckets only.
+    if (look_up(bytes_, words, record.hash, record.key, applied_id_).status !=
+        LookupStatus::overflow) {
+      return report("key in an index page and in the overflow tree: offset=" +
+                    std::to_string(record.offset));
+    }
+    if (entry.id() > applied_id_) {
+      return report("entry newer than the applied id: offset=" + std::to_string(record.offset) +
+                    " id=" + std::to_string(entry.id()));
+    }
+    count_entry(entry, record.offset);
+    return true;
+  }
+
+  // --- Index pages ---
 
   // Checks the word at `slot`, the first of the slots that name its page. `seen`: offsets of the
   // pages and filters of the slots before.
@@ -235,13 +304,10 @@ class StateVerifier {
                " published items=" + std::to_string(block_.item_count));
       }
       BTreeCursor cursor(nodes);
-      const std::uint64_t directory =
-          mapping_.header().index_directory.load(std::memory_order_acquire);
       for (cursor.seek(block_.key_index_root, {}); !cursor.at_end(); cursor.next()) {
         const std::uint64_t hash = mapping_.hash_of(cursor.key());
-        const IndexWord* const page = find_index_page(bytes_, directory, hash);
-        if ((page == nullptr || look_up(bytes_, page, hash, cursor.key(), applied_id_).status !=
-                                    LookupStatus::found) &&
+        if (look_up_everywhere(mapping_, hash, cursor.key(), applied_id_).status !=
+                LookupStatus::found &&
             !report("key of the key index not found in the point index: key_bytes=" +
                     std::to_string(cursor.key().size()))) {
           return false;

@@ -186,7 +186,8 @@ TEST(BTree, empty_or_overlong_key_is_rejected) {
   expect_error(
       ErrorKind::invalid, [&] { tree.insert(""); }, "bytes=0");
   expect_error(
-      ErrorKind::invalid, [&] { tree.insert(std::string(key_bytes_max + 1, 'x')); }, "bytes=1025");
+      ErrorKind::invalid, [&] { tree.insert(std::string(tree_key_bytes_max + 1, 'x')); },
+      "bytes=1040");
   expect_error(
       ErrorKind::invalid, [&] { tree.erase(""); }, "bytes=0");
   tree.expect_sound();

@@ -104,7 +104,7 @@ TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
       {"magic", with(4096, "\x05", false).replace(0, zeros.size(), zeros)},
       {"byte order",
        with(offsetof(HeaderFixed, byte_order), std::string("\x01\x02\x03\x04", 4), true)},
-      {"format", with(offsetof(HeaderFixed, format_major), std::string("\x05\x00", 2), true)},
+      {"format", with(offsetof(HeaderFixed, format_major), std::string("\x63\x00", 2), true)},
       {"sizes",
        with(offsetof(HeaderFixed, segment_size), std::string("\x00\x00\x08\x00", 4), true)},
       {"damaged", with(offsetof(HeaderFixed, hash_seed), "X", false)},
@@ -117,29 +117,32 @@ TEST_F(FileTest, file_that_is_no_state_is_rejected_and_unchanged) {
   }
 }
 
-// Anybody who follows the advice of a message must not lose a file that is not whycache's.
-TEST_F(FileTest, state_of_an_older_format_is_replaced) {
+// The library was updated. The state is rebuilt from the log, and processes that still have the old
+// file mapped learn that it was replaced.
+TEST_F(FileTest, state_of_older_format_is_replaced) {
   { TestState(path()).apply({{"a", "1"}}); }
   std::string bytes = file_contents(path());
-  bytes[offsetof(HeaderFixed, format_major)] = 3;
+  const std::uint16_t older = state_format_major - 1;
+  std::memcpy(bytes.data() + offsetof(HeaderFixed, format_major), &older, sizeof older);
   const std::uint64_t checksum = hash64({bytes.data(), offsetof(HeaderFixed, checksum)});
   std::memcpy(bytes.data() + offsetof(HeaderFixed, checksum), &checksum, sizeof checksum);
   write_file(path(), bytes);
-  const FileDescriptor earlier = open_file(path(), O_RDONLY);
-  {
-    const std::unique_ptr<State> state = State::open(options_at(path()));
-    EXPECT_FALSE(state->usable());
-    EXPECT_THAT(state->unusable_reason(), HasSubstr("format is unknown: found=3"));
-  }
+  const FileDescriptor mapped_by_others = open_file(path(), O_RDONLY);
+
+  const std::unique_ptr<State> state = State::open(options_at(path()));
+  EXPECT_FALSE(state->usable());
+  EXPECT_THAT(state->unusable_reason(), HasSubstr("older format: found=3 known=4"));
   EXPECT_EQ(file_contents(path()), bytes);
-  TestState(path()).apply({{"b", "2"}});
-  EXPECT_EQ(TestState(path()).contents(), (Contents{{"b", "2"}}));
-  // Processes of the earlier version that have it open notice.
+  state->install(*state->begin_build(testing::test_uuid, "test:"));
+  EXPECT_TRUE(state->usable());
   std::uint64_t generation = 0;
-  ASSERT_EQ(::pread(earlier.number(), &generation, sizeof generation, 512), 8);
+  ASSERT_EQ(::pread(mapped_by_others.number(), &generation, sizeof generation,
+                    offsetof(Header, reclaim_generation)),
+            static_cast<ssize_t>(sizeof generation));
   EXPECT_NE(generation & superseded_bit, 0U);
 }
 
+// Anybody who follows the advice of a message must not lose a file that is not whycache's.
 TEST_F(FileTest, message_advises_deleting_only_file_with_magic) {
   const auto message_for = [&](const std::string& bytes) {
     write_file(path(), bytes);

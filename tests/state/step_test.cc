@@ -20,6 +20,7 @@
 
 #include "base/file.h"
 #include "base/hash.h"
+#include "state/colliding_keys.h"
 #include "state/file/layout.h"
 #include "state/test_state.h"
 #include "state/walked_writer.h"
@@ -96,6 +97,7 @@ struct Scenario {
   std::function<void(TestState&, const std::string&)> prepare;
   std::function<Changes(const std::string& path)> changes;
   bool erases_all = false;
+  std::uint64_t sample = 2000;  // of all stores, unless WHYCACHE_STEPS is set
 };
 
 // The update that a writer is walked through, and the contents of the state before and after it.
@@ -298,7 +300,8 @@ class StepLong : public ::testing::Test {
     StateCopy copy(source, directory.file("copy.state"));
     RecoveryCounts counts;
     const auto began = std::chrono::steady_clock::now();
-    WalkedWriter writer(walk_plan(source, update.changes, stores), walked_bytes_max, work);
+    WalkedWriter writer(walk_plan(source, update.changes, stores, scenario.sample),
+                        walked_bytes_max, work);
     const auto examine = [&] {
       copy.refresh();
       const std::string fault = recover_and_check(copy.state(), update, random_(), counts);
@@ -339,12 +342,13 @@ class StepLong : public ::testing::Test {
   }
 
   // The stores before which the file is examined.
-  WalkPlan walk_plan(const WholeFile& source, const Changes& changes, std::uint64_t stores) {
+  WalkPlan walk_plan(const WholeFile& source, const Changes& changes, std::uint64_t stores,
+                     std::uint64_t default_sample) {
     WalkPlan plan;
     const char* const steps = std::getenv("WHYCACHE_STEPS");
     plan.every_store = steps != nullptr && steps == std::string_view("all");
     const std::uint64_t sample =
-        plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", 2000);
+        plan.every_store ? 0 : testing::number_from_environment("WHYCACHE_STEPS", default_sample);
     plan.stride = sample == 0 ? 0 : stores / sample + 1;
     plan.seed = random_();
     plan.stores_per_instruction = 2;
@@ -489,6 +493,72 @@ TEST_F(StepLong, each_death_while_point_index_splits_is_recovered) {
         [](const std::string&) {
           return Changes{{"one more", "1"}, {"key/1001", "2"}};
         }});
+}
+
+// Keys with one hash: 64 of them have index words, the others have records in the overflow tree.
+std::vector<std::string> crowded_keys(const std::string& path, std::uint64_t count) {
+  const testing::CollidingKeys maker(testing::hash_seed_of(path));
+  std::vector<std::string> keys;
+  for (std::uint64_t i = 0; i < count; ++i) keys.push_back(maker.with_hash_zero(i));
+  return keys;
+}
+Changes crowded_changes(const std::string& path, std::uint64_t count) {
+  Changes changes;
+  for (const std::string& key : crowded_keys(path, count)) changes.push_back({key, "crowded"});
+  return changes;
+}
+
+TEST_F(StepLong, each_death_while_overflow_tree_changes_is_recovered) {
+  const auto crowd = [](TestState& state, const std::string& path) {
+    insert_keys(state, 20);
+    state.apply(crowded_changes(path, 300));
+  };
+  const auto change_crowd = [](const std::string& path) {
+    const std::vector<std::string> keys = crowded_keys(path, 305);
+    Changes changes{{"key/1001", "2"}};
+    for (std::size_t i = 60; i < 70; ++i) changes.push_back({keys[i], "again"});
+    for (std::size_t i = 200; i < 230; ++i) changes.push_back({keys[i], std::nullopt});
+    for (std::size_t i = 300; i < 305; ++i) changes.push_back({keys[i], "new"});
+    return changes;
+  };
+  walk({"overflow records change", crowd, change_crowd});
+  walk({"crowded keys erased", crowd,
+        [](const std::string&) {
+          return Changes{{"key/1001", "2"}};
+        },
+        true});
+  for (const std::uint64_t permille : {500, 985, 999})
+    walk({"overflow records change", crowd, change_crowd, false, 300}, permille);
+}
+
+// A page that is split gives room to crowded keys, whose records are removed.
+TEST_F(StepLong, each_death_while_overflow_records_move_to_pages_is_recovered) {
+  constexpr std::uint64_t five = std::uint64_t{5} << 60;
+  const auto crowded = [](const std::string& path, std::uint64_t i) {
+    const testing::CollidingKeys maker(testing::hash_seed_of(path));
+    return maker.with_tag_and_home(five >> 40 | (i * 0x3371) % (1 << 20), 7, i);
+  };
+  const Scenario scenario{"overflow records move to pages",
+                          [&](TestState& state, const std::string& path) {
+                            const testing::CollidingKeys maker(testing::hash_seed_of(path));
+                            Changes changes;
+                            for (std::uint64_t i = 0; i < 90; ++i)
+                              changes.push_back({crowded(path, i), "crowded"});
+                            state.apply(changes);
+                            changes.clear();
+                            for (std::uint64_t i = 0; i < index_page_words * 4 / 10; ++i)
+                              changes.push_back({maker.with_hash(five | random_() >> 4), "v"});
+                            state.apply(changes);
+                          },
+                          [&](const std::string& path) {
+                            return Changes{{crowded(path, 80), "again"},
+                                           {crowded(path, 70), std::nullopt},
+                                           {crowded(path, 95), "new"},
+                                           {crowded(path, 81), "again"}};
+                          },
+                          false, 100};
+  walk(scenario);
+  walk(scenario, 985);
 }
 
 TEST_F(StepLong, each_death_while_segments_change_is_recovered) {

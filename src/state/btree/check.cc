@@ -24,7 +24,7 @@ class BTreeWalk {
     for (unsigned i = 0; i < node.count(); ++i) {
       const std::string_view suffix = node.suffix(i);
       const std::size_t bytes = prefix.size() + suffix.size();
-      if (bytes == 0 || bytes > key_bytes_max) node.throw_corrupt("a key of a wrong size");
+      if (bytes == 0 || bytes > tree_key_bytes_max) node.throw_corrupt("a key of a wrong size");
       if (i > 0 && node.suffix(i - 1) >= suffix) node.throw_corrupt("keys out of order");
     }
     if (node.count() > 0) {

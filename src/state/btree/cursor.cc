@@ -102,7 +102,7 @@ inline void BTreeCursor::load_suffix() {
   suffix_end_ = load_little_endian<SuffixEnd>(ends_ + index_ * sizeof(SuffixEnd));
   const std::size_t key_bytes = prefix_bytes_ + suffix_end_ - begin;
   if (begin > suffix_end_ || suffix_end_ > suffix_bytes_max_ || key_bytes == 0 ||
-      key_bytes > key_bytes_max) [[unlikely]] {
+      key_bytes > tree_key_bytes_max) [[unlikely]] {
     throw_corrupt_node(leaf_, "a key of a wrong size");
   }
   suffix_ = {suffixes_ + begin, suffix_end_ - begin};

@@ -73,7 +73,7 @@ class BTreeCursor {
   std::uint64_t head_ = 0;        // of the suffix
   std::uint32_t key_bytes_ = 0;
   // The prefix and the suffix, with room for copy_with_slack().
-  std::array<char, key_bytes_max + 16> key_;
+  std::array<char, tree_key_bytes_max + 16> key_;
   KeyBuffer buffer_;
 };
 

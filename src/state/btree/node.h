@@ -13,10 +13,10 @@
 //           the prefix
 //           the suffixes, in ascending order of the keys, one directly after the other
 //
-// A key is the prefix and its suffix, 1 to key_bytes_max bytes. In a leaf these are the keys of the
-// tree. In an inner node they separate the children: all keys under children[i] are less than key
-// i, all under children[i + 1] at or above it. A separator is as short as its neighbours allow, and
-// need not be a key of the tree.
+// A key is the prefix and its suffix, 1 to tree_key_bytes_max bytes. In a leaf these are the keys
+// of the tree. In an inner node they separate the children: all keys under children[i] are less
+// than key i, all under children[i + 1] at or above it. A separator is as short as its neighbours
+// allow, and need not be a key of the tree.
 //
 // A node has the smallest size class that holds it, and begins at a multiple of 1024. A node over
 // 1 KiB has fewer than keys_per_large_node keys: the larger classes are for long keys only.
@@ -36,6 +36,8 @@
 namespace whycache {
 
 inline constexpr unsigned btree_level_max = 31;
+// Records of the overflow tree (state/overflow.h) hold a key of the state and fifteen bytes more.
+inline constexpr std::size_t tree_key_bytes_max = key_bytes_max + 15;
 inline constexpr std::size_t keys_per_large_node = 16;
 inline constexpr std::size_t btree_node_header_bytes = 32;
 inline constexpr std::size_t btree_node_bytes_max = node_bytes_of(node_size_class_count - 1);
@@ -71,7 +73,7 @@ inline constexpr std::size_t btree_node_bytes(unsigned level, std::size_t count,
 inline constexpr bool btree_node_fits(std::size_t count, std::size_t bytes) {
   return bytes <= (count < keys_per_large_node ? btree_node_bytes_max : node_bytes_of(0));
 }
-static_assert(btree_node_fits(3, btree_node_bytes(1, 3, 0, 3 * key_bytes_max)));
+static_assert(btree_node_fits(3, btree_node_bytes(1, 3, 0, 3 * tree_key_bytes_max)));
 
 inline constexpr std::size_t btree_node_size_class(std::size_t bytes) {
   return bytes <= node_bytes_of(0)
@@ -261,7 +263,7 @@ class BTreeNode {
     readable_bytes_ = readable;
     std::memcpy(&header_, data_ + sizeof(NodeHeader), sizeof header_);
     const std::size_t suffixes_at = prefix_offset() + header_.prefix_bytes;
-    if (suffixes_at > readable || header_.prefix_bytes > key_bytes_max)
+    if (suffixes_at > readable || header_.prefix_bytes > tree_key_bytes_max)
       throw_corrupt("too many keys or too long a prefix");
     if (is_leaf() && count() == 0) throw_corrupt("no keys in a leaf");
     suffixes_ = data_ + suffixes_at;

@@ -65,7 +65,7 @@ std::size_t ReverseBTreeCursor::next_batch(std::vector<std::string_view>& keys,
   for (; keys.size() < count; --left_) {
     const std::string_view suffix = leaf.suffix(left_ - 1);
     const std::size_t key_bytes = prefix.size() + suffix.size();
-    if (key_bytes == 0 || key_bytes > key_bytes_max ||
+    if (key_bytes == 0 || key_bytes > tree_key_bytes_max ||
         key_bytes > static_cast<std::size_t>(end - to)) {
       leaf.throw_corrupt("a key of a wrong size");
     }

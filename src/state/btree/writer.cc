@@ -38,7 +38,7 @@ class KeyArena {
 
  private:
   static constexpr std::size_t block_bytes = std::size_t{64} << 10;
-  static_assert(block_bytes >= key_bytes_max);
+  static_assert(block_bytes >= tree_key_bytes_max);
 
   void grow() {
     blocks_.push_back(std::make_unique_for_overwrite<char[]>(block_bytes));
@@ -73,10 +73,10 @@ class BTreeWriter::TreeEdit {
     gathered_keys_.clear();
     if (keys.empty()) return root;
     for (std::size_t i = 0; i < keys.size(); ++i) {
-      if (keys[i].empty() || keys[i].size() > key_bytes_max) {
+      if (keys[i].empty() || keys[i].size() > tree_key_bytes_max) {
         throw Error(ErrorKind::invalid,
                     "key has a wrong size: bytes=" + std::to_string(keys[i].size()) +
-                        " bytes_max=" + std::to_string(key_bytes_max));
+                        " bytes_max=" + std::to_string(tree_key_bytes_max));
       }
       if (i > 0 && keys[i - 1] >= keys[i]) {
         throw Error(ErrorKind::invalid, "keys not in ascending order: index=" + std::to_string(i));
@@ -461,7 +461,7 @@ class BTreeWriter::TreeEdit {
     for (unsigned i = 0; i < node.count(); ++i) {
       const std::string_view suffix = node.suffix(i);
       const std::size_t bytes = prefix.size() + suffix.size();
-      if (bytes == 0 || bytes > key_bytes_max) node.throw_corrupt("a key of a wrong size");
+      if (bytes == 0 || bytes > tree_key_bytes_max) node.throw_corrupt("a key of a wrong size");
       keys.push_back(gathered_keys_.store(prefix, suffix));
     }
   }

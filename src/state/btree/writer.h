@@ -21,8 +21,8 @@ namespace whycache {
 
 // Changes trees. Each function returns the new root. It is the old one if nothing changes:
 // inserting a present key and erasing an absent one have no effect. Throws Error(invalid) if a key
-// is not 1 to key_bytes_max bytes long, Error(corrupt) if the tree is damaged, Error(limit) if the
-// store is full.
+// is not 1 to tree_key_bytes_max bytes long, Error(corrupt) if the tree is damaged, Error(limit) if
+// the store is full.
 //
 // After an Error, every published tree is intact, with none of its nodes retired. The tree being
 // changed is lost. Nodes allocated for it since the last publish leak until the allocator state is

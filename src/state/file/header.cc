@@ -15,7 +15,14 @@ bool bears_state_magic(int descriptor) {
          std::memcmp(magic, state_magic, sizeof magic) == 0;
 }
 
-std::string header_fault(const HeaderFixed& header) {
+namespace {
+
+bool is_damaged(const HeaderFixed& header) {
+  return header.checksum != header.expected_checksum() ||
+         header.log_name_bytes > sizeof header.log_name;
+}
+
+std::string fault_besides_damage(const HeaderFixed& header) {
   if (std::memcmp(header.magic, state_magic, sizeof state_magic) != 0)
     return "it does not begin with the magic of a whycache state";
   if (header.byte_order != byte_order_mark)
@@ -26,10 +33,23 @@ std::string header_fault(const HeaderFixed& header) {
   }
   if (header.header_bytes != header_page_bytes || header.segment_size != segment_bytes)
     return "its header has impossible sizes";
-  if (header.checksum != header.expected_checksum() ||
-      header.log_name_bytes > sizeof header.log_name)
-    return "its header is damaged";
   return {};
+}
+
+}  // namespace
+
+std::string header_fault(const HeaderFixed& header) {
+  if (std::string fault = fault_besides_damage(header); !fault.empty()) return fault;
+  if (is_damaged(header)) return "its header is damaged";
+  return {};
+}
+
+bool is_of_older_format(const HeaderFixed& header) {
+  HeaderFixed expected = header;
+  expected.format_major = state_format_major;
+  return header.format_major >= state_format_major_replaced_min &&
+         header.format_major < state_format_major && !is_damaged(header) &&
+         fault_besides_damage(expected).empty();
 }
 
 PublishedBlock read_published(const Header& header) {

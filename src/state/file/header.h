@@ -14,6 +14,9 @@ bool bears_state_magic(int descriptor);
 // Returns why this library cannot read a state with this header; empty if it can.
 std::string header_fault(const HeaderFixed& header);
 
+// Whether the header is whole and of an older format: the file may be replaced without asking.
+bool is_of_older_format(const HeaderFixed& header);
+
 // Returns a consistent copy of the block of the newest update. Throws Error(corrupt).
 PublishedBlock read_published(const Header& header);
 

@@ -75,6 +75,8 @@ struct SegmentDescriptor {
   union {
     std::uint8_t utilization_list;  // entries, sealed: 1 + number of its utilization list
     std::uint8_t on_partial_list;   // nodes, filters: 1 if some are free
+    // index_page: 1 + the global depth at which doubling the directory for it proved useless, or 0
+    std::uint8_t split_refused;
   };
   std::uint8_t reserved;
   union {
@@ -101,6 +103,7 @@ static_assert(sizeof(SegmentDescriptor) == 32);
 static_assert(offsetof(SegmentDescriptor, size_class) == 1);
 static_assert(offsetof(SegmentDescriptor, utilization_list) == 2);
 static_assert(offsetof(SegmentDescriptor, on_partial_list) == 2);
+static_assert(offsetof(SegmentDescriptor, split_refused) == 2);
 static_assert(offsetof(SegmentDescriptor, page) == 4);
 static_assert(offsetof(SegmentDescriptor, nodes) == 4);
 static_assert(offsetof(SegmentDescriptor, entries) == 4);
@@ -250,7 +253,8 @@ inline constexpr std::uint64_t segments_for(std::uint64_t bytes) {
 // index page of 4,096 buckets. A bucket has eight words and is one cache line. The home bucket of a
 // key begins at byte hash & 0x3ffc0 of the page. A full bucket overflows into the next ones, up to
 // 7 further. A lookup continues while a bucket has no empty word. A word never becomes empty again
-// (the word of a removed key becomes a tombstone), so stopping there is right.
+// (the word of a removed key becomes a tombstone), so stopping there is right. If all eight buckets
+// are full, a key that belongs there may be in the overflow tree (state/overflow.h).
 //
 // The tag is the top of the hash. It holds the bits that index the directory, so a page is split by
 // its words alone.
@@ -407,6 +411,9 @@ static_assert(sizeof(HeaderFixed) == 512);
 inline constexpr char state_magic[8] = {'w', 'h', 'y', 'c', 'a', 'c', 'h', 'e'};
 inline constexpr std::uint16_t state_format_major = 4;
 inline constexpr std::uint16_t state_format_minor = 0;
+// A file of an older format, from this one on, has the same fixed header and reclaim generation. It
+// is replaced by a new file, which is built from the log.
+inline constexpr std::uint16_t state_format_major_replaced_min = 3;
 inline constexpr std::uint32_t byte_order_mark = 0x01020304;
 
 // Facts about the state as of one update id. The writer writes block id % 8 before it stores
@@ -503,6 +510,9 @@ struct Header {
   AppliedId applied_id;
   // The writer stores it once the directory is complete (release); readers acquire it.
   std::atomic<std::uint64_t> index_directory;
+  // Root of the overflow tree of the point index; 0: it is empty. The writer stores it (release)
+  // before the applied id of the update that changes the tree. Readers acquire it, under a pin.
+  std::atomic<std::uint64_t> overflow_root;
 
   // --- The cache line that views load ---
 
@@ -526,6 +536,7 @@ struct Header {
 };
 static_assert(sizeof(Header) <= header_page_bytes);
 static_assert(offsetof(Header, reclaim_generation) == 512);
+static_assert(offsetof(Header, overflow_root) == 536);
 static_assert(offsetof(Header, reclaim_horizon) == 576);
 static_assert(offsetof(Header, published) == 640);
 static_assert(offsetof(Header, allocator_state) == 1152);

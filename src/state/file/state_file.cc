@@ -83,17 +83,6 @@ struct stat check_regular_file(const FileDescriptor& file, const std::string& pa
   return status;
 }
 
-// Processes of the version that knows format 3 look for the bit at the same place.
-bool has_superseded_bit(const HeaderFixed& header) {
-  constexpr std::uint16_t oldest_major_with_bit = 3;
-  HeaderFixed of_this_format = header;
-  of_this_format.format_major = state_format_major;
-  of_this_format.checksum = of_this_format.expected_checksum();
-  return header.format_major >= oldest_major_with_bit &&
-         header.format_major <= state_format_major &&
-         header.checksum == header.expected_checksum() && header_fault(of_this_format).empty();
-}
-
 bool is_zero(std::string_view bytes) { return bytes.find_first_not_of('\0') == bytes.npos; }
 
 // Whether segment 0 of a file begins with a lost header: zeros, then descriptors of segments.
@@ -247,8 +236,14 @@ StateFileResult use_state_file(FileDescriptor file, const StateOptions& options,
     return {nullptr, "it is empty, or its header was lost: path=" + options.path, false, nullptr};
   const HeaderFixed fixed = read_fixed_header(file, options.path);
   if (const std::string fault = header_fault(fixed); !fault.empty()) {
+    if (is_of_older_format(fixed)) {
+      return {nullptr,
+              "it has an older format: found=" + std::to_string(fixed.format_major) +
+                  " known=" + std::to_string(state_format_major) + " path=" + options.path,
+              false, nullptr, true};
+    }
     // Without the locks, another process may be adopting the file.
-    if (!holds_install_locks || fixed.format_major < state_format_major)
+    if (!holds_install_locks)
       return {nullptr, fault + ": path=" + options.path, false, nullptr,
               fixed.format_major != state_format_major};
     throw unusable_state(options.path, fault);
@@ -319,7 +314,7 @@ void set_superseded_bit(const FileDescriptor& file, const std::string& path, boo
       ::mmap(nullptr, header_page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.number(), 0);
   if (mapped == MAP_FAILED) throw system_error("cannot map state file", path, errno);
   auto* const header = static_cast<Header*>(mapped);
-  if (has_superseded_bit(header->fixed)) {
+  if (header_fault(header->fixed).empty() || is_of_older_format(header->fixed)) {
     // Acquired by reads, with the reclaim generation in the same word.
     if (superseded) {
       header->reclaim_generation.fetch_or(superseded_bit, std::memory_order_release);

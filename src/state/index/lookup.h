@@ -30,7 +30,9 @@ enum class LookupStatus : std::uint8_t {
   not_found,
   found,
   // Impossible bytes: memory reused meanwhile, a file that grew, or a damaged file.
-  torn
+  torn,
+  // All buckets of the key are full: it may be in the overflow tree (state/overflow.h).
+  overflow
 };
 
 struct LookupResult {
@@ -245,6 +247,17 @@ class Bucket {
   const IndexWord* words_;
 };
 
+// Returns the result of a look-up if none of the key's buckets has an empty word or holds the key.
+inline LookupStatus status_behind_full_buckets(const MappedBytes& bytes, const IndexWord* page,
+                                               std::uint64_t hash) {
+  const Header& header = *bytes.at<Header>(0);
+  if (header.overflow_root.load(std::memory_order_acquire) != 0) return LookupStatus::overflow;
+  // If the last record has just moved from the tree to a page, it is a new page.
+  const std::uint64_t directory = header.index_directory.load(std::memory_order_acquire);
+  return find_index_page(bytes, directory, hash) == page ? LookupStatus::not_found
+                                                         : LookupStatus::torn;
+}
+
 // Returns the value of `key` at update `id`, wherever its word is and whatever has happened to it.
 [[gnu::noinline]] inline LookupResult slow_look_up(const MappedBytes& bytes, const IndexWord* page,
                                                    std::uint64_t hash, std::string_view key,
@@ -270,7 +283,7 @@ class Bucket {
     if (bucket.has_empty()) return {LookupStatus::not_found, {}};
     bucket_number = (bucket_number + 1) & (index_page_buckets - 1);
   }
-  return {LookupStatus::not_found, {}};
+  return {status_behind_full_buckets(bytes, page, hash), {}};
 }
 
 // Prefetches an entry's cache lines after the first, before it is known whether they are needed.
@@ -451,7 +464,14 @@ template <bool two_words, typename MaxEntryWord>
 
 // --- Unpinned reads. ---
 
-enum class ReadOutcome : std::uint8_t { not_found, found, retry, superseded };
+enum class ReadOutcome : std::uint8_t {
+  not_found,
+  found,
+  retry,
+  superseded,
+  // Only a pinned read can find out.
+  needs_pin
+};
 
 // An unpinned read, as far as the reclaim generation protects it.
 class OptimisticRead {
@@ -498,6 +518,7 @@ ReadOutcome try_point_read(const Mapping& mapping, std::string_view key, const U
   if (page == nullptr) return ReadOutcome::retry;
   const LookupResult result = slow_look_up(bytes, page, hash, key, id);
   if (result.status == LookupStatus::torn) return ReadOutcome::retry;
+  if (result.status == LookupStatus::overflow) return ReadOutcome::needs_pin;
   if (result.status == LookupStatus::found) use(result.value);
   if (!read.validate(header)) return ReadOutcome::retry;
   return result.status == LookupStatus::found ? ReadOutcome::found : ReadOutcome::not_found;

@@ -6,6 +6,7 @@
 
 #include "base/fork_handlers.h"
 #include "state/errors.h"
+#include "state/overflow.h"
 #include "state/read/point_read.h"
 
 namespace whycache::detail {
@@ -108,10 +109,7 @@ std::string_view Pin::slow_find(std::string_view key, const char** key_in_entry)
   LookupResult result{LookupStatus::torn, {}};
   std::uint64_t usable = 0;
   for (;;) {
-    const MappedBytes bytes(*mapping_);
-    const IndexWord* page = find_index_page(
-        bytes, mapping_->header().index_directory.load(std::memory_order_acquire), hash);
-    if (page != nullptr) result = whycache::look_up(bytes, page, hash, key, block_.id);
+    result = look_up_everywhere(*mapping_, hash, key, block_.id);
     if (result.status != LookupStatus::torn) {
       if (key_in_entry != nullptr) *key_in_entry = result.key;
       return result.value;

@@ -92,7 +92,7 @@ void Pin::get_many(std::span<const std::string_view> keys, const OnFound& on_fou
       LookupResult result{LookupStatus::torn, {}};
       if (pages[i] != nullptr)
         result = look_up(bytes, pages[i], hashes[i], keys[first + i], block_.id);
-      if (result.status == LookupStatus::torn) {
+      if (result.status >= LookupStatus::torn) {
         const char* key_in_entry = nullptr;
         const std::string_view value = slow_find(keys[first + i], &key_in_entry);
         result = {value.data() != nullptr ? LookupStatus::found : LookupStatus::not_found, value,

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cassert>
 #include <cstring>
+#include <numeric>
+#include <optional>
 
 #include "state/btree/check.h"
 #include "state/btree/cursor.h"
@@ -92,6 +94,7 @@ void Applier::create(std::uint64_t chain) {
 // After it, the update is complete.
 void Applier::publish() {
   Header& header = mapping_.writable_header();
+  point_index_.publish_overflow();
   pending_block_.checksum = pending_block_.expected_checksum();
   // Pairs with the acquire fence of read_published(). A reader that sees any byte of the new block
   // also sees the applied ids stored before. From these it knows that its block is overwritten.
@@ -113,6 +116,7 @@ void Applier::apply(const Update& update) {
   pending_block_.id = update.id;
   pending_block_.chain = update.chain;
   allocator_.begin_update(update.id);
+  point_index_.begin_update();
   key_changes_.clear();
   if (update.erases_all) {
     erase_all();
@@ -146,14 +150,30 @@ void Applier::apply(const Update& update) {
 void Applier::mark_last_change_per_key(std::span<const Change> changes) {
   const std::size_t count = changes.size();
   is_last_.assign(count, true);
-  if (count < 2) return;
+  if (count < 2 || try_mark_last_changes_by_hash(changes)) return;
+  // The keys have been chosen to have the same hash.
+  std::vector<std::size_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    const int compared = changes[a].key.compare(changes[b].key);
+    return compared < 0 || (compared == 0 && a < b);
+  });
+  for (std::size_t i = 0; i < count; ++i)
+    is_last_[order[i]] = i + 1 == count || changes[order[i]].key != changes[order[i + 1]].key;
+}
+
+// Returns false if this takes too long.
+bool Applier::try_mark_last_changes_by_hash(std::span<const Change> changes) {
+  const std::size_t count = changes.size();
   // An open-addressing hash table of the keys seen so far, from the back: 1 + index of the change,
   // or 0. At most half full, so that probing ends.
   const std::size_t slots = std::bit_ceil(count * 2);
   last_slots_.assign(slots, 0);
+  std::size_t probes_left = 16 * count + 1024;
   for (std::size_t i = count; i-- > 0;) {
     std::size_t slot = hashes_[i] & (slots - 1);
     for (; last_slots_[slot] != 0; slot = (slot + 1) & (slots - 1)) {
+      if (probes_left-- == 0) return false;
       const std::size_t later = last_slots_[slot] - 1;
       if (hashes_[later] != hashes_[i] || changes[later].key != changes[i].key) continue;
       is_last_[i] = false;
@@ -162,11 +182,13 @@ void Applier::mark_last_change_per_key(std::span<const Change> changes) {
     if (is_last_[i]) last_slots_[slot] = i + 1;
   }
   assert(is_last_.back());
+  return true;
 }
 
 void Applier::load(std::span<const Item> items, UpdateId id) {
   check_id(id);
   allocator_.begin_update(id);
+  point_index_.begin_update();
   pending_block_.id = id;
   for (const Item& item : items) set(item.key, item.value, mapping_.hash_of(item.key));
   std::vector<std::string_view> keys;
@@ -174,6 +196,7 @@ void Applier::load(std::span<const Item> items, UpdateId id) {
   for (const Item& item : items) keys.push_back(item.key);
   pending_block_.key_index_root = key_index_.insert_sorted(pending_block_.key_index_root, keys);
   key_changes_.clear();  // filled by set(); the keys are in the tree already
+  point_index_.publish_overflow();
 }
 
 void Applier::finish_load(UpdateId id, std::uint64_t chain) {
@@ -186,17 +209,15 @@ void Applier::finish_load(UpdateId id, std::uint64_t chain) {
 void Applier::set(std::string_view key, std::string_view value, std::uint64_t hash) {
   assert(allocator_.update_id() == pending_block_.id);
   clean_if_needed(entry_bytes(key.size(), value.size(), true));
-  IndexWord* const word = point_index_.find(hash, key);
+  const std::optional<IndexLocation> location = point_index_.find(hash, key);
   std::uint64_t previous = 0;
   bool was_there = false;
-  std::uint64_t old_offset = 0;
   std::uint64_t old_bytes = 0;
-  if (word != nullptr) {
-    old_offset = word_offset(word->load(std::memory_order_relaxed));
-    const Entry old = point_index_.entry(old_offset);
+  if (location) {
+    const Entry old = point_index_.entry(location->offset);
     // No reader will ever see an entry of this update, which is the mark of erase_all(). Refer to
     // the one before.
-    previous = old.id() == pending_block_.id ? old.previous_offset() : old_offset;
+    previous = old.id() == pending_block_.id ? old.previous_offset() : location->offset;
     old_bytes = old.bytes();
     was_there = !old.erased();
     if (was_there) {
@@ -210,9 +231,9 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
   const std::uint64_t offset = allocator_.allocate_entry(
       entry_bytes(key.size(), value.size(), wide_or_previous), Allocator::EntryOrigin::written);
   write_entry(mapping_.writable_base() + offset, pending_block_.id, false, key, value, previous);
-  if (word != nullptr) {
-    PointIndex::replace(*word, offset);
-    allocator_.retire_entry(old_offset, old_bytes);
+  if (location) {
+    point_index_.replace(*location, hash, offset);
+    allocator_.retire_entry(location->offset, old_bytes);
   } else {
     point_index_.insert(hash, offset);
   }
@@ -229,10 +250,9 @@ void Applier::set(std::string_view key, std::string_view value, std::uint64_t ha
 void Applier::erase(std::string_view key, std::uint64_t hash) {
   assert(allocator_.update_id() == pending_block_.id);
   clean_if_needed(entry_bytes(key.size(), 0, true));
-  IndexWord* const word = point_index_.find(hash, key);
-  if (word == nullptr) return;
-  const std::uint64_t old_offset = word_offset(word->load(std::memory_order_relaxed));
-  const Entry old = point_index_.entry(old_offset);
+  const std::optional<IndexLocation> location = point_index_.find(hash, key);
+  if (!location) return;
+  const Entry old = point_index_.entry(location->offset);
   if (old.erased()) return;
   Digest digest = digest_of(pending_block_);
   subtract(digest, item_digest(key, old.value()));
@@ -241,12 +261,13 @@ void Applier::erase(std::string_view key, std::uint64_t hash) {
   --pending_block_.item_count;
   key_changes_.push_back({key, false});
 
-  const std::uint64_t previous = old.id() == pending_block_.id ? old.previous_offset() : old_offset;
+  const std::uint64_t previous =
+      old.id() == pending_block_.id ? old.previous_offset() : location->offset;
   const std::uint64_t offset =
       allocator_.allocate_entry(entry_bytes(key.size(), 0, true), Allocator::EntryOrigin::written);
   write_entry(mapping_.writable_base() + offset, pending_block_.id, true, key, {}, previous);
-  PointIndex::replace(*word, offset);
-  allocator_.retire_entry(old_offset, old.bytes());
+  point_index_.replace(*location, hash, offset);
+  allocator_.retire_entry(location->offset, old.bytes());
 }
 
 void Applier::erase_all() {
@@ -328,8 +349,9 @@ void Applier::clean_segment(std::uint64_t segment) {
       within += bytes;
     }
     for (std::size_t i = 0; i < count; ++i) {
-      IndexWord* const word = point_index_.find_offset(batch[i].hash, batch[i].offset);
-      if (word == nullptr) continue;  // garbage
+      const std::optional<IndexLocation> location =
+          point_index_.find_offset(batch[i].hash, batch[i].offset);
+      if (!location) continue;  // garbage
       const Entry entry = point_index_.entry(batch[i].offset);
       const std::uint64_t bytes = entry.bytes();
       if (entry.erased() && entry.id() <= oldest_visible) {
@@ -337,12 +359,12 @@ void Applier::clean_segment(std::uint64_t segment) {
         // began earlier must start again: it might look for the previous version.
         if (!generation_incremented) allocator_.increment_generation();
         generation_incremented = true;
-        point_index_.remove(*word);
+        point_index_.remove(*location, batch[i].hash);
       } else {
         const std::uint64_t copy =
             allocator_.allocate_entry(bytes, Allocator::EntryOrigin::cleaned);
         std::memcpy(mapping_.writable_base() + copy, mapping_.base() + batch[i].offset, bytes);
-        PointIndex::replace(*word, copy);
+        point_index_.replace(*location, batch[i].hash, copy);
       }
       allocator_.retire_entry(batch[i].offset, bytes);
     }

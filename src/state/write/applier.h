@@ -47,6 +47,7 @@ class Applier {
   // Calls erase() for every key, so it fills key_changes_ too. Then drops the entire key index.
   void erase_all();
   void mark_last_change_per_key(std::span<const Change> changes);
+  bool try_mark_last_changes_by_hash(std::span<const Change> changes);
   // Applies key_changes_ to the key index.
   void update_key_index();
   // The segment cleaner. Runs before the caller looks for the entry of a key, because cleaning
@@ -72,7 +73,7 @@ class Applier {
   // Kept between updates to reuse their memory.
   std::vector<std::uint64_t> hashes_;    // of the key of each change
   std::vector<bool> is_last_;            // whether each change is the last one of its key
-  std::vector<std::size_t> last_slots_;  // of mark_last_change_per_key()
+  std::vector<std::size_t> last_slots_;  // of try_mark_last_changes_by_hash()
 };
 
 }  // namespace whycache

@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <atomic>
 #include <cassert>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "state/btree/check.h"
+#include "state/btree/cursor.h"
 #include "state/btree/mapped_nodes.h"
 #include "state/errors.h"
+#include "state/overflow.h"
 
 namespace whycache {
 namespace {
@@ -39,7 +42,9 @@ class Recovery {
     repair_directory();
     mark_index_pages();
     mark_nodes();
+    mark_overflow();
     write_allocator_state();
+    repair_overflow();
     return undone_entry_count_;
   }
 
@@ -200,6 +205,64 @@ class Recovery {
     });
   }
 
+  // The overflow tree is the published one: with the records of update n, of n + 1, or with some of
+  // each if the writer died between the two. Marks both the old and the new entry of the records
+  // that repair_overflow() will change.
+  void mark_overflow() {
+    const NodeOffset root = allocator_.header().overflow_root.load(std::memory_order_relaxed);
+    const MappedNodes nodes(allocator_.mapping());
+    visit_nodes(nodes, root, [this](NodeOffset offset, std::size_t size_class) {
+      mark_node(offset, size_class);
+    });
+    BTreeCursor cursor(nodes);
+    for (cursor.seek(root, {}); !cursor.at_end(); cursor.next()) {
+      const std::optional<OverflowRecord> record = decode_overflow_record(cursor.key());
+      if (!record || index_.entry(record->offset).key() != record->key)
+        throw corrupt_state("record of the overflow tree at node", root);
+      const std::uint64_t newest = record->offset;
+      const std::uint64_t newest_bytes = index_.entry(newest).bytes();
+      // The key has moved to a page, and the tree without its record was not published.
+      if (const IndexWord* const word = index_.find_word(record->hash, record->key)) {
+        const bool is_marked = word_offset(word->load(std::memory_order_relaxed)) == newest;
+        if (!is_marked) mark_entry(newest, newest_bytes);
+        overflow_repairs_.push_back({record->hash, newest, 0, is_marked ? 0 : newest_bytes});
+        continue;
+      }
+      mark_entry(newest, newest_bytes);
+      std::uint64_t offset = newest;
+      const Entry entry = roll_back(offset);
+      if (offset == newest) continue;
+      if (offset != 0) mark_entry(offset, entry.bytes());
+      overflow_repairs_.push_back({record->hash, newest, offset, newest_bytes});
+    }
+  }
+
+  // Readers may have pinned the old tree, so it is changed like any other: in a copy.
+  void repair_overflow() {
+    if (overflow_repairs_.empty()) return;
+    index_.begin_update();
+    for (const OverflowRepair& repair : overflow_repairs_) {
+      const IndexLocation location{nullptr, repair.offset};
+      if (repair.replacement != 0) {
+        index_.replace(location, repair.hash, repair.replacement);
+      } else {
+        index_.remove(location, repair.hash);
+      }
+    }
+    // The next writer gives the stamp of these nodes to its own, and must not take them for
+    // private.
+    const MappedNodes nodes(allocator_.mapping());
+    visit_nodes(nodes, index_.overflow_root(), [this](NodeOffset offset, std::size_t) {
+      NodeHeader& header = *reinterpret_cast<NodeHeader*>(allocator_.writable_node(offset));
+      if (header.stamp > applied_id_) header.stamp = 0;
+    });
+    index_.publish_overflow();
+    for (const OverflowRepair& repair : overflow_repairs_) {
+      if (repair.bytes_to_retire != 0)
+        allocator_.retire_entry(repair.offset, repair.bytes_to_retire);
+    }
+  }
+
   void mark_node(NodeOffset offset, std::size_t size_class) {
     const std::uint64_t segment = offset / segment_bytes;
     const std::uint64_t bytes = node_bytes_of(size_class);
@@ -282,12 +345,21 @@ class Recovery {
     }
   }
 
+  // A record to change, or to remove if `replacement` is 0.
+  struct OverflowRepair {
+    std::uint64_t hash;
+    std::uint64_t offset;
+    std::uint64_t replacement;
+    std::uint64_t bytes_to_retire;  // of the entry at `offset`; 0: another word refers to it
+  };
+
   Allocator& allocator_;
   PointIndex& index_;
   UpdateId applied_id_;
   // The new descriptor of each segment. Kind free: the segment is unmarked.
   std::vector<SegmentDescriptor> descriptors_;
   std::unordered_map<std::uint64_t, std::vector<bool>> marked_nodes_;
+  std::vector<OverflowRepair> overflow_repairs_;
   std::uint64_t undone_entry_count_ = 0;
 };
 

@@ -5,12 +5,15 @@
 // - update n, published, with everything it needs: entries, index pages and key index, unchanged
 // - index words that refer to complete entries of update n + 1
 // - a directory in which the slots of one index page may be half replaced
+// - an overflow tree, complete, of update n or n + 1, which may still have records of keys that
+//   have moved to an index page
 // - an allocator state in any condition, and segments that nothing refers to
 //
 // Recovery is the mark phase of a mark and sweep collector. It repairs the directory, points index
-// words back to the previous versions, and marks every segment that is still referred to. A view
-// may hold an unmarked segment, so recovery retires it. Without any view it is reusable at once, so
-// that an update that failed for lack of space does not keep what it allocated.
+// words and overflow records back to the previous versions, and marks every segment that is still
+// referred to. A view may hold an unmarked segment, so recovery retires it. Without any view it is
+// reusable at once, so that an update that failed for lack of space does not keep what it
+// allocated.
 //
 // A writer that dies during recovery leaves the same situation to the next one.
 #pragma once
