@@ -11,7 +11,6 @@ namespace whycache {
 namespace {
 
 using testing::expect_error;
-using Appended = Log::Appended;
 
 TEST(OpenLog, url_creates_log_and_opens_it_again) {
   StoreDirectory directory;
@@ -21,7 +20,7 @@ TEST(OpenLog, url_creates_log_and_opens_it_again) {
     SCOPED_TRACE(url);
     const auto log = open_log(url);
     EXPECT_EQ(log->name(), url + "?instance=default");
-    ASSERT_EQ(log->append(1, "x"), Appended::yes);
+    ASSERT_EQ(log->append(1, "x"), Log::Appended::yes);
     EXPECT_EQ(open_log(url)->extent().head, 1U);
     EXPECT_EQ(open_log(url + "?instance=default")->extent().uuid, log->extent().uuid);
     EXPECT_EQ(open_log(url + "?instance=other")->extent().head, 0U);
