@@ -12,19 +12,18 @@ namespace {
 
 using testing::expect_error;
 using testing::thrown_error;
-using Appended = Log::Appended;
 
 TEST(MemoryLog, unnamed_logs_are_independent) {
   MemoryLog first;
   MemoryLog second;
-  EXPECT_EQ(first.append(1, "x"), Appended::yes);
+  EXPECT_EQ(first.append(1, "x"), Log::Appended::yes);
   EXPECT_EQ(second.extent().head, 0U);
   EXPECT_NE(first.extent().uuid, second.extent().uuid);
 }
 
 TEST(MemoryLog, named_log_is_shared_and_outlives_its_handles) {
   const auto first = MemoryLog::shared("a_name");
-  ASSERT_EQ(first->append(1, "x"), Appended::yes);
+  ASSERT_EQ(first->append(1, "x"), Log::Appended::yes);
   const Uuid uuid = MemoryLog::shared("a_name")->extent().uuid;
   EXPECT_EQ(uuid, first->extent().uuid);
   EXPECT_EQ(MemoryLog::shared("a_name")->extent().head, 1U);
@@ -33,7 +32,7 @@ TEST(MemoryLog, named_log_is_shared_and_outlives_its_handles) {
 
 TEST(MemoryLog, append_beyond_next_id_returns_taken) {
   MemoryLog log;
-  EXPECT_EQ(log.append(2, "x"), Appended::taken);
+  EXPECT_EQ(log.append(2, "x"), Log::Appended::taken);
   EXPECT_EQ(log.extent().head, 0U);
 }
 
@@ -48,7 +47,7 @@ TEST(MemoryLog, append_of_reserved_id_or_empty_update_is_invalid) {
 // The child has a copy of the log: no other process would read its append.
 TEST(MemoryLog, append_in_forked_child_is_invalid) {
   const auto log = MemoryLog::shared("a_parent");
-  ASSERT_EQ(log->append(1, "x"), Appended::yes);
+  ASSERT_EQ(log->append(1, "x"), Log::Appended::yes);
   Child child([&] {
     const auto opened_again = MemoryLog::shared("a_parent");
     for (MemoryLog* each : {log.get(), opened_again.get()}) {
@@ -56,10 +55,10 @@ TEST(MemoryLog, append_in_forked_child_is_invalid) {
       require(error && error->kind() == ErrorKind::invalid, "an append in the child is refused");
     }
     MemoryLog own;
-    require(own.append(1, "x") == Appended::yes, "the child may have a log of its own");
+    require(own.append(1, "x") == Log::Appended::yes, "the child may have a log of its own");
   });
   EXPECT_EQ(child.wait(), 0);
-  EXPECT_EQ(log->append(2, "y"), Appended::yes);
+  EXPECT_EQ(log->append(2, "y"), Log::Appended::yes);
 }
 
 }  // namespace
