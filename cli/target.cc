@@ -181,7 +181,7 @@ std::unique_ptr<Cache> open_cache(const Target& target,
 StateLocation state_location(const Target& target, MissingDirectory missing) {
   const Options options = target.options();
   if (names_a_file(options.state_path)) return {options.state_path, {}, {}};
-  const StateLocation location = find_state_location(options, target_log_name(target), missing);
+  StateLocation location = find_state_location(options, target_log_name(target), missing);
   // A log in memory has a new directory for each cache, so there is no state to read.
   remove_temporary_directory(location);
   return location;

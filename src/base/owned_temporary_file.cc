@@ -82,7 +82,7 @@ OrphanLock::OrphanLock(const std::string& path) {
 }
 
 void remove_orphans(const std::string& prefix) {
-  const std::string parent = parent_directory(prefix);
+  const std::string parent = parent_directory(prefix) + "/";
   const std::string name_prefix = prefix.substr(prefix.rfind('/') + 1);
   FileDescriptor directory(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory) return;
@@ -93,8 +93,9 @@ void remove_orphans(const std::string& prefix) {
     const std::string name = entry->d_name;
     if (!name.starts_with(name_prefix)) continue;
     try {
-      const OrphanLock orphan(parent + "/" + name);  // held until the file is removed
-      if (orphan) ::unlink((parent + "/" + name).c_str());
+      const std::string path = std::string(parent).append(name);
+      const OrphanLock orphan(path);  // held until the file is removed
+      if (orphan) ::unlink(path.c_str());
     } catch (const Error&) {
     }
   }

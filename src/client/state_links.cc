@@ -155,7 +155,7 @@ std::optional<std::string> find_unreserved_state(const std::string& name_path,
 // Returns where a state of the log can be created: at the path of the log's name, unless the state
 // of another log is there.
 std::string choose_path(const std::string& name_path, const Uuid& log_uuid) {
-  const std::string path = read_link(name_path).value_or(name_path);
+  std::string path = read_link(name_path).value_or(name_path);
   if (may_be_state_of(examine(path), log_uuid)) return path;
   const std::string name = file_name(name_path);
   const std::string instance = name.substr(0, name.rfind('-') + 1);
@@ -194,7 +194,7 @@ std::optional<std::string> find_linked_state(const std::string& name_path) {
   const FoundFile file = examine(path);
   if (file.kind == PathContent::absent) return std::nullopt;
   if (file.kind != PathContent::state) return path;  // opening it reports why it cannot be used
-  const std::optional<std::string> reserved = read_link(reservation_path(path, file.log.uuid));
+  std::optional<std::string> reserved = read_link(reservation_path(path, file.log.uuid));
   if (reserved && *reserved != path && is_state_of(examine(*reserved), file.log.uuid) &&
       !is_behind(*reserved, path))
     return reserved;

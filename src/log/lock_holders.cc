@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <fstream>
 #include <set>
+#include <sstream>
 
 namespace whycache {
 
@@ -21,9 +22,15 @@ std::string lock_holders(const std::string& path) {
   std::ifstream locks("/proc/locks");
   std::set<int> processes;
   for (std::string line; std::getline(locks, line);) {
+    if (line.find(file) == std::string::npos) continue;
+    // "1: POSIX  ADVISORY  WRITE 1234 08:01:5678 0 EOF"
+    std::istringstream fields(line);
+    std::string number;
+    std::string type;
+    std::string mode;
+    std::string access;
     int process = 0;
-    if (line.find(file) != std::string::npos &&
-        std::sscanf(line.c_str(), "%*d: POSIX %*s %*s %d", &process) == 1 && process > 0)
+    if (fields >> number >> type >> mode >> access >> process && type == "POSIX" && process > 0)
       processes.insert(process);
   }
   std::string text;

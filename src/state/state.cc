@@ -223,7 +223,7 @@ std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) c
     const HeldLock writer = lock(StateLock::writer, deadline);
     StateFileResult found = open_or_adopt_state_file(options_);
     if (found.mapping) {
-      if (const std::optional<LogIdentity> other = of_other_log(*found.mapping)) return other;
+      if (std::optional<LogIdentity> other = of_other_log(*found.mapping)) return other;
       current_file.switch_to(std::move(found.mapping));
       return std::nullopt;
     }
