@@ -87,7 +87,8 @@ void report_event(const Event& event) {
     case Event::Kind::retried: {
       // The command may retry many times before its deadline, and its last error says how often.
       static std::atomic<bool> was_reported{false};
-      if (!was_reported.exchange(true)) print_message(event.message);
+      const bool is_served_stale = event.message.starts_with("log is unreachable");
+      if (!was_reported.exchange(true) || is_served_stale) print_message(event.message);
       return;
     }
     case Event::Kind::stray_state:

@@ -57,7 +57,7 @@ void unlock_byte(int descriptor, std::uint64_t offset) noexcept {
 }
 
 bool is_byte_locked(int descriptor, std::uint64_t offset) {
-  return find_locked_byte(descriptor, {offset, offset + 1}).has_value();
+  return find_locked(descriptor, {offset, offset + 1}).has_value();
 }
 
 bool try_lock_range(int descriptor, const LockRange& range) {
@@ -72,13 +72,16 @@ void unlock_range(int descriptor, const LockRange& range) noexcept {
   static_cast<void>(try_unlock(descriptor, range));
 }
 
-std::optional<std::uint64_t> find_locked_byte(int descriptor, const LockRange& range) {
+std::optional<LockRange> find_locked(int descriptor, const LockRange& range) {
   struct flock lock = flock_for(F_WRLCK, range);
   if (::fcntl(descriptor, F_OFD_GETLK, &lock) != 0)
     throw system_error("cannot query lock", "lock file", errno);
   if (lock.l_type == F_UNLCK) return std::nullopt;
-  // A lock of another open file may begin before the range.
-  return std::max(static_cast<std::uint64_t>(lock.l_start), range.begin);
+  // It may begin before the range, and end behind it. A length of 0 means that it has no end.
+  const auto begin = static_cast<std::uint64_t>(lock.l_start);
+  const std::uint64_t end =
+      lock.l_len == 0 ? range.end : begin + static_cast<std::uint64_t>(lock.l_len);
+  return LockRange{std::max(begin, range.begin), std::min(end, range.end)};
 }
 
 SoleUse::SoleUse(int descriptor) noexcept : descriptor_(descriptor) {

@@ -30,9 +30,10 @@ struct LockRange {
 // Takes an exclusive lock on all of them, as try_lock_byte().
 bool try_lock_range(int descriptor, const LockRange& range);
 void unlock_range(int descriptor, const LockRange& range) noexcept;
-// Returns a byte of the range on which another open file holds a lock, shared or exclusive, or
-// nullopt if there is none. One system call of some 0.3 us, more if many locks are held.
-std::optional<std::uint64_t> find_locked_byte(int descriptor, const LockRange& range);
+// Returns the part of the range on which another open file holds a lock, shared or exclusive: any
+// lock, if there are several; nullopt if there is none. One system call of some 0.3 us, more if
+// many locks are held.
+std::optional<LockRange> find_locked(int descriptor, const LockRange& range);
 
 // Shows that no other process has a file open or mapped, by a write lease of the kernel. While this
 // object lives, processes that open the file wait, up to /proc/sys/fs/lease-break-time.

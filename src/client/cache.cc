@@ -614,12 +614,19 @@ UpdateId wait_for_others(Session& session, const UpdateOptions& options) {
   const State& state = session.state;
   Backoff backoff = session.backoff_for(options);
   for (;;) {
-    if (!session.has_seen_any_log() && state.usable())
-      session.note_seen_log(state.info().log_uuid);  // it appeared after attach()
-    const bool is_new_enough =
-        !options.staleness_max || is_fresh(session, boot_time_ns(), options.staleness_max);
-    const UpdateId applied = state.applied_id();
-    if (is_new_enough && applied >= options.at_least) return applied;
+    // A call of update() says that the application wants the state of whatever log is there now.
+    while (const std::optional<LogIdentity> other = state.switch_if_replaced(backoff.deadline())) {
+      state.expect_log(other->uuid);
+      session.note_seen_log(other->uuid);
+    }
+    UpdateId applied = 0;
+    if (state.usable()) {
+      if (!session.has_seen_any_log()) session.note_seen_log(state.info().log_uuid);
+      const bool is_new_enough =
+          !options.staleness_max || is_fresh(session, boot_time_ns(), options.staleness_max);
+      applied = state.applied_id();
+      if (is_new_enough && applied >= options.at_least) return applied;
+    }
     if (!backoff.pause()) {
       throw Error(ErrorKind::unavailable,
                   "no process of this machine has brought the state up to date in time: path=" +

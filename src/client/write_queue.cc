@@ -231,8 +231,9 @@ void WriteQueue::run_async_writer() {
       has_leader_ = true;
       const std::stop_token stop_of_caller = batch.backoff.deadline().stop();
       let_stop_end_call_of(batch);
-      const std::stop_callback forward(stop_of_caller,
-                                       [to = *leader_stop_]() mutable { to.request_stop(); });
+      const std::stop_callback forward(stop_of_caller, [to = leader_stop_]() mutable {
+        if (to) to->request_stop();
+      });
       lock.release();
       commit_as_leader(batch);
       lock.reacquire();
@@ -290,7 +291,11 @@ void WriteQueue::stop() {
 
 // From now on, stop() can end the leader's call of the log.
 void WriteQueue::let_stop_end_call_of(QueuedBatch& leader) {
-  leader.backoff.replace_stop(leader_stop_.emplace().get_token());
+  try {
+    leader.backoff.replace_stop(leader_stop_.emplace().get_token());
+  } catch (const std::bad_alloc&) {
+    leader_stop_.reset();  // the call then ends at its deadline
+  }
 }
 
 void WriteQueue::restart() {

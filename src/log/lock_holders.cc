@@ -23,7 +23,6 @@ std::string lock_holders(const std::string& path) {
   std::set<int> processes;
   for (std::string line; std::getline(locks, line);) {
     if (line.find(file) == std::string::npos) continue;
-    // "1: POSIX  ADVISORY  WRITE 1234 08:01:5678 0 EOF"
     std::istringstream fields(line);
     std::string number;
     std::string type;

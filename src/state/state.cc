@@ -73,11 +73,14 @@ bool is_ahead_of(const Mapping& mapping, const StateInfo& than) {
 StateFileResult verify_without_locks(StateFileResult found) {
   if (!found.foreign) return found;
   Mapping& mapping = *found.foreign;
-  // Acquire: pairs with the release store of clear_writer_active().
-  if (mapping.header().writer_active.load(std::memory_order_acquire) != 0) {
+  // First, so that no process can adopt it meanwhile.
+  const bool is_marked = mark_in_use(mapping.descriptor());
+  if (!is_marked || mapping.header().fixed.state_id != mapping.state_id()) {
+    found.unusable_reason =
+        "another process is verifying it, or has just done so: path=" + mapping.path() + " (retry)";
+    // Acquire: pairs with the release store of clear_writer_active().
+  } else if (mapping.header().writer_active.load(std::memory_order_acquire) != 0) {
     found.unusable_reason = "it was being written when it was copied: path=" + mapping.path();
-  } else if (!mark_in_use(mapping.descriptor())) {
-    found.unusable_reason = "another process is verifying it: path=" + mapping.path();
   } else if (const std::vector<std::string> faults = verify(mapping, false, {}); !faults.empty()) {
     found.unusable_reason = "it does not verify: " + faults.front() + " path=" + mapping.path();
   } else {
@@ -219,9 +222,16 @@ std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) c
     if (const std::shared_ptr<Mapping> found = current_file.switch_to_file_at_path())
       return of_other_log(*found);
     // The file at the path may come from elsewhere: verify and adopt it.
-    const HeldLock install = lock(StateLock::install, deadline);
-    const HeldLock writer = lock(StateLock::writer, deadline);
-    StateFileResult found = open_or_adopt_state_file(options_);
+    std::optional<HeldLock> install;
+    std::optional<HeldLock> writer;
+    StateFileResult found;
+    if (can_lock()) {
+      install.emplace(lock(StateLock::install, deadline));
+      writer.emplace(lock(StateLock::writer, deadline));
+      found = open_or_adopt_state_file(options_);
+    } else {
+      found = verify_without_locks(open_state_file(options_));
+    }
     if (found.mapping) {
       if (std::optional<LogIdentity> other = of_other_log(*found.mapping)) return other;
       current_file.switch_to(std::move(found.mapping));
@@ -260,7 +270,8 @@ void State::expect_log(const Uuid& log_uuid) const { impl_->current_file.expect_
 bool State::is_used_by_others() const {
   std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
   if (!mapping || !is_in_place(*mapping)) mapping = open_state_file(options_).mapping;
-  return mapping && is_in_use_by_others(mapping->descriptor());
+  return mapping && (is_in_use_by_others(mapping->descriptor()) ||
+                     !is_open_file(mapping->descriptor(), mapping->device(), mapping->inode()));
 }
 
 bool State::expects_log(const Uuid& log_uuid) const {
@@ -649,6 +660,8 @@ bool State::remove_if_unused(const Deadline& deadline) const {
         const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR);
         if (!file) return false;
         check_may_be_replaced(file, options_);
+        const std::optional<Uuid> present = find_log_of_usable_state(options_);
+        if (present && !impl_->current_file.is_expected(*present)) return false;
         const SoleUse sole_use(file.number());
         if (!sole_use) return false;
         // For a process that is opening the file right now.

@@ -22,11 +22,6 @@ constexpr std::size_t directory_caches_max = 20'000;
 // One more per directory. A sound file has at most twenty.
 constexpr std::size_t extra_directories_max = 1000;
 
-bool is_address_space_limited() {
-  struct rlimit limit;
-  return ::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY;
-}
-
 // Maps the file with `reserved_bytes` of address space. If the process may not have that much, maps
 // less and updates `reserved_bytes`. Returns nullptr, with errno set, if not even the file fits.
 //
@@ -131,6 +126,11 @@ Pins& Mapping::pins() const {
 
 void Mapping::release_surplus_pins() const noexcept {
   if (Pins* const known = pins_.load(std::memory_order_acquire)) known->release_surplus_now();
+}
+
+bool is_address_space_limited() {
+  struct rlimit limit;
+  return ::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY;
 }
 
 std::uint64_t Mapping::refresh_usable_bytes() const {

@@ -66,6 +66,9 @@ struct alignas(64) DirectoryCache {
   }
 };
 
+// Whether a mapping could take address space that the application needs.
+bool is_address_space_limited();
+
 class Mapping {
  public:
   enum class Access { read, write };

@@ -9,8 +9,9 @@
 #include <cassert>
 #include <cerrno>
 #include <chrono>
+#include <exception>
 #include <new>
-#include <system_error>
+#include <string>
 #include <utility>
 
 #include "base/clock.h"
@@ -32,7 +33,7 @@ Pins::Pins(MappedFile mapped) : mapped_(std::move(mapped)) {
   if (::fstat(mapped_.descriptor, &identity_) != 0)
     throw system_error("cannot stat state file", mapped_.path, errno);
   process_id_ = static_cast<std::uint64_t>(::getpid());
-  register_fork_handler(this, [this] { reopen(); });
+  register_fork_handler(this, [this] { use(open_again()); });
 }
 
 Pins::~Pins() {
@@ -40,21 +41,20 @@ Pins::~Pins() {
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
+    // A child that is forked from here on inherits the open file, but no lock.
+    if (locked_id_) unlock();
   }
   changed_.notify_all();
   if (releaser_.joinable()) releaser_.join();
   if (kept_alive_ != nullptr) ::munmap(kept_alive_, header_page_bytes);
-  if (!owns_descriptor()) file_.release();
+  if (!is_this_file(file_)) file_.release();
 }
 
-bool Pins::owns_descriptor() const noexcept {
-  return is_open_file(file_.number(), identity_.st_dev, identity_.st_ino);
+bool Pins::is_this_file(const FileDescriptor& file) const noexcept {
+  return is_open_file(file.number(), identity_.st_dev, identity_.st_ino);
 }
 
-void Pins::reopen() {
-  // The application may have closed the descriptor, and opened another file with its number.
-  if (!owns_descriptor()) file_.release();
-  file_.close();
+FileDescriptor Pins::open_again() const {
   int error = ENOENT;
   // By its path, which may name another file by now; or, through /proc, the very file.
   const std::string link = "/proc/self/fd/" + std::to_string(mapped_.descriptor);
@@ -65,51 +65,38 @@ void Pins::reopen() {
       number = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | follow);
     } while (number < 0 && errno == EINTR);
     if (number < 0) error = errno;
-    file_ = FileDescriptor(number);
-    if (owns_descriptor()) return keep_alive();
-    file_.close();
+    FileDescriptor file(number);
+    if (is_this_file(file)) return file;
   }
   throw system_error("cannot open state file for a view", mapped_.path, error);
 }
 
-void Pins::keep_alive() noexcept {
-  void* const mapped = ::mmap(nullptr, header_page_bytes, PROT_NONE, MAP_SHARED, file_.number(), 0);
+// The open file of the present lock, if there is one, is forgotten.
+void Pins::use(FileDescriptor file) noexcept {
+  void* mapped = ::mmap(nullptr, header_page_bytes, PROT_NONE, MAP_SHARED, file.number(), 0);
   // Without it, the lock depends on the descriptor alone.
-  if (mapped == MAP_FAILED) return;
-  ::madvise(mapped, header_page_bytes, MADV_DONTFORK);
-  kept_alive_ = mapped;
-}
-
-bool Pins::try_lock(UpdateId id) const {
-  return file_ && try_lock_byte_shared(file_.number(), pin_byte(id, process_id_)) &&
-         owns_descriptor();  // afterwards: it was this file that was locked
+  if (mapped == MAP_FAILED) mapped = nullptr;
+  if (mapped != nullptr) ::madvise(mapped, header_page_bytes, MADV_DONTFORK);
+  if (void* const before = std::exchange(kept_alive_, mapped)) ::munmap(before, header_page_bytes);
+  // The application may have closed the descriptor, and opened another file with its number.
+  if (!is_this_file(file_)) file_.release();
+  file_ = std::move(file);
 }
 
 void Pins::lock(UpdateId id) {
-  bool is_taken = false;
-  try {
-    is_taken = try_lock(id);
-  } catch (const Error&) {  // the application may have closed the descriptor
-  }
-  if (is_taken) {
+  const auto take = [&](const FileDescriptor& file) {
+    if (try_lock_byte_shared(file.number(), pin_byte(id, process_id_))) return;
+    throw Error(ErrorKind::unavailable, "state file is being adopted by another process: path=" +
+                                            mapped_.path + " (retry)");
+  };
+  if (is_this_file(file_)) {
+    take(file_);
     if (locked_id_ && *locked_id_ != id)
       unlock_byte(file_.number(), pin_byte(*locked_id_, process_id_));
   } else {
-    // The open file of the present lock, if there is one, may be mapped only.
-    void* const before = std::exchange(kept_alive_, nullptr);
-    try {
-      reopen();
-      if (!try_lock(id)) {
-        throw Error(
-            ErrorKind::unavailable,
-            "state file is being adopted by another process: path=" + mapped_.path + " (retry)");
-      }
-    } catch (...) {
-      if (kept_alive_ != nullptr) ::munmap(kept_alive_, header_page_bytes);
-      kept_alive_ = before;
-      throw;
-    }
-    if (before != nullptr) ::munmap(before, header_page_bytes);
+    FileDescriptor again = open_again();
+    take(again);
+    use(std::move(again));
   }
   locked_id_ = id;
   note_move();
@@ -154,7 +141,11 @@ PublishedBlock Pins::lock_newest() {
 PublishedBlock Pins::add(PinNode& pin) {
   const std::lock_guard held(mutex_);
   // A lock at this id or an older one protects the newest update, too.
-  const PublishedBlock block = locked_id_ ? read_published(mapped_.header) : lock_newest();
+  PublishedBlock block = locked_id_ ? read_published(mapped_.header) : lock_newest();
+  if (newest_ == nullptr && block.id < *locked_id_) {  // another state was copied over the file
+    unlock();
+    block = lock_newest();
+  }
   if (block.id < (newest_ != nullptr ? newest_->id : *locked_id_))
     throw corrupt_state("applied id went back: path=" + mapped_.path + " update", block.id);
   pin = {block.id, newest_, nullptr};
@@ -187,7 +178,7 @@ void Pins::release_surplus() noexcept {
   }
   try {
     if (oldest_->id != *locked_id_) lock(oldest_->id);
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // The lock stays where it is: it protects more than is needed.
   }
 }
@@ -197,7 +188,7 @@ void Pins::release_surplus_later(std::unique_lock<std::mutex>& held) noexcept {
     try {
       const BlockedSignals blocked;
       releaser_ = std::thread([this] { run_releaser(); });
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // no thread, or no memory for one
       return release_surplus();
     }
   }
@@ -226,10 +217,10 @@ void Pins::after_fork_in_child() noexcept {
   kept_alive_ = nullptr;  // not mapped here
   process_id_ = static_cast<std::uint64_t>(::getpid());
   try {
-    reopen();
-  } catch (const Error&) {
-    // The next view tries again, and reports it.
-  } catch (const std::bad_alloc&) {
+    use(open_again());
+  } catch (const std::exception&) {
+    // The next view tries again, and reports it. The inherited descriptor is the parent's.
+    file_.close();
   }
   mutex_.unlock();
 }

@@ -59,9 +59,10 @@ class Pins final : public ForkHandler {
   void after_fork_in_child() noexcept override;
 
   // The following require the mutex.
-  void reopen();
-  bool owns_descriptor() const noexcept;
-  bool try_lock(UpdateId id) const;
+  FileDescriptor open_again() const;
+  bool is_this_file(const FileDescriptor& file) const noexcept;
+  void use(FileDescriptor file) noexcept;
+  // Takes the lock at `id` instead of the present one. Changes nothing if it throws.
   void lock(UpdateId id);
   void unlock() noexcept;
   void note_move() noexcept;
@@ -69,7 +70,6 @@ class Pins final : public ForkHandler {
   // Moves the lock to the oldest pin, or releases it if there is none.
   void release_surplus() noexcept;
   void release_surplus_later(std::unique_lock<std::mutex>& held) noexcept;
-  void keep_alive() noexcept;
   void run_releaser();
 
   const MappedFile mapped_;

@@ -39,18 +39,18 @@ std::uint64_t in_use_byte() {
                                (static_cast<std::uint64_t>(::getpid()) & process_id_mask));
 }
 
-// Calls `visit` with each locked byte of the range once, in no order.
+// Calls `visit` with the first byte of each lock in the range, in no order.
 template <typename Visit>
-void visit_locked_bytes(int descriptor, const LockRange& range, const Visit& visit) {
+void visit_locks(int descriptor, const LockRange& range, const Visit& visit) {
   std::vector<LockRange> ranges{range};
   while (!ranges.empty()) {
     const LockRange next = ranges.back();
     ranges.pop_back();
-    const std::optional<std::uint64_t> found = find_locked_byte(descriptor, next);
+    const std::optional<LockRange> found = find_locked(descriptor, next);
     if (!found) continue;
-    visit(*found);
-    if (next.begin < *found) ranges.push_back({next.begin, *found});
-    if (*found + 1 < next.end) ranges.push_back({*found + 1, next.end});
+    visit(found->begin);
+    if (next.begin < found->begin) ranges.push_back({next.begin, found->begin});
+    if (found->end < next.end) ranges.push_back({found->end, next.end});
   }
 }
 
@@ -62,10 +62,10 @@ std::optional<std::uint64_t> find_lowest_pin(int descriptor, UpdateId below) {
   LockRange range{pinned_bytes.begin,
                   pinned_bytes.begin + (std::min(below, pinned_id_max) << process_id_bits)};
   while (range.begin < range.end) {
-    const std::optional<std::uint64_t> found = find_locked_byte(descriptor, range);
+    const std::optional<LockRange> found = find_locked(descriptor, range);
     if (!found) break;
-    lowest = found;
-    range.end = *found;
+    lowest = found->begin;
+    range.end = found->begin;
   }
   return lowest;
 }
@@ -93,8 +93,8 @@ void unmark_in_use(int descriptor) noexcept { unlock_byte(descriptor, in_use_byt
 
 bool is_in_use_by_others(int descriptor) {
   const std::uint64_t own = in_use_byte();
-  return find_locked_byte(descriptor, {in_use_bytes.begin, own}) ||
-         find_locked_byte(descriptor, {own + 1, in_use_bytes.end});
+  return find_locked(descriptor, {in_use_bytes.begin, own}) ||
+         find_locked(descriptor, {own + 1, in_use_bytes.end});
 }
 
 bool exclude_users(int descriptor) {
@@ -119,12 +119,12 @@ std::optional<ProcessInfo> find_oldest_pin(int descriptor) {
 
 std::vector<ProcessInfo> find_processes(int descriptor) {
   std::vector<ProcessInfo> processes;
-  visit_locked_bytes(descriptor, in_use_bytes, [&](std::uint64_t byte) {
+  visit_locks(descriptor, in_use_bytes, [&](std::uint64_t byte) {
     ProcessInfo& process = processes.emplace_back();
     process.process_id = byte & process_id_mask;
     process.process_name = process_name(process.process_id);
   });
-  visit_locked_bytes(descriptor, pinned_bytes, [&](std::uint64_t byte) {
+  visit_locks(descriptor, pinned_bytes, [&](std::uint64_t byte) {
     const std::uint64_t id = byte & process_id_mask;
     const UpdateId pinned_id = pinned_id_at(byte);
     const auto process = std::find_if(processes.begin(), processes.end(),

@@ -18,6 +18,7 @@ namespace whycache {
 namespace {
 
 constexpr std::int64_t successor_search_interval_ns = 10'000'000;
+constexpr std::chrono::milliseconds unmapping_time_max{100};
 
 Error other_log_error(const Mapping& present, const Mapping& found) {
   return Error(ErrorKind::unavailable,
@@ -182,9 +183,10 @@ void CurrentFile::prepare_for_views(const Mapping& mapping) {
 
 void CurrentFile::switch_locked(std::shared_ptr<Mapping> mapping) {
   prepare_for_views(*mapping);
+  std::list<RetiredMapping> unmapped;
   {
     const MutexLock lock(switch_mutex_);
-    unmap_retired_locked();
+    take_elapsed(unmapped);
     // First, because it may throw bad_alloc: the old mapping must not be lost then.
     RetiredMapping& retired = retired_.emplace_back();
     retired.mapping = std::move(mapping_);
@@ -211,33 +213,45 @@ bool CurrentFile::run_unmapped(const std::function<bool()>& remove_file, const D
     }
   }
   on_switch_();
-  if (wait_until_unmapped(deadline) && remove_file()) return true;
-  if (std::shared_ptr<Mapping> found = open_state_file(options_).mapping)
-    switch_locked(std::move(found));
+  // All reads of this process wait meanwhile, and a view may not end soon.
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline.remaining());
+  const Deadline brief(std::min(unmapping_time_max, left), deadline.stop());
+  if (wait_until_unmapped(brief) && remove_file()) return true;
+  std::shared_ptr<Mapping> found = open_state_file(options_).mapping;
+  if (found && is_expected(log_uuid_of(*found))) switch_locked(std::move(found));
   return false;
 }
 
 bool CurrentFile::wait_until_unmapped(const Deadline& deadline) {
   for (;;) {
+    bool is_unmapped = false;
     {
+      std::list<RetiredMapping> unmapped;
       const MutexLock lock(switch_mutex_);
-      unmap_retired_locked();
-      if (retired_.empty()) return true;
+      take_elapsed(unmapped);
+      is_unmapped = retired_.empty();
     }
-    if (deadline.passed()) return false;
+    if (is_unmapped || deadline.passed()) return is_unmapped;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 
 void CurrentFile::unmap_retired() {
-  const MutexLock lock(switch_mutex_);
-  unmap_retired_locked();
+  std::list<RetiredMapping> unmapped;
+  {
+    const MutexLock lock(switch_mutex_);
+    take_elapsed(unmapped);
+  }
+  if (unmapped.empty()) return;
+  unmapped.clear();
+  place_.keep_spares();
 }
 
-void CurrentFile::unmap_retired_locked() noexcept {
-  const std::size_t unmapped =
-      std::erase_if(retired_, [](RetiredMapping& retired) { return retired.poll_grace_period(); });
-  if (unmapped > 0) place_.keep_spares();
+void CurrentFile::take_elapsed(std::list<RetiredMapping>& unmapped) noexcept {
+  for (auto retired = retired_.begin(); retired != retired_.end();) {
+    const auto candidate = retired++;
+    if (candidate->poll_grace_period()) unmapped.splice(unmapped.end(), retired_, candidate);
+  }
 }
 
 void CurrentFile::refresh_directory_cache(const Mapping& mapping) {

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -115,7 +116,9 @@ class CurrentFile final : public ForkHandler {
   void prepare_for_views(const Mapping& mapping);
   void switch_locked(std::shared_ptr<Mapping> mapping) WHYCACHE_REQUIRES(successor_mutex_);
   bool wait_until_unmapped(const Deadline& deadline) WHYCACHE_REQUIRES(successor_mutex_);
-  void unmap_retired_locked() noexcept WHYCACHE_REQUIRES(switch_mutex_);
+  // Moves the replaced mappings that no thread can be reading any more to `unmapped`, whose
+  // destruction may wait for a fork: the caller releases the mutex first.
+  void take_elapsed(std::list<RetiredMapping>& unmapped) noexcept WHYCACHE_REQUIRES(switch_mutex_);
 
   const StateOptions& options_;
   const std::function<void()> on_switch_;
@@ -128,7 +131,7 @@ class CurrentFile final : public ForkHandler {
 
   mutable Mutex switch_mutex_;
   std::shared_ptr<Mapping> mapping_ WHYCACHE_GUARDED_BY(switch_mutex_);
-  std::vector<RetiredMapping> retired_ WHYCACHE_GUARDED_BY(switch_mutex_);
+  std::list<RetiredMapping> retired_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::string unusable_reason_ WHYCACHE_GUARDED_BY(switch_mutex_);
   std::optional<Uuid> expected_log_ WHYCACHE_GUARDED_BY(switch_mutex_);
   // mapping_.get(). Stored under switch_mutex_ (release); point reads in a ReadSection acquire it.

@@ -31,9 +31,14 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
   Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
                   Mapping::Access::write);
   if (!is_same_file(mapping, foreign)) return replaced_meanwhile;
-  // Until the mapping is destroyed: after that the file is of this boot.
   if (!exclude_users(mapping.descriptor()))
-    return "other processes use it, for which it is of another boot (a container's boot id?)";
+    return "other processes use it, for which it is of another boot (a container's boot id?), or "
+           "have it open to read it unverified";
+  // A child that another thread forks meanwhile shares the open file, and would keep the lock.
+  struct AdmitOnExit {
+    ~AdmitOnExit() { admit_users(descriptor); }
+    int descriptor;
+  } const admitting{mapping.descriptor()};
   if (turn_off_copy_on_write(mapping.descriptor()) && !options.any_file_system)
     throw copies_on_write(parent_directory(options.path), "btrfs, or an overlay on it");
   // A copy may have holes, or share blocks with the original. On a full disk, writing to one would

@@ -50,7 +50,7 @@ UpdateId Allocator::advance_horizon() {
   // Pairs with the seq_cst fence of Pins between taking its lock and loading the horizon: either we
   // find the lock, or Pins sees the new horizon.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return find_oldest_pinned_id(mapping_.descriptor(), applied);
+  return oldest_pinned_id(applied);
 }
 
 bool Allocator::has_views() {
@@ -58,7 +58,19 @@ bool Allocator::has_views() {
   // Pairs with the seq_cst fence of Pins, as in advance_horizon(): either we find the lock, or its
   // owner sees everything stored before this fence.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return find_oldest_pinned_id(mapping_.descriptor(), UINT64_MAX) != UINT64_MAX;
+  return oldest_pinned_id(UINT64_MAX) != UINT64_MAX;
+}
+
+UpdateId Allocator::oldest_pinned_id(UpdateId below) const {
+  const int descriptor = mapping_.descriptor();
+  const UpdateId oldest = find_oldest_pinned_id(descriptor, below);
+  // The application may have closed the descriptor: another file under its number has no pins.
+  if (!is_open_file(descriptor, mapping_.device(), mapping_.inode())) {
+    throw Error(ErrorKind::unavailable,
+                "descriptor of the state file was closed by the application: path=" +
+                    mapping_.path() + " (retry)");
+  }
+  return oldest;
 }
 
 void Allocator::increment_generation() {

@@ -111,6 +111,7 @@ class Allocator final : public NodeStore {
   void link_retired_node(NodeOffset offset, UpdateId stamp);
 
  private:
+  UpdateId oldest_pinned_id(UpdateId below) const;
   NodeHeader& node_header(NodeOffset offset) const;
   void unlink(std::uint32_t& head, std::uint64_t segment);
   void link(std::uint32_t& head, std::uint64_t segment);

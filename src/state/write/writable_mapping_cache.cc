@@ -1,7 +1,5 @@
 #include "state/write/writable_mapping_cache.h"
 
-#include <sys/resource.h>
-
 #include <cassert>
 
 #include "base/clock.h"
@@ -11,12 +9,6 @@ namespace {
 
 constexpr std::int64_t idle_timeout_ns = 10'000'000;
 constexpr std::size_t touched_pages_max = 2000;
-
-// If so, a cached mapping could take address space that the application needs.
-bool is_address_space_limited() {
-  struct rlimit limit;
-  return ::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY;
-}
 
 }  // namespace
 
@@ -31,6 +23,7 @@ std::unique_ptr<WritableMapping> WritableMappingCache::take(const Mapping& curre
   }
   // The mapping holds its file open, so no other file can have the same inode number.
   if (mapping.inode() != current.inode() || mapping.device() != current.device()) return nullptr;
+  if (!is_open_file(mapping.descriptor(), mapping.device(), mapping.inode())) return nullptr;
   mapping.refresh_usable_bytes();
   // Another state, with another hash seed, may have been copied over the file.
   if (mapping.header().fixed.state_id != mapping.state_id() || !mapping.holds_whole_file())
