@@ -2,8 +2,6 @@
 // use.
 #pragma once
 
-#include <unistd.h>
-
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -12,30 +10,21 @@
 
 #include "base/fork_handlers.h"
 #include "base/mutex.h"
-#include "base/network_wait.h"
 
 namespace whycache {
 
 // Each such library has one. It is never destroyed: threads may be inside while the process exits.
 class ForkExclusion final : ForkHandler {
-  // A thread that is inside.
-  struct Inside {
-    pid_t thread;
-    Inside* next;
-  };
   struct ExclusionState {
     Mutex mutex;
     std::condition_variable changed;
     std::size_t inside_count WHYCACHE_GUARDED_BY(mutex) = 0;
     std::size_t forking_count WHYCACHE_GUARDED_BY(mutex) = 0;
-    // The list is kept only if fork() has a timeout.
-    Inside* threads WHYCACHE_GUARDED_BY(mutex) = nullptr;
   };
 
  public:
   // `timeout`: how long fork() waits for the threads inside; forever by default. A timeout suits a
-  // library that holds its locks briefly, but inside which a thread may wait for the network.
-  // fork() does not wait for threads that do so at the moment: they hold none of these locks.
+  // library that holds its locks briefly, but inside which a thread may wait for others.
   explicit ForkExclusion(std::optional<std::chrono::milliseconds> timeout = std::nullopt)
       : timeout_(timeout) {
     register_fork_handler(this);
@@ -45,31 +34,21 @@ class ForkExclusion final : ForkHandler {
   // another thread forks.
   class NoForkSection {
    public:
-    explicit NoForkSection(ForkExclusion& exclusion)
-        : state_(*exclusion.state_), inside_{exclusion.timeout_ ? ::gettid() : 0, nullptr} {
+    explicit NoForkSection(ForkExclusion& exclusion) : state_(*exclusion.state_) {
       MutexLock lock(state_.mutex);
       while (state_.forking_count != 0) state_.changed.wait(lock.native());
       ++state_.inside_count;
-      if (inside_.thread == 0) return;
-      inside_.next = state_.threads;
-      state_.threads = &inside_;
     }
     NoForkSection(const NoForkSection&) = delete;
     NoForkSection& operator=(const NoForkSection&) = delete;
     ~NoForkSection() {
       const MutexLock lock(state_.mutex);
       --state_.inside_count;
-      if (inside_.thread != 0) {
-        Inside** link = &state_.threads;
-        while (*link != &inside_) link = &(*link)->next;
-        *link = inside_.next;
-      }
       state_.changed.notify_all();
     }
 
    private:
     ExclusionState& state_;
-    Inside inside_;
   };
 
   // Its thread, which is inside, is outside from the constructor to the destructor: for a wait
@@ -100,16 +79,13 @@ class ForkExclusion final : ForkHandler {
   void before_fork() noexcept override WHYCACHE_NO_THREAD_SAFETY_ANALYSIS {
     MutexLock lock(state_->mutex);
     ++state_->forking_count;
-    const std::optional<Deadline> deadline =
-        timeout_ ? std::optional<Deadline>(*timeout_) : std::nullopt;
-    while (state_->inside_count != 0) {
-      if (!deadline) {
-        state_->changed.wait(lock.native());
-      } else if (deadline->passed() || all_wait_for_network(state_->threads)) {
-        break;
-      } else {
-        state_->changed.wait_for(lock.native(), look_interval);
-      }
+    const auto is_empty = [&]() WHYCACHE_REQUIRES(state_->mutex) {
+      return state_->inside_count == 0;
+    };
+    if (timeout_) {
+      state_->changed.wait_for(lock.native(), *timeout_, is_empty);
+    } else {
+      state_->changed.wait(lock.native(), is_empty);
     }
     lock.native().release();
   }
@@ -124,15 +100,6 @@ class ForkExclusion final : ForkHandler {
     state_->mutex.unlock();
     new (state_) ExclusionState;
   }
-
-  static bool all_wait_for_network(const Inside* threads) noexcept {
-    for (; threads != nullptr; threads = threads->next) {
-      if (!waits_for_network(threads->thread)) return false;
-    }
-    return true;
-  }
-
-  static constexpr std::chrono::microseconds look_interval{100};
 
   const std::optional<std::chrono::milliseconds> timeout_;
   ExclusionState* const state_ = new ExclusionState;

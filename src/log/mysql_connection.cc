@@ -28,7 +28,7 @@ constexpr unsigned client_error_last = 2999;
 constexpr std::chrono::milliseconds exit_delay_max{500};
 
 // Connecting holds mutexes of the library for moments, and waits for the network in between. fork()
-// waits for such a moment to pass: microseconds, or this long where it cannot tell (no /proc).
+// waits for a connecting thread, but not for long.
 ForkExclusion& fork_exclusion() {
   static auto* const instance = new ForkExclusion(std::chrono::milliseconds(100));
   return *instance;

@@ -1,8 +1,6 @@
 // Every call returns at its deadline, whatever the store of the log does.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -269,30 +267,6 @@ TEST_F(MysqlDeadline, held_row_lock_delays_no_call_beyond_deadline) {
   EXPECT_GT(make_all_calls([&] { return open_cache(server().url(database_), state_path()); }), 0);
   expect_promise_is_kept([&] { return open_cache(server().url(database_), state_path()); });
   other.run("ROLLBACK");
-}
-
-TEST_F(MysqlDeadline, fork_does_not_wait_for_a_connection_that_hangs) {
-  TcpProxy proxy(server().port());
-  open_cache(url_by_way_of(proxy), state_path());
-  const auto shortest_fork = [] {
-    auto shortest = steady_clock::duration::max();
-    for (int i = 0; i < 20; ++i) {
-      const auto began = steady_clock::now();
-      const pid_t child = ::fork();
-      if (child == 0) ::_exit(0);
-      shortest = std::min(shortest, steady_clock::now() - began);
-      EXPECT_EQ(::waitpid(child, nullptr, 0), child);
-    }
-    return shortest;
-  };
-  const auto before = shortest_fork();
-  proxy.set_faults({.to_server = {.drop_after = 0}, .to_client = {.drop_after = 0}});
-  Cache cache = open_cache(url_by_way_of(proxy), state_path());
-  expect_error(ErrorKind::unavailable, [&] {
-    cache.update({.staleness_max = {}, .at_least = 0, .deadline = milliseconds(100)});
-  });
-  EXPECT_LT(shortest_fork(), before + milliseconds(5)) << "a thread is connecting now";
-  expect_success_in_child([&] { EXPECT_EQ(cache.get("a"), "1"); });
 }
 
 // The primary is well: a replica that hangs must not use up the time of the call.
