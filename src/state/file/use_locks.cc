@@ -12,6 +12,7 @@
 
 #include "base/file.h"
 #include "base/fork_handlers.h"
+#include "base/hash.h"
 #include "base/process_lock.h"
 #include "base/random.h"
 
@@ -24,19 +25,25 @@ constexpr LockRange in_use_bytes{std::uint64_t{1} << 60, std::uint64_t{1} << 61}
 constexpr LockRange pinned_bytes{std::uint64_t{1} << 61, std::uint64_t{1} << 62};
 constexpr UpdateId pinned_id_max = (pinned_bytes.end - pinned_bytes.begin) >> process_id_bits;
 
-// The byte of this process. Its random part tells processes of several PID namespaces apart.
+// Drawn once by the first thread that needs it, and inherited by forked children; 0: not yet.
+// Stored by compare-and-swap and loaded by any thread. Relaxed: the number itself is all that is
+// shared. Not a static of a function, whose initialization a child forked meanwhile would wait for.
+constinit std::atomic<std::uint64_t> random_number{0};
+
+// The byte of this process. Its random part tells processes of several PID namespaces, and children
+// from their parents, apart.
 std::uint64_t in_use_byte() {
-  static std::atomic<std::uint64_t> random{random_u64()};
-  static std::atomic<std::uint64_t> forks{fork_count()};
-  // A child must not be taken for its parent. Relaxed: a child has one thread when it comes here
-  // first, or its threads agree on any of the numbers drawn.
-  if (const std::uint64_t now = fork_count(); forks.load(std::memory_order_relaxed) != now) {
-    random.store(random_u64(), std::memory_order_relaxed);
-    forks.store(now, std::memory_order_relaxed);
+  std::uint64_t number = random_number.load(std::memory_order_relaxed);
+  if (number == 0) {
+    const std::uint64_t drawn = random_u64() | 1;
+    if (random_number.compare_exchange_strong(number, drawn, std::memory_order_relaxed))
+      number = drawn;
   }
+  const auto process_id = static_cast<std::uint64_t>(::getpid()) & process_id_mask;
+  const std::uint64_t words[3] = {number, fork_count(), process_id};
+  const std::uint64_t hash = hash64({reinterpret_cast<const char*>(words), sizeof words});
   const std::uint64_t numbers = (in_use_bytes.end - in_use_bytes.begin) >> process_id_bits;
-  return in_use_bytes.begin + (random.load(std::memory_order_relaxed) % numbers << process_id_bits |
-                               (static_cast<std::uint64_t>(::getpid()) & process_id_mask));
+  return in_use_bytes.begin + (hash % numbers << process_id_bits | process_id);
 }
 
 // Calls `visit` with the first byte of each lock in the range, in no order.
