@@ -1,4 +1,4 @@
-// Signals: which ones reach threads that the library starts, and one that its writes must not
+// Signals: which ones reach threads that the library starts, and those that its calls must not
 // raise.
 #pragma once
 
@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <ctime>
+#include <optional>
 
 namespace whycache {
 
@@ -30,37 +31,62 @@ class BlockedSignals {
   sigset_t previous_mask_;
 };
 
-// While it exists, a write of this thread beyond RLIMIT_FSIZE fails with EFBIG and nothing more.
-// Otherwise it also raises SIGXFSZ, which ends the process. Costs one system call without a limit.
-class BlockedFileSizeSignal {
+// Keeps a signal that a system call raises in the thread that makes it, SIGPIPE or SIGXFSZ, from
+// the application until the end of the scope, in this thread only: the call fails with an errno
+// instead (EPIPE, EFBIG). The default of both is to end the process. Leaves the disposition of the
+// signal alone, and also a signal that was pending before. Costs a few system calls.
+class ThreadSignalBlocker {
  public:
-  BlockedFileSizeSignal() {
-    struct rlimit limit;
-    if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY) return;
-    sigset_t pending;
-    // A signal that was pending before is the application's.
-    if (::sigpending(&pending) == 0 && ::sigismember(&pending, SIGXFSZ) == 1) return;
-    ::sigemptyset(&signal_);
-    ::sigaddset(&signal_, SIGXFSZ);
-    is_blocked_ = ::pthread_sigmask(SIG_BLOCK, &signal_, &previous_mask_) == 0;
+  explicit ThreadSignalBlocker(int signal) : signal_(signal), was_pending_(is_pending(signal)) {
+    if (was_pending_) return;
+    const sigset_t blocked = set_of(signal);
+    ::pthread_sigmask(SIG_BLOCK, &blocked, &previous_mask_);
   }
-  BlockedFileSizeSignal(const BlockedFileSizeSignal&) = delete;
-  BlockedFileSizeSignal& operator=(const BlockedFileSizeSignal&) = delete;
-  ~BlockedFileSizeSignal() {
-    if (!is_blocked_) return;
+  ThreadSignalBlocker(const ThreadSignalBlocker&) = delete;
+  ThreadSignalBlocker& operator=(const ThreadSignalBlocker&) = delete;
+  ~ThreadSignalBlocker() {
+    if (was_pending_) return;  // the application blocks it already
     const int error = errno;
-    // The kernel raises it in the thread that writes, so it is pending here if it was raised.
-    constexpr timespec no_wait{0, 0};
-    while (::sigtimedwait(&signal_, nullptr, &no_wait) < 0 && errno == EINTR) {
+    if (is_pending(signal_)) {
+      constexpr timespec at_once{0, 0};
+      const sigset_t raised = set_of(signal_);
+      while (::sigtimedwait(&raised, nullptr, &at_once) < 0 && errno == EINTR) {
+      }
     }
     ::pthread_sigmask(SIG_SETMASK, &previous_mask_, nullptr);
     errno = error;
   }
 
+  static bool is_pending(int signal) noexcept {
+    sigset_t pending;
+    return ::sigpending(&pending) == 0 && sigismember(&pending, signal) == 1;
+  }
+
  private:
-  sigset_t signal_;
-  sigset_t previous_mask_;
-  bool is_blocked_ = false;
+  static sigset_t set_of(int signal) noexcept {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signal);
+    return set;
+  }
+
+  int signal_;
+  bool was_pending_;
+  sigset_t previous_mask_{};
+};
+
+// While it exists, a write of this thread beyond RLIMIT_FSIZE fails with EFBIG and nothing more.
+// Otherwise it also raises SIGXFSZ. Costs one system call without a limit.
+class BlockedFileSizeSignal {
+ public:
+  BlockedFileSizeSignal() {
+    struct rlimit limit;
+    if (::getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY)
+      blocker_.emplace(SIGXFSZ);
+  }
+
+ private:
+  std::optional<ThreadSignalBlocker> blocker_;
 };
 
 }  // namespace whycache

@@ -27,7 +27,6 @@
 #include "base/process_lock.h"
 #include "base/random.h"
 #include "log/log_checks.h"
-#include "log/thread_signal.h"
 
 namespace whycache {
 namespace {
@@ -123,11 +122,9 @@ std::optional<std::string> read_payload(const std::string& path, FileKind kind,
   return bytes;
 }
 
-// Calls `write`, which writes to a file. Throws Error(limit) if the file would exceed RLIMIT_FSIZE.
-// By default the kernel ends a process that tries.
+// Calls `write`, which writes to a file. Names the limit if the file would exceed RLIMIT_FSIZE.
 template <typename Write>
 void write_within_size_limit(const std::string& path, const Write& write) {
-  const ThreadSignalBlocker no_signal(SIGXFSZ);
   try {
     write();
   } catch (const Error& error) {

@@ -16,7 +16,7 @@
 #include "base/file.h"
 #include "base/fork_exclusion.h"
 #include "base/hash.h"
-#include "log/thread_signal.h"
+#include "base/signals.h"
 
 namespace whycache {
 namespace {

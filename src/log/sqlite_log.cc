@@ -21,10 +21,10 @@
 #include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
 #include "base/random.h"
+#include "base/signals.h"
 #include "log/lock_holders.h"
 #include "log/rewrite_in_database.h"
 #include "log/row_buffer.h"
-#include "log/thread_signal.h"
 
 namespace whycache {
 namespace {

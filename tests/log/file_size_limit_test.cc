@@ -9,11 +9,11 @@
 #include <optional>
 #include <string>
 
+#include "base/signals.h"
 #include "log/child.h"
 #include "log/log_helpers.h"
 #include "log/root_tests.h"
 #include "log/stores.h"
-#include "log/thread_signal.h"
 #include "support/thrown_error.h"
 
 namespace whycache {
