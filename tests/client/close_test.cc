@@ -252,7 +252,7 @@ TEST(Close, locked_sqlite_log_does_not_delay_close) {
 class MysqlClose : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!MariadbServer::is_installed()) GTEST_SKIP() << "needs mariadbd";
+    if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: needs mariadbd";
   }
   static MariadbServer& server() { return MariadbServer::shared(); }
   Cache open(const std::string& url) const {
@@ -299,7 +299,7 @@ TEST_F(MysqlClose, held_row_lock_does_not_delay_close) {
 #if WHYCACHE_WITH_MEMCACHED
 
 TEST_F(MysqlClose, paused_memcached_does_not_delay_close) {
-  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "needs memcached";
+  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: needs memcached";
   MemcachedServer memcached;
   TcpProxy proxy(server().port());
   const std::string url = "memcached+mysql://root@127.0.0.1:" + std::to_string(proxy.port()) + '/' +

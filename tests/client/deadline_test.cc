@@ -218,7 +218,7 @@ TEST(Deadline, fork_does_not_wait_for_lock_in_sqlite_database) {
 class MysqlDeadline : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!MariadbServer::is_installed()) GTEST_SKIP() << "needs mariadbd";
+    if (!MariadbServer::is_installed()) GTEST_SKIP() << "NOT TESTED: needs mariadbd";
     open_cache(server().url(database_), directory_.file("tokyo.state")).set("a", "1");
   }
 
@@ -426,7 +426,7 @@ TEST_F(MysqlDeadline, cache_works_after_server_answers_again) {
 #if WHYCACHE_WITH_MEMCACHED
 
 TEST_F(MysqlDeadline, stopped_memcached_fails_no_call) {
-  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "needs memcached";
+  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: needs memcached";
   MemcachedServer memcached;
   const std::string url =
       "memcached+" + server().url(database_) + "?memcached=" + memcached.address();
@@ -438,7 +438,7 @@ TEST_F(MysqlDeadline, stopped_memcached_fails_no_call) {
 }
 
 TEST_F(MysqlDeadline, dripping_memcached_fails_no_call) {
-  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "needs memcached";
+  if (!MemcachedServer::is_installed()) GTEST_SKIP() << "NOT TESTED: needs memcached";
   MemcachedServer memcached;
   TcpProxy proxy(memcached.port());
   proxy.set_faults(

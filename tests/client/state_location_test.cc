@@ -159,7 +159,7 @@ TEST_F(StateLocationTest, unsafe_state_name_throws_invalid) {
 }
 
 TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
   EXPECT_EQ(path_for({}), "/var/lib/whycache/" + file_name);
   struct stat status;
   ASSERT_EQ(::stat("/var/lib/whycache", &status), 0);
@@ -192,7 +192,7 @@ TEST_F(StateLocationTest, root_uses_var_lib_and_other_users_home) {
 }
 
 TEST_F(StateLocationTest, default_location_is_never_in_tmp) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  if (::geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
   expect_success_in_child([&] {
     ASSERT_EQ(::setuid(65534), 0);
     for (const char* const home : {"/tmp", "/tmp/me", "/var/tmp/../tmp/me", "/var/tmp"}) {

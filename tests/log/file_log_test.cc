@@ -711,7 +711,7 @@ TEST(FileLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
     require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(),
             "rewrite when there is room");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(FileLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
@@ -736,7 +736,7 @@ TEST(FileLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
                 open_error->system_error() == EROFS,
             "make");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
@@ -773,7 +773,7 @@ TEST(FileLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
     });
     require(reader.wait() == 0, "reader");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 // Becomes a user that is in one group alone.
@@ -826,7 +826,7 @@ TEST(FileLogDisk, reader_cannot_lock_what_writers_wait_for) {
     require(log.rewrite(2, 2000, next_part), "rewrite");
     require(log.append(5, "x") == Appended::yes, "append");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(FileLogDisk, group_that_may_write_still_shares_the_lock) {
@@ -854,7 +854,7 @@ TEST(FileLogDisk, group_that_may_write_still_shares_the_lock) {
     FileLog log({.directory = path, .name = "log"});
     require(rewrite(log, 6, {"part"}), "rewrite");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(FileLogDisk, documented_commands_let_a_group_follow_and_nobody_else) {
@@ -918,7 +918,7 @@ TEST(FileLogDisk, documented_commands_let_a_group_follow_and_nobody_else) {
     }
     require(::write(to_writer[1], "q", 1) == 1 && writer.wait() == 0, "writer");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(FileLogDisk, new_files_give_other_groups_of_the_writer_the_permissions_of_others) {
@@ -950,7 +950,7 @@ TEST(FileLogDisk, new_files_give_other_groups_of_the_writer_the_permissions_of_o
     fs::permissions(root, fs::perms(0755));
     require(append_as_writer(3) == 0644, "open to all");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(FileLogDisk, symbolic_link_as_log_directory_is_refused) {

@@ -354,7 +354,7 @@ TEST(SqliteLog, reader_without_write_permission_delays_writer_to_its_deadline_on
     }
     require(log.append(2, "x") == Appended::yes, "append once the reader has ended");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(SqliteLog, journal_of_dead_writer_is_unavailable_to_readers_until_a_writer_opens) {
@@ -389,7 +389,7 @@ TEST(SqliteLog, journal_of_dead_writer_is_unavailable_to_readers_until_a_writer_
     });
     require(later.wait() == 0, "reader after the repair");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(SqliteLog, append_waits_for_lock_released_in_time) {
@@ -744,7 +744,7 @@ TEST(SqliteLogDisk, full_disk_throws_limit_and_leaves_log_consistent) {
     require(rewrite(log, head + 1, {"small"}) && updates_of(log).empty(),
             "rewrite when there is room");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
@@ -768,7 +768,7 @@ TEST(SqliteLogDisk, read_only_file_system_allows_reads_and_refuses_writes) {
                 open_error->system_error() == EROFS,
             "make");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(SqliteLogDisk, read_only_user_can_follow_in_wal_mode_while_no_writer_is_connected) {
@@ -791,7 +791,7 @@ TEST(SqliteLogDisk, read_only_user_can_follow_in_wal_mode_while_no_writer_is_con
     });
     require(reader.wait() == 0, "reader");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
@@ -817,7 +817,7 @@ TEST(SqliteLogDisk, read_only_user_can_follow_and_other_user_is_refused) {
     });
     require(reader.wait() == 0, "reader");
   });
-  if (!ran_as_root) GTEST_SKIP() << "needs root";
+  if (!ran_as_root) GTEST_SKIP() << "NOT TESTED: needs root";
 }
 
 }  // namespace
