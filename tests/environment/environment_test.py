@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 
-from harness import NOBODY, EnvironmentTest, Machine, deny, known_fault, main
+from harness import NOBODY, EnvironmentTest, Machine, deny, main
 
 BOOT_TIME_OFFSET = "100000"
 
@@ -174,7 +174,7 @@ class FileSystemTest(EnvironmentTest):
         below.verify(b="2")
 
     def scenarios_on(self, kind):
-        directory = self.make_file_system(kind, 512 if kind in ("btrfs", "xfs") else 64)
+        directory = self.make_file_system(kind, 512 if kind == "xfs" else 64)
         self.run_scenarios(directory)
 
     def run_scenarios(self, directory):
@@ -196,9 +196,6 @@ class FileSystemTest(EnvironmentTest):
 
     def test_scenarios_on_xfs(self):
         self.scenarios_on("xfs")
-
-    def test_scenarios_on_btrfs(self):
-        self.scenarios_on("btrfs")
 
     def fill(self, directory):
         path = f"{directory}/filler"
@@ -239,9 +236,9 @@ class FileSystemTest(EnvironmentTest):
     def test_full_xfs_is_an_error_and_no_signal(self):
         self.full("xfs")
 
-    @known_fault("a copy-on-write file system needs space for pages that exist")
-    def test_full_btrfs_is_an_error_and_no_signal(self):
-        self.full("btrfs")
+    def test_btrfs_is_refused(self):
+        machine = Machine(self, self.make_file_system("btrfs", 128), self.directory)
+        self.assert_error(machine.run("open")["open"], {"invalid"}, "state_path")
 
     def test_full_disk_of_log_and_state_is_an_error_and_no_signal(self):
         directory = self.make_file_system("ext4", 64)
@@ -434,7 +431,6 @@ class ResourceTest(EnvironmentTest):
             with self.subTest(kibibytes=kibibytes):
                 self.limited_file_size(kibibytes)
 
-    @known_fault("the file log writes beyond RLIMIT_FSIZE")
     def test_file_size_limit_of_nothing_is_an_error_and_no_signal(self):
         self.limited_file_size(0)
 
@@ -506,8 +502,6 @@ def add_denied_calls():
             def test(self, call=call, error=error, works=works):
                 self.denied(call, error, works)
 
-            if call == "statx" and error == errno.EPERM:
-                test = known_fault("statx must not be denied with EPERM")(test)
             name = f"test_{call}_denied_with_{errno.errorcode[error]}"
             setattr(DeniedCallTest, name, test)
 
@@ -527,7 +521,6 @@ class DescriptorTest(EnvironmentTest):
             with self.subTest(closed=closed):
                 self.noise_on_closed(closed)
 
-    @known_fault("the lock file takes the number of standard error")
     def test_noise_on_closed_standard_descriptors_does_not_reach_the_state(self):
         self.machine.begin()
         self.noise_on_closed("<&- >&- 2>&-")

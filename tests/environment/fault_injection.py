@@ -102,11 +102,6 @@ PASSING = {"EINTR", "EAGAIN"}
 # next attempt.
 KEEPS_RESOURCES = {"close", "munmap"}
 
-# Faults of the library that docs/reliability.md lists: they are counted, and do not fail the run.
-KNOWN_FAULTS = [
-    (r"malloc:", r"failed to register TLS destructor", "the first read of a thread needs memory"),
-]
-
 SECONDS_MAX = 40  # of one case
 REPORT_HEADER = 24  # report.h
 
@@ -154,10 +149,6 @@ class Outcome:
     errors: list = dataclasses.field(default_factory=list)  # kind, errno, message
     steps_lost: int = 0  # that failed at every attempt
     indirect: int = 0  # errors that do not name the injected errno
-
-    def is_known(self, case):
-        return all(any(re.search(fault, str(case)) and re.search(text, failure)
-                       for fault, text, _ in KNOWN_FAULTS) for failure in self.failures)
 
     @property
     def word(self):
@@ -451,13 +442,12 @@ def main():
             outcome = run_case(programs, case, number % 10 == 0)
         except Exception as error:  # a fault of this program must not look like a pass
             outcome = Outcome(failures=[f"the test failed: {error!r}"])
-        known = outcome.failures and outcome.is_known(case)
         with lock:
-            outcomes["known fault" if known else outcome.word] += 1
+            outcomes[outcome.word] += 1
             kinds.update(error[0] for error in outcome.errors)
             tally["errors"] += len(outcome.errors)
             tally["indirect"] += outcome.indirect
-            if outcome.failures and not known:
+            if outcome.failures:
                 failures.append((case, outcome.failures))
                 print(f"FAILED {case}")
                 for failure in outcome.failures:

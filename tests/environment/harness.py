@@ -8,7 +8,6 @@ are missing (root, a tool, a kernel that can) is skipped and says which.
 
 import ctypes
 import faulthandler
-import functools
 import os
 import pathlib
 import platform
@@ -58,21 +57,6 @@ def deny(calls, error):
 
     install.keep = buffer
     return install
-
-
-def known_fault(reason):
-    """Marks a test that shows a fault of docs/reliability.md: it is skipped if it fails."""
-    def decorate(test):
-        @functools.wraps(test)
-        def run(self, *arguments, **options):
-            try:
-                test(self, *arguments, **options)
-            except AssertionError as failure:
-                self.skipTest(f"known fault: {reason}: {str(failure)[:200]}")
-
-        return run
-
-    return decorate
 
 
 class Step:

@@ -65,9 +65,17 @@ Uuid require_boot_id() {
 
 FileIdentity file_identity(int descriptor, const std::string& path) {
   struct statx status;
-  if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0)
-    throw system_error("cannot stat state file", path, errno);
   FileIdentity identity;
+  if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0) {
+    // Denied by a container runtime. Without a birth time, as where the kernel has no statx: a file
+    // that was created with one is then verified as if it came from elsewhere.
+    struct stat without_birth_time;
+    if (errno != EPERM || ::fstat(descriptor, &without_birth_time) != 0)
+      throw system_error("cannot stat state file", path, errno);
+    identity.inode = without_birth_time.st_ino;
+    identity.device = without_birth_time.st_dev;
+    return identity;
+  }
   identity.inode = status.stx_ino;
   identity.device = makedev(status.stx_dev_major, status.stx_dev_minor);
   if ((status.stx_mask & STATX_BTIME) != 0)
