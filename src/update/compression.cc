@@ -7,6 +7,7 @@
 #include <new>
 
 #include "base/bytes.h"
+#include "base/thread_end_key.h"
 
 namespace whycache {
 namespace {
@@ -15,25 +16,39 @@ constexpr std::uint32_t zstd_magic = 0xFD2FB528;
 constexpr std::size_t compressed_bytes_min = 256;  // below, a frame hardly ever saves an eighth
 constexpr int compression_level = 1;
 
-struct FreeContext {
-  void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
-  void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
-};
+// A context takes hundreds of kilobytes, so each thread keeps one.
+constinit thread_local ZSTD_CCtx* kept_compression_context = nullptr;
+constinit thread_local ZSTD_DCtx* kept_decompression_context = nullptr;
 
-// A context takes hundreds of kilobytes, so each thread keeps one. If there is no memory for it,
-// the next call tries again.
+constinit ThreadEndKey end_of_compression([](void* context) {
+  kept_compression_context = nullptr;
+  ZSTD_freeCCtx(static_cast<ZSTD_CCtx*>(context));
+});
+constinit ThreadEndKey end_of_decompression([](void* context) {
+  kept_decompression_context = nullptr;
+  ZSTD_freeDCtx(static_cast<ZSTD_DCtx*>(context));
+});
+[[maybe_unused]] const ThreadEndKey::Lifetime compression_lifetime(end_of_compression);
+[[maybe_unused]] const ThreadEndKey::Lifetime decompression_lifetime(end_of_decompression);
+
+// Returns the context of this thread. If there is no memory for it, the next call tries again.
+template <typename Context>
+Context* keep_context(Context*& kept, Context* (*create)(), std::size_t (*free)(Context*),
+                      ThreadEndKey& end) {
+  if (kept != nullptr) return kept;
+  std::unique_ptr<Context, std::size_t (*)(Context*)> created(create(), free);
+  if (!created) throw std::bad_alloc();
+  end.set(created.get());
+  return kept = created.release();
+}
+
 ZSTD_CCtx* compression_context() {
-  thread_local std::unique_ptr<ZSTD_CCtx, FreeContext> context;
-  if (!context) context.reset(ZSTD_createCCtx());
-  if (!context) throw std::bad_alloc();
-  return context.get();
+  return keep_context(kept_compression_context, ZSTD_createCCtx, ZSTD_freeCCtx, end_of_compression);
 }
 
 ZSTD_DCtx* decompression_context() {
-  thread_local std::unique_ptr<ZSTD_DCtx, FreeContext> context;
-  if (!context) context.reset(ZSTD_createDCtx());
-  if (!context) throw std::bad_alloc();
-  return context.get();
+  return keep_context(kept_decompression_context, ZSTD_createDCtx, ZSTD_freeDCtx,
+                      end_of_decompression);
 }
 
 Error corrupt(const char* what, const std::string& why) {

@@ -1,19 +1,14 @@
 #include "state/read/rcu.h"
 
 #include <linux/membarrier.h>
-#include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <climits>
-#include <exception>
 #include <new>
-#include <string>
 #include <thread>
 
-#include <whycache/error.h>
-
 #include "base/fork_handlers.h"
+#include "base/thread_end_key.h"
 #include "state/file/key_hash.h"
 
 namespace whycache {
@@ -50,70 +45,13 @@ bool membarrier(int command) { return ::syscall(SYS_membarrier, command, 0, 0) =
 [[maybe_unused]] const bool registered_when_loaded =
     membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
 
-// Releases a record when its thread ends. Not a thread_local object with a destructor: glibc ends
-// the process if it has no memory to register that. Setting a value of a key can fail instead.
-// Initialized at compile time, because a global object of the application may read before this
-// library has run its own initializers.
-class ThreadEndKey {
- public:
-  // Has the record released when this thread ends. Throws std::bad_alloc, or Error(limit) if the
-  // process has too many keys.
-  void set(ReaderThread& record) {
-    const std::uint64_t key = create();
-    if (key == deleted) return;
-    if (::pthread_setspecific(static_cast<pthread_key_t>(key), &record) != 0)
-      throw std::bad_alloc();
-  }
-
-  // Returns the key, or `deleted`. Any number of threads may call it at once.
-  std::uint64_t create() {
-    std::uint64_t known = key_.load(std::memory_order_acquire);
-    if (known != none) return known;
-    pthread_key_t created;
-    if (const int error = ::pthread_key_create(&created, release); error != 0) {
-      throw Error(ErrorKind::limit,
-                  "no thread-specific data key is left for reads: keys_max=" +
-                      std::to_string(PTHREAD_KEYS_MAX),
-                  error);
-    }
-    if (key_.compare_exchange_strong(known, created, std::memory_order_acq_rel)) return created;
-    ::pthread_key_delete(created);
-    return known;
-  }
-
-  // The library is being unloaded, or the process ends. Records stay taken from now on.
-  void remove() {
-    const std::uint64_t key = key_.exchange(deleted, std::memory_order_acq_rel);
-    if (key < deleted) ::pthread_key_delete(static_cast<pthread_key_t>(key));
-  }
-
- private:
-  static constexpr std::uint64_t none = UINT64_MAX;
-  static constexpr std::uint64_t deleted = UINT64_MAX - 1;
-  static_assert(sizeof(pthread_key_t) < sizeof(std::uint64_t));
-
-  // Release: pairs with the acquire of the thread that takes the record next.
-  static void release(void* record) {
-    this_reader = {};
-    static_cast<ReaderThread*>(record)->taken.store(false, std::memory_order_release);
-  }
-
-  // Stored once, and again at the end (acq_rel); threads that register acquire it.
-  std::atomic<std::uint64_t> key_{none};
-};
-constinit ThreadEndKey thread_end_key;
-
-// Creates the key while keys are left, and deletes it before the code of release() is unloaded.
-struct ThreadEndKeyLifetime {
-  ThreadEndKeyLifetime() {
-    try {
-      thread_end_key.create();
-    } catch (const std::exception&) {  // the first read tries again
-    }
-  }
-  ~ThreadEndKeyLifetime() { thread_end_key.remove(); }
-};
-[[maybe_unused]] const ThreadEndKeyLifetime thread_end_key_lifetime;
+// Release: pairs with the acquire of the thread that takes the record next.
+void release_record(void* record) {
+  this_reader = {};
+  static_cast<ReaderThread*>(record)->taken.store(false, std::memory_order_release);
+}
+constinit ThreadEndKey thread_end_key(release_record);
+[[maybe_unused]] const ThreadEndKey::Lifetime thread_end_key_lifetime(thread_end_key);
 
 // The parent's threads do not exist in the child, and never leave the reads they were in.
 class ReaderThreadsForkHandler final : public ForkHandler {
@@ -139,7 +77,7 @@ constinit ReaderThreadsForkHandler reader_threads_fork_handler;
 // `thread` is taken by this thread. Gives it back if the end of this thread cannot be noticed.
 void set_this_reader(ReaderThread& thread) {
   try {
-    thread_end_key.set(thread);
+    thread_end_key.set(&thread);
   } catch (...) {
     thread.taken.store(false, std::memory_order_release);
     throw;
