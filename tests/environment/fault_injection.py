@@ -50,6 +50,7 @@ ERRORS = {
     "ftruncate": "EFBIG EINTR EIO EPERM EROFS ETXTBSY EINVAL",
     "newfstatat": PATH + " EOVERFLOW",
     "fstat": "ENOMEM EOVERFLOW",
+    "ioctl": "ENOTTY EOPNOTSUPP EINVAL EIO EPERM",
     "stat": PATH + " EOVERFLOW",
     "lstat": PATH + " EOVERFLOW",
     "statx": PATH + " ENOSYS EPERM EINVAL",
@@ -94,8 +95,8 @@ ERRORS = {
 # returns an error that its operation cannot have.
 INFALLIBLE = set("""
     brk execve exit exit_group futex getegid geteuid getgid getpid gettid getuid poll
-    restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield
-    set_robust_list sysinfo uname wait4""".split())
+    restart_syscall rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn
+    sched_getaffinity sched_yield set_robust_list sysinfo uname wait4""".split())
 # Errors that a caller must retry, or that end once another process acts: they do not last.
 PASSING = {"EINTR", "EAGAIN"}
 # A process that cannot close or unmap keeps what it holds: nothing can be promised of its
