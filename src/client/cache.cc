@@ -194,6 +194,7 @@ class Cache::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
+  State* state_if_open() const { return state_if_open_.load(std::memory_order_acquire); }
   // Returns the state; opens it again if it was closed.
   State& state() const {
     State* const state = state_if_open_.load(std::memory_order_acquire);
@@ -638,6 +639,14 @@ UpdateId wait_for_others(Session& session, const UpdateOptions& options) {
   }
 }
 
+std::optional<UpdateId> applied_if_fresh(const Session& session, const UpdateOptions& options) {
+  if (!(options.staleness_max > zero_staleness) ||
+      !is_fresh(session, boot_time_ns(), options.staleness_max))
+    return std::nullopt;
+  const UpdateId applied = session.state.applied_id();
+  return applied >= options.at_least ? std::optional(applied) : std::nullopt;
+}
+
 }  // namespace
 
 UpdateId Cache::update(const UpdateOptions& options) {
@@ -650,11 +659,7 @@ UpdateId Cache::update(const UpdateOptions& options) {
     if (asks_the_log) NoLog(state.path()).fail();
     return wait_for_others(session, options);
   }
-  if (options.staleness_max > zero_staleness &&
-      is_fresh(session, boot_time_ns(), options.staleness_max)) {
-    const UpdateId applied = state.applied_id();
-    if (applied >= options.at_least) return applied;
-  }
+  if (const std::optional<UpdateId> applied = applied_if_fresh(session, options)) return *applied;
   Backoff backoff = session.backoff_for(options);
   return follow(session, backoff, options.at_least, options.staleness_max);
 }
@@ -722,5 +727,29 @@ void Cache::delete_shared_state() { impl().close(/*remove=*/true); }
 Log& CacheInternal::log(const Cache& cache) { return cache.impl().session().log; }
 
 State& CacheInternal::state(const Cache& cache) { return cache.impl().state(); }
+
+State* CacheInternal::state_if_open(const Cache& cache) noexcept {
+  return cache.impl_ ? cache.impl_->state_if_open() : nullptr;
+}
+
+std::optional<UpdateId> CacheInternal::applied_id_if_fresh(const Cache& cache,
+                                                           const UpdateOptions& options) {
+  Cache::Impl& impl = cache.impl();
+  if (impl.state_if_open() == nullptr || impl.is_attached()) return std::nullopt;
+  return applied_if_fresh(impl.session(), options);
+}
+
+void CacheInternal::write_async(Cache& cache, std::span<const Change> changes,
+                                const WriteOptions& options,
+                                std::shared_ptr<WriteCompletion> completion) {
+  cache.impl().context().write_queue.write_async(changes, options, std::move(completion));
+}
+
+std::optional<UpdateId> CacheInternal::write_decided(
+    Cache& cache, const std::function<std::vector<Change>(const View&)>& decide,
+    const WriteOptions& options) {
+  ProcessContext& context = cache.impl().context();
+  return whycache::write_decided(context.session, context.appender, decide, options);
+}
 
 }  // namespace whycache

@@ -1,9 +1,17 @@
-// Access to the insides of a Cache, for the tools, tests and benchmarks of this repository.
+// Access to the insides of a Cache, for what else is in this repository: the Python package, tools,
+// tests and benchmarks.
 #pragma once
 
 #include <whycache/cache.h>
 #include <whycache/log.h>
 
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "client/write_queue.h"
 #include "state/state.h"
 
 namespace whycache {
@@ -15,6 +23,20 @@ class CacheInternal {
   // cache is closed.
   static State& state(const Cache& cache);
   static Log& log(const Cache& cache);
+  // Returns null while the cache is closed.
+  static State* state_if_open(const Cache& cache) noexcept;
+  // Returns the applied id if update() with these options need not ask the log, else nullopt. Costs
+  // nanoseconds, and never waits.
+  static std::optional<UpdateId> applied_id_if_fresh(const Cache& cache,
+                                                     const UpdateOptions& options);
+  // As Cache::write_async(), but gives the outcome to `completion`.
+  static void write_async(Cache& cache, std::span<const Change> changes,
+                          const WriteOptions& options, std::shared_ptr<WriteCompletion> completion);
+  // Appends the changes that `decide` returns for the dataset as of the head of the log, if nothing
+  // changes meanwhile; else calls it again. Returns nullopt if it returns no change.
+  static std::optional<UpdateId> write_decided(
+      Cache& cache, const std::function<std::vector<Change>(const View&)>& decide,
+      const WriteOptions& options);
 };
 
 }  // namespace whycache

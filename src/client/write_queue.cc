@@ -149,22 +149,52 @@ WriteQueue::AsyncWrite WriteQueue::AsyncWrite::copy_of(std::span<const Change> c
   return write;
 }
 
+namespace {
+
+// Gives the outcome to a future, which wakes its waiter by itself.
+class FutureCompletion : public WriteCompletion {
+ public:
+  FutureCompletion() : WriteCompletion(nullptr) {}
+  std::future<UpdateId> future() { return promise_.get_future(); }
+  void finish(UpdateId id, const std::exception_ptr& failure) noexcept override {
+    if (failure) {
+      promise_.set_exception(failure);
+    } else {
+      promise_.set_value(id);
+    }
+  }
+
+ private:
+  std::promise<UpdateId> promise_;
+};
+
+}  // namespace
+
 std::future<UpdateId> WriteQueue::write_async(std::span<const Change> changes,
                                               const WriteOptions& options) {
+  const auto completion = std::make_shared<FutureCompletion>();
+  std::future<UpdateId> future = completion->future();
+  write_async(changes, options, completion);
+  return future;
+}
+
+void WriteQueue::write_async(std::span<const Change> changes, const WriteOptions& options,
+                             std::shared_ptr<WriteCompletion> completion) {
   if (changes.empty()) {
-    std::promise<UpdateId> promise;
-    promise.set_value(session_.state.applied_id());
-    return promise.get_future();
+    completion->finish(session_.state.applied_id(), nullptr);
+    if (completion->waker()) completion->waker()->wake();
+    return;
   }
   const std::size_t bytes = byte_count(changes);
   reserve_async_bytes(bytes);
   try {
     std::list<AsyncWrite> one_write;  // a list, so that enqueue_async() need not move it
     AsyncWrite& write = one_write.emplace_back(AsyncWrite::copy_of(changes, options));
+    write.completion = std::move(completion);
     enforce_guards(write.changes, options);
     write.batches = split_into_batches(write.changes, write.options);
     for (QueuedBatch& batch : write.batches) batch.async_write = &write;
-    return enqueue_async(one_write);
+    enqueue_async(one_write);
   } catch (...) {
     const MutexLock lock(mutex_);
     async_bytes_ -= bytes;
@@ -187,9 +217,8 @@ void WriteQueue::reserve_async_bytes(std::size_t bytes) {
 }
 
 // Queues the batches of a list of one write, and takes the write out of the list.
-std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write) {
+void WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write) {
   AsyncWrite& write = one_write.front();
-  std::future<UpdateId> future = write.promise.get_future();
   const MutexLock lock(mutex_);
   if (stopping_)
     throw Error(ErrorKind::invalid,
@@ -204,7 +233,6 @@ std::future<UpdateId> WriteQueue::enqueue_async(std::list<AsyncWrite>& one_write
   }
   async_writes_.splice(async_writes_.end(), one_write);
   async_ready_.notify_one();
-  return future;
 }
 
 void WriteQueue::start_async_thread() {
@@ -347,6 +375,19 @@ void WriteQueue::NotifyingLock::notify_pending() noexcept {
   for (const std::shared_ptr<std::condition_variable>& condition : pending_notifications_)
     condition->notify_one();
   pending_notifications_.clear();
+  for (const std::shared_ptr<WriteWaker>& waker : pending_wakers_) waker->wake();
+  pending_wakers_.clear();
+}
+
+void WriteQueue::NotifyingLock::wake_on_release(const std::shared_ptr<WriteWaker>& waker) noexcept {
+  if (!waker ||
+      std::find(pending_wakers_.begin(), pending_wakers_.end(), waker) != pending_wakers_.end())
+    return;
+  try {
+    pending_wakers_.push_back(waker);
+  } catch (const std::bad_alloc&) {
+    waker->wake();
+  }
 }
 
 // --- The queue ---
@@ -437,17 +478,19 @@ void WriteQueue::finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
   batch.done = true;
   batch.id = id;
   batch.failure = failure;
-  if (batch.async_write != nullptr) finish_async(batch);
+  if (batch.async_write != nullptr) finish_async(lock, batch);
 }
 
-void WriteQueue::finish_async(QueuedBatch& batch) {
+void WriteQueue::finish_async(NotifyingLock& lock, QueuedBatch& batch) {
   AsyncWrite& write = *batch.async_write;
   async_ready_.notify_one();
   ++write.batches_finished;
   if (!batch.failure) {
     write.changes_written += batch.changes.size();
     write.last_id = batch.id;
-    if (write.batches_finished == write.batches.size()) write.promise.set_value(batch.id);
+    if (write.batches_finished < write.batches.size()) return;
+    write.completion->finish(batch.id, nullptr);
+    lock.wake_on_release(write.completion->waker());
     return;
   }
   // The later batches of this write are behind it in the queue, so none is written yet. None may be
@@ -458,10 +501,11 @@ void WriteQueue::finish_async(QueuedBatch& batch) {
     after.done = true;
     ++write.batches_finished;
   }
-  write.promise.set_exception(write.changes_written == 0
+  write.completion->finish(0, write.changes_written == 0
                                   ? batch.failure
                                   : partial_failure(batch.failure, write.changes_written,
                                                     write.changes.size(), write.last_id));
+  lock.wake_on_release(write.completion->waker());
 }
 
 std::exception_ptr WriteQueue::partial_failure(const std::exception_ptr& failure,

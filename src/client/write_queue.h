@@ -23,6 +23,7 @@
 #include <stop_token>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/backoff.h"
@@ -31,6 +32,32 @@
 #include "client/session.h"
 
 namespace whycache {
+
+// Wakes whatever waits for asynchronous writes, such as an event loop.
+class WriteWaker {
+ public:
+  virtual ~WriteWaker() = default;
+  // Runs once after each group commit that has finished writes of this waker, on the thread that
+  // led it. Must return soon.
+  virtual void wake() noexcept = 0;
+};
+
+// Takes the outcome of one asynchronous write, for callers that cannot wait for a future.
+class WriteCompletion {
+ public:
+  explicit WriteCompletion(std::shared_ptr<WriteWaker> waker) : waker_(std::move(waker)) {}
+  virtual ~WriteCompletion() = default;
+  WriteCompletion(const WriteCompletion&) = delete;
+  WriteCompletion& operator=(const WriteCompletion&) = delete;
+
+  // Runs once, before the waker does. With a failure, `id` is 0. Holds the mutex of the queue: must
+  // only take note, and must not call back.
+  virtual void finish(UpdateId id, const std::exception_ptr& failure) noexcept = 0;
+  const std::shared_ptr<WriteWaker>& waker() const { return waker_; }
+
+ private:
+  std::shared_ptr<WriteWaker> waker_;
+};
 
 class WriteQueue {
  public:
@@ -52,6 +79,9 @@ class WriteQueue {
   // would return or throw. Throws invalid, limit and refused at once, as write() does, and
   // Error(limit) if more than Options::queue_bytes_max would be waiting.
   std::future<UpdateId> write_async(std::span<const Change> changes, const WriteOptions& options);
+  // The same, but gives the outcome to `completion`. After it has thrown, it never does.
+  void write_async(std::span<const Change> changes, const WriteOptions& options,
+                   std::shared_ptr<WriteCompletion> completion);
   // Stops and joins the thread. Asynchronous writes that it has not begun fail with
   // Error(unavailable), and write_async() throws Error(invalid) from now on. A write that is under
   // way gets a moment to finish. Then its call of the log is stopped, and it fails as if its
@@ -92,7 +122,8 @@ class WriteQueue {
     std::size_t batches_finished = 0;
     std::size_t changes_written = 0;
     UpdateId last_id = 0;
-    std::promise<UpdateId> promise;
+    // Takes the outcome.
+    std::shared_ptr<WriteCompletion> completion;
   };
 
   // Holds the queue's mutex, and notifies waiting writers only after it has released it (or in
@@ -108,6 +139,7 @@ class WriteQueue {
 
     // Notifies the caller of the batch, if one waits. `first`: before all others.
     void notify_on_release(const QueuedBatch& batch, bool first = false) noexcept;
+    void wake_on_release(const std::shared_ptr<WriteWaker>& waker) noexcept;
     // Releases the mutex while it waits, as std::condition_variable does.
     void wait(std::condition_variable& condition);
     void wait(std::condition_variable& condition, std::chrono::nanoseconds timeout);
@@ -119,13 +151,14 @@ class WriteQueue {
 
     MutexLock lock_;
     std::vector<std::shared_ptr<std::condition_variable>> pending_notifications_;
+    std::vector<std::shared_ptr<WriteWaker>> pending_wakers_;
   };
 
   void enforce_guards(std::span<const Change> changes, const WriteOptions& options) const;
   std::vector<QueuedBatch> split_into_batches(std::span<const Change> changes,
                                               const WriteOptions& options);
   void reserve_async_bytes(std::size_t bytes) WHYCACHE_EXCLUDES(mutex_);
-  std::future<UpdateId> enqueue_async(std::list<AsyncWrite>& one_write) WHYCACHE_EXCLUDES(mutex_);
+  void enqueue_async(std::list<AsyncWrite>& one_write) WHYCACHE_EXCLUDES(mutex_);
   // Throws Error(limit) if the system cannot start a thread.
   void start_async_thread() WHYCACHE_REQUIRES(mutex_);
   void run_async_writer() WHYCACHE_EXCLUDES(mutex_);
@@ -140,7 +173,7 @@ class WriteQueue {
       WHYCACHE_EXCLUDES(mutex_);
   void finish(NotifyingLock& lock, QueuedBatch& batch, UpdateId id,
               const std::exception_ptr& failure) WHYCACHE_REQUIRES(mutex_);
-  void finish_async(QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_);
+  void finish_async(NotifyingLock& lock, QueuedBatch& batch) WHYCACHE_REQUIRES(mutex_);
   // The failure of a split batch whose first updates are written.
   std::exception_ptr partial_failure(const std::exception_ptr& failure, std::size_t written,
                                      std::size_t all, UpdateId last_id) const noexcept;

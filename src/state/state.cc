@@ -155,6 +155,7 @@ State::State(StateOptions options)
     : options_(std::move(options)),
       directory_cache_(&CurrentFile::no_directory_cache()),
       get_(select_get()),
+      try_get_(select_try_get()),
       impl_(std::make_unique<Impl>(*this)) {}
 
 State::~State() {
@@ -351,6 +352,32 @@ struct State::CopyValue {
   std::string& target;
 };
 
+// Copies the value into a buffer that most often has the value's size already, and leaves to the
+// caller what the fast path cannot decide.
+struct State::CopyToBuffer {
+  template <typename Vectors>
+  [[gnu::always_inline]] bool take(const UnpinnedRead&, const FastValue&, std::size_t,
+                                   std::string_view value) const {
+    const std::size_t bytes = hide_from_optimizer(target.bytes);
+    if (value.size() != bytes || bytes > copy_short_bytes_max) [[unlikely]]
+      return false;
+    Vectors::copy(target.data, value.data(), hide_from_optimizer(bytes));
+    return true;
+  }
+  [[gnu::always_inline]] static bool not_found() { return record_miss(); }
+  [[gnu::always_inline]] bool take_slowly(const State& state, const UnpinnedRead& read,
+                                          std::string_view, std::string_view value) const {
+    pending_get = {&state, &read.header(), read.optimistic()};
+    return finish_try_get(target, value);
+  }
+  [[gnu::always_inline]] bool read_slowly(const State&, std::string_view) const {
+    target.is_undecided = true;
+    return false;
+  }
+
+  ValueBuffer& target;
+};
+
 struct State::TestPresence {
   template <typename Vectors>
   [[gnu::always_inline]] static bool take(const UnpinnedRead&, const FastValue&, std::size_t,
@@ -388,33 +415,63 @@ bool State::finish_get(std::string_view key, std::string& value, std::string_vie
   return holds || get.state->slow_read(key, CopyValue{value});
 }
 
+// As finish_get(), but does not wait.
+bool State::finish_try_get(ValueBuffer& buffer, std::string_view found) {
+  const PendingGet get = pending_get;
+  const DirectoryCache& cache = *get.state->directory_cache_.load(std::memory_order_acquire);
+  bool holds = false;
+  if (is_value_mapped(cache, found) && found.size() <= buffer.bytes_max &&
+      (found.size() == buffer.bytes || buffer.resize(buffer, found.size()))) [[likely]] {
+    std::memcpy(buffer.data, found.data(), found.size());
+    holds = get.read.validate(*get.header);
+  }
+  this_reader.thread->leave();
+  buffer.is_undecided = !holds;
+  return holds;
+}
+
 #if WHYCACHE_AVX2
-[[WHYCACHE_TARGET_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
-                                              std::string& value) {
+template <typename Sink>
+WHYCACHE_INLINE_AVX2 bool State::read_avx2(const State& state, std::string_view key, Sink sink) {
   ReaderThread* const thread = this_reader.fast_thread;
   if (!fits_two_words(key.size())) [[unlikely]]
-    return state.read(key, CopyValue{value}, false);
+    return state.read(key, sink, false);
   if (thread != nullptr) [[likely]]
-    return point_read_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key,
-                           CopyValue{value});
+    return point_read_avx2(UnpinnedRead(*thread, state.directory_cache_), state, key, sink);
   if (this_reader.thread == nullptr) [[unlikely]]
-    return state.read(key, CopyValue{value}, false);
+    return state.read(key, sink, false);
   const UnpinnedRead read(*this_reader.thread, state.directory_cache_);
   const bool excluded = avx2::filter_excludes(read.directory_cache(), read.header(), key) &&
                         !read.superseded() && read.validate();
   // Not read.leave(): keeping the record's address would cost every get one more register.
   this_reader.thread->leave();
-  if (!excluded) return state.read(key, CopyValue{value}, true);
+  if (!excluded) return state.read(key, sink, true);
   this_reader.record_filter_exclusion();
   return false;
 }
+
+[[WHYCACHE_TARGET_AVX2]] bool State::get_avx2(const State& state, std::string_view key,
+                                              std::string& value) {
+  return read_avx2(state, key, CopyValue{value});
+}
+
+[[WHYCACHE_TARGET_AVX2]] bool State::try_get_avx2(const State& state, std::string_view key,
+                                                  ValueBuffer& buffer) {
+  return read_avx2(state, key, CopyToBuffer{buffer});
+}
 #endif
 
-bool State::contains(std::string_view key) const {
+template <typename Sink>
+[[gnu::always_inline]] inline bool State::read_portable(const State& state, std::string_view key,
+                                                        Sink sink) {
   if (key.size() - 8 < this_reader.fast_key_size_count) [[likely]]
-    return point_read<true>(UnpinnedRead(*this_reader.fast_thread, directory_cache_), *this, key,
-                            TestPresence());
-  return read(key, TestPresence(), false);
+    return point_read<true>(UnpinnedRead(*this_reader.fast_thread, state.directory_cache_), state,
+                            key, sink);
+  return state.read(key, sink, false);
+}
+
+bool State::contains(std::string_view key) const {
+  return read_portable(*this, key, TestPresence());
 }
 
 template <typename Sink>
@@ -423,7 +480,7 @@ bool State::read(std::string_view key, Sink sink, bool passed_filter) const {
   if (reader.fast_thread != nullptr)
     return point_read<false>(UnpinnedRead(*reader.fast_thread, directory_cache_), *this, key, sink);
   if (reader.thread == nullptr) [[unlikely]]
-    return slow_read(key, sink);
+    return sink.read_slowly(*this, key);
   if (!passed_filter && filter_excludes(*reader.thread, key)) return false;
   const UnpinnedRead read(*reader.thread, directory_cache_);
   const bool found = fits_two_words(key.size()) ? point_read<true>(read, *this, key, sink)
@@ -447,10 +504,16 @@ State::GetFunction* State::select_get() {
   if (has_avx2()) return get_avx2;
 #endif
   return [](const State& state, std::string_view key, std::string& value) {
-    if (key.size() - 8 < this_reader.fast_key_size_count) [[likely]]
-      return point_read<true>(UnpinnedRead(*this_reader.fast_thread, state.directory_cache_), state,
-                              key, CopyValue{value});
-    return state.read(key, CopyValue{value}, false);
+    return read_portable(state, key, CopyValue{value});
+  };
+}
+
+State::TryGetFunction* State::select_try_get() {
+#if WHYCACHE_AVX2
+  if (has_avx2()) return try_get_avx2;
+#endif
+  return [](const State& state, std::string_view key, ValueBuffer& buffer) {
+    return read_portable(state, key, CopyToBuffer{buffer});
   };
 }
 

@@ -39,6 +39,19 @@ struct ReaderThread;
 class StateBuilder;
 class StateWriter;
 
+// Memory of a caller that a read copies a value to.
+struct ValueBuffer {
+  char* data = nullptr;
+  std::size_t bytes = 0;
+  // A larger value leaves the read undecided.
+  std::size_t bytes_max = 0;
+  // Sets `data` and `bytes` for a value of another size. Returns false if memory is missing. Runs
+  // in a read section: it must not read a state, nor wait.
+  bool (*resize)(ValueBuffer& buffer, std::size_t bytes) = nullptr;
+  // Set if State::try_get() returned false without having decided that the key is absent.
+  bool is_undecided = false;
+};
+
 // Whether State::install() replaces a current state that has applied more of the same log than the
 // new one, which happens if a writer of this machine has been active meanwhile.
 enum class InstallPolicy : std::uint8_t { always, unless_behind };
@@ -72,6 +85,12 @@ class State {
 
   // Copies the value into `value` and returns true, or returns false if the key is absent.
   bool get(std::string_view key, std::string& value) const { return get_(*this, key, value); }
+  // The fast path of get() alone, for a caller that holds a lock while it reads: never waits,
+  // throws or makes a system call. Returns true if the buffer holds exactly the value. Its content
+  // is unspecified otherwise, and `is_undecided` says whether to read by get().
+  bool try_get(std::string_view key, ValueBuffer& buffer) const noexcept {
+    return try_get_(*this, key, buffer);
+  }
   bool contains(std::string_view key) const;
   // Reads all keys as of one update id, and returns it. Calls `found(i, value)` once for each key
   // that is present, in any order.
@@ -175,11 +194,20 @@ class State {
   std::optional<LogIdentity> of_other_log(const Mapping& found) const;
   // --- Point reads (read/point_read.h) ---
   struct CopyValue;
+  struct CopyToBuffer;
   struct TestPresence;
   // get() with the bucket search that this processor is best at.
   using GetFunction = bool(const State& state, std::string_view key, std::string& value);
   static GetFunction get_avx2;
   static GetFunction* select_get();
+  using TryGetFunction = bool(const State& state, std::string_view key, ValueBuffer& buffer);
+  static TryGetFunction try_get_avx2;
+  static TryGetFunction* select_try_get();
+  // Point reads of keys of any size, with the bucket search of AVX2.
+  template <typename Sink>
+  static bool read_avx2(const State& state, std::string_view key, Sink sink);
+  template <typename Sink>
+  static bool read_portable(const State& state, std::string_view key, Sink sink);
   // Reads keys of any size. A thread whose keys are mostly absent probes the filter of the index
   // first, unless the caller has done so (`passed_filter`).
   template <typename Sink>
@@ -188,6 +216,7 @@ class State {
   // Copies a value that is long, or that has another size than the string.
   [[gnu::noinline]] static bool finish_get(std::string_view key, std::string& value,
                                            std::string_view found);
+  [[gnu::noinline]] static bool finish_try_get(ValueBuffer& buffer, std::string_view found);
   // Reads that the fast path left undecided: several attempts without a pin, then one with a pin.
   template <typename Sink>
   [[gnu::noinline]] bool slow_read(std::string_view key, Sink sink) const;
@@ -201,6 +230,7 @@ class State {
   // finds it with one load.
   std::atomic<const DirectoryCache*> directory_cache_;
   bool (*const get_)(const State&, std::string_view, std::string&);
+  bool (*const try_get_)(const State&, std::string_view, ValueBuffer&);
   std::unique_ptr<Impl> impl_;
 };
 
