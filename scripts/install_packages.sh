@@ -9,11 +9,11 @@ set -eu
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev
        libxxhash-dev libzstd-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 test="libgtest-dev libgmock-dev libcpp-httplib-dev python3 sqlite3 mariadb-server memcached
-      openssl strace util-linux btrfs-progs xfsprogs"
+      openssl strace util-linux btrfs-progs xfsprogs python3-dev python3-venv"
 torture="spin gcc e2fsprogs"
 bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server
        libmemcached-dev memcached mariadb-server python3"
-check="clang clang-format clang-tidy codespell shellcheck python3"
+check="clang clang-format clang-tidy codespell shellcheck python3 python3-dev"
 fuzz="clang libclang-rt-dev"
 
 packages=$build

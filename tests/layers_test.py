@@ -18,7 +18,7 @@ LAYERS = [
     ["src/update"],
     ["src/state", "src/log"],
     ["src/client"],
-    ["cli", "examples", "demo", "fuzz"],
+    ["cli", "examples", "demo", "fuzz", "python"],
     ["bench"],  # above demo: it measures with the demo's data
     ["tests"],
 ]

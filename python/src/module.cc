@@ -1,0 +1,240 @@
+#include "module.h"
+
+#include <whycache/log.h>
+
+#include <chrono>
+#include <cstring>
+#include <new>
+
+namespace whycache::python {
+namespace {
+
+struct ErrorClass {
+  PyObject* ModuleState::*member;
+  const char* name;
+  bool is_value_error;
+  const char* documentation;
+};
+
+constexpr ErrorClass error_classes[] = {
+    {&ModuleState::invalid_error, "InvalidError", true,
+     "The call, an option or a permission is wrong. Retrying cannot help; nothing was written."},
+    {&ModuleState::limit_error, "LimitError", false,
+     "A limit was reached, of an option or of the system; nothing was written. The message names "
+     "the limit and what raises it."},
+    {&ModuleState::unavailable_error, "UnavailableError", false,
+     "The log did not answer in time and nothing was written, or there is no state to read yet. "
+     "Retry later."},
+    {&ModuleState::uncertain_error, "UncertainError", false,
+     "The log failed midway and stayed unreachable: the write may be in it, or a part of it."},
+    {&ModuleState::conflict_error, "ConflictError", false,
+     "Other writers changed what this write depended on until attempts or deadline ran out; "
+     "nothing was written."},
+    {&ModuleState::refused_error, "RefusedError", false,
+     "A guard of this application forbids the write; nothing was written."},
+    {&ModuleState::corrupt_error, "CorruptError", false,
+     "Stored bytes, of the state or of the log, are not what was written. The message gives the "
+     "next step."},
+    {&ModuleState::decode_error, "DecodeError", true,
+     "A stored value is not what the cache's codec writes. Other keys can still be read."},
+};
+
+bool add_errors(PyObject* module, ModuleState& state) {
+  state.error = PyErr_NewExceptionWithDoc(
+      "whycache.Error", "Base class of the errors that whycache raises. An absent key is KeyError.",
+      nullptr, nullptr);
+  if (state.error == nullptr || PyModule_AddObjectRef(module, "Error", state.error) < 0)
+    return false;
+  for (const ErrorClass& error : error_classes) {
+    const Ref bases(error.is_value_error ? PyTuple_Pack(2, state.error, PyExc_ValueError)
+                                         : PyTuple_Pack(1, state.error));
+    if (!bases) return false;
+    const std::string name = std::string("whycache.") + error.name;
+    PyObject* const type =
+        PyErr_NewExceptionWithDoc(name.c_str(), error.documentation, bases.get(), nullptr);
+    state.*error.member = type;
+    if (type == nullptr || PyModule_AddObjectRef(module, error.name, type) < 0) return false;
+  }
+  return true;
+}
+
+PyObject* class_of(const ModuleState& module, ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::invalid: return module.invalid_error;
+    case ErrorKind::limit: return module.limit_error;
+    case ErrorKind::unavailable: return module.unavailable_error;
+    case ErrorKind::uncertain: return module.uncertain_error;
+    case ErrorKind::conflict: return module.conflict_error;
+    case ErrorKind::refused: return module.refused_error;
+    case ErrorKind::corrupt: return module.corrupt_error;
+  }
+  return module.error;
+}
+
+// A message may hold any bytes, of a path for example.
+void set_message(PyObject* type, const char* message) {
+  const Ref text(PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(std::strlen(message)),
+                                      "backslashreplace"));
+  if (text) PyErr_SetObject(type, text.get());
+}
+
+struct ModuleObject {
+  ModuleState* state;
+};
+
+PyObject* end_views(PyObject* module, PyObject* /*unused*/) {
+  end_all_views(state_of_module(module));
+  Py_RETURN_NONE;
+}
+
+PyObject* start_again_in_child(PyObject* module, PyObject* /*unused*/) {
+  ModuleState& state = state_of_module(module);
+  state.runtime->start_again_in_child();
+  end_all_views(state);
+  Py_RETURN_NONE;
+}
+
+PyObject* end_python(PyObject* module, PyObject* /*unused*/) {
+  const std::shared_ptr<Runtime> runtime = state_of_module(module).runtime;
+  {
+    const ReleasedGil released;
+    runtime->end_python();
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* do_nothing(PyObject* /*module*/, PyObject* const* /*arguments*/, Py_ssize_t /*count*/) {
+  Py_RETURN_NONE;
+}
+
+PyObject* time_left(PyObject* /*module*/, PyObject* /*unused*/) {
+  const std::chrono::nanoseconds left = call_time_left();
+  return PyFloat_FromDouble(left == std::chrono::nanoseconds::max()
+                                ? Py_HUGE_VAL
+                                : std::chrono::duration<double>(left).count());
+}
+
+PyMethodDef module_methods[] = {
+    {"call_time_left", time_left, METH_NOARGS,
+     "Returns how many seconds the call of a log on this thread may still take."},
+    {"end_views", end_views, METH_NOARGS, "Ends every view of this process."},
+    {"start_again_in_child", start_again_in_child, METH_NOARGS,
+     "Replaces what a forked child cannot share with its parent."},
+    {"end_python", end_python, METH_NOARGS,
+     "Keeps threads of the library from calling Python, once those calls have returned."},
+    {"do_nothing", method(do_nothing), METH_FASTCALL,
+     "Does nothing: what a call costs, for benchmarks."},
+    {nullptr, nullptr, 0, nullptr}};
+
+int execute(PyObject* module) {
+  auto* const object = static_cast<ModuleObject*>(PyModule_GetState(module));
+  try {
+    object->state = new ModuleState;
+    ModuleState& state = *object->state;
+    state.runtime = std::make_shared<Runtime>();
+    if (!add_errors(module, state)) return -1;
+    state.values = make_values(state.decode_error, state.limit_error);
+    if (!state.values) return -1;
+    return add_pending_types(module, state) && add_view_types(module, state) &&
+                   add_range_types(module, state) && add_cache_type(module, state) &&
+                   PyModule_AddStringConstant(module, "__version__", WHYCACHE_VERSION) == 0
+               ? 0
+               : -1;
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return -1;
+  }
+}
+
+template <typename Visit>
+void for_each_object(ModuleState& state, const Visit& visit) {
+  for (PyObject* ModuleState::*const member :
+       {&ModuleState::cache_type, &ModuleState::view_type, &ModuleState::range_type,
+        &ModuleState::range_iterator_type, &ModuleState::value_memory_type,
+        &ModuleState::pending_type, &ModuleState::completions_type, &ModuleState::error,
+        &ModuleState::invalid_error, &ModuleState::limit_error, &ModuleState::unavailable_error,
+        &ModuleState::uncertain_error, &ModuleState::conflict_error, &ModuleState::refused_error,
+        &ModuleState::corrupt_error, &ModuleState::decode_error})
+    visit(state.*member);
+}
+
+int traverse(PyObject* module, visitproc visit, void* argument) {
+  auto* const object = static_cast<ModuleObject*>(PyModule_GetState(module));
+  if (object == nullptr || object->state == nullptr) return 0;
+  int result = 0;
+  for_each_object(*object->state, [&](PyObject* member) {
+    if (result == 0 && member != nullptr) result = visit(member, argument);
+  });
+  return result;
+}
+
+// The state itself stays until the module is freed: objects of its types may still refer to it.
+int clear(PyObject* module) {
+  auto* const object = static_cast<ModuleObject*>(PyModule_GetState(module));
+  if (object == nullptr || object->state == nullptr) return 0;
+  for_each_object(*object->state, [](PyObject*& member) { Py_CLEAR(member); });
+  return 0;
+}
+
+void free_module(void* module) {
+  clear(static_cast<PyObject*>(module));
+  auto* const object =
+      static_cast<ModuleObject*>(PyModule_GetState(static_cast<PyObject*>(module)));
+  if (object != nullptr) delete std::exchange(object->state, nullptr);
+}
+
+PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, slot(execute)},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, nullptr}};
+
+PyModuleDef module_definition = {PyModuleDef_HEAD_INIT,
+                                 "whycache._whycache",
+                                 "The part of whycache that is written in C++.",
+                                 sizeof(ModuleObject),
+                                 module_methods,
+                                 module_slots,
+                                 traverse,
+                                 clear,
+                                 free_module};
+
+}  // namespace
+
+ModuleState& state_of_module(PyObject* module) {
+  return *static_cast<ModuleObject*>(PyModule_GetState(module))->state;
+}
+
+ModuleState* state_of_type(PyTypeObject* type) {
+  PyObject* const module = PyType_GetModuleByDef(type, &module_definition);
+  return module != nullptr ? &state_of_module(module) : nullptr;
+}
+
+PyObject* set_error(ModuleState& module, const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& error) {
+    set_message(class_of(module, error.kind()), error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    set_message(module.error, error.what());
+  }
+  return nullptr;
+}
+
+void refuse_key(ModuleState& module, PyObject* object) {
+  if (!PyBytes_Check(object)) {
+    PyErr_Format(PyExc_TypeError, "key must be bytes, not %.100s", Py_TYPE(object)->tp_name);
+  } else if (PyBytes_GET_SIZE(object) == 0) {
+    PyErr_SetString(PyExc_ValueError, "key is empty");
+  } else {
+    PyErr_Format(module.limit_error, "key too long: bytes=%zd bytes_max=%u",
+                 PyBytes_GET_SIZE(object), key_bytes_max);
+  }
+}
+
+}  // namespace whycache::python
+
+PyMODINIT_FUNC PyInit__whycache() { return PyModuleDef_Init(&whycache::python::module_definition); }

@@ -1,0 +1,83 @@
+#include "runtime.h"
+
+#include <chrono>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#include "base/signals.h"
+
+namespace whycache::python {
+namespace {
+
+constexpr std::chrono::seconds idle_time_max{5};
+
+}  // namespace
+
+void Workers::run(std::function<void()> call) {
+  const std::lock_guard lock(mutex_);
+  calls_.push_back(std::move(call));
+  if (idle_count_ < calls_.size() && thread_count_ < threads_max) {
+    try {
+      const BlockedSignals blocked;
+      std::thread([self = shared_from_this()] { self->work(); }).detach();
+      ++thread_count_;
+    } catch (const std::system_error& error) {
+      if (thread_count_ == 0) {
+        calls_.pop_back();
+        throw Error(ErrorKind::limit,
+                    std::string("cannot start a thread, nothing was done: reason=\"") +
+                        error.code().message() +
+                        "\" (raise the limits on threads and memory, see ulimit -u and -v)",
+                    error.code().value());
+      }
+    }
+  }
+  ready_.notify_one();
+}
+
+void Workers::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    ++idle_count_;
+    const bool has_call = ready_.wait_for(lock, idle_time_max, [&] { return !calls_.empty(); });
+    --idle_count_;
+    if (!has_call) break;
+    {
+      const std::function<void()> call = std::move(calls_.front());
+      calls_.pop_front();
+      lock.unlock();
+      call();
+    }
+    lock.lock();
+  }
+  --thread_count_;
+}
+
+void Runtime::start_again_in_child() {
+  new (&mutex_) std::mutex;
+  new (&no_calls_) std::condition_variable;
+  calls_ = 0;
+  new std::shared_ptr<Workers>(std::move(workers_));  // leaked: its mutex may be locked
+  workers_ = std::make_shared<Workers>();
+}
+
+bool Runtime::begin_python_call() {
+  const std::lock_guard lock(mutex_);
+  if (ended_) return false;
+  ++calls_;
+  return true;
+}
+
+void Runtime::end_python_call() {
+  const std::lock_guard lock(mutex_);
+  if (--calls_ == 0) no_calls_.notify_all();
+}
+
+void Runtime::end_python() {
+  std::unique_lock lock(mutex_);
+  ended_ = true;
+  no_calls_.wait(lock, [&] { return calls_ == 0; });
+}
+
+}  // namespace whycache::python

@@ -1,0 +1,139 @@
+// What outlives single calls: the cache that Python objects and helper threads share, threads for
+// calls that wait, and the end of the interpreter.
+#pragma once
+
+#include <whycache/cache.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "python.h"
+
+namespace whycache::python {
+
+// Runs calls that wait for a log, so that the thread of Python that needs their outcome stays
+// responsive: to signals, or as an event loop. Threads start on demand, and end when they were idle
+// for a while. They block the signals of the application. Nothing joins them: a call may hang as
+// long as its deadline allows.
+class Workers : public std::enable_shared_from_this<Workers> {
+ public:
+  // More calls than this at a time wait for each other.
+  static constexpr std::size_t threads_max = 64;
+
+  // Throws Error(limit) if no thread can be started, and none is running.
+  void run(std::function<void()> call);
+
+ private:
+  void work();
+
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<std::function<void()>> calls_;
+  std::size_t idle_count_ = 0;
+  std::size_t thread_count_ = 0;
+};
+
+// One per interpreter.
+class Runtime {
+ public:
+  const std::shared_ptr<Workers>& workers() const { return workers_; }
+  // A forked child has none of its parent's threads, and mutexes as they were when it was forked.
+  void start_again_in_child();
+
+  // Threads of the library call Python only between these two. Returns false once the interpreter
+  // is about to end: a thread that then asked for the GIL would be stopped, and with it the
+  // process.
+  bool begin_python_call();
+  void end_python_call();
+  // Makes begin_python_call() return false, and waits for the calls under way. Call it without the
+  // GIL.
+  void end_python();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable no_calls_;
+  std::shared_ptr<Workers> workers_ = std::make_shared<Workers>();
+  std::size_t calls_ = 0;
+  bool ended_ = false;
+};
+
+// Takes the GIL in a thread of the library. `allowed` is false if Python has ended.
+class PythonCall {
+ public:
+  explicit PythonCall(Runtime& runtime) : runtime_(runtime), allowed_(runtime.begin_python_call()) {
+    if (allowed_) gil_ = PyGILState_Ensure();
+  }
+  ~PythonCall() {
+    if (!allowed_) return;
+    PyGILState_Release(gil_);
+    runtime_.end_python_call();
+  }
+  PythonCall(const PythonCall&) = delete;
+  PythonCall& operator=(const PythonCall&) = delete;
+
+  bool allowed() const { return allowed_; }
+
+ private:
+  Runtime& runtime_;
+  const bool allowed_;
+  PyGILState_STATE gil_{};
+};
+
+// A Python object that C++ keeps, and may drop on any thread.
+class SharedObject {
+ public:
+  // Needs the GIL.
+  SharedObject(std::shared_ptr<Runtime> runtime, PyObject* object)
+      : runtime_(std::move(runtime)), object_(object) {
+    Py_INCREF(object_);
+  }
+  ~SharedObject() {
+    const PythonCall call(*runtime_);
+    if (call.allowed()) Py_DECREF(object_);
+  }
+  SharedObject(const SharedObject&) = delete;
+  SharedObject& operator=(const SharedObject&) = delete;
+
+  PyObject* get() const { return object_; }
+  Runtime& runtime() const { return *runtime_; }
+
+ private:
+  const std::shared_ptr<Runtime> runtime_;
+  PyObject* const object_;
+};
+
+// The cache of one Python object. Calls on other threads keep it alive.
+struct Handle {
+  template <typename... Arguments>
+  explicit Handle(Arguments&&... arguments) : cache(std::forward<Arguments>(arguments)...) {}
+
+  Cache cache;
+  // Set by close(): calls then fail instead of opening the state again.
+  std::atomic<bool> closed{false};
+  // The calls that have been started and have not finished. Shared with them: a call may finish
+  // after the cache.
+  const std::shared_ptr<std::atomic<std::size_t>> calls_under_way =
+      std::make_shared<std::atomic<std::size_t>>(0);
+};
+
+// Says that this thread runs a callback of a cache, which must not wait for that cache.
+class CallbackScope {
+ public:
+  CallbackScope() { ++depth_; }
+  ~CallbackScope() { --depth_; }
+  CallbackScope(const CallbackScope&) = delete;
+  CallbackScope& operator=(const CallbackScope&) = delete;
+
+  static bool is_inside() { return depth_ > 0; }
+
+ private:
+  static inline thread_local int depth_ = 0;
+};
+
+}  // namespace whycache::python

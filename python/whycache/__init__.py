@@ -1,0 +1,67 @@
+"""An in-process distributed cache: very fast reads, slow but guaranteed writes.
+
+    import whycache
+
+    cache = whycache.Cache("sqlite:///var/lib/flags.db")
+    cache.set(b"checkout.enabled", True)         # durable, applied here; returns the update id
+    if cache[b"checkout.enabled"]: ...           # no lock, no system call
+    cache.update()                               # applies what other machines wrote
+    for key, value in cache.items(): ...         # as of one update id, in key order
+
+`Cache` blocks until a write is durable; `whycache.aio.Cache` is for asyncio. Both read at memory
+speed, in a state that all processes of the machine share, whatever their language.
+"""
+
+from collections.abc import Mapping as _Mapping
+
+from whycache._blocking import Cache
+from whycache._log import AppendResult, Extent, Log, call_time_left
+from whycache._operations import (
+    ABSENT,
+    Change,
+    Event,
+    FreshValue,
+    Transaction,
+    TransactResult,
+)
+from whycache._whycache import (
+    ConflictError,
+    CorruptError,
+    DecodeError,
+    Error,
+    InvalidError,
+    LimitError,
+    RefusedError,
+    UnavailableError,
+    UncertainError,
+    View,
+    __version__,
+)
+
+_Mapping.register(Cache)
+_Mapping.register(View)
+
+__all__ = [
+    "ABSENT",
+    "AppendResult",
+    "Cache",
+    "Change",
+    "ConflictError",
+    "CorruptError",
+    "DecodeError",
+    "Error",
+    "Event",
+    "Extent",
+    "FreshValue",
+    "InvalidError",
+    "LimitError",
+    "Log",
+    "RefusedError",
+    "TransactResult",
+    "Transaction",
+    "UnavailableError",
+    "UncertainError",
+    "View",
+    "__version__",
+    "call_time_left",
+]

@@ -1,0 +1,156 @@
+"""The cache for asyncio."""
+
+import asyncio
+import weakref
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from whycache import _whycache
+from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds
+
+__all__ = ["Cache", "Write"]
+
+
+class _LoopSide:
+    """The calls of one event loop that are under way."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = weakref.ref(loop)
+        self.completions = _whycache.Completions()
+        self.under_way: set[_whycache.Pending] = set()
+        loop.add_reader(self.completions.fileno(), self.wake)
+
+    def wake(self) -> None:
+        loop = self.loop()
+        for pending in self.completions.take():
+            self.under_way.discard(pending)
+            waiters, pending.waiter = pending.waiter, None
+            for waiter in waiters or ():
+                if waiter.get_loop() is loop:
+                    _set_done(waiter)
+                else:
+                    waiter.get_loop().call_soon_threadsafe(_set_done, waiter)
+
+
+def _set_done(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+_sides: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSide]" = (
+    weakref.WeakKeyDictionary())
+
+
+def _running_side() -> _LoopSide:
+    loop = asyncio.get_running_loop()
+    side = _sides.get(loop)
+    if side is None:
+        side = _sides[loop] = _LoopSide(loop)
+    return side
+
+
+class Write:
+    """A call that has been started: await it for its outcome.
+
+    It goes on if the task that awaits it is cancelled. The CancelledError then has it as its
+    attribute `write`, and it can be awaited again.
+    """
+
+    __slots__ = ("_pending",)
+
+    def __init__(self, pending: _whycache.Pending) -> None:
+        self._pending = pending
+
+    def done(self) -> bool:
+        """Returns whether the outcome is known."""
+        return self._pending.done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Waits for the outcome without an event loop. Raises TimeoutError if it takes longer."""
+        return self._pending.result(timeout)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        pending = self._pending
+        while not pending.done():
+            waiter = asyncio.get_running_loop().create_future()
+            if pending.waiter is None:
+                pending.waiter = []
+            pending.waiter.append(waiter)
+            # It may have finished, and been taken, before the waiter was there.
+            if pending.done():
+                break
+            try:
+                yield from waiter
+            except asyncio.CancelledError as error:
+                error.write = self  # type: ignore[attr-defined]
+                raise
+        return pending.result(0)
+
+
+class Cache(Operations):
+    """As whycache.Cache, for asyncio: what waits is awaitable, reads are as they are.
+
+    Writes begin when they are called, in this order, and go on if their task is cancelled. One
+    object works in several event loops. Opening blocks; `await Cache.open(...)` does not.
+    """
+
+    @classmethod
+    async def open(cls, *arguments: Any, **options: Any) -> "Cache":
+        """Opens a cache on another thread: it may have to build a state from the log."""
+        return await asyncio.get_running_loop().run_in_executor(
+            None, lambda: cls(*arguments, **options))
+
+    def _completions(self) -> Any:
+        return _running_side().completions
+
+    def _finish(self, pending: Any) -> Any:
+        side = _running_side()
+        # A call that has finished may have been taken already only by this thread: not yet.
+        side.under_way.add(pending)
+        return Write(pending)
+
+    async def _drive(self, steps: Any) -> Any:
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    if isinstance(step, _whycache.Pending):
+                        result = await self._finish(step)
+                    else:
+                        result = await step
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            return end.value
+        finally:
+            steps.close()
+
+    async def update(self, *, staleness_max: Any = _UNSET, at_least: int = 0,
+                     deadline: Any = None) -> int:
+        """Applies the updates that the log has beyond the applied id. Returns the applied id.
+
+        The arguments are those of whycache.Cache.update(). Within its bound it takes about a
+        microsecond, and does not wait.
+        """
+        bound = self._staleness_ns if staleness_max is _UNSET else _nanoseconds(staleness_max)
+        if bound:
+            update_id = self.update_if_fresh(bound, at_least)
+            if update_id is not None:
+                return update_id
+        return await self._finish(self.start_update(bound, at_least, _milliseconds(deadline),
+                                                    self._completions()))
+
+    async def aclose(self) -> None:
+        """Closes the cache on another thread."""
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    async def __aenter__(self) -> "Cache":
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.aclose()
+
+
+Mapping.register(Cache)
