@@ -27,6 +27,7 @@ struct Command {
 
 extern const Command check_command;
 extern const Command clear_command;
+extern const Command completion_command;
 extern const Command count_command;
 extern const Command del_command;
 extern const Command doctor_command;
@@ -36,6 +37,7 @@ extern const Command import_command;
 extern const Command inspect_command;
 extern const Command keys_command;
 extern const Command log_command;
+extern const Command man_command;
 extern const Command mget_command;
 extern const Command rewrite_command;
 extern const Command scan_command;

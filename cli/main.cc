@@ -7,92 +7,15 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <array>
-#include <memory>
 #include <new>
 #include <string>
 #include <vector>
 
-#include "cli/command.h"
+#include "cli/command_tree.h"
+#include "cli/common_options.h"
 
 namespace whycache::cli {
 namespace {
-
-struct CommandGroup {
-  const char* title;
-  std::vector<const Command*> commands;
-};
-
-const std::array command_groups = {
-    CommandGroup{"Read",
-                 {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
-    CommandGroup{"Write", {&set_command, &del_command, &import_command}},
-    CommandGroup{"Follow", {&update_command, &follow_command, &status_command}},
-    CommandGroup{
-        "Look inside",
-        {&log_command, &inspect_command, &check_command, &doctor_command, &version_command}},
-    CommandGroup{"Give up history", {&rewrite_command, &clear_command}},
-};
-
-const Command* find_command(const std::string& name) {
-  for (const CommandGroup& group : command_groups) {
-    for (const Command* command : group.commands) {
-      if (name == command->name) return command;
-    }
-  }
-  return nullptr;
-}
-
-constexpr const char* overview_begin =
-    R"(whycache - a cache that processes share in memory, and machines share through a log
-
-Usage: whycache COMMAND [OPTIONS] ...
-       whycache COMMAND --help                 describes a command, with examples
-)";
-
-constexpr const char* overview_end = R"(
-Which cache:
-  --log URL      or WHYCACHE_LOG    the log, which stores writes: sqlite:///var/lib/flags.db,
-                                    file:///var/lib/flags, mysql://user@host/database
-  --state PATH   or WHYCACHE_STATE  this machine's state, which serves reads; has a default
-
-First steps:
-  export WHYCACHE_LOG=sqlite:///$HOME/try.db
-  whycache set greeting hello
-  whycache get greeting
-
-Data goes to standard output, messages to standard error. - is standard input. Options come after
-the command; -- ends them, for keys and values that begin with a dash.
-
-Exit codes:
-  0 done              4 staler than requested     8 refused without --yes
-  1 not found         5 corrupt, or another log   9 limit reached, or output not written
-  2 usage             6 conflict                 70 bug
-  3 log unreachable   7 permission
-)";
-
-std::string overview() {
-  std::string text = overview_begin;
-  for (const CommandGroup& group : command_groups) {
-    text += fmt::format("\n{}:\n", group.title);
-    for (const Command* command : group.commands)
-      text += fmt::format("  {:<10}{}\n", command->name, command->summary);
-  }
-  return text + overview_end;
-}
-
-// Adds KEY... to the usage line of CLI11: it does not know that extra arguments are keys.
-class HelpFormatter : public CLI::Formatter {
- public:
-  std::string make_usage(const CLI::App* app, std::string) const override {
-    std::string text = "\nUsage: " + app->get_name() + " [OPTIONS]";
-    for (const CLI::Option* option : app->get_options()) {
-      if (option->get_positional()) text += " " + make_option_usage(option);
-    }
-    if (app->get_allow_extras()) text += " [KEY...]";
-    return text + "\n";
-  }
-};
 
 // Splits "--note=" into "--note" and "", because CLI11 takes the former for an option without a
 // value.
@@ -114,18 +37,15 @@ std::vector<std::string> split_empty_values(std::vector<std::string> arguments) 
 
 ExitCode run_command(const Command& command, std::vector<std::string> arguments) {
   Output output;
-  CLI::App parser(std::string(command.help), std::string("whycache ") + command.name);
-  parser.formatter(std::make_shared<HelpFormatter>());
-  parser.get_formatter()->column_width(28);
-  parser.get_formatter()->label("REQUIRED", "");
-  parser.footer(command.footer);
+  const PreparedCommand prepared = prepare(command);
+  CLI::App& parser = *prepared.parser;
   ExitCode code = ExitCode::done;
   try {
-    const CommandAction run = command.prepare(parser);
     arguments = split_empty_values(std::move(arguments));
     parser.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+    apply_environment_and_configuration(parser);
     try {
-      code = run(output);
+      code = prepared.run(output);
     } catch (...) {
       output.flush();  // data printed so far precedes the message
       throw;
@@ -141,14 +61,23 @@ ExitCode run_command(const Command& command, std::vector<std::string> arguments)
   return code;
 }
 
-ExitCode run_program(const std::vector<std::string>& arguments) {
-  if (arguments.empty()) {
-    throw Failure(ExitCode::usage, "no command is given", "`whycache --help` lists them");
-  }
+[[noreturn]] void refuse_command(const std::string& name) {
+  const std::string similar = similar_command(name);
+  throw Failure(ExitCode::usage, "there is no such command: name=" + name,
+                similar.empty()
+                    ? "`whycache --help` lists them"
+                    : fmt::format("`whycache {} --help` describes the one that may be meant; "
+                                  "`whycache --help` lists all",
+                                  similar));
+}
+
+ExitCode run_program(std::vector<std::string> arguments) {
+  arguments = move_options_behind_command(std::move(arguments));
   const std::string& first = arguments[0];
-  if (first == "--help" || first == "-h" || (first == "help" && arguments.size() == 1)) {
+  const bool asks_for_overview = first == "help" && arguments.size() == 1;
+  if (first == "--help" || first == "-h" || asks_for_overview) {
     Output output;
-    output.write(overview());
+    output.write(overview_begin + command_overview() + overview_end);
     output.close();
     return ExitCode::done;
   }
@@ -156,18 +85,12 @@ ExitCode run_program(const std::vector<std::string>& arguments) {
   if (first == "--version") return run_command(version_command, std::move(rest));
   if (first == "help") {
     const Command* command = find_command(rest[0]);
-    if (command != nullptr) return run_command(*command, {"--help"});
-    throw Failure(ExitCode::usage, "there is no such command: name=" + rest[0],
-                  "`whycache --help` lists them");
+    if (command == nullptr) refuse_command(rest[0]);
+    return run_command(*command, {"--help"});
   }
   const Command* command = find_command(first);
   if (command != nullptr) return run_command(*command, std::move(rest));
-  if (first.starts_with("-")) {
-    throw Failure(ExitCode::usage, "options come after the command: option=" + first,
-                  "for example `whycache get --log URL KEY`");
-  }
-  throw Failure(ExitCode::usage, "there is no such command: name=" + first,
-                "`whycache --help` lists them");
+  refuse_command(first);
 }
 
 // Opens standard descriptors that are closed. Otherwise a file that the library opens could become

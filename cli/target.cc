@@ -21,19 +21,15 @@ namespace {
 
 constexpr const char* target_group = "Which cache";
 
-std::string value_or_environment(const std::string& value_of_flag, const char* variable) {
-  if (!value_of_flag.empty()) return value_of_flag;
-  const char* value = std::getenv(variable);
-  return value == nullptr ? std::string() : std::string(value);
-}
-
 bool names_a_file(const std::string& state_path) {
   return !state_path.empty() && state_path.back() != '/';
 }
 
 [[noreturn]] void refuse_no_log() {
-  throw Failure(ExitCode::usage, "no log is named",
-                "give --log URL or set WHYCACHE_LOG, for example to sqlite:///var/lib/flags.db");
+  throw Failure(
+      ExitCode::usage, "no log is named",
+      "give --log URL, set WHYCACHE_LOG, or write it into ~/.config/whycache.toml, as in log = "
+      "\"sqlite:///var/lib/flags.db\"");
 }
 
 bool is_in_memory(const Target& target) {
@@ -103,8 +99,7 @@ std::chrono::milliseconds Target::deadline() const {
 
 Options Target::options() const {
   Options options;
-  // A log in memory has a temporary state, unless the flag names another path.
-  options.state_path = is_in_memory(*this) ? state : value_or_environment(state, "WHYCACHE_STATE");
+  options.state_path = state;
   if (state_mode) options.state_mode = parse_mode(*state_mode);
   options.any_file_system = any_file_system;
   options.update_bytes_max = update_bytes_max;
@@ -112,20 +107,17 @@ Options Target::options() const {
   return options;
 }
 
-void add_log_options(CLI::App& parser, Target& target) {
+void add_target_options(CLI::App& parser, Target& target) {
   parser
       .add_option("--log", target.log,
                   "its log: sqlite:///file.db, file:///directory, mysql://user@host/database "
                   "(WHYCACHE_LOG)")
       ->type_name("URL")
       ->group(target_group);
-  add_duration_option(parser, "--deadline", target.requested_deadline,
-                      "how long to wait for the log and for other processes (10s)")
+  add_duration_option(
+      parser, "--deadline", target.requested_deadline,
+      "how long to wait for the log and for other processes (10s; WHYCACHE_DEADLINE)")
       ->group(target_group);
-}
-
-void add_target_options(CLI::App& parser, Target& target) {
-  add_log_options(parser, target);
   parser
       .add_option("--state", target.state,
                   "this machine's state file, or a directory/ for it (WHYCACHE_STATE)")
@@ -133,24 +125,38 @@ void add_target_options(CLI::App& parser, Target& target) {
       ->group(target_group);
   parser
       .add_option("--state-mode", target.state_mode,
-                  "permission bits of the state file (those it has; 0600 for the first one)")
+                  "permission bits of the state file (those it has; 0600 for the first one; "
+                  "WHYCACHE_STATE_MODE)")
       ->type_name("OCTAL")
       ->group(target_group);
   parser
       .add_flag("--any-file-system", target.any_file_system,
-                "accept a file system not known to share memory between processes")
+                "accept a file system not known to share memory between processes "
+                "(WHYCACHE_ANY_FILE_SYSTEM)")
+      ->group(target_group);
+  parser
+      .add_option("--profile", target.profile,
+                  "log and state as in [profile.NAME] of the configuration (WHYCACHE_PROFILE)")
+      ->type_name("NAME")
+      ->group(target_group);
+  parser
+      .add_option("--config", target.config,
+                  "the configuration file (WHYCACHE_CONFIG; ~/.config/whycache.toml, then "
+                  "/etc/whycache.toml)")
+      ->type_name("PATH")
       ->group(target_group);
 }
 
 void add_update_bytes_max_option(CLI::App& parser, Target& target) {
   parser
       .add_option("--update-bytes-max", target.update_bytes_max,
-                  "longest update; must be accepted by every machine (1048576)")
+                  "longest update; must be accepted by every machine (1048576; "
+                  "WHYCACHE_UPDATE_BYTES_MAX)")
       ->type_name("BYTES");
 }
 
 std::string log_url(const Target& target) {
-  std::string url = value_or_environment(target.log, "WHYCACHE_LOG");
+  std::string url = target.log;
   // For these logs the deadline also limits waits for the log's own locks and for its server,
   // unless the URL sets one.
   const bool waits_for_locks =

@@ -1,5 +1,6 @@
 // The cache that a command works on: the URL of its log, the state of this machine, and how to open
-// them. Each value comes from its flag, else from the environment, else from the library's default.
+// them. Each value comes from its flag, else from the environment, else from the configuration file
+// (common_options.h), else from the library's default.
 #pragma once
 
 #include <chrono>
@@ -24,8 +25,10 @@ class App;
 namespace whycache::cli {
 
 struct Target {
-  std::string log;    // --log, WHYCACHE_LOG
-  std::string state;  // --state, WHYCACHE_STATE
+  std::string log;
+  std::string state;
+  std::string profile;  // has been applied to the others when the command runs, as `config`
+  std::string config;
   std::optional<std::chrono::nanoseconds> requested_deadline;
   std::optional<std::string> state_mode;
   std::uint32_t update_bytes_max = Options{}.update_bytes_max;
@@ -36,9 +39,7 @@ struct Target {
   Options options() const;
 };
 
-// --log, --deadline
-void add_log_options(CLI::App& parser, Target& target);
-// --log, --deadline, --state, --state-mode, --any-file-system
+// --log, --deadline, --state, --state-mode, --any-file-system, --profile, --config
 void add_target_options(CLI::App& parser, Target& target);
 // --update-bytes-max, for commands that write
 void add_update_bytes_max_option(CLI::App& parser, Target& target);

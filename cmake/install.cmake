@@ -12,6 +12,15 @@ install(TARGETS whycache_shared whycache_static EXPORT whycache_targets
 if(TARGET whycache)
   install(TARGETS whycache RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
+if(TARGET whycache_pages)
+  set(pages ${PROJECT_BINARY_DIR}/pages)
+  install(DIRECTORY ${pages}/man1 DESTINATION ${CMAKE_INSTALL_MANDIR})
+  install(FILES ${pages}/whycache
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
+  install(FILES ${pages}/_whycache DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+  install(FILES ${pages}/whycache.fish
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
+endif()
 
 # find_package(whycache CONFIG)
 set(config_directory ${CMAKE_INSTALL_LIBDIR}/cmake/whycache)

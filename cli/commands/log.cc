@@ -186,7 +186,7 @@ CommandAction prepare_log(CLI::App& parser) {
                   "print each change on its own line, with its value");
   parser.add_flag("--all-keys", arguments->all_keys, "print all keys, not only the first five");
   add_json_option(parser, arguments->json);
-  add_log_options(parser, arguments->target);
+  add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return log(*arguments, output); };
 }
 

@@ -25,6 +25,8 @@ class CommandLineTest(CliTest):
         "doctor",
         "version",
         "clear",
+        "completion",
+        "man",
     ]
 
     def test_help(self):
@@ -48,11 +50,30 @@ class CommandLineTest(CliTest):
             self.machine.ok("--version").text.startswith("whycache " + version["version"])
         )
 
+    def test_names_of_other_programs_lead_to_the_command(self):
+        for name, command in (
+            ("put", "set"),
+            ("delete", "del"),
+            ("rm", "del"),
+            ("ls", "keys"),
+            ("watch", "follow"),
+            ("pull", "update"),
+            ("flushall", "clear"),
+            ("history", "log"),
+            ("imprt", "import"),
+            ("stauts", "status"),
+            ("GET", None),
+            ("xyzzy", None),
+            ("x" * 10_000, None),
+        ):
+            next_step = f"`whycache {command} --help`" if command else "`whycache --help`"
+            self.machine.fails("usage", name, "a", expect=[name, next_step])
+            self.machine.fails("usage", "help", name, expect=next_step)
+
     def test_wrong_command_lines_are_usage_errors(self):
         self.machine.fails("usage", expect="--help")
         self.machine.fails("usage", "nosuch", expect="nosuch")
         self.machine.fails("usage", "help", "nosuch", expect="nosuch")
-        self.machine.fails("usage", "--log", "x", "get", "a", expect="after the command")
         self.machine.fails("usage", "get", expect="KEY")
         self.machine.fails("usage", "get", "a", "b", expect="b")
         self.machine.fails("usage", "get", "a", "--nosuch", expect="--nosuch")

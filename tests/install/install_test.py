@@ -74,6 +74,10 @@ class InstallTest:
         expect(headers == public, f"installed headers: {headers}")
         if (self.prefix / "bin/whycache").exists():
             run(self.prefix / "bin/whycache", "version")
+            for page in ("man/man1/whycache-get.1", "bash-completion/completions/whycache",
+                         "zsh/site-functions/_whycache",
+                         "fish/vendor_completions.d/whycache.fish"):
+                expect((self.prefix / "share" / page).is_file(), f"not installed: {page}")
 
     def run_user(self, program):
         """Runs a build of user.cc, each with a log and a state of its own."""
