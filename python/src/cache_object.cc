@@ -776,6 +776,13 @@ bool read_call(CacheObject& self, PyObject* const* arguments, CallArguments& cal
          waker_of(*self.module, arguments[2], call.waker);
 }
 
+void stay_if_exiting(const CacheObject& self) {
+  if (!self.module->runtime->must_stay()) [[likely]]
+    return;
+  const ReleasedGil released;
+  stay_until_exit();
+}
+
 // Returns the handle for a call that waits; null with an exception set.
 std::shared_ptr<Handle> handle_to_wait_for(CacheObject& self) {
   if (CallbackScope::is_inside()) {
@@ -783,6 +790,7 @@ std::shared_ptr<Handle> handle_to_wait_for(CacheObject& self) {
                     "validate, filter_fn and on_event must not write, nor wait for the log");
     return nullptr;
   }
+  stay_if_exiting(self);
   return open_handle(self);
 }
 

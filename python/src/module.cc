@@ -94,6 +94,11 @@ PyObject* start_again_in_child(PyObject* module, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
+PyObject* begin_exit(PyObject* module, PyObject* /*unused*/) {
+  state_of_module(module).runtime->begin_exit();
+  Py_RETURN_NONE;
+}
+
 PyObject* end_python(PyObject* module, PyObject* /*unused*/) {
   const std::shared_ptr<Runtime> runtime = state_of_module(module).runtime;
   {
@@ -120,6 +125,8 @@ PyMethodDef module_methods[] = {
     {"end_views", end_views, METH_NOARGS, "Ends every view of this process."},
     {"start_again_in_child", start_again_in_child, METH_NOARGS,
      "Replaces what a forked child cannot share with its parent."},
+    {"begin_exit", begin_exit, METH_NOARGS,
+     "Keeps threads other than this one from using caches: the process is about to exit."},
     {"end_python", end_python, METH_NOARGS,
      "Keeps threads of the library from calling Python, once those calls have returned."},
     {"do_nothing", method(do_nothing), METH_FASTCALL,

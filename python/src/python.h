@@ -35,11 +35,18 @@ class Ref {
   PyObject* object_ = nullptr;
 };
 
+// Take the GIL. When the interpreter ends, Python ends other threads that ask for it, by unwinding
+// their stack: that would run destructors which need the GIL, and end the process. Such a thread
+// stays here instead, until the process has exited.
+void take_gil(PyThreadState* state);
+PyGILState_STATE take_gil_of_any_thread();
+[[noreturn]] void stay_until_exit();
+
 // Releases the GIL until the end of the scope.
 class ReleasedGil {
  public:
   ReleasedGil() : state_(PyEval_SaveThread()) {}
-  ~ReleasedGil() { PyEval_RestoreThread(state_); }
+  ~ReleasedGil() { take_gil(state_); }
   ReleasedGil(const ReleasedGil&) = delete;
   ReleasedGil& operator=(const ReleasedGil&) = delete;
 

@@ -1,5 +1,8 @@
 #include "runtime.h"
 
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <new>
 #include <system_error>
@@ -13,6 +16,26 @@ namespace {
 constexpr std::chrono::seconds idle_time_max{5};
 
 }  // namespace
+
+void stay_until_exit() {
+  for (;;) ::pause();
+}
+
+void take_gil(PyThreadState* state) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (const abi::__forced_unwind&) {
+    stay_until_exit();
+  }
+}
+
+PyGILState_STATE take_gil_of_any_thread() {
+  try {
+    return PyGILState_Ensure();
+  } catch (const abi::__forced_unwind&) {
+    stay_until_exit();
+  }
+}
 
 void Workers::run(std::function<void()> call) {
   const std::lock_guard lock(mutex_);
@@ -55,6 +78,7 @@ void Workers::work() {
 }
 
 void Runtime::start_again_in_child() {
+  exiting_ = false;
   new (&mutex_) std::mutex;
   new (&no_calls_) std::condition_variable;
   calls_ = 0;

@@ -12,6 +12,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
+#include <utility>
 
 #include "python.h"
 
@@ -46,6 +48,17 @@ class Runtime {
   // A forked child has none of its parent's threads, and mutexes as they were when it was forked.
   void start_again_in_child();
 
+  // From now on, only the calling thread uses caches: the process is about to exit. Other threads
+  // that call one stay in that call, as Python lets its daemon threads do.
+  void begin_exit() {
+    exiting_thread_ = std::this_thread::get_id();
+    exiting_.store(true, std::memory_order_release);
+  }
+  bool must_stay() const {
+    return exiting_.load(std::memory_order_acquire) &&
+           exiting_thread_ != std::this_thread::get_id();
+  }
+
   // Threads of the library call Python only between these two. Returns false once the interpreter
   // is about to end: a thread that then asked for the GIL would be stopped, and with it the
   // process.
@@ -61,13 +74,15 @@ class Runtime {
   std::shared_ptr<Workers> workers_ = std::make_shared<Workers>();
   std::size_t calls_ = 0;
   bool ended_ = false;
+  std::atomic<bool> exiting_{false};
+  std::thread::id exiting_thread_;
 };
 
 // Takes the GIL in a thread of the library. `allowed` is false if Python has ended.
 class PythonCall {
  public:
   explicit PythonCall(Runtime& runtime) : runtime_(runtime), allowed_(runtime.begin_python_call()) {
-    if (allowed_) gil_ = PyGILState_Ensure();
+    if (allowed_) gil_ = take_gil_of_any_thread();
   }
   ~PythonCall() {
     if (!allowed_) return;

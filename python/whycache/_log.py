@@ -1,16 +1,15 @@
 """Logs that are written in Python."""
 
 import abc
-import asyncio
 import enum
-import inspect
 import threading
 from collections.abc import AsyncIterable, Awaitable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from whycache import _whycache
 
-_ID_MAX = 2**64 - 1
+if TYPE_CHECKING:
+    import asyncio
 
 
 def call_time_left() -> float:
@@ -102,7 +101,7 @@ class Adapter:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: "asyncio.AbstractEventLoop | None" = None
         self._lock = threading.Lock()
 
     def name(self) -> str:
@@ -135,16 +134,18 @@ class Adapter:
         return Adapter(self._log.reopen())
 
     def _result(self, result: Any) -> Any:
-        if not inspect.isawaitable(result):
+        if not hasattr(result, "__await__"):
             return result
 
         async def wait() -> Any:
             return await result
 
+        import asyncio  # not before it is needed: every process would hold it in memory
+
         return asyncio.run_coroutine_threadsafe(wait(), self._running_loop()).result()
 
     def _iterate(self, items: Any) -> Iterator[Any]:
-        if inspect.isawaitable(items):
+        if hasattr(items, "__await__"):
             items = self._result(items)
         if not hasattr(items, "__aiter__"):
             return iter(items)
@@ -160,7 +161,9 @@ class Adapter:
         while (item := self._result(next_item())) is not end:
             yield item
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> "asyncio.AbstractEventLoop":
+        import asyncio
+
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()

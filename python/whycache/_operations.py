@@ -7,8 +7,6 @@ class: `_finish(pending)` for a single call, `_drive(steps)` for a generator tha
 import atexit
 import datetime
 import functools
-import inspect
-import logging
 import math
 import os
 import time
@@ -17,8 +15,6 @@ from typing import Any, NamedTuple
 
 from whycache import _whycache
 from whycache._log import Adapter, Log
-
-_logger = logging.getLogger("whycache")
 
 
 class _Absent:
@@ -409,7 +405,7 @@ class Operations(_whycache.BaseCache):
             with self.view() as view:
                 transaction = Transaction(view)
                 result = function(transaction)
-                if inspect.isawaitable(result):
+                if hasattr(result, "__await__"):
                     result = yield result
                 written = transaction._written
                 if not written:
@@ -535,19 +531,26 @@ def wait(pending: Any) -> Any:
 _open_caches: "weakref.WeakSet[Operations]" = weakref.WeakSet()
 
 
+def _log_error(message: str, *arguments: Any) -> None:
+    import logging  # not before it is needed: every process would hold it in memory
+
+    logging.getLogger("whycache").error(message, *arguments)
+
+
 def _end() -> None:
     """Lets writes in flight finish, and reports those that do not."""
+    _whycache.begin_exit()
     try:
         for cache in list(_open_caches):
             try:
                 left = cache.wait_until_idle(_milliseconds(cache._default_deadline))
                 if left:
-                    _logger.error("%d calls had not finished when the interpreter ended; their "
+                    _log_error("%d calls had not finished when the interpreter ended; their "
                                   "writes may not be in the log: state=%s", left,
                                   cache.shared_state_filename())
                 cache.close()
             except Exception as error:
-                _logger.error("closing a cache failed at the end of the interpreter: %s", error)
+                _log_error("closing a cache failed at the end of the interpreter: %s", error)
     finally:
         _whycache.end_python()
 
