@@ -1,6 +1,6 @@
 # The files that `cmake --install` installs and `cpack` packs into a .deb. Every header in
 # include/whycache is installed: cache.h, options.h, batch.h, lease.h, parse.h, transaction.h,
-# view.h, log.h, error.h, types.h.
+# value.h, view.h, log.h, error.h, types.h.
 include(CMakePackageConfigHelpers)
 
 install(DIRECTORY include/whycache DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = [
     ["include/whycache"],
     ["src/base"],
-    ["src/update"],
+    ["src/update", "src/value"],
     ["src/state", "src/log"],
     ["src/client"],
     ["cli", "examples", "demo", "fuzz", "python"],
