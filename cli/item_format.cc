@@ -30,7 +30,7 @@ void ItemPrinter::print_item(const Item& item) const {
   if (format_ == OutputFormat::json) {
     Json object;
     put_bytes(object, "key", item.key);
-    put_bytes(object, "value", item.value);
+    put_value(object, item.value, value_form_);
     output_.write_json(object);
   } else if (format_ == OutputFormat::null) {
     output_.write(item.key);
@@ -40,7 +40,7 @@ void ItemPrinter::print_item(const Item& item) const {
   } else {
     output_.write(escape(item.key));
     output_.write("\t");
-    output_.write_line(escape(item.value));
+    output_.write_line(value_to_line(item.value, value_form_));
   }
 }
 
@@ -123,8 +123,24 @@ Item ItemReader::parse_json(std::string_view line) {
     }
   };
   take("key", key_);
-  take("value", value_);
+  if (const auto typed = object.find("typed"); typed != object.end() && *typed == true) {
+    value_ = parse_typed_value(line);
+  } else {
+    take("value", value_);
+  }
   return {key_, value_};
+}
+
+// Returns the "value" of an object that says it is typed.
+std::string ItemReader::parse_typed_value(std::string_view line) {
+  try {
+    const Json object = parse_value_json(line);
+    const auto value = object.find("value");
+    if (value == object.end()) refuse(R"("value" is missing)");
+    return value_from_json(*value);
+  } catch (const Failure& failure) {
+    refuse(failure.what());
+  }
 }
 
 Item ItemReader::parse_text(std::string_view line) {

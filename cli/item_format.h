@@ -3,6 +3,9 @@
 //   text   key, tab, value, line feed; both escaped (escape.h)
 //   json   {"key":"...","value":"..."}; key_base64 and value_base64 for bytes that are not UTF-8
 //   null   key, zero byte, value, zero byte; unescaped, so they must not contain zero bytes
+//
+// A typed value is printed as JSON (value_json.h), which "typed":true marks in an object; in the
+// format null, and on request, as its bytes.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +18,7 @@
 
 #include "cli/input.h"
 #include "cli/output.h"
+#include "cli/value_json.h"
 
 namespace whycache::cli {
 
@@ -23,7 +27,8 @@ class ItemPrinter {
   enum class OutputFormat { text, json, null };
   static OutputFormat select_format(bool json, bool null_separated);
 
-  ItemPrinter(Output& output, OutputFormat form) : output_(output), format_(form) {}
+  ItemPrinter(Output& output, OutputFormat form, ValueForm value_form)
+      : output_(output), format_(form), value_form_(value_form) {}
 
   void print_item(const Item& item) const;
   void print_key(std::string_view key) const;
@@ -33,6 +38,7 @@ class ItemPrinter {
  private:
   Output& output_;
   OutputFormat format_;
+  ValueForm value_form_;
 };
 
 class ItemReader {
@@ -51,6 +57,7 @@ class ItemReader {
 
  private:
   Item parse_json(std::string_view line);
+  std::string parse_typed_value(std::string_view line);
   Item parse_text(std::string_view line);
   [[noreturn]] void refuse(const std::string& reason) const;
 

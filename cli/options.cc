@@ -10,6 +10,12 @@ void add_json_option(CLI::App& parser, bool& json) {
   parser.add_flag("--json", json, "one JSON object per line");
 }
 
+void add_raw_bytes_option(CLI::App& parser, ValueForm& form) {
+  parser.add_flag_function(
+      "--raw-bytes", [&form](std::int64_t /*count*/) { form = ValueForm::raw; },
+      "print typed values as they are stored, not as JSON");
+}
+
 void add_null_option(CLI::App& parser, bool& null_separated, const char* help) {
   parser.add_flag("-0,--null", null_separated, help);
 }

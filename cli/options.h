@@ -9,6 +9,8 @@
 
 #include <whycache/view.h>
 
+#include "cli/value_json.h"
+
 namespace CLI {
 class App;
 class Option;
@@ -18,6 +20,8 @@ namespace whycache::cli {
 
 // --json
 void add_json_option(CLI::App& parser, bool& json);
+// --raw-bytes: print values as they are stored, also typed ones
+void add_raw_bytes_option(CLI::App& parser, ValueForm& form);
 // --null
 void add_null_option(CLI::App& parser, bool& null_separated, const char* help);
 // --yes

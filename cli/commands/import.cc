@@ -243,7 +243,8 @@ to resume. Importing the same lines again is harmless.
 
 Formats:
   jsonl     one line per item: {"key":"a","value":"b"}; "key_base64" and "value_base64" for any
-            bytes; other fields and empty lines are ignored
+            bytes; "typed":true for a value that is the JSON of a typed one; other fields and
+            empty lines are ignored
   tsv       key, tab, value; \\ \t \n \r \xNN stand for bytes, as `whycache scan` prints them
   raw-tsv   key, tab, value; a backslash is a backslash
   null      key, zero byte, value, zero byte)",

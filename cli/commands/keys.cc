@@ -15,7 +15,8 @@ void print_keys(const View& view, const RangeOptions& range, const ItemPrinter& 
 }
 
 CommandAction prepare_keys(CLI::App& parser) {
-  return prepare_range_command(parser, "keys end in a zero byte and are not escaped", print_keys);
+  return prepare_range_command(parser, "keys end in a zero byte and are not escaped", print_keys,
+                               false);
 }
 
 }  // namespace

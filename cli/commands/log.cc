@@ -10,6 +10,7 @@
 #include "cli/escape.h"
 #include "cli/format.h"
 #include "cli/target.h"
+#include "cli/value_json.h"
 #include "update/update.h"
 
 namespace whycache::cli {
@@ -23,6 +24,7 @@ struct LogArguments {
   bool values = false;
   bool all_keys = false;
   bool json = false;
+  ValueForm value_form = ValueForm::typed;
 };
 
 // The number of keys on the line of an update without --all-keys.
@@ -32,7 +34,7 @@ const char* change_kind_name(const Change& change) {
   return change.kind == Change::Kind::set ? "set" : "erase";
 }
 
-Json as_json(const Update& update, std::size_t bytes, bool values) {
+Json as_json(const Update& update, std::size_t bytes, const LogArguments& arguments) {
   Json object;
   object["id"] = update.id;
   object["time"] = format_time(update.authorship.time_us);
@@ -49,7 +51,8 @@ Json as_json(const Update& update, std::size_t bytes, bool values) {
     element["kind"] = change_kind_name(change);
     put_bytes(element, "key", change.key);
     if (change.kind == Change::Kind::set) element["value_bytes"] = change.value.size();
-    if (change.kind == Change::Kind::set && values) put_bytes(element, "value", change.value);
+    if (change.kind == Change::Kind::set && arguments.values)
+      put_value(element, change.value, arguments.value_form);
     changes.push_back(std::move(element));
   }
   object["changes"] = std::move(changes);
@@ -76,9 +79,9 @@ void print(const Update& update, const LogArguments& arguments, Output& output) 
   if (!arguments.values) return;
   for (const Change& change : update.changes) {
     const bool is_set = change.kind == Change::Kind::set;
-    output.write_line(fmt::format("          {} {}{}{}", change_kind_name(change),
-                                  escape(change.key), is_set ? "\t" : "",
-                                  is_set ? escape(change.value) : ""));
+    output.write_line(fmt::format(
+        "          {} {}{}{}", change_kind_name(change), escape(change.key), is_set ? "\t" : "",
+        is_set ? value_to_line(change.value, arguments.value_form) : std::string()));
   }
 }
 
@@ -139,7 +142,7 @@ class UpdatePrinter {
       return report_damage(fmt::format("update is damaged: id={}: {}", id, error.what()));
     }
     if (arguments_.json) {
-      output_.write_json(as_json(update_, bytes.size(), arguments_.values));
+      output_.write_json(as_json(update_, bytes.size(), arguments_));
     } else {
       print(update_, arguments_, output_);
     }
@@ -186,6 +189,7 @@ CommandAction prepare_log(CLI::App& parser) {
                   "print each change on its own line, with its value");
   parser.add_flag("--all-keys", arguments->all_keys, "print all keys, not only the first five");
   add_json_option(parser, arguments->json);
+  add_raw_bytes_option(parser, arguments->value_form);
   add_target_options(parser, arguments->target);
   return [arguments](Output& output) { return log(*arguments, output); };
 }
@@ -203,7 +207,7 @@ log.)",
   whycache log --json | jq -c 'select(.changes[].key == "flag") | [.id, .time, .writer]'
 
 JSON: id, time, writer, writer_id, writer_sequence, note, chain, bytes, erases_all,
-  changes: [{kind, key, value_bytes, value}]
+  changes: [{kind, key, value_bytes, value, typed}]
 
 Exit codes: 0 done, 2 no log is named, 3 the log did not answer, 5 an update is damaged or missing
   (the others are printed), 7 permission)",

@@ -19,6 +19,7 @@ struct MgetArguments {
   FreshnessOptions freshness;
   KeyListOptions keys;
   bool json = false;
+  ValueForm value_form = ValueForm::typed;
 };
 
 ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& output) {
@@ -26,7 +27,8 @@ ExitCode mget(const MgetArguments& arguments, const CLI::App& parser, Output& ou
   const StateSource source = StateSource::open(arguments.target, arguments.freshness);
   const View view = source.view();
   const ItemPrinter printer(
-      output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated));
+      output, ItemPrinter::select_format(arguments.json, arguments.keys.null_separated),
+      arguments.value_form);
   std::uint64_t key_count = 0;
   std::uint64_t missing_count = 0;
   keys.visit_batches(mget_batch_keys, [&](std::span<const std::string_view> batch) {
@@ -52,6 +54,7 @@ CommandAction prepare_mget(CLI::App& parser) {
   add_key_list_options(parser, arguments->keys);
   add_freshness_options(parser, arguments->freshness);
   add_json_option(parser, arguments->json);
+  add_raw_bytes_option(parser, arguments->value_form);
   add_target_options(parser, arguments->target);
   return [arguments, &parser](Output& output) { return mget(*arguments, parser, output); };
 }
@@ -65,7 +68,7 @@ are as of one update id, so no update is seen in part. The keys are the argument
 none, or only -, the keys are the lines of standard input.
 
 Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not
-UTF-8.)",
+UTF-8. Typed values are printed as JSON.)",
     R"(Examples:
   whycache mget checkout.enabled checkout.limit
   whycache mget --json - < keys.txt                  absent keys have "value":null

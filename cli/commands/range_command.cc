@@ -14,20 +14,24 @@ struct RangeArguments {
   RangeOptions range;
   bool null_separated = false;
   bool json = false;
+  ValueForm value_form = ValueForm::typed;
 };
 
 }  // namespace
 
-CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print) {
+CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print,
+                                    bool with_values) {
   const auto arguments = std::make_shared<RangeArguments>();
   add_range_options(parser, arguments->range);
   add_freshness_options(parser, arguments->freshness);
   add_null_option(parser, arguments->null_separated, null_help);
   add_json_option(parser, arguments->json);
+  if (with_values) add_raw_bytes_option(parser, arguments->value_form);
   add_target_options(parser, arguments->target);
   return [arguments, print](Output& output) {
     const ItemPrinter printer(
-        output, ItemPrinter::select_format(arguments->json, arguments->null_separated));
+        output, ItemPrinter::select_format(arguments->json, arguments->null_separated),
+        arguments->value_form);
     const StateSource source = StateSource::open(arguments->target, arguments->freshness);
     print(source.view(), arguments->range, printer);
     return ExitCode::done;

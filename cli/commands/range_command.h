@@ -10,7 +10,8 @@ namespace whycache::cli {
 using PrintRange = void (*)(const View& view, const RangeOptions& range,
                             const ItemPrinter& printer);
 
-// Adds the options; `null_help` describes --null.
-CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print);
+// Adds the options; `null_help` describes --null, `with_values` adds those for values.
+CommandAction prepare_range_command(CLI::App& parser, const char* null_help, PrintRange print,
+                                    bool with_values);
 
 }  // namespace whycache::cli

@@ -15,8 +15,8 @@ void print_items(const View& view, const RangeOptions& range, const ItemPrinter&
 }
 
 CommandAction prepare_scan(CLI::App& parser) {
-  return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped",
-                               print_items);
+  return prepare_range_command(parser, "key, zero byte, value, zero byte; not escaped", print_items,
+                               true);
 }
 
 }  // namespace
@@ -27,7 +27,8 @@ const Command scan_command{
 update id, however long the scan takes and whatever is written meanwhile.
 
 Lines are escaped: \\ \t \n \r, and \xNN for other control characters and bytes that are not UTF-8.
-`whycache import` reads them back unchanged, and the output of --json too.)",
+`whycache import` reads them back unchanged, and the output of --json too. Typed values are printed
+as JSON. Lines do not tell these from plain values: use --json, which marks them, or --raw-bytes.)",
     R"(Examples:
   whycache scan                                      everything
   whycache scan user. --limit 10

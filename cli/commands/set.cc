@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/input.h"
 #include "cli/target.h"
+#include "cli/value_json.h"
 
 namespace whycache::cli {
 namespace {
@@ -15,6 +16,7 @@ struct SetArguments {
   std::string key;
   std::optional<std::string> value;
   std::optional<std::string> file;
+  std::optional<std::string> type;
   std::string note;
   bool json = false;
 };
@@ -30,8 +32,16 @@ std::string read_value(const SetArguments& arguments) {
   return *arguments.value;
 }
 
+// Input of a type that is text may end with a line feed, as `echo` writes it.
+std::string encode(const std::string& type, std::string_view text, bool is_input) {
+  if (is_input && type != "str" && type != "bytes" && text.ends_with('\n')) text.remove_suffix(1);
+  return parse_value(type, text);
+}
+
 ExitCode set(const SetArguments& arguments, Output& output) {
-  const std::string value = read_value(arguments);
+  const bool is_input = arguments.file || arguments.value == "-";
+  std::string value = read_value(arguments);
+  if (arguments.type) value = encode(*arguments.type, value, is_input);
   const auto cache = open_cache(arguments.target);
   const UpdateId id = cache->set(arguments.key, value, {.note = arguments.note});
   if (arguments.json) {
@@ -50,6 +60,11 @@ CommandAction prepare_set(CLI::App& parser) {
                   "the value, byte for byte; - reads standard input to its end")
       ->type_name("");
   parser.add_option("--file", arguments->file, "read the value from this file")->type_name("PATH");
+  parser
+      .add_option("--type", arguments->type,
+                  "store a typed value, as programs in Python do: json, str, int, float, bool,\n"
+                  "bytes, decimal, uuid, date, time, datetime, timedelta")
+      ->type_name("TYPE");
   add_note_option(parser, arguments->note);
   add_json_option(parser, arguments->json);
   add_update_bytes_max_option(parser, arguments->target);
@@ -68,11 +83,13 @@ in the log, every process of this machine sees it, and every other machine will 
   whycache set --file logo.png logo.png              any bytes
   printf 'a\0b' | whycache set bytes -               input is stored unchanged
   whycache set --note 'ticket 4711' checkout.enabled no    shown by `whycache log`
+  whycache set --type json limits '{"upload":5,"tags":{"$set":["a","b"]}}'
+  whycache set --type decimal price 9.90             read by Python as Decimal("9.90")
   whycache set -- temperature -5                     -- precedes arguments that begin with a dash
 
-Exit codes: 0 done, 2 the key is empty or too long, 3 the log did not answer (the message says
-  whether anything may have been written), 5 log or state are damaged, 7 permission,
-  9 the value is too large or the disk is full)",
+Exit codes: 0 done, 2 the key is empty or too long, or the value is none of the type, 3 the log did
+  not answer (the message says whether anything may have been written), 5 log or state are damaged,
+  7 permission, 9 the value is too large or the disk is full)",
     prepare_set};
 
 }  // namespace whycache::cli
