@@ -119,7 +119,43 @@ PyObject* time_left(PyObject* /*module*/, PyObject* /*unused*/) {
                                 : std::chrono::duration<double>(left).count());
 }
 
+// Takes a value or stored bytes, and the name of a codec.
+bool read_codec(const char* name, PyObject* const* arguments, Py_ssize_t count, Codec& codec) {
+  if (count == 1 || count == 2) return count == 1 || find_codec(arguments[1], codec);
+  PyErr_Format(PyExc_TypeError, "%s() takes 1 or 2 arguments: %zd given", name, count);
+  return false;
+}
+
+PyObject* encode_object(PyObject* module, PyObject* const* arguments, Py_ssize_t count) {
+  Codec codec = Codec::typed;
+  if (!read_codec("encode_value", arguments, count, codec)) return nullptr;
+  std::string stored;
+  if (!encode_value(*state_of_module(module).values, codec, arguments[0], stored)) return nullptr;
+  return bytes_of(stored);
+}
+
+PyObject* decode_object(PyObject* module, PyObject* const* arguments, Py_ssize_t count) {
+  Codec codec = Codec::typed;
+  if (!read_codec("decode_value", arguments, count, codec)) return nullptr;
+  if (!PyBytes_Check(arguments[0])) {
+    return PyErr_Format(PyExc_TypeError, "stored value must be bytes, not %.100s",
+                        Py_TYPE(arguments[0])->tp_name);
+  }
+  const std::string_view stored(PyBytes_AS_STRING(arguments[0]),
+                                static_cast<std::size_t>(PyBytes_GET_SIZE(arguments[0])));
+  return decode_value(*state_of_module(module).values, codec, stored, {});
+}
+
 PyMethodDef module_methods[] = {
+    {"encode_value", method(encode_object), METH_FASTCALL,
+     "encode_value(value, codec='typed', /)\n--\n\n"
+     "Returns the bytes that a cache with this codec stores for a value. Raises TypeError if the "
+     "codec does not store values of this type, ValueError if a value contains itself, is nested "
+     "too deeply or cannot be written, and LimitError if it is too long."},
+    {"decode_value", method(decode_object), METH_FASTCALL,
+     "decode_value(stored, codec='typed', /)\n--\n\n"
+     "Returns the value that a cache with this codec reads from stored bytes. Raises DecodeError "
+     "if they are not those of a value."},
     {"call_time_left", time_left, METH_NOARGS,
      "Returns how many seconds the call of a log on this thread may still take."},
     {"end_views", end_views, METH_NOARGS, "Ends every view of this process."},

@@ -36,6 +36,8 @@ from whycache._whycache import (
     UncertainError,
     View,
     __version__,
+    decode_value,
+    encode_value,
 )
 
 _Mapping.register(Cache)
@@ -64,4 +66,6 @@ __all__ = [
     "View",
     "__version__",
     "call_time_left",
+    "decode_value",
+    "encode_value",
 ]
