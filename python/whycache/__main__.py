@@ -118,12 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("which log? Give --log URL, or set WHYCACHE_LOG")
     try:
         with whycache.Cache(given.log, state_path=given.state, codec=given.codec) as cache:
-            return given.function(cache, given)  # type: ignore[no-any-return]
+            return int(given.function(cache, given))
     except (whycache.Error, ValueError, TypeError, SyntaxError) as error:
         print(f"whycache: {error}", file=sys.stderr)
         return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 2)
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]
+        # The reader has gone. Python flushes the rest at its end: to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 

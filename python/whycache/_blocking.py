@@ -54,7 +54,7 @@ class Cache(Operations):
             update_id = self.update_if_fresh(bound, at_least)
             if update_id is not None:
                 return update_id
-        return wait(self.start_update(bound, at_least, _milliseconds(deadline), None))
+        return int(wait(self.start_update(bound, at_least, _milliseconds(deadline), None)))
 
     def __enter__(self) -> "Cache":
         return self

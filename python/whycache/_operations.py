@@ -543,7 +543,7 @@ def _end() -> None:
     try:
         for cache in list(_open_caches):
             try:
-                left = cache.wait_until_idle(_milliseconds(cache._default_deadline))
+                left = cache.wait_until_idle(_milliseconds(cache._default_deadline) or 0)
                 if left:
                     _log_error("%d calls had not finished when the interpreter ended; their "
                                   "writes may not be in the log: state=%s", left,

@@ -139,8 +139,8 @@ class Cache(Operations):
             update_id = self.update_if_fresh(bound, at_least)
             if update_id is not None:
                 return update_id
-        return await self._finish(self.start_update(bound, at_least, _milliseconds(deadline),
-                                                    self._completions()))
+        return int(await self._finish(self.start_update(
+            bound, at_least, _milliseconds(deadline), self._completions())))
 
     async def aclose(self) -> None:
         """Closes the cache on another thread."""

@@ -55,7 +55,7 @@ class WhycacheInstance(ABC):
                                     state_path=self.shared_state_filename(),
                                     update_bytes_max=self.max_update_size)
             # Reads then cost what they cost there.
-            self.get = self._cache.get  # type: ignore[method-assign]
+            self.__dict__["get"] = self._cache.get
         return self._cache
 
     def _drop(self) -> None:
@@ -96,7 +96,7 @@ class WhycacheInstance(ABC):
 
     async def get_latest_update_id(self) -> int:
         """Returns the id of the last update in the log."""
-        return await self._open().update(staleness_max=0)
+        return int(await self._open().update(staleness_max=0))
 
     # --- Reads ---
 
@@ -120,24 +120,26 @@ class WhycacheInstance(ABC):
 
     async def update(self) -> int:
         """Applies what the log has. Returns the update id."""
-        return await self._open().update()
+        return int(await self._open().update())
 
     async def set(self, key: bytes, value: Any) -> int:
         """Sets a key. Returns the update id."""
-        return await self._write(lambda cache: cache.set(key, value))
+        return int(await self._write(lambda cache: cache.set(key, value)))
 
     async def set_multi(self, items: dict[bytes, Any]) -> int | None:
         """Sets the items of a dict. Returns the last update id."""
-        return await self._write(lambda cache: cache.set_multi(items)) if items else None
+        return int(await self._write(lambda cache: cache.set_multi(items))) if items else None
 
     async def delete(self, key: bytes) -> int:
         """Deletes a key. Returns the update id."""
-        return await self._write(lambda cache: cache.delete(key))
+        return int(await self._write(lambda cache: cache.delete(key)))
 
     async def delete_multi(self, keys: Iterable[bytes]) -> int | None:
         """Deletes keys. Returns the last update id."""
         deleted = list(keys)
-        return await self._write(lambda cache: cache.delete_multi(deleted)) if deleted else None
+        if not deleted:
+            return None
+        return int(await self._write(lambda cache: cache.delete_multi(deleted)))
 
     async def _write(self, call: Any) -> Any:
         # The original raises ValueError for what is too large.
@@ -152,7 +154,7 @@ class WhycacheInstance(ABC):
 
         filter_fn(key, value) returns whether to keep a key; the others are deleted everywhere.
         """
-        return await self._open().rewrite_history(limit_update_id, filter_fn)
+        return int(await self._open().rewrite_history(limit_update_id, filter_fn))
 
     async def delete_all_history(self) -> None:
         """Empties the dataset on every machine, and deletes the shared state of this one."""

@@ -46,7 +46,9 @@ class _Driver:
 
     def rewrite(self, base: int, base_chain: int, parts: list[bytes]) -> bool:
         remaining = iter(parts)
-        return self._adapter.rewrite(base, base_chain, lambda: next(remaining, None))
+        rewritten = self._adapter.rewrite(base, base_chain, lambda: next(remaining, None))
+        assert isinstance(rewritten, bool)
+        return rewritten
 
 
 class LogContract:
@@ -55,8 +57,9 @@ class LogContract:
     def _open(self, make_log: Callable[[], Log]) -> _Driver:
         log: Any = make_log()
         if inspect.isawaitable(log):
-            async def opened() -> Log:
+            async def opened() -> Any:
                 return await log
+
             log = asyncio.run(opened())
         return _Driver(log)
 

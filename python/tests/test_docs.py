@@ -1,0 +1,59 @@
+"""Runs the examples of docs/python.md and of README.md."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def blocks_of(document: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    return re.findall(r"^```python[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run_blocks(document: str, tmp_path: pathlib.Path) -> dict[str, object]:
+    """Runs the blocks of a document in order. /var/lib becomes a temporary directory."""
+    (tmp_path / "other").mkdir()
+    names: dict[str, object] = {}
+    blocks = blocks_of(document)
+    assert blocks
+    for block in blocks:
+        code = block.replace("/var/lib", str(tmp_path))
+        exec(compile(code, document, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def own_state(tmp_path, monkeypatch):
+    (tmp_path / "states").mkdir()
+    monkeypatch.setenv("WHYCACHE_STATE", f"{tmp_path}/states/")
+
+
+async def test_examples_of_the_guide_run(tmp_path, own_state, capsys):
+    names = run_blocks("docs/python.md", tmp_path)
+    output = capsys.readouterr().out
+    assert "on\nb'checkout.enabled' True\n" in output
+    assert "secrets do not belong here" in output
+
+    # The web handler answers.
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async with TestClient(TestServer(names["app"])) as client:
+        answer = await client.put("/colour", data=json.dumps("blue"))
+        written = (await answer.json())["update_id"]
+        answer = await client.get("/colour")
+        assert await answer.json() == {"value": "blue", "as_of": written}
+        assert (await (await client.get("/absent")).json())["value"] is None
+
+    # The middleware of Django does, too: it is a plain class.
+    assert names["WhycacheMiddleware"](lambda request: request)(7) == 7
+    for name in ("cache", "other_machine", "bounded", "flags", "guarded", "WHYCACHE"):
+        names[name].close()
+
+
+def test_examples_of_the_readme_run(tmp_path, own_state, capsys):
+    names = run_blocks("README.md", tmp_path)
+    names["cache"].close()
