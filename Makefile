@@ -19,6 +19,7 @@
 #                  namespaces, on full, frozen and read-only disks, without resources; and a model
 #                  of the memory order. Takes TORTURE_MINUTES=20 of the cases, ALL=1 all of them
 #                  (a day); SEED repeats a run. docs/reliability.md has the figures
+#   make wheel     the Python package for machines without a compiler: build/wheel/dist
 #   make fuzz      the libFuzzer targets, FUZZ_SECONDS=60 each
 
 JOBS ?= $(shell nproc)
@@ -32,7 +33,7 @@ LOG ?= sqlite
 MINUTES ?= 1
 TORTURE_MINUTES ?= 20
 
-.PHONY: build demo test test-all test-asan test-tsan test-release histories torture bench fuzz \
+.PHONY: build demo test test-all test-asan test-tsan test-release histories torture bench wheel fuzz \
   format check clean
 
 build:
@@ -87,6 +88,10 @@ bench:
 	bench/run.py $(if $(BENCH),--program $(BENCH)) $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(ITEMS),--items $(ITEMS)) $(if $(SUBJECTS),--subjects $(SUBJECTS)) \
 	  $(if $(JSON),--json $(JSON)) $(if $(ARGS),-- $(ARGS))
+
+wheel:
+	scripts/install_packages.sh build wheel
+	python3 python/make_wheel.py --directory build/wheel
 
 # Inputs worth keeping are in fuzz/corpus/<program>; new ones go to build/fuzz/corpus/<program>.
 fuzz:

@@ -3,7 +3,7 @@
 # need, and only those that are missing. Prints nothing if none is missing, and never asks. The demo
 # and one of the benchmarks read apt's package index, so `demo` and `bench` fetch it if needed.
 #
-#   scripts/install_packages.sh [build|test|torture|demo|bench|check|fuzz]...
+#   scripts/install_packages.sh [build|test|torture|demo|bench|check|fuzz|wheel]...
 set -eu
 
 build="cmake ninja-build g++ pkg-config libsqlite3-dev libmariadb-dev libmemcached-dev
@@ -15,6 +15,7 @@ bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-se
        libmemcached-dev memcached mariadb-server python3"
 check="clang clang-format clang-tidy codespell shellcheck python3 python3-dev"
 fuzz="clang libclang-rt-dev"
+wheel="python3-dev python3-venv git"
 
 packages=$build
 needs_index=no
@@ -27,8 +28,9 @@ for group in "$@"; do
     bench) needs_index=yes; packages="$packages $bench" ;;
     check) packages="$packages $check" ;;
     fuzz) packages="$packages $fuzz" ;;
+    wheel) packages="$packages $wheel" ;;
     *)
-      echo "unknown group of packages: $group (build, test, torture, demo, bench, check, fuzz)" >&2
+      echo "unknown group of packages: $group (build, test, torture, demo, bench, check, fuzz, wheel)" >&2
       exit 2
       ;;
   esac

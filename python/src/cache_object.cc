@@ -1275,65 +1275,67 @@ PyObject* cache_check_value(PyObject* object, PyObject* value) {
 
 PyMethodDef cache_methods[] = {
     {"get", method(cache_get), METH_FASTCALL,
-     "get(key, default=<raise>, /)\n--\n\n"
+     "get($self, key, default=<unrepresentable>, /)\n--\n\n"
      "Returns the value of a key. If the key is absent, returns the default, or raises KeyError "
      "if\n"
      "none is given. No lock, no system call."},
     {"get_multi", method(cache_get_multi), METH_FASTCALL,
-     "get_multi(keys, default=None, /)\n--\n\n"
+     "get_multi($self, keys, default=None, /)\n--\n\n"
      "Returns a list of the values in the order of the keys, all as of one update id; the default\n"
      "for absent keys."},
     {"get_versioned", cache_get_versioned, METH_O,
-     "get_versioned(key, /)\n--\n\n"
+     "get_versioned($self, key, /)\n--\n\n"
      "Returns the value of a key and its version, for set_if_version(); None if the key is "
      "absent."},
     {"view", cache_view, METH_NOARGS,
-     "view()\n--\n\n"
+     "view($self)\n--\n\n"
      "Returns the dataset as of one update id, for a with statement. Values that are plain bytes\n"
      "come as memoryviews of the shared state, without a copy. They end with the view."},
     {"keys", method(cache_range<RangeKind::keys>), METH_FASTCALL | METH_KEYWORDS,
-     "keys(*, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
+     "keys($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns the keys in order. Each iteration sees the dataset as of one update id."},
     {"values", method(cache_range<RangeKind::values>), METH_FASTCALL | METH_KEYWORDS,
-     "values(*, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
+     "values($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns the values in the order of their keys, as keys() does."},
     {"items", method(cache_range<RangeKind::items>), METH_FASTCALL | METH_KEYWORDS,
-     "items(*, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
+     "items($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns pairs of key and value in key order, as keys() does."},
     {"count", method(cache_count), METH_FASTCALL | METH_KEYWORDS,
-     "count(*, prefix=None, start=None, stop=None)\n--\n\nReturns the number of keys in a range."},
+     "count($self, *, prefix=None, start=None, stop=None)\n--\n\nReturns the number of keys in a "
+     "range."},
     {"applied_id", cache_applied_id, METH_NOARGS,
-     "applied_id()\n--\n\nReturns the id of the last update in the state."},
+     "applied_id($self)\n--\n\nReturns the id of the last update in the state."},
     {"staleness", cache_staleness, METH_NOARGS,
-     "staleness()\n--\n\n"
+     "staleness($self)\n--\n\n"
      "Returns how many seconds ago a process of this machine last asked the log; infinity if none\n"
      "has since the machine started."},
     {"digest", cache_digest, METH_NOARGS,
-     "digest()\n--\n\n"
+     "digest($self)\n--\n\n"
      "Returns the digest of the items: equal on machines that have applied the same update."},
     {"ready", cache_ready, METH_NOARGS,
-     "ready()\n--\n\nReturns whether this machine has a state that can be read."},
+     "ready($self)\n--\n\nReturns whether this machine has a state that can be read."},
     {"valid", cache_valid, METH_NOARGS,
-     "valid()\n--\n\n"
+     "valid($self)\n--\n\n"
      "Returns whether the cache can be used: False once it was closed, or its state deleted\n"
      "through it."},
     {"shared_state_filename", cache_state_path, METH_NOARGS,
-     "shared_state_filename()\n--\n\nReturns the path of the state of this machine."},
+     "shared_state_filename($self)\n--\n\nReturns the path of the state of this machine."},
     {"counters", cache_counters, METH_NOARGS,
-     "counters()\n--\n\nReturns what this object has counted since it was opened."},
+     "counters($self)\n--\n\nReturns what this object has counted since it was opened."},
     {"stats", cache_stats, METH_NOARGS,
-     "stats()\n--\n\nReturns the state of health, for checks and metrics. Does not ask the log."},
+     "stats($self)\n--\n\nReturns the state of health, for checks and metrics. Does not ask the "
+     "log."},
     {"get_shared_state", cache_inspect, METH_NOARGS,
-     "get_shared_state()\n--\n\nReturns what the state file holds, for inspection."},
+     "get_shared_state($self)\n--\n\nReturns what the state file holds, for inspection."},
     {"close", cache_close, METH_NOARGS,
-     "close()\n--\n\n"
+     "close($self)\n--\n\n"
      "Closes the cache for good. Writes that are still queued fail with UnavailableError."},
     {"close_shared_state", cache_close_shared_state, METH_NOARGS,
-     "close_shared_state()\n--\n\n"
+     "close_shared_state($self)\n--\n\n"
      "Writes the state to disk and closes it, so that the file can be copied to another machine.\n"
      "The next call opens it again."},
     {"delete_shared_state", cache_delete_shared_state, METH_NOARGS,
-     "delete_shared_state()\n--\n\n"
+     "delete_shared_state($self)\n--\n\n"
      "Removes the state of this machine and closes this object for good. Other processes build a\n"
      "new state at their next update()."},
     {"start_set", method(cache_start_set), METH_FASTCALL, nullptr},

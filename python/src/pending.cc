@@ -210,7 +210,7 @@ void pending_dealloc(PyObject* object) {
 PyMethodDef pending_methods[] = {
     {"done", pending_done, METH_NOARGS, "Returns whether the outcome is known."},
     {"result", method(pending_result), METH_FASTCALL,
-     "result(timeout=None, /)\n--\n\n"
+     "result($self, timeout=None, /)\n--\n\n"
      "Waits for the outcome and returns it, or raises what the call has raised. Raises "
      "TimeoutError\n"
      "if it is not known after so many seconds; the call goes on, and may be asked again."},

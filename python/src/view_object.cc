@@ -279,29 +279,31 @@ void view_dealloc(PyObject* object) {
 
 PyMethodDef view_methods[] = {
     {"get", method(view_get), METH_FASTCALL,
-     "get(key, default=<raise>, /)\n--\n\n"
+     "get($self, key, default=<unrepresentable>, /)\n--\n\n"
      "Returns the value of a key: a read-only memoryview if it is plain bytes, else the object. "
      "If\n"
      "the key is absent, returns the default, or raises KeyError if none is given."},
     {"get_multi", method(view_get_multi), METH_FASTCALL,
-     "get_multi(keys, default=None, /)\n--\n\n"
+     "get_multi($self, keys, default=None, /)\n--\n\n"
      "Returns a list of the values in the order of the keys; the default for absent keys."},
     {"version", view_version, METH_O,
-     "version(key, /)\n--\n\nReturns the version of a key's value, or None if the key is absent."},
+     "version($self, key, /)\n--\n\nReturns the version of a key's value, or None if the key is "
+     "absent."},
     {"count", method(view_count), METH_FASTCALL | METH_KEYWORDS,
-     "count(*, prefix=None, start=None, stop=None)\n--\n\nReturns the number of keys in a range."},
+     "count($self, *, prefix=None, start=None, stop=None)\n--\n\nReturns the number of keys in a "
+     "range."},
     {"keys", method(view_range<RangeKind::keys>), METH_FASTCALL | METH_KEYWORDS,
-     "keys(*, prefix=None, start=None, stop=None, reverse=False)\n--\n\nReturns the keys in "
+     "keys($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\nReturns the keys in "
      "order."},
     {"values", method(view_range<RangeKind::values>), METH_FASTCALL | METH_KEYWORDS,
-     "values(*, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
+     "values($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns the values in the order of their keys."},
     {"items", method(view_range<RangeKind::items>), METH_FASTCALL | METH_KEYWORDS,
-     "items(*, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
+     "items($self, *, prefix=None, start=None, stop=None, reverse=False)\n--\n\n"
      "Returns pairs of key and value in key order."},
-    {"digest", view_digest, METH_NOARGS, "digest()\n--\n\nReturns the digest of the items."},
+    {"digest", view_digest, METH_NOARGS, "digest($self)\n--\n\nReturns the digest of the items."},
     {"close", view_close, METH_NOARGS,
-     "close()\n--\n\n"
+     "close($self)\n--\n\n"
      "Ends the view. Its memoryviews raise ValueError from now on. What was made of one, such as "
      "a\n"
      "slice or an array, keeps the bytes in place until it is freed."},

@@ -11,7 +11,7 @@ import math
 import os
 import time
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from whycache import _whycache
 from whycache._log import Adapter, Log
@@ -30,6 +30,7 @@ class _Absent:
 ABSENT = _Absent()
 """Stands for the value of a key that is absent, where None would be a value."""
 
+_T = TypeVar("_T")
 _UNSET: Any = object()
 
 # As much as one update holds by default, less what keys and lengths take.
@@ -63,12 +64,12 @@ class FreshValue(NamedTuple):
     """The log did not answer in time: the value may be older than was asked for."""
 
 
-class TransactResult(NamedTuple):
+class TransactResult(NamedTuple, Generic[_T]):
     """What `transact` returns."""
 
     id: int
     """The id of the update, or the one as of which a transaction without writes has read."""
-    value: Any
+    value: _T
     """What the function returned, in the run that was committed."""
 
 

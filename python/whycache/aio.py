@@ -3,12 +3,14 @@
 import asyncio
 import weakref
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from whycache import _whycache
 from whycache._operations import _UNSET, Operations, _milliseconds, _nanoseconds
 
 __all__ = ["Cache", "Write"]
+
+_T = TypeVar("_T")
 
 
 class _LoopSide:
@@ -49,7 +51,7 @@ def _running_side() -> _LoopSide:
     return side
 
 
-class Write:
+class Write(Generic[_T]):
     """A call that has been started: await it for its outcome.
 
     It goes on if the task that awaits it is cancelled. The CancelledError then has it as its
@@ -65,11 +67,11 @@ class Write:
         """Returns whether the outcome is known."""
         return self._pending.done()
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> _T:
         """Waits for the outcome without an event loop. Raises TimeoutError if it takes longer."""
-        return self._pending.result(timeout)
+        return self._pending.result(timeout)  # type: ignore[no-any-return]
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, _T]:
         pending = self._pending
         while not pending.done():
             waiter = asyncio.get_running_loop().create_future()
@@ -84,7 +86,7 @@ class Write:
             except asyncio.CancelledError as error:
                 error.write = self  # type: ignore[attr-defined]
                 raise
-        return pending.result(0)
+        return pending.result(0)  # type: ignore[no-any-return]
 
 
 class Cache(Operations):

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Makes an sdist and a wheel that needs neither a compiler nor libraries beyond glibc.
+
+    python/make_wheel.py --directory build/wheel
+
+The sdist holds the project; the wheel is built from it. auditwheel then puts the libraries that the
+module links beside it: SQLite, zstd, libmariadb and what that needs. libstdc++ is linked
+statically. The wheel lists what it bundles, with versions and licences.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import make_environment
+
+PACKAGE = make_environment.PACKAGE
+PROJECT = PACKAGE.parent
+
+# What the extension module is built from, beside python/.
+PROJECT_FILES = ("CMakeLists.txt", "LICENSE", "cmake", "include", "src")
+
+
+def run(*command: object, **environment: str) -> None:
+    subprocess.run([str(word) for word in command], check=True, env={**os.environ, **environment})
+
+
+def make_tools(directory: pathlib.Path) -> pathlib.Path:
+    python = make_environment.make_tools(directory)
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement",
+        PACKAGE / "requirements-wheel.txt")
+    return python
+
+
+def tracked_files(below: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard",
+                             "--", below], cwd=PROJECT, check=True, capture_output=True, text=True)
+    return [path for path in listed.stdout.split("\0") if path and (PROJECT / path).is_file()]
+
+
+def stage_source(directory: pathlib.Path) -> pathlib.Path:
+    """Lays out the source of the sdist: the package, with the project in a directory of its own."""
+    source = directory / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    for path in tracked_files("python"):
+        target = source / pathlib.Path(path).relative_to("python")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(PROJECT / path, target)
+    for name in PROJECT_FILES:
+        for path in tracked_files(name):
+            target = source / "project" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / path, target)
+    shutil.copy2(PROJECT / "LICENSE", source / "LICENSE")
+    return source
+
+
+def make_sdist(python: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
+    source = stage_source(directory)
+    run(python, "-m", "build", "--sdist", "--no-isolation", "--outdir", directory / "dist", source)
+    return next((directory / "dist").glob("*.tar.gz"))
+
+
+def build_wheel(python: pathlib.Path, sdist: pathlib.Path, directory: pathlib.Path,
+                defines: list[str]) -> pathlib.Path:
+    raw = directory / "raw"
+    shutil.rmtree(raw, ignore_errors=True)
+    unpacked = directory / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    settings = [word for define in defines
+                for word in ("--config-settings", f"cmake.define.{define}")]
+    run(python, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
+        "--no-build-isolation", "--wheel-dir", raw,
+        "--config-settings", f"build-dir={directory / 'build'}",
+        "--config-settings", "cmake.define.WHYCACHE_MEMCACHED=OFF",
+        "--config-settings", "cmake.define.WHYCACHE_STATIC_LIBSTDCXX=ON",
+        *settings, next(unpacked.iterdir()))
+    return next(raw.glob("*.whl"))
+
+
+def repair_wheel(python: pathlib.Path, raw: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
+    """Copies the libraries that the module needs into the wheel."""
+    repaired = directory / "repaired"
+    shutil.rmtree(repaired, ignore_errors=True)
+    run(python, "-m", "auditwheel", "repair", "--wheel-dir", repaired, raw,
+        PATH=f"{python.parent}:{os.environ['PATH']}")
+    return next(repaired.glob("*.whl"))
+
+
+def package_of(library: str) -> tuple[str, str]:
+    """The Debian package of a library, and its version."""
+    name = re.sub(r"-[0-9a-f]{8}(?=\.so)", "", library)
+    stem = name.split(".so")[0]
+    listed = subprocess.run(["dpkg-query", "-S", f"*/{stem}.so*"], capture_output=True, text=True)
+    for line in listed.stdout.splitlines():
+        package, _, path = line.partition(": ")
+        if not package.split(":")[0].endswith("-dev") and pathlib.Path(path).name.startswith(stem):
+            version = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package],
+                                     capture_output=True, text=True).stdout
+            return package.split(":")[0], version
+    raise SystemExit(f"no Debian package has the bundled library: {library}")
+
+
+def add_licences(python: pathlib.Path, wheel: pathlib.Path, directory: pathlib.Path
+                 ) -> pathlib.Path:
+    """Adds the licences of what is bundled, and the list with versions."""
+    unpacked = directory / "licensed"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    run(python, "-m", "wheel", "unpack", "--dest", unpacked, wheel)
+    root = next(unpacked.iterdir())
+    licences = next(root.glob("*.dist-info")) / "licenses"
+    licences.mkdir(exist_ok=True)
+    shutil.copy(PROJECT / "LICENSE", licences / "LICENSE")
+    lines = ["# Bundled in this wheel", "", "| file | Debian package | version |", "|---|---|---|"]
+    packages = {}
+    for library in sorted((root / "whycache.libs").iterdir()):
+        package, version = package_of(library.name)
+        packages[package] = version
+        lines.append(f"| {library.name} | {package} | {version} |")
+    for header_only, package in (("xxHash (inlined)", "libxxhash-dev"),
+                                 ("libstdc++ (static)", "libstdc++-12-dev")):
+        version = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package],
+                                 capture_output=True, text=True).stdout
+        if version:
+            packages[package] = version
+            lines.append(f"| {header_only} | {package} | {version} |")
+    for package in packages:
+        copyright_file = pathlib.Path("/usr/share/doc") / package / "copyright"
+        if copyright_file.is_file():
+            shutil.copyfile(copyright_file, licences / f"{package}.txt")
+    (licences / "BUNDLED.md").write_text("\n".join(lines) + "\n")
+    dist = directory / "dist"
+    run(python, "-m", "wheel", "pack", "--dest-dir", dist, root)
+    return dist / wheel.name
+
+
+def check_wheel(wheel: pathlib.Path) -> None:
+    """Prints what the wheel holds, and fails if the module needs what it must not."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for needed in ("whycache/py.typed", "whycache/_whycache.pyi", "BUNDLED.md"):
+        if not any(name.endswith(needed) for name in names):
+            raise SystemExit(f"the wheel lacks {needed}")
+    print(wheel)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--directory", type=pathlib.Path, required=True, help="where to work")
+    parser.add_argument("--define", action="append", default=[], metavar="NAME=VALUE",
+                        help="a variable for CMake")
+    arguments = parser.parse_args()
+    directory = arguments.directory.resolve()
+    shutil.rmtree(directory / "dist", ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    python = make_tools(directory)
+    sdist = make_sdist(python, directory)
+    raw = build_wheel(python, sdist, directory, arguments.define)
+    wheel = add_licences(python, repair_wheel(python, raw, directory), directory)
+    check_wheel(wheel)
+    print(sdist)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
