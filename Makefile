@@ -10,7 +10,8 @@
 #   make format    formats every source file
 #   make bench     the benchmarks beside their rivals, in a quarter of an hour. A part of them:
 #                  ONLY=get_uniform, ITEMS=1000000, SUBJECTS=whycache,absl; BENCH=name for one
-#                  program, ARGS=... for its arguments; JSON=file for the figures
+#                  program, ARGS=... for its arguments; JSON=file for the figures.
+#                  BENCH=python: the Python package beside dict, python-lmdb and redis-py
 #   make histories LOG=sqlite MINUTES=10
 #                  writers, transactions, readers and rewriters that are killed, on a log that
 #                  fails (file, sqlite, mysql, or memcached in front of mysql), and a check of
@@ -33,8 +34,8 @@ LOG ?= sqlite
 MINUTES ?= 1
 TORTURE_MINUTES ?= 20
 
-.PHONY: build demo test test-all test-asan test-tsan test-release histories torture bench wheel fuzz \
-  format check clean
+.PHONY: build demo test test-all test-asan test-tsan test-release histories torture bench fuzz \
+  wheel format check clean
 
 build:
 	scripts/install_packages.sh build test
@@ -81,6 +82,16 @@ torture:
 	python3 tests/environment/torture.py --bin build/dev/bin --jobs $(JOBS) \
 	  $(if $(ALL),--all,--minutes $(TORTURE_MINUTES)) $(if $(SEED),--seed $(SEED))
 
+ifeq ($(BENCH),python)
+bench:
+	scripts/install_packages.sh bench
+	cmake --preset release
+	cmake --build --preset release --parallel $(JOBS) --target whycache_static bench_python_writers
+	python3 python/make_environment.py --library build/release --directory build/release/python \
+	  --requirements python/requirements-bench.txt
+	build/release/python/environment/bin/python python/bench.py \
+	  --writers build/release/bin/bench_python_writers $(if $(ITEMS),--items $(ITEMS)) $(ARGS)
+else
 bench:
 	scripts/install_packages.sh bench
 	cmake --preset release
@@ -88,6 +99,7 @@ bench:
 	bench/run.py $(if $(BENCH),--program $(BENCH)) $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(ITEMS),--items $(ITEMS)) $(if $(SUBJECTS),--subjects $(SUBJECTS)) \
 	  $(if $(JSON),--json $(JSON)) $(if $(ARGS),-- $(ARGS))
+endif
 
 wheel:
 	scripts/install_packages.sh build wheel

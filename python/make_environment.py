@@ -25,15 +25,17 @@ def run(*command: object, **environment: str) -> None:
     subprocess.run([str(word) for word in command], check=True, env={**os.environ, **environment})
 
 
-def make_tools(directory: pathlib.Path) -> pathlib.Path:
+def make_tools(directory: pathlib.Path, *more: pathlib.Path) -> pathlib.Path:
     """Returns the interpreter of an environment with the tools; makes it if they have changed."""
+    files = [REQUIREMENTS, *more]
     tools = directory / "tools"
     stamp = tools / "requirements.sha256"
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) +
+                            sys.version.encode()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != digest:
         venv.create(tools, clear=True, with_pip=True)
         run(tools / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            "--requirement", REQUIREMENTS)
+            *(word for file in files for word in ("--requirement", file)))
         stamp.write_text(digest)
     return tools / "bin/python"
 
@@ -66,10 +68,12 @@ def main() -> None:
     parser.add_argument("--library", type=pathlib.Path, required=True,
                         help="directory of a build of the project")
     parser.add_argument("--directory", type=pathlib.Path, required=True, help="where to work")
+    parser.add_argument("--requirements", type=pathlib.Path, action="append", default=[],
+                        help="more tools to install")
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    tools = make_tools(directory)
+    tools = make_tools(directory, *arguments.requirements)
     wheel = build_wheel(tools, arguments.library.resolve(), directory)
     make_environment(tools, wheel, directory)
     print(wheel.name)

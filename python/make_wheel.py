@@ -32,10 +32,7 @@ def run(*command: object, **environment: str) -> None:
 
 
 def make_tools(directory: pathlib.Path) -> pathlib.Path:
-    python = make_environment.make_tools(directory)
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement",
-        PACKAGE / "requirements-wheel.txt")
-    return python
+    return make_environment.make_tools(directory, PACKAGE / "requirements-wheel.txt")
 
 
 def tracked_files(below: str) -> list[str]:

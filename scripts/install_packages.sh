@@ -12,7 +12,8 @@ test="libgtest-dev libgmock-dev libcpp-httplib-dev python3 sqlite3 mariadb-serve
        openssl strace util-linux btrfs-progs xfsprogs python3-dev python3-venv groff-base fish zsh"
 torture="spin gcc e2fsprogs"
 bench="libabsl-dev liblmdb-dev libtkrzw-dev libboost-dev libhiredis-dev redis-server
-       libmemcached-dev memcached mariadb-server python3"
+       libmemcached-dev memcached mariadb-server python3
+       python3-dev python3-venv"
 check="clang clang-format clang-tidy codespell shellcheck python3 python3-dev"
 fuzz="clang libclang-rt-dev"
 wheel="python3-dev python3-venv git"
@@ -30,7 +31,8 @@ for group in "$@"; do
     fuzz) packages="$packages $fuzz" ;;
     wheel) packages="$packages $wheel" ;;
     *)
-      echo "unknown group of packages: $group (build, test, torture, demo, bench, check, fuzz, wheel)" >&2
+      echo "unknown group of packages: $group" \
+           "(build, test, torture, demo, bench, check, fuzz, wheel)" >&2
       exit 2
       ;;
   esac

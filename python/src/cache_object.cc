@@ -1386,6 +1386,7 @@ PyType_Spec cache_spec = {"whycache._whycache.BaseCache", sizeof(CacheObject), 0
 std::shared_ptr<Handle> open_handle(CacheObject& self) {
   if (self.handle && !self.handle->closed.load(std::memory_order_relaxed)) [[likely]]
     return self.handle;
+  stay_if_exiting(self);
   PyErr_SetString(self.module->invalid_error,
                   self.handle ? "cache is closed" : "cache is not open");
   return nullptr;

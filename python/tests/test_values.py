@@ -57,7 +57,8 @@ scalars = st.one_of(
     st.timedeltas(), st.decimals(allow_nan=False), st.uuids(),
 )
 hashables = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4).map(tuple) | st.frozensets(inner, max_size=4),
+    scalars,
+    lambda inner: st.lists(inner, max_size=4).map(tuple) | st.frozensets(inner, max_size=4),
     max_leaves=5,
 )
 values = st.recursive(
