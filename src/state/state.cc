@@ -19,6 +19,7 @@
 #include "state/file/lock_file.h"
 #include "state/file/lock_queue.h"
 #include "state/file/poll_record.h"
+#include "state/file/state_change.h"
 #include "state/file/state_file.h"
 #include "state/file/use_locks.h"
 #include "state/index/lookup.h"
@@ -116,6 +117,7 @@ struct State::Impl final : ForkHandler {
   explicit Impl(State& owner)
       : current_file(owner.options_, owner.directory_cache_, [this] {
           mapping_cache.unmap();  // it is the old file's
+          trust_current_file();
         }) {}
   ~Impl() = default;
 
@@ -130,6 +132,14 @@ struct State::Impl final : ForkHandler {
       if (!options.read_only && !may_only_read(error)) throw;
       lock_file_error = error;
     }
+  }
+  // Another process then need not verify the file if this one dies at work (state_change.h).
+  void trust_current_file() const {
+    const std::shared_ptr<Mapping> mapping = current_file.mapping();
+    if (!mapping || lock_file == nullptr) return;
+    const int descriptor = mapping->descriptor();
+    if (has_only_own_changes(*lock_file, descriptor) || is_trusted_elsewhere(descriptor))
+      mark_trusted(descriptor);
   }
   LockFile& require_lock_file() const {
     if (lock_file == nullptr) throw Error(*lock_file_error);
@@ -180,11 +190,11 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
     found = verify_without_locks(std::move(found));
     if (!found.mapping && absolute.waits_for_others && !absolute.read_only)
       throw Error(*inner.lock_file_error);
-  } else if (!found.mapping) {
+  } else if (!found.mapping || !state->is_trusted(*found.mapping)) {
     try {
       const HeldLock install = state->lock(StateLock::install, deadline);
       const HeldLock writer = state->lock(StateLock::writer, deadline);
-      found = open_or_adopt_state_file(absolute);
+      found = state->open_with_locks();
     } catch (const Error& error) {
       if (absolute.waits_for_others || error.kind() != ErrorKind::unavailable) throw;
       found.unusable_reason = error.what();
@@ -194,6 +204,29 @@ std::unique_ptr<State> State::open(const StateOptions& options, const Deadline& 
   inner.current_file.set_unusable_reason(found.unusable_reason);
   if (found.mapping) inner.current_file.switch_to(std::move(found.mapping));
   return state;
+}
+
+// Whether the file may be read without verification. A process that may not use the lock file
+// cannot find out.
+bool State::is_trusted(const Mapping& mapping) const {
+  return impl_->lock_file == nullptr ||
+         has_only_own_changes(*impl_->lock_file, mapping.descriptor()) ||
+         is_trusted_elsewhere(mapping.descriptor());
+}
+
+// Opens the file at the path. One from elsewhere, or that another program has changed, is verified.
+// The caller holds StateLock::install and StateLock::writer.
+StateFileResult State::open_with_locks() const {
+  StateFileResult found = open_or_adopt_state_file(options_);
+  if (!found.mapping) return found;
+  if (!found.adopted) {
+    if (is_trusted(*found.mapping)) return found;
+    const std::optional<std::string> fault = verify_changed_state_file(options_, *found.mapping);
+    if (!fault) return found;
+    if (!fault->empty()) return {nullptr, *fault + ": path=" + options_.path, false, nullptr};
+  }
+  note_own_changes(*impl_->lock_file, found.mapping->descriptor());
+  return found;
 }
 
 bool State::usable() const {
@@ -229,7 +262,7 @@ std::optional<LogIdentity> State::switch_if_replaced(const Deadline& deadline) c
     if (can_lock()) {
       install.emplace(lock(StateLock::install, deadline));
       writer.emplace(lock(StateLock::writer, deadline));
-      found = open_or_adopt_state_file(options_);
+      found = open_with_locks();
     } else {
       found = verify_without_locks(open_state_file(options_));
     }
@@ -287,8 +320,10 @@ void State::clear_stale_superseded_bit() const noexcept {
     const Deadline at_once(std::chrono::milliseconds(0));
     const HeldLock install = lock(StateLock::install, at_once);
     const HeldLock writer = lock(StateLock::writer, at_once);
-    if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR))
+    if (const FileDescriptor file = open_file_if_exists(options_.path, O_RDWR)) {
+      const OwnChange change(impl_->lock_file.get(), file.number());
       set_superseded_bit(file, options_.path, false);
+    }
   } catch (const Error&) {
     // Another process holds the locks, or this one may not write to the file.
   }
@@ -615,8 +650,9 @@ UpdateId State::known_head() const {
 }
 
 void State::record_poll(std::int64_t at_ns, UpdateId head, bool by_store) const noexcept {
-  if (const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping())
-    whycache::record_poll(*mapping, at_ns, head, by_store);
+  const std::shared_ptr<Mapping> mapping = impl_->current_file.mapping();
+  if (mapping && impl_->lock_file != nullptr)
+    whycache::record_poll(*mapping, *impl_->lock_file, at_ns, head, by_store);
 }
 
 // --- Locks ---
@@ -694,6 +730,7 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
     if (catch_up) catch_up();
   }
   const FileDescriptor old_file = open_file_if_exists(options_.path, O_RDWR);
+  const bool was_own = old_file && has_only_own_changes(*impl_->lock_file, old_file.number());
   if (old_file) {
     const std::optional<Uuid> present = find_log_of_usable_state(options_);
     if (present && present != built.log_uuid && present != other_log &&
@@ -705,11 +742,13 @@ bool State::install(StateBuilder& builder, InstallPolicy policy,
   if (::rename(builder.path().c_str(), options_.path.c_str()) != 0) {
     const int error = errno;
     if (old_file) set_superseded_bit(old_file, options_.path, false);
+    if (was_own) note_own_changes(*impl_->lock_file, old_file.number());
     throw system_error("cannot put state file in place", options_.path, error);
   }
   StateFileResult found = open_or_adopt_state_file(options_);
   if (!found.mapping)
     throw Error(ErrorKind::corrupt, "new state cannot be used: " + found.unusable_reason);
+  note_own_changes(*impl_->lock_file, found.mapping->descriptor());
   impl_->current_file.switch_to(std::move(found.mapping));
   if (old) supersede(*old);  // it may have been moved away from the path
   return true;

@@ -37,6 +37,7 @@ struct PollRecord;
 struct PollTime;
 struct ReaderThread;
 class StateBuilder;
+struct StateFileResult;
 class StateWriter;
 
 // Memory of a caller that a read copies a value to.
@@ -191,6 +192,8 @@ class State {
  private:
   explicit State(StateOptions options);
   void clear_stale_superseded_bit() const noexcept;
+  bool is_trusted(const Mapping& mapping) const;
+  StateFileResult open_with_locks() const;
   std::optional<LogIdentity> of_other_log(const Mapping& found) const;
   // --- Point reads (read/point_read.h) ---
   struct CopyValue;

@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 
+#include "base/file.h"
 #include "client/cache_internal.h"
 #include "client/fleet.h"
 #include "support/child_process.h"
@@ -776,6 +777,22 @@ TEST_F(Bootstrap, copied_state_is_reused_and_reads_only_newer_updates) {
   EXPECT_EQ(tokyo.digest(), writer.digest());
   EXPECT_LE(rows, 4) << "the overlap and the newer updates";
   EXPECT_EQ(tokyo.counters().rebuilds_damaged + tokyo.counters().rebuilds_behind_base, 0U);
+}
+
+// As by cp, which keeps the inode.
+TEST_F(Bootstrap, torn_copy_put_back_in_place_is_rebuilt) {
+  const std::string path = fleet.state_path("berlin");
+  fleet.open("berlin").set_multi({{"a", "before"}, {"b", "before"}});
+  std::string bytes = read_whole_file(path, 100 << 20);
+  bytes.replace(bytes.find("before"), 6, "after!");
+  std::this_thread::sleep_for(milliseconds(20));  // the clock of ctime goes in steps
+  ASSERT_EQ(::pwrite(open_file(path, O_WRONLY).number(), bytes.data(), bytes.size(), 0),
+            static_cast<ssize_t>(bytes.size()));
+
+  Cache opened = fleet.open("berlin");
+
+  EXPECT_EQ(contents(opened), (Contents{{"a", "before"}, {"b", "before"}}));
+  EXPECT_EQ(opened.counters().rebuilds_damaged, 1U);
 }
 
 TEST_F(Bootstrap, copy_older_than_base_is_rebuilt) {

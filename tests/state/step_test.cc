@@ -22,6 +22,8 @@
 #include "base/hash.h"
 #include "state/colliding_keys.h"
 #include "state/file/layout.h"
+#include "state/file/lock_file.h"
+#include "state/file/state_change.h"
 #include "state/test_state.h"
 #include "state/walked_writer.h"
 #include "support/child_process.h"
@@ -161,6 +163,7 @@ class StepLong : public ::testing::Test {
       if (::posix_fallocate(created.number(), 0, static_cast<off_t>(source.bytes())) != 0)
         throw std::runtime_error("no space for a test");
       file_.emplace(path);
+      lock_file_.emplace(path + ".lock", 0600, FileOwner::self_or_root);
       refresh();
       StateOptions options = small_state_options();
       options.path = path;
@@ -185,6 +188,7 @@ class StepLong : public ::testing::Test {
       HeaderFixed fixed = source_.header().fixed;
       set_file_identity(fixed);
       std::memcpy(&file_->header().fixed, &fixed, sizeof fixed);
+      note_own_changes(*lock_file_, file_->descriptor());
     }
 
    private:
@@ -201,6 +205,7 @@ class StepLong : public ::testing::Test {
 
     const WholeFile& source_;
     std::optional<WholeFile> file_;
+    std::optional<LockFile> lock_file_;
     std::unique_ptr<State> state_;
   };
 

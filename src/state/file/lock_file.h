@@ -31,7 +31,11 @@ inline constexpr std::size_t lock_byte_count = 16;
 
 struct LockFileHeader {
   char magic[8];  // "whylock2"
-  std::uint64_t reserved[23];
+  // See state_change.h. A process changes the file, executes a seq_cst fence, and loads this. The
+  // process that stores this (seq_cst) executes one, and looks at the file's ctime once more.
+  // Either the first one sees the new value, or the second one the change.
+  std::atomic<std::uint64_t> last_own_change;
+  std::uint64_t reserved[22];
   // For each of the bytes 0 to 15: 1 if a process may be asleep until it is unlocked (a futex,
   // lock_queue.h). A waiter stores 1 (seq_cst), tries the lock once more, and sleeps. The process
   // that unlocks the byte stores 0 behind a seq_cst fence, and wakes one waiter if it replaced a 1.
@@ -39,7 +43,8 @@ struct LockFileHeader {
   // time out within a millisecond. If a waiter dies asleep, the only cost is one wasted wake-up.
   alignas(64) std::atomic<std::uint32_t> waiters[lock_byte_count];
 };
-static_assert(offsetof(LockFileHeader, waiters) == 192);  // docs/formats/state.md
+static_assert(offsetof(LockFileHeader, last_own_change) == 8);  // docs/formats/state.md
+static_assert(offsetof(LockFileHeader, waiters) == 192);
 inline constexpr char lock_file_magic[8] = {'w', 'h', 'y', 'l', 'o', 'c', 'k', '2'};
 // A new lock file has this behind its name, and a random token, until it is complete.
 inline constexpr const char* new_lock_file_suffix = ".new-";

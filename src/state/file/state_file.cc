@@ -306,6 +306,15 @@ void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string&
   std::memcpy(&header.fixed, &fixed, sizeof fixed);
 }
 
+void disown(Header& header) {
+  HeaderFixed fixed = header.fixed;
+  fixed.boot_id = {};
+  fixed.checksum = fixed.expected_checksum();
+  std::memcpy(&header.fixed, &fixed, sizeof fixed);
+}
+
+bool is_disowned(const HeaderFixed& header) { return header.boot_id == Uuid{}; }
+
 void check_may_be_replaced(const FileDescriptor& file, const StateOptions& options) {
   check_owner_is_trusted(check_regular_file(file, options.path), options.path,
                          trusted_owner(options), "state file");

@@ -69,6 +69,11 @@ bool is_in_place(const Mapping& mapping);
 void write_fixed_header(Header& header, const Uuid& log_uuid, const std::string& log_name,
                         int descriptor, const std::string& path);
 
+// Makes the file one from elsewhere, which no process uses unverified. The caller holds
+// StateLock::writer.
+void disown(Header& header);
+bool is_disowned(const HeaderFixed& header);
+
 // Marks a state file as replaced or removed, which its readers notice. Leaves a file that is not a
 // state alone.
 void supersede(const FileDescriptor& file, const std::string& path);

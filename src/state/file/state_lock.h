@@ -17,6 +17,9 @@ class HeldLock {
   HeldLock& operator=(HeldLock&&) = delete;
   ~HeldLock() { release(); }
 
+  // The file of the lock. The lock is held.
+  const LockFile& file() const { return *file_; }
+
   // Releases the lock before the end of the scope. Does nothing if it is released already.
   void release() noexcept;
 

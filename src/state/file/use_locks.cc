@@ -21,6 +21,7 @@ namespace {
 
 constexpr unsigned process_id_bits = 22;
 constexpr std::uint64_t process_id_mask = (std::uint64_t{1} << process_id_bits) - 1;
+constexpr std::uint64_t trusted_byte = (std::uint64_t{1} << 60) - 1;
 constexpr LockRange in_use_bytes{std::uint64_t{1} << 60, std::uint64_t{1} << 61};
 constexpr LockRange pinned_bytes{std::uint64_t{1} << 61, std::uint64_t{1} << 62};
 constexpr UpdateId pinned_id_max = (pinned_bytes.end - pinned_bytes.begin) >> process_id_bits;
@@ -103,6 +104,13 @@ bool is_in_use_by_others(int descriptor) {
   return find_locked(descriptor, {in_use_bytes.begin, own}) ||
          find_locked(descriptor, {own + 1, in_use_bytes.end});
 }
+
+void mark_trusted(int descriptor) {
+  // Only shared locks are taken on this byte, so it cannot fail for another process's sake.
+  static_cast<void>(try_lock_byte_shared(descriptor, trusted_byte));
+}
+
+bool is_trusted_elsewhere(int descriptor) { return is_byte_locked(descriptor, trusted_byte); }
 
 bool exclude_users(int descriptor) {
   return try_lock_range(descriptor, {in_use_bytes.begin, pinned_bytes.end});

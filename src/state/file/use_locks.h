@@ -2,6 +2,7 @@
 // end.
 //
 //   2^60 ..   in use   a byte for each process that maps the file: random number << 22 | process id
+//   2^60 - 1  trusted  by each process that uses the file and may write to it
 //   2^61 ..   pinned   a byte for each process that holds views: update id << 22 | process id
 //
 // Only read access to the file is needed to hold them, and the kernel drops them however a process
@@ -36,6 +37,11 @@ bool mark_in_use(int descriptor);
 void unmark_in_use(int descriptor) noexcept;
 // Whether another process than this one has marked the file as in use.
 bool is_in_use_by_others(int descriptor);
+// Marks the file, which is unchanged, verified or new, as trusted by this process, for as long as
+// the open file exists. The process has access to the lock file, as readers have not.
+void mark_trusted(int descriptor);
+// Whether the file is marked as trusted through another open file.
+bool is_trusted_elsewhere(int descriptor);
 // Keeps all others from marking or pinning the file, for as long as the open file exists. Needs
 // write access. Returns false if the file is in use, by this process or another.
 bool exclude_users(int descriptor);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,9 +22,20 @@ bool is_same_file(const Mapping& a, const Mapping& b) {
   return a.inode() == b.inode() && a.device() == b.device();
 }
 
+// A copy may have holes, or share blocks with the original. On a full disk, writing to one would
+// kill the process by SIGBUS.
+void own_blocks(const Mapping& mapping) {
+  if (const int error = unshare_blocks(mapping.descriptor(), mapping.usable_bytes()))
+    throw system_error("cannot give the state file blocks of its own", mapping.path(), error);
+  if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes()))
+    throw system_error("cannot allocate the state file's blocks", mapping.path(), error);
+}
+
 // Verifies a file from elsewhere, and makes it a file of this boot. Returns the reason if it cannot
 // be trusted, or an empty string.
 std::string adopt(const StateOptions& options, const Mapping& foreign) {
+  if (is_disowned(foreign.header().fixed))
+    return "another program has changed it, and it did not verify";
   // Acquire: pairs with the release store of clear_writer_active().
   if (foreign.header().writer_active.load(std::memory_order_acquire) != 0) {
     return "it was being written when it was copied, or when the machine went down";
@@ -41,14 +53,7 @@ std::string adopt(const StateOptions& options, const Mapping& foreign) {
   } const admitting{mapping.descriptor()};
   if (turn_off_copy_on_write(mapping.descriptor()) && !options.any_file_system)
     throw copies_on_write(parent_directory(options.path), "btrfs, or an overlay on it");
-  // A copy may have holes, or share blocks with the original. On a full disk, writing to one would
-  // kill the process by SIGBUS.
-  if (const int error = unshare_blocks(mapping.descriptor(), mapping.usable_bytes())) {
-    throw system_error("cannot give the state file blocks of its own", options.path, error);
-  }
-  if (const int error = allocate_in_file(mapping.descriptor(), 0, mapping.usable_bytes())) {
-    throw system_error("cannot allocate the state file's blocks", options.path, error);
-  }
+  own_blocks(mapping);
   const std::vector<std::string> faults = verify(foreign, false, {});
   if (!faults.empty()) return "it does not verify: " + faults.front();
 
@@ -82,6 +87,42 @@ StateFileResult open_or_adopt_state_file(const StateOptions& options) {
   found = open_state_file(options, true);
   found.adopted = true;
   return found;
+}
+
+std::optional<std::string> verify_changed_state_file(const StateOptions& options,
+                                                     const Mapping& changed) {
+  constexpr const char* reason = "another program has changed it, and it does not verify: ";
+  try {
+    Mapping mapping(open_file(options.path, O_RDWR), options.path, options.bytes_max,
+                    Mapping::Access::write);
+    if (!is_same_file(mapping, changed)) return replaced_meanwhile;
+    own_blocks(mapping);
+    Header& header = mapping.writable_header();
+    // A writer may have died at work, so recovery comes first. It trusts nothing that it reads.
+    mark_writer_active(header);
+    std::string fault;
+    try {
+      // Processes that may only read can have the file open.
+      Applier applier(mapping, Readers::any, options.bytes_max);
+      recover(applier.allocator(), applier.point_index());
+      const std::vector<std::string> faults = verify(mapping, false, {});
+      if (!faults.empty()) fault = faults.front();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::corrupt) throw;
+      fault = error.what();
+    }
+    if (!fault.empty()) {
+      disown(header);
+      return reason + fault;
+    }
+    clear_writer_active(header);
+    return std::string();
+  } catch (const Error&) {  // it may not write to the file, or lacks memory or space
+    // Acquire: pairs with the release store of clear_writer_active().
+    if (changed.header().writer_active.load(std::memory_order_acquire) != 0) return std::nullopt;
+    const std::vector<std::string> faults = verify(changed, false, {});
+    return faults.empty() ? std::nullopt : std::optional(reason + faults.front());
+  }
 }
 
 }  // namespace whycache

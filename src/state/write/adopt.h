@@ -2,6 +2,10 @@
 // (docs/decisions/verify-foreign-files.md).
 #pragma once
 
+#include <optional>
+#include <string>
+
+#include "state/file/mapping.h"
 #include "state/file/state_file.h"
 
 namespace whycache {
@@ -12,5 +16,13 @@ namespace whycache {
 // this place and boot: then it is not adopted, and must be replaced. Throws Error(invalid) and
 // Error(corrupt) as open_state_file() does.
 StateFileResult open_or_adopt_state_file(const StateOptions& options);
+
+// Verifies a file of this place and boot that another program has changed (file/state_change.h),
+// and rebuilds its allocator state. Returns the fault if it does not verify, in which case no
+// process uses it any more; an empty string if it does; nullopt if this process cannot tell, since
+// it may not write to the file for example. The caller holds StateLock::install and
+// StateLock::writer.
+std::optional<std::string> verify_changed_state_file(const StateOptions& options,
+                                                     const Mapping& changed);
 
 }  // namespace whycache

@@ -12,6 +12,7 @@
 #include "base/boot.h"
 #include "base/file.h"
 #include "state/file/poll_record.h"
+#include "state/file/state_change.h"
 
 namespace whycache {
 namespace {
@@ -38,7 +39,7 @@ bool exceeds_file_size_limit(std::size_t end) {
 
 }  // namespace
 
-void record_poll(const Mapping& mapping, std::int64_t at_ns, UpdateId head,
+void record_poll(const Mapping& mapping, const LockFile& locks, std::int64_t at_ns, UpdateId head,
                  bool by_store) noexcept {
   constexpr std::size_t end = offsetof(Header, poll_record) + sizeof(PollRecordBytes);
   const std::optional<std::uint64_t> clock = boot_clock_id();
@@ -57,6 +58,7 @@ void record_poll(const Mapping& mapping, std::int64_t at_ns, UpdateId head,
     record.last_of_store.time_ns = present.last_of_store.time_ns.load(std::memory_order_relaxed);
     record.last_of_store.seal = present.last_of_store.seal.load(std::memory_order_relaxed);
   }
+  const OwnChange change(&locks, file.number());
   // The kernel copies the bytes in some order, in which other processes see them: a time whose seal
   // is not there yet counts for nothing, also if this process dies here. The fence pairs with the
   // acquire of read_poll_time(): a process that sees the time sees what was applied before.

@@ -5,6 +5,7 @@
 
 #include <whycache/types.h>
 
+#include "state/file/lock_file.h"
 #include "state/file/mapping.h"
 
 namespace whycache {
@@ -15,6 +16,7 @@ namespace whycache {
 // Writes by pwrite(2), which costs some microseconds. A follower thus never maps the file writable,
 // where a stray write of the application could meet it, and a full disk is an error here and not a
 // signal.
-void record_poll(const Mapping& mapping, std::int64_t at_ns, UpdateId head, bool by_store) noexcept;
+void record_poll(const Mapping& mapping, const LockFile& locks, std::int64_t at_ns, UpdateId head,
+                 bool by_store) noexcept;
 
 }  // namespace whycache

@@ -35,6 +35,7 @@ StateWriter::StateWriter(HeldLock writer_lock, const StateOptions& options, cons
     : lock_(std::move(writer_lock)),
       lease_{cache, take_or_map(options, current, cache)},
       mapping_(lease_.writable->mapping),
+      change_(&lock_.file(), mapping_.descriptor()),
       applier_(mapping_, Readers::any, options.bytes_max),
       fork_count_(fork_count()),
       mapping_policy_(mapping_policy) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "state/file/mapping.h"
+#include "state/file/state_change.h"
 #include "state/file/state_info.h"
 #include "state/file/state_lock.h"
 #include "state/write/applier.h"
@@ -53,6 +54,7 @@ class StateWriter {
   HeldLock lock_;       // released last
   MappingLease lease_;  // destroyed after everything that uses the mapping
   Mapping& mapping_;
+  OwnChange change_;
   Applier applier_;
   std::uint64_t fork_count_;
   bool recovered_ = false;
