@@ -3,6 +3,7 @@
 #include <datetime.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <string>
 #include <vector>
@@ -476,6 +477,34 @@ class Decoder {
   ValueReader reader_;
 };
 
+// Returns a short text of ASCII, which is by far the most frequent typed value; null without an
+// exception if `stored` is none, or there is no memory.
+PyObject* decode_short_text(std::string_view stored) {
+  if (stored.size() < 3) return nullptr;
+  const auto code = static_cast<std::uint8_t>(stored[2]);
+  const bool is_short = (code & 0xe0) == 0xa0;
+  if (!is_short && (code != 0xd9 || stored.size() < 4)) return nullptr;
+  const std::size_t size = is_short ? code & 0x1f : static_cast<std::uint8_t>(stored[3]);
+  const std::string_view text = stored.substr(is_short ? 3 : 4);
+  if (text.size() != size) return nullptr;
+  std::uint64_t bits = 0;
+  std::size_t i = 0;
+  for (; i + sizeof bits <= size; i += sizeof bits) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, text.data() + i, sizeof word);
+    bits |= word;
+  }
+  for (; i < size; ++i) bits |= static_cast<unsigned char>(text[i]);
+  if ((bits & 0x8080808080808080) != 0) return nullptr;
+  PyObject* const object = PyUnicode_New(static_cast<Py_ssize_t>(size), 127);
+  if (object == nullptr) {
+    PyErr_Clear();
+  } else if (size > 0) {
+    std::memcpy(PyUnicode_DATA(object), text.data(), size);
+  }
+  return object;
+}
+
 // --- Codecs that Python implements ---
 
 Ref utf8_of(PyObject* text) { return Ref(PyUnicode_AsUTF8String(text)); }
@@ -553,6 +582,25 @@ void raise_decode_error(const Values& values, std::string_view key) {
   PyErr_Restore(type, error, trace);
 }
 
+[[gnu::noinline]] PyObject* decode_any_value(const Values& values, Codec codec,
+                                             std::string_view stored, std::string_view key) {
+  PyObject* value = nullptr;
+  try {
+    if (codec == Codec::bytes) return bytes_object(stored).release();
+    value = codec == Codec::typed ? Decoder(values, stored).decode()
+                                  : decode_by_python(values, codec, stored);
+  } catch (const PythonFailure&) {
+  } catch (const Error& error) {
+    const Ref reason(PyUnicode_FromString(error.what()));
+    if (reason) set_decode_error(values, key, reason.get());
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  }
+  if (value == nullptr) raise_decode_error(values, key);
+  return value;
+}
+
 struct CodecName {
   const char* name;
   Codec codec;
@@ -612,21 +660,8 @@ bool encode_value(const Values& values, Codec codec, PyObject* value, std::strin
 
 PyObject* decode_value(const Values& values, Codec codec, std::string_view stored,
                        std::string_view key) {
-  PyObject* value = nullptr;
-  try {
-    if (codec == Codec::bytes) return bytes_object(stored).release();
-    value = codec == Codec::typed ? Decoder(values, stored).decode()
-                                  : decode_by_python(values, codec, stored);
-  } catch (const PythonFailure&) {
-  } catch (const Error& error) {
-    const Ref reason(PyUnicode_FromString(error.what()));
-    if (reason) set_decode_error(values, key, reason.get());
-    return nullptr;
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  }
-  if (value == nullptr) raise_decode_error(values, key);
-  return value;
+  PyObject* const text = codec == Codec::typed ? decode_short_text(stored) : nullptr;
+  return text != nullptr ? text : decode_any_value(values, codec, stored, key);
 }
 
 }  // namespace whycache::python
