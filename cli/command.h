@@ -34,6 +34,7 @@ extern const Command doctor_command;
 extern const Command follow_command;
 extern const Command get_command;
 extern const Command import_command;
+extern const Command import_original_command;
 extern const Command inspect_command;
 extern const Command keys_command;
 extern const Command log_command;

@@ -15,7 +15,7 @@ namespace {
 const std::array groups = {
     CommandGroup{"Read",
                  {&get_command, &mget_command, &scan_command, &keys_command, &count_command}},
-    CommandGroup{"Write", {&set_command, &del_command, &import_command}},
+    CommandGroup{"Write", {&set_command, &del_command, &import_command, &import_original_command}},
     CommandGroup{"Follow", {&update_command, &follow_command, &status_command}},
     CommandGroup{
         "Look inside",

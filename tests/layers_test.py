@@ -17,6 +17,7 @@ LAYERS = [
     ["src/base"],
     ["src/update", "src/value"],
     ["src/state", "src/log"],
+    ["src/original"],
     ["src/client"],
     ["cli", "examples", "demo", "fuzz", "python"],
     ["bench"],  # above demo: it measures with the demo's data

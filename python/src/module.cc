@@ -4,7 +4,10 @@
 
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <new>
+
+#include "original/read_original.h"
 
 namespace whycache::python {
 namespace {
@@ -146,7 +149,44 @@ PyObject* decode_object(PyObject* module, PyObject* const* arguments, Py_ssize_t
   return decode_value(*state_of_module(module).values, codec, stored, {});
 }
 
+// read_original(source, skips): the number of updates, pairs of keys and stored values, and pairs
+// of skipped keys and reasons.
+PyObject* read_original_log(PyObject* module, PyObject* arguments) {
+  const char* source = nullptr;
+  int skips = 0;
+  if (PyArg_ParseTuple(arguments, "sp:read_original", &source, &skips) == 0) return nullptr;
+  OriginalData data;
+  try {
+    const ReleasedGil released;
+    data = read_original(source, skips != 0);
+  } catch (...) {
+    return set_current_error(state_of_module(module));
+  }
+  const Ref items(PyList_New(0));
+  const Ref skipped(PyList_New(0));
+  if (!items || !skipped) return nullptr;
+  for (const auto& [key, value] : data.items) {
+    const Ref pair(Py_BuildValue("y#y#", key.data(), static_cast<Py_ssize_t>(key.size()),
+                                 value.data(), static_cast<Py_ssize_t>(value.size())));
+    if (!pair || PyList_Append(items.get(), pair.get()) < 0) return nullptr;
+  }
+  for (const auto& [key, reason] : data.skipped) {
+    const Ref text(PyUnicode_DecodeUTF8(reason.data(), static_cast<Py_ssize_t>(reason.size()),
+                                        "backslashreplace"));
+    const Ref pair(
+        text ? Py_BuildValue("y#O", key.data(), static_cast<Py_ssize_t>(key.size()), text.get())
+             : nullptr);
+    if (!pair || PyList_Append(skipped.get(), pair.get()) < 0) return nullptr;
+  }
+  return Py_BuildValue("KOO", static_cast<unsigned long long>(data.updates_read), items.get(),
+                       skipped.get());
+}
+
 PyMethodDef module_methods[] = {
+    {"read_original", read_original_log, METH_VARARGS,
+     "read_original(source, skips, /)\n--\n\n"
+     "Reads the log of the original program (docs/formats/original.md). Returns the number of "
+     "updates, pairs of keys and stored values, and pairs of skipped keys and reasons."},
     {"encode_value", method(encode_object), METH_FASTCALL,
      "encode_value(value, codec='typed', /)\n--\n\n"
      "Returns the bytes that a cache with this codec stores for a value. Raises TypeError if the "

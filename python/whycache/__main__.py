@@ -1,4 +1,4 @@
-"""A small command line: python -m whycache get|set|items|update|status.
+"""A small command line: python -m whycache get|set|items|update|status|import-original.
 
 The program `whycache` does more (docs/cli.md). This one needs nothing but the package.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import whycache
+from whycache.original import import_original
 
 _EXIT_CODES = {
     whycache.InvalidError: 2,
@@ -79,6 +80,15 @@ def _status(cache: whycache.Cache, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _import_original(cache: whycache.Cache, arguments: argparse.Namespace) -> int:
+    cache.update()
+    result = import_original(arguments.source, cache, skip_unsupported=arguments.skip_unsupported)
+    for key, reason in result.skipped.items():
+        print(f"whycache: skipped: key={key!r}: {reason}", file=sys.stderr)
+    print(f"{result.items} items of {result.updates_read} updates")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m whycache", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Any, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(function.__name__.removeprefix("_"), help=help)
+        added = commands.add_parser(function.__name__.removeprefix("_").replace("_", "-"),
+                                    help=help)
         added.set_defaults(function=function)
         return added
 
@@ -107,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     update.add_argument("--at-least", type=int, default=0, metavar="ID",
                         help="wait until this update is applied")
     command(_status, "print the state of health as JSON")
+    import_ = command(_import_original, "import the data of the original program into a new log")
+    import_.add_argument("source",
+                         help="file:///directory, or mysql://user@host/database?table=whycache")
+    import_.add_argument("--skip-unsupported", action="store_true",
+                         help="leave out values of other classes, and name their keys")
     return parser
 
 

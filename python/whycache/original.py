@@ -13,13 +13,24 @@ import re
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from whycache import aio
+from whycache import _whycache, aio
+from whycache._blocking import Cache
 from whycache._log import Log
 from whycache._whycache import LimitError
 
-__all__ = ["FileWhycacheInstance", "MySQLWhycacheInstance", "WhycacheInstance"]
+__all__ = ["FileWhycacheInstance", "MySQLWhycacheInstance", "OriginalImport", "WhycacheInstance",
+           "import_original"]
+
+
+class OriginalImport(NamedTuple):
+    """What `import_original` returns."""
+
+    updates_read: int
+    items: int
+    skipped: dict[bytes, str]
+    """Keys whose values cannot be imported, and why."""
 
 
 def _instance_of(name: str) -> str:
@@ -210,3 +221,19 @@ class MySQLWhycacheInstance(WhycacheInstance):
         options = f"&{self.url_options}" if self.url_options else ""
         return (f"mysql://{quoted[0]}:{quoted[1]}@{host}:{self.mysql_port}/{quoted[2]}"
                 f"?instance={_instance_of(self.table_name)}{options}")
+
+
+def import_original(source: str, cache: Cache, *, skip_unsupported: bool = False
+                    ) -> OriginalImport:
+    """Sets what the log of the original program holds in a cache on a new log.
+
+    `source` is "file:///directory" or "mysql://user@host/database?table=whycache"; it is only read.
+    No code of a pickle is run: values are None, numbers, str, bytes, containers, dates and times,
+    Decimal and UUID. If there are others, InvalidError is raised before anything is written;
+    `skip_unsupported` leaves them out.
+    """
+    if len(cache) > 0:
+        raise ValueError(f"the log has {len(cache)} keys: import into a new log")
+    updates_read, items, skipped = _whycache.read_original(source, skip_unsupported)
+    cache.fill((key, _whycache.decode_value(stored)) for key, stored in items)
+    return OriginalImport(updates_read, len(items), dict(skipped))
