@@ -54,7 +54,8 @@ class ImportOriginalTest(CliTest):
         self.assertEqual(self.machine.ok("keys").lines, ["good"])
 
     def test_unusable_sources_are_reported(self):
-        self.machine.fails("corrupt", "import-original", self.source(b"\0\0\0\1"), expect="update 1")
+        damaged = self.source(b"\0\0\0\1")
+        self.machine.fails("corrupt", "import-original", damaged, expect="update 1")
         self.machine.fails("usage", "import-original", f"file://{self.directory}/absent")
         self.machine.fails("usage", "import-original", f"file://{self.directory}",
                            expect="no log of the original program")
