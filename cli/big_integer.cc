@@ -11,7 +11,7 @@
 namespace whycache::cli {
 namespace {
 
-constexpr std::size_t decimal_bytes_max = 4'096;
+constexpr std::size_t decimal_bytes_max = 512;
 constexpr std::size_t decimal_digits_max = 10'000;
 
 // Negates two's complement, in place.

@@ -8,7 +8,7 @@
 
 namespace whycache::cli {
 
-// Returns "-123", or "-0x7b" for more than 4,096 bytes.
+// Returns "-123", or "-0x7b" for more than 512 bytes.
 std::string format_big_integer(std::string_view bytes);
 // Returns nullopt if the text is no integer, or has more than 10,000 decimal digits.
 std::optional<std::string> parse_big_integer(std::string_view text);

@@ -1,4 +1,4 @@
-// Values that are numbers or truth values, as get_as() reads them.
+// Values that are numbers or truth values, plain or typed (value.h), as get_as() reads them.
 #pragma once
 
 #include <concepts>

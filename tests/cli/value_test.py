@@ -128,6 +128,15 @@ class ValueTest(CliTest):
             expect=["line=1", "$nope"],
         )
 
+    def test_long_integers_are_printed_in_hexadecimal(self):
+        for number in (10**1200, -(10**1200), 1 << 5000, -(1 << 5000), (1 << 4095) - 1):
+            self.machine.ok("set", "--type", "int", "--", "key", hex(number))
+            printed = json.loads(self.machine.ok("get", "key").text)["$int"]
+            self.assertEqual(int(printed, 0), number)
+            self.assertEqual("x" in printed, abs(number) >= 1 << 4095)
+            self.machine.ok("set", "--type", "int", "--", "again", printed)
+            self.assertEqual(self.stored("again"), self.stored("key"))
+
     def test_plain_values_stay_bytes(self):
         self.machine.ok("set", "plain", "yes")
         self.machine.ok("set", "--type", "str", "typed", "yes")

@@ -1,5 +1,6 @@
 #include <whycache/error.h>
 #include <whycache/parse.h>
+#include <whycache/value.h>
 
 #include <algorithm>
 #include <array>
@@ -63,10 +64,31 @@ std::string range_of_type() {
   }
 }
 
+// Returns the number of a typed value, or its truth value. An integer is a floating-point number,
+// too; a floating-point number is no integer.
+template <typename T>
+T parse_typed(std::string_view key, std::string_view value) {
+  try {
+    if constexpr (std::is_floating_point_v<T>) {
+      ValueReader reader(value);
+      const ValueToken& token = reader.next();
+      if (token.kind == ValueKind::integer) return static_cast<T>(token.integer);
+      if (token.kind == ValueKind::unsigned_integer) return static_cast<T>(token.unsigned_integer);
+      if (token.kind != ValueKind::floating) throw_other_kind(token, "floating");
+      return static_cast<T>(token.floating);
+    } else {
+      return decode_value<T>(value);
+    }
+  } catch (const Error& error) {
+    throw Error(error.kind(), std::string(error.what()) + ": key=" + printable(key));
+  }
+}
+
 }  // namespace
 
 template <typename T>
 T parse_value(std::string_view key, std::string_view value) {
+  if (is_typed_value(value)) return parse_typed<T>(key, value);
   if constexpr (std::same_as<T, bool>) {
     return parse_bool(key, value);
   } else {
