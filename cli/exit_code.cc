@@ -17,6 +17,10 @@ ExitCode exit_code_of(const Error& error) noexcept {
     case EMFILE:
     case ENFILE:
     case ENOMEM: return ExitCode::limit;
+    // Another process holds a lock. If the write may be in the log, that matters more.
+    case EBUSY:
+      if (error.kind() == ErrorKind::uncertain) break;
+      return ExitCode::conflict;
     default: break;
   }
   switch (error.kind()) {
@@ -33,32 +37,27 @@ ExitCode exit_code_of(const Error& error) noexcept {
 
 std::string next_step(const Error& error) {
   const std::string_view message(error.what());
-  switch (error.system_error()) {
-    case EACCES:
-    case EPERM:
-      // A database that refuses a user says what to check.
-      if (message.ends_with(')')) return {};
-      return "run as its owner, correct the permissions, or choose another path with --state or "
-             "--log";
-    case EROFS:
-      return "the file system is mounted read-only: choose another path with --state or --log";
-    case ENOENT: return "create the directory first, or correct the path in --state or --log";
-    case ELOOP: return "give the path that the symbolic link leads to, or another path";
-    case ENOSPC:
-    case EDQUOT:
-      return "free space on that file system, or choose another path with --state or --log";
-    case EMFILE:
-    case ENFILE: return "raise the number of open files (ulimit -n)";
-    case EFBIG:
-      // A state that is full names the limit that it reached.
-      return message.ends_with(')') ? "" : "raise the file size limit (ulimit -f)";
-    case ENOMEM: return "raise the address space limit (ulimit -v), or see `whycache doctor`";
-    default: break;
-  }
   if (message.find("update_bytes_max") != std::string_view::npos)
     return "--update-bytes-max sets that limit";
-  // Many messages of the library end with a next step in parentheses.
+  // A message that ends in parentheses has a next step of its own: the cause is known where it was
+  // found.
   if (message.ends_with(')')) return {};
+  switch (error.system_error()) {
+    case EACCES:
+    case EPERM: return "correct the permissions of that path, or run as a user that has them";
+    case EROFS: return "mount that file system for writing, or choose another path";
+    case ENOENT:
+    case ENOTDIR: return "correct the path, or create what is missing";
+    case ELOOP: return "give the path that the symbolic link leads to, or another path";
+    case ENOSPC:
+    case EDQUOT: return "free space on that file system, or choose another path";
+    case EMFILE:
+    case ENFILE: return "raise the number of open files (ulimit -n)";
+    case EFBIG: return "raise the file size limit (ulimit -f)";
+    case ENOMEM: return "raise the address space limit (ulimit -v), or see `whycache doctor`";
+    case EBUSY: return "wait longer with --deadline, or end the process that holds the lock";
+    default: break;
+  }
   switch (error.kind()) {
     case ErrorKind::unavailable:
       return "try again later, or wait longer with --deadline; `whycache doctor` tries the log";

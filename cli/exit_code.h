@@ -21,7 +21,8 @@ enum class ExitCode : int {
   stale = 4,
   // Stored bytes are damaged or belong to another log; Error corrupt.
   corrupt = 5,
-  // Another writer was first.
+  // Another writer was first; Error conflict. Or another process holds a lock; any Error from
+  // EBUSY, unless it is uncertain.
   conflict = 6,
   // The system denies access; any Error from EACCES, EPERM or EROFS.
   permission = 7,

@@ -10,6 +10,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <filesystem>
+#include <string_view>
 
 #include "base/url.h"
 #include "cli/exit_code.h"
@@ -77,9 +78,9 @@ std::uint32_t parse_mode(const std::string& text) {
 
 void report_event(const Event& event) {
   switch (event.kind) {
-    case Event::Kind::rebuilt: return print_message("the state was rebuilt: " + event.message);
+    case Event::Kind::rebuilt:
     case Event::Kind::recovered:
-      return print_message("took over from a writer that died: " + event.message);
+    case Event::Kind::stray_state: return print_message(event.message);
     case Event::Kind::retried: {
       // The command may retry many times before its deadline, and its last error says how often.
       static std::atomic<bool> was_reported{false};
@@ -87,8 +88,6 @@ void report_event(const Event& event) {
       if (!was_reported.exchange(true) || is_served_stale) print_message(event.message);
       return;
     }
-    case Event::Kind::stray_state:
-      return print_message("an unusable state file was moved aside: " + event.message);
   }
 }
 
@@ -256,10 +255,12 @@ std::unique_ptr<Cache> update_cache(const Target& target, const FreshnessOptions
     return cache;
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
+    const bool has_next_step = std::string_view(error.what()).ends_with(')');
     throw Failure(freshness.staleness_max ? ExitCode::stale : ExitCode::unreachable,
                   std::string("cannot read as fresh as requested: ") + error.what(),
-                  "omit --update and --staleness-max to read the state as it is; `whycache "
-                  "doctor` tests the log");
+                  has_next_step ? ""
+                                : "omit --update and --staleness-max to read the state as it is; "
+                                  "`whycache doctor` tests the log");
   }
 }
 

@@ -93,14 +93,20 @@ HeldLock Session::lock_for_log(StateLock which, const Backoff& backoff) {
     return state.lock(which, backoff.deadline());
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::unavailable) throw;
-    const LogError failure(ErrorKind::unavailable,
-                           why_gave_up(backoff) + ": log=" + log.name() +
-                               " deadline_ms=" + std::to_string(backoff.timeout().count()) + ": " +
-                               (which == StateLock::append
-                                    ? "others of this machine were writing, nothing was written"
-                                    : "another process or thread of this machine was reading it") +
-                               ": state=" + state.path(),
-                           error.system_error(), /*gave_up=*/true);
+    const bool is_append = which == StateLock::append;
+    const bool was_ended =
+        closing_.load(std::memory_order_acquire) || backoff.deadline().stop().stop_requested();
+    const std::string what = is_append && !was_ended
+                                 ? "others of this machine were writing until the deadline"
+                                 : why_gave_up(backoff);
+    const LogError failure(
+        ErrorKind::unavailable,
+        what + ": log=" + log.name() + " deadline_ms=" + std::to_string(backoff.timeout().count()) +
+            ": " +
+            (is_append ? "nothing was written"
+                       : "another process or thread of this machine was reading it") +
+            ": state=" + state.path() + ": " + error.what(),
+        error.system_error(), /*gave_up=*/true);
     // Those that wait for the append lock may only be many.
     if (which == StateLock::follow && !backoff.deadline().stop().stop_requested())
       note_log_failure(failure);

@@ -23,6 +23,7 @@
 #include "base/file.h"
 #include "base/fork_handlers.h"
 #include "base/hash.h"
+#include "base/lock_holders.h"
 #include "base/owned_temporary_file.h"
 #include "base/process_lock.h"
 #include "base/random.h"
@@ -313,9 +314,9 @@ class FileLog::SwitchLock final : ForkHandler {
       const Deadline deadline = CallLimit::deadline(log.options_.deadline);
       if (holder == Holder::appender ? lock_shared(deadline) : lock_exclusive(deadline)) return;
       throw Error(ErrorKind::unavailable,
-                  "log is locked by another process for too long: path=" + path_ +
-                      " waited_ms=" + std::to_string(log.options_.deadline.count()) +
-                      " (fuser -v lists the processes that have this file open)");
+                  "log is locked by another process for too long: path=" + path_ + " waited_ms=" +
+                      std::to_string(log.options_.deadline.count()) + describe_holders(),
+                  EBUSY);
     } catch (...) {
       release();
       throw;
@@ -335,6 +336,11 @@ class FileLog::SwitchLock final : ForkHandler {
   bool lock_exclusive(const Deadline& deadline) {
     return retry_until([&] { return try_lock_byte(file_.number(), gate_byte); }, deadline) &&
            retry_until([&] { return try_lock_byte(file_.number(), switch_byte); }, deadline);
+  }
+  std::string describe_holders() const {
+    const std::string processes = lock_holders(path_);
+    if (processes.empty()) return " (fuser -v lists the processes that have this file open)";
+    return " lock_holders=" + processes + " (let it continue, or end it)";
   }
   void release() noexcept {
     unregister_fork_handler(this);

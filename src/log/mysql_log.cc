@@ -261,11 +261,55 @@ bool contains_words(std::string_view text, std::string_view words) {
 
 // Whether TLS failed because the server will never be trusted, as opposed to a connection that
 // broke. Both have the same code: only the text differs.
+// Returns the error for a limit that the server, or this process, has reached.
+std::optional<Error> shortage_error(unsigned code, const std::string& message) {
+  switch (code) {
+    case CR_OUT_OF_MEMORY:
+    case ER_OUTOFMEMORY:
+    case ER_OUT_OF_RESOURCES:
+      return Error(ErrorKind::limit, message + " (the server, or this process, has no memory left)",
+                   ENOMEM);
+    case ER_DISK_FULL:
+    case ER_RECORD_FILE_FULL:
+      return Error(ErrorKind::limit, message + " (free space on the disk of the server)", ENOSPC);
+    case CR_NET_PACKET_TOO_LARGE:
+    case ER_NET_PACKET_TOO_LARGE:
+    case ER_TRANS_CACHE_FULL:
+    case ER_TOO_BIG_ROWSIZE:
+    case ER_DATA_TOO_LONG: return Error(ErrorKind::limit, message);
+    default: return std::nullopt;
+  }
+}
+
+std::string in_lower_case(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c | 0x20) : c; });
+  return text;
+}
+
+// Returns the next step for a TLS failure. TLS libraries word their reasons differently.
+std::string what_to_do_about_tls(const std::string& failure_reason) {
+  const std::string reason = in_lower_case(failure_reason);
+  const auto has = [&](std::string_view words) { return reason.find(words) != std::string::npos; };
+  if (has("expired")) return " (renew the certificate of the server)";
+  if (has("not yet valid") || has("not activated"))
+    return " (correct the clock of this machine, or the certificate of the server)";
+  if (has("hostname") || has("host name"))
+    return " (the url must name the server as its certificate does)";
+  if (has("validation")) {
+    return " (the url must name the server as its certificate does, and tls_ca the file of the "
+           "authority that signed it)";
+  }
+  if (has("required") || has("does not support"))
+    return " (turn on TLS at the server: ssl_cert, ssl_key)";
+  if (has("no such file") || has("permission"))
+    return " (correct tls_ca, tls_cert and tls_key in the url, and the permissions of these files)";
+  return " (name the file of the authority that signed the certificate of the server with tls_ca)";
+}
+
 bool is_tls_trust_failure(const MysqlFailure& failure) {
   if (failure.code != CR_SSL_CONNECTION_ERROR) return false;
-  std::string reason = failure.reason;
-  std::transform(reason.begin(), reason.end(), reason.begin(),
-                 [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c | 0x20) : c; });
+  const std::string reason = in_lower_case(failure.reason);
   constexpr std::string_view phrases[] = {"certificate",     "certificates",    "validation",
                                           "hostname",        "no such file",    "ssl is required",
                                           "tls is required", "does not support"};
@@ -406,10 +450,10 @@ Error MysqlLog::connect_error(const MysqlServer& server, const MysqlFailure& fai
   }
   if (failure.code == CR_AUTH_PLUGIN_CANNOT_LOAD) return Error(ErrorKind::invalid, message);
   if (is_tls_trust_failure(failure)) {
-    return Error(ErrorKind::invalid,
-                 message +
-                     " (the server must present a certificate for this host: name the file of the "
-                     "authority that signed it with tls_ca; tls=off connects without TLS)");
+    // Only the operator of the server can renew a certificate: nothing is wrong with the call.
+    const bool has_expired = in_lower_case(failure.reason).find("expired") != std::string::npos;
+    return Error(has_expired ? ErrorKind::unavailable : ErrorKind::invalid,
+                 message + what_to_do_about_tls(failure.reason));
   }
   return Error(ErrorKind::unavailable, message);
 }
@@ -425,16 +469,20 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     return Error(ErrorKind::invalid,
                  message + " (docs/logs.md lists the privileges that each role needs)", EACCES);
   }
+  if (const std::optional<Error> shortage = shortage_error(failure.code, message)) return *shortage;
   switch (failure.code) {
     case ER_LOCK_DEADLOCK:
     case record_has_changed:
     case rolled_back_during_commit:
     case ER_LOCK_WAIT_TIMEOUT:
     case statement_timed_out_in_mariadb:
-    case statement_timed_out_in_mysql:
-      return Error(ErrorKind::unavailable,
-                   message + " waited_ms_max=" + std::to_string(options_.deadline.count()) +
-                       lock_holders(deadline));
+    case statement_timed_out_in_mysql: {
+      const std::string holders = lock_holders(deadline);
+      return Error(
+          ErrorKind::unavailable,
+          message + " waited_ms_max=" + std::to_string(options_.deadline.count()) + holders,
+          failure.code == ER_LOCK_WAIT_TIMEOUT || !holders.empty() ? EBUSY : 0);
+    }
     case ER_QUERY_INTERRUPTED:
     case ER_CON_COUNT_ERROR:
     case ER_USER_LIMIT_REACHED:
@@ -451,16 +499,6 @@ Error MysqlLog::error(const char* what, const MysqlFailure& failure, IfLost if_l
     case read_only_mode:
       return Error(ErrorKind::unavailable,
                    message + " (the server is read-only: the url must name the primary)");
-    case CR_OUT_OF_MEMORY:
-    case ER_OUTOFMEMORY:
-    case ER_OUT_OF_RESOURCES: return Error(ErrorKind::limit, message, ENOMEM);
-    case ER_DISK_FULL:
-    case ER_RECORD_FILE_FULL: return Error(ErrorKind::limit, message, ENOSPC);
-    case CR_NET_PACKET_TOO_LARGE:
-    case ER_NET_PACKET_TOO_LARGE:
-    case ER_TRANS_CACHE_FULL:
-    case ER_TOO_BIG_ROWSIZE:
-    case ER_DATA_TOO_LONG: return Error(ErrorKind::limit, message);
     case ER_NO_SUCH_TABLE:
     case ER_BAD_FIELD_ERROR:
     case ER_WRONG_VALUE_COUNT_ON_ROW:
@@ -580,6 +618,31 @@ std::vector<std::string> MysqlLog::statements_to_create_tables(MysqlConnection& 
   return statements;
 }
 
+namespace {
+
+// Returns the instances in the database, quoted; empty if there are none or this user may not know.
+std::string list_instances(MysqlConnection& connection) {
+  constexpr int shown_max = 20;
+  std::string text;
+  try {
+    MysqlRows rows = connection.query("SELECT instance FROM whycache_logs ORDER BY 1 LIMIT " +
+                                      std::to_string(shown_max + 1));
+    for (int shown = 0; rows.next(); ++shown) {
+      text += text.empty() ? "" : ", ";
+      if (shown < shown_max) {
+        text.append("'").append(rows.at(0).value_or("")).append("'");
+      } else {
+        text += "...";
+      }
+    }
+  } catch (const MysqlFailure&) {  // the caller reports why it cannot create the log
+    return {};
+  }
+  return text;
+}
+
+}  // namespace
+
 void MysqlLog::create_log(MysqlConnection& connection) const {
   const std::string insert_row_sql =
       "INSERT INTO whycache_logs SELECT " + quoted(options_.instance) + ", " +
@@ -597,6 +660,15 @@ void MysqlLog::create_log(MysqlConnection& connection) const {
     if (failure.code == ER_DUP_ENTRY) return;  // another process just created it
     if (!is_permission_failure(failure.code)) throw;
     // Names the statements that are left to run, for an operator who may.
+    const std::string instances = list_instances(connection);
+    if (!instances.empty()) {
+      throw Error(
+          ErrorKind::invalid,
+          "there is no log of this instance, and this user cannot create one: log=" + name() +
+              " reason=\"" + failure.reason + "\" code=" + std::to_string(failure.code) +
+              " (correct instance in the url; the database has " + instances + ")",
+          EACCES);
+    }
     std::string left;
     for (; done < statements.size(); ++done) left += statements[done] + "; ";
     left.pop_back();

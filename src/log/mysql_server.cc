@@ -143,11 +143,25 @@ MysqlOptionFile parse_mysql_option_file(std::string_view text) {
   return file;
 }
 
+namespace {
+
+// `what` names the file in messages: whose path it is, the URL has in an option.
+std::string read_secret(const std::string& what, const std::string& path) {
+  try {
+    return read_file_of_operator(path, secret_file_bytes_max);
+  } catch (const Error& error) {
+    throw Error(error.kind(), what + " of the log cannot be used: " + error.what(),
+                error.system_error());
+  }
+}
+
+}  // namespace
+
 MysqlLogin MysqlServer::login() const {
   MysqlLogin login{user, password.value_or("")};
   bool has_password = password.has_value();
   if (!password_file.empty()) {
-    login.password = read_file_of_operator(password_file, secret_file_bytes_max);
+    login.password = read_secret("password_file", password_file);
     while (!login.password.empty() &&
            (login.password.back() == '\n' || login.password.back() == '\r')) {
       login.password.pop_back();
@@ -155,8 +169,7 @@ MysqlLogin MysqlServer::login() const {
     has_password = true;
   }
   if (!option_file.empty()) {
-    const MysqlOptionFile file =
-        parse_mysql_option_file(read_file_of_operator(option_file, secret_file_bytes_max));
+    const MysqlOptionFile file = parse_mysql_option_file(read_secret("option_file", option_file));
     if (login.user.empty()) login.user = file.user.value_or("");
     if (!has_password && file.password) {
       login.password = *file.password;

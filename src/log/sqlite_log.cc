@@ -20,9 +20,9 @@
 #include "base/file.h"
 #include "base/fork_exclusion.h"
 #include "base/fork_handlers.h"
+#include "base/lock_holders.h"
 #include "base/random.h"
 #include "base/signals.h"
-#include "log/lock_holders.h"
 #include "log/rewrite_in_database.h"
 #include "log/row_buffer.h"
 
@@ -273,7 +273,7 @@ class SqliteLog::Connection {
     switch (code & 0xff) {
       case SQLITE_BUSY:
       case SQLITE_LOCKED:
-      case SQLITE_PROTOCOL: return Error(ErrorKind::unavailable, message + holders());
+      case SQLITE_PROTOCOL: return Error(ErrorKind::unavailable, message + holders(), EBUSY);
       case SQLITE_FULL:
       case SQLITE_NOMEM:
       case SQLITE_TOOBIG:
@@ -353,11 +353,12 @@ class SqliteLog::Connection {
 
   // For a call that has waited for locks of others until its deadline.
   std::string holders() const {
-    std::string text = " waited_ms_max=" + std::to_string(options_.deadline.count());
+    const std::string text = " waited_ms_max=" + std::to_string(options_.deadline.count());
     std::string processes = lock_holders(options_.path);
     if (processes.empty()) processes = lock_holders(options_.path + "-shm");
-    if (!processes.empty()) text += " lock_holders=" + processes;
-    return text + " (a process with an open transaction: docs/logs.md tells how to find it)";
+    if (processes.empty())
+      return text + " (a process has an open transaction: docs/logs.md tells how to find it)";
+    return text + " lock_holders=" + processes + " (end its transaction, or the process)";
   }
 
   std::string replace_placeholders(std::string_view sql) const {
@@ -508,7 +509,8 @@ std::unique_ptr<SqliteLog::Connection> SqliteLog::connect(IfMissing if_missing) 
   }
   if (S_ISLNK(status.st_mode)) throw system_error("cannot use database", options_.path, ELOOP);
   if (!S_ISREG(status.st_mode)) {
-    throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path);
+    throw Error(ErrorKind::invalid, "database is not a regular file: path=" + options_.path +
+                                        " (name a file in the url)");
   }
 
   auto connection = std::make_unique<Connection>(options_);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/fork_handlers.h"
+#include "base/lock_holders.h"
 #include "base/process_lock.h"
 #include "state/errors.h"
 #include "state/file/lock_file.h"
@@ -663,10 +664,21 @@ HeldLock State::lock(StateLock which, const Deadline& deadline) const {
   Impl& inner = *impl_;
   LockFile& lock_file = inner.require_lock_file();
   const auto offset = static_cast<std::uint64_t>(which);
+  constexpr std::int64_t search_delay_ns = 20'000'000;
+  const std::int64_t began_ns = boot_time_ns();
   const auto gave_up = [&] {
-    return Error(ErrorKind::unavailable, std::string("another process or thread holds the ") +
-                                             lock_name(which) + " lock: path=" + lock_file.path() +
-                                             " (retry, or raise the deadline)");
+    // The search takes milliseconds, which a caller that has not waited has not to spend. The
+    // holder of the follow lock waits for the log.
+    const bool has_waited = boot_time_ns() - began_ns > search_delay_ns;
+    const std::string processes = has_waited && which != StateLock::follow
+                                      ? lock_holders(lock_file.path(), offset)
+                                      : std::string();
+    return Error(ErrorKind::unavailable,
+                 std::string("another process or thread holds the ") + lock_name(which) +
+                     " lock: path=" + lock_file.path() +
+                     (processes.empty() ? "" : " lock_holders=" + processes) +
+                     " (retry, or raise the deadline)",
+                 which == StateLock::follow ? 0 : EBUSY);
   };
   std::unique_lock<std::timed_mutex> threads(inner.lock_mutexes[offset], std::defer_lock);
   while (!threads.try_lock() && !threads.try_lock_for(deadline.next_wait())) {

@@ -447,7 +447,7 @@ TEST_F(MysqlLogTls, tls_is_required_off_loopback) {
       "CREATE USER 'ada'@'%' IDENTIFIED BY 'x'; GRANT ALL ON *.* TO 'ada'@'%'");
   const std::string url = replace_all(server.url(store.database(), "ada:x"), "127.0.0.1", address);
   expect_error(
-      ErrorKind::invalid, [&] { open_log(url); }, "certificate", "tls=off");
+      ErrorKind::invalid, [&] { open_log(url); }, "certificate", "tls_ca");
   EXPECT_EQ(open_log(url + "?tls_ca=" + authority.ca())->extent().head, 0U);
   EXPECT_EQ(open_log(url + "?tls=off")->extent().head, 0U);
 }
