@@ -1,22 +1,29 @@
 // whycache doctor
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/url.h"
 #include "cli/command.h"
 #include "cli/escape.h"
 #include "cli/format.h"
+#include "cli/server_checks.h"
 #include "cli/system_checks.h"
 #include "cli/target.h"
+#include "client/state_links.h"
+#include "state/inspect.h"
+#include "update/update.h"
 
 #if WHYCACHE_WITH_SQLITE
 #include <sqlite3.h>
@@ -27,12 +34,23 @@
 namespace whycache::cli {
 namespace {
 
+// How long to wait for each server.
+constexpr std::chrono::seconds server_wait_max{3};
+
 struct DoctorArguments {
   Target target;
   bool json = false;
 };
 
-Finding check_state_file(const Target& target, const std::string& path) {
+// What the other checks compare with the log. Empty if there is no usable state.
+struct StateFile {
+  std::string path;
+  std::optional<StateInfo> info;
+  std::uint64_t bytes = 0;
+};
+
+Finding check_state_file(const Target& target, StateFile& state) {
+  const std::string& path = state.path;
   struct stat status;
   if (::lstat(path.c_str(), &status) != 0) {
     if (errno == ENOENT)
@@ -42,17 +60,109 @@ Finding check_state_file(const Target& target, const std::string& path) {
   }
   try {
     const StateSource source = StateSource::open_file(path, target);
-    const StateInfo info = source.state().info();
-    return Finding::ok("state",
-                       fmt::format("{} items at update {}, {}, mode {:04o}: {}",
-                                   format_with_commas(info.item_count), info.applied_id,
-                                   format_bytes(static_cast<std::uint64_t>(status.st_size)),
-                                   status.st_mode & 07777, path));
+    state.info = source.state().info();
+    state.bytes = static_cast<std::uint64_t>(status.st_size);
+    return Finding::ok(
+        "state", fmt::format("{} items at update {}, {}, mode {:04o}: {}",
+                             format_with_commas(state.info->item_count), state.info->applied_id,
+                             format_bytes(state.bytes), status.st_mode & 07777, path));
   } catch (const Error& error) {
     return Finding::bad("state", error.what(), next_step(error), exit_code_of(error));
   } catch (const Failure& failure) {
     return Finding::warn("state", failure.what(), "none needed: it will be rebuilt from the log");
   }
+}
+
+// A rebuild makes a second state beside the old one, and needs some room to grow.
+Finding check_room_for_rebuild(const StateFile& state) {
+  struct statvfs status;
+  if (::statvfs(state.path.c_str(), &status) != 0) {
+    const Error error = system_error("cannot examine file system", state.path, errno);
+    return Finding::warn("room to rebuild", error.what(), next_step(error));
+  }
+  const std::uint64_t free = std::uint64_t{status.f_bavail} * status.f_frsize;
+  const std::string found =
+      fmt::format("state {}, {} free", format_bytes(state.bytes), format_bytes(free));
+  if (state.bytes <= free / 2) return Finding::ok("room to rebuild", found);
+  return Finding::warn("room to rebuild", found,
+                       "free space, or move the state with --state: a rebuild needs a second state "
+                       "beside it");
+}
+
+// Other names of the log, or other states of it, in the directory of the state.
+Finding check_names(const StateFile& state, const StateLocation& location) {
+  if (location.is_alias()) {
+    return Finding::warn(
+        "names",
+        fmt::format("this log has two names: its state was made as {}, and {} leads to it",
+                    state.info->log_name, location.name_path),
+        "use one URL in all programs of this machine, the one of `whycache status`");
+  }
+  std::vector<std::string> others;
+  std::error_code error;
+  const auto entries = std::filesystem::directory_iterator(parent_directory(state.path), error);
+  if (error) return Finding::ok("names", "unknown: " + error.message());
+  for (const auto& entry : entries) {
+    const std::string path = entry.path().string();
+    if (!path.ends_with(".state") || std::filesystem::equivalent(path, state.path, error)) {
+      if (entry.is_symlink(error) && path.ends_with(".state")) others.push_back(path);
+      continue;
+    }
+    const std::optional<LogIdentity> log = find_log_of_state(path);
+    if (log && log->uuid == state.info->log_uuid) others.push_back(path);
+  }
+  if (others.empty()) return Finding::ok("names", "this log has one name here");
+  return Finding::warn("names",
+                       fmt::format("this log has other names here: {}", fmt::join(others, ", ")),
+                       "use one URL in all programs of this machine, then delete these files");
+}
+
+std::string describe(const ProcessInfo& process) {
+  return process.process_name.empty()
+             ? fmt::format("process {}", process.process_id)
+             : fmt::format("process {} ({})", process.process_id, process.process_name);
+}
+
+// Returns how long the oldest view has kept space: since the update after the one it shows was
+// written; nullopt if the log does not say.
+std::optional<std::chrono::microseconds> age_of_view(Log* log, UpdateId pinned_id) {
+  std::optional<std::chrono::microseconds> age;
+  if (log == nullptr) return age;
+  try {
+    log->read(pinned_id + 1, pinned_id + 1, [&](UpdateId, std::string_view bytes) {
+      Update update;
+      decode_update(bytes, update);
+      age = std::chrono::microseconds(wall_time_us() - update.authorship.time_us);
+      return false;
+    });
+  } catch (const Error&) {  // the check of the log reports it
+  }
+  return age;
+}
+
+Finding check_views(const StateFile& state, Log* log) {
+  constexpr auto age_max = std::chrono::minutes(10);
+  constexpr UpdateId updates_max = 10'000;
+  const StateInspection inspection = inspect_unchanged(state.path);
+  const ProcessInfo* oldest = nullptr;
+  for (const ProcessInfo& process : inspection.processes) {
+    if (process.oldest_pinned_id &&
+        (oldest == nullptr || *process.oldest_pinned_id < *oldest->oldest_pinned_id))
+      oldest = &process;
+  }
+  if (oldest == nullptr || *oldest->oldest_pinned_id >= state.info->applied_id)
+    return Finding::ok("views", "none holds an older update");
+  const UpdateId pinned_id = *oldest->oldest_pinned_id;
+  const auto age = age_of_view(log, pinned_id);
+  std::string found =
+      fmt::format("{} holds a view of update {}, {} updates ago", describe(*oldest), pinned_id,
+                  format_with_commas(state.info->applied_id - pinned_id));
+  if (age) found += ", for " + format_duration(*age);
+  if (age ? *age <= age_max : state.info->applied_id - pinned_id <= updates_max)
+    return Finding::ok("views", found);
+  return Finding::warn("views", found,
+                       "end the view in that program, or restart it: space of overwritten values "
+                       "is not reused meanwhile");
 }
 
 // Byte 18 of the header is 1 for a rollback journal and 2 for a write-ahead log.
@@ -90,17 +200,40 @@ Finding check_sqlite([[maybe_unused]] const std::string& log_url) {
 #endif
 }
 
-Finding check_log_answers(const Target& target) {
+Finding check_log_answers(const Target& target, std::unique_ptr<Log>& log, Extent& extent) {
   const auto begin = std::chrono::steady_clock::now();
   try {
-    const auto log = open_log(target);
-    const Extent extent = log->extent();
+    log = open_log(target);
+    extent = log->extent();
     return Finding::ok("log", fmt::format("answers in {}: base {}, head {}: {}",
                                           format_duration(std::chrono::steady_clock::now() - begin),
                                           extent.base, extent.head, log->name()));
   } catch (const Error& error) {
+    log.reset();
     return Finding::bad("log", error.what(), next_step(error), exit_code_of(error));
+  } catch (const Failure& failure) {
+    log.reset();
+    return Finding::bad("log", failure.what(), failure.next_step(), failure.code());
   }
+}
+
+Finding check_position(const StateInfo& state, const Extent& extent) {
+  if (state.log_uuid != extent.uuid) {
+    return Finding::bad("position",
+                        fmt::format("the state is of another log: state_uuid={} log_uuid={}",
+                                    to_string(state.log_uuid), to_string(extent.uuid)),
+                        "check --log and --state; if the log was replaced on purpose, `whycache "
+                        "update` builds a new state",
+                        ExitCode::corrupt);
+  }
+  const std::string found = fmt::format("applied id {}, head {}", state.applied_id, extent.head);
+  if (state.applied_id > extent.head) {
+    return Finding::bad("position", "the state is ahead of the log: " + found,
+                        "restore the log from a newer copy, or run `whycache update` to rebuild "
+                        "the state from this one",
+                        ExitCode::corrupt);
+  }
+  return Finding::ok("position", found);
 }
 
 std::string find_state_path(const Target& target, std::vector<Finding>& findings) {
@@ -146,17 +279,36 @@ void print(const Finding& finding, bool json, Output& output) {
     output.write_line(fmt::format("      {:<15} next: {}", "", escape(finding.next_step)));
 }
 
+void check_cache(const Target& target, std::vector<Finding>& findings) {
+  StateFile state{find_state_path(target, findings), {}, 0};
+  if (!state.path.empty()) {
+    const std::vector<Finding> directory_findings = check_directory(parent_directory(state.path));
+    findings.insert(findings.end(), directory_findings.begin(), directory_findings.end());
+    findings.push_back(check_state_file(target, state));
+  }
+  findings.push_back(check_sqlite(log_url(target)));
+  std::unique_ptr<Log> log;
+  Extent extent;
+  if (names_a_log(target)) {
+    findings.push_back(check_log_answers(target, log, extent));
+    const std::vector<Finding> servers = check_servers(
+        log_url(target), std::min<std::chrono::milliseconds>(target.deadline(), server_wait_max));
+    findings.insert(findings.end(), servers.begin(), servers.end());
+  }
+  if (!state.info) return;
+  if (log) findings.push_back(check_position(*state.info, extent));
+  findings.push_back(check_room_for_rebuild(state));
+  try {
+    findings.push_back(check_views(state, log.get()));
+    findings.push_back(check_names(state, state_location(target, MissingDirectory::leave)));
+  } catch (const Error& error) {  // the state was replaced or damaged meanwhile
+    findings.push_back(Finding::warn("views", error.what(), "run the command again"));
+  }
+}
+
 ExitCode doctor(const DoctorArguments& arguments, Output& output) {
   std::vector<Finding> findings = check_system(Options{}.state_bytes_max);
-  const std::string path = find_state_path(arguments.target, findings);
-  if (!path.empty()) {
-    const std::vector<Finding> directory_findings = check_directory(parent_directory(path));
-    findings.insert(findings.end(), directory_findings.begin(), directory_findings.end());
-    findings.push_back(check_state_file(arguments.target, path));
-  }
-  findings.push_back(check_sqlite(log_url(arguments.target)));
-  if (names_a_log(arguments.target)) findings.push_back(check_log_answers(arguments.target));
-
+  check_cache(arguments.target, findings);
   ExitCode code = ExitCode::done;
   for (const Finding& finding : findings) {
     print(finding, arguments.json, output);
@@ -178,8 +330,10 @@ const Command doctor_command{
     "doctor", "problems in the environment of a cache",
     R"(Checks everything that a cache depends on: kernel, limits, clocks and memory; the directory
 of the state, with its file system, free space and permissions, and a probe file for mappings and
-locks; the state; the versions of libraries with known faults; and the log, if one is named. Each
-finding is ok, warn or bad; warn and bad come with a next step.)",
+locks; the state, with room to rebuild it, views that are held for long, and other names of its log;
+the versions of libraries with known faults; the log, if one is named, with its server, replica and
+memcached, their clocks and certificates, and the files of passwords and keys. Each finding is ok,
+warn or bad; warn and bad come with a next step.)",
     R"(Examples:
   whycache doctor                                    before anything is set up
   whycache doctor --state /mnt/data/flags.state --log sqlite:///mnt/data/flags.db

@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 
+import servers
 from support import EXIT, CliTest, main
 
 
-class DoctorTest(CliTest):
+class DoctorTestBase(CliTest):
     def findings(self, *arguments, **options):
         result = self.machine.run("doctor", "--json", *arguments, **options)
         return result.code, {finding["check"]: finding for finding in result.json_lines}
 
+
+class DoctorTest(DoctorTestBase):
     def test_suitable_environment_has_no_bad_finding(self):
         self.machine.ok("set", "a", "1")
         code, findings = self.findings()
@@ -60,6 +64,54 @@ class DoctorTest(CliTest):
         )
         self.assertEqual((code, findings["state"]["level"]), (EXIT["corrupt"], "bad"))
 
+    def test_state_that_is_ahead_of_its_log_or_of_another_is_bad(self):
+        self.machine.ok("set", "a", "1")
+        self.machine.ok("set", "a", "2")
+        self.assertEqual(self.findings()[1]["position"]["level"], "ok")
+        self.sql("DELETE FROM whycache_updates_default WHERE id = 2")
+        code, findings = self.findings()
+        self.assertEqual((code, findings["position"]["level"]), (EXIT["corrupt"], "bad"))
+        self.assertIn("ahead", findings["position"]["found"])
+        other = self.another_machine(log=f"sqlite://{self.directory}/other.db")
+        other.ok("set", "a", "1")
+        code, findings = self.findings("--state", other.state)
+        self.assertEqual((code, findings["position"]["level"]), (EXIT["corrupt"], "bad"))
+        self.assertIn("another log", findings["position"]["found"])
+
+    def test_view_that_is_held_for_long_is_named(self):
+        self.machine.ok("set", "a", "1")
+        with open(self.file("items.tsv", ""), "w") as items:
+            items.writelines(f"key{i}\t{'v' * 1000}\n" for i in range(2000))
+        self.machine.ok("import", "--quiet", f"{self.directory}/items.tsv")
+        reader = self.machine.start("scan")  # its pipe fills up, while it holds a view
+        reader.stdout.read(1)
+        self.machine.ok("set", "a", "2")
+        finding = self.findings()[1]["views"]
+        self.assertEqual(finding["level"], "ok", "for a moment")
+        self.assertIn(f"process {reader.pid} (whycache)", finding["found"])
+
+    def test_other_names_of_the_log_are_a_warning(self):
+        states = f"{self.directory}/states/"
+        os.mkdir(states)
+        os.chmod(states, 0o700)
+        os.symlink(self.directory, f"{self.directory}/link")
+        self.machine.ok("set", "a", "1", "--state", states)
+        self.assertEqual(self.findings("--state", states)[1]["names"]["level"], "ok")
+        (name,) = (name for name in os.listdir(states) if name.endswith(".state"))
+        shutil.copy(f"{states}/{name}", f"{states}/copy.state")
+        finding = self.findings("--state", states)[1]["names"]
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn("copy.state", finding["found"])
+
+    def test_state_without_room_to_rebuild_is_a_warning(self):
+        directory = self.mount("size=3m")
+        state = ("--state", f"{directory}/s.state")
+        self.machine.ok("set", "a", "1", *state)
+        finding = self.findings(*state)[1]["room to rebuild"]
+        self.assertEqual(finding["level"], "warn", finding)
+        self.machine.ok("set", "a", "1")
+        self.assertEqual(self.findings()[1]["room to rebuild"]["level"], "ok")
+
     def test_low_resource_limits_are_warnings(self):
         limited = subprocess.run(
             ["sh", "-c", f"ulimit -n 40; ulimit -f 20000; exec {self.program} doctor --json"],
@@ -72,6 +124,84 @@ class DoctorTest(CliTest):
         self.assertEqual(
             [findings[check]["level"] for check in ("open files", "file size")], ["warn", "warn"]
         )
+
+
+class DoctorServersTest(DoctorTestBase):
+    """What doctor finds behind the URL of a log in a server."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = servers.Mariadb(self)
+        self.url = f"mysql://flags:secret@127.0.0.1:{self.server.port}/flags"
+        self.place = ("--state", f"{self.directory}/server.state")
+        self.machine.ok("set", "a", "1", "--log", self.url, *self.place)
+
+    def server_findings(self, url):
+        return self.findings("--log", url, *self.place)
+
+    def statement(self, sql):
+        subprocess.run(
+            ["mariadb", "--no-defaults", f"--socket={self.server.socket}", "--user=root"],
+            input=sql.encode(),
+            check=True,
+        )
+
+    def test_server_replica_memcached_and_secrets(self):
+        code, findings = self.server_findings(self.url)
+        self.assertEqual(code, 0, findings)
+        for check in ("server", "server clock", "position"):
+            self.assertEqual(findings[check]["level"], "ok", findings[check])
+        port = servers.free_port()
+        finding = self.server_findings(f"{self.url}?replica=127.0.0.1:{port}")[1]["replica"]
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn(f"127.0.0.1:{port}", finding["found"])
+        findings = self.server_findings(f"{self.url}?replica=127.0.0.1:{self.server.port}")[1]
+        self.assertEqual(findings["replica"]["level"], "ok")
+        self.statement("SET GLOBAL read_only = 1")
+        finding = self.server_findings(self.url)[1]["server"]
+        self.assertEqual(finding["level"], "warn")
+        self.assertIn("read_only", finding["found"])
+        self.statement("SET GLOBAL read_only = 0")
+        memcached = f"memcached+{self.url}?memcached=127.0.0.1:{port}"
+        result = self.machine.run("doctor", "--json", "--log", memcached, *self.place)
+        if "built without memcached" not in result.out.decode():
+            found = [json.loads(line) for line in result.lines]
+            self.assertIn(
+                ("memcached", "warn"), [(finding["check"], finding["level"]) for finding in found]
+            )
+        self.assertNotIn("secret", result.out.decode())
+        secret = self.file("password", "secret")
+        url = f"mysql://flags@127.0.0.1:{self.server.port}/flags?password_file={secret}"
+        for mode, level in ((0o600, "ok"), (0o640, "ok"), (0o644, "warn"), (0o660, "warn")):
+            os.chmod(secret, mode)
+            self.assertEqual(self.server_findings(url)[1]["password_file"]["level"], level, mode)
+        os.remove(secret)
+        code, findings = self.server_findings(url)
+        self.assertNotEqual(code, 0)
+        self.assertEqual(findings["password_file"]["level"], "bad")
+
+    def test_certificate_that_expires_soon_is_a_warning(self):
+        tls = f"{self.directory}/tls"
+        os.mkdir(tls)
+        for days, level in ((10, "warn"), (20, "ok")):
+            with self.subTest(days=days):
+                subprocess.run(
+                    ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes"]
+                    + ["-days", str(days), "-subj", "/CN=127.0.0.1"]
+                    + ["-addext", "subjectAltName=IP:127.0.0.1"]
+                    + ["-keyout", f"{tls}/key.pem", "-out", f"{tls}/cert.pem"],
+                    check=True,
+                    capture_output=True,
+                )
+                self.server.stop()
+                options = [f"--ssl-cert={tls}/cert.pem", f"--ssl-key={tls}/key.pem"]
+                self.server.command = [
+                    word for word in self.server.command if not word.startswith("--ssl")
+                ] + options
+                self.server.restart()
+                url = f"{self.url}?tls_ca={tls}/cert.pem"
+                finding = self.server_findings(url)[1]["certificate"]
+                self.assertEqual(finding["level"], level, finding)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+// Checks of the servers behind a log's URL, for `whycache doctor`: the database, its replica, the
+// tier, and the files with secrets.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/system_checks.h"
+
+namespace whycache::cli {
+
+// Checks whatever servers and files the URL names; waits for each server for `timeout` at most.
+// Does not throw for a URL that is wrong, which opening the log reports.
+std::vector<Finding> check_servers(const std::string& log_url, std::chrono::milliseconds timeout);
+
+// Returns a warning if users other than its owner and its group can read the file, or write it.
+// `what` is the option of the URL that names it.
+Finding check_secret_file(const std::string& what, const std::string& path);
+
+// Returns a finding for the time until the certificate of a server expires, as the server states
+// it: "Dec  1 00:00:00 2026 GMT".
+Finding check_certificate_end(const std::string& check, const std::string& not_after,
+                              std::int64_t now_us);
+
+}  // namespace whycache::cli
