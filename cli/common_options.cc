@@ -1,6 +1,8 @@
 #include "cli/common_options.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -118,7 +120,11 @@ class Configuration {
       }
       return;
     }
-    if (const std::string user_path = user_config_path(); !user_path.empty()) add(user_path);
+    // A home that this user may not enter is that of another one, as after `runuser`.
+    const std::string user_path = user_config_path();
+    const bool exists =
+        !user_path.empty() && ::faccessat(AT_FDCWD, user_path.c_str(), F_OK, AT_EACCESS) == 0;
+    if (exists) add(user_path);
     add(system_config_path);
   }
 

@@ -206,6 +206,15 @@ class CommonOptionsTest(CliTest):
             os.chown(self.config, NOBODY, NOBODY)
             self.machine.fails("permission", "get", "a", env=self.bare, expect="owner=65534")
 
+    def test_home_of_another_user_is_no_obstacle(self):
+        self.require_root()
+        self.fill("1", "one")
+        self.write_config("not toml")
+        os.chmod(self.directory, 0o755)
+        os.chmod(self.home, 0o700)
+        result = self.machine.run("get", "a", env=self.bare, user=NOBODY)
+        self.assertIn("no log is named", result.err)
+
     def test_setuid_program_ignores_environment_and_file_of_its_caller(self):
         self.require_root()
         log, state = self.fill("1", "one")
