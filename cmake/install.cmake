@@ -12,6 +12,10 @@ install(TARGETS whycache_shared whycache_static EXPORT whycache_targets
 if(TARGET whycache)
   install(TARGETS whycache RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
+if(TARGET whycache)
+  # systemd units are in lib, whatever the architecture's directory of libraries is.
+  install(FILES packaging/whycache-follow@.service DESTINATION lib/systemd/system)
+endif()
 if(TARGET whycache_pages)
   set(pages ${PROJECT_BINARY_DIR}/pages)
   install(DIRECTORY ${pages}/man1 DESTINATION ${CMAKE_INSTALL_MANDIR})

@@ -74,6 +74,8 @@ class InstallTest:
         expect(headers == public, f"installed headers: {headers}")
         if (self.prefix / "bin/whycache").exists():
             run(self.prefix / "bin/whycache", "version")
+            expect((self.prefix / "lib/systemd/system/whycache-follow@.service").is_file(),
+                   "not installed: the systemd unit")
             for page in ("man/man1/whycache-get.1", "bash-completion/completions/whycache",
                          "zsh/site-functions/_whycache",
                          "fish/vendor_completions.d/whycache.fish"):
