@@ -70,6 +70,8 @@ def build_wheel(python: pathlib.Path, sdist: pathlib.Path, directory: pathlib.Pa
     shutil.rmtree(raw, ignore_errors=True)
     unpacked = directory / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
+    # Files of an sdist have no times that say whether they have changed.
+    shutil.rmtree(directory / "build", ignore_errors=True)
     with tarfile.open(sdist) as archive:
         archive.extractall(unpacked, filter="data")
     settings = [word for define in defines

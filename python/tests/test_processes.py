@@ -227,9 +227,8 @@ def test_memory_of_a_second_process(cache, url, state, tmp_path):
         import sys
         def own_kib():
             # Pages of the state belong to the file: all processes share them.
-            for line in open("/proc/self/smaps_rollup"):
-                if line.startswith("Anonymous:"):
-                    return int(line.split()[1])
+            with open("/proc/self/smaps_rollup") as facts:
+                return next(int(line.split()[1]) for line in facts if line.startswith("Anonymous:"))
         before = own_kib()
         import whycache
         cache = whycache.Cache(sys.argv[1], state_path=sys.argv[2])

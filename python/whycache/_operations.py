@@ -8,6 +8,7 @@ import atexit
 import datetime
 import functools
 import math
+import operator
 import os
 import time
 import weakref
@@ -77,8 +78,16 @@ def _milliseconds(deadline: Any) -> int | None:
     if deadline is None:
         return None
     seconds = _seconds(deadline)
-    # Rounded up: 0 would not wait at all.
-    return math.ceil(min(seconds, 1e12) * 1000) if seconds > 0 else 0
+    if seconds < 0:
+        raise ValueError(f"deadline is negative: {deadline}")
+    return math.ceil(min(seconds, 1e12) * 1000)  # rounded up: 0 would not wait at all
+
+
+def _bytes_max(name: str, value: int, bits: int) -> int:
+    number = operator.index(value)
+    if not 0 <= number < 2**bits:
+        raise OverflowError(f"{name} out of range: {value}")
+    return number
 
 
 def _seconds(time_span: Any) -> float:
@@ -268,9 +277,11 @@ class Operations(_whycache.BaseCache):
             raise TypeError(f"log must be a URL or a whycache.Log, not {type(log).__name__}")
         super().__init__(
             log, codec, name=name, state_path=state_path, wait=wait, state_mode=state_mode,
-            state_bytes_max=state_bytes_max, any_file_system=any_file_system,
-            update_bytes_max=update_bytes_max, split_updates=split_updates,
-            deadline_ms=_milliseconds(deadline), queue_bytes_max=queue_bytes_max,
+            state_bytes_max=_bytes_max("state_bytes_max", state_bytes_max, 64),
+            any_file_system=any_file_system,
+            update_bytes_max=_bytes_max("update_bytes_max", update_bytes_max, 32),
+            split_updates=split_updates, deadline_ms=_milliseconds(deadline),
+            queue_bytes_max=_bytes_max("queue_bytes_max", queue_bytes_max, 64),
             erased_keys_max=erased_keys_max, erased_share_max=erased_share_max,
             validate=(lambda *change: validate(Change(*change))) if validate else None,
             writer_name=writer_name,
@@ -287,8 +298,8 @@ class Operations(_whycache.BaseCache):
         self._default_deadline = 10.0
         _whycache.BaseCache.__init__(
             self, os.fsdecode(state_path), codec, attach=True, wait=wait,
-            state_bytes_max=state_bytes_max, any_file_system=any_file_system,
-            on_event=(lambda *event: on_event(Event(*event))) if on_event else None)
+            state_bytes_max=_bytes_max("state_bytes_max", state_bytes_max, 64),
+            any_file_system=any_file_system, on_event=(lambda *event: on_event(Event(*event))) if on_event else None)
         _open_caches.add(self)
         return self
 

@@ -260,5 +260,111 @@ TEST(Async, forked_child_starts_own_async_writer_thread) {
   EXPECT_EQ(contents(cache), (Contents{{"child", "1"}, {"parent", "2"}}));
 }
 
+// Notes outcomes and wake-ups in the order in which they come.
+class Wakes : public WriteWaker {
+ public:
+  void wake() noexcept override { note("wake"); }
+  void note(const std::string& what) {
+    const std::lock_guard lock(mutex_);
+    notes_.push_back(what);
+    changed_.notify_all();
+  }
+  std::vector<std::string> wait_for(std::size_t count) {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, seconds(20), [&] { return notes_.size() >= count; }));
+    return notes_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> notes_;
+};
+
+class NotedCompletion : public WriteCompletion {
+ public:
+  explicit NotedCompletion(std::shared_ptr<Wakes> wakes)
+      : WriteCompletion(wakes), wakes_(std::move(wakes)) {}
+  void finish(UpdateId id, const std::exception_ptr& failure) noexcept override {
+    wakes_->note(failure ? "failure" : std::to_string(id));
+  }
+
+ private:
+  const std::shared_ptr<Wakes> wakes_;
+};
+
+TEST(Async, completions_of_group_are_followed_by_one_wake) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Gate gate;
+  script->before_append = [&](UpdateId id) {
+    if (id == 1) gate.pass();
+  };
+  Cache cache = fleet.open("berlin", script);
+  const auto wakes = std::make_shared<Wakes>();
+  const auto write = [&](std::string_view key) {
+    const Change change = Change::set(key, "1");
+    CacheInternal::write_async(cache, std::span(&change, 1), {},
+                               std::make_shared<NotedCompletion>(wakes));
+  };
+  write("first");
+  gate.wait_for_waiter();
+  for (const std::string_view key : {"a", "b", "c", "d"}) write(key);
+  gate.open();
+
+  EXPECT_EQ(wakes->wait_for(7),
+            (std::vector<std::string>{"1", "wake", "2", "2", "2", "2", "wake"}));
+}
+
+TEST(Async, completion_takes_failure_of_closed_cache) {
+  Fleet fleet;
+  auto script = std::make_shared<Script>();
+  Gate gate;
+  script->before_append = [&](UpdateId) { gate.pass(); };
+  Cache cache = fleet.open("berlin", script);
+  std::future<UpdateId> first = cache.set_async("first", "1");
+  gate.wait_for_waiter();
+  const auto wakes = std::make_shared<Wakes>();
+  const Change change = Change::set("a", "1");
+  CacheInternal::write_async(cache, std::span(&change, 1), {},
+                             std::make_shared<NotedCompletion>(wakes));
+  std::thread opener([&] {
+    std::this_thread::sleep_for(milliseconds(100));
+    gate.open();
+  });
+  cache.close_shared_state();
+  opener.join();
+
+  EXPECT_EQ(wakes->wait_for(2), (std::vector<std::string>{"failure", "wake"}));
+}
+
+TEST(Async, completion_of_empty_batch_comes_at_once) {
+  Fleet fleet;
+  Cache cache = fleet.open("berlin");
+  const auto wakes = std::make_shared<Wakes>();
+  CacheInternal::write_async(cache, {}, {}, std::make_shared<NotedCompletion>(wakes));
+  EXPECT_EQ(wakes->wait_for(2), (std::vector<std::string>{"0", "wake"}));
+}
+
+TEST(Async, write_decided_writes_what_was_decided_for_the_newest_state) {
+  Fleet fleet;
+  Cache berlin = fleet.open("berlin");
+  Cache tokyo = fleet.open("tokyo");
+  tokyo.set("a", "1");
+  std::vector<UpdateId> seen;
+  const std::optional<UpdateId> id = CacheInternal::write_decided(
+      berlin,
+      [&](const View& view) {
+        seen.push_back(view.id());
+        return view.get("a") == "1" ? std::vector{Change::set("b", "2")} : std::vector<Change>{};
+      },
+      {});
+  EXPECT_EQ(id, 2U);
+  EXPECT_EQ(seen.back(), 1U);
+  EXPECT_EQ(
+      CacheInternal::write_decided(berlin, [](const View&) { return std::vector<Change>(); }, {}),
+      std::nullopt);
+}
+
 }  // namespace
 }  // namespace whycache::testing

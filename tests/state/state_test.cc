@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "base/hash.h"
 #include "state/test_state.h"
@@ -224,6 +227,64 @@ TEST_F(StateTest, random_updates_match_a_std_map) {
       state = std::make_unique<TestState>(path());
     }
   }
+}
+
+// A buffer that a string holds.
+struct StringBuffer : ValueBuffer {
+  StringBuffer() {
+    bytes_max = 1000;
+    resize = [](ValueBuffer& buffer, std::size_t wanted) {
+      auto& self = static_cast<StringBuffer&>(buffer);
+      if (self.fails) return false;
+      self.text.resize(wanted);
+      self.data = self.text.data();
+      self.bytes = wanted;
+      return true;
+    };
+  }
+
+  std::string text;
+  bool fails = false;
+};
+
+TEST_F(StateTest, try_get_copies_values_of_any_size_into_buffer) {
+  TestState state(path());
+  std::vector<TestChange> changes;
+  for (const std::size_t bytes : {0, 1, 15, 16, 100, 128, 129, 1000})
+    changes.push_back({"a key of " + std::to_string(bytes), std::string(bytes, 'v')});
+  state.apply(changes);
+  std::string registers_this_thread;
+  state->get("a", registers_this_thread);
+
+  StringBuffer buffer;
+  for (int round = 0; round < 2; ++round) {
+    for (const TestChange& change : changes) {
+      EXPECT_TRUE(state->try_get(change.key, buffer)) << change.key;
+      EXPECT_EQ(std::string_view(buffer.data, buffer.bytes), *change.value);
+    }
+  }
+  EXPECT_FALSE(state->try_get("an absent key", buffer));
+  EXPECT_FALSE(buffer.is_undecided);
+}
+
+TEST_F(StateTest, try_get_leaves_undecided_what_it_cannot_copy) {
+  TestState state(path());
+  state.apply({{"too large for it", std::string(1001, 'v')}, {"small enough", "v"}});
+  std::string registers_this_thread;
+  state->get("a", registers_this_thread);
+
+  StringBuffer large;
+  EXPECT_FALSE(state->try_get("too large for it", large));
+  EXPECT_TRUE(large.is_undecided);
+  StringBuffer without_memory;
+  without_memory.fails = true;
+  EXPECT_FALSE(state->try_get("small enough", without_memory));
+  EXPECT_TRUE(without_memory.is_undecided);
+  std::thread([&] {
+    StringBuffer first_read;
+    EXPECT_FALSE(state->try_get("small enough", first_read));
+    EXPECT_TRUE(first_read.is_undecided);
+  }).join();
 }
 
 }  // namespace

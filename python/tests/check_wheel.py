@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Runs a wheel in a root directory that has an interpreter and the C library, and little else.
+
+    python/tests/check_wheel.py build/wheel/dist/whycache-*.whl
+
+Needs root, for chroot(2). The directory has no compiler, no libstdc++, and none of the libraries
+that the wheel bundles.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+
+SCRIPT = """
+import whycache
+from whycache import aio
+import asyncio
+with whycache.Cache("sqlite:///data/log.db", state_path="/data/one.state") as cache:
+    cache.set_multi({b"a": b"1", b"b": {"typed": [1, 2.5, None]}})
+    assert dict(cache) == {b"a": b"1", b"b": {"typed": [1, 2.5, None]}}
+    cache.rewrite_history()
+    cache.set(b"large", b"compressible " * 10000)
+async def main():
+    async with await aio.Cache.open("file:///data?instance=other", state_path="/data/") as other:
+        assert await other.set(b"a", 1) == 1
+asyncio.run(main())
+try:
+    whycache.Cache("mysql://nobody@127.0.0.1:1/test", state_path="/data/", deadline=0.1)
+except whycache.UnavailableError as error:
+    print(error)
+print("works")
+"""
+
+
+def libraries_of(path: pathlib.Path) -> set[pathlib.Path]:
+    listed = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
+    return {pathlib.Path(name) for name in re.findall(r"(/\S+) \(0x", listed)}
+
+
+def copy(path: pathlib.Path, root: pathlib.Path) -> None:
+    target = root / str(path).lstrip("/")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path.resolve(), target)
+
+
+def make_root(root: pathlib.Path) -> None:
+    interpreter = pathlib.Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
+    standard = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    copy(interpreter, root)
+    shutil.copytree(standard, root / str(standard).lstrip("/"), symlinks=False,
+                    ignore=shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib",
+                                                  "tkinter", "ensurepip", "config-*", "__pycache__",
+                                                  "_sqlite3*", "_tkinter*"))
+    used = libraries_of(interpreter)
+    for module in (standard / "lib-dynload").glob("*.so"):
+        if not re.match(r"_(sqlite3|tkinter|ssl|hashlib|curses|dbm|gdbm|bz2|lzma)", module.name):
+            used |= libraries_of(module)
+    # What pthread_exit(3) of the C library itself loads.
+    used |= set(pathlib.Path("/lib").glob("*-linux-gnu/libgcc_s.so.1"))
+    for library in used:
+        if not re.match(r"lib(stdc\+\+|sqlite3|zstd|mariadb|ssl|crypto)\.", library.name):
+            copy(library, root)
+    for name in ("dev", "tmp", "data", "proc"):
+        (root / name).mkdir()
+    (root / "dev/urandom").write_bytes(b"")
+    subprocess.run(["mknod", "-m", "666", root / "dev/null", "c", "1", "3"], check=True)
+
+
+def main() -> int:
+    wheel = pathlib.Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        root = pathlib.Path(name) / "root"
+        root.mkdir()
+        make_root(root)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(root / "package")
+        interpreter = f"{sys.base_prefix}/bin/python3.{sys.version_info.minor}"
+        # A mount namespace of its own, for /proc.
+        enter = 'mount --bind /proc "$0/proc" && exec chroot "$0" "$@"'
+        return subprocess.run(["unshare", "--mount", "sh", "-c", enter, root, interpreter, "-c", SCRIPT],
+                              env={"PATH": os.environ["PATH"], "PYTHONPATH": "/package",
+                                   "HOME": "/tmp"}).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

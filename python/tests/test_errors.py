@@ -1,0 +1,214 @@
+"""Invalid input and failing surroundings: which exception each of them raises."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import pytest
+import servers
+
+import whycache
+from whycache import aio
+
+
+def test_file_that_is_not_a_state_is_not_overwritten(url, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"not a state" * 1000)
+    with pytest.raises(whycache.CorruptError):
+        whycache.Cache(url, state_path=path)
+    assert path.read_bytes() == b"not a state" * 1000
+
+
+def test_state_of_another_log_raises_for_a_name_and_is_found_by_its_uuid(tmp_path):
+    path = tmp_path / "one.state"
+    with whycache.Cache(f"sqlite://{tmp_path}/one.db", state_path=path) as one:
+        one.set(b"a", b"1")
+        with whycache.Cache(f"sqlite://{tmp_path}/two.db", state_path=tmp_path / "two.state"):
+            pass
+        with pytest.raises(whycache.Error, match="log"):
+            other = whycache.Cache(f"sqlite://{tmp_path}/two.db", state_path=path)
+            other.update()
+        assert one[b"a"] == b"1"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="changes its user, which takes root")
+def test_directory_without_permission_raises(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    script = f"""
+import os, sys
+import whycache
+os.setgid(65534); os.setuid(65534)
+try:
+    whycache.Cache("sqlite://{tmp_path}/log.db", state_path="{tmp_path}/closed/")
+except whycache.InvalidError as error:
+    print("InvalidError", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.startswith("InvalidError"), done.stderr
+    assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.parametrize("url, message", [
+    ("nonsense://x", "scheme"),
+    ("sqlite://", "path"),
+    ("sqlite:///directory/that/is/absent/log.db", "directory"),
+    ("mysql://nobody@127.0.0.1:1/test?no_such_option=1", "option"),
+    ("", "scheme"),
+    ("postgres://user@host/db", "scheme"),
+    ("sqlite:///tmp/a\0b.db", "."),
+])
+def test_bad_url_raises(url, message, state):
+    with pytest.raises(whycache.Error, match=message) as raised:
+        whycache.Cache(url, state_path=state).update()
+    assert isinstance(raised.value, ValueError)
+
+
+@pytest.mark.parametrize("options, error", [
+    ({"codec": "xml"}, ValueError), ({"codec": 7}, TypeError), ({"codec": None}, TypeError),
+    ({"deadline": -1}, ValueError), ({"deadline": float("nan")}, ValueError), ({"deadline": "1"}, TypeError),
+    ({"update_bytes_max": 1}, ValueError), ({"update_bytes_max": -1}, (ValueError, OverflowError)),
+    ({"state_mode": 0o777}, ValueError), ({"state_mode": "rw"}, TypeError),
+    ({"erased_share_max": 2.0}, ValueError), ({"erased_keys_max": "all"}, TypeError),
+    ({"name": "a/b"}, ValueError), ({"name": 7}, TypeError), ({"writer_name": "x" * 300}, ValueError),
+    ({"staleness_max": "1"}, TypeError), ({"no_such_option": 1}, TypeError),
+    ({"state_path": 7}, TypeError), ({"state_path": "a\0b"}, ValueError),
+    ({"state_bytes_max": 2**70}, OverflowError), ({"update_bytes_max": 2**40}, OverflowError),
+    ({"queue_bytes_max": "1"}, TypeError),
+])
+def test_bad_option_raises(url, state, options, error):
+    arguments = {"state_path": state, **options}
+    with pytest.raises(error):
+        whycache.Cache(url, **arguments)
+
+
+def test_log_that_is_down_at_open_serves_reads_and_refuses_writes(tmp_path):
+    path = tmp_path / "one.state"
+    with servers.mariadb(tmp_path / "server") as port:
+        url = f"mysql://whycache:secret@127.0.0.1:{port}/test"
+        with whycache.Cache(url, state_path=path) as cache:
+            cache.set(b"a", b"1")
+
+    with whycache.Cache(url, state_path=path, deadline=0.3) as cache:
+        assert cache[b"a"] == b"1"
+        with pytest.raises(whycache.UnavailableError):
+            cache.set(b"a", b"2")
+        with pytest.raises(whycache.UnavailableError):
+            cache.update()
+        fresh = cache.get_fresh(b"a", serve_stale=True)
+        assert (fresh.value, fresh.stale) == (b"1", True)
+        with pytest.raises(whycache.UnavailableError):
+            cache.get_fresh(b"a")
+        assert cache.stats()["log_is_up"] is False
+    with pytest.raises(whycache.UnavailableError):
+        whycache.Cache(url, state_path=tmp_path / "new.state", deadline=0.3)
+    with whycache.Cache(url, state_path=tmp_path / "later.state", deadline=0.3, wait=False) as cache:
+        assert not cache.ready()
+        with pytest.raises(whycache.UnavailableError):
+            cache.get(b"a")
+
+
+def test_value_nested_too_deeply_and_value_that_contains_itself(cache):
+    deep = []
+    for _ in range(10_000):
+        deep = [deep]
+    loop = {}
+    loop["self"] = loop
+    for value in (deep, loop):
+        with pytest.raises((ValueError, whycache.LimitError)):
+            cache.set(b"a", value)
+    assert cache.applied_id() == 0
+    cache.set(b"deep", b"\xc1\x01" + b"\x91" * 100_000 + b"\xc0")
+    assert cache.get(b"deep").startswith(b"\xc1\x01")
+
+
+def test_value_that_cannot_be_decoded_raises_for_its_reader_only(url, state):
+    with whycache.Cache(url, state_path=state, codec="bytes") as raw:
+        raw.set_multi({b"bad": b"\xc1\x01\xc1", b"deep": b"\xc1\x01" + b"\x91" * 100_000 + b"\xc0",
+                       b"good": b"1"})
+    with whycache.Cache(url, state_path=state) as cache:
+        for key in (b"bad", b"deep"):
+            with pytest.raises(whycache.DecodeError, match=key.decode()):
+                cache.get(key)
+            with pytest.raises(whycache.DecodeError):
+                cache.get_multi([b"good", key])
+        with pytest.raises(whycache.DecodeError):
+            list(cache.items())
+        with cache.view() as view, pytest.raises(whycache.DecodeError):
+            view[b"bad"]
+        assert cache[b"good"] == b"1"
+        assert list(cache) == [b"bad", b"deep", b"good"]
+
+
+def test_event_handler_that_raises_does_not_stop_the_cache(url, state, monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda arguments: unraisable.append(arguments))
+    events = []
+
+    def on_event(event):
+        events.append(event)
+        raise RuntimeError("handler")
+
+    with whycache.Cache(url, state_path=state, on_event=on_event) as cache:
+        cache.set(b"a", b"1")
+        path = pathlib.Path(cache.shared_state_filename())
+    data = bytearray(path.read_bytes())
+    data[:4096] = bytes(4096)
+    path.write_bytes(data)
+    try:
+        with whycache.Cache(url, state_path=path, on_event=on_event) as cache:
+            assert cache[b"a"] == b"1"
+        assert events and unraisable
+    except whycache.CorruptError:
+        pass  # not a state any more: never overwritten
+
+
+@pytest.mark.parametrize("arguments", [(), (b"a", 1, 2), (b"a", b"b", b"c", b"d")])
+def test_wrong_number_of_arguments_raises(cache, arguments):
+    for call in (cache.get, cache.get_multi, cache.view().get):
+        with pytest.raises(TypeError):
+            call(*arguments)
+    with pytest.raises(TypeError):
+        cache.get(key=b"a")
+
+
+def test_note_too_long_raises(cache):
+    with pytest.raises((ValueError, whycache.LimitError)):
+        cache.set(b"a", b"1", note="x" * 300)
+
+
+def test_object_that_was_not_opened_raises():
+    for kind in (whycache.Cache, aio.Cache):
+        cache = kind.__new__(kind)
+        for call in (lambda cache=cache: cache.get(b"a"), lambda cache=cache: len(cache),
+                     lambda cache=cache: list(cache), cache.view, cache.stats,
+                     lambda cache=cache: cache.start_set(b"a", b"1", None, None, None),
+                     lambda cache=cache: cache.update_if_fresh(1, 0), cache.shared_state_filename):
+            with pytest.raises(whycache.InvalidError, match="cache is not open"):
+                call()
+        cache.close()
+        assert not cache.valid()
+
+
+def test_iterator_that_other_threads_advance(cache):
+    cache.set_multi({b"%05d" % i: b"1" for i in range(20_000)})
+    items = iter(cache.items())
+    seen, failures = [], []
+
+    def work():
+        try:
+            for key, _ in items:
+                seen.append(key)
+        except ValueError as error:
+            assert "another thread" in str(error)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(seen) == len(set(seen))
