@@ -89,7 +89,7 @@ bench:
 	cmake --build --preset release --parallel $(JOBS) --target whycache_static bench_python_writers
 	python3 python/make_environment.py --library build/release --directory build/release/python \
 	  --requirements python/requirements-bench.txt
-	build/release/python/environment/bin/python python/bench.py \
+	build/release/python/environment/bin/python python/bench/figures.py \
 	  --writers build/release/bin/bench_python_writers $(if $(ITEMS),--items $(ITEMS)) $(ARGS)
 else
 bench:

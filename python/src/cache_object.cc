@@ -327,9 +327,18 @@ struct BytesBuffer : ValueBuffer {
   PyObject* object;
 };
 
-// Reads without the GIL: whatever the fast path cannot decide. Returns null without an exception if
-// the key is absent.
-[[gnu::cold, gnu::noinline]] PyObject* read_slowly(CacheObject& self, std::string_view key) {
+// Keeps a bytes object for the next value, unless a read on the way here has left another.
+inline void keep_spare(CacheObject& self, PyObject* spare) {
+  if (self.spare == nullptr) {
+    self.spare = spare;
+  } else {
+    Py_DECREF(spare);
+  }
+}
+
+// Reads without the GIL: whatever the fast path cannot decide. Returns as read_value().
+[[gnu::cold, gnu::noinline]] PyObject* read_slowly(CacheObject& self, std::string_view key,
+                                                   bool& absent) {
   const std::shared_ptr<Handle> handle = open_handle(self);
   if (!handle) return nullptr;
   std::string value;
@@ -339,7 +348,8 @@ struct BytesBuffer : ValueBuffer {
       const ReleasedGil released;
       found = handle->cache.get(key, value);
     }
-    if (!found) return nullptr;
+    absent = !found;
+    if (absent) return nullptr;
   } catch (...) {
     return set_current_error(*self.module);
   }
@@ -355,39 +365,34 @@ struct BytesBuffer : ValueBuffer {
   return bytes;
 }
 
-// Returns the value; null without an exception if the key is absent.
-[[gnu::always_inline]] inline PyObject* read_value(CacheObject& self, std::string_view key) {
+// Returns the value, or null: with `absent` set if the key is absent, else with an exception set.
+[[gnu::always_inline]] inline PyObject* read_value(CacheObject& self, std::string_view key,
+                                                   bool& absent) {
   PyObject* spare = std::exchange(self.spare, nullptr);
   const State* const state =
       self.handle ? CacheInternal::state_if_open(self.handle->cache) : nullptr;
   if (spare == nullptr) spare = PyBytes_FromStringAndSize(nullptr, 0);
   BytesBuffer buffer(spare);
-  if (state != nullptr) {
-    if (state->try_get(key, buffer)) [[likely]] {
-      const bool is_plain = self.codec == Codec::typed ? !is_typed(buffer.data, buffer.bytes)
-                                                       : self.codec == Codec::bytes;
-      if (is_plain) [[likely]] {
-        // The next value most often has the same size.
-        self.spare = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(buffer.bytes));
-        if (self.spare == nullptr) PyErr_Clear();
-        return buffer.object;
-      }
-      const Ref held(buffer.object);
-      PyObject* const value =
-          decode_value(*self.module->values, self.codec, {buffer.data, buffer.bytes}, key);
-      if (self.spare == nullptr) self.spare = Ref::borrow(buffer.object).release();
-      return value;
+  if (state != nullptr && state->try_get(key, buffer)) [[likely]] {
+    const bool is_plain = self.codec == Codec::typed ? !is_typed(buffer.data, buffer.bytes)
+                                                     : self.codec == Codec::bytes;
+    if (is_plain) [[likely]] {
+      // The next value most often has the same size.
+      self.spare = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(buffer.bytes));
+      if (self.spare == nullptr) PyErr_Clear();
+      return buffer.object;
     }
-    if (self.spare == nullptr) {
-      self.spare = buffer.object;
-    } else {
-      Py_DECREF(buffer.object);
-    }
-    if (!buffer.is_undecided) return nullptr;
-  } else {
-    Py_DECREF(buffer.object);
+    PyObject* const value =
+        decode_value(*self.module->values, self.codec, {buffer.data, buffer.bytes}, key);
+    keep_spare(self, buffer.object);
+    return value;
   }
-  return read_slowly(self, key);
+  keep_spare(self, buffer.object);
+  if (state != nullptr && !buffer.is_undecided) {
+    absent = true;
+    return nullptr;
+  }
+  return read_slowly(self, key, absent);
 }
 
 PyObject* cache_get(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
@@ -397,8 +402,9 @@ PyObject* cache_get(PyObject* object, PyObject* const* arguments, Py_ssize_t cou
   std::string_view key;
   if (!read_key(*self.module, arguments[0], key)) [[unlikely]]
     return nullptr;
-  PyObject* const value = read_value(self, key);
-  if (value != nullptr || PyErr_Occurred() != nullptr) [[likely]]
+  bool absent = false;
+  PyObject* const value = read_value(self, key, absent);
+  if (!absent) [[likely]]
     return value;
   if (count == 2) {
     Py_INCREF(arguments[1]);
@@ -451,11 +457,12 @@ PyObject* cache_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize
   if (count < 1 || count > 2)
     return PyErr_Format(PyExc_TypeError, "get_multi() takes 1 or 2 arguments: %zd given", count);
   PyObject* const absent = count == 2 ? arguments[1] : Py_None;
-  const Ref keys(PySequence_Fast(arguments[0], "keys must be an iterable of bytes"));
+  // A copy: other threads may change a list meanwhile.
+  const Ref keys(PySequence_Tuple(arguments[0]));
   if (!keys) return nullptr;
   const std::shared_ptr<Handle> handle = open_handle(self);
   if (!handle) return nullptr;
-  const auto key_count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(keys.get()));
+  const auto key_count = static_cast<std::size_t>(PyTuple_GET_SIZE(keys.get()));
   constexpr std::size_t few = 64;
   std::string_view few_keys[few];
   std::vector<std::string_view> many_keys;
@@ -467,7 +474,7 @@ PyObject* cache_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize
       key_views = many_keys.data();
     }
     for (std::size_t i = 0; i < key_count; ++i) {
-      PyObject* const key = PySequence_Fast_GET_ITEM(keys.get(), static_cast<Py_ssize_t>(i));
+      PyObject* const key = PyTuple_GET_ITEM(keys.get(), static_cast<Py_ssize_t>(i));
       if (!read_key(*self.module, key, key_views[i])) return nullptr;
     }
     result = Ref(PyList_New(static_cast<Py_ssize_t>(key_count)));
@@ -1247,6 +1254,17 @@ PyObject* cache_start_delete_all_history(PyObject* object, PyObject* completions
   });
 }
 
+// In a forked child: the calls that are under way are the parent's.
+PyObject* cache_forget_calls(PyObject* object, PyObject* /*unused*/) {
+  const std::shared_ptr<Handle>& handle = cache_of(object).handle;
+  try {
+    if (handle) handle->calls_under_way = std::make_shared<std::atomic<std::size_t>>(0);
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
+  Py_RETURN_NONE;
+}
+
 // wait_until_idle(milliseconds): waits for the calls that have been started, and returns how many
 // have not finished.
 PyObject* cache_wait_until_idle(PyObject* object, PyObject* milliseconds) {
@@ -1351,6 +1369,7 @@ PyMethodDef cache_methods[] = {
     {"update_if_fresh", method(cache_update_if_fresh), METH_FASTCALL, nullptr},
     {"start_rewrite", method(cache_start_rewrite), METH_FASTCALL, nullptr},
     {"start_delete_all_history", cache_start_delete_all_history, METH_O, nullptr},
+    {"forget_calls", cache_forget_calls, METH_NOARGS, nullptr},
     {"wait_until_idle", cache_wait_until_idle, METH_O, nullptr},
     {"check_value", cache_check_value, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};

@@ -210,6 +210,11 @@ PyMethodDef module_methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 int execute(PyObject* module) {
+  // Threads of the library call Python by functions that know the main interpreter only.
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(PyExc_ImportError, "whycache works in the main interpreter only");
+    return -1;
+  }
   auto* const object = static_cast<ModuleObject*>(PyModule_GetState(module));
   try {
     object->state = new ModuleState;

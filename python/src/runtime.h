@@ -132,8 +132,8 @@ struct Handle {
   // Set by close(): calls then fail instead of opening the state again.
   std::atomic<bool> closed{false};
   // The calls that have been started and have not finished. Shared with them: a call may finish
-  // after the cache.
-  const std::shared_ptr<std::atomic<std::size_t>> calls_under_way =
+  // after the cache. Needs the GIL, to use the pointer.
+  std::shared_ptr<std::atomic<std::size_t>> calls_under_way =
       std::make_shared<std::atomic<std::size_t>>(0);
 };
 

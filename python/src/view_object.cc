@@ -164,14 +164,14 @@ int view_contains(PyObject* object, PyObject* key_object) {
 PyObject* view_get_multi(PyObject* object, PyObject* const* arguments, Py_ssize_t count) {
   if (count < 1 || count > 2)
     return PyErr_Format(PyExc_TypeError, "get_multi() takes 1 or 2 arguments: %zd given", count);
-  const Ref keys(PySequence_Fast(arguments[0], "keys must be an iterable of bytes"));
+  const Ref keys(PySequence_Tuple(arguments[0]));
   if (!keys) return nullptr;
-  const Py_ssize_t key_count = PySequence_Fast_GET_SIZE(keys.get());
+  const Py_ssize_t key_count = PyTuple_GET_SIZE(keys.get());
   Ref result(PyList_New(key_count));
   if (!result) return nullptr;
   for (Py_ssize_t i = 0; i < key_count; ++i) {
-    PyObject* const value = find(view_of(object), PySequence_Fast_GET_ITEM(keys.get(), i),
-                                 count == 2 ? arguments[1] : Py_None);
+    PyObject* const value =
+        find(view_of(object), PyTuple_GET_ITEM(keys.get(), i), count == 2 ? arguments[1] : Py_None);
     if (value == nullptr) return nullptr;
     PyList_SET_ITEM(result.get(), i, value);
   }

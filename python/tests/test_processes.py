@@ -71,6 +71,40 @@ def test_child_of_a_fork_beside_writing_threads(cache):
     assert codes == [0] * 10
 
 
+def test_child_of_a_fork_exits_without_waiting_for_its_parents_writes(url, tmp_path):
+    ended = run_script("""
+        import asyncio, os, sys, time
+        import whycache
+        from whycache import aio
+
+        class SlowLog(whycache.Log):
+            updates = {}
+            def name(self): return "slow:"
+            def extent(self): return whycache.Extent(bytes(16), head=len(self.updates))
+            def append(self, id, update):
+                time.sleep(1.5)
+                self.updates[id] = update
+                return whycache.AppendResult.APPENDED
+            def read(self, first, last): return sorted(self.updates.items())[first - 1:last]
+            def read_base(self): return []
+            def rewrite(self, base, base_chain, parts): return False
+
+        cache = aio.Cache(SlowLog(), state_path=sys.argv[1])
+        async def main():
+            write = cache.set(b"a", b"1")
+            await asyncio.sleep(0.1)
+            child = os.fork()
+            if child == 0:
+                sys.exit(7)
+            began = time.monotonic()
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            print(code, time.monotonic() - began < 1.0, await write)
+        asyncio.run(main())
+        """, tmp_path / "slow.state")
+
+    assert (ended.stdout, ended.stderr) == ("7 True 1\n", "")
+
+
 def test_grandchild_of_a_fork_writes(cache):
     assert in_child(lambda: in_child(lambda: cache.set(b"a", b"1") == 1) == 0) == 0
     assert cache[b"a"] == b"1"

@@ -568,4 +568,11 @@ def _end() -> None:
 
 
 atexit.register(_end)
-os.register_at_fork(after_in_child=_whycache.start_again_in_child)
+
+def _start_again_in_child() -> None:
+    _whycache.start_again_in_child()
+    for cache in list(_open_caches):
+        cache.forget_calls()
+
+
+os.register_at_fork(after_in_child=_start_again_in_child)
