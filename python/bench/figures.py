@@ -3,8 +3,9 @@
 
     python/bench/figures.py [--items 1000000] [--directory DIR]
 
-Every figure is that of the fastest of several rounds, all in this one run. Keys have 15 bytes, values 100, and
-are read in random order. Lookups use key objects of their own, as a request does, in all subjects.
+Every figure is that of the fastest of several rounds, all in this one run. Keys have 15 bytes,
+values 100, and are read in random order. Lookups use key objects of their own, as a request does,
+in all subjects.
 """
 
 import argparse

@@ -312,6 +312,21 @@ PyObject* set_error(ModuleState& module, const std::exception_ptr& failure) {
   return nullptr;
 }
 
+std::string take_python_error() {
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* trace = nullptr;
+  PyErr_Fetch(&type, &value, &trace);
+  PyErr_NormalizeException(&type, &value, &trace);
+  const Ref held_type(type), held_value(value), held_trace(trace);
+  std::string message = type != nullptr ? reinterpret_cast<PyTypeObject*>(type)->tp_name : "error";
+  const Ref text(value != nullptr ? PyObject_Str(value) : nullptr);
+  const char* const utf8 = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  if (utf8 != nullptr && *utf8 != '\0') message += std::string(": ") + utf8;
+  PyErr_Clear();
+  return message;
+}
+
 void refuse_key(ModuleState& module, PyObject* object) {
   if (!PyBytes_Check(object)) {
     PyErr_Format(PyExc_TypeError, "key must be bytes, not %.100s", Py_TYPE(object)->tp_name);

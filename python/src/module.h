@@ -55,6 +55,9 @@ inline PyObject* set_current_error(ModuleState& module) {
   return set_error(module, std::current_exception());
 }
 
+// Returns a message for the Python exception that is set and cannot pass through C++. Clears it.
+std::string take_python_error();
+
 // Sets TypeError, ValueError or LimitError for an object that is not a key.
 [[gnu::cold, gnu::noinline]] void refuse_key(ModuleState& module, PyObject* object);
 

@@ -21,8 +21,12 @@ struct CacheObject {
   PyObject* weak_references;
 };
 
+inline CacheObject& cache_of(PyObject* object) { return *reinterpret_cast<CacheObject*>(object); }
+
 // Returns the handle, or null with an exception set if the cache is closed.
 std::shared_ptr<Handle> open_handle(CacheObject& self);
+// The same for a call that waits, which a callback of the cache must not make.
+std::shared_ptr<Handle> handle_to_wait_for(CacheObject& self);
 
 struct ValueMemoryObject;
 

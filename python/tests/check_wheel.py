@@ -55,9 +55,9 @@ def make_root(root: pathlib.Path) -> None:
     standard = pathlib.Path(sysconfig.get_paths()["stdlib"])
     copy(interpreter, root)
     shutil.copytree(standard, root / str(standard).lstrip("/"), symlinks=False,
-                    ignore=shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib",
-                                                  "tkinter", "ensurepip", "config-*", "__pycache__",
-                                                  "_sqlite3*", "_tkinter*"))
+                    ignore=shutil.ignore_patterns(
+                        "site-packages", "dist-packages", "test", "idlelib", "tkinter", "ensurepip",
+                        "config-*", "__pycache__", "_sqlite3*", "_tkinter*"))
     used = libraries_of(interpreter)
     for module in (standard / "lib-dynload").glob("*.so"):
         if not re.match(r"_(sqlite3|tkinter|ssl|hashlib|curses|dbm|gdbm|bz2|lzma)", module.name):
@@ -84,9 +84,9 @@ def main() -> int:
         interpreter = f"{sys.base_prefix}/bin/python3.{sys.version_info.minor}"
         # A mount namespace of its own, for /proc.
         enter = 'mount --bind /proc "$0/proc" && exec chroot "$0" "$@"'
-        return subprocess.run(["unshare", "--mount", "sh", "-c", enter, root, interpreter, "-c", SCRIPT],
-                              env={"PATH": os.environ["PATH"], "PYTHONPATH": "/package",
-                                   "HOME": "/tmp"}).returncode
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", enter, root, interpreter, "-c", SCRIPT],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": "/package", "HOME": "/tmp"}).returncode
 
 
 if __name__ == "__main__":

@@ -67,11 +67,13 @@ def test_bad_url_raises(url, message, state):
 
 @pytest.mark.parametrize("options, error", [
     ({"codec": "xml"}, ValueError), ({"codec": 7}, TypeError), ({"codec": None}, TypeError),
-    ({"deadline": -1}, ValueError), ({"deadline": float("nan")}, ValueError), ({"deadline": "1"}, TypeError),
+    ({"deadline": -1}, ValueError), ({"deadline": float("nan")}, ValueError),
+    ({"deadline": "1"}, TypeError),
     ({"update_bytes_max": 1}, ValueError), ({"update_bytes_max": -1}, (ValueError, OverflowError)),
     ({"state_mode": 0o777}, ValueError), ({"state_mode": "rw"}, TypeError),
     ({"erased_share_max": 2.0}, ValueError), ({"erased_keys_max": "all"}, TypeError),
-    ({"name": "a/b"}, ValueError), ({"name": 7}, TypeError), ({"writer_name": "x" * 300}, ValueError),
+    ({"name": "a/b"}, ValueError), ({"name": 7}, TypeError),
+    ({"writer_name": "x" * 300}, ValueError),
     ({"staleness_max": "1"}, TypeError), ({"no_such_option": 1}, TypeError),
     ({"state_path": 7}, TypeError), ({"state_path": "a\0b"}, ValueError),
     ({"state_bytes_max": 2**70}, OverflowError), ({"update_bytes_max": 2**40}, OverflowError),
@@ -103,7 +105,8 @@ def test_log_that_is_down_at_open_serves_reads_and_refuses_writes(tmp_path):
         assert cache.stats()["log_is_up"] is False
     with pytest.raises(whycache.UnavailableError):
         whycache.Cache(url, state_path=tmp_path / "new.state", deadline=0.3)
-    with whycache.Cache(url, state_path=tmp_path / "later.state", deadline=0.3, wait=False) as cache:
+    with whycache.Cache(url, state_path=tmp_path / "later.state", deadline=0.3,
+                        wait=False) as cache:
         assert not cache.ready()
         with pytest.raises(whycache.UnavailableError):
             cache.get(b"a")

@@ -35,8 +35,9 @@ def check(function, calls, *objects):
     assert own_kib() - before < 2048
 
 
-VALUE = {"text": "t" * 20, "list": [1, 2.5, None, True, b"b"], "when": datetime.datetime(2026, 1, 1),
-         "price": decimal.Decimal("1.50"), "id": uuid.UUID(int=7), "set": {1, 2}, "pair": (1, 2)}
+VALUE = {"text": "t" * 20, "list": [1, 2.5, None, True, b"b"],
+         "when": datetime.datetime(2026, 1, 1), "price": decimal.Decimal("1.50"),
+         "id": uuid.UUID(int=7), "set": {1, 2}, "pair": (1, 2)}
 
 
 @pytest.fixture

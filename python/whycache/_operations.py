@@ -299,7 +299,8 @@ class Operations(_whycache.BaseCache):
         _whycache.BaseCache.__init__(
             self, os.fsdecode(state_path), codec, attach=True, wait=wait,
             state_bytes_max=_bytes_max("state_bytes_max", state_bytes_max, 64),
-            any_file_system=any_file_system, on_event=(lambda *event: on_event(Event(*event))) if on_event else None)
+            any_file_system=any_file_system,
+            on_event=(lambda *event: on_event(Event(*event))) if on_event else None)
         _open_caches.add(self)
         return self
 
