@@ -345,7 +345,9 @@ class WHYCACHE_API Cache {
   // Returns whether this machine has a state that can be read. False only after OpenMode::now, or
   // while another process has deleted the state.
   [[nodiscard]] bool ready() const;
+  // Returns the absolute path of the state.
   [[nodiscard]] std::string state_path() const;
+  // Returns what this object counted; never what other processes did.
   [[nodiscard]] Counters counters() const;
   // Returns the state of health, for checks and metrics. Costs microseconds and no round trip.
   // Throws as the reads do.

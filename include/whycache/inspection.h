@@ -64,8 +64,10 @@ struct StateInspection {
   std::vector<ProcessInfo> processes;
 };
 
-// Counts of one Cache object since it was opened. For those of a machine, add up what its processes
-// report, as a collector of metrics does.
+// Counts of one Cache object in this process since it was opened. No process sees those of another
+// one: a process that may only read has no place to write its own to. For the counts of a machine,
+// let each process report its own and add them up, as a collector of metrics does, or in memory
+// that the application shares (examples/service/metrics.h).
 struct Counters {
   std::uint64_t updates_applied = 0;  // by this object; other processes of this machine apply too
   std::uint64_t updates_written = 0;
@@ -109,6 +111,7 @@ struct Stats {
   // still in use; inspect() counts those segments.
   std::uint64_t pinned_bytes = 0;
 
+  // Of this object alone, not of the other processes of the machine.
   Counters counters;
 };
 
